@@ -1,0 +1,128 @@
+"""What a program prints: a progress bar, one table, one line for an error."""
+
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tljax import graft, masks
+from tljax.types import InputError
+
+
+def run_main(main: Callable[[Sequence[str]], None]) -> None:
+    """Run a program: bad input ends with one line on standard error and exit code 1."""
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    try:
+        main(sys.argv)
+    except InputError as error:
+        _fail(str(error))
+    except OSError as error:
+        _fail(f"{error.strerror or error}" + (f": '{error.filename}'" if error.filename else ""))
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on with what is not finished", file=sys.stderr)
+        sys.exit(130)
+
+
+def _fail(message: str) -> None:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(1)
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar over `total` steps on a terminal, nothing elsewhere; gives the function that advances it."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda steps: bar.advance(task, steps)
+
+
+def say(line: str) -> None:
+    """One line to standard output, at once."""
+    print(line, flush=True)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> None:
+    """Print a table; the first column is text, the others numbers. Nothing is cut to the terminal's width."""
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(title=Text(title), box=SIMPLE, title_justify="left", title_style="bold")
+    for i, column in enumerate(columns):
+        made.add_column(column, justify="right" if i else "left", no_wrap=True)
+    for row in rows:
+        made.add_row(*(Text(cell) for cell in row))
+    console = Console(width=None if sys.stdout.isatty() else 400)
+    console.print(made)
+    for note in notes:
+        say(f"  {note}")
+
+
+def plan(title: str, rows: graft.Plan, params: Any, mask: Any) -> None:
+    """The graft plan and the mask table of one strategy."""
+    table(
+        f"{title}: graft",
+        ["target leaf", "from", "action", "shape", "dtype"],
+        [(r.target or "-", r.source or "-", r.action, "x".join(map(str, r.shape)) or "scalar", r.dtype) for r in rows],
+    )
+    lines = masks.table(params, mask)
+    trained, total = sum(r.trained_count for r in lines), sum(r.count for r in lines)
+    table(
+        f"{title}: mask",
+        ["leaf", "shape", "trains", "count"],
+        [(r.path, "x".join(map(str, r.shape)) or "scalar", r.trained, f"{r.count:,}") for r in lines],
+        [f"{trained:,} of {total:,} numbers train"],
+    )
+
+
+def sources(name: str, folder: Path, lines: Mapping[int, Mapping[str, Any]], notes: Sequence[str]) -> None:
+    """The table of trained sources, a row a seed."""
+    rows = [
+        (
+            str(seed),
+            "diverged" if line["diverged"] else f"{100 * line['test_accuracy']:.2f}",
+            "-" if line["diverged"] else f"{line['test_loss']:.3f}",
+            f"{line['steps']:,}",
+            str(folder / line["checkpoint"]),
+        )
+        for seed, line in lines.items()
+    ]
+    table(name, ["seed", "test accuracy %", "loss (nats)", "steps", "checkpoint"], rows, notes)
+
+
+def results(title: str, lines: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> None:
+    """The one table at the end, a row for each strategy and label budget: means and ranges over seeds."""
+    from tljax.study import summary
+
+    rows = []
+    for row in summary.summary([dict(line) for line in lines if line["strategy"] != "pretrain"]):
+        runs = f"{row['seeds']}" + (f" ({row['diverged']} diverged)" if row["diverged"] else "")
+        rows.append(
+            (
+                row["strategy"],
+                f"{row['train_examples']:,}",
+                runs,
+                _range(row["accuracy"], 100),
+                _range(row["gain"], 1, "+"),
+                _range(row["test_loss"], 1, places=3),
+                f"{row['trained_parameters']:,}",
+                f"{row['steps']:,.0f}",
+                f"{row['seconds']:.1f}",
+            )
+        )
+    columns = ["strategy", "labels", "seeds", "test accuracy %", "against scratch", "loss (nats)", "trained", "steps"]
+    table(title, [*columns, "seconds"], rows, notes)
+
+
+def _range(values: tuple[float, float, float] | None, scale: float, sign: str = "", places: int = 2) -> str:
+    if values is None:
+        return "-"
+    mean, low, high = (scale * value for value in values)
+    return f"{mean:{sign}.{places}f} [{low:{sign}.{places}f}, {high:{sign}.{places}f}]"

@@ -1,0 +1,142 @@
+"""Strategies at work: from source parameters and a drawn target to parameters and a mask.
+
+The order is fixed: init, graft, adapt, strategy, lint.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments import console, sources
+from experiments.options import Settings
+from experiments.sources import Source
+from tljax import checkpoint, graft, masks, models, plugins, seeds
+from tljax.types import Context, InputError, Mask, Method, Model, Params, Phase, Task
+
+
+class Named(NamedTuple):
+    """A strategy as the flags name it."""
+
+    label: str
+    """With its options: 'last_k:k=2'."""
+    name: str
+    options: Mapping[str, Any]
+    method: Method
+    code: str
+    """Digest of its file: what an edit changes."""
+
+
+def read(texts: Sequence[str]) -> tuple[Named, ...]:
+    """The strategies of `--strategies`, with scratch among them: a number without it says nothing about transfer."""
+    if "scratch" not in texts:
+        console.say("scratch is added: what it reaches with the same budget is what transfer must beat")
+        texts = ("scratch", *texts)
+    found = []
+    for text in texts:
+        method, options = plugins.method(text)
+        spec = plugins.parse(text)
+        name = ":".join([spec.name, *spec.words])
+        label = ":".join([name, *(f"{key}={value}" for key, value in spec.options.items())])
+        found.append(Named(label, name, options, method, plugins.source_digest(method.strategy)))
+    return tuple(found)
+
+
+def refuse_without_source(named: Sequence[Named], model: Model) -> None:
+    """Raise InputError for a strategy that keeps something of a source, where there is none."""
+    for one in named:
+        if set(_redrawn(one, models.names(model))) != set(models.names(model)):
+            raise InputError(f"strategy '{one.label}' needs a source: give --source=NAME or --source_checkpoint=DIR")
+
+
+def _redrawn(one: Named, stages: tuple[str, ...]) -> Sequence[str]:
+    return _call(one.method.reinit, one.options, Context(stages=stages)) if one.method.reinit else ()
+
+
+def _call(function: Any, options: Mapping[str, Any], *arguments: Any) -> Any:
+    """Call a function of a strategy's module with those of the options that it takes."""
+    own = inspect.signature(function).parameters
+    return function(*arguments, **{name: value for name, value in options.items() if name in own})
+
+
+class Ground(NamedTuple):
+    """What every strategy starts from under one seed."""
+
+    model: Model
+    drawn: Params
+    """The target's parameters, drawn anew."""
+    source: Params | None
+    head: str
+    """'copy', 'fresh' or 'zero'."""
+    key: jax.Array
+
+
+def ground(made: Settings, model: Model, source: Source | None, target: Task, streams: seeds.Seeds) -> Ground:
+    """The ground of one seed, with zeros for a source that is still to come (`with_source`)."""
+    shape = tuple(target.train.images.shape[1:])
+    key = jax.random.key(streams.head)
+    like = None
+    if source:
+        built = sources.model(made, len(source.classes))
+        like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), models.abstract(built, shape))
+    head = made.head
+    if head == "auto":
+        head = "copy" if source and source.classes == target.classes else "fresh"
+    return Ground(model, models.init(model, key, shape), like, head, jax.random.fold_in(key, len(model)))
+
+
+def with_source(ground: Ground, flat: checkpoint.Flat) -> Ground:
+    """The ground with the source's trained parameters; raises InputError where they are of another model."""
+    return ground._replace(source=checkpoint.unflatten(flat, ground.source))
+
+
+class Start(NamedTuple):
+    """Where a fit begins."""
+
+    params: Params
+    mask: Mask
+    plan: graft.Plan
+    merge: Callable[[Params], Params] | None
+
+
+def start(one: Named, ground: Ground) -> Start:
+    """Graft, adapt, ask the strategy, and lint; raises InputError for a mask that cannot be meant."""
+    names = models.names(ground.model)
+    head = names[-1:]
+    redrawn = tuple(_redrawn(one, names))
+    fresh = (*redrawn, *head) if ground.head == "fresh" else redrawn
+    plan = graft.plan(ground.source, ground.drawn, fresh=fresh, zero=head if ground.head == "zero" else ())
+    params, anew = graft.apply(plan, ground.source, ground.drawn)
+    merge = None
+    if one.method.adapt:
+        params, anew = _adapted(one, params, anew, ground.key)
+        merge = _merge(one.method.merge, tuple(one.options.items())) if one.method.merge else None
+    context = Context(stages=names, source_params=ground.source, fresh=anew, key=ground.key)
+    mask = one.method.strategy(params, context, **one.options)
+    phases = mask if isinstance(mask, list | tuple) else [mask]
+    if any(isinstance(phase, Phase) for phase in phases):
+        raise InputError(f"strategy '{one.label}' returns phases, and the programs train one mask: return a mask")
+    # What the module's `reinit` drew anew may stay frozen on purpose; the new head may not.
+    must = masks.intersect(anew, masks.under(params, head)) if redrawn else anew
+    try:
+        masks.lint(params, mask, must)
+    except InputError as error:
+        raise InputError(f"strategy '{one.label}': {error}") from error
+    return Start(params, mask, plan, merge)
+
+
+def _adapted(one: Named, params: Params, anew: Mask, key: jax.Array) -> tuple[Params, Mask]:
+    """The parameters with the leaves that `adapt` adds; those are fresh."""
+    known = dict(zip(masks.paths(params), jax.tree.leaves(anew), strict=True))
+    more = _call(one.method.adapt, one.options, params, key)
+    added = [known.get(path, True) for path in masks.paths(more)]
+    return more, jax.tree.structure(more).unflatten(added)
+
+
+@functools.lru_cache
+def _merge(merge: Callable[..., Params], options: tuple[tuple[str, Any], ...]) -> Callable[[Params], Params]:
+    """One object for one merge with its options, so that equal fits share an executable."""
+    return lambda params: _call(merge, dict(options), params)

@@ -1,0 +1,45 @@
+"""What a run ends with: its table, and its report."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments import console, fits, workdir
+from experiments.options import Settings
+from experiments.sources import Source
+from tljax.types import Task
+
+
+def show(made: Settings, target: Task, source: Source | None, lines: Sequence[workdir.Line], folder: Path) -> None:
+    """Write report.html and print the table."""
+    notes = [f"source: {source.note}"] if source and source.note else []
+    notes += [f"target: {target.note}"] if target.note else []
+    identities = set(source.identity.values()) if source else set()
+    trained = [line for line in workdir.lines(folder) if line["key"] in identities]
+    title = f"{source.name if source else 'no source'} -> {target.name}"
+    report = folder / "report.html"
+    text = _page(target, [*trained, *lines], folder, title, notes)
+    if not report.is_file() or report.read_text(encoding="utf-8") != text:
+        workdir.replace(report, text)
+    known = [line["source_accuracy"] for line in lines if line["source_accuracy"] is not None]
+    said = [f"source's own test accuracy {100 * min(known):.2f} to {100 * max(known):.2f} %"] if known else []
+    said += [*notes, "means and [ranges] over seeds; no test of significance was made", f"report: {report}"]
+    console.results(title, lines, said)
+
+
+def _page(target: Task, lines: Sequence[workdir.Line], folder: Path, title: str, notes: list[str]) -> str:
+    from tljax.study import report
+
+    curves = {line["name"]: fits.curves(folder, line) for line in lines}
+    flags = (folder / "flags.flags").read_text(encoding="utf-8")
+    return report.page(
+        [dict(line) for line in lines],
+        {name: curve for name, curve in curves.items() if curve is not None},
+        title=title,
+        source_note="",
+        notes=notes,
+        environment=json.loads((folder / "environment.json").read_text(encoding="utf-8")),
+        flags_text=flags,
+        command=flags.splitlines()[0].removeprefix("# "),
+        classes=target.classes,
+    )

@@ -1,0 +1,41 @@
+"""Train a source: `python -m experiments.pretrain --source=mnist_10k --workdir=runs/mnist_10k`
+
+It takes the flags of experiments.transfer, and uses those of the source's fit; a checkpoint for
+`--source_checkpoint` is left in the run directory, with the results.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments import console, fits, options, sources, workdir
+from tljax.types import InputError
+
+
+def run(**flags: Any) -> list[workdir.Line]:
+    """Train a source for each seed; the lines of results. Keyword arguments are named like the flags."""
+    made = options.settings(**flags)
+    if made.source is None or made.source_checkpoint:
+        raise InputError("--source is what this program trains: name a data set, such as --source=mnist_10k")
+    task = sources.load(made, made.source, made.image_shape)
+    sources.model(made, len(task.classes))
+    fits.check(made.source_recipe, "all", task)
+    with workdir.opened(made, "pretrain") as folder:
+        workdir.record(folder, {task.name: task.fingerprint})
+        lines = sources.train(made, task, folder)
+        accuracy = [100 * line["test_accuracy"] for line in lines.values() if not line["diverged"]]
+        mean = [f"mean {np.mean(accuracy):.2f} [{min(accuracy):.2f}, {max(accuracy):.2f}]"] if accuracy else []
+        console.sources(task.name, folder, lines, [*mean, *([task.note] if task.note else [])])
+    return list(lines.values())
+
+
+def main(argv: Sequence[str]) -> None:
+    """Read the flags and run."""
+    given = options.parse(argv, str(__doc__))
+    if given is not None:
+        run(**given)
+
+
+if __name__ == "__main__":
+    console.run_main(main)

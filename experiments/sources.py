@@ -1,0 +1,179 @@
+"""Sources: trained here once a seed, or found in a checkpoint."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from experiments import console, fits, workdir
+from experiments.options import Settings
+from tljax import checkpoint, data, masks, models, seeds
+from tljax.types import InputError, Model, Task
+
+
+class Trained(NamedTuple):
+    """The parameters of one source, and how well it does its own task."""
+
+    flat: checkpoint.Flat
+    accuracy: float | None
+    """On its own test set, a fraction; None if it diverged."""
+
+
+class Source(NamedTuple):
+    """What transfer knows of a source before it is there, and how to get it."""
+
+    name: str
+    classes: tuple[str, ...]
+    shape: tuple[int, ...]
+    identity: Mapping[int, str]
+    """{seed: what its parameters follow from, a digest}."""
+    obtain: Callable[[Path], Mapping[int, Trained]]
+    """Run directory -> {seed: trained source}."""
+    fingerprint: str
+    note: str = ""
+
+
+def load(made: Settings, name: str, shape: tuple[int, ...] | None) -> Task:
+    """The data set of a name, from where the flags say that data are."""
+    return data.load(name, data_dir=made.data_dir, manual_dir=made.manual_dir, image_shape=shape or None)
+
+
+def from_data(made: Settings) -> Source:
+    """The source that `--source` names: trained in the run directory unless it is there."""
+    task = load(made, made.source or "", made.image_shape)
+    model(made, len(task.classes))
+    fits.check(made.source_recipe, "all", task)
+    plan = _planned(made, task)
+
+    def obtain(folder: Path) -> dict[int, Trained]:
+        lines = train(made, task, folder)
+        places = {line["checkpoint"] for line in lines.values()}
+        loaded = {place: checkpoint.load(folder / place)[0] for place in places}
+        return {
+            seed: Trained(loaded[line["checkpoint"]][line["name"]], line["test_accuracy"])
+            for seed, line in lines.items()
+        }
+
+    identity = {seed: line["key"] for seed, line in plan.items()}
+    shape = tuple(task.train.images.shape[1:])
+    return Source(task.name, task.classes, shape, identity, obtain, task.fingerprint, task.note)
+
+
+def model(made: Settings, classes: int) -> Model:
+    """The model that the flags describe, for so many classes."""
+    return models.build(made.model, classes, hidden=made.hidden, activation=made.activation)
+
+
+def _planned(made: Settings, task: Task) -> dict[int, workdir.Line]:
+    """{seed: the first half of the line of its source}."""
+    lines = {}
+    for seed in made.seeds:
+        line = {
+            "source": None,
+            "target": task.name,
+            "strategy": "pretrain",
+            "options": {},
+            "seed": seed,
+            "train_examples": len(task.train.labels),
+        }
+        decisive = {
+            "fingerprint": task.fingerprint,
+            "model": _architecture(made),
+            "recipe": made.source_recipe,
+            "streams": _streams(made, seed),
+        }
+        lines[seed] = fits.identify(f"pretrain-{task.name}-seed{seed}", line, decisive)
+    return lines
+
+
+def _architecture(made: Settings) -> dict[str, Any]:
+    return {"model": made.model, "hidden": list(made.hidden), "activation": made.activation}
+
+
+def _streams(made: Settings, seed: int) -> seeds.Seeds:
+    return seeds.streams(seeds.streams(seed, source=made.source_seed).source)
+
+
+def train(made: Settings, task: Task, folder: Path) -> dict[int, workdir.Line]:
+    """Train the sources that the run directory does not hold yet; {seed: its line}."""
+    plan = _planned(made, task)
+    missing = {seed: line for seed, line in plan.items() if line["key"] not in _done(folder)}
+    if missing:
+        field = fits.arena(task, made.source_recipe)
+        ready = [_ready(made, field, seed, line) for seed, line in missing.items()]
+        with console.progress(f"source {task.name}", sum(len(fit.trial.rates) for fit in ready)) as advance:
+            fits.run(field, ready, folder, about(made, task), advance)
+    done = _done(folder)
+    return {seed: done[line["key"]] for seed, line in plan.items()}
+
+
+def about(made: Settings, task: Task) -> dict[str, Any]:
+    """What a checkpoint says of itself, so that it can be a source."""
+    return {
+        "task": task.name,
+        "fingerprint": task.fingerprint,
+        "classes": list(task.classes),
+        "shape": list(task.train.images.shape[1:]),
+        "model": _architecture(made),
+        "note": task.note,
+    }
+
+
+def _done(folder: Path) -> dict[str, workdir.Line]:
+    lines = (line for line in workdir.lines(folder) if line["strategy"] == "pretrain")
+    return {line["key"]: line for line in lines if (folder / line["checkpoint"]).is_dir()}
+
+
+def _ready(made: Settings, field: fits.Arena, seed: int, line: workdir.Line) -> fits.Fit:
+    streams, built = _streams(made, seed), model(made, len(field.task.classes))
+    params = models.init(built, jax.random.key(streams.head), field.images.shape[1:])
+    mask = masks.by_path(params, lambda path: True)
+    program, trial, validation = fits.build(field, built, params, mask, streams, "all")
+    return fits.Fit({**line, "steps": len(trial.rates), **fits.counts(params, mask)}, program, trial, validation)
+
+
+def from_checkpoint(made: Settings) -> Source:
+    """The source that `--source_checkpoint` names: one for all seeds, or one for each.
+
+    Raises InputError for a folder that holds none, a source of another model, or no source for a seed.
+    """
+    places = _places(Path(made.source_checkpoint or ""))
+    told = {place: checkpoint.about(place) for place in {place for place, _ in places.values()}}
+    one = next(iter(told.values()))
+    there, here = one["model"], _architecture(made)
+    if there != here:
+        names = [name for name in here if there.get(name) != here[name]]
+        differ = "; ".join(f"--{name}={there.get(name)} there, {here[name]} here" for name in names)
+        raise InputError(f"--source_checkpoint={made.source_checkpoint} is of another model ({differ}): give its flags")
+    if len(places) > 1 and set(made.seeds) - set(places):
+        raise InputError(
+            f"--source_checkpoint={made.source_checkpoint} has sources for the seeds {sorted(places)}, not for "
+            f"{sorted(set(made.seeds) - set(places))}: change --seeds"
+        )
+    chosen = {seed: places[seed] if len(places) > 1 else next(iter(places.values())) for seed in made.seeds}
+    sums = {seed: json.dumps(told[place]["sha256"][name], sort_keys=True) for seed, (place, name) in chosen.items()}
+
+    def obtain(folder: Path) -> dict[int, Trained]:
+        loaded = {place: checkpoint.load(place) for place in {place for place, _ in chosen.values()}}
+        return {
+            seed: Trained(loaded[place][0][name], loaded[place][1]["fits"][name]["accuracy"])
+            for seed, (place, name) in chosen.items()
+        }
+
+    identity = {seed: hashlib.sha256(text.encode()).hexdigest() for seed, text in sums.items()}
+    shape = tuple(one["shape"])
+    return Source(one["task"], tuple(one["classes"]), shape, identity, obtain, one["fingerprint"], one.get("note", ""))
+
+
+def _places(directory: Path) -> dict[int, tuple[Path, str]]:
+    """{seed: (checkpoint, name of the fit)} of a run directory's sources, or of one checkpoint."""
+    if (directory / "results.jsonl").is_file():
+        lines = [line for line in workdir.lines(directory) if line["strategy"] == "pretrain"]
+        if lines:
+            return {line["seed"]: (directory / line["checkpoint"], line["name"]) for line in lines}
+        raise InputError(f"--source_checkpoint={directory} is a run without a source: name one of its checkpoints/")
+    told = checkpoint.about(directory)
+    return {fit["seed"]: (directory, name) for name, fit in told["fits"].items()}

@@ -1,0 +1,174 @@
+"""Learn a source, transfer, compare: `python -m experiments.transfer --flagfile=experiments/flags/quickstart.flags`
+
+Each strategy starts from the source's parameters, and beside them all the same model is trained from scratch. The
+run directory holds everything; a finished fit in it is not trained again.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments import console, fits, methods, options, page, sources, workdir
+from experiments.options import Settings
+from experiments.sources import Source
+from tljax import seeds
+from tljax.types import InputError, Model, Task
+
+
+class Experiment(NamedTuple):
+    """All that a run needs, read and checked before anything is trained or written."""
+
+    made: Settings
+    source: Source | None
+    target: Task
+    model: Model
+    methods: tuple[methods.Named, ...]
+
+
+def run(**flags: Any) -> list[workdir.Line]:
+    """Run what the flags say; the lines of results. Keyword arguments are named like the flags."""
+    made = options.settings(**flags)
+    todo = prepare(made)
+    if made.dry_run:
+        _show(todo)
+        return []
+    with workdir.opened(made, "transfer") as folder:
+        prints = {todo.target.name: todo.target.fingerprint}
+        if todo.source:
+            prints[todo.source.name] = todo.source.fingerprint
+        workdir.record(folder, prints)
+        plan = planned(todo)
+        missing = {key: job for key, job in plan.items() if key not in _done(folder)}
+        if missing:
+            _train(todo, missing, folder)
+        done = _done(folder)
+        lines = [done[key] for key in plan]
+        page.show(made, todo.target, todo.source, lines, folder)
+    return lines
+
+
+def prepare(made: Settings) -> Experiment:
+    """Read everything that the flags name, and raise InputError for what cannot be."""
+    if made.target is None:
+        raise InputError("--target is not given: name the data set to transfer to, such as --target=fashion_mnist_10k")
+    if made.source and made.source_checkpoint:
+        raise InputError("--source and --source_checkpoint are both given: keep one")
+    named = methods.read(made.strategies)
+    source = None
+    if made.source_checkpoint:
+        source = sources.from_checkpoint(made)
+    elif made.source:
+        source = sources.from_data(made)
+    target = sources.load(made, made.target, made.image_shape or (source.shape if source else None))
+    shape = tuple(target.train.images.shape[1:])
+    if source and shape != source.shape:
+        raise InputError(f"target '{target.name}' has shape {shape}, the source {source.shape}: features must agree")
+    model = sources.model(made, len(target.classes))
+    for budget in made.train_examples:
+        fits.check(made.recipe, budget, target)
+    if source is None:
+        methods.refuse_without_source(named, model)
+    return Experiment(made, source, target, model, named)
+
+
+class Job(NamedTuple):
+    """A fit that the flags ask for."""
+
+    method: methods.Named
+    budget: str
+    seed: int
+    line: workdir.Line
+
+
+def planned(todo: Experiment) -> dict[str, Job]:
+    """{key: fit} of all fits, in the order of the flags: strategies, budgets, seeds."""
+    jobs = {}
+    for method in todo.methods:
+        for budget in todo.made.train_examples:
+            for seed in todo.made.seeds:
+                line = _line(todo, method, budget, seed)
+                jobs[line["key"]] = Job(method, budget, seed, line)
+    return jobs
+
+
+def _line(todo: Experiment, method: methods.Named, budget: str, seed: int) -> workdir.Line:
+    made, source, target = todo.made, todo.source, todo.target
+    line = {
+        "source": source.name if source else None,
+        "target": target.name,
+        "strategy": method.name,
+        "options": method.options,
+        "seed": seed,
+        "train_examples": len(target.train.labels) if budget == "all" else int(budget),
+    }
+    decisive = {
+        "identity": source.identity[seed] if source else None,
+        "fingerprint": target.fingerprint,
+        "model": [made.model, made.hidden, made.activation],
+        "head": made.head,
+        "recipe": made.recipe,
+        "streams": _streams(made, seed)._replace(source=0),
+        "code": method.code,
+    }
+    return fits.identify(f"{method.label}-{line['train_examples']}-seed{seed}", line, decisive)
+
+
+def _streams(made: Settings, seed: int) -> seeds.Seeds:
+    return seeds.streams(seed, source=made.source_seed, head=made.head_seed, order=made.order_seed, draw=made.draw_seed)
+
+
+def _done(folder: Path) -> dict[str, workdir.Line]:
+    return {line["key"]: line for line in workdir.lines(folder) if line["strategy"] != "pretrain"}
+
+
+def _train(todo: Experiment, missing: Mapping[str, Job], folder: Path) -> None:
+    """Train what is missing, a strategy and budget at a time."""
+    made = todo.made
+    trained = todo.source.obtain(folder) if todo.source else {}
+    field = fits.arena(todo.target, made.recipe)
+    grounds = {seed: _ground(todo, seed) for seed in {job.seed for job in missing.values()}}
+    for seed in grounds.keys() & trained.keys():
+        grounds[seed] = methods.with_source(grounds[seed], trained[seed].flat)
+    groups: dict[tuple[str, str], list[Job]] = {}
+    for job in missing.values():
+        groups.setdefault((job.method.label, job.budget), []).append(job)
+    for (label, _), jobs in groups.items():
+        ready = []
+        for job in jobs:
+            start = methods.start(job.method, grounds[job.seed])
+            streams = _streams(made, job.seed)
+            program, trial, held = fits.build(
+                field, todo.model, start.params, start.mask, streams, job.budget, start.merge
+            )
+            line = {
+                **job.line,
+                "source_accuracy": trained[job.seed].accuracy if job.seed in trained else None,
+                "steps": len(trial.rates),
+                **fits.counts(start.params, start.mask),
+            }
+            ready.append(fits.Fit(line, program, trial, held))
+        with console.progress(label, sum(len(fit.trial.rates) for fit in ready)) as advance:
+            fits.run(field, ready, folder, sources.about(made, todo.target), advance)
+
+
+def _ground(todo: Experiment, seed: int) -> methods.Ground:
+    return methods.ground(todo.made, todo.model, todo.source, todo.target, _streams(todo.made, seed))
+
+
+def _show(todo: Experiment) -> None:
+    """The graft plan and mask table of every strategy under the first seed; the source is not trained for it."""
+    ground = _ground(todo, todo.made.seeds[0])
+    for method in todo.methods:
+        start = methods.start(method, ground)
+        console.plan(method.label, start.plan, start.params, start.mask)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Read the flags and run."""
+    given = options.parse(argv, str(__doc__))
+    if given is not None:
+        run(**given)
+
+
+if __name__ == "__main__":
+    console.run_main(main)

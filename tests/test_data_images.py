@@ -1,0 +1,100 @@
+"""Images brought to one shape, against references written apart from it."""
+
+import io
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from tljax.data.images import decode, gather, to_shape
+from tljax.types import InputError
+
+PICTURES = np.random.Philox(key=[1, 0]).random_raw(2 * 24 * 20 * 4 // 8).view(np.uint8).reshape(2, 24, 20, 4)
+
+
+@pytest.mark.parametrize("size", [(24, 20), (12, 10), (7, 9), (40, 31), (24, 5), (50, 10)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_resizing_is_antialiased_bilinear(size: tuple[int, int], channels: int) -> None:
+    images = PICTURES[..., :channels]
+    got = to_shape(images, (*size, channels))
+    assert got.dtype == np.uint8
+    reference = jax.image.resize(images.astype(np.float32), (2, *size, channels), "linear", antialias=True)
+    assert np.abs(got - np.asarray(reference)).max() <= 1.5  # PIL rounds after each of two passes
+
+
+def test_grey_is_the_luma_that_is_written_down() -> None:
+    got = to_shape(PICTURES[..., :3], (24, 20, 1))[..., 0]
+    r, g, b = (PICTURES[..., c].astype(float) for c in range(3))
+    assert np.abs(got - (0.299 * r + 0.587 * g + 0.114 * b)).max() <= 0.51
+    pil = np.stack([np.asarray(Image.fromarray(p[..., :3].copy()).convert("L")) for p in PICTURES])
+    np.testing.assert_array_equal(got, pil)
+
+
+def test_alpha_is_dropped_and_grey_repeated() -> None:
+    np.testing.assert_array_equal(to_shape(PICTURES, (24, 20, 3)), PICTURES[..., :3])
+    np.testing.assert_array_equal(to_shape(PICTURES, (24, 20, 1)), to_shape(PICTURES[..., :3], (24, 20, 1)))
+    np.testing.assert_array_equal(to_shape(PICTURES[..., :2], (24, 20, 3)), PICTURES[..., [0, 0, 0]])
+    np.testing.assert_array_equal(to_shape(PICTURES[..., :2], (24, 20, 1)), PICTURES[..., :1])
+
+
+def test_images_of_that_shape_are_untouched() -> None:
+    assert to_shape(PICTURES, (24, 20, 4)) is PICTURES
+
+
+def test_unknown_channels_are_refused() -> None:
+    for source, target in ((5, 3), (3, 2), (3, 4)):
+        with pytest.raises(InputError, match=f"{source} channels cannot become {target}"):
+            to_shape(np.zeros((1, 4, 4, source), np.uint8), (4, 4, target))
+
+
+def encoded(picture: Image.Image, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format=options.pop("format", "PNG"), **options)
+    return buffer.getvalue()
+
+
+COLOUR = Image.fromarray(np.ascontiguousarray(PICTURES[0, ..., :3]))
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("1", 1), ("L", 1), ("LA", 1), ("P", 3), ("RGB", 3), ("RGBA", 3)])
+def test_every_kind_of_png_is_grey_or_colour(mode: str, channels: int) -> None:
+    picture = COLOUR.convert(mode)
+    got = decode(encoded(picture), None, "x.png")
+    assert got.shape == (24, 20, channels) and got.dtype == np.uint8
+    np.testing.assert_array_equal(got.squeeze(), np.asarray(picture.convert("RGB" if channels == 3 else "L")))
+    assert decode(encoded(picture), 3, "x.png").shape == (24, 20, 3)
+    assert decode(encoded(picture), 1, "x.png").shape == (24, 20, 1)
+
+
+def test_alpha_and_transparent_palettes_leave_the_colours_alone() -> None:
+    picture = COLOUR.convert("RGBA")
+    picture.putalpha(0)
+    np.testing.assert_array_equal(decode(encoded(picture), None, "x.png"), PICTURES[0, ..., :3])
+    palette = COLOUR.convert("P")
+    transparent = encoded(palette, transparency=bytes(range(256)))
+    np.testing.assert_array_equal(decode(transparent, None, "x.png"), np.asarray(palette.convert("RGB")))
+
+
+def test_cmyk_jpeg_becomes_colour() -> None:
+    assert decode(encoded(COLOUR.convert("CMYK"), format="JPEG"), None, "x.jpg").shape == (24, 20, 3)
+
+
+def test_sixteen_bits_and_damaged_pictures_are_refused() -> None:
+    deep = Image.fromarray(np.full((4, 4), 40_000, np.uint16))
+    with pytest.raises(InputError, match=r"x.png has more than 8 bits a channel \(mode I;16\): save it with 8"):
+        decode(encoded(deep), None, "x.png")
+    whole = encoded(COLOUR)
+    for data in (b"", b"no picture", whole[: len(whole) // 2], whole[:30]):
+        with pytest.raises(InputError, match="x.png is no readable picture") as error:
+            decode(data, None, "x.png")
+        assert "\n" not in str(error.value)
+
+
+def test_pictures_of_many_sizes_need_a_shape() -> None:
+    pictures = [("a", PICTURES[0]), ("b", PICTURES[1, :10])]
+    with pytest.raises(InputError, match="b is 10x20x4, the first 24x20x4: .*--image_shape"):
+        gather(pictures, 2, None)
+    got = gather(pictures, 2, (24, 20, 3))
+    np.testing.assert_array_equal(got[0], PICTURES[0, ..., :3])
+    np.testing.assert_array_equal(got[1], to_shape(PICTURES[1:, :10], (24, 20, 3))[0])

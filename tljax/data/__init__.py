@@ -1,0 +1,109 @@
+"""Data sets by name, as arrays: `load("mnist_10k")` gives a Task.
+
+mnist_10k, fashion_mnist_10k      10,000 + 2,000 images that come with tljax; no network, nothing written
+mnist, fashion_mnist, kmnist      complete, from `manual_dir` (IDX files) or TFDS
+cifar10, NAME/CONFIG              any image classification of TFDS; NAME:train=train[:80%]:test=train[80%:]
+folder:DIR                        DIR/train/CLASS/*.png and DIR/test/CLASS/*.png
+FILE.npz                          train_images, train_labels, test_images, test_labels, class_names
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from tljax.data import files, idx, tfds
+from tljax.data.cache import Prepare, cached
+from tljax.data.images import Shape
+from tljax.plugins import Spec, bind, nearest, parse
+from tljax.types import InputError, Task
+
+__all__ = ["load"]
+
+_FORMAT = 1
+"""Goes up when the same source is to be decoded to other arrays, so that what was kept before is not read."""
+
+
+def load(
+    name: str,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    manual_dir: str | os.PathLike[str] | None = None,
+    image_shape: Shape | None = None,
+) -> Task:
+    """The data set that `name` stands for, checked, with its fingerprint.
+
+    Images are uint8 [n, height, width, channels], or float32 [n, ...] for the features of an .npz file; labels are
+    int32 [n]. `data_dir` ($TFDS_DATA_DIR, else ~/tensorflow_datasets) is where TFDS keeps its files, and where the
+    decoded arrays are kept, to be memory-mapped next time. `manual_dir` holds files fetched by hand:
+    manual_dir/mnist/train-images-idx3-ubyte.gz and so on. `image_shape` (height, width, channels) is what images
+    are brought to (see `images.to_shape`). Raises InputError for whatever is wrong with any of them, or the data.
+
+    >>> task = load("mnist_10k")
+    >>> task.train.images.shape, task.test.labels.shape
+    ((10000, 28, 28, 1), (2000,))
+    """
+    spec = parse(name)
+    shape = _checked_shape(image_shape)
+    manual = Path(manual_dir).expanduser().absolute() if manual_dir else None
+    if manual and not manual.is_dir():
+        raise InputError(f"--manual_dir='{manual}' is no folder: give the one that holds mnist/ and the like")
+    if spec.name in idx.SHIPPED:
+        _takes(spec, ())
+        return dataclasses.replace(idx.shipped(spec.name, shape), name=name)
+    home = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    root = Path(home).expanduser().absolute()
+    identity, prepare = _source(name, spec, root, manual, shape)
+    return cached(name, root / "tljax" / _key(spec, [*identity, str(shape)]), prepare)
+
+
+def _source(name: str, spec: Spec, root: Path, manual: Path | None, shape: Shape | None) -> tuple[list[str], Prepare]:
+    """What tells the source from every other, and how to prepare it."""
+    if spec.name == "folder":
+        if len(spec.words) != 1 or spec.options:
+            raise InputError(f"'{name}' names no folder: write folder:DIR, and no option after it")
+        folder = Path(spec.words[0]).expanduser().absolute()
+        return ["folder", str(folder)], lambda: files.prepare_folder(name, folder, shape)
+    if spec.name.endswith(".npz"):
+        _takes(spec, ())
+        file = Path(spec.name).expanduser().absolute()
+        return ["npz", str(file)], lambda: files.prepare_npz(name, file, shape)
+    _takes(spec, ("train", "test"))
+    splits = tfds.options(**bind(tfds.options, spec.options, f"data set '{spec.name}'"))
+    if spec.name in idx.COMPLETE and manual and not any(splits) and _by_hand(spec.name, manual, root):
+        folder = manual / spec.name
+        return ["idx", spec.name, str(folder)], lambda: idx.prepare(spec.name, folder, shape)
+    return ["tfds", spec.name, *splits], lambda: tfds.prepare(spec.name, splits, root, manual, shape)
+
+
+def _by_hand(name: str, manual: Path, root: Path) -> bool:
+    """Whether the IDX files are to be read; they need not be there if TFDS has the data set prepared."""
+    if (manual / name).is_dir():
+        return True
+    if any((root / name).glob("*/dataset_info.json")):
+        return False
+    expected = ", ".join(f"{file}.gz" for file in idx.FILES)
+    raise InputError(f"--manual_dir='{manual}' has no folder '{name}': make it, with {expected}")
+
+
+def _takes(spec: Spec, options: tuple[str, ...]) -> None:
+    for given in (*spec.words, *spec.options):
+        if given in spec.words or given not in options:
+            known = nearest(given, [f"{option}=SPLIT" for option in options]) or "; it takes none"
+            raise InputError(f"data set '{spec.name}' has no option '{given}'{known}")
+
+
+def _checked_shape(shape: Shape | None) -> Shape | None:
+    if shape is None:
+        return None
+    if len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
+        raise InputError(f"--image_shape={shape} is not HEIGHT,WIDTH,CHANNELS: give three positive whole numbers")
+    return (shape[0], shape[1], shape[2])
+
+
+def _key(spec: Spec, identity: list[str]) -> str:
+    """The folder's name: legible, and of one source, shape and format alone."""
+    digest = hashlib.sha256(json.dumps([_FORMAT, *identity]).encode()).hexdigest()[:16]
+    stem = Path(spec.words[0] if spec.name == "folder" else spec.name).stem
+    return "".join(c if c.isalnum() else "_" for c in stem)[:40] + "-" + digest

@@ -1,0 +1,92 @@
+"""What every data set must be before anything learns from it: checked once, here, on the host."""
+
+import hashlib
+import json
+
+import numpy as np
+
+from tljax.types import InputError, Split, Task
+
+
+def checked(name: str, train: Split, test: Split, classes: tuple[str, ...], note: str = "") -> Task:
+    """The Task of two splits that are fit to learn from, with its fingerprint.
+
+    Images become uint8 [n, height, width, channels] (a grey [n, height, width] gets a channel axis) or
+    float32 [n, ...]; labels become int32 [n]. Raises InputError with the row and the value where a label is no
+    class or a feature is not finite: the softmax loss would turn either into NaN or a wrong number without a word.
+    """
+    train = Split(_images(f"{name}: train", train.images), np.asarray(train.labels))
+    test = Split(_images(f"{name}: test", test.images), np.asarray(test.labels))
+    if train.images.shape[1:] != test.images.shape[1:] or train.images.dtype != test.images.dtype:
+        raise InputError(
+            f"{name}: train has {train.images.dtype} {train.images.shape[1:]}, test {test.images.dtype} "
+            f"{test.images.shape[1:]}: bring both to one shape"
+        )
+    if len(set(classes)) < len(classes):
+        raise InputError(f"{name}: a class name occurs twice in {_few(classes)}: give each class its own name")
+    train = train._replace(labels=_labels(f"{name}: train", train, classes))
+    test = test._replace(labels=_labels(f"{name}: test", test, classes))
+    if len(np.unique(train.labels)) < 2:
+        raise InputError(f"{name}: train holds one class only: there is nothing to tell apart, give two or more")
+    return Task(name, train, test, classes, fingerprint(train, test, classes), note)
+
+
+def fingerprint(train: Split, test: Split, classes: tuple[str, ...]) -> str:
+    """SHA-256 of what a task holds: 64 hexadecimal digits.
+
+    Over, in this order: train images, train labels, test images, test labels, each as the ASCII line
+    "<dtype as '|u1', '<f4' or '<i4'> <shape as JSON>\\n" and then its little-endian bytes in C order; and last
+    the class names as a JSON list (ASCII).
+    """
+    digest = hashlib.sha256()
+    for array in (*train, *test):
+        little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+        digest.update(f"{little.dtype.str} {json.dumps(little.shape)}\n".encode())
+        digest.update(little.reshape(-1).view(np.uint8).data)
+    digest.update(json.dumps(list(classes)).encode())
+    return digest.hexdigest()
+
+
+def _images(where: str, images: np.ndarray) -> np.ndarray:
+    if images.dtype == np.uint8:
+        if images.ndim not in (3, 4):
+            raise InputError(f"{where}: uint8 images are [n, height, width, channels], not {list(images.shape)}")
+        images = images[..., None] if images.ndim == 3 else images
+    elif images.dtype.kind == "f":
+        images = _features(where, images)
+    else:
+        raise InputError(f"{where}: images are {images.dtype}: give uint8 pixels (0..255) or float features")
+    if not images.size:
+        raise InputError(f"{where}: is empty {list(images.shape)}: give at least one example")
+    return images
+
+
+def _features(where: str, features: np.ndarray) -> np.ndarray:
+    if features.ndim < 2:
+        raise InputError(f"{where}: float features are [n, ...], not {list(features.shape)}")
+    with np.errstate(over="ignore"):
+        narrow = np.asarray(features, dtype=np.float32)
+    bad = np.argwhere(~np.isfinite(narrow))
+    if len(bad):
+        value = features[tuple(bad[0])]
+        raise InputError(f"{where}: row {bad[0, 0]} holds {value}, no finite float32: replace the {len(bad)} such")
+    return narrow
+
+
+def _labels(where: str, split: Split, classes: tuple[str, ...]) -> np.ndarray:
+    labels, n = split.labels, len(split.images)
+    if labels.shape != (n,):
+        raise InputError(f"{where}: labels have shape {list(labels.shape)}, images say [{n}]: give one label an image")
+    if labels.dtype.kind not in "iu":
+        raise InputError(f"{where}: labels are {labels.dtype}, row 0 is {labels[0]!s}: give integers 0..classes-1")
+    bad = np.flatnonzero((labels < 0) | (labels >= len(classes)))
+    if len(bad):
+        raise InputError(
+            f"{where}: row {bad[0]} has label {labels[bad[0]]}, outside 0..{len(classes) - 1}: "
+            f"correct the {len(bad)} such, or name more classes"
+        )
+    return np.ascontiguousarray(labels, dtype=np.int32)
+
+
+def _few(classes: tuple[str, ...]) -> str:
+    return ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")

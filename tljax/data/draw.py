@@ -1,0 +1,122 @@
+"""What is drawn from a seed: the order of the examples, and which of them a label budget holds.
+
+All of it comes from the words of Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"),
+sorted. NumPy promises the words of a bit generator to stay the same in every version, which it does not promise of
+`Generator.permutation` and its like (NEP 19); so one seed means one order, on any machine, for good.
+"""
+
+from fractions import Fraction
+
+import numpy as np
+
+from tljax.types import InputError
+
+# The second word of the Philox key keeps the streams of one seed apart.
+_ORDER, _MEMBERS, _TURNS = 0, 1, 2
+
+
+def _words(seed: int, stream: int, first: int, rows: int, n: int) -> np.ndarray:
+    """uint64 [rows, n]: rows first .. first + rows of the stream, each its own counters."""
+    if not 0 <= seed < 2**64:
+        raise InputError(f"seed {seed} is outside 0..2**64-1: give a seed that is not negative")
+    counters = -(-n // 4)  # one counter gives four words
+    generator = np.random.Philox(key=np.array([seed, stream], np.uint64), counter=first * counters)
+    return generator.random_raw(rows * counters * 4).reshape(rows, -1)[:, :n]
+
+
+def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
+    """The order of `n` examples in one epoch: int32 [n].
+
+    The stable argsort of n 64-bit words of Philox with key (seed, 0), from counter epoch * ceil(n / 4) on.
+
+    >>> permutation(0, 0, 5).tolist()
+    [0, 2, 1, 4, 3]
+    """
+    return _permutations(seed, epoch, 1, n)[0]
+
+
+def _permutations(seed: int, first: int, epochs: int, n: int) -> np.ndarray:
+    return np.argsort(_words(seed, _ORDER, first, epochs, n), axis=1, kind="stable").astype(np.int32)
+
+
+def order(
+    seed: int, n: int, batch: int, start: int, stop: int, *, epochs: bool, subset: np.ndarray | None = None
+) -> np.ndarray:
+    """Steps start .. stop of the order of `n` examples: int32 [stop - start, batch].
+
+    With `epochs` each epoch is ceil(n / batch) rows, the last one filled up with -1 (an example of weight 0).
+    Without, the rows run on through one permutation after the other, so no row is short and batch > n is fine.
+    Rows depend on (seed, n, batch, step) alone: any stretch can be drawn without those before it. `subset`
+    (int32 [n]) puts its own entries for the positions 0 .. n - 1.
+
+    >>> order(0, 5, 2, 0, 3, epochs=True).tolist()
+    [[0, 2], [1, 4], [3, -1]]
+    """
+    if subset is not None and len(subset) != n:
+        raise InputError(f"the subset holds {len(subset)} examples, not {n}: n is the length of the subset")
+    if n < 1 or batch < 1:
+        raise InputError(f"an order of {n} examples in batches of {batch}: both must be at least 1")
+    if stop <= start:
+        return np.empty((0, batch), np.int32)
+    length = -(-n // batch) * batch if epochs else n
+    first, last = start * batch // length, -(-stop * batch // length)
+    positions = np.full((last - first, length), -1, np.int32)
+    positions[:, :n] = _permutations(seed, first, last - first, n)
+    rows = positions.reshape(-1)[start * batch - first * length : stop * batch - first * length]
+    if subset is not None:
+        rows = np.where(rows < 0, np.int32(-1), np.asarray(subset, np.int32)[rows])
+    return rows.reshape(stop - start, batch)
+
+
+def label_budget(seed: int, labels: np.ndarray, total: int) -> np.ndarray:
+    """Which `total` examples are labelled, balanced over the classes: int32 [total] indices.
+
+    One sequence a seed, cut at `total`: a smaller budget is the beginning of a larger one. The sequence goes in
+    rounds, and in a round each class gives one example that it has not given, in an order of classes drawn for the
+    round; so total = k * classes holds k a class, and a remainder falls to drawn classes. A class that has given
+    all it has is passed over and the others go on. Raises InputError for more than there are, or less than one a
+    class that occurs in `labels` (int [n]).
+
+    >>> label_budget(0, np.array([0, 0, 0, 1, 1, 1]), 4).tolist()
+    [5, 2, 3, 1]
+    """
+    n = len(labels)
+    _, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    if not len(counts) <= total <= n:
+        raise InputError(f"a label budget of {total}: give {len(counts)} (one a class) to {n} (all)")
+    shuffled = np.argsort(_words(seed, _MEMBERS, 0, 1, n)[0], kind="stable")
+    grouped = shuffled[np.argsort(codes[shuffled], kind="stable")]
+    codes = codes[grouped]
+    rounds = np.arange(n) - (np.cumsum(counts) - counts)[codes]
+    turns = _words(seed, _TURNS, 0, int(counts.max()), len(counts))[rounds, codes]
+    return grouped[np.lexsort((turns, rounds))[:total]].astype(np.int32)
+
+
+def validation_split(labels: np.ndarray, chosen: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """`chosen` (int32 [m]) in two, training and validation, each in the order of `chosen`.
+
+    Within a class, example r = 0, 1, ... of `chosen` validates if floor((r + 1) * fraction) > floor(r * fraction),
+    so both parts are balanced, and the parts of a smaller label budget lie within those of a larger. Raises
+    InputError for a fraction outside [0, 1), or one above 0 that leaves nothing to validate on.
+
+    >>> train, validation = validation_split(np.zeros(4, int), np.arange(4), 0.5)
+    >>> train.tolist(), validation.tolist()
+    ([0, 2], [1, 3])
+    """
+    if not 0 <= fraction < 1:
+        raise InputError(f"validation fraction {fraction} is outside [0, 1): give 0 for none, or such as 0.2")
+    chosen = np.asarray(chosen, np.int32)
+    _, codes, counts = np.unique(np.asarray(labels)[chosen], return_inverse=True, return_counts=True)
+    grouped = np.argsort(codes, kind="stable")
+    rank = np.empty(len(chosen), np.int64)
+    rank[grouped] = np.arange(len(chosen)) - np.repeat(np.cumsum(counts) - counts, counts)
+    # As the decimal that was written: in binary 0.29 * 100 is a little under 29.
+    exact = Fraction(fraction).limit_denominator(1_000_000)
+    up, down = exact.numerator, exact.denominator
+    validates = (rank + 1) * up // down > rank * up // down
+    if fraction and not validates.any():
+        raise InputError(
+            f"validation fraction {fraction} of {len(chosen)} examples, at most {max(counts, default=0)} a class, "
+            "holds none out: raise the fraction or the label budget"
+        )
+    return chosen[~validates], chosen[validates]

@@ -1,0 +1,110 @@
+"""Images of any kind to uint8 arrays of one shape."""
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from tljax.types import InputError
+
+Shape = tuple[int, int, int]
+"""Height and width in pixels, and channels."""
+
+
+def to_shape(images: np.ndarray, shape: Shape) -> np.ndarray:
+    """uint8 [n, height, width, channels] -> uint8 [n, *shape].
+
+    The rule, in this order: if the channels differ, alpha (the last of 2 or 4) is dropped and colour becomes grey by
+    the luma of ITU-R 601-2, L = 0.299 R + 0.587 G + 0.114 B, in the fixed point of PIL's mode "L"; a bilinear
+    resize, antialiased when it shrinks (PIL's BILINEAR); and grey becomes three channels by repetition. Images that
+    have the shape already come back untouched. Raises InputError for channels that the rule does not know.
+
+    >>> to_shape(np.full((1, 2, 2, 3), (255, 0, 0), np.uint8), (1, 1, 1)).ravel().tolist()
+    [76]
+    """
+    if images.shape[1:] == shape:
+        return images
+    if images.shape[-1] != shape[-1] and (shape[-1] not in (1, 3) or images.shape[-1] not in (1, 2, 3, 4)):
+        raise InputError(f"images of {images.shape[-1]} channels cannot become {shape[-1]}: --image_shape takes 1 or 3")
+    if images.shape[-1] != shape[-1]:
+        images = images[..., :-1] if images.shape[-1] in (2, 4) else images
+        images = _luma(images) if shape[-1] < images.shape[-1] else images
+    if images.shape[1:3] != shape[:2]:
+        images = np.stack([_resize(image, shape[:2]) for image in images])
+    # Grey is repeated last: one channel to resize in place of three.
+    return np.ascontiguousarray(np.broadcast_to(images, (len(images), *shape)))
+
+
+def _luma(images: np.ndarray) -> np.ndarray:
+    wide = images.astype(np.uint32)
+    sums = wide[..., 0] * 19595 + wide[..., 1] * 38470 + wide[..., 2] * 7471 + 0x8000
+    return (sums >> 16).astype(np.uint8)[..., None]
+
+
+def _resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    from PIL import Image
+
+    def bilinear(pixels: np.ndarray) -> np.ndarray:
+        return np.asarray(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BILINEAR))
+
+    if image.shape[-1] == 3:
+        return bilinear(np.ascontiguousarray(image))
+    # Plane by plane: PIL would weigh the colours of RGBA by alpha.
+    return np.stack([bilinear(np.ascontiguousarray(plane)) for plane in np.moveaxis(image, -1, 0)], axis=-1)
+
+
+def decode(data: bytes, channels: int | None, what: str) -> np.ndarray:
+    """An encoded picture (PNG, JPEG) to uint8 [height, width, channels].
+
+    `channels` 1 or 3 asks for grey or colour; None leaves grey grey and makes every other kind (palette, RGBA,
+    CMYK) RGB; alpha is dropped. Raises InputError for a picture that cannot be read or has over 8 bits a channel.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            mode = picture.mode
+            if mode.startswith("I") or mode == "F":
+                raise InputError(f"{what} has more than 8 bits a channel (mode {mode}): save it with 8")
+            wanted = {1: "L", 3: "RGB"}.get(channels or 0, "L" if mode in ("1", "L", "LA", "La") else "RGB")
+            # By way of RGBA, or PIL warns; it blends nothing: RGBA -> RGB and LA -> L drop the alpha.
+            plain = picture.convert("RGBA") if "transparency" in picture.info else picture
+            array = np.asarray(plain if plain.mode == wanted else plain.convert(wanted))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{what} is no readable picture ({error}): replace or remove it") from error
+    return array[..., None] if array.ndim == 2 else array
+
+
+def gather(pictures: Iterable[tuple[str, np.ndarray]], count: int, shape: Shape | None) -> np.ndarray:
+    """`count` pictures, each with the word for it in an error, to uint8 [count, *shape].
+
+    Without a shape the first picture's is everyone's; raises InputError where another differs.
+    """
+    images = np.empty((0,), np.uint8)
+    for row, (what, picture) in enumerate(pictures):
+        if row == 0:
+            images = np.empty((count, *(shape or picture.shape)), np.uint8)
+        if shape:
+            picture = to_shape(picture[None], shape)[0]
+        if picture.shape != images.shape[1:]:
+            raise InputError(
+                f"the images differ in size: {what} is {_size(picture.shape)}, the first {_size(images.shape[1:])}: "
+                "choose one with --image_shape=HEIGHT,WIDTH,CHANNELS"
+            )
+        images[row] = picture
+    return images
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
+def read(file: Path) -> np.ndarray:
+    """A picture file to uint8 [height, width, channels]; raises InputError as `decode` does."""
+    try:
+        return decode(file.read_bytes(), None, f"'{file}'")
+    except OSError as error:
+        raise InputError(f"'{file}' cannot be read ({error.strerror}): check the file") from error

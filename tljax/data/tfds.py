@@ -1,0 +1,239 @@
+"""Image classification from TensorFlow Datasets (TFDS), without TensorFlow.
+
+Reading is `tfds.data_source` on array_record files. Preparing is TFDS' own where it does without TensorFlow, and for
+MNIST and its kin the builder below: TFDS unpacks gzip with TensorFlow, Python does not need it.
+"""
+
+import socket
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tljax.data import idx, images
+from tljax.data.checks import checked
+from tljax.data.images import Shape
+from tljax.plugins import nearest
+from tljax.types import InputError, Split, Task
+
+
+def options(*, train: str = "", test: str = "") -> tuple[str, str]:
+    """The options of a TFDS name: which split (in TFDS' own words, slices too) to train on, and to test on."""
+    return train, test
+
+
+def prepare(
+    name: str, splits: tuple[str, str], data_dir: Path, manual_dir: Path | None, shape: Shape | None
+) -> tuple[list[Path], Callable[[], Task]]:
+    """The files of a data set under `data_dir`, downloaded and prepared if they are not there, and how to decode them.
+
+    `name` is `name` or `name/config`; `splits` of "" are the default ones: "train"; and "test", else "validation".
+    Raises InputError for an unknown name, config or split, a data set without an image and a class label, splits
+    that share examples, and one that needs the network or TensorFlow to be prepared and cannot have it.
+    """
+    builder = _builder(name, data_dir)
+    image, label = _features(name, builder)
+    if not builder.is_prepared():
+        _download(name, builder, data_dir, manual_dir)
+    train, test = _splits(name, builder.info.splits, splits)
+    note = f"trained on '{train}', tested on '{test}'" if (train, test) != ("train", "test") else ""
+
+    def decode() -> Task:
+        first, second = (_read(name, builder, split, image, label, shape) for split in (train, test))
+        return checked(name, first, second, tuple(builder.info.features[label].names), note)
+
+    return sorted(Path(str(builder.data_path)).iterdir()), decode
+
+
+def _builder(name: str, data_dir: Path) -> Any:
+    import tensorflow_datasets as tfds
+
+    base, _, config = name.partition("/")
+    try:
+        if base in idx.COMPLETE and not config:
+            return _idx_builder(base, data_dir)
+        return tfds.builder(name, data_dir=data_dir)
+    except tfds.core.registered.DatasetNotFoundError as error:
+        known = [*idx.SHIPPED, *tfds.list_builders(with_community_datasets=False)]
+        near = nearest(name, known)
+        near = near if near.startswith("; nearest") else nearest(name, [*idx.SHIPPED, *idx.COMPLETE])
+        raise InputError(f"unknown data set '{name}', and none such under '{data_dir}'{near}") from error
+    except ValueError as error:
+        try:
+            configs = list(tfds.builder_cls(base).builder_configs)
+        except ValueError:
+            configs = []
+        if configs or config:
+            what = nearest(config, configs) or "; it has none"
+            raise InputError(f"data set '{base}' has no config '{config}'{what}") from error
+        raise InputError(f"'{name}' is no data set's name: {_line(error)}") from error
+
+
+def _idx_builder(name: str, data_dir: Path) -> Any:
+    """TFDS' builder of MNIST and its kin, with Python's gzip, and the order of the IDX files kept."""
+    import tensorflow_datasets as tfds
+
+    stock: Any = tfds.builder_cls(name)
+
+    # Every builder's class enters TFDS' registry, where ours would take the place of the stock one.
+    with tfds.core.registered.skip_registration():
+
+        class Builder(stock):
+            name = stock.name
+            pkg_dir_path = stock._get_pkg_dir_path()
+            url_infos = stock.url_infos  # the registered checksums, else looked for beside this file
+
+            def _info(self) -> Any:
+                info = super()._info()
+                return tfds.core.DatasetInfo(
+                    builder=self,
+                    description=info.description,
+                    features=info.features,
+                    supervised_keys=info.supervised_keys,
+                    homepage=info.homepage,
+                    citation=info.citation,
+                    disable_shuffling=True,
+                )
+
+            def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+                urls = {file: urllib.parse.urljoin(stock.URL, f"{file}.gz") for file in idx.FILES}
+                files = dl_manager.download(urls)
+                halves = {"train": idx.FILES[:2], "test": idx.FILES[2:]}
+                return {split: self._generate_examples(*(files[f] for f in half)) for split, half in halves.items()}
+
+            def _generate_examples(self, pictures: Any, labels: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+                pairs = zip(_unpacked(pictures), _unpacked(labels), strict=True)
+                for row, (picture, label) in enumerate(pairs):
+                    yield row, {"image": _png(picture), "label": int(label)}
+
+    return Builder(data_dir=data_dir)
+
+
+def _unpacked(file: Any) -> np.ndarray:
+    return idx.read(Path(str(file)))
+
+
+def _png(picture: np.ndarray) -> Any:
+    # TFDS encodes PIL images by itself, arrays with TensorFlow.
+    from PIL import Image
+
+    return Image.fromarray(picture)
+
+
+def _features(name: str, builder: Any) -> tuple[str, str]:
+    """The names of the image and of the class label among the features."""
+    import tensorflow_datasets as tfds
+
+    features = builder.info.features
+    kinds = {key: type(features[key]) for key in (features or {})}
+    supervised = [k for k in builder.info.supervised_keys or () if isinstance(k, str)]
+    found = []
+    for kind in (tfds.features.Image, tfds.features.ClassLabel):
+        keys = [key for key in kinds if kinds[key] is kind]
+        keys = [key for key in keys if key in supervised] or keys
+        if len(keys) != 1:
+            raise InputError(
+                f"data set '{name}' is no image classification: it has {len(keys)} features of kind {kind.__name__} "
+                f"({', '.join(kinds)}), not one: choose another"
+            )
+        found.append(keys[0])
+    if features[found[0]].np_dtype != np.uint8:
+        raise InputError(f"data set '{name}' has images of {features[found[0]].np_dtype}, not uint8: choose another")
+    return found[0], found[1]
+
+
+def _splits(name: str, there: Any, asked: tuple[str, str]) -> tuple[str, str]:
+    train = asked[0] or "train"
+    test = asked[1] or ("test" if "test" in there else "validation")
+    spans = []
+    for option, split in (("train", train), ("test", test)):
+        try:
+            spans.append(there[split].file_instructions)
+        except (KeyError, ValueError, AssertionError) as error:
+            raise InputError(
+                f"data set '{name}' has no split '{split}' to {option} on, but {', '.join(map(repr, there))}: "
+                f"choose with {name}:{option}=SPLIT, such as {option}={next(iter(there), 'train')}[80%:]"
+            ) from error
+    for a in spans[0]:
+        for b in spans[1]:
+            if a.filename == b.filename and max(a.skip, b.skip) < min(a.skip + a.take, b.skip + b.take):
+                raise InputError(f"data set '{name}': '{train}' and '{test}' share examples: choose splits that do not")
+    return train, test
+
+
+def _read(name: str, builder: Any, split: str, image: str, label: str, shape: Shape | None) -> Split:
+    import tensorflow_datasets as tfds
+
+    # The encoded bytes, so that one decoder serves: TFDS takes OpenCV's where it finds it, and JPEGs then differ.
+    decoders = {image: tfds.decode.SkipDecoding()}
+    try:
+        source = builder.as_data_source(split=split, decoders=decoders)
+    except NotImplementedError as error:
+        raise InputError(
+            f"'{builder.data_path}' is prepared as {builder.info.file_format.value}, which needs TensorFlow: "
+            "prepare it as array_record, or give another --data_dir"
+        ) from error
+    channels = builder.info.features[image].shape[-1]
+    labels = np.empty(len(source), np.int64)
+
+    def pictures() -> Iterator[tuple[str, np.ndarray]]:
+        for row in range(len(source)):
+            example = source[row]
+            labels[row] = example[label]
+            what = f"{name}: picture {row} of {split}"
+            yield what, images.decode(example[image], channels, what)
+
+    return Split(images.gather(pictures(), len(source), shape), labels)
+
+
+def _download(name: str, builder: Any, data_dir: Path, manual_dir: Path | None) -> None:
+    import tensorflow_datasets as tfds
+
+    way = f"or put its files into DIR/{name} and give --manual_dir=DIR" if name in idx.COMPLETE else (
+        "or prepare it elsewhere as array_record and give its --data_dir"
+    )  # fmt: skip
+    host = _unreachable(builder.url_infos or {})
+    downloads = data_dir / "downloads"
+    if host and not manual_dir and not (downloads / "manual").exists() and not any(downloads.rglob("*.INFO")):
+        # TFDS would try for over three minutes.
+        raise InputError(f"data set '{name}' is not under '{data_dir}', and {host} cannot be reached: connect, {way}")
+    manual = manual_dir / name if manual_dir and name in idx.COMPLETE else manual_dir
+    config = tfds.download.DownloadConfig(
+        try_download_gcs=False, manual_dir=manual, force_checksums_validation=name in idx.COMPLETE
+    )
+    try:
+        builder.download_and_prepare(download_config=config, file_format="array_record")
+    except InputError:
+        raise
+    except Exception as error:  # whatever a builder of TFDS raises: hundreds of them, by many authors
+        if _lacks_tensorflow(error):
+            raise InputError(
+                f"data set '{name}' needs TensorFlow to be prepared: pip install 'tljax[tensorflow]', {way}"
+            ) from error
+        raise InputError(f"data set '{name}' could not be prepared ({_line(error)}): try again, {way}") from error
+
+
+def _unreachable(urls: Any) -> str:
+    """The host of the first URL if its name does not resolve and no proxy would do that, else ""."""
+    host = urllib.parse.urlparse(next(iter(urls), "")).hostname
+    if host and not urllib.request.getproxies():
+        try:
+            socket.getaddrinfo(host, None)
+        except OSError:
+            return host
+    return ""
+
+
+def _lacks_tensorflow(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, ImportError) and "tensorflow" in f"{error.name} {error}".lower():
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

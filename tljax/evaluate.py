@@ -1,0 +1,83 @@
+"""Metrics of one fit, from the logits of its test examples."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.special import log_softmax
+
+from tljax import models
+from tljax.types import Model, Params
+
+BATCH = 1000
+"""Examples a compiled batch: the last is padded, so that one executable serves every data set of a shape."""
+
+
+@functools.partial(jax.jit, static_argnames=("forward",))
+def _forward(forward: Any, params: Params, images: jax.Array) -> jax.Array:
+    model, merge = forward
+
+    def one(trial: Params) -> jax.Array:
+        merged = merge(trial) if merge else trial
+        return jax.lax.map(lambda x: models.apply(model, merged, x), images)
+
+    return jax.lax.map(one, params)
+
+
+def batches(images: np.ndarray) -> jax.Array:
+    """Images [n, ...] on the device as [batches, BATCH, ...], the last batch padded with zeros."""
+    count = -(-len(images) // BATCH)
+    padded = np.zeros((count * BATCH, *images.shape[1:]), images.dtype)
+    padded[: len(images)] = images
+    return jnp.asarray(padded.reshape(count, BATCH, *images.shape[1:]))
+
+
+def logits(model: Model, params: Params, images: jax.Array, count: int, merge: Any = None) -> np.ndarray:
+    """Logits float32 [trials, count, classes]: `params` with a leading axis of trials, `images` from `batches`."""
+    out = _forward((model, merge), params, images)
+    return np.asarray(out).reshape(out.shape[0], -1, out.shape[-1])[:, :count]
+
+
+def metrics(logits: np.ndarray, labels: np.ndarray) -> Mapping[str, Any]:
+    """Accuracy (a fraction), loss (nats), calibration error, per-class accuracy, and the confusion matrix.
+
+    Logits float [n, classes], labels int [n]. Loss is the mean cross-entropy, whatever the fit minimised. Confusion
+    counts have true classes in rows. A class without examples has accuracy None; logits that are not finite, as of
+    a fit that diverged, have no metric at all.
+
+    >>> round(metrics(np.log([[0.9, 0.1], [0.8, 0.2]]), np.array([0, 1]))["loss"], 4)
+    0.8574
+    """
+    if not np.isfinite(logits).all():
+        return dict.fromkeys(("accuracy", "loss", "calibration_error", "per_class_accuracy", "confusion"))
+    classes = logits.shape[-1]
+    log_p = log_softmax(logits.astype(np.float64), axis=-1)
+    predicted = logits.argmax(-1)
+    confusion = np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
+    counts = confusion.sum(1)
+    return {
+        "accuracy": float((predicted == labels).mean()),
+        "loss": float(-log_p[np.arange(len(labels)), labels].mean()),
+        "calibration_error": calibration_error(np.exp(log_p), labels),
+        "per_class_accuracy": [
+            float(right / n) if n else None for right, n in zip(np.diag(confusion), counts, strict=True)
+        ],
+        "confusion": confusion.tolist(),
+    }
+
+
+def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
+    """Expected calibration error: the mean gap between confidence and accuracy over bins of equal width.
+
+    Probabilities float [n, classes], labels int [n]. Guo et al. 2017, arXiv:1706.04599, eq. 3, with their 15 bins.
+
+    >>> calibration_error(np.array([[0.75, 0.25]] * 4), np.array([0, 0, 0, 1]))
+    0.0
+    """
+    confidence, right = probabilities.max(-1), probabilities.argmax(-1) == labels
+    where = np.minimum((confidence * bins).astype(int), bins - 1)
+    gap = np.bincount(where, weights=right - confidence, minlength=bins)
+    return float(np.abs(gap).sum() / len(labels))

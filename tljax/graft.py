@@ -1,0 +1,133 @@
+"""Graft: source parameters become target parameters, by a plan that accounts for every leaf."""
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from tljax import masks
+from tljax.types import InputError, Mask, Params
+
+
+class Row(NamedTuple):
+    """What becomes of one leaf."""
+
+    action: str
+    """'copied', 'renamed', 'drawn anew', 'zeroed' or 'dropped'."""
+    target: str | None
+    """Its path in the target; None if it is dropped."""
+    source: str | None
+    """Its path in the source; None if it is drawn anew."""
+    shape: tuple[int, ...]
+    dtype: str
+
+
+Plan = tuple[Row, ...]
+
+
+def plan(
+    source: Params | None,
+    target: Params,
+    *,
+    fresh: Iterable[str] = (),
+    zero: Iterable[str] = (),
+    rename: Mapping[str, str] | None = None,
+) -> Plan:
+    """Decide every leaf: abstract or real parameters in, a row a leaf out.
+
+    Leaves under the target's prefixes `fresh` keep the target's draw, those under `zero` become 0; all others come
+    from the source, by the same path or by `rename` ({source prefix: target prefix}). Source leaves under `fresh`
+    or `zero` are dropped. Raises InputError, naming paths and shapes, for a leaf without a counterpart, a shape or
+    dtype that differs, a rule that matches nothing, and two leaves with one place. No source: all is drawn anew.
+
+    >>> [row.action for row in plan({"a": jnp.ones(2)}, {"a": jnp.zeros(2)})]
+    ['copied']
+    """
+    fresh, zero = tuple(fresh), tuple(zero)
+    wanted = dict(zip(masks.paths(target), jax.tree.leaves(target), strict=True))
+    for prefix in (*fresh, *zero):
+        masks.under(target, prefix)
+    given = {} if source is None else dict(zip(masks.paths(source), jax.tree.leaves(source), strict=True))
+    origin = _renamed(given, rename or {})
+    is_fresh, is_zero = masks.inside(fresh), masks.inside(zero)
+    rows = []
+    for path, leaf in wanted.items():
+        shape, dtype = tuple(jnp.shape(leaf)), str(jnp.result_type(leaf))
+        if is_zero(path):
+            rows.append(Row("zeroed", path, None, shape, dtype))
+        elif source is None or is_fresh(path):
+            rows.append(Row("drawn anew", path, None, shape, dtype))
+        else:
+            rows.append(_kept(path, origin.get(path), leaf, given))
+    taken = {row.source for row in rows}
+    for path in given.keys() - taken:
+        place = next(to for to, come in origin.items() if come == path)
+        if not (is_fresh(place) or is_zero(place)):
+            raise InputError(
+                f"source leaf '{path}' {tuple(jnp.shape(given[path]))} has no place in the target, whose leaves are "
+                f"{sorted(wanted)}: is the source of another model?"
+            )
+    dropped = (
+        Row("dropped", None, path, tuple(jnp.shape(given[path])), str(jnp.result_type(given[path])))
+        for path in given
+        if path not in taken
+    )
+    return (*rows, *dropped)
+
+
+def _renamed(given: Iterable[str], rename: Mapping[str, str]) -> dict[str, str]:
+    """{path in the target: path in the source}."""
+    origin: dict[str, str] = {}
+    unused = set(rename)
+    for path in given:
+        place = path
+        for old, new in rename.items():
+            if masks.inside((old,))(path):
+                place = new + path[len(old) :]
+                unused.discard(old)
+                break
+        if place in origin:
+            raise InputError(f"source leaves '{origin[place]}' and '{path}' would both become '{place}': mend rename")
+        origin[place] = path
+    if unused:
+        raise InputError(f"rename rule '{min(unused)}' matches no source leaf; leaves: {sorted(given)}")
+    return origin
+
+
+def _kept(path: str, come: str | None, leaf: Params, given: Mapping[str, Params]) -> Row:
+    shape, dtype = tuple(jnp.shape(leaf)), str(jnp.result_type(leaf))
+    if come is None:
+        raise InputError(
+            f"target leaf '{path}' {shape} is not in the source, whose leaves are {sorted(given)}: is the source of "
+            "another model?"
+        )
+    there, kind = tuple(jnp.shape(given[come])), str(jnp.result_type(given[come]))
+    if there != shape or kind != dtype:
+        raise InputError(
+            f"source leaf '{come}' is {kind}{list(there)}, target leaf '{path}' is {dtype}{list(shape)}: the source "
+            "is of another model or shape; draw the stage anew or build the same model"
+        )
+    return Row("copied" if come == path else "renamed", path, come, shape, dtype)
+
+
+def apply(plan: Plan, source: Params | None, target: Params) -> tuple[Params, Mask]:
+    """(parameters, fresh): the target's tree with the plan carried out; True where a leaf was drawn anew.
+
+    A leaf that can never train is not fresh.
+
+    >>> source, target = {"a": jnp.ones(2)}, {"a": jnp.zeros(2)}
+    >>> apply(plan(source, target), source, target)[1]
+    {'a': False}
+    """
+    given = {} if source is None else dict(zip(masks.paths(source), jax.tree.leaves(source), strict=True))
+    rows = {row.target: row for row in plan if row.target is not None}
+    leaves, fresh = [], []
+    for path, leaf in zip(masks.paths(target), jax.tree.leaves(target), strict=True):
+        row = rows[path]
+        drawn = row.source is None
+        anew = jnp.zeros_like(leaf) if row.action == "zeroed" else leaf
+        leaves.append(anew if drawn else jnp.asarray(given[row.source]))
+        fresh.append(drawn and masks.can_train(path, leaf))
+    treedef = jax.tree.structure(target)
+    return treedef.unflatten(leaves), treedef.unflatten(fresh)

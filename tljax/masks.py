@@ -1,0 +1,323 @@
+"""Masks: which leaves of a pytree train. Plain pytrees, and functions on them.
+
+A mask is the tree of the parameters with, for each leaf, a bool, a number (scales the leaf's update) or an
+array (selects elements). True means trained, everywhere. None, integer leaves and running statistics
+(`batch_stats`, as Linen names them) never train.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tljax.plugins import nearest
+from tljax.types import InputError, Mask, Params
+
+
+def paths(tree: Any) -> list[str]:
+    """The path of each leaf, such as 'head/kernel', in the order of `jax.tree.leaves`.
+
+    Raises InputError where two leaves have one path (a key that contains '/').
+
+    >>> paths({"head": {"kernel": 1.0, "bias": 0.0}})
+    ['head/bias', 'head/kernel']
+    """
+    found = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    seen: set[str] = set()
+    for path in found:
+        if path in seen:
+            raise InputError(f"two leaves are named '{path}': rename the key that contains '/'")
+        seen.add(path)
+    return found
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _map(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(lambda path, *leaves: function(_name(path), *leaves), tree, *rest)
+
+
+def by_path(params: Params, predicate: Callable[[str], bool]) -> Mask:
+    """Train the leaves whose path makes `predicate` true; raise InputError if it is true for none.
+
+    >>> by_path({"head": {"kernel": 1.0, "bias": 0.0}}, lambda path: path.endswith("bias"))
+    {'head': {'bias': True, 'kernel': False}}
+    """
+    known = paths(params)
+    mask = _map(lambda path, leaf: bool(predicate(path)) and can_train(path, leaf), params)
+    if not any(jax.tree.leaves(mask)):
+        name = getattr(predicate, "__name__", "predicate")
+        raise InputError(f"by_path: {name} is true for no leaf that can train; leaves: {_some(known)}")
+    return mask
+
+
+def by_glob(params: Params, *patterns: str) -> Mask:
+    """Train the leaves that match any pattern: `*` within one name, `**` across names.
+
+    Raises InputError for a pattern that matches nothing.
+
+    >>> by_glob({"a": {"kernel": 1.0}, "b": {"bias": 0.0}}, "**/bias")
+    {'a': {'kernel': False}, 'b': {'bias': True}}
+    """
+    known = paths(params)
+    tests = [glob(pattern) for pattern in patterns]
+    for pattern, test in zip(patterns, tests, strict=True):
+        if not any(map(test, known)):
+            raise InputError(f"pattern '{pattern}' matches no leaf{nearest(pattern, known)}")
+    return by_path(params, lambda path: any(test(path) for test in tests))
+
+
+def glob(pattern: str) -> Callable[[str], bool]:
+    """The predicate of a pattern: `*` and `?` within one name, `**` for any number of names.
+
+    >>> [glob("**/bias")(path) for path in ("bias", "a/b/bias", "a/kernel")]
+    [True, True, False]
+    """
+    regex = "".join(
+        {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}.get(piece, re.escape(piece))
+        for piece in re.split(r"(\*\*/|\*\*|\*|\?)", pattern)
+    )
+    return lambda path: re.fullmatch(regex, path) is not None
+
+
+def under(params: Params, prefixes: str | Iterable[str]) -> Mask:
+    """Train the leaves under any of the path prefixes; raise InputError for a prefix that holds none.
+
+    >>> under({"hidden_0": {"bias": 0.0}, "head": {"bias": 0.0}}, ["head"])
+    {'head': {'bias': True}, 'hidden_0': {'bias': False}}
+    """
+    prefixes = (prefixes,) if isinstance(prefixes, str) else tuple(prefixes)
+    known = paths(params)
+    for prefix in prefixes:
+        if not any(map(inside((prefix,)), known)):
+            places = {path[: match.start()] for path in known for match in re.finditer("/|$", path)}
+            raise InputError(f"prefix '{prefix}' holds no leaf{nearest(prefix, places)}")
+    if not prefixes:
+        raise InputError(f"under: no prefix given, so nothing would train; leaves: {_some(known)}")
+    return by_path(params, inside(prefixes))
+
+
+def inside(prefixes: Iterable[str]) -> Callable[[str], bool]:
+    """The predicate of path prefixes: whole names, so that 'head' does not hold 'head_2/bias'."""
+    prefixes = tuple(prefixes)
+    return lambda path: any(path == p or path.startswith(p + "/") for p in prefixes)
+
+
+def union(*parts: Mask | None) -> Mask:
+    """Train what any of the masks trains. Bool leaves; None stands for a mask of nothing.
+
+    >>> union({"a": True, "b": False}, {"a": False, "b": False}, None)
+    {'a': True, 'b': False}
+    """
+    return _combine("union", lambda *leaves: any(leaves), parts)
+
+
+def intersect(*parts: Mask) -> Mask:
+    """Train what all of the masks train. Bool leaves.
+
+    >>> intersect({"a": True, "b": False}, {"a": True, "b": True})
+    {'a': True, 'b': False}
+    """
+    return _combine("intersect", lambda *leaves: all(leaves), parts)
+
+
+def invert(mask: Mask) -> Mask:
+    """Train what the mask freezes. Bool leaves; apply `intersect` where integer leaves are to stay frozen.
+
+    >>> invert({"a": True, "b": False})
+    {'a': False, 'b': True}
+    """
+    return _combine("invert", lambda leaf: not leaf, (mask,))
+
+
+def _combine(name: str, function: Callable[..., bool], parts: tuple[Mask | None, ...]) -> Mask:
+    given = [part for part in parts if part is not None]
+    if not given:
+        raise InputError(f"{name}: no mask given")
+    for part in given:
+        same_structure(given[0], part, "the first mask", "another")
+        for path, leaf in zip(paths(part), jax.tree.leaves(part), strict=True):
+            if not isinstance(leaf, bool | np.bool_):
+                raise InputError(f"{name}: the leaf at '{path}' is {leaf!r}, not a bool: combine bools, then scale")
+    return jax.tree.map(function, *given)
+
+
+def split(params: Params, mask: Mask) -> tuple[Params, Params]:
+    """(trained, frozen): two trees like `params`, each with None where the other has the leaf.
+
+    `params` may have None in some places already, as gradients of the trained part have.
+
+    >>> split({"a": 1.0, "b": 2.0}, {"a": True, "b": False})
+    ({'a': 1.0, 'b': None}, {'a': None, 'b': 2.0})
+    """
+    trained = _map(lambda path, m, leaf: leaf if _trains(m) and can_train(path, leaf) else None, mask, params)
+    frozen = _map(lambda path, m, leaf: None if _trains(m) and can_train(path, leaf) else leaf, mask, params)
+    return trained, frozen
+
+
+def join(trained: Params, frozen: Params) -> Params:
+    """The whole tree again from the two parts of `split`.
+
+    >>> join({"a": 1.0, "b": None}, {"a": None, "b": 2.0})
+    {'a': 1.0, 'b': 2.0}
+    """
+    return jax.tree.map(lambda t, f: f if t is None else t, trained, frozen, is_leaf=lambda leaf: leaf is None)
+
+
+def static(params: Params, mask: Mask) -> Mask:
+    """The bool tree of a mask: does the leaf have anything to train. This is what compilation depends on.
+
+    >>> static({"a": 1.0, "b": 2.0, "c": 3}, {"a": 0.5, "b": 0.0, "c": True})
+    {'a': True, 'b': False, 'c': False}
+    """
+    return _map(lambda path, leaf, m: _trains(m) and can_train(path, leaf), params, mask)
+
+
+def _trains(leaf: Any) -> bool:
+    """A leaf of a mask that leaves something to train; a traced number or an array does."""
+    if isinstance(leaf, bool | int | float | np.bool_ | np.number):
+        return bool(leaf != 0)
+    return True
+
+
+def can_train(path: str, leaf: Any) -> bool:
+    """Whether a leaf may train at all: not if it is None or of integers, nor a running statistic.
+
+    >>> can_train("head/kernel", 1.0), can_train("norm/batch_stats/mean", 1.0), can_train("step", 1)
+    (True, False, False)
+    """
+    statistic = "batch_stats" in path.split("/")
+    return leaf is not None and not statistic and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+
+
+def same_structure(expected: Any, found: Any, expected_name: str, found_name: str) -> None:
+    """Raise InputError, with the paths, unless both trees are the same but for their leaves."""
+    if jax.tree.structure(expected) == jax.tree.structure(found):
+        return
+    there, here = set(paths(expected)), set(paths(found))
+    differences = [f"only {expected_name} has {_some(sorted(there - here))}"] if there - here else []
+    differences += [f"only {found_name} has {_some(sorted(here - there))}"] if here - there else []
+    what = "; ".join(differences) or "their containers differ (a list for a tuple, say)"
+    raise InputError(f"{found_name} and {expected_name} are different trees: {what}")
+
+
+def lint(params: Params, mask: Mask, fresh: Mask | None = None) -> None:
+    """Raise InputError, naming the leaf, for a mask that cannot be meant.
+
+    Another tree than `params`; a leaf that is neither bool, number nor array; a number that is negative or not
+    finite; an array that does not fit its leaf, selects by other values than 0 and 1, or selects nothing; nothing
+    trained; a leaf that `fresh` says was drawn anew, frozen.
+    """
+    same_structure(params, mask, "the parameters", "the mask")
+    leaves = zip(paths(params), jax.tree.leaves(params), jax.tree.leaves(mask), strict=True)
+    for path, leaf, m in leaves:
+        _lint_leaf(path, leaf, m)
+    trained = static(params, mask)
+    if not any(jax.tree.leaves(trained)):
+        raise InputError("the mask freezes every leaf: train at least one")
+    if fresh is not None:
+        same_structure(params, fresh, "the parameters", "the fresh mask")
+        trainable = _map(can_train, params)
+        rows = zip(paths(params), *map(jax.tree.leaves, (fresh, trained, trainable)), strict=True)
+        lost = [path for path, drawn, trains, can in rows if drawn and can and not trains]
+        if lost:
+            raise InputError(
+                f"the mask freezes {_some(lost)}, which was drawn anew: return masks.union(mask, context.fresh)"
+            )
+
+
+def _lint_leaf(path: str, leaf: Any, m: Any) -> None:
+    if isinstance(m, bool | np.bool_):
+        return
+    if isinstance(m, int | float | np.number):
+        if not math.isfinite(m) or m < 0:
+            raise InputError(f"the mask's number at '{path}' is {m}: it must be finite and at least 0")
+        return
+    if not isinstance(m, np.ndarray | jax.Array):
+        raise InputError(f"the mask's leaf at '{path}' is {m!r}: give True, False, a number or an array")
+    shape = jnp.shape(leaf)
+    try:
+        fits = np.broadcast_shapes(m.shape, shape) == shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise InputError(f"the mask's array at '{path}' has shape {m.shape}, which does not broadcast to {shape}")
+    values = np.asarray(m)
+    if not np.isin(values, (0, 1)).all():
+        raise InputError(f"the mask's array at '{path}' has values beside 0 and 1: it selects; scale with a number")
+    if not values.any():
+        raise InputError(f"the mask's array at '{path}' is all zero: write False")
+
+
+class Row(NamedTuple):
+    """A line of the mask table."""
+
+    path: str
+    shape: tuple[int, ...]
+    trained: str
+    """'trained', 'frozen', 'x 0.1' (a scaled update) or 'part' (an array)."""
+    count: int
+    """Numbers in the leaf."""
+    trained_count: int
+    """Numbers of it that train."""
+
+
+def table(params: Params, mask: Mask) -> list[Row]:
+    """A row for each leaf: path, shape, trained or frozen, how many numbers.
+
+    >>> table({"b": np.zeros(3)}, {"b": True})
+    [Row(path='b', shape=(3,), trained='trained', count=3, trained_count=3)]
+    """
+    rows = []
+    trained = jax.tree.leaves(static(params, mask))
+    leaves = zip(paths(params), jax.tree.leaves(params), jax.tree.leaves(mask), trained, strict=True)
+    for path, leaf, m, trains in leaves:
+        shape = tuple(jnp.shape(leaf))
+        count = math.prod(shape)
+        selected = count if trains else 0
+        word = "trained" if trains else "frozen"
+        if trains and isinstance(m, np.ndarray | jax.Array) and np.ndim(m):
+            selected, word = int(np.broadcast_to(np.asarray(m), shape).astype(bool).sum()), "part"
+        elif trains and not isinstance(m, bool | np.bool_) and float(m) != 1:
+            word = f"x {float(m):g}"
+        rows.append(Row(path, shape, word, count, selected))
+    return rows
+
+
+def to_json(mask: Mask) -> str:
+    """A mask of bools and numbers as JSON, {path: value}; raises InputError for an array leaf.
+
+    >>> to_json({"head": {"bias": True, "kernel": 0.5}})
+    '{"head/bias": true, "head/kernel": 0.5}'
+    """
+    values = dict(zip(paths(mask), jax.tree.leaves(mask), strict=True))
+    for path, m in values.items():
+        if not isinstance(m, bool | int | float | np.bool_ | np.number):
+            raise InputError(f"the mask's leaf at '{path}' is an array: save it as .npz")
+    return json.dumps({path: m.item() if isinstance(m, np.generic) else m for path, m in values.items()})
+
+
+def from_json(text: str, params: Params) -> Mask:
+    """The mask that `to_json` wrote, for parameters of the same paths; raises InputError for others.
+
+    >>> from_json('{"a": true}', {"a": 1.0})
+    {'a': True}
+    """
+    values = json.loads(text)
+    known = paths(params)
+    if set(values) != set(known):
+        odd = sorted(set(values) ^ set(known))
+        raise InputError(f"the mask in JSON and the parameters differ at {_some(odd)}: they are of different models")
+    return jax.tree.structure(params).unflatten([values[path] for path in known])
+
+
+def _some(names: list[str], most: int = 6) -> str:
+    shown = ", ".join(f"'{name}'" for name in names[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,207 @@
+"""The one little grammar, `name:option=value`, and what the name stands for.
+
+A name is a file of one of our folders (`last_k`), a `package.module:attribute`, or a `file.py:attribute`.
+"""
+
+import ast
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from tljax.types import InputError, Method
+
+
+class Spec(NamedTuple):
+    """A parsed `name:word:option=value`."""
+
+    name: str
+    words: tuple[str, ...] = ()
+    options: Mapping[str, str] = {}
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error message: the known names nearest to `name`.
+
+    >>> nearest("heed_only", ["scratch", "head_only"])
+    "; nearest: 'head_only'"
+    """
+    known = [str(k) for k in known]
+    close = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+    if close:
+        return "; nearest: " + ", ".join(repr(c) for c in close)
+    return "; known: " + ", ".join(sorted(known)) if known else ""
+
+
+def split(text: str, separator: str) -> list[str]:
+    """`text` cut at `separator` (one character), but not inside brackets.
+
+    >>> split("cifar10:train=train[:80%],mnist", ",")
+    ['cifar10:train=train[:80%]', 'mnist']
+    """
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "[(") - (character in "])")
+        if character == separator and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
+
+
+def parse(text: str) -> Spec:
+    """Read `name:word:option=value`; raise InputError where it is not of that form.
+
+    >>> parse("mine.py:strategy:k=2")
+    Spec(name='mine.py', words=('strategy',), options={'k': '2'})
+    """
+    name, *rest = (part.strip() for part in split(text, ":"))
+    words: list[str] = []
+    options: dict[str, str] = {}
+    for part in rest:
+        key, equals, value = part.partition("=")
+        if not part or not key or (equals and not value):
+            raise InputError(f"'{text}' is not of the form name:option=value: see '{part}'")
+        if key in options:
+            raise InputError(f"'{text}' gives option '{key}' twice: keep one")
+        if equals:
+            options[key] = value
+        else:
+            words.append(key)
+    if not name:
+        raise InputError(f"'{text}' has no name before its options: write name:option=value")
+    return Spec(name, tuple(words), options)
+
+
+def bind(
+    function: Callable[..., Any], options: Mapping[str, str], what: str, given: Iterable[str] = ()
+) -> dict[str, Any]:
+    """The options of a spec as keyword arguments of `function`, converted by its annotations.
+
+    Options are the parameters that are keyword-only or have a default; `given` names those that are none.
+    Raises InputError for an option that the function does not take, or a value of the wrong type.
+
+    >>> bind(lambda params, *, k=1: None, {"k": "2"}, "strategy 'last_k'")
+    {'k': 2}
+    """
+    parameters = {
+        p.name: p
+        for p in inspect.signature(function, eval_str=True).parameters.values()
+        if p.name not in given and (p.kind is p.KEYWORD_ONLY or p.default is not p.empty)
+    }
+    for name in options.keys() - parameters.keys():
+        known = nearest(name, parameters) or "; it takes none"
+        raise InputError(f"{what} has no option '{name}'{known}")
+    for p in parameters.values():
+        if p.default is p.empty and p.name not in options:
+            raise InputError(f"{what} needs option '{p.name}': write {p.name}=VALUE after its name")
+    return {name: _convert(value, parameters[name], what) for name, value in options.items()}
+
+
+def _convert(text: str, parameter: inspect.Parameter, what: str) -> Any:
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
+    wanted = parameter.annotation
+    if wanted is parameter.empty:
+        wanted = type(parameter.default) if parameter.default not in (None, parameter.empty) else None
+    if wanted is float and type(value) is int:
+        value = float(value)
+    if wanted is str:
+        value = text
+    if wanted in (int, float, bool, str) and type(value) is not wanted:
+        raise InputError(f"option '{parameter.name}' of {what} is {wanted.__name__}, not '{text}'")
+    return value
+
+
+def names(package: str, kind: str) -> list[str]:
+    """The files of a folder of plugins that define the function `kind`, without importing them.
+
+    >>> "head_only" in names("tljax.strategies", "strategy")
+    True
+    """
+    spec = importlib.util.find_spec(package)
+    places = (spec.submodule_search_locations if spec else None) or ()
+    files = [file for place in places for file in Path(place).glob("*.py")]
+    return sorted(file.stem for file in files if f"\ndef {kind}(" in file.read_text(encoding="utf-8"))
+
+
+def module(spec: Spec, package: str, kind: str) -> ModuleType:
+    """The module that a spec's name stands for: one of `package`, a dotted path, or a file.
+
+    Raises InputError where there is none; `kind` is the word for it in the message.
+    """
+    if spec.name.endswith(".py"):
+        return _from_file(Path(spec.name), kind)
+    if "." in spec.name:
+        return _import(spec.name, f"{kind} '{spec.name}'")
+    known = names(package, kind)
+    if spec.name not in known:
+        raise InputError(f"unknown {kind} '{spec.name}'{nearest(spec.name, known)}")
+    return _import(f"{package}.{spec.name}", f"{kind} '{spec.name}'")
+
+
+def _import(name: str, what: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise InputError(f"{what} cannot be imported: {error}") from error
+
+
+def _from_file(file: Path, kind: str) -> ModuleType:
+    if not file.is_file():
+        raise InputError(f"{kind} file '{file}' does not exist: give its path from the working directory")
+    name = "tljax_plugin_" + hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]
+    loader = importlib.util.spec_from_file_location(name, file)
+    if loader is None or loader.loader is None:
+        raise InputError(f"{kind} file '{file}' cannot be read as Python")
+    loaded = importlib.util.module_from_spec(loader)
+    sys.modules[name] = loaded
+    try:
+        loader.loader.exec_module(loaded)
+    except Exception as error:
+        del sys.modules[name]
+        raise InputError(f"{kind} file '{file}' fails when read: {type(error).__name__}: {error}") from error
+    return loaded
+
+
+def attribute(spec: Spec, found: ModuleType, kind: str) -> Callable[..., Any]:
+    """The function of a plugin's module that a spec names; without a name, the one called as its `kind`.
+
+    Raises InputError where it is missing.
+    """
+    if len(spec.words) > 1:
+        raise InputError(f"{kind} '{spec.name}' is followed by {spec.words}: one attribute, then option=value")
+    name = spec.words[0] if spec.words else kind
+    function = getattr(found, name, None)
+    if not callable(function):
+        functions = [n for n, value in vars(found).items() if inspect.isfunction(value) and not n.startswith("_")]
+        raise InputError(f"{kind} '{spec.name}' has no function '{name}'{nearest(name, functions)}")
+    return function
+
+
+def method(text: str) -> tuple[Method, dict[str, Any]]:
+    """The Method that `--strategies` names, and its options.
+
+    >>> method("last_k:k=2")[1]
+    {'k': 2}
+    """
+    spec = parse(text)
+    found = module(spec, "tljax.strategies", "strategy")
+    strategy = attribute(spec, found, "strategy")
+    parts = {name: getattr(found, name, None) for name in ("adapt", "merge", "reinit")}
+    driven = bool(getattr(found, "DATA_DRIVEN", False))
+    return Method(strategy, **parts, data_driven=driven), bind(strategy, spec.options, f"strategy '{spec.name}'")
+
+
+def source_digest(function: Callable[..., Any]) -> str:
+    """SHA-256 of the file that defines `function`: what an edit of a strategy changes."""
+    file = inspect.getsourcefile(function)
+    return hashlib.sha256(Path(file).read_bytes() if file else repr(function).encode()).hexdigest()

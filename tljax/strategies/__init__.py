@@ -1,0 +1,1 @@
+"""One file, one strategy; its name is the flag's value."""

@@ -1,0 +1,105 @@
+"""Fits, a row each, to strategies, a row each: means and ranges over seeds."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+Row = Mapping[str, Any]
+
+Spread = tuple[float, float, float]
+"""Mean, lowest and highest over seeds."""
+
+
+def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """A row for each budget, target and strategy; fits of sources are left out, diverged fits enter no mean.
+
+    Keys: target, source, strategy (such as 'last_k:k=2'), train_examples; seeds, diverged, counted (how many fits
+    there are, diverged, entered the means); accuracy (fraction), test_loss (nats), calibration_error (fraction),
+    each a `Spread` or None; gain (points above scratch, paired by seed) and gain_seeds (how many pairs); steps and
+    seconds (means), trained_parameters and total_parameters. The order is that of `groups` without the sources' fits.
+    """
+    fits = [row for row in rows if row["strategy"] != "pretrain"]
+    scratch = [row for row in fits if row["strategy"] == "scratch"]
+    return [_aggregate(members, scratch) for members in groups(fits)]
+
+
+def sources(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Likewise of the fits that pretrained a source; none has a gain."""
+    return [_aggregate(members, []) for members in groups([row for row in rows if row["strategy"] == "pretrain"])]
+
+
+def groups(rows: Sequence[Row]) -> list[list[Row]]:
+    """Fits that differ in their seed alone, together; budgets ascend, else in the order of the rows."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["target"], row.get("source"), label(row), row["train_examples"]), []).append(row)
+    return sorted(groups.values(), key=lambda members: members[0]["train_examples"] or 0)
+
+
+def label(row: Row) -> str:
+    """The strategy and its options as a flag would have them.
+
+    >>> label({"strategy": "last_k", "options": {"k": 2}})
+    'last_k:k=2'
+    """
+    options = row.get("options") or {}
+    return ":".join([str(row["strategy"]), *(f"{name}={options[name]}" for name in sorted(options))])
+
+
+def counts(row: Row) -> bool:
+    """Whether a fit enters the means: it did not diverge, and its test accuracy is a number."""
+    return not row.get("diverged") and finite(row.get("test_accuracy"))
+
+
+def finite(value: Any) -> bool:
+    """Whether there is a number: not None, NaN or infinite."""
+    return value is not None and math.isfinite(value)
+
+
+def spread(values: Iterable[Any]) -> Spread | None:
+    """Mean, lowest and highest of what is finite; None where nothing is.
+
+    >>> spread([1.0, None, 3.0])
+    (2.0, 1.0, 3.0)
+    """
+    known = [float(value) for value in values if finite(value)]
+    return (math.fsum(known) / len(known), min(known), max(known)) if known else None
+
+
+def _aggregate(members: Sequence[Row], scratch: Sequence[Row]) -> dict[str, Any]:
+    first = members[0]
+    counted = [row for row in members if counts(row)]
+    gains = [] if first["strategy"] == "scratch" else _gains(counted, scratch)
+    return {
+        "target": first["target"],
+        "source": first.get("source"),
+        "strategy": label(first),
+        "train_examples": first["train_examples"],
+        "seeds": len(members),
+        "diverged": sum(bool(row.get("diverged")) for row in members),
+        "counted": len(counted),
+        "accuracy": spread(row["test_accuracy"] for row in counted),
+        "gain": spread(gains),
+        "gain_seeds": len(gains),
+        "test_loss": spread(row.get("test_loss") for row in counted),
+        "calibration_error": spread(row.get("calibration_error") for row in counted),
+        "trained_parameters": first.get("trained_parameters"),
+        "total_parameters": first.get("total_parameters"),
+        "steps": _mean(row.get("steps") for row in counted),
+        "seconds": _mean(row.get("seconds") for row in counted),
+    }
+
+
+def _gains(counted: Sequence[Row], scratch: Sequence[Row]) -> list[float]:
+    """Points above the fit from scratch of the same target, budget and seed, where there is one."""
+    baseline = {_pair(row): row["test_accuracy"] for row in scratch if counts(row)}
+    return [100 * (row["test_accuracy"] - baseline[_pair(row)]) for row in counted if _pair(row) in baseline]
+
+
+def _pair(row: Row) -> tuple[Any, ...]:
+    return row["target"], row["train_examples"], row["seed"]
+
+
+def _mean(values: Iterable[Any]) -> float | None:
+    known = spread(values)
+    return known[0] if known else None

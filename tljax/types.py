@@ -1,0 +1,103 @@
+"""The contracts that every room shares: types, no logic."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+Params = Any
+"""A pytree of arrays. None and integer leaves are never trained."""
+
+Mask = Any
+"""The tree of the parameters with a bool, a number or an array (broadcastable to its leaf) for each
+leaf. True means trained, everywhere; a number scales the leaf's update; an array selects elements."""
+
+
+class InputError(ValueError):
+    """Bad input: one line that names the thing, the place and the remedy."""
+
+
+class Context(NamedTuple):
+    """What a strategy may know; every field is optional, so that any training loop can build one."""
+
+    stages: tuple[str, ...] = ()
+    """Path prefixes in the order of the model (a dict forgets its order in every JAX call)."""
+    source_params: Params | None = None
+    """The source's parameters as they were trained, before the graft."""
+    fresh: Mask | None = None
+    """Which leaves the graft (or adapt) drew anew: True means drawn."""
+    key: jax.Array | None = None
+    """A key of the strategy's own, from the seed."""
+    gradient: Callable[[Params], Params] | None = None
+    """params -> mean gradient of L on the target's training split."""
+    fisher: Callable[[Params], Params] | None = None
+    """params -> mean squared gradient of L an example, likewise."""
+
+
+class Strategy(Protocol):
+    """A pure function from parameters to what of them trains."""
+
+    def __call__(self, params: Params, context: Context, **options: Any) -> "Mask | Sequence[Phase]": ...
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A mask and when it begins. Not a pytree, so never mistaken for a mask."""
+
+    start: float
+    """Fraction of training; the first is 0.0, then strictly increasing."""
+    mask: Any
+    """A Mask, or a Strategy that is evaluated at the boundary."""
+
+
+class Method(NamedTuple):
+    """What `plugins.method` reads, once, from a strategy's module."""
+
+    strategy: Callable[..., Any]
+    adapt: Callable[..., Params] | None = None
+    """(params, key, **options) -> params with more leaves in the same stages; the new ones are fresh."""
+    merge: Callable[..., Params] | None = None
+    """(params, **options) -> ordinary params with the same outputs."""
+    reinit: Callable[..., Sequence[str]] | None = None
+    """(context, **options) -> path prefixes to draw anew beside the head."""
+    data_driven: bool = False
+    """The module's DATA_DRIVEN: the strategy needs context.gradient or context.fisher."""
+
+
+class Stage(NamedTuple):
+    """A named piece of a model; stateless."""
+
+    name: str
+    init: Callable[[jax.Array, jax.Array], Params]
+    """(key, x) -> parameters of the stage."""
+    apply: Callable[..., jax.Array]
+    """(params, x, *, key=None) -> y. A key means training (dropout), and then the stage is not cached."""
+
+
+Model = tuple[Stage, ...]
+"""Its parameters are {stage.name: parameters of the stage}; the last stage is the head."""
+
+
+class Split(NamedTuple):
+    """Examples and their labels."""
+
+    images: np.ndarray
+    """uint8 [n, height, width, channels], or float32 features [n, ...]. May be memory-mapped: read only."""
+    labels: np.ndarray
+    """int32 [n], each in 0 .. classes - 1."""
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A data set to learn."""
+
+    name: str
+    train: Split
+    test: Split
+    classes: tuple[str, ...]
+    fingerprint: str
+    """SHA-256 over shapes, dtypes, bytes and class names of both splits: 64 hexadecimal digits."""
+    note: str = ""
+    """What every table must say of this data, such as that it is a part of the complete set."""
