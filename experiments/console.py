@@ -11,11 +11,11 @@ from tljax import graft, masks
 from tljax.types import InputError
 
 
-def run_main(main: Callable[[Sequence[str]], None]) -> None:
+def run_main(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
     """Run a program: bad input ends with one line on standard error and exit code 1."""
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
-        main(sys.argv)
+        main(sys.argv if argv is None else argv)
     except InputError as error:
         _fail(str(error))
     except OSError as error:
@@ -112,13 +112,17 @@ def results(title: str, lines: Sequence[Mapping[str, Any]], notes: Sequence[str]
                 _range(row["accuracy"], 100),
                 _range(row["gain"], 1, "+"),
                 _range(row["test_loss"], 1, places=3),
-                f"{row['trained_parameters']:,}",
-                f"{row['steps']:,.0f}",
-                f"{row['seconds']:.1f}",
+                _number(row["trained_parameters"], ",.0f"),
+                _number(row["steps"], ",.0f"),
+                _number(row["seconds"], ".1f"),
             )
         )
     columns = ["strategy", "labels", "seeds", "test accuracy %", "against scratch", "loss (nats)", "trained", "steps"]
     table(title, [*columns, "seconds"], rows, notes)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else f"{value:{form}}"
 
 
 def _range(values: tuple[float, float, float] | None, scale: float, sign: str = "", places: int = 2) -> str:

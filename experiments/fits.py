@@ -48,13 +48,20 @@ class Fit(NamedTuple):
     """int32: the training examples that are held out."""
 
 
-def check(recipe: Recipe, budget: str, task: Task) -> None:
-    """Raise InputError for what of a recipe cannot be, before anything is trained or written."""
-    count, _ = _chosen(recipe, budget, task, 0)
-    optimizer.rates(recipe.schedule, recipe.learning_rate, recipe.warmup, steps(recipe, len(count)))
-    optimizer.spec(recipe.optimizer, momentum=recipe.momentum, weight_decay=recipe.weight_decay, clip=recipe.clip)
-    objective.loss(recipe.loss)
-    objective.penalties(recipe.penalty)
+def check(recipe: Recipe, budget: str, task: Task, params: Params, prefix: str = "") -> None:
+    """Raise InputError for what of a recipe cannot be, before anything is trained or written.
+
+    `prefix` is 'source_' where the flags are those of the source's fit.
+    """
+    try:
+        subset, _ = _chosen(recipe, budget, task, 0)
+        optimizer.rates(recipe.schedule, recipe.learning_rate, recipe.warmup, steps(recipe, len(subset)))
+        optimizer.spec(recipe.optimizer, momentum=recipe.momentum, weight_decay=recipe.weight_decay, clip=recipe.clip)
+        objective.loss(recipe.loss)
+        for term in objective.penalties(recipe.penalty)[0]:
+            masks.by_glob(params, term.on)
+    except InputError as error:
+        raise InputError(str(error).replace("--", f"--{prefix}", 1)) from error
 
 
 def steps(recipe: Recipe, examples: int) -> int:
@@ -111,8 +118,11 @@ def identify(name: str, line: Mapping[str, Any], decisive: Mapping[str, Any]) ->
     """The first half of a line, with the key of everything that decides the bits, and a name from both."""
     text = json.dumps({**line, **decisive, "tljax": __version__}, sort_keys=True, default=str)
     key = hashlib.sha256(text.encode()).hexdigest()
-    stem = re.sub(r"[^A-Za-z0-9.-]+", "_", name).strip("_.")[-80:]
-    return {"name": f"{stem}-{key[:8]}", "key": key, **line}
+    return {"name": f"{_file_name(name)}-{key[:8]}", "key": key, **line}
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", text)[-80:].strip("_.")
 
 
 def run(
@@ -175,9 +185,8 @@ def _validate(
 
 
 def _second_half(curve: list[dict[str, float]], test: Mapping[str, Any], held: Mapping[str, Any] | None) -> rundir.Line:
-    diverged = (
-        not all(np.isfinite(point["train_loss"] + point["train_penalty"]) for point in curve) or test["loss"] is None
-    )
+    totals = [point["train_loss"] + point["train_penalty"] for point in curve]
+    diverged = test["loss"] is None or not np.isfinite(totals).all()
     last = {name: value if np.isfinite(value) else None for name, value in curve[-1].items()}
     return {
         "test_accuracy": test["accuracy"],
@@ -189,7 +198,7 @@ def _second_half(curve: list[dict[str, float]], test: Mapping[str, Any], held: M
         "validation_loss": held["loss"] if held else None,
         "train_loss": last["train_loss"],
         "train_penalty": last["train_penalty"],
-        "train_total": None if diverged else curve[-1]["train_loss"] + curve[-1]["train_penalty"],
+        "train_total": None if diverged else totals[-1],
         "diverged": diverged,
     }
 
@@ -205,8 +214,7 @@ def _leave(
 ) -> None:
     """Everything of a group to disk, its lines of results last: only then it is done."""
     digest = hashlib.sha256("".join(line["key"] for line in lines).encode()).hexdigest()
-    place = folder / "checkpoints" / f"{lines[0]['strategy'].split(':')[0]}-{digest[:8]}"
-    place = place.with_name(re.sub(r"[^A-Za-z0-9.-]+", "_", place.name).strip("_."))
+    place = folder / "checkpoints" / f"{_file_name(lines[0]['strategy'])}-{digest[:8]}"
     shutil.rmtree(place, ignore_errors=True)
     each = {line["name"]: jax.tree.map(lambda leaf, i=i: leaf[i], params) for i, line in enumerate(lines)}
     fits = {line["name"]: {"seed": line["seed"], "accuracy": line["test_accuracy"]} for line in lines}
@@ -229,7 +237,7 @@ def _write_metrics(folder: Path, curve: Sequence[Mapping[str, float]]) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     with SummaryWriter(str(folder)) as writer:
         for point in curve:
-            for name in point.keys() - {"step"}:
+            for name in (name for name in point if name != "step" and np.isfinite(point[name])):
                 writer.add_scalar(name, point[name], int(point["step"]))
     np.savez(folder / "curves.npz", **{name: np.array([point[name] for point in curve]) for name in curve[0]})
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from experiments import console, sources
 from experiments.options import Settings
@@ -75,13 +74,10 @@ class Ground(NamedTuple):
 
 
 def ground(made: Settings, model: Model, source: Source | None, target: Task, streams: seeds.Seeds) -> Ground:
-    """The ground of one seed, with zeros for a source that is still to come (`with_source`)."""
+    """The ground of one seed, with a draw for a source that is still to come (`with_source`)."""
     shape = tuple(target.train.images.shape[1:])
     key = jax.random.key(streams.head)
-    like = None
-    if source:
-        built = sources.model(made, len(source.classes))
-        like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), models.abstract(built, shape))
+    like = models.init(sources.model(made, len(source.classes)), key, shape) if source else None
     head = made.head
     if head == "auto":
         head = "copy" if source and source.classes == target.classes else "fresh"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import console, fits, options, sources, workdir
+from experiments import console, options, sources, workdir
 from tljax.types import InputError
 
 
@@ -18,9 +18,7 @@ def run(**flags: Any) -> list[workdir.Line]:
     made = options.settings(**flags)
     if made.source is None or made.source_checkpoint:
         raise InputError("--source is what this program trains: name a data set, such as --source=mnist_10k")
-    task = sources.load(made, made.source, made.image_shape)
-    sources.model(made, len(task.classes))
-    fits.check(made.source_recipe, "all", task)
+    task = sources.checked(made)
     with workdir.opened(made, "pretrain") as folder:
         workdir.record(folder, {task.name: task.fingerprint})
         lines = sources.train(made, task, folder)

@@ -43,9 +43,7 @@ def load(made: Settings, name: str, shape: tuple[int, ...] | None) -> Task:
 
 def from_data(made: Settings) -> Source:
     """The source that `--source` names: trained in the run directory unless it is there."""
-    task = load(made, made.source or "", made.image_shape)
-    model(made, len(task.classes))
-    fits.check(made.source_recipe, "all", task)
+    task = checked(made)
     plan = _planned(made, task)
 
     def obtain(folder: Path) -> dict[int, Trained]:
@@ -60,6 +58,14 @@ def from_data(made: Settings) -> Source:
     identity = {seed: line["key"] for seed, line in plan.items()}
     shape = tuple(task.train.images.shape[1:])
     return Source(task.name, task.classes, shape, identity, obtain, task.fingerprint, task.note)
+
+
+def checked(made: Settings) -> Task:
+    """The source's task, once it is sure that the flags can learn it."""
+    task = load(made, made.source or "", made.image_shape)
+    params = models.abstract(model(made, len(task.classes)), task.train.images.shape[1:])
+    fits.check(made.source_recipe, "all", task, params, "source_")
+    return task
 
 
 def model(made: Settings, classes: int) -> Model:

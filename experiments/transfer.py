@@ -4,7 +4,7 @@ Each strategy starts from the source's parameters, and beside them all the same 
 run directory holds everything; a finished fit in it is not trained again.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,13 +33,11 @@ def run(**flags: Any) -> list[workdir.Line]:
         _show(todo)
         return []
     with workdir.opened(made, "transfer") as folder:
-        prints = {todo.target.name: todo.target.fingerprint}
-        if todo.source:
-            prints[todo.source.name] = todo.source.fingerprint
-        workdir.record(folder, prints)
         plan = planned(todo)
         missing = {key: job for key, job in plan.items() if key not in _done(folder)}
         if missing:
+            prints = {task.name: task.fingerprint for task in (todo.target, todo.source) if task}
+            workdir.record(folder, prints)
             _train(todo, missing, folder)
         done = _done(folder)
         lines = [done[key] for key in plan]
@@ -64,11 +62,13 @@ def prepare(made: Settings) -> Experiment:
     if source and shape != source.shape:
         raise InputError(f"target '{target.name}' has shape {shape}, the source {source.shape}: features must agree")
     model = sources.model(made, len(target.classes))
-    for budget in made.train_examples:
-        fits.check(made.recipe, budget, target)
     if source is None:
         methods.refuse_without_source(named, model)
-    return Experiment(made, source, target, model, named)
+    todo = Experiment(made, source, target, model, named)
+    for _, start in _first_starts(todo):
+        for budget in made.train_examples:
+            fits.check(made.recipe, budget, target, start.params)
+    return todo
 
 
 class Job(NamedTuple):
@@ -155,11 +155,15 @@ def _ground(todo: Experiment, seed: int) -> methods.Ground:
     return methods.ground(todo.made, todo.model, todo.source, todo.target, _streams(todo.made, seed))
 
 
-def _show(todo: Experiment) -> None:
-    """The graft plan and mask table of every strategy under the first seed; the source is not trained for it."""
+def _first_starts(todo: Experiment) -> Iterator[tuple[methods.Named, methods.Start]]:
+    """How every strategy starts under the first seed, from a source that is drawn and not trained."""
     ground = _ground(todo, todo.made.seeds[0])
     for method in todo.methods:
-        start = methods.start(method, ground)
+        yield method, methods.start(method, ground)
+
+
+def _show(todo: Experiment) -> None:
+    for method, start in _first_starts(todo):
         console.plan(method.label, start.plan, start.params, start.mask)
 
 

@@ -67,6 +67,10 @@ def spoil_layout(folder: Path) -> None:
         (folder / split).rename(folder / f"{split}s")
 
 
+def spoil_place(folder: Path) -> None:
+    (folder / "train" / "cat" / "0.png").rename(folder / "train" / "0.png")
+
+
 def spoil_file(folder: Path) -> None:
     (folder / "train" / "cat" / "0.png").rename(folder / "train" / "cat" / "0.bmp")
 
@@ -90,6 +94,7 @@ def spoil_all_but_one(folder: Path) -> None:
     [
         (spoil_class, r"test' lacks class 'cat' of train|train' lacks class 'cow' of test"),
         (spoil_layout, r"has no folder 'train': expected is DIR/train/CLASS/\*.png"),
+        (spoil_place, r"train/0.png' is no class folder: expected is"),
         (spoil_file, r"0.bmp' is no .png, .jpg, .jpeg file: convert or remove it"),
         (spoil_bytes, r"0.png' is no readable picture"),
         (spoil_empty, r"ant' holds no picture"),
@@ -197,7 +202,7 @@ def test_a_bad_array_is_named_with_row_and_value(changes: dict[str, Any], words:
 
 def test_a_bad_file_is_named(tmp_path: Path) -> None:
     file = tmp_path / "d.npz"
-    with pytest.raises(InputError, match="d.npz' does not exist"):
+    with pytest.raises(InputError, match=r"d.npz' does not exist"):
         load(str(file), data_dir=tmp_path)
     np.savez(file, **good())
     whole = file.read_bytes()

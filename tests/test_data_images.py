@@ -86,14 +86,14 @@ def test_sixteen_bits_and_damaged_pictures_are_refused() -> None:
         decode(encoded(deep), None, "x.png")
     whole = encoded(COLOUR)
     for data in (b"", b"no picture", whole[: len(whole) // 2], whole[:30]):
-        with pytest.raises(InputError, match="x.png is no readable picture") as error:
+        with pytest.raises(InputError, match=r"x.png is no readable picture") as error:
             decode(data, None, "x.png")
         assert "\n" not in str(error.value)
 
 
 def test_pictures_of_many_sizes_need_a_shape() -> None:
     pictures = [("a", PICTURES[0]), ("b", PICTURES[1, :10])]
-    with pytest.raises(InputError, match="b is 10x20x4, the first 24x20x4: .*--image_shape"):
+    with pytest.raises(InputError, match=r"b is 10x20x4, the first 24x20x4: .*--image_shape"):
         gather(pictures, 2, None)
     got = gather(pictures, 2, (24, 20, 3))
     np.testing.assert_array_equal(got[0], PICTURES[0, ..., :3])

@@ -1,7 +1,7 @@
 """Graft: source parameters become target parameters, by a plan that accounts for every leaf."""
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +53,7 @@ def plan(
     is_fresh, is_zero = masks.inside(fresh), masks.inside(zero)
     rows = []
     for path, leaf in wanted.items():
-        shape, dtype = tuple(jnp.shape(leaf)), str(jnp.result_type(leaf))
+        shape, dtype = tuple(jnp.shape(leaf)), _dtype(leaf)
         if is_zero(path):
             rows.append(Row("zeroed", path, None, shape, dtype))
         elif source is None or is_fresh(path):
@@ -69,7 +69,7 @@ def plan(
                 f"{sorted(wanted)}: is the source of another model?"
             )
     dropped = (
-        Row("dropped", None, path, tuple(jnp.shape(given[path])), str(jnp.result_type(given[path])))
+        Row("dropped", None, path, tuple(jnp.shape(given[path])), _dtype(given[path]))
         for path in given
         if path not in taken
     )
@@ -96,19 +96,24 @@ def _renamed(given: Iterable[str], rename: Mapping[str, str]) -> dict[str, str]:
 
 
 def _kept(path: str, come: str | None, leaf: Params, given: Mapping[str, Params]) -> Row:
-    shape, dtype = tuple(jnp.shape(leaf)), str(jnp.result_type(leaf))
+    shape, dtype = tuple(jnp.shape(leaf)), _dtype(leaf)
     if come is None:
         raise InputError(
             f"target leaf '{path}' {shape} is not in the source, whose leaves are {sorted(given)}: is the source of "
             "another model?"
         )
-    there, kind = tuple(jnp.shape(given[come])), str(jnp.result_type(given[come]))
+    there, kind = tuple(jnp.shape(given[come])), _dtype(given[come])
     if there != shape or kind != dtype:
         raise InputError(
             f"source leaf '{come}' is {kind}{list(there)}, target leaf '{path}' is {dtype}{list(shape)}: the source "
             "is of another model or shape; draw the stage anew or build the same model"
         )
     return Row("copied" if come == path else "renamed", path, come, shape, dtype)
+
+
+def _dtype(leaf: Any) -> str:
+    """Of an array as it is: JAX would name a float64 of NumPy's float32, and convert it in silence."""
+    return str(leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf))
 
 
 def apply(plan: Plan, source: Params | None, target: Params) -> tuple[Params, Mask]:
@@ -127,7 +132,7 @@ def apply(plan: Plan, source: Params | None, target: Params) -> tuple[Params, Ma
         row = rows[path]
         drawn = row.source is None
         anew = jnp.zeros_like(leaf) if row.action == "zeroed" else leaf
-        leaves.append(anew if drawn else jnp.asarray(given[row.source]))
+        leaves.append(anew if drawn else given[row.source])
         fresh.append(drawn and masks.can_train(path, leaf))
     treedef = jax.tree.structure(target)
     return treedef.unflatten(leaves), treedef.unflatten(fresh)

@@ -70,7 +70,7 @@ def by_glob(params: Params, *patterns: str) -> Mask:
     tests = [glob(pattern) for pattern in patterns]
     for pattern, test in zip(patterns, tests, strict=True):
         if not any(map(test, known)):
-            raise InputError(f"pattern '{pattern}' matches no leaf{nearest(pattern, known)}")
+            raise InputError(f"pattern '{pattern}' matches no leaf{nearest(pattern.replace('*', ''), known)}")
     return by_path(params, lambda path: any(test(path) for test in tests))
 
 

@@ -140,13 +140,13 @@ def names() -> list[str]:
         if inspect.isfunction(function) and not name.startswith(("_", "scale_by")):
             first, *rest = inspect.signature(function).parameters.values() or [None]
             needs = any(p.default is p.empty and p.kind is not p.VAR_KEYWORD for p in rest)
-            if first is not None and first.name == "learning_rate" and not needs and name not in _WHOLE_TREE:
+            if first is not None and first.name == "learning_rate" and not needs and name not in _NOT_OFFERED:
                 found.append(name)
     return sorted(found)
 
 
-_WHOLE_TREE = ("lbfgs", "polyak_sgd", "optimistic_adam", "scale_by_learning_rate")
-"""Not offered: they need the value of the loss in `update`, are deprecated names, or no optimizers."""
+_NOT_OFFERED = ("lbfgs", "polyak_sgd", "optimistic_adam", "noisy_sgd")
+"""They need the value of the loss or a key, or are deprecated names."""
 
 
 def rates(schedule: str, learning_rate: float, warmup: float, steps: int) -> np.ndarray:

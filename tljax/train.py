@@ -174,7 +174,7 @@ def _step(program: Program, frozen: Params, numbers: _Numbers, data: tuple[jax.A
         tx = optimizer.masked(optimizer.build(program.optimizer, rate, numbers.optimizer), mask)
         updates, opt_state = tx.update(gradients, opt_state, trained)
         trained = optax.apply_updates(trained, updates)
-        return trained, opt_state, Log(loss, penalty, optax.global_norm(gradients))
+        return trained, opt_state, Log(loss, penalty, optax.tree.norm(gradients))
 
     return step
 

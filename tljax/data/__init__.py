@@ -7,7 +7,6 @@ folder:DIR                        DIR/train/CLASS/*.png and DIR/test/CLASS/*.png
 FILE.npz                          train_images, train_labels, test_images, test_labels, class_names
 """
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -51,7 +50,7 @@ def load(
         raise InputError(f"--manual_dir='{manual}' is no folder: give the one that holds mnist/ and the like")
     if spec.name in idx.SHIPPED:
         _takes(spec, ())
-        return dataclasses.replace(idx.shipped(spec.name, shape), name=name)
+        return idx.shipped(spec.name, shape)
     home = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     root = Path(home).expanduser().absolute()
     identity, prepare = _source(name, spec, root, manual, shape)

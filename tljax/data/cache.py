@@ -1,6 +1,7 @@
 """Decoded once, then memory-mapped: arrays that were read, kept beside a note of what they were read from."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -96,8 +97,8 @@ def _publish(temporary: Path, folder: Path) -> None:
         try:
             os.rename(temporary, folder)
             return
-        except OSError:
-            if not folder.exists():
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
         aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         with contextlib.suppress(FileNotFoundError):  # another process took it aside first

@@ -35,8 +35,7 @@ def prepare_folder(name: str, folder: Path, shape: Shape | None) -> tuple[list[P
     for split in ("train", "test"):
         if not (folder / split).is_dir():
             raise InputError(f"'{folder}' has no folder '{split}': {_LAYOUT}")
-        classes = sorted(f for f in _visible(folder / split) if f.is_dir())
-        found[split] = {c.name: _pictures(c) for c in classes}
+        found[split] = {c.name: _pictures(c) for c in _visible(folder / split)}
     for name_, other in (("train", "test"), ("test", "train")):
         for lacking in sorted(found[other].keys() - found[name_].keys()):
             raise InputError(f"'{folder / name_}' lacks class '{lacking}' of {other}: both need the same classes")
@@ -60,6 +59,8 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _pictures(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise InputError(f"'{folder}' is no class folder: {_LAYOUT}")
     files = _visible(folder)
     for file in files:
         if file.suffix.lower() not in _PICTURES or not file.is_file():
@@ -93,7 +94,9 @@ def _arrays(file: Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz file by what they are."""
     arrays = {}
     try:
-        with np.load(file, allow_pickle=False) as archive:
+        # Opened here: np.load leaves a damaged file open.
+        with file.open("rb") as stream:
+            archive = np.load(stream, allow_pickle=False)
             if isinstance(archive, np.ndarray):
                 raise InputError(f"'{file}' is a single array (.npy): save the four arrays with numpy.savez")
             for what, spellings in _SPELLINGS.items():
@@ -102,8 +105,8 @@ def _arrays(file: Path) -> dict[str, np.ndarray]:
                     raise InputError(f"'{file}' has both {' and '.join(present)}: keep one as the {what}")
                 if not present and what != "class names":
                     raise InputError(f"'{file}' has no {what}: name an array {' or '.join(spellings)}")
-                for key in present:
-                    arrays[what] = _array(file, archive, key)
+                if present:
+                    arrays[what] = _array(file, archive, present[0])
     except InputError:
         raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:

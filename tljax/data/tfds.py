@@ -6,7 +6,6 @@ MNIST and its kin the builder below: TFDS unpacks gzip with TensorFlow, Python d
 
 import socket
 import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -73,7 +72,10 @@ def _builder(name: str, data_dir: Path) -> Any:
 
 
 def _idx_builder(name: str, data_dir: Path) -> Any:
-    """TFDS' builder of MNIST and its kin, with Python's gzip, and the order of the IDX files kept."""
+    """TFDS' builder of MNIST and its kin, with Python's gzip, and the order of the IDX files kept.
+
+    A copy that the stock builder prepared is read too, but has TFDS' shuffled order, hence another fingerprint.
+    """
     import tensorflow_datasets as tfds
 
     stock: Any = tfds.builder_cls(name)
@@ -137,7 +139,7 @@ def _features(name: str, builder: Any) -> tuple[str, str]:
         if len(keys) != 1:
             raise InputError(
                 f"data set '{name}' is no image classification: it has {len(keys)} features of kind {kind.__name__} "
-                f"({', '.join(kinds)}), not one: choose another"
+                f"({', '.join(sorted(kinds))}), not one: choose another"
             )
         found.append(keys[0])
     if features[found[0]].np_dtype != np.uint8:
@@ -218,8 +220,10 @@ def _download(name: str, builder: Any, data_dir: Path, manual_dir: Path | None) 
 
 def _unreachable(urls: Any) -> str:
     """The host of the first URL if its name does not resolve and no proxy would do that, else ""."""
+    from urllib.request import getproxies
+
     host = urllib.parse.urlparse(next(iter(urls), "")).hostname
-    if host and not urllib.request.getproxies():
+    if host and not getproxies():
         try:
             socket.getaddrinfo(host, None)
         except OSError:

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -53,6 +53,7 @@ def names(model: Model) -> tuple[str, ...]:
     return tuple(stage.name for stage in model)
 
 
+@partial(jax.jit, static_argnames=("model", "shape"))
 def init(model: Model, key: jax.Array, shape: tuple[int, ...]) -> Params:
     """Parameters for inputs of one example's `shape`: {stage.name: parameters of the stage}.
 

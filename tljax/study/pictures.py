@@ -80,7 +80,7 @@ def learning(
     percent = field == "accuracy"
     what = "held-out accuracy" if percent else "training loss"
     unit = " %" if percent else " nats"
-    figure = _figure(4.6, 3.1 + 0.16 * ((len(lines) + 1) // 2))
+    figure = _figure(4.6, 3.2 + 0.09 * _lines(lines))
     axes = figure.add_subplot()
     ends = []
     for name, curve in lines.items():
@@ -89,7 +89,8 @@ def learning(
         marker = "o" if len(step) < 12 else ""
         axes.plot(step, mean, color=colour, linestyle=dash, marker=marker, markersize=2.5, label=_plain(name))
         axes.fill_between(step, low, high, color=colour, alpha=0.16, linewidth=0)
-        ends.append(f"{name} {mean[-1]:.{1 if percent else 3}f}{unit}")
+        if np.isfinite(mean[-1]):
+            ends.append(f"{name} {mean[-1]:.{1 if percent else 3}f}{unit}")
     axes.set(xlabel="step", ylabel=f"{what} ({unit.strip()})")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     figure.legend(loc="outside lower center", ncols=2, fontsize=8.5)
@@ -104,7 +105,7 @@ def by_class(members: Mapping[str, Sequence[Row]], classes: Sequence[str], where
         return None
     table = 100 * np.array(list(means.values()))
     names = _names(classes, table.shape[1])
-    figure = _figure(7.6, 1.3 + 0.3 * len(table))
+    figure = _figure(7.6, 0.5 + 0.075 * max(map(len, _short(names))) + 0.15 * (len(table) + _lines(means)))
     axes = figure.add_subplot()
     known = table[np.isfinite(table)]
     low, high = (known.min(), known.max()) if known.size else (0.0, 100.0)
@@ -130,8 +131,7 @@ def confusion(name: str, members: Sequence[Row], classes: Sequence[str], where: 
     axes = figure.add_subplot()
     _heat(axes, 100 * total / np.maximum(total.sum(1, keepdims=True), 1), 0, 100, blank=0.5)
     _name_ticks(axes, names)
-    every = range(0, len(names), _stride(names))
-    axes.set_yticks(every, [_plain(names[i]) for i in every])
+    axes.set_yticks(_every(names), _short(names))
     axes.set(xlabel="predicted", ylabel="true", aspect="equal")
     axes.set_title(_plain(name), fontsize=9.5, loc="left")
     wrong = total - np.diag(np.diag(total))
@@ -148,7 +148,7 @@ def shares(parameters: Sequence[tuple[str, int, int]]) -> Picture | None:
     """Bars of (strategy, trained, total parameters): trained against frozen, as shares; None where none is known."""
     if not parameters:
         return None
-    figure = _figure(7.6, 0.9 + 0.3 * len(parameters))
+    figure = _figure(7.6, 0.9 + 0.15 * (len(parameters) + _lines(name for name, _, _ in parameters)))
     axes = figure.add_subplot()
     rows = range(len(parameters))
     part = [100 * trained / max(total, 1) for _, trained, total in parameters]
@@ -184,10 +184,18 @@ def _svg(figure: Figure) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(text.encode()).decode()
 
 
-def _plain(name: str) -> str:
-    """SVG allows no control characters; a long name is broken, after a colon where it can be."""
+def _plain(name: str, lines: int = 3, width: int = 30) -> str:
+    """What SVG can hold, without control characters; broken after a colon where it can be, and cut after `lines`."""
     printable = "".join(c if c.isprintable() else " " for c in name)
-    return "\n".join(textwrap.wrap(printable.replace(":", ": "), 30)).replace(": ", ":")
+    found = textwrap.wrap(printable.replace(":", ": "), width)
+    if len(found) > lines:
+        found = [*found[: lines - 1], found[lines - 1][: width - 1] + "\N{HORIZONTAL ELLIPSIS}"]
+    return "\n".join(found).replace(": ", ":")
+
+
+def _lines(names: Iterable[str]) -> int:
+    """How many lines the names take, one below the other."""
+    return sum(_plain(name).count("\n") + 1 for name in names)
 
 
 def _names(classes: Sequence[str], n: int) -> list[str]:
@@ -195,13 +203,18 @@ def _names(classes: Sequence[str], n: int) -> list[str]:
     return [str(c) for c in classes] if len(classes) == n else [str(i) for i in range(n)]
 
 
-def _stride(names: Sequence[str]) -> int:
-    return -(-len(names) // MOST_CLASSES)
+def _every(names: Sequence[str]) -> range:
+    """The classes that are named on an axis."""
+    return range(0, len(names), -(-len(names) // MOST_CLASSES))
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    """Those classes' names, a line each."""
+    return [_plain(names[i], lines=1, width=20) for i in _every(names)]
 
 
 def _name_ticks(axes: Axes, names: Sequence[str]) -> None:
-    every = range(0, len(names), _stride(names))
-    axes.set_xticks(every, [_plain(names[i]) for i in every], rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_xticks(_every(names), _short(names), rotation=45, ha="right", rotation_mode="anchor")
 
 
 def _heat(axes: Axes, table: np.ndarray, low: float, high: float, blank: float = -1.0) -> None:

@@ -1,6 +1,7 @@
 """The page of a study: one HTML file, pictures inside, no network and no script."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,8 @@ def page(
     classes: Sequence[str] = (),
 ) -> str:
     """HTML of a study: `rows` are fits, `curves` [segments] arrays by a fit's name; every table says the `notes`."""
-    with matplotlib.style.context(["default", pictures.STYLE]):
+    with matplotlib.style.context(["default", pictures.STYLE]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # the reader's fonts draw the text, not matplotlib's
         panels = _panels(rows, curves, classes)
         shares = pictures.shares(_parameters(panels))
     template = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
@@ -164,14 +166,13 @@ def _cells(group: Group) -> dict[str, Any]:
     diverged = group["diverged"] and group["diverged"] == group["seeds"]
     gain = [_signed(value) for value in group["gain"]] if group["gain"] else None
     accuracy = _points(group["accuracy"]) if group["accuracy"] else None
-    calibration = group["calibration_error"]
     return {
         "name": group["name"],
         "state": _state(group),
         "accuracy": ("diverged", "") if diverged else _pair(accuracy, group["counted"]),
         "gain": _pair(gain, group["gain_seeds"]),
         "loss": _pair(_fixed(group["test_loss"]), group["counted"]),
-        "calibration": _pair(_fixed(calibration), group["counted"]),
+        "calibration": _pair(_fixed(group["calibration_error"]), group["counted"]),
         "trained": (_count(trained), share),
         "total": _count(total),
         "steps": _count(group["steps"]),

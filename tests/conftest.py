@@ -1,0 +1,19 @@
+"""Tests run on 8 virtual CPU devices, with implicit rank promotion an error."""
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def complete_data() -> Path:
+    """The folder of the complete data sets, as `--manual_dir` takes it."""
+    folder = os.environ.get("TLJAX_COMPLETE_DATA")
+    if not folder:
+        pytest.skip("TLJAX_COMPLETE_DATA names no folder with the complete mnist/ and fashion_mnist/")
+    return Path(folder)

@@ -1,0 +1,466 @@
+"""The programs, end to end on small data: what they print, leave behind, reuse and refuse."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import console, options, pretrain, transfer
+from tljax import checkpoint
+from tljax.types import InputError
+
+MINE = '''"""Train the first stage's biases, and what is new."""
+
+from tljax import masks
+
+
+def strategy(params, context):
+    mask = masks.by_path(params, lambda path: path == "hidden_0/bias")
+    return masks.union(mask, context.fresh)
+'''
+
+
+def write_task(file: Path, seed: int, classes: int, names: list[str] | None = None) -> None:
+    """A task that can be learnt: a class is a bright column."""
+    rng = np.random.default_rng(seed)
+    arrays = {}
+    for split, count in (("train", 120), ("test", 40)):
+        labels = np.arange(count) % classes
+        images = rng.integers(0, 100, (count, 6, 6)).astype(np.uint8)
+        images[np.arange(count), :, labels] += 120
+        arrays |= {f"{split}_images": images, f"{split}_labels": labels}
+    np.savez(file, **arrays, **({"class_names": np.array(names)} if names else {}))
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tasks")
+    write_task(folder / "digits.npz", 0, 4)
+    write_task(folder / "clothes.npz", 1, 3, ["shirt", "coat", "bag"])
+    write_task(folder / "same.npz", 2, 4)
+    return folder
+
+
+def arguments(tasks, workdir, **flags):
+    given = {
+        "source": str(tasks / "digits.npz"),
+        "target": str(tasks / "clothes.npz"),
+        "hidden": (8,),
+        "batch_size": 20,
+        "epochs": 2,
+        "learning_rate": 0.1,
+        "seeds": (0, 1),
+        "strategies": ("scratch", "full", "head_only", "bias_only"),
+        "workdir": str(workdir),
+    }
+    return {name: value for name, value in (given | flags).items() if value is not None}
+
+
+def command(tasks, folder, **flags):
+    """The same as a command line."""
+    given = arguments(tasks, folder / "w", **flags)
+    return [f"--{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in given.items()]
+
+
+@pytest.fixture(scope="module")
+def finished(tasks, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "first"
+    return workdir, transfer.run(**arguments(tasks, workdir, weight_decay=0.01, clip=1.0))
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def results(workdir: Path, without=("seconds",)) -> list[dict]:
+    lines = [json.loads(line) for line in (workdir / "results.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in without} for line in lines]
+
+
+def parameters(workdir: Path, line: dict) -> checkpoint.Flat:
+    return checkpoint.load(workdir / line["checkpoint"])[0][line["name"]]
+
+
+def test_a_run_leaves_the_directory_that_the_design_names(finished):
+    workdir, lines = finished
+    names = {file.name for file in workdir.iterdir()} - {".lock"}
+    assert names == {
+        "flags.flags",
+        "environment.json",
+        "results.jsonl",
+        "metrics",
+        "checkpoints",
+        "predictions",
+        "report.html",
+    }
+    assert len(lines) == 8 and len(results(workdir)) == 8 + 2
+    fields = {"source", "target", "strategy", "options", "seed", "train_examples", "test_accuracy", "test_loss"}
+    fields |= {"train_loss", "steps", "trained_parameters", "total_parameters", "seconds", "predictions"}
+    assert all(fields <= line.keys() for line in lines)
+
+
+def test_predictions_give_the_accuracy_and_loss_of_the_line(finished):
+    workdir, lines = finished
+    for line in lines:
+        with np.load(workdir / line["predictions"], allow_pickle=False) as file:
+            p, labels = file["probabilities"], file["labels"]
+        assert (p.argmax(1) == labels).mean() == pytest.approx(line["test_accuracy"], abs=1e-12)
+        assert -np.log(p[np.arange(len(labels)), labels]).mean() == pytest.approx(line["test_loss"], rel=1e-5)
+
+
+def test_frozen_leaves_are_byte_identical_to_the_source_after_the_fit(finished):
+    """With weight decay and clipping on."""
+    workdir, lines = finished
+    sources = {line["seed"]: parameters(workdir, line) for line in results(workdir) if line["strategy"] == "pretrain"}
+    for line in lines:
+        after, source = parameters(workdir, line), sources[line["seed"]]
+        same = {path for path in source if after[path].tobytes() == source[path].tobytes()}
+        expected = {"head_only": {"hidden_0/kernel", "hidden_0/bias"}, "bias_only": {"hidden_0/kernel"}}
+        assert same == expected.get(line["strategy"], set())
+
+
+def test_strategies_under_one_seed_share_the_new_head_and_the_order(tasks, tmp_path):
+    """With a rate of zero, what is left is the draw."""
+    lines = transfer.run(**arguments(tasks, tmp_path / "w", learning_rate=0.0, source_learning_rate=0.1))
+    heads = {line["strategy"]: parameters(tmp_path / "w", line)["head/kernel"] for line in lines if line["seed"] == 0}
+    for strategy in ("full", "head_only", "bias_only"):
+        np.testing.assert_array_equal(heads[strategy], heads["scratch"])
+
+
+def test_a_finished_run_trains_nothing_and_prints_the_same_table(finished, tasks, capsys, monkeypatch):
+    workdir, _ = finished
+    transfer.run(**arguments(tasks, workdir, weight_decay=0.01, clip=1.0))
+    first, before = capsys.readouterr().out, snapshot(workdir)
+    monkeypatch.setattr("tljax.train.fit", lambda *_, **__: pytest.fail("it trains"))
+    transfer.run(**arguments(tasks, workdir, weight_decay=0.01, clip=1.0))
+    assert capsys.readouterr().out == first
+    after = snapshot(workdir)
+    assert {name for name in before if before[name] != after[name]} <= {".lock"}
+
+
+def test_the_flagfile_in_a_new_workdir_gives_the_same_results_to_the_bit(finished, tmp_path):
+    workdir, _ = finished
+    transfer.main(["transfer", f"--flagfile={workdir / 'flags.flags'}", f"--workdir={tmp_path / 'again'}"])
+    assert results(tmp_path / "again") == results(workdir)
+    for line in results(workdir):
+        assert (tmp_path / "again" / line["predictions"]).read_bytes() == (workdir / line["predictions"]).read_bytes()
+
+
+def test_lists_may_grow_and_only_what_is_new_is_trained(tasks, tmp_path, monkeypatch):
+    workdir = tmp_path / "w"
+    before = transfer.run(**arguments(tasks, workdir, strategies=("scratch", "full")))
+    trained = []
+    fit = transfer.fits.run
+    monkeypatch.setattr(
+        "experiments.fits.run", lambda field, fits, *rest: (trained.extend(fits), fit(field, fits, *rest))
+    )
+    after = transfer.run(**arguments(tasks, workdir, strategies=("scratch", "full", "last_k:k=1"), seeds=(0, 1, 2)))
+    names = sorted((f.line["strategy"], f.line["seed"]) for f in trained)
+    assert names == [("full", 2), ("last_k", 0), ("last_k", 1), ("last_k", 2), ("pretrain", 2), ("scratch", 2)]
+    assert [line for line in after if line["key"] in {b["key"] for b in before}] == before
+    text = (workdir / "flags.flags").read_text()
+    assert "--seeds=0,1,2\n" in text and "--strategies=scratch,full,last_k:k=1\n" in text
+
+
+def test_what_a_fit_is_does_not_depend_on_what_else_runs(tasks, finished, tmp_path):
+    _, lines = finished
+    alone = transfer.run(
+        **arguments(tasks, tmp_path / "w", weight_decay=0.01, clip=1.0, seeds=(1,), strategies=("full",))
+    )
+    expected = next(line for line in lines if line["strategy"] == "full" and line["seed"] == 1)
+    got = next(line for line in alone if line["strategy"] == "full")
+    ignored = {"seconds", "checkpoint"}
+    assert {k: v for k, v in got.items() if k not in ignored} == {k: v for k, v in expected.items() if k not in ignored}
+
+
+def test_scratch_is_added_aloud(tasks, tmp_path, capsys):
+    lines = transfer.run(**arguments(tasks, tmp_path / "w", strategies=("head_only",), seeds=(0,)))
+    assert [line["strategy"] for line in lines] == ["scratch", "head_only"]
+    assert "scratch is added" in capsys.readouterr().out
+
+
+def test_a_strategy_outside_the_project_runs_and_its_edit_trains_again(tasks, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(MINE)
+    flags = arguments(tasks, tmp_path / "w", strategies=("scratch", f"{file}:strategy"), seeds=(0,))
+    line = transfer.run(**flags)[1]
+    assert line["strategy"] == f"{file}:strategy" and line["trained_parameters"] == 8 + 8 * 3 + 3
+    file.write_text(MINE.replace("hidden_0/bias", "hidden_0/kernel"))
+    assert transfer.run(**flags)[1]["trained_parameters"] == 36 * 8 + 8 * 3 + 3
+    assert len(results(tmp_path / "w")) == 4
+
+
+def test_a_strategy_that_freezes_the_new_head_is_refused(tasks, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(MINE.replace("masks.union(mask, context.fresh)", "mask"))
+    with pytest.raises(InputError, match="freezes 'head/bias', 'head/kernel', which was drawn anew"):
+        transfer.run(**arguments(tasks, tmp_path / "w", strategies=(str(file),)))
+
+
+ADAPTER = '''"""Add a scale to the first stage's outputs and train it with the head."""
+
+import jax.numpy as jnp
+
+from tljax import masks
+
+
+def adapt(params, key):
+    return {**params, "hidden_0": {**params["hidden_0"], "scale": jnp.ones(8)}}
+
+
+def merge(params):
+    stage = dict(params["hidden_0"])
+    scale = stage.pop("scale")
+    return {**params, "hidden_0": {"kernel": stage["kernel"] * scale[None], "bias": stage["bias"] * scale}}
+
+
+def strategy(params, context):
+    return masks.union(masks.under(params, "head"), context.fresh)
+'''
+
+
+def test_a_strategy_may_add_leaves_and_merge_them(tasks, tmp_path):
+    file = tmp_path / "adapter.py"
+    file.write_text(ADAPTER)
+    line = transfer.run(**arguments(tasks, tmp_path / "w", strategies=(str(file),), seeds=(0,)))[1]
+    assert line["trained_parameters"] == 8 + 8 * 3 + 3
+    assert not np.array_equal(parameters(tmp_path / "w", line)["hidden_0/scale"], np.ones(8))
+
+
+@pytest.mark.parametrize("head", ["auto", "copy", "fresh", "zero"])
+def test_the_head_is_copied_only_when_asked_or_when_the_classes_are_the_same(tasks, tmp_path, head):
+    """With a rate of zero, what is left is the graft."""
+    flags = {"target": str(tasks / "same.npz"), "head": head, "learning_rate": 0.0, "source_learning_rate": 0.1}
+    line = transfer.run(**arguments(tasks, tmp_path / "w", seeds=(0,), strategies=("full",), **flags))[1]
+    source = next(line for line in results(tmp_path / "w") if line["strategy"] == "pretrain")
+    kernel, original = (
+        parameters(tmp_path / "w", line)["head/kernel"],
+        parameters(tmp_path / "w", source)["head/kernel"],
+    )
+    assert np.array_equal(kernel, original) == (head in ("auto", "copy"))
+    assert (not kernel.any()) == (head == "zero")
+
+
+def test_a_pretrained_checkpoint_serves_as_the_source(tasks, tmp_path):
+    source = arguments(tasks, tmp_path / "s", target=None, strategies=None)
+    lines = pretrain.run(**source)
+    by_run = transfer.run(**arguments(tasks, tmp_path / "a", source=None, source_checkpoint=str(tmp_path / "s")))
+    folder = str(tmp_path / "s" / lines[0]["checkpoint"])
+    by_folder = transfer.run(**arguments(tasks, tmp_path / "b", source=None, source_checkpoint=folder))
+    direct = transfer.run(**arguments(tasks, tmp_path / "c"))
+    accuracies = [[line["test_loss"] for line in run] for run in (by_run, by_folder, direct)]
+    assert accuracies[0] == accuracies[1] == accuracies[2]
+
+
+def test_label_budgets_are_balanced_rows_of_the_table(tasks, tmp_path, capsys):
+    flags = arguments(tasks, tmp_path / "w", train_examples=("30", "all"), steps=5, seeds=(0,), strategies=("full",))
+    lines = transfer.run(**flags)
+    assert [(line["strategy"], line["train_examples"]) for line in lines] == [
+        ("scratch", 30),
+        ("scratch", 120),
+        ("full", 30),
+        ("full", 120),
+    ]
+
+
+def test_validation_examples_are_held_out_and_reported(tasks, tmp_path):
+    flags = arguments(tasks, tmp_path / "w", validation=0.25, seeds=(0,), strategies=("full",))
+    lines = transfer.run(**flags)
+    assert all(0 <= line["validation_accuracy"] <= 1 for line in lines)
+    assert lines[0]["steps"] == 2 * -(-90 // 20)
+
+
+def test_a_fit_that_diverges_is_marked_and_the_run_goes_on(tasks, tmp_path, capsys):
+    flags = arguments(tasks, tmp_path / "w", learning_rate=1e30, source_learning_rate=0.1, seeds=(0,))
+    lines = transfer.run(**flags)
+    assert any(line["diverged"] and line["test_accuracy"] is None for line in lines)
+    assert "diverged" in capsys.readouterr().out
+
+
+def test_a_dry_run_prints_the_graft_and_the_mask_and_writes_nothing(tasks, tmp_path, capsys):
+    assert transfer.run(**arguments(tasks, tmp_path / "w", dry_run=True)) == []
+    text = capsys.readouterr().out
+    for word in ("head_only: graft", "copied", "drawn anew", "dropped", "frozen", "36x8", "27 of 323 numbers train"):
+        assert word in text
+    assert not (tmp_path / "w").exists()
+
+
+def test_tensorboard_events_hold_the_curves(finished):
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.record_writer import masked_crc32c
+
+    workdir, lines = finished
+    [file] = (workdir / "metrics" / lines[0]["name"]).glob("events*")
+    raw, tags = file.read_bytes(), set()
+    while raw:
+        length = int.from_bytes(raw[:8], "little")
+        assert masked_crc32c(raw[12 : 12 + length]) == int.from_bytes(raw[12 + length : 16 + length], "little")
+        event = Event.FromString(raw[12 : 12 + length])
+        tags |= {(value.tag, event.step) for value in event.summary.value}
+        raw = raw[16 + length :]
+    assert {("accuracy", 6), ("accuracy", 12), ("train_loss", 12)} <= tags
+
+
+def test_a_run_that_was_killed_before_its_results_goes_on(tasks, finished, tmp_path):
+    workdir, lines = finished
+    shutil.copytree(workdir, tmp_path / "w")
+    text = (tmp_path / "w" / "results.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "w" / "results.jsonl").write_text("".join(text[:4]))
+    flags = options.parse(["transfer", f"--flagfile={workdir / 'flags.flags'}", f"--workdir={tmp_path / 'w'}"], "")
+    again = transfer.run(**flags)
+    assert [line["test_loss"] for line in again] == [line["test_loss"] for line in lines]
+
+
+def test_a_second_process_in_one_workdir_is_refused(tasks, tmp_path):
+    made = options.settings(**arguments(tasks, tmp_path / "w"))
+    with transfer.workdir.opened(made, "transfer"), pytest.raises(InputError, match="is in use by process"):
+        transfer.run(**arguments(tasks, tmp_path / "w"))
+
+
+@pytest.mark.parametrize("program", [transfer, pretrain], ids=["transfer", "pretrain"])
+def test_help_names_every_flag_and_strategy(program, capsys):
+    program.main(["program", "--helpfull"])
+    text = capsys.readouterr().out
+    for name in options.to_flags(options.settings()):
+        flag = name.split("=")[0].removeprefix("--")
+        assert f"--{flag.removeprefix('source_') if flag not in ('source', 'source_seed') else flag} " in text
+    for strategy in options.strategies():
+        assert strategy in text
+
+
+def test_a_shell_sees_one_line_and_exit_code_1(tasks, tmp_path):
+    line = [sys.executable, "-m", "experiments.transfer", "--sedes=1"]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr == "error: Unknown command line flag 'sedes'. Did you mean: seeds ?\n"
+
+
+BAD = {
+    "target": ({"target": "fashion_minst_10k"}, "fashion_mnist_10k"),
+    "no target": ({"target": None}, "--target is not given"),
+    "no file": ({"target": "nowhere.npz"}, "nowhere.npz"),
+    "strategy": ({"strategies": ("heed_only",)}, "nearest: 'head_only'"),
+    "strategy option": ({"strategies": ("last_k:kk=1",)}, "no option 'kk'"),
+    "strategy value": ({"strategies": ("last_k:k=9",)}, "has 2 stages"),
+    "strategy twice": ({"strategies": ("full", "full")}, "full twice"),
+    "activation": ({"activation": "rely"}, "nearest: 'relu'"),
+    "optimizer": ({"optimizer": "adm"}, "nearest: 'adam'"),
+    "loss": ({"loss": "crossentropy"}, "unknown loss"),
+    "penalty": ({"penalty": "l2:weight=x"}, "is float, not 'x'"),
+    "penalty on": ({"penalty": "l2:weight=1:on=heed/**"}, "matches no leaf"),
+    "source's penalty": ({"source_penalty": "l2:weight=1:on=heed/**"}, "matches no leaf"),
+    "model": ({"model": "mpl"}, "nearest: 'mlp'"),
+    "schedule": ({"schedule": "cosin"}, "nearest: 'cosine'"),
+    "head": ({"head": "neck"}, "--head=neck"),
+    "head of other classes": ({"head": "copy"}, "head/bias"),
+    "batch": ({"batch_size": 121}, "--batch_size=121 is larger than the 120 training examples"),
+    "source's batch": ({"source_batch_size": 121}, "--source_batch_size=121 is larger than the 120"),
+    "zero epochs": ({"epochs": 0}, "--epochs=0: it must be at least 1"),
+    "zero steps": ({"steps": 0}, "--steps=0: it must be at least 1"),
+    "zero batch": ({"batch_size": 0}, "--batch_size=0"),
+    "negative rate": ({"learning_rate": -0.1}, "--learning_rate=-0.1"),
+    "nan rate": ({"learning_rate": float("nan")}, "--learning_rate=nan"),
+    "infinite source rate": ({"source_learning_rate": float("inf")}, "--source_learning_rate=inf"),
+    "clip": ({"clip": -1.0}, "--clip=-1.0"),
+    "seed": ({"seeds": (-1,)}, "a seed is at least 0"),
+    "budget": ({"train_examples": ("1000",)}, "1000"),
+    "budget word": ({"train_examples": ("some",)}, "--train_examples=some"),
+    "validation": ({"validation": 1.5}, "1.5"),
+    "both sources": ({"source_checkpoint": "x"}, "--source and --source_checkpoint"),
+    "no source": ({"source": None, "strategies": ("full",)}, "strategy 'full' needs a source"),
+    "missing checkpoint": ({"source": None, "source_checkpoint": "nowhere"}, "'nowhere' does not exist"),
+    "no workdir": ({"workdir": None}, "--workdir is not given"),
+    "unknown flag": ({"sedes": 1}, "seeds"),
+    "no flagfile": ({"flagfile": "nowhere.flags"}, "nowhere.flags"),
+    "no number": ({"epochs": "many"}, "many"),
+}
+
+
+def refused(argv, capsys):
+    """The one line of an error, of a program that ends with exit code 1."""
+    with pytest.raises(SystemExit) as end:
+        console.run_main(transfer.main, ["transfer", *argv])
+    assert end.value.code == 1
+    text = capsys.readouterr().err
+    assert text.startswith("error: ") and text.count("\n") == 1
+    return text
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_flags_end_with_one_line_and_nothing_written(case, tasks, tmp_path, capsys):
+    change, message = BAD[case]
+    assert message in refused(command(tasks, tmp_path, **change), capsys)
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learning_rate": 0.2}, "--learning_rate=0.1 there, 0.2 here"),
+        ({"strategies": ("heed_only",)}, "unknown strategy"),
+        ({"hidden": (9,)}, "--hidden=8 there, 9 here"),
+    ],
+)
+def test_a_workdir_of_another_experiment_is_left_as_it_is(finished, tasks, tmp_path, capsys, change, message):
+    workdir, _ = finished
+    before = snapshot(workdir)
+    flags = {"weight_decay": 0.01, "clip": 1.0, **change}
+    assert message in refused(command(tasks, tmp_path, workdir=str(workdir), **flags), capsys)
+    after = snapshot(workdir)
+    assert {n for n in before.keys() | after.keys() if before.get(n) != after.get(n)} <= {".lock"}
+
+
+def test_a_folder_that_is_no_run_is_left_as_it_is(tasks, tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert "holds other files and no run" in refused(command(tasks, tmp_path, workdir=str(tmp_path)), capsys)
+    assert snapshot(tmp_path) == {"thesis.tex": b"years of work"}
+
+
+def test_a_flagfile_with_an_unknown_flag_is_refused(tmp_path, capsys):
+    (tmp_path / "bad.flags").write_text("--sedes=1\n")
+    assert "sedes" in refused([f"--flagfile={tmp_path / 'bad.flags'}"], capsys)
+
+
+def test_a_label_outside_the_classes_is_refused(tasks, tmp_path, capsys):
+    with np.load(tasks / "clothes.npz") as file:
+        arrays = {name: file[name].copy() for name in file}
+    arrays["train_labels"][7] = 3
+    np.savez(tmp_path / "bad.npz", **arrays)
+    text = refused(command(tasks, tmp_path, target=str(tmp_path / "bad.npz")), capsys)
+    assert "7" in text and "3" in text
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_checkpoint_of_another_model_is_refused(finished, tasks, tmp_path, capsys):
+    workdir, _ = finished
+    flags = {"source": None, "source_checkpoint": str(workdir), "hidden": (9,)}
+    assert "another model (--hidden=[8] there, [9] here)" in refused(command(tasks, tmp_path, **flags), capsys)
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused(tasks, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    flags = {"source": None, "source_checkpoint": str(tmp_path / "empty")}
+    assert "is not a tljax checkpoint" in refused(command(tasks, tmp_path, **flags), capsys)
+
+
+def test_a_source_of_another_shape_is_refused_or_brought_to_it(tasks, tmp_path, capsys):
+    """Features cannot be brought to another shape; images are."""
+    rng = np.random.default_rng(0)
+    arrays = {"train_features": rng.normal(size=(30, 5)), "test_features": rng.normal(size=(9, 5))}
+    np.savez(tmp_path / "f.npz", **arrays, train_labels=np.arange(30) % 3, test_labels=np.arange(9) % 3)
+    assert "error" in refused(command(tasks, tmp_path, target=str(tmp_path / "f.npz")), capsys)
+    write_task(tmp_path / "wide.npz", 5, 3)
+    with np.load(tmp_path / "wide.npz") as file:
+        big = {k: v if v.ndim == 1 else np.repeat(np.repeat(v, 2, 1), 2, 2) for k, v in file.items()}
+    np.savez(tmp_path / "wide.npz", **big)
+    lines = transfer.run(**arguments(tasks, tmp_path / "w", target=str(tmp_path / "wide.npz"), seeds=(0,)))
+    assert lines[0]["total_parameters"] == 36 * 8 + 8 + 8 * 3 + 3
+
+
+def test_every_device_setting_of_jax_is_left_alone():
+    assert len(jax.devices()) == 8

@@ -1,0 +1,211 @@
+"""Training: the compiled segment equals NumPy, and bits depend on nothing but what they should."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tljax import masks, models, objective, optimizer, train
+from tljax.data import draw
+from tljax.types import InputError
+
+MODEL = models.build("mlp", 4, hidden=(8,), activation="relu")
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (50, 3, 4, 1)).astype(np.uint8)
+LABELS = RNG.integers(0, 4, 50).astype(np.int32)
+
+
+def fitted(mask_of, *, seeds=(0,), batch=16, steps=12, ends=None, penalty="", recipe=None, model=MODEL, rate=0.1):
+    """The last state and the logs of a group."""
+    spec, numbers = optimizer.spec(**{"name": "sgd", **(recipe or {})})
+    terms, weights = objective.penalties(penalty)
+    trials = []
+    for seed in seeds:
+        params = models.init(model, jax.random.key(seed), (3, 4, 1))
+        mask = mask_of(params)
+        order = lambda start, stop, seed=seed: draw.order(seed, 50, batch, start, stop, epochs=True, subset=None)  # noqa: E731
+        rates = optimizer.rates("linear", rate, 0.0, steps)
+        trials.append(train.Trial(params, mask, order, rates, weights, numbers, jax.random.key(seed)))
+    program = train.program(
+        model, params, mask, loss=objective.loss("softmax_cross_entropy"), penalties=terms, optimizer=spec
+    )
+    logs = []
+    for last, log in train.fit(program, trials, jnp.asarray(IMAGES), jnp.asarray(LABELS), ends or [steps]):  # noqa: B007
+        logs.append(log)
+    return trials, last, jax.tree.map(lambda *parts: np.hstack(parts), *logs)
+
+
+def everything(params):
+    return masks.by_path(params, lambda path: True)
+
+
+def head(params):
+    return masks.under(params, "head")
+
+
+def same_bytes(a, b):
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in pairs)
+
+
+def numpy_fit(trial, steps, batch, decay, clip, trains_hidden):
+    """SGD with clipping, L2 decay and a linear schedule, written out in float64."""
+    p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), trial.params)
+    losses = []
+    for step in range(steps):
+        rows = trial.order(step, step + 1)[0]
+        rows = rows[rows >= 0]
+        x, y = IMAGES[rows].reshape(len(rows), -1) / 255, np.eye(4)[LABELS[rows]]
+        z = x @ p["hidden_0"]["kernel"] + p["hidden_0"]["bias"]
+        h = np.maximum(z, 0)
+        logits = h @ p["head"]["kernel"] + p["head"]["bias"]
+        q = np.exp(logits - logits.max(1, keepdims=True))
+        q /= q.sum(1, keepdims=True)
+        losses.append(-np.log((q * y).sum(1)).mean())
+        d = (q - y) / len(rows)
+        dz = (d @ p["head"]["kernel"].T) * (z > 0)
+        g = {"head": {"kernel": h.T @ d, "bias": d.sum(0)}}
+        if trains_hidden:
+            g["hidden_0"] = {"kernel": x.T @ dz, "bias": dz.sum(0)}
+        norm = np.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(g)))
+        rate = 0.1 * (1 - step / steps)
+        for stage, leaves in g.items():
+            for name, leaf in leaves.items():
+                p[stage][name] -= rate * (leaf * min(1, clip / norm) + decay * p[stage][name])
+    return p, losses
+
+
+@pytest.mark.parametrize("trains_hidden", [True, False])
+def test_clipped_sgd_with_decay_equals_numpy(trains_hidden):
+    trials, state, log = fitted(
+        everything if trains_hidden else head, recipe={"weight_decay": 0.01, "clip": 0.5}, steps=12
+    )
+    expected, losses = numpy_fit(trials[0], 12, 16, 0.01, 0.5, trains_hidden)
+    np.testing.assert_allclose(log.loss[0], losses, rtol=1e-5)
+    for got, want in zip(jax.tree.leaves(state.params), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(got[0], want, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lion"])
+def test_frozen_leaves_keep_their_bytes_with_decay_clipping_and_a_penalty(name):
+    recipe = {"name": name, "weight_decay": 1.0, "clip": 0.1}
+    trials, state, _ = fitted(head, recipe=recipe, penalty="l2:weight=0.1", rate=0.01)
+    after = jax.tree.map(lambda leaf: leaf[0], state.params)
+    assert same_bytes(after["hidden_0"], trials[0].params["hidden_0"])
+    assert not same_bytes(after["head"], trials[0].params["head"])
+    sizes = {np.size(leaf) for leaf in jax.tree.leaves(state.optimizer)}
+    assert 12 * 8 not in sizes
+
+
+def test_the_parameters_handed_in_are_untouched():
+    trials, _, _ = fitted(everything)
+    before = models.init(MODEL, jax.random.key(0), (3, 4, 1))
+    assert same_bytes(trials[0].params, before)
+
+
+def test_bits_depend_neither_on_the_group_nor_on_the_segments():
+    _, alone, log = fitted(everything, seeds=(1,))
+    _, group, logs = fitted(everything, seeds=(0, 1, 2))
+    _, pieces, cut = fitted(everything, seeds=(1,), ends=[1, 5, 6, 12])
+    assert same_bytes(alone.params, jax.tree.map(lambda leaf: leaf[1:2], group.params))
+    assert same_bytes(alone.params, pieces.params)
+    np.testing.assert_array_equal(log.loss[0], logs.loss[1])
+    np.testing.assert_array_equal(log.loss, cut.loss)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_a_stop_and_resume_gives_the_bits_of_no_stop(name):
+    recipe = {"name": name, "clip": 1.0}
+    _, whole, _ = fitted(everything, recipe=recipe)
+    spec, numbers = optimizer.spec(**recipe)
+    params = models.init(MODEL, jax.random.key(0), (3, 4, 1))
+    mask = everything(params)
+    program = train.program(MODEL, params, mask, loss=objective.loss("softmax_cross_entropy"), optimizer=spec)
+    order = lambda a, b: draw.order(0, 50, 16, a, b, epochs=True, subset=None)  # noqa: E731
+    trial = train.Trial(params, mask, order, optimizer.rates("linear", 0.1, 0.0, 12), (), numbers, jax.random.key(0))
+    data = (jnp.asarray(IMAGES), jnp.asarray(LABELS))
+    state, _ = next(train.fit(program, [trial], *data, [5, 12]))
+    kept = jax.tree.map(np.array, state)
+    [(resumed, _)] = train.fit(program, [trial], *data, [5, 12], kept)
+    assert same_bytes(resumed.params, whole.params) and same_bytes(resumed.optimizer, whole.optimizer)
+
+
+def test_padding_weighs_nothing():
+    """50 examples at batch 16: the last batch of an epoch has 2, and its loss is their mean."""
+    trials, _, log = fitted(everything, steps=4, rate=0.0)
+    rows = trials[0].order(3, 4)[0]
+    assert (rows >= 0).sum() == 2
+    logits = models.apply(MODEL, trials[0].params, jnp.asarray(IMAGES[rows[rows >= 0]]))
+    expected = objective.loss("softmax_cross_entropy")(logits, jnp.asarray(LABELS[rows[rows >= 0]])).mean()
+    np.testing.assert_allclose(log.loss[0, 3], expected, rtol=1e-5)
+
+
+def test_a_scale_slows_its_leaf_and_scales_share_one_executable():
+    def scaled(by):
+        return lambda params: {**masks.invert(everything(params)), "head": {"kernel": by, "bias": True}}
+
+    slow, state, _ = fitted(scaled(0.5), steps=1)
+    before = train._segment._cache_size()
+    fast, other, _ = fitted(scaled(0.25), steps=1)
+    assert train._segment._cache_size() == before
+    moved = [
+        np.asarray(s.params["head"]["kernel"][0] - t[0].params["head"]["kernel"])
+        for t, s in ((slow, state), (fast, other))
+    ]
+    np.testing.assert_allclose(moved[0], 2 * moved[1], rtol=1e-4, atol=1e-7)
+
+
+def test_seeds_rates_weights_and_lengths_compile_nothing_new():
+    fitted(everything, penalty="l2:weight=0.1")
+    before = train._segment._cache_size()
+    fitted(everything, penalty="l2:weight=0.2", steps=30, rate=0.5)
+    fitted(everything, seeds=(7,), penalty="l2:weight=0.3", ends=[2, 7, 12])
+    assert train._segment._cache_size() == before
+
+
+def test_the_penalty_is_logged_beside_the_loss():
+    trials, _, log = fitted(head, penalty="l2:weight=0.1", steps=1)
+    squares = sum(float((np.asarray(leaf) ** 2).sum()) for leaf in jax.tree.leaves(trials[0].params["head"]))
+    np.testing.assert_allclose(log.penalty[0, 0], 0.1 * 0.5 * squares, rtol=1e-5)
+
+
+def test_a_segment_longer_than_the_compiled_capacity_is_cut_and_whole():
+    assert train.capacity(2**19) == 2
+    _, _, log = fitted(everything, steps=1500, batch=50)
+    assert log.loss.shape == (1, 1500) and np.isfinite(log.loss).all()
+
+
+def test_the_head_alone_does_half_of_the_work():
+    """XLA counts a loop's body once, so this is one step: the frozen layer needs no weight gradient."""
+    model = models.build("mlp", 10, hidden=(512,), activation="relu")
+    flops = {}
+    for name, mask_of in (("full", everything), ("head", head)):
+        params = models.init(model, jax.random.key(0), (28, 28, 1))
+        mask = mask_of(params)
+        program = train.program(
+            model, params, mask, loss=objective.loss("softmax_cross_entropy"), optimizer=optimizer.Spec("sgd")
+        )
+        trained, frozen = masks.split(params, mask)
+        data = (jnp.zeros((100, 28, 28, 1), jnp.uint8), jnp.zeros(100, jnp.int32))
+        numbers = train._Numbers((), {}, (), jax.random.key(0))
+        step = train._step(program, frozen, numbers, data)
+        state = optimizer.masked(optimizer.build(program.optimizer, 0.1, {}), mask).init(params)
+        compiled = jax.jit(step).lower(trained, state, jnp.arange(100), jnp.float32(0.1), jnp.int32(0)).compile()
+        flops[name] = compiled.cost_analysis()["flops"]
+    assert 160e6 < flops["full"] <= 168e6
+    assert 80e6 < flops["head"] <= 84e6
+
+
+def test_trials_of_different_lengths_are_no_group():
+    params = models.init(MODEL, jax.random.key(0), (3, 4, 1))
+    mask = everything(params)
+    program = train.program(MODEL, params, mask, loss=objective.loss("l2_loss"), optimizer=optimizer.Spec("sgd"))
+    order = lambda a, b: draw.order(0, 50, 16, a, b, epochs=True, subset=None)  # noqa: E731
+    trials = [train.Trial(params, mask, order, np.ones(n, np.float32), (), {}, jax.random.key(0)) for n in (3, 4)]
+    with pytest.raises(InputError, match="need 3 steps and batches of 16"):
+        next(train.fit(program, trials, jnp.asarray(IMAGES), jnp.asarray(LABELS), [3]))
+
+
+def test_a_penalty_that_covers_no_leaf_is_refused():
+    with pytest.raises(InputError, match=r"'heed/\*\*' matches no leaf"):
+        fitted(everything, penalty="l2:weight=1:on=heed/**")
