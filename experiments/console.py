@@ -73,11 +73,11 @@ def plan(title: str, rows: graft.Plan, params: Any, mask: Any) -> None:
         [(r.target or "-", r.source or "-", r.action, "x".join(map(str, r.shape)) or "scalar", r.dtype) for r in rows],
     )
     lines = masks.table(params, mask)
-    trained, total = sum(r.trained_count for r in lines), sum(r.count for r in lines)
+    trained, total = sum(r.trained_size for r in lines), sum(r.size for r in lines)
     table(
         f"{title}: mask",
         ["leaf", "shape", "trains", "count"],
-        [(r.path, "x".join(map(str, r.shape)) or "scalar", r.trained, f"{r.count:,}") for r in lines],
+        [(r.path, "x".join(map(str, r.shape)) or "scalar", r.trained, f"{r.size:,}") for r in lines],
         [f"{trained:,} of {total:,} numbers train"],
     )
 

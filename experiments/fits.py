@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments import workdir as rundir
 from experiments.options import Recipe
-from tljax import __version__, checkpoint, evaluate, masks, objective, optimizer, seeds, train
+from tljax import __version__, checkpoint, evaluate, masks, objective, optimizer, paths, seeds, train
 from tljax.data import draw
 from tljax.types import InputError, Mask, Model, Params, Task
 
@@ -59,7 +59,7 @@ def check(recipe: Recipe, budget: str, task: Task, params: Params, prefix: str =
         optimizer.spec(recipe.optimizer, momentum=recipe.momentum, weight_decay=recipe.weight_decay, clip=recipe.clip)
         objective.loss(recipe.loss)
         for term in objective.penalties(recipe.penalty)[0]:
-            masks.by_glob(params, term.on)
+            paths.require_globs(params, (term.on,))
     except InputError as error:
         raise InputError(str(error).replace("--", f"--{prefix}", 1)) from error
 
@@ -146,7 +146,7 @@ def _run_group(
     start = time.perf_counter()
     for state, log in train.fit(program, [fit.trial for fit in group], field.images, field.labels, ends):
         seconds += time.perf_counter() - start
-        logits = evaluate.logits(program.model, state.params, field.test, len(task.test.labels), program.merge)
+        logits = evaluate.logits(train.forward(program), state.params, field.test, len(task.test.labels))
         tested = [evaluate.metrics(scores, task.test.labels) for scores in logits]
         held = [_validate(field, program, state.params, i, fit.validation) for i, fit in enumerate(group)]
         for i, curve in enumerate(points):
@@ -180,7 +180,7 @@ def _validate(
         return None
     one = jax.tree.map(lambda leaf: leaf[i : i + 1], params)
     images = evaluate.batches(np.asarray(field.task.train.images)[chosen])
-    logits = evaluate.logits(program.model, one, images, len(chosen), program.merge)[0]
+    logits = evaluate.logits(train.forward(program), one, images, len(chosen))[0]
     return evaluate.metrics(logits, np.asarray(field.task.train.labels)[chosen])
 
 
@@ -239,7 +239,8 @@ def _write_metrics(folder: Path, curve: Sequence[Mapping[str, float]]) -> None:
         for point in curve:
             for name in (name for name in point if name != "step" and np.isfinite(point[name])):
                 writer.add_scalar(name, point[name], int(point["step"]))
-    np.savez(folder / "curves.npz", **{name: np.array([point[name] for point in curve]) for name in curve[0]})
+    columns: dict[str, Any] = {name: np.array([point[name] for point in curve]) for name in curve[0]}
+    np.savez(folder / "curves.npz", **columns)
 
 
 def curves(folder: Path, line: rundir.Line) -> dict[str, np.ndarray] | None:
@@ -254,4 +255,4 @@ def curves(folder: Path, line: rundir.Line) -> dict[str, np.ndarray] | None:
 def counts(params: Params, mask: Mask) -> dict[str, int]:
     """How many numbers train, and how many there are."""
     rows = masks.table(params, mask)
-    return {"trained_parameters": sum(r.trained_count for r in rows), "total_parameters": sum(r.count for r in rows)}
+    return {"trained_parameters": sum(r.trained_size for r in rows), "total_parameters": sum(r.size for r in rows)}

@@ -13,7 +13,7 @@ import jax
 from experiments import console, sources
 from experiments.options import Settings
 from experiments.sources import Source
-from tljax import checkpoint, graft, masks, models, plugins, seeds
+from tljax import checkpoint, graft, masks, models, paths, plugins, seeds
 from tljax.types import Context, InputError, Mask, Method, Model, Params, Phase, Task
 
 
@@ -126,10 +126,10 @@ def start(one: Named, ground: Ground) -> Start:
 
 def _adapted(one: Named, params: Params, anew: Mask, key: jax.Array) -> tuple[Params, Mask]:
     """The parameters with the leaves that `adapt` adds; those are fresh."""
-    known = dict(zip(masks.paths(params), jax.tree.leaves(anew), strict=True))
+    known = dict(zip(paths.names(params), jax.tree.leaves(anew), strict=True))
     more = _call(one.method.adapt, one.options, params, key)
-    added = [known.get(path, True) for path in masks.paths(more)]
-    return more, jax.tree.structure(more).unflatten(added)
+    added = [known.get(path, True) for path in paths.names(more)]
+    return more, jax.tree.unflatten(jax.tree.structure(more), added)
 
 
 @functools.lru_cache

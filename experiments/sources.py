@@ -36,7 +36,7 @@ class Source(NamedTuple):
     note: str = ""
 
 
-def load(made: Settings, name: str, shape: tuple[int, ...] | None) -> Task:
+def load(made: Settings, name: str, shape: Any) -> Task:
     """The data set of a name, from where the flags say that data are."""
     return data.load(name, data_dir=made.data_dir, manual_dir=made.manual_dir, image_shape=shape or None)
 
@@ -64,7 +64,7 @@ def checked(made: Settings) -> Task:
     """The source's task, once it is sure that the flags can learn it."""
     task = load(made, made.source or "", made.image_shape)
     params = models.abstract(model(made, len(task.classes)), task.train.images.shape[1:])
-    fits.check(made.source_recipe, "all", task, params, "source_")
+    fits.check(made.source_recipe, "all", task, params, "source_" if made.source_recipe != made.recipe else "")
     return task
 
 
@@ -77,7 +77,7 @@ def _planned(made: Settings, task: Task) -> dict[int, workdir.Line]:
     """{seed: the first half of the line of its source}."""
     lines = {}
     for seed in made.seeds:
-        line = {
+        line: workdir.Line = {
             "source": None,
             "target": task.name,
             "strategy": "pretrain",

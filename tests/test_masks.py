@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tljax import masks
+from tljax import masks, paths
 from tljax.types import InputError
 
 
@@ -25,17 +25,17 @@ ODD = {
 
 
 def leaves(tree):
-    return dict(zip(masks.paths(tree), jax.tree.leaves(tree), strict=True))
+    return dict(zip(paths.names(tree), jax.tree.leaves(tree), strict=True))
 
 
 def test_paths_name_every_leaf_with_slashes():
     expected = ["list/0", "list/1/0", "norm/batch_stats/mean", "norm/scale", "pair/left", "pair/right/steps"]
-    assert masks.paths(ODD) == expected
+    assert paths.names(ODD) == expected
 
 
 def test_two_leaves_with_one_path_are_refused():
     with pytest.raises(InputError, match="two leaves are named 'a/b'"):
-        masks.paths({"a/b": 1.0, "a": {"b": 2.0}})
+        paths.names({"a/b": 1.0, "a": {"b": 2.0}})
 
 
 def test_by_path_keeps_the_tree_and_never_trains_integers_none_or_running_statistics():
@@ -60,8 +60,8 @@ def test_globs_match_within_and_across_names(pattern, expected):
 
 
 def test_a_star_does_not_cross_names_and_dots_are_literal():
-    assert not masks.glob("*")("a/b")
-    assert not masks.glob("a.b")("axb")
+    assert not paths.glob("*")("a/b")
+    assert not paths.glob("a.b")("axb")
 
 
 def test_rules_that_match_nothing_are_refused_with_the_nearest_names():
@@ -99,8 +99,8 @@ def test_only_bools_of_one_tree_combine():
 def test_join_gives_back_what_split_took_apart(params):
     mask = masks.by_glob(params, "**/kernel") if params is PARAMS else masks.by_glob(params, "list/**")
     trained, frozen = masks.split(params, mask)
-    assert set(masks.paths(trained)) == {path for path, m in leaves(mask).items() if m}
-    assert set(masks.paths(trained)) | set(masks.paths(frozen)) == set(masks.paths(params))
+    assert set(paths.names(trained)) == {path for path, m in leaves(mask).items() if m}
+    assert set(paths.names(trained)) | set(paths.names(frozen)) == set(paths.names(params))
     whole = masks.join(trained, frozen)
     assert jax.tree.structure(whole) == jax.tree.structure(params)
     assert all(a is b for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(params), strict=True))
@@ -141,7 +141,7 @@ def test_lint_accepts_every_kind_of_leaf():
 def test_the_table_counts_what_trains():
     params = {"a": np.ones((2, 3)), "b": np.ones(4), "c": np.ones(4), "d": np.float32(1)}
     rows = masks.table(params, {"a": True, "b": np.array([1, 0, 0, 1], bool), "c": 0.1, "d": False})
-    assert [(r.trained, r.count, r.trained_count) for r in rows] == [
+    assert [(r.trained, r.size, r.trained_size) for r in rows] == [
         ("trained", 6, 6),
         ("part", 4, 2),
         ("x 0.1", 4, 4),

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from tljax import masks, optimizer
+from tljax import masks, optimizer, paths
 from tljax.types import InputError
 
 PARAMS = {
@@ -37,7 +37,7 @@ def test_frozen_leaves_keep_their_bytes_under_decay_and_clipping(name, clip):
     for leaf in ("b", "steps"):
         assert np.asarray(after[leaf]).tobytes() == PARAMS[leaf].tobytes()
     assert not np.array_equal(after["a"], PARAMS["a"])
-    assert all("b" not in path.split("/") and "steps" not in path.split("/") for path in masks.paths(state))
+    assert all("b" not in path.split("/") and "steps" not in path.split("/") for path in paths.names(state))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -56,14 +56,14 @@ def arguments(tasks, workdir, **flags):
         "learning_rate": 0.1,
         "seeds": (0, 1),
         "strategies": ("scratch", "full", "head_only", "bias_only"),
-        "workdir": str(workdir),
+        "workdir": workdir and str(workdir),
     }
     return {name: value for name, value in (given | flags).items() if value is not None}
 
 
 def command(tasks, folder, **flags):
     """The same as a command line."""
-    given = arguments(tasks, folder / "w", **flags)
+    given = arguments(tasks, **{"workdir": folder / "w", **flags})
     return [f"--{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in given.items()]
 
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from tljax import masks, models, plugins
+from tljax import masks, models, paths, plugins
 from tljax.types import Context, InputError
 
 NAMES = plugins.names("tljax.strategies", "strategy")
@@ -30,7 +30,7 @@ def trained(text, context=CONTEXT):
     method, options = plugins.method(text)
     mask = method.strategy(PARAMS, context, **options)
     masks.lint(PARAMS, mask, context.fresh)
-    return {path for path, m in zip(masks.paths(mask), jax.tree.leaves(mask), strict=True) if m}
+    return {path for path, m in zip(paths.names(mask), jax.tree.leaves(mask), strict=True) if m}
 
 
 @pytest.mark.parametrize("text", TRAINED)

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tljax import masks
+from tljax import paths
 from tljax.types import InputError, Params
 
 Flat = dict[str, np.ndarray]
@@ -28,7 +28,7 @@ def flatten(params: Params) -> Flat:
     >>> flatten({"head": {"bias": np.zeros(2)}})
     {'head/bias': array([0., 0.])}
     """
-    return {path: np.asarray(leaf) for path, leaf in zip(masks.paths(params), jax.tree.leaves(params), strict=True)}
+    return {path: np.asarray(leaf) for path, leaf in zip(paths.names(params), jax.tree.leaves(params), strict=True)}
 
 
 def unflatten(flat: Mapping[str, Any], like: Params) -> Params:
@@ -37,13 +37,13 @@ def unflatten(flat: Mapping[str, Any], like: Params) -> Params:
     >>> unflatten({"a": np.ones(1)}, {"a": np.zeros(1)})
     {'a': array([1.])}
     """
-    known = dict(zip(masks.paths(like), jax.tree.leaves(like), strict=True))
+    known = dict(zip(paths.names(like), jax.tree.leaves(like), strict=True))
     for path in sorted(known.keys() | flat.keys()):
         there = f"{flat[path].dtype}{list(flat[path].shape)}" if path in flat else "absent"
         here = f"{known[path].dtype}{list(known[path].shape)}" if path in known else "absent"
         if there != here:
             raise InputError(f"leaf '{path}' is {there} in the checkpoint, {here} in the model: they do not match")
-    return jax.tree.structure(like).unflatten([flat[path] for path in known])
+    return jax.tree.unflatten(jax.tree.structure(like), [flat[path] for path in known])
 
 
 def digest(path: str, leaf: np.ndarray) -> str:

@@ -1,7 +1,7 @@
 """Metrics of one fit, from the logits of its test examples."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -9,22 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import log_softmax
 
-from tljax import models
-from tljax.types import Model, Params
+from tljax.types import Params
 
 BATCH = 1000
 """Examples a compiled batch: the last is padded, so that one executable serves every data set of a shape."""
-
-
-@functools.partial(jax.jit, static_argnames=("forward",))
-def _forward(forward: Any, params: Params, images: jax.Array) -> jax.Array:
-    model, merge = forward
-
-    def one(trial: Params) -> jax.Array:
-        merged = merge(trial) if merge else trial
-        return jax.lax.map(lambda x: models.apply(model, merged, x), images)
-
-    return jax.lax.map(one, params)
 
 
 def batches(images: np.ndarray) -> jax.Array:
@@ -35,10 +23,20 @@ def batches(images: np.ndarray) -> jax.Array:
     return jnp.asarray(padded.reshape(count, BATCH, *images.shape[1:]))
 
 
-def logits(model: Model, params: Params, images: jax.Array, count: int, merge: Any = None) -> np.ndarray:
-    """Logits float32 [trials, count, classes]: `params` with a leading axis of trials, `images` from `batches`."""
-    out = _forward((model, merge), params, images)
+def logits(
+    forward: Callable[[Params, jax.Array], jax.Array], params: Params, images: jax.Array, count: int
+) -> np.ndarray:
+    """Logits float32 [trials, count, classes]: `params` with a leading axis of trials, `images` from `batches`.
+
+    `forward` is (params, images [batch, ...]) -> logits [batch, classes], and compiled once an object.
+    """
+    out = _all(forward, params, images)
     return np.asarray(out).reshape(out.shape[0], -1, out.shape[-1])[:, :count]
+
+
+@functools.partial(jax.jit, static_argnames=("forward",))
+def _all(forward: Callable[[Params, jax.Array], jax.Array], params: Params, images: jax.Array) -> jax.Array:
+    return jax.lax.map(lambda trial: jax.lax.map(lambda batch: forward(trial, batch), images), params)
 
 
 def metrics(logits: np.ndarray, labels: np.ndarray) -> Mapping[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tljax import masks
+from tljax import paths
 from tljax.types import InputError, Mask, Params
 
 
@@ -45,12 +45,11 @@ def plan(
     ['copied']
     """
     fresh, zero = tuple(fresh), tuple(zero)
-    wanted = dict(zip(masks.paths(target), jax.tree.leaves(target), strict=True))
-    for prefix in (*fresh, *zero):
-        masks.under(target, prefix)
-    given = {} if source is None else dict(zip(masks.paths(source), jax.tree.leaves(source), strict=True))
+    wanted = dict(zip(paths.names(target), jax.tree.leaves(target), strict=True))
+    paths.require_prefixes(target, (*fresh, *zero))
+    given = {} if source is None else dict(zip(paths.names(source), jax.tree.leaves(source), strict=True))
     origin = _renamed(given, rename or {})
-    is_fresh, is_zero = masks.inside(fresh), masks.inside(zero)
+    is_fresh, is_zero = paths.inside(fresh), paths.inside(zero)
     rows = []
     for path, leaf in wanted.items():
         shape, dtype = tuple(jnp.shape(leaf)), _dtype(leaf)
@@ -83,7 +82,7 @@ def _renamed(given: Iterable[str], rename: Mapping[str, str]) -> dict[str, str]:
     for path in given:
         place = path
         for old, new in rename.items():
-            if masks.inside((old,))(path):
+            if paths.inside((old,))(path):
                 place = new + path[len(old) :]
                 unused.discard(old)
                 break
@@ -125,14 +124,13 @@ def apply(plan: Plan, source: Params | None, target: Params) -> tuple[Params, Ma
     >>> apply(plan(source, target), source, target)[1]
     {'a': False}
     """
-    given = {} if source is None else dict(zip(masks.paths(source), jax.tree.leaves(source), strict=True))
+    given = {} if source is None else dict(zip(paths.names(source), jax.tree.leaves(source), strict=True))
     rows = {row.target: row for row in plan if row.target is not None}
     leaves, fresh = [], []
-    for path, leaf in zip(masks.paths(target), jax.tree.leaves(target), strict=True):
+    for path, leaf in zip(paths.names(target), jax.tree.leaves(target), strict=True):
         row = rows[path]
-        drawn = row.source is None
         anew = jnp.zeros_like(leaf) if row.action == "zeroed" else leaf
-        leaves.append(anew if drawn else given[row.source])
-        fresh.append(drawn and masks.can_train(path, leaf))
+        leaves.append(anew if row.source is None else given[row.source])
+        fresh.append(row.source is None and paths.can_train(path, leaf))
     treedef = jax.tree.structure(target)
-    return treedef.unflatten(leaves), treedef.unflatten(fresh)
+    return jax.tree.unflatten(treedef, leaves), jax.tree.unflatten(treedef, fresh)

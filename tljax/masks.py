@@ -7,7 +7,6 @@ array (selects elements). True means trained, everywhere. None, integer leaves a
 
 import json
 import math
-import re
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -15,33 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tljax.plugins import nearest
+from tljax import paths
 from tljax.types import InputError, Mask, Params
-
-
-def paths(tree: Any) -> list[str]:
-    """The path of each leaf, such as 'head/kernel', in the order of `jax.tree.leaves`.
-
-    Raises InputError where two leaves have one path (a key that contains '/').
-
-    >>> paths({"head": {"kernel": 1.0, "bias": 0.0}})
-    ['head/bias', 'head/kernel']
-    """
-    found = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
-    seen: set[str] = set()
-    for path in found:
-        if path in seen:
-            raise InputError(f"two leaves are named '{path}': rename the key that contains '/'")
-        seen.add(path)
-    return found
-
-
-def _name(path: tuple[Any, ...]) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def _map(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda path, *leaves: function(_name(path), *leaves), tree, *rest)
 
 
 def by_path(params: Params, predicate: Callable[[str], bool]) -> Mask:
@@ -50,11 +24,11 @@ def by_path(params: Params, predicate: Callable[[str], bool]) -> Mask:
     >>> by_path({"head": {"kernel": 1.0, "bias": 0.0}}, lambda path: path.endswith("bias"))
     {'head': {'bias': True, 'kernel': False}}
     """
-    known = paths(params)
-    mask = _map(lambda path, leaf: bool(predicate(path)) and can_train(path, leaf), params)
+    known = paths.names(params)
+    mask = paths.each(lambda path, leaf: bool(predicate(path)) and paths.can_train(path, leaf), params)
     if not any(jax.tree.leaves(mask)):
         name = getattr(predicate, "__name__", "predicate")
-        raise InputError(f"by_path: {name} is true for no leaf that can train; leaves: {_some(known)}")
+        raise InputError(f"by_path: {name} is true for no leaf that can train; leaves: {paths.some(known)}")
     return mask
 
 
@@ -66,25 +40,9 @@ def by_glob(params: Params, *patterns: str) -> Mask:
     >>> by_glob({"a": {"kernel": 1.0}, "b": {"bias": 0.0}}, "**/bias")
     {'a': {'kernel': False}, 'b': {'bias': True}}
     """
-    known = paths(params)
-    tests = [glob(pattern) for pattern in patterns]
-    for pattern, test in zip(patterns, tests, strict=True):
-        if not any(map(test, known)):
-            raise InputError(f"pattern '{pattern}' matches no leaf{nearest(pattern.replace('*', ''), known)}")
+    paths.require_globs(params, patterns)
+    tests = [paths.glob(pattern) for pattern in patterns]
     return by_path(params, lambda path: any(test(path) for test in tests))
-
-
-def glob(pattern: str) -> Callable[[str], bool]:
-    """The predicate of a pattern: `*` and `?` within one name, `**` for any number of names.
-
-    >>> [glob("**/bias")(path) for path in ("bias", "a/b/bias", "a/kernel")]
-    [True, True, False]
-    """
-    regex = "".join(
-        {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}.get(piece, re.escape(piece))
-        for piece in re.split(r"(\*\*/|\*\*|\*|\?)", pattern)
-    )
-    return lambda path: re.fullmatch(regex, path) is not None
 
 
 def under(params: Params, prefixes: str | Iterable[str]) -> Mask:
@@ -94,20 +52,10 @@ def under(params: Params, prefixes: str | Iterable[str]) -> Mask:
     {'head': {'bias': True}, 'hidden_0': {'bias': False}}
     """
     prefixes = (prefixes,) if isinstance(prefixes, str) else tuple(prefixes)
-    known = paths(params)
-    for prefix in prefixes:
-        if not any(map(inside((prefix,)), known)):
-            places = {path[: match.start()] for path in known for match in re.finditer("/|$", path)}
-            raise InputError(f"prefix '{prefix}' holds no leaf{nearest(prefix, places)}")
+    paths.require_prefixes(params, prefixes)
     if not prefixes:
-        raise InputError(f"under: no prefix given, so nothing would train; leaves: {_some(known)}")
-    return by_path(params, inside(prefixes))
-
-
-def inside(prefixes: Iterable[str]) -> Callable[[str], bool]:
-    """The predicate of path prefixes: whole names, so that 'head' does not hold 'head_2/bias'."""
-    prefixes = tuple(prefixes)
-    return lambda path: any(path == p or path.startswith(p + "/") for p in prefixes)
+        raise InputError(f"under: no prefix given, so nothing would train; leaves: {paths.some(paths.names(params))}")
+    return by_path(params, paths.inside(prefixes))
 
 
 def union(*parts: Mask | None) -> Mask:
@@ -142,8 +90,8 @@ def _combine(name: str, function: Callable[..., bool], parts: tuple[Mask | None,
     if not given:
         raise InputError(f"{name}: no mask given")
     for part in given:
-        same_structure(given[0], part, "the first mask", "another")
-        for path, leaf in zip(paths(part), jax.tree.leaves(part), strict=True):
+        paths.same_structure(given[0], part, "the first mask", "another")
+        for path, leaf in zip(paths.names(part), jax.tree.leaves(part), strict=True):
             if not isinstance(leaf, bool | np.bool_):
                 raise InputError(f"{name}: the leaf at '{path}' is {leaf!r}, not a bool: combine bools, then scale")
     return jax.tree.map(function, *given)
@@ -157,8 +105,12 @@ def split(params: Params, mask: Mask) -> tuple[Params, Params]:
     >>> split({"a": 1.0, "b": 2.0}, {"a": True, "b": False})
     ({'a': 1.0, 'b': None}, {'a': None, 'b': 2.0})
     """
-    trained = _map(lambda path, m, leaf: leaf if _trains(m) and can_train(path, leaf) else None, mask, params)
-    frozen = _map(lambda path, m, leaf: None if _trains(m) and can_train(path, leaf) else leaf, mask, params)
+    trained = paths.each(
+        lambda path, m, leaf: leaf if _trains(m) and paths.can_train(path, leaf) else None, mask, params
+    )
+    frozen = paths.each(
+        lambda path, m, leaf: None if _trains(m) and paths.can_train(path, leaf) else leaf, mask, params
+    )
     return trained, frozen
 
 
@@ -177,7 +129,7 @@ def static(params: Params, mask: Mask) -> Mask:
     >>> static({"a": 1.0, "b": 2.0, "c": 3}, {"a": 0.5, "b": 0.0, "c": True})
     {'a': True, 'b': False, 'c': False}
     """
-    return _map(lambda path, leaf, m: _trains(m) and can_train(path, leaf), params, mask)
+    return paths.each(lambda path, leaf, m: _trains(m) and paths.can_train(path, leaf), params, mask)
 
 
 def _trains(leaf: Any) -> bool:
@@ -187,27 +139,6 @@ def _trains(leaf: Any) -> bool:
     return True
 
 
-def can_train(path: str, leaf: Any) -> bool:
-    """Whether a leaf may train at all: not if it is None or of integers, nor a running statistic.
-
-    >>> can_train("head/kernel", 1.0), can_train("norm/batch_stats/mean", 1.0), can_train("step", 1)
-    (True, False, False)
-    """
-    statistic = "batch_stats" in path.split("/")
-    return leaf is not None and not statistic and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
-
-
-def same_structure(expected: Any, found: Any, expected_name: str, found_name: str) -> None:
-    """Raise InputError, with the paths, unless both trees are the same but for their leaves."""
-    if jax.tree.structure(expected) == jax.tree.structure(found):
-        return
-    there, here = set(paths(expected)), set(paths(found))
-    differences = [f"only {expected_name} has {_some(sorted(there - here))}"] if there - here else []
-    differences += [f"only {found_name} has {_some(sorted(here - there))}"] if here - there else []
-    what = "; ".join(differences) or "their containers differ (a list for a tuple, say)"
-    raise InputError(f"{found_name} and {expected_name} are different trees: {what}")
-
-
 def lint(params: Params, mask: Mask, fresh: Mask | None = None) -> None:
     """Raise InputError, naming the leaf, for a mask that cannot be meant.
 
@@ -215,21 +146,21 @@ def lint(params: Params, mask: Mask, fresh: Mask | None = None) -> None:
     finite; an array that does not fit its leaf, selects by other values than 0 and 1, or selects nothing; nothing
     trained; a leaf that `fresh` says was drawn anew, frozen.
     """
-    same_structure(params, mask, "the parameters", "the mask")
-    leaves = zip(paths(params), jax.tree.leaves(params), jax.tree.leaves(mask), strict=True)
+    paths.same_structure(params, mask, "the parameters", "the mask")
+    leaves = zip(paths.names(params), jax.tree.leaves(params), jax.tree.leaves(mask), strict=True)
     for path, leaf, m in leaves:
         _lint_leaf(path, leaf, m)
     trained = static(params, mask)
     if not any(jax.tree.leaves(trained)):
         raise InputError("the mask freezes every leaf: train at least one")
     if fresh is not None:
-        same_structure(params, fresh, "the parameters", "the fresh mask")
-        trainable = _map(can_train, params)
-        rows = zip(paths(params), *map(jax.tree.leaves, (fresh, trained, trainable)), strict=True)
+        paths.same_structure(params, fresh, "the parameters", "the fresh mask")
+        trainable = paths.each(paths.can_train, params)
+        rows = zip(paths.names(params), *map(jax.tree.leaves, (fresh, trained, trainable)), strict=True)
         lost = [path for path, drawn, trains, can in rows if drawn and can and not trains]
         if lost:
             raise InputError(
-                f"the mask freezes {_some(lost)}, which was drawn anew: return masks.union(mask, context.fresh)"
+                f"the mask freezes {paths.some(lost)}, which was drawn anew: return masks.union(mask, context.fresh)"
             )
 
 
@@ -263,9 +194,9 @@ class Row(NamedTuple):
     shape: tuple[int, ...]
     trained: str
     """'trained', 'frozen', 'x 0.1' (a scaled update) or 'part' (an array)."""
-    count: int
-    """Numbers in the leaf."""
-    trained_count: int
+    size: int
+    """How many numbers the leaf holds."""
+    trained_size: int
     """Numbers of it that train."""
 
 
@@ -273,11 +204,11 @@ def table(params: Params, mask: Mask) -> list[Row]:
     """A row for each leaf: path, shape, trained or frozen, how many numbers.
 
     >>> table({"b": np.zeros(3)}, {"b": True})
-    [Row(path='b', shape=(3,), trained='trained', count=3, trained_count=3)]
+    [Row(path='b', shape=(3,), trained='trained', size=3, trained_size=3)]
     """
     rows = []
     trained = jax.tree.leaves(static(params, mask))
-    leaves = zip(paths(params), jax.tree.leaves(params), jax.tree.leaves(mask), trained, strict=True)
+    leaves = zip(paths.names(params), jax.tree.leaves(params), jax.tree.leaves(mask), trained, strict=True)
     for path, leaf, m, trains in leaves:
         shape = tuple(jnp.shape(leaf))
         count = math.prod(shape)
@@ -297,7 +228,7 @@ def to_json(mask: Mask) -> str:
     >>> to_json({"head": {"bias": True, "kernel": 0.5}})
     '{"head/bias": true, "head/kernel": 0.5}'
     """
-    values = dict(zip(paths(mask), jax.tree.leaves(mask), strict=True))
+    values = dict(zip(paths.names(mask), jax.tree.leaves(mask), strict=True))
     for path, m in values.items():
         if not isinstance(m, bool | int | float | np.bool_ | np.number):
             raise InputError(f"the mask's leaf at '{path}' is an array: save it as .npz")
@@ -311,13 +242,10 @@ def from_json(text: str, params: Params) -> Mask:
     {'a': True}
     """
     values = json.loads(text)
-    known = paths(params)
+    known = paths.names(params)
     if set(values) != set(known):
         odd = sorted(set(values) ^ set(known))
-        raise InputError(f"the mask in JSON and the parameters differ at {_some(odd)}: they are of different models")
-    return jax.tree.structure(params).unflatten([values[path] for path in known])
-
-
-def _some(names: list[str], most: int = 6) -> str:
-    shown = ", ".join(f"'{name}'" for name in names[:most])
-    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+        raise InputError(
+            f"the mask in JSON and the parameters differ at {paths.some(odd)}: they are of different models"
+        )
+    return jax.tree.unflatten(jax.tree.structure(params), [values[path] for path in known])

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tljax import masks, plugins
+from tljax import paths, plugins
 from tljax.types import InputError, Params
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
@@ -112,7 +112,7 @@ def regularizer(terms: Sequence[Penalty], weights: Sequence[Any], trained: Param
     """lambda R: the weighted sum of the terms, each over the trained leaves that its glob covers."""
     total = jnp.float32(0)
     for term, weight in zip(terms, weights, strict=True):
-        test, leaves = masks.glob(term.on), zip(masks.paths(trained), jax.tree.leaves(trained), strict=True)
+        test, leaves = paths.glob(term.on), zip(paths.names(trained), jax.tree.leaves(trained), strict=True)
         covered = [leaf for path, leaf in leaves if test(path)]
         total += weight * term.function(covered)
     return total

@@ -26,7 +26,7 @@ def masked(tx: optax.GradientTransformation, mask: Mask) -> optax.GradientTransf
     >>> tx = masked(optax.sgd(1.0), {"a": True, "b": False})
     >>> state = tx.init({"a": 1.0, "b": 1.0})
     >>> tx.update({"a": 2.0, "b": None}, state)[0]
-    {'a': Array(-2., dtype=float32, weak_type=True), 'b': None}
+    {'a': -2.0, 'b': None}
     """
     tx = optax.with_extra_args_support(tx)
 
@@ -138,9 +138,9 @@ def names() -> list[str]:
     found = []
     for name, function in vars(optax).items():
         if inspect.isfunction(function) and not name.startswith(("_", "scale_by")):
-            first, *rest = inspect.signature(function).parameters.values() or [None]
-            needs = any(p.default is p.empty and p.kind is not p.VAR_KEYWORD for p in rest)
-            if first is not None and first.name == "learning_rate" and not needs and name not in _NOT_OFFERED:
+            parameters = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
+            needed = [p.name for p in parameters if p.default is p.empty]
+            if needed == ["learning_rate"] and name not in _NOT_OFFERED:
                 found.append(name)
     return sorted(found)
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tljax import masks, models, objective, optimizer
+from tljax import masks, models, objective, optimizer, paths
 from tljax.types import InputError, Mask, Model, Params
 
 
@@ -60,11 +60,11 @@ class State(NamedTuple):
 class Log(NamedTuple):
     """What happened in a segment: float32 [trials, steps] each."""
 
-    loss: np.ndarray
+    loss: Any
     """Mean L of the step's batch, in nats for a cross-entropy."""
-    penalty: np.ndarray
+    penalty: Any
     """lambda R at the step's start."""
-    gradient_norm: np.ndarray
+    gradient_norm: Any
     """Global norm of the objective's gradient over the trained leaves."""
 
 
@@ -80,7 +80,7 @@ def program(
 ) -> Program:
     """The Program of fits of `params` under `mask`; raises InputError for a penalty that covers no leaf."""
     for term in penalties:
-        masks.by_glob(params, term.on)
+        paths.require_globs(params, (term.on,))
     trained = jax.tree.leaves(masks.static(params, mask))
     kinds = (_kind(m) if t else False for m, t in zip(jax.tree.leaves(mask), trained, strict=True))
     return Program(model, loss, penalties, optimizer, (jax.tree.structure(mask), *kinds), merge)
@@ -186,6 +186,16 @@ def _frozen_lead(program: Program) -> tuple[str, ...]:
     names = models.names(program.model)
     trains = [any(jax.tree.leaves(whole[name])) for name in names]
     return names[: trains.index(True)]
+
+
+def forward(program: Program) -> Callable[[Params, jax.Array], jax.Array]:
+    """(params, images [batch, ...]) -> logits [batch, classes], as in evaluation; one object for equal models."""
+    return _forward(program.model, program.merge)
+
+
+@functools.lru_cache
+def _forward(model: Model, merge: Callable[[Params], Params] | None) -> Callable[[Params, jax.Array], jax.Array]:
+    return lambda params, images: models.apply(model, merge(params) if merge else params, images)
 
 
 def capacity(batch: int) -> int:

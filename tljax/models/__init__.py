@@ -8,11 +8,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tljax import masks, plugins
+from tljax import paths, plugins
 from tljax.types import InputError, Model, Params
 
-ACTIVATIONS = ("celu", "elu", "gelu", "hard_tanh", "leaky_relu", "mish", "relu", "relu6", "selu", "sigmoid", "silu")
-ACTIVATIONS += ("softplus", "soft_sign", "tanh")
+ACTIVATIONS = tuple(
+    [
+        "celu",
+        "elu",
+        "gelu",
+        "hard_tanh",
+        "leaky_relu",
+        "mish",
+        "relu",
+        "relu6",
+        "selu",
+        "sigmoid",
+        "silu",
+        "softplus",
+        "soft_sign",
+        "tanh",
+    ]
+)
 """The elementwise functions of `jax.nn` that `--activation` takes."""
 
 
@@ -65,7 +81,7 @@ def init(model: Model, key: jax.Array, shape: tuple[int, ...]) -> Params:
         stage_key = jax.random.fold_in(key, i)
         params[stage.name] = stage.init(stage_key, jnp.zeros(x.shape, x.dtype))
         x = jax.eval_shape(stage.apply, params[stage.name], x)
-    masks.paths(params)
+    paths.names(params)
     return params
 
 

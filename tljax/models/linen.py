@@ -1,6 +1,7 @@
 """Flax Linen modules as stages."""
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -37,7 +38,7 @@ def stage(
     def apply(params: Params, x: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
         weights = {leaf: value for leaf, value in params.items() if leaf != _STATISTICS}
         variables = {"params": weights, _STATISTICS: params.get(_STATISTICS, {})}
-        y = module.apply(variables, before(x) if before else x, rngs=None if key is None else {"dropout": key})
+        y: Any = module.apply(variables, before(x) if before else x, rngs=None if key is None else {"dropout": key})
         return after(y) if after else y
 
     return Stage(name, init, apply)
