@@ -105,12 +105,12 @@ def split(params: Params, mask: Mask) -> tuple[Params, Params]:
     >>> split({"a": 1.0, "b": 2.0}, {"a": True, "b": False})
     ({'a': 1.0, 'b': None}, {'a': None, 'b': 2.0})
     """
-    trained = paths.each(
-        lambda path, m, leaf: leaf if _trains(m) and paths.can_train(path, leaf) else None, mask, params
-    )
-    frozen = paths.each(
-        lambda path, m, leaf: None if _trains(m) and paths.can_train(path, leaf) else leaf, mask, params
-    )
+
+    def trains(path: str, m: Any, leaf: Any) -> bool:
+        return _trains(m) and paths.can_train(path, leaf)
+
+    trained = paths.each(lambda *it: it[2] if trains(*it) else None, mask, params)
+    frozen = paths.each(lambda *it: None if trains(*it) else it[2], mask, params)
     return trained, frozen
 
 

@@ -11,23 +11,9 @@ import jax.numpy as jnp
 from tljax import paths, plugins
 from tljax.types import InputError, Model, Params
 
-ACTIVATIONS = tuple(
-    [
-        "celu",
-        "elu",
-        "gelu",
-        "hard_tanh",
-        "leaky_relu",
-        "mish",
-        "relu",
-        "relu6",
-        "selu",
-        "sigmoid",
-        "silu",
-        "softplus",
-        "soft_sign",
-        "tanh",
-    ]
+ACTIVATIONS = (
+    *("celu", "elu", "gelu", "hard_tanh", "leaky_relu", "mish", "relu"),
+    *("relu6", "selu", "sigmoid", "silu", "soft_sign", "softplus", "tanh"),
 )
 """The elementwise functions of `jax.nn` that `--activation` takes."""
 
