@@ -17,17 +17,22 @@ def show(made: Settings, target: Task, source: Source | None, lines: Sequence[wo
     identities = set(source.identity.values()) if source else set()
     trained = [line for line in workdir.lines(folder) if line["key"] in identities]
     title = f"{source.name if source else 'no source'} -> {target.name}"
+    known = [line["source_accuracy"] for line in lines if line["source_accuracy"] is not None]
+    own = f"source's own test accuracy {100 * min(known):.2f} to {100 * max(known):.2f} %" if known else ""
     report = folder / "report.html"
-    text = _page(target, [*trained, *lines], folder, title, notes)
+    text = _page(target, [*trained, *lines], folder, title, own, notes)
     if not report.is_file() or report.read_text(encoding="utf-8") != text:
         workdir.replace(report, text)
-    known = [line["source_accuracy"] for line in lines if line["source_accuracy"] is not None]
-    said = [f"source's own test accuracy {100 * min(known):.2f} to {100 * max(known):.2f} %"] if known else []
-    said += [*notes, "means and [ranges] over seeds; no test of significance was made", f"report: {report}"]
+    said = [
+        *([own] if own else []),
+        *notes,
+        "means and [ranges] over seeds; no test of significance was made",
+        f"report: {report}",
+    ]
     console.results(title, lines, said)
 
 
-def _page(target: Task, lines: Sequence[workdir.Line], folder: Path, title: str, notes: list[str]) -> str:
+def _page(target: Task, lines: Sequence[workdir.Line], folder: Path, title: str, own: str, notes: list[str]) -> str:
     from tljax.study import report
 
     curves = {line["name"]: fits.curves(folder, line) for line in lines}
@@ -36,7 +41,7 @@ def _page(target: Task, lines: Sequence[workdir.Line], folder: Path, title: str,
         [dict(line) for line in lines],
         {name: curve for name, curve in curves.items() if curve is not None},
         title=title,
-        source_note="",
+        source_note=own,
         notes=notes,
         environment=json.loads((folder / "environment.json").read_text(encoding="utf-8")),
         flags_text=flags,

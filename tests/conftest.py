@@ -10,6 +10,14 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def data_dir(tmp_path_factory) -> Path:
+    """Decoded data goes to a folder of the tests' own, not to the user's."""
+    folder = tmp_path_factory.mktemp("data")
+    os.environ["TFDS_DATA_DIR"] = str(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def complete_data() -> Path:
     """The folder of the complete data sets, as `--manual_dir` takes it."""

@@ -74,6 +74,7 @@ def test_shipped_data_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.complete
 @needs_complete
 def test_shipped_data_is_what_cut_makes_of_the_complete_data(tmp_path: Path) -> None:
     for name in idx.SHIPPED:
@@ -85,6 +86,7 @@ def test_shipped_data_is_what_cut_makes_of_the_complete_data(tmp_path: Path) -> 
             assert again == here, file
 
 
+@pytest.mark.complete
 @needs_complete
 @pytest.mark.parametrize("name", idx.SHIPPED)
 def test_shipped_images_are_true_rows_of_the_originals(name: str, tmp_path: Path) -> None:
@@ -99,6 +101,7 @@ def test_shipped_images_are_true_rows_of_the_originals(name: str, tmp_path: Path
 # IDX files fetched by hand.
 
 
+@pytest.mark.complete
 @needs_complete
 def test_complete_data_loads_and_then_is_there_at_once(tmp_path: Path) -> None:
     first = load("mnist", data_dir=tmp_path, manual_dir=COMPLETE)

@@ -243,6 +243,7 @@ def test_a_builder_that_needs_tensorflow_names_the_extra(tmp_path: Path, monkeyp
 
 
 @pytest.mark.slow
+@pytest.mark.complete
 @needs_complete
 def test_complete_fashion_mnist_is_the_same_by_tfds_and_by_hand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,0 +1,118 @@
+"""The house: imports run one way and stay light, files stay small, help is quick."""
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted([*(ROOT / "tljax").rglob("*.py"), *(ROOT / "experiments").glob("*.py")])
+
+FLOORS = {
+    "tljax.types": 1,
+    "tljax.plugins": 1,
+    "tljax.paths": 1,
+    "tljax.seeds": 1,
+    "tljax.data": 2,
+    "tljax.models": 2,
+    "tljax.masks": 2,
+    "tljax.objective": 2,
+    "tljax.graft": 2,
+    "tljax.checkpoint": 2,
+    "tljax.evaluate": 2,
+    "tljax.strategies": 3,
+    "tljax.optimizer": 3,
+    "tljax.train": 4,
+    "tljax.study": 5,
+    "experiments": 6,
+}
+WITHIN_FLOOR_1 = {("tljax.plugins", "tljax.types"), ("tljax.paths", "tljax.types"), ("tljax.paths", "tljax.plugins")}
+
+
+def module(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def room(name: str) -> str:
+    return next((known for known in FLOORS if name == known or name.startswith(known + ".")), name)
+
+
+def imported(file: Path) -> set[str]:
+    """The rooms that a file imports, wherever in it."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{file}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {room(name) for name in names if name.split(".")[0] in ("tljax", "experiments")}
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if module(f) != "tljax"], ids=module)
+def test_a_file_imports_lower_floors_or_its_own_room(file):
+    own = room(module(file))
+    for other in imported(file) - {own, "tljax", "tljax.__version__"}:
+        assert other in FLOORS, f"{module(file)} imports {other}, which has no floor"
+        assert FLOORS[other] < FLOORS[own] or (own, other) in WITHIN_FLOOR_1, f"{module(file)} imports {other}"
+
+
+def test_every_room_has_a_floor():
+    assert {room(module(file)) for file in FILES} - {"tljax"} == set(FLOORS)
+
+
+def test_importing_tljax_loads_nothing_heavy():
+    code = "import sys, tljax; print(sorted({name.split('.')[0] for name in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    for heavy in (
+        "tensorflow_datasets",
+        "orbax",
+        "optuna",
+        "matplotlib",
+        "flax",
+        "scipy.stats",
+        "tensorboardX",
+        "rich",
+    ):
+        assert f"'{heavy}'" not in loaded
+
+
+def test_importing_tljax_takes_little_more_than_jax_and_optax():
+    """At most 0.3 s by the interpreter's own count of what is imported beside them."""
+    code = "import jax, optax, time; start = time.perf_counter(); import tljax; print(time.perf_counter() - start)"
+    seconds = [
+        float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout) for _ in range(3)
+    ]
+    assert min(seconds) <= 0.3
+
+
+def test_helpfull_answers_within_3_seconds():
+    took = []
+    for _ in range(2):
+        start = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "experiments.transfer", "--helpfull"], cwd=ROOT, capture_output=True, check=True
+        )
+        took.append(time.perf_counter() - start)
+    assert min(took) <= 3
+
+
+@pytest.mark.parametrize("file", FILES, ids=module)
+def test_files_stay_under_300_lines_and_functions_under_50(file):
+    text = file.read_text(encoding="utf-8")
+    assert text.count("\n") <= 300
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 50, f"{file}:{node.lineno} {node.name}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=module)
+def test_every_public_name_has_a_docstring(file):
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree)
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{file}:{node.lineno} {node.name}"

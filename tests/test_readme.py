@@ -1,0 +1,62 @@
+"""The README is true: every command and every piece of code in it runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from experiments import pretrain, transfer
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", TEXT, re.S) for line in block.splitlines()]
+CODE = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+QUICK = ("--seeds=0", "--steps=3")
+
+
+def test_the_first_two_commands_make_their_environment_and_ci_runs_them():
+    made = [line for line in COMMANDS if line.startswith("python3 -m venv")]
+    assert made == COMMANDS[:2] and len(made) == 2
+    assert "experiments.transfer" in made[0] and "pytest" in made[1]
+    assert "grep '^python3 -m venv' README.md" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_other_commands_run(tmp_path, monkeypatch, capsys):
+    """All but the one on the complete data, which test_reference.py runs; three steps of one seed each."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
+    (tmp_path / "mine.py").write_text(CODE[0])
+    programs = {"experiments.pretrain": pretrain.main, "experiments.transfer": transfer.main}
+    ran = 0
+    for line in COMMANDS[2:]:
+        python, dash, program, *arguments = line.split()
+        assert (python, dash) == ("python", "-m")
+        if "--manual_dir=DIR" in arguments:
+            continue
+        programs[program]([program, *arguments, *(() if "--helpfull" in arguments else QUICK)])
+        ran += 1
+    assert ran == 4
+    assert "mine.py:strategy" in capsys.readouterr().out
+
+
+def test_the_strategy_is_one_of_ten_lines():
+    assert len([line for line in CODE[0].splitlines() if line.strip()]) <= 10
+
+
+def test_the_loop_of_ones_own_trains_the_head_alone():
+    scope: dict = {}
+    exec(CODE[1], scope)
+    assert (scope["params"]["body"]["kernel"] == 1).all()
+    assert (scope["params"]["head"]["kernel"] != 1).all()
+
+
+@pytest.mark.parametrize("file", re.findall(r"\]\(([^)]+)\)", TEXT))
+def test_links_lead_somewhere(file):
+    assert (ROOT / file).exists()
+
+
+def test_every_strategy_is_in_the_table():
+    from experiments import options
+
+    named = {name.split(":")[0] for name in re.findall(r"^\| `([^`]+)` \|", TEXT, re.M)}
+    assert named == set(options.strategies())
