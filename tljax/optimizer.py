@@ -139,8 +139,9 @@ def names() -> list[str]:
     for name, function in vars(optax).items():
         if inspect.isfunction(function) and not name.startswith(("_", "scale_by")):
             parameters = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
-            needed = [p.name for p in parameters if p.default is p.empty]
-            if needed == ["learning_rate"] and name not in _NOT_OFFERED:
+            needed = {p.name for p in parameters if p.default is p.empty}
+            first = parameters[0].name if parameters else ""
+            if first == "learning_rate" and needed <= {first} and name not in _NOT_OFFERED:
                 found.append(name)
     return sorted(found)
 
