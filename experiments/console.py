@@ -65,21 +65,28 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], not
         say(f"  {note}")
 
 
-def plan(title: str, rows: graft.Plan, params: Any, mask: Any) -> None:
-    """The graft plan and the mask table of one strategy."""
+def plan(title: str, rows: graft.Plan, params: Any, phases: Sequence[tuple[float, Any]]) -> None:
+    """The graft plan and the mask tables of one strategy, one a phase."""
     table(
         f"{title}: graft",
         ["target leaf", "from", "action", "shape", "dtype"],
         [(r.target or "-", r.source or "-", r.action, "x".join(map(str, r.shape)) or "scalar", r.dtype) for r in rows],
     )
-    lines = masks.table(params, mask)
-    trained, total = sum(r.trained_size for r in lines), sum(r.size for r in lines)
-    table(
-        f"{title}: mask",
-        ["leaf", "shape", "trains", "count"],
-        [(r.path, "x".join(map(str, r.shape)) or "scalar", r.trained, f"{r.size:,}") for r in lines],
-        [f"{trained:,} of {total:,} numbers train"],
-    )
+    if not phases:
+        say(f"  {title}: the mask depends on gradients, and is not known before the source is trained\n")
+    for start, mask in phases:
+        when = f"{title}: mask" if len(phases) == 1 else f"{title}: mask from {100 * start:g} % of training"
+        if masks.is_strategy(mask):
+            say(f"  {when}: depends on the parameters then\n")
+            continue
+        lines = masks.table(params, mask)
+        trained, total = sum(r.trained_size for r in lines), sum(r.size for r in lines)
+        table(
+            when,
+            ["leaf", "shape", "trains", "count"],
+            [(r.path, "x".join(map(str, r.shape)) or "scalar", r.trained, f"{r.size:,}") for r in lines],
+            [f"{trained:,} of {total:,} numbers train"],
+        )
 
 
 def sources(name: str, folder: Path, lines: Mapping[int, Mapping[str, Any]], notes: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 
 from experiments import console, sources
+from experiments.fits import Start
 from experiments.options import Settings
 from experiments.sources import Source
 from tljax import checkpoint, graft, masks, models, paths, plugins, seeds
@@ -71,6 +72,8 @@ class Ground(NamedTuple):
     head: str
     """'copy', 'fresh' or 'zero'."""
     key: jax.Array
+    fisher: checkpoint.Flat | None = None
+    """The source's Fisher information, if it was saved."""
 
 
 def ground(made: Settings, model: Model, source: Source | None, target: Task, streams: seeds.Seeds) -> Ground:
@@ -84,21 +87,16 @@ def ground(made: Settings, model: Model, source: Source | None, target: Task, st
     return Ground(model, models.init(model, key, shape), like, head, jax.random.fold_in(key, len(model)))
 
 
-def with_source(ground: Ground, flat: checkpoint.Flat) -> Ground:
+def with_source(ground: Ground, trained: sources.Trained) -> Ground:
     """The ground with the source's trained parameters; raises InputError where they are of another model."""
-    return ground._replace(source=checkpoint.unflatten(flat, ground.source))
+    return ground._replace(source=checkpoint.unflatten(trained.flat, ground.source), fisher=trained.fisher)
 
 
-class Start(NamedTuple):
-    """Where a fit begins."""
-
-    params: Params
-    mask: Mask
-    plan: graft.Plan
-    merge: Callable[[Params], Params] | None
+Look = Callable[[Callable[[Params], Params] | None], tuple[Callable[[Params], Params], Callable[[Params], Params]]]
+"""merge -> (gradient, fisher): what a data-driven strategy may look at."""
 
 
-def start(one: Named, ground: Ground) -> Start:
+def start(one: Named, ground: Ground, look: Look | None = None) -> Start:
     """Graft, adapt, ask the strategy, and lint; raises InputError for a mask that cannot be meant."""
     names = models.names(ground.model)
     head = names[-1:]
@@ -110,18 +108,39 @@ def start(one: Named, ground: Ground) -> Start:
     if one.method.adapt:
         params, anew = _adapted(one, params, anew, ground.key)
         merge = _merge(one.method.merge, tuple(one.options.items())) if one.method.merge else None
-    context = Context(stages=names, source_params=ground.source, fresh=anew, key=ground.key)
-    mask = one.method.strategy(params, context, **one.options)
-    phases = mask if isinstance(mask, list | tuple) else [mask]
-    if any(isinstance(phase, Phase) for phase in phases):
-        raise InputError(f"strategy '{one.label}' returns phases, and the programs train one mask: return a mask")
+    if one.method.data_driven and look is None:
+        return Start(params, (), anew, plan, merge)
+    gradient, fisher = look(merge) if look else (None, None)
+    context = Context(names, ground.source, anew, ground.key, gradient, fisher)
     # What the module's `reinit` drew anew may stay frozen on purpose; the new head may not.
     must = masks.intersect(anew, masks.under(params, head)) if redrawn else anew
-    try:
-        masks.lint(params, mask, must)
-    except InputError as error:
-        raise InputError(f"strategy '{one.label}': {error}") from error
-    return Start(params, mask, plan, merge)
+    return Start(params, _phases(one, params, context, must), anew, plan, merge, ground.fisher)
+
+
+def _phases(one: Named, params: Params, context: Context, must: Mask) -> tuple[tuple[float, Any], ...]:
+    """What the strategy gives, linted; masks that it leaves to their boundary are linted there."""
+    given = one.method.strategy(params, context, **one.options)
+    phased = isinstance(given, list | tuple) and any(isinstance(phase, Phase) for phase in given)
+    phases = tuple(given) if phased else (Phase(0.0, given),)
+
+    def linted(params: Params, mask: Mask) -> Mask:
+        try:
+            masks.lint(params, mask, must)
+        except InputError as error:
+            raise InputError(f"strategy '{one.label}': {error}") from error
+        return mask
+
+    def later(phase: Phase) -> Callable[[Params], Mask]:
+        return lambda params: linted(params, phase.mask(params, context))
+
+    if not phased:
+        linted(params, given)
+    else:
+        try:
+            masks.lint_phases(params, phases, must)
+        except InputError as error:
+            raise InputError(f"strategy '{one.label}': {error}") from error
+    return tuple((phase.start, later(phase) if masks.is_strategy(phase.mask) else phase.mask) for phase in phases)
 
 
 def _adapted(one: Named, params: Params, anew: Mask, key: jax.Array) -> tuple[Params, Mask]:

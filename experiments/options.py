@@ -33,6 +33,7 @@ class Recipe:
     epochs: int = _flag(10, "passes over the training examples")
     steps: int | None = _flag(None, "steps instead of epochs; the order runs over one permutation after another")
     loss: str = _flag("softmax_cross_entropy", "L: a loss of optax, or package.module:attribute")
+    label_smoothing: float = _flag(0.0, "share of each label spread over all classes; for losses of one-hot labels")
     penalty: str = _flag("", "lambda R over the trained leaves: l2:weight=1e-4:on=head/**, several with commas")
     validation: float = _flag(0.0, "fraction of the training examples held out; they count as labels used")
 
@@ -63,6 +64,7 @@ class Settings:
     order_seed: int | None = _flag(None, "pins the order of the examples", "R")
     draw_seed: int | None = _flag(None, "pins the draw of label budgets and of the validation split", "R")
     workdir: str | None = _flag(None, "the run directory; a finished fit in it is not trained again", "R")
+    save_fisher: bool = _flag(False, "leave the source's Fisher information in its checkpoint, for --penalty=ewc", "R")
     dry_run: bool = _flag(False, "print the graft plan and the mask tables, and stop", "R")
 
 

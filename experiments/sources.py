@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments import console, fits, workdir
+from experiments import console, fits, training, workdir
 from experiments.options import Settings
 from tljax import checkpoint, data, masks, models, seeds
 from tljax.types import InputError, Model, Task
@@ -20,6 +20,8 @@ class Trained(NamedTuple):
     flat: checkpoint.Flat
     accuracy: float | None
     """On its own test set, a fraction; None if it diverged."""
+    fisher: checkpoint.Flat | None
+    """Its Fisher information, if it was saved."""
 
 
 class Source(NamedTuple):
@@ -33,12 +35,18 @@ class Source(NamedTuple):
     obtain: Callable[[Path], Mapping[int, Trained]]
     """Run directory -> {seed: trained source}."""
     fingerprint: str
+    fisher: bool
+    """Whether its Fisher information is, or will be, saved."""
     note: str = ""
 
 
 def load(made: Settings, name: str, shape: Any) -> Task:
     """The data set of a name, from where the flags say that data are."""
     return data.load(name, data_dir=made.data_dir, manual_dir=made.manual_dir, image_shape=shape or None)
+
+
+def _trained(fits: Mapping[str, checkpoint.Flat], name: str, accuracy: float | None) -> Trained:
+    return Trained(fits[name], accuracy, fits.get(f"{name}.fisher"))
 
 
 def from_data(made: Settings) -> Source:
@@ -51,13 +59,13 @@ def from_data(made: Settings) -> Source:
         places = {line["checkpoint"] for line in lines.values()}
         loaded = {place: checkpoint.load(folder / place)[0] for place in places}
         return {
-            seed: Trained(loaded[line["checkpoint"]][line["name"]], line["test_accuracy"])
+            seed: _trained(loaded[line["checkpoint"]], line["name"], line["test_accuracy"])
             for seed, line in lines.items()
         }
 
     identity = {seed: line["key"] for seed, line in plan.items()}
     shape = tuple(task.train.images.shape[1:])
-    return Source(task.name, task.classes, shape, identity, obtain, task.fingerprint, task.note)
+    return Source(task.name, task.classes, shape, identity, obtain, task.fingerprint, made.save_fisher, task.note)
 
 
 def checked(made: Settings) -> Task:
@@ -90,6 +98,7 @@ def _planned(made: Settings, task: Task) -> dict[int, workdir.Line]:
             "model": _architecture(made),
             "recipe": made.source_recipe,
             "streams": _streams(made, seed),
+            "fisher": made.save_fisher,
         }
         lines[seed] = fits.identify(f"pretrain-{task.name}-seed{seed}", line, decisive)
     return lines
@@ -111,7 +120,7 @@ def train(made: Settings, task: Task, folder: Path) -> dict[int, workdir.Line]:
         field = fits.arena(task, made.source_recipe)
         ready = [_ready(made, field, seed, line) for seed, line in missing.items()]
         with console.progress(f"source {task.name}", sum(len(fit.trial.rates) for fit in ready)) as advance:
-            fits.run(field, ready, folder, about(made, task), advance)
+            training.run(field, ready, folder, about(made, task), advance, made.save_fisher)
     done = _done(folder)
     return {seed: done[line["key"]] for seed, line in plan.items()}
 
@@ -137,8 +146,8 @@ def _ready(made: Settings, field: fits.Arena, seed: int, line: workdir.Line) -> 
     streams, built = _streams(made, seed), model(made, len(field.task.classes))
     params = models.init(built, jax.random.key(streams.head), field.images.shape[1:])
     mask = masks.by_path(params, lambda path: True)
-    program, trial, validation = fits.build(field, built, params, mask, streams, "all")
-    return fits.Fit({**line, "steps": len(trial.rates), **fits.counts(params, mask)}, program, trial, validation)
+    start = fits.Start(params, ((0.0, mask),), fresh=mask)
+    return fits.build(field, built, start, streams, "all", line)
 
 
 def from_checkpoint(made: Settings) -> Source:
@@ -165,13 +174,15 @@ def from_checkpoint(made: Settings) -> Source:
     def obtain(folder: Path) -> dict[int, Trained]:
         loaded = {place: checkpoint.load(place) for place in {place for place, _ in chosen.values()}}
         return {
-            seed: Trained(loaded[place][0][name], loaded[place][1]["fits"][name]["accuracy"])
+            seed: _trained(loaded[place][0], name, loaded[place][1]["fits"][name]["accuracy"])
             for seed, (place, name) in chosen.items()
         }
 
     identity = {seed: hashlib.sha256(text.encode()).hexdigest() for seed, text in sums.items()}
     shape = tuple(one["shape"])
-    return Source(one["task"], tuple(one["classes"]), shape, identity, obtain, one["fingerprint"], one.get("note", ""))
+    fisher = all(of["fisher"] for of in told.values())
+    classes, note = tuple(one["classes"]), one.get("note", "")
+    return Source(one["task"], classes, shape, identity, obtain, one["fingerprint"], fisher, note)
 
 
 def _places(directory: Path) -> dict[int, tuple[Path, str]]:

@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import console, fits, methods, options, page, sources, workdir
+from experiments import console, fits, methods, options, page, sources, training, workdir
 from experiments.options import Settings
 from experiments.sources import Source
-from tljax import seeds
+from tljax import objective, seeds
+from tljax.train import scores
 from tljax.types import InputError, Model, Task
 
 
@@ -64,6 +65,8 @@ def prepare(made: Settings) -> Experiment:
     model = sources.model(made, len(target.classes))
     if source is None:
         methods.refuse_without_source(named, model)
+    if source and not source.fisher and any(term.name == "ewc" for term in objective.penalties(made.recipe.penalty)[0]):
+        raise InputError("--penalty=ewc needs the source's Fisher information: train the source with --save_fisher")
     todo = Experiment(made, source, target, model, named)
     for _, start in _first_starts(todo):
         for budget in made.train_examples:
@@ -128,27 +131,34 @@ def _train(todo: Experiment, missing: Mapping[str, Job], folder: Path) -> None:
     field = fits.arena(todo.target, made.recipe)
     grounds = {seed: _ground(todo, seed) for seed in {job.seed for job in missing.values()}}
     for seed in grounds.keys() & trained.keys():
-        grounds[seed] = methods.with_source(grounds[seed], trained[seed].flat)
+        grounds[seed] = methods.with_source(grounds[seed], trained[seed])
     groups: dict[tuple[str, str], list[Job]] = {}
     for job in missing.values():
         groups.setdefault((job.method.label, job.budget), []).append(job)
     for (label, _), jobs in groups.items():
         ready = []
         for job in jobs:
-            start = methods.start(job.method, grounds[job.seed])
             streams = _streams(made, job.seed)
-            program, trial, held = fits.build(
-                field, todo.model, start.params, start.mask, streams, job.budget, start.merge
-            )
-            line = {
-                **job.line,
-                "source_accuracy": trained[job.seed].accuracy if job.seed in trained else None,
-                "steps": len(trial.rates),
-                **fits.counts(start.params, start.mask),
-            }
-            ready.append(fits.Fit(line, program, trial, held))
+            start = methods.start(job.method, grounds[job.seed], _look(todo, field, streams, job.budget))
+            accuracy = trained[job.seed].accuracy if job.seed in trained else None
+            line = {**job.line, "source_accuracy": accuracy}
+            ready.append(fits.build(field, todo.model, start, streams, job.budget, line))
+        begins = ready[0].line["phase_steps"]
+        if len(begins) > 1:
+            console.say(f"{label}: phases begin at the steps {', '.join(map(str, begins))}")
         with console.progress(label, sum(len(fit.trial.rates) for fit in ready)) as advance:
-            fits.run(field, ready, folder, sources.about(made, todo.target), advance)
+            training.run(field, ready, folder, sources.about(made, todo.target), advance)
+
+
+def _look(todo: Experiment, field: fits.Arena, streams: seeds.Seeds, budget: str) -> methods.Look:
+    """What a data-driven strategy may look at: gradients on the training split, never on validation or test data."""
+    subset, _ = fits.split(field, streams, budget)
+
+    def look(merge: Any) -> tuple[Any, Any]:
+        split = (todo.model, objective.loss(field.recipe.loss), field.images, field.labels, subset, merge)
+        return scores.mean_gradient(*split), scores.mean_squared_gradient(*split)
+
+    return look
 
 
 def _ground(todo: Experiment, seed: int) -> methods.Ground:
@@ -164,7 +174,7 @@ def _first_starts(todo: Experiment) -> Iterator[tuple[methods.Named, methods.Sta
 
 def _show(todo: Experiment) -> None:
     for method, start in _first_starts(todo):
-        console.plan(method.label, start.plan, start.params, start.mask)
+        console.plan(method.label, start.plan, start.params, start.phases)
 
 
 def main(argv: Sequence[str]) -> None:

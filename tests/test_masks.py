@@ -1,14 +1,17 @@
-"""Masks: built by rules that must match, combined, split and joined, linted, shown."""
+"""Masks: built by rules that must match, combined, split and joined, linted, shown, written and read."""
 
+import dataclasses
 from typing import NamedTuple
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from tljax import masks, paths
-from tljax.types import InputError
+from tljax.types import InputError, Phase
 
 
 class Pair(NamedTuple):
@@ -16,11 +19,45 @@ class Pair(NamedTuple):
     right: object
 
 
+@flax.struct.dataclass
+class Flax:
+    kernel: object
+    name: str = flax.struct.field(pytree_node=False, default="a word, no leaf")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Plain:
+    kernel: object
+    rest: object
+
+    def __call__(self, x):
+        """Callable, as the modules of Equinox are."""
+        return x
+
+
 PARAMS = {"hidden_0": {"kernel": np.ones((3, 2)), "bias": np.zeros(2)}, "head": {"kernel": np.ones((2, 2))}}
 ODD = {
     "list": [np.ones(2), (np.ones(1), None)],
     "pair": Pair(np.float32(2.0), {"empty": {}, "steps": np.array(3)}),
     "norm": {"scale": np.ones(2), "batch_stats": {"mean": np.zeros(2)}},
+}
+TREES = {
+    "dict": PARAMS,
+    "odd": ODD,
+    "list": [np.ones(2), np.ones((2, 2))],
+    "tuple": (np.ones(2), (np.ones(1), np.ones(3))),
+    "namedtuple": Pair(np.ones(2), Pair(np.ones(1), np.ones(3))),
+    "flax": {"a": Flax(np.ones((2, 3))), "b": Flax(np.ones(2))},
+    "dataclass": Plain(np.ones((2, 3)), {"bias": np.ones(3)}),
+    "nnx": nnx.state(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.Param),
+    "nnx with keys": nnx.state(nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.Dropout(0.5, rngs=nnx.Rngs(1)))),
+    "empty and None": {"a": {}, "b": None, "c": [None, (), np.ones(2)], "d": np.ones(1)},
+    "integers": {"step": np.array(3), "count": 7, "kernel": np.ones(2), "bias": np.ones(1)},
+    "scalars": {"a": 1.5, "b": np.float32(2.0), "c": jnp.float32(3.0), "d": 4},
+    "int keys": {0: np.ones(2), 1: {2: np.ones(1)}},
+    "bare array": np.ones((2, 2)),
+    "bare float": 1.5,
 }
 
 
@@ -95,9 +132,10 @@ def test_only_bools_of_one_tree_combine():
         masks.union({"x": True}, {"x": True, "y": False})
 
 
-@pytest.mark.parametrize("params", [PARAMS, ODD], ids=["dicts", "odd"])
+@pytest.mark.parametrize("params", TREES.values(), ids=TREES)
 def test_join_gives_back_what_split_took_apart(params):
-    mask = masks.by_glob(params, "**/kernel") if params is PARAMS else masks.by_glob(params, "list/**")
+    first = next(path for path, leaf in leaves(params).items() if paths.can_train(path, leaf))
+    mask = masks.by_path(params, lambda path: path == first)
     trained, frozen = masks.split(params, mask)
     assert set(paths.names(trained)) == {path for path, m in leaves(mask).items() if m}
     assert set(paths.names(trained)) | set(paths.names(frozen)) == set(paths.names(params))
@@ -156,3 +194,258 @@ def test_json_gives_the_mask_back_for_the_same_model_only():
         masks.from_json(masks.to_json(mask), {"other": np.ones(1)})
     with pytest.raises(InputError, match=r"array: save it as \.npz"):
         masks.to_json({"a": np.ones(2)})
+
+
+@pytest.mark.parametrize("params", TREES.values(), ids=TREES)
+def test_masks_of_any_pytree_are_built_combined_linted_shown_written_and_followed(params, tmp_path):
+    able = {path for path, leaf in leaves(params).items() if paths.can_train(path, leaf)}
+    everything = masks.by_path(params, lambda path: True)
+    assert masks.by_glob(params, "**") == masks.by_size(params) == masks.kept(params, None) == everything
+    nothing = masks.intersect(everything, masks.invert(everything))
+    assert {path for path, m in leaves(everything).items() if m} == able
+    assert masks.union(nothing, everything, None) == everything == masks.also(nothing, everything)
+    assert masks.kept(params, everything) == nothing
+    assert masks.scale(masks.scale(everything, 0.5), 2.0) == everything  # True == 1.0
+    scores = jax.tree.map(lambda leaf: np.full(jnp.shape(leaf), 1.0), params)
+    chosen = masks.top(scores, 1.0, among=everything)
+    for mask in (everything, masks.scale(everything, 0.1), chosen):
+        assert jax.tree.structure(mask) == jax.tree.structure(params)
+        masks.lint(params, mask, fresh=everything)
+        masks.lint_phases(params, [Phase(0.0, mask)], fresh=everything)
+        assert {row.path for row in masks.table(params, mask) if row.trained_size} == able
+        masks.save(mask, tmp_path / "mask")
+        again = masks.load(tmp_path / "mask", params)
+        assert masks.equal(again, mask) and masks.digest(again) == masks.digest(mask)
+        ages = leaves(masks.since(nothing, mask, mask))
+        assert ages == {path: 1 if path in able else -1 for path in leaves(params)}
+    assert masks.from_json(masks.to_json(everything), params) == everything
+
+
+def test_a_prefix_may_be_a_whole_path_and_nnx_ends_in_value():
+    params = TREES["nnx"]
+    assert paths.names(params) == ["bias/value", "kernel/value"]
+    assert leaves(masks.under(params, "bias")) == {"bias/value": True, "kernel/value": False}
+    assert [masks.leaf_name(path) for path in paths.names(params)] == ["bias", "kernel"]
+
+
+def test_by_size_takes_both_ends_and_says_what_sizes_there_are():
+    assert leaves(masks.by_size(PARAMS, at_least=2, at_most=4)) == {
+        "head/kernel": True,
+        "hidden_0/bias": True,
+        "hidden_0/kernel": False,
+    }
+    with pytest.raises(InputError, match=r"holds 7 to inf numbers; there are \[4, 2, 6\]"):
+        masks.by_size(PARAMS, at_least=7)
+    with pytest.raises(InputError, match="no leaf that can train"):
+        masks.by_size({"steps": np.array(3), "kernel": np.ones(2)}, at_most=1)
+
+
+@pytest.mark.parametrize("array", [np.asarray, jnp.asarray], ids=["numpy", "jax"])
+@pytest.mark.parametrize("fraction", [1e-9, 0.1, 0.28, 0.5, 0.77, 1.0])
+def test_top_selects_the_elements_that_a_sort_puts_first(array, fraction):
+    values = np.random.default_rng(0).integers(0, 6, 24).astype(np.float32)  # many ties
+    scores = {"a": array(values[:12].reshape(3, 4)), "b": [array(values[12:13]), array(values[13:])]}
+    mask = masks.top(scores, fraction)
+    count = max(1, round(fraction * 24))
+    expected = np.isin(np.arange(24), np.argsort(-values, kind="stable")[:count])
+    whole = jax.tree.map(lambda m, score: np.broadcast_to(m, score.shape).ravel(), mask, scores)
+    np.testing.assert_array_equal(np.concatenate(jax.tree.leaves(whole)), expected)
+    for m in jax.tree.leaves(mask):
+        assert m is False or (isinstance(m, np.ndarray) and m.dtype == bool and m.any())
+
+
+def test_top_chooses_among_the_leaves_it_is_given_and_never_integers_or_holes():
+    scores = {"a": np.array([9.0, 8.0]), "b": np.array([1.0, 2.0]), "c": None, "d": np.array([99, 99])}
+    among = {"a": False, "b": True, "c": True, "d": True}
+    mask = masks.top(scores, 0.5, among=among)
+    assert masks.equal(mask, {"a": False, "b": np.array([False, True]), "c": False, "d": False})
+    alone = masks.top(scores, 0.5)
+    assert masks.equal(alone, {"a": np.array([True, True]), "b": False, "c": None, "d": False})
+    assert masks.top({"a": 0.5, "b": np.array(0.7)}, 0.5) == {"a": False, "b": True}
+    half = masks.top({"a": jnp.array([1.0, 2.0], jnp.bfloat16)}, 0.5)
+    assert masks.equal(half, {"a": np.array([False, True])})
+
+
+@pytest.mark.parametrize("fraction", [0.0, -0.1, 1.1, float("nan")])
+def test_top_refuses_a_fraction_that_is_none(fraction):
+    with pytest.raises(InputError, match="above 0 and at most 1"):
+        masks.top({"a": np.ones(2)}, fraction)
+
+
+def test_top_refuses_what_has_no_rank():
+    with pytest.raises(InputError, match="score at 'b/0' is NaN"):
+        masks.top({"a": np.ones(2), "b": [np.array([1.0, np.nan])]}, 0.5)
+    with pytest.raises(InputError, match="no elements to choose among; leaves: 'a'"):
+        masks.top({"a": np.ones(2)}, 0.5, among={"a": False})
+    with pytest.raises(InputError, match="no elements"):
+        masks.top({"a": np.array([1, 2])}, 0.5)
+    with pytest.raises(InputError, match="the scores have 'b', and `among` has not"):
+        masks.top({"a": np.ones(2), "b": np.ones(2)}, 0.5, among={"a": True})
+    with pytest.raises(InputError, match=r"leaf at 'a' is 0\.5, not a bool"):
+        masks.top({"a": np.ones(2)}, 0.5, among={"a": 0.5})
+
+
+def test_scale_multiplies_numbers_leaves_false_and_refuses_arrays():
+    mask = {"a": True, "b": False, "c": 0.5, "d": np.bool_(True)}
+    assert masks.scale(mask, 0.1) == {"a": 0.1, "b": False, "c": 0.05, "d": 0.1}
+    traced = jax.jit(lambda factor: masks.scale({"a": True, "b": 0.5}, factor))(jnp.float32(0.5))
+    assert traced == {"a": 0.5, "b": 0.25}
+    with pytest.raises(InputError, match="leaf at 'a' is an array, which selects"):
+        masks.scale({"a": np.array([True])}, 0.5)
+    for factor in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(InputError, match="finite and at least 0"):
+            masks.scale(mask, factor)
+
+
+def test_also_trains_what_is_fresh_whatever_the_other_leaves_are():
+    part = np.array([True, False])
+    mask = masks.also({"a": 0.1, "b": part, "c": False}, {"a": False, "b": False, "c": True})
+    assert masks.equal(mask, {"a": 0.1, "b": part, "c": True})
+    assert masks.also({"a": 0.1}, None) == {"a": 0.1}
+    with pytest.raises(InputError, match="different trees"):
+        masks.also({"a": 0.1}, {"b": True})
+
+
+SAME = [
+    ({"a": True}, {"a": 1.0}),
+    ({"a": False}, {"a": 0}),
+    ({"a": -0.0}, {"a": False}),
+    ({"a": 0.5}, {"a": np.float64(0.5)}),
+    ({"a": 0.5}, {"a": jnp.array(0.5)}),
+    ({"a": np.array([1, 0])}, {"a": jnp.array([True, False])}),
+    ({"a": None, "b": True}, {"a": None, "b": True}),
+]
+DIFFERENT = [
+    ({"a": True}, {"a": False}),
+    ({"a": True}, {"b": True}),
+    ({"a": True}, {"a": 0.5}),
+    ({"a": True}, {"a": np.array([True])}),
+    ({"a": np.array([True, False])}, {"a": np.array([False, True])}),
+    ({"a": np.array([[True, True]])}, {"a": np.array([[True], [True]])}),
+    ({"a": True, "b": True}, {"a": True}),
+]
+
+
+@pytest.mark.parametrize(("a", "b"), SAME)
+def test_masks_that_train_alike_are_equal_and_have_one_digest(a, b):
+    assert masks.equal(a, b) and masks.digest(a) == masks.digest(b)
+
+
+@pytest.mark.parametrize(("a", "b"), DIFFERENT)
+def test_masks_that_differ_anywhere_are_not_equal_and_have_two_digests(a, b):
+    assert not masks.equal(a, b) and masks.digest(a) != masks.digest(b)
+
+
+def test_equal_asks_for_the_same_containers_and_digest_for_the_same_paths():
+    assert not masks.equal([True], (True,))
+    assert masks.digest([True]) == masks.digest((True,))
+    assert len(masks.digest({"a": True})) == 64
+    with pytest.raises(InputError, match="leaf is 'yes'"):
+        masks.digest({"a": "yes"})
+
+
+def test_a_saved_mask_comes_back_exactly_and_arrays_stand_beside_it(tmp_path):
+    params = {"allow_pickle": np.ones((2, 2)), "b": np.ones(3), "c": np.ones(1), "d": np.ones(1), "a/b": np.ones(2)}
+    mask = {"allow_pickle": np.eye(2, dtype=bool), "b": 0.1, "c": True, "d": False, "a/b": np.array([True, False])}
+    masks.save(mask, tmp_path / "mask")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["mask.json", "mask.npz"]
+    again = masks.load(tmp_path / "mask", params)
+    assert masks.equal(again, mask)
+    assert again["c"] is True and again["d"] is False and again["b"] == 0.1
+    assert again["allow_pickle"].dtype == bool
+    with pytest.raises(InputError, match="they are of different models"):
+        masks.load(tmp_path / "mask", {"x": np.ones(1)})
+    (tmp_path / "mask.npz").unlink()
+    with pytest.raises(InputError, match=r"mask\.npz' does not exist"):
+        masks.load(tmp_path / "mask", params)
+
+
+def test_a_mask_without_arrays_is_one_file_and_a_missing_one_is_named(tmp_path):
+    masks.save({"a": True}, str(tmp_path / "phase_0.5"))
+    assert [file.name for file in tmp_path.iterdir()] == ["phase_0.5.json"]
+    assert masks.load(tmp_path / "phase_0.5", {"a": 1.0}) == {"a": True}
+    with pytest.raises(InputError, match=r"other\.json' does not exist"):
+        masks.load(tmp_path / "other", {"a": 1.0})
+
+
+FIRST, SECOND, ALL = np.array([True, False]), np.array([False, True]), np.array([True, True])
+
+
+@pytest.mark.parametrize(
+    ("history", "age"),
+    [
+        ([True], 0),
+        ([False], -1),
+        ([False, True], 1),
+        ([True, True, True], 0),
+        ([True, False, True], 2),
+        ([True, True, False], -1),
+        ([True, 0.0, 0.5], 2),
+        ([0.1, 0.5, True], 0),
+        ([0, np.float32(0.5), 1], 1),
+        ([FIRST, FIRST], 0),
+        ([FIRST, SECOND], 1),
+        ([FIRST, ALL, FIRST], 1),
+        ([FIRST, True], 1),
+        ([FIRST, 0.5], 1),
+        ([ALL, True], 0),
+        ([True, FIRST], 0),
+        ([True, FIRST, ALL], 2),
+        ([FIRST, False, FIRST], 2),
+        ([jnp.array(FIRST), jnp.array(ALL)], 1),
+        ([np.array([[True], [False]]), np.array([[True, False]])], 1),
+        ([np.array([[True, False]]), np.array([[True], [False]])], 1),
+    ],
+)
+def test_since_tells_the_phase_from_which_a_leaf_trains_without_a_gap(history, age):
+    assert masks.since(*({"leaf": m} for m in history)) == {"leaf": age}
+
+
+def test_since_keeps_the_tree_and_refuses_different_trees_and_no_mask():
+    ages = masks.since(Pair(True, [False]), Pair(True, [True]))
+    assert ages == Pair(0, [1])
+    with pytest.raises(InputError, match="different trees"):
+        masks.since({"a": True}, {"b": True})
+    with pytest.raises(InputError, match="no mask given"):
+        masks.since()
+
+
+BODY = {"a": True, "b": False}
+BOTH = {"a": True, "b": True}
+
+
+@pytest.mark.parametrize(
+    ("phases", "message"),
+    [
+        ([], "phases are a list of one Phase"),
+        (BOTH, "phases are a list of one Phase"),
+        ([BOTH], "phases are a list of one Phase"),
+        ([Phase(0.1, BOTH)], r"phase 0 starts at 0\.1: the first phase starts at 0\.0"),
+        (
+            [Phase(0.0, BOTH), Phase(0.0, BOTH)],
+            r"phase 1 starts at 0\.0, and phase 0 at 0\.0: starts strictly increase",
+        ),
+        ([Phase(0.0, BOTH), Phase(0.5, BOTH), Phase(0.4, BOTH)], r"phase 2 starts at 0\.4, and phase 1 at 0\.5"),
+        ([Phase(0.0, BOTH), Phase(1.0, BOTH)], "phase 1 starts at 1.0: .* below 1"),
+        ([Phase(-0.1, BOTH)], "phase 0 starts at -0.1"),
+        ([Phase(0.0, BOTH), Phase(float("nan"), BOTH)], "phase 1 starts at nan"),
+        ([Phase("0", BOTH)], "phase 0 starts at '0'"),
+        ([Phase(0.0, BOTH), Phase(0.5, BODY)], "phase 1: the mask freezes 'b', which was drawn anew"),
+        ([Phase(0.0, BODY), Phase(0.5, BOTH)], "phase 0: the mask freezes 'b', which was drawn anew"),
+        ([Phase(0.0, lambda params, context: BOTH), Phase(0.5, {"a": -1.0, "b": True})], "phase 1: .* number at 'a'"),
+    ],
+)
+def test_lint_names_the_phase_that_cannot_be_meant(phases, message):
+    with pytest.raises(InputError, match=message):
+        masks.lint_phases({"a": np.ones(2), "b": np.ones(2)}, phases, fresh={"a": False, "b": True})
+
+
+def test_lint_accepts_phases_and_leaves_strategies_to_their_boundary():
+    phases = (Phase(0, BOTH), Phase(0.5, lambda params, context: "known at its boundary"))
+    masks.lint_phases({"a": np.ones(2), "b": np.ones(2)}, phases, fresh=BOTH)
+
+
+def test_a_mask_that_can_be_called_is_a_mask_all_the_same():
+    assert not masks.is_strategy(Plain(True, {"bias": True}))
+    with pytest.raises(InputError, match="phase 0: the mask freezes every leaf"):
+        masks.lint_phases(TREES["dataclass"], [Phase(0.0, Plain(False, {"bias": False}))])

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import console, options, pretrain, transfer
+from experiments import console, options, pretrain, training, transfer
 from tljax import checkpoint
 from tljax.types import InputError
 
@@ -96,6 +96,7 @@ def test_a_run_leaves_the_directory_that_the_design_names(finished):
         "metrics",
         "checkpoints",
         "predictions",
+        "masks",
         "report.html",
     }
     assert len(lines) == 8 and len(results(workdir)) == 8 + 2
@@ -155,9 +156,9 @@ def test_lists_may_grow_and_only_what_is_new_is_trained(tasks, tmp_path, monkeyp
     workdir = tmp_path / "w"
     before = transfer.run(**arguments(tasks, workdir, strategies=("scratch", "full")))
     trained = []
-    fit = transfer.fits.run
+    run = training.run
     monkeypatch.setattr(
-        "experiments.fits.run", lambda field, fits, *rest: (trained.extend(fits), fit(field, fits, *rest))
+        "experiments.training.run", lambda field, fits, *rest: (trained.extend(fits), run(field, fits, *rest))
     )
     after = transfer.run(**arguments(tasks, workdir, strategies=("scratch", "full", "last_k:k=1"), seeds=(0, 1, 2)))
     names = sorted((f.line["strategy"], f.line["seed"]) for f in trained)

@@ -1,64 +1,439 @@
-"""Strategies: each file of the folder, on the reference model and a deeper one."""
+"""Strategies: each file of the folder, against expectations written by hand, on a model of three stages."""
 
 import ast
+import functools
 import inspect
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tljax import masks, models, paths, plugins
-from tljax.types import Context, InputError
+from tljax.strategies import auto_rgn, lora
+from tljax.types import Context, InputError, Phase
 
 NAMES = plugins.names("tljax.strategies", "strategy")
 MODEL = models.build("mlp", 3, hidden=(5, 4), activation="relu")
 PARAMS = jax.tree.map(np.asarray, models.init(MODEL, jax.random.key(0), (2, 2, 1)))
+NORMS = {**PARAMS, "hidden_0": {**PARAMS["hidden_0"], "norm": {"scale": np.ones(5, np.float32), "bias": np.zeros(5)}}}
 FRESH = masks.under(PARAMS, "head")
-CONTEXT = Context(stages=models.names(MODEL), fresh=FRESH)
+NOTHING = masks.invert(masks.by_path(PARAMS, lambda path: True))
+
+
+def gradient(params):
+    """A gradient made by hand: its values depend on the parameters and rise from leaf to leaf."""
+    return paths.each(lambda path, leaf: 0.5 * leaf + 0.01 * len(path) + 0.001 * np.arange(leaf.shape[-1]), params)
+
+
+def fisher(params):
+    return jax.tree.map(np.square, gradient(params))
+
+
+CONTEXT = Context(models.names(MODEL), PARAMS, FRESH, jax.random.key(1), gradient, fisher)
+
+HEAD = {"head/bias", "head/kernel"}
+ZERO = {"hidden_0/bias", "hidden_0/kernel"}
+ONE = {"hidden_1/bias", "hidden_1/kernel"}
+ALL = HEAD | ZERO | ONE
+NORM = {"hidden_0/norm/scale", "hidden_0/norm/bias"}
 
 TRAINED = {
-    "scratch": {"hidden_0/bias", "hidden_0/kernel", "hidden_1/bias", "hidden_1/kernel", "head/bias", "head/kernel"},
-    "full": {"hidden_0/bias", "hidden_0/kernel", "hidden_1/bias", "hidden_1/kernel", "head/bias", "head/kernel"},
-    "head_only": {"head/bias", "head/kernel"},
-    "last_k": {"head/bias", "head/kernel"},
-    "last_k:k=2": {"hidden_1/bias", "hidden_1/kernel", "head/bias", "head/kernel"},
-    "bias_only": {"hidden_0/bias", "hidden_1/bias", "head/bias", "head/kernel"},
+    "scratch": ALL,
+    "full": ALL,
+    "random_features": HEAD,
+    "head_only": HEAD,
+    "last_k": HEAD,
+    "last_k:k=2": HEAD | ONE,
+    "last_k:k=3": ALL,
+    "bias_only": HEAD | {"hidden_0/bias", "hidden_1/bias"},
+    "stages": HEAD | ZERO,
+    "stages:train=hidden_1": HEAD | ONE,
+    "stages:train=hidden_0+head": HEAD | ZERO,
+    "stages:redraw=above:copy=1": HEAD | ONE,
+    "stages:redraw=above:copy=2": HEAD,
+    "stages:redraw=above:copy=1:freeze=false": ALL,
+    "norm_only": HEAD | NORM,
+    "pattern": {"hidden_0/kernel", "hidden_1/kernel"} | HEAD,
+    "pattern:train=hidden_0/*+**/bias": ZERO | {"hidden_1/bias"} | HEAD,
+    "lora": HEAD | {f"hidden_{i}/lora_{factor}" for i in (0, 1) for factor in "ab"},
 }
+"""What trains, by whole leaves."""
+
+RATES = {
+    "layerwise_decay": {"head": True, "hidden_1": 1 / 2.6, "hidden_0": 1 / 2.6**2},
+    "layerwise_decay:decay=0.1": {"head": True, "hidden_1": 0.1, "hidden_0": 0.01},
+    "layerwise_decay:decay=1": {"head": True, "hidden_1": 1.0, "hidden_0": 1.0},
+}
+"""The number of every leaf of a stage."""
+
+PHASES = {
+    "lp_ft": [(0, HEAD), (0.5, ALL)],
+    "lp_ft:start=0.25": [(0, HEAD), (0.25, ALL)],
+    "gradual_unfreeze": [(0, HEAD), (1 / 3, HEAD | ONE), (2 / 3, ALL)],
+    "gradual_unfreeze:every=0.1": [(0, HEAD), (0.1, HEAD | ONE), (0.2, ALL)],
+    "bottom_up": [(0, HEAD), (0.25, HEAD | ZERO), (0.5, HEAD | ONE), (0.75, ALL)],
+}
+"""Starts, and what trains from there."""
+
+DATA_DRIVEN = {"auto_rgn", "gradient_mask", "fisher"}
+ELEMENTS = {"gradient_mask", "fisher", "random_mask"}
+"""What selects elements of the leaves that were kept."""
 
 
-def trained(text, context=CONTEXT):
+@functools.cache
+def start(name):
+    """(parameters, context) that the strategy starts from: adapted, and with norms for norm_only."""
+    params = NORMS if name == "norm_only" else PARAMS
+    if adapt := plugins.method(name)[0].adapt:
+        params = adapt(params, jax.random.key(2))
+    known = leaves(FRESH)
+    fresh = paths.each(lambda path, leaf: known.get(path, "lora" in path), params)
+    return params, CONTEXT._replace(fresh=fresh)
+
+
+def leaves(tree):
+    return dict(zip(paths.names(tree), jax.tree.leaves(tree), strict=True))
+
+
+def trained(mask):
+    return {path for path, m in leaves(mask).items() if masks.trains(m)}
+
+
+def given(text, **changed):
+    """What the strategy returns."""
     method, options = plugins.method(text)
-    mask = method.strategy(PARAMS, context, **options)
-    masks.lint(PARAMS, mask, context.fresh)
-    return {path for path, m in zip(paths.names(mask), jax.tree.leaves(mask), strict=True) if m}
+    params, context = start(text.split(":")[0])
+    return method.strategy(params, context._replace(**changed), **options)
+
+
+def evaluated(text, **changed):
+    """[(start, mask)] of the strategy, its phases' strategies evaluated, linted."""
+    params, context = start(text.split(":")[0])
+    result = given(text, **changed)
+    phases = result if isinstance(result, list) else [Phase(0.0, result)]
+    context = context._replace(**changed)
+    found = [
+        Phase(phase.start, phase.mask(params, context) if masks.is_strategy(phase.mask) else phase.mask)
+        for phase in phases
+    ]
+    masks.lint_phases(params, phases, context.fresh)
+    masks.lint_phases(params, found, context.fresh)
+    return [(phase.start, phase.mask) for phase in found]
 
 
 @pytest.mark.parametrize("text", TRAINED)
-def test_a_strategy_trains_just_these_leaves(text):
-    assert trained(text) == TRAINED[text]
+def test_a_strategy_trains_just_these_leaves_whole(text):
+    mask = given(text)
+    assert set(map(type, jax.tree.leaves(mask))) == {bool}
+    assert trained(mask) == TRAINED[text]
+
+
+@pytest.mark.parametrize("text", RATES)
+def test_a_strategy_gives_each_stage_its_rate(text):
+    for path, rate in leaves(given(text)).items():
+        assert rate == pytest.approx(RATES[text][path.split("/")[0]], rel=1e-12)
+
+
+@pytest.mark.parametrize("text", PHASES)
+def test_a_strategy_goes_through_these_phases(text):
+    found = evaluated(text)
+    assert [begin for begin, _ in found] == pytest.approx([begin for begin, _ in PHASES[text]])
+    assert [trained(mask) for _, mask in found] == [expected for _, expected in PHASES[text]]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_strategy_runs_by_its_bare_name_has_a_docstring_and_a_case_here(name):
-    assert name in TRAINED
-    assert len(trained(name)) > 0
+def test_every_strategy_runs_by_its_bare_name_has_a_source_and_a_case_here(name):
+    assert name in TRAINED.keys() | RATES.keys() | PHASES.keys() | DATA_DRIVEN | ELEMENTS
+    assert all(trained(mask) for _, mask in evaluated(name))
     module = inspect.getmodule(plugins.method(name)[0].strategy)
-    assert ast.get_docstring(ast.parse(inspect.getsource(module)))
+    text = ast.get_docstring(ast.parse(inspect.getsource(module)))
+    first, empty, source, *_ = text.split("\n")
+    assert first.endswith(".") and not empty and source.startswith("Source: ")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_strategy_gives_the_same_mask_for_abstract_parameters(name):
-    method, options = plugins.method(name)
-    abstract = jax.eval_shape(lambda: PARAMS)
-    assert method.strategy(abstract, CONTEXT, **options) == method.strategy(PARAMS, CONTEXT, **options)
+def test_a_strategy_trains_what_is_fresh_in_every_phase(name):
+    """Fresh here: the first bias and the head; random_features draws all anew, and keeps it frozen on purpose."""
+    _, context = start(name)
+    fresh = paths.each(lambda path, old: bool(old) or path == "hidden_0/bias", context.fresh)
+    if name == "random_features":
+        assert set(plugins.method(name)[0].reinit(context)) == set(context.stages)
+        return
+    for _, mask in evaluated(name, fresh=fresh):
+        assert {"hidden_0/bias", "head/bias", "head/kernel"} <= trained(mask)
+        assert all(m is True for path, m in leaves(mask).items() if leaves(fresh)[path])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_strategy_needs_no_fresh_leaves(name):
+    params, _ = start(name)
+    nothing = jax.tree.map(lambda leaf: False, params)
+    for (_, without), (_, none) in zip(evaluated(name, fresh=None), evaluated(name, fresh=nothing), strict=True):
+        assert masks.equal(without, none)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_strategy_is_pure(name):
+    params, _ = start(name)
+    before = jax.tree.map(np.array, params)
+    one, two = evaluated(name), evaluated(name)
+    assert [begin for begin, _ in one] == [begin for begin, _ in two]
+    assert all(masks.equal(a, b) for (_, a), (_, b) in zip(one, two, strict=True))
+    assert jax.tree.structure(before) == jax.tree.structure(params)
+    assert jax.tree.all(jax.tree.map(np.array_equal, before, params))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_strategy_gives_the_same_for_abstract_parameters_unless_it_says_that_it_is_driven_by_data(name):
+    method, _ = plugins.method(name)
+    assert method.data_driven == (name in DATA_DRIVEN)
+    if method.data_driven:
+        return
+    params, context = start(name)
+    real = method.strategy(params, context)
+    abstract = method.strategy(jax.eval_shape(lambda: params), context._replace(source_params=None))
+    if isinstance(real, list):
+        assert real == abstract
+    else:
+        assert masks.equal(real, abstract)
 
 
 def test_a_bias_only_fit_with_a_copied_head_leaves_its_kernel():
-    nothing = masks.invert(masks.by_path(PARAMS, lambda path: True))
-    assert trained("bias_only", CONTEXT._replace(fresh=nothing)) == {"hidden_0/bias", "hidden_1/bias", "head/bias"}
+    assert trained(given("bias_only", fresh=NOTHING)) == {"hidden_0/bias", "hidden_1/bias", "head/bias"}
 
 
-@pytest.mark.parametrize("k", [0, 4, -1])
-def test_last_k_refuses_more_stages_than_there_are(k):
-    with pytest.raises(InputError, match="has 3 stages"):
-        trained(f"last_k:k={k}")
+@pytest.mark.parametrize("name", ["head_only", "last_k", "lp_ft", "gradual_unfreeze", "bottom_up"])
+def test_the_head_trains_first_or_alone_though_it_was_copied(name):
+    assert trained(evaluated(name, fresh=NOTHING)[0][1]) == HEAD
+
+
+def test_chain_thaw_trains_each_stage_alone_where_the_head_was_copied():
+    assert [trained(mask) for _, mask in evaluated("bottom_up", fresh=NOTHING)] == [HEAD, ZERO, ONE, ALL]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("stages", []),
+        ("stages:train=head", []),
+        ("stages:redraw=above:copy=1", ["hidden_1", "head"]),
+        ("stages:redraw=above:copy=2:freeze=false", ["head"]),
+        ("scratch", ["hidden_0", "hidden_1", "head"]),
+        ("random_features", ["hidden_0", "hidden_1", "head"]),
+    ],
+)
+def test_reinit_names_the_stages_to_draw_anew(text, expected):
+    method, options = plugins.method(text)
+    own = inspect.signature(method.reinit).parameters
+    assert list(method.reinit(CONTEXT, **{key: value for key, value in options.items() if key in own})) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("last_k:k=0", "has 3 stages"),
+        ("last_k:k=4", "has 3 stages"),
+        ("last_k:k=-1", "has 3 stages"),
+        ("stages:train=hiden_1", "no stage 'hiden_1'; nearest: 'hidden_1'"),
+        ("stages:train=head+", "no stage ''"),
+        ("stages:redraw=below", "the one value is 'above'"),
+        ("stages:copy=1", "it goes with redraw=above"),
+        ("stages:freeze=false", "it goes with redraw=above:copy=n"),
+        ("stages:redraw=above", "of 3 stages copy 1 to 2"),
+        ("stages:redraw=above:copy=3", "of 3 stages copy 1 to 2"),
+        ("stages:redraw=above:copy=1:train=head", "keep one"),
+        ("pattern:train=**/kernal", "matches no leaf; nearest"),
+        ("pattern:train=**/bias+", "pattern '' matches no leaf"),
+        ("layerwise_decay:decay=0", "above 0 and at most 1"),
+        ("layerwise_decay:decay=1.5", "above 0 and at most 1"),
+        ("lp_ft:start=0", "above 0 and below 1"),
+        ("lp_ft:start=1", "above 0 and below 1"),
+        ("gradual_unfreeze:every=0.5", "3 phases do not fit"),
+        ("gradual_unfreeze:every=-0.1", "3 phases do not fit"),
+        ("auto_rgn:phases=0", "at least 1"),
+        ("gradient_mask:fraction=0", "above 0 and at most 1"),
+        ("fisher:fraction=1.1", "above 0 and at most 1"),
+        ("random_mask:fraction=-1", "above 0 and at most 1"),
+        ("lora:rank=0", "at least 1"),
+        ("lora:scale=0", "above 0 and finite"),
+    ],
+)
+def test_options_out_of_range_are_refused(text, message):
+    with pytest.raises(InputError, match=message):
+        given(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [("auto_rgn", "gradient"), ("gradient_mask", "gradient"), ("fisher", "fisher"), ("random_mask", "key")],
+)
+def test_a_strategy_says_what_it_needs(name, field):
+    with pytest.raises(InputError, match=rf"{name} needs context\.{field}: a"):
+        given(name, **{field: None})
+
+
+@pytest.mark.parametrize(
+    "name", ["head_only", "last_k", "stages", "random_features", "lp_ft", "gradual_unfreeze", "bottom_up"]
+)
+def test_a_strategy_by_stages_refuses_to_go_without_them(name):
+    with pytest.raises(InputError):
+        given(name, stages=())
+
+
+def test_models_that_lack_what_a_strategy_trains_are_refused():
+    method = {name: plugins.method(name)[0] for name in ("norm_only", "bias_only", "lora", "layerwise_decay")}
+    with pytest.raises(InputError, match="norm_only: the model has no normalisation layer"):
+        method["norm_only"].strategy(PARAMS, CONTEXT)
+    kernels = {"hidden_0": {"weight": np.ones((2, 2))}, "head": {"kernel": np.ones((2, 2))}}
+    with pytest.raises(InputError, match="bias_only: the model has no leaf named 'bias'"):
+        method["bias_only"].strategy(kernels, Context(("hidden_0", "head")))
+    with pytest.raises(InputError, match="there is nothing to adapt"):
+        method["lora"].adapt(kernels, jax.random.key(0))
+    with pytest.raises(InputError, match="call adapt"):
+        method["lora"].strategy(PARAMS, CONTEXT)
+    with pytest.raises(InputError, match="leaf 'hidden_0/weight' is in no stage"):
+        method["layerwise_decay"].strategy(kernels, Context(("head",)))
+
+
+def test_norm_only_knows_the_names_of_linen_and_leaves_running_statistics():
+    params = {
+        "LayerNorm_0": {"scale": np.ones(2), "bias": np.ones(2)},
+        "block": {"BatchNorm_1": {"scale": np.ones(2), "batch_stats": {"bias": np.ones(2)}}, "norm": np.ones(2)},
+        "encoder": {"group_norm": {"bias": {"value": np.ones(2)}, "kernel": np.ones((2, 2))}, "bias": np.ones(2)},
+    }
+    mask = plugins.method("norm_only")[0].strategy(params, Context())
+    assert trained(mask) == {
+        "LayerNorm_0/bias",
+        "LayerNorm_0/scale",
+        "block/BatchNorm_1/scale",
+        "encoder/group_norm/bias/value",
+    }
+
+
+def test_auto_rgn_gives_the_ratio_of_norms_over_the_largest():
+    rows = evaluated("auto_rgn")
+    assert [begin for begin, _ in rows] == [0.0, 0.25, 0.5, 0.75]
+    slopes = leaves(gradient(PARAMS))
+    kernels = {p: np.linalg.norm(slopes[p]) / np.linalg.norm(leaves(PARAMS)[p]) for p in ZERO | ONE if "kernel" in p}
+    expected = {p: ratio / max(kernels.values()) for p, ratio in kernels.items()}
+    # The biases start at zero, where the ratio has no bound; the head is fresh.
+    expected |= {"hidden_0/bias": 1.0, "hidden_1/bias": 1.0, "head/kernel": 1.0, "head/bias": 1.0}
+    for _, mask in rows:
+        assert leaves(mask) == pytest.approx(expected, rel=1e-6)
+
+
+def test_auto_rgn_asks_again_at_the_parameters_of_each_phase():
+    moved = jax.tree.map(lambda leaf: leaf + 1, PARAMS)
+    phase = given("auto_rgn:phases=2")[1]
+    now = leaves(phase.mask(moved, CONTEXT))
+    ratios = {p: np.linalg.norm(leaves(gradient(moved))[p]) / np.linalg.norm(leaves(moved)[p]) for p in ZERO | ONE}
+    assert {p: now[p] for p in ratios} == pytest.approx({p: r / max(ratios.values()) for p, r in ratios.items()})
+
+
+def test_auto_rgn_freezes_what_has_no_gradient_and_divides_by_no_zero():
+    params = {
+        "a": np.zeros(2),
+        "b": np.zeros(2),
+        "c": np.ones(2),
+        "d": np.ones(2),
+        "step": np.array(1),
+        "e": np.ones(1),
+    }
+    slopes = {"a": np.ones(2), "b": np.zeros(2), "c": np.zeros(2), "d": np.full(2, 7.0), "step": None, "e": None}
+    with np.errstate(all="raise"):
+        mask = auto_rgn.rates(params, Context(gradient=lambda params: slopes))
+    assert mask == {"a": 1.0, "b": False, "c": False, "d": 1.0, "step": False, "e": False}
+    still = auto_rgn.rates({"c": np.ones(2)}, Context(gradient=lambda params: {"c": np.zeros(2)}))
+    assert still == {"c": False}
+    with pytest.raises(InputError, match="norm at 'c' is nan"):
+        auto_rgn.rates({"c": np.ones(2)}, Context(gradient=lambda params: {"c": np.array([1.0, np.nan])}))
+
+
+def selected(mask):
+    """{path: bool array} of the leaves that were kept."""
+    return {
+        path: np.broadcast_to(m, leaves(PARAMS)[path].shape) for path, m in leaves(mask).items() if path in ZERO | ONE
+    }
+
+
+@pytest.mark.parametrize("name", sorted(ELEMENTS))
+@pytest.mark.parametrize("fraction", [0.05, 0.3])
+def test_a_fraction_of_the_kept_elements_trains_and_the_fresh_leaves_whole(name, fraction):
+    mask = given(f"{name}:fraction={fraction}")
+    found = selected(mask)
+    assert sum(m.sum() for m in found.values()) == round(fraction * sum(m.size for m in found.values()))
+    assert mask["head"] == {"bias": True, "kernel": True}
+    assert {type(m) for m in jax.tree.leaves(mask)} <= {bool, np.ndarray}
+
+
+@pytest.mark.parametrize(
+    ("name", "score"),
+    [("gradient_mask", lambda g: np.abs(g)), ("fisher", lambda g: np.square(g))],
+    ids=lambda it: str(it),
+)
+def test_the_elements_are_those_with_the_largest_scores(name, score):
+    found = selected(given(f"{name}:fraction=0.3"))
+    scores = {path: score(leaves(gradient(PARAMS))[path]) for path in found}
+    least = min(scores[path][m].min() for path, m in found.items() if m.any())
+    most = max(scores[path][~m].max() for path, m in found.items() if not m.all())
+    assert least >= most
+    assert any(leaves(gradient(PARAMS))[path][m].min() < 0 for path, m in found.items() if m.any())
+
+
+def test_a_random_mask_depends_on_the_key_alone():
+    one, two = given("random_mask:fraction=0.3"), given("random_mask:fraction=0.3", key=jax.random.key(7))
+    assert not masks.equal(one, two)
+    other = plugins.method("random_mask")[0].strategy(jax.tree.map(np.ones_like, PARAMS), CONTEXT, fraction=0.3)
+    assert masks.equal(one, other)
+
+
+def test_integers_are_never_selected_and_may_have_no_gradient():
+    params = {"body": {"kernel": np.ones((2, 2)), "step": np.array([1, 2])}, "head": {"bias": np.ones(1)}}
+    fresh = {"body": {"kernel": False, "step": False}, "head": {"bias": True}}
+    slopes = {"body": {"kernel": np.array([[0.1, -9.0], [2.0, 0.0]]), "step": None}, "head": {"bias": np.ones(1)}}
+    context = Context(("body", "head"), None, fresh, jax.random.key(0), lambda params: slopes, lambda params: slopes)
+    for name in ELEMENTS:
+        mask = plugins.method(name)[0].strategy(params, context, fraction=0.5)
+        assert mask["body"]["step"] is False and mask["body"]["kernel"].sum() == 2
+    mask = plugins.method("gradient_mask")[0].strategy(params, context, fraction=0.5)
+    assert mask["body"]["kernel"].tolist() == [[False, True], [True, False]]
+
+
+def test_lora_starts_from_the_same_outputs_and_merges_into_ordinary_parameters():
+    x = jax.random.normal(jax.random.key(3), (7, 2, 2, 1))
+    adapted = lora.adapt(PARAMS, jax.random.key(2), rank=2)
+    assert {path for path in leaves(adapted)} - ALL == TRAINED["lora"] - HEAD
+    assert adapted["hidden_1"]["lora_a"].shape == (5, 2) and adapted["hidden_1"]["lora_b"].shape == (2, 4)
+    merged = lora.merge(adapted, rank=2, scale=3.0)
+    assert jax.tree.structure(merged) == jax.tree.structure(PARAMS)
+    np.testing.assert_array_equal(models.apply(MODEL, merged, x), models.apply(MODEL, PARAMS, x))
+    moved = paths.each(lambda path, leaf: leaf + 0.1 if "lora_b" in path else leaf, adapted)
+    merged = lora.merge(moved, rank=2, scale=3.0)
+    for name in ("hidden_0", "hidden_1"):
+        a, b = (np.asarray(moved[name][factor], np.float64) for factor in ("lora_a", "lora_b"))
+        np.testing.assert_allclose(merged[name]["kernel"], PARAMS[name]["kernel"] + 1.5 * a @ b, rtol=1e-5, atol=1e-6)
+    jitted = jax.jit(lambda params: lora.merge(params, rank=2, scale=3.0))(moved)
+    assert jax.tree.all(jax.tree.map(lambda a, b: np.allclose(a, b, atol=1e-6), jitted, merged))
+
+
+def test_lora_draws_factors_of_the_right_size_one_key_a_kernel():
+    params = {"a": {"kernel": np.ones((400, 9))}, "b": {"c": {"kernel": np.ones((400, 9)), "bias": np.ones(9)}}}
+    adapted = lora.adapt(params, jax.random.key(0), rank=50)
+    one, two = adapted["a"]["lora_a"], adapted["b"]["c"]["lora_a"]
+    assert one.std() == pytest.approx(400**-0.5, rel=0.02) and not np.array_equal(one, two)
+    assert np.array_equal(one, lora.adapt(params, jax.random.key(0), rank=50)["a"]["lora_a"])
+    assert not adapted["a"]["lora_b"].any() and one.dtype == jnp.result_type(params["a"]["kernel"])
+
+
+def test_lora_leaves_heads_convolutions_and_integers():
+    params = {
+        "conv": {"kernel": np.ones((3, 3, 1, 2))},
+        "codes": {"kernel": np.ones((2, 2), np.int32)},
+        "dense": {"kernel": np.ones((2, 2))},
+        "params": {"head": {"kernel": np.ones((2, 2))}},
+    }
+    adapted = lora.adapt(params, jax.random.key(0))
+    assert set(leaves(adapted)) - set(leaves(params)) == {"dense/lora_a", "dense/lora_b"}
+    with pytest.raises(InputError, match="at least 1"):
+        lora.adapt(params, jax.random.key(0), rank=0)

@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tljax import masks, models, objective, optimizer, train
+from tljax import masks, models, named_optimizer, objective, optimizer, train
 from tljax.data import draw
+from tljax.train import scores
+from tljax.train import segment as compiled
 from tljax.types import InputError
 
 MODEL = models.build("mlp", 4, hidden=(8,), activation="relu")
@@ -17,18 +19,16 @@ LABELS = RNG.integers(0, 4, 50).astype(np.int32)
 
 def fitted(mask_of, *, seeds=(0,), batch=16, steps=12, ends=None, penalty="", recipe=None, model=MODEL, rate=0.1):
     """The last state and the logs of a group."""
-    spec, numbers = optimizer.spec(**{"name": "sgd", **(recipe or {})})
+    spec, numbers = named_optimizer.spec(**{"name": "sgd", **(recipe or {})})
     terms, weights = objective.penalties(penalty)
     trials = []
     for seed in seeds:
         params = models.init(model, jax.random.key(seed), (3, 4, 1))
         mask = mask_of(params)
         order = lambda start, stop, seed=seed: draw.order(seed, 50, batch, start, stop, epochs=True, subset=None)  # noqa: E731
-        rates = optimizer.rates("linear", rate, 0.0, steps)
-        trials.append(train.Trial(params, mask, order, rates, weights, numbers, jax.random.key(seed)))
-    program = train.program(
-        model, params, mask, loss=objective.loss("softmax_cross_entropy"), penalties=terms, optimizer=spec
-    )
+        rates = named_optimizer.rates("linear", rate, 0.0, steps)
+        trials.append(train.Trial(params, ((0, mask),), order, rates, weights, numbers, jax.random.key(seed)))
+    program = train.Program(model, objective.loss("softmax_cross_entropy"), spec, terms)
     logs = []
     for last, log in train.fit(program, trials, jnp.asarray(IMAGES), jnp.asarray(LABELS), ends or [steps]):  # noqa: B007
         logs.append(log)
@@ -117,12 +117,14 @@ def test_bits_depend_neither_on_the_group_nor_on_the_segments():
 def test_a_stop_and_resume_gives_the_bits_of_no_stop(name):
     recipe = {"name": name, "clip": 1.0}
     _, whole, _ = fitted(everything, recipe=recipe)
-    spec, numbers = optimizer.spec(**recipe)
+    spec, numbers = named_optimizer.spec(**recipe)
     params = models.init(MODEL, jax.random.key(0), (3, 4, 1))
     mask = everything(params)
-    program = train.program(MODEL, params, mask, loss=objective.loss("softmax_cross_entropy"), optimizer=spec)
+    program = train.Program(MODEL, objective.loss("softmax_cross_entropy"), spec)
     order = lambda a, b: draw.order(0, 50, 16, a, b, epochs=True, subset=None)  # noqa: E731
-    trial = train.Trial(params, mask, order, optimizer.rates("linear", 0.1, 0.0, 12), (), numbers, jax.random.key(0))
+    trial = train.Trial(
+        params, ((0, mask),), order, named_optimizer.rates("linear", 0.1, 0.0, 12), (), numbers, jax.random.key(0)
+    )
     data = (jnp.asarray(IMAGES), jnp.asarray(LABELS))
     state, _ = next(train.fit(program, [trial], *data, [5, 12]))
     kept = jax.tree.map(np.array, state)
@@ -145,9 +147,9 @@ def test_a_scale_slows_its_leaf_and_scales_share_one_executable():
         return lambda params: {**masks.invert(everything(params)), "head": {"kernel": by, "bias": True}}
 
     slow, state, _ = fitted(scaled(0.5), steps=1)
-    before = train._segment._cache_size()
+    before = compiled.segment._cache_size()
     fast, other, _ = fitted(scaled(0.25), steps=1)
-    assert train._segment._cache_size() == before
+    assert compiled.segment._cache_size() == before
     moved = [
         np.asarray(s.params["head"]["kernel"][0] - t[0].params["head"]["kernel"])
         for t, s in ((slow, state), (fast, other))
@@ -157,10 +159,10 @@ def test_a_scale_slows_its_leaf_and_scales_share_one_executable():
 
 def test_seeds_rates_weights_and_lengths_compile_nothing_new():
     fitted(everything, penalty="l2:weight=0.1")
-    before = train._segment._cache_size()
+    before = compiled.segment._cache_size()
     fitted(everything, penalty="l2:weight=0.2", steps=30, rate=0.5)
     fitted(everything, seeds=(7,), penalty="l2:weight=0.3", ends=[2, 7, 12])
-    assert train._segment._cache_size() == before
+    assert compiled.segment._cache_size() == before
 
 
 def test_the_penalty_is_logged_beside_the_loss():
@@ -182,16 +184,16 @@ def test_the_head_alone_does_half_of_the_work():
     for name, mask_of in (("full", everything), ("head", head)):
         params = models.init(model, jax.random.key(0), (28, 28, 1))
         mask = mask_of(params)
-        program = train.program(
-            model, params, mask, loss=objective.loss("softmax_cross_entropy"), optimizer=optimizer.Spec("sgd")
-        )
+        plain = train.Program(model, objective.loss("softmax_cross_entropy"), named_optimizer.Spec("sgd"))
+        trial = train.Trial(params, ((0, mask),), None, None, (), {}, None)
+        program = train.under(plain, trial, (mask,))
         trained, frozen = masks.split(params, mask)
         data = (jnp.zeros((100, 28, 28, 1), jnp.uint8), jnp.zeros(100, jnp.int32))
-        numbers = train._Numbers((), {}, (), jax.random.key(0))
-        step = train._step(program, frozen, numbers, data)
-        state = optimizer.masked(optimizer.build(program.optimizer, 0.1, {}), mask).init(params)
-        compiled = jax.jit(step).lower(trained, state, jnp.arange(100), jnp.float32(0.1), jnp.int32(0)).compile()
-        flops[name] = compiled.cost_analysis()["flops"]
+        numbers = compiled.Numbers((), {}, (), jax.random.key(0), None, None)
+        step = compiled.training_step(program, frozen, numbers, data)
+        state = optimizer.masked(named_optimizer.build(program.optimizer, 0.1, {}), mask).init(params)
+        executable = jax.jit(step).lower(trained, state, jnp.arange(100), jnp.float32(0.1), jnp.int32(0)).compile()
+        flops[name] = executable.cost_analysis()["flops"]
     assert 160e6 < flops["full"] <= 168e6
     assert 80e6 < flops["head"] <= 84e6
 
@@ -199,9 +201,11 @@ def test_the_head_alone_does_half_of_the_work():
 def test_trials_of_different_lengths_are_no_group():
     params = models.init(MODEL, jax.random.key(0), (3, 4, 1))
     mask = everything(params)
-    program = train.program(MODEL, params, mask, loss=objective.loss("l2_loss"), optimizer=optimizer.Spec("sgd"))
+    program = train.Program(MODEL, objective.loss("l2_loss"), named_optimizer.Spec("sgd"))
     order = lambda a, b: draw.order(0, 50, 16, a, b, epochs=True, subset=None)  # noqa: E731
-    trials = [train.Trial(params, mask, order, np.ones(n, np.float32), (), {}, jax.random.key(0)) for n in (3, 4)]
+    trials = [
+        train.Trial(params, ((0, mask),), order, np.ones(n, np.float32), (), {}, jax.random.key(0)) for n in (3, 4)
+    ]
     with pytest.raises(InputError, match="need 3 steps and batches of 16"):
         next(train.fit(program, trials, jnp.asarray(IMAGES), jnp.asarray(LABELS), [3]))
 
@@ -209,3 +213,123 @@ def test_trials_of_different_lengths_are_no_group():
 def test_a_penalty_that_covers_no_leaf_is_refused():
     with pytest.raises(InputError, match=r"'heed/\*\*' matches no leaf"):
         fitted(everything, penalty="l2:weight=1:on=heed/**")
+
+
+def phased(phases_of, *, optimizer="adam", seeds=(0,), ends=(4, 6, 12)):
+    """The data of a fit in phases, ready for `train.fit`."""
+    spec, numbers = named_optimizer.spec(optimizer, clip=1.0)
+    program = train.Program(MODEL, objective.loss("softmax_cross_entropy"), spec)
+    trials = []
+    for seed in seeds:
+        params = models.init(MODEL, jax.random.key(seed), (3, 4, 1))
+        order = lambda a, b, seed=seed: draw.order(seed, 50, 16, a, b, epochs=True, subset=None)  # noqa: E731
+        rates = named_optimizer.rates("constant", 0.1, 0.0, ends[-1])
+        trials.append(train.Trial(params, phases_of(seed, params), order, rates, (), numbers, jax.random.key(seed)))
+    return program, trials, jnp.asarray(IMAGES), jnp.asarray(LABELS), list(ends)
+
+
+def head_then_all(seed, params):
+    return ((0, head(params)), (6, everything(params)))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("cut", [4, 6, 8])
+def test_a_stop_before_at_or_after_a_boundary_gives_the_bits_of_no_stop(optimizer, cut):
+    setting = phased(head_then_all, optimizer=optimizer, ends=(4, 6, 8, 12))
+    *_, (whole, _) = train.fit(*setting)
+    for state, _ in train.fit(*setting):
+        if state.step == cut:
+            kept = jax.tree.map(np.array, state)
+            break
+    *_, (resumed, _) = train.fit(*setting, kept)
+    assert same_bytes(resumed.params, whole.params) and same_bytes(resumed.optimizer, whole.optimizer)
+
+
+def test_the_state_at_a_boundary_is_the_next_phases():
+    states = [state for state, _ in train.fit(*phased(head_then_all))]
+    assert [state.step for state in states] == [4, 6, 12]
+    frozen_yet, freed, end = (len(jax.tree.leaves(state.optimizer)) for state in states)
+    assert frozen_yet < freed == end
+    assert [len(state.masks[0]) for state in states] == [1, 2, 2]
+
+
+def test_a_mask_left_to_its_boundary_sees_the_parameters_there():
+    seen = []
+
+    def later(params):
+        seen.append(params)
+        return everything(params)
+
+    setting = phased(lambda seed, params: ((0, head(params)), (6, later)))
+    states = [jax.tree.map(np.array, state.params) for state, _ in train.fit(*setting)]
+    [at_boundary] = seen
+    assert same_bytes(at_boundary, jax.tree.map(lambda leaf: leaf[0], states[1]))
+
+
+def test_a_group_parts_where_its_masks_differ_and_keeps_the_bits_of_single_fits():
+    def by_seed(seed, params):
+        return (
+            (0, head(params)),
+            (6, everything(params) if seed == 1 else masks.by_glob(params, "**/bias", "head/**")),
+        )
+
+    together = {}
+    for state, log in train.fit(*phased(by_seed, seeds=(0, 1, 2))):
+        assert log.loss.shape[0] == len(state.trials)
+        for row, i in enumerate(state.trials):
+            together[i] = jax.tree.map(lambda leaf, row=row: np.array(leaf[row]), state.params)
+    assert sorted(together) == [0, 1, 2]
+    for seed, params in together.items():
+        *_, (alone, _) = train.fit(*phased(by_seed, seeds=(seed,)))
+        assert same_bytes(params, jax.tree.map(lambda leaf: leaf[0], alone.params))
+
+
+def test_scores_equal_gradients_example_by_example():
+    model, loss = MODEL, objective.loss("softmax_cross_entropy")
+    params = models.init(model, jax.random.key(0), (3, 4, 1))
+    chosen = np.arange(0, 50, 3)
+
+    def of(i):
+        return jax.grad(lambda p: loss(models.apply(model, p, IMAGES[i : i + 1]), LABELS[i : i + 1])[0])(params)
+
+    each = jax.tree.map(lambda *leaves: np.stack(leaves), *[of(i) for i in chosen])
+    setting = (model, loss, jnp.asarray(IMAGES), jnp.asarray(LABELS), chosen)
+    for got, wanted in (
+        (scores.mean_gradient(*setting)(params), jax.tree.map(lambda g: g.mean(0), each)),
+        (scores.mean_squared_gradient(*setting)(params), jax.tree.map(lambda g: (g**2).mean(0), each)),
+    ):
+        for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("penalty", ["l2_sp:weight=10", "ewc:weight=1000", "behaviour:weight=1"])
+def test_a_penalty_towards_the_source_keeps_a_fit_nearer_to_it(penalty):
+    def distance(text):
+        spec, numbers = named_optimizer.spec("sgd")
+        terms, weights = objective.penalties(text)
+        program = train.Program(MODEL, objective.loss("softmax_cross_entropy"), spec, terms)
+        params = models.init(MODEL, jax.random.key(0), (3, 4, 1))
+        order = lambda a, b: draw.order(0, 50, 16, a, b, epochs=True, subset=None)  # noqa: E731
+        fresh = masks.under(params, "head")
+        fisher = dict.fromkeys(("hidden_0/kernel", "hidden_0/bias"), jnp.float32(1e-2))
+        trial = train.Trial(
+            *(params, ((0, everything(params)),), order, np.full(40, 0.1, np.float32), weights, numbers),
+            *(jax.random.key(0), fresh, fisher),
+        )
+        *_, (state, log) = train.fit(program, [trial], jnp.asarray(IMAGES), jnp.asarray(LABELS), [40])
+        assert len(log.terms) == len(terms)
+        source = np.asarray(params["hidden_0"]["kernel"])
+        return np.square(np.asarray(state.params["hidden_0"]["kernel"][0]) - source).sum()
+
+    assert distance(penalty) < 0.8 * distance("")
+
+
+def test_ewc_without_fisher_information_says_what_to_do():
+    with pytest.raises(InputError, match="--save_fisher"):
+        fitted(everything, penalty="ewc:weight=1")
+
+
+def test_a_literal_weight_of_zero_is_bit_equal_to_no_penalty():
+    _, none, _ = fitted(everything)
+    _, zero, _ = fitted(everything, penalty="l2:weight=0")
+    assert same_bytes(none.params, zero.params)

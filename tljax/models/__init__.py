@@ -79,14 +79,23 @@ def abstract(model: Model, shape: tuple[int, ...]) -> Params:
 def apply(
     model: Model, params: Params, x: jax.Array, *, key: jax.Array | None = None, frozen: Sequence[str] = ()
 ) -> jax.Array:
-    """Logits float32 [batch, classes] of inputs [batch, ...].
+    """Logits float32 [batch, classes] of inputs [batch, ...]: the last of `features`."""
+    return features(model, params, x, key=key, frozen=frozen)[-1]
+
+
+def features(
+    model: Model, params: Params, x: jax.Array, *, key: jax.Array | None = None, frozen: Sequence[str] = ()
+) -> list[jax.Array]:
+    """What each stage gives, [batch, ...] each, for inputs [batch, ...].
 
     uint8 pixels are divided by 255, which belongs to no stage. A key means training; the leading stages named in
     `frozen` run without it, as in evaluation.
     """
     if x.dtype == jnp.uint8:
         x = x.astype(jnp.float32) / 255
+    given = []
     for i, stage in enumerate(model):
         stage_key = None if key is None or stage.name in frozen else jax.random.fold_in(key, i)
         x = stage.apply(params[stage.name], x, key=stage_key)
-    return x
+        given.append(x)
+    return given

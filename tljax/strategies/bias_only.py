@@ -4,9 +4,13 @@ Source: Ben Zaken et al. 2022, "BitFit: simple parameter-efficient fine-tuning",
 """
 
 from tljax import masks
-from tljax.types import Context, Mask, Params
+from tljax.types import Context, InputError, Mask, Params
 
 
 def strategy(params: Params, context: Context) -> Mask:
     """Every leaf named 'bias' trains, and whatever was drawn anew."""
-    return masks.union(masks.by_glob(params, "**/bias"), context.fresh)
+    try:
+        biases = masks.by_path(params, lambda path: masks.leaf_name(path) == "bias")
+    except InputError as error:
+        raise InputError(f"bias_only: the model has no leaf named 'bias': {error}") from error
+    return masks.union(biases, context.fresh)

@@ -1,4 +1,7 @@
-"""Train everything from a fresh draw: the baseline that transfer must beat."""
+"""Train everything from a fresh draw: the baseline that transfer must beat.
+
+Source: He et al. 2019, "Rethinking ImageNet pre-training", arXiv:1811.08883.
+"""
 
 from collections.abc import Sequence
 

@@ -1,0 +1,177 @@
+"""Phases: a leaf freed late starts as on step 0, one that stays keeps its moments, whatever the optimizer."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tljax import masks, optimizer, paths
+from tljax.types import InputError
+
+PARAMS = {
+    "a": np.arange(6.0).reshape(3, 2) / 3,
+    "b": {"w": np.array([0.5, -1.0]), "s": np.array([1.0])},
+    "c": np.ones(4),
+}
+FREED = [("c",), ("c", "b"), ("a", "b"), ("a", "b", "c")]
+MASKS = [masks.by_path(PARAMS, lambda path, on=on: path.split("/")[0] in on) for on in FREED]
+STEPS = 3
+
+OPTIMIZERS = {
+    "sgd": optax.sgd(0.1),
+    "momentum": optax.sgd(0.1, momentum=0.9),
+    "adam": optax.adam(0.1),
+    "adamw": optax.adamw(0.1, weight_decay=0.5),
+    "lion": optax.lion(0.1),
+    "adafactor": optax.adafactor(0.1, min_dim_size_to_factor=2),
+    "sm3": optax.sm3(0.1),
+    "clipped adam": optax.chain(optax.clip_by_global_norm(0.5), optax.adam(0.1)),
+    "scheduled": optax.chain(optax.scale_by_adam(), optax.scale_by_schedule(lambda t: -0.1 / (1 + t))),
+    "inject": optax.inject_hyperparams(optax.adam)(learning_rate=0.1),
+    "multisteps": optax.MultiSteps(optax.adam(0.1), 2).gradient_transformation(),
+    "masked inside": optax.chain(
+        optax.masked(optax.add_decayed_weights(0.1), lambda t: jax.tree.map(lambda x: x.ndim > 1, t)), optax.adam(0.1)
+    ),
+}
+
+
+def gradients(params, step):
+    return jax.tree.map(lambda leaf: jnp.sin(3 * leaf + step), params)
+
+
+def train(tx, phases=MASKS, stop=None):
+    """Parameters and states at the end of every phase."""
+    params, state, before, seen = jax.tree.map(jnp.asarray, PARAMS), None, None, []
+    for i, mask in enumerate(phases):
+        after = (mask, masks.since(*phases[: i + 1]))
+        state = (
+            optimizer.masked(tx, *after).init(params) if i == 0 else optimizer.carry(tx, before, after, state, params)
+        )
+        update = jax.jit(optimizer.masked(tx, *after).update)
+        for step in range(STEPS):
+            updates, state = update(gradients(params, STEPS * i + step), state, params)
+            params = optax.apply_updates(params, updates)
+        before = after
+        seen.append((params, state))
+    return seen
+
+
+def numpy_adam(clip):
+    """Adam with a count a leaf, clipped over all leaves that train: what phases promise, in float64."""
+    p = {name: np.array(leaf) for name, leaf in zip(paths.names(PARAMS), jax.tree.leaves(PARAMS), strict=True)}
+    m, v, t, seen = {}, {}, {}, []
+    for i, on in enumerate(FREED):
+        trained = [name for name in p if name.split("/")[0] in on]
+        for name in set(t) - set(trained):
+            del m[name], v[name], t[name]
+        for step in range(STEPS):
+            g = {name: np.sin(3 * p[name] + STEPS * i + step) for name in trained}
+            norm = np.sqrt(sum((leaf**2).sum() for leaf in g.values()))
+            for name in trained:
+                leaf = g[name] * min(1, clip / norm)
+                t[name] = t.get(name, 0) + 1
+                m[name] = 0.9 * m.get(name, 0) + 0.1 * leaf
+                v[name] = 0.999 * v.get(name, 0) + 0.001 * leaf**2
+                hat = m[name] / (1 - 0.9 ** t[name]), v[name] / (1 - 0.999 ** t[name])
+                p[name] = p[name] - 0.1 * hat[0] / (np.sqrt(hat[1]) + 1e-8)
+        seen.append({name: leaf.copy() for name, leaf in p.items()})
+    return seen
+
+
+def test_clipped_adam_over_four_phases_equals_numpy_in_float64():
+    with jax.enable_x64(True):
+        for (params, _), expected in zip(train(OPTIMIZERS["clipped adam"]), numpy_adam(0.5), strict=True):
+            for name, leaf in zip(paths.names(params), jax.tree.leaves(params), strict=True):
+                np.testing.assert_allclose(leaf, expected[name], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_newly_freed_leaf_moves_as_on_step_0(name):
+    """For optimizers that see leaves one by one: as if it had been alone, with the same gradients."""
+    if name in ("clipped adam", "scheduled"):
+        pytest.skip("its update depends on the other leaves or on the time")
+    tx = OPTIMIZERS[name]
+    (before, _), (after, _) = train(tx, MASKS[:2])
+    alone = {"b": before["b"]}
+    state = tx.init(alone)
+    for step in range(STEPS):
+        updates, state = tx.update(gradients(alone, STEPS + step), state, alone)
+        alone = optax.apply_updates(alone, updates)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), alone["b"], after["b"])
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_leaf_that_stays_trained_never_notices_the_boundary(name):
+    if name == "clipped adam":
+        pytest.skip("its update depends on the other leaves")
+    tx = OPTIMIZERS[name]
+    (_, _), (after, _) = train(tx, MASKS[:2])
+    alone = {"c": jnp.asarray(PARAMS["c"])}
+    state = tx.init(alone)
+    for step in range(2 * STEPS):
+        updates, state = tx.update(gradients(alone, step), state, alone)
+        alone = optax.apply_updates(alone, updates)
+    np.testing.assert_allclose(alone["c"], after["c"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_frozen_leaves_keep_their_bytes_and_give_up_their_state(name):
+    seen = train(OPTIMIZERS[name])
+    assert np.asarray(seen[2][0]["c"]).tobytes() == np.asarray(seen[1][0]["c"]).tobytes()
+    for (_, state), on in zip(seen, FREED, strict=True):
+        held = {part for path in paths.names(state) for part in path.split("/")} & {"a", "b", "c"}
+        assert held <= set(on)
+
+
+def test_a_leaf_freed_again_starts_anew():
+    """'c' trains in the first two phases, rests in the third, and comes back in the fourth."""
+    ages = masks.since(*MASKS)
+    assert ages == {"a": 2, "b": {"w": 1, "s": 1}, "c": 3}
+    _, state = train(OPTIMIZERS["adam"])[-1]
+    assert [int(own[0]) for own in ((state.state[0].count,), *state.younger)] == [9, 6, 3]
+
+
+def test_a_live_hyper_parameter_is_kept_and_serves_all_cohorts():
+    tx, (first, second) = OPTIMIZERS["inject"], MASKS[:2]
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    state = optimizer.masked(tx, first).init(params)
+    state = optax.tree.set(state, learning_rate=0.5)
+    after = (second, masks.since(first, second))
+    state = optimizer.carry(tx, (first, None), after, state, params)
+    assert float(optax.tree.get(state, "learning_rate")) == 0.5
+    updates, _ = optimizer.masked(tx, *after).update(gradients(params, 0), state, params)
+    np.testing.assert_allclose(np.abs(updates["b"]["w"]), 0.5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("schedule", "rate"), [("continue", 0.1 / 4), ("restart", 0.1)])
+def test_schedules_go_on_or_begin_again_at_a_boundary(schedule, rate):
+    tx, (first, second) = OPTIMIZERS["scheduled"], MASKS[:2]
+    [(params, state)] = train(tx, [first])
+    after = (second, masks.since(first, second))
+    state = optimizer.carry(tx, (first, masks.since(first)), after, state, params, schedule)
+    updates, _ = optimizer.masked(tx, *after).update(gradients(params, 0), state, params)
+    np.testing.assert_allclose(np.abs(updates["b"]["w"]), rate, rtol=1e-4)
+
+
+def test_the_state_of_another_mask_is_refused_with_the_remedy():
+    tx, params = optax.adam(0.1), jax.tree.map(jnp.asarray, PARAMS)
+    state = optimizer.masked(tx, MASKS[0]).init(params)
+    with pytest.raises(InputError, match=r"optimizer\.carry"):
+        jax.jit(optimizer.masked(tx, MASKS[1]).update)(gradients(params, 0), state, params)
+
+
+def test_an_array_that_gains_elements_is_freed_anew():
+    some, more = {"a": np.array([True, False])}, {"a": np.array([True, True])}
+    assert masks.since(some, more) == {"a": 1} and masks.since(more, some) == {"a": 0}
+
+
+def test_a_phase_that_freezes_everything_changes_nothing():
+    frozen = masks.invert(masks.by_path(PARAMS, lambda path: True))
+    tx = optimizer.masked(optax.adam(0.1), frozen)
+    updates, _ = tx.update(gradients(PARAMS, 0), tx.init(PARAMS), PARAMS)
+    after = optax.apply_updates(PARAMS, updates)
+    assert all(
+        np.asarray(x).astype(np.float32).tobytes() == np.asarray(y, np.float32).tobytes()
+        for x, y in zip(jax.tree.leaves(after), jax.tree.leaves(PARAMS), strict=True)
+    )

@@ -1,0 +1,142 @@
+"""Build masks by path, glob, prefix, size or score. A rule that matches nothing is an error."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tljax import paths
+from tljax.masks.combine import intersect, invert, require_bools
+from tljax.types import InputError, Mask, Params
+
+
+def by_path(params: Params, predicate: Callable[[str], bool]) -> Mask:
+    """Train the leaves whose path makes `predicate` true; raise InputError if it is true for none.
+
+    >>> by_path({"head": {"kernel": 1.0, "bias": 0.0}}, lambda path: path.endswith("bias"))
+    {'head': {'bias': True, 'kernel': False}}
+    """
+    known = paths.names(params)
+    mask = paths.each(lambda path, leaf: bool(predicate(path)) and paths.can_train(path, leaf), params)
+    if not any(jax.tree.leaves(mask)):
+        name = getattr(predicate, "__name__", "predicate")
+        raise InputError(f"by_path: {name} is true for no leaf that can train; leaves: {paths.some(known)}")
+    return mask
+
+
+def by_glob(params: Params, *patterns: str) -> Mask:
+    """Train the leaves that match any pattern: `*` within one name, `**` across names.
+
+    Raises InputError for a pattern that matches nothing.
+
+    >>> by_glob({"a": {"kernel": 1.0}, "b": {"bias": 0.0}}, "**/bias")
+    {'a': {'kernel': False}, 'b': {'bias': True}}
+    """
+    paths.require_globs(params, patterns)
+    tests = [paths.glob(pattern) for pattern in patterns]
+    return by_path(params, lambda path: any(test(path) for test in tests))
+
+
+def under(params: Params, prefixes: str | Iterable[str]) -> Mask:
+    """Train the leaves under any of the path prefixes; raise InputError for a prefix that holds none.
+
+    >>> under({"hidden_0": {"bias": 0.0}, "head": {"bias": 0.0}}, ["head"])
+    {'head': {'bias': True}, 'hidden_0': {'bias': False}}
+    """
+    prefixes = (prefixes,) if isinstance(prefixes, str) else tuple(prefixes)
+    paths.require_prefixes(params, prefixes)
+    if not prefixes:
+        raise InputError(f"under: no prefix given, so nothing would train; leaves: {paths.some(paths.names(params))}")
+    return by_path(params, paths.inside(prefixes))
+
+
+def kept(params: Params, fresh: Mask | None) -> Mask:
+    """Train every leaf that can train, but those that the bools `fresh` name; None stands for nothing.
+
+    >>> kept({"body": 1.0, "head": 1.0, "step": 1}, {"body": False, "head": True, "step": False})
+    {'body': True, 'head': False, 'step': False}
+    """
+    whole = by_path(params, lambda path: True)
+    return whole if fresh is None else intersect(whole, invert(fresh))
+
+
+def leaf_name(path: str) -> str:
+    """The last name of a path, but for the 'value' that NNX puts behind it.
+
+    >>> leaf_name("head/bias"), leaf_name("head/bias/value"), leaf_name("value")
+    ('bias', 'bias', 'value')
+    """
+    return path.removesuffix("/value").rpartition("/")[2]
+
+
+def by_size(params: Params, *, at_least: int = 0, at_most: int | None = None) -> Mask:
+    """Train the leaves that hold so many numbers, both ends included; raise InputError if none does.
+
+    >>> by_size({"kernel": np.ones((2, 3)), "bias": np.ones(3)}, at_most=3)
+    {'bias': True, 'kernel': False}
+    """
+    most = math.inf if at_most is None else at_most
+    sizes = [math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(params)]
+    chosen = {path for path, size in zip(paths.names(params), sizes, strict=True) if at_least <= size <= most}
+    if not any(jax.tree.leaves(paths.each(lambda path, leaf: path in chosen and paths.can_train(path, leaf), params))):
+        raise InputError(f"by_size: no leaf that can train holds {at_least} to {most} numbers; there are {sizes}")
+    return by_path(params, lambda path: path in chosen)
+
+
+def top(scores: Any, fraction: float, *, among: Mask | None = None) -> Mask:
+    """Select the `fraction` of all elements that score highest: bool arrays, exactly round(fraction * elements).
+
+    The fraction is of the elements that can train, over all leaves together, and of those that the bools `among`
+    trains, if given; then the mask has its tree, and `scores` may have None in places. At least one element is
+    selected; ties go to the first leaf and element. A leaf of which nothing is selected is False, a scalar a bool.
+    Raises InputError for a fraction outside (0, 1], a score of NaN, scores where `among` has no leaf, and no
+    elements at all.
+
+    >>> top({"a": np.array([3.0, 1.0]), "b": np.array([2.0, 0.5]), "c": np.array([0.1])}, 0.4)
+    {'a': array([ True, False]), 'b': array([ True, False]), 'c': False}
+    """
+    if not 0 < fraction <= 1:
+        raise InputError(f"top: fraction={fraction}: it must be above 0 and at most 1")
+    tree = scores if among is None else among
+    known = paths.names(tree)
+    eligible = _eligible(scores, among, known)
+    if not sum(score.size for score in eligible.values()):
+        raise InputError(f"top: there are no elements to choose among; leaves: {paths.some(known)}")
+    chosen = _largest(np.concatenate([score.ravel() for score in eligible.values()]), fraction)
+    pieces = np.split(chosen, np.cumsum([score.size for score in eligible.values()])[:-1])
+    picked = {path: _shaped(piece, eligible[path].shape) for path, piece in zip(eligible, pieces, strict=True)}
+    return jax.tree.unflatten(jax.tree.structure(tree), [picked.get(path, False) for path in known])
+
+
+def _eligible(scores: Any, among: Mask | None, known: list[str]) -> dict[str, np.ndarray]:
+    """{path: float64 scores} of the leaves to choose among, in the order of the mask."""
+    given = dict(zip(paths.names(scores), jax.tree.leaves(scores), strict=True))
+    if among is not None:
+        require_bools("top: among", among)
+        if extra := sorted(set(given) - set(known)):
+            raise InputError(f"top: the scores have {paths.some(extra)}, and `among` has not: give both of one tree")
+    allowed = [True] * len(known) if among is None else jax.tree.leaves(among)
+    found = {}
+    for path, may in zip(known, allowed, strict=True):
+        if may and path in given and paths.can_train(path, given[path]):
+            found[path] = np.asarray(given[path]).astype(np.float64)
+            if np.isnan(found[path]).any():
+                raise InputError(f"top: the score at '{path}' is NaN: it has no rank")
+    return found
+
+
+def _largest(flat: np.ndarray, fraction: float) -> np.ndarray:
+    """bool [n]: where the largest of n values are; ties go to the first."""
+    count = max(1, round(fraction * flat.size))
+    least = np.partition(flat, -count)[-count]
+    chosen = flat > least
+    chosen[np.flatnonzero(flat == least)[: count - chosen.sum()]] = True
+    return chosen
+
+
+def _shaped(piece: np.ndarray, shape: tuple[int, ...]) -> Any:
+    # All selected stays an array, so that a mask's kinds, which decide what is compiled, depend less on the scores.
+    return piece.reshape(shape) if shape and piece.any() else bool(piece.any())

@@ -1,0 +1,143 @@
+"""Show masks, tell them apart, write them down and read them back."""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tljax import paths
+from tljax.masks.combine import static
+from tljax.masks.leaf import selects, value
+from tljax.types import InputError, Mask, Params
+
+
+class Row(NamedTuple):
+    """A line of the mask table."""
+
+    path: str
+    shape: tuple[int, ...]
+    trained: str
+    """'trained', 'frozen', 'x 0.1' (a scaled update) or 'part' (an array)."""
+    size: int
+    """How many numbers the leaf holds."""
+    trained_size: int
+    """Numbers of it that train."""
+
+
+def table(params: Params, mask: Mask) -> list[Row]:
+    """A row for each leaf: path, shape, trained or frozen, how many numbers.
+
+    >>> table({"b": np.zeros(3)}, {"b": True})
+    [Row(path='b', shape=(3,), trained='trained', size=3, trained_size=3)]
+    """
+    rows = []
+    trained = jax.tree.leaves(static(params, mask))
+    leaves = zip(paths.names(params), jax.tree.leaves(params), jax.tree.leaves(mask), trained, strict=True)
+    for path, leaf, m, trains in leaves:
+        shape = tuple(jnp.shape(leaf))
+        count = math.prod(shape)
+        selected = count if trains else 0
+        word = "trained" if trains else "frozen"
+        if trains and selects(m):
+            selected, word = int(np.broadcast_to(value(m), shape).sum()), "part"
+        elif trains and not isinstance(m, bool | np.bool_) and float(m) != 1:
+            word = f"x {float(m):g}"
+        rows.append(Row(path, shape, word, count, selected))
+    return rows
+
+
+def equal(a: Mask, b: Mask) -> bool:
+    """Whether two masks have one tree and train alike: the same numbers (True is 1.0) and the same arrays.
+
+    >>> equal({"a": True, "b": np.array([1, 0])}, {"a": 1.0, "b": np.array([True, False])})
+    True
+    """
+    one: Any = jax.tree.structure(a)
+    if one != jax.tree.structure(b):
+        return False
+    leaves = [(value(x), value(y)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
+    return all(np.array_equal(x, y) for x, y in leaves)
+
+
+def digest(mask: Mask) -> str:
+    """SHA-256, in hexadecimal, over paths, kinds, shapes and values: the same for masks that train alike.
+
+    >>> digest({"a": True}) == digest({"a": 1.0}) != digest({"a": np.array([True])})
+    True
+    """
+    whole = hashlib.sha256()
+    for path, leaf in zip(paths.names(mask), jax.tree.leaves(mask), strict=True):
+        m = value(leaf)
+        shape = m.shape if selects(m) else None
+        whole.update(json.dumps([path, shape, None if selects(m) else m]).encode())
+        whole.update(m.tobytes() if selects(m) else b"")
+    return whole.hexdigest()
+
+
+def to_json(mask: Mask) -> str:
+    """A mask of bools and numbers as JSON, {path: value}; raises InputError for an array leaf.
+
+    >>> to_json({"head": {"bias": True, "kernel": 0.5}})
+    '{"head/bias": true, "head/kernel": 0.5}'
+    """
+    values = dict(zip(paths.names(mask), jax.tree.leaves(mask), strict=True))
+    for path, m in values.items():
+        if not isinstance(m, bool | int | float | np.bool_ | np.number):
+            raise InputError(f"the mask's leaf at '{path}' is an array: save it as .npz")
+    return json.dumps({path: m.item() if isinstance(m, np.generic) else m for path, m in values.items()})
+
+
+def from_json(text: str, params: Params) -> Mask:
+    """The mask that `to_json` wrote, for parameters of the same paths; raises InputError for others.
+
+    >>> from_json('{"a": true}', {"a": 1.0})
+    {'a': True}
+    """
+    return _placed(json.loads(text), params)
+
+
+def _placed(values: dict[str, Any], params: Params) -> Mask:
+    known = paths.names(params)
+    if set(values) != set(known):
+        odd = sorted(set(values) ^ set(known))
+        raise InputError(
+            f"the mask in JSON and the parameters differ at {paths.some(odd)}: they are of different models"
+        )
+    return jax.tree.unflatten(jax.tree.structure(params), [values[path] for path in known])
+
+
+def save(mask: Mask, file: str | Path) -> None:
+    """Write a mask to `file`.json, and its arrays, if it has any, beside it to `file`.npz.
+
+    What is read back is `equal`; an array comes back as NumPy bools.
+    """
+    written: dict[str, Any] = {}
+    arrays: dict[str, np.ndarray] = {}
+    for path, leaf in zip(paths.names(mask), jax.tree.leaves(mask), strict=True):
+        m = value(leaf)
+        if selects(m):
+            # Paths are no names for the parts of an .npz: one may be empty, or the name of an argument.
+            written[path] = f"array_{len(arrays)}"
+            arrays[written[path]] = m
+        else:
+            written[path] = bool(leaf) if isinstance(leaf, bool | np.bool_) else m
+    if arrays:
+        np.savez_compressed(f"{file}.npz", **arrays)  # type: ignore[arg-type]  # no array is called allow_pickle
+    Path(f"{file}.json").write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+
+
+def load(file: str | Path, params: Params) -> Mask:
+    """The mask that `save` wrote to `file`.json, for parameters of the same paths; raises InputError for others."""
+    try:
+        values = json.loads(Path(f"{file}.json").read_text(encoding="utf-8"))
+        if any(isinstance(m, str) for m in values.values()):
+            with np.load(f"{file}.npz", allow_pickle=False) as arrays:
+                values = {path: arrays[m] if isinstance(m, str) else m for path, m in values.items()}
+    except FileNotFoundError as error:
+        raise InputError(f"the mask's file '{error.filename}' does not exist: give the name without .json") from error
+    return _placed(values, params)

@@ -1,0 +1,50 @@
+"""A small convolutional network: `conv_0`, `conv_1`, `dense` and `head`."""
+
+import flax.linen as nn
+import jax
+
+from tljax.models import activation as by_name
+from tljax.models.linen import stage
+from tljax.types import InputError, Model
+
+
+class _Convolution(nn.Module):
+    """A 3 x 3 convolution, and a LayerNorm over channels if it is asked for (leaves 'norm/scale', 'norm/bias')."""
+
+    width: int
+    norm: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nn.Conv(self.width, (3, 3), name="conv")(x)
+        return nn.LayerNorm(name="norm")(x) if self.norm else x
+
+
+def model(classes: int, *, activation: str = "relu", width: int = 8, dense: int = 32, norm: bool = False) -> Model:
+    """Two convolutions of `width` and `2 * width` channels, each pooled by 2 x 2; a dense layer; a linear head.
+
+    It takes images [batch, height, width, channels] of any size. Kernels are LeCun normal, biases zero. Raises
+    InputError for a width below 1, and for inputs that are no images. After LeCun et al. 1998, "Gradient-based
+    learning applied to document recognition", section 2; the norm is Ba et al. 2016, arXiv:1607.06450.
+    """
+    if width < 1 or dense < 1:
+        raise InputError(f"cnn:width={width}:dense={dense}: a width is at least 1")
+    act = by_name(activation)
+
+    def pooled(x: jax.Array) -> jax.Array:
+        return nn.max_pool(act(x), (2, 2), strides=(2, 2), padding="SAME")
+
+    convolutions = [
+        stage(f"conv_{i}", _Convolution(width * (i + 1), norm), before=_images, after=pooled) for i in (0, 1)
+    ]
+    return (*convolutions, stage("dense", nn.Dense(dense), before=_flat, after=act), stage("head", nn.Dense(classes)))
+
+
+def _images(x: jax.Array) -> jax.Array:
+    if x.ndim != 4:
+        raise InputError(f"cnn: an example has shape {x.shape[1:]}: it takes images [height, width, channels]")
+    return x
+
+
+def _flat(x: jax.Array) -> jax.Array:
+    return x.reshape(x.shape[0], -1)

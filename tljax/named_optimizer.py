@@ -1,0 +1,122 @@
+"""An optimizer by its name, with its numbers passed when it is built; and the learning rate of every step."""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import optax
+
+from tljax import plugins
+from tljax.types import InputError
+
+
+class Spec(NamedTuple):
+    """What of an optimizer decides the compiled code; its numbers are passed when it is built."""
+
+    name: str
+    """Of optax, with options: 'sgd', 'adam:b1=0.95'; or 'package.module:attribute'."""
+    numbers: tuple[str, ...] = ()
+    """Which of 'momentum', 'weight_decay', 'clip' are in use."""
+
+
+def spec(name: str, *, momentum: float = 0.0, weight_decay: float = 0.0, clip: float = 0.0) -> tuple[Spec, dict]:
+    """The Spec of an optimizer and its numbers by name; a number of 0 is left out.
+
+    Raises InputError for an unknown optimizer or option, a negative or non-finite number, or a momentum that the
+    optimizer does not take.
+
+    >>> spec("sgd", momentum=0.9)
+    (Spec(name='sgd', numbers=('momentum',)), {'momentum': 0.9})
+    """
+    given = {"momentum": momentum, "weight_decay": weight_decay, "clip": clip}
+    for key, value in given.items():
+        if not math.isfinite(value) or value < 0:
+            raise InputError(f"--{key}={value}: it must be finite and at least 0")
+    numbers = {key: value for key, value in given.items() if value}
+    found = Spec(name, tuple(numbers))
+    function, options = _resolve(name)
+    if momentum and "momentum" not in inspect.signature(function).parameters:
+        raise InputError(f"--momentum={momentum}: optimizer '{name}' takes none; its options go after its name")
+    if momentum and "momentum" in options:
+        raise InputError(f"--momentum={momentum} and optimizer '{name}' both set the momentum: keep one")
+    return found, numbers
+
+
+def build(spec: Spec, learning_rate: Any, numbers: Mapping[str, Any]) -> optax.GradientTransformation:
+    """The optax transformation: clip, then decay, then the optimizer. The numbers may be traced.
+
+    Decay is the optimizer's own where it has one (decoupled in AdamW and Lion: Loshchilov and Hutter 2019,
+    arXiv:1711.05101), else it is added to the gradient, the L2 penalty's gradient. Clipping is by the global norm.
+    """
+    function, options = _resolve(spec.name)
+    own = inspect.signature(function).parameters
+    taken = {key: numbers[key] for key in ("momentum", "weight_decay") if key in spec.numbers and key in own}
+    if "weight_decay" in own and "weight_decay" not in options:
+        taken.setdefault("weight_decay", 0.0)
+    chain = [optax.clip_by_global_norm(numbers["clip"])] if "clip" in spec.numbers else []
+    if "weight_decay" in spec.numbers and "weight_decay" not in own:
+        chain.append(optax.add_decayed_weights(numbers["weight_decay"]))
+    return optax.chain(*chain, function(learning_rate, **taken, **options))
+
+
+def _resolve(name: str) -> tuple[Callable[..., optax.GradientTransformation], dict[str, Any]]:
+    parsed = plugins.parse(name)
+    if "." in parsed.name:
+        function = plugins.attribute(parsed, plugins.module(parsed, "optax", "optimizer"), "optimizer")
+    else:
+        known = names()
+        if parsed.name not in known or parsed.words:
+            raise InputError(f"unknown optimizer '{name}'{plugins.nearest(parsed.name, known)}")
+        function = getattr(optax, parsed.name)
+    return function, plugins.bind(function, parsed.options, f"optimizer '{parsed.name}'", given=("learning_rate",))
+
+
+def names() -> list[str]:
+    """The optimizers of optax that need nothing but gradients and a learning rate.
+
+    >>> {"sgd", "adam", "adamw", "lion"} <= set(names())
+    True
+    """
+    found = []
+    for name, function in vars(optax).items():
+        if inspect.isfunction(function) and not name.startswith(("_", "scale_by")):
+            parameters = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
+            needed = {p.name for p in parameters if p.default is p.empty}
+            first = parameters[0].name if parameters else ""
+            if first == "learning_rate" and needed <= {first} and name not in _NOT_OFFERED:
+                found.append(name)
+    return sorted(found)
+
+
+_NOT_OFFERED = ("lbfgs", "polyak_sgd", "optimistic_adam", "noisy_sgd")
+"""They need the value of the loss or a key, or are deprecated names."""
+
+
+def rates(schedule: str, learning_rate: float, warmup: float, steps: int) -> np.ndarray:
+    """The learning rate of every step, float32 [steps]: linear from 0 over `warmup`, then the schedule.
+
+    `warmup` is a fraction of the steps in [0, 1). The schedule runs over the rest: 'constant', 'linear' or 'cosine'
+    (both to 0; cosine: Loshchilov and Hutter 2017, arXiv:1608.03983, eq. 5 without restarts). Raises InputError for
+    an unknown schedule, or a number outside its range.
+
+    >>> rates("linear", 0.1, 0.0, 4).round(3).tolist()
+    [0.10000000149011612, 0.07500000298023224, 0.05000000074505806, 0.02500000037252903]
+    """
+    if not math.isfinite(learning_rate) or learning_rate < 0:
+        raise InputError(f"--learning_rate={learning_rate}: it must be finite and at least 0")
+    if not 0 <= warmup < 1:
+        raise InputError(f"--warmup={warmup}: it is a fraction of the steps, at least 0 and below 1")
+    rise = round(warmup * steps)
+    rest = max(steps - rise, 1)
+    shapes = {
+        "constant": optax.constant_schedule(1.0),
+        "linear": optax.linear_schedule(1.0, 0.0, rest),
+        "cosine": optax.cosine_decay_schedule(1.0, rest),
+    }
+    if schedule not in shapes:
+        raise InputError(f"unknown schedule '{schedule}'{plugins.nearest(schedule, shapes)}")
+    whole = optax.join_schedules([optax.linear_schedule(0.0, 1.0, max(rise, 1)), shapes[schedule]], [rise])
+    shape = np.broadcast_to(np.asarray(whole(np.arange(steps)), np.float32), (steps,))
+    return np.float32(learning_rate) * shape

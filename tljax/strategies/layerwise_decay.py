@@ -1,0 +1,28 @@
+"""Train everything, each stage at a lower rate than the one above it.
+
+Source: Howard and Ruder 2018, "Universal language model fine-tuning", arXiv:1801.06146, section 3.2.
+"""
+
+from tljax import masks, paths
+from tljax.types import Context, InputError, Mask, Params
+
+
+def strategy(params: Params, context: Context, *, decay: float = 1 / 2.6) -> Mask:
+    """The last stage at rate 1, each stage below at `decay` times the rate above, what was drawn anew at 1.
+
+    Raises InputError for a `decay` outside (0, 1], and a leaf that can train but is in no stage.
+    """
+    if not 0 < decay <= 1:
+        raise InputError(f"layerwise_decay:decay={decay}: it must be above 0 and at most 1")
+    rates = {name: decay**depth for depth, name in enumerate(reversed(context.stages))}
+    inside = {name: paths.inside((name,)) for name in rates}
+
+    def rate(path: str, trains: bool) -> float | bool:
+        if not trains:
+            return False
+        for name, holds in inside.items():
+            if holds(path):
+                return rates[name]
+        raise InputError(f"layerwise_decay: leaf '{path}' is in no stage: give context.stages a prefix that holds it")
+
+    return masks.also(paths.each(rate, masks.by_path(params, lambda path: True)), context.fresh)

@@ -1,0 +1,19 @@
+"""Train the head on a random frozen backbone: the control that feature extraction must beat.
+
+Source: Rahimi and Recht 2008, "Weighted sums of random kitchen sinks", NIPS 21.
+"""
+
+from collections.abc import Sequence
+
+from tljax import masks
+from tljax.types import Context, Mask, Params
+
+
+def strategy(params: Params, context: Context) -> Mask:
+    """The last stage trains; the others, drawn anew, stay frozen on purpose."""
+    return masks.under(params, context.stages[-1:])
+
+
+def reinit(context: Context) -> Sequence[str]:
+    """Nothing of a source is kept."""
+    return context.stages

@@ -1,0 +1,46 @@
+"""Train any stages, or copy the first of them and draw the rest anew.
+
+Source: Lee et al. 2023, "Surgical fine-tuning improves adaptation to distribution shifts", arXiv:2210.11466 (train=);
+Yosinski et al. 2014, "How transferable are features in deep neural networks?", arXiv:1411.1792 (redraw=).
+"""
+
+from collections.abc import Sequence
+
+from tljax import masks
+from tljax.plugins import nearest
+from tljax.types import Context, InputError, Mask, Params
+
+
+def strategy(
+    params: Params, context: Context, *, train: str = "", redraw: str = "", copy: int = 0, freeze: bool = True
+) -> Mask:
+    """`train=hidden_0+head` trains these stages, by default the first, and what was drawn anew.
+
+    `redraw=above:copy=n` copies the first n stages and draws the others anew, which train: with the copied ones
+    frozen (Yosinski's AnB), or with `freeze=false` trained too (AnB+). Raises InputError for a stage that the model
+    has not, an n that leaves no stage to copy or to draw, and options of one use given with the other.
+    """
+    drawn = reinit(context, redraw=redraw, copy=copy)
+    if drawn and train:
+        raise InputError("stages: train= and redraw= are two uses: keep one")
+    if not drawn and not freeze:
+        raise InputError("stages:freeze=false: it goes with redraw=above:copy=n")
+    names = tuple(train.split("+")) if train else context.stages[:1]
+    if drawn:
+        names = tuple(drawn) if freeze else context.stages
+    for name in names:
+        if name not in context.stages:
+            raise InputError(f"stages: the model has no stage '{name}'{nearest(name, context.stages)}")
+    return masks.union(masks.under(params, names), context.fresh)
+
+
+def reinit(context: Context, *, redraw: str = "", copy: int = 0) -> Sequence[str]:
+    """With `redraw=above`, the stages after the first `copy`; else none."""
+    if redraw not in ("", "above"):
+        raise InputError(f"stages:redraw={redraw}: the one value is 'above'")
+    if not redraw and copy:
+        raise InputError(f"stages:copy={copy}: it goes with redraw=above")
+    most = len(context.stages) - 1
+    if redraw and not 1 <= copy <= most:
+        raise InputError(f"stages:redraw=above:copy={copy}: of {most + 1} stages copy 1 to {most}")
+    return context.stages[copy:] if redraw else ()

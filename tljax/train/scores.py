@@ -1,0 +1,80 @@
+"""Gradients of L over a training split: what data-driven strategies and the EWC penalty ask for."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tljax import masks, models, objective, paths
+from tljax.types import Model, Params
+
+MOST = 4096
+"""Examples that a mean squared gradient is taken over, at most: it costs a gradient an example."""
+
+_CHUNK = {False: 256, True: 16}
+
+
+def mean_gradient(
+    model: Model, loss: objective.Loss, images: jax.Array, labels: jax.Array, chosen: np.ndarray, merge: Any = None
+) -> Callable[[Params], Params]:
+    """params -> gradient of the mean L over the examples `chosen` (int [n]); None where a leaf cannot train."""
+    return functools.partial(_over, model, loss, merge, False, (images, labels), chosen)
+
+
+def mean_squared_gradient(
+    model: Model, loss: objective.Loss, images: jax.Array, labels: jax.Array, chosen: np.ndarray, merge: Any = None
+) -> Callable[[Params], Params]:
+    """params -> mean over examples of the squared gradient of L, the diagonal of the empirical Fisher information.
+
+    Over at most MOST of the examples `chosen` (int [n]), evenly spread; None where a leaf cannot train.
+    """
+    some = chosen[:: -(-len(chosen) // MOST)]
+    return functools.partial(_over, model, loss, merge, True, (images, labels), some)
+
+
+def _over(
+    model: Model,
+    loss: objective.Loss,
+    merge: Any,
+    squared: bool,
+    data: tuple[jax.Array, jax.Array],
+    chosen: np.ndarray,
+    params: Params,
+) -> Params:
+    size = _CHUNK[squared]
+    rows = np.full(-(-len(chosen) // size) * size, -1, np.int32)
+    rows[: len(chosen)] = chosen
+    return _mean(model, loss, merge, squared, params, data, jnp.asarray(rows.reshape(-1, size)))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "loss", "merge", "squared"))
+def _mean(
+    model: Model,
+    loss: objective.Loss,
+    merge: Any,
+    squared: bool,
+    params: Params,
+    data: tuple[jax.Array, jax.Array],
+    rows: jax.Array,
+) -> Params:
+    """rows int32 [chunks, size], -1 for padding."""
+    images, labels = data
+    trained, fixed = masks.split(params, paths.each(lambda path, leaf: True, params))
+
+    def total(trained: Params, chosen: jax.Array) -> jax.Array:
+        whole = masks.join(trained, fixed)
+        at = jnp.maximum(chosen, 0)
+        logits = models.apply(model, merge(whole) if merge else whole, images[at])
+        return jnp.vdot(loss(logits, labels[at]), (chosen >= 0).astype(logits.dtype))
+
+    def squares(trained: Params, chosen: jax.Array) -> Params:
+        each = jax.vmap(jax.grad(total), in_axes=(None, 0))(trained, chosen[:, None])
+        return jax.tree.map(lambda g: jnp.square(g).sum(0), each)
+
+    one = squares if squared else jax.grad(total)
+    zeros = jax.tree.map(jnp.zeros_like, trained)
+    sums, _ = jax.lax.scan(lambda sums, chosen: (jax.tree.map(jnp.add, sums, one(trained, chosen)), None), zeros, rows)
+    return jax.tree.map(lambda leaf: leaf / (rows >= 0).sum(), sums)

@@ -1,0 +1,185 @@
+"""The segment: the one compiled training function. What it depends on, and what is passed to it.
+
+State and numbers carry a leading axis of trials; `lax.map` runs one after another, so that a trial has the same bits
+in any group.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from tljax import masks, models, named_optimizer, objective, optimizer
+from tljax.types import Mask, Model, Params
+
+
+@dataclass(frozen=True)
+class Program:
+    """All that decides what is compiled: equal records share one executable. Hashable."""
+
+    model: Model
+    loss: objective.Loss
+    optimizer: named_optimizer.Spec
+    penalties: tuple[objective.Penalty, ...] = ()
+    smooth: bool = False
+    """Whether the labels are smoothed, by a number that is passed."""
+    merge: Callable[[Params], Params] | None = None
+    """Adapted parameters -> ordinary ones, before the model is applied."""
+    mask: tuple[Any, ...] = ()
+    """The structure of the parameters, then for each leaf True, False, or None for a number or array to come."""
+    cohorts: tuple[int, ...] | None = None
+    """For each leaf the rank of its age, -1 for a frozen one; None where all that trains has one age."""
+    fresh: tuple[str, ...] = ()
+    """The leaves that were drawn anew, where a penalty asks."""
+
+
+class Log(NamedTuple):
+    """What happened in a segment: float32 [trials, steps] each."""
+
+    loss: Any
+    """Mean L of the step's batch, in nats for a cross-entropy."""
+    penalty: Any
+    """lambda R at the step's start."""
+    terms: tuple[Any, ...]
+    """Each penalty's part of it."""
+    gradient_norm: Any
+    """Global norm of the objective's gradient over the trained leaves."""
+
+
+class Numbers(NamedTuple):
+    """The traced numbers of a group, leading axis of trials."""
+
+    weights: tuple[Any, ...]
+    given: Mapping[str, Any]
+    scales: tuple[Any, ...]
+    key: Any
+    start: Params | None
+    fisher: Params | None
+
+
+@functools.partial(jax.jit, static_argnames=("program",), donate_argnames=("trained", "opt_state"))
+def segment(
+    program: Program,
+    trained: Params,
+    opt_state: optax.OptState,
+    frozen: Params,
+    numbers: Numbers,
+    data: tuple[jax.Array, jax.Array],
+    order: jax.Array,
+    rates: jax.Array,
+    steps: tuple[int, int, int],
+) -> tuple[Params, optax.OptState, Log]:
+    """Rows `begin` to `end` of `order` [trials, rows, batch], the first of which is step `first`."""
+    first, begin, end = steps
+
+    def one(trial: Any) -> Any:
+        trained, opt_state, frozen, numbers, order, rates = trial
+        step = training_step(program, frozen, numbers, data)
+        curve = jnp.zeros(order.shape[0], jnp.float32)
+        log = Log(curve, curve, (curve,) * len(program.penalties), curve)
+
+        def body(row: jax.Array, carry: Any) -> Any:
+            trained, opt_state, log = carry
+            trained, opt_state, now = step(trained, opt_state, order[row], rates[row], first + row)
+            return (
+                trained,
+                opt_state,
+                jax.tree.map(lambda curve, value: curve.at[row].set(value.astype(curve.dtype)), log, now),
+            )
+
+        return jax.lax.fori_loop(begin, end, body, (trained, opt_state, log))
+
+    return jax.lax.map(one, (trained, opt_state, frozen, numbers, order, rates))
+
+
+def training_step(
+    program: Program, frozen: Params, numbers: Numbers, data: tuple[jax.Array, jax.Array]
+) -> Callable[..., Any]:
+    """The training step of one trial: differentiates with respect to the trained leaves alone."""
+    value = _objective(program, frozen, numbers, data)
+
+    def step(trained: Params, opt_state: Any, chosen: jax.Array, rate: jax.Array, number: jax.Array) -> Any:
+        (_, (loss, terms)), gradients = jax.value_and_grad(value, has_aux=True)(trained, chosen, number)
+        updates, opt_state = transformation(program, numbers, rate).update(gradients, opt_state, trained)
+        trained = optax.apply_updates(trained, updates)
+        return trained, opt_state, Log(loss, sum(terms, start=jnp.zeros(())), terms, optax.tree.norm(gradients))
+
+    return step
+
+
+def _objective(
+    program: Program, frozen: Params, numbers: Numbers, data: tuple[jax.Array, jax.Array]
+) -> Callable[..., Any]:
+    """(trained, examples, step) -> (L + lambda R, (L, the terms of lambda R))."""
+    images, labels = data
+    still = _frozen_lead(program)
+    fresh = dict.fromkeys(program.fresh, True)
+    smoothing = (numbers.given["label_smoothing"],) if program.smooth else ()
+    merge = program.merge or (lambda params: params)
+
+    def value(trained: Params, chosen: jax.Array, step: jax.Array) -> tuple[jax.Array, Any]:
+        weight = (chosen >= 0).astype(jnp.float32)
+        rows = jnp.maximum(chosen, 0)
+        key = jax.random.fold_in(numbers.key, step)
+        given = models.features(program.model, merge(masks.join(trained, frozen)), images[rows], key=key, frozen=still)
+        loss = jnp.vdot(program.loss(given[-1], labels[rows], *smoothing), weight) / weight.sum()
+        terms = []
+        for term, weights in zip(program.penalties, numbers.weights, strict=True):
+            if term.name == "behaviour":
+                then = models.features(program.model, merge(numbers.start), images[rows])
+                pairs = list(zip(given, then, strict=True))[len(still) : -1]
+                terms.append(objective.behaviour(pairs, weight, **weights))
+            else:
+                terms.append(objective.of_leaves(term, weights, trained, numbers.start, numbers.fisher, fresh))
+        return sum(terms, start=loss), (loss, tuple(terms))
+
+    return value
+
+
+def _frozen_lead(program: Program) -> tuple[str, ...]:
+    """The stages before the first that trains: they run as in evaluation."""
+    whole = jax.tree.unflatten(program.mask[0], [kind is not False for kind in program.mask[1:]])
+    names = models.names(program.model)
+    trains = [any(jax.tree.leaves(whole[name])) for name in names]
+    return names[: trains.index(True)]
+
+
+def _mask(program: Program, scales: tuple[Any, ...]) -> Mask:
+    """The mask with its traced numbers and arrays in place."""
+    traced = iter(scales)
+    return jax.tree.unflatten(program.mask[0], [next(traced) if kind is None else kind for kind in program.mask[1:]])
+
+
+def _ages(program: Program) -> Any:
+    return None if program.cohorts is None else jax.tree.unflatten(program.mask[0], program.cohorts)
+
+
+@functools.partial(jax.jit, static_argnames=("program",))
+def begin(program: Program, params: Params, numbers: Numbers) -> optax.OptState:
+    """The optimizer's state before the first step, leading axis of trials."""
+
+    def one(trial: tuple[Params, Numbers]) -> optax.OptState:
+        params, numbers = trial
+        return transformation(program, numbers).init(params)
+
+    return jax.lax.map(one, (params, numbers))
+
+
+def transformation(program: Program, numbers: Numbers, rate: Any = 0.0) -> optax.GradientTransformation:
+    """The optimizer of one trial under the program's mask."""
+    tx = named_optimizer.build(program.optimizer, rate, numbers.given)
+    return optimizer.masked(tx, _mask(program, numbers.scales), _ages(program))
+
+
+def forward(program: Program) -> Callable[[Params, jax.Array], jax.Array]:
+    """(params, images [batch, ...]) -> logits [batch, classes], as in evaluation; one object for equal models."""
+    return _forward(program.model, program.merge)
+
+
+@functools.lru_cache
+def _forward(model: Model, merge: Callable[[Params], Params] | None) -> Callable[[Params, jax.Array], jax.Array]:
+    return lambda params, images: models.apply(model, merge(params) if merge else params, images)
