@@ -137,11 +137,14 @@ def _second_half(outcome: Outcome) -> rundir.Line:
     }
 
 
-def _counts(params: Params, phases: Sequence[Mask]) -> dict[str, int]:
-    """How many numbers there are, and how many train in the phase that trains most."""
-    tables = [masks.table(params, mask) for mask in phases]
-    trained = max(sum(row.trained_size for row in rows) for rows in tables)
-    return {"trained_parameters": trained, "total_parameters": sum(row.size for row in tables[0])}
+def _counts(params: Params, phases: Sequence[Mask]) -> dict[str, Any]:
+    """How many numbers there are, in all and by leaf, and how many train in the phase that trains most."""
+    most = max((masks.table(params, mask) for mask in phases), key=lambda rows: sum(row.trained_size for row in rows))
+    return {
+        "trained_parameters": sum(row.trained_size for row in most),
+        "total_parameters": sum(row.size for row in most),
+        "leaves": [[row.path, row.size, row.trained_size] for row in most],
+    }
 
 
 def _leave(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tljax.study import pictures
 from tljax.study.report import page
 from tljax.study.summary import sources, summary
 
@@ -230,3 +231,11 @@ def test_the_summary_loads_neither_matplotlib_nor_jinja2() -> None:
     file = summary.__code__.co_filename  # alone, because tljax itself takes a second
     code = f"import runpy, sys; runpy.run_path({file!r}); assert not {{'matplotlib', 'jinja2'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_picture_of_a_mask_names_the_leaves_that_train() -> None:
+    leaves = [("hidden_0/kernel", 30, 0), ("head/kernel", 10, 10)]
+    _, alt = pictures.shares({"head_only": leaves}) or ("", "")
+    assert "head_only 25.0 % (10 of 40: head/kernel)" in alt
+    text = page([fit("scratch", 0, 0.7), fit("full", 0, 0.8, leaves=leaves)], {}, **WORDS)
+    assert "full 25.0 % (10 of 40: head/kernel)" in text

@@ -144,25 +144,33 @@ def confusion(name: str, members: Sequence[Row], classes: Sequence[str], where: 
     return _svg(figure), f"Confusion matrix of {name}{where}: {right}{worst}."
 
 
-def shares(parameters: Sequence[tuple[str, int, int]]) -> Picture | None:
-    """Bars of (strategy, trained, total parameters): trained against frozen, as shares; None where none is known."""
+def shares(parameters: Mapping[str, Sequence[tuple[str, int, int]]]) -> Picture | None:
+    """A bar a strategy of its leaves (path, numbers, trained numbers): shares of the parameters; None for none."""
     if not parameters:
         return None
-    figure = _figure(7.6, 0.9 + 0.15 * (len(parameters) + _lines(name for name, _, _ in parameters)))
+    figure = _figure(7.6, 0.9 + 0.15 * (len(parameters) + _lines(parameters)))
     axes = figure.add_subplot()
-    rows = range(len(parameters))
-    part = [100 * trained / max(total, 1) for _, trained, total in parameters]
-    axes.barh(rows, part, color=BLUE, height=0.6, label="trained")
-    axes.barh(rows, [100 - p for p in part], left=part, color=GREY, height=0.6, label="frozen")
-    texts = [f"{trained:,} of {total:,}" for _, trained, total in parameters]
-    for row, text in zip(rows, texts, strict=True):
-        axes.text(102, row, text, va="center")
-    axes.set_yticks(rows, [_plain(name) for name, _, _ in parameters])
+    said = []
+    for row, (name, leaves) in enumerate(parameters.items()):
+        total = max(sum(size for _, size, _ in leaves), 1)
+        trained, left = sum(part for _, _, part in leaves), 0.0
+        for _, size, part in leaves:
+            pieces = ((100 * part / total, BLUE), (100 * (size - part) / total, GREY))
+            for width, colour in (piece for piece in pieces if piece[0]):
+                axes.barh(row, width, left=left, color=colour, height=0.6)
+                left += width
+            # A leaf ends where the bar is cut; thinner than the smallest leaf that can be seen.
+            axes.vlines(left, row - 0.3, row + 0.3, color="white", linewidth=0.6)
+        axes.text(102, row, f"{trained:,} of {total:,}", va="center")
+        which = ", ".join(leaf for leaf, _, part in leaves if part and leaf)
+        said.append(f"{name} {100 * trained / total:.1f} % ({trained:,} of {total:,}{': ' if which else ''}{which})")
+    axes.set_yticks(range(len(parameters)), [_plain(name) for name in parameters])
     axes.set(xlim=(0, 100), xlabel="share of the parameters (%)")
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
+    axes.bar(0, 0, color=BLUE, label="trained")
+    axes.bar(0, 0, color=GREY, label="frozen")
     figure.legend(loc="outside upper left", ncols=2, fontsize=8.5)
-    said = (f"{name} {p:.1f} % ({text})" for p, text, (name, _, _) in zip(part, texts, parameters, strict=True))
     return _svg(figure), f"Bar chart of the share of the parameters that each strategy trains: {'; '.join(said)}."
 
 

@@ -184,14 +184,16 @@ def _source(group: Group) -> str:
     return f"{group['target']}, {_count(group['train_examples'])} training examples"
 
 
-def _parameters(panels: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, int]]:
-    """Strategy, trained, total: once each, where both are known."""
-    found = (
-        (group["name"], group["trained_parameters"], group["total_parameters"])
-        for panel in panels
-        for group in panel["groups"]
-    )
-    return list(dict.fromkeys(each for each in found if None not in each))
+def _parameters(panels: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[str, int, int]]]:
+    """{strategy: (leaf, numbers, trained numbers) of each leaf}; of all leaves as one where they are not known."""
+    found: dict[str, list[tuple[str, int, int]]] = {}
+    for group in (group for panel in panels for group in panel["groups"]):
+        trained, total = group["trained_parameters"], group["total_parameters"]
+        if group["leaves"]:
+            found.setdefault(group["name"], [(name, size, part) for name, size, part in group["leaves"]])
+        elif trained is not None and total is not None:
+            found.setdefault(group["name"], [("", total, trained)])
+    return found
 
 
 def _pair(texts: Sequence[str] | None, seeds: int) -> tuple[str, str]:

@@ -16,7 +16,8 @@ def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
     Keys: target, source, strategy (such as 'last_k:k=2'), train_examples; seeds, diverged, counted (how many fits
     there are, diverged, entered the means); accuracy (fraction), test_loss (nats), calibration_error (fraction),
     each a `Spread` or None; gain (points above scratch, paired by seed) and gain_seeds (how many pairs); steps and
-    seconds (means), trained_parameters and total_parameters. The order is that of `groups` without the sources' fits.
+    seconds (means), trained_parameters, total_parameters and leaves (path,
+    numbers, trained numbers; or None). The order is that of `groups` without the sources' fits.
     """
     fits = [row for row in rows if row["strategy"] != "pretrain"]
     scratch = [row for row in fits if row["strategy"] == "scratch"]
@@ -85,6 +86,7 @@ def _aggregate(members: Sequence[Row], scratch: Sequence[Row]) -> dict[str, Any]
         "calibration_error": spread(row.get("calibration_error") for row in counted),
         "trained_parameters": first.get("trained_parameters"),
         "total_parameters": first.get("total_parameters"),
+        "leaves": first.get("leaves"),
         "steps": _mean(row.get("steps") for row in counted),
         "seconds": _mean(row.get("seconds") for row in counted),
     }
