@@ -61,20 +61,22 @@ class Fit(NamedTuple):
     """int32: the training examples that are held out."""
 
 
-def check(recipe: Recipe, budget: str, task: Task, params: Params, prefix: str = "") -> None:
+def check(recipe: Recipe, budget: str, task: Task, start: Start, prefix: str = "") -> None:
     """Raise InputError for what of a recipe cannot be, before anything is trained or written.
 
     `prefix` is 'source_' where the flags are those of the source's fit.
     """
     try:
         subset, _ = _chosen(recipe, budget, task, 0)
-        named_optimizer.rates(recipe.schedule, recipe.learning_rate, recipe.warmup, steps(recipe, len(subset)))
+        total = steps(recipe, len(subset))
+        _at_steps(start.phases, ends(recipe, total))
+        named_optimizer.rates(recipe.schedule, recipe.learning_rate, recipe.warmup, total)
         named_optimizer.spec(
             recipe.optimizer, momentum=recipe.momentum, weight_decay=recipe.weight_decay, clip=recipe.clip
         )
         objective.check_smoothing(recipe.loss, recipe.label_smoothing)
         for term in objective.penalties(recipe.penalty)[0]:
-            paths.require_globs(params, (term.on,))
+            paths.require_globs(start.params, (term.on,))
     except InputError as error:
         raise InputError(str(error).replace("--", f"--{prefix}", 1)) from error
 

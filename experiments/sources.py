@@ -72,7 +72,8 @@ def checked(made: Settings) -> Task:
     """The source's task, once it is sure that the flags can learn it."""
     task = load(made, made.source or "", made.image_shape)
     params = models.abstract(model(made, len(task.classes)), task.train.images.shape[1:])
-    fits.check(made.source_recipe, "all", task, params, "source_" if made.source_recipe != made.recipe else "")
+    start = fits.Start(params, ((0.0, None),), fresh=None)
+    fits.check(made.source_recipe, "all", task, start, "source_" if made.source_recipe != made.recipe else "")
     return task
 
 

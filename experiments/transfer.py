@@ -70,7 +70,7 @@ def prepare(made: Settings) -> Experiment:
     todo = Experiment(made, source, target, model, named)
     for _, start in _first_starts(todo):
         for budget in made.train_examples:
-            fits.check(made.recipe, budget, target, start.params)
+            fits.check(made.recipe, budget, target, start)
     return todo
 
 

@@ -341,6 +341,56 @@ def test_a_shell_sees_one_line_and_exit_code_1(tasks, tmp_path):
     assert done.stderr == "error: Unknown command line flag 'sedes'. Did you mean: seeds ?\n"
 
 
+def test_phases_begin_where_it_is_printed_and_both_masks_are_kept(tasks, tmp_path, capsys):
+    flags = arguments(tasks, tmp_path / "w", strategies=("lp_ft:start=0.4",), seeds=(0,), epochs=3, optimizer="adam")
+    line = transfer.run(**flags)[1]
+    assert "lp_ft:start=0.4: phases begin at the steps 0, 6" in capsys.readouterr().out
+    assert line["phase_steps"] == [0, 6] and line["trained_parameters"] == line["total_parameters"]
+    first, second = sorted((tmp_path / "w" / "masks").glob(f"{line['name']}-phase*.json"))
+    assert '"hidden_0/bias": false' in first.read_text() and "false" not in second.read_text()
+
+
+def test_phases_too_close_for_the_segments_are_refused(tasks, tmp_path, capsys):
+    flags = {"strategies": ("bottom_up",), "epochs": 1}
+    assert "both begin at step 0" in refused(command(tasks, tmp_path, **flags), capsys)
+    assert not (tmp_path / "w").exists()
+
+
+def test_data_driven_strategies_run_and_a_dry_run_says_what_they_wait_for(tasks, tmp_path, capsys):
+    strategies = ("auto_rgn:phases=2", "gradient_mask:fraction=0.1", "fisher:fraction=0.1")
+    flags = arguments(tasks, tmp_path / "w", strategies=strategies)
+    transfer.run(**flags, dry_run=True)
+    assert capsys.readouterr().out.count("depends on gradients") == 3
+    lines = transfer.run(**flags)
+    assert {line["trained_parameters"] for line in lines if line["strategy"] == "fisher"} == {30 + 27}
+    assert len({line["key"] for line in lines}) == 8
+
+
+def test_ewc_uses_the_fisher_information_that_pretrain_saved(tasks, tmp_path, capsys):
+    pretrain.run(**arguments(tasks, tmp_path / "s", target=None, strategies=None, save_fisher=True))
+    flags = {"source": None, "source_checkpoint": str(tmp_path / "s"), "strategies": ("full",), "seeds": (0,)}
+    flags |= {"penalty": "ewc:weight=1e6,l2:weight=1e-3:on=head/**", "learning_rate": 1e-4}
+    line = transfer.run(**arguments(tasks, tmp_path / "w", **flags))[1]
+    assert line["train_penalty_0_ewc"] > 0 and line["train_penalty_1_l2"] > 0
+    total = line["train_penalty_0_ewc"] + line["train_penalty_1_l2"]
+    assert line["train_penalty"] == pytest.approx(total, rel=1e-5)
+    assert line["train_total"] == pytest.approx(line["train_loss"] + total, rel=1e-5)
+
+
+def test_ewc_without_the_fisher_information_is_refused(tasks, tmp_path, capsys):
+    assert "--save_fisher" in refused(command(tasks, tmp_path, penalty="ewc:weight=1"), capsys)
+    assert not (tmp_path / "w").exists()
+
+
+def test_norm_only_on_a_cnn_trains_its_norms_and_head(tasks, tmp_path):
+    flags = arguments(tasks, tmp_path / "w", model="cnn:norm=true", strategies=("norm_only",), seeds=(0,), steps=4)
+    del flags["hidden"]
+    line = transfer.run(**flags)[1]
+    trained = {path for path, _, part in line["leaves"] if part}
+    assert any("norm" in path.lower() for path in trained) and {"head/bias", "head/kernel"} <= trained
+    assert not any(path.startswith("conv_0/") and path.endswith("kernel") for path in trained)
+
+
 BAD = {
     "target": ({"target": "fashion_minst_10k"}, "fashion_mnist_10k"),
     "no target": ({"target": None}, "--target is not given"),
@@ -352,6 +402,8 @@ BAD = {
     "activation": ({"activation": "rely"}, "nearest: 'relu'"),
     "optimizer": ({"optimizer": "adm"}, "nearest: 'adam'"),
     "loss": ({"loss": "crossentropy"}, "unknown loss"),
+    "smoothing": ({"label_smoothing": 1.0}, "--label_smoothing=1.0"),
+    "norms of an mlp": ({"strategies": ("norm_only",)}, "no normalisation layer"),
     "penalty": ({"penalty": "l2:weight=x"}, "is float, not 'x'"),
     "penalty on": ({"penalty": "l2:weight=1:on=heed/**"}, "matches no leaf"),
     "source's penalty": ({"source_penalty": "l2:weight=1:on=heed/**"}, "matches no leaf"),
