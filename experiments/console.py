@@ -1,6 +1,8 @@
 """What a program prints: a progress bar, one table, one line for an error."""
 
+import errno
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,10 +21,15 @@ def run_main(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None =
     except InputError as error:
         _fail(str(error))
     except OSError as error:
-        _fail(f"{error.strerror or error}" + (f": '{error.filename}'" if error.filename else ""))
+        remedy = "; make room and run the same command again" if error.errno == errno.ENOSPC else ""
+        _fail(f"{error.strerror or error}" + (f": '{error.filename}'" if error.filename else "") + remedy)
+    except MemoryError:
+        _fail("out of memory: lower --batch_size, --hidden or the size of the data")
     except KeyboardInterrupt:
         print("stopped; the same command goes on with what is not finished", file=sys.stderr)
-        sys.exit(130)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(130)  # a computation may be under way, which the interpreter's own end would cut off in the middle
 
 
 def _fail(message: str) -> None:
@@ -54,13 +61,13 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], not
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(title=Text(title), box=SIMPLE, title_justify="left", title_style="bold")
+    made = Table(title=Text(title), box=SIMPLE, padding=(0, 1), pad_edge=False, title_justify="left")
     for i, column in enumerate(columns):
         made.add_column(column, justify="right" if i else "left", no_wrap=True)
     for row in rows:
         made.add_row(*(Text(cell) for cell in row))
-    console = Console(width=None if sys.stdout.isatty() else 400)
-    console.print(made)
+    # As wide as it needs: rich would cut cells to the terminal's width, which is worse than a line that wraps.
+    Console(width=400).print(made)
     for note in notes:
         say(f"  {note}")
 
@@ -79,14 +86,19 @@ def plan(title: str, rows: graft.Plan, params: Any, phases: Sequence[tuple[float
         if masks.is_strategy(mask):
             say(f"  {when}: depends on the parameters then\n")
             continue
-        lines = masks.table(params, mask)
-        trained, total = sum(r.trained_size for r in lines), sum(r.size for r in lines)
-        table(
-            when,
-            ["leaf", "shape", "trains", "count"],
-            [(r.path, "x".join(map(str, r.shape)) or "scalar", r.trained, f"{r.size:,}") for r in lines],
-            [f"{trained:,} of {total:,} numbers train"],
-        )
+        mask_table(when, params, mask)
+
+
+def mask_table(title: str, params: Any, mask: Any) -> None:
+    """A mask's leaves: path, shape, trained or frozen, how many numbers."""
+    lines = masks.table(params, mask)
+    trained, total = sum(r.trained_size for r in lines), sum(r.size for r in lines)
+    table(
+        title,
+        ["leaf", "shape", "trains", "count"],
+        [(r.path, "x".join(map(str, r.shape)) or "scalar", r.trained, f"{r.size:,}") for r in lines],
+        [f"{trained:,} of {total:,} numbers train"],
+    )
 
 
 def sources(name: str, folder: Path, lines: Mapping[int, Mapping[str, Any]], notes: Sequence[str]) -> None:
@@ -106,34 +118,43 @@ def sources(name: str, folder: Path, lines: Mapping[int, Mapping[str, Any]], not
 
 def results(title: str, lines: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> None:
     """The one table at the end, a row for each strategy and label budget: means and ranges over seeds."""
+    from rich.console import Console
+
     from tljax.study import summary
 
+    # Narrow: ranges below means, and the columns that results.jsonl has too left out.
+    console = Console()
+    narrow = (console.is_terminal or "COLUMNS" in os.environ) and console.width < 125
     rows = []
     for row in summary.summary([dict(line) for line in lines if line["strategy"] != "pretrain"]):
         runs = f"{row['seeds']}" + (f" ({row['diverged']} diverged)" if row["diverged"] else "")
-        rows.append(
-            (
-                row["strategy"],
-                f"{row['train_examples']:,}",
-                runs,
-                _range(row["accuracy"], 100),
-                _range(row["gain"], 1, "+"),
-                _range(row["test_loss"], 1, places=3),
-                _number(row["trained_parameters"], ",.0f"),
-                _number(row["steps"], ",.0f"),
-                _number(row["seconds"], ".1f"),
-            )
-        )
-    columns = ["strategy", "labels", "seeds", "test accuracy %", "against scratch", "loss (nats)", "trained", "steps"]
-    table(title, [*columns, "seconds"], rows, notes)
+        between = "\n" if narrow else " "
+        cells = [
+            row["strategy"],
+            f"{row['train_examples']:,}",
+            runs,
+            _range(row["accuracy"], 100, between),
+            _range(row["gain"], 1, between, "+"),
+            _number(row["trained_parameters"], ",.0f"),
+        ]
+        more = [
+            _range(row["test_loss"], 1, between, places=3),
+            _number(row["steps"], ",.0f"),
+            _number(row["seconds"], ".1f"),
+        ]
+        rows.append(cells if narrow else [*cells, *more])
+    columns = ["strategy", "labels", "seeds", "test accuracy %", "against scratch", "trained"]
+    table(title, columns if narrow else [*columns, "loss (nats)", "steps", "seconds"], rows, notes)
 
 
 def _number(value: float | None, form: str) -> str:
     return "-" if value is None else f"{value:{form}}"
 
 
-def _range(values: tuple[float, float, float] | None, scale: float, sign: str = "", places: int = 2) -> str:
+def _range(
+    values: tuple[float, float, float] | None, scale: float, between: str, sign: str = "", places: int = 2
+) -> str:
     if values is None:
         return "-"
     mean, low, high = (scale * value for value in values)
-    return f"{mean:{sign}.{places}f} [{low:{sign}.{places}f}, {high:{sign}.{places}f}]"
+    return f"{mean:{sign}.{places}f}{between}[{low:{sign}.{places}f}, {high:{sign}.{places}f}]"

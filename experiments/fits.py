@@ -1,5 +1,6 @@
 """Fits: from a task, a model, a recipe and seeds to what is ready to train."""
 
+import functools
 import hashlib
 import itertools
 import json
@@ -12,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import workdir as rundir
-from experiments.options import Recipe
-from tljax import __version__, evaluate, graft, named_optimizer, objective, paths, seeds, train
+from experiments.options import MOST, Recipe
+from tljax import __version__, evaluate, graft, named_optimizer, objective, paths, plugins, seeds, train
 from tljax.data import draw
 from tljax.types import InputError, Mask, Model, Params, Task
 
@@ -66,19 +67,55 @@ def check(recipe: Recipe, budget: str, task: Task, start: Start, prefix: str = "
 
     `prefix` is 'source_' where the flags are those of the source's fit.
     """
+    spec, numbers = _flagged(prefix, "optimizer", lambda: _optimizer(recipe))
+    loss = _flagged(prefix, "loss", lambda: objective.loss(recipe.loss))
+    _flagged(prefix, "label_smoothing", lambda: objective.check_smoothing(recipe.loss, recipe.label_smoothing))
+    terms, _ = _flagged(prefix, "penalty", lambda: objective.penalties(recipe.penalty))
+    for term in terms:
+        _flagged(prefix, "penalty", functools.partial(paths.require_globs, start.params, (term.on,)))
+    drawn = _flagged(
+        prefix, "train_examples" if budget != "all" else "validation", lambda: _chosen(recipe, budget, task, 0)
+    )
+    total = _flagged(prefix, "batch_size", lambda: steps(recipe, len(drawn[0])))
+    _at_steps(start.phases, ends(recipe, total))
+    _flagged(prefix, "schedule", lambda: _rates(recipe, total))
+    logits, labels = jnp.zeros((2, len(task.classes))), jnp.zeros(2, jnp.int32)
+    values = _flagged(prefix, "loss", lambda: jax.eval_shape(loss, logits, labels))
+    if getattr(values, "shape", None) != (2,):
+        raise InputError(f"--{prefix}loss={recipe.loss} does not give a number an example: see --helpfull")
+    _flagged(prefix, "optimizer", lambda: _try_optimizer(spec, numbers))
+
+
+def _flagged(prefix: str, flag: str, attempt: Callable[[], Any]) -> Any:
+    """What `attempt` gives; whatever it raises becomes an InputError that names the flag."""
     try:
-        subset, _ = _chosen(recipe, budget, task, 0)
-        total = steps(recipe, len(subset))
-        _at_steps(start.phases, ends(recipe, total))
-        named_optimizer.rates(recipe.schedule, recipe.learning_rate, recipe.warmup, total)
-        named_optimizer.spec(
-            recipe.optimizer, momentum=recipe.momentum, weight_decay=recipe.weight_decay, clip=recipe.clip
-        )
-        objective.check_smoothing(recipe.loss, recipe.label_smoothing)
-        for term in objective.penalties(recipe.penalty)[0]:
-            paths.require_globs(start.params, (term.on,))
+        return attempt()
     except InputError as error:
-        raise InputError(str(error).replace("--", f"--{prefix}", 1)) from error
+        text = str(error)
+        raise InputError(f"--{prefix}{text[2:]}" if text.startswith("--") else f"--{prefix}{flag}: {text}") from error
+    except Exception as error:
+        raise InputError(f"--{prefix}{flag} cannot be used as it is given: {plugins.said(error)}") from error
+
+
+def _optimizer(recipe: Recipe) -> tuple[named_optimizer.Spec, dict[str, float]]:
+    return named_optimizer.spec(
+        recipe.optimizer, momentum=recipe.momentum, weight_decay=recipe.weight_decay, clip=recipe.clip
+    )
+
+
+def _try_optimizer(spec: named_optimizer.Spec, numbers: Mapping[str, float]) -> None:
+    """Trace one step on a small tree."""
+    params = {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}
+
+    def step(params: Params) -> Params:
+        tx = named_optimizer.build(spec, 0.1, numbers)
+        return tx.update(params, tx.init(params), params)[0]
+
+    jax.eval_shape(step, params)
+
+
+def _rates(recipe: Recipe, total: int) -> np.ndarray:
+    return named_optimizer.rates(recipe.schedule, recipe.learning_rate, recipe.warmup, total)
 
 
 def steps(recipe: Recipe, examples: int) -> int:
@@ -90,7 +127,10 @@ def steps(recipe: Recipe, examples: int) -> int:
             f"--batch_size={recipe.batch_size} is larger than the {examples} training examples: lower it, or give "
             "--steps, under which the order runs over one permutation after another"
         )
-    return recipe.epochs * -(-examples // recipe.batch_size)
+    total = recipe.epochs * -(-examples // recipe.batch_size)
+    if total > MOST["steps"]:
+        raise InputError(f"--epochs={recipe.epochs} are {total:,} steps: at most {MOST['steps']:,} are trained")
+    return total
 
 
 def ends(recipe: Recipe, total: int) -> list[int]:
@@ -104,7 +144,10 @@ def _chosen(recipe: Recipe, budget: str, task: Task, seed: int) -> tuple[np.ndar
     labels = np.asarray(task.train.labels)
     total = len(labels) if budget == "all" else int(budget)
     chosen = draw.label_budget(seed, labels, total)
-    return draw.validation_split(labels, chosen, recipe.validation)
+    subset, validation = draw.validation_split(labels, chosen, recipe.validation)
+    if not len(subset):
+        raise InputError(f"--validation={recipe.validation} leaves no example to train on: lower it")
+    return subset, validation
 
 
 def split(field: Arena, streams: seeds.Seeds, budget: str) -> tuple[np.ndarray, np.ndarray]:
@@ -117,9 +160,7 @@ def build(field: Arena, model: Model, start: Start, streams: seeds.Seeds, budget
     """One fit, from where it starts."""
     recipe = field.recipe
     subset, validation = split(field, streams, budget)
-    spec, numbers = named_optimizer.spec(
-        recipe.optimizer, momentum=recipe.momentum, weight_decay=recipe.weight_decay, clip=recipe.clip
-    )
+    spec, numbers = _optimizer(recipe)
     terms, weights = objective.penalties(recipe.penalty)
     smooth = recipe.label_smoothing > 0
     program = train.Program(model, objective.loss(recipe.loss), spec, terms, smooth, start.merge)
@@ -133,7 +174,7 @@ def build(field: Arena, model: Model, start: Start, streams: seeds.Seeds, budget
         start.params,
         _at_steps(start.phases, ends(recipe, total)),
         order,
-        named_optimizer.rates(recipe.schedule, recipe.learning_rate, recipe.warmup, total),
+        _rates(recipe, total),
         weights,
         {**numbers, "label_smoothing": recipe.label_smoothing},
         jax.random.key(streams.order),
@@ -162,6 +203,12 @@ def identify(name: str, line: Mapping[str, Any], decisive: Mapping[str, Any]) ->
     text = json.dumps({**line, **decisive, "tljax": __version__}, sort_keys=True, default=str)
     key = hashlib.sha256(text.encode()).hexdigest()
     return {"name": f"{file_name(name)}-{key[:8]}", "key": key, **line}
+
+
+def code(recipe: Recipe, model: str) -> list[str]:
+    """Digests of what the flags name outside tljax: an edit of such a file makes another fit."""
+    named = ((model, "tljax.models", "model"), (recipe.loss, "optax", "loss"), (recipe.optimizer, "optax", "optimizer"))
+    return [plugins.outside_digest(*one) for one in named]
 
 
 def file_name(text: str) -> str:

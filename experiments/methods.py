@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from experiments import console, sources
 from experiments.fits import Start
@@ -59,7 +60,19 @@ def _redrawn(one: Named, stages: tuple[str, ...]) -> Sequence[str]:
 def _call(function: Any, options: Mapping[str, Any], *arguments: Any) -> Any:
     """Call a function of a strategy's module with those of the options that it takes."""
     own = inspect.signature(function).parameters
-    return function(*arguments, **{name: value for name, value in options.items() if name in own})
+    return _theirs(function, *arguments, **{name: value for name, value in options.items() if name in own})
+
+
+def _theirs(function: Any, *arguments: Any, **options: Any) -> Any:
+    """Call somebody else's function; what it raises becomes one line."""
+    try:
+        return function(*arguments, **options)
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise InputError(
+            f"{getattr(function, '__name__', function)} of a strategy fails: {plugins.said(error)}"
+        ) from error
 
 
 class Ground(NamedTuple):
@@ -119,7 +132,8 @@ def start(one: Named, ground: Ground, look: Look | None = None) -> Start:
 
 def _phases(one: Named, params: Params, context: Context, must: Mask) -> tuple[tuple[float, Any], ...]:
     """What the strategy gives, linted; masks that it leaves to their boundary are linted there."""
-    given = one.method.strategy(params, context, **one.options)
+    # A tree of their own, which they may change without changing the fit.
+    given = _theirs(one.method.strategy, jax.tree.map(jnp.asarray, params), context, **one.options)
     phased = isinstance(given, list | tuple) and any(isinstance(phase, Phase) for phase in given)
     phases = tuple(given) if phased else (Phase(0.0, given),)
 
@@ -131,7 +145,7 @@ def _phases(one: Named, params: Params, context: Context, must: Mask) -> tuple[t
         return mask
 
     def later(phase: Phase) -> Callable[[Params], Mask]:
-        return lambda params: linted(params, phase.mask(params, context))
+        return lambda params: linted(params, _theirs(phase.mask, params, context))
 
     if not phased:
         linted(params, given)

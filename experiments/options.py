@@ -78,6 +78,8 @@ _GROUPS = {
     "F": "Fit (each with a twin --source_NAME for the source's fit)",
     "R": "Run",
 }
+MOST = {"batch_size": 10**7, "epochs": 10**6, "steps": 10**8, "hidden": 10**6, "seed": 2**32, "image_shape": 10**5}
+"""What is a slip of the keyboard beyond, rather than a machine without memory."""
 _CHOICES = {"head": ("auto", "copy", "fresh", "zero")}
 
 
@@ -91,7 +93,7 @@ def parse(argv: Sequence[str], about: str) -> dict[str, Any] | None:
     try:
         rest = values([argv[0], *argv[1:]])
     except (flags.Error, UnicodeDecodeError) as error:
-        raise InputError(" ".join(str(error).split())) from error
+        raise InputError(" ".join(str(error).removeprefix("ERROR:: ").split())) from error
     if len(rest) > 1:
         raise InputError(f"'{rest[1]}' is no flag: write --NAME=VALUE; --helpfull lists the names")
     return {name: _convert(name, kind, values[name].value) for name, kind in _kinds().items() if values[name].present}
@@ -120,8 +122,8 @@ def _check(made: Settings) -> None:
     for prefix, recipe in (("", made.recipe), ("source_", made.source_recipe)):
         for name in ("batch_size", "epochs", "steps"):
             value = getattr(recipe, name)
-            if value is not None and value < 1:
-                raise InputError(f"--{prefix}{name}={value}: it must be at least 1")
+            if value is not None and not 1 <= value <= MOST[name]:
+                raise InputError(f"--{prefix}{name}={value}: it must be at least 1 and at most {MOST[name]:,}")
     for name, choices in _CHOICES.items():
         if getattr(made, name) not in choices:
             raise InputError(f"--{name}={getattr(made, name)}{plugins.nearest(getattr(made, name), choices)}")
@@ -129,17 +131,24 @@ def _check(made: Settings) -> None:
         values = getattr(made, name)
         twice = [value for value in values if values.count(value) > 1]
         if twice or not values:
-            raise InputError(f"--{name} names {f'{twice[0]} twice' if twice else 'nothing'}: give each one once")
+            raise InputError(f"--{name} names {f'{twice[0]} twice: give each once' if twice else 'nothing: name one'}")
     for name in ("source_seed", "head_seed", "order_seed", "draw_seed"):
-        if (getattr(made, name) or 0) < 0:
-            raise InputError(f"--{name}={getattr(made, name)}: a seed is at least 0")
-    if min(made.seeds) < 0:
-        raise InputError(f"--seeds={min(made.seeds)}: a seed is at least 0")
+        _check_seed(name, getattr(made, name) or 0)
+    for seed in made.seeds:
+        _check_seed("seeds", seed)
+    if max(made.hidden, default=1) > MOST["hidden"]:
+        raise InputError(f"--hidden={max(made.hidden)}: a width is at most {MOST['hidden']:,}")
     for value in made.train_examples:
         if value != "all" and not (value.isdecimal() and int(value) > 0):
             raise InputError(f"--train_examples={value}: write all, or a whole number of examples above 0")
-    if made.image_shape and (len(made.image_shape) != 3 or min(made.image_shape) < 1):
-        raise InputError(f"--image_shape={','.join(map(str, made.image_shape))}: write HEIGHT,WIDTH,CHANNELS")
+    shape = made.image_shape
+    if shape and (len(shape) != 3 or min(shape) < 1 or shape[0] * shape[1] * shape[2] > MOST["image_shape"] * 100):
+        raise InputError(f"--image_shape={','.join(map(str, shape))}: write HEIGHT,WIDTH,CHANNELS, below 10^7 in all")
+
+
+def _check_seed(name: str, seed: int) -> None:
+    if not 0 <= seed <= MOST["seed"]:
+        raise InputError(f"--{name}={seed}: a seed is at least 0 and at most {MOST['seed']:,}")
 
 
 def to_flags(made: Settings) -> list[str]:
@@ -193,6 +202,8 @@ def _define() -> flags.FlagValues:
 
 def _convert(name: str, kind: str, value: Any) -> Any:
     if "tuple" not in kind:
+        if value == "" and not name.endswith("penalty"):
+            raise InputError(f"--{name}= is empty: give a value, or leave the flag out")
         return value
     parts = tuple(part.strip() for part in plugins.split(value, ",") if part.strip())
     if "int" not in kind:

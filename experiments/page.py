@@ -1,8 +1,8 @@
 """What a run ends with: its table, and its report."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from experiments import console, training, workdir
 from experiments.options import Settings
@@ -43,8 +43,16 @@ def _page(target: Task, lines: Sequence[workdir.Line], folder: Path, title: str,
         title=title,
         source_note=own,
         notes=notes,
-        environment=json.loads((folder / "environment.json").read_text(encoding="utf-8")),
+        environment=_plain(workdir.recorded(folder) or {}),
         flags_text=flags,
         command=flags.splitlines()[0].removeprefix("# "),
         classes=target.classes,
     )
+
+
+def _plain(environment: dict[str, Any]) -> dict[str, Any]:
+    """Tables in the environment as lists of 'name value'."""
+    return {
+        name: [f"{key} {one}" for key, one in value.items()] if isinstance(value, dict) else value
+        for name, value in environment.items()
+    }

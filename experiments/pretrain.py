@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from experiments import console, options, sources, workdir
+from tljax import masks, models
 from tljax.types import InputError
 
 
@@ -19,6 +20,11 @@ def run(**flags: Any) -> list[workdir.Line]:
     if made.source is None or made.source_checkpoint:
         raise InputError("--source is what this program trains: name a data set, such as --source=mnist_10k")
     task = sources.checked(made)
+    if made.dry_run:
+        model = sources.model(made, len(task.classes))
+        params = models.abstract(model, task.train.images.shape[1:])
+        console.mask_table(task.name, params, masks.by_path(params, lambda path: True))
+        return []
     with workdir.opened(made, "pretrain") as folder:
         workdir.record(folder, {task.name: task.fingerprint})
         lines = sources.train(made, task, folder)

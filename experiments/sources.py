@@ -10,7 +10,7 @@ import jax
 
 from experiments import console, fits, training, workdir
 from experiments.options import Settings
-from tljax import checkpoint, data, masks, models, seeds
+from tljax import checkpoint, data, masks, models, plugins, seeds
 from tljax.types import InputError, Model, Task
 
 
@@ -100,13 +100,16 @@ def _planned(made: Settings, task: Task) -> dict[int, workdir.Line]:
             "recipe": made.source_recipe,
             "streams": _streams(made, seed),
             "fisher": made.save_fisher,
+            "code": fits.code(made.source_recipe, made.model),
         }
         lines[seed] = fits.identify(f"pretrain-{task.name}-seed{seed}", line, decisive)
     return lines
 
 
 def _architecture(made: Settings) -> dict[str, Any]:
-    return {"model": made.model, "hidden": list(made.hidden), "activation": made.activation}
+    code = plugins.outside_digest(made.model, "tljax.models", "model")
+    own = {"model": made.model, "hidden": list(made.hidden), "activation": made.activation}
+    return own | ({"code": code} if code else {})
 
 
 def _streams(made: Settings, seed: int) -> seeds.Seeds:
@@ -116,13 +119,13 @@ def _streams(made: Settings, seed: int) -> seeds.Seeds:
 def train(made: Settings, task: Task, folder: Path) -> dict[int, workdir.Line]:
     """Train the sources that the run directory does not hold yet; {seed: its line}."""
     plan = _planned(made, task)
-    missing = {seed: line for seed, line in plan.items() if line["key"] not in _done(folder)}
+    missing = {seed: line for seed, line in plan.items() if line["key"] not in workdir.done(folder)}
     if missing:
         field = fits.arena(task, made.source_recipe)
         ready = [_ready(made, field, seed, line) for seed, line in missing.items()]
         with console.progress(f"source {task.name}", sum(len(fit.trial.rates) for fit in ready)) as advance:
             training.run(field, ready, folder, about(made, task), advance, made.save_fisher)
-    done = _done(folder)
+    done = workdir.done(folder)
     return {seed: done[line["key"]] for seed, line in plan.items()}
 
 
@@ -136,11 +139,6 @@ def about(made: Settings, task: Task) -> dict[str, Any]:
         "model": _architecture(made),
         "note": task.note,
     }
-
-
-def _done(folder: Path) -> dict[str, workdir.Line]:
-    lines = (line for line in workdir.lines(folder) if line["strategy"] == "pretrain")
-    return {line["key"]: line for line in lines if (folder / line["checkpoint"]).is_dir()}
 
 
 def _ready(made: Settings, field: fits.Arena, seed: int, line: workdir.Line) -> fits.Fit:
@@ -161,8 +159,8 @@ def from_checkpoint(made: Settings) -> Source:
     one = next(iter(told.values()))
     there, here = one["model"], _architecture(made)
     if there != here:
-        names = [name for name in here if there.get(name) != here[name]]
-        differ = "; ".join(f"--{name}={there.get(name)} there, {here[name]} here" for name in names)
+        names = [name for name in sorted(here | there) if there.get(name) != here.get(name)]
+        differ = "; ".join(f"--{name}={there.get(name)} there, {here.get(name)} here" for name in names)
         raise InputError(f"--source_checkpoint={made.source_checkpoint} is of another model ({differ}): give its flags")
     if len(places) > 1 and set(made.seeds) - set(places):
         raise InputError(
@@ -172,18 +170,21 @@ def from_checkpoint(made: Settings) -> Source:
     chosen = {seed: places[seed] if len(places) > 1 else next(iter(places.values())) for seed in made.seeds}
     sums = {seed: json.dumps(told[place]["sha256"][name], sort_keys=True) for seed, (place, name) in chosen.items()}
 
-    def obtain(folder: Path) -> dict[int, Trained]:
-        loaded = {place: checkpoint.load(place) for place in {place for place, _ in chosen.values()}}
-        return {
-            seed: _trained(loaded[place][0], name, loaded[place][1]["fits"][name]["accuracy"])
-            for seed, (place, name) in chosen.items()
-        }
-
+    loaded = {place: checkpoint.load(place) for place in {place for place, _ in chosen.values()}}
+    trained = {
+        seed: _trained(loaded[place][0], name, loaded[place][1]["fits"][name]["accuracy"])
+        for seed, (place, name) in chosen.items()
+    }
+    for seed, one_of in trained.items():
+        if one_of.accuracy is None:
+            raise InputError(
+                f"--source_checkpoint={made.source_checkpoint}: the source of seed {seed} diverged: train it again"
+            )
     identity = {seed: hashlib.sha256(text.encode()).hexdigest() for seed, text in sums.items()}
     shape = tuple(one["shape"])
     fisher = all(of["fisher"] for of in told.values())
     classes, note = tuple(one["classes"]), one.get("note", "")
-    return Source(one["task"], classes, shape, identity, obtain, one["fingerprint"], fisher, note)
+    return Source(one["task"], classes, shape, identity, lambda folder: trained, one["fingerprint"], fisher, note)
 
 
 def _places(directory: Path) -> dict[int, tuple[Path, str]]:

@@ -3,6 +3,7 @@
 import hashlib
 import shutil
 import time
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -191,9 +192,10 @@ def _write_metrics(folder: Path, curve: Sequence[Mapping[str, float]]) -> None:
 
 
 def curves(folder: Path, line: rundir.Line) -> dict[str, np.ndarray] | None:
-    """The curves that `run` left of a fit, by name; None where they are gone."""
+    """The curves that `run` left of a fit, by name; None where they are gone or damaged."""
     file = folder / "metrics" / line["name"] / "curves.npz"
-    if not file.is_file():
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         return None
-    with np.load(file, allow_pickle=False) as arrays:
-        return dict(arrays)

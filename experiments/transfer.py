@@ -35,12 +35,12 @@ def run(**flags: Any) -> list[workdir.Line]:
         return []
     with workdir.opened(made, "transfer") as folder:
         plan = planned(todo)
-        missing = {key: job for key, job in plan.items() if key not in _done(folder)}
+        missing = {key: job for key, job in plan.items() if key not in workdir.done(folder)}
+        if missing or not workdir.recorded(folder):
+            workdir.record(folder, {task.name: task.fingerprint for task in (todo.target, todo.source) if task})
         if missing:
-            prints = {task.name: task.fingerprint for task in (todo.target, todo.source) if task}
-            workdir.record(folder, prints)
             _train(todo, missing, folder)
-        done = _done(folder)
+        done = workdir.done(folder)
         lines = [done[key] for key in plan]
         page.show(made, todo.target, todo.source, lines, folder)
     return lines
@@ -111,17 +111,13 @@ def _line(todo: Experiment, method: methods.Named, budget: str, seed: int) -> wo
         "head": made.head,
         "recipe": made.recipe,
         "streams": _streams(made, seed)._replace(source=0),
-        "code": method.code,
+        "code": [method.code, *fits.code(made.recipe, made.model)],
     }
     return fits.identify(f"{method.label}-{line['train_examples']}-seed{seed}", line, decisive)
 
 
 def _streams(made: Settings, seed: int) -> seeds.Seeds:
     return seeds.streams(seed, source=made.source_seed, head=made.head_seed, order=made.order_seed, draw=made.draw_seed)
-
-
-def _done(folder: Path) -> dict[str, workdir.Line]:
-    return {line["key"]: line for line in workdir.lines(folder) if line["strategy"] != "pretrain"}
 
 
 def _train(todo: Experiment, missing: Mapping[str, Job], folder: Path) -> None:

@@ -53,10 +53,12 @@ def _refuse_strangers(workdir: Path) -> None:
 
 def _write_flags(workdir: Path, made: Settings, program: str) -> None:
     file = workdir / "flags.flags"
+    head = f"# python -m experiments.{program} --flagfile=WORKDIR/{file.name} --workdir=NEW\n"
     now = dict(line[2:].split("=", 1) for line in options.to_flags(made))
     if file.is_file():
-        text = file.read_text(encoding="utf-8")
-        there = dict(line[2:].split("=", 1) for line in text.splitlines() if line.startswith("--"))
+        text = _text(file)
+        head = text.splitlines()[0] + "\n" if text.startswith("#") else head
+        there = dict(line[2:].partition("=")[::2] for line in text.splitlines() if line.startswith("--"))
         names = sorted((there.keys() | now.keys()) - {*LISTS, "data_dir", "manual_dir"})
         differ = [f"--{n}={there.get(n, '')} there, {now.get(n, '')} here" for n in names if there.get(n) != now.get(n)]
         if differ:
@@ -64,7 +66,6 @@ def _write_flags(workdir: Path, made: Settings, program: str) -> None:
         for name in LISTS:
             old = there.get(name, "").split(",")
             now[name] = ",".join([*old, *(value for value in now[name].split(",") if value not in old)])
-    head = f"# python -m experiments.{program} --flagfile={file.name} --workdir=NEW\n"
     replace(file, head + "".join(f"--{name}={value}\n" for name, value in now.items()))
 
 
@@ -79,15 +80,35 @@ def replace(file: Path, text: str) -> None:
 
 
 def lines(workdir: Path) -> list[Line]:
-    """The fits that are done; raises InputError for a line that is no JSON."""
+    """The fits that were trained; raises InputError for a line that is none."""
     file = workdir / "results.jsonl"
     found = []
-    for number, text in enumerate(file.read_text(encoding="utf-8").splitlines() if file.is_file() else (), 1):
-        try:
-            found.append(json.loads(text))
-        except json.JSONDecodeError as error:
-            raise InputError(f"'{file}', line {number} is no JSON ({error.msg}): restore or delete it") from error
+    for number, text in enumerate(_text(file).splitlines() if file.is_file() else (), 1):
+        if text.strip():
+            try:
+                line = json.loads(text)
+            except json.JSONDecodeError as error:
+                raise InputError(f"'{file}', line {number} is no JSON ({error.msg}): restore or delete it") from error
+            if not isinstance(line, dict) or not line.keys() >= _NEEDED:
+                raise InputError(f"'{file}', line {number} is no line of results: restore or delete it")
+            found.append(line)
     return found
+
+
+_NEEDED = {"key", "name", "strategy", "seed", "checkpoint", "predictions", "test_accuracy"}
+
+
+def done(workdir: Path) -> dict[str, Line]:
+    """{key: line} of the fits whose checkpoint and predictions are there; others are to be trained again."""
+    kept = (line for line in lines(workdir) if (workdir / line["checkpoint"]).is_dir())
+    return {line["key"]: line for line in kept if (workdir / line["predictions"]).is_file()}
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"'{file}' is no text: restore or delete it") from error
 
 
 def add(workdir: Path, new: Sequence[Line]) -> None:
@@ -116,9 +137,17 @@ def environment(fingerprints: Mapping[str, str]) -> dict[str, Any]:
 
 def record(workdir: Path, fingerprints: Mapping[str, str]) -> None:
     """Write environment.json, if what it says has changed."""
-    file, now = workdir / "environment.json", json.dumps(environment(fingerprints), indent=1) + "\n"
-    if not file.is_file() or file.read_text(encoding="utf-8") != now:
-        replace(file, now)
+    now = environment(fingerprints)
+    if recorded(workdir) != now:
+        replace(workdir / "environment.json", json.dumps(now, indent=1) + "\n")
+
+
+def recorded(workdir: Path) -> dict[str, Any] | None:
+    """What environment.json says; None where it is missing or damaged."""
+    try:
+        return json.loads((workdir / "environment.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def _commit() -> str | None:

@@ -51,9 +51,23 @@ def test_a_checksum_that_differs_names_the_leaf(saved):
     file = saved / "meta" / "metadata"
     meta = json.loads(file.read_text())
     meta["sha256"]["seed-1"]["head/kernel"] = "0" * 64
+    meta["digest"] = checkpoint._of_json(meta)
     file.write_text(json.dumps(meta))
     with pytest.raises(InputError, match="fit 'seed-1': leaf 'head/kernel' is damaged"):
         checkpoint.load(saved)
+
+
+def test_what_a_checkpoint_says_of_itself_is_checked_too(saved):
+    file = saved / "meta" / "metadata"
+    file.write_text(file.read_text().replace("mnist", "kmnist"))
+    with pytest.raises(InputError, match="what it says of itself is damaged"):
+        checkpoint.about(saved)
+
+
+def test_a_checkpoint_that_cannot_be_written_says_where_and_what_to_do(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file/group' cannot be written .*make room or give another folder"):
+        checkpoint.save(tmp_path / "file" / "group", FITS, {})
 
 
 def test_a_folder_that_is_missing_or_no_checkpoint_is_refused(tmp_path):

@@ -1,9 +1,9 @@
 """The house: imports run one way and stay light, files stay small, help is quick."""
 
 import ast
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -88,8 +88,8 @@ def test_importing_tljax_loads_nothing_heavy():
 
 
 def test_importing_tljax_takes_little_more_than_jax_and_optax():
-    """At most 0.3 s by the interpreter's own count of what is imported beside them."""
-    code = "import jax, optax, time; start = time.perf_counter(); import tljax; print(time.perf_counter() - start)"
+    """At most 0.3 s of the processor, whatever else the machine is doing."""
+    code = "import jax, optax, time; start = time.process_time(); import tljax; print(time.process_time() - start)"
     seconds = [
         float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout) for _ in range(3)
     ]
@@ -97,13 +97,15 @@ def test_importing_tljax_takes_little_more_than_jax_and_optax():
 
 
 def test_helpfull_answers_within_3_seconds():
+    """Of the processor, whatever else the machine is doing."""
     took = []
     for _ in range(2):
-        start = time.perf_counter()
+        start = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run(
             [sys.executable, "-m", "experiments.transfer", "--helpfull"], cwd=ROOT, capture_output=True, check=True
         )
-        took.append(time.perf_counter() - start)
+        end = resource.getrusage(resource.RUSAGE_CHILDREN)
+        took.append(end.ru_utime + end.ru_stime - start.ru_utime - start.ru_stime)
     assert min(took) <= 3
 
 

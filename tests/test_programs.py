@@ -391,6 +391,76 @@ def test_norm_only_on_a_cnn_trains_its_norms_and_head(tasks, tmp_path):
     assert not any(path.startswith("conv_0/") and path.endswith("kernel") for path in trained)
 
 
+def test_an_edit_of_a_model_outside_the_project_trains_again(tasks, tmp_path):
+    file = tmp_path / "mine.py"
+    text = "from tljax.models import mlp\n\n\ndef model(classes):\n    return mlp.model(classes, hidden=(WIDTH,))\n"
+    flags = arguments(tasks, tmp_path / "w", model=str(file), strategies=("full",), seeds=(0,))
+    del flags["hidden"]
+    for width in (4, 5):
+        file.write_text(text.replace("WIDTH", str(width)))
+        line = transfer.run(**flags)[1]
+        assert line["total_parameters"] == 36 * width + width + width * 3 + 3
+
+
+def test_a_strategy_cannot_change_the_parameters_it_is_shown(tasks, tmp_path):
+    file = tmp_path / "mine.py"
+    change = 'params["hidden_0"]["bias"] = params["hidden_0"]["bias"] + 7\n    mask'
+    file.write_text(MINE.replace("mask", change, 2).replace(change, "mask", 1))
+    assert "+ 7" in file.read_text()
+    workdir = tmp_path / "w"
+    line = transfer.run(**arguments(tasks, workdir, strategies=(str(file),), seeds=(0,), learning_rate=0.0))[1]
+    assert np.abs(parameters(workdir, line)["hidden_0/bias"]).max() < 1
+
+
+def test_a_pretrain_dry_run_prints_the_mask_and_writes_nothing(tasks, tmp_path, capsys):
+    pretrain.run(**arguments(tasks, tmp_path / "w", dry_run=True))
+    assert "332 of 332 numbers train" in capsys.readouterr().out
+    assert not (tmp_path / "w").exists()
+
+
+def test_rprop_that_keeps_its_rate_in_its_state_trains(tasks, tmp_path):
+    flags = {"optimizer": "rprop", "learning_rate": 0.001, "source": None, "strategies": ("scratch",), "seeds": (0,)}
+    line = transfer.run(**arguments(tasks, tmp_path / "w", **flags))[0]
+    still = transfer.run(**arguments(tasks, tmp_path / "v", **{**flags, "optimizer": "sgd", "learning_rate": 0.0}))[0]
+    assert line["train_loss"] < still["train_loss"] - 0.01
+
+
+@pytest.mark.parametrize("columns", [80, 200])
+def test_the_table_is_whole_on_narrow_and_wide_terminals(finished, tasks, capsys, monkeypatch, columns):
+    workdir, lines = finished
+    monkeypatch.setenv("COLUMNS", str(columns))
+    transfer.run(**arguments(tasks, workdir, weight_decay=0.01, clip=1.0))
+    text = capsys.readouterr().out
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text
+    for line in lines:
+        assert line["strategy"] in text and f"{line['trained_parameters']:,}" in text
+    if columns == 80:
+        rule = next(line for line in text.splitlines() if "\N{BOX DRAWINGS LIGHT HORIZONTAL}" in line)
+        assert len(rule.strip()) <= 80
+
+
+@pytest.mark.parametrize("broken", ["environment.json", "curves.npz", "report.html", "predictions", "checkpoints"])
+def test_a_finished_run_with_a_piece_missing_or_damaged_is_mended(finished, tasks, tmp_path, broken):
+    source, lines = finished
+    shutil.copytree(source, tmp_path / "w")
+    for place in list((tmp_path / "w").rglob(broken)):
+        shutil.rmtree(place) if place.is_dir() else place.write_bytes(b"{")
+    again = transfer.run(**arguments(tasks, tmp_path / "w", weight_decay=0.01, clip=1.0))
+    assert [line["test_loss"] for line in again] == [line["test_loss"] for line in lines]
+    assert all((tmp_path / "w" / line[piece]).exists() for line in again for piece in ("checkpoint", "predictions"))
+    json.loads((tmp_path / "w" / "environment.json").read_text())
+
+
+def test_a_flags_file_or_results_that_are_not_ours_are_refused(finished, tasks, tmp_path, capsys):
+    source, _ = finished
+    for name, text in (("results.jsonl", b"[1]\n"), ("results.jsonl", b"{}\n"), ("flags.flags", b"\xff\xfe")):
+        shutil.rmtree(tmp_path / "w", ignore_errors=True)
+        shutil.copytree(source, tmp_path / "w")
+        (tmp_path / "w" / name).write_bytes(text)
+        assert name in refused(command(tasks, tmp_path, weight_decay=0.01, clip=1.0), capsys)
+        assert (tmp_path / "w" / name).read_bytes() == text
+
+
 BAD = {
     "target": ({"target": "fashion_minst_10k"}, "fashion_mnist_10k"),
     "no target": ({"target": None}, "--target is not given"),
@@ -402,6 +472,20 @@ BAD = {
     "activation": ({"activation": "rely"}, "nearest: 'relu'"),
     "optimizer": ({"optimizer": "adm"}, "nearest: 'adam'"),
     "loss": ({"loss": "crossentropy"}, "unknown loss"),
+    "optimizer's number": ({"optimizer": "adam:b1=x"}, "option 'b1' of optimizer 'adam' is float, not 'x'"),
+    "optimizer's dtype": ({"optimizer": "adam:mu_dtype=foo"}, "--optimizer"),
+    "no optimizer": ({"optimizer": "os.path:join"}, "--optimizer"),
+    "no loss": ({"loss": "os.path:join"}, "--loss"),
+    "whole labels wanted": ({"loss": "optax.losses:softmax_cross_entropy"}, "--loss"),
+    "option of a loss": ({"loss": "optax.losses:multiclass_hinge_loss:foo=1"}, "--loss"),
+    "too wide": ({"hidden": (10**10,)}, "--hidden=10000000000"),
+    "too many steps": ({"steps": 10**12}, "--steps=1000000000000"),
+    "too many epochs": ({"epochs": 10**6, "batch_size": 1}, "--epochs=1000000"),
+    "rate beyond float32": ({"learning_rate": 1e300}, "--learning_rate=1e+300"),
+    "nothing to train on": ({"validation": 0.9999999}, "--validation=0.9999999"),
+    "strange strategy": ({"strategies": ("..a",)}, "cannot be imported"),
+    "strategy that is none": ({"strategies": ("os.path:join",)}, "strategy"),
+    "empty source": ({"source": ""}, "--source= is empty"),
     "smoothing": ({"label_smoothing": 1.0}, "--label_smoothing=1.0"),
     "norms of an mlp": ({"strategies": ("norm_only",)}, "no normalisation layer"),
     "penalty": ({"penalty": "l2:weight=x"}, "is float, not 'x'"),

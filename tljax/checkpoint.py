@@ -55,7 +55,7 @@ def digest(path: str, leaf: np.ndarray) -> str:
 def save(directory: Path, fits: Mapping[str, Params], about: Mapping[str, Any]) -> None:
     """Write {name of the fit: parameters} and `about` (JSON) to a new folder, whole or not at all.
 
-    Raises InputError if the folder exists: nothing is written over.
+    Raises InputError if the folder exists, since nothing is written over, and where it cannot be written.
     """
     import orbax.checkpoint as ocp
 
@@ -65,9 +65,22 @@ def save(directory: Path, fits: Mapping[str, Params], about: Mapping[str, Any]) 
     state = {name: flatten(params) for name, params in fits.items()}
     sums = {name: {path: digest(path, leaf) for path, leaf in flat.items()} for name, flat in state.items()}
     meta = {"format": _FORMAT, "sha256": sums, "about": dict(about)}
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
-        args = ocp.args.Composite(state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta))
-        writer.save(directory, args=args)
+    meta["digest"] = _of_json(meta)
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
+            args = ocp.args.Composite(state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta))
+            writer.save(directory, args=args)
+    except Exception as error:  # of Orbax and what it stands on, which have no type in common
+        first = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"checkpoint '{directory}' cannot be written ({first}): make room or give another folder, and run again"
+        ) from error
+
+
+def _of_json(value: Mapping[str, Any]) -> str:
+    """SHA-256 of what a checkpoint says of itself, less the digest."""
+    text = json.dumps({name: part for name, part in value.items() if name != "digest"}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def about(directory: Path) -> dict[str, Any]:
@@ -80,6 +93,8 @@ def about(directory: Path) -> dict[str, Any]:
         meta = json.loads(file.read_text(encoding="utf-8"))
         if meta["format"] != _FORMAT:
             raise InputError(f"checkpoint '{directory}' has format {meta['format']!r}; this tljax reads {_FORMAT!r}")
+        if meta["digest"] != _of_json(meta):
+            raise InputError(f"checkpoint '{directory}': what it says of itself is damaged: train it again")
         return {**meta["about"], "sha256": meta["sha256"]}
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise InputError(

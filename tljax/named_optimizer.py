@@ -104,8 +104,8 @@ def rates(schedule: str, learning_rate: float, warmup: float, steps: int) -> np.
     >>> rates("linear", 0.1, 0.0, 4).round(3).tolist()
     [0.10000000149011612, 0.07500000298023224, 0.05000000074505806, 0.02500000037252903]
     """
-    if not math.isfinite(learning_rate) or learning_rate < 0:
-        raise InputError(f"--learning_rate={learning_rate}: it must be finite and at least 0")
+    if not 0 <= learning_rate <= float(np.finfo(np.float32).max):
+        raise InputError(f"--learning_rate={learning_rate}: it must be finite, in float32, and at least 0")
     if not 0 <= warmup < 1:
         raise InputError(f"--warmup={warmup}: it is a fraction of the steps, at least 0 and below 1")
     rise = round(warmup * steps)

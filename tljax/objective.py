@@ -41,7 +41,7 @@ def loss(name: str) -> Loss:
     [0.6930999755859375]
     """
     spec = plugins.parse(name)
-    if "." in spec.name:
+    if "." in spec.name and not spec.options:
         return plugins.attribute(spec, plugins.module(spec, "optax", "loss"), "loss")
     known = INTEGER + ONE_HOT + ELEMENTWISE
     if spec.name not in known or spec.words or spec.options:

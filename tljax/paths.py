@@ -1,6 +1,6 @@
 """Names of leaves: the path of each, and rules that match paths.
 
-A room that the plan did not have: masks, grafts, penalties and checkpoints all name leaves, and are on one floor.
+Masks, grafts, penalties and checkpoints all name leaves, by these rules and no others.
 """
 
 import re

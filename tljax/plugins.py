@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -92,7 +93,7 @@ def bind(
     """
     parameters = {
         p.name: p
-        for p in inspect.signature(function, eval_str=True).parameters.values()
+        for p in _parameters(function).values()
         if p.name not in given and (p.kind is p.KEYWORD_ONLY or p.default is not p.empty)
     }
     for name in options.keys() - parameters.keys():
@@ -110,8 +111,8 @@ def _convert(text: str, parameter: inspect.Parameter, what: str) -> Any:
     except (ValueError, SyntaxError):
         value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
     wanted = parameter.annotation
-    if wanted is parameter.empty:
-        wanted = type(parameter.default) if parameter.default not in (None, parameter.empty) else None
+    if wanted not in (int, float, bool, str) and type(parameter.default) in (int, float, bool, str):
+        wanted = type(parameter.default)
     if wanted is float and type(value) is int:
         value = float(value)
     if wanted is str:
@@ -119,6 +120,24 @@ def _convert(text: str, parameter: inspect.Parameter, what: str) -> Any:
     if wanted in (int, float, bool, str) and type(value) is not wanted:
         raise InputError(f"option '{parameter.name}' of {what} is {wanted.__name__}, not '{text}'")
     return value
+
+
+def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(function, eval_str=True).parameters
+    except NameError:  # an annotation that is a string, and of something not imported
+        return inspect.signature(function).parameters
+
+
+def said(error: BaseException) -> str:
+    """An exception of somebody else's code in one line: its type, its words, and the last line of code it passed.
+
+    >>> said(KeyError("kernel"))
+    "KeyError: 'kernel'"
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{where}"
 
 
 def names(package: str, kind: str) -> list[str]:
@@ -151,24 +170,23 @@ def module(spec: Spec, package: str, kind: str) -> ModuleType:
 def _import(name: str, what: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except ImportError as error:
-        raise InputError(f"{what} cannot be imported: {error}") from error
+    except Exception as error:
+        raise InputError(f"{what} cannot be imported: {said(error)}") from error
 
 
 def _from_file(file: Path, kind: str) -> ModuleType:
     if not file.is_file():
         raise InputError(f"{kind} file '{file}' does not exist: give its path from the working directory")
     name = "tljax_plugin_" + hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]
-    loader = importlib.util.spec_from_file_location(name, file)
-    if loader is None or loader.loader is None:
-        raise InputError(f"{kind} file '{file}' cannot be read as Python")
-    loaded = importlib.util.module_from_spec(loader)
+    loaded = ModuleType(name)
+    loaded.__file__ = str(file)
     sys.modules[name] = loaded
     try:
-        loader.loader.exec_module(loaded)
-    except Exception as error:
+        # Not by way of the import system, whose bytecode is stale for an edit of the same size in the same second.
+        exec(compile(file.read_bytes(), str(file), "exec"), loaded.__dict__)
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise InputError(f"{kind} file '{file}' fails when read: {type(error).__name__}: {error}") from error
+        raise InputError(f"{kind} file '{file}' fails when read: {said(error)}") from error
     return loaded
 
 
@@ -201,7 +219,15 @@ def method(text: str) -> tuple[Method, dict[str, Any]]:
     return Method(strategy, **parts, data_driven=driven), bind(strategy, spec.options, f"strategy '{spec.name}'")
 
 
+def outside_digest(text: str, package: str, kind: str) -> str:
+    """`source_digest` of what a spec names outside tljax, by its file or dotted path; "" for what is inside."""
+    spec = parse(text)
+    return source_digest(attribute(spec, module(spec, package, kind), kind)) if "." in spec.name else ""
+
+
 def source_digest(function: Callable[..., Any]) -> str:
     """SHA-256 of the file that defines `function`: what an edit of a strategy changes."""
-    file = inspect.getsourcefile(function)
-    return hashlib.sha256(Path(file).read_bytes() if file else repr(function).encode()).hexdigest()
+    function = getattr(function, "func", function)
+    file = inspect.getsourcefile(function) if inspect.isfunction(function) or inspect.isclass(function) else None
+    there = file is not None and Path(file).is_file()
+    return hashlib.sha256(Path(file).read_bytes() if file and there else repr(function).encode()).hexdigest()

@@ -1,7 +1,4 @@
-"""One integer seed names four streams; all strategies under one seed share them, so comparisons are paired.
-
-A room that the plan did not have: every program and every fit needs the same rule, and nothing else.
-"""
+"""One integer seed names four streams; all strategies under one seed share them, so comparisons are paired."""
 
 import hashlib
 from typing import NamedTuple

@@ -34,16 +34,15 @@ def cached(name: str, folder: Path, prepare: Prepare) -> Task:
     kept = _read(name, folder)
     if kept is not None:
         return kept
+    sources, decode = prepare()
+    stamps = _stamps(sources)  # before decoding: what changes meanwhile is decoded again next time
+    task = decode()
     temporary = _temporary(folder)
     try:
-        sources, decode = prepare()
-        stamps = _stamps(sources)  # before decoding: what changes meanwhile is decoded again next time
-        task = decode()
-        try:
-            _write(task, stamps, temporary)
-            _publish(temporary, folder)
-        except OSError as error:
-            raise _unwritable(folder.parent, error) from error
+        _write(task, stamps, temporary)
+        _publish(temporary, folder)
+    except OSError as error:
+        raise _unwritable(folder.parent, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return _read(name, folder) or task

@@ -42,7 +42,7 @@ def _lint_leaf(path: str, leaf: Any, m: Any) -> None:
     if isinstance(m, bool | np.bool_):
         return
     if isinstance(m, int | float | np.number):
-        if not math.isfinite(m) or m < 0:
+        if not 0 <= m < math.inf:
             raise InputError(f"the mask's number at '{path}' is {m}: it must be finite and at least 0")
         return
     if not isinstance(m, np.ndarray | jax.Array):

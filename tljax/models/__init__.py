@@ -28,11 +28,11 @@ def build(name: str, classes: int, *, hidden: Sequence[int], activation: str) ->
     >>> [stage.name for stage in build("mlp", 10, hidden=(512,), activation="relu")]
     ['hidden_0', 'head']
     """
-    return _build(name, classes, tuple(hidden), activation)
+    return _build(name, plugins.outside_digest(name, "tljax.models", "model"), classes, tuple(hidden), activation)
 
 
 @lru_cache(maxsize=256)
-def _build(name: str, classes: int, hidden: tuple[int, ...], activation: str) -> Model:
+def _build(name: str, digest: str, classes: int, hidden: tuple[int, ...], activation: str) -> Model:
     spec = plugins.parse(name)
     function = plugins.attribute(spec, plugins.module(spec, "tljax.models", "model"), "model")
     if activation not in ACTIVATIONS:

@@ -78,7 +78,7 @@ def learning(
     if not lines:
         return None
     percent = field == "accuracy"
-    what = "held-out accuracy" if percent else "training loss"
+    what = "accuracy" if percent else "training loss"
     unit = " %" if percent else " nats"
     figure = _figure(4.6, 3.2 + 0.09 * _lines(lines))
     axes = figure.add_subplot()

@@ -83,7 +83,8 @@ def fit(
         now = under(program, members[0], part[0][1])
         params = stack([trial.params for trial in members])
         histories = tuple(history for _, history in part)
-        opt_state = begin(now, params, _numbers(now, members, histories))
+        rates = jnp.asarray([trial.rates[0] for trial in members])
+        opt_state = begin(now, params, _numbers(now, members, histories), rates)
         first = State(0, params, opt_state, tuple(i for i, _ in part), histories)
         yield from _advance(program, trials, data, ends, first)
 
@@ -136,7 +137,8 @@ def _next_phase(program: Program, trials: Sequence[Trial], state: State) -> Iter
         carried = []
         for row in rows:
             before, after = histories[row][:-1], histories[row]
-            tx = named_optimizer.build(program.optimizer, 0.0, trials[state.trials[row]].numbers)
+            trial = trials[state.trials[row]]
+            tx = named_optimizer.build(program.optimizer, trial.rates[state.step], trial.numbers)
             own = jax.tree.map(lambda leaf, row=row: leaf[row], state.optimizer)
             was, now = ((history[-1], masks.since(*history)) for history in (before, after))
             carried.append(optimizer.carry(tx, was, now, own, each[row]))

@@ -159,17 +159,17 @@ def _ages(program: Program) -> Any:
 
 
 @functools.partial(jax.jit, static_argnames=("program",))
-def begin(program: Program, params: Params, numbers: Numbers) -> optax.OptState:
-    """The optimizer's state before the first step, leading axis of trials."""
+def begin(program: Program, params: Params, numbers: Numbers, rates: jax.Array) -> optax.OptState:
+    """The optimizer's state before the first step, whose rate is `rates` [trials]: Rprop keeps it in its state."""
 
-    def one(trial: tuple[Params, Numbers]) -> optax.OptState:
-        params, numbers = trial
-        return transformation(program, numbers).init(params)
+    def one(trial: tuple[Params, Numbers, jax.Array]) -> optax.OptState:
+        params, numbers, rate = trial
+        return transformation(program, numbers, rate).init(params)
 
-    return jax.lax.map(one, (params, numbers))
+    return jax.lax.map(one, (params, numbers, rates))
 
 
-def transformation(program: Program, numbers: Numbers, rate: Any = 0.0) -> optax.GradientTransformation:
+def transformation(program: Program, numbers: Numbers, rate: Any) -> optax.GradientTransformation:
     """The optimizer of one trial under the program's mask."""
     tx = named_optimizer.build(program.optimizer, rate, numbers.given)
     return optimizer.masked(tx, _mask(program, numbers.scales), _ages(program))
