@@ -1,0 +1,111 @@
+"""`experiments.check`: green for every strategy of the folder, red for the planted ones, one line for bad input."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import check, console
+from tljax import plugins
+
+ROOT = Path(__file__).parent.parent
+NAMES = plugins.names("tljax.strategies", "strategy")
+LINT = {
+    "lint on mlp",
+    "lint on cnn:norm=true",
+    "lint on list and tuples",
+    "lint on NamedTuple",
+    "lint on dataclass",
+    "lint on None, integers, empty dict",
+    "lint on scalars",
+}
+TRAINED = {"frozen leaves keep their bytes", "trained leaves move", "one compilation a phase", "jit equals no jit"}
+
+
+def ran(capsys, *arguments):
+    """(exit code, {check: (word, detail)}, the error) of the program."""
+    code = 0
+    try:
+        console.run_main(check.main, ["check", *arguments])
+    except SystemExit as end:
+        code = end.code
+    out, err = capsys.readouterr()
+    rows = {line[8:44].strip(): (line[:7].strip(), line[45:]) for line in out.splitlines()}
+    return code, rows, err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_every_strategy_of_the_folder_is_green(name, capsys):
+    code, rows, err = ran(capsys, f"--strategy={name}")
+    assert (code, err) == (0, "")
+    assert rows.keys() >= LINT | TRAINED
+    assert {word for word, _ in rows.values()} <= {"ok", "-"}
+    assert all(rows[promise][0] == "ok" for promise in TRAINED)
+    assert "full training" in next(detail for row, (_, detail) in rows.items() if row.startswith("FLOPs"))
+
+
+@pytest.mark.slow
+def test_norm_only_is_proved_on_the_model_that_has_norms(capsys):
+    _, rows, _ = ran(capsys, "--strategy=norm_only")
+    assert rows["lint on mlp"][0] == "-" and "no normalisation layer" in rows["lint on mlp"][1]
+    assert "on cnn:norm=true" in rows["frozen leaves keep their bytes"][1]
+
+
+@pytest.mark.slow
+def test_a_linear_probe_costs_less_than_full_training_and_lora_promises_nothing(capsys):
+    def counts(detail):
+        return [int(number.replace(",", "")) for number in (detail.split(";")[0], detail.split()[-3])]
+
+    probe, full = counts(ran(capsys, "--strategy=head_only")[1]["FLOPs at most those of full training"][1])
+    assert probe < 0.6 * full
+    lora, full = counts(ran(capsys, "--strategy=lora")[1]["FLOPs of a step"][1])
+    assert lora > full
+
+
+@pytest.mark.parametrize(
+    ("file", "lines", "reason"),
+    [
+        ("mistypes_a_path", {"applies to a model"}, "pattern 'heed/**' matches no leaf; nearest: 'head/bias'"),
+        ("freezes_the_new_head", {"new leaves train in every phase"}, "freezes 'head/bias', 'head/kernel'"),
+        ("global_randomness", {"deterministic in its key"}, "draw from context.key alone"),
+        ("returns_strings", LINT, "give True, False, a number or an array"),
+        ("changes_structure", LINT, "the mask and the parameters are different trees"),
+    ],
+)
+def test_a_planted_strategy_fails_just_the_check_that_is_for_it(file, lines, reason, capsys):
+    code, rows, err = ran(capsys, f"--strategy={ROOT}/tests/planted/{file}.py")
+    assert code == 1
+    assert {name for name, (word, _) in rows.items() if word == "FAILED"} == lines
+    assert all(reason in rows[name][1] for name in lines)
+    assert err.startswith("error: strategy") and err.count("\n") == 1 and f"fails {len(lines)} of" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "--strategy is not given"),
+        (("--strategy=hed_only",), "unknown strategy 'hed_only'; nearest: 'head_only'"),
+        (("--strategy=missing.py:strategy",), "file 'missing.py' does not exist"),
+        (("--strategy=last_k:n=2",), "strategy 'last_k' has no option 'n'"),
+        (("--strategy=full", "--model=mpl"), "unknown model 'mpl'"),
+        (("--strateg=full",), "Unknown command line flag 'strateg'"),
+        (("full",), "'full' is no flag"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, message, capsys):
+    code, rows, err = ran(capsys, *arguments)
+    assert code == 1 and not rows
+    assert message in err and err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_in_a_process_of_its_own_each_phase_compiles_once_and_help_lists_the_folder():
+    def program(*arguments):
+        command = [sys.executable, "-m", "experiments.check", *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    assert "one compilation a phase              2 for 2 phases; none for a second fit" in program("--strategy=lp_ft")
+    text = program("--helpfull")
+    assert all(f"  {name} " in text for name in NAMES)

@@ -1,0 +1,11 @@
+"""The proofs that every strategy and every optimizer gets, a line each.
+
+A room of four files: `lines` (a check and how it is made), `optimizers`, `grounds` (what strategies are tried on),
+`strategies`, which fits by `fits`.
+"""
+
+from tljax.testing.lines import Check
+from tljax.testing.optimizers import check_optimizer
+from tljax.testing.strategies import check_strategy
+
+__all__ = ["Check", "check_optimizer", "check_strategy"]

@@ -1,0 +1,137 @@
+"""A short fit of a strategy through `train.fit`, and the FLOPs of its compiled steps."""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tljax import masks, named_optimizer, objective, train
+from tljax.testing import grounds
+from tljax.testing.lines import copy
+from tljax.train import segment
+from tljax.types import Mask, Model, Params
+
+STEPS = 3
+"""Of a phase."""
+
+# A large eps keeps rounding small where a gradient is next to nothing.
+_SPEC, _NUMBERS = named_optimizer.spec("adamw:eps=1e-3", weight_decay=0.5, clip=0.5)
+_TERMS, _WEIGHTS = objective.penalties("l2:weight=0.1")
+
+
+Data = tuple[jax.Array, jax.Array]
+"""Images and labels."""
+
+
+class Fitted(NamedTuple):
+    """What a fit gave."""
+
+    params: tuple[Params, ...]
+    """At the start, and at the end of each phase."""
+    masks: tuple[Mask, ...]
+    """Of each phase."""
+    programs: tuple[train.Program, ...]
+    """Of each phase."""
+    compiled: int
+    """How many executables the fit added."""
+
+
+def program(model: Model, merge: Callable[[Params], Params] | None) -> train.Program:
+    """AdamW with decay, clipping and L2, all but the mask."""
+    return train.Program(model, objective.loss(grounds.LOSS), _SPEC, _TERMS, False, merge)
+
+
+def fit(wanted: train.Program, params: Params, phases: Sequence[Any], data: Data, steps: int = STEPS) -> Fitted:
+    """Each of the phases (masks, or functions of the parameters) for so many steps: one, and then the rest."""
+    trial = _trial(params, phases, steps)
+    ends = [steps * i + more for i in range(len(phases)) for more in sorted({1, steps})]
+    before = _executables()
+    seen = [copy(params)]
+    for state, _ in train.fit(wanted, [trial], *data, ends):
+        if state.step % steps == 0:
+            seen.append(jax.tree.map(lambda leaf: np.array(leaf[0]), state.params))
+    history = state.masks[0]
+    programs = tuple(train.under(wanted, trial, history[: i + 1]) for i in range(len(history)))
+    return Fitted(tuple(seen), history, programs, _executables() - before)
+
+
+def under(wanted: train.Program, params: Params, mask: Mask) -> train.Program:
+    """The program with a mask that is the only one."""
+    return train.under(wanted, _trial(params, [mask], 1), (mask,))
+
+
+def _trial(params: Params, phases: Sequence[Any], steps: int) -> train.Trial:
+    total = steps * len(phases)
+    order = np.arange(total * grounds.BATCH, dtype=np.int32).reshape(total, grounds.BATCH) % grounds.EXAMPLES
+    return train.Trial(
+        params,
+        tuple((steps * i, mask) for i, mask in enumerate(phases)),
+        lambda start, stop: order[start:stop],
+        np.full(total, 0.05, np.float32),
+        _WEIGHTS,
+        {**_NUMBERS, "label_smoothing": 0.0},
+        jax.random.key(0),
+    )
+
+
+@contextmanager
+def quick_compilation() -> Iterator[None]:
+    """Without XLA's optimisations: operations that run once are not worth them."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+
+
+def _executables() -> int:
+    """How many the one compiled function has in its cache."""
+    size: Any = segment.segment
+    return size._cache_size()
+
+
+def flops(wanted: train.Program, params: Params, mask: Mask, shape: tuple[int, ...]) -> float:
+    """Of one training step under a mask, compiled, by XLA's own count (which counts the body of a loop once).
+
+    Where `fit` ran the phase, this is the executable that it ran.
+    """
+    traced = [m for m, kind in zip(jax.tree.leaves(mask), wanted.mask[1:], strict=True) if kind is None]
+    return _flops(wanted, _of_one_trial(jax.tree.leaves(params)), _of_one_trial(traced), shape)
+
+
+def _of_one_trial(leaves: Sequence[Any]) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """What `fit` passes for them: with a leading axis of trials."""
+    return jax.eval_shape(lambda: tuple(jnp.stack([jnp.asarray(leaf)]) for leaf in leaves))
+
+
+@functools.lru_cache(maxsize=256)
+def _flops(
+    wanted: train.Program,
+    leaves: tuple[jax.ShapeDtypeStruct, ...],
+    scales: tuple[jax.ShapeDtypeStruct, ...],
+    shape: tuple[int, ...],
+) -> float:
+    number = jax.ShapeDtypeStruct((1,), jnp.float32)
+    numbers = segment.Numbers(
+        weights=tuple(dict.fromkeys(given, number) for given in _WEIGHTS),
+        given=dict.fromkeys((*_NUMBERS, "label_smoothing"), number),
+        scales=scales,
+        key=jax.eval_shape(lambda: jax.random.key(0)[None]),
+        start=None,
+        fisher=None,
+    )
+    params = jax.tree.unflatten(wanted.mask[0], leaves)
+    trained, frozen = masks.split(params, jax.tree.unflatten(wanted.mask[0], [m is not False for m in wanted.mask[1:]]))
+    state = jax.eval_shape(functools.partial(segment.begin, wanted), params, numbers, number)
+    rows = train.capacity(grounds.BATCH)
+    data = grounds.data(shape)
+    order = jax.ShapeDtypeStruct((1, rows, grounds.BATCH), jnp.int32)
+    rates = jax.ShapeDtypeStruct((1, rows), jnp.float32)
+    lowered = segment.segment.lower(wanted, trained, state, frozen, numbers, data, order, rates, (0, 0, 1))
+    costs: Any = lowered.compile().cost_analysis()
+    return float(costs["flops"])

@@ -1,0 +1,117 @@
+"""What strategies are tried on: two small models with made data, and five odd pytrees."""
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tljax import masks, models, objective, paths
+from tljax.train import scores
+from tljax.types import Model, Params
+
+LOSS = "softmax_cross_entropy"
+EXAMPLES = 24
+BATCH = 8
+_WIDTH = 8
+"""Of inputs, hidden layers, classes and batches alike: without jit, JAX compiles each operation once a shape."""
+
+
+class Ground(NamedTuple):
+    """A pytree twice, as a source and as a draw, and what a strategy may look at."""
+
+    name: str
+    stages: tuple[str, ...]
+    source: Params
+    drawn: Params
+    look: Callable[[Any], tuple[Callable[[Params], Params], Callable[[Params], Params]]]
+    """merge -> (gradient, fisher)."""
+    model: Model | None = None
+    shape: tuple[int, ...] = ()
+    """Of an example of the model's."""
+
+
+def data(shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """Made images uint8 [24, *shape], and labels int32 [24] of eight classes."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (EXAMPLES, *shape)).astype(np.uint8)
+    return jnp.asarray(images), jnp.arange(EXAMPLES, dtype=jnp.int32) % _WIDTH
+
+
+def of_model(name: str) -> Ground:
+    """The ground of a model as `--model` names it, for images 8 x 8 (an MLP gets 2 x 2 x 2).
+
+    Its activation is tanh, if it takes one, so that no unit is dead.
+    """
+    shape = (2, 2, 2) if name == "mlp" else (8, 8, 1)
+    model = models.build(name, _WIDTH, hidden=(_WIDTH, _WIDTH), activation="tanh")
+    source, drawn = (_draw(models.abstract(model, shape), seed) for seed in (0, 1))
+    images, labels = data(shape)
+
+    def look(merge: Any) -> Any:
+        split = (model, objective.loss(LOSS), images, labels, np.arange(EXAMPLES), merge)
+        return scores.mean_gradient(*split), scores.mean_squared_gradient(*split)
+
+    return Ground(name, models.names(model), source, drawn, look, model, shape)
+
+
+def _draw(shapes: Params, seed: int) -> Params:
+    """Normal numbers of variance 1/fan_in, ones where a leaf cannot train: the model's own draw takes longer."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path: str, leaf: Any) -> np.ndarray:
+        if not paths.can_train(path, leaf):
+            return np.ones(leaf.shape, leaf.dtype)
+        return (rng.normal(size=leaf.shape) / np.sqrt(max(1, math.prod(leaf.shape[:-1])))).astype(leaf.dtype)
+
+    return paths.each(draw, shapes)
+
+
+class _Pair(NamedTuple):
+    body: Any
+    head: Any
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["body", "head"], meta_fields=[])
+@dataclass
+class _Record:
+    body: Any
+    head: Any
+
+
+def trees() -> list[Ground]:
+    """Lists and tuples; a NamedTuple; a dataclass; None, integers and an empty dict; scalars."""
+    named = ("body", "head")
+    with_holes = {"body": {**_layer(), "none": None, "empty": {}, "count": np.int32(3)}, "head": _layer()}
+    scalars = {"body": {"scale": np.float32(2), "shift": np.array(-0.5, np.float32)}, "head": {"bias": 0.25}}
+    return [
+        _of_tree("list and tuples", ("0", "1"), [tuple(_layer().values()), (_layer(), np.ones(4, np.float32))]),
+        _of_tree("NamedTuple", named, _Pair(_layer(), _layer())),
+        _of_tree("dataclass", named, _Record(_layer(), [_layer()])),
+        _of_tree("None, integers, empty dict", named, with_holes),
+        _of_tree("scalars", named, scalars),
+    ]
+
+
+def _layer() -> dict[str, np.ndarray]:
+    return {"kernel": np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4), "bias": np.full(4, 0.5, np.float32)}
+
+
+def _of_tree(name: str, stages: tuple[str, ...], tree: Params) -> Ground:
+    drawn = jax.tree.map(lambda leaf: leaf if jnp.result_type(leaf) == jnp.int32 else leaf / 2, tree)
+    return Ground(name, stages, tree, drawn, lambda merge: (_gradient, _fisher))
+
+
+@jax.jit
+def _gradient(params: Params) -> Params:
+    """Of a made L; None where a leaf cannot train."""
+    learnt, _ = masks.split(params, masks.by_path(params, lambda path: True))
+    return jax.grad(lambda tree: sum(jnp.sin(leaf).sum() for leaf in jax.tree.leaves(tree)))(learnt)
+
+
+def _fisher(params: Params) -> Params:
+    return jax.tree.map(jnp.square, _gradient(params))

@@ -1,0 +1,50 @@
+"""A check: a promise, whether it was kept, and what was seen."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from tljax import paths
+from tljax.types import InputError
+
+
+class Check(NamedTuple):
+    """One line."""
+
+    name: str
+    passed: bool | None
+    """None where the promise does not apply."""
+    detail: str
+
+
+def line(name: str, promise: Callable[..., str], *arguments: Any) -> Check:
+    """Make a check of a function that gives what it saw, or raises what is wrong.
+
+    >>> line("small", lambda: "1 of 1"), line("large", lambda: 1 / 0)[1:]
+    (Check(name='small', passed=True, detail='1 of 1'), (False, 'ZeroDivisionError: division by zero'))
+    """
+    try:
+        return Check(name, True, promise(*arguments))
+    except Exception as error:  # whatever a researcher's code raises is what the line is there to say
+        kind = "" if isinstance(error, InputError | AssertionError) else f"{type(error).__name__}: "
+        return Check(name, False, kind + " ".join(str(error).split()))
+
+
+def copy(tree: Any) -> Any:
+    """The tree with containers of its own, and NumPy arrays of its own for arrays; bools and numbers stay."""
+    return jax.tree.map(lambda leaf: np.array(leaf) if isinstance(leaf, np.ndarray | jax.Array) else leaf, tree)
+
+
+def same_bytes(a: Any, b: Any) -> bool:
+    """Whether two leaves have one dtype, one shape and one content, bit for bit."""
+    a, b = np.asarray(a), np.asarray(b)
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+def changed(before: Any, after: Any) -> list[str]:
+    """The paths of the leaves that differ in a bit; raises InputError for trees of different structure."""
+    paths.same_structure(before, after, "the tree before", "the tree after")
+    leaves = zip(paths.names(before), jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+    return [path for path, one, other in leaves if not same_bytes(one, other)]
