@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import pretrain, transfer
+from experiments import check, pretrain, transfer
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -26,16 +26,20 @@ def test_the_other_commands_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
     (tmp_path / "mine.py").write_text(CODE[0])
-    programs = {"experiments.pretrain": pretrain.main, "experiments.transfer": transfer.main}
+    programs = {
+        f"experiments.{program.__name__.split('.')[-1]}": program.main for program in (check, pretrain, transfer)
+    }
     ran = 0
     for line in COMMANDS[2:]:
         python, dash, program, *arguments = line.split()
         assert (python, dash) == ("python", "-m")
         if "--manual_dir=DIR" in arguments:
             continue
-        programs[program]([program, *arguments, *(() if "--helpfull" in arguments else QUICK)])
+        programs[program](
+            [program, *arguments, *(() if "--helpfull" in arguments or program.endswith("check") else QUICK)]
+        )
         ran += 1
-    assert ran == 4
+    assert ran == 5
     assert "mine.py:strategy" in capsys.readouterr().out
 
 
