@@ -64,6 +64,21 @@ def test_a_clip_that_sees_frozen_gradients_is_found():
     assert failed(check_optimizer(OPTIMIZERS["sgd"], wrap=clip_outside)) == {"gradients of frozen leaves are unseen"}
 
 
+def test_updates_of_positive_zero_are_found():
+    """0.0 added to -0.0 changes its sign bit."""
+
+    def positive(tx, mask):
+        inner = optimizer.masked(tx, mask)
+
+        def update(updates, state, params=None):
+            updates, state = inner.update(updates, state, params)
+            return jax.tree.map(lambda u, m: u if m else abs(u), updates, mask), state
+
+        return optax.GradientTransformation(inner.init, update)
+
+    assert failed(check_optimizer(OPTIMIZERS["adam"], wrap=positive)) == {STILL}
+
+
 def test_an_optimizer_that_moves_nothing_is_found():
     assert failed(check_optimizer(optax.set_to_zero())) == {"trained leaves move"}
 

@@ -1,0 +1,64 @@
+"""tljax/strategies/README.md is true: its files are strategies, and every command runs."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from experiments import check, console, transfer
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "tljax/strategies/README.md").read_text(encoding="utf-8")
+GUIDE = TEXT.partition("## The masks in a training loop")[0]
+COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", TEXT, re.S) for line in block.splitlines()]
+FILES = dict(
+    zip(("mine.py", "phases.py", "data.py", "factors.py"), re.findall(r"```python\n(.*?)```", GUIDE, re.S), strict=True)
+)
+QUICK = ("--steps=3", "--seeds=0")
+
+
+@pytest.fixture
+def there(tmp_path, monkeypatch):
+    """A folder with the files as the page has them."""
+    monkeypatch.chdir(tmp_path)
+    for name, code in FILES.items():
+        (tmp_path / name).write_text(code)
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_command_runs(command, there, capsys):
+    python, dash, program, *arguments = shlex.split(command)
+    assert (python, dash) == ("python", "-m")
+    mains = {"experiments.check": check.main, "experiments.transfer": transfer.main}
+    more = () if program == "experiments.check" else QUICK
+    console.run_main(mains[program], [program, *arguments, *more])
+    text = capsys.readouterr()
+    assert not text.err
+    if program == "experiments.check":
+        assert "FAILED" not in text.out and "jit equals no jit" in text.out
+    else:
+        assert "mine.py:strategy" in text.out
+
+
+def test_every_file_is_checked_and_the_first_is_compared():
+    for name in FILES:
+        assert f"python -m experiments.check --strategy={name}:strategy" in COMMANDS
+    assert {line.split()[2] for line in COMMANDS} == {"experiments.check", "experiments.transfer"}
+
+
+def test_the_strategy_stands_in_the_report_and_its_masks_are_left(there):
+    [command] = [line for line in COMMANDS if "--workdir" in line]
+    transfer.main([*shlex.split(command)[2:], *QUICK])
+    assert "mine.py:strategy" in (there / "runs/mine/report.html").read_text(encoding="utf-8")
+    assert any("mine" in file.name for file in (there / "runs/mine/masks").iterdir())
+
+
+def test_it_names_functions_that_there_are():
+    from tljax import masks
+
+    listed = re.search(r"`masks` has (.*?)\. A rule", TEXT, re.S)[1]
+    assert all(hasattr(masks, name) for name in re.findall(r"`(\w+)`", listed))
