@@ -2,6 +2,9 @@
 
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,3 +65,39 @@ def test_it_names_functions_that_there_are():
 
     listed = re.search(r"`masks` has (.*?)\. A rule", TEXT, re.S)[1]
     assert all(hasattr(masks, name) for name in re.findall(r"`(\w+)`", listed))
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """A copy of the project with one more file in the folder of strategies, and no other line changed."""
+    root = tmp_path_factory.mktemp("copy")
+    for name in ("tljax", "experiments", "tests"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("README.md", "pyproject.toml"):
+        shutil.copy(ROOT / name, root / name)
+    source = "\n\nSource: made up for this test.\n"
+    (root / "tljax/strategies/kin.py").write_text(FILES["mine.py"].replace('."""\n', f'.{source}"""\n', 1))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "expected"),
+    [
+        ("experiments.transfer", ("--helpfull",), r"  kin +Train the biases, and the stage below the head\."),
+        ("experiments.check", ("--strategy=kin",), "frozen leaves keep their bytes"),
+        ("pytest", ("-m", "slow or not slow", "-k", "kin and not kind", "tests/test_strategies.py"), "5 passed"),
+        ("pytest", ("-m", "slow", "-k", "kin", "tests/test_check.py"), "1 passed"),
+        ("pytest", ("tests/test_readme.py", "-k", "table"), "1 passed"),
+        (
+            "experiments.transfer",
+            ("--source=mnist_10k", "--target=fashion_mnist_10k", "--strategies=kin", "--workdir=run", *QUICK),
+            "\n kin +10,000 ",
+        ),
+    ],
+)
+def test_one_file_in_the_folder_is_all_it_takes(module, arguments, expected, copy):
+    done = subprocess.run([sys.executable, "-m", module, *arguments], cwd=copy, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(expected, done.stdout)
+    if "--workdir=run" in arguments:
+        assert "kin" in (copy / "run/report.html").read_text(encoding="utf-8")
