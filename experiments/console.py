@@ -54,6 +54,18 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
+def once() -> Callable[[str], None]:
+    """`say` that does not say the same line twice."""
+    said: set[str] = set()
+
+    def say_once(line: str) -> None:
+        if line not in said:
+            said.add(line)
+            say(line)
+
+    return say_once
+
+
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> None:
     """Print a table; the first column is text, the others numbers. Nothing is cut to the terminal's width."""
     from rich.box import SIMPLE

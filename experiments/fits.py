@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import workdir as rundir
-from experiments.options import MOST, Recipe
+from experiments.options import MOST, Recipe, Settings
 from tljax import __version__, evaluate, graft, named_optimizer, objective, paths, plugins, seeds, train
 from tljax.data import draw
 from tljax.types import InputError, Mask, Model, Params, Task
@@ -27,13 +27,14 @@ class Arena(NamedTuple):
     images: jax.Array
     labels: jax.Array
     test: jax.Array
+    """The test images, as `evaluate.padded` gives them."""
+    means: train.Means
 
 
-def arena(task: Task, recipe: Recipe) -> Arena:
+def arena(task: Task, recipe: Recipe, means: train.Means) -> Arena:
     """Put a task on the device, once for all its fits."""
-    return Arena(
-        task, recipe, jnp.asarray(task.train.images), jnp.asarray(task.train.labels), evaluate.batches(task.test.images)
-    )
+    images, labels = jnp.asarray(task.train.images), jnp.asarray(task.train.labels)
+    return Arena(task, recipe, images, labels, evaluate.padded(task.test.images), means)
 
 
 class Start(NamedTuple):
@@ -203,6 +204,11 @@ def identify(name: str, line: Mapping[str, Any], decisive: Mapping[str, Any]) ->
     text = json.dumps({**line, **decisive, "tljax": __version__}, sort_keys=True, default=str)
     key = hashlib.sha256(text.encode()).hexdigest()
     return {"name": f"{file_name(name)}-{key[:8]}", "key": key, **line}
+
+
+def company(made: Settings) -> list[Any]:
+    """What of `Means` and of the fits beside it decides a fit's bits: side by side, each rounds as its company does."""
+    return [made.features_budget, made.features_dtype, *(made.seeds if made.many == "vmap" else ())]
 
 
 def code(recipe: Recipe, model: str) -> list[str]:

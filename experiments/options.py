@@ -65,11 +65,25 @@ class Settings:
     draw_seed: int | None = _flag(None, "pins the draw of label budgets and of the validation split", "R")
     workdir: str | None = _flag(None, "the run directory; a finished fit in it is not trained again", "R")
     save_fisher: bool = _flag(False, "leave the source's Fisher information in its checkpoint, for --penalty=ewc", "R")
+    devices: int | None = _flag(
+        None, "over so many the fits of a group are divided; default all, on a CPU one a core", "C"
+    )
+    many: str = _flag("auto", "fits on one device: map (one after another), vmap (side by side), or as is quicker", "C")
+    features_budget: int = _flag(
+        10**9, "bytes for the output of frozen stages, computed once; 0 computes it in every step", "C"
+    )
+    features_dtype: str = _flag("float32", "in which that is kept, or bfloat16", "C")
+    compilation_cache: str | None = _flag(
+        None, "where compiled programs are kept; default ~/.cache/tljax; off for none", "C"
+    )
     dry_run: bool = _flag(False, "print the graft plan and the mask tables, and stop", "R")
 
 
 LISTS = ("strategies", "seeds", "train_examples")
 """What may grow from one run to the next in one run directory."""
+
+PLACES = ("data_dir", "manual_dir", "devices", "compilation_cache")
+"""What may change, since it decides no bit of a result."""
 
 _GROUPS = {
     "T": "Tasks",
@@ -77,10 +91,15 @@ _GROUPS = {
     "S": "Strategy",
     "F": "Fit (each with a twin --source_NAME for the source's fit)",
     "R": "Run",
+    "C": "Speed",
 }
 MOST = {"batch_size": 10**7, "epochs": 10**6, "steps": 10**8, "hidden": 10**6, "seed": 2**32, "image_shape": 10**5}
 """What is a slip of the keyboard beyond, rather than a machine without memory."""
-_CHOICES = {"head": ("auto", "copy", "fresh", "zero")}
+_CHOICES = {
+    "head": ("auto", "copy", "fresh", "zero"),
+    "many": ("auto", "map", "vmap"),
+    "features_dtype": ("float32", "bfloat16"),
+}
 
 
 def parse(argv: Sequence[str], about: str) -> dict[str, Any] | None:
@@ -136,6 +155,10 @@ def _check(made: Settings) -> None:
         _check_seed(name, getattr(made, name) or 0)
     for seed in made.seeds:
         _check_seed("seeds", seed)
+    if made.devices is not None and made.devices < 1:
+        raise InputError(f"--devices={made.devices}: give 1 or more")
+    if made.features_budget < 0:
+        raise InputError(f"--features_budget={made.features_budget}: give 0 bytes or more")
     if max(made.hidden, default=1) > MOST["hidden"]:
         raise InputError(f"--hidden={max(made.hidden)}: a width is at most {MOST['hidden']:,}")
     for value in made.train_examples:

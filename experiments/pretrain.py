@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import console, options, sources, workdir
+from experiments import console, machine, options, sources, workdir
 from tljax import masks, models
 from tljax.types import InputError
 
@@ -19,6 +19,7 @@ def run(**flags: Any) -> list[workdir.Line]:
     made = options.settings(**flags)
     if made.source is None or made.source_checkpoint:
         raise InputError("--source is what this program trains: name a data set, such as --source=mnist_10k")
+    means = machine.prepare(made)
     task = sources.checked(made)
     if made.dry_run:
         model = sources.model(made, len(task.classes))
@@ -27,7 +28,7 @@ def run(**flags: Any) -> list[workdir.Line]:
         return []
     with workdir.opened(made, "pretrain") as folder:
         workdir.record(folder, {task.name: task.fingerprint})
-        lines = sources.train(made, task, folder)
+        lines = sources.train(made, task, folder, means)
         accuracy = [100 * line["test_accuracy"] for line in lines.values() if not line["diverged"]]
         mean = [f"mean {np.mean(accuracy):.2f} [{min(accuracy):.2f}, {max(accuracy):.2f}]"] if accuracy else []
         console.sources(task.name, folder, lines, [*mean, *([task.note] if task.note else [])])

@@ -11,6 +11,7 @@ import jax
 from experiments import console, fits, training, workdir
 from experiments.options import Settings
 from tljax import checkpoint, data, masks, models, plugins, seeds
+from tljax.train import Means
 from tljax.types import InputError, Model, Task
 
 
@@ -32,8 +33,8 @@ class Source(NamedTuple):
     shape: tuple[int, ...]
     identity: Mapping[int, str]
     """{seed: what its parameters follow from, a digest}."""
-    obtain: Callable[[Path], Mapping[int, Trained]]
-    """Run directory -> {seed: trained source}."""
+    obtain: Callable[[Path, Means], Mapping[int, Trained]]
+    """(run directory, means) -> {seed: trained source}."""
     fingerprint: str
     fisher: bool
     """Whether its Fisher information is, or will be, saved."""
@@ -54,8 +55,8 @@ def from_data(made: Settings) -> Source:
     task = checked(made)
     plan = _planned(made, task)
 
-    def obtain(folder: Path) -> dict[int, Trained]:
-        lines = train(made, task, folder)
+    def obtain(folder: Path, means: Means) -> dict[int, Trained]:
+        lines = train(made, task, folder, means)
         places = {line["checkpoint"] for line in lines.values()}
         loaded = {place: checkpoint.load(folder / place)[0] for place in places}
         return {
@@ -101,6 +102,7 @@ def _planned(made: Settings, task: Task) -> dict[int, workdir.Line]:
             "streams": _streams(made, seed),
             "fisher": made.save_fisher,
             "code": fits.code(made.source_recipe, made.model),
+            "many": fits.company(made),
         }
         lines[seed] = fits.identify(f"pretrain-{task.name}-seed{seed}", line, decisive)
     return lines
@@ -116,12 +118,13 @@ def _streams(made: Settings, seed: int) -> seeds.Seeds:
     return seeds.streams(seeds.streams(seed, source=made.source_seed).source)
 
 
-def train(made: Settings, task: Task, folder: Path) -> dict[int, workdir.Line]:
+def train(made: Settings, task: Task, folder: Path, means: Means) -> dict[int, workdir.Line]:
     """Train the sources that the run directory does not hold yet; {seed: its line}."""
     plan = _planned(made, task)
     missing = {seed: line for seed, line in plan.items() if line["key"] not in workdir.done(folder)}
     if missing:
-        field = fits.arena(task, made.source_recipe)
+        missing = plan if made.many == "vmap" else missing
+        field = fits.arena(task, made.source_recipe, means)
         ready = [_ready(made, field, seed, line) for seed, line in missing.items()]
         with console.progress(f"source {task.name}", sum(len(fit.trial.rates) for fit in ready)) as advance:
             training.run(field, ready, folder, about(made, task), advance, made.save_fisher)
@@ -184,7 +187,9 @@ def from_checkpoint(made: Settings) -> Source:
     shape = tuple(one["shape"])
     fisher = all(of["fisher"] for of in told.values())
     classes, note = tuple(one["classes"]), one.get("note", "")
-    return Source(one["task"], classes, shape, identity, lambda folder: trained, one["fingerprint"], fisher, note)
+    return Source(
+        one["task"], classes, shape, identity, lambda folder, means: trained, one["fingerprint"], fisher, note
+    )
 
 
 def _places(directory: Path) -> dict[int, tuple[Path, str]]:

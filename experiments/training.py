@@ -63,17 +63,18 @@ def _train(field: fits.Arena, group: Sequence[fits.Fit], advance: Callable[[int]
     last = len(group[0].trial.rates)
     start = time.perf_counter()
     trials = [fit.trial for fit in group]
-    for state, log in train.fit(program, trials, field.images, field.labels, fits.ends(field.recipe, last)):
+    ends = fits.ends(field.recipe, last)
+    for state, log in train.fit(program, trials, field.images, field.labels, ends, means=field.means):
         took = (time.perf_counter() - start) / len(state.trials)
-        logits = evaluate.logits(train.forward(program), state.params, field.test, len(task.test.labels))
+        logits = train.logits(program, trials, state, field.test, len(task.test.labels), field.means)
+        everyone = jax.device_get(state.params)
         for row, i in enumerate(state.trials):
             test = evaluate.metrics(logits[row], task.test.labels)
-            params = jax.tree.map(lambda leaf, row=row: leaf[row], state.params)
+            params = jax.tree.map(lambda leaf, row=row: leaf[row], everyone)
             held = _validate(field, program, params, group[i].validation)
             seconds[i] += took
             curves[i].append(_point(state.step, log, row, program, held or test))
             if state.step == last:
-                params = jax.tree.map(np.asarray, params)
                 outcomes[i] = Outcome(params, state.masks[row], curves[i], logits[row], test, held, seconds[i])
         advance(len(state.trials) * log.loss.shape[1])
         start = time.perf_counter()
@@ -102,9 +103,9 @@ def _validate(
     """Metrics of one fit on the examples held out of its training; None where there are none."""
     if not len(chosen):
         return None
-    images = evaluate.batches(np.asarray(field.task.train.images)[chosen])
+    images = evaluate.padded(np.asarray(field.task.train.images)[chosen])
     one = jax.tree.map(lambda leaf: leaf[None], params)
-    logits = evaluate.logits(train.forward(program), one, images, len(chosen))[0]
+    logits = evaluate.logits(train.forward(program), one, images[None], len(chosen))[0]
     return evaluate.metrics(logits, np.asarray(field.task.train.labels)[chosen])
 
 

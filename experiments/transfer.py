@@ -4,14 +4,14 @@ Each strategy starts from the source's parameters, and beside them all the same 
 run directory holds everything; a finished fit in it is not trained again.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import console, fits, methods, options, page, sources, training, workdir
+from experiments import console, fits, machine, methods, options, page, sources, training, workdir
 from experiments.options import Settings
 from experiments.sources import Source
-from tljax import objective, seeds
+from tljax import objective, seeds, train
 from tljax.train import scores
 from tljax.types import InputError, Model, Task
 
@@ -24,18 +24,19 @@ class Experiment(NamedTuple):
     target: Task
     model: Model
     methods: tuple[methods.Named, ...]
+    means: train.Means
 
 
 def run(**flags: Any) -> list[workdir.Line]:
     """Run what the flags say; the lines of results. Keyword arguments are named like the flags."""
     made = options.settings(**flags)
-    todo = prepare(made)
+    todo = prepare(made, machine.prepare(made))
     if made.dry_run:
         _show(todo)
         return []
     with workdir.opened(made, "transfer") as folder:
         plan = planned(todo)
-        missing = {key: job for key, job in plan.items() if key not in workdir.done(folder)}
+        missing = _missing(plan, workdir.done(folder).keys(), made.many == "vmap")
         if missing or not workdir.recorded(folder):
             workdir.record(folder, {task.name: task.fingerprint for task in (todo.target, todo.source) if task})
         if missing:
@@ -46,7 +47,7 @@ def run(**flags: Any) -> list[workdir.Line]:
     return lines
 
 
-def prepare(made: Settings) -> Experiment:
+def prepare(made: Settings, means: train.Means) -> Experiment:
     """Read everything that the flags name, and raise InputError for what cannot be."""
     if made.target is None:
         raise InputError("--target is not given: name the data set to transfer to, such as --target=fashion_mnist_10k")
@@ -67,7 +68,7 @@ def prepare(made: Settings) -> Experiment:
         methods.refuse_without_source(named, model)
     if source and not source.fisher and any(term.name == "ewc" for term in objective.penalties(made.recipe.penalty)[0]):
         raise InputError("--penalty=ewc needs the source's Fisher information: train the source with --save_fisher")
-    todo = Experiment(made, source, target, model, named)
+    todo = Experiment(made, source, target, model, named, means)
     for _, start in _first_starts(todo):
         for budget in made.train_examples:
             fits.check(made.recipe, budget, target, start)
@@ -94,6 +95,13 @@ def planned(todo: Experiment) -> dict[str, Job]:
     return jobs
 
 
+def _missing(plan: Mapping[str, Job], done: Set[str], together: bool) -> dict[str, Job]:
+    """The fits to train: those not done, and with `together` those of their groups."""
+    keys = plan.keys() - done
+    groups = {(plan[key].method.label, plan[key].budget) for key in keys if together}
+    return {key: job for key, job in plan.items() if key in keys or (job.method.label, job.budget) in groups}
+
+
 def _line(todo: Experiment, method: methods.Named, budget: str, seed: int) -> workdir.Line:
     made, source, target = todo.made, todo.source, todo.target
     line = {
@@ -112,6 +120,7 @@ def _line(todo: Experiment, method: methods.Named, budget: str, seed: int) -> wo
         "recipe": made.recipe,
         "streams": _streams(made, seed)._replace(source=0),
         "code": [method.code, *fits.code(made.recipe, made.model)],
+        "many": fits.company(made),
     }
     return fits.identify(f"{method.label}-{line['train_examples']}-seed{seed}", line, decisive)
 
@@ -123,8 +132,8 @@ def _streams(made: Settings, seed: int) -> seeds.Seeds:
 def _train(todo: Experiment, missing: Mapping[str, Job], folder: Path) -> None:
     """Train what is missing, a strategy and budget at a time."""
     made = todo.made
-    trained = todo.source.obtain(folder) if todo.source else {}
-    field = fits.arena(todo.target, made.recipe)
+    trained = todo.source.obtain(folder, todo.means) if todo.source else {}
+    field = fits.arena(todo.target, made.recipe, todo.means)
     grounds = {seed: _ground(todo, seed) for seed in {job.seed for job in missing.values()}}
     for seed in grounds.keys() & trained.keys():
         grounds[seed] = methods.with_source(grounds[seed], trained[seed])

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import options
-from experiments.options import LISTS, Settings
+from experiments.options import LISTS, PLACES, Settings
 from tljax.types import InputError
 
 Line = dict[str, Any]
@@ -59,7 +59,7 @@ def _write_flags(workdir: Path, made: Settings, program: str) -> None:
         text = _text(file)
         head = text.splitlines()[0] + "\n" if text.startswith("#") else head
         there = dict(line[2:].partition("=")[::2] for line in text.splitlines() if line.startswith("--"))
-        names = sorted((there.keys() | now.keys()) - {*LISTS, "data_dir", "manual_dir"})
+        names = sorted((there.keys() | now.keys()) - {*LISTS, *PLACES})
         differ = [f"--{n}={there.get(n, '')} there, {now.get(n, '')} here" for n in names if there.get(n) != now.get(n)]
         if differ:
             raise InputError(f"'{workdir}' holds another experiment ({'; '.join(differ)}): choose another --workdir")

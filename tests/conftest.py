@@ -12,9 +12,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 @pytest.fixture(scope="session", autouse=True)
 def data_dir(tmp_path_factory) -> Path:
-    """Decoded data goes to a folder of the tests' own, not to the user's."""
+    """Decoded data and compiled programs go to a folder of the tests' own, not to the user's."""
     folder = tmp_path_factory.mktemp("data")
     os.environ["TFDS_DATA_DIR"] = str(folder)
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     return folder
 
 

@@ -23,9 +23,11 @@ FLOORS = {
     "tljax.graft": 2,
     "tljax.checkpoint": 2,
     "tljax.evaluate": 2,
+    "tljax.parallel": 2,
     "tljax.strategies": 3,
     "tljax.optimizer": 3,
     "tljax.named_optimizer": 3,
+    "tljax.prefix": 3,
     "tljax.train": 4,
     "tljax.testing": 4,
     "tljax.study": 5,
@@ -35,6 +37,7 @@ WITHIN_FLOOR = {
     ("tljax.plugins", "tljax.types"),
     ("tljax.paths", "tljax.types"),
     ("tljax.paths", "tljax.plugins"),
+    ("tljax.evaluate", "tljax.parallel"),
     ("tljax.testing", "tljax.train"),
 }
 

@@ -9,34 +9,48 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import log_softmax
 
+from tljax import parallel
 from tljax.types import Params
 
 BATCH = 1000
 """Examples a compiled batch: the last is padded, so that one executable serves every data set of a shape."""
 
 
-def batches(images: np.ndarray) -> jax.Array:
-    """Images [n, ...] on the device as [batches, BATCH, ...], the last batch padded with zeros."""
-    count = -(-len(images) // BATCH)
-    padded = np.zeros((count * BATCH, *images.shape[1:]), images.dtype)
-    padded[: len(images)] = images
-    return jnp.asarray(padded.reshape(count, BATCH, *images.shape[1:]))
+def padded(images: np.ndarray) -> jax.Array:
+    """Images [n, ...] on the device, with zeros up to a multiple of BATCH."""
+    whole = np.zeros((-(-len(images) // BATCH) * BATCH, *images.shape[1:]), images.dtype)
+    whole[: len(images)] = images
+    return jnp.asarray(whole)
 
 
 def logits(
-    forward: Callable[[Params, jax.Array], jax.Array], params: Params, images: jax.Array, count: int
+    forward: Callable[[Params, jax.Array], jax.Array], params: Params, views: jax.Array, count: int
 ) -> np.ndarray:
-    """Logits float32 [trials, count, classes]: `params` with a leading axis of trials, `images` from `batches`.
+    """Logits float32 [trials, count, classes]: `params` with a leading axis of trials, on the devices of a mesh or not.
 
-    `forward` is (params, images [batch, ...]) -> logits [batch, classes], and compiled once an object.
+    `views` are [1, n, ...] for all trials, or one for each so many neighbours, n a multiple of BATCH as `padded` gives
+    it. `forward` is (params, images [batch, ...]) -> logits [batch, classes], and compiled once an object.
     """
-    out = _all(forward, params, images)
-    return np.asarray(out).reshape(out.shape[0], -1, out.shape[-1])[:, :count]
+    return np.asarray(_all(forward, parallel.of(params), params, views))[:, :count]
 
 
-@functools.partial(jax.jit, static_argnames=("forward",))
-def _all(forward: Callable[[Params, jax.Array], jax.Array], params: Params, images: jax.Array) -> jax.Array:
-    return jax.lax.map(lambda trial: jax.lax.map(lambda batch: forward(trial, batch), images), params)
+@functools.partial(jax.jit, static_argnames=("forward", "mesh"))
+def _all(forward: Callable[[Params, jax.Array], jax.Array], mesh: Any, params: Params, views: jax.Array) -> jax.Array:
+    many = len(views) > 1
+    batched = views.reshape(len(views), -1, BATCH, *views.shape[2:])
+
+    def every(params: Params, *rest: jax.Array) -> jax.Array:
+        def trial(item: Any) -> jax.Array:
+            own, which = item
+            return jax.lax.map(lambda i: forward(own, rest[0][which, i]), jnp.arange(batched.shape[1]))
+
+        trials = len(jax.tree.leaves(params)[0])
+        which = jnp.arange(trials) // (trials // len(rest[0]))
+        out = jax.lax.map(trial, (params, which))
+        return out.reshape(len(out), -1, out.shape[-1])
+
+    split, common = ((params, batched), ()) if many else ((params,), (batched,))
+    return parallel.over(mesh, every, split, common)
 
 
 def metrics(logits: np.ndarray, labels: np.ndarray) -> Mapping[str, Any]:

@@ -89,13 +89,13 @@ def features(
     """What each stage gives, [batch, ...] each, for inputs [batch, ...].
 
     uint8 pixels are divided by 255, which belongs to no stage. A key means training; the leading stages named in
-    `frozen` run without it, as in evaluation.
+    `frozen` run without it, as in evaluation. A stage draws the same whether or not the stages before it are there.
     """
     if x.dtype == jnp.uint8:
         x = x.astype(jnp.float32) / 255
     given = []
     for i, stage in enumerate(model):
-        stage_key = None if key is None or stage.name in frozen else jax.random.fold_in(key, i)
+        stage_key = None if key is None or stage.name in frozen else jax.random.fold_in(key, len(model) - i)
         x = stage.apply(params[stage.name], x, key=stage_key)
         given.append(x)
     return given

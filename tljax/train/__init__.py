@@ -3,7 +3,9 @@
 A group is trials that share everything that decides compilation, but for what their masks add to it.
 """
 
-from tljax.train.fit import State, Trial, capacity, fit, under
+from tljax.train.fit import State, capacity, fit, logits
+from tljax.train.layout import Means
 from tljax.train.segment import Log, Program, forward
+from tljax.train.trial import Trial, under
 
-__all__ = ["Log", "Program", "State", "Trial", "capacity", "fit", "forward", "under"]
+__all__ = ["Log", "Means", "Program", "State", "Trial", "capacity", "fit", "forward", "logits", "under"]

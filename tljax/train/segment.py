@@ -1,7 +1,7 @@
 """The segment: the one compiled training function. What it depends on, and what is passed to it.
 
-State and numbers carry a leading axis of trials; `lax.map` runs one after another, so that a trial has the same bits
-in any group.
+State and numbers carry a leading axis of trials, which is divided over the devices; on each, `lax.map` runs trials
+one after another, so that a trial has the same bits in any group. Trials that share an order may run side by side.
 """
 
 import functools
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tljax import masks, models, named_optimizer, objective, optimizer
+from tljax import masks, models, named_optimizer, objective, optimizer, parallel, prefix
 from tljax.types import Mask, Model, Params
 
 
@@ -61,9 +61,23 @@ class Numbers(NamedTuple):
     fisher: Params | None
 
 
-@functools.partial(jax.jit, static_argnames=("program",), donate_argnames=("trained", "opt_state"))
+class Layout(NamedTuple):
+    """How the trials of a part of a group stand on the devices: compiled too. Hashable."""
+
+    mesh: Any = None
+    """The devices over which trials are divided; None for one."""
+    lanes: int = 1
+    """So many trials, each with the next, share an order and the data."""
+    wide: bool = False
+    """Whether these go side by side under `vmap`, which rounds in another way; else one after another."""
+    abreast: bool = False
+    """The same for trials of different orders."""
+
+
+@functools.partial(jax.jit, static_argnames=("program", "layout"), donate_argnames=("trained", "opt_state"))
 def segment(
     program: Program,
+    layout: Layout,
     trained: Params,
     opt_state: optax.OptState,
     frozen: Params,
@@ -73,32 +87,58 @@ def segment(
     rates: jax.Array,
     steps: tuple[int, int, int],
 ) -> tuple[Params, optax.OptState, Log]:
-    """Rows `begin` to `end` of `order` [trials, rows, batch], the first of which is step `first`."""
+    """Rows `begin` to `end` of `order` [trials / lanes, rows, batch], the first of which is step `first`.
+
+    `rates` are [trials, rows]; the data are views [views, n, ...] and labels [n], where there is one view for all
+    trials or one for each of the orders.
+    """
+    views, labels = data
+    many = len(views) > 1
+    split = (trained, opt_state, frozen, numbers, order, rates, *((views,) if many else ()))
+    common = (labels, steps, *(() if many else (views,)))
+
+    def every(trained: Any, opt_state: Any, frozen: Any, numbers: Any, order: Any, rates: Any, *rest: Any) -> Any:
+        labels, steps, views = (*rest[1:], rest[0]) if many else rest
+        own = (trained, opt_state, frozen, numbers, rates)
+        rowed = jax.tree.map(lambda leaf: leaf.reshape(-1, layout.lanes, *leaf.shape[1:]), own)
+
+        def lanes(item: Any) -> Any:
+            own, order, which = item
+            one = functools.partial(_trial, program, (views, which, labels), order, steps)
+            if layout.lanes == 1:
+                return jax.tree.map(lambda leaf: leaf[None], one(jax.tree.map(lambda leaf: leaf[0], own)))
+            return jax.vmap(one)(own) if layout.wide else jax.lax.map(one, own)
+
+        which = jnp.arange(len(order)) if many else jnp.zeros(len(order), jnp.int32)
+        items = (rowed, order, which)
+        out = jax.vmap(lanes)(items) if layout.abreast else jax.lax.map(lanes, items)
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), out)
+
+    return parallel.over(layout.mesh, every, split, common)
+
+
+def _trial(program: Program, data: Any, order: jax.Array, steps: tuple[int, int, int], own: Any) -> Any:
+    """Some steps of one trial: state and log."""
+    trained, opt_state, frozen, numbers, rates = own
     first, begin, end = steps
+    step = training_step(program, frozen, numbers, data)
+    curve = jnp.zeros(order.shape[0], jnp.float32)
+    log = Log(curve, curve, (curve,) * len(program.penalties), curve)
 
-    def one(trial: Any) -> Any:
-        trained, opt_state, frozen, numbers, order, rates = trial
-        step = training_step(program, frozen, numbers, data)
-        curve = jnp.zeros(order.shape[0], jnp.float32)
-        log = Log(curve, curve, (curve,) * len(program.penalties), curve)
+    def body(row: jax.Array, carry: Any) -> Any:
+        trained, opt_state, log = carry
+        trained, opt_state, now = step(trained, opt_state, order[row], rates[row], first + row)
+        log = jax.tree.map(lambda curve, value: curve.at[row].set(value.astype(curve.dtype)), log, now)
+        return trained, opt_state, log
 
-        def body(row: jax.Array, carry: Any) -> Any:
-            trained, opt_state, log = carry
-            trained, opt_state, now = step(trained, opt_state, order[row], rates[row], first + row)
-            return (
-                trained,
-                opt_state,
-                jax.tree.map(lambda curve, value: curve.at[row].set(value.astype(curve.dtype)), log, now),
-            )
-
-        return jax.lax.fori_loop(begin, end, body, (trained, opt_state, log))
-
-    return jax.lax.map(one, (trained, opt_state, frozen, numbers, order, rates))
+    return jax.lax.fori_loop(begin, end, body, (trained, opt_state, log))
 
 
-def training_step(
-    program: Program, frozen: Params, numbers: Numbers, data: tuple[jax.Array, jax.Array]
-) -> Callable[..., Any]:
+Data = tuple[jax.Array, jax.Array, jax.Array]
+"""Views [views, n, ...], which of them, and labels [n]."""
+
+
+def training_step(program: Program, frozen: Params, numbers: Numbers, data: Data) -> Callable[..., Any]:
     """The training step of one trial: differentiates with respect to the trained leaves alone."""
     value = _objective(program, frozen, numbers, data)
 
@@ -111,12 +151,10 @@ def training_step(
     return step
 
 
-def _objective(
-    program: Program, frozen: Params, numbers: Numbers, data: tuple[jax.Array, jax.Array]
-) -> Callable[..., Any]:
+def _objective(program: Program, frozen: Params, numbers: Numbers, data: Data) -> Callable[..., Any]:
     """(trained, examples, step) -> (L + lambda R, (L, the terms of lambda R))."""
-    images, labels = data
-    still = _frozen_lead(program)
+    views, which, labels = data
+    still = prefix.lead(program.model, static(program))
     fresh = dict.fromkeys(program.fresh, True)
     smoothing = (numbers.given["label_smoothing"],) if program.smooth else ()
     merge = program.merge or (lambda params: params)
@@ -124,13 +162,15 @@ def _objective(
     def value(trained: Params, chosen: jax.Array, step: jax.Array) -> tuple[jax.Array, Any]:
         weight = (chosen >= 0).astype(jnp.float32)
         rows = jnp.maximum(chosen, 0)
+        x = views[0][rows] if len(views) == 1 else views[which, rows]
+        x = x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x
         key = jax.random.fold_in(numbers.key, step)
-        given = models.features(program.model, merge(masks.join(trained, frozen)), images[rows], key=key, frozen=still)
+        given = models.features(program.model, merge(masks.join(trained, frozen)), x, key=key, frozen=still)
         loss = jnp.vdot(program.loss(given[-1], labels[rows], *smoothing), weight) / weight.sum()
         terms = []
         for term, weights in zip(program.penalties, numbers.weights, strict=True):
             if term.name == "behaviour":
-                then = models.features(program.model, merge(numbers.start), images[rows])
+                then = models.features(program.model, merge(numbers.start), x)
                 pairs = list(zip(given, then, strict=True))[len(still) : -1]
                 terms.append(objective.behaviour(pairs, weight, **weights))
             else:
@@ -140,12 +180,9 @@ def _objective(
     return value
 
 
-def _frozen_lead(program: Program) -> tuple[str, ...]:
-    """The stages before the first that trains: they run as in evaluation."""
-    whole = jax.tree.unflatten(program.mask[0], [kind is not False for kind in program.mask[1:]])
-    names = models.names(program.model)
-    trains = [any(jax.tree.leaves(whole[name])) for name in names]
-    return names[: trains.index(True)]
+def static(program: Program) -> Mask:
+    """The bool tree of the leaves with anything to train."""
+    return jax.tree.unflatten(program.mask[0], [kind is not False for kind in program.mask[1:]])
 
 
 def _mask(program: Program, scales: tuple[Any, ...]) -> Mask:

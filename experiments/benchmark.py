@@ -1,0 +1,328 @@
+"""Measure tljax beside its peers: `python -m experiments.benchmark --manual_dir=DIR --output=benchmark.json`
+
+Sides take turns, an epoch each, in one process on the complete MNIST; medians, and the median ratio of the pairs.
+Whole programs, peak memory and growth are measured in processes of their own. Peers that are not installed
+(`pip install 'tljax[benchmark]'`) are left out, and said to be.
+"""
+
+import importlib.util
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import flags
+
+from experiments import console, machine, options, peers
+from tljax.types import InputError
+
+ROWS = ("full", "probe", "probes", "whole", "growth")
+_HELP = f"""
+  --manual_dir   DIR/mnist and DIR/fashion_mnist hold the four .gz files of each (needed)
+  --rows         of {",".join(ROWS)} (default all)
+  --rounds       turns of each side (default 5)
+  --output       a JSON file for all that was measured"""
+
+
+class Measured(NamedTuple):
+    """One line of the table."""
+
+    row: str
+    side: str
+    value: float
+    """Seconds, GFLOP/s, a share or MB, as `row` says."""
+    ratio: float | None = None
+    """The side's median over that of tljax: how many times as long, or as much, it takes."""
+    values: Sequence[float] = ()
+
+
+Side = Iterator[Any]
+
+
+def epochs(count: int, mask: str = "full", *, data: peers.Arrays, widths: Sequence[int] = (512,)) -> Side:
+    """tljax: an epoch of `count` fits, of everything or of the head alone, each time it is asked."""
+    import jax
+    import jax.numpy as jnp
+
+    from tljax import models, named_optimizer, objective, plugins, train
+    from tljax.types import Context
+
+    model = models.build("mlp", 10, hidden=tuple(widths), activation="relu")
+    params = models.init(model, jax.random.key(0), data[0].shape[1:])
+    spec, numbers = named_optimizer.spec("sgd")
+    program = train.Program(model, objective.loss("softmax_cross_entropy"), spec)
+    tree = plugins.method(mask)[0].strategy(params, Context(models.names(model)))
+    most = 10**4 * len(data[1]) // peers.BATCH
+    trials = [_trial(params, tree, seed, len(data[1]), most, numbers) for seed in range(count)]
+    images, labels = jnp.asarray(data[0]), jnp.asarray(data[1])
+    ends = range(len(data[1]) // peers.BATCH, most + 1, len(data[1]) // peers.BATCH)
+    yield from train.fit(program, trials, images, labels, ends, means=machine.prepare(options.settings()))
+
+
+def _trial(params: Any, tree: Any, seed: int, examples: int, steps: int, numbers: Any, rate: float = peers.RATE) -> Any:
+    import jax
+
+    from tljax import train
+    from tljax.data import draw
+
+    def order(start: int, stop: int) -> np.ndarray:
+        return draw.order(seed, examples, peers.BATCH, start, stop, epochs=True)
+
+    given = {**numbers, "label_smoothing": 0.0}
+    return train.Trial(params, ((0, tree),), order, np.full(steps, rate, np.float32), (), given, jax.random.key(0))
+
+
+def probes(data: peers.Arrays, rates: int = 8, seeds: int = 4, passes: int = 10) -> float:
+    """Seconds for rates x seeds linear probes in tljax, with what is compiled and the features."""
+    import jax
+    import jax.numpy as jnp
+
+    from tljax import masks, models, named_optimizer, objective, train
+
+    jax.clear_caches()
+    start = time.perf_counter()
+    model = models.build("mlp", 10, hidden=(512,), activation="relu")
+    spec, numbers = named_optimizer.spec("sgd")
+    program = train.Program(model, objective.loss("softmax_cross_entropy"), spec)
+    steps = passes * len(data[1]) // peers.BATCH
+    trials = []
+    for seed in range(seeds):
+        params = models.init(model, jax.random.key(seed), data[0].shape[1:])
+        first = _trial(params, masks.under(params, "head"), seed, len(data[1]), steps, numbers)
+        trials += [first._replace(rates=first.rates * 2.0**i) for i in range(rates)]
+    means = machine.prepare(options.settings(compilation_cache="off"))
+    for state, _ in train.fit(program, trials, jnp.asarray(data[0]), jnp.asarray(data[1]), [steps], means=means):
+        jax.block_until_ready(state.params)
+    return time.perf_counter() - start
+
+
+def ceiling() -> Side:
+    """A product of 4096 x 4096 float32 matrices each time it is asked: what the machine can do."""
+    import jax
+    import jax.numpy as jnp
+
+    a = jnp.ones((4096, 4096))
+    product = jax.jit(jnp.matmul)
+    while True:
+        yield jax.block_until_ready(product(a, a))
+
+
+PRODUCT = 2 * 4096**3
+"""FLOPs of it."""
+EPOCH = 600 * 2 * 100 * (2 * 784 * 512 + 3 * 512 * 10)
+"""FLOPs of the products in an epoch of the reference, 600 steps of 100: the input needs no gradient."""
+
+
+def turns(sides: Mapping[str, Side], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each side's turns, after a first that is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for round in range(rounds + 1):
+        for name, side in sides.items():
+            start = time.perf_counter()
+            next(side)
+            took = time.perf_counter() - start
+            if round:
+                seconds[name].append(took)
+    return seconds
+
+
+def compared(row: str, seconds: Mapping[str, Sequence[float]], base: str) -> list[Measured]:
+    """Medians, and medians of the ratios in each round."""
+    return [
+        Measured(row, name, float(np.median(took)), float(np.median(np.divide(took, seconds[base]))), took)
+        for name, took in seconds.items()
+    ]
+
+
+def full(data: peers.Arrays, rounds: int) -> list[Measured]:
+    """Full fine-tuning, and its share of what the machine can do."""
+    sides: dict[str, Side] = {
+        "large product": ceiling(),
+        "tljax": epochs(1, data=data),
+        "tljax, 4 at once": epochs(4, data=data),
+    }
+    if _there("torch"):
+        sides |= {"PyTorch": peers.pytorch(data), "PyTorch, compiled": peers.pytorch(data, compiled=True)}
+    if _there("keras"):
+        sides |= {"Keras on JAX": peers.keras(data)}
+    sides |= {"a plain jitted step": peers.plain(data)}
+    seconds = turns(sides, rounds)
+    products = np.array(seconds.pop("large product"))
+    seconds["tljax, 4 at once"] = [took / 4 for took in seconds["tljax, 4 at once"]]
+    found = [Measured("large product, GFLOP/s", "JAX", float(np.median(PRODUCT / products / 1e9)))]
+    found += compared("full fine-tune, s/epoch", seconds, "tljax")
+    for name in ("tljax", "tljax, 4 at once"):
+        share = EPOCH / np.array(seconds[name]) / (PRODUCT / products)
+        found += [Measured("full fine-tune, share of the large product", name, float(np.median(share)))]
+    return found
+
+
+def probe(data: peers.Arrays, rounds: int) -> list[Measured]:
+    """A linear probe."""
+    sides = {"tljax": epochs(1, "head_only", data=data)}
+    if _there("torch"):
+        sides |= {"PyTorch, layer frozen": peers.pytorch(data, frozen=True)}
+        sides |= {"PyTorch, on features": peers.pytorch(data, features=True)}
+    return compared("linear probe, s/epoch", turns(sides, rounds), "tljax")
+
+
+def many(data: peers.Arrays) -> list[Measured]:
+    """32 linear probes of 10 epochs; PyTorch trains two of them, and is counted 16 times."""
+    seconds = {"tljax": [probes(data)]}
+    if _there("torch"):
+        start = time.perf_counter()
+        for _ in range(2):
+            side = peers.pytorch(data, frozen=True)
+            for _ in range(10):
+                next(side)
+        seconds["PyTorch, one after another (2 x 16)"] = [16 * (time.perf_counter() - start)]
+    return compared("32 linear probes of 10 epochs, s", seconds, "tljax")
+
+
+def whole(folder: Path) -> list[Measured]:
+    """The reference experiment, one seed, from shell to table, and the peak memory of its process."""
+    here = str(Path(__file__).parent / "flags" / "reference.flags")
+    found: dict[str, tuple[float, float]] = {}
+    with tempfile.TemporaryDirectory() as place:
+        for name in ("tljax, cold", "tljax, warm"):
+            command = ["experiments.transfer", f"--flagfile={here}", "--seeds=0", f"--manual_dir={folder}"]
+            command += [f"--data_dir={place}/data", f"--compilation_cache={place}/compiled"]
+            found[name] = _process([*command, f"--workdir={place}/{name[-4:]}"])
+    if _there("torch"):
+        found["PyTorch"] = _process(["experiments.peers", str(folder)])
+    rows = []
+    for name, (seconds, peak) in found.items():
+        rows.append(
+            Measured("reference.flags from shell to table, s", name, seconds, seconds / found["tljax, warm"][0])
+        )
+        rows.append(Measured("reference.flags, peak memory, MB", name, peak, peak / found["tljax, warm"][1]))
+    return rows
+
+
+def growth(folder: Path) -> list[Measured]:
+    """Seconds an epoch and peak memory of full fine-tuning, by examples and by width, each in its own process."""
+    rows = []
+    cases = [(6_000, 512), (60_000, 512), (600_000, 512), *((60_000, width) for width in (128, 1024, 4096))]
+    for examples, width in cases:
+        found = {}
+        for side in ("tljax", *(("PyTorch",) if _there("torch") else ())):
+            call = ["experiments.benchmark", f"--manual_dir={folder}", f"--child={side}:{examples}:{width}"]
+            output: dict[str, float] = {}
+            _process(call, output)
+            found[side] = (output["seconds"], output["peak"])
+        for side, (seconds, peak) in found.items():
+            what = f"{examples:,} examples, width {width}"
+            rows.append(Measured(f"{what}: s/epoch", side, seconds, seconds / found["tljax"][0]))
+            rows.append(Measured(f"{what}: peak memory, MB", side, peak, peak / found["tljax"][1]))
+    return rows
+
+
+def child(what: str, data: peers.Arrays) -> None:
+    """One side of `growth`: print its seconds an epoch and its peak memory as JSON."""
+    name, examples, width = what.split(":")
+    times = -(-int(examples) // len(data[1]))
+    images, labels = (np.concatenate([part] * times)[: int(examples)] for part in data)
+    grown = (images, labels)
+    side = epochs(1, data=grown, widths=(int(width),)) if name == "tljax" else peers.pytorch(grown, (int(width),))
+    del data, grown, images, labels
+    seconds = float(np.median(turns({name: side}, 3)[name]))
+    print(json.dumps({"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+
+
+def _process(arguments: Sequence[str], output: dict[str, float] | None = None) -> tuple[float, float]:
+    """(seconds, peak memory in MB) of a Python module run by itself; its last line as JSON into `output`."""
+    start = time.perf_counter()
+    with tempfile.TemporaryFile("w+") as log:
+        running = subprocess.Popen([sys.executable, "-m", *arguments], stdout=log, stderr=subprocess.STDOUT, text=True)
+        _, status, usage = os.wait4(running.pid, 0)
+        running.returncode = os.waitstatus_to_exitcode(status)
+        seconds = time.perf_counter() - start
+        log.seek(0)
+        text = log.read()
+    if running.returncode:
+        raise InputError(f"python -m {' '.join(arguments)} fails: {text.strip().splitlines()[-1]}")
+    if output is not None:
+        output |= json.loads(text.strip().splitlines()[-1])
+    return seconds, usage.ru_maxrss / 1024
+
+
+def _there(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
+def run(
+    manual_dir: str, rows: Sequence[str] = ROWS, rounds: int = 5, output: str | None = None, child_of: str = ""
+) -> None:
+    """Measure, print the table, write the JSON."""
+    for name in rows:
+        if name not in ROWS:
+            raise InputError(f"--rows={','.join(rows)}: '{name}' is none of {', '.join(ROWS)}")
+    if rounds < 1:
+        raise InputError(f"--rounds={rounds}: it must be at least 1")
+    from tljax import data
+
+    machine.prepare(options.settings())
+    train = data.load("mnist", manual_dir=manual_dir).train
+    arrays = (np.asarray(train.images), np.asarray(train.labels))
+    if child_of:
+        child(child_of, arrays)
+        return
+    folder = Path(manual_dir).absolute()
+    left = [name for name in ("torch", "keras") if not _there(name)]
+    work: dict[str, Callable[[], list[Measured]]] = {
+        "full": lambda: full(arrays, rounds),
+        "probe": lambda: probe(arrays, rounds),
+        "probes": lambda: many(arrays),
+        "whole": lambda: whole(folder),
+        "growth": lambda: growth(folder),
+    }
+    found: list[Measured] = []
+    for name in rows:
+        found += work[name]()
+    notes = [_about(), *(f"{name} is not installed, so its columns are left out" for name in left)]
+    cells = [
+        (m.row, m.side, f"{m.value:.3g}" if m.value < 100 else f"{m.value:,.0f}", f"{m.ratio:.2f}" if m.ratio else "-")
+        for m in found
+    ]
+    console.table("benchmark", ["what", "side", "median", "over tljax"], cells, notes)
+    if output:
+        Path(output).write_text(json.dumps({"about": _about(), "rows": [m._asdict() for m in found]}, indent=1))
+
+
+def _about() -> str:
+    names = [name for name in ("jax", "torch", "keras") if _there(name)]
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in names)
+    return f"{time.strftime('%Y-%m-%d')}, Python {platform.python_version()}, {versions}, {os.cpu_count()} cores"
+
+
+def main(argv: Sequence[str]) -> None:
+    """Read the flags and run."""
+    if {argument.lstrip("-").partition("=")[0] for argument in argv[1:]} & {"help", "helpfull", "helpshort", "h"}:
+        console.say(f"{str(__doc__).strip()}\n{_HELP}")
+        return
+    values = flags.FlagValues()
+    for name, default in (("manual_dir", None), ("rows", ",".join(ROWS)), ("output", None), ("child", "")):
+        flags.DEFINE_string(name, default, "", flag_values=values)
+    flags.DEFINE_integer("rounds", 5, "", flag_values=values)
+    try:
+        rest = values(list(argv))
+    except flags.Error as error:
+        raise InputError(" ".join(str(error).split())) from error
+    if len(rest) > 1:
+        raise InputError(f"'{rest[1]}' is no flag: write --NAME=VALUE; --helpfull lists the names")
+    if not values.manual_dir:
+        raise InputError("--manual_dir is not given: name the folder with the complete mnist/ and fashion_mnist/")
+    run(values.manual_dir, values.rows.split(","), values.rounds, values.output, values.child)
+
+
+if __name__ == "__main__":
+    console.run_main(main)

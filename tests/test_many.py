@@ -1,0 +1,204 @@
+"""Many fits at once: over devices, side by side or one after another, each is what it is alone."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tljax import masks, models, named_optimizer, objective, parallel, prefix, train
+from tljax.data import draw
+from tljax.train import layout, segment
+
+RNG = np.random.default_rng(0)
+IMAGES = jnp.asarray(RNG.integers(0, 256, (60, 4, 4, 1)).astype(np.uint8))
+LABELS = jnp.asarray(RNG.integers(0, 3, 60).astype(np.int32))
+MODEL = models.build("mlp", 3, hidden=(6,), activation="relu")
+SPEC, NUMBERS = named_optimizer.spec("adam:eps=1e-2", clip=0.5)
+PROGRAM = train.Program(MODEL, objective.loss("softmax_cross_entropy"), SPEC, (objective.Penalty("l2"),), smooth=True)
+DEVICES = tuple(jax.devices())
+STEPS = 50
+
+
+def start(seed=0):
+    return models.init(MODEL, jax.random.key(seed), (4, 4, 1))
+
+
+def order_of(seed, subset=None):
+    n = 60 if subset is None else len(subset)
+    return partial(draw.order, seed, n, 10, epochs=False, subset=subset)
+
+
+def trial(params, order, rate=0.05, weight=1e-2, smoothing=0.1, mask=None, phases=None):
+    mask = masks.by_path(params, lambda path: True) if mask is None else mask
+    return train.Trial(
+        params,
+        phases or ((0, mask),),
+        order,
+        np.full(STEPS, rate, np.float32),
+        ({"weight": weight},),
+        {**NUMBERS, "label_smoothing": smoothing},
+        jax.random.key(0),
+    )
+
+
+def fitted(trials, **means):
+    """{trial: (parameters, losses)} and what was said."""
+    said, found = [], {}
+    for state, log in train.fit(
+        PROGRAM, trials, IMAGES, LABELS, [20, STEPS], means=train.Means(say=said.append, **means)
+    ):
+        for row, i in enumerate(state.trials):
+            params = jax.tree.map(lambda leaf, row=row: np.array(leaf[row]), state.params)
+            found[i] = (params, np.concatenate([found[i][1] if i in found else [], log.loss[row]]))
+    return [found[i] for i in range(len(trials))], said
+
+
+def same(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def near(one, other):
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), one, other)
+
+
+def seeds(count):
+    return [trial(start(i), order_of(i)) for i in range(count)]
+
+
+@pytest.mark.parametrize("count", [1, 3, 8, 9])
+def test_over_devices_a_fit_has_the_bits_of_a_fit_alone(count):
+    together, _ = fitted(seeds(count), devices=DEVICES)
+    for i, one in enumerate(seeds(count)):
+        same(together[i], fitted([one])[0][0])
+
+
+def test_what_differs_in_numbers_orders_or_examples_is_one_group_and_one_executable():
+    """Seeds, rates, lambdas, label smoothing, and training subsets by index."""
+    few = np.arange(0, 60, 7, dtype=np.int32)
+    trials = [
+        trial(start(0), order_of(0)),
+        trial(start(1), order_of(1), rate=0.2),
+        trial(start(0), order_of(0), weight=0.3),
+        trial(start(0), order_of(0), smoothing=0.4),
+        trial(start(0), order_of(0, few)),
+    ]
+    before = segment.segment._cache_size()
+    together, _ = fitted(trials)
+    assert segment.segment._cache_size() == before + 1
+    for i, one in enumerate(trials):
+        same(together[i], fitted([one])[0][0])
+    assert len({float(losses[-1]) for _, losses in together}) == 5
+
+
+def with_one_order(seeds=2, rates=3):
+    found = []
+    for seed in range(seeds):
+        params, order = start(seed), order_of(seed)
+        found += [trial(params, order, rate=0.02 * (i + 1)) for i in range(rates)]
+    return found
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_trials_of_one_order_one_after_another_have_the_bits_of_fits_alone(devices):
+    together, said = fitted(with_one_order(), devices=DEVICES[:devices], many="map")
+    where = "on one device" if devices == 1 else "on each of 2 devices"
+    assert said == [f"6 fits, one after another {where}"]
+    for i, one in enumerate(with_one_order()):
+        same(together[i], fitted([one])[0][0])
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("many", ["auto", "vmap"])
+def test_side_by_side_they_agree_with_fits_alone(many, devices):
+    together, said = fitted(with_one_order(), devices=DEVICES[:devices], many=many)
+    assert len(said) == 1 and "side by side" in said[0]
+    for i, one in enumerate(with_one_order()):
+        near(together[i], fitted([one])[0][0])
+
+
+def test_side_by_side_in_groups_of_seeds_only_when_asked():
+    assert fitted(seeds(3))[1] == ["3 fits, one after another on one device"]
+    together, said = fitted(seeds(3), many="vmap")
+    assert said == ["3 fits, side by side on one device"]
+    for i, one in enumerate(seeds(3)):
+        near(together[i], fitted([one])[0][0])
+
+
+def test_wide_steps_go_one_after_another_unless_a_flag_says_otherwise():
+    wide = models.build("mlp", 3, hidden=(4096,), activation="relu")
+    params = jax.tree.map(jnp.zeros_like, models.init(wide, jax.random.key(0), (28, 28, 1)))
+    order = lambda begin, end: np.zeros((end - begin, 100), np.int32)  # noqa: E731
+    for mask, expected in ((masks.by_path(params, lambda path: True), False), (masks.under(params, "head"), True)):
+        trials = [trial(params, order, mask=mask) for _ in range(2)]
+        program = train.under(train.Program(wide, PROGRAM.loss, SPEC, PROGRAM.penalties), trials[0], (mask,))
+        images = jnp.zeros((1, 28, 28, 1), jnp.uint8)
+        side = layout.lanes(program, trials, [(mask,)] * 2)
+        assert side == 2
+        assert layout.laid_out(program, trials, side, images, train.Means()).wide == expected
+        assert layout.laid_out(program, trials, side, images, train.Means(many="vmap")).wide
+        assert not layout.laid_out(program, trials, side, images, train.Means(many="map")).wide
+
+
+def test_work_is_about_what_xla_counts_for_a_step():
+    params = models.init(models.build("mlp", 10, hidden=(512,), activation="relu"), jax.random.key(0), (28, 28, 1))
+    program = train.Program(models.build("mlp", 10, hidden=(512,), activation="relu"), PROGRAM.loss, SPEC)
+    order = lambda begin, end: np.zeros((end - begin, 100), np.int32)  # noqa: E731
+    for mask, expected in (
+        (masks.by_path(params, lambda path: True), 3 * 81.4e6),
+        (masks.under(params, "head"), 3 * 1.03e6),
+    ):
+        one = trial(params, order, mask=mask)
+        got = layout.work(train.under(program, one, (mask,)), one, jnp.zeros((1, 28, 28, 1), jnp.uint8))
+        assert got == pytest.approx(expected, rel=0.03)
+
+
+def test_probes_on_the_features_of_several_sources_side_by_side_over_devices():
+    def heads():
+        return [one._replace(phases=((0, masks.under(one.params, "head")),)) for one in with_one_order(4, 2)]
+
+    store = prefix.Store(10**8)
+    together, _ = fitted(heads(), devices=DEVICES[:2], store=store)
+    assert [views.shape for views, _ in store.kept.values()] == [(4, 60, 6)]
+    for i, one in enumerate(heads()):
+        near(together[i], fitted([one])[0][0])
+
+
+def test_lanes_part_where_the_frozen_stages_were_trained_before():
+    """Two rates, one order: all trains, then the head on features that are now two."""
+    params, order = start(), order_of(0)
+    phases = ((0, masks.by_path(params, lambda path: True)), (20, masks.under(params, "head")))
+    trials = [trial(params, order, rate=rate, phases=phases) for rate in (0.02, 0.2)]
+    store = prefix.Store(10**8)
+    together, _ = fitted(trials, store=store)
+    assert [views.shape for views, _ in store.kept.values()] == [(2, 60, 6)]
+    for i, one in enumerate(trials):
+        near(together[i], fitted([one])[0][0])
+
+
+def test_a_stop_and_resume_over_devices_gives_the_bits_of_no_stop():
+    whole, _ = fitted(seeds(4), devices=DEVICES[:2])
+    means = train.Means(DEVICES[:2])
+    ends = [20, STEPS]
+    state, _ = next(train.fit(PROGRAM, seeds(4), IMAGES, LABELS, ends, means=means))
+    kept = jax.device_get(state)
+    [(state, _)] = train.fit(PROGRAM, seeds(4), IMAGES, LABELS, ends, kept, means)
+    for row in range(4):
+        same(jax.tree.map(lambda leaf, row=row: np.array(leaf[row]), state.params), whole[row][0])
+
+
+def test_devices_take_whole_rounds_and_the_rest_goes_on_as_many_as_it_needs():
+    assert [parallel.parts(n, 8) for n in (1, 8, 9, 23)] == [[1], [8], [8, 1], [16, 7]]
+    assert [parallel.share(n, 8) for n in (1, 7, 12, 16)] == [1, 7, 6, 8]
+
+
+def test_logits_over_devices_are_those_of_each_fit():
+    from tljax import evaluate
+
+    states = list(train.fit(PROGRAM, seeds(4), IMAGES, LABELS, [STEPS], means=train.Means(DEVICES[:2])))
+    padded = evaluate.padded(np.asarray(IMAGES))
+    got = train.logits(PROGRAM, seeds(4), states[0][0], padded, 60, train.Means(DEVICES[:2]))
+    for row in range(4):
+        params = jax.tree.map(lambda leaf, row=row: np.asarray(leaf)[row], states[0][0].params)
+        np.testing.assert_allclose(got[row], models.apply(MODEL, params, IMAGES), rtol=1e-5, atol=1e-5)
