@@ -104,10 +104,10 @@ def segment(
 
         def lanes(item: Any) -> Any:
             own, order, which = item
-            one = functools.partial(_trial, program, (views, which, labels), order, steps)
+            one = functools.partial(_train, program, (views, which, labels), order, steps)
             if layout.lanes == 1:
                 return jax.tree.map(lambda leaf: leaf[None], one(jax.tree.map(lambda leaf: leaf[0], own)))
-            return jax.vmap(one)(own) if layout.wide else jax.lax.map(one, own)
+            return _side_by_side(one, own) if layout.wide else jax.lax.map(one, own)
 
         which = jnp.arange(len(order)) if many else jnp.zeros(len(order), jnp.int32)
         items = (rowed, order, which)
@@ -117,21 +117,32 @@ def segment(
     return parallel.over(layout.mesh, every, split, common)
 
 
-def _trial(program: Program, data: Any, order: jax.Array, steps: tuple[int, int, int], own: Any) -> Any:
-    """Some steps of one trial: state and log."""
+def _train(program: Program, data: Any, order: jax.Array, steps: Any, own: Any, lanes: tuple[int, ...] = ()) -> Any:
+    """Some steps: state and log of one trial, or of `lanes` along the last axis of everything in `own`."""
     trained, opt_state, frozen, numbers, rates = own
     first, begin, end = steps
-    step = training_step(program, frozen, numbers, data)
-    curve = jnp.zeros(order.shape[0], jnp.float32)
+
+    def step(trained: Any, opt_state: Any, frozen: Any, numbers: Any, rate: Any, row: jax.Array) -> Any:
+        return training_step(program, frozen, numbers, data)(trained, opt_state, order[row], rate, first + row)
+
+    every = jax.vmap(step, in_axes=(-1, -1, -1, -1, -1, None), out_axes=-1) if lanes else step
+    curve = jnp.zeros((len(order), *lanes), jnp.float32)
     log = Log(curve, curve, (curve,) * len(program.penalties), curve)
 
     def body(row: jax.Array, carry: Any) -> Any:
         trained, opt_state, log = carry
-        trained, opt_state, now = step(trained, opt_state, order[row], rates[row], first + row)
+        trained, opt_state, now = every(trained, opt_state, frozen, numbers, rates[row], row)
         log = jax.tree.map(lambda curve, value: curve.at[row].set(value.astype(curve.dtype)), log, now)
         return trained, opt_state, log
 
     return jax.lax.fori_loop(begin, end, body, (trained, opt_state, log))
+
+
+def _side_by_side(train: Callable[..., Any], own: Any) -> Any:
+    """Lanes along the last axis: kernels of many lanes are then one matrix, and their products one product."""
+    lanes = (len(jax.tree.leaves(own)[0]),)
+    out = train(jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -1), own), lanes)
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, -1, 0), out)
 
 
 Data = tuple[jax.Array, jax.Array, jax.Array]
