@@ -33,7 +33,7 @@ class Arena(NamedTuple):
 
 def arena(task: Task, recipe: Recipe, means: train.Means) -> Arena:
     """Put a task on the device, once for all its fits."""
-    images, labels = jnp.asarray(task.train.images), jnp.asarray(task.train.labels)
+    images, labels = jax.device_put((np.asarray(task.train.images), np.asarray(task.train.labels)))
     return Arena(task, recipe, images, labels, evaluate.padded(task.test.images), means)
 
 
@@ -80,7 +80,8 @@ def check(recipe: Recipe, budget: str, task: Task, start: Start, prefix: str = "
     total = _flagged(prefix, "batch_size", lambda: steps(recipe, len(drawn[0])))
     _at_steps(start.phases, ends(recipe, total))
     _flagged(prefix, "schedule", lambda: _rates(recipe, total))
-    logits, labels = jnp.zeros((2, len(task.classes))), jnp.zeros(2, jnp.int32)
+    logits = jax.ShapeDtypeStruct((2, len(task.classes)), jnp.float32)
+    labels = jax.ShapeDtypeStruct((2,), jnp.int32)
     values = _flagged(prefix, "loss", lambda: jax.eval_shape(loss, logits, labels))
     if getattr(values, "shape", None) != (2,):
         raise InputError(f"--{prefix}loss={recipe.loss} does not give a number an example: see --helpfull")
@@ -106,7 +107,7 @@ def _optimizer(recipe: Recipe) -> tuple[named_optimizer.Spec, dict[str, float]]:
 
 def _try_optimizer(spec: named_optimizer.Spec, numbers: Mapping[str, float]) -> None:
     """Trace one step on a small tree."""
-    params = {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}
+    params = {name: jax.ShapeDtypeStruct((2,) * n, jnp.float32) for name, n in (("kernel", 2), ("bias", 1))}
 
     def step(params: Params) -> Params:
         tx = named_optimizer.build(spec, 0.1, numbers)

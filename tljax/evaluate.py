@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.special import log_softmax
 
 from tljax import parallel
 from tljax.types import Params
@@ -20,7 +19,7 @@ def padded(images: np.ndarray) -> jax.Array:
     """Images [n, ...] on the device, with zeros up to a multiple of BATCH."""
     whole = np.zeros((-(-len(images) // BATCH) * BATCH, *images.shape[1:]), images.dtype)
     whole[: len(images)] = images
-    return jnp.asarray(whole)
+    return jax.device_put(whole)
 
 
 def logits(
@@ -63,6 +62,8 @@ def metrics(logits: np.ndarray, labels: np.ndarray) -> Mapping[str, Any]:
     >>> round(metrics(np.log([[0.9, 0.1], [0.8, 0.2]]), np.array([0, 1]))["loss"], 4)
     0.8574
     """
+    from scipy.special import log_softmax  # takes as long to import as a first segment
+
     if not np.isfinite(logits).all():
         return dict.fromkeys(("accuracy", "loss", "calibration_error", "per_class_accuracy", "confusion"))
     classes = logits.shape[-1]

@@ -117,6 +117,7 @@ def rates(schedule: str, learning_rate: float, warmup: float, steps: int) -> np.
     }
     if schedule not in shapes:
         raise InputError(f"unknown schedule '{schedule}'{plugins.nearest(schedule, shapes)}")
-    whole = optax.join_schedules([optax.linear_schedule(0.0, 1.0, max(rise, 1)), shapes[schedule]], [rise])
+    ramp = optax.linear_schedule(0.0, 1.0, max(rise, 1))
+    whole = optax.join_schedules([ramp, shapes[schedule]], [rise]) if rise else shapes[schedule]
     shape = np.broadcast_to(np.asarray(whole(np.arange(steps)), np.float32), (steps,))
     return np.float32(learning_rate) * shape

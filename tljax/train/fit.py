@@ -248,4 +248,4 @@ def _chunk(trials: Sequence[Trial], side: int, start: int, stop: int) -> tuple[j
     padded[:, : stop - start] = orders
     rates = np.zeros((len(trials), rows), np.float32)
     rates[:, : stop - start] = [trial.rates[start:stop] for trial in trials]
-    return jnp.asarray(padded), jnp.asarray(rates)
+    return jax.device_put(padded), jax.device_put(rates)

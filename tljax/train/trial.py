@@ -94,5 +94,13 @@ def _columns(rows: Sequence[Mapping[str, float]]) -> dict[str, jax.Array]:
 
 
 def stack(trees: Sequence[Params]) -> Params:
-    """A leading axis of trials; always copies, since the compiled function takes its arguments over."""
-    return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *trees)
+    """A leading axis of trials; always copies, since the compiled function takes its arguments over.
+
+    By way of the host, where nothing need be compiled for it.
+    """
+    return jax.tree.map(lambda *leaves: jax.device_put(np.stack([_plain(leaf) for leaf in leaves])), *trees)
+
+
+def _plain(leaf: Any) -> np.ndarray:
+    """On the host, in the type that JAX gives it."""
+    return np.asarray(leaf, jax.dtypes.canonicalize_dtype(jnp.result_type(leaf)))
