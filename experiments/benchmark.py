@@ -9,7 +9,6 @@ import importlib.util
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
-from experiments import console, machine, options, peers
+from experiments import console, machine, options, sides
 from tljax.types import InputError
 
 ROWS = ("full", "probe", "probes", "whole", "growth")
@@ -48,63 +47,6 @@ class Measured(NamedTuple):
 Side = Iterator[Any]
 
 
-def epochs(count: int, mask: str = "full", *, data: peers.Arrays, widths: Sequence[int] = (512,)) -> Side:
-    """tljax: an epoch of `count` fits, of everything or of the head alone, each time it is asked."""
-    import jax
-    import jax.numpy as jnp
-
-    from tljax import models, named_optimizer, objective, plugins, train
-    from tljax.types import Context
-
-    model = models.build("mlp", 10, hidden=tuple(widths), activation="relu")
-    params = models.init(model, jax.random.key(0), data[0].shape[1:])
-    spec, numbers = named_optimizer.spec("sgd")
-    program = train.Program(model, objective.loss("softmax_cross_entropy"), spec)
-    tree = plugins.method(mask)[0].strategy(params, Context(models.names(model)))
-    most = 10**4 * len(data[1]) // peers.BATCH
-    trials = [_trial(params, tree, seed, len(data[1]), most, numbers) for seed in range(count)]
-    images, labels = jnp.asarray(data[0]), jnp.asarray(data[1])
-    ends = range(len(data[1]) // peers.BATCH, most + 1, len(data[1]) // peers.BATCH)
-    yield from train.fit(program, trials, images, labels, ends, means=machine.prepare(options.settings()))
-
-
-def _trial(params: Any, tree: Any, seed: int, examples: int, steps: int, numbers: Any, rate: float = peers.RATE) -> Any:
-    import jax
-
-    from tljax import train
-    from tljax.data import draw
-
-    def order(start: int, stop: int) -> np.ndarray:
-        return draw.order(seed, examples, peers.BATCH, start, stop, epochs=True)
-
-    given = {**numbers, "label_smoothing": 0.0}
-    return train.Trial(params, ((0, tree),), order, np.full(steps, rate, np.float32), (), given, jax.random.key(0))
-
-
-def probes(data: peers.Arrays, rates: int = 8, seeds: int = 4, passes: int = 10) -> float:
-    """Seconds for rates x seeds linear probes in tljax, with what is compiled and the features."""
-    import jax
-    import jax.numpy as jnp
-
-    from tljax import masks, models, named_optimizer, objective, train
-
-    jax.clear_caches()
-    start = time.perf_counter()
-    model = models.build("mlp", 10, hidden=(512,), activation="relu")
-    spec, numbers = named_optimizer.spec("sgd")
-    program = train.Program(model, objective.loss("softmax_cross_entropy"), spec)
-    steps = passes * len(data[1]) // peers.BATCH
-    trials = []
-    for seed in range(seeds):
-        params = models.init(model, jax.random.key(seed), data[0].shape[1:])
-        first = _trial(params, masks.under(params, "head"), seed, len(data[1]), steps, numbers)
-        trials += [first._replace(rates=first.rates * 2.0**i) for i in range(rates)]
-    means = machine.prepare(options.settings(compilation_cache="off"))
-    for state, _ in train.fit(program, trials, jnp.asarray(data[0]), jnp.asarray(data[1]), [steps], means=means):
-        jax.block_until_ready(state.params)
-    return time.perf_counter() - start
-
-
 def ceiling() -> Side:
     """A product of 4096 x 4096 float32 matrices each time it is asked: what the machine can do."""
     import jax
@@ -122,11 +64,11 @@ EPOCH = 600 * 2 * 100 * (2 * 784 * 512 + 3 * 512 * 10)
 """FLOPs of the products in an epoch of the reference, 600 steps of 100: the input needs no gradient."""
 
 
-def turns(sides: Mapping[str, Side], rounds: int) -> dict[str, list[float]]:
+def turns(taking: Mapping[str, Side], rounds: int) -> dict[str, list[float]]:
     """Seconds of each side's turns, after a first that is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    seconds: dict[str, list[float]] = {name: [] for name in taking}
     for round in range(rounds + 1):
-        for name, side in sides.items():
+        for name, side in taking.items():
             start = time.perf_counter()
             next(side)
             took = time.perf_counter() - start
@@ -143,19 +85,19 @@ def compared(row: str, seconds: Mapping[str, Sequence[float]], base: str) -> lis
     ]
 
 
-def full(data: peers.Arrays, rounds: int) -> list[Measured]:
+def full(data: sides.Arrays, rounds: int) -> list[Measured]:
     """Full fine-tuning, and its share of what the machine can do."""
-    sides: dict[str, Side] = {
+    taking: dict[str, Side] = {
         "large product": ceiling(),
-        "tljax": epochs(1, data=data),
-        "tljax, 4 at once": epochs(4, data=data),
+        "tljax": sides.epochs(1, data=data),
+        "tljax, 4 at once": sides.epochs(4, data=data),
     }
     if _there("torch"):
-        sides |= {"PyTorch": peers.pytorch(data), "PyTorch, compiled": peers.pytorch(data, compiled=True)}
+        taking |= {"PyTorch": sides.pytorch(data), "PyTorch, compiled": sides.pytorch(data, compiled=True)}
     if _there("keras"):
-        sides |= {"Keras on JAX": peers.keras(data)}
-    sides |= {"a plain jitted step": peers.plain(data)}
-    seconds = turns(sides, rounds)
+        taking |= {"Keras on JAX": sides.keras(data)}
+    taking |= {"a plain jitted step": sides.plain(data)}
+    seconds = turns(taking, rounds)
     products = np.array(seconds.pop("large product"))
     seconds["tljax, 4 at once"] = [took / 4 for took in seconds["tljax, 4 at once"]]
     found = [Measured("large product, GFLOP/s", "JAX", float(np.median(PRODUCT / products / 1e9)))]
@@ -166,22 +108,22 @@ def full(data: peers.Arrays, rounds: int) -> list[Measured]:
     return found
 
 
-def probe(data: peers.Arrays, rounds: int) -> list[Measured]:
+def probe(data: sides.Arrays, rounds: int) -> list[Measured]:
     """A linear probe."""
-    sides = {"tljax": epochs(1, "head_only", data=data)}
+    taking = {"tljax": sides.epochs(1, "head_only", data=data)}
     if _there("torch"):
-        sides |= {"PyTorch, layer frozen": peers.pytorch(data, frozen=True)}
-        sides |= {"PyTorch, on features": peers.pytorch(data, features=True)}
-    return compared("linear probe, s/epoch", turns(sides, rounds), "tljax")
+        taking |= {"PyTorch, layer frozen": sides.pytorch(data, frozen=True)}
+        taking |= {"PyTorch, on features": sides.pytorch(data, features=True)}
+    return compared("linear probe, s/epoch", turns(taking, rounds), "tljax")
 
 
-def many(data: peers.Arrays) -> list[Measured]:
+def many(data: sides.Arrays) -> list[Measured]:
     """32 linear probes of 10 epochs; PyTorch trains two of them, and is counted 16 times."""
-    seconds = {"tljax": [probes(data)]}
+    seconds = {"tljax": [sides.probes(data)]}
     if _there("torch"):
         start = time.perf_counter()
         for _ in range(2):
-            side = peers.pytorch(data, frozen=True)
+            side = sides.pytorch(data, frozen=True)
             for _ in range(10):
                 next(side)
         seconds["PyTorch, one after another (2 x 16)"] = [16 * (time.perf_counter() - start)]
@@ -198,7 +140,7 @@ def whole(folder: Path) -> list[Measured]:
             command += [f"--data_dir={place}/data", f"--compilation_cache={place}/compiled"]
             found[name] = _process([*command, f"--workdir={place}/{name[-4:]}"])
     if _there("torch"):
-        found["PyTorch"] = _process(["experiments.peers", str(folder)])
+        found["PyTorch"] = _process(["experiments.sides", "reference", str(folder)])
     rows = []
     for name, (seconds, peak) in found.items():
         rows.append(
@@ -215,7 +157,7 @@ def growth(folder: Path) -> list[Measured]:
     for examples, width in cases:
         found = {}
         for side in ("tljax", *(("PyTorch",) if _there("torch") else ())):
-            call = ["experiments.benchmark", f"--manual_dir={folder}", f"--child={side}:{examples}:{width}"]
+            call = ["experiments.sides", "growth", side, str(examples), str(width), str(folder / "mnist")]
             output: dict[str, float] = {}
             _process(call, output)
             found[side] = (output["seconds"], output["peak"])
@@ -224,18 +166,6 @@ def growth(folder: Path) -> list[Measured]:
             rows.append(Measured(f"{what}: s/epoch", side, seconds, seconds / found["tljax"][0]))
             rows.append(Measured(f"{what}: peak memory, MB", side, peak, peak / found["tljax"][1]))
     return rows
-
-
-def child(what: str, data: peers.Arrays) -> None:
-    """One side of `growth`: print its seconds an epoch and its peak memory as JSON."""
-    name, examples, width = what.split(":")
-    times = -(-int(examples) // len(data[1]))
-    images, labels = (np.concatenate([part] * times)[: int(examples)] for part in data)
-    grown = (images, labels)
-    side = epochs(1, data=grown, widths=(int(width),)) if name == "tljax" else peers.pytorch(grown, (int(width),))
-    del data, grown, images, labels
-    seconds = float(np.median(turns({name: side}, 3)[name]))
-    print(json.dumps({"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
 
 
 def _process(arguments: Sequence[str], output: dict[str, float] | None = None) -> tuple[float, float]:
@@ -259,9 +189,7 @@ def _there(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
 
-def run(
-    manual_dir: str, rows: Sequence[str] = ROWS, rounds: int = 5, output: str | None = None, child_of: str = ""
-) -> None:
+def run(manual_dir: str, rows: Sequence[str] = ROWS, rounds: int = 5, output: str | None = None) -> None:
     """Measure, print the table, write the JSON."""
     for name in rows:
         if name not in ROWS:
@@ -273,9 +201,6 @@ def run(
     machine.prepare(options.settings())
     train = data.load("mnist", manual_dir=manual_dir).train
     arrays = (np.asarray(train.images), np.asarray(train.labels))
-    if child_of:
-        child(child_of, arrays)
-        return
     folder = Path(manual_dir).absolute()
     left = [name for name in ("torch", "keras") if not _there(name)]
     work: dict[str, Callable[[], list[Measured]]] = {
@@ -310,7 +235,7 @@ def main(argv: Sequence[str]) -> None:
         console.say(f"{str(__doc__).strip()}\n{_HELP}")
         return
     values = flags.FlagValues()
-    for name, default in (("manual_dir", None), ("rows", ",".join(ROWS)), ("output", None), ("child", "")):
+    for name, default in (("manual_dir", None), ("rows", ",".join(ROWS)), ("output", None)):
         flags.DEFINE_string(name, default, "", flag_values=values)
     flags.DEFINE_integer("rounds", 5, "", flag_values=values)
     try:
@@ -321,7 +246,7 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(f"'{rest[1]}' is no flag: write --NAME=VALUE; --helpfull lists the names")
     if not values.manual_dir:
         raise InputError("--manual_dir is not given: name the folder with the complete mnist/ and fashion_mnist/")
-    run(values.manual_dir, values.rows.split(","), values.rounds, values.output, values.child)
+    run(values.manual_dir, values.rows.split(","), values.rounds, values.output)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def lowered(strategy, hidden=(512,), cached=False, optimizer="sgd"):
     short, views = layout.shortened(program, [trial], whole, 1, IMAGES, 10**9, means)
     assert (views is not None) == cached
     trained, frozen = masks.split(whole, segment.static(program))
-    data = (IMAGES[None] if views is None else views, LABELS)
+    data = ((IMAGES,) if views is None else views, LABELS)
     rows = train.capacity(BATCH)
     order_, rates = jnp.zeros((1, rows, BATCH), jnp.int32), jnp.zeros((1, rows))
     return (

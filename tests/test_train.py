@@ -188,7 +188,7 @@ def test_the_head_alone_does_half_of_the_work():
         trial = train.Trial(params, ((0, mask),), None, None, (), {}, None)
         program = train.under(plain, trial, (mask,))
         trained, frozen = masks.split(params, mask)
-        data = (jnp.zeros((1, 100, 28, 28, 1), jnp.uint8), 0, jnp.zeros(100, jnp.int32))
+        data = ((jnp.zeros((100, 28, 28, 1), jnp.uint8),), 0, jnp.zeros(100, jnp.int32))
         numbers = compiled.Numbers((), {}, (), jax.random.key(0), None, None)
         step = compiled.training_step(program, frozen, numbers, data)
         state = optimizer.masked(named_optimizer.build(program.optimizer, 0.1, {}), mask).init(params)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tljax import parallel
-from tljax.types import Params
+from tljax.types import Params, Views
 
 BATCH = 1000
 """Examples a compiled batch: the last is padded, so that one executable serves every data set of a shape."""
@@ -22,21 +22,20 @@ def padded(images: np.ndarray) -> jax.Array:
     return jax.device_put(whole)
 
 
-def logits(
-    forward: Callable[[Params, jax.Array], jax.Array], params: Params, views: jax.Array, count: int
-) -> np.ndarray:
+def logits(forward: Callable[[Params, jax.Array], jax.Array], params: Params, views: Views, count: int) -> np.ndarray:
     """Logits float32 [trials, count, classes]: `params` with a leading axis of trials, on the devices of a mesh or not.
 
-    `views` are [1, n, ...] for all trials, or one for each so many neighbours, n a multiple of BATCH as `padded` gives
-    it. `forward` is (params, images [batch, ...]) -> logits [batch, classes], and compiled once an object.
+    A view has a multiple of BATCH examples, as `padded` gives them. `forward` is (params, images [batch, ...]) ->
+    logits [batch, classes], and compiled once an object.
     """
     return np.asarray(_all(forward, parallel.of(params), params, views))[:, :count]
 
 
 @functools.partial(jax.jit, static_argnames=("forward", "mesh"))
-def _all(forward: Callable[[Params, jax.Array], jax.Array], mesh: Any, params: Params, views: jax.Array) -> jax.Array:
-    many = len(views) > 1
-    batched = views.reshape(len(views), -1, BATCH, *views.shape[2:])
+def _all(forward: Callable[[Params, jax.Array], jax.Array], mesh: Any, params: Params, views: Views) -> jax.Array:
+    many = not isinstance(views, tuple)
+    all_views = views[0][None] if isinstance(views, tuple) else views
+    batched = all_views.reshape(len(all_views), -1, BATCH, *all_views.shape[2:])
 
     def every(params: Params, *rest: jax.Array) -> jax.Array:
         def trial(item: Any) -> jax.Array:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tljax import masks, models, parallel
-from tljax.types import Mask, Model, Params
+from tljax.types import Mask, Model, Params, Views
 
 _BATCH = 1000
 """Examples that go through the frozen stages at once."""
@@ -52,7 +52,7 @@ def rewrite(model: Model, params: Params, mask: Mask, x: jax.Array) -> tuple[Mod
     if not count:
         return model, params, mask, x
     one = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], params)
-    return model[count:], params, mask, _features(None, model[:count], None, "float32", one, x)[0, : len(x)]
+    return model[count:], params, mask, _features(None, model[:count], None, "float32", False, one, x)[: len(x)]
 
 
 @dataclass
@@ -66,7 +66,7 @@ class Store:
     """Bytes."""
     dtype: str = "float32"
     """Or bfloat16, half as large; fits compute in float32 all the same."""
-    kept: dict[Any, tuple[jax.Array, Any]] = field(default_factory=dict)
+    kept: dict[Any, tuple[Views, Any]] = field(default_factory=dict)
     """{what they follow from: (features, what must stay alive for that to be true)}, least recently used first."""
 
 
@@ -79,10 +79,10 @@ def size(store: Store, model: Model, params: Params, images: jax.Array) -> int:
     return rows * math.prod(out.shape[1:]) * jnp.dtype(store.dtype).itemsize
 
 
-def views(store: Store, model: Model, merge: Any, params: Params, images: jax.Array) -> jax.Array:
-    """What the stages of `model` give for all images: [sources, rows, ...], rows at least as many as images.
+def views(store: Store, model: Model, merge: Any, params: Params, images: jax.Array) -> Views:
+    """What the stages of `model` give for all images, [rows, ...] a view, rows at least as many as images.
 
-    `params` has a leading axis of trials, and there is one source for each of them, or one for all where all have
+    `params` has a leading axis of trials, and there is a view for each of them, or one for all where all have
     the same bytes. `merge` is as in `train.Program`. What was computed before is not computed again.
     """
     mesh = parallel.of(params)
@@ -98,13 +98,17 @@ def views(store: Store, model: Model, merge: Any, params: Params, images: jax.Ar
         return store.kept[key][0]
     one = jax.tree.map(lambda leaf: leaf[0], own)
     wanted = size(store, model, merge(one) if merge else one, images) * len(digests)
-    while store.kept and sum(of.nbytes for of, _ in store.kept.values()) + wanted > store.budget:
+    while store.kept and sum(_bytes(of) for of, _ in store.kept.values()) + wanted > store.budget:
         del store.kept[next(iter(store.kept))]
-    found = _features(split, model, merge, store.dtype, own, images)
-    if split is None:
-        found = parallel.place(mesh, found, split=False)
+    several = len(digests) > 1
+    found = _features(split, model, merge, store.dtype, several, own, images)
+    found = found if several else (parallel.place(mesh, found, split=False),)
     store.kept[key] = (found, images)
     return found
+
+
+def _bytes(views: Views) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(views))
 
 
 def _digests(params: Params) -> list[str]:
@@ -118,8 +122,10 @@ def _rows(examples: int) -> int:
     return -(-examples // -(-examples // _BATCH))
 
 
-@functools.partial(jax.jit, static_argnames=("mesh", "model", "merge", "dtype"))
-def _features(mesh: Any, model: Model, merge: Any, dtype: str, params: Params, images: jax.Array) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("mesh", "model", "merge", "dtype", "several"))
+def _features(
+    mesh: Any, model: Model, merge: Any, dtype: str, several: bool, params: Params, images: jax.Array
+) -> jax.Array:
     size = _rows(len(images))
     # Rows beyond the last example hold it again: nothing refers to them.
     chosen = jnp.minimum(jnp.arange(-(-len(images) // size) * size), len(images) - 1).reshape(-1, size)
@@ -132,4 +138,6 @@ def _features(mesh: Any, model: Model, merge: Any, dtype: str, params: Params, i
 
         return jax.lax.map(one, params)
 
+    if not several:
+        return every(params, images)[0]
     return parallel.over(mesh, every, (params,), (images,))

@@ -133,7 +133,7 @@ def _flops(
     order = jax.ShapeDtypeStruct((1, rows, grounds.BATCH), jnp.int32)
     rates = jax.ShapeDtypeStruct((1, rows), jnp.float32)
     lowered = segment.segment.lower(
-        wanted, segment.Layout(), trained, state, frozen, numbers, (data[0][None], data[1]), order, rates, (0, 0, 1)
+        wanted, segment.Layout(), trained, state, frozen, numbers, ((data[0],), data[1]), order, rates, (0, 0, 1)
     )
     costs: Any = lowered.compile().cost_analysis()
     return float(costs["flops"])

@@ -15,7 +15,7 @@ from tljax.train import layout
 from tljax.train.layout import Means
 from tljax.train.segment import Layout, Log, Numbers, Program, begin, forward, segment, static
 from tljax.train.trial import Trial, batch_size, numbers_of, stack, under
-from tljax.types import InputError, Mask, Params
+from tljax.types import InputError, Mask, Params, Views
 
 
 class State(NamedTuple):
@@ -49,8 +49,8 @@ class Setting(NamedTuple):
     program: Program
     layout: Layout
     numbers: Numbers
-    data: tuple[jax.Array, jax.Array]
-    """Views and labels."""
+    data: tuple[Views, jax.Array]
+    """And labels."""
 
 
 def fit(
@@ -117,7 +117,7 @@ def _setting(group: Group, state: State) -> Setting:
     params = parallel.place(stand.mesh, state.params)
     short, views = layout.shortened(now, members, params, side, images, _passed(group, state.step), means)
     if views is None:
-        views = parallel.place(stand.mesh, images[None], split=False)
+        views = (parallel.place(stand.mesh, images, split=False),)
     labels = parallel.place(stand.mesh, group.labels, split=False)
     numbers = parallel.place(stand.mesh, numbers_of(now, members, state.masks))
     return Setting(short, stand, numbers, (views, labels))
@@ -138,7 +138,7 @@ def logits(
     params = parallel.place(stand.mesh, state.params)
     short, views = layout.shortened(now, members, params, side, images, len(images), means)
     if views is None:
-        views = parallel.place(stand.mesh, images[None], split=False)
+        views = (parallel.place(stand.mesh, images, split=False),)
     return evaluate.logits(forward(short), params, views, count)
 
 

@@ -11,7 +11,7 @@ import jax
 from tljax import masks, models, parallel, prefix
 from tljax.train.segment import Layout, Program, static
 from tljax.train.trial import Trial, batch_size
-from tljax.types import Mask, Params
+from tljax.types import Mask, Params, Views
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def work(program: Program, trial: Trial, images: jax.Array) -> float:
 
 def shortened(
     program: Program, trials: Sequence[Trial], params: Params, side: int, images: jax.Array, passed: int, means: Means
-) -> tuple[Program, jax.Array | None]:
+) -> tuple[Program, Views | None]:
     """The program of the stages that train, and the frozen ones' output as views; or the program itself and None."""
     wanted = _wanted(program, trials[0], images, passed, means)
     if means.store is None or not wanted:
@@ -95,7 +95,7 @@ def shortened(
         return program, None
     firsts = jax.tree.map(lambda leaf: leaf[::side], params)
     views = prefix.views(means.store, program.model[: len(still)], program.merge, firsts, images)
-    means.say(f"{told} are computed once, {_mb(views.nbytes)}")
+    means.say(f"{told} are computed once, {_mb(sum(leaf.nbytes for leaf in jax.tree.leaves(views)))}")
     return replace(program, model=program.model[len(still) :]), views
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from tljax import masks, models, named_optimizer, objective, optimizer, parallel, prefix
-from tljax.types import Mask, Model, Params
+from tljax.types import Mask, Model, Params, Views
 
 
 @dataclass(frozen=True)
@@ -82,18 +82,17 @@ def segment(
     opt_state: optax.OptState,
     frozen: Params,
     numbers: Numbers,
-    data: tuple[jax.Array, jax.Array],
+    data: tuple[Views, jax.Array],
     order: jax.Array,
     rates: jax.Array,
     steps: tuple[int, int, int],
 ) -> tuple[Params, optax.OptState, Log]:
     """Rows `begin` to `end` of `order` [trials / lanes, rows, batch], the first of which is step `first`.
 
-    `rates` are [trials, rows]; the data are views [views, n, ...] and labels [n], where there is one view for all
-    trials or one for each of the orders.
+    `rates` are [trials, rows]; the data are views, one for all trials or one for each of the orders, and labels [n].
     """
     views, labels = data
-    many = len(views) > 1
+    many = not isinstance(views, tuple)
     split = (trained, opt_state, frozen, numbers, order, rates, *((views,) if many else ()))
     common = (labels, steps, *(() if many else (views,)))
 
@@ -145,8 +144,8 @@ def _side_by_side(train: Callable[..., Any], own: Any) -> Any:
     return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, -1, 0), out)
 
 
-Data = tuple[jax.Array, jax.Array, jax.Array]
-"""Views [views, n, ...], which of them, and labels [n]."""
+Data = tuple[Views, jax.Array, jax.Array]
+"""Views, which of them, and labels [n]."""
 
 
 def training_step(program: Program, frozen: Params, numbers: Numbers, data: Data) -> Callable[..., Any]:
@@ -173,7 +172,7 @@ def _objective(program: Program, frozen: Params, numbers: Numbers, data: Data) -
     def value(trained: Params, chosen: jax.Array, step: jax.Array) -> tuple[jax.Array, Any]:
         weight = (chosen >= 0).astype(jnp.float32)
         rows = jnp.maximum(chosen, 0)
-        x = views[0][rows] if len(views) == 1 else views[which, rows]
+        x = views[0][rows] if isinstance(views, tuple) else views[which, rows]
         x = x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x
         key = jax.random.fold_in(numbers.key, step)
         given = models.features(program.model, merge(masks.join(trained, frozen)), x, key=key, frozen=still)

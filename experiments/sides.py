@@ -1,10 +1,13 @@
-"""What a user would run instead, for the benchmark: the same fits in PyTorch, Keras and a plain jitted step.
+"""The sides of the benchmark: fits in tljax, and the same in PyTorch, Keras and a plain jitted step.
 
 Each side is an iterator that trains one epoch when it is asked for the next; importing this loads none of them.
 """
 
 import gzip
+import json
+import resource
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -18,14 +21,73 @@ Arrays = tuple[np.ndarray, np.ndarray]
 """Images uint8 [n, ...] and labels."""
 
 
+def epochs(count: int, mask: str = "full", *, data: Arrays, widths: Sequence[int] = (512,)) -> Iterator[Any]:
+    """tljax: an epoch of `count` fits, of everything or of the head alone, each time it is asked."""
+    import jax
+    import jax.numpy as jnp
+
+    from experiments import machine, options
+    from tljax import models, named_optimizer, objective, plugins, train
+    from tljax.types import Context
+
+    model = models.build("mlp", 10, hidden=tuple(widths), activation="relu")
+    params = models.init(model, jax.random.key(0), data[0].shape[1:])
+    spec, numbers = named_optimizer.spec("sgd")
+    program = train.Program(model, objective.loss("softmax_cross_entropy"), spec)
+    tree = plugins.method(mask)[0].strategy(params, Context(models.names(model)))
+    most = 50 * len(data[1]) // BATCH
+    trials = [_trial(params, tree, seed, len(data[1]), most, numbers) for seed in range(count)]
+    images, labels = jnp.asarray(data[0]), jnp.asarray(data[1])
+    ends = range(len(data[1]) // BATCH, most + 1, len(data[1]) // BATCH)
+    yield from train.fit(program, trials, images, labels, ends, means=machine.prepare(options.settings()))
+
+
+def _trial(params: Any, tree: Any, seed: int, examples: int, steps: int, numbers: Any, rate: float = RATE) -> Any:
+    import jax
+
+    from tljax import train
+    from tljax.data import draw
+
+    def order(start: int, stop: int) -> np.ndarray:
+        return draw.order(seed, examples, BATCH, start, stop, epochs=True)
+
+    given = {**numbers, "label_smoothing": 0.0}
+    return train.Trial(params, ((0, tree),), order, np.full(steps, rate, np.float32), (), given, jax.random.key(0))
+
+
+def probes(data: Arrays, rates: int = 8, seeds: int = 4, passes: int = 10) -> float:
+    """Seconds for rates x seeds linear probes in tljax, with what is compiled and the features."""
+    import jax
+    import jax.numpy as jnp
+
+    from experiments import machine, options
+    from tljax import masks, models, named_optimizer, objective, train
+
+    jax.clear_caches()
+    start = time.perf_counter()
+    model = models.build("mlp", 10, hidden=(512,), activation="relu")
+    spec, numbers = named_optimizer.spec("sgd")
+    program = train.Program(model, objective.loss("softmax_cross_entropy"), spec)
+    steps = passes * len(data[1]) // BATCH
+    trials = []
+    for seed in range(seeds):
+        params = models.init(model, jax.random.key(seed), data[0].shape[1:])
+        first = _trial(params, masks.under(params, "head"), seed, len(data[1]), steps, numbers)
+        trials += [first._replace(rates=first.rates * 2.0**i) for i in range(rates)]
+    means = machine.prepare(options.settings(compilation_cache="off"))
+    for state, _ in train.fit(program, trials, jnp.asarray(data[0]), jnp.asarray(data[1]), [steps], means=means):
+        jax.block_until_ready(state.params)
+    return time.perf_counter() - start
+
+
 def pytorch(
     data: Arrays, widths: Sequence[int] = (512,), frozen: bool = False, features: bool = False, compiled: bool = False
 ) -> Iterator[None]:
     """Eager PyTorch on tensors in memory: everything trains, or the head alone, on features computed once or not."""
     import torch
 
-    images = torch.from_numpy(np.asarray(data[0]).reshape(len(data[0]), -1)).float().div_(255)
-    labels = torch.from_numpy(np.asarray(data[1])).long()
+    images = torch.tensor(data[0].reshape(len(data[0]), -1)).float().div_(255)
+    labels = torch.tensor(data[1]).long()
     body, head = _layers(images.shape[1], widths)
     body.requires_grad_(not (frozen or features))
     if features:
@@ -105,14 +167,10 @@ def reference(folder: Path, epochs: int = 10) -> None:
     from torch.utils.data import DataLoader, TensorDataset
 
     def task(name: str) -> tuple[Any, Any]:
-        def read(kind: str, start: int) -> Any:
-            raw = gzip.decompress((folder / name / kind).read_bytes())
-            return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=start).copy())
-
         sets = []
         for part in ("train", "t10k"):
-            images = read(f"{part}-images-idx3-ubyte.gz", 16).reshape(-1, 784).float() / 255
-            sets.append(TensorDataset(images, read(f"{part}-labels-idx1-ubyte.gz", 8).long()))
+            images, labels = read(folder / name, part)
+            sets.append(TensorDataset(torch.tensor(images).float() / 255, torch.tensor(labels).long()))
         return DataLoader(sets[0], BATCH, shuffle=True), DataLoader(sets[1], 1000)
 
     def fit(net: Any, data: tuple[Any, Any], label: str) -> None:
@@ -140,5 +198,34 @@ def reference(folder: Path, epochs: int = 10) -> None:
         fit(net, target, label)
 
 
+def read(folder: Path, part: str) -> Arrays:
+    """Images uint8 [n, 784] and labels of 'train' or 't10k', from two of the four files of a data set."""
+    files = ((f"{part}-images-idx3-ubyte.gz", 16), (f"{part}-labels-idx1-ubyte.gz", 8))
+    raw = [
+        np.frombuffer(gzip.decompress((folder / file).read_bytes()), np.uint8, offset=start) for file, start in files
+    ]
+    return raw[0].reshape(-1, 784), raw[1]
+
+
+def grown(side: str, examples: int, width: int, folder: Path) -> None:
+    """Print seconds an epoch and peak memory in MB of one side, on so many examples (repeated) at a width, as JSON."""
+    data = read(folder, "train")
+    times = -(-examples // len(data[1]))
+    images, labels = (np.tile(part, (times, *[1] * (part.ndim - 1)))[:examples] for part in data)
+    given = (images, labels.astype(np.int32))
+    training = epochs(1, data=given, widths=(width,)) if side == "tljax" else pytorch(given, (width,))
+    del data, images, labels, given
+    seconds = []
+    for _ in range(4):
+        start = time.perf_counter()
+        next(training)
+        seconds.append(time.perf_counter() - start)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"seconds": float(np.median(seconds[1:])), "peak": peak}))
+
+
 if __name__ == "__main__":
-    reference(Path(sys.argv[1]))
+    if sys.argv[1] == "reference":
+        reference(Path(sys.argv[2]))
+    else:
+        grown(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), Path(sys.argv[5]))
