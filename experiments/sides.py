@@ -139,7 +139,7 @@ def plain(data: Arrays, width: int = 512) -> Iterator[None]:
 
     rng = np.random.default_rng(0)
     sizes = list(pairwise((784, width, 10)))
-    params = [(jnp.asarray(rng.normal(0, a**-0.5, (a, b)).astype(np.float32)), jnp.zeros(b)) for a, b in sizes]
+    params = [(jnp.asarray(rng.normal(0, a**-0.5, (a, b)).astype(np.float32)), jnp.zeros((1, b))) for a, b in sizes]
     tx = optax.sgd(RATE)
     state = tx.init(params)
 
