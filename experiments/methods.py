@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from experiments import console, sources
 from experiments.fits import Start
@@ -132,35 +133,41 @@ def start(one: Named, ground: Ground, look: Look | None = None) -> Start:
 
 def _phases(one: Named, params: Params, context: Context, must: Mask) -> tuple[tuple[float, Any], ...]:
     """What the strategy gives, linted; masks that it leaves to their boundary are linted there."""
-    # A tree of their own, which they may change without changing the fit.
-    given = _theirs(one.method.strategy, jax.tree.map(jnp.asarray, params), context, **one.options)
+    given = _theirs(one.method.strategy, jax.tree.map(jnp.asarray, params), _shown(context), **one.options)
     phased = isinstance(given, list | tuple) and any(isinstance(phase, Phase) for phase in given)
-    phases = tuple(given) if phased else (Phase(0.0, given),)
 
     def linted(params: Params, mask: Mask) -> Mask:
         try:
             masks.lint(params, mask, must)
         except InputError as error:
             raise InputError(f"strategy '{one.label}': {error}") from error
-        return mask
+        return _own(mask)
 
     def later(phase: Phase) -> Callable[[Params], Mask]:
-        return lambda params: linted(params, _theirs(phase.mask, params, context))
+        return lambda params: linted(params, _theirs(phase.mask, _own(params), _shown(context)))
 
     if not phased:
-        linted(params, given)
-    else:
-        try:
-            masks.lint_phases(params, phases, must)
-        except InputError as error:
-            raise InputError(f"strategy '{one.label}': {error}") from error
-    return tuple((phase.start, later(phase) if masks.is_strategy(phase.mask) else phase.mask) for phase in phases)
+        return ((0.0, linted(params, given)),)
+    try:
+        masks.lint_phases(params, given, must)
+    except InputError as error:
+        raise InputError(f"strategy '{one.label}': {error}") from error
+    return tuple((phase.start, later(phase) if masks.is_strategy(phase.mask) else _own(phase.mask)) for phase in given)
+
+
+def _own(tree: Any) -> Any:
+    """A tree that somebody else's function may write into: containers and NumPy arrays of its own."""
+    return jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, tree)
+
+
+def _shown(context: Context) -> Context:
+    return context._replace(source_params=_own(context.source_params), fresh=_own(context.fresh))
 
 
 def _adapted(one: Named, params: Params, anew: Mask, key: jax.Array) -> tuple[Params, Mask]:
     """The parameters with the leaves that `adapt` adds; those are fresh."""
     known = dict(zip(paths.names(params), jax.tree.leaves(anew), strict=True))
-    more = _call(one.method.adapt, one.options, params, key)
+    more = _call(one.method.adapt, one.options, _own(params), key)
     added = [known.get(path, True) for path in paths.names(more)]
     return more, jax.tree.unflatten(jax.tree.structure(more), added)
 

@@ -412,6 +412,50 @@ def test_a_strategy_cannot_change_the_parameters_it_is_shown(tasks, tmp_path):
     assert np.abs(parameters(workdir, line)["hidden_0/bias"]).max() < 1
 
 
+WRITES = """
+import jax
+import numpy as np
+
+from tljax.types import Phase
+
+
+def mend(params, context):
+    params["hidden_0"]["bias"] = params["hidden_0"]["bias"] * 0 + 7
+    context.source_params["hidden_0"]["bias"] = params["hidden_0"]["bias"]
+    context.fresh["head"]["bias"] = False
+    context.fresh["hidden_0"]["bias"] = True
+    return {"hidden_0": {"bias": False, "kernel": False}, "head": {"bias": True, "kernel": True}}
+
+
+def adapt(params, key):
+    params["hidden_0"]["bias"] = params["hidden_0"]["bias"] * 0 + 7
+    return {**params, "hidden_0": dict(params["hidden_0"], bias=params["hidden_0"]["bias"] * 0)}
+
+
+def strategy(params, context):
+    return [Phase(0.0, mend(params, context)), Phase(0.5, mend)]
+"""
+
+
+def test_neither_a_strategy_nor_its_phases_change_what_others_start_from(tasks, tmp_path):
+    file = tmp_path / "writes.py"
+    file.write_text(WRITES)
+    flags = arguments(tasks, tmp_path / "w", strategies=(str(file), "full"), seeds=(0,), learning_rate=0.0)
+    _, wrote, full = transfer.run(**flags)
+    assert not parameters(tmp_path / "w", wrote)["hidden_0/bias"].any()
+    alone = transfer.run(**{**flags, "strategies": ("full",), "workdir": str(tmp_path / "v")})[1]
+    for name, leaf in parameters(tmp_path / "v", alone).items():
+        np.testing.assert_array_equal(parameters(tmp_path / "w", full)[name], leaf)
+
+
+def test_a_frozen_new_head_is_refused_whatever_was_written_into_context(tasks, tmp_path):
+    file = tmp_path / "writes.py"
+    head = '"head": {"bias": True'
+    file.write_text(WRITES.replace(head, head.replace("True", "False")))
+    with pytest.raises(InputError, match="freezes 'head/bias'"):
+        transfer.run(**arguments(tasks, tmp_path / "w", strategies=(str(file),), seeds=(0,)))
+
+
 def test_a_pretrain_dry_run_prints_the_mask_and_writes_nothing(tasks, tmp_path, capsys):
     pretrain.run(**arguments(tasks, tmp_path / "w", dry_run=True))
     assert "332 of 332 numbers train" in capsys.readouterr().out

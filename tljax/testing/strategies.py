@@ -8,7 +8,7 @@ import numpy as np
 
 from tljax import masks, models, paths, plugins, train
 from tljax.testing import fits, grounds
-from tljax.testing.cases import Case, ask, at_boundary, case, evaluate
+from tljax.testing.cases import Case, ask, at_boundary, case, evaluate, shown
 from tljax.testing.lines import Check, changed, copy, line, same_bytes
 from tljax.types import Context, InputError, Mask, Method, Params
 
@@ -110,14 +110,17 @@ def _fresh(found: Case) -> None:
 
 
 def _untouched(found: Case) -> None:
-    params, fresh, source = copy(found.params), copy(found.context.fresh), copy(found.ground.source)
-    ask(found, params, found.context._replace(fresh=fresh, source_params=source))
+    params, context = copy(found.params), shown(found.context)
+    for phase in ask(found, params, context):
+        if masks.is_strategy(phase.mask):
+            phase.mask(params, context)
     pairs = {
         "params": (found.params, params),
-        "context.fresh": (found.context.fresh, fresh),
-        "context.source_params": (found.ground.source, source),
+        "context.fresh": (found.context.fresh, context.fresh),
+        "context.source_params": (found.context.source_params, context.source_params),
     }
     for name, (before, after) in pairs.items():
+        paths.same_structure(before, after, name, f"what the strategy left of {name}")
         wrote = changed(before, after)
         assert not wrote, f"it wrote into {name}: {paths.some(wrote)}"
 
@@ -130,7 +133,7 @@ def _deterministic(found: Case) -> None:
 def _abstract(found: Case) -> None:
     shapes, source = jax.eval_shape(lambda: (found.params, found.ground.source))
     remedy = "shapes alone do not give the same mask: if it depends on values, set DATA_DRIVEN = True"
-    context: Context = found.context._replace(source_params=source, gradient=None, fisher=None)
+    context: Context = shown(found.context)._replace(source_params=source, gradient=None, fisher=None)
     try:
         abstract = ask(found, shapes, context)
     except Exception as error:
