@@ -4,7 +4,6 @@ The order is fixed: init, graft, adapt, strategy, lint.
 """
 
 import functools
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -29,7 +28,7 @@ class Named(NamedTuple):
     options: Mapping[str, Any]
     method: Method
     code: str
-    """Digest of its file: what an edit changes."""
+    """Digest of its files: what an edit changes."""
 
 
 def read(texts: Sequence[str]) -> tuple[Named, ...]:
@@ -43,7 +42,7 @@ def read(texts: Sequence[str]) -> tuple[Named, ...]:
         spec = plugins.parse(text)
         name = ":".join([spec.name, *spec.words])
         label = ":".join([name, *(f"{key}={value}" for key, value in spec.options.items())])
-        found.append(Named(label, name, options, method, plugins.source_digest(method.strategy)))
+        found.append(Named(label, name, options, method, method.code))
     return tuple(found)
 
 
@@ -60,8 +59,7 @@ def _redrawn(one: Named, stages: tuple[str, ...]) -> Sequence[str]:
 
 def _call(function: Any, options: Mapping[str, Any], *arguments: Any) -> Any:
     """Call a function of a strategy's module with those of the options that it takes."""
-    own = inspect.signature(function).parameters
-    return _theirs(function, *arguments, **{name: value for name, value in options.items() if name in own})
+    return _theirs(function, *arguments, **plugins.taken(function, options))
 
 
 def _theirs(function: Any, *arguments: Any, **options: Any) -> Any:

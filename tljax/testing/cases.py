@@ -1,7 +1,6 @@
 """A strategy on one ground, and what it answers."""
 
 import dataclasses
-import inspect
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from tljax import graft, masks, paths
+from tljax import graft, masks, paths, plugins
 from tljax.testing.grounds import Ground
 from tljax.testing.lines import copy
 from tljax.types import Context, Mask, Method, Params, Phase
@@ -56,8 +55,7 @@ def case(method: Method, options: Mapping[str, Any], ground: Ground) -> Case:
 
 def _call(function: Any, options: Mapping[str, Any], *arguments: Any) -> Any:
     """Call a function of a strategy's module with those of the options that it takes."""
-    own = inspect.signature(function).parameters
-    return function(*arguments, **{name: value for name, value in options.items() if name in own})
+    return function(*arguments, **plugins.taken(function, options))
 
 
 def _merged(merge: Callable[..., Params], options: Mapping[str, Any], params: Params) -> Params:
