@@ -27,7 +27,7 @@ def line(name: str, promise: Callable[..., str], *arguments: Any) -> Check:
     """
     try:
         return Check(name, True, promise(*arguments))
-    except Exception as error:  # whatever a researcher's code raises is what the line is there to say
+    except (Exception, SystemExit) as error:  # whatever a researcher's code raises is what the line is there to say
         kind = "" if isinstance(error, InputError | AssertionError) else f"{type(error).__name__}: "
         return Check(name, False, kind + " ".join(str(error).split()))
 

@@ -65,7 +65,7 @@ def _lint(method: Method, options: Mapping[str, Any], ground: grounds.Ground) ->
         phases = ask(found)
     except InputError as error:
         return Check(name, None, f"does not apply: {error}"), None
-    except Exception as error:  # a fault of the strategy's own, whatever it is
+    except (Exception, SystemExit) as error:  # a fault of the strategy's own, whatever it is
         return Check(name, False, f"raises {type(error).__name__}: {' '.join(str(error).split())}"), None
     seen: list[Case] = []
 
@@ -136,7 +136,7 @@ def _abstract(found: Case) -> None:
     context: Context = shown(found.context)._replace(source_params=source, gradient=None, fisher=None)
     try:
         abstract = ask(found, shapes, context)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise AssertionError(f"{remedy} ({type(error).__name__}: {error})") from error
     _same_phases(found.phases, abstract, remedy)
 
@@ -172,7 +172,7 @@ def _trained(found: Case) -> list[Check]:
         program = fits.program(model, found.merge)
         fitted = fits.fit(program, given, phases, data)
         short = fits.fit(program, found.params, fitted.masks, data, 1)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return [Check(f"trains on {found.ground.name}", False, f"{type(error).__name__}: {error}")]
     proof = _Proof(found, model, fitted, short, given, data)
     promises = [_still, _moved, _compiled, _without_jit]
