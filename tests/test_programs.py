@@ -456,6 +456,48 @@ def test_a_frozen_new_head_is_refused_whatever_was_written_into_context(tasks, t
         transfer.run(**arguments(tasks, tmp_path / "w", strategies=(str(file),), seeds=(0,)))
 
 
+def lacks(change):
+    """The adapter with one line changed."""
+    before, after = change
+    assert before in ADAPTER
+    return ADAPTER.replace(before, after)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (MINE + "\n\ndef reinit(context):\n    pass\n", "reinit gives None: return a list of path prefixes"),
+        (MINE + "\n\ndef reinit(context):\n    return 'head'\n", "reinit gives 'head': return a list"),
+        (lacks(('"scale": jnp.ones(8)', '"scale": "text"')), "adapt gives 'text' at 'hidden_0/scale'"),
+        (
+            lacks(('return {**params, "hidden_0": {"kernel', 'return {"hidden_0": {"kernel')),
+            "only the model has 'head/",
+        ),
+        (lacks(('stage["kernel"] * scale[None]', "scale")), r"'hidden_0/kernel' (36, 8) is of shape (8,) after merge"),
+        (lacks(('stage["bias"] * scale}', 'stage["none"]}')), "merge of a strategy fails: KeyError: 'none'"),
+        (lacks(('stage["bias"] * scale}', '"text"}')), "merge of a strategy fails: TypeError"),
+        (
+            lacks(('return {**params, "hidden_0": {**', 'return {"hidden_0": {**')).replace("def merge", "def other"),
+            "'head/bias' (3,) is missing after adapt: keep it",
+        ),
+    ],
+)
+def test_a_strategy_of_several_parts_that_cannot_be_is_one_line(text, message, tasks, tmp_path, capsys):
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    assert message in refused(command(tasks, tmp_path, strategies=(str(file),)), capsys)
+
+
+def test_an_option_of_a_strategy_that_merges_may_be_a_list(tasks, tmp_path):
+    file = tmp_path / "adapter.py"
+    options = "**options):\n    assert options == {'sizes': [1, 2]}"
+    text = ADAPTER.replace("key):", "key, " + options).replace("merge(params):", "merge(params, " + options)
+    file.write_text(text.replace("context):", "context, *, sizes=()):"))
+    strategies = (f"{file}:strategy:sizes=[1,2]",)
+    [_, line] = transfer.run(**arguments(tasks, tmp_path / "w", strategies=strategies, seeds=(0,), epochs=1))
+    assert line["options"] == {"sizes": [1, 2]}
+
+
 def test_a_pretrain_dry_run_prints_the_mask_and_writes_nothing(tasks, tmp_path, capsys):
     pretrain.run(**arguments(tasks, tmp_path / "w", dry_run=True))
     assert "332 of 332 numbers train" in capsys.readouterr().out
