@@ -3,13 +3,13 @@
 The order is fixed: init, graft, adapt, strategy, lint.
 """
 
-import functools
-import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from experiments import console, sources
 from experiments.fits import Start
@@ -28,7 +28,7 @@ class Named(NamedTuple):
     options: Mapping[str, Any]
     method: Method
     code: str
-    """Digest of its file: what an edit changes."""
+    """Digest of its files: what an edit changes."""
 
 
 def read(texts: Sequence[str]) -> tuple[Named, ...]:
@@ -42,7 +42,7 @@ def read(texts: Sequence[str]) -> tuple[Named, ...]:
         spec = plugins.parse(text)
         name = ":".join([spec.name, *spec.words])
         label = ":".join([name, *(f"{key}={value}" for key, value in spec.options.items())])
-        found.append(Named(label, name, options, method, plugins.source_digest(method.strategy)))
+        found.append(Named(label, name, options, method, method.code))
     return tuple(found)
 
 
@@ -54,13 +54,17 @@ def refuse_without_source(named: Sequence[Named], model: Model) -> None:
 
 
 def _redrawn(one: Named, stages: tuple[str, ...]) -> Sequence[str]:
-    return _call(one.method.reinit, one.options, Context(stages=stages)) if one.method.reinit else ()
+    if one.method.reinit is None:
+        return ()
+    given = _call(one.method.reinit, one.options, Context(stages=stages))
+    if not isinstance(given, Sequence) or isinstance(given, str) or not all(isinstance(name, str) for name in given):
+        raise InputError(f"strategy '{one.label}': reinit gives {given!r}: return a list of path prefixes, or []")
+    return given
 
 
 def _call(function: Any, options: Mapping[str, Any], *arguments: Any) -> Any:
     """Call a function of a strategy's module with those of the options that it takes."""
-    own = inspect.signature(function).parameters
-    return _theirs(function, *arguments, **{name: value for name, value in options.items() if name in own})
+    return _theirs(function, *arguments, **plugins.taken(function, options))
 
 
 def _theirs(function: Any, *arguments: Any, **options: Any) -> Any:
@@ -119,8 +123,10 @@ def start(one: Named, ground: Ground, look: Look | None = None) -> Start:
     params, anew = graft.apply(plan, ground.source, ground.drawn)
     merge = None
     if one.method.adapt:
+        ordinary = params
         params, anew = _adapted(one, params, anew, ground.key)
-        merge = _merge(one.method.merge, tuple(one.options.items())) if one.method.merge else None
+        merge = Merge(one.method.merge, repr(one.options), one.options) if one.method.merge else None
+        _refuse_another_model(one, ordinary, params, merge)
     if one.method.data_driven and look is None:
         return Start(params, (), anew, plan, merge)
     gradient, fisher = look(merge) if look else (None, None)
@@ -132,40 +138,74 @@ def start(one: Named, ground: Ground, look: Look | None = None) -> Start:
 
 def _phases(one: Named, params: Params, context: Context, must: Mask) -> tuple[tuple[float, Any], ...]:
     """What the strategy gives, linted; masks that it leaves to their boundary are linted there."""
-    # A tree of their own, which they may change without changing the fit.
-    given = _theirs(one.method.strategy, jax.tree.map(jnp.asarray, params), context, **one.options)
+    given = _theirs(one.method.strategy, jax.tree.map(jnp.asarray, params), _shown(context), **one.options)
     phased = isinstance(given, list | tuple) and any(isinstance(phase, Phase) for phase in given)
-    phases = tuple(given) if phased else (Phase(0.0, given),)
 
     def linted(params: Params, mask: Mask) -> Mask:
         try:
             masks.lint(params, mask, must)
         except InputError as error:
             raise InputError(f"strategy '{one.label}': {error}") from error
-        return mask
+        return _own(mask)
 
     def later(phase: Phase) -> Callable[[Params], Mask]:
-        return lambda params: linted(params, _theirs(phase.mask, params, context))
+        return lambda params: linted(params, _theirs(phase.mask, _own(params), _shown(context)))
 
     if not phased:
-        linted(params, given)
-    else:
-        try:
-            masks.lint_phases(params, phases, must)
-        except InputError as error:
-            raise InputError(f"strategy '{one.label}': {error}") from error
-    return tuple((phase.start, later(phase) if masks.is_strategy(phase.mask) else phase.mask) for phase in phases)
+        return ((0.0, linted(params, given)),)
+    try:
+        masks.lint_phases(params, given, must)
+    except InputError as error:
+        raise InputError(f"strategy '{one.label}': {error}") from error
+    return tuple((phase.start, later(phase) if masks.is_strategy(phase.mask) else _own(phase.mask)) for phase in given)
+
+
+def _own(tree: Any) -> Any:
+    """A tree that somebody else's function may write into: containers and NumPy arrays of its own."""
+    return jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, tree)
+
+
+def _shown(context: Context) -> Context:
+    return context._replace(source_params=_own(context.source_params), fresh=_own(context.fresh))
 
 
 def _adapted(one: Named, params: Params, anew: Mask, key: jax.Array) -> tuple[Params, Mask]:
     """The parameters with the leaves that `adapt` adds; those are fresh."""
     known = dict(zip(paths.names(params), jax.tree.leaves(anew), strict=True))
-    more = _call(one.method.adapt, one.options, params, key)
+    more = _call(one.method.adapt, one.options, _own(params), key)
+    for path, leaf in zip(paths.names(more), jax.tree.leaves(more), strict=True):
+        if not isinstance(leaf, int | float | np.generic | np.ndarray | jax.Array):
+            raise InputError(f"strategy '{one.label}': adapt gives {leaf!r} at '{path}': a leaf is an array")
     added = [known.get(path, True) for path in paths.names(more)]
     return more, jax.tree.unflatten(jax.tree.structure(more), added)
 
 
-@functools.lru_cache
-def _merge(merge: Callable[..., Params], options: tuple[tuple[str, Any], ...]) -> Callable[[Params], Params]:
-    """One object for one merge with its options, so that equal fits share an executable."""
-    return lambda params: _call(merge, dict(options), params)
+@dataclass(frozen=True)
+class Merge:
+    """A merge with its options; equal ones share an executable."""
+
+    function: Callable[..., Params]
+    text: str
+    """The options as text: a list among them has no hash."""
+    options: Mapping[str, Any] = field(compare=False)
+
+    def __call__(self, params: Params) -> Params:
+        """Ordinary parameters."""
+        return _call(self.function, self.options, _own(params))
+
+
+def _refuse_another_model(one: Named, ordinary: Params, adapted: Params, merged: Merge | None) -> None:
+    """Raise InputError unless the model finds its leaves again, in their shapes."""
+
+    def merge(params: Params) -> Params:
+        return jax.eval_shape(merged or (lambda same: same), params)
+
+    after = _theirs(merge, adapted)
+    if merged:
+        paths.same_structure(ordinary, after, "the model", f"what merge of strategy '{one.label}' gives")
+    shapes = {path: leaf.shape for path, leaf in zip(paths.names(after), jax.tree.leaves(after), strict=True)}
+    for path, leaf in zip(paths.names(ordinary), jax.tree.leaves(ordinary), strict=True):
+        if shapes.get(path) != leaf.shape:
+            there = f"of shape {shapes[path]}" if path in shapes else "missing"
+            last = "merge" if merged else "adapt"
+            raise InputError(f"strategy '{one.label}': '{path}' {leaf.shape} is {there} after {last}: keep it")

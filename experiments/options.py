@@ -259,6 +259,12 @@ def strategies() -> dict[str, str]:
     import tljax.strategies as folder
 
     place = Path(folder.__path__[0])
-    names = plugins.names("tljax.strategies", "strategy")
-    texts = {name: ast.get_docstring(ast.parse((place / f"{name}.py").read_text(encoding="utf-8"))) for name in names}
-    return {name: (text or "").split("\n")[0] for name, text in texts.items()}
+    return {name: _about(place / f"{name}.py") for name in plugins.names("tljax.strategies", "strategy")}
+
+
+def _about(file: Path) -> str:
+    try:
+        text = ast.get_docstring(ast.parse(file.read_bytes()))
+    except SyntaxError as error:
+        return f"cannot be read: {error.msg} ({file.name}:{error.lineno})"
+    return (text or "").split("\n")[0]

@@ -100,6 +100,31 @@ def test_bad_input_is_one_line(arguments, message, capsys):
     assert message in err and err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def strategy(params, context):\n    raise SystemExit(0)\n",
+        "from tljax.types import Phase\n\ndef strategy(params, context):\n    return [Phase(0.0, quits)]\n\n"
+        "def quits(params, context):\n    raise SystemExit(0)\n",
+    ],
+    ids=["at once", "in a phase"],
+)
+def test_a_strategy_that_ends_the_program_fails(text, tmp_path, capsys):
+    (tmp_path / "quits.py").write_text(text)
+    code, rows, err = ran(capsys, f"--strategy={tmp_path}/quits.py")
+    assert code == 1 and rows["lint on mlp"][0] == "FAILED" and "SystemExit: 0" in rows["lint on mlp"][1]
+    assert err.count("\n") == 1
+
+
+def test_help_lists_a_strategy_that_cannot_be_read(tmp_path, monkeypatch, capsys):
+    (tmp_path / "broken.py").write_text("\ndef strategy(:\n")
+    monkeypatch.setattr("tljax.strategies.__path__", [str(tmp_path)])
+    monkeypatch.setattr("tljax.strategies.__spec__.submodule_search_locations", [str(tmp_path)])
+    assert ran(capsys, "--help")[0] == 0
+    check.main(["check", "--helpfull"])
+    assert "broken             cannot be read: " in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_in_a_process_of_its_own_each_phase_compiles_once_and_help_lists_the_folder():
     def program(*arguments):

@@ -13,6 +13,7 @@ FILES = sorted([*(ROOT / "tljax").rglob("*.py"), *(ROOT / "experiments").glob("*
 
 FLOORS = {
     "tljax.types": 1,
+    "tljax.code": 1,
     "tljax.plugins": 1,
     "tljax.paths": 1,
     "tljax.seeds": 1,
@@ -35,6 +36,7 @@ FLOORS = {
 }
 WITHIN_FLOOR = {
     ("tljax.plugins", "tljax.types"),
+    ("tljax.plugins", "tljax.code"),
     ("tljax.paths", "tljax.types"),
     ("tljax.paths", "tljax.plugins"),
     ("tljax.evaluate", "tljax.parallel"),

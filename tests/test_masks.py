@@ -7,10 +7,11 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
-from tljax import masks, paths
+from tljax import masks, optimizer, paths
 from tljax.types import InputError, Phase
 
 
@@ -144,6 +145,14 @@ def test_join_gives_back_what_split_took_apart(params):
     assert all(a is b for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(params), strict=True))
 
 
+@pytest.mark.parametrize("mask", [{"a": True}, {"a": {"w": True}, "c": True}, {"a": [True], "b": True}, True])
+def test_a_mask_of_another_tree_does_not_split(mask):
+    params = {"a": {"w": np.ones(2)}, "b": None}
+    for apart in (masks.split, masks.static):
+        with pytest.raises(InputError, match="the mask and the parameters are different trees"):
+            apart(params, mask)
+
+
 def test_numbers_and_arrays_count_as_trained_and_zero_as_frozen():
     mask = {"a": 0.5, "b": 0, "c": np.array([True, False])}
     params = {"a": np.ones(2), "b": np.ones(2), "c": np.ones(2)}
@@ -164,11 +173,40 @@ def test_numbers_and_arrays_count_as_trained_and_zero_as_frozen():
         ({"a": True, "b": np.ones((1, 2), bool)}, "does not broadcast"),
         ({"a": True, "b": np.zeros(2, bool)}, "all zero: write False"),
         ({"a": True, "b": np.array([0.5, 1.0])}, "values beside 0 and 1"),
+        ({"a": True, "b": np.ones(2, object)}, "leaf at 'b' is .*: give True"),
+        ({"a": True, "b": 10**400}, "number at 'b' is inf"),
+        ({"a": True, "b": 1j}, "leaf at 'b' is '1j'"),
+        ({"a": True, "b": np.complex64(1)}, "leaf at 'b' is"),
+        ({"a": True, "b": jax.random.key(0)}, "leaf at 'b' is .*: give True"),
+        ({"a": True, "b": jnp.float32(-1)}, r"number at 'b' is -1\.0"),
+        ({"a": True, "b": jnp.array(False)}, "freezes 'b', which was drawn anew"),
     ],
 )
 def test_lint_names_the_leaf_of_a_mask_that_cannot_be_meant(mask, message):
     with pytest.raises(InputError, match=message):
         masks.lint({"a": np.ones(2), "b": np.ones(2)}, mask, fresh={"a": False, "b": True})
+
+
+def test_lint_refuses_a_leaf_that_leaked_out_of_a_traced_function():
+    kept = []
+    jax.jit(kept.append)(jnp.ones(2))
+    with pytest.raises(InputError, match="leaf at 'a' is traced"):
+        masks.lint({"a": np.ones(2)}, {"a": kept[0]})
+
+
+@pytest.mark.parametrize("array", [np.array, jnp.array], ids=["numpy", "jax"])
+def test_an_array_without_axes_is_the_bool_or_number_that_it_holds(array):
+    params = {name: np.ones(2, np.float32) for name in "abcd"}
+    mask = {"a": array(True), "b": array(False), "c": array(0.0), "d": array(0.5)}
+    masks.lint(params, mask)
+    assert masks.static(params, mask) == {"a": True, "b": False, "c": False, "d": True}
+    assert set(masks.split(params, mask)[0]) == set(params) and masks.split(params, mask)[0]["b"] is None
+    assert [row.trained for row in masks.table(params, mask)] == ["trained", "frozen", "frozen", "x 0.5"]
+    assert masks.since(mask) == {"a": 0, "b": -1, "c": -1, "d": 0}
+    assert masks.from_json(masks.to_json(mask), params) == {"a": True, "b": False, "c": 0.0, "d": 0.5}
+    tx = optimizer.masked(optax.sgd(1.0), mask)
+    updates, _ = tx.update(params, tx.init(params), params)
+    assert [float(updates[name][0]) for name in params] == [-1.0, 0.0, 0.0, -0.5]
 
 
 def test_lint_accepts_every_kind_of_leaf():
@@ -292,7 +330,10 @@ def test_scale_multiplies_numbers_leaves_false_and_refuses_arrays():
     assert traced == {"a": 0.5, "b": 0.25}
     with pytest.raises(InputError, match="leaf at 'a' is an array, which selects"):
         masks.scale({"a": np.array([True])}, 0.5)
-    for factor in (-1.0, float("nan"), float("inf")):
+    smaller = masks.scale(mask, jnp.exp(-1.0))
+    masks.lint({name: np.ones(2) for name in mask}, smaller)
+    assert smaller["a"] == pytest.approx(np.exp(-1)) and smaller["b"] is False
+    for factor in (-1.0, float("nan"), float("inf"), jnp.float32(-1)):
         with pytest.raises(InputError, match="finite and at least 0"):
             masks.scale(mask, factor)
 
@@ -366,6 +407,32 @@ def test_a_mask_without_arrays_is_one_file_and_a_missing_one_is_named(tmp_path):
     assert masks.load(tmp_path / "phase_0.5", {"a": 1.0}) == {"a": True}
     with pytest.raises(InputError, match=r"other\.json' does not exist"):
         masks.load(tmp_path / "other", {"a": 1.0})
+
+
+@pytest.mark.parametrize("text", ['{"a": tr', "[1]", "3", '{"a": "yes"}', '{"a": null}', '{"a": NaN}', '{"a": -1}'])
+def test_json_that_is_no_mask_is_refused(text, tmp_path):
+    with pytest.raises(InputError):
+        masks.from_json(text, {"a": np.ones(2)})
+    (tmp_path / "mask.json").write_text(text)
+    with pytest.raises(InputError):
+        masks.load(tmp_path / "mask", {"a": np.ones(2)})
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:40], lambda b: b"", lambda b: b"text", lambda b: b[:-30] + b[-29:]])
+@pytest.mark.parametrize("ending", ["json", "npz"])
+def test_a_mask_whose_file_is_damaged_is_refused(damage, ending, tmp_path):
+    params = {"a": np.ones(200), "b": np.ones(2)}
+    masks.save({"a": np.arange(200) % 3 > 0, "b": True}, tmp_path / "mask")
+    file = tmp_path / f"mask.{ending}"
+    file.write_bytes(damage(file.read_bytes()) + b"\xff")
+    with pytest.raises(InputError, match=r"mask\.\*' are damaged"):
+        masks.load(tmp_path / "mask", params)
+
+
+def test_an_array_that_does_not_fit_its_leaf_is_refused(tmp_path):
+    masks.save({"a": np.array([True, False])}, tmp_path / "mask")
+    with pytest.raises(InputError, match=r"array at 'a' has shape \(2,\), which does not broadcast to \(3,\)"):
+        masks.load(tmp_path / "mask", {"a": np.ones(3)})
 
 
 FIRST, SECOND, ALL = np.array([True, False]), np.array([False, True]), np.array([True, True])

@@ -64,6 +64,21 @@ def test_an_array_selects_elements_even_past_nan_gradients():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 
 
+@pytest.mark.parametrize(
+    ("leaf", "message"),
+    [
+        (np.ones(2, bool), "does not broadcast"),
+        (np.ones((2, 1, 3), bool), "does not broadcast"),
+        (-0.5, "number at 'w' is -0.5"),
+        (float("inf"), "number at 'w' is inf"),
+        ("yes", "leaf at 'w' is 'yes'"),
+    ],
+)
+def test_a_mask_that_cannot_be_meant_is_refused(leaf, message):
+    with pytest.raises(InputError, match=message):
+        optimizer.masked(optax.sgd(1.0), {"w": leaf, "b": True}).init({"w": jnp.ones((1, 3)), "b": jnp.ones(2)})
+
+
 def test_gradients_with_holes_give_the_same_updates_with_holes():
     tx = optimizer.masked(optax.adam(0.1), MASK)
     state = tx.init(PARAMS)

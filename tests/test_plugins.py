@@ -1,5 +1,7 @@
 """The grammar name:option=value, and what names stand for."""
 
+import sys
+
 import pytest
 
 from tljax import plugins
@@ -45,9 +47,41 @@ def test_a_dotted_path_is_a_strategy():
 
 
 def test_an_edit_of_a_strategy_changes_its_digest(mine):
-    before = plugins.source_digest(plugins.method(str(mine))[0].strategy)
+    before = plugins.method(str(mine))[0].code
     mine.write_text(MINE + "\n")
-    assert plugins.source_digest(plugins.method(str(mine))[0].strategy) != before
+    assert plugins.method(str(mine))[0].code != before
+
+
+PARTIAL = "import functools\nfrom tljax.strategies import last_k\nstrategy = functools.partial(last_k.strategy, k=1)\n"
+HALF = "from tljax.strategies.lora import merge, strategy\n\ndef adapt(params, key):\n    return params\n"
+HELPED = "def strategy(params, context):\n    from beside import helper\n    return helper(params)\n"
+OBJECT = """
+class Strategy:
+    def __call__(self, params, context, *, k=1):
+        return params
+
+strategy = Strategy()
+"""
+
+
+@pytest.mark.parametrize("text", [PARTIAL, HALF, HELPED, OBJECT], ids=["partial", "imported", "helped", "object"])
+@pytest.mark.parametrize("edited", ["mine.py", "beside.py"])
+def test_a_digest_is_of_the_named_file_and_of_helpers_beside_it(text, edited, tmp_path):
+    (tmp_path / "mine.py").write_text(text)
+    (tmp_path / "beside.py").write_text("import deeper\n")
+
+    def digest():
+        return plugins.method(f"{tmp_path}/mine.py")[0].code
+
+    before = digest()
+    assert digest() == before
+    (tmp_path / edited).write_text((tmp_path / edited).read_text() + "# edited\n")
+    assert (digest() != before) == (edited == "mine.py" or text == HELPED)
+
+
+def test_a_function_that_ends_in_options_takes_them_all():
+    assert plugins.taken(lambda params, key, **options: params, {"k": 2}) == {"k": 2}
+    assert plugins.taken(lambda params, key, rank=1: params, {"k": 2, "rank": 3}) == {"rank": 3}
 
 
 @pytest.mark.parametrize(
@@ -65,6 +99,7 @@ def test_an_edit_of_a_strategy_changes_its_digest(mine):
         ("nowhere.py:strategy", "file 'nowhere.py' does not exist"),
         ("no.such.module:strategy", "cannot be imported"),
         ("last_k:a:b", "followed by"),
+        ("last_k:k={[1]}", "option 'k' of strategy 'last_k' is int, not"),
     ],
 )
 def test_names_and_options_that_cannot_be_are_refused(text, message):
@@ -77,6 +112,58 @@ def test_a_file_that_fails_when_read_says_why(tmp_path):
     file.write_text("import nothing_of_the_sort\n")
     with pytest.raises(InputError, match="fails when read: ModuleNotFoundError"):
         plugins.method(str(file))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("strategy = max\n", "has no signature to read"),
+        ("def strategy(params: 'the parameters', context): ...\n", "'params: 'the parameters'' is no annotation"),
+        ("import re\n\ndef strategy(params, *, k: 're.Missing' = 1): ...\n", "'k: 're.Missing'' is no annotation"),
+        ("reinit = ('hidden_0',)\n\ndef strategy(params, context): ...\n", "its `reinit` is .*, not a function"),
+    ],
+)
+def test_a_strategy_that_cannot_be_called_is_refused(text, message, tmp_path):
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(InputError, match=message):
+        plugins.method(f"{tmp_path}/mine.py")
+
+
+def test_an_annotation_of_something_not_imported_is_no_matter(tmp_path):
+    (tmp_path / "mine.py").write_text("def strategy(params: 'Params', context, *, k: 'int' = None): ...\n")
+    assert plugins.method(f"{tmp_path}/mine.py:strategy:k=2")[1] == {"k": 2}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder of plugins of the tests' own."""
+    (tmp_path / "plugged").mkdir()
+    (tmp_path / "plugged" / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path / "plugged"
+    for name in [name for name in sys.modules if name.split(".")[0] == "plugged"]:
+        del sys.modules[name]
+
+
+def test_a_folder_offers_every_file_that_binds_the_name(folder):
+    texts = {
+        "first_line": "def strategy(): ...\n",
+        "assigned": "import os\nstrategy = os.getcwd\n",
+        "imported": "from somewhere import strategy\n",
+        "guarded": "try:\n    from a import strategy\nexcept ImportError:\n    strategy = None\n",
+        "broken": "def strategy(:\n",
+        "inner": "def other():\n    strategy = 1\n",
+        "other": "print('strategy')\n",
+    }
+    for name, text in texts.items():
+        (folder / f"{name}.py").write_text(text)
+    assert plugins.names("plugged", "strategy") == ["assigned", "broken", "first_line", "guarded", "imported"]
+
+
+def test_a_module_of_the_folder_that_ends_the_program_when_imported_is_refused(folder):
+    (folder / "quits.py").write_text("import sys\n\nsys.exit(0)\n\ndef strategy(): ...\n")
+    with pytest.raises(InputError, match="cannot be imported: SystemExit: 0"):
+        plugins.module(plugins.Spec("quits"), "plugged", "strategy")
 
 
 def test_separators_inside_brackets_do_not_separate():

@@ -412,6 +412,92 @@ def test_a_strategy_cannot_change_the_parameters_it_is_shown(tasks, tmp_path):
     assert np.abs(parameters(workdir, line)["hidden_0/bias"]).max() < 1
 
 
+WRITES = """
+import jax
+import numpy as np
+
+from tljax.types import Phase
+
+
+def mend(params, context):
+    params["hidden_0"]["bias"] = params["hidden_0"]["bias"] * 0 + 7
+    context.source_params["hidden_0"]["bias"] = params["hidden_0"]["bias"]
+    context.fresh["head"]["bias"] = False
+    context.fresh["hidden_0"]["bias"] = True
+    return {"hidden_0": {"bias": False, "kernel": False}, "head": {"bias": True, "kernel": True}}
+
+
+def adapt(params, key):
+    params["hidden_0"]["bias"] = params["hidden_0"]["bias"] * 0 + 7
+    return {**params, "hidden_0": dict(params["hidden_0"], bias=params["hidden_0"]["bias"] * 0)}
+
+
+def strategy(params, context):
+    return [Phase(0.0, mend(params, context)), Phase(0.5, mend)]
+"""
+
+
+def test_neither_a_strategy_nor_its_phases_change_what_others_start_from(tasks, tmp_path):
+    file = tmp_path / "writes.py"
+    file.write_text(WRITES)
+    flags = arguments(tasks, tmp_path / "w", strategies=(str(file), "full"), seeds=(0,), learning_rate=0.0)
+    _, wrote, full = transfer.run(**flags)
+    assert not parameters(tmp_path / "w", wrote)["hidden_0/bias"].any()
+    alone = transfer.run(**{**flags, "strategies": ("full",), "workdir": str(tmp_path / "v")})[1]
+    for name, leaf in parameters(tmp_path / "v", alone).items():
+        np.testing.assert_array_equal(parameters(tmp_path / "w", full)[name], leaf)
+
+
+def test_a_frozen_new_head_is_refused_whatever_was_written_into_context(tasks, tmp_path):
+    file = tmp_path / "writes.py"
+    head = '"head": {"bias": True'
+    file.write_text(WRITES.replace(head, head.replace("True", "False")))
+    with pytest.raises(InputError, match="freezes 'head/bias'"):
+        transfer.run(**arguments(tasks, tmp_path / "w", strategies=(str(file),), seeds=(0,)))
+
+
+def lacks(change):
+    """The adapter with one line changed."""
+    before, after = change
+    assert before in ADAPTER
+    return ADAPTER.replace(before, after)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (MINE + "\n\ndef reinit(context):\n    pass\n", "reinit gives None: return a list of path prefixes"),
+        (MINE + "\n\ndef reinit(context):\n    return 'head'\n", "reinit gives 'head': return a list"),
+        (lacks(('"scale": jnp.ones(8)', '"scale": "text"')), "adapt gives 'text' at 'hidden_0/scale'"),
+        (
+            lacks(('return {**params, "hidden_0": {"kernel', 'return {"hidden_0": {"kernel')),
+            "only the model has 'head/",
+        ),
+        (lacks(('stage["kernel"] * scale[None]', "scale")), r"'hidden_0/kernel' (36, 8) is of shape (8,) after merge"),
+        (lacks(('stage["bias"] * scale}', 'stage["none"]}')), "merge of a strategy fails: KeyError: 'none'"),
+        (lacks(('stage["bias"] * scale}', '"text"}')), "merge of a strategy fails: TypeError"),
+        (
+            lacks(('return {**params, "hidden_0": {**', 'return {"hidden_0": {**')).replace("def merge", "def other"),
+            "'head/bias' (3,) is missing after adapt: keep it",
+        ),
+    ],
+)
+def test_a_strategy_of_several_parts_that_cannot_be_is_one_line(text, message, tasks, tmp_path, capsys):
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    assert message in refused(command(tasks, tmp_path, strategies=(str(file),)), capsys)
+
+
+def test_an_option_of_a_strategy_that_merges_may_be_a_list(tasks, tmp_path):
+    file = tmp_path / "adapter.py"
+    options = "**options):\n    assert options == {'sizes': [1, 2]}"
+    text = ADAPTER.replace("key):", "key, " + options).replace("merge(params):", "merge(params, " + options)
+    file.write_text(text.replace("context):", "context, *, sizes=()):"))
+    strategies = (f"{file}:strategy:sizes=[1,2]",)
+    [_, line] = transfer.run(**arguments(tasks, tmp_path / "w", strategies=strategies, seeds=(0,), epochs=1))
+    assert line["options"] == {"sizes": [1, 2]}
+
+
 def test_a_pretrain_dry_run_prints_the_mask_and_writes_nothing(tasks, tmp_path, capsys):
     pretrain.run(**arguments(tasks, tmp_path / "w", dry_run=True))
     assert "332 of 332 numbers train" in capsys.readouterr().out

@@ -94,6 +94,18 @@ def writes(params, context):
     return everything(params, context)
 
 
+def writes_into_context(params, context):
+    for leaf in jax.tree.leaves(context.source_params):
+        if isinstance(leaf, np.ndarray) and leaf.ndim:
+            leaf[...] = 7
+    return everything(params, context)
+
+
+def writes_later(params, context):
+    """Into the parameters of the second phase."""
+    return [Phase(0.0, everything(params, context)), Phase(0.5, writes)]
+
+
 def by_value(params, context):
     """The larger half of the numbers: it needs their values, and does not say so."""
     chosen = masks.top(jax.tree.map(abs, params), 0.5, among=masks.kept(params, context.fresh))
@@ -113,6 +125,8 @@ def begins_late(params, context):
     ("strategy", "name", "reason"),
     [
         (writes, "leaves what it is given untouched", "it wrote into params"),
+        (writes_into_context, "leaves what it is given untouched", "it wrote into context.source_params"),
+        (writes_later, "leaves what it is given untouched", "it wrote into params"),
         (by_value, "the same mask from shapes alone", "DATA_DRIVEN = True"),
         (late, "new leaves train in every phase", "phase 0: the mask freezes 'head/bias'"),
     ],

@@ -266,6 +266,14 @@ def test_a_mask_left_to_its_boundary_sees_the_parameters_there():
     assert same_bytes(at_boundary, jax.tree.map(lambda leaf: leaf[0], states[1]))
 
 
+def test_a_function_that_gives_a_mask_cannot_change_the_parameters_it_is_shown():
+    def writes(params):
+        params["hidden_0"]["bias"] = params["hidden_0"]["bias"] + 7
+        return head(params)
+
+    assert same_bytes(fitted(lambda params: writes)[1].params, fitted(head)[1].params)
+
+
 def test_a_group_parts_where_its_masks_differ_and_keeps_the_bits_of_single_fits():
     def by_seed(seed, params):
         return (

@@ -40,7 +40,10 @@ def masked(
     select before `tx` and their updates after it. A frozen leaf's update is -0.0, which adds nothing to any bits
     (0.0 would turn -0.0 into 0.0). Gradients of the trained part alone, as `masks.split` gives them, are welcome:
     a hole stays a hole. Without `ages` all leaves are of one cohort, and the state is `tx`'s own; else it is
-    `Cohorts`. Raises InputError when it is traced with the state of another mask.
+    `Cohorts`. Raises InputError for a leaf of `mask` that cannot be meant, and when it is traced with the state of
+    another mask. `tx` sees trees whose leaves come and go: labels of `optax.multi_transform` and masks of
+    `optax.masked` inside it are functions of the tree, not trees; `optax.flatten` and GaLore, whose state is of other
+    shapes than the leaves, do not last beyond a phase.
 
     >>> tx = masked(optax.sgd(1.0), {"a": True, "b": False})
     >>> state = tx.init({"a": 1.0, "b": 1.0})
@@ -51,6 +54,7 @@ def masked(
 
     def init(params: Params) -> optax.OptState:
         trained, _ = masks.split(params, mask)
+        paths.each(_require_concrete, mask, params)
         if not jax.tree.leaves(trained):
             return optax.EmptyState()
         state = inner.init(trained)
@@ -74,6 +78,12 @@ def masked(
         return masks.join(_over(mask, changes, _finish), still), state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _require_concrete(path: str, m: Any, leaf: Any) -> None:
+    """What a traced leaf of a mask holds is not known, and a hole fits anything."""
+    if leaf is not None and not isinstance(m, jax.core.Tracer):
+        masks.require_leaf(path, leaf, m)
 
 
 def _update(
@@ -109,8 +119,10 @@ def carry(
     """The state of `masked(tx, *before)` made fit for `masked(tx, *after)`.
 
     Leaves that trained before with the same age keep their moments, and their cohort its counters; newly freed ones
-    start as on step 0; newly frozen ones give theirs up. Injected hyper-parameters keep their live values; schedules
-    go on, or begin again with "restart". `params` are those at the boundary.
+    start as on step 0; newly frozen ones give theirs up. Injected hyper-parameters keep their live values. The
+    schedules of `optax.scale_by_schedule` and `optax.inject_hyperparams` go on, or begin again with "restart"; every
+    other counter (that of `optax.contrib.momo`, say) is its cohort's and starts with it. `params` are those at the
+    boundary.
 
     >>> tx, params = optax.adam(0.1), {"a": jnp.ones(2), "b": jnp.ones(2)}
     >>> first, second = {"a": True, "b": False}, {"a": True, "b": True}

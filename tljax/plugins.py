@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import symtable
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
@@ -16,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from tljax import code
 from tljax.types import InputError, Method
 
 
@@ -93,7 +95,7 @@ def bind(
     """
     parameters = {
         p.name: p
-        for p in _parameters(function).values()
+        for p in _parameters(function, what).values()
         if p.name not in given and (p.kind is p.KEYWORD_ONLY or p.default is not p.empty)
     }
     for name in options.keys() - parameters.keys():
@@ -108,7 +110,7 @@ def bind(
 def _convert(text: str, parameter: inspect.Parameter, what: str) -> Any:
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
     wanted = parameter.annotation
     if wanted not in (int, float, bool, str) and type(parameter.default) in (int, float, bool, str):
@@ -122,11 +124,39 @@ def _convert(text: str, parameter: inspect.Parameter, what: str) -> Any:
     return value
 
 
-def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+def _parameters(function: Callable[..., Any], what: str) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a function; annotations that are strings are read, but for names that are not imported."""
+    names = getattr(sys.modules.get(code.origin(function).__module__), "__dict__", {})
+
+    def read(p: inspect.Parameter) -> inspect.Parameter:
+        try:
+            return p.replace(annotation=eval(p.annotation, dict(names))) if isinstance(p.annotation, str) else p
+        except NameError:
+            return p
+        except Exception as error:
+            raise InputError(
+                f"{what}: '{p.name}: {p.annotation!r}' is no annotation of a type: {said(error)}"
+            ) from error
+
+    return {p.name: read(p) for p in _signature(function, what).values()}
+
+
+def _signature(function: Callable[..., Any], what: str) -> Mapping[str, inspect.Parameter]:
     try:
-        return inspect.signature(function, eval_str=True).parameters
-    except NameError:  # an annotation that is a string, and of something not imported
         return inspect.signature(function).parameters
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{what} has no signature to read: write a function in Python around it") from error
+
+
+def taken(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the options that a function takes: all of them if it ends in `**options`.
+
+    >>> taken(lambda params, *, k: None, {"k": 2, "n": 3}), taken(lambda params, **options: None, {"n": 3})
+    ({'k': 2}, {'n': 3})
+    """
+    own = _signature(function, f"function '{getattr(function, '__name__', function)}'")
+    every = any(p.kind is p.VAR_KEYWORD for p in own.values())
+    return {name: value for name, value in options.items() if every or name in own}
 
 
 def said(error: BaseException) -> str:
@@ -141,7 +171,7 @@ def said(error: BaseException) -> str:
 
 
 def names(package: str, kind: str) -> list[str]:
-    """The files of a folder of plugins that define the function `kind`, without importing them.
+    """The files of a folder of plugins that define or import the function `kind`, without importing them.
 
     >>> "head_only" in names("tljax.strategies", "strategy")
     True
@@ -149,7 +179,16 @@ def names(package: str, kind: str) -> list[str]:
     spec = importlib.util.find_spec(package)
     places = (spec.submodule_search_locations if spec else None) or ()
     files = [file for place in places for file in Path(place).glob("*.py")]
-    return sorted(file.stem for file in files if f"\ndef {kind}(" in file.read_text(encoding="utf-8"))
+    return sorted(file.stem for file in files if _binds(file.read_bytes(), kind))
+
+
+def _binds(text: bytes, name: str) -> bool:
+    """Whether a module gives a value to a name; one that cannot be read might."""
+    try:
+        symbols = symtable.symtable(text, "", "exec").get_symbols()  # type: ignore[arg-type]  # takes bytes
+    except SyntaxError:
+        return name.encode() in text
+    return any(s.get_name() == name and (s.is_assigned() or s.is_imported()) for s in symbols)
 
 
 def module(spec: Spec, package: str, kind: str) -> ModuleType:
@@ -170,7 +209,7 @@ def module(spec: Spec, package: str, kind: str) -> ModuleType:
 def _import(name: str, what: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"{what} cannot be imported: {said(error)}") from error
 
 
@@ -215,19 +254,19 @@ def method(text: str) -> tuple[Method, dict[str, Any]]:
     found = module(spec, "tljax.strategies", "strategy")
     strategy = attribute(spec, found, "strategy")
     parts = {name: getattr(found, name, None) for name in ("adapt", "merge", "reinit")}
+    for name, part in parts.items():
+        if part is not None and not callable(part):
+            raise InputError(f"strategy '{spec.name}': its `{name}` is {part!r}, not a function: write def {name}(...)")
     driven = bool(getattr(found, "DATA_DRIVEN", False))
-    return Method(strategy, **parts, data_driven=driven), bind(strategy, spec.options, f"strategy '{spec.name}'")
+    edited = code.digest(found, strategy, *parts.values())
+    options = bind(strategy, spec.options, f"strategy '{spec.name}'")
+    return Method(strategy, **parts, data_driven=driven, code=edited), options
 
 
 def outside_digest(text: str, package: str, kind: str) -> str:
-    """`source_digest` of what a spec names outside tljax, by its file or dotted path; "" for what is inside."""
+    """`code.digest` of what a spec names outside tljax, by its file or dotted path; "" for what is inside."""
     spec = parse(text)
-    return source_digest(attribute(spec, module(spec, package, kind), kind)) if "." in spec.name else ""
-
-
-def source_digest(function: Callable[..., Any]) -> str:
-    """SHA-256 of the file that defines `function`: what an edit of a strategy changes."""
-    function = getattr(function, "func", function)
-    file = inspect.getsourcefile(function) if inspect.isfunction(function) or inspect.isclass(function) else None
-    there = file is not None and Path(file).is_file()
-    return hashlib.sha256(Path(file).read_bytes() if file and there else repr(function).encode()).hexdigest()
+    if "." not in spec.name:
+        return ""
+    found = module(spec, package, kind)
+    return code.digest(found, attribute(spec, found, kind))

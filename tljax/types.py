@@ -64,6 +64,8 @@ class Method(NamedTuple):
     """(context, **options) -> path prefixes to draw anew beside the head."""
     data_driven: bool = False
     """The module's DATA_DRIVEN: the strategy needs context.gradient or context.fisher."""
+    code: str = ""
+    """Digest of the files that it is made of: what an edit changes."""
 
 
 class Stage(NamedTuple):

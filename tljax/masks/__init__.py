@@ -6,7 +6,7 @@ array (selects elements). True means trained, everywhere. None, integer leaves a
 """
 
 from tljax.masks.build import by_glob, by_path, by_size, kept, leaf_name, top, under
-from tljax.masks.check import is_strategy, lint, lint_phases
+from tljax.masks.check import is_strategy, lint, lint_phases, require_leaf
 from tljax.masks.combine import (
     also,
     intersect,
@@ -41,6 +41,7 @@ __all__ = [
     "lint_phases",
     "load",
     "require_bools",
+    "require_leaf",
     "save",
     "scale",
     "selects",

@@ -1,6 +1,7 @@
 """Refuse masks and phases that cannot be meant, before anything compiles."""
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from tljax import paths
 from tljax.masks.combine import static
+from tljax.masks.leaf import numeric, plain, selects
 from tljax.types import InputError, Mask, Params, Phase
 
 
@@ -38,15 +40,20 @@ def lint(params: Params, mask: Mask, fresh: Mask | None = None) -> None:
             )
 
 
-def _lint_leaf(path: str, leaf: Any, m: Any) -> None:
+def require_leaf(path: str, leaf: Any, m: Any) -> None:
+    """Raise InputError unless `m` is a bool, a finite number of at least 0, or an array that fits a mask's leaf."""
+    m = plain(m)
     if isinstance(m, bool | np.bool_):
         return
-    if isinstance(m, int | float | np.number):
-        if not 0 <= m < math.inf:
-            raise InputError(f"the mask's number at '{path}' is {m}: it must be finite and at least 0")
+    if isinstance(m, jax.core.Tracer):
+        raise InputError(f"the mask's leaf at '{path}' is traced, so its value is unknown: build masks outside jax.jit")
+    if isinstance(m, int | float | np.integer | np.floating):
+        if not 0 <= m <= sys.float_info.max:
+            shown = math.inf if m > 0 else m  # a whole number may have too many digits to print
+            raise InputError(f"the mask's number at '{path}' is {shown}: it must be finite and at least 0")
         return
-    if not isinstance(m, np.ndarray | jax.Array):
-        raise InputError(f"the mask's leaf at '{path}' is {m!r}: give True, False, a number or an array")
+    if not isinstance(m, np.ndarray | jax.Array) or not numeric(m):
+        raise InputError(f"the mask's leaf at '{path}' is {str(m)[:40]!r}: give True, False, a number or an array")
     shape = jnp.shape(leaf)
     try:
         fits = np.broadcast_shapes(m.shape, shape) == shape
@@ -54,6 +61,12 @@ def _lint_leaf(path: str, leaf: Any, m: Any) -> None:
         fits = False
     if not fits:
         raise InputError(f"the mask's array at '{path}' has shape {m.shape}, which does not broadcast to {shape}")
+
+
+def _lint_leaf(path: str, leaf: Any, m: Any) -> None:
+    require_leaf(path, leaf, m)
+    if not selects(m):
+        return
     values = np.asarray(m)
     if not np.isin(values, (0, 1)).all():
         raise InputError(f"the mask's array at '{path}' has values beside 0 and 1: it selects; scale with a number")

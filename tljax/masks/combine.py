@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from tljax import paths
-from tljax.masks.leaf import selects, trains, value
+from tljax.masks.leaf import plain, selects, trains, value
 from tljax.types import InputError, Mask, Params
 
 
@@ -77,12 +77,14 @@ def scale(mask: Mask, factor: Any) -> Mask:
     >>> scale({"a": True, "b": False, "c": 0.5}, 0.1)
     {'a': 0.1, 'b': False, 'c': 0.05}
     """
+    factor = plain(factor)
     if isinstance(factor, int | float | np.number) and not (math.isfinite(factor) and factor >= 0):
         raise InputError(f"scale: the factor is {factor}: it must be finite and at least 0")
 
     def scaled(path: str, leaf: Any) -> Any:
         if selects(leaf):
             raise InputError(f"scale: the mask's leaf at '{path}' is an array, which selects: scale numbers and bools")
+        leaf = plain(leaf)
         if isinstance(leaf, bool | np.bool_):
             return factor if leaf else False
         return leaf * factor
@@ -94,11 +96,14 @@ def scale(mask: Mask, factor: Any) -> Mask:
 def split(params: Params, mask: Mask) -> tuple[Params, Params]:
     """(trained, frozen): two trees like `params`, each with None where the other has the leaf.
 
-    `params` may have None in some places already, as gradients of the trained part have.
+    `params` may have None in some places already, as gradients of the trained part have. Raises InputError for trees
+    of different structure.
 
     >>> split({"a": 1.0, "b": 2.0}, {"a": True, "b": False})
     ({'a': 1.0, 'b': None}, {'a': None, 'b': 2.0})
     """
+
+    _same_but_for_holes(params, mask)
 
     def kept(path: str, m: Any, leaf: Any) -> bool:
         return trains(m) and paths.can_train(path, leaf)
@@ -106,6 +111,17 @@ def split(params: Params, mask: Mask) -> tuple[Params, Params]:
     trained = paths.each(lambda *it: it[2] if kept(*it) else None, mask, params)
     frozen = paths.each(lambda *it: None if kept(*it) else it[2], mask, params)
     return trained, frozen
+
+
+def _same_but_for_holes(params: Params, mask: Mask) -> None:
+    treedef: Any = jax.tree.structure(mask)
+    try:
+        parts = treedef.flatten_up_to(params)
+        same = all(part is None or jax.tree_util.all_leaves([part]) for part in parts)
+    except (ValueError, TypeError):
+        same = False
+    if not same:
+        paths.same_structure(params, mask, "the parameters", "the mask")
 
 
 def join(trained: Params, frozen: Params) -> Params:
@@ -120,9 +136,12 @@ def join(trained: Params, frozen: Params) -> Params:
 def static(params: Params, mask: Mask) -> Mask:
     """The bool tree of a mask: does the leaf have anything to train. This is what compilation depends on.
 
+    Raises InputError for trees of different structure.
+
     >>> static({"a": 1.0, "b": 2.0, "c": 3}, {"a": 0.5, "b": 0.0, "c": True})
     {'a': True, 'b': False, 'c': False}
     """
+    paths.same_structure(params, mask, "the parameters", "the mask")
     return paths.each(lambda path, leaf, m: trains(m) and paths.can_train(path, leaf), params, mask)
 
 

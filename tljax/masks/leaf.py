@@ -3,9 +3,25 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from tljax.types import InputError
+
+
+def plain(leaf: Any) -> Any:
+    """A leaf of a mask, but for an array without axes the bool or number that it holds, unless it is traced.
+
+    >>> plain(np.array(0.5)), plain(np.array(False)), plain(True)
+    (0.5, False, True)
+    """
+    array = isinstance(leaf, np.ndarray | jax.Array) and not isinstance(leaf, jax.core.Tracer)
+    return np.asarray(leaf).item() if array and np.ndim(leaf) == 0 and numeric(leaf) else leaf
+
+
+def numeric(array: Any) -> bool:
+    """Whether an array is of bools or real numbers: not of objects, text or keys."""
+    return any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating))
 
 
 def trains(leaf: Any) -> bool:
@@ -14,6 +30,7 @@ def trains(leaf: Any) -> bool:
     >>> trains(True), trains(0.5), trains(0.0), trains(np.array([True, False]))
     (True, True, False, True)
     """
+    leaf = plain(leaf)
     if isinstance(leaf, bool | int | float | np.bool_ | np.number):
         return bool(leaf != 0)
     return True

@@ -1,6 +1,7 @@
 """Show masks, tell them apart, write them down and read them back."""
 
 import hashlib
+import io
 import json
 import math
 from pathlib import Path
@@ -10,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tljax import paths
+from tljax import paths, plugins
+from tljax.masks.check import require_leaf
 from tljax.masks.combine import static
-from tljax.masks.leaf import selects, value
+from tljax.masks.leaf import plain, selects, value
 from tljax.types import InputError, Mask, Params
 
 
@@ -45,7 +47,7 @@ def table(params: Params, mask: Mask) -> list[Row]:
         word = "trained" if trains else "frozen"
         if trains and selects(m):
             selected, word = int(np.broadcast_to(value(m), shape).sum()), "part"
-        elif trains and not isinstance(m, bool | np.bool_) and float(m) != 1:
+        elif trains and not isinstance(plain(m), bool | np.bool_) and float(m) != 1:
             word = f"x {float(m):g}"
         rows.append(Row(path, shape, word, count, selected))
     return rows
@@ -85,7 +87,7 @@ def to_json(mask: Mask) -> str:
     >>> to_json({"head": {"bias": True, "kernel": 0.5}})
     '{"head/bias": true, "head/kernel": 0.5}'
     """
-    values = dict(zip(paths.names(mask), jax.tree.leaves(mask), strict=True))
+    values = dict(zip(paths.names(mask), map(plain, jax.tree.leaves(mask)), strict=True))
     for path, m in values.items():
         if not isinstance(m, bool | int | float | np.bool_ | np.number):
             raise InputError(f"the mask's leaf at '{path}' is an array: save it as .npz")
@@ -93,21 +95,29 @@ def to_json(mask: Mask) -> str:
 
 
 def from_json(text: str, params: Params) -> Mask:
-    """The mask that `to_json` wrote, for parameters of the same paths; raises InputError for others.
+    """The mask that `to_json` wrote, for parameters of the same paths; raises InputError for anything else.
 
     >>> from_json('{"a": true}', {"a": 1.0})
     {'a': True}
     """
-    return _placed(json.loads(text), params)
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"the mask's text is no JSON of to_json: {plugins.said(error)}") from error
+    return _placed(values, params)
 
 
-def _placed(values: dict[str, Any], params: Params) -> Mask:
+def _placed(values: Any, params: Params) -> Mask:
     known = paths.names(params)
+    if not isinstance(values, dict):
+        raise InputError("the mask in JSON is not of the form {path: value}: write it with to_json or save")
     if set(values) != set(known):
         odd = sorted(set(values) ^ set(known))
         raise InputError(
             f"the mask in JSON and the parameters differ at {paths.some(odd)}: they are of different models"
         )
+    for path, leaf in zip(known, jax.tree.leaves(params), strict=True):
+        require_leaf(path, leaf, values[path])
     return jax.tree.unflatten(jax.tree.structure(params), [values[path] for path in known])
 
 
@@ -125,7 +135,7 @@ def save(mask: Mask, file: str | Path) -> None:
             written[path] = f"array_{len(arrays)}"
             arrays[written[path]] = m
         else:
-            written[path] = bool(leaf) if isinstance(leaf, bool | np.bool_) else m
+            written[path] = bool(m) if isinstance(plain(leaf), bool | np.bool_) else m
     if arrays:
         np.savez_compressed(f"{file}.npz", **arrays)  # type: ignore[arg-type]  # no array is called allow_pickle
     Path(f"{file}.json").write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
@@ -135,9 +145,14 @@ def load(file: str | Path, params: Params) -> Mask:
     """The mask that `save` wrote to `file`.json, for parameters of the same paths; raises InputError for others."""
     try:
         values = json.loads(Path(f"{file}.json").read_text(encoding="utf-8"))
-        if any(isinstance(m, str) for m in values.values()):
-            with np.load(f"{file}.npz", allow_pickle=False) as arrays:
+        if isinstance(values, dict) and any(isinstance(m, str) for m in values.values()):
+            # From its bytes, since NumPy leaves a damaged file open.
+            with np.load(io.BytesIO(Path(f"{file}.npz").read_bytes()), allow_pickle=False) as arrays:
                 values = {path: arrays[m] if isinstance(m, str) else m for path, m in values.items()}
     except FileNotFoundError as error:
         raise InputError(f"the mask's file '{error.filename}' does not exist: give the name without .json") from error
+    except Exception as error:  # what NumPy, zlib and the unpacking raise for a damaged file has no common type
+        raise InputError(
+            f"the mask's files '{file}.*' are damaged: {plugins.said(error)}: save the mask anew"
+        ) from error
     return _placed(values, params)

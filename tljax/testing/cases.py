@@ -1,7 +1,6 @@
 """A strategy on one ground, and what it answers."""
 
 import dataclasses
-import inspect
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from tljax import graft, masks, paths
+from tljax import graft, masks, paths, plugins
 from tljax.testing.grounds import Ground
 from tljax.testing.lines import copy
 from tljax.types import Context, Mask, Method, Params, Phase
@@ -48,7 +47,7 @@ def case(method: Method, options: Mapping[str, Any], ground: Ground) -> Case:
         params = _call(method.adapt, options, copy(ordinary), jax.random.key(2))
         added = [known.get(path, True) for path in paths.names(params)]
         fresh = jax.tree.unflatten(jax.tree.structure(params), added)
-        merge = partial(_call, method.merge, options) if method.merge else None
+        merge = partial(_merged, method.merge, options) if method.merge else None
     must = masks.intersect(fresh, masks.under(params, names[-1])) if redrawn else fresh
     context = Context(names, ground.source, fresh, jax.random.key(3), *ground.look(merge))
     return Case(ground, method, options, ordinary, params, context, must, merge)
@@ -56,20 +55,28 @@ def case(method: Method, options: Mapping[str, Any], ground: Ground) -> Case:
 
 def _call(function: Any, options: Mapping[str, Any], *arguments: Any) -> Any:
     """Call a function of a strategy's module with those of the options that it takes."""
-    own = inspect.signature(function).parameters
-    return function(*arguments, **{name: value for name, value in options.items() if name in own})
+    return function(*arguments, **plugins.taken(function, options))
+
+
+def _merged(merge: Callable[..., Params], options: Mapping[str, Any], params: Params) -> Params:
+    return _call(merge, options, copy(params))
+
+
+def shown(context: Context) -> Context:
+    """The context with trees of its own, which a strategy may write into."""
+    return context._replace(source_params=copy(context.source_params), fresh=copy(context.fresh))
 
 
 def ask(
     case: Case, params: Params | None = None, context: Context | None = None, *, state: int = 0
 ) -> tuple[Phase, ...]:
-    """What the strategy gives, as phases, for the case's parameters and context, or for others.
+    """What the strategy gives, as phases, for copies of the case's parameters and context, or for others as they are.
 
     Python's and NumPy's global randomness is as a seed of `state` leaves it.
     """
     with _global_randomness(state):
         own = copy(case.params) if params is None else params
-        given = case.method.strategy(own, context or case.context, **case.options)
+        given = case.method.strategy(own, context or shown(case.context), **case.options)
     phased = isinstance(given, list | tuple) and any(isinstance(phase, Phase) for phase in given)
     return tuple(given) if phased else (Phase(0.0, given),)
 
@@ -83,7 +90,7 @@ def evaluate(case: Case, phases: tuple[Phase, ...], *, state: int = 0) -> tuple[
 def at_boundary(case: Case, phase: Phase) -> Callable[[Params], Mask]:
     """The mask of a phase as a function of the parameters at its start."""
     if masks.is_strategy(phase.mask):
-        return lambda params: phase.mask(params, case.context)
+        return lambda params: phase.mask(copy(params), shown(case.context))
     return lambda params: phase.mask
 
 

@@ -27,14 +27,19 @@ def line(name: str, promise: Callable[..., str], *arguments: Any) -> Check:
     """
     try:
         return Check(name, True, promise(*arguments))
-    except Exception as error:  # whatever a researcher's code raises is what the line is there to say
+    except (Exception, SystemExit) as error:  # whatever a researcher's code raises is what the line is there to say
         kind = "" if isinstance(error, InputError | AssertionError) else f"{type(error).__name__}: "
         return Check(name, False, kind + " ".join(str(error).split()))
 
 
 def copy(tree: Any) -> Any:
-    """The tree with containers of its own, and NumPy arrays of its own for arrays; bools and numbers stay."""
-    return jax.tree.map(lambda leaf: np.array(leaf) if isinstance(leaf, np.ndarray | jax.Array) else leaf, tree)
+    """The tree with containers of its own, and NumPy arrays of its own for arrays; bools, numbers and tracers stay."""
+
+    def own(leaf: Any) -> Any:
+        array = isinstance(leaf, np.ndarray | jax.Array) and not isinstance(leaf, jax.core.Tracer)
+        return np.array(leaf) if array else leaf
+
+    return jax.tree.map(own, tree)
 
 
 def same_bytes(a: Any, b: Any) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 
 from tljax import masks, models, paths, plugins, train
 from tljax.testing import fits, grounds
-from tljax.testing.cases import Case, ask, at_boundary, case, evaluate
+from tljax.testing.cases import Case, ask, at_boundary, case, evaluate, shown
 from tljax.testing.lines import Check, changed, copy, line, same_bytes
 from tljax.types import Context, InputError, Mask, Method, Params
 
@@ -65,7 +65,7 @@ def _lint(method: Method, options: Mapping[str, Any], ground: grounds.Ground) ->
         phases = ask(found)
     except InputError as error:
         return Check(name, None, f"does not apply: {error}"), None
-    except Exception as error:  # a fault of the strategy's own, whatever it is
+    except (Exception, SystemExit) as error:  # a fault of the strategy's own, whatever it is
         return Check(name, False, f"raises {type(error).__name__}: {' '.join(str(error).split())}"), None
     seen: list[Case] = []
 
@@ -110,14 +110,17 @@ def _fresh(found: Case) -> None:
 
 
 def _untouched(found: Case) -> None:
-    params, fresh, source = copy(found.params), copy(found.context.fresh), copy(found.ground.source)
-    ask(found, params, found.context._replace(fresh=fresh, source_params=source))
+    params, context = copy(found.params), shown(found.context)
+    for phase in ask(found, params, context):
+        if masks.is_strategy(phase.mask):
+            phase.mask(params, context)
     pairs = {
         "params": (found.params, params),
-        "context.fresh": (found.context.fresh, fresh),
-        "context.source_params": (found.ground.source, source),
+        "context.fresh": (found.context.fresh, context.fresh),
+        "context.source_params": (found.context.source_params, context.source_params),
     }
     for name, (before, after) in pairs.items():
+        paths.same_structure(before, after, name, f"what the strategy left of {name}")
         wrote = changed(before, after)
         assert not wrote, f"it wrote into {name}: {paths.some(wrote)}"
 
@@ -130,10 +133,10 @@ def _deterministic(found: Case) -> None:
 def _abstract(found: Case) -> None:
     shapes, source = jax.eval_shape(lambda: (found.params, found.ground.source))
     remedy = "shapes alone do not give the same mask: if it depends on values, set DATA_DRIVEN = True"
-    context: Context = found.context._replace(source_params=source, gradient=None, fisher=None)
+    context: Context = shown(found.context)._replace(source_params=source, gradient=None, fisher=None)
     try:
         abstract = ask(found, shapes, context)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise AssertionError(f"{remedy} ({type(error).__name__}: {error})") from error
     _same_phases(found.phases, abstract, remedy)
 
@@ -169,7 +172,7 @@ def _trained(found: Case) -> list[Check]:
         program = fits.program(model, found.merge)
         fitted = fits.fit(program, given, phases, data)
         short = fits.fit(program, found.params, fitted.masks, data, 1)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return [Check(f"trains on {found.ground.name}", False, f"{type(error).__name__}: {error}")]
     proof = _Proof(found, model, fitted, short, given, data)
     promises = [_still, _moved, _compiled, _without_jit]

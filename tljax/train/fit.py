@@ -204,7 +204,8 @@ def _next_phase(group: Group, state: State) -> Iterator[tuple[State, list[int]]]
 
 
 def _evaluated(mask: Mask | Callable[[Params], Mask], params: Params) -> Mask:
-    return mask(params) if masks.is_strategy(mask) else mask
+    # A tree of its own, which the function may write into.
+    return mask(jax.tree.map(jnp.asarray, params)) if masks.is_strategy(mask) else mask
 
 
 def _parted(
