@@ -1,6 +1,7 @@
 """What a program prints: a progress bar, one table, one line for an error."""
 
 import errno
+import gc
 import logging
 import os
 import sys
@@ -16,6 +17,7 @@ from tljax.types import InputError
 def run_main(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
     """Run a program: bad input ends with one line on standard error and exit code 1."""
     logging.getLogger("absl").setLevel(logging.ERROR)
+    _spare_the_collector()
     try:
         main(sys.argv if argv is None else argv)
     except InputError as error:
@@ -30,6 +32,12 @@ def run_main(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None =
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(130)  # a computation may be under way, which the interpreter's own end would cut off in the middle
+
+
+def _spare_the_collector() -> None:
+    """Modules and traces are full of cycles that live on: walking them again and again delays the first step."""
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 50)
 
 
 def _fail(message: str) -> None:

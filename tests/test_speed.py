@@ -8,9 +8,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from test_programs import arguments, command, results, write_task
 
 from experiments import benchmark, console, machine, options, pretrain, sides, transfer
-from test_programs import arguments, command, results, write_task
 from tljax.train import segment
 
 ROOT = Path(__file__).parent.parent
