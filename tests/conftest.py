@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+# LLVM's quick passes: half the time to compile. What XLA makes of a program, and so what is counted, stays the same.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
+
 import jax
 import pytest
 
@@ -17,6 +20,12 @@ def data_dir(tmp_path_factory) -> Path:
     os.environ["TFDS_DATA_DIR"] = str(folder)
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     return folder
+
+
+@pytest.fixture
+def no_pictures(monkeypatch) -> None:
+    """Reports without drawing their pictures, which takes longer than the runs of these tests; test_report.py draws."""
+    monkeypatch.setattr("tljax.study.pictures._svg", lambda figure: "data:image/svg+xml;base64,")
 
 
 @pytest.fixture(scope="session")

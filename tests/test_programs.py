@@ -14,6 +14,8 @@ from experiments import console, options, pretrain, training, transfer
 from tljax import checkpoint
 from tljax.types import InputError
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 MINE = '''"""Train the first stage's biases, and what is new."""
 
 from tljax import masks
@@ -382,6 +384,7 @@ def test_ewc_without_the_fisher_information_is_refused(tasks, tmp_path, capsys):
     assert not (tmp_path / "w").exists()
 
 
+@pytest.mark.slow
 def test_norm_only_on_a_cnn_trains_its_norms_and_head(tasks, tmp_path):
     flags = arguments(tasks, tmp_path / "w", model="cnn:norm=true", strategies=("norm_only",), seeds=(0,), steps=4)
     del flags["hidden"]

@@ -13,6 +13,8 @@ from test_programs import arguments, command, results, write_task
 from experiments import benchmark, console, machine, options, pretrain, sides, transfer
 from tljax.train import segment
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -51,12 +53,13 @@ def test_rates_of_a_strategy_share_an_executable(tasks, tmp_path):
 
 
 def test_the_run_says_what_it_decided(tasks, tmp_path, capsys):
-    transfer.run(**arguments(tasks, tmp_path / "w", seeds=(0, 1, 2), devices=2))
+    transfer.run(**arguments(tasks, tmp_path / "w", strategies=("head_only",), seeds=(0, 1, 2), devices=2))
     lines = capsys.readouterr().out.splitlines()
     assert lines.count("2 fits, one after another on each of 2 devices") == 1
     assert "hidden_0 is frozen: features of 120 examples are computed once, 0 MB" in lines
 
 
+@pytest.mark.slow
 def test_over_the_budget_the_run_says_so_and_gives_the_same(tasks, tmp_path, capsys):
     lean = transfer.run(**arguments(tasks, tmp_path / "lean", features_budget=100))
     assert "the budget 0 MB, so computed in every step" in capsys.readouterr().out
@@ -66,6 +69,7 @@ def test_over_the_budget_the_run_says_so_and_gives_the_same(tasks, tmp_path, cap
         assert one["test_loss"] == two["test_loss"] == pytest.approx(three["test_loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [{"many": "vmap"}, {"features_dtype": "bfloat16"}])
 def test_flags_of_speed_leave_accuracy_as_it_is(flags, tasks, tmp_path):
     plain = transfer.run(**arguments(tasks, tmp_path / "plain"))
@@ -75,6 +79,7 @@ def test_flags_of_speed_leave_accuracy_as_it_is(flags, tasks, tmp_path):
         assert one["key"] != two["key"]
 
 
+@pytest.mark.slow
 def test_any_number_of_devices_gives_the_same_bits_and_the_same_run(tasks, tmp_path):
     transfer.run(**arguments(tasks, tmp_path / "one", devices=1))
     transfer.run(**arguments(tasks, tmp_path / "eight", devices=8))
@@ -169,6 +174,11 @@ def test_the_benchmark_trains_what_it_says_it_does():
     losses = [next(side)[1].loss for _ in range(3)]
     assert losses[0].shape == (2, 10) and losses[2].mean() < losses[0].mean()
     next(sides.plain((images, labels), 16))
+
+
+@pytest.mark.slow
+def test_the_benchmark_counts_compilation_in_its_probes():
+    images, labels = np.zeros((1000, 28, 28, 1), np.uint8), np.zeros(1000, np.int32)
     assert sides.probes((images, labels), 2, 2, 1) > 0
 
 

@@ -55,12 +55,16 @@ def names(model: Model) -> tuple[str, ...]:
     return tuple(stage.name for stage in model)
 
 
-@partial(jax.jit, static_argnames=("model", "shape"))
 def init(model: Model, key: jax.Array, shape: tuple[int, ...]) -> Params:
     """Parameters for inputs of one example's `shape`: {stage.name: parameters of the stage}.
 
     Each stage draws from its own key, so that two models that differ in one stage share the draws of the others.
     """
+    # Compiled by itself it may be compiled in a hurry, which JAX refuses within another function that is compiled.
+    return (_draw if isinstance(key, jax.core.Tracer) else _drawn)(model, key, shape)
+
+
+def _draw(model: Model, key: jax.Array, shape: tuple[int, ...]) -> Params:
     params = {}
     x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     for i, stage in enumerate(model):
@@ -69,6 +73,12 @@ def init(model: Model, key: jax.Array, shape: tuple[int, ...]) -> Params:
         x = jax.eval_shape(stage.apply, params[stage.name], x)
     paths.names(params)
     return params
+
+
+# It runs once a seed: a third of the time to compile, and the same bits.
+_drawn = partial(jax.jit, static_argnames=("model", "shape"), compiler_options={"xla_backend_optimization_level": 1})(
+    _draw
+)
 
 
 def abstract(model: Model, shape: tuple[int, ...]) -> Params:
