@@ -159,8 +159,8 @@ def growth(folder: Path) -> list[Measured]:
         for side in ("tljax", *(("PyTorch",) if _there("torch") else ())):
             call = ["experiments.sides", "growth", side, str(examples), str(width), str(folder / "mnist")]
             output: dict[str, float] = {}
-            _process(call, output)
-            found[side] = (output["seconds"], output["peak"])
+            _, peak = _process(call, output)
+            found[side] = (output["seconds"], peak)
         for side, (seconds, peak) in found.items():
             what = f"{examples:,} examples, width {width}"
             rows.append(Measured(f"{what}: s/epoch", side, seconds, seconds / found["tljax"][0]))
@@ -170,11 +170,12 @@ def growth(folder: Path) -> list[Measured]:
 
 def _process(arguments: Sequence[str], output: dict[str, float] | None = None) -> tuple[float, float]:
     """(seconds, peak memory in MB) of a Python module run by itself; its last line as JSON into `output`."""
-    start = time.perf_counter()
+    start, peak = time.perf_counter(), 0.0
     with tempfile.TemporaryFile("w+") as log:
         running = subprocess.Popen([sys.executable, "-m", *arguments], stdout=log, stderr=subprocess.STDOUT, text=True)
-        _, status, usage = os.wait4(running.pid, 0)
-        running.returncode = os.waitstatus_to_exitcode(status)
+        while running.poll() is None:
+            peak = max(peak, _peak(running.pid))
+            time.sleep(0.02)
         seconds = time.perf_counter() - start
         log.seek(0)
         text = log.read()
@@ -182,7 +183,16 @@ def _process(arguments: Sequence[str], output: dict[str, float] | None = None) -
         raise InputError(f"python -m {' '.join(arguments)} fails: {text.strip().splitlines()[-1]}")
     if output is not None:
         output |= json.loads(text.strip().splitlines()[-1])
-    return seconds, usage.ru_maxrss / 1024
+    return seconds, peak
+
+
+def _peak(process: int) -> float:
+    """Its most memory so far, in MB: what `getrusage` tells of a child begins with the memory of its parent."""
+    try:
+        text = Path(f"/proc/{process}/status").read_text()
+        return float(text.split("VmHWM:")[1].split()[0]) / 1024
+    except (OSError, IndexError):
+        return 0.0
 
 
 def _there(name: str) -> bool:

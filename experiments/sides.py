@@ -5,7 +5,6 @@ Each side is an iterator that trains one epoch when it is asked for the next; im
 
 import gzip
 import json
-import resource
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -208,7 +207,7 @@ def read(folder: Path, part: str) -> Arrays:
 
 
 def grown(side: str, examples: int, width: int, folder: Path) -> None:
-    """Print seconds an epoch and peak memory in MB of one side, on so many examples (repeated) at a width, as JSON."""
+    """Print seconds an epoch of one side, on so many examples (repeated) at a width, as JSON."""
     data = read(folder, "train")
     times = -(-examples // len(data[1]))
     images, labels = (np.tile(part, (times, *[1] * (part.ndim - 1)))[:examples] for part in data)
@@ -220,8 +219,7 @@ def grown(side: str, examples: int, width: int, folder: Path) -> None:
         start = time.perf_counter()
         next(training)
         seconds.append(time.perf_counter() - start)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"seconds": float(np.median(seconds[1:])), "peak": peak}))
+    print(json.dumps({"seconds": float(np.median(seconds[1:]))}))
 
 
 if __name__ == "__main__":

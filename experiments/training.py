@@ -1,6 +1,7 @@
 """Train what is ready, and leave it in the run directory."""
 
 import hashlib
+import json
 import shutil
 import time
 import zipfile
@@ -37,7 +38,18 @@ def run(
         outcomes = _train(field, group, advance)
         lines = [{**fit.line, **_second_half(outcome)} for fit, outcome in zip(group, outcomes, strict=True)]
         extra = [_fisher(field, fit, outcome) for fit, outcome in zip(group, outcomes, strict=True)] if fisher else []
-        _leave(folder, lines, outcomes, field.task.test.labels, {**about, "fisher": fisher}, extra)
+        for rows in _by_strategy(lines):
+            own, theirs = [lines[row] for row in rows], [outcomes[row] for row in rows]
+            fishers = [extra[row] for row in rows] if fisher else []
+            _leave(folder, own, theirs, field.task.test.labels, {**about, "fisher": fisher}, fishers)
+
+
+def _by_strategy(lines: Sequence[rundir.Line]) -> list[list[int]]:
+    """Which lines are of one strategy with one set of options, in order."""
+    found: dict[str, list[int]] = {}
+    for row, line in enumerate(lines):
+        found.setdefault(json.dumps([line["strategy"], line["options"]], default=str), []).append(row)
+    return list(found.values())
 
 
 class Outcome(NamedTuple):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from experiments import console, fits, machine, methods, options, page, sources, training, workdir
 from experiments.options import Settings
 from experiments.sources import Source
-from tljax import objective, seeds, train
+from tljax import masks, objective, seeds, train
 from tljax.train import scores
 from tljax.types import InputError, Model, Task
 
@@ -137,22 +137,29 @@ def _train(todo: Experiment, missing: Mapping[str, Job], folder: Path) -> None:
     grounds = {seed: _ground(todo, seed) for seed in {job.seed for job in missing.values()}}
     for seed in grounds.keys() & trained.keys():
         grounds[seed] = methods.with_source(grounds[seed], trained[seed])
-    groups: dict[tuple[str, str], list[Job]] = {}
+    groups: dict[Any, list[fits.Fit]] = {}
     for job in missing.values():
-        groups.setdefault((job.method.label, job.budget), []).append(job)
-    for (label, _), jobs in groups.items():
-        ready = []
-        for job in jobs:
-            streams = _streams(made, job.seed)
-            start = methods.start(job.method, grounds[job.seed], _look(todo, field, streams, job.budget))
-            accuracy = trained[job.seed].accuracy if job.seed in trained else None
-            line = {**job.line, "source_accuracy": accuracy}
-            ready.append(fits.build(field, todo.model, start, streams, job.budget, line))
-        begins = ready[0].line["phase_steps"]
-        if len(begins) > 1:
-            console.say(f"{label}: phases begin at the steps {', '.join(map(str, begins))}")
-        with console.progress(label, sum(len(fit.trial.rates) for fit in ready)) as advance:
+        streams = _streams(made, job.seed)
+        start = methods.start(job.method, grounds[job.seed], _look(todo, field, streams, job.budget))
+        accuracy = trained[job.seed].accuracy if job.seed in trained else None
+        line = {**job.line, "source_accuracy": accuracy}
+        fit = fits.build(field, todo.model, start, streams, job.budget, line)
+        begins = fit.line["phase_steps"]
+        if len(begins) > 1 and job.seed == made.seeds[0]:
+            console.say(f"{job.method.label}: phases begin at the steps {', '.join(map(str, begins))}")
+        groups.setdefault((job.budget, _company(fit, job.method.label, made.many)), []).append(fit)
+    for ready in groups.values():
+        named = ", ".join(dict.fromkeys(fit.line["strategy"] for fit in ready))
+        with console.progress(named, sum(len(fit.trial.rates) for fit in ready)) as advance:
             training.run(field, ready, folder, sources.about(made, todo.target), advance)
+
+
+def _company(fit: fits.Fit, label: str, many: str) -> Any:
+    """What fits are trained together: those of a strategy, and of others whose one mask compiles to the same."""
+    (_, mask), *later = fit.trial.phases
+    if later or masks.is_strategy(mask) or many == "vmap":
+        return label
+    return train.under(fit.program, fit.trial, (mask,))
 
 
 def _look(todo: Experiment, field: fits.Arena, streams: seeds.Seeds, budget: str) -> methods.Look:

@@ -74,6 +74,15 @@ class Layout(NamedTuple):
     """The same for trials of different orders."""
 
 
+# Why the loop has this form (2026-11-23, jax 0.10.2, two cores; medians of eight rounds in turn, over the form chosen:
+# examples gathered by an order, one-hot labels, not unrolled):
+#                          784-512-10   784-2048-2048-10
+#   integer labels            1.00           1.02
+#   permuted beforehand       0.95           1.03
+#   unrolled twice            1.01           0.93
+#   unrolled four times       1.04           0.94
+# All within the noise: one-hot labels take smoothing and every loss of optax, an order as an argument serves every
+# label budget, and a loop whose bounds are traced serves every length.
 @functools.partial(jax.jit, static_argnames=("program", "layout"), donate_argnames=("trained", "opt_state"))
 def segment(
     program: Program,
