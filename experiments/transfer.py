@@ -159,7 +159,7 @@ def _company(fit: fits.Fit, label: str, many: str) -> Any:
     (_, mask), *later = fit.trial.phases
     if later or masks.is_strategy(mask) or many == "vmap":
         return label
-    return train.under(fit.program, fit.trial, (mask,))
+    return train.alike(fit.program, fit.trial, (mask,))
 
 
 def _look(todo: Experiment, field: fits.Arena, streams: seeds.Seeds, budget: str) -> methods.Look:

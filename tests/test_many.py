@@ -92,6 +92,16 @@ def test_what_differs_in_numbers_orders_or_examples_is_one_group_and_one_executa
     assert len({float(losses[-1]) for _, losses in together}) == 5
 
 
+def test_numbers_and_arrays_in_masks_part_a_group_though_they_compile_to_one_program():
+    params = start()
+    half = masks.scale(masks.by_path(params, lambda path: True), 0.5)
+    some = jax.tree.map(lambda leaf: np.arange(leaf.size).reshape(leaf.shape) % 2 == 0, params)
+    trials = [trial(params, order_of(0), mask=mask) for mask in (half, some)]
+    together, _ = fitted(trials)
+    for i, one in enumerate(trials):
+        same(together[i], fitted([one])[0][0])
+
+
 def with_one_order(seeds=2, rates=3):
     found = []
     for seed in range(seeds):

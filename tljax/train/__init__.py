@@ -6,6 +6,6 @@ A group is trials that share everything that decides compilation, but for what t
 from tljax.train.fit import State, capacity, fit, logits
 from tljax.train.layout import Means
 from tljax.train.segment import Log, Program, forward
-from tljax.train.trial import Trial, under
+from tljax.train.trial import Trial, alike, under
 
-__all__ = ["Log", "Means", "Program", "State", "Trial", "capacity", "fit", "forward", "logits", "under"]
+__all__ = ["Log", "Means", "Program", "State", "Trial", "alike", "capacity", "fit", "forward", "logits", "under"]

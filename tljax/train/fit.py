@@ -1,7 +1,7 @@
 """`fit`: a group of trials, segment by segment and phase by phase."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from tljax import evaluate, masks, named_optimizer, optimizer, parallel
 from tljax.train import layout
 from tljax.train.layout import Means
 from tljax.train.segment import Layout, Log, Numbers, Program, begin, forward, segment, static
-from tljax.train.trial import Trial, batch_size, numbers_of, stack, under
+from tljax.train.trial import Trial, alike, batch_size, numbers_of, stack, under
 from tljax.types import InputError, Mask, Params, Views
 
 
@@ -212,10 +212,11 @@ def _parted(
     group: Group, step: int, members: Sequence[tuple[int, tuple[Mask, ...]]]
 ) -> Iterator[Sequence[tuple[int, tuple[Mask, ...]]]]:
     """Trials and their masks so far, those that share an executable and stand on the devices together."""
-    alike: dict[Program, list[tuple[int, tuple[Mask, ...]]]] = {}
+    parts: dict[Hashable, list[tuple[int, tuple[Mask, ...]]]] = {}
     for i, history in members:
-        alike.setdefault(under(group.program, group.trials[i], history), []).append((i, history))
-    for now, part in alike.items():
+        parts.setdefault(alike(group.program, group.trials[i], history), []).append((i, history))
+    for part in parts.values():
+        now = under(group.program, group.trials[part[0][0]], part[0][1])
         trials = [group.trials[i] for i, _ in part]
         side = layout.lanes(now, trials, [history for _, history in part])
         sizes = layout.sizes(now, trials, side, group.images, _passed(group, step), group.means)

@@ -1,6 +1,6 @@
 """A trial: what is passed to the compiled function, and the program and the numbers that follow from its masks."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -64,6 +64,13 @@ def under(program: Program, trial: Trial, history: Sequence[Mask]) -> Program:
         cohorts=ranks if len(born) > 1 else None,
         fresh=tuple(name for name, drawn in fresh if drawn),
     )
+
+
+def alike(program: Program, trial: Trial, history: Sequence[Mask]) -> Hashable:
+    """What trials that are trained together have in common: an executable, and the shapes that their masks pass."""
+    now = under(program, trial, history)
+    leaves = zip(jax.tree.leaves(history[-1]), now.mask[1:], strict=True)
+    return now, tuple(np.shape(m) for m, kind in leaves if kind is None)
 
 
 def _kind(m: Any) -> bool | None:
