@@ -358,6 +358,7 @@ def test_phases_too_close_for_the_segments_are_refused(tasks, tmp_path, capsys):
     assert not (tmp_path / "w").exists()
 
 
+@pytest.mark.slow
 def test_data_driven_strategies_run_and_a_dry_run_says_what_they_wait_for(tasks, tmp_path, capsys):
     strategies = ("auto_rgn:phases=2", "gradient_mask:fraction=0.1", "fisher:fraction=0.1")
     flags = arguments(tasks, tmp_path / "w", strategies=strategies)
@@ -394,6 +395,7 @@ def test_norm_only_on_a_cnn_trains_its_norms_and_head(tasks, tmp_path):
     assert not any(path.startswith("conv_0/") and path.endswith("kernel") for path in trained)
 
 
+@pytest.mark.slow
 def test_an_edit_of_a_model_outside_the_project_trains_again(tasks, tmp_path):
     file = tmp_path / "mine.py"
     text = "from tljax.models import mlp\n\n\ndef model(classes):\n    return mlp.model(classes, hidden=(WIDTH,))\n"

@@ -43,6 +43,7 @@ def test_nothing_is_compiled_twice_in_a_run_nor_for_other_numbers(tasks, tmp_pat
     assert compiled() == before
 
 
+@pytest.mark.slow
 def test_rates_of_a_strategy_share_an_executable(tasks, tmp_path):
     flags = {"strategies": ("layerwise_decay:decay=0.5",), "hidden": (7,)}
     transfer.run(**arguments(tasks, tmp_path / "one", **flags))
