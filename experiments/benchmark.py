@@ -241,19 +241,14 @@ def _about() -> str:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    if {argument.lstrip("-").partition("=")[0] for argument in argv[1:]} & {"help", "helpfull", "helpshort", "h"}:
+    if options.asks_help(argv):
         console.say(f"{str(__doc__).strip()}\n{_HELP}")
         return
     values = flags.FlagValues()
     for name, default in (("manual_dir", None), ("rows", ",".join(ROWS)), ("output", None)):
         flags.DEFINE_string(name, default, "", flag_values=values)
     flags.DEFINE_integer("rounds", 5, "", flag_values=values)
-    try:
-        rest = values(list(argv))
-    except flags.Error as error:
-        raise InputError(" ".join(str(error).split())) from error
-    if len(rest) > 1:
-        raise InputError(f"'{rest[1]}' is no flag: write --NAME=VALUE; --helpfull lists the names")
+    options.read(values, argv)
     if not values.manual_dir:
         raise InputError("--manual_dir is not given: name the folder with the complete mnist/ and fashion_mnist/")
     run(values.manual_dir, values.rows.split(","), values.rounds, values.output)

@@ -33,7 +33,7 @@ def run(strategy: str, model: str = "mlp") -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    if {argument.lstrip("-").partition("=")[0] for argument in argv[1:]} & {"help", "helpfull", "helpshort", "h"}:
+    if options.asks_help(argv):
         console.say(f"{str(__doc__).strip()}\n{_HELP}")
         for name, about in options.strategies().items():
             console.say(f"  {name:<18} {about}")
@@ -41,12 +41,7 @@ def main(argv: Sequence[str]) -> None:
     values = flags.FlagValues()
     flags.DEFINE_string("strategy", None, "", flag_values=values)
     flags.DEFINE_string("model", "mlp", "", flag_values=values)
-    try:
-        rest = values(list(argv))
-    except flags.Error as error:
-        raise InputError(" ".join(str(error).split())) from error
-    if len(rest) > 1:
-        raise InputError(f"'{rest[1]}' is no flag: write --NAME=VALUE; --helpfull lists the names")
+    options.read(values, argv)
     if not values.strategy:
         raise InputError("--strategy is not given: name what to check, such as --strategy=mine.py:strategy")
     run(values.strategy, values.model)

@@ -173,7 +173,7 @@ def _adapted(one: Named, params: Params, anew: Mask, key: jax.Array) -> tuple[Pa
     """The parameters with the leaves that `adapt` adds; those are fresh."""
     known = dict(zip(paths.names(params), jax.tree.leaves(anew), strict=True))
     more = _call(one.method.adapt, one.options, _own(params), key)
-    for path, leaf in zip(paths.names(more), jax.tree.leaves(more), strict=True):
+    for path, leaf in paths.items(more):
         if not isinstance(leaf, int | float | np.generic | np.ndarray | jax.Array):
             raise InputError(f"strategy '{one.label}': adapt gives {leaf!r} at '{path}': a leaf is an array")
     added = [known.get(path, True) for path in paths.names(more)]
@@ -203,8 +203,8 @@ def _refuse_another_model(one: Named, ordinary: Params, adapted: Params, merged:
     after = _theirs(merge, adapted)
     if merged:
         paths.same_structure(ordinary, after, "the model", f"what merge of strategy '{one.label}' gives")
-    shapes = {path: leaf.shape for path, leaf in zip(paths.names(after), jax.tree.leaves(after), strict=True)}
-    for path, leaf in zip(paths.names(ordinary), jax.tree.leaves(ordinary), strict=True):
+    shapes = {path: leaf.shape for path, leaf in paths.items(after)}
+    for path, leaf in paths.items(ordinary):
         if shapes.get(path) != leaf.shape:
             there = f"of shape {shapes[path]}" if path in shapes else "missing"
             last = "merge" if merged else "adapt"

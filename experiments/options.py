@@ -104,18 +104,28 @@ _CHOICES = {
 
 def parse(argv: Sequence[str], about: str) -> dict[str, Any] | None:
     """The flags given on a command line and in its flagfiles; None after printing help. Raises InputError."""
-    names = {argument.lstrip("-").partition("=")[0] for argument in argv[1:]}
-    if names & {"help", "helpfull", "helpshort", "h"}:
+    if asks_help(argv):
         print(_help(about))
         return None
     values = _define()
+    read(values, argv)
+    return {name: _convert(name, kind, values[name].value) for name, kind in _kinds().items() if values[name].present}
+
+
+def asks_help(argv: Sequence[str]) -> bool:
+    """Whether a command line asks for help, under any of absl's names for it."""
+    names = {argument.lstrip("-").partition("=")[0] for argument in argv[1:]}
+    return bool(names & {"help", "helpfull", "helpshort", "h"})
+
+
+def read(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    """Read a command line and its flagfiles into `values`; raises InputError for what is no flag or no value of one."""
     try:
-        rest = values([argv[0], *argv[1:]])
+        rest = values(list(argv))
     except (flags.Error, UnicodeDecodeError) as error:
         raise InputError(" ".join(str(error).removeprefix("ERROR:: ").split())) from error
     if len(rest) > 1:
         raise InputError(f"'{rest[1]}' is no flag: write --NAME=VALUE; --helpfull lists the names")
-    return {name: _convert(name, kind, values[name].value) for name, kind in _kinds().items() if values[name].present}
 
 
 def settings(**given: Any) -> Settings:

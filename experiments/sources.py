@@ -121,7 +121,8 @@ def _streams(made: Settings, seed: int) -> seeds.Seeds:
 def train(made: Settings, task: Task, folder: Path, means: Means) -> dict[int, workdir.Line]:
     """Train the sources that the run directory does not hold yet; {seed: its line}."""
     plan = _planned(made, task)
-    missing = {seed: line for seed, line in plan.items() if line["key"] not in workdir.done(folder)}
+    there = workdir.done(folder)
+    missing = {seed: line for seed, line in plan.items() if line["key"] not in there}
     if missing:
         missing = plan if made.many == "vmap" else missing
         field = fits.arena(task, made.source_recipe, means)

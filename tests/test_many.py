@@ -55,11 +55,11 @@ def fitted(trials, **means):
     return [found[i] for i in range(len(trials))], said
 
 
-def same(one, other):
+def assert_same(one, other):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-def near(one, other):
+def assert_near(one, other):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), one, other)
 
 
@@ -71,7 +71,7 @@ def seeds(count):
 def test_over_devices_a_fit_has_the_bits_of_a_fit_alone(count):
     together, _ = fitted(seeds(count), devices=DEVICES)
     for i, one in enumerate(seeds(count)):
-        same(together[i], fitted([one])[0][0])
+        assert_same(together[i], fitted([one])[0][0])
 
 
 def test_what_differs_in_numbers_orders_or_examples_is_one_group_and_one_executable():
@@ -88,7 +88,7 @@ def test_what_differs_in_numbers_orders_or_examples_is_one_group_and_one_executa
     together, _ = fitted(trials)
     assert segment.segment._cache_size() == before + 1
     for i, one in enumerate(trials):
-        same(together[i], fitted([one])[0][0])
+        assert_same(together[i], fitted([one])[0][0])
     assert len({float(losses[-1]) for _, losses in together}) == 5
 
 
@@ -99,7 +99,7 @@ def test_numbers_and_arrays_in_masks_part_a_group_though_they_compile_to_one_pro
     trials = [trial(params, order_of(0), mask=mask) for mask in (half, some)]
     together, _ = fitted(trials)
     for i, one in enumerate(trials):
-        same(together[i], fitted([one])[0][0])
+        assert_same(together[i], fitted([one])[0][0])
 
 
 def with_one_order(seeds=2, rates=3):
@@ -116,7 +116,7 @@ def test_trials_of_one_order_one_after_another_have_the_bits_of_fits_alone(devic
     where = "on one device" if devices == 1 else "on each of 2 devices"
     assert said == [f"6 fits, one after another {where}"]
     for i, one in enumerate(with_one_order()):
-        same(together[i], fitted([one])[0][0])
+        assert_same(together[i], fitted([one])[0][0])
 
 
 @pytest.mark.parametrize("devices", [1, 2])
@@ -125,7 +125,7 @@ def test_side_by_side_they_agree_with_fits_alone(many, devices):
     together, said = fitted(with_one_order(), devices=DEVICES[:devices], many=many)
     assert len(said) == 1 and "side by side" in said[0]
     for i, one in enumerate(with_one_order()):
-        near(together[i], fitted([one])[0][0])
+        assert_near(together[i], fitted([one])[0][0])
 
 
 def test_side_by_side_in_groups_of_seeds_only_when_asked():
@@ -133,7 +133,7 @@ def test_side_by_side_in_groups_of_seeds_only_when_asked():
     together, said = fitted(seeds(3), many="vmap")
     assert said == ["3 fits, side by side on one device"]
     for i, one in enumerate(seeds(3)):
-        near(together[i], fitted([one])[0][0])
+        assert_near(together[i], fitted([one])[0][0])
 
 
 def test_wide_steps_go_one_after_another_unless_a_flag_says_otherwise():
@@ -172,7 +172,7 @@ def test_probes_on_the_features_of_several_sources_side_by_side_over_devices():
     together, _ = fitted(heads(), devices=DEVICES[:2], store=store)
     assert [views.shape for views, _ in store.kept.values()] == [(4, 60, 6)]
     for i, one in enumerate(heads()):
-        near(together[i], fitted([one])[0][0])
+        assert_near(together[i], fitted([one])[0][0])
 
 
 def test_lanes_part_where_the_frozen_stages_were_trained_before():
@@ -184,7 +184,7 @@ def test_lanes_part_where_the_frozen_stages_were_trained_before():
     together, _ = fitted(trials, store=store)
     assert [views.shape for views, _ in store.kept.values()] == [(2, 60, 6)]
     for i, one in enumerate(trials):
-        near(together[i], fitted([one])[0][0])
+        assert_near(together[i], fitted([one])[0][0])
 
 
 def test_a_stop_and_resume_over_devices_gives_the_bits_of_no_stop():
@@ -195,7 +195,7 @@ def test_a_stop_and_resume_over_devices_gives_the_bits_of_no_stop():
     kept = jax.device_get(state)
     [(state, _)] = train.fit(PROGRAM, seeds(4), IMAGES, LABELS, ends, kept, means)
     for row in range(4):
-        same(jax.tree.map(lambda leaf, row=row: np.array(leaf[row]), state.params), whole[row][0])
+        assert_same(jax.tree.map(lambda leaf, row=row: np.array(leaf[row]), state.params), whole[row][0])
 
 
 def test_devices_take_whole_rounds_and_the_rest_goes_on_as_many_as_it_needs():

@@ -211,7 +211,7 @@ def test_an_array_without_axes_is_the_bool_or_number_that_it_holds(array):
 
 def test_lint_accepts_every_kind_of_leaf():
     params = {"a": np.ones(2), "b": np.ones(2), "c": np.ones(2), "d": np.ones(2)}
-    masks.lint(params, {"a": True, "b": False, "c": 0.1, "d": jnp.array([True, False])})
+    assert masks.lint(params, {"a": True, "b": False, "c": 0.1, "d": jnp.array([True, False])}) is None
 
 
 def test_the_table_counts_what_trains():
@@ -509,7 +509,7 @@ def test_lint_names_the_phase_that_cannot_be_meant(phases, message):
 
 def test_lint_accepts_phases_and_leaves_strategies_to_their_boundary():
     phases = (Phase(0, BOTH), Phase(0.5, lambda params, context: "known at its boundary"))
-    masks.lint_phases({"a": np.ones(2), "b": np.ones(2)}, phases, fresh=BOTH)
+    assert masks.lint_phases({"a": np.ones(2), "b": np.ones(2)}, phases, fresh=BOTH) is None
 
 
 def test_a_mask_that_can_be_called_is_a_mask_all_the_same():

@@ -28,7 +28,7 @@ def flatten(params: Params) -> Flat:
     >>> flatten({"head": {"bias": np.zeros(2)}})
     {'head/bias': array([0., 0.])}
     """
-    return {path: np.asarray(leaf) for path, leaf in zip(paths.names(params), jax.tree.leaves(params), strict=True)}
+    return {path: np.asarray(leaf) for path, leaf in paths.items(params)}
 
 
 def unflatten(flat: Mapping[str, Any], like: Params) -> Params:
@@ -37,7 +37,7 @@ def unflatten(flat: Mapping[str, Any], like: Params) -> Params:
     >>> unflatten({"a": np.ones(1)}, {"a": np.zeros(1)})
     {'a': array([1.])}
     """
-    known = dict(zip(paths.names(like), jax.tree.leaves(like), strict=True))
+    known = dict(paths.items(like))
     for path in sorted(known.keys() | flat.keys()):
         there = f"{flat[path].dtype}{list(flat[path].shape)}" if path in flat else "absent"
         here = f"{known[path].dtype}{list(known[path].shape)}" if path in known else "absent"

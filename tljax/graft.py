@@ -45,9 +45,9 @@ def plan(
     ['copied']
     """
     fresh, zero = tuple(fresh), tuple(zero)
-    wanted = dict(zip(paths.names(target), jax.tree.leaves(target), strict=True))
+    wanted = dict(paths.items(target))
     paths.require_prefixes(target, (*fresh, *zero))
-    given = {} if source is None else dict(zip(paths.names(source), jax.tree.leaves(source), strict=True))
+    given = {} if source is None else dict(paths.items(source))
     origin = _renamed(given, rename or {})
     is_fresh, is_zero = paths.inside(fresh), paths.inside(zero)
     rows = []
@@ -124,10 +124,10 @@ def apply(plan: Plan, source: Params | None, target: Params) -> tuple[Params, Ma
     >>> apply(plan(source, target), source, target)[1]
     {'a': False}
     """
-    given = {} if source is None else dict(zip(paths.names(source), jax.tree.leaves(source), strict=True))
+    given = {} if source is None else dict(paths.items(source))
     rows = {row.target: row for row in plan if row.target is not None}
     leaves, fresh = [], []
-    for path, leaf in zip(paths.names(target), jax.tree.leaves(target), strict=True):
+    for path, leaf in paths.items(target):
         row = rows[path]
         anew = jnp.zeros_like(leaf) if row.action == "zeroed" else leaf
         leaves.append(anew if row.source is None else given[row.source])

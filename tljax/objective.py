@@ -208,10 +208,10 @@ def of_leaves(
     """
     test = paths.glob(term.on)
     starts, fishers = _by_name(start), _by_name(fisher)
-    named = zip(paths.names(trained), jax.tree.leaves(trained), strict=True)
+    named = paths.items(trained)
     leaves = [Leaf(w, starts.get(n), fishers.get(n), fresh.get(n, False)) for n, w in named if test(n)]
     return _TERMS[term.name](leaves, **weights)
 
 
 def _by_name(tree: Params | None) -> dict[str, jax.Array]:
-    return {} if tree is None else dict(zip(paths.names(tree), jax.tree.leaves(tree), strict=True))
+    return {} if tree is None else dict(paths.items(tree))

@@ -174,7 +174,7 @@ def _of_trained(trained: Params, ages: Ages | None) -> list[int]:
     """The age of each trained leaf; holes in `trained` are skipped."""
     if ages is None:
         return [0] * len(jax.tree.leaves(trained))
-    known = dict(zip(paths.names(ages), jax.tree.leaves(ages), strict=True))
+    known = dict(paths.items(ages))
     return [int(known[name]) for name in paths.names(trained)]
 
 

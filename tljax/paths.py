@@ -4,7 +4,7 @@ Masks, grafts, penalties and checkpoints all name leaves, by these rules and no 
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -29,6 +29,15 @@ def names(tree: Any) -> list[str]:
             raise InputError(f"two leaves are named '{path}': rename the key that contains '/'")
         seen.add(path)
     return found
+
+
+def items(tree: Any) -> Iterator[tuple[str, Any]]:
+    """(path, leaf) of each leaf, in the order of `jax.tree.leaves`; raises InputError as `names` does.
+
+    >>> dict(items({"head": {"bias": 0.0}}))
+    {'head/bias': 0.0}
+    """
+    return zip(names(tree), jax.tree.leaves(tree), strict=True)
 
 
 def _name(path: tuple[Any, ...]) -> str:

@@ -113,7 +113,7 @@ def top(scores: Any, fraction: float, *, among: Mask | None = None) -> Mask:
 
 def _eligible(scores: Any, among: Mask | None, known: list[str]) -> dict[str, np.ndarray]:
     """{path: float64 scores} of the leaves to choose among, in the order of the mask."""
-    given = dict(zip(paths.names(scores), jax.tree.leaves(scores), strict=True))
+    given = dict(paths.items(scores))
     if among is not None:
         require_bools("top: among", among)
         if extra := sorted(set(given) - set(known)):

@@ -41,7 +41,7 @@ def invert(mask: Mask) -> Mask:
 
 def require_bools(what: str, mask: Mask) -> None:
     """Raise InputError, naming the leaf, for a mask with leaves that are no bools."""
-    for path, leaf in zip(paths.names(mask), jax.tree.leaves(mask), strict=True):
+    for path, leaf in paths.items(mask):
         if not isinstance(leaf, bool | np.bool_):
             raise InputError(f"{what}: the leaf at '{path}' is {leaf!r}, not a bool: combine bools, then scale")
 

@@ -73,7 +73,7 @@ def digest(mask: Mask) -> str:
     True
     """
     whole = hashlib.sha256()
-    for path, leaf in zip(paths.names(mask), jax.tree.leaves(mask), strict=True):
+    for path, leaf in paths.items(mask):
         m = value(leaf)
         shape = m.shape if selects(m) else None
         whole.update(json.dumps([path, shape, None if selects(m) else m]).encode())
@@ -128,7 +128,7 @@ def save(mask: Mask, file: str | Path) -> None:
     """
     written: dict[str, Any] = {}
     arrays: dict[str, np.ndarray] = {}
-    for path, leaf in zip(paths.names(mask), jax.tree.leaves(mask), strict=True):
+    for path, leaf in paths.items(mask):
         m = value(leaf)
         if selects(m):
             # Paths are no names for the parts of an .npz: one may be empty, or the name of an argument.

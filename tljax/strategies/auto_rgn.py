@@ -6,7 +6,6 @@ section 4.
 
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 
 from tljax import masks, paths
@@ -44,7 +43,7 @@ def rates(params: Params, context: Context) -> Mask:
 
 def _norms(tree: Params) -> dict[str, float]:
     """{path: Euclidean norm} of the leaves of floats."""
-    leaves = zip(paths.names(tree), jax.tree.leaves(tree), strict=True)
+    leaves = paths.items(tree)
     norms = {p: float(np.linalg.norm(np.asarray(leaf, np.float64))) for p, leaf in leaves if paths.can_train(p, leaf)}
     for path, norm in norms.items():
         if not np.isfinite(norm):

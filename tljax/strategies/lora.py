@@ -37,7 +37,7 @@ def adapt(params: Params, key: jax.Array, *, rank: int = 4) -> Params:
     """
     if rank < 1:
         raise InputError(f"lora:rank={rank}: it is at least 1")
-    found = [path for path, leaf in zip(paths.names(params), jax.tree.leaves(params), strict=True) if _fits(path, leaf)]
+    found = [path for path, leaf in paths.items(params) if _fits(path, leaf)]
     keys = dict(zip(found, jax.random.split(key, max(len(found), 1)), strict=False))
 
     def add(path: str, node: dict[str, Any]) -> dict[str, Any]:

@@ -110,12 +110,11 @@ def _setting(group: Group, state: State) -> Setting:
     means, images = group.means, group.images
     members = [group.trials[i] for i in state.trials]
     now = under(group.program, members[0], state.masks[0])
-    side = layout.lanes(now, members, state.masks)
-    stand = layout.laid_out(now, members, side, images, means)
+    stand = layout.laid_out(now, members, layout.lanes(now, members, state.masks), images, means)
     if len(members) > 1:
         means.say(_told(len(members), stand))
     params = parallel.place(stand.mesh, state.params)
-    short, views = layout.shortened(now, members, params, side, images, _passed(group, state.step), means)
+    short, views = layout.shortened(now, members, params, stand.lanes, images, _passed(group, state.step), means)
     if views is None:
         views = (parallel.place(stand.mesh, images, split=False),)
     labels = parallel.place(stand.mesh, group.labels, split=False)
@@ -134,11 +133,11 @@ def logits(
     members = [trials[i] for i in state.trials]
     now = under(program, members[0], state.masks[0])
     side = layout.lanes(now, members, state.masks)
-    stand = layout.laid_out(now, members, side, images, means)
-    params = parallel.place(stand.mesh, state.params)
+    mesh = layout.mesh(members, side, means)
+    params = parallel.place(mesh, state.params)
     short, views = layout.shortened(now, members, params, side, images, len(images), means)
     if views is None:
-        views = (parallel.place(stand.mesh, images, split=False),)
+        views = (parallel.place(mesh, images, split=False),)
     return evaluate.logits(forward(short), params, views, count)
 
 
@@ -212,11 +211,10 @@ def _parted(
     group: Group, step: int, members: Sequence[tuple[int, tuple[Mask, ...]]]
 ) -> Iterator[Sequence[tuple[int, tuple[Mask, ...]]]]:
     """Trials and their masks so far, those that share an executable and stand on the devices together."""
-    parts: dict[Hashable, list[tuple[int, tuple[Mask, ...]]]] = {}
+    parts: dict[tuple[Program, Hashable], list[tuple[int, tuple[Mask, ...]]]] = {}
     for i, history in members:
         parts.setdefault(alike(group.program, group.trials[i], history), []).append((i, history))
-    for part in parts.values():
-        now = under(group.program, group.trials[part[0][0]], part[0][1])
+    for (now, _), part in parts.items():
         trials = [group.trials[i] for i, _ in part]
         side = layout.lanes(now, trials, [history for _, history in part])
         sizes = layout.sizes(now, trials, side, group.images, _passed(group, step), group.means)

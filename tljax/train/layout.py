@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from tljax import masks, models, parallel, prefix
-from tljax.train.segment import Layout, Program, static
+from tljax.train.segment import Layout, Program, lead
 from tljax.train.trial import Trial, batch_size
 from tljax.types import Mask, Params, Views
 
@@ -45,11 +45,15 @@ def sizes(
     return [side * size for size in found]
 
 
+def mesh(trials: Sequence[Trial], side: int, means: Means) -> Any:
+    """The devices over which a part's trials are divided."""
+    return parallel.mesh(means.devices[: parallel.share(len(trials) // side, max(1, len(means.devices)))])
+
+
 def laid_out(program: Program, trials: Sequence[Trial], side: int, images: jax.Array, means: Means) -> Layout:
     """How a part's trials stand on the devices."""
-    devices = means.devices[: parallel.share(len(trials) // side, max(1, len(means.devices)))]
     wide = side > 1 and (means.many == "vmap" or (means.many == "auto" and work(program, trials[0], images) < WIDE))
-    return Layout(parallel.mesh(devices), side, wide, means.many == "vmap")
+    return Layout(mesh(trials, side, means), side, wide, means.many == "vmap")
 
 
 def lanes(program: Program, trials: Sequence[Trial], histories: Sequence[Sequence[Mask]]) -> int:
@@ -57,7 +61,7 @@ def lanes(program: Program, trials: Sequence[Trial], histories: Sequence[Sequenc
     same = [one.order is other.order and _same_start(one, other) for one, other in itertools.pairwise(trials)]
     run = (same.index(False) if False in same else len(same)) + 1
     regular = len(trials) % run == 0 and all(joined == ((i + 1) % run != 0) for i, joined in enumerate(same))
-    still = prefix.lead(program.model, static(program))
+    still = lead(program)
     ever = [mask[name] for history in histories for mask in history for name in still]
     return run if regular and not any(map(masks.trains, jax.tree.leaves(ever))) else 1
 
@@ -76,7 +80,7 @@ WIDE = 2e7
 
 def work(program: Program, trial: Trial, images: jax.Array) -> float:
     """FLOPs of a step, about: the forward pass of the stages that train, three times."""
-    count = len(prefix.lead(program.model, static(program)))
+    count = len(lead(program))
     whole = jax.eval_shape(program.merge or (lambda params: params), trial.params)
     x: Any = jax.ShapeDtypeStruct((batch_size(trial), *images.shape[1:]), images.dtype)
     if count:
@@ -92,7 +96,7 @@ def shortened(
     wanted = _wanted(program, trials[0], images, passed, means)
     if means.store is None or not wanted:
         return program, None
-    still = prefix.lead(program.model, static(program))
+    still = lead(program)
     told = f"{', '.join(still)} {'is' if len(still) == 1 else 'are'} frozen: features of {len(images):,} examples"
     if wanted > means.store.budget:
         means.say(f"{told} are {_mb(wanted)} and the budget {_mb(means.store.budget)}, so computed in every step")
@@ -106,7 +110,7 @@ def shortened(
 def _wanted(program: Program, trial: Trial, images: jax.Array, passed: int, means: Means) -> int:
     """Bytes of one view of the frozen stages' output, or 0 where there is none that is worth it: fewer examples
     pass through than there are. It depends on one trial alone, and so then do its bits."""
-    count = len(prefix.lead(program.model, static(program)))
+    count = len(lead(program))
     if means.store is None or not count or passed < len(images):
         return 0
     whole = jax.eval_shape(program.merge or (lambda params: params), trial.params)

@@ -102,12 +102,10 @@ def segment(
     """
     views, labels = data
     many = not isinstance(views, tuple)
-    split = (trained, opt_state, frozen, numbers, order, rates, *((views,) if many else ()))
-    common = (labels, steps, *(() if many else (views,)))
+    own = (trained, opt_state, frozen, numbers, rates)
+    split, common = ((own, order, views), (labels, steps)) if many else ((own, order), (views, labels, steps))
 
-    def every(trained: Any, opt_state: Any, frozen: Any, numbers: Any, order: Any, rates: Any, *rest: Any) -> Any:
-        labels, steps, views = (*rest[1:], rest[0]) if many else rest
-        own = (trained, opt_state, frozen, numbers, rates)
+    def every(own: Any, order: jax.Array, views: Views, labels: jax.Array, steps: Any) -> Any:
         rowed = jax.tree.map(lambda leaf: leaf.reshape(-1, layout.lanes, *leaf.shape[1:]), own)
 
         def lanes(item: Any) -> Any:
@@ -173,7 +171,7 @@ def training_step(program: Program, frozen: Params, numbers: Numbers, data: Data
 def _objective(program: Program, frozen: Params, numbers: Numbers, data: Data) -> Callable[..., Any]:
     """(trained, examples, step) -> (L + lambda R, (L, the terms of lambda R))."""
     views, which, labels = data
-    still = prefix.lead(program.model, static(program))
+    still = lead(program)
     fresh = dict.fromkeys(program.fresh, True)
     smoothing = (numbers.given["label_smoothing"],) if program.smooth else ()
     merge = program.merge or (lambda params: params)
@@ -202,6 +200,11 @@ def _objective(program: Program, frozen: Params, numbers: Numbers, data: Data) -
 def static(program: Program) -> Mask:
     """The bool tree of the leaves with anything to train."""
     return jax.tree.unflatten(program.mask[0], [kind is not False for kind in program.mask[1:]])
+
+
+def lead(program: Program) -> tuple[str, ...]:
+    """The leading stages that are frozen whole."""
+    return prefix.lead(program.model, static(program))
 
 
 def _mask(program: Program, scales: tuple[Any, ...]) -> Mask:

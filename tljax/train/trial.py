@@ -66,7 +66,7 @@ def under(program: Program, trial: Trial, history: Sequence[Mask]) -> Program:
     )
 
 
-def alike(program: Program, trial: Trial, history: Sequence[Mask]) -> Hashable:
+def alike(program: Program, trial: Trial, history: Sequence[Mask]) -> tuple[Program, Hashable]:
     """What trials that are trained together have in common: an executable, and the shapes that their masks pass."""
     now = under(program, trial, history)
     leaves = zip(jax.tree.leaves(history[-1]), now.mask[1:], strict=True)
