@@ -128,7 +128,7 @@ def test_a_stop_and_resume_gives_the_bits_of_no_stop(name):
     data = (jnp.asarray(IMAGES), jnp.asarray(LABELS))
     state, _ = next(train.fit(program, [trial], *data, [5, 12]))
     kept = jax.tree.map(np.array, state)
-    [(resumed, _)] = train.fit(program, [trial], *data, [5, 12], kept)
+    [(resumed, _)] = train.fit(program, [trial], *data, [5, 12], [kept])
     assert same_bytes(resumed.params, whole.params) and same_bytes(resumed.optimizer, whole.optimizer)
 
 
@@ -192,7 +192,7 @@ def test_the_head_alone_does_half_of_the_work():
         numbers = compiled.Numbers((), {}, (), jax.random.key(0), None, None)
         step = compiled.training_step(program, frozen, numbers, data)
         state = optimizer.masked(named_optimizer.build(program.optimizer, 0.1, {}), mask).init(params)
-        executable = jax.jit(step).lower(trained, state, jnp.arange(100), jnp.float32(0.1), jnp.int32(0)).compile()
+        executable = jax.jit(step).lower(trained, state, True, jnp.arange(100), 0.1, 0).compile()
         flops[name] = executable.cost_analysis()["flops"]
     assert 160e6 < flops["full"] <= 168e6
     assert 80e6 < flops["head"] <= 84e6
@@ -241,7 +241,7 @@ def test_a_stop_before_at_or_after_a_boundary_gives_the_bits_of_no_stop(optimize
         if state.step == cut:
             kept = jax.tree.map(np.array, state)
             break
-    *_, (resumed, _) = train.fit(*setting, kept)
+    *_, (resumed, _) = train.fit(*setting, [kept])
     assert same_bytes(resumed.params, whole.params) and same_bytes(resumed.optimizer, whole.optimizer)
 
 

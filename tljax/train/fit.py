@@ -3,31 +3,19 @@
 import itertools
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from tljax import evaluate, masks, named_optimizer, optimizer, parallel
-from tljax.train import layout
+from tljax.train import layout, phase
 from tljax.train.layout import Means
-from tljax.train.segment import Layout, Log, Numbers, Program, begin, forward, segment, static
+from tljax.train.phase import Setting, State
+from tljax.train.segment import Layout, Log, Program, begin, forward
 from tljax.train.trial import Trial, alike, batch_size, numbers_of, stack, under
-from tljax.types import InputError, Mask, Params, Views
-
-
-class State(NamedTuple):
-    """A group, or a part of it, between two steps; arrays have a leading axis of trials."""
-
-    step: int
-    params: Params
-    optimizer: optax.OptState
-    trials: tuple[int, ...]
-    """Which of the group these are: a phase whose masks differ in what is compiled parts a group."""
-    masks: tuple[tuple[Mask, ...], ...]
-    """For each of them the masks of the phases that have begun."""
+from tljax.types import InputError, Mask, Params
 
 
 class Group(NamedTuple):
@@ -43,14 +31,8 @@ class Group(NamedTuple):
     means: Means
 
 
-class Setting(NamedTuple):
-    """All that the segments of a phase take beside state, order and rates."""
-
-    program: Program
-    layout: Layout
-    numbers: Numbers
-    data: tuple[Views, jax.Array]
-    """And labels."""
+Part = Sequence[tuple[int, tuple[Mask, ...]]]
+"""Which trials of a group, and the masks of the phases that have begun for each."""
 
 
 def fit(
@@ -59,48 +41,68 @@ def fit(
     images: jax.Array,
     labels: jax.Array,
     ends: Sequence[int],
-    state: State | None = None,
+    states: Sequence[State] = (),
     means: Means | None = None,
 ) -> Iterator[tuple[State, Log]]:
-    """Train a group; yield its state and log at each step of `ends` (increasing, the last is the last step).
+    """Train a group; yield at each step of `ends` (increasing, to the last) its state and the log since.
 
     `program` says everything but the masks. Images uint8 or float32 [n, ...] and labels int32 [n] are on the device,
-    shared by the trials. It starts from the trials' parameters, or from a `state` that an earlier call gave. A phase
-    begins at a step of `ends`, and the state yielded there is the new phase's already; where the masks of a phase
-    differ in what is compiled, or the devices do not divide the trials, the group parts, and each part is trained to
-    its end in turn. The caller's arrays are copied first; what is yielded is given up to the next segment, so take
-    what is wanted of it before. Raises InputError where the trials differ in steps, batch size or phases.
+    shared by the trials. Trials go on from the `states` that an earlier call gave, the others from their parameters.
+    A phase begins at a step of `ends`, and the state yielded there is the new phase's already; where the masks of a
+    phase differ in what is compiled, or the devices do not divide the trials, the group parts: all parts are yielded,
+    then each is trained to its end in turn. When `means.stop` says so, the state is yielded where it is and the fit
+    ends. The caller's arrays are copied first; what is yielded is given up to the next segment, so take what is wanted
+    of it before. Raises InputError where the trials differ in steps, batch size or phases.
     """
     _check_group(trials, ends)
     group = Group(program, trials, images, labels, ends, means or Means())
-    if state is not None:
-        params, opt_state = jax.tree.map(jnp.array, (state.params, state.optimizer))
-        # A state that went through NumPy has arrays for bools and numbers; masks are to have what they had.
-        plain = jax.tree.map(lambda m: m if np.ndim(m) else np.asarray(m).item(), (state.trials, state.masks))
-        yield from _advance(group, State(int(state.step), params, opt_state, *plain))
-        return
+    for state in states:
+        yield from _advance(group, _taken_up(state))
+    begun = {i for state in states for i in state.trials}
     everyone = [(i, (_evaluated(trial.phases[0][1], trial.params),)) for i, trial in enumerate(trials)]
     for part in _parted(group, 0, everyone):
-        members = [trials[i] for i, _ in part]
-        now = under(program, members[0], part[0][1])
-        params = stack([trial.params for trial in members])
-        histories = tuple(history for _, history in part)
-        rates = jnp.asarray([trial.rates[0] for trial in members])
-        opt_state = begin(now, params, numbers_of(now, members, histories), rates)
-        yield from _advance(group, State(0, params, opt_state, tuple(i for i, _ in part), histories))
+        if part[0][0] not in begun:
+            yield from _advance(group, _first(group, part))
+
+
+def _taken_up(state: State) -> State:
+    """Arrays of its own on the device; a state that went through NumPy has arrays for bools and numbers too."""
+    params, opt_state = jax.tree.map(jnp.array, (state.params, state.optimizer))
+    rest = (state.trials, state.masks, state.diverged)
+    return State(
+        int(state.step), params, opt_state, *jax.tree.map(lambda m: m if np.ndim(m) else np.asarray(m).item(), rest)
+    )
+
+
+def _first(group: Group, part: Part) -> State:
+    """Before the first step."""
+    members = [group.trials[i] for i, _ in part]
+    now = under(group.program, members[0], part[0][1])
+    params = stack([trial.params for trial in members])
+    histories = tuple(history for _, history in part)
+    rates = jnp.asarray([trial.rates[0] for trial in members])
+    opt_state = begin(now, params, numbers_of(now, members, histories), rates)
+    return State(0, params, opt_state, tuple(i for i, _ in part), histories, (None,) * len(part))
 
 
 def _advance(group: Group, state: State) -> Iterator[tuple[State, Log]]:
     """From a state to the last of `ends`; parts of a group one after another."""
     starts, last = {start for start, _ in group.trials[0].phases}, group.ends[-1]
-    setting = _setting(group, state)
+    if state.step == last or group.means.stop():
+        return
+    members = [group.trials[i] for i in state.trials]
+    setting, most = _setting(group, state), phase.FIRST_CALL
     for end in (end for end in group.ends if end > state.step):
-        state, log = _to(end, group, setting, state)
-        if end not in starts or end == last:
+        state, log, most = phase.along(end, members, setting, state, most, group.means.stop)
+        if state.step not in starts or state.step == last:
             yield state, log
+            if group.means.stop():
+                return
             continue
-        for next_state, rows in _next_phase(group, state):
+        parts = list(_next_phase(group, state))
+        for next_state, rows in parts:
             yield next_state, jax.tree.map(lambda curve, rows=rows: curve[rows], log)
+        for next_state, _ in parts:
             yield from _advance(group, next_state)
         return
 
@@ -157,26 +159,6 @@ def _passed(group: Group, step: int) -> int:
     return (end - first) * batch_size(group.trials[0])
 
 
-def _to(end: int, group: Group, setting: Setting, state: State) -> tuple[State, Log]:
-    """The state at step `end` of the same phase, and the log of the way."""
-    members = [group.trials[i] for i in state.trials]
-    program, stand, numbers, data = setting
-    own = parallel.place(stand.mesh, (state.params, state.optimizer))
-    (trained, frozen), opt_state = masks.split(own[0], static(program)), own[1]
-    step, logs = state.step, []
-    while step < end:
-        stop = min(end, step + capacity(batch_size(members[0])))
-        order, rates = _chunk(members, stand.lanes, step, stop)
-        steps = (step, 0, stop - step)
-        trained, opt_state, log = segment(
-            program, stand, trained, opt_state, frozen, numbers, data, order, rates, steps
-        )
-        logs.append(jax.tree.map(lambda curve, n=stop - step: np.asarray(curve)[:, :n], log))
-        step = stop
-    log = jax.tree.map(lambda *curves: np.hstack(curves), *logs)
-    return state._replace(step=end, params=masks.join(trained, frozen), optimizer=opt_state), log
-
-
 def _next_phase(group: Group, state: State) -> Iterator[tuple[State, list[int]]]:
     """The states at the beginning of the phase that begins here, and which rows of the group each is."""
     trials = group.trials
@@ -199,7 +181,8 @@ def _next_phase(group: Group, state: State) -> Iterator[tuple[State, list[int]]]
             carried.append(optimizer.carry(tx, was, now, own, each[row]))
         members = tuple(state.trials[row] for row in rows)
         params = stack([each[row] for row in rows])
-        yield State(state.step, params, stack(carried), members, tuple(histories[row] for row in rows)), rows
+        masks_so_far, since = tuple(histories[row] for row in rows), tuple(state.diverged[row] for row in rows)
+        yield State(state.step, params, stack(carried), members, masks_so_far, since), rows
 
 
 def _evaluated(mask: Mask | Callable[[Params], Mask], params: Params) -> Mask:
@@ -207,11 +190,9 @@ def _evaluated(mask: Mask | Callable[[Params], Mask], params: Params) -> Mask:
     return mask(jax.tree.map(jnp.asarray, params)) if masks.is_strategy(mask) else mask
 
 
-def _parted(
-    group: Group, step: int, members: Sequence[tuple[int, tuple[Mask, ...]]]
-) -> Iterator[Sequence[tuple[int, tuple[Mask, ...]]]]:
+def _parted(group: Group, step: int, members: Part) -> Iterator[Part]:
     """Trials and their masks so far, those that share an executable and stand on the devices together."""
-    parts: dict[tuple[Program, Hashable], list[tuple[int, tuple[Mask, ...]]]] = {}
+    parts: dict[tuple[Program, Hashable], list[Any]] = {}
     for i, history in members:
         parts.setdefault(alike(group.program, group.trials[i], history), []).append((i, history))
     for (now, _), part in parts.items():
@@ -233,19 +214,3 @@ def _check_group(trials: Sequence[Trial], ends: Sequence[int]) -> None:
         raise InputError(
             f"phases start at the steps {starts}: the first at 0, the others at segments' ends {list(ends)}"
         )
-
-
-def capacity(batch: int) -> int:
-    """Steps a compiled call can hold: a constant of the batch size, so that no length compiles anew."""
-    return max(1, min(1024, 2**20 // batch))
-
-
-def _chunk(trials: Sequence[Trial], side: int, start: int, stop: int) -> tuple[jax.Array, jax.Array]:
-    """The orders and rates of some steps, padded to the capacity."""
-    orders = np.stack([trial.order(start, stop) for trial in trials[::side]])
-    rows = capacity(orders.shape[-1])
-    padded = np.full((len(orders), rows, orders.shape[-1]), -1, np.int32)
-    padded[:, : stop - start] = orders
-    rates = np.zeros((len(trials), rows), np.float32)
-    rates[:, : stop - start] = [trial.rates[start:stop] for trial in trials]
-    return jax.device_put(padded), jax.device_put(rates)

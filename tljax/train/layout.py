@@ -27,6 +27,8 @@ class Means:
     """Where the output of frozen stages is kept; None computes it anew in every step."""
     say: Callable[[str], None] = lambda line: None
     """Called with a line for each decision."""
+    stop: Callable[[], bool] = lambda: False
+    """Asked every few seconds whether to end before the last step."""
 
 
 def sizes(

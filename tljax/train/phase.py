@@ -1,0 +1,103 @@
+"""Within a phase: calls of the compiled segment, each short enough that a fit can be stopped between two."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from tljax import masks, parallel
+from tljax.train.segment import Layout, Log, Numbers, Program, segment, static
+from tljax.train.trial import Trial, batch_size
+from tljax.types import Mask, Params, Views
+
+
+class State(NamedTuple):
+    """A group, or a part of it, between two steps; arrays have a leading axis of trials."""
+
+    step: int
+    params: Params
+    optimizer: optax.OptState
+    trials: tuple[int, ...]
+    """Which of the group these are: a phase whose masks differ in what is compiled parts a group."""
+    masks: tuple[tuple[Mask, ...], ...]
+    """For each of them the masks of the phases that have begun."""
+    diverged: tuple[int | None, ...]
+    """For each of them the first step whose objective or gradient was not finite: it has stood still since."""
+
+
+class Setting(NamedTuple):
+    """All that the segments of a phase take beside state, order and rates."""
+
+    program: Program
+    layout: Layout
+    numbers: Numbers
+    data: tuple[Views, jax.Array]
+    """And labels."""
+
+
+LONGEST = 3.0
+"""Seconds that a call of the compiled function is meant to take at most: between two of them a fit can be stopped."""
+FIRST_CALL = 16
+"""Steps of the first, whose duration says how many the others may have."""
+
+
+def along(
+    end: int, trials: Sequence[Trial], setting: Setting, state: State, most: int, stop: Callable[[], bool]
+) -> tuple[State, Log, int]:
+    """(state at step `end`, or earlier where `stop` says so; the log of the way; steps a call may have).
+
+    `trials` are those of the state, and `most` the steps its first call may have, such as FIRST_CALL.
+    """
+    program, stand, numbers, data = setting
+    own = parallel.place(stand.mesh, (state.params, state.optimizer))
+    (trained, frozen), opt_state = masks.split(own[0], static(program)), own[1]
+    step, diverged = state.step, state.diverged
+    logs: list[Log] = []
+    while step < end and not (logs and stop()):
+        start, after = time.perf_counter(), min(end, step + most)
+        alive = parallel.place(stand.mesh, jnp.asarray([since is None for since in diverged]))
+        order, rates = _chunk(trials, stand.lanes, step, after)
+        trained, opt_state, log = segment(
+            program, stand, trained, opt_state, alive, frozen, numbers, data, order, rates, (step, 0, after - step)
+        )
+        logs.append(jax.tree.map(lambda curve, n=after - step: np.asarray(curve)[:, :n], log))
+        diverged = _diverged(diverged, step, logs[-1])
+        most = min(capacity(batch_size(trials[0])), _as_long(after - step, time.perf_counter() - start))
+        step = after
+    log = jax.tree.map(lambda *curves: np.hstack(curves), *logs)
+    params = masks.join(trained, frozen)
+    return state._replace(step=step, params=params, optimizer=opt_state, diverged=diverged), log, most
+
+
+def _as_long(steps: int, seconds: float) -> int:
+    """How many steps take LONGEST, where so many took `seconds`."""
+    return max(1, int(steps * LONGEST / max(seconds, 1e-9)))
+
+
+def _diverged(before: Sequence[int | None], first: int, log: Log) -> tuple[int | None, ...]:
+    """The step at which each trial stands still, after a log that begins at step `first`."""
+    bad = np.isnan(log.loss)
+    return tuple(
+        first + int(row.argmax()) if since is None and row.any() else since
+        for since, row in zip(before, bad, strict=True)
+    )
+
+
+def capacity(batch: int) -> int:
+    """Steps a compiled call can hold: a constant of the batch size, so that no length compiles anew."""
+    return max(1, min(1024, 2**20 // batch))
+
+
+def _chunk(trials: Sequence[Trial], side: int, start: int, stop: int) -> tuple[jax.Array, jax.Array]:
+    """The orders and rates of some steps, padded to the capacity."""
+    orders = np.stack([trial.order(start, stop) for trial in trials[::side]])
+    rows = capacity(orders.shape[-1])
+    padded = np.full((len(orders), rows, orders.shape[-1]), -1, np.int32)
+    padded[:, : stop - start] = orders
+    rates = np.zeros((len(trials), rows), np.float32)
+    rates[:, : stop - start] = [trial.rates[start:stop] for trial in trials]
+    return jax.device_put(padded), jax.device_put(rates)
