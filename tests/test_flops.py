@@ -40,9 +40,7 @@ def lowered(strategy, hidden=(512,), cached=False, optimizer="sgd"):
     rows = train.capacity(BATCH)
     order_, rates = jnp.zeros((1, rows, BATCH), jnp.int32), jnp.zeros((1, rows))
     return (
-        segment.segment.lower(
-            *(short, segment.Layout(), trained, state, jnp.ones(1, bool), frozen, given, data, order_, rates, (0, 0, 1))
-        ),
+        segment.segment.lower(short, segment.Layout(), trained, state, frozen, given, data, order_, rates, (0, 0, 1)),
         state,
     )
 

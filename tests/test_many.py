@@ -193,7 +193,7 @@ def test_a_stop_and_resume_over_devices_gives_the_bits_of_no_stop():
     ends = [20, STEPS]
     state, _ = next(train.fit(PROGRAM, seeds(4), IMAGES, LABELS, ends, means=means))
     kept = jax.device_get(state)
-    [(state, _)] = train.fit(PROGRAM, seeds(4), IMAGES, LABELS, ends, kept, means)
+    [(state, _)] = train.fit(PROGRAM, seeds(4), IMAGES, LABELS, ends, [kept], means)
     for row in range(4):
         assert_same(jax.tree.map(lambda leaf, row=row: np.array(leaf[row]), state.params), whole[row][0])
 

@@ -1,5 +1,7 @@
 """Training: the compiled segment equals NumPy, and bits depend on nothing but what they should."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from tljax import masks, models, named_optimizer, objective, optimizer, train
 from tljax.data import draw
-from tljax.train import scores
+from tljax.train import phase, scores
 from tljax.train import segment as compiled
 from tljax.types import InputError
 
@@ -132,6 +134,82 @@ def test_a_stop_and_resume_gives_the_bits_of_no_stop(name):
     assert same_bytes(resumed.params, whole.params) and same_bytes(resumed.optimizer, whole.optimizer)
 
 
+@pytest.mark.parametrize("calls", [1, 5, 9])
+def test_a_fit_that_is_asked_to_stop_does_so_where_it_is_and_goes_on_with_the_same_bits(calls, monkeypatch):
+    """Each call of the compiled function is made one step long, so that it is stopped between any two."""
+    monkeypatch.setattr(phase, "FIRST_CALL", 1)
+    monkeypatch.setattr(phase, "_as_long", lambda steps, seconds: 1)
+    setting = phased(head_then_all)
+    *_, (whole, _) = train.fit(*setting)
+    whole_curve = np.hstack([log.loss for _, log in train.fit(*setting)])
+    asked = iter(range(1000))
+    stopped, logs = [], []
+    for state, log in train.fit(*setting, means=train.Means(stop=lambda: next(asked) >= calls)):
+        stopped.append(jax.tree.map(np.array, state))
+        logs.append(log.loss)
+    assert 0 < stopped[-1].step < 12
+    for state, log in train.fit(*setting, [stopped[-1]]):  # noqa: B007
+        logs.append(log.loss)
+    assert same_bytes(state, whole) and same_bytes(np.hstack(logs), whole_curve)
+
+
+def test_a_stop_before_the_first_step_gives_nothing():
+    assert not list(train.fit(*phased(head_then_all), means=train.Means(stop=lambda: True)))
+
+
+def test_parts_that_are_stopped_go_on_each_from_its_own_state():
+    def by_seed(seed, params):
+        return (
+            (0, head(params)),
+            (6, everything(params) if seed == 1 else masks.by_glob(params, "**/bias", "head/**")),
+        )
+
+    setting = phased(by_seed, seeds=(0, 1, 2))
+    whole = {state.trials: state for state, _ in train.fit(*setting) if state.step == 12}
+    kept: dict = {}
+    for state, _ in train.fit(*setting):
+        kept = {trials: part for trials, part in kept.items() if not set(trials) & set(state.trials)}
+        kept[state.trials] = jax.tree.map(np.array, state)
+        if state.step == 12:
+            break
+    assert sorted(part.step for part in kept.values()) == [6, 12]
+    for state, _ in train.fit(*setting, list(kept.values())):
+        kept[state.trials] = state
+    assert kept.keys() == whole.keys()
+    assert all(same_bytes(kept[trials].params, whole[trials].params) for trials in whole)
+
+
+@pytest.mark.parametrize("many", ["map", "vmap"])
+def test_a_fit_whose_loss_is_not_finite_is_marked_at_its_step_and_the_others_go_on(many):
+    """One of four has a rate at which it diverges at once, one has it from step 7 on."""
+    program, trials, *data = phased(
+        lambda seed, params: ((0, everything(params)),), optimizer="sgd", seeds=(0, 1, 2, 3)
+    )
+    program = replace(program, loss=objective.loss("l2_loss"), optimizer=named_optimizer.Spec("sgd"))
+    wild = np.full(12, 1e30, np.float32)
+    trials[1] = trials[1]._replace(rates=wild)
+    trials[3] = trials[3]._replace(rates=np.concatenate([trials[3].rates[:7], wild[:5]]))
+    since, losses = {}, {}
+    for state, log in train.fit(program, trials, *data, means=train.Means(many=many)):
+        for row, i in enumerate(state.trials):
+            since[i] = state.diverged[row]
+            losses[i] = np.concatenate([losses.get(i, []), log.loss[row]])
+    assert since[0] is None and since[2] is None and 0 < since[1] < 7 < since[3] < 12
+    assert all(np.isfinite(losses[i][:step]).all() for i, step in since.items())
+    alone = np.hstack([log.loss[0] for _, log in train.fit(program, trials[2:3], *data)])
+    np.testing.assert_allclose(losses[2], alone, rtol=0 if many == "map" else 1e-5)
+
+
+def test_where_all_have_diverged_nothing_more_is_computed(monkeypatch):
+    program, [trial], *data = phased(lambda seed, params: ((0, everything(params)),), optimizer="sgd")
+    program = replace(program, loss=objective.loss("l2_loss"), optimizer=named_optimizer.Spec("sgd"))
+    calls = []
+    monkeypatch.setattr(phase, "segment", lambda *given: calls.append(given[-1]) or compiled.segment(*given))
+    found = list(train.fit(program, [trial._replace(rates=np.full(12, 1e30, np.float32))], *data))
+    assert [state.step for state, _ in found] == [4, 6, 12] and [first for first, _, _ in calls] == [0]
+    assert np.isnan(found[-1][1].loss).all() and found[-1][1].loss.shape == (1, 6)
+
+
 def test_padding_weighs_nothing():
     """50 examples at batch 16: the last batch of an epoch has 2, and its loss is their mean."""
     trials, _, log = fitted(everything, steps=4, rate=0.0)
@@ -192,7 +270,7 @@ def test_the_head_alone_does_half_of_the_work():
         numbers = compiled.Numbers((), {}, (), jax.random.key(0), None, None)
         step = compiled.training_step(program, frozen, numbers, data)
         state = optimizer.masked(named_optimizer.build(program.optimizer, 0.1, {}), mask).init(params)
-        executable = jax.jit(step).lower(trained, state, True, jnp.arange(100), 0.1, 0).compile()
+        executable = jax.jit(step).lower(trained, state, jnp.arange(100), 0.1, 0).compile()
         flops[name] = executable.cost_analysis()["flops"]
     assert 160e6 < flops["full"] <= 168e6
     assert 80e6 < flops["head"] <= 84e6

@@ -56,9 +56,10 @@ def fit(
     """
     _check_group(trials, ends)
     group = Group(program, trials, images, labels, ends, means or Means())
-    for state in states:
-        yield from _advance(group, _taken_up(state))
-    begun = {i for state in states for i in state.trials}
+    going = [_taken_up(state) for state in states]
+    for state in going:
+        yield from _advance(group, state)
+    begun = {i for state in going for i in state.trials}
     everyone = [(i, (_evaluated(trial.phases[0][1], trial.params),)) for i, trial in enumerate(trials)]
     for part in _parted(group, 0, everyone):
         if part[0][0] not in begun:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -26,7 +25,7 @@ class State(NamedTuple):
     masks: tuple[tuple[Mask, ...], ...]
     """For each of them the masks of the phases that have begun."""
     diverged: tuple[int | None, ...]
-    """For each of them the first step whose objective or gradient was not finite: it has stood still since."""
+    """For each of them the first step whose objective or gradient was not finite; its parameters mean nothing since."""
 
 
 class Setting(NamedTuple):
@@ -58,11 +57,14 @@ def along(
     step, diverged = state.step, state.diverged
     logs: list[Log] = []
     while step < end and not (logs and stop()):
+        if None not in diverged:
+            logs.append(_nothing(len(trials), end - step, len(program.penalties)))
+            step = end
+            break
         start, after = time.perf_counter(), min(end, step + most)
-        alive = parallel.place(stand.mesh, jnp.asarray([since is None for since in diverged]))
         order, rates = _chunk(trials, stand.lanes, step, after)
         trained, opt_state, log = segment(
-            program, stand, trained, opt_state, alive, frozen, numbers, data, order, rates, (step, 0, after - step)
+            program, stand, trained, opt_state, frozen, numbers, data, order, rates, (step, 0, after - step)
         )
         logs.append(jax.tree.map(lambda curve, n=after - step: np.asarray(curve)[:, :n], log))
         diverged = _diverged(diverged, step, logs[-1])
@@ -73,14 +75,20 @@ def along(
     return state._replace(step=step, params=params, optimizer=opt_state, diverged=diverged), log, most
 
 
+def _nothing(trials: int, steps: int, terms: int) -> Log:
+    """The log of trials that have all diverged, and are not trained on."""
+    nothing = np.full((trials, steps), np.nan, np.float32)
+    return Log(nothing, nothing, (nothing,) * terms, nothing)
+
+
 def _as_long(steps: int, seconds: float) -> int:
     """How many steps take LONGEST, where so many took `seconds`."""
     return max(1, int(steps * LONGEST / max(seconds, 1e-9)))
 
 
 def _diverged(before: Sequence[int | None], first: int, log: Log) -> tuple[int | None, ...]:
-    """The step at which each trial stands still, after a log that begins at step `first`."""
-    bad = np.isnan(log.loss)
+    """The first step of each trial that is not finite, after a log that begins at step `first`."""
+    bad = ~np.isfinite(log.loss + log.penalty + log.gradient_norm)
     return tuple(
         first + int(row.argmax()) if since is None and row.any() else since
         for since, row in zip(before, bad, strict=True)

@@ -89,7 +89,6 @@ def segment(
     layout: Layout,
     trained: Params,
     opt_state: optax.OptState,
-    alive: jax.Array,
     frozen: Params,
     numbers: Numbers,
     data: tuple[Views, jax.Array],
@@ -100,12 +99,10 @@ def segment(
     """Rows `begin` to `end` of `order` [trials / lanes, rows, batch], the first of which is step `first`.
 
     `rates` are [trials, rows]; the data are views, one for all trials or one for each of the orders, and labels [n].
-    A trial that is not `alive` (bool [trials]) is held as it is, and so is one from the step on whose objective or
-    gradient is not finite: its log is nan from there.
     """
     views, labels = data
     many = not isinstance(views, tuple)
-    own = (trained, opt_state, alive, frozen, numbers, rates)
+    own = (trained, opt_state, frozen, numbers, rates)
     split, common = ((own, order, views), (labels, steps)) if many else ((own, order), (views, labels, steps))
 
     def every(own: Any, order: jax.Array, views: Views, labels: jax.Array, steps: Any) -> Any:
@@ -128,24 +125,23 @@ def segment(
 
 def _train(program: Program, data: Any, order: jax.Array, steps: Any, own: Any, lanes: tuple[int, ...] = ()) -> Any:
     """Some steps: state and log of one trial, or of `lanes` along the last axis of everything in `own`."""
-    trained, opt_state, alive, frozen, numbers, rates = own
+    trained, opt_state, frozen, numbers, rates = own
     first, begin, end = steps
 
-    def step(carried: Any, frozen: Any, numbers: Any, rate: Any, row: jax.Array) -> Any:
-        return training_step(program, frozen, numbers, data)(*carried, order[row], rate, first + row)
+    def step(trained: Any, opt_state: Any, frozen: Any, numbers: Any, rate: Any, row: jax.Array) -> Any:
+        return training_step(program, frozen, numbers, data)(trained, opt_state, order[row], rate, first + row)
 
-    every = jax.vmap(step, in_axes=(-1, -1, -1, -1, None), out_axes=-1) if lanes else step
+    every = jax.vmap(step, in_axes=(-1, -1, -1, -1, -1, None), out_axes=-1) if lanes else step
     curve = jnp.zeros((len(order), *lanes), jnp.float32)
     log = Log(curve, curve, (curve,) * len(program.penalties), curve)
 
     def body(row: jax.Array, carry: Any) -> Any:
-        carried, log = carry
-        *carried, now = every(carried, frozen, numbers, rates[row], row)
+        trained, opt_state, log = carry
+        trained, opt_state, now = every(trained, opt_state, frozen, numbers, rates[row], row)
         log = jax.tree.map(lambda curve, value: curve.at[row].set(value.astype(curve.dtype)), log, now)
-        return tuple(carried), log
+        return trained, opt_state, log
 
-    (trained, opt_state, _), log = jax.lax.fori_loop(begin, end, body, ((trained, opt_state, alive), log))
-    return trained, opt_state, log
+    return jax.lax.fori_loop(begin, end, body, (trained, opt_state, log))
 
 
 def _side_by_side(train: Callable[..., Any], own: Any) -> Any:
@@ -160,21 +156,14 @@ Data = tuple[Views, jax.Array, jax.Array]
 
 
 def training_step(program: Program, frozen: Params, numbers: Numbers, data: Data) -> Callable[..., Any]:
-    """The training step of one trial: differentiates with respect to the trained leaves alone.
-
-    (trained, state, alive, examples, rate, number of the step) -> (trained, state, alive, log).
-    """
+    """The training step of one trial: differentiates with respect to the trained leaves alone."""
     value = _objective(program, frozen, numbers, data)
 
-    def step(trained: Params, opt_state: Any, alive: jax.Array, chosen: Any, rate: Any, number: Any) -> Any:
-        (total, (loss, terms)), gradients = jax.value_and_grad(value, has_aux=True)(trained, chosen, number)
-        norm = _norm(gradients)
-        alive = alive & jnp.isfinite(total) & jnp.isfinite(norm)
-        updates, moved = transformation(program, numbers, rate).update(gradients, opt_state, trained)
-        new = (optax.apply_updates(trained, updates), moved)
-        trained, opt_state = jax.tree.map(lambda now, was: jnp.where(alive, now, was), new, (trained, opt_state))
-        log = Log(loss, sum(terms, start=jnp.zeros(())), terms, norm)
-        return trained, opt_state, alive, jax.tree.map(lambda number: jnp.where(alive, number, jnp.nan), log)
+    def step(trained: Params, opt_state: Any, chosen: jax.Array, rate: jax.Array, number: jax.Array) -> Any:
+        (_, (loss, terms)), gradients = jax.value_and_grad(value, has_aux=True)(trained, chosen, number)
+        updates, opt_state = transformation(program, numbers, rate).update(gradients, opt_state, trained)
+        trained = optax.apply_updates(trained, updates)
+        return trained, opt_state, Log(loss, sum(terms, start=jnp.zeros(())), terms, _norm(gradients))
 
     return step
 
