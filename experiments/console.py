@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from experiments import signals
 from tljax import graft, masks
 from tljax.types import InputError
 
@@ -19,7 +20,8 @@ def run_main(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None =
     logging.getLogger("absl").setLevel(logging.ERROR)
     _spare_the_collector()
     try:
-        main(sys.argv if argv is None else argv)
+        with signals.termination_raised():
+            main(sys.argv if argv is None else argv)
     except InputError as error:
         _fail(str(error))
     except OSError as error:
@@ -28,16 +30,23 @@ def run_main(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None =
     except MemoryError:
         _fail("out of memory: lower --batch_size, --hidden or the size of the data")
     except KeyboardInterrupt:
-        print("stopped; the same command goes on with what is not finished", file=sys.stderr)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(130)  # a computation may be under way, which the interpreter's own end would cut off in the middle
+        _leave(130, "stopped; the same command goes on with what is not finished")
+    except signals.Stopped as stopped:
+        _leave(stopped.code, str(stopped))
 
 
 def _spare_the_collector() -> None:
     """Modules and traces are full of cycles that live on: walking them again and again delays the first step."""
     gc.freeze()
     gc.set_threshold(100_000, 20, 50)
+
+
+def _leave(code: int, message: str) -> None:
+    """At once: a computation may be under way, which the interpreter's own end would cut off in the middle."""
+    print(message, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _fail(message: str) -> None:

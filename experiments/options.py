@@ -65,6 +65,7 @@ class Settings:
     draw_seed: int | None = _flag(None, "pins the draw of label budgets and of the validation split", "R")
     workdir: str | None = _flag(None, "the run directory; a finished fit in it is not trained again", "R")
     save_fisher: bool = _flag(False, "leave the source's Fisher information in its checkpoint, for --penalty=ewc", "R")
+    checkpoint_every: int = _flag(5, "segments after which fits that are under way are saved", "R")
     devices: int | None = _flag(
         None, "over so many the fits of a group are divided; default all, on a CPU one a core", "C"
     )
@@ -82,7 +83,7 @@ class Settings:
 LISTS = ("strategies", "seeds", "train_examples")
 """What may grow from one run to the next in one run directory."""
 
-PLACES = ("data_dir", "manual_dir", "devices", "compilation_cache")
+PLACES = ("data_dir", "manual_dir", "devices", "compilation_cache", "checkpoint_every")
 """What may change, since it decides no bit of a result."""
 
 _GROUPS = {
@@ -167,6 +168,8 @@ def _check(made: Settings) -> None:
         _check_seed("seeds", seed)
     if made.devices is not None and made.devices < 1:
         raise InputError(f"--devices={made.devices}: give 1 or more")
+    if made.checkpoint_every < 1:
+        raise InputError(f"--checkpoint_every={made.checkpoint_every}: give 1 or more")
     if made.features_budget < 0:
         raise InputError(f"--features_budget={made.features_budget}: give 0 bytes or more")
     if max(made.hidden, default=1) > MOST["hidden"]:

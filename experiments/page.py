@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import console, training, workdir
+from experiments import console, outcome, workdir
 from experiments.options import Settings
 from experiments.sources import Source
 from tljax.types import Task
@@ -35,7 +35,7 @@ def show(made: Settings, target: Task, source: Source | None, lines: Sequence[wo
 def _page(target: Task, lines: Sequence[workdir.Line], folder: Path, title: str, own: str, notes: list[str]) -> str:
     from tljax.study import report
 
-    curves = {line["name"]: training.curves(folder, line) for line in lines}
+    curves = {line["name"]: outcome.curves(folder, line) for line in lines}
     flags = (folder / "flags.flags").read_text(encoding="utf-8")
     return report.page(
         [dict(line) for line in lines],

@@ -128,7 +128,7 @@ def train(made: Settings, task: Task, folder: Path, means: Means) -> dict[int, w
         field = fits.arena(task, made.source_recipe, means)
         ready = [_ready(made, field, seed, line) for seed, line in missing.items()]
         with console.progress(f"source {task.name}", sum(len(fit.trial.rates) for fit in ready)) as advance:
-            training.run(field, ready, folder, about(made, task), advance, made.save_fisher)
+            training.run(field, ready, folder, about(made, task), advance, made.checkpoint_every, made.save_fisher)
     done = workdir.done(folder)
     return {seed: done[line["key"]] for seed, line in plan.items()}
 

@@ -1,22 +1,23 @@
-"""Train what is ready, and leave it in the run directory."""
+"""Train what is ready, group by group, and leave it in the run directory."""
 
+import contextlib
 import hashlib
-import json
 import shutil
 import time
-import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
-from experiments import fits
-from experiments import workdir as rundir
-from tljax import checkpoint, evaluate, masks, train
+from experiments import console, fits, outcome, progress, signals
+from experiments.outcome import Outcome
+from experiments.progress import Progress, Record
+from tljax import evaluate, train
 from tljax.train import scores
-from tljax.types import Mask, Params
+from tljax.types import Params
 
 
 def run(
@@ -25,87 +26,158 @@ def run(
     folder: Path,
     about: Mapping[str, Any],
     advance: Callable[[int], None],
+    every: int,
     fisher: bool = False,
 ) -> None:
-    """Train fits in groups of one program, and leave of each group a checkpoint, predictions, metrics and lines.
+    """Train fits in groups of one program, and leave of each group checkpoints, predictions, metrics and lines.
 
-    `fisher` leaves the Fisher information of each in the checkpoint too.
+    What is half trained is saved after `every` segments, and taken up from there. `fisher` leaves the Fisher
+    information of each in the checkpoint too. Raises signals.Stopped when a signal asks for it.
     """
     groups: dict[Any, list[fits.Fit]] = {}
     for fit in ready:
         groups.setdefault((fit.program, len(fit.trial.rates)), []).append(fit)
-    for group in groups.values():
-        outcomes = _train(field, group, advance)
-        lines = [{**fit.line, **_second_half(outcome)} for fit, outcome in zip(group, outcomes, strict=True)]
-        extra = [_fisher(field, fit, outcome) for fit, outcome in zip(group, outcomes, strict=True)] if fisher else []
-        for rows in _by_strategy(lines):
-            own, theirs = [lines[row] for row in rows], [outcomes[row] for row in rows]
-            fishers = [extra[row] for row in rows] if fisher else []
-            _leave(folder, own, theirs, field.task.test.labels, {**about, "fisher": fisher}, fishers)
+    with signals.heeded() as asked:
+        for group in groups.values():
+            place = folder / "progress" / _digest(fit.line["key"] for fit in group)
+            outcomes = _train(field, group, place, every, asked, advance)
+            extra = [_fisher(field, fit, of) for fit, of in zip(group, outcomes, strict=True)] if fisher else []
+            outcome.leave(folder, group, outcomes, field.task.test.labels, {**about, "fisher": fisher}, extra)
+            shutil.rmtree(place, ignore_errors=True)
+            with contextlib.suppress(OSError):  # others are half trained still
+                place.parent.rmdir()
+            if asked():
+                raise signals.Stopped(asked(), "stopped between two groups of fits; the same command goes on")
 
 
-def _by_strategy(lines: Sequence[rundir.Line]) -> list[list[int]]:
-    """Which lines are of one strategy with one set of options, in order."""
-    found: dict[str, list[int]] = {}
-    for row, line in enumerate(lines):
-        found.setdefault(json.dumps([line["strategy"], line["options"]], default=str), []).append(row)
-    return list(found.values())
+def _digest(keys: Iterable[str]) -> str:
+    return hashlib.sha256("".join(keys).encode()).hexdigest()[:8]
 
 
-class Outcome(NamedTuple):
-    """What training a fit gives."""
-
-    params: Params
-    masks: tuple[Mask, ...]
-    """Of each phase."""
-    curve: list[dict[str, float]]
-    """A point a segment."""
-    logits: np.ndarray
-    test: Mapping[str, Any]
-    held: Mapping[str, Any] | None
-    """Metrics on the validation split, if there is one."""
-    seconds: float
-
-
-def _train(field: fits.Arena, group: Sequence[fits.Fit], advance: Callable[[int], None]) -> list[Outcome]:
-    program, task = group[0].program, field.task
-    curves: list[list[dict[str, float]]] = [[] for _ in group]
-    seconds = [0.0] * len(group)
-    outcomes: dict[int, Outcome] = {}
-    last = len(group[0].trial.rates)
-    start = time.perf_counter()
-    trials = [fit.trial for fit in group]
+def _train(
+    field: fits.Arena,
+    group: Sequence[fits.Fit],
+    place: Path,
+    every: int,
+    asked: Callable[[], int],
+    advance: Callable[[int], None],
+) -> list[Outcome]:
+    """Train one group from where it is to its end, and save it on the way."""
+    program, trials, keys = group[0].program, [fit.trial for fit in group], [fit.line["key"] for fit in group]
+    last = len(trials[0].rates)
     ends = fits.ends(field.recipe, last)
-    for state, log in train.fit(program, trials, field.images, field.labels, ends, means=field.means):
-        took = (time.perf_counter() - start) / len(state.trials)
-        logits = train.logits(program, trials, state, field.test, len(task.test.labels), field.means)
-        everyone = jax.device_get(state.params)
-        for row, i in enumerate(state.trials):
-            test = evaluate.metrics(logits[row], task.test.labels)
-            params = jax.tree.map(lambda leaf, row=row: leaf[row], everyone)
-            held = _validate(field, program, params, group[i].validation)
-            seconds[i] += took
-            curves[i].append(_point(state.step, log, row, program, held or test))
-            if state.step == last:
-                outcomes[i] = Outcome(params, state.masks[row], curves[i], logits[row], test, held, seconds[i])
-        advance(len(state.trials) * log.loss.shape[1])
+    points = [end for end in ends if end not in {step for step, _ in trials[0].phases}]
+    named = ", ".join(dict.fromkeys(fit.line["strategy"] for fit in group))
+    now = progress.found(place, keys, program, trials, console.say)
+    if now:
+        console.say(f"{named}: goes on from step {min(part.step for part in now.parts)} of {last}")
+    now = now or progress.none(len(group))
+    advance(sum(part.step * len(part.trials) for part in now.parts))
+    means = replace(field.means, stop=lambda: bool(asked()))
+    final: dict[int, np.ndarray] = {}
+    with progress.saving(place, keys) as save:
         start = time.perf_counter()
-    return [outcomes[i] for i in range(len(group))]
+        for state, log in train.fit(program, trials, field.images, field.labels, ends, now.parts, means):
+            advance(len(state.trials) * log.loss.shape[1])
+            logits = _logits(field, program, trials, state) if state.step in ends else None
+            now = _further(field, group, now, state, log, logits, (time.perf_counter() - start) / len(state.trials))
+            if logits is not None and state.step == last:
+                final |= dict(zip(state.trials, logits, strict=True))
+            if state.step in points and (ends.index(state.step) + 1) % every == 0:
+                save(now)
+            start = time.perf_counter()
+        ended = sum(len(part.trials) for part in now.parts if part.step == last) == len(group)
+        if now.parts and not ended:
+            save(now)
+    if not ended:
+        where = f"at step {min(part.step for part in now.parts)} of {last}" if now.parts else "before its first step"
+        raise signals.Stopped(asked(), f"stopped {where} of {named}; the same command goes on, from '{place}'")
+    return [_outcome(field, group, now, i, final) for i in range(len(group))]
 
 
-def _point(step: int, log: train.Log, row: int, program: train.Program, metrics: Mapping[str, Any]) -> dict[str, float]:
+def _logits(field: fits.Arena, program: train.Program, trials: Sequence[train.Trial], state: train.State) -> np.ndarray:
+    return train.logits(program, trials, state, field.test, len(field.task.test.labels), field.means)
+
+
+def _further(
+    field: fits.Arena,
+    group: Sequence[fits.Fit],
+    now: Progress,
+    state: train.State,
+    log: train.Log,
+    logits: np.ndarray | None,
+    seconds: float,
+) -> Progress:
+    """Progress with a later state; where there are logits (of the test images) the curves get a point."""
+    records, held = list(now.records), progress.held(state)
+    for row, i in enumerate(state.trials):
+        since = jax.tree.map(lambda curve, row=row: curve[row], log)
+        if records[i].since is not None:
+            since = jax.tree.map(lambda *curves: np.concatenate(curves), records[i].since, since)
+        record = records[i]._replace(seconds=records[i].seconds + seconds, since=since)
+        odd = state.diverged[row]
+        if odd is None and logits is not None and not np.isfinite(logits[row]).all():
+            odd = state.step
+        if odd is not None and record.diverged is None:
+            record = record._replace(diverged=odd, finite=_before(now, i, group[i].trial))
+        if logits is not None:
+            params = jax.tree.map(lambda leaf, row=row: leaf[row], held.params)
+            record = _at_point(field, group[i], record, state.step, since, logits[row], params)
+        records[i] = record
+    return Progress(progress.joined(now.parts, held), tuple(records))
+
+
+def _before(now: Progress, trial: int, start: train.Trial) -> Params:
+    """The parameters of a trial when it was last seen, or where it starts."""
+    for part in now.parts:
+        if trial in part.trials:
+            row = part.trials.index(trial)
+            return jax.tree.map(lambda leaf, row=row: leaf[row], part.params)
+    return jax.tree.map(np.asarray, start.params)
+
+
+def _at_point(
+    field: fits.Arena, fit: fits.Fit, record: Record, step: int, since: train.Log, logits: np.ndarray, params: Params
+) -> Record:
+    """A record with one more point of its curve, and perhaps a new best."""
+    held = _validate(field, fit.program, params, fit.validation)
+    metrics = held or evaluate.metrics(logits, field.task.test.labels)
+    point = _point(step, since, fit.program, metrics)
+    better = held and held["accuracy"] is not None and (record.best is None or held["accuracy"] > record.best[1])
+    best = (step, held["accuracy"], params) if held and better else record.best
+    return record._replace(curve=[*record.curve, point], since=None, best=best)
+
+
+def _outcome(
+    field: fits.Arena, group: Sequence[fits.Fit], now: Progress, i: int, final: Mapping[int, np.ndarray]
+) -> Outcome:
+    """Of one fit whose group has ended; `final` holds the logits that are known."""
+    [part] = [part for part in now.parts if i in part.trials]
+    row, record = part.trials.index(i), now.records[i]
+    logits = final[i] if i in final else _logits(field, group[0].program, [fit.trial for fit in group], part)[row]
+    params = jax.tree.map(lambda leaf: leaf[row], part.params)
+    if record.diverged is not None:
+        params, logits = record.finite, np.full_like(logits, np.nan)
+    return Outcome(
+        params,
+        part.masks[row],
+        record,
+        logits,
+        evaluate.metrics(logits, field.task.test.labels),
+        _validate(field, group[i].program, params, group[i].validation) if record.diverged is None else None,
+    )
+
+
+def _point(step: int, log: train.Log, program: train.Program, metrics: Mapping[str, Any]) -> dict[str, float]:
     """A point of the curves: means over the segment, and the accuracy at its end."""
     accuracy = metrics["accuracy"]
     return {
         "step": step,
-        "train_loss": float(log.loss[row].mean()),
-        "train_penalty": float(log.penalty[row].mean()),
-        "gradient_norm": float(log.gradient_norm[row].mean()),
+        "train_loss": float(log.loss.mean()),
+        "train_penalty": float(log.penalty.mean()),
+        "gradient_norm": float(log.gradient_norm.mean()),
         "accuracy": float("nan") if accuracy is None else accuracy,
-        **{
-            f"train_penalty_{i}_{term.name}": float(log.terms[i][row].mean())
-            for i, term in enumerate(program.penalties)
-        },
+        **{f"train_penalty_{i}_{term.name}": float(log.terms[i].mean()) for i, term in enumerate(program.penalties)},
     }
 
 
@@ -128,87 +200,3 @@ def _fisher(field: fits.Arena, fit: fits.Fit, outcome: Outcome) -> Params:
         fit.program.model, fit.program.loss, field.images, field.labels, chosen[chosen >= 0], fit.program.merge
     )
     return of(outcome.params)
-
-
-def _second_half(outcome: Outcome) -> rundir.Line:
-    curve, test, held = outcome.curve, outcome.test, outcome.held
-    totals = [point["train_loss"] + point["train_penalty"] for point in curve]
-    diverged = test["loss"] is None or not np.isfinite(totals).all()
-    last = {name: value if np.isfinite(value) else None for name, value in curve[-1].items()}
-    return {
-        **_counts(outcome.params, outcome.masks),
-        "test_accuracy": test["accuracy"],
-        "test_loss": test["loss"],
-        "calibration_error": test["calibration_error"],
-        "per_class_accuracy": test["per_class_accuracy"],
-        "confusion": test["confusion"],
-        "validation_accuracy": held["accuracy"] if held else None,
-        "validation_loss": held["loss"] if held else None,
-        **{name: value for name, value in last.items() if name.startswith(("train_loss", "train_penalty"))},
-        "train_total": None if diverged else totals[-1],
-        "diverged": diverged,
-        "seconds": round(outcome.seconds, 3),
-    }
-
-
-def _counts(params: Params, phases: Sequence[Mask]) -> dict[str, Any]:
-    """How many numbers there are, in all and by leaf, and how many train in the phase that trains most."""
-    most = max((masks.table(params, mask) for mask in phases), key=lambda rows: sum(row.trained_size for row in rows))
-    return {
-        "trained_parameters": sum(row.trained_size for row in most),
-        "total_parameters": sum(row.size for row in most),
-        "leaves": [[row.path, row.size, row.trained_size] for row in most],
-    }
-
-
-def _leave(
-    folder: Path,
-    lines: Sequence[rundir.Line],
-    outcomes: Sequence[Outcome],
-    labels: np.ndarray,
-    about: Mapping[str, Any],
-    fishers: Sequence[Params],
-) -> None:
-    """Everything of a group to disk, its lines of results last: only then it is done."""
-    digest = hashlib.sha256("".join(line["key"] for line in lines).encode()).hexdigest()
-    place = folder / "checkpoints" / f"{fits.file_name(lines[0]['strategy'])}-{digest[:8]}"
-    shutil.rmtree(place, ignore_errors=True)
-    each = {line["name"]: outcome.params for line, outcome in zip(lines, outcomes, strict=True)}
-    each |= {f"{line['name']}.fisher": of for line, of in zip(lines, fishers, strict=False)}
-    told = {line["name"]: {"seed": line["seed"], "accuracy": line["test_accuracy"]} for line in lines}
-    checkpoint.save(place, each, {**about, "fits": told})
-    done = []
-    for line, outcome in zip(lines, outcomes, strict=True):
-        file = folder / "predictions" / f"{line['name']}.npz"
-        file.parent.mkdir(exist_ok=True)
-        (folder / "masks").mkdir(exist_ok=True)
-        probabilities = np.asarray(jax.nn.softmax(outcome.logits), np.float32)
-        np.savez_compressed(file, probabilities=probabilities, labels=np.asarray(labels))
-        _write_metrics(folder / "metrics" / line["name"], outcome.curve)
-        for number, mask in enumerate(outcome.masks):
-            masks.save(mask, folder / "masks" / f"{line['name']}-phase{number}")
-        done.append({**line, "predictions": f"predictions/{file.name}", "checkpoint": f"checkpoints/{place.name}"})
-    rundir.add(folder, done)
-
-
-def _write_metrics(folder: Path, curve: Sequence[Mapping[str, float]]) -> None:
-    """The curves as TensorBoard events, and as arrays for the report."""
-    from tensorboardX import SummaryWriter
-
-    shutil.rmtree(folder, ignore_errors=True)
-    with SummaryWriter(str(folder)) as writer:
-        for point in curve:
-            for name in (name for name in point if name != "step" and np.isfinite(point[name])):
-                writer.add_scalar(name, point[name], int(point["step"]))
-    columns: dict[str, Any] = {name: np.array([point[name] for point in curve]) for name in curve[0]}
-    np.savez(folder / "curves.npz", **columns)
-
-
-def curves(folder: Path, line: rundir.Line) -> dict[str, np.ndarray] | None:
-    """The curves that `run` left of a fit, by name; None where they are gone or damaged."""
-    file = folder / "metrics" / line["name"] / "curves.npz"
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-        return None

@@ -151,7 +151,7 @@ def _train(todo: Experiment, missing: Mapping[str, Job], folder: Path) -> None:
     for ready in groups.values():
         named = ", ".join(dict.fromkeys(fit.line["strategy"] for fit in ready))
         with console.progress(named, sum(len(fit.trial.rates) for fit in ready)) as advance:
-            training.run(field, ready, folder, sources.about(made, todo.target), advance)
+            training.run(field, ready, folder, sources.about(made, todo.target), advance, made.checkpoint_every)
 
 
 def _company(fit: fits.Fit, label: str, many: str) -> Any:

@@ -28,7 +28,16 @@ def flatten(params: Params) -> Flat:
     >>> flatten({"head": {"bias": np.zeros(2)}})
     {'head/bias': array([0., 0.])}
     """
-    return {path: np.asarray(leaf) for path, leaf in paths.items(params)}
+    return {path: np.asarray(_plain(leaf)) for path, leaf in paths.items(params)}
+
+
+def _plain(leaf: Any) -> Any:
+    """A random key as the numbers that it is."""
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _is_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(jax.dtypes.result_type(leaf), jax.dtypes.prng_key)
 
 
 def unflatten(flat: Mapping[str, Any], like: Params) -> Params:
@@ -37,13 +46,15 @@ def unflatten(flat: Mapping[str, Any], like: Params) -> Params:
     >>> unflatten({"a": np.ones(1)}, {"a": np.zeros(1)})
     {'a': array([1.])}
     """
-    known = dict(paths.items(like))
+    keys = {path for path, leaf in paths.items(like) if _is_key(leaf)}
+    known = {path: jax.eval_shape(_plain, leaf) if path in keys else leaf for path, leaf in paths.items(like)}
     for path in sorted(known.keys() | flat.keys()):
         there = f"{flat[path].dtype}{list(flat[path].shape)}" if path in flat else "absent"
         here = f"{known[path].dtype}{list(known[path].shape)}" if path in known else "absent"
         if there != here:
             raise InputError(f"leaf '{path}' is {there} in the checkpoint, {here} in the model: they do not match")
-    return jax.tree.unflatten(jax.tree.structure(like), [flat[path] for path in known])
+    leaves = [jax.random.wrap_key_data(flat[path]) if path in keys else flat[path] for path in known]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
 def digest(path: str, leaf: np.ndarray) -> str:

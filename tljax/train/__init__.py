@@ -3,10 +3,23 @@
 A group is trials that share everything that decides compilation, but for what their masks add to it.
 """
 
-from tljax.train.fit import fit, logits
+from tljax.train.fit import abstract, fit, logits
 from tljax.train.layout import Means
 from tljax.train.phase import State, capacity
 from tljax.train.segment import Log, Program, forward
 from tljax.train.trial import Trial, alike, under
 
-__all__ = ["Log", "Means", "Program", "State", "Trial", "alike", "capacity", "fit", "forward", "logits", "under"]
+__all__ = [
+    "Log",
+    "Means",
+    "Program",
+    "State",
+    "Trial",
+    "abstract",
+    "alike",
+    "capacity",
+    "fit",
+    "forward",
+    "logits",
+    "under",
+]

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from tljax import evaluate, masks, named_optimizer, optimizer, parallel
 from tljax.train import layout, phase
@@ -84,6 +85,19 @@ def _first(group: Group, part: Part) -> State:
     rates = jnp.asarray([trial.rates[0] for trial in members])
     opt_state = begin(now, params, numbers_of(now, members, histories), rates)
     return State(0, params, opt_state, tuple(i for i, _ in part), histories, (None,) * len(part))
+
+
+def abstract(
+    program: Program, trials: Sequence[Trial], histories: Sequence[Sequence[Mask]]
+) -> tuple[Params, optax.OptState]:
+    """Shapes and dtypes of a state's parameters and optimizer, for trials whose masks so far are `histories`."""
+    now = under(program, trials[0], histories[0])
+    numbers = numbers_of(now, trials, histories)
+
+    def state(params: Params) -> Any:
+        return params, begin(now, params, numbers, jnp.zeros(len(trials)))
+
+    return jax.eval_shape(state, stack([trial.params for trial in trials]))
 
 
 def _advance(group: Group, state: State) -> Iterator[tuple[State, Log]]:

@@ -1,0 +1,141 @@
+"""What a fit leaves in the run directory: checkpoint, predictions, masks, metrics, a line of results."""
+
+import hashlib
+import json
+import shutil
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments import fits
+from experiments import workdir as rundir
+from experiments.progress import Record
+from tljax import checkpoint, masks
+from tljax.types import Mask, Params
+
+
+class Outcome(NamedTuple):
+    """What training a fit gives."""
+
+    params: Params
+    """The last; of a fit that diverged, the last that were finite."""
+    masks: tuple[Mask, ...]
+    """Of each phase."""
+    record: Record
+    logits: np.ndarray
+    test: Mapping[str, Any]
+    held: Mapping[str, Any] | None
+    """Metrics on the validation split, if there is one."""
+
+
+def _second_half(outcome: Outcome) -> rundir.Line:
+    record, test, held = outcome.record, outcome.test, outcome.held
+    diverged = record.diverged is not None
+    last = {name: value if np.isfinite(value) else None for name, value in record.curve[-1].items()}
+    return {
+        **_counts(outcome.params, outcome.masks),
+        "test_accuracy": test["accuracy"],
+        "test_loss": test["loss"],
+        "calibration_error": test["calibration_error"],
+        "per_class_accuracy": test["per_class_accuracy"],
+        "confusion": test["confusion"],
+        "validation_accuracy": held["accuracy"] if held else None,
+        "validation_loss": held["loss"] if held else None,
+        **{name: value for name, value in last.items() if name.startswith(("train_loss", "train_penalty"))},
+        "best_step": record.best[0] if record.best else None,
+        "best_validation_accuracy": record.best[1] if record.best else None,
+        "train_total": None if diverged else record.curve[-1]["train_loss"] + record.curve[-1]["train_penalty"],
+        "diverged": diverged,
+        "diverged_step": record.diverged,
+        "seconds": round(record.seconds, 3),
+    }
+
+
+def _counts(params: Params, phases: Sequence[Mask]) -> dict[str, Any]:
+    """How many numbers there are, in all and by leaf, and how many train in the phase that trains most."""
+    most = max((masks.table(params, mask) for mask in phases), key=lambda rows: sum(row.trained_size for row in rows))
+    return {
+        "trained_parameters": sum(row.trained_size for row in most),
+        "total_parameters": sum(row.size for row in most),
+        "leaves": [[row.path, row.size, row.trained_size] for row in most],
+    }
+
+
+def leave(
+    folder: Path,
+    group: Sequence[fits.Fit],
+    outcomes: Sequence[Outcome],
+    labels: np.ndarray,
+    about: Mapping[str, Any],
+    fishers: Sequence[Params],
+) -> None:
+    """Everything of a group to disk, its lines of results last and together: only then it is done.
+
+    A checkpoint a strategy, with the Fisher information of each fit if there are `fishers`.
+    """
+    lines = [{**fit.line, **_second_half(of)} for fit, of in zip(group, outcomes, strict=True)]
+    for rows in _by_strategy(lines):
+        digest = hashlib.sha256("".join(lines[row]["key"] for row in rows).encode()).hexdigest()
+        place = folder / "checkpoints" / f"{fits.file_name(lines[rows[0]]['strategy'])}-{digest[:8]}"
+        shutil.rmtree(place, ignore_errors=True)
+        each: dict[str, Params] = {}
+        for row in rows:
+            name, best = lines[row]["name"], outcomes[row].record.best
+            each |= {name: outcomes[row].params}
+            each |= {f"{name}.best": best[2]} if best else {}
+            each |= {f"{name}.fisher": fishers[row]} if fishers else {}
+            lines[row]["checkpoint"] = f"checkpoints/{place.name}"
+        mine = [lines[row] for row in rows]
+        told = {line["name"]: {"seed": line["seed"], "accuracy": line["test_accuracy"]} for line in mine}
+        checkpoint.save(place, each, {**about, "fits": told})
+    for line, outcome in zip(lines, outcomes, strict=True):
+        line["predictions"] = _write(folder, line["name"], outcome, labels)
+    rundir.add(folder, lines)
+
+
+def _write(folder: Path, name: str, outcome: Outcome, labels: np.ndarray) -> str:
+    """Predictions, curves and masks of one fit; the path of the predictions."""
+    file = folder / "predictions" / f"{name}.npz"
+    file.parent.mkdir(exist_ok=True)
+    (folder / "masks").mkdir(exist_ok=True)
+    probabilities = np.asarray(jax.nn.softmax(outcome.logits), np.float32)
+    np.savez_compressed(file, probabilities=probabilities, labels=np.asarray(labels))
+    _write_metrics(folder / "metrics" / name, outcome.record.curve)
+    for number, mask in enumerate(outcome.masks):
+        masks.save(mask, folder / "masks" / f"{name}-phase{number}")
+    return f"predictions/{file.name}"
+
+
+def _by_strategy(lines: Sequence[rundir.Line]) -> list[list[int]]:
+    """Which lines are of one strategy with one set of options, in order."""
+    found: dict[str, list[int]] = {}
+    for row, line in enumerate(lines):
+        found.setdefault(json.dumps([line["strategy"], line["options"]], default=str), []).append(row)
+    return list(found.values())
+
+
+def _write_metrics(folder: Path, curve: Sequence[Mapping[str, float]]) -> None:
+    """The curves as TensorBoard events, and as arrays for the report."""
+    from tensorboardX import SummaryWriter
+
+    shutil.rmtree(folder, ignore_errors=True)
+    with SummaryWriter(str(folder)) as writer:
+        for point in curve:
+            for name in (name for name in point if name != "step" and np.isfinite(point[name])):
+                writer.add_scalar(name, point[name], int(point["step"]))
+    columns: dict[str, Any] = {name: np.array([point[name] for point in curve]) for name in curve[0]}
+    np.savez(folder / "curves.npz", **columns)
+
+
+def curves(folder: Path, line: rundir.Line) -> dict[str, np.ndarray] | None:
+    """The curves that `run` left of a fit, by name; None where they are gone or damaged."""
+    file = folder / "metrics" / line["name"] / "curves.npz"
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return None

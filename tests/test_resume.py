@@ -1,0 +1,186 @@
+"""A run that is stopped, killed or damaged in training ends with the bits of one that was never disturbed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import console, progress, signals, training, transfer
+from tests.test_programs import arguments, command, parameters, results, tasks  # noqa: F401
+from tljax import masks, models, named_optimizer, objective, train
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
+FLAGS = {
+    "strategies": ("scratch", "lp_ft", "head_only"),
+    "epochs": 6,
+    "checkpoint_every": 1,
+    "optimizer": "adam",
+    "learning_rate": 0.01,
+    "clip": 1.0,
+    "validation": 0.2,
+    "penalty": "l2:weight=1e-3",
+}
+"""Two phases, an optimizer with moments, a validation split, a penalty."""
+
+
+def same_run(one: Path, other: Path) -> None:
+    assert sorted(results(one), key=lambda line: line["name"]) == sorted(results(other), key=lambda line: line["name"])
+    for line in results(one):
+        assert (one / line["predictions"]).read_bytes() == (other / line["predictions"]).read_bytes()
+        for path, leaf in parameters(one, line).items():
+            assert leaf.tobytes() == parameters(other, line)[path].tobytes()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tasks, tmp_path_factory):  # noqa: F811
+    workdir = tmp_path_factory.mktemp("runs") / "undisturbed"
+    transfer.run(**arguments(tasks, workdir, **FLAGS))
+    assert not (workdir / "progress").exists()
+    return workdir
+
+
+class Killed(BaseException):
+    """In place of kill -9: nothing catches it."""
+
+
+def killed_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process ends when so many segments have been trained."""
+    further, left = training._further, iter(range(count))
+
+    def once(*given):
+        if next(left, None) is None:
+            raise Killed
+        return further(*given)
+
+    monkeypatch.setattr(training, "_further", once)
+
+
+@pytest.mark.parametrize("count", [4, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 8, 15))])
+def test_a_run_that_is_killed_goes_on_with_the_same_bits(tasks, undisturbed, tmp_path, monkeypatch, capsys, count):  # noqa: F811
+    flags = arguments(tasks, tmp_path / "w", **FLAGS)
+    with monkeypatch.context() as patch:
+        killed_after(count, patch)
+        with pytest.raises(Killed):
+            transfer.run(**flags)
+    capsys.readouterr()
+    transfer.run(**flags)
+    assert "goes on from step" in capsys.readouterr().out
+    same_run(tmp_path / "w", undisturbed)
+    assert not (tmp_path / "w" / "progress").exists()
+
+
+def test_what_was_saved_last_and_is_damaged_is_set_aside_for_what_was_saved_before(
+    tasks,  # noqa: F811
+    undisturbed,
+    tmp_path,
+    monkeypatch,
+    capsys,
+):
+    flags = arguments(tasks, tmp_path / "w", **FLAGS)
+    with monkeypatch.context() as patch:
+        killed_after(3, patch)
+        with pytest.raises(Killed):
+            transfer.run(**flags)
+    *_, newest = sorted((tmp_path / "w" / "progress").glob("*/*"))
+    biggest = max((file for file in newest.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    raw = bytearray(biggest.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    biggest.write_bytes(raw)
+    transfer.run(**flags)
+    out = capsys.readouterr().out
+    assert "set aside" in out and "goes on from step" in out
+    same_run(tmp_path / "w", undisturbed)
+
+
+def test_a_signal_saves_and_the_same_command_goes_on(tasks, undisturbed, tmp_path, monkeypatch, capsys):  # noqa: F811
+    flags = arguments(tasks, tmp_path / "w", **FLAGS)
+    further = training._further
+
+    def interrupted(*given):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return further(*given)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_further", interrupted)
+        with pytest.raises(signals.Stopped, match=r"stopped at step .* the same command goes on") as stopped:
+            transfer.run(**flags)
+    assert stopped.value.code == 143 and signal.getsignal(signal.SIGTERM) is handler
+    transfer.run(**flags)
+    same_run(tmp_path / "w", undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_to_a_process_ends_it_within_ten_seconds_and_says_where(tasks, tmp_path, number, code):  # noqa: F811
+    flags = command(tasks, tmp_path, strategies=("scratch",), seeds=(0,), epochs=None, steps=10**6, source=None)
+    run = subprocess.Popen([sys.executable, "-m", "experiments.transfer", *flags], stderr=subprocess.PIPE, text=True)
+    time.sleep(15)
+    sent = time.monotonic()
+    run.send_signal(number)
+    _, errors = run.communicate(timeout=30)
+    assert time.monotonic() - sent < 10
+    assert run.returncode == code and "stopped at step" in errors and "Traceback" not in errors
+    assert list((tmp_path / "w" / "progress").glob("*/00000001"))
+
+
+@pytest.mark.slow
+def test_a_second_signal_leaves_at_once(tasks, tmp_path):  # noqa: F811
+    flags = command(tasks, tmp_path, strategies=("scratch",), seeds=(0,), epochs=None, steps=10**6, source=None)
+    run = subprocess.Popen([sys.executable, "-m", "experiments.transfer", *flags], stderr=subprocess.PIPE, text=True)
+    time.sleep(15)
+    run.send_signal(signal.SIGINT)
+    time.sleep(0.01)
+    run.send_signal(signal.SIGINT)
+    run.communicate(timeout=2)
+    assert run.returncode == 130
+
+
+def test_a_fit_that_diverges_keeps_its_last_finite_parameters_and_the_others_go_on(tasks, tmp_path):  # noqa: F811
+    """L2 loss at a rate that is far too large."""
+    lines = transfer.run(
+        **arguments(
+            tasks, tmp_path / "w", loss="l2_loss", learning_rate=1e9, source_learning_rate=0.1, source_loss="l2_loss"
+        )
+    )
+    odd = [line for line in lines if line["diverged"]]
+    assert odd and all(line["test_accuracy"] is None and line["diverged_step"] < line["steps"] for line in odd)
+    for line in odd:
+        assert all(np.isfinite(leaf).all() for leaf in parameters(tmp_path / "w", line).values())
+
+
+def test_masks_of_every_kind_and_moments_of_every_phase_are_saved_and_restored(tmp_path):
+    """Numbers, arrays, and two phases of Adam, through the disk."""
+    model = models.build("mlp", 3, hidden=(4,), activation="relu")
+    params = models.init(model, jax.random.key(0), (2, 2, 1))
+    everything = masks.by_path(params, lambda path: True)
+    part = {**everything, "head": {"kernel": np.eye(4, 3), "bias": 0.5}}
+    spec, numbers = named_optimizer.spec("adam", clip=1.0)
+    program = train.Program(model, objective.loss("softmax_cross_entropy"), spec)
+
+    def order(start, stop):
+        return np.tile(np.arange(5, dtype=np.int32), (stop - start, 1))
+
+    phases = ((0, masks.under(params, "head")), (3, part))
+    trials = [
+        train.Trial(params, phases, order, np.full(9, rate, np.float32), (), numbers, jax.random.key(0))
+        for rate in (0.1, 0.2)
+    ]
+    images, labels = jax.numpy.ones((5, 2, 2, 1)), jax.numpy.arange(5) % 3
+    state = next(state for state, _ in train.fit(program, trials, images, labels, [3, 6, 9]) if state.step == 6)
+    now = progress.none(2)
+    now = now._replace(parts=progress.joined(now.parts, progress.held(state)))
+    with progress.saving(tmp_path, ["a", "b"]) as save:
+        save(now)
+    found = progress.found(tmp_path, ["a", "b"], program, trials, pytest.fail)
+    assert found is not None
+    jax.tree.map(np.testing.assert_array_equal, found.parts, now.parts)
+    assert jax.tree.structure(found.parts) == jax.tree.structure(now.parts)
+    assert progress.found(tmp_path, ["a", "c"], program, trials, console.say) is None
