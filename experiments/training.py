@@ -92,7 +92,10 @@ def _train(
     if not ended:
         where = f"at step {min(part.step for part in now.parts)} of {last}" if now.parts else "before its first step"
         raise signals.Stopped(asked(), f"stopped {where} of {named}; the same command goes on, from '{place}'")
-    return [_outcome(field, group, now, i, final) for i in range(len(group))]
+    for part in now.parts:
+        if part.trials[0] not in final:  # it had ended before this process began
+            final |= dict(zip(part.trials, _logits(field, program, trials, part), strict=True))
+    return [_outcome(field, group[i], now, i, final[i]) for i in range(len(group))]
 
 
 def _logits(field: fits.Arena, program: train.Program, trials: Sequence[train.Trial], state: train.State) -> np.ndarray:
@@ -148,13 +151,10 @@ def _at_point(
     return record._replace(curve=[*record.curve, point], since=None, best=best)
 
 
-def _outcome(
-    field: fits.Arena, group: Sequence[fits.Fit], now: Progress, i: int, final: Mapping[int, np.ndarray]
-) -> Outcome:
-    """Of one fit whose group has ended; `final` holds the logits that are known."""
+def _outcome(field: fits.Arena, fit: fits.Fit, now: Progress, i: int, logits: np.ndarray) -> Outcome:
+    """Of the fit `i` of a group that has ended, and its logits of the test images."""
     [part] = [part for part in now.parts if i in part.trials]
     row, record = part.trials.index(i), now.records[i]
-    logits = final[i] if i in final else _logits(field, group[0].program, [fit.trial for fit in group], part)[row]
     params = jax.tree.map(lambda leaf: leaf[row], part.params)
     if record.diverged is not None:
         params, logits = record.finite, np.full_like(logits, np.nan)
@@ -164,7 +164,7 @@ def _outcome(
         record,
         logits,
         evaluate.metrics(logits, field.task.test.labels),
-        _validate(field, group[i].program, params, group[i].validation) if record.diverged is None else None,
+        _validate(field, fit.program, params, fit.validation) if record.diverged is None else None,
     )
 
 
