@@ -1,0 +1,130 @@
+"""Search spaces: which flags a search varies, and within what.
+
+`learning_rate:log:1e-3:1`, `label_smoothing:between:0:0.2`, `strategy.last_k.k:int:1:3`, `activation:in:relu,tanh`:
+a flag, or an option of a penalty or a strategy that the flags name, then how it is drawn.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from tljax import plugins
+from tljax.types import InputError
+
+KINDS = ("log", "between", "int", "in")
+
+
+class Range(NamedTuple):
+    """One dimension of a search."""
+
+    name: str
+    """A flag, or `penalty.NAME.OPTION` or `strategy.NAME.OPTION`."""
+    kind: str
+    """Of KINDS: log and between are real, int whole, in a choice."""
+    low: float = 0
+    high: float = 0
+    choices: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """As it is written in a flag."""
+        return ":".join([self.name, self.kind, *_ends(self)])
+
+
+def _ends(one: Range) -> list[str]:
+    return [",".join(one.choices)] if one.kind == "in" else [f"{one.low:g}", f"{one.high:g}"]
+
+
+def parse(text: str) -> Range:
+    """Read one dimension; raises InputError where it is none.
+
+    >>> parse("learning_rate:log:1e-3:1")
+    Range(name='learning_rate', kind='log', low=0.001, high=1.0, choices=())
+    """
+    name, kind, *rest = [part.strip() for part in plugins.split(text, ":")] + [""]
+    rest = rest[:-1] if kind else []
+    if kind not in KINDS or not name:
+        raise InputError(f"space '{text}' is not of the form NAME:KIND:...: KIND is one of {', '.join(KINDS)}")
+    if kind == "in":
+        choices = [part.strip() for part in plugins.split(":".join(rest), ",")]
+        if not all(choices) or len(set(choices)) != len(choices) or len(choices) < 2:
+            raise InputError(f"space '{text}': give two values or more after 'in', with commas, each once")
+        return Range(name, kind, choices=tuple(choices))
+    if len(rest) != 2:
+        raise InputError(f"space '{text}': write {name}:{kind}:LOW:HIGH")
+    low, high = (_number(part, kind, text) for part in rest)
+    if not low < high:
+        raise InputError(f"space '{text}': {rest[0]} is not below {rest[1]}")
+    if kind == "log" and low <= 0:
+        raise InputError(f"space '{text}': a logarithm needs bounds above 0")
+    return Range(name, kind, low, high)
+
+
+def _number(text: str, kind: str, whole: str) -> float:
+    try:
+        value = int(text) if kind == "int" else float(text)
+    except ValueError as error:
+        wanted = "a whole number" if kind == "int" else "a number"
+        raise InputError(f"space '{whole}': '{text}' is not {wanted}") from error
+    if not math.isfinite(value):
+        raise InputError(f"space '{whole}': '{text}' is not finite")
+    return value
+
+
+def read(texts: Sequence[str]) -> tuple[Range, ...]:
+    """All dimensions of a space; raises InputError for none, and for one that is given twice."""
+    ranges = tuple(parse(text) for text in texts)
+    names = [one.name for one in ranges]
+    if not names:
+        raise InputError("--space is not given: name a flag and its range, such as --space=learning_rate:log:1e-3:1")
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"--space names '{name}' twice: keep one")
+    return ranges
+
+
+def applied(flags: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags with what was chosen for each name of a space; raises InputError for an option of what is not there.
+
+    >>> applied({"penalty": "l2:weight=0.1"}, {"penalty.l2.weight": 0.5, "epochs": 3})
+    {'penalty': 'l2:weight=0.5', 'epochs': 3}
+    """
+    made = dict(flags)
+    for name, value in chosen.items():
+        flag, _, inner = name.partition(".")
+        if not inner:
+            made[name] = value
+        elif flag == "penalty":
+            terms = [term for term in plugins.split(made.get("penalty", ""), ",") if term]
+            made["penalty"] = ",".join(_with(terms, inner, value, "--penalty"))
+        elif flag == "strategy":
+            made["strategies"] = tuple(_with(list(made.get("strategies", ())), inner, value, "--strategies"))
+        else:
+            raise InputError(f"space '{name}': only penalty.NAME.OPTION and strategy.NAME.OPTION have dots")
+    return made
+
+
+def _with(specs: Sequence[str], inner: str, value: Any, flag: str) -> list[str]:
+    """The specs, that of one name with another value of one option."""
+    name, _, option = inner.rpartition(".")
+    there = [plugins.parse(spec) for spec in specs]
+    if name not in {spec.name for spec in there}:
+        raise InputError(f"space '{inner}': '{name}' is not in {flag}{plugins.nearest(name, [s.name for s in there])}")
+    found = []
+    for spec in there:
+        options = {**spec.options, option: value} if spec.name == name else spec.options
+        found.append(":".join([spec.name, *spec.words, *(f"{key}={of}" for key, of in options.items())]))
+    return found
+
+
+def at_edge(one: Range, value: Any) -> str:
+    """'lowest' or 'highest' where a value is within 2 % of an end of its range, on its own scale; else ''.
+
+    >>> at_edge(parse("learning_rate:log:1e-3:1"), 0.99)
+    'highest'
+    """
+    if one.kind == "in":
+        return ""
+    scale = math.log if one.kind == "log" else float
+    share = (scale(value) - scale(one.low)) / (scale(one.high) - scale(one.low))
+    near = 0.0 if one.kind == "int" else 0.02
+    return "lowest" if share <= near else "highest" if share >= 1 - near else ""
