@@ -1,0 +1,187 @@
+"""Searches by Optuna: groups of trials are asked for and told, by one process or by many that share a storage.
+
+Optuna's heartbeat serves databases alone, and not ask-and-tell; so each trial under way carries a lease (its owner,
+and when that was last heard of), and one whose lease is old is failed and put to be tried again.
+"""
+
+import contextlib
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tljax import plugins
+from tljax.study.space import Range
+from tljax.types import InputError
+
+LEASE = 120.0
+"""Seconds without news after which a trial's owner is taken for dead."""
+
+
+class Asked(NamedTuple):
+    """A trial under way in this process."""
+
+    trial: Any
+    """Of Optuna."""
+    chosen: Mapping[str, Any]
+    """{name in the space: value}."""
+
+
+class Searched(NamedTuple):
+    """A study, and how its next values are drawn."""
+
+    study: Any
+    sampler: plugins.Spec
+    seed: int
+
+
+def opened(
+    name: str, storage: str | None, sampler: str, pruner: str, seed: int, about: Mapping[str, Any]
+) -> Searched:
+    """The study of a name: in memory, in a journal file, or in the database of a URL; new, or taken up.
+
+    `about` says what is searched. Raises InputError for a storage that cannot be reached, an unknown sampler or
+    pruner, and for a study that was made for something else.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    spec = plugins.parse(sampler)
+    made = _made(optuna.samplers, "sampler", spec, seed)
+    prune = _made(optuna.pruners, "pruner", plugins.parse(pruner), None)
+    try:
+        study = optuna.create_study(
+            storage=_storage(storage),
+            sampler=made,
+            pruner=prune,
+            study_name=name,
+            direction="maximize",
+            load_if_exists=True,
+        )
+    except Exception as error:  # of the storage's own libraries, which have no type in common
+        raise InputError(f"--storage={storage} cannot be reached: {plugins.said(error)}") from error
+    there = study.user_attrs.get("about")
+    if there is None:
+        study.set_user_attr("about", dict(about))
+    elif there != about:
+        differ = [key for key in about if there.get(key) != about[key]]
+        told = "; ".join(f"{key} {there.get(key)} there, {about[key]} here" for key in differ)
+        raise InputError(f"study '{name}' in --storage={storage} is of another search ({told}): name another --study")
+    return Searched(study, spec, seed)
+
+
+def _storage(text: str | None) -> Any:
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    if not text or "://" in text:
+        return text or None
+    Path(text).absolute().parent.mkdir(parents=True, exist_ok=True)
+    return JournalStorage(JournalFileBackend(text))
+
+
+def _made(module: Any, kind: str, spec: plugins.Spec, seed: int | None) -> Any:
+    """A sampler or pruner of Optuna by its name, with or without the word for its kind."""
+    ending = kind.capitalize()
+    known = sorted(name.removesuffix(ending) for name in module.__all__ if name.endswith(ending))
+    name = spec.name.removesuffix(ending)
+    if name not in known or spec.words or name == "Base":
+        raise InputError(f"--{kind}={spec.name}{plugins.nearest(name, set(known) - {'Base'})}")
+    what = f"{kind} '{name}'"
+    options = plugins.bind(getattr(module, name + ending), spec.options, what)
+    seeded = plugins.taken(getattr(module, name + ending), {"seed": seed}) if seed is not None else {}
+    try:
+        return getattr(module, name + ending)(**{**seeded, **options})
+    except Exception as error:
+        raise InputError(f"{what} cannot be made: {plugins.said(error)}") from error
+
+
+def _draw(trial: Any, one: Range) -> Any:
+    if one.kind == "in":
+        return trial.suggest_categorical(one.name, one.choices)
+    if one.kind == "int":
+        return trial.suggest_int(one.name, int(one.low), int(one.high))
+    return trial.suggest_float(one.name, one.low, one.high, log=one.kind == "log")
+
+
+def ask(searched: Searched, space: Sequence[Range], count: int, trials: int) -> list[Asked]:
+    """At most `count` new trials of a study that is to have `trials` in all; none where all are taken or done."""
+    import optuna
+    from optuna.trial import TrialState
+
+    study, asked = searched.study, []
+    _take_over(study)
+    for _ in range(count):
+        if len(_counted(study)) - len(study.get_trials(deepcopy=False, states=(TrialState.WAITING,))) >= trials:
+            break
+        trial = study.ask()
+        hold(trial)
+        if trial.number not in [one.number for one in _counted(study)[:trials]]:
+            study.tell(trial, state=TrialState.FAIL)  # another process was quicker
+            break
+        # Seeded by the trial, so that processes never draw the same, and a resumed study draws what it would have.
+        study.sampler = _made(optuna.samplers, "sampler", searched.sampler, searched.seed + trial.number)
+        asked.append(Asked(trial, {one.name: _draw(trial, one) for one in space}))
+    return asked
+
+
+def _counted(study: Any) -> list[Any]:
+    """The trials that count, those that failed do not, in their order."""
+    from optuna.trial import TrialState
+
+    return [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.FAIL]
+
+
+def hold(trial: Any) -> None:
+    """Say that this process has a trial under way, and lives."""
+    trial.set_user_attr("lease", [f"process {os.getpid()} on {platform.node()}", time.time()])
+
+
+def _take_over(study: Any) -> None:
+    """Trials whose owner has not been heard of are failed, and their values tried again."""
+    from optuna.trial import TrialState
+
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        _, heard = trial.user_attrs.get("lease", ["", trial.datetime_start.timestamp()])
+        if time.time() - heard <= LEASE:
+            continue
+        # Only one process finds it under way still; its values wait for whoever asks next.
+        with contextlib.suppress(ValueError, RuntimeError, KeyError):
+            study.tell(trial.number, state=TrialState.FAIL)
+            study.enqueue_trial(trial.params, user_attrs={"again": trial.number})
+
+
+def under_way(study: Any) -> int:
+    """How many trials are with some process, or wait for one."""
+    from optuna.trial import TrialState
+
+    return len(study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)))
+
+
+def tell(study: Any, asked: Asked, value: float | None, pruned: bool = False) -> bool:
+    """Hand in a trial's value, or that it diverged (None); False where it was taken from this process meanwhile."""
+    from optuna.trial import TrialState
+
+    try:
+        if pruned:
+            study.tell(asked.trial, state=TrialState.PRUNED)
+        else:
+            # A fit that diverged is a bad one, which the sampler is to learn from: the worst accuracy there is.
+            asked.trial.set_user_attr("diverged", value is None)
+            study.tell(asked.trial, 0.0 if value is None else value)
+    except (ValueError, RuntimeError):
+        return False
+    return True
+
+
+def best(study: Any) -> Any:
+    """The best finished trial; raises InputError where there is none, or all have diverged."""
+    from optuna.trial import TrialState
+
+    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    finite = [trial for trial in done if not trial.user_attrs.get("diverged")]
+    if not finite:
+        raise InputError(f"all {len(done)} trials of study '{study.study_name}' diverged: lower the rates of --space")
+    return max(finite, key=lambda trial: (trial.value, -trial.number))
