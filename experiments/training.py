@@ -187,7 +187,14 @@ def _leave(
         _write_metrics(folder / "metrics" / line["name"], outcome.curve)
         for number, mask in enumerate(outcome.masks):
             masks.save(mask, folder / "masks" / f"{line['name']}-phase{number}")
-        done.append({**line, "predictions": f"predictions/{file.name}", "checkpoint": f"checkpoints/{place.name}"})
+        done.append(
+            {
+                **line,
+                "predictions": f"predictions/{file.name}",
+                "predictions_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+                "checkpoint": f"checkpoints/{place.name}",
+            }
+        )
     rundir.add(folder, done)
 
 

@@ -124,7 +124,7 @@ def _require_plain(directory: Path, name: str, flat: Mapping[str, Any]) -> None:
 
 def about(directory: Path) -> dict[str, Any]:
     """What `save` was told of a checkpoint, with its "sha256"; raises InputError for no checkpoint of ours."""
-    told, leaves = _read(Path(directory).absolute())
+    told, leaves = _read(Path(directory))
     return {**told, "sha256": {name: {path: leaf.sha256 for path, leaf in of.items()} for name, of in leaves.items()}}
 
 
