@@ -36,10 +36,12 @@ def run(**flags: Any) -> list[workdir.Line]:
         return []
     with workdir.opened(made, "transfer") as folder:
         plan = planned(todo)
-        missing = _missing(plan, workdir.done(folder).keys(), made.many == "vmap")
-        if missing or not workdir.recorded(folder):
+        done = workdir.done(folder)
+        missing = _missing(plan, done.keys(), made.many == "vmap")
+        lost = _sources(todo) & {line["key"] for line in workdir.lines(folder)} - done.keys()
+        if missing or lost or not workdir.recorded(folder):
             workdir.record(folder, {task.name: task.fingerprint for task in (todo.target, todo.source) if task})
-        if missing:
+        if missing or lost:
             _train(todo, missing, folder)
         done = workdir.done(folder)
         lines = [done[key] for key in plan]
@@ -100,6 +102,11 @@ def _missing(plan: Mapping[str, Job], done: Set[str], together: bool) -> dict[st
     keys = plan.keys() - done
     groups = {(plan[key].method.label, plan[key].budget) for key in keys if together}
     return {key: job for key, job in plan.items() if key in keys or (job.method.label, job.budget) in groups}
+
+
+def _sources(todo: Experiment) -> set[str]:
+    """Keys of the lines that the source's fits have, if they are of this run."""
+    return set(todo.source.identity.values()) if todo.source else set()
 
 
 def _line(todo: Experiment, method: methods.Named, budget: str, seed: int) -> workdir.Line:
