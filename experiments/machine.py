@@ -27,7 +27,7 @@ def prepare(made: Settings) -> train.Means:
     if wanted > len(there):
         raise InputError(f"--devices={wanted}: there are {len(there)} of the kind {there[0].device_kind}")
     store = prefix.Store(made.features_budget, made.features_dtype) if made.features_budget else None
-    return train.Means(tuple(there[:wanted]), made.many, store, console.once())
+    return train.Means(tuple(there[:wanted]), many=made.many, store=store, say=console.once())
 
 
 def _one_device_a_core(wanted: int | None) -> None:

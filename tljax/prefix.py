@@ -101,7 +101,7 @@ def views(store: Store, model: Model, merge: Any, params: Params, images: jax.Ar
     while store.kept and sum(_bytes(of) for of, _ in store.kept.values()) + wanted > store.budget:
         del store.kept[next(iter(store.kept))]
     several = len(digests) > 1
-    found = _features(split, model, merge, store.dtype, several, own, images)
+    found = _features(mesh if parallel.sharing(mesh) > 1 else split, model, merge, store.dtype, several, own, images)
     found = found if several else (parallel.place(mesh, found, split=False),)
     store.kept[key] = (found, images)
     return found
@@ -133,7 +133,8 @@ def _features(
     def every(params: Params, images: jax.Array) -> jax.Array:
         def one(params: Params) -> jax.Array:
             whole = merge(params) if merge else params
-            out = jax.lax.map(lambda rows: models.apply(model, whole, images[rows]).astype(dtype), chosen)
+            part = lambda rows: images[parallel.divide(mesh, rows)]  # noqa: E731
+            out = jax.lax.map(lambda rows: models.apply(model, whole, part(rows)).astype(dtype), chosen)
             return out.reshape(-1, *out.shape[2:])
 
         return jax.lax.map(one, params)

@@ -13,7 +13,8 @@ import optax
 from tljax import evaluate, masks, named_optimizer, optimizer, parallel
 from tljax.train import layout
 from tljax.train.layout import Means
-from tljax.train.segment import Layout, Log, Numbers, Program, begin, forward, segment, static
+from tljax.train.modes import run
+from tljax.train.segment import Layout, Log, Numbers, Program, begin, forward, static
 from tljax.train.trial import Trial, alike, batch_size, numbers_of, stack, under
 from tljax.types import InputError, Mask, Params, Views
 
@@ -142,8 +143,12 @@ def logits(
 
 
 def _told(trials: int, stand: Layout) -> str:
-    count = stand.mesh.size if stand.mesh else 1
-    where = f"on each of {count} devices" if count > 1 else "on one device"
+    sharing = parallel.sharing(stand.mesh)
+    count = stand.mesh.size // sharing if stand.mesh else 1
+    one, more = (
+        ("device", "devices") if sharing == 1 else (f"group of {sharing} devices", f"groups of {sharing} devices")
+    )
+    where = f"on one {one}" if count == 1 else f"on each of {count} {more}"
     if stand.abreast:
         return f"{trials} fits, side by side {where}"
     return f"{trials} fits, {f'{stand.lanes} side by side' if stand.wide else 'one after another'} {where}"
@@ -166,11 +171,10 @@ def _to(end: int, group: Group, setting: Setting, state: State) -> tuple[State, 
     step, logs = state.step, []
     while step < end:
         stop = min(end, step + capacity(batch_size(members[0])))
-        order, rates = _chunk(members, stand.lanes, step, stop)
+        order, rates = _chunk(members, stand, step, stop)
         steps = (step, 0, stop - step)
-        trained, opt_state, log = segment(
-            program, stand, trained, opt_state, frozen, numbers, data, order, rates, steps
-        )
+        given = (trained, opt_state, frozen, numbers, data, order, rates, steps)
+        trained, opt_state, log = run(stand)(program, stand, *given)
         logs.append(jax.tree.map(lambda curve, n=stop - step: np.asarray(curve)[:, :n], log))
         step = stop
     log = jax.tree.map(lambda *curves: np.hstack(curves), *logs)
@@ -240,12 +244,13 @@ def capacity(batch: int) -> int:
     return max(1, min(1024, 2**20 // batch))
 
 
-def _chunk(trials: Sequence[Trial], side: int, start: int, stop: int) -> tuple[jax.Array, jax.Array]:
-    """The orders and rates of some steps, padded to the capacity."""
-    orders = np.stack([trial.order(start, stop) for trial in trials[::side]])
-    rows = capacity(orders.shape[-1])
-    padded = np.full((len(orders), rows, orders.shape[-1]), -1, np.int32)
-    padded[:, : stop - start] = orders
+def _chunk(trials: Sequence[Trial], stand: Layout, start: int, stop: int) -> tuple[jax.Array, jax.Array]:
+    """The orders and rates of some steps, padded to the capacity, and batches to what the devices divide."""
+    orders = np.stack([trial.order(start, stop) for trial in trials[:: stand.lanes]])
+    batch, sharing = orders.shape[-1], parallel.sharing(stand.mesh)
+    rows = capacity(batch)
+    padded = np.full((len(orders), rows, -(-batch // sharing) * sharing), -1, np.int32)
+    padded[:, : stop - start, :batch] = orders
     rates = np.zeros((len(trials), rows), np.float32)
     rates[:, : stop - start] = [trial.rates[start:stop] for trial in trials]
     return jax.device_put(padded), jax.device_put(rates)
