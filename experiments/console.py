@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from tljax import graft, masks
 from tljax.types import InputError
 
@@ -22,6 +24,10 @@ def run_main(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None =
         main(sys.argv if argv is None else argv)
     except InputError as error:
         _fail(str(error))
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        _fail(f"another process of this run is lost ({str(error)[:120]}): run the same command on all of them again")
     except OSError as error:
         remedy = "; make room and run the same command again" if error.errno == errno.ENOSPC else ""
         _fail(f"{error.strerror or error}" + (f": '{error.filename}'" if error.filename else "") + remedy)
@@ -41,7 +47,10 @@ def _spare_the_collector() -> None:
 
 
 def _fail(message: str) -> None:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
+    if jax.distributed.is_initialized():
+        sys.stdout.flush()
+        os._exit(1)  # the interpreter's own end would wait for the other processes, and they for this one
     sys.exit(1)
 
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import fits
+from experiments import fits, processes
 from experiments import workdir as rundir
-from tljax import checkpoint, evaluate, masks, train
+from tljax import checkpoint, evaluate, masks, parallel, train
 from tljax.train import scores
 from tljax.types import Mask, Params
 
@@ -41,7 +41,9 @@ def run(
         for rows in _by_strategy(lines):
             own, theirs = [lines[row] for row in rows], [outcomes[row] for row in rows]
             fishers = [extra[row] for row in rows] if fisher else []
-            _leave(folder, own, theirs, field.task.test.labels, {**about, "fisher": fisher}, fishers)
+            if processes.first():
+                _leave(folder, own, theirs, field.task.test.labels, {**about, "fisher": fisher}, fishers)
+        processes.wait("left")
 
 
 def _by_strategy(lines: Sequence[rundir.Line]) -> list[list[int]]:
@@ -79,7 +81,7 @@ def _train(field: fits.Arena, group: Sequence[fits.Fit], advance: Callable[[int]
     for state, log in train.fit(program, trials, field.images, field.labels, ends, means=field.means):
         took = (time.perf_counter() - start) / len(state.trials)
         logits = train.logits(program, trials, state, field.test, len(task.test.labels), field.means)
-        everyone = jax.device_get(state.params)
+        everyone = parallel.host(state.params)
         for row, i in enumerate(state.trials):
             test = evaluate.metrics(logits[row], task.test.labels)
             params = jax.tree.map(lambda leaf, row=row: leaf[row], everyone)

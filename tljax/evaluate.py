@@ -28,7 +28,7 @@ def logits(forward: Callable[[Params, jax.Array], jax.Array], params: Params, vi
     A view has a multiple of BATCH examples, as `padded` gives them. `forward` is (params, images [batch, ...]) ->
     logits [batch, classes], and compiled once an object.
     """
-    return np.asarray(_all(forward, parallel.of(params), params, views))[:, :count]
+    return parallel.host(_all(forward, parallel.of(params), params, views))[:, :count]
 
 
 @functools.partial(jax.jit, static_argnames=("forward", "mesh"))

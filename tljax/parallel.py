@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 _TRIALS = PartitionSpec("trials")
@@ -81,7 +83,46 @@ def place(mesh: Mesh | None, tree: Any, split: bool = True) -> Any:
     """The tree on the devices of the mesh: split along its leading axis of trials, or whole on each."""
     if mesh is None:
         return tree
-    return jax.device_put(tree, NamedSharding(mesh, _TRIALS if split else PartitionSpec()))
+    sharding = NamedSharding(mesh, _TRIALS if split else PartitionSpec())
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(lambda leaf: _spread(leaf, sharding), tree)
+
+
+def _spread(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
+    """What every process has the same of, over the devices of all: each cuts its own part, and nothing is sent."""
+    if not leaf.is_fully_addressable:
+        return jax.device_put(leaf, sharding)
+    parts = sharding.addressable_devices_indices_map(leaf.shape).items()
+    pieces = [jax.device_put(leaf[index], device) for device, index in parts]
+    return jax.make_array_from_single_device_arrays(leaf.shape, sharding, pieces)
+
+
+def host(tree: Any) -> Any:
+    """The tree in NumPy, whole in every process."""
+
+    def whole(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+            return leaf
+        return multihost_utils.process_allgather(leaf, tiled=True)
+
+    return jax.device_get(jax.tree.map(whole, tree))
+
+
+def load(array: np.ndarray) -> jax.Array:
+    """A memory-mapped array [n, ...], whole on this process's first device.
+
+    Of many processes each reads its share of the rows from the file, and they exchange them once. They all need the
+    whole: the next batch is any rows, and gathered from other machines it would be waited for in every step.
+    """
+    count = jax.process_count()
+    if count == 1:
+        return jax.device_put(np.asarray(array))
+    rows = -(-len(array) // count)
+    start = rows * jax.process_index()
+    own = np.zeros((rows, *array.shape[1:]), array.dtype)
+    own[: max(0, min(rows, len(array) - start))] = array[start : start + rows]
+    return jax.device_put(multihost_utils.process_allgather(own, tiled=True)[: len(array)])
 
 
 def of(tree: Any) -> Any:

@@ -175,7 +175,7 @@ def _to(end: int, group: Group, setting: Setting, state: State) -> tuple[State, 
         steps = (step, 0, stop - step)
         given = (trained, opt_state, frozen, numbers, data, order, rates, steps)
         trained, opt_state, log = run(stand)(program, stand, *given)
-        logs.append(jax.tree.map(lambda curve, n=stop - step: np.asarray(curve)[:, :n], log))
+        logs.append(jax.tree.map(lambda curve, n=stop - step: curve[:, :n], parallel.host(log)))
         step = stop
     log = jax.tree.map(lambda *curves: np.hstack(curves), *logs)
     return state._replace(step=end, params=masks.join(trained, frozen), optimizer=opt_state), log
@@ -185,7 +185,7 @@ def _next_phase(group: Group, state: State) -> Iterator[tuple[State, list[int]]]
     """The states at the beginning of the phase that begins here, and which rows of the group each is."""
     trials = group.trials
     number = [start for start, _ in trials[0].phases].index(state.step)
-    whole, moments = jax.tree.map(jnp.asarray, jax.device_get((state.params, state.optimizer)))
+    whole, moments = jax.tree.map(jnp.asarray, parallel.host((state.params, state.optimizer)))
     each = [jax.tree.map(lambda leaf, row=row: leaf[row], whole) for row in range(len(state.trials))]
     histories = [
         (*history, _evaluated(trials[i].phases[number][1], params))
@@ -253,4 +253,5 @@ def _chunk(trials: Sequence[Trial], stand: Layout, start: int, stop: int) -> tup
     padded[:, : stop - start, :batch] = orders
     rates = np.zeros((len(trials), rows), np.float32)
     rates[:, : stop - start] = [trial.rates[start:stop] for trial in trials]
-    return jax.device_put(padded), jax.device_put(rates)
+    given = jax.device_put((padded, rates))
+    return given if jax.process_count() == 1 else parallel.place(stand.mesh, given)

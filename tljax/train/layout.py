@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -57,7 +58,11 @@ def _rows(means: Means) -> int:
 
 def mesh(trials: Sequence[Trial], side: int, means: Means) -> Any:
     """The devices over which a part's trials and their batches are divided."""
-    rows = parallel.share(len(trials) // side, _rows(means))
+    count = len(trials) // side
+    if jax.process_count() > 1:  # a process takes part in everything: what trials leave idle shares their batches
+        rows = math.gcd(count, _rows(means))
+        return parallel.mesh(means.devices, len(means.devices) // rows)
+    rows = parallel.share(count, _rows(means))
     return parallel.mesh(means.devices[: rows * means.batch], means.batch)
 
 
