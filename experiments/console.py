@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from experiments import processes
 from tljax import graft, masks
 from tljax.types import InputError
 
@@ -25,9 +26,9 @@ def run_main(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None =
     except InputError as error:
         _fail(str(error))
     except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+        if not jax.distributed.is_initialized():
             raise
-        _fail(f"another process of this run is lost ({str(error)[:120]}): run the same command on all of them again")
+        _fail(f"{processes.LOST} ({str(error)[:120]})")
     except OSError as error:
         remedy = "; make room and run the same command again" if error.errno == errno.ENOSPC else ""
         _fail(f"{error.strerror or error}" + (f": '{error.filename}'" if error.filename else "") + remedy)

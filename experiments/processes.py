@@ -48,7 +48,7 @@ def start(made: Settings) -> None:
     """
     if not made.distributed or jax.distributed.is_initialized():
         return
-    _end_plainly(made.heartbeat)
+    _end_plainly()
     by_hand: dict[str, Any] = {"cluster_detection_method": "deactivate"} if made.coordinator else {}
     try:
         jax.distributed.initialize(
@@ -68,27 +68,20 @@ def start(made: Settings) -> None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  the terminal is the first's
 
 
-GONE = (
-    "error: another process of this run ended or was silent for {} s; run the same command on all of them again, and "
-    "it goes on with what is not finished\n"
-)
+LOST = "another process of this run is lost: run the same command on all of them again, and it goes on"
+"""What those say that are left, and end."""
 
 
-def _end_plainly(heartbeat: int) -> None:
-    """When a process is lost, JAX aborts the others from a thread of its own, which no exception and no handler of
-    Python's sees. The handler of C that is set here has the last word."""
-
-    def last_word(_: int) -> None:
-        os.write(2, GONE.format(heartbeat).encode())
-        os._exit(1)
-
-    global _kept
-    _kept = ctypes.CFUNCTYPE(None, ctypes.c_int)(last_word)
-    ctypes.CDLL(None).signal(signal.SIGABRT, _kept)
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _last_word(_: int) -> None:
+    os.write(2, f"error: {LOST}\n".encode())
+    os._exit(1)
 
 
-_kept: Any = None
-"""The handler, which must live as long as the process."""
+def _end_plainly() -> None:
+    """When a process is lost and no exchange with it fails, JAX aborts the others after the heartbeat, from a thread
+    of its own: no exception and no handler of Python's sees it, but one of C."""
+    ctypes.CDLL(None).signal(signal.SIGABRT, _last_word)
 
 
 def first() -> bool:

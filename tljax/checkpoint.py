@@ -67,7 +67,7 @@ def save(directory: Path, fits: Mapping[str, Params], about: Mapping[str, Any]) 
     meta = {"format": _FORMAT, "sha256": sums, "about": dict(about)}
     meta["digest"] = _of_json(meta)
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
+        with _checkpointer() as writer:
             args = ocp.args.Composite(state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta))
             writer.save(directory, args=args)
     except Exception as error:  # of Orbax and what it stands on, which have no type in common
@@ -75,6 +75,22 @@ def save(directory: Path, fits: Mapping[str, Params], about: Mapping[str, Any]) 
         raise InputError(
             f"checkpoint '{directory}' cannot be written ({first}): make room or give another folder, and run again"
         ) from error
+
+
+def _checkpointer() -> Any:
+    """Of this process alone, however many there are: what it saves and loads it has whole, and waits for nobody."""
+    import orbax.checkpoint as ocp
+
+    own = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process-{own}"
+    )
+    state, meta = (
+        kind(multiprocessing_options=alone) for kind in (ocp.PyTreeCheckpointHandler, ocp.JsonCheckpointHandler)
+    )
+    options = ocp.CompositeOptions(multiprocessing_options=alone)
+    handler = ocp.CompositeCheckpointHandler(state=state, meta=meta, composite_options=options)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def _of_json(value: Mapping[str, Any]) -> str:
@@ -113,7 +129,7 @@ def load(directory: Path) -> tuple[dict[str, Flat], dict[str, Any]]:
     told = about(directory)
     as_numpy = {name: {path: ocp.RestoreArgs(np.ndarray) for path in flat} for name, flat in told["sha256"].items()}
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+        with _checkpointer() as reader:
             restore = ocp.args.PyTreeRestore(restore_args=as_numpy)
             state = reader.restore(directory, args=ocp.args.Composite(state=restore))["state"]
     except Exception as error:
