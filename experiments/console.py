@@ -10,9 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from experiments import signals
 from tljax import graft, masks
 from tljax.types import InputError
+
+LOST = "another process of this run is lost: run the same command on all of them again, and it goes on"
+"""What processes say that are left, and end."""
 
 
 def run_main(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
@@ -24,6 +29,10 @@ def run_main(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None =
             main(sys.argv if argv is None else argv)
     except InputError as error:
         _fail(str(error))
+    except jax.errors.JaxRuntimeError as error:
+        if not jax.distributed.is_initialized():
+            raise
+        _fail(f"{LOST} ({str(error)[:120]})")
     except OSError as error:
         remedy = "; make room and run the same command again" if error.errno == errno.ENOSPC else ""
         _fail(f"{error.strerror or error}" + (f": '{error.filename}'" if error.filename else "") + remedy)
@@ -50,7 +59,10 @@ def _leave(code: int, message: str) -> None:
 
 
 def _fail(message: str) -> None:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
+    if jax.distributed.is_initialized():
+        sys.stdout.flush()
+        os._exit(1)  # the interpreter's own end would wait for the other processes, and they for this one
     sys.exit(1)
 
 

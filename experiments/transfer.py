@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import console, fits, machine, methods, options, page, sources, training, workdir
+from experiments import console, fits, machine, methods, options, page, processes, sources, training, workdir
 from experiments.options import Settings
 from experiments.sources import Source
 from tljax import masks, objective, seeds, train
@@ -34,18 +34,19 @@ def run(**flags: Any) -> list[workdir.Line]:
     if made.dry_run:
         _show(todo)
         return []
-    with workdir.opened(made, "transfer") as folder:
+    with processes.opened(made, "transfer") as folder:
         plan = planned(todo)
-        done = workdir.done(folder)
+        done = processes.in_turn(lambda: workdir.done(folder))
         missing = _missing(plan, done.keys(), made.many == "vmap")
         lost = _sources(todo) & {line["key"] for line in workdir.lines(folder)} - done.keys()
-        if missing or lost or not workdir.recorded(folder):
+        if processes.first() and (missing or lost or not workdir.recorded(folder)):
             workdir.record(folder, {task.name: task.fingerprint for task in (todo.target, todo.source) if task})
         if missing or lost:
             _train(todo, missing, folder)
         done = workdir.done(folder)
         lines = [done[key] for key in plan]
-        page.show(made, todo.target, todo.source, lines, folder)
+        if processes.first():
+            page.show(made, todo.target, todo.source, lines, folder)
     return lines
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from tljax import masks, models, named_optimizer, objective, optimizer, train
 from tljax.data import draw
-from tljax.train import phase, scores
+from tljax.train import modes, phase, scores
 from tljax.train import segment as compiled
 from tljax.types import InputError
 
@@ -204,7 +204,7 @@ def test_where_all_have_diverged_nothing_more_is_computed(monkeypatch):
     program, [trial], *data = phased(lambda seed, params: ((0, everything(params)),), optimizer="sgd")
     program = replace(program, loss=objective.loss("l2_loss"), optimizer=named_optimizer.Spec("sgd"))
     calls = []
-    monkeypatch.setattr(phase, "segment", lambda *given: calls.append(given[-1]) or compiled.segment(*given))
+    monkeypatch.setattr(modes, "run", lambda stand: lambda *given: calls.append(given[-1]) or compiled.segment(*given))
     found = list(train.fit(program, [trial._replace(rates=np.full(12, 1e30, np.float32))], *data))
     assert [state.step for state, _ in found] == [4, 6, 12] and [first for first, _, _ in calls] == [0]
     assert np.isnan(found[-1][1].loss).all() and found[-1][1].loss.shape == (1, 6)

@@ -104,9 +104,8 @@ def save(directory: Path, fits: Mapping[str, Params], about: Mapping[str, Any]) 
     full = {name: {path: state[name][path] for path in flat} for name, flat in _full(leaves).items()}
     meta = {"format": _FORMAT, "leaves": leaves, "about": dict(about)}
     meta["digest"] = _of_json(meta)
-    handlers = {"state": ocp.PyTreeCheckpointHandler(use_compression=False), "meta": ocp.JsonCheckpointHandler()}
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers)) as writer:
+        with _checkpointer() as writer:
             args = ocp.args.Composite(state=ocp.args.PyTreeSave(full), meta=ocp.args.JsonSave(meta))
             writer.save(directory, args=args)
     except Exception as error:  # of Orbax and what it stands on, which have no type in common
@@ -118,6 +117,21 @@ def save(directory: Path, fits: Mapping[str, Params], about: Mapping[str, Any]) 
 
 def _said(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
+
+
+def _checkpointer() -> Any:
+    """Of this process alone, however many there are: what it saves and loads it has whole, and waits for nobody."""
+    import orbax.checkpoint as ocp
+
+    own = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process-{own}"
+    )
+    state = ocp.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=alone)
+    meta = ocp.JsonCheckpointHandler(multiprocessing_options=alone)
+    options = ocp.CompositeOptions(multiprocessing_options=alone)
+    handler = ocp.CompositeCheckpointHandler(state=state, meta=meta, composite_options=options)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def _of_json(value: Mapping[str, Any]) -> str:
@@ -192,7 +206,7 @@ def load(directory: Path) -> tuple[dict[str, Flat], dict[str, Any]]:
     _, leaves = _read(directory)
     try:
         _require_declared(directory, leaves)
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+        with _checkpointer() as reader:
             numpy = {name: {path: ocp.RestoreArgs(np.ndarray) for path in of} for name, of in _full(leaves).items()}
             args = ocp.args.Composite(state=ocp.args.PyTreeRestore(restore_args=numpy))
             state = reader.restore(directory, args=args)["state"]
