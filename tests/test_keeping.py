@@ -137,7 +137,7 @@ def test_a_lock_of_another_host_that_is_alive_is_refused(copy, tasks, tmp_path, 
     (copy / ".lock").write_text("process 12 on host elsewhere\n")
     before = snapshot(copy)
     text = refused(command(tasks, tmp_path, **flags(tasks, copy)), capsys)
-    assert "is in use by process 12 on host elsewhere, heard of 0 s ago: wait for it" in text
+    assert "is in use by process 12 on host elsewhere, heard of" in text
     assert snapshot(copy) == before
 
 
