@@ -134,7 +134,7 @@ def test_a_stop_and_resume_gives_the_bits_of_no_stop(name):
     assert same_bytes(resumed.params, whole.params) and same_bytes(resumed.optimizer, whole.optimizer)
 
 
-@pytest.mark.parametrize("calls", [1, 5, 9])
+@pytest.mark.parametrize("calls", [9, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 5))])
 def test_a_fit_that_is_asked_to_stop_does_so_where_it_is_and_goes_on_with_the_same_bits(calls, monkeypatch):
     """Each call of the compiled function is made one step long, so that it is stopped between any two."""
     monkeypatch.setattr(phase, "FIRST_CALL", 1)
@@ -375,10 +375,11 @@ def test_scores_equal_gradients_example_by_example():
     params = models.init(model, jax.random.key(0), (3, 4, 1))
     chosen = np.arange(0, 50, 3)
 
-    def of(i):
-        return jax.grad(lambda p: loss(models.apply(model, p, IMAGES[i : i + 1]), LABELS[i : i + 1])[0])(params)
+    @jax.jit
+    def of(image, label):
+        return jax.grad(lambda p: loss(models.apply(model, p, image[None]), label[None])[0])(params)
 
-    each = jax.tree.map(lambda *leaves: np.stack(leaves), *[of(i) for i in chosen])
+    each = jax.tree.map(lambda *leaves: np.stack(leaves), *[of(IMAGES[i], LABELS[i]) for i in chosen])
     setting = (model, loss, jnp.asarray(IMAGES), jnp.asarray(LABELS), chosen)
     for got, wanted in (
         (scores.mean_gradient(*setting)(params), jax.tree.map(lambda g: g.mean(0), each)),
