@@ -157,10 +157,9 @@ def _text(file: Path) -> str:
 
 
 def add(workdir: Path, new: Sequence[Line]) -> None:
-    """Add the lines of finished fits, all or none."""
-    keys = {line["key"] for line in new}
-    kept = [line for line in lines(workdir) if line["key"] not in keys]
-    text = "".join(json.dumps({**line, "sha256": _sum(line)}, allow_nan=False) + "\n" for line in [*kept, *new])
+    """Add the lines of finished fits, all or none; one that was there is replaced where it stands."""
+    whole = {line["key"]: line for line in lines(workdir)} | {line["key"]: line for line in new}
+    text = "".join(json.dumps({**line, "sha256": _sum(line)}, allow_nan=False) + "\n" for line in whole.values())
     replace(workdir / "results.jsonl", text)
 
 
