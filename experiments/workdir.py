@@ -82,7 +82,7 @@ def lines(workdir: Path) -> list[Line]:
     """The fits that were trained; raises InputError for a line that is none, or not as it was written."""
     file = workdir / "results.jsonl"
     found = []
-    for number, text in enumerate(_text(file).splitlines() if file.is_file() else (), 1):
+    for number, text in enumerate(_text(file).splitlines() if file.exists() else (), 1):
         if text.strip():
             try:
                 line = json.loads(text)
@@ -152,7 +152,7 @@ def _set_aside(place: Path, fault: str | None) -> None:
 def _text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
+    except (UnicodeDecodeError, IsADirectoryError) as error:
         raise InputError(f"'{file}' is no text: restore or delete it") from error
 
 
