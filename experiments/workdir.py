@@ -82,7 +82,7 @@ def lines(workdir: Path) -> list[Line]:
     """The fits that were trained; raises InputError for a line that is none, or not as it was written."""
     file = workdir / "results.jsonl"
     found = []
-    for number, text in enumerate(_text(file).splitlines() if file.is_file() else (), 1):
+    for number, text in enumerate(_text(file).splitlines() if file.exists() else (), 1):
         if text.strip():
             try:
                 line = json.loads(text)
@@ -152,15 +152,14 @@ def _set_aside(place: Path, fault: str | None) -> None:
 def _text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
+    except (UnicodeDecodeError, IsADirectoryError) as error:
         raise InputError(f"'{file}' is no text: restore or delete it") from error
 
 
 def add(workdir: Path, new: Sequence[Line]) -> None:
-    """Add the lines of finished fits, all or none."""
-    keys = {line["key"] for line in new}
-    kept = [line for line in lines(workdir) if line["key"] not in keys]
-    text = "".join(json.dumps({**line, "sha256": _sum(line)}, allow_nan=False) + "\n" for line in [*kept, *new])
+    """Add the lines of finished fits, all or none; one that was there is replaced where it stands."""
+    whole = {line["key"]: line for line in lines(workdir)} | {line["key"]: line for line in new}
+    text = "".join(json.dumps({**line, "sha256": _sum(line)}, allow_nan=False) + "\n" for line in whole.values())
     replace(workdir / "results.jsonl", text)
 
 
