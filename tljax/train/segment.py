@@ -213,9 +213,10 @@ def _objective(program: Program, frozen: Params, numbers: Numbers, data: Data, a
         x = x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x
         key = jax.random.fold_in(numbers.key, step)
         key = key if axis is None else jax.random.fold_in(key, jax.lax.axis_index(axis))
-        count = parallel.total(weight.sum(), axis)
         given = models.features(program.model, merge(masks.join(trained, frozen)), x, key=key, frozen=still)
-        loss = jnp.vdot(program.loss(given[-1], labels[rows], *smoothing), weight) / count
+        summed = jnp.vdot(program.loss(given[-1], labels[rows], *smoothing), weight)
+        count = parallel.total(weight.sum(), axis)
+        loss = summed / count
         terms = []
         for term, weights in zip(program.penalties, numbers.weights, strict=True):
             if term.name == "behaviour":
