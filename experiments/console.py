@@ -16,7 +16,7 @@ from tljax.types import InputError
 
 def run_main(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
     """Run a program: bad input ends with one line on standard error and exit code 1."""
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    _quieten_orbax()
     _spare_the_collector()
     try:
         main(sys.argv if argv is None else argv)
@@ -32,6 +32,20 @@ def run_main(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None =
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(130)  # a computation may be under way, which the interpreter's own end would cut off in the middle
+
+
+def _quieten_orbax() -> None:
+    """What it raises it logs too, with tracebacks, from threads and arrays still under way when its loop is closed."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    hook = sys.unraisablehook
+
+    def all_but_closed_loops(found: Any) -> None:
+        if "Event loop is closed" not in str(found.exc_value):
+            hook(found)
+
+    if getattr(hook, "__name__", "") != all_but_closed_loops.__name__:
+        sys.unraisablehook = all_but_closed_loops
 
 
 def _spare_the_collector() -> None:
