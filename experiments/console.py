@@ -22,7 +22,7 @@ LOST = "another process of this run is lost: run the same command on all of them
 
 def run_main(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
     """Run a program: bad input ends with one line on standard error and exit code 1."""
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    _quieten_orbax()
     _spare_the_collector()
     try:
         with signals.termination_raised():
@@ -42,6 +42,20 @@ def run_main(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None =
         _leave(130, "stopped; the same command goes on with what is not finished")
     except signals.Stopped as stopped:
         _leave(stopped.code, str(stopped))
+
+
+def _quieten_orbax() -> None:
+    """What it raises it logs too, with tracebacks, from threads and arrays still under way when its loop is closed."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    hook = sys.unraisablehook
+
+    def all_but_closed_loops(found: Any) -> None:
+        if "Event loop is closed" not in str(found.exc_value):
+            hook(found)
+
+    if getattr(hook, "__name__", "") != all_but_closed_loops.__name__:
+        sys.unraisablehook = all_but_closed_loops
 
 
 def _spare_the_collector() -> None:

@@ -219,8 +219,8 @@ def _about(place: Path) -> dict[str, Any]:
 def _require_leaves(made: Settings, told: Mapping[str, Any], loaded: Mapping[Path, Any]) -> None:
     """Raise InputError unless all fits have the leaves of the model that the checkpoint names."""
     like = models.abstract(model(made, len(told["classes"])), tuple(told["shape"]))
-    for place, (fits, _) in loaded.items():
-        for name, flat in fits.items():
+    for place, (state, _) in loaded.items():
+        for name, flat in state.items():
             try:
                 checkpoint.unflatten(flat, like)
             except InputError as error:

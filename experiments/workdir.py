@@ -38,7 +38,11 @@ def opened(made: Settings, program: str) -> Iterator[Path]:
     with lock.held(workdir):
         replace(workdir / "flags.flags", _flags(workdir, made, program))
         _set_damaged_aside(workdir)
-        yield workdir
+        try:
+            yield workdir
+        except OSError as error:
+            error.filename = error.filename or str(workdir)  # a write into an open file does not say where
+            raise
 
 
 def _refuse_strangers(workdir: Path) -> None:

@@ -7,10 +7,12 @@ followed, no name in it leads out of its folder, and since arrays are stored as 
 cannot ask for more memory than it takes on disk.
 """
 
+import glob
 import hashlib
 import json
 import math
 import os
+import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -109,6 +111,8 @@ def save(directory: Path, fits: Mapping[str, Params], about: Mapping[str, Any]) 
             args = ocp.args.Composite(state=ocp.args.PyTreeSave(full), meta=ocp.args.JsonSave(meta))
             writer.save(directory, args=args)
     except Exception as error:  # of Orbax and what it stands on, which have no type in common
+        for partial in directory.parent.glob(f"{glob.escape(directory.name)}.orbax-checkpoint-tmp*"):
+            shutil.rmtree(partial, ignore_errors=True)  # it may be what fills the disk
         raise InputError(
             f"checkpoint '{directory}' cannot be written ({_said(error)}): make room or give another folder, and run "
             "again"
@@ -116,7 +120,9 @@ def save(directory: Path, fits: Mapping[str, Params], about: Mapping[str, Any]) 
 
 
 def _said(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    """In one line, of a long one the beginning and the end, where the reason is."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 200 else f"{text[:80]} ... {text[-110:]}"
 
 
 def _checkpointer() -> Any:
