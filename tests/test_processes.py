@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_programs import arguments, command, parameters, write_task
+from test_programs import arguments, command, parameters
+from test_resume import Killed, killed_after
 
 from experiments import machine, options, pretrain, processes, transfer, workdir
 from tljax import parallel
@@ -18,14 +19,6 @@ from tljax.types import InputError
 
 ROOT = Path(__file__).parent.parent
 STRATEGIES = ("scratch", "full", "head_only", "lp_ft")
-
-
-@pytest.fixture(scope="module")
-def tasks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tasks")
-    write_task(folder / "digits.npz", 0, 4)
-    write_task(folder / "clothes.npz", 1, 3, ["shirt", "coat", "bag"])
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +87,48 @@ def test_when_one_process_is_lost_the_other_says_so_and_the_same_command_goes_on
     running[lost].communicate()
     assert [code for code, _, _ in ended(started(flags))] == [0, 0]
     assert [line["strategy"] for line in workdir.lines(tmp_path / "w")] == ["pretrain", "scratch", "full"]
+
+
+ON = {"one device": {"devices": 1}, "eight devices": {"mesh": ("data:8",)}, "two processes": {}}
+
+
+def begin(on, flags, tasks, tmp_path, monkeypatch):
+    """Leave a run half trained."""
+    if on == "two processes":
+        running = started(command(tasks, tmp_path, **flags))
+        while not list((tmp_path / "w" / "progress").glob("*/00000001")):
+            time.sleep(0.05)
+        for process in running:
+            process.terminate()
+        assert [code for code, _, _ in ended(running)] == [143, 143]
+        return
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        killed_after(4, patch)
+        transfer.run(**arguments(tasks, tmp_path / "w", **flags, **ON[on]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [("two processes", "one device"), ("two processes", "eight devices"), ("one device", "two processes")],
+)
+def test_what_some_devices_saved_others_finish(first, then, tasks, tmp_path, monkeypatch, capsys):
+    flags = {"source": None, "strategies": ("scratch",), "seeds": (0,), "optimizer": "adam", "clip": 0.5}
+    flags |= {"epochs": None, "steps": 3000, "learning_rate": 1e-4, "checkpoint_every": 1}
+    begin(first, flags, tasks, tmp_path, monkeypatch)
+    assert list((tmp_path / "w" / "progress").glob("*/0000000*"))
+    capsys.readouterr()
+    if then == "two processes":
+        [(code, said, _), (other, _, _)] = ended(started(command(tasks, tmp_path, **flags)))
+        assert code == other == 0
+    else:
+        transfer.run(**arguments(tasks, tmp_path / "w", **flags, **ON[then]))
+        said = capsys.readouterr().out
+    assert "goes on from step" in said
+    [alone] = transfer.run(**arguments(tasks, tmp_path / "alone", **flags, devices=1))
+    [line] = workdir.lines(tmp_path / "w")
+    for path, leaf in parameters(tmp_path / "alone", alone).items():
+        np.testing.assert_allclose(parameters(tmp_path / "w", line)[path], leaf, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -10,9 +10,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from test_programs import arguments, command, parameters, results
 
 from experiments import console, progress, signals, training, transfer
-from tests.test_programs import arguments, command, parameters, results
 from tljax import masks, models, named_optimizer, objective, train
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
