@@ -75,10 +75,14 @@ def _flags(workdir: Path, made: Settings, program: str) -> str:
 def replace(file: Path, text: str) -> None:
     """Write a file whole: a crash leaves the old one or the new one."""
     partial = file.with_name(file.name + ".partial")
-    with open(partial, "w", encoding="utf-8") as out:
-        out.write(text)
-        out.flush()
-        os.fsync(out.fileno())
+    try:
+        with open(partial, "w", encoding="utf-8") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+    except OSError:
+        partial.unlink(missing_ok=True)  # on a full disk it is in the way
+        raise
     os.replace(partial, file)
 
 

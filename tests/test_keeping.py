@@ -1,16 +1,21 @@
 """Run directories: what is damaged is found and made again, and one process at a time writes."""
 
+import errno
 import hashlib
 import json
 import os
 import platform
 import shutil
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 from test_programs import arguments, command, parameters, refused, results, snapshot
 
-from experiments import lock, options, training, transfer, workdir
+from experiments import console, lock, options, training, transfer, workdir
+from tljax import checkpoint
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -162,3 +167,68 @@ def test_predictions_are_named_with_their_sha256(finished):
     for line in results(finished[0]):
         raw = (finished[0] / line["predictions"]).read_bytes()
         assert hashlib.sha256(raw).hexdigest() == line["predictions_sha256"]
+
+
+def test_ctrl_c_while_a_program_imports_is_one_line(tmp_path):
+    (tmp_path / "jax.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n")
+    for program in ("transfer", "pretrain", "chaos"):
+        line = [sys.executable, "-m", f"experiments.{program}", "--source=mnist_10k"]
+        path = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+        done = subprocess.run(line, capture_output=True, text=True, env=path, cwd=Path(__file__).parent.parent)
+        assert done.returncode == 130 and done.stderr == "stopped before anything was begun\n"
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """(folder on a disk of its own, function that sets its size in kB)."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=100k", "none", str(place)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this machine does not let a test mount a small disk")
+    yield place, lambda size: subprocess.run(["mount", "-o", f"remount,size={size}k", str(place)], check=True)
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of writers that cannot write their end
+def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(disk, tasks, finished, tmp_path, capsys):
+    """While checkpoints are saved, and while predictions, metrics and results are; the earlier state stays whole."""
+    place, resize = disk
+    argv, messages, kept = command(tasks, tmp_path, **flags(tasks, place / "w")), [], []
+    for size in (*range(24, 300, 24), *range(300, 900, 100)):
+        resize(size)
+        try:
+            console.run_main(transfer.main, ["transfer", *argv])
+            break
+        except SystemExit as end:
+            assert end.code == 1
+        text = capsys.readouterr().err
+        assert text.startswith("error: ") and text.count("\n") == 1 and "make room" in text and str(place) in text
+        messages.append(text)
+        lines = workdir.lines(place / "w")
+        assert lines[: len(kept)] == kept
+        for line in (kept := lines):
+            assert line["name"] in checkpoint.load(place / "w" / line["checkpoint"])[0]
+    assert any("cannot be written (No space left on device)" in text for text in messages)
+    assert any(f"error: No space left on device: '{place}" in text for text in messages)
+    assert results(place / "w") == results(finished[0])
+
+
+def test_results_that_cannot_be_written_stay_as_they_were(copy, tasks, tmp_path, capsys, monkeypatch):
+    flip(copy / results(copy)[-1]["predictions"])
+    before = (copy / "results.jsonl").read_bytes()
+    sync = os.fsync
+
+    def full(file):
+        if os.readlink(f"/proc/self/fd/{file}").endswith("results.jsonl.partial"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(file)
+
+    monkeypatch.setattr("os.fsync", full)
+    text = refused(command(tasks, tmp_path, **flags(tasks, copy)), capsys)
+    assert text == f"error: No space left on device: '{copy}'; make room and run the same command again\n"
+    assert (copy / "results.jsonl").read_bytes() == before and not list(copy.glob("*.partial"))
+    monkeypatch.undo()
+    transfer.run(**flags(tasks, copy))
+    assert [line["key"] for line in results(copy)] == [json.loads(line)["key"] for line in before.splitlines()]

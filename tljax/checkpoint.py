@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
@@ -120,9 +121,10 @@ def save(directory: Path, fits: Mapping[str, Params], about: Mapping[str, Any]) 
 
 
 def _said(error: Exception) -> str:
-    """In one line, of a long one the beginning and the end, where the reason is."""
+    """In one line; of TensorStore's long ones what the system said."""
     text = " ".join(str(error).split())
-    return text if len(text) <= 200 else f"{text[:80]} ... {text[-110:]}"
+    code = re.search(r"os_error_code='(\d+)'", text)
+    return os.strerror(int(code[1])) if code else text[:200]
 
 
 def _checkpointer() -> Any:
