@@ -10,20 +10,29 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from experiments import signals
 from tljax import graft, masks
 from tljax.types import InputError
 
+LOST = "another process of this run is lost: run the same command on all of them again, and it goes on"
+"""What processes say that are left, and end."""
+
 
 def run_main(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
     """Run a program: bad input ends with one line on standard error and exit code 1."""
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    _quieten_orbax()
     _spare_the_collector()
     try:
         with signals.termination_raised():
             main(sys.argv if argv is None else argv)
     except InputError as error:
         _fail(str(error))
+    except jax.errors.JaxRuntimeError as error:
+        if not jax.distributed.is_initialized():
+            raise
+        _fail(f"{LOST} ({str(error)[:120]})")
     except OSError as error:
         remedy = "; make room and run the same command again" if error.errno == errno.ENOSPC else ""
         _fail(f"{error.strerror or error}" + (f": '{error.filename}'" if error.filename else "") + remedy)
@@ -33,6 +42,20 @@ def run_main(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None =
         _leave(130, "stopped; the same command goes on with what is not finished")
     except signals.Stopped as stopped:
         _leave(stopped.code, str(stopped))
+
+
+def _quieten_orbax() -> None:
+    """What it raises it logs too, with tracebacks, from threads and arrays still under way when its loop is closed."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    hook = sys.unraisablehook
+
+    def all_but_closed_loops(found: Any) -> None:
+        if "Event loop is closed" not in str(found.exc_value):
+            hook(found)
+
+    if getattr(hook, "__name__", "") != all_but_closed_loops.__name__:
+        sys.unraisablehook = all_but_closed_loops
 
 
 def _spare_the_collector() -> None:
@@ -50,7 +73,10 @@ def _leave(code: int, message: str) -> None:
 
 
 def _fail(message: str) -> None:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
+    if jax.distributed.is_initialized():
+        sys.stdout.flush()
+        os._exit(1)  # the interpreter's own end would wait for the other processes, and they for this one
     sys.exit(1)
 
 

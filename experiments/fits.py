@@ -14,7 +14,7 @@ import numpy as np
 
 from experiments import workdir as rundir
 from experiments.options import MOST, Recipe, Settings
-from tljax import __version__, evaluate, graft, named_optimizer, objective, paths, plugins, seeds, train
+from tljax import __version__, evaluate, graft, named_optimizer, objective, parallel, paths, plugins, seeds, train
 from tljax.data import draw
 from tljax.types import InputError, Mask, Model, Params, Task
 
@@ -33,7 +33,7 @@ class Arena(NamedTuple):
 
 def arena(task: Task, recipe: Recipe, means: train.Means) -> Arena:
     """Put a task on the device, once for all its fits."""
-    images, labels = jax.device_put((np.asarray(task.train.images), np.asarray(task.train.labels)))
+    images, labels = parallel.load(task.train.images), parallel.load(task.train.labels)
     return Arena(task, recipe, images, labels, evaluate.padded(task.test.images), means)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from experiments import console
+from experiments import console, processes
 from experiments.options import Settings
 from tljax import prefix, train
 from tljax.types import InputError
@@ -18,16 +18,58 @@ from tljax.types import InputError
 def prepare(made: Settings) -> train.Means:
     """The means of a run; the first call in a process decides how many devices a CPU makes.
 
-    Raises InputError for more devices than there are, and for a folder that cannot hold compiled programs.
+    Raises InputError for a mesh that cannot be, more devices than there are, processes that do not find each other,
+    and for a folder that cannot hold compiled programs.
     """
-    _one_device_a_core(made.devices)
+    trial, data = _mesh(made)
+    processes.check(made)
+    count = made.num_processes or 1  # of a cluster it is known later, and there a CPU is one device a core
+    _one_device_a_core(made.devices or -(-trial * data // count) or None)
     _keep_compiled(made.compilation_cache)
-    there = jax.local_devices()
-    wanted = made.devices or len(there)
-    if wanted > len(there):
-        raise InputError(f"--devices={wanted}: there are {len(there)} of the kind {there[0].device_kind}")
+    processes.start(made)
+    devices = _chosen(made, trial * data)
+    every = made.parallel == "pmap" or made.distributed
     store = prefix.Store(made.features_budget, made.features_dtype) if made.features_budget else None
-    return train.Means(tuple(there[:wanted]), made.many, store, console.once())
+    batch = data or (len(devices) if every else 1)
+    return train.Means(devices, batch, made.parallel, made.many, store, console.once())
+
+
+def _mesh(made: Settings) -> tuple[int, int]:
+    """The axes (trial, data) of `--mesh`, an axis that is not named being 1; zeros where none is."""
+    text = ",".join(made.mesh)
+    sizes = {"trial": 1, "data": 1} if text else {"trial": 0, "data": 0}
+    for part in made.mesh:
+        name, _, size = part.partition(":")
+        if name not in sizes or not size.isdecimal() or not 0 < int(size) <= 10**6 or text.count(f"{name}:") > 1:
+            raise InputError(f"--mesh={text}: write its axes once each with their sizes, such as data:4,trial:2")
+        sizes[name] = int(size)
+    if made.parallel == "pmap" and sizes["trial"] > 1:
+        raise InputError(f"--mesh={text}: --parallel=pmap trains one fit at a time, so leave out the axis trial")
+    return sizes["trial"], sizes["data"]
+
+
+def _chosen(made: Settings, size: int) -> tuple[Any, ...]:
+    """As many devices as the mesh has, of all processes alike; without a mesh all, or `--devices` of each process."""
+    there, count = jax.local_devices(), jax.process_count()
+    if size and (size % count or made.devices not in (None, size // count)):
+        devices = f" and --devices={made.devices}" if made.devices else ""
+        raise InputError(
+            f"--mesh={','.join(made.mesh)} has {size} devices{devices} in {_processes(count)}: they differ"
+        )
+    wanted = made.devices or size // count or len(there)
+    if wanted > len(there):
+        flag = f"--devices={wanted}" if made.devices else f"--mesh={','.join(made.mesh)}"
+        raise InputError(f"{flag}: there are {len(there)} of the kind {there[0].device_kind}")
+    if count == 1:
+        return tuple(there[:wanted])
+    each: dict[int, list[Any]] = {}
+    for device in jax.devices():
+        each.setdefault(device.process_index, []).append(device)
+    return tuple(device for own in sorted(each) for device in each[own][:wanted])
+
+
+def _processes(count: int) -> str:
+    return "1 process" if count == 1 else f"{count} processes"
 
 
 def _one_device_a_core(wanted: int | None) -> None:

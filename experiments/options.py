@@ -69,6 +69,15 @@ class Settings:
     devices: int | None = _flag(
         None, "over so many the fits of a group are divided; default all, on a CPU one a core", "C"
     )
+    parallel: str = _flag("jit", "jit, or pmap: one fit at a time, its batches over all devices", "C")
+    mesh: tuple[str, ...] = _flag(
+        (), "data:4,trial:2: four devices share the batches of a fit, two fits at once; default all on trial", "C"
+    )
+    distributed: bool = _flag(False, "one of many processes; SLURM, Open MPI and Kubernetes find themselves", "C")
+    coordinator: str | None = _flag(None, "HOST:PORT of process 0, where there is no such cluster", "C")
+    num_processes: int | None = _flag(None, "how many there are, likewise", "C")
+    process_id: int | None = _flag(None, "which of them this is, from 0", "C")
+    heartbeat: int = _flag(30, "seconds of silence after which another process counts as lost, and the run ends", "C")
     many: str = _flag("auto", "fits on one device: map (one after another), vmap (side by side), or as is quicker", "C")
     features_budget: int = _flag(
         10**9, "bytes for the output of frozen stages, computed once; 0 computes it in every step", "C"
@@ -83,8 +92,11 @@ class Settings:
 LISTS = ("strategies", "seeds", "train_examples")
 """What may grow from one run to the next in one run directory."""
 
-PLACES = ("data_dir", "manual_dir", "devices", "compilation_cache", "checkpoint_every")
-"""What may change, since it decides no bit of a result."""
+PLACES = ("data_dir", "manual_dir", "devices", "parallel", "mesh", "compilation_cache", "checkpoint_every")
+"""What may change, since it decides no bit of a result, or by a mesh with an axis of data nothing but its rounding."""
+
+PROCESSES = ("distributed", "coordinator", "num_processes", "process_id", "heartbeat")
+"""What is of one process, and not of the run."""
 
 _GROUPS = {
     "T": "Tasks",
@@ -99,6 +111,7 @@ MOST = {"batch_size": 10**7, "epochs": 10**6, "steps": 10**8, "hidden": 10**6, "
 _CHOICES = {
     "head": ("auto", "copy", "fresh", "zero"),
     "many": ("auto", "map", "vmap"),
+    "parallel": ("jit", "pmap"),
     "features_dtype": ("float32", "bfloat16"),
 }
 
@@ -193,7 +206,7 @@ def to_flags(made: Settings) -> list[str]:
     for name, kind in _kinds().items():
         recipe = made.source_recipe if name not in _plain() and name.startswith("source_") else made.recipe
         value = getattr(made, name) if name in _plain() else getattr(recipe, name.removeprefix("source_"))
-        if name in ("workdir", "dry_run") or value is None:
+        if name in ("workdir", "dry_run", *PROCESSES) or value is None:
             continue
         if "tuple" in kind:
             value = ",".join(map(str, value))

@@ -93,12 +93,12 @@ def leave(
         told = {line["name"]: {"seed": line["seed"], "accuracy": line["test_accuracy"]} for line in mine}
         checkpoint.save(place, each, {**about, "fits": told})
     for line, outcome in zip(lines, outcomes, strict=True):
-        line["predictions"] = _write(folder, line["name"], outcome, labels)
+        line |= _write(folder, line["name"], outcome, labels)
     rundir.add(folder, lines)
 
 
-def _write(folder: Path, name: str, outcome: Outcome, labels: np.ndarray) -> str:
-    """Predictions, curves and masks of one fit; the path of the predictions."""
+def _write(folder: Path, name: str, outcome: Outcome, labels: np.ndarray) -> rundir.Line:
+    """Predictions, curves and masks of one fit; what its line says of the predictions."""
     file = folder / "predictions" / f"{name}.npz"
     file.parent.mkdir(exist_ok=True)
     (folder / "masks").mkdir(exist_ok=True)
@@ -107,7 +107,8 @@ def _write(folder: Path, name: str, outcome: Outcome, labels: np.ndarray) -> str
     _write_metrics(folder / "metrics" / name, outcome.record.curve)
     for number, mask in enumerate(outcome.masks):
         masks.save(mask, folder / "masks" / f"{name}-phase{number}")
-    return f"predictions/{file.name}"
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    return {"predictions": f"predictions/{file.name}", "predictions_sha256": digest}
 
 
 def _by_strategy(lines: Sequence[rundir.Line]) -> list[list[int]]:

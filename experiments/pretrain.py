@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import console, machine, options, sources, workdir
+from experiments import console, machine, options, processes, sources, workdir
 from tljax import masks, models
 from tljax.types import InputError
 
@@ -26,8 +26,9 @@ def run(**flags: Any) -> list[workdir.Line]:
         params = models.abstract(model, task.train.images.shape[1:])
         console.mask_table(task.name, params, masks.by_path(params, lambda path: True))
         return []
-    with workdir.opened(made, "pretrain") as folder:
-        workdir.record(folder, {task.name: task.fingerprint})
+    with processes.opened(made, "pretrain") as folder:
+        if processes.first():
+            workdir.record(folder, {task.name: task.fingerprint})
         lines = sources.train(made, task, folder, means)
         accuracy = [100 * line["test_accuracy"] for line in lines.values() if not line["diverged"]]
         mean = [f"mean {np.mean(accuracy):.2f} [{min(accuracy):.2f}, {max(accuracy):.2f}]"] if accuracy else []

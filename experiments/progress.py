@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from tljax import checkpoint, paths, train
+from experiments import processes
+from tljax import checkpoint, parallel, paths, train
 from tljax.types import InputError, Mask, Params
 
 Curve = list[dict[str, float]]
@@ -53,7 +54,8 @@ def held(state: train.State) -> train.State:
 
 
 def _copy(leaf: Any) -> Any:
-    return jax.random.clone(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else np.array(leaf)
+    is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.random.clone(leaf) if is_key else np.array(parallel.host(leaf))
 
 
 def joined(parts: Sequence[train.State], new: train.State) -> tuple[train.State, ...]:
@@ -89,6 +91,8 @@ def saving(place: Path, keys: Sequence[str]) -> Iterator[Callable[[Progress], No
     with ThreadPoolExecutor(1) as worker:
 
         def save(now: Progress) -> None:
+            if not processes.first():
+                return
             if pending:
                 pending.pop().result()
             pending.append(worker.submit(_save, place, keys, now))

@@ -159,7 +159,10 @@ def from_checkpoint(made: Settings) -> Source:
     Raises InputError for a folder that holds none, a source of another model, or no source for a seed.
     """
     places = _places(Path(made.source_checkpoint or ""))
-    told = {place: checkpoint.about(place) for place in {place for place, _ in places.values()}}
+    told = {place: _about(place) for place in {place for place, _ in places.values()}}
+    for place, name in places.values():
+        if name not in told[place]["fits"]:
+            raise InputError(f"checkpoint '{place}' holds no fit '{name}': train it again")
     one = next(iter(told.values()))
     there, here = one["model"], _architecture(made)
     if there != here:
@@ -175,6 +178,7 @@ def from_checkpoint(made: Settings) -> Source:
     sums = {seed: json.dumps(told[place]["sha256"][name], sort_keys=True) for seed, (place, name) in chosen.items()}
 
     loaded = {place: checkpoint.load(place) for place in {place for place, _ in chosen.values()}}
+    _require_leaves(made, one, loaded)
     trained = {
         seed: _trained(loaded[place][0], name, loaded[place][1]["fits"][name]["accuracy"])
         for seed, (place, name) in chosen.items()
@@ -193,6 +197,36 @@ def from_checkpoint(made: Settings) -> Source:
     )
 
 
+_ABOUT = {"task": str, "fingerprint": str, "classes": str, "shape": int, "model": dict, "fits": dict, "fisher": bool}
+"""What a checkpoint says of itself if it can be a source; of lists, the type of what is in them."""
+
+
+def _about(place: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself; raises InputError where that is not what a source says."""
+    told = checkpoint.about(place)
+    for name, kind in _ABOUT.items():
+        value = told.get(name)
+        parts = value if name in ("classes", "shape") and isinstance(value, list) else [value]
+        if not parts or not all(type(part) is kind for part in parts):
+            raise InputError(f"checkpoint '{place}' does not say its '{name}': give one that experiments.pretrain left")
+    for name, fit in told["fits"].items():
+        known = isinstance(fit, dict) and type(fit.get("seed")) is int and "accuracy" in fit
+        if not known or name not in told["sha256"]:
+            raise InputError(f"checkpoint '{place}' holds no fit '{name}': train it again")
+    return told
+
+
+def _require_leaves(made: Settings, told: Mapping[str, Any], loaded: Mapping[Path, Any]) -> None:
+    """Raise InputError unless all fits have the leaves of the model that the checkpoint names."""
+    like = models.abstract(model(made, len(told["classes"])), tuple(told["shape"]))
+    for place, (state, _) in loaded.items():
+        for name, flat in state.items():
+            try:
+                checkpoint.unflatten(flat, like)
+            except InputError as error:
+                raise InputError(f"checkpoint '{place}', fit '{name}': {error}") from error
+
+
 def _places(directory: Path) -> dict[int, tuple[Path, str]]:
     """{seed: (checkpoint, name of the fit)} of a run directory's sources, or of one checkpoint."""
     if (directory / "results.jsonl").is_file():
@@ -200,5 +234,5 @@ def _places(directory: Path) -> dict[int, tuple[Path, str]]:
         if lines:
             return {line["seed"]: (directory / line["checkpoint"], line["name"]) for line in lines}
         raise InputError(f"--source_checkpoint={directory} is a run without a source: name one of its checkpoints/")
-    told = checkpoint.about(directory)
+    told = _about(directory)
     return {fit["seed"]: (directory, name) for name, fit in told["fits"].items()}

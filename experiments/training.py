@@ -12,10 +12,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import console, fits, outcome, progress, signals
+from experiments import console, fits, outcome, processes, progress, signals
 from experiments.outcome import Outcome
 from experiments.progress import Progress, Record
-from tljax import evaluate, train
+from tljax import evaluate, parallel, train
 from tljax.train import scores
 from tljax.types import Params
 
@@ -42,12 +42,14 @@ def run(
             place = folder / "progress" / _digest(fit.line["key"] for fit in group)
             outcomes = _train(field, group, place, every, asked, advance)
             extra = [_fisher(field, fit, of) for fit, of in zip(group, outcomes, strict=True)] if fisher else []
-            outcome.leave(folder, group, outcomes, field.task.test.labels, {**about, "fisher": fisher}, extra)
-            shutil.rmtree(place, ignore_errors=True)
-            with contextlib.suppress(OSError):  # others are half trained still
-                place.parent.rmdir()
-            if asked():
-                raise signals.Stopped(asked(), "stopped between two groups of fits; the same command goes on")
+            if processes.first():
+                outcome.leave(folder, group, outcomes, field.task.test.labels, {**about, "fisher": fisher}, extra)
+                shutil.rmtree(place, ignore_errors=True)
+                with contextlib.suppress(OSError):  # others are half trained still
+                    place.parent.rmdir()
+            processes.wait("left")
+            if number := parallel.agreed(asked()):
+                raise signals.Stopped(number, "stopped between two groups of fits; the same command goes on")
 
 
 def _digest(keys: Iterable[str]) -> str:
@@ -68,12 +70,12 @@ def _train(
     ends = fits.ends(field.recipe, last)
     points = [end for end in ends if end not in {step for step, _ in trials[0].phases}]
     named = ", ".join(dict.fromkeys(fit.line["strategy"] for fit in group))
-    now = progress.found(place, keys, program, trials, console.say)
+    now = processes.in_turn(lambda: progress.found(place, keys, program, trials, console.say))
     if now:
         console.say(f"{named}: goes on from step {min(part.step for part in now.parts)} of {last}")
     now = now or progress.none(len(group))
     advance(sum(part.step * len(part.trials) for part in now.parts))
-    means = replace(field.means, stop=lambda: bool(asked()))
+    means = replace(field.means, stop=lambda: bool(parallel.agreed(asked())))
     final: dict[int, np.ndarray] = {}
     with progress.saving(place, keys) as save:
         start = time.perf_counter()
@@ -91,7 +93,9 @@ def _train(
             save(now)
     if not ended:
         where = f"at step {min(part.step for part in now.parts)} of {last}" if now.parts else "before its first step"
-        raise signals.Stopped(asked(), f"stopped {where} of {named}; the same command goes on, from '{place}'")
+        raise signals.Stopped(
+            parallel.agreed(asked()), f"stopped {where} of {named}; the same command goes on, from '{place}'"
+        )
     for part in now.parts:
         if part.trials[0] not in final:  # it had ended before this process began
             final |= dict(zip(part.trials, _logits(field, program, trials, part), strict=True))

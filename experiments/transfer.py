@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import console, fits, machine, methods, options, page, sources, training, workdir
+from experiments import console, fits, machine, methods, options, page, processes, sources, training, workdir
 from experiments.options import Settings
 from experiments.sources import Source
 from tljax import masks, objective, seeds, train
@@ -34,16 +34,19 @@ def run(**flags: Any) -> list[workdir.Line]:
     if made.dry_run:
         _show(todo)
         return []
-    with workdir.opened(made, "transfer") as folder:
+    with processes.opened(made, "transfer") as folder:
         plan = planned(todo)
-        missing = _missing(plan, workdir.done(folder).keys(), made.many == "vmap")
-        if missing or not workdir.recorded(folder):
+        done = processes.in_turn(lambda: workdir.done(folder))
+        missing = _missing(plan, done.keys(), made.many == "vmap")
+        lost = _sources(todo) & {line["key"] for line in workdir.lines(folder)} - done.keys()
+        if processes.first() and (missing or lost or not workdir.recorded(folder)):
             workdir.record(folder, {task.name: task.fingerprint for task in (todo.target, todo.source) if task})
-        if missing:
+        if missing or lost:
             _train(todo, missing, folder)
         done = workdir.done(folder)
         lines = [done[key] for key in plan]
-        page.show(made, todo.target, todo.source, lines, folder)
+        if processes.first():
+            page.show(made, todo.target, todo.source, lines, folder)
     return lines
 
 
@@ -100,6 +103,11 @@ def _missing(plan: Mapping[str, Job], done: Set[str], together: bool) -> dict[st
     keys = plan.keys() - done
     groups = {(plan[key].method.label, plan[key].budget) for key in keys if together}
     return {key: job for key, job in plan.items() if key in keys or (job.method.label, job.budget) in groups}
+
+
+def _sources(todo: Experiment) -> set[str]:
+    """Keys of the lines that the source's fits have, if they are of this run."""
+    return set(todo.source.identity.values()) if todo.source else set()
 
 
 def _line(todo: Experiment, method: methods.Named, budget: str, seed: int) -> workdir.Line:

@@ -1,6 +1,7 @@
 """The run directory: what is in it, who may write to it, and what is already done."""
 
-import fcntl
+import hashlib
+import itertools
 import json
 import os
 import platform
@@ -11,8 +12,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from experiments import options
+from experiments import console, lock, options
 from experiments.options import LISTS, PLACES, Settings
+from tljax import checkpoint
 from tljax.types import InputError
 
 Line = dict[str, Any]
@@ -21,7 +23,7 @@ Line = dict[str, Any]
 
 @contextmanager
 def opened(made: Settings, program: str) -> Iterator[Path]:
-    """The run directory of these settings, locked for this process.
+    """The run directory of these settings, this process's own until the end; what is damaged in it is set aside.
 
     Raises InputError where none is given, another process has it, or it holds another experiment; then nothing in
     it is changed. Lists (strategies, seeds, budgets) may grow.
@@ -30,28 +32,29 @@ def opened(made: Settings, program: str) -> Iterator[Path]:
         raise InputError("--workdir is not given: name a new folder for the run, such as --workdir=runs/first")
     workdir = Path(made.workdir)
     _refuse_strangers(workdir)
+    _flags(workdir, made, program)
+    lines(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    with open(workdir / ".lock", "a+", encoding="utf-8") as lock:
+    with lock.held(workdir):
+        replace(workdir / "flags.flags", _flags(workdir, made, program))
+        _set_damaged_aside(workdir)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield workdir
         except OSError as error:
-            lock.seek(0)
-            owner = lock.read().strip() or "another process"
-            raise InputError(f"'{workdir}' is in use by {owner}: wait for it, or choose another --workdir") from error
-        lock.truncate(0)
-        print(f"process {os.getpid()} on {platform.node()}", file=lock, flush=True)
-        _write_flags(workdir, made, program)
-        yield workdir
+            error.filename = error.filename or str(workdir)  # a write into an open file does not say where
+            raise
 
 
 def _refuse_strangers(workdir: Path) -> None:
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"--workdir={workdir} is a file: name a new folder")
-    if workdir.is_dir() and not (workdir / "flags.flags").is_file() and {f.name for f in workdir.iterdir()} - {".lock"}:
+    first = {".lock", "flags.flags.partial"}  # all that is there if a run is killed in its first moment
+    if workdir.is_dir() and not (workdir / "flags.flags").is_file() and {f.name for f in workdir.iterdir()} - first:
         raise InputError(f"--workdir={workdir} holds other files and no run: name a new folder")
 
 
-def _write_flags(workdir: Path, made: Settings, program: str) -> None:
+def _flags(workdir: Path, made: Settings, program: str) -> str:
+    """The run's flagfile, with what is new in its lists; raises InputError if it is of another experiment."""
     file = workdir / "flags.flags"
     head = f"# python -m experiments.{program} --flagfile=WORKDIR/{file.name} --workdir=NEW\n"
     now = dict(line[2:].split("=", 1) for line in options.to_flags(made))
@@ -66,36 +69,60 @@ def _write_flags(workdir: Path, made: Settings, program: str) -> None:
         for name in LISTS:
             old = there.get(name, "").split(",")
             now[name] = ",".join([*old, *(value for value in now[name].split(",") if value not in old)])
-    replace(file, head + "".join(f"--{name}={value}\n" for name, value in now.items()))
+    return head + "".join(f"--{name}={value}\n" for name, value in now.items())
 
 
 def replace(file: Path, text: str) -> None:
     """Write a file whole: a crash leaves the old one or the new one."""
     partial = file.with_name(file.name + ".partial")
-    with open(partial, "w", encoding="utf-8") as out:
-        out.write(text)
-        out.flush()
-        os.fsync(out.fileno())
+    try:
+        with open(partial, "w", encoding="utf-8") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+    except OSError:
+        partial.unlink(missing_ok=True)  # on a full disk it is in the way
+        raise
     os.replace(partial, file)
 
 
 def lines(workdir: Path) -> list[Line]:
-    """The fits that were trained; raises InputError for a line that is none."""
+    """The fits that were trained; raises InputError for a line that is none, or not as it was written."""
     file = workdir / "results.jsonl"
     found = []
-    for number, text in enumerate(_text(file).splitlines() if file.is_file() else (), 1):
+    for number, text in enumerate(_text(file).splitlines() if file.exists() else (), 1):
         if text.strip():
             try:
                 line = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise InputError(f"'{file}', line {number} is no JSON ({error.msg}): restore or delete it") from error
-            if not isinstance(line, dict) or not line.keys() >= _NEEDED:
-                raise InputError(f"'{file}', line {number} is no line of results: restore or delete it")
-            found.append(line)
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"'{file}', line {number} is no JSON ({error}): restore or delete it") from error
+            found.append(_checked(workdir, line, f"'{file}', line {number}"))
     return found
 
 
-_NEEDED = {"key", "name", "strategy", "seed", "checkpoint", "predictions", "test_accuracy"}
+_STRINGS = ("key", "name", "strategy", "checkpoint", "predictions", "predictions_sha256")
+
+
+def _checked(workdir: Path, line: Any, where: str) -> Line:
+    """A line without its own SHA-256, once it is sure that it is one, and that its paths stay in the run directory."""
+    words = isinstance(line, dict) and all(isinstance(line.get(name), str) for name in _STRINGS)
+    if not words or not isinstance(line.get("seed"), int):
+        raise InputError(f"{where} is no line of results: restore or delete it")
+    for name in ("checkpoint", "predictions", "name"):
+        path = Path("metrics") / line[name] if name == "name" else Path(line[name])
+        inside = len(path.parts) == 2 and ".." not in path.parts and not path.is_absolute() and "\0" not in line[name]
+        if not inside or not (workdir / path).resolve().is_relative_to(workdir.resolve()):
+            raise InputError(f"{where}: {name} '{line[name]}' is no place in the run directory: restore or delete it")
+    if line.pop("sha256", None) != _sum(line) or not isinstance(line.get("seconds"), int | float):
+        raise InputError(f"{where} is not as it was written: restore or delete it")
+    return line
+
+
+def _sum(line: Line) -> str:
+    """SHA-256 of a line less what it took, so that a run and its repetition agree."""
+    return hashlib.sha256(
+        json.dumps({name: value for name, value in line.items() if name != "seconds"}, sort_keys=True).encode()
+    ).hexdigest()
 
 
 def done(workdir: Path) -> dict[str, Line]:
@@ -104,18 +131,43 @@ def done(workdir: Path) -> dict[str, Line]:
     return {line["key"]: line for line in kept if (workdir / line["predictions"]).is_file()}
 
 
+def _set_damaged_aside(workdir: Path) -> None:
+    """Rename, aloud, what of finished fits is not as it was written: then they are not done any more."""
+    found = lines(workdir)
+    for name in dict.fromkeys(line["checkpoint"] for line in found):
+        if (workdir / name).is_dir():
+            fits = {line["name"] for line in found if line["checkpoint"] == name}
+            try:
+                lacking = sorted(fits - checkpoint.load(workdir / name)[0].keys())
+                fault = f"checkpoint '{name}' holds no fit '{lacking[0]}'" if lacking else None
+            except InputError as error:
+                fault = str(error)
+            _set_aside(workdir / name, fault)
+    for line in found:
+        file = workdir / line["predictions"]
+        if file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() != line["predictions_sha256"]:
+            _set_aside(file, f"'{file}' is not as it was written")
+
+
+def _set_aside(place: Path, fault: str | None) -> None:
+    if fault is not None:
+        names = (f"{place.name}.damaged{number}" for number in itertools.chain([""], itertools.count(2)))
+        aside = next(place.with_name(name) for name in names if not os.path.lexists(place.with_name(name)))
+        os.rename(place, aside)
+        console.say(f"{fault}. It is set aside as '{aside.name}', and what it held counts as not trained")
+
+
 def _text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
+    except (UnicodeDecodeError, IsADirectoryError) as error:
         raise InputError(f"'{file}' is no text: restore or delete it") from error
 
 
 def add(workdir: Path, new: Sequence[Line]) -> None:
-    """Add the lines of finished fits, all or none."""
-    keys = {line["key"] for line in new}
-    kept = [line for line in lines(workdir) if line["key"] not in keys]
-    text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in [*kept, *new])
+    """Add the lines of finished fits, all or none; one that was there is replaced where it stands."""
+    whole = {line["key"]: line for line in lines(workdir)} | {line["key"]: line for line in new}
+    text = "".join(json.dumps({**line, "sha256": _sum(line)}, allow_nan=False) + "\n" for line in whole.values())
     replace(workdir / "results.jsonl", text)
 
 

@@ -29,6 +29,31 @@ def no_pictures(monkeypatch) -> None:
 
 
 @pytest.fixture(scope="session")
+def tasks(tmp_path_factory) -> Path:
+    """A folder of small tasks: digits.npz, clothes.npz, and same.npz with the classes of the digits."""
+    from test_programs import write_task
+
+    folder = tmp_path_factory.mktemp("tasks")
+    write_task(folder / "digits.npz", 0, 4)
+    write_task(folder / "clothes.npz", 1, 3, ["shirt", "coat", "bag"])
+    write_task(folder / "same.npz", 2, 4)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(tasks, tmp_path_factory) -> tuple[Path, list[dict]]:
+    """(run directory, lines of results) of a run on them; tests leave it as it is."""
+    from test_programs import arguments
+
+    from experiments import transfer
+
+    workdir = tmp_path_factory.mktemp("runs") / "first"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tljax.study.pictures._svg", lambda figure: "data:image/svg+xml;base64,")
+        return workdir, transfer.run(**arguments(tasks, workdir, weight_decay=0.01, clip=1.0))
+
+
+@pytest.fixture(scope="session")
 def complete_data() -> Path:
     """The folder of the complete data sets, as `--manual_dir` takes it."""
     folder = os.environ.get("TLJAX_COMPLETE_DATA")

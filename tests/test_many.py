@@ -67,7 +67,7 @@ def seeds(count):
     return [trial(start(i), order_of(i)) for i in range(count)]
 
 
-@pytest.mark.parametrize("count", [1, 3, 8, 9])
+@pytest.mark.parametrize("count", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 8, 9))])
 def test_over_devices_a_fit_has_the_bits_of_a_fit_alone(count):
     together, _ = fitted(seeds(count), devices=DEVICES)
     for i, one in enumerate(seeds(count)):
@@ -110,7 +110,7 @@ def with_one_order(seeds=2, rates=3):
     return found
 
 
-@pytest.mark.parametrize("devices", [1, 2, 8])
+@pytest.mark.parametrize("devices", [1, 2, pytest.param(8, marks=pytest.mark.slow)])
 def test_trials_of_one_order_one_after_another_have_the_bits_of_fits_alone(devices):
     together, said = fitted(with_one_order(), devices=DEVICES[:devices], many="map")
     where = "on one device" if devices == 1 else "on each of 2 devices"

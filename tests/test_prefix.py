@@ -93,7 +93,7 @@ def test_the_lead_ends_with_the_last_frozen_stage_that_has_parameters():
 
 
 # A large eps keeps rounding small where a gradient is next to nothing.
-@pytest.mark.parametrize("optimizer", ["sgd", "adam:eps=1e-2"])
+@pytest.mark.parametrize("optimizer", [pytest.param("sgd", marks=pytest.mark.slow), "adam:eps=1e-2"])
 @pytest.mark.parametrize("model", [MLP, pytest.param(CNN, marks=pytest.mark.slow)], ids=["mlp", "cnn"])
 @pytest.mark.parametrize("plan", ["head", "head, then all", "upper, then head"])
 def test_a_cached_fit_equals_the_uncached_phase_by_phase(plan, model, optimizer):

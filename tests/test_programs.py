@@ -39,15 +39,6 @@ def write_task(file: Path, seed: int, classes: int, names: list[str] | None = No
     np.savez(file, **arrays, **({"class_names": np.array(names)} if names else {}))
 
 
-@pytest.fixture(scope="module")
-def tasks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tasks")
-    write_task(folder / "digits.npz", 0, 4)
-    write_task(folder / "clothes.npz", 1, 3, ["shirt", "coat", "bag"])
-    write_task(folder / "same.npz", 2, 4)
-    return folder
-
-
 def arguments(tasks, workdir, **flags):
     given = {
         "source": str(tasks / "digits.npz"),
@@ -67,12 +58,6 @@ def command(tasks, folder, **flags):
     """The same as a command line."""
     given = arguments(tasks, **{"workdir": folder / "w", **flags})
     return [f"--{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in given.items()]
-
-
-@pytest.fixture(scope="module")
-def finished(tasks, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("runs") / "first"
-    return workdir, transfer.run(**arguments(tasks, workdir, weight_decay=0.01, clip=1.0))
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

@@ -39,7 +39,7 @@ def test_the_other_commands_run(tmp_path, monkeypatch, capsys):
             [program, *arguments, *(() if "--helpfull" in arguments or program.endswith("check") else QUICK)]
         )
         ran += 1
-    assert ran == 5
+    assert ran == 6
     assert "mine.py:strategy" in capsys.readouterr().out
 
 

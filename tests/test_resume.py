@@ -10,9 +10,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from test_programs import arguments, command, parameters, results
 
 from experiments import console, progress, signals, training, transfer
-from tests.test_programs import arguments, command, parameters, results, tasks  # noqa: F401
 from tljax import masks, models, named_optimizer, objective, train
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -39,7 +39,7 @@ def same_run(one: Path, other: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tasks, tmp_path_factory):  # noqa: F811
+def undisturbed(tasks, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "undisturbed"
     transfer.run(**arguments(tasks, workdir, **FLAGS))
     assert not (workdir / "progress").exists()
@@ -63,7 +63,7 @@ def killed_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("count", [4, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 8, 15))])
-def test_a_run_that_is_killed_goes_on_with_the_same_bits(tasks, undisturbed, tmp_path, monkeypatch, capsys, count):  # noqa: F811
+def test_a_run_that_is_killed_goes_on_with_the_same_bits(tasks, undisturbed, tmp_path, monkeypatch, capsys, count):
     flags = arguments(tasks, tmp_path / "w", **FLAGS)
     with monkeypatch.context() as patch:
         killed_after(count, patch)
@@ -77,7 +77,7 @@ def test_a_run_that_is_killed_goes_on_with_the_same_bits(tasks, undisturbed, tmp
 
 
 def test_what_was_saved_last_and_is_damaged_is_set_aside_for_what_was_saved_before(
-    tasks,  # noqa: F811
+    tasks,
     undisturbed,
     tmp_path,
     monkeypatch,
@@ -99,7 +99,7 @@ def test_what_was_saved_last_and_is_damaged_is_set_aside_for_what_was_saved_befo
     same_run(tmp_path / "w", undisturbed)
 
 
-def test_a_signal_saves_and_the_same_command_goes_on(tasks, undisturbed, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_a_signal_saves_and_the_same_command_goes_on(tasks, undisturbed, tmp_path, monkeypatch, capsys):
     flags = arguments(tasks, tmp_path / "w", **FLAGS)
     further = training._further
 
@@ -119,7 +119,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(tasks, undisturbed, tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_to_a_process_ends_it_within_ten_seconds_and_says_where(tasks, tmp_path, number, code):  # noqa: F811
+def test_a_signal_to_a_process_ends_it_within_ten_seconds_and_says_where(tasks, tmp_path, number, code):
     flags = command(tasks, tmp_path, strategies=("scratch",), seeds=(0,), epochs=None, steps=10**6, source=None)
     run = subprocess.Popen([sys.executable, "-m", "experiments.transfer", *flags], stderr=subprocess.PIPE, text=True)
     time.sleep(15)
@@ -132,7 +132,7 @@ def test_a_signal_to_a_process_ends_it_within_ten_seconds_and_says_where(tasks, 
 
 
 @pytest.mark.slow
-def test_a_second_signal_leaves_at_once(tasks, tmp_path):  # noqa: F811
+def test_a_second_signal_leaves_at_once(tasks, tmp_path):
     flags = command(tasks, tmp_path, strategies=("scratch",), seeds=(0,), epochs=None, steps=10**6, source=None)
     run = subprocess.Popen([sys.executable, "-m", "experiments.transfer", *flags], stderr=subprocess.PIPE, text=True)
     time.sleep(15)
@@ -143,7 +143,7 @@ def test_a_second_signal_leaves_at_once(tasks, tmp_path):  # noqa: F811
     assert run.returncode == 130
 
 
-def test_a_fit_that_diverges_keeps_its_last_finite_parameters_and_the_others_go_on(tasks, tmp_path):  # noqa: F811
+def test_a_fit_that_diverges_keeps_its_last_finite_parameters_and_the_others_go_on(tasks, tmp_path):
     """L2 loss at a rate that is far too large."""
     lines = transfer.run(
         **arguments(

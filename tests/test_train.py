@@ -9,7 +9,7 @@ import pytest
 
 from tljax import masks, models, named_optimizer, objective, optimizer, train
 from tljax.data import draw
-from tljax.train import phase, scores
+from tljax.train import modes, phase, scores
 from tljax.train import segment as compiled
 from tljax.types import InputError
 
@@ -134,7 +134,7 @@ def test_a_stop_and_resume_gives_the_bits_of_no_stop(name):
     assert same_bytes(resumed.params, whole.params) and same_bytes(resumed.optimizer, whole.optimizer)
 
 
-@pytest.mark.parametrize("calls", [1, 5, 9])
+@pytest.mark.parametrize("calls", [9, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 5))])
 def test_a_fit_that_is_asked_to_stop_does_so_where_it_is_and_goes_on_with_the_same_bits(calls, monkeypatch):
     """Each call of the compiled function is made one step long, so that it is stopped between any two."""
     monkeypatch.setattr(phase, "FIRST_CALL", 1)
@@ -204,7 +204,7 @@ def test_where_all_have_diverged_nothing_more_is_computed(monkeypatch):
     program, [trial], *data = phased(lambda seed, params: ((0, everything(params)),), optimizer="sgd")
     program = replace(program, loss=objective.loss("l2_loss"), optimizer=named_optimizer.Spec("sgd"))
     calls = []
-    monkeypatch.setattr(phase, "segment", lambda *given: calls.append(given[-1]) or compiled.segment(*given))
+    monkeypatch.setattr(modes, "run", lambda stand: lambda *given: calls.append(given[-1]) or compiled.segment(*given))
     found = list(train.fit(program, [trial._replace(rates=np.full(12, 1e30, np.float32))], *data))
     assert [state.step for state, _ in found] == [4, 6, 12] and [first for first, _, _ in calls] == [0]
     assert np.isnan(found[-1][1].loss).all() and found[-1][1].loss.shape == (1, 6)
@@ -375,10 +375,11 @@ def test_scores_equal_gradients_example_by_example():
     params = models.init(model, jax.random.key(0), (3, 4, 1))
     chosen = np.arange(0, 50, 3)
 
-    def of(i):
-        return jax.grad(lambda p: loss(models.apply(model, p, IMAGES[i : i + 1]), LABELS[i : i + 1])[0])(params)
+    @jax.jit
+    def of(image, label):
+        return jax.grad(lambda p: loss(models.apply(model, p, image[None]), label[None])[0])(params)
 
-    each = jax.tree.map(lambda *leaves: np.stack(leaves), *[of(i) for i in chosen])
+    each = jax.tree.map(lambda *leaves: np.stack(leaves), *[of(IMAGES[i], LABELS[i]) for i in chosen])
     setting = (model, loss, jnp.asarray(IMAGES), jnp.asarray(LABELS), chosen)
     for got, wanted in (
         (scores.mean_gradient(*setting)(params), jax.tree.map(lambda g: g.mean(0), each)),

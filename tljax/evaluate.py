@@ -28,7 +28,7 @@ def logits(forward: Callable[[Params, jax.Array], jax.Array], params: Params, vi
     A view has a multiple of BATCH examples, as `padded` gives them. `forward` is (params, images [batch, ...]) ->
     logits [batch, classes], and compiled once an object.
     """
-    return np.asarray(_all(forward, parallel.of(params), params, views))[:, :count]
+    return parallel.host(_all(forward, parallel.of(params), params, views))[:, :count]
 
 
 @functools.partial(jax.jit, static_argnames=("forward", "mesh"))
@@ -40,7 +40,8 @@ def _all(forward: Callable[[Params, jax.Array], jax.Array], mesh: Any, params: P
     def every(params: Params, *rest: jax.Array) -> jax.Array:
         def trial(item: Any) -> jax.Array:
             own, which = item
-            return jax.lax.map(lambda i: forward(own, rest[0][which, i]), jnp.arange(batched.shape[1]))
+            part = lambda i: parallel.divide(mesh, rest[0][which, i])  # noqa: E731
+            return jax.lax.map(lambda i: forward(own, part(i)), jnp.arange(batched.shape[1]))
 
         trials = len(jax.tree.leaves(params)[0])
         which = jnp.arange(trials) // (trials // len(rest[0]))

@@ -133,17 +133,19 @@ def ewc(leaves: Sequence[Leaf], *, weight: Any) -> jax.Array:
     return weight / 2 * _sum((leaf.fisher * jnp.square(leaf.value - leaf.start)).sum() for leaf in copied)
 
 
-def behaviour(features: Sequence[tuple[jax.Array, jax.Array]], mask: jax.Array, *, weight: Any) -> jax.Array:
+def behaviour(
+    features: Sequence[tuple[jax.Array, jax.Array]], mask: jax.Array, count: Any = None, *, weight: Any
+) -> jax.Array:
     """weight/2 the squared distance of features to the source's, summed over stages, mean over the batch.
 
     `features` has for each stage that trains, but the head, what it gives [batch, ...] now and gave at the start;
-    `mask` float [batch] is 0 for padding. Source: Li et al. 2019, "DELTA", arXiv:1901.09229, eq. 4, without its
-    channel attention.
+    `mask` float [batch] is 0 for padding; `count` is the number of examples where these are a part of the batch.
+    Source: Li et al. 2019, "DELTA", arXiv:1901.09229, eq. 4, without its channel attention.
     """
     total = jnp.zeros_like(mask)
     for now, then in features:
         total += jnp.square(now - then).reshape(len(mask), -1).sum(-1)
-    return weight / 2 * jnp.vdot(total, mask) / mask.sum()
+    return weight / 2 * jnp.vdot(total, mask) / (mask.sum() if count is None else count)
 
 
 def _squares(leaf: jax.Array) -> jax.Array:

@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from tljax import masks, models, parallel
 from tljax.types import Mask, Model, Params, Views
@@ -101,7 +100,8 @@ def views(store: Store, model: Model, merge: Any, params: Params, images: jax.Ar
     while store.kept and sum(_bytes(of) for of, _ in store.kept.values()) + wanted > store.budget:
         del store.kept[next(iter(store.kept))]
     several = len(digests) > 1
-    found = _features(split, model, merge, store.dtype, several, own, images)
+    placed = parallel.place(mesh, images, split=False)
+    found = _features(mesh if parallel.sharing(mesh) > 1 else split, model, merge, store.dtype, several, own, placed)
     found = found if several else (parallel.place(mesh, found, split=False),)
     store.kept[key] = (found, images)
     return found
@@ -113,7 +113,7 @@ def _bytes(views: Views) -> int:
 
 def _digests(params: Params) -> list[str]:
     """Of each trial's bytes."""
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
+    leaves = parallel.host(jax.tree.leaves(params))
     return [hashlib.sha256(b"".join(leaf[i].tobytes() for leaf in leaves)).hexdigest() for i in range(len(leaves[0]))]
 
 
@@ -133,7 +133,8 @@ def _features(
     def every(params: Params, images: jax.Array) -> jax.Array:
         def one(params: Params) -> jax.Array:
             whole = merge(params) if merge else params
-            out = jax.lax.map(lambda rows: models.apply(model, whole, images[rows]).astype(dtype), chosen)
+            part = lambda rows: images[parallel.divide(mesh, rows)]  # noqa: E731
+            out = jax.lax.map(lambda rows: models.apply(model, whole, part(rows)).astype(dtype), chosen)
             return out.reshape(-1, *out.shape[2:])
 
         return jax.lax.map(one, params)

@@ -159,8 +159,12 @@ def logits(
 
 
 def _told(trials: int, stand: Layout) -> str:
-    count = stand.mesh.size if stand.mesh else 1
-    where = f"on each of {count} devices" if count > 1 else "on one device"
+    sharing = parallel.sharing(stand.mesh)
+    count = stand.mesh.size // sharing if stand.mesh else 1
+    one, more = (
+        ("device", "devices") if sharing == 1 else (f"group of {sharing} devices", f"groups of {sharing} devices")
+    )
+    where = f"on one {one}" if count == 1 else f"on each of {count} {more}"
     if stand.abreast:
         return f"{trials} fits, side by side {where}"
     return f"{trials} fits, {f'{stand.lanes} side by side' if stand.wide else 'one after another'} {where}"
@@ -178,7 +182,7 @@ def _next_phase(group: Group, state: State) -> Iterator[tuple[State, list[int]]]
     """The states at the beginning of the phase that begins here, and which rows of the group each is."""
     trials = group.trials
     number = [start for start, _ in trials[0].phases].index(state.step)
-    whole, moments = jax.tree.map(jnp.asarray, jax.device_get((state.params, state.optimizer)))
+    whole, moments = jax.tree.map(jnp.asarray, parallel.host((state.params, state.optimizer)))
     each = [jax.tree.map(lambda leaf, row=row: leaf[row], whole) for row in range(len(state.trials))]
     histories = [
         (*history, _evaluated(trials[i].phases[number][1], params))

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +21,11 @@ class Means:
 
     devices: tuple[Any, ...] = ()
     """Over which trials are divided; by default the first alone."""
+    batch: int = 1
+    """So many of the devices, each with the next, share the batches of a trial: another order of the same sums."""
+    mode: str = "jit"
+    """'jit', where the compiler divides a batch, or 'pmap', for one trial at a time: all devices share its batches.
+    Under pmap dropout draws otherwise than on one device."""
     many: str = "auto"
     """How trials share a device: 'map' (one after another), 'vmap' (side by side), or 'auto': those with one order as
     is quicker, others one after another, so that a fit has the same bits whatever it is trained with."""
@@ -36,7 +42,7 @@ def sizes(
 ) -> list[int]:
     """Into parts of which sizes trials of one program go, the lanes together: what the devices divide, then the rest,
     and no more at once than there is room for their features."""
-    count = max(1, len(means.devices))
+    count = _rows(means)
     wanted = _wanted(program, trials[0], images, passed, means)
     most = max(1, means.store.budget // wanted) if means.store and wanted else len(trials)
     found, left = [], len(trials) // side
@@ -47,15 +53,28 @@ def sizes(
     return [side * size for size in found]
 
 
+def _rows(means: Means) -> int:
+    """How many trials are trained at once."""
+    return max(1, len(means.devices) // means.batch)
+
+
 def mesh(trials: Sequence[Trial], side: int, means: Means) -> Any:
-    """The devices over which a part's trials are divided."""
-    return parallel.mesh(means.devices[: parallel.share(len(trials) // side, max(1, len(means.devices)))])
+    """The devices over which a part's trials and their batches are divided."""
+    count = len(trials) // side
+    if jax.process_count() > 1:  # a process takes part in everything: what trials leave idle shares their batches
+        rows = math.gcd(count, _rows(means))
+        return parallel.mesh(means.devices, len(means.devices) // rows)
+    rows = parallel.share(count, _rows(means))
+    return parallel.mesh(means.devices[: rows * means.batch], means.batch)
 
 
 def laid_out(program: Program, trials: Sequence[Trial], side: int, images: jax.Array, means: Means) -> Layout:
     """How a part's trials stand on the devices."""
+    over = mesh(trials, side, means)
+    if means.mode == "pmap" and over is not None:
+        return Layout(over, side, axis="data")
     wide = side > 1 and (means.many == "vmap" or (means.many == "auto" and work(program, trials[0], images) < WIDE))
-    return Layout(mesh(trials, side, means), side, wide, means.many == "vmap")
+    return Layout(over, side, wide, means.many == "vmap")
 
 
 def lanes(program: Program, trials: Sequence[Trial], histories: Sequence[Sequence[Mask]]) -> int:

@@ -9,7 +9,8 @@ import numpy as np
 import optax
 
 from tljax import masks, parallel
-from tljax.train.segment import Layout, Log, Numbers, Program, segment, static
+from tljax.train import modes
+from tljax.train.segment import Layout, Log, Numbers, Program, static
 from tljax.train.trial import Trial, batch_size
 from tljax.types import Mask, Params, Views
 
@@ -62,13 +63,13 @@ def along(
             step = end
             break
         start, after = time.perf_counter(), min(end, step + most)
-        order, rates = _chunk(trials, stand.lanes, step, after)
-        trained, opt_state, log = segment(
-            program, stand, trained, opt_state, frozen, numbers, data, order, rates, (step, 0, after - step)
-        )
-        logs.append(jax.tree.map(lambda curve, n=after - step: np.asarray(curve)[:, :n], log))
+        order, rates = _chunk(trials, stand, step, after)
+        given = (trained, opt_state, frozen, numbers, data, order, rates, (step, 0, after - step))
+        trained, opt_state, log = modes.run(stand)(program, stand, *given)
+        logs.append(jax.tree.map(lambda curve, n=after - step: curve[:, :n], parallel.host(log)))
         diverged = _diverged(diverged, step, logs[-1])
-        most = min(capacity(batch_size(trials[0])), _as_long(after - step, time.perf_counter() - start))
+        steps = _as_long(after - step, time.perf_counter() - start)
+        most = parallel.agreed(min(capacity(batch_size(trials[0])), steps))
         step = after
     log = jax.tree.map(lambda *curves: np.hstack(curves), *logs)
     params = masks.join(trained, frozen)
@@ -100,12 +101,14 @@ def capacity(batch: int) -> int:
     return max(1, min(1024, 2**20 // batch))
 
 
-def _chunk(trials: Sequence[Trial], side: int, start: int, stop: int) -> tuple[jax.Array, jax.Array]:
-    """The orders and rates of some steps, padded to the capacity."""
-    orders = np.stack([trial.order(start, stop) for trial in trials[::side]])
-    rows = capacity(orders.shape[-1])
-    padded = np.full((len(orders), rows, orders.shape[-1]), -1, np.int32)
-    padded[:, : stop - start] = orders
+def _chunk(trials: Sequence[Trial], stand: Layout, start: int, stop: int) -> tuple[jax.Array, jax.Array]:
+    """The orders and rates of some steps, padded to the capacity, and batches to what the devices divide."""
+    orders = np.stack([trial.order(start, stop) for trial in trials[:: stand.lanes]])
+    batch, sharing = orders.shape[-1], parallel.sharing(stand.mesh)
+    rows = capacity(batch)
+    padded = np.full((len(orders), rows, -(-batch // sharing) * sharing), -1, np.int32)
+    padded[:, : stop - start, :batch] = orders
     rates = np.zeros((len(trials), rows), np.float32)
     rates[:, : stop - start] = [trial.rates[start:stop] for trial in trials]
-    return jax.device_put(padded), jax.device_put(rates)
+    given = jax.device_put((padded, rates))
+    return given if jax.process_count() == 1 else parallel.place(stand.mesh, given)

@@ -65,13 +65,15 @@ class Layout(NamedTuple):
     """How the trials of a part of a group stand on the devices: compiled too. Hashable."""
 
     mesh: Any = None
-    """The devices over which trials are divided; None for one."""
+    """The devices over which trials and their batches are divided; None for one."""
     lanes: int = 1
     """So many trials, each with the next, share an order and the data."""
     wide: bool = False
     """Whether these go side by side under `vmap`, which rounds in another way; else one after another."""
     abreast: bool = False
     """The same for trials of different orders."""
+    axis: str | None = None
+    """Under `jax.pmap`, the axis of devices that share each batch: what is summed over it is summed by hand."""
 
 
 # Why the loop has this form (2026-11-23, jax 0.10.2, two cores; medians of eight rounds in turn, over the form chosen:
@@ -101,35 +103,42 @@ def segment(
     `rates` are [trials, rows]; the data are views, one for all trials or one for each of the orders, and labels [n].
     """
     views, labels = data
-    many = not isinstance(views, tuple)
     own = (trained, opt_state, frozen, numbers, rates)
+    many = not isinstance(views, tuple)
     split, common = ((own, order, views), (labels, steps)) if many else ((own, order), (views, labels, steps))
-
-    def every(own: Any, order: jax.Array, views: Views, labels: jax.Array, steps: Any) -> Any:
-        rowed = jax.tree.map(lambda leaf: leaf.reshape(-1, layout.lanes, *leaf.shape[1:]), own)
-
-        def lanes(item: Any) -> Any:
-            own, order, which = item
-            one = functools.partial(_train, program, (views, which, labels), order, steps)
-            if layout.lanes == 1:
-                return jax.tree.map(lambda leaf: leaf[None], one(jax.tree.map(lambda leaf: leaf[0], own)))
-            return _side_by_side(one, own) if layout.wide else jax.lax.map(one, own)
-
-        which = jnp.arange(len(order)) if many else jnp.zeros(len(order), jnp.int32)
-        items = (rowed, order, which)
-        out = jax.vmap(lanes)(items) if layout.abreast else jax.lax.map(lanes, items)
-        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), out)
-
-    return parallel.over(layout.mesh, every, split, common)
+    return parallel.over(layout.mesh, functools.partial(trials, program, layout), split, common)
 
 
-def _train(program: Program, data: Any, order: jax.Array, steps: Any, own: Any, lanes: tuple[int, ...] = ()) -> Any:
+def trials(
+    program: Program, layout: Layout, own: Any, order: jax.Array, views: Views, labels: jax.Array, steps: Any
+) -> Any:
+    """All trials of one device, those of an order with each other."""
+    rowed = jax.tree.map(lambda leaf: leaf.reshape(-1, layout.lanes, *leaf.shape[1:]), own)
+
+    def lanes(item: Any) -> Any:
+        own, order, which = item
+        one = functools.partial(_train, program, layout, (views, which, labels), order, steps)
+        if layout.lanes == 1:
+            return jax.tree.map(lambda leaf: leaf[None], one(jax.tree.map(lambda leaf: leaf[0], own)))
+        return _side_by_side(one, own) if layout.wide else jax.lax.map(one, own)
+
+    which = jnp.zeros(len(order), jnp.int32) if isinstance(views, tuple) else jnp.arange(len(order))
+    items = (rowed, order, which)
+    out = jax.vmap(lanes)(items) if layout.abreast else jax.lax.map(lanes, items)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), out)
+
+
+def _train(
+    program: Program, layout: Layout, data: Any, order: jax.Array, steps: Any, own: Any, lanes: tuple[int, ...] = ()
+) -> Any:
     """Some steps: state and log of one trial, or of `lanes` along the last axis of everything in `own`."""
     trained, opt_state, frozen, numbers, rates = own
     first, begin, end = steps
 
     def step(trained: Any, opt_state: Any, frozen: Any, numbers: Any, rate: Any, row: jax.Array) -> Any:
-        return training_step(program, frozen, numbers, data)(trained, opt_state, order[row], rate, first + row)
+        chosen = parallel.divide(layout.mesh, order[row]) if layout.axis is None else order[row]
+        one = training_step(program, frozen, numbers, data, layout.axis)
+        return one(trained, opt_state, chosen, rate, first + row)
 
     every = jax.vmap(step, in_axes=(-1, -1, -1, -1, -1, None), out_axes=-1) if lanes else step
     curve = jnp.zeros((len(order), *lanes), jnp.float32)
@@ -155,12 +164,19 @@ Data = tuple[Views, jax.Array, jax.Array]
 """Views, which of them, and labels [n]."""
 
 
-def training_step(program: Program, frozen: Params, numbers: Numbers, data: Data) -> Callable[..., Any]:
-    """The training step of one trial: differentiates with respect to the trained leaves alone."""
-    value = _objective(program, frozen, numbers, data)
+def training_step(
+    program: Program, frozen: Params, numbers: Numbers, data: Data, axis: str | None = None
+) -> Callable[..., Any]:
+    """The training step of one trial: differentiates with respect to the trained leaves alone.
+
+    With an `axis` it is given one device's part of the batch, and takes the step of the whole.
+    """
+    value = _objective(program, frozen, numbers, data, axis)
 
     def step(trained: Params, opt_state: Any, chosen: jax.Array, rate: jax.Array, number: jax.Array) -> Any:
         (_, (loss, terms)), gradients = jax.value_and_grad(value, has_aux=True)(trained, chosen, number)
+        # After differentiating: the gradient through a sum over devices would be so many times too large.
+        loss, terms, gradients = parallel.total((loss, terms, gradients), axis)
         updates, opt_state = transformation(program, numbers, rate).update(gradients, opt_state, trained)
         trained = optax.apply_updates(trained, updates)
         return trained, opt_state, Log(loss, sum(terms, start=jnp.zeros(())), terms, _norm(gradients))
@@ -179,8 +195,11 @@ def _norm(tree: Params) -> jax.Array:
     return jnp.sqrt(sum(map(squared, jax.tree.leaves(tree)), start=jnp.zeros(())))
 
 
-def _objective(program: Program, frozen: Params, numbers: Numbers, data: Data) -> Callable[..., Any]:
-    """(trained, examples, step) -> (L + lambda R, (L, the terms of lambda R))."""
+def _objective(program: Program, frozen: Params, numbers: Numbers, data: Data, axis: str | None) -> Callable[..., Any]:
+    """(trained, examples, step) -> (L + lambda R, (L, the terms of lambda R)).
+
+    Over an `axis` of devices each has a part of the examples, and gives a part of each value: they add up to it.
+    """
     views, which, labels = data
     still = lead(program)
     fresh = dict.fromkeys(program.fresh, True)
@@ -193,16 +212,20 @@ def _objective(program: Program, frozen: Params, numbers: Numbers, data: Data) -
         x = views[0][rows] if isinstance(views, tuple) else views[which, rows]
         x = x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x
         key = jax.random.fold_in(numbers.key, step)
+        key = key if axis is None else jax.random.fold_in(key, jax.lax.axis_index(axis))
         given = models.features(program.model, merge(masks.join(trained, frozen)), x, key=key, frozen=still)
-        loss = jnp.vdot(program.loss(given[-1], labels[rows], *smoothing), weight) / weight.sum()
+        summed = jnp.vdot(program.loss(given[-1], labels[rows], *smoothing), weight)
+        count = parallel.total(weight.sum(), axis)
+        loss = summed / count
         terms = []
         for term, weights in zip(program.penalties, numbers.weights, strict=True):
             if term.name == "behaviour":
                 then = models.features(program.model, merge(numbers.start), x)
                 pairs = list(zip(given, then, strict=True))[len(still) : -1]
-                terms.append(objective.behaviour(pairs, weight, **weights))
+                terms.append(objective.behaviour(pairs, weight, count, **weights))
             else:
-                terms.append(objective.of_leaves(term, weights, trained, numbers.start, numbers.fisher, fresh))
+                of = objective.of_leaves(term, weights, trained, numbers.start, numbers.fisher, fresh)
+                terms.append(of if axis is None else of / jax.lax.axis_size(axis))
         return sum(terms, start=loss), (loss, tuple(terms))
 
     return value

@@ -1,0 +1,150 @@
+"""One fit over many devices: each batch is divided, and what comes out is what one device gives, but for rounding."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tljax import evaluate, masks, models, named_optimizer, objective, prefix, train
+from tljax.data import draw
+from tljax.models import linen
+from tljax.train import layout, modes, segment
+
+RNG = np.random.default_rng(0)
+IMAGES = jnp.asarray(RNG.integers(0, 256, (300, 4, 4, 1)).astype(np.uint8))
+LABELS = jnp.asarray(RNG.integers(0, 3, 300).astype(np.int32))
+MODEL = models.build("mlp", 3, hidden=(16,), activation="relu")
+SPEC, NUMBERS = named_optimizer.spec("adam", clip=0.5)
+PROGRAM = train.Program(MODEL, objective.loss("softmax_cross_entropy"), SPEC)
+DEVICES = tuple(jax.devices())
+STEPS = 50
+
+DIVIDED = {
+    "jit data:8": train.Means(DEVICES, 8),
+    "jit data:4, trial:2": train.Means(DEVICES, 4),
+    "pmap": train.Means(DEVICES, 8, "pmap"),
+}
+
+
+def phases(strategy, params):
+    everything, head = masks.by_path(params, lambda path: True), masks.under(params, "head")
+    return {"full": ((0, everything),), "head_only": ((0, head),), "lp_ft": ((0, head), (20, everything))}[strategy]
+
+
+def trials(strategy, batch, count=2, model=MODEL, weights=(), smoothing=0.0):
+    found = []
+    for seed in range(count):
+        params = models.init(model, jax.random.key(seed), (4, 4, 1))
+        order = partial(draw.order, seed, 300, batch, epochs=True)
+        rates, numbers = np.full(STEPS, 0.01, np.float32), {**NUMBERS, "label_smoothing": smoothing}
+        key = jax.random.key(seed)
+        found.append(train.Trial(params, phases(strategy, params), order, rates, weights, numbers, key))
+    return found
+
+
+def outcome(group, means, program=PROGRAM):
+    """All that a fit gives: of every segment the state and the log, and logits at the end."""
+    given = []
+    for state, log in train.fit(program, group, IMAGES, LABELS, [20, STEPS], means=means):
+        given.append(jax.device_get((state.params, state.optimizer, log)))
+    return given, train.logits(program, group, state, evaluate.padded(np.asarray(IMAGES)), 300, means)
+
+
+def assert_near(one, other):
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), one, other)
+
+
+@pytest.fixture(scope="module")
+def on_one_device():
+    """What `trials` of a strategy and a batch size give, each computed once."""
+    kept = {}
+
+    def of(strategy, batch):
+        if (strategy, batch) not in kept:
+            kept[strategy, batch] = outcome(trials(strategy, batch), train.Means())
+        return kept[strategy, batch]
+
+    return of
+
+
+@pytest.mark.parametrize("how", DIVIDED)
+@pytest.mark.parametrize(
+    ("strategy", "batch"),
+    [
+        ("full", 101),
+        *(
+            pytest.param(strategy, batch, marks=pytest.mark.slow)
+            for strategy in ("full", "head_only", "lp_ft")
+            for batch in (100, 101)
+            if (strategy, batch) != ("full", 101)
+        ),
+    ],
+)
+def test_devices_that_share_batches_give_what_one_gives(how, strategy, batch, on_one_device):
+    """50 steps of clipped Adam; 8 devices divide neither 100 nor 101, 4 only the former."""
+    assert_near(outcome(trials(strategy, batch), DIVIDED[how]), on_one_device(strategy, batch))
+
+
+@pytest.mark.parametrize("how", ["jit data:8", pytest.param("pmap", marks=pytest.mark.slow)])
+def test_on_the_features_of_a_frozen_prefix_as_well(how, on_one_device):
+    means = DIVIDED[how]
+    store = prefix.Store(10**8)
+    kept = train.Means(means.devices, means.batch, means.mode, store=store)
+    assert_near(outcome(trials("head_only", 101), kept), on_one_device("head_only", 101))
+    assert len(store.kept) == 2  # of the training and of the test examples
+
+
+@pytest.mark.parametrize("how", ["pmap", pytest.param("jit data:8", marks=pytest.mark.slow)])
+def test_batches_smaller_than_the_devices_with_penalties_and_smoothing(how):
+    """Five examples on eight devices; R of the parameters counts once, R of the features is a mean over the batch."""
+    terms = tuple(map(objective.Penalty, ("l2", "l1", "behaviour")))
+    program = train.Program(MODEL, PROGRAM.loss, SPEC, terms, smooth=True)
+    group = trials("full", 5, weights=({"weight": 0.1}, {"weight": 0.01}, {"weight": 0.1}), smoothing=0.2)
+    assert_near(outcome(group, DIVIDED[how], program), outcome(group, train.Means(), program))
+
+
+class Drop(nn.Module):
+    """Dropout in training."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dropout(0.5)(x, deterministic=not self.has_rng("dropout"))
+
+
+@pytest.mark.slow
+def test_under_jit_dropout_draws_what_it_draws_on_one_device():
+    model = (MODEL[0], linen.stage("drop", Drop()), MODEL[1])
+    program = train.Program(model, PROGRAM.loss, SPEC)
+    group = trials("full", 101, 1, model)
+    assert_near(outcome(group, DIVIDED["jit data:8"], program), outcome(group, train.Means(), program))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["jit data:8", "pmap"])
+def test_each_device_does_its_share_of_the_work(how):
+    """FLOPs of one device's program, at a batch that is most of the work."""
+    flops = {}
+    for name, means in (("one", train.Means()), ("many", DIVIDED[how])):
+        trial = trials("full", 1000, 1)
+        program = train.under(PROGRAM, trial[0], (trial[0].phases[0][1],))
+        stand = layout.laid_out(program, trial, 1, IMAGES, means)
+        flops[name] = costs(program, stand, trial[0])
+    assert flops["many"] < flops["one"] / 6
+
+
+def costs(program, stand, trial):
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], trial.params)
+    numbers = train.trial.numbers_of(program, [trial], [(trial.phases[0][1],)])
+    state = segment.begin(program, params, numbers, jnp.ones(1))
+    order, rates = jnp.zeros((1, 9, 1000), jnp.int32), jnp.zeros((1, 9))
+    own = (params, state, jax.tree.map(lambda leaf: None, params), numbers)
+    given = (*own, ((IMAGES,), LABELS), order, rates, (0, 0, 1))
+    return (
+        jax.jit(modes.run(stand), static_argnums=(0, 1))
+        .lower(program, stand, *given)
+        .compile()
+        .cost_analysis()["flops"]
+    )

@@ -1,0 +1,204 @@
+"""Many processes, one run: two on this machine give what one gives, and when one is lost the other says so and ends."""
+
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_programs import arguments, command, parameters
+from test_resume import Killed, killed_after
+
+from experiments import machine, options, pretrain, processes, transfer, workdir
+from tljax import parallel
+from tljax.types import InputError
+
+ROOT = Path(__file__).parent.parent
+STRATEGIES = ("scratch", "full", "head_only", "lp_ft")
+
+
+@pytest.fixture(scope="module")
+def source(tasks, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("source") / "w"
+    pretrain.run(**arguments(tasks, folder, target=None, strategies=None))
+    return folder
+
+
+def started(flags, count=2):
+    """The processes of one run, on this machine, with four devices each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    own = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}", "--distributed", "--heartbeat=10"]
+    call = [sys.executable, "-u", "-m", "experiments.transfer", *flags, *own, "--devices=4"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+    return [subprocess.Popen([*call, f"--process_id={i}"], **pipes) for i in range(count)]
+
+
+def ended(running, seconds=300):
+    """(exit code, what it printed, what it complained of) of each."""
+    try:
+        said = [process.communicate(timeout=seconds) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    return [(process.returncode, *text) for process, text in zip(running, said, strict=True)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("batch", "mesh", "seeds"), [(100, "data:8", (0,)), (101, "data:8", (0,)), (101, "data:2,trial:4", (0, 1))]
+)
+def test_two_processes_give_what_one_gives(batch, mesh, seeds, tasks, source, tmp_path):
+    """50 steps of clipped Adam; eight devices, four in each process; the seeds do not fill the axis of trials."""
+    flags = {"source": None, "source_checkpoint": str(source), "strategies": STRATEGIES, "optimizer": "adam"}
+    flags |= {"clip": 0.5, "steps": 50, "batch_size": batch, "learning_rate": 0.01, "seeds": seeds}
+    there = ended(started(command(tasks, tmp_path, **flags, workdir=tmp_path / "two", mesh=mesh)))
+    assert [code for code, _, _ in there] == [0, 0], there
+    assert "head_only" in there[0][1] and there[1][1].count("\n") == there[1][1].count("[Gloo]")
+    here = transfer.run(**arguments(tasks, tmp_path / "one", **flags, devices=1))
+    lines = workdir.done(tmp_path / "two")
+    assert len(here) == len(lines) == 4 * len(seeds)
+    for line in here:
+        other = parameters(tmp_path / "two", lines[line["key"]])
+        for path, leaf in parameters(tmp_path / "one", line).items():
+            np.testing.assert_allclose(other[path], leaf, rtol=1e-5, atol=1e-5)
+        assert lines[line["key"]]["test_loss"] == pytest.approx(line["test_loss"], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1])
+def test_when_one_process_is_lost_the_other_says_so_and_the_same_command_goes_on(lost, tasks, tmp_path):
+    flags = command(tasks, tmp_path, strategies=("full",), steps=300, seeds=(0,))
+    running = started(flags)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "w" / "checkpoints").glob("pretrain-*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    running[lost].kill()
+    left = running[1 - lost]
+    began = time.monotonic()
+    _, complaint = left.communicate(timeout=60)
+    assert time.monotonic() - began < 20
+    assert left.returncode == 1 and complaint.strip().splitlines()[-1].startswith(f"error: {processes.LOST}")
+    running[lost].communicate()
+    assert [code for code, _, _ in ended(started(flags))] == [0, 0]
+    assert [line["strategy"] for line in workdir.lines(tmp_path / "w")] == ["pretrain", "scratch", "full"]
+
+
+ON = {"one device": {"devices": 1}, "eight devices": {"mesh": ("data:8",)}, "two processes": {}}
+
+
+def begin(on, flags, tasks, tmp_path, monkeypatch):
+    """Leave a run half trained."""
+    if on == "two processes":
+        running = started(command(tasks, tmp_path, **flags))
+        while not list((tmp_path / "w" / "progress").glob("*/00000001")):
+            time.sleep(0.05)
+        for process in running:
+            process.terminate()
+        assert [code for code, _, _ in ended(running)] == [143, 143]
+        return
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        killed_after(4, patch)
+        transfer.run(**arguments(tasks, tmp_path / "w", **flags, **ON[on]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [("two processes", "one device"), ("two processes", "eight devices"), ("one device", "two processes")],
+)
+def test_what_some_devices_saved_others_finish(first, then, tasks, tmp_path, monkeypatch, capsys):
+    flags = {"source": None, "strategies": ("scratch",), "seeds": (0,), "optimizer": "adam", "clip": 0.5}
+    flags |= {"epochs": None, "steps": 3000, "learning_rate": 1e-4, "checkpoint_every": 1}
+    begin(first, flags, tasks, tmp_path, monkeypatch)
+    assert list((tmp_path / "w" / "progress").glob("*/0000000*"))
+    capsys.readouterr()
+    if then == "two processes":
+        [(code, said, _), (other, _, _)] = ended(started(command(tasks, tmp_path, **flags)))
+        assert code == other == 0
+    else:
+        transfer.run(**arguments(tasks, tmp_path / "w", **flags, **ON[then]))
+        said = capsys.readouterr().out
+    assert "goes on from step" in said
+    [alone] = transfer.run(**arguments(tasks, tmp_path / "alone", **flags, devices=1))
+    [line] = workdir.lines(tmp_path / "w")
+    for path, leaf in parameters(tmp_path / "alone", alone).items():
+        np.testing.assert_allclose(parameters(tmp_path / "w", line)[path], leaf, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_what_the_first_process_refuses_ends_the_others(tasks, tmp_path):
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w" / "other").touch()
+    first, second = ended(started(command(tasks, tmp_path, seeds=(0,))))
+    assert first[0] == second[0] == 1
+    assert "holds other files and no run" in first[2] and processes.LOST in second[2]
+
+
+def test_one_process_loads_all_rows():
+    rows = np.arange(10, dtype=np.uint8).reshape(5, 2)
+    np.testing.assert_array_equal(parallel.load(rows), rows)
+
+
+BAD = [
+    ({"parallel": "pmpa"}, "--parallel=pmpa"),
+    ({"mesh": ("data:x",)}, "--mesh=data:x: write its axes once each with their sizes, such as data:4,trial:2"),
+    ({"mesh": ("data:0",)}, "--mesh=data:0: write its axes"),
+    ({"mesh": ("batch:4",)}, "--mesh=batch:4: write its axes"),
+    ({"mesh": ("data:2", "data:4")}, "--mesh=data:2,data:4: write its axes once each"),
+    ({"mesh": ("data:4", "trial:2"), "devices": 4}, "--mesh=data:4,trial:2 has 8 devices and --devices=4"),
+    ({"mesh": ("data:4", "trial:4")}, "--mesh=data:4,trial:4: there are 8"),
+    ({"mesh": ("data:4", "trial:2"), "parallel": "pmap"}, "--parallel=pmap trains one fit at a time"),
+    ({"distributed": True, "parallel": "pmap"}, "--parallel=pmap is for one process"),
+    ({"coordinator": "here:1"}, "--coordinator is given without --distributed: add it"),
+    ({"distributed": True, "process_id": 0}, "--process_id is given and --coordinator is not"),
+    ({"heartbeat": 0}, "--heartbeat=0: give 1 second or more"),
+    *(
+        ({"distributed": True, "coordinator": at, "num_processes": count, "process_id": own}, message)
+        for at, count, own, message in (
+            ("here", 2, 0, "--coordinator=here: write HOST:PORT"),
+            ("here:99999", 2, 0, "--coordinator=here:99999: write HOST:PORT"),
+            ("here:1234", 0, 0, "--num_processes=0: give 1 or more"),
+            ("here:1234", 2, 2, "--process_id=2: of 2 processes the ids are 0 to 1"),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), BAD, ids=[message[:40] for _, message in BAD])
+def test_flags_that_cannot_be_are_one_line(flags, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        machine.prepare(options.settings(compilation_cache="off", **flags))
+
+
+def test_processes_are_not_of_the_run():
+    """Nothing of them in the flags that reproduce it."""
+    made = options.settings(distributed=True, coordinator="here:1", num_processes=2, process_id=1, mesh=("data:8",))
+    text = "\n".join(options.to_flags(made))
+    assert not any(name in text for name in options.PROCESSES) and "--mesh=data:8" in text
+
+
+@pytest.mark.slow
+def test_another_mesh_is_the_same_run(tasks, tmp_path):
+    """A finished fit is not trained again for it, and is what it would be but for rounding."""
+    flags = {"source": None, "strategies": ("scratch",), "seeds": (0,)}
+    [line] = transfer.run(**arguments(tasks, tmp_path / "w", **flags, devices=1))
+    [same] = transfer.run(**arguments(tasks, tmp_path / "w", **flags, parallel="pmap"))
+    assert same == line
+    [other] = transfer.run(**arguments(tasks, tmp_path / "v", **flags, parallel="pmap"))
+    assert other["test_loss"] == pytest.approx(line["test_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "experiments" / "cluster").iterdir()), ids=lambda file: file.name)
+def test_the_commands_for_clusters_have_flags_that_there_are(file):
+    text = file.read_text(encoding="utf-8").replace("\\\n", " ")
+    [call] = re.findall(r"python -m experiments\.transfer ([^\n]*)", text)
+    flags = [re.sub(r"\$\{?\w+\}?", "x", flag) for flag in shlex.split(call)]
+    flags = [flag.replace("--flagfile=", f"--flagfile={ROOT}/") for flag in flags]
+    given = options.parse(["transfer", *flags], "")
+    assert given["distributed"] and options.settings(**given).workdir
