@@ -36,14 +36,16 @@ def read(texts: Sequence[str]) -> tuple[Named, ...]:
     if "scratch" not in texts:
         console.say("scratch is added: what it reaches with the same budget is what transfer must beat")
         texts = ("scratch", *texts)
-    found = []
-    for text in texts:
-        method, options = plugins.method(text)
-        spec = plugins.parse(text)
-        name = ":".join([spec.name, *spec.words])
-        label = ":".join([name, *(f"{key}={value}" for key, value in spec.options.items())])
-        found.append(Named(label, name, options, method, method.code))
-    return tuple(found)
+    return tuple(map(one, texts))
+
+
+def one(text: str) -> Named:
+    """One strategy."""
+    method, options = plugins.method(text)
+    spec = plugins.parse(text)
+    name = ":".join([spec.name, *spec.words])
+    label = ":".join([name, *(f"{key}={value}" for key, value in spec.options.items())])
+    return Named(label, name, options, method, method.code)
 
 
 def refuse_without_source(named: Sequence[Named], model: Model) -> None:

@@ -142,6 +142,14 @@ def read(values: flags.FlagValues, argv: Sequence[str]) -> None:
         raise InputError(f"'{rest[1]}' is no flag: write --NAME=VALUE; --helpfull lists the names")
 
 
+def read_known(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
+    """Read what `values` knows of a command line; the rest of it. Raises InputError."""
+    try:
+        return values(list(argv), known_only=True)
+    except (flags.Error, UnicodeDecodeError) as error:
+        raise InputError(" ".join(str(error).removeprefix("ERROR:: ").split())) from error
+
+
 def settings(**given: Any) -> Settings:
     """Settings from keyword arguments named like the flags; raises InputError for an unknown one or a bad value.
 

@@ -34,6 +34,12 @@ def run(**flags: Any) -> list[workdir.Line]:
     if made.dry_run:
         _show(todo)
         return []
+    return complete(todo)
+
+
+def complete(todo: Experiment, show: bool = True) -> list[workdir.Line]:
+    """Train what of an experiment is missing in its run directory; the lines of results."""
+    made = todo.made
     with processes.opened(made, "transfer") as folder:
         plan = planned(todo)
         done = processes.in_turn(lambda: workdir.done(folder))
@@ -45,7 +51,7 @@ def run(**flags: Any) -> list[workdir.Line]:
             _train(todo, missing, folder)
         done = workdir.done(folder)
         lines = [done[key] for key in plan]
-        if processes.first():
+        if show and processes.first():
             page.show(made, todo.target, todo.source, lines, folder)
     return lines
 
@@ -126,14 +132,15 @@ def _line(todo: Experiment, method: methods.Named, budget: str, seed: int) -> wo
         "model": [made.model, made.hidden, made.activation],
         "head": made.head,
         "recipe": made.recipe,
-        "streams": _streams(made, seed)._replace(source=0),
+        "streams": streams_of(made, seed)._replace(source=0),
         "code": [method.code, *fits.code(made.recipe, made.model)],
         "many": fits.company(made),
     }
     return fits.identify(f"{method.label}-{line['train_examples']}-seed{seed}", line, decisive)
 
 
-def _streams(made: Settings, seed: int) -> seeds.Seeds:
+def streams_of(made: Settings, seed: int) -> seeds.Seeds:
+    """The four streams of a seed, those that the flags pin aside."""
     return seeds.streams(seed, source=made.source_seed, head=made.head_seed, order=made.order_seed, draw=made.draw_seed)
 
 
@@ -147,8 +154,8 @@ def _train(todo: Experiment, missing: Mapping[str, Job], folder: Path) -> None:
         grounds[seed] = methods.with_source(grounds[seed], trained[seed])
     groups: dict[Any, list[fits.Fit]] = {}
     for job in missing.values():
-        streams = _streams(made, job.seed)
-        start = methods.start(job.method, grounds[job.seed], _look(todo, field, streams, job.budget))
+        streams = streams_of(made, job.seed)
+        start = methods.start(job.method, grounds[job.seed], look(todo, field, streams, job.budget))
         accuracy = trained[job.seed].accuracy if job.seed in trained else None
         line = {**job.line, "source_accuracy": accuracy}
         fit = fits.build(field, todo.model, start, streams, job.budget, line)
@@ -170,7 +177,7 @@ def _company(fit: fits.Fit, label: str, many: str) -> Any:
     return train.alike(fit.program, fit.trial, (mask,))
 
 
-def _look(todo: Experiment, field: fits.Arena, streams: seeds.Seeds, budget: str) -> methods.Look:
+def look(todo: Experiment, field: fits.Arena, streams: seeds.Seeds, budget: str) -> methods.Look:
     """What a data-driven strategy may look at: gradients on the training split, never on validation or test data."""
     subset, _ = fits.split(field, streams, budget)
 
@@ -182,7 +189,7 @@ def _look(todo: Experiment, field: fits.Arena, streams: seeds.Seeds, budget: str
 
 
 def _ground(todo: Experiment, seed: int) -> methods.Ground:
-    return methods.ground(todo.made, todo.model, todo.source, todo.target, _streams(todo.made, seed))
+    return methods.ground(todo.made, todo.model, todo.source, todo.target, streams_of(todo.made, seed))
 
 
 def _first_starts(todo: Experiment) -> Iterator[tuple[methods.Named, methods.Start]]:

@@ -37,9 +37,7 @@ class Searched(NamedTuple):
     seed: int
 
 
-def opened(
-    name: str, storage: str | None, sampler: str, pruner: str, seed: int, about: Mapping[str, Any]
-) -> Searched:
+def opened(name: str, storage: str | None, sampler: str, pruner: str, seed: int, about: Mapping[str, Any]) -> Searched:
     """The study of a name: in memory, in a journal file, or in the database of a URL; new, or taken up.
 
     `about` says what is searched. Raises InputError for a storage that cannot be reached, an unknown sampler or
@@ -174,6 +172,15 @@ def tell(study: Any, asked: Asked, value: float | None, pruned: bool = False) ->
     except (ValueError, RuntimeError):
         return False
     return True
+
+
+def give_back(study: Any, asked: Asked) -> None:
+    """Leave a trial under way to whoever asks next."""
+    from optuna.trial import TrialState
+
+    with contextlib.suppress(ValueError, RuntimeError, KeyError):
+        study.tell(asked.trial, state=TrialState.FAIL)
+        study.enqueue_trial(asked.trial.params, user_attrs={"again": asked.trial.number})
 
 
 def best(study: Any) -> Any:

@@ -27,10 +27,11 @@ class Range(NamedTuple):
 
     def __str__(self) -> str:
         """As it is written in a flag."""
-        return ":".join([self.name, self.kind, *_ends(self)])
+        return ":".join([self.name, self.kind, *ends(self)])
 
 
-def _ends(one: Range) -> list[str]:
+def ends(one: Range) -> list[str]:
+    """Its two bounds as text, or its choices as one."""
     return [",".join(one.choices)] if one.kind == "in" else [f"{one.low:g}", f"{one.high:g}"]
 
 

@@ -1,0 +1,300 @@
+"""Search hyper-parameters, fairly: `python -m experiments.search --flagfile=FILE --space=learning_rate:log:1e-3:1`
+
+Trials are judged on a validation split cut from the training examples, under seeds of their own; the test set is read
+once, for the winner, trained anew on all training examples under --seeds. Run again, or in several processes with one
+--storage, it goes on. All flags of experiments.transfer are taken too.
+"""
+
+import functools
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import flags
+
+from experiments import console, fits, machine, methods, options, sources, transfer, trials, workdir
+from experiments.options import Settings
+from experiments.transfer import Experiment
+from tljax.study import search, space
+from tljax.types import InputError
+
+_HELP = """
+Search (flags of experiments.transfer beside it):
+  --space         what is searched, repeated: FLAG:log:LOW:HIGH, FLAG:between:LOW:HIGH, FLAG:int:LOW:HIGH, FLAG:in:A,B;
+                  penalty.NAME.OPTION and strategy.NAME.OPTION reach into their options
+  --trials        of each study (default 32)
+  --group         trials asked for and trained together (default 16)
+  --timeout       seconds after which no further trials are asked for
+  --sampler       of Optuna, with options: TPE (default), Random, CmaEs, QMC, TPE:multivariate=true
+  --pruner        of Optuna: Nop (default), Median, SuccessiveHalving, Hyperband
+  --search_seeds  seeds a trial is judged under, none of them of --seeds (default 1)
+  --storage       where the study is kept: a journal file, a database URL, or memory (default WORKDIR/study.journal)
+  --study         its name there (default search)
+  --per_strategy  a study for each of --strategies, scratch among them, with the same number of trials
+  --per_budget    a study for each of --train_examples"""
+
+FIRST_SEED = 1_000_000
+"""The search's seeds begin here."""
+_SEARCHED = ("hidden", "activation", "head")
+"""Flags beside those of a recipe that a search may vary."""
+
+
+class Search(NamedTuple):
+    """What is searched, and how."""
+
+    ranges: tuple[space.Range, ...]
+    trials: int
+    group: int
+    timeout: float | None
+    sampler: str
+    pruner: str
+    storage: str | None
+    study: str
+    seeds: tuple[int, ...]
+    per_strategy: bool
+    per_budget: bool
+
+
+class Arm(NamedTuple):
+    """One study: a strategy at a label budget."""
+
+    strategy: str
+    budget: str
+    ranges: tuple[space.Range, ...]
+
+
+def chosen_flags(given: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags of a run with the values of a trial; raises InputError for what is no value of a flag."""
+    plain = {name: value for name, value in chosen.items() if "." not in name}
+    typed = options.parse(["search", *(f"--{name}={value}" for name, value in plain.items())], "") or {}
+    inner = {name: value for name, value in chosen.items() if "." in name}
+    return space.applied({**given, **typed}, inner)
+
+
+def check(given: Mapping[str, Any], made: Settings, asked: Search) -> None:
+    """Raise InputError for a search that cannot be, or would not be fair."""
+    for name in ("trials", "group"):
+        if getattr(asked, name) < 1:
+            raise InputError(f"--{name}={getattr(asked, name)}: give 1 or more")
+    if set(asked.seeds) & set(made.seeds):
+        raise InputError(f"--seeds={made.seeds[0]}: seeds from {FIRST_SEED:,} on are the search's own: give others")
+    for name in ("source_seed", "head_seed", "order_seed", "draw_seed"):
+        if getattr(made, name) is not None:
+            raise InputError(f"--{name} is pinned: the search and the final fits would share it; leave it out")
+    for one in asked.ranges:
+        own = one.name.removeprefix("source_")
+        recipe = own in {*vars(made.recipe)} - {"validation", "penalty"}
+        if "." not in one.name and not recipe and one.name not in _SEARCHED:
+            raise InputError(f"--space={one}: '{one.name}' is no flag that can be searched; see --helpfull")
+        if made.source_checkpoint and (one.name in ("hidden", "activation") or one.name.startswith("source_")):
+            raise InputError(f"--space={one}: '{one.name}' is the source's too, and --source_checkpoint is trained")
+        ends = one.choices if one.kind == "in" else (_typed(one, one.low), _typed(one, one.high))
+        for value in ends:
+            options.settings(**chosen_flags(given, {one.name: value}))
+
+
+def _typed(one: space.Range, value: float) -> float:
+    return int(value) if one.kind == "int" else value
+
+
+def run(given: Mapping[str, Any], asked: Search) -> list[workdir.Line]:
+    """Search, then train each winner anew; the lines of results of those."""
+    made = options.settings(**given)
+    check(given, made, asked)
+    hunting = _hunting(given, made, asked)
+    means = machine.prepare(made)
+    arms = _arms(hunting, made, asked)
+    if made.dry_run:
+        _show(arms, asked)
+        return []
+    with workdir.opened(options.settings(**hunting), "search") as folder:
+        studies = {arm: _opened(arm, asked, made, folder) for arm in arms}
+        winners = {}
+        for arm in arms:
+            flags_of = {**hunting, "strategies": (arm.strategy,), "train_examples": (arm.budget,)}
+            base = _only(transfer.prepare(options.settings(**flags_of), means), arm.strategy)
+            winners[arm] = _hunt(arm, studies[arm], base, flags_of, asked, folder)
+        lines = []
+        for arm, winner in winners.items():
+            lines += _train_anew(arm, chosen_flags(_final(given, made, arm, folder), winner.params), means)
+    notes = [note for arm, winner in winners.items() for note in _notes(arm, winner)]
+    console.results("tuned against tuned", lines, notes)
+    return lines
+
+
+def _hunting(given: Mapping[str, Any], made: Settings, asked: Search) -> dict[str, Any]:
+    """The flags under which trials run: seeds of their own, a validation split, and the source's recipe as it is."""
+    source = {f"source_{name}": value for name, value in vars(made.source_recipe).items()}
+    validation = made.recipe.validation or 0.2
+    return {**source, **given, "seeds": asked.seeds, "validation": validation, "dry_run": False}
+
+
+def _final(given: Mapping[str, Any], made: Settings, arm: Arm, folder: Path) -> dict[str, Any]:
+    """The flags of the last fits: all training examples, and the seeds that the search has not seen."""
+    source = {f"source_{name}": value for name, value in vars(made.source_recipe).items()}
+    place = folder / "final" / f"{fits.file_name(arm.strategy)}-{arm.budget}"
+    own = {"strategies": (arm.strategy,), "train_examples": (arm.budget,), "validation": 0.0, "seeds": made.seeds}
+    return {**source, **given, **own, "workdir": str(place)}
+
+
+def _arms(hunting: Mapping[str, Any], made: Settings, asked: Search) -> list[Arm]:
+    """A study for each strategy and label budget that are to be told apart."""
+    strategies = made.strategies
+    if asked.per_strategy and "scratch" not in strategies:
+        strategies = ("scratch", *strategies)
+    if len(strategies) > 1 and not asked.per_strategy:
+        raise InputError(f"--strategies={','.join(strategies)}: name one to search for, or give --per_strategy")
+    if len(made.train_examples) > 1 and not asked.per_budget:
+        raise InputError(f"--train_examples={','.join(made.train_examples)}: name one, or give --per_budget")
+    found = []
+    for strategy in strategies:
+        name = strategy.split(":")[0]
+        own = tuple(r for r in asked.ranges if not r.name.startswith("strategy.") or r.name.split(".")[1] == name)
+        if not own:
+            raise InputError(f"--space has nothing to search for strategy '{strategy}': add a dimension")
+        found += [Arm(strategy, budget, own) for budget in made.train_examples]
+    return found
+
+
+def _opened(arm: Arm, asked: Search, made: Settings, folder: Path) -> search.Searched:
+    about = {
+        "space": [str(one) for one in arm.ranges],
+        "trials": asked.trials,
+        "flags": sorted(
+            line for line in options.to_flags(made) if not line.startswith(tuple(f"--{n}=" for n in _FREE))
+        ),
+        "search_seeds": list(asked.seeds),
+    }
+    storage = str(folder / "study.journal") if asked.storage is None else asked.storage
+    name = f"{asked.study}/{arm.strategy}/{arm.budget}"
+    return search.opened(name, None if storage == "memory" else storage, asked.sampler, asked.pruner, 0, about)
+
+
+_FREE = (*options.LISTS, *options.PLACES)
+
+
+def _only(todo: Experiment, strategy: str) -> Experiment:
+    """The experiment with one strategy: `prepare` adds scratch."""
+    return todo._replace(methods=tuple(method for method in todo.methods if method.label == strategy))
+
+
+def _hunt(
+    arm: Arm, searched: search.Searched, base: Experiment, flags_of: Mapping[str, Any], asked: Search, folder: Path
+) -> Any:
+    """Ask, train, judge and tell until the study has its trials; its best."""
+    study = searched.study
+    place = trials.yard(base, arm.budget)
+    began = time.monotonic()
+
+    @functools.cache
+    def source(hidden: Any, activation: str, recipe: Any) -> tuple[Any, Any]:
+        if base.source is None:
+            return None, {}
+        made = replace(base.made, hidden=hidden, activation=activation, source_recipe=recipe)
+        found = sources.from_data(made) if made.source else base.source
+        return found, found.obtain(folder, base.means)
+
+    def experiment(chosen: Mapping[str, Any]) -> tuple[Experiment, Any]:
+        made = options.settings(**chosen_flags(flags_of, chosen))
+        own, trained = source(made.hidden, made.activation, made.source_recipe)
+        model = sources.model(made, len(base.target.classes))
+        [strategy] = made.strategies
+        named = base.methods if made.strategies == base.made.strategies else (methods.one(strategy),)
+        return base._replace(made=made, source=own, model=model, methods=named), trained
+
+    with console.progress(f"search {arm.strategy}", asked.trials) as advance:
+        while asked.timeout is None or time.monotonic() - began < asked.timeout:
+            now = search.ask(searched, arm.ranges, asked.group, asked.trials)
+            if not now:
+                if not search.under_way(study):
+                    break
+                time.sleep(1.0)
+                continue
+            _judge(study, now, [experiment(one.chosen) for one in now], place)
+            advance(len(now))
+    return search.best(study)
+
+
+def _judge(study: Any, now: Sequence[search.Asked], todo: Sequence[tuple[Experiment, Any]], place: trials.Yard) -> None:
+    """Train a group of trials and tell what came of them; whatever ends it leaves them to be tried again."""
+
+    def report(which: int, step: int, accuracy: float) -> bool:
+        now[which].trial.report(accuracy, step)
+        return now[which].trial.should_prune()
+
+    def beat() -> None:
+        for one in now:
+            search.hold(one.trial)
+
+    try:
+        judged = trials.judge(place, [one for one, _ in todo], [trained for _, trained in todo], report, beat)
+    except BaseException:
+        for one in now:
+            search.give_back(study, one)
+        raise
+    for one, result in zip(now, judged, strict=True):
+        search.tell(study, one, result.accuracy, result.pruned)
+
+
+def _train_anew(arm: Arm, flags_of: Mapping[str, Any], means: Any) -> list[workdir.Line]:
+    """The winner on all training examples, under the seeds of --seeds: the only time the test set is read."""
+    made = options.settings(**flags_of)
+    todo = transfer.prepare(made, means)
+    label = next(m.label for m in todo.methods if m.name == arm.strategy.split(":")[0] or m.label == arm.strategy)
+    return transfer.complete(_only(todo, label), show=False)
+
+
+def _notes(arm: Arm, winner: Any) -> list[str]:
+    values = ", ".join(f"{name}={value}" for name, value in winner.params.items())
+    notes = [f"{arm.strategy}, {arm.budget}: {values}; validation accuracy {100 * winner.value:.2f} %"]
+    for one in arm.ranges:
+        if edge := space.at_edge(one, winner.params[one.name]):
+            notes.append(f"{arm.strategy}, {arm.budget}: {one.name} is the {edge} of its range: widen it")
+    return notes
+
+
+def _show(arms: Sequence[Arm], asked: Search) -> None:
+    rows = [(one.name, one.kind, *space.ends(one)[:1], *space.ends(one)[1:]) for one in asked.ranges]
+    console.table("space", ["name", "kind", "from", "to"], [(*row, "")[:4] for row in rows])
+    for arm in arms:
+        console.say(f"{arm.strategy} at {arm.budget}: {asked.trials} trials in groups of {asked.group}")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Read the flags and run."""
+    if options.asks_help(argv):
+        options.parse(argv, str(__doc__) + _HELP)
+        return
+    values = flags.FlagValues()
+    flags.DEFINE_multi_string("space", [], "", flag_values=values)
+    for name, default in (("sampler", "TPE"), ("pruner", "Nop"), ("storage", None), ("study", "search")):
+        flags.DEFINE_string(name, default, "", flag_values=values)
+    for name, number in (("trials", 32), ("group", 16), ("search_seeds", 1)):
+        flags.DEFINE_integer(name, number, "", flag_values=values)
+    flags.DEFINE_float("timeout", None, "", flag_values=values)
+    for name in ("per_strategy", "per_budget"):
+        flags.DEFINE_bool(name, False, "", flag_values=values)
+    rest = options.read_known(values, argv)
+    given = options.parse(rest, str(__doc__)) or {}
+    run(
+        given,
+        Search(
+            space.read(values.space),
+            values.trials,
+            values.group,
+            values.timeout,
+            values.sampler,
+            values.pruner,
+            values.storage,
+            values.study,
+            tuple(range(FIRST_SEED, FIRST_SEED + values.search_seeds)),
+            values.per_strategy,
+            values.per_budget,
+        ),
+    )
+
+
+if __name__ == "__main__":
+    console.run_main(main)
