@@ -31,6 +31,7 @@ Search (flags of experiments.transfer beside it):
   --pruner        of Optuna: Nop (default), Median, SuccessiveHalving, Hyperband
   --search_seeds  seeds a trial is judged under, none of them of --seeds (default 1)
   --storage       where the study is kept: a journal file, a database URL, or memory (default WORKDIR/study.journal)
+  --lease         seconds without news after which another process of the study is taken for dead (default 120)
   --study         its name there (default search)
   --per_strategy  a study for each of --strategies, scratch among them, with the same number of trials
   --per_budget    a study for each of --train_examples"""
@@ -55,6 +56,7 @@ class Search(NamedTuple):
     seeds: tuple[int, ...]
     per_strategy: bool
     per_budget: bool
+    lease: float
 
 
 class Arm(NamedTuple):
@@ -161,7 +163,6 @@ def _arms(hunting: Mapping[str, Any], made: Settings, asked: Search) -> list[Arm
 def _opened(arm: Arm, asked: Search, made: Settings, folder: Path) -> search.Searched:
     about = {
         "space": [str(one) for one in arm.ranges],
-        "trials": asked.trials,
         "flags": sorted(
             line for line in options.to_flags(made) if not line.startswith(tuple(f"--{n}=" for n in _FREE))
         ),
@@ -169,7 +170,8 @@ def _opened(arm: Arm, asked: Search, made: Settings, folder: Path) -> search.Sea
     }
     storage = str(folder / "study.journal") if asked.storage is None else asked.storage
     name = f"{asked.study}/{arm.strategy}/{arm.budget}"
-    return search.opened(name, None if storage == "memory" else storage, asked.sampler, asked.pruner, 0, about)
+    where = None if storage == "memory" else storage
+    return search.opened(name, where, asked.sampler, asked.pruner, 0, asked.lease, about)
 
 
 _FREE = (*options.LISTS, *options.PLACES)
@@ -212,30 +214,32 @@ def _hunt(
                     break
                 time.sleep(1.0)
                 continue
-            _judge(study, now, [experiment(one.chosen) for one in now], place)
+            _judge(searched, now, [experiment(one.chosen) for one in now], place)
             advance(len(now))
     return search.best(study)
 
 
-def _judge(study: Any, now: Sequence[search.Asked], todo: Sequence[tuple[Experiment, Any]], place: trials.Yard) -> None:
+def _judge(
+    searched: search.Searched,
+    now: Sequence[search.Asked],
+    todo: Sequence[tuple[Experiment, Any]],
+    place: trials.Yard,
+) -> None:
     """Train a group of trials and tell what came of them; whatever ends it leaves them to be tried again."""
 
     def report(which: int, step: int, accuracy: float) -> bool:
         now[which].trial.report(accuracy, step)
         return now[which].trial.should_prune()
 
-    def beat() -> None:
-        for one in now:
-            search.hold(one.trial)
-
     try:
-        judged = trials.judge(place, [one for one, _ in todo], [trained for _, trained in todo], report, beat)
+        with search.held(now, searched.lease):
+            judged = trials.judge(place, [one for one, _ in todo], [trained for _, trained in todo], report)
     except BaseException:
         for one in now:
-            search.give_back(study, one)
+            search.give_back(searched.study, one)
         raise
     for one, result in zip(now, judged, strict=True):
-        search.tell(study, one, result.accuracy, result.pruned)
+        search.tell(searched.study, one, result.accuracy, result.pruned)
 
 
 def _train_anew(arm: Arm, flags_of: Mapping[str, Any], means: Any) -> list[workdir.Line]:
@@ -273,7 +277,8 @@ def main(argv: Sequence[str]) -> None:
         flags.DEFINE_string(name, default, "", flag_values=values)
     for name, number in (("trials", 32), ("group", 16), ("search_seeds", 1)):
         flags.DEFINE_integer(name, number, "", flag_values=values)
-    flags.DEFINE_float("timeout", None, "", flag_values=values)
+    for name, seconds in (("timeout", None), ("lease", 120.0)):
+        flags.DEFINE_float(name, seconds, "", flag_values=values)
     for name in ("per_strategy", "per_budget"):
         flags.DEFINE_bool(name, False, "", flag_values=values)
     rest = options.read_known(values, argv)
@@ -292,6 +297,7 @@ def main(argv: Sequence[str]) -> None:
             tuple(range(FIRST_SEED, FIRST_SEED + values.search_seeds)),
             values.per_strategy,
             values.per_budget,
+            values.lease,
         ),
     )
 

@@ -56,11 +56,10 @@ def judge(
     todo: Sequence[Experiment],
     trained: Sequence[Mapping[int, Trained]],
     report: Report,
-    beat: Callable[[], None],
 ) -> list[Judged]:
     """Train the one strategy of each experiment under all its seeds, together where shapes agree, and judge it.
 
-    `trained` has {seed: source} for each of them; `beat` is called after every segment.
+    `trained` has {seed: source} for each of them.
     """
     groups: dict[Hashable, list[tuple[int, int, fits.Fit]]] = {}
     for which, one in enumerate(todo):
@@ -73,7 +72,7 @@ def judge(
     for group in groups.values():
         # Those that share an order and a start are neighbours, and may stand side by side.
         group.sort(key=lambda member: (member[1], member[0]))
-        _train(place, group, todo[group[0][0]], found, pruned, report, beat)
+        _train(place, group, todo[group[0][0]], found, pruned, report)
     return [Judged(_mean(scores.values()), which in pruned) for which, scores in found.items()]
 
 
@@ -108,7 +107,6 @@ def _train(
     found: dict[int, dict[int, float | None]],
     pruned: set[int],
     report: Report,
-    beat: Callable[[], None],
 ) -> None:
     program, trials = group[0][2].program, [fit.trial for _, _, fit in group]
     everyone = {which for which, _, _ in group}
@@ -133,4 +131,3 @@ def _train(
             whole = len(heard) == len(one.made.seeds) and state.step < last
             if whole and which not in pruned and report(which, state.step, float(np.mean(heard))):
                 pruned.add(which)
-        beat()

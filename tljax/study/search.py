@@ -7,17 +7,15 @@ and when that was last heard of), and one whose lease is old is failed and put t
 import contextlib
 import os
 import platform
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tljax import plugins
 from tljax.study.space import Range
 from tljax.types import InputError
-
-LEASE = 120.0
-"""Seconds without news after which a trial's owner is taken for dead."""
 
 
 class Asked(NamedTuple):
@@ -35,9 +33,13 @@ class Searched(NamedTuple):
     study: Any
     sampler: plugins.Spec
     seed: int
+    lease: float
+    """Seconds without news after which the owner of a trial is taken for dead."""
 
 
-def opened(name: str, storage: str | None, sampler: str, pruner: str, seed: int, about: Mapping[str, Any]) -> Searched:
+def opened(
+    name: str, storage: str | None, sampler: str, pruner: str, seed: int, lease: float, about: Mapping[str, Any]
+) -> Searched:
     """The study of a name: in memory, in a journal file, or in the database of a URL; new, or taken up.
 
     `about` says what is searched. Raises InputError for a storage that cannot be reached, an unknown sampler or
@@ -67,7 +69,7 @@ def opened(name: str, storage: str | None, sampler: str, pruner: str, seed: int,
         differ = [key for key in about if there.get(key) != about[key]]
         told = "; ".join(f"{key} {there.get(key)} there, {about[key]} here" for key in differ)
         raise InputError(f"study '{name}' in --storage={storage} is of another search ({told}): name another --study")
-    return Searched(study, spec, seed)
+    return Searched(study, spec, seed, lease)
 
 
 def _storage(text: str | None) -> Any:
@@ -110,12 +112,12 @@ def ask(searched: Searched, space: Sequence[Range], count: int, trials: int) -> 
     from optuna.trial import TrialState
 
     study, asked = searched.study, []
-    _take_over(study)
+    _take_over(study, searched.lease)
     for _ in range(count):
         if len(_counted(study)) - len(study.get_trials(deepcopy=False, states=(TrialState.WAITING,))) >= trials:
             break
         trial = study.ask()
-        hold(trial)
+        _hold(trial)
         if trial.number not in [one.number for one in _counted(study)[:trials]]:
             study.tell(trial, state=TrialState.FAIL)  # another process was quicker
             break
@@ -132,18 +134,37 @@ def _counted(study: Any) -> list[Any]:
     return [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.FAIL]
 
 
-def hold(trial: Any) -> None:
-    """Say that this process has a trial under way, and lives."""
+@contextlib.contextmanager
+def held(asked: Sequence[Asked], lease: float) -> Iterator[None]:
+    """Say now and then that this process has these trials under way, and lives."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(lease / 4):
+            for one in asked:
+                with contextlib.suppress(Exception):  # finished, or the storage is away for a moment
+                    _hold(one.trial)
+
+    thread = threading.Thread(target=beat, name="leases", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _hold(trial: Any) -> None:
     trial.set_user_attr("lease", [f"process {os.getpid()} on {platform.node()}", time.time()])
 
 
-def _take_over(study: Any) -> None:
+def _take_over(study: Any, lease: float) -> None:
     """Trials whose owner has not been heard of are failed, and their values tried again."""
     from optuna.trial import TrialState
 
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         _, heard = trial.user_attrs.get("lease", ["", trial.datetime_start.timestamp()])
-        if time.time() - heard <= LEASE:
+        if time.time() - heard <= lease:
             continue
         # Only one process finds it under way still; its values wait for whoever asks next.
         with contextlib.suppress(ValueError, RuntimeError, KeyError):

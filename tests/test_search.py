@@ -1,0 +1,176 @@
+"""Searches: fair, resumable, shared by processes, and blind to the test set."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_programs import command
+
+from experiments import search, transfer, trials
+from tljax.study import search as studies
+from tljax.study import space
+from tljax.types import InputError
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
+ROOT = Path(__file__).parent.parent
+SPACE = ["--space=learning_rate:log:1e-3:1", "--space=penalty.l2.weight:log:1e-6:1e-2"]
+
+
+def line(tasks, folder, *more, **flags):
+    given = {"strategies": ("head_only",), "penalty": "l2:weight=1e-4", "seeds": (0,), "source": None} | flags
+    if given["source"] is None and given["strategies"] == ("head_only",):
+        given["source"] = str(tasks / "digits.npz")
+    return ["search", *command(tasks, folder, **given), *SPACE, *more]
+
+
+def study_of(folder, name="search/head_only/all"):
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    return optuna.load_study(study_name=name, storage=JournalStorage(JournalFileBackend(str(folder / "study.journal"))))
+
+
+def test_a_search_finds_trains_anew_and_goes_on_where_it_was(tasks, tmp_path, capsys):
+    search.main(line(tasks, tmp_path, "--trials=4", "--group=4"))
+    first = capsys.readouterr().out
+    assert "tuned against tuned" in first and "validation accuracy" in first
+    study = study_of(tmp_path / "w")
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 4
+    before = {trial.number: trial.params for trial in study.trials}
+    search.main(line(tasks, tmp_path, "--trials=4", "--group=4"))
+    assert {trial.number: trial.params for trial in study_of(tmp_path / "w").trials} == before
+    assert capsys.readouterr().out.splitlines()[-3:] == first.splitlines()[-3:]
+
+
+def test_the_test_set_cannot_be_searched_on(tasks, tmp_path, monkeypatch):
+    """Trials are judged in a yard whose task has no test example; with other test labels they are judged alike."""
+    seen = []
+    judge = trials.judge
+
+    def watched(place, *given):
+        seen.append(place.field.task)
+        assert len(place.field.task.test.labels) == len(place.field.task.test.images) == 0
+        train = np.asarray(place.field.task.train.images)
+        np.testing.assert_array_equal(np.asarray(place.field.test)[: len(place.rows)], train[place.rows])
+        return judge(place, *given)
+
+    monkeypatch.setattr(trials, "judge", watched)
+    search.main(line(tasks, tmp_path, "--trials=2", "--group=2"))
+    assert seen
+
+
+def test_trials_together_are_judged_as_trials_alone(tasks, tmp_path, monkeypatch):
+    judge, alone = trials.judge, []
+
+    def both(place, todo, trained, report):
+        for i in range(len(todo)):
+            alone.extend(judge(place._replace(kept={}), todo[i : i + 1], trained[i : i + 1], lambda *given: False))
+        return judge(place, todo, trained, report)
+
+    monkeypatch.setattr(trials, "judge", both)
+    search.main(line(tasks, tmp_path, "--trials=3", "--group=3", "--search_seeds=2"))
+    told = [trial.value for trial in study_of(tmp_path / "w").trials]
+    np.testing.assert_allclose(told, [one.accuracy for one in alone], atol=0.05)
+
+
+def test_search_and_evaluation_share_no_seed(tasks, tmp_path, monkeypatch):
+    seen = {}
+    complete = transfer.complete
+    monkeypatch.setattr(transfer, "complete", lambda todo, **more: seen.update(final=todo) or complete(todo, **more))
+    search.main(line(tasks, tmp_path, "--trials=1", "--group=1"))
+    assert seen["final"].made.seeds == (0,) and seen["final"].made.recipe.validation == 0
+    assert search.FIRST_SEED not in seen["final"].made.seeds
+
+
+BAD = [
+    (["--space=lerning_rate:log:1e-3:1"], "no flag that can be searched"),
+    (["--space=seeds:int:1:3"], "no flag that can be searched"),
+    (["--space=batch_size:in:32,many"], "batch_size"),
+    (["--space=momentum:between:1:0"], "1 is not below 0"),
+    (["--space=momentum:log:0:1"], "a logarithm needs bounds above 0"),
+    (["--space=activation:in:"], "give two values or more"),
+    (["--space=activation:in:relu,rleu"], "rleu"),
+    (["--space=momentum:between:0"], "write momentum:between:LOW:HIGH"),
+    (["--space=strategy.last_k.k:int:1:3"], "'last_k' is not in --strategies"),
+    (["--space=learning_rate:log:1e-2:1"], "names 'learning_rate' twice"),
+    (["--trials=0"], "--trials=0: give 1 or more"),
+    (["--sampler=TEP"], "nearest: 'TPE'"),
+    (["--pruner=Medain"], "nearest: 'Median'"),
+    (["--storage=postgresql://nobody@127.0.0.1:1/none"], "cannot be reached"),
+    (["--head_seed=3"], "--head_seed is pinned"),
+    (["--seeds=1000000"], "are the search's own"),
+    (["--strategies=scratch,full"], "give --per_strategy"),
+]
+
+
+@pytest.mark.parametrize(("more", "message"), BAD, ids=[" ".join(more) for more, _ in BAD])
+def test_bad_input_is_one_line_and_writes_no_study(more, message, tasks, tmp_path):
+    with pytest.raises(InputError) as refused:
+        search.main(line(tasks, tmp_path, *more))
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+    assert not list(tmp_path.glob("w/final*"))
+
+
+def test_a_study_of_another_space_is_refused_and_unharmed(tasks, tmp_path):
+    search.main(line(tasks, tmp_path, "--trials=1", "--group=1"))
+    journal = (tmp_path / "w" / "study.journal").read_bytes()
+    with pytest.raises(InputError, match="is of another search"):
+        search.main(line(tasks, tmp_path, "--trials=1", "--space=momentum:between:0:0.9"))
+    assert [trial.state.name for trial in study_of(tmp_path / "w").trials] == ["COMPLETE"]
+    assert (tmp_path / "w" / "study.journal").read_bytes().startswith(journal)
+
+
+def test_all_diverged_says_so(tasks, tmp_path):
+    given = [part for part in line(tasks, tmp_path, "--trials=2") if not part.startswith("--space=learning")]
+    with pytest.raises(InputError, match=r"all 2 trials of study .* diverged"):
+        search.main([*given, "--space=learning_rate:log:1e28:1e30", "--loss=l2_loss", "--source_learning_rate=0.01"])
+
+
+def test_an_optimum_at_an_edge_is_said_to_be_there():
+    one = space.parse("learning_rate:log:1e-3:1")
+    assert [space.at_edge(one, value) for value in (1e-3, 0.03, 1.0)] == ["lowest", "", "highest"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("storage", ["{}/study.journal", "sqlite:///{}/study.db"])
+def test_four_processes_share_a_study_and_two_are_killed(storage, tasks, tmp_path):
+    """No trial is lost, doubled or half told; what the killed had under way is tried again."""
+    import optuna
+
+    where = storage.format(tmp_path)
+
+    def started(name):
+        flags = line(
+            tasks, tmp_path, "--trials=24", "--group=2", f"--storage={where}", "--lease=8", workdir=tmp_path / name
+        )
+        log = open(tmp_path / f"{name}.log", "w")  # noqa: SIM115
+        call = [sys.executable, "-m", "experiments.search", *flags[1:]]
+        return subprocess.Popen(call, stdout=log, stderr=log, cwd=ROOT)
+
+    running = [started(f"w{i}") for i in range(4)]
+    for victim in (0, 1):
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            text = (tmp_path / f"w{victim}.log").read_text()
+            if "hidden_0 is frozen" in text:
+                break
+            time.sleep(0.2)
+        running[victim].send_signal(signal.SIGKILL)
+        running[victim].wait()
+    assert [process.wait(timeout=400) for process in running[2:]] == [0, 0], (tmp_path / "w2.log").read_text()
+    store = studies._storage(where)
+    study = optuna.load_study(study_name="search/head_only/all", storage=store)
+    states = [trial.state.name for trial in study.trials]
+    assert states.count("COMPLETE") == 24 and set(states) <= {"COMPLETE", "FAIL"}
+    done = [tuple(trial.params.values()) for trial in study.trials if trial.state.name == "COMPLETE"]
+    failed = [tuple(trial.params.values()) for trial in study.trials if trial.state.name == "FAIL" and trial.params]
+    assert len(set(done)) == 24 and set(failed) <= set(done)
+    tables = [re.findall(r"learning_rate=[^;]*", (tmp_path / f"w{i}.log").read_text()) for i in (2, 3)]
+    assert tables[0] and tables[0][0] == tables[1][0]
