@@ -150,9 +150,9 @@ def test_four_processes_share_a_study_and_two_are_killed(storage, tasks, tmp_pat
         flags = line(
             tasks, tmp_path, "--trials=24", "--group=2", f"--storage={where}", "--lease=8", workdir=tmp_path / name
         )
-        log = open(tmp_path / f"{name}.log", "w")  # noqa: SIM115
         call = [sys.executable, "-m", "experiments.search", *flags[1:]]
-        return subprocess.Popen(call, stdout=log, stderr=log, cwd=ROOT)
+        with open(tmp_path / f"{name}.log", "w") as log:
+            return subprocess.Popen(call, stdout=log, stderr=log, cwd=ROOT)
 
     running = [started(f"w{i}") for i in range(4)]
     for victim in (0, 1):

@@ -118,9 +118,16 @@ def ask(searched: Searched, space: Sequence[Range], count: int, trials: int) -> 
             break
         trial = study.ask()
         _hold(trial)
-        if trial.number not in [one.number for one in _counted(study)[:trials]]:
+        counted = _counted(study)
+        if trial.number not in [one.number for one in counted[:trials]]:
             study.tell(trial, state=TrialState.FAIL)  # another process was quicker
             break
+        again = trial.user_attrs.get("again")
+        if again is not None and any(
+            one.user_attrs.get("again") == again for one in counted if one.number < trial.number
+        ):
+            study.tell(trial, state=TrialState.FAIL)  # two processes found its owner dead at once, as SQLite lets them
+            continue
         # Seeded by the trial, so that processes never draw the same, and a resumed study draws what it would have.
         study.sampler = _made(optuna.samplers, "sampler", searched.sampler, searched.seed + trial.number)
         asked.append(Asked(trial, {one.name: _draw(trial, one) for one in space}))
