@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -174,7 +175,9 @@ def test_ctrl_c_while_a_program_imports_is_one_line(tmp_path):
     for program in ("transfer", "pretrain", "chaos"):
         line = [sys.executable, "-m", f"experiments.{program}", "--source=mnist_10k"]
         path = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-        done = subprocess.run(line, capture_output=True, text=True, env=path, cwd=Path(__file__).parent.parent)
+        given = {"capture_output": True, "text": True, "env": path, "cwd": Path(__file__).parent.parent}
+        # What a shell starts in the background ignores SIGINT, and so would its children.
+        done = subprocess.run(line, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **given)
         assert done.returncode == 130 and done.stderr == "stopped before anything was begun\n"
 
 
