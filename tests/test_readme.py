@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import check, pretrain, transfer
+from experiments import check, pretrain, search, transfer
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -27,7 +27,8 @@ def test_the_other_commands_run(tmp_path, monkeypatch, capsys):
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
     (tmp_path / "mine.py").write_text(CODE[0])
     programs = {
-        f"experiments.{program.__name__.split('.')[-1]}": program.main for program in (check, pretrain, transfer)
+        f"experiments.{program.__name__.split('.')[-1]}": program.main
+        for program in (check, pretrain, search, transfer)
     }
     ran = 0
     for line in COMMANDS[2:]:
@@ -35,11 +36,11 @@ def test_the_other_commands_run(tmp_path, monkeypatch, capsys):
         assert (python, dash) == ("python", "-m")
         if "--manual_dir=DIR" in arguments:
             continue
-        programs[program](
-            [program, *arguments, *(() if "--helpfull" in arguments or program.endswith("check") else QUICK)]
-        )
+        quick = () if "--helpfull" in arguments or program.endswith("check") else QUICK
+        fewer = ("--trials=2", "--strategies=head_only") if program.endswith("search") else ()
+        programs[program]([program, *arguments, *quick, *fewer])
         ran += 1
-    assert ran == 6
+    assert ran == 7
     assert "mine.py:strategy" in capsys.readouterr().out
 
 
