@@ -106,7 +106,10 @@ _GROUPS = {
     "R": "Run",
     "C": "Speed",
 }
-MOST = {"batch_size": 10**7, "epochs": 10**6, "steps": 10**8, "hidden": 10**6, "seed": 2**32, "image_shape": 10**5}
+MOST = {
+    **{"batch_size": 10**7, "epochs": 10**6, "steps": 10**8, "hidden": 10**6, "seed": 2**32},
+    **{"devices": 1024, "image_shape": 10**5},
+}
 """What is a slip of the keyboard beyond, rather than a machine without memory."""
 _CHOICES = {
     "head": ("auto", "copy", "fresh", "zero"),
@@ -179,8 +182,8 @@ def _check(made: Settings) -> None:
         _check_seed(name, getattr(made, name) or 0)
     for seed in made.seeds:
         _check_seed("seeds", seed)
-    if made.devices is not None and made.devices < 1:
-        raise InputError(f"--devices={made.devices}: give 1 or more")
+    if made.devices is not None and not 1 <= made.devices <= MOST["devices"]:
+        raise InputError(f"--devices={made.devices}: it must be at least 1 and at most {MOST['devices']:,}")
     if made.checkpoint_every < 1:
         raise InputError(f"--checkpoint_every={made.checkpoint_every}: give 1 or more")
     if made.features_budget < 0:
