@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
-from experiments import console, machine, options, sides
+from experiments import commandline, console, machine, options, sides
 from tljax.types import InputError
 
 ROWS = ("full", "probe", "probes", "whole", "growth")
@@ -241,14 +241,14 @@ def _about() -> str:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    if options.asks_help(argv):
+    if commandline.asks_help(argv):
         console.say(f"{str(__doc__).strip()}\n{_HELP}")
         return
     values = flags.FlagValues()
     for name, default in (("manual_dir", None), ("rows", ",".join(ROWS)), ("output", None)):
         flags.DEFINE_string(name, default, "", flag_values=values)
     flags.DEFINE_integer("rounds", 5, "", flag_values=values)
-    options.read(values, argv)
+    commandline.read(values, argv)
     if not values.manual_dir:
         raise InputError("--manual_dir is not given: name the folder with the complete mnist/ and fashion_mnist/")
     run(values.manual_dir, values.rows.split(","), values.rounds, values.output)

@@ -19,7 +19,7 @@ from typing import NamedTuple, TextIO
 
 from absl import flags
 
-from experiments import console, options, workdir
+from experiments import commandline, console, workdir
 from tljax import checkpoint
 from tljax.types import InputError
 
@@ -241,7 +241,7 @@ def _show(plan: Plan, rows: Sequence[Row]) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    if options.asks_help(argv):
+    if commandline.asks_help(argv):
         console.say(f"{str(__doc__).strip()}\n{_HELP}")
         return
     values = flags.FlagValues()
@@ -251,7 +251,7 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_string("workdir", None, "", flag_values=values)
     # A flagfile is handed on, not read.
     files = [argument.partition("=")[2] for argument in argv if argument.startswith("--flagfile=")]
-    options.read(values, [argument for argument in argv if not argument.startswith("--flagfile=")])
+    commandline.read(values, [argument for argument in argv if not argument.startswith("--flagfile=")])
     kills = values.kills
     terms, flips = (
         kills if values.terms is None else values.terms,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from experiments import console, options
+from experiments import commandline, console, options
 from tljax.types import InputError
 
 _HELP = """
@@ -33,7 +33,7 @@ def run(strategy: str, model: str = "mlp") -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    if options.asks_help(argv):
+    if commandline.asks_help(argv):
         console.say(f"{str(__doc__).strip()}\n{_HELP}")
         for name, about in options.strategies().items():
             console.say(f"  {name:<18} {about}")
@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
     values = flags.FlagValues()
     flags.DEFINE_string("strategy", None, "", flag_values=values)
     flags.DEFINE_string("model", "mlp", "", flag_values=values)
-    options.read(values, argv)
+    commandline.read(values, argv)
     if not values.strategy:
         raise InputError("--strategy is not given: name what to check, such as --strategy=mine.py:strategy")
     run(values.strategy, values.model)

@@ -10,6 +10,7 @@ from typing import Any
 
 from absl import flags
 
+from experiments import commandline
 from tljax import plugins
 from tljax.types import InputError
 
@@ -106,7 +107,10 @@ _GROUPS = {
     "R": "Run",
     "C": "Speed",
 }
-MOST = {"batch_size": 10**7, "epochs": 10**6, "steps": 10**8, "hidden": 10**6, "seed": 2**32, "image_shape": 10**5}
+MOST = {
+    **{"batch_size": 10**7, "epochs": 10**6, "steps": 10**8, "hidden": 10**6, "seed": 2**32},
+    **{"devices": 1024, "image_shape": 10**5},
+}
 """What is a slip of the keyboard beyond, rather than a machine without memory."""
 _CHOICES = {
     "head": ("auto", "copy", "fresh", "zero"),
@@ -118,36 +122,12 @@ _CHOICES = {
 
 def parse(argv: Sequence[str], about: str) -> dict[str, Any] | None:
     """The flags given on a command line and in its flagfiles; None after printing help. Raises InputError."""
-    if asks_help(argv):
+    if commandline.asks_help(argv):
         print(_help(about))
         return None
     values = _define()
-    read(values, argv)
+    commandline.read(values, argv)
     return {name: _convert(name, kind, values[name].value) for name, kind in _kinds().items() if values[name].present}
-
-
-def asks_help(argv: Sequence[str]) -> bool:
-    """Whether a command line asks for help, under any of absl's names for it."""
-    names = {argument.lstrip("-").partition("=")[0] for argument in argv[1:]}
-    return bool(names & {"help", "helpfull", "helpshort", "h"})
-
-
-def read(values: flags.FlagValues, argv: Sequence[str]) -> None:
-    """Read a command line and its flagfiles into `values`; raises InputError for what is no flag or no value of one."""
-    try:
-        rest = values(list(argv))
-    except (flags.Error, UnicodeDecodeError) as error:
-        raise InputError(" ".join(str(error).removeprefix("ERROR:: ").split())) from error
-    if len(rest) > 1:
-        raise InputError(f"'{rest[1]}' is no flag: write --NAME=VALUE; --helpfull lists the names")
-
-
-def read_known(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
-    """Read what `values` knows of a command line; the rest of it. Raises InputError."""
-    try:
-        return values(list(argv), known_only=True)
-    except (flags.Error, UnicodeDecodeError) as error:
-        raise InputError(" ".join(str(error).removeprefix("ERROR:: ").split())) from error
 
 
 def settings(**given: Any) -> Settings:
@@ -187,8 +167,8 @@ def _check(made: Settings) -> None:
         _check_seed(name, getattr(made, name) or 0)
     for seed in made.seeds:
         _check_seed("seeds", seed)
-    if made.devices is not None and made.devices < 1:
-        raise InputError(f"--devices={made.devices}: give 1 or more")
+    if made.devices is not None and not 1 <= made.devices <= MOST["devices"]:
+        raise InputError(f"--devices={made.devices}: it must be at least 1 and at most {MOST['devices']:,}")
     if made.checkpoint_every < 1:
         raise InputError(f"--checkpoint_every={made.checkpoint_every}: give 1 or more")
     if made.features_budget < 0:

@@ -18,10 +18,13 @@ def show(made: Settings, target: Task, source: Source | None, lines: Sequence[wo
     trained = [line for line in workdir.lines(folder) if line["key"] in identities]
     title = f"{source.name if source else 'no source'} -> {target.name}"
     known = [line["source_accuracy"] for line in lines if line["source_accuracy"] is not None]
+    odd = [str(line["seed"]) for line in trained if line["diverged"]]
+    if odd:
+        notes.insert(0, f"the source of seed {', '.join(odd)} diverged: what was transferred is what it had before")
     own = f"source's own test accuracy {100 * min(known):.2f} to {100 * max(known):.2f} %" if known else ""
     report = folder / "report.html"
     text = _page(target, [*trained, *lines], folder, title, own, notes)
-    if not report.is_file() or report.read_text(encoding="utf-8") != text:
+    if not report.is_file() or report.read_bytes() != text.encode():
         workdir.replace(report, text)
     said = [
         *([own] if own else []),

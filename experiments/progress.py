@@ -31,7 +31,7 @@ class Record(NamedTuple):
     diverged: int | None
     """The first step that was not finite."""
     finite: Params | None
-    """Of a fit that has diverged: its parameters when it was last seen before."""
+    """Its parameters at the last point of its curve, of a fit that diverged after it, or was stopped between points."""
     best: tuple[int, float, Params] | None
     """Where there is a validation split: the step of the best accuracy on it, that accuracy, and the parameters."""
 
@@ -154,20 +154,38 @@ def _saves(place: Path) -> list[Path]:
 
 
 def found(
-    place: Path, keys: Sequence[str], program: train.Program, trials: Sequence[train.Trial], say: Callable[[str], None]
+    root: Path, keys: Sequence[str], program: train.Program, trials: Sequence[train.Trial], say: Callable[[str], None]
 ) -> Progress | None:
-    """The newest save of a group that is whole, if there is one; those that are not are set aside, aloud."""
-    for folder in _saves(place):
-        try:
-            arrays, told = checkpoint.load(folder)
-            if told["keys"] != list(keys):
-                raise InputError(f"'{folder}' is of other fits")
-            return _restored(program, trials, arrays, told)
-        except InputError as error:
-            aside = folder.with_name(f"{folder.name}.damaged")
-            folder.rename(aside)
-            say(f"{error}; it is set aside as '{aside.name}', and what was saved before it is used")
-    return None
+    """What the folders under `root` hold of these fits: the newest save of each that is whole, if there is one.
+
+    A group that has grown finds what was saved of the smaller one. What is damaged is set aside, aloud.
+    """
+    now, known = none(len(keys)), set[int]()
+    for place in sorted(root.iterdir()) if root.is_dir() else ():
+        for folder in _saves(place):
+            try:
+                arrays, told = checkpoint.load(folder)
+                if not set(told["keys"]) <= set(keys):
+                    break  # of another group
+                which = [keys.index(key) for key in told["keys"]]
+                if not known & set(which):
+                    known |= set(which)
+                    now = _with(now, which, _restored(program, [trials[i] for i in which], arrays, told))
+                break
+            except InputError as error:
+                aside = folder.with_name(f"{folder.name}.damaged")
+                folder.rename(aside)
+                say(f"{error}; it is set aside as '{aside.name}', and what was saved before it is used")
+    return now if now.parts else None
+
+
+def _with(now: Progress, which: Sequence[int], part: Progress) -> Progress:
+    """Progress with that of some of the group's fits: its fit j is the group's `which[j]`."""
+    states = [state._replace(trials=tuple(which[j] for j in state.trials)) for state in part.parts]
+    records = list(now.records)
+    for i, record in zip(which, part.records, strict=True):
+        records[i] = record
+    return Progress((*now.parts, *states), tuple(records))
 
 
 def _restored(

@@ -70,7 +70,7 @@ def _train(
     ends = fits.ends(field.recipe, last)
     points = [end for end in ends if end not in {step for step, _ in trials[0].phases}]
     named = ", ".join(dict.fromkeys(fit.line["strategy"] for fit in group))
-    now = processes.in_turn(lambda: progress.found(place, keys, program, trials, console.say))
+    now = processes.in_turn(lambda: progress.found(place.parent, keys, program, trials, console.say))
     if now:
         console.say(f"{named}: goes on from step {min(part.step for part in now.parts)} of {last}")
     now = now or progress.none(len(group))
@@ -125,8 +125,11 @@ def _further(
         odd = state.diverged[row]
         if odd is None and logits is not None and not np.isfinite(logits[row]).all():
             odd = state.step
-        if odd is not None and record.diverged is None:
-            record = record._replace(diverged=odd, finite=_before(now, i, group[i].trial))
+        if record.diverged is None:
+            # From point to point, wherever a fit was stopped between them: what is kept of it must not depend on that.
+            last = _before(now, i, group[i].trial) if record.finite is None else record.finite
+            keep = odd is not None or logits is None
+            record = record._replace(diverged=odd, finite=last if keep else None)
         if logits is not None:
             params = jax.tree.map(lambda leaf, row=row: leaf[row], held.params)
             record = _at_point(field, group[i], record, state.step, since, logits[row], params)

@@ -4,6 +4,7 @@ Each strategy starts from the source's parameters, and beside them all the same 
 run directory holds everything; a finished fit in it is not trained again.
 """
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,6 +52,8 @@ def complete(todo: Experiment, show: bool = True) -> list[workdir.Line]:
             _train(todo, missing, folder)
         done = workdir.done(folder)
         lines = [done[key] for key in plan]
+        if processes.first():
+            shutil.rmtree(folder / "progress", ignore_errors=True)  # of a group that ended as it was killed
         if show and processes.first():
             page.show(made, todo.target, todo.source, lines, folder)
     return lines

@@ -21,6 +21,7 @@ def test_the_first_two_commands_make_their_environment_and_ci_runs_them():
     assert "grep '^python3 -m venv' README.md" in (ROOT / ".ci" / "run").read_text()
 
 
+@pytest.mark.slow
 def test_the_other_commands_run(tmp_path, monkeypatch, capsys):
     """All but the one on the complete data, which test_reference.py runs; three steps of one seed each."""
     monkeypatch.chdir(tmp_path)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from test_programs import arguments, command, parameters, results
 
-from experiments import console, progress, signals, training, transfer
+from experiments import progress, signals, training, transfer
 from tljax import masks, models, named_optimizer, objective, train
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -156,6 +157,55 @@ def test_a_fit_that_diverges_keeps_its_last_finite_parameters_and_the_others_go_
         assert all(np.isfinite(leaf).all() for leaf in parameters(tmp_path / "w", line).values())
 
 
+def test_what_is_kept_of_a_fit_that_diverges_does_not_depend_on_where_it_was_stopped(tasks, tmp_path, monkeypatch):
+    """Stopped in the middle of the segment in which it diverges."""
+    flags = {"strategies": ("scratch",), "source": None, "loss": "l2_loss", "learning_rate": 30.0, "epochs": 3}
+    whole = transfer.run(**arguments(tasks, tmp_path / "whole", **flags))
+    assert all(line["diverged"] for line in whole)
+    monkeypatch.setattr("tljax.train.phase.FIRST_CALL", 1)
+    monkeypatch.setattr("tljax.train.phase._as_long", lambda steps, seconds: 1)
+    for _ in range(3):
+        with monkeypatch.context() as patch:
+            patch.setattr(signals, "heeded", asked_after_one_call)
+            with pytest.raises(signals.Stopped):
+                transfer.run(**arguments(tasks, tmp_path / "w", **flags))
+    transfer.run(**arguments(tasks, tmp_path / "w", **flags))
+    same_run(tmp_path / "w", tmp_path / "whole")
+
+
+@contextmanager
+def asked_after_one_call():
+    """As if a signal came during the first call of the compiled function."""
+    calls = iter(range(10**6))
+    yield lambda: 15 * (next(calls) > 0)
+
+
+@pytest.mark.parametrize("devices", [1, 3])
+def test_a_run_that_is_killed_goes_on_over_another_number_of_devices(tasks, tmp_path, monkeypatch, devices):
+    """Three fits over two devices part into two and one; the one had not begun."""
+    flags = {"strategies": ("scratch",), "source": None, "seeds": (0, 1, 2), "checkpoint_every": 1, "epochs": 3}
+    with monkeypatch.context() as patch:
+        killed_after(2, patch)
+        with pytest.raises(Killed):
+            transfer.run(**arguments(tasks, tmp_path / "w", **flags, devices=2))
+    lines = transfer.run(**arguments(tasks, tmp_path / "w", **flags, devices=devices))
+    assert [line["seed"] for line in lines] == [0, 1, 2]
+    transfer.run(**arguments(tasks, tmp_path / "whole", **flags, devices=2))
+    same_run(tmp_path / "w", tmp_path / "whole")
+
+
+def test_lists_may_grow_after_a_kill_and_what_was_saved_is_used(tasks, tmp_path, monkeypatch, capsys):
+    flags = {"strategies": ("scratch",), "source": None, "checkpoint_every": 1, "epochs": 3, "devices": 1}
+    with monkeypatch.context() as patch:
+        killed_after(2, patch)
+        with pytest.raises(Killed):
+            transfer.run(**arguments(tasks, tmp_path / "w", **{**flags, "seeds": (0,)}))
+    transfer.run(**arguments(tasks, tmp_path / "w", **{**flags, "seeds": (0, 1)}))
+    assert "goes on from step" in capsys.readouterr().out and not (tmp_path / "w" / "progress").exists()
+    transfer.run(**arguments(tasks, tmp_path / "whole", **{**flags, "seeds": (0, 1)}))
+    same_run(tmp_path / "w", tmp_path / "whole")
+
+
 def test_masks_of_every_kind_and_moments_of_every_phase_are_saved_and_restored(tmp_path):
     """Numbers, arrays, and two phases of Adam, through the disk."""
     model = models.build("mlp", 3, hidden=(4,), activation="relu")
@@ -177,10 +227,12 @@ def test_masks_of_every_kind_and_moments_of_every_phase_are_saved_and_restored(t
     state = next(state for state, _ in train.fit(program, trials, images, labels, [3, 6, 9]) if state.step == 6)
     now = progress.none(2)
     now = now._replace(parts=progress.joined(now.parts, progress.held(state)))
-    with progress.saving(tmp_path, ["a", "b"]) as save:
+    with progress.saving(tmp_path / "group", ["a", "b"]) as save:
         save(now)
     found = progress.found(tmp_path, ["a", "b"], program, trials, pytest.fail)
     assert found is not None
     jax.tree.map(np.testing.assert_array_equal, found.parts, now.parts)
     assert jax.tree.structure(found.parts) == jax.tree.structure(now.parts)
-    assert progress.found(tmp_path, ["a", "c"], program, trials, console.say) is None
+    assert progress.found(tmp_path, ["a", "c"], program, trials, pytest.fail) is None
+    grown = progress.found(tmp_path, ["c", "b", "a"], program, [trials[0], trials[1], trials[0]], pytest.fail)
+    assert grown is not None and [part.trials for part in grown.parts] == [(2, 1)]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from test_programs import command
 
-from experiments import search, transfer, trials
+from experiments import search, search_flags, transfer, trials
 from tljax.study import search as studies
 from tljax.study import space
 from tljax.types import InputError
@@ -38,13 +38,13 @@ def study_of(folder, name="search/head_only/all"):
 
 
 def test_a_search_finds_trains_anew_and_goes_on_where_it_was(tasks, tmp_path, capsys):
-    search.main(line(tasks, tmp_path, "--trials=4", "--group=4"))
+    search.main(line(tasks, tmp_path, "--trials=2", "--group=2"))
     first = capsys.readouterr().out
     assert "tuned against tuned" in first and "validation accuracy" in first
     study = study_of(tmp_path / "w")
-    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 4
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 2
     before = {trial.number: trial.params for trial in study.trials}
-    search.main(line(tasks, tmp_path, "--trials=4", "--group=4"))
+    search.main(line(tasks, tmp_path, "--trials=2", "--group=2"))
     assert {trial.number: trial.params for trial in study_of(tmp_path / "w").trials} == before
     assert capsys.readouterr().out.splitlines()[-3:] == first.splitlines()[-3:]
 
@@ -66,6 +66,7 @@ def test_the_test_set_cannot_be_searched_on(tasks, tmp_path, monkeypatch):
     assert seen
 
 
+@pytest.mark.slow
 def test_trials_together_are_judged_as_trials_alone(tasks, tmp_path, monkeypatch):
     judge, alone = trials.judge, []
 
@@ -86,7 +87,7 @@ def test_search_and_evaluation_share_no_seed(tasks, tmp_path, monkeypatch):
     monkeypatch.setattr(transfer, "complete", lambda todo, **more: seen.update(final=todo) or complete(todo, **more))
     search.main(line(tasks, tmp_path, "--trials=1", "--group=1"))
     assert seen["final"].made.seeds == (0,) and seen["final"].made.recipe.validation == 0
-    assert search.FIRST_SEED not in seen["final"].made.seeds
+    assert search_flags.FIRST_SEED not in seen["final"].made.seeds
 
 
 BAD = [

@@ -48,12 +48,13 @@ def fit(
     """Train a group; yield at each step of `ends` (increasing, to the last) its state and the log since.
 
     `program` says everything but the masks. Images uint8 or float32 [n, ...] and labels int32 [n] are on the device,
-    shared by the trials. Trials go on from the `states` that an earlier call gave, the others from their parameters.
-    A phase begins at a step of `ends`, and the state yielded there is the new phase's already; where the masks of a
-    phase differ in what is compiled, or the devices do not divide the trials, the group parts: all parts are yielded,
-    then each is trained to its end in turn. When `means.stop` says so, the state is yielded where it is and the fit
-    ends. The caller's arrays are copied first; what is yielded is given up to the next segment, so take what is wanted
-    of it before. Raises InputError where the trials differ in steps, batch size or phases.
+    shared by the trials. Trials go on from `states`, the latest that an earlier call gave of each (one at the end gives
+    nothing more), the others from their parameters. A phase begins at a step of `ends`, and the state yielded there is
+    the new phase's already; where the masks of a phase differ in what is compiled, or the devices do not divide the
+    trials, the group parts: all parts are yielded, then each is trained to its end in turn. When `means.stop` says so,
+    the state is yielded where it is and the fit ends. The caller's arrays are copied first; what is yielded is given up
+    to the next segment, so take what is wanted of it before. Raises InputError where the trials differ in steps, batch
+    size or phases.
     """
     _check_group(trials, ends)
     group = Group(program, trials, images, labels, ends, means or Means())
@@ -61,10 +62,10 @@ def fit(
     for state in going:
         yield from _advance(group, state)
     begun = {i for state in going for i in state.trials}
-    everyone = [(i, (_evaluated(trial.phases[0][1], trial.params),)) for i, trial in enumerate(trials)]
-    for part in _parted(group, 0, everyone):
-        if part[0][0] not in begun:
-            yield from _advance(group, _first(group, part))
+    others = [(i, trial) for i, trial in enumerate(trials) if i not in begun]
+    fresh = [(i, (_evaluated(trial.phases[0][1], trial.params),)) for i, trial in others]
+    for part in _parted(group, 0, fresh):
+        yield from _advance(group, _first(group, part))
 
 
 def _taken_up(state: State) -> State:

@@ -66,8 +66,9 @@ def along(
         order, rates = _chunk(trials, stand, step, after)
         given = (trained, opt_state, frozen, numbers, data, order, rates, (step, 0, after - step))
         trained, opt_state, log = modes.run(stand)(program, stand, *given)
-        logs.append(jax.tree.map(lambda curve, n=after - step: curve[:, :n], parallel.host(log)))
-        diverged = _diverged(diverged, step, logs[-1])
+        now = jax.tree.map(lambda curve, n=after - step: curve[:, :n], parallel.host(log))
+        diverged = _diverged(diverged, step, now)
+        logs.append(_silenced(diverged, step, now))
         steps = _as_long(after - step, time.perf_counter() - start)
         most = parallel.agreed(min(capacity(batch_size(trials[0])), steps))
         step = after
@@ -94,6 +95,13 @@ def _diverged(before: Sequence[int | None], first: int, log: Log) -> tuple[int |
         first + int(row.argmax()) if since is None and row.any() else since
         for since, row in zip(before, bad, strict=True)
     )
+
+
+def _silenced(diverged: Sequence[int | None], first: int, log: Log) -> Log:
+    """The log with nan from where a trial diverged: how long it was computed on must not be seen in it."""
+    steps = first + np.arange(log.loss.shape[1])
+    after = np.array([np.full(len(steps), False) if since is None else steps >= since for since in diverged])
+    return jax.tree.map(lambda curve: np.where(after, np.float32(np.nan), curve), log)
 
 
 def capacity(batch: int) -> int:
