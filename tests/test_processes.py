@@ -85,7 +85,8 @@ def test_when_one_process_is_lost_the_other_says_so_and_the_same_command_goes_on
     assert time.monotonic() - began < 20
     assert left.returncode == 1 and complaint.strip().splitlines()[-1].startswith(f"error: {console.LOST}")
     running[lost].communicate()
-    assert [code for code, _, _ in ended(started(flags))] == [0, 0]
+    there = ended(started(flags))
+    assert [code for code, _, _ in there] == [0, 0], there
     assert [line["strategy"] for line in workdir.lines(tmp_path / "w")] == ["pretrain", "scratch", "full"]
 
 

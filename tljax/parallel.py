@@ -89,9 +89,9 @@ def place(mesh: Mesh | None, tree: Any, split: bool = True) -> Any:
     return jax.tree.map(lambda leaf: _spread(leaf, sharding), tree)
 
 
-def _spread(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
+def _spread(leaf: jax.Array | np.ndarray, sharding: NamedSharding) -> jax.Array:
     """What every process has the same of, over the devices of all: each cuts its own part, and nothing is sent."""
-    if not leaf.is_fully_addressable:
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         return jax.device_put(leaf, sharding)
     parts = sharding.addressable_devices_indices_map(leaf.shape).items()
     pieces = [jax.device_put(leaf[index], device) for device, index in parts]
