@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -173,11 +172,12 @@ def test_predictions_are_named_with_their_sha256(finished):
 def test_ctrl_c_while_a_program_imports_is_one_line(tmp_path):
     (tmp_path / "jax.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n")
     for program in ("transfer", "pretrain", "chaos"):
+        # What a shell starts in the background ignores SIGINT, and so would its children: this one does not.
+        heed = "from signal import *; import os, sys; signal(SIGINT, SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
         line = [sys.executable, "-m", f"experiments.{program}", "--source=mnist_10k"]
         path = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
         given = {"capture_output": True, "text": True, "env": path, "cwd": Path(__file__).parent.parent}
-        # What a shell starts in the background ignores SIGINT, and so would its children.
-        done = subprocess.run(line, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **given)
+        done = subprocess.run([sys.executable, "-c", heed, *line], **given)
         assert done.returncode == 130 and done.stderr == "stopped before anything was begun\n"
 
 

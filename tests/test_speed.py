@@ -125,7 +125,7 @@ def test_compiled_programs_go_to_the_users_cache_folder_unless_switched_off(task
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"devices": 0}, "--devices=0: give 1 or more"),
+        ({"devices": 0}, "--devices=0: it must be at least 1 and at most 1,024"),
         ({"devices": 99}, "--devices=99: there are 8"),
         ({"features_budget": -1}, "--features_budget=-1: give 0 bytes or more"),
         ({"features_dtype": "float16"}, "--features_dtype=float16"),
