@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -205,6 +205,11 @@ def identify(name: str, line: Mapping[str, Any], decisive: Mapping[str, Any]) ->
     text = json.dumps({**line, **decisive, "tljax": __version__}, sort_keys=True, default=str)
     key = hashlib.sha256(text.encode()).hexdigest()
     return {"name": f"{file_name(name)}-{key[:8]}", "key": key, **line}
+
+
+def group_name(keys: Iterable[str]) -> str:
+    """Of fits that are trained or kept together, by their keys: eight hexadecimal digits."""
+    return hashlib.sha256("".join(keys).encode()).hexdigest()[:8]
 
 
 def company(made: Settings) -> list[Any]:

@@ -2,9 +2,9 @@
 
 import contextlib
 import fcntl
+import functools
 import os
 import platform
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 from experiments import console
+from tljax import heartbeat
 from tljax.types import InputError
 
 BEAT = 10.0
@@ -36,7 +37,7 @@ def held(workdir: Path) -> Iterator[None]:
         lock.truncate(0)
         print(f"process {os.getpid()} on host {platform.node()}", file=lock, flush=True)
         try:
-            with _heartbeat(lock):
+            with heartbeat.every(BEAT, functools.partial(_touch, lock)):
                 yield
         finally:
             lock.truncate(0)
@@ -63,20 +64,6 @@ def _take_over(workdir: Path, lock: TextIO) -> None:
     console.say(f"'{workdir}' is taken over from {owner}, which ended without leaving")
 
 
-@contextmanager
-def _heartbeat(lock: TextIO) -> Iterator[None]:
-    """Touch the lock now and then."""
-    ended = threading.Event()
-
-    def beat() -> None:
-        while not ended.wait(BEAT):
-            with contextlib.suppress(OSError):
-                os.utime(lock.fileno())
-
-    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+def _touch(lock: TextIO) -> None:
+    with contextlib.suppress(OSError):
+        os.utime(lock.fileno())

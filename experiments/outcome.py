@@ -79,8 +79,8 @@ def leave(
     """
     lines = [{**fit.line, **_second_half(of)} for fit, of in zip(group, outcomes, strict=True)]
     for rows in _by_strategy(lines):
-        digest = hashlib.sha256("".join(lines[row]["key"] for row in rows).encode()).hexdigest()
-        place = folder / "checkpoints" / f"{fits.file_name(lines[rows[0]]['strategy'])}-{digest[:8]}"
+        name_of_group = fits.group_name(lines[row]["key"] for row in rows)
+        place = folder / "checkpoints" / f"{fits.file_name(lines[rows[0]]['strategy'])}-{name_of_group}"
         shutil.rmtree(place, ignore_errors=True)
         each: dict[str, Params] = {}
         for row in rows:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import processes
+from experiments import processes, workdir
 from tljax import checkpoint, parallel, paths, train
 from tljax.types import InputError, Mask, Params
 
@@ -54,8 +54,7 @@ def held(state: train.State) -> train.State:
 
 
 def _copy(leaf: Any) -> Any:
-    is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return jax.random.clone(leaf) if is_key else np.array(parallel.host(leaf))
+    return jax.random.clone(leaf) if checkpoint.is_key(leaf) else np.array(parallel.host(leaf))
 
 
 def joined(parts: Sequence[train.State], new: train.State) -> tuple[train.State, ...]:
@@ -173,9 +172,8 @@ def found(
                     now = _with(now, which, _restored(program, [trials[i] for i in which], arrays, told))
                 break
             except InputError as error:
-                aside = folder.with_name(f"{folder.name}.damaged")
-                folder.rename(aside)
-                say(f"{error}; it is set aside as '{aside.name}', and what was saved before it is used")
+                aside = workdir.aside(folder).name
+                say(f"{error}; it is set aside as '{aside}', and what was saved before it is used")
     return now if now.parts else None
 
 

@@ -46,7 +46,7 @@ def run(given: Mapping[str, Any], asked: Search) -> list[workdir.Line]:
     search_flags.check(given, made, asked)
     hunting = _hunting(given, made, asked)
     means = machine.prepare(made)
-    arms = _arms(hunting, made, asked)
+    arms = _arms(made, asked)
     if made.dry_run:
         _show(arms, asked)
         return []
@@ -55,11 +55,11 @@ def run(given: Mapping[str, Any], asked: Search) -> list[workdir.Line]:
         winners = {}
         for arm in arms:
             flags_of = {**hunting, "strategies": (arm.strategy,), "train_examples": (arm.budget,)}
-            base = _only(transfer.prepare(options.settings(**flags_of), means), arm.strategy)
+            base = _only(transfer.prepare(options.settings(**flags_of), means))
             winners[arm] = _hunt(arm, studies[arm], base, flags_of, asked, folder)
         lines = []
         for arm, winner in winners.items():
-            lines += _train_anew(arm, search_flags.chosen(_final(given, made, arm, folder), winner.params), means)
+            lines += _train_anew(search_flags.chosen(_final(given, made, arm, folder), winner.params), means)
     notes = [note for arm, winner in winners.items() for note in _notes(arm, winner)]
     console.results("tuned against tuned", lines, notes)
     return lines
@@ -67,20 +67,23 @@ def run(given: Mapping[str, Any], asked: Search) -> list[workdir.Line]:
 
 def _hunting(given: Mapping[str, Any], made: Settings, asked: Search) -> dict[str, Any]:
     """The flags under which trials run: seeds of their own, a validation split, and the source's recipe as it is."""
-    source = {f"source_{name}": value for name, value in vars(made.source_recipe).items()}
     validation = made.recipe.validation or 0.2
-    return {**source, **given, "seeds": asked.seeds, "validation": validation, "dry_run": False}
+    return {**_source(made), **given, "seeds": asked.seeds, "validation": validation, "dry_run": False}
+
+
+def _source(made: Settings) -> dict[str, Any]:
+    """The flags that leave the source's recipe as it is, whatever the target's becomes."""
+    return {f"source_{name}": value for name, value in vars(made.source_recipe).items()}
 
 
 def _final(given: Mapping[str, Any], made: Settings, arm: Arm, folder: Path) -> dict[str, Any]:
     """The flags of the last fits: all training examples, and the seeds that the search has not seen."""
-    source = {f"source_{name}": value for name, value in vars(made.source_recipe).items()}
     place = folder / "final" / f"{fits.file_name(arm.strategy)}-{arm.budget}"
     own = {"strategies": (arm.strategy,), "train_examples": (arm.budget,), "validation": 0.0, "seeds": made.seeds}
-    return {**source, **given, **own, "workdir": str(place)}
+    return {**_source(made), **given, **own, "workdir": str(place)}
 
 
-def _arms(hunting: Mapping[str, Any], made: Settings, asked: Search) -> list[Arm]:
+def _arms(made: Settings, asked: Search) -> list[Arm]:
     """A study for each strategy and label budget that are to be told apart."""
     strategies = made.strategies
     if asked.per_strategy and "scratch" not in strategies:
@@ -116,9 +119,9 @@ def _opened(arm: Arm, asked: Search, made: Settings, folder: Path) -> search.Sea
 _FREE = (*options.LISTS, *options.PLACES)
 
 
-def _only(todo: Experiment, strategy: str) -> Experiment:
-    """The experiment with one strategy: `prepare` adds scratch."""
-    return todo._replace(methods=tuple(method for method in todo.methods if method.label == strategy))
+def _only(todo: Experiment) -> Experiment:
+    """The experiment with the strategies that are named: `prepare` adds scratch."""
+    return todo._replace(methods=tuple(map(methods.one, todo.made.strategies)))
 
 
 def _hunt(
@@ -186,12 +189,11 @@ def _judge(
         search.tell(searched.study, one, result.accuracy, result.pruned)
 
 
-def _train_anew(arm: Arm, flags_of: Mapping[str, Any], means: Any) -> list[workdir.Line]:
+def _train_anew(flags_of: Mapping[str, Any], means: Any) -> list[workdir.Line]:
     """The winner on all training examples, under the seeds of --seeds: the only time the test set is read."""
     made = options.settings(**flags_of)
     todo = transfer.prepare(made, means)
-    label = next(m.label for m in todo.methods if m.name == arm.strategy.split(":")[0] or m.label == arm.strategy)
-    return transfer.complete(_only(todo, label), show=False)
+    return transfer.complete(_only(todo), show=False)
 
 
 def _notes(arm: Arm, winner: Any) -> list[str]:
@@ -204,8 +206,8 @@ def _notes(arm: Arm, winner: Any) -> list[str]:
 
 
 def _show(arms: Sequence[Arm], asked: Search) -> None:
-    rows = [(one.name, one.kind, *space.ends(one)[:1], *space.ends(one)[1:]) for one in asked.ranges]
-    console.table("space", ["name", "kind", "from", "to"], [(*row, "")[:4] for row in rows])
+    rows = [(one.name, one.kind, *space.ends(one), "")[:4] for one in asked.ranges]
+    console.table("space", ["name", "kind", "from", "to"], rows)
     for arm in arms:
         console.say(f"{arm.strategy} at {arm.budget}: {asked.trials} trials in groups of {asked.group}")
 

@@ -1,10 +1,9 @@
 """Train what is ready, group by group, and leave it in the run directory."""
 
 import contextlib
-import hashlib
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,7 @@ def run(
         groups.setdefault((fit.program, len(fit.trial.rates)), []).append(fit)
     with signals.heeded() as asked:
         for group in groups.values():
-            place = folder / "progress" / _digest(fit.line["key"] for fit in group)
+            place = folder / "progress" / fits.group_name(fit.line["key"] for fit in group)
             outcomes = _train(field, group, place, every, asked, advance)
             extra = [_fisher(field, fit, of) for fit, of in zip(group, outcomes, strict=True)] if fisher else []
             if processes.first():
@@ -50,10 +49,6 @@ def run(
             processes.wait("left")
             if number := parallel.agreed(asked()):
                 raise signals.Stopped(number, "stopped between two groups of fits; the same command goes on")
-
-
-def _digest(keys: Iterable[str]) -> str:
-    return hashlib.sha256("".join(keys).encode()).hexdigest()[:8]
 
 
 def _train(

@@ -43,7 +43,7 @@ def complete(todo: Experiment, show: bool = True) -> list[workdir.Line]:
     made = todo.made
     with processes.opened(made, "transfer") as folder:
         plan = planned(todo)
-        done = processes.in_turn(lambda: workdir.done(folder))
+        done = workdir.done(folder)
         missing = _missing(plan, done.keys(), made.many == "vmap")
         lost = _sources(todo) & {line["key"] for line in workdir.lines(folder)} - done.keys()
         if processes.first() and (missing or lost or not workdir.recorded(folder)):

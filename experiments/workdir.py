@@ -151,10 +151,15 @@ def _set_damaged_aside(workdir: Path) -> None:
 
 def _set_aside(place: Path, fault: str | None) -> None:
     if fault is not None:
-        names = (f"{place.name}.damaged{number}" for number in itertools.chain([""], itertools.count(2)))
-        aside = next(place.with_name(name) for name in names if not os.path.lexists(place.with_name(name)))
-        os.rename(place, aside)
-        console.say(f"{fault}. It is set aside as '{aside.name}', and what it held counts as not trained")
+        console.say(f"{fault}. It is set aside as '{aside(place).name}', and what it held counts as not trained")
+
+
+def aside(place: Path) -> Path:
+    """Rename what is damaged to NAME.damaged, or .damaged2 where that is taken; its new place."""
+    names = (f"{place.name}.damaged{number}" for number in itertools.chain([""], itertools.count(2)))
+    free = next(place.with_name(name) for name in names if not os.path.lexists(place.with_name(name)))
+    os.rename(place, free)
+    return free
 
 
 def _text(file: Path) -> str:

@@ -16,6 +16,7 @@ FLOORS = {
     "tljax.code": 1,
     "tljax.plugins": 1,
     "tljax.paths": 1,
+    "tljax.heartbeat": 1,
     "tljax.seeds": 1,
     "tljax.data": 2,
     "tljax.models": 2,

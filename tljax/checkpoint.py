@@ -56,10 +56,11 @@ def flatten(params: Params) -> Flat:
 
 def _plain(leaf: Any) -> Any:
     """A random key as the numbers that it is."""
-    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+    return jax.random.key_data(leaf) if is_key(leaf) else leaf
 
 
-def _is_key(leaf: Any) -> bool:
+def is_key(leaf: Any) -> bool:
+    """Whether a leaf holds random keys, which are no numbers to NumPy."""
     return jax.dtypes.issubdtype(jax.dtypes.result_type(leaf), jax.dtypes.prng_key)
 
 
@@ -69,7 +70,7 @@ def unflatten(flat: Mapping[str, Any], like: Params) -> Params:
     >>> unflatten({"a": np.ones(1)}, {"a": np.zeros(1)})
     {'a': array([1.])}
     """
-    keys = {path for path, leaf in paths.items(like) if _is_key(leaf)}
+    keys = {path for path, leaf in paths.items(like) if is_key(leaf)}
     known = {path: jax.eval_shape(_plain, leaf) if path in keys else leaf for path, leaf in paths.items(like)}
     for path in sorted(known.keys() | flat.keys()):
         there = f"{flat[path].dtype}{list(flat[path].shape)}" if path in flat else "absent"

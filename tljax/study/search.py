@@ -7,13 +7,12 @@ and when that was last heard of), and one whose lease is old is failed and put t
 import contextlib
 import os
 import platform
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tljax import plugins
+from tljax import heartbeat, plugins
 from tljax.study.space import Range
 from tljax.types import InputError
 
@@ -141,24 +140,15 @@ def _counted(study: Any) -> list[Any]:
     return [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.FAIL]
 
 
-@contextlib.contextmanager
-def held(asked: Sequence[Asked], lease: float) -> Iterator[None]:
+def held(asked: Sequence[Asked], lease: float) -> contextlib.AbstractContextManager[None]:
     """Say now and then that this process has these trials under way, and lives."""
-    ended = threading.Event()
 
     def beat() -> None:
-        while not ended.wait(lease / 4):
-            for one in asked:
-                with contextlib.suppress(Exception):  # finished, or the storage is away for a moment
-                    _hold(one.trial)
+        for one in asked:
+            with contextlib.suppress(Exception):  # finished, or the storage is away for a moment
+                _hold(one.trial)
 
-    thread = threading.Thread(target=beat, name="leases", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+    return heartbeat.every(lease / 4, beat)
 
 
 def _hold(trial: Any) -> None:
@@ -173,10 +163,16 @@ def _take_over(study: Any, lease: float) -> None:
         _, heard = trial.user_attrs.get("lease", ["", trial.datetime_start.timestamp()])
         if time.time() - heard <= lease:
             continue
-        # Only one process finds it under way still; its values wait for whoever asks next.
-        with contextlib.suppress(ValueError, RuntimeError, KeyError):
-            study.tell(trial.number, state=TrialState.FAIL)
-            study.enqueue_trial(trial.params, user_attrs={"again": trial.number})
+        _try_again(study, trial)
+
+
+def _try_again(study: Any, trial: Any) -> None:
+    """Fail a trial that is under way, and leave its values to whoever asks next."""
+    from optuna.trial import TrialState
+
+    with contextlib.suppress(ValueError, RuntimeError, KeyError):  # it has ended meanwhile
+        study.tell(trial.number, state=TrialState.FAIL)
+        study.enqueue_trial(trial.params, user_attrs={"again": trial.number})
 
 
 def under_way(study: Any) -> int:
@@ -186,29 +182,22 @@ def under_way(study: Any) -> int:
     return len(study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)))
 
 
-def tell(study: Any, asked: Asked, value: float | None, pruned: bool = False) -> bool:
-    """Hand in a trial's value, or that it diverged (None); False where it was taken from this process meanwhile."""
+def tell(study: Any, asked: Asked, value: float | None, pruned: bool = False) -> None:
+    """Hand in a trial's value, or that it diverged (None); nothing where it was taken from this process meanwhile."""
     from optuna.trial import TrialState
 
-    try:
+    with contextlib.suppress(ValueError, RuntimeError):
         if pruned:
             study.tell(asked.trial, state=TrialState.PRUNED)
-        else:
-            # A fit that diverged is a bad one, which the sampler is to learn from: the worst accuracy there is.
-            asked.trial.set_user_attr("diverged", value is None)
-            study.tell(asked.trial, 0.0 if value is None else value)
-    except (ValueError, RuntimeError):
-        return False
-    return True
+            return
+        # A fit that diverged is a bad one, which the sampler is to learn from: the worst accuracy there is.
+        asked.trial.set_user_attr("diverged", value is None)
+        study.tell(asked.trial, 0.0 if value is None else value)
 
 
 def give_back(study: Any, asked: Asked) -> None:
     """Leave a trial under way to whoever asks next."""
-    from optuna.trial import TrialState
-
-    with contextlib.suppress(ValueError, RuntimeError, KeyError):
-        study.tell(asked.trial, state=TrialState.FAIL)
-        study.enqueue_trial(asked.trial.params, user_attrs={"again": asked.trial.number})
+    _try_again(study, asked.trial)
 
 
 def best(study: Any) -> Any:
