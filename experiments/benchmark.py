@@ -24,7 +24,7 @@ from absl import flags
 from experiments import commandline, console, machine, options, sides
 from tljax.types import InputError
 
-ROWS = ("full", "probe", "probes", "whole", "growth")
+ROWS = ("full", "probe", "probes", "trials", "whole", "growth")
 _HELP = f"""
   --manual_dir   DIR/mnist and DIR/fashion_mnist hold the four .gz files of each (needed)
   --rows         of {",".join(ROWS)} (default all)
@@ -130,6 +130,20 @@ def many(data: sides.Arrays) -> list[Measured]:
     return compared("32 linear probes of 10 epochs, s", seconds, "tljax")
 
 
+def trials(rounds: int) -> list[Measured]:
+    """64 trials of a search, together and one by one, and how far their accuracies differ."""
+    side = sides.searched()
+    found = [next(side) for _ in range(rounds)]
+    seconds = {"tljax, together": [one[0] for one in found], "tljax, one by one": [one[1] for one in found]}
+    together, alone = found[-1][2]
+    row = "64 trials of a linear probe"
+    return [
+        *compared(f"{row}, s", seconds, "tljax, together"),
+        Measured(f"{row}: accuracies differ by at most, points", "tljax", float(100 * np.abs(together - alone).max())),
+        Measured(f"{row}: on average by, points", "tljax", float(100 * abs((together - alone).mean()))),
+    ]
+
+
 def whole(folder: Path) -> list[Measured]:
     """The reference experiment, one seed, from shell to table, and the peak memory of its process."""
     here = str(Path(__file__).parent / "flags" / "reference.flags")
@@ -217,6 +231,7 @@ def run(manual_dir: str, rows: Sequence[str] = ROWS, rounds: int = 5, output: st
         "full": lambda: full(arrays, rounds),
         "probe": lambda: probe(arrays, rounds),
         "probes": lambda: many(arrays),
+        "trials": lambda: trials(rounds),
         "whole": lambda: whole(folder),
         "growth": lambda: growth(folder),
     }

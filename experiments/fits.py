@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import budgets
 from experiments import workdir as rundir
 from experiments.options import MOST, Recipe, Settings
 from tljax import __version__, evaluate, graft, named_optimizer, objective, parallel, paths, plugins, seeds, train
@@ -75,7 +76,9 @@ def check(recipe: Recipe, budget: str, task: Task, start: Start, prefix: str = "
     for term in terms:
         _flagged(prefix, "penalty", functools.partial(paths.require_globs, start.params, (term.on,)))
     drawn = _flagged(
-        prefix, "train_examples" if budget != "all" else "validation", lambda: _chosen(recipe, budget, task, 0)
+        prefix,
+        "train_examples" if not budget.startswith("all") else "validation",
+        lambda: _chosen(recipe, budget, task, 0),
     )
     total = _flagged(prefix, "batch_size", lambda: steps(recipe, len(drawn[0])))
     _at_steps(start.phases, ends(recipe, total))
@@ -144,8 +147,7 @@ def ends(recipe: Recipe, total: int) -> list[int]:
 def _chosen(recipe: Recipe, budget: str, task: Task, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """(training, validation) examples of a label budget, int32 each."""
     labels = np.asarray(task.train.labels)
-    total = len(labels) if budget == "all" else int(budget)
-    chosen = draw.label_budget(seed, labels, total)
+    chosen = draw.label_budget(seed, labels, budgets.total(budget, task))
     subset, validation = draw.validation_split(labels, chosen, recipe.validation)
     if not len(subset):
         raise InputError(f"--validation={recipe.validation} leaves no example to train on: lower it")

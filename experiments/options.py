@@ -10,7 +10,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import commandline
+from experiments import budgets, commandline
 from tljax import plugins
 from tljax.types import InputError
 
@@ -46,7 +46,7 @@ class Settings:
     source: str | None = _flag(None, "data set to learn first: mnist_10k, any of TFDS, folder:DIR, FILE.npz", "T")
     source_checkpoint: str | None = _flag(None, "a source trained before: a run directory, or a checkpoint in it", "T")
     target: str | None = _flag(None, "data set to transfer to, named likewise", "T")
-    train_examples: tuple[str, ...] = _flag(("all",), "label budgets: all, or numbers of target examples", "T")
+    train_examples: tuple[str, ...] = _flag(("all",), "label budgets: all, 500, 5/class, 5/class:seeds=30", "T")
     image_shape: tuple[int, ...] = _flag((), "HEIGHT,WIDTH,CHANNELS to bring images to; default the source's", "T")
     data_dir: str | None = _flag(None, "where data sets are kept; default as TFDS has it", "T")
     manual_dir: str | None = _flag(None, "where files put by hand are: DIR/mnist/train-images-idx3-ubyte.gz ...", "T")
@@ -59,7 +59,7 @@ class Settings:
     )
     recipe: Recipe = Recipe()
     source_recipe: Recipe = Recipe()
-    seeds: tuple[int, ...] = _flag((0,), "a fit for each; a seed names the four streams below", "R")
+    seeds: tuple[int, ...] = _flag((0,), "a fit for each, as 0,1,2 or 0-29; a seed names the four streams below", "R")
     source_seed: int | None = _flag(None, "pins the source's fit", "R")
     head_seed: int | None = _flag(None, "pins what is drawn anew", "R")
     order_seed: int | None = _flag(None, "pins the order of the examples", "R")
@@ -176,8 +176,8 @@ def _check(made: Settings) -> None:
     if max(made.hidden, default=1) > MOST["hidden"]:
         raise InputError(f"--hidden={max(made.hidden)}: a width is at most {MOST['hidden']:,}")
     for value in made.train_examples:
-        if value != "all" and not (value.isdecimal() and int(value) > 0):
-            raise InputError(f"--train_examples={value}: write all, or a whole number of examples above 0")
+        budgets.check(value)
+        budgets.seeds(value, made.seeds)
     shape = made.image_shape
     if shape and (len(shape) != 3 or min(shape) < 1 or shape[0] * shape[1] * shape[2] > MOST["image_shape"] * 100):
         raise InputError(f"--image_shape={','.join(map(str, shape))}: write HEIGHT,WIDTH,CHANNELS, below 10^7 in all")
@@ -246,9 +246,19 @@ def _convert(name: str, kind: str, value: Any) -> Any:
     if "int" not in kind:
         return parts
     try:
-        return tuple(int(part) for part in parts)
+        return tuple(number for part in parts for number in _whole(part))
     except ValueError as error:
-        raise InputError(f"--{name}={value}: write whole numbers with commas between them") from error
+        raise InputError(f"--{name}={value}: write whole numbers with commas between them, or as 0-29") from error
+
+
+def _whole(part: str) -> Sequence[int]:
+    """The whole numbers of '3', or of '0-29'."""
+    first, dash, last = part.partition("-")
+    if not dash or not first:
+        return (int(part),)
+    if int(last) - int(first) not in range(100_000):
+        raise ValueError(part)
+    return range(int(first), int(last) + 1)
 
 
 def _help(about: str) -> str:

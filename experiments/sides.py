@@ -20,8 +20,10 @@ Arrays = tuple[np.ndarray, np.ndarray]
 """Images uint8 [n, ...] and labels."""
 
 
-def epochs(count: int, mask: str = "full", *, data: Arrays, widths: Sequence[int] = (512,)) -> Iterator[Any]:
-    """tljax: an epoch of `count` fits, of everything or of the head alone, each time it is asked."""
+def epochs(
+    count: int, mask: str = "full", *, data: Arrays, widths: Sequence[int] = (512,), most: int = 50
+) -> Iterator[Any]:
+    """tljax: an epoch of `count` fits, of everything or of the head alone, each of the `most` times it is asked."""
     import jax
     import jax.numpy as jnp
 
@@ -34,7 +36,7 @@ def epochs(count: int, mask: str = "full", *, data: Arrays, widths: Sequence[int
     spec, numbers = named_optimizer.spec("sgd")
     program = train.Program(model, objective.loss("softmax_cross_entropy"), spec)
     tree = plugins.method(mask)[0].strategy(params, Context(models.names(model)))
-    most = 50 * len(data[1]) // BATCH
+    most = most * len(data[1]) // BATCH
     trials = [_trial(params, tree, seed, len(data[1]), most, numbers) for seed in range(count)]
     images, labels = jnp.asarray(data[0]), jnp.asarray(data[1])
     ends = range(len(data[1]) // BATCH, most + 1, len(data[1]) // BATCH)
@@ -77,6 +79,51 @@ def probes(data: Arrays, rates: int = 8, seeds: int = 4, passes: int = 10) -> fl
     for state, _ in train.fit(program, trials, jnp.asarray(data[0]), jnp.asarray(data[1]), [steps], means=means):
         jax.block_until_ready(state.params)
     return time.perf_counter() - start
+
+
+def searched(passes: int = 10) -> Iterator[tuple[float, float, np.ndarray]]:
+    """Linear probes over 4 rates x 4 penalties x 4 seeds on the shipped data, together and then one by one.
+
+    Each time: (seconds together, seconds alone, test accuracies [2, 64] of both); compiled and on features before.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from experiments import machine, options
+    from tljax import data, evaluate, masks, models, named_optimizer, objective, train
+
+    source, target = data.load("mnist_10k"), data.load("fashion_mnist_10k")
+    [state] = epochs(1, data=(source.train.images, source.train.labels), most=1)
+    model = models.build("mlp", 10, hidden=(512,), activation="relu")
+    spec, numbers = named_optimizer.spec("sgd")
+    terms, _ = objective.penalties("l2:weight=1")
+    program = train.Program(model, objective.loss("softmax_cross_entropy"), spec, terms)
+    steps = passes * len(target.train.labels) // BATCH
+    body = jax.tree.map(lambda leaf: leaf[0], state[0].params)["hidden_0"]
+    trials = []
+    for seed in range(4):
+        params = {**models.init(model, jax.random.key(seed), (28, 28, 1)), "hidden_0": body}
+        first = _trial(params, masks.under(params, "head"), seed, len(target.train.labels), steps, numbers, 1.0)
+        trials += [
+            first._replace(rates=first.rates * rate, weights=({"weight": weight},))
+            for rate in (0.003, 0.01, 0.03, 0.1)
+            for weight in (1e-5, 1e-4, 1e-3, 1e-2)
+        ]
+    images, labels = jnp.asarray(target.train.images), jnp.asarray(target.train.labels)
+    test, means = evaluate.padded(target.test.images), machine.prepare(options.settings())
+
+    def judged(group: list[Any]) -> np.ndarray:
+        for state, _ in train.fit(program, group, images, labels, [steps], means=means):
+            logits = train.logits(program, group, state, test, len(target.test.labels), means)
+        return np.array((logits.argmax(-1) == target.test.labels).mean(-1))
+
+    judged(trials), judged(trials[:1])
+    while True:
+        start = time.perf_counter()
+        together = judged(trials)
+        between = time.perf_counter()
+        alone = np.concatenate([judged([trial]) for trial in trials])
+        yield between - start, time.perf_counter() - between, np.stack([together, alone])
 
 
 def pytorch(

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import console, fits, machine, methods, options, page, processes, sources, training, workdir
+from experiments import budgets, console, fits, machine, methods, options, page, processes, sources, training, workdir
 from experiments.options import Settings
 from experiments.sources import Source
 from tljax import masks, objective, seeds, train
@@ -101,7 +101,7 @@ def planned(todo: Experiment) -> dict[str, Job]:
     jobs = {}
     for method in todo.methods:
         for budget in todo.made.train_examples:
-            for seed in todo.made.seeds:
+            for seed in budgets.seeds(budget, todo.made.seeds):
                 line = _line(todo, method, budget, seed)
                 jobs[line["key"]] = Job(method, budget, seed, line)
     return jobs
@@ -127,7 +127,7 @@ def _line(todo: Experiment, method: methods.Named, budget: str, seed: int) -> wo
         "strategy": method.name,
         "options": method.options,
         "seed": seed,
-        "train_examples": len(target.train.labels) if budget == "all" else int(budget),
+        "train_examples": budgets.total(budget, target),
     }
     decisive = {
         "identity": source.identity[seed] if source else None,

@@ -134,6 +134,21 @@ def test_all_diverged_says_so(tasks, tmp_path):
         search.main([*given, "--space=learning_rate:log:1e28:1e30", "--loss=l2_loss", "--source_learning_rate=0.01"])
 
 
+def test_a_trial_that_two_processes_try_again_is_tried_once():
+    """Each finds the owner dead before the other has said so; the second of the two must not be waited for."""
+    ranges = (space.parse("momentum:between:0:1"),)
+    made = studies.opened("twice", None, "Random", "Nop", 0, 60.0, {})
+    first, second = studies.ask(made, ranges, 2, 2)
+    studies.give_back(made.study, first)
+    made.study.enqueue_trial(first.trial.params, user_attrs={"again": first.trial.number})
+    studies.tell(made.study, second, 0.5)
+    asked = studies.ask(made, ranges, 4, 2)
+    assert [one.chosen for one in asked] == [first.chosen]
+    studies.tell(made.study, asked[0], 0.5)
+    assert studies.ask(made, ranges, 4, 2) == [] and studies.under_way(made.study) == 0
+    assert [trial.state.name for trial in made.study.trials] == ["FAIL", "COMPLETE", "COMPLETE", "FAIL"]
+
+
 def test_an_optimum_at_an_edge_is_said_to_be_there():
     one = space.parse("learning_rate:log:1e-3:1")
     assert [space.at_edge(one, value) for value in (1e-3, 0.03, 1.0)] == ["lowest", "", "highest"]

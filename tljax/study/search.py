@@ -113,19 +113,13 @@ def ask(searched: Searched, space: Sequence[Range], count: int, trials: int) -> 
     study, asked = searched.study, []
     _take_over(study, searched.lease)
     for _ in range(count):
-        if len(_counted(study)) - len(study.get_trials(deepcopy=False, states=(TrialState.WAITING,))) >= trials:
+        waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        if not waiting and len(_counted(study)) >= trials:
             break
         trial = study.ask()
         _hold(trial)
-        counted = _counted(study)
-        if trial.number not in [one.number for one in counted[:trials]]:
+        if trial.number not in [one.number for one in _counted(study)[:trials]]:
             study.tell(trial, state=TrialState.FAIL)  # another process was quicker
-            break
-        again = trial.user_attrs.get("again")
-        if again is not None and any(
-            one.user_attrs.get("again") == again for one in counted if one.number < trial.number
-        ):
-            study.tell(trial, state=TrialState.FAIL)  # two processes found its owner dead at once, as SQLite lets them
             continue
         # Seeded by the trial, so that processes never draw the same, and a resumed study draws what it would have.
         study.sampler = _made(optuna.samplers, "sampler", searched.sampler, searched.seed + trial.number)
@@ -134,10 +128,19 @@ def ask(searched: Searched, space: Sequence[Range], count: int, trials: int) -> 
 
 
 def _counted(study: Any) -> list[Any]:
-    """The trials that count, those that failed do not, in their order."""
+    """The trials that count, in their order: not those that failed, nor one that is tried again twice.
+
+    Two processes may find an owner dead at once, as SQLite lets them.
+    """
     from optuna.trial import TrialState
 
-    return [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.FAIL]
+    counted, again = [], set()
+    for trial in study.get_trials(deepcopy=False):
+        first = trial.user_attrs.get("again", f"new {trial.number}")
+        if trial.state != TrialState.FAIL and first not in again:
+            counted.append(trial)
+        again.add(first)
+    return counted
 
 
 def held(asked: Sequence[Asked], lease: float) -> contextlib.AbstractContextManager[None]:
