@@ -44,6 +44,11 @@ def mnist(changes: str) -> Task:
 PLAIN = load("mnist_10k")
 
 
+@pytest.fixture(autouse=True)
+def unpacked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tljax.data.idx.shipped", lambda name, shape: PLAIN)
+
+
 def test_a_task_is_called_by_the_whole_text_and_says_what_it_is_made_of() -> None:
     task = mnist("labels=0-4:rotate=30")
     assert task.name == "mnist_10k:labels=0-4:rotate=30"
@@ -89,6 +94,13 @@ def test_group_makes_a_class_of_each_group() -> None:
 )
 def test_a_class_is_called_by_its_name_or_its_number(text: str, classes: tuple[str, ...]) -> None:
     assert made(text).classes == classes
+
+
+def test_of_names_that_hold_separators_the_longest_is_meant() -> None:
+    task = small(classes=("a", "b", "a+b", "a-b", "c", "d"))
+    assert made("labels=a+b+c", task=task).classes == ("a+b", "c")
+    assert made("labels=a-b+b", task=task).classes == ("a-b", "b")
+    assert made("labels=b+a", task=task).classes == ("b", "a")
 
 
 def test_a_number_that_is_a_name_is_the_name() -> None:
@@ -197,10 +209,10 @@ def test_noise_differs_between_splits_rows_and_pixels_and_is_the_same_every_time
 ) -> None:
     grey = small(np.full((90, 12, 12, 3), 128, np.uint8))
     task = made("noise=0.1", task=grey)
-    words = np.random.Philox(key=np.array([0, 5], np.uint64)).random_raw(3)
-    sixteenths = [int(word) >> shift & 0xFFFF for word in words for shift in (0, 16, 32, 48)][:9]
+    words = np.random.Philox(key=np.array([0, 5], np.uint64)).random_raw(108)
+    sixteenths = [int(word) >> shift & 0xFFFF for word in words for shift in (0, 16, 32, 48)]
     drawn = stats.norm.ppf((np.array(sixteenths) + 0.5) / 2**16)
-    np.testing.assert_array_equal(task.train.images[0, 0, :3].ravel(), 128 + np.rint(25.5 * drawn))
+    np.testing.assert_array_equal(task.train.images[0].ravel(), np.clip(128 + np.rint(25.5 * drawn), 0, 255))
     for one, other in (
         (task.train.images[:30], task.test.images),
         (task.train.images[:-1], task.train.images[1:]),
@@ -293,9 +305,11 @@ def test_features_may_be_permuted_and_their_labels_changed() -> None:
     task = small(COLOUR.astype(np.float32))
     got = made("permute=5", "labels=0+1", "shuffle_labels=1", "take=10", task=task)
     assert got.train.images.dtype == np.float32 and got.train.images.shape == (10, 12, 12, 3)
+    whole = made("permute=5", task=task).test.images
     flat = small(COLOUR.reshape(90, -1).astype(np.float32))
     order = np.argsort(np.random.Philox(key=np.array([5, 4], np.uint64)).random_raw(432), kind="stable")
     np.testing.assert_array_equal(made("permute=5", task=flat).test.images, flat.test.images[:, order])
+    np.testing.assert_array_equal(whole.reshape(30, 432), flat.test.images[:, order])
     for change in ("rotate=30", "blur=1", "invert", "noise=0.1"):
         with pytest.raises(InputError, match=rf"option '{change.partition('=')[0]}' .*'small'.* features: drop it"):
             made(change, task=flat)

@@ -10,10 +10,10 @@ invert                    255 - x
 noise=0.3                 Gaussian of that standard deviation, 1 being the range 0..255; rounded and clipped
 permute=7                 pixels in an order drawn from the seed 7, the same for both splits; channels stay together
 
-They apply in the order written, after the images have their shape. A class is called by its name; by its number, from
-0, where no name is a number. Of float features [n, ...], permute exchanges all numbers of an example, and invert,
-rotate, blur and noise are refused: features are no picture, and have no range. What is drawn comes from Philox as in
-`draw`, so it is the same on any machine.
+They apply in the order written, each option once, after the images have their shape. A class is called by its name;
+by its number, from 0, where no name is a number. Of float features [n, ...], permute exchanges all numbers of an
+example, and invert, rotate, blur and noise are refused: features are no picture, and have no range. What is drawn
+comes from Philox as in `draw`, so it is the same on any machine.
 """
 
 import math
