@@ -25,7 +25,8 @@ class Found(NamedTuple):
     rows: Sequence[Row]
     predicted: Mapping[str, np.ndarray]
     """{fit: the class it takes each test example for, int [items]}."""
-    labels: np.ndarray
+    labels: Mapping[str, np.ndarray]
+    """{target: the classes of its test examples, int [items]}."""
     curves: Mapping[str, Mapping[str, np.ndarray]] = {}
     images: np.ndarray | None = None
     classes: Sequence[str] = ()
@@ -38,7 +39,33 @@ def of_run(folder: Path, lines: Sequence[workdir.Line], task: Task) -> Found:
     predicted = {line["name"]: read(folder / line["predictions"])[0] for line in lines if counts(line)}
     curves = {line["name"]: curve for line in lines if (curve := outcome.curves(folder, line)) is not None}
     rows = [dict(line) | ({"source": None} if line["strategy"] == "scratch" else {}) for line in lines]
-    return Found(rows, predicted, np.asarray(task.test.labels), curves, np.asarray(task.test.images), task.classes)
+    labels = {task.name: np.asarray(task.test.labels)}
+    return Found(rows, predicted, labels, curves, np.asarray(task.test.images), task.classes)
+
+
+def keep(folder: Path, found: Sequence[Found]) -> None:
+    """Write what else is known of the fits of a study to `folder`/study.json, for reports of several."""
+    parts = [{"longer": part.longer, "rows": part.rows} for part in found]
+    workdir.replace(folder / "study.json", json.dumps(parts) + "\n")
+
+
+def of_directory(folder: Path) -> list[Found]:
+    """Of a run directory that has ended; raises InputError for one that has not, or is damaged."""
+    if not (folder / "report.html").is_file():
+        raise InputError(f"'{folder}' holds no run that has ended: run its command again")
+    file, done = folder / "study.json", workdir.done(folder).values()
+    parts = [{"longer": False, "rows": [dict(line) for line in done if line["strategy"] != "pretrain"]}]
+    if file.is_file():
+        parts = json.loads(file.read_text(encoding="utf-8"))
+    found = []
+    for part in parts:
+        known = {row["name"]: read(folder / row["predictions"]) for row in part["rows"] if counts(row)}
+        labels = {row["target"]: known[row["name"]][1] for row in part["rows"] if row["name"] in known}
+        curves = {row["name"]: curve for row in part["rows"] if (curve := outcome.curves(folder, row)) is not None}
+        rows = [row | ({"source": None} if row["strategy"] == "scratch" else {}) for row in part["rows"]]
+        predicted = {name: one[0] for name, one in known.items()}
+        found.append(Found(rows, predicted, labels, curves, longer=part["longer"]))
+    return found
 
 
 def read(file: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -73,10 +100,15 @@ def right(found: Sequence[Found]) -> dict[Cell, dict[int, np.ndarray]]:
     for part in found:
         for row in part.rows:
             if row["name"] in part.predicted:
-                name = longer_name(row["steps"]) if part.longer else label(row)
-                cell = Cell(row.get("source"), row["target"], name, row["train_examples"])
-                table.setdefault(cell, {})[row["seed"]] = part.predicted[row["name"]] == part.labels
+                own = part.predicted[row["name"]] == part.labels[row["target"]]
+                table.setdefault(cell(row, part.longer), {})[row["seed"]] = own
     return table
+
+
+def cell(row: Row, longer: bool = False) -> Cell:
+    """What a fit has in common with those of other seeds."""
+    source = None if row["strategy"] == "scratch" else row.get("source")
+    return Cell(source, row["target"], longer_name(row["steps"]) if longer else label(row), row["train_examples"])
 
 
 def longer_name(steps: int) -> str:
@@ -89,14 +121,12 @@ def at_equal_total(table: Right, rows: Sequence[Row], margin: float, level: floa
     steps = {}
     for row in rows:
         if row.get("source_steps") is not None and row["strategy"] != "scratch":
-            cell = Cell(row.get("source"), row["target"], label(row), row["train_examples"])
-            steps[cell] = row["steps"] + row["source_steps"]
+            steps[cell(row)] = row["steps"] + row["source_steps"]
     found = []
-    for cell in study.sorted_cells(table):
-        if cell in steps:
-            name = longer_name(steps[cell])
-            own = {where: fits for where, fits in table.items() if where == cell or where.strategy == name}
-            one = study.alone(own, [cell], margin, level, base=name, against=study.TOTAL)
+    for where in study.sorted_cells(table):
+        if where in steps:
+            name = longer_name(steps[where])
+            one = study.alone(table, [where], margin, level, base=name, against=study.TOTAL)
             found += [one] if one else []
     return found
 
@@ -109,12 +139,13 @@ def most_wrong(found: Sequence[Found]) -> dict[str, tuple[np.ndarray, list[str]]
         first, taken = parts[0], np.array([one for part in parts for one in part.predicted.values()])
         if not len(taken) or first.images is None or first.images.ndim != 4:
             continue
-        wrong = taken != first.labels
+        labels = first.labels[target]
+        wrong = taken != labels
         worst = np.argsort(-wrong.sum(0), kind="stable")[:MOST_WRONG]
         captions = []
         for i in worst:
             other, _ = Counter(taken[wrong[:, i], i].tolist()).most_common(1)[0] if wrong[:, i].any() else (0, 0)
-            names = (first.classes[first.labels[i]], first.classes[other])
+            names = (first.classes[labels[i]], first.classes[other])
             captions.append(f"{names[0]} taken for {names[1]}; {100 * wrong[:, i].mean():.0f} % of fits are wrong")
         shown[target] = (first.images[worst], captions)
     return shown

@@ -50,7 +50,7 @@ def found(table, **more):
         f"{one.strategy}-{one.budget}-{s}": right.astype(int) for one, of in table.items() for s, right in of.items()
     }
     items = len(next(iter(predicted.values())))
-    return evidence.Found(rows_of(table), predicted, np.ones(items, int), **more)
+    return evidence.Found(rows_of(table), predicted, {"b": np.ones(items, int)}, **more)
 
 
 def test_differences_are_paired_by_seed():
