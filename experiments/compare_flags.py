@@ -7,6 +7,7 @@ from absl import flags
 
 from experiments import commandline, options
 from tljax import plugins
+from tljax.study import study
 from tljax.types import InputError
 
 HELP = """
@@ -55,6 +56,7 @@ def judging(values: flags.FlagValues) -> Judging:
         raise InputError(f"--level={values.level:g}: give 0.5 or more, below 1")
     if values.looks < 1:
         raise InputError(f"--looks={values.looks}: give 1 or more")
+    study.check_family(values.family)
     return Judging(values.margin / 100, values.level, values.family, values.looks)
 
 

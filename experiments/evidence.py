@@ -5,7 +5,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -54,7 +54,7 @@ def of_directory(folder: Path) -> list[Found]:
     if not (folder / "report.html").is_file():
         raise InputError(f"'{folder}' holds no run that has ended: run its command again")
     file, done = folder / "study.json", workdir.done(folder).values()
-    parts = [{"longer": False, "rows": [dict(line) for line in done if line["strategy"] != "pretrain"]}]
+    parts: Any = [{"longer": False, "rows": [dict(line) for line in done if line["strategy"] != "pretrain"]}]
     if file.is_file():
         parts = json.loads(file.read_text(encoding="utf-8"))
     found = []

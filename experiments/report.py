@@ -1,4 +1,4 @@
-"""Verdicts on anyone's fits: `python -m experiments.report --predictions='runs/*.npz' --results=theirs.csv --output=DIR`
+"""Verdicts on any fits: `python -m experiments.report --predictions='runs/*.npz' --results=theirs.csv --output=DIR`
 
 --runs=DIR,DIR makes one report of run directories of experiments.transfer and experiments.compare. For fits made
 elsewhere, --results is a CSV with a row a fit: name, source (may be empty), target, strategy (scratch among them),
@@ -45,8 +45,9 @@ def run(runs: Sequence[str], results: str | None, predictions: str | None, outpu
         raise InputError(f"--output={output} is a file: name a folder")
     told = verdicts.judged(found, judging, [*notes, "they speak of these tasks alone"])
     folder.mkdir(parents=True, exist_ok=True)
+    verdicts.write(folder, told, "", {}, {})
     verdicts.tables(told)
-    verdicts.write(folder, told, judging, "", {}, "")
+    console.say(f"  report: {folder / 'report.html'}")
 
 
 def _of_runs(runs: Sequence[str]) -> tuple[list[Found], list[str]]:
@@ -78,7 +79,9 @@ def theirs(results: Path, predictions: str) -> Found:
     files = {Path(file).stem: Path(file) for file in glob.glob(predictions)}
     lacking = [row["name"] for row in rows if row["name"] not in files]
     if lacking or not rows:
-        what = f"--predictions={predictions} names no '{lacking[0]}.npz'" if lacking else f"--results={results} has no row"
+        what = (
+            f"--predictions={predictions} names no '{lacking[0]}.npz'" if lacking else f"--results={results} has no row"
+        )
         raise InputError(f"{what}: a fit is a row and a file of its name")
     known = {row["name"]: evidence.read(files[row["name"]]) for row in rows}
     labels: dict[str, Any] = {}
@@ -95,14 +98,25 @@ def _row(where: str, given: dict[str, Any]) -> dict[str, Any]:
     lacking = [name for name in _NEEDED if not given.get(name)]
     if lacking:
         raise InputError(f"{where} has no {lacking[0]}: the columns {', '.join(_NEEDED)} are needed")
-    row: dict[str, Any] = {"source": None, "options": {}, "steps": None, "seconds": None, "diverged": False, "key": where}
+    row: dict[str, Any] = {
+        "source": None,
+        "options": {},
+        "steps": None,
+        "seconds": None,
+        "diverged": False,
+        "key": where,
+    }
     for name, value in given.items():
         try:
-            row[name] = (int(value) if name in _WHOLE else float(value) if name in _NUMBERS else value) if value else None
+            row[name] = (
+                (int(value) if name in _WHOLE else float(value) if name in _NUMBERS else value) if value else None
+            )
         except ValueError as error:
             raise InputError(f"{where}: {name} '{value}' is no number") from error
     if row.get("selected_on") == "test":
-        raise InputError(f"{where}: its epoch was chosen on the test set, so that set says nothing more: choose on another")
+        raise InputError(
+            f"{where}: its epoch was chosen on the test set, so that set says nothing more: choose on another"
+        )
     if str(row["seed"]) in str(row.get("tuning_seeds") or "").split():
         raise InputError(f"{where}: seed {row['seed']} was tuned on: judge fits of other seeds")
     return row

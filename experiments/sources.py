@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -197,7 +197,6 @@ def from_checkpoint(made: Settings) -> Source:
     shape = tuple(one["shape"])
     fisher = all(of["fisher"] for of in told.values())
     classes, note = tuple(one["classes"]), one.get("note", "")
-    taken = [told[place]["fits"][name].get("steps") for place, name in chosen.values()]
     return Source(
         one["task"],
         classes,
@@ -207,8 +206,14 @@ def from_checkpoint(made: Settings) -> Source:
         one["fingerprint"],
         fisher,
         note,
-        max(taken) if all(type(steps) is int for steps in taken) else None,
+        _steps([told[place]["fits"][name] for place, name in chosen.values()]),
     )
+
+
+def _steps(fits: Sequence[Mapping[str, Any]]) -> int | None:
+    """The most that any took, if all say so."""
+    taken = [fit.get("steps") for fit in fits]
+    return max(taken) if all(type(steps) is int for steps in taken) else None  # type: ignore[type-var]
 
 
 _ABOUT = {"task": str, "fingerprint": str, "classes": str, "shape": int, "model": dict, "fits": dict, "fisher": bool}

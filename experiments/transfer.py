@@ -201,6 +201,7 @@ def look(todo: Experiment, field: fits.Arena, streams: seeds.Seeds, budget: str)
 
 
 def ground(todo: Experiment, seed: int) -> methods.Ground:
+    """What every strategy starts from under one seed, with a draw for a source that is still to come."""
     return methods.ground(todo.made, todo.model, todo.source, todo.target, streams_of(todo.made, seed))
 
 

@@ -1,9 +1,10 @@
 """From fits to verdicts: judge them, print the tables, write the report."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from experiments import console, evidence
+from experiments import console, evidence, page, workdir
 from experiments.compare_flags import Judging
 from experiments.evidence import Found
 from tljax.study import milestones, study
@@ -55,8 +56,30 @@ def show(folder: Path, found: Sequence[Found], judging: Judging, notes: Sequence
     """Judge the fits of a run directory, print what came of it, and write the report."""
     looks = evidence.looked(folder, evidence.right(found), judging.looks)
     told = judged(found, judging, notes, looks)
+    evidence.keep(folder, found)
+    flags = (folder / "flags.flags").read_text(encoding="utf-8")
+    classes = {part.rows[0]["target"]: part.classes for part in found if part.rows}
+    write(folder, told, flags, page.environment(folder), classes)
     tables(told)
+    console.say(f"  report: {folder / 'report.html'}")
     return told
+
+
+def write(
+    folder: Path, told: Study, flags: str, environment: Mapping[str, Any], classes: Mapping[str, Sequence[str]]
+) -> None:
+    """Write the report of a study, and the same as Markdown, tables, figures and numbers."""
+    from tljax.study import study_report
+
+    targets = dict.fromkeys(row["target"] for row in told.rows)
+    sources = dict.fromkeys(row["source"] for row in told.rows if row.get("source"))
+    title = f"{', '.join(sources) or 'no source'} to {', '.join(targets)}"
+    command = flags.splitlines()[0].removeprefix("# ") if flags else ""
+    text = study_report.page(
+        told, title=title, environment=environment, flags_text=flags, command=command, classes=classes
+    )
+    if not (folder / "report.html").is_file() or (folder / "report.html").read_bytes() != text.encode():
+        workdir.replace(folder / "report.html", text)
 
 
 def tables(told: Study) -> None:

@@ -22,7 +22,7 @@ def line(tasks, folder, *more, **flags):
 def done(tasks, tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tljax.study.pictures._svg", lambda figure: "data:image/svg+xml;base64,")
+        patch.setattr("tljax.study.drawing.svg", lambda figure: "data:image/svg+xml;base64,")
         compare.main(line(tasks, folder, f"--eval=source,{tasks / 'clothes.npz'}:noise=0.2"))
     return folder / "w"
 
@@ -60,6 +60,7 @@ def test_a_dry_run_counts_the_fits(tasks, tmp_path, capsys):
     assert "12 fits in all" in capsys.readouterr().out and not (tmp_path / "w").exists()
 
 
+@pytest.mark.slow
 def test_each_strategy_is_tuned_by_a_search(tasks, tmp_path, capsys):
     best = tmp_path / "search" / "best"
     best.mkdir(parents=True)
@@ -106,8 +107,20 @@ def theirs(folder, seeds=3, **columns):
     for strategy, rate in (("scratch", 0.5), ("mine", 0.9)):
         for seed in range(seeds):
             right = rng.uniform(size=200) < rate
-            np.savez(folder / f"{strategy}{seed}.npz", labels=labels, predicted=np.where(right, labels, (labels + 1) % 4))
-            rows.append({"name": f"{strategy}{seed}", "source": "big", "target": "small", "strategy": strategy, "seed": seed, "train_examples": 40, **columns})
+            np.savez(
+                folder / f"{strategy}{seed}.npz", labels=labels, predicted=np.where(right, labels, (labels + 1) % 4)
+            )
+            rows.append(
+                {
+                    "name": f"{strategy}{seed}",
+                    "source": "big",
+                    "target": "small",
+                    "strategy": strategy,
+                    "seed": seed,
+                    "train_examples": 40,
+                    **columns,
+                }
+            )
     with open(folder / "theirs.csv", "w", newline="") as out:
         writer = csv.DictWriter(out, list(rows[0]))
         writer.writeheader()
@@ -131,7 +144,9 @@ def test_epochs_chosen_on_the_test_set_are_refused(tmp_path):
 def test_several_run_directories_make_one_report_and_a_broken_one_is_left_out(done, tmp_path, capsys):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "results.jsonl").write_text("{")
-    report.main(["report", f"--runs={done},{tmp_path / 'broken'},{tmp_path / 'absent'}", f"--output={tmp_path / 'out'}"])
+    report.main(
+        ["report", f"--runs={done},{tmp_path / 'broken'},{tmp_path / 'absent'}", f"--output={tmp_path / 'out'}"]
+    )
     said = capsys.readouterr().out
     assert "broken" in said and "left out" in said and "against scratch" in said
 

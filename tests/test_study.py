@@ -1,4 +1,4 @@
-"""The study: which differences are judged, how verdicts and looks are told, and what learning curves say of transfer."""
+"""The study: which differences are judged, how verdicts and looks are told, what learning curves say of transfer."""
 
 import numpy as np
 import pytest

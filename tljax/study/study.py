@@ -114,8 +114,7 @@ def compared(
     (each budget by itself). The level is that of all verdicts together: within a target by max-t over correlated
     differences, over targets (other test examples) by Bonferroni. Raises InputError for another kind.
     """
-    if kind not in ("area", "budgets"):
-        raise InputError(f"--family={kind}: it is area or budgets{_beyond(kind)}")
+    check_family(kind)
     single = [[cell] for cell in sorted_cells(right) if cell.strategy != "scratch"]
     curves: dict[Any, list[Cell]] = {}
     for (cell,) in single:
@@ -130,9 +129,14 @@ def compared(
     return family, others if kind == "area" and len({cells[0].budget for cells in single}) > 1 else []
 
 
-def _beyond(kind: str) -> str:
-    said = "; a claim over tasks needs tasks drawn at random, and these speak of themselves alone"
-    return said if kind in ("tasks", "targets") else ""
+def check_family(kind: str) -> None:
+    """Raise InputError for what no family can be of."""
+    if kind in ("tasks", "targets", "sources"):
+        raise InputError(
+            f"--family={kind}: a claim over {kind} needs them drawn at random; these speak of themselves alone"
+        )
+    if kind not in ("area", "budgets"):
+        raise InputError(f"--family={kind}: it is area or budgets")
 
 
 def sorted_cells(right: Right) -> list[Cell]:

@@ -15,8 +15,8 @@ Pair = tuple[Any, str]
 
 VERDICTS = (
     "{against}, as differences of the {what} with simultaneous 95 % intervals over the family of all rows. Positive or "
-    "negative: the interval lies on one side of 0; equivalent: within the margin; undecided: neither. The power is that of "
-    "finding a difference as large as the margin."
+    "negative: the interval lies on one side of 0; equivalent: within the margin; undecided: neither. The power is "
+    "that of finding a difference as large as the margin."
 )
 FOREST = "The same: bars are the intervals, the grey band the margin of equivalence."
 LABELS = "Mean test accuracy over seeds; diverged fits enter no mean, ranges are below."
