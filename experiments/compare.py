@@ -45,6 +45,9 @@ class Part(NamedTuple):
 def run(given: Mapping[str, Any], asked: Asked) -> list[workdir.Line]:
     """Train what is missing, judge, and report; the lines of results."""
     made = options.settings(**given)
+    base = asked.judging.against
+    if base not in ("scratch", *made.strategies):
+        raise InputError(f"--against={base} is none of --strategies{plugins.nearest(base, made.strategies)}")
     means = machine.prepare(made)
     parts = planned(given, asked, made, means)
     if made.dry_run:

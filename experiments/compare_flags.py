@@ -16,6 +16,7 @@ Study (flags of experiments.transfer beside it; --source, --source_checkpoint an
   --margin    points of accuracy below which a difference does not matter (default 0.5)
   --level     of all intervals and verdicts together (default 0.95)
   --family    what is judged: area under the budget curve of each strategy, or all budgets (default area)
+  --against   the strategy that the others are compared with (default scratch)
   --looks     how often the results are to be looked at while seeds are added (default 1)
   --longer_scratch  scratch with the source's steps added to its own, for the second comparison (default true)
   --tuned     the run directory of a search --per_strategy: each strategy with what was best for it"""
@@ -29,6 +30,8 @@ class Judging(NamedTuple):
     level: float
     family: str
     looks: int
+    against: str = "scratch"
+    """The strategy that all others are compared with."""
 
 
 class Asked(NamedTuple):
@@ -45,6 +48,7 @@ def define(values: flags.FlagValues) -> None:
     for name, number in (("margin", 0.5), ("level", 0.95)):
         flags.DEFINE_float(name, number, "", flag_values=values)
     flags.DEFINE_string("family", "area", "", flag_values=values)
+    flags.DEFINE_string("against", "scratch", "", flag_values=values)
     flags.DEFINE_integer("looks", 1, "", flag_values=values)
 
 
@@ -57,7 +61,7 @@ def judging(values: flags.FlagValues) -> Judging:
     if values.looks < 1:
         raise InputError(f"--looks={values.looks}: give 1 or more")
     study.check_family(values.family)
-    return Judging(values.margin / 100, values.level, values.family, values.looks)
+    return Judging(values.margin / 100, values.level, values.family, values.looks, values.against)
 
 
 def read(argv: Sequence[str], about: str) -> tuple[dict[str, Any], Asked]:
@@ -82,5 +86,6 @@ def to_flags(asked: Asked) -> Mapping[str, str]:
         "level": f"{own.level:g}",
         "family": own.family,
         "looks": str(own.looks),
+        "against": own.against,
         **({"tuned": asked.tuned} if asked.tuned else {}),
     }

@@ -151,7 +151,7 @@ def most_wrong(found: Sequence[Found]) -> dict[str, tuple[np.ndarray, list[str]]
     return shown
 
 
-def looked(folder: Path, table: Right, planned: int) -> int:
+def looked(folder: Path, table: Right) -> int:
     """How often results have been looked at, this time counted: another set of fits is another look.
 
     `folder`/looks.jsonl holds a line a look.

@@ -26,7 +26,7 @@ _HELP = """
   --results      a CSV of fits made elsewhere
   --predictions  their predictions, such as 'runs/*.npz'
   --output       a folder for report.html, report.md, tables and figures
-  --margin, --level, --family, --looks   as experiments.compare has them"""
+  --margin, --level, --family, --looks, --against   as experiments.compare has them"""
 
 _NEEDED = ("name", "target", "strategy", "seed", "train_examples")
 _WHOLE = ("seed", "train_examples", "steps")

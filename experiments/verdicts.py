@@ -15,7 +15,7 @@ def judged(found: Sequence[Found], judging: Judging, notes: Sequence[str], looks
     """What a report tells of these fits; `looks` is how often they have been looked at, this time counted."""
     table = evidence.right(found)
     level = 1 - (1 - judging.level) / judging.looks
-    family, others = study.compared(_of_transfer(table), judging.margin, level, judging.family)
+    family, others = study.compared(_of_transfer(table), judging.margin, level, judging.family, judging.against)
     if looks > judging.looks:
         family = [one._replace(word="", power=None, p=None) for one in family]
     rows = [row for part in found if not part.longer for row in part.rows]
@@ -54,7 +54,7 @@ def _lacking(rows: Sequence[study.Row]) -> list[str]:
 
 def show(folder: Path, found: Sequence[Found], judging: Judging, notes: Sequence[str]) -> Study:
     """Judge the fits of a run directory, print what came of it, and write the report."""
-    looks = evidence.looked(folder, evidence.right(found), judging.looks)
+    looks = evidence.looked(folder, evidence.right(found))
     told = judged(found, judging, notes, looks)
     evidence.keep(folder, found)
     flags = (folder / "flags.flags").read_text(encoding="utf-8")
@@ -85,8 +85,9 @@ def write(
 def tables(told: Study) -> None:
     """Print the verdicts, and each budget by itself."""
     columns = ["strategy", "source", "target", "labels", "pairs", "points", "interval", "verdict", "power", "p"]
-    console.table("against scratch, at equal target steps", columns, [_cells(one) for one in told.family])
-    own = [one for one in told.others if one.against == study.STEPS]
+    against = told.family[0].against if told.family else "scratch"
+    console.table(f"against {against}", columns, [_cells(one) for one in told.family])
+    own = [one for one in told.others if one.against != study.TOTAL]
     if own:
         console.table("each label budget by itself (not judged)", columns[:7], [_cells(one)[:7] for one in own])
     total = [one for one in told.others if one.against == study.TOTAL]

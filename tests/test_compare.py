@@ -51,7 +51,7 @@ def test_a_study_run_again_trains_nothing_and_writes_the_same(done, tasks, monke
     after = snapshot(done)
     assert {name for name in before if before[name] != after.get(name)} <= {"report.html"}
     said = capsys.readouterr().out
-    assert "against scratch, at equal target steps" in said and "equal source and target steps" in said
+    assert "against scratch at equal target steps" in said and "equal source and target steps" in said
     assert "untuned" in said and "these tasks alone" in said
 
 
@@ -79,6 +79,7 @@ BAD = [
     (["--margin=0"], "--margin=0: give points"),
     (["--level=1"], "--level=1: give"),
     (["--looks=0"], "--looks=0: give 1"),
+    (["--against=nobody"], "is none of --strategies"),
     (["--family=targets"], "speak of themselves alone"),
     (["--eval=nothing_such"], "nothing_such"),
     (["--tuned=/nowhere"], "holds no best.flags"),

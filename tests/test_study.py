@@ -113,9 +113,13 @@ def test_looks_beyond_those_planned_judge_nothing(tmp_path):
     judging = Judging(0.02, 0.95, "area", 1)
     few = {cell(): fits([0.9] * 3), cell("scratch"): fits([0.5] * 3)}
     more = {cell(): fits([0.9] * 4), cell("scratch"): fits([0.5] * 4)}
-    assert [one.word for one in verdicts.show(tmp_path, [found(few)], judging, []).family] == ["positive"]
-    assert [one.word for one in verdicts.show(tmp_path, [found(few)], judging, []).family] == ["positive"]
-    told = verdicts.show(tmp_path, [found(more)], judging, [])
+
+    def look(table):
+        return verdicts.judged([found(table)], judging, [], evidence.looked(tmp_path, table))
+
+    for _ in range(2):  # to look at the same again is no further look
+        assert [one.word for one in look(few).family] == ["positive"]
+    told = look(more)
     assert [one.word for one in told.family] == [""] and any("looked at 2 times" in note for note in told.notes)
 
 
@@ -166,3 +170,10 @@ def test_milestones_of_taylor_and_stone():
 @pytest.mark.parametrize(("accuracy", "expected"), [(0.9, ">90"), (0.1, "<0"), (0.2, 0.0), (None, None)])
 def test_examples_saved_are_censored_where_scratch_was_not_trained(accuracy, expected):
     assert milestones.saved([(10, 0.2), (100, 0.4)], 10, accuracy) == expected
+
+
+def test_strategies_are_compared_with_any_one_of_them():
+    table = {cell("first"): fits([0.7, 0.72, 0.71]), cell("last"): fits([0.5, 0.52, 0.49], seed=1), cell("scratch"): {}}
+    [one], _ = study.compared(table, 0.01, 0.95, base="last")
+    assert one.strategy == "first" and one.against == "last at equal target steps"
+    assert one.mean == pytest.approx(study.differences(table, cell("first"), cell("last")).mean())

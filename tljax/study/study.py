@@ -10,7 +10,7 @@ from tljax.study import statistics
 from tljax.study.summary import Row
 from tljax.types import InputError
 
-STEPS = "scratch at equal target steps"
+STEPS = "{} at equal target steps"
 TOTAL = "scratch at equal source and target steps"
 
 
@@ -106,16 +106,16 @@ def weights(budgets: Sequence[int]) -> np.ndarray:
 
 
 def compared(
-    right: Right, margin: float, level: float, kind: str = "area"
+    right: Right, margin: float, level: float, kind: str = "area", base: str = "scratch"
 ) -> tuple[list[Comparison], list[Comparison]]:
-    """(the family with its verdicts, each budget without): every strategy against scratch of its target.
+    """(the family with its verdicts, each budget without): every strategy against `base` of its source and target.
 
     `kind` is what the family is of: 'area' (one comparison a strategy and source, over all budgets) or 'budgets'
     (each budget by itself). The level is that of all verdicts together: within a target by max-t over correlated
     differences, over targets (other test examples) by Bonferroni. Raises InputError for another kind.
     """
     check_family(kind)
-    single = [[cell] for cell in sorted_cells(right) if cell.strategy != "scratch"]
+    single = [[cell] for cell in sorted_cells(right) if cell.strategy not in ("scratch", base)]
     curves: dict[Any, list[Cell]] = {}
     for (cell,) in single:
         curves.setdefault((cell.source, cell.target, cell.strategy), []).append(cell)
@@ -124,8 +124,8 @@ def compared(
     own = 1 - (1 - level) / max(len(targets), 1)
     family = []
     for target in targets:
-        family += _judged(right, [cells for cells in members if cells[0].target == target], margin, own)
-    others = [found for cells in single if (found := alone(right, cells, margin, level)) is not None]
+        family += _judged(right, [cells for cells in members if cells[0].target == target], margin, own, base)
+    others = [found for cells in single if (found := alone(right, cells, margin, level, base)) is not None]
     return family, others if kind == "area" and len({cells[0].budget for cells in single}) > 1 else []
 
 
@@ -144,28 +144,32 @@ def sorted_cells(right: Right) -> list[Cell]:
     return sorted(right, key=lambda cell: cell.budget)
 
 
-def _bases(cells: Sequence[Cell], strategy: str = "scratch") -> list[Cell]:
-    return [cell._replace(source=None, strategy=strategy) for cell in cells]
+def _bases(cells: Sequence[Cell], base: str) -> list[Cell]:
+    """What cells are compared with; scratch, however long, has no source."""
+    return [cell._replace(source=None if base.startswith("scratch") else cell.source, strategy=base) for cell in cells]
 
 
-def _judged(right: Right, members: Sequence[Sequence[Cell]], margin: float, level: float) -> list[Comparison]:
+def _judged(
+    right: Right, members: Sequence[Sequence[Cell]], margin: float, level: float, base: str
+) -> list[Comparison]:
     """The comparisons of one target, judged together; those of fewer than two pairs cannot be."""
-    scores = [area(right, cells, _bases(cells)) if _paired(right, cells) else np.zeros((0, 0)) for cells in members]
+    bases = [_bases(cells, base) for cells in members]
+    there = [all(cell in right for cell in own) for own in bases]
+    scores = [
+        area(right, cells, own) if ok else np.zeros((0, 0))
+        for cells, own, ok in zip(members, bases, there, strict=True)
+    ]
     able = [i for i, values in enumerate(scores) if len(values) > 1]
     verdicts = dict(zip(able, statistics.verdicts([scores[i] for i in able], margin, level), strict=True))
     found = []
     for i, cells in enumerate(members):
         if i not in verdicts:
-            found += [one for one in [alone(right, cells, margin, level)] if one is not None]
+            found += [one for one in [alone(right, cells, margin, level, base)] if one is not None]
             continue
         one = verdicts[i]
         between = (one.interval.mean, one.interval.low, one.interval.high)
-        found.append(_comparison(cells, STEPS, scores[i], between, one.word, margin, one.power, one.p))
+        found.append(_comparison(cells, STEPS.format(base), scores[i], between, one.word, margin, one.power, one.p))
     return found
-
-
-def _paired(right: Right, cells: Sequence[Cell]) -> bool:
-    return all(cell in right for cell in _bases(cells))
 
 
 def alone(
@@ -180,7 +184,7 @@ def alone(
         return None
     interval = statistics.crossed(scores, level) if len(scores) > 1 else statistics.over_items(scores[0], level)
     between = (interval.mean, interval.low, interval.high)
-    return _comparison(cells, against, scores, between, "", margin, None, None)
+    return _comparison(cells, against.format(base), scores, between, "", margin, None, None)
 
 
 def _comparison(
