@@ -115,11 +115,12 @@ def _directions(rank: int) -> np.ndarray:
     return np.asarray(normals / np.linalg.norm(normals, axis=1, keepdims=True))
 
 
-def tail(beyond: Callable[[float], float], level: float) -> float:
-    """The two-sided probability of one normal variable at which the largest of them has the level.
+def tail(beyond: Callable[[float], float], m: int, level: float) -> float:
+    """The two-sided probability of one normal variable at which the largest of m has the level.
 
-    >>> round(tail(beyond(np.eye(1)), 0.95), 6)
+    >>> round(tail(beyond(np.eye(1)), 1, 0.95), 6)
     0.05
     """
-    z = optimize.brentq(lambda z: beyond(z) - (1 - level), 0, 38, xtol=1e-12)
+    one, bonferroni = special.ndtri([(1 - level) / 2, (1 - level) / (2 * m)])
+    z = optimize.brentq(lambda z: beyond(z) - (1 - level), -one - 1e-3, -bonferroni + 1e-3, xtol=1e-10)
     return 2 * float(special.ndtr(-z))

@@ -230,7 +230,7 @@ def _coverage(level: float) -> float:
 
 
 def _intervals(family: _Family, level: float) -> list[Interval]:
-    tail = components.tail(family.beyond, _coverage(level))
+    tail = components.tail(family.beyond, len(family.means), _coverage(level))
     moments = zip(family.means, family.errors, family.degrees, strict=True)
     return [_interval(mean, error, degrees, tail, level) for mean, error, degrees in moments]
 
