@@ -105,16 +105,16 @@ def crossed(scores: np.ndarray, level: float = 0.95) -> Interval:
     With the mean squares A of fits, B of items and E of the residual, the variance of the mean is estimated by
     (A + B - E) / (fits items), or, where B < E, by A / (fits items), which is the t test on the means of the fits.
     Degrees of freedom are those of Satterthwaite 1946, "An approximate distribution of estimates of variance
-    components", but with A (1 + 4 / (fits - 1)) for A: a few fits may agree by chance, and then A is small just
-    where it is little known. A is taken to be at least E / items, for counts are whole and fits may tie.
+    components", but with the upper 90 % limit of what A estimates in place of A: a few fits may agree by chance, and
+    then A is small just where it is little known. A is at least E / items: counts are whole, and two fits may tie.
 
-    The 4 was found by simulating normal effects of all sizes on 100 and 1000 items: 95 % then cover 94.8 to 96.2 %
-    with five fits or more, 94.6 to 96.6 % with three or four, 92.6 to 97.1 % with two; with Satterthwaite's own
-    degrees 94.1, 92.1 and 87.4 % at worst. Raises InputError for fewer than two fits or items.
+    Simulated with normal effects of all sizes, 100 and 1000 items: 95 % cover 94.8 to 96.6 % with five fits or more,
+    94.9 to 97.9 % with three or four, 95.2 to 99.4 % with two; with Satterthwaite's own degrees 94.1, 92.0 and
+    87.3 % at worst. Raises InputError for fewer than two fits or items.
 
     >>> interval = crossed(np.array([[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0], [1.0, 0.0, 1.0, 1.0]]))
     >>> round(interval.mean, 3), round(interval.low, 3), round(interval.high, 3)
-    (0.5, -0.192, 1.192)
+    (0.5, -0.307, 1.307)
     """
     scores = _checked(scores)
     error, degrees = components.errors(components.mean_squares(scores[None]), *scores.shape)
@@ -129,11 +129,14 @@ def simultaneous(scores: Sequence[np.ndarray], level: float = 0.95) -> list[Inte
     scratch: the means then correlate, which makes the intervals narrower. Where the shapes differ, as after a fit
     was lost, no correlation is assumed, which is safe (Sidak 1967, "Rectangular confidence regions for the means of
     multivariate normal distributions"). Degrees of freedom differ between comparisons, so each has the t quantile
-    of the one tail probability that keeps the level for normal variables. Raises InputError as `crossed` does.
+    of the one tail probability that keeps the level for normal variables.
+
+    Simulated with eight comparisons, 95 % hold in 95 % or more of families with three fits or more; with two, in
+    92 % at worst. Raises InputError as `crossed` does.
 
     >>> scores = np.array([[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0], [1.0, 0.0, 1.0, 1.0]])
-    >>> [round(one.low, 3) for one in simultaneous([scores, 1 - scores])]
-    [-0.337, -0.337]
+    >>> [round(one.low, 2) for one in simultaneous([scores, 1 - scores])]
+    [-0.53, -0.53]
     """
     return _intervals(_family(scores), level) if len(scores) else []
 
@@ -180,7 +183,7 @@ def verdicts(scores: Sequence[np.ndarray], margin: float, level: float = 0.95) -
     if not len(scores):
         return []
     family = _family(scores)
-    wide, narrow = _intervals(family, level), _intervals(family, 2 * level - 1)
+    wide, narrow = _intervals(family, level), _intervals(family, round(2 * level - 1, 12))
     return [
         Verdict(_word(one, inner, margin), one, margin, _power(one, margin), _adjusted(one, family.beyond), inner)
         for one, inner in zip(wide, narrow, strict=True)
@@ -227,7 +230,7 @@ def _coverage(level: float) -> float:
 
 
 def _intervals(family: _Family, level: float) -> list[Interval]:
-    tail = components.tail(family.beyond, _coverage(level))
+    tail = components.tail(family.beyond, len(family.means), _coverage(level))
     moments = zip(family.means, family.errors, family.degrees, strict=True)
     return [_interval(mean, error, degrees, tail, level) for mean, error, degrees in moments]
 
