@@ -92,9 +92,10 @@ def leave_one_out(features: ArrayLike, labels: ArrayLike, penalties: Sequence[fl
 def logistic(features: ArrayLike, labels: ArrayLike, l2: float = 1e-3) -> Linear:
     """Multinomial logistic regression: the least of mean cross-entropy (nats) + l2/2 |W|^2, by L-BFGS.
 
-    Features float [n, d], labels int [n]; the bias is not penalised. scikit-learn's C is 1 / (n l2), for two classes 2 / (n l2). The penalty
-    makes the optimum unique in W; the biases sum to 0. Raises InputError (see `examples.checked`), for an l2 that is
-    not positive (separable classes would then have no optimum), and where no weight's gradient gets below 1e-6.
+    Features float [n, d], labels int [n]; the bias is not penalised. scikit-learn's C is 1 / (n l2), for two classes
+    2 / (n l2). The penalty makes the optimum unique in W; weights and biases sum to 0 over classes.
+    Raises InputError (see `examples.checked`), for an l2 that is not positive (separable classes would then have no
+    optimum), and where L-BFGS stops at a gradient above 1e-6.
 
     >>> probe = logistic([[-2.0], [-1.0], [1.0], [2.0]], [0, 0, 1, 1], l2=0.1)
     >>> probe.logits([[3.0]]).argmax(axis=1).tolist(), bool(abs(probe.bias.sum()) < 1e-9)

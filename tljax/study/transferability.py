@@ -36,8 +36,8 @@ def logme(features: ArrayLike, labels: ArrayLike) -> float:
     """Logarithm of the maximum evidence (nats an example) of Bayesian linear regression on one-hot labels.
 
     Features float [n, d], labels int [n]. Source: You et al. 2021, arXiv:2102.11005, equation 2, the mean over
-    classes; there alpha and beta are iterated, here the evidence is maximised over alpha / beta, with beta in closed
-    form, which is where the iteration stops if it converges. Features are not centred, as in the paper. Unchanged by
+    classes. The paper iterates alpha and beta, which may stop at the lesser of two maxima; here the greatest is
+    sought over alpha / beta, with beta in closed form. Features are not centred, as in the paper. Unchanged by
     rotations and one scale for all features. Where a class is best explained by no feature, alpha has no bound
     and the limit is what counts; where a class is an exact linear function of the features, fewer in rank than
     the examples, the evidence has no bound and the score is inf. Raises InputError (see `examples.checked`).
