@@ -133,8 +133,12 @@ def test_logistic_meets_separable_classes_and_features_of_any_unit() -> None:
     probe = probes.logistic(x, [0, 0, 1, 1], 1e-9)
     assert probe.logits(x).argmax(axis=1).tolist() == [0, 0, 1, 1] and np.isfinite(probe.weights).all()
     x, y = case(0)
-    scaled = probes.logistic(1e3 * x, y, 1e6 * 1e-2)
-    np.testing.assert_allclose(scaled.logits(1e3 * x), probes.logistic(x, y, 1e-2).logits(x), atol=1e-4)
+    expected = probes.logistic(x, y, 1e-2).logits(x)
+    for unit in (1e-40, 1e-6, 1e3, 1e40):
+        np.testing.assert_allclose(probes.logistic(unit * x, y, unit**2 * 1e-2).logits(unit * x), expected, atol=1e-5)
+    # A penalty beyond all features leaves the bias alone: the classes' frequencies.
+    constant = softmax(probes.logistic(1e-9 * x, y).logits(1e-9 * x), axis=1)
+    np.testing.assert_allclose(constant, np.tile(np.bincount(y) / len(y), (len(y), 1)), atol=1e-5)
 
 
 def test_ridge_of_digits_is_scikit_learns() -> None:
@@ -169,7 +173,8 @@ def test_a_tie_of_votes_goes_to_the_nearest_of_the_tied() -> None:
     assert probes.nearest_neighbours(x, y, [[4.5]], 3).tolist() == [0]
     # Equally far: the earlier example is the nearer.
     assert probes.nearest_neighbours([[1.0], [-1.0]], [0, 1], [[0.0]], 1).tolist() == [0]
-    assert probes.nearest_neighbours([[-1.0], [1.0]], [1, 0], [[0.0]], 2).tolist() == [1]
+    around = np.tile([[1.0], [-1.0]], (300, 1))
+    assert probes.neighbours(around, np.zeros((1, 1)), 600)[0].tolist() == list(range(600))
 
 
 def test_bad_input_of_probes_is_refused() -> None:

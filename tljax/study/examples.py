@@ -108,6 +108,4 @@ def decomposed(features: np.ndarray) -> Decomposed:
 
 def centred(features: np.ndarray) -> np.ndarray:
     """`features` float64 [n, d] less their mean; a column that does not vary is exactly 0."""
-    rounding = len(features) * np.finfo(float).eps * np.abs(features).max(axis=0)
-    less = features - features.mean(axis=0)
-    return np.where(np.ptp(features, axis=0) > rounding, less, 0.0)
+    return np.where(np.ptp(features, axis=0) > 0, features - features.mean(axis=0), 0.0)

@@ -93,9 +93,9 @@ def logistic(features: ArrayLike, labels: ArrayLike, l2: float = 1e-3) -> Linear
     """Multinomial logistic regression: the least of mean cross-entropy (nats) + l2/2 |W|^2, by L-BFGS.
 
     Features float [n, d], labels int [n]; the bias is not penalised. scikit-learn's C is 1 / (n l2), for two classes
-    2 / (n l2). The penalty makes the optimum unique in W; weights and biases sum to 0 over classes.
-    Raises InputError (see `examples.checked`), for an l2 that is not positive (separable classes would then have no
-    optimum), and where L-BFGS stops at a gradient above 1e-6.
+    2 / (n l2). The penalty makes the optimum unique in W; weights and biases sum to 0 over classes. Raises InputError
+    (see `examples.checked`), for an l2 that is not positive (separable classes would then have no optimum), and where
+    L-BFGS stops at a gradient above 1e-6, in units of the features.
 
     >>> probe = logistic([[-2.0], [-1.0], [1.0], [2.0]], [0, 0, 1, 1], l2=0.1)
     >>> probe.logits([[3.0]]).argmax(axis=1).tolist(), bool(abs(probe.bias.sum()) < 1e-9)
@@ -106,20 +106,23 @@ def logistic(features: ArrayLike, labels: ArrayLike, l2: float = 1e-3) -> Linear
         raise InputError(f"l2 {l2} of logistic: give a positive number, such as 1e-3")
     mean, targets = x.mean(axis=0), one_hot(y, classes)
     x = centred(x)
+    # Features and penalty of at most about 1: curvatures are alike, and a small gradient is small in any unit.
+    unit = max(np.sqrt((x**2).mean()), np.sqrt(l2))
+    x, within = x / unit, l2 / unit**2
 
     def cost(flat: np.ndarray) -> tuple[float, np.ndarray]:
         weights, bias = flat[classes:].reshape(-1, classes), flat[:classes]
         logs = log_softmax(x @ weights + bias, axis=1)
-        value = -(logs * targets).sum() / len(y) + l2 / 2 * (weights**2).sum()
+        value = -(logs * targets).sum() / len(y) + within / 2 * (weights**2).sum()
         error = (np.exp(logs) - targets) / len(y)
-        return value, np.concatenate([error.sum(axis=0), (x.T @ error + l2 * weights).ravel()])
+        return value, np.concatenate([error.sum(axis=0), (x.T @ error + within * weights).ravel()])
 
     options = {"maxiter": 10_000, "maxfun": 20_000, "maxcor": 20, "ftol": 0.0, "gtol": 1e-8}
     found = minimize(cost, np.zeros(classes * (x.shape[1] + 1)), jac=True, method="L-BFGS-B", options=options)
     steepest = np.abs(cost(found.x)[1]).max()
     if not steepest < 1e-6:
         raise InputError(f"logistic stopped at a gradient of {steepest:.1e}: raise l2 {l2:g}, or scale the features")
-    weights, bias = found.x[classes:].reshape(-1, classes), found.x[:classes]
+    weights, bias = found.x[classes:].reshape(-1, classes) / unit, found.x[:classes]
     return Linear(weights, bias - mean @ weights, l2)
 
 
