@@ -87,6 +87,7 @@ def test_importing_tljax_loads_nothing_heavy():
         "matplotlib",
         "flax",
         "scipy.stats",
+        "sklearn",
         "tensorboardX",
         "rich",
     ):
