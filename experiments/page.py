@@ -1,6 +1,6 @@
 """What a run ends with: its table, and its report."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +46,14 @@ def _page(target: Task, lines: Sequence[workdir.Line], folder: Path, title: str,
         title=title,
         source_note=own,
         notes=notes,
-        environment=_plain(workdir.recorded(folder) or {}),
+        environment=plain(workdir.recorded(folder) or {}),
         flags_text=flags,
         command=flags.splitlines()[0].removeprefix("# "),
         classes=target.classes,
     )
 
 
-def _plain(environment: dict[str, Any]) -> dict[str, Any]:
+def plain(environment: Mapping[str, Any]) -> dict[str, Any]:
     """Tables in the environment as lists of 'name value'."""
     return {
         name: [f"{key} {one}" for key, one in value.items()] if isinstance(value, dict) else value
