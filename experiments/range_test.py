@@ -20,7 +20,8 @@ def run(given: Mapping[str, Any], flags_of: Mapping[str, Any], asked: Search, me
     """Train the first strategy once, as the trials are but at a rising rate; print and draw what its loss says.
 
     `given` are the flags, and `flags_of` those of the trials. The run directory gets lr_range_test.html, and the source
-    if it is not there yet. Raises InputError for a fit of too few steps, and for a loss that is not finite at the lowest rate.
+    if it is not there yet. Raises InputError for a fit of too few steps, and for a loss that is not
+    finite at the lowest rate.
     """
     from tljax.study import search_page
 
@@ -36,7 +37,9 @@ def run(given: Mapping[str, Any], flags_of: Mapping[str, Any], asked: Search, me
         for line in said:
             console.say(line)
         flags = _flags(options.to_flags(options.settings(**given)), asked)
-        reproduced = search_report.reproduced(flags, workdir.environment({}))
+        reproduced = search_report.reproduced(
+            flags, workdir.environment({task.name: task.fingerprint for task in (todo.target, todo.source) if task})
+        )
         text = search_page.range_page(name, ". ".join(said) + ".", rates, losses, found, reproduced)
         workdir.replace(folder / "lr_range_test.html", text)
         console.say(f"report: {folder / 'lr_range_test.html'}")

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from tljax.study import pictures
 from tljax.study.history import Told
-from tljax.study.pictures import BLUE, GREY, INK, Picture
+from tljax.study.pictures import BLUE, INK, Picture
 from tljax.study.range_test import Found
 
 
@@ -67,7 +67,9 @@ def against(name: str, trials: Sequence[Told], dimension: str, field: str, log: 
     best = int(y.argmax() if percent else y.argmin())
     axes.plot(x[best], y[best], "o", markersize=8, markerfacecolor="none", markeredgecolor=INK)
     if log:
-        axes.set_xscale("log")
+        _decades(axes, "x")
+    if not percent and 0 < 10 * y.min() < y.max():  # a rate that is too high must not flatten the others
+        _decades(axes, "y", (1, 2, 5))
     axes.set(xlabel=dimension, ylabel=f"{what} ({unit})")
     axes.set_title(pictures._plain(name), fontsize=9.5, loc="left")
     places = f"{y[best]:.1f} %" if percent else f"{y[best]:.3f} nats"
@@ -83,13 +85,13 @@ def range_test(name: str, rates: np.ndarray, losses: np.ndarray, found: Found) -
     """Loss against the rate of its step, both [steps], smoothed, with the suggestion."""
     figure, axes = _charted()
     most = losses[0] + abs(losses[0])
-    axes.plot(rates, np.minimum(losses, most), color=GREY, linewidth=1, label="training loss of a step")
+    axes.plot(rates, np.minimum(losses, most), color="#aaaaaa", linewidth=1, label="training loss of a step")
     axes.plot(rates, found.smooth, color=BLUE, label="smoothed")
     axes.axvline(found.lowest, color=INK, linestyle=":", linewidth=1, label=f"lowest: {found.lowest:.3g}")
     axes.axvline(found.rate, color=INK, linestyle="--", linewidth=1, label=f"suggested: {found.rate:.3g}")
     if found.diverged is not None:
         _cross(axes, [found.diverged], INK, 0.97)
-    axes.set_xscale("log")
+    _decades(axes, "x")
     axes.set(xlabel="learning_rate", ylabel="training loss (nats)")
     axes.set_title(pictures._plain(name), fontsize=9.5, loc="left")
     figure.legend(loc="outside lower center", ncols=2, fontsize=8.5)
@@ -104,6 +106,15 @@ def range_test(name: str, rates: np.ndarray, losses: np.ndarray, found: Found) -
 
 def _measured(trials: Sequence[Told]) -> list[Told]:
     return [one for one in trials if one.accuracy is not None]
+
+
+def _decades(axes: Axes, which: str, named: Sequence[float] = (1,)) -> None:
+    """A logarithmic scale on which these multiples of powers of ten are named, as they are written in flags."""
+    axes.set(**{f"{which}scale": "log"})
+    axis = getattr(axes, f"{which}axis")
+    axis.set_major_locator(LogLocator(subs=named))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _cross(axes: Axes, places: Sequence[Any], colour: str, height: float) -> None:
