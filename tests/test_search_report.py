@@ -15,6 +15,7 @@ from test_search import line, study_of
 from experiments import options, search, search_flags, search_report, transfer, workdir
 from tljax import train
 from tljax.study import history, range_test, search_page, search_pictures, space
+from tljax.study import search as studies
 from tljax.types import InputError
 
 DRAWN = "data:image/svg+xml;base64,"
@@ -81,6 +82,21 @@ def test_the_table_of_trials_is_what_the_study_holds(searched):
         assert row["owner"] == trial.user_attrs["lease"][0]
         assert row["begin"] == trial.datetime_start.isoformat(timespec="seconds") <= row["end"]
     assert {row["diverged"] for row in rows} == {"True", "False"}
+
+
+def test_trials_that_did_not_end_or_were_given_up_are_told_too():
+    ranges = (space.parse("momentum:between:0:1"),)
+    made = studies.opened("states", None, "Random", "Nop", 0, 60.0, {})
+    pruned, failed, running = studies.ask(made, ranges, 3, 3)
+    pruned.trial.report(0.25, 1)
+    studies.tell(made.study, pruned, 0.25, pruned=True)
+    studies.give_back(made.study, failed)
+    found = history.told(made.study)
+    assert [one.state for one in found] == ["PRUNED", "FAIL", "RUNNING", "WAITING"]
+    assert [one.value for one in found] == [0.25, None, None, None]
+    assert {(one.accuracy, one.loss, one.diverged) for one in found} == {(None, None, False)}
+    assert [one.end != "" for one in found] == [True, True, False, False]
+    assert found[2].chosen == running.chosen
 
 
 def test_values_with_commas_quotes_and_lines_survive_the_table():
