@@ -78,7 +78,7 @@ def check(recipe: Recipe, budget: str, task: Task, start: Start, prefix: str = "
     drawn = _flagged(
         prefix,
         "train_examples" if not budget.startswith("all") else "validation",
-        lambda: _chosen(recipe, budget, task, 0),
+        lambda: chosen(recipe, budget, task, 0),
     )
     total = _flagged(prefix, "batch_size", lambda: steps(recipe, len(drawn[0])))
     _at_steps(start.phases, ends(recipe, total))
@@ -144,11 +144,11 @@ def ends(recipe: Recipe, total: int) -> list[int]:
     return [total * (i + 1) // points for i in range(points)]
 
 
-def _chosen(recipe: Recipe, budget: str, task: Task, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(training, validation) examples of a label budget, int32 each."""
+def chosen(recipe: Recipe, budget: str, task: Task, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(training, validation) examples of a label budget under a seed of the draw, int32 each."""
     labels = np.asarray(task.train.labels)
-    chosen = draw.label_budget(seed, labels, budgets.total(budget, task))
-    subset, validation = draw.validation_split(labels, chosen, recipe.validation)
+    labelled = draw.label_budget(seed, labels, budgets.total(budget, task))
+    subset, validation = draw.validation_split(labels, labelled, recipe.validation)
     if not len(subset):
         raise InputError(f"--validation={recipe.validation} leaves no example to train on: lower it")
     return subset, validation
@@ -156,7 +156,7 @@ def _chosen(recipe: Recipe, budget: str, task: Task, seed: int) -> tuple[np.ndar
 
 def split(field: Arena, streams: seeds.Seeds, budget: str) -> tuple[np.ndarray, np.ndarray]:
     """(training, validation) examples of one fit, int32 each, the former in ascending order."""
-    subset, validation = _chosen(field.recipe, budget, field.task, streams.draw)
+    subset, validation = chosen(field.recipe, budget, field.task, streams.draw)
     return np.sort(subset), validation
 
 

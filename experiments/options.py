@@ -43,7 +43,9 @@ class Recipe:
 class Settings:
     """All of a run; `pretrain.run` and `transfer.run` take its fields as keyword arguments."""
 
-    source: str | None = _flag(None, "data set to learn first: mnist_10k, any of TFDS, folder:DIR, FILE.npz", "T")
+    source: str | None = _flag(
+        None, "data set to learn first: mnist_10k, any of TFDS, folder:DIR, FILE.npz; changed: mnist_10k:rotate=30", "T"
+    )
     source_checkpoint: str | None = _flag(None, "a source trained before: a run directory, or a checkpoint in it", "T")
     target: str | None = _flag(None, "data set to transfer to, named likewise", "T")
     train_examples: tuple[str, ...] = _flag(("all",), "label budgets: all, 500, 5/class, 5/class:seeds=30", "T")

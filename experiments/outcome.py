@@ -90,7 +90,10 @@ def leave(
             each |= {f"{name}.fisher": fishers[row]} if fishers else {}
             lines[row]["checkpoint"] = f"checkpoints/{place.name}"
         mine = [lines[row] for row in rows]
-        told = {line["name"]: {"seed": line["seed"], "accuracy": line["test_accuracy"]} for line in mine}
+        told = {
+            line["name"]: {"seed": line["seed"], "accuracy": line["test_accuracy"], "steps": line["steps"]}
+            for line in mine
+        }
         checkpoint.save(place, each, {**about, "fits": told})
     for line, outcome in zip(lines, outcomes, strict=True):
         line |= _write(folder, line["name"], outcome, labels)

@@ -46,15 +46,20 @@ def _page(target: Task, lines: Sequence[workdir.Line], folder: Path, title: str,
         title=title,
         source_note=own,
         notes=notes,
-        environment=plain(workdir.recorded(folder) or {}),
+        environment=environment(folder),
         flags_text=flags,
         command=flags.splitlines()[0].removeprefix("# "),
         classes=target.classes,
     )
 
 
+def environment(folder: Path) -> dict[str, Any]:
+    """What a run directory says of its environment, as `plain` has it."""
+    return plain(workdir.recorded(folder) or {})
+
+
 def plain(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """Tables in the environment as lists of 'name value'."""
+    """Tables in an environment as lists of 'name value'."""
     return {
         name: [f"{key} {one}" for key, one in value.items()] if isinstance(value, dict) else value
         for name, value in environment.items()

@@ -37,9 +37,7 @@ def run(given: Mapping[str, Any], flags_of: Mapping[str, Any], asked: Search, me
         for line in said:
             console.say(line)
         flags = _flags(options.to_flags(options.settings(**given)), asked)
-        reproduced = search_report.reproduced(
-            flags, workdir.environment({task.name: task.fingerprint for task in (todo.target, todo.source) if task})
-        )
+        reproduced = search_report.reproduced(flags, workdir.environment(transfer.fingerprints(todo)))
         text = search_page.range_page(name, ". ".join(said) + ".", rates, losses, found, reproduced)
         workdir.replace(folder / "lr_range_test.html", text)
         console.say(f"report: {folder / 'lr_range_test.html'}")

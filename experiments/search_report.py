@@ -76,7 +76,7 @@ def write(
     """Write report.html; what is said below the table."""
     from tljax.study import search_page
 
-    told = [note for arm, winner in winners.items() for note in _told(arm, winner.trial)]
+    told = [(f"{arm.strategy}, {arm.budget}", one) for arm in winners for one in _told(arm, winners[arm].trial)]
     several = len({arm.budget for arm in winners}) > 1
     studies = [
         search_page.Study(
@@ -102,7 +102,7 @@ def write(
         reproduced(flags, workdir.recorded(Path(last or "")) or {}),
     )
     workdir.replace(folder / "report.html", text)
-    return [*told, f"report: {folder / 'report.html'}"]
+    return [*(f"{name}: {one}" for name, one in told), f"report: {folder / 'report.html'}"]
 
 
 def reproduced(flags: Sequence[str], environment: Mapping[str, Any]) -> Any:
@@ -126,8 +126,8 @@ def _lead(made: Settings, asked: Search, base: Experiment) -> str:
 def _told(arm: Arm, winner: Any) -> list[str]:
     """The values of a winner, and which of them is at an edge."""
     values = ", ".join(f"{name}={value}" for name, value in winner.params.items())
-    notes = [f"{arm.strategy}, {arm.budget}: {values}; validation accuracy {100 * winner.value:.2f} %"]
+    notes = [f"{values}; validation accuracy {100 * winner.value:.2f} %"]
     for one in arm.ranges:
         if edge := space.at_edge(one, winner.params[one.name]):
-            notes.append(f"{arm.strategy}, {arm.budget}: {one.name} is the {edge} of its range: widen it")
+            notes.append(f"{one.name} is the {edge} of its range: widen it")
     return notes

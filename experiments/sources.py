@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +39,8 @@ class Source(NamedTuple):
     fisher: bool
     """Whether its Fisher information is, or will be, saved."""
     note: str = ""
+    steps: int | None = None
+    """That its fit takes or took, if that is known."""
 
 
 def load(made: Settings, name: str, shape: Any) -> Task:
@@ -66,7 +68,10 @@ def from_data(made: Settings) -> Source:
 
     identity = {seed: line["key"] for seed, line in plan.items()}
     shape = tuple(task.train.images.shape[1:])
-    return Source(task.name, task.classes, shape, identity, obtain, task.fingerprint, made.save_fisher, task.note)
+    steps = fits.steps(made.source_recipe, len(fits.chosen(made.source_recipe, "all", task, 0)[0]))
+    return Source(
+        task.name, task.classes, shape, identity, obtain, task.fingerprint, made.save_fisher, task.note, steps
+    )
 
 
 def checked(made: Settings) -> Task:
@@ -193,8 +198,22 @@ def from_checkpoint(made: Settings) -> Source:
     fisher = all(of["fisher"] for of in told.values())
     classes, note = tuple(one["classes"]), one.get("note", "")
     return Source(
-        one["task"], classes, shape, identity, lambda folder, means: trained, one["fingerprint"], fisher, note
+        one["task"],
+        classes,
+        shape,
+        identity,
+        lambda folder, means: trained,
+        one["fingerprint"],
+        fisher,
+        note,
+        _steps([told[place]["fits"][name] for place, name in chosen.values()]),
     )
+
+
+def _steps(fits: Sequence[Mapping[str, Any]]) -> int | None:
+    """The most that any took, if all say so."""
+    taken = [fit.get("steps") for fit in fits]
+    return max(taken) if all(type(steps) is int for steps in taken) else None  # type: ignore[type-var]
 
 
 _ABOUT = {"task": str, "fingerprint": str, "classes": str, "shape": int, "model": dict, "fits": dict, "fisher": bool}

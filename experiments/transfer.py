@@ -40,23 +40,32 @@ def run(**flags: Any) -> list[workdir.Line]:
 
 def complete(todo: Experiment, show: bool = True) -> list[workdir.Line]:
     """Train what of an experiment is missing in its run directory; the lines of results."""
-    made = todo.made
-    with processes.opened(made, "transfer") as folder:
-        plan = planned(todo)
-        done = workdir.done(folder)
-        missing = _missing(plan, done.keys(), made.many == "vmap")
-        lost = _sources(todo) & {line["key"] for line in workdir.lines(folder)} - done.keys()
-        if processes.first() and (missing or lost or not workdir.recorded(folder)):
-            workdir.record(folder, {task.name: task.fingerprint for task in (todo.target, todo.source) if task})
-        if missing or lost:
-            _train(todo, missing, folder)
-        done = workdir.done(folder)
-        lines = [done[key] for key in plan]
-        if processes.first():
-            shutil.rmtree(folder / "progress", ignore_errors=True)  # of a group that ended as it was killed
+    with processes.opened(todo.made, "transfer") as folder:
+        lines = within(todo, folder, fingerprints(todo))
         if show and processes.first():
-            page.show(made, todo.target, todo.source, lines, folder)
+            page.show(todo.made, todo.target, todo.source, lines, folder)
     return lines
+
+
+def within(todo: Experiment, folder: Path, data: Mapping[str, str]) -> list[workdir.Line]:
+    """Train what is missing in a run directory that this process holds; `data` has the fingerprints of all its data."""
+    plan = planned(todo)
+    done = workdir.done(folder)
+    missing = _missing(plan, done.keys(), todo.made.many == "vmap")
+    lost = _sources(todo) & {line["key"] for line in workdir.lines(folder)} - done.keys()
+    if processes.first() and (missing or lost or not workdir.recorded(folder)):
+        workdir.record(folder, data)
+    if missing or lost:
+        _train(todo, missing, folder)
+    done = workdir.done(folder)
+    if processes.first():
+        shutil.rmtree(folder / "progress", ignore_errors=True)  # of a group that ended as it was killed
+    return [done[key] for key in plan]
+
+
+def fingerprints(todo: Experiment) -> dict[str, str]:
+    """{data set: its fingerprint}."""
+    return {task.name: task.fingerprint for task in (todo.target, todo.source) if task}
 
 
 def prepare(made: Settings, means: train.Means, only: bool = False) -> Experiment:
@@ -84,7 +93,7 @@ def prepare(made: Settings, means: train.Means, only: bool = False) -> Experimen
     if source and not source.fisher and any(term.name == "ewc" for term in objective.penalties(made.recipe.penalty)[0]):
         raise InputError("--penalty=ewc needs the source's Fisher information: train the source with --save_fisher")
     todo = Experiment(made, source, target, model, named, means)
-    for _, start in _first_starts(todo):
+    for _, start in first_starts(todo):
         for budget in made.train_examples:
             fits.check(made.recipe, budget, target, start)
     return todo
@@ -155,7 +164,7 @@ def _train(todo: Experiment, missing: Mapping[str, Job], folder: Path) -> None:
     made = todo.made
     trained = todo.source.obtain(folder, todo.means) if todo.source else {}
     field = fits.arena(todo.target, made.recipe, todo.means)
-    grounds = {seed: _ground(todo, seed) for seed in {job.seed for job in missing.values()}}
+    grounds = {seed: ground(todo, seed) for seed in {job.seed for job in missing.values()}}
     for seed in grounds.keys() & trained.keys():
         grounds[seed] = methods.with_source(grounds[seed], trained[seed])
     groups: dict[Any, list[fits.Fit]] = {}
@@ -194,19 +203,20 @@ def look(todo: Experiment, field: fits.Arena, streams: seeds.Seeds, budget: str)
     return look
 
 
-def _ground(todo: Experiment, seed: int) -> methods.Ground:
+def ground(todo: Experiment, seed: int) -> methods.Ground:
+    """What every strategy starts from under one seed, with a draw for a source that is still to come."""
     return methods.ground(todo.made, todo.model, todo.source, todo.target, streams_of(todo.made, seed))
 
 
-def _first_starts(todo: Experiment) -> Iterator[tuple[methods.Named, methods.Start]]:
+def first_starts(todo: Experiment) -> Iterator[tuple[methods.Named, methods.Start]]:
     """How every strategy starts under the first seed, from a source that is drawn and not trained."""
-    ground = _ground(todo, todo.made.seeds[0])
+    first = ground(todo, todo.made.seeds[0])
     for method in todo.methods:
-        yield method, methods.start(method, ground)
+        yield method, methods.start(method, first)
 
 
 def _show(todo: Experiment) -> None:
-    for method, start in _first_starts(todo):
+    for method, start in first_starts(todo):
         console.plan(method.label, start.plan, start.params, start.phases)
 
 

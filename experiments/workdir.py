@@ -22,21 +22,21 @@ Line = dict[str, Any]
 
 
 @contextmanager
-def opened(made: Settings, program: str) -> Iterator[Path]:
+def opened(made: Settings, program: str, more: Mapping[str, str] | None = None) -> Iterator[Path]:
     """The run directory of these settings, this process's own until the end; what is damaged in it is set aside.
 
     Raises InputError where none is given, another process has it, or it holds another experiment; then nothing in
-    it is changed. Lists (strategies, seeds, budgets) may grow.
+    it is changed. Lists (strategies, seeds, budgets) may grow. `more` are flags of the program beside the settings.
     """
     if made.workdir is None:
         raise InputError("--workdir is not given: name a new folder for the run, such as --workdir=runs/first")
     workdir = Path(made.workdir)
     _refuse_strangers(workdir)
-    _flags(workdir, made, program)
+    _flags(workdir, made, program, more or {})
     lines(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     with lock.held(workdir):
-        replace(workdir / "flags.flags", _flags(workdir, made, program))
+        replace(workdir / "flags.flags", _flags(workdir, made, program, more or {}))
         _set_damaged_aside(workdir)
         try:
             yield workdir
@@ -53,16 +53,16 @@ def _refuse_strangers(workdir: Path) -> None:
         raise InputError(f"--workdir={workdir} holds other files and no run: name a new folder")
 
 
-def _flags(workdir: Path, made: Settings, program: str) -> str:
+def _flags(workdir: Path, made: Settings, program: str, more: Mapping[str, str]) -> str:
     """The run's flagfile, with what is new in its lists; raises InputError if it is of another experiment."""
     file = workdir / "flags.flags"
     head = f"# python -m experiments.{program} --flagfile=WORKDIR/{file.name} --workdir=NEW\n"
-    now = dict(line[2:].split("=", 1) for line in options.to_flags(made))
+    now = dict(line[2:].split("=", 1) for line in options.to_flags(made)) | dict(more)
     if file.is_file():
         text = _text(file)
         head = text.splitlines()[0] + "\n" if text.startswith("#") else head
         there = dict(line[2:].partition("=")[::2] for line in text.splitlines() if line.startswith("--"))
-        names = sorted((there.keys() | now.keys()) - {*LISTS, *PLACES})
+        names = sorted((there.keys() | now.keys()) - {*LISTS, *PLACES, "eval"})
         differ = [f"--{n}={there.get(n, '')} there, {now.get(n, '')} here" for n in names if there.get(n) != now.get(n)]
         if differ:
             raise InputError(f"'{workdir}' holds another experiment ({'; '.join(differ)}): choose another --workdir")

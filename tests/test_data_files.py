@@ -112,7 +112,7 @@ def test_a_folder_must_be_given_and_be_there(tmp_path: Path) -> None:
         load("folder", data_dir=tmp_path)
     with pytest.raises(InputError, match=r"is no folder: expected is DIR/train/CLASS"):
         load(f"folder:{tmp_path}/none", data_dir=tmp_path)
-    with pytest.raises(InputError, match="no option after it"):
+    with pytest.raises(InputError, match="data set 'folder' has no option 'k'"):
         load(f"folder:{tmp_path}:k=1", data_dir=tmp_path)
 
 

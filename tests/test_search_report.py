@@ -36,7 +36,7 @@ def searched(tasks, tmp_path_factory):
     given = [part for part in line(tasks, folder, "--trials=4", "--sampler=Random") if "--space=learning" not in part]
     rates = "--space=learning_rate:in:0.2,1e30"
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
-        patch.setattr("tljax.study.pictures._svg", lambda figure: DRAWN)
+        patch.setattr("tljax.study.drawing.svg", lambda figure: DRAWN)
         search.main([*given, rates, "--source_learning_rate=0.1", "--loss=l2_loss", "--source_loss=l2_loss"])
     return folder / "w", out.getvalue()
 
@@ -141,7 +141,7 @@ def test_the_flags_on_the_page_are_those_of_the_search(searched, tmp_path):
     _, asked = search_flags.read(["search", f"--flagfile={tmp_path / 'again.flags'}"], "")
     assert [str(one) for one in asked.ranges] == study_of(folder).user_attrs["about"]["space"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tljax.study.pictures._svg", lambda figure: DRAWN)
+        patch.setattr("tljax.study.drawing.svg", lambda figure: DRAWN)
         search.main(["search", f"--flagfile={tmp_path / 'again.flags'}", f"--workdir={folder}"])
     assert len(study_of(folder).trials) == before
 
@@ -166,7 +166,7 @@ def test_the_page_says_which_value_is_at_an_edge(no_pictures):
     ranges = (space.parse("learning_rate:log:1e-3:0.1"),)
     made = search_page.Reproduced({"jax": "1"}, "--x=1", "python")
     study = search_page.Study("last_k:k=<2>", ranges, STUDY, 1)
-    text = search_page.page("a <b>", "Lead.", [study], [], ["said"], ["a note"], made)
+    text = search_page.page("a <b>", "Lead.", [study], [], [("full", "said")], ["a note"], made)
     assert "the highest of its range" in visible(text)
     assert "<b>" not in text.replace("<b></b>", "") and "last_k:<wbr>k=&lt;2&gt;" in text
     assert "Results" not in visible(text)  # nothing was trained anew

@@ -5,6 +5,8 @@ mnist, fashion_mnist, kmnist      complete, from `manual_dir` (IDX files) or TFD
 cifar10, NAME/CONFIG              any image classification of TFDS; NAME:train=train[:80%]:test=train[80%:]
 folder:DIR                        DIR/train/CLASS/*.png and DIR/test/CLASS/*.png
 FILE.npz                          train_images, train_labels, test_images, test_labels, class_names
+
+Any of them with changes after it, in the order to make them: mnist_10k:labels=0-4:rotate=30 (see `derive`).
 """
 
 import hashlib
@@ -12,7 +14,7 @@ import json
 import os
 from pathlib import Path
 
-from tljax.data import files, idx, tfds
+from tljax.data import derive, files, idx, tfds
 from tljax.data.cache import Prepare, cached
 from tljax.data.images import Shape
 from tljax.plugins import Spec, bind, nearest, parse
@@ -31,37 +33,46 @@ def load(
     manual_dir: str | os.PathLike[str] | None = None,
     image_shape: Shape | None = None,
 ) -> Task:
-    """The data set that `name` stands for, checked, with its fingerprint.
+    """The data set that `name` stands for, changed as it says, checked, with its fingerprint.
 
     Images are uint8 [n, height, width, channels], or float32 [n, ...] for the features of an .npz file; labels are
     int32 [n]. `data_dir` ($TFDS_DATA_DIR, else ~/tensorflow_datasets) is where TFDS keeps its files, and where the
-    decoded arrays are kept, to be memory-mapped next time. `manual_dir` holds files fetched by hand:
-    manual_dir/mnist/train-images-idx3-ubyte.gz and so on. `image_shape` (height, width, channels) is what images
-    are brought to (see `images.to_shape`). Raises InputError for whatever is wrong with any of them, or the data.
+    decoded arrays are kept, to be memory-mapped next time; rotated or blurred ones too. `manual_dir` holds files
+    fetched by hand: manual_dir/mnist/train-images-idx3-ubyte.gz and so on. `image_shape` (height, width, channels) is
+    what images are brought to (see `images.to_shape`), before any change. Raises InputError for whatever is wrong
+    with any of them, or the data.
 
     >>> task = load("mnist_10k")
     >>> task.train.images.shape, task.test.labels.shape
     ((10000, 28, 28, 1), (2000,))
     """
-    spec = parse(name)
+    base, changes = derive.divide(name)
+    spec = parse(base)
     shape = _checked_shape(image_shape)
     manual = Path(manual_dir).expanduser().absolute() if manual_dir else None
     if manual and not manual.is_dir():
         raise InputError(f"--manual_dir='{manual}' is no folder: give the one that holds mnist/ and the like")
     if spec.name in idx.SHIPPED:
         _takes(spec, ())
-        return idx.shipped(spec.name, shape)
+        return derive.derived(idx.shipped(spec.name, shape), name, changes)
     home = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     root = Path(home).expanduser().absolute()
-    identity, prepare = _source(name, spec, root, manual, shape)
-    return cached(name, root / "tljax" / _key(spec, [*identity, str(shape)]), prepare)
+    identity, prepare = _source(base, spec, root, manual, shape)
+    identity = [*identity, str(shape)]
+    folder = root / "tljax" / _key(spec, identity)
+    task = cached(base, folder, prepare)
+    if not derive.slow(changes):
+        return derive.derived(task, name, changes)
+    changed = root / "tljax" / _key(spec, [*identity, *changes])
+    return cached(name, changed, lambda: ([folder], lambda: derive.derived(task, name, changes)))
 
 
 def _source(name: str, spec: Spec, root: Path, manual: Path | None, shape: Shape | None) -> tuple[list[str], Prepare]:
     """What tells the source from every other, and how to prepare it."""
     if spec.name == "folder":
-        if len(spec.words) != 1 or spec.options:
-            raise InputError(f"'{name}' names no folder: write folder:DIR, and no option after it")
+        if not spec.words:
+            raise InputError(f"'{name}' names no folder: write folder:DIR")
+        _takes(Spec(spec.name, spec.words[1:], spec.options), ())
         folder = Path(spec.words[0]).expanduser().absolute()
         return ["folder", str(folder)], lambda: files.prepare_folder(name, folder, shape)
     if spec.name.endswith(".npz"):
@@ -89,7 +100,7 @@ def _by_hand(name: str, manual: Path, root: Path) -> bool:
 def _takes(spec: Spec, options: tuple[str, ...]) -> None:
     for given in (*spec.words, *spec.options):
         if given in spec.words or given not in options:
-            known = nearest(given, [f"{option}=SPLIT" for option in options]) or "; it takes none"
+            known = nearest(given, [*(f"{option}=SPLIT" for option in options), *derive.FORMS])
             raise InputError(f"data set '{spec.name}' has no option '{given}'{known}")
 
 

@@ -12,11 +12,17 @@ import numpy as np
 from tljax.types import InputError
 
 # The second word of the Philox key keeps the streams of one seed apart.
-_ORDER, _MEMBERS, _TURNS = 0, 1, 2
+_ORDER, _MEMBERS, _TURNS, SHUFFLE, PIXELS, TRAIN_NOISE, TEST_NOISE = range(7)
 
 
-def _words(seed: int, stream: int, first: int, rows: int, n: int) -> np.ndarray:
-    """uint64 [rows, n]: rows first .. first + rows of the stream, each its own counters."""
+def words(seed: int, stream: int, first: int, rows: int, n: int) -> np.ndarray:
+    """uint64 [rows, n]: rows first .. first + rows of a stream of Philox, each its own counters.
+
+    Raises InputError for a seed outside 0..2**64-1.
+
+    >>> bool((words(0, PIXELS, 1, 2, 5) == words(0, PIXELS, 0, 3, 5)[1:]).all())
+    True
+    """
     if not 0 <= seed < 2**64:
         raise InputError(f"seed {seed} is outside 0..2**64-1: give a seed that is not negative")
     counters = -(-n // 4)  # one counter gives four words
@@ -36,7 +42,7 @@ def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
 
 
 def _permutations(seed: int, first: int, epochs: int, n: int) -> np.ndarray:
-    return np.argsort(_words(seed, _ORDER, first, epochs, n), axis=1, kind="stable").astype(np.int32)
+    return np.argsort(words(seed, _ORDER, first, epochs, n), axis=1, kind="stable").astype(np.int32)
 
 
 def order(
@@ -84,11 +90,11 @@ def label_budget(seed: int, labels: np.ndarray, total: int) -> np.ndarray:
     _, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
     if not len(counts) <= total <= n:
         raise InputError(f"a label budget of {total}: give {len(counts)} (one a class) to {n} (all)")
-    shuffled = np.argsort(_words(seed, _MEMBERS, 0, 1, n)[0], kind="stable")
+    shuffled = np.argsort(words(seed, _MEMBERS, 0, 1, n)[0], kind="stable")
     grouped = shuffled[np.argsort(codes[shuffled], kind="stable")]
     codes = codes[grouped]
     rounds = np.arange(n) - (np.cumsum(counts) - counts)[codes]
-    turns = _words(seed, _TURNS, 0, int(counts.max()), len(counts))[rounds, codes]
+    turns = words(seed, _TURNS, 0, int(counts.max()), len(counts))[rounds, codes]
     return grouped[np.lexsort((turns, rounds))[:total]].astype(np.int32)
 
 

@@ -1,22 +1,38 @@
-"""The page of a study: one HTML file, pictures inside, no network and no script."""
+"""The page of a run: one HTML file, pictures inside, no network and no script."""
 
-import math
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import matplotlib.style
 from jinja2 import Environment, StrictUndefined
 
-from tljax.study import pictures
-from tljax.study.summary import Row, Spread, groups, sources, summary
+from tljax.study import drawing, pictures, tables
+from tljax.study.summary import Row, groups, sources, summary
+from tljax.study.tables import Table, count, listed, points, signed
 
 Group = dict[str, Any]
 """A row of `summary`, with its name on the page and its members, the fits themselves."""
 
 NO_TEST = "no test of significance was made"
-NOTHING = "\N{EN DASH}"
+
+
+class Block(NamedTuple):
+    """A table, or pictures in one figure; no picture is None."""
+
+    caption: str
+    table: Table | None = None
+    pictures: Sequence[drawing.Picture] = ()
+    kind: str = "grid"
+    """Class of the figure: grid, grid small, box wide, box wide photo."""
+    heading: str = ""
+
+
+class Section(NamedTuple):
+    """Blocks under a title; `key` names its pictures' files."""
+
+    title: str
+    key: str
+    blocks: Sequence[Block]
 
 
 def page(
@@ -31,69 +47,133 @@ def page(
     command: str,
     classes: Sequence[str] = (),
 ) -> str:
-    """HTML of a study: `rows` are fits, `curves` [segments] arrays by a fit's name; every table says the `notes`."""
-    with matplotlib.style.context(["default", pictures.STYLE]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # the reader's fonts draw the text, not matplotlib's
-        panels = _panels(rows, curves, classes)
-        shares = pictures.shares(_parameters(panels))
+    """HTML of a run: `rows` are fits, `curves` [segments] arrays by a fit's name; every table says the `notes`."""
+    panels = _panels(rows)
+    with drawing.style():
+        return render(
+            _sections(panels, rows, curves, classes, said(notes)),
+            title=title,
+            lead=_lead([group for panel in panels.values() for group in panel]),
+            lists=[(heading, [(g["name"], _line(g)) for g in panel]) for heading, panel in panels.items()],
+            source_note=source_note,
+            environment=environment,
+            flags_text=flags_text,
+            command=command,
+        )
+
+
+def render(
+    sections: Sequence[Section],
+    *,
+    title: str,
+    lead: str,
+    source_note: str,
+    environment: Mapping[str, str | Sequence[str]],
+    flags_text: str,
+    command: str,
+    lists: Sequence[tuple[str, Sequence[tuple[str, str]]]] = (),
+) -> str:
+    """HTML of any sections, within `drawing.style`; `lists` are (heading, (name, what it did)) below the lead."""
     template = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
     html = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return html.from_string(template).render(
         title=title,
-        lead=_lead([group for panel in panels for group in panel["groups"]]),
+        lead=lead,
+        lists=lists,
         source_note=source_note,
-        notes=notes,
-        panels=panels,
-        sources=[_cells(group | {"name": _source(group)}) for group in sources(rows)],
-        shares=shares,
+        sections=sections,
+        svg=drawing.svg,
         environment={key: _text(value) for key, value in environment.items()},
         flags_text=flags_text,
         command=command,
     )
 
 
-def _panels(rows: Sequence[Row], curves: pictures.Curves, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """A panel for each target and budget, which are never averaged or compared."""
-    fits = [row for row in rows if row["strategy"] != "pretrain"]
-    origins = {row.get("source") for row in fits} - {None}
-    found: dict[tuple[Any, Any], list[Group]] = {}
-    for group, members in zip(summary(fits), groups(fits), strict=True):
-        name = group["strategy"]
-        if len(origins) > 1 and group["source"] is not None:
-            name += f" from {group['source']}"
-        group |= {"name": name, "members": members}
-        found.setdefault((group["target"], group["train_examples"]), []).append(group)
-    strokes = pictures.strokes([group["name"] for panel in found.values() for group in panel])
-    several = len(found) > 1
+def said(notes: Sequence[str]) -> str:
+    """Notes as sentences after a caption."""
+    return "".join(f" {note}" + ("" if note[-1:] in tuple(".!?") else ".") for note in notes)
+
+
+RESULTS = (
+    "Means over seeds, ranges below them; differences are paired by seed. The calibration error is the expected one, "
+    "a fraction. Diverged fits enter no mean."
+)
+LEARNING = (
+    "Accuracy at the end of each segment, on the test set (on the validation split where one was held out), and "
+    "training loss averaged over it. Lines are means over seeds, bands their range; diverged fits are left out."
+)
+BY_CLASS = "Test accuracy of each class in %, mean over seeds."
+CONFUSION = "Predicted class against true class in % of the true class, summed over seeds."
+SHARES = (
+    "Trained and frozen parameters of each strategy, leaf by leaf in the order of their paths; of phases, the one "
+    "that trains most."
+)
+SOURCES = (
+    "The fits that the transferred parameters come from: means over seeds on the source's own test set, ranges below "
+    "them."
+)
+
+
+def _sections(
+    panels: Mapping[str, list[Group]], rows: Sequence[Row], curves: pictures.Curves, classes: Sequence[str], notes: str
+) -> list[Section]:
+    strokes = drawing.strokes([group["name"] for panel in panels.values() for group in panel])
+    found: dict[str, list[Block]] = {"results": [], "learning": [], "class": [], "confusion": []}
+    for heading, panel in panels.items():
+        members = {group["name"]: group["members"] for group in panel}
+        where = f", {heading}" if heading else ""
+        found["results"].append(Block(RESULTS + notes, tables.results(panel, heading), heading=heading))
+        lines = [pictures.learning(members, curves, field, where, strokes) for field in ("accuracy", "train_loss")]
+        found["learning"] += figure(LEARNING, lines, "grid", heading)
+        cells = pictures.by_class(members, classes, where)
+        found["class"] += figure(BY_CLASS + notes, [cells], "box wide", heading)
+        each = [pictures.confusion(name, fits, classes, where) for name, fits in members.items()]
+        found["confusion"] += figure(CONFUSION + notes, each, "grid small", heading)
     return [
-        _panel(panel, _where(key, found) if several else "", curves, classes, strokes) for key, panel in found.items()
+        Section("Results", "results", found["results"]),
+        Section("Learning curves", "learning", found["learning"]),
+        Section("Accuracy by class", "class", found["class"]),
+        Section("Confusion", "confusion", found["confusion"]),
+        trained([group for panel in panels.values() for group in panel]),
+        origins(rows, notes),
     ]
 
 
-def _panel(
-    panel: list[Group], heading: str, curves: pictures.Curves, classes: Sequence[str], strokes: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What the template shows of one target and budget; a picture of what was not recorded is left out."""
-    members = {group["name"]: group["members"] for group in panel}
-    where = f", {heading}" if heading else ""
-    learning = [pictures.learning(members, curves, field, where, strokes) for field in ("accuracy", "train_loss")]
-    confusion = [pictures.confusion(name, fits, classes, where) for name, fits in members.items()]
-    by_class = pictures.by_class(members, classes, where)
-    return {
-        "heading": heading,
-        "groups": panel,
-        "table": [_cells(group) for group in panel],
-        "lines": [_line(group) for group in panel],
-        "learning": [picture for picture in learning if picture],
-        "by_class": [by_class] if by_class else [],
-        "confusion": [picture for picture in confusion if picture],
-    }
+def figure(caption: str, found: Sequence[drawing.Picture | None], kind: str = "grid", heading: str = "") -> list[Block]:
+    """The pictures that there are as a block; none for none."""
+    drawn = [picture for picture in found if picture]
+    return [Block(caption, None, drawn, kind, heading)] if drawn else []
+
+
+def trained(panel: Sequence[Group]) -> Section:
+    """What each strategy trains."""
+    return Section("What was trained", "trained", figure(SHARES, [pictures.shares(_parameters(panel))], "box wide"))
+
+
+def origins(rows: Sequence[Row], notes: str) -> Section:
+    """The sources' own fits."""
+    table = tables.sources(sources(rows))
+    return Section("Sources", "sources", [Block(SOURCES + notes, table)] if table.rows else [])
+
+
+def _panels(rows: Sequence[Row]) -> dict[str, list[Group]]:
+    """Strategies of each target and budget, which are never averaged or compared, under a heading if several."""
+    fits = [row for row in rows if row["strategy"] != "pretrain"]
+    several = len({row.get("source") for row in fits} - {None}) > 1
+    found: dict[tuple[Any, Any], list[Group]] = {}
+    for group, members in zip(summary(fits), groups(fits), strict=True):
+        name = group["strategy"]
+        if several and group["source"] is not None:
+            name += f" from {group['source']}"
+        group |= {"name": name, "members": members}
+        found.setdefault((group["target"], group["train_examples"]), []).append(group)
+    return {_where(key, found) if len(found) > 1 else "": panel for key, panel in found.items()}
 
 
 def _where(key: tuple[Any, Any], keys: Any) -> str:
     """The target is named only where there are several."""
     target, budget = key
-    examples = f"{_count(budget)} training examples"
+    examples = f"{count(budget)} training examples"
     return examples if len({name for name, _ in keys}) == 1 else f"{target}, {examples}"
 
 
@@ -103,8 +183,8 @@ def _lead(panel: Sequence[Group]) -> str:
         return "No fit of a target has been made yet."
     scratch = [group for group in panel if _is_scratch(group)]
     names = {group["name"] for group in panel if not _is_scratch(group)}
-    origins = _listed([group["source"] for group in panel if group["source"] is not None])
-    targets = _listed([group["target"] for group in panel])
+    origins = listed([group["source"] for group in panel if group["source"] is not None])
+    targets = listed([group["target"] for group in panel])
     ways = "1 strategy" if len(names) == 1 else f"{len(names)} strategies"
     task = f"of transfer from {origins} to {targets}" if origins else f"on {targets}"
     if not names:
@@ -113,7 +193,7 @@ def _lead(panel: Sequence[Group]) -> str:
         compared = f"Training from scratch was compared with {ways} {task}"
     else:
         compared = f"Without training from scratch, there {'was' if len(names) == 1 else 'were'} measured {ways} {task}"
-    budgets = _listed([_count(group["train_examples"]) for group in panel])
+    budgets = listed([count(group["train_examples"]) for group in panel])
     difference = " and mean difference from scratch, paired by seed" if scratch and names else ""
     return f"{compared}, at {budgets} training examples; mean test accuracy{difference} ({_seeds(panel)}; {NO_TEST}):"
 
@@ -136,58 +216,19 @@ def _seeds(panel: Sequence[Group]) -> str:
 def _line(group: Group) -> str:
     """What the lead says of a strategy, after its name."""
     if group["accuracy"] is None:
-        return _state(group)
-    mean, low, high = _points(group["accuracy"])
+        return tables.state(group)
+    mean, low, high = points(group["accuracy"])
     text = f"{mean} %" + (f" ({low} to {high})" if group["counted"] > 1 else "")
     if group["gain"]:
-        mean, low, high = map(_signed, group["gain"])
+        mean, low, high = map(signed, group["gain"])
         text += f", {mean} points from scratch" + (f" ({low} to {high})" if group["gain_seeds"] > 1 else "")
-    return text + (f"; {_state(group)}" if _state(group) else "")
+    return text + (f"; {tables.state(group)}" if tables.state(group) else "")
 
 
-def _state(group: Group) -> str:
-    """What is missing from the means: diverged and unmeasured fits, and seeds without a fit from scratch; or ''."""
-    said = []
-    if group["counted"] < group["seeds"]:
-        said.append(f"{group['counted']} of {group['seeds']} seeds")
-    if group["diverged"]:
-        said.append(f"{group['diverged']} diverged")
-    if group["counted"] + group["diverged"] < group["seeds"]:
-        said.append(f"{group['seeds'] - group['diverged'] - group['counted']} not measured")
-    if 0 < group["gain_seeds"] < group["counted"]:
-        said.append(f"difference over {group['gain_seeds']} of {group['counted']} seeds")
-    return ", ".join(said)
-
-
-def _cells(group: Group) -> dict[str, Any]:
-    """A row of a table, as text; a spread is a pair of the mean and, over two seeds or more, the range."""
-    trained, total = group["trained_parameters"], group["total_parameters"]
-    share = f"{100 * trained / total:.1f} %" if trained is not None and total else ""
-    diverged = group["diverged"] and group["diverged"] == group["seeds"]
-    gain = [_signed(value) for value in group["gain"]] if group["gain"] else None
-    accuracy = _points(group["accuracy"]) if group["accuracy"] else None
-    return {
-        "name": group["name"],
-        "state": _state(group),
-        "accuracy": ("diverged", "") if diverged else _pair(accuracy, group["counted"]),
-        "gain": _pair(gain, group["gain_seeds"]),
-        "loss": _pair(_fixed(group["test_loss"]), group["counted"]),
-        "calibration": _pair(_fixed(group["calibration_error"]), group["counted"]),
-        "trained": (_count(trained), share),
-        "total": _count(total),
-        "steps": _count(group["steps"]),
-        "seconds": NOTHING if group["seconds"] is None else f"{group['seconds']:,.1f}",
-    }
-
-
-def _source(group: Group) -> str:
-    return f"{group['target']}, {_count(group['train_examples'])} training examples"
-
-
-def _parameters(panels: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[str, int, int]]]:
+def _parameters(panel: Sequence[Group]) -> dict[str, list[tuple[str, int, int]]]:
     """{strategy: (leaf, numbers, trained numbers) of each leaf}; of all leaves as one where they are not known."""
     found: dict[str, list[tuple[str, int, int]]] = {}
-    for group in (group for panel in panels for group in panel["groups"]):
+    for group in panel:
         trained, total = group["trained_parameters"], group["total_parameters"]
         if group["leaves"]:
             found.setdefault(group["name"], [(name, size, part) for name, size, part in group["leaves"]])
@@ -196,35 +237,5 @@ def _parameters(panels: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[str
     return found
 
 
-def _pair(texts: Sequence[str] | None, seeds: int) -> tuple[str, str]:
-    if texts is None:
-        return NOTHING, ""
-    return texts[0], f"{texts[1]} to {texts[2]}" if seeds > 1 else ""
-
-
-def _points(spread: Spread) -> list[str]:
-    return [f"{100 * value:.1f}" for value in spread]
-
-
-def _fixed(spread: Spread | None) -> list[str] | None:
-    return [f"{value:.3f}" for value in spread] if spread else None
-
-
-def _signed(value: float) -> str:
-    """A typographer's minus; no sign on zero."""
-    text = f"{value:+.1f}".replace("-", "\N{MINUS SIGN}")
-    return "0.0" if text[1:] == "0.0" else text
-
-
 def _text(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def _count(value: float | None) -> str:
-    return NOTHING if value is None or not math.isfinite(value) else f"{value:,.0f}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    """The different names, as 'a, b and c'."""
-    unique = list(dict.fromkeys(map(str, names)))
-    return " and ".join(part for part in (", ".join(unique[:-1]), *unique[-1:]) if part)

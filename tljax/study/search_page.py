@@ -1,48 +1,18 @@
-"""The pages of a search and of a learning-rate range test: one HTML file each, in the style of the report."""
+"""The pages of a search and of a learning-rate range test: one HTML file each, like the report."""
 
-import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib.style
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from tljax.study import pictures, search_pictures, space
+from tljax.study import drawing, report, search_pictures, space, tables
 from tljax.study.history import Told
-from tljax.study.pictures import Picture
 from tljax.study.range_test import SHARE, Found
-from tljax.study.summary import Row, Spread, summary
+from tljax.study.report import Block, Section
+from tljax.study.summary import Row, summary
+from tljax.study.tables import NOTHING, Cell, Table
 
-NOTHING = "\N{EN DASH}"
 RATE = "learning_rate"
-
-Cell = tuple[str, str]
-"""What it says, and what is said below it in small, or ''."""
-
-
-class Table(NamedTuple):
-    """Rows under columns; the first column is words."""
-
-    label: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-
-
-class Block(NamedTuple):
-    """A table, or pictures in one figure."""
-
-    caption: str
-    table: Table | None = None
-    pictures: Sequence[Picture] = ()
-
-
-class Section(NamedTuple):
-    """Blocks under a title; without one it is left out."""
-
-    title: str
-    blocks: Sequence[Block]
 
 
 class Study(NamedTuple):
@@ -63,103 +33,78 @@ class Reproduced(NamedTuple):
     command: str
 
 
+BEST = (
+    "The values that won, what they gave on validation examples, and how many trials there were. At an edge of its "
+    "range a value may be better beyond: widen the range."
+)
+PROGRESS = "Points are trials, lines the best so far; crosses below are trials that diverged."
+CURVES = (
+    f"Trials against {RATE}, the best ringed; crosses at the edge diverged. Points are joined where nothing else was "
+    "searched; else the other values vary too."
+)
+RANGE = (
+    f"Loss on the batch of each step while the rate rises exponentially. The suggestion is {SHARE:g} of the rate at "
+    "which the smoothed loss is lowest. Source: Smith 2017, section 3.3, where the rate rises linearly."
+)
+
+
 def page(
     title: str,
     lead: str,
     studies: Sequence[Study],
     rows: Sequence[Row],
-    lines: Sequence[str],
+    lines: Sequence[tuple[str, str]],
     notes: Sequence[str],
-    reproduced: Reproduced,
+    made: Reproduced,
 ) -> str:
-    """HTML of a search: `rows` are the winners' last fits, `lines` what is said of them, `notes` of the data."""
-    with matplotlib.style.context(["default", pictures.STYLE]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # the reader's fonts draw the text, not matplotlib's
-        progress = search_pictures.progress({one.name: one.trials for one in studies})
-        curves = [picture for one in studies for picture in _curves(one)]
-    tuned = Block(
-        " ".join(["Tuned against tuned: means over seeds, ranges below them.", *map(_sentence, notes)]), _tuned(rows)
-    )
-    best = Block(
-        "The values that won, what they gave on validation examples, and how many trials there were. "
-        "At an edge of its range a value may be better beyond: widen the range.",
-        _best(studies),
-    )
-    told = "Points are trials, lines the best so far; crosses below are trials that diverged."
-    drawn = (
-        f"Trials against {RATE}, the best ringed; crosses at the edge diverged. Points are joined where nothing else "
-        "was searched; else the other values vary too."
-    )
+    """HTML of a search: `rows` are the winners' last fits, `lines` (study, what won), `notes` of the data."""
+    best = Block(BEST, _best(studies))
     sections = [
-        Section("Results", [tuned] if rows else []),
-        Section("Best values", [best]),
-        Section("The search", [Block(told, pictures=[progress])] if progress else []),
-        Section("Learning rate", [Block(drawn, pictures=curves)] if curves else []),
+        Section("Results", "results", _tuned(rows, report.said(notes))),
+        Section("Best values", "best", [best]),
     ]
-    return _rendered(title, lead, lines, sections, reproduced)
+    with drawing.style():
+        progress = search_pictures.progress({one.name: one.trials for one in studies})
+        sections += [
+            Section("The search", "search", report.figure(PROGRESS, [progress])),
+            Section(
+                "Learning rate", "rate", report.figure(CURVES, [one for study in studies for one in _curves(study)])
+            ),
+        ]
+        return report.render(sections, title=title, lead=lead, source_note="", lists=[("", lines)], **made._asdict())
 
 
 def range_page(name: str, lead: str, rates: np.ndarray, losses: np.ndarray, found: Found, made: Reproduced) -> str:
     """HTML of a range test: `rates` and `losses` are those of its steps, [steps] both."""
-    with matplotlib.style.context(["default", pictures.STYLE]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")
+    title = f"learning-rate range test: {name}"
+    with drawing.style():
         picture = search_pictures.range_test(name, rates, losses, found)
-    caption = (
-        f"Loss on the batch of each step while the rate rises exponentially. The suggestion is {SHARE:g} of the rate "
-        "at which the smoothed loss is lowest. Source: Smith 2017, section 3.3, where the rate rises linearly."
-    )
-    return _rendered(
-        f"learning-rate range test: {name}", lead, [], [Section("Loss", [Block(caption, pictures=[picture])])], made
-    )
+        sections = [Section("Loss", "loss", report.figure(RANGE, [picture]))]
+        return report.render(sections, title=title, lead=lead, source_note="", **made._asdict())
 
 
-def _rendered(title: str, lead: str, lines: Sequence[str], sections: Sequence[Section], made: Reproduced) -> str:
-    html = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment = {key: ", ".join(value) if isinstance(value, list) else value for key, value in made[0].items()}
-    return html.get_template("search.html.j2").render(
-        title=title,
-        lead=lead,
-        lines=lines,
-        sections=sections,
-        environment=environment,
-        flags_text=made.flags_text,
-        command=made.command,
-    )
-
-
-def _curves(one: Study) -> list[Picture]:
+def _curves(one: Study) -> list[drawing.Picture | None]:
     """Accuracy and loss against the rate, if that was searched."""
-    found = [
+    return [
         search_pictures.against(one.name, one.trials, RATE, field, dimension.kind == "log")
         for dimension in one.ranges
         if dimension.name == RATE and dimension.kind != "in"
         for field in ("accuracy", "loss")
     ]
-    return [picture for picture in found if picture]
 
 
-def _tuned(rows: Sequence[Row]) -> Table:
-    """A row a strategy and label budget."""
-    columns = ["Strategy", "Labels", "Seeds", "Test accuracy (%)", "Difference from scratch (points)"]
-    cells = [
-        [
-            (group["strategy"], f"{group['diverged']} diverged" if group["diverged"] else ""),
-            (f"{group['train_examples']:,}", ""),
-            (str(group["seeds"]), ""),
-            _spread(group["accuracy"], 100, ".1f"),
-            _spread(group["gain"], 1, "+.1f"),
-            _spread(group["test_loss"], 1, ".3f"),
-            (f"{group['steps']:,.0f}" if group["steps"] is not None else NOTHING, ""),
-        ]
-        for group in summary(rows)
-    ]
-    return Table("Tuned against tuned", [*columns, "Test loss (nats)", "Steps"], cells)
+def _tuned(rows: Sequence[Row], notes: str) -> list[Block]:
+    """A table a label budget, a row a strategy."""
+    found: dict[Any, list[dict[str, Any]]] = {}
+    for group in summary(rows):
+        found.setdefault(group["train_examples"], []).append(group | {"name": group["strategy"]})
+    blocks = []
+    for budget, groups in found.items():
+        heading = f"{tables.count(budget)} training examples" if len(found) > 1 else ""
+        blocks.append(
+            Block(f"Tuned against tuned. {report.RESULTS}{notes}", tables.results(groups, heading), heading=heading)
+        )
+    return blocks
 
 
 def _best(studies: Sequence[Study]) -> Table:
@@ -206,15 +151,3 @@ def value(chosen: Any) -> str:
 
 def _number(number: float | None, scale: float, form: str) -> str:
     return NOTHING if number is None else f"{scale * number:{form}}"
-
-
-def _spread(spread: Spread | None, scale: float, form: str) -> Cell:
-    """A mean, and below it the range where there is one."""
-    if spread is None:
-        return NOTHING, ""
-    mean, low, high = (f"{scale * one:{form}}".replace("-", "\N{MINUS SIGN}") for one in spread)
-    return mean, "" if low == high else f"{low} to {high}"
-
-
-def _sentence(note: str) -> str:
-    return note if note[-1:] in ".!?" else f"{note}."

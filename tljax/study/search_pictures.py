@@ -1,26 +1,15 @@
-"""The pictures of a search, each a pair of an SVG, as a data URI, and the text that stands for it."""
+"""The pictures of a search, each a figure and the text that stands for it."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from tljax.study import pictures
+from tljax.study import drawing
+from tljax.study.drawing import BLUE, INK, Picture
 from tljax.study.history import Told
-from tljax.study.pictures import BLUE, INK, Picture
 from tljax.study.range_test import Found
-
-
-def _picture(figure: Figure, text: str) -> Picture:
-    return pictures._svg(figure), text
-
-
-def _charted(height: float = 3.2) -> tuple[Figure, Axes]:
-    figure = pictures._figure(4.6, height)
-    return figure, figure.add_subplot()
 
 
 def progress(studies: Mapping[str, Sequence[Told]]) -> Picture | None:
@@ -28,23 +17,23 @@ def progress(studies: Mapping[str, Sequence[Told]]) -> Picture | None:
     known = {name: measured for name, trials in studies.items() if (measured := _measured(trials))}
     if not known:
         return None
-    figure, axes = _charted(3.2 + 0.09 * pictures._lines(known))
-    strokes = pictures.strokes(list(studies))
+    figure, axes = drawing.charted(known)
+    strokes = drawing.strokes(list(studies))
     said = []
     for name, measured in known.items():
         colour, dash = strokes[name]
         numbers, values = np.array([(one.number, 100 * (one.accuracy or 0.0)) for one in measured]).T
         best = np.maximum.accumulate(values)
         axes.plot(numbers, values, "o", color=colour, alpha=0.4, markersize=2.5)
-        axes.plot(numbers, best, color=colour, linestyle=dash, drawstyle="steps-post", label=pictures._plain(name))
+        axes.plot(numbers, best, color=colour, linestyle=dash, drawstyle="steps-post", label=drawing.plain(name))
         first = int(numbers[best.argmax()])
         said.append(f"{name} {best[-1]:.1f} %, first at trial {first}")
     for name, trials in studies.items():
         _cross(axes, [one.number for one in trials if one.diverged], strokes[name][0], 0.03)
     axes.set(xlabel="trial", ylabel="validation accuracy (%)")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    figure.legend(loc="outside lower center", ncols=2, fontsize=8.5)
-    return _picture(figure, f"Line chart of the best validation accuracy so far against trials: {'; '.join(said)}.")
+    drawing.legend(figure)
+    return (figure, f"Line chart of the best validation accuracy so far against trials: {'; '.join(said)}.")
 
 
 def against(name: str, trials: Sequence[Told], dimension: str, field: str, log: bool) -> Picture | None:
@@ -60,7 +49,7 @@ def against(name: str, trials: Sequence[Told], dimension: str, field: str, log: 
     points = sorted((one.chosen[dimension], (100 if percent else 1) * getattr(one, field)) for one in known)
     x, y = np.array(points, float).T
     alone = all(len(one.chosen) == 1 for one in known)
-    figure, axes = _charted()
+    figure, axes = drawing.charted([], name)
     axes.plot(x, y, "o-" if alone else "o", color=BLUE, markersize=3, linewidth=1)
     odd = [one.chosen[dimension] for one in trials if one.diverged and dimension in one.chosen]
     _cross(axes, odd, INK, 0.03 if percent else 0.97)
@@ -71,10 +60,9 @@ def against(name: str, trials: Sequence[Told], dimension: str, field: str, log: 
     if not percent and 0 < 10 * y.min() < y.max():  # a rate that is too high must not flatten the others
         _decades(axes, "y", (1, 2, 5))
     axes.set(xlabel=dimension, ylabel=f"{what} ({unit})")
-    axes.set_title(pictures._plain(name), fontsize=9.5, loc="left")
     places = f"{y[best]:.1f} %" if percent else f"{y[best]:.3f} nats"
     lost = f"; {len(odd)} diverged, from {min(odd):.3g} on" if odd else ""
-    return _picture(
+    return (
         figure,
         f"Chart of {what} against {dimension} of {name}: {len(x)} trials between {x[0]:.3g} and {x[-1]:.3g}, "
         f"the best {places} at {x[best]:.3g}{lost}.",
@@ -83,7 +71,7 @@ def against(name: str, trials: Sequence[Told], dimension: str, field: str, log: 
 
 def range_test(name: str, rates: np.ndarray, losses: np.ndarray, found: Found) -> Picture:
     """Loss against the rate of its step, both [steps], smoothed, with the suggestion."""
-    figure, axes = _charted()
+    figure, axes = drawing.charted([], name)
     most = losses[0] + abs(losses[0])
     axes.plot(rates, np.minimum(losses, most), color="#aaaaaa", linewidth=1, label="training loss of a step")
     axes.plot(rates, found.smooth, color=BLUE, label="smoothed")
@@ -93,10 +81,9 @@ def range_test(name: str, rates: np.ndarray, losses: np.ndarray, found: Found) -
         _cross(axes, [found.diverged], INK, 0.97)
     _decades(axes, "x")
     axes.set(xlabel="learning_rate", ylabel="training loss (nats)")
-    axes.set_title(pictures._plain(name), fontsize=9.5, loc="left")
-    figure.legend(loc="outside lower center", ncols=2, fontsize=8.5)
+    drawing.legend(figure)
     lost = "" if found.diverged is None else f"; not finite from {found.diverged:.3g} on"
-    return _picture(
+    return (
         figure,
         f"Line chart of the training loss of {name} while the rate rises from {rates[0]:.3g} to {rates[-1]:.3g}: "
         f"smoothed, it is lowest, {found.smooth.min():.3f}, at {found.lowest:.3g}; {found.rate:.3g} is "
@@ -117,7 +104,7 @@ def _decades(axes: Axes, which: str, named: Sequence[float] = (1,)) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _cross(axes: Axes, places: Sequence[Any], colour: str, height: float) -> None:
+def _cross(axes: Axes, places: Sequence[float], colour: str, height: float) -> None:
     """Crosses along the axis, at a fraction of its height."""
     heights = [height] * len(places)
     axes.plot(places, heights, "x", color=colour, markersize=5, transform=axes.get_xaxis_transform(), clip_on=False)

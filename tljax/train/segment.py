@@ -270,9 +270,10 @@ def transformation(program: Program, numbers: Numbers, rate: Any) -> optax.Gradi
 
 def forward(program: Program) -> Callable[[Params, jax.Array], jax.Array]:
     """(params, images [batch, ...]) -> logits [batch, classes], as in evaluation; one object for equal models."""
-    return _forward(program.model, program.merge)
+    return applied(program.model, program.merge)
 
 
 @functools.lru_cache
-def _forward(model: Model, merge: Callable[[Params], Params] | None) -> Callable[[Params, jax.Array], jax.Array]:
+def applied(model: Model, merge: Callable[[Params], Params] | None = None) -> Callable[[Params, jax.Array], jax.Array]:
+    """(params, images [batch, ...]) -> logits [batch, classes] of a model; one object for equal ones."""
     return lambda params, images: models.apply(model, merge(params) if merge else params, images)

@@ -1,0 +1,155 @@
+"""Comparing: a study in one run directory, resumed, tuned, judged further, and the same for fits made elsewhere."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from test_programs import command, results, snapshot
+
+from experiments import compare, evidence, options, report, training
+from tljax.types import InputError
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
+
+def line(tasks, folder, *more, **flags):
+    given = {"strategies": ("full",), "train_examples": ("4/class:seeds=2", "all:seeds=2"), "steps": 20} | flags
+    return ["compare", *command(tasks, folder, **given), *more]
+
+
+@pytest.fixture(scope="module")
+def done(tasks, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tljax.study.drawing.svg", lambda figure: "data:image/svg+xml;base64,")
+        compare.main(line(tasks, folder, f"--eval=source,{tasks / 'clothes.npz'}:noise=0.2"))
+    return folder / "w"
+
+
+def test_a_study_holds_all_fits_once_and_scratch_for_each_budget(done):
+    lines = results(done)
+    cells = [(line["strategy"], line["train_examples"], line["steps"], line["seed"]) for line in lines]
+    source = [cell for cell in cells if cell[0] == "pretrain"]
+    assert len(cells) == len(set(cells)) == 2 + 4 + 4 + 4  # sources, scratch, scratch with the source's steps, full
+    longer = {cell[2] for cell in cells if cell[0] == "scratch"} - {20}
+    assert longer == {20 + source[0][2]}
+    assert len(json.loads((done / "looks.jsonl").read_text())["fits"]) == 12
+
+
+def test_fits_are_judged_on_further_test_sets_and_on_the_source_with_its_head(done):
+    files = {file.name.split("-")[0]: json.loads(file.read_text()) for file in (done / "evals").iterdir()}
+    fulls = {line["name"] for line in results(done) if line["strategy"] == "full"}
+    assert set(files["source"]) == fulls
+    assert all(0 <= value <= 1 for known in files.values() for value in known.values())
+
+
+def test_a_study_run_again_trains_nothing_and_writes_the_same(done, tasks, monkeypatch, capsys):
+    before = snapshot(done)
+    monkeypatch.setattr(training, "run", lambda *given: pytest.fail("it trained again"))
+    compare.main(line(tasks, done.parent, f"--eval=source,{tasks / 'clothes.npz'}:noise=0.2"))
+    after = snapshot(done)
+    assert {name for name in before if before[name] != after.get(name)} <= {"report.html"}
+    said = capsys.readouterr().out
+    assert "against scratch, at equal target steps" in said and "equal source and target steps" in said
+    assert "untuned" in said and "these tasks alone" in said
+
+
+def test_a_dry_run_counts_the_fits(tasks, tmp_path, capsys):
+    compare.main(line(tasks, tmp_path, "--dry_run"))
+    assert "12 fits in all" in capsys.readouterr().out and not (tmp_path / "w").exists()
+
+
+@pytest.mark.slow
+def test_each_strategy_is_tuned_by_a_search(tasks, tmp_path, capsys):
+    best = tmp_path / "search" / "best"
+    best.mkdir(parents=True)
+    for strategy, rate in (("scratch", 0.3), ("full", 0.05)):
+        given = command(tasks, tmp_path, strategies=(strategy,), train_examples=("all",), learning_rate=rate, steps=20)
+        (best / f"{strategy}-all.flags").write_text("\n".join(part for part in given if "workdir" not in part))
+    compare.main(line(tasks, tmp_path, f"--tuned={best.parent}", train_examples=("all",), seeds=(0, 1)))
+    assert "tuned: every strategy has what search found best for it" in capsys.readouterr().out
+    with pytest.raises(InputError, match="nothing for 'head_only'"):
+        compare.main(line(tasks, tmp_path, f"--tuned={best.parent}", strategies=("head_only",)))
+    with pytest.raises(InputError, match="are those of searches"):
+        compare.main(line(tasks, tmp_path, f"--tuned={best.parent}", seeds=(0, 1_000_000)))
+
+
+BAD = [
+    (["--margin=0"], "--margin=0: give points"),
+    (["--level=1"], "--level=1: give"),
+    (["--looks=0"], "--looks=0: give 1"),
+    (["--family=targets"], "speak of themselves alone"),
+    (["--eval=nothing_such"], "nothing_such"),
+    (["--tuned=/nowhere"], "holds no best.flags"),
+    (["--train_examples=4/clas"], "5/class"),
+    (["--train_examples=all:seeds=9"], "not 9"),
+    (["--seeds=5-1"], "as 0-29"),
+]
+
+
+@pytest.mark.parametrize(("more", "message"), BAD, ids=[" ".join(more) for more, _ in BAD])
+def test_bad_input_is_one_line(more, message, tasks, tmp_path):
+    with pytest.raises(InputError) as refused:
+        compare.main(line(tasks, tmp_path, *more))
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+    assert not (tmp_path / "w").exists()
+
+
+def test_another_margin_is_another_study(done, tasks):
+    with pytest.raises(InputError, match="margin"):
+        compare.main(line(tasks, done.parent, "--margin=1", f"--eval=source,{tasks / 'clothes.npz'}:noise=0.2"))
+
+
+def theirs(folder, seeds=3, **columns):
+    """A table and predictions as somebody else's program would write them."""
+    rng, labels, rows = np.random.default_rng(0), np.arange(200) % 4, []
+    for strategy, rate in (("scratch", 0.5), ("mine", 0.9)):
+        for seed in range(seeds):
+            right = rng.uniform(size=200) < rate
+            np.savez(
+                folder / f"{strategy}{seed}.npz", labels=labels, predicted=np.where(right, labels, (labels + 1) % 4)
+            )
+            rows.append(
+                {
+                    "name": f"{strategy}{seed}",
+                    "source": "big",
+                    "target": "small",
+                    "strategy": strategy,
+                    "seed": seed,
+                    "train_examples": 40,
+                    **columns,
+                }
+            )
+    with open(folder / "theirs.csv", "w", newline="") as out:
+        writer = csv.DictWriter(out, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return [f"--predictions={folder}/*.npz", f"--results={folder / 'theirs.csv'}", f"--output={folder / 'out'}"]
+
+
+def test_fits_made_elsewhere_get_the_same_verdicts(tmp_path, capsys):
+    report.main(["report", *theirs(tmp_path)])
+    told = capsys.readouterr().out
+    assert "positive" in told and (tmp_path / "out" / "report.html").is_file()
+    found = evidence.read(tmp_path / "mine0.npz")
+    assert found[0].shape == found[1].shape == (200,)
+
+
+def test_epochs_chosen_on_the_test_set_are_refused(tmp_path):
+    with pytest.raises(InputError, match="chosen on the test set"):
+        report.main(["report", *theirs(tmp_path, selected_on="test")])
+
+
+def test_several_run_directories_make_one_report_and_a_broken_one_is_left_out(done, tmp_path, capsys):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "results.jsonl").write_text("{")
+    report.main(
+        ["report", f"--runs={done},{tmp_path / 'broken'},{tmp_path / 'absent'}", f"--output={tmp_path / 'out'}"]
+    )
+    said = capsys.readouterr().out
+    assert "broken" in said and "left out" in said and "against scratch" in said
+
+
+def test_flags_of_seeds_are_ranges_too():
+    assert options.parse(["x", "--seeds=0-3,7"], "")["seeds"] == (0, 1, 2, 3, 7)

@@ -1,0 +1,168 @@
+"""The study: which differences are judged, how verdicts and looks are told, what learning curves say of transfer."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments import evidence, verdicts
+from experiments.compare_flags import Judging
+from tljax.study import milestones, study
+from tljax.study.study import Cell
+from tljax.types import InputError
+
+RNG = np.random.default_rng(0)
+
+
+def cell(strategy="full", budget=10, target="b", source="a"):
+    return Cell(None if strategy == "scratch" else source, target, strategy, budget)
+
+
+def fits(rates, items=400, seed=0):
+    """{seed: bool [items]} of fits that are right as often as `rates` say, on items of one difficulty each."""
+    rng = np.random.default_rng(seed)
+    hard = rng.uniform(size=items)
+    return {i: hard + 0.1 * rng.normal(size=items) < rate for i, rate in enumerate(rates)}
+
+
+def rows_of(table):
+    return [
+        {
+            "name": f"{one.strategy}-{one.budget}-{seed}",
+            "source": one.source,
+            "target": one.target,
+            "strategy": one.strategy,
+            "options": {},
+            "seed": seed,
+            "train_examples": one.budget,
+            "test_accuracy": float(right.mean()),
+            "steps": 100,
+            "seconds": 1.0,
+            "diverged": False,
+        }
+        for one, all_of in table.items()
+        for seed, right in all_of.items()
+    ]
+
+
+def found(table, **more):
+    """As if the fits had been read from somewhere: class 1 is the right one of every example."""
+    predicted = {
+        f"{one.strategy}-{one.budget}-{s}": right.astype(int) for one, of in table.items() for s, right in of.items()
+    }
+    items = len(next(iter(predicted.values())))
+    return evidence.Found(rows_of(table), predicted, {"b": np.ones(items, int)}, **more)
+
+
+def test_differences_are_paired_by_seed():
+    table = {
+        cell(): fits([0.7, 0.8, 0.9]),
+        cell("scratch"): {k: v for k, v in fits([0.6, 0.6, 0.6], seed=1).items() if k},
+    }
+    scores = study.differences(table, cell(), cell("scratch"))
+    for row, seed in zip(scores, (1, 2), strict=True):
+        gain = table[cell()][seed].mean() - table[cell("scratch")][seed].mean()
+        assert row.mean() == pytest.approx(gain)
+
+
+def test_the_area_is_the_integral_over_the_logarithm_of_the_budget():
+    budgets = (10, 50, 1000)
+    table = {cell(name, n): fits([rate], seed=n) for n in budgets for name, rate in (("full", 0.8), ("scratch", 0.6))}
+    gains = [study.differences(table, cell(budget=n), cell("scratch", n)).mean() for n in budgets]
+    scores = study.area(table, [cell(budget=n) for n in budgets], [cell("scratch", n) for n in budgets])
+    integral = np.trapezoid(gains, np.log(budgets)) / np.log(100)
+    assert scores.mean() == pytest.approx(integral)
+
+
+def test_words_agree_with_intervals_and_each_target_has_its_share_of_the_level():
+    table = {}
+    for target in ("b", "c"):
+        for name, rate in (("scratch", 0.5), ("full", 0.7), ("worse", 0.3), ("same", 0.5)):
+            table[cell(name, target=target)] = fits(rate + 0.01 * RNG.normal(size=8), 2000)
+    family, others = study.compared(table, 0.02, 0.95)
+    assert not others and len(family) == 6
+    for one in family:
+        assert (one.word == "positive") == (one.low > 0) and (one.word == "negative") == (one.high < 0)
+        own = study.alone(table, [cell(one.strategy, target=one.target)], 0.02, 0.975)
+        assert one.high - one.low > own.high - own.low  # the family's, wider than one by itself at the target's level
+    assert {one.strategy: one.word for one in family}["full"] == "positive"
+    assert {one.strategy: one.word for one in family}["worse"] == "negative"
+
+
+def test_one_comparison_of_one_budget_is_the_t_interval_over_seeds_where_items_say_nothing_more():
+    """With fits that differ far more than items do, the crossed interval is Student's on the seeds' differences."""
+    gains = np.array([0.1, 0.3, 0.2, 0.5, 0.15])
+    table = {cell("scratch"): {i: np.zeros(100, bool) for i in range(5)}}
+    table[cell()] = {i: np.arange(100) < 100 * gain for i, gain in enumerate(gains)}
+    one = study.alone(table, [cell()], 0.01, 0.95)
+    low, high = stats.t.interval(0.95, 4, gains.mean(), gains.std(ddof=1) / np.sqrt(5))
+    assert one.low < low and high < one.high  # items are drawn anew too, so never narrower
+    assert one.high - one.low < 1.3 * (high - low)
+
+
+def test_a_single_pair_is_described_and_not_judged():
+    family, _ = study.compared({cell(): fits([0.9]), cell("scratch"): fits([0.2])}, 0.01, 0.95)
+    assert [one.word for one in family] == [""] and "two seeds or more" in study.sentence(family, 0.95)
+
+
+def test_a_claim_beyond_the_tasks_is_refused():
+    with pytest.raises(InputError, match="speak of themselves alone"):
+        study.compared({}, 0.01, 0.95, "targets")
+
+
+def test_looks_beyond_those_planned_judge_nothing(tmp_path):
+    judging = Judging(0.02, 0.95, "area", 1)
+    few = {cell(): fits([0.9] * 3), cell("scratch"): fits([0.5] * 3)}
+    more = {cell(): fits([0.9] * 4), cell("scratch"): fits([0.5] * 4)}
+    assert [one.word for one in verdicts.show(tmp_path, [found(few)], judging, []).family] == ["positive"]
+    assert [one.word for one in verdicts.show(tmp_path, [found(few)], judging, []).family] == ["positive"]
+    told = verdicts.show(tmp_path, [found(more)], judging, [])
+    assert [one.word for one in told.family] == [""] and any("looked at 2 times" in note for note in told.notes)
+
+
+def test_planned_looks_share_the_errors_that_are_allowed():
+    table = {cell(): fits([0.6, 0.65, 0.7]), cell("scratch"): fits([0.5, 0.52, 0.49])}
+    one, three = (verdicts.judged([found(table)], Judging(0.02, 0.95, "area", looks), []).family[0] for looks in (1, 3))
+    assert three.high - three.low > one.high - one.low
+    assert one.mean == three.mean
+
+
+def test_images_most_often_wrong_are_those():
+    table = {cell(): {0: np.array([True, False, True]), 1: np.array([True, False, False])}}
+    images = np.arange(12, dtype=np.uint8).reshape(3, 2, 2, 1)
+    shown = evidence.most_wrong([found(table, images=images, classes=("hat", "bag"))])
+    first, captions = shown["b"]
+    np.testing.assert_array_equal(first[:2], images[[1, 2]])
+    assert captions[0] == "bag taken for hat; 100 % of fits are wrong"
+
+
+def curve(*accuracy):
+    return {"step": 10 * np.arange(1, len(accuracy) + 1), "accuracy": np.array(accuracy)}
+
+
+def test_milestones_of_taylor_and_stone():
+    table = {
+        cell("scratch"): fits([0.5, 0.5]),
+        cell("scratch", 100): fits([0.7, 0.7]),
+        cell(): fits([0.6, 0.6]),
+    }
+    rows = rows_of(table)
+    for row in rows:
+        row |= {"test_accuracy": {"full": 0.6, "scratch": 0.5 if row["train_examples"] == 10 else 0.7}[row["strategy"]]}
+        row |= {"step_flops": 100.0, "source_flops": 7000.0, "source_seconds": 3.0, "per_class_accuracy": [1.0, 1.0]}
+        row |= {"start_accuracy": 0.55} if row["strategy"] == "full" else {}
+    curves = {"full-10-0": curve(0.4, 0.5, 0.6), "full-10-1": curve(0.3, 0.4, 0.55)}
+    curves |= {"scratch-10-0": curve(0.2, 0.3, 0.5), "scratch-10-1": curve(0.2, 0.3, 0.4)}
+    told = {(one["strategy"], one["train_examples"]): one for one in milestones.milestones(rows, curves)}
+    full = told["full", 10]
+    assert full["jump_start"] == pytest.approx(0.05) and told["scratch", 10]["jump_start"] == "not defined"
+    assert full["time_to_threshold"] == 25 and told["scratch", 10]["time_to_threshold"] == ">100"
+    assert full["flops"] == 2500 and full["flops_with_source"] == 9500
+    assert full["seconds"] == pytest.approx(0.25) and full["seconds_with_source"] == pytest.approx(3.25)
+    assert full["area"] == pytest.approx((0.5 + 0.4125) / 2)
+    # Scratch goes from 0.5 at 10 labels to 0.7 at 100, so 0.6 is at 10^1.5.
+    assert full["examples_saved"] == pytest.approx(10**1.5 - 10)
+
+
+@pytest.mark.parametrize(("accuracy", "expected"), [(0.9, ">90"), (0.1, "<0"), (0.2, 0.0), (None, None)])
+def test_examples_saved_are_censored_where_scratch_was_not_trained(accuracy, expected):
+    assert milestones.saved([(10, 0.2), (100, 0.4)], 10, accuracy) == expected

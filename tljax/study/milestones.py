@@ -1,0 +1,136 @@
+"""How transfer shows while a model learns: the measures of Taylor and Stone, and what they cost.
+
+Source: Taylor and Stone 2009, "Transfer learning for reinforcement learning domains: a survey", JMLR 10, section 2.3.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tljax.study.summary import Row, counts, groups, label, spread
+
+Curves = Mapping[str, Mapping[str, Any]]
+
+
+def milestones(rows: Sequence[Row], curves: Curves) -> list[dict[str, Any]]:
+    """A row for each source, target, strategy and budget, scratch among them; accuracies are fractions.
+
+    jump_start: accuracy before the first step less that of scratch drawn anew (chance, 1/classes), 'not defined' where
+    the head is drawn anew; asymptote: mean accuracy at the end; time_to_threshold: steps until scratch's asymptote at
+    this budget is reached, a median over fits, '>600' where half of them or more never do; area: mean accuracy over
+    the steps; examples_saved: labels that scratch needs for the strategy's asymptote, less those it had; flops and
+    seconds: of training until the threshold, and with the source's training added. Diverged fits are left out.
+    """
+    found = []
+    fits = [row for row in rows if row["strategy"] != "pretrain"]
+    base = {
+        (group[0]["target"], group[0]["train_examples"]): _mean(group, "test_accuracy")
+        for group in groups(fits)
+        if label(group[0]) == "scratch"
+    }
+    for group in groups(fits):
+        members = [row for row in group if counts(row)]
+        if members:
+            where = members[0]["target"], members[0]["train_examples"]
+            found.append(_milestone(members, curves, base.get(where), _scratch(base, where[0])))
+    return found
+
+
+def _scratch(base: Mapping[tuple[str, int], float | None], target: str) -> list[tuple[int, float]]:
+    """(labels, accuracy) of scratch on one target, labels ascending."""
+    return sorted((budget, value) for (name, budget), value in base.items() if name == target and value is not None)
+
+
+def _milestone(
+    members: Sequence[Row], curves: Curves, threshold: float | None, scratch: Sequence[tuple[int, float]]
+) -> dict[str, Any]:
+    first = members[0]
+    asymptote = _mean(members, "test_accuracy")
+    times = [time_to(curves[row["name"]], threshold) for row in members if row["name"] in curves] if threshold else []
+    steps = _median(times)
+    reached = steps if isinstance(steps, int | float) else None
+    per_step = _mean(members, "step_flops")
+    seconds = None if reached is None else _per_step(members) * reached
+    flops = None if reached is None or per_step is None else per_step * reached
+    start = _mean(members, "start_accuracy")
+    classes = len(first["per_class_accuracy"]) if first.get("per_class_accuracy") else None
+    return {
+        "source": first.get("source"),
+        "target": first["target"],
+        "strategy": label(first),
+        "train_examples": first["train_examples"],
+        "jump_start": "not defined" if start is None or classes is None else start - 1 / classes,
+        "asymptote": asymptote,
+        "time_to_threshold": f">{first['steps']}" if steps == np.inf else steps,
+        "area": _area(members, curves),
+        "examples_saved": None if label(first) == "scratch" else saved(scratch, first["train_examples"], asymptote),
+        "flops": flops,
+        "flops_with_source": _plus(flops, _mean(members, "source_flops")),
+        "seconds": seconds,
+        "seconds_with_source": _plus(seconds, _mean(members, "source_seconds")),
+    }
+
+
+def time_to(curve: Mapping[str, Any], threshold: float) -> float:
+    """The first recorded step whose accuracy is `threshold` or more; infinite where none is.
+
+    >>> time_to({"step": [10, 20, 30], "accuracy": [0.5, 0.7, 0.8]}, 0.6)
+    20.0
+    """
+    there = np.asarray(curve["accuracy"], float) >= threshold
+    return float(np.asarray(curve["step"])[there.argmax()]) if there.any() else np.inf
+
+
+def saved(scratch: Sequence[tuple[int, float]], budget: int, accuracy: float | None) -> float | str | None:
+    """Labels that scratch needs for `accuracy`, less `budget`: between its budgets linear in the logarithm.
+
+    `scratch` is (labels, accuracy), labels ascending. Text such as '>900' where scratch stays below it with all the
+    labels there are, '<-9' where it is above it with the fewest; None where there are not two budgets.
+
+    >>> saved([(10, 0.2), (100, 0.4), (1000, 0.6)], 10, 0.4)
+    90.0
+    """
+    if accuracy is None or len(scratch) < 2:
+        return None
+    budgets = np.log([budget for budget, _ in scratch])
+    reached = np.maximum.accumulate([value for _, value in scratch])  # more labels never count as worse
+    if accuracy > reached[-1]:
+        return f">{scratch[-1][0] - budget}"
+    if accuracy < reached[0]:
+        return f"<{scratch[0][0] - budget}"
+    at = int(np.searchsorted(reached, accuracy))
+    if at == 0:
+        return float(scratch[0][0] - budget)
+    share = (accuracy - reached[at - 1]) / (reached[at] - reached[at - 1])
+    return float(np.exp(budgets[at - 1] + share * (budgets[at] - budgets[at - 1])) - budget)
+
+
+def _area(members: Sequence[Row], curves: Curves) -> float | None:
+    """Mean accuracy over the steps, by trapezoids between the recorded ones."""
+    areas = []
+    for row in members:
+        if row["name"] in curves:
+            steps = np.asarray(curves[row["name"]]["step"], float)
+            values = np.asarray(curves[row["name"]]["accuracy"], float)
+            wide = steps[-1] - steps[0]
+            areas.append(np.trapezoid(values, steps) / wide if wide > 0 else values[-1])
+    known = spread(areas)
+    return known[0] if known else None
+
+
+def _per_step(members: Sequence[Row]) -> float:
+    return float(np.mean([row["seconds"] / max(row["steps"], 1) for row in members]))
+
+
+def _median(times: Sequence[float]) -> float | None:
+    return float(np.median(times)) if times else None
+
+
+def _mean(rows: Sequence[Row], name: str) -> float | None:
+    known = spread(row.get(name) for row in rows)
+    return known[0] if known else None
+
+
+def _plus(own: float | None, more: float | None) -> float | None:
+    return None if own is None or more is None else own + more

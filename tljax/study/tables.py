@@ -1,0 +1,230 @@
+"""The report's tables and numbers as text, the same on its page and in its exports."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from tljax.study.study import Comparison
+from tljax.study.summary import Row, Spread, counts, label, spread
+
+Cell = tuple[str, str]
+"""What it says, and what is said below it in small, or ''."""
+
+NOTHING = "\N{EN DASH}"
+FROM_SCRATCH = "Difference from scratch (points)"
+
+
+class Table(NamedTuple):
+    """Rows under columns; the first `words` columns are words, the others numbers."""
+
+    label: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    words: int = 1
+
+
+def results(groups: Sequence[Mapping[str, Any]], where: str) -> Table:
+    """A row a strategy; `groups` are rows of `summary` with their name."""
+    columns = ["Strategy", "Test accuracy (%)", FROM_SCRATCH, "Test loss (nats)", "Calibration error"]
+    names = ("accuracy", "gain", "loss", "calibration", "trained", "steps", "seconds")
+    return _cells(groups, f"Results, {where}" if where else "Results", [*columns, "Trained parameters"], names)
+
+
+def sources(groups: Sequence[Mapping[str, Any]]) -> Table:
+    """A row a source; `groups` are rows of `summary.sources`."""
+    named = [
+        {**group, "name": f"{group['target']}, {count(group['train_examples'])} training examples"} for group in groups
+    ]
+    columns = ["Source", "Test accuracy (%)", "Test loss (nats)", "Calibration error", "Parameters"]
+    return _cells(named, "Sources", columns, ("accuracy", "loss", "calibration", "total", "steps", "seconds"))
+
+
+def _cells(groups: Sequence[Mapping[str, Any]], where: str, columns: list[str], names: Sequence[str]) -> Table:
+    rows = []
+    for group in groups:
+        cells = _group(group)
+        rows.append([(str(group["name"]), state(group)), *(cells[name] for name in names)])
+    return Table(where, [*columns, "Steps", "Time (s)"], rows)
+
+
+def _group(group: Mapping[str, Any]) -> dict[str, Cell]:
+    """Every cell of a strategy; below a mean, over two seeds or more, the range."""
+    trained, total = group["trained_parameters"], group["total_parameters"]
+    share = f"{100 * trained / total:.1f} %" if trained is not None and total else ""
+    diverged = group["diverged"] and group["diverged"] == group["seeds"]
+    gain = [signed(value) for value in group["gain"]] if group["gain"] else None
+    accuracy = points(group["accuracy"]) if group["accuracy"] else None
+    return {
+        "accuracy": ("diverged", "") if diverged else _ranged(accuracy, group["counted"]),
+        "gain": _ranged(gain, group["gain_seeds"]),
+        "loss": _ranged(_fixed(group["test_loss"]), group["counted"]),
+        "calibration": _ranged(_fixed(group["calibration_error"]), group["counted"]),
+        "trained": (count(trained), share),
+        "total": (count(total), ""),
+        "steps": (count(group["steps"]), ""),
+        "seconds": (NOTHING if group["seconds"] is None else f"{group['seconds']:,.1f}", ""),
+    }
+
+
+def state(group: Mapping[str, Any]) -> str:
+    """What is missing from the means: diverged and unmeasured fits, and seeds without a fit from scratch; or ''."""
+    said = []
+    if group["counted"] < group["seeds"]:
+        said.append(f"{group['counted']} of {group['seeds']} seeds")
+    if group["diverged"]:
+        said.append(f"{group['diverged']} diverged")
+    if group["counted"] + group["diverged"] < group["seeds"]:
+        said.append(f"{group['seeds'] - group['diverged'] - group['counted']} not measured")
+    if 0 < group["gain_seeds"] < group["counted"]:
+        said.append(f"difference over {group['gain_seeds']} of {group['counted']} seeds")
+    return ", ".join(said)
+
+
+def verdicts(family: Sequence[Comparison]) -> Table:
+    """A row a comparison of the family, with its verdict."""
+    numbers = [FROM_SCRATCH, "Margin (points)", "Power (%)", "p", "Labels", "Pairs of fits", "Test examples"]
+    rows = [
+        [
+            (one.strategy, ""),
+            (one.source or NOTHING, ""),
+            (one.target, ""),
+            (one.word or NOTHING, ""),
+            difference(one),
+            (f"{100 * one.margin:.2f}", ""),
+            (NOTHING if one.power is None else f"{100 * one.power:.0f}", ""),
+            (chance(one.p), ""),
+            (count(min(one.budgets)), f"to {count(max(one.budgets))}" if len(one.budgets) > 1 else ""),
+            (count(one.fits), ""),
+            (count(one.items), ""),
+        ]
+        for one in family
+    ]
+    return Table("Verdicts", ["Strategy", "Source", "Target", "Verdict", *numbers], rows, 4)
+
+
+def by_budget(comparisons: Sequence[Comparison], against: str) -> Table:
+    """A row a strategy, source and target, a column a budget: differences from what they are against."""
+    chosen = [one for one in comparisons if one.against == against]
+    found: dict[Any, dict[Any, Cell]] = {(one.strategy, one.source, one.target): {} for one in chosen}
+    for one in chosen:
+        found[one.strategy, one.source, one.target][one.budgets] = difference(one)
+    budgets = sorted({one.budgets for one in chosen}, key=lambda each: (len(each), each))
+    rows = [[(str(part or NOTHING), "") for part in key] + _across(cells, budgets) for key, cells in found.items()]
+    return Table(f"Differences from {against}", ["Strategy", "Source", "Target", *map(_labels, budgets)], rows, 3)
+
+
+def accuracies(rows: Sequence[Row], target: str) -> Table:
+    """A row a strategy and source of a target, a column a budget: mean test accuracy over the fits that count."""
+    found: dict[tuple[str, Any], dict[Any, list[Row]]] = {}
+    for row in rows:
+        source = None if row["strategy"] == "scratch" else row.get("source")
+        found.setdefault((label(row), source), {}).setdefault(row["train_examples"], []).append(row)
+    budgets = sorted({row["train_examples"] for row in rows}, key=lambda budget: budget or 0)
+    body = []
+    for (name, source), members in found.items():
+        cells = {budget: _accuracy(fits) for budget, fits in members.items()}
+        body.append([(name, ""), (source or NOTHING, ""), *_across(cells, budgets)])
+    columns = ["Strategy", "Source", *(f"{count(budget)} labels" for budget in budgets)]
+    return Table(f"Test accuracy on {target} (%)", columns, body, 2)
+
+
+MILESTONES: Mapping[str, tuple[str, Callable[[float], str]]] = {
+    "jump_start": ("Jump-start (points)", lambda value: finer(value)),
+    "asymptote": ("Asymptote (%)", lambda value: f"{100 * value:.2f}"),
+    "time_to_threshold": ("Steps to threshold", lambda value: count(value)),
+    "area": ("Area (%)", lambda value: f"{100 * value:.2f}"),
+    "examples_saved": ("Examples saved", lambda value: count(value)),
+    "flops": ("FLOPs", lambda value: f"{value:.3g}"),
+    "flops_with_source": ("FLOPs with the source's", lambda value: f"{value:.3g}"),
+    "seconds": ("Time (s)", lambda value: f"{value:,.1f}"),
+    "seconds_with_source": ("Time with the source's (s)", lambda value: f"{value:,.1f}"),
+}
+"""Key -> its column, and how its numbers are written."""
+
+
+def milestones(found: Sequence[Mapping[str, Any]]) -> Table:
+    """A row a strategy, source, target and budget; what is None is a dash, what is words already stays so."""
+    keys = [key for key in MILESTONES if any(key in one for one in found)]
+    rows = []
+    for one in found:
+        words = [(str(one[key] or NOTHING), "") for key in ("strategy", "source", "target")]
+        numbers = [(_written(one.get(key), MILESTONES[key][1]), "") for key in keys]
+        rows.append([*words, (count(one["train_examples"]), ""), *numbers])
+    columns = ["Strategy", "Source", "Target", "Labels", *(MILESTONES[key][0] for key in keys)]
+    return Table("Milestones", columns, rows, 3)
+
+
+def difference(one: Comparison) -> Cell:
+    """In points, the interval below."""
+    return finer(one.mean), f"{finer(one.low)} to {finer(one.high)}"
+
+
+def finer(fraction: float) -> str:
+    """A difference in points, with its sign whatever it is rounded to, so that it agrees with its verdict.
+
+    >>> finer(0.00001)
+    '+0.00'
+    """
+    return NOTHING if not math.isfinite(fraction) else f"{100 * fraction:+.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+def chance(p: float | None) -> str:
+    """A p value, three decimals.
+
+    >>> chance(0.0004)
+    '< 0.001'
+    """
+    return NOTHING if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def points(spread: Spread) -> list[str]:
+    """Fractions in %."""
+    return [f"{100 * value:.1f}" for value in spread]
+
+
+def signed(value: float) -> str:
+    """A typographer's minus; no sign on zero."""
+    text = f"{value:+.1f}".replace("-", "\N{MINUS SIGN}")
+    return "0.0" if text[1:] == "0.0" else text
+
+
+def count(value: float | None) -> str:
+    """A whole number with commas."""
+    return NOTHING if value is None or not math.isfinite(value) else f"{value:,.0f}"
+
+
+def listed(names: Iterable[Any]) -> str:
+    """The different names, as 'a, b and c'."""
+    unique = list(dict.fromkeys(map(str, names)))
+    return " and ".join(part for part in (", ".join(unique[:-1]), *unique[-1:]) if part)
+
+
+def _accuracy(fits: Sequence[Row]) -> Cell:
+    known = spread(row["test_accuracy"] for row in fits if counts(row))
+    if known is None:
+        return ("diverged" if all(row.get("diverged") for row in fits) else NOTHING), ""
+    return _ranged(points(known), sum(map(counts, fits)))
+
+
+def _across(cells: Mapping[Any, Cell], budgets: Sequence[Any]) -> list[Cell]:
+    return [cells.get(budget, (NOTHING, "")) for budget in budgets]
+
+
+def _labels(budgets: Sequence[int]) -> str:
+    return f"{count(min(budgets))} to {count(max(budgets))}" if len(budgets) > 1 else f"{count(budgets[0])} labels"
+
+
+def _written(value: Any, form: Callable[[float], str]) -> str:
+    if value is None or isinstance(value, str):
+        return value or NOTHING
+    return form(value) if math.isfinite(value) else NOTHING
+
+
+def _ranged(texts: Sequence[str] | None, seeds: int) -> Cell:
+    if texts is None:
+        return NOTHING, ""
+    return texts[0], f"{texts[1]} to {texts[2]}" if seeds > 1 else ""
+
+
+def _fixed(spread: Spread | None) -> list[str] | None:
+    return [f"{value:.3f}" for value in spread] if spread else None
