@@ -1,6 +1,6 @@
 """What a run ends with: its table, and its report."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +54,13 @@ def _page(target: Task, lines: Sequence[workdir.Line], folder: Path, title: str,
 
 
 def environment(folder: Path) -> dict[str, Any]:
-    """What a run directory says of its environment, tables as lists of 'name value'."""
+    """What a run directory says of its environment, as `plain` has it."""
+    return plain(workdir.recorded(folder) or {})
+
+
+def plain(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables in an environment as lists of 'name value'."""
     return {
         name: [f"{key} {one}" for key, one in value.items()] if isinstance(value, dict) else value
-        for name, value in (workdir.recorded(folder) or {}).items()
+        for name, value in environment.items()
     }

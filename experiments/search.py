@@ -10,16 +10,17 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from experiments import (
     commandline,
     console,
-    fits,
     machine,
     methods,
     options,
+    range_test,
     search_flags,
+    search_report,
     sources,
     transfer,
     trials,
@@ -27,17 +28,10 @@ from experiments import (
 )
 from experiments.options import Settings
 from experiments.search_flags import Search
+from experiments.search_report import Arm
 from experiments.transfer import Experiment
-from tljax.study import search, space
+from tljax.study import search
 from tljax.types import InputError
-
-
-class Arm(NamedTuple):
-    """One study: a strategy at a label budget."""
-
-    strategy: str
-    budget: str
-    ranges: tuple[space.Range, ...]
 
 
 def run(given: Mapping[str, Any], asked: Search) -> list[workdir.Line]:
@@ -46,21 +40,27 @@ def run(given: Mapping[str, Any], asked: Search) -> list[workdir.Line]:
     search_flags.check(given, made, asked)
     hunting = _hunting(given, made, asked)
     means = machine.prepare(made)
+    if asked.lr_range_test and not made.dry_run:
+        range_test.run(given, hunting, asked, means)
+        return []
     arms = _arms(made, asked)
     if made.dry_run:
-        _show(arms, asked)
+        search_report.show(given, arms, asked)
         return []
     with workdir.opened(options.settings(**hunting), "search") as folder:
         studies = {arm: _opened(arm, asked, made, folder) for arm in arms}
-        winners = {}
+        trained = {}
         for arm in arms:
             flags_of = {**hunting, "strategies": (arm.strategy,), "train_examples": (arm.budget,)}
-            base = _only(transfer.prepare(options.settings(**flags_of), means))
-            winners[arm] = _hunt(arm, studies[arm], base, flags_of, asked, folder)
-        lines = []
-        for arm, winner in winners.items():
-            lines += _train_anew(search_flags.chosen(_final(given, made, arm, folder), winner.params), means)
-    notes = [note for arm, winner in winners.items() for note in _notes(arm, winner)]
+            base = transfer.prepare(options.settings(**flags_of), means, only=True)
+            _hunt(arm, studies[arm], base, flags_of, asked, folder)
+            search_report.keep_trials(folder, {arm: one.study for arm, one in studies.items()})
+            best = search.best(studies[arm].study)
+            final = search_flags.chosen(_final(given, made, arm, folder), best.params)
+            trained[arm] = search_report.Winner(studies[arm].study, best, options.settings(**final))
+        search_report.keep_best(folder, trained)
+        lines = [line for winner in trained.values() for line in _train_anew(winner.made, means)]
+        notes = search_report.write(folder, options.settings(**given), asked, trained, lines, base)
     console.results("tuned against tuned", lines, notes)
     return lines
 
@@ -78,7 +78,7 @@ def _source(made: Settings) -> dict[str, Any]:
 
 def _final(given: Mapping[str, Any], made: Settings, arm: Arm, folder: Path) -> dict[str, Any]:
     """The flags of the last fits: all training examples, and the seeds that the search has not seen."""
-    place = folder / "final" / f"{fits.file_name(arm.strategy)}-{arm.budget}"
+    place = folder / "final" / search_report.file_name(arm)
     own = {"strategies": (arm.strategy,), "train_examples": (arm.budget,), "validation": 0.0, "seeds": made.seeds}
     return {**_source(made), **given, **own, "workdir": str(place)}
 
@@ -119,11 +119,6 @@ def _opened(arm: Arm, asked: Search, made: Settings, folder: Path) -> search.Sea
 _FREE = (*options.LISTS, *options.PLACES)
 
 
-def _only(todo: Experiment) -> Experiment:
-    """The experiment with the strategies that are named: `prepare` adds scratch."""
-    return todo._replace(methods=tuple(map(methods.one, todo.made.strategies)))
-
-
 def _hunt(
     arm: Arm,
     searched: search.Searched,
@@ -131,8 +126,8 @@ def _hunt(
     flags_of: Mapping[str, Any],
     asked: Search,
     folder: Path,
-) -> Any:
-    """Ask, train, judge and tell until the study has its trials; its best."""
+) -> None:
+    """Ask, train, judge and tell until the study has its trials."""
     study = searched.study
     place = trials.yard(base, arm.budget)
     began = time.monotonic()
@@ -163,7 +158,6 @@ def _hunt(
                 continue
             _judge(searched, now, [experiment(one.chosen) for one in now], place)
             advance(len(now))
-    return search.best(study)
 
 
 def _judge(
@@ -186,30 +180,12 @@ def _judge(
             search.give_back(searched.study, one)
         raise
     for one, result in zip(now, judged, strict=True):
-        search.tell(searched.study, one, result.accuracy, result.pruned)
+        search.tell(searched.study, one, result.accuracy, result.pruned, result.loss)
 
 
-def _train_anew(flags_of: Mapping[str, Any], means: Any) -> list[workdir.Line]:
+def _train_anew(made: Settings, means: Any) -> list[workdir.Line]:
     """The winner on all training examples, under the seeds of --seeds: the only time the test set is read."""
-    made = options.settings(**flags_of)
-    todo = transfer.prepare(made, means)
-    return transfer.complete(_only(todo), show=False)
-
-
-def _notes(arm: Arm, winner: Any) -> list[str]:
-    values = ", ".join(f"{name}={value}" for name, value in winner.params.items())
-    notes = [f"{arm.strategy}, {arm.budget}: {values}; validation accuracy {100 * winner.value:.2f} %"]
-    for one in arm.ranges:
-        if edge := space.at_edge(one, winner.params[one.name]):
-            notes.append(f"{arm.strategy}, {arm.budget}: {one.name} is the {edge} of its range: widen it")
-    return notes
-
-
-def _show(arms: Sequence[Arm], asked: Search) -> None:
-    rows = [(one.name, one.kind, *space.ends(one), "")[:4] for one in asked.ranges]
-    console.table("space", ["name", "kind", "from", "to"], rows)
-    for arm in arms:
-        console.say(f"{arm.strategy} at {arm.budget}: {asked.trials} trials in groups of {asked.group}")
+    return transfer.complete(transfer.prepare(made, means, only=True), show=False)
 
 
 def main(argv: Sequence[str]) -> None:

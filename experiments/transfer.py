@@ -68,13 +68,16 @@ def fingerprints(todo: Experiment) -> dict[str, str]:
     return {task.name: task.fingerprint for task in (todo.target, todo.source) if task}
 
 
-def prepare(made: Settings, means: train.Means) -> Experiment:
-    """Read everything that the flags name, and raise InputError for what cannot be."""
+def prepare(made: Settings, means: train.Means, only: bool = False) -> Experiment:
+    """Read everything that the flags name, and raise InputError for what cannot be.
+
+    Scratch is added, unless it is to be `only` the strategies that are named.
+    """
     if made.target is None:
         raise InputError("--target is not given: name the data set to transfer to, such as --target=fashion_mnist_10k")
     if made.source and made.source_checkpoint:
         raise InputError("--source and --source_checkpoint are both given: keep one")
-    named = methods.read(made.strategies)
+    named = tuple(map(methods.one, made.strategies)) if only else methods.read(made.strategies)
     source = None
     if made.source_checkpoint:
         source = sources.from_checkpoint(made)

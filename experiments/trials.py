@@ -31,6 +31,8 @@ class Judged(NamedTuple):
     accuracy: float | None
     """On validation examples, a mean over seeds; None if a fit diverged."""
     pruned: bool
+    loss: float | None = None
+    """Likewise, mean cross-entropy in nats."""
 
 
 Report = Callable[[int, int, float], bool]
@@ -64,25 +66,32 @@ def judge(
     groups: dict[Hashable, list[tuple[int, int, fits.Fit]]] = {}
     for which, one in enumerate(todo):
         for seed in one.made.seeds:
-            fit = _fit(place, one, seed, trained[which])
+            fit = ready(place, one, seed, trained[which])
             alike = (fit.program, len(fit.trial.rates), fit.trial.order(0, 1).shape[1])
             groups.setdefault(alike, []).append((which, seed, fit))
-    found: dict[int, dict[int, float | None]] = {which: {} for which in range(len(todo))}
+    found: Found = {which: {} for which in range(len(todo))}
     pruned: set[int] = set()
     for group in groups.values():
         # Those that share an order and a start are neighbours, and may stand side by side.
         group.sort(key=lambda member: (member[1], member[0]))
         _train(place, group, todo[group[0][0]], found, pruned, report)
-    return [Judged(_mean(scores.values()), which in pruned) for which, scores in found.items()]
+    return [_judged(scores.values(), which in pruned) for which, scores in found.items()]
 
 
-def _mean(scores: Collection[float | None]) -> float | None:
+Found = dict[int, dict[int, tuple[float, float] | None]]
+"""{setting: {seed: (validation accuracy, validation loss)}}, None of a fit that diverged."""
+
+
+def _judged(scores: Collection[tuple[float, float] | None], pruned: bool) -> Judged:
     known = [score for score in scores if score is not None]
-    return float(np.mean(known)) if known and len(known) == len(scores) else None
+    if not known or len(known) < len(scores):
+        return Judged(None, pruned)
+    accuracy, loss = np.mean(known, axis=0).tolist()
+    return Judged(accuracy, pruned, loss)
 
 
-def _fit(place: Yard, one: Experiment, seed: int, trained: Mapping[int, Trained]) -> fits.Fit:
-    """One fit; what another has too (its start, its order) is the same object in both."""
+def ready(place: Yard, one: Experiment, seed: int, trained: Mapping[int, Trained]) -> fits.Fit:
+    """The fit of the one strategy of an experiment; what another has too (start, order) is the same object in both."""
     own = streams_of(one.made, seed)
     [method] = one.methods
     field = place.field._replace(recipe=one.made.recipe)
@@ -104,7 +113,7 @@ def _train(
     place: Yard,
     group: Sequence[tuple[int, int, fits.Fit]],
     one: Experiment,
-    found: dict[int, dict[int, float | None]],
+    found: Found,
     pruned: set[int],
     report: Report,
 ) -> None:
@@ -125,7 +134,8 @@ def _train(
             right = float((logits[row][at].argmax(-1) == labels[fit.validation]).mean())
             odd = state.diverged[row] is not None or not np.isfinite(logits[row]).all()
             if state.step == last:
-                found[which][seed] = None if odd else right
+                measured = evaluate.metrics(logits[row][at], labels[fit.validation])
+                found[which][seed] = None if odd else (measured["accuracy"], measured["loss"])
             heard = scores.setdefault(which, {}).setdefault(state.step, [])
             heard.append(0.0 if odd else right)
             whole = len(heard) == len(one.made.seeds) and state.step < last

@@ -39,9 +39,10 @@ def test_the_other_commands_run(tmp_path, monkeypatch, capsys):
             continue
         quick = () if "--helpfull" in arguments or program.endswith("check") else QUICK
         fewer = ("--trials=2", "--strategies=head_only") if program.endswith("search") else ()
-        programs[program]([program, *arguments, *quick, *fewer])
+        enough = ("--steps=10",) if "--lr_range_test" in arguments else ()
+        programs[program]([program, *arguments, *quick, *fewer, *enough])
         ran += 1
-    assert ran == 7
+    assert ran == 9
     assert "mine.py:strategy" in capsys.readouterr().out
 
 

@@ -185,8 +185,11 @@ def under_way(study: Any) -> int:
     return len(study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)))
 
 
-def tell(study: Any, asked: Asked, value: float | None, pruned: bool = False) -> None:
-    """Hand in a trial's value, or that it diverged (None); nothing where it was taken from this process meanwhile."""
+def tell(study: Any, asked: Asked, value: float | None, pruned: bool = False, loss: float | None = None) -> None:
+    """Hand in a trial's value, or that it diverged (None); nothing where it was taken from this process meanwhile.
+
+    `loss`, which the sampler does not learn from, is kept beside it.
+    """
     from optuna.trial import TrialState
 
     with contextlib.suppress(ValueError, RuntimeError):
@@ -195,6 +198,7 @@ def tell(study: Any, asked: Asked, value: float | None, pruned: bool = False) ->
             return
         # A fit that diverged is a bad one, which the sampler is to learn from: the worst accuracy there is.
         asked.trial.set_user_attr("diverged", value is None)
+        asked.trial.set_user_attr("loss", loss)
         study.tell(asked.trial, 0.0 if value is None else value)
 
 

@@ -1,0 +1,86 @@
+"""`--lr_range_test` of a search: one fit whose learning rate rises, its picture, and the rate that it suggests."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import console, fits, options, search_flags, search_report, transfer, trials, workdir
+from experiments.search_flags import Search
+from tljax import train
+from tljax.study import range_test
+from tljax.types import InputError
+
+LEAST = 10
+"""Steps, below which a curve shows nothing."""
+
+
+def run(given: Mapping[str, Any], flags_of: Mapping[str, Any], asked: Search, means: train.Means) -> range_test.Found:
+    """Train the first strategy once, as the trials are but at a rising rate; print and draw what its loss says.
+
+    `given` are the flags, and `flags_of` those of the trials. The run directory gets lr_range_test.html, and the source
+    if it is not there yet. Raises InputError for a fit of too few steps, and for a loss that is not
+    finite at the lowest rate.
+    """
+    from tljax.study import search_page
+
+    every = options.settings(**flags_of)
+    first = {name: getattr(every, name)[:1] for name in options.LISTS}
+    made = options.settings(**{**flags_of, **first})
+    todo = transfer.prepare(made, means, only=True)
+    with workdir.opened(made, "search") as folder:
+        rates, losses = swept(todo, asked, folder)
+        found = range_test.suggested(rates, losses)
+        name = f"{made.strategies[0]} at {made.train_examples[0]}"
+        said = _said(name, rates, found)
+        for line in said:
+            console.say(line)
+        flags = _flags(options.to_flags(options.settings(**given)), asked)
+        reproduced = search_report.reproduced(flags, workdir.environment(transfer.fingerprints(todo)))
+        text = search_page.range_page(name, ". ".join(said) + ".", rates, losses, found, reproduced)
+        workdir.replace(folder / "lr_range_test.html", text)
+        console.say(f"report: {folder / 'lr_range_test.html'}")
+    return found
+
+
+def swept(todo: transfer.Experiment, asked: Search, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """(rate, training loss) of each step, float32 [steps] both."""
+    [seed], [budget] = todo.made.seeds, todo.made.train_examples
+    place = trials.yard(todo, budget)
+    trained = todo.source.obtain(folder, todo.means) if todo.source else {}
+    fit = trials.ready(place, todo, seed, trained)
+    steps = len(fit.trial.rates)
+    if steps < LEAST:
+        raise InputError(f"--lr_range_test has {steps} steps: give more --epochs or --steps, {LEAST} at least")
+    rates = range_test.rates(asked.lr_low, asked.lr_high, steps)
+    ends = fits.ends(todo.made.recipe, steps)
+    data = (place.field.images, place.field.labels)
+    logs = [log for _, log in train.fit(fit.program, [fit.trial._replace(rates=rates)], *data, ends, (), todo.means)]
+    losses = np.hstack([log.loss[0] for log in logs])
+    if not np.isfinite(losses[0]):
+        raise InputError(f"--lr_low={asked.lr_low:g}: the loss is not finite from the first step on: lower it")
+    return rates, losses
+
+
+def _said(name: str, rates: np.ndarray, found: range_test.Found) -> list[str]:
+    """The suggestion, by which rule, and what was in its way."""
+    lines = [
+        f"learning-rate range test of {name}: {len(rates)} steps, the rate rising exponentially from {rates[0]:.3g} "
+        f"to {rates[-1]:.3g}",
+        f"the smoothed loss is lowest, {found.smooth.min():.3f}, at {found.lowest:.3g}; suggested: "
+        f"--learning_rate={found.rate:.2g}, {range_test.SHARE:g} of it",
+    ]
+    if found.diverged is not None:
+        lines.append(f"the loss is not finite from {found.diverged:.3g} on")
+    if found.edge == "highest":
+        lines.append("the loss falls up to the highest rate: raise --lr_high")
+    if found.edge == "lowest":
+        lines.append("the suggestion is below the lowest rate: lower --lr_low")
+    return lines
+
+
+def _flags(flags: list[str], asked: Search) -> list[str]:
+    """The flagfile lines that give this test again."""
+    own = ["--lr_range_test", f"--lr_low={asked.lr_low!r}", f"--lr_high={asked.lr_high!r}"]
+    return [*search_flags.to_flags(asked), *own, *flags]

@@ -1,0 +1,76 @@
+"""What a study leaves: its trials one after another, and as a table of text."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+
+class Told(NamedTuple):
+    """A trial, whatever became of it."""
+
+    number: int
+    state: str
+    """COMPLETE, PRUNED, FAIL, RUNNING or WAITING, as Optuna names them."""
+    value: float | None
+    """What the sampler learnt from: 0 of one that diverged, of a pruned one the last it reported."""
+    accuracy: float | None
+    """On validation examples, a fraction; None where the trial diverged or did not end."""
+    loss: float | None
+    """Likewise, mean cross-entropy in nats."""
+    diverged: bool
+    owner: str
+    """The process that had it last: 'process 12 on x'."""
+    begin: str
+    end: str
+    """Local times, as 2026-11-23T08:00:00; '' where there is none."""
+    chosen: Mapping[str, Any]
+    """{name in the space: value}."""
+
+
+def told(study: Any) -> list[Told]:
+    """The trials of a study of Optuna, in their order."""
+    return [_told(trial) for trial in study.get_trials(deepcopy=False)]
+
+
+def _told(trial: Any) -> Told:
+    known, complete = trial.user_attrs, trial.state.name == "COMPLETE"
+    diverged = bool(known.get("diverged"))
+    owner, _ = known.get("lease", ("", 0.0))
+    begin, end = (time.isoformat(timespec="seconds") if time else "" for time in _times(trial))
+    accuracy = trial.value if complete and not diverged else None
+    return Told(
+        trial.number,
+        trial.state.name,
+        trial.value,
+        accuracy,
+        known.get("loss"),
+        diverged,
+        owner,
+        begin,
+        end,
+        trial.params,
+    )
+
+
+def _times(trial: Any) -> tuple[Any, Any]:
+    return trial.datetime_start, trial.datetime_complete
+
+
+def table(studies: Mapping[tuple[str, str], Sequence[Told]]) -> str:
+    """All trials as comma-separated values, a row each; studies are known by (strategy, budget).
+
+    A field that is not known, or was not searched, is empty.
+
+    >>> print(table({("full", "all"): []}).strip())
+    strategy,budget,number,state,value,validation_accuracy,validation_loss,diverged,owner,begin,end
+    """
+    names = dict.fromkeys(name for trials in studies.values() for one in trials for name in one.chosen)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    own = ["number", "state", "value", "validation_accuracy", "validation_loss", "diverged", "owner", "begin", "end"]
+    writer.writerow(["strategy", "budget", *own, *names])
+    for arm, trials in studies.items():
+        for one in trials:
+            writer.writerow([*arm, *one[: len(own)], *(one.chosen.get(name) for name in names)])
+    return text.getvalue()
