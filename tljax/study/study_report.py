@@ -40,7 +40,8 @@ CONFUSION = (
 RELIABILITY = "Accuracy against confidence, over all seeds; on the diagonal a fit is as often right as it is sure."
 WRONG = "Test images that most fits take for another class."
 MILESTONES = (
-    "Taylor and Stone's measures of transfer (2009). A value with > was not reached within the steps that were trained."
+    "Taylor and Stone's measures of transfer (2009). What has a > was not reached within the steps that were trained. "
+    "Costs are those of the target's fit and, below, with the source's."
 )
 
 

@@ -152,9 +152,7 @@ MILESTONES: Mapping[str, tuple[str, Callable[[float], str]]] = {
     "area": ("Area (%)", lambda value: f"{100 * value:.2f}"),
     "examples_saved": ("Examples saved", lambda value: count(value)),
     "flops": ("FLOPs", lambda value: f"{value:.3g}"),
-    "flops_with_source": ("FLOPs with the source's", lambda value: f"{value:.3g}"),
     "seconds": ("Time (s)", lambda value: f"{value:,.1f}"),
-    "seconds_with_source": ("Time with the source's (s)", lambda value: f"{value:,.1f}"),
 }
 """Key -> its column, and how its numbers are written."""
 
@@ -164,7 +162,7 @@ def milestones(found: Sequence[Mapping[str, Any]]) -> Table:
     keys = [key for key in MILESTONES if any(key in one for one in found)]
     rows = []
     for one in found:
-        numbers = [(_written(one.get(key), MILESTONES[key][1]), "") for key in keys]
+        numbers = [_milestone(one, key, MILESTONES[key][1]) for key in keys]
         cells = [(str(one["strategy"]), ""), (count(one["train_examples"]), ""), *numbers]
         rows.append((place(one["source"], one["target"]), cells))
     return Table("Milestones", ["Strategy", "Labels", *(MILESTONES[key][0] for key in keys)], grouped(rows))
@@ -241,6 +239,12 @@ def _across(cells: Mapping[Any, Cell], budgets: Sequence[Any]) -> list[Cell]:
 
 def _labels(budgets: Sequence[int]) -> str:
     return f"{count(min(budgets))} to {count(max(budgets))}" if len(budgets) > 1 else count(budgets[0])
+
+
+def _milestone(one: Mapping[str, Any], key: str, form: Callable[[float], str]) -> Cell:
+    """A number, and what it is with the source's below."""
+    whole = one.get(f"{key}_with_source")
+    return _written(one.get(key), form), "" if whole is None else f"{_written(whole, form)} with source"
 
 
 def _written(value: Any, form: Callable[[float], str]) -> str:
