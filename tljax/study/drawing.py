@@ -159,7 +159,11 @@ def heat(axes: Axes, table: np.ndarray, low: float, high: float, blank: float = 
     for (row, column), value in np.ndenumerate(table):
         if value <= blank:  # NaN too has a text
             continue
-        text = f"{value:{'+.1f' if gain else '.0f'}}" if np.isfinite(value) else "\N{EN DASH}"
+        text = (
+            f"{value:{'+.1f' if gain else '.0f'}}".replace("-", "\N{MINUS SIGN}")
+            if np.isfinite(value)
+            else "\N{EN DASH}"
+        )
         shade = (value - low) / (high - low)
         colour = "white" if shade > (0.85 if gain else 0.6) or (gain and shade < 0.15) else INK
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=7.5, in_layout=False)

@@ -13,6 +13,7 @@ from tljax.study import drawing
 from tljax.study.drawing import BLUE, COLOURS, GREY, INK, Picture, Strokes
 from tljax.study.study import Comparison
 from tljax.study.summary import Row, Spread, counts, finite, spread
+from tljax.study.tables import place
 
 Members = Mapping[str, Sequence[Row]]
 
@@ -44,15 +45,15 @@ def cut(row: Row) -> tuple[str, int] | None:
     """How a fit cut the model, and after how many stages; None where it did not.
 
     >>> cut({"strategy": "stages", "options": {"redraw": "above", "copy": 2, "freeze": False}})
-    ('copied and trained, the rest anew', 2)
+    ('copied, trained; the rest anew', 2)
     """
     options = row.get("options") or {}
     if row["strategy"] == "stages" and options.get("redraw") == "above":
         frozen = str(options.get("freeze", True)).lower() not in ("false", "no", "0")
-        return f"copied and {'frozen' if frozen else 'trained'}, the rest anew", int(options["copy"])
+        return f"copied, {'frozen' if frozen else 'trained'}; the rest anew", int(options["copy"])
     if row["strategy"] == "last_k" and row.get("leaves"):
         stages = {str(leaf[0]).split("/")[0] for leaf in row["leaves"]}
-        return "copied and frozen, the rest copied too", len(stages) - int(options.get("k", 1))
+        return "copied, frozen; the rest copied", len(stages) - int(options.get("k", 1))
     return None
 
 
@@ -79,9 +80,8 @@ def layer_cut(members: Members, where: str) -> Picture | None:
         level = np.array([[ticks[0], ticks[-1]], *([value] * 2 for value in scratch)], float)
         drawing.line(axes, level, "scratch", (INK, "--"))
         said.append(f"scratch {scratch[0]:.1f} %")
-    for (kind, curve), stroke in zip(lines.items(), drawing.strokes(list(lines)).items(), strict=False):
-        drawing.line(axes, curve, kind, stroke[1], "o")
     for kind, curve in lines.items():
+        drawing.line(axes, curve, kind, drawing.strokes(list(lines))[kind], "o")
         said += [f"{kind}: {', '.join(f'{y:.1f} % after {x:.0f}' for x, y in curve[:2].T)}"]
     axes.set(xlabel="stages below the cut", ylabel="test accuracy (%)", xticks=ticks)
     drawing.legend(figure)
@@ -111,6 +111,10 @@ def gains(family: Sequence[Comparison]) -> Picture | None:
         axes.set_title(drawing.plain(name, lines=2, width=34), fontsize=8.5)
         axes.set_yticks(range(len(sources)), drawing.short(sources))
         drawing.name_ticks(axes, targets)
+        lowest = axes in grid.flat[len(names) - columns : len(names)]
+        axes.tick_params(labelbottom=lowest)
+        for text in axes.get_xticklabels() if axes not in grid[:, 0] else []:
+            text.set_in_layout(False)
     said = "; ".join(f"{one.strategy} from {one.source} to {one.target} {100 * one.mean:+.2f}" for one in family)
     return (
         figure,
@@ -124,17 +128,17 @@ def forest(family: Sequence[Comparison]) -> Picture | None:
         return None
     places: dict[str, list[Comparison]] = {}
     for one in family:
-        places.setdefault(f"{one.source} to {one.target}" if one.source else one.target, []).append(one)
+        places.setdefault(place(one.source, one.target), []).append(one)
     ticks: list[float] = []
     labels: list[str] = []
     heads: list[int] = []
     figure = drawing.canvas(7.6, 0.7 + 0.21 * (drawing.lines([*places, *(one.strategy for one in family)])))
     axes = figure.add_subplot()
     y = 0.0
-    for place, members in places.items():
+    for where, members in places.items():
         heads.append(len(ticks))
         ticks.append(y)
-        labels.append(drawing.plain(place, width=40))
+        labels.append(drawing.plain(where, width=40))
         for one in members:
             tall = drawing.lines([one.strategy])
             y += 0.5 + tall / 2
@@ -149,7 +153,7 @@ def forest(family: Sequence[Comparison]) -> Picture | None:
         axes.get_yticklabels()[head].set_fontweight("bold")
     axes.set(xlabel="difference from scratch (points of accuracy)", ylim=(y - 0.6, -0.8))
     axes.tick_params(axis="y", length=0)
-    said = "; ".join(f"{place}: " + ", ".join(map(_said, members)) for place, members in places.items())
+    said = "; ".join(f"{where}: " + ", ".join(map(_said, members)) for where, members in places.items())
     return figure, f"Forest plot of the differences from scratch in points, with intervals: {said}."
 
 
@@ -201,10 +205,11 @@ def wrong(images: np.ndarray, captions: Sequence[str], where: str) -> Picture | 
     rows = -(-len(images) // columns)
     figure = drawing.canvas(7.6, 1.85 * rows)
     for axes in figure.subplots(rows, columns, squeeze=False).flat:
-        axes.set_axis_off()
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
     for axes, image, caption in zip(figure.axes, images, captions, strict=False):
         axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        axes.set_title(drawing.plain(caption, lines=4, width=18), y=-0.04, va="top", loc="center", fontsize=7.5)
+        axes.set_xlabel(drawing.plain(caption, lines=4, width=18), fontsize=7.5)
     return figure, f"Images of {where} that were most often wrong: {'; '.join(captions)}."
 
 

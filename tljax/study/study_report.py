@@ -16,7 +16,7 @@ Pair = tuple[Any, str]
 VERDICTS = (
     "{against}, as differences of the {what} with simultaneous 95 % intervals over the family of all rows. Positive or "
     "negative: the interval lies on one side of 0; equivalent: within the margin; undecided: neither. The power is "
-    "that of finding a difference as large as the margin."
+    "the chance of finding a difference as large as the margin."
 )
 FOREST = "The same: bars are the intervals, the grey band the margin of equivalence."
 LABELS = "Mean test accuracy over seeds; diverged fits enter no mean, ranges are below."
@@ -40,7 +40,8 @@ CONFUSION = (
 RELIABILITY = "Accuracy against confidence, over all seeds; on the diagonal a fit is as often right as it is sure."
 WRONG = "Test images that most fits take for another class."
 MILESTONES = (
-    "Taylor and Stone's measures of transfer (2009). A value with > was not reached within the steps that were trained."
+    "Taylor and Stone's measures of transfer (2009). What has a > was not reached within the steps that were trained. "
+    "Costs are those of the target's fit and, below, with the source's."
 )
 
 
@@ -96,7 +97,7 @@ def _at_most_labels(
     by_class: list[Block] = []
     for pair in _pairs(fits):
         members = _members(fits, pair, _most(fits, pair[1]))
-        where = f"{_name(pair)}, {tables.count(_most(fits, pair[1]))} labels"
+        where = f"{tables.place(*pair)}, {tables.count(_most(fits, pair[1]))} labels"
         curves = [
             pictures.learning(members, study.curves, f, f", {where}", strokes) for f in ("accuracy", "train_loss")
         ]
@@ -130,8 +131,11 @@ def _verdicts(family: Sequence[Comparison], notes: str) -> list[Block]:
     area = any(len(one.budgets) > 1 for one in family)
     what = "area under accuracy against labels" if area else "test accuracy"
     caption = VERDICTS.format(against=f"Against {tables.listed(one.against for one in family)}", what=what)
-    table = Block(caption + notes, tables.verdicts(family))
-    return [table, *figure(FOREST + notes, [study_pictures.forest(family)], "box wide")]
+    table, shared = tables.same(tables.verdicts(family), 5)
+    return [
+        Block(caption + shared + notes, table),
+        *figure(FOREST + notes, [study_pictures.forest(family)], "box wide"),
+    ]
 
 
 def _labels(fits: Sequence[Row], strokes: drawing.Strokes, notes: str) -> list[Block]:
@@ -139,7 +143,7 @@ def _labels(fits: Sequence[Row], strokes: drawing.Strokes, notes: str) -> list[B
     for target in dict.fromkeys(row["target"] for row in fits):
         table = tables.accuracies([row for row in fits if row["target"] == target], target)
         blocks.append(Block(LABELS + notes, table, heading=f"Test accuracy on {target} (%)"))
-    drawn = [study_pictures.against_labels(_members(fits, pair), _name(pair), strokes) for pair in _pairs(fits)]
+    drawn = [study_pictures.against_labels(_members(fits, pair), tables.place(*pair), strokes) for pair in _pairs(fits)]
     return [*blocks, *figure(LABELS_PICTURE + notes, drawn)]
 
 
@@ -184,10 +188,6 @@ def _wrong(study: Study, notes: str) -> list[Block]:
         for target, picture in zip(study.images, drawn, strict=True)
         for block in figure(WRONG + notes, [picture], "box wide photo", target)
     ]
-
-
-def _name(pair: Pair) -> str:
-    return pair[1] if pair[0] is None else f"{pair[0]} to {pair[1]}"
 
 
 def _pairs(fits: Sequence[Row]) -> list[Pair]:

@@ -15,7 +15,7 @@ FROM_SCRATCH = "Difference from scratch (points)"
 
 
 class Table(NamedTuple):
-    """Rows under columns; the first `words` columns are words, the others numbers."""
+    """Rows under columns; the first `words` columns are words, the others numbers; a row of one cell heads others."""
 
     label: str
     columns: Sequence[str]
@@ -81,51 +81,68 @@ def state(group: Mapping[str, Any]) -> str:
 
 
 def verdicts(family: Sequence[Comparison]) -> Table:
-    """A row a comparison of the family, with its verdict."""
-    numbers = [FROM_SCRATCH, "Margin (points)", "Power (%)", "p", "Labels", "Pairs of fits", "Test examples"]
+    """A row a comparison of the family, with its verdict, under its source and target."""
+    numbers = [FROM_SCRATCH, "p", "Power (%)", "Margin (points)", "Labels", "Pairs of fits", "Test examples"]
     rows = [
-        [
-            (one.strategy, ""),
-            (one.source or NOTHING, ""),
-            (one.target, ""),
-            (one.word or NOTHING, ""),
-            difference(one),
-            (f"{100 * one.margin:.2f}", ""),
-            (NOTHING if one.power is None else f"{100 * one.power:.0f}", ""),
-            (chance(one.p), ""),
-            (count(min(one.budgets)), f"to {count(max(one.budgets))}" if len(one.budgets) > 1 else ""),
-            (count(one.fits), ""),
-            (count(one.items), ""),
-        ]
+        (
+            place(one.source, one.target),
+            [
+                (one.strategy, ""),
+                (one.word or NOTHING, ""),
+                difference(one),
+                (chance(one.p), ""),
+                (NOTHING if one.power is None else f"{100 * one.power:.0f}", ""),
+                (f"{100 * one.margin:.2f}", ""),
+                (_labels(one.budgets), ""),
+                (count(one.fits), ""),
+                (count(one.items), ""),
+            ],
+        )
         for one in family
     ]
-    return Table("Verdicts", ["Strategy", "Source", "Target", "Verdict", *numbers], rows, 4)
+    return Table("Verdicts", ["Strategy", "Verdict", *numbers], grouped(rows), 2)
+
+
+def same(table: Table, first: int) -> tuple[Table, str]:
+    """The table without those columns, from the `first`, that say the same in every row; and what they say.
+
+    >>> table = Table("", ["Strategy", "p", "Pairs"], [[("a", ""), ("0.1", ""), ("5", "")]])
+    >>> same(table, 2)[1]
+    ' Pairs: 5.'
+    """
+    full = [row for row in table.rows if len(row) == len(table.columns)]
+    drop = [i for i in range(first, len(table.columns)) if len({row[i] for row in full}) == 1]
+    text = "; ".join(f"{table.columns[i]}: {' '.join(filter(None, full[0][i]))}" for i in drop)
+    kept = [i for i in range(len(table.columns)) if i not in drop]
+    rows = [[row[i] for i in kept] if row in full else row for row in table.rows]
+    return table._replace(columns=[table.columns[i] for i in kept], rows=rows), f" {text}." if text else ""
 
 
 def by_budget(comparisons: Sequence[Comparison], against: str) -> Table:
-    """A row a strategy, source and target, a column a budget: differences from what they are against."""
+    """A row a strategy, under its source and target, a column a budget: differences from what they are against."""
     chosen = [one for one in comparisons if one.against == against]
-    found: dict[Any, dict[Any, Cell]] = {(one.strategy, one.source, one.target): {} for one in chosen}
+    found: dict[tuple[str, str], dict[Any, Cell]] = {}
     for one in chosen:
-        found[one.strategy, one.source, one.target][one.budgets] = difference(one)
+        found.setdefault((place(one.source, one.target), one.strategy), {})[one.budgets] = difference(one)
     budgets = sorted({one.budgets for one in chosen}, key=lambda each: (len(each), each))
-    rows = [[(str(part or NOTHING), "") for part in key] + _across(cells, budgets) for key, cells in found.items()]
-    return Table(f"Differences from {against}", ["Strategy", "Source", "Target", *map(_labels, budgets)], rows, 3)
+    rows = [(where, [(name, ""), *_across(cells, budgets)]) for (where, name), cells in found.items()]
+    return Table(f"Differences from {against}", ["Strategy", *(f"{_labels(b)} labels" for b in budgets)], grouped(rows))
 
 
 def accuracies(rows: Sequence[Row], target: str) -> Table:
-    """A row a strategy and source of a target, a column a budget: mean test accuracy over the fits that count."""
-    found: dict[tuple[str, Any], dict[Any, list[Row]]] = {}
+    """A row a strategy, under its source, a column a budget: mean test accuracy over the fits that count."""
+    found: dict[tuple[str, str], dict[Any, list[Row]]] = {}
     for row in rows:
         source = None if row["strategy"] == "scratch" else row.get("source")
-        found.setdefault((label(row), source), {}).setdefault(row["train_examples"], []).append(row)
+        where = "" if source is None else f"from {source}"
+        found.setdefault((where, label(row)), {}).setdefault(row["train_examples"], []).append(row)
     budgets = sorted({row["train_examples"] for row in rows}, key=lambda budget: budget or 0)
     body = []
-    for (name, source), members in found.items():
+    for (where, name), members in found.items():
         cells = {budget: _accuracy(fits) for budget, fits in members.items()}
-        body.append([(name, ""), (source or NOTHING, ""), *_across(cells, budgets)])
-    columns = ["Strategy", "Source", *(f"{count(budget)} labels" for budget in budgets)]
-    return Table(f"Test accuracy on {target} (%)", columns, body, 2)
+        body.append((where, [(name, ""), *_across(cells, budgets)]))
+    columns = ["Strategy", *(f"{count(budget)} labels" for budget in budgets)]
+    return Table(f"Test accuracy on {target} (%)", columns, grouped(body))
 
 
 MILESTONES: Mapping[str, tuple[str, Callable[[float], str]]] = {
@@ -135,23 +152,33 @@ MILESTONES: Mapping[str, tuple[str, Callable[[float], str]]] = {
     "area": ("Area (%)", lambda value: f"{100 * value:.2f}"),
     "examples_saved": ("Examples saved", lambda value: count(value)),
     "flops": ("FLOPs", lambda value: f"{value:.3g}"),
-    "flops_with_source": ("FLOPs with the source's", lambda value: f"{value:.3g}"),
     "seconds": ("Time (s)", lambda value: f"{value:,.1f}"),
-    "seconds_with_source": ("Time with the source's (s)", lambda value: f"{value:,.1f}"),
 }
 """Key -> its column, and how its numbers are written."""
 
 
 def milestones(found: Sequence[Mapping[str, Any]]) -> Table:
-    """A row a strategy, source, target and budget; what is None is a dash, what is words already stays so."""
+    """A row a strategy and budget, under its source and target; what is None is a dash, what is words stays so."""
     keys = [key for key in MILESTONES if any(key in one for one in found)]
     rows = []
     for one in found:
-        words = [(str(one[key] or NOTHING), "") for key in ("strategy", "source", "target")]
-        numbers = [(_written(one.get(key), MILESTONES[key][1]), "") for key in keys]
-        rows.append([*words, (count(one["train_examples"]), ""), *numbers])
-    columns = ["Strategy", "Source", "Target", "Labels", *(MILESTONES[key][0] for key in keys)]
-    return Table("Milestones", columns, rows, 3)
+        numbers = [_milestone(one, key, MILESTONES[key][1]) for key in keys]
+        cells = [(str(one["strategy"]), ""), (count(one["train_examples"]), ""), *numbers]
+        rows.append((place(one["source"], one["target"]), cells))
+    return Table("Milestones", ["Strategy", "Labels", *(MILESTONES[key][0] for key in keys)], grouped(rows))
+
+
+def grouped(rows: Iterable[tuple[str, Sequence[Cell]]]) -> list[Sequence[Cell]]:
+    """(heading, row) to rows: those of one heading together, below it; none where it is ''."""
+    found: dict[str, list[Sequence[Cell]]] = {}
+    for heading, row in rows:
+        found.setdefault(heading, [[(heading, "")]] if heading else []).append(row)
+    return [row for members in found.values() for row in members]
+
+
+def place(source: Any, target: str) -> str:
+    """A source and a target as words."""
+    return target if source is None else f"{source} to {target}"
 
 
 def difference(one: Comparison) -> Cell:
@@ -211,7 +238,13 @@ def _across(cells: Mapping[Any, Cell], budgets: Sequence[Any]) -> list[Cell]:
 
 
 def _labels(budgets: Sequence[int]) -> str:
-    return f"{count(min(budgets))} to {count(max(budgets))}" if len(budgets) > 1 else f"{count(budgets[0])} labels"
+    return f"{count(min(budgets))} to {count(max(budgets))}" if len(budgets) > 1 else count(budgets[0])
+
+
+def _milestone(one: Mapping[str, Any], key: str, form: Callable[[float], str]) -> Cell:
+    """A number, and what it is with the source's below."""
+    whole = one.get(f"{key}_with_source")
+    return _written(one.get(key), form), "" if whole is None else f"{_written(whole, form)} with source"
 
 
 def _written(value: Any, form: Callable[[float], str]) -> str:

@@ -6,6 +6,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter, LogLocator
 
 from tljax.study import drawing
 from tljax.study.drawing import GREY, Picture, Strokes
@@ -108,7 +109,11 @@ def _scatter(
             label=drawing.plain(name),
         )
     axes.set(xlabel=drawing.plain(names[0], width=60), ylabel=drawing.plain(names[1], width=40))
-    axes.set_xscale("log" if log else "linear")
+    if log:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(EngFormatter())
+        axes.minorticks_off()
     drawing.legend(figure)
     said = ", ".join(f"{name} {y[0]:.1f} at {_number(x[0])}" for name, (x, y) in points.items())
     return axes, (figure, f"Scatter plot of {names[1]} against {names[0]}, {where}: {said}.")

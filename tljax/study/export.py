@@ -1,0 +1,160 @@
+"""A study as files: its report in Markdown, tables for LaTeX, pictures as PDF, numbers as CSV."""
+
+import csv
+import html
+import io
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from tljax.study import drawing
+from tljax.study.report import Block, Section
+from tljax.study.study import Study
+from tljax.study.study_report import Classes, sections
+from tljax.study.tables import Cell, Table
+
+LATEX = {
+    **{c: f"\\{c}" for c in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "\N{MINUS SIGN}": "$-$",
+    "\N{EN DASH}": "--",
+}
+"""What a character is in LaTeX where it is not itself."""
+
+
+def files(study: Study, *, title: str, classes: Classes | None = None) -> dict[str, bytes]:
+    """{path in a folder: bytes}: report.md, tables.tex, figures/*.pdf, comparisons.csv, fits.csv, milestones.csv.
+
+    The tables are those of the page; the numbers in the CSV files are not rounded. Equal studies give equal bytes.
+    """
+    with drawing.style():
+        found = [section for section in sections(study, classes or {}) if section.blocks]
+        figures = dict(_figures(found))
+        drawn = {f"figures/{name}.pdf": drawing.pdf(figure) for name, (figure, _) in figures.items()}
+    texts = {
+        "report.md": _markdown(study, title, found),
+        "tables.tex": "\n".join(
+            ["% \\usepackage{booktabs}", "% \\usepackage[T1]{fontenc}", *map(latex, _blocks(found))]
+        ),
+        "comparisons.csv": table(one._asdict() for one in (*study.family, *study.others)),
+        "fits.csv": table(study.rows),
+        "milestones.csv": table(study.milestones),
+    }
+    return {**{name: text.encode() for name, text in texts.items()}, **drawn}
+
+
+def table(rows: Iterable[Mapping[str, Any]]) -> str:
+    """CSV of rows, a column for each key in the order of their first use; None is empty, lists and the like are JSON.
+
+    >>> table([{"strategy": "full", "k": None}, {"strategy": "last_k", "gain": 0.1}])
+    'strategy,k,gain\\r\\nfull,,\\r\\nlast_k,,0.1\\r\\n'
+    """
+    known = list(rows)
+    columns = list(dict.fromkeys(key for row in known for key in row))
+    file = io.StringIO(newline="")
+    writer = csv.writer(file)
+    writer.writerow(columns)
+    writer.writerows([[_value(row.get(column)) for column in columns] for row in known])
+    return file.getvalue()
+
+
+def _value(value: Any) -> Any:
+    if hasattr(value, "tolist"):  # of NumPy
+        value = value.tolist()
+    return json.dumps(value, default=str) if isinstance(value, dict | list | tuple) else value
+
+
+def latex(block: Block) -> str:
+    """A table of a block for booktabs; what is said below a number stands beside it in brackets."""
+    if block.table is None:
+        raise ValueError("a block of pictures has no table")
+    shown, heads = block.table, len(block.table.columns)
+    body = []
+    for row in shown.rows:
+        if len(row) < heads:
+            body.append(f"\\addlinespace\\multicolumn{{{heads}}}{{l}}{{\\emph{{{escaped(row[0][0])}}}}} \\\\")
+        else:
+            body.append(" & ".join(escaped(_inline(cell)) for cell in row) + r" \\")
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering\small",
+            rf"\caption{{{escaped(shown.label)}. {escaped(block.caption)}}}",
+            rf"\begin{{tabular}}{{{'l' * shown.words + 'r' * (heads - shown.words)}}}",
+            r"\toprule",
+            " & ".join(map(escaped, shown.columns)) + r" \\",
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def escaped(text: str) -> str:
+    r"""Text that LaTeX prints as it is.
+
+    >>> print(escaped("last_k & 5 %"))
+    last\_k \& 5 \%
+    """
+    return "".join(LATEX.get(c, c) for c in _printable(text))
+
+
+def marked(text: str) -> str:
+    r"""Text that Markdown, and the HTML made of it, prints as it is.
+
+    >>> print(marked("last_k|<b>"))
+    last\_k\|&lt;b&gt;
+    """
+    return re.sub(r"([\\`*_{}\[\]#|~])", r"\\\1", html.escape(_printable(text), quote=False))
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def _inline(cell: Cell) -> str:
+    return f"{cell[0]} ({cell[1]})" if cell[1] else cell[0]
+
+
+def _markdown(study: Study, title: str, found: Sequence[Section]) -> str:
+    names = {id(figure): name for name, (figure, _) in _figures(found)}
+    lines = [f"# {marked(title)}", marked(study.verdict)]
+    for section in found:
+        lines.append(f"## {section.title}")
+        for block in section.blocks:
+            lines += [f"### {marked(block.heading)}"] if block.heading else []
+            lines += [_pipes(block.table)] if block.table else []
+            lines += [f"[{marked(alt)}](figures/{names[id(figure)]}.pdf)" for figure, alt in block.pictures]
+            lines.append(f"*{marked(block.caption)}*")
+    return "\n\n".join(lines) + "\n"
+
+
+def _pipes(shown: Table) -> str:
+    heads = len(shown.columns)
+    lines = [list(map(marked, shown.columns)), ["---"] * shown.words + ["---:"] * (heads - shown.words)]
+    for row in shown.rows:
+        heading = [f"**{marked(row[0][0])}**"] + [""] * (heads - 1)
+        lines.append(heading if len(row) < heads else [marked(_inline(cell)) for cell in row])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _blocks(found: Sequence[Section]) -> list[Block]:
+    return [block for section in found for block in section.blocks if block.table]
+
+
+def _figures(found: Sequence[Section]) -> Iterator[tuple[str, drawing.Picture]]:
+    """Each picture under the key of its section and a number."""
+    for section in found:
+        drawn = [picture for block in section.blocks for picture in block.pictures]
+        for number, picture in enumerate(drawn, 1):
+            yield (f"{section.key}-{number}" if len(drawn) > 1 else section.key), picture
