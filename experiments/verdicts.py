@@ -69,7 +69,7 @@ def write(
     folder: Path, told: Study, flags: str, environment: Mapping[str, Any], classes: Mapping[str, Sequence[str]]
 ) -> None:
     """Write the report of a study, and the same as Markdown, tables, figures and numbers."""
-    from tljax.study import study_report
+    from tljax.study import export, study_report
 
     targets = dict.fromkeys(row["target"] for row in told.rows)
     sources = dict.fromkeys(row["source"] for row in told.rows if row.get("source"))
@@ -78,8 +78,11 @@ def write(
     text = study_report.page(
         told, title=title, environment=environment, flags_text=flags, command=command, classes=classes
     )
-    if not (folder / "report.html").is_file() or (folder / "report.html").read_bytes() != text.encode():
-        workdir.replace(folder / "report.html", text)
+    for name, data in {**export.files(told, title=title, classes=classes), "report.html": text.encode()}.items():
+        file = folder / name
+        file.parent.mkdir(exist_ok=True)
+        if not file.is_file() or file.read_bytes() != data:
+            workdir.replace(file, data)
 
 
 def tables(told: Study) -> None:

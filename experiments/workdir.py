@@ -72,12 +72,12 @@ def _flags(workdir: Path, made: Settings, program: str, more: Mapping[str, str])
     return head + "".join(f"--{name}={value}\n" for name, value in now.items())
 
 
-def replace(file: Path, text: str) -> None:
+def replace(file: Path, text: str | bytes) -> None:
     """Write a file whole: a crash leaves the old one or the new one."""
     partial = file.with_name(file.name + ".partial")
     try:
-        with open(partial, "w", encoding="utf-8") as out:
-            out.write(text)
+        with open(partial, "wb") as out:
+            out.write(text if isinstance(text, bytes) else text.encode())
             out.flush()
             os.fsync(out.fileno())
     except OSError:

@@ -26,6 +26,7 @@ def data_dir(tmp_path_factory) -> Path:
 def no_pictures(monkeypatch) -> None:
     """Reports without drawing their pictures, which takes longer than the runs of these tests; test_report.py draws."""
     monkeypatch.setattr("tljax.study.drawing.svg", lambda figure: "data:image/svg+xml;base64,")
+    monkeypatch.setattr("tljax.study.drawing.pdf", lambda figure: b"")
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ def done(tasks, tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tljax.study.drawing.svg", lambda figure: "data:image/svg+xml;base64,")
+        patch.setattr("tljax.study.drawing.pdf", lambda figure: b"")
         compare.main(line(tasks, folder, f"--eval=source,{tasks / 'clothes.npz'}:noise=0.2"))
     return folder / "w"
 
