@@ -317,10 +317,10 @@ EFFECTS = {
 }
 
 
-@pytest.mark.parametrize("effects", EFFECTS.values(), ids=EFFECTS)
-def test_with_five_fits_the_intervals_hold_as_often_as_they_say(effects: dict[str, float]) -> None:
+@pytest.mark.parametrize("name", ["the same strategy again", "both vary"])
+def test_with_five_fits_the_intervals_hold_as_often_as_they_say(name: str) -> None:
     """One standard error of the simulation is 0.3 % alone and 0.8 % of the families."""
-    alone, family = outcomes(np.random.default_rng(8), 800, 8, 5, 500, **effects).mean(0)
+    alone, family = outcomes(np.random.default_rng(8), 800, 8, 5, 500, **EFFECTS[name]).mean(0)
     assert 0.93 <= alone <= 0.97
     assert family >= 0.94
 
@@ -338,9 +338,9 @@ def test_no_effect_is_found_in_at_most_6_of_100_families_of_two_strategies() -> 
     rng = np.random.default_rng(10)
     false = sum(
         any(one.word in ("positive", "negative") for one in verdicts(scores, 0.02))
-        for scores in (binary(rng, 2, 5, 300, **EFFECTS["both vary"]) for _ in range(150))
+        for scores in (binary(rng, 2, 5, 300, **EFFECTS["both vary"]) for _ in range(100))
     )
-    assert false <= 0.06 * 150
+    assert false <= 0.06 * 100
 
 
 def test_a_planted_effect_is_found_as_often_as_the_power_says() -> None:
