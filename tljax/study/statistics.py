@@ -131,8 +131,8 @@ def simultaneous(scores: Sequence[np.ndarray], level: float = 0.95) -> list[Inte
     multivariate normal distributions"). Degrees of freedom differ between comparisons, so each has the t quantile
     of the one tail probability that keeps the level for normal variables.
 
-    Simulated with eight comparisons, 95 % hold in 95 % or more of families with three fits or more; with two, in
-    92 % at worst. Raises InputError as `crossed` does.
+    Simulated with eight comparisons, at 95 % all hold in 94.4 to 97 % of families of three fits or more, and in 91 to
+    99.9 % of two. Raises InputError as `crossed` does.
 
     >>> scores = np.array([[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0], [1.0, 0.0, 1.0, 1.0]])
     >>> [round(one.low, 2) for one in simultaneous([scores, 1 - scores])]
@@ -154,7 +154,10 @@ def equivalent(interval: Interval, margin: float) -> bool:
 
 
 def power(standard_error: float, degrees: float, critical: float, difference: float) -> float:
-    """Probability that |t| exceeds `critical` if the truth is `difference`: two-sided, noncentral t.
+    """Probability that |t| exceeds `critical` if the truth is `difference`: two-sided, noncentral t, within 1e-4.
+
+    The normal tails averaged over 4096 quantiles of chi, for `scipy.stats.nct` is NaN where the critical value is
+    large, as of a family of few fits.
 
     >>> round(power(0.01, 20, 2.086, 0.03), 3)
     0.814
@@ -162,9 +165,8 @@ def power(standard_error: float, degrees: float, critical: float, difference: fl
     if standard_error == 0:
         return float(difference != 0)
     shift = abs(difference) / standard_error
-    if shift > critical + 35:
-        return 1.0  # certain, and more than scipy computes
-    return float(stats.nct.sf(critical, degrees, shift) + stats.nct.cdf(-critical, degrees, shift))
+    chi = np.sqrt(stats.chi2.ppf((np.arange(4096) + 0.5) / 4096, degrees) / degrees)
+    return float(np.mean(special.ndtr(shift - critical * chi) + special.ndtr(-shift - critical * chi)))
 
 
 def verdicts(scores: Sequence[np.ndarray], margin: float, level: float = 0.95) -> list[Verdict]:
@@ -172,9 +174,9 @@ def verdicts(scores: Sequence[np.ndarray], margin: float, level: float = 0.95) -
 
     positive: the interval lies above 0, however small the difference; negative: below; else equivalent: the narrow
     interval lies within the margin; else undecided, which is not "no difference": the power says what would have
-    been seen. The probability that any of the family is wrongly called positive or negative is 1 - level at most,
-    and so is that any is wrongly called equivalent. Raises InputError as `crossed` does, and for a margin of 0 or
-    less.
+    been seen. The probability that any of the family is wrongly called positive or negative is 1 - level, and so is
+    that any is wrongly called equivalent, as nearly as `simultaneous` says: with two fits, do not trust it. Raises
+    InputError as `crossed` does, and for a margin of 0 or less.
     """
     if not (math.isfinite(margin) and margin > 0):
         raise InputError(f"margin {margin}: give the largest difference that does not matter, above 0, such as 0.01")
