@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,12 +40,14 @@ def tab(browser: str, folder: Path) -> Iterator[Tab]:
     )
     os.close(read_theirs)
     os.close(write_theirs)
-    with open(write_ours, "wb") as commands, open(read_ours, "rb") as answers:
-        yield _attach(commands, answers)
-        commands.write(b'{"id": 0, "method": "Browser.close"}\0')
-        commands.flush()
-        answers.read()
-    process.wait(30)
+    guard = threading.Timer(90, process.kill)  # a browser that hangs would hang the test
+    guard.start()
+    try:
+        with open(write_ours, "wb") as commands, open(read_ours, "rb") as answers:
+            yield _attach(commands, answers)
+    finally:
+        guard.cancel()
+        process.wait(30)  # it ends with its pipes
 
 
 def _attach(commands: Any, answers: Any) -> Tab:

@@ -165,5 +165,5 @@ def heat(axes: Axes, table: np.ndarray, low: float, high: float, blank: float = 
             else "\N{EN DASH}"
         )
         shade = (value - low) / (high - low)
-        colour = "white" if shade > (0.85 if gain else 0.6) or (gain and shade < 0.15) else INK
+        colour = "white" if shade > (0.8 if gain else 0.6) or (gain and shade < 0.2) else INK
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=7.5, in_layout=False)

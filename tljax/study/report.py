@@ -145,9 +145,10 @@ def figure(caption: str, found: Sequence[drawing.Picture | None], kind: str = "g
     return [Block(caption, None, drawn, kind, heading)] if drawn else []
 
 
-def trained(panel: Sequence[Group]) -> Section:
+def trained(panel: Sequence[Group], heading: str = "") -> Section:
     """What each strategy trains."""
-    return Section("What was trained", "trained", figure(SHARES, [pictures.shares(_parameters(panel))], "box wide"))
+    drawn = figure(SHARES, [pictures.shares(_parameters(panel))], "box wide", heading)
+    return Section("What was trained", "trained", drawn)
 
 
 def origins(rows: Sequence[Row], notes: str) -> Section:

@@ -83,7 +83,7 @@ def sections(study: Study, classes: Classes) -> list[Section]:
         Section("Milestones", "milestones", _table(MILESTONES + notes, tables.milestones(study.milestones))),
         *_at_most_labels(study, fits, classes, strokes, notes),
         Section("Most often wrong", "wrong", _wrong(study, notes)),
-        report.trained([group | {"name": group["strategy"]} for group in summary(fits)]),
+        _trained(fits),
         report.origins(study.rows, notes),
     ]
 
@@ -188,6 +188,14 @@ def _wrong(study: Study, notes: str) -> list[Block]:
         for target, picture in zip(study.images, drawn, strict=True)
         for block in figure(WRONG + notes, [picture], "box wide photo", target)
     ]
+
+
+def _trained(fits: Sequence[Row]) -> Section:
+    """Of the first target, because the heads of others have other sizes."""
+    groups = [group | {"name": group["strategy"]} for group in summary(fits)]
+    first = groups[0]["target"] if groups else ""
+    several = len({group["target"] for group in groups}) > 1
+    return report.trained([group for group in groups if group["target"] == first], first if several else "")
 
 
 def _pairs(fits: Sequence[Row]) -> list[Pair]:

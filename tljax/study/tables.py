@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tljax.study.study import Comparison
-from tljax.study.summary import Row, Spread, counts, label, spread
+from tljax.study.summary import Row, Spread, counts, finite, label, spread
 
 Cell = tuple[str, str]
 """What it says, and what is said below it in small, or ''."""
@@ -91,7 +91,7 @@ def verdicts(family: Sequence[Comparison]) -> Table:
                 (one.word or NOTHING, ""),
                 difference(one),
                 (chance(one.p), ""),
-                (NOTHING if one.power is None else f"{100 * one.power:.0f}", ""),
+                (f"{100 * one.power:.0f}" if one.power is not None and finite(one.power) else NOTHING, ""),
                 (f"{100 * one.margin:.2f}", ""),
                 (_labels(one.budgets), ""),
                 (count(one.fits), ""),
@@ -201,7 +201,7 @@ def chance(p: float | None) -> str:
     >>> chance(0.0004)
     '< 0.001'
     """
-    return NOTHING if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return NOTHING if p is None or not finite(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def points(spread: Spread) -> list[str]:
@@ -244,7 +244,7 @@ def _labels(budgets: Sequence[int]) -> str:
 def _milestone(one: Mapping[str, Any], key: str, form: Callable[[float], str]) -> Cell:
     """A number, and what it is with the source's below."""
     whole = one.get(f"{key}_with_source")
-    return _written(one.get(key), form), "" if whole is None else f"{_written(whole, form)} with source"
+    return _written(one.get(key), form), "" if whole is None else _written(whole, form)
 
 
 def _written(value: Any, form: Callable[[float], str]) -> str:

@@ -100,8 +100,8 @@ def _scatter(
         axes.errorbar(
             [x],
             [y],
-            xerr=[[x - left], [right - x]],
-            yerr=[[y - low], [high - y]],
+            xerr=_bar(x, left, right),
+            yerr=_bar(y, low, high),
             color=colour,
             fmt=drawing.DASHES[dash],
             markersize=5,
@@ -117,6 +117,11 @@ def _scatter(
     drawing.legend(figure)
     said = ", ".join(f"{name} {y[0]:.1f} at {_number(x[0])}" for name, (x, y) in points.items())
     return axes, (figure, f"Scatter plot of {names[1]} against {names[0]}, {where}: {said}.")
+
+
+def _bar(mean: float, low: float, high: float) -> list[list[float]]:
+    """How far it reaches below and above; the mean of equal numbers may be beside them by rounding."""
+    return [[max(mean - low, 0.0)], [max(high - mean, 0.0)]]
 
 
 def _number(value: float) -> str:

@@ -1,0 +1,102 @@
+"""Studies made up for the tests of their report."""
+
+from typing import Any
+
+import numpy as np
+from test_report import curve, fit
+
+from tljax.study.study import Comparison, Study
+
+NAMES = ("zero", "one", "two")
+LEAVES = [("hidden_0/kernel", 30, 0), ("hidden_1/kernel", 20, 20), ("head/kernel", 10, 10)]
+CUTS = [{"redraw": "above", "copy": n, "freeze": frozen} for n in (1, 2) for frozen in (True, False)]
+
+
+def comparison(strategy: str, mean: float, word: str, **changes: Any) -> Comparison:
+    """Of 5 pairs of fits on 2,000 images, half a point wide on each side, with a margin of one point."""
+    one = Comparison(
+        source="digits",
+        target="clothes",
+        strategy=strategy,
+        budgets=(10, 1000),
+        against="scratch at equal target steps",
+        fits=5,
+        items=2000,
+        mean=mean,
+        low=mean - 0.005,
+        high=mean + 0.005,
+        word=word,
+        margin=0.01,
+        power=0.834,
+        p=0.0213,
+    )
+    return one._replace(**changes)
+
+
+FAMILY = [
+    comparison("full", 0.0123, "positive", p=0.0004),
+    comparison("last_k:k=2", -0.0213, "negative"),
+    comparison("lora:rank=4", 0.0011, "equivalent", low=-0.0039, high=0.0061),
+    comparison("bias_only", 0.00204, "undecided", low=-0.0096, high=0.01368, power=None, p=None),
+]
+
+
+def rows(extra: bool = True) -> list[dict[str, Any]]:
+    """Fits of scratch and four cuts over two seeds and two budgets; with all that a fit may have, or without."""
+    found = []
+    for number, options in enumerate([None, *CUTS]):
+        for budget in (10, 1000):
+            for seed in (0, 1):
+                accuracy = 0.4 + 0.1 * np.log10(budget) + 0.03 * number + 0.02 * seed
+                more = {
+                    "evals": {"turned": accuracy - 0.2},
+                    "step_flops": 1000.0 * (number + 1),
+                    "retention": 0.9 - 0.1 * number,
+                    "calibration": {"confidence": [0.5, 0.9], "accuracy": [0.4, 0.8], "count": [1 + seed, 3]},
+                    "leaves": LEAVES,
+                }
+                name = "stages" if options else "scratch"
+                about = {"source": "digits", "target": "clothes", "options": options or {}, "train_examples": budget}
+                row = fit(name, seed, accuracy, **about, **(more if extra else {}))
+                found.append(row | {"name": f"{number}-{budget}-{seed}"})
+    return found
+
+
+def study(extra: bool = True, **changes: Any) -> Study:
+    """Of those fits and that family."""
+    fits = rows(extra)
+    milestone = {
+        "source": "digits",
+        "target": "clothes",
+        "strategy": "full",
+        "train_examples": 10,
+        "jump_start": "not defined",
+        "asymptote": 0.8125,
+        "time_to_threshold": ">600",
+        "area": 0.75,
+        "examples_saved": None,
+        "flops": 1.5e12,
+        "flops_with_source": 4.5e13,
+        "seconds": 12.34,
+        "seconds_with_source": 80.0,
+    }
+    one = Study(
+        rows=[fit("pretrain", 0, 0.97, source=None, target="digits", train_examples=5000), *fits],
+        curves={row["name"]: curve(0.3, 0.6, 0.7) for row in fits},
+        family=FAMILY,
+        others=[
+            comparison("full", 0.031, "", budgets=(10,), p=None, power=None),
+            comparison("full", -0.004, "", budgets=(1000,), p=None, power=None),
+            comparison("full", -0.05, "", against="scratch at equal source and target steps"),
+        ],
+        milestones=[milestone],
+        verdict="Digits help clothes where labels are few.",
+        notes=["untuned", "looked once of 1 planned"],
+        images={"clothes": (np.full((2, 4, 4, 1), 99, np.uint8), ["coat taken for shirt", "bag taken for coat"])},
+    )
+    return one._replace(**changes)
+
+
+def nothing() -> Study:
+    """A study that has not begun."""
+    return Study([], {}, [], [], [], "Nothing has been measured.", [], {})
