@@ -139,8 +139,8 @@ def steps(recipe: Recipe, examples: int) -> int:
 
 
 def ends(recipe: Recipe, total: int) -> list[int]:
-    """The steps at which the curves have a point: each epoch, or ten under --steps."""
-    points = min(recipe.epochs if recipe.steps is None else 10, total)
+    """The steps at which the curves have a point: each epoch, or as many as --points under --steps."""
+    points = min(recipe.epochs if recipe.steps is None else recipe.points, total)
     return [total * (i + 1) // points for i in range(points)]
 
 

@@ -33,6 +33,7 @@ class Recipe:
     batch_size: int = _flag(100, "examples a step")
     epochs: int = _flag(10, "passes over the training examples")
     steps: int | None = _flag(None, "steps instead of epochs; the order runs over one permutation after another")
+    points: int = _flag(10, "points of the curves under --steps; phases begin at them")
     loss: str = _flag("softmax_cross_entropy", "L: a loss of optax, or package.module:attribute")
     label_smoothing: float = _flag(0.0, "share of each label spread over all classes; for losses of one-hot labels")
     penalty: str = _flag("", "lambda R over the trained leaves: l2:weight=1e-4:on=head/**, several with commas")
@@ -110,7 +111,7 @@ _GROUPS = {
     "C": "Speed",
 }
 MOST = {
-    **{"batch_size": 10**7, "epochs": 10**6, "steps": 10**8, "hidden": 10**6, "seed": 2**32},
+    **{"batch_size": 10**7, "epochs": 10**6, "steps": 10**8, "points": 10**6, "hidden": 10**6, "seed": 2**32},
     **{"devices": 1024, "image_shape": 10**5},
 }
 """What is a slip of the keyboard beyond, rather than a machine without memory."""
@@ -153,7 +154,7 @@ def settings(**given: Any) -> Settings:
 
 def _check(made: Settings) -> None:
     for prefix, recipe in (("", made.recipe), ("source_", made.source_recipe)):
-        for name in ("batch_size", "epochs", "steps"):
+        for name in ("batch_size", "epochs", "steps", "points"):
             value = getattr(recipe, name)
             if value is not None and not 1 <= value <= MOST[name]:
                 raise InputError(f"--{prefix}{name}={value}: it must be at least 1 and at most {MOST[name]:,}")
