@@ -43,29 +43,31 @@ def of_run(folder: Path, lines: Sequence[workdir.Line], task: Task) -> Found:
     return Found(rows, predicted, labels, curves, np.asarray(task.test.images), task.classes)
 
 
-def keep(folder: Path, found: Sequence[Found]) -> None:
+def keep(folder: Path, found: Sequence[Found], notes: Sequence[str]) -> None:
     """Write what else is known of the fits of a study to `folder`/study.json, for reports of several."""
     parts = [{"longer": part.longer, "rows": part.rows} for part in found]
-    workdir.replace(folder / "study.json", json.dumps(parts) + "\n")
+    workdir.replace(folder / "study.json", json.dumps({"notes": list(notes), "parts": parts}) + "\n")
 
 
-def of_directory(folder: Path) -> list[Found]:
-    """Of a run directory that has ended; raises InputError for one that has not, or is damaged."""
+def of_directory(folder: Path) -> tuple[list[Found], list[str]]:
+    """(fits, what is to be said of them) of a run directory; raises InputError for one damaged or not at its end."""
     if not (folder / "report.html").is_file():
         raise InputError(f"'{folder}' holds no run that has ended: run its command again")
     file, done = folder / "study.json", workdir.done(folder).values()
     parts: Any = [{"longer": False, "rows": [dict(line) for line in done if line["strategy"] != "pretrain"]}]
+    notes: list[str] = []
     if file.is_file():
-        parts = json.loads(file.read_text(encoding="utf-8"))
+        known = json.loads(file.read_text(encoding="utf-8"))
+        notes, parts = known["notes"], known["parts"]
     found = []
     for part in parts:
-        known = {row["name"]: read(folder / row["predictions"]) for row in part["rows"] if counts(row)}
-        labels = {row["target"]: known[row["name"]][1] for row in part["rows"] if row["name"] in known}
+        both = {row["name"]: read(folder / row["predictions"]) for row in part["rows"] if counts(row)}
+        labels = {row["target"]: both[row["name"]][1] for row in part["rows"] if row["name"] in both}
         curves = {row["name"]: curve for row in part["rows"] if (curve := outcome.curves(folder, row)) is not None}
         rows = [row | ({"source": None} if row["strategy"] == "scratch" else {}) for row in part["rows"]]
-        predicted = {name: one[0] for name, one in known.items()}
+        predicted = {name: one[0] for name, one in both.items()}
         found.append(Found(rows, predicted, labels, curves, longer=part["longer"]))
-    return found
+    return found, notes
 
 
 def read(file: Path) -> tuple[np.ndarray, np.ndarray]:

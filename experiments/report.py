@@ -43,7 +43,7 @@ def run(runs: Sequence[str], results: str | None, predictions: str | None, outpu
     folder = Path(output)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output={output} is a file: name a folder")
-    told = verdicts.judged(found, judging, [*notes, "they speak of these tasks alone"])
+    told = verdicts.judged(found, judging, list(dict.fromkeys([*notes, "they speak of these tasks alone"])))
     folder.mkdir(parents=True, exist_ok=True)
     verdicts.write(folder, told, "", {}, {})
     verdicts.tables(told)
@@ -51,12 +51,12 @@ def run(runs: Sequence[str], results: str | None, predictions: str | None, outpu
 
 
 def _of_runs(runs: Sequence[str]) -> tuple[list[Found], list[str]]:
-    """(what run directories hold, a note on each that is left out)."""
+    """(what run directories hold, what is to be said of it, and of each that is left out)."""
     found: list[Found] = []
     notes, seen = [], dict[Any, str]()
     for name in runs:
         try:
-            parts = evidence.of_directory(Path(name))
+            parts, said = evidence.of_directory(Path(name))
             for part in parts:
                 for row in part.rows:
                     what = evidence.cell(row, part.longer), row["seed"]
@@ -66,6 +66,7 @@ def _of_runs(runs: Sequence[str]) -> tuple[list[Found], list[str]]:
             notes.append(f"{name} is left out: {plugins.said(error)}")
             continue
         found += parts
+        notes += [note for note in said if note not in notes]
     return found, notes
 
 

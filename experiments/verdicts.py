@@ -56,7 +56,7 @@ def show(folder: Path, found: Sequence[Found], judging: Judging, notes: Sequence
     """Judge the fits of a run directory, print what came of it, and write the report."""
     looks = evidence.looked(folder, evidence.right(found))
     told = judged(found, judging, notes, looks)
-    evidence.keep(folder, found)
+    evidence.keep(folder, found, notes)
     flags = (folder / "flags.flags").read_text(encoding="utf-8")
     classes = {part.rows[0]["target"]: part.classes for part in found if part.rows}
     write(folder, told, flags, page.environment(folder), classes)
