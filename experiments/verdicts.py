@@ -91,12 +91,15 @@ def tables(told: Study) -> None:
     against = told.family[0].against if told.family else "scratch"
     console.table(f"against {against}", columns, [_cells(one) for one in told.family])
     own = [one for one in told.others if one.against != study.TOTAL]
-    if own:
-        console.table("each label budget by itself (not judged)", columns[:7], [_cells(one)[:7] for one in own])
     total = [one for one in told.others if one.against == study.TOTAL]
-    if total:
-        title = "against scratch at equal source and target steps (not judged)"
-        console.table(title, columns[:7], [_cells(one)[:7] for one in total])
+    beside = {
+        "each label budget by itself (not judged)": own,
+        "against scratch at equal source and target steps (not judged)": total,
+    }
+    for title, those in beside.items():
+        if those:  # a p is McNemar's of a single pair, at the end
+            shown = [(*_cells(one)[:7], *([_cells(one)[-1]] if one.p is not None else ["-"])) for one in those]
+            console.table(title, [*columns[:7], "p"], shown)
     for line in (told.verdict, *told.notes):
         console.say(f"  {line}")
 

@@ -99,6 +99,13 @@ def test_one_comparison_of_one_budget_is_the_t_interval_over_seeds_where_items_s
     assert one.high - one.low < 1.3 * (high - low)
 
 
+def test_a_single_pair_has_the_exact_p_of_mcnemar():
+    table = {cell(): fits([0.55], 60), cell("scratch"): fits([0.45], 60, seed=0)}
+    a, b = table[cell()][0], table[cell("scratch")][0]
+    only, other = int((a & ~b).sum()), int((b & ~a).sum())
+    assert study.alone(table, [cell()], 0.01, 0.95).p == pytest.approx(stats.binomtest(only, only + other).pvalue)
+
+
 def test_a_single_pair_is_described_and_not_judged():
     family, _ = study.compared({cell(): fits([0.9]), cell("scratch"): fits([0.2])}, 0.01, 0.95)
     assert [one.word for one in family] == [""] and "two seeds or more" in study.sentence(family, 0.95)

@@ -175,7 +175,10 @@ def _judged(
 def alone(
     right: Right, cells: Sequence[Cell], margin: float, level: float, base: str = "scratch", against: str = STEPS
 ) -> Comparison | None:
-    """One comparison by itself, without a verdict; of a single pair over its test examples. None without pairs."""
+    """One comparison by itself, without a verdict; of a single pair over its test examples, with McNemar's exact p.
+
+    None without pairs.
+    """
     bases = _bases(cells, base)
     if not all(cell in right for cell in bases):
         return None
@@ -184,7 +187,9 @@ def alone(
         return None
     interval = statistics.crossed(scores, level) if len(scores) > 1 else statistics.over_items(scores[0], level)
     between = (interval.mean, interval.low, interval.high)
-    return _comparison(cells, against.format(base), scores, between, "", margin, None, None)
+    one_pair = len(scores) == len(cells) == 1
+    p = statistics.mcnemar(scores[0] > 0, scores[0] < 0) if one_pair else None
+    return _comparison(cells, against.format(base), scores, between, "", margin, None, p)
 
 
 def _comparison(

@@ -19,7 +19,10 @@ VERDICTS = (
     "the chance of finding a difference as large as the margin."
 )
 FOREST = "The same: bars are the intervals, the grey band the margin of equivalence."
-LABELS = "Mean test accuracy over seeds; diverged fits enter no mean, ranges are below."
+LABELS = (
+    "Mean test accuracy over seeds; diverged fits enter no mean, ranges are below (of a single fit Wilson's 95 % "
+    "interval over test examples)."
+)
 LABELS_PICTURE = "The same. Lines are means over seeds, bands their range."
 GAINS = "Differences from scratch in points by source (rows) and target (columns), as in the table of verdicts."
 EACH = "Differences from {against} in points; the intervals are unadjusted, and no verdict is drawn from them."

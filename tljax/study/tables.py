@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from tljax.study import statistics
 from tljax.study.study import Comparison
 from tljax.study.summary import Row, Spread, counts, finite, label, spread
 
@@ -230,7 +231,14 @@ def _accuracy(fits: Sequence[Row]) -> Cell:
     known = spread(row["test_accuracy"] for row in fits if counts(row))
     if known is None:
         return ("diverged" if all(row.get("diverged") for row in fits) else NOTHING), ""
-    return _ranged(points(known), sum(map(counts, fits)))
+    if sum(map(counts, fits)) > 1:
+        return _ranged(points(known), sum(map(counts, fits)))
+    [one] = filter(counts, fits)
+    items = sum(map(sum, one.get("confusion") or ()))
+    if not items:
+        return points(known)[0], ""
+    low, high = statistics.wilson(round(known[0] * items), items)
+    return points(known)[0], f"{100 * low:.1f} to {100 * high:.1f}"
 
 
 def _across(cells: Mapping[Any, Cell], budgets: Sequence[Any]) -> list[Cell]:

@@ -1,0 +1,58 @@
+"""Verdicts on real fits whose truth is known: the same strategy twice, under seeds and orders of its own each time."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from tljax import data, evaluate, masks, models, named_optimizer, objective, train
+from tljax.data import draw
+from tljax.study import statistics
+
+GROUPS, FITS, LABELS, STEPS = 160, 5, 50, 60
+
+
+@pytest.fixture(scope="module")
+def right():
+    """Which test images fits on 50 labels get right: bool [2 x GROUPS x FITS, 1000], no two of one seed."""
+    task = data.load("fashion_mnist_10k")
+    model = models.build("mlp", 10, hidden=(8,), activation="relu")
+    spec, numbers = named_optimizer.spec("sgd")
+    program = train.Program(model, objective.loss("softmax_cross_entropy"), spec)
+    labels = np.asarray(task.train.labels)
+
+    def trial(seed):
+        subset = draw.label_budget(seed, labels, LABELS)
+        order = lambda first, last: draw.order(seed, LABELS, 10, first, last, epochs=False, subset=subset)  # noqa: E731
+        params = models.init(model, jax.random.key(seed), (28, 28, 1))
+        everything = masks.by_path(params, lambda path: True)
+        given = {**numbers, "label_smoothing": 0.0}
+        return train.Trial(
+            params, ((0, everything),), order, np.full(STEPS, 0.1, np.float32), (), given, jax.random.key(0)
+        )
+
+    trials = [trial(seed) for seed in range(2 * GROUPS * FITS)]
+    test, count = evaluate.padded(task.test.images[:1000]), 1000
+    for state, _ in train.fit(program, trials, jnp.asarray(task.train.images), jnp.asarray(labels), [STEPS]):
+        logits = train.logits(program, trials, state, test, count)
+    return logits.argmax(-1) == task.test.labels[:count]
+
+
+@pytest.mark.slow
+def test_at_most_6_percent_of_comparisons_of_a_strategy_with_itself_are_decided(right):
+    """160 of 5 pairs each, nominal 5 %; and 5 points are found within a tenth of the stated power."""
+    differences = right[::2].astype(float) - right[1::2]
+    grouped = differences.reshape(GROUPS, FITS, -1)
+    found = [statistics.verdicts([scores], 0.05)[0] for scores in grouped]
+    false = sum(one.word in ("positive", "negative") for one in found)
+    assert false <= stats.binom.ppf(0.99, GROUPS, 0.05), f"{false} of {GROUPS}"
+    covered = np.mean([one.interval.low <= differences.mean() <= one.interval.high for one in found])
+    assert covered >= stats.binom.ppf(0.01, GROUPS, 0.95) / GROUPS
+    print(f"false verdicts {false} of {GROUPS}, covered {covered:.3f}")
+
+    # A planted effect of the margin: each fit is as much better.
+    planted = [statistics.verdicts([scores + 0.05], 0.05)[0] for scores in grouped]
+    share, stated = np.mean([one.word == "positive" for one in planted]), np.mean([one.power for one in planted])
+    print(f"5 points are found in {share:.3f}, stated power {stated:.3f}")
+    assert abs(share - stated) < 0.1
