@@ -169,8 +169,7 @@ def _judge(
     """Train a group of trials and tell what came of them; whatever ends it leaves them to be tried again."""
 
     def report(which: int, step: int, accuracy: float) -> bool:
-        now[which].trial.report(accuracy, step)
-        return now[which].trial.should_prune()
+        return search.report(now[which], accuracy, step)
 
     try:
         with search.held(now, searched.lease):

@@ -149,6 +149,27 @@ def test_a_trial_that_two_processes_try_again_is_tried_once():
     assert [trial.state.name for trial in made.study.trials] == ["FAIL", "COMPLETE", "COMPLETE", "FAIL"]
 
 
+@pytest.mark.slow
+def test_processes_that_make_a_database_at_once_all_come_to_it(tmp_path):
+    make = (
+        "import sys; from tljax.study import search\n"
+        "print(search.opened('one', sys.argv[1], 'Random', 'Nop', 0, 60.0, {}).study.study_name)"
+    )
+    call = [sys.executable, "-c", make, f"sqlite:///{tmp_path}/study.db"]
+    running = [subprocess.Popen(call, stdout=subprocess.PIPE, cwd=ROOT, text=True) for _ in range(6)]
+    assert [process.communicate()[0].strip() for process in running] == ["one"] * 6
+
+
+def test_a_trial_that_another_process_has_told_is_not_told_again():
+    made = studies.opened("told", None, "Random", "Median", 0, 60.0, {})
+    [one] = studies.ask(made, (space.parse("momentum:between:0:1"),), 1, 1)
+    made.study.tell(one.trial.number, 0.7)
+    assert studies.report(one, 0.1, 1) is False
+    studies.tell(made.study, one, 0.1)
+    studies.give_back(made.study, one)
+    assert [(trial.state.name, trial.value) for trial in made.study.trials] == [("COMPLETE", 0.7)]
+
+
 def test_an_optimum_at_an_edge_is_said_to_be_there():
     one = space.parse("learning_rate:log:1e-3:1")
     assert [space.at_edge(one, value) for value in (1e-3, 0.03, 1.0)] == ["lowest", "", "highest"]

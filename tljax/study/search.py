@@ -50,17 +50,16 @@ def opened(
     spec = plugins.parse(sampler)
     made = _made(optuna.samplers, "sampler", spec, seed)
     prune = _made(optuna.pruners, "pruner", plugins.parse(pruner), None)
-    try:
-        study = optuna.create_study(
-            storage=_storage(storage),
-            sampler=made,
-            pruner=prune,
-            study_name=name,
-            direction="maximize",
-            load_if_exists=True,
-        )
-    except Exception as error:  # of the storage's own libraries, which have no type in common
-        raise InputError(f"--storage={storage} cannot be reached: {plugins.said(error)}") from error
+    asked = {"sampler": made, "pruner": prune, "study_name": name, "direction": "maximize", "load_if_exists": True}
+    for attempt in range(_ATTEMPTS):
+        try:
+            study = optuna.create_study(storage=_storage(storage), **asked)
+            break
+        except Exception as error:  # of the storage's own libraries, which have no type in common
+            at_once = any(word in str(error) for word in ("UNIQUE", "already exists", "locked"))
+            if not at_once or attempt == _ATTEMPTS - 1:
+                raise InputError(f"--storage={storage} cannot be reached: {plugins.said(error)}") from error
+            time.sleep(0.5 * (attempt + 1))
     there = study.user_attrs.get("about")
     if there is None:
         study.set_user_attr("about", dict(about))
@@ -69,6 +68,10 @@ def opened(
         told = "; ".join(f"{key} {there.get(key)} there, {about[key]} here" for key in differ)
         raise InputError(f"study '{name}' in --storage={storage} is of another search ({told}): name another --study")
     return Searched(study, spec, seed, lease)
+
+
+_ATTEMPTS = 6
+"""Of opening a new database that other processes make at the same moment."""
 
 
 def _storage(text: str | None) -> Any:
@@ -200,6 +203,17 @@ def tell(study: Any, asked: Asked, value: float | None, pruned: bool = False, lo
         asked.trial.set_user_attr("diverged", value is None)
         asked.trial.set_user_attr("loss", loss)
         study.tell(asked.trial, 0.0 if value is None else value)
+
+
+def report(asked: Asked, value: float, step: int) -> bool:
+    """Hand in a trial's value so far; whether its pruner gives it up. False where another process has ended it.
+
+    SQLite may hand one trial that is tried again to two processes at once; the first to tell is believed.
+    """
+    with contextlib.suppress(RuntimeError):
+        asked.trial.report(value, step)
+        return bool(asked.trial.should_prune())
+    return False
 
 
 def give_back(study: Any, asked: Asked) -> None:
