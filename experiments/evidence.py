@@ -57,8 +57,11 @@ def of_directory(folder: Path) -> tuple[list[Found], list[str]]:
     parts: Any = [{"longer": False, "rows": [dict(line) for line in done if line["strategy"] != "pretrain"]}]
     notes: list[str] = []
     if file.is_file():
-        known = json.loads(file.read_text(encoding="utf-8"))
-        notes, parts = known["notes"], known["parts"]
+        try:
+            known = json.loads(file.read_text(encoding="utf-8"))
+            notes, parts = known["notes"], known["parts"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"'{file}' is not as it was written: run the study's command again") from error
     found = []
     for part in parts:
         both = {row["name"]: read(folder / row["predictions"]) for row in part["rows"] if counts(row)}

@@ -63,7 +63,7 @@ def _of_runs(runs: Sequence[str]) -> tuple[list[Found], list[str]]:
                     if seen.setdefault(what, row["key"]) != row["key"]:
                         raise InputError(f"{row['name']} is there already, with other hyper-parameters")
         except (InputError, OSError) as error:
-            notes.append(f"{name} is left out: {plugins.said(error)}")
+            notes.append(f"{name} is left out: {error}")
             continue
         found += parts
         notes += [note for note in said if note not in notes]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -143,14 +144,17 @@ def test_epochs_chosen_on_the_test_set_are_refused(tmp_path):
         report.main(["report", *theirs(tmp_path, selected_on="test")])
 
 
-def test_several_run_directories_make_one_report_and_a_broken_one_is_left_out(done, tmp_path, capsys):
+def test_several_run_directories_make_one_report_and_a_broken_one_is_left_out(done, finished, tmp_path, capsys):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "results.jsonl").write_text("{")
-    report.main(
-        ["report", f"--runs={done},{tmp_path / 'broken'},{tmp_path / 'absent'}", f"--output={tmp_path / 'out'}"]
-    )
+    shutil.copytree(done, tmp_path / "old")
+    (tmp_path / "old" / "study.json").write_text("[]")
+    runs = ",".join(str(tmp_path / name) for name in ("broken", "absent", "old"))
+    report.main(["report", f"--runs={done},{runs}", f"--output={tmp_path / 'out'}"])
     said = capsys.readouterr().out
-    assert "broken" in said and "left out" in said and "against scratch" in said
+    assert "broken" in said and said.count("left out") == 3 and "against scratch" in said
+    report.main(["report", f"--runs={finished[0]}", f"--output={tmp_path / 'other'}"])
+    assert "bias_only" in capsys.readouterr().out  # of experiments.transfer
 
 
 def test_flags_of_seeds_are_ranges_too():
