@@ -154,7 +154,7 @@ def _disturb(plan: Plan, kind: str, count: int, expected: Mapping[str, bytes]) -
             if last:
                 break
         log.seek(0)
-        noticed = log.read().count("It is set aside")
+        noticed = log.read().lower().count("it is set aside")
     return Row(kind, fell, starts, number, noticed, slowest, time.monotonic() - begun, tuple(faults))
 
 
