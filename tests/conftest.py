@@ -1,13 +1,30 @@
 """Tests run on 8 virtual CPU devices, with implicit rank promotion an error."""
 
+import atexit
 import os
+import shutil
+import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
-# LLVM's quick passes: half the time to compile. What XLA makes of a program, and so what is counted, stays the same.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
+# LLVM's quick passes, and with the jaxlib at hand one module a program in place of one a kernel: half the time to
+# compile (2026-11-23). What XLA makes of a program, and so what is counted, stays the same. A flag that a jaxlib does
+# not know ends the process, so other releases get the first alone.
+QUICK = "--xla_backend_optimization_level=1"
+if version("jaxlib").startswith("0.10."):
+    QUICK += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+os.environ.setdefault("XLA_FLAGS", QUICK)
 
-import jax
-import pytest
+# What one test compiled, the others, their processes and the other workers load: xdist's workers inherit the folder's
+# name. A folder that is named already is used and kept, so that a second run compiles next to nothing.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="tljax-compiled-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -15,7 +32,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 @pytest.fixture(scope="session", autouse=True)
 def data_dir(tmp_path_factory) -> Path:
-    """Decoded data and compiled programs go to a folder of the tests' own, not to the user's."""
+    """Decoded data and what programs keep go to a folder of the tests' own, not to the user's."""
     folder = tmp_path_factory.mktemp("data")
     os.environ["TFDS_DATA_DIR"] = str(folder)
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")

@@ -1,5 +1,7 @@
 """Phases: a leaf freed late starts as on step 0, one that stays keeps its moments, whatever the optimizer."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,6 +59,12 @@ def train(tx, phases=MASKS, stop=None):
     return seen
 
 
+@functools.cache
+def trained(name):
+    """The same of an optimizer over all four phases, once for the tests that only look."""
+    return train(OPTIMIZERS[name])
+
+
 def numpy_adam(clip):
     """Adam with a count a leaf, clipped over all leaves that train: what phases promise, in float64."""
     p = {name: np.array(leaf) for name, leaf in zip(paths.names(PARAMS), jax.tree.leaves(PARAMS), strict=True)}
@@ -92,7 +100,7 @@ def test_a_newly_freed_leaf_moves_as_on_step_0(name):
     if name in ("clipped adam", "scheduled"):
         pytest.skip("its update depends on the other leaves or on the time")
     tx = OPTIMIZERS[name]
-    (before, _), (after, _) = train(tx, MASKS[:2])
+    (before, _), (after, _) = trained(name)[:2]
     alone = {"b": before["b"]}
     state = tx.init(alone)
     for step in range(STEPS):
@@ -106,7 +114,7 @@ def test_a_leaf_that_stays_trained_never_notices_the_boundary(name):
     if name == "clipped adam":
         pytest.skip("its update depends on the other leaves")
     tx = OPTIMIZERS[name]
-    (_, _), (after, _) = train(tx, MASKS[:2])
+    after, _ = trained(name)[1]
     alone = {"c": jnp.asarray(PARAMS["c"])}
     state = tx.init(alone)
     for step in range(2 * STEPS):
@@ -117,7 +125,7 @@ def test_a_leaf_that_stays_trained_never_notices_the_boundary(name):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_frozen_leaves_keep_their_bytes_and_give_up_their_state(name):
-    seen = train(OPTIMIZERS[name])
+    seen = trained(name)
     assert np.asarray(seen[2][0]["c"]).tobytes() == np.asarray(seen[1][0]["c"]).tobytes()
     for (_, state), on in zip(seen, FREED, strict=True):
         held = {part for path in paths.names(state) for part in path.split("/")} & {"a", "b", "c"}
@@ -128,7 +136,7 @@ def test_a_leaf_freed_again_starts_anew():
     """'c' trains in the first two phases, rests in the third, and comes back in the fourth."""
     ages = masks.since(*MASKS)
     assert ages == {"a": 2, "b": {"w": 1, "s": 1}, "c": 3}
-    _, state = train(OPTIMIZERS["adam"])[-1]
+    _, state = trained("adam")[-1]
     assert [int(own[0]) for own in ((state.state[0].count,), *state.younger)] == [9, 6, 3]
 
 

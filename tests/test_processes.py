@@ -174,7 +174,7 @@ BAD = [
 @pytest.mark.parametrize(("flags", "message"), BAD, ids=[message[:40] for _, message in BAD])
 def test_flags_that_cannot_be_are_one_line(flags, message):
     with pytest.raises(InputError, match=re.escape(message)):
-        machine.prepare(options.settings(compilation_cache="off", **flags))
+        machine.prepare(options.settings(**flags))
 
 
 def test_processes_are_not_of_the_run():

@@ -115,6 +115,7 @@ def test_a_second_process_compiles_nothing_anew(tasks, tmp_path):
 
 @pytest.mark.slow
 def test_compiled_programs_go_to_the_users_cache_folder_unless_switched_off(tasks, tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     for flag, expected in (("--compilation_cache=off", 0), ("--seeds=0", 1)):
         call = [sys.executable, "-m", "experiments.pretrain", *command(tasks, tmp_path / flag[:8]), flag]
