@@ -216,6 +216,11 @@ def require_model(made: Settings, there: Mapping[str, Any]) -> None:
         raise InputError(f"--source_checkpoint={made.source_checkpoint} is of another model ({differ}): give its flags")
 
 
+def told(place: Path) -> dict[str, Any]:
+    """What the first source of a run directory or checkpoint says of itself."""
+    return _about(next(iter(_places(place).values()))[0])
+
+
 def _steps(fits: Sequence[Mapping[str, Any]]) -> int | None:
     """The most that any took, if all say so."""
     taken = [fit.get("steps") for fit in fits]

@@ -17,6 +17,7 @@ from experiments import (
     machine,
     methods,
     options,
+    origin,
     page,
     processes,
     sources,
@@ -94,7 +95,7 @@ def prepare(made: Settings, means: train.Means, only: bool = False) -> Experimen
     named = tuple(map(methods.one, made.strategies)) if only else methods.read(made.strategies)
     source = None
     if made.source_checkpoint:
-        source = elsewhere.source(made) if elsewhere.named(made.source_checkpoint) else sources.from_checkpoint(made)
+        source = origin.source(made)
     elif made.source:
         source = sources.from_data(made)
     target = sources.load(made, made.target, made.image_shape or (source.shape if source else None))
