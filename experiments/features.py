@@ -160,7 +160,8 @@ def run(given: Mapping[str, Any], dataset: str | None, stage: str | None, output
         if not value:
             raise InputError(f"--{name} is not given: see --helpfull")
     made = origin.settings(given, str(place))
-    one = origin.load(made, machine.prepare(made))
+    machine.prepare(made)
+    one = origin.load(made)
     task = sources.load(made, str(dataset), made.image_shape or one.source.shape)
     same_shape(one, task)
     folder, wanted = Path(str(output)), stage or origin.before_head(one.model)

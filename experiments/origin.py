@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from experiments import elsewhere, options, sources
 from experiments.options import Settings
 from experiments.sources import Source
-from tljax import checkpoint, models, plugins, train
+from tljax import checkpoint, models, plugins
 from tljax.types import InputError, Model, Params
 
 MODEL = ("model", "hidden", "activation")
@@ -43,7 +43,7 @@ def source(made: Settings) -> Source:
     return elsewhere.source(made) if elsewhere.named(made.source_checkpoint) else sources.from_checkpoint(made)
 
 
-def load(made: Settings, means: train.Means) -> Origin:
+def load(made: Settings, means: Any = None) -> Origin:
     """The one source of the one seed; raises InputError for several seeds, and as `source` does."""
     if len(made.seeds) > 1:
         raise InputError(f"--seeds={','.join(map(str, made.seeds))}: these are of one source, so give one seed")

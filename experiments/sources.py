@@ -261,6 +261,8 @@ def _places(directory: Path) -> dict[int, tuple[Path, str]]:
     """{seed: (checkpoint, name of the fit)} of a run directory's sources, or of one checkpoint."""
     if (directory / "results.jsonl").is_file():
         lines = [line for line in workdir.lines(directory) if line["strategy"] == "pretrain"]
+        if len({line["seed"] for line in lines}) < len(lines):
+            raise InputError(f"--source_checkpoint={directory} holds several sources: name one of its checkpoints/")
         if lines:
             return {line["seed"]: (directory / line["checkpoint"], line["name"]) for line in lines}
         raise InputError(f"--source_checkpoint={directory} is a run without a source: name one of its checkpoints/")

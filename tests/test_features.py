@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_programs import parameters, results
 
-from experiments import features, machine, options, origin
+from experiments import features, origin
 from tljax import data
 from tljax.types import InputError
 
@@ -33,8 +33,7 @@ def made(finished, tasks, tmp_path_factory):
 
 
 def one(finished):
-    settings = origin.settings({}, str(finished[0]))
-    return origin.load(settings, machine.prepare(options.settings()))
+    return origin.load(origin.settings({}, str(finished[0])))
 
 
 def test_features_are_what_the_stage_gives_for_every_image(made, finished, tasks):
