@@ -49,10 +49,11 @@ def write(folder: Path, told: Mapping[str, Any], line: workdir.Line, recipe: Rec
     return card
 
 
-def read(place: str) -> list[Card]:
+def read(place: str, given: Mapping[str, Any] | None = None) -> list[Card]:
     """The sources of a zoo, in its order, or the one in a file of weights, a checkpoint or a run directory.
 
-    Raises InputError where there is none, for a card that cannot be read, and for sources of several seeds.
+    `given` are flags, of which those of the model are for a source that does not say its own. Raises InputError where
+    there is none, for a card that cannot be read, and for sources of several seeds.
     """
     path = Path(place)
     if (path / "cards").is_dir():
@@ -62,7 +63,7 @@ def read(place: str) -> list[Card]:
         return [card for _, card in sorted(found)]
     if not elsewhere.named(place) and len(sources.told(path)["fits"]) > 1:
         raise InputError(f"'{place}' holds sources of several seeds: name a checkpoint of one")
-    one = origin.load(origin.settings({}, place))
+    one = origin.load(origin.settings({**(given or {}), "seeds": (0,)}, place, several=True))
     size = sum(leaf.size for leaf in jax.tree.leaves(one.params))
     return [Card(f"{one.source.name} ({path.name})", place, one.accuracy, size, trivial=False)]
 

@@ -26,16 +26,18 @@ class Origin(NamedTuple):
     """On its own test set, a fraction, if that is known."""
 
 
-def settings(given: Mapping[str, Any], place: str) -> Settings:
+def settings(given: Mapping[str, Any], place: str, *, several: bool = False) -> Settings:
     """The settings under which `place` (a checkpoint, run or file of weights) is the source.
 
-    The flags of the model are those that the source says of itself, unless they are given.
+    The flags of the model are those that the source says of itself, unless they are given; of one among `several`
+    they are given only for what does not say them.
     """
     told = elsewhere.card(Path(place)) if elsewhere.named(place) else sources.told(Path(place))
     model = told.get("model", {})
     own = {name: model[name] for name in MODEL if name in model}
     own |= {"hidden": tuple(own["hidden"])} if "hidden" in own else {}
-    return options.settings(**{**own, **given, "source_checkpoint": place})
+    both = {**given, **own} if several else {**own, **given}
+    return options.settings(**{**both, "source_checkpoint": place})
 
 
 def source(made: Settings) -> Source:

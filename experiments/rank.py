@@ -104,11 +104,11 @@ def prepared(given: Mapping[str, Any], asked: Asked) -> Todo:
     if asked.most < 2 or asked.resamples < 10:
         raise InputError("--score_examples must be at least 2, --resamples at least 10")
     means = machine.prepare(made)
-    found = _named([card for place in asked.sources for card in cards.read(place)])
+    found = _named([card for place in asked.sources for card in cards.read(place, given)])
     if asked.verify and len(found) < 3:
         raise InputError(f"--sources names {len(found)}: to judge scores give three or more")
-    own = {name: value for name, value in given.items() if name not in (*origin.MODEL, "seeds")}
-    origins = {card.name: origin.load(origin.settings(own, card.place)) for card in found}
+    alone = {**given, "seeds": (0,)}  # each place holds one source, whatever the seeds of the targets
+    origins = {card.name: origin.load(origin.settings(alone, card.place, several=True)) for card in found}
     shape = made.image_shape or next(iter(origins.values())).source.shape
     targets = {name: sources.load(made, name, shape) for name in names}
     for task in targets.values():

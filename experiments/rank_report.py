@@ -50,11 +50,19 @@ def told(
             if kept.sum() < 3 or (which != "all" and kept.all()):
                 continue
             scores = {name: values[:, kept] for name, values in columns.items()}
-            truth, scratch = accuracies.mean(1)[:, kept], [one.scratch[name] for name in targets]
+            truth, scratch = (
+                np.stack([ranking.mean(of) for of in accuracies])[:, kept],
+                [one.scratch[name] for name in targets],
+            )
             judged = ranking.judged(scores, truth, scratch, count=resamples)
             half = float(np.mean([ranking.split_half(accuracies[t][:, kept]) for t in range(len(targets))]))
             trivial = np.array([card.trivial for card in cards])[kept]
             boards.append(Board(one.strategy, one.budget, which, judged, half, scores, truth, tuple(targets), trivial))
+    if boards:
+        error = ranking.error_of_none(len(cards))
+        notes[f"of {len(cards)} sources a score at random has a tau of 0 on one target, standard error {error:.2f}"] = (
+            None
+        )
     return Told(tuple(boards), _numbers(cards, table, boards), tuple(notes))
 
 
@@ -85,8 +93,8 @@ def _columns(
         notes[f"{OWN} is not judged: not every source says its own"] = None
     found[SIZE] = np.tile(np.array([card.parameters for card in cards], float), (len(targets), 1))
     if len(targets) > 1:
-        means = np.stack([one.accuracies[name].mean(0) for name in targets])
-        found[OTHERS] = (means.sum(0) - means) / (len(targets) - 1)
+        means = np.stack([ranking.mean(one.accuracies[name]) for name in targets])
+        found[OTHERS] = np.stack([ranking.mean(np.delete(means, i, axis=0)) for i in range(len(targets))])
     return found
 
 
@@ -149,13 +157,17 @@ def show(told: Told, folder: Path, cards: Sequence[Card], table: Table, notes: S
         rows = [(name, *_cells(one)) for name, one in _sorted(board)]
         columns = ["score", "tau", "weighted tau", "Pearson", "regret", "regret of 3", "over scratch", "behind"]
         title = f"{board.strategy}, {board.budget}: {board.truths.shape[1]} sources, {board.which}"
-        console.table(title, columns, rows, [f"tau between halves of the seeds {board.half:.2f}", apart(board)])
+        console.table(title, columns, rows, [*_halves(board), apart(board)])
     said = [*told.notes, *dict.fromkeys(note for note in notes if note)]
     for note in said:
         console.say(f"  {note}")
     if told.boards:
         _write(told, folder, said)
         console.say(f"  report: {folder / 'report.html'}")
+
+
+def _halves(board: Board) -> list[str]:
+    return [] if np.isnan(board.half) else [f"tau between halves of the truth's seeds {board.half:.2f}"]
 
 
 def _row(card: Card, scored: Scored, budget: str) -> tuple[str, ...]:

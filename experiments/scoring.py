@@ -15,7 +15,7 @@ from experiments.options import Settings
 from experiments.origin import Origin
 from tljax import plugins
 from tljax.data import draw
-from tljax.study import probes, transferability
+from tljax.study import probes, ranking, transferability
 from tljax.types import InputError, Task
 
 HELD_OUT = 0.2
@@ -157,4 +157,4 @@ def _mean(values: Sequence[Score]) -> Score:
     reason = next((one.reason for one in values if one.reason), "")
     if any(one.value is None for one in values):
         return Score(None, seconds, reason)
-    return Score(float(np.mean([one.value for one in values if one.value is not None])), seconds, reason)
+    return Score(float(ranking.mean(np.array([one.value for one in values], float))), seconds, reason)

@@ -42,15 +42,14 @@ def planned(
     names = tuple(name for name in made.strategies if name != SCRATCH)
     if not names:
         raise InputError("--strategies names nothing but scratch: the truth is of full, head_only or others")
-    own = {name: value for name, value in given.items() if name not in (*origin.MODEL, "source_checkpoint")}
     scratch, transfers = {}, {}
     for target, task in targets.items():
         shape = {"image_shape": tuple(task.train.images.shape[1:])} if task.train.images.dtype == np.uint8 else {}
         bare = {**given, **shape, "target": target, "strategies": (SCRATCH,)}
         scratch[target] = transfer.prepare(options.settings(**bare), means, only=True)._replace(target=task)
         for card in cards:
-            pair = {**own, "target": target, "strategies": names}
-            todo = transfer.prepare(origin.settings(pair, card.place), means, only=True)
+            pair = {**given, "target": target, "strategies": names}
+            todo = transfer.prepare(origin.settings(pair, card.place, several=True), means, only=True)
             transfers[card.name, target] = todo._replace(target=task)  # one copy of the images for all
     return Plan(scratch, transfers)
 

@@ -38,9 +38,9 @@ class Board(NamedTuple):
 
 WORTH = (
     "Means over targets, below them 95 % percentile intervals of a bootstrap over sources. Regret is the accuracy lost "
-    "by trusting the score's first choice, or the best of its first three; over scratch is the accuracy of its first "
-    "choice less that of training from scratch (points). Behind is the highest tau less this one, on the same draws: "
-    "an interval that holds 0 cannot tell the two apart. Names in brackets are plain rivals."
+    "by trusting the score's first choice, or the best of its first three; its intervals lean low. Over scratch is the "
+    "accuracy of its first choice less that of training from scratch (points). Behind is the highest tau less this "
+    "one, on the same draws: an interval that holds 0 cannot tell the two apart. Names in brackets are plain rivals."
 )
 AGAINST = "A point is a source; crosses are sources that learnt nothing. Test accuracy is a mean over seeds."
 INTERVALS = "The same tau and regret with their intervals; the dotted line is tau between halves of the truth's seeds."
@@ -62,6 +62,7 @@ def page(
         "and rivals, and each ranking was held against the accuracy that the sources lead to:"
     )
     lines = [(board.title, said) for board, said in zip(boards, apart, strict=True)]
+    whole = [board for board in boards if board.which == "all"]  # the others are parts of them
     with drawing.style():
         sections = [
             Section("What the scores are worth", "worth", [_block(board, report.said(notes)) for board in boards]),
@@ -69,7 +70,7 @@ def page(
             Section(
                 "Scores against the truth",
                 "scatter",
-                [one for board in boards for one in _drawn(board, AGAINST, scatter)],
+                [one for board in whole for one in _drawn(board, AGAINST, scatter)],
             ),
         ]
         return report.render(
