@@ -47,7 +47,7 @@ def test_features_are_what_the_stage_gives_for_every_image(made, finished, tasks
     assert told["data"]["fingerprint"] == task.fingerprint and told["shape"] == {"train": [120, 8], "test": [40, 8]}
 
 
-def test_several_stages_take_one_pass_and_the_last_batch_is_whole(finished, tasks, tmp_path, monkeypatch):
+def test_several_stages_take_one_pass_and_the_last_batch_is_whole(made, finished, tasks, tmp_path, monkeypatch):
     task, own = data.load(str(tasks / "clothes.npz")), one(finished)
     monkeypatch.setattr(features, "BATCH", 50)  # 120 = 50 + 50 + 20
     features.write(own, task, {"hidden_0": tmp_path / "a", "head": tmp_path / "b"}, "float16")
@@ -55,6 +55,7 @@ def test_several_stages_take_one_pass_and_the_last_batch_is_whole(finished, task
     logits = features.read(tmp_path / "b", own, task, "head", "float16")
     head = own.params["head"]
     np.testing.assert_allclose(logits.train, hidden.train @ head["kernel"] + head["bias"], atol=0.02)
+    np.testing.assert_allclose(hidden.train, np.load(made / "train.npy"), atol=0.01)
     assert hidden.train[-1].any() and isinstance(hidden.train, np.memmap)
 
 
