@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import check, pretrain, search, transfer
+from experiments import check, features, pretrain, rank, search, transfer, zoo
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -29,7 +29,7 @@ def test_the_other_commands_run(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.py").write_text(CODE[0])
     programs = {
         f"experiments.{program.__name__.split('.')[-1]}": program.main
-        for program in (check, pretrain, search, transfer)
+        for program in (check, features, pretrain, rank, search, transfer, zoo)
     }
     ran = 0
     for line in COMMANDS[2:]:
@@ -37,12 +37,12 @@ def test_the_other_commands_run(tmp_path, monkeypatch, capsys):
         assert (python, dash) == ("python", "-m")
         if "--manual_dir=DIR" in arguments:
             continue
-        quick = () if "--helpfull" in arguments or program.endswith("check") else QUICK
+        quick = () if "--helpfull" in arguments or program.endswith(("check", "features")) else QUICK
         fewer = ("--trials=2", "--strategies=head_only") if program.endswith("search") else ()
         enough = ("--steps=10",) if "--lr_range_test" in arguments else ()
         programs[program]([program, *arguments, *quick, *fewer, *enough])
         ran += 1
-    assert ran == 9
+    assert ran == 12
     assert "mine.py:strategy" in capsys.readouterr().out
 
 

@@ -10,7 +10,7 @@ import pytest
 from test_programs import arguments, results
 from test_programs import parameters as parameters_of
 
-from experiments import transfer
+from experiments import compare, rank, transfer
 from tljax import models, weights
 from tljax.types import InputError
 
@@ -135,3 +135,18 @@ def test_a_file_without_a_card_says_what_to_write(tasks, tmp_path):
         transfer.run(**given | {"source_checkpoint": str(tmp_path / "none.safetensors")})
     with pytest.raises(InputError, match="is for weights from elsewhere"):
         transfer.run(**arguments(tasks, tmp_path / "w", source_rename=tuple(RULES)))
+
+
+@pytest.mark.slow
+def test_what_pytorch_trained_gets_a_verdict_and_is_ranked(tmp_path, capsys):
+    shared = [f"--source_checkpoint={FILE}", "--target=fashion_mnist_10k", "--hidden=16", "--steps=20", "--seeds=0,1"]
+    shared += ["--learning_rate=0.1", "--train_examples=10/class"]
+    compare.main(["compare", *shared, "--strategies=head_only", f"--workdir={tmp_path / 'w'}"])
+    said = capsys.readouterr().out
+    assert "head_only" in said and "mnist_10k" in said and "this one trained source" in said
+    line = next(line for line in results(tmp_path / "w") if line["strategy"] == "head_only")
+    theirs = weights.read(FILE)["0.weight"].T
+    np.testing.assert_array_equal(parameters_of(tmp_path / "w", line)["hidden_0/kernel"], theirs)
+    given = [f"--sources={FILE}", "--target=fashion_mnist_10k", "--train_examples=10/class", "--scores=knn,leep,logme"]
+    rank.main(["rank", *given, f"--workdir={tmp_path / 'r'}"])
+    assert "mnist_10k (torch.safetensors)" in capsys.readouterr().out
