@@ -47,7 +47,10 @@ class Settings:
     source: str | None = _flag(
         None, "data set to learn first: mnist_10k, any of TFDS, folder:DIR, FILE.npz; changed: mnist_10k:rotate=30", "T"
     )
-    source_checkpoint: str | None = _flag(None, "a source trained before: a run directory, or a checkpoint in it", "T")
+    source_checkpoint: str | None = _flag(
+        None, "trained before: a run, a checkpoint in it, FILE.safetensors, .npz", "T"
+    )
+    source_rename: tuple[str, ...] = _flag((), "of such a file: 0.weight:to=hidden_0/kernel:transpose, bn.t:drop", "T")
     target: str | None = _flag(None, "data set to transfer to, named likewise", "T")
     train_examples: tuple[str, ...] = _flag(("all",), "label budgets: all, 500, 5/class, 5/class:seeds=30", "T")
     image_shape: tuple[int, ...] = _flag((), "HEIGHT,WIDTH,CHANNELS to bring images to; default the source's", "T")

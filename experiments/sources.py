@@ -102,7 +102,7 @@ def _planned(made: Settings, task: Task) -> dict[int, workdir.Line]:
         }
         decisive = {
             "fingerprint": task.fingerprint,
-            "model": _architecture(made),
+            "model": architecture(made),
             "recipe": made.source_recipe,
             "streams": _streams(made, seed),
             "fisher": made.save_fisher,
@@ -113,7 +113,8 @@ def _planned(made: Settings, task: Task) -> dict[int, workdir.Line]:
     return lines
 
 
-def _architecture(made: Settings) -> dict[str, Any]:
+def architecture(made: Settings) -> dict[str, Any]:
+    """What a checkpoint says of the model that the flags describe."""
     code = plugins.outside_digest(made.model, "tljax.models", "model")
     own = {"model": made.model, "hidden": list(made.hidden), "activation": made.activation}
     return own | ({"code": code} if code else {})
@@ -145,7 +146,7 @@ def about(made: Settings, task: Task) -> dict[str, Any]:
         "fingerprint": task.fingerprint,
         "classes": list(task.classes),
         "shape": list(task.train.images.shape[1:]),
-        "model": _architecture(made),
+        "model": architecture(made),
         "note": task.note,
     }
 
@@ -169,11 +170,7 @@ def from_checkpoint(made: Settings) -> Source:
         if name not in told[place]["fits"]:
             raise InputError(f"checkpoint '{place}' holds no fit '{name}': train it again")
     one = next(iter(told.values()))
-    there, here = one["model"], _architecture(made)
-    if there != here:
-        names = [name for name in sorted(here | there) if there.get(name) != here.get(name)]
-        differ = "; ".join(f"--{name}={there.get(name)} there, {here.get(name)} here" for name in names)
-        raise InputError(f"--source_checkpoint={made.source_checkpoint} is of another model ({differ}): give its flags")
+    require_model(made, one["model"])
     if len(places) > 1 and set(made.seeds) - set(places):
         raise InputError(
             f"--source_checkpoint={made.source_checkpoint} has sources for the seeds {sorted(places)}, not for "
@@ -208,6 +205,20 @@ def from_checkpoint(made: Settings) -> Source:
         note,
         _steps([told[place]["fits"][name] for place, name in chosen.values()]),
     )
+
+
+def require_model(made: Settings, there: Mapping[str, Any]) -> None:
+    """Raise InputError unless the source that the flags name is of the model that they describe."""
+    here = architecture(made)
+    if there != here:
+        names = [name for name in sorted(here.keys() | there.keys()) if there.get(name) != here.get(name)]
+        differ = "; ".join(f"--{name}={there.get(name)} there, {here.get(name)} here" for name in names)
+        raise InputError(f"--source_checkpoint={made.source_checkpoint} is of another model ({differ}): give its flags")
+
+
+def told(place: Path) -> dict[str, Any]:
+    """What the first source of a run directory or checkpoint says of itself."""
+    return _about(next(iter(_places(place).values()))[0])
 
 
 def _steps(fits: Sequence[Mapping[str, Any]]) -> int | None:
@@ -250,6 +261,8 @@ def _places(directory: Path) -> dict[int, tuple[Path, str]]:
     """{seed: (checkpoint, name of the fit)} of a run directory's sources, or of one checkpoint."""
     if (directory / "results.jsonl").is_file():
         lines = [line for line in workdir.lines(directory) if line["strategy"] == "pretrain"]
+        if len({line["seed"] for line in lines}) < len(lines):
+            raise InputError(f"--source_checkpoint={directory} holds several sources: name one of its checkpoints/")
         if lines:
             return {line["seed"]: (directory / line["checkpoint"], line["name"]) for line in lines}
         raise InputError(f"--source_checkpoint={directory} is a run without a source: name one of its checkpoints/")

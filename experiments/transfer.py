@@ -9,7 +9,21 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import budgets, console, fits, machine, methods, options, page, processes, sources, training, workdir
+from experiments import (
+    budgets,
+    console,
+    elsewhere,
+    fits,
+    machine,
+    methods,
+    options,
+    origin,
+    page,
+    processes,
+    sources,
+    training,
+    workdir,
+)
 from experiments.options import Settings
 from experiments.sources import Source
 from tljax import masks, objective, seeds, train
@@ -65,7 +79,7 @@ def within(todo: Experiment, folder: Path, data: Mapping[str, str]) -> list[work
 
 def fingerprints(todo: Experiment) -> dict[str, str]:
     """{data set: its fingerprint}."""
-    return {task.name: task.fingerprint for task in (todo.target, todo.source) if task}
+    return {task.name: task.fingerprint for task in (todo.source, todo.target) if task and task.fingerprint}
 
 
 def prepare(made: Settings, means: train.Means, only: bool = False) -> Experiment:
@@ -77,10 +91,11 @@ def prepare(made: Settings, means: train.Means, only: bool = False) -> Experimen
         raise InputError("--target is not given: name the data set to transfer to, such as --target=fashion_mnist_10k")
     if made.source and made.source_checkpoint:
         raise InputError("--source and --source_checkpoint are both given: keep one")
+    elsewhere.refuse_rules(made)
     named = tuple(map(methods.one, made.strategies)) if only else methods.read(made.strategies)
     source = None
     if made.source_checkpoint:
-        source = sources.from_checkpoint(made)
+        source = origin.source(made)
     elif made.source:
         source = sources.from_data(made)
     target = sources.load(made, made.target, made.image_shape or (source.shape if source else None))

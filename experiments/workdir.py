@@ -62,7 +62,7 @@ def _flags(workdir: Path, made: Settings, program: str, more: Mapping[str, str])
         text = _text(file)
         head = text.splitlines()[0] + "\n" if text.startswith("#") else head
         there = dict(line[2:].partition("=")[::2] for line in text.splitlines() if line.startswith("--"))
-        names = sorted((there.keys() | now.keys()) - {*LISTS, *PLACES, "eval"})
+        names = sorted((there.keys() | now.keys()) - {*LISTS, *PLACES, "eval", "verify"})
         differ = [f"--{n}={there.get(n, '')} there, {now.get(n, '')} here" for n in names if there.get(n) != now.get(n)]
         if differ:
             raise InputError(f"'{workdir}' holds another experiment ({'; '.join(differ)}): choose another --workdir")

@@ -23,6 +23,7 @@ FLOORS = {
     "tljax.masks": 2,
     "tljax.objective": 2,
     "tljax.graft": 2,
+    "tljax.weights": 2,
     "tljax.checkpoint": 2,
     "tljax.evaluate": 2,
     "tljax.parallel": 2,
@@ -41,6 +42,7 @@ WITHIN_FLOOR = {
     ("tljax.paths", "tljax.types"),
     ("tljax.paths", "tljax.plugins"),
     ("tljax.evaluate", "tljax.parallel"),
+    ("tljax.weights", "tljax.graft"),
     ("tljax.testing", "tljax.train"),
 }
 

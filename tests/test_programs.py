@@ -316,7 +316,8 @@ def test_help_names_every_flag_and_strategy(program, capsys):
     text = capsys.readouterr().out
     for name in options.to_flags(options.settings()):
         flag = name.split("=")[0].removeprefix("--")
-        assert f"--{flag.removeprefix('source_') if flag not in ('source', 'source_seed') else flag} " in text
+        twin = flag not in ("source", "source_seed", "source_rename")
+        assert f"--{flag.removeprefix('source_') if twin else flag} " in text
     for strategy in options.strategies():
         assert strategy in text
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import check, compare, pretrain, report, search, transfer
+from experiments import check, compare, features, pretrain, rank, report, search, transfer, zoo
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -30,7 +30,7 @@ def test_the_other_commands_run(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.py").write_text(CODE[0])
     programs = {
         f"experiments.{program.__name__.split('.')[-1]}": program.main
-        for program in (check, compare, pretrain, report, search, transfer)
+        for program in (check, compare, features, pretrain, rank, report, search, transfer, zoo)
     }
     ran = 0
     for line in COMMANDS[2:]:
@@ -40,12 +40,12 @@ def test_the_other_commands_run(tmp_path, monkeypatch, capsys):
             continue
         if "--results=theirs.csv" in arguments:
             exec(CODE[1].replace("range(5)", "range(2)").replace("[:200]", "[:60]"), {})
-        quick = () if "--helpfull" in arguments or program.endswith(("check", "report")) else QUICK
+        quick = () if "--helpfull" in arguments or program.endswith(("check", "features", "report")) else QUICK
         fewer = ("--trials=2", "--strategies=head_only") if program.endswith("search") else ()
         enough = ("--steps=10",) if "--lr_range_test" in arguments else ()
         programs[program]([program, *arguments, *quick, *fewer, *enough])
         ran += 1
-    assert ran == 12
+    assert ran == 15
     assert "mine.py:strategy" in capsys.readouterr().out
 
 

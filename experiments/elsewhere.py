@@ -1,0 +1,99 @@
+"""Sources trained elsewhere: a .safetensors or .npz file of weights, with a card that says what they are of.
+
+The card of net.safetensors is net.safetensors.json beside it: {"task": "mnist", "classes": ["0", "1", ...], "shape":
+[28, 28, 1]}; and, as far as they are known, "model" ({"model": "mlp", "hidden": [512], "activation": "relu"}), "rename"
+(rules as in `tljax.weights`, those of --source_rename before them), "accuracy", "steps" and the data's "fingerprint".
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments import sources
+from experiments.options import Settings
+from experiments.sources import Source, Trained
+from tljax import checkpoint, models, paths, weights
+from tljax.types import InputError
+
+_CARD: Mapping[str, tuple[type, type | None]] = {
+    **{"task": (str, None), "classes": (list, str), "shape": (list, int)},
+    **{"model": (dict, None), "rename": (list, str), "accuracy": (float, None), "steps": (int, None)},
+    "fingerprint": (str, None),
+}
+"""What a card may say: its type, and that of what is in it."""
+_NEEDED = ("task", "classes", "shape")
+
+
+def named(place: str | None) -> bool:
+    """Whether `--source_checkpoint` names a file of weights."""
+    return Path(place or "").suffix in weights.SUFFIXES
+
+
+def refuse_rules(made: Settings) -> None:
+    """Raise InputError for rules where there is no file of weights."""
+    if made.source_rename and not named(made.source_checkpoint):
+        raise InputError(
+            "--source_rename is for weights from elsewhere: leave it out, or give --source_checkpoint=FILE.safetensors"
+        )
+
+
+def source(made: Settings) -> Source:
+    """The source in a file of weights, the same for all seeds.
+
+    Raises InputError for a file or card that cannot be read, a source of another model, and for whatever
+    `weights.grafted` refuses.
+    """
+    file = Path(made.source_checkpoint or "")
+    told = card(file)
+    if "model" in told:
+        sources.require_model(made, told["model"])
+    rules = [weights.rule(text) for text in made.source_rename or told.get("rename", ())]
+    classes, shape = tuple(told["classes"]), tuple(told["shape"])
+    like = models.abstract(sources.model(made, len(classes)), shape)
+    try:
+        flat = checkpoint.flatten(weights.grafted(weights.read(file), rules, like))
+    except InputError as error:
+        text = str(error)
+        raise InputError(text if str(file) in text else f"--source_checkpoint={file}: {text}") from error
+    trained = Trained(flat, told.get("accuracy"), None)
+    sums = {path: checkpoint.digest(path, leaf) for path, leaf in paths.items(flat)}
+    identity = hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
+    return Source(
+        told["task"],
+        classes,
+        shape,
+        dict.fromkeys(made.seeds, identity),
+        lambda folder, means: dict.fromkeys(made.seeds, trained),
+        told.get("fingerprint", ""),
+        fisher=False,
+        note=f"weights from elsewhere, '{file.name}'",
+        steps=told.get("steps"),
+    )
+
+
+def card(file: Path) -> dict[str, Any]:
+    """What the card beside a file of weights says; raises InputError for none, or one that does not say enough."""
+    place = file.with_name(file.name + ".json")
+    if file.is_file() and not place.is_file():
+        example = '{"task": "mnist", "classes": ["0", "1"], "shape": [28, 28, 1]}'
+        raise InputError(f"'{place}' does not exist: write there what the weights are of, such as {example}")
+    try:
+        told = json.loads(place.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        if not file.is_file():
+            raise InputError(
+                f"--source_checkpoint={file} does not exist: give the path of a file of weights"
+            ) from error
+        raise InputError(f"'{place}' is no JSON ({error}): write it again") from error
+    if not isinstance(told, dict) or not all(name in told for name in _NEEDED):
+        raise InputError(f"'{place}' must say {', '.join(_NEEDED)}: add what is missing")
+    for name, value in told.items():
+        kind, within = _CARD.get(name, (object, None))
+        good = isinstance(value, kind) or (kind is float and type(value) is int)
+        if not good or (within and (not value or not all(type(part) is within for part in value))):
+            raise InputError(f"'{place}': '{name}' is {json.dumps(value)[:60]}: see experiments/elsewhere.py")
+    if min(told["shape"]) < 1 or len(told["classes"]) < 2:
+        raise InputError(f"'{place}': give a shape of numbers above 0, and two classes or more")
+    return told

@@ -1,0 +1,196 @@
+"""Features of a source: `python -m experiments.features --source_checkpoint=DIR --dataset=NAME --output=FEATURES`
+
+What a stage gives for every image of a data set, on disk: train.npy and test.npy (memory maps [n, d]) beside
+features.json, which says of which source, stage and data they are. It takes the flags of experiments.transfer for the
+source, the data and the machine.
+"""
+
+import functools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import flags
+
+from experiments import commandline, console, machine, options, origin, sources, workdir
+from experiments.origin import Origin
+from tljax import models
+from tljax.types import InputError, Model, Params, Task
+
+HELP = """
+Features (flags of experiments.transfer beside it; those of the model are the source's unless given):
+  --dataset   whose images, brought to the source's shape
+  --stage     of the model, such as hidden_0; default the last before the head
+  --output    a new folder, or one with the same features
+  --dtype     in which they are kept, float32 or float16 (default float32)"""
+BATCH = 1000
+"""Examples a compiled batch; the last is filled up."""
+DTYPES = ("float32", "float16")
+_FORMAT = 1
+
+
+class Features(NamedTuple):
+    """What a stage gives, float [n, d] each, memory-mapped."""
+
+    train: np.ndarray
+    test: np.ndarray
+
+
+def sidecar(one: Origin, task: Task, stage: str, dtype: str = "float32") -> dict[str, Any]:
+    """What features.json says."""
+    abstract = models.abstract(one.model, one.source.shape)
+    image = jax.ShapeDtypeStruct((1, *task.train.images.shape[1:]), task.train.images.dtype)
+    out = jax.eval_shape(functools.partial(models.features, one.model), abstract, image)
+    size = math.prod(out[models.names(one.model).index(stage)].shape)
+    return {
+        "format": _FORMAT,
+        "source": {"task": one.source.name, "identity": one.identity},
+        "stage": stage,
+        "data": {"name": task.name, "fingerprint": task.fingerprint},
+        "dtype": dtype,
+        "shape": {"train": [len(task.train.labels), size], "test": [len(task.test.labels), size]},
+    }
+
+
+def write(one: Origin, task: Task, folders: Mapping[str, Path], dtype: str = "float32") -> None:
+    """Write the features of {stage: folder} in one compiled pass; a folder that holds them already is left as it is.
+
+    Raises InputError for an unknown stage or dtype, and a folder with something else in it.
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"--dtype={dtype}: give one of {', '.join(DTYPES)}")
+    told = {stage: _wanted(one, task, stage, dtype) for stage in folders}
+    missing = {stage: folder for stage, folder in folders.items() if not _there(folder, told[stage])}
+    names = models.names(one.model)
+    at = tuple(names.index(stage) for stage in missing)
+    for split, part in (("train", task.train), ("test", task.test)):
+        outs = []
+        for stage, folder in missing.items():
+            folder.mkdir(parents=True, exist_ok=True)
+            shape = tuple(told[stage]["shape"][split])
+            file = folder / f"{split}.npy"
+            outs.append(np.lib.format.open_memmap(file, mode="w+", dtype=np.dtype(dtype), shape=shape))
+        for start in range(0, len(part.labels) if missing else 0, BATCH):
+            rows = np.minimum(np.arange(start, start + BATCH), len(part.labels) - 1)
+            found = _batch(one.model[: max(at) + 1], at, one.params, np.asarray(part.images[rows]))
+            for out, given in zip(outs, found, strict=True):
+                out[start : start + BATCH] = np.asarray(given)[: len(out) - start]
+        for out in outs:
+            out.flush()
+    for stage, folder in missing.items():  # last: only then they are there
+        workdir.replace(folder / "features.json", json.dumps(told[stage], indent=1) + "\n")
+
+
+def _wanted(one: Origin, task: Task, stage: str, dtype: str) -> dict[str, Any]:
+    origin.require_stage(one.model, stage)
+    return sidecar(one, task, stage, dtype)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "at"))
+def _batch(model: Model, at: tuple[int, ...], params: Params, images: jax.Array) -> list[jax.Array]:
+    found = models.features(model, params, images)
+    return [found[i].reshape(len(images), -1) for i in at]
+
+
+def _there(folder: Path, told: Mapping[str, Any]) -> bool:
+    """Whether the folder holds these features; raises InputError where it holds anything else."""
+    if folder.is_dir() and not (folder / "features.json").is_file():
+        others = {file.name for file in folder.iterdir()} - {"train.npy", "test.npy"}
+        if others:
+            raise InputError(f"'{folder}' holds '{min(others)}' and no features: name a new folder")
+        return False
+    if not folder.exists():
+        return False
+    differs = _difference(folder, told)
+    if differs:
+        raise InputError(f"{differs}: name a new folder")
+    return True
+
+
+def _difference(folder: Path, told: Mapping[str, Any]) -> str:
+    """What of features.json is not as told; '' for nothing. Raises InputError where it cannot be read."""
+    if not folder.is_dir():
+        return f"'{folder}' holds no features"
+    try:
+        there = json.loads((folder / "features.json").read_text(encoding="utf-8"))
+        for name, value in told.items():
+            if there[name] != value:
+                return f"'{folder}' holds features of {name} {_short(there[name])}, not {_short(value)}"
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise InputError(f"'{folder}/features.json' cannot be read ({error}): compute the features again") from error
+    return ""
+
+
+def _short(value: Any) -> str:
+    return ", ".join(str(part)[-40:] for part in value.values()) if isinstance(value, dict) else str(value)[:60]
+
+
+def read(folder: Path, one: Origin, task: Task, stage: str, dtype: str = "float32") -> Features:
+    """Features that were written before, of this source, data and stage: float [n, d], memory-mapped.
+
+    Raises InputError where features.json says of another one, or the arrays are not as it says.
+    """
+    told = _wanted(one, task, stage, dtype)
+    differs = _difference(folder, told)
+    if differs:
+        raise InputError(f"{differs}: compute them with experiments.features")
+    found = []
+    for split in ("train", "test"):
+        file = folder / f"{split}.npy"
+        try:
+            array = np.load(file, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(f"'{file}' cannot be read ({error}): compute the features again") from error
+        if list(array.shape) != told["shape"][split] or str(array.dtype) != dtype:
+            raise InputError(
+                f"'{file}' is {array.dtype}{list(array.shape)}, not as features.json says: compute it again"
+            )
+        found.append(array)
+    return Features(*found)
+
+
+def run(given: Mapping[str, Any], dataset: str | None, stage: str | None, output: str | None, dtype: str) -> Path:
+    """Compute what the flags say, unless it is there; the folder."""
+    place = given.get("source_checkpoint")
+    for name, value in (("source_checkpoint", place), ("dataset", dataset), ("output", output)):
+        if not value:
+            raise InputError(f"--{name} is not given: see --helpfull")
+    made = origin.settings(given, str(place))
+    machine.prepare(made)
+    one = origin.load(made)
+    task = sources.load(made, str(dataset), made.image_shape or one.source.shape)
+    same_shape(one, task)
+    folder, wanted = Path(str(output)), stage or origin.before_head(one.model)
+    write(one, task, {wanted: folder}, dtype)
+    kept = read(folder, one, task, wanted, dtype)
+    shapes = " and ".join(f"{split} {list(array.shape)}" for split, array in kept._asdict().items())
+    console.say(f"{wanted} of {one.source.name} on {task.name}: {shapes}, {dtype}, in {folder}")
+    return folder
+
+
+def same_shape(one: Origin, task: Task) -> None:
+    """Raise InputError unless the images of a task have the shape that a source takes."""
+    shape = tuple(task.train.images.shape[1:])
+    if shape != one.source.shape:
+        raise InputError(f"data set '{task.name}' has shape {shape}, the source {one.source.shape}: they must agree")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Read the flags and run."""
+    if commandline.asks_help(argv):
+        options.parse(argv, str(__doc__) + HELP)
+        return
+    values = flags.FlagValues()
+    for name in ("dataset", "stage", "output"):
+        flags.DEFINE_string(name, None, "", flag_values=values)
+    flags.DEFINE_string("dtype", "float32", "", flag_values=values)
+    given = options.parse(commandline.read_known(values, argv), str(__doc__)) or {}
+    run(given, values.dataset, values.stage, values.output, values.dtype)
+
+
+if __name__ == "__main__":
+    console.run_main(main)

@@ -1,0 +1,176 @@
+"""Which source? `python -m experiments.rank --sources=runs/zoo --target=fashion_mnist --workdir=runs/rank`
+
+Scores of every source for every target, from its features at the last stage before the head, and their seconds. With
+--verify also the truth: each source is transferred by --strategies (full and head_only) at the same label budgets
+under all --seeds, and each score is judged by it, beside three plain rivals: the source's own accuracy, the number of
+its parameters, and the truth of the other targets, which ignores this one. It takes the flags of experiments.transfer;
+--target takes several names.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from absl import flags
+
+from experiments import (
+    cards,
+    commandline,
+    console,
+    features,
+    machine,
+    options,
+    origin,
+    processes,
+    rank_report,
+    scoring,
+    sources,
+    truth,
+    workdir,
+)
+from experiments.cards import Card
+from experiments.options import Settings
+from experiments.origin import Origin
+from tljax import plugins
+from tljax.types import InputError, Task
+
+HELP = """
+Ranking (flags of experiments.transfer beside it; --target takes several, with commas):
+  --sources         with commas: run directories of experiments.zoo or pretrain, checkpoints, files of weights
+  --scores          of knn,logme,leep,n_leep,nce,h_score,h_score_shrunk,transrate,gbc,probe (default all)
+  --score_examples  the most labelled examples that a score looks at (default 1000)
+  --verify          train on the targets from every source, and judge the scores
+  --resamples       bootstrap samples of the sources (default 1000)"""
+
+
+class Asked(NamedTuple):
+    """What is ranked, and how."""
+
+    sources: tuple[str, ...]
+    scores: tuple[str, ...]
+    most: int
+    verify: bool
+    resamples: int
+
+
+class Todo(NamedTuple):
+    """All of a ranking, read and checked."""
+
+    made: Settings
+    cards: tuple[Card, ...]
+    origins: Mapping[str, Origin]
+    targets: Mapping[str, Task]
+    plan: truth.Plan | None
+
+
+def run(given: Mapping[str, Any], asked: Asked) -> dict[str, Any]:
+    """Score, verify and report; what ranking.json says."""
+    todo = prepared(given, asked)
+    if todo.made.dry_run:
+        fits = [len(truth.transfer.planned(one)) for one in _experiments(todo.plan)]
+        rows = [(card.name, _percent(card.accuracy), f"{card.parameters:,}") for card in todo.cards]
+        notes = [f"{len(rows)} sources, {len(todo.targets)} targets, {sum(fits)} fits to verify"]
+        console.table("sources", ["source", "own test accuracy %", "parameters"], rows, notes)
+        return {}
+    marks = {name: task.fingerprint for name, task in todo.targets.items()}
+    with processes.opened(todo.made, "rank", _flags(asked)) as folder:
+        if processes.first() and (workdir.recorded(folder) or {}).get("data") != marks:
+            workdir.record(folder, marks)
+        table = {
+            (card.name, name): scoring.scored(
+                folder, todo.origins[card.name], task, todo.made, asked.scores, asked.most
+            )
+            for name, task in todo.targets.items()
+            for card in todo.cards
+        }
+        truths = truth.found(todo.plan, folder, todo.cards, todo.made) if todo.plan else []
+        if not processes.first():
+            return {}
+        told = rank_report.told(todo.cards, todo.targets, table, truths, asked.scores, asked.resamples)
+        workdir.replace(folder / "ranking.json", json.dumps(rank_report.plain(told.numbers), indent=1) + "\n")
+        rank_report.show(told, folder, todo.cards, table, [task.note for task in todo.targets.values()])
+    return told.numbers
+
+
+def prepared(given: Mapping[str, Any], asked: Asked) -> Todo:
+    """Read sources and targets; raises InputError for what cannot be ranked."""
+    made = options.settings(**given)
+    scoring.check(asked.scores)
+    names = [name for name in plugins.split(made.target or "", ",") if name]
+    if not asked.sources or not names:
+        raise InputError("--sources and --target are needed: name run directories, and one data set or more")
+    if made.source or made.source_checkpoint:
+        raise InputError("--sources names what is ranked: leave out --source and --source_checkpoint")
+    if asked.most < 2 or asked.resamples < 10:
+        raise InputError("--score_examples must be at least 2, --resamples at least 10")
+    means = machine.prepare(made)
+    found = _named([card for place in asked.sources for card in cards.read(place, given)])
+    if asked.verify and len(found) < 3:
+        raise InputError(f"--sources names {len(found)}: to judge scores give three or more")
+    alone = {**given, "seeds": (0,)}  # each place holds one source, whatever the seeds of the targets
+    origins = {card.name: origin.load(origin.settings(alone, card.place, several=True)) for card in found}
+    shape = made.image_shape or next(iter(origins.values())).source.shape
+    targets = {name: sources.load(made, name, shape) for name in names}
+    for task in targets.values():
+        for name, one in origins.items():
+            try:
+                features.same_shape(one, task)
+            except InputError as error:
+                raise InputError(f"source '{name}': {error}") from error
+        for budget in made.train_examples:
+            scoring.drawn(made, budget, task, asked.most)
+    plan = truth.planned(given, made, found, targets, means) if asked.verify else None
+    return Todo(made, tuple(found), origins, targets, plan)
+
+
+def _named(found: Sequence[Card]) -> list[Card]:
+    """Cards by names of their own: where two are called the same, with their places."""
+    names = [card.name for card in found]
+    named = [
+        card._replace(name=f"{card.name} in {card.place}") if names.count(card.name) > 1 else card for card in found
+    ]
+    twice = [card.name for card in named if [one.name for one in named].count(card.name) > 1]
+    if twice:
+        raise InputError(f"--sources names '{twice[0]}' twice: give each once")
+    return named
+
+
+def _experiments(plan: truth.Plan | None) -> list[truth.Experiment]:
+    return [*plan.scratch.values(), *plan.transfers.values()] if plan else []
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f}"
+
+
+def _flags(asked: Asked) -> dict[str, str]:
+    return {
+        "sources": ",".join(asked.sources),
+        "scores": ",".join(asked.scores),
+        "score_examples": str(asked.most),
+        "resamples": str(asked.resamples),
+        "verify": str(asked.verify).lower(),
+    }
+
+
+def main(argv: Sequence[str]) -> None:
+    """Read the flags and run."""
+    if commandline.asks_help(argv):
+        options.parse(argv, str(__doc__) + HELP)
+        return
+    values = flags.FlagValues()
+    flags.DEFINE_string("sources", "", "", flag_values=values)
+    flags.DEFINE_string("scores", ",".join(scoring.SCORES), "", flag_values=values)
+    flags.DEFINE_integer("score_examples", 1000, "", flag_values=values)
+    flags.DEFINE_integer("resamples", 1000, "", flag_values=values)
+    flags.DEFINE_bool("verify", False, "", flag_values=values)
+    given = options.parse(commandline.read_known(values, argv), str(__doc__)) or {}
+    places, scores = (
+        tuple(part.strip() for part in plugins.split(text, ",") if part.strip())
+        for text in (values.sources, values.scores)
+    )
+    run(given, Asked(places, scores, values.score_examples, values.verify, values.resamples))
+
+
+if __name__ == "__main__":
+    console.run_main(main)

@@ -1,0 +1,225 @@
+"""What a ranking ends with: its numbers, its tables, and its report."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments import console, page, workdir
+from experiments.cards import Card
+from experiments.scoring import Score, Scored
+from experiments.truth import Truth
+from tljax.study import ranking
+from tljax.study.ranking_page import Board
+from tljax.types import Task
+
+OWN, SIZE, OTHERS = "(own accuracy)", "(parameters)", "(other targets)"
+"""The plain rivals; the last ranks by the mean truth on the other targets."""
+
+Table = Mapping[tuple[str, str], Scored]
+"""{(source, target): its scores}."""
+
+
+class Told(NamedTuple):
+    """What came of a ranking."""
+
+    boards: tuple[Board, ...]
+    numbers: dict[str, Any]
+    """The same for ranking.json."""
+    notes: tuple[str, ...]
+
+
+def told(
+    cards: Sequence[Card],
+    targets: Mapping[str, Task],
+    table: Table,
+    truths: Sequence[Truth],
+    names: Sequence[str],
+    resamples: int,
+) -> Told:
+    """Judge the scores by the truth, strategy by strategy and budget by budget, with trivial sources and without."""
+    notes: dict[str, None] = {}
+    boards = []
+    for one in truths:
+        columns = _columns(cards, list(targets), table, one, names, notes)
+        every = np.ones(len(cards), bool)
+        plain = ~np.array([card.trivial for card in cards])
+        accuracies = np.stack([one.accuracies[name] for name in targets])  # [targets, seeds, sources]
+        for kept, which in ((every, "all"), (plain, "without trivial")):
+            if kept.sum() < 3 or (which != "all" and kept.all()):
+                continue
+            scores = {name: values[:, kept] for name, values in columns.items()}
+            truth, scratch = (
+                np.stack([ranking.mean(of) for of in accuracies])[:, kept],
+                [one.scratch[name] for name in targets],
+            )
+            judged = ranking.judged(scores, truth, scratch, count=resamples)
+            half = float(np.mean([ranking.split_half(accuracies[t][:, kept]) for t in range(len(targets))]))
+            trivial = np.array([card.trivial for card in cards])[kept]
+            boards.append(Board(one.strategy, one.budget, which, judged, half, scores, truth, tuple(targets), trivial))
+    if boards:
+        error = ranking.error_of_none(len(cards))
+        notes[f"of {len(cards)} sources a score at random has a tau of 0 on one target, standard error {error:.2f}"] = (
+            None
+        )
+    return Told(tuple(boards), _numbers(cards, table, boards), tuple(notes))
+
+
+def _columns(
+    cards: Sequence[Card],
+    targets: Sequence[str],
+    table: Table,
+    one: Truth,
+    names: Sequence[str],
+    notes: dict[str, None],
+) -> dict[str, np.ndarray]:
+    """{score or rival: float [targets, sources]}, those without that have no value somewhere."""
+    found = {}
+    for name in names:
+        values = []
+        for target in targets:
+            each = [table[card.name, target].scores[one.budget][name] for card in cards]
+            lacking = [score.reason for score in each if score.value is None]
+            if lacking:
+                notes[f"{name} at {one.budget} is not judged: {lacking[0]}"] = None
+            values.append([np.nan if score.value is None else score.value for score in each])
+        if not np.isnan(values).any():
+            found[name] = np.array(values, float)
+    own = [card.accuracy for card in cards]
+    if None not in own:
+        found[OWN] = np.tile(np.array(own, float), (len(targets), 1))
+    else:
+        notes[f"{OWN} is not judged: not every source says its own"] = None
+    found[SIZE] = np.tile(np.array([card.parameters for card in cards], float), (len(targets), 1))
+    if len(targets) > 1:
+        means = np.stack([ranking.mean(one.accuracies[name]) for name in targets])
+        found[OTHERS] = np.stack([ranking.mean(np.delete(means, i, axis=0)) for i in range(len(targets))])
+    return found
+
+
+def _numbers(cards: Sequence[Card], table: Table, boards: Sequence[Board]) -> dict[str, Any]:
+    return {
+        "sources": [card._asdict() for card in cards],
+        "scores": [
+            {
+                "source": source,
+                "target": target,
+                "budget": budget,
+                "features_seconds": scored.seconds,
+                **{
+                    name: {"value": one.value, "seconds": one.seconds, "reason": one.reason} for name, one in of.items()
+                },
+            }
+            for (source, target), scored in table.items()
+            for budget, of in scored.scores.items()
+        ],
+        "judged": [
+            {
+                "strategy": board.strategy,
+                "budget": board.budget,
+                "sources": board.which,
+                "split_half_tau": board.half,
+                "truths": {name: of.tolist() for name, of in zip(board.targets, board.truths, strict=True)},
+                "scores": {
+                    name: {key: estimate._asdict() for key, estimate in one._asdict().items()}
+                    for name, one in board.judged.items()
+                },
+            }
+            for board in boards
+        ],
+    }
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON can hold it: None for what is no number, words for what is infinite.
+
+    >>> plain({"tau": [float("nan"), float("inf"), 0.5]})
+    {'tau': [None, 'inf', 0.5]}
+    """
+    if isinstance(value, dict):
+        return {name: plain(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [plain(one) for one in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return None if np.isnan(value) else str(value)
+    return value
+
+
+def show(told: Told, folder: Path, cards: Sequence[Card], table: Table, notes: Sequence[str]) -> None:
+    """Print the tables, and write the report where there is a truth."""
+    for target in dict.fromkeys(target for _, target in table):
+        budgets = table[cards[0].name, target].scores
+        for budget, names in budgets.items():
+            rows = [_row(card, table[card.name, target], budget) for card in cards]
+            console.table(f"{target}, {budget}", ["source", *names, "seconds"], rows)
+    for board in told.boards:
+        rows = [(name, *_cells(one)) for name, one in _sorted(board)]
+        columns = ["score", "tau", "weighted tau", "Pearson", "regret", "regret of 3", "over scratch", "behind"]
+        title = f"{board.strategy}, {board.budget}: {board.truths.shape[1]} sources, {board.which}"
+        console.table(title, columns, rows, [*_halves(board), apart(board)])
+    said = [*told.notes, *dict.fromkeys(note for note in notes if note)]
+    for note in said:
+        console.say(f"  {note}")
+    if told.boards:
+        _write(told, folder, said)
+        console.say(f"  report: {folder / 'report.html'}")
+
+
+def _halves(board: Board) -> list[str]:
+    return [] if np.isnan(board.half) else [f"tau between halves of the truth's seeds {board.half:.2f}"]
+
+
+def _row(card: Card, scored: Scored, budget: str) -> tuple[str, ...]:
+    of = scored.scores[budget]
+    seconds = scored.seconds + sum(one.seconds for one in of.values())
+    return (card.name, *map(_value, of.values()), f"{seconds:.1f}")
+
+
+def _value(score: Score) -> str:
+    return "-" if score.value is None else f"{score.value:.4g}"
+
+
+def _sorted(board: Board) -> list[tuple[str, ranking.Judged]]:
+    """The highest tau first, those without one last."""
+    return sorted(board.judged.items(), key=lambda one: -np.nan_to_num(one[1].tau.value, nan=-2.0))
+
+
+def _cells(one: ranking.Judged) -> list[str]:
+    whole = [_interval(of, 1) for of in (one.tau, one.weighted, one.pearson)]
+    return [
+        *whole,
+        *(_interval(of, 100) for of in (one.regret, one.regret_3, one.over_scratch)),
+        _interval(one.behind, 1),
+    ]
+
+
+def _interval(of: ranking.Estimate, scale: float) -> str:
+    if np.isnan(of.value):
+        return "-"
+    value, low, high = (scale * number for number in of)
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def apart(board: Board) -> str:
+    """Which scores cannot be told from the one with the highest tau."""
+    order = [(name, one) for name, one in _sorted(board) if not np.isnan(one.tau.value)]
+    if not order:
+        return "no score ranks anything"
+    near = [name for name, one in order[1:] if not one.behind.low > 0]
+    return f"not told apart from {order[0][0]}: {', '.join(near) or 'none'}"
+
+
+def _write(told: Told, folder: Path, notes: Sequence[str]) -> None:
+    from tljax.study import ranking_page
+
+    flags = (folder / "flags.flags").read_text(encoding="utf-8")
+    text = ranking_page.page(
+        told.boards,
+        [apart(board) for board in told.boards],
+        notes,
+        environment=page.environment(folder),
+        flags_text=flags,
+        command=flags.splitlines()[0].removeprefix("# "),
+    )
+    workdir.replace(folder / "report.html", text)

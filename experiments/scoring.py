@@ -1,0 +1,160 @@
+"""Scores of one source for one target, from its features on disk, kept beside them."""
+
+import json
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import softmax
+
+from experiments import budgets, features, fits, origin, transfer, workdir
+from experiments.options import Settings
+from experiments.origin import Origin
+from tljax import plugins
+from tljax.data import draw
+from tljax.study import probes, ranking, transferability
+from tljax.types import InputError, Task
+
+HELD_OUT = 0.2
+"""Share of the labelled examples by which the probe is judged."""
+
+
+class Seen(NamedTuple):
+    """What a score may look at: the labelled examples of one draw."""
+
+    features: np.ndarray
+    """float [n, d], of the last stage before the head."""
+    probabilities: np.ndarray
+    """float64 [n, source classes], of the source's own head."""
+    labels: np.ndarray
+    """int [n], of the target."""
+
+
+class Score(NamedTuple):
+    """What one score gives."""
+
+    value: float | None
+    """None where it is not defined; it may be infinite."""
+    seconds: float
+    reason: str = ""
+    """Why it is not defined."""
+
+
+def probe(features: np.ndarray, labels: np.ndarray) -> float:
+    """Accuracy (a fraction) of `probes.ridge` on a fifth of the examples, balanced, after learning the rest."""
+    rest, held = draw.validation_split(labels, np.arange(len(labels), dtype=np.int32), HELD_OUT)
+    if not len(held) or len(np.unique(labels[rest])) < len(np.unique(labels)):
+        raise InputError(f"a probe of {len(labels)} examples has none to be judged by: give more of each class")
+    found = probes.ridge(features[rest], labels[rest]).logits(features[held]).argmax(axis=1)
+    return float((found == labels[held]).mean())
+
+
+SCORES: Mapping[str, Callable[[Seen], float]] = {
+    "knn": lambda seen: transferability.knn(seen.features, seen.labels),
+    "logme": lambda seen: transferability.logme(seen.features, seen.labels),
+    "leep": lambda seen: transferability.leep(seen.probabilities, seen.labels),
+    "n_leep": lambda seen: transferability.n_leep(seen.features, seen.labels),
+    "nce": lambda seen: transferability.nce(seen.probabilities.argmax(axis=1), seen.labels),
+    "h_score": lambda seen: transferability.h_score(seen.features, seen.labels),
+    "h_score_shrunk": lambda seen: transferability.h_score_shrunk(seen.features, seen.labels),
+    "transrate": lambda seen: transferability.transrate(seen.features, seen.labels),
+    "gbc": lambda seen: transferability.gbc(seen.features, seen.labels),
+    "probe": lambda seen: probe(seen.features, seen.labels),
+}
+"""The scores by name, the default first."""
+
+
+def check(names: Sequence[str]) -> None:
+    """Raise InputError for a score that there is not."""
+    for name in names:
+        if name not in SCORES:
+            raise InputError(f"--scores={','.join(names)}: '{name}' is none{plugins.nearest(name, SCORES)}")
+
+
+def drawn(made: Settings, budget: str, task: Task, most: int) -> dict[int, np.ndarray]:
+    """{seed: which training examples are scored}: those that transfer has, or of more than `most` a balanced part.
+
+    Such a part is drawn under the first seed alone.
+    """
+    labels, total = np.asarray(task.train.labels), budgets.total(budget, task)
+    chosen = budgets.seeds(budget, made.seeds)
+    if total > most:
+        return {chosen[0]: draw.label_budget(transfer.streams_of(made, chosen[0]).draw, labels, most)}
+    return {seed: fits.chosen(made.recipe, budget, task, transfer.streams_of(made, seed).draw)[0] for seed in chosen}
+
+
+class Scored(NamedTuple):
+    """Of one source on one target."""
+
+    scores: Mapping[str, Mapping[str, Score]]
+    """{budget: {score: it}}: values and seconds are means over seeds."""
+    seconds: float
+    """That the features took when they were computed."""
+
+
+def scored(folder: Path, one: Origin, task: Task, made: Settings, names: Sequence[str], most: int) -> Scored:
+    """The scores of a source for a target at all budgets; features and scores that `folder` holds are taken from it."""
+    stage, head = origin.before_head(one.model), one.model[-1].name
+    place = folder / "features" / f"{one.identity[:12]}-{task.fingerprint[:12]}"
+    file = place / "scores.json"
+    known, before = _known(file)
+    start = time.perf_counter()
+    features.write(one, task, {stage: place / stage, head: place / head})
+    took = round(time.perf_counter() - start, 3) if before is None else before
+    hidden = features.read(place / stage, one, task, stage).train
+    logits = features.read(place / head, one, task, head).train
+    labels, kept, found = np.asarray(task.train.labels), dict(known), {}
+    for budget in made.train_examples:
+        each: dict[str, list[Score]] = {name: [] for name in names}
+        for seed, rows in drawn(made, budget, task, most).items():
+            seen = Seen(hidden[rows], softmax(logits[rows].astype(float), axis=1), labels[rows])
+            for name in names:
+                key = f"{name} {budget} {seed} {len(rows)} {_digest(rows)}"
+                if key not in kept:
+                    kept[key] = _timed(SCORES[name], seen)
+                each[name].append(Score(*kept[key]))
+        found[budget] = {name: _mean(values) for name, values in each.items()}
+    if kept != known:
+        workdir.replace(file, json.dumps({"seconds": took, "scores": kept}, indent=1) + "\n")
+    return Scored(found, took)
+
+
+def _digest(rows: np.ndarray) -> str:
+    return fits.group_name(map(str, rows.tolist()))
+
+
+def _known(file: Path) -> tuple[dict[str, tuple[float | None, float, str]], float | None]:
+    """(scores computed before, seconds that the features took); raises InputError where they cannot be read."""
+    if not file.is_file():
+        return {}, None
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+        return dict(told["scores"]), float(told["seconds"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise InputError(f"'{file}' cannot be read ({error}): delete it") from error
+
+
+def _timed(score: Callable[[Seen], float], seen: Seen) -> tuple[float | None, float, str]:
+    """A score, its seconds, and why it has no value or what it warns of."""
+    start = time.perf_counter()
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        try:
+            value, reason = score(seen), ""
+        except InputError as error:
+            value, reason = None, str(error)
+    if warned and not reason:
+        reason = " ".join(str(warned[0].message).split())[:200]
+    return value, round(time.perf_counter() - start, 4), reason
+
+
+def _mean(values: Sequence[Score]) -> Score:
+    """Over draws; none where any has none."""
+    seconds = float(np.mean([one.seconds for one in values]))
+    reason = next((one.reason for one in values if one.reason), "")
+    if any(one.value is None for one in values):
+        return Score(None, seconds, reason)
+    return Score(float(ranking.mean(np.array([one.value for one in values], float))), seconds, reason)

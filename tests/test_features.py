@@ -1,0 +1,116 @@
+"""Features on disk: what a stage gives for every image, and of which source, stage and data they are."""
+
+import json
+
+import numpy as np
+import pytest
+from test_programs import parameters, results
+
+from experiments import features, origin
+from tljax import data
+from tljax.types import InputError
+
+
+def source_of(finished):
+    return next(line for line in results(finished[0]) if line["strategy"] == "pretrain")
+
+
+def line(finished, tasks, folder, **change):
+    given = {
+        "source_checkpoint": finished[0],
+        "dataset": tasks / "clothes.npz",
+        "stage": "hidden_0",
+        "output": folder,
+    } | change
+    return ["features", *(f"--{name}={value}" for name, value in given.items() if value is not None)]
+
+
+@pytest.fixture(scope="module")
+def made(finished, tasks, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("features") / "out"
+    features.main(line(finished, tasks, folder))
+    return folder
+
+
+def one(finished):
+    return origin.load(origin.settings({}, str(finished[0])))
+
+
+def test_features_are_what_the_stage_gives_for_every_image(made, finished, tasks):
+    flat = parameters(finished[0], source_of(finished))
+    task = data.load(str(tasks / "clothes.npz"))
+    for split, part in (("train", task.train), ("test", task.test)):
+        images = part.images.reshape(len(part.labels), -1) / 255
+        expected = np.maximum(images @ flat["hidden_0/kernel"].astype(float) + flat["hidden_0/bias"], 0)
+        np.testing.assert_allclose(np.load(made / f"{split}.npy"), expected, atol=1e-5)
+    told = json.loads((made / "features.json").read_text())
+    assert told["data"]["fingerprint"] == task.fingerprint and told["shape"] == {"train": [120, 8], "test": [40, 8]}
+
+
+def test_several_stages_take_one_pass_and_the_last_batch_is_whole(made, finished, tasks, tmp_path, monkeypatch):
+    task, own = data.load(str(tasks / "clothes.npz")), one(finished)
+    monkeypatch.setattr(features, "BATCH", 50)  # 120 = 50 + 50 + 20
+    features.write(own, task, {"hidden_0": tmp_path / "a", "head": tmp_path / "b"}, "float16")
+    hidden = features.read(tmp_path / "a", own, task, "hidden_0", "float16")
+    logits = features.read(tmp_path / "b", own, task, "head", "float16")
+    head = own.params["head"]
+    np.testing.assert_allclose(logits.train, hidden.train @ head["kernel"] + head["bias"], atol=0.02)
+    np.testing.assert_allclose(hidden.train, np.load(made / "train.npy"), atol=0.01)
+    assert hidden.train[-1].any() and isinstance(hidden.train, np.memmap)
+
+
+def test_what_is_there_is_not_computed_again(made, finished, tasks, monkeypatch):
+    before = {file.name: file.stat().st_mtime_ns for file in made.iterdir()}
+    monkeypatch.setattr(features, "_batch", lambda *given: pytest.fail("it was computed again"))
+    features.main(line(finished, tasks, made, stage=None))
+    assert {file.name: file.stat().st_mtime_ns for file in made.iterdir()} == before
+
+
+def test_features_of_another_source_stage_or_data_are_refused(made, finished, tasks):
+    own, task = one(finished), data.load(str(tasks / "clothes.npz"))
+    other = own._replace(identity="f" * 64)
+    assert features.read(made, own, task, "hidden_0").train.shape == (120, 8)
+    for wrong, message in (
+        (lambda: features.read(made, other, task, "hidden_0"), "features of source .*f{40}"),
+        (lambda: features.read(made, own, task, "head"), "features of stage hidden_0, not head"),
+        (lambda: features.read(made, own, data.load(str(tasks / "same.npz")), "hidden_0"), "features of data"),
+        (lambda: features.read(made, own, task, "hidden_0", "float16"), "features of dtype float32"),
+        (lambda: features.read(made / "no", own, task, "hidden_0"), "holds no features"),
+    ):
+        with pytest.raises(InputError, match=message):
+            wrong()
+
+
+BAD = {
+    "an unknown stage": ({"stage": "hidden_1"}, "--stage=hidden_1 is none of the model's; nearest: 'hidden_0'"),
+    "no data": ({"dataset": None}, "--dataset is not given"),
+    "no source": ({"source_checkpoint": None}, "--source_checkpoint is not given"),
+    "another dtype": ({"dtype": "int8"}, "--dtype=int8"),
+    "another model": ({"hidden": 9}, "of another model (--hidden=[8] there, [9] here)"),
+    "several sources": ({"seeds": "0,1"}, "give one seed"),
+    "data of another shape": ({"image_shape": "5,6,1"}, "has shape (5, 6, 1), the source (6, 6, 1)"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line(case, finished, tasks, tmp_path):
+    change, message = BAD[case]
+    with pytest.raises(InputError) as refused:
+        features.main(line(finished, tasks, tmp_path / "out", **change))
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_damaged_and_strange_folders_are_refused(made, finished, tasks, tmp_path):
+    own, task = one(finished), data.load(str(tasks / "clothes.npz"))
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"holds 'notes.txt' and no features"):
+        features.main(line(finished, tasks, tmp_path / "f"))
+    (tmp_path / "f" / "features.json").write_text((made / "features.json").read_text())
+    np.save(tmp_path / "f" / "train.npy", np.zeros((120, 7), np.float32))
+    with pytest.raises(InputError, match="not as features"):
+        features.read(tmp_path / "f", own, task, "hidden_0")
+    (tmp_path / "f" / "features.json").write_text("{")
+    with pytest.raises(InputError, match="cannot be read"):
+        features.read(tmp_path / "f", own, task, "hidden_0")

@@ -1,0 +1,243 @@
+"""Which source: scores are those of the features, truths those of transfer, and both are kept."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+from test_programs import results, write_task
+from test_weights import place as write_weights
+
+from experiments import cards, options, rank, rank_report, scoring, training, transfer, zoo
+from tljax import checkpoint, data
+from tljax.data import draw
+from tljax.study import ranking, ranking_page, transferability
+from tljax.types import InputError
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
+NAMES = ("", ":shuffle_labels=1", ":steps=2", ":untrained")
+SCORES = ("knn", "leep", "h_score", "probe")
+
+
+def line(many, tasks, folder, *more, **change):
+    given = {
+        **{"sources": many, "target": f"{tasks / 'clothes.npz'},{tasks / 'same.npz'}", "strategies": "head_only"},
+        **{"train_examples": "6/class:seeds=1,all", "steps": 5, "batch_size": 20, "learning_rate": 0.3, "hidden": 8},
+        **{"seeds": "0,1", "scores": ",".join(SCORES), "workdir": folder, "score_examples": 60, "resamples": 20},
+    } | change
+    return ["rank", *(f"--{name}={value}" for name, value in given.items() if value is not None), *more]
+
+
+@pytest.fixture(scope="module")
+def many(tasks, tmp_path_factory):
+    """A zoo, and weights from elsewhere beside it."""
+    folder = tmp_path_factory.mktemp("zoo")
+    given = {"zoo": ",".join(f"{tasks / 'digits.npz'}{name}" for name in NAMES), "hidden": 8, "steps": 30}
+    given |= {"batch_size": 20, "learning_rate": 0.3, "workdir": folder / "w"}
+    zoo.main(["zoo", *(f"--{name}={value}" for name, value in given.items())])
+    write_weights(folder, accuracy=0.25)
+    return f"{folder / 'w'},{folder / 'w.npz'}"
+
+
+@pytest.fixture(scope="module")
+def ranked(many, tasks, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rank") / "w"
+    rank.main(line(many, tasks, folder))
+    assert not (folder / "results.jsonl").exists() and not (folder / "report.html").exists()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(ranked, many, tasks):
+    """The truth comes later, into the same run directory."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tljax.study.drawing.svg", lambda figure: "data:image/svg+xml;base64,")
+        rank.main(line(many, tasks, ranked, "--verify"))
+    return ranked
+
+
+def told(folder):
+    return json.loads((folder / "ranking.json").read_text())
+
+
+def by_hand(many, card, task):
+    """(features, probabilities) of a source on the training examples, in NumPy."""
+    if card.name == "digits (w.npz)":
+        with np.load(card.place) as arrays:
+            k0, b0, k1, b1 = arrays["0.weight"].T, arrays["0.bias"], arrays["2.weight"].T, arrays["2.bias"]
+    else:
+        [flat] = checkpoint.load(card.place)[0].values()
+        k0, b0, k1, b1 = (flat[name] for name in ("hidden_0/kernel", "hidden_0/bias", "head/kernel", "head/bias"))
+    x = task.train.images.reshape(len(task.train.labels), -1) / 255
+    features = np.maximum(x @ k0.astype(float) + b0, 0)
+    logits = np.exp(features @ k1 + b1)
+    return features, logits / logits.sum(1, keepdims=True)
+
+
+def test_scores_are_those_of_the_features_of_the_labelled_examples(ranked, many, tasks):
+    found = {(one["source"], one["target"], one["budget"]): one for one in told(ranked)["scores"]}
+    everyone = [card for place in many.split(",") for card in cards.read(place, {"hidden": (8,)})]
+    assert len(everyone) == 5 and len(found) == 5 * 2 * 2
+    name = str(tasks / "clothes.npz")
+    task = data.load(name)
+    labels = np.asarray(task.train.labels)
+    streams = transfer.streams_of(options.settings(), 0)
+    for card in everyone:
+        features, p = by_hand(many, card, task)
+        for budget, total in (("6/class:seeds=1", 18), ("all", 60)):
+            rows = draw.label_budget(streams.draw, labels, total)
+            one = found[card.name, name, budget]
+            assert one["leep"]["value"] == pytest.approx(transferability.leep(p[rows], labels[rows]), abs=1e-5)
+            expected = transferability.h_score(features[rows], labels[rows])
+            assert one["h_score"]["value"] == pytest.approx(expected, rel=1e-3)
+            assert one["knn"]["value"] == pytest.approx(transferability.knn(features[rows], labels[rows]), abs=1 / 17)
+            assert 0 <= one["probe"]["value"] <= 1 and one["probe"]["seconds"] >= 0
+
+
+@pytest.mark.slow
+def test_truths_are_the_accuracies_of_transfer_and_scratch_is_trained_once_a_target(done, many, tasks):
+    lines, judged = results(done), told(done)["judged"]
+    fits = {"head_only": 5 * 2 * 3, "scratch": 2 * 3}
+    assert {name: sum(one["strategy"] == name for one in lines) for name in fits} == fits
+    boards = {(one["budget"], one["sources"]): one for one in judged}
+    assert boards.keys() == {(b, w) for b in ("6/class:seeds=1", "all") for w in ("all", "without trivial")}
+    target = str(tasks / "same.npz")
+    own = [one for one in lines if one["strategy"] == "head_only" and one["target"] == target]
+    mean = np.mean([one["test_accuracy"] for one in own if one["train_examples"] == 120])
+    assert np.mean(boards["all", "all"]["truths"][target]) == pytest.approx(mean)
+    assert len(boards["all", "without trivial"]["truths"][target]) == 3
+    assert boards["6/class:seeds=1", "all"]["split_half_tau"] is None  # one seed has no halves
+
+
+@pytest.mark.slow
+def test_scores_and_rivals_are_judged_by_the_truth(done):
+    for board in told(done)["judged"]:
+        assert set(board["scores"]) == {*SCORES, rank_report.OWN, rank_report.SIZE, rank_report.OTHERS}
+        first, second = board["truths"].values()
+        # By the truth of the other of two targets, tau is that of the two truths.
+        expected = float(ranking.kendall(first, second))
+        found = board["scores"][rank_report.OTHERS]["tau"]["value"]
+        assert (found is None and np.isnan(expected)) or found == pytest.approx(expected)
+        for one in board["scores"].values():
+            assert 0 <= one["regret_3"]["value"] <= one["regret"]["value"] <= 1
+    html = (done / "report.html").read_text()
+    assert all(name in html for name in (*SCORES, "Regret of 3", "standard error"))
+
+
+@pytest.mark.slow
+def test_run_again_nothing_is_computed_or_trained_and_the_same_is_said(done, many, tasks, monkeypatch, capsys):
+    before = (done / "ranking.json").read_bytes()
+    monkeypatch.setattr(training, "run", lambda *given: pytest.fail("it trained again"))
+    monkeypatch.setattr(scoring, "_timed", lambda *given: pytest.fail("it scored again"))
+    monkeypatch.setattr("experiments.features._batch", lambda *given: pytest.fail("it computed features again"))
+    rank.main(line(many, tasks, done, "--verify"))
+    assert (done / "ranking.json").read_bytes() == before
+    said = capsys.readouterr().out
+    assert "regret of 3" in said and "not told apart from" in said and "w.npz" in said
+
+
+def test_a_score_that_is_not_defined_is_none_and_says_why(many, tasks, tmp_path, capsys):
+    """A class with one example leaves nothing to hold out."""
+    change = {"train_examples": "1/class", "scores": "probe,nce", "target": tasks / "clothes.npz"}
+    rank.main(line(many, tasks, tmp_path / "w", **change))
+    [*found] = told(tmp_path / "w")["scores"]
+    assert all(one["probe"]["value"] is None and "holds none out" in one["probe"]["reason"] for one in found)
+    assert all(one["nce"]["value"] is None and "two examples" in one["nce"]["reason"] for one in found)
+
+
+def test_a_warning_is_kept_with_the_score():
+    def warns(seen):
+        warnings.warn("did not\nconverge", stacklevel=1)
+        return 1.0
+
+    assert scoring._timed(warns, None)[::2] == (1.0, "did not converge")
+
+
+def test_a_dry_run_counts_the_fits(many, tasks, tmp_path, capsys):
+    rank.main(line(many, tasks, tmp_path / "w", "--verify", "--dry_run"))
+    assert "5 sources, 2 targets, 36 fits to verify" in capsys.readouterr().out and not (tmp_path / "w").exists()
+
+
+BAD = {
+    "an unknown score": ({"scores": "knm"}, "--scores=knm: 'knm' is none; nearest: 'knn'"),
+    "no source": ({"sources": ""}, "--sources and --target are needed"),
+    "no target": ({"target": None}, "--sources and --target are needed"),
+    "a source beside": ({"source": "mnist_10k"}, "leave out --source"),
+    "nothing there": ({"sources": "/nowhere"}, "'/nowhere' does not exist"),
+    "targets of another shape": ({"image_shape": "5,6,1"}, "has shape (5, 6, 1), the source (6, 6, 1)"),
+    "more examples than there are": ({"train_examples": "100/class"}, "label budget of 300"),
+    "only scratch": ({"strategies": "scratch"}, "nothing but scratch"),
+    "nothing to score": ({"score_examples": 1}, "--score_examples must be"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line(case, many, tasks, tmp_path):
+    change, message = BAD[case]
+    with pytest.raises(InputError) as refused:
+        rank.main(line(many, tasks, tmp_path / "w", "--verify", **change))
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+    assert not (tmp_path / "w").exists()
+
+
+def test_sources_given_twice_or_of_another_shape_are_refused(many, tasks, tmp_path):
+    zoo_folder, weights = many.split(",")
+    with pytest.raises(InputError, match="twice: give each once"):
+        rank.main(line(f"{many},{weights}", tasks, tmp_path / "w"))
+    with pytest.raises(InputError, match="to judge scores give three or more"):
+        rank.main(line(weights, tasks, tmp_path / "w", "--verify"))
+    (tmp_path / "other").mkdir()
+    write_task(tmp_path / "other" / "task.npz", 3, 4)
+    with np.load(tmp_path / "other" / "task.npz") as arrays:
+        wide = {name: np.repeat(of, 2, 1) if "images" in name else of for name, of in arrays.items()}
+    np.savez(tmp_path / "other" / "task.npz", **wide)
+    flags = [
+        f"--zoo={tmp_path / 'other' / 'task.npz'}:untrained",
+        f"--workdir={tmp_path / 'other' / 'w'}",
+        "--hidden=8",
+    ]
+    zoo.main(["zoo", *flags, "--batch_size=20"])
+    with pytest.raises(InputError, match=r"source '.*task.npz:untrained': data set .* has shape \(6, 6, 1\)"):
+        rank.main(line(f"{zoo_folder},{tmp_path / 'other' / 'w'}", tasks, tmp_path / "w"))
+
+
+def board(**change):
+    rng = np.random.default_rng(0)
+    truths = rng.uniform(size=(2, 5))
+    scores = {"<knn>": truths + 0.1 * rng.normal(size=(2, 5)), "flat": np.ones((2, 5))}
+    judged = ranking.judged(scores, truths, [0.2, 0.3], count=50)
+    trivial = np.arange(5) == 4
+    given = ["full", "10/class", "all", judged, 0.75, scores, truths, ("a", "b"), trivial]
+    return ranking_page.Board(*given)._replace(**change)
+
+
+def test_the_table_has_a_row_a_score_with_intervals_below_the_values():
+    one = board()
+    table = ranking_page.worth(one)
+    assert [row[0][0] for row in table.rows] == ["<knn>", "flat", "the truth's own halves"]
+    assert table.rows[0][1][0] == f"{one.judged['<knn>'].tau.value:.2f}" and " to " in table.rows[0][1][1]
+    assert table.rows[1][1] == ("\N{EN DASH}", "") and table.rows[2][1][0] == "0.75"
+    assert all(len(row) == len(table.columns) for row in table.rows)
+
+
+def test_pictures_hold_every_score_source_and_target(monkeypatch):
+    figure, text = ranking_page.scatter(board())
+    assert [axes.get_title() for axes in figure.axes] == ["<knn>", "flat"] and "a point a source" in text
+    drawn = sorted(len(line.get_xdata()) for line in figure.axes[0].lines)
+    assert drawn == [1, 1, 4, 4]  # of two targets, the trivial apart
+    left, right = ranking_page.intervals(board())[0].axes
+    assert [label.get_text() for label in left.get_yticklabels()] == ["flat", "<knn>"] and len(right.lines) == 2 + 2 + 1
+    html = ranking_page.page([board()], ["said"], ["a note"], environment={}, flags_text="", command="")
+    assert "&lt;knn&gt;" in html and "<knn>" not in html and "a note." in html and "said" in html
+
+
+def test_scores_apart_are_those_whose_difference_is_above_zero():
+    rng = np.random.default_rng(0)
+    truths = rng.uniform(size=(3, 16))
+    scores = {"good": truths, "near": truths + 0.01 * rng.normal(size=truths.shape), "bad": -truths}
+    judged = ranking.judged(scores, truths, [0.0] * 3, count=100)
+    assert rank_report.apart(board(judged=judged)) in (
+        "not told apart from good: near",
+        "not told apart from good: none",
+    )
+    assert rank_report.apart(board(judged={})) == "no score ranks anything"

@@ -1,0 +1,152 @@
+"""Weights from elsewhere: what PyTorch trained gives PyTorch's own logits, and is a source like any other."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from test_programs import arguments, results
+from test_programs import parameters as parameters_of
+
+from experiments import compare, rank, transfer
+from tljax import models, weights
+from tljax.types import InputError
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
+FOLDER = Path(__file__).parent / "weights"
+FILE = FOLDER / "torch.safetensors"
+RULES = json.loads((FOLDER / "torch.safetensors.json").read_text())["rename"]
+MODEL = models.build("mlp", 10, hidden=(16,), activation="relu")
+LIKE = models.abstract(MODEL, (28, 28, 1))
+
+
+def grafted(arrays, rules=RULES):
+    return weights.grafted(arrays, [weights.rule(text) for text in rules], LIKE)
+
+
+def test_the_weights_of_pytorch_give_its_logits():
+    with np.load(FOLDER / "logits.npz") as known:
+        images, expected = known["images"], known["logits"]
+    found = models.apply(MODEL, grafted(weights.read(FILE)), images)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+
+
+def test_an_npz_of_the_same_arrays_is_the_same(tmp_path):
+    np.savez(tmp_path / "w.npz", **weights.read(FILE))
+    one, other = grafted(weights.read(FILE)), grafted(weights.read(tmp_path / "w.npz"))
+    assert jax.tree.all(jax.tree.map(lambda a, b: a.tobytes() == b.tobytes(), one, other))
+
+
+def test_axes_go_where_a_rule_says_and_whole_prefixes_are_renamed():
+    like = {"conv": {"kernel": np.zeros((3, 4, 2, 5)), "bias": np.zeros(5)}}
+    kernel = np.arange(120.0).reshape(5, 2, 3, 4)
+    arrays = {"body/kernel": kernel, "body/bias": np.ones(5), "steps": np.ones(())}
+    rules = ["body/kernel:to=conv/kernel:transpose=2+3+1+0", "body:to=conv", "steps:drop"]
+    found = weights.grafted(arrays, [weights.rule(text) for text in rules], like)
+    assert found["conv"]["kernel"][2, 1, 0, 4] == kernel[4, 0, 2, 1] and found["conv"]["bias"].sum() == 5
+
+
+ARRAYS = weights.read(FILE)
+BAD = {
+    "no rule": ({}, RULES[1:], "'0.weight'"),
+    "a rule for nothing": ({}, [*RULES, "3.bias:drop"], "'3.bias' matches no array; nearest: '2.bias', '0.bias'"),
+    "not transposed": ({}, ["0.weight:to=hidden_0/kernel", *RULES[1:]], "float32[16, 784]"),
+    "other axes": ({}, ["0.weight:to=hidden_0/kernel:transpose=0+2", *RULES[1:]], "has no axes 0+2"),
+    "two rules": ({}, [*RULES, RULES[0]], "two rules are of '0.weight'"),
+    "an array too many": ({"4.bias": np.ones(2, np.float32)}, RULES, "source leaf '4.bias' (2,) has no place"),
+    "another dtype": ({"0.bias": ARRAYS["0.bias"].astype(np.float16)}, RULES, "float16"),
+    "not finite": ({"0.bias": ARRAYS["0.bias"] * np.float32(np.nan)}, RULES, "'0.bias' holds a number"),
+    "no rule at all": ({}, ["0.weight"], "write NAME:to=PATH"),
+    "two transposes": ({}, ["0.weight:transpose:transpose=1+0"], "write NAME:to=PATH"),
+    "axes that are no numbers": ({}, ["0.weight:transpose=a+b"], "write NAME:to=PATH"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_does_not_fit_is_refused_in_a_line(case):
+    change, rules, message = BAD[case]
+    with pytest.raises(InputError) as refused:
+        grafted({**ARRAYS, **change}, rules)
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_pickles_and_damaged_files_are_refused(tmp_path):
+    np.savez(tmp_path / "objects.npz", a=np.array([{}], dtype=object))
+    (tmp_path / "cut.safetensors").write_bytes(FILE.read_bytes()[:-8])
+    (tmp_path / "cut.npz").write_bytes(b"PK\3\4nothing")
+    (tmp_path / "torch.pt").write_bytes(b"")
+    for name in ("objects.npz", "cut.safetensors", "cut.npz", "torch.pt", "absent.npz"):
+        with pytest.raises(InputError, match=name) as refused:
+            weights.read(tmp_path / name)
+        assert "\n" not in str(refused.value)
+
+
+def place(tmp_path, **change):
+    """A file of weights for the tasks of the tests, in PyTorch's layout, and its card."""
+    rng = np.random.default_rng(0)
+    shapes = {"0.weight": (8, 36), "0.bias": (8,), "2.weight": (4, 8), "2.bias": (4,)}
+    np.savez(tmp_path / "w.npz", **{name: rng.normal(size=of).astype(np.float32) for name, of in shapes.items()})
+    told = {"task": "digits", "classes": list("0123"), "shape": [6, 6, 1], "rename": RULES} | change
+    (tmp_path / "w.npz.json").write_text(json.dumps({name: of for name, of in told.items() if of is not None}))
+    return {"source": None, "source_checkpoint": str(tmp_path / "w.npz")}
+
+
+def test_they_are_a_source_like_any_other(tasks, tmp_path):
+    given = place(tmp_path, rename=None, accuracy=0.5) | {"source_rename": tuple(RULES), "strategies": ("head_only",)}
+    lines = transfer.run(**arguments(tasks, tmp_path / "w", **given, seeds=(0,), steps=5, epochs=None))
+    theirs = np.load(tmp_path / "w.npz")["0.weight"].T
+    probes = [line for line in lines if line["strategy"] == "head_only"]
+    assert len(probes) == 1 and all(line["source_accuracy"] == 0.5 for line in probes)
+    for line in probes:
+        np.testing.assert_array_equal(parameters_of(tmp_path / "w", line)["hidden_0/kernel"], theirs)
+    assert "--source_rename=0.weight:to=hidden_0/kernel:transpose," in (tmp_path / "w" / "flags.flags").read_text()
+    assert len(results(tmp_path / "w")) == 2
+
+
+CARDS = {
+    "no shape": ({"shape": None}, "must say task, classes, shape"),
+    "a shape of words": ({"shape": ["six"]}, "'shape' is"),
+    "a shape of nothing": ({"shape": [0, 6, 1]}, "numbers above 0"),
+    "another shape": ({"shape": [7, 6, 1]}, "float32[36, 8], target leaf 'hidden_0/kernel' is float32[42, 8]"),
+    "more classes": ({"classes": list("01234")}, "head/"),
+    "another model": ({"model": {"model": "mlp", "hidden": [9], "activation": "relu"}}, "--hidden=[9] there, [8] here"),
+    "a rule for nothing": ({"rename": [*RULES, "9.bias:drop"]}, "matches no array"),
+}
+
+
+@pytest.mark.parametrize("case", CARDS)
+def test_a_card_that_does_not_fit_is_refused_in_a_line(case, tasks, tmp_path):
+    change, message = CARDS[case]
+    with pytest.raises(InputError) as refused:
+        transfer.run(**arguments(tasks, tmp_path / "w", **place(tmp_path, **change)))
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_file_without_a_card_says_what_to_write(tasks, tmp_path):
+    shutil.copy(FILE, tmp_path / "bare.safetensors")
+    given = arguments(tasks, tmp_path / "w", source=None, source_checkpoint=str(tmp_path / "bare.safetensors"))
+    with pytest.raises(InputError, match="write there what the weights are of"):
+        transfer.run(**given)
+    with pytest.raises(InputError, match="does not exist"):
+        transfer.run(**given | {"source_checkpoint": str(tmp_path / "none.safetensors")})
+    with pytest.raises(InputError, match="is for weights from elsewhere"):
+        transfer.run(**arguments(tasks, tmp_path / "w", source_rename=tuple(RULES)))
+
+
+@pytest.mark.slow
+def test_what_pytorch_trained_gets_a_verdict_and_is_ranked(tmp_path, capsys):
+    shared = [f"--source_checkpoint={FILE}", "--target=fashion_mnist_10k", "--hidden=16", "--steps=20", "--seeds=0,1"]
+    shared += ["--learning_rate=0.1", "--train_examples=10/class"]
+    compare.main(["compare", *shared, "--strategies=head_only", f"--workdir={tmp_path / 'w'}"])
+    said = capsys.readouterr().out
+    assert "head_only" in said and "mnist_10k" in said and "this one trained source" in said
+    line = next(line for line in results(tmp_path / "w") if line["strategy"] == "head_only")
+    theirs = weights.read(FILE)["0.weight"].T
+    np.testing.assert_array_equal(parameters_of(tmp_path / "w", line)["hidden_0/kernel"], theirs)
+    given = [f"--sources={FILE}", "--target=fashion_mnist_10k", "--train_examples=10/class", "--scores=knn,leep,logme"]
+    rank.main(["rank", *given, f"--workdir={tmp_path / 'r'}"])
+    assert "mnist_10k (torch.safetensors)" in capsys.readouterr().out

@@ -1,0 +1,248 @@
+"""How well a score ranks sources: its rank correlations with the truth, and what trusting it costs.
+
+A score is a number a source for one target, more is better; the truth is the accuracy (a fraction) that each source
+leads to. Sources are a sample of those that might have been, so intervals are of a bootstrap over sources, the same
+draws for all scores and targets: two scores are compared on the same draws. With few sources most scores cannot be
+told apart (`error_of_none`).
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from tljax.types import InputError
+
+
+class Estimate(NamedTuple):
+    """A value and its interval; NaN where it is not defined."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Judged(NamedTuple):
+    """What a score is worth, as means over targets."""
+
+    tau: Estimate
+    weighted: Estimate
+    pearson: Estimate
+    regret: Estimate
+    """Accuracy lost, a fraction, by trusting its first choice."""
+    regret_3: Estimate
+    """Likewise where its first three are tried, and the best of them kept."""
+    over_scratch: Estimate
+    """Accuracy of its first choice less that of training from scratch."""
+    behind: Estimate
+    """Tau of the score with the highest less its own."""
+
+
+def kendall(scores: ArrayLike, truths: ArrayLike) -> np.ndarray:
+    """Kendall's tau-b: [...] of float [..., n] and [..., n]; NaN where either does not vary.
+
+    Source: Kendall 1945, "The treatment of ties in ranking problems". An infinite score is larger than all others.
+
+    >>> float(kendall([1.0, 2.0, 3.0, 3.0], [0.1, 0.2, 0.4, 0.3]).round(4))
+    0.9129
+    """
+    return _tau(scores, truths, lambda truth: np.ones_like(truth))
+
+
+def weighted_tau(scores: ArrayLike, truths: ArrayLike) -> np.ndarray:
+    """Kendall's tau with pairs that matter more the better their sources: [...] of float [..., n] and [..., n].
+
+    A pair of true ranks r and s, from 1 for the best, weighs 1/r + 1/s. Source: Vigna 2015, "A weighted correlation
+    index for rankings with ties", additive and hyperbolic. NaN where either does not vary.
+
+    >>> float(weighted_tau([3.0, 1.0, 2.0], [0.3, 0.2, 0.1]).round(4))
+    0.5455
+    """
+
+    def weights(truth: np.ndarray) -> np.ndarray:
+        order = np.argsort(-truth, axis=-1, kind="stable")
+        return 1 / (np.argsort(order, axis=-1, kind="stable") + 1)
+
+    return _tau(scores, truths, weights)
+
+
+def _tau(scores: ArrayLike, truths: ArrayLike, weights: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    score, truth = _pair(scores, truths)
+    each = weights(truth)
+    pairs = each[..., :, None] + each[..., None, :]
+    one, other = (_signs(values) for values in (score, truth))
+    both = np.sqrt((pairs * one**2).sum((-2, -1)) * (pairs * other**2).sum((-2, -1)))
+    return _over((pairs * one * other).sum((-2, -1)), both)
+
+
+def _signs(values: np.ndarray) -> np.ndarray:
+    """Of differences, as comparisons: two infinite numbers are equal."""
+    left, right = values[..., :, None], values[..., None, :]
+    return (left > right).astype(float) - (left < right)
+
+
+def pearson(scores: ArrayLike, truths: ArrayLike) -> np.ndarray:
+    """Pearson's correlation: [...] of float [..., n] and [..., n]; NaN where either does not vary or is infinite.
+
+    >>> float(pearson([1.0, 2.0, 3.0], [0.2, 0.4, 0.6]).round(6))
+    1.0
+    """
+    score, truth = _pair(scores, truths)
+    known = np.isfinite(score).all(-1)
+    score = np.where(known[..., None], score, 0.0)
+    x, y = (_centred(values) for values in (score, truth))
+    return _over((x * y).sum(-1), np.sqrt((x**2).sum(-1) * (y**2).sum(-1)))
+
+
+def _centred(values: np.ndarray) -> np.ndarray:
+    """Less their mean, in units of the largest; exactly 0 where they do not vary."""
+    varies = np.ptp(values, axis=-1, keepdims=True) > 0
+    away = np.where(varies, values - values.mean(-1, keepdims=True), 0.0)
+    return away / np.where(varies, np.abs(away).max(-1, keepdims=True), 1.0)
+
+
+def _over(value: np.ndarray, size: np.ndarray) -> np.ndarray:
+    return np.where(size > 0, value / np.where(size > 0, size, 1.0), np.nan)
+
+
+def _pair(scores: ArrayLike, truths: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    score, truth = np.asarray(scores, float), np.asarray(truths, float)
+    if score.shape != truth.shape or score.ndim < 1 or score.shape[-1] < 2:
+        raise InputError(f"scores {score.shape} and truths {truth.shape}: give two sources or more, a number each")
+    if np.isnan(score).any() or not np.isfinite(truth).all():
+        raise InputError("a score or truth is not a number: leave that score or source out")
+    return score, truth
+
+
+def regret(scores: ArrayLike, truths: ArrayLike, first: int = 1) -> float:
+    """The best truth less the best among the `first` sources by the score: float [n] and [n]; at least 0.
+
+    Where sources tie for the last of these places, the mean over which of them get it.
+
+    >>> round(regret([3.0, 2.0, 1.0], [0.5, 0.9, 0.7]), 3), round(regret([1.0, 1.0, 0.0], [0.5, 0.9, 0.7]), 3)
+    (0.4, 0.2)
+    """
+    score, truth = _pair(scores, truths)
+    return float(truth.max()) - _chosen(score, truth, first)
+
+
+def _chosen(score: np.ndarray, truth: np.ndarray, first: int) -> float:
+    """The best truth among the `first` by the score, in the mean over ties."""
+    if first >= len(score):
+        return float(truth.max())
+    last = np.partition(score, -first)[-first]
+    sure = truth[score > last]
+    base, left = float(sure.max(initial=-np.inf)), first - len(sure)
+    tied = np.sort(truth[score == last])[::-1]
+    ways = math.comb(len(tied), left)
+    return sum(
+        math.comb(len(tied) - 1 - place, left - 1) / ways * max(base, float(value)) for place, value in enumerate(tied)
+    )
+
+
+def split_half(truths: ArrayLike) -> float:
+    """Tau between the means of two halves of the seeds, averaged over all halvings: truths float [seeds, sources].
+
+    What no score can be expected to exceed by much: halves of the truth agree no better with each other. An odd seed
+    is in the second half. NaN for one seed.
+
+    >>> split_half([[0.1, 0.2, 0.3], [0.2, 0.3, 0.4]])
+    1.0
+    """
+    values = np.asarray(truths, float)
+    seeds = range(len(values))
+    halves = [list(half) for half in combinations(seeds, len(values) // 2)] if len(values) > 1 else []
+    found = [kendall(mean(values[half]), mean(values[[seed for seed in seeds if seed not in half]])) for half in halves]
+    return float(np.mean(found)) if found else math.nan
+
+
+def mean(values: np.ndarray) -> np.ndarray:
+    """Of float [n, ...] over the first axis, the same in whatever order, so that what ties goes on to tie.
+
+    >>> values = np.array([[0.1, 0.3], [0.2, 0.2], [0.3, 0.1]])
+    >>> bool(np.ptp(mean(values)) == 0), bool(sum([0.1, 0.2, 0.3]) == sum([0.3, 0.2, 0.1]))
+    (True, False)
+    """
+    return np.apply_along_axis(lambda column: math.fsum(column) / len(column), 0, values)
+
+
+def error_of_none(sources: int) -> float:
+    """Standard error of the tau of a score that ranks at random, by the number of sources: Kendall 1938.
+
+    >>> round(error_of_none(16), 2)
+    0.19
+    """
+    return math.sqrt(2 * (2 * sources + 5) / (9 * sources * (sources - 1)))
+
+
+def draws(sources: int, count: int = 1000, seed: int = 0) -> np.ndarray:
+    """Which sources each bootstrap sample holds: int64 [count, sources], drawn with replacement.
+
+    Source: Efron 1979, "Bootstrap methods: another look at the jackknife".
+    """
+    return np.random.default_rng(seed).integers(0, sources, (count, sources))
+
+
+def judged(
+    scores: Mapping[str, np.ndarray],
+    truths: np.ndarray,
+    scratch: Sequence[float],
+    *,
+    level: float = 0.95,
+    count: int = 1000,
+    seed: int = 0,
+) -> dict[str, Judged]:
+    """Each score by its name: `scores` float [targets, sources], `truths` likewise, `scratch` [targets] accuracies.
+
+    Intervals are percentiles of `count` bootstrap samples. In a sample a source that is drawn twice ties with itself,
+    and can be chosen once; so a sample holds some 63 % of the sources, fewer good ones to miss, and intervals of regret
+    lean to the low side. Raises InputError for fewer than three sources, and for numbers that are none.
+    """
+    truth = np.asarray(truths, float)
+    if truth.ndim != 2 or truth.shape[1] < 3:
+        raise InputError(f"a ranking of {truth.shape[-1]} sources says nothing: give three or more")
+    which = np.concatenate([np.arange(truth.shape[1])[None], draws(truth.shape[1], count, seed)])
+    sampled = np.moveaxis(truth[:, which], 0, 1)  # [1 + count, targets, sources]
+    taus: dict[str, np.ndarray] = {}
+    rest: dict[str, tuple[Estimate, ...]] = {}
+    for name, values in scores.items():
+        mine = np.moveaxis(np.asarray(values, float)[:, which], 0, 1)
+        taus[name] = _mean(kendall(mine, sampled))
+        others = [_mean(weighted_tau(mine, sampled)), _mean(pearson(mine, sampled))]
+        others += [*_trusted(np.asarray(values, float), truth, np.asarray(scratch, float), which)]
+        rest[name] = tuple(_estimate(samples, level) for samples in others)
+    known = {name: samples[0] for name, samples in taus.items() if np.isfinite(samples[0])}
+    best = taus[max(known, key=lambda name: known[name])] if known else np.full(count + 1, np.nan)
+    return {
+        name: Judged._make([_estimate(samples, level), *rest[name], _estimate(best - samples, level)])
+        for name, samples in taus.items()
+    }
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Over targets, [samples, targets] -> [samples]: NaN where a target has none."""
+    return values.mean(-1)
+
+
+def _trusted(score: np.ndarray, truth: np.ndarray, scratch: np.ndarray, which: np.ndarray) -> np.ndarray:
+    """Regret of the first, of the first three, and the first over scratch: [3, samples], means over targets."""
+    found = np.empty((len(which), len(truth), 3))
+    for sample, drawn in enumerate(which):
+        there = np.unique(drawn)
+        for target in range(len(truth)):
+            own, true = score[target, there], truth[target, there]
+            one, three = _chosen(own, true, 1), _chosen(own, true, 3)
+            found[sample, target] = true.max() - one, true.max() - three, one - scratch[target]
+    return found.mean(1).T
+
+
+def _estimate(samples: np.ndarray, level: float) -> Estimate:
+    """The first is of the sources as they are, the others of their bootstrap samples, those that are none left out."""
+    rest = samples[1:][np.isfinite(samples[1:])]
+    if not np.isfinite(samples[0]) or not len(rest):
+        return Estimate(float(samples[0]), math.nan, math.nan)
+    low, high = np.quantile(rest, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(float(samples[0]), float(low), float(high))

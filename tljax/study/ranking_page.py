@@ -1,0 +1,166 @@
+"""The page of a ranking of sources: scores against the truth, and what each is worth."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from tljax.study import drawing, report
+from tljax.study.drawing import Picture
+from tljax.study.ranking import Estimate, Judged
+from tljax.study.report import Block, Section
+from tljax.study.tables import NOTHING, Cell, Table
+
+
+class Board(NamedTuple):
+    """Scores and the truth of one strategy at one label budget."""
+
+    strategy: str
+    budget: str
+    which: str
+    """Of the sources: all, or without the trivial ones."""
+    judged: Mapping[str, Judged]
+    half: float
+    """Tau between halves of the truth's seeds, a mean over targets."""
+    scores: Mapping[str, np.ndarray]
+    """{score: float [targets, sources]}."""
+    truths: np.ndarray
+    """float [targets, sources]: accuracies, means over seeds."""
+    targets: tuple[str, ...]
+    trivial: np.ndarray
+    """bool [sources]."""
+
+    @property
+    def title(self) -> str:
+        """What it is of."""
+        return f"{self.strategy}, {self.budget}, {self.truths.shape[1]} sources ({self.which})"
+
+
+WORTH = (
+    "Means over targets, below them 95 % percentile intervals of a bootstrap over sources. Regret is the accuracy lost "
+    "by trusting the score's first choice, or the best of its first three; its intervals lean low. Over scratch is the "
+    "accuracy of its first choice less that of training from scratch (points). Behind is the highest tau less this "
+    "one, on the same draws: an interval that holds 0 cannot tell the two apart. Names in brackets are plain rivals."
+)
+AGAINST = "A point is a source; crosses are sources that learnt nothing. Test accuracy is a mean over seeds."
+INTERVALS = "The same tau and regret with their intervals; the dotted line is tau between halves of the truth's seeds."
+
+
+def page(
+    boards: Sequence[Board],
+    apart: Sequence[str],
+    notes: Sequence[str],
+    *,
+    environment: Mapping[str, str | Sequence[str]],
+    flags_text: str,
+    command: str,
+) -> str:
+    """HTML of a ranking; `apart` says of each board which scores cannot be told apart, `notes` go with every table."""
+    targets = boards[0].targets
+    lead = (
+        f"{boards[0].truths.shape[1]} sources were ranked for {', '.join(targets)} by {len(boards[0].judged)} scores "
+        "and rivals, and each ranking was held against the accuracy that the sources lead to:"
+    )
+    lines = [(board.title, said) for board, said in zip(boards, apart, strict=True)]
+    whole = [board for board in boards if board.which == "all"]  # the others are parts of them
+    with drawing.style():
+        sections = [
+            Section("What the scores are worth", "worth", [_block(board, report.said(notes)) for board in boards]),
+            Section("Intervals", "intervals", [one for board in boards for one in _drawn(board, INTERVALS, intervals)]),
+            Section(
+                "Scores against the truth",
+                "scatter",
+                [one for board in whole for one in _drawn(board, AGAINST, scatter)],
+            ),
+        ]
+        return report.render(
+            sections,
+            title=f"which source for {', '.join(targets)}",
+            lead=lead,
+            lists=[("", lines)],
+            source_note="",
+            environment=environment,
+            flags_text=flags_text,
+            command=command,
+        )
+
+
+def _drawn(board: Board, caption: str, draw: Callable[[Board], Picture]) -> list[Block]:
+    return report.figure(caption, [draw(board)], "box wide", board.title)
+
+
+def _block(board: Board, notes: str) -> Block:
+    return Block(WORTH + notes, worth(board), heading=board.title)
+
+
+def worth(board: Board) -> Table:
+    """A row a score, the highest tau first; above them tau between halves of the seeds."""
+    columns = ["Score", "Tau", "Weighted tau", "Pearson", "Regret", "Regret of 3", "Over scratch", "Behind"]
+    rows: list[list[Cell]] = []
+    for name in ordered(board):
+        one = board.judged[name]
+        fractions = [cell(of) for of in (one.tau, one.weighted, one.pearson)]
+        points = [cell(of, 100) for of in (one.regret, one.regret_3, one.over_scratch)]
+        rows.append([(name, ""), *fractions, *points, cell(one.behind)])
+    half = NOTHING if np.isnan(board.half) else f"{board.half:.2f}"
+    blank = [(NOTHING, "")] * (len(columns) - 2)
+    return Table(board.title, columns, [*rows, [("the truth's own halves", ""), (half, ""), *blank]])
+
+
+def ordered(board: Board) -> list[str]:
+    """The scores, the highest tau first, those without one last."""
+    return sorted(board.judged, key=lambda name: -np.nan_to_num(board.judged[name].tau.value, nan=-2.0))
+
+
+def cell(of: Estimate, scale: float = 1.0) -> Cell:
+    """A value over its interval.
+
+    >>> cell(Estimate(0.5, 0.25, 0.75))
+    ('0.50', '0.25 to 0.75')
+    """
+    if np.isnan(of.value):
+        return NOTHING, ""
+    value, low, high = (f"{scale * number:.2f}".replace("-", "\N{MINUS SIGN}") for number in of)
+    return value, "" if np.isnan(of.low) else f"{low} to {high}"
+
+
+def intervals(board: Board) -> Picture:
+    """Tau and regret of every score with their intervals."""
+    names = ordered(board)[::-1]
+    figure = drawing.canvas(7.2, 0.9 + 0.26 * len(names))
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axes, key, scale in ((left, "tau", 1), (right, "regret", 100)):
+        for row, name in enumerate(names):
+            of = getattr(board.judged[name], key)
+            if not np.isnan(of.value):
+                axes.plot([scale * of.low, scale * of.high], [row, row], color=drawing.BLUE, linewidth=1.2)
+                axes.plot([scale * of.value], [row], "o", color=drawing.BLUE, markersize=4)
+        axes.axvline(0, color=drawing.GREY, linewidth=0.8, zorder=0)
+    if not np.isnan(board.half):
+        left.axvline(board.half, color=drawing.INK, linewidth=0.8, linestyle=":")
+    left.set_yticks(range(len(names)), names)
+    left.set_xlabel("tau")
+    right.set_xlabel("regret of the first choice (points)")
+    return figure, f"Tau and regret of {len(names)} scores, {board.title}."
+
+
+def scatter(board: Board) -> Picture:
+    """Every score against the truth, a panel each, a colour a target."""
+    names = ordered(board)
+    columns = 4
+    rows = -(-len(names) // columns)
+    figure = drawing.canvas(8.4, 0.5 + 1.8 * rows)
+    strokes = drawing.strokes(board.targets)
+    for place, name in enumerate(names):
+        axes = figure.add_subplot(rows, columns, place + 1)
+        for target, score, truth in zip(board.targets, board.scores[name], board.truths, strict=True):
+            known = np.isfinite(score)
+            for chosen, marker in ((known & ~board.trivial, "o"), (known & board.trivial, "x")):
+                label = drawing.plain(target) if marker == "o" and not place else None
+                colour = strokes[target][0]
+                axes.plot(score[chosen], 100 * truth[chosen], marker, color=colour, markersize=3.5, label=label)
+        axes.set_title(name)
+        axes.tick_params(labelsize=7)
+    figure.supylabel("test accuracy (%)", fontsize=9)
+    drawing.legend(figure)
+    return figure, f"Scores against test accuracy, a point a source, {board.title}."
