@@ -6,8 +6,6 @@ A 784-16-10 that PyTorch trained for 600 steps on the shipped MNIST, its weights
 from pathlib import Path
 
 import numpy as np
-import torch
-from safetensors.torch import save_file
 
 from tljax import data
 
@@ -16,6 +14,9 @@ FOLDER = Path(__file__).parent / "weights"
 
 def main() -> None:
     """Train, and write the weights, the card and the logits."""
+    import torch
+    from safetensors.torch import save_file
+
     task = data.load("mnist_10k")
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(784, 16), torch.nn.ReLU(), torch.nn.Linear(16, 10))

@@ -88,7 +88,7 @@ def saved(scratch: Sequence[tuple[int, float]], budget: int, accuracy: float | N
     `scratch` is (labels, accuracy), labels ascending. Text such as '>900' where scratch stays below it with all the
     labels there are, '<-9' where it is above it with the fewest; None where there are not two budgets.
 
-    >>> saved([(10, 0.2), (100, 0.4), (1000, 0.6)], 10, 0.4)
+    >>> round(saved([(10, 0.2), (100, 0.4), (1000, 0.6)], 10, 0.4), 6)
     90.0
     """
     if accuracy is None or len(scratch) < 2:
