@@ -65,7 +65,8 @@ def _flags(workdir: Path, made: Settings, program: str, more: Mapping[str, str])
         names = sorted((there.keys() | now.keys()) - {*LISTS, *PLACES, "eval", "verify"})
         differ = [f"--{n}={there.get(n, '')} there, {now.get(n, '')} here" for n in names if there.get(n) != now.get(n)]
         if differ:
-            raise InputError(f"'{workdir}' holds another experiment ({'; '.join(differ)}): choose another --workdir")
+            told = "; ".join(differ[:8]) + (f" and {len(differ) - 8} more" if differ[8:] else "")
+            raise InputError(f"'{workdir}' holds another experiment ({told}): choose another --workdir")
         for name in LISTS:
             old = there.get(name, "").split(",")
             now[name] = ",".join([*old, *(value for value in now[name].split(",") if value not in old)])
