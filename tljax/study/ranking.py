@@ -146,8 +146,8 @@ def _chosen(score: np.ndarray, truth: np.ndarray, first: int) -> float:
 def split_half(truths: ArrayLike) -> float:
     """Tau between the means of two halves of the seeds, averaged over all halvings: truths float [seeds, sources].
 
-    What no score can be expected to exceed by much: halves of the truth agree no better with each other. An odd seed
-    is in the second half. NaN for one seed.
+    How well the truth is known; its mean over all seeds is less noisy than either half, so a score may exceed this. An
+    odd seed is in the second half. NaN for one seed.
 
     >>> split_half([[0.1, 0.2, 0.3], [0.2, 0.3, 0.4]])
     1.0
