@@ -1,14 +1,20 @@
 """Scores of one source for one target, from its features on disk, kept beside them."""
 
 import json
+import os
+import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import softmax
+from threadpoolctl import threadpool_limits
 
 from experiments import budgets, features, fits, origin, transfer, workdir
 from experiments.options import Settings
@@ -106,19 +112,24 @@ def scored(folder: Path, one: Origin, task: Task, made: Settings, names: Sequenc
     took = round(time.perf_counter() - start, 3) if before is None else before
     hidden = features.read(place / stage, one, task, stage).train
     logits = features.read(place / head, one, task, head).train
-    labels, kept, found = np.asarray(task.train.labels), dict(known), {}
+    labels, kept = np.asarray(task.train.labels), dict(known)
+    wanted: dict[str, dict[str, list[str]]] = {}
+    missing: list[tuple[str, str, Seen]] = []
     for budget in made.train_examples:
-        each: dict[str, list[Score]] = {name: [] for name in names}
+        wanted[budget] = {name: [] for name in names}
         for seed, rows in drawn(made, budget, task, most).items():
             seen = Seen(hidden[rows], softmax(logits[rows].astype(float), axis=1), labels[rows])
             for name in names:
                 key = f"{name} {budget} {seed} {len(rows)} {_digest(rows)}"
-                if key not in kept:
-                    kept[key] = _timed(SCORES[name], seen)
-                each[name].append(Score(*kept[key]))
-        found[budget] = {name: _mean(values) for name, values in each.items()}
+                wanted[budget][name].append(key)
+                missing += [(key, name, seen)] if key not in kept else []
+    kept |= zip((key for key, _, _ in missing), _side_by_side([(name, seen) for _, name, seen in missing]), strict=True)
     if kept != known:
         workdir.replace(file, json.dumps({"seconds": took, "scores": kept}, indent=1) + "\n")
+    found = {
+        budget: {name: _mean([Score(*kept[key]) for key in keys]) for name, keys in of.items()}
+        for budget, of in wanted.items()
+    }
     return Scored(found, took)
 
 
@@ -137,18 +148,36 @@ def _known(file: Path) -> tuple[dict[str, tuple[float | None, float, str]], floa
         raise InputError(f"'{file}' cannot be read ({error}): delete it") from error
 
 
-def _timed(score: Callable[[Seen], float], seen: Seen) -> tuple[float | None, float, str]:
-    """A score, its seconds, and why it has no value or what it warns of."""
-    start = time.perf_counter()
-    with warnings.catch_warnings(record=True) as warned:
+def _side_by_side(asked: Sequence[tuple[str, Seen]]) -> Iterator[tuple[float | None, float, str]]:
+    """Of each its value, its seconds on one core, and why it has no value or what it warns of."""
+    with _heard() as said, threadpool_limits(1), ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from pool.map(lambda one: _timed(SCORES[one[0]], one[1], said), asked)
+
+
+@contextmanager
+def _heard() -> Iterator[dict[int, list[str]]]:
+    """{thread: what it warns of}: warnings are caught for all threads at once, or not at all."""
+    said: dict[int, list[str]] = defaultdict(list)
+
+    def hear(message: Warning | str, *rest: Any) -> None:
+        said[threading.get_ident()].append(str(message))
+
+    with warnings.catch_warnings():
         warnings.simplefilter("always")
-        try:
-            value, reason = score(seen), ""
-        except InputError as error:
-            value, reason = None, str(error)
-    if warned and not reason:
-        reason = " ".join(str(warned[0].message).split())[:200]
-    return value, round(time.perf_counter() - start, 4), reason
+        warnings.showwarning = hear  # type: ignore[assignment]
+        yield said
+
+
+def _timed(score: Callable[[Seen], float], seen: Seen, said: dict[int, list[str]]) -> tuple[float | None, float, str]:
+    own = said[threading.get_ident()]
+    own.clear()
+    start = time.perf_counter()
+    try:
+        value, reason = score(seen), ""
+    except InputError as error:
+        value, reason = None, str(error)
+    seconds = round(time.perf_counter() - start, 4)
+    return value, seconds, reason or " ".join(" ".join(own[:1]).split())[:200]
 
 
 def _mean(values: Sequence[Score]) -> Score:

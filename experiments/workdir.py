@@ -20,6 +20,9 @@ from tljax.types import InputError
 Line = dict[str, Any]
 """A line of results.jsonl: one fit."""
 
+_NO_FIT = ("eval", "verify", "sources", "scores", "score_examples", "resamples")
+"""What may change too: flags of compare and rank that decide which fits there are, and nothing of one."""
+
 
 @contextmanager
 def opened(made: Settings, program: str, more: Mapping[str, str] | None = None) -> Iterator[Path]:
@@ -62,7 +65,7 @@ def _flags(workdir: Path, made: Settings, program: str, more: Mapping[str, str])
         text = _text(file)
         head = text.splitlines()[0] + "\n" if text.startswith("#") else head
         there = dict(line[2:].partition("=")[::2] for line in text.splitlines() if line.startswith("--"))
-        names = sorted((there.keys() | now.keys()) - {*LISTS, *PLACES, "eval", "verify"})
+        names = sorted((there.keys() | now.keys()) - {*LISTS, *PLACES, *_NO_FIT})
         differ = [f"--{n}={there.get(n, '')} there, {now.get(n, '')} here" for n in names if there.get(n) != now.get(n)]
         if differ:
             told = "; ".join(differ[:8]) + (f" and {len(differ) - 8} more" if differ[8:] else "")

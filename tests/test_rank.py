@@ -145,12 +145,16 @@ def test_a_score_that_is_not_defined_is_none_and_says_why(many, tasks, tmp_path,
     assert all(one["nce"]["value"] is None and "two examples" in one["nce"]["reason"] for one in found)
 
 
-def test_a_warning_is_kept_with_the_score():
+def test_a_warning_is_kept_with_its_score(monkeypatch):
     def warns(seen):
         warnings.warn("did not\nconverge", stacklevel=1)
         return 1.0
 
-    assert scoring._timed(warns, None)[::2] == (1.0, "did not converge")
+    monkeypatch.setattr(scoring, "SCORES", {**scoring.SCORES, "warns": warns})
+    [found, silent] = scoring._side_by_side(
+        [("warns", None), ("nce", scoring.Seen(None, np.eye(2)[[0, 0, 1]], [0, 0, 1]))]
+    )
+    assert found[::2] == (1.0, "did not converge") and silent[::2] == (0.0, "")
 
 
 def test_a_dry_run_counts_the_fits(many, tasks, tmp_path, capsys):
@@ -241,3 +245,15 @@ def test_scores_apart_are_those_whose_difference_is_above_zero():
         "not told apart from good: none",
     )
     assert rank_report.apart(board(judged={})) == "no score ranks anything"
+
+
+def test_sources_and_scores_may_be_added_to_a_ranking(many, tasks, tmp_path, monkeypatch):
+    first, *others = many.split(",")
+    change = {"train_examples": "6/class", "target": tasks / "clothes.npz"}
+    rank.main(line(first, tasks, tmp_path / "w", scores="nce", **change))
+    before = told(tmp_path / "w")["scores"]
+    rank.main(line(many, tasks, tmp_path / "w", scores="nce,knn", **change))
+    after = told(tmp_path / "w")["scores"]
+    assert others and len(before) < len(after)
+    assert [one["nce"] for one in after[: len(before)]] == [one["nce"] for one in before]
+    assert all(0 <= one["knn"]["value"] <= 1 for one in after)

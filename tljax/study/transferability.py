@@ -109,18 +109,21 @@ def h_score_shrunk(features: ArrayLike, labels: ArrayLike) -> float:
     >>> round(h_score_shrunk([[1.0, 7.0], [3.0, 7.5], [-1.0, 7.5], [-3.0, 7.0]], [0, 0, 1, 1]), 3)
     0.642
     """
-    from sklearn.covariance import ledoit_wolf
+    from sklearn.covariance import ledoit_wolf_shrinkage
 
     x, y, classes = _checked(features, labels)
     x = centred(x)
     if not x.any():
         return 0.0
     x /= np.abs(x).max()
-    covariance, shrinkage = ledoit_wolf(x, assume_centered=True)
-    counts = np.bincount(y)
-    means = one_hot(y, classes).T @ x / counts[:, None]
-    explained = (means @ np.linalg.pinv(covariance, hermitian=True) * means).sum(axis=1) @ counts / len(y)
-    return float((1 - shrinkage) * explained)
+    shrinkage = ledoit_wolf_shrinkage(x, assume_centered=True)
+    # Class means lie where the examples vary, so that no other direction counts.
+    svd = decomposed(x)
+    variances = svd.s**2 / len(y)
+    shrunk = (1 - shrinkage) * variances + shrinkage * variances.sum() / x.shape[1]
+    sums = one_hot(y, classes).T @ svd.u
+    between = (sums**2 / np.bincount(y)[:, None]).sum(axis=0) * variances
+    return float((1 - shrinkage) * (between / shrunk).sum())
 
 
 def transrate(features: ArrayLike, labels: ArrayLike, epsilon: float = 1e-4) -> float:
