@@ -38,9 +38,7 @@ def table(params: Params, mask: Mask) -> list[Row]:
     [Row(path='b', shape=(3,), trained='trained', size=3, trained_size=3)]
     """
     rows = []
-    trained = jax.tree.leaves(static(params, mask))
-    leaves = zip(paths.names(params), jax.tree.leaves(params), jax.tree.leaves(mask), trained, strict=True)
-    for path, leaf, m, trains in leaves:
+    for path, leaf, m, trains in paths.items(params, mask, static(params, mask)):
         shape = tuple(jnp.shape(leaf))
         count = math.prod(shape)
         selected = count if trains else 0

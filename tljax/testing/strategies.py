@@ -188,9 +188,8 @@ def _each_phase(proof: _Proof) -> list[tuple[int, str, Any, Any, Any]]:
     """(phase, path, before, after, where it trains: bool or bool array) of every leaf."""
     rows = []
     for i, mask in enumerate(proof.fitted.masks):
-        trains = jax.tree.leaves(masks.static(proof.case.params, mask))
-        before, after = (jax.tree.leaves(tree) for tree in proof.fitted.params[i : i + 2])
-        found = zip(paths.names(proof.case.params), before, after, jax.tree.leaves(mask), trains, strict=True)
+        before, after = proof.fitted.params[i : i + 2]
+        found = paths.items(before, after, mask, masks.static(proof.case.params, mask))
         rows += [(i, path, b, a, masks.value(m) if t and masks.selects(m) else t) for path, b, a, m, t in found]
     return rows
 
