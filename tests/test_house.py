@@ -17,6 +17,7 @@ FLOORS = {
     "tljax.plugins": 1,
     "tljax.paths": 1,
     "tljax.heartbeat": 1,
+    "tljax.npz": 1,
     "tljax.seeds": 1,
     "tljax.data": 2,
     "tljax.models": 2,
@@ -39,6 +40,7 @@ FLOORS = {
 WITHIN_FLOOR = {
     ("tljax.plugins", "tljax.types"),
     ("tljax.plugins", "tljax.code"),
+    ("tljax.npz", "tljax.types"),
     ("tljax.paths", "tljax.types"),
     ("tljax.paths", "tljax.plugins"),
     ("tljax.evaluate", "tljax.parallel"),
