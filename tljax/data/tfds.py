@@ -77,6 +77,7 @@ def _idx_builder(name: str, data_dir: Path) -> Any:
     A copy that the stock builder prepared is read too, but has TFDS' shuffled order, hence another fingerprint.
     """
     import tensorflow_datasets as tfds
+    from PIL import Image
 
     stock: Any = tfds.builder_cls(name)
 
@@ -90,15 +91,8 @@ def _idx_builder(name: str, data_dir: Path) -> Any:
 
             def _info(self) -> Any:
                 info = super()._info()
-                return tfds.core.DatasetInfo(
-                    builder=self,
-                    description=info.description,
-                    features=info.features,
-                    supervised_keys=info.supervised_keys,
-                    homepage=info.homepage,
-                    citation=info.citation,
-                    disable_shuffling=True,
-                )
+                info.as_proto.disable_shuffling = True
+                return info
 
             def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
                 urls = {file: urllib.parse.urljoin(stock.URL, f"{file}.gz") for file in idx.FILES}
@@ -107,22 +101,12 @@ def _idx_builder(name: str, data_dir: Path) -> Any:
                 return {split: self._generate_examples(*(files[f] for f in half)) for split, half in halves.items()}
 
             def _generate_examples(self, pictures: Any, labels: Any) -> Iterator[tuple[int, dict[str, Any]]]:
-                pairs = zip(_unpacked(pictures), _unpacked(labels), strict=True)
+                # TFDS encodes PIL images by itself, arrays with TensorFlow.
+                pairs = zip(*(idx.read(Path(str(file))) for file in (pictures, labels)), strict=True)
                 for row, (picture, label) in enumerate(pairs):
-                    yield row, {"image": _png(picture), "label": int(label)}
+                    yield row, {"image": Image.fromarray(picture), "label": int(label)}
 
     return Builder(data_dir=data_dir)
-
-
-def _unpacked(file: Any) -> np.ndarray:
-    return idx.read(Path(str(file)))
-
-
-def _png(picture: np.ndarray) -> Any:
-    # TFDS encodes PIL images by itself, arrays with TensorFlow.
-    from PIL import Image
-
-    return Image.fromarray(picture)
 
 
 def _features(name: str, builder: Any) -> tuple[str, str]:
