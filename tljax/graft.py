@@ -60,19 +60,16 @@ def plan(
         else:
             rows.append(_kept(path, origin.get(path), leaf, given))
     taken = {row.source for row in rows}
-    for path in given.keys() - taken:
-        place = next(to for to, come in origin.items() if come == path)
-        if not (is_fresh(place) or is_zero(place)):
+    for place, path in origin.items():
+        shape = tuple(jnp.shape(given[path]))
+        if path not in taken and not (is_fresh(place) or is_zero(place)):
             raise InputError(
-                f"source leaf '{path}' {tuple(jnp.shape(given[path]))} has no place in the target, whose leaves are "
-                f"{sorted(wanted)}: is the source of another model?"
+                f"source leaf '{path}' {shape} has no place in the target, whose leaves are {sorted(wanted)}: is the "
+                "source of another model?"
             )
-    dropped = (
-        Row("dropped", None, path, tuple(jnp.shape(given[path])), _dtype(given[path]))
-        for path in given
-        if path not in taken
-    )
-    return (*rows, *dropped)
+        if path not in taken:
+            rows.append(Row("dropped", None, path, shape, _dtype(given[path])))
+    return tuple(rows)
 
 
 def _renamed(given: Iterable[str], rename: Mapping[str, str]) -> dict[str, str]:
