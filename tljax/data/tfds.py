@@ -19,17 +19,13 @@ from tljax.plugins import nearest
 from tljax.types import InputError, Split, Task
 
 
-def options(*, train: str = "", test: str = "") -> tuple[str, str]:
-    """The options of a TFDS name: which split (in TFDS' own words, slices too) to train on, and to test on."""
-    return train, test
-
-
 def prepare(
     name: str, splits: tuple[str, str], data_dir: Path, manual_dir: Path | None, shape: Shape | None
 ) -> tuple[list[Path], Callable[[], Task]]:
     """The files of a data set under `data_dir`, downloaded and prepared if they are not there, and how to decode them.
 
-    `name` is `name` or `name/config`; `splits` of "" are the default ones: "train"; and "test", else "validation".
+    `name` is `name` or `name/config`. `splits`, to train and to test on, are in TFDS' own words, slices too; those of
+    "" are "train", and "test", else "validation".
     Raises InputError for an unknown name, config or split, a data set without an image and a class label, splits
     that share examples, and one that needs the network or TensorFlow to be prepared and cannot have it.
     """
