@@ -32,6 +32,7 @@ FLOORS = {
     "tljax.optimizer": 3,
     "tljax.named_optimizer": 3,
     "tljax.prefix": 3,
+    "tljax.ready": 3,
     "tljax.train": 4,
     "tljax.testing": 4,
     "tljax.study": 5,

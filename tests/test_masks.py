@@ -519,5 +519,5 @@ def test_lint_accepts_phases_and_leaves_strategies_to_their_boundary():
 
 def test_a_mask_that_can_be_called_is_a_mask_all_the_same():
     assert not masks.is_strategy(Plain(True, {"bias": True}))
-    with pytest.raises(InputError, match="phase 0: the mask freezes every leaf"):
+    with pytest.raises(InputError, match=r"^the mask freezes every leaf"):
         masks.lint_phases(TREES["dataclass"], [Phase(0.0, Plain(False, {"bias": False}))])

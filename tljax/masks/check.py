@@ -73,7 +73,7 @@ def _lint_leaf(path: str, leaf: Any, m: Any) -> None:
 
 
 def lint_phases(params: Params, phases: Sequence[Phase], fresh: Mask | None = None) -> None:
-    """Raise InputError, naming the phase, for phases that cannot be meant.
+    """Raise InputError, naming the phase where there are several, for phases that cannot be meant.
 
     Anything but a sequence of one Phase or more; starts that are not finite, do not begin at 0, do not strictly
     increase or reach 1; a mask that `lint` refuses, a fresh leaf that is frozen in any phase among it. A mask that
@@ -97,7 +97,7 @@ def lint_phases(params: Params, phases: Sequence[Phase], fresh: Mask | None = No
             try:
                 lint(params, phase.mask, fresh)
             except InputError as error:
-                raise InputError(f"phase {i}: {error}") from error
+                raise InputError(f"phase {i}: {error}" if len(phases) > 1 else str(error)) from error
 
 
 def is_strategy(mask: Any) -> bool:

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from tljax import masks, models, paths, plugins, train
+from tljax import masks, models, paths, plugins, ready, train
 from tljax.testing import fits, grounds
-from tljax.testing.cases import Case, ask, at_boundary, case, evaluate, shown
+from tljax.testing.cases import Case, ask, at_boundary, case, evaluate
 from tljax.testing.lines import Check, changed, copy, line, same_bytes
 from tljax.types import Context, InputError, Mask, Method, Params
 
@@ -70,20 +70,13 @@ def _lint(method: Method, options: Mapping[str, Any], ground: grounds.Ground) ->
     seen: list[Case] = []
 
     def promise() -> str:
-        _lint_all(found.params, phases, None)
+        masks.lint_phases(found.params, phases)
         seen.append(found._replace(phases=phases, evaluated=evaluate(found, phases)))
-        _lint_all(found.params, seen[0].evaluated, None)
+        masks.lint_phases(found.params, seen[0].evaluated)
         return ", then ".join(_count(found.params, phase.mask) for phase in seen[0].evaluated)
 
     check = line(name, promise)
     return check, seen[0] if check.passed else None
-
-
-def _lint_all(params: Params, phases: Sequence[Any], fresh: Mask | None) -> None:
-    """As the lint of an experiment; the number of the phase is named only if there are several."""
-    if len(phases) == 1 and not masks.is_strategy(phases[0].mask):
-        masks.lint(params, phases[0].mask, fresh)
-    masks.lint_phases(params, phases, fresh)
 
 
 def _count(params: Params, mask: Mask) -> str:
@@ -106,11 +99,11 @@ def _on_all(proof: Callable[[Case], None], cases: Sequence[Case]) -> str:
 
 
 def _fresh(found: Case) -> None:
-    _lint_all(found.params, found.evaluated, found.must)
+    masks.lint_phases(found.params, found.evaluated, found.must)
 
 
 def _untouched(found: Case) -> None:
-    params, context = copy(found.params), shown(found.context)
+    params, context = copy(found.params), ready.shown(found.context)
     for phase in ask(found, params, context):
         if masks.is_strategy(phase.mask):
             phase.mask(params, context)
@@ -133,7 +126,7 @@ def _deterministic(found: Case) -> None:
 def _abstract(found: Case) -> None:
     shapes, source = jax.eval_shape(lambda: (found.params, found.ground.source))
     remedy = "shapes alone do not give the same mask: if it depends on values, set DATA_DRIVEN = True"
-    context: Context = shown(found.context)._replace(source_params=source, gradient=None, fisher=None)
+    context: Context = ready.shown(found.context)._replace(source_params=source, gradient=None, fisher=None)
     try:
         abstract = ask(found, shapes, context)
     except (Exception, SystemExit) as error:
