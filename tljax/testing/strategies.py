@@ -246,7 +246,8 @@ def _outputs(proof: _Proof) -> str:
         paths.same_structure(found.ordinary, start, "the tree before adapt", "the merged tree")
     before, after = (np.asarray(models.apply(proof.model, tree, images)) for tree in (start, end))
     source = np.asarray(models.apply(proof.model, found.ordinary, images))
-    ran = np.asarray(jax.jit(train.forward(proof.fitted.programs[-1]))(proof.fitted.params[-1], images))
+    forward = jax.jit(train.forward(proof.model, found.merge))
+    ran = np.asarray(forward(proof.fitted.params[-1], images))
     for what, one, other in (("adapt changes", source, before), ("merge changes", ran, after)):
         apart = float(np.abs(one - other).max())
         assert apart <= _ROUNDING, f"{what} the outputs by {apart:.1e}"
