@@ -191,7 +191,7 @@ def _validate(
         return None
     images = evaluate.padded(np.asarray(field.task.train.images)[chosen])
     one = jax.tree.map(lambda leaf: leaf[None], params)
-    logits = evaluate.logits(train.forward(program), one, (images,), len(chosen))[0]
+    logits = evaluate.logits(train.forward(program.model, program.merge), one, (images,), len(chosen))[0]
     return evaluate.metrics(logits, np.asarray(field.task.train.labels)[chosen])
 
 

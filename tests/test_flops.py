@@ -34,13 +34,14 @@ def lowered(strategy, hidden=(512,), cached=False, optimizer="sgd"):
     state = segment.begin(program, whole, given, jnp.ones(1))
     means = train.Means(store=prefix.Store(10**9) if cached else None)
     short, views = layout.shortened(program, [trial], whole, 1, IMAGES, 10**9, means)
-    assert (views is not None) == cached
+    assert (views[0] is not IMAGES) == cached
     trained, frozen = masks.split(whole, segment.static(program))
-    data = ((IMAGES,) if views is None else views, LABELS)
     rows = train.capacity(BATCH)
     order_, rates = jnp.zeros((1, rows, BATCH), jnp.int32), jnp.zeros((1, rows))
     return (
-        segment.segment.lower(short, segment.Layout(), trained, state, frozen, given, data, order_, rates, (0, 0, 1)),
+        segment.segment.lower(
+            short, segment.Layout(), trained, state, frozen, given, (views, LABELS), order_, rates, (0, 0, 1)
+        ),
         state,
     )
 

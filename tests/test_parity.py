@@ -45,10 +45,10 @@ def trained_by_tljax(strategy, optimizer):
     ends = sorted({STEPS, *(start for start, _ in phases[1:])})
     *_, (state, _) = train.fit(program, [trial], jnp.asarray(FEATURES), jnp.asarray(LABELS), ends)
     flat = [
-        {name: np.asarray(leaf) for name, leaf in zip(paths.names(tree), jax.tree.leaves(tree), strict=True)}
+        {name: np.asarray(leaf) for name, leaf in paths.items(tree)}
         for tree in (params, jax.tree.map(lambda leaf: leaf[0], state.params))
     ]
-    return *flat, phases, dict(zip(paths.names(fresh), jax.tree.leaves(fresh), strict=True))
+    return *flat, phases, dict(paths.items(fresh))
 
 
 def gradients(p, rows):
@@ -83,7 +83,7 @@ def trained_by_numpy(strategy, optimizer, start, phases, fresh):
     p, memories = {name: leaf.copy() for name, leaf in start.items()}, {name: {} for name in start}
     for step in range(STEPS):
         mask = [m for first, m in phases if first <= step][-1]
-        scale = dict(zip(paths.names(mask), map(float, jax.tree.leaves(mask)), strict=True))
+        scale = {name: float(m) for name, m in paths.items(mask)}
         rows = order(step, step + 1)[0]
         g = gradients(p, rows[rows >= 0])
         if strategy == "l2_sp":

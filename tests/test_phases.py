@@ -67,7 +67,7 @@ def trained(name):
 
 def numpy_adam(clip):
     """Adam with a count a leaf, clipped over all leaves that train: what phases promise, in float64."""
-    p = {name: np.array(leaf) for name, leaf in zip(paths.names(PARAMS), jax.tree.leaves(PARAMS), strict=True)}
+    p = {name: np.array(leaf) for name, leaf in paths.items(PARAMS)}
     m, v, t, seen = {}, {}, {}, []
     for i, on in enumerate(FREED):
         trained = [name for name in p if name.split("/")[0] in on]
@@ -90,7 +90,7 @@ def numpy_adam(clip):
 def test_clipped_adam_over_four_phases_equals_numpy_in_float64():
     with jax.enable_x64(True):
         for (params, _), expected in zip(train(OPTIMIZERS["clipped adam"]), numpy_adam(0.5), strict=True):
-            for name, leaf in zip(paths.names(params), jax.tree.leaves(params), strict=True):
+            for name, leaf in paths.items(params):
                 np.testing.assert_allclose(leaf, expected[name], rtol=1e-12, atol=1e-12)
 
 

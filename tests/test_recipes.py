@@ -32,7 +32,7 @@ def recipe(request):
 
 
 def named(tree):
-    return dict(zip(paths.names(tree), map(np.asarray, jax.tree.leaves(tree)), strict=True))
+    return {path: np.asarray(leaf) for path, leaf in paths.items(tree)}
 
 
 def by_hand(loss, params, phases):

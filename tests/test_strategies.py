@@ -99,7 +99,7 @@ def start(name):
 
 
 def leaves(tree):
-    return dict(zip(paths.names(tree), jax.tree.leaves(tree), strict=True))
+    return dict(paths.items(tree))
 
 
 def trained(mask):

@@ -170,6 +170,16 @@ def test_an_adapt_that_moves_the_start_is_found():
     assert failed(check_strategy(Method(lora.strategy, moves, lora.merge))) == {"adapt and merge keep the outputs"}
 
 
+def test_an_added_leaf_that_stays_frozen_is_found():
+    from tljax.strategies import lora
+
+    def head_alone(params, context):
+        return masks.under(params, context.stages[-1:])
+
+    method = Method(head_alone, lora.adapt, lora.merge)
+    assert failed(check_strategy(method)) == {"new leaves train in every phase"}
+
+
 def test_a_model_of_ones_own_goes_first(tmp_path):
     (tmp_path / "mine.py").write_text("from tljax.models.mlp import model\n")
     checks = check_strategy("head_only", model=f"{tmp_path}/mine.py:model")

@@ -38,11 +38,13 @@ class _Leaf(NamedTuple):
     shape: tuple[int, ...]
     sha256: str
 
-    def __str__(self) -> str:
-        return f"{self.dtype}{list(self.shape)}"
-
 
 _Leaves = Mapping[str, Mapping[str, _Leaf]]
+
+
+def _kind(leaf: Any) -> str:
+    """Such as 'float32[3, 2]', of an array or of what is said of one."""
+    return f"{leaf.dtype}{list(leaf.shape)}"
 
 
 def flatten(params: Params) -> Flat:
@@ -73,8 +75,7 @@ def unflatten(flat: Mapping[str, Any], like: Params) -> Params:
     keys = {path for path, leaf in paths.items(like) if is_key(leaf)}
     known = {path: jax.eval_shape(_plain, leaf) if path in keys else leaf for path, leaf in paths.items(like)}
     for path in sorted(known.keys() | flat.keys()):
-        there = f"{flat[path].dtype}{list(flat[path].shape)}" if path in flat else "absent"
-        here = f"{known[path].dtype}{list(known[path].shape)}" if path in known else "absent"
+        there, here = (_kind(tree[path]) if path in tree else "absent" for tree in (flat, known))
         if there != here:
             raise InputError(f"leaf '{path}' is {there} in the checkpoint, {here} in the model: they do not match")
     leaves = [jax.random.wrap_key_data(flat[path]) if path in keys else flat[path] for path in known]
@@ -257,8 +258,8 @@ def _require_declared(directory: Path, leaves: _Leaves) -> None:
     total = 0
     for name, path, leaf in _each(_full(leaves)):
         found = stored[name][path]
-        if f"{found.dtype}{list(found.shape)}" != str(leaf):
-            raise _damaged(directory, name, path, f"is {found.dtype}{list(found.shape)}, and said to be {leaf}")
+        if _kind(found) != _kind(leaf):
+            raise _damaged(directory, name, path, f"is {_kind(found)}, and said to be {_kind(leaf)}")
         if found.storage.chunk_shape != leaf.shape:
             raise _damaged(directory, name, path, "is not stored in one piece")
         total += math.prod(leaf.shape) * np.dtype(found.dtype).itemsize

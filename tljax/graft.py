@@ -52,27 +52,23 @@ def plan(
     is_fresh, is_zero = paths.inside(fresh), paths.inside(zero)
     rows = []
     for path, leaf in wanted.items():
-        shape, dtype = tuple(jnp.shape(leaf)), _dtype(leaf)
         if is_zero(path):
-            rows.append(Row("zeroed", path, None, shape, dtype))
+            rows.append(Row("zeroed", path, None, *_kind(leaf)))
         elif source is None or is_fresh(path):
-            rows.append(Row("drawn anew", path, None, shape, dtype))
+            rows.append(Row("drawn anew", path, None, *_kind(leaf)))
         else:
             rows.append(_kept(path, origin.get(path), leaf, given))
     taken = {row.source for row in rows}
-    for path in given.keys() - taken:
-        place = next(to for to, come in origin.items() if come == path)
-        if not (is_fresh(place) or is_zero(place)):
+    for place, path in origin.items():
+        shape, dtype = _kind(given[path])
+        if path not in taken and not (is_fresh(place) or is_zero(place)):
             raise InputError(
-                f"source leaf '{path}' {tuple(jnp.shape(given[path]))} has no place in the target, whose leaves are "
-                f"{sorted(wanted)}: is the source of another model?"
+                f"source leaf '{path}' {shape} has no place in the target, whose leaves are {sorted(wanted)}: is the "
+                "source of another model?"
             )
-    dropped = (
-        Row("dropped", None, path, tuple(jnp.shape(given[path])), _dtype(given[path]))
-        for path in given
-        if path not in taken
-    )
-    return (*rows, *dropped)
+        if path not in taken:
+            rows.append(Row("dropped", None, path, shape, dtype))
+    return tuple(rows)
 
 
 def _renamed(given: Iterable[str], rename: Mapping[str, str]) -> dict[str, str]:
@@ -95,24 +91,24 @@ def _renamed(given: Iterable[str], rename: Mapping[str, str]) -> dict[str, str]:
 
 
 def _kept(path: str, come: str | None, leaf: Params, given: Mapping[str, Params]) -> Row:
-    shape, dtype = tuple(jnp.shape(leaf)), _dtype(leaf)
+    shape, dtype = _kind(leaf)
     if come is None:
         raise InputError(
             f"target leaf '{path}' {shape} is not in the source, whose leaves are {sorted(given)}: is the source of "
             "another model?"
         )
-    there, kind = tuple(jnp.shape(given[come])), _dtype(given[come])
-    if there != shape or kind != dtype:
+    there = _kind(given[come])
+    if there != (shape, dtype):
         raise InputError(
-            f"source leaf '{come}' is {kind}{list(there)}, target leaf '{path}' is {dtype}{list(shape)}: the source "
-            "is of another model or shape; draw the stage anew or build the same model"
+            f"source leaf '{come}' is {there[1]}{list(there[0])}, target leaf '{path}' is {dtype}{list(shape)}: the "
+            "source is of another model or shape; draw the stage anew or build the same model"
         )
     return Row("copied" if come == path else "renamed", path, come, shape, dtype)
 
 
-def _dtype(leaf: Any) -> str:
-    """Of an array as it is: JAX would name a float64 of NumPy's float32, and convert it in silence."""
-    return str(leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf))
+def _kind(leaf: Any) -> tuple[tuple[int, ...], str]:
+    """Shape and dtype of a leaf as it is: JAX would name a float64 of NumPy's float32, and convert it in silence."""
+    return tuple(jnp.shape(leaf)), str(leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf))
 
 
 def apply(plan: Plan, source: Params | None, target: Params) -> tuple[Params, Mask]:

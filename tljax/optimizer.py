@@ -61,8 +61,7 @@ def masked(
         born = _born(trained, ages)
         if len(born) < 2:
             return state
-        own = _parts(trained, state).own()
-        return Cohorts(state, (own,) * (len(born) - 1))
+        return Cohorts(state, (_parts(trained, state).own(),) * (len(born) - 1))
 
     def update(
         updates: Params, state: optax.OptState, params: Params | None = None, **extra: Any
@@ -71,7 +70,7 @@ def masked(
         still = jax.tree.map(_nothing, frozen)
         if not jax.tree.leaves(trained):
             return masks.join(trained, still), state
-        gradients = _over(mask, trained, lambda g, m: jnp.where(m, g, jnp.zeros_like(g)) if _selects(m) else g)
+        gradients = _over(mask, trained, lambda g, m: jnp.where(m, g, jnp.zeros_like(g)) if masks.selects(m) else g)
         held = None if params is None else masks.split(params, mask)[0]
         _check_state(inner, trained, ages, state)
         changes, state = _update(inner, gradients, state, held, ages, extra)
@@ -138,12 +137,11 @@ def carry(
     if not jax.tree.leaves(old) or not jax.tree.leaves(new):
         return fresh
     old_born, new_born = _born(old, before[1]), _born(new, after[1])
-    there = _parts(old, state.state if len(old_born) > 1 else state)
-    here = _parts(new, fresh.state if len(new_born) > 1 else fresh)
-    counters = dict(zip(old_born, (there.own(), *(state.younger if len(old_born) > 1 else ())), strict=True))
-    was = dict(zip(paths.names(old), _of_trained(old, before[1]), strict=True))
-    now = dict(zip(paths.names(new), _of_trained(new, after[1]), strict=True))
-    kept = {name for name, age in now.items() if was.get(name) == age}
+    there, here = _parts(old, _opened(state).state), _parts(new, _opened(fresh).state)
+    counters = dict(zip(old_born, (there.own(), *_opened(state).younger), strict=True))
+    was = set(zip(paths.names(old), _of_trained(old, before[1]), strict=True))
+    now = set(zip(paths.names(new), _of_trained(new, after[1]), strict=True))
+    kept = {name for name, _ in was & now}
     nodes = [
         _carried(*pair, old, new, kept, schedule) for pair in zip(there.nodes, here.nodes, here.kinds, strict=True)
     ]
@@ -163,6 +161,11 @@ def _carried(was: Any, fresh: Any, kind: str, old: Params, new: Params, kept: se
     if kind == "live" or (kind == "schedule" and schedule == "continue"):
         return was
     return fresh
+
+
+def _opened(state: optax.OptState) -> Cohorts:
+    """A state as that of cohorts, be it of one."""
+    return state if isinstance(state, Cohorts) else Cohorts(state, ())
 
 
 def _born(trained: Params, ages: Ages | None) -> list[int]:
@@ -256,10 +259,9 @@ def _check_state(
 ) -> None:
     """Raise InputError for the state of another mask, whose own failure would be cryptic or silent."""
     born = _born(trained, ages)
-    whole = state.state if isinstance(state, Cohorts) else state
+    whole, younger = _opened(state)
     wanted: Any = jax.tree.structure(jax.eval_shape(tx.init, trained))
-    count = 1 + len(state.younger) if isinstance(state, Cohorts) else 1
-    if wanted != jax.tree.structure(whole) or count != len(born):
+    if wanted != jax.tree.structure(whole) or 1 + len(younger) != len(born):
         raise InputError(
             "the optimizer's state is of another mask or other ages: at a phase boundary, make it fit with "
             "optimizer.carry; otherwise call init with this mask"
@@ -270,12 +272,8 @@ def _over(mask: Mask, tree: Params, function: Any) -> Params:
     return jax.tree.map(lambda m, leaf: None if leaf is None else function(leaf, m), mask, tree)
 
 
-def _selects(m: Any) -> bool:
-    return isinstance(m, np.ndarray | jax.Array) and np.ndim(m) > 0
-
-
 def _finish(update: Any, m: Any) -> Any:
-    if _selects(m):
+    if masks.selects(m):
         return jnp.where(m, update, -jnp.zeros_like(update))
     if isinstance(m, bool | np.bool_):
         return update

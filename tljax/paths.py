@@ -31,13 +31,13 @@ def names(tree: Any) -> list[str]:
     return found
 
 
-def items(tree: Any) -> Iterator[tuple[str, Any]]:
-    """(path, leaf) of each leaf, in the order of `jax.tree.leaves`; raises InputError as `names` does.
+def items(tree: Any, *rest: Any) -> Iterator[tuple[Any, ...]]:
+    """(path, leaf, ...) of each leaf, over trees of one structure; raises InputError as `names` does.
 
-    >>> dict(items({"head": {"bias": 0.0}}))
-    {'head/bias': 0.0}
+    >>> list(items({"head": {"bias": 0.0}}, {"head": {"bias": True}}))
+    [('head/bias', 0.0, True)]
     """
-    return zip(names(tree), jax.tree.leaves(tree), strict=True)
+    return zip(names(tree), *map(jax.tree.leaves, (tree, *rest)), strict=True)
 
 
 def _name(path: tuple[Any, ...]) -> str:

@@ -11,15 +11,13 @@ reach the first stage divided by 255 and nothing else, so that a network which l
 them by its first stage. What is pickled is never read.
 """
 
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from tljax import graft, paths, plugins
+from tljax import graft, npz, paths, plugins
 from tljax.types import InputError, Params
 
 SUFFIXES = (".safetensors", ".npz")
@@ -66,7 +64,7 @@ def read(file: Path) -> dict[str, np.ndarray]:
         raise InputError(f"'{file}' is no {' or '.join(SUFFIXES)} file: convert it")
     if not file.is_file():
         raise InputError(f"'{file}' does not exist: give the path of a {file.suffix} file")
-    return _safetensors(file) if file.suffix == ".safetensors" else _npz(file)
+    return _safetensors(file) if file.suffix == ".safetensors" else npz.read(file)
 
 
 def _safetensors(file: Path) -> dict[str, np.ndarray]:
@@ -78,19 +76,6 @@ def _safetensors(file: Path) -> dict[str, np.ndarray]:
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"'{file}' cannot be read as safetensors ({reason}): save it again, as float32") from error
-
-
-def _npz(file: Path) -> dict[str, np.ndarray]:
-    try:
-        with file.open("rb") as stream:
-            archive = np.load(stream, allow_pickle=False)
-            if isinstance(archive, np.ndarray):
-                raise InputError(f"'{file}' is a single array (.npy): save named arrays with numpy.savez")
-            return {name: archive[name] for name in archive.files}
-    except InputError:
-        raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"'{file}' cannot be read as .npz ({error}): save it again with numpy.savez") from error
 
 
 def grafted(arrays: Mapping[str, np.ndarray], rules: Sequence[Rule], like: Params) -> Params:

@@ -17,7 +17,7 @@ from pathlib import Path
 from tljax.data import derive, files, idx, tfds
 from tljax.data.cache import Prepare, cached
 from tljax.data.images import Shape
-from tljax.plugins import Spec, bind, nearest, parse
+from tljax.plugins import Spec, nearest, parse
 from tljax.types import InputError, Task
 
 __all__ = ["load"]
@@ -80,7 +80,7 @@ def _source(name: str, spec: Spec, root: Path, manual: Path | None, shape: Shape
         file = Path(spec.name).expanduser().absolute()
         return ["npz", str(file)], lambda: files.prepare_npz(name, file, shape)
     _takes(spec, ("train", "test"))
-    splits = tfds.options(**bind(tfds.options, spec.options, f"data set '{spec.name}'"))
+    splits = spec.options.get("train", ""), spec.options.get("test", "")
     if spec.name in idx.COMPLETE and manual and not any(splits) and _by_hand(spec.name, manual, root):
         folder = manual / spec.name
         return ["idx", spec.name, str(folder)], lambda: idx.prepare(spec.name, folder, shape)

@@ -49,11 +49,8 @@ def cached(name: str, folder: Path, prepare: Prepare) -> Task:
 
 
 def _stamps(sources: Iterable[Path]) -> dict[str, list[int]]:
-    stamps = {}
-    for source in sources:
-        stat = os.stat(source)
-        stamps[str(source)] = [stat.st_size, stat.st_mtime_ns]
-    return stamps
+    stats = ((source, source.stat()) for source in sources)
+    return {str(source): [stat.st_size, stat.st_mtime_ns] for source, stat in stats}
 
 
 def _read(name: str, folder: Path) -> Task | None:

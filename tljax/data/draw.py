@@ -30,21 +30,6 @@ def words(seed: int, stream: int, first: int, rows: int, n: int) -> np.ndarray:
     return generator.random_raw(rows * counters * 4).reshape(rows, -1)[:, :n]
 
 
-def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
-    """The order of `n` examples in one epoch: int32 [n].
-
-    The stable argsort of n 64-bit words of Philox with key (seed, 0), from counter epoch * ceil(n / 4) on.
-
-    >>> permutation(0, 0, 5).tolist()
-    [0, 2, 1, 4, 3]
-    """
-    return _permutations(seed, epoch, 1, n)[0]
-
-
-def _permutations(seed: int, first: int, epochs: int, n: int) -> np.ndarray:
-    return np.argsort(words(seed, _ORDER, first, epochs, n), axis=1, kind="stable").astype(np.int32)
-
-
 def order(
     seed: int, n: int, batch: int, start: int, stop: int, *, epochs: bool, subset: np.ndarray | None = None
 ) -> np.ndarray:
@@ -52,6 +37,7 @@ def order(
 
     With `epochs` each epoch is ceil(n / batch) rows, the last one filled up with -1 (an example of weight 0).
     Without, the rows run on through one permutation after the other, so no row is short and batch > n is fine.
+    An epoch is the stable argsort of n words of Philox with key (seed, 0), from counter epoch * ceil(n / 4) on.
     Rows depend on (seed, n, batch, step) alone: any stretch can be drawn without those before it. `subset`
     (int32 [n]) puts its own entries for the positions 0 .. n - 1.
 
@@ -67,7 +53,7 @@ def order(
     length = -(-n // batch) * batch if epochs else n
     first, last = start * batch // length, -(-stop * batch // length)
     positions = np.full((last - first, length), -1, np.int32)
-    positions[:, :n] = _permutations(seed, first, last - first, n)
+    positions[:, :n] = np.argsort(words(seed, _ORDER, first, last - first, n), axis=1, kind="stable")
     rows = positions.reshape(-1)[start * batch - first * length : stop * batch - first * length]
     if subset is not None:
         rows = np.where(rows < 0, np.int32(-1), np.asarray(subset, np.int32)[rows])

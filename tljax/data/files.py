@@ -1,12 +1,11 @@
 """Data of one's own: a folder of pictures, or an .npz file of arrays."""
 
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
+from tljax import npz
 from tljax.data import images
 from tljax.data.checks import checked
 from tljax.data.images import Shape
@@ -95,36 +94,17 @@ def arrays(file: Path, wanted: Mapping[str, tuple[str, ...]]) -> dict[str, np.nd
 
     Raises InputError for a file that cannot be read, one that lacks an array or has it twice, and Python objects.
     """
+    there = npz.read(file, [spelling for of in wanted.values() for spelling in of])
     found = {}
-    try:
-        # Opened here: np.load leaves a damaged file open.
-        with file.open("rb") as stream:
-            archive = np.load(stream, allow_pickle=False)
-            if isinstance(archive, np.ndarray):
-                raise InputError(f"'{file}' is a single array (.npy): save named arrays with numpy.savez")
-            for what, spellings in wanted.items():
-                present = [s for s in spellings if s in archive.files]
-                if len(present) > 1:
-                    raise InputError(f"'{file}' has both {' and '.join(present)}: keep one as the {what}")
-                if not present and what != "class names":
-                    raise InputError(f"'{file}' has no {what}: name an array {' or '.join(spellings)}")
-                if present:
-                    found[what] = _array(file, archive, present[0])
-    except InputError:
-        raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"'{file}' cannot be read as .npz ({error}): save it again with numpy.savez") from error
+    for what, spellings in wanted.items():
+        present = [s for s in spellings if s in there]
+        if len(present) > 1:
+            raise InputError(f"'{file}' has both {' and '.join(present)}: keep one as the {what}")
+        if not present and what != "class names":
+            raise InputError(f"'{file}' has no {what}: name an array {' or '.join(spellings)}")
+        if present:
+            found[what] = there[present[0]]
     return found
-
-
-def _array(file: Path, archive: "np.lib.npyio.NpzFile", key: str) -> np.ndarray:
-    try:
-        array: np.ndarray = archive[key]
-    except ValueError as error:
-        if "Object arrays" not in str(error):
-            raise
-        raise InputError(f"'{file}': '{key}' holds Python objects (pickle): save it as numbers or strings") from error
-    return array
 
 
 def _shaped(name: str, array: np.ndarray, shape: Shape | None) -> np.ndarray:

@@ -19,17 +19,13 @@ from tljax.plugins import nearest
 from tljax.types import InputError, Split, Task
 
 
-def options(*, train: str = "", test: str = "") -> tuple[str, str]:
-    """The options of a TFDS name: which split (in TFDS' own words, slices too) to train on, and to test on."""
-    return train, test
-
-
 def prepare(
     name: str, splits: tuple[str, str], data_dir: Path, manual_dir: Path | None, shape: Shape | None
 ) -> tuple[list[Path], Callable[[], Task]]:
     """The files of a data set under `data_dir`, downloaded and prepared if they are not there, and how to decode them.
 
-    `name` is `name` or `name/config`; `splits` of "" are the default ones: "train"; and "test", else "validation".
+    `name` is `name` or `name/config`. `splits`, to train and to test on, are in TFDS' own words, slices too; those of
+    "" are "train", and "test", else "validation".
     Raises InputError for an unknown name, config or split, a data set without an image and a class label, splits
     that share examples, and one that needs the network or TensorFlow to be prepared and cannot have it.
     """
@@ -77,6 +73,7 @@ def _idx_builder(name: str, data_dir: Path) -> Any:
     A copy that the stock builder prepared is read too, but has TFDS' shuffled order, hence another fingerprint.
     """
     import tensorflow_datasets as tfds
+    from PIL import Image
 
     stock: Any = tfds.builder_cls(name)
 
@@ -90,15 +87,8 @@ def _idx_builder(name: str, data_dir: Path) -> Any:
 
             def _info(self) -> Any:
                 info = super()._info()
-                return tfds.core.DatasetInfo(
-                    builder=self,
-                    description=info.description,
-                    features=info.features,
-                    supervised_keys=info.supervised_keys,
-                    homepage=info.homepage,
-                    citation=info.citation,
-                    disable_shuffling=True,
-                )
+                info.as_proto.disable_shuffling = True
+                return info
 
             def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
                 urls = {file: urllib.parse.urljoin(stock.URL, f"{file}.gz") for file in idx.FILES}
@@ -107,22 +97,12 @@ def _idx_builder(name: str, data_dir: Path) -> Any:
                 return {split: self._generate_examples(*(files[f] for f in half)) for split, half in halves.items()}
 
             def _generate_examples(self, pictures: Any, labels: Any) -> Iterator[tuple[int, dict[str, Any]]]:
-                pairs = zip(_unpacked(pictures), _unpacked(labels), strict=True)
+                # TFDS encodes PIL images by itself, arrays with TensorFlow.
+                pairs = zip(*(idx.read(Path(str(file))) for file in (pictures, labels)), strict=True)
                 for row, (picture, label) in enumerate(pairs):
-                    yield row, {"image": _png(picture), "label": int(label)}
+                    yield row, {"image": Image.fromarray(picture), "label": int(label)}
 
     return Builder(data_dir=data_dir)
-
-
-def _unpacked(file: Any) -> np.ndarray:
-    return idx.read(Path(str(file)))
-
-
-def _png(picture: np.ndarray) -> Any:
-    # TFDS encodes PIL images by itself, arrays with TensorFlow.
-    from PIL import Image
-
-    return Image.fromarray(picture)
 
 
 def _features(name: str, builder: Any) -> tuple[str, str]:

@@ -7,18 +7,7 @@ array (selects elements). True means trained, everywhere. None, integer leaves a
 
 from tljax.masks.build import by_glob, by_path, by_size, kept, leaf_name, top, under
 from tljax.masks.check import is_strategy, lint, lint_phases, require_leaf
-from tljax.masks.combine import (
-    also,
-    intersect,
-    invert,
-    join,
-    require_bools,
-    scale,
-    since,
-    split,
-    static,
-    union,
-)
+from tljax.masks.combine import also, intersect, invert, join, require_bools, scale, since, split, static, union
 from tljax.masks.leaf import selects, trains, value
 from tljax.masks.show import Row, digest, equal, from_json, load, save, table, to_json
 

@@ -79,11 +79,14 @@ def by_size(params: Params, *, at_least: int = 0, at_most: int | None = None) ->
     {'bias': True, 'kernel': False}
     """
     most = math.inf if at_most is None else at_most
-    sizes = [math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(params)]
-    chosen = {path for path, size in zip(paths.names(params), sizes, strict=True) if at_least <= size <= most}
-    if not any(jax.tree.leaves(paths.each(lambda path, leaf: path in chosen and paths.can_train(path, leaf), params))):
-        raise InputError(f"by_size: no leaf that can train holds {at_least} to {most} numbers; there are {sizes}")
-    return by_path(params, lambda path: path in chosen)
+    sizes = {path: math.prod(jnp.shape(leaf)) for path, leaf in paths.items(params)}
+    try:
+        return by_path(params, lambda path: at_least <= sizes[path] <= most)
+    except InputError as error:
+        there = list(sizes.values())
+        raise InputError(
+            f"by_size: no leaf that can train holds {at_least} to {most} numbers; there are {there}"
+        ) from error
 
 
 def top(scores: Any, fraction: float, *, among: Mask | None = None) -> Mask:
@@ -118,11 +121,11 @@ def _eligible(scores: Any, among: Mask | None, known: list[str]) -> dict[str, np
         require_bools("top: among", among)
         if extra := sorted(set(given) - set(known)):
             raise InputError(f"top: the scores have {paths.some(extra)}, and `among` has not: give both of one tree")
-    allowed = [True] * len(known) if among is None else jax.tree.leaves(among)
+        given = {path: given[path] for path, may in paths.items(among) if may and path in given}
     found = {}
-    for path, may in zip(known, allowed, strict=True):
-        if may and path in given and paths.can_train(path, given[path]):
-            found[path] = np.asarray(given[path]).astype(np.float64)
+    for path, score in given.items():
+        if paths.can_train(path, score):
+            found[path] = np.asarray(score).astype(np.float64)
             if np.isnan(found[path]).any():
                 raise InputError(f"top: the score at '{path}' is NaN: it has no rank")
     return found

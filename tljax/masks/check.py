@@ -23,17 +23,15 @@ def lint(params: Params, mask: Mask, fresh: Mask | None = None) -> None:
     trained; a leaf that `fresh` says was drawn anew, frozen.
     """
     paths.same_structure(params, mask, "the parameters", "the mask")
-    leaves = zip(paths.names(params), jax.tree.leaves(params), jax.tree.leaves(mask), strict=True)
-    for path, leaf, m in leaves:
+    for path, leaf, m in paths.items(params, mask):
         _lint_leaf(path, leaf, m)
     trained = static(params, mask)
     if not any(jax.tree.leaves(trained)):
         raise InputError("the mask freezes every leaf: train at least one")
     if fresh is not None:
         paths.same_structure(params, fresh, "the parameters", "the fresh mask")
-        trainable = paths.each(paths.can_train, params)
-        rows = zip(paths.names(params), *map(jax.tree.leaves, (fresh, trained, trainable)), strict=True)
-        lost = [path for path, drawn, trains, can in rows if drawn and can and not trains]
+        rows = paths.items(params, fresh, trained)
+        lost = [path for path, leaf, drawn, trains in rows if drawn and not trains and paths.can_train(path, leaf)]
         if lost:
             raise InputError(
                 f"the mask freezes {paths.some(lost)}, which was drawn anew: return masks.union(mask, context.fresh)"
@@ -75,7 +73,7 @@ def _lint_leaf(path: str, leaf: Any, m: Any) -> None:
 
 
 def lint_phases(params: Params, phases: Sequence[Phase], fresh: Mask | None = None) -> None:
-    """Raise InputError, naming the phase, for phases that cannot be meant.
+    """Raise InputError, naming the phase where there are several, for phases that cannot be meant.
 
     Anything but a sequence of one Phase or more; starts that are not finite, do not begin at 0, do not strictly
     increase or reach 1; a mask that `lint` refuses, a fresh leaf that is frozen in any phase among it. A mask that
@@ -99,7 +97,7 @@ def lint_phases(params: Params, phases: Sequence[Phase], fresh: Mask | None = No
             try:
                 lint(params, phase.mask, fresh)
             except InputError as error:
-                raise InputError(f"phase {i}: {error}") from error
+                raise InputError(f"phase {i}: {error}" if len(phases) > 1 else str(error)) from error
 
 
 def is_strategy(mask: Any) -> bool:

@@ -38,9 +38,7 @@ def table(params: Params, mask: Mask) -> list[Row]:
     [Row(path='b', shape=(3,), trained='trained', size=3, trained_size=3)]
     """
     rows = []
-    trained = jax.tree.leaves(static(params, mask))
-    leaves = zip(paths.names(params), jax.tree.leaves(params), jax.tree.leaves(mask), trained, strict=True)
-    for path, leaf, m, trains in leaves:
+    for path, leaf, m, trains in paths.items(params, mask, static(params, mask)):
         shape = tuple(jnp.shape(leaf))
         count = math.prod(shape)
         selected = count if trains else 0
@@ -87,11 +85,28 @@ def to_json(mask: Mask) -> str:
     >>> to_json({"head": {"bias": True, "kernel": 0.5}})
     '{"head/bias": true, "head/kernel": 0.5}'
     """
-    values = dict(zip(paths.names(mask), map(plain, jax.tree.leaves(mask)), strict=True))
-    for path, m in values.items():
-        if not isinstance(m, bool | int | float | np.bool_ | np.number):
-            raise InputError(f"the mask's leaf at '{path}' is an array: save it as .npz")
-    return json.dumps({path: m.item() if isinstance(m, np.generic) else m for path, m in values.items()})
+    values, arrays = _written(mask)
+    if arrays:
+        path = next(path for path, m in values.items() if isinstance(m, str))
+        raise InputError(f"the mask's leaf at '{path}' is an array: save it as .npz")
+    return json.dumps(values)
+
+
+def _written(mask: Mask) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """({path: bool, number or name of an array}, {name: array}).
+
+    Paths are no names for the parts of an .npz: one may be empty, or the name of an argument.
+    """
+    values: dict[str, Any] = {}
+    arrays: dict[str, np.ndarray] = {}
+    for path, leaf in paths.items(mask):
+        m = value(leaf)
+        if selects(m):
+            values[path] = f"array_{len(arrays)}"
+            arrays[values[path]] = m
+        else:
+            values[path] = bool(m) if isinstance(plain(leaf), bool | np.bool_) else m
+    return values, arrays
 
 
 def from_json(text: str, params: Params) -> Mask:
@@ -108,17 +123,15 @@ def from_json(text: str, params: Params) -> Mask:
 
 
 def _placed(values: Any, params: Params) -> Mask:
-    known = paths.names(params)
     if not isinstance(values, dict):
         raise InputError("the mask in JSON is not of the form {path: value}: write it with to_json or save")
-    if set(values) != set(known):
-        odd = sorted(set(values) ^ set(known))
+    if odd := sorted(set(values) ^ set(paths.names(params))):
         raise InputError(
             f"the mask in JSON and the parameters differ at {paths.some(odd)}: they are of different models"
         )
-    for path, leaf in zip(known, jax.tree.leaves(params), strict=True):
+    for path, leaf in paths.items(params):
         require_leaf(path, leaf, values[path])
-    return jax.tree.unflatten(jax.tree.structure(params), [values[path] for path in known])
+    return paths.each(lambda path, leaf: values[path], params)
 
 
 def save(mask: Mask, file: str | Path) -> None:
@@ -126,19 +139,10 @@ def save(mask: Mask, file: str | Path) -> None:
 
     What is read back is `equal`; an array comes back as NumPy bools.
     """
-    written: dict[str, Any] = {}
-    arrays: dict[str, np.ndarray] = {}
-    for path, leaf in paths.items(mask):
-        m = value(leaf)
-        if selects(m):
-            # Paths are no names for the parts of an .npz: one may be empty, or the name of an argument.
-            written[path] = f"array_{len(arrays)}"
-            arrays[written[path]] = m
-        else:
-            written[path] = bool(m) if isinstance(plain(leaf), bool | np.bool_) else m
+    values, arrays = _written(mask)
     if arrays:
         np.savez_compressed(f"{file}.npz", **arrays)  # type: ignore[arg-type]  # no array is called allow_pickle
-    Path(f"{file}.json").write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+    Path(f"{file}.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
 def load(file: str | Path, params: Params) -> Mask:

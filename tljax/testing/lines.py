@@ -51,5 +51,4 @@ def same_bytes(a: Any, b: Any) -> bool:
 def changed(before: Any, after: Any) -> list[str]:
     """The paths of the leaves that differ in a bit; raises InputError for trees of different structure."""
     paths.same_structure(before, after, "the tree before", "the tree after")
-    leaves = zip(paths.names(before), jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
-    return [path for path, one, other in leaves if not same_bytes(one, other)]
+    return [path for path, one, other in paths.items(before, after) if not same_bytes(one, other)]

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from tljax import masks, models, paths, plugins, train
+from tljax import masks, models, paths, plugins, ready, train
 from tljax.testing import fits, grounds
-from tljax.testing.cases import Case, ask, at_boundary, case, evaluate, shown
+from tljax.testing.cases import Case, ask, at_boundary, case, evaluate
 from tljax.testing.lines import Check, changed, copy, line, same_bytes
 from tljax.types import Context, InputError, Mask, Method, Params
 
@@ -70,20 +70,13 @@ def _lint(method: Method, options: Mapping[str, Any], ground: grounds.Ground) ->
     seen: list[Case] = []
 
     def promise() -> str:
-        _lint_all(found.params, phases, None)
+        masks.lint_phases(found.params, phases)
         seen.append(found._replace(phases=phases, evaluated=evaluate(found, phases)))
-        _lint_all(found.params, seen[0].evaluated, None)
+        masks.lint_phases(found.params, seen[0].evaluated)
         return ", then ".join(_count(found.params, phase.mask) for phase in seen[0].evaluated)
 
     check = line(name, promise)
     return check, seen[0] if check.passed else None
-
-
-def _lint_all(params: Params, phases: Sequence[Any], fresh: Mask | None) -> None:
-    """As the lint of an experiment; the number of the phase is named only if there are several."""
-    if len(phases) == 1 and not masks.is_strategy(phases[0].mask):
-        masks.lint(params, phases[0].mask, fresh)
-    masks.lint_phases(params, phases, fresh)
 
 
 def _count(params: Params, mask: Mask) -> str:
@@ -106,11 +99,11 @@ def _on_all(proof: Callable[[Case], None], cases: Sequence[Case]) -> str:
 
 
 def _fresh(found: Case) -> None:
-    _lint_all(found.params, found.evaluated, found.must)
+    masks.lint_phases(found.params, found.evaluated, found.must)
 
 
 def _untouched(found: Case) -> None:
-    params, context = copy(found.params), shown(found.context)
+    params, context = copy(found.params), ready.shown(found.context)
     for phase in ask(found, params, context):
         if masks.is_strategy(phase.mask):
             phase.mask(params, context)
@@ -133,7 +126,7 @@ def _deterministic(found: Case) -> None:
 def _abstract(found: Case) -> None:
     shapes, source = jax.eval_shape(lambda: (found.params, found.ground.source))
     remedy = "shapes alone do not give the same mask: if it depends on values, set DATA_DRIVEN = True"
-    context: Context = shown(found.context)._replace(source_params=source, gradient=None, fisher=None)
+    context: Context = ready.shown(found.context)._replace(source_params=source, gradient=None, fisher=None)
     try:
         abstract = ask(found, shapes, context)
     except (Exception, SystemExit) as error:
@@ -188,9 +181,8 @@ def _each_phase(proof: _Proof) -> list[tuple[int, str, Any, Any, Any]]:
     """(phase, path, before, after, where it trains: bool or bool array) of every leaf."""
     rows = []
     for i, mask in enumerate(proof.fitted.masks):
-        trains = jax.tree.leaves(masks.static(proof.case.params, mask))
-        before, after = (jax.tree.leaves(tree) for tree in proof.fitted.params[i : i + 2])
-        found = zip(paths.names(proof.case.params), before, after, jax.tree.leaves(mask), trains, strict=True)
+        before, after = proof.fitted.params[i : i + 2]
+        found = paths.items(before, after, mask, masks.static(proof.case.params, mask))
         rows += [(i, path, b, a, masks.value(m) if t and masks.selects(m) else t) for path, b, a, m, t in found]
     return rows
 
@@ -254,7 +246,8 @@ def _outputs(proof: _Proof) -> str:
         paths.same_structure(found.ordinary, start, "the tree before adapt", "the merged tree")
     before, after = (np.asarray(models.apply(proof.model, tree, images)) for tree in (start, end))
     source = np.asarray(models.apply(proof.model, found.ordinary, images))
-    ran = np.asarray(jax.jit(train.forward(proof.fitted.programs[-1]))(proof.fitted.params[-1], images))
+    forward = jax.jit(train.forward(proof.model, found.merge))
+    ran = np.asarray(forward(proof.fitted.params[-1], images))
     for what, one, other in (("adapt changes", source, before), ("merge changes", ran, after)):
         apart = float(np.abs(one - other).max())
         assert apart <= _ROUNDING, f"{what} the outputs by {apart:.1e}"

@@ -6,7 +6,7 @@ A group is trials that share everything that decides compilation, but for what t
 from tljax.train.fit import abstract, fit, logits
 from tljax.train.layout import Means
 from tljax.train.phase import State, capacity
-from tljax.train.segment import Log, Program, applied, forward
+from tljax.train.segment import Log, Program, forward
 from tljax.train.trial import Trial, alike, under
 
 __all__ = [
@@ -17,7 +17,6 @@ __all__ = [
     "Trial",
     "abstract",
     "alike",
-    "applied",
     "capacity",
     "fit",
     "forward",

@@ -133,8 +133,6 @@ def _setting(group: Group, state: State) -> Setting:
         means.say(_told(len(members), stand))
     params = parallel.place(stand.mesh, state.params)
     short, views = layout.shortened(now, members, params, stand.lanes, images, _passed(group, state.step), means)
-    if views is None:
-        views = (parallel.place(stand.mesh, images, split=False),)
     labels = parallel.place(stand.mesh, group.labels, split=False)
     numbers = parallel.place(stand.mesh, numbers_of(now, members, state.masks))
     return Setting(short, stand, numbers, (views, labels))
@@ -151,12 +149,9 @@ def logits(
     members = [trials[i] for i in state.trials]
     now = under(program, members[0], state.masks[0])
     side = layout.lanes(now, members, state.masks)
-    mesh = layout.mesh(members, side, means)
-    params = parallel.place(mesh, state.params)
+    params = parallel.place(layout.mesh(members, side, means), state.params)
     short, views = layout.shortened(now, members, params, side, images, len(images), means)
-    if views is None:
-        views = (parallel.place(mesh, images, split=False),)
-    return evaluate.logits(forward(short), params, views, count)
+    return evaluate.logits(forward(short.model, short.merge), params, views, count)
 
 
 def _told(trials: int, stand: Layout) -> str:
@@ -224,8 +219,8 @@ def _parted(group: Group, step: int, members: Part) -> Iterator[Part]:
 
 
 def _check_group(trials: Sequence[Trial], ends: Sequence[int]) -> None:
-    batch = trials[0].order(0, 1).shape[1]
-    if any(len(t.rates) != ends[-1] or t.order(0, 1).shape[1] != batch for t in trials):
+    batch = batch_size(trials[0])
+    if any(len(t.rates) != ends[-1] or batch_size(t) != batch for t in trials):
         raise InputError(f"the trials of a group need {ends[-1]} steps and batches of {batch} all: make another group")
     starts = [start for start, _ in trials[0].phases]
     if any([start for start, _ in trial.phases] != starts for trial in trials):

@@ -112,16 +112,16 @@ def work(program: Program, trial: Trial, images: jax.Array) -> float:
 
 def shortened(
     program: Program, trials: Sequence[Trial], params: Params, side: int, images: jax.Array, passed: int, means: Means
-) -> tuple[Program, Views | None]:
-    """The program of the stages that train, and the frozen ones' output as views; or the program itself and None."""
-    wanted = _wanted(program, trials[0], images, passed, means)
+) -> tuple[Program, Views]:
+    """The program of the stages that train, and the frozen ones' output as views; or the program itself and images."""
+    wanted, whole = _wanted(program, trials[0], images, passed, means), parallel.of(params)
     if means.store is None or not wanted:
-        return program, None
+        return program, (parallel.place(whole, images, split=False),)
     still = lead(program)
     told = f"{', '.join(still)} {'is' if len(still) == 1 else 'are'} frozen: features of {len(images):,} examples"
     if wanted > means.store.budget:
         means.say(f"{told} are {_mb(wanted)} and the budget {_mb(means.store.budget)}, so computed in every step")
-        return program, None
+        return program, (parallel.place(whole, images, split=False),)
     firsts = jax.tree.map(lambda leaf: leaf[::side], params)
     views = prefix.views(means.store, program.model[: len(still)], program.merge, firsts, images)
     means.say(f"{told} are computed once, {_mb(sum(leaf.nbytes for leaf in jax.tree.leaves(views)))}")

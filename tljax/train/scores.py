@@ -14,14 +14,12 @@ from tljax.types import Model, Params
 MOST = 4096
 """Examples that a mean squared gradient is taken over, at most: it costs a gradient an example."""
 
-_CHUNK = {False: 256, True: 16}
-
 
 def mean_gradient(
     model: Model, loss: objective.Loss, images: jax.Array, labels: jax.Array, chosen: np.ndarray, merge: Any = None
 ) -> Callable[[Params], Params]:
     """params -> gradient of the mean L over the examples `chosen` (int [n]); None where a leaf cannot train."""
-    return functools.partial(_over, model, loss, merge, False, (images, labels), chosen)
+    return functools.partial(_mean, model, loss, merge, False, (images, labels), _rows(chosen, 256))
 
 
 def mean_squared_gradient(
@@ -32,22 +30,14 @@ def mean_squared_gradient(
     Over at most MOST of the examples `chosen` (int [n]), evenly spread; None where a leaf cannot train.
     """
     some = chosen[:: -(-len(chosen) // MOST)]
-    return functools.partial(_over, model, loss, merge, True, (images, labels), some)
+    return functools.partial(_mean, model, loss, merge, True, (images, labels), _rows(some, 16))
 
 
-def _over(
-    model: Model,
-    loss: objective.Loss,
-    merge: Any,
-    squared: bool,
-    data: tuple[jax.Array, jax.Array],
-    chosen: np.ndarray,
-    params: Params,
-) -> Params:
-    size = _CHUNK[squared]
+def _rows(chosen: np.ndarray, size: int) -> jax.Array:
+    """int32 [chunks, size], -1 for padding."""
     rows = np.full(-(-len(chosen) // size) * size, -1, np.int32)
     rows[: len(chosen)] = chosen
-    return _mean(model, loss, merge, squared, params, data, jnp.asarray(rows.reshape(-1, size)))
+    return jnp.asarray(rows.reshape(-1, size))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "loss", "merge", "squared"))
@@ -56,11 +46,10 @@ def _mean(
     loss: objective.Loss,
     merge: Any,
     squared: bool,
-    params: Params,
     data: tuple[jax.Array, jax.Array],
     rows: jax.Array,
+    params: Params,
 ) -> Params:
-    """rows int32 [chunks, size], -1 for padding."""
     images, labels = data
     trained, fixed = masks.split(params, paths.each(lambda path, leaf: True, params))
 

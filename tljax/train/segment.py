@@ -268,12 +268,7 @@ def transformation(program: Program, numbers: Numbers, rate: Any) -> optax.Gradi
     return optimizer.masked(tx, _mask(program, numbers.scales), _ages(program))
 
 
-def forward(program: Program) -> Callable[[Params, jax.Array], jax.Array]:
-    """(params, images [batch, ...]) -> logits [batch, classes], as in evaluation; one object for equal models."""
-    return applied(program.model, program.merge)
-
-
 @functools.lru_cache
-def applied(model: Model, merge: Callable[[Params], Params] | None = None) -> Callable[[Params, jax.Array], jax.Array]:
-    """(params, images [batch, ...]) -> logits [batch, classes] of a model; one object for equal ones."""
+def forward(model: Model, merge: Callable[[Params], Params] | None = None) -> Callable[[Params, jax.Array], jax.Array]:
+    """(params, images [batch, ...]) -> logits [batch, classes], as in evaluation; one object for equal models."""
     return lambda params, images: models.apply(model, merge(params) if merge else params, images)

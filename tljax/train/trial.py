@@ -57,7 +57,7 @@ def under(program: Program, trial: Trial, history: Sequence[Mask]) -> Program:
     born = sorted({age for age, t in zip(ages, trains, strict=True) if t})
     ranks = tuple(born.index(age) if age in born else -1 for age in ages)
     anchored = trial.fresh is not None and any(term.needs_start for term in program.penalties)
-    fresh = zip(paths.names(params), jax.tree.leaves(trial.fresh), strict=True) if anchored else ()
+    fresh = paths.items(trial.fresh) if anchored else ()
     return replace(
         program,
         mask=(jax.tree.structure(mask), *kinds),
