@@ -1,6 +1,6 @@
 """What a run ends with: its table, and its report."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,28 +39,20 @@ def _page(target: Task, lines: Sequence[workdir.Line], folder: Path, title: str,
     from tljax.study import report
 
     curves = {line["name"]: outcome.curves(folder, line) for line in lines}
-    flags = (folder / "flags.flags").read_text(encoding="utf-8")
     return report.page(
-        [dict(line) for line in lines],
+        lines,
         {name: curve for name, curve in curves.items() if curve is not None},
         title=title,
         source_note=own,
         notes=notes,
-        environment=environment(folder),
-        flags_text=flags,
-        command=flags.splitlines()[0].removeprefix("# "),
+        made=reproduced(folder),
         classes=target.classes,
     )
 
 
-def environment(folder: Path) -> dict[str, Any]:
-    """What a run directory says of its environment, as `plain` has it."""
-    return plain(workdir.recorded(folder) or {})
+def reproduced(folder: Path) -> Any:
+    """How the page of a run directory came about."""
+    from tljax.study.report import Reproduced
 
-
-def plain(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """Tables in an environment as lists of 'name value'."""
-    return {
-        name: [f"{key} {one}" for key, one in value.items()] if isinstance(value, dict) else value
-        for name, value in environment.items()
-    }
+    flags = (folder / "flags.flags").read_text(encoding="utf-8")
+    return Reproduced(workdir.recorded(folder) or {}, flags, flags.splitlines()[0].removeprefix("# "))

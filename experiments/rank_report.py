@@ -213,13 +213,5 @@ def apart(board: Board) -> str:
 def _write(told: Told, folder: Path, notes: Sequence[str]) -> None:
     from tljax.study import ranking_page
 
-    flags = (folder / "flags.flags").read_text(encoding="utf-8")
-    text = ranking_page.page(
-        told.boards,
-        [apart(board) for board in told.boards],
-        notes,
-        environment=page.environment(folder),
-        flags_text=flags,
-        command=flags.splitlines()[0].removeprefix("# "),
-    )
+    text = ranking_page.page(told.boards, [apart(board) for board in told.boards], notes, page.reproduced(folder))
     workdir.replace(folder / "report.html", text)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import console, fits, options, page, search_flags, workdir
+from experiments import console, fits, options, search_flags, workdir
 from experiments.options import Settings
 from experiments.search_flags import Search
 from experiments.transfer import Experiment
@@ -96,7 +96,7 @@ def write(
         title,
         _lead(made, asked, base),
         studies,
-        [dict(line) for line in lines],
+        lines,
         told,
         notes,
         reproduced(flags, workdir.recorded(Path(last or "")) or {}),
@@ -107,10 +107,10 @@ def write(
 
 def reproduced(flags: Sequence[str], environment: Mapping[str, Any]) -> Any:
     """What a page says of how it came about."""
-    from tljax.study import search_page
+    from tljax.study.report import Reproduced
 
     command = "python -m experiments.search --flagfile=FLAGS --workdir=NEW"
-    return search_page.Reproduced(page.plain(environment), "\n".join(flags), command)
+    return Reproduced(environment, "\n".join(flags), command)
 
 
 def _lead(made: Settings, asked: Search, base: Experiment) -> str:

@@ -12,6 +12,7 @@ from experiments import cards, options, rank, rank_report, scoring, training, tr
 from tljax import checkpoint, data
 from tljax.data import draw
 from tljax.study import ranking, ranking_page, transferability
+from tljax.study.report import Reproduced
 from tljax.types import InputError
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -231,7 +232,7 @@ def test_pictures_hold_every_score_source_and_target(monkeypatch):
     assert drawn == [1, 1, 4, 4]  # of two targets, the trivial apart
     left, right = ranking_page.intervals(board())[0].axes
     assert [label.get_text() for label in left.get_yticklabels()] == ["flat", "<knn>"] and len(right.lines) == 2 + 2 + 1
-    html = ranking_page.page([board()], ["said"], ["a note"], environment={}, flags_text="", command="")
+    html = ranking_page.page([board()], ["said"], ["a note"], Reproduced())
     assert "&lt;knn&gt;" in html and "<knn>" not in html and "a note." in html and "said" in html
 
 

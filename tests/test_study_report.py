@@ -14,10 +14,11 @@ from studies import FAMILY, NAMES, comparison, nothing, rows, study
 from test_report import alts, visible
 
 from tljax.study import drawing, export, study_pictures, tradeoffs
+from tljax.study.report import Reproduced
 from tljax.study.study_report import page
 from tljax.study.summary import label
 
-WORDS: dict[str, Any] = {"title": "Digits", "environment": {"jax": "0.8"}, "flags_text": "--seeds=0", "command": "run"}
+WORDS: dict[str, Any] = {"title": "Digits", "made": Reproduced({"jax": "0.8"}, "--seeds=0", "run")}
 CLASSES = {"clothes": NAMES}
 MINUS = "\N{MINUS SIGN}"
 HOSTILE = '<script>alert("x")</script>|*_$%&#~^\\{}'

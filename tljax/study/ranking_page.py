@@ -1,6 +1,6 @@
 """The page of a ranking of sources: scores against the truth, and what each is worth."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -8,7 +8,7 @@ import numpy as np
 from tljax.study import drawing, report
 from tljax.study.drawing import Picture
 from tljax.study.ranking import Estimate, Judged
-from tljax.study.report import Block, Section
+from tljax.study.report import Block, Reproduced, Section
 from tljax.study.tables import NOTHING, Cell, Table
 
 
@@ -46,15 +46,8 @@ AGAINST = "A point is a source; crosses are sources that learnt nothing. Test ac
 INTERVALS = "The same tau and regret with their intervals; the dotted line is tau between halves of the truth's seeds."
 
 
-def page(
-    boards: Sequence[Board],
-    apart: Sequence[str],
-    notes: Sequence[str],
-    *,
-    environment: Mapping[str, str | Sequence[str]],
-    flags_text: str,
-    command: str,
-) -> str:
+@drawing.style()
+def page(boards: Sequence[Board], apart: Sequence[str], notes: Sequence[str], made: Reproduced) -> str:
     """HTML of a ranking; `apart` says of each board which scores cannot be told apart, `notes` go with every table."""
     targets = boards[0].targets
     lead = (
@@ -63,34 +56,18 @@ def page(
     )
     lines = [(board.title, said) for board, said in zip(boards, apart, strict=True)]
     whole = [board for board in boards if board.which == "all"]  # the others are parts of them
-    with drawing.style():
-        sections = [
-            Section("What the scores are worth", "worth", [_block(board, report.said(notes)) for board in boards]),
-            Section("Intervals", "intervals", [one for board in boards for one in _drawn(board, INTERVALS, intervals)]),
-            Section(
-                "Scores against the truth",
-                "scatter",
-                [one for board in whole for one in _drawn(board, AGAINST, scatter)],
-            ),
-        ]
-        return report.render(
-            sections,
-            title=f"which source for {', '.join(targets)}",
-            lead=lead,
-            lists=[("", lines)],
-            source_note="",
-            environment=environment,
-            flags_text=flags_text,
-            command=command,
-        )
+    tables = [Block(WORTH + report.said(notes), worth(board), heading=board.title) for board in boards]
+    sections = [
+        Section("What the scores are worth", "worth", tables),
+        Section("Intervals", "intervals", [_drawn(INTERVALS, board, intervals(board)) for board in boards]),
+        Section("Scores against the truth", "scatter", [_drawn(AGAINST, board, scatter(board)) for board in whole]),
+    ]
+    title = f"which source for {', '.join(targets)}"
+    return report.render(sections, title=title, lead=lead, lists=[("", lines)], made=made)
 
 
-def _drawn(board: Board, caption: str, draw: Callable[[Board], Picture]) -> list[Block]:
-    return report.figure(caption, [draw(board)], "box wide", board.title)
-
-
-def _block(board: Board, notes: str) -> Block:
-    return Block(WORTH + notes, worth(board), heading=board.title)
+def _drawn(caption: str, board: Board, picture: Picture) -> Block:
+    return Block(caption, pictures=[picture], kind="box wide", heading=board.title)
 
 
 def worth(board: Board) -> Table:

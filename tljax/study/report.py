@@ -35,6 +35,16 @@ class Section(NamedTuple):
     blocks: Sequence[Block]
 
 
+class Reproduced(NamedTuple):
+    """How a page came about; what is empty is not said."""
+
+    environment: Mapping[str, Any] = {}
+    """Texts, and lists and mappings of them."""
+    flags_text: str = ""
+    command: str = ""
+
+
+@drawing.style()
 def page(
     rows: Sequence[Row],
     curves: pictures.Curves,
@@ -42,38 +52,32 @@ def page(
     title: str,
     source_note: str,
     notes: Sequence[str],
-    environment: Mapping[str, str | Sequence[str]],
-    flags_text: str,
-    command: str,
+    made: Reproduced,
     classes: Sequence[str] = (),
 ) -> str:
     """HTML of a run: `rows` are fits, `curves` [segments] arrays by a fit's name; every table says the `notes`."""
     panels = _panels(rows)
-    with drawing.style():
-        return render(
-            _sections(panels, rows, curves, classes, said(notes)),
-            title=title,
-            lead=_lead([group for panel in panels.values() for group in panel]),
-            lists=[(heading, [(g["name"], _line(g)) for g in panel]) for heading, panel in panels.items()],
-            source_note=source_note,
-            environment=environment,
-            flags_text=flags_text,
-            command=command,
-        )
+    return render(
+        _sections(panels, rows, curves, classes, said(notes)),
+        title=title,
+        lead=_lead([group for panel in panels.values() for group in panel]),
+        lists=[(heading, [(g["name"], _line(g)) for g in panel]) for heading, panel in panels.items()],
+        source_note=source_note,
+        made=made,
+    )
 
 
+@drawing.style()
 def render(
     sections: Sequence[Section],
     *,
     title: str,
     lead: str,
-    source_note: str,
-    environment: Mapping[str, str | Sequence[str]],
-    flags_text: str,
-    command: str,
+    made: Reproduced,
+    source_note: str = "",
     lists: Sequence[tuple[str, Sequence[tuple[str, str]]]] = (),
 ) -> str:
-    """HTML of any sections, within `drawing.style`; `lists` are (heading, (name, what it did)) below the lead."""
+    """HTML of any sections; `lists` are (heading, (name, what it did)) below the lead."""
     template = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
     html = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return html.from_string(template).render(
@@ -83,9 +87,9 @@ def render(
         source_note=source_note,
         sections=sections,
         svg=drawing.svg,
-        environment={key: _text(value) for key, value in environment.items()},
-        flags_text=flags_text,
-        command=command,
+        environment={key: _text(value) for key, value in made.environment.items()},
+        flags_text=made.flags_text,
+        command=made.command,
     )
 
 
@@ -239,4 +243,6 @@ def _parameters(panel: Sequence[Group]) -> dict[str, list[tuple[str, int, int]]]
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        value = [f"{key} {one}" for key, one in value.items()]
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -1,6 +1,6 @@
 """The pages of a search and of a learning-rate range test: one HTML file each, like the report."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,7 +8,7 @@ import numpy as np
 from tljax.study import drawing, report, search_pictures, space, tables
 from tljax.study.history import Told
 from tljax.study.range_test import SHARE, Found
-from tljax.study.report import Block, Section
+from tljax.study.report import Block, Reproduced, Section
 from tljax.study.summary import Row, summary
 from tljax.study.tables import NOTHING, Cell, Table
 
@@ -23,14 +23,6 @@ class Study(NamedTuple):
     trials: Sequence[Told]
     best: int
     """Number of the trial that won."""
-
-
-class Reproduced(NamedTuple):
-    """How the page came about."""
-
-    environment: Mapping[str, str | Sequence[str]]
-    flags_text: str
-    command: str
 
 
 BEST = (
@@ -48,6 +40,7 @@ RANGE = (
 )
 
 
+@drawing.style()
 def page(
     title: str,
     lead: str,
@@ -58,29 +51,23 @@ def page(
     made: Reproduced,
 ) -> str:
     """HTML of a search: `rows` are the winners' last fits, `lines` (study, what won), `notes` of the data."""
-    best = Block(BEST, _best(studies))
+    progress = search_pictures.progress({one.name: one.trials for one in studies})
+    rates = [one for study in studies for one in _curves(study)]
     sections = [
         Section("Results", "results", _tuned(rows, report.said(notes))),
-        Section("Best values", "best", [best]),
+        Section("Best values", "best", [Block(BEST, _best(studies))]),
+        Section("The search", "search", report.figure(PROGRESS, [progress])),
+        Section("Learning rate", "rate", report.figure(CURVES, rates)),
     ]
-    with drawing.style():
-        progress = search_pictures.progress({one.name: one.trials for one in studies})
-        sections += [
-            Section("The search", "search", report.figure(PROGRESS, [progress])),
-            Section(
-                "Learning rate", "rate", report.figure(CURVES, [one for study in studies for one in _curves(study)])
-            ),
-        ]
-        return report.render(sections, title=title, lead=lead, source_note="", lists=[("", lines)], **made._asdict())
+    return report.render(sections, title=title, lead=lead, lists=[("", lines)], made=made)
 
 
+@drawing.style()
 def range_page(name: str, lead: str, rates: np.ndarray, losses: np.ndarray, found: Found, made: Reproduced) -> str:
     """HTML of a range test: `rates` and `losses` are those of its steps, [steps] both."""
-    title = f"learning-rate range test: {name}"
-    with drawing.style():
-        picture = search_pictures.range_test(name, rates, losses, found)
-        sections = [Section("Loss", "loss", report.figure(RANGE, [picture]))]
-        return report.render(sections, title=title, lead=lead, source_note="", **made._asdict())
+    picture = search_pictures.range_test(name, rates, losses, found)
+    sections = [Section("Loss", "loss", report.figure(RANGE, [picture]))]
+    return report.render(sections, title=f"learning-rate range test: {name}", lead=lead, made=made)
 
 
 def _curves(one: Study) -> list[drawing.Picture | None]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tljax.study import drawing, pictures, report, study_pictures, tables, tradeoffs
-from tljax.study.report import Block, Section, figure
+from tljax.study.report import Block, Reproduced, Section, figure
 from tljax.study.study import Comparison, Study
 from tljax.study.summary import Row, counts, groups, label, spread, summary
 
@@ -48,31 +48,15 @@ MILESTONES = (
 )
 
 
-def page(
-    study: Study,
-    *,
-    title: str,
-    source_note: str = "",
-    environment: Mapping[str, str | Sequence[str]],
-    flags_text: str,
-    command: str,
-    classes: Classes | None = None,
-) -> str:
+@drawing.style()
+def page(study: Study, *, title: str, made: Reproduced, classes: Classes | None = None) -> str:
     """HTML of a study, one file; `classes` names those of each target."""
-    with drawing.style():
-        return report.render(
-            sections(study, classes or {}),
-            title=title,
-            lead=study.verdict,
-            source_note=source_note,
-            environment=environment,
-            flags_text=flags_text,
-            command=command,
-        )
+    return report.render(sections(study, classes or {}), title=title, lead=study.verdict, made=made)
 
 
+@drawing.style()
 def sections(study: Study, classes: Classes) -> list[Section]:
-    """Everything between the verdict and the way to reproduce it, within `drawing.style`; empty ones too."""
+    """Everything between the verdict and the way to reproduce it; empty ones too."""
     fits = [row for row in study.rows if row["strategy"] != "pretrain"]
     notes = report.said(study.notes)
     strokes = drawing.strokes([label(row) for row in fits])
