@@ -71,8 +71,9 @@ def write(folder: Path, told: Study, classes: Mapping[str, Sequence[str]], made:
     targets = dict.fromkeys(row["target"] for row in told.rows)
     sources = dict.fromkeys(row["source"] for row in told.rows if row.get("source"))
     title = f"{', '.join(sources) or 'no source'} to {', '.join(targets)}"
-    text = study_report.page(told, title=title, made=made or report.Reproduced(), classes=classes)
-    for name, data in {**export.files(told, title=title, classes=classes), "report.html": text.encode()}.items():
+    sections = study_report.sections(told, classes)
+    text = report.render(sections, title=title, lead=told.verdict, made=made or report.Reproduced())
+    for name, data in {**export.files(told, sections, title), "report.html": text.encode()}.items():
         file = folder / name
         file.parent.mkdir(exist_ok=True)
         if not file.is_file() or file.read_bytes() != data:

@@ -6,10 +6,9 @@ from typing import Any
 
 import browser
 import pytest
-from studies import NAMES, comparison, study
+from studies import NAMES, comparison, page, study
 
 from tljax.study.report import Reproduced
-from tljax.study.study_report import page
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +23,7 @@ def report(tmp_path_factory) -> Path:
     one = study()
     long = study(family=[*one.family, comparison(LONG, 0.02, "positive", target="y" * 60)])
     made = Reproduced({"jax": "z" * 200}, "--a=" + "b" * 300, "run")
-    file.write_text(page(long, title="Digits", classes={"clothes": NAMES}, made=made), encoding="utf-8")
+    file.write_text(page(long, {"clothes": NAMES}, made=made), encoding="utf-8")
     return file
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tljax.study import drawing, pictures, report, study_pictures, tables, tradeoffs
-from tljax.study.report import Block, Reproduced, Section, figure
+from tljax.study.report import Block, Section, figure
 from tljax.study.study import Comparison, Study
 from tljax.study.summary import Row, counts, groups, label, spread, summary
 
@@ -49,14 +49,8 @@ MILESTONES = (
 
 
 @drawing.style()
-def page(study: Study, *, title: str, made: Reproduced, classes: Classes | None = None) -> str:
-    """HTML of a study, one file; `classes` names those of each target."""
-    return report.render(sections(study, classes or {}), title=title, lead=study.verdict, made=made)
-
-
-@drawing.style()
 def sections(study: Study, classes: Classes) -> list[Section]:
-    """Everything between the verdict and the way to reproduce it; empty ones too."""
+    """All between the verdict and the way to reproduce it, for page and files alike; empty ones too."""
     fits = [row for row in study.rows if row["strategy"] != "pretrain"]
     notes = report.said(study.notes)
     strokes = drawing.strokes([label(row) for row in fits])
