@@ -36,6 +36,13 @@ class Board(NamedTuple):
         return f"{self.strategy}, {self.budget}, {self.truths.shape[1]} sources ({self.which})"
 
 
+COLUMNS = {
+    **{"tau": 1, "weighted tau": 1, "Pearson": 1},
+    **{"regret": 100, "regret of 3": 100, "over scratch": 100},
+    "behind": 1,
+}
+"""What a score is judged by, in the order of `Judged`, and what its numbers are shown times: accuracies in points."""
+
 WORTH = (
     "Means over targets, below them 95 % percentile intervals of a bootstrap over sources. Regret is the accuracy lost "
     "by trusting the score's first choice, or the best of its first three; its intervals lean low. Over scratch is the "
@@ -47,14 +54,14 @@ INTERVALS = "The same tau and regret with their intervals; the dotted line is ta
 
 
 @drawing.style()
-def page(boards: Sequence[Board], apart: Sequence[str], notes: Sequence[str], made: Reproduced) -> str:
-    """HTML of a ranking; `apart` says of each board which scores cannot be told apart, `notes` go with every table."""
+def page(boards: Sequence[Board], notes: Sequence[str], made: Reproduced) -> str:
+    """HTML of a ranking; `notes` go with every table."""
     targets = boards[0].targets
     lead = (
         f"{boards[0].truths.shape[1]} sources were ranked for {', '.join(targets)} by {len(boards[0].judged)} scores "
         "and rivals, and each ranking was held against the accuracy that the sources lead to:"
     )
-    lines = [(board.title, said) for board, said in zip(boards, apart, strict=True)]
+    lines = [(board.title, apart(board)) for board in boards]
     whole = [board for board in boards if board.which == "all"]  # the others are parts of them
     tables = [Block(WORTH + report.said(notes), worth(board), heading=board.title) for board in boards]
     sections = [
@@ -72,21 +79,23 @@ def _drawn(caption: str, board: Board, picture: Picture) -> Block:
 
 def worth(board: Board) -> Table:
     """A row a score, the highest tau first; above them tau between halves of the seeds."""
-    columns = ["Score", "Tau", "Weighted tau", "Pearson", "Regret", "Regret of 3", "Over scratch", "Behind"]
-    rows: list[list[Cell]] = []
-    for name in ordered(board):
-        one = board.judged[name]
-        fractions = [cell(of) for of in (one.tau, one.weighted, one.pearson)]
-        points = [cell(of, 100) for of in (one.regret, one.regret_3, one.over_scratch)]
-        rows.append([(name, ""), *fractions, *points, cell(one.behind)])
+    rows = [[(name, ""), *map(cell, board.judged[name], COLUMNS.values())] for name in ordered(board)]
     half = NOTHING if np.isnan(board.half) else f"{board.half:.2f}"
-    blank = [(NOTHING, "")] * (len(columns) - 2)
+    blank = [(NOTHING, "")] * (len(COLUMNS) - 1)
+    columns = ["Score", *map(str.capitalize, COLUMNS)]
     return Table(board.title, columns, [*rows, [("the truth's own halves", ""), (half, ""), *blank]])
 
 
 def ordered(board: Board) -> list[str]:
     """The scores, the highest tau first, those without one last."""
     return sorted(board.judged, key=lambda name: -np.nan_to_num(board.judged[name].tau.value, nan=-2.0))
+
+
+def apart(board: Board) -> str:
+    """Which scores cannot be told from the one with the highest tau."""
+    first, *others = [name for name in ordered(board) if not np.isnan(board.judged[name].tau.value)] or [""]
+    near = [name for name in others if not board.judged[name].behind.low > 0]
+    return f"not told apart from {first}: {', '.join(near) or 'none'}" if first else "no score ranks anything"
 
 
 def cell(of: Estimate, scale: float = 1.0) -> Cell:
