@@ -181,7 +181,7 @@ def results(title: str, lines: Sequence[Mapping[str, Any]], notes: Sequence[str]
     console = Console()
     narrow = (console.is_terminal or "COLUMNS" in os.environ) and console.width < 125
     rows = []
-    for row in summary.summary([dict(line) for line in lines if line["strategy"] != "pretrain"]):
+    for row in summary.summary(lines):
         runs = f"{row['seeds']}" + (f" ({row['diverged']} diverged)" if row["diverged"] else "")
         between = "\n" if narrow else " "
         cells = [

@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments import outcome, workdir
 from tljax.study import study
-from tljax.study.study import Cell
+from tljax.study.study import Cell, Right
 from tljax.study.summary import Row, counts, label
 from tljax.types import InputError, Task
 
@@ -91,9 +91,6 @@ def read(file: Path) -> tuple[np.ndarray, np.ndarray]:
         )
     return found, labels
 
-
-Right = Mapping[Cell, Mapping[int, np.ndarray]]
-"""{cell: {seed: which test examples the fit gets right}}."""
 
 LONGER = "scratch for "
 """How the names of scratch with more steps begin."""

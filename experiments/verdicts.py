@@ -33,7 +33,7 @@ def judged(found: Sequence[Found], judging: Judging, notes: Sequence[str], looks
     )
 
 
-def _of_transfer(table: evidence.Right) -> evidence.Right:
+def _of_transfer(table: study.Right) -> study.Right:
     return {cell: fits for cell, fits in table.items() if not cell.strategy.startswith(evidence.LONGER)}
 
 

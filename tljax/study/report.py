@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, StrictUndefined
 
 from tljax.study import drawing, pictures, tables
-from tljax.study.summary import Row, groups, sources, summary
-from tljax.study.tables import Table, count, listed, points, signed
+from tljax.study.summary import Curves, Row, listed, sources, summary
+from tljax.study.tables import Table, count, points, signed
 
 Group = dict[str, Any]
-"""A row of `summary`, with its name on the page and its members, the fits themselves."""
+"""A row of `summary`, with its name on the page."""
 
 NO_TEST = "no test of significance was made"
 
@@ -47,7 +47,7 @@ class Reproduced(NamedTuple):
 @drawing.style()
 def page(
     rows: Sequence[Row],
-    curves: pictures.Curves,
+    curves: Curves,
     *,
     title: str,
     source_note: str,
@@ -119,7 +119,7 @@ SOURCES = (
 
 
 def _sections(
-    panels: Mapping[str, list[Group]], rows: Sequence[Row], curves: pictures.Curves, classes: Sequence[str], notes: str
+    panels: Mapping[str, list[Group]], rows: Sequence[Row], curves: Curves, classes: Sequence[str], notes: str
 ) -> list[Section]:
     strokes = drawing.strokes([group["name"] for panel in panels.values() for group in panel])
     found: dict[str, list[Block]] = {"results": [], "learning": [], "class": [], "confusion": []}
@@ -163,15 +163,13 @@ def origins(rows: Sequence[Row], notes: str) -> Section:
 
 def _panels(rows: Sequence[Row]) -> dict[str, list[Group]]:
     """Strategies of each target and budget, which are never averaged or compared, under a heading if several."""
-    fits = [row for row in rows if row["strategy"] != "pretrain"]
-    several = len({row.get("source") for row in fits} - {None}) > 1
+    groups = summary(rows)
+    several = len({group["source"] for group in groups} - {None}) > 1
     found: dict[tuple[Any, Any], list[Group]] = {}
-    for group, members in zip(summary(fits), groups(fits), strict=True):
-        name = group["strategy"]
-        if several and group["source"] is not None:
-            name += f" from {group['source']}"
-        group |= {"name": name, "members": members}
-        found.setdefault((group["target"], group["train_examples"]), []).append(group)
+    for group in groups:
+        origin = f" from {group['source']}" if several and group["source"] is not None else ""
+        named = group | {"name": group["strategy"] + origin}
+        found.setdefault((group["target"], group["train_examples"]), []).append(named)
     return {_where(key, found) if len(found) > 1 else "": panel for key, panel in found.items()}
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from tljax.study import drawing, pictures, report, study_pictures, tables, tradeoffs
 from tljax.study.report import Block, Section, figure
 from tljax.study.study import Comparison, Study
-from tljax.study.summary import Row, counts, groups, label, spread, summary
+from tljax.study.summary import Row, counts, groups, label, listed, spread, summary
 
 Classes = Mapping[str, Sequence[str]]
 """Target -> names of its classes."""
@@ -111,7 +111,7 @@ def _verdicts(family: Sequence[Comparison], notes: str) -> list[Block]:
         return []
     area = any(len(one.budgets) > 1 for one in family)
     what = "area under accuracy against labels" if area else "test accuracy"
-    caption = VERDICTS.format(against=f"Against {tables.listed(one.against for one in family)}", what=what)
+    caption = VERDICTS.format(against=f"Against {listed(one.against for one in family)}", what=what)
     table, shared = tables.same(tables.verdicts(family), 5)
     return [
         Block(caption + shared + notes, table),

@@ -221,12 +221,6 @@ def count(value: float | None) -> str:
     return NOTHING if value is None or not math.isfinite(value) else f"{value:,.0f}"
 
 
-def listed(names: Iterable[Any]) -> str:
-    """The different names, as 'a, b and c'."""
-    unique = list(dict.fromkeys(map(str, names)))
-    return " and ".join(part for part in (", ".join(unique[:-1]), *unique[-1:]) if part)
-
-
 def _accuracy(fits: Sequence[Row]) -> Cell:
     known = spread(row["test_accuracy"] for row in fits if counts(row))
     if known is None:
