@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import console, fits, options, search_flags, workdir
+from experiments import console, fits, options, page, search_flags, workdir
 from experiments.options import Settings
 from experiments.search_flags import Search
 from experiments.transfer import Experiment
@@ -87,13 +87,11 @@ def write(
         )
         for arm, winner in winners.items()
     ]
-    source, target = base.source, base.target
-    title = f"search: {source.name if source else 'no source'} -> {target.name}"
-    notes = [f"{what}: {of.note}" for what, of in (("source", source), ("target", target)) if of and of.note]
+    title, notes = page.about(base.source, base.target)
     flags = [*search_flags.to_flags(asked), *options.to_flags(made)]
     last = list(winners.values())[-1].made.workdir
     text = search_page.page(
-        title,
+        f"search: {title}",
         _lead(made, asked, base),
         studies,
         lines,
