@@ -177,7 +177,4 @@ def _value(score: Score) -> str:
 
 
 def _interval(of: ranking.Estimate, scale: float) -> str:
-    if np.isnan(of.value):
-        return "-"
-    value, low, high = (scale * number for number in of)
-    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+    return console.ranged(None if np.isnan(of.value) else of, scale)

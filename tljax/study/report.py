@@ -8,7 +8,7 @@ from jinja2 import Environment, StrictUndefined
 
 from tljax.study import drawing, pictures, tables
 from tljax.study.summary import Curves, Row, listed, sources, summary
-from tljax.study.tables import Table, count, points, signed
+from tljax.study.tables import Table, count, points, ranged, signed
 
 Group = dict[str, Any]
 """A row of `summary`, with its name on the page."""
@@ -56,12 +56,12 @@ def page(
     classes: Sequence[str] = (),
 ) -> str:
     """HTML of a run: `rows` are fits, `curves` [segments] arrays by a fit's name; every table says the `notes`."""
-    panels = _panels(rows)
+    found = panels(rows)
     return render(
-        _sections(panels, rows, curves, classes, said(notes)),
+        _sections(found, rows, curves, classes, said(notes)),
         title=title,
-        lead=_lead([group for panel in panels.values() for group in panel]),
-        lists=[(heading, [(g["name"], _line(g)) for g in panel]) for heading, panel in panels.items()],
+        lead=_lead([group for panel in found.values() for group in panel]),
+        lists=[(heading, [(g["name"], _line(g)) for g in panel]) for heading, panel in found.items()],
         source_note=source_note,
         made=made,
     )
@@ -161,7 +161,7 @@ def origins(rows: Sequence[Row], notes: str) -> Section:
     return Section("Sources", "sources", [Block(SOURCES + notes, table)] if table.rows else [])
 
 
-def _panels(rows: Sequence[Row]) -> dict[str, list[Group]]:
+def panels(rows: Sequence[Row]) -> dict[str, list[Group]]:
     """Strategies of each target and budget, which are never averaged or compared, under a heading if several."""
     groups = summary(rows)
     several = len({group["source"] for group in groups} - {None}) > 1
@@ -220,11 +220,11 @@ def _line(group: Group) -> str:
     """What the lead says of a strategy, after its name."""
     if group["accuracy"] is None:
         return tables.state(group)
-    mean, low, high = points(group["accuracy"])
-    text = f"{mean} %" + (f" ({low} to {high})" if group["counted"] > 1 else "")
+    mean, between = ranged(group["accuracy"], points, group["counted"] > 1)
+    text = f"{mean} %" + (f" ({between})" if between else "")
     if group["gain"]:
-        mean, low, high = map(signed, group["gain"])
-        text += f", {mean} points from scratch" + (f" ({low} to {high})" if group["gain_seeds"] > 1 else "")
+        mean, between = ranged(group["gain"], signed, group["gain_seeds"] > 1)
+        text += f", {mean} points from scratch" + (f" ({between})" if between else "")
     return text + (f"; {tables.state(group)}" if tables.state(group) else "")
 
 

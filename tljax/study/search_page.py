@@ -9,7 +9,7 @@ from tljax.study import drawing, report, search_pictures, space, tables
 from tljax.study.history import Told
 from tljax.study.range_test import SHARE, Found
 from tljax.study.report import Block, Reproduced, Section
-from tljax.study.summary import Row, summary
+from tljax.study.summary import Row
 from tljax.study.tables import NOTHING, Cell, Table
 
 RATE = "learning_rate"
@@ -82,16 +82,9 @@ def _curves(one: Study) -> list[drawing.Picture | None]:
 
 def _tuned(rows: Sequence[Row], notes: str) -> list[Block]:
     """A table a label budget, a row a strategy."""
-    found: dict[Any, list[dict[str, Any]]] = {}
-    for group in summary(rows):
-        found.setdefault(group["train_examples"], []).append(group | {"name": group["strategy"]})
-    blocks = []
-    for budget, groups in found.items():
-        heading = f"{tables.count(budget)} training examples" if len(found) > 1 else ""
-        blocks.append(
-            Block(f"Tuned against tuned. {report.RESULTS}{notes}", tables.results(groups, heading), heading=heading)
-        )
-    return blocks
+    caption = f"Tuned against tuned. {report.RESULTS}{notes}"
+    found = report.panels(rows).items()
+    return [Block(caption, tables.results(panel, heading), heading=heading) for heading, panel in found]
 
 
 def _best(studies: Sequence[Study]) -> Table:
