@@ -103,7 +103,7 @@ def escaped(text: str) -> str:
     >>> print(escaped("last_k & 5 %"))
     last\_k \& 5 \%
     """
-    return "".join(LATEX.get(c, c) for c in _printable(text))
+    return "".join(LATEX.get(c, c) for c in drawing.printable(text))
 
 
 def marked(text: str) -> str:
@@ -112,11 +112,7 @@ def marked(text: str) -> str:
     >>> print(marked("last_k|<b>"))
     last\_k\|&lt;b&gt;
     """
-    return re.sub(r"([\\`*_{}\[\]#|~])", r"\\\1", html.escape(_printable(text), quote=False))
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else " " for c in text)
+    return re.sub(r"([\\`*_{}\[\]#|~])", r"\\\1", html.escape(drawing.printable(text), quote=False))
 
 
 def _inline(cell: Cell) -> str:

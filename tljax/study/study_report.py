@@ -6,7 +6,7 @@ from typing import Any
 from tljax.study import drawing, pictures, report, study_pictures, tables, tradeoffs
 from tljax.study.report import Block, Section, figure
 from tljax.study.study import Comparison, Study
-from tljax.study.summary import Row, counts, groups, label, listed, spread, summary
+from tljax.study.summary import Row, label, listed, summary
 
 Classes = Mapping[str, Sequence[str]]
 """Target -> names of its classes."""
@@ -145,10 +145,9 @@ def _confusion(fits: Sequence[Row], classes: Classes, notes: str) -> list[Block]
     blocks = []
     for target in dict.fromkeys(row["target"] for row in fits):
         there = [row for row in fits if row["target"] == target and row["train_examples"] == _most(fits, target)]
-        each = [(members, spread(row["test_accuracy"] for row in members if counts(row))) for members in groups(there)]
-        known = sorted(((mean, members) for members, mean in each if mean), key=lambda one: one[0][0])
-        scratch = [members for _, members in known if label(members[0]) == "scratch"][-1:]
-        best = [members for _, members in known if label(members[0]) != "scratch"][-1:]
+        known = sorted((one for one in summary(there) if one["accuracy"]), key=lambda one: one["accuracy"][0])
+        scratch = [one["members"] for one in known if one["strategy"] == "scratch"][-1:]
+        best = [one["members"] for one in known if one["strategy"] != "scratch"][-1:]
         named = {_called(members[0]): members for members in (*scratch, *best)}
         drawn = [pictures.confusion(n, rows, classes.get(target, ()), f", {target}") for n, rows in named.items()]
         blocks += figure(

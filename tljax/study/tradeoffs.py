@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, LogLocator
@@ -97,17 +98,9 @@ def _scatter(
     figure, axes = drawing.charted(points, where)
     for name, ((x, left, right), (y, low, high)) in points.items():
         colour, dash = strokes[name]
-        axes.errorbar(
-            [x],
-            [y],
-            xerr=_bar(x, left, right),
-            yerr=_bar(y, low, high),
-            color=colour,
-            fmt=drawing.DASHES[dash],
-            markersize=5,
-            linewidth=0.8,
-            label=drawing.plain(name),
-        )
+        look: dict[str, Any] = {"color": colour, "fmt": drawing.DASHES[dash], "label": drawing.plain(name)}
+        bars = _bar(y, low, high), _bar(x, left, right)
+        axes.errorbar([x], [y], *bars, markersize=5, linewidth=0.8, **look)
     axes.set(xlabel=drawing.plain(names[0], width=60), ylabel=drawing.plain(names[1], width=40))
     if log:
         axes.set_xscale("log")
