@@ -181,19 +181,19 @@ def results(title: str, lines: Sequence[Mapping[str, Any]], notes: Sequence[str]
     console = Console()
     narrow = (console.is_terminal or "COLUMNS" in os.environ) and console.width < 125
     rows = []
-    for row in summary.summary([dict(line) for line in lines if line["strategy"] != "pretrain"]):
+    for row in summary.summary(lines):
         runs = f"{row['seeds']}" + (f" ({row['diverged']} diverged)" if row["diverged"] else "")
         between = "\n" if narrow else " "
         cells = [
             row["strategy"],
             f"{row['train_examples']:,}",
             runs,
-            _range(row["accuracy"], 100, between),
-            _range(row["gain"], 1, between, "+"),
+            ranged(row["accuracy"], 100, between),
+            ranged(row["gain"], 1, between, "+"),
             _number(row["trained_parameters"], ",.0f"),
         ]
         more = [
-            _range(row["test_loss"], 1, between, places=3),
+            ranged(row["test_loss"], 1, between, places=3),
             _number(row["steps"], ",.0f"),
             _number(row["seconds"], ".1f"),
         ]
@@ -206,9 +206,10 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else f"{value:{form}}"
 
 
-def _range(
-    values: tuple[float, float, float] | None, scale: float, between: str, sign: str = "", places: int = 2
+def ranged(
+    values: tuple[float, float, float] | None, scale: float, between: str = " ", sign: str = "", places: int = 2
 ) -> str:
+    """A mean and its range or interval, such as '0.50 [0.25, 0.75]'; '-' for none."""
     if values is None:
         return "-"
     mean, low, high = (scale * value for value in values)

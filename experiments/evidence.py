@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments import outcome, workdir
 from tljax.study import study
-from tljax.study.study import Cell
+from tljax.study.study import Cell, Right
 from tljax.study.summary import Row, counts, label
 from tljax.types import InputError, Task
 
@@ -36,11 +36,16 @@ class Found(NamedTuple):
 
 def of_run(folder: Path, lines: Sequence[workdir.Line], task: Task) -> Found:
     """Of fits in a run directory."""
-    predicted = {line["name"]: read(folder / line["predictions"])[0] for line in lines if counts(line)}
-    curves = {line["name"]: curve for line in lines if (curve := outcome.curves(folder, line)) is not None}
-    rows = [dict(line) | ({"source": None} if line["strategy"] == "scratch" else {}) for line in lines]
-    labels = {task.name: np.asarray(task.test.labels)}
-    return Found(rows, predicted, labels, curves, np.asarray(task.test.images), task.classes)
+    return _kept(folder, lines)._replace(images=np.asarray(task.test.images), classes=task.classes)
+
+
+def _kept(folder: Path, rows: Sequence[Row]) -> Found:
+    """What a run directory keeps of these fits."""
+    both = {row["name"]: read(folder / row["predictions"]) for row in rows if counts(row)}
+    labels = {row["target"]: both[row["name"]][1] for row in rows if row["name"] in both}
+    curves = {row["name"]: curve for row in rows if (curve := outcome.curves(folder, row)) is not None}
+    bare = [{**row, "source": None} if row["strategy"] == "scratch" else row for row in rows]
+    return Found(bare, {name: predicted for name, (predicted, _) in both.items()}, labels, curves)
 
 
 def keep(folder: Path, found: Sequence[Found], notes: Sequence[str]) -> None:
@@ -54,7 +59,7 @@ def of_directory(folder: Path) -> tuple[list[Found], list[str]]:
     if not (folder / "report.html").is_file():
         raise InputError(f"'{folder}' holds no run that has ended: run its command again")
     file, done = folder / "study.json", workdir.done(folder).values()
-    parts: Any = [{"longer": False, "rows": [dict(line) for line in done if line["strategy"] != "pretrain"]}]
+    parts: Any = [{"longer": False, "rows": [line for line in done if line["strategy"] != "pretrain"]}]
     notes: list[str] = []
     if file.is_file():
         try:
@@ -62,15 +67,7 @@ def of_directory(folder: Path) -> tuple[list[Found], list[str]]:
             notes, parts = known["notes"], known["parts"]
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"'{file}' is not as it was written: run the study's command again") from error
-    found = []
-    for part in parts:
-        both = {row["name"]: read(folder / row["predictions"]) for row in part["rows"] if counts(row)}
-        labels = {row["target"]: both[row["name"]][1] for row in part["rows"] if row["name"] in both}
-        curves = {row["name"]: curve for row in part["rows"] if (curve := outcome.curves(folder, row)) is not None}
-        rows = [row | ({"source": None} if row["strategy"] == "scratch" else {}) for row in part["rows"]]
-        predicted = {name: one[0] for name, one in both.items()}
-        found.append(Found(rows, predicted, labels, curves, longer=part["longer"]))
-    return found, notes
+    return [_kept(folder, part["rows"])._replace(longer=part["longer"]) for part in parts], notes
 
 
 def read(file: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -91,9 +88,6 @@ def read(file: Path) -> tuple[np.ndarray, np.ndarray]:
         )
     return found, labels
 
-
-Right = Mapping[Cell, Mapping[int, np.ndarray]]
-"""{cell: {seed: which test examples the fit gets right}}."""
 
 LONGER = "scratch for "
 """How the names of scratch with more steps begin."""

@@ -138,7 +138,7 @@ def _write_metrics(folder: Path, curve: Sequence[Mapping[str, float]]) -> None:
     np.savez(folder / "curves.npz", **columns)
 
 
-def curves(folder: Path, line: rundir.Line) -> dict[str, np.ndarray] | None:
+def curves(folder: Path, line: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
     """The curves that `run` left of a fit, by name; None where they are gone or damaged."""
     file = folder / "metrics" / line["name"] / "curves.npz"
     try:

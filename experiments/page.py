@@ -1,6 +1,6 @@
 """What a run ends with: its table, and its report."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,9 @@ from tljax.types import Task
 
 def show(made: Settings, target: Task, source: Source | None, lines: Sequence[workdir.Line], folder: Path) -> None:
     """Write report.html and print the table."""
-    notes = [f"source: {source.note}"] if source and source.note else []
-    notes += [f"target: {target.note}"] if target.note else []
+    title, notes = about(source, target)
     identities = set(source.identity.values()) if source else set()
     trained = [line for line in workdir.lines(folder) if line["key"] in identities]
-    title = f"{source.name if source else 'no source'} -> {target.name}"
     known = [line["source_accuracy"] for line in lines if line["source_accuracy"] is not None]
     odd = [str(line["seed"]) for line in trained if line["diverged"]]
     if odd:
@@ -38,29 +36,26 @@ def show(made: Settings, target: Task, source: Source | None, lines: Sequence[wo
 def _page(target: Task, lines: Sequence[workdir.Line], folder: Path, title: str, own: str, notes: list[str]) -> str:
     from tljax.study import report
 
-    curves = {line["name"]: outcome.curves(folder, line) for line in lines}
-    flags = (folder / "flags.flags").read_text(encoding="utf-8")
     return report.page(
-        [dict(line) for line in lines],
-        {name: curve for name, curve in curves.items() if curve is not None},
+        lines,
+        {line["name"]: curve for line in lines if (curve := outcome.curves(folder, line)) is not None},
         title=title,
         source_note=own,
         notes=notes,
-        environment=environment(folder),
-        flags_text=flags,
-        command=flags.splitlines()[0].removeprefix("# "),
+        made=reproduced(folder),
         classes=target.classes,
     )
 
 
-def environment(folder: Path) -> dict[str, Any]:
-    """What a run directory says of its environment, as `plain` has it."""
-    return plain(workdir.recorded(folder) or {})
+def about(source: Source | None, target: Task) -> tuple[str, list[str]]:
+    """(title, what every table must say of the data) of fits of one source, or none, and one target."""
+    notes = [f"{what}: {of.note}" for what, of in (("source", source), ("target", target)) if of and of.note]
+    return f"{source.name if source else 'no source'} -> {target.name}", notes
 
 
-def plain(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """Tables in an environment as lists of 'name value'."""
-    return {
-        name: [f"{key} {one}" for key, one in value.items()] if isinstance(value, dict) else value
-        for name, value in environment.items()
-    }
+def reproduced(folder: Path) -> Any:
+    """How the page of a run directory came about."""
+    from tljax.study.report import Reproduced
+
+    flags = (folder / "flags.flags").read_text(encoding="utf-8")
+    return Reproduced(workdir.recorded(folder) or {}, flags, flags.splitlines()[0].removeprefix("# "))

@@ -10,7 +10,7 @@ from experiments import console, page, workdir
 from experiments.cards import Card
 from experiments.scoring import Score, Scored
 from experiments.truth import Truth
-from tljax.study import ranking
+from tljax.study import ranking, ranking_page
 from tljax.study.ranking_page import Board
 from tljax.types import Task
 
@@ -50,19 +50,16 @@ def told(
             if kept.sum() < 3 or (which != "all" and kept.all()):
                 continue
             scores = {name: values[:, kept] for name, values in columns.items()}
-            truth, scratch = (
-                np.stack([ranking.mean(of) for of in accuracies])[:, kept],
-                [one.scratch[name] for name in targets],
-            )
+            truth = np.stack([ranking.mean(of) for of in accuracies])[:, kept]
+            scratch = [one.scratch[name] for name in targets]
             judged = ranking.judged(scores, truth, scratch, count=resamples)
-            half = float(np.mean([ranking.split_half(accuracies[t][:, kept]) for t in range(len(targets))]))
+            half = float(np.mean([ranking.split_half(of[:, kept]) for of in accuracies]))
             trivial = np.array([card.trivial for card in cards])[kept]
             boards.append(Board(one.strategy, one.budget, which, judged, half, scores, truth, tuple(targets), trivial))
     if boards:
         error = ranking.error_of_none(len(cards))
-        notes[f"of {len(cards)} sources a score at random has a tau of 0 on one target, standard error {error:.2f}"] = (
-            None
-        )
+        said = f"of {len(cards)} sources a score at random has a tau of 0 on one target, standard error {error:.2f}"
+        notes[said] = None
     return Told(tuple(boards), _numbers(cards, table, boards), tuple(notes))
 
 
@@ -107,9 +104,7 @@ def _numbers(cards: Sequence[Card], table: Table, boards: Sequence[Board]) -> di
                 "target": target,
                 "budget": budget,
                 "features_seconds": scored.seconds,
-                **{
-                    name: {"value": one.value, "seconds": one.seconds, "reason": one.reason} for name, one in of.items()
-                },
+                **{name: one._asdict() for name, one in of.items()},
             }
             for (source, target), scored in table.items()
             for budget, of in scored.scores.items()
@@ -154,15 +149,16 @@ def show(told: Told, folder: Path, cards: Sequence[Card], table: Table, notes: S
             rows = [_row(card, table[card.name, target], budget) for card in cards]
             console.table(f"{target}, {budget}", ["source", *names, "seconds"], rows)
     for board in told.boards:
-        rows = [(name, *_cells(one)) for name, one in _sorted(board)]
-        columns = ["score", "tau", "weighted tau", "Pearson", "regret", "regret of 3", "over scratch", "behind"]
+        order = ranking_page.ordered(board)
+        rows = [(name, *map(_interval, board.judged[name], ranking_page.COLUMNS.values())) for name in order]
         title = f"{board.strategy}, {board.budget}: {board.truths.shape[1]} sources, {board.which}"
-        console.table(title, columns, rows, [*_halves(board), apart(board)])
+        console.table(title, ["score", *ranking_page.COLUMNS], rows, [*_halves(board), ranking_page.apart(board)])
     said = [*told.notes, *dict.fromkeys(note for note in notes if note)]
     for note in said:
         console.say(f"  {note}")
     if told.boards:
-        _write(told, folder, said)
+        text = ranking_page.page(told.boards, said, page.reproduced(folder))
+        workdir.replace(folder / "report.html", text)
         console.say(f"  report: {folder / 'report.html'}")
 
 
@@ -180,46 +176,5 @@ def _value(score: Score) -> str:
     return "-" if score.value is None else f"{score.value:.4g}"
 
 
-def _sorted(board: Board) -> list[tuple[str, ranking.Judged]]:
-    """The highest tau first, those without one last."""
-    return sorted(board.judged.items(), key=lambda one: -np.nan_to_num(one[1].tau.value, nan=-2.0))
-
-
-def _cells(one: ranking.Judged) -> list[str]:
-    whole = [_interval(of, 1) for of in (one.tau, one.weighted, one.pearson)]
-    return [
-        *whole,
-        *(_interval(of, 100) for of in (one.regret, one.regret_3, one.over_scratch)),
-        _interval(one.behind, 1),
-    ]
-
-
 def _interval(of: ranking.Estimate, scale: float) -> str:
-    if np.isnan(of.value):
-        return "-"
-    value, low, high = (scale * number for number in of)
-    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
-
-
-def apart(board: Board) -> str:
-    """Which scores cannot be told from the one with the highest tau."""
-    order = [(name, one) for name, one in _sorted(board) if not np.isnan(one.tau.value)]
-    if not order:
-        return "no score ranks anything"
-    near = [name for name, one in order[1:] if not one.behind.low > 0]
-    return f"not told apart from {order[0][0]}: {', '.join(near) or 'none'}"
-
-
-def _write(told: Told, folder: Path, notes: Sequence[str]) -> None:
-    from tljax.study import ranking_page
-
-    flags = (folder / "flags.flags").read_text(encoding="utf-8")
-    text = ranking_page.page(
-        told.boards,
-        [apart(board) for board in told.boards],
-        notes,
-        environment=page.environment(folder),
-        flags_text=flags,
-        command=flags.splitlines()[0].removeprefix("# "),
-    )
-    workdir.replace(folder / "report.html", text)
+    return console.ranged(None if np.isnan(of.value) else of, scale)

@@ -45,7 +45,7 @@ def run(runs: Sequence[str], results: str | None, predictions: str | None, outpu
         raise InputError(f"--output={output} is a file: name a folder")
     told = verdicts.judged(found, judging, list(dict.fromkeys([*notes, "they speak of these tasks alone"])))
     folder.mkdir(parents=True, exist_ok=True)
-    verdicts.write(folder, told, "", {}, {})
+    verdicts.write(folder, told, {})
     verdicts.tables(told)
     console.say(f"  report: {folder / 'report.html'}")
 

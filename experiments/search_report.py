@@ -87,16 +87,14 @@ def write(
         )
         for arm, winner in winners.items()
     ]
-    source, target = base.source, base.target
-    title = f"search: {source.name if source else 'no source'} -> {target.name}"
-    notes = [f"{what}: {of.note}" for what, of in (("source", source), ("target", target)) if of and of.note]
+    title, notes = page.about(base.source, base.target)
     flags = [*search_flags.to_flags(asked), *options.to_flags(made)]
     last = list(winners.values())[-1].made.workdir
     text = search_page.page(
-        title,
+        f"search: {title}",
         _lead(made, asked, base),
         studies,
-        [dict(line) for line in lines],
+        lines,
         told,
         notes,
         reproduced(flags, workdir.recorded(Path(last or "")) or {}),
@@ -107,10 +105,10 @@ def write(
 
 def reproduced(flags: Sequence[str], environment: Mapping[str, Any]) -> Any:
     """What a page says of how it came about."""
-    from tljax.study import search_page
+    from tljax.study.report import Reproduced
 
     command = "python -m experiments.search --flagfile=FLAGS --workdir=NEW"
-    return search_page.Reproduced(page.plain(environment), "\n".join(flags), command)
+    return Reproduced(environment, "\n".join(flags), command)
 
 
 def _lead(made: Settings, asked: Search, base: Experiment) -> str:

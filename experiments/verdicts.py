@@ -33,7 +33,7 @@ def judged(found: Sequence[Found], judging: Judging, notes: Sequence[str], looks
     )
 
 
-def _of_transfer(table: evidence.Right) -> evidence.Right:
+def _of_transfer(table: study.Right) -> study.Right:
     return {cell: fits for cell, fits in table.items() if not cell.strategy.startswith(evidence.LONGER)}
 
 
@@ -57,28 +57,23 @@ def show(folder: Path, found: Sequence[Found], judging: Judging, notes: Sequence
     looks = evidence.looked(folder, evidence.right(found))
     told = judged(found, judging, notes, looks)
     evidence.keep(folder, found, notes)
-    flags = (folder / "flags.flags").read_text(encoding="utf-8")
     classes = {part.rows[0]["target"]: part.classes for part in found if part.rows}
-    write(folder, told, flags, page.environment(folder), classes)
+    write(folder, told, classes, page.reproduced(folder))
     tables(told)
     console.say(f"  report: {folder / 'report.html'}")
     return told
 
 
-def write(
-    folder: Path, told: Study, flags: str, environment: Mapping[str, Any], classes: Mapping[str, Sequence[str]]
-) -> None:
-    """Write the report of a study, and the same as Markdown, tables, figures and numbers."""
-    from tljax.study import export, study_report
+def write(folder: Path, told: Study, classes: Mapping[str, Sequence[str]], made: Any = None) -> None:
+    """Write the report of a study, and the same as Markdown, tables, figures and numbers; `made` says how it came."""
+    from tljax.study import export, report, study_report
 
     targets = dict.fromkeys(row["target"] for row in told.rows)
     sources = dict.fromkeys(row["source"] for row in told.rows if row.get("source"))
     title = f"{', '.join(sources) or 'no source'} to {', '.join(targets)}"
-    command = flags.splitlines()[0].removeprefix("# ") if flags else ""
-    text = study_report.page(
-        told, title=title, environment=environment, flags_text=flags, command=command, classes=classes
-    )
-    for name, data in {**export.files(told, title=title, classes=classes), "report.html": text.encode()}.items():
+    sections = study_report.sections(told, classes)
+    text = report.render(sections, title=title, lead=told.verdict, made=made or report.Reproduced())
+    for name, data in {**export.files(told, sections, title), "report.html": text.encode()}.items():
         file = folder / name
         file.parent.mkdir(exist_ok=True)
         if not file.is_file() or file.read_bytes() != data:

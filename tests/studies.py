@@ -1,12 +1,16 @@
 """Studies made up for the tests of their report."""
 
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from test_report import curve, fit
 
+from tljax.study import export, report, study_report
+from tljax.study.report import Reproduced
 from tljax.study.study import Comparison, Study
 
+MADE = Reproduced({"jax": "0.8"}, "--seeds=0", "run")
 NAMES = ("zero", "one", "two")
 LEAVES = [("hidden_0/kernel", 30, 0), ("hidden_1/kernel", 20, 20), ("head/kernel", 10, 10)]
 CUTS = [{"redraw": "above", "copy": n, "freeze": frozen} for n in (1, 2) for frozen in (True, False)]
@@ -95,6 +99,16 @@ def study(extra: bool = True, **changes: Any) -> Study:
         images={"clothes": (np.full((2, 4, 4, 1), 99, np.uint8), ["coat taken for shirt", "bag taken for coat"])},
     )
     return one._replace(**changes)
+
+
+def page(one: Study, classes: Any = MappingProxyType({}), title: str = "Digits", made: Any = MADE) -> str:
+    """Its report, as HTML."""
+    return report.render(study_report.sections(one, classes), title=title, lead=one.verdict, made=made)
+
+
+def files(one: Study, classes: Any = MappingProxyType({}), title: str = "Digits") -> dict[str, bytes]:
+    """The files beside the report."""
+    return export.files(one, study_report.sections(one, classes), title)
 
 
 def nothing() -> Study:

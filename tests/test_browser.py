@@ -6,9 +6,9 @@ from typing import Any
 
 import browser
 import pytest
-from studies import NAMES, comparison, study
+from studies import NAMES, comparison, page, study
 
-from tljax.study.study_report import page
+from tljax.study.report import Reproduced
 
 pytestmark = pytest.mark.slow
 
@@ -22,8 +22,8 @@ def report(tmp_path_factory) -> Path:
     file = tmp_path_factory.mktemp("report") / "report.html"
     one = study()
     long = study(family=[*one.family, comparison(LONG, 0.02, "positive", target="y" * 60)])
-    words: dict[str, Any] = {"environment": {"jax": "z" * 200}, "flags_text": "--a=" + "b" * 300, "command": "run"}
-    file.write_text(page(long, title="Digits", classes={"clothes": NAMES}, **words), encoding="utf-8")
+    made = Reproduced({"jax": "z" * 200}, "--a=" + "b" * 300, "run")
+    file.write_text(page(long, {"clothes": NAMES}, made=made), encoding="utf-8")
     return file
 
 

@@ -12,6 +12,7 @@ from experiments import cards, options, rank, rank_report, scoring, training, tr
 from tljax import checkpoint, data
 from tljax.data import draw
 from tljax.study import ranking, ranking_page, transferability
+from tljax.study.report import Reproduced
 from tljax.types import InputError
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -231,8 +232,9 @@ def test_pictures_hold_every_score_source_and_target(monkeypatch):
     assert drawn == [1, 1, 4, 4]  # of two targets, the trivial apart
     left, right = ranking_page.intervals(board())[0].axes
     assert [label.get_text() for label in left.get_yticklabels()] == ["flat", "<knn>"] and len(right.lines) == 2 + 2 + 1
-    html = ranking_page.page([board()], ["said"], ["a note"], environment={}, flags_text="", command="")
-    assert "&lt;knn&gt;" in html and "<knn>" not in html and "a note." in html and "said" in html
+    html = ranking_page.page([board()], ["a note"], Reproduced())
+    assert "&lt;knn&gt;" in html and "<knn>" not in html and "a note." in html
+    assert "not told apart from &lt;knn&gt;: none" in html
 
 
 def test_scores_apart_are_those_whose_difference_is_above_zero():
@@ -240,11 +242,11 @@ def test_scores_apart_are_those_whose_difference_is_above_zero():
     truths = rng.uniform(size=(3, 16))
     scores = {"good": truths, "near": truths + 0.01 * rng.normal(size=truths.shape), "bad": -truths}
     judged = ranking.judged(scores, truths, [0.0] * 3, count=100)
-    assert rank_report.apart(board(judged=judged)) in (
+    assert ranking_page.apart(board(judged=judged)) in (
         "not told apart from good: near",
         "not told apart from good: none",
     )
-    assert rank_report.apart(board(judged={})) == "no score ranks anything"
+    assert ranking_page.apart(board(judged={})) == "no score ranks anything"
 
 
 def test_sources_and_scores_may_be_added_to_a_ranking(many, tasks, tmp_path, monkeypatch):

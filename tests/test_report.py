@@ -12,16 +12,18 @@ import numpy as np
 import pytest
 
 from tljax.study import pictures
-from tljax.study.report import page
+from tljax.study.report import Reproduced, page
 from tljax.study.summary import sources, summary
 
 WORDS: dict[str, Any] = {
     "title": "MNIST to Fashion-MNIST",
     "source_note": "One source for each seed.",
     "notes": ["10,000 training images; not the complete data set"],
-    "environment": {"jax": "0.8", "devices": ["cpu:0", "cpu:1"]},
-    "flags_text": "--seeds=0,1,2\n--target=b",
-    "command": "python -m experiments.transfer --flagfile=flags.flags",
+    "made": Reproduced(
+        {"jax": "0.8", "devices": ["cpu:0", "cpu:1"], "data": {"mnist": "ab12"}},
+        "--seeds=0,1,2\n--target=b",
+        "python -m experiments.transfer --flagfile=flags.flags",
+    ),
     "classes": ("zero", "one", "two"),
 }
 
@@ -144,7 +146,7 @@ def test_the_page_states_its_numbers(full_page: str) -> None:
     assert "range over 2 seeds; no test of significance was made" in words
     assert "last_k:k=2: 73.0 % (71.0 to 75.0), +2.0 points from scratch (\N{MINUS SIGN}1.0 to +5.0)" in words
     assert "97.0" in words and "25.0 %" in words
-    for text in ("cpu:0, cpu:1", "--seeds=0,1,2", WORDS["command"], WORDS["source_note"]):
+    for text in ("cpu:0, cpu:1", "mnist ab12", "--seeds=0,1,2", WORDS["made"].command, WORDS["source_note"]):
         assert text in words
     tables = full_page.count("<table>")
     assert tables == 2
@@ -177,8 +179,9 @@ def test_equal_input_gives_equal_bytes() -> None:
 def test_hostile_names_are_only_text() -> None:
     hostile = '<script>alert("$x_$")</script>&--\x00\N{CJK UNIFIED IDEOGRAPH-6570}'
     row = fit(hostile, 0, 0.7, source=hostile, target=hostile, options={hostile: hostile})
-    words: dict[str, Any] = dict.fromkeys(("title", "source_note", "flags_text", "command"), hostile)
-    words |= {"notes": [hostile], "environment": {hostile: [hostile]}, "classes": [hostile] * 3}
+    words: dict[str, Any] = dict.fromkeys(("title", "source_note"), hostile)
+    words |= {"notes": [hostile], "classes": [hostile] * 3}
+    words |= {"made": Reproduced({hostile: [hostile], "data": {hostile: hostile}}, hostile, hostile)}
     text = page([row], {row["name"]: curve(0.1, 0.2)}, **words)
     assert "<script" not in text and "&lt;script&gt;" in text
     pictures = [base64.b64decode(code) for code in re.findall(r"base64,([^\"]*)", text)]

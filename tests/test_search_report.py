@@ -16,6 +16,7 @@ from experiments import options, search, search_flags, search_report, transfer, 
 from tljax import train
 from tljax.study import history, range_test, search_page, search_pictures, space
 from tljax.study import search as studies
+from tljax.study.report import Reproduced
 from tljax.types import InputError
 
 DRAWN = "data:image/svg+xml;base64,"
@@ -164,7 +165,7 @@ def test_pictures_say_the_best_and_where_it_diverges(no_pictures):
 
 def test_the_page_says_which_value_is_at_an_edge(no_pictures):
     ranges = (space.parse("learning_rate:log:1e-3:0.1"),)
-    made = search_page.Reproduced({"jax": "1"}, "--x=1", "python")
+    made = Reproduced({"jax": "1"}, "--x=1", "python")
     study = search_page.Study("last_k:k=<2>", ranges, STUDY, 1)
     text = search_page.page("a <b>", "Lead.", [study], [], [("full", "said")], ["a note"], made)
     assert "the highest of its range" in visible(text)
@@ -178,7 +179,7 @@ def test_pages_are_drawn_without_network():
     import base64
     import xml.etree.ElementTree as ET
 
-    made = search_page.Reproduced({"jax": "1"}, "--x=1", "python")
+    made = Reproduced({"jax": "1"}, "--x=1", "python")
     study = search_page.Study("full", (space.parse("learning_rate:log:1e-3:10"),), STUDY, 1)
     rates = range_test.rates(1e-3, 10, 40)
     losses = 0.5 + np.abs(np.log10(rates))

@@ -64,6 +64,11 @@ def test_differences_are_paired_by_seed():
         assert row.mean() == pytest.approx(gain)
 
 
+def test_fits_that_share_no_seed_are_not_compared():
+    table = {cell(): fits([0.7, 0.8]), cell("scratch"): {seed + 5: right for seed, right in fits([0.6, 0.6]).items()}}
+    assert study.compared(table, 0.02, 0.95) == ([], [])
+
+
 def test_the_area_is_the_integral_over_the_logarithm_of_the_budget():
     budgets = (10, 50, 1000)
     table = {cell(name, n): fits([rate], seed=n) for n in budgets for name, rate in (("full", 0.8), ("scratch", 0.6))}

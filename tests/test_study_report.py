@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from studies import FAMILY, NAMES, comparison, nothing, rows, study
+import studies
+from studies import FAMILY, NAMES, comparison, nothing, page, rows, study
 from test_report import alts, visible
 
-from tljax.study import drawing, export, study_pictures, tradeoffs
-from tljax.study.study_report import page
+from tljax.study import drawing, export, pictures, study_pictures, tradeoffs
 from tljax.study.summary import label
 
-WORDS: dict[str, Any] = {"title": "Digits", "environment": {"jax": "0.8"}, "flags_text": "--seeds=0", "command": "run"}
 CLASSES = {"clothes": NAMES}
 MINUS = "\N{MINUS SIGN}"
 HOSTILE = '<script>alert("x")</script>|*_$%&#~^\\{}'
@@ -33,12 +32,12 @@ def quick_fonts():
 
 @pytest.fixture(scope="module")
 def whole() -> str:
-    return page(study(), classes=CLASSES, **WORDS)
+    return page(study(), CLASSES)
 
 
 @pytest.fixture(scope="module")
 def files() -> dict[str, bytes]:
-    return export.files(study(curves={}, images={}), title="Digits", classes=CLASSES)
+    return studies.files(study(curves={}, images={}), CLASSES)
 
 
 @pytest.fixture
@@ -96,7 +95,7 @@ def test_the_verdict_comes_first_and_each_comparison_with_its_numbers(whole):
 
 def test_what_differs_between_comparisons_has_a_column(no_pictures):
     some = [FAMILY[0], comparison("full", 0.1, "positive", target="letters", margin=0.02, items=10_000)]
-    text = page(study(rows=[], family=some, images={}), **WORDS)
+    text = page(study(rows=[], family=some, images={}))
     head, _, one, _, other = cells(text, "Verdicts")
     assert head[5:] == ["Margin (points)", "Test examples"]
     assert (one[5:], other[5:]) == (["1.00", "2,000"], ["2.00", "10,000"])
@@ -104,7 +103,7 @@ def test_what_differs_between_comparisons_has_a_column(no_pictures):
 
 
 def test_an_interval_beside_zero_keeps_its_side(no_pictures):
-    text = page(study(rows=[], images={}, family=[comparison("full", 2e-5, "positive", low=1e-5, high=3e-5)]), **WORDS)
+    text = page(study(rows=[], images={}, family=[comparison("full", 2e-5, "positive", low=1e-5, high=3e-5)]))
     assert "+0.00 +0.00 to +0.00" in visible(text)
 
 
@@ -147,21 +146,21 @@ def test_the_page_needs_no_network_and_runs_nothing(whole):
 
 def test_what_was_not_measured_is_left_out(no_pictures):
     bare = [{**row, "per_class_accuracy": None, "confusion": None} for row in rows(extra=False)]
-    text = visible(page(study(rows=bare, curves={}, milestones=[], others=[], images={}), **WORDS))
+    text = visible(page(study(rows=bare, curves={}, milestones=[], others=[], images={})))
     for title in ("Milestones", "Learning curves", "Other test sets", "What is kept", "Accuracy by class", "Confusion"):
         assert title not in text
     for title in ("Calibration", "Most often wrong", "Each comparison by itself", "Sources"):
         assert title not in text
     assert "Verdicts" in text and "What it costs" in text
-    empty = visible(page(nothing(), **WORDS))
+    empty = visible(page(nothing()))
     assert "Nothing has been measured." in empty and "Verdicts" not in empty
 
 
 def test_equal_studies_give_equal_bytes():
     bare = [{**row, "per_class_accuracy": None, "confusion": None} for row in rows(extra=False)[:2]]
     small = study(rows=bare, family=FAMILY[:1], images={}, curves={}, milestones=[])
-    assert page(small, **WORDS) == page(small, **WORDS)
-    assert export.files(small, title="") == export.files(small, title="")
+    assert page(small) == page(small)
+    assert studies.files(small) == studies.files(small)
 
 
 def test_the_forest_draws_the_intervals_and_their_verdicts(styled):
@@ -186,6 +185,14 @@ def test_gains_stand_at_their_source_and_target(styled):
     assert [text.get_text() for text in figure.axes[0].texts] == ["+1.0", f"{MINUS}2.0", "\N{EN DASH}", "+3.0"]
 
 
+def test_the_file_of_a_picture_is_laid_out_as_the_page_is(styled):
+    figure, _ = pictures.confusion("full", rows()[:2], NAMES, "") or pytest.fail()
+    drawing.svg(figure)
+    before = figure.axes[0].get_position().bounds
+    drawing.pdf(figure)
+    assert figure.axes[0].get_position().bounds == before
+
+
 def test_accuracy_against_labels_is_the_mean_of_the_fits_that_count(styled):
     fits = rows()
     fits[0]["diverged"] = True
@@ -199,7 +206,7 @@ def test_accuracy_against_labels_is_the_mean_of_the_fits_that_count(styled):
 def test_every_source_is_held_against_scratch(no_pictures):
     fits = [row for row in rows() if row["train_examples"] == 10 or row["strategy"] == "scratch"][:6]
     other = [{**row, "source": "letters", "name": row["name"] + "l"} for row in fits if row["strategy"] != "scratch"]
-    text = page(study(rows=fits + other, family=[], others=[], images={}, curves={}), **WORDS)
+    text = page(study(rows=fits + other, family=[], others=[], images={}, curves={}))
     assert sum("letters to clothes: scratch 51.0 % at 10" in alt for alt in alts(text)) == 1
 
 
@@ -347,10 +354,10 @@ def test_hostile_names_are_only_text_everywhere(monkeypatch):
     family = [comparison(HOSTILE, 0.1, "positive", source=HOSTILE, target=HOSTILE)]
     images = {HOSTILE: (np.zeros((1, 2, 2, 3), np.uint8), [HOSTILE])}
     hostile = study(rows=fits, family=family, others=family, images=images, verdict=HOSTILE, notes=[HOSTILE])
-    text = page(hostile, **{**WORDS, "title": HOSTILE}, classes={HOSTILE: [HOSTILE] * 3})
+    text = page(hostile, {HOSTILE: [HOSTILE] * 3}, HOSTILE)
     assert "<script" not in text and html.escape(HOSTILE, quote=False).split("(")[0] in text
     monkeypatch.setattr(drawing, "pdf", lambda figure: b"")
-    found = export.files(hostile, title=HOSTILE)
+    found = studies.files(hostile, title=HOSTILE)
     assert b"<script" not in found["report.md"] and rb"\_$%&amp;\#\~^\\\{\}" in found["report.md"]
     tex = found["tables.tex"].decode()
     check_latex(tex)

@@ -62,16 +62,23 @@ def style() -> Iterator[None]:
 
 def svg(figure: Figure) -> str:
     """A data URI; fonts are the reader's, and measured with a wider one, so that nothing overlaps."""
-    file = io.StringIO()
-    figure.savefig(file, format="svg", dpi=200, metadata={"Date": None, "Creator": None})
-    text = file.getvalue().replace("'DejaVu Sans', sans-serif", "system-ui, sans-serif")
+    text = (
+        _saved(figure, "svg", ("Date", "Creator"))
+        .decode()
+        .replace("'DejaVu Sans', sans-serif", "system-ui, sans-serif")
+    )
     return "data:image/svg+xml;base64," + base64.b64encode(text.encode()).decode()
 
 
 def pdf(figure: Figure) -> bytes:
     """A page of the figure's size."""
+    return _saved(figure, "pdf", ("CreationDate", "Creator", "Producer"))
+
+
+def _saved(figure: Figure, kind: str, without: Sequence[str]) -> bytes:
     file = io.BytesIO()
-    figure.savefig(file, format="pdf", dpi=200, metadata={"CreationDate": None, "Creator": None, "Producer": None})
+    figure.savefig(file, format=kind, dpi=200, metadata=dict.fromkeys(without))
+    figure.set_layout_engine("none")  # a second layout would start from the first, and end a little beside it
     return file.getvalue()
 
 
@@ -117,11 +124,15 @@ def plain(name: str, lines: int = 3, width: int = 30) -> str:
     >>> plain("stages:redraw=above:copy=1", width=20)
     'stages:\\nredraw=above:copy=1'
     """
-    printable = "".join(c if c.isprintable() else " " for c in name)
-    found = textwrap.wrap(printable.replace(":", ": "), width)
+    found = textwrap.wrap(printable(name).replace(":", ": "), width)
     if len(found) > lines:
         found = [*found[: lines - 1], found[lines - 1][: width - 1] + "\N{HORIZONTAL ELLIPSIS}"]
     return "\n".join(found).replace(": ", ":")
+
+
+def printable(text: str) -> str:
+    """A space in place of each control character."""
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def lines(names: Iterable[str]) -> int:
@@ -156,14 +167,11 @@ def heat(axes: Axes, table: np.ndarray, low: float, high: float, blank: float = 
     axes.spines[:].set_visible(False)
     if table.shape[1] > MOST_CLASSES:
         return
+    form = "+.1f" if gain else ".0f"
     for (row, column), value in np.ndenumerate(table):
         if value <= blank:  # NaN too has a text
             continue
-        text = (
-            f"{value:{'+.1f' if gain else '.0f'}}".replace("-", "\N{MINUS SIGN}")
-            if np.isfinite(value)
-            else "\N{EN DASH}"
-        )
+        text = f"{value:{form}}".replace("-", "\N{MINUS SIGN}") if np.isfinite(value) else "\N{EN DASH}"
         shade = (value - low) / (high - low)
         colour = "white" if shade > (0.8 if gain else 0.6) or (gain and shade < 0.2) else INK
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=7.5, in_layout=False)

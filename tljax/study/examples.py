@@ -30,21 +30,24 @@ class Decomposed(NamedTuple):
     """float64 [rank, d], orthonormal rows."""
 
 
-def checked(features: ArrayLike, labels: ArrayLike, *, each: int = 1) -> Examples:
-    """Features float [n, d] and labels int [n] in 0..classes-1, `each` examples of a class or more.
+def checked(features: ArrayLike, labels: ArrayLike) -> Examples:
+    """Features float [n, d] and labels int [n] in 0..classes-1.
 
-    Raises InputError for what is empty or not finite, for labels that are not integers, are not as many as the
-    features, skip a number or are all alike, and for a class of fewer than `each`.
+    Raises InputError for what is empty or not finite, and for labels that are not integers, are not as many as the
+    features, skip a number or are all alike.
 
     >>> checked([[0.0], [1.0]], [1, 0]).classes
     2
     """
     x = numbers(features, "features")
-    return Examples(x, *classified(labels, len(x), each=each))
+    return Examples(x, *classified(labels, len(x)))
 
 
 def classified(labels: ArrayLike, n: int, *, each: int = 1) -> tuple[np.ndarray, int]:
-    """Labels as int64 [n], and how many classes there are; raises InputError as `checked` does."""
+    """Labels as int64 [n], and how many classes there are.
+
+    Raises InputError as `checked` does, and for a class of fewer than `each`.
+    """
     y = whole(labels, "labels", n)
     if y.min() < 0:
         raise InputError(f"labels[{y.argmin()}] is {y.min()}: number the classes from 0")

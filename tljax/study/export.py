@@ -9,9 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tljax.study import drawing
-from tljax.study.report import Block, Section
+from tljax.study.report import Section
 from tljax.study.study import Study
-from tljax.study.study_report import Classes, sections
 from tljax.study.tables import Cell, Table
 
 LATEX = {
@@ -29,20 +28,20 @@ LATEX = {
 """What a character is in LaTeX where it is not itself."""
 
 
-def files(study: Study, *, title: str, classes: Classes | None = None) -> dict[str, bytes]:
+@drawing.style()
+def files(study: Study, sections: Sequence[Section], title: str) -> dict[str, bytes]:
     """{path in a folder: bytes}: report.md, tables.tex, figures/*.pdf, comparisons.csv, fits.csv, milestones.csv.
 
-    The tables are those of the page; the numbers in the CSV files are not rounded. Equal studies give equal bytes.
+    The sections are those of the page; the numbers in the CSV files are not rounded. Equal studies give equal bytes.
     """
-    with drawing.style():
-        found = [section for section in sections(study, classes or {}) if section.blocks]
-        figures = dict(_figures(found))
-        drawn = {f"figures/{name}.pdf": drawing.pdf(figure) for name, (figure, _) in figures.items()}
+    found = [section for section in sections if section.blocks]
+    figures = dict(_figures(found))
+    names = {id(figure): f"figures/{name}.pdf" for name, (figure, _) in figures.items()}
+    drawn = {names[id(figure)]: drawing.pdf(figure) for figure, _ in figures.values()}
+    tables = [latex(block.table, block.caption) for section in found for block in section.blocks if block.table]
     texts = {
-        "report.md": _markdown(study, title, found),
-        "tables.tex": "\n".join(
-            ["% \\usepackage{booktabs}", "% \\usepackage[T1]{fontenc}", *map(latex, _blocks(found))]
-        ),
+        "report.md": _markdown(study, title, found, names),
+        "tables.tex": "\n".join(["% \\usepackage{booktabs}", "% \\usepackage[T1]{fontenc}", *tables]),
         "comparisons.csv": table(one._asdict() for one in (*study.family, *study.others)),
         "fits.csv": table(study.rows),
         "milestones.csv": table(study.milestones),
@@ -71,11 +70,9 @@ def _value(value: Any) -> Any:
     return json.dumps(value, default=str) if isinstance(value, dict | list | tuple) else value
 
 
-def latex(block: Block) -> str:
-    """A table of a block for booktabs; what is said below a number stands beside it in brackets."""
-    if block.table is None:
-        raise ValueError("a block of pictures has no table")
-    shown, heads = block.table, len(block.table.columns)
+def latex(shown: Table, caption: str) -> str:
+    """A table for booktabs; what is said below a number stands beside it in brackets."""
+    heads = len(shown.columns)
     body = []
     for row in shown.rows:
         if len(row) < heads:
@@ -86,7 +83,7 @@ def latex(block: Block) -> str:
         [
             r"\begin{table}",
             r"\centering\small",
-            rf"\caption{{{escaped(shown.label)}. {escaped(block.caption)}}}",
+            rf"\caption{{{escaped(shown.label)}. {escaped(caption)}}}",
             rf"\begin{{tabular}}{{{'l' * shown.words + 'r' * (heads - shown.words)}}}",
             r"\toprule",
             " & ".join(map(escaped, shown.columns)) + r" \\",
@@ -106,7 +103,7 @@ def escaped(text: str) -> str:
     >>> print(escaped("last_k & 5 %"))
     last\_k \& 5 \%
     """
-    return "".join(LATEX.get(c, c) for c in _printable(text))
+    return "".join(LATEX.get(c, c) for c in drawing.printable(text))
 
 
 def marked(text: str) -> str:
@@ -115,26 +112,21 @@ def marked(text: str) -> str:
     >>> print(marked("last_k|<b>"))
     last\_k\|&lt;b&gt;
     """
-    return re.sub(r"([\\`*_{}\[\]#|~])", r"\\\1", html.escape(_printable(text), quote=False))
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else " " for c in text)
+    return re.sub(r"([\\`*_{}\[\]#|~])", r"\\\1", html.escape(drawing.printable(text), quote=False))
 
 
 def _inline(cell: Cell) -> str:
     return f"{cell[0]} ({cell[1]})" if cell[1] else cell[0]
 
 
-def _markdown(study: Study, title: str, found: Sequence[Section]) -> str:
-    names = {id(figure): name for name, (figure, _) in _figures(found)}
+def _markdown(study: Study, title: str, found: Sequence[Section], names: Mapping[int, str]) -> str:
     lines = [f"# {marked(title)}", marked(study.verdict)]
     for section in found:
         lines.append(f"## {section.title}")
         for block in section.blocks:
             lines += [f"### {marked(block.heading)}"] if block.heading else []
             lines += [_pipes(block.table)] if block.table else []
-            lines += [f"[{marked(alt)}](figures/{names[id(figure)]}.pdf)" for figure, alt in block.pictures]
+            lines += [f"[{marked(alt)}]({names[id(figure)]})" for figure, alt in block.pictures]
             lines.append(f"*{marked(block.caption)}*")
     return "\n\n".join(lines) + "\n"
 
@@ -146,10 +138,6 @@ def _pipes(shown: Table) -> str:
         heading = [f"**{marked(row[0][0])}**"] + [""] * (heads - 1)
         lines.append(heading if len(row) < heads else [marked(_inline(cell)) for cell in row])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _blocks(found: Sequence[Section]) -> list[Block]:
-    return [block for section in found for block in section.blocks if block.table]
 
 
 def _figures(found: Sequence[Section]) -> Iterator[tuple[str, drawing.Picture]]:

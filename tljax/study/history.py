@@ -30,31 +30,17 @@ class Told(NamedTuple):
 
 def told(study: Any) -> list[Told]:
     """The trials of a study of Optuna, in their order."""
-    return [_told(trial) for trial in study.get_trials(deepcopy=False)]
-
-
-def _told(trial: Any) -> Told:
-    known, complete = trial.user_attrs, trial.state.name == "COMPLETE"
-    diverged = bool(known.get("diverged"))
-    owner, _ = known.get("lease", ("", 0.0))
-    begin, end = (time.isoformat(timespec="seconds") if time else "" for time in _times(trial))
-    accuracy = trial.value if complete and not diverged else None
-    return Told(
-        trial.number,
-        trial.state.name,
-        trial.value,
-        accuracy,
-        known.get("loss"),
-        diverged,
-        owner,
-        begin,
-        end,
-        trial.params,
-    )
-
-
-def _times(trial: Any) -> tuple[Any, Any]:
-    return trial.datetime_start, trial.datetime_complete
+    found = []
+    for trial in study.get_trials(deepcopy=False):
+        state, known = trial.state.name, trial.user_attrs
+        diverged = bool(known.get("diverged"))
+        accuracy = trial.value if state == "COMPLETE" and not diverged else None
+        owner, _ = known.get("lease", ("", 0.0))
+        times = (trial.datetime_start, trial.datetime_complete)
+        begin, end = (time.isoformat(timespec="seconds") if time else "" for time in times)
+        measured = (trial.value, accuracy, known.get("loss"), diverged)
+        found.append(Told(trial.number, state, *measured, owner, begin, end, trial.params))
+    return found
 
 
 def table(studies: Mapping[tuple[str, str], Sequence[Told]]) -> str:

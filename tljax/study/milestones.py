@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tljax.study.summary import Row, counts, groups, label, spread
-
-Curves = Mapping[str, Mapping[str, Any]]
+from tljax.study.summary import Curves, Row, counts, groups, label, mean
 
 
 def milestones(rows: Sequence[Row], curves: Curves) -> list[dict[str, Any]]:
@@ -25,7 +23,7 @@ def milestones(rows: Sequence[Row], curves: Curves) -> list[dict[str, Any]]:
     found = []
     fits = [row for row in rows if row["strategy"] != "pretrain"]
     base = {
-        (group[0]["target"], group[0]["train_examples"]): _mean(group, "test_accuracy")
+        (group[0]["target"], group[0]["train_examples"]): mean(row.get("test_accuracy") for row in group)
         for group in groups(fits)
         if label(group[0]) == "scratch"
     }
@@ -46,14 +44,13 @@ def _milestone(
     members: Sequence[Row], curves: Curves, threshold: float | None, scratch: Sequence[tuple[int, float]]
 ) -> dict[str, Any]:
     first = members[0]
-    asymptote = _mean(members, "test_accuracy")
+    asymptote = mean(row.get("test_accuracy") for row in members)
     times = [time_to(curves[row["name"]], threshold) for row in members if row["name"] in curves] if threshold else []
-    steps = _median(times)
-    reached = steps if isinstance(steps, int | float) else None
-    per_step = _mean(members, "step_flops")
-    seconds = None if reached is None else _per_step(members) * reached
-    flops = None if reached is None or per_step is None else per_step * reached
-    start = _mean(members, "start_accuracy")
+    steps = float(np.median(times)) if times else None
+    per_step = mean(row.get("step_flops") for row in members)
+    seconds = None if steps is None else _per_step(members) * steps
+    flops = None if steps is None or per_step is None else per_step * steps
+    start = mean(row.get("start_accuracy") for row in members)
     classes = len(first["per_class_accuracy"]) if first.get("per_class_accuracy") else None
     return {
         "source": first.get("source"),
@@ -66,9 +63,9 @@ def _milestone(
         "area": _area(members, curves),
         "examples_saved": None if label(first) == "scratch" else saved(scratch, first["train_examples"], asymptote),
         "flops": flops,
-        "flops_with_source": _plus(flops, _mean(members, "source_flops")),
+        "flops_with_source": _plus(flops, mean(row.get("source_flops") for row in members)),
         "seconds": seconds,
-        "seconds_with_source": _plus(seconds, _mean(members, "source_seconds")),
+        "seconds_with_source": _plus(seconds, mean(row.get("source_seconds") for row in members)),
     }
 
 
@@ -115,21 +112,11 @@ def _area(members: Sequence[Row], curves: Curves) -> float | None:
             values = np.asarray(curves[row["name"]]["accuracy"], float)
             wide = steps[-1] - steps[0]
             areas.append(np.trapezoid(values, steps) / wide if wide > 0 else values[-1])
-    known = spread(areas)
-    return known[0] if known else None
+    return mean(areas)
 
 
 def _per_step(members: Sequence[Row]) -> float:
     return float(np.mean([row["seconds"] / max(row["steps"], 1) for row in members]))
-
-
-def _median(times: Sequence[float]) -> float | None:
-    return float(np.median(times)) if times else None
-
-
-def _mean(rows: Sequence[Row], name: str) -> float | None:
-    known = spread(row.get(name) for row in rows)
-    return known[0] if known else None
 
 
 def _plus(own: float | None, more: float | None) -> float | None:

@@ -8,10 +8,7 @@ from matplotlib.ticker import MaxNLocator
 
 from tljax.study import drawing
 from tljax.study.drawing import BLUE, GREY, Picture, Strokes
-from tljax.study.summary import Row, counts
-
-Curves = Mapping[str, Mapping[str, Any]]
-"""Name of a fit -> step, train_loss, accuracy, each [segments]."""
+from tljax.study.summary import Curves, Members, Row, counts
 
 
 def mean_curve(members: Iterable[Row], curves: Curves, field: str) -> np.ndarray | None:
@@ -26,9 +23,7 @@ def mean_curve(members: Iterable[Row], curves: Curves, field: str) -> np.ndarray
     return np.stack([np.array(steps, float), values.mean(0), values.min(0), values.max(0)])
 
 
-def learning(
-    members: Mapping[str, Sequence[Row]], curves: Curves, field: str, where: str, strokes: Strokes
-) -> Picture | None:
+def learning(members: Members, curves: Curves, field: str, where: str, strokes: Strokes) -> Picture | None:
     """One line a strategy, `field` ('accuracy' or 'train_loss') against step; None where nothing was recorded."""
     lines = {name: curve for name, rows in members.items() if (curve := mean_curve(rows, curves, field)) is not None}
     if not lines:
@@ -49,7 +44,7 @@ def learning(
     return figure, f"Line chart of {what} against step{where}. Mean at the last step: {', '.join(ends)}."
 
 
-def by_class(members: Mapping[str, Sequence[Row]], classes: Sequence[str], where: str) -> Picture | None:
+def by_class(members: Members, classes: Sequence[str], where: str) -> Picture | None:
     """Heat map of accuracy, strategy x class, mean over the seeds that count; None where nothing was measured."""
     found = {name: _known(rows, "per_class_accuracy") for name, rows in members.items()}
     means = {name: np.array(values, float).mean(0) for name, values in found.items() if values}

@@ -210,8 +210,8 @@ def judged(
     rest: dict[str, tuple[Estimate, ...]] = {}
     for name, values in scores.items():
         mine = np.moveaxis(np.asarray(values, float)[:, which], 0, 1)
-        taus[name] = _mean(kendall(mine, sampled))
-        others = [_mean(weighted_tau(mine, sampled)), _mean(pearson(mine, sampled))]
+        taus[name] = kendall(mine, sampled).mean(-1)  # over targets; NaN where one of them has none
+        others = [weighted_tau(mine, sampled).mean(-1), pearson(mine, sampled).mean(-1)]
         others += [*_trusted(np.asarray(values, float), truth, np.asarray(scratch, float), which)]
         rest[name] = tuple(_estimate(samples, level) for samples in others)
     known = {name: samples[0] for name, samples in taus.items() if np.isfinite(samples[0])}
@@ -220,11 +220,6 @@ def judged(
         name: Judged._make([_estimate(samples, level), *rest[name], _estimate(best - samples, level)])
         for name, samples in taus.items()
     }
-
-
-def _mean(values: np.ndarray) -> np.ndarray:
-    """Over targets, [samples, targets] -> [samples]: NaN where a target has none."""
-    return values.mean(-1)
 
 
 def _trusted(score: np.ndarray, truth: np.ndarray, scratch: np.ndarray, which: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """The page of a ranking of sources: scores against the truth, and what each is worth."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -8,7 +8,7 @@ import numpy as np
 from tljax.study import drawing, report
 from tljax.study.drawing import Picture
 from tljax.study.ranking import Estimate, Judged
-from tljax.study.report import Block, Section
+from tljax.study.report import Block, Reproduced, Section
 from tljax.study.tables import NOTHING, Cell, Table
 
 
@@ -36,6 +36,13 @@ class Board(NamedTuple):
         return f"{self.strategy}, {self.budget}, {self.truths.shape[1]} sources ({self.which})"
 
 
+COLUMNS = {
+    **{"tau": 1, "weighted tau": 1, "Pearson": 1},
+    **{"regret": 100, "regret of 3": 100, "over scratch": 100},
+    "behind": 1,
+}
+"""What a score is judged by, in the order of `Judged`, and what its numbers are shown times: accuracies in points."""
+
 WORTH = (
     "Means over targets, below them 95 % percentile intervals of a bootstrap over sources. Regret is the accuracy lost "
     "by trusting the score's first choice, or the best of its first three; its intervals lean low. Over scratch is the "
@@ -46,70 +53,49 @@ AGAINST = "A point is a source; crosses are sources that learnt nothing. Test ac
 INTERVALS = "The same tau and regret with their intervals; the dotted line is tau between halves of the truth's seeds."
 
 
-def page(
-    boards: Sequence[Board],
-    apart: Sequence[str],
-    notes: Sequence[str],
-    *,
-    environment: Mapping[str, str | Sequence[str]],
-    flags_text: str,
-    command: str,
-) -> str:
-    """HTML of a ranking; `apart` says of each board which scores cannot be told apart, `notes` go with every table."""
+@drawing.style()
+def page(boards: Sequence[Board], notes: Sequence[str], made: Reproduced) -> str:
+    """HTML of a ranking; `notes` go with every table."""
     targets = boards[0].targets
     lead = (
         f"{boards[0].truths.shape[1]} sources were ranked for {', '.join(targets)} by {len(boards[0].judged)} scores "
         "and rivals, and each ranking was held against the accuracy that the sources lead to:"
     )
-    lines = [(board.title, said) for board, said in zip(boards, apart, strict=True)]
+    lines = [(board.title, apart(board)) for board in boards]
     whole = [board for board in boards if board.which == "all"]  # the others are parts of them
-    with drawing.style():
-        sections = [
-            Section("What the scores are worth", "worth", [_block(board, report.said(notes)) for board in boards]),
-            Section("Intervals", "intervals", [one for board in boards for one in _drawn(board, INTERVALS, intervals)]),
-            Section(
-                "Scores against the truth",
-                "scatter",
-                [one for board in whole for one in _drawn(board, AGAINST, scatter)],
-            ),
-        ]
-        return report.render(
-            sections,
-            title=f"which source for {', '.join(targets)}",
-            lead=lead,
-            lists=[("", lines)],
-            source_note="",
-            environment=environment,
-            flags_text=flags_text,
-            command=command,
-        )
+    tables = [Block(WORTH + report.said(notes), worth(board), heading=board.title) for board in boards]
+    sections = [
+        Section("What the scores are worth", "worth", tables),
+        Section("Intervals", "intervals", [_drawn(INTERVALS, board, intervals(board)) for board in boards]),
+        Section("Scores against the truth", "scatter", [_drawn(AGAINST, board, scatter(board)) for board in whole]),
+    ]
+    title = f"which source for {', '.join(targets)}"
+    return report.render(sections, title=title, lead=lead, lists=[("", lines)], made=made)
 
 
-def _drawn(board: Board, caption: str, draw: Callable[[Board], Picture]) -> list[Block]:
-    return report.figure(caption, [draw(board)], "box wide", board.title)
-
-
-def _block(board: Board, notes: str) -> Block:
-    return Block(WORTH + notes, worth(board), heading=board.title)
+def _drawn(caption: str, board: Board, picture: Picture) -> Block:
+    return Block(caption, pictures=[picture], kind="box wide", heading=board.title)
 
 
 def worth(board: Board) -> Table:
     """A row a score, the highest tau first; above them tau between halves of the seeds."""
-    columns = ["Score", "Tau", "Weighted tau", "Pearson", "Regret", "Regret of 3", "Over scratch", "Behind"]
-    rows: list[list[Cell]] = []
-    for name in ordered(board):
-        one = board.judged[name]
-        fractions = [cell(of) for of in (one.tau, one.weighted, one.pearson)]
-        points = [cell(of, 100) for of in (one.regret, one.regret_3, one.over_scratch)]
-        rows.append([(name, ""), *fractions, *points, cell(one.behind)])
+    rows = [[(name, ""), *map(cell, board.judged[name], COLUMNS.values())] for name in ordered(board)]
     half = NOTHING if np.isnan(board.half) else f"{board.half:.2f}"
-    blank = [(NOTHING, "")] * (len(columns) - 2)
+    blank = [(NOTHING, "")] * (len(COLUMNS) - 1)
+    columns = ["Score", *map(str.capitalize, COLUMNS)]
     return Table(board.title, columns, [*rows, [("the truth's own halves", ""), (half, ""), *blank]])
 
 
 def ordered(board: Board) -> list[str]:
     """The scores, the highest tau first, those without one last."""
     return sorted(board.judged, key=lambda name: -np.nan_to_num(board.judged[name].tau.value, nan=-2.0))
+
+
+def apart(board: Board) -> str:
+    """Which scores cannot be told from the one with the highest tau."""
+    first, *others = [name for name in ordered(board) if not np.isnan(board.judged[name].tau.value)] or [""]
+    near = [name for name in others if not board.judged[name].behind.low > 0]
+    return f"not told apart from {first}: {', '.join(near) or 'none'}" if first else "no score ranks anything"
 
 
 def cell(of: Estimate, scale: float = 1.0) -> Cell:

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, StrictUndefined
 
 from tljax.study import drawing, pictures, tables
-from tljax.study.summary import Row, groups, sources, summary
-from tljax.study.tables import Table, count, listed, points, signed
+from tljax.study.summary import Curves, Row, listed, sources, summary
+from tljax.study.tables import Table, count, points, ranged, signed
 
 Group = dict[str, Any]
-"""A row of `summary`, with its name on the page and its members, the fits themselves."""
+"""A row of `summary`, with its name on the page."""
 
 NO_TEST = "no test of significance was made"
 
@@ -35,45 +35,49 @@ class Section(NamedTuple):
     blocks: Sequence[Block]
 
 
+class Reproduced(NamedTuple):
+    """How a page came about; what is empty is not said."""
+
+    environment: Mapping[str, Any] = {}
+    """Texts, and lists and mappings of them."""
+    flags_text: str = ""
+    command: str = ""
+
+
+@drawing.style()
 def page(
     rows: Sequence[Row],
-    curves: pictures.Curves,
+    curves: Curves,
     *,
     title: str,
     source_note: str,
     notes: Sequence[str],
-    environment: Mapping[str, str | Sequence[str]],
-    flags_text: str,
-    command: str,
+    made: Reproduced,
     classes: Sequence[str] = (),
 ) -> str:
     """HTML of a run: `rows` are fits, `curves` [segments] arrays by a fit's name; every table says the `notes`."""
-    panels = _panels(rows)
-    with drawing.style():
-        return render(
-            _sections(panels, rows, curves, classes, said(notes)),
-            title=title,
-            lead=_lead([group for panel in panels.values() for group in panel]),
-            lists=[(heading, [(g["name"], _line(g)) for g in panel]) for heading, panel in panels.items()],
-            source_note=source_note,
-            environment=environment,
-            flags_text=flags_text,
-            command=command,
-        )
+    found = panels(rows)
+    return render(
+        _sections(found, rows, curves, classes, said(notes)),
+        title=title,
+        lead=_lead([group for panel in found.values() for group in panel]),
+        lists=[(heading, [(g["name"], _line(g)) for g in panel]) for heading, panel in found.items()],
+        source_note=source_note,
+        made=made,
+    )
 
 
+@drawing.style()
 def render(
     sections: Sequence[Section],
     *,
     title: str,
     lead: str,
-    source_note: str,
-    environment: Mapping[str, str | Sequence[str]],
-    flags_text: str,
-    command: str,
+    made: Reproduced,
+    source_note: str = "",
     lists: Sequence[tuple[str, Sequence[tuple[str, str]]]] = (),
 ) -> str:
-    """HTML of any sections, within `drawing.style`; `lists` are (heading, (name, what it did)) below the lead."""
+    """HTML of any sections; `lists` are (heading, (name, what it did)) below the lead."""
     template = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
     html = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return html.from_string(template).render(
@@ -83,9 +87,9 @@ def render(
         source_note=source_note,
         sections=sections,
         svg=drawing.svg,
-        environment={key: _text(value) for key, value in environment.items()},
-        flags_text=flags_text,
-        command=command,
+        environment={key: _text(value) for key, value in made.environment.items()},
+        flags_text=made.flags_text,
+        command=made.command,
     )
 
 
@@ -115,7 +119,7 @@ SOURCES = (
 
 
 def _sections(
-    panels: Mapping[str, list[Group]], rows: Sequence[Row], curves: pictures.Curves, classes: Sequence[str], notes: str
+    panels: Mapping[str, list[Group]], rows: Sequence[Row], curves: Curves, classes: Sequence[str], notes: str
 ) -> list[Section]:
     strokes = drawing.strokes([group["name"] for panel in panels.values() for group in panel])
     found: dict[str, list[Block]] = {"results": [], "learning": [], "class": [], "confusion": []}
@@ -157,17 +161,15 @@ def origins(rows: Sequence[Row], notes: str) -> Section:
     return Section("Sources", "sources", [Block(SOURCES + notes, table)] if table.rows else [])
 
 
-def _panels(rows: Sequence[Row]) -> dict[str, list[Group]]:
+def panels(rows: Sequence[Row]) -> dict[str, list[Group]]:
     """Strategies of each target and budget, which are never averaged or compared, under a heading if several."""
-    fits = [row for row in rows if row["strategy"] != "pretrain"]
-    several = len({row.get("source") for row in fits} - {None}) > 1
+    groups = summary(rows)
+    several = len({group["source"] for group in groups} - {None}) > 1
     found: dict[tuple[Any, Any], list[Group]] = {}
-    for group, members in zip(summary(fits), groups(fits), strict=True):
-        name = group["strategy"]
-        if several and group["source"] is not None:
-            name += f" from {group['source']}"
-        group |= {"name": name, "members": members}
-        found.setdefault((group["target"], group["train_examples"]), []).append(group)
+    for group in groups:
+        origin = f" from {group['source']}" if several and group["source"] is not None else ""
+        named = group | {"name": group["strategy"] + origin}
+        found.setdefault((group["target"], group["train_examples"]), []).append(named)
     return {_where(key, found) if len(found) > 1 else "": panel for key, panel in found.items()}
 
 
@@ -218,11 +220,11 @@ def _line(group: Group) -> str:
     """What the lead says of a strategy, after its name."""
     if group["accuracy"] is None:
         return tables.state(group)
-    mean, low, high = points(group["accuracy"])
-    text = f"{mean} %" + (f" ({low} to {high})" if group["counted"] > 1 else "")
+    mean, between = ranged(group["accuracy"], points, group["counted"] > 1)
+    text = f"{mean} %" + (f" ({between})" if between else "")
     if group["gain"]:
-        mean, low, high = map(signed, group["gain"])
-        text += f", {mean} points from scratch" + (f" ({low} to {high})" if group["gain_seeds"] > 1 else "")
+        mean, between = ranged(group["gain"], signed, group["gain_seeds"] > 1)
+        text += f", {mean} points from scratch" + (f" ({between})" if between else "")
     return text + (f"; {tables.state(group)}" if tables.state(group) else "")
 
 
@@ -239,4 +241,6 @@ def _parameters(panel: Sequence[Group]) -> dict[str, list[tuple[str, int, int]]]
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        value = [f"{key} {one}" for key, one in value.items()]
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -1,6 +1,6 @@
 """The pages of a search and of a learning-rate range test: one HTML file each, like the report."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,8 +8,8 @@ import numpy as np
 from tljax.study import drawing, report, search_pictures, space, tables
 from tljax.study.history import Told
 from tljax.study.range_test import SHARE, Found
-from tljax.study.report import Block, Section
-from tljax.study.summary import Row, summary
+from tljax.study.report import Block, Reproduced, Section
+from tljax.study.summary import Row
 from tljax.study.tables import NOTHING, Cell, Table
 
 RATE = "learning_rate"
@@ -23,14 +23,6 @@ class Study(NamedTuple):
     trials: Sequence[Told]
     best: int
     """Number of the trial that won."""
-
-
-class Reproduced(NamedTuple):
-    """How the page came about."""
-
-    environment: Mapping[str, str | Sequence[str]]
-    flags_text: str
-    command: str
 
 
 BEST = (
@@ -48,6 +40,7 @@ RANGE = (
 )
 
 
+@drawing.style()
 def page(
     title: str,
     lead: str,
@@ -58,29 +51,23 @@ def page(
     made: Reproduced,
 ) -> str:
     """HTML of a search: `rows` are the winners' last fits, `lines` (study, what won), `notes` of the data."""
-    best = Block(BEST, _best(studies))
+    progress = search_pictures.progress({one.name: one.trials for one in studies})
+    rates = [one for study in studies for one in _curves(study)]
     sections = [
         Section("Results", "results", _tuned(rows, report.said(notes))),
-        Section("Best values", "best", [best]),
+        Section("Best values", "best", [Block(BEST, _best(studies))]),
+        Section("The search", "search", report.figure(PROGRESS, [progress])),
+        Section("Learning rate", "rate", report.figure(CURVES, rates)),
     ]
-    with drawing.style():
-        progress = search_pictures.progress({one.name: one.trials for one in studies})
-        sections += [
-            Section("The search", "search", report.figure(PROGRESS, [progress])),
-            Section(
-                "Learning rate", "rate", report.figure(CURVES, [one for study in studies for one in _curves(study)])
-            ),
-        ]
-        return report.render(sections, title=title, lead=lead, source_note="", lists=[("", lines)], **made._asdict())
+    return report.render(sections, title=title, lead=lead, lists=[("", lines)], made=made)
 
 
+@drawing.style()
 def range_page(name: str, lead: str, rates: np.ndarray, losses: np.ndarray, found: Found, made: Reproduced) -> str:
     """HTML of a range test: `rates` and `losses` are those of its steps, [steps] both."""
-    title = f"learning-rate range test: {name}"
-    with drawing.style():
-        picture = search_pictures.range_test(name, rates, losses, found)
-        sections = [Section("Loss", "loss", report.figure(RANGE, [picture]))]
-        return report.render(sections, title=title, lead=lead, source_note="", **made._asdict())
+    picture = search_pictures.range_test(name, rates, losses, found)
+    sections = [Section("Loss", "loss", report.figure(RANGE, [picture]))]
+    return report.render(sections, title=f"learning-rate range test: {name}", lead=lead, made=made)
 
 
 def _curves(one: Study) -> list[drawing.Picture | None]:
@@ -95,16 +82,9 @@ def _curves(one: Study) -> list[drawing.Picture | None]:
 
 def _tuned(rows: Sequence[Row], notes: str) -> list[Block]:
     """A table a label budget, a row a strategy."""
-    found: dict[Any, list[dict[str, Any]]] = {}
-    for group in summary(rows):
-        found.setdefault(group["train_examples"], []).append(group | {"name": group["strategy"]})
-    blocks = []
-    for budget, groups in found.items():
-        heading = f"{tables.count(budget)} training examples" if len(found) > 1 else ""
-        blocks.append(
-            Block(f"Tuned against tuned. {report.RESULTS}{notes}", tables.results(groups, heading), heading=heading)
-        )
-    return blocks
+    caption = f"Tuned against tuned. {report.RESULTS}{notes}"
+    found = report.panels(rows).items()
+    return [Block(caption, tables.results(panel, heading), heading=heading) for heading, panel in found]
 
 
 def _best(studies: Sequence[Study]) -> Table:

@@ -1,13 +1,12 @@
 """Fits compared: which differences there are to judge, and what was found of each."""
 
-import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from tljax.study import statistics
-from tljax.study.summary import Row
+from tljax.study.summary import Curves, Row, listed
 from tljax.types import InputError
 
 STEPS = "{} at equal target steps"
@@ -44,7 +43,7 @@ class Study(NamedTuple):
     """All that a report tells."""
 
     rows: Sequence[Row]
-    curves: Mapping[str, Mapping[str, Any]]
+    curves: Curves
     family: Sequence[Comparison]
     """With verdicts."""
     others: Sequence[Comparison]
@@ -76,7 +75,8 @@ def differences(right: Right, cell: Cell, base: Cell) -> np.ndarray:
     items = {len(right[where][seed]) for seed in common for where in (cell, base)}
     if len(items) > 1:
         raise InputError(f"fits of {cell.target} were judged on {sorted(items)} test examples: give all the same")
-    return np.array([right[cell][seed].astype(float) - right[base][seed] for seed in common]).reshape(len(common), -1)
+    pairs = [right[cell][seed].astype(float) - right[base][seed] for seed in common]
+    return np.array(pairs) if pairs else np.zeros((0, 0))
 
 
 def area(right: Right, cells: Sequence[Cell], bases: Sequence[Cell]) -> np.ndarray:
@@ -149,26 +149,26 @@ def _bases(cells: Sequence[Cell], base: str) -> list[Cell]:
     return [cell._replace(source=None if base.startswith("scratch") else cell.source, strategy=base) for cell in cells]
 
 
+def _scores(right: Right, cells: Sequence[Cell], base: str) -> np.ndarray:
+    """Float64 [pairs, items]; no pair where the base has no fits."""
+    bases = _bases(cells, base)
+    return area(right, cells, bases) if all(cell in right for cell in bases) else np.zeros((0, 0))
+
+
 def _judged(
     right: Right, members: Sequence[Sequence[Cell]], margin: float, level: float, base: str
 ) -> list[Comparison]:
     """The comparisons of one target, judged together; those of fewer than two pairs cannot be."""
-    bases = [_bases(cells, base) for cells in members]
-    there = [all(cell in right for cell in own) for own in bases]
-    scores = [
-        area(right, cells, own) if ok else np.zeros((0, 0))
-        for cells, own, ok in zip(members, bases, there, strict=True)
-    ]
+    scores = [_scores(right, cells, base) for cells in members]
     able = [i for i, values in enumerate(scores) if len(values) > 1]
     verdicts = dict(zip(able, statistics.verdicts([scores[i] for i in able], margin, level), strict=True))
     found = []
     for i, cells in enumerate(members):
-        if i not in verdicts:
-            found += [one for one in [alone(right, cells, margin, level, base)] if one is not None]
-            continue
-        one = verdicts[i]
-        between = (one.interval.mean, one.interval.low, one.interval.high)
-        found.append(_comparison(cells, STEPS.format(base), scores[i], between, one.word, margin, one.power, one.p))
+        one = alone(right, cells, margin, level, base)
+        if one and i in verdicts:
+            word, wide, _, power, p, _ = verdicts[i]
+            one = one._replace(mean=wide.mean, low=wide.low, high=wide.high, word=word, power=power, p=p)
+        found += [one] if one else []
     return found
 
 
@@ -179,33 +179,14 @@ def alone(
 
     None without pairs.
     """
-    bases = _bases(cells, base)
-    if not all(cell in right for cell in bases):
-        return None
-    scores = area(right, cells, bases)
+    scores = _scores(right, cells, base)
     if not len(scores):
         return None
     interval = statistics.crossed(scores, level) if len(scores) > 1 else statistics.over_items(scores[0], level)
-    between = (interval.mean, interval.low, interval.high)
-    one_pair = len(scores) == len(cells) == 1
-    p = statistics.mcnemar(scores[0] > 0, scores[0] < 0) if one_pair else None
-    return _comparison(cells, against.format(base), scores, between, "", margin, None, p)
-
-
-def _comparison(
-    cells: Sequence[Cell],
-    against: str,
-    scores: np.ndarray,
-    between: tuple[float, float, float],
-    word: str,
-    margin: float,
-    power: float | None,
-    p: float | None,
-) -> Comparison:
-    first, budgets = cells[0], tuple(cell.budget for cell in cells)
-    fits, items = scores.shape
-    about = (first.source, first.target, first.strategy, budgets, against, fits, items)
-    return Comparison(*about, *between, word, margin, power, p)
+    p = statistics.mcnemar(scores[0] > 0, scores[0] < 0) if len(scores) == len(cells) == 1 else None
+    first, budgets, (fits, items) = cells[0], tuple(cell.budget for cell in cells), scores.shape
+    about = (first.source, first.target, first.strategy, budgets, against.format(base), fits, items)
+    return Comparison(*about, *interval[:3], "", margin, None, p)
 
 
 def sentence(family: Iterable[Comparison], level: float) -> str:
@@ -214,14 +195,14 @@ def sentence(family: Iterable[Comparison], level: float) -> str:
     if not judged:
         return "Nothing was judged: a verdict takes two seeds or more of a strategy and of scratch."
     said = []
-    for word, group in itertools.groupby(sorted(judged, key=lambda one: _ORDER.index(one.word)), lambda one: one.word):
-        members = list(group)
-        said.append(f"{_MEANING[word]} {_listed([_named(one, judged) for one in members])}")
+    for word, meaning in _MEANING.items():
+        if names := [_named(one, judged) for one in judged if one.word == word]:
+            said.append(f"{meaning} {listed(names)}")
     points = f"a margin of {100 * judged[0].margin:g} points, {100 * level:g} % for all verdicts together"
-    return f"{'; '.join(said)}. ({points})"[:1].upper() + f"{'; '.join(said)} ({points})."[1:]
+    text = f"{'; '.join(said)} ({points})."
+    return text[:1].upper() + text[1:]
 
 
-_ORDER = ("positive", "negative", "equivalent", "undecided")
 _MEANING = {
     "positive": "transfer helped under",
     "negative": "it hurt under",
@@ -231,11 +212,7 @@ _MEANING = {
 
 
 def _named(one: Comparison, among: Sequence[Comparison]) -> str:
-    text = f"{one.strategy} ({100 * one.mean:+.2f} points)".replace("-", "\N{MINUS SIGN}", 0)
+    text = f"{one.strategy} ({100 * one.mean:+.2f} points)"
     if len({(other.source, other.target) for other in among}) > 1:
         text += f" from {one.source} to {one.target}"
     return text
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)

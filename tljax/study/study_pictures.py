@@ -3,7 +3,7 @@
 `members` are fits by strategy; `where` names their source, target and budget. Bands and bars are ranges over seeds.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,8 @@ from matplotlib.axes import Axes
 from tljax.study import drawing
 from tljax.study.drawing import BLUE, COLOURS, GREY, INK, Picture, Strokes
 from tljax.study.study import Comparison
-from tljax.study.summary import Row, Spread, counts, finite, spread
+from tljax.study.summary import Members, Row, Spread, counts, finite, spread
 from tljax.study.tables import place
-
-Members = Mapping[str, Sequence[Row]]
 
 WORDS = {"positive": (BLUE, "o"), "negative": (COLOURS[1], "s"), "equivalent": (COLOURS[2], "D"), "": (INK, "|")}
 """Verdict -> colour and marker; undecided is grey."""

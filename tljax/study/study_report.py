@@ -6,7 +6,7 @@ from typing import Any
 from tljax.study import drawing, pictures, report, study_pictures, tables, tradeoffs
 from tljax.study.report import Block, Section, figure
 from tljax.study.study import Comparison, Study
-from tljax.study.summary import Row, counts, groups, label, spread, summary
+from tljax.study.summary import Row, label, listed, summary
 
 Classes = Mapping[str, Sequence[str]]
 """Target -> names of its classes."""
@@ -48,31 +48,9 @@ MILESTONES = (
 )
 
 
-def page(
-    study: Study,
-    *,
-    title: str,
-    source_note: str = "",
-    environment: Mapping[str, str | Sequence[str]],
-    flags_text: str,
-    command: str,
-    classes: Classes | None = None,
-) -> str:
-    """HTML of a study, one file; `classes` names those of each target."""
-    with drawing.style():
-        return report.render(
-            sections(study, classes or {}),
-            title=title,
-            lead=study.verdict,
-            source_note=source_note,
-            environment=environment,
-            flags_text=flags_text,
-            command=command,
-        )
-
-
+@drawing.style()
 def sections(study: Study, classes: Classes) -> list[Section]:
-    """Everything between the verdict and the way to reproduce it, within `drawing.style`; empty ones too."""
+    """All between the verdict and the way to reproduce it, for page and files alike; empty ones too."""
     fits = [row for row in study.rows if row["strategy"] != "pretrain"]
     notes = report.said(study.notes)
     strokes = drawing.strokes([label(row) for row in fits])
@@ -133,7 +111,7 @@ def _verdicts(family: Sequence[Comparison], notes: str) -> list[Block]:
         return []
     area = any(len(one.budgets) > 1 for one in family)
     what = "area under accuracy against labels" if area else "test accuracy"
-    caption = VERDICTS.format(against=f"Against {tables.listed(one.against for one in family)}", what=what)
+    caption = VERDICTS.format(against=f"Against {listed(one.against for one in family)}", what=what)
     table, shared = tables.same(tables.verdicts(family), 5)
     return [
         Block(caption + shared + notes, table),
@@ -167,10 +145,9 @@ def _confusion(fits: Sequence[Row], classes: Classes, notes: str) -> list[Block]
     blocks = []
     for target in dict.fromkeys(row["target"] for row in fits):
         there = [row for row in fits if row["target"] == target and row["train_examples"] == _most(fits, target)]
-        each = [(members, spread(row["test_accuracy"] for row in members if counts(row))) for members in groups(there)]
-        known = sorted(((mean, members) for members, mean in each if mean), key=lambda one: one[0][0])
-        scratch = [members for _, members in known if label(members[0]) == "scratch"][-1:]
-        best = [members for _, members in known if label(members[0]) != "scratch"][-1:]
+        known = sorted((one for one in summary(there) if one["accuracy"]), key=lambda one: one["accuracy"][0])
+        scratch = [one["members"] for one in known if one["strategy"] == "scratch"][-1:]
+        best = [one["members"] for one in known if one["strategy"] != "scratch"][-1:]
         named = {_called(members[0]): members for members in (*scratch, *best)}
         drawn = [pictures.confusion(n, rows, classes.get(target, ()), f", {target}") for n, rows in named.items()]
         blocks += figure(

@@ -6,6 +6,12 @@ from typing import Any
 
 Row = Mapping[str, Any]
 
+Curves = Mapping[str, Mapping[str, Any]]
+"""Name of a fit -> step, train_loss, accuracy, each [segments]."""
+
+Members = Mapping[str, Sequence[Row]]
+"""Fits by strategy."""
+
 Spread = tuple[float, float, float]
 """Mean, lowest and highest over seeds."""
 
@@ -13,20 +19,19 @@ Spread = tuple[float, float, float]
 def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """A row for each budget, target and strategy; fits of sources are left out, diverged fits enter no mean.
 
-    Keys: target, source, strategy (such as 'last_k:k=2'), train_examples; seeds, diverged, counted (how many fits
-    there are, diverged, entered the means); accuracy (fraction), test_loss (nats), calibration_error (fraction),
-    each a `Spread` or None; gain (points above scratch, paired by seed) and gain_seeds (how many pairs); steps and
-    seconds (means), trained_parameters, total_parameters and leaves (path,
-    numbers, trained numbers; or None). The order is that of `groups` without the sources' fits.
+    Keys: members (the fits), target, source, strategy (such as 'last_k:k=2'), train_examples; seeds, diverged, counted
+    (how many fits there are, diverged, entered the means); accuracy (fraction), test_loss (nats), calibration_error
+    (fraction), each a `Spread` or None; gain (points above scratch, paired by seed) and gain_seeds (how many pairs);
+    steps and seconds (means), trained_parameters, total_parameters and leaves (path, numbers, trained numbers; or
+    None). The order is that of `groups` without the sources' fits.
     """
-    fits = [row for row in rows if row["strategy"] != "pretrain"]
-    scratch = [row for row in fits if row["strategy"] == "scratch"]
-    return [_aggregate(members, scratch) for members in groups(fits)]
+    scratch = [row for row in rows if row["strategy"] == "scratch"]
+    return [_aggregate(members, scratch) for members in groups(rows) if members[0]["strategy"] != "pretrain"]
 
 
 def sources(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Likewise of the fits that pretrained a source; none has a gain."""
-    return [_aggregate(members, []) for members in groups([row for row in rows if row["strategy"] == "pretrain"])]
+    return [_aggregate(members, []) for members in groups(rows) if members[0]["strategy"] == "pretrain"]
 
 
 def groups(rows: Sequence[Row]) -> list[list[Row]]:
@@ -67,11 +72,24 @@ def spread(values: Iterable[Any]) -> Spread | None:
     return (math.fsum(known) / len(known), min(known), max(known)) if known else None
 
 
+def mean(values: Iterable[Any]) -> float | None:
+    """Of what is finite; None where nothing is."""
+    known = spread(values)
+    return known[0] if known else None
+
+
+def listed(names: Iterable[Any]) -> str:
+    """The different names, as 'a, b and c'."""
+    unique = list(dict.fromkeys(map(str, names)))
+    return " and ".join(part for part in (", ".join(unique[:-1]), *unique[-1:]) if part)
+
+
 def _aggregate(members: Sequence[Row], scratch: Sequence[Row]) -> dict[str, Any]:
     first = members[0]
     counted = [row for row in members if counts(row)]
     gains = [] if first["strategy"] == "scratch" else _gains(counted, scratch)
     return {
+        "members": members,
         "target": first["target"],
         "source": first.get("source"),
         "strategy": label(first),
@@ -87,8 +105,8 @@ def _aggregate(members: Sequence[Row], scratch: Sequence[Row]) -> dict[str, Any]
         "trained_parameters": first.get("trained_parameters"),
         "total_parameters": first.get("total_parameters"),
         "leaves": first.get("leaves"),
-        "steps": _mean(row.get("steps") for row in counted),
-        "seconds": _mean(row.get("seconds") for row in counted),
+        "steps": mean(row.get("steps") for row in counted),
+        "seconds": mean(row.get("seconds") for row in counted),
     }
 
 
@@ -100,8 +118,3 @@ def _gains(counted: Sequence[Row], scratch: Sequence[Row]) -> list[float]:
 
 def _pair(row: Row) -> tuple[Any, ...]:
     return row["target"], row["train_examples"], row["seed"]
-
-
-def _mean(values: Iterable[Any]) -> float | None:
-    known = spread(values)
-    return known[0] if known else None

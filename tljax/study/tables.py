@@ -53,13 +53,12 @@ def _group(group: Mapping[str, Any]) -> dict[str, Cell]:
     trained, total = group["trained_parameters"], group["total_parameters"]
     share = f"{100 * trained / total:.1f} %" if trained is not None and total else ""
     diverged = group["diverged"] and group["diverged"] == group["seeds"]
-    gain = [signed(value) for value in group["gain"]] if group["gain"] else None
-    accuracy = points(group["accuracy"]) if group["accuracy"] else None
+    several = group["counted"] > 1
     return {
-        "accuracy": ("diverged", "") if diverged else _ranged(accuracy, group["counted"]),
-        "gain": _ranged(gain, group["gain_seeds"]),
-        "loss": _ranged(_fixed(group["test_loss"]), group["counted"]),
-        "calibration": _ranged(_fixed(group["calibration_error"]), group["counted"]),
+        "accuracy": ("diverged", "") if diverged else ranged(group["accuracy"], points, several),
+        "gain": ranged(group["gain"], signed, group["gain_seeds"] > 1),
+        "loss": ranged(group["test_loss"], "{:.3f}".format, several),
+        "calibration": ranged(group["calibration_error"], "{:.3f}".format, several),
         "trained": (count(trained), share),
         "total": (count(total), ""),
         "steps": (count(group["steps"]), ""),
@@ -126,8 +125,7 @@ def by_budget(comparisons: Sequence[Comparison], against: str) -> Table:
     for one in chosen:
         found.setdefault((place(one.source, one.target), one.strategy), {})[one.budgets] = difference(one)
     budgets = sorted({one.budgets for one in chosen}, key=lambda each: (len(each), each))
-    rows = [(where, [(name, ""), *_across(cells, budgets)]) for (where, name), cells in found.items()]
-    return Table(f"Differences from {against}", ["Strategy", *(f"{_labels(b)} labels" for b in budgets)], grouped(rows))
+    return _across(f"Differences from {against}", found, {each: _labels(each) for each in budgets})
 
 
 def accuracies(rows: Sequence[Row], target: str) -> Table:
@@ -138,12 +136,8 @@ def accuracies(rows: Sequence[Row], target: str) -> Table:
         where = "" if source is None else f"from {source}"
         found.setdefault((where, label(row)), {}).setdefault(row["train_examples"], []).append(row)
     budgets = sorted({row["train_examples"] for row in rows}, key=lambda budget: budget or 0)
-    body = []
-    for (where, name), members in found.items():
-        cells = {budget: _accuracy(fits) for budget, fits in members.items()}
-        body.append((where, [(name, ""), *_across(cells, budgets)]))
-    columns = ["Strategy", *(f"{count(budget)} labels" for budget in budgets)]
-    return Table(f"Test accuracy on {target} (%)", columns, grouped(body))
+    cells = {key: {budget: _accuracy(fits) for budget, fits in of.items()} for key, of in found.items()}
+    return _across(f"Test accuracy on {target} (%)", cells, {budget: count(budget) for budget in budgets})
 
 
 MILESTONES: Mapping[str, tuple[str, Callable[[float], str]]] = {
@@ -184,7 +178,19 @@ def place(source: Any, target: str) -> str:
 
 def difference(one: Comparison) -> Cell:
     """In points, the interval below."""
-    return finer(one.mean), f"{finer(one.low)} to {finer(one.high)}"
+    return ranged((one.mean, one.low, one.high), finer)
+
+
+def ranged(of: Spread | None, form: Callable[[float], str], several: bool = True) -> Cell:
+    """A mean, and where there are `several` values their range or interval below; a dash for none.
+
+    >>> ranged((0.5, 0.25, 0.75), points)
+    ('50.0', '25.0 to 75.0')
+    """
+    if of is None:
+        return NOTHING, ""
+    mean, low, high = map(form, of)
+    return mean, f"{low} to {high}" if several else ""
 
 
 def finer(fraction: float) -> str:
@@ -205,9 +211,9 @@ def chance(p: float | None) -> str:
     return NOTHING if p is None or not finite(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def points(spread: Spread) -> list[str]:
-    """Fractions in %."""
-    return [f"{100 * value:.1f}" for value in spread]
+def points(fraction: float) -> str:
+    """A fraction in %."""
+    return f"{100 * fraction:.1f}"
 
 
 def signed(value: float) -> str:
@@ -221,28 +227,24 @@ def count(value: float | None) -> str:
     return NOTHING if value is None or not math.isfinite(value) else f"{value:,.0f}"
 
 
-def listed(names: Iterable[Any]) -> str:
-    """The different names, as 'a, b and c'."""
-    unique = list(dict.fromkeys(map(str, names)))
-    return " and ".join(part for part in (", ".join(unique[:-1]), *unique[-1:]) if part)
-
-
 def _accuracy(fits: Sequence[Row]) -> Cell:
-    known = spread(row["test_accuracy"] for row in fits if counts(row))
+    counted = [row for row in fits if counts(row)]
+    known = spread(row["test_accuracy"] for row in counted)
     if known is None:
         return ("diverged" if all(row.get("diverged") for row in fits) else NOTHING), ""
-    if sum(map(counts, fits)) > 1:
-        return _ranged(points(known), sum(map(counts, fits)))
-    [one] = filter(counts, fits)
-    items = sum(map(sum, one.get("confusion") or ()))
-    if not items:
-        return points(known)[0], ""
-    low, high = statistics.wilson(round(known[0] * items), items)
-    return points(known)[0], f"{100 * low:.1f} to {100 * high:.1f}"
+    items = sum(map(sum, counted[0].get("confusion") or ()))
+    if len(counted) == 1 and items:
+        known = (known[0], *statistics.wilson(round(known[0] * items), items))
+    return ranged(known, points, len(counted) > 1 or items > 0)
 
 
-def _across(cells: Mapping[Any, Cell], budgets: Sequence[Any]) -> list[Cell]:
-    return [cells.get(budget, (NOTHING, "")) for budget in budgets]
+def _across(title: str, found: Mapping[tuple[str, str], Mapping[Any, Cell]], budgets: Mapping[Any, str]) -> Table:
+    """A row a strategy, under its heading, and a column a budget: {(heading, strategy): {budget: cell}}."""
+    rows = [
+        (heading, [(name, ""), *(cells.get(budget, (NOTHING, "")) for budget in budgets)])
+        for (heading, name), cells in found.items()
+    ]
+    return Table(title, ["Strategy", *(f"{text} labels" for text in budgets.values())], grouped(rows))
 
 
 def _labels(budgets: Sequence[int]) -> str:
@@ -259,13 +261,3 @@ def _written(value: Any, form: Callable[[float], str]) -> str:
     if value is None or isinstance(value, str):
         return value or NOTHING
     return form(value) if math.isfinite(value) else NOTHING
-
-
-def _ranged(texts: Sequence[str] | None, seeds: int) -> Cell:
-    if texts is None:
-        return NOTHING, ""
-    return texts[0], f"{texts[1]} to {texts[2]}" if seeds > 1 else ""
-
-
-def _fixed(spread: Spread | None) -> list[str] | None:
-    return [f"{value:.3f}" for value in spread] if spread else None

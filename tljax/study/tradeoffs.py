@@ -3,7 +3,8 @@
 `members` are fits by strategy; `where` names their source, target and budget; None for nothing to draw.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, LogLocator
@@ -11,13 +12,13 @@ from matplotlib.ticker import EngFormatter, LogLocator
 from tljax.study import drawing
 from tljax.study.drawing import GREY, Picture, Strokes
 from tljax.study.study_pictures import percent
-from tljax.study.summary import Row, Spread, counts, finite, spread
+from tljax.study.summary import Members, Row, Spread, counts, finite, spread
 
 Of = Callable[[Row], float | None]
 """What a fit costs, or another of its numbers; None where it is unknown."""
 
 
-def cost(members: Mapping[str, Sequence[Row]], what: str, of: Of, where: str, strokes: Strokes) -> Picture | None:
+def cost(members: Members, what: str, of: Of, where: str, strokes: Strokes) -> Picture | None:
     """Accuracy against a cost, log x; `what` names the cost."""
     points = {name: point for name, point in _points(members, of).items() if point[0][1] > 0}
     return _scatter(points, (what, "test accuracy (%)"), where, strokes, log=True)[1] if points else None
@@ -33,7 +34,7 @@ def flops(row: Row) -> float | None:
     return float(row["steps"] * row["step_flops"]) if known else None
 
 
-def shifted(members: Mapping[str, Sequence[Row]], name: str, where: str, strokes: Strokes) -> Picture | None:
+def shifted(members: Members, name: str, where: str, strokes: Strokes) -> Picture | None:
     """Accuracy on `name` of the rows' evals against that on the target's own test set, with the diagonal."""
     found = _points(members, lambda row: _hundred((row.get("evals") or {}).get(name)))
     if not found:
@@ -46,7 +47,7 @@ def shifted(members: Mapping[str, Sequence[Row]], name: str, where: str, strokes
     return picture
 
 
-def retention(members: Mapping[str, Sequence[Row]], where: str, strokes: Strokes) -> Picture | None:
+def retention(members: Members, where: str, strokes: Strokes) -> Picture | None:
     """Target accuracy against what is left of the source's; the strategies that none beats in both are joined."""
     points = _points(members, lambda row: _hundred(row.get("retention")))
     if not points:
@@ -76,7 +77,7 @@ def _hundred(fraction: float | None) -> float | None:
     return 100 * fraction if fraction is not None and finite(fraction) else None
 
 
-def _points(members: Mapping[str, Sequence[Row]], of: Of) -> dict[str, tuple[Spread, Spread]]:
+def _points(members: Members, of: Of) -> dict[str, tuple[Spread, Spread]]:
     """(what `of` gives, test accuracy in %) of each strategy, over the fits that count and have both."""
     found = {}
     for name, rows in members.items():
@@ -97,17 +98,9 @@ def _scatter(
     figure, axes = drawing.charted(points, where)
     for name, ((x, left, right), (y, low, high)) in points.items():
         colour, dash = strokes[name]
-        axes.errorbar(
-            [x],
-            [y],
-            xerr=_bar(x, left, right),
-            yerr=_bar(y, low, high),
-            color=colour,
-            fmt=drawing.DASHES[dash],
-            markersize=5,
-            linewidth=0.8,
-            label=drawing.plain(name),
-        )
+        look: dict[str, Any] = {"color": colour, "fmt": drawing.DASHES[dash], "label": drawing.plain(name)}
+        bars = _bar(y, low, high), _bar(x, left, right)
+        axes.errorbar([x], [y], *bars, markersize=5, linewidth=0.8, **look)
     axes.set(xlabel=drawing.plain(names[0], width=60), ylabel=drawing.plain(names[1], width=40))
     if log:
         axes.set_xscale("log")
