@@ -37,14 +37,10 @@ class Asked:
     flagfile: str | None = flag(None, "the experiment, flags of experiments.transfer; default the quick start")
     kills: int = flag(20, "how often it is killed with -9")
     terms: int | None = flag(None, "how often it gets SIGTERM; default as --kills")
-    flips: int | None = flag(
-        None, "how often it is killed and a byte of its newest checkpoint flipped; default half of --kills"
-    )
+    flips: int | None = flag(None, "how often it is killed and a byte of a checkpoint flipped; default half of --kills")
     only: tuple[str, ...] = flag(tuple(_KINDS), "which of them")
     seed: int = flag(0, "of the moments")
-    workdir: str | None = flag(
-        None, "a new folder to work in; default a temporary one, which is kept if anything differs"
-    )
+    workdir: str | None = flag(None, "a new folder; default a temporary one, kept if anything differs")
 
 
 class Plan(NamedTuple):

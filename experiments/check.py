@@ -17,13 +17,11 @@ from tljax.types import InputError
 class Asked:
     """What is checked."""
 
-    strategy: str | None = flag(
-        None, "a file of tljax/strategies, package.module:attribute, or FILE.py:strategy, with options; needed"
-    )
+    strategy: str | None = flag(None, "a file of tljax/strategies, or FILE.py:strategy, with options; needed")
     model: str = flag(
         "mlp",
-        "tried first, with images 8 x 8: a file of tljax/models, or FILE.py:model (default mlp, whose images are "
-        "2 x 2 x 2); a small CNN with norms and five odd pytrees come after it",
+        "tried first: a file of tljax/models, or FILE.py:model (with images 8 x 8 pixels, default mlp with 2 x 2); "
+        "a small CNN with norms and five odd pytrees come after it",
     )
 
 

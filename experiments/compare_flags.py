@@ -22,13 +22,9 @@ class Judging:
 class Asked(Judging):
     """What is compared beside the flags of a transfer, and how it is judged."""
 
-    eval: tuple[str, ...] = flag(
-        (), "further test sets, with commas: names of data sets, or source (its own, its head put back)"
-    )
+    eval: tuple[str, ...] = flag((), "further test sets: data sets, or source (its own, its head put back)")
     longer_scratch: bool = flag(True, "scratch with the source's steps added to its own, for the second comparison")
-    tuned: str | None = flag(
-        None, "the run directory of a search --per_strategy: each strategy with what was best for it"
-    )
+    tuned: str | None = flag(None, "run directory of a search: each strategy with what was best for it")
 
 
 def check(judging: Judging) -> None:

@@ -18,7 +18,7 @@ _GROUPS = {
     "T": "Tasks",
     "M": "Model",
     "S": "Strategy",
-    "F": "Fit (each with a twin --source_NAME for the source's fit; its default is what --NAME says)",
+    "": "Fit (each with a twin --source_NAME for the source's fit; its default is what --NAME says)",
     "R": "Run",
     "C": "Speed",
 }
@@ -60,16 +60,11 @@ def main(
 
 def _taken(without: Collection[str], full: bool) -> dict[str, list[dataclasses.Field]]:
     """{title: flags} of experiments.transfer: all, or the most used."""
-    found = {title: [f for f in _fields(key) if f.name not in without] for key, title in _GROUPS.items()}
-    if full:
-        return found
-    return {"Most used of experiments.transfer's": [f for of in found.values() for f in of if f.name in _MOST_USED]}
-
-
-def _fields(key: str) -> list[dataclasses.Field]:
-    if key == "F":
-        return list(dataclasses.fields(options.Recipe))
-    return [f for f in dataclasses.fields(options.Settings) if f.metadata and f.metadata["group"] == key]
+    forms = (options.Settings, options.Recipe)
+    taken = [f for form in forms for f in dataclasses.fields(form) if f.metadata and f.name not in without]
+    if not full:
+        return {"Most used of experiments.transfer's": [f for f in taken if f.name in _MOST_USED]}
+    return {title: [f for f in taken if f.metadata["group"] == key] for key, title in _GROUPS.items()}
 
 
 def text(about: str, own: Any, groups: Mapping[str, Sequence[dataclasses.Field]], full: bool) -> str:

@@ -18,25 +18,17 @@ class Recipe:
     optimizer: str = flag("sgd", "of optax, with options: sgd, adam:b1=0.95, adamw; or package.module:attribute")
     learning_rate: float = flag(0.01, "the peak of the schedule")
     momentum: float = flag(0.0, "for optimizers that take one, from 0 to below 1")
-    weight_decay: float = flag(
-        0.0, "a factor of the parameters: decoupled where the optimizer has its own, else added to the gradient"
-    )
+    weight_decay: float = flag(0.0, "decoupled where the optimizer has its own, else added to the gradient")
     clip: float = flag(0.0, "largest global norm of the trained gradient; 0 clips nothing")
     schedule: str = flag("constant", "constant, linear or cosine, the latter two down to 0")
     warmup: float = flag(0.0, "fraction of the steps over which the rate rises from 0")
     batch_size: int = flag(100, "examples a step")
     epochs: int = flag(10, "passes over the training examples")
-    steps: int | None = flag(
-        None, "steps (batches) instead of epochs; the order runs over one permutation after another"
-    )
+    steps: int | None = flag(None, "steps (batches) instead of epochs, one permutation after another")
     points: int = flag(10, "how many points the curves have under --steps; phases begin at them")
-    loss: str = flag(
-        "softmax_cross_entropy", "L, in nats where it is a cross-entropy: a loss of optax, or package.module:attribute"
-    )
+    loss: str = flag("softmax_cross_entropy", "L (nats): a loss of optax, or package.module:attribute")
     label_smoothing: float = flag(0.0, "fraction of each label spread over all classes; for losses of one-hot labels")
-    penalty: str = flag(
-        "", "lambda R over the trained leaves, added to L: l2:weight=1e-4:on=head/**, several with commas"
-    )
+    penalty: str = flag("", "lambda R over the trained leaves: l2:weight=1e-4:on=head/**, several with commas")
     validation: float = flag(0.0, "fraction of the training examples held out; they count as labels used")
 
 
@@ -44,47 +36,33 @@ class Recipe:
 class Settings:
     """All of a run; `pretrain.run` and `transfer.run` take its fields as keyword arguments."""
 
-    source: str | None = flag(
-        None, "data set to learn first: mnist_10k, any of TFDS, folder:DIR, FILE.npz; changed: mnist_10k:rotate=30", "T"
-    )
+    source: str | None = flag(None, "data set to learn first: mnist_10k:rotate=30, of TFDS, folder:DIR, FILE.npz", "T")
     source_checkpoint: str | None = flag(None, "trained before: a run, a checkpoint in it, FILE.safetensors, .npz", "T")
     source_rename: tuple[str, ...] = flag((), "of such a file: 0.weight:to=hidden_0/kernel:transpose, bn.t:drop", "T")
     target: str | None = flag(None, "data set to transfer to, named likewise; needed", "T")
-    train_examples: tuple[str, ...] = flag(
-        ("all",), "label budgets, in examples: all, 500, 5/class, 5/class:seeds=30", "T"
-    )
-    image_shape: tuple[int, ...] = flag(
-        (), "HEIGHT,WIDTH,CHANNELS (pixels) to bring images to; default the source's", "T"
-    )
+    train_examples: tuple[str, ...] = flag(("all",), "label budgets (examples): all, 500, 5/class:seeds=30", "T")
+    image_shape: tuple[int, ...] = flag((), "HEIGHT,WIDTH,CHANNELS to bring images to; default the source's", "T")
     data_dir: str | None = flag(None, "where data sets are kept; default as TFDS has it", "T")
     manual_dir: str | None = flag(None, "where files put by hand are: DIR/mnist/train-images-idx3-ubyte.gz ...", "T")
     model: str = flag("mlp", "a file of tljax/models, package.module:attribute, or FILE.py:model", "M")
     hidden: tuple[int, ...] = flag((512,), "widths of the hidden stages (units), with commas; the source's too", "M")
     activation: str = flag("relu", "elementwise function of jax.nn; the source's too", "M")
     head: str = flag("auto", "copy, fresh or zero; auto copies it only when the class names are equal", "S")
-    strategies: tuple[str, ...] = flag(
-        ("scratch", "full", "head_only"), "with options: last_k:k=2, mine.py:strategy", "S"
-    )
+    strategies: tuple[str, ...] = flag(("scratch", "full", "head_only"), "or last_k:k=2, mine.py:strategy", "S")
     recipe: Recipe = Recipe()
     source_recipe: Recipe = Recipe()
-    seeds: tuple[int, ...] = flag(
-        (0,), "a fit for each, as 0,1,2 or 0-29; each names four streams: source, head, order and draw", "R"
-    )
+    seeds: tuple[int, ...] = flag((0,), "a fit each, as 0,1,2 or 0-29; it seeds source, head, order and draw", "R")
     source_seed: int | None = flag(None, "pins the source's fit", "R")
     head_seed: int | None = flag(None, "pins what is drawn anew", "R")
     order_seed: int | None = flag(None, "pins the order of the examples", "R")
     draw_seed: int | None = flag(None, "pins the draw of label budgets and of the validation split", "R")
     workdir: str | None = flag(None, "the run directory, needed; a finished fit in it is not trained again", "R")
     save_fisher: bool = flag(False, "leave the source's Fisher information in its checkpoint, for --penalty=ewc", "R")
-    checkpoint_every: int = flag(
-        5, "segments (epochs, or the stretches between --points) after which fits that are under way are saved", "R"
-    )
-    devices: int | None = flag(
-        None, "over so many the fits of a group are divided; default all, on a CPU one a core", "C"
-    )
+    checkpoint_every: int = flag(5, "segments (epochs, or between --points) after which fits are saved", "R")
+    devices: int | None = flag(None, "that share the fits of a group; default all, on a CPU one a core", "C")
     parallel: str = flag("jit", "jit, or pmap: one fit at a time, its batches over all devices", "C")
     mesh: tuple[str, ...] = flag(
-        (), "data:4,trial:2: four devices share the batches of a fit, two fits at once; default all on trial", "C"
+        (), "data:4,trial:2: four to a fit's batch, two fits at once; default all on trial", "C"
     )
     distributed: bool = flag(False, "one of many processes; SLURM, Open MPI and Kubernetes find themselves", "C")
     coordinator: str | None = flag(None, "HOST:PORT of process 0, needed where there is no such cluster", "C")
@@ -92,13 +70,9 @@ class Settings:
     process_id: int | None = flag(None, "which of them this is, from 0, needed likewise", "C")
     heartbeat: int = flag(30, "seconds of silence after which another process counts as lost, and the run ends", "C")
     many: str = flag("auto", "fits on one device: map (one after another), vmap (side by side), or as is quicker", "C")
-    features_budget: int = flag(
-        10**9, "bytes for the output of frozen stages, computed once; 0 computes it in every step", "C"
-    )
+    features_budget: int = flag(10**9, "bytes for the output of frozen stages; 0 computes it in every step", "C")
     features_dtype: str = flag("float32", "in which that is kept, or bfloat16", "C")
-    compilation_cache: str | None = flag(
-        None, "where compiled programs are kept; default ~/.cache/tljax; off for none", "C"
-    )
+    compilation_cache: str | None = flag(None, "of compiled programs; default ~/.cache/tljax; off for none", "C")
     dry_run: bool = flag(False, "print the graft plan and the mask tables, and stop", "R")
 
 
@@ -196,20 +170,14 @@ def _check_seed(name: str, seed: int) -> None:
 
 def to_flags(made: Settings) -> list[str]:
     """The flagfile lines that give these settings again, but for the run directory."""
-    lines = []
-    for name, kind in kinds().items():
-        recipe = made.source_recipe if name not in _plain() and name.startswith("source_") else made.recipe
-        value = getattr(made, name) if name in _plain() else getattr(recipe, name.removeprefix("source_"))
-        if name in ("workdir", "dry_run", *PROCESSES) or value is None:
-            continue
-        if "tuple" in kind:
-            value = ",".join(map(str, value))
-        lines.append(f"--{name}={value!r}" if kind == "float" else f"--{name}={value}")
-    return lines
+    source = {f"source_{name}": value for name, value in vars(made.source_recipe).items()}
+    every = {**vars(made), **vars(made.recipe), **source}
+    kept = [name for name in kinds() if name not in ("workdir", "dry_run", *PROCESSES) and every[name] is not None]
+    return [f"--{name}={_written(every[name])}" for name in kept]
 
 
-def _plain() -> set[str]:
-    return {f.name for f in dataclasses.fields(Settings)} - {"recipe", "source_recipe"}
+def _written(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def kinds() -> dict[str, str]:

@@ -5,8 +5,8 @@
 Scores of every source for every target, from its features at the last stage before the head, and their seconds. With
 --verify also the truth: each source is transferred by --strategies (full and head_only) at the same label budgets
 under all --seeds, and each score is judged by it, beside three plain rivals: the source's own accuracy, the number of
-its parameters, and the truth of the other targets, which ignores this one. --target takes
-several names, with commas.
+its parameters, and the truth of the other targets, which ignores this one. --target takes several
+names, with commas.
 """
 
 import json
@@ -42,9 +42,7 @@ from tljax.types import InputError, Task
 class Asked:
     """What is ranked, and how."""
 
-    sources: tuple[str, ...] = flag(
-        (), "run directories of experiments.zoo or pretrain, checkpoints, files of weights; with commas; needed"
-    )
+    sources: tuple[str, ...] = flag((), "runs of experiments.zoo or pretrain, checkpoints, files of weights; needed")
     scores: tuple[str, ...] = flag(tuple(scoring.SCORES), "what sources are ranked by")
     score_examples: int = flag(1000, "the most labelled examples that a score looks at")
     verify: bool = flag(False, "train on the targets from every source, and judge the scores")

@@ -32,9 +32,7 @@ _WHOLE = ("seed", "train_examples", "steps")
 class Asked(Judging):
     """Which fits are judged, and how."""
 
-    runs: tuple[str, ...] = flag(
-        (), "run directories, with commas; one that is broken or half finished is left out, aloud"
-    )
+    runs: tuple[str, ...] = flag((), "run directories; one that is broken or half finished is left out, aloud")
     results: str | None = flag(None, "a CSV of fits made elsewhere")
     predictions: str | None = flag(None, "their predictions, such as 'runs/*.npz'")
     output: str | None = flag(None, "a folder for report.html, report.md, tables and figures; needed")

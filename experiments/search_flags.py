@@ -37,19 +37,14 @@ class Search:
     sampler: str = flag("TPE", "of Optuna, with options: TPE, Random, CmaEs, QMC, TPE:multivariate=true")
     pruner: str = flag("Nop", "of Optuna: Nop, Median, SuccessiveHalving, Hyperband")
     search_seeds: int = flag(1, "how many seeds a trial is judged under, none of them of --seeds")
-    storage: str | None = flag(
-        None, "where the study is kept: a journal file, a database URL, or memory; default WORKDIR/study.journal"
-    )
+    storage: str | None = flag(None, "a journal file, a database URL, or memory; default WORKDIR/study.journal")
     lease: float = flag(120.0, "seconds without news after which another process of the study is taken for dead")
     study: str = flag("search", "its name there")
-    per_strategy: bool = flag(
-        False, "a study for each of --strategies, scratch among them, with the same number of trials"
-    )
+    per_strategy: bool = flag(False, "a study for each of --strategies, with the same number of trials")
     per_budget: bool = flag(False, "a study for each of --train_examples")
     lr_range_test: bool = flag(
         False,
-        "one fit of the first strategy whose learning rate rises exponentially from --lr_low to --lr_high: print and "
-        "draw its loss, suggest a rate, and stop; needs no --space",
+        "instead, one fit of the first strategy whose rate rises exponentially; draw its loss and suggest a rate",
     )
     lr_low: float = flag(1e-5, "its first learning rate")
     lr_high: float = flag(10.0, "its last")
