@@ -2,7 +2,8 @@
 
 The card of net.safetensors is net.safetensors.json beside it: {"task": "mnist", "classes": ["0", "1", ...], "shape":
 [28, 28, 1]}; and, as far as they are known, "model" ({"model": "mlp", "hidden": [512], "activation": "relu"}), "rename"
-(rules as in `tljax.weights`, those of --source_rename before them), "accuracy", "steps" and the data's "fingerprint".
+(rules as in `tljax.weights`, those of --source_rename before them), "accuracy", "steps", the data's "fingerprint" and
+the "note" that every table must have of them.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ from tljax.types import InputError
 _CARD: Mapping[str, tuple[type, type | None]] = {
     **{"task": (str, None), "classes": (list, str), "shape": (list, int)},
     **{"model": (dict, None), "rename": (list, str), "accuracy": (float, None), "steps": (int, None)},
-    "fingerprint": (str, None),
+    **{"fingerprint": (str, None), "note": (str, None)},
 }
 """What a card may say: its type, and that of what is in it."""
 _NEEDED = ("task", "classes", "shape")
@@ -68,7 +69,7 @@ def source(made: Settings) -> Source:
         lambda folder, means: dict.fromkeys(made.seeds, trained),
         told.get("fingerprint", ""),
         fisher=False,
-        note=f"weights from elsewhere, '{file.name}'",
+        note="; ".join([f"weights from elsewhere, '{file.name}'", *filter(None, [told.get("note")])]),
         steps=told.get("steps"),
     )
 

@@ -75,7 +75,8 @@ def leave(
 ) -> None:
     """Everything of a group to disk, its lines of results last and together: only then it is done.
 
-    A checkpoint a strategy, with the Fisher information of each fit if there are `fishers`.
+    A checkpoint a strategy, with the Fisher information of each fit if there are `fishers`, and the ordinary parameters
+    of each if the strategy merges what it added.
     """
     lines = [{**fit.line, **_second_half(of)} for fit, of in zip(group, outcomes, strict=True)]
     for rows in _by_strategy(lines):
@@ -88,6 +89,8 @@ def leave(
             each |= {name: outcomes[row].params}
             each |= {f"{name}.best": best[2]} if best else {}
             each |= {f"{name}.fisher": fishers[row]} if fishers else {}
+            merge = group[row].program.merge
+            each |= {f"{name}.merged": merge(outcomes[row].params)} if merge else {}
             lines[row]["checkpoint"] = f"checkpoints/{place.name}"
         mine = [lines[row] for row in rows]
         told = {

@@ -49,7 +49,7 @@ def load(made: Settings, name: str, shape: Any) -> Task:
 
 
 def _trained(fits: Mapping[str, checkpoint.Flat], name: str, accuracy: float | None) -> Trained:
-    return Trained(fits[name], accuracy, fits.get(f"{name}.fisher"))
+    return Trained(fits.get(f"{name}.merged", fits[name]), accuracy, fits.get(f"{name}.fisher"))
 
 
 def from_data(made: Settings) -> Source:
@@ -177,8 +177,11 @@ def from_checkpoint(made: Settings) -> Source:
             f"{sorted(set(made.seeds) - set(places))}: change --seeds"
         )
     chosen = {seed: places[seed] if len(places) > 1 else next(iter(places.values())) for seed in made.seeds}
-    sums = {seed: json.dumps(told[place]["sha256"][name], sort_keys=True) for seed, (place, name) in chosen.items()}
-
+    leaves = {seed: told[place]["sha256"] for seed, (place, _) in chosen.items()}
+    sums = {
+        seed: json.dumps(leaves[seed].get(f"{name}.merged", leaves[seed][name]), sort_keys=True)
+        for seed, (_, name) in chosen.items()
+    }
     loaded = {place: checkpoint.load(place) for place in {place for place, _ in chosen.values()}}
     _require_leaves(made, one, loaded)
     trained = {
@@ -247,10 +250,12 @@ def _about(place: Path) -> dict[str, Any]:
 
 
 def _require_leaves(made: Settings, told: Mapping[str, Any], loaded: Mapping[Path, Any]) -> None:
-    """Raise InputError unless all fits have the leaves of the model that the checkpoint names."""
+    """Raise InputError unless all fits have the leaves of the model that the checkpoint names, if need be merged."""
     like = models.abstract(model(made, len(told["classes"])), tuple(told["shape"]))
     for place, (state, _) in loaded.items():
         for name, flat in state.items():
+            if f"{name.removesuffix('.best')}.merged" in state:
+                continue  # it has the leaves of its strategy too
             try:
                 checkpoint.unflatten(flat, like)
             except InputError as error:

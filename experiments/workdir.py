@@ -90,6 +90,18 @@ def replace(file: Path, text: str | bytes) -> None:
     os.replace(partial, file)
 
 
+def new(flag: str, given: str | None, suffix: str) -> Path:
+    """The file that a flag names for what is to be written; raises InputError unless it can be, and is new."""
+    file = Path(given or "")
+    if file.suffix != suffix or "\0" in str(file):
+        raise InputError(f"--{flag}={given or ''}: name a new {suffix} file")
+    if os.path.lexists(file):
+        raise InputError(f"--{flag}={given} exists already: nothing is written over; choose another name")
+    if not file.parent.is_dir():
+        raise InputError(f"--{flag}={given}: there is no folder '{file.parent}': make it")
+    return file
+
+
 def lines(workdir: Path) -> list[Line]:
     """The fits that were trained; raises InputError for a line that is none, or not as it was written."""
     file = workdir / "results.jsonl"

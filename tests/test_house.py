@@ -1,9 +1,11 @@
 """The house: imports run one way and stay light, files stay small, help is quick."""
 
 import ast
+import re
 import resource
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -11,40 +13,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FILES = sorted([*(ROOT / "tljax").rglob("*.py"), *(ROOT / "experiments").glob("*.py")])
 
-FLOORS = {
-    "tljax.types": 1,
-    "tljax.code": 1,
-    "tljax.plugins": 1,
-    "tljax.paths": 1,
-    "tljax.heartbeat": 1,
-    "tljax.seeds": 1,
-    "tljax.data": 2,
-    "tljax.models": 2,
-    "tljax.masks": 2,
-    "tljax.objective": 2,
-    "tljax.graft": 2,
-    "tljax.weights": 2,
-    "tljax.checkpoint": 2,
-    "tljax.evaluate": 2,
-    "tljax.parallel": 2,
-    "tljax.strategies": 3,
-    "tljax.optimizer": 3,
-    "tljax.named_optimizer": 3,
-    "tljax.prefix": 3,
-    "tljax.train": 4,
-    "tljax.testing": 4,
-    "tljax.study": 5,
-    "experiments": 6,
-}
-WITHIN_FLOOR = {
-    ("tljax.plugins", "tljax.types"),
-    ("tljax.plugins", "tljax.code"),
-    ("tljax.paths", "tljax.types"),
-    ("tljax.paths", "tljax.plugins"),
-    ("tljax.evaluate", "tljax.parallel"),
-    ("tljax.weights", "tljax.graft"),
-    ("tljax.testing", "tljax.train"),
-}
+ROWS = re.findall(
+    r"^\| (\d) \| `([\w.]+)` \|.*\|(.*)\|$", (ROOT / "tljax" / "README.md").read_text(encoding="utf-8"), re.M
+)
+FLOORS = {name: int(floor) for floor, name, _ in ROWS}
+WITHIN_FLOOR = {(name, other) for _, name, arrow in ROWS for other in re.findall(r"`([\w.]+)`", arrow)}
 
 
 def module(file: Path) -> str:
@@ -56,7 +29,7 @@ def room(name: str) -> str:
 
 
 def imported(file: Path) -> set[str]:
-    """The rooms that a file imports, wherever in it."""
+    """What a file imports of the house, wherever in it."""
     names = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -64,15 +37,26 @@ def imported(file: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{file}: relative import"
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return {room(name) for name in names if name.split(".")[0] in ("tljax", "experiments")}
+    return {name for name in names if name.split(".")[0] in ("tljax", "experiments")}
 
 
 @pytest.mark.parametrize("file", [f for f in FILES if module(f) != "tljax"], ids=module)
 def test_a_file_imports_lower_floors_or_its_own_room(file):
     own = room(module(file))
-    for other in imported(file) - {own, "tljax", "tljax.__version__"}:
+    for other in {room(name) for name in imported(file)} - {own, "tljax", "tljax.__version__"}:
         assert other in FLOORS, f"{module(file)} imports {other}, which has no floor"
         assert FLOORS[other] < FLOORS[own] or (own, other) in WITHIN_FLOOR, f"{module(file)} imports {other}"
+
+
+def test_no_files_import_each_other_however_far_around():
+    modules = {module(file) for file in FILES}
+    graph = {}
+    for file in FILES:
+        names = (name if name in modules else name.rpartition(".")[0] for name in imported(file))
+        # A room's own files come before the room, which offers what they have.
+        graph[module(file)] = {name for name in names if not module(file).startswith(f"{name}.")}
+    TopologicalSorter(graph).prepare()  # raises CycleError
+    assert sum(map(len, graph.values())) > 400
 
 
 def test_every_room_has_a_floor():

@@ -1,4 +1,4 @@
-"""The README is true: every command and every piece of code in it runs."""
+"""README.md and experiments/README.md are true: every command and every piece of code in them runs."""
 
 import re
 import shlex
@@ -10,8 +10,13 @@ from experiments import check, compare, features, pretrain, rank, report, search
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", TEXT, re.S) for line in block.splitlines()]
-CODE = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+PROJECT = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
+COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", TEXT + PROJECT, re.S) for line in block.splitlines()]
+[STRATEGY, LOOP], [ELSEWHERE] = (re.findall(r"```python\n(.*?)```", text, re.S) for text in (TEXT, PROJECT))
+PROGRAMS = {
+    f"experiments.{program.__name__.split('.')[-1]}": program.main
+    for program in (check, compare, features, pretrain, rank, report, search, transfer, zoo)
+}
 QUICK = ("--seeds=0", "--steps=3")
 
 
@@ -24,45 +29,70 @@ def test_the_first_two_commands_make_their_environment_and_ci_runs_them():
 
 @pytest.mark.slow
 def test_the_other_commands_run(tmp_path, monkeypatch, capsys):
-    """All but the one on the complete data, which test_reference.py runs; three steps of one seed each."""
+    """All but those on the complete data, and chaos; three steps of one seed each."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
-    (tmp_path / "mine.py").write_text(CODE[0])
-    programs = {
-        f"experiments.{program.__name__.split('.')[-1]}": program.main
-        for program in (check, compare, features, pretrain, rank, report, search, transfer, zoo)
-    }
+    (tmp_path / "mine.py").write_text(STRATEGY)
     ran = 0
     for line in COMMANDS[2:]:
         python, dash, program, *arguments = shlex.split(line)
         assert (python, dash) == ("python", "-m")
-        if "--manual_dir=DIR" in arguments:
+        if "--manual_dir=DIR" in arguments or program.endswith("chaos"):
             continue
         if "--results=theirs.csv" in arguments:
-            exec(CODE[1].replace("range(5)", "range(2)").replace("[:200]", "[:60]"), {})
+            exec(ELSEWHERE.replace("range(5)", "range(2)").replace("[:200]", "[:60]"), {})
         quick = () if "--helpfull" in arguments or program.endswith(("check", "features", "report")) else QUICK
         fewer = ("--trials=2", "--strategies=head_only") if program.endswith("search") else ()
         enough = ("--steps=10",) if "--lr_range_test" in arguments else ()
-        programs[program]([program, *arguments, *quick, *fewer, *enough])
+        PROGRAMS[program]([program, *arguments, *quick, *fewer, *enough])
         ran += 1
     assert ran == 15
     assert "mine.py:strategy" in capsys.readouterr().out
 
 
+FEWER = {
+    "experiments.compare": ("--strategies=scratch,full", "--train_examples=1/class,100/class"),
+    "experiments.zoo": ("--zoo=mnist:take=1000,mnist:labels=0-4,fashion_mnist",),
+    "experiments.rank": ("--target=fashion_mnist:take=1000", "--train_examples=10/class", "--scores=knn"),
+}
+"""What makes a command on the complete data short; test_reference.py and test_speed.py run the other two."""
+
+
+@pytest.mark.complete
+def test_the_commands_on_the_complete_data_run(complete_data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
+    lines = [shlex.split(line) for line in COMMANDS if "--manual_dir=DIR" in line]
+    assert {line[2] for line in lines} == {*FEWER, "experiments.transfer", "experiments.benchmark"}
+    for _, _, program, *given in lines:
+        if program in FEWER:
+            arguments = [argument.replace("=DIR", f"={complete_data}") for argument in given]
+            seeds = "0" if program == "experiments.zoo" else "0,1"
+            own = [f"--data_dir={tmp_path / 'data'}", "--steps=3", f"--seeds={seeds}", *FEWER[program]]
+            PROGRAMS[program]([program, *arguments, *own])
+    assert "undecided" in capsys.readouterr().out
+
+
 def test_the_strategy_is_one_of_ten_lines():
-    assert len([line for line in CODE[0].splitlines() if line.strip()]) <= 10
+    assert len([line for line in STRATEGY.splitlines() if line.strip()]) <= 10
 
 
 def test_the_loop_of_ones_own_trains_the_head_alone():
     scope: dict = {}
-    exec(CODE[2], scope)
+    exec(LOOP, scope)
     assert (scope["params"]["body"]["kernel"] == 1).all()
     assert (scope["params"]["head"]["kernel"] != 1).all()
 
 
-@pytest.mark.parametrize("file", re.findall(r"\]\(([^)]+)\)", TEXT))
-def test_links_lead_somewhere(file):
-    assert (ROOT / file).exists()
+@pytest.mark.parametrize("page", ["README.md", "experiments/README.md", "tljax/README.md", "tljax/strategies/README.md"])
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)]+)\)", (ROOT / page).read_text(encoding="utf-8")):
+        file, _, title = link.partition("#")
+        found = (ROOT / page).parent / file
+        assert found.exists(), link
+        if title:
+            titles = re.findall(r"^#+ (.*)$", found.read_text(encoding="utf-8"), re.M)
+            assert title in {re.sub(r"[^\w-]", "", one.lower().replace(" ", "-")) for one in titles}, link
 
 
 def test_the_table_names_strategies_that_there_are():

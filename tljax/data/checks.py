@@ -15,8 +15,8 @@ def checked(name: str, train: Split, test: Split, classes: tuple[str, ...], note
     float32 [n, ...]; labels become int32 [n]. Raises InputError with the row and the value where a label is no
     class or a feature is not finite: the softmax loss would turn either into NaN or a wrong number without a word.
     """
-    train = Split(_images(f"{name}: train", train.images), np.asarray(train.labels))
-    test = Split(_images(f"{name}: test", test.images), np.asarray(test.labels))
+    train = Split(images(f"{name}: train", train.images), np.asarray(train.labels))
+    test = Split(images(f"{name}: test", test.images), np.asarray(test.labels))
     if train.images.shape[1:] != test.images.shape[1:] or train.images.dtype != test.images.dtype:
         raise InputError(
             f"{name}: train has {train.images.dtype} {train.images.shape[1:]}, test {test.images.dtype} "
@@ -47,7 +47,8 @@ def fingerprint(train: Split, test: Split, classes: tuple[str, ...]) -> str:
     return digest.hexdigest()
 
 
-def _images(where: str, images: np.ndarray) -> np.ndarray:
+def images(where: str, images: np.ndarray) -> np.ndarray:
+    """Images as `checked` has them; raises InputError, with `where`, as it does."""
     if images.dtype == np.uint8:
         if images.ndim not in (3, 4):
             raise InputError(f"{where}: uint8 images are [n, height, width, channels], not {list(images.shape)}")

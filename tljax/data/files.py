@@ -2,7 +2,7 @@
 
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,8 @@ from tljax.data.images import Shape
 from tljax.types import InputError, Split, Task
 
 _LAYOUT = "expected is DIR/train/CLASS/*.png (.jpg, .jpeg) and DIR/test/CLASS/*.png"
-_PICTURES = (".png", ".jpg", ".jpeg")
-_SPELLINGS = {
+PICTURES = (".png", ".jpg", ".jpeg")
+SPELLINGS = {
     "train images": ("train_images", "train_features", "x_train"),
     "train labels": ("train_labels", "y_train"),
     "test images": ("test_images", "test_features", "x_test"),
@@ -63,8 +63,8 @@ def _pictures(folder: Path) -> list[Path]:
         raise InputError(f"'{folder}' is no class folder: {_LAYOUT}")
     files = _visible(folder)
     for file in files:
-        if file.suffix.lower() not in _PICTURES or not file.is_file():
-            raise InputError(f"'{file}' is no {', '.join(_PICTURES)} file: convert or remove it")
+        if file.suffix.lower() not in PICTURES or not file.is_file():
+            raise InputError(f"'{file}' is no {', '.join(PICTURES)} file: convert or remove it")
     if not files:
         raise InputError(f"class folder '{folder}' holds no picture: add some, or remove the class from both splits")
     return files
@@ -82,36 +82,39 @@ def prepare_npz(name: str, file: Path, shape: Shape | None) -> tuple[list[Path],
         raise InputError(f"'{file}' does not exist: give the path of an .npz file from the working directory")
 
     def decode() -> Task:
-        arrays = _arrays(file)
-        train = Split(_shaped(name, arrays["train images"], shape), arrays["train labels"])
-        test = Split(_shaped(name, arrays["test images"], shape), arrays["test labels"])
-        return checked(name, train, test, _classes(name, train.labels, arrays.get("class names")))
+        found = arrays(file, SPELLINGS)
+        train = Split(_shaped(name, found["train images"], shape), found["train labels"])
+        test = Split(_shaped(name, found["test images"], shape), found["test labels"])
+        return checked(name, train, test, _classes(name, train.labels, found.get("class names")))
 
     return [file], decode
 
 
-def _arrays(file: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file by what they are."""
-    arrays = {}
+def arrays(file: Path, wanted: Mapping[str, tuple[str, ...]]) -> dict[str, np.ndarray]:
+    """{what: array} of an .npz file for {what: names it may have}; only class names may be missing.
+
+    Raises InputError for a file that cannot be read, one that lacks an array or has it twice, and Python objects.
+    """
+    found = {}
     try:
         # Opened here: np.load leaves a damaged file open.
         with file.open("rb") as stream:
             archive = np.load(stream, allow_pickle=False)
             if isinstance(archive, np.ndarray):
-                raise InputError(f"'{file}' is a single array (.npy): save the four arrays with numpy.savez")
-            for what, spellings in _SPELLINGS.items():
+                raise InputError(f"'{file}' is a single array (.npy): save named arrays with numpy.savez")
+            for what, spellings in wanted.items():
                 present = [s for s in spellings if s in archive.files]
                 if len(present) > 1:
                     raise InputError(f"'{file}' has both {' and '.join(present)}: keep one as the {what}")
                 if not present and what != "class names":
                     raise InputError(f"'{file}' has no {what}: name an array {' or '.join(spellings)}")
                 if present:
-                    arrays[what] = _array(file, archive, present[0])
+                    found[what] = _array(file, archive, present[0])
     except InputError:
         raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"'{file}' cannot be read as .npz ({error}): save it again with numpy.savez") from error
-    return arrays
+    return found
 
 
 def _array(file: Path, archive: "np.lib.npyio.NpzFile", key: str) -> np.ndarray:

@@ -1,0 +1,55 @@
+"""One trained fit, by where it lies and its name: of a run directory, a checkpoint or a file of weights."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments import elsewhere, machine, origin, sources, workdir
+from experiments.options import Settings
+from experiments.origin import Origin
+from tljax import paths, plugins
+from tljax.types import InputError
+
+HELP = """
+  --checkpoint  a run directory, a checkpoint in it, or a file of weights (.safetensors, .npz) with its card
+  --fit         which of several fits: its name in results.jsonl"""
+
+
+def load(given: Mapping[str, Any], place: str | None, fit: str | None) -> tuple[Settings, Origin]:
+    """(settings of its model, fit): its parameters are merged, and the machine is made ready.
+
+    `given` are flags of the machine, and of the model where the fit does not say its own. Raises InputError where no
+    fit is found or it is not clear which, and for one that diverged, is damaged, or is of another model.
+    """
+    if not place:
+        raise InputError("--checkpoint is not given: name a run directory, a checkpoint in it, or a file of weights")
+    given, name = dict(given), place
+    if not elsewhere.named(place):
+        folder, seed = _found(Path(place), fit)
+        given, name = given | {"seeds": (seed,)}, str(folder)
+    elif fit:
+        raise InputError(f"--fit={fit}: '{place}' holds one fit: leave it out")
+    try:
+        made = origin.settings(given, name)
+        machine.prepare(made)
+        return made, origin.load(made)
+    except InputError as error:
+        raise InputError(str(error).replace("--source_checkpoint", "--checkpoint")) from error
+
+
+def _found(place: Path, fit: str | None) -> tuple[Path, int]:
+    """(checkpoint, seed) of a fit: under one seed a checkpoint holds one."""
+    lines = {line["name"]: line for line in workdir.lines(place)}
+    names = sorted(lines or sources.told(place)["fits"])
+    if fit is None and len(names) > 1:
+        raise InputError(f"'{place}' holds {len(names)} fits, {paths.some(names, 12)}: choose one with --fit=NAME")
+    name = names[0] if fit is None else fit
+    if name not in names:
+        raise InputError(f"--fit={name}: '{place}' holds no such fit{plugins.nearest(name, names)}")
+    folder = place / lines[name]["checkpoint"] if lines else place
+    told = sources.told(folder)["fits"]
+    if name not in told:
+        raise InputError(f"checkpoint '{folder}' holds no fit '{name}': train it again")
+    if told[name]["accuracy"] is None:
+        raise InputError(f"fit '{name}' of '{folder}' diverged: train it again, at a lower rate, or choose another")
+    return folder, told[name]["seed"]

@@ -1,0 +1,279 @@
+"""Out of the laboratory: what a fit says of new images, and its parameters in a file that anybody reads."""
+
+import csv
+import errno
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+from scipy.special import softmax
+from test_programs import arguments, parameters, results, snapshot
+from test_weights import FILE, FOLDER
+
+from experiments import export, origin, predict, transfer, workdir
+from tljax import checkpoint, data
+from tljax.data import images
+from tljax.types import InputError
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
+CLASSES = ["shirt", "coat", "bag"]
+
+
+def line(program, **given):
+    return [program, *(f"--{name}={value}" for name, value in given.items() if value is not None)]
+
+
+def predicted(folder, place, pictures, fit=None):
+    """{column: list of strings} of what the program writes."""
+    file = folder / "p.csv"
+    predict.main(line("predict", checkpoint=place, images=pictures, fit=fit, output=file))
+    with open(file, newline="", encoding="utf-8", errors="surrogateescape") as stream:
+        rows = list(csv.DictReader(stream))
+    file.unlink()
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def numbers(table, classes=CLASSES):
+    assert list(table) == ["image", "predicted", *classes]
+    return np.array([table[name] for name in classes], float).T
+
+
+def exported(folder, place, fit=None):
+    export.main(line("export", checkpoint=place, fit=fit, output=folder / "out.safetensors"))
+    return folder / "out.safetensors"
+
+
+@pytest.fixture(scope="module")
+def lora(tasks, finished, tmp_path_factory):
+    """(run directory, line) of a fit whose factors count as much as its kernels."""
+    folder = tmp_path_factory.mktemp("lora") / "run"
+    flags = {"strategies": ("lora:rank=2:scale=8",), "seeds": (0,), "validation": 0.1}
+    flags |= {"source": None, "source_checkpoint": str(finished[0])}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tljax.study.drawing.svg", lambda figure: "data:image/svg+xml;base64,")
+        return folder, transfer.run(**arguments(tasks, folder, **flags))[1]
+
+
+def test_probabilities_are_the_softmax_of_the_network(finished, tasks, tmp_path):
+    of = finished[1][0]
+    flat = {path: leaf.astype(float) for path, leaf in parameters(finished[0], of).items()}
+    pixels = data.load(str(tasks / "clothes.npz")).test.images.reshape(40, -1) / 255
+    hidden = np.maximum(pixels @ flat["hidden_0/kernel"] + flat["hidden_0/bias"], 0)
+    expected = softmax(hidden @ flat["head/kernel"] + flat["head/bias"], axis=1)
+    table = predicted(tmp_path, finished[0], tasks / "clothes.npz", of["name"])
+    np.testing.assert_allclose(numbers(table), expected, atol=1e-6)
+    np.testing.assert_allclose(numbers(table).sum(1), 1, atol=1e-8)
+    assert table["image"] == [str(row) for row in range(40)]
+    assert table["predicted"] == [CLASSES[best] for best in expected.argmax(1)]
+
+
+def test_the_accuracy_is_that_of_the_results(finished, tasks, tmp_path):
+    labels = data.load(str(tasks / "clothes.npz")).test.labels
+    for of in finished[1][::3]:
+        table = predicted(tmp_path, finished[0] / of["checkpoint"], tasks / "clothes.npz", of["name"])
+        assert (
+            np.mean([name == CLASSES[label] for name, label in zip(table["predicted"], labels, strict=True)])
+            == (of["test_accuracy"])
+        )
+
+
+def test_pictures_are_brought_to_the_shape_of_the_model_and_sorted(finished, tasks, tmp_path):
+    name, given = finished[1][0]["name"], data.load(str(tasks / "clothes.npz")).test.images
+    folder = tmp_path / "pictures"
+    (folder / "b").mkdir(parents=True)
+    (folder / ".hidden").mkdir()
+    large = np.random.default_rng(0).integers(0, 256, (9, 7, 3)).astype(np.uint8)
+    for place, pixels in (("b/0.png", given[0, ..., 0]), ("c.PNG", given[1, ..., 0]), ("a.png", large)):
+        Image.fromarray(pixels).save(folder / place)
+    shutil.copy(folder / "a.png", folder / ".hidden" / "a.png")
+    (folder / "notes.txt").write_text("no picture")
+    os.rename(folder / "c.PNG", os.fsencode(folder) + b"/c\xff.PNG")
+    table = predicted(tmp_path, finished[0], folder, name)
+    assert table["image"] == ["a.png", "b/0.png", os.fsdecode(b"c\xff.PNG")]
+    np.savez(tmp_path / "same.npz", images=np.concatenate([images.to_shape(large[None], (6, 6, 1)), given[:2]]))
+    np.testing.assert_array_equal(
+        numbers(table), numbers(predicted(tmp_path, finished[0], tmp_path / "same.npz", name))
+    )
+    alone = predicted(tmp_path, finished[0], folder / "a.png", name)
+    assert {column: values[:1] for column, values in table.items()} == alone
+
+
+def test_weights_from_elsewhere_predict_what_pytorch_said(tmp_path):
+    with np.load(FOLDER / "logits.npz") as known:
+        np.savez(tmp_path / "images.npz", images=known["images"])
+        expected = softmax(known["logits"].astype(float), axis=1)
+    for suffix in ("", ".json"):
+        shutil.copy(f"{FILE}{suffix}", f"{tmp_path / FILE.name}{suffix}")
+    given = line("predict", checkpoint=tmp_path / FILE.name, images=tmp_path / "images.npz", output=tmp_path / "p.csv")
+    predict.main([*given, "--hidden=16"])
+    np.testing.assert_allclose(np.loadtxt(tmp_path / "p.csv", delimiter=",", skiprows=1)[:, 2:], expected, atol=1e-6)
+
+
+def test_what_a_strategy_added_is_merged(lora, tasks, tmp_path):
+    folder, of = lora
+    with np.load(folder / of["predictions"]) as known:
+        expected = known["probabilities"]
+    by_run = predicted(tmp_path, folder, tasks / "clothes.npz", of["name"])
+    np.testing.assert_allclose(numbers(by_run), expected, atol=1e-6)
+    assert by_run == predicted(tmp_path, folder / of["checkpoint"], tasks / "clothes.npz")
+    adapted, flat = parameters(folder, of), load_file(exported(tmp_path, folder, of["name"]))
+    change = 4 * adapted["hidden_0/lora_a"] @ adapted["hidden_0/lora_b"]
+    assert np.abs(change).max() > 0.01 and flat.keys() == {
+        f"{s}/{leaf}" for s in ("hidden_0", "head") for leaf in KINDS
+    }
+    np.testing.assert_allclose(flat["hidden_0/kernel"], adapted["hidden_0/kernel"] + change, atol=1e-6)
+
+
+KINDS = ("kernel", "bias")
+
+
+def test_an_export_is_the_fit_to_the_byte(finished, tasks, tmp_path):
+    folder, of = finished[0], finished[1][3]
+    file, expected = exported(tmp_path, folder, of["name"]), parameters(folder, of)
+    there = load_file(file)
+    assert {path: leaf.tobytes() for path, leaf in there.items()} == {p: leaf.tobytes() for p, leaf in expected.items()}
+    card = json.loads((tmp_path / "out.safetensors.json").read_text())
+    assert card["accuracy"] == of["test_accuracy"] and card["classes"] == CLASSES and card["steps"] == of["steps"]
+    assert predicted(tmp_path, file, tasks / "clothes.npz") == (
+        predicted(tmp_path, folder, tasks / "clothes.npz", of["name"])
+    )
+
+
+def test_an_export_is_the_same_source_as_its_checkpoint(lora, tasks, tmp_path):
+    """Of a fit with merged factors."""
+    folder, of = lora
+    file = exported(tmp_path, folder, of["name"])
+    flags = {"source": None, "target": str(tasks / "same.npz"), "seeds": (0,), "strategies": ("head_only",)}
+    transfer.run(**arguments(tasks, tmp_path / "w", **flags, source_checkpoint=str(file)))
+    [probe] = [line for line in results(tmp_path / "w") if line["strategy"] == "head_only"]
+    assert probe["source_accuracy"] == of["test_accuracy"]
+    [by_checkpoint, by_file] = (
+        checkpoint.flatten(origin.load(origin.settings({}, str(place))).params)
+        for place in (folder / of["checkpoint"], file)
+    )
+    assert by_checkpoint.keys() == by_file.keys()
+    for path, leaf in by_checkpoint.items():
+        assert leaf.tobytes() == by_file[path].tobytes()
+        if path.startswith("hidden_0"):
+            assert leaf.tobytes() == parameters(tmp_path / "w", probe)[path].tobytes()
+
+
+def spoilt(tmp_path, finished, what):
+    """(checkpoint, fit, images) of a case."""
+    folder, of = finished[0], finished[1][0]
+    place = tmp_path / "i.npz"
+    pixels = np.zeros((2, 6, 6), np.uint8)
+    arrays = {
+        "other floats": {"images": np.zeros((2, 5))},
+        "other axes": {"images": pixels[0]},
+        "integers": {"images": pixels.astype(int)},
+        "no images": {"train_images": pixels},
+        "not finite": {"images": np.full((2, 6, 6, 1), np.nan)},
+        "too large": {"images": np.full((2, 6, 6, 1), 3e38)},
+        "objects": {"images": np.array([{}], dtype=object)},
+        "twice": {"images": pixels, "x_test": pixels},
+        "none at all": {"images": pixels[:0]},
+    }
+    np.savez(place, **arrays.get(what, {"images": pixels}))
+    if what in ("corrupt", "an empty folder", "another kind"):
+        place = tmp_path / "pictures"
+        place.mkdir()
+        if what == "corrupt":
+            Image.fromarray(np.arange(36, dtype=np.uint8).reshape(6, 6)).save(place / "a.png")
+            (place / "b.png").write_bytes((place / "a.png").read_bytes()[:50])
+        if what == "another kind":
+            place = place / "a.txt"
+            place.write_text("a")
+    if what == "cut":
+        place.write_bytes(place.read_bytes()[:-40])
+    fit = {"several": None, "no such fit": of["name"].replace("scratch", "scrtch")}.get(what, of["name"])
+    if what == "no images at all":
+        place = tmp_path / "nothing"
+    return folder / {"several": of["checkpoint"], "no checkpoint": "masks"}.get(what, ""), fit, place
+
+
+BAD = {
+    "several": r"scratch-\S+' holds 2 fits, 'scratch-120-seed0-\w+', 'scratch-120-seed1-\w+': choose one with --fit",
+    "no such fit": r"--fit=scrtch-\S+ .* holds no such fit; nearest: 'scratch-120-seed",
+    "no checkpoint": "is not a tljax checkpoint",
+    "no images at all": "does not exist: give a folder",
+    "corrupt": "b.png' is no readable picture",
+    "an empty folder": r"pictures' holds no picture \(.png, .jpg, .jpeg\)",
+    "another kind": r"a.txt' holds no picture",
+    "other floats": r"images are float32\[5\], the model takes \[6, 6, 1\]",
+    "other axes": r"uint8 images are \[n, height, width, channels\], not \[6, 6\]",
+    "integers": "images are int64: give uint8 pixels",
+    "no images": "i.npz' has no images: name an array images or test_images",
+    "not finite": "row 0 holds nan, no finite float32",
+    "too large": "image 0 gives logits that are not finite",
+    "objects": r"holds Python objects \(pickle\)",
+    "twice": "has both images and x_test",
+    "none at all": "is empty",
+    "cut": "cannot be read as .npz",
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_input_is_one_line_and_nothing_is_written(what, finished, tmp_path):
+    place, fit, pictures = spoilt(tmp_path, finished, what)
+    before = snapshot(tmp_path)
+    with pytest.raises(InputError, match=BAD[what]) as refused:
+        predict.main(line("predict", checkpoint=place, fit=fit, images=pictures, output=tmp_path / "p.csv"))
+    assert "\n" not in str(refused.value) and "--source_checkpoint" not in str(refused.value)
+    assert snapshot(tmp_path) == before
+
+
+def test_a_fit_that_diverged_or_says_too_little_is_refused(tasks, finished, tmp_path):
+    flags = {"source": None, "strategies": ("scratch",), "seeds": (0,), "learning_rate": 1e30}
+    [of] = transfer.run(**arguments(tasks, tmp_path / "w", **flags))
+    for place in (tmp_path / "w", tmp_path / "w" / of["checkpoint"]):
+        with pytest.raises(InputError, match=rf"fit '{of['name']}' of .* diverged"):
+            exported(tmp_path, place)
+    shutil.copy(FILE, tmp_path / "w.safetensors")
+    (tmp_path / "w.safetensors.json").write_text('{"task": "mnist", "shape": [28, 28, 1]}')
+    with pytest.raises(InputError, match="must say task, classes, shape"):
+        exported(tmp_path, tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match=r"--fit=x: .* holds one fit"):
+        exported(tmp_path, tmp_path / "w.safetensors", "x")
+    with pytest.raises(InputError, match=r"is of another model \(--hidden=\[8\] there, \[9\] here\)") as refused:
+        export.run({"hidden": (9,)}, str(finished[0]), finished[1][0]["name"], str(tmp_path / "o.safetensors"))
+    assert str(refused.value).startswith("--checkpoint=")
+    with pytest.raises(InputError, match="--checkpoint is not given"):
+        exported(tmp_path, None)
+
+
+def test_no_file_is_written_over_and_none_by_halves(finished, tmp_path, monkeypatch):
+    name = finished[1][0]["name"]
+    for taken in ("out.safetensors", "out.safetensors.json"):
+        (tmp_path / taken).write_text("mine")
+        with pytest.raises(InputError, match=f"{taken} exists already"):
+            exported(tmp_path, finished[0], name)
+        assert (tmp_path / taken).read_text() == "mine"
+        (tmp_path / taken).unlink()
+    for wrong in (None, "", "x.txt", "a\0.csv"):
+        with pytest.raises(InputError, match=r"name a new \.csv file"):
+            predict.run({}, str(finished[0]), name, "i.npz", wrong)
+    with pytest.raises(InputError, match="there is no folder"):
+        exported(tmp_path / "nowhere", finished[0], name)
+    replace = workdir.replace
+
+    def full(file, text):
+        if file.suffix == ".json":
+            raise OSError(errno.ENOSPC, "no space")
+        replace(file, text)
+
+    monkeypatch.setattr("experiments.workdir.replace", full)
+    with pytest.raises(OSError, match="no space"):
+        exported(tmp_path, finished[0], name)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("program", [predict, export], ids=["predict", "export"])
+def test_help_names_the_flags(program, capsys):
+    program.main(["program", "--helpfull"])
+    text = capsys.readouterr().out
+    assert all(f"--{name} " in text for name in ("checkpoint", "fit", "output", "compilation_cache"))
