@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import console, helps, machine, options, origin, sources, workdir
+from experiments import console, helps, machine, origin, sources, workdir
 from experiments.commandline import flag
 from experiments.origin import Origin
 from tljax import models
@@ -28,11 +28,6 @@ BATCH = 1000
 """Examples a compiled batch; the last is filled up."""
 DTYPES = ("float32", "float16")
 _FORMAT = 1
-_UNUSED = (
-    *("source", "target", "train_examples", "head", "strategies", *vars(options.Recipe()), "source_seed", "head_seed"),
-    *("order_seed", "draw_seed", "workdir", "save_fisher", "checkpoint_every", "dry_run", "many", "features_budget"),
-    "features_dtype",
-)
 
 
 @dataclass(frozen=True)
@@ -193,7 +188,7 @@ def same_shape(one: Origin, task: Task) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    helps.main(argv, str(__doc__), run, Asked, unused=_UNUSED)
+    helps.main(argv, str(__doc__), run, Asked, unused=helps.NO_FIT)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,14 @@ ORDER = ("pretrain", "zoo", "features", "rank", "search", "transfer", "compare",
 """Of programs in a project; others come after them."""
 NO_TARGET = ("target", "train_examples", "head", "strategies", "head_seed", "source_rename")
 """What is of no use where sources are trained and nothing else."""
+NO_FIT = (
+    *("source", "target", "train_examples", "head", "strategies", *vars(options.Recipe()), "source_seed", "head_seed"),
+    *("order_seed", "draw_seed", "workdir", "save_fisher", "checkpoint_every", "dry_run", "many", "features_budget"),
+    "features_dtype",
+)
+"""What is of no use where nothing is trained."""
+OF_ITSELF = (*NO_FIT, "source_checkpoint", "image_shape", "data_dir", "manual_dir", "seeds")
+"""What a trained fit that is used says of itself."""
 _GROUPS = {
     "T": "Tasks",
     "M": "Model",
