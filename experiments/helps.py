@@ -87,7 +87,7 @@ def text(about: str, own: Any, groups: Mapping[str, Sequence[dataclasses.Field]]
             lines += [f"      {name:<18} {line}" for name, line in strategies().items()]
         lines += [""]
     if not full:
-        lines += ["--helpfull has all flags, by theme, and the strategies."]
+        lines += ["--helpfull has all flags, by theme."]
     if not own or "flagfile" not in commandline.kinds(own):
         lines += ["--flagfile=FILE reads flags from a file, one a line; what comes later counts."]
     return "\n".join(lines)
