@@ -44,12 +44,13 @@ def load(given: Mapping[str, Any], place: str | None, fit: str | None) -> tuple[
 
 
 def _found(place: Path, fit: str | None) -> tuple[Path, int]:
-    """(checkpoint, seed) of a fit: under one seed a checkpoint holds one."""
+    """(checkpoint, seed) of a fit, by its name with or without the digest: under one seed a checkpoint holds one."""
     lines = {line["name"]: line for line in workdir.lines(place)}
     names = sorted(lines or sources.told(place)["fits"])
     if fit is None and len(names) > 1:
         raise InputError(f"'{place}' holds {len(names)} fits, {paths.some(names, 12)}: choose one with --fit=NAME")
-    name = names[0] if fit is None else fit
+    begun = [name for name in names if name == fit or name.rpartition("-")[0] == fit]
+    name = names[0] if fit is None else begun[0] if len(begun) == 1 else fit
     if name not in names:
         raise InputError(f"--fit={name}: '{place}' holds no such fit{plugins.nearest(name, names)}")
     folder = place / lines[name]["checkpoint"] if lines else place

@@ -81,6 +81,12 @@ def test_the_accuracy_is_that_of_the_results(finished, tasks, tmp_path):
         )
 
 
+def test_a_fit_may_be_named_without_the_digest_at_its_end(finished, tasks, tmp_path):
+    whole = finished[1][0]["name"]
+    begun = predicted(tmp_path, finished[0], tasks / "clothes.npz", whole.rpartition("-")[0])
+    assert begun == predicted(tmp_path, finished[0], tasks / "clothes.npz", whole)
+
+
 def test_pictures_are_brought_to_the_shape_of_the_model_and_sorted(finished, tasks, tmp_path):
     name, given = finished[1][0]["name"], data.load(str(tasks / "clothes.npz")).test.images
     folder = tmp_path / "pictures"

@@ -4,9 +4,23 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from experiments import check, compare, features, pretrain, rank, report, search, transfer, zoo
+from experiments import (
+    check,
+    compare,
+    export,
+    features,
+    predict,
+    pretrain,
+    rank,
+    report,
+    search,
+    transfer,
+    zoo,
+)
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -15,7 +29,7 @@ COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", TEXT + PROJECT, re.
 [STRATEGY, LOOP], [ELSEWHERE] = (re.findall(r"```python\n(.*?)```", text, re.S) for text in (TEXT, PROJECT))
 PROGRAMS = {
     f"experiments.{program.__name__.split('.')[-1]}": program.main
-    for program in (check, compare, features, pretrain, rank, report, search, transfer, zoo)
+    for program in (check, compare, export, features, predict, pretrain, rank, report, search, transfer, zoo)
 }
 QUICK = ("--seeds=0", "--steps=3")
 
@@ -33,6 +47,8 @@ def test_the_other_commands_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
     (tmp_path / "mine.py").write_text(STRATEGY)
+    (tmp_path / "FOLDER").mkdir()
+    Image.fromarray(np.eye(28, dtype=np.uint8)).save(tmp_path / "FOLDER" / "line.png")
     ran = 0
     for line in COMMANDS[2:]:
         python, dash, program, *arguments = shlex.split(line)
@@ -41,12 +57,16 @@ def test_the_other_commands_run(tmp_path, monkeypatch, capsys):
             continue
         if "--results=theirs.csv" in arguments:
             exec(ELSEWHERE.replace("range(5)", "range(2)").replace("[:200]", "[:60]"), {})
-        quick = () if "--helpfull" in arguments or program.endswith(("check", "features", "report")) else QUICK
+        quick = (
+            ()
+            if "--helpfull" in arguments or program.endswith(("check", "export", "features", "predict", "report"))
+            else QUICK
+        )
         fewer = ("--trials=2", "--strategies=head_only") if program.endswith("search") else ()
         enough = ("--steps=10",) if "--lr_range_test" in arguments else ()
         PROGRAMS[program]([program, *arguments, *quick, *fewer, *enough])
         ran += 1
-    assert ran == 15
+    assert ran == 18
     assert "mine.py:strategy" in capsys.readouterr().out
 
 
@@ -84,7 +104,9 @@ def test_the_loop_of_ones_own_trains_the_head_alone():
     assert (scope["params"]["head"]["kernel"] != 1).all()
 
 
-@pytest.mark.parametrize("page", ["README.md", "experiments/README.md", "tljax/README.md", "tljax/strategies/README.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "experiments/README.md", "tljax/README.md", "tljax/strategies/README.md"]
+)
 def test_links_lead_somewhere(page):
     for link in re.findall(r"\]\(([^)]+)\)", (ROOT / page).read_text(encoding="utf-8")):
         file, _, title = link.partition("#")
