@@ -1,4 +1,6 @@
-"""Measure tljax beside its peers: `python -m experiments.benchmark --manual_dir=DIR --output=benchmark.json`
+"""Measure tljax beside its peers.
+
+    python -m experiments.benchmark --manual_dir=DIR --output=benchmark.json
 
 Sides take turns, an epoch each, in one process on the complete MNIST; medians, and the median ratio of the pairs.
 Whole programs, peak memory and growth are measured in processes of their own. Peers that are not installed
@@ -14,22 +16,28 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from absl import flags
 
-from experiments import commandline, console, machine, options, sides
+from experiments import console, helps, machine, options, sides
+from experiments.commandline import flag
 from tljax.types import InputError
 
 ROWS = ("full", "probe", "probes", "trials", "whole", "growth")
-_HELP = f"""
-  --manual_dir   DIR/mnist and DIR/fashion_mnist hold the four .gz files of each (needed)
-  --rows         of {",".join(ROWS)} (default all)
-  --rounds       turns of each side (default 5)
-  --output       a JSON file for all that was measured"""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is measured."""
+
+    manual_dir: str | None = flag(None, "DIR/mnist and DIR/fashion_mnist hold the four .gz files of each; needed")
+    rows: tuple[str, ...] = flag(ROWS, "what is measured")
+    rounds: int = flag(5, "turns (epochs) of each side")
+    output: str | None = flag(None, "a JSON file for all that was measured")
 
 
 class Measured(NamedTuple):
@@ -213,8 +221,10 @@ def _there(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
 
-def run(manual_dir: str, rows: Sequence[str] = ROWS, rounds: int = 5, output: str | None = None) -> None:
+def run(manual_dir: str | None, rows: Sequence[str] = ROWS, rounds: int = 5, output: str | None = None) -> None:
     """Measure, print the table, write the JSON."""
+    if not manual_dir:
+        raise InputError("--manual_dir is not given: name the folder with the complete mnist/ and fashion_mnist/")
     for name in rows:
         if name not in ROWS:
             raise InputError(f"--rows={','.join(rows)}: '{name}' is none of {', '.join(ROWS)}")
@@ -256,17 +266,7 @@ def _about() -> str:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    if commandline.asks_help(argv):
-        console.say(f"{str(__doc__).strip()}\n{_HELP}")
-        return
-    values = flags.FlagValues()
-    for name, default in (("manual_dir", None), ("rows", ",".join(ROWS)), ("output", None)):
-        flags.DEFINE_string(name, default, "", flag_values=values)
-    flags.DEFINE_integer("rounds", 5, "", flag_values=values)
-    commandline.read(values, argv)
-    if not values.manual_dir:
-        raise InputError("--manual_dir is not given: name the folder with the complete mnist/ and fashion_mnist/")
-    run(values.manual_dir, values.rows.split(","), values.rounds, values.output)
+    helps.main(argv, str(__doc__), lambda asked: run(**vars(asked)), Asked, alone=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Disturb a run until it is done, and hold it against one left alone: `python -m experiments.chaos --kills=20`
+"""Disturb a run until it is done, and hold it against one left alone.
+
+    python -m experiments.chaos --kills=5 --flips=5
 
 Every third signal waits for a save to be under way. Final parameters, predictions, masks, curves and results.jsonl
 (less what it took) must be those of the undisturbed run, byte for byte; exit code 1 if anything differs.
@@ -14,27 +16,31 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-from absl import flags
-
-from experiments import commandline, console, workdir
+from experiments import console, helps, workdir
+from experiments.commandline import flag
 from tljax import checkpoint
 from tljax.types import InputError
-
-_HELP = """
-  --flagfile   the experiment, flags of experiments.transfer (default the quick start)
-  --kills      how often it is killed with -9 (default 20)
-  --terms      how often it gets SIGTERM (default as --kills)
-  --flips      how often it is killed and a byte of its newest checkpoint flipped (default half of --kills)
-  --only       which of kill,term,flip (default all)
-  --seed       of the moments (default 0)
-  --workdir    a new folder to work in (default a temporary one, which is kept if anything differs)"""
 
 _KINDS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "flip": signal.SIGKILL}
 _PATIENCE = 60.0
 """Seconds in which a process is to end after a signal."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is disturbed, and how often."""
+
+    flagfile: str | None = flag(None, "the experiment, flags of experiments.transfer; default the quick start")
+    kills: int = flag(20, "how often it is killed with -9")
+    terms: int | None = flag(None, "how often it gets SIGTERM; default as --kills")
+    flips: int | None = flag(None, "how often it is killed and a byte of a checkpoint flipped; default half of --kills")
+    only: tuple[str, ...] = flag(tuple(_KINDS), "which of them")
+    seed: int = flag(0, "of the moments")
+    workdir: str | None = flag(None, "a new folder; default a temporary one, kept if anything differs")
 
 
 class Plan(NamedTuple):
@@ -65,16 +71,17 @@ class Row(NamedTuple):
     faults: tuple[str, ...]
 
 
-def run(flagfile: str | None, counts: Mapping[str, int], seed: int = 0, place: str | None = None) -> None:
-    """Disturb as often as `counts` ({kill, term, flip: signals}) says; raises InputError if anything differs."""
-    given = Path(flagfile or Path(__file__).parent / "flags" / "quickstart.flags")
+def run(asked: Asked) -> None:
+    """Disturb as often as is asked; raises InputError if anything differs."""
+    counts, place = _counts(asked), asked.workdir
+    given = Path(asked.flagfile or Path(__file__).parent / "flags" / "quickstart.flags")
     if not given.is_file():
         raise InputError(f"--flagfile={given} does not exist: give one with the flags of experiments.transfer")
     if place and Path(place).exists():
         raise InputError(f"--workdir={place} exists: name a new folder")
     folder = Path(place or tempfile.mkdtemp(prefix="chaos-")).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    plan = Plan(given.absolute(), folder, random.Random(seed))
+    plan = Plan(given.absolute(), folder, random.Random(asked.seed))
     for name in ("undisturbed", "again"):  # the second finds its programs compiled, as those to come
         start = time.monotonic()
         with open(folder / f"{name}.log", "w+", encoding="utf-8") as log:
@@ -94,6 +101,18 @@ def run(flagfile: str | None, counts: Mapping[str, int], seed: int = 0, place: s
         raise InputError(f"disturbed runs differ from the undisturbed one: see '{folder}'")
     if not place:
         shutil.rmtree(folder)
+
+
+def _counts(asked: Asked) -> dict[str, int]:
+    """{kind: signals}; raises InputError for a kind that there is not, and for fewer signals than none."""
+    if set(asked.only) - _KINDS.keys():
+        raise InputError(f"--only={','.join(asked.only)}: write some of {', '.join(_KINDS)} with commas between them")
+    terms = asked.kills if asked.terms is None else asked.terms
+    flips = asked.kills // 2 if asked.flips is None else asked.flips
+    if min(asked.kills, terms, flips) < 0:
+        raise InputError("--kills, --terms and --flips must be 0 or more")
+    counts = {"kill": asked.kills, "term": terms, "flip": flips}
+    return {kind: counts[kind] for kind in _KINDS if kind in asked.only}
 
 
 def _start(plan: Plan, name: str, log: TextIO) -> subprocess.Popen[bytes]:
@@ -241,32 +260,11 @@ def _show(plan: Plan, rows: Sequence[Row]) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    if commandline.asks_help(argv):
-        console.say(f"{str(__doc__).strip()}\n{_HELP}")
-        return
-    values = flags.FlagValues()
-    for name, default in (("kills", 20), ("terms", None), ("flips", None), ("seed", 0)):
-        flags.DEFINE_integer(name, default, "", flag_values=values, lower_bound=0)
-    flags.DEFINE_string("only", ",".join(_KINDS), "", flag_values=values)
-    flags.DEFINE_string("workdir", None, "", flag_values=values)
     # A flagfile is handed on, not read.
     files = [argument.partition("=")[2] for argument in argv if argument.startswith("--flagfile=")]
-    commandline.read(values, [argument for argument in argv if not argument.startswith("--flagfile=")])
-    kills = values.kills
-    terms, flips = (
-        kills if values.terms is None else values.terms,
-        kills // 2 if values.flips is None else values.flips,
-    )
-    only = values.only.split(",")
-    if set(only) - _KINDS.keys():
-        raise InputError(f"--only={values.only}: write some of {', '.join(_KINDS)} with commas between them")
-    counts = {"kill": kills, "term": terms, "flip": flips}
-    run(
-        files[-1] if files else None,
-        {kind: counts[kind] for kind in _KINDS if kind in only},
-        values.seed,
-        values.workdir,
-    )
+    rest = [argument for argument in argv if not argument.startswith("--flagfile=")]
+    flagfile = files[-1] if files else None
+    helps.main(rest, str(__doc__), lambda asked: run(replace(asked, flagfile=flagfile)), Asked, alone=True)
 
 
 if __name__ == "__main__":

@@ -1,31 +1,144 @@
-"""Command lines and their flagfiles, as absl reads them."""
+"""Command lines and their flagfiles: flags are the fields of dataclasses, and absl reads them."""
 
-from collections.abc import Sequence
+import dataclasses
+import difflib
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 from absl import flags
 
+from tljax import plugins
 from tljax.types import InputError
 
+Form = TypeVar("Form")
+HELP = ("help", "helpfull", "helpshort", "h")
+"""All of absl's names for it."""
+_DEFINE: Mapping[str, Callable[..., Any]] = {
+    "bool": flags.DEFINE_bool,
+    "int": flags.DEFINE_integer,
+    "float": flags.DEFINE_float,
+    "repeated": flags.DEFINE_multi_string,
+}
 
-def asks_help(argv: Sequence[str]) -> bool:
-    """Whether a command line asks for help, under any of absl's names for it."""
-    names = {argument.lstrip("-").partition("=")[0] for argument in argv[1:]}
-    return bool(names & {"help", "helpfull", "helpshort", "h"})
+
+def flag(default: Any, help: str, group: str = "", repeated: bool = False) -> Any:
+    """A field of a dataclass that is a flag: its default, what it means and in which unit, and its theme."""
+    return dataclasses.field(default=default, metadata={"help": help, "group": group, "repeated": repeated})
 
 
-def read(values: flags.FlagValues, argv: Sequence[str]) -> None:
-    """Read a command line and its flagfiles into `values`; raises InputError for what is no flag or no value of one."""
+def kinds(form: Any) -> dict[str, str]:
+    """{flag: its type as written} of a dataclass; 'repeated' of one that may be given several times."""
+    return {f.name: _kind(f) for f in dataclasses.fields(form) if f.metadata}
+
+
+def _kind(f: dataclasses.Field) -> str:
+    return "repeated" if f.metadata["repeated"] else str(f.type).removeprefix("<class '").removesuffix("'>")
+
+
+def asks_help(argv: Sequence[str], names: Collection[str] = HELP) -> bool:
+    """Whether a command line asks for help, by one of these names."""
+    return any(_name(argument) in names for argument in argv[1:])
+
+
+def _name(argument: str) -> str:
+    return argument.lstrip("-").partition("=")[0]
+
+
+def read(argv: Sequence[str], form: type[Form]) -> Form:
+    """The dataclass `form` of a command line and its flagfiles; raises InputError as `parse` does."""
+    return form(**parse(argv, kinds(form)))
+
+
+def parse(argv: Sequence[str], kinds: Mapping[str, str]) -> dict[str, Any]:
+    """{flag: value} of those that a command line and its flagfiles give, of {flag: type}.
+
+    Raises InputError for what is no flag, or no value of one.
+    """
+    values = flags.FlagValues()
+    for name, kind in kinds.items():
+        _DEFINE.get(kind.split(" ")[0], flags.DEFINE_string)(name, None, "", flag_values=values)
     try:
-        rest = values(list(argv))
-    except (flags.Error, UnicodeDecodeError) as error:
+        _, *rest = values(list(argv), known_only=True)  # absl takes long to find what is near
+    except (flags.Error, ValueError) as error:
         raise InputError(" ".join(str(error).removeprefix("ERROR:: ").split())) from error
-    if len(rest) > 1:
-        raise InputError(f"'{rest[1]}' is no flag: write --NAME=VALUE; --helpfull lists the names")
+    if rest and rest[0].startswith("-") and _name(rest[0]):
+        raise InputError(unknown(_name(rest[0]), kinds, argv))
+    if rest:
+        raise InputError(f"'{rest[0]}' is no flag: write --NAME=VALUE; --helpfull lists the names")
+    return {name: _convert(name, kind, values[name].value) for name, kind in kinds.items() if values[name].present}
 
 
-def read_known(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
-    """Read what `values` knows of a command line; the rest of it. Raises InputError."""
+def _convert(name: str, kind: str, value: Any) -> Any:
+    if kind == "repeated":
+        return tuple(value)
+    if "tuple" not in kind:
+        if value == "" and not name.endswith("penalty"):
+            raise InputError(f"--{name}= is empty: give a value, or leave the flag out")
+        return value
+    parts = tuple(part.strip() for part in plugins.split(value, ",") if part.strip())
+    if "int" not in kind:
+        return parts
     try:
-        return values(list(argv), known_only=True)
-    except (flags.Error, UnicodeDecodeError) as error:
-        raise InputError(" ".join(str(error).removeprefix("ERROR:: ").split())) from error
+        return tuple(number for part in parts for number in _whole(part))
+    except ValueError as error:
+        raise InputError(f"--{name}={value}: write whole numbers with commas between them, or as 0-29") from error
+
+
+def _whole(part: str) -> Sequence[int]:
+    """The whole numbers of '3', or of '0-29'."""
+    first, dash, last = part.partition("-")
+    if not dash or not first:
+        return (int(part),)
+    if int(last) - int(first) not in range(100_000):
+        raise ValueError(part)
+    return range(int(first), int(last) + 1)
+
+
+def unknown(name: str, known: Iterable[str], argv: Sequence[str] = ()) -> str:
+    """What is said of a flag that there is not: the flagfile it stands in, and the nearest or whose it is.
+
+    >>> unknown("learning_rat", ["learning_rate", "epochs"]), unknown("zoo", ["seeds"])
+    ('unknown flag --learning_rat: did you mean --learning_rate?', 'unknown flag --zoo: it is one of experiments.zoo')
+    """
+    close = difflib.get_close_matches(name, [*known, *HELP], n=1)
+    remedy = f"did you mean --{close[0]}?" if close else "--helpfull lists what there is"
+    if owner := _owners().get(name):
+        remedy = f"it is one of experiments.{owner}"
+    return f"unknown flag --{name}{_place(name, argv)}: {remedy}"
+
+
+def _place(name: str, argv: Sequence[str]) -> str:
+    for argument in argv[1:]:
+        if argument.startswith(("--flagfile=", "-flagfile=")):
+            lines = flags.FlagValues().read_flags_from_files([argument])
+            if name in map(_name, lines):
+                return f" in '{argument.partition('=')[2]}'"
+    return ""
+
+
+def _owners() -> dict[str, str]:
+    """{flag: the program that has it}, by the text of their files."""
+    found = {}
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        owner = "transfer" if file.stem == "options" else file.stem.removesuffix("_flags")
+        for name in re.findall(r"^    (\w+): [^=\n]+ = flag\(", file.read_text(encoding="utf-8"), re.M):
+            found[name] = owner
+    return found
+
+
+def to_flags(form: Any, leave: Collection[str] = ()) -> list[str]:
+    """The flagfile lines that give a dataclass again, but for the flags to `leave` and those that are None."""
+    lines = []
+    for f in dataclasses.fields(form):
+        value = getattr(form, f.name)
+        if value is not None and f.name not in leave:
+            lines += [f"--{f.name}={_written(one)}" for one in (value if f.metadata["repeated"] else (value,))]
+    return lines
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value).removesuffix(".0")

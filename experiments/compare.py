@@ -1,8 +1,11 @@
-"""Did it transfer? `python -m experiments.compare --flagfile=experiments/flags/study.flags --workdir=runs/study`
+r"""Did it transfer?
+
+    python -m experiments.compare --flagfile=experiments/flags/quickstart.flags --train_examples=5/class,100/class,all \
+        --seeds=0-4 --steps=600 --batch_size=32 --workdir=runs/compared
 
 Sources x targets x strategies x label budgets x seeds in one run directory, each against training from scratch on the
-same draw, with verdicts and their report. It takes the flags of experiments.transfer; --source and --target take
-several names, with commas. Run again, it goes on; what is there is not trained again.
+same draw, with verdicts and their report. --source, --source_checkpoint and --target take several names, with
+commas. Run again, it goes on; what is there is not trained again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,6 +22,7 @@ from experiments import (
     evals,
     evidence,
     fits,
+    helps,
     machine,
     options,
     processes,
@@ -45,7 +49,8 @@ class Part(NamedTuple):
 def run(given: Mapping[str, Any], asked: Asked) -> list[workdir.Line]:
     """Train what is missing, judge, and report; the lines of results."""
     made = options.settings(**given)
-    base = asked.judging.against
+    compare_flags.check(asked)
+    base = asked.against
     if base not in ("scratch", *made.strategies):
         raise InputError(f"--against={base} is none of --strategies{plugins.nearest(base, made.strategies)}")
     means = machine.prepare(made)
@@ -54,13 +59,13 @@ def run(given: Mapping[str, Any], asked: Asked) -> list[workdir.Line]:
         _show(parts)
         return []
     named = {name: mark for part in parts for name, mark in transfer.fingerprints(part.todo).items()}
-    more = evals.read(made, asked.evals, [part.todo for part in parts])
-    with processes.opened(made, "compare", compare_flags.to_flags(asked)) as folder:
+    more = evals.read(made, asked.eval, [part.todo for part in parts])
+    with processes.opened(made, "compare", commandline.to_flags(asked)) as folder:
         found = [(part, transfer.within(part.todo, folder, {**named, **evals.fingerprints(more)})) for part in parts]
         lines = [line for _, some in found for line in some]
         if processes.first():
             judged = [_judged(part, some, more, folder, means) for part, some in found]
-            verdicts.show(folder, judged, asked.judging, notes(parts, asked))
+            verdicts.show(folder, judged, asked, notes(parts, asked))
     return lines
 
 
@@ -81,7 +86,7 @@ def planned(given: Mapping[str, Any], asked: Asked, made: Settings, means: Any) 
                 todo = transfer.prepare(options.settings(**arm), means)
                 bare = todo._replace(methods=tuple(one for one in todo.methods if one.name == "scratch"))
                 if bare.methods:
-                    for part in (Part(bare), *(longer(bare) if asked.longer else ())):
+                    for part in (Part(bare), *(longer(bare) if asked.longer_scratch else ())):
                         # The same fits whatever the source: trained once a target.
                         scratch.setdefault(_key(part.todo), part)
                 if rest := tuple(one for one in todo.methods if one.name != "scratch"):
@@ -149,10 +154,7 @@ def _show(parts: Sequence[Part]) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    if commandline.asks_help(argv):
-        options.parse(argv, str(__doc__) + compare_flags.HELP)
-        return
-    run(*compare_flags.read(argv, str(__doc__)))
+    helps.main(argv, str(__doc__), run, Asked)
 
 
 if __name__ == "__main__":

@@ -1,91 +1,38 @@
 """The flags of a study: what is compared, and how it is judged."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
 
-from absl import flags
-
-from experiments import commandline, options
-from tljax import plugins
+from experiments.commandline import flag
 from tljax.study import study
 from tljax.types import InputError
 
-HELP = """
-Study (flags of experiments.transfer beside it; --source, --source_checkpoint and --target take several, with commas):
-  --eval      further test sets, with commas: names of data sets, or source (its own, its head put back)
-  --margin    points of accuracy below which a difference does not matter (default 0.5)
-  --level     of all intervals and verdicts together (default 0.95)
-  --family    what is judged: area under the budget curve of each strategy, or all budgets (default area)
-  --against   the strategy that the others are compared with (default scratch)
-  --looks     how often the results are to be looked at while seeds are added (default 1)
-  --longer_scratch  scratch with the source's steps added to its own, for the second comparison (default true)
-  --tuned     the run directory of a search --per_strategy: each strategy with what was best for it"""
 
-
-class Judging(NamedTuple):
+@dataclass(frozen=True)
+class Judging:
     """How fits are judged."""
 
-    margin: float
-    """A fraction of accuracy."""
-    level: float
-    family: str
-    looks: int
-    against: str = "scratch"
-    """The strategy that all others are compared with."""
+    margin: float = flag(0.5, "points of accuracy (hundredths) below which a difference does not matter")
+    level: float = flag(0.95, "of all intervals and verdicts together, a fraction")
+    family: str = flag("area", "what is judged: area under the budget curve of each strategy, or all budgets")
+    looks: int = flag(1, "how often the results are to be looked at while seeds are added")
+    against: str = flag("scratch", "the strategy that the others are compared with")
 
 
-class Asked(NamedTuple):
+@dataclass(frozen=True)
+class Asked(Judging):
     """What is compared beside the flags of a transfer, and how it is judged."""
 
-    evals: tuple[str, ...]
-    longer: bool
-    tuned: str | None
-    judging: Judging
+    eval: tuple[str, ...] = flag((), "further test sets: data sets, or source (its own, its head put back)")
+    longer_scratch: bool = flag(True, "scratch with the source's steps added to its own, for the second comparison")
+    tuned: str | None = flag(None, "run directory of a search: each strategy with what was best for it")
 
 
-def define(values: flags.FlagValues) -> None:
-    """The flags of `Judging`."""
-    for name, number in (("margin", 0.5), ("level", 0.95)):
-        flags.DEFINE_float(name, number, "", flag_values=values)
-    flags.DEFINE_string("family", "area", "", flag_values=values)
-    flags.DEFINE_string("against", "scratch", "", flag_values=values)
-    flags.DEFINE_integer("looks", 1, "", flag_values=values)
-
-
-def judging(values: flags.FlagValues) -> Judging:
-    """How fits are judged; raises InputError for what cannot be."""
-    if not 0 < values.margin < 100:
-        raise InputError(f"--margin={values.margin:g}: give points above 0 and below 100")
-    if not 0.5 <= values.level < 1:
-        raise InputError(f"--level={values.level:g}: give 0.5 or more, below 1")
-    if values.looks < 1:
-        raise InputError(f"--looks={values.looks}: give 1 or more")
-    study.check_family(values.family)
-    return Judging(values.margin / 100, values.level, values.family, values.looks, values.against)
-
-
-def read(argv: Sequence[str], about: str) -> tuple[dict[str, Any], Asked]:
-    """(the flags of a run, what is compared) of a command line; raises InputError."""
-    values = flags.FlagValues()
-    define(values)
-    flags.DEFINE_string("eval", "", "", flag_values=values)
-    flags.DEFINE_string("tuned", None, "", flag_values=values)
-    flags.DEFINE_bool("longer_scratch", True, "", flag_values=values)
-    given = options.parse(commandline.read_known(values, argv), about) or {}
-    evals = tuple(name for name in plugins.split(values.eval, ",") if name)
-    return given, Asked(evals, values.longer_scratch, values.tuned, judging(values))
-
-
-def to_flags(asked: Asked) -> Mapping[str, str]:
-    """{flag: value} that give it again."""
-    own = asked.judging
-    return {
-        "eval": ",".join(asked.evals),
-        "longer_scratch": str(asked.longer).lower(),
-        "margin": f"{100 * own.margin:g}",
-        "level": f"{own.level:g}",
-        "family": own.family,
-        "looks": str(own.looks),
-        "against": own.against,
-        **({"tuned": asked.tuned} if asked.tuned else {}),
-    }
+def check(judging: Judging) -> None:
+    """Raise InputError for what cannot be judged by."""
+    if not 0 < judging.margin < 100:
+        raise InputError(f"--margin={judging.margin:g}: give points above 0 and below 100")
+    if not 0.5 <= judging.level < 1:
+        raise InputError(f"--level={judging.level:g}: give 0.5 or more, below 1")
+    if judging.looks < 1:
+        raise InputError(f"--looks={judging.looks}: give 1 or more")
+    study.check_family(judging.family)

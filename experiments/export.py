@@ -1,4 +1,6 @@
-"""Take a fit out: `python -m experiments.export --checkpoint=DIR --output=FILE.safetensors`
+"""Take a fit out.
+
+    python -m experiments.export --checkpoint=runs/mnist_10k --output=mnist.safetensors
 
 The parameters of a trained fit in one file of named arrays ("hidden_0/kernel"), and beside it FILE.safetensors.json,
 the card that says what they are of (experiments/elsewhere.py): a source for experiments.transfer, and a fit for
@@ -7,26 +9,29 @@ experiments.predict. What a strategy added to the model is merged into its ordin
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from absl import flags
-
-from experiments import commandline, console, options, sources, trained, workdir
+from experiments import console, helps, sources, trained, workdir
+from experiments.commandline import flag
 from tljax import checkpoint
 
-HELP = f"""
-Export (flags of experiments.transfer beside it; those of the model are the fit's unless given):{trained.HELP}
-  --output      a new .safetensors file"""
+
+@dataclass(frozen=True)
+class Asked(trained.Asked):
+    """Which fit, and where to."""
+
+    output: str | None = flag(None, "a new .safetensors file; needed")
 
 
-def run(given: Mapping[str, Any], place: str | None, fit: str | None, output: str | None) -> Path:
+def run(given: Mapping[str, Any], asked: Asked) -> Path:
     """Write what the flags say; the file."""
     from safetensors.numpy import save
 
-    file = workdir.new("output", output, ".safetensors")
+    file = workdir.new("output", asked.output, ".safetensors")
     card = workdir.new("output", f"{file}.json", ".json")
-    made, one = trained.load(given, place, fit)
+    made, one = trained.load(given, asked.checkpoint, asked.fit)
     flat = checkpoint.flatten(one.params)
     source = one.source
     told = {
@@ -52,14 +57,7 @@ def run(given: Mapping[str, Any], place: str | None, fit: str | None, output: st
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    if commandline.asks_help(argv):
-        options.parse(argv, str(__doc__) + HELP)
-        return
-    values = flags.FlagValues()
-    for name in ("checkpoint", "fit", "output"):
-        flags.DEFINE_string(name, None, "", flag_values=values)
-    given = options.parse(commandline.read_known(values, argv), str(__doc__)) or {}
-    run(given, values.checkpoint, values.fit, values.output)
+    helps.main(argv, str(__doc__), run, Asked, unused=helps.OF_ITSELF)
 
 
 if __name__ == "__main__":

@@ -1,36 +1,43 @@
-"""Features of a source: `python -m experiments.features --source_checkpoint=DIR --dataset=NAME --output=FEATURES`
+"""Features of a source.
+
+    python -m experiments.features --source_checkpoint=runs/mnist_10k --dataset=fashion_mnist_10k --output=runs/features
 
 What a stage gives for every image of a data set, on disk: train.npy and test.npy (memory maps [n, d]) beside
-features.json, which says of which source, stage and data they are. It takes the flags of experiments.transfer for the
-source, the data and the machine.
+features.json, which says of which source, stage and data they are. The model is the
+source's, unless its flags are given.
 """
 
 import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from absl import flags
 
-from experiments import commandline, console, machine, options, origin, sources, workdir
+from experiments import console, helps, machine, origin, sources, workdir
+from experiments.commandline import flag
 from experiments.origin import Origin
 from tljax import models
 from tljax.types import InputError, Model, Params, Task
 
-HELP = """
-Features (flags of experiments.transfer beside it; those of the model are the source's unless given):
-  --dataset   whose images, brought to the source's shape
-  --stage     of the model, such as hidden_0; default the last before the head
-  --output    a new folder, or one with the same features
-  --dtype     in which they are kept, float32 or float16 (default float32)"""
 BATCH = 1000
 """Examples a compiled batch; the last is filled up."""
 DTYPES = ("float32", "float16")
 _FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Which features are written, and where."""
+
+    dataset: str | None = flag(None, "whose images, brought to the source's shape; needed")
+    stage: str | None = flag(None, "of the model, such as hidden_0; default the last before the head")
+    output: str | None = flag(None, "a new folder, or one with the same features; needed")
+    dtype: str = flag("float32", "in which they are kept, float32 or float16")
 
 
 class Features(NamedTuple):
@@ -153,22 +160,22 @@ def read(folder: Path, one: Origin, task: Task, stage: str, dtype: str = "float3
     return Features(*found)
 
 
-def run(given: Mapping[str, Any], dataset: str | None, stage: str | None, output: str | None, dtype: str) -> Path:
+def run(given: Mapping[str, Any], asked: Asked) -> Path:
     """Compute what the flags say, unless it is there; the folder."""
     place = given.get("source_checkpoint")
-    for name, value in (("source_checkpoint", place), ("dataset", dataset), ("output", output)):
+    for name, value in (("source_checkpoint", place), ("dataset", asked.dataset), ("output", asked.output)):
         if not value:
             raise InputError(f"--{name} is not given: see --helpfull")
     made = origin.settings(given, str(place))
     machine.prepare(made)
     one = origin.load(made)
-    task = sources.load(made, str(dataset), made.image_shape or one.source.shape)
+    task = sources.load(made, str(asked.dataset), made.image_shape or one.source.shape)
     same_shape(one, task)
-    folder, wanted = Path(str(output)), stage or origin.before_head(one.model)
-    write(one, task, {wanted: folder}, dtype)
-    kept = read(folder, one, task, wanted, dtype)
+    folder, wanted = Path(str(asked.output)), asked.stage or origin.before_head(one.model)
+    write(one, task, {wanted: folder}, asked.dtype)
+    kept = read(folder, one, task, wanted, asked.dtype)
     shapes = " and ".join(f"{split} {list(array.shape)}" for split, array in kept._asdict().items())
-    console.say(f"{wanted} of {one.source.name} on {task.name}: {shapes}, {dtype}, in {folder}")
+    console.say(f"{wanted} of {one.source.name} on {task.name}: {shapes}, {asked.dtype}, in {folder}")
     return folder
 
 
@@ -181,15 +188,7 @@ def same_shape(one: Origin, task: Task) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    if commandline.asks_help(argv):
-        options.parse(argv, str(__doc__) + HELP)
-        return
-    values = flags.FlagValues()
-    for name in ("dataset", "stage", "output"):
-        flags.DEFINE_string(name, None, "", flag_values=values)
-    flags.DEFINE_string("dtype", "float32", "", flag_values=values)
-    given = options.parse(commandline.read_known(values, argv), str(__doc__)) or {}
-    run(given, values.dataset, values.stage, values.output, values.dtype)
+    helps.main(argv, str(__doc__), run, Asked, unused=helps.NO_FIT)
 
 
 if __name__ == "__main__":

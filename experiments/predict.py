@@ -1,29 +1,35 @@
-"""Predict images: `python -m experiments.predict --checkpoint=DIR --images=FOLDER --output=FILE.csv`
+"""Predict images.
+
+    python -m experiments.predict --checkpoint=runs/mnist_10k --images=FOLDER --output=predicted.csv
 
 What a trained fit says of every image: a CSV with a row an image, of its name (or row from 0), the class that is
-predicted, and the probability of each class. It takes the flags of experiments.transfer for the machine.
+predicted, and the probability of each class. The model is the fit's, unless its flags are given.
 """
 
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
 
-from experiments import commandline, console, options, trained, workdir
+from experiments import console, helps, trained, workdir
+from experiments.commandline import flag
 from experiments.origin import Origin
 from tljax import evaluate, train
 from tljax.data import unlabelled
 from tljax.types import InputError
 
-HELP = f"""
-Prediction (flags of experiments.transfer beside it; those of the model are the fit's unless given):{trained.HELP}
-  --images      a folder of pictures (.png, .jpg), one of them, or an .npz file with images or test_images
-  --output      a new .csv file"""
+
+@dataclass(frozen=True)
+class Asked(trained.Asked):
+    """Which fit predicts which images."""
+
+    images: str | None = flag(None, "a folder of .png and .jpg, one of them, or an .npz with test_images; needed")
+    output: str | None = flag(None, "a new .csv file; needed")
 
 
 def probabilities(one: Origin, images: np.ndarray) -> np.ndarray:
@@ -55,15 +61,13 @@ def table(names: Sequence[str], classes: Sequence[str], given: np.ndarray) -> st
     return out.getvalue()
 
 
-def run(
-    given: Mapping[str, Any], checkpoint: str | None, fit: str | None, images: str | None, output: str | None
-) -> Path:
+def run(given: Mapping[str, Any], asked: Asked) -> Path:
     """Predict what the flags say; the file."""
-    if not images:
+    if not asked.images:
         raise InputError("--images is not given: name a folder of pictures, one of them, or an .npz file")
-    file = workdir.new("output", output, ".csv")
-    _, one = trained.load(given, checkpoint, fit)
-    names, pixels = unlabelled.load(Path(images), one.source.shape)
+    file = workdir.new("output", asked.output, ".csv")
+    _, one = trained.load(given, asked.checkpoint, asked.fit)
+    names, pixels = unlabelled.load(Path(asked.images), one.source.shape)
     text = table(names, one.source.classes, probabilities(one, pixels))
     workdir.replace(file, text.encode("utf-8", "surrogateescape"))  # a file's name need not be text
     console.say(f"{len(names):,} images, {len(one.source.classes)} classes of {one.source.name}: {file}")
@@ -72,14 +76,7 @@ def run(
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    if commandline.asks_help(argv):
-        options.parse(argv, str(__doc__) + HELP)
-        return
-    values = flags.FlagValues()
-    for name in ("checkpoint", "fit", "images", "output"):
-        flags.DEFINE_string(name, None, "", flag_values=values)
-    given = options.parse(commandline.read_known(values, argv), str(__doc__)) or {}
-    run(given, values.checkpoint, values.fit, values.images, values.output)
+    helps.main(argv, str(__doc__), run, Asked, unused=helps.OF_ITSELF)
 
 
 if __name__ == "__main__":

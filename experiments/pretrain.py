@@ -1,7 +1,9 @@
-"""Train a source: `python -m experiments.pretrain --source=mnist_10k --workdir=runs/mnist_10k`
+"""Train a source.
 
-It takes the flags of experiments.transfer, and uses those of the source's fit; a checkpoint for
-`--source_checkpoint` is left in the run directory, with the results.
+    python -m experiments.pretrain --source=mnist_10k --workdir=runs/mnist_10k
+
+A checkpoint for `--source_checkpoint` is left in the run directory, with the results. Flags of the fit are the
+source's here, by either of their names.
 """
 
 from collections.abc import Sequence
@@ -9,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import console, machine, options, processes, sources, workdir
+from experiments import console, helps, machine, options, processes, sources, workdir
 from tljax import masks, models
 from tljax.types import InputError
 
@@ -18,7 +20,7 @@ def run(**flags: Any) -> list[workdir.Line]:
     """Train a source for each seed; the lines of results. Keyword arguments are named like the flags."""
     made = options.settings(**flags)
     if made.source is None or made.source_checkpoint:
-        raise InputError("--source is what this program trains: name a data set, such as --source=mnist_10k")
+        raise InputError("--source is what this program trains: name a data set, and leave out --source_checkpoint")
     means = machine.prepare(made)
     task = sources.checked(made)
     if made.dry_run:
@@ -38,9 +40,7 @@ def run(**flags: Any) -> list[workdir.Line]:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    given = options.parse(argv, str(__doc__))
-    if given is not None:
-        run(**given)
+    helps.main(argv, str(__doc__), run, refused=["source_checkpoint"], unused=helps.NO_TARGET)
 
 
 if __name__ == "__main__":

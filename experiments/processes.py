@@ -4,7 +4,7 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,7 @@ def in_turn(read: Callable[[], Any]) -> Any:
 
 
 @contextmanager
-def opened(made: Settings, program: str, more: Mapping[str, str] | None = None) -> Iterator[Path]:
+def opened(made: Settings, program: str, more: Sequence[str] = ()) -> Iterator[Path]:
     """`workdir.opened` by the first process, for all of them. Raises InputError where another does not see it."""
     with workdir.opened(made, program, more) if first() else nullcontext(Path(made.workdir or "")) as folder:
         wait("opened")

@@ -1,23 +1,25 @@
-"""Which source? `python -m experiments.rank --sources=runs/zoo --target=fashion_mnist --workdir=runs/rank`
+"""Which source?
+
+    python -m experiments.rank --sources=runs/zoo_10k --target=fashion_mnist_10k --workdir=runs/ranked
 
 Scores of every source for every target, from its features at the last stage before the head, and their seconds. With
 --verify also the truth: each source is transferred by --strategies (full and head_only) at the same label budgets
 under all --seeds, and each score is judged by it, beside three plain rivals: the source's own accuracy, the number of
-its parameters, and the truth of the other targets, which ignores this one. It takes the flags of experiments.transfer;
---target takes several names.
+its parameters, and the truth of the other targets, which ignores this one. --target takes several
+names, with commas.
 """
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
-
-from absl import flags
 
 from experiments import (
     cards,
     commandline,
     console,
     features,
+    helps,
     machine,
     options,
     origin,
@@ -29,28 +31,22 @@ from experiments import (
     workdir,
 )
 from experiments.cards import Card
+from experiments.commandline import flag
 from experiments.options import Settings
 from experiments.origin import Origin
 from tljax import plugins
 from tljax.types import InputError, Task
 
-HELP = """
-Ranking (flags of experiments.transfer beside it; --target takes several, with commas):
-  --sources         with commas: run directories of experiments.zoo or pretrain, checkpoints, files of weights
-  --scores          of knn,logme,leep,n_leep,nce,h_score,h_score_shrunk,transrate,gbc,probe (default all)
-  --score_examples  the most labelled examples that a score looks at (default 1000)
-  --verify          train on the targets from every source, and judge the scores
-  --resamples       bootstrap samples of the sources (default 1000)"""
 
-
-class Asked(NamedTuple):
+@dataclass(frozen=True)
+class Asked:
     """What is ranked, and how."""
 
-    sources: tuple[str, ...]
-    scores: tuple[str, ...]
-    most: int
-    verify: bool
-    resamples: int
+    sources: tuple[str, ...] = flag((), "runs of experiments.zoo or pretrain, checkpoints, files of weights; needed")
+    scores: tuple[str, ...] = flag(tuple(scoring.SCORES), "what sources are ranked by")
+    score_examples: int = flag(1000, "the most labelled examples that a score looks at")
+    verify: bool = flag(False, "train on the targets from every source, and judge the scores")
+    resamples: int = flag(1000, "how many bootstrap samples of the sources")
 
 
 class Todo(NamedTuple):
@@ -73,12 +69,12 @@ def run(given: Mapping[str, Any], asked: Asked) -> dict[str, Any]:
         console.table("sources", ["source", "own test accuracy %", "parameters"], rows, notes)
         return {}
     marks = {name: task.fingerprint for name, task in todo.targets.items()}
-    with processes.opened(todo.made, "rank", _flags(asked)) as folder:
+    with processes.opened(todo.made, "rank", commandline.to_flags(asked)) as folder:
         if processes.first() and (workdir.recorded(folder) or {}).get("data") != marks:
             workdir.record(folder, marks)
         table = {
             (card.name, name): scoring.scored(
-                folder, todo.origins[card.name], task, todo.made, asked.scores, asked.most
+                folder, todo.origins[card.name], task, todo.made, asked.scores, asked.score_examples
             )
             for name, task in todo.targets.items()
             for card in todo.cards
@@ -101,7 +97,7 @@ def prepared(given: Mapping[str, Any], asked: Asked) -> Todo:
         raise InputError("--sources and --target are needed: name run directories, and one data set or more")
     if made.source or made.source_checkpoint:
         raise InputError("--sources names what is ranked: leave out --source and --source_checkpoint")
-    if asked.most < 2 or asked.resamples < 10:
+    if asked.score_examples < 2 or asked.resamples < 10:
         raise InputError("--score_examples must be at least 2, --resamples at least 10")
     means = machine.prepare(made)
     found = _named([card for place in asked.sources for card in cards.read(place, given)])
@@ -118,7 +114,7 @@ def prepared(given: Mapping[str, Any], asked: Asked) -> Todo:
             except InputError as error:
                 raise InputError(f"source '{name}': {error}") from error
         for budget in made.train_examples:
-            scoring.drawn(made, budget, task, asked.most)
+            scoring.drawn(made, budget, task, asked.score_examples)
     plan = truth.planned(given, made, found, targets, means) if asked.verify else None
     return Todo(made, tuple(found), origins, targets, plan)
 
@@ -143,33 +139,9 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f}"
 
 
-def _flags(asked: Asked) -> dict[str, str]:
-    return {
-        "sources": ",".join(asked.sources),
-        "scores": ",".join(asked.scores),
-        "score_examples": str(asked.most),
-        "resamples": str(asked.resamples),
-        "verify": str(asked.verify).lower(),
-    }
-
-
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    if commandline.asks_help(argv):
-        options.parse(argv, str(__doc__) + HELP)
-        return
-    values = flags.FlagValues()
-    flags.DEFINE_string("sources", "", "", flag_values=values)
-    flags.DEFINE_string("scores", ",".join(scoring.SCORES), "", flag_values=values)
-    flags.DEFINE_integer("score_examples", 1000, "", flag_values=values)
-    flags.DEFINE_integer("resamples", 1000, "", flag_values=values)
-    flags.DEFINE_bool("verify", False, "", flag_values=values)
-    given = options.parse(commandline.read_known(values, argv), str(__doc__)) or {}
-    places, scores = (
-        tuple(part.strip() for part in plugins.split(text, ",") if part.strip())
-        for text in (values.sources, values.scores)
-    )
-    run(given, Asked(places, scores, values.score_examples, values.verify, values.resamples))
+    helps.main(argv, str(__doc__), run, Asked, refused=["source", "source_checkpoint"])
 
 
 if __name__ == "__main__":

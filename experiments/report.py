@@ -1,4 +1,7 @@
-"""Verdicts on any fits: `python -m experiments.report --predictions='runs/*.npz' --results=theirs.csv --output=DIR`
+"""Verdicts on any fits.
+
+    python -m experiments.report --runs=runs/compared --output=runs/pages
+    python -m experiments.report --results=theirs.csv --predictions='runs/*.npz' --output=runs/theirs
 
 --runs=DIR,DIR makes one report of run directories of experiments.transfer and experiments.compare. For fits made
 elsewhere, --results is a CSV with a row a fit: name, source (may be empty), target, strategy (scratch among them),
@@ -10,40 +13,46 @@ and predicted [items] or probabilities [items, classes], for the same test examp
 import csv
 import glob
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from absl import flags
-
-from experiments import commandline, compare_flags, console, evidence, verdicts
+from experiments import compare_flags, console, evidence, helps, verdicts
+from experiments.commandline import flag
 from experiments.compare_flags import Judging
 from experiments.evidence import Found
 from tljax import plugins
 from tljax.types import InputError
 
-_HELP = """
-  --runs         run directories, with commas; one that is broken or half finished is left out, aloud
-  --results      a CSV of fits made elsewhere
-  --predictions  their predictions, such as 'runs/*.npz'
-  --output       a folder for report.html, report.md, tables and figures
-  --margin, --level, --family, --looks, --against   as experiments.compare has them"""
-
 _NEEDED = ("name", "target", "strategy", "seed", "train_examples")
 _WHOLE = ("seed", "train_examples", "steps")
 
 
-def run(runs: Sequence[str], results: str | None, predictions: str | None, output: str, judging: Judging) -> None:
+@dataclass(frozen=True)
+class Asked(Judging):
+    """Which fits are judged, and how."""
+
+    runs: tuple[str, ...] = flag((), "run directories; one that is broken or half finished is left out, aloud")
+    results: str | None = flag(None, "a CSV of fits made elsewhere")
+    predictions: str | None = flag(None, "their predictions, such as 'runs/*.npz'")
+    output: str | None = flag(None, "a folder for report.html, report.md, tables and figures; needed")
+
+
+def run(asked: Asked) -> None:
     """Judge the fits, print the verdicts, write the report."""
-    found, notes = _of_runs(runs)
-    if results:
-        found.append(theirs(Path(results), predictions or ""))
-        notes.append(f"fits of {Path(results).name} were made elsewhere, and their table was believed")
+    compare_flags.check(asked)
+    if not asked.output:
+        raise InputError("--output is not given: name a folder for the report")
+    found, notes = _of_runs(asked.runs)
+    if asked.results:
+        found.append(theirs(Path(asked.results), asked.predictions or ""))
+        notes.append(f"fits of {Path(asked.results).name} were made elsewhere, and their table was believed")
     if not any(part.rows for part in found):
         raise InputError("there is no fit to judge: give --runs=DIR, or --results=CSV with --predictions='DIR/*.npz'")
-    folder = Path(output)
+    folder = Path(asked.output)
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"--output={output} is a file: name a folder")
-    told = verdicts.judged(found, judging, list(dict.fromkeys([*notes, "they speak of these tasks alone"])))
+        raise InputError(f"--output={asked.output} is a file: name a folder")
+    told = verdicts.judged(found, asked, list(dict.fromkeys([*notes, "they speak of these tasks alone"])))
     folder.mkdir(parents=True, exist_ok=True)
     verdicts.write(folder, told, {})
     verdicts.tables(told)
@@ -128,18 +137,7 @@ _NUMBERS = ("seconds", "source_accuracy", "trained_parameters", "total_parameter
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    if commandline.asks_help(argv):
-        console.say(f"{str(__doc__).strip()}\n{_HELP}")
-        return
-    values = flags.FlagValues()
-    compare_flags.define(values)
-    for name in ("runs", "results", "predictions", "output"):
-        flags.DEFINE_string(name, None, "", flag_values=values)
-    commandline.read(values, argv)
-    if not values.output:
-        raise InputError("--output is not given: name a folder for the report")
-    runs = [name for name in (values.runs or "").split(",") if name]
-    run(runs, values.results, values.predictions, values.output, compare_flags.judging(values))
+    helps.main(argv, str(__doc__), run, Asked, alone=True)
 
 
 if __name__ == "__main__":

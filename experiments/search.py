@@ -1,8 +1,11 @@
-"""Search hyper-parameters, fairly: `python -m experiments.search --flagfile=FILE --space=learning_rate:log:1e-3:1`
+r"""Search hyper-parameters, fairly.
+
+    python -m experiments.search --flagfile=experiments/flags/quickstart.flags --strategies=head_only \
+        --space=learning_rate:log:1e-3:1 --workdir=runs/search
 
 Trials are judged on a validation split cut from the training examples, under seeds of their own; the test set is read
 once, for the winner, trained anew on all training examples under --seeds. Run again, or in several processes with one
---storage, it goes on. All flags of experiments.transfer are taken too.
+--storage, it goes on.
 """
 
 import functools
@@ -13,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments import (
-    commandline,
     console,
+    helps,
     machine,
     methods,
     options,
@@ -189,10 +192,7 @@ def _train_anew(made: Settings, means: Any) -> list[workdir.Line]:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    if commandline.asks_help(argv):
-        options.parse(argv, str(__doc__) + search_flags.HELP)
-        return
-    run(*search_flags.read(argv, str(__doc__)))
+    helps.main(argv, str(__doc__), run, Search, refused=search_flags.PINS)
 
 
 if __name__ == "__main__":

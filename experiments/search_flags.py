@@ -1,65 +1,69 @@
 """The flags of a search: what is asked for, and whether it can be and would be fair."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
-
-from absl import flags
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from experiments import commandline, options
+from experiments.commandline import flag
 from experiments.options import Settings
 from tljax import named_optimizer, objective
 from tljax.study import space
+from tljax.study.space import Range
 from tljax.types import InputError
-
-HELP = """
-Search (flags of experiments.transfer beside it):
-  --space         what is searched, repeated: FLAG:log:LOW:HIGH, FLAG:between:LOW:HIGH, FLAG:int:LOW:HIGH, FLAG:in:A,B;
-                  penalty.NAME.OPTION and strategy.NAME.OPTION reach into their options
-  --trials        of each study (default 32)
-  --group         trials asked for and trained together (default 16)
-  --timeout       seconds after which no further trials are asked for
-  --sampler       of Optuna, with options: TPE (default), Random, CmaEs, QMC, TPE:multivariate=true
-  --pruner        of Optuna: Nop (default), Median, SuccessiveHalving, Hyperband
-  --search_seeds  seeds a trial is judged under, none of them of --seeds (default 1)
-  --storage       where the study is kept: a journal file, a database URL, or memory (default WORKDIR/study.journal)
-  --lease         seconds without news after which another process of the study is taken for dead (default 120)
-  --study         its name there (default search)
-  --per_strategy  a study for each of --strategies, scratch among them, with the same number of trials
-  --per_budget    a study for each of --train_examples
-  --lr_range_test one fit of the first strategy whose learning rate rises exponentially from --lr_low (default 1e-5) to
-                  --lr_high (default 10): print and draw its loss, suggest a rate, and stop; needs no --space"""
 
 FIRST_SEED = 1_000_000
 """The search's seeds begin here."""
 _SEARCHED = ("hidden", "activation", "head")
 """Flags beside those of a recipe that a search may vary."""
+PINS = ("source_seed", "head_seed", "order_seed", "draw_seed")
+"""Flags that a search and its final fits would share."""
 
 
-class Search(NamedTuple):
+@dataclass(frozen=True)
+class Search:
     """What is searched, and how."""
 
-    ranges: tuple[space.Range, ...]
-    trials: int
-    group: int
-    timeout: float | None
-    sampler: str
-    pruner: str
-    storage: str | None
-    study: str
-    seeds: tuple[int, ...]
-    per_strategy: bool
-    per_budget: bool
-    lease: float
-    lr_range_test: bool
-    lr_low: float
-    lr_high: float
+    space: tuple[str, ...] = flag(
+        (),
+        "what is searched, repeated: FLAG:log:LOW:HIGH, FLAG:between:LOW:HIGH, FLAG:int:LOW:HIGH, FLAG:in:A,B; "
+        "penalty.NAME.OPTION and strategy.NAME.OPTION reach into their options; needed",
+        repeated=True,
+    )
+    trials: int = flag(32, "how many trials each study has")
+    group: int = flag(16, "how many trials are asked for and trained together")
+    timeout: float | None = flag(None, "seconds after which no further trials are asked for")
+    sampler: str = flag("TPE", "of Optuna, with options: TPE, Random, CmaEs, QMC, TPE:multivariate=true")
+    pruner: str = flag("Nop", "of Optuna: Nop, Median, SuccessiveHalving, Hyperband")
+    search_seeds: int = flag(1, "how many seeds a trial is judged under, none of them of --seeds")
+    storage: str | None = flag(None, "a journal file, a database URL, or memory; default WORKDIR/study.journal")
+    lease: float = flag(120.0, "seconds without news after which another process of the study is taken for dead")
+    study: str = flag("search", "its name there")
+    per_strategy: bool = flag(False, "a study for each of --strategies, with the same number of trials")
+    per_budget: bool = flag(False, "a study for each of --train_examples")
+    lr_range_test: bool = flag(
+        False,
+        "instead, one fit of the first strategy whose rate rises exponentially; draw its loss and suggest a rate",
+    )
+    lr_low: float = flag(1e-5, "its first learning rate")
+    lr_high: float = flag(10.0, "its last")
+
+    @property
+    def ranges(self) -> tuple[Range, ...]:
+        """The dimensions of the space; raises InputError for what is none."""
+        return () if self.lr_range_test and not self.space else space.read(self.space)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Those that a trial is judged under."""
+        return tuple(range(FIRST_SEED, FIRST_SEED + self.search_seeds))
 
 
 def chosen(given: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
     """The flags of a run with the values of a trial; raises InputError for what is no value of a flag."""
     plain = {name: value for name, value in chosen.items() if "." not in name}
-    typed = options.parse(["search", *(f"--{name}={value}" for name, value in plain.items())], "") or {}
+    typed = options.parse(["search", *(f"--{name}={value}" for name, value in plain.items())])
     inner = {name: value for name, value in chosen.items() if "." in name}
     return space.applied({**given, **typed}, inner)
 
@@ -73,7 +77,7 @@ def check(given: Mapping[str, Any], made: Settings, asked: Search) -> None:
         raise InputError(f"--lr_low={asked.lr_low:g} and --lr_high={asked.lr_high:g}: give 0 < LOW < HIGH")
     if set(asked.seeds) & set(made.seeds):
         raise InputError(f"--seeds={made.seeds[0]}: seeds from {FIRST_SEED:,} on are the search's own: give others")
-    for name in ("source_seed", "head_seed", "order_seed", "draw_seed"):
+    for name in PINS:
         if getattr(made, name) is not None:
             raise InputError(f"--{name} is pinned: the search and the final fits would share it; leave it out")
     for one in asked.ranges:
@@ -88,11 +92,11 @@ def check(given: Mapping[str, Any], made: Settings, asked: Search) -> None:
             options.settings(**chosen(given, {one.name: value}))
 
 
-def _typed(one: space.Range, value: float) -> float:
+def _typed(one: Range, value: float) -> float:
     return int(value) if one.kind == "int" else value
 
 
-def shapes(given: Mapping[str, Any], one: space.Range) -> int:
+def shapes(given: Mapping[str, Any], one: Range) -> int:
     """How many shapes, at most, the values of a dimension give a fit: those of one shape are trained together.
 
     A real number is passed to what is compiled, and gives one.
@@ -115,41 +119,4 @@ def _shape(made: Settings) -> tuple[Any, ...]:
 
 def to_flags(asked: Search) -> list[str]:
     """The flagfile lines that give this search again, but for where it is kept and how long it waits."""
-    lines = [f"--space={one}" for one in asked.ranges]
-    for name in ("trials", "group", "timeout", "sampler", "pruner", "study", "per_strategy", "per_budget"):
-        if getattr(asked, name) is not None:
-            lines.append(f"--{name}={getattr(asked, name)}")
-    return [*lines, f"--search_seeds={len(asked.seeds)}"]
-
-
-def read(argv: Sequence[str], about: str) -> tuple[dict[str, Any], Search]:
-    """(the flags of a run, what is searched and how) of a command line; raises InputError."""
-    values = flags.FlagValues()
-    flags.DEFINE_multi_string("space", [], "", flag_values=values)
-    for name, default in (("sampler", "TPE"), ("pruner", "Nop"), ("storage", None), ("study", "search")):
-        flags.DEFINE_string(name, default, "", flag_values=values)
-    for name, number in (("trials", 32), ("group", 16), ("search_seeds", 1)):
-        flags.DEFINE_integer(name, number, "", flag_values=values)
-    for name, seconds in (("timeout", None), ("lease", 120.0), ("lr_low", 1e-5), ("lr_high", 10.0)):
-        flags.DEFINE_float(name, seconds, "", flag_values=values)
-    for name in ("per_strategy", "per_budget", "lr_range_test"):
-        flags.DEFINE_bool(name, False, "", flag_values=values)
-    given = options.parse(commandline.read_known(values, argv), about) or {}
-    asked = Search(
-        () if values.lr_range_test and not values.space else space.read(values.space),
-        values.trials,
-        values.group,
-        values.timeout,
-        values.sampler,
-        values.pruner,
-        values.storage,
-        values.study,
-        tuple(range(FIRST_SEED, FIRST_SEED + values.search_seeds)),
-        values.per_strategy,
-        values.per_budget,
-        values.lease,
-        values.lr_range_test,
-        values.lr_low,
-        values.lr_high,
-    )
-    return given, asked
+    return commandline.to_flags(asked, ("storage", "lease", "lr_range_test", "lr_low", "lr_high"))

@@ -1,18 +1,24 @@
 """One trained fit, by where it lies and its name: of a run directory, a checkpoint or a file of weights."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from experiments import elsewhere, machine, origin, sources, workdir
+from experiments.commandline import flag
 from experiments.options import Settings
 from experiments.origin import Origin
 from tljax import paths, plugins
 from tljax.types import InputError
 
-HELP = """
-  --checkpoint  a run directory, a checkpoint in it, or a file of weights (.safetensors, .npz) with its card
-  --fit         which of several fits: its name in results.jsonl"""
+
+@dataclass(frozen=True)
+class Asked:
+    """Which fit."""
+
+    checkpoint: str | None = flag(None, "a run, a checkpoint in it, or a file of weights with its card; needed")
+    fit: str | None = flag(None, "which of several fits: its name in results.jsonl")
 
 
 def load(given: Mapping[str, Any], place: str | None, fit: str | None) -> tuple[Settings, Origin]:

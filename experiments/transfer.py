@@ -1,4 +1,6 @@
-"""Learn a source, transfer, compare: `python -m experiments.transfer --flagfile=experiments/flags/quickstart.flags`
+"""Learn a source, transfer, compare.
+
+    python -m experiments.transfer --flagfile=experiments/flags/quickstart.flags
 
 Each strategy starts from the source's parameters, and beside them all the same model is trained from scratch. The
 run directory holds everything; a finished fit in it is not trained again.
@@ -14,6 +16,7 @@ from experiments import (
     console,
     elsewhere,
     fits,
+    helps,
     machine,
     methods,
     options,
@@ -237,9 +240,7 @@ def _show(todo: Experiment) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    given = options.parse(argv, str(__doc__))
-    if given is not None:
-        run(**given)
+    helps.main(argv, str(__doc__), run)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def _winners(search: Path) -> list[dict[str, Any]]:
     files = sorted(search.glob("best/*.flags")) or sorted(search.glob("best.flags"))
     if not files:
         raise InputError(f"--tuned={search} holds no best.flags: give the run directory of a search that has ended")
-    return [options.parse(["tuned", f"--flagfile={file}"], "") or {} for file in files]
+    return [options.parse(["tuned", f"--flagfile={file}"]) for file in files]
 
 
 def _recipe() -> set[str]:

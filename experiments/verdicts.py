@@ -15,12 +15,12 @@ def judged(found: Sequence[Found], judging: Judging, notes: Sequence[str], looks
     """What a report tells of these fits; `looks` is how often they have been looked at, this time counted."""
     table = evidence.right(found)
     level = 1 - (1 - judging.level) / judging.looks
-    family, others = study.compared(_of_transfer(table), judging.margin, level, judging.family, judging.against)
+    family, others = study.compared(_of_transfer(table), judging.margin / 100, level, judging.family, judging.against)
     if looks > judging.looks:
         family = [one._replace(word="", power=None, p=None) for one in family]
     rows = [row for part in found if not part.longer for row in part.rows]
     curves = {name: curve for part in found for name, curve in part.curves.items()}
-    longer = evidence.at_equal_total(table, rows, judging.margin, level)
+    longer = evidence.at_equal_total(table, rows, judging.margin / 100, level)
     return Study(
         rows,
         curves,

@@ -25,21 +25,21 @@ _NO_FIT = ("eval", "verify", "sources", "scores", "score_examples", "resamples")
 
 
 @contextmanager
-def opened(made: Settings, program: str, more: Mapping[str, str] | None = None) -> Iterator[Path]:
+def opened(made: Settings, program: str, more: Sequence[str] = ()) -> Iterator[Path]:
     """The run directory of these settings, this process's own until the end; what is damaged in it is set aside.
 
     Raises InputError where none is given, another process has it, or it holds another experiment; then nothing in
-    it is changed. Lists (strategies, seeds, budgets) may grow. `more` are flags of the program beside the settings.
+    it is changed. Lists (strategies, seeds, budgets) may grow. `more` are flagfile lines beside those of the settings.
     """
     if made.workdir is None:
         raise InputError("--workdir is not given: name a new folder for the run, such as --workdir=runs/first")
     workdir = Path(made.workdir)
     _refuse_strangers(workdir)
-    _flags(workdir, made, program, more or {})
+    _flags(workdir, made, program, more)
     lines(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     with lock.held(workdir):
-        replace(workdir / "flags.flags", _flags(workdir, made, program, more or {}))
+        replace(workdir / "flags.flags", _flags(workdir, made, program, more))
         _set_damaged_aside(workdir)
         try:
             yield workdir
@@ -56,11 +56,11 @@ def _refuse_strangers(workdir: Path) -> None:
         raise InputError(f"--workdir={workdir} holds other files and no run: name a new folder")
 
 
-def _flags(workdir: Path, made: Settings, program: str, more: Mapping[str, str]) -> str:
+def _flags(workdir: Path, made: Settings, program: str, more: Sequence[str]) -> str:
     """The run's flagfile, with what is new in its lists; raises InputError if it is of another experiment."""
     file = workdir / "flags.flags"
     head = f"# python -m experiments.{program} --flagfile=WORKDIR/{file.name} --workdir=NEW\n"
-    now = dict(line[2:].split("=", 1) for line in options.to_flags(made)) | dict(more)
+    now = dict(line[2:].split("=", 1) for line in [*options.to_flags(made), *more])
     if file.is_file():
         text = _text(file)
         head = text.splitlines()[0] + "\n" if text.startswith("#") else head

@@ -1,4 +1,6 @@
-"""Many sources in one go: `python -m experiments.zoo --flagfile=experiments/flags/zoo.flags`
+"""Many sources in one go.
+
+    python -m experiments.zoo --flagfile=experiments/flags/zoo_10k.flags
 
 Each name of --zoo is a source, trained in one run directory: a data set with its changes (labels=0-4,
 shuffle_labels=0.5, rotate=30, permute=1), and with flags of the source's fit and of the model that are its own
@@ -10,19 +12,22 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from absl import flags
-
-from experiments import cards, commandline, console, fits, machine, options, processes, sources, workdir
+from experiments import cards, commandline, console, fits, helps, machine, options, processes, sources, workdir
+from experiments.commandline import flag
 from experiments.options import Recipe, Settings
 from tljax import plugins
 from tljax.types import InputError, Task
 
-HELP = """
-Zoo (flags of experiments.transfer beside it, for all sources):
-  --zoo       the sources, with commas: mnist,mnist:labels=0-4,mnist:steps=50,mnist:hidden=128,mnist:untrained"""
 UNTRAINED = {"source_steps": "1", "source_learning_rate": "0", "source_warmup": "0"}
 """A step at rate 0 leaves what was drawn."""
 _RECIPE = {f.name for f in dataclasses.fields(Recipe)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What is trained."""
+
+    zoo: tuple[str, ...] = flag((), "the sources, needed: mnist,mnist:labels=0-4,mnist:steps=50,mnist:hidden=128")
 
 
 class Entry(NamedTuple):
@@ -54,7 +59,7 @@ def entry(text: str, given: Mapping[str, Any]) -> Entry:
         else:
             data.append(part)
     try:
-        more = options.parse(["zoo", *(f"--{name}={value}" for name, value in own.items())], "") or {}
+        more = options.parse(["zoo", *(f"--{name}={value}" for name, value in own.items())])
         made = options.settings(**{**given, **more, "source": ":".join(data)})
     except InputError as error:
         raise InputError(f"--zoo={text}: {error}") from error
@@ -72,9 +77,9 @@ def _number(text: str) -> float:
         return 0.0
 
 
-def run(given: Mapping[str, Any], zoo: Sequence[str]) -> list[dict[str, Any]]:
+def run(given: Mapping[str, Any], asked: Asked) -> list[dict[str, Any]]:
     """Train what of the list is missing in the run directory; the cards."""
-    base = options.settings(**given)
+    base, zoo = options.settings(**given), asked.zoo
     twice = [text for text in zoo if zoo.count(text) > 1]
     if twice or not zoo:
         raise InputError(f"--zoo names {f'{twice[0]} twice: give each once' if twice else 'nothing: name sources'}")
@@ -87,7 +92,7 @@ def run(given: Mapping[str, Any], zoo: Sequence[str]) -> list[dict[str, Any]]:
         _show(entries, tasks)
         return []
     named = {task.name: task.fingerprint for task in tasks}
-    with processes.opened(base, "zoo", {"zoo": ",".join(zoo)}) as folder:
+    with processes.opened(base, "zoo", commandline.to_flags(asked)) as folder:
         if processes.first() and (workdir.recorded(folder) or {}).get("data") != named:
             workdir.record(folder, named)
         found = []
@@ -135,13 +140,9 @@ def _tell(found: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    if commandline.asks_help(argv):
-        options.parse(argv, str(__doc__) + HELP)
-        return
-    values = flags.FlagValues()
-    flags.DEFINE_string("zoo", "", "", flag_values=values)
-    given = options.parse(commandline.read_known(values, argv), str(__doc__)) or {}
-    run(given, [text.strip() for text in plugins.split(values.zoo, ",") if text.strip()])
+    helps.main(
+        argv, str(__doc__), run, Asked, refused=["source", "source_checkpoint", "target"], unused=helps.NO_TARGET
+    )
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def test_a_planted_strategy_fails_just_the_check_that_is_for_it(file, lines, rea
         (("--strategy=missing.py:strategy",), "file 'missing.py' does not exist"),
         (("--strategy=last_k:n=2",), "strategy 'last_k' has no option 'n'"),
         (("--strategy=full", "--model=mpl"), "unknown model 'mpl'"),
-        (("--strateg=full",), "Unknown command line flag 'strateg'"),
+        (("--strateg=full",), "unknown flag --strateg: did you mean --strategy?"),
         (("full",), "'full' is no flag"),
     ],
 )

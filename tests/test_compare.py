@@ -158,4 +158,4 @@ def test_several_run_directories_make_one_report_and_a_broken_one_is_left_out(do
 
 
 def test_flags_of_seeds_are_ranges_too():
-    assert options.parse(["x", "--seeds=0-3,7"], "")["seeds"] == (0, 1, 2, 3, 7)
+    assert options.parse(["x", "--seeds=0-3,7"])["seeds"] == (0, 1, 2, 3, 7)

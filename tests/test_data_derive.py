@@ -9,7 +9,7 @@ import pytest
 from scipy import ndimage, stats
 from test_programs import command, results
 
-from experiments import options, transfer
+from experiments import transfer
 from tljax.data import checks, derive, draw, load
 from tljax.types import InputError, Split, Task
 
@@ -395,5 +395,6 @@ def test_the_program_goes_by_the_changed_classes(
         transfer.main(["transfer", *command(tasks, tmp_path, **flags, target=f"{tasks / 'same.npz'}:labels=4")])
 
 
-def test_the_help_says_so() -> None:
-    assert "mnist_10k:rotate=30" in options._help("")
+def test_the_help_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    transfer.main(["transfer", "--help"])
+    assert "mnist_10k:rotate=30" in capsys.readouterr().out

@@ -246,7 +246,8 @@ def test_a_fit_that_diverged_or_says_too_little_is_refused(tasks, finished, tmp_
     with pytest.raises(InputError, match=r"--fit=x: .* holds one fit"):
         exported(tmp_path, tmp_path / "w.safetensors", "x")
     with pytest.raises(InputError, match=r"is of another model \(--hidden=\[8\] there, \[9\] here\)") as refused:
-        export.run({"hidden": (9,)}, str(finished[0]), finished[1][0]["name"], str(tmp_path / "o.safetensors"))
+        asked = export.Asked(str(finished[0]), finished[1][0]["name"], str(tmp_path / "o.safetensors"))
+        export.run({"hidden": (9,)}, asked)
     assert str(refused.value).startswith("--checkpoint=")
     with pytest.raises(InputError, match="--checkpoint is not given"):
         exported(tmp_path, None)
@@ -262,7 +263,7 @@ def test_no_file_is_written_over_and_none_by_halves(finished, tmp_path, monkeypa
         (tmp_path / taken).unlink()
     for wrong in (None, "", "x.txt", "a\0.csv"):
         with pytest.raises(InputError, match=r"name a new \.csv file"):
-            predict.run({}, str(finished[0]), name, "i.npz", wrong)
+            predict.run({}, predict.Asked(str(finished[0]), name, "i.npz", wrong))
     with pytest.raises(InputError, match="there is no folder"):
         exported(tmp_path / "nowhere", finished[0], name)
     replace = workdir.replace
@@ -276,10 +277,3 @@ def test_no_file_is_written_over_and_none_by_halves(finished, tmp_path, monkeypa
     with pytest.raises(OSError, match="no space"):
         exported(tmp_path, finished[0], name)
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("program", [predict, export], ids=["predict", "export"])
-def test_help_names_the_flags(program, capsys):
-    program.main(["program", "--helpfull"])
-    text = capsys.readouterr().out
-    assert all(f"--{name} " in text for name in ("checkpoint", "fit", "output", "compilation_cache"))

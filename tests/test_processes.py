@@ -201,5 +201,5 @@ def test_the_commands_for_clusters_have_flags_that_there_are(file):
     [call] = re.findall(r"python -m experiments\.transfer ([^\n]*)", text)
     flags = [re.sub(r"\$\{?\w+\}?", "x", flag) for flag in shlex.split(call)]
     flags = [flag.replace("--flagfile=", f"--flagfile={ROOT}/") for flag in flags]
-    given = options.parse(["transfer", *flags], "")
+    given = options.parse(["transfer", *flags])
     assert given["distributed"] and options.settings(**given).workdir

@@ -45,7 +45,7 @@ def searched(tasks, tmp_path_factory):
 def test_best_flags_run_as_they_are_and_give_the_last_fits_again(searched, tmp_path, no_pictures):
     folder, _ = searched
     lines = transfer.run(
-        **options.parse(["transfer", f"--flagfile={folder / 'best.flags'}"], ""), workdir=str(tmp_path / "new")
+        **options.parse(["transfer", f"--flagfile={folder / 'best.flags'}"]), workdir=str(tmp_path / "new")
     )
     mine = {one["key"]: one["test_accuracy"] for one in lines if one["strategy"] == "head_only"}
     places = list(folder.glob("final/*"))
@@ -63,7 +63,7 @@ def test_several_studies_leave_the_flags_of_each(tmp_path):
         {search_report.Arm(name, "5/class", ()): search_report.Winner(None, None, one) for name, one in made.items()},
     )
     assert {file.name for file in tmp_path.glob("best/*")} == {"last_k_k_2-5_class.flags", "full-5_class.flags"}
-    read = options.parse(["x", f"--flagfile={tmp_path}/best/last_k_k_2-5_class.flags"], "")
+    read = options.parse(["x", f"--flagfile={tmp_path}/best/last_k_k_2-5_class.flags"])
     assert options.settings(**read) == made["last_k:k=2"]
 
 
@@ -139,7 +139,7 @@ def test_the_flags_on_the_page_are_those_of_the_search(searched, tmp_path):
     flags = re.findall(r"<pre>(.*?)</pre>", (folder / "report.html").read_text(), re.S)[1]
     (tmp_path / "again.flags").write_text(html.unescape(flags))
     before = len(study_of(folder).trials)
-    _, asked = search_flags.read(["search", f"--flagfile={tmp_path / 'again.flags'}"], "")
+    _, asked = options.read(["search", f"--flagfile={tmp_path / 'again.flags'}"], search_flags.Search)
     assert [str(one) for one in asked.ranges] == study_of(folder).user_attrs["about"]["space"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tljax.study.drawing.svg", lambda figure: DRAWN)

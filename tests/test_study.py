@@ -122,7 +122,7 @@ def test_a_claim_beyond_the_tasks_is_refused():
 
 
 def test_looks_beyond_those_planned_judge_nothing(tmp_path):
-    judging = Judging(0.02, 0.95, "area", 1)
+    judging = Judging(2.0, 0.95, "area", 1)
     few = {cell(): fits([0.9] * 3), cell("scratch"): fits([0.5] * 3)}
     more = {cell(): fits([0.9] * 4), cell("scratch"): fits([0.5] * 4)}
 
@@ -137,7 +137,7 @@ def test_looks_beyond_those_planned_judge_nothing(tmp_path):
 
 def test_planned_looks_share_the_errors_that_are_allowed():
     table = {cell(): fits([0.6, 0.65, 0.7]), cell("scratch"): fits([0.5, 0.52, 0.49])}
-    one, three = (verdicts.judged([found(table)], Judging(0.02, 0.95, "area", looks), []).family[0] for looks in (1, 3))
+    one, three = (verdicts.judged([found(table)], Judging(2.0, 0.95, "area", looks), []).family[0] for looks in (1, 3))
     assert three.high - three.low > one.high - one.low
     assert one.mean == three.mean
 

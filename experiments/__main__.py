@@ -1,0 +1,8 @@
+"""The programs, a line each: `python -m experiments`."""
+
+from experiments import helps
+
+if __name__ == "__main__":
+    print("The programs, in the order of a project; `python -m experiments.NAME --help` says more of each.\n")
+    for name, about in helps.programs().items():
+        print(f"  {name:<10} {about}")

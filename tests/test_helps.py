@@ -1,0 +1,176 @@
+"""Help is true of every program: what it lists is what is taken, its defaults and examples too; slips are named."""
+
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import commandline, console, helps, options
+from tljax.types import InputError
+
+ROOT = Path(__file__).parent.parent
+PROGRAMS = {name: importlib.import_module(f"experiments.{name}") for name in helps.programs()}
+FLAGS = {*options.kinds(), *commandline._owners()} - {"flagfile"}
+"""Of all programs."""
+program = pytest.mark.parametrize("program", PROGRAMS)
+
+
+def said(program, capsys, flag="--helpfull"):
+    PROGRAMS[program].main([program, flag])
+    return capsys.readouterr().out
+
+
+def listed(text):
+    """{flag: what help says of it}, and {flags: ""} of those that are taken and not used."""
+    flags = dict(re.findall(r"^  --(\w+) +(.*(?:\n {23}.*)*)", text, re.M))
+    return flags, set(re.findall(r"--(\w+)[,.]", " ".join(text.partition("and not used:")[2].split())))
+
+
+def given(program, *argv):
+    """What a program would run with: (settings, its own flags)."""
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PROGRAMS[program], "run", lambda *args, **named: seen.append((args, named)))
+        PROGRAMS[program].main([program, *argv])
+    [(args, named)] = seen
+    if len(args) == 2:
+        return options.settings(**args[0]), vars(args[1])
+    settings = program in ("transfer", "pretrain")
+    return (options.settings(**named), {}) if settings else (None, vars(args[0]) if args else named)
+
+
+def refusal(main, argv, capsys):
+    """The one line with which a program ends."""
+    with pytest.raises(SystemExit) as end:
+        console.run_main(main, argv)
+    text = capsys.readouterr().err
+    assert end.value.code == 1 and text.startswith("error: ") and text.count("\n") == 1
+    return text
+
+
+def examples(program):
+    lines = re.findall(r"^    (python -m (?:.*\\\n)*.*)$", PROGRAMS[program].__doc__, re.M)
+    return [shlex.split(line.replace("\\\n", " ")) for line in lines]
+
+
+def test_all_programs_are_listed_in_a_line_each_in_the_order_of_a_project():
+    done = subprocess.run([sys.executable, "-m", "experiments"], cwd=ROOT, capture_output=True, text=True, check=True)
+    found = dict(re.findall(r"^  (\w+) +(\S.*)$", done.stdout, re.M))
+    files = [file for file in (ROOT / "experiments").glob("*.py") if "console.run_main(main)" in file.read_text()]
+    assert found == {
+        file.stem: importlib.import_module(f"experiments.{file.stem}").__doc__.split("\n")[0] for file in files
+    }
+    order = ["pretrain", "zoo", "features", "rank", "search", "transfer", "compare", "report", "check"]
+    assert [name for name in found if name in order] == order
+
+
+@program
+def test_help_lists_what_is_taken_and_nothing_else(program, capsys, monkeypatch):
+    """What is taken without being listed, the program refuses."""
+    monkeypatch.chdir(ROOT)
+    flags, unused = listed(said(program, capsys))
+    named = {*flags, *unused} | {f"source_{name}" for name in {*flags, *unused} & {*vars(options.Recipe())}}
+    example = examples(program)[0][3:]
+    for name in FLAGS:
+        try:
+            given(program, f"--{name}=1")
+            taken = True
+        except InputError as error:
+            taken = "unknown flag" not in str(error)
+        assert taken or name not in named, name
+        if taken and name not in named:
+            with pytest.raises(InputError, match=f"--{name}"):
+                PROGRAMS[program].main([program, *example, f"--{name}=1"])
+
+
+@program
+def test_the_defaults_that_help_tells_are_those_that_hold(program, capsys):
+    flags, _ = listed(said(program, capsys))
+    settings, own = given(program)
+    for name, about in flags.items():
+        about = " ".join(about.split())
+        told = re.search(r"\(default ([^ )]*)\)$", about)
+        assert told or "default" in about or "needed" in about, name
+        if told and told[1] == "none":
+            assert (own[name] if name in own else getattr(settings.recipe, name, getattr(settings, name, None))) in (
+                None,
+                "",
+                (),
+            )
+        elif told:
+            assert given(program, f"--{name}={told[1]}") == (settings, own), name
+
+
+@program
+def test_examples_are_command_lines_that_are_read(program, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert examples(program)
+    for python, dash, module, *argv in examples(program):
+        assert (python, dash, module) == ("python", "-m", f"experiments.{program}")
+        assert given(program, *argv) != given(program)
+
+
+@program
+def test_short_help_has_the_own_flags_and_points_on(program, capsys):
+    short, full = said(program, capsys, "--help"), said(program, capsys)
+    _, own = given(program)
+    assert own.keys() <= listed(short)[0].keys() <= listed(full)[0].keys()
+    if short != full:
+        assert "--helpfull has all" in short and 2 * short.count("\n") < full.count("\n")
+
+
+@program
+def test_help_names_every_strategy_where_there_are_some(program, capsys):
+    text = said(program, capsys)
+    strategies = helps.strategies()
+    assert len(strategies) > 15
+    for name, about in strategies.items():
+        assert (f"  {name} " in text and about in text) == bool({"strategy", "strategies"} & listed(text)[0].keys())
+
+
+@program
+def test_a_flag_that_is_not_suggests_the_nearest(program, capsys, tmp_path):
+    flags, _ = listed(said(program, capsys))
+    main = PROGRAMS[program].main
+    for name in sorted(flags)[::3]:
+        assert (
+            refusal(main, [program, f"--{name}z=1"], capsys)
+            == f"error: unknown flag --{name}z: did you mean --{name}?\n"
+        )
+    (tmp_path / "own.flags").write_text(f"# of mine\n--{name}z=1\n")
+    (tmp_path / "outer.flags").write_text(f"--flagfile={tmp_path / 'own.flags'}\n")
+    if program != "chaos":  # which hands it on
+        text = refusal(main, [program, f"--flagfile={tmp_path / 'outer.flags'}"], capsys)
+        assert text == f"error: unknown flag --{name}z in '{tmp_path / 'outer.flags'}': did you mean --{name}?\n"
+
+
+def test_a_flag_of_another_program_says_whose_it_is(capsys):
+    main = PROGRAMS["transfer"].main
+    assert refusal(main, ["x", "--zoo=a"], capsys) == "error: unknown flag --zoo: it is one of experiments.zoo\n"
+    assert "it is one of experiments.search" in refusal(main, ["x", "--space=a"], capsys)
+    assert "it is one of experiments.transfer" in refusal(PROGRAMS["report"].main, ["x", "--seeds=0"], capsys)
+    assert "--helpfull lists" in refusal(main, ["x", "--qqqqq"], capsys)
+
+
+def test_a_flag_without_a_word_and_a_switch_with_one_are_refused_in_a_line(capsys):
+    main = PROGRAMS["transfer"].main
+    assert "dry_run" in refusal(main, ["x", "--nodry_run=1"], capsys)
+    assert "dry_run" in refusal(main, ["x", "--dry_run=perhaps"], capsys)
+    assert "seeds" in refusal(main, ["x", "--seeds"], capsys)
+
+
+def test_own_flags_are_read_among_those_of_transfer_in_any_form():
+    settings, own = given("rank", "--seeds", "3", "--sources", "a,b", "--verify", "--scores=nce")
+    assert settings.seeds == (3,) and own["sources"] == ("a", "b") and own["verify"] and own["scores"] == ("nce",)
+
+
+def test_flags_written_are_flags_read():
+    form = PROGRAMS["search"].Search
+    asked = form(space=("momentum:in:0,0.9", "clip:log:1e-3:1"), timeout=60.0, per_budget=True, lr_low=1e-7)
+    assert commandline.read(["x", *commandline.to_flags(asked)], form) == asked
+    assert "--timeout=60" in commandline.to_flags(asked) and "--per_budget=true" in commandline.to_flags(asked)
+    assert not any("lr_low" in line for line in commandline.to_flags(asked, ["lr_low"]))
