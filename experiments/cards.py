@@ -62,7 +62,7 @@ def read(place: str, given: Mapping[str, Any] | None = None) -> list[Card]:
             raise InputError(f"'{path}/cards' holds no card: run experiments.zoo again")
         return [card for _, card in sorted(found)]
     if not elsewhere.named(place) and len(sources.told(path)["fits"]) > 1:
-        raise InputError(f"'{place}' holds sources of several seeds: name a checkpoint of one")
+        raise InputError(f"'{place}' holds sources of several seeds: take one out with experiments.export --fit=NAME")
     one = origin.load(origin.settings({**(given or {}), "seeds": (0,)}, place, several=True))
     size = sum(leaf.size for leaf in jax.tree.leaves(one.params))
     return [Card(f"{one.source.name} ({path.name})", place, one.accuracy, size, trivial=False)]
@@ -76,7 +76,7 @@ def _card(file: Path, folder: Path) -> tuple[int, Card]:
             told[key] for key in ("name", "accuracy", "parameters", "trivial", "checkpoint", "number")
         )
         known = isinstance(name, str) and isinstance(parameters, int) and isinstance(trivial, bool)
-        if not known or not isinstance(accuracy, float | int | None) or not isinstance(number, int):
+        if not known or not elsewhere.fraction(accuracy) or not isinstance(number, int):
             raise ValueError("not the types of a card")
         inside = Path(place)
         if inside.is_absolute() or ".." in inside.parts:

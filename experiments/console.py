@@ -213,4 +213,6 @@ def ranged(
     if values is None:
         return "-"
     mean, low, high = (scale * value for value in values)
+    if low != low:  # not a number
+        return f"{mean:{sign}.{places}f}"
     return f"{mean:{sign}.{places}f}{between}[{low:{sign}.{places}f}, {high:{sign}.{places}f}]"

@@ -1,9 +1,9 @@
 """Sources trained elsewhere: a .safetensors or .npz file of weights, with a card that says what they are of.
 
 The card of net.safetensors is net.safetensors.json beside it: {"task": "mnist", "classes": ["0", "1", ...], "shape":
-[28, 28, 1]}; and, as far as they are known, "model" ({"model": "mlp", "hidden": [512], "activation": "relu"}), "rename"
-(rules as in `tljax.weights`, those of --source_rename before them), "accuracy", "steps", the data's "fingerprint" and
-the "note" that every table must have of them.
+[28, 28, 1]}, whose pixels it takes as 0 to 1; and, as far as they are known, "model" ({"model": "mlp", "hidden": [512],
+"activation": "relu"}), "rename" (rules as in `tljax.weights`, those of --source_rename before them), "accuracy",
+"steps", the data's "fingerprint" and the "note" that every table must have of them.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from typing import Any
 from experiments import sources
 from experiments.options import Settings
 from experiments.sources import Source, Trained
-from tljax import checkpoint, models, paths, weights
+from tljax import checkpoint, models, paths, plugins, weights
 from tljax.types import InputError
 
 _CARD: Mapping[str, tuple[type, type | None]] = {
@@ -30,6 +30,11 @@ _NEEDED = ("task", "classes", "shape")
 def named(place: str | None) -> bool:
     """Whether `--source_checkpoint` names a file of weights."""
     return Path(place or "").suffix in weights.SUFFIXES
+
+
+def fraction(value: Any) -> bool:
+    """Whether an accuracy is one, or not known."""
+    return value is None or (isinstance(value, float | int) and 0 <= value <= 1)
 
 
 def refuse_rules(made: Settings) -> None:
@@ -91,10 +96,14 @@ def card(file: Path) -> dict[str, Any]:
     if not isinstance(told, dict) or not all(name in told for name in _NEEDED):
         raise InputError(f"'{place}' must say {', '.join(_NEEDED)}: add what is missing")
     for name, value in told.items():
-        kind, within = _CARD.get(name, (object, None))
+        if name not in _CARD:
+            raise InputError(f"'{place}' says '{name}', which no card does{plugins.nearest(name, _CARD)}")
+        kind, within = _CARD[name]
         good = isinstance(value, kind) or (kind is float and type(value) is int)
         if not good or (within and (not value or not all(type(part) is within for part in value))):
             raise InputError(f"'{place}': '{name}' is {json.dumps(value)[:60]}: see experiments/elsewhere.py")
-    if min(told["shape"]) < 1 or len(told["classes"]) < 2:
-        raise InputError(f"'{place}': give a shape of numbers above 0, and two classes or more")
+    if min(told["shape"]) < 1 or len(set(told["classes"])) < max(2, len(told["classes"])):
+        raise InputError(f"'{place}': give a shape of numbers above 0, and two classes or more, each once")
+    if not fraction(told.get("accuracy")):
+        raise InputError(f"'{place}': 'accuracy' is {told['accuracy']}: give a fraction, from 0 to 1")
     return told

@@ -8,6 +8,7 @@ source's, unless its flags are given.
 """
 
 import functools
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,7 @@ from tljax.types import InputError, Model, Params, Task
 BATCH = 1000
 """Examples a compiled batch; the last is filled up."""
 DTYPES = ("float32", "float16")
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,16 @@ def write(one: Origin, task: Task, folders: Mapping[str, Path], dtype: str = "fl
         for out in outs:
             out.flush()
     for stage, folder in missing.items():  # last: only then they are there
-        workdir.replace(folder / "features.json", json.dumps(told[stage], indent=1) + "\n")
+        all_told = {**told[stage], "sha256": _sums(folder)}
+        workdir.replace(folder / "features.json", json.dumps(all_told, indent=1) + "\n")
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    found = {}
+    for split in ("train", "test"):
+        with (folder / f"{split}.npy").open("rb") as stream:
+            found[split] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return found
 
 
 def _wanted(one: Origin, task: Task, stage: str, dtype: str) -> dict[str, Any]:
@@ -139,7 +149,7 @@ def _short(value: Any) -> str:
 def read(folder: Path, one: Origin, task: Task, stage: str, dtype: str = "float32") -> Features:
     """Features that were written before, of this source, data and stage: float [n, d], memory-mapped.
 
-    Raises InputError where features.json says of another one, or the arrays are not as it says.
+    Raises InputError where features.json says of another one, or the arrays are not as it says, to the byte.
     """
     told = _wanted(one, task, stage, dtype)
     differs = _difference(folder, told)
@@ -151,12 +161,16 @@ def read(folder: Path, one: Origin, task: Task, stage: str, dtype: str = "float3
         try:
             array = np.load(file, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise InputError(f"'{file}' cannot be read ({error}): compute the features again") from error
+            raise InputError(
+                f"'{file}' cannot be read ({error}): delete '{folder}', and compute the features again"
+            ) from error
         if list(array.shape) != told["shape"][split] or str(array.dtype) != dtype:
             raise InputError(
                 f"'{file}' is {array.dtype}{list(array.shape)}, not as features.json says: compute it again"
             )
         found.append(array)
+    if json.loads((folder / "features.json").read_text(encoding="utf-8")).get("sha256") != _sums(folder):
+        raise InputError(f"'{folder}' is not as it was written: delete it, and compute the features again")
     return Features(*found)
 
 

@@ -18,6 +18,7 @@ from experiments import (
     cards,
     commandline,
     console,
+    elsewhere,
     features,
     helps,
     machine,
@@ -99,6 +100,8 @@ def prepared(given: Mapping[str, Any], asked: Asked) -> Todo:
         raise InputError("--sources names what is ranked: leave out --source and --source_checkpoint")
     if asked.score_examples < 2 or asked.resamples < 10:
         raise InputError("--score_examples must be at least 2, --resamples at least 10")
+    if made.source_rename and not any(elsewhere.named(place) for place in asked.sources):
+        raise InputError("--source_rename is for weights from elsewhere: leave it out, or name a file in --sources")
     means = machine.prepare(made)
     found = _named([card for place in asked.sources for card in cards.read(place, given)])
     if asked.verify and len(found) < 3:

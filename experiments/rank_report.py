@@ -56,9 +56,10 @@ def told(
             half = float(np.mean([ranking.split_half(of[:, kept]) for of in accuracies]))
             trivial = np.array([card.trivial for card in cards])[kept]
             boards.append(Board(one.strategy, one.budget, which, judged, half, scores, truth, tuple(targets), trivial))
-    if boards:
-        error = ranking.error_of_none(len(cards))
-        said = f"of {len(cards)} sources a score at random has a tau of 0 on one target, standard error {error:.2f}"
+    for count in dict.fromkeys(board.truths.shape[1] for board in boards):
+        error = ranking.error_of_none(count)
+        few = "" if count >= ranking.LEAST else "; they are too few for intervals, and for telling scores apart"
+        said = f"Of {count} sources a score at random has a tau of 0 on one target, standard error {error:.2f}{few}"
         notes[said] = None
     return Told(tuple(boards), _numbers(cards, table, boards), tuple(notes))
 
@@ -147,7 +148,9 @@ def show(told: Told, folder: Path, cards: Sequence[Card], table: Table, notes: S
         budgets = table[cards[0].name, target].scores
         for budget, names in budgets.items():
             rows = [_row(card, table[card.name, target], budget) for card in cards]
-            console.table(f"{target}, {budget}", ["source", *names, "seconds"], rows)
+            console.table(
+                f"{target}, {budget}", ["source", *names, "seconds"], rows, _why(cards, table, target, budget)
+            )
     for board in told.boards:
         order = ranking_page.ordered(board)
         rows = [(name, *map(_interval, board.judged[name], ranking_page.COLUMNS.values())) for name in order]
@@ -164,6 +167,18 @@ def show(told: Told, folder: Path, cards: Sequence[Card], table: Table, notes: S
 
 def _halves(board: Board) -> list[str]:
     return [] if np.isnan(board.half) else [f"tau between halves of the truth's seeds {board.half:.2f}"]
+
+
+def _why(cards: Sequence[Card], table: Table, target: str, budget: str) -> list[str]:
+    """What the default, or the first score asked for, ranks first; and why scores have no value."""
+    scores = {card.name: table[card.name, target].scores[budget] for card in cards}
+    lacking = {
+        f"{name}: {score.reason}": None for of in scores.values() for name, score in of.items() if score.value is None
+    }
+    name = next(iter(scores[cards[0].name]))
+    values = {card.name: score.value for card in cards if (score := scores[card.name][name]).value is not None}
+    first = ", ".join(sorted(values, key=lambda source: -values[source])[:3])
+    return [*([f"first by {name}: {first}"] if first else []), *lacking]
 
 
 def _row(card: Card, scored: Scored, budget: str) -> tuple[str, ...]:

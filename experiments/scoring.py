@@ -74,7 +74,9 @@ SCORES: Mapping[str, Callable[[Seen], float]] = {
 
 
 def check(names: Sequence[str]) -> None:
-    """Raise InputError for a score that there is not."""
+    """Raise InputError for a score that there is not, and for none."""
+    if not names:
+        raise InputError(f"--scores names none: give some of {','.join(SCORES)}")
     for name in names:
         if name not in SCORES:
             raise InputError(f"--scores={','.join(names)}: '{name}' is none{plugins.nearest(name, SCORES)}")
@@ -125,7 +127,8 @@ def scored(folder: Path, one: Origin, task: Task, made: Settings, names: Sequenc
                 missing += [(key, name, seen)] if key not in kept else []
     kept |= zip((key for key, _, _ in missing), _side_by_side([(name, seen) for _, name, seen in missing]), strict=True)
     if kept != known:
-        workdir.replace(file, json.dumps({"seconds": took, "scores": kept}, indent=1) + "\n")
+        told = {"seconds": took, "scores": kept}
+        workdir.replace(file, json.dumps({**told, "sha256": workdir.digest(told)}, indent=1) + "\n")
     found = {
         budget: {name: _mean([Score(*kept[key]) for key in keys]) for name, keys in of.items()}
         for budget, of in wanted.items()
@@ -143,8 +146,10 @@ def _known(file: Path) -> tuple[dict[str, tuple[float | None, float, str]], floa
         return {}, None
     try:
         told = json.loads(file.read_text(encoding="utf-8"))
+        if told.pop("sha256", None) != workdir.digest(told):
+            raise ValueError("it is not as it was written")
         return dict(told["scores"]), float(told["seconds"])
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(f"'{file}' cannot be read ({error}): delete it") from error
 
 

@@ -129,13 +129,13 @@ def _checked(workdir: Path, line: Any, where: str) -> Line:
         inside = len(path.parts) == 2 and ".." not in path.parts and not path.is_absolute() and "\0" not in line[name]
         if not inside or not (workdir / path).resolve().is_relative_to(workdir.resolve()):
             raise InputError(f"{where}: {name} '{line[name]}' is no place in the run directory: restore or delete it")
-    if line.pop("sha256", None) != _sum(line) or not isinstance(line.get("seconds"), int | float):
+    if line.pop("sha256", None) != digest(line) or not isinstance(line.get("seconds"), int | float):
         raise InputError(f"{where} is not as it was written: restore or delete it")
     return line
 
 
-def _sum(line: Line) -> str:
-    """SHA-256 of a line less what it took, so that a run and its repetition agree."""
+def digest(line: Line) -> str:
+    """SHA-256 of a line (or another record) less what it took, so that a run and its repetition agree."""
     return hashlib.sha256(
         json.dumps({name: value for name, value in line.items() if name != "seconds"}, sort_keys=True).encode()
     ).hexdigest()
@@ -188,7 +188,7 @@ def _text(file: Path) -> str:
 def add(workdir: Path, new: Sequence[Line]) -> None:
     """Add the lines of finished fits, all or none; one that was there is replaced where it stands."""
     whole = {line["key"]: line for line in lines(workdir)} | {line["key"]: line for line in new}
-    text = "".join(json.dumps({**line, "sha256": _sum(line)}, allow_nan=False) + "\n" for line in whole.values())
+    text = "".join(json.dumps({**line, "sha256": digest(line)}, allow_nan=False) + "\n" for line in whole.values())
     replace(workdir / "results.jsonl", text)
 
 

@@ -264,7 +264,7 @@ def runs(ground: Ground) -> Case:
             change(made)
             if honest:
                 del made["sha256"]
-                made["sha256"] = workdir._sum(made)
+                made["sha256"] = workdir.digest(made)
             found[number] = json.dumps(made)
             (place / "results.jsonl").write_text("\n".join(found) + "\n")
 

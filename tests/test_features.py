@@ -1,6 +1,7 @@
 """Features on disk: what a stage gives for every image, and of which source, stage and data they are."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -99,6 +100,15 @@ def test_bad_input_is_one_line(case, finished, tasks, tmp_path):
         features.main(line(finished, tasks, tmp_path / "out", **change))
     assert message in str(refused.value) and "\n" not in str(refused.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_features_that_were_changed_are_refused_though_their_shape_is_right(made, finished, tasks, tmp_path):
+    shutil.copytree(made, tmp_path / "f")
+    found = np.load(tmp_path / "f" / "train.npy")
+    found[-1, -1] += 1
+    np.save(tmp_path / "f" / "train.npy", found)
+    with pytest.raises(InputError, match="not as it was written: delete it"):
+        features.read(tmp_path / "f", one(finished), data.load(str(tasks / "clothes.npz")), "hidden_0")
 
 
 def test_damaged_and_strange_folders_are_refused(made, finished, tasks, tmp_path):

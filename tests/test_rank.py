@@ -158,6 +158,16 @@ def test_a_warning_is_kept_with_its_score(monkeypatch):
     assert found[::2] == (1.0, "did not converge") and silent[::2] == (0.0, "")
 
 
+def test_scores_on_disk_that_were_changed_are_refused(many, tasks, tmp_path, capsys):
+    change = {"train_examples": "6/class", "scores": "nce", "target": tasks / "clothes.npz"}
+    rank.main(line(many, tasks, tmp_path / "w", **change))
+    assert "first by nce: " in capsys.readouterr().out
+    file = next((tmp_path / "w" / "features").glob("*/scores.json"))
+    file.write_text(file.read_text().replace("-0.", "-0.9"))
+    with pytest.raises(InputError, match=r"not as it was written\): delete it"):
+        rank.main(line(many, tasks, tmp_path / "w", **change))
+
+
 def test_a_dry_run_counts_the_fits(many, tasks, tmp_path, capsys):
     rank.main(line(many, tasks, tmp_path / "w", "--verify", "--dry_run"))
     assert "5 sources, 2 targets, 36 fits to verify" in capsys.readouterr().out and not (tmp_path / "w").exists()

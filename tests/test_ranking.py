@@ -116,6 +116,14 @@ def test_intervals_of_tau_cover_most_of_the_time():
     assert 0.85 <= np.mean(hits) <= 1.0
 
 
+def test_of_four_sources_there_are_no_intervals_and_of_five_there_are():
+    """Of four a perfect ranking has a chance of 2 / 4!, on both sides, of five 2 / 5!."""
+    for n in (4, 5):
+        one = ranking.judged({"s": np.arange(n)[None]}, np.arange(n)[None] / 10, [0.0], count=50)["s"]
+        assert one.tau.value == 1 and math.isnan(one.tau.low) == math.isnan(one.behind.high) == (n == 4)
+        assert (2 / math.factorial(n) > 0.05) == (n < ranking.LEAST)
+
+
 BAD = [
     (lambda: ranking.kendall([1.0], [1.0]), "two sources or more"),
     (lambda: ranking.kendall([1.0, 2.0], [1.0, 2.0, 3.0]), "two sources or more"),

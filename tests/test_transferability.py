@@ -440,7 +440,7 @@ BAD = {
     "labels are float64: give integers": (GOOD[0], GOOD[1].astype(float)),
     "labels are bool: give integers": (GOOD[0], GOOD[1] > 0),
     r"labels\[\d+\] is -1": (GOOD[0], GOOD[1] - 1),
-    r"labels hold no 1 but \d+: number": (GOOD[0], GOOD[1] * 2),
+    r"labels hold no 1 but \d+: give": (GOOD[0], GOOD[1] * 2),
     "labels hold no 2 but 1000000000000": (GOOD[0], np.where(GOOD[1] > 1, 10**12, GOOD[1])),
     "labels are all 0: give two classes": (GOOD[0], GOOD[1] * 0),
     "labels hold each of 3 classes once|class 0 has 1 of the": (GOOD[0][:3], np.arange(3)),

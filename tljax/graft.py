@@ -99,10 +99,13 @@ def _kept(path: str, come: str | None, leaf: Params, given: Mapping[str, Params]
         )
     there = _kind(given[come])
     if there != (shape, dtype):
-        raise InputError(
-            f"source leaf '{come}' is {there[1]}{list(there[0])}, target leaf '{path}' is {dtype}{list(shape)}: the "
-            "source is of another model or shape; draw the stage anew or build the same model"
-        )
+        remedy = "the source is of another model or shape; draw the stage anew or build the same model"
+        if there[0] == shape:
+            remedy = f"save it as {dtype}, as nothing is cast"
+        elif there[0] == shape[::-1]:
+            remedy = "transpose it, or build the same model"
+        own = f"target leaf '{path}' is {dtype}{list(shape)}"
+        raise InputError(f"source leaf '{come}' is {there[1]}{list(there[0])}, {own}: {remedy}")
     return Row("copied" if come == path else "renamed", path, come, shape, dtype)
 
 

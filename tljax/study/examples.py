@@ -57,7 +57,7 @@ def classified(labels: ArrayLike, n: int, *, each: int = 1) -> tuple[np.ndarray,
         raise InputError(f"labels are all {present[0]}: give two classes or more")
     skipped = np.flatnonzero(present != np.arange(len(present)))
     if len(skipped):
-        raise InputError(f"labels hold no {skipped[0]} but {present[-1]}: number the classes 0..{len(present) - 1}")
+        raise InputError(f"labels hold no {skipped[0]} but {present[-1]}: give examples of every class, from 0")
     if counts.min() < each:
         few = counts.argmin()
         raise InputError(f"class {few} has {counts[few]} of the examples: give {each} or more of each class")

@@ -16,6 +16,9 @@ from numpy.typing import ArrayLike
 
 from tljax.types import InputError
 
+LEAST = 5
+"""Sources of which intervals are given: of four even a perfect ranking has a chance of 2 / 4!, more than 5 %."""
+
 
 class Estimate(NamedTuple):
     """A value and its interval; NaN where it is not defined."""
@@ -199,11 +202,13 @@ def judged(
 
     Intervals are percentiles of `count` bootstrap samples. In a sample a source that is drawn twice ties with itself,
     and can be chosen once; so a sample holds some 63 % of the sources, fewer good ones to miss, and intervals of regret
-    lean to the low side. Raises InputError for fewer than three sources, and for numbers that are none.
+    lean to the low side. Of fewer than `LEAST` sources there are none. Raises InputError for fewer than three sources,
+    and for numbers that are none.
     """
     truth = np.asarray(truths, float)
     if truth.ndim != 2 or truth.shape[1] < 3:
         raise InputError(f"a ranking of {truth.shape[-1]} sources says nothing: give three or more")
+    count = count if truth.shape[1] >= LEAST else 0
     which = np.concatenate([np.arange(truth.shape[1])[None], draws(truth.shape[1], count, seed)])
     sampled = np.moveaxis(truth[:, which], 0, 1)  # [1 + count, targets, sources]
     taus: dict[str, np.ndarray] = {}

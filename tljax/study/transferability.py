@@ -9,6 +9,8 @@ ranked better than 23 such scores over 42,000 transfers (arXiv:2503.18528).
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
+from sklearn.covariance import ledoit_wolf_shrinkage
+from sklearn.mixture import GaussianMixture
 
 from tljax.study.examples import Examples, centred, classified, decomposed, numbers, one_hot, whole
 from tljax.study.probes import neighbours, vote
@@ -109,8 +111,6 @@ def h_score_shrunk(features: ArrayLike, labels: ArrayLike) -> float:
     >>> round(h_score_shrunk([[1.0, 7.0], [3.0, 7.5], [-1.0, 7.5], [-3.0, 7.0]], [0, 0, 1, 1]), 3)
     0.642
     """
-    from sklearn.covariance import ledoit_wolf_shrinkage
-
     x, y, classes = _checked(features, labels)
     x = centred(x)
     if not x.any():
@@ -206,8 +206,6 @@ def n_leep(
     `examples.checked`), for fewer examples than Gaussians, and for features that do not vary. scikit-learn warns
     where EM has not converged in 500 steps, and of more Gaussians than different examples.
     """
-    from sklearn.mixture import GaussianMixture
-
     x, y, classes = _checked(features, labels)
     if not 0 < variance <= 1 or components < 1:
         raise InputError(f"n_leep of variance {variance} and {components} components: give such as 0.8 and 5")
@@ -242,7 +240,8 @@ def leep(probabilities: ArrayLike, labels: ArrayLike) -> float:
     joint = one_hot(y, classes).T @ p
     marginal = joint.sum(axis=0)
     given = np.divide(joint, marginal, out=np.zeros_like(joint), where=marginal > 0)
-    return float(np.log((p * given[y]).sum(axis=1)).mean())
+    # What is below is rounding, and would rank sources that tie.
+    return float(np.log((p * given[y]).sum(axis=1)).mean().round(12)) + 0.0
 
 
 def nce(source_labels: ArrayLike, labels: ArrayLike) -> float:
