@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 
+from tljax.paths import some
 from tljax.types import InputError, Split, Task
 
 
@@ -23,7 +24,7 @@ def checked(name: str, train: Split, test: Split, classes: tuple[str, ...], note
             f"{test.images.shape[1:]}: bring both to one shape"
         )
     if len(set(classes)) < len(classes):
-        raise InputError(f"{name}: a class name occurs twice in {_few(classes)}: give each class its own name")
+        raise InputError(f"{name}: a class name occurs twice in {some(list(classes))}: give each class its own name")
     train = train._replace(labels=_labels(f"{name}: train", train, classes))
     test = test._replace(labels=_labels(f"{name}: test", test, classes))
     if len(np.unique(train.labels)) < 2:
@@ -87,7 +88,3 @@ def _labels(where: str, split: Split, classes: tuple[str, ...]) -> np.ndarray:
             f"correct the {len(bad)} such, or name more classes"
         )
     return np.ascontiguousarray(labels, dtype=np.int32)
-
-
-def _few(classes: tuple[str, ...]) -> str:
-    return ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")

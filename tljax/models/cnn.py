@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 
 from tljax.models import activation as by_name
-from tljax.models.linen import stage
+from tljax.models.linen import flat, stage
 from tljax.types import InputError, Model
 
 
@@ -37,14 +37,10 @@ def model(classes: int, *, activation: str = "relu", width: int = 8, dense: int 
     convolutions = [
         stage(f"conv_{i}", _Convolution(width * (i + 1), norm), before=_images, after=pooled) for i in (0, 1)
     ]
-    return (*convolutions, stage("dense", nn.Dense(dense), before=_flat, after=act), stage("head", nn.Dense(classes)))
+    return (*convolutions, stage("dense", nn.Dense(dense), before=flat, after=act), stage("head", nn.Dense(classes)))
 
 
 def _images(x: jax.Array) -> jax.Array:
     if x.ndim != 4:
         raise InputError(f"cnn: an example has shape {x.shape[1:]}: it takes images [height, width, channels]")
     return x
-
-
-def _flat(x: jax.Array) -> jax.Array:
-    return x.reshape(x.shape[0], -1)

@@ -44,4 +44,9 @@ def stage(
     return Stage(name, init, apply)
 
 
+def flat(x: jax.Array) -> jax.Array:
+    """[batch, ...] -> [batch, features]."""
+    return x.reshape(x.shape[0], -1)
+
+
 _STATISTICS = "batch_stats"

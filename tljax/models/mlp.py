@@ -1,10 +1,9 @@
 """The multi-layer perceptron: `hidden_0`, `hidden_1`, ... and `head`."""
 
 import flax.linen as nn
-import jax
 
 from tljax.models import activation as by_name
-from tljax.models.linen import stage
+from tljax.models.linen import flat, stage
 from tljax.types import Model
 
 
@@ -15,11 +14,6 @@ def model(classes: int, *, hidden: tuple[int, ...] = (512,), activation: str = "
     "Efficient BackProp", section 4.6), biases zero.
     """
     widths = [
-        stage(f"hidden_{i}", nn.Dense(width), before=_flatten, after=by_name(activation))
-        for i, width in enumerate(hidden)
+        stage(f"hidden_{i}", nn.Dense(width), before=flat, after=by_name(activation)) for i, width in enumerate(hidden)
     ]
-    return (*widths, stage("head", nn.Dense(classes), before=_flatten))
-
-
-def _flatten(x: jax.Array) -> jax.Array:
-    return x.reshape(x.shape[0], -1)
+    return (*widths, stage("head", nn.Dense(classes), before=flat))

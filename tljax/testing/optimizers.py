@@ -121,13 +121,9 @@ def _moved(before: Params, after: Params, mask: Mask) -> str:
     parts = [masks.split(tree, mask)[0] for tree in (before, after)]
     stuck = sorted(set(paths.names(parts[0])) - set(changed(*parts)))
     assert not stuck, f"trained, but unchanged: {paths.some(stuck)}"
-    broken = [path for path, leaf in paths.items(parts[1]) if _bad(leaf)]
+    broken = [path for path, leaf in paths.items(parts[1]) if not np.isfinite(leaf).all()]
     assert not broken, f"not finite any more: {paths.some(broken)}"
     return paths.some(paths.names(parts[0]))
-
-
-def _bad(leaf: Any) -> bool:
-    return not np.isfinite(leaf).all()
 
 
 def _once(traced: list[str], steps: int) -> str:

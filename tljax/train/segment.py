@@ -247,10 +247,6 @@ def _mask(program: Program, scales: tuple[Any, ...]) -> Mask:
     return jax.tree.unflatten(program.mask[0], [next(traced) if kind is None else kind for kind in program.mask[1:]])
 
 
-def _ages(program: Program) -> Any:
-    return None if program.cohorts is None else jax.tree.unflatten(program.mask[0], program.cohorts)
-
-
 @functools.partial(jax.jit, static_argnames=("program",))
 def begin(program: Program, params: Params, numbers: Numbers, rates: jax.Array) -> optax.OptState:
     """The optimizer's state before the first step, whose rate is `rates` [trials]: Rprop keeps it in its state."""
@@ -265,7 +261,8 @@ def begin(program: Program, params: Params, numbers: Numbers, rates: jax.Array) 
 def transformation(program: Program, numbers: Numbers, rate: Any) -> optax.GradientTransformation:
     """The optimizer of one trial under the program's mask."""
     tx = named_optimizer.build(program.optimizer, rate, numbers.given)
-    return optimizer.masked(tx, _mask(program, numbers.scales), _ages(program))
+    ages = None if program.cohorts is None else jax.tree.unflatten(program.mask[0], program.cohorts)
+    return optimizer.masked(tx, _mask(program, numbers.scales), ages)
 
 
 @functools.lru_cache
