@@ -36,7 +36,8 @@ def run(given: Mapping[str, Any], flags_of: Mapping[str, Any], asked: Search, me
         said = _said(name, rates, found)
         for line in said:
             console.say(line)
-        flags = _flags(options.to_flags(options.settings(**given)), asked)
+        own = ["--lr_range_test", f"--lr_low={asked.lr_low!r}", f"--lr_high={asked.lr_high!r}"]
+        flags = [*search_flags.to_flags(asked), *own, *options.to_flags(options.settings(**given))]
         reproduced = search_report.reproduced(flags, workdir.environment(transfer.fingerprints(todo)))
         text = search_page.range_page(name, ". ".join(said) + ".", rates, losses, found, reproduced)
         workdir.replace(folder / "lr_range_test.html", text)
@@ -78,9 +79,3 @@ def _said(name: str, rates: np.ndarray, found: range_test.Found) -> list[str]:
     if found.edge == "lowest":
         lines.append("the suggestion is below the lowest rate: lower --lr_low")
     return lines
-
-
-def _flags(flags: list[str], asked: Search) -> list[str]:
-    """The flagfile lines that give this test again."""
-    own = ["--lr_range_test", f"--lr_low={asked.lr_low!r}", f"--lr_high={asked.lr_high!r}"]
-    return [*search_flags.to_flags(asked), *own, *flags]

@@ -93,8 +93,9 @@ def _best(studies: Sequence[Study]) -> Table:
     rows = []
     for study in studies:
         [won] = [one for one in study.trials if one.number == study.best]
-        edges = {one.name: space.at_edge(one, won.chosen[one.name]) for one in study.ranges}
-        values = [(value(won.chosen.get(name)), _edge(edges.get(name, ""))) for name in names]
+        ends = {one.name: space.at_edge(one, won.chosen[one.name]) for one in study.ranges}
+        edges = {name: f"the {end} of its range" for name, end in ends.items() if end}
+        values = [(value(won.chosen.get(name)), edges.get(name, "")) for name in names]
         rows.append(
             [
                 (study.name, f"trial {won.number}"),
@@ -105,10 +106,6 @@ def _best(studies: Sequence[Study]) -> Table:
             ]
         )
     return Table("Best values", ["Study", *names, "Validation accuracy (%)", "Validation loss (nats)", "Trials"], rows)
-
-
-def _edge(edge: str) -> str:
-    return f"the {edge} of its range" if edge else ""
 
 
 def _counted(trials: Sequence[Told]) -> Cell:
