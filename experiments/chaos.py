@@ -67,7 +67,7 @@ class Row(NamedTuple):
 
 def run(flagfile: str | None, counts: Mapping[str, int], seed: int = 0, place: str | None = None) -> None:
     """Disturb as often as `counts` ({kill, term, flip: signals}) says; raises InputError if anything differs."""
-    given = Path(flagfile or Path(__file__).parent / "flags" / "quickstart.flags")
+    given = Path(commandline.flagfile(flagfile or "quickstart.flags"))
     if not given.is_file():
         raise InputError(f"--flagfile={given} does not exist: give one with the flags of experiments.transfer")
     if place and Path(place).exists():
