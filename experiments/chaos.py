@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from experiments import console, helps, workdir
-from experiments.commandline import flag
+from experiments.commandline import flag, flagfile
 from tljax import checkpoint
 from tljax.types import InputError
 
@@ -74,7 +74,7 @@ class Row(NamedTuple):
 def run(asked: Asked) -> None:
     """Disturb as often as is asked; raises InputError if anything differs."""
     counts, place = _counts(asked), asked.workdir
-    given = Path(asked.flagfile or Path(__file__).parent / "flags" / "quickstart.flags")
+    given = Path(flagfile(asked.flagfile or "quickstart.flags"))
     if not given.is_file():
         raise InputError(f"--flagfile={given} does not exist: give one with the flags of experiments.transfer")
     if place and Path(place).exists():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import os.path
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from absl import flags
 from tljax import plugins
 from tljax.types import InputError
 
+FLAGS = Path(__file__).parent / "flags"
+"""The flagfiles that are shipped."""
 Form = TypeVar("Form")
 HELP = ("help", "helpfull", "helpshort", "h")
 """All of absl's names for it."""
@@ -60,7 +63,7 @@ def parse(argv: Sequence[str], kinds: Mapping[str, str]) -> dict[str, Any]:
     for name, kind in kinds.items():
         _DEFINE.get(kind.split(" ")[0], flags.DEFINE_string)(name, None, "", flag_values=values)
     try:
-        _, *rest = values(list(argv), known_only=True)  # absl takes long to find what is near
+        _, *rest = values(_found(argv), known_only=True)  # absl takes long to find what is near
     except (flags.Error, ValueError) as error:
         raise InputError(" ".join(str(error).removeprefix("ERROR:: ").split())) from error
     if rest and rest[0].startswith("-") and _name(rest[0]):
@@ -112,7 +115,7 @@ def unknown(name: str, known: Iterable[str], argv: Sequence[str] = ()) -> str:
 def _place(name: str, argv: Sequence[str]) -> str:
     for argument in argv[1:]:
         if argument.startswith(("--flagfile=", "-flagfile=")):
-            lines = flags.FlagValues().read_flags_from_files([argument])
+            lines = flags.FlagValues().read_flags_from_files(_found([argument]))
             if name in map(_name, lines):
                 return f" in '{argument.partition('=')[2]}'"
     return ""
@@ -142,3 +145,18 @@ def _written(value: Any) -> str:
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else str(value).removesuffix(".0")
+
+
+def flagfile(name: str) -> str:
+    """Where a flagfile is: at its path, or in the package under its name or its path in the checkout.
+
+    >>> Path(flagfile("truths/noise.flags")).is_file(), flagfile("mine.flags")
+    (True, 'mine.flags')
+    """
+    ours = FLAGS / name.removeprefix("experiments/flags/")
+    return str(ours) if not os.path.exists(name) and os.path.isfile(ours) else name
+
+
+def _found(argv: Sequence[str]) -> list[str]:
+    parts = [argument.partition("=") for argument in argv]
+    return [f"{flag}={flagfile(name)}" if flag == "--flagfile" else flag + eq + name for flag, eq, name in parts]

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from tljax import masks, paths
-from tljax.types import InputError, Mask, Params
+from tljax.types import InputError, Mask, OptState, Params
 
 Ages = Any
 """The tree of the parameters with, for each leaf, the phase since which it trains (see `masks.since`)."""
@@ -24,7 +24,7 @@ Ages = Any
 class Cohorts(NamedTuple):
     """The state of a transformation whose leaves were freed at different phases."""
 
-    state: optax.OptState
+    state: OptState
     """Of `tx`: the moments of every trained leaf, and the counters of the oldest cohort."""
     younger: tuple[tuple[Any, ...], ...]
     """The counters of each other cohort, oldest first. Schedules and injected hyper-parameters are common to all."""
@@ -52,7 +52,7 @@ def masked(
     """
     inner = optax.with_extra_args_support(tx)
 
-    def init(params: Params) -> optax.OptState:
+    def init(params: Params) -> OptState:
         trained, _ = masks.split(params, mask)
         paths.each(_require_concrete, mask, params)
         if not jax.tree.leaves(trained):
@@ -63,9 +63,7 @@ def masked(
             return state
         return Cohorts(state, (_parts(trained, state).own(),) * (len(born) - 1))
 
-    def update(
-        updates: Params, state: optax.OptState, params: Params | None = None, **extra: Any
-    ) -> tuple[Params, optax.OptState]:
+    def update(updates: Params, state: OptState, params: Params | None = None, **extra: Any) -> tuple[Params, OptState]:
         trained, frozen = masks.split(updates, mask)
         still = jax.tree.map(_nothing, frozen)
         if not jax.tree.leaves(trained):
@@ -88,11 +86,11 @@ def _require_concrete(path: str, m: Any, leaf: Any) -> None:
 def _update(
     tx: optax.GradientTransformationExtraArgs,
     gradients: Params,
-    state: optax.OptState,
+    state: OptState,
     params: Params | None,
     ages: Ages | None,
     extra: dict[str, Any],
-) -> tuple[Params, optax.OptState]:
+) -> tuple[Params, OptState]:
     """Each cohort runs `tx` on the whole, under its own counters, and keeps what is of its own leaves."""
     born = _born(gradients, ages)
     if len(born) < 2:
@@ -111,10 +109,10 @@ def carry(
     tx: optax.GradientTransformation,
     before: tuple[Mask, Ages | None],
     after: tuple[Mask, Ages | None],
-    state: optax.OptState,
+    state: OptState,
     params: Params,
     schedule: Literal["continue", "restart"] = "continue",
-) -> optax.OptState:
+) -> OptState:
     """The state of `masked(tx, *before)` made fit for `masked(tx, *after)`.
 
     Leaves that trained before with the same age keep their moments, and their cohort its counters; newly freed ones
@@ -193,13 +191,13 @@ class _Parts(NamedTuple):
         """The counters that each cohort has for itself."""
         return tuple(node for node, kind in zip(self.nodes, self.kinds, strict=True) if kind == "own")
 
-    def under(self, own: Sequence[Any]) -> optax.OptState:
+    def under(self, own: Sequence[Any]) -> OptState:
         """The state with these counters."""
         given = iter(own)
         nodes = [next(given) if k == "own" else n for n, k in zip(self.nodes, self.kinds, strict=True)]
         return jax.tree.unflatten(self.treedef, nodes)
 
-    def choose(self, which: list[int], others: Sequence["_Parts"], treedef: Any) -> optax.OptState:
+    def choose(self, which: list[int], others: Sequence["_Parts"], treedef: Any) -> OptState:
         """This state with each leaf's moments from the cohort that it is of."""
         columns = zip(self.nodes, self.kinds, zip(*(other.nodes for other in others), strict=True), strict=True)
         nodes = [_pick(which, rest, treedef) if kind == "moments" else node for node, kind, rest in columns]
@@ -212,7 +210,7 @@ def _pick(which: list[int], trees: Sequence[Any], treedef: Any) -> Any:
     return jax.tree.unflatten(treedef, [columns[run][i] for i, run in enumerate(which)])
 
 
-def _parts(trained: Params, state: optax.OptState) -> _Parts:
+def _parts(trained: Params, state: OptState) -> _Parts:
     treedef = jax.tree.structure(trained)
     nodes, outer = jax.tree.flatten(state, is_leaf=lambda node: _is_like(treedef, node))
     marks = jax.tree.leaves(_marked(state), is_leaf=lambda node: _is_like(treedef, node))
@@ -236,7 +234,7 @@ def _is_like(treedef: Any, node: Any) -> bool:
 _SCHEDULED = (optax.ScaleByScheduleState, optax.InjectStatefulHyperparamsState)
 
 
-def _marked(state: optax.OptState) -> Any:
+def _marked(state: OptState) -> Any:
     """The state with a word at each number that is common to the cohorts."""
 
     def mark(node: Any) -> Any:
@@ -255,7 +253,7 @@ def _marked(state: optax.OptState) -> Any:
 
 
 def _check_state(
-    tx: optax.GradientTransformationExtraArgs, trained: Params, ages: Ages | None, state: optax.OptState
+    tx: optax.GradientTransformationExtraArgs, trained: Params, ages: Ages | None, state: OptState
 ) -> None:
     """Raise InputError for the state of another mask, whose own failure would be cryptic or silent."""
     born = _born(trained, ages)

@@ -14,6 +14,9 @@ Mask = Any
 """The tree of the parameters with a bool, a number or an array (broadcastable to its leaf) for each
 leaf. True means trained, everywhere; a number scales the leaf's update; an array selects elements."""
 
+OptState = Any
+"""The state of an optax transformation: a pytree."""
+
 
 class InputError(ValueError):
     """Bad input: one line that names the thing, the place and the remedy."""

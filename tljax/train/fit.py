@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from tljax import evaluate, masks, named_optimizer, optimizer, parallel
 from tljax.train import layout, phase
@@ -16,7 +15,7 @@ from tljax.train.layout import Means
 from tljax.train.phase import Setting, State
 from tljax.train.segment import Layout, Log, Program, begin, forward
 from tljax.train.trial import Trial, alike, batch_size, numbers_of, stack, under
-from tljax.types import InputError, Mask, Params
+from tljax.types import InputError, Mask, OptState, Params
 
 
 class Group(NamedTuple):
@@ -88,9 +87,7 @@ def _first(group: Group, part: Part) -> State:
     return State(0, params, opt_state, tuple(i for i, _ in part), histories, (None,) * len(part))
 
 
-def abstract(
-    program: Program, trials: Sequence[Trial], histories: Sequence[Sequence[Mask]]
-) -> tuple[Params, optax.OptState]:
+def abstract(program: Program, trials: Sequence[Trial], histories: Sequence[Sequence[Mask]]) -> tuple[Params, OptState]:
     """Shapes and dtypes of a state's parameters and optimizer, for trials whose masks so far are `histories`."""
     now = under(program, trials[0], histories[0])
     numbers = numbers_of(now, trials, histories)

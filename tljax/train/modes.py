@@ -5,10 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import optax
 
 from tljax.train.segment import Layout, Log, Program, segment, trials
-from tljax.types import Params
+from tljax.types import OptState, Params
 
 
 def run(layout: Layout) -> Callable[..., Any]:
@@ -16,7 +15,7 @@ def run(layout: Layout) -> Callable[..., Any]:
     return segment if layout.axis is None else _by_pmap
 
 
-def _by_pmap(program: Program, layout: Layout, *given: Any) -> tuple[Params, optax.OptState, Log]:
+def _by_pmap(program: Program, layout: Layout, *given: Any) -> tuple[Params, OptState, Log]:
     trained, opt_state, frozen, numbers, data, order, rates, steps = given
     devices = tuple(layout.mesh.devices.flat)
     parts = order.reshape(*order.shape[:2], len(devices), -1)
@@ -38,8 +37,8 @@ def _pmapped(devices: tuple[Any, ...]) -> Callable[..., Any]:
 
 
 def _part(
-    program: Program, layout: Layout, trained: Params, opt_state: optax.OptState, order: jax.Array, rest: Any
-) -> tuple[Params, optax.OptState, Log]:
+    program: Program, layout: Layout, trained: Params, opt_state: OptState, order: jax.Array, rest: Any
+) -> tuple[Params, OptState, Log]:
     """On one device, with its part of the order."""
     frozen, numbers, data, rates, steps = rest
     own = (trained, opt_state, frozen, numbers, rates)

@@ -6,13 +6,12 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-import optax
 
 from tljax import masks, parallel
 from tljax.train import modes
 from tljax.train.segment import Layout, Log, Numbers, Program, static
 from tljax.train.trial import Trial, batch_size
-from tljax.types import Mask, Params, Views
+from tljax.types import Mask, OptState, Params, Views
 
 
 class State(NamedTuple):
@@ -20,7 +19,7 @@ class State(NamedTuple):
 
     step: int
     params: Params
-    optimizer: optax.OptState
+    optimizer: OptState
     trials: tuple[int, ...]
     """Which of the group these are: a phase whose masks differ in what is compiled parts a group."""
     masks: tuple[tuple[Mask, ...], ...]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from tljax import masks, models, named_optimizer, objective, optimizer, parallel, prefix
-from tljax.types import Mask, Model, Params, Views
+from tljax.types import Mask, Model, OptState, Params, Views
 
 
 @dataclass(frozen=True)
@@ -90,14 +90,14 @@ def segment(
     program: Program,
     layout: Layout,
     trained: Params,
-    opt_state: optax.OptState,
+    opt_state: OptState,
     frozen: Params,
     numbers: Numbers,
     data: tuple[Views, jax.Array],
     order: jax.Array,
     rates: jax.Array,
     steps: tuple[int, int, int],
-) -> tuple[Params, optax.OptState, Log]:
+) -> tuple[Params, OptState, Log]:
     """Rows `begin` to `end` of `order` [trials / lanes, rows, batch], the first of which is step `first`.
 
     `rates` are [trials, rows]; the data are views, one for all trials or one for each of the orders, and labels [n].
@@ -248,10 +248,10 @@ def _mask(program: Program, scales: tuple[Any, ...]) -> Mask:
 
 
 @functools.partial(jax.jit, static_argnames=("program",))
-def begin(program: Program, params: Params, numbers: Numbers, rates: jax.Array) -> optax.OptState:
+def begin(program: Program, params: Params, numbers: Numbers, rates: jax.Array) -> OptState:
     """The optimizer's state before the first step, whose rate is `rates` [trials]: Rprop keeps it in its state."""
 
-    def one(trial: tuple[Params, Numbers, jax.Array]) -> optax.OptState:
+    def one(trial: tuple[Params, Numbers, jax.Array]) -> OptState:
         params, numbers, rate = trial
         return transformation(program, numbers, rate).init(params)
 
