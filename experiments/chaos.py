@@ -1,4 +1,4 @@
-"""Disturb a run until it is done, and hold it against one left alone.
+"""Disturb a run until it is done, and want the bits of one left alone.
 
     python -m experiments.chaos --kills=5 --flips=5
 

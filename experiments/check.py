@@ -1,4 +1,4 @@
-"""Prove a strategy before you train it.
+"""Prove a strategy, a line a promise.
 
     python -m experiments.check --strategy=last_k:k=2
 

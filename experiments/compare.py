@@ -1,4 +1,4 @@
-r"""Did it transfer?
+r"""Did it transfer? Sources x targets x strategies x budgets x seeds, to verdicts.
 
     python -m experiments.compare --flagfile=experiments/flags/quickstart.flags --train_examples=5/class,100/class,all \
         --seeds=0-4 --steps=600 --batch_size=32 --workdir=runs/compared

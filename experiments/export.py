@@ -1,4 +1,4 @@
-"""Take a fit out.
+"""A fit's parameters as safetensors.
 
     python -m experiments.export --checkpoint=runs/mnist_10k --output=mnist.safetensors
 

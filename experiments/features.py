@@ -1,4 +1,4 @@
-"""Features of a source.
+"""What a stage of a source makes of a data set, on disk.
 
     python -m experiments.features --source_checkpoint=runs/mnist_10k --dataset=fashion_mnist_10k --output=runs/features
 

@@ -1,4 +1,4 @@
-"""Predict images.
+"""Classes and probabilities of images, from a fit.
 
     python -m experiments.predict --checkpoint=runs/mnist_10k --images=FOLDER --output=predicted.csv
 

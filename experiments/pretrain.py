@@ -1,4 +1,4 @@
-"""Train a source.
+"""Train a source: a checkpoint a seed.
 
     python -m experiments.pretrain --source=mnist_10k --workdir=runs/mnist_10k
 

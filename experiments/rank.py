@@ -1,4 +1,4 @@
-"""Which source?
+"""Which source? Scores of many for a target, and with --verify what they were worth.
 
     python -m experiments.rank --sources=runs/zoo_10k --target=fashion_mnist_10k --workdir=runs/ranked
 

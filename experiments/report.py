@@ -1,4 +1,4 @@
-"""Verdicts on any fits.
+"""Verdicts and one page of many runs, or of fits made elsewhere.
 
     python -m experiments.report --runs=runs/compared --output=runs/pages
     python -m experiments.report --results=theirs.csv --predictions='runs/*.npz' --output=runs/theirs

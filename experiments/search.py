@@ -1,4 +1,4 @@
-r"""Search hyper-parameters, fairly.
+r"""Tune every strategy alike, on a validation split.
 
     python -m experiments.search --flagfile=experiments/flags/quickstart.flags --strategies=head_only \
         --space=learning_rate:log:1e-3:1 --workdir=runs/search

@@ -1,4 +1,4 @@
-"""Learn a source, transfer, compare.
+"""Train strategies from a source on a target, beside scratch.
 
     python -m experiments.transfer --flagfile=experiments/flags/quickstart.flags
 

@@ -1,4 +1,4 @@
-"""Many sources in one go.
+"""Train many sources in one go, each with a card.
 
     python -m experiments.zoo --flagfile=experiments/flags/zoo_10k.flags
 
