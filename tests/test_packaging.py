@@ -1,5 +1,6 @@
 """What is published: the sdist is the checkout, the wheel what of it runs. (.ci/run runs the wheel.)"""
 
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -22,19 +23,22 @@ def run(*command, **options):
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    """(the sdist, the wheel that was made of it)."""
-    folder = tmp_path_factory.mktemp("built")
-    run(sys.executable, "-m", "build", "--outdir", folder, ROOT)
-    return next(folder.glob("*.tar.gz")), next(folder.glob("*.whl"))
-
-
-@pytest.fixture(scope="module")
 def checkout():
     """The files that git keeps, or would keep."""
     if not (ROOT / ".git").exists():
         pytest.skip("no checkout")
     return set(run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).splitlines())
+
+
+@pytest.fixture(scope="module")
+def built(checkout, tmp_path_factory):
+    """(the sdist, the wheel that was made of it), from a copy, where nothing is left of an earlier build."""
+    copy, folder = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("built")
+    for name in checkout:
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, copy / name)
+    run(sys.executable, "-m", "build", "--outdir", folder, copy)
+    return next(folder.glob("*.tar.gz")), next(folder.glob("*.whl"))
 
 
 def test_the_sdist_is_the_checkout(built, checkout):
