@@ -65,12 +65,19 @@ def parse(argv: Sequence[str], kinds: Mapping[str, str]) -> dict[str, Any]:
     try:
         _, *rest = values(_found(argv), known_only=True)  # absl takes long to find what is near
     except (flags.Error, ValueError) as error:
-        raise InputError(" ".join(str(error).removeprefix("ERROR:: ").split())) from error
+        raise InputError(_said(error)) from error
     if rest and rest[0].startswith("-") and _name(rest[0]):
         raise InputError(unknown(_name(rest[0]), kinds, argv))
     if rest:
         raise InputError(f"'{rest[0]}' is no flag: write --NAME=VALUE; --helpfull lists the names")
     return {name: _convert(name, kind, values[name].value) for name, kind in kinds.items() if values[name].present}
+
+
+def _said(error: Exception) -> str:
+    """What absl says of a value, in one line and without Python's words."""
+    text = " ".join(str(error).removeprefix("ERROR:: ").split())
+    text = re.sub(r"invalid literal for int\(\) .*", "write a whole number", text)
+    return re.sub(r"could not convert string to float: .*", "write a number, such as 0.01 or 1e-2", text)
 
 
 def _convert(name: str, kind: str, value: Any) -> Any:

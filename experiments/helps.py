@@ -10,7 +10,7 @@ from typing import Any
 from experiments import commandline, options
 from tljax import plugins
 
-ORDER = ("pretrain", "zoo", "features", "rank", "search", "transfer", "compare", "report", "predict", "export", "check")
+ORDER = ("pretrain", "zoo", "features", "rank", "search", "check", "transfer", "compare", "report", "export", "predict")
 """Of programs in a project; others come after them."""
 NO_TARGET = ("target", "train_examples", "head", "strategies", "head_seed", "source_rename")
 """What is of no use where sources are trained and nothing else."""

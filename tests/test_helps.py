@@ -64,7 +64,7 @@ def test_all_programs_are_listed_in_a_line_each_in_the_order_of_a_project():
     assert found == {
         file.stem: importlib.import_module(f"experiments.{file.stem}").__doc__.split("\n")[0] for file in files
     }
-    order = ["pretrain", "zoo", "features", "rank", "search", "transfer", "compare", "report", "check"]
+    order = ["pretrain", "zoo", "features", "rank", "search", "check", "transfer", "compare", "report"]
     assert [name for name in found if name in order] == order
 
 

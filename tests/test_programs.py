@@ -450,7 +450,7 @@ def lacks(change):
         (lacks(('"scale": jnp.ones(8)', '"scale": "text"')), "adapt gives 'text' at 'hidden_0/scale'"),
         (
             lacks(('return {**params, "hidden_0": {"kernel', 'return {"hidden_0": {"kernel')),
-            "only the model has 'head/",
+            "only in the model",
         ),
         (lacks(('stage["kernel"] * scale[None]', "scale")), r"'hidden_0/kernel' (36, 8) is of shape (8,) after merge"),
         (lacks(('stage["bias"] * scale}', 'stage["none"]}')), "merge of a strategy fails: KeyError: 'none'"),

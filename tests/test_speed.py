@@ -56,7 +56,7 @@ def test_rates_of_a_strategy_share_an_executable(tasks, tmp_path):
 def test_the_run_says_what_it_decided(tasks, tmp_path, capsys):
     transfer.run(**arguments(tasks, tmp_path / "w", strategies=("head_only",), seeds=(0, 1, 2), devices=2))
     lines = capsys.readouterr().out.splitlines()
-    assert lines.count("2 fits, one after another on each of 2 devices") == 1
+    assert lines.count("2 fits at once, one on each of 2 devices") == 1
     assert "hidden_0 is frozen: features of 120 examples are computed once, 0 MB" in lines
 
 

@@ -145,7 +145,9 @@ def test_a_strategy_that_says_it_looks_at_data_is_excused_from_shapes():
 
 def test_phases_and_exceptions_are_told_by_the_lint():
     [first, *_] = check_strategy(begins_late)
-    assert first == lines.Check("lint on mlp", False, "phase 0 starts at 0.5: the first phase starts at 0.0")
+    assert first == lines.Check(
+        "lint on mlp", False, "phase 0 starts at 0.5: the first phase starts at 0.0, so put Phase(0.0, mask) before it"
+    )
     [first, *_] = check_strategy(lambda params, context: params["nowhere"])
     assert first == lines.Check("lint on mlp", False, "raises KeyError: 'nowhere'")
 

@@ -101,10 +101,10 @@ def same_structure(expected: Any, found: Any, expected_name: str, found_name: st
     if one == jax.tree.structure(found):
         return
     there, here = set(names(expected)), set(names(found))
-    differences = [f"only {expected_name} has {some(sorted(there - here))}"] if there - here else []
-    differences += [f"only {found_name} has {some(sorted(here - there))}"] if here - there else []
+    differences = [f"{some(sorted(there - here))} only in {expected_name}"] if there - here else []
+    differences += [f"{some(sorted(here - there))} only in {found_name}"] if here - there else []
     what = "; ".join(differences) or "their containers differ (a list for a tuple, say)"
-    raise InputError(f"{found_name} and {expected_name} are different trees: {what}")
+    raise InputError(f"{found_name} and {expected_name} are different trees: {what}; make one from the other")
 
 
 def some(names: list[str], most: int = 6) -> str:

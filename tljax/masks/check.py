@@ -89,7 +89,9 @@ def lint_phases(params: Params, phases: Sequence[Phase], fresh: Mask | None = No
                 f"phase {i} starts at {start!r}: a start is a fraction of training, at least 0 and below 1"
             )
         if i == 0 and start != 0:
-            raise InputError(f"phase 0 starts at {start}: the first phase starts at 0.0")
+            raise InputError(
+                f"phase 0 starts at {start}: the first phase starts at 0.0, so put Phase(0.0, mask) before it"
+            )
         if start <= before:
             raise InputError(f"phase {i} starts at {start}, and phase {i - 1} at {before}: starts strictly increase")
         before = float(start)

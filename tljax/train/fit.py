@@ -158,6 +158,8 @@ def _told(trials: int, stand: Layout) -> str:
         ("device", "devices") if sharing == 1 else (f"group of {sharing} devices", f"groups of {sharing} devices")
     )
     where = f"on one {one}" if count == 1 else f"on each of {count} {more}"
+    if trials == count > 1:
+        return f"{trials} fits at once, one on each of {count} {more}"
     if stand.abreast:
         return f"{trials} fits, side by side {where}"
     return f"{trials} fits, {f'{stand.lanes} side by side' if stand.wide else 'one after another'} {where}"
