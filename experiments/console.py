@@ -20,6 +20,13 @@ LOST = "another process of this run is lost: run the same command on all of them
 """What processes say that are left, and end."""
 
 
+_REMEDY = {
+    errno.ENOSPC: "; make room and run the same command again",
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR), "; name another place"),
+}
+"""What helps where a place cannot be written, by the system's number."""
+
+
 def run_main(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
     """Run a program: bad input ends with one line on standard error and exit code 1."""
     _quieten_orbax()
@@ -34,7 +41,7 @@ def run_main(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None =
             raise
         _fail(f"{LOST} ({str(error)[:120]})")
     except OSError as error:
-        remedy = "; make room and run the same command again" if error.errno == errno.ENOSPC else ""
+        remedy = _REMEDY.get(error.errno or 0, "")
         _fail(f"{error.strerror or error}" + (f": '{error.filename}'" if error.filename else "") + remedy)
     except MemoryError:
         _fail("out of memory: lower --batch_size, --hidden or the size of the data")

@@ -68,6 +68,8 @@ def run(given: Mapping[str, Any], asked: Asked) -> Path:
     file = workdir.new("output", asked.output, ".csv")
     _, one = trained.load(given, asked.checkpoint, asked.fit)
     names, pixels = unlabelled.load(Path(asked.images), one.source.shape)
+    if np.issubdtype(pixels.dtype, np.floating) and pixels.ndim == 4 and pixels.max(initial=0) > 1:
+        console.say(f"  floats are taken as they are, and pixels as 0 to 1: the largest here is {pixels.max():.6g}")
     text = table(names, one.source.classes, probabilities(one, pixels))
     workdir.replace(file, text.encode("utf-8", "surrogateescape"))  # a file's name need not be text
     console.say(f"{len(names):,} images, {len(one.source.classes)} classes of {one.source.name}: {file}")

@@ -218,7 +218,10 @@ def require_model(made: Settings, there: Mapping[str, Any]) -> None:
     if there != here:
         names = [name for name in sorted(here.keys() | there.keys()) if there.get(name) != here.get(name)]
         differ = "; ".join(f"--{name}={there.get(name)} there, {here.get(name)} here" for name in names)
-        raise InputError(f"--source_checkpoint={made.source_checkpoint} is of another model ({differ}): give its flags")
+        plain = (there.get(name) for name in names)
+        values = (",".join(map(str, value)) if isinstance(value, list) else value for value in plain)
+        give = " ".join(f"--{name}={value}" for name, value in zip(names, values, strict=True))
+        raise InputError(f"--source_checkpoint={made.source_checkpoint} is of another model ({differ}): give {give}")
 
 
 def told(place: Path) -> dict[str, Any]:

@@ -87,6 +87,13 @@ def test_a_fit_may_be_named_without_the_digest_at_its_end(finished, tasks, tmp_p
     assert begun == predicted(tmp_path, finished[0], tasks / "clothes.npz", whole)
 
 
+def test_floats_beyond_0_to_1_are_said(finished, tasks, tmp_path, capsys):
+    pixels = data.load(str(tasks / "clothes.npz")).test.images[:2].astype(np.float32)
+    np.savez(tmp_path / "f.npz", images=pixels)
+    predicted(tmp_path, finished[0], tmp_path / "f.npz", finished[1][0]["name"])
+    assert f"pixels as 0 to 1: the largest here is {pixels.max():.6g}" in capsys.readouterr().out
+
+
 def test_pictures_are_brought_to_the_shape_of_the_model_and_sorted(finished, tasks, tmp_path):
     name, given = finished[1][0]["name"], data.load(str(tasks / "clothes.npz")).test.images
     folder = tmp_path / "pictures"
@@ -245,7 +252,9 @@ def test_a_fit_that_diverged_or_says_too_little_is_refused(tasks, finished, tmp_
         exported(tmp_path, tmp_path / "w.safetensors")
     with pytest.raises(InputError, match=r"--fit=x: .* holds one fit"):
         exported(tmp_path, tmp_path / "w.safetensors", "x")
-    with pytest.raises(InputError, match=r"is of another model \(--hidden=\[8\] there, \[9\] here\)") as refused:
+    with pytest.raises(
+        InputError, match=r"is of another model \(--hidden=\[8\] there, \[9\] here\): give --hidden=8$"
+    ) as refused:
         asked = export.Asked(str(finished[0]), finished[1][0]["name"], str(tmp_path / "o.safetensors"))
         export.run({"hidden": (9,)}, asked)
     assert str(refused.value).startswith("--checkpoint=")

@@ -74,7 +74,8 @@ def decode(data: bytes, channels: int | None, what: str) -> np.ndarray:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{what} is no readable picture ({error}): replace or remove it") from error
+        reason = "of a kind that is not known" if "BytesIO" in str(error) else error
+        raise InputError(f"{what} is no readable picture ({reason}): replace or remove it") from error
     return array[..., None] if array.ndim == 2 else array
 
 
