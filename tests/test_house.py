@@ -103,15 +103,6 @@ def test_helpfull_answers_within_3_seconds():
 
 
 @pytest.mark.parametrize("file", FILES, ids=module)
-def test_files_stay_under_300_lines_and_functions_under_50(file):
-    text = file.read_text(encoding="utf-8")
-    assert text.count("\n") <= 300
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef):
-            assert node.end_lineno - node.lineno < 50, f"{file}:{node.lineno} {node.name}"
-
-
-@pytest.mark.parametrize("file", FILES, ids=module)
 def test_every_public_name_has_a_docstring(file):
     tree = ast.parse(file.read_text(encoding="utf-8"))
     assert ast.get_docstring(tree)
