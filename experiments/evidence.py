@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import outcome, workdir
+from experiments import console, outcome, workdir
 from tljax.study import study
 from tljax.study.study import Cell, Right
 from tljax.study.summary import Row, counts, label
@@ -51,7 +51,8 @@ def _kept(folder: Path, rows: Sequence[Row]) -> Found:
 def keep(folder: Path, found: Sequence[Found], notes: Sequence[str]) -> None:
     """Write what else is known of the fits of a study to `folder`/study.json, for reports of several."""
     parts = [{"longer": part.longer, "rows": part.rows} for part in found]
-    workdir.replace(folder / "study.json", json.dumps({"notes": list(notes), "parts": parts}) + "\n")
+    record = {"notes": list(notes), "parts": parts, "looks": len(_looks(folder))}
+    workdir.write_record(folder / "study.json", record)
 
 
 def of_directory(folder: Path) -> tuple[list[Found], list[str]]:
@@ -61,12 +62,10 @@ def of_directory(folder: Path) -> tuple[list[Found], list[str]]:
     file, done = folder / "study.json", workdir.done(folder).values()
     parts: Any = [{"longer": False, "rows": [line for line in done if line["strategy"] != "pretrain"]}]
     notes: list[str] = []
-    if file.is_file():
-        try:
-            known = json.loads(file.read_text(encoding="utf-8"))
-            notes, parts = known["notes"], known["parts"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"'{file}' is not as it was written: run the study's command again") from error
+    if (known := workdir.read_record(file)) is not None:
+        notes, parts = known["notes"], known["parts"]
+    elif _looks(folder):
+        raise InputError(f"'{file}' is gone: run the study's command again")
     return [_kept(folder, part["rows"])._replace(longer=part["longer"]) for part in parts], notes
 
 
@@ -153,12 +152,42 @@ def most_wrong(found: Sequence[Found]) -> dict[str, tuple[np.ndarray, list[str]]
 def looked(folder: Path, table: Right) -> int:
     """How often results have been looked at, this time counted: another set of fits is another look.
 
-    `folder`/looks.jsonl holds a line a look.
+    `folder`/looks.json holds the fits of each look, and study.json how many there were: looks.json cannot be deleted
+    unnoticed. Raises InputError where it lacks a look, or is not as it was written.
     """
-    file = folder / "looks.jsonl"
-    now = sorted([*map(str, cell), seed] for cell, fits in table.items() for seed in fits)
-    before = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
-    if not before or before[-1]["fits"] != now:
-        before.append({"fits": now})
-        workdir.replace(file, "".join(json.dumps(look) + "\n" for look in before))
-    return len(before)
+    file, study_file = folder / "looks.json", folder / "study.json"
+    looks = _looks(folder)
+    try:
+        study_record = workdir.read_record(study_file) or {}
+    except InputError as error:
+        if not looks:
+            raise InputError(f"'{file}' is gone, and {error}: restore one of both, or take a new --workdir") from error
+        console.say(f"{error}. It is set aside as '{workdir.aside(study_file).name}' and written anew")
+        study_record = {}
+    if len(looks) < study_record.get("looks", 0):
+        raise InputError(
+            f"'{file}' tells of {len(looks)} looks at these results, 'study.json' of {study_record['looks']}: restore "
+            "it, or take fresh --seeds and a new --workdir"
+        )
+    now = json.loads(json.dumps(sorted([*map(str, cell), seed] for cell, fits in table.items() for seed in fits)))
+    if not looks or looks[-1] != now:
+        looks.append(now)
+        workdir.write_record(file, {"looks": looks})
+    return len(looks)
+
+
+def _looks(folder: Path) -> list[Any]:
+    """The fits of each look at the results of a run directory, the first first."""
+    record = workdir.read_record(folder / "looks.json")
+    if record is not None:
+        return record["looks"]
+    old = folder / "looks.jsonl"
+    if not old.is_file():
+        return []
+    try:
+        looks = [json.loads(line) for line in old.read_text(encoding="utf-8").splitlines()]
+        if not all(look.keys() == {"fits"} and isinstance(look["fits"], list) for look in looks):
+            raise ValueError("a line that tells of no fits")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise InputError(f"'{old}' is not as it was written ({error}): restore it") from error
+    return [look["fits"] for look in looks]

@@ -90,6 +90,40 @@ def replace(file: Path, text: str | bytes) -> None:
     os.replace(partial, file)
 
 
+def write_record(file: Path, record: Mapping[str, Any]) -> None:
+    """Write a JSON object whole, with the SHA-256 of what it says under "sha256", a name that it may not have itself.
+
+    What it says is its canonical JSON, as it reads again: keys are sorted, and tuples are lists.
+    """
+    replace(file, json.dumps({**record, "sha256": _sum(record)}, indent=1) + "\n")
+
+
+def read_record(file: Path) -> dict[str, Any] | None:
+    """What `write_record` wrote, without its SHA-256; None if there is no such file.
+
+    Raises InputError for what is no JSON, no object, nested too deep, or not as it was written.
+    """
+    if not os.path.lexists(file):
+        return None
+    remedy = "restore it, or delete it and run its command again"
+    try:
+        record = json.loads(_text(file))
+        digest_there = record.pop("sha256", None) if isinstance(record, dict) else None
+        intact = digest_there is not None and digest_there == _sum(record)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"'{file}' is no JSON ({error}): {remedy}") from error
+    if digest_there is None:
+        raise InputError(f"'{file}' has no SHA-256: an older tljax wrote it, or it is damaged: {remedy}")
+    if not intact:
+        raise InputError(f"'{file}' is not as it was written: {remedy}")
+    return record
+
+
+def _sum(record: Mapping[str, Any]) -> str:
+    """SHA-256 of a record's canonical JSON."""
+    return hashlib.sha256(json.dumps(json.loads(json.dumps(record)), sort_keys=True).encode()).hexdigest()
+
+
 def new(flag: str, given: str | None, suffix: str) -> Path:
     """The file that a flag names for what is to be written; raises InputError unless it can be, and is new."""
     file = Path(given or "")

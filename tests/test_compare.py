@@ -1,14 +1,13 @@
 """Comparing: a study in one run directory, resumed, tuned, judged further, and the same for fits made elsewhere."""
 
 import csv
-import json
 import shutil
 
 import numpy as np
 import pytest
 from test_programs import command, results, snapshot
 
-from experiments import compare, evidence, options, report, training
+from experiments import compare, evidence, options, report, training, workdir
 from tljax.types import InputError
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -36,11 +35,12 @@ def test_a_study_holds_all_fits_once_and_scratch_for_each_budget(done):
     assert len(cells) == len(set(cells)) == 2 + 4 + 4 + 4  # sources, scratch, scratch with the source's steps, full
     longer = {cell[2] for cell in cells if cell[0] == "scratch"} - {20}
     assert longer == {20 + source[0][2]}
-    assert len(json.loads((done / "looks.jsonl").read_text())["fits"]) == 12
+    (look,) = workdir.read_record(done / "looks.json")["looks"]
+    assert len(look) == 12 and workdir.read_record(done / "study.json")["looks"] == 1
 
 
 def test_fits_are_judged_on_further_test_sets_and_on_the_source_with_its_head(done):
-    files = {file.name.split("-")[0]: json.loads(file.read_text()) for file in (done / "evals").iterdir()}
+    files = {file.name.split("-")[0]: workdir.read_record(file)["accuracy"] for file in (done / "evals").iterdir()}
     fulls = {line["name"] for line in results(done) if line["strategy"] == "full"}
     assert set(files["source"]) == fulls
     assert all(0 <= value <= 1 for known in files.values() for value in known.values())
