@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import platform
+import stat
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from typing import Any
 
 from experiments import console, lock, options
 from experiments.options import LISTS, PLACES, Settings
-from tljax import checkpoint
+from tljax import checkpoint, files
 from tljax.types import InputError
 
 Line = dict[str, Any]
@@ -35,11 +36,14 @@ def opened(made: Settings, program: str, more: Sequence[str] = ()) -> Iterator[P
         raise InputError("--workdir is not given: name a new folder for the run, such as --workdir=runs/first")
     workdir = Path(made.workdir)
     _refuse_strangers(workdir)
+    _refuse_links(workdir)
     _flags(workdir, made, program, more)
     lines(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     with lock.held(workdir):
-        replace(workdir / "flags.flags", _flags(workdir, made, program, more))
+        replace(workdir / "flags.flags", signed(_flags(workdir, made, program, more)))
+        for name in ("", *FOLDERS):
+            files.sweep(workdir / name)
         _set_damaged_aside(workdir)
         try:
             yield workdir
@@ -48,12 +52,43 @@ def opened(made: Settings, program: str, more: Sequence[str] = ()) -> Iterator[P
             raise
 
 
+FOLDERS = (
+    *("checkpoints", "predictions", "masks", "metrics", "progress", "evals", "cards", "features", "best", "final"),
+    *("figures", "tables"),
+)
+"""The folders that programs write in a run directory."""
+
+
 def _refuse_strangers(workdir: Path) -> None:
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"--workdir={workdir} is a file: name a new folder")
     first = {".lock", "flags.flags.partial"}  # all that is there if a run is killed in its first moment
-    if workdir.is_dir() and not (workdir / "flags.flags").is_file() and {f.name for f in workdir.iterdir()} - first:
-        raise InputError(f"--workdir={workdir} holds other files and no run: name a new folder")
+    if workdir.is_dir() and not (workdir / "flags.flags").is_file():
+        if {f.name for f in workdir.iterdir() if not f.name.endswith(".flags.flags.partial")} - first:
+            raise InputError(f"--workdir={workdir} holds other files and no run: name a new folder")
+
+
+def _refuse_links(workdir: Path) -> None:
+    """Raise InputError for a link, a pipe or a device where programs write or read: a link may lead anywhere.
+
+    Files at the top are another matter: they are replaced, not written into.
+    """
+    for top in (workdir / name for name in FOLDERS):
+        if top.is_symlink() or (os.path.lexists(top) and not top.is_dir()):
+            raise InputError(f"'{top}' is a link or a file where a folder is to be: remove it")
+        for place, folders, names in os.walk(top):
+            for entry in (os.path.join(place, name) for name in (*folders, *names)):
+                kind = os.lstat(entry).st_mode
+                if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
+                    raise InputError(f"'{workdir}' holds a link or a device, '{entry}': remove it")
+
+
+def folder(place: Path) -> Path:
+    """The folder at `place`, made unless it is there; raises InputError for a link, which may lead anywhere."""
+    if place.is_symlink() or (place.exists() and not place.is_dir()):
+        raise InputError(f"'{place}' is a link or a file where a folder is to be: remove it")
+    place.mkdir(exist_ok=True)
+    return place
 
 
 def _flags(workdir: Path, made: Settings, program: str, more: Sequence[str]) -> str:
@@ -62,7 +97,7 @@ def _flags(workdir: Path, made: Settings, program: str, more: Sequence[str]) -> 
     head = f"# python -m experiments.{program} --flagfile=WORKDIR/{file.name} --workdir=NEW\n"
     now = dict(line[2:].split("=", 1) for line in [*options.to_flags(made), *more])
     if file.is_file():
-        text = _text(file)
+        text = flags_text(file)
         head = text.splitlines()[0] + "\n" if text.startswith("#") else head
         there = dict(line[2:].partition("=")[::2] for line in text.splitlines() if line.startswith("--"))
         names = sorted((there.keys() | now.keys()) - {*LISTS, *PLACES, *_NO_FIT})
@@ -71,23 +106,44 @@ def _flags(workdir: Path, made: Settings, program: str, more: Sequence[str]) -> 
             told = "; ".join(differ[:8]) + (f" and {len(differ) - 8} more" if differ[8:] else "")
             raise InputError(f"'{workdir}' holds another experiment ({told}): choose another --workdir")
         for name in LISTS:
+            try:
+                options.parse(["", f"--{name}={there.get(name, '')}"])
+            except InputError as error:
+                raise InputError(f"'{file}': {error}: restore it, or choose another --workdir") from error
             old = there.get(name, "").split(",")
             now[name] = ",".join([*old, *(value for value in now[name].split(",") if value not in old)])
     return head + "".join(f"--{name}={value}\n" for name, value in now.items())
 
 
+_SUM = "# sha256 of the lines above: "
+
+
+def signed(text: str) -> str:
+    """A flagfile's text with its SHA-256 as a last line, a comment to whoever gives it as --flagfile."""
+    return f"{text}{_SUM}{hashlib.sha256(text.encode('utf-8', 'backslashreplace')).hexdigest()}\n"
+
+
+def flags_text(file: Path) -> str:
+    """The text of a flagfile that `signed` made, without its last line; of an older tljax's, which has none, all.
+
+    Raises InputError for one that is not as it was written.
+    """
+    text = _text(file)
+    lines, mark, digest_there = text.rpartition("\n" + _SUM)
+    if mark and signed(f"{lines}\n") == text:
+        return f"{lines}\n"
+    comments = [line for line in text.split("\n")[1:] if line and not line.startswith("--")]
+    if mark or comments or "sha256" in text:
+        raise InputError(
+            f"'{file}' is not as it was written: restore it; if the change is meant, give the file as --flagfile with "
+            "a new --workdir"
+        )
+    return text
+
+
 def replace(file: Path, text: str | bytes) -> None:
-    """Write a file whole: a crash leaves the old one or the new one."""
-    partial = file.with_name(file.name + ".partial")
-    try:
-        with open(partial, "wb") as out:
-            out.write(text if isinstance(text, bytes) else text.encode())
-            out.flush()
-            os.fsync(out.fileno())
-    except OSError:
-        partial.unlink(missing_ok=True)  # on a full disk it is in the way
-        raise
-    os.replace(partial, file)
+    """Write a file whole: a crash leaves the old one or the new one, and no link is followed."""
+    files.replace(file, text if isinstance(text, bytes) else text.encode("utf-8", "backslashreplace"))
 
 
 def write_record(file: Path, record: Mapping[str, Any]) -> None:
@@ -133,6 +189,7 @@ def new(flag: str, given: str | None, suffix: str) -> Path:
         raise InputError(f"--{flag}={given} exists already: nothing is written over; choose another name")
     if not file.parent.is_dir():
         raise InputError(f"--{flag}={given}: there is no folder '{file.parent}': make it")
+    files.sweep(file.parent, file.name, seconds=3600)
     return file
 
 
@@ -214,7 +271,9 @@ def aside(place: Path) -> Path:
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        if not file.is_file():  # a pipe would be waited for
+            raise IsADirectoryError
+        return file.read_bytes().decode()  # as it is: Python's text would take \r\n for \n
     except (UnicodeDecodeError, IsADirectoryError) as error:
         raise InputError(f"'{file}' is no text: restore or delete it") from error
 
