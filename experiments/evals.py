@@ -65,7 +65,7 @@ def accuracies(
         missing = [line for line in lines if line["name"] not in known and not line["diverged"]]
         if missing:
             known |= _judged(todo, missing, name, task, folder)
-            file.parent.mkdir(exist_ok=True)
+            workdir.folder(file.parent)
             workdir.write_record(file, {**about, "accuracy": known})
         for line in lines:
             value, row = known.get(line["name"]), found.setdefault(line["name"], {"evals": {}})

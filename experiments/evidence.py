@@ -1,7 +1,8 @@
 """What fits are judged by: their rows, curves, and what they predict for each test example."""
 
+import hashlib
+import io
 import json
-import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,7 +42,7 @@ def of_run(folder: Path, lines: Sequence[workdir.Line], task: Task) -> Found:
 
 def _kept(folder: Path, rows: Sequence[Row]) -> Found:
     """What a run directory keeps of these fits."""
-    both = {row["name"]: read(folder / row["predictions"]) for row in rows if counts(row)}
+    both = {row["name"]: read(folder / row["predictions"], row["predictions_sha256"]) for row in rows if counts(row)}
     labels = {row["target"]: both[row["name"]][1] for row in rows if row["name"] in both}
     curves = {row["name"]: curve for row in rows if (curve := outcome.curves(folder, row)) is not None}
     bare = [{**row, "source": None} if row["strategy"] == "scratch" else row for row in rows]
@@ -69,15 +70,22 @@ def of_directory(folder: Path) -> tuple[list[Found], list[str]]:
     return [_kept(folder, part["rows"])._replace(longer=part["longer"]) for part in parts], notes
 
 
-def read(file: Path) -> tuple[np.ndarray, np.ndarray]:
+def read(file: Path, sha256: str | None = None) -> tuple[np.ndarray, np.ndarray]:
     """(predicted classes, labels), int [items] each, of a .npz of `probabilities` or `predicted`, and `labels`.
 
-    Raises InputError for a file that has them not, or not of one length.
+    Raises InputError for a file that has them not, or not of one length, and for one that has not this SHA-256.
     """
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        if file.exists() and not file.is_file():
+            raise ValueError("it is no file")
+        raw = file.read_bytes()
+        if sha256 is not None and hashlib.sha256(raw).hexdigest() != sha256:
+            raise InputError(f"predictions '{file}' are not as they were written: run the command of their run again")
+        with np.load(io.BytesIO(raw), allow_pickle=False) as arrays:
             kept = {name: arrays[name] for name in ("probabilities", "predicted", "labels") if name in arrays}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except InputError:
+        raise
+    except Exception as error:  # what NumPy, zlib and the unpacking raise for a damaged file has no common type
         raise InputError(f"predictions '{file}' cannot be read ({error}): write it again") from error
     labels = kept.get("labels", np.zeros((0, 0)))
     found = kept["probabilities"].argmax(-1) if kept.get("probabilities", labels).ndim == 2 else kept.get("predicted")

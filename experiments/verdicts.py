@@ -75,7 +75,8 @@ def write(folder: Path, told: Study, classes: Mapping[str, Sequence[str]], made:
     text = report.render(sections, title=title, lead=told.verdict, made=made or report.Reproduced())
     for name, data in {**export.files(told, sections, title), "report.html": text.encode()}.items():
         file = folder / name
-        file.parent.mkdir(exist_ok=True)
+        if file.parent != folder:
+            workdir.folder(file.parent)
         if not file.is_file() or file.read_bytes() != data:
             workdir.replace(file, data)
 
