@@ -181,7 +181,7 @@ def test_a_disk_that_fills_up_during_a_study_loses_no_trial(disk, form):
         told = finished(searched)
         free = os.statvfs(disk)
         filler.write_bytes(b"x" * max(free.f_bavail * free.f_frsize - room, 0))
-        with pytest.raises((InputError, OSError), match="full|No space left"):
+        with pytest.raises((InputError, OSError), match=r"full|No space left"):
             grown(taken_up(), 99)
         filler.unlink()
         assert finished(taken_up())[: len(told)] == told
