@@ -416,7 +416,7 @@ def _differences(parts: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _provenance(workdir: Path) -> dict[str, Any] | None:
-    """All of environment.json; None where it is gone or damaged. One of an older tljax is of all fits, for all it says."""
+    """All of environment.json; None where it is gone or damaged. An older tljax's is taken to be of all fits there."""
     try:
         return read_record(workdir / "environment.json")
     except (OSError, InputError):
