@@ -68,19 +68,20 @@ def plain(value: Any) -> str:
     return repr(value)
 
 
-def bits(size: int, count: int) -> Iterator[tuple[int, int]]:
-    """(byte, bit) of about `count` bits of a file: all its bits, if it has no more, or evenly spread and its ends."""
-    places = range(size * 8) if size * 8 <= count else {*range(64), *range(0, size * 8, max(1, size * 8 // count))}
+def bits(size: int, count: int, begin: int) -> Iterator[tuple[int, int]]:
+    """(byte, bit) of about `count` bits of a file, evenly spread, and of its first `begin`; all if it has no more."""
+    spread = range(0, size * 8, max(1, size * 8 // count))
+    places = range(size * 8) if size * 8 <= count else {*range(begin), *spread}
     return ((place // 8, (place + place // 997) % 8) for place in sorted(places) if place // 8 < size)
 
 
-def flipped(attack: Attack, count: int, restore: Callable[[], None]) -> Counter[str]:
-    """{identical, refused, aloud, escaped: how often} over flips of bits; `restore` puts everything back after each."""
+def flipped(attack: Attack, count: int, restore: Callable[[], None], begin: int = 64) -> Counter[str]:
+    """{identical, refused, aloud, escaped: how often} over flips of `bits`; `restore` puts all back after each."""
     with contextlib.redirect_stdout(io.StringIO()):
         expected = plain(attack.read())
         restore()
     raw, outcomes = attack.file.read_bytes(), Counter[str]()
-    for at, bit in bits(len(raw), count):
+    for at, bit in bits(len(raw), count, begin):
         attack.file.write_bytes(raw[:at] + bytes([raw[at] ^ 1 << bit]) + raw[at + 1 :])
         heard = io.StringIO()
         try:
@@ -91,8 +92,6 @@ def flipped(attack: Attack, count: int, restore: Callable[[], None]) -> Counter[
         except InputError as error:
             kind = "refused" if "\n" not in str(error) else "escaped"
             heard.write(str(error))
-        except OSError as error:
-            kind, _ = "escaped", heard.write(repr(error))
         except Exception as error:
             kind, _ = "escaped", heard.write(repr(error))
         if kind == "escaped":
