@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from tljax.study import drawing
 from tljax.study.drawing import BLUE, COLOURS, GREY, INK, Picture, Strokes
 from tljax.study.study import Comparison
-from tljax.study.summary import Members, Row, Spread, counts, finite, spread
+from tljax.study.summary import Members, Row, Spread, accuracy, ended, finite, spread
 from tljax.study.tables import place
 
 WORDS = {"positive": (BLUE, "o"), "negative": (COLOURS[1], "s"), "equivalent": (COLOURS[2], "D"), "": (INK, "|")}
@@ -185,7 +185,7 @@ def reliability(members: Members, where: str, strokes: Strokes) -> Picture | Non
 
 def _calibration(rows: Sequence[Row]) -> np.ndarray:
     """[4, bins]: confidence and accuracy in %, pooled over fits by their counts; empty bins are left out."""
-    known = [row["calibration"] for row in rows if counts(row) and row.get("calibration")]
+    known = [row["calibration"] for row in rows if ended(row) and row.get("calibration")]
     if not known:
         return np.empty((4, 0))
     size = np.array([one["count"] for one in known], float)
@@ -213,7 +213,7 @@ def wrong(images: np.ndarray, captions: Sequence[str], where: str) -> Picture | 
 
 def percent(rows: Sequence[Row]) -> Spread | None:
     """Test accuracy in % over the fits that count."""
-    return spread(100 * row["test_accuracy"] for row in rows if counts(row))
+    return spread(100 * value for row in rows if (value := accuracy(row)) is not None)
 
 
 def _curve(rows: Sequence[Row], at: Callable[[Row], Any]) -> np.ndarray:

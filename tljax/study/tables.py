@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from tljax.study import statistics
 from tljax.study.study import Comparison
-from tljax.study.summary import Row, Spread, counts, finite, label, spread
+from tljax.study.summary import Row, Spread, accuracy, counts, ended, finite, label, spread
 
 Cell = tuple[str, str]
 """What it says, and what is said below it in small, or ''."""
@@ -52,7 +52,7 @@ def _group(group: Mapping[str, Any]) -> dict[str, Cell]:
     """Every cell of a strategy; below a mean, over two seeds or more, the range."""
     trained, total = group["trained_parameters"], group["total_parameters"]
     share = f"{100 * trained / total:.1f} %" if trained is not None and total else ""
-    diverged = group["diverged"] and group["diverged"] == group["seeds"]
+    diverged = group["diverged"] and group["diverged"] == group["seeds"] and group["accuracy"] is None
     several = group["counted"] > 1
     return {
         "accuracy": ("diverged", "") if diverged else ranged(group["accuracy"], points, several),
@@ -67,17 +67,27 @@ def _group(group: Mapping[str, Any]) -> dict[str, Cell]:
 
 
 def state(group: Mapping[str, Any]) -> str:
-    """What is missing from the means: diverged and unmeasured fits, and seeds without a fit from scratch; or ''."""
+    """What of the means is no measurement: diverged and unmeasured fits, and seeds without a fit from scratch; or ''."""
     said = []
+    unmeasured = group["seeds"] - group["counted"] - (group["diverged"] if group["counts_as"] is None else 0)
     if group["counted"] < group["seeds"]:
         said.append(f"{group['counted']} of {group['seeds']} seeds")
     if group["diverged"]:
-        said.append(f"{group['diverged']} diverged")
-    if group["counted"] + group["diverged"] < group["seeds"]:
-        said.append(f"{group['seeds'] - group['diverged'] - group['counted']} not measured")
+        said.append(diverged(group["diverged"], group["seeds"], group["counts_as"]))
+    if unmeasured:
+        said.append(f"{unmeasured} not measured")
     if 0 < group["gain_seeds"] < group["counted"]:
         said.append(f"difference over {group['gain_seeds']} of {group['counted']} seeds")
     return ", ".join(said)
+
+
+def diverged(fits: int, of: int, counts_as: float | None) -> str:
+    """What is said of fits that diverged: how many, and the accuracy that they count with.
+
+    >>> diverged(2, 5, 0.1)
+    '2 of 5 fits diverged and count as 10.0 %'
+    """
+    return f"{fits} diverged" if counts_as is None else f"{fits} of {of} fits diverged and count as {points(counts_as)} %"
 
 
 def verdicts(family: Sequence[Comparison]) -> Table:
@@ -229,11 +239,11 @@ def count(value: float | None) -> str:
 
 def _accuracy(fits: Sequence[Row]) -> Cell:
     counted = [row for row in fits if counts(row)]
-    known = spread(row["test_accuracy"] for row in counted)
+    known = spread(accuracy(row) for row in counted)
     if known is None:
         return ("diverged" if all(row.get("diverged") for row in fits) else NOTHING), ""
     items = sum(map(sum, counted[0].get("confusion") or ()))
-    if len(counted) == 1 and items:
+    if len(counted) == 1 and items and ended(counted[0]):
         known = (known[0], *statistics.wilson(round(known[0] * items), items))
     return ranged(known, points, len(counted) > 1 or items > 0)
 
