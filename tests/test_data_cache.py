@@ -33,7 +33,7 @@ def test_the_second_load_is_memory_mapped_and_decodes_nothing(
     first = load("mnist", data_dir=tmp_path / "data", manual_dir=manual)
     monkeypatch.setattr(idx, "read", None)
     again = load("mnist", data_dir=tmp_path / "data", manual_dir=manual)
-    for array in (*again.train, *again.test):
+    for array in (*again.train[:2], *again.test[:2]):
         assert isinstance(array, np.memmap) and not array.flags.writeable
     assert again.fingerprint == first.fingerprint == checks.fingerprint(again.train, again.test, again.classes)
     assert (again.name, again.note, again.classes) == (first.name, first.note, first.classes)

@@ -97,6 +97,9 @@ class Split(NamedTuple):
     """uint8 [n, height, width, channels], or float32 features [n, ...]. May be memory-mapped: read only."""
     labels: np.ndarray
     """int32 [n], each in 0 .. classes - 1."""
+    groups: np.ndarray | None = None
+    """int32 [n]: which items are alike (a writer, a patient, a font family); one numbering for both splits of a task.
+    None if that is not known."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +111,6 @@ class Task:
     test: Split
     classes: tuple[str, ...]
     fingerprint: str
-    """SHA-256 over shapes, dtypes, bytes and class names of both splits: 64 hexadecimal digits."""
+    """SHA-256 over shapes, dtypes, bytes, class names and groups of both splits: 64 hexadecimal digits."""
     note: str = ""
     """What every table must say of this data, such as that it is a part of the complete set."""

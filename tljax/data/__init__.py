@@ -4,7 +4,8 @@ mnist_10k, fashion_mnist_10k      10,000 + 2,000 images that come with tljax; no
 mnist, fashion_mnist, kmnist      complete, from `manual_dir` (IDX files) or TFDS
 cifar10, NAME/CONFIG              any image classification of TFDS; NAME:train=train[:80%]:test=train[80%:]
 folder:DIR                        DIR/train/CLASS/*.png and DIR/test/CLASS/*.png
-FILE.npz                          train_images, train_labels, test_images, test_labels, class_names
+folder:DIR:splits=FILE.csv        of the pictures in DIR those that FILE.csv lists: file,split,group (see `files`)
+FILE.npz                          train_images, train_labels, test_images, test_labels, class_names, train_groups, ...
 
 Any of them with changes after it, in the order to make them: mnist_10k:labels=0-4:rotate=30 (see `derive`).
 """
@@ -14,7 +15,7 @@ import json
 import os
 from pathlib import Path
 
-from tljax.data import derive, files, idx, tfds
+from tljax.data import derive, filenames, files, idx, tfds
 from tljax.data.cache import Prepare, cached
 from tljax.data.images import Shape
 from tljax.plugins import Spec, nearest, parse
@@ -72,9 +73,13 @@ def _source(name: str, spec: Spec, root: Path, manual: Path | None, shape: Shape
     if spec.name == "folder":
         if not spec.words:
             raise InputError(f"'{name}' names no folder: write folder:DIR")
-        _takes(Spec(spec.name, spec.words[1:], spec.options), ())
+        _takes(Spec(spec.name, spec.words[1:], spec.options), ("splits",), "FILE.csv")
         folder = Path(spec.words[0]).expanduser().absolute()
-        return ["folder", str(folder)], lambda: files.prepare_folder(name, folder, shape)
+        if "splits" in spec.options:
+            table = Path(spec.options["splits"]).expanduser().absolute()
+            listed = ["folder", filenames.text(folder), filenames.text(table)]
+            return listed, lambda: files.prepare_listed(name, folder, table, shape)
+        return ["folder", filenames.text(folder)], lambda: files.prepare_folder(name, folder, shape)
     if spec.name.endswith(".npz"):
         _takes(spec, ())
         file = Path(spec.name).expanduser().absolute()
@@ -97,10 +102,10 @@ def _by_hand(name: str, manual: Path, root: Path) -> bool:
     raise InputError(f"--manual_dir='{manual}' has no folder '{name}': make it, with {expected}")
 
 
-def _takes(spec: Spec, options: tuple[str, ...]) -> None:
+def _takes(spec: Spec, options: tuple[str, ...], value: str = "SPLIT") -> None:
     for given in (*spec.words, *spec.options):
         if given in spec.words or given not in options:
-            known = nearest(given, [*(f"{option}=SPLIT" for option in options), *derive.FORMS])
+            known = nearest(given, [*(f"{option}={value}" for option in options), *derive.FORMS])
             raise InputError(f"data set '{spec.name}' has no option '{given}'{known}")
 
 

@@ -20,6 +20,8 @@ Prepare = Callable[[], tuple[list[Path], Callable[[], Task]]]
 
 _NOTE = "task.json"
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+_GROUPS = ("train_groups", "test_groups")
+"""Kept where they are known."""
 _STALE_SECONDS = 24 * 3600
 
 
@@ -60,28 +62,40 @@ def _read(name: str, folder: Path) -> Task | None:
         note = json.loads(text)
         if _stamps(map(Path, note["sources"])) != note["sources"]:
             return None
-        arrays = [np.load(folder / f"{file}.npy", mmap_mode="r", allow_pickle=False) for file in _ARRAYS]
-        if [[a.dtype.str, list(a.shape)] for a in arrays] != note["arrays"]:
+        arrays = {
+            file: np.load(folder / f"{file}.npy", mmap_mode="r", allow_pickle=False)
+            for file in (*_ARRAYS, *_GROUPS)
+            if file in note["arrays"]
+        }
+        if {file: [a.dtype.str, list(a.shape)] for file, a in arrays.items()} != note["arrays"]:
             return None
         # A folder renamed into place while we read it would mix two: the note tells.
         if (folder / _NOTE).read_text() != text:
             return None
-        train, test = Split(*arrays[:2]), Split(*arrays[2:])
+        train, test = (
+            Split(arrays[f"{split}_images"], arrays[f"{split}_labels"], arrays.get(f"{split}_groups"))
+            for split in ("train", "test")
+        )
         return Task(name, train, test, tuple(note["classes"]), note["fingerprint"], note["note"])
     except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, SyntaxError, zipfile.BadZipFile):
         return None
 
 
 def _write(task: Task, stamps: dict[str, list[int]], folder: Path) -> None:
-    arrays = (*task.train, *task.test)
-    for file, array in zip(_ARRAYS, arrays, strict=True):
+    arrays = {
+        f"{word}_{what}": array
+        for word, split in (("train", task.train), ("test", task.test))
+        for what, array in split._asdict().items()
+        if array is not None
+    }
+    for file, array in arrays.items():
         np.save(folder / f"{file}.npy", np.ascontiguousarray(array), allow_pickle=False)
     note = {
         "name": task.name,
         "note": task.note,
         "classes": list(task.classes),
         "fingerprint": task.fingerprint,
-        "arrays": [[a.dtype.str, list(a.shape)] for a in arrays],
+        "arrays": {file: [a.dtype.str, list(a.shape)] for file, a in arrays.items()},
         "sources": stamps,
     }
     (folder / _NOTE).write_text(json.dumps(note, indent=1))

@@ -22,7 +22,7 @@ def load(place: Path, shape: tuple[int, ...]) -> tuple[list[str], np.ndarray]:
     if place.suffix == ".npz" and place.is_file():
         return _npz(place, shape)
     found = {str(file.relative_to(place)): file for file in place.rglob("*")} if place.is_dir() else {place.name: place}
-    names = sorted(name for name, file in found.items() if _picture(name) and file.is_file())
+    names = sorted(name for name, file in found.items() if files.is_picture(Path(name)) and file.is_file())
     kinds = ", ".join(files.PICTURES)
     if not names:
         raise InputError(f"'{place}' holds no picture ({kinds}): give a folder that does, one of them, or an .npz file")
@@ -30,10 +30,6 @@ def load(place: Path, shape: tuple[int, ...]) -> tuple[list[str], np.ndarray]:
         raise InputError(f"'{place}' holds pictures, the model takes features {list(shape)}: give them as .npz")
     pictures = ((f"'{found[name]}'", images.read(found[name])) for name in names)
     return names, images.gather(pictures, len(names), (shape[0], shape[1], shape[2]))
-
-
-def _picture(name: str) -> bool:
-    return Path(name).suffix.lower() in files.PICTURES and not any(part.startswith(".") for part in Path(name).parts)
 
 
 def _npz(file: Path, shape: tuple[int, ...]) -> tuple[list[str], np.ndarray]:
