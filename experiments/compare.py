@@ -19,11 +19,13 @@ from experiments import (
     compare_flags,
     console,
     costs,
+    estimand,
     evals,
     evidence,
     fits,
     helps,
     machine,
+    methods,
     options,
     processes,
     transfer,
@@ -59,13 +61,16 @@ def run(given: Mapping[str, Any], asked: Asked) -> list[workdir.Line]:
         _show(parts)
         return []
     named = {name: mark for part in parts for name, mark in transfer.fingerprints(part.todo).items()}
+    judging = replace(asked, against=methods.one(base).label if base != "scratch" else base)
+    for part in parts:
+        estimand.require_some(part.todo)
     more = evals.read(made, asked.eval, [part.todo for part in parts])
     with processes.opened(made, "compare", commandline.to_flags(asked)) as folder:
         found = [(part, transfer.within(part.todo, folder, {**named, **evals.fingerprints(more)})) for part in parts]
         lines = [line for _, some in found for line in some]
         if processes.first():
             judged = [_judged(part, some, more, folder, means) for part, some in found]
-            verdicts.show(folder, judged, asked, notes(parts, asked))
+            verdicts.show(folder, judged, judging, notes(parts, asked))
     return lines
 
 
@@ -130,14 +135,8 @@ def notes(parts: Sequence[Part], asked: Asked) -> list[str]:
     todos = [part.todo for part in parts]
     data = {f"{todo.target.name}: {todo.target.note}" for todo in todos if todo.target.note}
     data |= {f"{todo.source.name}: {todo.source.note}" for todo in todos if todo.source and todo.source.note}
-    tuning = tuned.said(asked.tuned)
-    single = any(todo.source and len(set(todo.source.identity.values())) == 1 for todo in todos)
-    estimand = (
-        "the verdicts speak of this one trained source"
-        if single
-        else "sources are trained anew with each seed, so the verdicts speak of the way of pretraining"
-    )
-    return [tuning, estimand, "they speak of these tasks alone", *sorted(data)]
+    spoken = estimand.sentences([estimand.of(todo) for todo in todos])
+    return [tuned.said(asked.tuned), *spoken, "they speak of these tasks alone", *sorted(data)]
 
 
 def _show(parts: Sequence[Part]) -> None:

@@ -182,13 +182,17 @@ def results(title: str, lines: Sequence[Mapping[str, Any]], notes: Sequence[str]
     """The one table at the end, a row for each strategy and label budget: means and ranges over seeds."""
     from rich.console import Console
 
-    from tljax.study import summary
+    from tljax.study import summary, tables
 
     # Narrow: ranges below means, and the columns that results.jsonl has too left out.
     console = Console()
     narrow = (console.is_terminal or "COLUMNS" in os.environ) and console.width < 125
     rows = []
+    odd = []
     for row in summary.summary(lines):
+        if row["diverged"]:
+            said = tables.diverged(row["diverged"], row["seeds"], row["counts_as"])
+            odd.append(f"{row['strategy']} at {row['train_examples']:,} labels: {said}")
         runs = f"{row['seeds']}" + (f" ({row['diverged']} diverged)" if row["diverged"] else "")
         between = "\n" if narrow else " "
         cells = [
@@ -206,7 +210,8 @@ def results(title: str, lines: Sequence[Mapping[str, Any]], notes: Sequence[str]
         ]
         rows.append(cells if narrow else [*cells, *more])
     columns = ["strategy", "labels", "seeds", "test accuracy %", "against scratch", "trained"]
-    table(title, columns if narrow else [*columns, "loss (nats)", "steps", "seconds"], rows, notes)
+    more_notes = [*odd, *([summary.COUNTS_AS] if odd else [])]
+    table(title, columns if narrow else [*columns, "loss (nats)", "steps", "seconds"], rows, [*more_notes, *notes])
 
 
 def _number(value: float | None, form: str) -> str:

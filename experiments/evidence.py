@@ -138,7 +138,8 @@ def all_groups(found: Sequence[Found]) -> dict[str, np.ndarray]:
     for part in found:
         for target, own in part.groups.items():
             known = groups.setdefault(target, own)
-            if known.shape != own.shape or len(np.unique(np.stack([known, own]), axis=1).T) != len(np.unique(own)):
+            pairs = np.unique(np.stack([known, own]), axis=1).shape[1] if known.shape == own.shape else 0
+            if not pairs == len(np.unique(known)) == len(np.unique(own)):
                 raise InputError(f"fits of '{target}' have their test examples in different groups: give all the same")
     return groups
 

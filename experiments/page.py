@@ -4,9 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from experiments import console, outcome, workdir
 from experiments.options import Settings
 from experiments.sources import Source
+from tljax.study import summary
 from tljax.types import Task
 
 
@@ -15,6 +18,7 @@ def show(made: Settings, target: Task, source: Source | None, lines: Sequence[wo
     title, notes = about(source, target)
     identities = set(source.identity.values()) if source else set()
     trained = [line for line in workdir.lines(folder) if line["key"] in identities]
+    lines = summary.with_share(lines, np.asarray(target.test.labels))
     known = [line["source_accuracy"] for line in lines if line["source_accuracy"] is not None]
     odd = [str(line["seed"]) for line in trained if line["diverged"]]
     if odd:

@@ -7,7 +7,12 @@
 elsewhere, --results is a CSV with a row a fit: name, source (may be empty), target, strategy (scratch among them),
 seed, train_examples; and, as far as known, steps, seconds, source_accuracy, selected_on (none, validation, test: what
 the epoch was chosen on), tuning_seeds (with spaces). --predictions names a .npz a fit, NAME.npz, with labels [items]
-and predicted [items] or probabilities [items, classes], for the same test examples in the same order.
+and predicted [items] or probabilities [items, classes], for the same test examples in the same order; and with groups
+[items], if it is known which examples are alike (of one writer, patient or scene). A column diverged says which fits
+did (true or false): of those predictions needs labels alone.
+
+A run is judged as it was when it was compared: another --margin, --level, --family or --against than its own is refused,
+and it counts how often its results were looked at. Of what was never judged the first report decides.
 """
 
 import csv
@@ -29,54 +34,102 @@ _WHOLE = ("seed", "train_examples", "steps")
 
 
 @dataclass(frozen=True)
-class Asked(Judging):
+class Asked:
     """Which fits are judged, and how."""
 
     runs: tuple[str, ...] = flag((), "run directories; one that is broken or half finished is left out, aloud")
     results: str | None = flag(None, "a CSV of fits made elsewhere")
     predictions: str | None = flag(None, "their predictions, such as 'runs/*.npz'")
     output: str | None = flag(None, "a folder for report.html, report.md, tables and figures; needed")
+    margin: float | None = flag(None, "points of accuracy, as of experiments.compare; default the run's, else 0.5")
+    level: float | None = flag(None, "of all intervals and verdicts together; default the run's, else 0.95")
+    family: str | None = flag(None, "what is judged, area or budgets; default the run's, else area")
+    looks: int | None = flag(None, "how often results are to be looked at; default the run's, else 1")
+    against: str | None = flag(None, "what the others are compared with; default the run's, else scratch")
+
+
+class Read(NamedTuple):
+    """What run directories hold."""
+
+    runs: list[list[Found]]
+    notes: list[str]
+    """What is to be said of it, and of each that is left out."""
+    judging: dict[str, dict[str, Any]]
+    """{run: how it was judged}."""
+    looks: int
+    """How often the most looked at had been."""
 
 
 def run(asked: Asked) -> None:
     """Judge the fits, print the verdicts, write the report."""
-    compare_flags.check(asked)
     if not asked.output:
         raise InputError("--output is not given: name a folder for the report")
-    found, notes = _of_runs(asked.runs)
+    read = _of_runs(asked.runs)
+    runs, notes = read.runs, read.notes
     if asked.results:
-        found.append(theirs(Path(asked.results), asked.predictions or ""))
+        runs.append([theirs(Path(asked.results), asked.predictions or "")])
         notes.append(f"fits of {Path(asked.results).name} were made elsewhere, and their table was believed")
+        notes.append("what differs between their seeds is not known here")
+    found = [part for parts in runs for part in parts]
     if not any(part.rows for part in found):
         raise InputError("there is no fit to judge: give --runs=DIR, or --results=CSV with --predictions='DIR/*.npz'")
     folder = Path(asked.output)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output={asked.output} is a file: name a folder")
-    told = verdicts.judged(found, asked, list(dict.fromkeys([*notes, "they speak of these tasks alone"])))
+    judging = _judging(asked, read.judging)
+    fits, places = looks.apart(runs, judging.against), (folder / "looks", looks.place())
+    look = max(read.looks, looks.count(fits, judging, places))
     folder.mkdir(parents=True, exist_ok=True)
+    notes += looks.keep(fits, judging, look, places)
+    told = verdicts.judged(found, judging, list(dict.fromkeys([*notes, "they speak of these tasks alone"])), look)
     verdicts.write(folder, told, {})
     verdicts.tables(told)
     console.say(f"  report: {folder / 'report.html'}")
 
 
-def _of_runs(runs: Sequence[str]) -> tuple[list[Found], list[str]]:
-    """(what run directories hold, what is to be said of it, and of each that is left out)."""
-    found: list[Found] = []
-    notes, seen = [], dict[Any, str]()
+def _judging(asked: Asked, runs: Mapping[str, Mapping[str, Any]]) -> Judging:
+    """How the fits are judged: as their runs were, else as the flags say.
+
+    Raises InputError for flags that say otherwise than a run, and for runs that were judged otherwise than each other.
+    """
+    flags = {f.name: getattr(asked, f.name) for f in fields(Judging)}
+    given = {name: value for name, value in flags.items() if value is not None}
+    judging = Judging(**{**next(iter(runs.values()), {}), **given})
+    compare_flags.check(judging)
+    for name, before in runs.items():
+        looks.refuse_other(judging, before, f"'{name}' was judged")
+    return judging
+
+
+def _of_runs(runs: Sequence[str]) -> Read:
+    """What run directories hold."""
+    found = Read([], [], {}, 0)
+    looked, seen = 0, dict[Any, str]()
     for name in runs:
         try:
-            parts, said = evidence.of_directory(Path(name))
-            for part in parts:
+            kept = evidence.of_directory(Path(name))
+            for part in kept.found:
                 for row in part.rows:
                     what = evidence.cell(row, part.longer), row["seed"]
                     if seen.setdefault(what, row["key"]) != row["key"]:
                         raise InputError(f"{row['name']} is there already, with other hyper-parameters")
+            flags = _flags(Path(name))
+            judging = kept.judging or (compare_flags.of_flagfile(flags) if kept.looks else None)
+            spoken = [] if judging else estimand.sentences([estimand.of_settings(options.settings(**flags))])
         except (InputError, OSError) as error:
-            notes.append(f"{name} is left out: {error}")
+            found.notes.append(f"{name} is left out: {error}")
             continue
-        found += parts
-        notes += [note for note in said if note not in notes]
-    return found, notes
+        found.runs.append(kept.found)
+        found.judging.update({name: judging} if judging else {})
+        looked = max(looked, kept.looks)
+        found.notes.extend(note for note in [*kept.notes, *spoken] if note not in found.notes)
+    return found._replace(looks=looked)
+
+
+def _flags(run: Path) -> dict[str, Any]:
+    """The flags of a run directory, those of experiments.transfer alone but for how it was judged."""
+    given, _ = options.read(["report", f"--flagfile={run / 'flags.flags'}"], compare_flags.Asked)
+    return given
 
 
 def theirs(results: Path, predictions: str) -> Found:

@@ -33,7 +33,7 @@ from experiments.options import Settings
 from experiments.search_flags import Search
 from experiments.search_report import Arm
 from experiments.transfer import Experiment
-from tljax.study import search
+from tljax.study import search, summary
 from tljax.types import InputError
 
 
@@ -63,8 +63,9 @@ def run(given: Mapping[str, Any], asked: Search) -> list[workdir.Line]:
             trained[arm] = search_report.Winner(studies[arm].study, best, options.settings(**final))
         search_report.keep_best(folder, trained)
         lines = [line for winner in trained.values() for line in _train_anew(winner.made, means)]
-        notes = search_report.write(folder, options.settings(**given), asked, trained, lines, base)
-    console.results("tuned against tuned", lines, notes)
+        settled = summary.with_share(lines, base.target.test.labels)
+        notes = search_report.write(folder, options.settings(**given), asked, trained, settled, base)
+    console.results("tuned against tuned", settled, notes)
     return lines
 
 

@@ -70,7 +70,7 @@ def write(
     made: Settings,
     asked: Search,
     winners: Mapping[Arm, Winner],
-    lines: Sequence[workdir.Line],
+    lines: Sequence[Mapping[str, Any]],
     base: Experiment,
 ) -> list[str]:
     """Write report.html; what is said below the table."""

@@ -215,8 +215,9 @@ def _judged(
     found = {}
     for i, cells in enumerate(members):
         if (one := alone(right, cells, margin, level, base, groups=groups)) is not None:
-            found[i] = one if one.fits > 1 else one._replace(reason=f"of one pair of fits; {TWO}")
-    able = [i for i, one in found.items() if one.fits > 1]
+            reason = f"of one pair of fits; {TWO}" if one.fits < 2 else ONE_GROUP if one.groups == 1 else ""
+            found[i] = one._replace(reason=reason)
+    able = [i for i, one in found.items() if not one.reason]
     first = _first_equal(right, [members[i] for i in able])
     judged = [i for i, same_as in zip(able, first, strict=True) if same_as is None]
     verdicts = _verdicts(right, [members[i] for i in judged], margin, level, base, groups)
@@ -231,16 +232,22 @@ def _judged(
     return list(found.values())
 
 
+NO_WORD: Mapping[str, Any] = {
+    **{"word": "", "size": "", "p": None, "power": None, "power_equivalent": None, "warning": ""}
+}
+"""What a comparison has that is not judged."""
+ONE_GROUP = "all test examples are of one group, so nothing is known of another"
 TWO = "a verdict takes two seeds or more of a strategy and of what it is compared with"
 
 
 def _told(one: Comparison, verdict: statistics.Verdict) -> Comparison:
     """A comparison with what was judged of it."""
     mean, low, high = verdict.interval[:3]
-    known = one._replace(mean=mean, low=low, high=high, word=verdict.word, p=verdict.p, warning=verdict.warning)
+    known = one._replace(mean=mean, low=low, high=high, word=verdict.word, p=verdict.p)
     if not verdict.word:
-        return known._replace(p=None, reason=verdict.warning, warning="")
-    return known._replace(size=verdict.size, power=verdict.power, power_equivalent=verdict.power_equivalent)
+        return known._replace(**NO_WORD, reason=verdict.warning.rstrip("."))
+    known = known._replace(size=verdict.size, power=verdict.power, power_equivalent=verdict.power_equivalent)
+    return known._replace(warning=verdict.warning.rstrip("."))
 
 
 def _verdicts(
@@ -285,8 +292,7 @@ def _withheld(
             continue
         instead = "no fit of it is left" if any(cell in hopeless for cell in bases) else f"it is {other.word}"
         reason = f"{verdict.word} only because {lost} fits of {base} diverged ({kind}); with its best fit instead {instead}"
-        nothing = {"word": "", "size": "", "p": None, "power": None, "power_equivalent": None, "warning": ""}
-        found.append((verdict, {**nothing, "reason": reason}))
+        found.append((verdict, {**NO_WORD, "reason": reason}))
     return found
 
 
@@ -338,7 +344,7 @@ def alone(
     """One comparison by itself, without a verdict; of a single pair over its test examples, with McNemar's exact p.
 
     `longer` says that `base` is scratch with the source's steps added. McNemar's is of right and wrong: there is none
-    where a fit diverged, or test examples are in groups. None without pairs.
+    where a fit diverged. Where all test examples are of one group there is no interval. None without pairs.
     """
     bases = _bases(cells, base, longer)
     scores = _scores(right, cells, bases)
@@ -348,14 +354,22 @@ def alone(
     lost = [sum(diverged(right[cell][seed]) for cell in of for seed in seeds) for of in (cells, bases)]
     unused = sum(len(right[cell].keys() - seeds) for cell in (*cells, *bases)) if len(cells) > 1 else 0
     alike = groups.get(cells[0].target)
-    judge = statistics.crossed if len(scores) > 1 else statistics.over_items
-    interval = judge(scores if len(scores) > 1 else scores[0], level, groups=alike)
-    plain = len(scores) == len(cells) == 1 and not any(lost) and alike is None
-    p = statistics.mcnemar(scores[0] > 0, scores[0] < 0) if plain else None
+    many = None if alike is None else len(np.unique(alike))
+    interval: Sequence[float] = (float(scores.mean()), np.nan, np.nan)
+    if many != 1:  # of one group nothing is known of others
+        several = len(scores) > 1
+        interval = (statistics.crossed if several else statistics.over_items)(scores if several else scores[0], level, alike)
+    exact = len(scores) == len(cells) == 1 and not any(lost) and many != 1
+    p = statistics.mcnemar(scores[0] > 0, scores[0] < 0, alike) if exact else None
     first, budgets, (fits, items) = cells[0], tuple(cell.budget for cell in cells), scores.shape
     about = (first.source, first.target, first.strategy, budgets, against.format(base), fits, items)
     one = Comparison(*about, *interval[:3], "", margin, None, p, level=level, diverged=(lost[0], lost[1]))
-    return one._replace(unused=unused, groups=None if alike is None else len(np.unique(alike)))
+    return one._replace(unused=unused, groups=many)
+
+
+def base_of(family: Sequence[Comparison]) -> str:
+    """What a family is compared with: scratch, or the strategy of --against."""
+    return family[0].against.removesuffix(STEPS.format("")) if family else "scratch"
 
 
 def sentence(family: Iterable[Comparison], level: float) -> str:
@@ -369,7 +383,7 @@ def sentence(family: Iterable[Comparison], level: float) -> str:
     if not judged:
         whys = [reason if len(lacking) == 1 else f"{listed(names)} {reason}" for reason, names in lacking.items()]
         return f"Nothing was judged: {'; '.join(whys) or TWO}."
-    base = judged[0].against.removesuffix(STEPS.format(""))
+    base = base_of(judged)
     meanings = _MEANING if base == "scratch" else _MEANING_OF_OTHERS
     said = []
     for (word, size), meaning in meanings.items():

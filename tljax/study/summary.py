@@ -55,6 +55,13 @@ def label(row: Row) -> str:
     return ":".join([str(row["strategy"]), *(f"{name}={options[name]}" for name in sorted(options))])
 
 
+COUNTS_AS = (
+    "a fit that diverged counts as the share of the most frequent test class, as if it always answered that; losses and "
+    "curves are of the others"
+)
+"""What is said wherever a diverged fit entered a mean."""
+
+
 def majority_share(labels: np.ndarray) -> float:
     """The share of the most frequent class among test labels, int [items]: what is right without having learnt.
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tljax.study import statistics
-from tljax.study.study import Comparison
+from tljax.study.study import Comparison, base_of, weights
 from tljax.study.summary import Row, Spread, accuracy, counts, ended, finite, label, spread
 
 Cell = tuple[str, str]
@@ -90,27 +90,53 @@ def diverged(fits: int, of: int, counts_as: float | None) -> str:
     return f"{fits} diverged" if counts_as is None else f"{fits} of {of} fits diverged and count as {points(counts_as)} %"
 
 
+SIZES = {"beyond": "by more than the margin", "within": "by less than the margin", "open": "by what of the margin is open"}
+"""Of a difference that is there: how it stands to the margin."""
+
+
 def verdicts(family: Sequence[Comparison]) -> Table:
-    """A row a comparison of the family, with its verdict, under its source and target."""
-    numbers = [FROM_SCRATCH, "p", "Power (%)", "Margin (points)", "Labels", "Pairs of fits", "Test examples"]
+    """A row a comparison of the family, with its verdict and its size, under its source and target."""
+    from_base = f"Difference from {base_of(family)} (points)"
+    power = ["Power (%)", "Power to call equivalent (%)"]
+    numbers = [from_base, "p, adjusted", *power, "Margin (points)", "Labels", "Pairs of fits", "Test examples"]
     rows = [
         (
             place(one.source, one.target),
             [
-                (one.strategy, ""),
-                (one.word or NOTHING, ""),
+                (one.strategy, f"equals {one.equals}" if one.equals else ""),
+                (one.word or NOTHING, SIZES[one.size] if one.word in ("positive", "negative") else ""),
                 difference(one),
-                (chance(one.p), ""),
-                (f"{100 * one.power:.0f}" if one.power is not None and finite(one.power) else NOTHING, ""),
+                (chance(one.p) if one.word else NOTHING, ""),
+                (between(one.power), ""),
+                (between(one.power_equivalent), ""),
                 (f"{100 * one.margin:.2f}", ""),
                 (_labels(one.budgets), ""),
                 (count(one.fits), ""),
-                (count(one.items), ""),
+                (count(one.items), "" if one.groups is None else f"in {count(one.groups)} groups"),
             ],
         )
         for one in family
     ]
     return Table("Verdicts", ["Strategy", "Verdict", *numbers], grouped(rows), 2)
+
+
+def between(chances: tuple[float, float] | None) -> str:
+    """Probabilities from and to, in %.
+
+    >>> between((0.052, 0.54))
+    '5 to 54'
+    """
+    return NOTHING if chances is None else f"{100 * chances[0]:.0f} to {100 * chances[1]:.0f}"
+
+
+def shares(budgets: Sequence[int]) -> str:
+    """The label budgets of an area with their shares in it.
+
+    >>> shares([10, 100, 1000])
+    '10 25 %, 100 50 %, 1,000 25 %'
+    """
+    each = zip(budgets, weights(budgets), strict=True)
+    return ", ".join(f"{count(budget)} {100 * share:.0f} %" for budget, share in each)
 
 
 def same(table: Table, first: int) -> tuple[Table, str]:
