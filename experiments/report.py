@@ -17,16 +17,30 @@ and it counts how often its results were looked at. Of what was never judged the
 
 import csv
 import glob
-from collections.abc import Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from experiments import compare_flags, console, evidence, helps, verdicts
+import numpy as np
+
+from experiments import (
+    commandline,
+    compare_flags,
+    console,
+    estimand,
+    evidence,
+    helps,
+    looks,
+    options,
+    verdicts,
+)
 from experiments.commandline import flag
 from experiments.compare_flags import Judging
 from experiments.evidence import Found
 from tljax import plugins
+from tljax.study.summary import with_share
 from tljax.types import InputError
 
 _NEEDED = ("name", "target", "strategy", "seed", "train_examples")
@@ -113,8 +127,10 @@ def _of_runs(runs: Sequence[str]) -> Read:
                     what = evidence.cell(row, part.longer), row["seed"]
                     if seen.setdefault(what, row["key"]) != row["key"]:
                         raise InputError(f"{row['name']} is there already, with other hyper-parameters")
-            flags = _flags(Path(name))
-            judging = kept.judging or (compare_flags.of_flagfile(flags) if kept.looks else None)
+            judging = kept.judging
+            if judging is None and kept.looks:  # by an older tljax, which kept it nowhere else
+                judging = looks.settings(Judging(**_flags(Path(name), commandline.kinds(Judging))))
+            flags = {} if judging else _flags(Path(name), options.kinds())
             spoken = [] if judging else estimand.sentences([estimand.of_settings(options.settings(**flags))])
         except (InputError, OSError) as error:
             found.notes.append(f"{name} is left out: {error}")
@@ -126,10 +142,11 @@ def _of_runs(runs: Sequence[str]) -> Read:
     return found._replace(looks=looked)
 
 
-def _flags(run: Path) -> dict[str, Any]:
-    """The flags of a run directory, those of experiments.transfer alone but for how it was judged."""
-    given, _ = options.read(["report", f"--flagfile={run / 'flags.flags'}"], compare_flags.Asked)
-    return given
+def _flags(run: Path, known: Mapping[str, str]) -> dict[str, Any]:
+    """What flags.flags of a run directory says of the flags that are `known`, {flag: its type as written}."""
+    lines = (run / "flags.flags").read_text(encoding="utf-8", errors="replace").splitlines()
+    own = [line for line in lines if line.startswith("--") and line[2:].partition("=")[0] in known]
+    return commandline.parse(["report", *own], known)
 
 
 def theirs(results: Path, predictions: str) -> Found:
@@ -146,15 +163,30 @@ def theirs(results: Path, predictions: str) -> Found:
             f"--predictions={predictions} names no '{lacking[0]}.npz'" if lacking else f"--results={results} has no row"
         )
         raise InputError(f"{what}: a fit is a row and a file of its name")
-    known = {row["name"]: evidence.read(files[row["name"]]) for row in rows}
+    known = {row["name"]: evidence.read(files[row["name"]], row["diverged"]) for row in rows}
     labels: dict[str, Any] = {}
+    parts = []
     for row in rows:
         predicted, own = known[row["name"]]
         first = labels.setdefault(row["target"], own)
         if first.shape != own.shape or (first != own).any():
             raise InputError(f"'{files[row['name']]}' has other labels than the other fits of '{row['target']}'")
-        row["test_accuracy"] = float((predicted == own).mean())
-    return Found(rows, {name: one[0] for name, one in known.items()}, labels)
+        row["test_accuracy"] = None if row["diverged"] else float((predicted == own).mean())
+        row["key"] = _key(row, predicted, own)
+        groups = evidence.groups_in(files[row["name"]])
+        parts.append(Found([], {}, {}, {} if groups is None else {row["target"]: groups}))
+    settled = [row for each in rows for row in with_share([each], labels[each["target"]])]
+    predictions_of = {row["name"]: known[row["name"]][0] for row in rows if not row["diverged"]}
+    return Found(settled, predictions_of, labels, evidence.all_groups(parts))
+
+
+def _key(row: Mapping[str, Any], predicted: np.ndarray, labels: np.ndarray) -> str:
+    """What a fit made elsewhere is known by: what its table says of it, and what it predicts."""
+    about = [row[name] for name in ("source", "target", "strategy", "seed", "train_examples", "diverged")]
+    digest = hashlib.sha256(repr(about).encode())
+    for part in (predicted, labels):
+        digest.update(np.ascontiguousarray(part, np.int64).tobytes())
+    return digest.hexdigest()
 
 
 def _row(where: str, given: dict[str, Any]) -> dict[str, Any]:
