@@ -1,6 +1,5 @@
 """Cards: what each of several sources says of itself, so that they can be ranked."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,8 +43,8 @@ def write(folder: Path, told: Mapping[str, Any], line: workdir.Line, recipe: Rec
         "recipe": vars(recipe),
     }
     place = folder / "cards" / f"{line['name']}.json"
-    place.parent.mkdir(exist_ok=True)
-    workdir.replace(place, json.dumps(card, indent=1) + "\n")
+    workdir.folder(place.parent)
+    workdir.write_record(place, card)
     return card
 
 
@@ -71,7 +70,7 @@ def read(place: str, given: Mapping[str, Any] | None = None) -> list[Card]:
 def _card(file: Path, folder: Path) -> tuple[int, Card]:
     """(its place in the list, card) of a source of a zoo."""
     try:
-        told = json.loads(file.read_text(encoding="utf-8"))
+        told = workdir.read_record(file) or {}
         name, accuracy, parameters, trivial, place, number = (
             told[key] for key in ("name", "accuracy", "parameters", "trivial", "checkpoint", "number")
         )

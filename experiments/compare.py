@@ -70,7 +70,8 @@ def run(given: Mapping[str, Any], asked: Asked) -> list[workdir.Line]:
         lines = [line for _, some in found for line in some]
         if processes.first():
             judged = [_judged(part, some, more, folder, means) for part, some in found]
-            verdicts.show(folder, judged, judging, notes(parts, asked))
+            several = workdir.mixed(folder, [line["name"] for line in lines])
+            verdicts.show(folder, judged, judging, [*notes(parts, asked), *several])
     return lines
 
 

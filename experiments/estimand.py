@@ -88,5 +88,9 @@ def require_some(todo: Experiment) -> None:
         len(varied.whole) == len(todo.made.train_examples) and not todo.made.recipe.validation
     )
     if varied.seeds > 1 and drawn and {"head", "order"} <= set(varied.pinned) and varied.sources in (None, 1):
-        flags = ", ".join(f"--{name}_seed" for name in ("source", *varied.pinned) if name != "source" or todo.made.source)
-        raise InputError(f"{flags} leave nothing that --seeds could vary: every fit would be the same; unpin one of them")
+        flags = ", ".join(
+            f"--{name}_seed" for name in ("source", *varied.pinned) if name != "source" or todo.made.source
+        )
+        raise InputError(
+            f"{flags} leave nothing that --seeds could vary: every fit would be the same; unpin one of them"
+        )

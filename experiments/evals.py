@@ -68,7 +68,7 @@ def accuracies(
         missing = [line for line in lines if line["name"] not in known and (of_start or not line["diverged"])]
         if missing:
             known |= _judged(todo, missing, name, task, folder)
-            file.parent.mkdir(exist_ok=True)
+            workdir.folder(file.parent)
             workdir.write_record(file, {**about, "accuracy": known})
         share = majority_share(task.test.labels)
         for line in lines:

@@ -1,7 +1,8 @@
 """What fits are judged by: their rows, curves, and what they predict for each test example."""
 
+import hashlib
+import io
 import json
-import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,8 +45,9 @@ def of_run(folder: Path, lines: Sequence[workdir.Line], task: Task) -> Found:
 
 def _kept(folder: Path, rows: Sequence[Row]) -> Found:
     """What a run directory keeps of these fits."""
-    both = {row["name"]: read(folder / row["predictions"]) for row in rows if counts(row) or row.get("diverged")}
-    files = {row["target"]: folder / row["predictions"] for row in rows if row["name"] in both}
+    known_rows = [row for row in rows if counts(row) or row.get("diverged")]
+    both = {row["name"]: read(folder / row["predictions"], row["predictions_sha256"]) for row in known_rows}
+    files = {row["target"]: folder / row["predictions"] for row in known_rows}
     labels = {row["target"]: both[row["name"]][1] for row in rows if row["name"] in both}
     groups = {target: known for target, file in files.items() if (known := groups_in(file)) is not None}
     curves = {row["name"]: curve for row in rows if (curve := outcome.curves(folder, row)) is not None}
@@ -67,9 +69,7 @@ class Kept(NamedTuple):
     """How often they had been looked at then."""
 
 
-def keep(
-    folder: Path, found: Sequence[Found], notes: Sequence[str], judging: Mapping[str, Any], looks: int
-) -> None:
+def keep(folder: Path, found: Sequence[Found], notes: Sequence[str], judging: Mapping[str, Any], looks: int) -> None:
     """Write what else is known of the fits of a study, and how they were judged, to `folder`/study.json.
 
     `looks` is how often they have been looked at, this time counted, wherever that is known from.
@@ -96,16 +96,12 @@ def of_directory(folder: Path) -> Kept:
     return Kept(found, notes, judging, looks)
 
 
-def read(file: Path) -> tuple[np.ndarray, np.ndarray]:
+def read(file: Path, sha256: str | None = None) -> tuple[np.ndarray, np.ndarray]:
     """(predicted classes, labels), int [items] each, of a .npz of `probabilities` or `predicted`, and `labels`.
 
-    Raises InputError for a file that has them not, or not of one length.
+    Raises InputError for a file that has them not, or not of one length, and for one that has not this SHA-256.
     """
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            kept = {name: arrays[name] for name in ("probabilities", "predicted", "labels") if name in arrays}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"predictions '{file}' cannot be read ({error}): write it again") from error
+    kept = _arrays(file, ("probabilities", "predicted", "labels"), sha256)
     labels = kept.get("labels", np.zeros((0, 0)))
     found = kept["probabilities"].argmax(-1) if kept.get("probabilities", labels).ndim == 2 else kept.get("predicted")
     if found is None or labels.ndim != 1 or found.shape != labels.shape or not np.issubdtype(labels.dtype, np.integer):
@@ -116,20 +112,35 @@ def read(file: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def groups_in(file: Path) -> np.ndarray | None:
-    """`groups` [items] of a .npz of predictions: which test examples are alike; None where they are not there.
+    """`groups` of a .npz of predictions: which test examples are alike, int [items]; None where they are not there.
 
     Raises InputError for a file that cannot be read, and for groups that are no integers or words, one an example.
     """
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            if "groups" not in arrays:
-                return None
-            groups, items = arrays["groups"], arrays["labels"].shape
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f"predictions '{file}' cannot be read ({error}): write it again") from error
-    if groups.shape != items or groups.dtype.kind not in "iuU":
-        raise InputError(f"predictions '{file}': groups are {groups.dtype}{list(groups.shape)}: give integers, [items]")
+    kept = _arrays(file, ("groups", "labels"))
+    groups = kept.get("groups")
+    if groups is None:
+        return None
+    if groups.shape != kept["labels"].shape or groups.dtype.kind not in "iuU":
+        raise InputError(
+            f"predictions '{file}': groups are {groups.dtype} {list(groups.shape)}: give integers or words, [items]"
+        )
     return np.unique(groups, return_inverse=True)[1]
+
+
+def _arrays(file: Path, names: Sequence[str], sha256: str | None = None) -> dict[str, np.ndarray]:
+    """Those of the arrays that a .npz has; raises InputError for one that cannot be read or has not this SHA-256."""
+    try:
+        if file.exists() and not file.is_file():
+            raise ValueError("it is no file")
+        raw = file.read_bytes()
+        if sha256 is not None and hashlib.sha256(raw).hexdigest() != sha256:
+            raise InputError(f"predictions '{file}' are not as they were written: run the command of their run again")
+        with np.load(io.BytesIO(raw), allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in names if name in arrays}
+    except InputError:
+        raise
+    except Exception as error:  # what NumPy, zlib and the unpacking raise for a damaged file has no common type
+        raise InputError(f"predictions '{file}' cannot be read ({error}): write it again") from error
 
 
 def all_groups(found: Sequence[Found]) -> dict[str, np.ndarray]:

@@ -67,9 +67,7 @@ def apart(runs: Sequence[Sequence[Found]], against: str) -> list[Seen]:
     pooled: list[list[int]] = []
     for i in range(len(runs)):
         own = {where for where, _ in cells[i] if where.strategy not in ("scratch", against) and not where.longer}
-        near = [
-            group for group in pooled if any(own & {where for where, _ in cells[j]} for j in group)
-        ]
+        near = [group for group in pooled if any(own & {where for where, _ in cells[j]} for j in group)]
         pooled = [group for group in pooled if group not in near] + [[i, *(j for group in near for j in group)]]
     return [one for group in pooled for one in seen([part for i in sorted(group) for part in runs[i]], against)]
 
@@ -112,7 +110,9 @@ def keep(judged: Sequence[Seen], judging: Judging, look: int, places: Collection
 def refuse_other(judging: Judging, before: Mapping[str, Any], what: str) -> None:
     """Raise InputError unless it is judged as it was before."""
     now = settings(judging)
-    differ = [f"--{name}={before[name]}, not {now[name]}" for name in now if name in before and now[name] != before[name]]
+    differ = [
+        f"--{name}={before[name]}, not {now[name]}" for name in now if name in before and now[name] != before[name]
+    ]
     if differ:
         raise InputError(
             f"{what} with {', '.join(differ)}: what counts as a difference is chosen before the first look; leave it "

@@ -20,6 +20,7 @@ def show(made: Settings, target: Task, source: Source | None, lines: Sequence[wo
     trained = [line for line in workdir.lines(folder) if line["key"] in identities]
     lines = summary.with_share(lines, np.asarray(target.test.labels))
     known = [line["source_accuracy"] for line in lines if line["source_accuracy"] is not None]
+    notes += workdir.mixed(folder, [line["name"] for line in (*trained, *lines)])
     odd = [str(line["seed"]) for line in trained if line["diverged"]]
     if odd:
         notes.insert(0, f"the source of seed {', '.join(odd)} diverged: what was transferred is what it had before")
@@ -61,5 +62,5 @@ def reproduced(folder: Path) -> Any:
     """How the page of a run directory came about."""
     from tljax.study.report import Reproduced
 
-    flags = (folder / "flags.flags").read_text(encoding="utf-8")
+    flags = workdir.flags_text(folder / "flags.flags")
     return Reproduced(workdir.recorded(folder) or {}, flags, flags.splitlines()[0].removeprefix("# "))

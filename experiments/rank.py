@@ -71,7 +71,7 @@ def run(given: Mapping[str, Any], asked: Asked) -> dict[str, Any]:
         return {}
     marks = {name: task.fingerprint for name, task in todo.targets.items()}
     with processes.opened(todo.made, "rank", commandline.to_flags(asked)) as folder:
-        if processes.first() and (workdir.recorded(folder) or {}).get("data") != marks:
+        if processes.first():
             workdir.record(folder, marks)
         table = {
             (card.name, name): scoring.scored(

@@ -163,7 +163,7 @@ def theirs(results: Path, predictions: str) -> Found:
             f"--predictions={predictions} names no '{lacking[0]}.npz'" if lacking else f"--results={results} has no row"
         )
         raise InputError(f"{what}: a fit is a row and a file of its name")
-    known = {row["name"]: evidence.read(files[row["name"]], row["diverged"]) for row in rows}
+    known = {row["name"]: evidence.read(files[row["name"]]) for row in rows}
     labels: dict[str, Any] = {}
     parts = []
     for row in rows:

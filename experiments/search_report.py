@@ -60,9 +60,10 @@ def keep_best(folder: Path, winners: Mapping[Arm, Winner]) -> None:
     """Write the flags of each winner: best.flags, of several studies best/STRATEGY-BUDGET.flags."""
     for arm, winner in winners.items():
         file = folder / "best.flags" if len(winners) == 1 else folder / "best" / f"{file_name(arm)}.flags"
-        file.parent.mkdir(exist_ok=True)
+        if len(winners) > 1:
+            workdir.folder(file.parent)
         head = f"# python -m experiments.transfer --flagfile={file} --workdir=NEW"
-        workdir.replace(file, "\n".join([head, *options.to_flags(winner.made), ""]))
+        workdir.replace(file, workdir.signed("\n".join([head, *options.to_flags(winner.made), ""])))
 
 
 def write(

@@ -57,7 +57,9 @@ def _of_items(table: study.Right, groups: study.Groups) -> list[str]:
     """What is said of the test examples: in how many groups, or that they are taken as independent."""
     items = {cell.target: len(scores) for cell, fits in table.items() for scores in fits.values()}
     known = {target: groups[target] for target in items if groups.get(target) is not None}
-    said = [f"{target}: {items[target]:,} test examples in {len(np.unique(own)):,} groups" for target, own in known.items()]
+    said = [
+        f"{target}: {items[target]:,} test examples in {len(np.unique(own)):,} groups" for target, own in known.items()
+    ]
     unknown = [target for target in items if target not in known]
     where = f"of {listed(unknown)} " if known and unknown else ""
     return said + ([f"groups of test items {where}are not known: items are taken as independent"] if unknown else [])
@@ -84,7 +86,11 @@ def _of_family(family: Sequence[Comparison]) -> list[str]:
                 f"the area of {one.strategy} is over the {one.fits} seeds that all its budgets share: {one.unused} fits "
                 "under other seeds enter only the comparison of their own budget"
             )
-    said += [f"{one.strategy} equals {one.equals} on every test example: they are judged once" for one in family if one.equals]
+    said += [
+        f"{one.strategy} equals {one.equals} on every test example: they are judged once"
+        for one in family
+        if one.equals
+    ]
     warnings: dict[str, list[str]] = {}
     for one in family:
         if one.warning:
@@ -94,7 +100,7 @@ def _of_family(family: Sequence[Comparison]) -> list[str]:
 
 def show(folder: Path, found: Sequence[Found], judging: Judging, notes: Sequence[str]) -> Study:
     """Judge the fits of a run directory, print what came of it, and write the report."""
-    fits, places = looks.seen(found, judging.against), (folder / "looks", looks.place())
+    fits, places = looks.seen(found, judging.against), (looks.place(),)
     look = max(evidence.looked(folder, evidence.right(found)), looks.count(fits, judging, places))
     told = judged(found, judging, [*notes, *looks.keep(fits, judging, look, places)], look)
     evidence.keep(folder, found, notes, looks.settings(judging), look)
@@ -116,7 +122,8 @@ def write(folder: Path, told: Study, classes: Mapping[str, Sequence[str]], made:
     text = report.render(sections, title=title, lead=told.verdict, made=made or report.Reproduced())
     for name, data in {**export.files(told, sections, title), "report.html": text.encode()}.items():
         file = folder / name
-        file.parent.mkdir(exist_ok=True)
+        if file.parent != folder:
+            workdir.folder(file.parent)
         if not file.is_file() or file.read_bytes() != data:
             workdir.replace(file, data)
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tljax import paths, plugins
+from tljax import files, paths, plugins
 from tljax.masks.check import require_leaf
 from tljax.masks.combine import static
 from tljax.masks.leaf import plain, selects, value
@@ -141,8 +141,10 @@ def save(mask: Mask, file: str | Path) -> None:
     """
     values, arrays = _written(mask)
     if arrays:
-        np.savez_compressed(f"{file}.npz", **arrays)  # type: ignore[arg-type]  # no array is called allow_pickle
-    Path(f"{file}.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        packed = io.BytesIO()
+        np.savez_compressed(packed, **arrays)  # type: ignore[arg-type]  # no array is called allow_pickle
+        files.replace(Path(f"{file}.npz"), packed.getvalue())
+    files.replace(Path(f"{file}.json"), (json.dumps(values, indent=1) + "\n").encode())
 
 
 def load(file: str | Path, params: Params) -> Mask:

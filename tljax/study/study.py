@@ -221,7 +221,9 @@ def _judged(
     first = _first_equal(right, [members[i] for i in able])
     judged = [i for i, same_as in zip(able, first, strict=True) if same_as is None]
     verdicts = _verdicts(right, [members[i] for i in judged], margin, level, base, groups)
-    for i, (verdict, kept) in zip(judged, _withheld(right, members, judged, verdicts, level, base, groups), strict=True):
+    for i, (verdict, kept) in zip(
+        judged, _withheld(right, members, judged, verdicts, level, base, groups), strict=True
+    ):
         found[i] = _told(found[i], verdict)._replace(**kept)
     for i, same_as in zip(able, first, strict=True):
         if same_as is not None:
@@ -291,7 +293,9 @@ def _withheld(
             found.append((verdict, {}))
             continue
         instead = "no fit of it is left" if any(cell in hopeless for cell in bases) else f"it is {other.word}"
-        reason = f"{verdict.word} only because {lost} fits of {base} diverged ({kind}); with its best fit instead {instead}"
+        reason = (
+            f"{verdict.word} only because {lost} fits of {base} diverged ({kind}); with its best fit instead {instead}"
+        )
         found.append((verdict, {**NO_WORD, "reason": reason}))
     return found
 
@@ -358,7 +362,9 @@ def alone(
     interval: Sequence[float] = (float(scores.mean()), np.nan, np.nan)
     if many != 1:  # of one group nothing is known of others
         several = len(scores) > 1
-        interval = (statistics.crossed if several else statistics.over_items)(scores if several else scores[0], level, alike)
+        interval = (statistics.crossed if several else statistics.over_items)(
+            scores if several else scores[0], level, alike
+        )
     exact = len(scores) == len(cells) == 1 and not any(lost) and many != 1
     p = statistics.mcnemar(scores[0] > 0, scores[0] < 0, alike) if exact else None
     first, budgets, (fits, items) = cells[0], tuple(cell.budget for cell in cells), scores.shape

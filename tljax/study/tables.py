@@ -87,10 +87,16 @@ def diverged(fits: int, of: int, counts_as: float | None) -> str:
     >>> diverged(2, 5, 0.1)
     '2 of 5 fits diverged and count as 10.0 %'
     """
-    return f"{fits} diverged" if counts_as is None else f"{fits} of {of} fits diverged and count as {points(counts_as)} %"
+    return (
+        f"{fits} diverged" if counts_as is None else f"{fits} of {of} fits diverged and count as {points(counts_as)} %"
+    )
 
 
-SIZES = {"beyond": "by more than the margin", "within": "by less than the margin", "open": "by what of the margin is open"}
+SIZES = {
+    "beyond": "by more than the margin",
+    "within": "by less than the margin",
+    "open": "by what of the margin is open",
+}
 """Of a difference that is there: how it stands to the margin."""
 
 
