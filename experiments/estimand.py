@@ -9,8 +9,8 @@ from experiments.transfer import Experiment
 from tljax.types import InputError
 
 _PINNED = {
-    "head": "what is drawn anew (a new head, and all of scratch) is one draw, which --head_seed pins: the verdicts speak "
-    "of that draw",
+    "head": "what is drawn anew (a new head, and all of scratch) is one draw, which --head_seed pins: the verdicts "
+    "speak of that draw",
     "order": "the order of the examples is one, which --order_seed pins: the verdicts speak of that order",
     "draw": "the labels are one draw, which --draw_seed pins: the verdicts speak of that training set",
 }
@@ -64,10 +64,8 @@ def sentences(varied: Sequence[Varied]) -> list[str]:
     said = dict.fromkeys(text if alike else f"{name}: {text}" for name, text in of_sources.items())
     said |= dict.fromkeys(_PINNED[name] for one in varied for name in one.pinned)
     whole = dict.fromkeys(budget.split(":")[0] for one in varied if "draw" not in one.pinned for budget in one.whole)
-    said |= {
-        f"at {budget}, which is every training example, no draw varies: what is said there is of this one training set": None
-        for budget in whole
-    }
+    one_set = "which is every training example, no draw varies: what is said there is of this one training set"
+    said |= dict.fromkeys(f"at {budget}, {one_set}" for budget in whole)
     return list(said)
 
 

@@ -112,7 +112,7 @@ def _write(folder: Path, name: str, outcome: Outcome, labels: np.ndarray, groups
     rundir.folder(file.parent)
     packed = io.BytesIO()
     probabilities = np.asarray(jax.nn.softmax(outcome.logits), np.float32)
-    known = {} if groups is None else {"groups": np.asarray(groups)}
+    known: dict[str, Any] = {} if groups is None else {"groups": np.asarray(groups)}
     np.savez_compressed(packed, probabilities=probabilities, labels=np.asarray(labels), **known)
     rundir.replace(file, packed.getvalue())
     _write_metrics(rundir.folder(folder / "metrics") / name, outcome.record.curve)

@@ -11,8 +11,8 @@ and predicted [items] or probabilities [items, classes], for the same test examp
 [items], if it is known which examples are alike (of one writer, patient or scene). A column diverged says which fits
 did (true or false): of those predictions needs labels alone.
 
-A run is judged as it was when it was compared: another --margin, --level, --family or --against than its own is refused,
-and it counts how often its results were looked at. Of what was never judged the first report decides.
+A run is judged as it was when it was compared: another --margin, --level, --family, --looks or --against than its own
+is refused, and it counts how often its results were looked at. Of what was never judged the first report decides.
 """
 
 import csv

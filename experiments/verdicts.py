@@ -34,13 +34,31 @@ def judged(found: Sequence[Found], judging: Judging, notes: Sequence[str], looks
         [*others, *longer],
         milestones.milestones(rows, curves),
         study.sentence(family, judging.level),
-        [*notes, *_looks(looks, judging), *_of_items(table, groups), *_diverged(rows), *_of_family(family)],
+        [
+            *notes,
+            *_looks(looks, judging),
+            *_of_items(table, groups),
+            *_diverged(rows),
+            *_of_family(family),
+            *_alone(_of_transfer(table), family, judging.against),
+        ],
         evidence.most_wrong([part for part in found if not part.longer]),
     )
 
 
 def _of_transfer(table: study.Right) -> study.Right:
     return {cell: fits for cell, fits in table.items() if not cell.longer}
+
+
+def _alone(table: study.Right, family: Sequence[Comparison], against: str) -> list[str]:
+    """Strategies that are compared with nothing, since no seed has a fit at each budget of both."""
+    judged = {(one.source, one.target, one.strategy) for one in family}
+    every = dict.fromkeys((cell.source, cell.target, cell.strategy) for cell in table)
+    lacking = [
+        name for source, target, name in every if (source, target, name) not in judged | {(source, target, against)}
+    ]
+    names = listed(name for name in lacking if name != "scratch")
+    return [f"{names}: no seed has a fit at every budget, and one of {against} beside it"] if names else []
 
 
 def _looks(looks: int, judging: Judging) -> list[str]:
@@ -56,13 +74,11 @@ def _looks(looks: int, judging: Judging) -> list[str]:
 def _of_items(table: study.Right, groups: study.Groups) -> list[str]:
     """What is said of the test examples: in how many groups, or that they are taken as independent."""
     items = {cell.target: len(scores) for cell, fits in table.items() for scores in fits.values()}
-    known = {target: groups[target] for target in items if groups.get(target) is not None}
-    said = [
-        f"{target}: {items[target]:,} test examples in {len(np.unique(own)):,} groups" for target, own in known.items()
-    ]
-    unknown = [target for target in items if target not in known]
-    where = f"of {listed(unknown)} " if known and unknown else ""
-    return said + ([f"groups of test items {where}are not known: items are taken as independent"] if unknown else [])
+    counts = {target: len(np.unique(own)) for target, own in groups.items() if own is not None}
+    unknown = [target for target in items if target not in counts]
+    where = f"of {listed(unknown)} " if counts and unknown else ""
+    known = [f"{name}: {items[name]:,} test items in {counts[name]:,} groups" for name in items if name in counts]
+    return known + ([f"groups of test items {where}are not known: items are taken as independent"] if unknown else [])
 
 
 def _diverged(rows: Sequence[study.Row]) -> list[str]:
@@ -78,19 +94,15 @@ def _diverged(rows: Sequence[study.Row]) -> list[str]:
 
 def _of_family(family: Sequence[Comparison]) -> list[str]:
     """What is said of the comparisons: shares of the budgets, fits that enter no area, equal methods, reserves."""
-    areas = dict.fromkeys(one.budgets for one in family if len(one.budgets) > 1)
+    base, areas = study.base_of(family), dict.fromkeys(one.budgets for one in family if len(one.budgets) > 1)
     said = [f"shares of the budgets in the area: {tables_of.shares(budgets)}" for budgets in areas]
-    for one in family:
-        if one.unused:
-            said.append(
-                f"the area of {one.strategy} is over the {one.fits} seeds that all its budgets share: {one.unused} fits "
-                "under other seeds enter only the comparison of their own budget"
-            )
     said += [
-        f"{one.strategy} equals {one.equals} on every test example: they are judged once"
+        f"the area of {one.strategy} is over the {one.fits} seeds that all its budgets share: {one.unused} fits of it and "
+        f"of {base} under other seeds enter only the comparison of their own budget"
         for one in family
-        if one.equals
+        if one.unused
     ]
+    said += [f"{one.strategy} equals {one.equals} on every test example: judged once" for one in family if one.equals]
     warnings: dict[str, list[str]] = {}
     for one in family:
         if one.warning:

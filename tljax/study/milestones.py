@@ -46,8 +46,7 @@ def _milestone(
 ) -> dict[str, Any]:
     first = members[0]
     asymptote = mean(accuracy(row) for row in members)
-    known = [row for row in members if row["name"] in curves] if threshold else []
-    times = [np.inf if row.get("diverged") else time_to(curves[row["name"]], threshold) for row in known]
+    times = [_time_to(row, curves, threshold) for row in members if row["name"] in curves] if threshold else []
     steps = float(np.median(times)) if times else None
     per_step = mean(row.get("step_flops") for row in members)
     seconds = None if steps is None else _per_step(members) * steps
@@ -81,6 +80,10 @@ def time_to(curve: Mapping[str, Any], threshold: float) -> float:
     return float(np.asarray(curve["step"])[there.argmax()]) if there.any() else np.inf
 
 
+def _time_to(row: Row, curves: Curves, threshold: float) -> float:
+    return np.inf if row.get("diverged") else time_to(curves[row["name"]], threshold)
+
+
 def saved(scratch: Sequence[tuple[int, float]], budget: int, accuracy: float | None) -> float | str | None:
     """Labels that scratch needs for `accuracy`, less `budget`: between its budgets linear in the logarithm.
 
@@ -112,7 +115,9 @@ def _area(members: Sequence[Row], curves: Curves) -> float | None:
         if row["name"] in curves:
             steps = np.asarray(curves[row["name"]]["step"], float)
             values = np.asarray(curves[row["name"]]["accuracy"], float)
-            values = np.where(np.isfinite(values), values, accuracy(row)) if row.get("diverged") else values
+            share = accuracy(row)
+            if row.get("diverged") and share is not None:
+                values = np.where(np.isfinite(values), values, share)
             wide = steps[-1] - steps[0]
             areas.append(np.trapezoid(values, steps) / wide if wide > 0 else values[-1])
     return mean(areas)

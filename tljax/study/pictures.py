@@ -12,7 +12,7 @@ from tljax.study.summary import Curves, Members, Row, ended
 
 
 def mean_curve(members: Iterable[Row], curves: Curves, field: str) -> np.ndarray | None:
-    """[4, segments]: step, mean, lowest and highest over the fits that did not diverge, at the steps they share; or None."""
+    """[4, segments]: step, mean, lowest and highest over the fits that ended, at the steps they share; or None."""
     found = [curves[row["name"]] for row in members if ended(row) and row.get("name") in curves]
     tables = [dict(zip(np.asarray(c["step"]).tolist(), np.asarray(c[field], float), strict=True)) for c in found]
     steps = sorted(set(tables[0]).intersection(*tables[1:])) if tables else []

@@ -359,18 +359,32 @@ def alone(
     unused = sum(len(right[cell].keys() - seeds) for cell in (*cells, *bases)) if len(cells) > 1 else 0
     alike = groups.get(cells[0].target)
     many = None if alike is None else len(np.unique(alike))
-    interval: Sequence[float] = (float(scores.mean()), np.nan, np.nan)
+    exact = len(scores) == len(cells) == 1 and not any(lost) and many != 1
+    mean, low, high = float(scores.mean()), np.nan, np.nan
     if many != 1:  # of one group nothing is known of others
         several = len(scores) > 1
-        interval = (statistics.crossed if several else statistics.over_items)(
-            scores if several else scores[0], level, alike
-        )
-    exact = len(scores) == len(cells) == 1 and not any(lost) and many != 1
-    p = statistics.mcnemar(scores[0] > 0, scores[0] < 0, alike) if exact else None
-    first, budgets, (fits, items) = cells[0], tuple(cell.budget for cell in cells), scores.shape
-    about = (first.source, first.target, first.strategy, budgets, against.format(base), fits, items)
-    one = Comparison(*about, *interval[:3], "", margin, None, p, level=level, diverged=(lost[0], lost[1]))
-    return one._replace(unused=unused, groups=many)
+        judge = statistics.crossed if several else statistics.over_items
+        mean, low, high, *_ = judge(scores if several else scores[0], level, alike)
+    return Comparison(
+        source=cells[0].source,
+        target=cells[0].target,
+        strategy=cells[0].strategy,
+        budgets=tuple(cell.budget for cell in cells),
+        against=against.format(base),
+        fits=scores.shape[0],
+        items=scores.shape[1],
+        mean=mean,
+        low=low,
+        high=high,
+        word="",
+        margin=margin,
+        power=None,
+        p=statistics.mcnemar(scores[0] > 0, scores[0] < 0, alike) if exact else None,
+        level=level,
+        groups=many,
+        diverged=(lost[0], lost[1]),
+        unused=unused,
+    )
 
 
 def base_of(family: Sequence[Comparison]) -> str:

@@ -87,7 +87,7 @@ def layer_cut(members: Members, where: str) -> Picture | None:
 
 
 def gains(family: Sequence[Comparison]) -> Picture | None:
-    """A heat map of differences from what they are compared with, source x target, for each strategy; for two or more of either."""
+    """A heat map of the differences, source x target, for each strategy; for two or more of either."""
     sources = list(dict.fromkeys(str(one.source) for one in family))
     targets = list(dict.fromkeys(one.target for one in family))
     names = list(dict.fromkeys(one.strategy for one in family))
@@ -113,10 +113,11 @@ def gains(family: Sequence[Comparison]) -> Picture | None:
         axes.tick_params(labelbottom=lowest)
         for text in axes.get_xticklabels() if axes not in grid[:, 0] else []:
             text.set_in_layout(False)
+    base = base_of(family)
     said = "; ".join(f"{one.strategy} from {one.source} to {one.target} {100 * one.mean:+.2f}" for one in family)
     return (
         figure,
-        f"Heat maps of the difference from {base_of(family)} in points, sources in rows and targets in columns: {said}.",
+        f"Heat maps of the difference from {base} in points, sources in rows and targets in columns: {said}.",
     )
 
 
@@ -165,7 +166,7 @@ def _interval(axes: Axes, y: float, tall: int, one: Comparison) -> None:
 
 
 def _said(one: Comparison) -> str:
-    size = f", {SIZES[one.size]}," if one.word in ("positive", "negative") else ""
+    size = f", {SIZES[one.size]}," if one.word in ("positive", "negative") and one.size else ""
     word = f" {one.word}{size}" if one.word else ""
     return f"{one.strategy}{word} {100 * one.mean:+.2f} ({100 * one.low:+.2f} to {100 * one.high:+.2f})"
 

@@ -14,12 +14,13 @@ Pair = tuple[Any, str]
 """(source or None, target)."""
 
 VERDICTS = (
-    "{against}, as differences of the {what} with simultaneous {level} % intervals over all rows of a target. Positive or "
-    "negative is the direction: the interval lies on one side of 0. The size is a second question: by more than the margin "
-    "where the interval lies outside it, by less where the narrower interval of equivalence lies inside it, else open. "
-    "Equivalent: the size is within the margin and the direction open; undecided: both are open. The p is adjusted for all "
-    "that is judged together. Powers are ranges, since they are estimated from these fits too: the chance of finding a "
-    "difference as large as the margin, and of calling a difference of 0 equivalent."
+    "{against}, as differences of the {what} with simultaneous {level} % intervals over all rows of a target. "
+    "Positive or negative is the direction: the interval lies on one side of 0. The size is a second question: by "
+    "more than the margin where the interval lies outside it, by less where the narrower interval of equivalence lies "
+    "inside it, else open. Equivalent: the size is within the margin and the direction open; undecided: both are "
+    "open. The p is adjusted for all that is judged together. Powers are ranges, since they are estimated from these "
+    "fits too: the chance of finding a difference as large as the margin, and of calling a difference of 0 "
+    "equivalent."
 )
 FOREST = "The same: bars are the intervals, the grey band the margin of equivalence."
 LABELS = (
@@ -29,8 +30,8 @@ LABELS = (
 LABELS_PICTURE = "The same. Lines are means over seeds, bands their range."
 GAINS = "Differences from {base} in points by source (rows) and target (columns), as in the table of verdicts."
 EACH = (
-    "Differences from {against} in points; the intervals are of {level} % each, unadjusted, and no verdict is drawn from "
-    "them."
+    "Differences from {against} in points; the intervals are of {level} % each, unadjusted, and no verdict is drawn "
+    "from them."
 )
 CUT = (
     "Test accuracy against how many stages, from the bottom, are kept from the source below the cut; bands are the "
@@ -43,14 +44,14 @@ RETENTION = (
     "diverged, the share of the most frequent class of each. No strategy beats those on the line in both."
 )
 CONFUSION = (
-    "Predicted class against true class in % of the true class, summed over the fits that did not diverge: scratch, and the strategy with the "
-    "highest mean accuracy, which was chosen by looking."
+    "Predicted class against true class in % of the true class, summed over the fits that did not diverge: scratch, "
+    "and the strategy with the highest mean accuracy, which was chosen by looking."
 )
 RELIABILITY = "Accuracy against confidence, over all seeds; on the diagonal a fit is as often right as it is sure."
 WRONG = "Test images that most fits take for another class."
 MILESTONES = (
-    "Taylor and Stone's measures of transfer (2009). What has a > was not reached within the steps that were trained; a "
-    "fit that diverged reaches no threshold, and counts as the share of the most frequent test class. "
+    "Taylor and Stone's measures of transfer (2009). What has a > was not reached within the steps that were trained. "
+    "A fit that diverged reaches no threshold, and counts as the share of the most frequent test class. "
     "Costs are those of the target's fit and, below, with the source's."
 )
 

@@ -56,8 +56,8 @@ def label(row: Row) -> str:
 
 
 COUNTS_AS = (
-    "a fit that diverged counts as the share of the most frequent test class, as if it always answered that; losses and "
-    "curves are of the others"
+    "a fit that diverged counts as the share of the most frequent test class, as if it always answered that; losses "
+    "and curves are of the others"
 )
 """What is said wherever a diverged fit entered a mean."""
 

@@ -67,7 +67,7 @@ def _group(group: Mapping[str, Any]) -> dict[str, Cell]:
 
 
 def state(group: Mapping[str, Any]) -> str:
-    """What of the means is no measurement: diverged and unmeasured fits, and seeds without a fit from scratch; or ''."""
+    """What of the means was not measured: diverged and unmeasured fits, seeds without a fit from scratch; or ''."""
     said = []
     unmeasured = group["seeds"] - group["counted"] - (group["diverged"] if group["counts_as"] is None else 0)
     if group["counted"] < group["seeds"]:
@@ -110,7 +110,7 @@ def verdicts(family: Sequence[Comparison]) -> Table:
             place(one.source, one.target),
             [
                 (one.strategy, f"equals {one.equals}" if one.equals else ""),
-                (one.word or NOTHING, SIZES[one.size] if one.word in ("positive", "negative") else ""),
+                (one.word or NOTHING, SIZES.get(one.size, "") if one.word in ("positive", "negative") else ""),
                 difference(one),
                 (chance(one.p) if one.word else NOTHING, ""),
                 (between(one.power), ""),
