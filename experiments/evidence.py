@@ -12,7 +12,7 @@ import numpy as np
 from experiments import outcome, workdir
 from tljax.study import study
 from tljax.study.study import Cell, Right
-from tljax.study.summary import Row, counts, label
+from tljax.study.summary import Row, counts, label, require_one_recipe
 from tljax.types import InputError, Task
 
 MOST_WRONG = 16
@@ -89,12 +89,33 @@ def read(file: Path) -> tuple[np.ndarray, np.ndarray]:
     return found, labels
 
 
+def _require_one_study(found: Sequence[Found]) -> None:
+    cells: dict[Cell, list[Row]] = {}
+    labels: dict[str, np.ndarray] = {}
+    for part in found:
+        for row in part.rows:
+            cells.setdefault(cell(row, part.longer), []).append(row)
+        for target, theirs in part.labels.items():
+            known = labels.setdefault(target, theirs)
+            if known.shape != theirs.shape or (known != theirs).any():
+                raise InputError(
+                    f"fits of '{target}' were judged on two sets of test examples: report those of one set alone"
+                )
+    for rows in cells.values():
+        require_one_recipe(rows)
+
+
 LONGER = "scratch for "
 """How the names of scratch with more steps begin."""
 
 
 def right(found: Sequence[Found]) -> dict[Cell, dict[int, np.ndarray]]:
-    """{cell: {seed: which test examples the fit gets right}} of the fits that count."""
+    """{cell: {seed: which test examples the fit gets right}} of the fits that count.
+
+    Raises InputError for two fits of one cell and seed, fits of several recipes in one cell, and fits of one target
+    that were judged on other test examples.
+    """
+    _require_one_study(found)
     table: dict[Cell, dict[int, np.ndarray]] = {}
     for part in found:
         for row in part.rows:

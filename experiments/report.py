@@ -22,6 +22,7 @@ from experiments.commandline import flag
 from experiments.compare_flags import Judging
 from experiments.evidence import Found
 from tljax import plugins
+from tljax.study.summary import Row
 from tljax.types import InputError
 
 _NEEDED = ("name", "target", "strategy", "seed", "train_examples")
@@ -48,7 +49,8 @@ def run(asked: Asked) -> None:
         found.append(theirs(Path(asked.results), asked.predictions or ""))
         notes.append(f"fits of {Path(asked.results).name} were made elsewhere, and their table was believed")
     if not any(part.rows for part in found):
-        raise InputError("there is no fit to judge: give --runs=DIR, or --results=CSV with --predictions='DIR/*.npz'")
+        reasons = "; ".join(notes) or "give --runs=DIR, or --results=CSV with --predictions='DIR/*.npz'"
+        raise InputError(f"there is no fit to judge: {reasons}")
     folder = Path(asked.output)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output={asked.output} is a file: name a folder")
@@ -62,21 +64,28 @@ def run(asked: Asked) -> None:
 def _of_runs(runs: Sequence[str]) -> tuple[list[Found], list[str]]:
     """(what run directories hold, what is to be said of it, and of each that is left out)."""
     found: list[Found] = []
-    notes, seen = [], dict[Any, str]()
+    notes, seen = [], dict[Any, Row]()
     for name in runs:
         try:
             parts, said = evidence.of_directory(Path(name))
-            for part in parts:
-                for row in part.rows:
-                    what = evidence.cell(row, part.longer), row["seed"]
-                    if seen.setdefault(what, row["key"]) != row["key"]:
-                        raise InputError(f"{row['name']} is there already, with other hyper-parameters")
         except (InputError, OSError) as error:
             notes.append(f"{name} is left out: {error}")
             continue
-        found += parts
+        for part in parts:
+            places = [(evidence.cell(row, part.longer), row["seed"]) for row in part.rows]
+            new = [row for row, place in zip(part.rows, places, strict=True) if not _known(row, seen.get(place))]
+            seen |= dict(zip(places, part.rows, strict=True))
+            found.append(part._replace(rows=new))
         notes += [note for note in said if note not in notes]
     return found, notes
+
+
+def _known(row: Row, other: Row | None) -> bool:
+    """Whether a fit is one that another run directory holds too, and so enters once."""
+    if other is None:
+        return False
+    prints = ("recipe", "predictions_sha256")
+    return row["key"] == other["key"] or all(row.get(name) == other.get(name) is not None for name in prints)
 
 
 def theirs(results: Path, predictions: str) -> Found:
