@@ -8,13 +8,12 @@ same draw, with verdicts and their report. --source, --source_checkpoint and --t
 commas. Run again, it goes on; what is there is not trained again.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments import (
-    budgets,
     commandline,
     compare_flags,
     console,
@@ -37,6 +36,7 @@ from experiments.compare_flags import Asked
 from experiments.options import Settings
 from experiments.transfer import Experiment
 from tljax import plugins
+from tljax.study import study, summary
 from tljax.types import InputError
 
 
@@ -88,32 +88,60 @@ def planned(given: Mapping[str, Any], asked: Asked, made: Settings, means: Any) 
     for target in _several(made.target):
         for source in sources:
             pair = {**given, kind: source, "target": target}
-            for arm in tuned.arms(pair, made, asked.tuned):
-                todo = transfer.prepare(options.settings(**arm), means)
-                bare = todo._replace(methods=tuple(one for one in todo.methods if one.name == "scratch"))
-                if bare.methods:
-                    for part in (Part(bare), *(longer(bare) if asked.longer_scratch else ())):
-                        # The same fits whatever the source: trained once a target.
-                        scratch.setdefault(_key(part.todo), part)
-                if rest := tuple(one for one in todo.methods if one.name != "scratch"):
-                    parts.append(Part(todo._replace(methods=rest)))
-    return [*scratch.values(), *parts]
+            arms = [
+                transfer.prepare(options.settings(**arm), means, only=True)
+                for arm in tuned.arms(pair, made, asked.tuned)
+            ]
+            # From scratch there is one fit a target, budget and seed, whatever the source, each with its own recipe.
+            bare = [_only(arm, lambda name: name == "scratch") for arm in arms]
+            rest = [_only(arm, lambda name: name != "scratch") for arm in arms]
+            extended = [part for arm in bare for other in filter(_named, rest) for part in longer(arm, other)]
+            for part in [*map(Part, filter(_named, bare)), *(extended if asked.longer_scratch else ())]:
+                scratch.setdefault(_key(part.todo), part)
+            parts += map(Part, filter(_named, rest))
+    parts = [*scratch.values(), *parts]
+    _require_one_fit(parts)
+    return parts
+
+
+def _only(todo: Experiment, keep: Callable[[str], bool]) -> Experiment:
+    return todo._replace(methods=tuple(method for method in todo.methods if keep(method.name)))
+
+
+def _named(todo: Experiment) -> bool:
+    return bool(todo.methods)
 
 
 def _key(todo: Experiment) -> Any:
-    return todo.made.recipe, todo.target.fingerprint, todo.made.train_examples
+    """What tells the fits from scratch of one target apart."""
+    made = todo.made
+    return made.recipe, made.model, made.hidden, made.activation, todo.target.fingerprint, made.train_examples
 
 
-def longer(todo: Experiment) -> list[Part]:
-    """Scratch once more, a part a budget, with as many steps as the source and the target had together."""
-    if todo.source is None or todo.source.steps is None:
+def _require_one_fit(parts: Sequence[Part]) -> None:
+    """Raise InputError, before anything is trained, if two planned fits would be of one cell and seed."""
+    cells: dict[study.Cell, list[workdir.Line]] = {}
+    for part in parts:
+        for job in transfer.planned(part.todo).values():
+            line = {**job.line, "steps": part.todo.made.recipe.steps}
+            cells.setdefault(evidence.cell(line, part.longer), []).append(job.line)
+    for lines in cells.values():
+        summary.require_one_recipe(lines)
+
+
+def longer(scratch: Experiment, other: Experiment) -> list[Part]:
+    """Scratch once more, a part a budget, with as many steps as the source and the target of `other` had together."""
+    if not scratch.methods or other.source is None or other.source.steps is None:
         return []
-    found = []
-    for budget in todo.made.train_examples:
-        steps = fits.steps(todo.made.recipe, budgets.total(budget, todo.target)) + todo.source.steps
-        made = replace(todo.made, train_examples=(budget,), recipe=replace(todo.made.recipe, steps=steps))
-        found.append(Part(todo._replace(made=made), longer=True))
-    return found
+    parts = []
+    for budget in scratch.made.train_examples:
+        if budget in other.made.train_examples:
+            subset, _ = fits.chosen(other.made.recipe, budget, other.target, 0)
+            steps = fits.steps(other.made.recipe, len(subset)) + other.source.steps
+            recipe = replace(scratch.made.recipe, steps=steps)
+            made = replace(scratch.made, train_examples=(budget,), recipe=recipe)
+            parts.append(Part(scratch._replace(made=made), longer=True))
+    return parts
 
 
 def _several(text: str | None) -> list[str]:
@@ -136,8 +164,9 @@ def notes(parts: Sequence[Part], asked: Asked) -> list[str]:
     todos = [part.todo for part in parts]
     data = {f"{todo.target.name}: {todo.target.note}" for todo in todos if todo.target.note}
     data |= {f"{todo.source.name}: {todo.source.note}" for todo in todos if todo.source and todo.source.note}
+    tuning = tuned.said(asked.tuned, [budget for part in parts for budget in part.todo.made.train_examples])
     spoken = estimand.sentences([estimand.of(todo) for todo in todos])
-    return [tuned.said(asked.tuned), *spoken, "they speak of these tasks alone", *sorted(data)]
+    return [tuning, *spoken, "they speak of these tasks alone", *sorted(data)]
 
 
 def _show(parts: Sequence[Part]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from experiments import console, outcome, workdir
 from tljax.study import study
 from tljax.study.study import Cell, Right
-from tljax.study.summary import Row, accuracy, counts, label, with_share
+from tljax.study.summary import Row, accuracy, counts, label, require_one_recipe, with_share
 from tljax.types import InputError, Task
 
 MOST_WRONG = 16
@@ -155,8 +155,29 @@ def all_groups(found: Sequence[Found]) -> dict[str, np.ndarray]:
     return groups
 
 
+def _require_one_study(found: Sequence[Found]) -> None:
+    cells: dict[Cell, list[Row]] = {}
+    labels: dict[str, np.ndarray] = {}
+    for part in found:
+        for row in part.rows:
+            cells.setdefault(cell(row, part.longer), []).append(row)
+        for target, theirs in part.labels.items():
+            known = labels.setdefault(target, theirs)
+            if known.shape != theirs.shape or (known != theirs).any():
+                raise InputError(
+                    f"fits of '{target}' were judged on two sets of test examples: report those of one set alone"
+                )
+    for rows in cells.values():
+        require_one_recipe(rows)
+
+
 def right(found: Sequence[Found]) -> dict[Cell, dict[int, np.ndarray]]:
-    """{cell: {seed: scores on the test examples, as `study.Right` has them}} of the fits that count."""
+    """{cell: {seed: scores on the test examples, as `study.Right` has them}} of the fits that count.
+
+    Raises InputError for two fits of one cell and seed, fits of several recipes in one cell, and fits of one target
+    that were judged on other test examples.
+    """
+    _require_one_study(found)
     table: dict[Cell, dict[int, np.ndarray]] = {}
     for part in found:
         for row in part.rows:

@@ -202,11 +202,18 @@ def _at_steps(phases: Sequence[tuple[float, Any]], ends: Sequence[int]) -> tuple
     return tuple((step, mask) for step, (_, mask) in zip(at, phases, strict=True))
 
 
-def identify(name: str, line: Mapping[str, Any], decisive: Mapping[str, Any]) -> rundir.Line:
-    """The first half of a line, with the key of everything that decides the bits, and a name from both."""
-    text = json.dumps({**line, **decisive, "tljax": __version__}, sort_keys=True, default=str)
-    key = hashlib.sha256(text.encode()).hexdigest()
-    return {"name": f"{file_name(name)}-{key[:8]}", "key": key, **line}
+def identify(name: str, line: Mapping[str, Any], decisive: Mapping[str, Any], recipe: Mapping[str, Any]) -> rundir.Line:
+    """The first half of a line, with the key of everything that decides the bits, and a name from both.
+
+    `recipe` is what fits that differ in their seed alone have in common: its digest lets whoever reads the lines
+    refuse fits of two recipes in one cell of a table.
+    """
+    key = _digest({**line, **decisive, "tljax": __version__})
+    return {"name": f"{file_name(name)}-{key[:8]}", "key": key, "recipe": _digest(recipe)[:16], **line}
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def group_name(keys: Iterable[str]) -> str:

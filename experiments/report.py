@@ -35,12 +35,13 @@ from experiments import (
     looks,
     options,
     verdicts,
+    workdir,
 )
 from experiments.commandline import flag
 from experiments.compare_flags import Judging
 from experiments.evidence import Found
 from tljax import plugins
-from tljax.study.summary import with_share
+from tljax.study.summary import Row, with_share
 from tljax.types import InputError
 
 _NEEDED = ("name", "target", "strategy", "seed", "train_examples")
@@ -86,7 +87,8 @@ def run(asked: Asked) -> None:
         notes.append("what differs between their seeds is not known here")
     found = [part for parts in runs for part in parts]
     if not any(part.rows for part in found):
-        raise InputError("there is no fit to judge: give --runs=DIR, or --results=CSV with --predictions='DIR/*.npz'")
+        reasons = "; ".join(notes) or "give --runs=DIR, or --results=CSV with --predictions='DIR/*.npz'"
+        raise InputError(f"there is no fit to judge: {reasons}")
     folder = Path(asked.output)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output={asked.output} is a file: name a folder")
@@ -118,15 +120,10 @@ def _judging(asked: Asked, runs: Mapping[str, Mapping[str, Any]]) -> Judging:
 def _of_runs(runs: Sequence[str]) -> Read:
     """What run directories hold."""
     found = Read([], [], {}, 0)
-    looked, seen = 0, dict[Any, str]()
+    looked, seen = 0, dict[Any, Row]()
     for name in runs:
         try:
             kept = evidence.of_directory(Path(name))
-            for part in kept.found:
-                for row in part.rows:
-                    what = evidence.cell(row, part.longer), row["seed"]
-                    if seen.setdefault(what, row["key"]) != row["key"]:
-                        raise InputError(f"{row['name']} is there already, with other hyper-parameters")
             judging = kept.judging
             if judging is None and kept.looks:  # by an older tljax, which kept it nowhere else
                 judging = looks.settings(Judging(**_flags(Path(name), commandline.kinds(Judging))))
@@ -135,16 +132,30 @@ def _of_runs(runs: Sequence[str]) -> Read:
         except (InputError, OSError) as error:
             found.notes.append(f"{name} is left out: {error}")
             continue
-        found.runs.append(kept.found)
+        parts = []
+        for part in kept.found:
+            places = [(evidence.cell(row, part.longer), row["seed"]) for row in part.rows]
+            new = [row for row, place in zip(part.rows, places, strict=True) if not _known(row, seen.get(place))]
+            seen |= dict(zip(places, part.rows, strict=True))
+            parts.append(part._replace(rows=new))
+        found.runs.append(parts)
         found.judging.update({name: judging} if judging else {})
         looked = max(looked, kept.looks)
         found.notes.extend(note for note in [*kept.notes, *spoken] if note not in found.notes)
     return found._replace(looks=looked)
 
 
+def _known(row: Row, other: Row | None) -> bool:
+    """Whether a fit is one that another run directory holds too, and so enters once."""
+    if other is None:
+        return False
+    prints = ("recipe", "predictions_sha256")
+    return row["key"] == other["key"] or all(row.get(name) == other.get(name) is not None for name in prints)
+
+
 def _flags(run: Path, known: Mapping[str, str]) -> dict[str, Any]:
     """What flags.flags of a run directory says of the flags that are `known`, {flag: its type as written}."""
-    lines = (run / "flags.flags").read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = workdir.flags_text(run / "flags.flags").splitlines()
     own = [line for line in lines if line.startswith("--") and line[2:].partition("=")[0] in known]
     return commandline.parse(["report", *own], known)
 

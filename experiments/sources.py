@@ -41,6 +41,8 @@ class Source(NamedTuple):
     note: str = ""
     steps: int | None = None
     """That its fit takes or took, if that is known."""
+    recipe: str = ""
+    """What its fits of all seeds have in common, a digest or a text."""
 
 
 def load(made: Settings, name: str, shape: Any) -> Task:
@@ -69,8 +71,9 @@ def from_data(made: Settings) -> Source:
     identity = {seed: line["key"] for seed, line in plan.items()}
     shape = tuple(task.train.images.shape[1:])
     steps = fits.steps(made.source_recipe, len(fits.chosen(made.source_recipe, "all", task, 0)[0]))
+    recipe = next(iter(plan.values()))["recipe"]
     return Source(
-        task.name, task.classes, shape, identity, obtain, task.fingerprint, made.save_fisher, task.note, steps
+        task.name, task.classes, shape, identity, obtain, task.fingerprint, made.save_fisher, task.note, steps, recipe
     )
 
 
@@ -111,7 +114,8 @@ def _planned(made: Settings, task: Task) -> dict[int, workdir.Line]:
             "code": fits.code(made.source_recipe, made.model),
             "many": fits.company(made),
         }
-        lines[seed] = fits.identify(f"pretrain-{task.name}-seed{seed}", line, decisive)
+        recipe = {name: value for name, value in decisive.items() if name not in ("streams", "many")}
+        lines[seed] = fits.identify(f"pretrain-{task.name}-seed{seed}", line, decisive, recipe)
     return lines
 
 
@@ -208,7 +212,8 @@ def from_checkpoint(made: Settings) -> Source:
         one["fingerprint"],
         fisher,
         note,
-        _steps([told[place]["fits"][name] for place, name in chosen.values()]),
+        (steps := _steps([told[place]["fits"][name] for place, name in chosen.values()])),
+        min(identity.values()) if len(set(identity.values())) == 1 else f"{one['fingerprint']} {one['model']} {steps}",
     )
 
 
@@ -276,5 +281,12 @@ def _places(directory: Path) -> dict[int, tuple[Path, str]]:
         if lines:
             return {line["seed"]: (directory / line["checkpoint"], line["name"]) for line in lines}
         raise InputError(f"--source_checkpoint={directory} is a run without a source: name one of its checkpoints/")
-    told = _about(directory)
-    return {fit["seed"]: (directory, name) for name, fit in told["fits"].items()}
+    places: dict[int, tuple[Path, str]] = {}
+    for name, fit in _about(directory)["fits"].items():
+        if fit["seed"] in places:
+            raise InputError(
+                f"checkpoint '{directory}' holds two fits of seed {fit['seed']}, '{places[fit['seed']][1]}' and "
+                f"'{name}': experiments.export makes a source of one of them"
+            )
+        places[fit["seed"]] = directory, name
+    return places

@@ -169,7 +169,11 @@ def _line(todo: Experiment, method: methods.Named, budget: str, seed: int) -> wo
         "code": [method.code, *fits.code(made.recipe, made.model)],
         "many": fits.company(made),
     }
-    return fits.identify(f"{method.label}-{line['train_examples']}-seed{seed}", line, decisive)
+    recipe = {name: decisive[name] for name in ("fingerprint", "model", "head", "recipe", "code")}
+    # What a source was does not matter to a fit from scratch: those beside several sources are alike.
+    recipe |= {"source": source.recipe if source and method.name != "scratch" else None}
+    recipe |= {"pinned": [made.source_seed, made.head_seed, made.order_seed, made.draw_seed]}
+    return fits.identify(f"{method.label}-{line['train_examples']}-seed{seed}", line, decisive, recipe)
 
 
 def streams_of(made: Settings, seed: int) -> seeds.Seeds:

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from tljax.types import InputError
+
 Row = Mapping[str, Any]
 
 Curves = Mapping[str, Mapping[str, Any]]
@@ -38,11 +40,45 @@ def sources(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def groups(rows: Sequence[Row]) -> list[list[Row]]:
-    """Fits that differ in their seed alone, together; budgets ascend, else in the order of the rows."""
+    """Fits that differ in their seed alone, together; budgets ascend, else in the order of the rows.
+
+    Raises InputError as `require_one_recipe` does.
+    """
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["target"], row.get("source"), label(row), row["train_examples"]), []).append(row)
+    for members in groups.values():
+        require_one_recipe(members)
     return sorted(groups.values(), key=lambda members: members[0]["train_examples"] or 0)
+
+
+def require_one_recipe(members: Sequence[Row]) -> None:
+    """Raise InputError if of the fits of one cell two have the same seed, or two differ in more than their seed.
+
+    A row's `recipe` is a digest of all but the seed that decides a fit; where it is not known, the steps are compared.
+
+    >>> fits = [{"strategy": "full", "train_examples": 10, "seed": seed, "name": f"fit{seed}"} for seed in (0, 1, 1)]
+    >>> require_one_recipe(fits[:2])
+    >>> require_one_recipe(fits)
+    Traceback (most recent call last):
+    tljax.types.InputError: 'fit1' and 'fit1' are both full with 10 labels under seed 1: keep one of them, ...
+    """
+    seeds: dict[Any, Row] = {}
+    for row in members:
+        what = f"{label(row)} with {row['train_examples']:,} labels" if row.get("train_examples") else label(row)
+        other = seeds.setdefault(row.get("seed"), row)
+        if other is not row:
+            raise InputError(
+                f"'{other.get('name')}' and '{row.get('name')}' are both {what} under seed {row.get('seed')}: keep one "
+                "of them, or give them run directories of their own"
+            )
+        for name in ("recipe", "steps"):
+            here, there = row.get(name), members[0].get(name)
+            if here is not None and there is not None and here != there:
+                raise InputError(
+                    f"'{members[0].get('name')}' and '{row.get('name')}' are both {what}, but of different "
+                    "hyper-parameters, code or data: no table may mix them; keep those of one recipe"
+                )
 
 
 def label(row: Row) -> str:
