@@ -76,11 +76,12 @@ def count(judged: Sequence[Seen], judging: Judging, places: Collection[Path | No
     """Which look this is, the first being 1, by the records in `places`; nothing is written.
 
     Fits that were judged before are the same look again; where other fits were judged among them, each such judgement
-    was a look. Raises InputError where they were judged by another margin, level, family, number of looks or base.
+    was a look. Against another strategy it is another question, and no look at this one. Raises InputError where they
+    were judged by another margin, level, family or number of looks.
     """
     most = 1
     for one in judged:
-        records = _records(one, places)
+        records = _records(one, judging.against, places)
         for record in records:
             refuse_other(judging, record["judging"], "these fits were judged before")
         same = [record["look"] for record in records if frozenset(record["fits"]) == one.fits]
@@ -98,7 +99,7 @@ def keep(judged: Sequence[Seen], judging: Judging, look: int, places: Collection
             try:
                 if folder is None:
                     raise OSError("there is no home")
-                file = folder / one.test_set / f"{_digest(one.fits)}.json"
+                file = folder / one.test_set / f"{_digest([judging.against, *one.fits])}.json"
                 if not file.is_file():
                     file.parent.mkdir(parents=True, exist_ok=True)
                     workdir.write_record(file, record)
@@ -125,14 +126,14 @@ def settings(judging: Judging) -> dict[str, Any]:
     return {f.name: getattr(judging, f.name) for f in fields(Judging)}
 
 
-def _records(one: Seen, places: Collection[Path | None]) -> list[dict[str, Any]]:
-    """Of judgements on this test set that share a fit; raises InputError for a record that is damaged."""
+def _records(one: Seen, against: str, places: Collection[Path | None]) -> list[dict[str, Any]]:
+    """Of judgements of such a comparison that share a fit; raises InputError for a record that is damaged."""
     found = []
     for folder in places:
         files = sorted((folder / one.test_set).glob("*.json")) if folder else []
         found += [record for file in files if (record := workdir.read_record(file)) is not None]
-    return [record for record in found if one.fits & set(record["fits"])]
+    return [r for r in found if r["judging"]["against"] == against and one.fits & set(r["fits"])]
 
 
-def _digest(fits: Collection[str]) -> str:
-    return hashlib.sha256("\n".join(sorted(fits)).encode()).hexdigest()[:16]
+def _digest(texts: Collection[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(texts)).encode()).hexdigest()[:16]

@@ -219,6 +219,7 @@ def _row(where: str, given: dict[str, Any]) -> dict[str, Any]:
             )
         except ValueError as error:
             raise InputError(f"{where}: {name} '{value}' is no number") from error
+    row["diverged"] = _whether(where, "diverged", given.get("diverged"))
     if row.get("selected_on") == "test":
         raise InputError(
             f"{where}: its epoch was chosen on the test set, so that set says nothing more: choose on another"
@@ -228,6 +229,15 @@ def _row(where: str, given: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
+def _whether(where: str, name: str, text: str | None) -> bool:
+    """A cell that says yes or no, or nothing for no; raises InputError for another."""
+    word = (text or "no").strip().lower()
+    if word not in _YES | _NO:
+        raise InputError(f"{where}: {name} '{text}' is neither true nor false: write one of them")
+    return word in _YES
+
+
+_YES, _NO = {"true", "yes", "1"}, {"false", "no", "0"}
 _NUMBERS = ("seconds", "source_accuracy", "trained_parameters", "total_parameters", "source_steps", "step_flops")
 
 

@@ -97,8 +97,8 @@ def _of_family(family: Sequence[Comparison]) -> list[str]:
     base, areas = study.base_of(family), dict.fromkeys(one.budgets for one in family if len(one.budgets) > 1)
     said = [f"shares of the budgets in the area: {tables_of.shares(budgets)}" for budgets in areas]
     said += [
-        f"the area of {one.strategy} is over the {one.fits} seeds that all its budgets share: {one.unused} fits of it and "
-        f"of {base} under other seeds enter only the comparison of their own budget"
+        f"the area of {one.strategy} is over the {one.fits} seeds that all its budgets share: {one.unused} fits of it "
+        f"and of {base} under other seeds enter only the comparison of their own budget"
         for one in family
         if one.unused
     ]

@@ -121,6 +121,8 @@ def plant(run, **changes):
     scratch = next(line for line in workdir.lines(run) if line["strategy"] == "scratch")
     planted = {**scratch, "key": "f" * 64, "name": "planted", **changes}
     workdir.add(run, [planted])
+    for mask in (run / "masks").glob(f"{scratch['name']}-*"):
+        shutil.copy(mask, mask.with_name(mask.name.replace(scratch["name"], planted["name"])))
     return planted
 
 
