@@ -21,6 +21,7 @@ from experiments.commandline import flag
 from experiments.origin import Origin
 from tljax import evaluate, train
 from tljax.data import unlabelled
+from tljax.study.csv_cells import cell
 from tljax.types import InputError
 
 
@@ -55,9 +56,9 @@ def table(names: Sequence[str], classes: Sequence[str], given: np.ndarray) -> st
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["image", "predicted", *classes])
+    writer.writerow(["image", "predicted", *map(cell, classes)])
     for name, row in zip(names, given, strict=True):
-        writer.writerow([name, classes[row.argmax()], *(f"{value:.9g}" for value in row)])
+        writer.writerow([cell(name), cell(classes[row.argmax()]), *(f"{value:.9g}" for value in row)])
     return out.getvalue()
 
 

@@ -163,10 +163,15 @@ def _flags(run: Path, known: Mapping[str, str]) -> dict[str, Any]:
 def theirs(results: Path, predictions: str) -> Found:
     """Fits made elsewhere; raises InputError for a table or predictions that are not as this program's text says."""
     try:
-        with open(results, newline="", encoding="utf-8") as file:
-            rows = [_row(f"'{results}', line {number}", row) for number, row in enumerate(csv.DictReader(file), 2)]
+        with open(results, newline="", encoding="utf-8-sig") as file:
+            table = csv.DictReader(file)
+            rows = [_row(f"'{results}', line {table.line_num}", row) for row in table]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"--results={results} cannot be read: {plugins.said(error)}") from error
+    others = [str(name) for name in table.fieldnames or () if name not in (*_NEEDED, *_KNOWN, "diverged")]
+    if others:
+        console.say(f"'{results}' has columns that are not read: {', '.join(others)[:200]}")
+    _refuse_twice(rows)
     files = {Path(file).stem: Path(file) for file in glob.glob(predictions)}
     lacking = [row["name"] for row in rows if row["name"] not in files]
     if lacking or not rows:
@@ -201,7 +206,7 @@ def _key(row: Mapping[str, Any], predicted: np.ndarray, labels: np.ndarray) -> s
 
 
 def _row(where: str, given: dict[str, Any]) -> dict[str, Any]:
-    lacking = [name for name in _NEEDED if not given.get(name)]
+    lacking = [name for name in _NEEDED if not (given.get(name) or "").strip()]
     if lacking:
         raise InputError(f"{where} has no {lacking[0]}: the columns {', '.join(_NEEDED)} are needed")
     row: dict[str, Any] = {
@@ -212,13 +217,10 @@ def _row(where: str, given: dict[str, Any]) -> dict[str, Any]:
         "diverged": False,
         "key": where,
     }
-    for name, value in given.items():
-        try:
-            row[name] = (
-                (int(value) if name in _WHOLE else float(value) if name in _NUMBERS else value) if value else None
-            )
-        except ValueError as error:
-            raise InputError(f"{where}: {name} '{value}' is no number") from error
+    if None in given:
+        raise InputError(f"{where} has more cells than the table has columns: give each a heading")
+    for name in (name for name in (*_NEEDED, *_KNOWN) if (given.get(name) or "").strip()):
+        row[name] = _value(where, name, given[name].strip())
     row["diverged"] = _whether(where, "diverged", given.get("diverged"))
     if row.get("selected_on") == "test":
         raise InputError(
@@ -231,14 +233,46 @@ def _row(where: str, given: dict[str, Any]) -> dict[str, Any]:
 
 def _whether(where: str, name: str, text: str | None) -> bool:
     """A cell that says yes or no, or nothing for no; raises InputError for another."""
-    word = (text or "no").strip().lower()
+    word = (text or "").strip().lower() or "no"
     if word not in _YES | _NO:
         raise InputError(f"{where}: {name} '{text}' is neither true nor false: write one of them")
     return word in _YES
 
 
 _YES, _NO = {"true", "yes", "1"}, {"false", "no", "0"}
-_NUMBERS = ("seconds", "source_accuracy", "trained_parameters", "total_parameters", "source_steps", "step_flops")
+_FRACTIONS = ("source_accuracy",)
+_NUMBERS = ("seconds", "trained_parameters", "total_parameters", "source_steps", "step_flops", *_FRACTIONS)
+_KNOWN = ("source", "steps", "selected_on", "tuning_seeds", *_NUMBERS)
+"""Columns that are read where they are there."""
+
+
+def _value(where: str, name: str, text: str) -> Any:
+    """What a cell says; raises InputError for what cannot be in its column.
+
+    >>> _value("line 2", "seed", "3"), _value("line 2", "seconds", "0.5")
+    (3, 0.5)
+    """
+    if name not in (*_WHOLE, *_NUMBERS):
+        return text
+    try:
+        number = int(text) if name in _WHOLE else float(text)
+    except ValueError as error:
+        raise InputError(f"{where}: {name} '{text}' is no number") from error
+    least, most = 0 if name in ("seed", *_NUMBERS) else 1, 1 if name in _FRACTIONS else 10**18
+    if not least <= number <= most:
+        ends = f"between {least} and {most}" if name in _FRACTIONS else f"{least} or more"
+        raise InputError(f"{where}: {name} is {text[:40]}: it must be {ends}, and finite")
+    return number
+
+
+def _refuse_twice(rows: Sequence[Row]) -> None:
+    """Raise InputError for a name that two rows have, and for two rows that tell of one fit."""
+    seen: dict[Any, Row] = {}
+    for row in rows:
+        cell = tuple(row[name] for name in ("source", "target", "strategy", "seed", "train_examples"))
+        for what in (("name", row["name"]), cell):
+            if (other := seen.setdefault(what, row)) is not row:
+                raise InputError(f"{row['key']} tells of the fit of {other['key']} again: leave one of both out")
 
 
 def main(argv: Sequence[str]) -> None:

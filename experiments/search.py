@@ -134,7 +134,7 @@ def _opened(arm: Arm, asked: Search, made: Settings, folder: Path) -> search.Sea
     storage = str(folder / "study.journal") if asked.storage is None else asked.storage
     name = f"{asked.study}/{arm.strategy}/{arm.budget}"
     where = None if storage == "memory" else storage
-    return search.opened(name, where, asked.sampler, asked.pruner, 0, asked.lease, about)
+    return search.opened(name, where, asked.sampler, asked.pruner, 0, asked.lease, about, console.say)
 
 
 _FREE = (*options.LISTS, *options.PLACES)

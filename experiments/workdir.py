@@ -64,9 +64,9 @@ def _refuse_strangers(workdir: Path) -> None:
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"--workdir={workdir} is a file: name a new folder")
     first = {".lock", "flags.flags.partial"}  # all that is there if a run is killed in its first moment
-    if workdir.is_dir() and not (workdir / "flags.flags").is_file():
-        if {f.name for f in workdir.iterdir() if not f.name.endswith(".flags.flags.partial")} - first:
-            raise InputError(f"--workdir={workdir} holds other files and no run: name a new folder")
+    begun = not workdir.is_dir() or (workdir / "flags.flags").is_file()
+    if not begun and {f.name for f in workdir.iterdir() if not f.name.endswith(".flags.flags.partial")} - first:
+        raise InputError(f"--workdir={workdir} holds other files and no run: name a new folder")
 
 
 def _refuse_links(workdir: Path) -> None:
@@ -130,7 +130,7 @@ def flags_text(file: Path) -> str:
     Raises InputError for one that is not as it was written.
     """
     text = _text(file)
-    lines, mark, digest_there = text.rpartition("\n" + _SUM)
+    lines, mark, _ = text.rpartition("\n" + _SUM)
     if mark and signed(f"{lines}\n") == text:
         return f"{lines}\n"
     comments = [line for line in text.split("\n")[1:] if line and not line.startswith("--")]
@@ -165,15 +165,20 @@ def read_record(file: Path) -> dict[str, Any] | None:
     remedy = "restore it, or delete it and run its command again"
     try:
         record = json.loads(_text(file))
-        digest_there = record.pop("sha256", None) if isinstance(record, dict) else None
-        intact = digest_there is not None and digest_there == _sum(record)
+        signed_there = isinstance(record, dict) and "sha256" in record
+        good = signed_there and intact(record)
     except (ValueError, RecursionError) as error:
         raise InputError(f"'{file}' is no JSON ({error}): {remedy}") from error
-    if digest_there is None:
+    if not signed_there:
         raise InputError(f"'{file}' has no SHA-256: an older tljax wrote it, or it is damaged: {remedy}")
-    if not intact:
+    if not good:
         raise InputError(f"'{file}' is not as it was written: {remedy}")
-    return record
+    return {name: value for name, value in record.items() if name != "sha256"}
+
+
+def intact(record: Mapping[str, Any]) -> bool:
+    """Whether a record that was read has under "sha256" the SHA-256 of the rest."""
+    return bool(record["sha256"] == _sum({name: value for name, value in record.items() if name != "sha256"}))
 
 
 def _sum(record: Mapping[str, Any]) -> str:
@@ -411,7 +416,7 @@ def _differences(parts: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _provenance(workdir: Path) -> dict[str, Any] | None:
-    """All of environment.json; None where it is gone or damaged. Of an older tljax, which fits it is of is not known."""
+    """All of environment.json; None where it is gone or damaged. An older tljax's is taken to be of all fits there."""
     try:
         return read_record(workdir / "environment.json")
     except (OSError, InputError):

@@ -235,6 +235,43 @@ def test_epochs_chosen_on_the_test_set_are_refused(tmp_path):
         report.main(["report", *theirs(tmp_path, selected_on="test")])
 
 
+@pytest.mark.parametrize("word", ["no", "False", "0", ""])
+def test_a_fit_made_elsewhere_that_did_not_diverge_counts_however_that_is_written(tmp_path, word, capsys):
+    report.main(["report", *theirs(tmp_path, diverged=word)])
+    told = capsys.readouterr().out
+    assert "positive" in told and "diverged" not in told
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"train_examples": 0}, "line 2: train_examples is 0: it must be 1 or more"),
+        ({"train_examples": -10}, "line 2: train_examples is -10: it must be 1 or more"),
+        ({"seed": 3}, "line 3 tells of the fit of .*line 2 again"),
+        ({"name": "mine0"}, "line 3 tells of the fit of .*line 2 again"),
+        ({"diverged": "perhaps"}, "line 2: diverged 'perhaps' is neither"),
+        ({"seconds": "nan"}, "line 2: seconds is nan"),
+        ({"steps": "1e3"}, "line 2: steps '1e3' is no number"),
+        ({"steps": 10**400}, "line 2: steps is 1000"),
+        ({"source_accuracy": 93.5}, "line 2: source_accuracy is 93.5: it must be between 0 and 1"),
+        ({"source_accuracy": "inf"}, "line 2: source_accuracy is inf"),
+        ({"strategy": "  "}, "line 2 has no strategy"),
+    ],
+    ids=str,
+)
+def test_a_table_of_fits_that_cannot_be_is_refused(tmp_path, columns, message):
+    with pytest.raises(InputError, match=message) as told:
+        report.main(["report", *theirs(tmp_path, **columns)])
+    assert "\n" not in str(told.value)
+
+
+def test_columns_that_are_not_asked_for_are_left_out_aloud(tmp_path, capsys):
+    report.main(["report", *theirs(tmp_path, options="text", confusion="[[1]]", evals="=1+1")])
+    told = capsys.readouterr().out
+    assert "columns that are not read: options, confusion, evals" in told and "positive" in told
+    assert "=1+1" not in (tmp_path / "out" / "fits.csv").read_text()
+
+
 def test_several_run_directories_make_one_report_and_a_broken_one_is_left_out(done, finished, tmp_path, capsys):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "results.jsonl").write_text("{")

@@ -12,7 +12,7 @@ from test_programs import command, write_task
 from test_report import bare, curve, visible
 from test_study import cell, fits, found
 
-from experiments import compare, console, estimand, evidence, looks, machine, options, report, verdicts
+from experiments import compare, console, estimand, evidence, looks, machine, options, report, transfer, verdicts
 from experiments import workdir as rundir
 from experiments.compare_flags import Asked, Judging
 from tljax.study import milestones, statistics, study, study_report, summary, tables
@@ -537,9 +537,12 @@ def test_a_report_of_a_transfer_says_what_its_seeds_vary(finished, tmp_path, cap
     assert ANEW in said and "this one training set" in said
 
 
-def test_the_base_is_found_however_its_options_are_written(tasks, tmp_path, capsys):
-    flags = {"strategies": ("scratch", "lp_ft:start=0.50"), "steps": 10, "train_examples": ("all",), "dry_run": True}
-    compare.main(
-        ["compare", *command(tasks, tmp_path, **flags), "--against=lp_ft:start=0.50", "--longer_scratch=false"]
-    )
-    assert "against lp_ft:start=0.5 at equal target steps" in told_by(capsys)
+def test_the_base_is_found_however_its_options_are_written(tasks, tmp_path, monkeypatch):
+    """A fit is known by the options as they were read: 0.50 is 0.5."""
+    judgings: list[Judging] = []
+    monkeypatch.setattr(transfer, "within", lambda *given: [])
+    monkeypatch.setattr(compare, "_judged", lambda *given: None)
+    monkeypatch.setattr(verdicts, "show", lambda folder, found, judging, notes: judgings.append(judging))
+    given = command(tasks, tmp_path, strategies=("full", "lp_ft:start=0.50"))
+    compare.main(["compare", *given, "--against=lp_ft:start=0.50"])
+    assert [judging.against for judging in judgings] == ["lp_ft:start=0.5"]
