@@ -166,7 +166,8 @@ def same(task: Task, other: Task) -> bool:
 )  # fmt: skip
 def test_any_flipped_bit_of_the_cache_is_said_and_decoded_again(file: str, tmp_path: Path) -> None:
     name, said = tiny(tmp_path), []
-    first = load(name, data_dir=tmp_path, say=said.append)
+    first = load(name, data_dir=tmp_path / "reference")
+    load(name, data_dir=tmp_path, say=said.append)
     assert not said and same(load(name, data_dir=tmp_path, say=said.append), first) and not said
     place = kept(tmp_path) / file
     whole = place.read_bytes()
@@ -183,7 +184,7 @@ def test_any_flipped_bit_of_the_cache_is_said_and_decoded_again(file: str, tmp_p
 @pytest.mark.parametrize("data", [b"", b"[" * 100_000, b"[]", b'{"sha256": 1}', b"\xff", b"{", b"null"])
 def test_a_note_or_array_of_anything_else_is_said_and_decoded_again(data: bytes, tmp_path: Path) -> None:
     name, said = tiny(tmp_path), []
-    first = load(name, data_dir=tmp_path)
+    first, _ = (load(name, data_dir=tmp_path / place) for place in ("reference", ""))
     for file in ("task.json", "test_labels.npy"):
         (kept(tmp_path) / file).write_bytes(data)
         assert same(load(name, data_dir=tmp_path, say=said.append), first)
@@ -192,7 +193,7 @@ def test_a_note_or_array_of_anything_else_is_said_and_decoded_again(data: bytes,
 
 def test_a_fingerprint_or_class_name_that_was_changed_is_not_believed(tmp_path: Path) -> None:
     name, said = tiny(tmp_path), []
-    first = load(name, data_dir=tmp_path)
+    first, _ = (load(name, data_dir=tmp_path / place) for place in ("reference", ""))
     place = kept(tmp_path) / "task.json"
     for before, after in ((first.fingerprint, "0" * 64), ('"cat"', '"cow"'), ('"dog"\n', '"dog" \n')):
         place.write_text(place.read_text().replace(before, after))
@@ -202,7 +203,7 @@ def test_a_fingerprint_or_class_name_that_was_changed_is_not_believed(tmp_path: 
 
 def test_what_was_kept_before_there_were_digests_is_decoded_again_without_a_word(tmp_path: Path) -> None:
     name, said = tiny(tmp_path), []
-    first = load(name, data_dir=tmp_path)
+    first, _ = (load(name, data_dir=tmp_path / place) for place in ("reference", ""))
     place = kept(tmp_path) / "task.json"
     note = json.loads(place.read_text())
     images = kept(tmp_path) / "train_images.npy"
@@ -216,14 +217,18 @@ def test_what_was_kept_before_there_were_digests_is_decoded_again_without_a_word
 
 def test_data_that_were_changed_and_kept_are_checked_too(tmp_path: Path) -> None:
     name, said = tiny(tmp_path) + ":rotate=90", []
-    first = load(name, data_dir=tmp_path)
-    for folder in sorted((tmp_path / "tljax").iterdir()):
+    first, _ = (load(name, data_dir=tmp_path / place) for place in ("reference", ""))
+    notes = {
+        json.loads((folder / "task.json").read_text())["name"]: folder for folder in (tmp_path / "tljax").iterdir()
+    }
+    for changes, folder in (("", notes[name]), (":rotate=90", notes[name.removesuffix(":rotate=90")])):
         place = folder / "test_labels.npy"
         altered = bytearray(place.read_bytes())
         altered[-1] ^= 128  # a label becomes negative
         place.write_bytes(altered)
-    assert same(load(name, data_dir=tmp_path, say=said.append), first)
-    assert len(said) == 2
+        assert same(load(name, data_dir=tmp_path, say=said.append), first)
+        assert said == [f"'{place}' is not as it was written: {name.removesuffix(changes)} is decoded again"]
+        said.clear()
 
 
 def test_what_a_disk_alters_as_it_is_written_is_not_kept_as_good(
@@ -231,9 +236,12 @@ def test_what_a_disk_alters_as_it_is_written_is_not_kept_as_good(
 ) -> None:
     write = cache._Summed.write
     name, said = tiny(tmp_path), []
-    monkeypatch.setattr(
-        cache._Summed, "write", lambda self, data: (self.sha256.update(data), self.out.write(bytes(len(data))))[1]
-    )
+
+    def write_zeros(summed: cache._Summed, data: bytes) -> int:
+        summed.sha256.update(data)
+        return summed.out.write(bytes(len(data)))
+
+    monkeypatch.setattr(cache._Summed, "write", write_zeros)
     first = load(name, data_dir=tmp_path)
     assert first.train.images.any() and checks.fingerprint(first.train, first.test, first.classes) == first.fingerprint
     monkeypatch.setattr(cache._Summed, "write", write)
