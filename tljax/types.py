@@ -114,3 +114,5 @@ class Task:
     """SHA-256 over shapes, dtypes, bytes, class names and groups of both splits: 64 hexadecimal digits."""
     note: str = ""
     """What every table must say of this data, such as that it is a part of the complete set."""
+    findings: tuple[str, ...] = ()
+    """What of it can hardly be meant, such as test examples that are in the training set too; the note ends with it."""
