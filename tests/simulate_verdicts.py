@@ -114,9 +114,9 @@ def both(values: np.ndarray, groups: np.ndarray | None = None) -> tuple[Moments,
     """Before and after."""
     _, fits, items = values.shape
     mean, old = values.mean((1, 2)), components.mean_squares(values)
-    linear, largest = components.by_group(values, groups)
+    linear, named = components.by_group(values, groups)
     squares = old if linear is values else components.mean_squares(linear)
-    new = components.errors(squares, fits, linear.shape[2], components.unseen(linear, largest))
+    new = components.errors(squares, fits, linear.shape[2], components.unseen(linear, named))
     return Moments(mean, *before(old, fits, items)), Moments(mean, *new)
 
 

@@ -7,12 +7,12 @@ from typing import NamedTuple
 import numpy as np
 from scipy import optimize, special, stats
 
-UNSEEN = 4.5
+UNSEEN = 4.7
 """Items that a study may have missed where none differs: the normal quantile times their root is the exact bound.
 
 Where n are expected none is seen with probability exp(-n), so 3.0 are refuted at 95 % (the rule of three; Hanley and
 Lippman-Hand 1983, "If nothing goes wrong, is everything all right?"): 3.0 = 1.64 sqrt(3.3). In the worst of 20
-comparisons 6.0 are: 6.0 = 2.81 sqrt(4.5).
+comparisons 6.0 are: 6.0 = 2.79 sqrt(4.6).
 """
 ENOUGH = 20.0
 """From so many items that differ on, the normal law stands by itself and none is added."""
@@ -50,53 +50,63 @@ def mean_squares(scores: np.ndarray) -> Squares:
     )
 
 
-def by_group(scores: np.ndarray, groups: np.ndarray | None = None) -> tuple[np.ndarray, float]:
-    """Scores of groups of items, float [m, fits, items] to [m, fits, groups], and the largest that `unseen` expects.
+class Sizes(NamedTuple):
+    """How large groups of items are; of items without groups 1, and as many as there are items."""
 
-    `groups` is int [items], or each item is alone. A fit with the mean r over its items has of a group the score
-    r + (total - r size) groups / items, whose mean over groups is r: the linearised ratio estimator of cluster sampling
-    (Cochran 1977, "Sampling techniques", 3rd edition, section 9A.1), whose variance is the robust one of Liang and
-    Zeger 1986, "Longitudinal data analysis using generalized linear models". In groups of equal size it is the group's
-    mean; of one item it is the score, to the bit. The largest is that of a group of the size that an item's has on
-    average.
+    typical: float
+    """Of the group that an item is in, on average over items, over the mean size of a group."""
+    many: float
+    """Groups of one size whose variance would be known as well as that of these, were they normal."""
 
-    >>> scores, largest = by_group(np.array([[[1.0, 0.0, 0.0, -1.0]]]), np.array([7, 7, 3, 3]))
-    >>> scores.tolist(), largest
-    ([[[-0.5, 0.5]]], 1.0)
+
+def by_group(scores: np.ndarray, groups: np.ndarray | None = None) -> tuple[np.ndarray, Sizes]:
+    """Scores of groups of items, float [m, fits, items] to [m, fits, groups]; groups int [items], or each item alone.
+
+    A fit with the mean r over its items has of a group the score r + (total - r size) groups / items, whose mean over
+    groups is r: the linearised ratio estimator of cluster sampling (Cochran 1977, "Sampling techniques", 3rd edition,
+    section 9A.1), whose variance is the robust one of Liang and Zeger 1986, "Longitudinal data analysis using
+    generalized linear models". In groups of equal size it is the group's mean; of one item it is the score, to the bit.
+
+    >>> scores, sizes = by_group(np.array([[[1.0, 0.0, 0.0, -1.0]]]), np.array([7, 7, 3, 3]))
+    >>> scores.tolist(), tuple(sizes)
+    ([[[-0.5, 0.5]]], (1.0, 2.0))
     """
     items = scores.shape[2]
     sizes = np.ones(items, int) if groups is None else np.unique(groups, return_counts=True)[1]
     if len(sizes) == items:
-        return scores, 1.0
+        return scores, Sizes(1.0, float(items))
     totals = np.add.reduceat(scores[:, :, np.argsort(groups, kind="stable")], np.cumsum(sizes) - sizes, axis=2)
     means = totals.sum(2, keepdims=True) / items
     linear = means + (totals - means * sizes) * (len(sizes) / items)
-    return linear, float(np.sum(sizes**2) / items * len(sizes) / items)
+    squares = (sizes / sizes.mean()) ** 2
+    return linear, Sizes(float(squares.mean()), float(squares.sum() ** 2 / np.sum(squares**2)))
 
 
-def unseen(scores: np.ndarray, largest: float = 1.0) -> np.ndarray:
+def unseen(scores: np.ndarray, sizes: Sizes | None = None) -> np.ndarray:
     """What to add to the mean squares of items where hardly any item differs from the rest: [m, fits, items] to [m].
 
     So many items are added as `UNSEEN` says, with the mean square of those that differ and of a quarter of one more, on
-    which the scores of all fits are `largest` (as Agresti and Min 2005, "Simple improved confidence intervals for
-    comparing matched proportions", add half of one of four kinds). They become fewer with the items that differ; none
-    from `ENOUGH` on, or where the means of items over fits have tails no longer than normal ones: t is right there.
+    which all fits have the score 1 (as Agresti and Min 2005, "Simple improved confidence intervals for comparing
+    matched proportions", add half of one of four kinds). They become fewer with the items that differ; none from
+    `ENOUGH` on, or where the means of items over fits have tails no longer than normal ones: t is right there. Of
+    groups, one more is typical in size, and normal ones are so of groups of these sizes.
 
     >>> round(unseen(np.zeros((1, 5, 100))).item() / 500 * 100 * 99, 6)  # the variance of the mean, in items
-    4.5
+    4.7
     >>> unseen(np.tile([1.0, -1.0], (1, 5, 50))).item()
     0.0
     """
     _, fits, items = scores.shape
+    typical, many = sizes or Sizes(1.0, float(items))
     rest = scores.mean(1)
     rest = (rest - rest.mean(1, keepdims=True)) ** 2
     squares, fourth = rest.sum(1), (rest**2).sum(1)
     some = squares > 0
     # What differs by 1e-10 was rounded.
     differ = np.where(some, squares / (fourth / np.where(some, squares, 1) + 1e-20), 0)
-    sparse = np.maximum(1 - 3 * differ / items, 0)
+    sparse = np.maximum(1 - 3 * differ / many, 0)
     few = np.where(sparse > 0, np.maximum(1 - differ / np.where(sparse > 0, sparse, 1) / ENOUGH, 0), 0)
-    return np.asarray(UNSEEN * few * (squares + 0.25 * largest**2) / (differ + 0.25) * fits / (items - 1))
+    return np.asarray(UNSEEN * few * (squares + 0.25 * typical**2) / (differ + 0.25) * fits / (items - 1))
 
 
 def errors(squares: Squares, fits: int, items: int, unseen: np.ndarray | float = 0.0) -> tuple[np.ndarray, np.ndarray]:

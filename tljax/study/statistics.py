@@ -129,9 +129,9 @@ def over_items(scores: np.ndarray, level: float = 0.95, groups: np.ndarray | Non
     scores = np.asarray(scores, float)
     if scores.ndim != 1 or len(scores) < 2 or not np.isfinite(scores).all():
         raise InputError(f"scores of one fit, of shape {scores.shape}: give finite numbers, [items], two or more")
-    values, largest = components.by_group(scores[None, None], None if groups is None else _groups(groups, len(scores)))
+    values, sizes = components.by_group(scores[None, None], None if groups is None else _groups(groups, len(scores)))
     many = values.shape[2]
-    error = math.sqrt(values.var(ddof=1) + components.unseen(values, largest).item()) / math.sqrt(many)
+    error = math.sqrt(values.var(ddof=1) + components.unseen(values, sizes).item()) / math.sqrt(many)
     return _interval(float(scores.mean()), error, many - 1, 1 - _coverage(level), level)
 
 
@@ -154,8 +154,8 @@ def crossed(scores: np.ndarray, level: float = 0.95, groups: np.ndarray | None =
     (0.5, -0.307, 1.307)
     """
     scores = _checked(scores)
-    values, largest = components.by_group(scores[None], None if groups is None else _groups(groups, scores.shape[1]))
-    unseen = components.unseen(values, largest)
+    values, sizes = components.by_group(scores[None], None if groups is None else _groups(groups, scores.shape[1]))
+    unseen = components.unseen(values, sizes)
     error, degrees = components.errors(components.mean_squares(values), *values.shape[1:], unseen)
     return _interval(float(scores.mean()), error.item(), degrees.item(), 1 - _coverage(level), level)
 
@@ -295,8 +295,7 @@ def _family(scores: Sequence[np.ndarray], groups: np.ndarray | None) -> _Family:
     stacks = [np.stack(arrays)] if together else [one[None] for one in arrays]
     values = [components.by_group(one, None if groups is None else _groups(groups, one.shape[2])) for one in stacks]
     parts = [
-        (components.mean_squares(stack), *stack.shape[1:], components.unseen(stack, largest))
-        for stack, largest in values
+        (components.mean_squares(stack), *stack.shape[1:], components.unseen(stack, sizes)) for stack, sizes in values
     ]
     found = [components.errors(*part) for part in parts]
     correlation = components.correlations(*parts[0]) if together else np.eye(len(arrays))
