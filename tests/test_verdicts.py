@@ -313,7 +313,22 @@ def test_items_in_groups_are_judged_as_groups_and_told(tasks, tmp_path):
     interval = statistics.crossed(items, 0.95, groups=np.arange(40) // 4)
     assert float(told["mean"]) == pytest.approx(items.reshape(3, 10, 4).mean(2).mean()) and told["groups"] == "10"
     assert float(told["low"]) == pytest.approx(interval.low)
-    assert interval.low != pytest.approx(statistics.crossed(items, 0.95).low)
+
+
+def test_items_that_come_together_are_counted_as_groups():
+    """Twenty items each of twenty writers: what is known is what the writers' means say."""
+    writers = np.random.default_rng(0).random((2, 20))
+    table = {
+        cell(name): {seed: np.repeat(rate - 0.3 * (name == "scratch") + 0.01 * seed > 0.5, 20) for seed in range(4)}
+        for name, rate in zip(("scratch", "full"), writers, strict=True)
+    }
+    groups = np.repeat(np.arange(20), 20)
+    [plain], [one] = (study.compared(table, 0.02, 0.95, groups=known)[0] for known in ({}, {"b": groups}))
+    assert one.groups == 20 and plain.groups is None
+    assert one.mean == pytest.approx(plain.mean) and one.high - one.low > 2 * (plain.high - plain.low)
+    alone = study.alone(table, [cell()], 0.02, 0.95, groups={"b": groups})
+    means = study.differences(table, cell(), cell("scratch")).reshape(4, 20, 20).mean(2)
+    assert alone.low == pytest.approx(statistics.crossed(means, 0.95).low, rel=0.2)  # but for unseen disagreements
 
 
 def test_groups_of_fits_made_elsewhere_are_in_their_predictions(tmp_path, capsys):
