@@ -93,6 +93,7 @@ def run(asked: Asked) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output={asked.output} is a file: name a folder")
     judging = _judging(asked, read.judging)
+    evidence.right(found)  # raises InputError for what is no study, before it counts as looked at
     fits, places = looks.apart(runs, judging.against), (folder / "looks", looks.place())
     look = max(read.looks, looks.count(fits, judging, places))
     folder.mkdir(parents=True, exist_ok=True)

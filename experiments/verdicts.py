@@ -84,11 +84,13 @@ def _of_items(table: study.Right, groups: study.Groups) -> list[str]:
 def _diverged(rows: Sequence[study.Row]) -> list[str]:
     """How many fits of each strategy and budget diverged, and what they count as."""
     said = []
+    several = len({(row.get("source"), row["target"]) for row in rows if row["strategy"] != "scratch"}) > 1
     for group in summary.groups(rows):
         odd = [row for row in group if row.get("diverged")]
         if odd:
             what = tables_of.diverged(len(odd), len(group), summary.accuracy(odd[0]))
-            said.append(f"{summary.label(odd[0])} at {odd[0]['train_examples']:,} labels: {what}")
+            where = f", {tables_of.place(odd[0].get('source'), odd[0]['target'])}" if several else ""
+            said.append(f"{summary.label(odd[0])} at {odd[0]['train_examples']:,} labels{where}: {what}")
     return [*said, *([summary.COUNTS_AS] if said else [])]
 
 

@@ -252,6 +252,9 @@ def test_the_reason_of_a_refusal_is_the_reason():
 # What a family is of
 
 
+BASES = (("full", "a", 0.5), ("full", "b", 0.55))
+
+
 def test_equal_methods_enter_the_family_once():
     table = {cell("scratch"): fits([0.5, 0.52, 0.49]), cell("lp_ft"): fits([0.56, 0.6, 0.55], seed=1)}
     family, _ = judgements(table)
@@ -261,6 +264,9 @@ def test_equal_methods_enter_the_family_once():
     told = verdicts.judged([found(twice)], Judging(2.0), [])
     assert "gradual_unfreeze equals lp_ft on every test example: judged once" in told.notes
     assert ("gradual_unfreeze", "equals lp_ft") in [row[0] for row in tables.verdicts(told.family).rows]
+    sources = {cell(name, source=s): fits([rate] * 3, seed=i) for i, (name, s, rate) in enumerate(BASES)}
+    one, other = judgements(sources | {cell("none", source=s): fits([0.6] * 3, seed=9) for s in "ab"}, base="full")[0]
+    assert not one.equals and not other.equals and one.mean != other.mean  # the same fits, beside other ones
     nearly = table | {cell("other"): {i: scores ^ (np.arange(400) == i) for i, scores in table[cell("lp_ft")].items()}}
     assert not any(one.equals for one in judgements(nearly)[0])
 

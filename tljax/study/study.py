@@ -218,7 +218,7 @@ def _judged(
             reason = f"of one pair of fits; {TWO}" if one.fits < 2 else ONE_GROUP if one.groups == 1 else ""
             found[i] = one._replace(reason=reason)
     able = [i for i, one in found.items() if not one.reason]
-    first = _first_equal(right, [members[i] for i in able])
+    first = _first_equal(right, [members[i] for i in able], base)
     judged = [i for i, same_as in zip(able, first, strict=True) if same_as is None]
     verdicts = _verdicts(right, [members[i] for i in judged], margin, level, base, groups)
     for i, (verdict, kept) in zip(
@@ -317,11 +317,20 @@ def _spared(right: Right, bases: Iterable[Cell]) -> tuple[Right, set[Cell]]:
     return found if changed else right, hopeless
 
 
-def _first_equal(right: Right, members: Sequence[Sequence[Cell]]) -> list[int | None]:
-    """For each member the first before it with the same budgets, seeds and scores; None where there is none."""
+def _first_equal(right: Right, members: Sequence[Sequence[Cell]], base: str) -> list[int | None]:
+    """For each member the first before it with the same budgets, seeds and scores; None where there is none.
+
+    What they are compared with is the same too: a strategy that looks at no source is one under all of them, but not
+    beside another that does.
+    """
     found: list[int | None] = []
     for i, cells in enumerate(members):
-        before = (k for k in range(i) if found[k] is None and _same(right, cells, members[k]))
+        bases = _bases(cells, base)
+        before = (
+            k
+            for k, others in enumerate(members[:i])
+            if found[k] is None and _same(right, cells, others) and _same(right, bases, _bases(others, base))
+        )
         found.append(next(before, None))
     return found
 
