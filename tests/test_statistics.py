@@ -440,7 +440,7 @@ def test_where_shapes_differ_the_bound_is_sidaks() -> None:
 
 def test_the_words_are_read_off_the_intervals() -> None:
     rng, words = np.random.default_rng(4), set()
-    for _ in range(60):
+    for _ in range(40):
         items = rng.choice([400, 2000])
         scores = binary(rng, 2, 5, items, by_item=0.3, by_fit=0.05, better=rng.choice([0.0, 0.1, 0.4]))
         scores = np.concatenate([scores, -scores])
@@ -516,17 +516,17 @@ def test_power_agrees_with_scipy_and_is_a_number_where_scipys_is_not() -> None:
 def test_the_range_of_the_power_holds_the_true_power_in_9_of_10_studies(fits: int) -> None:
     """Fits alone vary, so that the squared standard error is exactly chi-square; the true power is noncentral t's."""
     rng = np.random.default_rng(fits)
-    margin, many, critical = 2.5 / math.sqrt(fits), 200, stats.t.isf(0.025, fits - 1)
+    margin, many, critical = 2.5 / math.sqrt(fits), 150, stats.t.isf(0.025, fits - 1)
     true = power(1 / math.sqrt(fits), fits - 1, critical, margin)
-    t = rng.standard_normal(1_000_000), np.sqrt(rng.chisquare(fits - 1, 1_000_000) / (fits - 1))
+    t = rng.standard_normal(200_000), np.sqrt(rng.chisquare(fits - 1, 200_000) / (fits - 1))
     narrow = stats.t.isf(0.05, fits - 1)
     half = narrow * t[1] / math.sqrt(fits)
     equivalent = np.mean((np.abs(t[0]) < critical * t[1]) & (np.abs(t[0]) / math.sqrt(fits) + half < margin))
     found = power_equivalent(1 / math.sqrt(fits), fits - 1, critical, narrow, margin)
-    assert found == pytest.approx(equivalent, abs=0.003)
+    assert found == pytest.approx(equivalent, abs=0.005)
     held = np.zeros(2)
     for _ in range(many):
-        scores = np.repeat(rng.standard_normal((fits, 1)), 10_000, 1)
+        scores = np.repeat(rng.standard_normal((fits, 1)), 1000, 1)
         (one,) = verdicts([scores], margin)
         for k, (low, high, truth) in enumerate(((*one.power, true), (*one.power_equivalent, equivalent))):
             assert 0 <= low <= high <= 1
@@ -680,7 +680,7 @@ def test_groups_of_unequal_sizes_have_intervals_that_hold(kind: str) -> None:
 
 def test_both_axes_hold_for_a_family() -> None:
     """Eight comparisons with one scratch, half without a difference and half with that of the margin."""
-    study, families = Study(), 100
+    study, families = Study(), 80
     margin, rng = 0.06, np.random.default_rng(2)
     truths = np.array([0.0, -margin] * 4)
     better = np.array([study.better(truth) for truth in truths])
