@@ -215,12 +215,12 @@ class Counting(nn.Module):
 
 
 def test_modules_that_cannot_be_stages_are_refused_with_a_remedy():
-    with pytest.raises(InputError, match="stage 'noise' draws in evaluation .*needs PRNG"):
+    with pytest.raises(InputError, match=r"stage 'noise' draws in evaluation .*needs PRNG"):
         stage("noise", Always()).apply({}, X)
     counting = stage("own", Counting())
     params = counting.init(KEY, X)
     counting.apply(params, X)
-    with pytest.raises(InputError, match="stage 'own' changes its state .*: stages keep none"):
+    with pytest.raises(InputError, match=r"stage 'own' changes its state .*: stages keep none"):
         counting.apply(params, X, key=KEY)
 
 
@@ -299,13 +299,21 @@ FAULTS = {
         ["'it/MultiHeadDotProductAttention_0' is a dropout of rate 0.25 that never drops"],
     ),
     "no use of it": (Wasted(), (4,), ["stage 'it' draws by its key, and its output does not depend on it"]),
-    "a key of its own": (Fixed(), (4,), ["stage 'it' draws what does not follow from its key, so the same at every step"]),
+    "a key of its own": (
+        Fixed(),
+        (4,),
+        ["stage 'it' draws what does not follow from its key, so the same at every step"],
+    ),
     "a fixed projection": (Projected(), (4,), []),
     "rate 0": (nn.Dropout(0.0, deterministic=True), (4,), []),
     "no dropout": (nn.Dense(3), (4,), []),
     "no dropout, recomputed": (nn.remat(nn.Dense)(3), (4,), []),
     "no dropout, in a loop": (Loop(), (4,), []),
-    "recomputed, without static_argnums": (nn.remat(Train)(), (4,), ["'it/Dropout_0' is a dropout of rate 0.3 that never drops"]),
+    "recomputed, without static_argnums": (
+        nn.remat(Train)(),
+        (4,),
+        ["'it/Dropout_0' is a dropout of rate 0.3 that never drops"],
+    ),
 }
 
 

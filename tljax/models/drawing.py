@@ -35,7 +35,9 @@ def faults(model: Model, shape: tuple[int, ...]) -> list[str]:
     """
     found = []
     for name, seen in _seen(model, shape):
-        found += [f"'{'/'.join((name, *path))}' is a dropout of rate {rate:g} that never drops" for path, rate in seen.off]
+        found += [
+            f"'{'/'.join((name, *path))}' is a dropout of rate {rate:g} that never drops" for path, rate in seen.off
+        ]
         if seen.drawn and not seen.depends:
             found.append(f"stage '{name}' draws by its key, and its output does not depend on it")
         if seen.fixed:

@@ -119,8 +119,8 @@ def _first(error: Exception) -> str:
 def _told(module: nn.Module, train: bool) -> tuple[nn.Module, dict[str, bool]]:
     """(the module with its fields, the keywords of its call) as in training or in evaluation."""
     parameters = _keywords(module)
-    fields = {field.name: field for field in dataclasses.fields(module)}  # type: ignore[arg-type]  # a dataclass
-    own: dict[str, bool] = {}
+    fields = {field.name: field for field in dataclasses.fields(module)}
+    own: dict[str, Any] = {}
     flags: dict[str, bool] = {}
     for name, wanted in _modes(train).items():
         value = getattr(module, name) if name in fields else None
@@ -149,7 +149,9 @@ def _arranged(module: nn.Module, x: jax.Array, flags: Mapping[str, bool]) -> tup
     waiting: list[Any] = []
     _, *rest = inspect.signature(module.__call__).parameters.values()
     for p in rest:
-        if p.kind not in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) or (p.name not in kwargs and p.default is p.empty):
+        if p.kind not in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) or (
+            p.name not in kwargs and p.default is p.empty
+        ):
             break
         waiting.append(kwargs.get(p.name, p.default))
         if p.name in kwargs:
@@ -172,7 +174,7 @@ def _accepted(
         if name in flags or hasattr(module, name):
             continue
 
-        def attempt(variables: Any, x: jax.Array, keys: Any, more: Mapping[str, bool]) -> Any:
+        def attempt(variables: Any, x: jax.Array, keys: Any, more: Mapping[str, Any]) -> Any:
             if method == "init":
                 return module.init(variables, x, **more)
             return module.apply(variables, x, **more, rngs=keys)
