@@ -221,6 +221,7 @@ def environment(fingerprints: Mapping[str, str]) -> dict[str, Any]:
         "versions": {name: metadata.version(name) for name in names},
         "data": dict(fingerprints),
         "commit": _commit(),
+        **({"variables": variables} if (variables := surroundings.variables()) else {}),
         **({"switches": around} if (around := surroundings.switches()) else {}),
     }
 

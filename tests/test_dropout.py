@@ -1,5 +1,6 @@
 """Dropout: on in training, off in evaluation and in frozen stages, by the key of the step alone."""
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -8,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tljax import models
+from tljax import masks, models, named_optimizer, objective, prefix, train
+from tljax.data import draw
 from tljax.models import drawing
-from tljax.models.linen import stage
+from tljax.models.linen import flat, stage
 from tljax.types import InputError
 
 X = jnp.ones((50, 400))
@@ -328,3 +330,140 @@ def test_dropout_that_never_drops_is_told(case):
 def test_no_idiom_is_a_fault_and_each_draws(idiom):
     model = (stage("it", IDIOMS[idiom]), stage("head", nn.Dense(2)))
     assert drawing.faults(model, (400,)) == [] and drawing.stages(model, (400,)) == ("it",)
+
+
+# Frozen stages.
+
+RNG = np.random.default_rng(0)
+IMAGES = jnp.asarray(RNG.integers(0, 256, (60, 4, 4, 1)).astype(np.uint8))
+LABELS = jnp.asarray(RNG.integers(0, 3, 60).astype(np.int32))
+SPEC, NUMBERS = named_optimizer.spec("sgd")
+LOSS = objective.loss("softmax_cross_entropy")
+
+
+class Dropping(nn.Module):
+    """Dropout within a stage that has parameters."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return nn.Dropout(0.5)(nn.relu(nn.Dense(16)(x)), deterministic=not train)
+
+
+def noisy_model():
+    return (
+        stage("low", nn.Dense(16), before=flat),
+        stage("between", nn.Dropout(0.5)),
+        stage("middle", Dropping()),
+        stage("last", nn.Dropout(0.5)),
+        stage("head", nn.Dense(3)),
+    )
+
+
+NOISY = noisy_model()
+
+
+def fitted(*trained, drawing=(), store=None, steps=4, rate=0.1, seeds=(0,), devices=(), batch=1, order=None):
+    """(losses [seeds, steps], parameters of each) of fits in which only the stages named train."""
+    params = [models.init(NOISY, jax.random.key(seed), (4, 4, 1)) for seed in seeds]
+    mask = masks.under(params[0], trained)
+    given = [
+        train.Trial(
+            one,
+            ((0, mask),),
+            order or partial(draw.order, seed, 60, 30, epochs=True),
+            np.full(steps, rate, np.float32),
+            (),
+            {**NUMBERS, "label_smoothing": 0.0},
+            jax.random.key(seed),
+        )
+        for seed, one in zip(seeds, params, strict=True)
+    ]
+    program = train.Program(NOISY, LOSS, SPEC, drawing=drawing)
+    means = train.Means(devices, batch, store=store)
+    losses, ends = {}, {}
+    for state, log in train.fit(program, given, IMAGES, LABELS, [steps], means=means):
+        for row, i in enumerate(state.trials):
+            losses[i] = log.loss[row]
+            ends[i] = jax.tree.map(lambda leaf, row=row: np.asarray(leaf[row]), state.params)
+    return np.array([losses[i] for i in range(len(seeds))]), [ends[i] for i in range(len(seeds))]
+
+
+def first_loss(still):
+    """Of the first step, stage by stage by hand: the stages `still` get no key."""
+    params = models.init(NOISY, jax.random.key(0), (4, 4, 1))
+    key = jax.random.fold_in(jax.random.key(0), 0)
+    rows = draw.order(0, 60, 30, 0, 1, epochs=True)[0]
+    x = np.asarray(IMAGES)[rows].astype(np.float32) / 255
+    for i, one in enumerate(NOISY):
+        own = None if one.name in still else jax.random.fold_in(key, len(NOISY) - i)
+        x = one.apply(params[one.name], x, key=own)
+    x = np.asarray(x, np.float64)
+    logits = x - np.log(np.exp(x).sum(1, keepdims=True))
+    return -logits[np.arange(30), np.asarray(LABELS)[rows]].mean()
+
+
+STILL = {
+    ("low", "middle", "head"): (),
+    ("head",): ("low", "between", "middle"),
+    ("middle", "head"): ("low",),
+    ("low", "head"): ("between", "middle"),
+    ("low", "middle"): ("last", "head"),
+}
+"""{what trains: what runs as in evaluation}: frozen stages, and what has no parameters below them."""
+
+
+@pytest.mark.parametrize("trained", STILL)
+def test_frozen_stages_drop_nothing_wherever_they_stand_and_whatever_is_kept(trained):
+    store = prefix.Store(10**8)
+    kept, of_kept = fitted(*trained, store=store)
+    anew, of_anew = fitted(*trained)
+    assert bool(store.kept) == ("low" not in trained)
+    np.testing.assert_allclose(kept, anew, rtol=1e-5)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), of_kept, of_anew)
+    np.testing.assert_allclose(kept[0, 0], first_loss(STILL[trained]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("trained", STILL)
+def test_on_request_frozen_stages_keep_their_dropout_and_only_what_draws_nothing_is_kept(trained):
+    store = prefix.Store(10**8)
+    names = drawing.stages(NOISY, (4, 4, 1))
+    assert names == ("between", "middle", "last")
+    kept, _ = fitted(*trained, drawing=names, store=store)
+    np.testing.assert_allclose(kept[0, 0], first_loss(()), rtol=1e-5)
+    np.testing.assert_allclose(kept, fitted(*trained, drawing=names)[0], rtol=1e-5)
+    assert [views[0].shape for views, _ in store.kept.values()] == ([] if "low" in trained else [(60, 16)])
+
+
+def test_what_stands_in_a_frozen_prefix_is_what_computes_the_same_at_every_step():
+    mask = masks.under(models.init(NOISY, jax.random.key(0), (4, 4, 1)), "head")
+    assert prefix.lead(NOISY, mask) == ("low", "between", "middle")
+    assert prefix.lead(NOISY, mask, ("middle",)) == ("low", "between")
+    assert prefix.lead(NOISY, mask, ("last",)) == ("low", "between", "middle")
+
+
+def test_a_norm_that_has_statistics_alone_freezes_no_dropout_below_it():
+    norm = stage("norm", nn.BatchNorm(use_bias=False, use_scale=False))
+    model = (NOISY[0], stage("drop", nn.Dropout(0.5)), norm, NOISY[-1])
+    everything = masks.by_path(models.init(model, jax.random.key(0), (4, 4, 1)), lambda path: True)
+    assert prefix.still(model, everything) == ("norm",) and prefix.lead(model, everything) == ()
+
+
+def test_each_step_draws_anew_and_a_repetition_the_same():
+    """At rate 0 and on the same examples, the losses of steps differ by their masks alone."""
+    same = lambda first, last: np.tile(np.arange(30, dtype=np.int32), (last - first, 1))  # noqa: E731
+    losses, _ = fitted("low", "middle", "head", steps=6, rate=0.0, order=same)
+    assert len(set(losses[0].tolist())) == 6
+    np.testing.assert_array_equal(losses, fitted("low", "middle", "head", steps=6, rate=0.0, order=same)[0])
+    calm, _ = fitted("head", steps=6, rate=0.0, order=same)
+    assert len(set(calm[0].tolist())) == 6  # the dropout below the head, which trains
+
+
+@pytest.mark.parametrize("trained", [("low", "middle", "head"), ("low", "head")])
+def test_company_and_devices_draw_the_same(trained):
+    alone = [fitted(*trained, seeds=(seed,)) for seed in (0, 1)]
+    together, ends = fitted(*trained, seeds=(0, 1), devices=tuple(jax.devices()[:2]))
+    for row, (losses, [end]) in enumerate(alone):
+        np.testing.assert_array_equal(together[row], losses[0])
+        jax.tree.map(np.testing.assert_array_equal, ends[row], end)
+    divided, _ = fitted(*trained, devices=tuple(jax.devices()), batch=8)
+    np.testing.assert_allclose(divided[0], alone[0][0][0], rtol=1e-5)

@@ -27,17 +27,23 @@ NEUTRAL: dict[str, Any] = {
 """{switch of JAX that decides random streams or rounding: its value as JAX 0.10.2 comes}."""
 _VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
 """Of the environment, read when JAX looks for its devices."""
-_WITHOUT_EFFECT = ("--xla_force_host_platform_device_count", "--xla_dump_", "--xla_gpu_cuda_data_dir")
-"""Flags of XLA that decide no bit."""
+_ARITHMETIC = ("fast", "precision", "determinis", "honor", "unsafe", "tf32", "denormal")
+"""What is in the names of XLA's flags that say how numbers are computed; other flags say how a program is compiled,
+which is the compiler's affair, as its release is."""
 
 
 def switches() -> dict[str, Any]:
     """{environment variable: value} of the switches that are not as JAX comes; {} where all are.
 
-    What is in it decides bits, so it belongs in a fit's key.
+    What is in it decides random streams or how numbers are computed, so it belongs in a fit's key.
     """
-    set_otherwise = {name.upper(): value for name, value in _of_jax().items() if value != NEUTRAL[name]}
-    return set_otherwise | {name: text for name in _VARIABLES if (text := _variable(name))}
+    changed = {name.upper(): value for name, value in _of_jax().items() if value != NEUTRAL[name]}
+    return changed | {name: text for name in _VARIABLES if (text := _arithmetic(name))}
+
+
+def variables() -> dict[str, str]:
+    """{variable: its text} of those that JAX's compiler reads, as far as they are set."""
+    return {name: os.environ[name] for name in _VARIABLES if os.environ.get(name)}
 
 
 def _of_jax() -> dict[str, Any]:
@@ -50,15 +56,17 @@ def _plain(value: Any) -> Any:
     return value.lower() if isinstance(value, str) else value
 
 
-def _variable(name: str) -> str:
-    """The words of a variable in order, without those of no effect; XLA_FLAGS may name a file of them."""
-    text = os.environ.get(name, "").strip()
-    if name == "XLA_FLAGS" and text and not text.startswith("-"):
+def _arithmetic(variable: str) -> str:
+    """The words of a variable that say how numbers are computed, in order; XLA_FLAGS may name a file of them."""
+    text = os.environ.get(variable, "").strip()
+    if variable == "NVIDIA_TF32_OVERRIDE":
+        return text
+    if text and not text.startswith("-"):
         try:
             text = Path(text).read_text(encoding="utf-8")
         except (OSError, ValueError):
-            return text
-    return " ".join(sorted(word for word in text.split() if not word.startswith(_WITHOUT_EFFECT)))
+            return ""
+    return " ".join(sorted(word for word in text.split() if any(part in word for part in _ARITHMETIC)))
 
 
 @contextmanager
@@ -75,7 +83,7 @@ def kept(whose: str = "a function that the flags name") -> Iterator[None]:
 every fit: leave that out, and set JAX_RANDOM_SEED_OFFSET=1 in the environment if you mean it
     """
     folder, handling = _directory(), np.geterr()
-    variables = {name: os.environ.get(name) for name in _VARIABLES}
+    texts = {name: os.environ.get(name) for name in _VARIABLES}
     values = {name: jax.config.values[name] for name in NEUTRAL if name in jax.config.values}
     before = _of_jax()
     try:
@@ -84,7 +92,7 @@ every fit: leave that out, and set JAX_RANDOM_SEED_OFFSET=1 in the environment i
         if folder is not None and _directory() != folder:
             os.chdir(folder)
         np.seterr(**handling)
-        _restore(variables)
+        _restore(texts)
         after = _of_jax()
         for name, value in values.items():
             if after[name] != before[name]:
@@ -105,8 +113,8 @@ def _directory() -> str | None:
         return None
 
 
-def _restore(variables: dict[str, str | None]) -> None:
-    for name, value in variables.items():
+def _restore(texts: dict[str, str | None]) -> None:
+    for name, value in texts.items():
         if value is not None:
             os.environ[name] = value
         else:
