@@ -91,7 +91,12 @@ def masked(
         born, ranks = _ranks(trained, _given(ages, whole), cohorts)
         _check_state(inner, trained, len(born), state)
         more = {name: _of_trained(value, leaves, held, rest) for name, value in extra.items()}
-        changes, state = _update(inner, gradients, state, held, (len(born), ranks), more)
+        try:
+            changes, state = _update(inner, gradients, state, held, (len(born), ranks), more)
+        except Exception as error:  # of any transformation
+            if len(jax.tree.leaves(trained)) < len(jax.tree.leaves(updates)):
+                _diagnose(error, lambda u, p: inner.update(u, inner.init(p), p, **extra), updates, whole)
+            raise
         return masks.join(_over(leaves, changes, _finish), still), state
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -143,7 +148,7 @@ def _given(rule: Any, params: Params) -> Any:
     """A mask or ages; a function of the parameters is called, with shapes and dtypes: values change with each step."""
     if not masks.is_strategy(rule):
         return rule
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), params)
+    shapes = jax.tree.map(_shape, params)
     context = (Context(),) if _needs_context(rule) else ()
     name = getattr(rule, "__name__", "the function")
     try:
@@ -160,6 +165,14 @@ def _given(rule: Any, params: Params) -> Any:
     if masks.is_strategy(result) or (isinstance(result, list | tuple) and any(isinstance(p, Phase) for p in result)):
         raise InputError(f"masked: {name} gives phases: give masked the mask of one of them, and go on with carry")
     return result
+
+
+def _shape(leaf: Any) -> Any:
+    if isinstance(leaf, jax.ShapeDtypeStruct) or not (
+        hasattr(leaf, "dtype") or isinstance(leaf, int | float | complex)
+    ):
+        return leaf
+    return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
 
 
 def _needs_context(rule: Callable[..., Any]) -> bool:
@@ -200,22 +213,35 @@ def _placeholder_state(tx: Any, mask: Any, ages: Any, placeholder: Any) -> OptSt
 
 def _init(tx: optax.GradientTransformation, trained: Params, params: Params) -> OptState:
     try:
-        return tx.init(trained)
+        state = tx.init(trained)
     except Exception as error:  # of any transformation
-        if len(jax.tree.leaves(trained)) < len(jax.tree.leaves(params)) and _succeeds(tx.init, params):
-            raise InputError(
-                "the optimizer inside `masked` holds a tree of all parameters (labels, a decay mask), and sees only "
-                "those that train: give a function of the tree in its place, such as lambda tree: jax.tree.map(.., tree)"
-            ) from error
+        if len(jax.tree.leaves(trained)) < len(jax.tree.leaves(params)):
+            _diagnose(error, tx.init, params)
         raise
+    shared = {id(leaf) for leaf in jax.tree.leaves(params)}
+    return jax.tree.map(lambda leaf: _once(leaf, shared), state)
 
 
-def _succeeds(function: Callable[..., Any], *arguments: Any) -> bool:
+def _once(leaf: Any, seen: set[int]) -> Any:
+    """A leaf of a state, copied if it has been seen: a buffer that two places share cannot be donated."""
+    if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer):
+        return leaf
+    if id(leaf) in seen:
+        return jnp.array(leaf)
+    seen.add(id(leaf))
+    return leaf
+
+
+def _diagnose(error: Exception, function: Callable[..., Any], *whole: Params) -> None:
+    """Raise InputError where an optimizer fails on the trained leaves alone, and not on the whole tree."""
     try:
-        jax.eval_shape(function, *arguments)
+        jax.eval_shape(function, *whole)
     except Exception:  # of any transformation
-        return False
-    return True
+        return
+    raise InputError(
+        "the optimizer inside `masked` holds a tree of all parameters (labels, a decay mask), and sees only those that "
+        "train: give a function of the tree in its place, such as lambda tree: jax.tree.map(.., tree)"
+    ) from error
 
 
 def _of_trained(extra: Any, mask: Mask, held: Params | None, rest: Params | None) -> Any:
@@ -356,7 +382,9 @@ def _ranks(trained: Params, ages: Ages | None, cohorts: int | None = None) -> tu
         return [0], [0] * len(jax.tree.leaves(trained))
     known = dict(zip(paths.unboxed_names(ages), jax.tree.leaves(ages), strict=True))
     if missing := [name for name in paths.unboxed_names(trained) if name not in known]:
-        raise InputError(f"the ages and the parameters are different trees: {paths.some(missing)} only in the parameters")
+        raise InputError(
+            f"the ages and the parameters are different trees: {paths.some(missing)} only in the parameters"
+        )
     mine = [known[name] for name in paths.unboxed_names(trained)]
     if cohorts is not None:
         return list(range(cohorts)), mine

@@ -92,7 +92,7 @@ _STATISTIC = re.compile(r"batch_stats|(running|moving)_(mean|var|variance|std)|n
 
 
 def can_train(path: str, leaf: Any) -> bool:
-    """Whether a leaf may train, by its own path and dtype: not None, integers, or what is named a running statistic.
+    """Whether a leaf may train, by its own path and dtype: not None, no array, integers, nor a running statistic.
 
     `trainable` knows more of a leaf, from the tree that it is in.
 
@@ -100,7 +100,8 @@ def can_train(path: str, leaf: Any) -> bool:
     (True, False, False)
     """
     statistic = any(_STATISTIC.fullmatch(name.partition(":")[0].lower()) for name in re.split("[/.]", path))
-    return leaf is not None and not statistic and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+    array = hasattr(leaf, "dtype") or isinstance(leaf, float | complex)
+    return array and not statistic and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
 
 
 def trainable(tree: Any) -> list[bool]:
