@@ -245,6 +245,8 @@ def first_starts(todo: Experiment) -> Iterator[tuple[methods.Named, methods.Star
 def _show(todo: Experiment) -> None:
     for method, start in first_starts(todo):
         console.plan(method.label, start.plan, start.params, start.phases)
+        if paths := methods.left_out(method, start, todo.model):
+            console.say(f"  {method.label}: left out, and so frozen: {', '.join(paths)}\n")
 
 
 def main(argv: Sequence[str]) -> None:

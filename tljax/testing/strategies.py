@@ -203,7 +203,7 @@ def _each_phase(proof: _Proof) -> list[tuple[int, str, Any, Any, Any]]:
     for i, mask in enumerate(proof.fitted.masks):
         before, after = proof.fitted.params[i : i + 2]
         found = paths.items(before, after, mask, masks.static(proof.case.params, mask))
-        rows += [(i, path, b, a, masks.value(m) if t and masks.selects(m) else t) for path, b, a, m, t in found]
+        rows += [(i, path, b, a, masks.chosen(m) if t and masks.selects(m) else t) for path, b, a, m, t in found]
     return rows
 
 
