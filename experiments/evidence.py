@@ -92,6 +92,9 @@ def of_directory(folder: Path) -> Kept:
         looks = max(known.get("look", 0), known.get("looks", 0))
     elif _looks(folder):
         raise InputError(f"'{file}' is gone: run the study's command again")
+    about = workdir.recorded(folder)
+    if around := (about or {}).get("switches"):
+        notes = [*notes, f"{folder.name} was trained under " + ", ".join(f"{name}={around[name]}" for name in around)]
     found = [_kept(folder, part["rows"])._replace(longer=part["longer"]) for part in parts]
     return Kept(found, notes, judging, looks)
 

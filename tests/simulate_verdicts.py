@@ -79,9 +79,9 @@ def scores(
 
     def right(arms: int, better: np.ndarray) -> np.ndarray:
         fit = 1 - rng.exponential(size=(arms, fits, 1)).astype(np.float32) if study.skewed else normal(arms, fits, 1)
-        own = study.fit * fit - 6 * (rng.random((arms, fits, 1)) < study.fail) if study.fail else study.fit * fit
+        shift = study.fit * fit - 6 * (rng.random((arms, fits, 1)) < study.fail) if study.fail else study.fit * fit
         rest = math.sqrt(study.alike) * alike + math.sqrt(1 - study.alike) * normal(arms, fits, items)
-        effects = shared + own + study.arm * spread(normal(arms, 1, many)) + study.rest * rest
+        effects = shared + shift + study.arm * spread(normal(arms, 1, many)) + study.rest * rest
         return effects + (study.mean + better).astype(np.float32) > 0
 
     first = right(m, better[:, None, None] + study.by_size * sizes)
@@ -295,10 +295,10 @@ def equivalent(rng: np.random.Generator, replications: int) -> None:
         study, name, fits, items, margin = case
         # The truth is the margin, below and above in turn.
         study = study._replace(mean=special.ndtri(0.995 if margin < 0.02 else 0.9) * study.sd)
-        found = simulated(rng, study, study.better(-margin), fits, np.arange(items), replications)
+        versions = simulated(rng, study, study.better(-margin), fits, np.arange(items), replications)
         yield from (name, str(fits), str(items), f"{100 * margin:g}")
-        low, high = zip(*(moments.ends() for moments in found), strict=True)
-        yield " -> ".join(percent(wrong_within(moments, margin)) for moments in found)
+        low, high = zip(*(moments.ends() for moments in versions), strict=True)
+        yield " -> ".join(percent(wrong_within(moments, margin)) for moments in versions)
         yield " -> ".join(percent(float(np.mean(end > 0))) for end in low)
         yield " -> ".join(percent(float(np.mean(end < -margin))) for end in high)
 
@@ -417,12 +417,12 @@ def families(rng: np.random.Generator, replications: int) -> None:
                 better = np.array([study.better(truth) if truth else 0.0 for truth in truths])
                 values = scores(rng, study, better, fits, np.arange(500), together=True)
                 squares, unseen, mean = components.mean_squares(values), components.unseen(values), values.mean((1, 2))
-                for k, found in enumerate((before(squares, fits, 500), components.errors(squares, fits, 500, unseen))):
+                for k, errors in enumerate((before(squares, fits, 500), components.errors(squares, fits, 500, unseen))):
                     matrix = components.correlations(squares, fits, 500, unseen if k else 0.0)
-                    results[k].append(judged(Moments(mean, *found), components.beyond(matrix), truths, margin))
+                    results[k].append(judged(Moments(mean, *errors), components.beyond(matrix), truths, margin))
             shares = []
-            for found in results:
-                null, mixed_families = np.array(found[:replications]), np.array(found[replications:])
+            for result in results:
+                null, mixed_families = np.array(result[:replications]), np.array(result[replications:])
                 share = (null[:, 0], null[:, 1], mixed_families[:, 2], mixed_families[:, 3])
                 shares.append(", ".join(percent(float(np.mean(part))) for part in share))
             yield " -> ".join(shares)
@@ -445,14 +445,14 @@ def powers(rng: np.random.Generator, replications: int) -> None:
         margin = 3 * float(np.sqrt(np.mean(typical.error**2)))
         better = study.better(margin)
         values = scores(rng, study, np.full(replications, better), fits, np.arange(500))
-        found = [statistics.verdicts([one], margin)[0] for one in values]
-        true = np.mean([verdict.interval.low > 0 or verdict.interval.high < 0 for verdict in found])
+        different = [statistics.verdicts([study_scores], margin)[0] for study_scores in values]
+        true = np.mean([verdict.interval.low > 0 or verdict.interval.high < 0 for verdict in different])
         values = scores(rng, study, np.zeros(replications), fits, np.arange(500))
-        same = [statistics.verdicts([one], margin)[0] for one in values]
+        same = [statistics.verdicts([study_scores], margin)[0] for study_scores in values]
         equal = np.mean([verdict.word == "equivalent" for verdict in same])
         yield from (name, str(fits))
         for share, ranges in (
-            (true, [verdict.power for verdict in found]),
+            (true, [verdict.power for verdict in different]),
             (equal, [verdict.power_equivalent for verdict in same]),
         ):
             low, high = np.array(ranges).T

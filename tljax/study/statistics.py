@@ -293,7 +293,8 @@ def _family(scores: Sequence[np.ndarray], groups: np.ndarray | None) -> _Family:
     arrays = [_checked(one) for one in scores]
     together = len({one.shape for one in arrays}) == 1
     stacks = [np.stack(arrays)] if together else [one[None] for one in arrays]
-    values = [components.by_group(one, None if groups is None else _groups(groups, one.shape[2])) for one in stacks]
+    names = [None if groups is None else _groups(groups, stack.shape[2]) for stack in stacks]
+    values = [components.by_group(stack, name) for stack, name in zip(stacks, names, strict=True)]
     parts = [
         (components.mean_squares(stack), *stack.shape[1:], components.unseen(stack, sizes)) for stack, sizes in values
     ]
