@@ -361,6 +361,19 @@ def test_few_groups_get_no_word(groups: int) -> None:
             assert (verdict.word, verdict.size, verdict.warning) == ("positive", "beyond", "")
 
 
+def test_groups_that_differ_much_in_size_are_told_to_be_few() -> None:
+    rng = np.random.default_rng(8)
+    equal, one_large = np.arange(200) % 10, np.minimum(np.arange(200) // 5, 20)  # a half of the items are one group
+    for groups, few in ((equal, False), (one_large, True), (np.arange(199) % 8, False)):
+        scores = rng.integers(-1, 2, (3, len(groups))).astype(float)
+        (verdict,) = verdicts([scores], 0.1, groups=groups)
+        assert verdict.word
+        assert verdict.warning == (
+            "21 groups of test items that differ so in size say no more than 1 of one size." if few else ""
+        )
+    assert components.as_many(np.full(7, 3)) == pytest.approx(7)
+
+
 def test_mcnemar_of_groups_counts_all_choices_of_sides() -> None:
     rng = np.random.default_rng(7)
     for _ in range(20):

@@ -56,7 +56,7 @@ class Sizes(NamedTuple):
     typical: float
     """Of the group that an item is in, on average over items, over the mean size of a group."""
     many: float
-    """Groups of one size whose variance would be known as well as that of these, were they normal."""
+    """Of how many groups of one size the variance would be known as well; see `as_many`."""
 
 
 def by_group(scores: np.ndarray, groups: np.ndarray | None = None) -> tuple[np.ndarray, Sizes]:
@@ -78,8 +78,19 @@ def by_group(scores: np.ndarray, groups: np.ndarray | None = None) -> tuple[np.n
     totals = np.add.reduceat(scores[:, :, np.argsort(groups, kind="stable")], np.cumsum(sizes) - sizes, axis=2)
     means = totals.sum(2, keepdims=True) / items
     linear = means + (totals - means * sizes) * (len(sizes) / items)
+    return linear, Sizes(float(np.mean((sizes / sizes.mean()) ** 2)), as_many(sizes))
+
+
+def as_many(sizes: np.ndarray) -> float:
+    """Groups of one size whose variance would be known as well as that of groups of these sizes, int [groups].
+
+    Satterthwaite's degrees of a sum of squares as large as those of the sizes: of totals of items that are all alike.
+
+    >>> as_many(np.array([5, 5, 5])), round(as_many(np.array([20] + [1] * 20)), 2)
+    (3.0, 1.1)
+    """
     squares = (sizes / sizes.mean()) ** 2
-    return linear, Sizes(float(squares.mean()), float(squares.sum() ** 2 / np.sum(squares**2)))
+    return float(squares.sum() ** 2 / np.sum(squares**2))
 
 
 def unseen(scores: np.ndarray, sizes: Sizes | None = None) -> np.ndarray:

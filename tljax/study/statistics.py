@@ -22,9 +22,12 @@ from tljax.study import components
 from tljax.types import InputError
 
 MIN_GROUPS = 8
-"""Fewer groups of test items get no word: the variance between groups has then too few degrees for groups that
-differ in size and in kind (Cameron, Gelbach and Miller 2008, "Bootstrap-based improvements for inference with clustered
-errors", on 5 to 30 clusters)."""
+"""Fewer groups of test items get no word: what a few writers or scenes share is not known from them.
+
+The robust variance of few groups is too small where they differ in size or kind (Cameron, Gelbach and Miller 2008,
+"Bootstrap-based improvements for inference with clustered errors", on 5 to 30 groups). Simulated with 5 fits, 95 %
+cover 94.8 % with 8 groups of one size, and 91.5 % with 8 of 1 to 15 items, of which there is a warning.
+"""
 
 
 class Interval(NamedTuple):
@@ -147,6 +150,11 @@ def crossed(scores: np.ndarray, level: float = 0.95, groups: np.ndarray | None =
     may have missed, so that fits that tie on all items have an interval as wide as the rule of three says. With groups
     the scores are those of `components.by_group`, and groups stand in place of items everywhere.
 
+    Simulated with 1,000 items of accuracies up to .8 (`tests/simulate_verdicts.py`, 4,000 studies of ten kinds), 95 %
+    cover 94.9 to 98.9 % with five fits or more, 95.5 to 97.8 % with three, 96.0 to 99.1 % with two. Where one item in
+    100 is wrong, 97.0 to 100 %. Items in groups of 2 to 20 that are named: 95.2 to 99.7 %, where they are not, down to
+    39 %. Groups of 1 to 39 items, 55 of them: 94.7 to 99.5 %.
+
     Raises InputError for fewer than two fits, items or groups.
 
     >>> interval = crossed(np.array([[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0], [1.0, 0.0, 1.0, 1.0]]))
@@ -261,25 +269,32 @@ def verdicts(
         return []
     family = _family(scores, groups)
     wide, narrow = _intervals(family, level), _intervals(family, round(2 * level - 1, 12))
-    many = math.inf if groups is None else len(np.unique(groups))
+    sizes = None if groups is None else np.unique(groups, return_counts=True)[1]
     return [
-        _verdict(outer, inner, margin, _adjusted(outer, family.beyond), len(values), many)
+        _verdict(outer, inner, margin, _adjusted(outer, family.beyond), len(values), sizes)
         for outer, inner, values in zip(wide, narrow, scores, strict=True)
     ]
 
 
-def _verdict(interval: Interval, narrow: Interval, margin: float, p: float, fits: int, groups: float) -> Verdict:
-    critical, inner = ((end.high - end.mean) / end.standard_error for end in (interval, narrow))
-    warning = ""
-    if fits == 2:
-        warning = "Two fits say little of how fits vary: give three seeds or more before you trust the word."
-    if groups < MIN_GROUPS:
-        warning = f"{groups} groups of test items are fewer than {MIN_GROUPS}: no word is given."
+def _verdict(
+    interval: Interval, narrow: Interval, margin: float, p: float, fits: int, sizes: np.ndarray | None
+) -> Verdict:
+    if sizes is not None and len(sizes) < MIN_GROUPS:
+        warning = f"{len(sizes)} groups of test items are fewer than {MIN_GROUPS}: no word is given."
         return Verdict("", interval, margin, (0.0, 0.0), p, narrow, "", (0.0, 0.0), warning)
+    critical, inner = ((end.high - end.mean) / end.standard_error for end in (interval, narrow))
     powers = _range(lambda error: power(error, interval.degrees, critical, margin), interval)
     equal = _range(lambda error: power_equivalent(error, interval.degrees, critical, inner, margin), interval)
     word, size = _word(interval, narrow, margin), _size(interval, narrow, margin)
-    return Verdict(word, interval, margin, powers, p, narrow, size, equal, warning)
+    return Verdict(word, interval, margin, powers, p, narrow, size, equal, _warning(fits, sizes))
+
+
+def _warning(fits: int, sizes: np.ndarray | None) -> str:
+    if fits == 2:
+        return "Two fits say little of how fits vary: give three seeds or more before you trust the word."
+    if sizes is not None and (many := round(components.as_many(sizes))) < MIN_GROUPS:
+        return f"{len(sizes)} groups of test items that differ so in size say no more than {many} of one size."
+    return ""
 
 
 class _Family(NamedTuple):
