@@ -179,8 +179,8 @@ def simultaneous(scores: Sequence[np.ndarray], level: float = 0.95, groups: np.n
     multivariate normal distributions"). Degrees of freedom differ between comparisons, so each has the t quantile
     of the one tail probability that keeps the level for normal variables.
 
-    Simulated with 8 and 20 comparisons of 500 items (`tests/simulate_verdicts.py`), at 95 % all hold in 95.9 to 100 % of
-    families of three fits or more, and in 98.9 to 100 % of two. Raises InputError as `crossed` does.
+    Simulated with 8 and 20 comparisons of 500 items (`tests/simulate_verdicts.py`), at 95 % all hold in 95.9 to 100 %
+    of families of three fits or more, and in 98.9 to 100 % of two. Raises InputError as `crossed` does.
 
     >>> scores = np.array([[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0], [1.0, 0.0, 1.0, 1.0]])
     >>> [round(one.low, 2) for one in simultaneous([scores, 1 - scores])]
