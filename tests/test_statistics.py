@@ -341,6 +341,11 @@ def test_groups_that_tie_may_each_have_been_lost_whole() -> None:
     for size in (1, 10):
         scores, groups = np.zeros((3, 50 * size)), np.repeat(np.arange(50), size)
         assert crossed(scores, groups=groups) == pytest.approx(crossed(np.zeros((3, 50))))
+    # Of groups of unequal size, a group as large as an item's is on average.
+    groups = np.repeat(np.arange(50), [30] * 10 + [5] * 40)
+    larger = (10 * 30**2 + 40 * 5**2) / 50 / 10**2
+    unequal, equal = crossed(np.zeros((3, 500)), groups=groups), crossed(np.zeros((3, 50)))
+    assert unequal.standard_error == pytest.approx(larger * equal.standard_error)
 
 
 @pytest.mark.parametrize("groups", [2, MIN_GROUPS - 1, MIN_GROUPS])

@@ -72,7 +72,9 @@ def by_group(scores: np.ndarray, groups: np.ndarray | None = None) -> tuple[np.n
     ([[[-0.5, 0.5]]], (1.0, 2.0))
     """
     items = scores.shape[2]
-    sizes = np.ones(items, int) if groups is None else np.unique(groups, return_counts=True)[1]
+    if groups is None:
+        return scores, Sizes(1.0, float(items))
+    sizes = np.unique(groups, return_counts=True)[1]
     if len(sizes) == items:
         return scores, Sizes(1.0, float(items))
     totals = np.add.reduceat(scores[:, :, np.argsort(groups, kind="stable")], np.cumsum(sizes) - sizes, axis=2)

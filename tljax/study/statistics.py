@@ -163,8 +163,9 @@ def crossed(scores: np.ndarray, level: float = 0.95, groups: np.ndarray | None =
     """
     scores = _checked(scores)
     values, sizes = components.by_group(scores[None], None if groups is None else _groups(groups, scores.shape[1]))
+    _, fits, many = values.shape
     unseen = components.unseen(values, sizes)
-    error, degrees = components.errors(components.mean_squares(values), *values.shape[1:], unseen)
+    error, degrees = components.errors(components.mean_squares(values), fits, many, unseen)
     return _interval(float(scores.mean()), error.item(), degrees.item(), 1 - _coverage(level), level)
 
 
@@ -178,8 +179,8 @@ def simultaneous(scores: Sequence[np.ndarray], level: float = 0.95, groups: np.n
     multivariate normal distributions"). Degrees of freedom differ between comparisons, so each has the t quantile
     of the one tail probability that keeps the level for normal variables.
 
-    Simulated with eight comparisons, at 95 % all hold in 94.4 to 97 % of families of three fits or more, and in 91 to
-    99.9 % of two. Raises InputError as `crossed` does.
+    Simulated with 8 and 20 comparisons of 500 items (`tests/simulate_verdicts.py`), at 95 % all hold in 95.9 to 100 %
+    of families of three fits or more, and in 98.9 to 100 % of two. Raises InputError as `crossed` does.
 
     >>> scores = np.array([[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0], [1.0, 0.0, 1.0, 1.0]])
     >>> [round(one.low, 2) for one in simultaneous([scores, 1 - scores])]
