@@ -134,7 +134,7 @@ def test_numpy_and_the_environment_are_as_they_were(tmp_path):
     assert before == (np.geterr(), os.environ.get("XLA_FLAGS"), os.getcwd())
 
 
-@pytest.mark.parametrize("where", ["top", "inside"])
+@pytest.mark.parametrize("where", ["top", pytest.param("inside", marks=pytest.mark.slow)])
 def test_a_strategy_that_changes_the_directory_changes_no_place(where, tasks, tmp_path, monkeypatch):
     """Data, run directory and a second plugin are named from where the program was started."""
     monkeypatch.chdir(tmp_path)
@@ -184,6 +184,7 @@ def keys(lines) -> dict:
     return {line["strategy"]: line["key"] for line in lines}
 
 
+@pytest.mark.slow
 def test_frozen_dropout_is_in_the_key_where_it_is_on_and_changes_what_freezes(tasks, tmp_path, capsys):
     given = {**with_dropout(tmp_path), "strategies": ("head_only",)}
     off = transfer.run(**arguments(tasks, tmp_path / "off", **given))
