@@ -96,9 +96,10 @@ def folder(place: Path) -> Path:
 def _refuse_other_switches(workdir: Path) -> None:
     """Raise InputError where the run's fits were trained under other switches of JAX: their streams are not to mix."""
     about = recorded(workdir)
-    if not isinstance(about, dict):
+    switches = about.get("switches", {}) if isinstance(about, dict) else None
+    if not isinstance(switches, dict):
         return
-    there, here = about.get("switches") or {}, surroundings.switches()
+    there, here = switches, surroundings.switches()
     names = [name for name in sorted({*there, *here}) if there.get(name) != here.get(name)]
     if names:
         told = "; ".join(f"{name}={there.get(name, 'unset')} there, {here.get(name, 'unset')} here" for name in names)

@@ -28,7 +28,8 @@ def check_strategy(
 
     It is tried on `model`, a small CNN with norms, and five odd pytrees. Where it says in an InputError what a ground
     lacks, it does not apply (`passed` is None); it must apply to a model, the first of which carries the proofs that
-    train. Of a model that draws in training (dropout), a line says whether all of it does, by its key. Raises InputError for a text that names no strategy, and for an unknown model.
+    train. Of a model that draws in training (dropout), a line says whether all of it does, by its key. Raises
+    InputError for a text that names no strategy, and for an unknown model.
 
     >>> [check.name for check in check_strategy(lambda params, context: "head") if check.passed is False][:2]
     ['lint on mlp', 'lint on cnn:norm=true']
