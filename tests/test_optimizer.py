@@ -436,6 +436,7 @@ def test_what_an_optimizer_raises_of_its_own_is_raised():
         optimizer.masked(optax.GradientTransformation(fails, None), HEAD).init(TREE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tx", "holes"),
     [(optax.lbfgs(), False), (optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(5)), True)],

@@ -222,6 +222,7 @@ def test_elements_that_go_on_keep_their_moments_and_freed_ones_start_as_on_step_
     assert masks.since(*history)["w"].ravel().tolist() == [2, 3, 3, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["momentum", "adamw", "lion", "adafactor", "sm3", "inject", "multisteps"])
 def test_the_layers_of_a_stack_move_as_leaves_of_their_own_would(name):
     """For optimizers that see elements one by one; factored ones are shared by a leaf, and stay finite."""
