@@ -118,7 +118,8 @@ def apply(params: Params, updates: Params, mask: Mask | Callable[..., Mask]) -> 
     leaves = _canonical(mask, params)
     structure: Any = jax.tree.structure(leaves)
     trained, _ = _split(params, leaves)
-    alike = jax.tree.structure(updates, is_leaf=_is_none) == jax.tree.structure(trained, is_leaf=_is_none)
+    there: Any = jax.tree.structure(updates, is_leaf=_is_none)
+    alike = there == jax.tree.structure(trained, is_leaf=_is_none)
     placed = updates if alike else paths.placed(updates, params)
     if placed is None:
         paths.same_structure(params, updates, "the parameters", "the updates")
@@ -251,7 +252,8 @@ def _of_trained(extra: Any, mask: Mask, held: Params | None, rest: Params | None
 
         @functools.wraps(extra)
         def of_trained(first: Any, *others: Any, **named: Any) -> Any:
-            if held is None or jax.tree.structure(first) != jax.tree.structure(held):
+            there: Any = jax.tree.structure(first)
+            if held is None or there != jax.tree.structure(held):
                 return extra(first, *others, **named)
             return _of_trained(extra(masks.join(first, rest), *others, **named), mask, None, None)
 

@@ -181,7 +181,8 @@ def placed(tree: Any, like: Any) -> Any:
     ({'a': True, 'b': None}, None)
     """
     slots, structure = jax.tree_util.tree_flatten_with_path(like, is_leaf=_is_none)
-    if jax.tree.structure(tree) == structure:
+    there: Any = jax.tree.structure(tree)
+    if there == structure:
         return tree
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_none)
     for short in (_same, _unboxed):

@@ -70,8 +70,8 @@ def layers(params: Params, prefix: str, which: slice | int | Sequence[int]) -> M
     """
     inside = under(params, prefix)
     shapes = {path: jnp.shape(leaf) for path, leaf, able in paths.items(params, inside) if able}
-    counts = {shape[0] if shape else None for shape in shapes.values()}
-    if len(counts) > 1 or None in counts:
+    counts = {shape[0] if shape else 0 for shape in shapes.values()}
+    if len(counts) > 1 or 0 in counts:
         shown = ", ".join(f"'{path}' {shape}" for path, shape in list(shapes.items())[:6])
         raise InputError(f"layers: the leaves under '{prefix}' have no first axis of one length: {shown}")
     [count] = counts

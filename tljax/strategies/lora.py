@@ -59,8 +59,8 @@ def adapt(params: Params, key: jax.Array, context: Context | None = None, *, ran
     adapted = _each_dict(add, params)
     if keys:
         raise InputError(
-            f"lora: {paths.some(sorted(keys))} is a 2-D kernel in a container that takes no new leaf (a list, a "
-            "FrozenDict, an nnx.State): give nested dicts, as flax.core.unfreeze and nnx.to_pure_dict make them"
+            f"lora: no factors can stand beside {paths.some(sorted(keys))}: a list, a FrozenDict or an nnx.State takes "
+            "no new leaf; give nested dicts, as flax.core.unfreeze and nnx.to_pure_dict make them"
         )
     return adapted
 
