@@ -134,6 +134,12 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], not
         say(f"  {note}")
 
 
+def notes(lines: Sequence[str]) -> None:
+    """Lines below a table, one each."""
+    for line in lines:
+        say(f"  {line}")
+
+
 def plan(title: str, rows: graft.Plan, params: Any, phases: Sequence[tuple[float, Any]]) -> None:
     """The graft plan and the mask tables of one strategy, one a phase."""
     table(

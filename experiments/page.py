@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import console, outcome, workdir
+from experiments import budgets, console, outcome, workdir
 from experiments.options import Settings
 from experiments.sources import Source
 from tljax.types import Task
@@ -12,7 +12,7 @@ from tljax.types import Task
 
 def show(made: Settings, target: Task, source: Source | None, lines: Sequence[workdir.Line], folder: Path) -> None:
     """Write report.html and print the table."""
-    title, notes = about(source, target)
+    title, notes = about(made, source, target)
     identities = set(source.identity.values()) if source else set()
     trained = [line for line in workdir.lines(folder) if line["key"] in identities]
     known = [line["source_accuracy"] for line in lines if line["source_accuracy"] is not None]
@@ -47,10 +47,11 @@ def _page(target: Task, lines: Sequence[workdir.Line], folder: Path, title: str,
     )
 
 
-def about(source: Source | None, target: Task) -> tuple[str, list[str]]:
+def about(made: Settings, source: Source | None, target: Task) -> tuple[str, list[str]]:
     """(title, what every table must say of the data) of fits of one source, or none, and one target."""
+    short = budgets.notes(made.train_examples, target, made.recipe.validation)
     notes = [f"{what}: {of.note}" for what, of in (("source", source), ("target", target)) if of and of.note]
-    return f"{source.name if source else 'no source'} -> {target.name}", notes
+    return f"{source.name if source else 'no source'} -> {target.name}", [*notes, *short]
 
 
 def reproduced(folder: Path) -> Any:

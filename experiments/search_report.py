@@ -87,7 +87,7 @@ def write(
         )
         for arm, winner in winners.items()
     ]
-    title, notes = page.about(base.source, base.target)
+    title, notes = page.about(base.made, base.source, base.target)
     flags = [*search_flags.to_flags(asked), *options.to_flags(made)]
     last = list(winners.values())[-1].made.workdir
     text = search_page.page(

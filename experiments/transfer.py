@@ -233,9 +233,15 @@ def first_starts(todo: Experiment) -> Iterator[tuple[methods.Named, methods.Star
         yield method, methods.start(method, first)
 
 
+def noted(todo: Experiment) -> list[str]:
+    """What every table must say of the data."""
+    return page.about(todo.made, todo.source, todo.target)[1]
+
+
 def _show(todo: Experiment) -> None:
     for method, start in first_starts(todo):
         console.plan(method.label, start.plan, start.params, start.phases)
+    console.notes(noted(todo))
 
 
 def main(argv: Sequence[str]) -> None:
