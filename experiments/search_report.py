@@ -100,7 +100,7 @@ def write(
         reproduced(flags, workdir.recorded(Path(last or "")) or {}),
     )
     workdir.replace(folder / "report.html", text)
-    return [*(f"{name}: {one}" for name, one in told), f"report: {folder / 'report.html'}"]
+    return [*(f"{name}: {one}" for name, one in told), *notes, f"report: {folder / 'report.html'}"]
 
 
 def reproduced(flags: Sequence[str], environment: Mapping[str, Any]) -> Any:
