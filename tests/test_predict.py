@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import io
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ from scipy.special import softmax
 from test_programs import arguments, parameters, results, snapshot
 from test_weights import FILE, FOLDER
 
-from experiments import export, origin, predict, transfer, workdir
+from experiments import console, export, origin, predict, transfer, workdir
 from tljax import checkpoint, data
 from tljax.data import images
 from tljax.types import InputError
@@ -135,6 +136,15 @@ def test_files_that_are_left_out_are_said(finished, tasks, tmp_path, capsys):
     (folder / "f.gif").unlink()
     predicted(tmp_path, finished[0], folder, name)
     assert "left out" not in capsys.readouterr().out
+
+
+def test_a_name_that_is_no_text_is_printed_all_the_same(monkeypatch):
+    for encoding, shown in (("utf-8", "\u00e9 \\udcff"), ("ascii", "\\xe9 \\udcff")):
+        out = io.BytesIO()
+        monkeypatch.setattr("sys.stdout", io.TextIOWrapper(out, encoding=encoding))
+        console.print_any_name()
+        console.say("\u00e9 \udcff")
+        assert out.getvalue().decode(encoding) == shown + "\n"
 
 
 def test_no_class_takes_the_place_of_a_column_and_no_cell_is_a_formula():
