@@ -168,6 +168,11 @@ def notes(parts: Sequence[Part], asked: Asked) -> list[str]:
     """What every table must say: data in part, whether it was tuned, and what the verdicts speak of."""
     todos = [part.todo for part in parts]
     data = {f"{todo.target.name}: {todo.target.note}" for todo in todos if todo.target.note}
+    data |= {
+        f"{todo.target.name}: {line}"
+        for todo in todos
+        for line in budgets.notes(todo.made.train_examples, todo.target, todo.made.recipe.validation)
+    }
     data |= {f"{todo.source.name}: {todo.source.note}" for todo in todos if todo.source and todo.source.note}
     tuning = tuned.said(asked.tuned, [budget for part in parts for budget in part.todo.made.train_examples])
     spoken = estimand.sentences([estimand.of(todo) for todo in todos])

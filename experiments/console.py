@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import io
 import logging
 import os
 import sys
@@ -30,6 +31,7 @@ _REMEDY = {
 def run_main(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
     """Run a program: bad input ends with one line on standard error and exit code 1."""
     _quieten_orbax()
+    print_any_name()
     _spare_the_collector()
     try:
         with signals.termination_raised():
@@ -49,6 +51,12 @@ def run_main(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None =
         _leave(130, "stopped; the same command goes on with what is not finished")
     except signals.Stopped as stopped:
         _leave(stopped.code, str(stopped))
+
+
+def print_any_name() -> None:
+    """Let standard output show what its encoding cannot, such as a file's name that is no text, as \\udcff."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _quieten_orbax() -> None:
@@ -132,6 +140,12 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], not
     Console(width=400).print(made)
     for note in notes:
         say(f"  {note}")
+
+
+def notes(lines: Sequence[str]) -> None:
+    """Lines below a table, one each."""
+    for line in lines:
+        say(f"  {line}")
 
 
 def plan(title: str, rows: graft.Plan, params: Any, phases: Sequence[tuple[float, Any]]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import console, outcome, workdir
+from experiments import budgets, console, outcome, workdir
 from experiments.options import Settings
 from experiments.sources import Source
 from tljax.study import summary
@@ -15,7 +15,7 @@ from tljax.types import Task
 
 def show(made: Settings, target: Task, source: Source | None, lines: Sequence[workdir.Line], folder: Path) -> None:
     """Write report.html and print the table."""
-    title, notes = about(source, target)
+    title, notes = about(made, source, target)
     identities = set(source.identity.values()) if source else set()
     trained = [line for line in workdir.lines(folder) if line["key"] in identities]
     settled = summary.with_share(lines, np.asarray(target.test.labels))
@@ -52,10 +52,11 @@ def _page(target: Task, lines: Sequence[summary.Row], folder: Path, title: str, 
     )
 
 
-def about(source: Source | None, target: Task) -> tuple[str, list[str]]:
+def about(made: Settings, source: Source | None, target: Task) -> tuple[str, list[str]]:
     """(title, what every table must say of the data) of fits of one source, or none, and one target."""
+    short = budgets.notes(made.train_examples, target, made.recipe.validation)
     notes = [f"{what}: {of.note}" for what, of in (("source", source), ("target", target)) if of and of.note]
-    return f"{source.name if source else 'no source'} -> {target.name}", notes
+    return f"{source.name if source else 'no source'} -> {target.name}", [*notes, *short]
 
 
 def reproduced(folder: Path) -> Any:

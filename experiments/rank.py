@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from experiments import (
+    budgets,
     cards,
     commandline,
     console,
@@ -86,10 +87,16 @@ def run(given: Mapping[str, Any], asked: Asked) -> dict[str, Any]:
         truths = truth.found(todo.plan, folder, todo.cards, todo.made) if todo.plan else []
         if not processes.first():
             return {}
+        notes = [line for task in todo.targets.values() for line in _noted(todo, task)]
         told = rank_report.told(todo.cards, todo.targets, table, truths, asked.scores, asked.resamples)
         workdir.replace(folder / "ranking.json", json.dumps(rank_report.plain(told.numbers), indent=1) + "\n")
-        rank_report.show(told, folder, todo.cards, table, [task.note for task in todo.targets.values()])
+        rank_report.show(told, folder, todo.cards, table, notes)
     return told.numbers
+
+
+def _noted(todo: Todo, task: Task) -> list[str]:
+    held = todo.made.recipe.validation if todo.plan else 0.0
+    return [task.note, *budgets.notes(todo.made.train_examples, task, held)]
 
 
 def prepared(given: Mapping[str, Any], asked: Asked) -> Todo:

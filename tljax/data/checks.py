@@ -21,6 +21,8 @@ def checked(name: str, train: Split, test: Split, classes: tuple[str, ...], note
     """
     train = train._replace(images=images(f"{name}: train", train.images), labels=np.asarray(train.labels))
     test = test._replace(images=images(f"{name}: test", test.images), labels=np.asarray(test.labels))
+    for word, split in (("train", train), ("test", test)):
+        _require_a_label_each(f"{name}: {word}", split)
     if train.images.shape[1:] != test.images.shape[1:] or train.images.dtype != test.images.dtype:
         raise InputError(
             f"{name}: train has {train.images.dtype} {train.images.shape[1:]}, test {test.images.dtype} "
@@ -110,7 +112,7 @@ def _features(where: str, features: np.ndarray) -> np.ndarray:
     return narrow
 
 
-def _labels(where: str, split: Split, classes: tuple[str, ...]) -> np.ndarray:
+def _require_a_label_each(where: str, split: Split) -> None:
     labels, n = split.labels, len(split.images)
     if labels.shape != (n,):
         remedy = "give one label an image"
@@ -119,6 +121,10 @@ def _labels(where: str, split: Split, classes: tuple[str, ...]) -> np.ndarray:
         elif labels.ndim == 1 and len(labels) == split.images.shape[-1]:
             remedy = "the images are along the last axis, so give numpy.moveaxis(images, -1, 0)"
         raise InputError(f"{where}: labels have shape {list(labels.shape)}, images say [{n}]: {remedy}")
+
+
+def _labels(where: str, split: Split, classes: tuple[str, ...]) -> np.ndarray:
+    labels = split.labels
     if labels.dtype.kind not in "iu":
         raise InputError(f"{where}: labels are {labels.dtype}, row 0 is {labels[0]!s}: give integers 0..classes-1")
     bad = np.flatnonzero((labels < 0) | (labels >= len(classes)))
