@@ -247,7 +247,7 @@ def transrate_adjusted(
 
     >>> x = [[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]
     >>> round(transrate_adjusted(x, [0, 0, 1, 1], epsilon=1.0), 2)
-    0.02
+    0.04
     """
     x, y, classes = _components(features, labels, epsilon)
     chance = _by_chance(lambda other: _within(x, other, classes, epsilon), y, permutations, seed)
@@ -315,11 +315,11 @@ def gbc_adjusted(
     1 - gbc / m with m the mean of gbc over `permutations` of the labels of `seed`: 0 in the mean of features that are
     noise, of any width, and 1 where classes do not overlap. Features float [n, d], labels int [n]. Source: as
     `transrate_adjusted`; the form, (value - m) / (most - m), is that of Hubert and Arabie 1985, "Comparing partitions".
-    Unchanged by what leaves gbc as it is. Raises InputError as `gbc` does, for less than
-    one permutation, and where labels at random do not overlap.
+    Unchanged by what leaves gbc as it is. Raises InputError as `gbc` does, for less than one permutation, and where
+    labels at random do not overlap.
 
     >>> round(gbc_adjusted([[0.0], [2.0], [7.0], [9.0]], [0, 0, 1, 1]), 2)
-    0.27
+    1.0
     """
     x, y, classes = _gaussians(features, labels, dimensions)
     chance = _by_chance(lambda other: _overlap(x, other, classes, diagonal), y, permutations, seed)
