@@ -78,22 +78,22 @@ def logme(features: ArrayLike, labels: ArrayLike) -> float:
     """
     x, y, classes, error = _checked(features, labels)
     targets = one_hot(y, classes)
-    evidence = _evidence(x, targets, error)
+    evidence = _evidence(x, targets, error, len(y))
     unbounded = np.isinf(evidence)
     if unbounded.any():
         _, first = np.unique(grouped(x, y), return_index=True)
-        evidence[unbounded] = _evidence(x[first], targets[first][:, unbounded], error, bounded=True)
-    return float(evidence.mean())
+        evidence[unbounded] = _evidence(x[first], targets[first][:, unbounded], error, len(y), bounded=True)
+    return float(evidence.mean()) / len(y)
 
 
 _LEAST_NOISE = 1e-8
 """Of the variance of the labels."""
 
 
-def _evidence(x: np.ndarray, targets: np.ndarray, error: float, bounded: bool = False) -> np.ndarray:
-    """Of each column of targets float64 [n, classes] the greatest log evidence an example: inf where it has no bound.
+def _evidence(x: np.ndarray, targets: np.ndarray, error: float, total: int, bounded: bool = False) -> np.ndarray:
+    """Of each column of targets float64 [n, classes] the greatest log evidence: inf where it has no bound.
 
-    With `bounded` it is finite, as `logme` says.
+    With `bounded` it is finite, as `logme` says. It is scaled from the examples that count to `total`.
     """
     n, svd = len(x), decomposed(x, error)
     along = svd.u.T @ targets
@@ -110,7 +110,7 @@ def _evidence(x: np.ndarray, targets: np.ndarray, error: float, bounded: bool = 
             size, off = len(svd.s), 0.0
         elif exact:
             off = least[c]
-        found.append(_log_evidence(svd.s**2, along[:, c] ** 2, off * (len(svd.s) < size), size) / size)
+        found.append(_log_evidence(svd.s**2, along[:, c] ** 2, off * (len(svd.s) < size), size) * (total / size))
     return np.array(found)
 
 
@@ -263,12 +263,13 @@ def _by_chance(score: Callable[[np.ndarray], float], labels: np.ndarray, permuta
 
 
 def _components(features: ArrayLike, labels: ArrayLike, epsilon: float) -> tuple[np.ndarray, np.ndarray, int]:
-    """(principal components float64 [n, rank], labels, classes), as a coding rate takes them."""
+    """(centred features float64 [n, d], or their principal components [n, rank] if these are fewer; labels, classes)."""
     x, y, classes, error = _checked(features, labels)
     if not 0 < epsilon < np.inf:
         raise InputError(f"epsilon {epsilon} is no distortion: give a positive number, such as 1e-4")
-    svd = decomposed(centred(x), error)
-    return svd.u * svd.s, y, classes
+    x = centred(x)
+    svd = decomposed(x, error)
+    return x if len(svd.s) == min(len(x) - 1, x.shape[1]) else svd.u * svd.s, y, classes
 
 
 def _within(x: np.ndarray, labels: np.ndarray, classes: int, epsilon: float) -> float:
