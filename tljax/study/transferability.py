@@ -263,7 +263,7 @@ def _by_chance(score: Callable[[np.ndarray], float], labels: np.ndarray, permuta
 
 
 def _components(features: ArrayLike, labels: ArrayLike, epsilon: float) -> tuple[np.ndarray, np.ndarray, int]:
-    """(centred features float64 [n, d], or their principal components [n, rank] if these are fewer; labels, classes)."""
+    """(centred features float64 [n, d], or their principal components where these are fewer; labels, classes)."""
     x, y, classes, error = _checked(features, labels)
     if not 0 < epsilon < np.inf:
         raise InputError(f"epsilon {epsilon} is no distortion: give a positive number, such as 1e-4")
