@@ -52,7 +52,7 @@ def planned(
             pair = {**given, "target": target, "strategies": names}
             todo = transfer.prepare(origin.settings(pair, card.place, several=True), means, only=True)
             transfers[card.name, target] = todo._replace(target=task)  # one copy of the images for all
-    for todo in [*scratch.values(), *list(transfers.values())[:1]]:
+    for todo in list(transfers.values())[:1]:  # the others have the same strategies and budgets
         _refuse_one_fit_twice(todo)
     return Plan(scratch, transfers)
 

@@ -242,8 +242,10 @@ def spread(samples: np.ndarray, level: float = 0.95) -> np.ndarray:
 
     `samples` float [k, count] are the values' bootstrap samples, NaN where there is none. A half-width is the
     difference's standard deviation over the samples times the `level` quantile of the largest difference of any two,
-    in such units, in a sample. So among k equal values none is told from the highest in `level` of studies, however
-    the highest was found. Source: Hsu 1996, "Multiple comparisons: theory and methods", sections 4.1 (with the best)
+    in such units, in a sample. So among k equal values none is told from the highest in about `level` of studies,
+    however the highest was found: simulated with ten equal scores, 16 sources and three targets one or more was in 4 %
+    (tau 0.4), and in 9 % of scores that know nothing, where the bootstrap is a little narrow.
+    Source: Hsu 1996, "Multiple comparisons: theory and methods", sections 4.1 (with the best)
     and 5.1 (all pairs, by which alone ties for the best are all kept); the bootstrap of the maximum is that of Romano
     and Wolf 2005, "Exact and approximate stepwise methods for multiple hypothesis testing". NaN without samples.
 

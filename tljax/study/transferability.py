@@ -78,22 +78,22 @@ def logme(features: ArrayLike, labels: ArrayLike) -> float:
     """
     x, y, classes, error = _checked(features, labels)
     targets = one_hot(y, classes)
-    evidence = _evidence(x, targets, error)
+    evidence = _evidence(x, targets, error, len(y))
     unbounded = np.isinf(evidence)
     if unbounded.any():
         _, first = np.unique(grouped(x, y), return_index=True)
-        evidence[unbounded] = _evidence(x[first], targets[first][:, unbounded], error, bounded=True)
-    return float(evidence.mean())
+        evidence[unbounded] = _evidence(x[first], targets[first][:, unbounded], error, len(y), bounded=True)
+    return float(evidence.mean()) / len(y)
 
 
 _LEAST_NOISE = 1e-8
 """Of the variance of the labels."""
 
 
-def _evidence(x: np.ndarray, targets: np.ndarray, error: float, bounded: bool = False) -> np.ndarray:
-    """Of each column of targets float64 [n, classes] the greatest log evidence an example: inf where it has no bound.
+def _evidence(x: np.ndarray, targets: np.ndarray, error: float, total: int, bounded: bool = False) -> np.ndarray:
+    """Of each column of targets float64 [n, classes] the greatest log evidence: inf where it has no bound.
 
-    With `bounded` it is finite, as `logme` says.
+    With `bounded` it is finite, as `logme` says. It is scaled from the examples that count to `total`.
     """
     n, svd = len(x), decomposed(x, error)
     along = svd.u.T @ targets
@@ -110,7 +110,7 @@ def _evidence(x: np.ndarray, targets: np.ndarray, error: float, bounded: bool = 
             size, off = len(svd.s), 0.0
         elif exact:
             off = least[c]
-        found.append(_log_evidence(svd.s**2, along[:, c] ** 2, off * (len(svd.s) < size), size) / size)
+        found.append(_log_evidence(svd.s**2, along[:, c] ** 2, off * (len(svd.s) < size), size) * (total / size))
     return np.array(found)
 
 
@@ -247,7 +247,7 @@ def transrate_adjusted(
 
     >>> x = [[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]
     >>> round(transrate_adjusted(x, [0, 0, 1, 1], epsilon=1.0), 2)
-    0.02
+    0.04
     """
     x, y, classes = _components(features, labels, epsilon)
     chance = _by_chance(lambda other: _within(x, other, classes, epsilon), y, permutations, seed)
@@ -263,12 +263,13 @@ def _by_chance(score: Callable[[np.ndarray], float], labels: np.ndarray, permuta
 
 
 def _components(features: ArrayLike, labels: ArrayLike, epsilon: float) -> tuple[np.ndarray, np.ndarray, int]:
-    """(principal components float64 [n, rank], labels, classes), as a coding rate takes them."""
+    """(centred features float64 [n, d], or their principal components where these are fewer; labels, classes)."""
     x, y, classes, error = _checked(features, labels)
     if not 0 < epsilon < np.inf:
         raise InputError(f"epsilon {epsilon} is no distortion: give a positive number, such as 1e-4")
-    svd = decomposed(centred(x), error)
-    return svd.u * svd.s, y, classes
+    x = centred(x)
+    svd = decomposed(x, error)
+    return x if len(svd.s) == min(len(x) - 1, x.shape[1]) else svd.u * svd.s, y, classes
 
 
 def _within(x: np.ndarray, labels: np.ndarray, classes: int, epsilon: float) -> float:
@@ -315,11 +316,11 @@ def gbc_adjusted(
     1 - gbc / m with m the mean of gbc over `permutations` of the labels of `seed`: 0 in the mean of features that are
     noise, of any width, and 1 where classes do not overlap. Features float [n, d], labels int [n]. Source: as
     `transrate_adjusted`; the form, (value - m) / (most - m), is that of Hubert and Arabie 1985, "Comparing partitions".
-    Unchanged by what leaves gbc as it is. Raises InputError as `gbc` does, for less than
-    one permutation, and where labels at random do not overlap.
+    Unchanged by what leaves gbc as it is. Raises InputError as `gbc` does, for less than one permutation, and where
+    labels at random do not overlap.
 
     >>> round(gbc_adjusted([[0.0], [2.0], [7.0], [9.0]], [0, 0, 1, 1]), 2)
-    0.27
+    1.0
     """
     x, y, classes = _gaussians(features, labels, dimensions)
     chance = _by_chance(lambda other: _overlap(x, other, classes, diagonal), y, permutations, seed)
