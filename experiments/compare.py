@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import (
+    budgets,
     commandline,
     compare_flags,
     console,

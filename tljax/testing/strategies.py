@@ -101,6 +101,7 @@ def _drawing(ground: grounds.Ground) -> list[Check]:
 
 def _follows(ground: grounds.Ground, faults: Sequence[str], stages: Sequence[str]) -> str:
     assert not faults, "; ".join(faults)
+    assert ground.model is not None
     images, _ = grounds.data(ground.shape)
     keys = (None, *map(jax.random.key, (0, 0, 1)))
     calm, one, again, other = (np.asarray(models.apply(ground.model, ground.drawn, images, key=key)) for key in keys)
