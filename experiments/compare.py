@@ -8,10 +8,12 @@ same draw, with verdicts and their report. --source, --source_checkpoint and --t
 commas. Run again, it goes on; what is there is not trained again.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from experiments import (
     budgets,
@@ -19,11 +21,14 @@ from experiments import (
     compare_flags,
     console,
     costs,
+    estimand,
     evals,
     evidence,
     fits,
     helps,
+    looks,
     machine,
+    methods,
     options,
     processes,
     transfer,
@@ -31,10 +36,11 @@ from experiments import (
     verdicts,
     workdir,
 )
-from experiments.compare_flags import Asked
+from experiments.compare_flags import Asked, Judging
 from experiments.options import Settings
 from experiments.transfer import Experiment
 from tljax import plugins
+from tljax.study import study, summary
 from tljax.types import InputError
 
 
@@ -55,10 +61,15 @@ def run(given: Mapping[str, Any], asked: Asked) -> list[workdir.Line]:
         raise InputError(f"--against={base} is none of --strategies{plugins.nearest(base, made.strategies)}")
     means = machine.prepare(made)
     parts = planned(given, asked, made, means)
+    for part in parts:
+        estimand.require_some(part.todo)
+    method = methods.one(base)
+    judging = replace(asked, against=summary.label({"strategy": method.name, "options": method.options}))
     if made.dry_run:
         _show(parts)
         return []
     named = {name: mark for part in parts for name, mark in transfer.fingerprints(part.todo).items()}
+    _say_looks(parts, judging)
     more = evals.read(made, asked.eval, [part.todo for part in parts])
     with processes.opened(made, "compare", commandline.to_flags(asked)) as folder:
         found = [(part, transfer.within(part.todo, folder, {**named, **evals.fingerprints(more)})) for part in parts]
@@ -66,7 +77,7 @@ def run(given: Mapping[str, Any], asked: Asked) -> list[workdir.Line]:
         if processes.first():
             judged = [_judged(part, some, more, folder, means) for part, some in found]
             several = workdir.mixed(folder, [line["name"] for line in lines])
-            verdicts.show(folder, judged, asked, [*notes(parts, asked), *several])
+            verdicts.show(folder, judged, judging, [*notes(parts, asked), *several])
     return lines
 
 
@@ -83,32 +94,60 @@ def planned(given: Mapping[str, Any], asked: Asked, made: Settings, means: Any) 
     for target in _several(made.target):
         for source in sources:
             pair = {**given, kind: source, "target": target}
-            for arm in tuned.arms(pair, made, asked.tuned):
-                todo = transfer.prepare(options.settings(**arm), means)
-                bare = todo._replace(methods=tuple(one for one in todo.methods if one.name == "scratch"))
-                if bare.methods:
-                    for part in (Part(bare), *(longer(bare) if asked.longer_scratch else ())):
-                        # The same fits whatever the source: trained once a target.
-                        scratch.setdefault(_key(part.todo), part)
-                if rest := tuple(one for one in todo.methods if one.name != "scratch"):
-                    parts.append(Part(todo._replace(methods=rest)))
-    return [*scratch.values(), *parts]
+            arms = [
+                transfer.prepare(options.settings(**arm), means, only=True)
+                for arm in tuned.arms(pair, made, asked.tuned)
+            ]
+            # From scratch there is one fit a target, budget and seed, whatever the source, each with its own recipe.
+            bare = [_only(arm, lambda name: name == "scratch") for arm in arms]
+            rest = [_only(arm, lambda name: name != "scratch") for arm in arms]
+            extended = [part for arm in bare for other in filter(_named, rest) for part in longer(arm, other)]
+            for part in [*map(Part, filter(_named, bare)), *(extended if asked.longer_scratch else ())]:
+                scratch.setdefault(_key(part.todo), part)
+            parts += map(Part, filter(_named, rest))
+    parts = [*scratch.values(), *parts]
+    _require_one_fit(parts)
+    return parts
+
+
+def _only(todo: Experiment, keep: Callable[[str], bool]) -> Experiment:
+    return todo._replace(methods=tuple(method for method in todo.methods if keep(method.name)))
+
+
+def _named(todo: Experiment) -> bool:
+    return bool(todo.methods)
 
 
 def _key(todo: Experiment) -> Any:
-    return todo.made.recipe, todo.target.fingerprint, todo.made.train_examples
+    """What tells the fits from scratch of one target apart."""
+    made = todo.made
+    return made.recipe, made.model, made.hidden, made.activation, todo.target.fingerprint, made.train_examples
 
 
-def longer(todo: Experiment) -> list[Part]:
-    """Scratch once more, a part a budget, with as many steps as the source and the target had together."""
-    if todo.source is None or todo.source.steps is None:
+def _require_one_fit(parts: Sequence[Part]) -> None:
+    """Raise InputError, before anything is trained, if two planned fits would be of one cell and seed."""
+    cells: dict[study.Cell, list[workdir.Line]] = {}
+    for part in parts:
+        for job in transfer.planned(part.todo).values():
+            line = {**job.line, "steps": part.todo.made.recipe.steps}
+            cells.setdefault(evidence.cell(line, part.longer), []).append(job.line)
+    for lines in cells.values():
+        summary.require_one_recipe(lines)
+
+
+def longer(scratch: Experiment, other: Experiment) -> list[Part]:
+    """Scratch once more, a part a budget, with as many steps as the source and the target of `other` had together."""
+    if not scratch.methods or other.source is None or other.source.steps is None:
         return []
-    found = []
-    for budget in todo.made.train_examples:
-        steps = fits.steps(todo.made.recipe, budgets.total(budget, todo.target)) + todo.source.steps
-        made = replace(todo.made, train_examples=(budget,), recipe=replace(todo.made.recipe, steps=steps))
-        found.append(Part(todo._replace(made=made), longer=True))
-    return found
+    parts = []
+    for budget in scratch.made.train_examples:
+        if budget in other.made.train_examples:
+            subset, _ = fits.chosen(other.made.recipe, budget, other.target, 0)
+            steps = fits.steps(other.made.recipe, len(subset)) + other.source.steps
+            recipe = replace(scratch.made.recipe, steps=steps)
+            made = replace(scratch.made, train_examples=(budget,), recipe=recipe)
+            parts.append(Part(scratch._replace(made=made), longer=True))
+    return parts
 
 
 def _several(text: str | None) -> list[str]:
@@ -130,15 +169,32 @@ def notes(parts: Sequence[Part], asked: Asked) -> list[str]:
     """What every table must say: data in part, whether it was tuned, and what the verdicts speak of."""
     todos = [part.todo for part in parts]
     data = {f"{todo.target.name}: {todo.target.note}" for todo in todos if todo.target.note}
+    data |= {
+        f"{todo.target.name}: {line}"
+        for todo in todos
+        for line in budgets.notes(todo.made.train_examples, todo.target, todo.made.recipe.validation)
+    }
     data |= {f"{todo.source.name}: {todo.source.note}" for todo in todos if todo.source and todo.source.note}
-    tuning = tuned.said(asked.tuned)
-    single = any(todo.source and len(set(todo.source.identity.values())) == 1 for todo in todos)
-    estimand = (
-        "the verdicts speak of this one trained source"
-        if single
-        else "sources are trained anew with each seed, so the verdicts speak of the way of pretraining"
-    )
-    return [tuning, estimand, "they speak of these tasks alone", *sorted(data)]
+    tuning = tuned.said(asked.tuned, [budget for part in parts for budget in part.todo.made.train_examples])
+    spoken = estimand.sentences([estimand.of(todo) for todo in todos])
+    return [tuning, *spoken, "they speak of these tasks alone", *sorted(data)]
+
+
+def _say_looks(parts: Sequence[Part], judging: Judging) -> None:
+    """Say before anything is trained that there are no looks left; raises InputError as `looks.count` does."""
+    fits_of: dict[str, set[str]] = {}
+    for todo in (part.todo for part in parts if not part.longer and not part.todo.made.distributed):
+        test_set = looks.test_set(todo.target.name, np.asarray(todo.target.test.labels))
+        lines = [job.line for job in transfer.planned(todo).values()]
+        keys = {line["key"] for line in lines if summary.label(line) not in ("scratch", judging.against)}
+        fits_of.setdefault(test_set, set()).update(keys)
+    seen = [looks.Seen(test_set, frozenset(keys)) for test_set, keys in fits_of.items()]
+    look = looks.count(seen, judging, [looks.place()])
+    if look > judging.looks:
+        console.say(
+            f"this is look {look} at such fits with {judging.looks} planned: they will be described and not judged; "
+            "take fresh --seeds for a verdict"
+        )
 
 
 def _show(parts: Sequence[Part]) -> None:

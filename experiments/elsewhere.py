@@ -79,6 +79,7 @@ def source(made: Settings) -> Source:
         fisher=False,
         note="; ".join([f"weights from elsewhere, '{file.name}'", *filter(None, [told.get("note")])]),
         steps=told.get("steps"),
+        recipe=identity,
     )
 
 

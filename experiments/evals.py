@@ -11,6 +11,7 @@ from experiments import console, fits, methods, sources, transfer, workdir
 from experiments.options import Settings
 from experiments.transfer import Experiment
 from tljax import checkpoint, evaluate, models, train
+from tljax.study.summary import majority_share
 from tljax.types import InputError, Model, Params, Task
 
 
@@ -55,20 +56,24 @@ def accuracies(
 ) -> dict[str, dict[str, Any]]:
     """{fit: what its row has beside its line}: evals, retention, and start_accuracy where the head is not drawn anew.
 
-    What was judged before is read from `folder`/evals.
+    A diverged fit has the share of the most frequent class of each test set; how it began is measured like that of
+    others. What was judged before is read from `folder`/evals.
     """
     found: dict[str, dict[str, Any]] = {}
     for name, task in _wanted(todo, more):
         file = folder / "evals" / f"{fits.file_name(f'{name}-{task.name}')}-{task.fingerprint[:8]}.json"
         about = {"test_set": name, "of": task.name, "fingerprint": task.fingerprint}
         known = _known(file, about)
-        missing = [line for line in lines if line["name"] not in known and not line["diverged"]]
+        of_start = name == "start"
+        missing = [line for line in lines if line["name"] not in known and (of_start or not line["diverged"])]
         if missing:
             known |= _judged(todo, missing, name, task, folder)
             workdir.folder(file.parent)
             workdir.write_record(file, {**about, "accuracy": known})
+        share = majority_share(task.test.labels)
         for line in lines:
-            value, row = known.get(line["name"]), found.setdefault(line["name"], {"evals": {}})
+            value = share if line["diverged"] and not of_start else known.get(line["name"])
+            row = found.setdefault(line["name"], {"evals": {}})
             if name in ("source", "start"):
                 row |= {"retention" if name == "source" else "start_accuracy": value}
             else:

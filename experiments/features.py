@@ -194,6 +194,7 @@ def run(given: Mapping[str, Any], asked: Asked) -> Path:
     write(one, task, {wanted: folder}, asked.dtype)
     kept = read(folder, one, task, wanted, asked.dtype)
     shapes = " and ".join(f"{split} {list(array.shape)}" for split, array in kept._asdict().items())
+    console.notes(task.findings)
     console.say(f"{wanted} of {one.source.name} on {task.name}: {shapes}, {asked.dtype}, in {folder}")
     return folder
 

@@ -13,7 +13,7 @@ from experiments import console, sources
 from experiments.fits import Start
 from experiments.options import Settings
 from experiments.sources import Source
-from tljax import checkpoint, masks, models, paths, plugins, ready, seeds
+from tljax import checkpoint, masks, models, paths, plugins, ready, seeds, surroundings
 from tljax.types import Context, InputError, Mask, Method, Model, Params, Phase, Task
 
 
@@ -57,7 +57,8 @@ def refuse_without_source(named: Sequence[Named], model: Model) -> None:
 def _theirs(what: str, function: Any, *arguments: Any, **options: Any) -> Any:
     """Call somebody else's function; what it raises becomes one line."""
     try:
-        return function(*arguments, **options)
+        with surroundings.kept(f"{what} of a strategy"):
+            return function(*arguments, **options)
     except InputError:
         raise
     except (Exception, SystemExit) as error:
@@ -111,6 +112,15 @@ def start(one: Named, ground: Ground, look: Look | None = None) -> Start:
     gradient, fisher = look(made.merge) if look else (None, None)
     context = Context(names, ground.source, made.fresh, ground.key, gradient, fisher)
     return Start(made.params, _phases(one, made.params, context, made.must), *rest, ground.fisher)
+
+
+def left_out(one: Named, start: Start, model: Model) -> list[str]:
+    """The paths of leaves that a strategy was to treat and cannot, as its module's `left_out` says."""
+    if one.method.left_out is None:
+        return []
+    context = Context(models.names(model), fresh=start.fresh)
+    options = plugins.taken(one.method.left_out, one.options)
+    return list(_theirs("left_out", one.method.left_out, ready.own(start.params), ready.shown(context), **options))
 
 
 def _phases(one: Named, params: Params, context: Context, must: Mask) -> tuple[tuple[float, Any], ...]:

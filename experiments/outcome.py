@@ -72,8 +72,11 @@ def leave(
     labels: np.ndarray,
     about: Mapping[str, Any],
     fishers: Sequence[Params],
+    groups: np.ndarray | None = None,
 ) -> None:
     """Everything of a group to disk, its lines of results last and together: only then it is done.
+
+    `labels` are of the test examples, int [items], and `groups` which of them are alike, if that is known.
 
     A checkpoint a strategy, with the Fisher information of each fit if there are `fishers`, and the ordinary parameters
     of each if the strategy merges what it added.
@@ -99,17 +102,18 @@ def leave(
         }
         checkpoint.save(place, each, {**about, "fits": told})
     for line, outcome in zip(lines, outcomes, strict=True):
-        line |= _write(folder, line["name"], outcome, labels)
+        line |= _write(folder, line["name"], outcome, labels, groups)
     rundir.add(folder, lines)
 
 
-def _write(folder: Path, name: str, outcome: Outcome, labels: np.ndarray) -> rundir.Line:
+def _write(folder: Path, name: str, outcome: Outcome, labels: np.ndarray, groups: np.ndarray | None) -> rundir.Line:
     """Predictions, curves and masks of one fit; what its line says of the predictions."""
     file = folder / "predictions" / f"{name}.npz"
     rundir.folder(file.parent)
     packed = io.BytesIO()
     probabilities = np.asarray(jax.nn.softmax(outcome.logits), np.float32)
-    np.savez_compressed(packed, probabilities=probabilities, labels=np.asarray(labels))
+    known: dict[str, Any] = {} if groups is None else {"groups": np.asarray(groups)}
+    np.savez_compressed(packed, probabilities=probabilities, labels=np.asarray(labels), **known)
     rundir.replace(file, packed.getvalue())
     _write_metrics(rundir.folder(folder / "metrics") / name, outcome.record.curve)
     for number, mask in enumerate(outcome.masks):

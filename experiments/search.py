@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import (
+    budgets,
     console,
     helps,
     machine,
@@ -33,8 +34,8 @@ from experiments.options import Settings
 from experiments.search_flags import Search
 from experiments.search_report import Arm
 from experiments.transfer import Experiment
-from tljax.study import search
-from tljax.types import InputError
+from tljax.study import search, summary
+from tljax.types import InputError, Task
 
 
 def run(given: Mapping[str, Any], asked: Search) -> list[workdir.Line]:
@@ -56,6 +57,7 @@ def run(given: Mapping[str, Any], asked: Search) -> list[workdir.Line]:
         for arm in arms:
             flags_of = {**hunting, "strategies": (arm.strategy,), "train_examples": (arm.budget,)}
             base = transfer.prepare(options.settings(**flags_of), means, only=True)
+            _require_own_totals(arms, base.target)
             _hunt(arm, studies[arm], base, flags_of, asked, folder)
             search_report.keep_trials(folder, {arm: one.study for arm, one in studies.items()})
             best = search.best(studies[arm].study)
@@ -63,8 +65,9 @@ def run(given: Mapping[str, Any], asked: Search) -> list[workdir.Line]:
             trained[arm] = search_report.Winner(studies[arm].study, best, options.settings(**final))
         search_report.keep_best(folder, trained)
         lines = [line for winner in trained.values() for line in _train_anew(winner.made, means)]
-        notes = search_report.write(folder, options.settings(**given), asked, trained, lines, base)
-    console.results("tuned against tuned", lines, notes)
+        settled = summary.with_share(lines, base.target.test.labels)
+        notes = search_report.write(folder, options.settings(**given), asked, trained, settled, base)
+    console.results("tuned against tuned", settled, notes)
     return lines
 
 
@@ -101,15 +104,33 @@ def _arms(made: Settings, asked: Search) -> list[Arm]:
         own = tuple(r for r in asked.ranges if not r.name.startswith("strategy.") or r.name.split(".")[1] == name)
         if not own:
             raise InputError(f"--space has nothing to search for strategy '{strategy}': add a dimension")
+        chooses = any(r.name.startswith(f"strategy.{name}.") for r in own)
+        if chooses and sum(other.split(":")[0] == name for other in strategies) > 1:
+            raise InputError(
+                f"--strategies={','.join(strategies)}: --space chooses the options of {name}, which stands there more "
+                "than once, so two winners may be the same strategy: name it once"
+            )
         found += [Arm(strategy, budget, own) for budget in made.train_examples]
     return found
 
 
+def _require_own_totals(arms: Sequence[Arm], target: Task) -> None:
+    """Raise InputError for two ways to write one label budget: their winners would be of one row."""
+    totals: dict[int, str] = {}
+    for arm in arms:
+        written = totals.setdefault(budgets.total(arm.budget, target), arm.budget)
+        if written != arm.budget:
+            raise InputError(f"--train_examples: {written} and {arm.budget} are the same labels: keep one of them")
+
+
 def _opened(arm: Arm, asked: Search, made: Settings, folder: Path) -> search.Searched:
+    neutral = {f"--{name}={value}" for name, value in options.NEUTRAL.items()}  # studies of before know none of them
     about = {
         "space": [str(one) for one in arm.ranges],
         "flags": sorted(
-            line for line in options.to_flags(made) if not line.startswith(tuple(f"--{n}=" for n in _FREE))
+            line
+            for line in options.to_flags(made)
+            if not line.startswith(tuple(f"--{n}=" for n in _FREE)) and line not in neutral
         ),
         "search_seeds": list(asked.seeds),
     }

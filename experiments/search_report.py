@@ -71,7 +71,7 @@ def write(
     made: Settings,
     asked: Search,
     winners: Mapping[Arm, Winner],
-    lines: Sequence[workdir.Line],
+    lines: Sequence[Mapping[str, Any]],
     base: Experiment,
 ) -> list[str]:
     """Write report.html; what is said below the table."""
@@ -88,7 +88,7 @@ def write(
         )
         for arm, winner in winners.items()
     ]
-    title, notes = page.about(base.source, base.target)
+    title, notes = page.about(base.made, base.source, base.target)
     flags = [*search_flags.to_flags(asked), *options.to_flags(made)]
     last = list(winners.values())[-1].made.workdir
     text = search_page.page(
@@ -101,7 +101,7 @@ def write(
         reproduced(flags, workdir.recorded(Path(last or "")) or {}),
     )
     workdir.replace(folder / "report.html", text)
-    return [*(f"{name}: {one}" for name, one in told), f"report: {folder / 'report.html'}"]
+    return [*(f"{name}: {one}" for name, one in told), *notes, f"report: {folder / 'report.html'}"]
 
 
 def reproduced(flags: Sequence[str], environment: Mapping[str, Any]) -> Any:

@@ -41,11 +41,14 @@ class Source(NamedTuple):
     note: str = ""
     steps: int | None = None
     """That its fit takes or took, if that is known."""
+    recipe: str = ""
+    """What its fits of all seeds have in common, a digest or a text."""
 
 
 def load(made: Settings, name: str, shape: Any) -> Task:
     """The data set of a name, from where the flags say that data are."""
-    return data.load(name, data_dir=made.data_dir, manual_dir=made.manual_dir, image_shape=shape or None)
+    places = {"data_dir": made.data_dir, "manual_dir": made.manual_dir}
+    return data.load(name, **places, image_shape=shape or None, say=console.say)
 
 
 def _trained(fits: Mapping[str, checkpoint.Flat], name: str, accuracy: float | None) -> Trained:
@@ -69,8 +72,9 @@ def from_data(made: Settings) -> Source:
     identity = {seed: line["key"] for seed, line in plan.items()}
     shape = tuple(task.train.images.shape[1:])
     steps = fits.steps(made.source_recipe, len(fits.chosen(made.source_recipe, "all", task, 0)[0]))
+    recipe = next(iter(plan.values()))["recipe"]
     return Source(
-        task.name, task.classes, shape, identity, obtain, task.fingerprint, made.save_fisher, task.note, steps
+        task.name, task.classes, shape, identity, obtain, task.fingerprint, made.save_fisher, task.note, steps, recipe
     )
 
 
@@ -93,6 +97,7 @@ def model(made: Settings, classes: int) -> Model:
 def _planned(made: Settings, task: Task) -> dict[int, workdir.Line]:
     """{seed: the first half of the line of its source}."""
     lines = {}
+    draws = fits.draws(made, model(made, len(task.classes)), tuple(task.train.images.shape[1:]))
     for seed in made.seeds:
         line: workdir.Line = {
             "source": None,
@@ -110,8 +115,10 @@ def _planned(made: Settings, task: Task) -> dict[int, workdir.Line]:
             "fisher": made.save_fisher,
             "code": fits.code(made.source_recipe, made.model),
             "many": fits.company(made),
+            **draws,
         }
-        lines[seed] = fits.identify(f"pretrain-{task.name}-seed{seed}", line, decisive)
+        recipe = {name: value for name, value in decisive.items() if name not in ("streams", "many")}
+        lines[seed] = fits.identify(f"pretrain-{task.name}-seed{seed}", line, decisive, recipe)
     return lines
 
 
@@ -208,7 +215,8 @@ def from_checkpoint(made: Settings) -> Source:
         one["fingerprint"],
         fisher,
         note,
-        _steps([told[place]["fits"][name] for place, name in chosen.values()]),
+        (steps := _steps([told[place]["fits"][name] for place, name in chosen.values()])),
+        min(identity.values()) if len(set(identity.values())) == 1 else f"{one['fingerprint']} {one['model']} {steps}",
     )
 
 
@@ -276,5 +284,12 @@ def _places(directory: Path) -> dict[int, tuple[Path, str]]:
         if lines:
             return {line["seed"]: (directory / line["checkpoint"], line["name"]) for line in lines}
         raise InputError(f"--source_checkpoint={directory} is a run without a source: name one of its checkpoints/")
-    told = _about(directory)
-    return {fit["seed"]: (directory, name) for name, fit in told["fits"].items()}
+    places: dict[int, tuple[Path, str]] = {}
+    for name, fit in _about(directory)["fits"].items():
+        if fit["seed"] in places:
+            raise InputError(
+                f"checkpoint '{directory}' holds two fits of seed {fit['seed']}, '{places[fit['seed']][1]}' and "
+                f"'{name}': experiments.export makes a source of one of them"
+            )
+        places[fit["seed"]] = directory, name
+    return places

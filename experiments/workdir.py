@@ -16,7 +16,7 @@ from typing import Any
 
 from experiments import console, lock, options
 from experiments.options import LISTS, PLACES, Settings
-from tljax import checkpoint, files
+from tljax import checkpoint, files, surroundings
 from tljax.types import InputError
 
 Line = dict[str, Any]
@@ -39,6 +39,7 @@ def opened(made: Settings, program: str, more: Sequence[str] = ()) -> Iterator[P
     _refuse_strangers(workdir)
     _refuse_links(workdir)
     _flags(workdir, made, program, more)
+    _refuse_other_switches(workdir)
     lines(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     with lock.held(workdir):
@@ -92,6 +93,21 @@ def folder(place: Path) -> Path:
     return place
 
 
+def _refuse_other_switches(workdir: Path) -> None:
+    """Raise InputError where the run's fits were trained under other switches of JAX: their streams are not to mix."""
+    about = recorded(workdir)
+    switches = about.get("switches", {}) if isinstance(about, dict) else None
+    if not isinstance(switches, dict):
+        return
+    there, here = switches, surroundings.switches()
+    names = [name for name in sorted({*there, *here}) if there.get(name) != here.get(name)]
+    if names:
+        told = "; ".join(f"{name}={there.get(name, 'unset')} there, {here.get(name, 'unset')} here" for name in names)
+        raise InputError(
+            f"'{workdir}' was trained under other switches ({told}): set them alike, or choose another --workdir"
+        )
+
+
 def _flags(workdir: Path, made: Settings, program: str, more: Sequence[str]) -> str:
     """The run's flagfile, with what is new in its lists; raises InputError if it is of another experiment."""
     file = workdir / "flags.flags"
@@ -101,6 +117,7 @@ def _flags(workdir: Path, made: Settings, program: str, more: Sequence[str]) -> 
         text = flags_text(file)
         head = text.splitlines()[0] + "\n" if text.startswith("#") else head
         there = dict(line[2:].partition("=")[::2] for line in text.splitlines() if line.startswith("--"))
+        there = {name: value for name, value in options.NEUTRAL.items() if name in now} | there
         names = sorted((there.keys() | now.keys()) - {*LISTS, *PLACES, *_NO_FIT})
         differ = [f"--{n}={there.get(n, '')} there, {now.get(n, '')} here" for n in names if there.get(n) != now.get(n)]
         if differ:
@@ -342,6 +359,8 @@ def environment(fingerprints: Mapping[str, str]) -> dict[str, Any]:
         "versions": {name: metadata.version(name) for name in names},
         "data": dict(fingerprints),
         "commit": _commit(),
+        "variables": surroundings.variables(),
+        "switches": surroundings.switches(),
     }
 
 
@@ -421,7 +440,7 @@ def _provenance(workdir: Path) -> dict[str, Any] | None:
         return read_record(workdir / "environment.json")
     except (OSError, InputError):
         old = _unsigned_environment(workdir)
-        return old and {**old, "fits": _names(workdir), "earlier": [], "seconds": {}}
+        return old and {**old, "variables": {}, "switches": {}, "fits": _names(workdir), "earlier": [], "seconds": {}}
 
 
 def _unsigned_environment(workdir: Path) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_programs import command, results, snapshot
 
-from experiments import compare, evidence, options, report, training, workdir
+from experiments import compare, console, evidence, options, report, search, training, workdir
 from tljax.types import InputError
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -60,6 +60,97 @@ def test_a_study_run_again_trains_nothing_and_writes_the_same(done, tasks, monke
 def test_a_dry_run_counts_the_fits(tasks, tmp_path, capsys):
     compare.main(line(tasks, tmp_path, "--dry_run"))
     assert "12 fits in all" in capsys.readouterr().out and not (tmp_path / "w").exists()
+
+
+@pytest.fixture(scope="module")
+def tuned(tasks, tmp_path_factory):
+    """(run directory of a search, run directory of the comparison of what it found) on the same tasks and seeds."""
+    folder = tmp_path_factory.mktemp("tuned")
+    few = {"strategies": ("full", "head_only"), "train_examples": ("5/class",), "seeds": (0, 1), "steps": 20}
+    flags = [flag for flag in command(tasks, folder, **few) if not flag.startswith("--workdir")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tljax.study.drawing.svg", lambda figure: "data:image/svg+xml;base64,")
+        patch.setattr("tljax.study.drawing.pdf", lambda figure: b"")
+        space = ["--per_strategy", "--space=learning_rate:log:1e-3:3", "--trials=8"]
+        search.main(["search", *flags, *space, f"--workdir={folder / 'search'}"])
+        compare.main(["compare", *flags, f"--tuned={folder / 'search'}", f"--workdir={folder / 'compare'}"])
+    return folder / "search", folder / "compare"
+
+
+def test_a_tuned_comparison_has_the_fits_of_the_search_and_their_differences_to_the_digit(tuned):
+    searched = [line for run in sorted((tuned[0] / "final").iterdir()) for line in results(run)]
+    compared = [line for line in results(tuned[1]) if line["steps"] == 20]
+    accuracy = {(line["strategy"], line["seed"]): line["test_accuracy"] for line in searched}
+    accuracy = {key: value for key, value in accuracy.items() if key[0] != "pretrain"}
+    assert len(accuracy) == 3 * 2
+    ours = [line for line in compared if line["strategy"] != "pretrain"]
+    assert {(line["strategy"], line["seed"]): line["test_accuracy"] for line in ours} == accuracy
+    assert len(ours) == len(accuracy)  # one scratch a target, budget and seed
+    rates = {name: flags_of(tuned[0] / "best" / f"{name}-5_class.flags") for name in ("scratch", "full", "head_only")}
+    assert len(set(rates.values())) == 3
+    with open(tuned[1] / "comparisons.csv", newline="") as table:
+        rows = [row for row in csv.DictReader(table) if "at equal target steps" in row["against"]]
+    for row in rows:
+        pairs = [accuracy[row["strategy"], seed] - accuracy["scratch", seed] for seed in (0, 1)]
+        assert float(row["mean"]) == pytest.approx(np.mean(pairs), abs=1e-12)
+    assert len(rows) == 2
+
+
+def flags_of(file):
+    return next(line for line in file.read_text().splitlines() if line.startswith("--learning_rate"))
+
+
+def test_scratch_is_given_the_total_steps_of_each_tuned_strategy(tuned):
+    """Scratch with the source's steps is scratch's own recipe, not another strategy's."""
+    lines = results(tuned[1])
+    source = next(line["steps"] for line in lines if line["strategy"] == "pretrain")
+    longer = [line for line in lines if line["strategy"] == "scratch" and line["steps"] > 20]
+    assert {line["steps"] for line in longer} == {20 + source} and len(longer) == 2
+
+
+def test_what_was_tuned_on_another_task_or_model_is_refused(tuned, tasks, tmp_path):
+    few = {"strategies": ("full",), "train_examples": ("5/class",), "seeds": (0, 1)}
+    for flags in ({"target": str(tasks / "same.npz")}, {"source": str(tasks / "same.npz")}, {"model": "cnn"}):
+        with pytest.raises(InputError, match=f"--tuned=.* is of --{next(iter(flags))}="):
+            compare.main(line(tasks, tmp_path, f"--tuned={tuned[0]}", **few, **flags))
+    assert not (tmp_path / "w").exists()
+
+
+def plant(run, **changes):
+    """Add a copy of a finished fit from scratch under another key, as a changed file of code would leave it."""
+    scratch = next(line for line in workdir.lines(run) if line["strategy"] == "scratch")
+    planted = {**scratch, "key": "f" * 64, "name": "planted", **changes}
+    workdir.add(run, [planted])
+    for mask in (run / "masks").glob(f"{scratch['name']}-*"):
+        shutil.copy(mask, mask.with_name(mask.name.replace(scratch["name"], planted["name"])))
+    return planted
+
+
+@pytest.mark.parametrize("changes", [{}, {"seed": 7, "recipe": "0" * 16}, {"seed": 7, "steps": 21, "recipe": None}])
+def test_two_fits_of_one_cell_and_seed_or_two_recipes_in_a_cell_are_refused(changes, finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    planted = plant(run, **changes)
+    message = "under seed" if not changes else "different hyper-parameters, code or data"
+    with pytest.raises(InputError, match=f"'planted' are both scratch .*{message}"):
+        report.main(["report", f"--runs={run}", f"--output={tmp_path / 'pages'}"])
+    lines = [line for line in workdir.lines(run) if line["strategy"] != "pretrain"]
+    assert planted["key"] in {line["key"] for line in lines}
+    with pytest.raises(InputError, match=f"'planted' are both scratch .*{message}"):
+        console.results("planted", lines, [])
+
+
+def test_sources_that_bring_a_target_to_several_shapes_are_refused_before_training(tasks, tmp_path):
+    """Fits from scratch on 28 x 28 and on 14 x 14 images are not one cell."""
+    images, labels = np.zeros((8, 14, 14, 1), np.uint8), np.arange(8) % 4
+    images[:, 0, 0, 0] = np.arange(8)
+    np.savez(
+        tmp_path / "small.npz", train_images=images, train_labels=labels, test_images=images + 9, test_labels=labels
+    )
+    both = f"{tasks / 'digits.npz'},{tmp_path / 'small.npz'}"
+    with pytest.raises(InputError, match=r"are both scratch.*(under seed|data)"):
+        compare.main(line(tasks, tmp_path, source=both, train_examples=("all",), seeds=(0, 1)))
+    assert not (tmp_path / "w").exists()
 
 
 @pytest.mark.slow

@@ -147,7 +147,8 @@ def test_a_file_says_which_pictures_are_in_which_split_and_group(pictures: Path,
     assert task.train.labels.tolist() == [0, 0, 1, 1] and task.test.labels.tolist() == [0, 0, 1]
     assert task.train.groups is not None and task.test.groups is not None
     assert task.train.groups.tolist() == [3, 1, 2, 2] and task.test.groups.tolist() == [3, 1, 0]
-    assert task.note == "4 training and 3 test pictures as splits.csv says, 3 of 10 in neither"
+    shared = "2 of 3 groups of the test examples are in the training set too"
+    assert task.note == f"4 training and 3 test pictures as splits.csv says, 3 of 10 in neither; {shared}"
 
 
 def test_the_file_is_read_again_when_it_changes_and_may_be_bare(pictures: Path, tmp_path: Path) -> None:
@@ -165,14 +166,14 @@ def test_the_splits_of_the_folders_are_kept_where_the_file_has_groups_alone(tmp_
         path = f"{('train', 'test')[row % 2]}/{('cat', 'dog')[row // 4]}/{row}.png"
         (tmp_path / "pets" / path).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(X[row]).save(tmp_path / "pets" / path)
-        rows.append((path, str(row // 2)))
+        rows.append((path, str(row)))
     table = write(tmp_path / "groups.csv", rows, ("file", "group"))
     plain = load(f"folder:{tmp_path}/pets", data_dir=tmp_path)
     task = load(f"folder:{tmp_path}/pets:splits={table}", data_dir=tmp_path)
     for split, other in ((plain.train, task.train), (plain.test, task.test)):
         np.testing.assert_array_equal(split.images, other.images)
         np.testing.assert_array_equal(split.labels, other.labels)
-        assert other.groups is not None and other.groups.tolist() == [0, 1, 2, 3]
+    assert task.train.groups is not None and task.train.groups.tolist() == [0, 2, 4, 6]
     assert task.note == plain.note == ""
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from tljax import code
+from tljax import code, surroundings
 from tljax.types import InputError, Method
 
 
@@ -159,6 +159,15 @@ def taken(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str,
     return {name: value for name, value in options.items() if every or name in own}
 
 
+def takes(function: Callable[..., Any], name: str) -> bool:
+    """Whether a function has a parameter of this name.
+
+    >>> takes(lambda params, key, context: params, "context")
+    True
+    """
+    return name in _signature(function, f"function '{getattr(function, '__name__', function)}'")
+
+
 def said(error: BaseException) -> str:
     """An exception of somebody else's code in one line: its type, its words, and the last line of code it passed.
 
@@ -208,7 +217,10 @@ def module(spec: Spec, package: str, kind: str) -> ModuleType:
 
 def _import(name: str, what: str) -> ModuleType:
     try:
-        return importlib.import_module(name)
+        with surroundings.kept(what):
+            return importlib.import_module(name)
+    except InputError:
+        raise
     except (Exception, SystemExit) as error:
         raise InputError(f"{what} cannot be imported: {said(error)}") from error
 
@@ -221,8 +233,12 @@ def _from_file(file: Path, kind: str) -> ModuleType:
     loaded.__file__ = str(file)
     sys.modules[name] = loaded
     try:
-        # Not by way of the import system, whose bytecode is stale for an edit of the same size in the same second.
-        exec(compile(file.read_bytes(), str(file), "exec"), loaded.__dict__)
+        with surroundings.kept(f"{kind} file '{file}'"):
+            # Not by way of the import system, whose bytecode is stale for an edit of the same size in the same second.
+            exec(compile(file.read_bytes(), str(file), "exec"), loaded.__dict__)
+    except InputError:
+        del sys.modules[name]
+        raise
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise InputError(f"{kind} file '{file}' fails when read: {said(error)}") from error
@@ -253,7 +269,7 @@ def method(text: str) -> tuple[Method, dict[str, Any]]:
     spec = parse(text)
     found = module(spec, "tljax.strategies", "strategy")
     strategy = attribute(spec, found, "strategy")
-    parts = {name: getattr(found, name, None) for name in ("adapt", "merge", "reinit")}
+    parts = {name: getattr(found, name, None) for name in ("adapt", "merge", "reinit", "left_out")}
     for name, part in parts.items():
         if part is not None and not callable(part):
             raise InputError(f"strategy '{spec.name}': its `{name}` is {part!r}, not a function: write def {name}(...)")

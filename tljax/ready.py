@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from tljax import graft, masks, paths, plugins
+from tljax import graft, masks, paths, plugins, surroundings
 from tljax.types import Context, InputError, Mask, Method, Params, Phase
 
 
@@ -45,7 +45,8 @@ def target(
     params, merge = ordinary, None
     if method.adapt:
         known = dict(paths.items(fresh))
-        params = _call(method.adapt, options, own(ordinary), key)
+        context = (Context(stages=stages, fresh=own(fresh)),) if plugins.takes(method.adapt, "context") else ()
+        params = _call(method.adapt, options, own(ordinary), key, *context)
         for path, leaf in paths.items(params):
             if not isinstance(leaf, int | float | np.generic | np.ndarray | jax.Array):
                 raise InputError(f"adapt gives {leaf!r} at '{path}': a leaf is an array")
@@ -79,7 +80,8 @@ class Merge:
 
 def _call(function: Callable[..., Any], options: Mapping[str, Any], *arguments: Any) -> Any:
     """Call a function of a strategy's module with those of the options that it takes."""
-    return function(*arguments, **plugins.taken(function, options))
+    with surroundings.kept():
+        return function(*arguments, **plugins.taken(function, options))
 
 
 def phases(given: Any) -> tuple[Phase, ...]:

@@ -13,6 +13,7 @@ Any of them with changes after it, in the order to make them: mnist_10k:labels=0
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from tljax.data import derive, filenames, files, idx, tfds
@@ -23,7 +24,7 @@ from tljax.types import InputError, Task
 
 __all__ = ["load"]
 
-_FORMAT = 1
+_FORMAT = {"idx": 1, "npz": 1, "folder": 2, "tfds": 2}
 """Goes up when the same source is to be decoded to other arrays, so that what was kept before is not read."""
 
 
@@ -33,6 +34,7 @@ def load(
     data_dir: str | os.PathLike[str] | None = None,
     manual_dir: str | os.PathLike[str] | None = None,
     image_shape: Shape | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Task:
     """The data set that `name` stands for, changed as it says, checked, with its fingerprint.
 
@@ -40,7 +42,8 @@ def load(
     int32 [n]. `data_dir` ($TFDS_DATA_DIR, else ~/tensorflow_datasets) is where TFDS keeps its files, and where the
     decoded arrays are kept, to be memory-mapped next time; rotated or blurred ones too. `manual_dir` holds files
     fetched by hand: manual_dir/mnist/train-images-idx3-ubyte.gz and so on. `image_shape` (height, width, channels) is
-    what images are brought to (see `images.to_shape`), before any change. Raises InputError for whatever is wrong
+    what images are brought to (see `images.to_shape`), before any change. `say` is told, in a line, of kept arrays that
+    are not as they were written, and are decoded again. Raises InputError for whatever is wrong
     with any of them, or the data.
 
     >>> task = load("mnist_10k")
@@ -61,11 +64,11 @@ def load(
     identity, prepare = _source(base, spec, root, manual, shape)
     identity = [*identity, str(shape)]
     folder = root / "tljax" / _key(spec, identity)
-    task = cached(base, folder, prepare)
+    task = cached(base, folder, prepare, say)
     if not derive.slow(changes):
         return derive.derived(task, name, changes)
     changed = root / "tljax" / _key(spec, [*identity, *changes])
-    return cached(name, changed, lambda: ([folder], lambda: derive.derived(task, name, changes)))
+    return cached(name, changed, lambda: ([folder], lambda: derive.derived(task, name, changes)), say)
 
 
 def _source(name: str, spec: Spec, root: Path, manual: Path | None, shape: Shape | None) -> tuple[list[str], Prepare]:
@@ -119,6 +122,6 @@ def _checked_shape(shape: Shape | None) -> Shape | None:
 
 def _key(spec: Spec, identity: list[str]) -> str:
     """The folder's name: legible, and of one source, shape and format alone."""
-    digest = hashlib.sha256(json.dumps([_FORMAT, *identity]).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(json.dumps([_FORMAT[identity[0]], *identity]).encode()).hexdigest()[:16]
     stem = Path(spec.words[0] if spec.name == "folder" else spec.name).stem
     return "".join(c if c.isalnum() else "_" for c in stem)[:40] + "-" + digest

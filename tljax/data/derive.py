@@ -71,7 +71,8 @@ def derived(task: Task, name: str, changes: Sequence[str]) -> Task:
     for change in changes:
         made = _changed(made, change)
     note = f"{len(made.train.labels):,} training and {len(made.test.labels):,} test examples after {':'.join(changes)}"
-    return checked(name, made.train, made.test, made.classes, f"{note}; before: {task.note}" if task.note else note)
+    before = task.note.removesuffix("; ".join(task.findings)).removesuffix("; ")  # what still holds is found again
+    return checked(name, made.train, made.test, made.classes, f"{note}; before: {before}" if before else note)
 
 
 def select(split: Split, rows: np.ndarray | slice) -> Split:

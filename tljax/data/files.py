@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tljax import npz
-from tljax.data import filenames, images
+from tljax import npz, paths
+from tljax.data import checks, filenames, images
 from tljax.data.checks import checked
 from tljax.data.images import Shape
 from tljax.types import InputError, Split, Task
@@ -186,8 +186,8 @@ def prepare_npz(name: str, file: Path, shape: Shape | None) -> tuple[list[Path],
     Its arrays are train_images (or train_features, x_train): uint8 [n, height, width] or [n, height, width,
     channels], or floats [n, ...], which become float32; train_labels (y_train): integers [n]; the same for test;
     and, if wanted, class_names: strings [classes], train_groups and test_groups: integers or strings [n], which items
-    are alike. Without names the classes are "0", "1", ... up to the largest training label. Raises InputError for
-    anything else; pickled objects are never read.
+    are alike. Without names the classes are "0", "1", ... up to the largest training label, each with an example.
+    Raises InputError for anything else; pickled objects are never read.
     """
     if not file.is_file():
         raise InputError(f"'{file}' does not exist: give the path of an .npz file from the working directory")
@@ -222,6 +222,7 @@ def arrays(file: Path, wanted: Mapping[str, tuple[str, ...]]) -> dict[str, np.nd
 def _shaped(name: str, array: np.ndarray, shape: Shape | None) -> np.ndarray:
     if not shape:
         return array
+    checks.require_channels_last(name, array)
     if array.dtype != np.uint8:
         if array.shape[1:] == shape:
             return array
@@ -242,5 +243,17 @@ def _classes(name: str, labels: np.ndarray, names: np.ndarray | None) -> tuple[s
     if largest >= labels.size:
         raise InputError(
             f"{name}: row {row} of the {labels.size} train labels is {largest}: correct it, or give class_names"
+        )
+    present = np.unique(labels)
+    if present[0] > 0 and len(present) == largest - present[0] + 1:
+        raise InputError(
+            f"{name}: train labels are {present[0]}..{largest}, and the first class is 0: subtract {present[0]} from "
+            "all labels, or give class_names"
+        )
+    lacking = sorted(set(range(largest + 1)) - set(present.tolist()))
+    if lacking and present[0] >= 0:
+        raise InputError(
+            f"{name}: train has no label {paths.some([str(label) for label in lacking])} of 0..{largest}: number the "
+            "classes without gaps, or give class_names"
         )
     return tuple(str(c) for c in range(largest + 1))
