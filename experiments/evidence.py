@@ -95,6 +95,8 @@ def of_directory(folder: Path) -> Kept:
     about = workdir.recorded(folder)
     if around := (about or {}).get("switches"):
         notes = [*notes, f"{folder.name} was trained under " + ", ".join(f"{name}={around[name]}" for name in around)]
+    mixed = workdir.mixed(folder, [row["name"] for part in parts for row in part["rows"]])
+    notes = [*notes, *(note for note in mixed if note not in notes)]
     found = [_kept(folder, part["rows"])._replace(longer=part["longer"]) for part in parts]
     return Kept(found, notes, judging, looks)
 

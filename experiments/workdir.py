@@ -372,7 +372,7 @@ def record(workdir: Path, fingerprints: Mapping[str, str]) -> None:
     """
     now = environment(fingerprints)
     before = _provenance(workdir)
-    parts = [*before["earlier"], {name: before[name] for name in (*now, "fits")}] if before else []
+    parts = [*before["earlier"], {name: before.get(name, {}) for name in (*now, "fits")}] if before else []
     alike = [part for part in parts if all(part[name] == now[name] for name in now if name != "data")]
     others = [part for part in parts if part not in alike and part["fits"]]
     fits = [name for part in alike for name in part["fits"]]
@@ -427,6 +427,8 @@ def _differences(parts: Sequence[Mapping[str, Any]]) -> list[str]:
     columns: dict[str, list[str]] = {}
     for part in parts:
         told = {**part["versions"], **{name: part[name] for name in ("python", "platform", "devices", "commit")}}
+        # An older tljax did not say its variables and switches.
+        told |= {name: part.get(name, {}) for name in ("variables", "switches")}
         for name, value in told.items():
             text = ",".join(value) if isinstance(value, list) else str(value)
             columns.setdefault(name, []).append(text[:60])

@@ -133,7 +133,8 @@ def of_run(folder: Path, settings: Any, program: str, more: Sequence[str] = ()) 
 
     def judged() -> Any:
         kept = evidence.of_directory(folder)
-        return [[part.rows, dict(part.predicted), dict(part.curves)] for part in kept[0]], kept[1]
+        parts = [[part.rows, dict(part.predicted), dict(part.curves)] for part in kept.found]
+        return parts, kept.notes, kept.judging, kept.looks
 
     found, seen = [], Counter[str]()
     for file in sorted(folder.rglob("*")):
@@ -210,8 +211,7 @@ def every(tasks: Path, folder: Path) -> Iterator[tuple[Path, list[Attack]]]:
         compare.main(argv)
     own = commandline.to_flags(options.read(argv, compare.Asked)[1])
     found = of_run(study, settings(**pair, strategies="scratch,full", workdir=study), "compare", own)
-    (kept, *_), _ = evidence.of_directory(study)[:2]
-    right = evidence.right([kept])
+    right = evidence.right(evidence.of_directory(study).found)
     found.append(Attack(study / "looks.json", "experiments.compare", lambda: evidence.looked(study, right)))
     found.append(Attack(study / "study.json", "experiments.compare", lambda: evidence.looked(study, right)))
     for file in (study / "evals").iterdir():

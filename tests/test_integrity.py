@@ -188,7 +188,7 @@ def test_flags_that_were_changed_are_refused_in_the_run_and_taken_elsewhere(copy
 def test_what_a_search_found_best_is_refused_if_it_was_changed(tmp_path):
     text = workdir.signed("# head\n--source=a\n--target=b\n--strategies=full\n--learning_rate=0.1\n")
     (tmp_path / "best.flags").write_text(text)
-    assert tuned._winners(tmp_path)[0]["learning_rate"] == 0.1
+    assert tuned._winners(tmp_path)["best"]["learning_rate"] == 0.1
     (tmp_path / "best.flags").write_text(text.replace("0.1", "0.9"))
     with pytest.raises(InputError, match=r"best.flags' is not as it was written"):
         tuned._winners(tmp_path)
@@ -217,8 +217,11 @@ def test_an_environment_is_kept_for_each_fit_and_a_mixture_is_said(copy, tasks, 
     assert [set(one["fits"]) for one in again["earlier"]] == [new]
 
 
+OLD = ("python", "platform", "cores", "devices", "versions", "data", "commit")
+
+
 def test_an_environment_of_an_older_tljax_is_taken_over_with_its_fits(copy, capsys):
-    old = {name: value for name, value in workdir.recorded(copy).items() if name != "earlier"}
+    old = {name: value for name, value in workdir.recorded(copy).items() if name in OLD}
     old["versions"] = {**old["versions"], "jax": "0.4.0"}
     (copy / "environment.json").write_text(json.dumps(old))
     workdir.record(copy, {})
@@ -325,9 +328,9 @@ def test_looks_cannot_be_forgotten_by_deleting_one_file(tmp_path):
     found = evidence.Found([], {}, {})
     tables = [{cell: dict.fromkeys(range(count), np.array([True]))} for count in (2, 3)]
     assert evidence.looked(tmp_path, tables[0]) == 1
-    evidence.keep(tmp_path, [found], []) if evidence.keep.__code__.co_argcount == 3 else pytest.skip("kept otherwise")
+    evidence.keep(tmp_path, [found], [], {}, 1)
     assert evidence.looked(tmp_path, tables[1]) == 2
-    evidence.keep(tmp_path, [found], [])
+    evidence.keep(tmp_path, [found], [], {}, 2)
     kept = (tmp_path / "looks.json").read_bytes()
     (tmp_path / "looks.json").unlink()
     with pytest.raises(InputError, match=r"0 looks at these results, 'study.json' of 2"):
