@@ -146,7 +146,7 @@ def crossed(scores: np.ndarray, level: float = 0.95, groups: np.ndarray | None =
     Degrees of freedom are those of Satterthwaite 1946, "An approximate distribution of estimates of variance
     components", but with the upper 90 % limit of what A estimates in place of A: a few fits may agree by chance, and
     then A is small just where it is little known. For the same reason A is at least the share `components.at_least`
-    of E. Where hardly any score differs, B is known as little: `components.unseen` adds to it what a study so small
+    of E, and E / items. Where hardly any score differs, B is known as little: `components.unseen` adds to it what a study so small
     may have missed, so that fits that tie on all items have an interval as wide as the rule of three says. With groups
     the scores are those of `components.by_group`, and groups stand in place of items everywhere.
 
