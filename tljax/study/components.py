@@ -130,7 +130,7 @@ def errors(squares: Squares, fits: int, items: int, unseen: np.ndarray | float =
     (0.1183, 5.7)
     """
     a, b, e = (np.diag(part) for part in squares)
-    a = np.maximum(a, e * at_least(fits))
+    a = np.maximum(a, np.maximum(e * at_least(fits), e / items))
     b = b + unseen
     more = np.maximum(b - e, 0)
     few = a * (fits - 1) / special.chdtri(fits - 1, 0.9)
@@ -144,13 +144,14 @@ def errors(squares: Squares, fits: int, items: int, unseen: np.ndarray | float =
 def at_least(fits: int) -> float:
     """The share of the residual mean square that the mean square of so few fits is at least taken for.
 
-    Its expectation is the residual's and more. With it the t interval of the fits is as wide as the normal one would be
-    if fits differed only by the counts of their items: fits that tie by chance cannot be known better than that.
+    Its expectation is the residual's and more. With it the t interval of the fits is nine tenths as wide as the normal
+    one would be if fits differed only by the counts of their items: fits that tie by chance are known no better. With
+    all of that width 95 % would cover more than 97 % of five fits whose items vary.
 
     >>> [round(at_least(fits), 3) for fits in (2, 3, 5, 10)]
-    [0.024, 0.208, 0.498, 0.751]
+    [0.019, 0.168, 0.404, 0.608]
     """
-    return float(special.ndtri(0.975) / special.stdtrit(fits - 1, 0.975)) ** 2
+    return float(0.9 * special.ndtri(0.975) / special.stdtrit(fits - 1, 0.975)) ** 2
 
 
 def correlations(squares: Squares, fits: int, items: int, unseen: np.ndarray | float = 0.0) -> np.ndarray:

@@ -146,9 +146,9 @@ def crossed(scores: np.ndarray, level: float = 0.95, groups: np.ndarray | None =
     Degrees of freedom are those of Satterthwaite 1946, "An approximate distribution of estimates of variance
     components", but with the upper 90 % limit of what A estimates in place of A: a few fits may agree by chance, and
     then A is small just where it is little known. For the same reason A is at least the share `components.at_least`
-    of E. Where hardly any score differs, B is known as little: `components.unseen` adds to it what a study so small
-    may have missed, so that fits that tie on all items have an interval as wide as the rule of three says. With groups
-    the scores are those of `components.by_group`, and groups stand in place of items everywhere.
+    of E, and E / items. Where hardly any score differs, B is known as little: `components.unseen` adds to it what a
+    study so small may have missed, so that fits that tie on all items have an interval as wide as the rule of three
+    says. With groups the scores are those of `components.by_group`, and groups stand in place of items everywhere.
 
     Simulated with 1,000 items of accuracies up to .8 (`tests/simulate_verdicts.py`, 4,000 studies of ten kinds), 95 %
     cover 94.9 to 98.9 % with five fits or more, 95.5 to 97.8 % with three, 96.0 to 99.1 % with two. Where one item in
