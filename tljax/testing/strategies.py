@@ -102,9 +102,9 @@ def _drawing(ground: grounds.Ground) -> list[Check]:
 def _follows(ground: grounds.Ground, faults: Sequence[str], stages: Sequence[str]) -> str:
     assert not faults, "; ".join(faults)
     assert ground.model is not None
-    images, _ = grounds.data(ground.shape)
+    model, (images, _) = ground.model, grounds.data(ground.shape)
     keys = (None, *map(jax.random.key, (0, 0, 1)))
-    calm, one, again, other = (np.asarray(models.apply(ground.model, ground.drawn, images, key=key)) for key in keys)
+    calm, one, again, other = (np.asarray(models.apply(model, ground.drawn, images, key=key)) for key in keys)
     assert np.array_equal(one, again), "one key gives two outputs"
     assert not np.array_equal(one, calm), "its output with a key is its output without one"
     assert not np.array_equal(one, other), "two keys give one output"
