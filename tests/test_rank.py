@@ -211,11 +211,11 @@ def test_scores_of_other_code_are_computed_again_and_not_mixed(many, tasks, tmp_
     file = next((tmp_path / "w" / "features").glob("*/scores.json"))
     right = json.loads(file.read_text())
     old = {"seconds": 0.5, "scores": {key: [9.9, 0.1, ""] for key in right["scores"]}}
-    for record in (old, {"code": "0" * 64, "features_seconds": 0.5, "scores": old["scores"]}):
+    for record in (old, {"code": "0" * 64, "seconds": 0.5, "scores": old["scores"]}):
         file.write_text(json.dumps({**record, "sha256": workdir.digest(record)}))
         rank.main(line(source, tasks, tmp_path / "w", **change))
         again = json.loads(file.read_text())
-        assert again["features_seconds"] == 0.5 and again["code"] == right["code"]
+        assert again["seconds"] == 0.5 and again["code"] == right["code"]
         assert {key: value[0] for key, value in again["scores"].items()} == {
             key: value[0] for key, value in right["scores"].items()
         }

@@ -40,18 +40,18 @@ def put_back():
 
 def test_as_jax_comes_nothing_enters_a_key():
     assert surroundings.switches() == {}
-    known = fits.identify("one", {"seed": 0}, {"recipe": options.Recipe()})
+    known = fits.identify("one", {"seed": 0}, {"recipe": options.Recipe()}, {})
     text = json.dumps({"seed": 0, "recipe": options.Recipe(), "tljax": "0.1.0"}, sort_keys=True, default=str)
     assert known["key"] == hashlib.sha256(text.encode()).hexdigest()
 
 
 @pytest.mark.parametrize("name", SETS)
 def test_a_switch_is_in_the_key_and_in_what_is_said_of_the_run(name, put_back):
-    before = fits.identify("one", {}, {})["key"]
+    before = fits.identify("one", {}, {}, {})["key"]
     jax.config.update(name, SETS[name])
     assert surroundings.switches() == {name.upper(): SETS[name]}
     assert workdir.environment({})["switches"] == {name.upper(): SETS[name]}
-    assert fits.identify("one", {}, {})["key"] != before
+    assert fits.identify("one", {}, {}, {})["key"] != before
 
 
 def test_of_xla_the_flags_that_say_how_to_compute_are_in_the_key(monkeypatch, tmp_path):
@@ -204,7 +204,8 @@ def test_a_run_of_before_the_flag_goes_on(tasks, tmp_path):
     given = arguments(tasks, tmp_path / "w", strategies=("full",), seeds=(0,), epochs=1)
     lines = transfer.run(**given)
     flags = tmp_path / "w" / "flags.flags"
-    kept = [line for line in flags.read_text().splitlines(keepends=True) if "frozen_dropout" not in line]
+    first, *rest = flags.read_text().splitlines(keepends=True)
+    kept = [first, *(line for line in rest if "frozen_dropout" not in line and not line.startswith("#"))]
     flags.write_text("".join(kept))
     assert keys(transfer.run(**given)) == keys(lines)
     with pytest.raises(InputError, match="--frozen_dropout=off there, on here"):
