@@ -1,6 +1,7 @@
 """The flags of the programs, and the settings they become."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -140,9 +141,11 @@ def _check(made: Settings) -> None:
             raise InputError(f"--{name}={getattr(made, name)}{plugins.nearest(getattr(made, name), choices)}")
     for name in LISTS:
         values = getattr(made, name)
-        twice = [value for value in values if values.count(value) > 1]
-        if twice or not values:
-            raise InputError(f"--{name} names {f'{twice[0]} twice: give each once' if twice else 'nothing: name one'}")
+        twice = next((value for value, count in Counter(values).items() if count > 1), None)
+        if twice is not None or not values:
+            raise InputError(
+                f"--{name} names {f'{twice} twice: give each once' if twice is not None else 'nothing: name one'}"
+            )
     for name in ("source_seed", "head_seed", "order_seed", "draw_seed"):
         _check_seed(name, getattr(made, name) or 0)
     for seed in made.seeds:
