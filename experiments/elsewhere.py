@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments import sources
+from experiments import console, sources
 from experiments.options import Settings
 from experiments.sources import Source, Trained
 from tljax import checkpoint, models, paths, plugins, weights
@@ -53,16 +53,17 @@ def source(made: Settings) -> Source:
     """
     file = Path(made.source_checkpoint or "")
     told = card(file)
-    if "model" in told:
-        sources.require_model(made, told["model"])
+    other = sources.differs(made, told["model"]) if "model" in told else ""
     rules = [weights.rule(text) for text in made.source_rename or told.get("rename", ())]
     classes, shape = tuple(told["classes"]), tuple(told["shape"])
     like = models.abstract(sources.model(made, len(classes)), shape)
     try:
         flat = checkpoint.flatten(weights.grafted(weights.read(file), rules, like))
     except InputError as error:
-        text = str(error)
-        raise InputError(text if str(file) in text else f"--source_checkpoint={file}: {text}") from error
+        text = str(error) if str(file) in str(error) else f"--source_checkpoint={file}: {error}"
+        raise sources.refuse_model(made, told.get("model", sources.architecture(made)), InputError(text)) from error
+    if other:
+        console.say(f"the card of {file.name} has other words for its model ({other}): its shapes agree")
     trained = Trained(flat, told.get("accuracy"), None)
     sums = {path: checkpoint.digest(path, leaf) for path, leaf in paths.items(flat)}
     identity = hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
