@@ -26,7 +26,7 @@ class Recipe:
     batch_size: int = flag(100, "examples a step")
     epochs: int = flag(10, "passes over the training examples")
     steps: int | None = flag(None, "steps (batches) instead of epochs, one permutation after another")
-    points: int = flag(10, "how many points the curves have under --steps; phases begin at them")
+    points: int = flag(10, "how many points the curves have under --steps")
     loss: str = flag("softmax_cross_entropy", "L (nats): a loss of optax, or package.module:attribute")
     label_smoothing: float = flag(0.0, "fraction of each label spread over all classes; for losses of one-hot labels")
     penalty: str = flag("", "lambda R over the trained leaves: l2:weight=1e-4:on=head/**, several with commas")
