@@ -5,7 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from experiments import sources, transfer, workdir
+from experiments import fits, sources, transfer, workdir
 from experiments.transfer import Experiment
 from tljax import masks, models
 from tljax.train import cost
@@ -28,7 +28,8 @@ def of_run(todo: Experiment, lines: Sequence[workdir.Line], folder: Path) -> dic
             key = line["strategy"], str(line["options"]), masks.digest(masks.static(start.params, mask)), cached
             if key not in known:
                 shape = tuple(todo.target.train.images.shape[1:])
-                of_step = (shape, todo.made.recipe.batch_size, start.merge, cached)
+                never_still = fits.never_still(todo.made, todo.model, shape)
+                of_step = (shape, todo.made.recipe.batch_size, start.merge, cached, never_still)
                 known[key] = cost.step_flops(todo.model, start.params, mask, *of_step)
             total += known[key] * (last - first)
         found[line["name"]] = {"step_flops": total / line["steps"], **source.get(line["seed"], {})}

@@ -67,6 +67,10 @@ def of_directory(folder: Path) -> tuple[list[Found], list[str]]:
             notes, parts = known["notes"], known["parts"]
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"'{file}' is not as it was written: run the study's command again") from error
+    about = workdir.recorded(folder)
+    around = about.get("switches") if isinstance(about, dict) else None
+    if around:
+        notes = [*notes, f"{folder.name} was trained under " + ", ".join(f"{name}={around[name]}" for name in around)]
     return [_kept(folder, part["rows"])._replace(longer=part["longer"]) for part in parts], notes
 
 

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,8 +15,21 @@ import numpy as np
 from experiments import budgets
 from experiments import workdir as rundir
 from experiments.options import MOST, Recipe, Settings
-from tljax import __version__, evaluate, graft, named_optimizer, objective, parallel, paths, plugins, seeds, train
+from tljax import (
+    __version__,
+    evaluate,
+    graft,
+    named_optimizer,
+    objective,
+    parallel,
+    paths,
+    plugins,
+    seeds,
+    surroundings,
+    train,
+)
 from tljax.data import draw
+from tljax.models import drawing
 from tljax.types import InputError, Mask, Model, Params, Task
 
 
@@ -93,7 +107,8 @@ def check(recipe: Recipe, budget: str, task: Task, start: Start, prefix: str = "
 def _flagged(prefix: str, flag: str, attempt: Callable[[], Any]) -> Any:
     """What `attempt` gives; whatever it raises becomes an InputError that names the flag."""
     try:
-        return attempt()
+        with surroundings.kept(f"what --{prefix}{flag} names"):
+            return attempt()
     except InputError as error:
         text = str(error)
         raise InputError(f"--{prefix}{text[2:]}" if text.startswith("--") else f"--{prefix}{flag}: {text}") from error
@@ -153,20 +168,54 @@ def chosen(recipe: Recipe, budget: str, task: Task, seed: int) -> tuple[np.ndarr
     return subset, validation
 
 
+def never_still(made: Settings, model: Model, shape: tuple[int, ...]) -> tuple[str, ...]:
+    """The stages that keep their dropout while they are frozen, for inputs of one example's `shape`."""
+    return drawing.stages(model, shape) if made.frozen_dropout == "on" else ()
+
+
+def faults(made: Settings, model: Model, shape: tuple[int, ...]) -> list[str]:
+    """What a model draws otherwise than its key says, a sentence each."""
+    # The models of tljax draw nothing.
+    sentences = drawing.faults(model, shape) if "." in plugins.parse(made.model).name else []
+    return [f"--model={made.model}: {sentence}" for sentence in sentences]
+
+
+def draws(made: Settings, model: Model, shape: tuple[int, ...]) -> dict[str, Any]:
+    """What decides the bits of a fit whose model draws (dropout, noise), and of no other; {} for one that does not.
+
+    Its number goes up when a key comes to reach more of a model, or other draws follow from it. Under pmap each device
+    draws by itself, so their number counts too.
+    """
+    if "." not in plugins.parse(made.model).name or not drawing.stages(model, shape):
+        return {}  # the models of tljax draw nothing
+    axes = [int(axis.partition(":")[2]) for axis in made.mesh]
+    devices = made.devices or math.prod(axes) if made.devices or axes else len(jax.local_devices())
+    return {"draws": [2, *([devices] if made.parallel == "pmap" else [])]}
+
+
 def split(field: Arena, streams: seeds.Seeds, budget: str) -> tuple[np.ndarray, np.ndarray]:
     """(training, validation) examples of one fit, int32 each, the former in ascending order."""
     subset, validation = chosen(field.recipe, budget, field.task, streams.draw)
     return np.sort(subset), validation
 
 
-def build(field: Arena, model: Model, start: Start, streams: seeds.Seeds, budget: str, line: rundir.Line) -> Fit:
-    """One fit, from where it starts."""
+def build(
+    field: Arena,
+    model: Model,
+    start: Start,
+    streams: seeds.Seeds,
+    budget: str,
+    line: rundir.Line,
+    never_still: tuple[str, ...] = (),
+) -> Fit:
+    """One fit, from where it starts; the stages `never_still` keep their dropout while they are frozen."""
     recipe = field.recipe
     subset, validation = split(field, streams, budget)
     spec, numbers = _optimizer(recipe)
     terms, weights = objective.penalties(recipe.penalty)
     smooth = recipe.label_smoothing > 0
-    program = train.Program(model, objective.loss(recipe.loss), spec, terms, smooth, start.merge)
+    loss = objective.loss(recipe.loss)
+    program = train.Program(model, loss, spec, terms, smooth, start.merge, drawing=never_still)
 
     def order(first: int, last: int) -> np.ndarray:
         by_epochs = recipe.steps is None
@@ -213,8 +262,10 @@ def identify(name: str, line: Mapping[str, Any], decisive: Mapping[str, Any], re
     `recipe` is what fits that differ in their seed alone have in common: its digest lets whoever reads the lines
     refuse fits of two recipes in one cell of a table.
     """
-    key = _digest({**line, **decisive, "tljax": __version__})
-    return {"name": f"{file_name(name)}-{key[:8]}", "key": key, "recipe": _digest(recipe)[:16], **line}
+    around = surroundings.switches()
+    switches = {"switches": around} if around else {}
+    key = _digest({**line, **decisive, **switches, "tljax": __version__})
+    return {"name": f"{file_name(name)}-{key[:8]}", "key": key, "recipe": _digest({**recipe, **switches})[:16], **line}
 
 
 def _digest(record: Mapping[str, Any]) -> str:

@@ -12,12 +12,13 @@ from tljax import plugins
 
 ORDER = ("pretrain", "zoo", "features", "rank", "search", "check", "transfer", "compare", "report", "export", "predict")
 """Of programs in a project; others come after them."""
-NO_TARGET = ("target", "train_examples", "head", "strategies", "head_seed", "source_rename")
+NO_TARGET = ("target", "train_examples", "head", "strategies", "frozen_dropout", "head_seed", "source_rename")
 """What is of no use where sources are trained and nothing else."""
 NO_FIT = (
     *("source", "target", "train_examples", "head", "strategies", *vars(options.Recipe()), "source_seed", "head_seed"),
     *("order_seed", "draw_seed", "workdir", "save_fisher", "checkpoint_every", "dry_run", "many", "features_budget"),
     "features_dtype",
+    "frozen_dropout",
 )
 """What is of no use where nothing is trained."""
 OF_ITSELF = (*NO_FIT, "source_checkpoint", "image_shape", "data_dir", "manual_dir", "seeds")

@@ -11,7 +11,7 @@ import jax
 
 from experiments import console, processes
 from experiments.options import MOST, Settings
-from tljax import prefix, train
+from tljax import prefix, surroundings, train
 from tljax.types import InputError
 
 
@@ -28,10 +28,14 @@ def prepare(made: Settings) -> train.Means:
     _keep_compiled(made.compilation_cache)
     processes.start(made)
     devices = _chosen(made, trial * data)
+    say = console.once()
+    if around := surroundings.switches():
+        named = ", ".join(f"{name}={value}" for name, value in around.items())
+        say(f"results are those of {named}: it enters the keys of all fits, and environment.json")
     every = made.parallel == "pmap" or made.distributed
     store = prefix.Store(made.features_budget, made.features_dtype) if made.features_budget else None
     batch = data or (len(devices) if every else 1)
-    return train.Means(devices, batch, made.parallel, made.many, store, console.once())
+    return train.Means(devices, batch, made.parallel, made.many, store, say)
 
 
 def _mesh(made: Settings) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from experiments import console, sources
 from experiments.fits import Start
 from experiments.options import Settings
 from experiments.sources import Source
-from tljax import checkpoint, masks, models, paths, plugins, ready, seeds
+from tljax import checkpoint, masks, models, paths, plugins, ready, seeds, surroundings
 from tljax.types import Context, InputError, Mask, Method, Model, Params, Phase, Task
 
 
@@ -57,7 +57,8 @@ def refuse_without_source(named: Sequence[Named], model: Model) -> None:
 def _theirs(what: str, function: Any, *arguments: Any, **options: Any) -> Any:
     """Call somebody else's function; what it raises becomes one line."""
     try:
-        return function(*arguments, **options)
+        with surroundings.kept(f"{what} of a strategy"):
+            return function(*arguments, **options)
     except InputError:
         raise
     except (Exception, SystemExit) as error:

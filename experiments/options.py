@@ -50,6 +50,9 @@ class Settings:
     activation: str = flag("relu", "elementwise function of jax.nn; the source's too", "M")
     head: str = flag("auto", "copy, fresh or zero; auto copies it only when the class names are equal", "S")
     strategies: tuple[str, ...] = flag(("scratch", "full", "head_only"), "or last_k:k=2, mine.py:strategy", "S")
+    frozen_dropout: str = flag(
+        "off", "in stages frozen whole: off, as in evaluation; on, and computed in every step", "S"
+    )
     recipe: Recipe = Recipe()
     source_recipe: Recipe = Recipe()
     seeds: tuple[int, ...] = flag((0,), "a fit each, as 0,1,2 or 0-29; it seeds source, head, order and draw", "R")
@@ -80,6 +83,9 @@ class Settings:
 LISTS = ("strategies", "seeds", "train_examples")
 """What may grow from one run to the next in one run directory."""
 
+NEUTRAL = {"frozen_dropout": "off"}
+"""{flag: the value under which all is as before there was the flag}: it enters no key, and old runs are of it."""
+
 PLACES = ("data_dir", "manual_dir", "devices", "parallel", "mesh", "compilation_cache", "checkpoint_every")
 """What may change, since it decides no bit of a result, or by a mesh with an axis of data nothing but its rounding."""
 
@@ -95,6 +101,7 @@ _CHOICES = {
     "head": ("auto", "copy", "fresh", "zero"),
     "many": ("auto", "map", "vmap"),
     "parallel": ("jit", "pmap"),
+    "frozen_dropout": ("off", "on"),
     "features_dtype": ("float32", "bfloat16"),
 }
 
@@ -169,6 +176,11 @@ def _check(made: Settings) -> None:
 def _check_seed(name: str, seed: int) -> None:
     if not 0 <= seed <= MOST["seed"]:
         raise InputError(f"--{name}={seed}: a seed is at least 0 and at most {MOST['seed']:,}")
+
+
+def beyond_neutral(made: Settings) -> dict[str, Any]:
+    """{flag: value} of those of NEUTRAL that have another value: what enters a fit's key."""
+    return {name: getattr(made, name) for name, value in NEUTRAL.items() if getattr(made, name) != value}
 
 
 def to_flags(made: Settings) -> list[str]:

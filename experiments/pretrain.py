@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import console, helps, machine, options, processes, sources, workdir
+from experiments import console, fits, helps, machine, options, processes, sources, workdir
 from tljax import masks, models
 from tljax.types import InputError
 
@@ -23,9 +23,12 @@ def run(**flags: Any) -> list[workdir.Line]:
         raise InputError("--source is what this program trains: name a data set, and leave out --source_checkpoint")
     means = machine.prepare(made)
     task = sources.checked(made)
+    shape = tuple(task.train.images.shape[1:])
+    for fault in fits.faults(made, sources.model(made, len(task.classes)), shape):
+        means.say(fault)
     if made.dry_run:
         model = sources.model(made, len(task.classes))
-        params = models.abstract(model, task.train.images.shape[1:])
+        params = models.abstract(model, shape)
         console.mask_table(task.name, params, masks.by_path(params, lambda path: True))
         return []
     with processes.opened(made, "pretrain") as folder:

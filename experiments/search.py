@@ -123,10 +123,13 @@ def _require_own_totals(arms: Sequence[Arm], target: Task) -> None:
 
 
 def _opened(arm: Arm, asked: Search, made: Settings, folder: Path) -> search.Searched:
+    neutral = {f"--{name}={value}" for name, value in options.NEUTRAL.items()}  # studies of before know none of them
     about = {
         "space": [str(one) for one in arm.ranges],
         "flags": sorted(
-            line for line in options.to_flags(made) if not line.startswith(tuple(f"--{n}=" for n in _FREE))
+            line
+            for line in options.to_flags(made)
+            if not line.startswith(tuple(f"--{n}=" for n in _FREE)) and line not in neutral
         ),
         "search_seeds": list(asked.seeds),
     }

@@ -96,6 +96,7 @@ def model(made: Settings, classes: int) -> Model:
 def _planned(made: Settings, task: Task) -> dict[int, workdir.Line]:
     """{seed: the first half of the line of its source}."""
     lines = {}
+    draws = fits.draws(made, model(made, len(task.classes)), tuple(task.train.images.shape[1:]))
     for seed in made.seeds:
         line: workdir.Line = {
             "source": None,
@@ -113,6 +114,7 @@ def _planned(made: Settings, task: Task) -> dict[int, workdir.Line]:
             "fisher": made.save_fisher,
             "code": fits.code(made.source_recipe, made.model),
             "many": fits.company(made),
+            **draws,
         }
         recipe = {name: value for name, value in decisive.items() if name not in ("streams", "many")}
         lines[seed] = fits.identify(f"pretrain-{task.name}-seed{seed}", line, decisive, recipe)

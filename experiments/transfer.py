@@ -110,6 +110,8 @@ def prepare(made: Settings, means: train.Means, only: bool = False) -> Experimen
         methods.refuse_without_source(named, model)
     if source and not source.fisher and any(term.name == "ewc" for term in objective.penalties(made.recipe.penalty)[0]):
         raise InputError("--penalty=ewc needs the source's Fisher information: train the source with --save_fisher")
+    for fault in fits.faults(made, model, shape):
+        means.say(fault)
     todo = Experiment(made, source, target, model, named, means)
     for _, start in first_starts(todo):
         for budget in made.train_examples:
@@ -168,6 +170,8 @@ def _line(todo: Experiment, method: methods.Named, budget: str, seed: int) -> wo
         "streams": streams_of(made, seed)._replace(source=0),
         "code": [method.code, *fits.code(made.recipe, made.model)],
         "many": fits.company(made),
+        **fits.draws(made, todo.model, tuple(target.train.images.shape[1:])),
+        **options.beyond_neutral(made),
     }
     recipe = {name: decisive[name] for name in ("fingerprint", "model", "head", "recipe", "code")}
     # What a source was does not matter to a fit from scratch: those beside several sources are alike.
@@ -190,12 +194,13 @@ def _train(todo: Experiment, missing: Mapping[str, Job], folder: Path) -> None:
     for seed in grounds.keys() & trained.keys():
         grounds[seed] = methods.with_source(grounds[seed], trained[seed])
     groups: dict[Any, list[fits.Fit]] = {}
+    never_still = fits.never_still(made, todo.model, tuple(todo.target.train.images.shape[1:]))
     for job in missing.values():
         streams = streams_of(made, job.seed)
         start = methods.start(job.method, grounds[job.seed], look(todo, field, streams, job.budget))
         accuracy = trained[job.seed].accuracy if job.seed in trained else None
         line = {**job.line, "source_accuracy": accuracy}
-        fit = fits.build(field, todo.model, start, streams, job.budget, line)
+        fit = fits.build(field, todo.model, start, streams, job.budget, line, never_still)
         begins = fit.line["phase_steps"]
         if len(begins) > 1 and job.seed == made.seeds[0]:
             console.say(f"{job.method.label}: phases begin at the steps {', '.join(map(str, begins))}")

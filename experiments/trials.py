@@ -103,7 +103,8 @@ def ready(place: Yard, one: Experiment, seed: int, trained: Mapping[int, Trained
         if seed in trained:
             ground = methods.with_source(ground, trained[seed])
         place.kept[known] = methods.start(method, ground, look(one, field, own, place.budget))
-    fit = fits.build(field, one.model, place.kept[known], own, place.budget, {})
+    never_still = fits.never_still(one.made, one.model, tuple(one.target.train.images.shape[1:]))
+    fit = fits.build(field, one.model, place.kept[known], own, place.budget, {}, never_still)
     ordered = ("order", own, one.made.recipe.batch_size, one.made.recipe.steps is None)
     order = place.kept.setdefault(ordered, fit.trial.order)
     return fit._replace(trial=fit.trial._replace(order=order))

@@ -14,7 +14,7 @@ from typing import Any
 
 from experiments import console, lock, options
 from experiments.options import LISTS, PLACES, Settings
-from tljax import checkpoint
+from tljax import checkpoint, surroundings
 from tljax.types import InputError
 
 Line = dict[str, Any]
@@ -36,6 +36,7 @@ def opened(made: Settings, program: str, more: Sequence[str] = ()) -> Iterator[P
     workdir = Path(made.workdir)
     _refuse_strangers(workdir)
     _flags(workdir, made, program, more)
+    _refuse_other_switches(workdir)
     lines(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     with lock.held(workdir):
@@ -56,6 +57,20 @@ def _refuse_strangers(workdir: Path) -> None:
         raise InputError(f"--workdir={workdir} holds other files and no run: name a new folder")
 
 
+def _refuse_other_switches(workdir: Path) -> None:
+    """Raise InputError where the run's fits were trained under other switches of JAX: their streams are not to mix."""
+    about = recorded(workdir)
+    if not isinstance(about, dict):
+        return
+    there, here = about.get("switches") or {}, surroundings.switches()
+    names = [name for name in sorted({*there, *here}) if there.get(name) != here.get(name)]
+    if names:
+        told = "; ".join(f"{name}={there.get(name, 'unset')} there, {here.get(name, 'unset')} here" for name in names)
+        raise InputError(
+            f"'{workdir}' was trained under other switches ({told}): set them alike, or choose another --workdir"
+        )
+
+
 def _flags(workdir: Path, made: Settings, program: str, more: Sequence[str]) -> str:
     """The run's flagfile, with what is new in its lists; raises InputError if it is of another experiment."""
     file = workdir / "flags.flags"
@@ -65,6 +80,7 @@ def _flags(workdir: Path, made: Settings, program: str, more: Sequence[str]) -> 
         text = _text(file)
         head = text.splitlines()[0] + "\n" if text.startswith("#") else head
         there = dict(line[2:].partition("=")[::2] for line in text.splitlines() if line.startswith("--"))
+        there = {name: value for name, value in options.NEUTRAL.items() if name in now} | there
         names = sorted((there.keys() | now.keys()) - {*LISTS, *PLACES, *_NO_FIT})
         differ = [f"--{n}={there.get(n, '')} there, {now.get(n, '')} here" for n in names if there.get(n) != now.get(n)]
         if differ:
@@ -205,6 +221,8 @@ def environment(fingerprints: Mapping[str, str]) -> dict[str, Any]:
         "versions": {name: metadata.version(name) for name in names},
         "data": dict(fingerprints),
         "commit": _commit(),
+        **({"variables": variables} if (variables := surroundings.variables()) else {}),
+        **({"switches": around} if (around := surroundings.switches()) else {}),
     }
 
 

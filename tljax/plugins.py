@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from tljax import code
+from tljax import code, surroundings
 from tljax.types import InputError, Method
 
 
@@ -208,7 +208,10 @@ def module(spec: Spec, package: str, kind: str) -> ModuleType:
 
 def _import(name: str, what: str) -> ModuleType:
     try:
-        return importlib.import_module(name)
+        with surroundings.kept(what):
+            return importlib.import_module(name)
+    except InputError:
+        raise
     except (Exception, SystemExit) as error:
         raise InputError(f"{what} cannot be imported: {said(error)}") from error
 
@@ -221,8 +224,12 @@ def _from_file(file: Path, kind: str) -> ModuleType:
     loaded.__file__ = str(file)
     sys.modules[name] = loaded
     try:
-        # Not by way of the import system, whose bytecode is stale for an edit of the same size in the same second.
-        exec(compile(file.read_bytes(), str(file), "exec"), loaded.__dict__)
+        with surroundings.kept(f"{kind} file '{file}'"):
+            # Not by way of the import system, whose bytecode is stale for an edit of the same size in the same second.
+            exec(compile(file.read_bytes(), str(file), "exec"), loaded.__dict__)
+    except InputError:
+        del sys.modules[name]
+        raise
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise InputError(f"{kind} file '{file}' fails when read: {said(error)}") from error

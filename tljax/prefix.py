@@ -5,35 +5,51 @@ A linear probe on 784-512-10 then costs a fortieth of what it costs through its 
 
 import functools
 import hashlib
+import itertools
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from tljax import masks, models, parallel
+from tljax import masks, models, parallel, paths
 from tljax.types import Mask, Model, Params, Views
 
 _BATCH = 1000
 """Examples that go through the frozen stages at once."""
 
 
-def lead(model: Model, mask: Mask) -> tuple[str, ...]:
-    """The leading stages up to the last that has parameters, all of them frozen; in training they run as in evaluation.
+def still(model: Model, mask: Mask) -> tuple[str, ...]:
+    """The stages that are frozen whole; in training they run as in evaluation, so without dropout.
 
-    Stages without parameters (pooling, dropout) belong to it between frozen ones, and not after the last of them.
+    A stage with nothing that could train (pooling, dropout) goes with the next above it that has something, and is not
+    frozen where there is none.
+
+    >>> still(models.build("mlp", 10, hidden=(8, 8), activation="relu"),
+    ...       {"hidden_0": {"w": True}, "hidden_1": {"w": False}, "head": {"w": True}})
+    ('hidden_1',)
+    """
+    names: list[str] = []
+    above = False
+    for name in reversed(models.names(model)):
+        leaves = dict(paths.items(mask[name]))
+        frozen = above if not leaves else not any(map(masks.trains, leaves.values()))
+        above = frozen if any("batch_stats" not in path.split("/") for path in leaves) else above
+        names += [name] if frozen else []
+    return tuple(reversed(names))
+
+
+def lead(model: Model, mask: Mask, drawing: Collection[str] = ()) -> tuple[str, ...]:
+    """The leading stages that are frozen whole, up to the first of `drawing`: stages that draw although they are
+    frozen. What these give is the same at every step, and can be computed once.
 
     >>> lead(models.build("mlp", 10, hidden=(8,), activation="relu"), {"hidden_0": {"w": False}, "head": {"w": True}})
     ('hidden_0',)
     """
-    names, still = models.names(model), 0
-    for i, name in enumerate(names):
-        leaves = jax.tree.leaves(mask[name])
-        if any(masks.trains(leaf) for leaf in leaves):
-            break
-        still = i + 1 if leaves else still
-    return names[:still]
+    quiet = {*still(model, mask)} - {*drawing}
+    return tuple(itertools.takewhile(quiet.__contains__, models.names(model)))
 
 
 def rewrite(model: Model, params: Params, mask: Mask, x: jax.Array) -> tuple[Model, Params, Mask, jax.Array]:

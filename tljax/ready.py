@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from tljax import graft, masks, paths, plugins
+from tljax import graft, masks, paths, plugins, surroundings
 from tljax.types import Context, InputError, Mask, Method, Params, Phase
 
 
@@ -79,7 +79,8 @@ class Merge:
 
 def _call(function: Callable[..., Any], options: Mapping[str, Any], *arguments: Any) -> Any:
     """Call a function of a strategy's module with those of the options that it takes."""
-    return function(*arguments, **plugins.taken(function, options))
+    with surroundings.kept():
+        return function(*arguments, **plugins.taken(function, options))
 
 
 def phases(given: Any) -> tuple[Phase, ...]:

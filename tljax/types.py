@@ -78,7 +78,7 @@ class Stage(NamedTuple):
     init: Callable[[jax.Array, jax.Array], Params]
     """(key, x) -> parameters of the stage."""
     apply: Callable[..., jax.Array]
-    """(params, x, *, key=None) -> y. A key means training (dropout), and then the stage is not cached."""
+    """(params, x, *, key=None) -> y. A key means training (dropout); a frozen stage is run without one."""
 
 
 Model = tuple[Stage, ...]

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tljax import paths, plugins
+from tljax import paths, plugins, surroundings
 from tljax.types import InputError, Model, Params
 
 ACTIVATIONS = (
@@ -42,7 +42,8 @@ def _build(name: str, digest: str, classes: int, hidden: tuple[int, ...], activa
     shared: dict[str, Any] = {"hidden": hidden, "activation": activation}
     own = inspect.signature(function).parameters
     options = plugins.bind(function, spec.options, f"model '{spec.name}'", given=shared)
-    return tuple(function(classes, **{key: value for key, value in shared.items() if key in own}, **options))
+    with surroundings.kept(f"model '{spec.name}'"):
+        return tuple(function(classes, **{key: value for key, value in shared.items() if key in own}, **options))
 
 
 def activation(name: str) -> Callable[[jax.Array], jax.Array]:
@@ -64,6 +65,7 @@ def init(model: Model, key: jax.Array, shape: tuple[int, ...]) -> Params:
     return (_draw if isinstance(key, jax.core.Tracer) else _drawn)(model, key, shape)
 
 
+@surroundings.kept("the model")
 def _draw(model: Model, key: jax.Array, shape: tuple[int, ...]) -> Params:
     params = {}
     x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
@@ -93,13 +95,14 @@ def apply(
     return features(model, params, x, key=key, frozen=frozen)[-1]
 
 
+@surroundings.kept("the model")
 def features(
     model: Model, params: Params, x: jax.Array, *, key: jax.Array | None = None, frozen: Sequence[str] = ()
 ) -> list[jax.Array]:
     """What each stage gives, [batch, ...] each, for inputs [batch, ...].
 
-    uint8 pixels are divided by 255, which belongs to no stage. A key means training; the leading stages named in
-    `frozen` run without it, as in evaluation. A stage draws the same whether or not the stages before it are there.
+    uint8 pixels are divided by 255, which belongs to no stage. A key means training; the stages named in `frozen` run
+    without it, as in evaluation. A stage draws the same whether or not the stages before it are there.
     """
     if x.dtype == jnp.uint8:
         x = x.astype(jnp.float32) / 255

@@ -1,12 +1,23 @@
 """Flax Linen modules as stages."""
 
-from collections.abc import Callable
+import contextlib
+import dataclasses
+import functools
+import inspect
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import flax.errors
 import flax.linen as nn
 import jax
 
 from tljax.types import InputError, Params, Stage
+
+_IN_TRAINING = {"train": True, "training": True, "is_training": True, "is_train": True, "deterministic": False}
+"""The names by which modules are told that they train, and what they are then told; in evaluation the opposite."""
+_AVERAGES = "use_running_average"
+"""Always true: running statistics stay as they are."""
 
 
 def stage(
@@ -15,20 +26,59 @@ def stage(
     *,
     before: Callable[[jax.Array], jax.Array] | None = None,
     after: Callable[[jax.Array], jax.Array] | None = None,
+    rngs: Sequence[str] = (),
 ) -> Stage:
     """A Linen module of one input as a stage; `before` and `after` have no parameters (flatten, activation).
 
-    Running statistics become the leaves 'batch_stats/...', which never train: give the module
-    `use_running_average=True`. A key given to the stage is the module's 'dropout' key. `init` raises InputError for
-    any other collection, since stages are stateless.
+    With a key the module trains, without one it is evaluated. It is told so by each of `train`, `training`,
+    `is_training`, `is_train` and `deterministic` that its `__call__` or its fields take; a field that is set by hand
+    to the value of evaluation, other than its default, stays. What the module hands on to its submodules is its own
+    affair (`experiments.check --model` says which dropout never fires), but for three things: Flax's dropout and
+    attention drop nothing in evaluation, drop in training where nobody says, and Flax's norms use their running
+    statistics at all times. These become the leaves 'batch_stats/...', which never train.
+
+    The key is the module's 'dropout' key. Keys under other names, for `make_rng`, follow from it; name in `rngs` those
+    that the module looks for by `has_rng`. `init` raises InputError for a collection beside parameters and running
+    statistics, and `apply` for a module that changes its state, or draws without a key.
 
     >>> dense = stage("head", nn.Dense(2))
     >>> jax.tree.map(jax.numpy.shape, dense.init(jax.random.key(0), jax.numpy.zeros((1, 3))))
     {'bias': (2,), 'kernel': (3, 2)}
+    >>> drop = stage("drop", nn.Dropout(0.5))
+    >>> x = jax.numpy.ones((1, 1000))
+    >>> drop.apply({}, x).sum().item(), 900 < drop.apply({}, x, key=jax.random.key(0)).sum().item() < 1100
+    (1000.0, True)
     """
 
+    def run(method: str, variables: Any, x: jax.Array, key: jax.Array | None, told: bool = True) -> Any:
+        chosen, flags = _told(module, key is not None) if told else (module, {})
+        inputs = before(x) if before else x
+        # The last is the name under which Flax looks for keys that it does not find.
+        every = ("dropout", *rngs, "params")
+        keys = None if key is None else _keys(key, every[:-1])
+        with nn.intercept_methods(_settled(key is not None)):
+            if told and _takes_any(chosen):
+                flags |= _accepted(chosen, method, variables, inputs, flags, None if key is None else _keys(key, every))
+            args, kwargs = _arranged(chosen, inputs, flags)
+            try:
+                if method == "init":
+                    return chosen.init(variables, *args, **kwargs)
+                return chosen.apply(variables, *args, **kwargs, rngs=keys)
+            except jax.errors.TracerBoolConversionError:
+                if not flags:
+                    raise
+                # Within nn.remat or nn.jit without static_argnums: it is told nothing, and `drawing.faults` says so.
+                return run(method, variables, x, key, told=False)
+            except flax.errors.InvalidRngError as error:
+                if key is None:
+                    raise InputError(
+                        f"stage '{name}' draws in evaluation ({_first(error)}): let it draw only where it is told that "
+                        "it trains, by an argument such as `train`"
+                    ) from error
+                return chosen.apply(variables, *args, **kwargs, rngs=_keys(key, every))
+
     def init(key: jax.Array, x: jax.Array) -> Params:
-        variables = dict(module.init(key, before(x) if before else x))
+        variables = dict(run("init", key, x, None))
         params = dict(variables.pop("params", {}))
         statistics = dict(variables.pop(_STATISTICS, {}))
         if variables:
@@ -37,8 +87,12 @@ def stage(
 
     def apply(params: Params, x: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
         weights = {leaf: value for leaf, value in params.items() if leaf != _STATISTICS}
-        variables = {"params": weights, _STATISTICS: params.get(_STATISTICS, {})}
-        y: Any = module.apply(variables, before(x) if before else x, rngs=None if key is None else {"dropout": key})
+        try:
+            y = run("apply", {"params": weights, _STATISTICS: params.get(_STATISTICS, {})}, x, key)
+        except flax.errors.ModifyScopeVariableError as error:
+            raise InputError(
+                f"stage '{name}' changes its state ({_first(error)}): stages keep none, so let it read its statistics"
+            ) from error
         return after(y) if after else y
 
     return Stage(name, init, apply)
@@ -50,3 +104,125 @@ def flat(x: jax.Array) -> jax.Array:
 
 
 _STATISTICS = "batch_stats"
+
+
+def _keys(key: jax.Array, names: Sequence[str]) -> dict[str, jax.Array]:
+    """A key for each name: 'dropout' has the key itself, others what follows from it and their name."""
+    own = {name: jax.random.fold_in(key, zlib.crc32(name.encode()) >> 1) for name in names if name != "dropout"}
+    return own | ({"dropout": key} if "dropout" in names else {})
+
+
+def _first(error: Exception) -> str:
+    return str(error).split("(https://")[0].strip()
+
+
+def _told(module: nn.Module, train: bool) -> tuple[nn.Module, dict[str, bool]]:
+    """(the module with its fields, the keywords of its call) as in training or in evaluation."""
+    parameters = _keywords(module)
+    fields = {field.name: field for field in dataclasses.fields(module)}
+    own: dict[str, Any] = {}
+    flags: dict[str, bool] = {}
+    for name, wanted in _modes(train).items():
+        value = getattr(module, name) if name in fields else None
+        if name in parameters and value is None:
+            flags[name] = wanted
+        elif name in fields and isinstance(value, bool | None):
+            by_hand = value is not None and value is not fields[name].default
+            if not (train and by_hand and value is _modes(False)[name]):
+                own[name] = wanted
+    return (module.clone(**own) if own else module), flags
+
+
+def _modes(train: bool) -> dict[str, bool]:
+    return {**{name: value is train for name, value in _IN_TRAINING.items()}, _AVERAGES: True}
+
+
+def _keywords(module: nn.Module) -> tuple[str, ...]:
+    """The parameters of the module's call after its input."""
+    _, *rest = inspect.signature(module.__call__).parameters.values()
+    return tuple(p.name for p in rest if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
+
+
+def _arranged(module: nn.Module, x: jax.Array, flags: Mapping[str, bool]) -> tuple[list[Any], dict[str, Any]]:
+    """(positional arguments, keywords) of a call: what can stand by position does, as `static_argnums` needs it."""
+    args, kwargs = [x], dict(flags)
+    waiting: list[Any] = []
+    _, *rest = inspect.signature(module.__call__).parameters.values()
+    for p in rest:
+        if p.kind not in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) or (
+            p.name not in kwargs and p.default is p.empty
+        ):
+            break
+        waiting.append(kwargs.get(p.name, p.default))
+        if p.name in kwargs:
+            args, waiting = [*args, *waiting], []
+            del kwargs[p.name]
+    return args, kwargs
+
+
+def _takes_any(module: nn.Module) -> bool:
+    """Whether a module's call takes any keyword."""
+    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(module.__call__).parameters.values())
+
+
+def _accepted(
+    module: nn.Module, method: str, variables: Any, x: jax.Array, flags: Mapping[str, bool], keys: Any
+) -> dict[str, bool]:
+    """What a module that takes any keyword can be told: each name is tried, since its signature does not say."""
+    taken = {}
+    for name, value in _modes(keys is not None).items():
+        if name in flags or hasattr(module, name):
+            continue
+
+        def attempt(variables: Any, x: jax.Array, keys: Any, more: Mapping[str, Any]) -> Any:
+            if method == "init":
+                return module.init(variables, x, **more)
+            return module.apply(variables, x, **more, rngs=keys)
+
+        with contextlib.suppress(Exception):  # whatever it raises, it does not take the name
+            jax.eval_shape(functools.partial(attempt, more={**flags, name: value}), variables, x, keys)
+            taken[name] = value
+    return taken
+
+
+def _settled(train: bool) -> Callable[..., Any]:
+    """What Flax's own modules do wherever they stand in a module: an interceptor of their calls."""
+
+    def interceptor(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        module = context.module
+        if context.method_name != "__call__":
+            return call(*args, **kwargs)
+        if isinstance(module, nn.BatchNorm):
+            args, kwargs, _ = _without(_AVERAGES, call, args, kwargs)
+            with _field(module, _AVERAGES, True):
+                return call(*args, **kwargs)
+        if isinstance(module, nn.SpectralNorm):
+            return call(*args, **{**kwargs, "update_stats": False})
+        if isinstance(module, nn.Dropout | nn.MultiHeadDotProductAttention):
+            args, kwargs, said = _without("deterministic", call, args, kwargs)
+            still = module.deterministic if said is None else said
+            with _field(module, "deterministic", not train or bool(still)):
+                return call(*args, **kwargs)
+        return call(*args, **kwargs)
+
+    return interceptor
+
+
+def _without(name: str, call: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
+    """(positional arguments, keywords, value) of a call from which one argument is taken."""
+    bound = inspect.signature(call).bind(*args, **kwargs)
+    value = bound.arguments.get(name)
+    if name in bound.arguments:
+        bound.arguments[name] = None
+    return bound.args, bound.kwargs, value
+
+
+@contextlib.contextmanager
+def _field(module: nn.Module, name: str, value: bool) -> Iterator[None]:
+    """A module with another value in a field; modules are frozen, and these are copies of Flax's for one call."""
+    before = getattr(module, name)
+    object.__setattr__(module, name, value)
+    try:
+        yield
+    finally:
+        object.__setattr__(module, name, before)

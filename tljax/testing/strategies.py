@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from tljax import masks, models, paths, plugins, ready, train
+from tljax.models import drawing
 from tljax.testing import fits, grounds
 from tljax.testing.cases import Case, ask, at_boundary, case, evaluate
 from tljax.testing.lines import Check, changed, copy, line, same_bytes
@@ -27,7 +28,7 @@ def check_strategy(
 
     It is tried on `model`, a small CNN with norms, and five odd pytrees. Where it says in an InputError what a ground
     lacks, it does not apply (`passed` is None); it must apply to a model, the first of which carries the proofs that
-    train. Raises InputError for a text that names no strategy, and for an unknown model.
+    train. Of a model that draws in training (dropout), a line says whether all of it does, by its key. Raises InputError for a text that names no strategy, and for an unknown model.
 
     >>> [check.name for check in check_strategy(lambda params, context: "head") if check.passed is False][:2]
     ['lint on mlp', 'lint on cnn:norm=true']
@@ -47,7 +48,7 @@ def check_strategy(
     checks += [line(name, _on_all, proof, cases) for name, proof in proofs.items() if cases]
     if method.data_driven and cases:
         checks[-1] = Check(checks[-1].name, None, "does not apply: it looks at data (DATA_DRIVEN)")
-    return [*checks, *next((_trained(found) for found in cases if found.ground.model), [])]
+    return [*checks, *_drawing(tried[0]), *next((_trained(found) for found in cases if found.ground.model), [])]
 
 
 def _read(strategy: Any, options: Mapping[str, Any] | None) -> tuple[Method, Mapping[str, Any]]:
@@ -87,6 +88,25 @@ def _count(params: Params, mask: Mask) -> str:
 def _applies(tried: Sequence[Check]) -> str:
     assert any(check.passed is not None for check in tried), tried[0].detail
     return ", ".join(check.name.removeprefix("lint on ") for check in tried if check.passed is not None)
+
+
+def _drawing(ground: grounds.Ground) -> list[Check]:
+    """The line of what a model draws in training (dropout, noise); none for a model that draws nothing."""
+    assert ground.model is not None
+    faults = drawing.faults(ground.model, ground.shape)
+    stages = drawing.stages(ground.model, ground.shape)
+    return [line("dropout follows its key", _follows, ground, faults, stages)] if faults or stages else []
+
+
+def _follows(ground: grounds.Ground, faults: Sequence[str], stages: Sequence[str]) -> str:
+    assert not faults, "; ".join(faults)
+    images, _ = grounds.data(ground.shape)
+    keys = (None, *map(jax.random.key, (0, 0, 1)))
+    calm, one, again, other = (np.asarray(models.apply(ground.model, ground.drawn, images, key=key)) for key in keys)
+    assert np.array_equal(one, again), "one key gives two outputs"
+    assert not np.array_equal(one, calm), "its output with a key is its output without one"
+    assert not np.array_equal(one, other), "two keys give one output"
+    return f"in {', '.join(stages)}: none without a key, the same with the same, others with another"
 
 
 def _on_all(proof: Callable[[Case], None], cases: Sequence[Case]) -> str:

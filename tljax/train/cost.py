@@ -1,6 +1,6 @@
 """What a step of training costs, counted by XLA and not measured."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +18,13 @@ def step_flops(
     batch: int,
     merge: Callable[[Params], Params] | None = None,
     cached: bool = True,
+    drawing: Collection[str] = (),
 ) -> float:
     """FLOPs of the gradient of a cross-entropy with respect to what trains, on a batch of inputs of `shape`.
 
-    With `cached` the leading stages that are frozen whole cost nothing: what they give is computed once. Nothing is
-    compiled, and parameters may be abstract. The update of the parameters is left out: two FLOPs each under SGD.
+    With `cached` the leading stages that are frozen whole cost nothing, up to the first of `drawing`: what they give is
+    computed once. Nothing is compiled, and parameters may be abstract. The update of the parameters is left out: two
+    FLOPs each under SGD.
 
     >>> model = models.build("mlp", 10, hidden=(512,), activation="relu")
     >>> params = models.abstract(model, (28, 28, 1))
@@ -30,7 +32,7 @@ def step_flops(
     >>> [round(step_flops(model, params, mask, (28, 28, 1), 100) / 1e6) for mask in (full, probe)]
     [164, 2]
     """
-    first = len(prefix.lead(model, mask)) if cached and merge is None else 0
+    first = len(prefix.lead(model, mask, drawing)) if cached and merge is None else 0
     flags = jax.tree.map(masks.trains, mask)
     trained, frozen = masks.split(params, flags)
     inputs = jax.ShapeDtypeStruct((batch, *shape), jnp.float32)

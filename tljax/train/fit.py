@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tljax import evaluate, masks, named_optimizer, optimizer, parallel
+from tljax import evaluate, masks, named_optimizer, optimizer, parallel, surroundings
 from tljax.train import layout, phase
 from tljax.train.layout import Means
 from tljax.train.phase import Setting, State
@@ -76,6 +76,7 @@ def _taken_up(state: State) -> State:
     )
 
 
+@surroundings.kept()
 def _first(group: Group, part: Part) -> State:
     """Before the first step."""
     members = [group.trials[i] for i, _ in part]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from tljax import masks, parallel
+from tljax import masks, parallel, surroundings
 from tljax.train import modes
 from tljax.train.segment import Layout, Log, Numbers, Program, static
 from tljax.train.trial import Trial, batch_size
@@ -44,6 +44,7 @@ FIRST_CALL = 16
 """Steps of the first, whose duration says how many the others may have."""
 
 
+@surroundings.kept()
 def along(
     end: int, trials: Sequence[Trial], setting: Setting, state: State, most: int, stop: Callable[[], bool]
 ) -> tuple[State, Log, int]:

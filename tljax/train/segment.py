@@ -35,6 +35,8 @@ class Program:
     """For each leaf the rank of its age, -1 for a frozen one; None where all that trains has one age."""
     fresh: tuple[str, ...] = ()
     """The leaves that were drawn anew, where a penalty asks."""
+    drawing: tuple[str, ...] = ()
+    """The stages that keep their dropout while they are frozen; the others run as in evaluation then."""
 
 
 class Log(NamedTuple):
@@ -201,7 +203,7 @@ def _objective(program: Program, frozen: Params, numbers: Numbers, data: Data, a
     Over an `axis` of devices each has a part of the examples, and gives a part of each value: they add up to it.
     """
     views, which, labels = data
-    still = lead(program)
+    still, before = _still(program), len(lead(program))
     fresh = dict.fromkeys(program.fresh, True)
     smoothing = (numbers.given["label_smoothing"],) if program.smooth else ()
     merge = program.merge or (lambda params: params)
@@ -221,7 +223,7 @@ def _objective(program: Program, frozen: Params, numbers: Numbers, data: Data, a
         for term, weights in zip(program.penalties, numbers.weights, strict=True):
             if term.name == "behaviour":
                 then = models.features(program.model, merge(numbers.start), x)
-                pairs = list(zip(given, then, strict=True))[len(still) : -1]
+                pairs = list(zip(given, then, strict=True))[before:-1]
                 terms.append(objective.behaviour(pairs, weight, count, **weights))
             else:
                 of = objective.of_leaves(term, weights, trained, numbers.start, numbers.fisher, fresh)
@@ -237,8 +239,13 @@ def static(program: Program) -> Mask:
 
 
 def lead(program: Program) -> tuple[str, ...]:
-    """The leading stages that are frozen whole."""
-    return prefix.lead(program.model, static(program))
+    """The leading stages that are frozen whole, and draw nothing."""
+    return prefix.lead(program.model, static(program), program.drawing)
+
+
+def _still(program: Program) -> tuple[str, ...]:
+    """The stages that run as in evaluation, whether or not they are computed once."""
+    return tuple(name for name in prefix.still(program.model, static(program)) if name not in program.drawing)
 
 
 def _mask(program: Program, scales: tuple[Any, ...]) -> Mask:

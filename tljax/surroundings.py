@@ -1,0 +1,121 @@
+"""What decides results from outside of tljax: switches of JAX and XLA; and what somebody else's code may not change."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from tljax.types import InputError
+
+NEUTRAL: dict[str, Any] = {
+    "jax_threefry_partitionable": True,
+    "jax_default_prng_impl": "threefry2x32",
+    "jax_random_seed_offset": 0,
+    "jax_high_dynamic_range_gumbel": False,
+    "jax_enable_x64": False,
+    "jax_numpy_dtype_promotion": "standard",
+    "jax_default_matmul_precision": None,
+    "jax_disable_jit": False,
+    "jax_disable_most_optimizations": False,
+    "jax_optimization_level": "unknown",
+    "jax_exec_time_optimization_effort": 0.0,
+}
+"""{switch of JAX that decides random streams or rounding: its value as JAX 0.10.2 comes}."""
+_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
+"""Of the environment, read when JAX looks for its devices."""
+_ARITHMETIC = ("fast", "precision", "determinis", "honor", "unsafe", "tf32", "denormal")
+"""What is in the names of XLA's flags that say how numbers are computed; other flags say how a program is compiled,
+which is the compiler's affair, as its release is."""
+
+
+def switches() -> dict[str, Any]:
+    """{environment variable: value} of the switches that are not as JAX comes; {} where all are.
+
+    What is in it decides random streams or how numbers are computed, so it belongs in a fit's key.
+    """
+    changed = {name.upper(): value for name, value in _of_jax().items() if value != NEUTRAL[name]}
+    return changed | {name: text for name in _VARIABLES if (text := _arithmetic(name))}
+
+
+def variables() -> dict[str, str]:
+    """{variable: its text} of those that JAX's compiler reads, as far as they are set."""
+    return {name: os.environ[name] for name in _VARIABLES if os.environ.get(name)}
+
+
+def _of_jax() -> dict[str, Any]:
+    return {name: _plain(jax.config.values.get(name, neutral)) for name, neutral in NEUTRAL.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Without enumerations, and words in small letters."""
+    value = getattr(value, "name", value)
+    return value.lower() if isinstance(value, str) else value
+
+
+def _arithmetic(variable: str) -> str:
+    """The words of a variable that say how numbers are computed, in order; XLA_FLAGS may name a file of them."""
+    text = os.environ.get(variable, "").strip()
+    if variable == "NVIDIA_TF32_OVERRIDE":
+        return text
+    if text and not text.startswith("-"):
+        try:
+            text = Path(text).read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            return ""
+    return " ".join(sorted(word for word in text.split() if any(part in word for part in _ARITHMETIC)))
+
+
+@contextmanager
+def kept(whose: str = "a function that the flags name") -> Iterator[None]:
+    """Run somebody else's code: the working directory, NumPy's handling of errors, and the environment that JAX
+    reads are put back after it.
+
+    Raises InputError if it has changed a switch of JAX that decides results, which is put back too.
+
+    >>> with kept("mine.py"):
+    ...     jax.config.update("jax_random_seed_offset", 1)
+    Traceback (most recent call last):
+    tljax.types.InputError: mine.py sets jax_random_seed_offset from 0 to 1, which changes the results of \
+every fit: leave that out, and set JAX_RANDOM_SEED_OFFSET=1 in the environment if you mean it
+    """
+    folder, handling = _directory(), np.geterr()
+    texts = {name: os.environ.get(name) for name in _VARIABLES}
+    values = {name: jax.config.values[name] for name in NEUTRAL if name in jax.config.values}
+    before = _of_jax()
+    try:
+        yield
+    finally:
+        if folder is not None and _directory() != folder:
+            os.chdir(folder)
+        np.seterr(**handling)
+        _restore(texts)
+        after = _of_jax()
+        for name, value in values.items():
+            if after[name] != before[name]:
+                jax.config.update(name, value)
+    for name in before:
+        if after[name] != before[name]:
+            raise InputError(
+                f"{whose} sets {name} from {before[name]} to {after[name]}, which changes the results of every fit: "
+                f"leave that out, and set {name.upper()}={after[name]} in the environment if you mean it"
+            )
+
+
+def _directory() -> str | None:
+    """The working directory; None where it was deleted."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return None
+
+
+def _restore(texts: dict[str, str | None]) -> None:
+    for name, value in texts.items():
+        if value is not None:
+            os.environ[name] = value
+        else:
+            os.environ.pop(name, None)
