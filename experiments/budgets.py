@@ -2,6 +2,9 @@
 
 import re
 from collections.abc import Sequence
+from fractions import Fraction
+
+import numpy as np
 
 from tljax.types import InputError, Task
 
@@ -28,6 +31,61 @@ def total(text: str, task: Task) -> int:
     if found[1] is None:
         return len(task.train.labels)
     return int(found[1]) * (len(task.classes) if found[2] else 1)
+
+
+def notes(texts: Sequence[str], task: Task, validation: float = 0.0) -> list[str]:
+    """What every table must say of label budgets and the validation split: classes that cannot give their share.
+
+    `draw.label_budget` takes an example of each class in turn, so a class with fewer gives all that it has and the
+    others give more; `draw.validation_split` holds out floor(k * validation) of the k examples of a class. Classes
+    without any example are left to the findings of the data.
+    """
+    lines = []
+    counts = np.bincount(np.asarray(task.train.labels), minlength=len(task.classes))
+    present = counts[counts > 0]
+    for text in texts:
+        amount = total(text, task)
+        if not len(present) <= amount <= present.sum():
+            continue  # refused when it is drawn
+        share = _share(present, amount)
+        asked = _FORM.fullmatch(text)
+        assert asked
+        wanted = int(asked[1]) if asked[2] else amount // len(present)
+        short = np.flatnonzero((counts > 0) & (counts < wanted)) if asked[1] else np.empty(0, int)
+        if len(short):
+            given = _named(task, short, counts[short])
+            lines.append(
+                f"{text.partition(':')[0]} training examples: {given}, all that there are, so the other classes give "
+                f"more; {amount:,} in all"
+            )
+        # As the decimal that was written, as the split itself has it.
+        least = np.minimum(counts, share)
+        exact = Fraction(validation).limit_denominator(1_000_000)
+        held = least * exact.numerator // exact.denominator
+        unheld = np.flatnonzero((counts > 0) & (held == 0)) if validation else np.empty(0, int)
+        if len(unheld):
+            lines.append(
+                f"{text.partition(':')[0]} training examples, validation {validation:g}: "
+                f"{_named(task, unheld, least[unheld])}, so none need be held out to validate on"
+            )
+    return lines
+
+
+def _share(counts: np.ndarray, amount: int) -> int:
+    """How many rounds, an example of each class in turn, `amount` examples fill."""
+    rounds, left = 0, amount
+    for size in np.unique(counts):
+        classes = int((counts > rounds).sum())
+        step = min(int(size) - rounds, left // classes)
+        rounds, left = rounds + step, left - step * classes
+        if rounds < size:
+            break
+    return rounds
+
+
+def _named(task: Task, labels: np.ndarray, counts: np.ndarray) -> str:
+    named = [f"class '{task.classes[label]}' gives {count}" for label, count in zip(labels, counts, strict=True)]
+    return ", ".join(named[:6]) + (f" and {len(named) - 6} more such" if len(named) > 6 else "")
 
 
 def seeds(text: str, given: Sequence[int]) -> tuple[int, ...]:

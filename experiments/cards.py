@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments import elsewhere, origin, sources, workdir
+from experiments import console, elsewhere, origin, sources, workdir
 from experiments.options import Recipe
 from tljax.types import InputError
 
@@ -44,8 +44,8 @@ def write(folder: Path, told: Mapping[str, Any], line: workdir.Line, recipe: Rec
         "recipe": vars(recipe),
     }
     place = folder / "cards" / f"{line['name']}.json"
-    place.parent.mkdir(exist_ok=True)
-    workdir.replace(place, json.dumps(card, indent=1) + "\n")
+    workdir.folder(place.parent)
+    workdir.write_record(place, card)
     return card
 
 
@@ -68,6 +68,13 @@ def read(place: str, given: Mapping[str, Any] | None = None) -> list[Card]:
     return [Card(f"{one.source.name} ({path.name})", place, one.accuracy, size, trivial=False)]
 
 
+_UNSIGNED = {
+    *("number", "name", "trivial", "task", "fingerprint", "classes", "shape", "model", "note"),
+    *("checkpoint", "seed", "accuracy", "loss", "steps", "seconds", "parameters", "recipe"),
+}
+"""What a card of an older tljax says, all of it and no more."""
+
+
 def _card(file: Path, folder: Path) -> tuple[int, Card]:
     """(its place in the list, card) of a source of a zoo."""
     try:
@@ -85,4 +92,8 @@ def _card(file: Path, folder: Path) -> tuple[int, Card]:
         raise InputError(f"card '{file}' cannot be read ({error}): run experiments.zoo again") from error
     if accuracy is None:
         raise InputError(f"card '{file}': the source '{name}' diverged: remove the card, or train it at a lower rate")
+    if told.keys() == _UNSIGNED:
+        console.say(f"card '{file}' has no SHA-256, since an older tljax wrote it, and is believed as it stands")
+    else:
+        workdir.read_record(file)  # raises InputError for one that is not as it was written
     return number, Card(name, str(folder / inside), accuracy, parameters, trivial)

@@ -13,16 +13,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from experiments import (
+    budgets,
     commandline,
     compare_flags,
     console,
     costs,
+    estimand,
     evals,
     evidence,
     fits,
     helps,
+    looks,
     machine,
+    methods,
     options,
     processes,
     transfer,
@@ -30,7 +36,7 @@ from experiments import (
     verdicts,
     workdir,
 )
-from experiments.compare_flags import Asked
+from experiments.compare_flags import Asked, Judging
 from experiments.options import Settings
 from experiments.transfer import Experiment
 from tljax import plugins
@@ -55,17 +61,23 @@ def run(given: Mapping[str, Any], asked: Asked) -> list[workdir.Line]:
         raise InputError(f"--against={base} is none of --strategies{plugins.nearest(base, made.strategies)}")
     means = machine.prepare(made)
     parts = planned(given, asked, made, means)
+    for part in parts:
+        estimand.require_some(part.todo)
+    method = methods.one(base)
+    judging = replace(asked, against=summary.label({"strategy": method.name, "options": method.options}))
     if made.dry_run:
         _show(parts)
         return []
     named = {name: mark for part in parts for name, mark in transfer.fingerprints(part.todo).items()}
+    _say_looks(parts, judging)
     more = evals.read(made, asked.eval, [part.todo for part in parts])
     with processes.opened(made, "compare", commandline.to_flags(asked)) as folder:
         found = [(part, transfer.within(part.todo, folder, {**named, **evals.fingerprints(more)})) for part in parts]
         lines = [line for _, some in found for line in some]
         if processes.first():
             judged = [_judged(part, some, more, folder, means) for part, some in found]
-            verdicts.show(folder, judged, asked, notes(parts, asked))
+            several = workdir.mixed(folder, [line["name"] for line in lines])
+            verdicts.show(folder, judged, judging, [*notes(parts, asked), *several])
     return lines
 
 
@@ -157,15 +169,32 @@ def notes(parts: Sequence[Part], asked: Asked) -> list[str]:
     """What every table must say: data in part, whether it was tuned, and what the verdicts speak of."""
     todos = [part.todo for part in parts]
     data = {f"{todo.target.name}: {todo.target.note}" for todo in todos if todo.target.note}
+    data |= {
+        f"{todo.target.name}: {line}"
+        for todo in todos
+        for line in budgets.notes(todo.made.train_examples, todo.target, todo.made.recipe.validation)
+    }
     data |= {f"{todo.source.name}: {todo.source.note}" for todo in todos if todo.source and todo.source.note}
     tuning = tuned.said(asked.tuned, [budget for part in parts for budget in part.todo.made.train_examples])
-    single = any(todo.source and len(set(todo.source.identity.values())) == 1 for todo in todos)
-    estimand = (
-        "the verdicts speak of this one trained source"
-        if single
-        else "sources are trained anew with each seed, so the verdicts speak of the way of pretraining"
-    )
-    return [tuning, estimand, "they speak of these tasks alone", *sorted(data)]
+    spoken = estimand.sentences([estimand.of(todo) for todo in todos])
+    return [tuning, *spoken, "they speak of these tasks alone", *sorted(data)]
+
+
+def _say_looks(parts: Sequence[Part], judging: Judging) -> None:
+    """Say before anything is trained that there are no looks left; raises InputError as `looks.count` does."""
+    fits_of: dict[str, set[str]] = {}
+    for todo in (part.todo for part in parts if not part.longer and not part.todo.made.distributed):
+        test_set = looks.test_set(todo.target.name, np.asarray(todo.target.test.labels))
+        lines = [job.line for job in transfer.planned(todo).values()]
+        keys = {line["key"] for line in lines if summary.label(line) not in ("scratch", judging.against)}
+        fits_of.setdefault(test_set, set()).update(keys)
+    seen = [looks.Seen(test_set, frozenset(keys)) for test_set, keys in fits_of.items()]
+    look = looks.count(seen, judging, [looks.place()])
+    if look > judging.looks:
+        console.say(
+            f"this is look {look} at such fits with {judging.looks} planned: they will be described and not judged; "
+            "take fresh --seeds for a verdict"
+        )
 
 
 def _show(parts: Sequence[Part]) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import io
 import logging
 import os
 import sys
@@ -30,6 +31,7 @@ _REMEDY = {
 def run_main(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
     """Run a program: bad input ends with one line on standard error and exit code 1."""
     _quieten_orbax()
+    print_any_name()
     _spare_the_collector()
     try:
         with signals.termination_raised():
@@ -49,6 +51,12 @@ def run_main(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None =
         _leave(130, "stopped; the same command goes on with what is not finished")
     except signals.Stopped as stopped:
         _leave(stopped.code, str(stopped))
+
+
+def print_any_name() -> None:
+    """Let standard output show what its encoding cannot, such as a file's name that is no text, as \\udcff."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _quieten_orbax() -> None:
@@ -134,6 +142,12 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], not
         say(f"  {note}")
 
 
+def notes(lines: Sequence[str]) -> None:
+    """Lines below a table, one each."""
+    for line in lines:
+        say(f"  {line}")
+
+
 def plan(title: str, rows: graft.Plan, params: Any, phases: Sequence[tuple[float, Any]]) -> None:
     """The graft plan and the mask tables of one strategy, one a phase."""
     table(
@@ -182,13 +196,17 @@ def results(title: str, lines: Sequence[Mapping[str, Any]], notes: Sequence[str]
     """The one table at the end, a row for each strategy and label budget: means and ranges over seeds."""
     from rich.console import Console
 
-    from tljax.study import summary
+    from tljax.study import summary, tables
 
     # Narrow: ranges below means, and the columns that results.jsonl has too left out.
     console = Console()
     narrow = (console.is_terminal or "COLUMNS" in os.environ) and console.width < 125
     rows = []
+    odd = []
     for row in summary.summary(lines):
+        if row["diverged"]:
+            said = tables.diverged(row["diverged"], row["seeds"], row["counts_as"])
+            odd.append(f"{row['strategy']} at {row['train_examples']:,} labels: {said}")
         runs = f"{row['seeds']}" + (f" ({row['diverged']} diverged)" if row["diverged"] else "")
         between = "\n" if narrow else " "
         cells = [
@@ -206,7 +224,8 @@ def results(title: str, lines: Sequence[Mapping[str, Any]], notes: Sequence[str]
         ]
         rows.append(cells if narrow else [*cells, *more])
     columns = ["strategy", "labels", "seeds", "test accuracy %", "against scratch", "trained"]
-    table(title, columns if narrow else [*columns, "loss (nats)", "steps", "seconds"], rows, notes)
+    more_notes = [*odd, *([summary.COUNTS_AS] if odd else [])]
+    table(title, columns if narrow else [*columns, "loss (nats)", "steps", "seconds"], rows, [*more_notes, *notes])
 
 
 def _number(value: float | None, form: str) -> str:

@@ -3,7 +3,8 @@
 The card of net.safetensors is net.safetensors.json beside it: {"task": "mnist", "classes": ["0", "1", ...], "shape":
 [28, 28, 1]}, whose pixels it takes as 0 to 1; and, as far as they are known, "model" ({"model": "mlp", "hidden": [512],
 "activation": "relu"}), "rename" (rules as in `tljax.weights`, those of --source_rename before them), "accuracy",
-"steps", the data's "fingerprint" and the "note" that every table must have of them.
+"steps", the data's "fingerprint" and the "note" that every table must have of them. A card of experiments.export has
+the SHA-256 of the weights and of itself, and both are held against them; one that is written by hand has none.
 """
 
 import hashlib
@@ -12,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments import console, sources
+from experiments import console, sources, workdir
 from experiments.options import Settings
 from experiments.sources import Source, Trained
 from tljax import checkpoint, models, paths, plugins, weights
@@ -21,7 +22,7 @@ from tljax.types import InputError
 _CARD: Mapping[str, tuple[type, type | None]] = {
     **{"task": (str, None), "classes": (list, str), "shape": (list, int)},
     **{"model": (dict, None), "rename": (list, str), "accuracy": (float, None), "steps": (int, None)},
-    **{"fingerprint": (str, None), "note": (str, None)},
+    **{"fingerprint": (str, None), "note": (str, None), "weights_sha256": (str, None), "sha256": (str, None)},
 }
 """What a card may say: its type, and that of what is in it."""
 _NEEDED = ("task", "classes", "shape")
@@ -54,6 +55,8 @@ def source(made: Settings) -> Source:
     file = Path(made.source_checkpoint or "")
     told = card(file)
     other = sources.differs(made, told["model"]) if "model" in told else ""
+    if "weights_sha256" in told and told["weights_sha256"] != hashlib.sha256(file.read_bytes()).hexdigest():
+        raise InputError(f"'{file}' is not as it was written, or has another's card: restore it, or export it again")
     rules = [weights.rule(text) for text in made.source_rename or told.get("rename", ())]
     classes, shape = tuple(told["classes"]), tuple(told["shape"])
     like = models.abstract(sources.model(made, len(classes)), shape)
@@ -97,6 +100,11 @@ def card(file: Path) -> dict[str, Any]:
         raise InputError(f"'{place}' is no JSON ({error}): write it again") from error
     if not isinstance(told, dict) or not all(name in told for name in _NEEDED):
         raise InputError(f"'{place}' must say {', '.join(_NEEDED)}: add what is missing")
+    if "sha256" in told and not workdir.intact(told):
+        raise InputError(
+            f"'{place}' is not as it was written: restore it, or export it again; if the change is meant, take out its "
+            "sha256"
+        )
     for name, value in told.items():
         if name not in _CARD:
             raise InputError(f"'{place}' says '{name}', which no card does{plugins.nearest(name, _CARD)}")

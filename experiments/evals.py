@@ -1,6 +1,5 @@
 """Fits judged on further test sets: shifted ones, and the source's own with its head put back."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,10 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import fits, methods, sources, transfer, workdir
+from experiments import console, fits, methods, sources, transfer, workdir
 from experiments.options import Settings
 from experiments.transfer import Experiment
 from tljax import checkpoint, evaluate, models, train
+from tljax.study.summary import majority_share
 from tljax.types import InputError, Model, Params, Task
 
 
@@ -56,24 +56,41 @@ def accuracies(
 ) -> dict[str, dict[str, Any]]:
     """{fit: what its row has beside its line}: evals, retention, and start_accuracy where the head is not drawn anew.
 
-    What was judged before is read from `folder`/evals.
+    A diverged fit has the share of the most frequent class of each test set; how it began is measured like that of
+    others. What was judged before is read from `folder`/evals.
     """
     found: dict[str, dict[str, Any]] = {}
     for name, task in _wanted(todo, more):
         file = folder / "evals" / f"{fits.file_name(f'{name}-{task.name}')}-{task.fingerprint[:8]}.json"
-        known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        missing = [line for line in lines if line["name"] not in known and not line["diverged"]]
+        about = {"test_set": name, "of": task.name, "fingerprint": task.fingerprint}
+        known = _known(file, about)
+        of_start = name == "start"
+        missing = [line for line in lines if line["name"] not in known and (of_start or not line["diverged"])]
         if missing:
             known |= _judged(todo, missing, name, task, folder)
-            file.parent.mkdir(exist_ok=True)
-            workdir.replace(file, json.dumps(known, indent=1) + "\n")
+            workdir.folder(file.parent)
+            workdir.write_record(file, {**about, "accuracy": known})
+        share = majority_share(task.test.labels)
         for line in lines:
-            value, row = known.get(line["name"]), found.setdefault(line["name"], {"evals": {}})
+            value = share if line["diverged"] and not of_start else known.get(line["name"])
+            row = found.setdefault(line["name"], {"evals": {}})
             if name in ("source", "start"):
                 row |= {"retention" if name == "source" else "start_accuracy": value}
             else:
                 row["evals"][name] = value
     return found
+
+
+def _known(file: Path, about: Mapping[str, str]) -> dict[str, float]:
+    """{fit: accuracy} that `file` holds of this test set; a file that is not as it was written is set aside, aloud."""
+    try:
+        record = workdir.read_record(file) or {**about, "accuracy": {}}
+        if {name: record.get(name) for name in about} != about:
+            raise InputError(f"'{file}' is of another test set")
+    except InputError as error:
+        console.say(f"{error}. It is set aside as '{workdir.aside(file).name}', and its fits are judged again")
+        return {}
+    return record["accuracy"]
 
 
 def _wanted(todo: Experiment, more: Sequence[Eval]) -> list[tuple[str, Task]]:

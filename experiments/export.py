@@ -7,7 +7,7 @@ the card that says what they are of (experiments/elsewhere.py): a source for exp
 experiments.predict. What a strategy added to the model is merged into its ordinary parameters.
 """
 
-import json
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ def run(given: Mapping[str, Any], asked: Asked) -> Path:
     file = workdir.new("output", asked.output, ".safetensors")
     card = workdir.new("output", f"{file}.json", ".json")
     flat, source, model, accuracy = trained.weights(given, asked.checkpoint, asked.fit)
+    weights = save(flat)
     told = {
         "task": source.name,
         "classes": source.classes,
@@ -40,11 +41,11 @@ def run(given: Mapping[str, Any], asked: Asked) -> Path:
         "steps": source.steps,
         "fingerprint": source.fingerprint or None,
         "note": source.note or None,
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }
-    text = json.dumps({name: value for name, value in told.items() if value is not None}, indent=1) + "\n"
-    workdir.replace(file, save(flat))
+    workdir.replace(file, weights)
     try:
-        workdir.replace(card, text)
+        workdir.write_record(card, {name: value for name, value in told.items() if value is not None})
     except OSError:
         file.unlink()  # without its card it is of no use
         raise

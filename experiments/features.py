@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ import numpy as np
 from experiments import console, helps, machine, origin, sources, workdir
 from experiments.commandline import flag
 from experiments.origin import Origin
-from tljax import models
+from tljax import files, models
 from tljax.types import InputError, Model, Params, Task
 
 BATCH = 1000
@@ -76,19 +77,22 @@ def write(one: Origin, task: Task, folders: Mapping[str, Path], dtype: str = "fl
     names = models.names(one.model)
     at = tuple(names.index(stage) for stage in missing)
     for split, part in (("train", task.train), ("test", task.test)):
-        outs = []
+        outs, places = [], []
         for stage, folder in missing.items():
             folder.mkdir(parents=True, exist_ok=True)
+            files.sweep(folder, f"{split}.npy", seconds=3600)
             shape = tuple(told[stage]["shape"][split])
-            file = folder / f"{split}.npy"
-            outs.append(np.lib.format.open_memmap(file, mode="w+", dtype=np.dtype(dtype), shape=shape))
+            # Beside its place, under a name that nobody can guess: a link there would be followed.
+            places.append((files.partial(folder / f"{split}.npy"), folder / f"{split}.npy"))
+            outs.append(np.lib.format.open_memmap(places[-1][0], mode="w+", dtype=np.dtype(dtype), shape=shape))
         for start in range(0, len(part.labels) if missing else 0, BATCH):
             rows = np.minimum(np.arange(start, start + BATCH), len(part.labels) - 1)
             found = _batch(one.model[: max(at) + 1], at, one.params, np.asarray(part.images[rows]))
             for out, given in zip(outs, found, strict=True):
                 out[start : start + BATCH] = np.asarray(given)[: len(out) - start]
-        for out in outs:
+        for out, (partial, file) in zip(outs, places, strict=True):
             out.flush()
+            os.replace(partial, file)
     for stage, folder in missing.items():  # last: only then they are there
         all_told = {**told[stage], "sha256": _sums(folder)}
         workdir.replace(folder / "features.json", json.dumps(all_told, indent=1) + "\n")
@@ -116,7 +120,8 @@ def _batch(model: Model, at: tuple[int, ...], params: Params, images: jax.Array)
 def _there(folder: Path, told: Mapping[str, Any]) -> bool:
     """Whether the folder holds these features; raises InputError where it holds anything else."""
     if folder.is_dir() and not (folder / "features.json").is_file():
-        others = {file.name for file in folder.iterdir()} - {"train.npy", "test.npy"}
+        others = {file.name for file in folder.iterdir() if not file.name.endswith(".npy.partial")}
+        others -= {"train.npy", "test.npy"}
         if others:
             raise InputError(f"'{folder}' holds '{min(others)}' and no features: name a new folder")
         return False
@@ -160,7 +165,7 @@ def read(folder: Path, one: Origin, task: Task, stage: str, dtype: str = "float3
         file = folder / f"{split}.npy"
         try:
             array = np.load(file, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+        except Exception as error:  # what NumPy raises for a damaged head has no common type
             raise InputError(
                 f"'{file}' cannot be read ({error}): delete '{folder}', and compute the features again"
             ) from error
@@ -189,6 +194,7 @@ def run(given: Mapping[str, Any], asked: Asked) -> Path:
     write(one, task, {wanted: folder}, asked.dtype)
     kept = read(folder, one, task, wanted, asked.dtype)
     shapes = " and ".join(f"{split} {list(array.shape)}" for split, array in kept._asdict().items())
+    console.notes(task.findings)
     console.say(f"{wanted} of {one.source.name} on {task.name}: {shapes}, {asked.dtype}, in {folder}")
     return folder
 

@@ -1,10 +1,12 @@
 """Who may write to a run directory: one process at a time, whatever machine it is on."""
 
 import contextlib
+import errno
 import fcntl
 import functools
 import os
 import platform
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,9 +27,10 @@ LOST = 60.0
 def held(workdir: Path) -> Iterator[None]:
     """Own a run directory; its file .lock names the owner until a clean end.
 
-    Raises InputError where another process has it. What an owner left that ended without leaving is taken over, aloud.
+    Raises InputError where another process has it, and where .lock is no file of its own: a link's target would be
+    emptied. What an owner left that ended without leaving is taken over, aloud.
     """
-    with open(workdir / ".lock", "a+", encoding="utf-8") as lock:
+    with _opened(workdir / ".lock") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -41,6 +44,26 @@ def held(workdir: Path) -> Iterator[None]:
                 yield
         finally:
             lock.truncate(0)
+
+
+def _opened(file: Path) -> TextIO:
+    """The file .lock, open to read and to append, made if need be."""
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+
+    try:
+        told = os.lstat(file)
+        if not stat.S_ISREG(told.st_mode) or told.st_nlink > 1:
+            raise InputError(f"'{file}' is a link or no file: delete it")
+    except FileNotFoundError:
+        pass
+    try:
+        return open(file, "a+", encoding="utf-8", errors="backslashreplace", opener=opener)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise InputError(f"'{file}' is a link or no file: delete it") from error
+        raise
 
 
 def _owner(lock: TextIO) -> str:

@@ -114,6 +114,15 @@ def start(one: Named, ground: Ground, look: Look | None = None) -> Start:
     return Start(made.params, _phases(one, made.params, context, made.must), *rest, ground.fisher)
 
 
+def left_out(one: Named, start: Start, model: Model) -> list[str]:
+    """The paths of leaves that a strategy was to treat and cannot, as its module's `left_out` says."""
+    if one.method.left_out is None:
+        return []
+    context = Context(models.names(model), fresh=start.fresh)
+    options = plugins.taken(one.method.left_out, one.options)
+    return list(_theirs("left_out", one.method.left_out, ready.own(start.params), ready.shown(context), **options))
+
+
 def _phases(one: Named, params: Params, context: Context, must: Mask) -> tuple[tuple[float, Any], ...]:
     """What the strategy gives, linted; masks that it leaves to their boundary are linted there."""
     given = jax.tree.map(jnp.asarray, params), ready.shown(context)

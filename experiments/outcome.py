@@ -1,9 +1,9 @@
 """What a fit leaves in the run directory: checkpoint, predictions, masks, metrics, a line of results."""
 
 import hashlib
+import io
 import json
 import shutil
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import fits
+from experiments import console, fits
 from experiments import workdir as rundir
 from experiments.progress import Record
-from tljax import checkpoint, masks
+from tljax import checkpoint, masks, plugins
 from tljax.types import Mask, Params
 
 
@@ -72,8 +72,11 @@ def leave(
     labels: np.ndarray,
     about: Mapping[str, Any],
     fishers: Sequence[Params],
+    groups: np.ndarray | None = None,
 ) -> None:
     """Everything of a group to disk, its lines of results last and together: only then it is done.
+
+    `labels` are of the test examples, int [items], and `groups` which of them are alike, if that is known.
 
     A checkpoint a strategy, with the Fisher information of each fit if there are `fishers`, and the ordinary parameters
     of each if the strategy merges what it added.
@@ -99,22 +102,27 @@ def leave(
         }
         checkpoint.save(place, each, {**about, "fits": told})
     for line, outcome in zip(lines, outcomes, strict=True):
-        line |= _write(folder, line["name"], outcome, labels)
+        line |= _write(folder, line["name"], outcome, labels, groups)
     rundir.add(folder, lines)
 
 
-def _write(folder: Path, name: str, outcome: Outcome, labels: np.ndarray) -> rundir.Line:
+def _write(folder: Path, name: str, outcome: Outcome, labels: np.ndarray, groups: np.ndarray | None) -> rundir.Line:
     """Predictions, curves and masks of one fit; what its line says of the predictions."""
     file = folder / "predictions" / f"{name}.npz"
-    file.parent.mkdir(exist_ok=True)
-    (folder / "masks").mkdir(exist_ok=True)
+    rundir.folder(file.parent)
+    packed = io.BytesIO()
     probabilities = np.asarray(jax.nn.softmax(outcome.logits), np.float32)
-    np.savez_compressed(file, probabilities=probabilities, labels=np.asarray(labels))
-    _write_metrics(folder / "metrics" / name, outcome.record.curve)
+    known: dict[str, Any] = {} if groups is None else {"groups": np.asarray(groups)}
+    np.savez_compressed(packed, probabilities=probabilities, labels=np.asarray(labels), **known)
+    rundir.replace(file, packed.getvalue())
+    _write_metrics(rundir.folder(folder / "metrics") / name, outcome.record.curve)
     for number, mask in enumerate(outcome.masks):
-        masks.save(mask, folder / "masks" / f"{name}-phase{number}")
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    return {"predictions": f"predictions/{file.name}", "predictions_sha256": digest}
+        masks.save(mask, rundir.folder(folder / "masks") / f"{name}-phase{number}")
+    return {
+        "predictions": f"predictions/{file.name}",
+        "predictions_sha256": hashlib.sha256(packed.getvalue()).hexdigest(),
+        "masks_sha256": rundir.masks_digest(folder, name, len(outcome.masks)),
+    }
 
 
 def _by_strategy(lines: Sequence[rundir.Line]) -> list[list[int]]:
@@ -135,14 +143,42 @@ def _write_metrics(folder: Path, curve: Sequence[Mapping[str, float]]) -> None:
             for name in (name for name in point if name != "step" and np.isfinite(point[name])):
                 writer.add_scalar(name, point[name], int(point["step"]))
     columns: dict[str, Any] = {name: np.array([point[name] for point in curve]) for name in curve[0]}
-    np.savez(folder / "curves.npz", **columns)
+    packed = io.BytesIO()
+    np.savez(packed, sha256=_sum(folder.name, columns), **columns)
+    rundir.replace(folder / "curves.npz", packed.getvalue())
 
 
 def curves(folder: Path, line: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
-    """The curves that `run` left of a fit, by name; None where they are gone or damaged."""
+    """The curves that `run` left of a fit, by name; None, aloud, where they are gone or damaged.
+
+    An older tljax left no SHA-256 in them: those are believed.
+    """
     file = folder / "metrics" / line["name"] / "curves.npz"
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        if not file.is_file():
+            raise FileNotFoundError("it is gone")
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            columns = dict(arrays)
+        digest_there = columns.pop("sha256", None)
+        if digest_there is not None and digest_there.tobytes() != _sum(line["name"], columns).tobytes():
+            raise ValueError("it is not as it was written")
+        if not _are_curves(columns):
+            raise ValueError("it holds no curves")
+        return columns
+    except Exception as error:  # what NumPy, zlib and the unpacking raise for a damaged file has no common type
+        console.say(f"the curves of '{line['name']}' are left out: '{file}' cannot be read ({plugins.said(error)})")
         return None
+
+
+def _are_curves(columns: Mapping[str, np.ndarray]) -> bool:
+    """Whether they have a step and are float or int [points], all of one length."""
+    shapes = {(column.ndim, len(column) if column.ndim else 0) for column in columns.values()}
+    numbers = all(np.issubdtype(column.dtype, np.number) for column in columns.values())
+    return "step" in columns and numbers and len(shapes) == 1 and shapes.pop()[0] == 1
+
+
+def _sum(name: str, columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    """SHA-256 of a fit's curves and its name, uint8 [32]."""
+    digests = {path: checkpoint.digest(path, column) for path, column in columns.items()}
+    text = json.dumps([name, digests], sort_keys=True)
+    return np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)

@@ -3,7 +3,8 @@
     python -m experiments.predict --checkpoint=runs/mnist_10k --images=FOLDER --output=predicted.csv
 
 What a trained fit says of every image: a CSV with a row an image, of its name (or row from 0), the class that is
-predicted, and the probability of each class. The model is the fit's, unless its flags are given.
+predicted, and the probability of each class in a column p(CLASS). A cell that a spreadsheet would take for a formula
+begins with an apostrophe. The model is the fit's, unless its flags are given.
 """
 
 import csv
@@ -19,8 +20,9 @@ import numpy as np
 from experiments import console, helps, trained, workdir
 from experiments.commandline import flag
 from experiments.origin import Origin
-from tljax import evaluate, train
+from tljax import evaluate, paths, train
 from tljax.data import unlabelled
+from tljax.study.csv_cells import cell
 from tljax.types import InputError
 
 
@@ -50,14 +52,18 @@ def probabilities(one: Origin, images: np.ndarray) -> np.ndarray:
 def table(names: Sequence[str], classes: Sequence[str], given: np.ndarray) -> str:
     """The CSV of probabilities [n, classes], with nine digits.
 
+    Raises InputError for a class that is there twice.
+
     >>> table(["a.png"], ["cat", "dog"], np.array([[0.25, 0.75]])).splitlines()
-    ['image,predicted,cat,dog', 'a.png,dog,0.25,0.75']
+    ['image,predicted,p(cat),p(dog)', 'a.png,dog,0.25,0.75']
     """
+    if len(set(classes)) < len(classes):
+        raise InputError(f"a class name occurs twice in {paths.some(list(classes))}: give each class its own name")
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["image", "predicted", *classes])
+    writer.writerow(["image", "predicted", *(f"p({name})" for name in classes)])
     for name, row in zip(names, given, strict=True):
-        writer.writerow([name, classes[row.argmax()], *(f"{value:.9g}" for value in row)])
+        writer.writerow([cell(name), cell(classes[row.argmax()]), *(f"{value:.9g}" for value in row)])
     return out.getvalue()
 
 
@@ -67,7 +73,11 @@ def run(given: Mapping[str, Any], asked: Asked) -> Path:
         raise InputError("--images is not given: name a folder of pictures, one of them, or an .npz file")
     file = workdir.new("output", asked.output, ".csv")
     _, one = trained.load(given, asked.checkpoint, asked.fit)
-    names, pixels = unlabelled.load(Path(asked.images), one.source.shape)
+    names, pixels, left_out = unlabelled.load(Path(asked.images), one.source.shape)
+    if left_out:
+        several = len(left_out) > 1
+        verbs = "files are no .png, .jpg or .jpeg and were" if several else "file is no .png, .jpg or .jpeg and was"
+        console.say(f"  {len(left_out):,} {verbs} left out: {paths.some(left_out)}")
     if np.issubdtype(pixels.dtype, np.floating) and pixels.ndim == 4 and pixels.max(initial=0) > 1:
         console.say(f"  floats are taken as they are, and pixels as 0 to 1: the largest here is {pixels.max():.6g}")
     text = table(names, one.source.classes, probabilities(one, pixels))

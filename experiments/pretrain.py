@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import console, fits, helps, machine, options, processes, sources, workdir
+from experiments import budgets, console, fits, helps, machine, options, processes, sources, workdir
 from tljax import masks, models
 from tljax.types import InputError
 
@@ -30,14 +30,17 @@ def run(**flags: Any) -> list[workdir.Line]:
         model = sources.model(made, len(task.classes))
         params = models.abstract(model, shape)
         console.mask_table(task.name, params, masks.by_path(params, lambda path: True))
+        console.notes(task.findings)
         return []
     with processes.opened(made, "pretrain") as folder:
         if processes.first():
             workdir.record(folder, {task.name: task.fingerprint})
         lines = sources.train(made, task, folder, means)
         accuracy = [100 * line["test_accuracy"] for line in lines.values() if not line["diverged"]]
+        held = budgets.notes(["all"], task, made.source_recipe.validation)
+        noted = [*([task.note] if task.note else []), *held]
         mean = [f"mean {np.mean(accuracy):.2f} [{min(accuracy):.2f}, {max(accuracy):.2f}]"] if accuracy else []
-        console.sources(task.name, folder, lines, [*mean, *([task.note] if task.note else [])])
+        console.sources(task.name, folder, lines, [*mean, *noted])
     return list(lines.values())
 
 

@@ -33,7 +33,7 @@ def run(given: Mapping[str, Any], flags_of: Mapping[str, Any], asked: Search, me
         rates, losses = swept(todo, asked, folder)
         found = range_test.suggested(rates, losses)
         name = f"{made.strategies[0]} at {made.train_examples[0]}"
-        said = _said(name, rates, found)
+        said = [*_said(name, rates, found), *transfer.noted(todo)]
         for line in said:
             console.say(line)
         own = ["--lr_range_test", f"--lr_low={asked.lr_low!r}", f"--lr_high={asked.lr_high!r}"]

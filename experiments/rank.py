@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from experiments import (
+    budgets,
     cards,
     commandline,
     console,
@@ -44,7 +45,10 @@ class Asked:
     """What is ranked, and how."""
 
     sources: tuple[str, ...] = flag((), "runs of experiments.zoo or pretrain, checkpoints, files of weights; needed")
-    scores: tuple[str, ...] = flag(tuple(scoring.SCORES), "what sources are ranked by")
+    scores: tuple[str, ...] = flag(
+        scoring.DEFAULT,
+        f"what sources are ranked by; also {', '.join(scoring.AS_IN_PAPERS)}, which grow with the width",
+    )
     score_examples: int = flag(1000, "the most labelled examples that a score looks at")
     verify: bool = flag(False, "train on the targets from every source, and judge the scores")
     resamples: int = flag(1000, "how many bootstrap samples of the sources")
@@ -71,7 +75,7 @@ def run(given: Mapping[str, Any], asked: Asked) -> dict[str, Any]:
         return {}
     marks = {name: task.fingerprint for name, task in todo.targets.items()}
     with processes.opened(todo.made, "rank", commandline.to_flags(asked)) as folder:
-        if processes.first() and (workdir.recorded(folder) or {}).get("data") != marks:
+        if processes.first():
             workdir.record(folder, marks)
         table = {
             (card.name, name): scoring.scored(
@@ -83,10 +87,16 @@ def run(given: Mapping[str, Any], asked: Asked) -> dict[str, Any]:
         truths = truth.found(todo.plan, folder, todo.cards, todo.made) if todo.plan else []
         if not processes.first():
             return {}
+        notes = [line for task in todo.targets.values() for line in _noted(todo, task)]
         told = rank_report.told(todo.cards, todo.targets, table, truths, asked.scores, asked.resamples)
         workdir.replace(folder / "ranking.json", json.dumps(rank_report.plain(told.numbers), indent=1) + "\n")
-        rank_report.show(told, folder, todo.cards, table, [task.note for task in todo.targets.values()])
+        rank_report.show(told, folder, todo.cards, table, notes)
     return told.numbers
+
+
+def _noted(todo: Todo, task: Task) -> list[str]:
+    held = todo.made.recipe.validation if todo.plan else 0.0
+    return [task.note, *budgets.notes(todo.made.train_examples, task, held)]
 
 
 def prepared(given: Mapping[str, Any], asked: Asked) -> Todo:
@@ -96,6 +106,9 @@ def prepared(given: Mapping[str, Any], asked: Asked) -> Todo:
     names = [name for name in plugins.split(made.target or "", ",") if name]
     if not asked.sources or not names:
         raise InputError("--sources and --target are needed: name run directories, and one data set or more")
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise InputError(f"--target names {twice[0]} twice: give each once")
     if made.source or made.source_checkpoint:
         raise InputError("--sources names what is ranked: leave out --source and --source_checkpoint")
     if asked.score_examples < 2 or asked.resamples < 10:
@@ -108,6 +121,7 @@ def prepared(given: Mapping[str, Any], asked: Asked) -> Todo:
         raise InputError(f"--sources names {len(found)}: to judge scores give three or more")
     alone = {**given, "seeds": (0,)}  # each place holds one source, whatever the seeds of the targets
     origins = {card.name: origin.load(origin.settings(alone, card.place, several=True)) for card in found}
+    _refuse_copies(origins)
     shape = made.image_shape or next(iter(origins.values())).source.shape
     targets = {name: sources.load(made, name, shape) for name in names}
     for task in targets.values():
@@ -132,6 +146,15 @@ def _named(found: Sequence[Card]) -> list[Card]:
     if twice:
         raise InputError(f"--sources names '{twice[0]}' twice: give each once")
     return named
+
+
+def _refuse_copies(origins: Mapping[str, Origin]) -> None:
+    """Raise InputError if two sources are one: they would tie with themselves, and count twice."""
+    names: dict[str, str] = {}
+    for name, one in origins.items():
+        if one.identity in names:
+            raise InputError(f"--sources names one source twice, as '{names[one.identity]}' and '{name}': keep one")
+        names[one.identity] = name
 
 
 def _experiments(plan: truth.Plan | None) -> list[truth.Experiment]:

@@ -7,22 +7,41 @@
 elsewhere, --results is a CSV with a row a fit: name, source (may be empty), target, strategy (scratch among them),
 seed, train_examples; and, as far as known, steps, seconds, source_accuracy, selected_on (none, validation, test: what
 the epoch was chosen on), tuning_seeds (with spaces). --predictions names a .npz a fit, NAME.npz, with labels [items]
-and predicted [items] or probabilities [items, classes], for the same test examples in the same order.
+and predicted [items] or probabilities [items, classes], for the same test examples in the same order; and with groups
+[items], if it is known which examples are alike (of one writer, patient or scene). A column diverged says which fits
+did (true or false): of those predictions needs labels alone.
+
+A run is judged as it was when it was compared: another --margin, --level, --family, --looks or --against than its own
+is refused, and it counts how often its results were looked at. Of what was never judged the first report decides.
 """
 
 import csv
 import glob
-from collections.abc import Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from experiments import compare_flags, console, evidence, helps, verdicts
+import numpy as np
+
+from experiments import (
+    commandline,
+    compare_flags,
+    console,
+    estimand,
+    evidence,
+    helps,
+    looks,
+    options,
+    verdicts,
+    workdir,
+)
 from experiments.commandline import flag
 from experiments.compare_flags import Judging
 from experiments.evidence import Found
 from tljax import plugins
-from tljax.study.summary import Row
+from tljax.study.summary import Row, with_share
 from tljax.types import InputError
 
 _NEEDED = ("name", "target", "strategy", "seed", "train_examples")
@@ -30,54 +49,101 @@ _WHOLE = ("seed", "train_examples", "steps")
 
 
 @dataclass(frozen=True)
-class Asked(Judging):
+class Asked:
     """Which fits are judged, and how."""
 
     runs: tuple[str, ...] = flag((), "run directories; one that is broken or half finished is left out, aloud")
     results: str | None = flag(None, "a CSV of fits made elsewhere")
     predictions: str | None = flag(None, "their predictions, such as 'runs/*.npz'")
     output: str | None = flag(None, "a folder for report.html, report.md, tables and figures; needed")
+    margin: float | None = flag(None, "points of accuracy, as of experiments.compare; default the run's, else 0.5")
+    level: float | None = flag(None, "of all intervals and verdicts together; default the run's, else 0.95")
+    family: str | None = flag(None, "what is judged, area or budgets; default the run's, else area")
+    looks: int | None = flag(None, "how often results are to be looked at; default the run's, else 1")
+    against: str | None = flag(None, "what the others are compared with; default the run's, else scratch")
+
+
+class Read(NamedTuple):
+    """What run directories hold."""
+
+    runs: list[list[Found]]
+    notes: list[str]
+    """What is to be said of it, and of each that is left out."""
+    judging: dict[str, dict[str, Any]]
+    """{run: how it was judged}."""
+    looks: int
+    """How often the most looked at had been."""
 
 
 def run(asked: Asked) -> None:
     """Judge the fits, print the verdicts, write the report."""
-    compare_flags.check(asked)
     if not asked.output:
         raise InputError("--output is not given: name a folder for the report")
-    found, notes = _of_runs(asked.runs)
+    read = _of_runs(asked.runs)
+    runs, notes = read.runs, read.notes
     if asked.results:
-        found.append(theirs(Path(asked.results), asked.predictions or ""))
+        runs.append([theirs(Path(asked.results), asked.predictions or "")])
         notes.append(f"fits of {Path(asked.results).name} were made elsewhere, and their table was believed")
+        notes.append("what differs between their seeds is not known here")
+    found = [part for parts in runs for part in parts]
     if not any(part.rows for part in found):
         reasons = "; ".join(notes) or "give --runs=DIR, or --results=CSV with --predictions='DIR/*.npz'"
         raise InputError(f"there is no fit to judge: {reasons}")
     folder = Path(asked.output)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output={asked.output} is a file: name a folder")
-    told = verdicts.judged(found, asked, list(dict.fromkeys([*notes, "they speak of these tasks alone"])))
+    judging = _judging(asked, read.judging)
+    evidence.right(found)  # raises InputError for what is no study, before it counts as looked at
+    fits, places = looks.apart(runs, judging.against), (folder / "looks", looks.place())
+    look = max(read.looks, looks.count(fits, judging, places))
     folder.mkdir(parents=True, exist_ok=True)
+    notes += looks.keep(fits, judging, look, places)
+    told = verdicts.judged(found, judging, list(dict.fromkeys([*notes, "they speak of these tasks alone"])), look)
     verdicts.write(folder, told, {})
     verdicts.tables(told)
     console.say(f"  report: {folder / 'report.html'}")
 
 
-def _of_runs(runs: Sequence[str]) -> tuple[list[Found], list[str]]:
-    """(what run directories hold, what is to be said of it, and of each that is left out)."""
-    found: list[Found] = []
-    notes, seen = [], dict[Any, Row]()
+def _judging(asked: Asked, runs: Mapping[str, Mapping[str, Any]]) -> Judging:
+    """How the fits are judged: as their runs were, else as the flags say.
+
+    Raises InputError for flags that say otherwise than a run, and for runs that were judged otherwise than each other.
+    """
+    flags = {f.name: getattr(asked, f.name) for f in fields(Judging)}
+    given = {name: value for name, value in flags.items() if value is not None}
+    judging = Judging(**{**next(iter(runs.values()), {}), **given})
+    compare_flags.check(judging)
+    for name, before in runs.items():
+        looks.refuse_other(judging, before, f"'{name}' was judged")
+    return judging
+
+
+def _of_runs(runs: Sequence[str]) -> Read:
+    """What run directories hold."""
+    found = Read([], [], {}, 0)
+    looked, seen = 0, dict[Any, Row]()
     for name in runs:
         try:
-            parts, said = evidence.of_directory(Path(name))
+            kept = evidence.of_directory(Path(name))
+            judging = kept.judging
+            if judging is None and kept.looks:  # by an older tljax, which kept it nowhere else
+                judging = looks.settings(Judging(**_flags(Path(name), commandline.kinds(Judging))))
+            flags = {} if judging else _flags(Path(name), options.kinds())
+            spoken = [] if judging else estimand.sentences([estimand.of_settings(options.settings(**flags))])
         except (InputError, OSError) as error:
-            notes.append(f"{name} is left out: {error}")
+            found.notes.append(f"{name} is left out: {error}")
             continue
-        for part in parts:
+        parts = []
+        for part in kept.found:
             places = [(evidence.cell(row, part.longer), row["seed"]) for row in part.rows]
             new = [row for row, place in zip(part.rows, places, strict=True) if not _known(row, seen.get(place))]
             seen |= dict(zip(places, part.rows, strict=True))
-            found.append(part._replace(rows=new))
-        notes += [note for note in said if note not in notes]
-    return found, notes
+            parts.append(part._replace(rows=new))
+        found.runs.append(parts)
+        found.judging.update({name: judging} if judging else {})
+        looked = max(looked, kept.looks)
+        found.notes.extend(note for note in [*kept.notes, *spoken] if note not in found.notes)
+    return found._replace(looks=looked)
 
 
 def _known(row: Row, other: Row | None) -> bool:
@@ -88,13 +154,25 @@ def _known(row: Row, other: Row | None) -> bool:
     return row["key"] == other["key"] or all(row.get(name) == other.get(name) is not None for name in prints)
 
 
+def _flags(run: Path, known: Mapping[str, str]) -> dict[str, Any]:
+    """What flags.flags of a run directory says of the flags that are `known`, {flag: its type as written}."""
+    lines = workdir.flags_text(run / "flags.flags").splitlines()
+    own = [line for line in lines if line.startswith("--") and line[2:].partition("=")[0] in known]
+    return commandline.parse(["report", *own], known)
+
+
 def theirs(results: Path, predictions: str) -> Found:
     """Fits made elsewhere; raises InputError for a table or predictions that are not as this program's text says."""
     try:
-        with open(results, newline="", encoding="utf-8") as file:
-            rows = [_row(f"'{results}', line {number}", row) for number, row in enumerate(csv.DictReader(file), 2)]
+        with open(results, newline="", encoding="utf-8-sig") as file:
+            table = csv.DictReader(file)
+            rows = [_row(f"'{results}', line {table.line_num}", row) for row in table]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"--results={results} cannot be read: {plugins.said(error)}") from error
+    others = [str(name) for name in table.fieldnames or () if name not in (*_NEEDED, *_KNOWN, "diverged")]
+    if others:
+        console.say(f"'{results}' has columns that are not read: {', '.join(others)[:200]}")
+    _refuse_twice(rows)
     files = {Path(file).stem: Path(file) for file in glob.glob(predictions)}
     lacking = [row["name"] for row in rows if row["name"] not in files]
     if lacking or not rows:
@@ -104,17 +182,32 @@ def theirs(results: Path, predictions: str) -> Found:
         raise InputError(f"{what}: a fit is a row and a file of its name")
     known = {row["name"]: evidence.read(files[row["name"]]) for row in rows}
     labels: dict[str, Any] = {}
+    parts = []
     for row in rows:
         predicted, own = known[row["name"]]
         first = labels.setdefault(row["target"], own)
         if first.shape != own.shape or (first != own).any():
             raise InputError(f"'{files[row['name']]}' has other labels than the other fits of '{row['target']}'")
-        row["test_accuracy"] = float((predicted == own).mean())
-    return Found(rows, {name: one[0] for name, one in known.items()}, labels)
+        row["test_accuracy"] = None if row["diverged"] else float((predicted == own).mean())
+        row["key"] = _key(row, predicted, own)
+        groups = evidence.groups_in(files[row["name"]])
+        parts.append(Found([], {}, {}, {} if groups is None else {row["target"]: groups}))
+    settled = [row for each in rows for row in with_share([each], labels[each["target"]])]
+    predictions_of = {row["name"]: known[row["name"]][0] for row in rows if not row["diverged"]}
+    return Found(settled, predictions_of, labels, evidence.all_groups(parts))
+
+
+def _key(row: Mapping[str, Any], predicted: np.ndarray, labels: np.ndarray) -> str:
+    """What a fit made elsewhere is known by: what its table says of it, and what it predicts."""
+    about = [row[name] for name in ("source", "target", "strategy", "seed", "train_examples", "diverged")]
+    digest = hashlib.sha256(repr(about).encode())
+    for part in (predicted, labels):
+        digest.update(np.ascontiguousarray(part, np.int64).tobytes())
+    return digest.hexdigest()
 
 
 def _row(where: str, given: dict[str, Any]) -> dict[str, Any]:
-    lacking = [name for name in _NEEDED if not given.get(name)]
+    lacking = [name for name in _NEEDED if not (given.get(name) or "").strip()]
     if lacking:
         raise InputError(f"{where} has no {lacking[0]}: the columns {', '.join(_NEEDED)} are needed")
     row: dict[str, Any] = {
@@ -125,13 +218,11 @@ def _row(where: str, given: dict[str, Any]) -> dict[str, Any]:
         "diverged": False,
         "key": where,
     }
-    for name, value in given.items():
-        try:
-            row[name] = (
-                (int(value) if name in _WHOLE else float(value) if name in _NUMBERS else value) if value else None
-            )
-        except ValueError as error:
-            raise InputError(f"{where}: {name} '{value}' is no number") from error
+    if None in given:
+        raise InputError(f"{where} has more cells than the table has columns: give each a heading")
+    for name in (name for name in (*_NEEDED, *_KNOWN) if (given.get(name) or "").strip()):
+        row[name] = _value(where, name, given[name].strip())
+    row["diverged"] = _whether(where, "diverged", given.get("diverged"))
     if row.get("selected_on") == "test":
         raise InputError(
             f"{where}: its epoch was chosen on the test set, so that set says nothing more: choose on another"
@@ -141,7 +232,48 @@ def _row(where: str, given: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-_NUMBERS = ("seconds", "source_accuracy", "trained_parameters", "total_parameters", "source_steps", "step_flops")
+def _whether(where: str, name: str, text: str | None) -> bool:
+    """A cell that says yes or no, or nothing for no; raises InputError for another."""
+    word = (text or "").strip().lower() or "no"
+    if word not in _YES | _NO:
+        raise InputError(f"{where}: {name} '{text}' is neither true nor false: write one of them")
+    return word in _YES
+
+
+_YES, _NO = {"true", "yes", "1"}, {"false", "no", "0"}
+_FRACTIONS = ("source_accuracy",)
+_NUMBERS = ("seconds", "trained_parameters", "total_parameters", "source_steps", "step_flops", *_FRACTIONS)
+_KNOWN = ("source", "steps", "selected_on", "tuning_seeds", *_NUMBERS)
+"""Columns that are read where they are there."""
+
+
+def _value(where: str, name: str, text: str) -> Any:
+    """What a cell says; raises InputError for what cannot be in its column.
+
+    >>> _value("line 2", "seed", "3"), _value("line 2", "seconds", "0.5")
+    (3, 0.5)
+    """
+    if name not in (*_WHOLE, *_NUMBERS):
+        return text
+    try:
+        number = int(text) if name in _WHOLE else float(text)
+    except ValueError as error:
+        raise InputError(f"{where}: {name} '{text}' is no number") from error
+    least, most = 0 if name in ("seed", *_NUMBERS) else 1, 1 if name in _FRACTIONS else 10**18
+    if not least <= number <= most:
+        ends = f"between {least} and {most}" if name in _FRACTIONS else f"{least} or more"
+        raise InputError(f"{where}: {name} is {text[:40]}: it must be {ends}, and finite")
+    return number
+
+
+def _refuse_twice(rows: Sequence[Row]) -> None:
+    """Raise InputError for a name that two rows have, and for two rows that tell of one fit."""
+    seen: dict[Any, Row] = {}
+    for row in rows:
+        cell = tuple(row[name] for name in ("source", "target", "strategy", "seed", "train_examples"))
+        for what in (("name", row["name"]), cell):
+            if (other := seen.setdefault(what, row)) is not row:
+                raise InputError(f"{row['key']} tells of the fit of {other['key']} again: leave one of both out")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -1,5 +1,7 @@
 """Scores of one source for one target, from its features on disk, kept beside them."""
 
+import functools
+import hashlib
 import json
 import os
 import threading
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.special import softmax
 from threadpoolctl import threadpool_limits
 
@@ -21,11 +24,8 @@ from experiments.options import Settings
 from experiments.origin import Origin
 from tljax import plugins
 from tljax.data import draw
-from tljax.study import probes, ranking, transferability
+from tljax.study import examples, probes, ranking, transferability
 from tljax.types import InputError, Task
-
-HELD_OUT = 0.2
-"""Share of the labelled examples by which the probe is judged."""
 
 
 class Seen(NamedTuple):
@@ -37,6 +37,8 @@ class Seen(NamedTuple):
     """float64 [n, source classes], of the source's own head."""
     labels: np.ndarray
     """int [n], of the target."""
+    groups: np.ndarray
+    """int [n]: examples of one image have one number."""
 
 
 class Score(NamedTuple):
@@ -49,37 +51,52 @@ class Score(NamedTuple):
     """Why it is not defined."""
 
 
-def probe(features: np.ndarray, labels: np.ndarray) -> float:
-    """Accuracy (a fraction) of `probes.ridge` on a fifth of the examples, balanced, after learning the rest."""
-    rest, held = draw.validation_split(labels, np.arange(len(labels), dtype=np.int32), HELD_OUT)
-    if not len(held) or len(np.unique(labels[rest])) < len(np.unique(labels)):
-        raise InputError(f"a probe of {len(labels)} examples has none to be judged by: give more of each class")
-    found = probes.ridge(features[rest], labels[rest]).logits(features[held]).argmax(axis=1)
-    return float((found == labels[held]).mean())
+def probe(features: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None) -> float:
+    """Accuracy (a fraction) of `probes.ridge` on each example, as it learns from the others.
+
+    Features float [n, d], labels int [n], groups as `probes.left_out` has them. Raises InputError for bad features and
+    labels (see `examples.checked`), and where each class has one example.
+    """
+    if len(np.unique(labels)) == len(labels):
+        raise InputError(
+            f"a probe of {len(labels)} examples, one a class, holds none out to be judged by: give two of a class"
+        )
+    return float((probes.left_out(features, labels, groups=groups).argmax(axis=1) == labels).mean())
 
 
 SCORES: Mapping[str, Callable[[Seen], float]] = {
-    "knn": lambda seen: transferability.knn(seen.features, seen.labels),
+    "knn": lambda seen: transferability.knn(seen.features, seen.labels, groups=seen.groups),
     "logme": lambda seen: transferability.logme(seen.features, seen.labels),
     "leep": lambda seen: transferability.leep(seen.probabilities, seen.labels),
-    "n_leep": lambda seen: transferability.n_leep(seen.features, seen.labels),
+    "n_leep_left_out": lambda seen: transferability.n_leep_left_out(seen.features, seen.labels, groups=seen.groups),
     "nce": lambda seen: transferability.nce(seen.probabilities.argmax(axis=1), seen.labels),
-    "h_score": lambda seen: transferability.h_score(seen.features, seen.labels),
+    "h_score_adjusted": lambda seen: transferability.h_score_adjusted(seen.features, seen.labels),
     "h_score_shrunk": lambda seen: transferability.h_score_shrunk(seen.features, seen.labels),
+    "transrate_adjusted": lambda seen: transferability.transrate_adjusted(seen.features, seen.labels),
+    "gbc_adjusted": lambda seen: transferability.gbc_adjusted(seen.features, seen.labels),
+    "probe": lambda seen: probe(seen.features, seen.labels, seen.groups),
+    "n_leep": lambda seen: transferability.n_leep(seen.features, seen.labels),
+    "h_score": lambda seen: transferability.h_score(seen.features, seen.labels),
     "transrate": lambda seen: transferability.transrate(seen.features, seen.labels),
     "gbc": lambda seen: transferability.gbc(seen.features, seen.labels),
-    "probe": lambda seen: probe(seen.features, seen.labels),
 }
 """The scores by name, the default first."""
 
+AS_IN_PAPERS = ("n_leep", "h_score", "transrate", "gbc")
+"""What the papers define and features that are noise score the higher in, the wider they are; computed if asked for."""
+
+DEFAULT = tuple(name for name in SCORES if name not in AS_IN_PAPERS)
+
 
 def check(names: Sequence[str]) -> None:
-    """Raise InputError for a score that there is not, and for none."""
+    """Raise InputError for a score that there is not, for one named twice, and for none."""
     if not names:
         raise InputError(f"--scores names none: give some of {','.join(SCORES)}")
     for name in names:
         if name not in SCORES:
             raise InputError(f"--scores={','.join(names)}: '{name}' is none{plugins.nearest(name, SCORES)}")
+        if names.count(name) > 1:
+            raise InputError(f"--scores names {name} twice: give each once")
 
 
 def drawn(made: Settings, budget: str, task: Task, most: int) -> dict[int, np.ndarray]:
@@ -120,15 +137,15 @@ def scored(folder: Path, one: Origin, task: Task, made: Settings, names: Sequenc
     for budget in made.train_examples:
         wanted[budget] = {name: [] for name in names}
         for seed, rows in drawn(made, budget, task, most).items():
-            seen = Seen(hidden[rows], softmax(logits[rows].astype(float), axis=1), labels[rows])
+            groups = _copies(task.train.images[rows])
+            seen = Seen(hidden[rows], softmax(logits[rows].astype(float), axis=1), labels[rows], groups)
             for name in names:
                 key = f"{name} {budget} {seed} {len(rows)} {_digest(rows)}"
                 wanted[budget][name].append(key)
                 missing += [(key, name, seen)] if key not in kept else []
     kept |= zip((key for key, _, _ in missing), _side_by_side([(name, seen) for _, name, seen in missing]), strict=True)
     if kept != known:
-        told = {"seconds": took, "scores": kept}
-        workdir.replace(file, json.dumps({**told, "sha256": workdir.digest(told)}, indent=1) + "\n")
+        workdir.write_record(file, {"code": _code(), "seconds": took, "scores": kept})
     found = {
         budget: {name: _mean([Score(*kept[key]) for key in keys]) for name, keys in of.items()}
         for budget, of in wanted.items()
@@ -140,16 +157,36 @@ def _digest(rows: np.ndarray) -> str:
     return fits.group_name(map(str, rows.tolist()))
 
 
+def _copies(images: ArrayLike) -> np.ndarray:
+    """Examples of one image have one number: int64 [n] of images [n, ...]."""
+    numbers: dict[bytes, int] = {}
+    return np.array([numbers.setdefault(np.asarray(image).tobytes(), len(numbers)) for image in np.asarray(images)])
+
+
+@functools.cache
+def _code() -> str:
+    """SHA-256 of the code that scores are computed by: those of another are not mixed with its own."""
+    modules = (examples, probes, transferability)
+    files = [Path(__file__), *(Path(str(module.__file__)) for module in modules)]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
 def _known(file: Path) -> tuple[dict[str, tuple[float | None, float, str]], float | None]:
-    """(scores computed before, seconds that the features took); raises InputError where they cannot be read."""
+    """(scores computed before, seconds that the features took); raises InputError where they cannot be read.
+
+    Scores of other code are left out, to be computed again.
+    """
     if not file.is_file():
         return {}, None
     try:
-        told = json.loads(file.read_text(encoding="utf-8"))
-        if told.pop("sha256", None) != workdir.digest(told):
+        record = json.loads(file.read_text(encoding="utf-8"))
+        rest = {name: value for name, value in record.items() if name != "sha256"}
+        if not workdir.intact(record) and record["sha256"] != workdir.digest(
+            rest
+        ):  # of an older tljax, less the seconds
             raise ValueError("it is not as it was written")
-        return dict(told["scores"]), float(told["seconds"])
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        return dict(record["scores"]) if record.get("code") == _code() else {}, float(record["seconds"])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"'{file}' cannot be read ({error}): delete it") from error
 
 

@@ -34,7 +34,7 @@ from experiments.options import Settings
 from experiments.search_flags import Search
 from experiments.search_report import Arm
 from experiments.transfer import Experiment
-from tljax.study import search
+from tljax.study import search, summary
 from tljax.types import InputError, Task
 
 
@@ -65,8 +65,9 @@ def run(given: Mapping[str, Any], asked: Search) -> list[workdir.Line]:
             trained[arm] = search_report.Winner(studies[arm].study, best, options.settings(**final))
         search_report.keep_best(folder, trained)
         lines = [line for winner in trained.values() for line in _train_anew(winner.made, means)]
-        notes = search_report.write(folder, options.settings(**given), asked, trained, lines, base)
-    console.results("tuned against tuned", lines, notes)
+        settled = summary.with_share(lines, base.target.test.labels)
+        notes = search_report.write(folder, options.settings(**given), asked, trained, settled, base)
+    console.results("tuned against tuned", settled, notes)
     return lines
 
 
@@ -136,7 +137,7 @@ def _opened(arm: Arm, asked: Search, made: Settings, folder: Path) -> search.Sea
     storage = str(folder / "study.journal") if asked.storage is None else asked.storage
     name = f"{asked.study}/{arm.strategy}/{arm.budget}"
     where = None if storage == "memory" else storage
-    return search.opened(name, where, asked.sampler, asked.pruner, 0, asked.lease, about)
+    return search.opened(name, where, asked.sampler, asked.pruner, 0, asked.lease, about, console.say)
 
 
 _FREE = (*options.LISTS, *options.PLACES)

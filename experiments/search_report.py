@@ -60,9 +60,10 @@ def keep_best(folder: Path, winners: Mapping[Arm, Winner]) -> None:
     """Write the flags of each winner: best.flags, of several studies best/STRATEGY-BUDGET.flags."""
     for arm, winner in winners.items():
         file = folder / "best.flags" if len(winners) == 1 else folder / "best" / f"{file_name(arm)}.flags"
-        file.parent.mkdir(exist_ok=True)
+        if len(winners) > 1:
+            workdir.folder(file.parent)
         head = f"# python -m experiments.transfer --flagfile={file} --workdir=NEW"
-        workdir.replace(file, "\n".join([head, *options.to_flags(winner.made), ""]))
+        workdir.replace(file, workdir.signed("\n".join([head, *options.to_flags(winner.made), ""])))
 
 
 def write(
@@ -70,7 +71,7 @@ def write(
     made: Settings,
     asked: Search,
     winners: Mapping[Arm, Winner],
-    lines: Sequence[workdir.Line],
+    lines: Sequence[Mapping[str, Any]],
     base: Experiment,
 ) -> list[str]:
     """Write report.html; what is said below the table."""
@@ -87,7 +88,7 @@ def write(
         )
         for arm, winner in winners.items()
     ]
-    title, notes = page.about(base.source, base.target)
+    title, notes = page.about(base.made, base.source, base.target)
     flags = [*search_flags.to_flags(asked), *options.to_flags(made)]
     last = list(winners.values())[-1].made.workdir
     text = search_page.page(
@@ -100,7 +101,7 @@ def write(
         reproduced(flags, workdir.recorded(Path(last or "")) or {}),
     )
     workdir.replace(folder / "report.html", text)
-    return [*(f"{name}: {one}" for name, one in told), f"report: {folder / 'report.html'}"]
+    return [*(f"{name}: {one}" for name, one in told), *notes, f"report: {folder / 'report.html'}"]
 
 
 def reproduced(flags: Sequence[str], environment: Mapping[str, Any]) -> Any:

@@ -47,7 +47,8 @@ class Source(NamedTuple):
 
 def load(made: Settings, name: str, shape: Any) -> Task:
     """The data set of a name, from where the flags say that data are."""
-    return data.load(name, data_dir=made.data_dir, manual_dir=made.manual_dir, image_shape=shape or None)
+    places = {"data_dir": made.data_dir, "manual_dir": made.manual_dir}
+    return data.load(name, **places, image_shape=shape or None, say=console.say)
 
 
 def _trained(fits: Mapping[str, checkpoint.Flat], name: str, accuracy: float | None) -> Trained:

@@ -42,7 +42,8 @@ def run(
             outcomes = _train(field, group, place, every, asked, advance)
             extra = [_fisher(field, fit, of) for fit, of in zip(group, outcomes, strict=True)] if fisher else []
             if processes.first():
-                outcome.leave(folder, group, outcomes, field.task.test.labels, {**about, "fisher": fisher}, extra)
+                test = field.task.test
+                outcome.leave(folder, group, outcomes, test.labels, {**about, "fisher": fisher}, extra, test.groups)
                 shutil.rmtree(place, ignore_errors=True)
                 with contextlib.suppress(OSError):  # others are half trained still
                     place.parent.rmdir()

@@ -242,9 +242,17 @@ def first_starts(todo: Experiment) -> Iterator[tuple[methods.Named, methods.Star
         yield method, methods.start(method, first)
 
 
+def noted(todo: Experiment) -> list[str]:
+    """What every table must say of the data."""
+    return page.about(todo.made, todo.source, todo.target)[1]
+
+
 def _show(todo: Experiment) -> None:
     for method, start in first_starts(todo):
         console.plan(method.label, start.plan, start.params, start.phases)
+        if paths := methods.left_out(method, start, todo.model):
+            console.say(f"  {method.label}: left out, and so frozen: {', '.join(paths)}\n")
+    console.notes(noted(todo))
 
 
 def main(argv: Sequence[str]) -> None:

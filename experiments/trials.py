@@ -10,7 +10,8 @@ from experiments import fits, methods
 from experiments.sources import Trained
 from experiments.transfer import Experiment, look, streams_of
 from tljax import evaluate, train
-from tljax.types import Split, Task
+from tljax.data import derive
+from tljax.types import Task
 
 
 class Yard(NamedTuple):
@@ -41,7 +42,7 @@ Report = Callable[[int, int, float], bool]
 
 def blind(task: Task) -> Task:
     """A task without its test examples: a search that looked for them would find none."""
-    return replace(task, test=Split(task.test.images[:0], task.test.labels[:0]))
+    return replace(task, test=derive.select(task.test, slice(0)))
 
 
 def yard(todo: Experiment, budget: str) -> Yard:

@@ -1,5 +1,6 @@
 """The truth about sources: the accuracy that each leads to, by the machinery of experiments.transfer."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,7 +39,7 @@ class Truth(NamedTuple):
 def planned(
     given: Mapping[str, Any], made: Settings, cards: Sequence[Card], targets: Mapping[str, Task], means: Any
 ) -> Plan:
-    """Read and check all fits; raises InputError for what cannot be."""
+    """Read and check all fits; raises InputError for what cannot be, and for two names of one fit."""
     names = tuple(name for name in made.strategies if name != SCRATCH)
     if not names:
         raise InputError("--strategies names nothing but scratch: the truth is of full, head_only or others")
@@ -51,11 +52,30 @@ def planned(
             pair = {**given, "target": target, "strategies": names}
             todo = transfer.prepare(origin.settings(pair, card.place, several=True), means, only=True)
             transfers[card.name, target] = todo._replace(target=task)  # one copy of the images for all
+    for todo in list(transfers.values())[:1]:  # the others have the same strategies and budgets
+        _refuse_one_fit_twice(todo)
     return Plan(scratch, transfers)
 
 
+def _refuse_one_fit_twice(todo: Experiment) -> None:
+    """Raise InputError if two strategies, or two label budgets, of the flags come to the same fit."""
+    names: dict[str, str] = {}
+    for method in todo.methods:
+        for budget in todo.made.train_examples:
+            part = todo._replace(methods=(method,), made=dataclasses.replace(todo.made, train_examples=(budget,)))
+            for key in transfer.planned(part):
+                name = f"{method.label} at {budget}"
+                if key in names:
+                    raise InputError(f"'{names[key]}' and '{name}' are the same fits on {todo.target.name}: keep one")
+                names[key] = name
+
+
 def found(plan: Plan, folder: Path, cards: Sequence[Card], made: Settings) -> list[Truth]:
-    """Train what of the plan is missing, and what it gives; raises InputError for a fit that diverged."""
+    """Train what of the plan is missing, and what it gives.
+
+    Raises InputError for a fit that diverged, and for two fits of one source, strategy, budget and seed.
+    """
+    _refuse_doubles(folder)
     every = [*plan.scratch.values(), *plan.transfers.values()]
     data = {name: mark for todo in every for name, mark in transfer.fingerprints(todo).items()}
     of_scratch = {name: _accuracies(todo, folder, data) for name, todo in plan.scratch.items()}
@@ -78,10 +98,23 @@ def found(plan: Plan, folder: Path, cards: Sequence[Card], made: Settings) -> li
     return truths
 
 
+def _refuse_doubles(folder: Path) -> None:
+    """Raise InputError if results.jsonl holds two fits of one key: which of them counted would be chance."""
+    names: dict[str, str] = {}
+    for number, line in enumerate(workdir.lines(folder), 1):
+        where = f"'{line['name']}' (fit {number})"
+        if line["key"] in names:
+            raise InputError(
+                f"'{folder / 'results.jsonl'}' holds two fits of one source, strategy, budget and seed, "
+                f"{names[line['key']]} and {where}: delete the line that does not belong there"
+            )
+        names[line["key"]] = where
+
+
 def _accuracies(todo: Experiment, folder: Path, data: Mapping[str, str]) -> dict[tuple[str, str, int], float]:
     """{(strategy, budget, seed): test accuracy}."""
     lines = {line["key"]: line for line in transfer.within(todo, folder, data)}
-    known = {}
+    known: dict[tuple[str, str, int], float] = {}
     for key, job in transfer.planned(todo).items():
         line: workdir.Line = lines[key]
         if line["diverged"]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import fits, options
+from experiments import fits, options, workdir
 from experiments.options import Settings
 from experiments.search_flags import FIRST_SEED
 from tljax.types import InputError
@@ -14,7 +14,7 @@ def arms(given: Mapping[str, Any], made: Settings, search: str | None) -> list[d
     """Flags of runs that together are the study: one, or one a strategy and label budget with what was best for it.
 
     Raises InputError for a run directory without winners, one of another task, a strategy or label budget that it
-    has not searched, and for seeds that a search may have seen.
+    has not searched, winners that are not as they were written, and for seeds that a search may have seen.
     """
     strategies = made.strategies if "scratch" in made.strategies else ("scratch", *made.strategies)
     if search is None:
@@ -42,6 +42,8 @@ def _winners(search: Path) -> dict[str, dict[str, Any]]:
     files = sorted(search.glob("best/*.flags")) or sorted(search.glob("best.flags"))
     if not files:
         raise InputError(f"--tuned={search} holds no best.flags: give the run directory of a search that has ended")
+    for file in files:
+        workdir.flags_text(file)  # raises InputError for one that is not as it was written
     return {file.stem: options.parse(["tuned", f"--flagfile={file}"]) for file in files}
 
 

@@ -31,8 +31,10 @@ def comparison(strategy: str, mean: float, word: str, **changes: Any) -> Compari
         high=mean + 0.005,
         word=word,
         margin=0.01,
-        power=0.834,
+        power=(0.834, 0.912),
         p=0.0213,
+        size={"positive": "beyond", "negative": "within", "equivalent": "within", "undecided": "open"}.get(word, ""),
+        power_equivalent=(0.1, 0.254),
     )
     return one._replace(**changes)
 
@@ -41,7 +43,7 @@ FAMILY = [
     comparison("full", 0.0123, "positive", p=0.0004),
     comparison("last_k:k=2", -0.0213, "negative"),
     comparison("lora:rank=4", 0.0011, "equivalent", low=-0.0039, high=0.0061),
-    comparison("bias_only", 0.00204, "undecided", low=-0.0096, high=0.01368, power=None, p=None),
+    comparison("bias_only", 0.00204, "undecided", low=-0.0096, high=0.01368, power=None),
 ]
 
 

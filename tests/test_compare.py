@@ -1,7 +1,6 @@
 """Comparing: a study in one run directory, resumed, tuned, judged further, and the same for fits made elsewhere."""
 
 import csv
-import json
 import shutil
 
 import numpy as np
@@ -36,11 +35,12 @@ def test_a_study_holds_all_fits_once_and_scratch_for_each_budget(done):
     assert len(cells) == len(set(cells)) == 2 + 4 + 4 + 4  # sources, scratch, scratch with the source's steps, full
     longer = {cell[2] for cell in cells if cell[0] == "scratch"} - {20}
     assert longer == {20 + source[0][2]}
-    assert len(json.loads((done / "looks.jsonl").read_text())["fits"]) == 12
+    (look,) = workdir.read_record(done / "looks.json")["looks"]
+    assert len(look) == 12 and workdir.read_record(done / "study.json")["looks"] == 1
 
 
 def test_fits_are_judged_on_further_test_sets_and_on_the_source_with_its_head(done):
-    files = {file.name.split("-")[0]: json.loads(file.read_text()) for file in (done / "evals").iterdir()}
+    files = {file.name.split("-")[0]: workdir.read_record(file)["accuracy"] for file in (done / "evals").iterdir()}
     fulls = {line["name"] for line in results(done) if line["strategy"] == "full"}
     assert set(files["source"]) == fulls
     assert all(0 <= value <= 1 for known in files.values() for value in known.values())
@@ -121,6 +121,8 @@ def plant(run, **changes):
     scratch = next(line for line in workdir.lines(run) if line["strategy"] == "scratch")
     planted = {**scratch, "key": "f" * 64, "name": "planted", **changes}
     workdir.add(run, [planted])
+    for mask in (run / "masks").glob(f"{scratch['name']}-*"):
+        shutil.copy(mask, mask.with_name(mask.name.replace(scratch["name"], planted["name"])))
     return planted
 
 
@@ -231,6 +233,43 @@ def test_fits_made_elsewhere_get_the_same_verdicts(tmp_path, capsys):
 def test_epochs_chosen_on_the_test_set_are_refused(tmp_path):
     with pytest.raises(InputError, match="chosen on the test set"):
         report.main(["report", *theirs(tmp_path, selected_on="test")])
+
+
+@pytest.mark.parametrize("word", ["no", "False", "0", ""])
+def test_a_fit_made_elsewhere_that_did_not_diverge_counts_however_that_is_written(tmp_path, word, capsys):
+    report.main(["report", *theirs(tmp_path, diverged=word)])
+    told = capsys.readouterr().out
+    assert "positive" in told and "diverged" not in told
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"train_examples": 0}, "line 2: train_examples is 0: it must be 1 or more"),
+        ({"train_examples": -10}, "line 2: train_examples is -10: it must be 1 or more"),
+        ({"seed": 3}, "line 3 tells of the fit of .*line 2 again"),
+        ({"name": "mine0"}, "line 3 tells of the fit of .*line 2 again"),
+        ({"diverged": "perhaps"}, "line 2: diverged 'perhaps' is neither"),
+        ({"seconds": "nan"}, "line 2: seconds is nan"),
+        ({"steps": "1e3"}, "line 2: steps '1e3' is no number"),
+        ({"steps": 10**400}, "line 2: steps is 1000"),
+        ({"source_accuracy": 93.5}, "line 2: source_accuracy is 93.5: it must be between 0 and 1"),
+        ({"source_accuracy": "inf"}, "line 2: source_accuracy is inf"),
+        ({"strategy": "  "}, "line 2 has no strategy"),
+    ],
+    ids=str,
+)
+def test_a_table_of_fits_that_cannot_be_is_refused(tmp_path, columns, message):
+    with pytest.raises(InputError, match=message) as told:
+        report.main(["report", *theirs(tmp_path, **columns)])
+    assert "\n" not in str(told.value)
+
+
+def test_columns_that_are_not_asked_for_are_left_out_aloud(tmp_path, capsys):
+    report.main(["report", *theirs(tmp_path, options="text", confusion="[[1]]", evals="=1+1")])
+    told = capsys.readouterr().out
+    assert "columns that are not read: options, confusion, evals" in told and "positive" in told
+    assert "=1+1" not in (tmp_path / "out" / "fits.csv").read_text()
 
 
 def test_several_run_directories_make_one_report_and_a_broken_one_is_left_out(done, finished, tmp_path, capsys):

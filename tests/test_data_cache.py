@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from test_data import put, small
 
+from experiments import options, sources
 from tljax.data import cache, checks, idx, load
-from tljax.types import InputError
+from tljax.types import InputError, Task
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def test_the_second_load_is_memory_mapped_and_decodes_nothing(
     first = load("mnist", data_dir=tmp_path / "data", manual_dir=manual)
     monkeypatch.setattr(idx, "read", None)
     again = load("mnist", data_dir=tmp_path / "data", manual_dir=manual)
-    for array in (*again.train, *again.test):
+    for array in (*again.train[:2], *again.test[:2]):
         assert isinstance(array, np.memmap) and not array.flags.writeable
     assert again.fingerprint == first.fingerprint == checks.fingerprint(again.train, again.test, again.classes)
     assert (again.name, again.note, again.classes) == (first.name, first.note, first.classes)
@@ -137,3 +138,125 @@ def test_the_default_data_dir_is_that_of_tfds(manual: Path, tmp_path: Path, monk
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     load("mnist", manual_dir=manual)
     assert kept(tmp_path / "home" / "tensorflow_datasets").is_dir()
+
+
+# Whatever byte is altered: it is said, and the data are decoded again.
+
+
+def tiny(tmp_path: Path) -> str:
+    """A data set of eight examples with all that may be kept of one: groups, class names, a note with findings."""
+    x = np.random.default_rng(0).integers(0, 256, (12, 3, 3), np.uint8)
+    x[8] = x[0]
+    groups = np.array(["a", "b", "c", "d"])
+    arrays = {"x_train": x[:8], "y_train": np.arange(8) % 2, "x_test": x[8:], "y_test": np.arange(4) % 2}
+    names = np.array(["cat", "dog"])
+    np.savez(tmp_path / "tiny.npz", **arrays, class_names=names, train_groups=np.tile(groups, 2), test_groups=groups)
+    return str(tmp_path / "tiny.npz")
+
+
+def same(task: Task, other: Task) -> bool:
+    pairs = [(getattr(a, what), getattr(b, what)) for a, b in ((task.train, other.train), (task.test, other.test))
+             for what in ("images", "labels", "groups")]  # fmt: skip
+    words = [(t.name, t.classes, t.fingerprint, t.note, t.findings) for t in (task, other)]
+    return words[0] == words[1] and all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    "file", ["task.json", "train_images.npy", "train_labels.npy", "train_groups.npy", "test_images.npy",
+             "test_labels.npy", "test_groups.npy"],
+)  # fmt: skip
+def test_any_flipped_bit_of_the_cache_is_said_and_decoded_again(file: str, tmp_path: Path) -> None:
+    name, said = tiny(tmp_path), []
+    first = load(name, data_dir=tmp_path / "reference")
+    load(name, data_dir=tmp_path, say=said.append)
+    assert not said and same(load(name, data_dir=tmp_path, say=said.append), first) and not said
+    place = kept(tmp_path) / file
+    whole = place.read_bytes()
+    for at in range(0, len(whole), 5 if file == "task.json" else 3):
+        altered = bytearray(whole)
+        altered[at] ^= 1 << at % 8
+        place.write_bytes(altered)
+        assert same(load(name, data_dir=tmp_path, say=said.append), first), at
+        assert said == [f"'{place}' is not as it was written: {name} is decoded again"], at
+        said.clear()
+    assert place.read_bytes() == whole
+
+
+@pytest.mark.parametrize("data", [b"", b"[" * 100_000, b"[]", b'{"sha256": 1}', b"\xff", b"{", b"null"])
+def test_a_note_or_array_of_anything_else_is_said_and_decoded_again(data: bytes, tmp_path: Path) -> None:
+    name, said = tiny(tmp_path), []
+    first, _ = (load(name, data_dir=tmp_path / place) for place in ("reference", ""))
+    for file in ("task.json", "test_labels.npy"):
+        (kept(tmp_path) / file).write_bytes(data)
+        assert same(load(name, data_dir=tmp_path, say=said.append), first)
+    assert len(said) == 2
+
+
+def test_a_fingerprint_or_class_name_that_was_changed_is_not_believed(tmp_path: Path) -> None:
+    name, said = tiny(tmp_path), []
+    first, _ = (load(name, data_dir=tmp_path / place) for place in ("reference", ""))
+    place = kept(tmp_path) / "task.json"
+    for before, after in ((first.fingerprint, "0" * 64), ('"cat"', '"cow"'), ('"dog"\n', '"dog" \n')):
+        place.write_text(place.read_text().replace(before, after))
+        assert same(load(name, data_dir=tmp_path, say=said.append), first)
+    assert len(said) == 3
+
+
+def test_what_was_kept_before_there_were_digests_is_decoded_again_without_a_word(tmp_path: Path) -> None:
+    name, said = tiny(tmp_path), []
+    first, _ = (load(name, data_dir=tmp_path / place) for place in ("reference", ""))
+    place = kept(tmp_path) / "task.json"
+    note = json.loads(place.read_text())
+    images = kept(tmp_path) / "train_images.npy"
+    images.write_bytes(images.read_bytes()[:-1] + b"x")
+    del note["sha256"], note["findings"]
+    arrays = [first.train.images, first.train.labels, first.test.images, first.test.labels]
+    note["arrays"] = [[array.dtype.str, list(array.shape)] for array in arrays]
+    place.write_text(json.dumps(note, indent=1))
+    assert same(load(name, data_dir=tmp_path, say=said.append), first) and not said
+
+
+def test_data_that_were_changed_and_kept_are_checked_too(tmp_path: Path) -> None:
+    name, said = tiny(tmp_path) + ":rotate=90", []
+    first, _ = (load(name, data_dir=tmp_path / place) for place in ("reference", ""))
+    notes = {
+        json.loads((folder / "task.json").read_text())["name"]: folder for folder in (tmp_path / "tljax").iterdir()
+    }
+    for changes, folder in (("", notes[name]), (":rotate=90", notes[name.removesuffix(":rotate=90")])):
+        place = folder / "test_labels.npy"
+        altered = bytearray(place.read_bytes())
+        altered[-1] ^= 128  # a label becomes negative
+        place.write_bytes(altered)
+        assert same(load(name, data_dir=tmp_path, say=said.append), first)
+        assert said == [f"'{place}' is not as it was written: {name.removesuffix(changes)} is decoded again"]
+        said.clear()
+
+
+def test_what_a_disk_alters_as_it_is_written_is_not_kept_as_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = cache._Summed.write
+    name, said = tiny(tmp_path), []
+
+    def write_zeros(summed: cache._Summed, data: bytes) -> int:
+        summed.sha256.update(data)
+        return summed.out.write(bytes(len(data)))
+
+    monkeypatch.setattr(cache._Summed, "write", write_zeros)
+    first = load(name, data_dir=tmp_path)
+    assert first.train.images.any() and checks.fingerprint(first.train, first.test, first.classes) == first.fingerprint
+    monkeypatch.setattr(cache._Summed, "write", write)
+    assert same(load(name, data_dir=tmp_path, say=said.append), first) and len(said) == 1
+
+
+def test_programs_say_it_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = tiny(tmp_path)
+    made = options.settings(source=name, data_dir=str(tmp_path))
+    fingerprint = sources.load(made, name, None).fingerprint
+    assert capsys.readouterr().out == ""
+    place = kept(tmp_path) / "test_images.npy"
+    altered = bytearray(place.read_bytes())
+    altered[-50] ^= 128
+    place.write_bytes(altered)
+    assert sources.load(made, name, None).fingerprint == fingerprint
+    assert capsys.readouterr().out == f"'{place}' is not as it was written: {name} is decoded again\n"

@@ -1,5 +1,8 @@
 """Data of one's own: a folder of pictures, an .npz file."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tljax.data import load
+from tljax.data import load, unlabelled
 from tljax.types import InputError, Task
 
 PIXELS = np.random.Philox(key=[2, 0]).random_raw(12 * 6 * 4 * 3 // 8).view(np.uint8).reshape(12, 6, 4, 3)
@@ -213,3 +216,44 @@ def test_a_bad_file_is_named(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"d.npz'.*numpy.savez") as error:
             load(str(file), data_dir=tmp_path)
         assert "\n" not in str(error.value)
+
+
+# Names in any locale.
+
+_LOADED = """
+import sys
+from pathlib import Path
+from tljax.data import load, unlabelled
+print(sys.getfilesystemencoding())
+for data_dir in sys.argv[1:]:
+    task = load("folder:pets", data_dir=data_dir)
+    print(task.fingerprint, [name.encode("utf-8", "surrogateescape") for name in task.classes])
+print([name.encode("utf-8", "surrogateescape") for name in unlabelled.load(Path("pets"), (6, 4, 3)).names])
+"""
+
+
+def test_classes_files_and_their_order_are_the_same_in_every_locale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of these two last ones the bytes sort otherwise than the code points: U+FF21 lies behind U+DCFF.
+    names = ("a.png", "caf\u00e9.png", "\uff21.png", os.fsdecode(b"\xff.png"))
+    classes = ("caf\u00e9", "dog", "\uff21", os.fsdecode(b"\xff"))
+    for row, (label, name) in enumerate((c, n) for c in classes for n in names[: 3 + (c == "dog")]):
+        for split in ("train", "test"):
+            folder = tmp_path / "pets" / split / label
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(PIXELS[row % 12]).save(folder / name)
+    monkeypatch.chdir(tmp_path)
+    task = load("folder:pets", data_dir=tmp_path / "a")
+    posix = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-c", _LOADED, str(tmp_path / "a"), str(tmp_path / "b")]
+    run = subprocess.run(command, env={**os.environ, **posix}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    encoding, kept_by_another, decoded, pictures = run.stdout.splitlines()
+    assert encoding == "ascii"
+    expected = [b"caf\xc3\xa9", b"dog", b"\xff", b"\xef\xbc\xa1"]
+    assert kept_by_another == decoded == f"{task.fingerprint} {expected}"
+    assert pictures == str(
+        [name.encode("utf-8", "surrogateescape") for name in unlabelled.load(Path("pets"), (6, 4, 3)).names]
+    )
+    assert len(list((tmp_path / "a" / "tljax").iterdir())) == 1  # the same folder, and none beside it

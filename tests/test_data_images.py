@@ -1,13 +1,15 @@
 """Images brought to one shape, against references written apart from it."""
 
 import io
+import subprocess
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from tljax.data.images import decode, gather, to_shape
+from tljax.data.images import decode, gather, read, to_shape
 from tljax.types import InputError
 
 PICTURES = np.random.Philox(key=[1, 0]).random_raw(2 * 24 * 20 * 4 // 8).view(np.uint8).reshape(2, 24, 20, 4)
@@ -98,3 +100,78 @@ def test_pictures_of_many_sizes_need_a_shape() -> None:
     got = gather(pictures, 2, (24, 20, 3))
     np.testing.assert_array_equal(got[0], PICTURES[0, ..., :3])
     np.testing.assert_array_equal(got[1], to_shape(PICTURES[1:, :10], (24, 20, 3))[0])
+
+
+# Upright, whatever the camera was held like, and nothing but PNG and JPEG.
+
+
+def with_orientation(picture: Image.Image, orientation: object, format: str) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(picture, format=format, exif=exif, **({"quality": 100} if format == "JPEG" else {}))
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_is_upright_as_its_exif_says(orientation: int, format: str) -> None:
+    # CIPA DC-008-2019, 4.6.4: where row 0 and column 0 of what is kept are seen.
+    places = "top left, top right, bottom right, bottom left, left top, right top, right bottom, left bottom"
+    row, column = places.split(", ")[orientation - 1].split()
+    stored = np.full((32, 48, 3), 128, np.uint8)
+    stored[:4], stored[:, :4] = 255, 0  # white along row 0, black along column 0
+    seen = decode(with_orientation(Image.fromarray(stored), orientation, format), None, "it").astype(int)
+    assert seen.shape == ((32, 48, 3) if orientation < 5 else (48, 32, 3))
+    edge = {"top": np.s_[0, 8:-8], "bottom": np.s_[-1, 8:-8], "left": np.s_[8:-8, 0], "right": np.s_[8:-8, -1]}
+    levels = {name: seen[at].mean() for name, at in edge.items()}
+    assert levels[row] > 225 and levels[column] < 30
+    assert all(abs(levels[name] - 128) < 30 for name in edge.keys() - {row, column})
+
+
+def test_viewers_and_pil_see_the_same() -> None:
+    for orientation in range(1, 9):
+        data = with_orientation(COLOUR, orientation, "PNG")
+        np.testing.assert_array_equal(decode(data, 3, "it"), ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+        grey = decode(data, 1, "it")
+        assert grey.shape == (*decode(data, 3, "it").shape[:2], 1)
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 65535])
+def test_an_orientation_that_is_none_turns_nothing(orientation: int) -> None:
+    np.testing.assert_array_equal(decode(with_orientation(COLOUR, orientation, "PNG"), 3, "it"), COLOUR)
+
+
+def test_exif_that_is_damaged_turns_nothing() -> None:
+    for junk in (b"Exif\0\0", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"Exif\0\0II*\0\xff\xff\xff\xff", b"junk"):
+        np.testing.assert_array_equal(decode(encoded(COLOUR, exif=junk), 3, "it"), COLOUR)
+
+
+@pytest.mark.parametrize("format", ["GIF", "BMP", "TIFF", "WEBP", "PPM", "ICO", "TGA", "EPS", "PDF", "JPEG2000"])
+def test_another_format_is_refused_whatever_the_file_is_called(format: str, tmp_path: Path) -> None:
+    data = encoded(COLOUR, format=format)
+    with pytest.raises(InputError, match=r"it is no readable picture \(no PNG or JPEG\): replace or remove it"):
+        decode(data, None, "it")
+    (tmp_path / "a.png").write_bytes(data)
+    with pytest.raises(InputError, match=r"a.png' is no readable picture \(no PNG or JPEG\)"):
+        read(tmp_path / "a.png")
+
+
+def test_a_postscript_picture_starts_no_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    def started(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a program was started")
+
+    for name in ("Popen", "run", "call", "check_call", "check_output"):
+        monkeypatch.setattr(subprocess, name, started)
+    with pytest.raises(InputError, match="no PNG or JPEG"):
+        decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(%pipe%id) (r) file\n", None, "it")
+
+
+def test_every_place_that_opens_a_picture_names_the_formats() -> None:
+    root = Path(__file__).parent.parent
+    files = [*(root / "tljax").rglob("*.py"), *(root / "experiments").rglob("*.py")]
+    opened = [line for file in files for line in file.read_text(encoding="utf-8").splitlines() if "Image.open(" in line]
+    assert opened and all("formats=FORMATS" in line for line in opened)
+
+
+def test_a_jpeg_of_several_pictures_as_phones_make_them_is_read() -> None:
+    data = encoded(COLOUR, format="MPO", save_all=True, append_images=[COLOUR.rotate(90)], quality=100)
+    np.testing.assert_array_equal(decode(data, 3, "it"), decode(encoded(COLOUR, format="JPEG", quality=100), 3, "it"))

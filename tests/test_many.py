@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from tljax import masks, models, named_optimizer, objective, parallel, prefix, train
@@ -212,3 +213,37 @@ def test_logits_over_devices_are_those_of_each_fit():
     for row in range(4):
         params = jax.tree.map(lambda leaf, row=row: np.asarray(leaf)[row], states[0][0].params)
         np.testing.assert_allclose(got[row], models.apply(MODEL, params, IMAGES), rtol=1e-5, atol=1e-5)
+
+
+def test_the_norm_of_the_gradient_too_has_the_bits_of_a_fit_alone():
+    """At a width where a product with ones adds in an order that goes with the devices; and it is the norm.
+
+    So have loss, penalty and parameters, under a clip by the norm.
+    """
+    model = models.build("mlp", 10, hidden=(512,), activation="relu")
+    images = jnp.asarray(RNG.integers(0, 256, (100, 28, 28, 1)).astype(np.uint8))
+    labels = jnp.asarray(RNG.integers(0, 10, 100).astype(np.int32))
+    program = train.Program(model, PROGRAM.loss, SPEC, PROGRAM.penalties)
+
+    def norms(seeds, devices):
+        params = [models.init(model, jax.random.key(seed), (28, 28, 1)) for seed in seeds]
+        mask = masks.by_path(params[0], lambda path: True)
+        order = lambda first, last: np.tile(np.arange(100, dtype=np.int32), (last - first, 1))  # noqa: E731
+        rates, numbers = np.full(12, 0.05, np.float32), {**NUMBERS, "label_smoothing": 0.0}
+        group = [
+            train.Trial(one, ((0, mask),), order, rates, ({"weight": 1e-3},), numbers, jax.random.key(0))
+            for one in params
+        ]
+        [(state, log)] = train.fit(program, group, images, labels, [12], means=train.Means(DEVICES[:devices]))
+        first = jax.tree.map(lambda leaf: np.asarray(leaf[0]), (log, state.params))
+        return first, params[0]
+
+    alone, params = norms((0,), 1)
+    assert_same(alone, norms((0, 1), 2)[0])
+
+    def mean_loss(params):
+        loss = optax.softmax_cross_entropy_with_integer_labels(models.apply(model, params, images), labels).mean()
+        return loss + 1e-3 / 2 * sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params))
+
+    leaves = [np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(jax.grad(mean_loss)(params))]
+    np.testing.assert_allclose(alone[0].gradient_norm[0], np.sqrt(sum(leaf @ leaf for leaf in leaves)), rtol=1e-5)

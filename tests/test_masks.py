@@ -3,6 +3,7 @@
 import dataclasses
 from typing import NamedTuple
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -172,7 +173,10 @@ def test_numbers_and_arrays_count_as_trained_and_zero_as_frozen():
         ({"a": True, "b": np.ones(3, bool)}, r"array at 'b' has shape \(3,\)"),
         ({"a": True, "b": np.ones((1, 2), bool)}, "does not broadcast"),
         ({"a": True, "b": np.zeros(2, bool)}, "all zero: write False"),
-        ({"a": True, "b": np.array([0.5, 1.0])}, "values beside 0 and 1"),
+        ({"a": True, "b": np.array([0.5, np.nan])}, "array at 'b' has the number nan: it must be finite"),
+        ({"a": True, "b": np.array([0.5, -1.0])}, r"array at 'b' has the number -1\.0"),
+        ({"a": True, "b": np.array([-1, 1])}, r"array at 'b' has the number -1\.0"),
+        ({"a": True, "b": jnp.array([np.inf, 1.0])}, "array at 'b' has the number inf"),
         ({"a": True, "b": np.ones(2, object)}, "leaf at 'b' is .*: give True"),
         ({"a": True, "b": 10**400}, "number at 'b' is inf"),
         ({"a": True, "b": 1j}, "leaf at 'b' is '1j'"),
@@ -325,13 +329,13 @@ def test_top_refuses_what_has_no_rank():
         masks.top({"a": np.ones(2)}, 0.5, among={"a": 0.5})
 
 
-def test_scale_multiplies_numbers_leaves_false_and_refuses_arrays():
+def test_scale_multiplies_numbers_and_leaves_false():
     mask = {"a": True, "b": False, "c": 0.5, "d": np.bool_(True)}
     assert masks.scale(mask, 0.1) == {"a": 0.1, "b": False, "c": 0.05, "d": 0.1}
     traced = jax.jit(lambda factor: masks.scale({"a": True, "b": 0.5}, factor))(jnp.float32(0.5))
     assert traced == {"a": 0.5, "b": 0.25}
-    with pytest.raises(InputError, match="leaf at 'a' is an array, which selects"):
-        masks.scale({"a": np.array([True])}, 0.5)
+    arrays = masks.scale({"a": np.array([True, False]), "b": np.array([0.5, 2.0])}, 0.5)
+    assert arrays["a"].tolist() == [0.5, 0.0] and arrays["b"].tolist() == [0.25, 1.0]
     smaller = masks.scale(mask, jnp.exp(-1.0))
     masks.lint({name: np.ones(2) for name in mask}, smaller)
     assert smaller["a"] == pytest.approx(np.exp(-1)) and smaller["b"] is False
@@ -454,20 +458,22 @@ FIRST, SECOND, ALL = np.array([True, False]), np.array([False, True]), np.array(
         ([0, np.float32(0.5), 1], 1),
         ([FIRST, FIRST], 0),
         ([FIRST, SECOND], 1),
-        ([FIRST, ALL, FIRST], 1),
-        ([FIRST, True], 1),
-        ([FIRST, 0.5], 1),
+        ([FIRST, ALL, FIRST], 0),
+        ([FIRST, True], [0, 1]),
+        ([FIRST, 0.5], [0, 1]),
+        ([np.array([0.1, 0.0]), np.array([0.2, 0.3])], [0, 1]),
         ([ALL, True], 0),
         ([True, FIRST], 0),
-        ([True, FIRST, ALL], 2),
+        ([True, FIRST, ALL], [0, 2]),
         ([FIRST, False, FIRST], 2),
-        ([jnp.array(FIRST), jnp.array(ALL)], 1),
-        ([np.array([[True], [False]]), np.array([[True, False]])], 1),
-        ([np.array([[True, False]]), np.array([[True], [False]])], 1),
+        ([jnp.array(FIRST), jnp.array(ALL)], [0, 1]),
+        ([np.array([[True], [False]]), np.array([[True, False]])], [[0, -1], [1, -1]]),
+        ([np.array([[True, False]]), np.array([[True], [False]])], [[0, 1], [-1, -1]]),
     ],
 )
-def test_since_tells_the_phase_from_which_a_leaf_trains_without_a_gap(history, age):
-    assert masks.since(*({"leaf": m} for m in history)) == {"leaf": age}
+def test_since_tells_the_phase_from_which_a_leaf_or_an_element_trains_without_a_gap(history, age):
+    [found] = masks.since(*({"leaf": m} for m in history)).values()
+    assert np.asarray(found).tolist() == age
 
 
 def test_since_keeps_the_tree_and_refuses_different_trees_and_no_mask():
@@ -521,3 +527,236 @@ def test_a_mask_that_can_be_called_is_a_mask_all_the_same():
     assert not masks.is_strategy(Plain(True, {"bias": True}))
     with pytest.raises(InputError, match=r"^the mask freezes every leaf"):
         masks.lint_phases(TREES["dataclass"], [Phase(0.0, Plain(False, {"bias": False}))])
+
+
+PART = np.array([True, False])
+
+
+@pytest.mark.parametrize(
+    ("leaf", "expected"),
+    [
+        (True, True),
+        (np.bool_(False), False),
+        (1, True),
+        (1.0, True),
+        (0.0, False),
+        (-0.0, False),
+        (np.array(0.5), 0.5),
+        (jnp.float32(0.5), 0.5),
+        (np.array(True), True),
+        (2, 2.0),
+        (PART, PART),
+        (jnp.array(PART), PART),
+        (np.array([1, 0]), PART),
+        (np.array([1.0, 0.0]), PART),
+        (jnp.array([1.0, 0.0], jnp.bfloat16), PART),
+        (np.array([0.5, 0.0]), np.array([0.5, 0.0])),
+        (np.array([0, 3]), np.array([0.0, 3.0])),
+        (np.array([0.25]), np.array([0.25])),
+    ],
+)
+def test_canonical_knows_four_kinds_of_leaf(leaf, expected):
+    found = masks.canonical({"w": np.ones(2)}, {"w": leaf})["w"]
+    assert type(found) is type(expected)
+    assert np.array_equal(found, expected) and np.asarray(found).dtype == np.asarray(expected).dtype
+
+
+def test_a_mask_of_rates_is_linted_shown_written_and_told_apart(tmp_path):
+    params = {"a": np.ones((2, 3)), "b": np.ones(2)}
+    mask = {"a": np.array([[0.1], [0.0]]), "b": jnp.array([0.5, 0.25])}
+    masks.lint(params, mask)
+    assert masks.static(params, mask) == {"a": True, "b": True}
+    rows = {row.path: (row.trained, row.trained_size) for row in masks.table(params, mask)}
+    assert rows == {"a": ("x 0.1 to 0.1", 3), "b": ("x 0.25 to 0.5", 2)}
+    masks.save(mask, tmp_path / "mask")
+    again = masks.load(tmp_path / "mask", params)
+    assert masks.equal(again, mask) and masks.digest(again) == masks.digest(mask)
+    selecting = {"a": np.array([[True], [False]]), "b": np.array([True, True])}
+    assert not masks.equal(selecting, mask) and masks.digest(selecting) != masks.digest(mask)
+    with pytest.raises(InputError, match=r"does not broadcast to \(2, 3\)"):
+        masks.canonical(params, {"a": np.full(2, 0.5), "b": True})
+
+
+def test_bools_and_bool_arrays_combine_by_element():
+    a, b = {"x": PART, "y": PART, "z": True}, {"x": ~PART, "y": False, "z": PART}
+    assert masks.equal(masks.union(a, b), {"x": PART | ~PART, "y": PART, "z": True})
+    assert masks.equal(masks.intersect(a, b), {"x": PART & ~PART, "y": False, "z": PART})
+    assert masks.equal(masks.invert(a), {"x": ~PART, "y": ~PART, "z": False})
+    with pytest.raises(InputError, match=r"arrays at 'x' have the shapes \(2,\) and \(3,\)"):
+        masks.union({"x": PART}, {"x": np.ones(3, bool)})
+    with pytest.raises(InputError, match="not a bool: combine bools, then scale"):
+        masks.union({"x": np.array([0.5, 1.0])}, {"x": PART})
+
+
+OUTSIDE = r"build masks outside jax\.jit"
+BARS = {"body": np.ones(2), "head": np.ones(2)}
+READERS = {
+    "split": lambda mask: masks.split(BARS, mask)[0],
+    "static": lambda mask: masks.static(BARS, mask),
+    "trains": lambda mask: masks.trains(mask["body"]),
+    "lint": lambda mask: masks.lint(BARS, mask),
+    "table": lambda mask: masks.table(BARS, mask),
+    "since": lambda mask: masks.since(mask),
+    "union": lambda mask: masks.union(mask, mask),
+    "invert": lambda mask: masks.invert(mask),
+    "equal": lambda mask: masks.equal(mask, mask),
+    "digest": lambda mask: masks.digest(mask),
+    "canonical": lambda mask: masks.canonical(BARS, mask),
+    "masked": lambda mask: optimizer.masked(optax.sgd(1.0), mask).init(BARS),
+    "apply": lambda mask: optimizer.apply(BARS, BARS, mask),
+}
+
+
+@pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
+@pytest.mark.parametrize("mask", [{"body": False, "head": True}, {"body": 0, "head": 1}], ids=["bools", "integers"])
+def test_a_mask_that_is_an_argument_of_jit_is_refused(reader, mask):
+    with pytest.raises(InputError, match=OUTSIDE):
+        jax.jit(lambda mask: reader(mask) and None)(mask)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda step: jax.vmap(step),
+        lambda step: lambda mask: jax.lax.scan(lambda carry, mask: (carry, step(mask)), 0, mask),
+        lambda step: lambda mask: jax.pmap(step)(mask),
+        lambda step: lambda mask: jax.lax.cond(True, step, step, jax.tree.map(lambda leaf: leaf[0], mask)),
+        lambda step: lambda mask: jax.lax.map(step, mask),
+    ],
+    ids=["vmap", "scan", "pmap", "cond", "map"],
+)
+def test_a_mask_that_is_data_of_another_transformation_is_refused(transform):
+    mask = {"body": np.array([False]), "head": np.array([True])}
+    with pytest.raises(InputError, match=OUTSIDE):
+        transform(lambda mask: masks.split(BARS, mask)[0]["head"])(mask)
+
+
+def test_a_mask_in_a_field_of_a_state_is_refused_under_jit():
+    state = Pair(BARS, {"body": False, "head": True})
+    with pytest.raises(InputError, match=OUTSIDE):
+        jax.jit(lambda state: optimizer.apply(state.left, state.left, state.right))(state)
+
+
+def test_a_traced_rate_may_stay_and_a_concrete_mask_may_be_used_under_jit():
+    rated = jax.jit(lambda rate: masks.split(BARS, {"body": rate, "head": False})[0])(0.5)
+    assert rated["head"] is None and rated["body"].tolist() == [1, 1]
+    closed = {"body": jnp.array(False), "head": jnp.array(True)}
+    assert jax.jit(lambda params: masks.split(params, closed)[0])(BARS)["body"] is None
+
+
+AFFINE = {"scale": np.ones(3), "bias": np.ones(3)}
+MOMENTS = {"mean": np.ones(3), "var": np.ones(3)}
+MIXED = {
+    "linen": ({"bn": AFFINE, "batch_stats": {"bn": MOMENTS}}, {"bn/scale", "bn/bias"}),
+    "torch": (
+        {"bn1": {"weight": np.ones(3), "running_mean": np.ones(3), "running_var": np.ones(3)}, "fc": np.ones(2)},
+        {"bn1/weight", "fc"},
+    ),
+    "a state_dict": (
+        {"bn.weight": np.ones(3), "bn.running_var": np.ones(3), "bn.num_batches_tracked": np.float32(3)},
+        {"bn.weight"},
+    ),
+    "keras": (
+        {"bn": {"gamma": np.ones(3), "moving_mean": np.ones(3), "moving_variance": np.ones(3)}},
+        {"bn/gamma"},
+    ),
+    "tensorflow": ({"bn/moving_mean:0": np.ones(3), "bn/gamma:0": np.ones(3)}, {"bn/gamma:0"}),
+    "haiku": ({"bn/~/mean_ema": {"average": np.ones(3)}, "bn": AFFINE}, {"bn/scale", "bn/bias"}),
+    "averages": ({"ema_params": {"head": np.ones(2)}, "head": np.ones(2)}, {"head"}),
+    "nnx, pure": ({"first": AFFINE | MOMENTS, "bn": dict(MOMENTS)}, {"first/scale", "first/bias"}),
+    "a Gaussian's own mean": ({"prior": dict(MOMENTS), "head": np.ones(2)}, {"prior/mean", "prior/var", "head"}),
+    "layers called mean": (
+        {"mean": {"kernel": np.ones(3)}, "var": {"kernel": np.ones(3)}},
+        {"mean/kernel", "var/kernel"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("params", "expected"), MIXED.values(), ids=MIXED)
+def test_running_statistics_never_train_by_whatever_name(params, expected):
+    everything = masks.by_path(params, lambda path: True)
+    told = jax.tree.map(lambda leaf: True, params)
+    builders = {
+        "by_path": everything,
+        "by_glob": masks.by_glob(params, "**"),
+        "by_size": masks.by_size(params),
+        "under": masks.under(params, list(dict.fromkeys(path.split("/")[0] for path in expected))),
+        "top": masks.static(params, masks.top(jax.tree.map(np.ones_like, params), 1.0)),
+        "kept": masks.kept(params, None),
+        "static": masks.static(params, told),
+        "rates": masks.static(params, masks.scale(told, 0.5)),
+    }
+    for name, mask in builders.items():
+        assert {path for path, m in leaves(mask).items() if m} == expected, name
+    assert set(paths.names(masks.split(params, told)[0])) == expected
+    state = optimizer.masked(optax.sgd(0.1, momentum=0.9), told).init(params)
+    assert len(jax.tree.leaves(state)) == len(expected)
+
+
+class Counter(nnx.Variable):
+    """A variable of somebody's own, that is no parameter."""
+
+
+def test_of_an_nnx_module_the_parameters_alone_train():
+    class Network(nnx.Module):
+        def __init__(self, rngs):
+            self.first = nnx.BatchNorm(3, use_scale=False, use_bias=False, rngs=rngs)
+            self.head = nnx.Linear(3, 2, rngs=rngs)
+            self.drop = nnx.Dropout(0.5, rngs=rngs)
+            self.seen = Counter(jnp.zeros(()))
+            self.prior = nnx.Dict(
+                mean=nnx.Param(jnp.zeros(3)), var=nnx.Param(jnp.ones(3)), scale=nnx.Param(jnp.ones(3))
+            )
+
+    network = Network(nnx.Rngs(0))
+    expected = {f"head/{name}/value" for name in ("bias", "kernel")}
+    expected |= {f"prior/{name}/value" for name in ("mean", "var", "scale")}
+    for tree in (nnx.state(network), network):
+        mask = masks.by_path(tree, lambda path: True)
+        assert {path for path, m in leaves(mask).items() if m} == expected
+        assert set(paths.names(masks.split(tree, jax.tree.map(lambda leaf: True, tree))[0])) == expected
+    with pytest.raises(InputError, match="true for no leaf that can train"):
+        masks.under(nnx.state(network), "first")
+
+
+STACK = {"blocks": {"kernel": np.ones((6, 2, 2)), "bias": np.ones((6, 2))}, "head": np.ones(2)}
+
+
+@pytest.mark.parametrize(
+    ("which", "expected"),
+    [(slice(4, None), [4, 5]), (slice(None, 1), [0]), (-1, [5]), (2, [2]), ([0, 3], [0, 3]), (range(2), [0, 1])],
+)
+def test_layers_of_a_stack_are_chosen_along_the_first_axis(which, expected):
+    mask = masks.layers(STACK, "blocks", which)
+    assert mask["head"] is False
+    for name, shape in (("kernel", (6, 1, 1)), ("bias", (6, 1))):
+        assert mask["blocks"][name].shape == shape
+        assert np.flatnonzero(mask["blocks"][name]).tolist() == expected
+    masks.lint(STACK, masks.union(mask, masks.under(STACK, "head")))
+
+
+def test_layers_refuse_what_is_no_stack_and_what_chooses_nothing():
+    assert masks.layers(STACK, "blocks", slice(None)) == masks.under(STACK, "blocks")
+    for which in (6, slice(6, None), [], "all", [0.5]):
+        with pytest.raises(InputError, match=r"layers: .*'blocks'"):
+            masks.layers(STACK, "blocks", which)
+    with pytest.raises(InputError, match=r"no first axis of one length: 'a/x' \(2,\), 'a/y' \(3,\)"):
+        masks.layers({"a": {"x": np.ones(2), "y": np.ones(3)}}, "a", 0)
+    with pytest.raises(InputError, match="prefix 'block' holds no leaf; nearest: 'blocks'"):
+        masks.layers(STACK, "block", 0)
+
+
+def test_masks_are_matched_by_path_through_boxes_and_other_containers():
+    plain = {"head": {"kernel": np.ones((2, 2))}, "body": {"kernel": np.ones((2, 2))}}
+    variables = jax.tree.map(nnx.Param, plain)
+    boxed = jax.tree.map(lambda leaf: nn.Partitioned(leaf, ("x", "y")), plain)
+    trees = [plain, flax.core.freeze(plain), variables, boxed, nnx.State(variables)]
+    for one in trees:
+        mask = masks.under(one, "head")
+        for other in trees:
+            trained, frozen = masks.split(other, mask)
+            assert masks.canonical(other, mask) == masks.under(other, "head")
+            assert jax.tree.structure(masks.join(trained, frozen)) == jax.tree.structure(other)
+            assert [path.removesuffix("/value") for path in paths.names(trained)] == ["head/kernel"]
+    with pytest.raises(InputError, match="'tail/kernel' only in the mask"):
+        masks.split(plain, {"head": {"kernel": True}, "tail": {"kernel": True}})

@@ -2,14 +2,18 @@
 
 import itertools
 
+import flax
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from tljax import masks, named_optimizer, optimizer, paths
-from tljax.types import InputError
+from tljax.strategies import bias_only, head_only, lp_ft, random_mask
+from tljax.types import Context, InputError
 
 PARAMS = {
     "a": np.array([[1.0, -2.0]], np.float32),
@@ -169,3 +173,357 @@ def test_schedules_equal_their_formulas():
 def test_schedules_refuse_what_cannot_be(arguments, message):
     with pytest.raises(InputError, match=message):
         named_optimizer.rates(*arguments)
+
+
+RATES = np.array([[0.1], [0.0], [0.5], [2.0]])
+WIDE = {"w": np.arange(8.0, dtype=np.float32).reshape(4, 2) - 3}
+
+
+@pytest.mark.parametrize("rates", [RATES, jnp.asarray(RATES, jnp.bfloat16), (RATES * 10).astype(int)])
+@pytest.mark.parametrize("jit", [False, True])
+def test_an_array_of_floats_scales_each_element_and_its_zero_freezes(rates, jit):
+    """Against Adam written out: the update of each element times its rate."""
+    mask, gradient = {"w": rates}, {"w": np.array([[1.0, -2], [np.nan, np.inf], [3, 4], [-5, 6]], np.float32)}
+    tx = optimizer.masked(optax.adam(0.1), mask)
+    after, state, first = WIDE, tx.init(WIDE), np.zeros((4, 2))
+    update = jax.jit(tx.update) if jit else tx.update
+    mu, nu = np.zeros((4, 2)), np.zeros((4, 2))
+    g = np.where(RATES != 0, gradient["w"], 0.0)
+    for step in (1, 2):
+        updates, state = update(gradient, state, after)
+        after = optimizer.apply(after, updates, mask)
+        mu, nu = 0.9 * mu + 0.1 * g, 0.999 * nu + 0.001 * g**2
+        first -= np.asarray(rates, float) * 0.1 * (mu / (1 - 0.9**step)) / (np.sqrt(nu / (1 - 0.999**step)) + 1e-8)
+    np.testing.assert_allclose(after["w"], WIDE["w"] + first, rtol=1e-5, atol=5e-5)
+    assert np.asarray(after["w"])[1].tobytes() == WIDE["w"][1].tobytes()
+
+
+def test_zeros_and_ones_of_any_type_mean_what_bools_mean():
+    gradient = {"w": np.arange(8.0, dtype=np.float32).reshape(4, 2) + 1}
+    bools = RATES > 0.2
+    seen = []
+    for m in (bools, bools.astype(np.float32), bools.astype(int), jnp.asarray(bools)):
+        tx = optimizer.masked(optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.1)), {"w": m})
+        after, state = steps(tx, WIDE, gradient)
+        seen.append([np.asarray(leaf).tobytes() for leaf in jax.tree.leaves((after, state))])
+    assert all(bits == seen[0] for bits in seen)
+    one, plain = (
+        optimizer.masked(optax.adam(0.1), {"w": m}).update(
+            gradient, optimizer.masked(optax.adam(0.1), {"w": m}).init(WIDE)
+        )[0]["w"]
+        for m in (np.ones((4, 2)), True)
+    )
+    assert np.asarray(one).tobytes() == np.asarray(plain).tobytes()
+
+
+@pytest.mark.parametrize("value", [np.nan, -1.0, np.inf])
+def test_a_rate_in_an_array_that_cannot_be_is_refused_before_anything_trains(value):
+    tx = optimizer.masked(optax.sgd(1.0), {"w": np.full((4, 2), value)})
+    for attempt in (lambda: tx.init(WIDE), lambda: tx.update(WIDE, optax.EmptyState(), WIDE)):
+        with pytest.raises(InputError, match=r"array at 'w' has the number .*: it must be finite and at least 0"):
+            attempt()
+
+
+def test_a_traced_rate_of_zero_freezes():
+    params = {"a": np.array([-0.0, 1.0], np.float32), "b": np.ones(2, np.float32)}
+    gradient = {"a": np.array([np.inf, np.nan], np.float32), "b": np.ones(2, np.float32)}
+
+    def step(rate, params):
+        mask = {"a": rate, "b": True}
+        tx = optimizer.masked(optax.sgd(1.0), mask)
+        return optimizer.apply(params, tx.update(gradient, tx.init(params), params)[0], mask)
+
+    after = jax.jit(step)(0.0, params)
+    assert np.asarray(after["a"]).tobytes() == params["a"].tobytes()
+    assert after["b"].tolist() == [0, 0]
+
+
+PAYLOAD = np.array([0x7FC00123, 0x80000000, 0x3F800000], np.uint32).view(np.float32)
+"""A NaN that carries bits, -0.0 and 1.0."""
+
+
+def test_apply_leaves_a_frozen_leaf_the_array_that_went_in():
+    params = {"a": jnp.ones(3), "b": PAYLOAD.copy(), "c": PAYLOAD.copy(), "steps": np.int32(7), "hole": None}
+    mask = {"a": True, "b": False, "c": np.array([False, False, True]), "steps": True, "hole": True}
+    float0 = np.zeros((), jax.dtypes.float0)
+    updates = {"a": jnp.ones(3), "b": jnp.full(3, jnp.nan), "c": jnp.full(3, jnp.nan), "steps": float0, "hole": None}
+    after = optimizer.apply(params, updates, mask)
+    assert after["b"] is params["b"] and after["steps"] is params["steps"] and after["hole"] is None
+    assert np.asarray(after["c"])[:2].tobytes() == PAYLOAD[:2].tobytes() and np.isnan(after["c"][2])
+    assert after["a"].tolist() == [2, 2, 2]
+    jitted = jax.jit(lambda params, updates: optimizer.apply(params, updates, mask))
+    again = jitted({**params, "steps": jnp.int32(7)}, {**updates, "steps": jnp.int32(0)})
+    for name in ("a", "b", "c"):
+        assert np.asarray(again[name]).tobytes() == np.asarray(after[name]).tobytes()
+
+
+def test_apply_takes_the_updates_of_the_trained_part_and_asks_for_each():
+    params, mask = {"a": jnp.ones(2), "b": jnp.ones(2)}, {"a": True, "b": False}
+    assert optimizer.apply(params, {"a": jnp.ones(2), "b": None}, mask)["a"].tolist() == [2, 2]
+    trained = optimizer.apply({"a": jnp.ones(2), "b": None}, {"a": jnp.ones(2), "b": None}, mask)
+    assert trained["a"].tolist() == [2, 2] and trained["b"] is None
+    with pytest.raises(InputError, match="'b' trains and has no update"):
+        optimizer.apply(params, {"a": jnp.ones(2), "b": None}, {"a": True, "b": True})
+    with pytest.raises(InputError, match="'c' only in the updates"):
+        optimizer.apply(params, {"a": jnp.ones(2), "c": jnp.ones(2)}, mask)
+    half = optimizer.apply({"a": jnp.ones(2, jnp.bfloat16)}, {"a": jnp.ones(2)}, {"a": True})
+    assert half["a"].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda tx: optax.chain(tx, optax.add_decayed_weights(-0.1)),
+        lambda tx: optax.contrib.schedule_free(tx, 0.1),
+        lambda tx: optax.MultiSteps(tx, 2).gradient_transformation(),
+        lambda tx: optax.chain(tx, optax.ema(0.9)),
+    ],
+    ids=["decay", "schedule_free", "MultiSteps", "ema"],
+)
+def test_apply_keeps_frozen_leaves_under_wrappers_outside_masked(wrap):
+    params, mask = {"a": jnp.array([-0.0, 2.0]), "b": jnp.ones(2)}, {"a": False, "b": True}
+    tx = wrap(optimizer.masked(optax.adam(0.1), mask))
+    after, state = params, tx.init(params)
+    for _ in range(4):
+        updates, state = tx.update(params, state, after)
+        after = optimizer.apply(after, updates, mask)
+    assert after["a"] is params["a"] and (after["b"] != params["b"]).all()
+
+
+TREE = {"body": {"kernel": jnp.ones((2, 2)), "bias": -jnp.zeros(2)}, "head": {"kernel": jnp.ones((2, 2))}}
+
+
+def test_a_function_of_the_parameters_is_a_mask_and_so_is_a_strategy():
+    context = Context(stages=("body", "head"), key=jax.random.key(0))
+    rules = {
+        "head": lambda params: masks.under(params, "head"),
+        "by size": lambda params: masks.by_size(params, at_most=2),
+        "a strategy": bias_only.strategy,
+        "one of stages": lambda params: head_only.strategy(params, context),
+        "elements": lambda params: random_mask.strategy(params, context, fraction=0.5),
+    }
+    for name, rule in rules.items():
+        mask = rule(TREE, Context()) if name == "a strategy" else rule(TREE)
+        seen = []
+        for m in (mask, rule):
+            tx = optimizer.masked(optax.adam(0.1), m)
+            updates, state = jax.jit(tx.update)(TREE, tx.init(TREE), TREE)
+            seen.append(optimizer.apply(TREE, updates, m if m is mask else mask))
+            assert jax.tree.structure(state) == jax.tree.structure(optimizer.masked(optax.adam(0.1), mask).init(TREE))
+        assert jax.tree.all(jax.tree.map(np.array_equal, *seen)), name
+    assert optimizer.apply(TREE, TREE, rules["head"])["body"]["kernel"] is TREE["body"]["kernel"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (lambda params: masks.top(params, 0.5), "fails on the shapes of the parameters .*: a mask that follows from"),
+        (lambda params: jax.tree.map(lambda leaf: bool(leaf.sum() > 0), params), "a mask that follows from values"),
+        (lambda params: lp_ft.strategy(params, Context(("body", "head"))), "gives phases"),
+        (lambda params: {"head": True}, "only in the parameters"),
+        (lambda params: "head", "only in the"),
+        (head_only.strategy, "no prefix given"),
+    ],
+)
+def test_a_function_that_gives_no_mask_of_the_tree_is_refused(rule, message):
+    with pytest.raises(InputError, match=message):
+        optimizer.masked(optax.sgd(1.0), rule).init(TREE)
+
+
+BOXES = {
+    "nnx.State": lambda tree: nnx.State(jax.tree.map(nnx.Param, tree)),
+    "nn.Partitioned": lambda tree: jax.tree.map(lambda leaf: nn.Partitioned(leaf, ("x",)), tree),
+    "FrozenDict": flax.core.freeze,
+}
+
+
+@pytest.mark.parametrize("box", BOXES.values(), ids=BOXES)
+@pytest.mark.parametrize("boxed_mask", [False, True])
+def test_the_mask_fits_whether_or_not_leaves_are_wrapped(box, boxed_mask):
+    """As callers do it that wrap leaves for `init` and not for `update`, or the other way round."""
+    mask = masks.under(box(TREE) if boxed_mask else TREE, "head")
+    tx = optimizer.masked(optax.sgd(1.0), mask)
+    tx.init(box(TREE))
+    state = tx.init(TREE)
+    updates, _ = tx.update(TREE, state, TREE)
+    assert updates["head"]["kernel"].tolist() == [[-1, -1], [-1, -1]]
+    assert np.signbit(updates["body"]["bias"]).all()
+    assert optimizer.apply(TREE, updates, mask)["body"]["bias"] is TREE["body"]["bias"]
+
+
+def test_nnx_optimizer_goes_on_over_two_cohorts():
+    class Network(nnx.Module):
+        def __init__(self, rngs):
+            self.hidden, self.head = nnx.Linear(3, 4, rngs=rngs), nnx.Linear(4, 1, rngs=rngs)
+            self.frozen = nnx.Param(jnp.array([-0.0]))
+
+    network = Network(nnx.Rngs(0))
+    first, second = (masks.under(nnx.state(network, nnx.Param), names) for names in (["head"], ["head", "hidden"]))
+    trainer = nnx.Optimizer(
+        network, optimizer.masked(optax.adamw(0.1, weight_decay=0.1), second, masks.since(first, second)), wrt=nnx.Param
+    )
+    before = np.asarray(network.hidden.kernel[...])
+
+    @nnx.jit
+    def step(network, trainer):
+        trainer.update(network, nnx.grad(lambda net: jnp.square(net.head(net.hidden(jnp.ones((2, 3))))).sum())(network))
+
+    step(network, trainer)
+    assert (np.asarray(network.hidden.kernel[...]) != before).all()
+    assert np.asarray(network.frozen[...]).tobytes() == np.array([-0.0], np.float32).tobytes()
+
+
+HEAD = masks.under(TREE, "head")
+KERNELS = {"body": {"kernel": True, "bias": False}, "head": {"kernel": True}}
+SCALES = jax.tree.map(lambda leaf: 0.5, TREE)
+
+
+def scaled(by):
+    """Per-parameter rates, of a tree or of a function of the tree."""
+    return optax.stateless(lambda updates, params: jax.tree.map(lambda u, s: u * s, updates, by(updates)))
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        scaled(lambda tree: SCALES),
+        optax.chain(optax.adam(0.1), scaled(lambda tree: SCALES)),
+        optax.GradientTransformation(lambda tree: jax.tree.map(lambda p, s: p * s, tree, SCALES), None),
+    ],
+    ids=["rates", "chained", "in init"],
+)
+def test_a_tree_of_all_parameters_inside_the_optimizer_is_refused_with_the_remedy(tx):
+    def step(mask):
+        masked = optimizer.masked(tx, mask)
+        return jax.jit(masked.update)(TREE, masked.init(TREE), TREE)
+
+    with pytest.raises(InputError, match="give a function of the tree"):
+        step(HEAD)
+
+
+@pytest.mark.parametrize(
+    ("tree", "function"),
+    [
+        (
+            optax.adamw(0.1, weight_decay=0.5, mask=KERNELS),
+            optax.adamw(0.1, weight_decay=0.5, mask=lambda tree: jax.tree.map(lambda leaf: leaf.ndim > 1, tree)),
+        ),
+        (
+            optax.multi_transform({True: optax.adam(0.1), False: optax.sgd(0.1)}, KERNELS),
+            optax.multi_transform(
+                {True: optax.adam(0.1), False: optax.sgd(0.1)},
+                lambda tree: jax.tree.map(lambda leaf: leaf.ndim > 1, tree),
+            ),
+        ),
+        (scaled(lambda tree: SCALES), scaled(lambda tree: jax.tree.map(lambda leaf: 0.5, tree))),
+    ],
+    ids=["decay mask", "labels", "rates"],
+)
+def test_a_function_of_the_tree_does_what_a_tree_was_meant_to_do(tree, function):
+    mask = masks.under(TREE, ["head", "body/bias"])
+    masked = optimizer.masked(function, mask)
+    updates, _ = masked.update(TREE, masked.init(TREE), TREE)
+    whole, _ = tree.update(TREE, tree.init(TREE), TREE)
+    for trained, expected in zip(*(jax.tree.leaves(masks.split(u, mask)[0]) for u in (updates, whole)), strict=True):
+        np.testing.assert_allclose(trained, expected, rtol=1e-6)
+
+
+def test_what_an_optimizer_raises_of_its_own_is_raised():
+    def fails(params):
+        raise ValueError("of its own")
+
+    with pytest.raises(ValueError, match="of its own"):
+        optimizer.masked(optax.GradientTransformation(fails, None), HEAD).init(TREE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("tx", "holes"),
+    [(optax.lbfgs(), False), (optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(5)), True)],
+)
+def test_line_searches_are_given_the_whole_tree_and_search_the_trained_part(tx, holes):
+    """The same as on the head alone, with the body a constant."""
+
+    def loss(params):
+        return jnp.square(
+            jnp.tanh(params["body"]["kernel"] + params["body"]["bias"][None]) @ params["head"]["kernel"] - 1
+        ).sum()
+
+    params, masked = TREE, optimizer.masked(tx, HEAD)
+    alone, state, own = {"kernel": TREE["head"]["kernel"]}, masked.init(TREE), tx.init(TREE["head"])
+    for _ in range(4):
+        value, gradient = jax.value_and_grad(loss)(params)
+        part = masks.split(gradient, HEAD)[0] if holes else gradient
+        updates, state = masked.update(part, state, params, value=value, grad=part, value_fn=loss)
+        params = optimizer.apply(params, updates, HEAD)
+        of_head = lambda head: loss({**TREE, "head": head})  # noqa: E731
+        value, gradient = jax.value_and_grad(of_head)(alone)
+        updates, own = tx.update(gradient, own, alone, value=value, grad=gradient, value_fn=of_head)
+        alone = optax.apply_updates(alone, updates)
+    np.testing.assert_allclose(params["head"]["kernel"], alone["kernel"], rtol=1e-6)
+    assert loss(params) < loss(TREE)
+
+
+@pytest.mark.parametrize("cohorts", [1, 2])
+def test_tree_map_params_passes_through(cohorts):
+    ages = masks.since(HEAD, masks.by_path(TREE, lambda path: True)) if cohorts == 2 else None
+    mask = HEAD if cohorts == 1 else masks.by_path(TREE, lambda path: True)
+    tx = optimizer.masked(optax.adam(0.1), mask, ages)
+    state = tx.init(TREE)
+    doubled = optax.tree.map_params(tx, lambda leaf: leaf + 2, state, transform_non_params=lambda count: count - 1)
+    assert jax.tree.structure(doubled) == jax.tree.structure(state)
+    assert {float(leaf.ravel()[0]) for leaf in jax.tree.leaves(doubled)} == {2.0, -1.0}
+    shapes = jax.eval_shape(lambda: TREE)
+    beside = optax.tree.map_params(
+        tx,
+        lambda leaf, like: None if leaf is None else leaf.shape == like.shape,
+        state,
+        shapes,
+        is_leaf=lambda leaf: leaf is None,
+        transform_non_params=lambda count: True,
+    )
+    assert all(jax.tree.leaves(beside)) and len(jax.tree.leaves(beside)) == len(jax.tree.leaves(state))
+
+
+def test_evaluation_parameters_are_made_of_the_part_that_trains():
+    tx = optimizer.masked(optax.contrib.schedule_free_adamw(0.1), HEAD)
+    params, state = TREE, tx.init(TREE)
+    for _ in range(3):
+        updates, state = tx.update(TREE, state, params)
+        params = optimizer.apply(params, updates, HEAD)
+    trained, frozen = masks.split(params, HEAD)
+    evaluated = masks.join(optax.contrib.schedule_free_eval_params(state, trained), frozen)
+    assert evaluated["body"]["kernel"] is TREE["body"]["kernel"]
+    expected = (params["head"]["kernel"] - (1 - state.b1) * state.z["head"]["kernel"]) / state.b1
+    np.testing.assert_allclose(evaluated["head"]["kernel"], expected, rtol=1e-6)
+
+
+DONATED = {
+    "adam": optax.adam(0.1),
+    "inject": optax.inject_hyperparams(optax.adamw)(learning_rate=0.1),
+    "prodigy": optax.contrib.prodigy(),
+    "multisteps": optax.MultiSteps(optax.adam(0.1), 2).gradient_transformation(),
+}
+
+
+@pytest.mark.parametrize("tx", DONATED.values(), ids=DONATED)
+def test_parameters_and_state_of_several_cohorts_can_be_donated(tx):
+    """No buffer is in two places: three cohorts at once, and two that begin at one boundary."""
+    third = masks.by_path(TREE, lambda path: True)
+    second = masks.under(TREE, ["head", "body/kernel"])
+    history = [(HEAD, None), (second, masks.since(HEAD, second)), (third, masks.since(HEAD, second, third))]
+    params = jax.tree.map(jnp.array, TREE)
+    masked = optimizer.masked(tx, *history[-1])
+    skipped = optimizer.carry(tx, history[0], history[-1], optimizer.masked(tx, HEAD).init(params), params)
+    for state in (masked.init(params), skipped):
+        arrays = [leaf for leaf in jax.tree.leaves((params, state)) if isinstance(leaf, jax.Array)]
+        assert len({leaf.unsafe_buffer_pointer() for leaf in arrays}) == len(arrays)
+
+
+def test_ages_are_no_argument_of_jit_and_are_of_the_same_tree():
+    second = masks.by_path(TREE, lambda path: True)
+    ages = masks.since(HEAD, second)
+    with pytest.raises(InputError, match=r"ages are traced.*outside jax\.jit"):
+        jax.jit(lambda ages: optimizer.masked(optax.adam(0.1), second, ages).init(TREE))(ages)
+    with pytest.raises(InputError, match="the ages and the parameters are different trees: 'body/bias'"):
+        optimizer.masked(optax.adam(0.1), second, {"head": {"kernel": 1}}).init(TREE)

@@ -169,9 +169,94 @@ def test_the_state_of_another_mask_is_refused_with_the_remedy():
         jax.jit(optimizer.masked(tx, MASKS[1]).update)(gradients(params, 0), state, params)
 
 
-def test_an_array_that_gains_elements_is_freed_anew():
-    some, more = {"a": np.array([True, False])}, {"a": np.array([True, True])}
-    assert masks.since(some, more) == {"a": 1} and masks.since(more, some) == {"a": 0}
+STACK = {"w": np.arange(12.0).reshape(4, 3) / 7 - 0.6, "head": np.array([0.5, -1.0])}
+LAYERS = [(3,), (2, 3), (0, 3), (0, 1, 2, 3)]
+"""Which rows of 'w' train in each phase; the head always."""
+
+
+def layers(rows):
+    return {"w": np.isin(np.arange(4), rows)[:, None], "head": True}
+
+
+def numpy_adam_by_element(clip):
+    """Adam with a count for each row of a stack, clipped over all that trains: in float64."""
+    p, seen = {name: np.array(leaf) for name, leaf in STACK.items()}, []
+    m, v = ({name: np.zeros(leaf.shape) for name, leaf in STACK.items()} for _ in range(2))
+    t = {"w": np.zeros((4, 1)), "head": np.zeros(1)}
+    for i, rows in enumerate(LAYERS):
+        on = {"w": np.isin(np.arange(4), rows)[:, None], "head": np.ones(1, bool)}
+        for name in p:
+            m[name], v[name], t[name] = (np.where(on[name], leaf[name], 0) for leaf in (m, v, t))
+        for step in range(STEPS):
+            g = {name: np.where(on[name], np.sin(3 * p[name] + STEPS * i + step), 0) for name in p}
+            norm = np.sqrt(sum((leaf**2).sum() for leaf in g.values()))
+            for name in p:
+                leaf = g[name] * min(1, clip / norm)
+                t[name] = t[name] + on[name]
+                m[name], v[name] = 0.9 * m[name] + 0.1 * leaf, 0.999 * v[name] + 0.001 * leaf**2
+                count = np.maximum(t[name], 1)
+                update = m[name] / (1 - 0.9**count) / (np.sqrt(v[name] / (1 - 0.999**count)) + 1e-8)
+                p[name] = p[name] - np.where(on[name], 0.1 * update, 0)
+        seen.append({name: leaf.copy() for name, leaf in p.items()})
+    return seen
+
+
+@pytest.mark.parametrize("rates", [False, True], ids=["bools", "rates"])
+def test_elements_that_go_on_keep_their_moments_and_freed_ones_start_as_on_step_0(rates):
+    """Layers of one leaf, freed, kept, frozen and freed again, equal NumPy with a count a layer."""
+    history = [layers(rows) for rows in LAYERS]
+    if rates:
+        history = [{**mask, "w": np.where(mask["w"], 1.0, 0.0)} for mask in history]
+    with jax.enable_x64(True):
+        params, state, before = jax.tree.map(jnp.asarray, STACK), None, None
+        for i, (mask, expected) in enumerate(zip(history, numpy_adam_by_element(0.5), strict=True)):
+            tx, after = OPTIMIZERS["clipped adam"], (mask, masks.since(*history[: i + 1]))
+            masked = optimizer.masked(tx, *after)
+            state = optimizer.carry(tx, before, after, state, params) if i else masked.init(params)
+            for step in range(STEPS):
+                updates, state = masked.update(gradients(params, STEPS * i + step), state, params)
+                params = optimizer.apply(params, updates, mask)
+            before = after
+            for name, leaf in expected.items():
+                np.testing.assert_allclose(params[name], leaf, rtol=1e-12, atol=1e-12)
+    assert masks.since(*history)["w"].ravel().tolist() == [2, 3, 3, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["momentum", "adamw", "lion", "adafactor", "sm3", "inject", "multisteps"])
+def test_the_layers_of_a_stack_move_as_leaves_of_their_own_would(name):
+    """For optimizers that see elements one by one; factored ones are shared by a leaf, and stay finite."""
+    tx, history = OPTIMIZERS[name], [layers(rows) for rows in LAYERS]
+    apart = [{"head": True, **{str(row): row in rows for row in range(4)}} for rows in LAYERS]
+    whole, pieces = jax.tree.map(jnp.asarray, STACK), {"head": jnp.asarray(STACK["head"])}
+    pieces |= {str(row): jnp.asarray(STACK["w"][row]) for row in range(4)}
+    for params, phases in ((whole, history), (pieces, apart)):
+        state, before = None, None
+        for i, mask in enumerate(phases):
+            after = (mask, masks.since(*phases[: i + 1]))
+            masked = optimizer.masked(tx, *after)
+            state = optimizer.carry(tx, before, after, state, params) if i else masked.init(params)
+            update = jax.jit(masked.update)
+            for step in range(2):
+                updates, state = update(gradients(params, 2 * i + step), state, params)
+                params.update(optimizer.apply(params, updates, mask))
+            before = after
+    rows = np.stack([pieces[str(row)] for row in range(4)])
+    if name in ("adafactor", "sm3"):
+        assert np.isfinite(whole["w"]).all()
+    else:
+        np.testing.assert_allclose(whole["w"], rows, rtol=2e-6)
+
+
+def test_a_layer_that_is_frozen_gives_its_moments_up():
+    tx, params = optax.adam(0.1), jax.tree.map(jnp.asarray, STACK)
+    first, second = layers((2, 3)), layers((3,))
+    masked = optimizer.masked(tx, first)
+    _, state = masked.update(gradients(params, 0), masked.init(params), params)
+    after = optimizer.carry(tx, (first, None), (second, masks.since(first, second)), state, params)
+    held = np.asarray(optax.tree.get(after, "mu")["w"])
+    assert np.array_equal(held[3], np.asarray(optax.tree.get(state, "mu")["w"])[3]) and held[3].any()
+    assert not held[:3].any()
 
 
 def test_a_phase_that_freezes_everything_changes_nothing():

@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import io
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ from scipy.special import softmax
 from test_programs import arguments, command, parameters, results, snapshot
 from test_weights import FILE, FOLDER
 
-from experiments import export, origin, predict, pretrain, transfer, workdir
+from experiments import console, export, origin, predict, pretrain, transfer, workdir
 from tljax import checkpoint, data
 from tljax.data import images
 from tljax.types import InputError
@@ -38,8 +39,9 @@ def predicted(folder, place, pictures, fit=None):
 
 
 def numbers(table, classes=CLASSES):
-    assert list(table) == ["image", "predicted", *classes]
-    return np.array([table[name] for name in classes], float).T
+    columns = [f"p({name})" for name in classes]
+    assert list(table) == ["image", "predicted", *columns]
+    return np.array([table[name] for name in columns], float).T
 
 
 def exported(folder, place, fit=None):
@@ -113,6 +115,50 @@ def test_pictures_are_brought_to_the_shape_of_the_model_and_sorted(finished, tas
     )
     alone = predicted(tmp_path, finished[0], folder / "a.png", name)
     assert {column: values[:1] for column, values in table.items()} == alone
+
+
+def test_files_that_are_left_out_are_said(finished, tasks, tmp_path, capsys):
+    name, pixels = finished[1][0]["name"], data.load(str(tasks / "clothes.npz")).test.images[0, ..., 0]
+    folder = tmp_path / "pictures"
+    (folder / "sub").mkdir(parents=True)
+    for place in ("a.png", "sub/b.PNG", "c.webp", "d.bmp", "sub/e.tif", "f.gif"):
+        Image.fromarray(pixels).save(folder / place)
+    (folder / "broken.png").symlink_to("nowhere.png")
+    (folder / "more").symlink_to(tasks)
+    (folder / ".DS_Store").write_text("")
+    assert predicted(tmp_path, finished[0], folder, name)["image"] == ["a.png", "sub/b.PNG"]
+    told = "6 files are no .png, .jpg or .jpeg and were left out: 'broken.png', 'c.webp', 'd.bmp', 'f.gif', 'more', 'su"
+    assert told in capsys.readouterr().out
+    for place in ("c.webp", "d.bmp", "broken.png", "more", "sub/e.tif"):
+        (folder / place).unlink()
+    predicted(tmp_path, finished[0], folder, name)
+    assert "1 file is no .png, .jpg or .jpeg and was left out: 'f.gif'" in capsys.readouterr().out
+    (folder / "f.gif").unlink()
+    predicted(tmp_path, finished[0], folder, name)
+    assert "left out" not in capsys.readouterr().out
+
+
+def test_a_name_that_is_no_text_is_printed_all_the_same(monkeypatch):
+    for encoding, shown in (("utf-8", "\u00e9 \\udcff"), ("ascii", "\\xe9 \\udcff")):
+        out = io.BytesIO()
+        monkeypatch.setattr("sys.stdout", io.TextIOWrapper(out, encoding=encoding))
+        console.print_any_name()
+        console.say("\u00e9 \udcff")
+        assert out.getvalue().decode(encoding) == shown + "\n"
+
+
+def test_no_class_takes_the_place_of_a_column_and_no_cell_is_a_formula():
+    classes = ["=1+1", "image", "predicted", 'é,"q"', "", "p(image)", "-cat"]
+    names = ["=cmd|' /C calc'!A0.png", "@x.png", "-1", "b\n.png"]
+    given = np.eye(7)[[0, 6, 1, 3]] * 0.5 + 1e-5
+    table = list(csv.DictReader(predict.table(names, classes, given).splitlines(keepends=True)))
+    columns = ["p(=1+1)", "p(image)", "p(predicted)", 'p(é,"q")', "p()", "p(p(image))", "p(-cat)"]
+    assert list(table[0]) == ["image", "predicted", *columns]
+    assert [row["image"] for row in table] == ["'=cmd|' /C calc'!A0.png", "'@x.png", "-1", "b\n.png"]
+    assert [row["predicted"] for row in table] == ["'=1+1", "'-cat", "image", 'é,"q"']
+    np.testing.assert_allclose([[float(row[column]) for column in columns] for row in table], given)
+    with pytest.raises(InputError, match="a class name occurs twice in 'a', 'b', 'a': give each class its own name"):
+        predict.table(["x"], ["a", "b", "a"], np.full((1, 3), 1 / 3))
 
 
 def test_weights_from_elsewhere_predict_what_pytorch_said(tmp_path):

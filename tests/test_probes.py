@@ -95,6 +95,55 @@ def test_left_out_errors_of_almost_no_penalty_keep_their_digits() -> None:
     np.testing.assert_allclose(probes.leave_one_out(x, y, [1e-12]), [np.mean(errors)], rtol=1e-6)
 
 
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_left_out_is_predicted_as_by_a_refit_without_it(name: str, grouped: bool) -> None:
+    x, y = CASES[name]
+    groups = np.arange(len(x)) // 3 if grouped else np.arange(len(x))
+    targets = 2 * np.eye(y.max() + 1)[y] - 1
+    for penalty in (1e-2, 30.0):
+        expected = []
+        for i in range(len(x)):
+            kept = groups != groups[i]
+            fitted = np.r_[x[i], 1] @ solved(x[kept], targets[kept], penalty)
+            expected.append(fitted - targets[kept].mean(axis=0) + targets.mean(axis=0))
+        np.testing.assert_allclose(probes.left_out(x, y, [penalty], groups), expected, atol=1e-7)
+
+
+def test_what_is_left_out_is_predicted_under_the_penalty_of_least_error() -> None:
+    for x, y in CASES.values():
+        best = PENALTIES[int(np.argmin(probes.leave_one_out(x, y, PENALTIES)))]
+        np.testing.assert_allclose(probes.left_out(x, y, PENALTIES), probes.left_out(x, y, [best]), rtol=1e-12)
+
+
+def test_copies_are_left_out_together() -> None:
+    x, y = np.random.default_rng(0).normal(size=(40, 30)), np.arange(40) % 4
+    twice = np.vstack([x, x]), np.r_[y, y]
+    # Ridge on each example twice is ridge under half the penalty.
+    np.testing.assert_allclose(probes.left_out(*twice, [2.0])[:40], probes.left_out(x, y, [1.0]), atol=1e-9)
+    right = [(probes.left_out(*twice, groups=g).argmax(1) == twice[1]).mean() for g in (None, np.arange(80))]
+    assert right[0] < 0.5 < right[1]
+
+
+def test_features_that_say_nothing_are_right_as_often_as_by_chance_when_left_out() -> None:
+    """Not never, as where an example left out makes its own class the rarer."""
+    for n, classes in ((20, 2), (30, 3), (100, 10)):
+        y = np.arange(n) % classes
+        assert (probes.left_out(np.ones((n, 2)), y).argmax(axis=1) == y).mean() == pytest.approx(1 / classes)
+    noise = np.random.default_rng(0).normal(size=(20, 200, 20))
+    y = np.arange(200) % 10
+    right = np.mean([(probes.left_out(x, y, [1e6]).argmax(axis=1) == y).mean() for x in noise])
+    assert abs(right - 0.1) < 0.03
+
+
+def test_the_penalty_does_not_depend_on_what_rounding_adds_to_collinear_features() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(100, 5)) @ rng.normal(size=(5, 60)), np.arange(100) % 3
+    exact, rounded = probes.ridge(x, y), probes.ridge(x.astype(np.float32), y)
+    assert rounded.penalty == pytest.approx(exact.penalty, rel=1e-4)
+    np.testing.assert_allclose(rounded.logits(x), exact.logits(x), atol=1e-3)
+
+
 def test_default_penalties_do_not_depend_on_the_unit_of_the_features() -> None:
     x, y = case(0)
     for scale in (1e-6, 1e5):
@@ -198,6 +247,10 @@ def test_bad_input_of_probes_is_refused() -> None:
     for penalties in ([], [0.0], [1.0, -1.0], [np.nan], [np.inf]):
         with pytest.raises(InputError, match="penalties"):
             probes.ridge(x, y, penalties)
+        with pytest.raises(InputError, match="penalties"):
+            probes.left_out(x, y, penalties)
+    with pytest.raises(InputError, match="groups have shape"):
+        probes.left_out(x, y, groups=y[1:])
     for l2 in (0.0, -1.0, np.nan, np.inf):
         with pytest.raises(InputError, match="l2"):
             probes.logistic(x, y, l2)

@@ -351,6 +351,12 @@ def test_phases_too_close_for_the_steps_are_refused(tasks, tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_a_dry_run_lists_what_lora_leaves_out(tasks, tmp_path, capsys):
+    flags = arguments(tasks, tmp_path / "w", dry_run=True) | {"model": "cnn", "strategies": ["lora"]}
+    transfer.run(**flags)
+    assert "lora: left out, and so frozen: conv_0/conv/kernel, conv_1/conv/kernel" in capsys.readouterr().out
+
+
 def test_data_driven_strategies_run_and_a_dry_run_says_what_they_wait_for(tasks, tmp_path, capsys):
     strategies = ("auto_rgn:phases=2", "gradient_mask:fraction=0.1", "fisher:fraction=0.1")
     flags = arguments(tasks, tmp_path / "w", strategies=strategies)

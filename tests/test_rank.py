@@ -1,14 +1,16 @@
 """Which source: scores are those of the features, truths those of transfer, and both are kept."""
 
 import json
+import shutil
 import warnings
 
 import numpy as np
 import pytest
 from test_programs import results, write_task
 from test_weights import place as write_weights
+from threadpoolctl import threadpool_limits
 
-from experiments import cards, options, rank, rank_report, scoring, training, transfer, zoo
+from experiments import cards, options, rank, rank_report, scoring, training, transfer, workdir, zoo
 from tljax import checkpoint, data
 from tljax.data import draw
 from tljax.study import ranking, ranking_page, transferability
@@ -126,6 +128,24 @@ def test_scores_and_rivals_are_judged_by_the_truth(done):
 
 
 @pytest.mark.slow
+def test_two_fits_of_one_source_strategy_budget_and_seed_are_refused_with_both_names(done, many, tasks, tmp_path):
+    """The last of the two counted before, in silence."""
+    shutil.copytree(done, tmp_path / "w")
+    file = tmp_path / "w" / "results.jsonl"
+    before = file.read_text()
+    first = json.loads(before.splitlines()[0])
+    del first["sha256"]
+    other = {**first, "name": f"{first['name']}-again", "test_accuracy": 0.0}
+    for double in (first, other):
+        file.write_text(before + json.dumps({**double, "sha256": workdir.digest(double)}) + "\n")
+        with pytest.raises(
+            InputError, match=rf"two fits of one .*'{first['name']}' \(fit 1\) and '{double['name']}'"
+        ) as refused:
+            rank.main(line(many, tasks, tmp_path / "w", "--verify"))
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.slow
 def test_run_again_nothing_is_computed_or_trained_and_the_same_is_said(done, many, tasks, monkeypatch, capsys):
     before = (done / "ranking.json").read_bytes()
     monkeypatch.setattr(training, "run", lambda *given: pytest.fail("it trained again"))
@@ -153,7 +173,7 @@ def test_a_warning_is_kept_with_its_score(monkeypatch):
 
     monkeypatch.setattr(scoring, "SCORES", {**scoring.SCORES, "warns": warns})
     [found, silent] = scoring._side_by_side(
-        [("warns", None), ("nce", scoring.Seen(None, np.eye(2)[[0, 0, 1]], [0, 0, 1]))]
+        [("warns", None), ("nce", scoring.Seen(None, np.eye(2)[[0, 0, 1]], [0, 0, 1], None))]
     )
     assert found[::2] == (1.0, "did not converge") and silent[::2] == (0.0, "")
 
@@ -166,6 +186,88 @@ def test_scores_on_disk_that_were_changed_are_refused(many, tasks, tmp_path, cap
     file.write_text(file.read_text().replace("-0.", "-0.9"))
     with pytest.raises(InputError, match=r"not as it was written\): delete it"):
         rank.main(line(many, tasks, tmp_path / "w", **change))
+
+
+def test_any_flip_of_a_bit_of_scores_on_disk_is_noticed(many, tasks, tmp_path):
+    change = {"train_examples": "6/class", "scores": "nce", "target": tasks / "clothes.npz"}
+    rank.main(line(many.split(",")[1], tasks, tmp_path / "w", **change))
+    file = next((tmp_path / "w" / "features").glob("*/scores.json"))
+    before, known = file.read_bytes(), scoring._known(file)
+    assert known[0]
+    for bit in range(0, 8 * len(before), 3):
+        flipped = bytearray(before)
+        flipped[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(flipped)
+        try:
+            assert scoring._known(file) == known  # the e of 1e-05, which may be an E
+        except InputError as error:
+            assert "delete it" in str(error)
+
+
+def test_scores_of_other_code_are_computed_again_and_not_mixed(many, tasks, tmp_path, monkeypatch):
+    change = {"train_examples": "6/class", "scores": "h_score,nce", "target": tasks / "clothes.npz"}
+    source = many.split(",")[1]
+    rank.main(line(source, tasks, tmp_path / "w", **change))
+    file = next((tmp_path / "w" / "features").glob("*/scores.json"))
+    right = json.loads(file.read_text())
+    old = {"seconds": 0.5, "scores": {key: [9.9, 0.1, ""] for key in right["scores"]}}
+    for record in (old, {"code": "0" * 64, "features_seconds": 0.5, "scores": old["scores"]}):
+        file.write_text(json.dumps({**record, "sha256": workdir.digest(record)}))
+        rank.main(line(source, tasks, tmp_path / "w", **change))
+        again = json.loads(file.read_text())
+        assert again["features_seconds"] == 0.5 and again["code"] == right["code"]
+        assert {key: value[0] for key, value in again["scores"].items()} == {
+            key: value[0] for key, value in right["scores"].items()
+        }
+    monkeypatch.setattr(scoring, "_timed", lambda *given: pytest.fail("it scored again"))
+    rank.main(line(source, tasks, tmp_path / "w", **change))
+
+
+def test_scores_that_grow_with_the_width_of_noise_are_computed_if_asked_for():
+    assert len(scoring.DEFAULT) == 10 and not set(scoring.DEFAULT) & set(scoring.AS_IN_PAPERS)
+    assert rank.Asked().scores == scoring.DEFAULT
+    y = np.arange(200) % 5
+    rng = np.random.default_rng(0)
+    noise = [rng.normal(size=(200, d)) for d in (4, 40, 120)]
+    seen = [
+        scoring.Seen(x, np.ones((200, 1)), y, np.arange(200)) for x in [rng.normal(size=(5, 4))[y] + noise[0], *noise]
+    ]
+    for name, score in scoring.SCORES.items():
+        if name in ("leep", "nce", "n_leep", "n_leep_left_out"):
+            continue
+        with threadpool_limits(1):
+            says, *widths = map(score, seen)
+        assert says > max(widths) if name in scoring.DEFAULT else widths[0] < widths[1] and widths[0] < widths[2], name
+
+
+def test_the_probe_judges_itself_by_each_example_at_few_labels():
+    rng = np.random.default_rng(0)
+    y = np.arange(20) % 10
+    x = 3 * rng.normal(size=(10, 30))[y] + rng.normal(size=(20, 30))
+    assert scoring.probe(x, y) > 0.8  # two a class, of which a fifth is none
+    assert scoring.probe(rng.normal(size=(200, 5)), np.arange(200) % 2) == pytest.approx(0.5, abs=0.15)
+    with pytest.raises(InputError, match="holds none out"):
+        scoring.probe(x[:10], y[:10])
+
+
+def test_copies_of_an_image_are_found_among_the_images_not_the_features():
+    images = np.zeros((4, 2, 2, 1), np.uint8)
+    images[1, 0, 0] = images[3, 1, 1] = 7
+    assert scoring._copies(images).tolist() == [0, 1, 0, 2]
+    # Features that tell no example apart are no copies; images twice are, whatever rounding makes of their features.
+    y = np.array([0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1])
+    seen = scoring.Seen(y[:, None].astype(float), np.ones((12, 1)), y, np.arange(12))
+    assert scoring.SCORES["knn"](seen) == 1
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(50, 8))
+    twice = np.vstack([x, x + 1e-6 * rng.normal(size=x.shape)])
+    groups, labels = np.tile(np.arange(50), 2), np.tile(np.arange(50) % 5, 2)
+    for name in ("knn", "probe", "n_leep_left_out"):
+        told, untold = (
+            scoring.SCORES[name](scoring.Seen(twice, np.ones((100, 1)), labels, which))
+            for which in (groups, np.arange(100))
+        )
+        assert told < untold
 
 
 def test_a_dry_run_counts_the_fits(many, tasks, tmp_path, capsys):
@@ -182,6 +284,10 @@ BAD = {
     "targets of another shape": ({"image_shape": "5,6,1"}, "has shape (5, 6, 1), the source (6, 6, 1)"),
     "more examples than there are": ({"train_examples": "100/class"}, "label budget of 300"),
     "only scratch": ({"strategies": "scratch"}, "nothing but scratch"),
+    "two budgets that are one": ({"train_examples": "6/class,18"}, "'head_only at 6/class' and 'head_only at 18' are"),
+    "two strategies that are one": ({"strategies": "lp_ft:start=0.5,lp_ft:start=.5"}, "are the same fits on"),
+    "a target twice": ({"target": "TWICE"}, "twice: give each once"),
+    "a score twice": ({"scores": "knn,knn"}, "--scores names knn twice"),
     "nothing to score": ({"score_examples": 1}, "--score_examples must be"),
 }
 
@@ -189,6 +295,10 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_line(case, many, tasks, tmp_path):
     change, message = BAD[case]
+    change = {
+        key: f"{tasks / 'same.npz'},{tasks / 'same.npz'}" if value == "TWICE" else value
+        for key, value in change.items()
+    }
     with pytest.raises(InputError) as refused:
         rank.main(line(many, tasks, tmp_path / "w", "--verify", **change))
     assert message in str(refused.value) and "\n" not in str(refused.value)
@@ -199,6 +309,10 @@ def test_sources_given_twice_or_of_another_shape_are_refused(many, tasks, tmp_pa
     zoo_folder, weights = many.split(",")
     with pytest.raises(InputError, match="twice: give each once"):
         rank.main(line(f"{many},{weights}", tasks, tmp_path / "w"))
+    copy = tmp_path / "copy"
+    shutil.copytree(zoo_folder, copy)
+    with pytest.raises(InputError, match=r"one source twice, as '.*digits.npz in .*' and '.* in .*copy.*': keep one"):
+        rank.main(line(f"{zoo_folder},{copy}", tasks, tmp_path / "w"))
     with pytest.raises(InputError, match="to judge scores give three or more"):
         rank.main(line(weights, tasks, tmp_path / "w", "--verify"))
     (tmp_path / "other").mkdir()

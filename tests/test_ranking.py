@@ -104,6 +104,62 @@ def test_draws_are_the_same_for_all_scores():
     assert found["copy"].behind == (0, 0, 0) and found["one"].tau == found["copy"].tau
 
 
+def equals(seed, n=16, k=10, targets=3, worse=None):
+    """Scores that correlate with the truth alike, but for the first of them if it is worse."""
+    rng = np.random.default_rng(seed)
+    truth = rng.normal(size=(targets, n))
+    strength = [0.6 if worse is None or i else worse for i in range(k)]
+    return {
+        str(i): r * truth + math.sqrt(1 - r * r) * rng.normal(size=truth.shape) for i, r in enumerate(strength)
+    }, truth
+
+
+def apart(scores, truth, seed):
+    """Names that are told from the best."""
+    which = np.concatenate([np.arange(truth.shape[1])[None], ranking.draws(truth.shape[1], 150, seed)])
+    truths = np.moveaxis(truth[:, which], 0, 1)
+    taus = [ranking.kendall(np.moveaxis(score[:, which], 0, 1), truths).mean(-1) for score in scores.values()]
+    values, samples = np.array(taus)[:, 0], np.array(taus)[:, 1:]
+    behind = values.max() - values - ranking.spread(samples)[values.argmax()]
+    return {name for name, low in zip(scores, behind, strict=True) if low > 0}
+
+
+def test_of_ten_equal_scores_none_is_told_from_the_best_in_most_studies():
+    """One by one, without regard to how the best was found, one or more are in half of the studies."""
+    wrong = [bool(apart(*equals(seed, n=10, targets=1), seed)) for seed in range(60)]
+    assert np.mean(wrong) < 0.1
+
+
+def test_a_score_that_is_worse_for_sure_is_told_from_the_best():
+    for seed in range(4):
+        scores, truth = equals(seed, worse=-0.6)
+        assert "0" in apart(scores, truth, seed)
+    judged = ranking.judged(scores, truth, [0.0] * 3, count=150, seed=seed)
+    assert {name for name, one in judged.items() if one.behind.low > 0} == apart(scores, truth, seed)
+
+
+def test_half_widths_are_a_studentised_range():
+    """Of normal samples that do not depend on each other it is Tukey's, of which SciPy knows the quantiles."""
+    samples = np.random.default_rng(0).normal(size=(5, 20_000)) * 3 + np.arange(5)[:, None]
+    wide = ranking.spread(samples)
+    expected = 3 * stats.studentized_range.ppf(0.95, 5, np.inf)
+    off = ~np.eye(5, dtype=bool)
+    np.testing.assert_allclose(wide[off], expected, rtol=0.03)
+    assert (np.diag(wide) == 0).all() and np.array_equal(wide, wide.T)
+    samples[0, ::2] = np.nan  # a score that does not vary in some samples
+    np.testing.assert_allclose(ranking.spread(samples)[off], expected, rtol=0.05)
+    assert np.isnan(ranking.spread(samples[:, :0])).all()
+
+
+def test_intervals_of_the_difference_from_the_best_are_around_it():
+    scores, truth = equals(0)
+    judged = ranking.judged(scores, truth, [0.0] * 3, count=100)
+    taus = {name: one.tau.value for name, one in judged.items()}
+    for name, one in judged.items():
+        assert one.behind.value == pytest.approx(max(taus.values()) - taus[name])
+        assert one.behind.value - one.behind.low == pytest.approx(one.behind.high - one.behind.value)
+
+
 @pytest.mark.slow
 def test_intervals_of_tau_cover_most_of_the_time():
     """Of 16 sources from a normal of correlation r, whose tau is 2/pi asin r."""

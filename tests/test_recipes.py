@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 TEXT = (Path(__file__).parent.parent / "tljax/strategies/README.md").read_text(encoding="utf-8")
 CODE = re.findall(r"```python\n(.*?)```", TEXT.partition("## The masks in a training loop")[2], re.S)
-LOOP, *RECIPES = CODE
+LOOP, *RECIPES, NNX_OPTIMIZER, ORBAX, STACKED = CODE
 WORDS = ("flax.linen", "nnx", "equinox")
 # A large eps, since the gradient of a key's bias in attention is nothing but rounding, which Adam would blow up.
 TX = optax.adamw(1e-2, weight_decay=0.1, eps=1e-3)
@@ -51,8 +51,14 @@ def by_hand(loss, params, phases):
     return leaves
 
 
+def bits(tree):
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
 def test_there_are_the_three():
     assert len(RECIPES) == 3
+    for word, text in (("nnx.Optimizer(", NNX_OPTIMIZER), ("orbax", ORBAX), ("nn.scan", STACKED)):
+        assert word in text
     assert all(word in text for word, text in zip(WORDS, RECIPES, strict=True))
 
 
@@ -87,3 +93,47 @@ def test_the_loss_falls_and_the_module_works_after(recipe):
     if "network" in recipe:
         each = recipe["network"] if "nnx" in recipe else jax.vmap(recipe["network"])
         np.testing.assert_allclose(np.square(each(recipe["x"]) - recipe["x"][:, :1]).mean(), loss(params), rtol=1e-5)
+
+
+def test_nnx_optimizer_trains_the_leaves_meant_and_no_running_statistic():
+    from flax import nnx
+
+    scope: dict = {}
+    exec(NNX_OPTIMIZER, scope)
+    start, network = scope["Network"](nnx.Rngs(1)), scope["network"]
+    assert bits(nnx.state(network.hidden)) == bits(nnx.state(start.hidden))
+    for part in ("norm", "head"):
+        before, after = (nnx.state(getattr(net, part), nnx.Param) for net in (start, network))
+        assert all(a != b for a, b in zip(bits(before), bits(after), strict=True))
+    held = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(scope["trainer"].opt_state)) if leaf.ndim)
+    assert held == 2 * (8 + 8 + 8 + 1)  # Adam's two moments of scale, bias and the head
+
+
+def test_a_train_state_goes_on_from_orbax_with_the_same_bits(tmp_path):
+    scope: dict = {}
+    exec(ORBAX, scope)
+    state = scope["create"]()
+    for done in range(6):
+        if done == 3:
+            scope["save"](tmp_path / "state", state)
+        state = scope["step"](state)
+    again = scope["restore"](tmp_path / "state")
+    assert int(again.step) == 3
+    for _ in range(3):
+        again = scope["step"](again)
+    assert bits(again) == bits(state)
+    assert bits(again.params["layers_0"]) == bits(scope["params"]["layers_0"])
+    assert bits(again.params["layers_2"]) != bits(scope["params"]["layers_2"])
+
+
+def test_stacked_layers_are_freed_one_after_another_and_the_others_keep_their_bytes():
+    scope: dict = {}
+    exec(LOOP, scope)
+    exec(STACKED, scope)
+    for path, leaf in named(scope["params"]).items():
+        before = named(scope["start"])[path]
+        if path.startswith("blocks"):
+            moved = [a.tobytes() != b.tobytes() for a, b in zip(before, leaf, strict=True)]
+            assert moved == [False] * 4 + [True] * 2, path
+    assert scope["loss"](scope["params"]) < scope["loss"](scope["start"])
+    masks.lint(scope["params"], scope["rates"])

@@ -4,10 +4,13 @@ import ast
 import functools
 import inspect
 
+import equinox as eqx
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from tljax import masks, models, paths, plugins
 from tljax.strategies import auto_rgn, lora
@@ -308,7 +311,7 @@ def test_norm_only_knows_the_names_of_linen_and_leaves_running_statistics():
     params = {
         "LayerNorm_0": {"scale": np.ones(2), "bias": np.ones(2)},
         "block": {"BatchNorm_1": {"scale": np.ones(2), "batch_stats": {"bias": np.ones(2)}}, "norm": np.ones(2)},
-        "encoder": {"group_norm": {"bias": {"value": np.ones(2)}, "kernel": np.ones((2, 2))}, "bias": np.ones(2)},
+        "encoder": {"group_norm": {"bias": {"value": np.ones(2)}}, "bias": np.ones(2)},
     }
     mask = plugins.method("norm_only")[0].strategy(params, Context())
     assert trained(mask) == {
@@ -317,6 +320,118 @@ def test_norm_only_knows_the_names_of_linen_and_leaves_running_statistics():
         "block/BatchNorm_1/scale",
         "encoder/group_norm/bias/value",
     }
+
+
+def affine(scale="scale", bias="bias", shape=(3,)):
+    return {scale: np.ones(shape), bias: np.ones(shape)}
+
+
+DENSE = {"kernel": np.ones((3, 3)), "bias": np.ones(3)}
+NORM_NAMES = {
+    "norm, bn and ln side by side": ({"stem": {"norm": affine()}, "block": {"bn1": affine(), "ln_2": affine()}}, 6),
+    "gn, digits and camels": (
+        {"gn": affine(), "LayerNorm_0": affine(), "preBN": affine(), "BatchNorm2d_3": affine()},
+        8,
+    ),
+    "a block called norm": ({"PreNormBlock_0": {"LayerNorm_0": affine(), "Dense_0": DENSE, "gamma": np.ones(3)}}, 2),
+    "an attention in such a block": ({"PreNormBlock_0": {"attention": {"query": DENSE}, "norm": affine()}}, 2),
+    "torch": ({"norm1": affine("weight"), "fc": {"weight": np.ones((2, 3)), "bias": np.ones(2)}}, 2),
+    "torch, a batch norm in a sequence": (
+        {"layers": {"0": affine("weight") | {"running_mean": np.ones(3), "running_var": np.ones(3)}, "1": DENSE}},
+        2,
+    ),
+    "keras": ({"layer_norm": affine("gamma", "beta"), "dense": DENSE}, 2),
+    "haiku": ({"net/~/layer_norm": affine("scale", "offset"), "linear": {"w": np.ones((3, 3)), "b": np.ones(3)}}, 2),
+    "a root mean square": ({"rms_norm": {"scale": np.ones(3)}, "final_norm": {"weight": np.ones(3)}}, 2),
+    "a dense layer called norm": ({"norm_proj": DENSE, "norm": affine()}, 2),
+    "one without a bias": ({"norm_proj": {"weight": np.ones((3, 3))}, "norm": affine()}, 2),
+    "a stack of layers": ({"blocks": {"norm": affine(shape=(6, 3)), "dense": {"kernel": np.ones((6, 3, 3))}}}, 2),
+}
+
+
+@pytest.mark.parametrize(("params", "count"), NORM_NAMES.values(), ids=NORM_NAMES)
+def test_norm_only_trains_scale_and_bias_of_every_norm_whatever_it_is_called(params, count):
+    found = trained(plugins.method("norm_only")[0].strategy(params, Context()))
+    assert len(found) == count
+    assert not any(word in path.lower() for path in found for word in ("dense", "query", "proj", "fc", "linear"))
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"normalised_mlp": {"dense": DENSE}}, "no normalisation layer"),
+        (
+            {"norm": {"scale": np.ones(3), "bias": np.ones(4)}},
+            r"'norm' looks like a norm.*'bias' \(4,\), 'scale' \(3,\)",
+        ),
+        ({"norm": {"a": np.ones(3), "b": np.ones(3)}}, r"'norm' looks like a norm, and has the leaves 'a' \(3,\)"),
+        (
+            {"ok": {"norm": affine()}, "bn": {"weight": np.ones(3), "shift": np.ones(3)}},
+            "'bn' looks like a norm.*'shift'",
+        ),
+    ],
+)
+def test_norm_only_names_what_it_cannot_tell(params, message):
+    with pytest.raises(InputError, match=message):
+        plugins.method("norm_only")[0].strategy(params, Context())
+
+
+def test_norm_only_of_nnx_and_equinox_modules():
+    class Network(nnx.Module):
+        def __init__(self, rngs):
+            self.bn, self.norm = nnx.BatchNorm(3, rngs=rngs), nnx.LayerNorm(3, rngs=rngs)
+            self.head = nnx.Linear(3, 2, rngs=rngs)
+
+    expected = {f"{name}/{leaf}/value" for name in ("bn", "norm") for leaf in ("scale", "bias")}
+    state = nnx.state(Network(nnx.Rngs(0)))
+    assert trained(plugins.method("norm_only")[0].strategy(state, Context())) == expected
+    layer = {"norm": eqx.nn.LayerNorm((2, 3)), "head": eqx.nn.Linear(3, 2, key=jax.random.key(0))}
+    mask = plugins.method("norm_only")[0].strategy(eqx.filter(layer, eqx.is_array), Context())
+    assert trained(mask) == {"norm/weight", "norm/bias"}
+
+
+KERNEL = {"kernel": np.ones((4, 4), np.float32)}
+WIDE = {
+    "stem": {"kernel": np.ones((3, 3, 1, 4))},
+    "attention": {"query": {"kernel": np.ones((4, 2, 2))}},
+    "mlp": KERNEL,
+    "embed": {"embedding": np.ones((5, 4))},
+    "classifier": {"kernel": np.ones((4, 3))},
+}
+STAGES = Context(stages=("stem", "attention", "mlp", "embed", "classifier"))
+
+
+def test_lora_takes_the_head_from_the_stages_and_says_what_it_leaves_out():
+    adapted = lora.adapt(WIDE, jax.random.key(0), STAGES)
+    assert set(leaves(adapted)) - set(leaves(WIDE)) == {"mlp/lora_a", "mlp/lora_b"}
+    expected = {"stem/kernel", "attention/query/kernel", "embed/embedding"}
+    assert set(lora.left_out(WIDE, STAGES)) == set(lora.left_out(adapted, STAGES)) == expected
+    head_within = {"body": {"head": dict(KERNEL)}, "classifier": dict(KERNEL)}  # a head of attention, not the head
+    adapted = lora.adapt(head_within, jax.random.key(0), Context(stages=("body", "classifier")))
+    assert "body/head/lora_a" in leaves(adapted) and "classifier/lora_a" not in leaves(adapted)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"stem": WIDE["stem"], "head": KERNEL}, r"nothing to adapt; left out: 'stem/kernel' \(3, 3, 1, 4\)"),
+        ({"l1": {"w": np.ones((3, 3))}, "head": KERNEL}, r"nothing to adapt; left out: 'l1/w' \(3, 3\)"),
+        ([KERNEL, KERNEL], "no factors can stand beside '0/kernel', '1/kernel': a list"),
+        (flax.core.freeze({"a": KERNEL, "head": KERNEL}), "no factors can stand beside 'a/kernel'"),
+        (nnx.State({"a": {"kernel": nnx.Param(np.ones((2, 2)))}}), "no factors can stand beside 'a/kernel'"),
+        ({"a": KERNEL, "b": [KERNEL], "head": KERNEL}, "no factors can stand beside 'b/0/kernel'"),
+    ],
+    ids=["convolution", "another name", "list", "FrozenDict", "nnx.State", "a list in a dict"],
+)
+def test_lora_names_what_it_cannot_adapt(params, message):
+    with pytest.raises(InputError, match=message):
+        lora.adapt(params, jax.random.key(0))
+
+
+def test_lora_merges_no_factors_of_another_rank():
+    adapted = lora.adapt({"a": KERNEL, "head": KERNEL}, jax.random.key(0), rank=2)
+    with pytest.raises(InputError, match="factors at 'a/lora_a' have rank 2, not 4: merge with rank=2"):
+        lora.merge(adapted)
 
 
 def test_auto_rgn_gives_the_ratio_of_norms_over_the_largest():

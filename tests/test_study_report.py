@@ -14,7 +14,7 @@ import studies
 from studies import FAMILY, NAMES, comparison, nothing, page, rows, study
 from test_report import alts, visible
 
-from tljax.study import drawing, export, pictures, study_pictures, tradeoffs
+from tljax.study import drawing, export, pictures, study_pictures, tables, tradeoffs
 from tljax.study.summary import label
 
 CLASSES = {"clothes": NAMES}
@@ -83,13 +83,16 @@ def test_the_verdict_comes_first_and_each_comparison_with_its_numbers(whole):
     assert first < words.index("Verdicts") < words.index("Strategy")
     head, group, *body = cells(whole, "Verdicts")
     assert group == ["digits to clothes"]
-    assert head[:2] == ["Strategy", "Verdict"] and head[3:] == ["p", "Power (%)"]
+    assert head[:2] == ["Strategy", "Verdict"]
+    assert head[3:] == ["p, adjusted", "Power (%)", "Power to call equivalent (%)"]
     for one, row in zip(FAMILY, body, strict=True):
         assert row[0].replace(" ", "") == one.strategy
-        assert row[1] == one.word
+        assert row[1].split()[0] == one.word
         assert row[2] == f"{points(one.mean)} {points(one.low)} to {points(one.high)}"
-    assert [row[3] for row in body] == ["< 0.001", "0.021", "0.021", "\N{EN DASH}"]
-    assert [row[4] for row in body] == ["83", "83", "83", "\N{EN DASH}"]
+    sizes = ["by more than the margin", "by less than the margin", "", ""]  # a direction has a size beside it
+    assert [row[1].partition(" ")[2] for row in body] == sizes
+    assert [row[3] for row in body] == ["< 0.001", "0.021", "0.021", "0.021"]
+    assert [row[4:] for row in body] == [["83 to 91", "10 to 25"]] * 3 + [["\N{EN DASH}", "10 to 25"]]
     assert "Margin (points): 1.00; Labels: 10 to 1,000; Pairs of fits: 5; Test examples: 2,000." in words
 
 
@@ -97,8 +100,8 @@ def test_what_differs_between_comparisons_has_a_column(no_pictures):
     some = [FAMILY[0], comparison("full", 0.1, "positive", target="letters", margin=0.02, items=10_000)]
     text = page(study(rows=[], family=some, images={}))
     head, _, one, _, other = cells(text, "Verdicts")
-    assert head[5:] == ["Margin (points)", "Test examples"]
-    assert (one[5:], other[5:]) == (["1.00", "2,000"], ["2.00", "10,000"])
+    assert head[6:] == ["Margin (points)", "Test examples"]
+    assert (one[6:], other[6:]) == (["1.00", "2,000"], ["2.00", "10,000"])
     assert "Pairs of fits: 5." in visible(text)
 
 
@@ -171,7 +174,8 @@ def test_the_forest_draws_the_intervals_and_their_verdicts(styled):
     assert [text.get_text() for text in axes.texts] == [one.word for one in FAMILY]
     bands = [(patch.get_x(), patch.get_width()) for patch in axes.patches]
     np.testing.assert_allclose(bands, [(-1, 2)] * 4)
-    assert "full positive +1.23 (+0.73 to +1.73), last_k:k=2 negative -2.13 (-2.63 to -1.63)" in alt
+    assert "full positive, by more than the margin, +1.23 (+0.73 to +1.73)" in alt
+    assert "last_k:k=2 negative, by less than the margin, -2.13 (-2.63 to -1.63)" in alt
     assert study_pictures.forest([]) is None
 
 
@@ -291,7 +295,9 @@ def test_markdown_has_the_verdicts_of_the_page(files, whole):
     assert text.startswith("# Digits\n\nDigits help clothes where labels are few.\n")
     for one in FAMILY:
         name = one.strategy.replace("_", r"\_")
-        assert f"| {name} | {one.word} | {points(one.mean)} ({points(one.low)} to {points(one.high)}) |" in text
+        size = tables.SIZES[one.size] if one.word in ("positive", "negative") else ""
+        word = f"{one.word} ({size})" if size else one.word
+        assert f"| {name} | {word} | {points(one.mean)} ({points(one.low)} to {points(one.high)}) |" in text
     assert text.count("untuned. looked once") >= len(re.findall(r"(?m)^\| ---", text)) == whole.count("<table>")
 
 
@@ -301,7 +307,7 @@ def test_latex_is_balanced_and_has_the_verdicts(files):
     assert text.count(r"\toprule") == text.count(r"\bottomrule") == 6
     for one in FAMILY:
         interval = f"{points(one.mean)} ({points(one.low)} to {points(one.high)})".replace(MINUS, "$-$")
-        assert f"{one.strategy.replace('_', chr(92) + '_')} & {one.word} & {interval} & " in text
+        assert re.search(rf"{one.strategy.replace('_', '..')} & {one.word}[ a-z()]* & {re.escape(interval)} & ", text)
 
 
 def check_latex(text: str) -> None:

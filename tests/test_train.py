@@ -428,3 +428,48 @@ def test_a_literal_weight_of_zero_is_bit_equal_to_no_penalty():
     _, none, _ = fitted(everything)
     _, zero, _ = fitted(everything, penalty="l2:weight=0")
     assert same_bytes(none.params, zero.params)
+
+
+def test_phases_of_elements_and_rates_in_the_trainer_equal_a_loop_of_ones_own():
+    """Two seeds with masks of their own, whose elements are of two cohorts in the second phase."""
+
+    def phases_of(seed, params):
+        rng = np.random.default_rng(seed)
+        part = rng.random((12, 8)) < 0.4
+        more = part | (rng.random((12, 8)) < 0.4)
+        head = {"kernel": np.full((8, 1), 0.5), "bias": True}
+        masks_of = [{"hidden_0": {"kernel": kernel, "bias": False}, "head": head} for kernel in (part, more)]
+        return ((0, masks_of[0]), (6, masks_of[1]))
+
+    program, trials, images, labels, ends = phased(phases_of, seeds=(0, 1))
+    *_, (state, log) = train.fit(program, trials, images, labels, ends)
+    loss = objective.loss("softmax_cross_entropy")
+    tx = named_optimizer.build(program.optimizer, 0.1, trials[0].numbers)
+    for row, trial in enumerate(trials):
+        params, history, before, opt_state = trial.params, [], None, None
+        for start, mask in trial.phases:
+            history.append(mask)
+            after = (mask, masks.since(*history))
+            masked = optimizer.masked(tx, *after)
+            opt_state = optimizer.carry(tx, before, after, opt_state, params) if start else masked.init(params)
+
+            def step(params, opt_state, rows, mask=mask, masked=masked):
+                def value(params):
+                    losses = loss(models.apply(MODEL, params, jnp.asarray(IMAGES)[rows]), jnp.asarray(LABELS)[rows])
+                    return jnp.vdot(losses, rows >= 0) / (rows >= 0).sum()
+
+                updates, opt_state = masked.update(jax.grad(value)(params), opt_state, params)
+                return optimizer.apply(params, updates, mask), opt_state
+
+            jitted = jax.jit(step)
+            for number in range(start, start + 6):
+                params, opt_state = jitted(params, opt_state, trial.order(number, number + 1)[0])
+            before = after
+        assert len(opt_state.younger) == 1
+        for name in ("hidden_0", "head"):
+            for leaf in ("kernel", "bias"):
+                np.testing.assert_allclose(state.params[name][leaf][row], params[name][leaf], rtol=1e-4, atol=1e-5)
+        still = ~trial.phases[1][1]["hidden_0"]["kernel"]
+        kernel = np.asarray(state.params["hidden_0"]["kernel"][row])
+        assert kernel[still].tobytes() == np.asarray(trial.params["hidden_0"]["kernel"])[still].tobytes()
+    assert np.isfinite(log.loss).all()

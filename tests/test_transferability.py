@@ -1,10 +1,12 @@
 """Scores of a source: each the paper's formula written out plainly, with its invariances and its limits."""
 
+import itertools
 import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import integrate, optimize, stats
@@ -249,9 +251,40 @@ def test_logme_of_features_that_say_nothing_is_the_limit() -> None:
     assert t.logme(np.array([[0.0], [0.0], [0.1], [3.0]]), y) > limit
 
 
-def test_logme_has_no_bound_where_labels_are_exactly_linear_in_few_features() -> None:
-    x, y = case(0)
-    assert t.logme(np.column_stack([x, np.eye(y.max() + 1)[y]]), y) == np.inf
+def test_logme_is_finite_and_high_where_features_give_the_classes_exactly() -> None:
+    for seed in range(8):
+        x, y = case(seed)
+        exact = np.column_stack([x, np.eye(y.max() + 1)[y]])
+        noise = np.random.default_rng(seed).normal(size=exact.shape)
+        nearly = [t.logme(exact + size * noise, y) for size in (0.1, 0.01, 1e-3, 1e-4)]
+        assert np.isfinite(t.logme(exact, y)) and all(np.diff([*nearly, t.logme(exact, y)]) > 0)
+        assert t.logme(exact, y) > t.logme(x, y)
+    # Features that hold each class in one point, the more examples the surer.
+    collapsed = [t.logme(np.eye(10)[np.arange(n) % 10], np.arange(n) % 10) for n in (30, 100, 1000)]
+    assert 4 < collapsed[0] < collapsed[1] < collapsed[2] < 10
+
+
+# Ways in which fewer dimensions than examples give some class exactly, though features say little.
+EXACT = {
+    "a copy": lambda x, y: (np.vstack([x, x[:1]]), np.r_[y, y[:1]]),
+    "a copy in float32": lambda x, y: (np.vstack([x, x[:1]]).astype(np.float32), np.r_[y, y[:1]]),
+    "copies": lambda x, y: (np.vstack([x, x[:5]]), np.r_[y, y[:5]]),
+    "all twice": lambda x, y: (np.vstack([x, x]), np.r_[y, y]),
+    "all thrice": lambda x, y: (np.vstack([x, x, x]), np.r_[y, y, y]),
+    "a copy of another label": lambda x, y: (np.vstack([x, x[:1]]), np.r_[y, y[1:2]]),
+    "an example whose units are dead": lambda x, y: (np.where(np.arange(len(x))[:, None] == 5, 0, x), y),
+    "two examples of one direction": lambda x, y: (np.where(np.arange(len(x))[:, None] == 5, 2 * x[6], x), y),
+    "a copy but for rounding": lambda x, y: (np.vstack([x, x[:1] * (1 + 1e-7)]).astype(np.float32), np.r_[y, y[:1]]),
+}
+
+
+@pytest.mark.parametrize("way", EXACT)
+def test_logme_changes_little_by_one_example_that_is_no_new_one(way: str) -> None:
+    rng = np.random.default_rng(0)
+    for separation in (0.0, 0.2, 0.5):
+        y = np.arange(100) % 10
+        x = separation * rng.normal(size=(10, 300))[y] + rng.normal(size=(100, 300))
+        assert abs(t.logme(*EXACT[way](x, y)) - t.logme(x, y)) < (0.001 if "all" in way else 0.06)
 
 
 def test_logme_of_more_dimensions_than_examples_is_the_greatest_evidence_found() -> None:
@@ -295,6 +328,186 @@ def test_nce_is_mutual_information_less_the_entropy_of_the_labels() -> None:
         source = p.argmax(axis=1) * 7 - 3
         expected = mutual_info_score(source, labels) - stats.entropy(np.bincount(labels))
         np.testing.assert_allclose(t.nce(source, labels), expected, rtol=1e-10)
+
+
+def random_features(n: int, d: int, classes: int = 10, seed: int = 0) -> Case:
+    return np.random.default_rng(seed).normal(size=(n, d)).astype(np.float32), np.arange(n) % classes
+
+
+def test_h_score_of_permuted_labels_is_in_the_mean_what_is_taken_off() -> None:
+    """Over all permutations of the labels, one by one."""
+    x = np.random.default_rng(0).normal(size=(7, 3))
+    orders = [np.array(order) for order in set(itertools.permutations([0, 0, 0, 1, 1, 2, 2]))]
+    np.testing.assert_allclose(np.mean([t.h_score(x, y) for y in orders]), 3 * 2 / 6, rtol=1e-12)
+    np.testing.assert_allclose(np.mean([t.h_score_adjusted(x, y) for y in orders]), 0, atol=1e-12)
+
+
+def test_h_score_adjusted_of_two_classes_is_the_adjusted_r_squared_of_a_regression() -> None:
+    for seed in range(10):
+        x, y = case(seed)
+        y = y % 2
+        n, d = x.shape
+        fitted = np.column_stack([x, np.ones(n)])
+        residual = y - fitted @ np.linalg.lstsq(fitted, y, rcond=None)[0]
+        expected = 1 - residual.var() / y.var() * (n - 1) / (n - d - 1)
+        np.testing.assert_allclose(t.h_score_adjusted(x, y), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "papers", "most"),
+    [("h_score_adjusted", "h_score", 0.05), ("transrate_adjusted", "transrate", 0.5), ("gbc_adjusted", "gbc", 0.15)],
+)
+def test_an_adjusted_score_of_noise_is_0_whatever_its_width_where_the_papers_grows(
+    name: str, papers: str, most: float
+) -> None:
+    n = 100 if name == "gbc_adjusted" else 600
+    wide = [random_features(n, d) for d in (8, 64, 256)]
+    assert all(np.diff([getattr(t, papers)(x, y) for x, y in wide]) > 0)
+    assert all(abs(getattr(t, name)(x, y)) < most for x, y in wide)
+
+
+@pytest.mark.parametrize("name", ["h_score_adjusted", "transrate_adjusted", "gbc_adjusted", "n_leep_left_out"])
+def test_narrow_features_that_say_something_score_above_wide_ones_that_are_noise(name: str) -> None:
+    """Likewise the papers' scores, which have it the other way round."""
+    x, y = random_features(300, 8, 5)
+    says = 0.5 * np.random.default_rng(1).normal(size=(5, 8))[y] + x
+    noise = random_features(300, 128, 5, seed=2)[0]
+    assert getattr(t, name)(says, y) > getattr(t, name)(noise, y)
+    assert t.h_score(says, y) < t.h_score(noise, y) and t.transrate(says, y) < t.transrate(noise, y)
+
+
+def test_adjusted_scores_are_the_papers_less_those_of_labels_in_another_order() -> None:
+    x, y = case(5)
+    rng = np.random.default_rng(3)
+    orders = [rng.permutation(y) for _ in range(7)]
+    chance = np.mean([t.transrate(x, order) for order in orders])
+    got = t.transrate_adjusted(x, y, permutations=7, seed=3)
+    np.testing.assert_allclose(got, t.transrate(x, y) - chance, rtol=1e-9)
+    chance = np.mean([t.gbc(x, order, dimensions=5) for order in orders])
+    got = t.gbc_adjusted(x, y, dimensions=5, permutations=7, seed=3)
+    np.testing.assert_allclose(got, 1 - t.gbc(x, y, dimensions=5) / chance, rtol=1e-9)
+    for score in (t.transrate_adjusted, t.gbc_adjusted):
+        with pytest.raises(InputError, match="permutations=0"):
+            score(x, y, permutations=0)
+    points, y = np.array([[0.0], [0.0], [1.0], [1.0]]), np.array([0, 0, 1, 1])
+    seed = next(seed for seed in range(99) if (np.random.default_rng(seed).permutation(y) == y).all())
+    with pytest.raises(InputError, match="do not overlap either"):
+        t.gbc_adjusted(points, y, permutations=1, seed=seed)
+
+
+def test_n_leep_left_out_predicts_each_example_from_the_labels_of_the_others() -> None:
+    x, y = case(6)
+    z = PCA(0.8, svd_solver="full").fit_transform(x)
+    z = z / z[:, 0].std()
+    p = GaussianMixture(2 * (y.max() + 1), random_state=1, max_iter=500).fit(z).predict_proba(z)
+    frequency = np.bincount(y) / len(y)
+    groups = np.arange(len(y)) // 2
+    for given in (None, groups):
+        logs = []
+        for i in range(len(y)):
+            others = np.arange(len(y)) != i if given is None else groups != groups[i]
+            same = (y[others] == y[i])[:, None]
+            likely = ((p[others] * same).sum(0) + frequency[y[i]]) / (p[others].sum(0) + 1)
+            logs.append(np.log(likely @ p[i]))
+        got = t.n_leep_left_out(x, y, seed=1, components=2, groups=given)
+        np.testing.assert_allclose(got, np.mean(logs), atol=1e-8)
+
+
+def test_n_leep_left_out_of_labels_at_random_is_about_minus_their_entropy_at_few_examples() -> None:
+    x, y = random_features(100, 32)
+    assert t.n_leep(x, y) > -1.2 and -3.2 < t.n_leep_left_out(x, y) < -np.log(10)
+
+
+# What features are but for rounding does not count, in whatever type they come.
+
+STORED: dict[str, Any] = {
+    "float32": lambda x: x.astype(np.float32),
+    "float32, products summed in it": None,
+    "float16": lambda x: x.astype(np.float16),
+    "float32 far from 0": lambda x: (x + 3e3).astype(np.float32),
+    "float32 in a large unit": lambda x: (1e20 * x).astype(np.float32),
+    "bfloat16": lambda x: jnp.asarray(x, jnp.bfloat16),
+}
+
+
+@pytest.mark.parametrize("stored", STORED)
+def test_rank_ten_in_many_columns_scores_as_rank_ten_in_the_type_that_is_stored(stored: str) -> None:
+    rng = np.random.default_rng(1)
+    y = np.arange(600) % 10
+    low, mixed = 0.3 * rng.normal(size=(10, 10))[y] + rng.normal(size=(600, 10)), rng.normal(size=(10, 200))
+    if "summed" in stored:
+        low = np.maximum(rng.normal(size=(600, 784)).astype(np.float32), 0)
+        low, mixed = low @ rng.normal(size=(784, 10)).astype(np.float32), mixed.astype(np.float32)
+    x = low.astype(float) @ mixed
+    kept = low @ mixed if "summed" in stored else STORED[stored](x)
+    rough = 1e-2 if "float16" in stored else 1e-3
+    np.testing.assert_allclose(t.h_score(kept, y), t.h_score(low, y), rtol=10 * rough)
+    np.testing.assert_allclose(t.h_score_adjusted(kept, y), t.h_score_adjusted(low, y), atol=rough)
+    np.testing.assert_allclose(t.gbc(kept, y), t.gbc(x, y), rtol=rough)
+    np.testing.assert_allclose(t.logme(kept, y), t.logme(np.asarray(kept, float), y), atol=rough)
+    if "unit" not in stored and "float16" not in stored:
+        np.testing.assert_allclose(t.transrate(kept, y), t.transrate(x, y), atol=rough)
+    assert np.linalg.matrix_rank(np.asarray(kept, float)) == 200  # which float64's epsilon cuts at
+
+
+def test_transrate_of_float32_in_a_large_unit_counts_no_rounding() -> None:
+    rng = np.random.default_rng(1)
+    x, y = 1e6 * rng.normal(size=(300, 5)) @ rng.normal(size=(5, 200)), np.arange(300) % 3
+    np.testing.assert_allclose(t.transrate(x.astype(np.float32), y), t.transrate(x, y), rtol=1e-3)
+
+
+# Copies.
+
+
+def test_copies_do_not_vote_for_each_other() -> None:
+    for seed in range(6):
+        x, y = case(seed)
+        twice = np.vstack([x, x]), np.r_[y, y]
+        far = np.linalg.norm(x[:, None] - x[None], axis=-1) + 1e9 * np.eye(len(y))
+        # Each other example counts twice: of the five nearest, two pairs and one more.
+        near = np.argsort(far, axis=1, kind="stable")[:, :3].repeat(2, axis=1)[:, :5]
+        expected = np.mean(
+            [Counter(y[row].tolist()).most_common(1)[0][0] == own for row, own in zip(near, y, strict=True)]
+        )
+        assert t.knn(*twice) == pytest.approx(expected, abs=1e-12)
+        groups = np.tile(np.arange(len(y)), 2)
+        assert t.knn(*twice, groups=groups) == t.knn(*twice) and t.knn(*twice, groups=np.arange(2 * len(y))) >= t.knn(
+            *twice
+        )
+    rng = np.random.default_rng(0)
+    noise, y = rng.normal(size=(100, 8)), np.arange(100) % 10
+    twice = np.vstack([noise, noise]), np.r_[y, y]
+    assert t.knn(*twice, k=1) == t.knn(noise, y, k=1) < 0.25 and t.knn(*twice, k=1, groups=np.arange(200)) == 1
+    assert t.knn(*twice, k=1, cosine=True) == t.knn(noise, y, k=1, cosine=True)
+
+
+def test_features_that_hold_each_class_in_one_point_are_no_copies() -> None:
+    y = np.arange(40) % 4
+    assert t.knn(np.eye(4)[y], y) == 1
+    assert t.knn(np.eye(4)[y], y, groups=np.arange(40)) == 1
+
+
+def test_groups_that_say_nothing_or_are_none_are_refused() -> None:
+    x, y = case(0)
+    for score in (t.knn, t.n_leep_left_out):
+        with pytest.raises(InputError, match="groups are all 7"):
+            score(x, y, groups=np.full(len(y), 7))
+        with pytest.raises(InputError, match="groups have shape"):
+            score(x, y, groups=y[:-1])
+        with pytest.raises(InputError, match="groups are float64"):
+            score(x, y, groups=y.astype(float))
+
+
+def test_a_class_of_one_example_has_the_variance_of_the_others_in_gbc() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(21, 1)), np.r_[np.arange(20) % 2, 2]
+    pooled = np.mean(np.r_[[(x[y == c, 0] - x[y == c, 0].mean()) ** 2 for c in (0, 1)]])
+    gaussians = [(x[y == c, 0].mean(), x[y == c, 0].var() if c < 2 else pooled) for c in range(3)]
+    expected = 0.0
+    for (m, v), (k, w) in itertools.permutations(gaussians, 2):
+        expected -= np.sqrt(2 * np.sqrt(v * w) / (v + w)) * np.exp(-((m - k) ** 2) / (v + w) / 4)
+    assert t.gbc(x, y) == pytest.approx(expected, rel=1e-9)
+    assert np.isfinite(t.gbc_adjusted(x, y))
 
 
 def test_h_score_of_one_feature_is_the_share_of_variance_in_an_analysis_of_variance() -> None:
@@ -347,17 +560,18 @@ CHANGES = {
     "a constant feature": lambda x, rng: np.column_stack([x, np.full(len(x), 0.1)]),
     "a feature twice": lambda x, rng: np.column_stack([x, x[:, 0]]),
 }
-SCALED = ("knn", "cosine", "logme", "h_score", "h_score_shrunk", "gbc", "diagonal", "n_leep")
+SCALED = ("knn", "cosine", "logme", "h_score", "h_score_shrunk", "gbc", "diagonal", "n_leep", "gbc_adjusted")
+LEFT_OUT = ("cosine", "n_leep", "n_leep_left_out", "transrate_adjusted")
 LEAVES = {
-    "rotation": ("knn", "cosine", "logme", "h_score", "h_score_shrunk", "transrate", "gbc", "diagonal", "n_leep"),
+    "rotation": ("knn", "logme", "h_score", "h_score_shrunk", "transrate", "gbc", "diagonal", *LEFT_OUT),
     "shift": ("knn", "h_score", "h_score_shrunk", "transrate", "gbc", "diagonal", "n_leep"),
     "scale": SCALED,
     "a large scale": SCALED,
     "a small scale": SCALED,
-    "affine": ("h_score",),
+    "affine": ("h_score", "h_score_adjusted"),
     "scale an example": ("cosine",),
     "a constant feature": ("knn", "h_score", "transrate", "gbc", "diagonal", "n_leep"),
-    "a feature twice": ("h_score",),
+    "a feature twice": ("h_score", "h_score_adjusted"),
 }
 SCORES = {
     "knn": t.knn,
@@ -369,18 +583,22 @@ SCORES = {
     "gbc": t.gbc,
     "diagonal": lambda x, y: t.gbc(x, y, diagonal=True),
     "n_leep": lambda x, y: t.n_leep(x, y, components=2),
+    "h_score_adjusted": t.h_score_adjusted,
+    "transrate_adjusted": t.transrate_adjusted,
+    "gbc_adjusted": t.gbc_adjusted,
+    "n_leep_left_out": lambda x, y: t.n_leep_left_out(x, y, components=2),
 }
 
 
 @pytest.mark.parametrize(("change", "name"), [(change, name) for change in LEAVES for name in LEAVES[change]])
 def test_a_score_does_not_change_with(change: str, name: str) -> None:
-    for seed in range(3 if name == "n_leep" else 12):
+    for seed in range(3 if "n_leep" in name else 12):
         x, y = case(seed)
         changed = CHANGES[change](x, np.random.default_rng(seed))
         np.testing.assert_allclose(SCORES[name](changed, y), SCORES[name](x, y), rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", [name for name in SCORES if name != "n_leep"])
+@pytest.mark.parametrize("name", [name for name in SCORES if "n_leep" not in name and name[-8:] != "adjusted"])
 def test_a_score_knows_neither_the_order_of_examples_nor_the_names_of_classes(name: str) -> None:
     for seed in range(8):
         x, y = case(seed)
@@ -406,8 +624,6 @@ def test_features_of_the_digits_score_above_the_same_of_shuffled_digits(name: st
 
 
 def test_a_score_takes_float32_and_any_integers_of_jax_or_lists() -> None:
-    import jax.numpy as jnp
-
     x, y = case(2)
     x = x.astype(np.float32)
     for score in SCORES.values():
@@ -443,7 +659,7 @@ BAD = {
     r"labels hold no 1 but \d+: give": (GOOD[0], GOOD[1] * 2),
     "labels hold no 2 but 1000000000000": (GOOD[0], np.where(GOOD[1] > 1, 10**12, GOOD[1])),
     "labels are all 0: give two classes": (GOOD[0], GOOD[1] * 0),
-    "labels hold each of 3 classes once|class 0 has 1 of the": (GOOD[0][:3], np.arange(3)),
+    "labels hold each of 3 classes once": (GOOD[0][:3], np.arange(3)),
 }
 
 
@@ -489,8 +705,8 @@ def test_too_few_examples_for_a_score_are_refused() -> None:
         t.knn(x, y, 0)
     with pytest.raises(InputError, match="whatever the labels: give more examples, or take h_score_shrunk"):
         t.h_score(np.random.default_rng(0).normal(size=(12, 11)), np.arange(12) % 3)
-    with pytest.raises(InputError, match="class 1 has 1 of the examples: give 2 or more"):
-        t.gbc(x[:5], [0, 0, 1, 2, 2])
+    with pytest.raises(InputError, match=r"each of 5 classes once.*two examples of some class"):
+        t.gbc(x[:5], np.arange(5))
     with pytest.raises(InputError, match="of 12 examples and 15 Gaussians"):
         t.n_leep(x[:12], np.arange(12) % 3)
     for options in ({"variance": 0.0}, {"variance": 1.1}, {"components": 0}):
@@ -513,9 +729,9 @@ def test_features_that_do_not_vary_score_nothing_or_are_refused() -> None:
 
 
 @pytest.mark.slow
-def test_all_scores_but_n_leep_take_20_seconds_on_10_000_examples_of_512_features() -> None:
+def test_all_scores_but_n_leep_take_30_seconds_on_10_000_examples_of_512_features() -> None:
     x, y = digits(10_000, 512)
     start = time.process_time()
-    for name in SCORES.keys() - {"n_leep", "cosine", "diagonal"}:
+    for name in SCORES.keys() - {"n_leep", "n_leep_left_out", "cosine", "diagonal"}:
         assert np.isfinite(SCORES[name](x, y))
-    assert time.process_time() - start < 20
+    assert time.process_time() - start < 30

@@ -126,10 +126,10 @@ def apply(plan: Plan, source: Params | None, target: Params) -> tuple[Params, Ma
     given = {} if source is None else dict(paths.items(source))
     rows = {row.target: row for row in plan if row.target is not None}
     leaves, fresh = [], []
-    for path, leaf in paths.items(target):
+    for (path, leaf), able in zip(paths.items(target), paths.trainable(target), strict=True):
         row = rows[path]
         anew = jnp.zeros_like(leaf) if row.action == "zeroed" else leaf
         leaves.append(anew if row.source is None else given[row.source])
-        fresh.append(row.source is None and paths.can_train(path, leaf))
+        fresh.append(row.source is None and able)
     treedef = jax.tree.structure(target)
     return jax.tree.unflatten(treedef, leaves), jax.tree.unflatten(treedef, fresh)

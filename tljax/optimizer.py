@@ -6,7 +6,9 @@ correction included, while `tx` sees the gradients of all that trains. Each coho
 its own leaves; XLA drops the rest. `carry` makes the state of one phase fit for the next.
 """
 
-from collections.abc import Sequence
+import functools
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -15,10 +17,11 @@ import numpy as np
 import optax
 
 from tljax import masks, paths
-from tljax.types import InputError, Mask, OptState, Params
+from tljax.types import Context, InputError, Mask, OptState, Params, Phase
 
 Ages = Any
-"""The tree of the parameters with, for each leaf, the phase since which it trains (see `masks.since`)."""
+"""The tree of the parameters with, for each leaf, the phase since which it trains (see `masks.since`): an int, or an
+int array of its elements."""
 
 
 class Cohorts(NamedTuple):
@@ -31,19 +34,33 @@ class Cohorts(NamedTuple):
 
 
 def masked(
-    tx: optax.GradientTransformation, mask: Mask, ages: Ages | None = None
+    tx: optax.GradientTransformation,
+    mask: Mask | Callable[..., Mask],
+    ages: Ages | Callable[[Params], Ages] | None = None,
+    cohorts: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """`tx` on the leaves that train; frozen ones own no state and keep their bits.
+    """`tx` on the leaves that train; frozen ones own no state and keep their bits. The outermost wrapper.
 
+    What stands outside `masked` (`optax.chain(masked(..), add_decayed_weights(..))`, `schedule_free(masked(..))`,
+    `MultiSteps(masked(..))`) sees frozen leaves and may move them: put it inside, and give the updates to `apply`.
     Clipping, decay and norms inside `tx` see the trained leaves alone. A number in `mask` scales the leaf's update:
-    the learning rate for SGD, Adam, AdamW and Lion, the update elsewhere. An array zeroes the gradients it does not
-    select before `tx` and their updates after it. A frozen leaf's update is -0.0, which adds nothing to any bits
-    (0.0 would turn -0.0 into 0.0). Gradients of the trained part alone, as `masks.split` gives them, are welcome:
-    a hole stays a hole. Without `ages` all leaves are of one cohort, and the state is `tx`'s own; else it is
-    `Cohorts`. Raises InputError for a leaf of `mask` that cannot be meant, and when it is traced with the state of
-    another mask. `tx` sees trees whose leaves come and go: labels of `optax.multi_transform` and masks of
-    `optax.masked` inside it are functions of the tree, not trees; `optax.flatten` and GaLore, whose state is of other
-    shapes than the leaves, do not last beyond a phase.
+    the learning rate for SGD, Adam, AdamW and Lion, the update elsewhere. An array of bools zeroes the gradients it
+    does not select before `tx` and their updates after it; an array of floats does so where it is 0, and scales the
+    updates elsewhere. A frozen leaf's update is -0.0, which adds nothing to any bits (0.0 would turn -0.0 into 0.0).
+    Gradients of the trained part alone, as `masks.split` gives them, are welcome: a hole stays a hole.
+
+    `mask` is a tree, matched by path (see `masks.canonical`), or a function of the parameters that gives one, such as a
+    strategy that needs no context: it is called with shapes and dtypes in `init` and each `update`, so that
+    `flax.nnx.Optimizer` works. Without `ages` all leaves are of one cohort, and the state is `tx`'s own; else it is
+    `Cohorts`. With `cohorts` the ages are ranks below that count, and their arrays may be traced.
+
+    `tx` sees trees whose leaves come and go: labels of `optax.multi_transform` and masks of `optax.masked` inside it
+    are functions of the tree, not trees; `optax.flatten` and GaLore, whose state is of other shapes than the leaves, do
+    not last beyond a phase. Extra arguments of `update` that are trees like the parameters are split, and functions of
+    the parameters (`value_fn` of L-BFGS) are given whole trees.
+
+    Raises InputError for a leaf of `mask` that cannot be meant, a traced bool, a tree of the parameters inside `tx`,
+    and when `update` is traced with the state of another mask.
 
     >>> tx = masked(optax.sgd(1.0), {"a": True, "b": False})
     >>> state = tx.init({"a": 1.0, "b": 1.0})
@@ -53,34 +70,197 @@ def masked(
     inner = optax.with_extra_args_support(tx)
 
     def init(params: Params) -> OptState:
-        trained, _ = masks.split(params, mask)
-        paths.each(_require_concrete, mask, params)
+        if _is_placeholder(params):
+            return _placeholder_state(inner, mask, ages, params)
+        trained, _ = _split(params, _canonical(mask, params))
         if not jax.tree.leaves(trained):
             return optax.EmptyState()
-        state = inner.init(trained)
-        born = _born(trained, ages)
-        if len(born) < 2:
-            return state
-        return Cohorts(state, (_parts(trained, state).own(),) * (len(born) - 1))
+        state = _init(inner, trained, params)
+        born, _ = _ranks(trained, _given(ages, params), cohorts)
+        return state if len(born) < 2 else _opened(state, _parts(trained, state).own(), len(born))
 
     def update(updates: Params, state: OptState, params: Params | None = None, **extra: Any) -> tuple[Params, OptState]:
-        trained, frozen = masks.split(updates, mask)
+        whole = updates if params is None else params
+        leaves = _canonical(mask, whole, updates)
+        trained, frozen = _split(updates, leaves)
         still = jax.tree.map(_nothing, frozen)
         if not jax.tree.leaves(trained):
             return masks.join(trained, still), state
-        gradients = _over(mask, trained, lambda g, m: jnp.where(m, g, jnp.zeros_like(g)) if masks.selects(m) else g)
-        held = None if params is None else masks.split(params, mask)[0]
-        _check_state(inner, trained, ages, state)
-        changes, state = _update(inner, gradients, state, held, ages, extra)
-        return masks.join(_over(mask, changes, _finish), still), state
+        gradients = _over(leaves, trained, _selected)
+        held, rest = (None, None) if params is None else _split(params, _canonical(mask, params))
+        born, ranks = _ranks(trained, _given(ages, whole), cohorts)
+        _check_state(inner, trained, len(born), state)
+        more = {name: _of_trained(value, leaves, held, rest) for name, value in extra.items()}
+        try:
+            changes, state = _update(inner, gradients, state, held, (len(born), ranks), more)
+        except Exception as error:  # of any transformation
+            if len(jax.tree.leaves(trained)) < len(jax.tree.leaves(updates)):
+                _diagnose(error, lambda u, p: inner.update(u, inner.init(p), p, **extra), updates, whole)
+            raise
+        return masks.join(_over(leaves, changes, _finish), still), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _require_concrete(path: str, m: Any, leaf: Any) -> None:
-    """What a traced leaf of a mask holds is not known, and a hole fits anything."""
-    if leaf is not None and not isinstance(m, jax.core.Tracer):
-        masks.require_leaf(path, leaf, m)
+def apply(params: Params, updates: Params, mask: Mask | Callable[..., Mask]) -> Params:
+    """The parameters after an update of `masked(tx, mask)`: exact on every device.
+
+    A frozen leaf is the very array of `params`; elements that an array freezes are selected with `where`; what trains
+    is as `optax.apply_updates` has it. That one also adds -0.0 to frozen leaves, which on a GPU changes a NaN's
+    payload. Both trees may have None in places. Raises InputError as `masked` does, and for a leaf that trains and has
+    no update.
+
+    >>> params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    >>> after = apply(params, {"a": jnp.ones(2), "b": None}, {"a": np.array([True, False]), "b": False})
+    >>> after["a"].tolist(), after["b"] is params["b"]
+    ([2.0, 1.0], True)
+    """
+    leaves = _canonical(mask, params)
+    structure: Any = jax.tree.structure(leaves)
+    trained, _ = _split(params, leaves)
+    there: Any = jax.tree.structure(updates, is_leaf=_is_none)
+    alike = there == jax.tree.structure(trained, is_leaf=_is_none)
+    placed = updates if alike else paths.placed(updates, params)
+    if placed is None:
+        paths.same_structure(params, updates, "the parameters", "the updates")
+    rows = zip(
+        paths.names(leaves),
+        jax.tree.leaves(leaves),
+        *(structure.flatten_up_to(tree) for tree in (params, trained, placed)),
+        strict=True,
+    )
+    return jax.tree.unflatten(structure, [_moved(*row) for row in rows])
+
+
+def _moved(path: str, m: Any, leaf: Any, trained: Any, update: Any) -> Any:
+    if trained is None:
+        return leaf
+    if update is None:
+        raise InputError(f"'{path}' trains and has no update: give masked and apply the same mask")
+    after = jnp.asarray(leaf + update).astype(jnp.asarray(leaf).dtype)
+    return after if isinstance(m, bool | float) else jnp.where(_nonzero(m), after, leaf)
+
+
+def _is_none(leaf: Any) -> bool:
+    return leaf is None
+
+
+def _given(rule: Any, params: Params) -> Any:
+    """A mask or ages; a function of the parameters is called, with shapes and dtypes: values change with each step."""
+    if not masks.is_strategy(rule):
+        return rule
+    shapes = jax.tree.map(_shape, params)
+    context = (Context(),) if _needs_context(rule) else ()
+    name = getattr(rule, "__name__", "the function")
+    try:
+        with jax.ensure_compile_time_eval():
+            result = rule(shapes, *context)
+    except InputError:
+        raise
+    except Exception as error:  # what a function does with shapes in place of arrays has no common type
+        reason = " ".join(str(error).split())[:150]
+        raise InputError(
+            f"masked: {name} fails on the shapes of the parameters ({type(error).__name__}: {reason}): a mask that "
+            "follows from values is given as a tree, masked(tx, mask)"
+        ) from error
+    if masks.is_strategy(result) or (isinstance(result, list | tuple) and any(isinstance(p, Phase) for p in result)):
+        raise InputError(f"masked: {name} gives phases: give masked the mask of one of them, and go on with carry")
+    return result
+
+
+def _shape(leaf: Any) -> Any:
+    if isinstance(leaf, jax.ShapeDtypeStruct) or not (
+        hasattr(leaf, "dtype") or isinstance(leaf, int | float | complex)
+    ):
+        return leaf
+    return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
+
+
+def _needs_context(rule: Callable[..., Any]) -> bool:
+    """Whether a function has a second parameter that must be given, as strategies have."""
+    try:
+        parameters = inspect.signature(rule).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(p.kind in positional and p.default is p.empty for p in parameters) == 2
+
+
+def _canonical(mask: Any, params: Params, like: Params | None = None) -> Mask:
+    """The canonical mask of `params`, in the structure of `like` (updates that are wrapped otherwise, say)."""
+    return masks.canonical(params if like is None else like, _given(mask, params))
+
+
+def _split(params: Params, mask: Mask) -> tuple[Params, Params]:
+    """`masks.split` by a canonical mask, in which a traced array trains too."""
+    return masks.parted(params, mask, [m is not False for m in jax.tree.leaves(mask)])
+
+
+def _is_placeholder(params: Params) -> bool:
+    """What optax.tree.map_params gives to `init`, to see where in a state the parameters stand: a node of its own."""
+    return not jax.tree.leaves(params) and type(params).__name__ == "_ParamsPlaceholder"
+
+
+def _placeholder_state(tx: Any, mask: Any, ages: Any, placeholder: Any) -> OptState:
+    if not masks.is_strategy(mask) and not any(m is not False for m in jax.tree.leaves(masks.canonical(mask, mask))):
+        return optax.EmptyState()
+    state = tx.init(placeholder)
+    if ages is None or masks.is_strategy(ages) or masks.is_strategy(mask):
+        return state
+    leaves = zip(jax.tree.leaves(mask), jax.tree.leaves(ages), strict=True)
+    born = {int(age) for m, of in leaves if masks.trains(m) for age in np.unique(np.asarray(of)) if age >= 0}
+    return state if len(born) < 2 else _opened(state, _parts(placeholder, state).own(), len(born))
+
+
+def _init(tx: optax.GradientTransformation, trained: Params, params: Params) -> OptState:
+    try:
+        state = tx.init(trained)
+    except Exception as error:  # of any transformation
+        if len(jax.tree.leaves(trained)) < len(jax.tree.leaves(params)):
+            _diagnose(error, tx.init, params)
+        raise
+    shared = {id(leaf) for leaf in jax.tree.leaves(params)}
+    return jax.tree.map(lambda leaf: _once(leaf, shared), state)
+
+
+def _once(leaf: Any, seen: set[int]) -> Any:
+    """A leaf of a state, copied if it has been seen: a buffer that two places share cannot be donated."""
+    if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer):
+        return leaf
+    if id(leaf) in seen:
+        return jnp.array(leaf)
+    seen.add(id(leaf))
+    return leaf
+
+
+def _diagnose(error: Exception, function: Callable[..., Any], *whole: Params) -> None:
+    """Raise InputError where an optimizer fails on the trained leaves alone, and not on the whole tree."""
+    try:
+        jax.eval_shape(function, *whole)
+    except Exception:  # of any transformation
+        return
+    raise InputError(
+        "the optimizer inside `masked` holds a tree of all parameters (labels, a decay mask), and sees only those that "
+        "train: give a function of the tree in its place, such as lambda tree: jax.tree.map(.., tree)"
+    ) from error
+
+
+def _of_trained(extra: Any, mask: Mask, held: Params | None, rest: Params | None) -> Any:
+    """An extra argument for the trained part: of a tree like the parameters that part, of a function of them one of
+    the part."""
+    if callable(extra) and jax.tree_util.all_leaves([extra]):
+
+        @functools.wraps(extra)
+        def of_trained(first: Any, *others: Any, **named: Any) -> Any:
+            there: Any = jax.tree.structure(first)
+            if held is None or there != jax.tree.structure(held):
+                return extra(first, *others, **named)
+            return _of_trained(extra(masks.join(first, rest), *others, **named), mask, None, None)
+
+        return of_trained
+    if jax.tree_util.all_leaves([extra]) or extra is None or paths.placed(mask, extra) is None:
+        return extra
+    return _split(extra, masks.canonical(extra, mask))[0]
 
 
 def _update(
@@ -88,20 +268,19 @@ def _update(
     gradients: Params,
     state: OptState,
     params: Params | None,
-    ages: Ages | None,
+    cohorts: tuple[int, list[Any]],
     extra: dict[str, Any],
 ) -> tuple[Params, OptState]:
-    """Each cohort runs `tx` on the whole, under its own counters, and keeps what is of its own leaves."""
-    born = _born(gradients, ages)
-    if len(born) < 2:
+    """Each cohort runs `tx` on the whole, under its own counters, and keeps what is of its own leaves and elements."""
+    count, ranks = cohorts
+    if count < 2:
         return tx.update(gradients, state, params, **extra)
     parts = _parts(gradients, state.state)
     runs = [tx.update(gradients, parts.under(own), params, **extra) for own in (parts.own(), *state.younger)]
     outcomes = [_parts(gradients, after) for _, after in runs]
-    which = [born.index(age) for age in _of_trained(gradients, ages)]
     treedef = jax.tree.structure(gradients)
-    kept = outcomes[0].choose(which, outcomes, treedef)
-    changes = _pick(which, [changes for changes, _ in runs], treedef)
+    kept = outcomes[0].choose(ranks, outcomes, treedef)
+    changes = _pick(ranks, [changes for changes, _ in runs], treedef)
     return changes, Cohorts(kept, tuple(outcome.own() for outcome in outcomes[1:]))
 
 
@@ -130,53 +309,95 @@ def carry(
     """
     if schedule not in ("continue", "restart"):
         raise InputError(f"schedule '{schedule}' at a phase boundary: write 'continue' or 'restart'")
-    old, new = masks.split(params, before[0])[0], masks.split(params, after[0])[0]
-    fresh = masked(tx, *after).init(params)
+    old_mask, new_mask = (_canonical(mask, params) for mask, _ in (before, after))
+    old, new = _split(params, old_mask)[0], _split(params, new_mask)[0]
+    old_ages, new_ages = (_given(ages, params) for _, ages in (before, after))
+    fresh = masked(tx, new_mask, new_ages).init(params)
     if not jax.tree.leaves(old) or not jax.tree.leaves(new):
         return fresh
-    old_born, new_born = _born(old, before[1]), _born(new, after[1])
-    there, here = _parts(old, _opened(state).state), _parts(new, _opened(fresh).state)
-    counters = dict(zip(old_born, (there.own(), *_opened(state).younger), strict=True))
-    was = set(zip(paths.names(old), _of_trained(old, before[1]), strict=True))
-    now = set(zip(paths.names(new), _of_trained(new, after[1]), strict=True))
-    kept = {name for name, _ in was & now}
+    old_born, new_born = _ranks(old, old_ages)[0], _ranks(new, new_ages)[0]
+    (was, younger), (begun, _) = _cohorts(state), _cohorts(fresh)
+    there, here = _parts(old, was), _parts(new, begun)
+    counters = dict(zip(old_born, (there.own(), *younger), strict=True))
+    since, until = _ages_where_trained(old_mask, old_ages, old), _ages_where_trained(new_mask, new_ages, new)
+    kept = {name: since[name] == age for name, age in until.items() if name in since}
+    kept = {name: same & (until[name] >= 0) for name, same in kept.items()}
     nodes = [
         _carried(*pair, old, new, kept, schedule) for pair in zip(there.nodes, here.nodes, here.kinds, strict=True)
     ]
     carried = _Parts(nodes, here.kinds, here.treedef)
-    own = [counters[age] if age in counters else here.own() for age in new_born]
+    # Copies, since a buffer that two places share cannot be donated.
+    own = [counters[age] if age in counters else _copied(here.own()) for age in new_born]
     first = carried.under(own[0])
     return Cohorts(first, tuple(own[1:])) if len(new_born) > 1 else first
 
 
-def _carried(was: Any, fresh: Any, kind: str, old: Params, new: Params, kept: set[str], schedule: str) -> Any:
+def _ages_where_trained(mask: Mask, ages: Ages | None, trained: Params) -> dict[str, np.ndarray]:
+    """{path: age of each element, -1 where it is frozen} of the trained leaves."""
+    known = None if ages is None else dict(zip(paths.unboxed_names(ages), jax.tree.leaves(ages), strict=True))
+    chosen = dict(zip(paths.unboxed_names(mask), map(masks.chosen, jax.tree.leaves(mask)), strict=True))
+    return {
+        name: np.where(chosen[name], 0 if known is None else np.asarray(known[name]), -1)
+        for name in paths.unboxed_names(trained)
+    }
+
+
+def _carried(was: Any, fresh: Any, kind: str, old: Params, new: Params, kept: dict[str, Any], schedule: str) -> Any:
     if kind == "moments":
         there: Any = jax.tree.structure(old)
         here: Any = jax.tree.structure(new)
-        values = dict(zip(paths.names(old), there.flatten_up_to(was), strict=True))
-        slots = zip(paths.names(new), here.flatten_up_to(fresh), strict=True)
-        return jax.tree.unflatten(jax.tree.structure(new), [values[n] if n in kept else slot for n, slot in slots])
+        values = dict(zip(paths.unboxed_names(old), there.flatten_up_to(was), strict=True))
+        rows = zip(paths.unboxed_names(new), jax.tree.leaves(new), here.flatten_up_to(fresh), strict=True)
+        slots = [_slot(kept.get(name), values.get(name), slot, jnp.shape(leaf)) for name, leaf, slot in rows]
+        return jax.tree.unflatten(here, slots)
     if kind == "live" or (kind == "schedule" and schedule == "continue"):
         return was
     return fresh
 
 
-def _opened(state: optax.OptState) -> Cohorts:
+def _slot(kept: Any, was: Any, fresh: Any, shape: tuple[int, ...]) -> Any:
+    """What a leaf goes on with: for each element its own. What the elements share lasts while any of them goes on."""
+    if kept is None or not kept.any():
+        return fresh
+    if kept.all():
+        return was
+    return jax.tree.map(lambda a, b: jnp.where(kept, a, b) if jnp.shape(a) == shape else a, was, fresh)
+
+
+def _opened(state: OptState, own: tuple[Any, ...], count: int) -> Cohorts:
+    """The state of `count` cohorts that begin together, each with counters of its own, which share no buffer."""
+    return Cohorts(state, tuple(_copied(own) for _ in range(count - 1)))
+
+
+def _copied(own: tuple[Any, ...]) -> tuple[Any, ...]:
+    return jax.tree.map(lambda leaf: jnp.array(leaf) if isinstance(leaf, np.ndarray | jax.Array) else leaf, own)
+
+
+def _cohorts(state: OptState) -> Cohorts:
     """A state as that of cohorts, be it of one."""
     return state if isinstance(state, Cohorts) else Cohorts(state, ())
 
 
-def _born(trained: Params, ages: Ages | None) -> list[int]:
-    """The phases at which something was freed, ascending."""
-    return sorted(set(_of_trained(trained, ages)))
-
-
-def _of_trained(trained: Params, ages: Ages | None) -> list[int]:
-    """The age of each trained leaf; holes in `trained` are skipped."""
+def _ranks(trained: Params, ages: Ages | None, cohorts: int | None = None) -> tuple[list[int], list[Any]]:
+    """(the phases at which something was freed, ascending; for each trained leaf which of them, an int or an array)."""
     if ages is None:
-        return [0] * len(jax.tree.leaves(trained))
-    known = dict(paths.items(ages))
-    return [int(known[name]) for name in paths.names(trained)]
+        return [0], [0] * len(jax.tree.leaves(trained))
+    known = dict(zip(paths.unboxed_names(ages), jax.tree.leaves(ages), strict=True))
+    if missing := [name for name in paths.unboxed_names(trained) if name not in known]:
+        raise InputError(
+            f"the ages and the parameters are different trees: {paths.some(missing)} only in the parameters"
+        )
+    mine = [known[name] for name in paths.unboxed_names(trained)]
+    if cohorts is not None:
+        return list(range(cohorts)), mine
+    if any(isinstance(age, jax.core.Tracer) for age in mine):
+        raise InputError("the ages are traced, so their values are unknown: build ages outside jax.jit, as masks are")
+    whole = [np.asarray(age) for age in mine]
+    born = sorted({int(age) for leaf in whole for age in np.unique(leaf) if leaf.ndim == 0 or age >= 0})
+    return born, [
+        born.index(int(age)) if age.ndim == 0 else np.maximum(np.searchsorted(born, age), 0) * (age >= 0)
+        for age in whole
+    ]
 
 
 class _Parts(NamedTuple):
@@ -197,17 +418,38 @@ class _Parts(NamedTuple):
         nodes = [next(given) if k == "own" else n for n, k in zip(self.nodes, self.kinds, strict=True)]
         return jax.tree.unflatten(self.treedef, nodes)
 
-    def choose(self, which: list[int], others: Sequence["_Parts"], treedef: Any) -> OptState:
+    def choose(self, which: list[Any], others: Sequence["_Parts"], treedef: Any) -> OptState:
         """This state with each leaf's moments from the cohort that it is of."""
         columns = zip(self.nodes, self.kinds, zip(*(other.nodes for other in others), strict=True), strict=True)
         nodes = [_pick(which, rest, treedef) if kind == "moments" else node for node, kind, rest in columns]
         return jax.tree.unflatten(self.treedef, nodes)
 
 
-def _pick(which: list[int], trees: Sequence[Any], treedef: Any) -> Any:
-    """The tree with leaf i from trees[which[i]]."""
+def _pick(which: list[Any], trees: Sequence[Any], treedef: Any) -> Any:
+    """The tree with leaf i from trees[which[i]]; where that is an array, each element from its own tree."""
     columns = [treedef.flatten_up_to(tree) for tree in trees]
-    return jax.tree.unflatten(treedef, [columns[run][i] for i, run in enumerate(which)])
+    picked = [
+        columns[run][i] if isinstance(run, int) else _by_element(run, [column[i] for column in columns])
+        for i, run in enumerate(which)
+    ]
+    return jax.tree.unflatten(treedef, picked)
+
+
+def _by_element(run: Any, slots: Sequence[Any]) -> Any:
+    """Slots of one leaf, one a cohort, as one; what the elements share is the first cohort's."""
+
+    def picked(*leaves: Any) -> Any:
+        first, *others = leaves
+        try:
+            fits = np.broadcast_shapes(np.shape(run), np.shape(first)) == np.shape(first)
+        except ValueError:
+            fits = False
+        if fits:
+            for number, leaf in enumerate(others, start=1):
+                first = jnp.where(run == number, leaf, first)
+        return first
+
+    return jax.tree.map(picked, *slots)
 
 
 def _parts(trained: Params, state: OptState) -> _Parts:
@@ -252,14 +494,11 @@ def _marked(state: OptState) -> Any:
     return jax.tree.map(mark, state, is_leaf=lambda node: isinstance(node, _SCHEDULED))
 
 
-def _check_state(
-    tx: optax.GradientTransformationExtraArgs, trained: Params, ages: Ages | None, state: OptState
-) -> None:
+def _check_state(tx: optax.GradientTransformationExtraArgs, trained: Params, cohorts: int, state: OptState) -> None:
     """Raise InputError for the state of another mask, whose own failure would be cryptic or silent."""
-    born = _born(trained, ages)
-    whole, younger = _opened(state)
+    whole, younger = _cohorts(state)
     wanted: Any = jax.tree.structure(jax.eval_shape(tx.init, trained))
-    if wanted != jax.tree.structure(whole) or 1 + len(younger) != len(born):
+    if wanted != jax.tree.structure(whole) or 1 + len(younger) != cohorts:
         raise InputError(
             "the optimizer's state is of another mask or other ages: at a phase boundary, make it fit with "
             "optimizer.carry; otherwise call init with this mask"
@@ -270,12 +509,20 @@ def _over(mask: Mask, tree: Params, function: Any) -> Params:
     return jax.tree.map(lambda m, leaf: None if leaf is None else function(leaf, m), mask, tree)
 
 
+def _selected(gradient: Any, m: Any) -> Any:
+    return jnp.where(_nonzero(m), gradient, jnp.zeros_like(gradient)) if masks.selects(m) else gradient
+
+
+def _nonzero(m: Any) -> Any:
+    return m if m.dtype == jnp.bool_ else m != 0
+
+
 def _finish(update: Any, m: Any) -> Any:
-    if masks.selects(m):
-        return jnp.where(m, update, -jnp.zeros_like(update))
-    if isinstance(m, bool | np.bool_):
+    if isinstance(m, bool):
         return update
-    return update * jnp.asarray(m, jnp.result_type(update))
+    is_bools = masks.selects(m) and m.dtype == jnp.bool_
+    scaled = update if is_bools else update * jnp.asarray(m, jnp.result_type(update))
+    return scaled if isinstance(m, float) else jnp.where(_nonzero(m), scaled, -jnp.zeros_like(update))
 
 
 def _nothing(leaf: Any) -> Any:

@@ -4,11 +4,13 @@ Masks, grafts, penalties and checkpoints all name leaves, by these rules and no 
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tljax.plugins import nearest
 from tljax.types import InputError
@@ -169,14 +171,121 @@ def require_prefixes(tree: Any, prefixes: Iterable[str]) -> None:
             raise InputError(f"prefix '{prefix}' holds no leaf{nearest(prefix, places)}")
 
 
-def can_train(path: str, leaf: Any) -> bool:
-    """Whether a leaf may train at all: not if it is None or of integers, nor a running statistic.
+_STATISTIC = re.compile(r"batch_stats|(running|moving)_(mean|var|variance|std)|num_batches_tracked|ema_.*|.*_ema")
+"""Names of running statistics: Linen's collection, PyTorch's and Keras's buffers, averages of parameters."""
 
-    >>> can_train("head/kernel", 1.0), can_train("norm/batch_stats/mean", 1.0), can_train("step", 1)
+
+def can_train(path: str, leaf: Any) -> bool:
+    """Whether a leaf may train, by its own path and dtype: not None, no array, integers, nor a running statistic.
+
+    `trainable` knows more of a leaf, from the tree that it is in.
+
+    >>> can_train("head/kernel", 1.0), can_train("norm/batch_stats/mean", 1.0), can_train("bn1.running_var", 1.0)
     (True, False, False)
     """
-    statistic = "batch_stats" in path.split("/")
-    return leaf is not None and not statistic and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+    statistic = any(_STATISTIC.fullmatch(name.partition(":")[0].lower()) for name in re.split("[/.]", path))
+    array = hasattr(leaf, "dtype") or isinstance(leaf, float | complex)
+    return array and not statistic and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+
+
+def trainable(tree: Any) -> list[bool]:
+    """For each leaf, in the order of `jax.tree.leaves`, whether it may train at all. This is the one rule.
+
+    Never trained are integers; running statistics by name (`can_train`); variables of NNX that are no `nnx.Param`;
+    and `mean` and `var` of a batch norm, where NNX keeps them beside `scale` and `bias`.
+
+    >>> trainable({"bn": {"bias": np.ones(2), "mean": np.ones(2), "var": np.ones(2)}, "step": 1})
+    [True, False, False, False]
+    """
+    rows = list(items(tree))
+    parameter = _variables(tree)
+    shapes = {unboxed: np.shape(leaf) for unboxed, (_, leaf) in zip(unboxed_names(tree), rows, strict=True)}
+    known = zip(rows, shapes, parameter, strict=True)
+    return [
+        can_train(path, leaf) and (is_param is True or (is_param is None and not _is_moment(unboxed, shapes)))
+        for (path, leaf), unboxed, is_param in known
+    ]
+
+
+def _variables(tree: Any) -> list[bool | None]:
+    """For each leaf whether it is in an `nnx.Param`; None for a leaf that is in no variable of NNX."""
+    nnx = sys.modules.get("flax.nnx")  # whoever has variables has imported it, which takes two seconds
+    if nnx is None:
+        return [None] * len(jax.tree.leaves(tree))
+    found: list[bool | None] = []
+    for node in jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, nnx.Variable)):
+        is_param = isinstance(node, nnx.Param) if isinstance(node, nnx.Variable) else None
+        found += [is_param] * len(jax.tree.leaves(node))
+    return found
+
+
+def _is_moment(path: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether a leaf is the running mean or variance of a norm: both are there, and scale, bias or the name says so."""
+    place, _, name = path.rpartition("/")
+    if name not in ("mean", "var"):
+        return False
+    beside = [f"{place}/{other}" if place else other for other in ("mean", "var", "scale", "bias")]
+    alike = [shapes.get(other) == shapes[path] for other in beside]
+    return alike[0] and alike[1] and (alike[2] or alike[3] or is_norm(place.rpartition("/")[2]))
+
+
+def is_norm(name: str) -> bool:
+    """Whether a container's name is that of a normalisation layer.
+
+    >>> [is_norm(name) for name in ("LayerNorm_0", "bn1", "ln_2", "preBN", "normalised_mlp", "abnormal", "lnk")]
+    [True, True, True, True, True, False, False]
+    """
+    words = re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower()
+    return re.search(r"norm(?!al($|[^i]))|(?<![a-z])[blg]n(?![a-z])", words) is not None
+
+
+def unboxed_names(tree: Any) -> list[str]:
+    """The path of each leaf, without the `value` of what a leaf is boxed in: a variable of NNX, `nn.Partitioned`.
+
+    >>> unboxed_names({"head": {"kernel": 1.0, "value": 0.0}})
+    ['head/kernel', 'head/value']
+    """
+    found = jax.tree_util.tree_leaves_with_path(tree)
+    short = [_name(_unboxed(path)) for path, _ in found]
+    return short if len(set(short)) == len(short) else [_name(path) for path, _ in found]
+
+
+def _unboxed(path: tuple[Any, ...]) -> tuple[Any, ...]:
+    boxed = path and isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name == "value"
+    return path[:-1] if boxed else path
+
+
+def placed(tree: Any, like: Any) -> Any:
+    """The leaves of `tree` in the structure of `like`, by path, or None where the paths differ.
+
+    Containers (a FrozenDict for a dict) and boxes (`nn.Partitioned`, variables of NNX) need not be the same. `like`
+    may have None where `tree` has leaves, as gradients of the trained part have.
+
+    >>> placed({"a": True, "b": {"c": False}}, {"a": 1.0, "b": None}), placed({"a": True}, {"b": 1.0})
+    ({'a': True, 'b': None}, None)
+    """
+    slots, structure = jax.tree_util.tree_flatten_with_path(like, is_leaf=_is_none)
+    there: Any = jax.tree.structure(tree)
+    if there == structure:
+        return tree
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_none)
+    for short in (_same, _unboxed):
+        names = [_name(short(path)) for path, _ in slots]
+        known = {_name(short(path)): leaf for path, leaf in leaves}
+        filled = {name for name, (_, leaf) in zip(names, slots, strict=True) if leaf is not None}
+        within = inside(set(names) - filled)
+        unique = len(set(names)) == len(names) and len(known) == len(leaves)
+        if unique and filled <= set(known) and all(within(name) for name in set(known) - filled):
+            return jax.tree.unflatten(structure, [known.get(name) for name in names])
+    return None
+
+
+def _is_none(leaf: Any) -> bool:
+    return leaf is None
+
+
+def _same(path: tuple[Any, ...]) -> tuple[Any, ...]:
+    return path
 
 
 def same_structure(expected: Any, found: Any, expected_name: str, found_name: str) -> None:

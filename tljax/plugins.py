@@ -159,6 +159,15 @@ def taken(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str,
     return {name: value for name, value in options.items() if every or name in own}
 
 
+def takes(function: Callable[..., Any], name: str) -> bool:
+    """Whether a function has a parameter of this name.
+
+    >>> takes(lambda params, key, context: params, "context")
+    True
+    """
+    return name in _signature(function, f"function '{getattr(function, '__name__', function)}'")
+
+
 def said(error: BaseException) -> str:
     """An exception of somebody else's code in one line: its type, its words, and the last line of code it passed.
 
@@ -260,7 +269,7 @@ def method(text: str) -> tuple[Method, dict[str, Any]]:
     spec = parse(text)
     found = module(spec, "tljax.strategies", "strategy")
     strategy = attribute(spec, found, "strategy")
-    parts = {name: getattr(found, name, None) for name in ("adapt", "merge", "reinit")}
+    parts = {name: getattr(found, name, None) for name in ("adapt", "merge", "reinit", "left_out")}
     for name, part in parts.items():
         if part is not None and not callable(part):
             raise InputError(f"strategy '{spec.name}': its `{name}` is {part!r}, not a function: write def {name}(...)")

@@ -45,7 +45,8 @@ def target(
     params, merge = ordinary, None
     if method.adapt:
         known = dict(paths.items(fresh))
-        params = _call(method.adapt, options, own(ordinary), key)
+        context = (Context(stages=stages, fresh=own(fresh)),) if plugins.takes(method.adapt, "context") else ()
+        params = _call(method.adapt, options, own(ordinary), key, *context)
         for path, leaf in paths.items(params):
             if not isinstance(leaf, int | float | np.generic | np.ndarray | jax.Array):
                 raise InputError(f"adapt gives {leaf!r} at '{path}': a leaf is an array")

@@ -11,8 +11,9 @@ Params = Any
 """A pytree of arrays. None and integer leaves are never trained."""
 
 Mask = Any
-"""The tree of the parameters with a bool, a number or an array (broadcastable to its leaf) for each
-leaf. True means trained, everywhere; a number scales the leaf's update; an array selects elements."""
+"""The tree of the parameters with a bool, a number or an array (broadcastable to its leaf) for each leaf. True means
+trained, everywhere; a number scales the leaf's update; an array of bools selects elements; an array of floats scales
+by element, and 0 freezes exactly. See `masks.canonical`."""
 
 OptState = Any
 """The state of an optax transformation: a pytree."""
@@ -60,11 +61,14 @@ class Method(NamedTuple):
 
     strategy: Callable[..., Any]
     adapt: Callable[..., Params] | None = None
-    """(params, key, **options) -> params with more leaves in the same stages; the new ones are fresh."""
+    """(params, key, **options) -> params with more leaves in the same stages; the new ones are fresh. With a parameter
+    `context` it is given the stages and the fresh leaves."""
     merge: Callable[..., Params] | None = None
     """(params, **options) -> ordinary params with the same outputs."""
     reinit: Callable[..., Sequence[str]] | None = None
     """(context, **options) -> path prefixes to draw anew beside the head."""
+    left_out: Callable[..., Sequence[str]] | None = None
+    """(params, context, **options) -> paths of leaves that it was to treat and cannot: `--dry_run` lists them."""
     data_driven: bool = False
     """The module's DATA_DRIVEN: the strategy needs context.gradient or context.fisher."""
     code: str = ""
@@ -97,6 +101,9 @@ class Split(NamedTuple):
     """uint8 [n, height, width, channels], or float32 features [n, ...]. May be memory-mapped: read only."""
     labels: np.ndarray
     """int32 [n], each in 0 .. classes - 1."""
+    groups: np.ndarray | None = None
+    """int32 [n]: which items are alike (a writer, a patient, a font family); one numbering for both splits of a task.
+    None if that is not known."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +115,8 @@ class Task:
     test: Split
     classes: tuple[str, ...]
     fingerprint: str
-    """SHA-256 over shapes, dtypes, bytes and class names of both splits: 64 hexadecimal digits."""
+    """SHA-256 over shapes, dtypes, bytes, class names and groups of both splits: 64 hexadecimal digits."""
     note: str = ""
     """What every table must say of this data, such as that it is a part of the complete set."""
+    findings: tuple[str, ...] = ()
+    """What of it can hardly be meant, such as test examples that are in the training set too; the note ends with it."""

@@ -4,7 +4,8 @@ mnist_10k, fashion_mnist_10k      10,000 + 2,000 images that come with tljax; no
 mnist, fashion_mnist, kmnist      complete, from `manual_dir` (IDX files) or TFDS
 cifar10, NAME/CONFIG              any image classification of TFDS; NAME:train=train[:80%]:test=train[80%:]
 folder:DIR                        DIR/train/CLASS/*.png and DIR/test/CLASS/*.png
-FILE.npz                          train_images, train_labels, test_images, test_labels, class_names
+folder:DIR:splits=FILE.csv        of the pictures in DIR those that FILE.csv lists: file,split,group (see `files`)
+FILE.npz                          train_images, train_labels, test_images, test_labels, class_names, train_groups, ...
 
 Any of them with changes after it, in the order to make them: mnist_10k:labels=0-4:rotate=30 (see `derive`).
 """
@@ -12,9 +13,10 @@ Any of them with changes after it, in the order to make them: mnist_10k:labels=0
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
-from tljax.data import derive, files, idx, tfds
+from tljax.data import derive, filenames, files, idx, tfds
 from tljax.data.cache import Prepare, cached
 from tljax.data.images import Shape
 from tljax.plugins import Spec, nearest, parse
@@ -22,7 +24,7 @@ from tljax.types import InputError, Task
 
 __all__ = ["load"]
 
-_FORMAT = 1
+_FORMAT = {"idx": 1, "npz": 1, "folder": 2, "tfds": 2}
 """Goes up when the same source is to be decoded to other arrays, so that what was kept before is not read."""
 
 
@@ -32,6 +34,7 @@ def load(
     data_dir: str | os.PathLike[str] | None = None,
     manual_dir: str | os.PathLike[str] | None = None,
     image_shape: Shape | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Task:
     """The data set that `name` stands for, changed as it says, checked, with its fingerprint.
 
@@ -39,7 +42,8 @@ def load(
     int32 [n]. `data_dir` ($TFDS_DATA_DIR, else ~/tensorflow_datasets) is where TFDS keeps its files, and where the
     decoded arrays are kept, to be memory-mapped next time; rotated or blurred ones too. `manual_dir` holds files
     fetched by hand: manual_dir/mnist/train-images-idx3-ubyte.gz and so on. `image_shape` (height, width, channels) is
-    what images are brought to (see `images.to_shape`), before any change. Raises InputError for whatever is wrong
+    what images are brought to (see `images.to_shape`), before any change. `say` is told, in a line, of kept arrays that
+    are not as they were written, and are decoded again. Raises InputError for whatever is wrong
     with any of them, or the data.
 
     >>> task = load("mnist_10k")
@@ -60,11 +64,11 @@ def load(
     identity, prepare = _source(base, spec, root, manual, shape)
     identity = [*identity, str(shape)]
     folder = root / "tljax" / _key(spec, identity)
-    task = cached(base, folder, prepare)
+    task = cached(base, folder, prepare, say)
     if not derive.slow(changes):
         return derive.derived(task, name, changes)
     changed = root / "tljax" / _key(spec, [*identity, *changes])
-    return cached(name, changed, lambda: ([folder], lambda: derive.derived(task, name, changes)))
+    return cached(name, changed, lambda: ([folder], lambda: derive.derived(task, name, changes)), say)
 
 
 def _source(name: str, spec: Spec, root: Path, manual: Path | None, shape: Shape | None) -> tuple[list[str], Prepare]:
@@ -72,9 +76,13 @@ def _source(name: str, spec: Spec, root: Path, manual: Path | None, shape: Shape
     if spec.name == "folder":
         if not spec.words:
             raise InputError(f"'{name}' names no folder: write folder:DIR")
-        _takes(Spec(spec.name, spec.words[1:], spec.options), ())
+        _takes(Spec(spec.name, spec.words[1:], spec.options), ("splits",), "FILE.csv")
         folder = Path(spec.words[0]).expanduser().absolute()
-        return ["folder", str(folder)], lambda: files.prepare_folder(name, folder, shape)
+        if "splits" in spec.options:
+            table = Path(spec.options["splits"]).expanduser().absolute()
+            listed = ["folder", filenames.text(folder), filenames.text(table)]
+            return listed, lambda: files.prepare_listed(name, folder, table, shape)
+        return ["folder", filenames.text(folder)], lambda: files.prepare_folder(name, folder, shape)
     if spec.name.endswith(".npz"):
         _takes(spec, ())
         file = Path(spec.name).expanduser().absolute()
@@ -97,10 +105,10 @@ def _by_hand(name: str, manual: Path, root: Path) -> bool:
     raise InputError(f"--manual_dir='{manual}' has no folder '{name}': make it, with {expected}")
 
 
-def _takes(spec: Spec, options: tuple[str, ...]) -> None:
+def _takes(spec: Spec, options: tuple[str, ...], value: str = "SPLIT") -> None:
     for given in (*spec.words, *spec.options):
         if given in spec.words or given not in options:
-            known = nearest(given, [*(f"{option}=SPLIT" for option in options), *derive.FORMS])
+            known = nearest(given, [*(f"{option}={value}" for option in options), *derive.FORMS])
             raise InputError(f"data set '{spec.name}' has no option '{given}'{known}")
 
 
@@ -114,6 +122,6 @@ def _checked_shape(shape: Shape | None) -> Shape | None:
 
 def _key(spec: Spec, identity: list[str]) -> str:
     """The folder's name: legible, and of one source, shape and format alone."""
-    digest = hashlib.sha256(json.dumps([_FORMAT, *identity]).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(json.dumps([_FORMAT[identity[0]], *identity]).encode()).hexdigest()[:16]
     stem = Path(spec.words[0] if spec.name == "folder" else spec.name).stem
     return "".join(c if c.isalnum() else "_" for c in stem)[:40] + "-" + digest

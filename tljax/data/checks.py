@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 
+from tljax.data import findings
 from tljax.paths import some
 from tljax.types import InputError, Split, Task
 
@@ -15,9 +16,13 @@ def checked(name: str, train: Split, test: Split, classes: tuple[str, ...], note
     Images become uint8 [n, height, width, channels] (a grey [n, height, width] gets a channel axis) or
     float32 [n, ...]; labels become int32 [n]. Raises InputError with the row and the value where a label is no
     class or a feature is not finite: the softmax loss would turn either into NaN or a wrong number without a word.
+    What can hardly be meant ends the note (see `findings`). Groups, integers or strings [n], become int32 [n]: the
+    names of both splits together are numbered in sorted order.
     """
-    train = Split(images(f"{name}: train", train.images), np.asarray(train.labels))
-    test = Split(images(f"{name}: test", test.images), np.asarray(test.labels))
+    train = train._replace(images=images(f"{name}: train", train.images), labels=np.asarray(train.labels))
+    test = test._replace(images=images(f"{name}: test", test.images), labels=np.asarray(test.labels))
+    for word, split in (("train", train), ("test", test)):
+        _require_a_label_each(f"{name}: {word}", split)
     if train.images.shape[1:] != test.images.shape[1:] or train.images.dtype != test.images.dtype:
         raise InputError(
             f"{name}: train has {train.images.dtype} {train.images.shape[1:]}, test {test.images.dtype} "
@@ -29,22 +34,34 @@ def checked(name: str, train: Split, test: Split, classes: tuple[str, ...], note
     test = test._replace(labels=_labels(f"{name}: test", test, classes))
     if len(np.unique(train.labels)) < 2:
         raise InputError(f"{name}: train holds one class only: there is nothing to tell apart, give two or more")
-    return Task(name, train, test, classes, fingerprint(train, test, classes), note)
+    train, test = _numbered(name, train, test)
+    said = findings.lines(train, test, classes)
+    whole = "; ".join(line for line in (note, *said) if line)
+    return Task(name, train, test, classes, fingerprint(train, test, classes), whole, said)
 
 
 def fingerprint(train: Split, test: Split, classes: tuple[str, ...]) -> str:
     """SHA-256 of what a task holds: 64 hexadecimal digits.
 
     Over, in this order: train images, train labels, test images, test labels, each as the ASCII line
-    "<dtype as '|u1', '<f4' or '<i4'> <shape as JSON>\\n" and then its little-endian bytes in C order; and last
-    the class names as a JSON list (ASCII).
+    "<dtype as '|u1', '<f4' or '<i4'> <shape as JSON>\\n" and then its little-endian bytes in C order; then the
+    class names as a JSON list (ASCII). Where groups are known the ASCII line "\\ntrain_groups" and those of the
+    training split follow, likewise as an array, and "\\ntest_groups" and those of the test split.
     """
     digest = hashlib.sha256()
-    for array in (*train, *test):
+
+    def update(array: np.ndarray) -> None:
         little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
         digest.update(f"{little.dtype.str} {json.dumps(little.shape)}\n".encode())
         digest.update(little.reshape(-1).view(np.uint8).data)
+
+    for array in (train.images, train.labels, test.images, test.labels):
+        update(array)
     digest.update(json.dumps(list(classes)).encode())
+    for word, split in (("train", train), ("test", test)):
+        if split.groups is not None:
+            digest.update(f"\n{word}_groups\n".encode())
+            update(split.groups)
     return digest.hexdigest()
 
 
@@ -54,13 +71,33 @@ def images(where: str, images: np.ndarray) -> np.ndarray:
         if images.ndim not in (3, 4):
             raise InputError(f"{where}: uint8 images are [n, height, width, channels], not {list(images.shape)}")
         images = images[..., None] if images.ndim == 3 else images
+        require_channels_last(where, images)
     elif images.dtype.kind == "f":
         images = _features(where, images)
+        require_channels_last(where, images)
     else:
         raise InputError(f"{where}: images are {images.dtype}: give uint8 pixels (0..255) or float features")
     if not images.size:
         raise InputError(f"{where}: is empty {list(images.shape)}: give at least one example")
     return images
+
+
+def require_channels_last(where: str, images: np.ndarray) -> None:
+    """Raise InputError for [n, channels, height, width], such as PyTorch's: it would be taken as many channels.
+
+    Feature maps [n, height, width, channels] of at most 4 pixels a side are let through.
+
+    >>> require_channels_last("mine.npz: train", np.zeros((5, 28, 28, 3), np.uint8))
+    """
+    if images.ndim != 4:
+        return
+    _, first, second, last = images.shape
+    pixels = images.dtype == np.uint8 and first in (1, 3)
+    if last > 4 and (pixels or (first <= 4 and second > 4)):
+        raise InputError(
+            f"{where}: images are {list(images.shape)}, channels first: transpose to [n, height, width, channels], "
+            "as by numpy.transpose(images, (0, 2, 3, 1))"
+        )
 
 
 def _features(where: str, features: np.ndarray) -> np.ndarray:
@@ -75,10 +112,19 @@ def _features(where: str, features: np.ndarray) -> np.ndarray:
     return narrow
 
 
-def _labels(where: str, split: Split, classes: tuple[str, ...]) -> np.ndarray:
+def _require_a_label_each(where: str, split: Split) -> None:
     labels, n = split.labels, len(split.images)
     if labels.shape != (n,):
-        raise InputError(f"{where}: labels have shape {list(labels.shape)}, images say [{n}]: give one label an image")
+        remedy = "give one label an image"
+        if labels.ndim == 2 and len(labels) == n:
+            remedy = "give labels[:, 0]" if labels.shape[1] == 1 else "of one-hot labels give labels.argmax(1)"
+        elif labels.ndim == 1 and len(labels) == split.images.shape[-1]:
+            remedy = "the images are along the last axis, so give numpy.moveaxis(images, -1, 0)"
+        raise InputError(f"{where}: labels have shape {list(labels.shape)}, images say [{n}]: {remedy}")
+
+
+def _labels(where: str, split: Split, classes: tuple[str, ...]) -> np.ndarray:
+    labels = split.labels
     if labels.dtype.kind not in "iu":
         raise InputError(f"{where}: labels are {labels.dtype}, row 0 is {labels[0]!s}: give integers 0..classes-1")
     bad = np.flatnonzero((labels < 0) | (labels >= len(classes)))
@@ -88,3 +134,30 @@ def _labels(where: str, split: Split, classes: tuple[str, ...]) -> np.ndarray:
             f"correct the {len(bad)} such, or name more classes"
         )
     return np.ascontiguousarray(labels, dtype=np.int32)
+
+
+def _numbered(name: str, train: Split, test: Split) -> tuple[Split, Split]:
+    """Both splits with their groups as numbers, one numbering for both."""
+    places: list[tuple[list[str] | list[int], np.ndarray] | None] = []
+    for where, split in ((f"{name}: train", train), (f"{name}: test", test)):
+        if split.groups is None:
+            places.append(None)
+            continue
+        groups, n = np.asarray(split.groups), len(split.labels)
+        if groups.shape != (n,):
+            raise InputError(f"{where}: groups have shape {list(groups.shape)}, labels [{n}]: give one group an item")
+        if groups.dtype.kind not in "iuU":
+            raise InputError(f"{where}: groups are {groups.dtype}: give integers or strings, one an item")
+        unique, places_of_items = np.unique(groups, return_inverse=True)
+        places.append((unique.tolist(), places_of_items.reshape(-1)))
+    names = {group for known in places if known for group in known[0]}
+    if len({type(group) for group in names}) > 1:
+        raise InputError(f"{name}: groups are integers in one split and strings in the other: give both alike")
+    numbers = {group: number for number, group in enumerate(sorted(names))}
+    splits = []
+    for split, known in zip((train, test), places, strict=True):
+        if known is not None:
+            table = np.array([numbers[group] for group in known[0]], np.int32)
+            split = split._replace(groups=table[known[1]])
+        splits.append(split)
+    return splits[0], splits[1]

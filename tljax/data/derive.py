@@ -71,7 +71,20 @@ def derived(task: Task, name: str, changes: Sequence[str]) -> Task:
     for change in changes:
         made = _changed(made, change)
     note = f"{len(made.train.labels):,} training and {len(made.test.labels):,} test examples after {':'.join(changes)}"
-    return checked(name, made.train, made.test, made.classes, f"{note}; before: {task.note}" if task.note else note)
+    before = task.note.removesuffix("; ".join(task.findings)).removesuffix("; ")  # what still holds is found again
+    return checked(name, made.train, made.test, made.classes, f"{note}; before: {before}" if before else note)
+
+
+def select(split: Split, rows: np.ndarray | slice) -> Split:
+    """The items of a split that `rows` (bool [n], indices or a slice) names, with their groups.
+
+    >>> select(Split(np.zeros((3, 2)), np.arange(3), np.array([5, 6, 7])), np.array([2, 0])).groups.tolist()
+    [7, 5]
+    """
+    if isinstance(rows, np.ndarray) and rows.dtype == bool and rows.all():
+        return split
+    groups = None if split.groups is None else split.groups[rows]
+    return Split(split.images[rows], split.labels[rows], groups)
 
 
 def _changed(task: Task, change: str) -> Task:
@@ -144,21 +157,21 @@ def _regrouped(task: Task, option: str, value: str, groups: Sequence[Sequence[in
     def regrouped(part: Split) -> Split:
         labels = table[part.labels]
         kept = labels >= 0
-        return Split(part.images if kept.all() else part.images[kept], labels[kept])
+        return select(part, kept)._replace(labels=labels[kept])
 
     names = tuple("+".join(task.classes[label] for label in members) for members in groups)
     return replace(task, train=regrouped(task.train), test=regrouped(task.test), classes=names)
 
 
 def _take(task: Task, *, take: int) -> Task:
-    images, labels = task.train
+    labels = task.train.labels
     least = len(np.unique(labels))
     if not least <= take <= len(labels):
         raise _refusal(
             task, "take", take, f"is not {least} (one a class) to {len(labels)} (all): give a number of these"
         )
     chosen = draw.label_budget(_SEED, labels, take)
-    return replace(task, train=Split(images[chosen], labels[chosen]))
+    return replace(task, train=select(task.train, chosen))
 
 
 def _shuffle_labels(task: Task, *, shuffle_labels: float) -> Task:

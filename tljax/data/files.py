@@ -1,12 +1,14 @@
 """Data of one's own: a folder of pictures, or an .npz file of arrays."""
 
+import csv
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 
-from tljax import npz
-from tljax.data import images
+from tljax import npz, paths
+from tljax.data import checks, filenames, images
 from tljax.data.checks import checked
 from tljax.data.images import Shape
 from tljax.types import InputError, Split, Task
@@ -19,7 +21,10 @@ SPELLINGS = {
     "test images": ("test_images", "test_features", "x_test"),
     "test labels": ("test_labels", "y_test"),
     "class names": ("class_names",),
+    "train groups": ("train_groups",),
+    "test groups": ("test_groups",),
 }
+_OPTIONAL = ("class names", "train groups", "test groups")
 
 
 def prepare_folder(name: str, folder: Path, shape: Shape | None) -> tuple[list[Path], Callable[[], Task]]:
@@ -34,14 +39,15 @@ def prepare_folder(name: str, folder: Path, shape: Shape | None) -> tuple[list[P
     for split in ("train", "test"):
         if not (folder / split).is_dir():
             raise InputError(f"'{folder}' has no folder '{split}': {_LAYOUT}")
-        found[split] = {c.name: _pictures(c) for c in _visible(folder / split)}
+        found[split] = {filenames.text(c.name): _pictures(c) for c in _visible(folder / split)}
     for name_, other in (("train", "test"), ("test", "train")):
         for lacking in sorted(found[other].keys() - found[name_].keys()):
             raise InputError(f"'{folder / name_}' lacks class '{lacking}' of {other}: both need the same classes")
     if not found["train"]:
         raise InputError(f"'{folder / 'train'}' holds no class folders: {_LAYOUT}")
     every = [file for split in found.values() for files in split.values() for file in files]
-    folders = [folder, *(folder / s for s in found), *(folder / s / c for s in found for c in found[s])]
+    classes_of = [files[0].parent for split in found.values() for files in split.values()]
+    folders = [folder, *(folder / split for split in found), *classes_of]
 
     def decode() -> Task:
         pictures = images.gather(((f"'{f}'", images.read(f)) for f in every), len(every), shape)
@@ -54,7 +60,7 @@ def prepare_folder(name: str, folder: Path, shape: Shape | None) -> tuple[list[P
 
 
 def _visible(folder: Path) -> list[Path]:
-    return sorted(f for f in folder.iterdir() if not f.name.startswith("."))
+    return sorted((f for f in folder.iterdir() if not f.name.startswith(".")), key=lambda f: filenames.text(f.name))
 
 
 def _pictures(folder: Path) -> list[Path]:
@@ -69,28 +75,134 @@ def _pictures(folder: Path) -> list[Path]:
     return files
 
 
+class _Listed(NamedTuple):
+    """A line of the file that says which pictures are in which split."""
+
+    split: str
+    label: str
+    file: Path
+    order: tuple[str, ...]
+    """The parts of the path as it is written, to sort by."""
+    group: str | None
+
+
+def prepare_listed(name: str, folder: Path, table: Path, shape: Shape | None) -> tuple[list[Path], Callable[[], Task]]:
+    """The pictures under `folder` that `table` puts into a split, sorted as in a folder's, and how to decode them.
+
+    `table` is a CSV file (UTF-8) with the columns file, split and, if wanted, group; columns of other names are not
+    read. `file` is the path of a picture from `folder`, CLASS/x.png or train/CLASS/x.png: its folder's name is the
+    class. `split` is train or test; without that column the path begins with it. `group` is any text. Pictures that
+    no line names are left out, and the note says how many. Raises InputError, with the line, for whatever is wrong.
+    """
+    if not folder.is_dir():
+        raise InputError(f"'{folder}' is no folder: {_LAYOUT}, or DIR/CLASS/*.png with splits=FILE.csv")
+    if not table.is_file():
+        near = folder / table.name
+        remedy = f"write splits={near}" if near.is_file() else "give its path from the working directory"
+        raise InputError(f"'{table}' does not exist: {remedy}")
+    listed = sorted(_listed(folder, table), key=lambda line: (line.split == "test", line.label, line.order))
+    every = [line.file for line in listed]
+    classes = sorted({line.label for line in listed})
+    for split, other in (("train", "test"), ("test", "train")):
+        there = {line.label for line in listed if line.split == split}
+        for lacking in classes:
+            if lacking not in there:
+                raise InputError(f"'{table}' puts no picture of class '{lacking}' into {split}, but into {other}: "
+                                 "both need the same classes")  # fmt: skip
+    folders = sorted({parent for file in every for parent in file.parents if parent.is_relative_to(folder)})
+    present = sum(is_picture(file.relative_to(folder)) and file.is_file() for file in folder.rglob("*"))
+
+    def decode() -> Task:
+        pictures = images.gather(((f"'{file}'", images.read(file)) for file in every), len(every), shape)
+        numbers = {label: number for number, label in enumerate(classes)}
+        labels = np.array([numbers[line.label] for line in listed])
+        groups = np.array([line.group for line in listed]) if listed[0].group is not None else None
+        n = sum(line.split == "train" for line in listed)
+        parts = (slice(n), slice(n, None))
+        train, test = (Split(pictures[p], labels[p], None if groups is None else groups[p]) for p in parts)
+        left_out = f", {present - len(listed):,} of {present:,} in neither" if present > len(listed) else ""
+        note = f"{n:,} training and {len(listed) - n:,} test pictures as {filenames.text(table.name)} says{left_out}"
+        if not left_out and all(line.split == line.order[0] for line in listed):
+            note = ""
+        return checked(name, train, test, tuple(classes), note)
+
+    return [table, *folders, *every], decode
+
+
+def _listed(folder: Path, table: Path) -> list[_Listed]:
+    try:
+        text = table.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        rows = csv.reader(text.splitlines(), strict=True)
+        columns = [column.strip() for column in next(rows, [])]
+        lines = [(rows.line_num, [cell.strip() for cell in row]) for row in rows if row]
+    except (OSError, csv.Error) as error:
+        raise InputError(f"'{table}' cannot be read ({error}): save it as CSV, in UTF-8, with commas") from error
+    if "file" not in columns or len(set(columns)) < len(columns):
+        raise InputError(
+            f"'{table}' has the columns {', '.join(columns) or 'none'}: it needs file, split and, if wanted, group, "
+            "each once and with commas between"
+        )
+    listed = [_line(folder, f"'{table}', line {number}", columns, cells) for number, cells in lines]
+    seen: dict[Path, int] = {}
+    for (number, _), line in zip(lines, listed, strict=True):
+        if line.file in seen:
+            raise InputError(f"'{table}', line {number}: '{line.file}' is in line {seen[line.file]} too: keep one")
+        seen[line.file] = number
+    if not listed:
+        raise InputError(f"'{table}' lists no picture: give a line for each, with its split")
+    return listed
+
+
+def _line(folder: Path, where: str, columns: list[str], cells: list[str]) -> _Listed:
+    if len(cells) != len(columns):
+        raise InputError(f"{where} has {len(cells)} cells, the first line {len(columns)}: quote commas within a cell")
+    row = dict(zip(columns, cells, strict=True))
+    path = PurePosixPath(row["file"])
+    parts = path.parts[1:] if path.parts[:1] in (("train",), ("test",)) else path.parts
+    if len(parts) != 2 or path.is_absolute() or ".." in parts:
+        raise InputError(f"{where}: file '{path}' is no CLASS/x.png or train/CLASS/x.png in '{folder}': write it so")
+    split = row.get("split", path.parts[0])
+    if split not in ("train", "test"):
+        remedy = "write train or test, or leave out the line" if "split" in row else "add the column split"
+        raise InputError(f"{where}: split is '{split}': {remedy}")
+    if row.get("group") == "":
+        raise InputError(f"{where}: group is empty: name one for every picture, or drop the column")
+    if row.get("target", parts[0]) != parts[0]:
+        raise InputError(f"{where}: target is '{row['target']}', the folder says '{parts[0]}': drop the column")
+    file = folder / filenames.place(str(path))
+    if not is_picture(path) or not file.is_file():
+        raise InputError(f"{where}: '{file}' is no {', '.join(PICTURES)} file that is there: correct the path")
+    return _Listed(split, parts[0], file, path.parts, row.get("group"))
+
+
+def is_picture(path: PurePath) -> bool:
+    """Whether the name is that of a picture, and nothing on the path (relative) is hidden."""
+    return path.suffix.lower() in PICTURES and not any(part.startswith(".") for part in path.parts)
+
+
 def prepare_npz(name: str, file: Path, shape: Shape | None) -> tuple[list[Path], Callable[[], Task]]:
     """The .npz file, and how to read it.
 
     Its arrays are train_images (or train_features, x_train): uint8 [n, height, width] or [n, height, width,
     channels], or floats [n, ...], which become float32; train_labels (y_train): integers [n]; the same for test;
-    and, if wanted, class_names: strings [classes]. Without names the classes are "0", "1", ... up to the largest
-    training label. Raises InputError for anything else; pickled objects are never read.
+    and, if wanted, class_names: strings [classes], train_groups and test_groups: integers or strings [n], which items
+    are alike. Without names the classes are "0", "1", ... up to the largest training label, each with an example.
+    Raises InputError for anything else; pickled objects are never read.
     """
     if not file.is_file():
         raise InputError(f"'{file}' does not exist: give the path of an .npz file from the working directory")
 
     def decode() -> Task:
         found = arrays(file, SPELLINGS)
-        train = Split(_shaped(name, found["train images"], shape), found["train labels"])
-        test = Split(_shaped(name, found["test images"], shape), found["test labels"])
+        train = Split(_shaped(name, found["train images"], shape), found["train labels"], found.get("train groups"))
+        test = Split(_shaped(name, found["test images"], shape), found["test labels"], found.get("test groups"))
         return checked(name, train, test, _classes(name, train.labels, found.get("class names")))
 
     return [file], decode
 
 
 def arrays(file: Path, wanted: Mapping[str, tuple[str, ...]]) -> dict[str, np.ndarray]:
-    """{what: array} of an .npz file for {what: names it may have}; only class names may be missing.
+    """{what: array} of an .npz file for {what: names it may have}; only class names and groups may be missing.
 
     Raises InputError for a file that cannot be read, one that lacks an array or has it twice, and Python objects.
     """
@@ -100,7 +212,7 @@ def arrays(file: Path, wanted: Mapping[str, tuple[str, ...]]) -> dict[str, np.nd
         present = [s for s in spellings if s in there]
         if len(present) > 1:
             raise InputError(f"'{file}' has both {' and '.join(present)}: keep one as the {what}")
-        if not present and what != "class names":
+        if not present and what not in _OPTIONAL:
             raise InputError(f"'{file}' has no {what}: name an array {' or '.join(spellings)}")
         if present:
             found[what] = there[present[0]]
@@ -110,6 +222,7 @@ def arrays(file: Path, wanted: Mapping[str, tuple[str, ...]]) -> dict[str, np.nd
 def _shaped(name: str, array: np.ndarray, shape: Shape | None) -> np.ndarray:
     if not shape:
         return array
+    checks.require_channels_last(name, array)
     if array.dtype != np.uint8:
         if array.shape[1:] == shape:
             return array
@@ -130,5 +243,17 @@ def _classes(name: str, labels: np.ndarray, names: np.ndarray | None) -> tuple[s
     if largest >= labels.size:
         raise InputError(
             f"{name}: row {row} of the {labels.size} train labels is {largest}: correct it, or give class_names"
+        )
+    present = np.unique(labels)
+    if present[0] > 0 and len(present) == largest - present[0] + 1:
+        raise InputError(
+            f"{name}: train labels are {present[0]}..{largest}, and the first class is 0: subtract {present[0]} from "
+            "all labels, or give class_names"
+        )
+    lacking = sorted(set(range(largest + 1)) - set(present.tolist()))
+    if lacking and present[0] >= 0:
+        raise InputError(
+            f"{name}: train has no label {paths.some([str(label) for label in lacking])} of 0..{largest}: number the "
+            "classes without gaps, or give class_names"
         )
     return tuple(str(c) for c in range(largest + 1))

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +11,9 @@ from tljax.types import InputError
 
 Shape = tuple[int, int, int]
 """Height and width in pixels, and channels."""
+
+FORMATS = ("PNG", "JPEG")
+"""What is read, whatever a file is called."""
 
 
 def to_shape(images: np.ndarray, shape: Shape) -> np.ndarray:
@@ -55,15 +59,17 @@ def _resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def decode(data: bytes, channels: int | None, what: str) -> np.ndarray:
-    """An encoded picture (PNG, JPEG) to uint8 [height, width, channels].
+    """An encoded picture (PNG, JPEG) to uint8 [height, width, channels], upright as a viewer shows it.
 
-    `channels` 1 or 3 asks for grey or colour; None leaves grey grey and makes every other kind (palette, RGBA,
-    CMYK) RGB; alpha is dropped. Raises InputError for a picture that cannot be read or has over 8 bits a channel.
+    It is turned and mirrored as its EXIF orientation says (tag 274, CIPA DC-008). `channels` 1 or 3 asks for grey or
+    colour; None leaves grey grey and makes every other kind (palette, RGBA, CMYK) RGB; alpha is dropped. Raises
+    InputError for a picture that cannot be read, has over 8 bits a channel, or is of another format, whatever its name:
+    PIL reads dozens, and hands some of them to other programs.
     """
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(data)) as picture:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
             mode = picture.mode
             if mode.startswith("I") or mode == "F":
                 raise InputError(f"{what} has more than 8 bits a channel (mode {mode}): save it with 8")
@@ -71,12 +77,40 @@ def decode(data: bytes, channels: int | None, what: str) -> np.ndarray:
             # By way of RGBA, or PIL warns; it blends nothing: RGBA -> RGB and LA -> L drop the alpha.
             plain = picture.convert("RGBA") if "transparency" in picture.info else picture
             array = np.asarray(plain if plain.mode == wanted else plain.convert(wanted))
+            array = upright(array, _orientation(picture))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, InputError):
             raise
-        reason = "of a kind that is not known" if "BytesIO" in str(error) else error
+        reason = f"no {' or '.join(FORMATS)}" if "BytesIO" in str(error) else error
         raise InputError(f"{what} is no readable picture ({reason}): replace or remove it") from error
     return array[..., None] if array.ndim == 2 else array
+
+
+def _orientation(picture: Any) -> int:
+    """What the picture's EXIF says of it, 1 to 8; 1 where it says nothing that can be read, as viewers have it."""
+    try:
+        orientation = picture.getexif().get(0x0112, 1)
+    except Exception:  # PIL raises what it happens to of EXIF that is damaged, and the picture itself is whole
+        return 1
+    return orientation if orientation in range(1, 9) else 1
+
+
+def upright(image: np.ndarray, orientation: int) -> np.ndarray:
+    """The image [height, width, ...] as it is to be seen, of one that is kept in an EXIF orientation, 1 to 8.
+
+    The orientation says where row 0 and column 0 are seen: 1 top left, 2 top right, 3 bottom right, 4 bottom left,
+    5 left top, 6 right top, 7 right bottom, 8 left bottom (CIPA DC-008-2019, 4.6.4).
+
+    >>> upright(np.array([[1, 2], [3, 4]]), 6).tolist()
+    [[3, 1], [4, 2]]
+    """
+    if orientation >= 5:  # rows are seen as columns
+        image = np.swapaxes(image, 0, 1)
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    return image
 
 
 def gather(pictures: Iterable[tuple[str, np.ndarray]], count: int, shape: Shape | None) -> np.ndarray:

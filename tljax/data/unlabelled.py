@@ -1,42 +1,57 @@
 """Images without labels: a folder of pictures, one picture, or an .npz file."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from tljax.data import checks, files, images
+from tljax.data import checks, filenames, files, images
 from tljax.types import InputError
 
 _SPELLINGS = {"images": ("images", *files.SPELLINGS["test images"])}
 
 
-def load(place: Path, shape: tuple[int, ...]) -> tuple[list[str], np.ndarray]:
-    """(names, images [n, *shape]): uint8 pixels brought to the shape, or float32 features that have it.
+class Unlabelled(NamedTuple):
+    """Images, and what of the place was none."""
+
+    names: list[str]
+    images: np.ndarray
+    """uint8 or float32 [n, *shape]."""
+    left_out: list[str]
+    """Files that are no .png, .jpg or .jpeg, and links to folders."""
+
+
+def load(place: Path, shape: tuple[int, ...]) -> Unlabelled:
+    """Images [n, *shape] of a place: uint8 pixels brought to the shape, or float32 features that have it.
 
     A folder gives its pictures and those of its sub-folders, sorted, named by their paths in it; hidden ones are left
-    out. An .npz file gives its images, test_images, test_features or x_test, named by their rows from 0. Raises
-    InputError for a place without images, a file that cannot be read, and what cannot be brought to the shape.
+    out, and other files are named in `left_out`. An .npz file gives its images, test_images, test_features or x_test,
+    named by their rows from 0. Raises InputError for a place without images, a file that cannot be read, and what
+    cannot be brought to the shape.
     """
     if not place.exists():
         raise InputError(f"'{place}' does not exist: give a folder of pictures, one of them, or an .npz file")
     if place.suffix == ".npz" and place.is_file():
         return _npz(place, shape)
-    found = {str(file.relative_to(place)): file for file in place.rglob("*")} if place.is_dir() else {place.name: place}
-    names = sorted(name for name, file in found.items() if _picture(name) and file.is_file())
+    found = (
+        {place.name: place}
+        if not place.is_dir()
+        else {filenames.text(file.relative_to(place)): file for file in place.rglob("*")}
+    )
+    names = sorted(name for name, file in found.items() if files.is_picture(Path(name)) and file.is_file())
+    others = found.keys() - set(names)
+    others = {name for name in others if found[name].is_symlink() or not found[name].is_dir()}
+    left_out = sorted(name for name in others if not any(part.startswith(".") for part in Path(name).parts))
     kinds = ", ".join(files.PICTURES)
     if not names:
         raise InputError(f"'{place}' holds no picture ({kinds}): give a folder that does, one of them, or an .npz file")
     if len(shape) != 3:
         raise InputError(f"'{place}' holds pictures, the model takes features {list(shape)}: give them as .npz")
     pictures = ((f"'{found[name]}'", images.read(found[name])) for name in names)
-    return names, images.gather(pictures, len(names), (shape[0], shape[1], shape[2]))
+    return Unlabelled(names, images.gather(pictures, len(names), (shape[0], shape[1], shape[2])), left_out)
 
 
-def _picture(name: str) -> bool:
-    return Path(name).suffix.lower() in files.PICTURES and not any(part.startswith(".") for part in Path(name).parts)
-
-
-def _npz(file: Path, shape: tuple[int, ...]) -> tuple[list[str], np.ndarray]:
+def _npz(file: Path, shape: tuple[int, ...]) -> Unlabelled:
     found = checks.images(f"'{file}'", files.arrays(file, _SPELLINGS)["images"])
     if found.dtype == np.uint8 and len(shape) == 3:
         found = images.to_shape(found, (shape[0], shape[1], shape[2]))
@@ -45,4 +60,4 @@ def _npz(file: Path, shape: tuple[int, ...]) -> tuple[list[str], np.ndarray]:
             f"'{file}': images are {found.dtype}{list(found.shape[1:])}, the model takes {list(shape)}: "
             "give uint8 pixels for a model of pictures, or features of its shape"
         )
-    return [str(row) for row in range(len(found))], found
+    return Unlabelled([str(row) for row in range(len(found))], found, [])

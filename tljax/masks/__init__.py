@@ -1,14 +1,29 @@
 """Masks: which leaves of a pytree train. Plain pytrees, and functions on them.
 
-A mask is the tree of the parameters with, for each leaf, a bool, a number (scales the leaf's update) or an
-array (selects elements). True means trained, everywhere. None, integer leaves and running statistics
-(`batch_stats`, as Linen names them) never train.
+A mask is the tree of the parameters with, for each leaf, a bool, a number (scales the leaf's update), a bool array
+(selects elements) or a float array (scales by element; 0 freezes exactly); `canonical` makes every mask so. True means
+trained, everywhere. None, integer leaves and running statistics never train, whatever a mask says: `batch_stats` of
+Linen, variables of NNX that are no `nnx.Param`, `running_mean`, `moving_variance`, `ema_..` and their like. Masks are
+built outside `jax.jit`, and are no argument of it.
 """
 
-from tljax.masks.build import by_glob, by_path, by_size, kept, leaf_name, top, under
+from tljax.masks.build import by_glob, by_path, by_size, kept, layers, leaf_name, top, under
 from tljax.masks.check import is_strategy, lint, lint_phases, require_leaf
-from tljax.masks.combine import also, intersect, invert, join, require_bools, scale, since, split, static, union
-from tljax.masks.leaf import selects, trains, value
+from tljax.masks.combine import (
+    also,
+    canonical,
+    intersect,
+    invert,
+    join,
+    parted,
+    require_bools,
+    scale,
+    since,
+    split,
+    static,
+    union,
+)
+from tljax.masks.leaf import chosen, selects, trains, value
 from tljax.masks.show import Row, digest, equal, from_json, load, save, table, to_json
 
 __all__ = [
@@ -17,6 +32,8 @@ __all__ = [
     "by_glob",
     "by_path",
     "by_size",
+    "canonical",
+    "chosen",
     "digest",
     "equal",
     "from_json",
@@ -25,10 +42,12 @@ __all__ = [
     "is_strategy",
     "join",
     "kept",
+    "layers",
     "leaf_name",
     "lint",
     "lint_phases",
     "load",
+    "parted",
     "require_bools",
     "require_leaf",
     "save",

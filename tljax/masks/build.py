@@ -1,7 +1,7 @@
 """Build masks by path, glob, prefix, size or score. A rule that matches nothing is an error."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -20,8 +20,9 @@ def by_path(params: Params, predicate: Callable[[str], bool]) -> Mask:
     {'head': {'bias': True, 'kernel': False}}
     """
     known = paths.names(params)
-    mask = paths.each(lambda path, leaf: bool(predicate(path)) and paths.can_train(path, leaf), params)
-    if not any(jax.tree.leaves(mask)):
+    flags = [able and bool(predicate(path)) for path, able in zip(known, paths.trainable(params), strict=True)]
+    mask = jax.tree.unflatten(jax.tree.structure(params), flags)
+    if not any(flags):
         name = getattr(predicate, "__name__", "predicate")
         raise InputError(f"by_path: {name} is true for no leaf that can train; leaves: {paths.some(known)}")
     return mask
@@ -51,6 +52,41 @@ def under(params: Params, prefixes: str | Iterable[str]) -> Mask:
     if not prefixes:
         raise InputError(f"under: no prefix given, so nothing would train; leaves: {paths.some(paths.names(params))}")
     return by_path(params, paths.inside(prefixes))
+
+
+def layers(params: Params, prefix: str, which: slice | int | Sequence[int]) -> Mask:
+    """Train these layers of a stack: of the leaves under `prefix`, whose first axis counts the layers.
+
+    That is how `flax.linen.scan` and `nnx.vmap` keep equal layers. A leaf under the prefix becomes a bool array
+    [layers, 1, ..], True where all are meant; the others are False: combine with `union`, and give rates with `scale`.
+    Raises InputError for a prefix that holds no leaf that can train, leaves without one first axis, and a choice that
+    is empty or out of range.
+
+    >>> params = {"blocks": {"bias": np.ones((3, 2))}, "head": {"bias": np.ones(2)}}
+    >>> layers(params, "blocks", slice(-1, None))
+    {'blocks': {'bias': array([[False],
+           [False],
+           [ True]])}, 'head': {'bias': False}}
+    """
+    inside = under(params, prefix)
+    shapes = {path: jnp.shape(leaf) for path, leaf, able in paths.items(params, inside) if able}
+    counts = {shape[0] if shape else 0 for shape in shapes.values()}
+    if len(counts) > 1 or 0 in counts:
+        shown = ", ".join(f"'{path}' {shape}" for path, shape in list(shapes.items())[:6])
+        raise InputError(f"layers: the leaves under '{prefix}' have no first axis of one length: {shown}")
+    [count] = counts
+    on = np.zeros(count, bool)
+    try:
+        on[which if isinstance(which, int | slice) else list(which)] = True
+    except (IndexError, TypeError, ValueError) as error:
+        raise InputError(f"layers: '{prefix}' has the layers 0 to {count - 1}, not {which!r}") from error
+    if not on.any():
+        raise InputError(f"layers: {which!r} is none of the {count} layers of '{prefix}': choose at least one")
+
+    def chosen(leaf: Any, able: bool) -> Any:
+        return (bool(on.all()) or on.reshape(count, *[1] * (jnp.ndim(leaf) - 1))) if able else False
+
+    return jax.tree.map(chosen, params, inside)
 
 
 def kept(params: Params, fresh: Mask | None) -> Mask:
@@ -117,6 +153,7 @@ def top(scores: Any, fraction: float, *, among: Mask | None = None) -> Mask:
 def _eligible(scores: Any, among: Mask | None, known: list[str]) -> dict[str, np.ndarray]:
     """{path: float64 scores} of the leaves to choose among, in the order of the mask."""
     given = dict(paths.items(scores))
+    able = dict(zip(given, paths.trainable(scores), strict=True))
     if among is not None:
         require_bools("top: among", among)
         if extra := sorted(set(given) - set(known)):
@@ -124,7 +161,7 @@ def _eligible(scores: Any, among: Mask | None, known: list[str]) -> dict[str, np
         given = {path: given[path] for path, may in paths.items(among) if may and path in given}
     found = {}
     for path, score in given.items():
-        if paths.can_train(path, score):
+        if able[path]:
             found[path] = np.asarray(score).astype(np.float64)
             if np.isnan(found[path]).any():
                 raise InputError(f"top: the score at '{path}' is NaN: it has no rank")

@@ -1,17 +1,14 @@
 """Refuse masks and phases that cannot be meant, before anything compiles."""
 
-import math
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from tljax import paths
-from tljax.masks.combine import static
-from tljax.masks.leaf import numeric, plain, selects
+from tljax.masks.combine import require_fit, static
+from tljax.masks.leaf import canonical_leaf, selects, traced
 from tljax.types import InputError, Mask, Params, Phase
 
 
@@ -19,8 +16,8 @@ def lint(params: Params, mask: Mask, fresh: Mask | None = None) -> None:
     """Raise InputError, naming the leaf, for a mask that cannot be meant.
 
     Another tree than `params`; a leaf that is neither bool, number nor array; a number that is negative or not
-    finite; an array that does not fit its leaf, selects by other values than 0 and 1, or selects nothing; nothing
-    trained; a leaf that `fresh` says was drawn anew, frozen.
+    finite, in an array too; an array that does not fit its leaf, or is all zero; nothing trained; a leaf that `fresh`
+    says was drawn anew, frozen.
     """
     paths.same_structure(params, mask, "the parameters", "the mask")
     for path, leaf, m in paths.items(params, mask):
@@ -30,8 +27,8 @@ def lint(params: Params, mask: Mask, fresh: Mask | None = None) -> None:
         raise InputError("the mask freezes every leaf: train at least one")
     if fresh is not None:
         paths.same_structure(params, fresh, "the parameters", "the fresh mask")
-        rows = paths.items(params, fresh, trained)
-        lost = [path for path, leaf, drawn, trains in rows if drawn and not trains and paths.can_train(path, leaf)]
+        rows = zip(paths.items(fresh, trained), paths.trainable(params), strict=True)
+        lost = [path for (path, drawn, trains), able in rows if drawn and not trains and able]
         if lost:
             raise InputError(
                 f"the mask freezes {paths.some(lost)}, which was drawn anew: return masks.union(mask, context.fresh)"
@@ -39,36 +36,16 @@ def lint(params: Params, mask: Mask, fresh: Mask | None = None) -> None:
 
 
 def require_leaf(path: str, leaf: Any, m: Any) -> None:
-    """Raise InputError unless `m` is a bool, a finite number of at least 0, or an array that fits a mask's leaf."""
-    m = plain(m)
-    if isinstance(m, bool | np.bool_):
-        return
+    """Raise InputError unless `m` is a bool, a finite number of at least 0, or an array of them that fits its leaf."""
+    m = canonical_leaf(path, m)
     if isinstance(m, jax.core.Tracer):
-        raise InputError(f"the mask's leaf at '{path}' is traced, so its value is unknown: build masks outside jax.jit")
-    if isinstance(m, int | float | np.integer | np.floating):
-        if not 0 <= m <= sys.float_info.max:
-            shown = math.inf if m > 0 else m  # a whole number may have too many digits to print
-            raise InputError(f"the mask's number at '{path}' is {shown}: it must be finite and at least 0")
-        return
-    if not isinstance(m, np.ndarray | jax.Array) or not numeric(m):
-        raise InputError(f"the mask's leaf at '{path}' is {str(m)[:40]!r}: give True, False, a number or an array")
-    shape = jnp.shape(leaf)
-    try:
-        fits = np.broadcast_shapes(m.shape, shape) == shape
-    except ValueError:
-        fits = False
-    if not fits:
-        raise InputError(f"the mask's array at '{path}' has shape {m.shape}, which does not broadcast to {shape}")
+        raise traced(path)
+    require_fit(path, leaf, m)
 
 
 def _lint_leaf(path: str, leaf: Any, m: Any) -> None:
     require_leaf(path, leaf, m)
-    if not selects(m):
-        return
-    values = np.asarray(m)
-    if not np.isin(values, (0, 1)).all():
-        raise InputError(f"the mask's array at '{path}' has values beside 0 and 1: it selects; scale with a number")
-    if not values.any():
+    if selects(m) and not np.asarray(m).any():
         raise InputError(f"the mask's array at '{path}' is all zero: write False")
 
 

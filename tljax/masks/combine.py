@@ -1,59 +1,95 @@
 """Combine masks, take trees apart by them, and follow them through phases."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from tljax import paths
-from tljax.masks.leaf import plain, selects, trains, value
+from tljax.masks.leaf import canonical_leaf, chosen, plain, selects, traced, trains_at
 from tljax.types import InputError, Mask, Params
 
 
 def union(*parts: Mask | None) -> Mask:
-    """Train what any of the masks trains. Bool leaves; None stands for a mask of nothing.
+    """Train what any of the masks trains. Leaves of bools and bool arrays; None stands for a mask of nothing.
 
-    >>> union({"a": True, "b": False}, {"a": False, "b": False}, None)
-    {'a': True, 'b': False}
+    >>> union({"a": True, "b": False}, {"a": False, "b": np.array([True, False])}, None)
+    {'a': True, 'b': array([ True, False])}
     """
-    return _combine("union", lambda *leaves: any(leaves), parts)
+    return _combine("union", True, parts)
 
 
 def intersect(*parts: Mask) -> Mask:
-    """Train what all of the masks train. Bool leaves.
+    """Train what all of the masks train. Leaves of bools and bool arrays.
 
     >>> intersect({"a": True, "b": False}, {"a": True, "b": True})
     {'a': True, 'b': False}
     """
-    return _combine("intersect", lambda *leaves: all(leaves), parts)
+    return _combine("intersect", False, parts)
 
 
 def invert(mask: Mask) -> Mask:
-    """Train what the mask freezes. Bool leaves; apply `intersect` where integer leaves are to stay frozen.
+    """Train what the mask freezes. Leaves of bools and bool arrays; integers and running statistics stay frozen all
+    the same.
 
-    >>> invert({"a": True, "b": False})
-    {'a': False, 'b': True}
+    >>> invert({"a": True, "b": np.array([True, False])})
+    {'a': False, 'b': array([False,  True])}
     """
-    return _combine("invert", lambda leaf: not leaf, (mask,))
+    paths.names(mask)
+    return paths.each(lambda path, leaf: _inverted(_bools("invert", path, leaf)), mask)
+
+
+def _inverted(m: Any) -> Any:
+    return ~m if selects(m) else not m
 
 
 def require_bools(what: str, mask: Mask) -> None:
     """Raise InputError, naming the leaf, for a mask with leaves that are no bools."""
     for path, leaf in paths.items(mask):
+        if isinstance(leaf, jax.core.Tracer):
+            raise traced(path)
         if not isinstance(leaf, bool | np.bool_):
             raise InputError(f"{what}: the leaf at '{path}' is {leaf!r}, not a bool: combine bools, then scale")
 
 
-def _combine(name: str, function: Callable[..., bool], parts: tuple[Mask | None, ...]) -> Mask:
-    given = [part for part in parts if part is not None]
-    if not given:
+def _combine(name: str, decisive: bool, parts: tuple[Mask | None, ...]) -> Mask:
+    """`decisive` is the bool that decides alone: True in a union, False in an intersection."""
+    masks = [part for part in parts if part is not None]
+    if not masks:
         raise InputError(f"{name}: no mask given")
-    for part in given:
-        paths.same_structure(given[0], part, "the first mask", "another")
-        require_bools(name, part)
-    return jax.tree.map(function, *given)
+    for part in masks:
+        paths.same_structure(masks[0], part, "the first mask", "another")
+    paths.names(masks[0])
+
+    def combined(path: str, *leaves: Any) -> Any:
+        bools = [_bools(name, path, leaf) for leaf in leaves]
+        if any(m is decisive for m in bools):
+            return decisive
+        arrays = [m for m in bools if not isinstance(m, bool)]
+        if not arrays:
+            return not decisive
+        try:
+            whole = np.broadcast_arrays(*arrays)
+        except ValueError as error:
+            shapes = " and ".join(str(m.shape) for m in arrays)
+            raise InputError(f"{name}: the arrays at '{path}' have the shapes {shapes}: give them one shape") from error
+        return np.any(whole, axis=0) if decisive else np.all(whole, axis=0)
+
+    return paths.each(combined, *masks)
+
+
+def _bools(what: str, path: str, leaf: Any) -> Any:
+    """A leaf as a bool or a NumPy bool array; raises InputError for a rate."""
+    if isinstance(leaf, jax.core.Tracer):
+        raise traced(path)
+    if isinstance(leaf, bool | np.bool_):
+        return bool(leaf)
+    if selects(leaf) and (m := canonical_leaf(path, leaf)).dtype == bool:
+        return m
+    raise InputError(f"{what}: the leaf at '{path}' is {leaf!r}, not a bool: combine bools, then scale")
 
 
 def also(mask: Mask, fresh: Mask | None) -> Mask:
@@ -70,12 +106,12 @@ def also(mask: Mask, fresh: Mask | None) -> Mask:
 
 
 def scale(mask: Mask, factor: Any) -> Mask:
-    """The mask with every number times `factor`: True becomes `factor`, False stays.
+    """The mask with every number times `factor`: True becomes `factor`, False stays, and so in arrays.
 
-    Raises InputError for an array, and for a factor that is negative or not finite; a traced one is taken as it is.
+    Raises InputError for a factor that is negative or not finite; a traced one is taken as it is.
 
-    >>> scale({"a": True, "b": False, "c": 0.5}, 0.1)
-    {'a': 0.1, 'b': False, 'c': 0.05}
+    >>> scale({"a": True, "b": False, "c": 0.5, "d": np.array([True, False])}, 0.1)
+    {'a': 0.1, 'b': False, 'c': 0.05, 'd': array([0.1, 0. ])}
     """
     factor = plain(factor)
     if isinstance(factor, int | float | np.number) and not (math.isfinite(factor) and factor >= 0):
@@ -83,7 +119,7 @@ def scale(mask: Mask, factor: Any) -> Mask:
 
     def scaled(path: str, leaf: Any) -> Any:
         if selects(leaf):
-            raise InputError(f"scale: the mask's leaf at '{path}' is an array, which selects: scale numbers and bools")
+            return canonical_leaf(path, leaf) * factor
         leaf = plain(leaf)
         if isinstance(leaf, bool | np.bool_):
             return factor if leaf else False
@@ -93,35 +129,82 @@ def scale(mask: Mask, factor: Any) -> Mask:
     return paths.each(scaled, mask)
 
 
+def canonical(params: Params, mask: Mask) -> Mask:
+    """The mask in the structure of `params`, matched by path, each leaf of one of four kinds: what all rooms work with.
+
+    A bool; a float (a rate, other than 0 and 1); a NumPy bool array, which selects elements; a NumPy float array, which
+    scales by element, where 0 freezes exactly. Arrays broadcast to their leaf; one of zeros and ones alone is of bools.
+    `params` may be boxed or wrapped otherwise than the mask (FrozenDict, `nn.Partitioned`, variables of NNX), and have
+    None in places, as gradients of the trained part have. Raises InputError, naming the leaf, for different paths, an
+    array that does not fit, a rate that is negative or not finite, and a traced bool.
+
+    >>> canonical({"a": np.ones(2), "b": np.ones(2)}, {"a": 1.0, "b": np.array([0.5, 0.0])})
+    {'a': True, 'b': array([0.5, 0. ])}
+    """
+    return jax.tree.unflatten(*_canonical(params, mask))
+
+
+def _canonical(params: Params, mask: Mask) -> tuple[Any, list[Any]]:
+    """(structure of the mask, canonical leaves); where `params` has None, a leaf of the mask fits anyway."""
+    placed = _placed(params, mask)
+    structure: Any = jax.tree.structure(placed)
+    leaves = [canonical_leaf(path, m) for path, m in paths.items(placed)]
+    for path, leaf, m in zip(paths.names(placed), structure.flatten_up_to(params), leaves, strict=True):
+        if leaf is not None:
+            require_fit(path, leaf, m)
+    return structure, leaves
+
+
+def require_fit(path: str, leaf: Any, m: Any) -> None:
+    """Raise InputError for an array in a mask that does not broadcast to its leaf."""
+    if not selects(m):
+        return
+    shape = jnp.shape(leaf)
+    try:
+        fits = np.broadcast_shapes(m.shape, shape) == shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise InputError(f"the mask's array at '{path}' has shape {m.shape}, which does not broadcast to {shape}")
+
+
 def split(params: Params, mask: Mask) -> tuple[Params, Params]:
     """(trained, frozen): two trees like `params`, each with None where the other has the leaf.
 
-    `params` may have None in some places already, as gradients of the trained part have. Raises InputError for trees
-    of different structure.
+    Trees are matched by path, as in `canonical`, and `params` may have None in some places already. A leaf of which an
+    array trains elements is among the trained. Raises InputError for trees of different paths and for a traced bool.
 
     >>> split({"a": 1.0, "b": 2.0}, {"a": True, "b": False})
     ({'a': 1.0, 'b': None}, {'a': None, 'b': 2.0})
     """
-
-    _same_but_for_holes(params, mask)
-
-    def kept(path: str, m: Any, leaf: Any) -> bool:
-        return trains(m) and paths.can_train(path, leaf)
-
-    trained = paths.each(lambda *it: it[2] if kept(*it) else None, mask, params)
-    frozen = paths.each(lambda *it: None if kept(*it) else it[2], mask, params)
-    return trained, frozen
+    placed = _placed(params, mask)
+    return parted(params, placed, [trains_at(path, m) for path, m in paths.items(placed)])
 
 
-def _same_but_for_holes(params: Params, mask: Mask) -> None:
+def parted(params: Params, mask: Mask, trains: Sequence[bool]) -> tuple[Params, Params]:
+    """The parts of `split`, for a mask in the structure of `params` and whether each leaf of it trains."""
+    structure: Any = jax.tree.structure(mask)
+    leaves = structure.flatten_up_to(params)
+    able = iter(paths.trainable(params))
+    kept = [leaf is not None and next(able) and m for leaf, m in zip(leaves, trains, strict=True)]
+    trained = [leaf if keep else None for leaf, keep in zip(leaves, kept, strict=True)]
+    frozen = [None if keep else leaf for leaf, keep in zip(leaves, kept, strict=True)]
+    return jax.tree.unflatten(structure, trained), jax.tree.unflatten(structure, frozen)
+
+
+def _placed(params: Params, mask: Mask) -> Mask:
+    """The mask in the structure of `params`, in which None may stand for a leaf; InputError for other paths."""
     treedef: Any = jax.tree.structure(mask)
     try:
         parts = treedef.flatten_up_to(params)
         same = all(part is None or jax.tree_util.all_leaves([part]) for part in parts)
     except (ValueError, TypeError):
         same = False
-    if not same:
+    if same:
+        return mask
+    if (placed := paths.placed(mask, params)) is None:
         paths.same_structure(params, mask, "the parameters", "the mask")
+    return placed
 
 
 def join(trained: Params, frozen: Params) -> Params:
@@ -136,44 +219,44 @@ def join(trained: Params, frozen: Params) -> Params:
 def static(params: Params, mask: Mask) -> Mask:
     """The bool tree of a mask: does the leaf have anything to train. This is what compilation depends on.
 
-    Raises InputError for trees of different structure.
+    Raises InputError for trees of different paths, and for a traced bool.
 
     >>> static({"a": 1.0, "b": 2.0, "c": 3}, {"a": 0.5, "b": 0.0, "c": True})
     {'a': True, 'b': False, 'c': False}
     """
-    paths.same_structure(params, mask, "the parameters", "the mask")
-    return paths.each(lambda path, leaf, m: trains(m) and paths.can_train(path, leaf), params, mask)
+    if (placed := paths.placed(mask, params)) is None:
+        paths.same_structure(params, mask, "the parameters", "the mask")
+    paths.same_structure(params, placed, "the parameters", "the mask")
+    rows = zip(paths.items(placed), paths.trainable(params), strict=True)
+    flags = [trains_at(path, m) and able for (path, m), able in rows]
+    return jax.tree.unflatten(jax.tree.structure(params), flags)
 
 
 def since(*history: Mask) -> Any:
-    """The ages at the last mask of a history, a mask a phase: an int a leaf, the phase since which it trains.
+    """The ages at the last mask of a history, a mask a phase: for each leaf the phase since which it trains.
 
-    Without a gap, that is; -1 where the last mask freezes the leaf. A leaf whose array gains elements over the
-    phase before counts as freed anew (True after an array gains, an array after True does not). A mask's number of
-    0 freezes. Raises InputError for no mask, or masks of different trees.
+    Without a gap, that is; -1 where the last mask freezes the leaf. An age is an int, or where arrays freed elements of
+    a leaf in several phases an int array, which broadcasts to the leaf, of -1 where an element is frozen. A mask's
+    number of 0 freezes. Raises InputError for no mask, or masks of different trees.
 
     >>> since({"head": True, "body": False}, {"head": True, "body": 0.1})
     {'body': 1, 'head': 0}
+    >>> since({"w": np.array([False, True])}, {"w": True})
+    {'w': array([1, 0])}
     """
     if not history:
         raise InputError("since: no mask given: give the mask of every phase so far")
     for mask in history:
         paths.same_structure(history[0], mask, "the first mask", "another")
-    return jax.tree.map(_age, *history)
+    paths.names(history[0])
+    return paths.each(_age, *history)
 
 
-def _age(*leaves: Any) -> int:
-    age = -1
+def _age(path: str, *leaves: Any) -> Any:
+    age: Any = -1
     for phase, leaf in enumerate(leaves):
-        if not trains(leaf):
-            age = -1
-        elif age < 0 or _gains(leaves[phase - 1], leaf):
-            age = phase
-    return age
-
-
-def _gains(before: Any, now: Any) -> bool:
-    """Whether `now` trains elements that `before`, which trains, does not."""
-    if not selects(before):
-        return False
-    return bool((~value(before) & (value(now) if selects(now) else True)).any())
+        trains_at(path, leaf)  # refuses what is traced
+        on = chosen(leaf)
+        age = np.where(on, np.where(age < 0, phase, age), -1)
+    ages = np.unique(age[age >= 0])
+    return age if len(ages) > 1 else int(ages[0]) if len(ages) else -1

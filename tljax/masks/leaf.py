@@ -1,5 +1,7 @@
 """The kinds of a mask's leaf: a bool or a number for the whole leaf, an array for its elements."""
 
+import math
+import sys
 from typing import Any
 
 import jax
@@ -24,20 +26,68 @@ def numeric(array: Any) -> bool:
     return any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating))
 
 
+def canonical_leaf(path: str, leaf: Any) -> Any:
+    """A leaf of a mask as a bool, a float of another value than 0 and 1, a NumPy bool array or a NumPy float array.
+
+    Numbers of 0 and 1 become bools, and so do the numbers of an array that has no others. What is traced stays, if it
+    is a float, or an array of bools (for each element by itself). Raises InputError, naming `path`, for a rate that is
+    negative or not finite, a traced bool or whole number, and what is neither bool, number nor array.
+
+    >>> canonical_leaf("w", 1.0), canonical_leaf("w", np.array([1.0, 0.0])), canonical_leaf("w", [0.5])
+    Traceback (most recent call last):
+    ...
+    tljax.types.InputError: the mask's leaf at 'w' is '[0.5]': give True, False, a number or an array
+    """
+    m = plain(leaf)
+    if isinstance(m, bool | np.bool_):
+        return bool(m)
+    if isinstance(m, jax.core.Tracer):
+        is_bools = np.ndim(m) > 0 and m.dtype == jnp.bool_
+        if not is_bools and not jnp.issubdtype(m.dtype, jnp.floating):
+            raise traced(path)
+        return m
+    if isinstance(m, int | float | np.integer | np.floating):
+        m = int(m) if isinstance(m, int | np.integer) else float(m)
+        if not 0 <= m <= sys.float_info.max:
+            shown = math.inf if m > 0 else m  # a whole number may have too many digits to print
+            raise InputError(f"the mask's number at '{path}' is {shown}: it must be finite and at least 0")
+        return bool(m) if m in (0, 1) else float(m)
+    if not isinstance(m, np.ndarray | jax.Array) or not numeric(m):
+        raise InputError(f"the mask's leaf at '{path}' is {str(m)[:40]!r}: give True, False, a number or an array")
+    if m.dtype == jnp.bool_:
+        return np.asarray(m)
+    rates = np.asarray(m).astype(np.float64)
+    if odd := rates[~(np.isfinite(rates) & (rates >= 0))].tolist():
+        raise InputError(f"the mask's array at '{path}' has the number {odd[0]}: it must be finite and at least 0")
+    return rates != 0 if np.isin(rates, (0, 1)).all() else rates
+
+
+def traced(path: str) -> InputError:
+    """The error of a mask whose values are not known."""
+    where = f" at '{path}'" if path else ""
+    return InputError(f"the mask's leaf{where} is traced, so its value is unknown: build masks outside jax.jit")
+
+
 def trains(leaf: Any) -> bool:
-    """Whether a leaf of a mask leaves something to train; a traced number or an array does.
+    """Whether a leaf of a mask leaves something to train; a traced float or an array does.
+
+    Raises InputError for a traced bool, and for what is neither bool, number nor array.
 
     >>> trains(True), trains(0.5), trains(0.0), trains(np.array([True, False]))
     (True, True, False, True)
     """
-    leaf = plain(leaf)
-    if isinstance(leaf, bool | int | float | np.bool_ | np.number):
-        return bool(leaf != 0)
-    return True
+    return trains_at("", leaf)
+
+
+def trains_at(path: str, leaf: Any) -> bool:
+    """The same; an error names the path."""
+    if isinstance(leaf, jax.core.Tracer) and leaf.dtype == jnp.bool_:
+        raise traced(path)
+    return bool(m) if isinstance(m := canonical_leaf(path, leaf), bool) else True
 
 
 def selects(leaf: Any) -> bool:
-    """Whether a leaf of a mask is an array of one axis or more: it selects elements, by what is not 0.
+    """Whether a leaf of a mask is an array of one axis or more: its elements train where it is not 0.
 
     >>> selects(np.array([True, False])), selects(np.array(0.5)), selects(0.5)
     (True, False, False)
@@ -45,18 +95,28 @@ def selects(leaf: Any) -> bool:
     return isinstance(leaf, np.ndarray | jax.Array) and np.ndim(leaf) > 0
 
 
+def chosen(leaf: Any) -> Any:
+    """Where a leaf of a mask trains: a bool, or a bool array.
+
+    >>> chosen(0.5), chosen(np.array([0.5, 0.0]))
+    (True, array([ True, False]))
+    """
+    m = canonical_leaf("", leaf)
+    return m != 0 if selects(m) else bool(m)
+
+
 def value(leaf: Any) -> Any:
-    """What the leaf of a mask comes to: a bool array where it selects, else a float, True being 1.0.
+    """What the leaf of a mask comes to: a NumPy array where it is one, of bools or of rates; else a float.
 
     Raises InputError for what is neither bool, number nor array.
 
-    >>> value(True), value(np.float32(0.5)), value([1.0, 0.0])
-    Traceback (most recent call last):
-    ...
-    tljax.types.InputError: a mask's leaf is [1.0, 0.0]: give True, False, a number or an array
+    >>> value(True), value(np.float32(0.5)), value(np.array([1.0, 0.0]))
+    (1.0, 0.5, array([ True, False]))
     """
+    if isinstance(leaf, jax.core.Tracer):
+        raise traced("")
     if not isinstance(leaf, bool | int | float | np.bool_ | np.number | np.ndarray | jax.Array):
         raise InputError(f"a mask's leaf is {leaf!r}: give True, False, a number or an array")
     if selects(leaf):
-        return np.asarray(leaf).astype(bool)
+        return canonical_leaf("", leaf)
     return float(leaf) + 0.0  # -0.0 becomes 0.0, which is what it means here

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tljax import paths, plugins
+from tljax import files, paths, plugins
 from tljax.masks.check import require_leaf
 from tljax.masks.combine import static
 from tljax.masks.leaf import plain, selects, value
@@ -24,7 +24,7 @@ class Row(NamedTuple):
     path: str
     shape: tuple[int, ...]
     trained: str
-    """'trained', 'frozen', 'x 0.1' (a scaled update) or 'part' (an array)."""
+    """'trained', 'frozen', 'x 0.1' (a scaled update), 'part' (a bool array) or 'x 0.1 to 0.5' (an array of rates)."""
     size: int
     """How many numbers the leaf holds."""
     trained_size: int
@@ -44,7 +44,9 @@ def table(params: Params, mask: Mask) -> list[Row]:
         selected = count if trains else 0
         word = "trained" if trains else "frozen"
         if trains and selects(m):
-            selected, word = int(np.broadcast_to(value(m), shape).sum()), "part"
+            rates = value(m)
+            selected = int(np.broadcast_to(rates != 0, shape).sum())
+            word = "part" if rates.dtype == bool else f"x {rates[rates > 0].min():g} to {rates.max():g}"
         elif trains and not isinstance(plain(m), bool | np.bool_) and float(m) != 1:
             word = f"x {float(m):g}"
         rows.append(Row(path, shape, word, count, selected))
@@ -74,7 +76,8 @@ def digest(mask: Mask) -> str:
     for path, leaf in paths.items(mask):
         m = value(leaf)
         shape = m.shape if selects(m) else None
-        whole.update(json.dumps([path, shape, None if selects(m) else m]).encode())
+        kind = None if not selects(m) or m.dtype == bool else "rates"
+        whole.update(json.dumps([path, shape, kind if selects(m) else m]).encode())
         whole.update(m.tobytes() if selects(m) else b"")
     return whole.hexdigest()
 
@@ -137,12 +140,14 @@ def _placed(values: Any, params: Params) -> Mask:
 def save(mask: Mask, file: str | Path) -> None:
     """Write a mask to `file`.json, and its arrays, if it has any, beside it to `file`.npz.
 
-    What is read back is `equal`; an array comes back as NumPy bools.
+    What is read back is `equal`; an array comes back as NumPy bools, or float64 rates.
     """
     values, arrays = _written(mask)
     if arrays:
-        np.savez_compressed(f"{file}.npz", **arrays)  # type: ignore[arg-type]  # no array is called allow_pickle
-    Path(f"{file}.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        packed = io.BytesIO()
+        np.savez_compressed(packed, **arrays)  # type: ignore[arg-type]  # no array is called allow_pickle
+        files.replace(Path(f"{file}.npz"), packed.getvalue())
+    files.replace(Path(f"{file}.json"), (json.dumps(values, indent=1) + "\n").encode())
 
 
 def load(file: str | Path, params: Params) -> Mask:

@@ -43,8 +43,8 @@ def rates(params: Params, context: Context) -> Mask:
 
 def _norms(tree: Params) -> dict[str, float]:
     """{path: Euclidean norm} of the leaves of floats."""
-    leaves = paths.items(tree)
-    norms = {p: float(np.linalg.norm(np.asarray(leaf, np.float64))) for p, leaf in leaves if paths.can_train(p, leaf)}
+    leaves = zip(paths.items(tree), paths.trainable(tree), strict=True)
+    norms = {path: float(np.linalg.norm(np.asarray(leaf, np.float64))) for (path, leaf), able in leaves if able}
     for path, norm in norms.items():
         if not np.isfinite(norm):
             raise InputError(f"auto_rgn: the norm at '{path}' is {norm}: give finite parameters and gradients")

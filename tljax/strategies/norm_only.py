@@ -3,22 +3,65 @@
 Source: Frankle et al. 2021, "Training BatchNorm and only BatchNorm", arXiv:2003.00152.
 """
 
-from tljax import masks
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+
+from tljax import masks, paths
 from tljax.types import Context, InputError, Mask, Params
+
+_NAMES = ("scale", "weight", "gamma", "bias", "beta", "offset")
 
 
 def strategy(params: Params, context: Context) -> Mask:
-    """Leaves named 'scale' or 'bias' under a name with 'norm' in it train, and whatever was drawn anew.
+    """The scale and the bias of every normalisation layer train, and whatever was drawn anew.
 
-    Raises InputError for a model without any.
+    A layer is one whose own name says so (norm, bn, ln, gn, with digits), or that keeps running statistics, and whose
+    leaves have one shape: what has a kernel beside a bias is no norm. Scales are called scale, weight or gamma, biases
+    bias, beta or offset. Raises InputError for a model without any, and for a norm with leaves of other names or
+    shapes.
     """
+    norms = set(_norms(params))
     try:
-        norms = masks.by_path(params, _is_norm)
+        mask = masks.by_path(params, lambda path: path in norms)
     except InputError as error:
         raise InputError(f"norm_only: the model has no normalisation layer, such as 'norm/scale': {error}") from error
-    return masks.union(norms, context.fresh)
+    return masks.union(mask, context.fresh)
 
 
-def _is_norm(path: str) -> bool:
-    above = path.split("/")[:-1]
-    return masks.leaf_name(path) in ("scale", "bias") and any("norm" in name.lower() for name in above)
+def _norms(params: Params) -> list[str]:
+    """The paths of the scales and biases."""
+    layers: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = {}
+    statistics = set()
+    rows = zip(paths.items(params), paths.unboxed_names(params), paths.trainable(params), strict=True)
+    for (path, leaf), short, able in rows:
+        place, _, name = short.removesuffix("/value").rpartition("/")
+        if able:
+            layers.setdefault(place, {})[name] = path, jnp.shape(leaf)
+        elif name in ("mean", "running_mean", "moving_mean"):
+            statistics.add(place)
+    outer = {place.rpartition("/")[0] for place in layers}  # a block called PreNormBlock is no layer
+    return [
+        path
+        for place, leaves in layers.items()
+        if place not in outer and (paths.is_norm(place.rpartition("/")[2]) or place in statistics)
+        for path in _norm(place, leaves)
+    ]
+
+
+def _norm(place: str, leaves: Mapping[str, tuple[str, tuple[int, ...]]]) -> list[str]:
+    """The paths of one container's scale and bias; none if its shapes say that it is no norm."""
+    shapes = {name: shape for name, (_, shape) in leaves.items()}
+    alike = len(set(shapes.values())) == 1
+    flat = all(len(shape) == 1 for shape in shapes.values())
+    stacked = alike and set(shapes) <= set(_NAMES) and (len(shapes) == 2 or set(shapes) & {"scale", "gamma"})
+    if not flat and not stacked:
+        return []  # a dense layer called norm, or one whose weights are normalised
+    rest = [name for name in shapes if name not in _NAMES]
+    if rest or not alike:
+        shown = ", ".join(f"'{name}' {shape}" for name, shape in shapes.items())
+        raise InputError(
+            f"norm_only: '{place}' looks like a norm, and has the leaves {shown}: a norm has a scale (scale, weight or "
+            "gamma) and a bias (bias, beta or offset) of one length; name what trains with pattern:train=.."
+        )
+    return [path for path, _ in leaves.values()]

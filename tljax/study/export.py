@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tljax.study import drawing
+from tljax.study.csv_cells import cell
 from tljax.study.report import Section
 from tljax.study.study import Study
 from tljax.study.tables import Cell, Table
@@ -59,7 +60,7 @@ def table(rows: Iterable[Mapping[str, Any]]) -> str:
     columns = list(dict.fromkeys(key for row in known for key in row))
     file = io.StringIO(newline="")
     writer = csv.writer(file)
-    writer.writerow(columns)
+    writer.writerow(map(cell, columns))
     writer.writerows([[_value(row.get(column)) for column in columns] for row in known])
     return file.getvalue()
 
@@ -67,7 +68,9 @@ def table(rows: Iterable[Mapping[str, Any]]) -> str:
 def _value(value: Any) -> Any:
     if hasattr(value, "tolist"):  # of NumPy
         value = value.tolist()
-    return json.dumps(value, default=str) if isinstance(value, dict | list | tuple) else value
+    if isinstance(value, dict | list | tuple):
+        return json.dumps(value, default=str)
+    return cell(value) if isinstance(value, str) else value
 
 
 def latex(shown: Table, caption: str) -> str:

@@ -5,6 +5,8 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from tljax.study.csv_cells import cell
+
 
 class Told(NamedTuple):
     """A trial, whatever became of it."""
@@ -55,8 +57,9 @@ def table(studies: Mapping[tuple[str, str], Sequence[Told]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     own = ["number", "state", "value", "validation_accuracy", "validation_loss", "diverged", "owner", "begin", "end"]
-    writer.writerow(["strategy", "budget", *own, *names])
+    writer.writerow(["strategy", "budget", *own, *map(cell, names)])
     for arm, trials in studies.items():
         for one in trials:
-            writer.writerow([*arm, *one[: len(own)], *(one.chosen.get(name) for name in names)])
+            values = (*arm, *one[: len(own)], *(one.chosen.get(name) for name in names))
+            writer.writerow([cell(value) if isinstance(value, str) else value for value in values])
     return text.getvalue()

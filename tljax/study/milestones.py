@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tljax.study.summary import Curves, Row, counts, groups, label, mean
+from tljax.study.summary import Curves, Row, accuracy, counts, groups, label, mean
 
 
 def milestones(rows: Sequence[Row], curves: Curves) -> list[dict[str, Any]]:
@@ -18,12 +18,13 @@ def milestones(rows: Sequence[Row], curves: Curves) -> list[dict[str, Any]]:
     the head is drawn anew; asymptote: mean accuracy at the end; time_to_threshold: steps until scratch's asymptote at
     this budget is reached, a median over fits, '>600' where half of them or more never do; area: mean accuracy over
     the steps; examples_saved: labels that scratch needs for the strategy's asymptote, less those it had; flops and
-    seconds: of training until the threshold, and with the source's training added. Diverged fits are left out.
+    seconds: of training until the threshold, and with the source's training added. A diverged fit has the accuracy
+    that `summary.accuracy` says from where it diverged, and reaches no threshold.
     """
     found = []
     fits = [row for row in rows if row["strategy"] != "pretrain"]
     base = {
-        (group[0]["target"], group[0]["train_examples"]): mean(row.get("test_accuracy") for row in group)
+        (group[0]["target"], group[0]["train_examples"]): mean(accuracy(row) for row in group)
         for group in groups(fits)
         if label(group[0]) == "scratch"
     }
@@ -44,8 +45,8 @@ def _milestone(
     members: Sequence[Row], curves: Curves, threshold: float | None, scratch: Sequence[tuple[int, float]]
 ) -> dict[str, Any]:
     first = members[0]
-    asymptote = mean(row.get("test_accuracy") for row in members)
-    times = [time_to(curves[row["name"]], threshold) for row in members if row["name"] in curves] if threshold else []
+    asymptote = mean(accuracy(row) for row in members)
+    times = [_time_to(row, curves, threshold) for row in members if row["name"] in curves] if threshold else []
     steps = float(np.median(times)) if times else None
     per_step = mean(row.get("step_flops") for row in members)
     seconds = None if steps is None else _per_step(members) * steps
@@ -79,6 +80,10 @@ def time_to(curve: Mapping[str, Any], threshold: float) -> float:
     return float(np.asarray(curve["step"])[there.argmax()]) if there.any() else np.inf
 
 
+def _time_to(row: Row, curves: Curves, threshold: float) -> float:
+    return np.inf if row.get("diverged") else time_to(curves[row["name"]], threshold)
+
+
 def saved(scratch: Sequence[tuple[int, float]], budget: int, accuracy: float | None) -> float | str | None:
     """Labels that scratch needs for `accuracy`, less `budget`: between its budgets linear in the logarithm.
 
@@ -110,6 +115,9 @@ def _area(members: Sequence[Row], curves: Curves) -> float | None:
         if row["name"] in curves:
             steps = np.asarray(curves[row["name"]]["step"], float)
             values = np.asarray(curves[row["name"]]["accuracy"], float)
+            share = accuracy(row)
+            if row.get("diverged") and share is not None:
+                values = np.where(np.isfinite(values), values, share)
             wide = steps[-1] - steps[0]
             areas.append(np.trapezoid(values, steps) / wide if wide > 0 else values[-1])
     return mean(areas)

@@ -8,12 +8,12 @@ from matplotlib.ticker import MaxNLocator
 
 from tljax.study import drawing
 from tljax.study.drawing import BLUE, GREY, Picture, Strokes
-from tljax.study.summary import Curves, Members, Row, counts
+from tljax.study.summary import Curves, Members, Row, ended
 
 
 def mean_curve(members: Iterable[Row], curves: Curves, field: str) -> np.ndarray | None:
-    """[4, segments]: step, mean, lowest and highest over the fits that count, at the steps they share; or None."""
-    found = [curves[row["name"]] for row in members if counts(row) and row.get("name") in curves]
+    """[4, segments]: step, mean, lowest and highest over the fits that ended, at the steps they share; or None."""
+    found = [curves[row["name"]] for row in members if ended(row) and row.get("name") in curves]
     tables = [dict(zip(np.asarray(c["step"]).tolist(), np.asarray(c[field], float), strict=True)) for c in found]
     steps = sorted(set(tables[0]).intersection(*tables[1:])) if tables else []
     if not steps:
@@ -123,4 +123,4 @@ def shares(parameters: Mapping[str, Sequence[tuple[str, int, int]]]) -> Picture 
 
 def _known(members: Sequence[Row], field: str) -> list[Any]:
     """Of the fits that count, what was recorded."""
-    return [row[field] for row in members if counts(row) and row.get(field) is not None]
+    return [row[field] for row in members if ended(row) and row.get(field) is not None]

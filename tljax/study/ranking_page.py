@@ -47,7 +47,8 @@ WORTH = (
     "Means over targets, below them 95 % percentile intervals of a bootstrap over sources. Regret is the accuracy lost "
     "by trusting the score's first choice, or the best of its first three; its intervals lean low. Over scratch is the "
     "accuracy of its first choice less that of training from scratch (points). Behind is the highest tau less this "
-    "one, on the same draws: an interval that holds 0 cannot tell the two apart. Names in brackets are plain rivals."
+    "one, on the same draws. Its intervals hold together, for all pairs of scores and rivals, as the best is found by "
+    "looking: one that holds 0 cannot tell the two apart. Names in brackets are plain rivals."
 )
 AGAINST = "A point is a source; crosses are sources that learnt nothing. Test accuracy is a mean over seeds."
 INTERVALS = "The same tau and regret with their intervals; the dotted line is tau between halves of the truth's seeds."

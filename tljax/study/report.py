@@ -100,21 +100,21 @@ def said(notes: Sequence[str]) -> str:
 
 RESULTS = (
     "Means over seeds, ranges below them; differences are paired by seed. The calibration error is the expected one, "
-    "a fraction. Diverged fits enter no mean."
+    "a fraction. A diverged fit counts as the share of the most frequent test class; it has no loss and no calibration."
 )
 LEARNING = (
     "Accuracy at the end of each segment, on the test set (on the validation split where one was held out), and "
     "training loss averaged over it. Lines are means over seeds, bands their range; diverged fits are left out."
 )
-BY_CLASS = "Test accuracy of each class in %, mean over seeds."
-CONFUSION = "Predicted class against true class in % of the true class, summed over seeds."
+BY_CLASS = "Test accuracy of each class in %, mean over the fits that did not diverge."
+CONFUSION = "Predicted class against true class in % of the true class, summed over the fits that did not diverge."
 SHARES = (
     "Trained and frozen parameters of each strategy, leaf by leaf in the order of their paths; of phases, the one "
     "that trains most."
 )
 SOURCES = (
     "The fits that the transferred parameters come from: means over seeds on the source's own test set, ranges below "
-    "them."
+    "them; one that diverged enters none."
 )
 
 

@@ -5,12 +5,14 @@ and when that was last heard of), and one whose lease is old is failed and put t
 """
 
 import contextlib
+import functools
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from tljax import heartbeat, plugins
 from tljax.study.space import Range
@@ -37,12 +39,20 @@ class Searched(NamedTuple):
 
 
 def opened(
-    name: str, storage: str | None, sampler: str, pruner: str, seed: int, lease: float, about: Mapping[str, Any]
+    name: str,
+    storage: str | None,
+    sampler: str,
+    pruner: str,
+    seed: int,
+    lease: float,
+    about: Mapping[str, Any],
+    say: Callable[[str], None] = warnings.warn,
 ) -> Searched:
     """The study of a name: in memory, in a journal file, or in the database of a URL; new, or taken up.
 
     `about` says what is searched. Raises InputError for a storage that cannot be reached, an unknown sampler or
-    pruner, and for a study that was made for something else.
+    pruner, a journal that is not as it was written, and for a study that was made for something else. `say` is told in
+    one line what of a journal was never finished, and is cut off.
     """
     import optuna
 
@@ -53,8 +63,10 @@ def opened(
     asked = {"sampler": made, "pruner": prune, "study_name": name, "direction": "maximize", "load_if_exists": True}
     for attempt in range(_ATTEMPTS):
         try:
-            study = optuna.create_study(storage=_storage(storage), **asked)
+            study = optuna.create_study(storage=_storage(storage, say), **asked)
             break
+        except InputError:
+            raise
         except Exception as error:  # of the storage's own libraries, which have no type in common
             at_once = any(word in str(error) for word in ("UNIQUE", "already exists", "locked"))
             if not at_once or attempt == _ATTEMPTS - 1:
@@ -74,14 +86,15 @@ _ATTEMPTS = 6
 """Of opening a new database that other processes make at the same moment."""
 
 
-def _storage(text: str | None) -> Any:
+def _storage(text: str | None, say: Callable[[str], None]) -> Any:
     from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
+
+    from tljax.study.journal import Journal
 
     if not text or "://" in text:
         return text or None
     Path(text).absolute().parent.mkdir(parents=True, exist_ok=True)
-    return JournalStorage(JournalFileBackend(text))
+    return JournalStorage(Journal(text, say))
 
 
 def _made(module: Any, kind: str, spec: plugins.Spec, seed: int | None) -> Any:
@@ -108,6 +121,26 @@ def _draw(trial: Any, one: Range) -> Any:
     return trial.suggest_float(one.name, one.low, one.high, log=one.kind == "log")
 
 
+_Called = TypeVar("_Called", bound=Callable[..., Any])
+
+
+def _in_one_line(called: _Called) -> _Called:
+    """`called`, with an InputError for what a database raises that is full or away."""
+
+    @functools.wraps(called)
+    def asked(*given: Any, **named: Any) -> Any:
+        from optuna.exceptions import StorageInternalError
+
+        try:
+            return called(*given, **named)
+        except StorageInternalError as error:
+            cause = getattr(error.__cause__, "orig", None) or error.__cause__ or error
+            raise InputError(f"--storage fails ({cause}): see to it, and run the same command again") from error
+
+    return asked  # type: ignore[return-value]  # it takes and gives what `called` does
+
+
+@_in_one_line
 def ask(searched: Searched, space: Sequence[Range], count: int, trials: int) -> list[Asked]:
     """At most `count` new trials of a study that is to have `trials` in all; none where all are taken or done."""
     import optuna
@@ -188,6 +221,7 @@ def under_way(study: Any) -> int:
     return len(study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)))
 
 
+@_in_one_line
 def tell(study: Any, asked: Asked, value: float | None, pruned: bool = False, loss: float | None = None) -> None:
     """Hand in a trial's value, or that it diverged (None); nothing where it was taken from this process meanwhile.
 
@@ -205,6 +239,7 @@ def tell(study: Any, asked: Asked, value: float | None, pruned: bool = False, lo
         study.tell(asked.trial, 0.0 if value is None else value)
 
 
+@_in_one_line
 def report(asked: Asked, value: float, step: int) -> bool:
     """Hand in a trial's value so far; whether its pruner gives it up. False where another process has ended it.
 
@@ -216,6 +251,7 @@ def report(asked: Asked, value: float, step: int) -> bool:
     return False
 
 
+@_in_one_line
 def give_back(study: Any, asked: Asked) -> None:
     """Leave a trial under way to whoever asks next."""
     _try_again(study, asked.trial)

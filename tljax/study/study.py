@@ -1,6 +1,7 @@
 """Fits compared: which differences there are to judge, and what was found of each."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,11 +33,30 @@ class Comparison(NamedTuple):
     low: float
     high: float
     word: str
-    """positive, negative, equivalent or undecided; '' outside the family that is judged."""
+    """The direction: positive, negative, equivalent or undecided; '' where there is no verdict."""
     margin: float
-    power: float | None
-    """Of finding a difference of the margin."""
+    power: tuple[float, float] | None
+    """Of finding a difference of the margin: from and to, as it is itself estimated from these fits."""
     p: float | None
+    """In the family adjusted for all comparisons, targets and looks; of a single pair McNemar's exact one."""
+    size: str = ""
+    """The difference against the margin, either way: beyond, within or open; '' where there is no verdict."""
+    power_equivalent: tuple[float, float] | None = None
+    """Of calling a difference of 0 equivalent, likewise from and to."""
+    level: float = 0.95
+    """Coverage of the interval; in the family of all intervals of its target at once, at each planned look."""
+    groups: int | None = None
+    """How many groups the test examples are in; None if that is not known, and they are taken as independent."""
+    diverged: tuple[int, int] = (0, 0)
+    """Fits of the strategy, and of what it is compared with, that diverged, over its pairs and budgets."""
+    unused: int = 0
+    """Fits at these budgets under seeds that not all of the budgets share: they do not enter the area."""
+    equals: str = ""
+    """Another strategy whose fits have the same scores under every seed and budget: both entered the family once."""
+    reason: str = ""
+    """Why there is no verdict."""
+    warning: str = ""
+    """With what reserve the verdict is to be read."""
 
 
 class Study(NamedTuple):
@@ -63,10 +83,25 @@ class Cell(NamedTuple):
     target: str
     strategy: str
     budget: int
+    longer: bool = False
+    """Whether it is scratch with the source's steps added to its own."""
 
 
 Right = Mapping[Cell, Mapping[int, np.ndarray]]
-"""{cell: {seed: which test examples the fit gets right, bool [items]}}."""
+"""{cell: {seed: scores on the test examples, [items]}}: bool, which the fit gets right; of a fit that diverged float,
+on every one the share of the most frequent test class (`summary.accuracy`), so that no example is arbitrary."""
+
+Groups = Mapping[str, np.ndarray | None]
+"""{target: which test examples are alike, int [items], or None}."""
+
+
+def diverged(scores: np.ndarray) -> bool:
+    """Whether a fit's scores, as `Right` has them, are those of a fit that diverged.
+
+    >>> diverged(np.full(3, 0.5)), diverged(np.array([True, False, True]))
+    (True, False)
+    """
+    return np.asarray(scores).dtype.kind == "f"
 
 
 def differences(right: Right, cell: Cell, base: Cell) -> np.ndarray:
@@ -84,10 +119,15 @@ def area(right: Right, cells: Sequence[Cell], bases: Sequence[Cell]) -> np.ndarr
 
     The mean over the logarithm of the label budget, by trapezoids; cells and bases are in the order of the budgets.
     """
-    common = set.intersection(*(set(right.get(cell, {})) for cell in (*cells, *bases)))
+    common = shared(right, (*cells, *bases))
     kept = {cell: {seed: right[cell][seed] for seed in common} for cell in (*cells, *bases)}
     parts = [differences(kept, cell, base) for cell, base in zip(cells, bases, strict=True)]
     return np.tensordot(weights([cell.budget for cell in cells]), np.stack(parts), 1)
+
+
+def shared(right: Right, cells: Sequence[Cell]) -> set[int]:
+    """The seeds of which there is a fit in all cells."""
+    return set.intersection(*(set(right.get(cell, {})) for cell in cells))
 
 
 def weights(budgets: Sequence[int]) -> np.ndarray:
@@ -106,13 +146,22 @@ def weights(budgets: Sequence[int]) -> np.ndarray:
 
 
 def compared(
-    right: Right, margin: float, level: float, kind: str = "area", base: str = "scratch"
+    right: Right,
+    margin: float,
+    level: float,
+    kind: str = "area",
+    base: str = "scratch",
+    *,
+    looks: int = 1,
+    groups: Groups = MappingProxyType({}),
 ) -> tuple[list[Comparison], list[Comparison]]:
     """(the family with its verdicts, each budget without): every strategy against `base` of its source and target.
 
     `kind` is what the family is of: 'area' (one comparison a strategy and source, over all budgets) or 'budgets'
     (each budget by itself). The level is that of all verdicts together: within a target by max-t over correlated
-    differences, over targets (other test examples) by Bonferroni. Raises InputError for another kind.
+    differences, over targets (other test examples) and planned `looks` by Bonferroni. Comparisons whose scores are
+    the same enter the family once. Diverged fits count as `Right` says; where fits of `base` diverged, positive and
+    equivalent must stand with its best fit in their place, or the word is withheld. Raises InputError for another kind.
     """
     check_family(kind)
     single = [[cell] for cell in sorted_cells(right) if cell.strategy not in ("scratch", base)]
@@ -121,11 +170,15 @@ def compared(
         curves.setdefault((cell.source, cell.target, cell.strategy), []).append(cell)
     members = single if kind == "budgets" else list(curves.values())
     targets = list(dict.fromkeys(cells[0].target for cells in members))
-    own = 1 - (1 - level) / max(len(targets), 1)
+    each_look = 1 - (1 - level) / looks
+    share = looks * max(len(targets), 1)
     family = []
     for target in targets:
-        family += _judged(right, [cells for cells in members if cells[0].target == target], margin, own, base)
-    others = [found for cells in single if (found := alone(right, cells, margin, level, base)) is not None]
+        own = [cells for cells in members if cells[0].target == target]
+        found = _judged(right, own, margin, 1 - (1 - level) / share, base, groups)
+        family += [one if one.p is None or not one.word else one._replace(p=min(1.0, share * one.p)) for one in found]
+    alone_each = (alone(right, cells, margin, each_look, base, groups=groups) for cells in single)
+    others = [found for found in alone_each if found is not None]
     return family, others if kind == "area" and len({cells[0].budget for cells in single}) > 1 else []
 
 
@@ -144,75 +197,268 @@ def sorted_cells(right: Right) -> list[Cell]:
     return sorted(right, key=lambda cell: cell.budget)
 
 
-def _bases(cells: Sequence[Cell], base: str) -> list[Cell]:
+def _bases(cells: Sequence[Cell], base: str, longer: bool = False) -> list[Cell]:
     """What cells are compared with; scratch, however long, has no source."""
-    return [cell._replace(source=None if base.startswith("scratch") else cell.source, strategy=base) for cell in cells]
+    bare = longer or base == "scratch"
+    return [cell._replace(source=None if bare else cell.source, strategy=base, longer=longer) for cell in cells]
 
 
-def _scores(right: Right, cells: Sequence[Cell], base: str) -> np.ndarray:
+def _scores(right: Right, cells: Sequence[Cell], bases: Sequence[Cell]) -> np.ndarray:
     """Float64 [pairs, items]; no pair where the base has no fits."""
-    bases = _bases(cells, base)
     return area(right, cells, bases) if all(cell in right for cell in bases) else np.zeros((0, 0))
 
 
 def _judged(
-    right: Right, members: Sequence[Sequence[Cell]], margin: float, level: float, base: str
+    right: Right, members: Sequence[Sequence[Cell]], margin: float, level: float, base: str, groups: Groups
 ) -> list[Comparison]:
     """The comparisons of one target, judged together; those of fewer than two pairs cannot be."""
-    scores = [_scores(right, cells, base) for cells in members]
-    able = [i for i, values in enumerate(scores) if len(values) > 1]
-    verdicts = dict(zip(able, statistics.verdicts([scores[i] for i in able], margin, level), strict=True))
-    found = []
+    found = {}
     for i, cells in enumerate(members):
-        one = alone(right, cells, margin, level, base)
-        if one and i in verdicts:
-            word, wide, _, power, p, _ = verdicts[i]
-            one = one._replace(mean=wide.mean, low=wide.low, high=wide.high, word=word, power=power, p=p)
-        found += [one] if one else []
+        if (one := alone(right, cells, margin, level, base, groups=groups)) is not None:
+            reason = f"of one pair of fits; {TWO}" if one.fits < 2 else ONE_GROUP if one.groups == 1 else ""
+            found[i] = one._replace(reason=reason)
+    able = [i for i, one in found.items() if not one.reason]
+    first = _first_equal(right, [members[i] for i in able], base)
+    judged = [i for i, same_as in zip(able, first, strict=True) if same_as is None]
+    verdicts = _verdicts(right, [members[i] for i in judged], margin, level, base, groups)
+    for i, (verdict, kept) in zip(
+        judged, _withheld(right, members, judged, verdicts, level, base, groups), strict=True
+    ):
+        found[i] = _told(found[i], verdict)._replace(**kept)
+    for i, same_as in zip(able, first, strict=True):
+        if same_as is not None:
+            other = found[able[same_as]]
+            source = f" from {other.source}" if other.source != found[i].source else ""
+            own = {name: getattr(found[i], name) for name in ("source", "strategy")}
+            found[i] = other._replace(**own, equals=other.strategy + source)
+    return list(found.values())
+
+
+NO_WORD: Mapping[str, Any] = {
+    **{"word": "", "size": "", "p": None, "power": None, "power_equivalent": None, "warning": ""}
+}
+"""What a comparison has that is not judged."""
+ONE_GROUP = "all test examples are of one group, so nothing is known of another"
+TWO = "a verdict takes two seeds or more of a strategy and of what it is compared with"
+
+
+def _told(one: Comparison, verdict: statistics.Verdict) -> Comparison:
+    """A comparison with what was judged of it."""
+    mean, low, high = verdict.interval[:3]
+    known = one._replace(mean=mean, low=low, high=high, word=verdict.word, p=verdict.p)
+    if not verdict.word:
+        return known._replace(**NO_WORD, reason=verdict.warning.rstrip("."))
+    known = known._replace(size=verdict.size, power=verdict.power, power_equivalent=verdict.power_equivalent)
+    return known._replace(warning=verdict.warning.rstrip("."))
+
+
+def _verdicts(
+    right: Right, members: Sequence[Sequence[Cell]], margin: float, level: float, base: str, groups: Groups
+) -> list[statistics.Verdict]:
+    """Of members of one target and two pairs or more, all at once."""
+    if not members:
+        return []
+    scores = [_scores(right, cells, _bases(cells, base)) for cells in members]
+    return statistics.verdicts(scores, margin, level, groups=groups.get(members[0][0].target))
+
+
+def _withheld(
+    right: Right,
+    members: Sequence[Sequence[Cell]],
+    judged: Sequence[int],
+    verdicts: Sequence[statistics.Verdict],
+    level: float,
+    base: str,
+    groups: Groups,
+) -> list[tuple[statistics.Verdict, dict[str, Any]]]:
+    """Each verdict, and what of its comparison changes where it stands only because fits of the base diverged.
+
+    A base that fails makes everything look good beside it. The family is judged once more with each diverged fit of
+    the base replaced, test example by test example, by the best fit of its cell that did not diverge: positive and
+    equivalent must be said then too. Negative stands the more.
+    """
+    kind = "a diverged fit of the base counts as the share of the most frequent test class"
+    spared, hopeless = _spared(right, {cell for i in judged for cell in _bases(members[i], base)})
+    if spared is right and not hopeless:
+        return [(verdict, {}) for verdict in verdicts]
+    margin = verdicts[0].margin
+    strict = _verdicts(spared, [members[i] for i in judged], margin, level, base, groups)
+    found: list[tuple[statistics.Verdict, dict[str, Any]]] = []
+    for i, verdict, other in zip(judged, verdicts, strict, strict=True):
+        bases = _bases(members[i], base)
+        seeds = shared(right, (*members[i], *bases))
+        lost = sum(diverged(right[cell][seed]) for cell in bases for seed in seeds)
+        stands = other.word == verdict.word and not any(cell in hopeless for cell in bases)
+        if not lost or verdict.word not in ("positive", "equivalent") or stands:
+            found.append((verdict, {}))
+            continue
+        instead = "no fit of it is left" if any(cell in hopeless for cell in bases) else f"it is {other.word}"
+        reason = (
+            f"{verdict.word} only because {lost} fits of {base} diverged ({kind}); with its best fit instead {instead}"
+        )
+        found.append((verdict, {**NO_WORD, "reason": reason}))
     return found
 
 
+def _spared(right: Right, bases: Iterable[Cell]) -> tuple[Right, set[Cell]]:
+    """(`right` with each diverged fit of these cells replaced by the best of its cell, cells of which none is left)."""
+    found, hopeless = dict(right), set()
+    for cell in bases:
+        fits = right.get(cell, {})
+        left = [scores for scores in fits.values() if not diverged(scores)]
+        if len(left) == len(fits):
+            continue
+        if not left:
+            hopeless.add(cell)
+            continue
+        best = max(left, key=lambda scores: float(np.mean(scores)))
+        found[cell] = {seed: best if diverged(scores) else scores for seed, scores in fits.items()}
+    changed = any(found[cell] is not right[cell] for cell in found)
+    return found if changed else right, hopeless
+
+
+def _first_equal(right: Right, members: Sequence[Sequence[Cell]], base: str) -> list[int | None]:
+    """For each member the first before it with the same budgets, seeds and scores; None where there is none.
+
+    What they are compared with is the same too: a strategy that looks at no source is one under all of them, but not
+    beside another that does.
+    """
+    found: list[int | None] = []
+    for i, cells in enumerate(members):
+        bases = _bases(cells, base)
+        before = (
+            k
+            for k, others in enumerate(members[:i])
+            if found[k] is None and _same(right, cells, others) and _same(right, bases, _bases(others, base))
+        )
+        found.append(next(before, None))
+    return found
+
+
+def _same(right: Right, cells: Sequence[Cell], others: Sequence[Cell]) -> bool:
+    """Whether two strategies, budget by budget and seed by seed, have the same scores on every test example."""
+    if [cell.budget for cell in cells] != [cell.budget for cell in others]:
+        return False
+    pairs = [(right[cell], right[other]) for cell, other in zip(cells, others, strict=True)]
+    return all(a.keys() == b.keys() and all(np.array_equal(a[seed], b[seed]) for seed in a) for a, b in pairs)
+
+
 def alone(
-    right: Right, cells: Sequence[Cell], margin: float, level: float, base: str = "scratch", against: str = STEPS
+    right: Right,
+    cells: Sequence[Cell],
+    margin: float,
+    level: float,
+    base: str = "scratch",
+    against: str = STEPS,
+    *,
+    longer: bool = False,
+    groups: Groups = MappingProxyType({}),
 ) -> Comparison | None:
     """One comparison by itself, without a verdict; of a single pair over its test examples, with McNemar's exact p.
 
-    None without pairs.
+    `longer` says that `base` is scratch with the source's steps added. McNemar's is of right and wrong: there is none
+    where a fit diverged. Where all test examples are of one group there is no interval. None without pairs.
     """
-    scores = _scores(right, cells, base)
+    bases = _bases(cells, base, longer)
+    scores = _scores(right, cells, bases)
     if not len(scores):
         return None
-    interval = statistics.crossed(scores, level) if len(scores) > 1 else statistics.over_items(scores[0], level)
-    p = statistics.mcnemar(scores[0] > 0, scores[0] < 0) if len(scores) == len(cells) == 1 else None
-    first, budgets, (fits, items) = cells[0], tuple(cell.budget for cell in cells), scores.shape
-    about = (first.source, first.target, first.strategy, budgets, against.format(base), fits, items)
-    return Comparison(*about, *interval[:3], "", margin, None, p)
+    seeds = shared(right, (*cells, *bases))
+    lost = [sum(diverged(right[cell][seed]) for cell in of for seed in seeds) for of in (cells, bases)]
+    unused = sum(len(right[cell].keys() - seeds) for cell in (*cells, *bases)) if len(cells) > 1 else 0
+    alike = groups.get(cells[0].target)
+    many = None if alike is None else len(np.unique(alike))
+    exact = len(scores) == len(cells) == 1 and not any(lost) and many != 1
+    mean, low, high = float(scores.mean()), np.nan, np.nan
+    if many != 1:  # of one group nothing is known of others
+        several = len(scores) > 1
+        judge = statistics.crossed if several else statistics.over_items
+        mean, low, high, *_ = judge(scores if several else scores[0], level, alike)
+    return Comparison(
+        source=cells[0].source,
+        target=cells[0].target,
+        strategy=cells[0].strategy,
+        budgets=tuple(cell.budget for cell in cells),
+        against=against.format(base),
+        fits=scores.shape[0],
+        items=scores.shape[1],
+        mean=mean,
+        low=low,
+        high=high,
+        word="",
+        margin=margin,
+        power=None,
+        p=statistics.mcnemar(scores[0] > 0, scores[0] < 0, alike) if exact else None,
+        level=level,
+        groups=many,
+        diverged=(lost[0], lost[1]),
+        unused=unused,
+    )
+
+
+def base_of(family: Sequence[Comparison]) -> str:
+    """What a family is compared with: scratch, or the strategy of --against."""
+    return family[0].against.removesuffix(STEPS.format("")) if family else "scratch"
 
 
 def sentence(family: Iterable[Comparison], level: float) -> str:
-    """The verdicts as one sentence."""
-    judged = sorted((one for one in family if one.word), key=lambda one: -one.mean)
+    """The verdicts as one sentence: direction and size, what was not judged and why, and the level of them all."""
+    every = list(family)
+    judged = sorted((one for one in every if one.word), key=lambda one: -one.mean)
+    lacking: dict[str, list[str]] = {}
+    for one in every:
+        if not one.word and one.reason:
+            lacking.setdefault(one.reason, []).append(_place(one, every))
     if not judged:
-        return "Nothing was judged: a verdict takes two seeds or more of a strategy and of scratch."
+        whys = [reason if len(lacking) == 1 else f"{listed(names)} {reason}" for reason, names in lacking.items()]
+        return f"Nothing was judged: {'; '.join(whys) or TWO}."
+    base = base_of(judged)
+    meanings = _MEANING if base == "scratch" else _MEANING_OF_OTHERS
     said = []
-    for word, meaning in _MEANING.items():
-        if names := [_named(one, judged) for one in judged if one.word == word]:
-            said.append(f"{meaning} {listed(names)}")
+    for (word, size), meaning in meanings.items():
+        chosen = [one for one in judged if one.word == word and (one.size == size or not size)]
+        if chosen:
+            said.append(f"{meaning.format(base)} {listed(_named(one, judged) for one in chosen)}")
+    said += [f"not judged: {listed(names)} ({reason})" for reason, names in lacking.items()]
     points = f"a margin of {100 * judged[0].margin:g} points, {100 * level:g} % for all verdicts together"
     text = f"{'; '.join(said)} ({points})."
     return text[:1].upper() + text[1:]
 
 
 _MEANING = {
-    "positive": "transfer helped under",
-    "negative": "it hurt under",
-    "equivalent": "it made no difference that matters under",
-    "undecided": "nothing can be said of",
+    ("positive", "beyond"): "transfer helped by more than the margin under",
+    ("positive", "open"): "it helped, perhaps by less than the margin, under",
+    ("positive", "within"): "it raised accuracy, by less than the margin, under",
+    ("negative", "beyond"): "it hurt by more than the margin under",
+    ("negative", "open"): "it hurt, perhaps by less than the margin, under",
+    ("negative", "within"): "it lowered accuracy, by less than the margin, under",
+    ("equivalent", ""): "it made no difference that matters under",
+    ("undecided", ""): "nothing can be said of",
 }
+"""(direction, size) -> what it means of transfer."""
+
+_MEANING_OF_OTHERS = {
+    ("positive", "beyond"): "better than {} by more than the margin:",
+    ("positive", "open"): "better than {}, perhaps by less than the margin:",
+    ("positive", "within"): "better than {}, by less than the margin:",
+    ("negative", "beyond"): "worse than {} by more than the margin:",
+    ("negative", "open"): "worse than {}, perhaps by less than the margin:",
+    ("negative", "within"): "worse than {}, by less than the margin:",
+    ("equivalent", ""): "no difference from {} that matters:",
+    ("undecided", ""): "nothing can be said of",
+}
+"""The same where strategies are compared with another than scratch."""
 
 
 def _named(one: Comparison, among: Sequence[Comparison]) -> str:
-    text = f"{one.strategy} ({100 * one.mean:+.2f} points)"
+    return f"{_place(one, among)} ({100 * one.mean:+.2f} points)"
+
+
+def _place(one: Comparison, among: Sequence[Comparison]) -> str:
+    """A strategy, with its source and target, or its budget, where there are several of them."""
+    text = one.strategy
+    if len({other.budgets for other in among if other[:3] == one[:3]}) > 1:
+        text += f" at {one.budgets[0]:,} labels"
     if len({(other.source, other.target) for other in among}) > 1:
         text += f" from {one.source} to {one.target}"
     return text

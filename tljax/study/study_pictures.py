@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 
 from tljax.study import drawing
 from tljax.study.drawing import BLUE, COLOURS, GREY, INK, Picture, Strokes
-from tljax.study.study import Comparison
-from tljax.study.summary import Members, Row, Spread, counts, finite, spread
-from tljax.study.tables import place
+from tljax.study.study import Comparison, base_of
+from tljax.study.summary import Members, Row, Spread, accuracy, ended, finite, spread
+from tljax.study.tables import SIZES, place
 
 WORDS = {"positive": (BLUE, "o"), "negative": (COLOURS[1], "s"), "equivalent": (COLOURS[2], "D"), "": (INK, "|")}
 """Verdict -> colour and marker; undecided is grey."""
@@ -87,7 +87,7 @@ def layer_cut(members: Members, where: str) -> Picture | None:
 
 
 def gains(family: Sequence[Comparison]) -> Picture | None:
-    """A heat map of differences from scratch, source x target, for each strategy; for two or more of either."""
+    """A heat map of the differences, source x target, for each strategy; for two or more of either."""
     sources = list(dict.fromkeys(str(one.source) for one in family))
     targets = list(dict.fromkeys(one.target for one in family))
     names = list(dict.fromkeys(one.strategy for one in family))
@@ -113,10 +113,11 @@ def gains(family: Sequence[Comparison]) -> Picture | None:
         axes.tick_params(labelbottom=lowest)
         for text in axes.get_xticklabels() if axes not in grid[:, 0] else []:
             text.set_in_layout(False)
+    base = base_of(family)
     said = "; ".join(f"{one.strategy} from {one.source} to {one.target} {100 * one.mean:+.2f}" for one in family)
     return (
         figure,
-        f"Heat maps of the difference from scratch in points, sources in rows and targets in columns: {said}.",
+        f"Heat maps of the difference from {base} in points, sources in rows and targets in columns: {said}.",
     )
 
 
@@ -149,10 +150,11 @@ def forest(family: Sequence[Comparison]) -> Picture | None:
     axes.set_yticks(ticks, labels)
     for head in heads:
         axes.get_yticklabels()[head].set_fontweight("bold")
-    axes.set(xlabel="difference from scratch (points of accuracy)", ylim=(y - 0.6, -0.8))
+    base = base_of(family)
+    axes.set(xlabel=drawing.plain(f"difference from {base} (points of accuracy)", width=80), ylim=(y - 0.6, -0.8))
     axes.tick_params(axis="y", length=0)
     said = "; ".join(f"{where}: " + ", ".join(map(_said, members)) for where, members in places.items())
-    return figure, f"Forest plot of the differences from scratch in points, with intervals: {said}."
+    return figure, f"Forest plot of the differences from {base} in points, with intervals: {said}."
 
 
 def _interval(axes: Axes, y: float, tall: int, one: Comparison) -> None:
@@ -164,7 +166,8 @@ def _interval(axes: Axes, y: float, tall: int, one: Comparison) -> None:
 
 
 def _said(one: Comparison) -> str:
-    word = f" {one.word}" if one.word else ""
+    size = f", {SIZES[one.size]}," if one.word in ("positive", "negative") and one.size else ""
+    word = f" {one.word}{size}" if one.word else ""
     return f"{one.strategy}{word} {100 * one.mean:+.2f} ({100 * one.low:+.2f} to {100 * one.high:+.2f})"
 
 
@@ -185,7 +188,7 @@ def reliability(members: Members, where: str, strokes: Strokes) -> Picture | Non
 
 def _calibration(rows: Sequence[Row]) -> np.ndarray:
     """[4, bins]: confidence and accuracy in %, pooled over fits by their counts; empty bins are left out."""
-    known = [row["calibration"] for row in rows if counts(row) and row.get("calibration")]
+    known = [row["calibration"] for row in rows if ended(row) and row.get("calibration")]
     if not known:
         return np.empty((4, 0))
     size = np.array([one["count"] for one in known], float)
@@ -213,7 +216,7 @@ def wrong(images: np.ndarray, captions: Sequence[str], where: str) -> Picture | 
 
 def percent(rows: Sequence[Row]) -> Spread | None:
     """Test accuracy in % over the fits that count."""
-    return spread(100 * row["test_accuracy"] for row in rows if counts(row))
+    return spread(100 * value for row in rows if (value := accuracy(row)) is not None)
 
 
 def _curve(rows: Sequence[Row], at: Callable[[Row], Any]) -> np.ndarray:

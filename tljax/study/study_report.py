@@ -5,7 +5,7 @@ from typing import Any
 
 from tljax.study import drawing, pictures, report, study_pictures, tables, tradeoffs
 from tljax.study.report import Block, Section, figure
-from tljax.study.study import Comparison, Study
+from tljax.study.study import Comparison, Study, base_of
 from tljax.study.summary import Row, label, listed, summary
 
 Classes = Mapping[str, Sequence[str]]
@@ -14,18 +14,25 @@ Pair = tuple[Any, str]
 """(source or None, target)."""
 
 VERDICTS = (
-    "{against}, as differences of the {what} with simultaneous 95 % intervals over the family of all rows. Positive or "
-    "negative: the interval lies on one side of 0; equivalent: within the margin; undecided: neither. The power is "
-    "the chance of finding a difference as large as the margin."
+    "{against}, as differences of the {what} with simultaneous {level} % intervals over all rows of a target. "
+    "Positive or negative is the direction: the interval lies on one side of 0. The size is a second question: by "
+    "more than the margin where the interval lies outside it, by less where the narrower interval of equivalence lies "
+    "inside it, else open. Equivalent: the size is within the margin and the direction open; undecided: both are "
+    "open. The p is adjusted for all that is judged together. Powers are ranges, since they are estimated from these "
+    "fits too: the chance of finding a difference as large as the margin, and of calling a difference of 0 "
+    "equivalent."
 )
 FOREST = "The same: bars are the intervals, the grey band the margin of equivalence."
 LABELS = (
-    "Mean test accuracy over seeds; diverged fits enter no mean, ranges are below (of a single fit Wilson's 95 % "
-    "interval over test examples)."
+    "Mean test accuracy over seeds, ranges below (of a single fit Wilson's 95 % interval over test examples, taken as "
+    "independent). A fit that diverged counts as the share of the most frequent test class."
 )
 LABELS_PICTURE = "The same. Lines are means over seeds, bands their range."
-GAINS = "Differences from scratch in points by source (rows) and target (columns), as in the table of verdicts."
-EACH = "Differences from {against} in points; the intervals are unadjusted, and no verdict is drawn from them."
+GAINS = "Differences from {base} in points by source (rows) and target (columns), as in the table of verdicts."
+EACH = (
+    "Differences from {against} in points; the intervals are of {level} % each, unadjusted, and no verdict is drawn "
+    "from them."
+)
 CUT = (
     "Test accuracy against how many stages, from the bottom, are kept from the source below the cut; bands are the "
     "range over seeds."
@@ -33,17 +40,18 @@ CUT = (
 COST = "What a strategy costs, and its test accuracy: means over seeds, bars the range; FLOPs are of the target's fit."
 SHIFTED = "Accuracy on other test sets against that on the target's own; on the diagonal they are equal."
 RETENTION = (
-    "What is left of the source's accuracy once its head is put back, against accuracy on the target. No strategy "
-    "beats those on the line in both."
+    "What is left of the source's accuracy once its head is put back, against accuracy on the target; of a fit that "
+    "diverged, the share of the most frequent class of each. No strategy beats those on the line in both."
 )
 CONFUSION = (
-    "Predicted class against true class in % of the true class, summed over seeds: scratch, and the strategy with the "
-    "highest mean accuracy, which was chosen by looking."
+    "Predicted class against true class in % of the true class, summed over the fits that did not diverge: scratch, "
+    "and the strategy with the highest mean accuracy, which was chosen by looking."
 )
 RELIABILITY = "Accuracy against confidence, over all seeds; on the diagonal a fit is as often right as it is sure."
 WRONG = "Test images that most fits take for another class."
 MILESTONES = (
     "Taylor and Stone's measures of transfer (2009). What has a > was not reached within the steps that were trained. "
+    "A fit that diverged reaches no threshold, and counts as the share of the most frequent test class. "
     "Costs are those of the target's fit and, below, with the source's."
 )
 
@@ -58,7 +66,9 @@ def sections(study: Study, classes: Classes) -> list[Section]:
         Section("Verdicts", "verdicts", _verdicts(study.family, notes)),
         Section("Accuracy by label budget", "labels", _labels(fits, strokes, notes)),
         Section(
-            "Sources and targets", "gains", figure(GAINS + notes, [study_pictures.gains(study.family)], "box wide")
+            "Sources and targets",
+            "gains",
+            figure(GAINS.format(base=base_of(study.family)) + notes, [study_pictures.gains(study.family)], "box wide"),
         ),
         Section("Each comparison by itself", "each", _each(study.others, notes)),
         Section("Milestones", "milestones", _table(MILESTONES + notes, tables.milestones(study.milestones))),
@@ -111,8 +121,9 @@ def _verdicts(family: Sequence[Comparison], notes: str) -> list[Block]:
         return []
     area = any(len(one.budgets) > 1 for one in family)
     what = "area under accuracy against labels" if area else "test accuracy"
-    caption = VERDICTS.format(against=f"Against {listed(one.against for one in family)}", what=what)
-    table, shared = tables.same(tables.verdicts(family), 5)
+    level = listed(f"{100 * one.level:.4g}" for one in family)
+    caption = VERDICTS.format(against=f"Against {listed(one.against for one in family)}", what=what, level=level)
+    table, shared = tables.same(tables.verdicts(family), 6)
     return [
         Block(caption + shared + notes, table),
         *figure(FOREST + notes, [study_pictures.forest(family)], "box wide"),
@@ -129,10 +140,14 @@ def _labels(fits: Sequence[Row], strokes: drawing.Strokes, notes: str) -> list[B
 
 
 def _each(others: Sequence[Comparison], notes: str) -> list[Block]:
-    kinds = dict.fromkeys(one.against for one in others)
+    levels = {one.against: f"{100 * one.level:.4g}" for one in others}
     return [
-        Block(EACH.format(against=against) + notes, tables.by_budget(others, against), heading=f"Against {against}")
-        for against in kinds
+        Block(
+            EACH.format(against=against, level=level) + notes,
+            tables.by_budget(others, against),
+            heading=f"Against {against}",
+        )
+        for against, level in levels.items()
     ]
 
 

@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from tljax.types import InputError
 
 Row = Mapping[str, Any]
@@ -19,13 +21,14 @@ Spread = tuple[float, float, float]
 
 
 def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """A row for each budget, target and strategy; fits of sources are left out, diverged fits enter no mean.
+    """A row for each budget, target and strategy; fits of sources are left out, diverged ones count as `accuracy` says.
 
     Keys: members (the fits), target, source, strategy (such as 'last_k:k=2'), train_examples; seeds, diverged, counted
-    (how many fits there are, diverged, entered the means); accuracy (fraction), test_loss (nats), calibration_error
-    (fraction), each a `Spread` or None; gain (points above scratch, paired by seed) and gain_seeds (how many pairs);
-    steps and seconds (means), trained_parameters, total_parameters and leaves (path, numbers, trained numbers; or
-    None). The order is that of `groups` without the sources' fits.
+    (how many fits there are, diverged, entered the mean accuracy); counts_as (the accuracy of a diverged fit, or None);
+    accuracy (fraction), test_loss (nats), calibration_error (fraction), each a `Spread` or None, the latter two over
+    the fits that did not diverge; gain (points above scratch, paired by seed) and gain_seeds (how many pairs); steps
+    and seconds (means), trained_parameters, total_parameters and leaves (path, numbers, trained numbers; or None). The
+    order is that of `groups` without the sources' fits.
     """
     scratch = [row for row in rows if row["strategy"] == "scratch"]
     return [_aggregate(members, scratch) for members in groups(rows) if members[0]["strategy"] != "pretrain"]
@@ -88,9 +91,54 @@ def label(row: Row) -> str:
     return ":".join([str(row["strategy"]), *(f"{name}={options[name]}" for name in sorted(options))])
 
 
+COUNTS_AS = (
+    "a fit that diverged counts as the share of the most frequent test class, as if it always answered that; losses "
+    "and curves are of the others"
+)
+"""What is said wherever a diverged fit entered a mean."""
+
+
+def majority_share(labels: np.ndarray) -> float:
+    """The share of the most frequent class among test labels, int [items]: what is right without having learnt.
+
+    >>> majority_share(np.array([0, 2, 2, 1]))
+    0.5
+    """
+    _, counts_of_classes = np.unique(np.asarray(labels), return_counts=True)
+    return float(counts_of_classes.max() / counts_of_classes.sum())
+
+
+def with_share(rows: Iterable[Row], labels: np.ndarray) -> list[Row]:
+    """Rows of one target, the diverged ones with the `majority_share` of its test labels, int [items].
+
+    >>> with_share([{"name": "full", "diverged": True}], np.array([0, 1, 1, 1]))
+    [{'name': 'full', 'diverged': True, 'majority_share': 0.75}]
+    """
+    share = majority_share(labels) if len(labels) else None
+    return [{**row, "majority_share": share} if row.get("diverged") else row for row in rows]
+
+
+def accuracy(row: Row) -> float | None:
+    """The test accuracy that a fit counts with: its own, or of a diverged fit the row's `majority_share`.
+
+    A fit that diverged answers nothing, and a strategy that diverges now and then is the worse for it: its failures
+    are not missing at random, so they are not left out. None where it is not known.
+
+    >>> accuracy({"test_accuracy": 0.9}), accuracy({"test_accuracy": None, "diverged": True, "majority_share": 0.1})
+    (0.9, 0.1)
+    """
+    value = row.get("majority_share") if row.get("diverged") else row.get("test_accuracy")
+    return value if finite(value) else None
+
+
 def counts(row: Row) -> bool:
-    """Whether a fit enters the means: it did not diverge, and its test accuracy is a number."""
-    return not row.get("diverged") and finite(row.get("test_accuracy"))
+    """Whether a fit enters means of accuracy: it has one to count with."""
+    return accuracy(row) is not None
+
+
+def ended(row: Row) -> bool:
+    """Whether a fit did not diverge and was measured, so that it has a loss, a confusion and a curve to its end."""
+    return not row.get("diverged") and counts(row)
 
 
 def finite(value: Any) -> bool:
@@ -123,6 +171,7 @@ def listed(names: Iterable[Any]) -> str:
 def _aggregate(members: Sequence[Row], scratch: Sequence[Row]) -> dict[str, Any]:
     first = members[0]
     counted = [row for row in members if counts(row)]
+    survivors = [row for row in counted if ended(row)]
     gains = [] if first["strategy"] == "scratch" else _gains(counted, scratch)
     return {
         "members": members,
@@ -133,11 +182,12 @@ def _aggregate(members: Sequence[Row], scratch: Sequence[Row]) -> dict[str, Any]
         "seeds": len(members),
         "diverged": sum(bool(row.get("diverged")) for row in members),
         "counted": len(counted),
-        "accuracy": spread(row["test_accuracy"] for row in counted),
+        "counts_as": next((accuracy(row) for row in members if row.get("diverged")), None),
+        "accuracy": spread(accuracy(row) for row in counted),
         "gain": spread(gains),
         "gain_seeds": len(gains),
-        "test_loss": spread(row.get("test_loss") for row in counted),
-        "calibration_error": spread(row.get("calibration_error") for row in counted),
+        "test_loss": spread(row.get("test_loss") for row in survivors),
+        "calibration_error": spread(row.get("calibration_error") for row in survivors),
         "trained_parameters": first.get("trained_parameters"),
         "total_parameters": first.get("total_parameters"),
         "leaves": first.get("leaves"),
@@ -148,8 +198,9 @@ def _aggregate(members: Sequence[Row], scratch: Sequence[Row]) -> dict[str, Any]
 
 def _gains(counted: Sequence[Row], scratch: Sequence[Row]) -> list[float]:
     """Points above the fit from scratch of the same target, budget and seed, where there is one."""
-    baseline = {_pair(row): row["test_accuracy"] for row in scratch if counts(row)}
-    return [100 * (row["test_accuracy"] - baseline[_pair(row)]) for row in counted if _pair(row) in baseline]
+    baseline = {_pair(row): value for row in scratch if (value := accuracy(row)) is not None}
+    values = [(_pair(row), accuracy(row)) for row in counted]
+    return [100 * (value - baseline[pair]) for pair, value in values if value is not None and pair in baseline]
 
 
 def _pair(row: Row) -> tuple[Any, ...]:

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tljax.study import statistics
-from tljax.study.study import Comparison
-from tljax.study.summary import Row, Spread, counts, finite, label, spread
+from tljax.study.study import Comparison, base_of, weights
+from tljax.study.summary import Row, Spread, accuracy, counts, ended, finite, label, spread
 
 Cell = tuple[str, str]
 """What it says, and what is said below it in small, or ''."""
@@ -52,7 +52,7 @@ def _group(group: Mapping[str, Any]) -> dict[str, Cell]:
     """Every cell of a strategy; below a mean, over two seeds or more, the range."""
     trained, total = group["trained_parameters"], group["total_parameters"]
     share = f"{100 * trained / total:.1f} %" if trained is not None and total else ""
-    diverged = group["diverged"] and group["diverged"] == group["seeds"]
+    diverged = group["diverged"] and group["diverged"] == group["seeds"] and group["accuracy"] is None
     several = group["counted"] > 1
     return {
         "accuracy": ("diverged", "") if diverged else ranged(group["accuracy"], points, several),
@@ -67,40 +67,82 @@ def _group(group: Mapping[str, Any]) -> dict[str, Cell]:
 
 
 def state(group: Mapping[str, Any]) -> str:
-    """What is missing from the means: diverged and unmeasured fits, and seeds without a fit from scratch; or ''."""
+    """What of the means was not measured: diverged and unmeasured fits, seeds without a fit from scratch; or ''."""
     said = []
+    unmeasured = group["seeds"] - group["counted"] - (group["diverged"] if group["counts_as"] is None else 0)
     if group["counted"] < group["seeds"]:
         said.append(f"{group['counted']} of {group['seeds']} seeds")
     if group["diverged"]:
-        said.append(f"{group['diverged']} diverged")
-    if group["counted"] + group["diverged"] < group["seeds"]:
-        said.append(f"{group['seeds'] - group['diverged'] - group['counted']} not measured")
+        said.append(diverged(group["diverged"], group["seeds"], group["counts_as"]))
+    if unmeasured:
+        said.append(f"{unmeasured} not measured")
     if 0 < group["gain_seeds"] < group["counted"]:
         said.append(f"difference over {group['gain_seeds']} of {group['counted']} seeds")
     return ", ".join(said)
 
 
+def diverged(fits: int, of: int, counts_as: float | None) -> str:
+    """What is said of fits that diverged: how many, and the accuracy that they count with.
+
+    >>> diverged(2, 5, 0.1)
+    '2 of 5 fits diverged and count as 10.0 %'
+    """
+    return (
+        f"{fits} diverged" if counts_as is None else f"{fits} of {of} fits diverged and count as {points(counts_as)} %"
+    )
+
+
+SIZES = {
+    "beyond": "by more than the margin",
+    "within": "by less than the margin",
+    "open": "by what of the margin is open",
+}
+"""Of a difference that is there: how it stands to the margin."""
+
+
 def verdicts(family: Sequence[Comparison]) -> Table:
-    """A row a comparison of the family, with its verdict, under its source and target."""
-    numbers = [FROM_SCRATCH, "p", "Power (%)", "Margin (points)", "Labels", "Pairs of fits", "Test examples"]
+    """A row a comparison of the family, with its verdict and its size, under its source and target."""
+    from_base = f"Difference from {base_of(family)} (points)"
+    power = ["Power (%)", "Power to call equivalent (%)"]
+    numbers = [from_base, "p, adjusted", *power, "Margin (points)", "Labels", "Pairs of fits", "Test examples"]
     rows = [
         (
             place(one.source, one.target),
             [
-                (one.strategy, ""),
-                (one.word or NOTHING, ""),
+                (one.strategy, f"equals {one.equals}" if one.equals else ""),
+                (one.word or NOTHING, SIZES.get(one.size, "") if one.word in ("positive", "negative") else ""),
                 difference(one),
-                (chance(one.p), ""),
-                (f"{100 * one.power:.0f}" if one.power is not None and finite(one.power) else NOTHING, ""),
+                (chance(one.p) if one.word else NOTHING, ""),
+                (between(one.power), ""),
+                (between(one.power_equivalent), ""),
                 (f"{100 * one.margin:.2f}", ""),
                 (_labels(one.budgets), ""),
                 (count(one.fits), ""),
-                (count(one.items), ""),
+                (count(one.items), "" if one.groups is None else f"in {count(one.groups)} groups"),
             ],
         )
         for one in family
     ]
     return Table("Verdicts", ["Strategy", "Verdict", *numbers], grouped(rows), 2)
+
+
+def between(chances: tuple[float, float] | None) -> str:
+    """Probabilities from and to, in %.
+
+    >>> between((0.052, 0.54))
+    '5 to 54'
+    """
+    return NOTHING if chances is None else f"{100 * chances[0]:.0f} to {100 * chances[1]:.0f}"
+
+
+def shares(budgets: Sequence[int]) -> str:
+    """The label budgets of an area with their shares in it.
+
+    >>> shares([10, 100, 1000])
+    '10 25 %, 100 50 %, 1,000 25 %'
+    """
+    each = zip(budgets, weights(budgets), strict=True)
+    return ", ".join(f"{count(budget)} {100 * share:.0f} %" for budget, share in each)
 
 
 def same(table: Table, first: int) -> tuple[Table, str]:
@@ -229,11 +271,11 @@ def count(value: float | None) -> str:
 
 def _accuracy(fits: Sequence[Row]) -> Cell:
     counted = [row for row in fits if counts(row)]
-    known = spread(row["test_accuracy"] for row in counted)
+    known = spread(accuracy(row) for row in counted)
     if known is None:
         return ("diverged" if all(row.get("diverged") for row in fits) else NOTHING), ""
     items = sum(map(sum, counted[0].get("confusion") or ()))
-    if len(counted) == 1 and items:
+    if len(counted) == 1 and items and ended(counted[0]):
         known = (known[0], *statistics.wilson(round(known[0] * items), items))
     return ranged(known, points, len(counted) > 1 or items > 0)
 

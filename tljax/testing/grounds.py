@@ -63,12 +63,13 @@ def _draw(shapes: Params, seed: int) -> Params:
     """Normal numbers of variance 1/fan_in, ones where a leaf cannot train: the model's own draw takes longer."""
     rng = np.random.default_rng(seed)
 
-    def draw(path: str, leaf: Any) -> np.ndarray:
-        if not paths.can_train(path, leaf):
+    def draw(leaf: Any, able: bool) -> np.ndarray:
+        if not able:
             return np.ones(leaf.shape, leaf.dtype)
         return (rng.normal(size=leaf.shape) / np.sqrt(max(1, math.prod(leaf.shape[:-1])))).astype(leaf.dtype)
 
-    return paths.each(draw, shapes)
+    structure = jax.tree.structure(shapes)
+    return jax.tree.map(draw, shapes, jax.tree.unflatten(structure, paths.trainable(shapes)))
 
 
 class _Pair(NamedTuple):

@@ -28,7 +28,8 @@ def check_strategy(
 
     It is tried on `model`, a small CNN with norms, and five odd pytrees. Where it says in an InputError what a ground
     lacks, it does not apply (`passed` is None); it must apply to a model, the first of which carries the proofs that
-    train. Of a model that draws in training (dropout), a line says whether all of it does, by its key. Raises InputError for a text that names no strategy, and for an unknown model.
+    train. Of a model that draws in training (dropout), a line says whether all of it does, by its key. Raises
+    InputError for a text that names no strategy, and for an unknown model.
 
     >>> [check.name for check in check_strategy(lambda params, context: "head") if check.passed is False][:2]
     ['lint on mlp', 'lint on cnn:norm=true']
@@ -100,6 +101,7 @@ def _drawing(ground: grounds.Ground) -> list[Check]:
 
 def _follows(ground: grounds.Ground, faults: Sequence[str], stages: Sequence[str]) -> str:
     assert not faults, "; ".join(faults)
+    assert ground.model is not None
     images, _ = grounds.data(ground.shape)
     keys = (None, *map(jax.random.key, (0, 0, 1)))
     calm, one, again, other = (np.asarray(models.apply(ground.model, ground.drawn, images, key=key)) for key in keys)
@@ -203,7 +205,7 @@ def _each_phase(proof: _Proof) -> list[tuple[int, str, Any, Any, Any]]:
     for i, mask in enumerate(proof.fitted.masks):
         before, after = proof.fitted.params[i : i + 2]
         found = paths.items(before, after, mask, masks.static(proof.case.params, mask))
-        rows += [(i, path, b, a, masks.value(m) if t and masks.selects(m) else t) for path, b, a, m, t in found]
+        rows += [(i, path, b, a, masks.chosen(m) if t and masks.selects(m) else t) for path, b, a, m, t in found]
     return rows
 
 

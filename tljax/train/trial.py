@@ -52,38 +52,55 @@ def under(program: Program, trial: Trial, history: Sequence[Mask]) -> Program:
         if term.name == "ewc" and trial.fisher is None:
             raise InputError("penalty 'ewc' needs the source's Fisher information: train the source with --save_fisher")
     trains = jax.tree.leaves(masks.static(params, mask))
-    kinds = [_kind(m) if t else False for m, t in zip(jax.tree.leaves(mask), trains, strict=True)]
-    ages = [age if t else -1 for age, t in zip(jax.tree.leaves(masks.since(*history)), trains, strict=True)]
-    born = sorted({age for age, t in zip(ages, trains, strict=True) if t})
-    ranks = tuple(born.index(age) if age in born else -1 for age in ages)
+    kinds = [_kind(m) if t else False for m, t in zip(_leaves(trial, mask), trains, strict=True)]
+    count, ranks = _cohorts(trial, history)
     anchored = trial.fresh is not None and any(term.needs_start for term in program.penalties)
     fresh = paths.items(trial.fresh) if anchored else ()
     return replace(
         program,
         mask=(jax.tree.structure(mask), *kinds),
-        cohorts=ranks if len(born) > 1 else None,
+        cohorts=tuple(rank if isinstance(rank, int) else None for rank in ranks) if count > 1 else None,
+        count=count,
         fresh=tuple(name for name, drawn in fresh if drawn),
     )
 
 
+def _leaves(trial: Trial, mask: Mask) -> list[Any]:
+    """The leaves of a mask, canonical."""
+    return jax.tree.leaves(masks.canonical(trial.params, mask))
+
+
+def _cohorts(trial: Trial, history: Sequence[Mask]) -> tuple[int, list[Any]]:
+    """(how many cohorts; for each leaf which of them: an int, or an array of its elements; -1 where frozen)."""
+    trains = jax.tree.leaves(masks.static(trial.params, history[-1]))
+    ages = jax.tree.leaves(masks.since(*history))
+    kept = [np.asarray(age) if t else np.asarray(-1) for age, t in zip(ages, trains, strict=True)]
+    born = np.unique(np.concatenate([[], *(age[age >= 0] for age in kept)])).astype(int)
+    ranks = [np.where(age < 0, -1, np.searchsorted(born, age)).astype(np.int32) for age in kept]
+    return len(born), [int(rank) if rank.ndim == 0 else rank for rank in ranks]
+
+
 def alike(program: Program, trial: Trial, history: Sequence[Mask]) -> tuple[Program, Hashable]:
-    """What trials that are trained together have in common: an executable, and the shapes that their masks pass."""
+    """What trials that are trained together have in common: an executable, and the arrays that their masks pass."""
     now = under(program, trial, history)
-    leaves = zip(jax.tree.leaves(history[-1]), now.mask[1:], strict=True)
-    return now, tuple(np.shape(m) for m, kind in leaves if kind is None)
+    leaves = zip(_leaves(trial, history[-1]), now.mask[1:], strict=True)
+    ranks = [rank for rank in _cohorts(trial, history)[1] if not isinstance(rank, int)]
+    passed = [np.asarray(m) for m, kind in leaves if kind is None]
+    return now, tuple((leaf.shape, leaf.dtype.kind) for leaf in (*passed, *ranks))
 
 
 def _kind(m: Any) -> bool | None:
     """True for a leaf that trains in full: 1.0 compiles to the same as True, bit for bit. None for a traced one."""
-    return True if isinstance(m, bool | int | float | np.bool_ | np.number) and m == 1 else None
+    return True if m is True else None
 
 
 def numbers_of(program: Program, trials: Sequence[Trial], histories: Sequence[Sequence[Mask]]) -> Numbers:
     """The traced numbers of trials whose masks so far are `histories`."""
-    scales = []
-    for history in histories:
-        leaves = zip(jax.tree.leaves(history[-1]), program.mask[1:], strict=True)
+    scales, ranks = [], []
+    for trial, history in zip(trials, histories, strict=True):
+        leaves = zip(_leaves(trial, history[-1]), program.mask[1:], strict=True)
         scales.append(tuple(jnp.asarray(m) for m, kind in leaves if kind is None))
+        ranks.append(tuple(rank for rank in _cohorts(trial, history)[1] if not isinstance(rank, int)))
     anchored = any(term.needs_start for term in program.penalties)
     fisher = any(term.name == "ewc" for term in program.penalties)
     return Numbers(
@@ -93,6 +110,7 @@ def numbers_of(program: Program, trials: Sequence[Trial], histories: Sequence[Se
         key=jnp.stack([trial.key for trial in trials]),
         start=stack([trial.params for trial in trials]) if anchored else None,
         fisher=stack([trial.fisher for trial in trials]) if fisher else None,
+        ranks=stack(ranks),
     )
 
 

@@ -1,0 +1,569 @@
+"""What verdicts say and rest on: diverged fits, groups of items, looks, what differs between seeds, equal methods."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+from test_programs import command, write_task
+from test_report import bare, curve, visible
+from test_study import cell, fits, found
+
+from experiments import compare, console, estimand, evidence, looks, machine, options, report, transfer, verdicts
+from experiments import workdir as rundir
+from experiments.compare_flags import Asked, Judging
+from tljax.study import milestones, statistics, study, study_report, summary, tables
+from tljax.study import report as study_page
+from tljax.study.study import Cell
+from tljax.types import InputError
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
+BOOM = '''"""Goes out of all bounds in a few steps."""
+
+import jax
+
+
+def strategy(params, context):
+    return jax.tree.map(lambda leaf: 1e25, params)
+'''
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """A user of one's own, whose looks are not those of other tests."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def lost(items=400, share=0.5):
+    """The scores of a fit that diverged."""
+    return np.full(items, share)
+
+
+def at(rate, items=400):
+    """Scores of a fit that is right on the easiest items, the same for all: what follows is arithmetic."""
+    return np.arange(items) < round(rate * items)
+
+
+# Fits that diverge
+
+
+def test_a_diverged_fit_counts_as_the_share_of_the_most_frequent_test_class():
+    labels = np.array([0, 1, 1, 2, 1])
+    assert summary.majority_share(labels) == 3 / 5
+    rows = [bare("scratch", 0, 0.5), bare("scratch", 1, 0.7), bare("full", 0, 0.9)]
+    rows += [bare("full", 1, None, diverged=True, test_loss=None)]
+    base, row = summary.summary(summary.with_share(rows, labels))
+    assert row["accuracy"] == pytest.approx((0.75, 0.6, 0.9)) and row["test_loss"] == (0.5, 0.5, 0.5)
+    assert row["gain"] == pytest.approx((15, -10, 40)) and row["gain_seeds"] == 2  # (40 - 10) / 2
+    assert tables.state(row) == "1 of 2 fits diverged and count as 60.0 %" and tables.state(base) == ""
+    [cells] = [cells for cells in tables.accuracies(rows[:3] + summary.with_share(rows[3:], labels), "b").rows[1:2]]
+    assert cells[0][0] == "from a"
+
+
+def test_a_diverged_fit_scores_the_share_on_every_item_and_mcnemar_is_silent():
+    table = {cell(): {0: lost(share=0.3)}, cell("scratch"): {0: at(0.8)}}
+    one = study.alone(table, [cell()], 0.01, 0.95)
+    assert one.mean == pytest.approx(0.3 - 0.8) and one.p is None and one.diverged == (1, 0)
+    items = 0.3 - at(0.8)
+    low, high = stats.t.interval(0.95, 399, items.mean(), items.std(ddof=1) / 20)
+    assert (one.low, one.high) == pytest.approx((low, high))
+
+
+def test_no_study_with_a_failure_is_called_positive_where_dropping_it_called_most_so():
+    """A strategy that gains 5 points where it does not fail, and fails in a fifth of seeds, loses 2 points in truth."""
+    rng = np.random.default_rng(0)
+    dropped, counted, failed = 0, 0, 0
+    for _ in range(40):
+        fails = rng.random(6) < 0.2
+        hard = rng.random(400)
+        rates = 0.8 + 0.005 * rng.normal(size=(2, 6)) + np.array([[0.0], [0.05]])
+        scratch, full = ({i: hard + 0.05 * rng.normal(size=400) < rate for i, rate in enumerate(r)} for r in rates)
+        ended = {i: scores for i, scores in full.items() if not fails[i]}
+        table = {cell("scratch"): scratch, cell(): ended | {i: lost() for i in range(6) if fails[i]}}
+        words = [study.compared({**table, cell(): fits}, 0.005, 0.95)[0][0].word for fits in (ended, table[cell()])]
+        dropped += words[0] == "positive"
+        counted += words[1] == "positive" and bool(fails.any())
+        failed += bool(fails.any())
+    assert failed > 20 and dropped > 30 and counted == 0
+
+
+def test_positive_that_rests_on_failures_of_scratch_is_withheld():
+    scratch = {0: at(0.8), **{seed: lost() for seed in range(1, 5)}}
+    weak, strong = ({seed: at(rate + 0.001 * seed) for seed in range(5)} for rate in (0.79, 0.95))
+    family, _ = study.compared({cell("scratch"): scratch, cell("weak"): weak, cell("strong"): strong}, 0.01, 0.95)
+    one, other = family
+    assert one.low > 0  # 0.29 on average above fits that mostly failed
+    assert one.word == "" and one.p is None and one.power is None
+    assert "positive only because 4 fits of scratch diverged" in one.reason and one.diverged == (0, 4)
+    assert (other.word, other.size) == ("positive", "beyond")
+    assert "not judged: weak (positive only because" in study.sentence(family, 0.95)
+
+
+def test_without_a_surviving_fit_of_the_base_nothing_good_is_said():
+    table = {cell("scratch"): {i: lost() for i in range(5)}, cell(): {i: at(0.9 + 0.001 * i) for i in range(5)}}
+    table |= {cell("bad"): {i: at(0.1 + 0.001 * i) for i in range(5)}}
+    good, bad = study.compared(table, 0.01, 0.95)[0]
+    assert good.word == "" and "no fit of it is left" in good.reason
+    assert bad.word == "negative"  # worse than failing is worse still than what does not fail
+
+
+def test_a_strategy_that_equals_failures_is_not_called_equivalent():
+    """Of a base that half failed: equivalent to it is not equivalent to what it is where it works."""
+    scratch = {0: at(0.9), 1: lost(), 2: lost(), 3: lost(), 4: lost()}
+    same = {0: at(0.9), 1: at(0.5), 2: at(0.5), 3: at(0.5), 4: at(0.5)}
+    one = study.compared({cell("scratch"): scratch, cell("same"): same}, 0.2, 0.95)[0][0]
+    assert one.low > -0.2 and one.high < 0.2 and one.word == "" and "equivalent only because" in one.reason
+
+
+def test_milestones_of_a_fit_that_diverged():
+    rows = [bare("scratch", 0, 0.6, train_examples=10), bare("full", 0, 0.8, train_examples=10)]
+    rows += [bare("full", 1, None, train_examples=10, diverged=True, majority_share=0.4)]
+    curves = {"full-0-10": curve(0.5, 0.7, 0.8), "full-1-10": curve(0.7, np.nan, np.nan)}
+    full = milestones.milestones(rows, curves)[1]
+    assert full["asymptote"] == pytest.approx((0.8 + 0.4) / 2)
+    assert full["time_to_threshold"] == ">1000"  # the median of 100 and never
+    assert full["area"] == pytest.approx(((0.6 + 0.75) / 2 + (0.55 + 0.4) / 2) / 2)
+
+
+@pytest.fixture(scope="module")
+def failing(tasks, tmp_path_factory):
+    """(run directory, task folder, flags) of a study in which one strategy diverges, three seeds."""
+    folder = tmp_path_factory.mktemp("failing")
+    (folder / "boom.py").write_text(BOOM)
+    named = ("full", f"{folder / 'boom.py'}:strategy")
+    flags = {"strategies": named, "train_examples": ("all",), "steps": 20, "seeds": (0, 1, 2), "workdir": folder / "w"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tljax.study.drawing.svg", lambda figure: "data:image/svg+xml;base64,")
+        patch.setattr("tljax.study.drawing.pdf", lambda figure: b"")
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        compare.main(["compare", *command(tasks, folder, **flags), "--eval=source", "--longer_scratch=false"])
+    return folder, flags
+
+
+def test_a_strategy_that_diverged_stands_in_the_study_with_its_share(failing, tasks):
+    folder, _ = failing
+    kept = evidence.of_directory(folder / "w")
+    odd = [row for part in kept.found for row in part.rows if row["diverged"]]
+    with np.load(tasks / "clothes.npz") as target, np.load(tasks / "digits.npz") as source:
+        share, of_source = (np.bincount(data["test_labels"]).max() / 40 for data in (target, source))
+    assert len(odd) == 3 and {row["majority_share"] for row in odd} == {share}
+    assert {row["retention"] for row in odd} == {of_source}
+    text = visible((folder / "w" / "report.html").read_text())
+    assert f"3 of 3 fits diverged and count as {100 * share:.1f} %" in text
+    scratch = np.mean(
+        [row["test_accuracy"] for part in kept.found for row in part.rows if row["strategy"] == "scratch"]
+    )
+    [told] = [row for row in csv_rows(folder / "w" / "comparisons.csv") if "boom" in row["strategy"]]
+    assert float(told["mean"]) == pytest.approx(share - scratch) and json.loads(told["diverged"]) == [3, 0]
+
+
+def csv_rows(file: Path) -> list[dict[str, str]]:
+    with open(file, newline="") as text:
+        return list(csv.DictReader(text))
+
+
+def test_the_table_of_a_transfer_says_what_diverged_fits_count_as(failing, tasks, capsys):
+    folder, _ = failing
+    lines = [line for line in rundir.lines(folder / "w") if line["strategy"] != "pretrain"]
+    with np.load(tasks / "clothes.npz") as target:
+        settled = summary.with_share(lines, target["test_labels"])
+    console.results("title", settled, [])
+    said = capsys.readouterr().out
+    assert "3 of 3 fits diverged and count as 35.0 %" in said and summary.COUNTS_AS in said
+    text = visible(study_page.page(settled, {}, title="t", source_note="", notes=[], made=study_page.Reproduced()))
+    assert "3 of 3 fits diverged and count as 35.0 %" in text and "enter no mean" not in text
+
+
+# Direction and size
+
+
+def judgements(table, margin=0.02, **more):
+    return study.compared(table, margin, 0.95, **more)
+
+
+def spread_of(rate):
+    return {seed: at(rate + 0.0025 * (seed - 2), 2000) for seed in range(5)}
+
+
+def test_a_loss_below_the_margin_is_not_told_as_harm():
+    table = {cell("scratch"): {i: at(0.7, 2000) for i in range(5)}}
+    table |= {cell(name): spread_of(rate) for name, rate in (("less", 0.685), ("gain", 0.8), ("same", 0.7))}
+    family, _ = judgements(table, 0.03)
+    assert {one.strategy: (one.word, one.size) for one in family} == {
+        "less": ("negative", "within"),
+        "gain": ("positive", "beyond"),
+        "same": ("equivalent", "within"),
+    }
+    text = study.sentence(family, 0.95)
+    assert text.startswith(
+        "Transfer helped by more than the margin under gain (+10.00 points); it lowered accuracy, by less"
+    )
+    assert "hurt" not in text and "it made no difference that matters under same" in text
+    assert all(0 <= low <= high <= 1 for one in family for low, high in (one.power, one.power_equivalent))
+
+
+def test_against_another_strategy_nothing_is_said_of_transfer():
+    table = {cell("full"): {i: at(0.7, 2000) for i in range(5)}, cell("mine"): spread_of(0.8)}
+    text = study.sentence(judgements(table, base="full")[0], 0.95)
+    assert text.startswith("Better than full by more than the margin: mine (+10.00 points)") and "ransfer" not in text
+
+
+def test_two_seeds_are_never_judged_without_a_warning():
+    table = {cell("scratch"): {i: at(0.5, 2000) for i in range(2)}, cell(): {i: at(0.9, 2000) for i in range(2)}}
+    told = verdicts.judged([found(table)], Judging(), [])
+    assert told.family[0].word and "Two fits say little" in told.family[0].warning
+    assert any(note.startswith("full: Two fits say little") for note in told.notes)
+
+
+def test_levels_and_p_are_those_of_all_that_is_judged_together():
+    """Over two targets and three looks each family has a sixth of the errors, and its p counts six times."""
+    table = {}
+    for target in ("b", "c"):
+        table |= {cell("scratch", target=target): fits([0.5, 0.52, 0.49, 0.5], 1000)}
+        table |= {cell("full", target=target): fits([0.56, 0.55, 0.6, 0.58], 1000, seed=1)}
+    only = {where: scores for where, scores in table.items() if where.target == "b"}
+    [alone], _ = study.compared(only, 0.02, 0.95)
+    one, _ = study.compared(table, 0.02, 0.95, looks=3)[0]
+    assert one.level == pytest.approx(1 - 0.05 / 6) and one.high - one.low > alone.high - alone.low
+    assert one.p == pytest.approx(min(1, 6 * alone.p)) and 0 < alone.p < 1
+    told = verdicts.judged([found(only)], Judging(2.0, 0.9, looks=2), [])
+    text = visible(study_page.render(study_report.sections(told, {}), title="t", lead="", made=study_page.Reproduced()))
+    assert "with simultaneous 95 % intervals" in text and "p, adjusted" in text
+
+
+def test_the_reason_of_a_refusal_is_the_reason():
+    table = {cell("scratch"): fits([0.5] * 3), cell(): fits([0.9] * 3)}
+    told = verdicts.judged([found(table)], Judging(), [], 2)
+    assert told.verdict == "Nothing was judged: looked at 2 times with 1 planned."
+    assert told.family[0].word == "" and told.family[0].size == ""
+    groups = {"b": np.arange(400) % 5}
+    told = verdicts.judged([found(table, groups=groups)], Judging(), [])
+    assert told.verdict.startswith("Nothing was judged: 5 groups of test items are fewer than 8")
+    told = verdicts.judged([found(table, groups={"b": np.zeros(400, int)})], Judging(), [])
+    assert "all test examples are of one group" in told.verdict
+    told = verdicts.judged([found({cell("scratch"): fits([0.5]), cell(): fits([0.9])})], Judging(), [])
+    assert "of one pair of fits; a verdict takes two seeds or more" in told.verdict
+
+
+# What a family is of
+
+
+BASES = (("full", "a", 0.5), ("full", "b", 0.55))
+
+
+def test_equal_methods_enter_the_family_once():
+    table = {cell("scratch"): fits([0.5, 0.52, 0.49]), cell("lp_ft"): fits([0.56, 0.6, 0.55], seed=1)}
+    family, _ = judgements(table)
+    twice = table | {cell("gradual_unfreeze"): {i: scores.copy() for i, scores in table[cell("lp_ft")].items()}}
+    one, other = judgements(twice)[0]
+    assert one == family[0] and other == one._replace(strategy="gradual_unfreeze", equals="lp_ft")
+    told = verdicts.judged([found(twice)], Judging(2.0), [])
+    assert "gradual_unfreeze equals lp_ft on every test example: judged once" in told.notes
+    assert ("gradual_unfreeze", "equals lp_ft") in [row[0] for row in tables.verdicts(told.family).rows]
+    sources = {cell(name, source=s): fits([rate] * 3, seed=i) for i, (name, s, rate) in enumerate(BASES)}
+    one, other = judgements(sources | {cell("none", source=s): fits([0.6] * 3, seed=9) for s in "ab"}, base="full")[0]
+    assert not one.equals and not other.equals and one.mean != other.mean  # the same fits, beside other ones
+    nearly = table | {cell("other"): {i: scores ^ (np.arange(400) == i) for i, scores in table[cell("lp_ft")].items()}}
+    assert not any(one.equals for one in judgements(nearly)[0])
+
+
+def test_seeds_that_not_all_budgets_share_are_told():
+    table = {cell(name, 10): fits([0.5] * 6, seed=i) for i, name in enumerate(("scratch", "full"))}
+    table |= {cell(name, 100): fits([0.6] * 2, seed=i) for i, name in enumerate(("scratch", "full"))}
+    told = verdicts.judged([found(table)], Judging(2.0), [])
+    assert told.family[0].fits == 2 and told.family[0].unused == 4 + 4
+    assert any(
+        "over the 2 seeds that all its budgets share: 8 fits of it and of scratch" in note for note in told.notes
+    )
+    assert "shares of the budgets in the area: 10 50 %, 100 50 %" in told.notes
+    apart = {cell("scratch"): fits([0.5] * 2), cell(): {7: at(0.9), 8: at(0.9)}}
+    told = verdicts.judged([found(apart)], Judging(), [])
+    assert "full: no seed has a fit at every budget, and one of scratch beside it" in told.notes
+
+
+def test_a_name_that_begins_with_scratch_keeps_its_source():
+    """Scratch is known by its name, and scratch with more steps by a field."""
+    base, other = "scratch_norm.py:strategy", cell("full")
+    table = {cell(base): fits([0.5, 0.52, 0.49]), other: fits([0.7, 0.72, 0.71], seed=1)}
+    [one], _ = study.compared(table, 0.01, 0.95, base=base)
+    assert one.mean == pytest.approx(study.differences(table, other, cell(base)).mean())
+    row = {"strategy": "scratch for me", "options": {}, "source": "a", "target": "b", "train_examples": 10, "steps": 5}
+    assert evidence.cell(row) == Cell("a", "b", "scratch for me", 10)
+    assert evidence.cell({**row, "strategy": "scratch"}, True).longer
+
+
+# Groups of test items
+
+
+def test_items_in_groups_are_judged_as_groups_and_told(tasks, tmp_path):
+    write_task(tmp_path / "plain.npz", 1, 3)
+    with np.load(tmp_path / "plain.npz") as arrays:
+        groups = {"train_groups": np.arange(120) // 4 + 100, "test_groups": np.arange(40) // 4}
+        np.savez(tmp_path / "grouped.npz", **arrays, **groups)
+    flags = {"target": str(tmp_path / "grouped.npz"), "strategies": ("full",), "steps": 10, "seeds": (0, 1, 2)}
+    compare.main(["compare", *command(tasks, tmp_path, **flags), "--longer_scratch=false"])
+    text = visible((tmp_path / "w" / "report.html").read_text())
+    assert "40 test items in 10 groups" in text and "items are taken as independent" not in text
+    kept = evidence.of_directory(tmp_path / "w").found
+    [part] = [part for part in kept if part.rows[0]["strategy"] == "full"]
+    assert part.groups[part.rows[0]["target"]].tolist() == (np.arange(40) // 4).tolist()  # from its predictions
+    [told] = csv_rows(tmp_path / "w" / "comparisons.csv")
+    # In groups of one size the mean over groups is the mean over items, and the interval that of the groups' means.
+    right = evidence.right(kept)
+    [where] = [where for where in right if where.source]
+    items = study.differences(right, where, where._replace(source=None, strategy="scratch"))
+    interval = statistics.crossed(items, 0.95, groups=np.arange(40) // 4)
+    assert float(told["mean"]) == pytest.approx(items.reshape(3, 10, 4).mean(2).mean()) and told["groups"] == "10"
+    assert float(told["low"]) == pytest.approx(interval.low)
+
+
+def test_items_that_come_together_are_counted_as_groups():
+    """Twenty items each of twenty writers: what is known is what the writers' means say."""
+    writers = np.random.default_rng(0).random((2, 20))
+    table = {
+        cell(name): {seed: np.repeat(rate - 0.3 * (name == "scratch") + 0.01 * seed > 0.5, 20) for seed in range(4)}
+        for name, rate in zip(("scratch", "full"), writers, strict=True)
+    }
+    groups = np.repeat(np.arange(20), 20)
+    [plain], [one] = (study.compared(table, 0.02, 0.95, groups=known)[0] for known in ({}, {"b": groups}))
+    assert one.groups == 20 and plain.groups is None
+    assert one.mean == pytest.approx(plain.mean) and one.high - one.low > 2 * (plain.high - plain.low)
+    alone = study.alone(table, [cell()], 0.02, 0.95, groups={"b": groups})
+    means = study.differences(table, cell(), cell("scratch")).reshape(4, 20, 20).mean(2)
+    assert alone.low == pytest.approx(statistics.crossed(means, 0.95).low, rel=0.2)  # but for unseen disagreements
+
+
+def test_groups_of_fits_made_elsewhere_are_in_their_predictions(tmp_path, capsys):
+    report.main(["report", *theirs(tmp_path, groups=np.arange(200) // 5)])
+    assert "small: 200 test items in 40 groups" in capsys.readouterr().out
+    np.savez(
+        tmp_path / "mine1.npz", labels=np.arange(200) % 4, predicted=np.zeros(200, int), groups=np.arange(200) // 4
+    )
+    with pytest.raises(InputError, match="in different groups"):
+        report.main(["report", *theirs_again(tmp_path)])
+    np.savez(tmp_path / "mine1.npz", labels=np.arange(200) % 4, predicted=np.zeros(200, int), groups=np.ones(3, int))
+    with pytest.raises(InputError, match="give integers or words"):
+        report.main(["report", *theirs_again(tmp_path)])
+
+
+# Fits made elsewhere
+
+
+def theirs(folder, seeds=(0, 1, 2), diverged=(), **arrays):
+    """A table and predictions as somebody else's program would write them, another draw for each seed."""
+    labels, rows = np.arange(200) % 4, []
+    folder.mkdir(exist_ok=True)
+    for number, (strategy, rate) in enumerate((("scratch", 0.5), ("mine", 0.9))):
+        for seed in seeds:
+            right = np.random.default_rng([number, seed]).uniform(size=200) < rate
+            predicted = np.where(right, labels, (labels + 1) % 4)
+            np.savez(folder / f"{strategy}{seed}.npz", labels=labels, predicted=predicted, **arrays)
+            row = {"name": f"{strategy}{seed}", "source": "big", "target": "small", "strategy": strategy, "seed": seed}
+            rows.append(row | {"train_examples": 40, "diverged": "yes" if (strategy, seed) in diverged else "no"})
+    with open(folder / "theirs.csv", "w", newline="") as out:
+        writer = csv.DictWriter(out, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return theirs_again(folder)
+
+
+def theirs_again(folder, out="out"):
+    return [f"--predictions={folder}/*.npz", f"--results={folder / 'theirs.csv'}", f"--output={folder / out}"]
+
+
+def test_diverged_fits_made_elsewhere_count_too(tmp_path, capsys):
+    report.main(["report", *theirs(tmp_path, diverged=[("mine", 1)])])
+    said = capsys.readouterr().out
+    assert "mine at 40 labels: 1 of 3 fits diverged and count as 25.0 %" in said
+    text = (tmp_path / "theirs.csv").read_text()
+    (tmp_path / "theirs.csv").write_text(text.replace("yes", "perhaps"))
+    with pytest.raises(InputError, match="line 6: diverged 'perhaps' is neither true nor false"):
+        report.main(["report", *theirs_again(tmp_path)])
+
+
+# Looks
+
+
+def told_by(capsys):
+    return capsys.readouterr().out
+
+
+def test_the_first_judgement_decides_how_fits_are_judged(tmp_path, capsys):
+    given = theirs(tmp_path / "a")
+    report.main(["report", *given, "--margin=2"])
+    assert "a margin of 2 points" in told_by(capsys)
+    for more in ([], ["--margin=3"], ["--margin=2", "--level=0.9"], ["--margin=2", "--family=budgets"]):
+        with pytest.raises(InputError, match="judged before with --"):
+            report.main(["report", *theirs_again(tmp_path / "a", "elsewhere"), *more])
+    report.main(["report", *theirs_again(tmp_path / "a", "elsewhere"), "--margin=2"])  # the same look again
+    assert "positive" in told_by(capsys)
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(InputError, match=r"judged before with --margin=2\.0, not 0\.5"):
+        report.main(["report", *given])  # the folder of the report remembers too
+
+
+def test_growth_is_a_look_wherever_the_fits_are_put(tmp_path, capsys):
+    report.main(["report", *theirs(tmp_path / "a")])
+    report.main(["report", *theirs(tmp_path / "b", seeds=(0, 1, 2, 3, 4))])
+    assert "Nothing was judged: looked at 2 times with 1 planned" in told_by(capsys)
+    report.main(["report", *theirs_again(tmp_path / "a")])
+    assert "Nothing was judged" not in told_by(capsys)  # what was judged first stays judged
+    report.main(["report", *theirs(tmp_path / "c", seeds=(7, 8, 9))])
+    assert "Nothing was judged" not in told_by(capsys)  # fresh seeds
+    report.main(["report", *theirs(tmp_path / "d", seeds=(0, 1, 2, 7, 8, 9))])
+    assert "looked at 4 times with 1 planned" in told_by(capsys)  # pooled: every judgement of some of them was a look
+
+
+def test_planned_looks_are_looks(tmp_path, capsys):
+    for number, seeds in enumerate(((0, 1, 2), (0, 1, 2, 3), (0, 1, 2, 3, 4)), 1):
+        report.main(["report", *theirs(tmp_path / str(number), seeds=seeds), "--looks=2"])
+        said = told_by(capsys)
+        assert (f"look {number} of 2 planned" in said) == (number < 3) == ("Nothing was judged" not in said)
+
+
+@pytest.fixture
+def copied(failing, tmp_path, monkeypatch):
+    """(a copy of the run directory, its flags), of the user who made it."""
+    folder, flags = failing
+    shutil.copytree(folder / "cache", tmp_path / "cache")
+    shutil.copytree(folder / "w", tmp_path / "w")
+    return tmp_path, flags
+
+
+def test_a_report_is_judged_as_its_run_was(copied, tasks, capsys):
+    folder, _ = copied
+    output = f"--output={folder / 'pages'}"
+    for more in ("--margin=3", "--level=0.6", "--family=budgets", "--looks=2", "--against=full"):
+        with pytest.raises(InputError, match=f"'{folder / 'w'}' was judged with {more.split('=')[0]}="):
+            report.main(["report", f"--runs={folder / 'w'}", output, more])
+    assert not (folder / "pages").exists()
+    report.main(["report", f"--runs={folder / 'w'}", output, "--margin=0.5"])
+    assert "Nothing was judged" not in told_by(capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["copy", "new"])
+def test_looks_survive_a_copy_that_forgets_them_and_a_new_run_directory(way, copied, tasks, capsys):
+    folder, flags = copied
+    if way == "copy":
+        for name in ("looks.json", "study.json"):
+            (folder / "w" / name).unlink()
+    else:
+        (folder / "w").rename(folder / "before")
+    grown = command(tasks, folder, **{**flags, "seeds": (0, 1, 2, 3), "workdir": folder / "w"})
+    compare.main(["compare", *grown, "--eval=source", "--longer_scratch=false"])
+    said = told_by(capsys)
+    assert "this is look 2 at such fits with 1 planned" in said  # before anything was trained
+    assert "Nothing was judged: looked at 2 times with 1 planned" in said
+    report.main(["report", f"--runs={folder / 'w'}", f"--output={folder / 'pages'}"])
+    assert "Nothing was judged: looked at 2 times with 1 planned" in told_by(capsys)
+    with pytest.raises(InputError, match=r"judged before with --margin=0\.5, not 2\.0"):
+        again = command(tasks, folder, **{**flags, "workdir": folder / "another"})
+        compare.main(["compare", *again, "--longer_scratch=false", "--margin=2"])
+    assert not (folder / "another").exists()
+
+
+def test_runs_side_by_side_are_no_look_but_pooled_seeds_are():
+    judging = Judging()
+    one, two = ({cell(name): fits([0.5] * 3), cell("scratch"): fits([0.4] * 3)} for name in ("full", "mine"))
+    more = {cell("full"): {i + 3: at(0.5) for i in range(3)}, cell("scratch"): {i + 3: at(0.4) for i in range(3)}}
+    runs = []
+    for number, table in enumerate((one, two, more)):
+        part = found(table)
+        rows = [{**row, "key": f"{row['strategy']}{row['seed']}"} for row in part.rows]
+        runs.append([part._replace(rows=rows)])
+        looks.keep(looks.seen(runs[number], "scratch"), judging, 1, [looks.place()])
+    assert looks.count(looks.apart(runs[:2], "scratch"), judging, [looks.place()]) == 1
+    assert looks.count(looks.apart([runs[0], runs[2]], "scratch"), judging, [looks.place()]) == 3
+    assert looks.count(looks.seen(runs[0], "mine"), Judging(against="mine"), [looks.place()]) == 1  # another question
+
+
+def test_where_looks_cannot_be_kept_it_is_said(tmp_path, monkeypatch, capsys):
+    (tmp_path / "cache").write_text("a file where the cache is to be")
+    report.main(["report", *theirs(tmp_path / "a")])
+    assert "looks are counted in this run's folder alone" in told_by(capsys)
+
+
+# What differs between seeds
+
+
+def speaks(tasks, **flags):
+    given = {"source": str(tasks / "digits.npz"), "target": str(tasks / "clothes.npz"), "hidden": (8,)}
+    given |= {"strategies": ("scratch", "full"), "seeds": (0, 1, 2), "steps": 20, "workdir": "w", **flags}
+    given = {name: value for name, value in given.items() if value is not None}
+    made = options.settings(**given)
+    parts = compare.planned(given, Asked(), made, machine.prepare(made))
+    for part in parts:
+        estimand.require_some(part.todo)
+    return compare.notes(parts, Asked())
+
+
+ANEW = "sources are trained anew with each seed, so the verdicts speak of the way of pretraining"
+ONE = "the verdicts speak of this one trained source"
+
+
+def test_a_pinned_source_is_one_source(tasks):
+    assert ANEW in speaks(tasks) and ONE not in speaks(tasks)
+    pinned = speaks(tasks, source_seed=0)
+    assert ONE in pinned and ANEW not in pinned
+    assert ONE in speaks(tasks, seeds=(3,))
+
+
+def test_a_checkpoint_of_one_fit_and_one_of_several(tasks, finished):
+    run = finished[0]
+    several = speaks(tasks, source=None, source_checkpoint=str(run), seeds=(0, 1))
+    assert ANEW in several
+    weights = speaks(tasks, source=None, source_checkpoint=str(run), seeds=(0,))
+    assert ONE in weights
+
+
+@pytest.mark.parametrize("stream", ["head", "order", "draw"])
+def test_every_pinned_stream_is_told(stream, tasks):
+    said = speaks(tasks, **{f"{stream}_seed": 5}, train_examples=("4/class",))
+    assert [note for note in said if f"--{stream}_seed pins" in note]
+    assert not [note for note in speaks(tasks, train_examples=("4/class",)) if "pins" in note]
+
+
+def test_at_all_labels_it_is_about_one_training_set(tasks):
+    said = "which is every training example, no draw varies: what is said there is of this one training set"
+    assert f"at all, {said}" in speaks(tasks)
+    assert f"at 120, {said}" in speaks(tasks, train_examples=("4/class", "120"))  # all there are, by another name
+    assert not any(said in note for note in speaks(tasks, train_examples=("4/class",)))
+
+
+def test_sources_that_differ_in_kind_are_each_told_once():
+    anew, one = estimand.Varied("a", 3, 3, (), ()), estimand.Varied("b", 1, 3, (), ())
+    assert estimand.sentences([anew, one, one]) == [f"a: {ANEW}", f"b: {ONE}"]
+    assert estimand.sentences([anew._replace(sources=2)]) == [
+        "2 trained sources serve 3 seeds, so the verdicts speak of these sources"
+    ]
+
+
+def test_seeds_that_vary_nothing_are_refused(tasks):
+    pins = {"source_seed": 0, "head_seed": 0, "order_seed": 0}
+    with pytest.raises(InputError, match="leave nothing that --seeds could vary"):
+        speaks(tasks, **pins, draw_seed=0, train_examples=("4/class",))
+    with pytest.raises(InputError, match="leave nothing that --seeds could vary"):
+        speaks(tasks, **pins)  # all labels: there is no draw either
+    speaks(tasks, **pins, train_examples=("4/class",))
+
+
+def test_a_report_of_a_transfer_says_what_its_seeds_vary(finished, tmp_path, capsys):
+    report.main(["report", f"--runs={finished[0]}", f"--output={tmp_path / 'pages'}"])
+    said = told_by(capsys)
+    assert ANEW in said and "this one training set" in said
+
+
+def test_the_base_is_found_however_its_options_are_written(tasks, tmp_path, monkeypatch):
+    """A fit is known by the options as they were read: 0.50 is 0.5."""
+    judgings: list[Judging] = []
+    monkeypatch.setattr(transfer, "within", lambda *given: [])
+    monkeypatch.setattr(compare, "_judged", lambda *given: None)
+    monkeypatch.setattr(verdicts, "show", lambda folder, found, judging, notes: judgings.append(judging))
+    given = command(tasks, tmp_path, strategies=("full", "lp_ft:start=0.50"))
+    compare.main(["compare", *given, "--against=lp_ft:start=0.50"])
+    assert [judging.against for judging in judgings] == ["lp_ft:start=0.5"]

@@ -1,0 +1,130 @@
+"""What data say that can hardly be meant, and still might be: it is said, in every table, and nothing is refused."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from tljax.paths import some
+from tljax.types import Split
+
+_CHUNK = 2**24
+"""Bytes that are looked at at once."""
+_LARGE, _SMALL = 10.0, 0.02
+"""A root mean square above the one, a largest number of at most the other: far from the unit scale that models take."""
+_DARK = 25
+"""Of 255: no picture that people see is darker throughout."""
+_RATIO = 10.0
+"""Of root mean squares, between splits of one scale."""
+
+
+def lines(train: Split, test: Split, classes: tuple[str, ...]) -> tuple[str, ...]:
+    """A line for each; none for data that are as they ought to be. Splits are as `checks.checked` makes them.
+
+    Classes without an example, images that are all the same or of one value each, numbers or pixels far from the scale
+    that models take or of two scales, test examples or groups that are in the training set too (equal to the byte),
+    and training examples that are there with two labels.
+    """
+    splits = {"train": train, "test": test}
+    return (
+        *(line for word, split in splits.items() for line in _lacking(word, split, classes)),
+        *(line for word, split in splits.items() for line in _constant(word, split)),
+        *(_pixels(train, test) if train.images.dtype == np.uint8 else _numbers(train, test)),
+        *_twice(train, test),
+        *_groups(train, test),
+    )
+
+
+def _word(split: str) -> str:
+    return "training" if split == "train" else split
+
+
+def _lacking(word: str, split: Split, classes: tuple[str, ...]) -> Iterator[str]:
+    counts = np.bincount(split.labels, minlength=len(classes))
+    lacking = [name for name, count in zip(classes, counts, strict=True) if not count]
+    if lacking:
+        several = "es" * (len(lacking) > 1)
+        verb = "have" if several else "has"
+        yield f"class{several} {some(lacking, 6)} of {len(classes)} {verb} no {_word(word)} example"
+
+
+def _constant(word: str, split: Split) -> Iterator[str]:
+    n = len(split.images)
+    if n > 1 and _all(split.images, lambda rows: (rows == np.asarray(split.images[:1])).all()):
+        yield f"all {n:,} {_word(word)} examples are the same"
+    elif np.size(split.images[0]) > 1 and _all(split.images, lambda rows: (rows == rows[:, :1]).all(), flat=True):
+        yield f"every {_word(word)} example is of one value"
+
+
+def _chunks(images: np.ndarray) -> Iterator[np.ndarray]:
+    """Rows of it [some, ...], so few that memory-mapped data need not fit into memory."""
+    rows = max(1, _CHUNK // max(1, images[0].nbytes))
+    for first in range(0, len(images), rows):
+        yield np.asarray(images[first : first + rows])
+
+
+def _all(images: np.ndarray, holds: Callable[[np.ndarray], np.bool_], flat: bool = False) -> bool:
+    return all(holds(rows.reshape(len(rows), -1) if flat else rows) for rows in _chunks(images))
+
+
+def _pixels(train: Split, test: Split) -> Iterator[str]:
+    brightest = [int(split.images.max()) for split in (train, test)]
+    if (brightest[0] > _DARK) != (brightest[1] > _DARK) and min(brightest):
+        yield f"the brightest pixel of train is {brightest[0]}, of test {brightest[1]}: are they of one scale?"
+    elif 0 < max(brightest) <= _DARK:
+        yield f"the brightest pixel is {max(brightest)}, and pixels are taken as 0 to 255: nearly black"
+
+
+def _numbers(train: Split, test: Split) -> Iterator[str]:
+    low, high, square, negative = np.array([_measured(split.images) for split in (train, test)]).T
+    size = np.sqrt(square)
+    spans = [f"{low[i]:.4g} to {high[i]:.4g}" for i in (0, 1)]
+    many = min(train.images.size, test.images.size) >= 100
+    one_sided = many and negative.min() == 0 and negative.max() > 0.01
+    if size.min() and (size.max() > _RATIO * size.min() or one_sided):
+        yield f"the numbers of train go from {spans[0]}, of test from {spans[1]}: are they of one scale?"
+        return
+    pictures = train.images.ndim > 2 and low.min() >= 0 and high.max() > 100
+    largest = max(abs(low).max(), abs(high).max())
+    if size.max() > _LARGE or pictures or 0 < largest <= _SMALL:
+        span = f"{low.min():.4g} to {high.max():.4g}"
+        yield f"the numbers go from {span} and are taken as they are: scale them to about 1 (pixels by 255)"
+
+
+def _measured(images: np.ndarray) -> tuple[float, float, float, float]:
+    """(least, largest, mean square, share of negative numbers)."""
+    parts = [
+        (rows.min(), rows.max(), np.sum(np.square(rows, dtype=np.float64)), np.count_nonzero(rows < 0))
+        for rows in _chunks(images)
+    ]
+    low, high, squares, negative = zip(*parts, strict=True)
+    return float(min(low)), float(max(high)), float(sum(squares)) / images.size, sum(negative) / images.size
+
+
+def _twice(train: Split, test: Split) -> Iterator[str]:
+    labels: dict[bytes, int] = {}
+    ambiguous: set[bytes] = set()
+    digests = list(_digests(train.images))
+    for digest, label in zip(digests, train.labels.tolist(), strict=True):
+        if labels.setdefault(digest, label) != label:
+            ambiguous.add(digest)
+    both = sum(digest in labels for digest in _digests(test.images))
+    if both:
+        yield f"{both:,} of {len(test.labels):,} test examples are in the training set too"
+    if ambiguous:
+        several = sum(digest in ambiguous for digest in digests)
+        yield f"{several:,} of {len(digests):,} training examples are there with another label too"
+
+
+def _digests(images: np.ndarray) -> Iterator[bytes]:
+    for rows in _chunks(images):
+        plain = np.ascontiguousarray(rows).reshape(len(rows), -1)
+        yield from (hashlib.sha256(row.data).digest() for row in plain)
+
+
+def _groups(train: Split, test: Split) -> Iterator[str]:
+    if train.groups is not None and test.groups is not None:
+        groups = np.unique(test.groups)
+        both = len(np.intersect1d(groups, train.groups))
+        if both:
+            yield f"{both:,} of {len(groups):,} groups of the test examples are in the training set too"
