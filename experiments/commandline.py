@@ -151,7 +151,9 @@ def to_flags(form: Any, leave: Collection[str] = ()) -> list[str]:
 def _written(value: Any) -> str:
     if isinstance(value, tuple):
         return ",".join(map(str, value))
-    return str(value).lower() if isinstance(value, bool) else str(value).removesuffix(".0")
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 def flagfile(name: str) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments import sources, workdir
+from experiments import console, sources, workdir
 from experiments.options import Settings
 from experiments.sources import Source, Trained
 from tljax import checkpoint, models, paths, plugins, weights
@@ -54,8 +54,7 @@ def source(made: Settings) -> Source:
     """
     file = Path(made.source_checkpoint or "")
     told = card(file)
-    if "model" in told:
-        sources.require_model(made, told["model"])
+    other = sources.differs(made, told["model"]) if "model" in told else ""
     if "weights_sha256" in told and told["weights_sha256"] != hashlib.sha256(file.read_bytes()).hexdigest():
         raise InputError(f"'{file}' is not as it was written, or has another's card: restore it, or export it again")
     rules = [weights.rule(text) for text in made.source_rename or told.get("rename", ())]
@@ -64,8 +63,10 @@ def source(made: Settings) -> Source:
     try:
         flat = checkpoint.flatten(weights.grafted(weights.read(file), rules, like))
     except InputError as error:
-        text = str(error)
-        raise InputError(text if str(file) in text else f"--source_checkpoint={file}: {text}") from error
+        text = str(error) if str(file) in str(error) else f"--source_checkpoint={file}: {error}"
+        raise sources.refuse_model(made, told.get("model", sources.architecture(made)), InputError(text)) from error
+    if other:
+        console.say(f"the card of {file.name} has other words for its model ({other}): its shapes agree")
     trained = Trained(flat, told.get("accuracy"), None)
     sums = {path: checkpoint.digest(path, leaf) for path, leaf in paths.items(flat)}
     identity = hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments import console, helps, sources, trained, workdir
+from experiments import console, helps, trained, workdir
 from experiments.commandline import flag
-from tljax import checkpoint
 
 
 @dataclass(frozen=True)
@@ -31,16 +30,14 @@ def run(given: Mapping[str, Any], asked: Asked) -> Path:
 
     file = workdir.new("output", asked.output, ".safetensors")
     card = workdir.new("output", f"{file}.json", ".json")
-    made, one = trained.load(given, asked.checkpoint, asked.fit)
-    flat = checkpoint.flatten(one.params)
-    source = one.source
+    flat, source, model, accuracy = trained.weights(given, asked.checkpoint, asked.fit)
     weights = save(flat)
     told = {
         "task": source.name,
         "classes": source.classes,
         "shape": source.shape,
-        "model": sources.architecture(made),
-        "accuracy": one.accuracy,
+        "model": model,
+        "accuracy": accuracy,
         "steps": source.steps,
         "fingerprint": source.fingerprint or None,
         "note": source.note or None,

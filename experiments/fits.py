@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import itertools
 import json
 import math
 import re
@@ -95,7 +94,7 @@ def check(recipe: Recipe, budget: str, task: Task, start: Start, prefix: str = "
         lambda: chosen(recipe, budget, task, 0),
     )
     total = _flagged(prefix, "batch_size", lambda: steps(recipe, len(drawn[0])))
-    _at_steps(start.phases, ends(recipe, total))
+    _at_steps(start.phases, total)
     _flagged(prefix, "schedule", lambda: _rates(recipe, total))
     logits = jax.ShapeDtypeStruct((2, len(task.classes)), jnp.float32)
     labels = jax.ShapeDtypeStruct((2,), jnp.int32)
@@ -225,7 +224,7 @@ def build(
     total = steps(recipe, len(subset))
     trial = train.Trial(
         start.params,
-        _at_steps(start.phases, ends(recipe, total)),
+        _at_steps(start.phases, total),
         order,
         _rates(recipe, total),
         weights,
@@ -238,17 +237,23 @@ def build(
     return Fit({**line, "steps": total, "phase_steps": begins}, program, trial, validation)
 
 
-def _at_steps(phases: Sequence[tuple[float, Any]], ends: Sequence[int]) -> tuple[tuple[int, Any], ...]:
-    """Phases by the step at which they begin: a fraction of training, rounded to the end of a segment."""
-    places = [0, *ends[:-1]]
-    at = [min(places, key=lambda step: abs(step - fraction * ends[-1])) for fraction, _ in phases]
-    for one, other in itertools.pairwise(range(len(at))):
-        if at[one] >= at[other]:
+def _at_steps(phases: Sequence[tuple[float, Any]], total: int) -> tuple[tuple[int, Any], ...]:
+    """Phases by the step before which they begin: their fraction of all steps, to the nearest whole one."""
+    at = [round(fraction * total) for fraction, _ in phases]
+    for (fraction, _), step, following in zip(phases, at, [*at[1:], total], strict=True):
+        if step >= following:
+            others = [start for start, _ in phases if start > fraction]
+            what = f"and {others[0]:g} of training both begin" if others else "of training begins"
             raise InputError(
-                f"the phases at {phases[one][0]:g} and {phases[other][0]:g} of training both begin at step {at[one]}, "
-                f"since a phase begins at one of the steps {places}: give more epochs, or set them further apart"
+                f"the phase{'s' * bool(others)} at {fraction:g} {what} at step {step} of {total}: give more steps, or "
+                f"set {'them further apart' if others else 'it earlier'}"
             )
     return tuple((step, mask) for step, (_, mask) in zip(at, phases, strict=True))
+
+
+def stops(ends: Sequence[int], trial: train.Trial) -> list[int]:
+    """Where the segments of a fit end: at the points of its curves, and where its phases begin."""
+    return sorted({*ends, *(step for step, _ in trial.phases if step)})
 
 
 def identify(name: str, line: Mapping[str, Any], decisive: Mapping[str, Any], recipe: Mapping[str, Any]) -> rundir.Line:

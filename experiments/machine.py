@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from experiments import console, processes
-from experiments.options import Settings
+from experiments.options import MOST, Settings
 from tljax import prefix, surroundings, train
 from tljax.types import InputError
 
@@ -44,9 +44,13 @@ def _mesh(made: Settings) -> tuple[int, int]:
     sizes = {"trial": 1, "data": 1} if text else {"trial": 0, "data": 0}
     for part in made.mesh:
         name, _, size = part.partition(":")
-        if name not in sizes or not size.isdecimal() or not 0 < int(size) <= 10**6 or text.count(f"{name}:") > 1:
+        if name not in sizes or not size.isdecimal() or not int(size) > 0 or text.count(f"{name}:") > 1:
             raise InputError(f"--mesh={text}: write its axes once each with their sizes, such as data:4,trial:2")
         sizes[name] = int(size)
+    if sizes["trial"] * sizes["data"] > MOST["devices"]:
+        raise InputError(
+            f"--mesh={text}: it has {sizes['trial'] * sizes['data']:,} devices, at most {MOST['devices']:,}"
+        )
     if made.parallel == "pmap" and sizes["trial"] > 1:
         raise InputError(f"--mesh={text}: --parallel=pmap trains one fit at a time, so leave out the axis trial")
     return sizes["trial"], sizes["data"]

@@ -1,6 +1,7 @@
 """The flags of the programs, and the settings they become."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,7 @@ class Recipe:
     batch_size: int = flag(100, "examples a step")
     epochs: int = flag(10, "passes over the training examples")
     steps: int | None = flag(None, "steps (batches) instead of epochs, one permutation after another")
-    points: int = flag(10, "how many points the curves have under --steps; phases begin at them")
+    points: int = flag(10, "how many points the curves have under --steps")
     loss: str = flag("softmax_cross_entropy", "L (nats): a loss of optax, or package.module:attribute")
     label_smoothing: float = flag(0.0, "fraction of each label spread over all classes; for losses of one-hot labels")
     penalty: str = flag("", "lambda R over the trained leaves: l2:weight=1e-4:on=head/**, several with commas")
@@ -147,9 +148,11 @@ def _check(made: Settings) -> None:
             raise InputError(f"--{name}={getattr(made, name)}{plugins.nearest(getattr(made, name), choices)}")
     for name in LISTS:
         values = getattr(made, name)
-        twice = [value for value in values if values.count(value) > 1]
-        if twice or not values:
-            raise InputError(f"--{name} names {f'{twice[0]} twice: give each once' if twice else 'nothing: name one'}")
+        twice = next((value for value, count in Counter(values).items() if count > 1), None)
+        if twice is not None or not values:
+            raise InputError(
+                f"--{name} names {f'{twice} twice: give each once' if twice is not None else 'nothing: name one'}"
+            )
     for name in ("source_seed", "head_seed", "order_seed", "draw_seed"):
         _check_seed(name, getattr(made, name) or 0)
     for seed in made.seeds:

@@ -55,7 +55,7 @@ def swept(todo: transfer.Experiment, asked: Search, folder: Path) -> tuple[np.nd
     if steps < LEAST:
         raise InputError(f"--lr_range_test has {steps} steps: give more --epochs or --steps, {LEAST} at least")
     rates = range_test.rates(asked.lr_low, asked.lr_high, steps)
-    ends = fits.ends(todo.made.recipe, steps)
+    ends = fits.stops(fits.ends(todo.made.recipe, steps), fit.trial)
     data = (place.field.images, place.field.labels)
     logs = [log for _, log in train.fit(fit.program, [fit.trial._replace(rates=rates)], *data, ends, (), todo.means)]
     losses = np.hstack([log.loss[0] for log in logs])

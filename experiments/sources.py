@@ -33,7 +33,7 @@ class Source(NamedTuple):
     shape: tuple[int, ...]
     identity: Mapping[int, str]
     """{seed: what its parameters follow from, a digest}."""
-    obtain: Callable[[Path, Means], Mapping[int, Trained]]
+    obtain: Callable[[Path, Any], Mapping[int, Trained]]
     """(run directory, means) -> {seed: trained source}."""
     fingerprint: str
     fisher: bool
@@ -168,10 +168,12 @@ def _ready(made: Settings, field: fits.Arena, seed: int, line: workdir.Line) -> 
     return fits.build(field, built, start, streams, "all", line)
 
 
-def from_checkpoint(made: Settings) -> Source:
+def from_checkpoint(made: Settings, model_too: bool = True) -> Source:
     """The source that `--source_checkpoint` names: one for all seeds, or one for each.
 
-    Raises InputError for a folder that holds none, a source of another model, or no source for a seed.
+    Without `model_too` its parameters are taken as they are, whatever model the flags describe, and even where the
+    file of the model is gone. Raises InputError for a folder that holds none, a source of another model, or no source
+    for a seed.
     """
     places = _places(Path(made.source_checkpoint or ""))
     told = {place: _about(place) for place in {place for place, _ in places.values()}}
@@ -179,7 +181,7 @@ def from_checkpoint(made: Settings) -> Source:
         if name not in told[place]["fits"]:
             raise InputError(f"checkpoint '{place}' holds no fit '{name}': train it again")
     one = next(iter(told.values()))
-    require_model(made, one["model"])
+    other = differs(made, one["model"]) if model_too else ""
     if len(places) > 1 and set(made.seeds) - set(places):
         raise InputError(
             f"--source_checkpoint={made.source_checkpoint} has sources for the seeds {sorted(places)}, not for "
@@ -192,7 +194,10 @@ def from_checkpoint(made: Settings) -> Source:
         for seed, (_, name) in chosen.items()
     }
     loaded = {place: checkpoint.load(place) for place in {place for place, _ in chosen.values()}}
-    _require_leaves(made, one, loaded)
+    if model_too:
+        _require_leaves(made, one, loaded)
+    if other:
+        console.say(f"{made.source_checkpoint} was trained with other words for its model ({other}): its shapes agree")
     trained = {
         seed: _trained(loaded[place][0], name, loaded[place][1]["fits"][name]["accuracy"])
         for seed, (place, name) in chosen.items()
@@ -220,16 +225,34 @@ def from_checkpoint(made: Settings) -> Source:
     )
 
 
-def require_model(made: Settings, there: Mapping[str, Any]) -> None:
-    """Raise InputError unless the source that the flags name is of the model that they describe."""
+def differs(made: Settings, there: Mapping[str, Any]) -> str:
+    """How the model that the flags describe differs in writing from a source's: '' where it does not.
+
+    Whether it is another model is for the paths and shapes of its parameters to say (`refuse_model`); but an activation
+    has none, so another is refused here. Raises InputError.
+    """
     here = architecture(made)
-    if there != here:
-        names = [name for name in sorted(here.keys() | there.keys()) if there.get(name) != here.get(name)]
-        differ = "; ".join(f"--{name}={there.get(name)} there, {here.get(name)} here" for name in names)
-        plain = (there.get(name) for name in names)
-        values = (",".join(map(str, value)) if isinstance(value, list) else value for value in plain)
-        give = " ".join(f"--{name}={value}" for name, value in zip(names, values, strict=True))
-        raise InputError(f"--source_checkpoint={made.source_checkpoint} is of another model ({differ}): give {give}")
+    names = [name for name in sorted(here.keys() | there.keys()) if there.get(name) != here.get(name)]
+    if "activation" in names:
+        raise _other_model(made, there, [name for name in names if name != "code"])
+    return ", ".join("the code of its file" if name == "code" else f"--{name}" for name in names)
+
+
+def refuse_model(made: Settings, there: Mapping[str, Any], error: InputError) -> InputError:
+    """What is said of a source whose parameters are not those of the model that the flags describe."""
+    here = architecture(made)
+    names = [name for name in here if name in there and there[name] != here[name] and name != "code"]
+    if here.get("code") != there.get("code") and "model" not in names:
+        return InputError(f"{error}; the file of --model={made.model} has changed since: give it as it was")
+    return _other_model(made, there, names) if names else error
+
+
+def _other_model(made: Settings, there: Mapping[str, Any], names: Sequence[str]) -> InputError:
+    here = architecture(made)
+    differ = "; ".join(f"--{name}={there.get(name)} there, {here.get(name)} here" for name in names)
+    plain = ((name, there.get(name)) for name in names)
+    give = " ".join(f"--{name}={','.join(map(str, v)) if isinstance(v, list) else v}" for name, v in plain)
+    return InputError(f"--source_checkpoint={made.source_checkpoint} is of another model ({differ}): give {give}")
 
 
 def told(place: Path) -> dict[str, Any]:
@@ -272,7 +295,8 @@ def _require_leaves(made: Settings, told: Mapping[str, Any], loaded: Mapping[Pat
             try:
                 checkpoint.unflatten(flat, like)
             except InputError as error:
-                raise InputError(f"checkpoint '{place}', fit '{name}': {error}") from error
+                found = InputError(f"checkpoint '{place}', fit '{name}': {error}")
+                raise refuse_model(made, told["model"], found) from error
 
 
 def _places(directory: Path) -> dict[int, tuple[Path, str]]:

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments import elsewhere, machine, origin, sources, workdir
+from experiments import elsewhere, machine, options, origin, sources, workdir
 from experiments.commandline import flag
 from experiments.options import Settings
 from experiments.origin import Origin
-from tljax import paths, plugins
+from experiments.sources import Source
+from tljax import checkpoint, paths, plugins
 from tljax.types import InputError
 
 
@@ -41,6 +42,27 @@ def load(given: Mapping[str, Any], place: str | None, fit: str | None) -> tuple[
         return made, origin.load(made)
     except InputError as error:
         raise InputError(str(error).replace("--source_checkpoint", "--checkpoint")) from error
+
+
+def weights(
+    given: Mapping[str, Any], place: str | None, fit: str | None
+) -> tuple[checkpoint.Flat, Source, Mapping[str, Any], float | None]:
+    """(parameters by their paths, source, what it says of its model, accuracy) of a fit, to be written elsewhere.
+
+    Where no flag of the model is given, the parameters are taken as they are: they can be had even when the file of
+    the model is changed or gone. Raises InputError as `load` does.
+    """
+    if not place or elsewhere.named(place) or any(name in given for name in origin.MODEL):
+        made, one = load(given, place, fit)
+        return checkpoint.flatten(one.params), one.source, sources.architecture(made), one.accuracy
+    folder, seed = _found(Path(place), fit)
+    made = options.settings(**{**given, "seeds": (seed,), "source_checkpoint": str(folder)})
+    try:
+        source = sources.from_checkpoint(made, model_too=False)
+    except InputError as error:
+        raise InputError(str(error).replace("--source_checkpoint", "--checkpoint")) from error
+    trained = source.obtain(Path(), None)[seed]
+    return trained.flat, source, sources.told(folder)["model"], trained.accuracy
 
 
 def _found(place: Path, fit: str | None) -> tuple[Path, int]:

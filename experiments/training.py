@@ -75,7 +75,8 @@ def _train(
     final: dict[int, np.ndarray] = {}
     with progress.saving(place, keys) as save:
         start = time.perf_counter()
-        for state, log in train.fit(program, trials, field.images, field.labels, ends, now.parts, means):
+        stops = fits.stops(ends, trials[0])
+        for state, log in train.fit(program, trials, field.images, field.labels, stops, now.parts, means):
             advance(len(state.trials) * log.loss.shape[1])
             logits = _logits(field, program, trials, state) if state.step in ends else None
             now = _further(field, group, now, state, log, logits, (time.perf_counter() - start) / len(state.trials))

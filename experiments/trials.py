@@ -126,7 +126,8 @@ def _train(
     labels = np.asarray(place.field.task.train.labels)
     scores: dict[int, dict[int, list[float]]] = {}
     means = replace(place.field.means, stop=lambda: everyone <= pruned)
-    for state, _ in train.fit(program, trials, place.field.images, place.field.labels, ends, (), means):
+    stops = fits.stops(ends, trials[0])
+    for state, _ in train.fit(program, trials, place.field.images, place.field.labels, stops, (), means):
         if state.step not in ends:
             continue
         logits = train.logits(program, trials, state, place.field.test, len(place.rows), place.field.means)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import commandline, console, helps, options
+from experiments import commandline, compare_flags, console, helps, options
 from tljax.types import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -166,6 +166,16 @@ def test_a_flag_without_a_word_and_a_switch_with_one_are_refused_in_a_line(capsy
 def test_own_flags_are_read_among_those_of_transfer_in_any_form():
     settings, own = given("rank", "--seeds", "3", "--sources", "a,b", "--verify", "--scores=nce")
     assert settings.seeds == (3,) and own["sources"] == ("a", "b") and own["verify"] and own["scores"] == ("nce",)
+
+
+def test_a_text_that_ends_in_a_zero_is_written_as_it_is():
+    """'--tuned=runs/search-v1.0' named another folder in the flagfile that reproduces the run."""
+    made = options.settings(strategies=("lora:scale=4.0",), source="v1.0.npz:noise=1.0", manual_dir="data-2.0")
+    again = options.settings(**options.parse(["x", *options.to_flags(made)]))
+    assert (again.strategies, again.source, again.manual_dir) == (made.strategies, made.source, made.manual_dir)
+    asked = compare_flags.Asked(tuned="runs/search-v1.0", against="lora:scale=4.0", margin=1.0)
+    assert commandline.read(["x", *commandline.to_flags(asked)], compare_flags.Asked) == asked
+    assert "--margin=1" in commandline.to_flags(asked)
 
 
 def test_flags_written_are_flags_read():

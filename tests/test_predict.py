@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 from scipy.special import softmax
-from test_programs import arguments, parameters, results, snapshot
+from test_programs import arguments, command, parameters, results, snapshot
 from test_weights import FILE, FOLDER
 
-from experiments import console, export, origin, predict, transfer, workdir
+from experiments import console, export, origin, predict, pretrain, transfer, workdir
 from tljax import checkpoint, data
 from tljax.data import images
 from tljax.types import InputError
@@ -332,3 +332,78 @@ def test_no_file_is_written_over_and_none_by_halves(finished, tmp_path, monkeypa
     with pytest.raises(OSError, match="no space"):
         exported(tmp_path, finished[0], name)
     assert not list(tmp_path.iterdir())
+
+
+MODEL = '''"""A small model of one's own."""
+
+import flax.linen as nn
+
+from tljax.models import linen
+
+
+def model(classes, *, width: int = 8):
+    return (
+        linen.stage("body", nn.Sequential([lambda x: x.reshape(len(x), -1), nn.Dense(width), nn.relu])),
+        linen.stage("head", nn.Dense(classes)),
+    )
+'''
+
+
+@pytest.fixture(scope="module")
+def of_a_file(tasks, tmp_path_factory):
+    """(file of the model, run directory of a source that was trained with it)."""
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "mine.py").write_text(MODEL)
+    flags = command(tasks, folder, steps=5, seeds=(0,), strategies=None, target=None)
+    keep = ("--source=", "--steps=", "--batch_size=", "--seeds=", "--data_dir=", "--workdir=")
+    pretrain.main(
+        ["pretrain", *(flag for flag in flags if flag.startswith(keep)), f"--model={folder / 'mine.py'}:model"]
+    )
+    return folder / "mine.py", folder / "w"
+
+
+def transferred(tasks, folder, source, model):
+    given = arguments(tasks, folder / "t", source=None, source_checkpoint=str(source), strategies=("full",), steps=5)
+    return transfer.run(**{**given, "model": f"{model}:model", "seeds": (0,)})
+
+
+def test_a_comment_in_the_file_of_a_model_is_said_and_not_refused(of_a_file, tasks, tmp_path, capsys):
+    _, source = of_a_file
+    edited = tmp_path / "elsewhere" / "edited.py"
+    edited.parent.mkdir()
+    edited.write_text("# A comment.\n" + MODEL)
+    assert transferred(tasks, tmp_path, source, edited)
+    told = capsys.readouterr().out
+    assert "other words for its model (the code of its file, --hidden, --model): its shapes agree" in told
+    place = tmp_path / "p.csv"
+    pictures = tasks / "digits.npz"
+    predict.main(line("predict", checkpoint=source, images=pictures, output=place, model=f"{edited}:model"))
+    assert place.is_file() and "its shapes agree" in capsys.readouterr().out
+
+
+def test_another_width_in_the_file_of_a_model_is_refused_with_the_leaf(of_a_file, tasks, tmp_path):
+    file, source = of_a_file
+    wider = tmp_path / "mine.py"
+    wider.write_text(MODEL.replace("int = 8", "int = 9"))
+    with pytest.raises(InputError, match=r"another model \(--model=.*mine.py:model there") as refused:
+        transferred(tasks, tmp_path, source, wider)
+    assert "--code" not in str(refused.value) and "\n" not in str(refused.value)
+    before = file.read_text()
+    try:
+        file.write_text(MODEL.replace("int = 8", "int = 9"))
+        with pytest.raises(InputError, match=r"body/.*; the file of --model=.* has changed since: give it as it was"):
+            transferred(tasks, tmp_path, source, file)
+    finally:
+        file.write_text(before)
+
+
+def test_weights_can_be_got_out_when_the_file_of_the_model_is_gone(of_a_file, tmp_path):
+    file, source = of_a_file
+    file.rename(tmp_path / "kept.py")
+    try:
+        flat = load_file(exported(tmp_path, source))
+    finally:
+        (tmp_path / "kept.py").rename(file)
+    [of] = results(source)
+    expected = parameters(source, of)
+    assert flat.keys() == expected.keys() and all((flat[name] == expected[name]).all() for name in flat)

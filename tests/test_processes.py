@@ -151,6 +151,8 @@ BAD = [
     ({"mesh": ("data:x",)}, "--mesh=data:x: write its axes once each with their sizes, such as data:4,trial:2"),
     ({"mesh": ("data:0",)}, "--mesh=data:0: write its axes"),
     ({"mesh": ("batch:4",)}, "--mesh=batch:4: write its axes"),
+    ({"mesh": ("data:20000",)}, "--mesh=data:20000: it has 20,000 devices, at most 1,024"),
+    ({"mesh": ("data:1000000", "trial:1000000")}, "--mesh=data:1000000,trial:1000000: it has 1,000,000,000,000 dev"),
     ({"mesh": ("data:2", "data:4")}, "--mesh=data:2,data:4: write its axes once each"),
     ({"mesh": ("data:4", "trial:2"), "devices": 4}, "--mesh=data:4,trial:2 has 8 devices and --devices=4"),
     ({"mesh": ("data:4", "trial:4")}, "--mesh=data:4,trial:4: there are 8"),

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import console, options, pretrain, training, transfer
+from experiments import console, options, outcome, pretrain, training, transfer
 from tljax import checkpoint
 from tljax.types import InputError
 
@@ -320,15 +320,33 @@ def test_a_shell_sees_one_line_and_exit_code_1(tasks, tmp_path):
 def test_phases_begin_where_it_is_printed_and_both_masks_are_kept(tasks, tmp_path, capsys):
     flags = arguments(tasks, tmp_path / "w", strategies=("lp_ft:start=0.4",), seeds=(0,), epochs=3, optimizer="adam")
     line = transfer.run(**flags)[1]
-    assert "lp_ft:start=0.4: phases begin at the steps 0, 6" in capsys.readouterr().out
-    assert line["phase_steps"] == [0, 6] and line["trained_parameters"] == line["total_parameters"]
+    assert "lp_ft:start=0.4: phases begin at the steps 0, 7" in capsys.readouterr().out
+    assert line["phase_steps"] == [0, 7] and line["trained_parameters"] == line["total_parameters"]
     first, second = sorted((tmp_path / "w" / "masks").glob(f"{line['name']}-phase*.json"))
     assert '"hidden_0/bias": false' in first.read_text() and "false" not in second.read_text()
 
 
-def test_phases_too_close_for_the_segments_are_refused(tasks, tmp_path, capsys):
-    flags = {"strategies": ("bottom_up",), "epochs": 1}
-    assert "both begin at step 0" in refused(command(tasks, tmp_path, **flags), capsys)
+def test_phases_begin_at_their_fraction_whatever_points_the_curves_have(tasks, tmp_path):
+    """0.25 of 40 steps is step 10, a point of four but not of ten; the curves have their own points."""
+    flags = {"strategies": ("lp_ft:start=0.25",), "seeds": (0,), "steps": 40, "optimizer": "adam"}
+    of = {}
+    for points in (4, 10):
+        run = tmp_path / str(points)
+        line = transfer.run(**arguments(tasks, run, **flags, points=points))[1]
+        assert line["phase_steps"] == [0, 10]
+        of[points] = parameters(run, line), outcome.curves(run, line)
+    assert all((of[4][0][path] == leaf).all() for path, leaf in of[10][0].items())
+    assert of[10][1]["step"].tolist() == [4 * (i + 1) for i in range(10)]
+    assert of[4][1]["step"].tolist() == [10, 20, 30, 40]
+    shared = [of[points][1]["accuracy"][of[points][1]["step"].tolist().index(20)] for points in (4, 10)]
+    assert shared[0] == shared[1]
+
+
+def test_phases_too_close_for_the_steps_are_refused(tasks, tmp_path, capsys):
+    flags = {"strategies": ("bottom_up",), "epochs": None, "steps": 1}
+    assert "both begin at step 0 of 1: give more steps" in refused(command(tasks, tmp_path, **flags), capsys)
+    flags = {"strategies": ("lp_ft:start=0.99",), "epochs": None, "steps": 10}
+    assert "the phase at 0.99 of training begins at step 10 of 10" in refused(command(tasks, tmp_path, **flags), capsys)
     assert not (tmp_path / "w").exists()
 
 

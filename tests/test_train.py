@@ -37,6 +37,14 @@ def fitted(mask_of, *, seeds=(0,), batch=16, steps=12, ends=None, penalty="", re
     return trials, last, jax.tree.map(lambda *parts: np.hstack(parts), *logs)
 
 
+def test_a_batch_above_65536_trains():
+    """With 50 examples the rest of the batch is padding, of weight 0: what is learnt is what a batch of 50 learns."""
+    _, large, _ = fitted(everything, steps=20, batch=70_000)
+    _, small, _ = fitted(everything, steps=20, batch=50)
+    for here, there in zip(jax.tree.leaves(large.params), jax.tree.leaves(small.params), strict=True):
+        np.testing.assert_allclose(here, there, atol=1e-5)
+
+
 def everything(params):
     return masks.by_path(params, lambda path: True)
 

@@ -112,7 +112,10 @@ CARDS = {
     "a shape of nothing": ({"shape": [0, 6, 1]}, "numbers above 0"),
     "another shape": ({"shape": [7, 6, 1]}, "float32[36, 8], target leaf 'hidden_0/kernel' is float32[42, 8]"),
     "more classes": ({"classes": list("01234")}, "head/"),
-    "another model": ({"model": {"model": "mlp", "hidden": [9], "activation": "relu"}}, "--hidden=[9] there, [8] here"),
+    "another model": (
+        {"model": {"model": "mlp", "hidden": [8], "activation": "tanh"}},
+        "--activation=tanh there, relu",
+    ),
     "a rule for nothing": ({"rename": [*RULES, "9.bias:drop"]}, "matches no array"),
 }
 

@@ -5,8 +5,8 @@ Masks, grafts, penalties and checkpoints all name leaves, by these rules and no 
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,16 +52,100 @@ def each(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
 
 
 def glob(pattern: str) -> Callable[[str], bool]:
-    """The predicate of a pattern: `*` and `?` within one name, `**` for any number of names.
+    """The predicate of a pattern: `*` and `?` within one name, `**` for any number of names, {a,b} for either.
+
+    A path is read once, whatever the pattern: no row of stars makes it slow. Raises InputError for a brace that is
+    not closed, and for more than 1,000 alternatives.
 
     >>> [glob("**/bias")(path) for path in ("bias", "a/b/bias", "a/kernel")]
     [True, True, False]
+    >>> [glob("{head,body/*}/bias")(path) for path in ("head/bias", "body/0/bias", "body/bias")]
+    [True, True, False]
     """
-    regex = "".join(
-        {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}.get(piece, re.escape(piece))
-        for piece in re.split(r"(\*\*/|\*\*|\*|\?)", pattern)
-    )
-    return lambda path: re.fullmatch(regex, path) is not None
+    alternatives = [_automaton(text) for text in _expanded(pattern)]
+    return lambda path: any(_accepts(tokens, path) for tokens in alternatives)
+
+
+MOST_ALTERNATIVES = 1000
+"""Patterns that the braces of one may stand for: beyond is a slip, not a rule."""
+
+
+def _expanded(pattern: str) -> list[str]:
+    """The patterns that the braces of a pattern stand for, inner ones first.
+
+    >>> _expanded("{q,{k,v}x}/w")
+    ['q/w', 'kx/w', 'vx/w']
+    """
+    patterns = [pattern]
+    while any("{" in text or "}" in text for text in patterns):
+        expanded: list[str] = []
+        for text in patterns:
+            inner = re.search(r"\{([^{}]*)\}", text)
+            if inner:
+                expanded += [text[: inner.start()] + part + text[inner.end() :] for part in inner[1].split(",")]
+            elif "{" in text or "}" in text:
+                raise InputError(f"pattern '{pattern}': a brace is not closed; write {{a,b}} for either of two")
+            else:
+                expanded.append(text)
+        patterns = list(dict.fromkeys(expanded))
+        if len(patterns) > MOST_ALTERNATIVES:
+            raise InputError(f"pattern '{pattern}' stands for more than {MOST_ALTERNATIVES:,} patterns: write fewer")
+    return patterns
+
+
+class _Token(NamedTuple):
+    """A state of the automaton of a pattern: it may stay on a character, leave on one, or be skipped."""
+
+    stay: str
+    """'name' on any character but '/', 'all' on any, '' on none."""
+    leave: str
+    """The character on which it goes on to the next; '?' for any but '/', '' for none."""
+    skip: int
+    """How many states further it goes on without a character; 0 for not at all."""
+
+
+def _automaton(pattern: str) -> list[_Token]:
+    """The states of a pattern, a nondeterministic automaton (Thompson 1968, "Regular expression search algorithm")."""
+    tokens: list[_Token] = []
+    for piece in re.split(r"(\*\*+/|\*\*+|\*|\?)", pattern):
+        if piece.startswith("**") and piece.endswith("/"):
+            # Nothing at all, or any names and the '/' after them: only what went in by the second state may stay.
+            tokens += [_Token("", "", 2), _Token("all", "/", 0)]
+        elif piece.startswith("**"):
+            tokens.append(_Token("all", "", 1))
+        elif piece == "*":
+            tokens.append(_Token("name", "", 1))
+        else:
+            tokens += [_Token("", character if piece != "?" else "?", 0) for character in piece]
+    return tokens
+
+
+def _accepts(tokens: Sequence[_Token], path: str) -> bool:
+    """Whether a path is read to its end: the set of states that can be reached is carried along it."""
+
+    def reached(states: Iterable[int]) -> set[int]:
+        known: set[int] = set()
+        for state in states:
+            while state not in known:
+                known.add(state)
+                if state < len(tokens) and (skip := tokens[state].skip):
+                    if skip == 2:  # '**/' may be skipped, or entered
+                        known.add(state + 1)
+                    state += skip
+        return known
+
+    states = reached([0])
+    for character in path:
+        following: list[int] = []
+        for state in states:
+            if state < len(tokens):
+                token = tokens[state]
+                if token.stay == "all" or (token.stay == "name" and character != "/"):
+                    following.append(state)
+                if token.leave == character or (token.leave == "?" and character != "/"):
+                    following.append(state + 1)
+        states = reached(following)
+    return len(tokens) in states
 
 
 def inside(prefixes: Iterable[str]) -> Callable[[str], bool]:

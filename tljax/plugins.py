@@ -50,7 +50,7 @@ def split(text: str, separator: str) -> list[str]:
     """
     parts, depth = [""], 0
     for character in text:
-        depth += (character in "[(") - (character in "])")
+        depth += (character in "[({") - (character in "])}")
         if character == separator and depth == 0:
             parts.append("")
         else:

@@ -72,7 +72,7 @@ def require_one_recipe(members: Sequence[Row]) -> None:
                 f"'{other.get('name')}' and '{row.get('name')}' are both {what} under seed {row.get('seed')}: keep one "
                 "of them, or give them run directories of their own"
             )
-        for name in ("recipe", "steps"):
+        for name in ("recipe", "steps", "phase_steps"):
             here, there = row.get(name), members[0].get(name)
             if here is not None and there is not None and here != there:
                 raise InputError(

@@ -57,6 +57,7 @@ def along(
     (trained, frozen), opt_state = masks.split(own[0], static(program)), own[1]
     step, diverged = state.step, state.diverged
     logs: list[Log] = []
+    most = min(most, capacity(batch_size(trials[0])))
     while step < end and not (logs and stop()):
         if None not in diverged:
             logs.append(_nothing(len(trials), end - step, len(program.penalties)))
