@@ -240,7 +240,7 @@ def build(
 def _at_steps(phases: Sequence[tuple[float, Any]], total: int) -> tuple[tuple[int, Any], ...]:
     """Phases by the step before which they begin: their fraction of all steps, to the nearest whole one."""
     at = [round(fraction * total) for fraction, _ in phases]
-    for (fraction, _), step, following in zip(phases, at, [*at[1:], total], strict=True):
+    for (fraction, _), step, following in zip(phases, at, [*at, total][1:], strict=True):
         if step >= following:
             others = [start for start, _ in phases if start > fraction]
             what = f"and {others[0]:g} of training both begin" if others else "of training begins"
