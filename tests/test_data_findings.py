@@ -84,7 +84,7 @@ def test_channels_first_is_refused_whatever_shape_is_asked_for(shape: tuple[int,
     "shape", [(1, 1, 2048), (3, 3, 512), (7, 7, 4), (28, 28, 1), (3, 3, 1), (2, 2, 16), (8, 8, 13), (4, 4, 64)]
 )
 def test_pictures_and_feature_maps_are_not_taken_for_channels_first(shape: tuple[int, ...]) -> None:
-    checks.require_channels_last("d", np.zeros((2, *shape), np.float32))
+    assert checks.require_channels_last("d", np.zeros((2, *shape), np.float32)) is None
 
 
 # Said.

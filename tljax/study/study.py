@@ -245,7 +245,7 @@ TWO = "a verdict takes two seeds or more of a strategy and of what it is compare
 def _told(one: Comparison, verdict: statistics.Verdict) -> Comparison:
     """A comparison with what was judged of it."""
     mean, low, high = verdict.interval[:3]
-    known = one._replace(mean=mean, low=low, high=high, word=verdict.word, p=verdict.p)
+    known = one._replace(mean=mean, low=_possible(low), high=_possible(high), word=verdict.word, p=verdict.p)
     if not verdict.word:
         return known._replace(**NO_WORD, reason=verdict.warning.rstrip("."))
     known = known._replace(size=verdict.size, power=verdict.power, power_equivalent=verdict.power_equivalent)
@@ -383,8 +383,8 @@ def alone(
         fits=scores.shape[0],
         items=scores.shape[1],
         mean=mean,
-        low=low,
-        high=high,
+        low=_possible(low),
+        high=_possible(high),
         word="",
         margin=margin,
         power=None,
@@ -394,6 +394,11 @@ def alone(
         diverged=(lost[0], lost[1]),
         unused=unused,
     )
+
+
+def _possible(end: float) -> float:
+    """The end of an interval, within what a difference of two accuracies can be."""
+    return float(np.clip(end, -1, 1))
 
 
 def base_of(family: Sequence[Comparison]) -> str:
