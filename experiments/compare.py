@@ -182,13 +182,13 @@ def notes(parts: Sequence[Part], asked: Asked) -> list[str]:
 
 def _say_looks(parts: Sequence[Part], judging: Judging) -> None:
     """Say before anything is trained that there are no looks left; raises InputError as `looks.count` does."""
-    fits_of: dict[str, set[str]] = {}
+    keys: dict[str, tuple[set[str], set[str]]] = {}
     for todo in (part.todo for part in parts if not part.longer and not part.todo.made.distributed):
-        test_set = looks.test_set(todo.target.name, np.asarray(todo.target.test.labels))
-        lines = [job.line for job in transfer.planned(todo).values()]
-        keys = {line["key"] for line in lines if summary.label(line) not in ("scratch", judging.against)}
-        fits_of.setdefault(test_set, set()).update(keys)
-    seen = [looks.Seen(test_set, frozenset(keys)) for test_set, keys in fits_of.items()]
+        fits_of, bases = keys.setdefault(looks.test_set(np.asarray(todo.target.test.labels)), (set(), set()))
+        for job in transfer.planned(todo).values():
+            if (name := summary.label(job.line)) != "scratch" or judging.against == "scratch":
+                (bases if name == judging.against else fits_of).add(job.line["key"])
+    seen = [looks.Seen(name, *map(frozenset, sets)) for name, sets in keys.items() if sets[0]]
     look = looks.count(seen, judging, [looks.place()])
     if look > judging.looks:
         console.say(

@@ -7,7 +7,6 @@ cache, as on another machine, nothing is known of what was looked at before.
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
@@ -27,26 +26,36 @@ class Seen(NamedTuple):
     """Fits that are judged together on one test set."""
 
     test_set: str
-    """Digest of the target's name and its test labels."""
+    """Digest of the test labels."""
     fits: frozenset[str]
     """Keys of the fits, but for those that all others are compared with."""
+    bases: frozenset[str]
+    """Keys of those: with others it is another look."""
+    predictions: frozenset[str] = frozenset()
+    """Digests of what the first predict, where they are trained: a fit is known by it under any name."""
+    base_predictions: frozenset[str] = frozenset()
+    """Likewise of the second."""
 
 
 def seen(found: Sequence[Found], against: str) -> list[Seen]:
     """What is judged where `found` is judged against a strategy: a set of fits for each test set."""
-    keys: dict[str, set[str]] = {}
+    each: dict[str, tuple[set[str], set[str], set[str], set[str]]] = {}
     for part in found:
         for row in part.rows:
-            if row["target"] in part.labels and not part.longer and label(row) not in ("scratch", against):
-                keys.setdefault(test_set(row["target"], part.labels[row["target"]]), set()).add(row["key"])
-    return [Seen(name, frozenset(fits)) for name, fits in keys.items()]
+            if row["target"] not in part.labels or part.longer or (label(row) == "scratch" != against):
+                continue
+            sets = each.setdefault(test_set(part.labels[row["target"]]), (set(), set(), set(), set()))
+            base = label(row) == against
+            sets[base].add(row["key"])
+            if row["name"] in part.predicted:
+                taken = np.ascontiguousarray(part.predicted[row["name"]], np.int64)
+                sets[2 + base].add(hashlib.sha256(taken.tobytes()).hexdigest()[:16])
+    return [Seen(name, *map(frozenset, sets)) for name, sets in each.items() if sets[0]]
 
 
-def test_set(target: str, labels: np.ndarray) -> str:
-    """What a test set is known by, of its name and labels, int [items]: sixteen hexadecimal digits."""
-    digest = hashlib.sha256(json.dumps(target).encode())
-    digest.update(np.ascontiguousarray(labels, np.int64).tobytes())
-    return digest.hexdigest()[:16]
+def test_set(labels: np.ndarray) -> str:
+    """What a test set is known by, of its labels, int [items]: sixteen hexadecimal digits."""
+    return hashlib.sha256(np.ascontiguousarray(labels, np.int64).tobytes()).hexdigest()[:16]
 
 
 def place() -> Path | None:
@@ -84,8 +93,8 @@ def count(judged: Sequence[Seen], judging: Judging, places: Collection[Path | No
         records = _records(one, judging.against, places)
         for record in records:
             refuse_other(judging, record["judging"], "these fits were judged before")
-        same = [record["look"] for record in records if frozenset(record["fits"]) == one.fits]
-        others = {tuple(record["fits"]) for record in records}
+        same = [record["look"] for record in records if _same(one, record)]
+        others = {(*record["fits"], *record["bases"]) for record in records}
         most = max(most, min(same) if same else 1 + len(others))
     return most
 
@@ -95,11 +104,12 @@ def keep(judged: Sequence[Seen], judging: Judging, look: int, places: Collection
     lacking = []
     for folder in places:
         for one in judged:
-            record = {"look": look, "judging": settings(judging), "fits": sorted(one.fits)}
+            sets = {name: sorted(keys) for name, keys in one._asdict().items() if name != "test_set"}
+            record = {"look": look, "judging": settings(judging), **sets}
             try:
                 if folder is None:
                     raise OSError("there is no home")
-                file = folder / one.test_set / f"{_digest([judging.against, *one.fits])}.json"
+                file = folder / one.test_set / f"{_digest([judging.against, *one.fits, *one.bases])}.json"
                 if not file.is_file():
                     file.parent.mkdir(parents=True, exist_ok=True)
                     workdir.write_record(file, record)
@@ -132,7 +142,21 @@ def _records(one: Seen, against: str, places: Collection[Path | None]) -> list[d
     for folder in places:
         files = sorted((folder / one.test_set).glob("*.json")) if folder else []
         found += [record for file in files if (record := workdir.read_record(file)) is not None]
-    return [r for r in found if r["judging"]["against"] == against and one.fits & set(r["fits"])]
+    mine = {*one.fits, *one.predictions}
+    return [
+        record
+        for record in found
+        if mine & {*record["fits"], *record["predictions"]}
+        and (record["judging"]["against"] == against or one.base_predictions & set(record["base_predictions"]))
+    ]
+
+
+def _same(one: Seen, record: Mapping[str, Any]) -> bool:
+    """Whether a record is of the same fits, and of the same beside them: by their keys, or by what they predict."""
+    there = {name: frozenset(record[name]) for name in Seen._fields if name != "test_set"}
+    keys = one.fits == there["fits"] and one.bases == there["bases"]
+    taken = (one.predictions, one.base_predictions)
+    return keys or (all(taken) and taken == (there["predictions"], there["base_predictions"]))
 
 
 def _digest(texts: Collection[str]) -> str:

@@ -104,4 +104,5 @@ def said(search: str | None, train_examples: Sequence[str] = ()) -> str:
     tuned_at = list(dict.fromkeys(flags["train_examples"][0] for flags in _winners(Path(search)).values()))
     elsewhere = [budget for budget in train_examples if not any(_same(budget, searched) for searched in tuned_at)]
     text = f"tuned: every strategy has what {Path(search).name} found best for it"
+    text += ", and scratch with more steps what was best for fewer"
     return text + (f"; what it found at {', '.join(tuned_at)} is used at {', '.join(elsewhere)}" if elsewhere else "")

@@ -36,6 +36,7 @@ def judged(found: Sequence[Found], judging: Judging, notes: Sequence[str], looks
         study.sentence(family, judging.level),
         [
             *notes,
+            *_sources(rows),
             *_looks(looks, judging),
             *_of_items(table, groups),
             *_diverged(rows),
@@ -59,6 +60,15 @@ def _alone(table: study.Right, family: Sequence[Comparison], against: str) -> li
     ]
     names = listed(name for name in lacking if name != "scratch")
     return [f"{names}: no seed has a fit at every budget, and one of {against} beside it"] if names else []
+
+
+def _sources(rows: Sequence[study.Row]) -> list[str]:
+    """How well the sources do their own tasks, so that nobody takes a poor source for a poor strategy."""
+    each: dict[str, list[float]] = {}
+    for row in rows:
+        if row["strategy"] != "scratch" and row.get("source") and summary.finite(row.get("source_accuracy")):
+            each.setdefault(row["source"], []).append(100 * row["source_accuracy"])
+    return [f"{name}: the source's own test accuracy is {min(a):.2f} to {max(a):.2f} %" for name, a in each.items()]
 
 
 def _looks(looks: int, judging: Judging) -> list[str]:
@@ -172,7 +182,7 @@ def _about(one: Comparison) -> tuple[str, ...]:
         f"{first:,}" if first == last else f"{first:,} to {last:,}",
         str(one.fits),
         f"{100 * one.mean:+.2f}",
-        f"[{100 * one.low:+.2f}, {100 * one.high:+.2f}]",
+        f"[{100 * one.low:+.2f}, {100 * one.high:+.2f}]" if np.isfinite(one.low) else "-",
     )
 
 

@@ -371,13 +371,18 @@ def test_few_groups_get_no_word(groups: int) -> None:
 def test_groups_that_differ_much_in_size_are_told_to_be_few() -> None:
     rng = np.random.default_rng(8)
     equal, one_large = np.arange(200) % 10, np.minimum(np.arange(200) // 5, 20)  # a half of the items are one group
-    for groups, few in ((equal, False), (one_large, True), (np.arange(199) % 8, False)):
+    larger = np.repeat(np.arange(14), [30, 30, 25, 25, *[10] * 10])
+    assert round(components.as_many(np.bincount(larger))) == 7
+    said = "groups of test items"
+    for groups, word, warning in (
+        (equal, True, ""),
+        (np.arange(199) % 8, True, ""),
+        (larger, True, f"14 {said} that differ so in size say no more than 7 of one size."),
+        (one_large, False, f"21 {said} so unequal say no more than 1 of one size: no word is given."),
+    ):
         scores = rng.integers(-1, 2, (3, len(groups))).astype(float)
         (verdict,) = verdicts([scores], 0.1, groups=groups)
-        assert verdict.word
-        assert verdict.warning == (
-            "21 groups of test items that differ so in size say no more than 1 of one size." if few else ""
-        )
+        assert bool(verdict.word) == word and verdict.warning == warning
     assert components.as_many(np.full(7, 3)) == pytest.approx(7)
 
 

@@ -193,7 +193,7 @@ def test_strategies_are_compared_with_any_one_of_them():
 
 def test_an_interval_ends_where_a_difference_of_accuracies_does():
     """Two fits that tie on two items say nothing at all: -100 to +100 points."""
-    ties = {seed: np.array([True, False]) for seed in (0, 1)}
+    ties = {0: np.array([True, False]), 1: np.array([False, True])}
     right = {study.Cell(None, "t", "scratch", 4): ties, study.Cell("s", "t", "full", 4): ties}
     [one], _ = study.compared(right, 0.01, 0.95)
     assert (one.low, one.high, one.word) == (-1, 1, "undecided")

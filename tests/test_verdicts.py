@@ -107,8 +107,62 @@ def test_without_a_surviving_fit_of_the_base_nothing_good_is_said():
     table = {cell("scratch"): {i: lost() for i in range(5)}, cell(): {i: at(0.9 + 0.001 * i) for i in range(5)}}
     table |= {cell("bad"): {i: at(0.1 + 0.001 * i) for i in range(5)}}
     good, bad = study.compared(table, 0.01, 0.95)[0]
-    assert good.word == "" and "no fit of it is left" in good.reason
-    assert bad.word == "negative"  # worse than failing is worse still than what does not fail
+    assert good.word == "" and "no other fit is left" in good.reason
+    assert bad.word == "" and "no other fit is left" in bad.reason  # what scratch does where it works is not known
+
+
+def test_a_share_that_is_above_the_fits_is_no_reward_for_failing():
+    """Where one class is most of the test set, the share may be more than any fit reaches."""
+    scratch = {i: at(0.4 + 0.001 * i) for i in range(5)}
+    gone = {cell("scratch"): scratch, cell(): {i: lost(share=0.7) for i in range(5)}}
+    [one], _ = study.compared(gone, 0.01, 0.95)
+    assert one.low > 0 and one.word == "" and "positive only because 5 fits of full diverged" in one.reason
+    some = {i: lost(share=0.7) if i < 3 else at(0.41 + 0.001 * i) for i in range(5)}
+    [one], _ = study.compared({cell("scratch"): scratch, cell(): some}, 0.01, 0.95)
+    assert one.mean > 0.1 and one.word != "positive"
+    [one], _ = study.compared({cell("scratch"): scratch, cell(): {i: lost(share=0.1) for i in range(5)}}, 0.01, 0.95)
+    assert one.word == "negative"  # a share below what scratch reaches is none
+
+
+def test_a_base_that_failed_upwards_makes_nothing_negative():
+    base = {0: at(0.5), 1: at(0.501), **{i: lost(share=0.8) for i in (2, 3, 4)}}
+    table = {cell("scratch"): base, cell(): {i: at(0.52 + 0.001 * i) for i in range(5)}}
+    [one], _ = study.compared(table, 0.01, 0.95)
+    assert one.mean < 0 and one.word != "negative"
+
+
+def test_one_pair_of_fits_under_several_seeds_is_one_pair():
+    pair = {cell("scratch"): at(0.5), cell(): at(0.6)}
+    table = {where: dict.fromkeys(range(3), scores) for where, scores in pair.items()}
+    [one], _ = study.compared(table, 0.01, 0.95)
+    assert one.word == "" and one.reason == study.COPIES
+    varies = {**table, cell("scratch"): {i: at(0.5 + 0.01 * i) for i in range(3)}}  # a learner that draws nothing
+    assert study.compared(varies, 0.01, 0.95)[0][0].reason == ""
+
+
+def test_other_fits_from_scratch_beside_the_same_fits_are_another_look():
+    table = {cell(): fits([0.5, 0.51, 0.52]), cell("scratch"): fits([0.4, 0.41, 0.42], seed=1)}
+    part = found(table)
+    keyed = [part._replace(rows=[{**row, "key": row["name"]} for row in part.rows])]
+    places, judging = [looks.place()], Judging()
+    looks.keep(looks.seen(keyed, "scratch"), judging, 1, places)
+    assert looks.count(looks.seen(keyed, "scratch"), judging, places) == 1
+    worse = found({**table, cell("scratch"): fits([0.2, 0.21, 0.22], seed=2)})
+    swapped = [worse._replace(rows=[{**row, "key": f"other {row['name']}"} for row in worse.rows])]
+    assert looks.count(looks.seen(swapped, "scratch"), judging, places) == 2
+
+
+def test_fits_are_known_by_what_they_predict_whatever_they_are_called():
+    table = {cell(): fits([0.5, 0.51, 0.52]), cell("scratch"): fits([0.4, 0.41, 0.42], seed=1)}
+    part, places = found(table), [looks.place()]
+    part = part._replace(rows=[{**row, "key": row["name"]} for row in part.rows])
+    looks.keep(looks.seen([part], "scratch"), Judging(), 1, places)
+    named = {cell("mine_v2"): table[cell()], cell("scratch"): table[cell("scratch")]}
+    again = found(named)
+    again = again._replace(rows=[{**row, "key": f"of a table, {row['name']}"} for row in again.rows])
+    assert looks.count(looks.seen([again], "scratch"), Judging(), places) == 1
+    with pytest.raises(InputError, match=r"judged before with --margin=0\.5, not 3\.0"):
+        looks.count(looks.seen([again], "scratch"), Judging(margin=3.0), places)
 
 
 def test_a_strategy_that_equals_failures_is_not_called_equivalent():
@@ -213,7 +267,10 @@ def test_against_another_strategy_nothing_is_said_of_transfer():
 
 
 def test_two_seeds_are_never_judged_without_a_warning():
-    table = {cell("scratch"): {i: at(0.5, 2000) for i in range(2)}, cell(): {i: at(0.9, 2000) for i in range(2)}}
+    table = {
+        name: {i: at(rate + 0.001 * i, 2000) for i in range(2)}
+        for name, rate in ((cell("scratch"), 0.5), (cell(), 0.9))
+    }
     told = verdicts.judged([found(table)], Judging(), [])
     assert told.family[0].word and "Two fits say little" in told.family[0].warning
     assert any(note.startswith("full: Two fits say little") for note in told.notes)
@@ -469,7 +526,10 @@ def test_looks_survive_a_copy_that_forgets_them_and_a_new_run_directory(way, cop
 
 def test_runs_side_by_side_are_no_look_but_pooled_seeds_are():
     judging = Judging()
-    one, two = ({cell(name): fits([0.5] * 3), cell("scratch"): fits([0.4] * 3)} for name in ("full", "mine"))
+    one, two = (
+        {cell(name): fits([0.5] * 3, seed=i), cell("scratch"): fits([0.4] * 3)}
+        for i, name in enumerate(("full", "mine"))
+    )
     more = {cell("full"): {i + 3: at(0.5) for i in range(3)}, cell("scratch"): {i + 3: at(0.4) for i in range(3)}}
     runs = []
     for number, table in enumerate((one, two, more)):

@@ -29,6 +29,14 @@ The robust variance of few groups is too small where they differ in size or kind
 cover 94.8 % with 8 groups of one size, and 91.5 % with 8 of 1 to 15 items, of which there is a warning.
 """
 
+LEAST_ALIKE = 4.0
+"""Groups that differ in size get no word if their totals are known no better than those of so many of one size.
+
+Simulated with 5 fits and no difference, 95 %: 900 items in one group beside 100 alone (1.0 by `components.as_many`) are
+called different in 69 % of studies, two of 400 and ten of 20 (2.1) in 19 %, one of 300 and ten of 70 (2.3) in 7 %, one
+of 200 and sixteen of 50 (3.8) in 5 %.
+"""
+
 
 class Interval(NamedTuple):
     """A mean and how well it is known."""
@@ -280,8 +288,14 @@ def verdicts(
 def _verdict(
     interval: Interval, narrow: Interval, margin: float, p: float, fits: int, sizes: np.ndarray | None
 ) -> Verdict:
-    if sizes is not None and len(sizes) < MIN_GROUPS:
+    few = sizes is not None and len(sizes) < MIN_GROUPS
+    if sizes is not None and (few or components.as_many(sizes) < LEAST_ALIKE):
         warning = f"{len(sizes)} groups of test items are fewer than {MIN_GROUPS}: no word is given."
+        if not few:
+            many = round(components.as_many(sizes))
+            warning = (
+                f"{len(sizes)} groups of test items so unequal say no more than {many} of one size: no word is given."
+            )
         return Verdict("", interval, margin, (0.0, 0.0), p, narrow, "", (0.0, 0.0), warning)
     critical, inner = ((end.high - end.mean) / end.standard_error for end in (interval, narrow))
     powers = _range(lambda error: power(error, interval.degrees, critical, margin), interval)

@@ -1,6 +1,6 @@
 """Fits compared: which differences there are to judge, and what was found of each."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -216,6 +216,7 @@ def _judged(
     for i, cells in enumerate(members):
         if (one := alone(right, cells, margin, level, base, groups=groups)) is not None:
             reason = f"of one pair of fits; {TWO}" if one.fits < 2 else ONE_GROUP if one.groups == 1 else ""
+            reason = reason or (COPIES if _copies(right, cells, _bases(cells, base)) else "")
             found[i] = one._replace(reason=reason)
     able = [i for i, one in found.items() if not one.reason]
     first = _first_equal(right, [members[i] for i in able], base)
@@ -239,6 +240,7 @@ NO_WORD: Mapping[str, Any] = {
 }
 """What a comparison has that is not judged."""
 ONE_GROUP = "all test examples are of one group, so nothing is known of another"
+COPIES = "its fits and those beside them are the same under every seed, so they are one pair"
 TWO = "a verdict takes two seeds or more of a strategy and of what it is compared with"
 
 
@@ -250,6 +252,13 @@ def _told(one: Comparison, verdict: statistics.Verdict) -> Comparison:
         return known._replace(**NO_WORD, reason=verdict.warning.rstrip("."))
     known = known._replace(size=verdict.size, power=verdict.power, power_equivalent=verdict.power_equivalent)
     return known._replace(warning=verdict.warning.rstrip("."))
+
+
+def _copies(right: Right, cells: Sequence[Cell], bases: Sequence[Cell]) -> bool:
+    """Whether no fit differs by its seed: a fit that was copied, or a learner that draws nothing."""
+    seeds = sorted(shared(right, (*cells, *bases)))
+    each = [[right[cell][seed] for seed in seeds] for cell in (*cells, *bases)]
+    return all(np.array_equal(scores, fits[0]) for fits in each for scores in fits)
 
 
 def _verdicts(
@@ -271,50 +280,64 @@ def _withheld(
     base: str,
     groups: Groups,
 ) -> list[tuple[statistics.Verdict, dict[str, Any]]]:
-    """Each verdict, and what of its comparison changes where it stands only because fits of the base diverged.
+    """Each verdict, and what of its comparison changes where it stands only because fits diverged.
 
-    A base that fails makes everything look good beside it. The family is judged once more with each diverged fit of
-    the base replaced, test example by test example, by the best fit of its cell that did not diverge: positive and
-    equivalent must be said then too. Negative stands the more.
+    A base that fails makes everything look good beside it, and where one test class is most of the test set the share
+    that a diverged fit counts as may be more than other fits reach. So positive must be said too with each diverged fit
+    of the base replaced, test example by test example, by the best fit of its cell that did not diverge, and each of
+    the strategy by its worst, if that is below the share; negative with those of the base at its worst; equivalent with
+    both. Without such a fit there is no word, but that a strategy of which none is left may be negative. A difference
+    is beyond the margin only if it is so then too.
     """
-    kind = "a diverged fit of the base counts as the share of the most frequent test class"
-    spared, hopeless = _spared(right, {cell for i in judged for cell in _bases(members[i], base)})
-    if spared is right and not hopeless:
+    own, bases = {cell for i in judged for cell in members[i]}, {c for i in judged for c in _bases(members[i], base)}
+    lost = {cell: sum(map(diverged, right.get(cell, {}).values())) for cell in own | bases}
+    if not any(lost.values()):
         return [(verdict, {}) for verdict in verdicts]
-    margin = verdicts[0].margin
-    strict = _verdicts(spared, [members[i] for i in judged], margin, level, base, groups)
+    margin, chosen = verdicts[0].margin, [members[i] for i in judged]
+    hard = _verdicts(_replaced(_replaced(right, bases, _best), own, _worst), chosen, margin, level, base, groups)
+    soft = _verdicts(_replaced(right, bases, _worst), chosen, margin, level, base, groups)
     found: list[tuple[statistics.Verdict, dict[str, Any]]] = []
-    for i, verdict, other in zip(judged, verdicts, strict, strict=True):
-        bases = _bases(members[i], base)
-        seeds = shared(right, (*members[i], *bases))
-        lost = sum(diverged(right[cell][seed]) for cell in bases for seed in seeds)
-        stands = other.word == verdict.word and not any(cell in hopeless for cell in bases)
-        if not lost or verdict.word not in ("positive", "equivalent") or stands:
+    for i, verdict, strict, lenient in zip(judged, verdicts, hard, soft, strict=True):
+        gone = [cells for cells in (members[i], _bases(members[i], base)) if any(map(lost.get, cells))]
+        if not gone or verdict.word not in ("positive", "negative", "equivalent"):
             found.append((verdict, {}))
             continue
-        instead = "no fit of it is left" if any(cell in hopeless for cell in bases) else f"it is {other.word}"
+        others = {"positive": (strict,), "negative": (lenient,), "equivalent": (strict, lenient)}[verdict.word]
+        needed = _bases(members[i], base) if verdict.word == "negative" else [*members[i], *_bases(members[i], base)]
+        none_left = any(cell in lost and lost[cell] == len(right[cell]) for cell in needed)
+        if not none_left and all(other.word == verdict.word for other in others):
+            sure = all(other.size == verdict.size for other in others)
+            found.append((verdict if sure else verdict._replace(size="open"), {}))
+            continue
+        instead = next((other.word for other in others if other.word != verdict.word), verdict.word)
+        which = listed(f"{sum(lost[cell] for cell in cells)} fits of {cells[0].strategy}" for cells in gone)
+        without = "no other fit is left" if none_left else f"with other fits in their place it is {instead}"
         reason = (
-            f"{verdict.word} only because {lost} fits of {base} diverged ({kind}); with its best fit instead {instead}"
+            f"{verdict.word} only because {which} diverged, which count as the share of the most frequent test class: "
+            + without
         )
         found.append((verdict, {**NO_WORD, "reason": reason}))
     return found
 
 
-def _spared(right: Right, bases: Iterable[Cell]) -> tuple[Right, set[Cell]]:
-    """(`right` with each diverged fit of these cells replaced by the best of its cell, cells of which none is left)."""
-    found, hopeless = dict(right), set()
-    for cell in bases:
-        fits = right.get(cell, {})
-        left = [scores for scores in fits.values() if not diverged(scores)]
-        if len(left) == len(fits):
-            continue
-        if not left:
-            hopeless.add(cell)
-            continue
-        best = max(left, key=lambda scores: float(np.mean(scores)))
-        found[cell] = {seed: best if diverged(scores) else scores for seed, scores in fits.items()}
-    changed = any(found[cell] is not right[cell] for cell in found)
-    return found if changed else right, hopeless
+def _replaced(
+    right: Right, cells: Iterable[Cell], choose: Callable[[Sequence[np.ndarray], np.ndarray], np.ndarray]
+) -> Right:
+    """`right` with each diverged fit of these cells replaced by what is chosen of those of its cell that are left."""
+    table = dict(right)
+    for cell in cells:
+        left = [scores for scores in right.get(cell, {}).values() if not diverged(scores)]
+        if left:
+            table[cell] = {s: choose(left, scores) if diverged(scores) else scores for s, scores in right[cell].items()}
+    return table
+
+
+def _best(left: Sequence[np.ndarray], _: np.ndarray) -> np.ndarray:
+    return max(left, key=lambda scores: float(np.mean(scores)))
+
+
+def _worst(left: Sequence[np.ndarray], share: np.ndarray) -> np.ndarray:
+    return min([*left, share], key=lambda scores: float(np.mean(scores)))
 
 
 def _first_equal(right: Right, members: Sequence[Sequence[Cell]], base: str) -> list[int | None]:

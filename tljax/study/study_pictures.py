@@ -168,7 +168,8 @@ def _interval(axes: Axes, y: float, tall: int, one: Comparison) -> None:
 def _said(one: Comparison) -> str:
     size = f", {SIZES[one.size]}," if one.word in ("positive", "negative") and one.size else ""
     word = f" {one.word}{size}" if one.word else ""
-    return f"{one.strategy}{word} {100 * one.mean:+.2f} ({100 * one.low:+.2f} to {100 * one.high:+.2f})"
+    ends = f" ({100 * one.low:+.2f} to {100 * one.high:+.2f})" if np.isfinite(one.low) else ""
+    return f"{one.strategy}{word} {100 * one.mean:+.2f}{ends}"
 
 
 def reliability(members: Members, where: str, strokes: Strokes) -> Picture | None:
