@@ -14,7 +14,7 @@ import numpy as np
 from experiments import console, fits
 from experiments import workdir as rundir
 from experiments.progress import Record
-from tljax import checkpoint, masks, plugins
+from tljax import checkpoint, masks
 from tljax.types import Mask, Params
 
 
@@ -166,7 +166,8 @@ def curves(folder: Path, line: Mapping[str, Any]) -> dict[str, np.ndarray] | Non
             raise ValueError("it holds no curves")
         return columns
     except Exception as error:  # what NumPy, zlib and the unpacking raise for a damaged file has no common type
-        console.say(f"the curves of '{line['name']}' are left out: '{file}' cannot be read ({plugins.said(error)})")
+        why = " ".join(str(error).split())[:120] or type(error).__name__
+        console.say(f"the curves of '{line['name']}' are left out: '{file}' cannot be read ({why})")
         return None
 
 

@@ -760,3 +760,31 @@ def test_masks_are_matched_by_path_through_boxes_and_other_containers():
             assert [path.removesuffix("/value") for path in paths.names(trained)] == ["head/kernel"]
     with pytest.raises(InputError, match="'tail/kernel' only in the mask"):
         masks.split(plain, {"head": {"kernel": True}, "tail": {"kernel": True}})
+
+
+def test_a_traced_mask_is_refused_by_scale_too():
+    """A traced bool times a number would be a traced rate, and train everything."""
+    with pytest.raises(InputError, match="traced"):
+        jax.jit(lambda mask: masks.scale(mask, 1.0))({"body": False, "head": True})
+
+
+def test_globs_match_boxed_leaves_with_and_without_their_value():
+    class Network(nnx.Module):
+        def __init__(self, rngs):
+            self.body, self.head = nnx.Linear(2, 2, rngs=rngs), nnx.Linear(2, 2, rngs=rngs)
+
+    state = nnx.state(Network(nnx.Rngs(0)))
+    expected = {"body/kernel/value", "head/kernel/value"}
+    for pattern in ("**/kernel", "**/kernel/value"):
+        assert {path for path, m in leaves(masks.by_glob(state, pattern)).items() if m} == expected
+        pure = masks.by_glob(nnx.to_pure_dict(state), pattern)
+        assert {path for path, m in leaves(pure).items() if m} == {"body/kernel", "head/kernel"}
+
+
+def test_none_for_a_leaf_and_a_rate_beyond_float32_are_named():
+    params = {"body": np.ones(2), "head": np.ones(2)}
+    with pytest.raises(InputError, match="the mask's leaf at 'body' is None"):
+        masks.canonical(params, {"body": None, "head": True})
+    for rate in (1e300, np.array([1e300, 1.0])):
+        with pytest.raises(InputError, match=r"at 'body'.* it must be finite"):
+            masks.canonical(params, {"body": rate, "head": True})

@@ -376,6 +376,21 @@ def test_norm_only_names_what_it_cannot_tell(params, message):
         plugins.method("norm_only")[0].strategy(params, Context())
 
 
+def test_norm_only_knows_norms_with_layers_of_their_own_and_the_norms_of_other_families():
+    adaptive = {"norm": {**affine(), "linear": DENSE}, "other": {"norm2": affine()}}
+    response = {"grn": {"gamma": np.ones((1, 1, 1, 12)), "beta": np.ones((1, 1, 1, 12))}, "fc": DENSE}
+    flat = {"stem.bn1.weight": np.ones(3), "stem.bn1.bias": np.ones(3), "stem.conv1.weight": np.ones((3, 3))}
+    block = {"PreNormBlock_0": {"gamma": np.ones(3), "Dense_0": DENSE, "in1": affine(), "rms": {"scale": np.ones(3)}}}
+    expected = [
+        (adaptive, {"norm/scale", "norm/bias", "other/norm2/scale", "other/norm2/bias"}),
+        (response, {"grn/gamma", "grn/beta"}),
+        (flat, {"stem.bn1.weight", "stem.bn1.bias"}),
+        (block, {"PreNormBlock_0/in1/scale", "PreNormBlock_0/in1/bias", "PreNormBlock_0/rms/scale"}),
+    ]
+    for params, norms in expected:
+        assert trained(plugins.method("norm_only")[0].strategy(params, Context())) == norms
+
+
 def test_norm_only_of_nnx_and_equinox_modules():
     class Network(nnx.Module):
         def __init__(self, rngs):

@@ -156,10 +156,19 @@ def inside(prefixes: Iterable[str]) -> Callable[[str], bool]:
 
 def require_globs(tree: Any, patterns: Iterable[str]) -> None:
     """Raise InputError for a pattern that matches no leaf, with the nearest paths."""
-    known = names(tree)
+    known = list(dict.fromkeys([*unboxed_names(tree), *names(tree)]))
     for pattern in patterns:
-        if not any(map(glob(pattern), known)):
+        if not any(test(path) for test in map(glob, forms(pattern)) for path in known):
             raise InputError(f"pattern '{pattern}' matches no leaf{nearest(pattern.replace('*', ''), known)}")
+
+
+def forms(pattern: str) -> tuple[str, ...]:
+    """A pattern as it is, and without the `/value` of what a leaf may be boxed in.
+
+    >>> forms("**/kernel/value"), forms("**/bias")
+    (('**/kernel/value', '**/kernel'), ('**/bias',))
+    """
+    return (pattern, pattern.removesuffix("/value")) if pattern.endswith("/value") else (pattern,)
 
 
 def require_prefixes(tree: Any, prefixes: Iterable[str]) -> None:
@@ -236,7 +245,7 @@ def is_norm(name: str) -> bool:
     [True, True, True, True, True, False, False]
     """
     words = re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower()
-    return re.search(r"norm(?!al($|[^i]))|(?<![a-z])[blg]n(?![a-z])", words) is not None
+    return re.search(r"norm(?!al($|[^i]))|(?<![a-z])([blgi]n|grn|rms)(?![a-z])", words) is not None
 
 
 def unboxed_names(tree: Any) -> list[str]:

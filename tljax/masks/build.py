@@ -29,16 +29,18 @@ def by_path(params: Params, predicate: Callable[[str], bool]) -> Mask:
 
 
 def by_glob(params: Params, *patterns: str) -> Mask:
-    """Train the leaves that match any pattern: `*` within one name, `**` across names.
+    """Train the leaves that match any pattern: `*` within one name, `**` across names, `{a,b}` for either.
 
-    Raises InputError for a pattern that matches nothing.
+    The `value` of what a leaf is boxed in (a variable of NNX) may be written or left out. Raises InputError for a
+    pattern that matches nothing.
 
     >>> by_glob({"a": {"kernel": 1.0}, "b": {"bias": 0.0}}, "**/bias")
     {'a': {'kernel': False}, 'b': {'bias': True}}
     """
     paths.require_globs(params, patterns)
-    tests = [paths.glob(pattern) for pattern in patterns]
-    return by_path(params, lambda path: any(test(path) for test in tests))
+    tests = [paths.glob(form) for pattern in patterns for form in paths.forms(pattern)]
+    short = dict(zip(paths.names(params), paths.unboxed_names(params), strict=True))
+    return by_path(params, lambda path: any(test(path) or test(short[path]) for test in tests))
 
 
 def under(params: Params, prefixes: str | Iterable[str]) -> Mask:

@@ -108,7 +108,8 @@ def also(mask: Mask, fresh: Mask | None) -> Mask:
 def scale(mask: Mask, factor: Any) -> Mask:
     """The mask with every number times `factor`: True becomes `factor`, False stays, and so in arrays.
 
-    Raises InputError for a factor that is negative or not finite; a traced one is taken as it is.
+    Raises InputError for a factor that is negative or not finite, and for a traced bool; a traced factor is taken as it
+    is.
 
     >>> scale({"a": True, "b": False, "c": 0.5, "d": np.array([True, False])}, 0.1)
     {'a': 0.1, 'b': False, 'c': 0.05, 'd': array([0.1, 0. ])}
@@ -123,7 +124,7 @@ def scale(mask: Mask, factor: Any) -> Mask:
         leaf = plain(leaf)
         if isinstance(leaf, bool | np.bool_):
             return factor if leaf else False
-        return leaf * factor
+        return (canonical_leaf(path, leaf) if isinstance(leaf, jax.core.Tracer) else leaf) * factor
 
     paths.names(mask)
     return paths.each(scaled, mask)
@@ -148,6 +149,10 @@ def _canonical(params: Params, mask: Mask) -> tuple[Any, list[Any]]:
     """(structure of the mask, canonical leaves); where `params` has None, a leaf of the mask fits anyway."""
     placed = _placed(params, mask)
     structure: Any = jax.tree.structure(placed)
+    there = set(paths.names(placed))
+    for path in paths.names(params):
+        if path not in there:
+            raise InputError(f"the mask's leaf at '{path}' is None: give True, False, a number or an array")
     leaves = [canonical_leaf(path, m) for path, m in paths.items(placed)]
     for path, leaf, m in zip(paths.names(placed), structure.flatten_up_to(params), leaves, strict=True):
         if leaf is not None:

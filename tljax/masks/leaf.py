@@ -1,7 +1,6 @@
 """The kinds of a mask's leaf: a bool or a number for the whole leaf, an array for its elements."""
 
 import math
-import sys
 from typing import Any
 
 import jax
@@ -26,6 +25,10 @@ def numeric(array: Any) -> bool:
     return any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating))
 
 
+LARGEST = float(np.finfo(np.float32).max)
+"""The largest rate: beyond it an update in float32 is infinite."""
+
+
 def canonical_leaf(path: str, leaf: Any) -> Any:
     """A leaf of a mask as a bool, a float of another value than 0 and 1, a NumPy bool array or a NumPy float array.
 
@@ -48,7 +51,7 @@ def canonical_leaf(path: str, leaf: Any) -> Any:
         return m
     if isinstance(m, int | float | np.integer | np.floating):
         m = int(m) if isinstance(m, int | np.integer) else float(m)
-        if not 0 <= m <= sys.float_info.max:
+        if not 0 <= m <= LARGEST:
             shown = math.inf if m > 0 else m  # a whole number may have too many digits to print
             raise InputError(f"the mask's number at '{path}' is {shown}: it must be finite and at least 0")
         return bool(m) if m in (0, 1) else float(m)
@@ -57,7 +60,7 @@ def canonical_leaf(path: str, leaf: Any) -> Any:
     if m.dtype == jnp.bool_:
         return np.asarray(m)
     rates = np.asarray(m).astype(np.float64)
-    if odd := rates[~(np.isfinite(rates) & (rates >= 0))].tolist():
+    if odd := rates[~((rates <= LARGEST) & (rates >= 0))].tolist():
         raise InputError(f"the mask's array at '{path}' has the number {odd[0]}: it must be finite and at least 0")
     return rates != 0 if np.isin(rates, (0, 1)).all() else rates
 

@@ -35,16 +35,18 @@ def _norms(params: Params) -> list[str]:
     statistics = set()
     rows = zip(paths.items(params), paths.unboxed_names(params), paths.trainable(params), strict=True)
     for (path, leaf), short, able in rows:
-        place, _, name = short.removesuffix("/value").rpartition("/")
+        place, _, name = short.removesuffix("/value").replace(".", "/").rpartition("/")  # a flat state_dict has dots
         if able:
             layers.setdefault(place, {})[name] = path, jnp.shape(leaf)
         elif name in ("mean", "running_mean", "moving_mean"):
             statistics.add(place)
-    outer = {place.rpartition("/")[0] for place in layers}  # a block called PreNormBlock is no layer
+    outer = {place.rpartition("/")[0] for place in layers}
     return [
         path
         for place, leaves in layers.items()
-        if place not in outer and (paths.is_norm(place.rpartition("/")[2]) or place in statistics)
+        if paths.is_norm(place.rpartition("/")[2]) or place in statistics
+        # A block called PreNormBlock may own a scale, but not a bias too: that is a norm with layers of its own.
+        if place not in outer or (len(leaves) == 2 and set(leaves) & set(_NAMES[:3]) and set(leaves) & set(_NAMES[3:]))
         for path in _norm(place, leaves)
     ]
 
