@@ -83,7 +83,8 @@ def of_directory(folder: Path) -> Kept:
     """What a run directory holds of a study; raises InputError for one damaged or not at its end."""
     if not (folder / "report.html").is_file():
         raise InputError(f"'{folder}' holds no run that has ended: run its command again")
-    file, done = folder / "study.json", workdir.done(folder).values()
+    file, gone = folder / "study.json", workdir.superseded(folder)
+    done = [line for key, line in workdir.done(folder).items() if key not in gone]
     parts: Any = [{"longer": False, "rows": [line for line in done if line["strategy"] != "pretrain"]}]
     notes: list[str] = []
     judging, looks = None, 0

@@ -36,6 +36,8 @@ def run(**flags: Any) -> list[workdir.Line]:
         if processes.first():
             workdir.record(folder, {task.name: task.fingerprint})
         lines = sources.train(made, task, folder, means)
+        if processes.first():
+            workdir.supersede(folder, list(lines.values()))
         accuracy = [100 * line["test_accuracy"] for line in lines.values() if not line["diverged"]]
         held = budgets.notes(["all"], task, made.source_recipe.validation)
         noted = [*([task.note] if task.note else []), *held]

@@ -10,7 +10,7 @@ import jax
 
 from experiments import console, fits, training, workdir
 from experiments.options import Settings
-from tljax import checkpoint, data, masks, models, plugins, seeds
+from tljax import checkpoint, data, masks, models, paths, plugins, seeds
 from tljax.train import Means
 from tljax.types import InputError, Model, Task
 
@@ -302,9 +302,12 @@ def _require_leaves(made: Settings, told: Mapping[str, Any], loaded: Mapping[Pat
 def _places(directory: Path) -> dict[int, tuple[Path, str]]:
     """{seed: (checkpoint, name of the fit)} of a run directory's sources, or of one checkpoint."""
     if (directory / "results.jsonl").is_file():
-        lines = [line for line in workdir.lines(directory) if line["strategy"] == "pretrain"]
+        gone = workdir.superseded(directory)
+        every = [line for line in workdir.lines(directory) if line["strategy"] == "pretrain"]
+        lines = [line for line in every if line["key"] not in gone]
         if len({line["seed"] for line in lines}) < len(lines):
-            raise InputError(f"--source_checkpoint={directory} holds several sources: name one of its checkpoints/")
+            names = paths.some(list(dict.fromkeys(line["checkpoint"] for line in lines)))
+            raise InputError(f"--source_checkpoint={directory} holds several sources: name one of {names}")
         if lines:
             return {line["seed"]: (directory / line["checkpoint"], line["name"]) for line in lines}
         raise InputError(f"--source_checkpoint={directory} is a run without a source: name one of its checkpoints/")

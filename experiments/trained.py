@@ -73,6 +73,8 @@ def _found(place: Path, fit: str | None) -> tuple[Path, int]:
         raise InputError(f"'{place}' holds {len(names)} fits, {paths.some(names, 12)}: choose one with --fit=NAME")
     begun = [name for name in names if name == fit or name.rpartition("-")[0] == fit]
     name = names[0] if fit is None else begun[0] if len(begun) == 1 else fit
+    if len(begun) > 1:
+        raise InputError(f"--fit={fit}: '{place}' holds {paths.some(begun)}: name one of them whole")
     if name not in names:
         raise InputError(f"--fit={name}: '{place}' holds no such fit{plugins.nearest(name, names)}")
     folder = place / lines[name]["checkpoint"] if lines else place

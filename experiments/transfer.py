@@ -59,6 +59,9 @@ def complete(todo: Experiment, show: bool = True) -> list[workdir.Line]:
     """Train what of an experiment is missing in its run directory; the lines of results."""
     with processes.opened(todo.made, "transfer") as folder:
         lines = within(todo, folder, fingerprints(todo))
+        if processes.first():
+            sources_of = _sources(todo)
+            workdir.supersede(folder, [*lines, *(x for x in workdir.lines(folder) if x["key"] in sources_of)])
         if show and processes.first():
             page.show(todo.made, todo.target, todo.source, lines, folder)
     return lines

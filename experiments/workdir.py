@@ -268,6 +268,40 @@ def done(workdir: Path) -> dict[str, Line]:
     return {line["key"]: line for line in kept if all((workdir / name).is_file() for name in _files(line))}
 
 
+def supersede(workdir: Path, current: Sequence[Line]) -> None:
+    """Note, aloud, which earlier fits these replace: of the same cell, with the same seed or of another recipe.
+
+    So it is after an edit of a strategy's or a model's file: what was trained before stays in results.jsonl, and is
+    taken up again if the edit is undone, but enters no report and is no source meanwhile.
+    """
+    cells: dict[str, list[Line]] = {}
+    for line in current:
+        cells.setdefault(_cell(line), []).append(line)
+    keys = {line["key"] for line in current}
+    before = superseded(workdir)
+    now = before - keys
+    for line in lines(workdir):
+        for other in cells.get(_cell(line), ()) if line["key"] not in keys else ():
+            here, there = line.get("recipe"), other.get("recipe")
+            if line["seed"] == other["seed"] or (here is not None and there is not None and here != there):
+                now.add(line["key"])
+    if now != before:
+        write_record(workdir / "superseded.json", {"keys": sorted(now)})
+    if new := len(now - before):
+        fits = "1 earlier fit is" if new == 1 else f"{new} earlier fits are"
+        console.say(f"{fits} of other code than now: kept in '{workdir}', but in no table or report from here on")
+
+
+def superseded(workdir: Path) -> set[str]:
+    """The keys of fits that later ones replaced; raises InputError for a record that is damaged."""
+    return set((read_record(workdir / "superseded.json") or {"keys": []})["keys"])
+
+
+def _cell(line: Line) -> str:
+    """What fits have in common that differ in their seed, or in code that the flags only name."""
+    return json.dumps([line.get(name) for name in ("source", "target", "strategy", "options", "train_examples")])
+
+
 def _files(line: Line) -> list[str]:
     """The files of a fit beside its checkpoint, without which it is not done; an older tljax did not want its masks."""
     phases = len(line["phase_steps"]) if "masks_sha256" in line else 0

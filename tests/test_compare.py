@@ -5,9 +5,9 @@ import shutil
 
 import numpy as np
 import pytest
-from test_programs import command, results, snapshot
+from test_programs import arguments, command, results, snapshot
 
-from experiments import compare, console, evidence, options, report, search, training, workdir
+from experiments import compare, console, evidence, options, report, search, training, transfer, workdir
 from tljax.types import InputError
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -287,3 +287,28 @@ def test_several_run_directories_make_one_report_and_a_broken_one_is_left_out(do
 
 def test_flags_of_seeds_are_ranges_too():
     assert options.parse(["x", "--seeds=0-3,7"])["seeds"] == (0, 1, 2, 3, 7)
+
+
+def test_after_an_edit_of_a_strategy_the_fits_of_its_present_code_are_reported(tasks, tmp_path, capsys):
+    """And after the edit is undone those of the first, which are not trained again."""
+    file, code = tmp_path / "mine.py", "def strategy(params, context):\n    return context.fresh\n"
+    flags = arguments(tasks, tmp_path / "w", strategies=("scratch", f"{file}:strategy"), seeds=(0,), steps=5)
+    file.write_text(code)
+    first = transfer.run(**flags)
+    file.write_text(f"# A comment.\n{code}")
+    second = transfer.run(**{**flags, "seeds": (0, 1)})
+    assert "1 earlier fit is of other code than now" in capsys.readouterr().out
+    assert (
+        len(results(tmp_path / "w")) == 2 + len(first) + len(second) - 1
+    )  # two sources; scratch of seed 0 is the same
+
+    def reported():
+        kept = evidence.of_directory(tmp_path / "w").found
+        return sorted(row["key"] for part in kept for row in part.rows)
+
+    assert reported() == sorted(line["key"] for line in second)
+    evidence.right(evidence.of_directory(tmp_path / "w").found)
+    file.write_text(code)
+    third = transfer.run(**{**flags, "seeds": (0, 1)})
+    assert {line["key"] for line in first} <= {line["key"] for line in third}
+    assert reported() == sorted(line["key"] for line in third)
