@@ -61,7 +61,7 @@ def test_any_of_them_is_a_source_with_its_own_model_and_all_at_once_are_none(mad
         one = origin.load(origin.settings({}, card.place))
         [own] = [each for each in results(made) if str(made / each["checkpoint"]) == card.place]
         np.testing.assert_array_equal(one.params["head"]["kernel"], parameters(made, own)["head/kernel"])
-    with pytest.raises(InputError, match="holds several sources: name one of .checkpoints/"):
+    with pytest.raises(InputError, match="holds several sources: name one of 'checkpoints/"):
         origin.settings({}, str(made))
 
 
