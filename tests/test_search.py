@@ -202,7 +202,7 @@ def test_four_processes_share_a_study_and_two_are_killed(storage, tasks, tmp_pat
         running[victim].send_signal(signal.SIGKILL)
         running[victim].wait()
     assert [process.wait(timeout=400) for process in running[2:]] == [0, 0], (tmp_path / "w2.log").read_text()
-    store = studies._storage(where)
+    store = studies._storage(where, print)
     study = optuna.load_study(study_name="search/head_only/all", storage=store)
     states = [trial.state.name for trial in study.trials]
     assert states.count("COMPLETE") == 24 and set(states) <= {"COMPLETE", "FAIL"}
