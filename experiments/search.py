@@ -9,6 +9,7 @@ once, for the winner, trained anew on all training examples under --seeds. Run a
 """
 
 import functools
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,6 +23,8 @@ from experiments import (
     machine,
     methods,
     options,
+    origin,
+    processes,
     range_test,
     search_flags,
     search_report,
@@ -44,31 +47,45 @@ def run(given: Mapping[str, Any], asked: Search) -> list[workdir.Line]:
     search_flags.check(given, made, asked)
     hunting = _hunting(given, made, asked)
     means = machine.prepare(made)
+    stand_ins = origin.stand_ins(made, asked.seeds)
     if asked.lr_range_test and not made.dry_run:
-        range_test.run(given, hunting, asked, means)
+        range_test.run(given, hunting, asked, means, stand_ins)
         return []
     arms = _arms(made, asked)
     if made.dry_run:
         search_report.show(given, arms, asked)
         return []
-    with workdir.opened(options.settings(**hunting), "search") as folder:
+    own_flags = search_flags.to_flags(asked)
+    with processes.opened(made, "search", own_flags, older=options.settings(**hunting)) as folder:
+        if stand_ins:
+            console.say(_said_of_sources(stand_ins, made.seeds))
+        whole = transfer.prepare(options.settings(**hunting), means, only=True, stand_ins=stand_ins)
+        _require_own_totals(arms, whole.target)
         studies = {arm: _opened(arm, asked, made, folder) for arm in arms}
         trained = {}
         for arm in arms:
             flags_of = {**hunting, "strategies": (arm.strategy,), "train_examples": (arm.budget,)}
-            base = transfer.prepare(options.settings(**flags_of), means, only=True)
-            _require_own_totals(arms, base.target)
+            base = whole._replace(made=options.settings(**flags_of), methods=(methods.one(arm.strategy),))
             _hunt(arm, studies[arm], base, flags_of, asked, folder)
             search_report.keep_trials(folder, {arm: one.study for arm, one in studies.items()})
             best = search.best(studies[arm].study)
-            final = search_flags.chosen(_final(given, made, arm, folder), best.params)
-            trained[arm] = search_report.Winner(studies[arm].study, best, options.settings(**final))
+            final = options.settings(**search_flags.chosen(_final(given, made, arm), best.params))
+            place = _place_of_final(final, arm, folder)
+            trained[arm] = search_report.Winner(studies[arm].study, best, replace(final, workdir=str(place)))
         search_report.keep_best(folder, trained)
         lines = [line for winner in trained.values() for line in _train_anew(winner.made, means)]
-        settled = summary.with_share(lines, base.target.test.labels)
-        notes = search_report.write(folder, options.settings(**given), asked, trained, settled, base)
+        settled = summary.with_share(lines, whole.target.test.labels)
+        notes = search_report.write(folder, options.settings(**given), asked, trained, settled, whole)
     console.results("tuned against tuned", settled, notes)
     return lines
+
+
+def _said_of_sources(stand_ins: Mapping[int, int], final_seeds: Sequence[int]) -> str:
+    """Which sources trials start from, since none was trained under the seeds of a search."""
+    source_seeds = sorted(set(stand_ins.values()))
+    shared = set(source_seeds) & set(final_seeds)
+    why = "the final fits start from them too, as there are no others" if shared else "no final fit starts from them"
+    return f"trials start from the sources of the seeds {', '.join(map(str, source_seeds))} of the checkpoint; {why}"
 
 
 def _hunting(given: Mapping[str, Any], made: Settings, asked: Search) -> dict[str, Any]:
@@ -82,11 +99,25 @@ def _source(made: Settings) -> dict[str, Any]:
     return {f"source_{name}": value for name, value in vars(made.source_recipe).items()}
 
 
-def _final(given: Mapping[str, Any], made: Settings, arm: Arm, folder: Path) -> dict[str, Any]:
-    """The flags of the last fits: all training examples, and the seeds that the search has not seen."""
+def _place_of_final(final: Settings, arm: Arm, folder: Path) -> Path:
+    """Where the last fits are kept: beside those of the former winner, if the search has grown and found another."""
     place = folder / "final" / search_report.file_name(arm)
+    if not workdir.of_another_experiment(place, final):
+        return place
+    lists = {name: () for name in (*options.LISTS, *options.PLACES)}
+    digest = hashlib.sha256("\n".join(options.to_flags(replace(final, **lists))).encode()).hexdigest()[:8]
+    other = place.with_name(f"{place.name}-{digest}")
+    console.say(
+        f"{arm.strategy} at {arm.budget} had another winner: the fits of the new one are in final/{other.name}, "
+        f"those of the former stay in final/{place.name}"
+    )
+    return other
+
+
+def _final(given: Mapping[str, Any], made: Settings, arm: Arm) -> dict[str, Any]:
+    """The flags of the last fits: all training examples, and the seeds that the search has not seen."""
     own = {"strategies": (arm.strategy,), "train_examples": (arm.budget,), "validation": 0.0, "seeds": made.seeds}
-    return {**_source(made), **given, **own, "workdir": str(place)}
+    return {**_source(made), **given, **own}
 
 
 def _arms(made: Settings, asked: Search) -> list[Arm]:

@@ -85,10 +85,13 @@ def fingerprints(todo: Experiment) -> dict[str, str]:
     return {task.name: task.fingerprint for task in (todo.source, todo.target) if task and task.fingerprint}
 
 
-def prepare(made: Settings, means: train.Means, only: bool = False) -> Experiment:
+def prepare(
+    made: Settings, means: train.Means, only: bool = False, stand_ins: Mapping[int, int] | None = None
+) -> Experiment:
     """Read everything that the flags name, and raise InputError for what cannot be.
 
-    Scratch is added, unless it is to be `only` the strategies that are named.
+    Scratch is added, unless it is to be `only` the strategies that are named. `stand_ins` has {seed: seed of the source
+    in --source_checkpoint that it starts from} of seeds without a source of their own.
     """
     if made.target is None:
         raise InputError("--target is not given: name the data set to transfer to, such as --target=fashion_mnist_10k")
@@ -98,7 +101,7 @@ def prepare(made: Settings, means: train.Means, only: bool = False) -> Experimen
     named = tuple(map(methods.one, made.strategies)) if only else methods.read(made.strategies)
     source = None
     if made.source_checkpoint:
-        source = origin.source(made)
+        source = origin.source(made, stand_ins)
     elif made.source:
         source = sources.from_data(made)
     target = sources.load(made, made.target, made.image_shape or (source.shape if source else None))
