@@ -111,12 +111,24 @@ def unknown(name: str, known: Iterable[str], argv: Sequence[str] = ()) -> str:
 
     >>> unknown("learning_rat", ["learning_rate", "epochs"]), unknown("zoo", ["seeds"])
     ('unknown flag --learning_rat: did you mean --learning_rate?', 'unknown flag --zoo: it is one of experiments.zoo')
+    >>> unknown("lr", ["learning_rate", "lr_low"]), unknown("smoothing", ["label_smoothing"])
+    ('unknown flag --lr: did you mean --learning_rate?', 'unknown flag --smoothing: did you mean --label_smoothing?')
     """
-    close = difflib.get_close_matches(name, [*known, *HELP], n=1)
-    remedy = f"did you mean --{close[0]}?" if close else "--helpfull lists what there is"
+    close = _nearest(name, list(known))
+    remedy = f"did you mean --{close}?" if close else "--helpfull lists what there is"
     if owner := _owners().get(name):
         remedy = f"it is one of experiments.{owner}"
     return f"unknown flag --{name}{_place(name, argv)}: {remedy}"
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    """The flag that a name is short for, or nearly is: by the first letters of its words, its spelling, its beginning,
+    one of its words; "" if there is none."""
+    initials = [flag for flag in known if "_" in flag and name == "".join(word[0] for word in flag.split("_"))]
+    spelt = difflib.get_close_matches(name, [*known, *HELP], n=1)
+    begins = [flag for flag in known if len(name) > 1 and flag.startswith(name)]
+    words = [flag for flag in known if set(name.split("_")) & set(flag.split("_"))]
+    return next(iter([*initials, *spelt, *begins, *sorted(words, key=len)]), "")
 
 
 def _place(name: str, argv: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ from experiments import (
 )
 from experiments.options import Settings
 from experiments.search_flags import Search
-from tljax import train
+from tljax import plugins, train
 from tljax.study import range_test
 from tljax.types import InputError
 
@@ -52,7 +52,7 @@ def run(
     with processes.opened(settings, "search", _kept_flags(settings, flags), older=made) as folder:
         rates, losses = swept(todo, asked, folder)
         found = range_test.suggested(rates, losses)
-        name = f"{made.strategies[0]} at {made.train_examples[0]}"
+        name = f"{plugins.shown(made.strategies[0])} at {made.train_examples[0]}"
         said = [*_said(name, rates, found), *transfer.noted(todo)]
         for line in said:
             console.say(line)

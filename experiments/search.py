@@ -37,7 +37,7 @@ from experiments.options import Settings
 from experiments.search_flags import Search
 from experiments.search_report import Arm
 from experiments.transfer import Experiment
-from tljax.study import search, summary
+from tljax.study import search, space, summary
 from tljax.types import InputError, Task
 
 
@@ -108,7 +108,7 @@ def _place_of_final(final: Settings, arm: Arm, folder: Path) -> Path:
     digest = hashlib.sha256("\n".join(options.to_flags(replace(final, **lists))).encode()).hexdigest()[:8]
     other = place.with_name(f"{place.name}-{digest}")
     console.say(
-        f"{arm.strategy} at {arm.budget} had another winner: the fits of the new one are in final/{other.name}, "
+        f"{arm.label} at {arm.budget} had another winner: the fits of the new one are in final/{other.name}, "
         f"those of the former stay in final/{place.name}"
     )
     return other
@@ -131,12 +131,12 @@ def _arms(made: Settings, asked: Search) -> list[Arm]:
         raise InputError(f"--train_examples={','.join(made.train_examples)}: name one, or give --per_budget")
     found = []
     for strategy in strategies:
-        name = strategy.split(":")[0]
-        own = tuple(r for r in asked.ranges if not r.name.startswith("strategy.") or r.name.split(".")[1] == name)
+        name = space.own_name(strategy)
+        own = tuple(r for r in asked.ranges if space.of_strategy(r.name) in ("", name))
         if not own:
             raise InputError(f"--space has nothing to search for strategy '{strategy}': add a dimension")
-        chooses = any(r.name.startswith(f"strategy.{name}.") for r in own)
-        if chooses and sum(other.split(":")[0] == name for other in strategies) > 1:
+        chooses = any(space.of_strategy(r.name) == name for r in own)
+        if chooses and sum(space.own_name(other) == name for other in strategies) > 1:
             raise InputError(
                 f"--strategies={','.join(strategies)}: --space chooses the options of {name}, which stands there more "
                 "than once, so two winners may be the same strategy: name it once"
@@ -203,7 +203,7 @@ def _hunt(
         named = base.methods if made.strategies == base.made.strategies else (methods.one(strategy),)
         return base._replace(made=made, source=own, model=model, methods=named), trained
 
-    with console.progress(f"search {arm.strategy}", asked.trials) as advance:
+    with console.progress(f"search {arm.label}", asked.trials, "trials") as advance:
         while asked.timeout is None or time.monotonic() - began < asked.timeout:
             now = search.ask(searched, arm.ranges, asked.group, asked.trials)
             if not now:

@@ -77,7 +77,7 @@ def check(given: Mapping[str, Any], made: Settings, asked: Search) -> None:
         raise InputError(f"--lr_low={asked.lr_low:g} and --lr_high={asked.lr_high:g}: give 0 < LOW < HIGH")
     if made.distributed and not asked.lr_range_test:
         raise InputError(
-            "--distributed: processes of a search do not train one fit together, each asks for trials of its own: leave "
+            "--distributed: processes of a search do not train one fit together, each asks for its own trials: leave "
             "it out, and give all of them one --storage and each its --workdir"
         )
     if set(asked.seeds) & set(made.seeds):

@@ -29,7 +29,7 @@ from experiments import (
 )
 from experiments.options import Settings
 from experiments.sources import Source
-from tljax import masks, objective, seeds, train
+from tljax import graft, masks, objective, seeds, train
 from tljax.train import scores
 from tljax.types import InputError, Model, Task
 
@@ -164,6 +164,7 @@ def _line(todo: Experiment, method: methods.Named, budget: str, seed: int) -> wo
         "seed": seed,
         "train_examples": budgets.total(budget, target),
     }
+    line |= {"spec": method.spec} if method.spec else {}
     decisive = {
         "identity": source.identity[seed] if source else None,
         "fingerprint": target.fingerprint,
@@ -210,6 +211,8 @@ def _train(todo: Experiment, missing: Mapping[str, Job], folder: Path) -> None:
         groups.setdefault((job.budget, _company(fit, job.method.label, made.many)), []).append(fit)
     for ready in groups.values():
         named = ", ".join(dict.fromkeys(fit.line["strategy"] for fit in ready))
+        if len(groups) > 1:
+            console.say(f"{named}: {len(ready)} of the {len(missing)} fits, trained by themselves")
         with console.progress(named, sum(len(fit.trial.rates) for fit in ready)) as advance:
             training.run(field, ready, folder, sources.about(made, todo.target), advance, made.checkpoint_every)
 
@@ -251,8 +254,11 @@ def noted(todo: Experiment) -> list[str]:
 
 
 def _show(todo: Experiment) -> None:
+    shown: dict[str, graft.Plan] = {}
     for method, start in first_starts(todo):
-        console.plan(method.label, start.plan, start.params, start.phases)
+        same = next((label for label, plan in shown.items() if plan == start.plan), None)
+        shown.setdefault(method.label, start.plan)
+        console.plan(method.label, start.plan, start.params, start.phases, same)
         if paths := methods.left_out(method, start, todo.model):
             console.say(f"  {method.label}: left out, and so frozen: {', '.join(paths)}\n")
     console.notes(noted(todo))

@@ -7,6 +7,8 @@ from typing import Any
 from experiments import fits, options, workdir
 from experiments.options import Settings
 from experiments.search_flags import FIRST_SEED
+from tljax import plugins
+from tljax.study import space
 from tljax.types import InputError
 
 
@@ -56,7 +58,7 @@ def _winner(winners: Mapping[str, Mapping[str, Any]], strategy: str, budget: str
     at_budget = {name: flags for name, flags in named.items() if _same(flags["train_examples"][0], budget)}
     for candidates in (at_budget, named):
         exact = [flags for flags in candidates.values() if flags["strategies"][0] == strategy]
-        exact += [flags for name, flags in candidates.items() if name.startswith(f"{fits.file_name(strategy)}-")]
+        exact += [flags for name, flags in candidates.items() if name.startswith(_stem(strategy))]
         if exact and len({id(flags) for flags in exact}) == 1:
             return exact[0]
         if len(candidates) == 1:
@@ -90,7 +92,12 @@ def _recipe() -> set[str]:
 
 
 def _name(strategy: str) -> str:
-    return strategy.split(":")[0]
+    return space.own_name(strategy)
+
+
+def _stem(strategy: str) -> str:
+    """How the names of the files of a strategy's winners begin."""
+    return f"{fits.file_name(plugins.shown(strategy))}-"
 
 
 def _same(one: str, other: str) -> bool:

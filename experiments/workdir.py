@@ -16,7 +16,7 @@ from typing import Any
 
 from experiments import console, lock, options
 from experiments.options import LISTS, PLACES, Settings
-from tljax import checkpoint, files, surroundings
+from tljax import checkpoint, files, plugins, surroundings
 from tljax.types import InputError
 
 Line = dict[str, Any]
@@ -138,6 +138,7 @@ def _flags(workdir: Path, made: Settings, program: str, more: Sequence[str], old
                 raise InputError(f"'{file}': {error}: restore it, or choose another --workdir") from error
             old, new = text_there.split(","), now[name][-1].split(",")
             now[name] = [",".join([*old, *(value for value in new if value not in old)])]
+        options.refuse_shared_names([text for text in plugins.split(now["strategies"][-1], ",") if text])
     return head + "".join(f"--{name}={value}\n" for name, values in now.items() for value in values)
 
 
