@@ -23,13 +23,13 @@ def arms(given: Mapping[str, Any], made: Settings, search: str | None) -> list[d
         return [{**given, "strategies": strategies}]
     if max(made.seeds) >= FIRST_SEED:
         raise InputError(f"--seeds={max(made.seeds)}: seeds from {FIRST_SEED:,} on are those of searches: give others")
-    winners = _winners(Path(search))
-    for winner in winners.values():
+    found = winners(Path(search))
+    for winner in found.values():
         _require_alike(search, winner, given)
     study = []
     for strategy in strategies:
         for budget in made.train_examples:
-            flags = _winner(winners, strategy, budget)
+            flags = _winner(found, strategy, budget)
             if flags is None:
                 raise InputError(
                     f"--tuned={search} has nothing for '{strategy}' at {budget}: search with --per_strategy"
@@ -39,7 +39,7 @@ def arms(given: Mapping[str, Any], made: Settings, search: str | None) -> list[d
     return study
 
 
-def _winners(search: Path) -> dict[str, dict[str, Any]]:
+def winners(search: Path) -> dict[str, dict[str, Any]]:
     """{name of the file: flags} of each winner."""
     files = sorted(search.glob("best/*.flags")) or sorted(search.glob("best.flags"))
     if not files:
@@ -108,7 +108,7 @@ def said(search: str | None, train_examples: Sequence[str] = ()) -> str:
     """What every table says of the tuning, and of label budgets at which there was none."""
     if search is None:
         return "untuned: every strategy has the same hyper-parameters"
-    tuned_at = list(dict.fromkeys(flags["train_examples"][0] for flags in _winners(Path(search)).values()))
+    tuned_at = list(dict.fromkeys(flags["train_examples"][0] for flags in winners(Path(search)).values()))
     elsewhere = [budget for budget in train_examples if not any(_same(budget, searched) for searched in tuned_at)]
     text = f"tuned: every strategy has what {Path(search).name} found best for it"
     return text + (f"; what it found at {', '.join(tuned_at)} is used at {', '.join(elsewhere)}" if elsewhere else "")
