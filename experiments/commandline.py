@@ -125,7 +125,10 @@ def unknown(name: str, known: Iterable[str], argv: Sequence[str] = ()) -> str:
 def _nearest(name: str, known: Sequence[str]) -> str:
     """The flag that a name is short for, or nearly is: by the first letters of its words, its spelling, its beginning,
     one of its words; "" if there is none."""
-    initials = [flag for flag in known if "_" in flag and name == "".join(word[0] for word in flag.split("_"))]
+    prefix = "source_" if name.startswith("source_") else ""
+    short = {flag: "".join(word[:1] for word in flag.removeprefix(prefix).split("_")) for flag in known}
+    asked = name.removeprefix(prefix)
+    initials = [flag for flag in known if flag.startswith(prefix) and len(asked) > 1 and short[flag] == asked]
     spelt = difflib.get_close_matches(name, [*known, *HELP], n=1)
     begins = [flag for flag in known if len(name) > 1 and flag.startswith(name)]
     words = [flag for flag in known if set(name.split("_")) & set(flag.split("_"))]
@@ -218,7 +221,7 @@ def _read_in(argv: Sequence[str]) -> list[str]:
 
 
 def _from_folder(line: str, folder: str) -> str:
-    """A line of a flagfile, the paths in its value that are in `folder` and not in the working directory joined to it."""
+    """A line of a flagfile, with `folder` before the paths that are there and not in the working directory."""
     name, equals, value = line.partition("=")
     if not equals or _name(name) in _NEW:
         return line
@@ -233,7 +236,7 @@ def _from_folder(line: str, folder: str) -> str:
 
 
 def _joined(piece: str, folder: str, certain: bool) -> str:
-    """A piece of a value, of which the path is all or what is after a '='; only what is `certain` may be a bare word."""
+    """A piece of a value, whose path is all of it or what is after a '='; only what is `certain` may be a bare word."""
     for before, path in (("", piece.strip()), *([piece.partition("=")[::2]] if "=" in piece else [])):
         if os.path.lexists(path) or os.path.isabs(path) or not (certain or "/" in path or os.path.splitext(path)[1]):
             continue

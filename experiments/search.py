@@ -104,8 +104,9 @@ def _place_of_final(final: Settings, arm: Arm, folder: Path) -> Path:
     place = folder / "final" / search_report.file_name(arm)
     if not workdir.of_another_experiment(place, final):
         return place
-    lists = {name: () for name in (*options.LISTS, *options.PLACES)}
-    digest = hashlib.sha256("\n".join(options.to_flags(replace(final, **lists))).encode()).hexdigest()[:8]
+    free = tuple(f"--{name}=" for name in _FREE)
+    lines = [line for line in options.to_flags(final) if not line.startswith(free)]
+    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:8]
     other = place.with_name(f"{place.name}-{digest}")
     console.say(
         f"{arm.label} at {arm.budget} had another winner: the fits of the new one are in final/{other.name}, "

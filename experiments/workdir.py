@@ -123,7 +123,7 @@ def _flags(workdir: Path, made: Settings, program: str, more: Sequence[str], old
         text = flags_text(file)
         head = text.splitlines()[0] + "\n" if text.startswith("#") else head
         there = _values(line for line in text.splitlines() if line.startswith("--"))
-        lists = LISTS
+        lists: Sequence[str] = LISTS
         compared = now
         if older and not _values(more).keys() & there.keys():
             compared = _values(options.to_flags(older))
