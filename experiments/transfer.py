@@ -29,7 +29,7 @@ from experiments import (
 )
 from experiments.options import Settings
 from experiments.sources import Source
-from tljax import graft, masks, objective, seeds, train
+from tljax import graft, masks, objective, plugins, seeds, train
 from tljax.train import scores
 from tljax.types import InputError, Model, Task
 
@@ -180,6 +180,8 @@ def _line(todo: Experiment, method: methods.Named, budget: str, seed: int) -> wo
     recipe = {name: decisive[name] for name in ("fingerprint", "model", "head", "recipe", "code")}
     # What a source was does not matter to a fit from scratch: those beside several sources are alike.
     recipe |= {"source": source.recipe if source and method.name != "scratch" else None}
+    if method.spec:  # a name hides them: fits of other options are not to stand in one row
+        recipe |= {"strategy": [*plugins.parse(method.spec).words, method.options]}
     recipe |= {"pinned": [made.source_seed, made.head_seed, made.order_seed, made.draw_seed]}
     return fits.identify(f"{method.label}-{line['train_examples']}-seed{seed}", line, decisive, recipe)
 

@@ -496,8 +496,8 @@ def lacks(change):
             "only in the model",
         ),
         (lacks(('stage["kernel"] * scale[None]', "scale")), r"'hidden_0/kernel' (36, 8) is of shape (8,) after merge"),
-        (lacks(('stage["bias"] * scale}', 'stage["none"]}')), "merge of a strategy fails: KeyError: 'none'"),
-        (lacks(('stage["bias"] * scale}', '"text"}')), "merge of a strategy fails: TypeError"),
+        (lacks(('stage["bias"] * scale}', 'stage["none"]}')), "mine.py' fails: KeyError: 'none' ("),
+        (lacks(('stage["bias"] * scale}', '"text"}')), "mine.py' fails: TypeError: "),
         (
             lacks(('return {**params, "hidden_0": {**', 'return {"hidden_0": {**')).replace("def merge", "def other"),
             "'head/bias' (3,) is missing after adapt: keep it",

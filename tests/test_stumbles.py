@@ -64,6 +64,17 @@ def test_a_name_stands_for_a_strategy_in_lines_tables_and_files(tasks, tmp_path,
         transfer.run(**quick(tasks, tmp_path, strategies=(f"LN_QV={mine}:strategy",)))
 
 
+def test_fits_of_one_name_and_other_options_are_not_mixed(tasks, tmp_path, mine):
+    """Of two runs: the name hides the options, so the recipe of a fit tells of them."""
+    runs = []
+    for seed, k in ((0, 1), (1, 2)):
+        runs.append(tmp_path / f"run{k}")
+        given = quick(tasks, tmp_path, seeds=(seed,), strategies=("scratch", f"A={mine}:strategy:k={k}"), source_seed=0)
+        transfer.run(**{**given, "workdir": str(runs[-1])})
+    with pytest.raises(InputError, match="are both A with 120 labels, but of different hyper-parameters"):
+        report.main(["report", f"--runs={runs[0]},{runs[1]}", f"--output={tmp_path / 'pages'}"])
+
+
 def test_named_and_unnamed_fits_have_the_same_bits(tasks, tmp_path, mine):
     both = (f"named={mine}:strategy", f"{mine}:strategy")
     _, named, plain = transfer.run(**quick(tasks, tmp_path, strategies=both))
