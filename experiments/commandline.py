@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import glob
 import os.path
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -63,7 +64,7 @@ def parse(argv: Sequence[str], kinds: Mapping[str, str]) -> dict[str, Any]:
     for name, kind in kinds.items():
         _DEFINE.get(kind.split(" ")[0], flags.DEFINE_string)(name, None, "", flag_values=values)
     try:
-        _, *rest = values(_found(argv), known_only=True)  # absl takes long to find what is near
+        _, *rest = values(_read_in(_found(argv)), known_only=True)  # absl takes long to find what is near
     except (flags.Error, ValueError) as error:
         raise InputError(_said(error)) from error
     if rest and rest[0].startswith("-") and _name(rest[0]):
@@ -111,12 +112,27 @@ def unknown(name: str, known: Iterable[str], argv: Sequence[str] = ()) -> str:
 
     >>> unknown("learning_rat", ["learning_rate", "epochs"]), unknown("zoo", ["seeds"])
     ('unknown flag --learning_rat: did you mean --learning_rate?', 'unknown flag --zoo: it is one of experiments.zoo')
+    >>> unknown("lr", ["learning_rate", "lr_low"]), unknown("smoothing", ["label_smoothing"])
+    ('unknown flag --lr: did you mean --learning_rate?', 'unknown flag --smoothing: did you mean --label_smoothing?')
     """
-    close = difflib.get_close_matches(name, [*known, *HELP], n=1)
-    remedy = f"did you mean --{close[0]}?" if close else "--helpfull lists what there is"
+    close = _nearest(name, list(known))
+    remedy = f"did you mean --{close}?" if close else "--helpfull lists what there is"
     if owner := _owners().get(name):
         remedy = f"it is one of experiments.{owner}"
     return f"unknown flag --{name}{_place(name, argv)}: {remedy}"
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    """The flag that a name is short for, or nearly is: by the first letters of its words, its spelling, its beginning,
+    one of its words; "" if there is none."""
+    prefix = "source_" if name.startswith("source_") else ""
+    short = {flag: "".join(word[:1] for word in flag.removeprefix(prefix).split("_")) for flag in known}
+    asked = name.removeprefix(prefix)
+    initials = [flag for flag in known if flag.startswith(prefix) and len(asked) > 1 and short[flag] == asked]
+    spelt = difflib.get_close_matches(name, [*known, *HELP], n=1)
+    begins = [flag for flag in known if len(name) > 1 and flag.startswith(name)]
+    words = [flag for flag in known if set(name.split("_")) & set(flag.split("_"))]
+    return next(iter([*initials, *spelt, *begins, *sorted(words, key=len)]), "")
 
 
 def _place(name: str, argv: Sequence[str]) -> str:
@@ -169,3 +185,62 @@ def flagfile(name: str) -> str:
 def _found(argv: Sequence[str]) -> list[str]:
     parts = [argument.partition("=") for argument in argv]
     return [f"{flag}={flagfile(name)}" if flag == "--flagfile" else flag + eq + name for flag, eq, name in parts]
+
+
+PATHS = (
+    "source_checkpoint",
+    "checkpoint",
+    "runs",
+    "results",
+    "predictions",
+    "sources",
+    "tuned",
+    "data_dir",
+    "manual_dir",
+)
+"""Flags whose values are paths, however they are spelt."""
+_NEW = ("workdir", "output", "storage", "compilation_cache", "study")
+"""Flags that name what need not be there yet: their paths are from the working directory."""
+
+
+def _read_in(argv: Sequence[str]) -> list[str]:
+    """A command line with the lines of its flagfiles in their places, and their relative paths found.
+
+    A path in a flagfile is sought from the working directory, and where it is not there from the flagfile's folder.
+    """
+    arguments: list[str] = []
+    for argument in argv:
+        flag_name, _, file = argument.partition("=")
+        if flag_name not in ("--flagfile", "-flagfile") or not file:
+            arguments.append(argument)
+            continue
+        folder = os.path.dirname(file)
+        lines = flags.FlagValues().read_flags_from_files([argument])
+        arguments += [_from_folder(line, folder) for line in lines] if folder else lines
+    return arguments
+
+
+def _from_folder(line: str, folder: str) -> str:
+    """A line of a flagfile, with `folder` before the paths that are there and not in the working directory."""
+    name, equals, value = line.partition("=")
+    if not equals or _name(name) in _NEW:
+        return line
+    parts = []
+    for part in plugins.split(value, ","):
+        pieces = part.split(":")
+        for i, piece in enumerate(pieces):
+            certain = (_name(name) in PATHS and i == 0) or (i == 1 and pieces[0].strip() == "folder")
+            pieces[i] = _joined(piece, folder, certain)
+        parts.append(":".join(pieces))
+    return f"{name}={','.join(parts)}"
+
+
+def _joined(piece: str, folder: str, certain: bool) -> str:
+    """A piece of a value, whose path is all of it or what is after a '='; only what is `certain` may be a bare word."""
+    for before, path in (("", piece.strip()), *([piece.partition("=")[::2]] if "=" in piece else [])):
+        if os.path.lexists(path) or os.path.isabs(path) or not (certain or "/" in path or os.path.splitext(path)[1]):
+            continue
+        there = os.path.join(folder, path)
+        if path and (os.path.lexists(there) or glob.glob(there)):
+            return f"{before}={there}" if before else there
+    return piece

@@ -57,14 +57,17 @@ def run(given: Mapping[str, Any], asked: Asked) -> list[workdir.Line]:
     made = options.settings(**given)
     compare_flags.check(asked)
     base = asked.against
-    if base not in ("scratch", *made.strategies):
-        raise InputError(f"--against={base} is none of --strategies{plugins.nearest(base, made.strategies)}")
+    names = {plugins.shown(text): text for text in ("scratch", *made.strategies)}
+    base = names.get(base, base)
+    if base not in names.values():
+        raise InputError(f"--against={base} is none of --strategies{plugins.nearest(base, names)}")
     means = machine.prepare(made)
     parts = planned(given, asked, made, means)
     for part in parts:
         estimand.require_some(part.todo)
     method = methods.one(base)
-    judging = replace(asked, against=summary.label({"strategy": method.name, "options": method.options}))
+    against = {"strategy": method.name, "options": method.options, "spec": method.spec}
+    judging = replace(asked, against=summary.label(against))
     if made.dry_run:
         _show(parts)
         return []

@@ -6,6 +6,8 @@ import io
 import logging
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 import jax
 
 from experiments import signals
-from tljax import graft, masks
+from tljax import graft, masks, paths
 from tljax.types import InputError
 
 LOST = "another process of this run is lost: run the same command on all of them again, and it goes on"
@@ -95,16 +97,47 @@ def _fail(message: str) -> None:
     sys.exit(1)
 
 
+SIGN_OF_LIFE = 60.0
+"""Seconds between the lines that say how far a run is, where there is no terminal for a bar."""
+
+
 @contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar over `total` steps on a terminal, nothing elsewhere; gives the function that advances it."""
+def progress(what: str, total: int, unit: str = "steps") -> Iterator[Callable[[int], None]]:
+    """A bar over `total` steps on a terminal, a line a minute elsewhere; gives the function that advances it."""
     from rich.console import Console
     from rich.progress import Progress
 
     console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    if not console.is_terminal:
+        with _said_now_and_then(what, total, unit) as advance:
+            yield advance
+        return
+    with Progress(console=console, transient=True) as bar:
         task = bar.add_task(what, total=total)
         yield lambda steps: bar.advance(task, steps)
+
+
+@contextmanager
+def _said_now_and_then(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """Lines to standard error from a thread, so that a long segment or compilation is seen to go on too."""
+    done, ended, began = 0, threading.Event(), time.monotonic()
+
+    def advance(steps: int) -> None:
+        nonlocal done
+        done += steps
+
+    def say_so() -> None:
+        while not ended.wait(SIGN_OF_LIFE):
+            left = f"{done:,} of {total:,} {unit} done, {max(total - done, 0):,} left"
+            print(f"{what}: {left}, after {time.monotonic() - began:,.0f} s", file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=say_so, daemon=True)
+    thread.start()
+    try:
+        yield advance
+    finally:
+        ended.set()
+        thread.join()
 
 
 def say(line: str) -> None:
@@ -148,13 +181,17 @@ def notes(lines: Sequence[str]) -> None:
         say(f"  {line}")
 
 
-def plan(title: str, rows: graft.Plan, params: Any, phases: Sequence[tuple[float, Any]]) -> None:
-    """The graft plan and the mask tables of one strategy, one a phase."""
-    table(
-        f"{title}: graft",
-        ["target leaf", "from", "action", "shape", "dtype"],
-        [(r.target or "-", r.source or "-", r.action, "x".join(map(str, r.shape)) or "scalar", r.dtype) for r in rows],
-    )
+def plan(
+    title: str, rows: graft.Plan, params: Any, phases: Sequence[tuple[float, Any]], same_as: str | None = None
+) -> None:
+    """The graft plan and the mask tables of one strategy, one a phase; repeated blocks have one row.
+
+    `same_as` is a strategy that was shown before and has the same graft plan.
+    """
+    if same_as is None:
+        graft_plan(f"{title}: graft", rows)
+    else:
+        say(f"{title}: graft as of {same_as}\n")
     if not phases:
         say(f"  {title}: the mask depends on gradients, and is not known before the source is trained\n")
     for start, mask in phases:
@@ -165,16 +202,33 @@ def plan(title: str, rows: graft.Plan, params: Any, phases: Sequence[tuple[float
         mask_table(when, params, mask)
 
 
+def graft_plan(title: str, rows: graft.Plan) -> None:
+    """Where each leaf comes from: a row each, or a row for leaves that differ in a number of their path alone."""
+    same = [r.target is None or r.source == r.target for r in rows]
+    about = [(r.action, _shape(r.shape), str(r.dtype)) for r in rows]
+    alike = [(None if own else r.source, *more) for r, own, more in zip(rows, same, about, strict=True)]
+    lines = []
+    for path, members in paths.folded([(r.target or r.source or "-", key) for r, key in zip(rows, alike, strict=True)]):
+        first = members[0]
+        source = path if same[first] else rows[first].source or "-"
+        lines.append((path if rows[first].target else "-", source, *about[first], str(len(members))))
+    table(title, ["target leaf", "from", "action", "shape", "dtype", "leaves"], lines)
+
+
 def mask_table(title: str, params: Any, mask: Any) -> None:
-    """A mask's leaves: path, shape, trained or frozen, how many numbers."""
-    lines = masks.table(params, mask)
-    trained, total = sum(r.trained_size for r in lines), sum(r.size for r in lines)
-    table(
-        title,
-        ["leaf", "shape", "trains", "count"],
-        [(r.path, "x".join(map(str, r.shape)) or "scalar", r.trained, f"{r.size:,}") for r in lines],
-        [f"{trained:,} of {total:,} numbers train"],
-    )
+    """A mask's leaves: path, shape, trained or frozen, how many numbers; a row for leaves that differ in a number of
+    their path alone."""
+    rows = masks.table(params, mask)
+    trained, total = sum(r.trained_size for r in rows), sum(r.size for r in rows)
+    lines = []
+    for path, members in paths.folded([(r.path, (r.shape, r.trained, r.trained_size)) for r in rows]):
+        first, several = rows[members[0]], f"{len(members)} x " if len(members) > 1 else ""
+        lines.append((path, _shape(first.shape), first.trained, f"{several}{first.size:,}"))
+    table(title, ["leaf", "shape", "trains", "count"], lines, [f"{trained:,} of {total:,} numbers train"])
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
 
 
 def sources(name: str, folder: Path, lines: Mapping[int, Mapping[str, Any]], notes: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import console, outcome, workdir
+from experiments import budgets, console, options, outcome, workdir
 from tljax.study import study
 from tljax.study.study import Cell, Right
 from tljax.study.summary import Row, accuracy, counts, label, require_one_recipe, with_share
@@ -81,7 +81,7 @@ def keep(folder: Path, found: Sequence[Found], notes: Sequence[str], judging: Ma
 
 def of_directory(folder: Path) -> Kept:
     """What a run directory holds of a study; raises InputError for one damaged or not at its end."""
-    if not (folder / "report.html").is_file():
+    if not (folder / "report.html").is_file() and not _whole(folder):
         raise InputError(f"'{folder}' holds no run that has ended: run its command again")
     file, gone = folder / "study.json", workdir.superseded(folder)
     done = [line for key, line in workdir.done(folder).items() if key not in gone]
@@ -100,6 +100,20 @@ def of_directory(folder: Path) -> Kept:
     notes = [*notes, *(note for note in mixed if note not in notes)]
     found = [_kept(folder, part["rows"])._replace(longer=part["longer"]) for part in parts]
     return Kept(found, notes, judging, looks)
+
+
+def _whole(folder: Path) -> bool:
+    """Whether a run directory without a report, as the winners of a search are left in, has all fits of its flags."""
+    file = folder / "flags.flags"
+    if not file.is_file() or not (folder / "results.jsonl").is_file():
+        return False
+    lines = workdir.flags_text(file).splitlines()
+    known = options.kinds()
+    named = [line for line in lines if line.startswith("--") and line[2:].partition("=")[0] in known]
+    settings = options.settings(**options.parse(["report", *named]))
+    there = Counter(row["seed"] for row in workdir.done(folder).values() if row["strategy"] != "pretrain")
+    wanted = Counter(seed for budget in settings.train_examples for seed in budgets.seeds(budget, settings.seeds))
+    return all(there[seed] >= count * len(settings.strategies) for seed, count in wanted.items())
 
 
 def read(file: Path, sha256: str | None = None) -> tuple[np.ndarray, np.ndarray]:

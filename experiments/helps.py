@@ -90,7 +90,10 @@ def text(about: str, own: Any, groups: Mapping[str, Sequence[dataclasses.Field]]
     if not full:
         lines += ["--helpfull has all flags, by theme."]
     if not own or "flagfile" not in commandline.kinds(own):
-        lines += ["--flagfile=FILE reads flags from a file, one a line; what comes later counts."]
+        lines += [
+            "--flagfile=FILE reads flags from a file, one a line; what comes later counts. Paths in it are sought",
+            "from the working directory, and where they are not there from the folder of the file.",
+        ]
     return "\n".join(lines)
 
 

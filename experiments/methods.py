@@ -21,12 +21,14 @@ class Named(NamedTuple):
     """A strategy as the flags name it."""
 
     label: str
-    """With its options: 'last_k:k=2'."""
+    """Its name, if the flags give it one; else with its options: 'last_k:k=2'."""
     name: str
     options: Mapping[str, Any]
     method: Method
     code: str
     """Digest of its files: what an edit changes."""
+    spec: str = ""
+    """What stands after NAME= if the flags give it a name, else "": a line of results keeps both."""
 
 
 def read(texts: Sequence[str]) -> tuple[Named, ...]:
@@ -40,6 +42,9 @@ def read(texts: Sequence[str]) -> tuple[Named, ...]:
 def one(text: str) -> Named:
     """One strategy."""
     method, options = plugins.method(text)
+    given_name, text = plugins.named(text)
+    if given_name:
+        return Named(given_name, given_name, options, method, method.code, text)
     spec = plugins.parse(text)
     name = ":".join([spec.name, *spec.words])
     label = ":".join([name, *(f"{key}={value}" for key, value in spec.options.items())])
@@ -50,19 +55,20 @@ def refuse_without_source(named: Sequence[Named], model: Model) -> None:
     """Raise InputError for a strategy that keeps something of a source, where there is none."""
     for one in named:
         stages = models.names(model)
-        if set(_theirs("reinit", ready.redrawn, one.method, one.options, stages)) != set(stages):
+        if set(_theirs(one, "reinit", ready.redrawn, one.method, one.options, stages)) != set(stages):
             raise InputError(f"strategy '{one.label}' needs a source: give --source=NAME or --source_checkpoint=DIR")
 
 
-def _theirs(what: str, function: Any, *arguments: Any, **options: Any) -> Any:
-    """Call somebody else's function; what it raises becomes one line."""
+def _theirs(one: Named, part: str, function: Any, *arguments: Any, **options: Any) -> Any:
+    """Call a function of a strategy's file; what it raises becomes one line that says whose it is, and where."""
+    what = f"{part} of strategy '{one.label}'" if part else f"strategy '{one.label}'"
     try:
-        with surroundings.kept(f"{what} of a strategy"):
+        with surroundings.kept(what):
             return function(*arguments, **options)
     except InputError:
         raise
     except (Exception, SystemExit) as error:
-        raise InputError(f"{what} of a strategy fails: {plugins.said(error)}") from error
+        raise InputError(f"{what} fails: {plugins.said(error, one.method.strategy)}") from error
 
 
 class Ground(NamedTuple):
@@ -103,7 +109,7 @@ def start(one: Named, ground: Ground, look: Look | None = None) -> Start:
     """Graft, adapt, ask the strategy, and lint; raises InputError for a mask that cannot be meant."""
     names = models.names(ground.model)
     of_ground = (names, ground.source, ground.drawn, ground.key, ground.head)
-    made = _theirs("reinit or adapt", ready.target, one.method, one.options, *of_ground)
+    made = _theirs(one, "reinit or adapt", ready.target, one.method, one.options, *of_ground)
     if one.method.adapt:
         _refuse_another_model(one, made)
     rest = (made.fresh, made.plan, made.merge)
@@ -120,13 +126,13 @@ def left_out(one: Named, start: Start, model: Model) -> list[str]:
         return []
     context = Context(models.names(model), fresh=start.fresh)
     options = plugins.taken(one.method.left_out, one.options)
-    return list(_theirs("left_out", one.method.left_out, ready.own(start.params), ready.shown(context), **options))
+    return list(_theirs(one, "left_out", one.method.left_out, ready.own(start.params), ready.shown(context), **options))
 
 
 def _phases(one: Named, params: Params, context: Context, must: Mask) -> tuple[tuple[float, Any], ...]:
     """What the strategy gives, linted; masks that it leaves to their boundary are linted there."""
     given = jax.tree.map(jnp.asarray, params), ready.shown(context)
-    phases = ready.phases(_theirs("strategy", one.method.strategy, *given, **one.options))
+    phases = ready.phases(_theirs(one, "", one.method.strategy, *given, **one.options))
 
     def linted(params: Params, mask: Mask) -> Mask:
         try:
@@ -136,7 +142,9 @@ def _phases(one: Named, params: Params, context: Context, must: Mask) -> tuple[t
         return ready.own(mask)
 
     def later(phase: Phase) -> Callable[[Params], Mask]:
-        return lambda params: linted(params, _theirs("a phase", phase.mask, ready.own(params), ready.shown(context)))
+        return lambda params: linted(
+            params, _theirs(one, "a phase", phase.mask, ready.own(params), ready.shown(context))
+        )
 
     try:
         masks.lint_phases(params, phases, must)
@@ -148,7 +156,7 @@ def _phases(one: Named, params: Params, context: Context, must: Mask) -> tuple[t
 def _refuse_another_model(one: Named, made: ready.Ready) -> None:
     """Raise InputError unless the model finds its leaves again, in their shapes."""
     merge: Any = made.merge or (lambda same: same)
-    after = _theirs("merge", lambda: jax.eval_shape(merge, made.params))
+    after = _theirs(one, "merge", lambda: jax.eval_shape(merge, made.params))
     if made.merge:
         paths.same_structure(made.ordinary, after, "the model", f"what merge of strategy '{one.label}' gives")
     shapes = {path: leaf.shape for path, leaf in paths.items(after)}

@@ -49,7 +49,9 @@ class Settings:
     hidden: tuple[int, ...] = flag((512,), "widths of the hidden stages (units), with commas; the source's too", "M")
     activation: str = flag("relu", "elementwise function of jax.nn; the source's too", "M")
     head: str = flag("auto", "copy, fresh or zero; auto copies it only when the class names are equal", "S")
-    strategies: tuple[str, ...] = flag(("scratch", "full", "head_only"), "or last_k:k=2, mine.py:strategy", "S")
+    strategies: tuple[str, ...] = flag(
+        ("scratch", "full", "head_only"), "or last_k:k=2, mine.py:strategy, or with a name, LN_QV=mine.py:strategy", "S"
+    )
     frozen_dropout: str = flag(
         "off", "in stages frozen whole: off, as in evaluation; on, and computed in every step", "S"
     )
@@ -153,6 +155,7 @@ def _check(made: Settings) -> None:
             raise InputError(
                 f"--{name} names {f'{twice} twice: give each once' if twice is not None else 'nothing: name one'}"
             )
+    refuse_shared_names(made.strategies)
     for name in ("source_seed", "head_seed", "order_seed", "draw_seed"):
         _check_seed(name, getattr(made, name) or 0)
     for seed in made.seeds:
@@ -171,6 +174,17 @@ def _check(made: Settings) -> None:
     shape = made.image_shape
     if shape and (len(shape) != 3 or min(shape) < 1 or shape[0] * shape[1] * shape[2] > MOST["image_shape"] * 100):
         raise InputError(f"--image_shape={','.join(map(str, shape))}: write HEIGHT,WIDTH,CHANNELS, below 10^7 in all")
+
+
+def refuse_shared_names(strategies: Sequence[str]) -> None:
+    """Raise InputError for two strategies of one name: their fits would be of one row."""
+    texts: dict[str, str] = {}
+    for text in strategies:
+        other = texts.setdefault(plugins.shown(text), text)
+        if other != text:
+            raise InputError(
+                f"--strategies: '{other}' and '{text}' are both named {plugins.shown(text)}: give each its own name"
+            )
 
 
 def _check_seed(name: str, seed: int) -> None:

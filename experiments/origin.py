@@ -1,6 +1,6 @@
 """Where a source comes from: what it says of itself, and its parameters, whoever trained it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,9 +40,21 @@ def settings(given: Mapping[str, Any], place: str, *, several: bool = False) -> 
     return options.settings(**{**both, "source_checkpoint": place})
 
 
-def source(made: Settings) -> Source:
-    """The source that `--source_checkpoint` names; raises InputError where there is none, or of another model."""
-    return elsewhere.source(made) if elsewhere.named(made.source_checkpoint) else sources.from_checkpoint(made)
+def source(made: Settings, stand_ins: Mapping[int, int] | None = None) -> Source:
+    """The source that `--source_checkpoint` names; raises InputError where there is none, or of another model.
+
+    `stand_ins` as `sources.from_checkpoint` takes them.
+    """
+    if elsewhere.named(made.source_checkpoint):
+        return elsewhere.source(made)
+    return sources.from_checkpoint(made, stand_ins=stand_ins)
+
+
+def stand_ins(made: Settings, trial_seeds: Sequence[int]) -> dict[int, int]:
+    """`sources.stand_ins`; empty without --source_checkpoint and for a file of weights, which serves every seed."""
+    if not made.source_checkpoint or elsewhere.named(made.source_checkpoint):
+        return {}
+    return sources.stand_ins(made, trial_seeds)
 
 
 def load(made: Settings, means: Any = None) -> Origin:

@@ -41,6 +41,7 @@ def _second_half(outcome: Outcome) -> rundir.Line:
         "test_accuracy": test["accuracy"],
         "test_loss": test["loss"],
         "calibration_error": test["calibration_error"],
+        "calibration": test["calibration"],
         "per_class_accuracy": test["per_class_accuracy"],
         "confusion": test["confusion"],
         "validation_accuracy": held["accuracy"] if held else None,

@@ -104,9 +104,9 @@ def in_turn(read: Callable[[], Any]) -> Any:
 
 
 @contextmanager
-def opened(made: Settings, program: str, more: Sequence[str] = ()) -> Iterator[Path]:
+def opened(made: Settings, program: str, more: Sequence[str] = (), older: Settings | None = None) -> Iterator[Path]:
     """`workdir.opened` by the first process, for all of them. Raises InputError where another does not see it."""
-    with workdir.opened(made, program, more) if first() else nullcontext(Path(made.workdir or "")) as folder:
+    with workdir.opened(made, program, more, older) if first() else nullcontext(Path(made.workdir or "")) as folder:
         wait("opened")
         if not (folder / "flags.flags").is_file():
             raise InputError(f"process {jax.process_index()} sees no --workdir={folder}: name a folder that all share")

@@ -1,14 +1,26 @@
 """`--lr_range_test` of a search: one fit whose learning rate rises, its picture, and the rate that it suggests."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments import console, fits, options, search_flags, search_report, transfer, trials, workdir
+from experiments import (
+    commandline,
+    console,
+    fits,
+    options,
+    processes,
+    search_flags,
+    search_report,
+    transfer,
+    trials,
+    workdir,
+)
+from experiments.options import Settings
 from experiments.search_flags import Search
-from tljax import train
+from tljax import plugins, train
 from tljax.study import range_test
 from tljax.types import InputError
 
@@ -16,33 +28,56 @@ LEAST = 10
 """Steps, below which a curve shows nothing."""
 
 
-def run(given: Mapping[str, Any], flags_of: Mapping[str, Any], asked: Search, means: train.Means) -> range_test.Found:
+def run(
+    given: Mapping[str, Any],
+    flags_of: Mapping[str, Any],
+    asked: Search,
+    means: train.Means,
+    stand_ins: Mapping[int, int] | None = None,
+) -> range_test.Found:
     """Train the first strategy once, as the trials are but at a rising rate; print and draw what its loss says.
 
-    `given` are the flags, and `flags_of` those of the trials. The run directory gets lr_range_test.html, and the source
-    if it is not there yet. Raises InputError for a fit of too few steps, and for a loss that is not
-    finite at the lowest rate.
+    `given` are the flags, `flags_of` those of the trials, and `stand_ins` as `transfer.prepare` takes them. The run
+    directory gets lr_range_test.html, and the source if it is not there yet. Raises InputError for a fit of too few
+    steps, and for a loss that is not finite at the lowest rate.
     """
     from tljax.study import search_page
 
     every = options.settings(**flags_of)
     first = {name: getattr(every, name)[:1] for name in options.LISTS}
     made = options.settings(**{**flags_of, **first})
-    todo = transfer.prepare(made, means, only=True)
-    with workdir.opened(made, "search") as folder:
+    todo = transfer.prepare(made, means, only=True, stand_ins=stand_ins)
+    settings = options.settings(**given)
+    flags = [*search_flags.to_flags(asked), *_own_flags(asked)]
+    with processes.opened(settings, "search", _kept_flags(settings, flags), older=made) as folder:
         rates, losses = swept(todo, asked, folder)
         found = range_test.suggested(rates, losses)
-        name = f"{made.strategies[0]} at {made.train_examples[0]}"
+        name = f"{plugins.shown(made.strategies[0])} at {made.train_examples[0]}"
         said = [*_said(name, rates, found), *transfer.noted(todo)]
         for line in said:
             console.say(line)
-        own = ["--lr_range_test", f"--lr_low={asked.lr_low!r}", f"--lr_high={asked.lr_high!r}"]
-        flags = [*search_flags.to_flags(asked), *own, *options.to_flags(options.settings(**given))]
-        reproduced = search_report.reproduced(flags, workdir.environment(transfer.fingerprints(todo)))
+        reproduced = search_report.reproduced(
+            [*flags, *options.to_flags(settings)], workdir.environment(transfer.fingerprints(todo))
+        )
         text = search_page.range_page(name, ". ".join(said) + ".", rates, losses, found, reproduced)
-        workdir.replace(folder / "lr_range_test.html", text)
+        if processes.first():
+            workdir.replace(folder / "lr_range_test.html", text)
         console.say(f"report: {folder / 'lr_range_test.html'}")
     return found
+
+
+def _own_flags(asked: Search) -> list[str]:
+    return ["--lr_range_test=true", f"--lr_low={asked.lr_low!r}", f"--lr_high={asked.lr_high!r}"]
+
+
+def _kept_flags(settings: Settings, flags: Sequence[str]) -> Sequence[str]:
+    """The search's own lines of the run directory's flagfile: those of a search that it holds stay as they are."""
+    file = Path(settings.workdir or "") / "flags.flags"
+    lines = workdir.flags_text(file).splitlines() if file.is_file() else []
+    names = commandline.kinds(Search)
+    there = [line for line in lines if line.startswith("--") and line[2:].partition("=")[0] in names]
+    searched = there and not any(line.startswith("--lr_range_test") for line in there)
+    return there if searched else flags
 
 
 def swept(todo: transfer.Experiment, asked: Search, folder: Path) -> tuple[np.ndarray, np.ndarray]:

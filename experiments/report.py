@@ -3,7 +3,8 @@
     python -m experiments.report --runs=runs/compared --output=runs/pages
     python -m experiments.report --results=theirs.csv --predictions='runs/*.npz' --output=runs/theirs
 
---runs=DIR,DIR makes one report of run directories of experiments.transfer and experiments.compare. For fits made
+--runs=DIR,DIR makes one report of run directories of experiments.transfer, experiments.compare and of the winners of
+experiments.search (its run directory, or those in its final/; --per_strategy has scratch among them). For fits made
 elsewhere, --results is a CSV with a row a fit: name, source (may be empty), target, strategy (scratch among them),
 seed, train_examples; and, as far as known, steps, seconds, source_accuracy, selected_on (none, validation, test: what
 the epoch was chosen on), tuning_seeds (with spaces). --predictions names a .npz a fit, NAME.npz, with labels [items]
@@ -34,6 +35,7 @@ from experiments import (
     helps,
     looks,
     options,
+    tuned,
     verdicts,
     workdir,
 )
@@ -122,7 +124,7 @@ def _of_runs(runs: Sequence[str]) -> Read:
     """What run directories hold."""
     found = Read([], [], {}, 0)
     looked, seen = 0, dict[Any, Row]()
-    for name in runs:
+    for name in (place for run in runs for place in _with_winners(run, found.notes)):
         try:
             kept = evidence.of_directory(Path(name))
             judging = kept.judging
@@ -144,6 +146,23 @@ def _of_runs(runs: Sequence[str]) -> Read:
         looked = max(looked, kept.looks)
         found.notes.extend(note for note in [*kept.notes, *spoken] if note not in found.notes)
     return found._replace(looks=looked)
+
+
+def _with_winners(run: str, notes: list[str]) -> list[str]:
+    """A run directory; in place of a search's those of its winners, of which a note is added."""
+    winners = tuned.winners(Path(run)) if (Path(run) / "final").is_dir() else {}
+    if not winners:
+        return [run]
+    places = [
+        str(place)
+        for place in sorted((Path(run) / "final").iterdir())
+        for name, flags in winners.items()
+        if (len(winners) == 1 or place.name == name or place.name.startswith(f"{name}-"))
+        and (place / "flags.flags").is_file()
+        and not workdir.of_another_experiment(place, options.settings(**flags))
+    ]
+    notes.append(f"tuned: every strategy has what {Path(run).name} found best for it")
+    return list(dict.fromkeys(places)) or [run]
 
 
 def _known(row: Row, other: Row | None) -> bool:

@@ -9,6 +9,7 @@ once, for the winner, trained anew on all training examples under --seeds. Run a
 """
 
 import functools
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,6 +23,8 @@ from experiments import (
     machine,
     methods,
     options,
+    origin,
+    processes,
     range_test,
     search_flags,
     search_report,
@@ -34,7 +37,7 @@ from experiments.options import Settings
 from experiments.search_flags import Search
 from experiments.search_report import Arm
 from experiments.transfer import Experiment
-from tljax.study import search, summary
+from tljax.study import search, space, summary
 from tljax.types import InputError, Task
 
 
@@ -44,31 +47,45 @@ def run(given: Mapping[str, Any], asked: Search) -> list[workdir.Line]:
     search_flags.check(given, made, asked)
     hunting = _hunting(given, made, asked)
     means = machine.prepare(made)
+    stand_ins = origin.stand_ins(made, asked.seeds)
     if asked.lr_range_test and not made.dry_run:
-        range_test.run(given, hunting, asked, means)
+        range_test.run(given, hunting, asked, means, stand_ins)
         return []
     arms = _arms(made, asked)
     if made.dry_run:
         search_report.show(given, arms, asked)
         return []
-    with workdir.opened(options.settings(**hunting), "search") as folder:
+    own_flags = search_flags.to_flags(asked)
+    with processes.opened(made, "search", own_flags, older=options.settings(**hunting)) as folder:
+        if stand_ins:
+            console.say(_said_of_sources(stand_ins, made.seeds))
+        whole = transfer.prepare(options.settings(**hunting), means, only=True, stand_ins=stand_ins)
+        _require_own_totals(arms, whole.target)
         studies = {arm: _opened(arm, asked, made, folder) for arm in arms}
         trained = {}
         for arm in arms:
             flags_of = {**hunting, "strategies": (arm.strategy,), "train_examples": (arm.budget,)}
-            base = transfer.prepare(options.settings(**flags_of), means, only=True)
-            _require_own_totals(arms, base.target)
+            base = whole._replace(made=options.settings(**flags_of), methods=(methods.one(arm.strategy),))
             _hunt(arm, studies[arm], base, flags_of, asked, folder)
             search_report.keep_trials(folder, {arm: one.study for arm, one in studies.items()})
             best = search.best(studies[arm].study)
-            final = search_flags.chosen(_final(given, made, arm, folder), best.params)
-            trained[arm] = search_report.Winner(studies[arm].study, best, options.settings(**final))
+            final = options.settings(**search_flags.chosen(_final(given, made, arm), best.params))
+            place = _place_of_final(final, arm, folder)
+            trained[arm] = search_report.Winner(studies[arm].study, best, replace(final, workdir=str(place)))
         search_report.keep_best(folder, trained)
         lines = [line for winner in trained.values() for line in _train_anew(winner.made, means)]
-        settled = summary.with_share(lines, base.target.test.labels)
-        notes = search_report.write(folder, options.settings(**given), asked, trained, settled, base)
+        settled = summary.with_share(lines, whole.target.test.labels)
+        notes = search_report.write(folder, options.settings(**given), asked, trained, settled, whole)
     console.results("tuned against tuned", settled, notes)
     return lines
+
+
+def _said_of_sources(stand_ins: Mapping[int, int], final_seeds: Sequence[int]) -> str:
+    """Which sources trials start from, since none was trained under the seeds of a search."""
+    source_seeds = sorted(set(stand_ins.values()))
+    shared = set(source_seeds) & set(final_seeds)
+    why = "the final fits start from them too, as there are no others" if shared else "no final fit starts from them"
+    return f"trials start from the sources of the seeds {', '.join(map(str, source_seeds))} of the checkpoint; {why}"
 
 
 def _hunting(given: Mapping[str, Any], made: Settings, asked: Search) -> dict[str, Any]:
@@ -82,11 +99,26 @@ def _source(made: Settings) -> dict[str, Any]:
     return {f"source_{name}": value for name, value in vars(made.source_recipe).items()}
 
 
-def _final(given: Mapping[str, Any], made: Settings, arm: Arm, folder: Path) -> dict[str, Any]:
-    """The flags of the last fits: all training examples, and the seeds that the search has not seen."""
+def _place_of_final(final: Settings, arm: Arm, folder: Path) -> Path:
+    """Where the last fits are kept: beside those of the former winner, if the search has grown and found another."""
     place = folder / "final" / search_report.file_name(arm)
+    if not workdir.of_another_experiment(place, final):
+        return place
+    free = tuple(f"--{name}=" for name in _FREE)
+    lines = [line for line in options.to_flags(final) if not line.startswith(free)]
+    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:8]
+    other = place.with_name(f"{place.name}-{digest}")
+    console.say(
+        f"{arm.label} at {arm.budget} had another winner: the fits of the new one are in final/{other.name}, "
+        f"those of the former stay in final/{place.name}"
+    )
+    return other
+
+
+def _final(given: Mapping[str, Any], made: Settings, arm: Arm) -> dict[str, Any]:
+    """The flags of the last fits: all training examples, and the seeds that the search has not seen."""
     own = {"strategies": (arm.strategy,), "train_examples": (arm.budget,), "validation": 0.0, "seeds": made.seeds}
-    return {**_source(made), **given, **own, "workdir": str(place)}
+    return {**_source(made), **given, **own}
 
 
 def _arms(made: Settings, asked: Search) -> list[Arm]:
@@ -100,12 +132,12 @@ def _arms(made: Settings, asked: Search) -> list[Arm]:
         raise InputError(f"--train_examples={','.join(made.train_examples)}: name one, or give --per_budget")
     found = []
     for strategy in strategies:
-        name = strategy.split(":")[0]
-        own = tuple(r for r in asked.ranges if not r.name.startswith("strategy.") or r.name.split(".")[1] == name)
+        name = space.own_name(strategy)
+        own = tuple(r for r in asked.ranges if space.of_strategy(r.name) in ("", name))
         if not own:
             raise InputError(f"--space has nothing to search for strategy '{strategy}': add a dimension")
-        chooses = any(r.name.startswith(f"strategy.{name}.") for r in own)
-        if chooses and sum(other.split(":")[0] == name for other in strategies) > 1:
+        chooses = any(space.of_strategy(r.name) == name for r in own)
+        if chooses and sum(space.own_name(other) == name for other in strategies) > 1:
             raise InputError(
                 f"--strategies={','.join(strategies)}: --space chooses the options of {name}, which stands there more "
                 "than once, so two winners may be the same strategy: name it once"
@@ -172,7 +204,7 @@ def _hunt(
         named = base.methods if made.strategies == base.made.strategies else (methods.one(strategy),)
         return base._replace(made=made, source=own, model=model, methods=named), trained
 
-    with console.progress(f"search {arm.strategy}", asked.trials) as advance:
+    with console.progress(f"search {arm.label}", asked.trials, "trials") as advance:
         while asked.timeout is None or time.monotonic() - began < asked.timeout:
             now = search.ask(searched, arm.ranges, asked.group, asked.trials)
             if not now:

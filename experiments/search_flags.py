@@ -75,6 +75,11 @@ def check(given: Mapping[str, Any], made: Settings, asked: Search) -> None:
             raise InputError(f"--{name}={getattr(asked, name)}: give 1 or more")
     if not 0 < asked.lr_low < asked.lr_high < math.inf:
         raise InputError(f"--lr_low={asked.lr_low:g} and --lr_high={asked.lr_high:g}: give 0 < LOW < HIGH")
+    if made.distributed and not asked.lr_range_test:
+        raise InputError(
+            "--distributed: processes of a search do not train one fit together, each asks for its own trials: leave "
+            "it out, and give all of them one --storage and each its --workdir"
+        )
     if set(asked.seeds) & set(made.seeds):
         raise InputError(f"--seeds={made.seeds[0]}: seeds from {FIRST_SEED:,} on are the search's own: give others")
     for name in PINS:

@@ -9,6 +9,7 @@ from experiments import console, fits, options, page, search_flags, workdir
 from experiments.options import Settings
 from experiments.search_flags import Search
 from experiments.transfer import Experiment
+from tljax import plugins
 from tljax.study import history, space
 
 
@@ -18,6 +19,11 @@ class Arm(NamedTuple):
     strategy: str
     budget: str
     ranges: tuple[space.Range, ...]
+
+    @property
+    def label(self) -> str:
+        """What tables call the strategy."""
+        return plugins.shown(self.strategy)
 
 
 class Winner(NamedTuple):
@@ -33,7 +39,7 @@ class Winner(NamedTuple):
 
 def file_name(arm: Arm) -> str:
     """Of what is one study's."""
-    return fits.file_name(f"{arm.strategy}-{arm.budget}")
+    return fits.file_name(f"{arm.label}-{arm.budget}")
 
 
 def show(given: Mapping[str, Any], arms: Sequence[Arm], asked: Search) -> None:
@@ -47,12 +53,12 @@ def show(given: Mapping[str, Any], arms: Sequence[Arm], asked: Search) -> None:
         parted = "one shape, trained together"
         if several:
             parted = f"at most {math.prod(shapes.values()):,} shapes, by {', '.join(several)}; each trained together"
-        console.say(f"{arm.strategy} at {arm.budget}: {asked.trials} trials in groups of {asked.group}; {parted}")
+        console.say(f"{arm.label} at {arm.budget}: {asked.trials} trials in groups of {asked.group}; {parted}")
 
 
 def keep_trials(folder: Path, studies: Mapping[Arm, Any]) -> None:
     """Write trials.csv, a row a trial of each study."""
-    told = {(arm.strategy, arm.budget): history.told(study) for arm, study in studies.items()}
+    told = {(arm.label, arm.budget): history.told(study) for arm, study in studies.items()}
     workdir.replace(folder / "trials.csv", history.table(told))
 
 
@@ -77,11 +83,11 @@ def write(
     """Write report.html; what is said below the table."""
     from tljax.study import search_page
 
-    told = [(f"{arm.strategy}, {arm.budget}", one) for arm in winners for one in _told(arm, winners[arm].trial)]
+    told = [(f"{arm.label}, {arm.budget}", one) for arm in winners for one in _told(arm, winners[arm].trial)]
     several = len({arm.budget for arm in winners}) > 1
     studies = [
         search_page.Study(
-            f"{arm.strategy}, {arm.budget}" if several else arm.strategy,
+            f"{arm.label}, {arm.budget}" if several else arm.label,
             arm.ranges,
             history.told(winner.study),
             winner.trial.number,

@@ -168,12 +168,37 @@ def _ready(made: Settings, field: fits.Arena, seed: int, line: workdir.Line) -> 
     return fits.build(field, built, start, streams, "all", line)
 
 
-def from_checkpoint(made: Settings, model_too: bool = True) -> Source:
+def stand_ins(made: Settings, trial_seeds: Sequence[int]) -> dict[int, int]:
+    """{seed of a trial: seed of the source that it starts from}, where `--source_checkpoint` has a source a seed.
+
+    Sources of seeds that are not among --seeds come first, so that trials and final fits share none as long as there
+    are others; each is taken again when all are, and one that diverged never. Empty for a checkpoint of one source,
+    which serves every seed. Raises InputError for no source of a seed of --seeds.
+    """
+    places = _places(Path(made.source_checkpoint or ""))
+    if len(places) < 2:
+        return {}
+    _require_seeds(made, list(places), made.seeds)
+    told = {place: _about(place)["fits"] for place in {place for place, _ in places.values()}}
+    sound = [seed for seed, (place, name) in sorted(places.items()) if told[place].get(name, {}).get("accuracy")]
+    ranked = [seed for seed in sound if seed not in made.seeds] or sound or sorted(places)
+    return {seed: ranked[i % len(ranked)] for i, seed in enumerate(trial_seeds)}
+
+
+def _require_seeds(made: Settings, seeds_there: Sequence[int], needed: Sequence[int]) -> None:
+    if missing := sorted(set(needed) - set(seeds_there)):
+        raise InputError(
+            f"--source_checkpoint={made.source_checkpoint} has sources for the seeds {sorted(seeds_there)}, not for "
+            f"{missing}: change --seeds"
+        )
+
+
+def from_checkpoint(made: Settings, model_too: bool = True, stand_ins: Mapping[int, int] | None = None) -> Source:
     """The source that `--source_checkpoint` names: one for all seeds, or one for each.
 
-    Without `model_too` its parameters are taken as they are, whatever model the flags describe, and even where the
-    file of the model is gone. Raises InputError for a folder that holds none, a source of another model, or no source
-    for a seed.
+    `stand_ins` has {seed: seed of the source that it takes} of seeds that have none of their own. Without `model_too`
+    its parameters are taken as they are, whatever model the flags describe, and even where the file of the model is
+    gone. Raises InputError for a folder that holds none, a source of another model, or no source for a seed.
     """
     places = _places(Path(made.source_checkpoint or ""))
     told = {place: _about(place) for place in {place for place, _ in places.values()}}
@@ -182,12 +207,11 @@ def from_checkpoint(made: Settings, model_too: bool = True) -> Source:
             raise InputError(f"checkpoint '{place}' holds no fit '{name}': train it again")
     one = next(iter(told.values()))
     other = differs(made, one["model"]) if model_too else ""
-    if len(places) > 1 and set(made.seeds) - set(places):
-        raise InputError(
-            f"--source_checkpoint={made.source_checkpoint} has sources for the seeds {sorted(places)}, not for "
-            f"{sorted(set(made.seeds) - set(places))}: change --seeds"
-        )
-    chosen = {seed: places[seed] if len(places) > 1 else next(iter(places.values())) for seed in made.seeds}
+    source_seeds = {seed: (stand_ins or {}).get(seed, seed) for seed in made.seeds}
+    if len(places) > 1:
+        _require_seeds(made, list(places), list(source_seeds.values()))
+    only_place = next(iter(places.values()))
+    chosen = {seed: places[own] if len(places) > 1 else only_place for seed, own in source_seeds.items()}
     leaves = {seed: told[place]["sha256"] for seed, (place, _) in chosen.items()}
     sums = {
         seed: json.dumps(leaves[seed].get(f"{name}.merged", leaves[seed][name]), sort_keys=True)
@@ -221,7 +245,7 @@ def from_checkpoint(made: Settings, model_too: bool = True) -> Source:
         fisher,
         note,
         (steps := _steps([told[place]["fits"][name] for place, name in chosen.values()])),
-        min(identity.values()) if len(set(identity.values())) == 1 else f"{one['fingerprint']} {one['model']} {steps}",
+        f"{one['fingerprint']} {one['model']} {steps}" if len(places) > 1 else min(identity.values()),
     )
 
 

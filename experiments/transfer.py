@@ -29,7 +29,7 @@ from experiments import (
 )
 from experiments.options import Settings
 from experiments.sources import Source
-from tljax import masks, objective, seeds, train
+from tljax import graft, masks, objective, plugins, seeds, train
 from tljax.train import scores
 from tljax.types import InputError, Model, Task
 
@@ -88,10 +88,13 @@ def fingerprints(todo: Experiment) -> dict[str, str]:
     return {task.name: task.fingerprint for task in (todo.source, todo.target) if task and task.fingerprint}
 
 
-def prepare(made: Settings, means: train.Means, only: bool = False) -> Experiment:
+def prepare(
+    made: Settings, means: train.Means, only: bool = False, stand_ins: Mapping[int, int] | None = None
+) -> Experiment:
     """Read everything that the flags name, and raise InputError for what cannot be.
 
-    Scratch is added, unless it is to be `only` the strategies that are named.
+    Scratch is added, unless it is to be `only` the strategies that are named. `stand_ins` has {seed: seed of the source
+    in --source_checkpoint that it starts from} of seeds without a source of their own.
     """
     if made.target is None:
         raise InputError("--target is not given: name the data set to transfer to, such as --target=fashion_mnist_10k")
@@ -101,7 +104,7 @@ def prepare(made: Settings, means: train.Means, only: bool = False) -> Experimen
     named = tuple(map(methods.one, made.strategies)) if only else methods.read(made.strategies)
     source = None
     if made.source_checkpoint:
-        source = origin.source(made)
+        source = origin.source(made, stand_ins)
     elif made.source:
         source = sources.from_data(made)
     target = sources.load(made, made.target, made.image_shape or (source.shape if source else None))
@@ -164,6 +167,7 @@ def _line(todo: Experiment, method: methods.Named, budget: str, seed: int) -> wo
         "seed": seed,
         "train_examples": budgets.total(budget, target),
     }
+    line |= {"spec": method.spec} if method.spec else {}
     decisive = {
         "identity": source.identity[seed] if source else None,
         "fingerprint": target.fingerprint,
@@ -179,6 +183,8 @@ def _line(todo: Experiment, method: methods.Named, budget: str, seed: int) -> wo
     recipe = {name: decisive[name] for name in ("fingerprint", "model", "head", "recipe", "code")}
     # What a source was does not matter to a fit from scratch: those beside several sources are alike.
     recipe |= {"source": source.recipe if source and method.name != "scratch" else None}
+    if method.spec:  # a name hides them: fits of other options are not to stand in one row
+        recipe |= {"strategy": [*plugins.parse(method.spec).words, method.options]}
     recipe |= {"pinned": [made.source_seed, made.head_seed, made.order_seed, made.draw_seed]}
     return fits.identify(f"{method.label}-{line['train_examples']}-seed{seed}", line, decisive, recipe)
 
@@ -210,6 +216,8 @@ def _train(todo: Experiment, missing: Mapping[str, Job], folder: Path) -> None:
         groups.setdefault((job.budget, _company(fit, job.method.label, made.many)), []).append(fit)
     for ready in groups.values():
         named = ", ".join(dict.fromkeys(fit.line["strategy"] for fit in ready))
+        if len(groups) > 1:
+            console.say(f"{named}: {len(ready)} of the {len(missing)} fits, trained by themselves")
         with console.progress(named, sum(len(fit.trial.rates) for fit in ready)) as advance:
             training.run(field, ready, folder, sources.about(made, todo.target), advance, made.checkpoint_every)
 
@@ -251,8 +259,11 @@ def noted(todo: Experiment) -> list[str]:
 
 
 def _show(todo: Experiment) -> None:
+    shown: dict[str, graft.Plan] = {}
     for method, start in first_starts(todo):
-        console.plan(method.label, start.plan, start.params, start.phases)
+        same = next((label for label, plan in shown.items() if plan == start.plan), None)
+        shown.setdefault(method.label, start.plan)
+        console.plan(method.label, start.plan, start.params, start.phases, same)
         if paths := methods.left_out(method, start, todo.model):
             console.say(f"  {method.label}: left out, and so frozen: {', '.join(paths)}\n")
     console.notes(noted(todo))

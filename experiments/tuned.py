@@ -7,6 +7,8 @@ from typing import Any
 from experiments import fits, options, workdir
 from experiments.options import Settings
 from experiments.search_flags import FIRST_SEED
+from tljax import plugins
+from tljax.study import space
 from tljax.types import InputError
 
 
@@ -21,13 +23,13 @@ def arms(given: Mapping[str, Any], made: Settings, search: str | None) -> list[d
         return [{**given, "strategies": strategies}]
     if max(made.seeds) >= FIRST_SEED:
         raise InputError(f"--seeds={max(made.seeds)}: seeds from {FIRST_SEED:,} on are those of searches: give others")
-    winners = _winners(Path(search))
-    for winner in winners.values():
+    found = winners(Path(search))
+    for winner in found.values():
         _require_alike(search, winner, given)
     study = []
     for strategy in strategies:
         for budget in made.train_examples:
-            flags = _winner(winners, strategy, budget)
+            flags = _winner(found, strategy, budget)
             if flags is None:
                 raise InputError(
                     f"--tuned={search} has nothing for '{strategy}' at {budget}: search with --per_strategy"
@@ -37,7 +39,7 @@ def arms(given: Mapping[str, Any], made: Settings, search: str | None) -> list[d
     return study
 
 
-def _winners(search: Path) -> dict[str, dict[str, Any]]:
+def winners(search: Path) -> dict[str, dict[str, Any]]:
     """{name of the file: flags} of each winner."""
     files = sorted(search.glob("best/*.flags")) or sorted(search.glob("best.flags"))
     if not files:
@@ -56,7 +58,7 @@ def _winner(winners: Mapping[str, Mapping[str, Any]], strategy: str, budget: str
     at_budget = {name: flags for name, flags in named.items() if _same(flags["train_examples"][0], budget)}
     for candidates in (at_budget, named):
         exact = [flags for flags in candidates.values() if flags["strategies"][0] == strategy]
-        exact += [flags for name, flags in candidates.items() if name.startswith(f"{fits.file_name(strategy)}-")]
+        exact += [flags for name, flags in candidates.items() if name.startswith(_stem(strategy))]
         if exact and len({id(flags) for flags in exact}) == 1:
             return exact[0]
         if len(candidates) == 1:
@@ -90,7 +92,12 @@ def _recipe() -> set[str]:
 
 
 def _name(strategy: str) -> str:
-    return strategy.split(":")[0]
+    return space.own_name(strategy)
+
+
+def _stem(strategy: str) -> str:
+    """How the names of the files of a strategy's winners begin."""
+    return f"{fits.file_name(plugins.shown(strategy))}-"
 
 
 def _same(one: str, other: str) -> bool:
@@ -101,7 +108,7 @@ def said(search: str | None, train_examples: Sequence[str] = ()) -> str:
     """What every table says of the tuning, and of label budgets at which there was none."""
     if search is None:
         return "untuned: every strategy has the same hyper-parameters"
-    tuned_at = list(dict.fromkeys(flags["train_examples"][0] for flags in _winners(Path(search)).values()))
+    tuned_at = list(dict.fromkeys(flags["train_examples"][0] for flags in winners(Path(search)).values()))
     elsewhere = [budget for budget in train_examples if not any(_same(budget, searched) for searched in tuned_at)]
     text = f"tuned: every strategy has what {Path(search).name} found best for it"
     text += ", and scratch with more steps what was best for fewer"

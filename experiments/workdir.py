@@ -8,7 +8,7 @@ import platform
 import re
 import stat
 import subprocess
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -16,34 +16,40 @@ from typing import Any
 
 from experiments import console, lock, options
 from experiments.options import LISTS, PLACES, Settings
-from tljax import checkpoint, files, surroundings
+from tljax import checkpoint, files, plugins, surroundings
 from tljax.types import InputError
 
 Line = dict[str, Any]
 """A line of results.jsonl: one fit."""
 
-_NO_FIT = ("eval", "verify", "sources", "scores", "score_examples", "resamples")
-"""What may change too: flags of compare and rank that decide which fits there are, and nothing of one."""
+_NO_FIT = (
+    *("eval", "verify", "sources", "scores", "score_examples", "resamples"),
+    *("space", "trials", "group", "timeout", "sampler", "pruner", "search_seeds", "study", "per_strategy"),
+    *("per_budget", "lr_range_test", "lr_low", "lr_high"),
+)
+"""What may change too: flags of compare, rank and search that decide which fits there are, and nothing of one. Each
+study of a search keeps its own space and seeds, and refuses others."""
 
 
 @contextmanager
-def opened(made: Settings, program: str, more: Sequence[str] = ()) -> Iterator[Path]:
+def opened(made: Settings, program: str, more: Sequence[str] = (), older: Settings | None = None) -> Iterator[Path]:
     """The run directory of these settings, this process's own until the end; what is damaged in it is set aside.
 
     Raises InputError where none is given, another process has it, or it holds another experiment; then nothing in
     it is changed. Lists (strategies, seeds, budgets) may grow. `more` are flagfile lines beside those of the settings.
+    A flagfile without a line of `more` is an older tljax's, which wrote the settings `older`: it is written anew.
     """
     if made.workdir is None:
         raise InputError("--workdir is not given: name a new folder for the run, such as --workdir=runs/first")
     workdir = Path(made.workdir)
     _refuse_strangers(workdir)
     _refuse_links(workdir)
-    _flags(workdir, made, program, more)
+    _flags(workdir, made, program, more, older)
     _refuse_other_switches(workdir)
     lines(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     with lock.held(workdir):
-        replace(workdir / "flags.flags", signed(_flags(workdir, made, program, more)))
+        replace(workdir / "flags.flags", signed(_flags(workdir, made, program, more, older)))
         for name in ("", *FOLDERS):
             files.sweep(workdir / name)
         _set_damaged_aside(workdir)
@@ -108,29 +114,68 @@ def _refuse_other_switches(workdir: Path) -> None:
         )
 
 
-def _flags(workdir: Path, made: Settings, program: str, more: Sequence[str]) -> str:
+def _flags(workdir: Path, made: Settings, program: str, more: Sequence[str], older: Settings | None) -> str:
     """The run's flagfile, with what is new in its lists; raises InputError if it is of another experiment."""
     file = workdir / "flags.flags"
     head = f"# python -m experiments.{program} --flagfile=WORKDIR/{file.name} --workdir=NEW\n"
-    now = dict(line[2:].split("=", 1) for line in [*options.to_flags(made), *more])
+    now = _values([*options.to_flags(made), *more])
     if file.is_file():
         text = flags_text(file)
         head = text.splitlines()[0] + "\n" if text.startswith("#") else head
-        there = dict(line[2:].partition("=")[::2] for line in text.splitlines() if line.startswith("--"))
-        there = {name: value for name, value in options.NEUTRAL.items() if name in now} | there
-        names = sorted((there.keys() | now.keys()) - {*LISTS, *PLACES, *_NO_FIT})
-        differ = [f"--{n}={there.get(n, '')} there, {now.get(n, '')} here" for n in names if there.get(n) != now.get(n)]
-        if differ:
-            told = "; ".join(differ[:8]) + (f" and {len(differ) - 8} more" if differ[8:] else "")
-            raise InputError(f"'{workdir}' holds another experiment ({told}): choose another --workdir")
-        for name in LISTS:
+        there = _values(line for line in text.splitlines() if line.startswith("--"))
+        lists: Sequence[str] = LISTS
+        compared = now
+        if older and not _values(more).keys() & there.keys():
+            compared = _values(options.to_flags(older))
+            lists = tuple(name for name in LISTS if getattr(older, name) == getattr(made, name))
+        neutral = {name: [value] for name, value in options.NEUTRAL.items() if name in compared}
+        _refuse_another_experiment(workdir, neutral | there, compared)
+        for name in lists:
+            text_there = there.get(name, [""])[-1]
             try:
-                options.parse(["", f"--{name}={there.get(name, '')}"])
+                options.parse(["", f"--{name}={text_there}"])
             except InputError as error:
                 raise InputError(f"'{file}': {error}: restore it, or choose another --workdir") from error
-            old = there.get(name, "").split(",")
-            now[name] = ",".join([*old, *(value for value in now[name].split(",") if value not in old)])
-    return head + "".join(f"--{name}={value}\n" for name, value in now.items())
+            old, new = text_there.split(","), now[name][-1].split(",")
+            now[name] = [",".join([*old, *(value for value in new if value not in old)])]
+        options.refuse_shared_names([text for text in plugins.split(now["strategies"][-1], ",") if text])
+    return head + "".join(f"--{name}={value}\n" for name, values in now.items() for value in values)
+
+
+def of_another_experiment(workdir: Path, made: Settings) -> bool:
+    """Whether a run directory is there and holds another experiment than these settings'; raises InputError as `opened`
+    does for a flagfile that is not as it was written."""
+    file = workdir / "flags.flags"
+    if not file.is_file():
+        return False
+    there = _values(line for line in flags_text(file).splitlines() if line.startswith("--"))
+    neutral = {name: [value] for name, value in options.NEUTRAL.items()}
+    try:
+        _refuse_another_experiment(workdir, neutral | there, _values(options.to_flags(made)))
+    except InputError:
+        return True
+    return False
+
+
+def _values(lines: Iterable[str]) -> dict[str, list[str]]:
+    """{flag: its values, in order} of flagfile lines: a flag may be given several times."""
+    values: dict[str, list[str]] = {}
+    for line in lines:
+        name, _, value = line[2:].partition("=")
+        values.setdefault(name, []).append(value)
+    return values
+
+
+def _refuse_another_experiment(workdir: Path, there: Mapping[str, list[str]], now: Mapping[str, list[str]]) -> None:
+    names = sorted((there.keys() | now.keys()) - {*LISTS, *PLACES, *_NO_FIT})
+    differ = [
+        f"--{name}={','.join(there.get(name, ()))} there, {','.join(now.get(name, ()))} here"
+        for name in names
+        if there.get(name) != now.get(name)
+    ]
+    if differ:
+        told = "; ".join(differ[:8]) + (f" and {len(differ) - 8} more" if differ[8:] else "")
+        raise InputError(f"'{workdir}' holds another experiment ({told}): choose another --workdir")
 
 
 _SUM = "# sha256 of the lines above: "

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from test_report import curve, fit
 
+from tljax import evaluate
 from tljax.study import export, report, study_report
 from tljax.study.report import Reproduced
 from tljax.study.study import Comparison, Study
@@ -47,6 +48,11 @@ FAMILY = [
 ]
 
 
+def bins(rng: np.random.Generator) -> dict[str, Any]:
+    """Of 40 examples of three classes, as a fit's line of results holds them."""
+    return evaluate.calibration(rng.dirichlet([1.0] * 3, 40), rng.integers(0, 3, 40))
+
+
 def rows(extra: bool = True) -> list[dict[str, Any]]:
     """Fits of scratch and four cuts over two seeds and two budgets; with all that a fit may have, or without."""
     found = []
@@ -58,7 +64,7 @@ def rows(extra: bool = True) -> list[dict[str, Any]]:
                     "evals": {"turned": accuracy - 0.2},
                     "step_flops": 1000.0 * (number + 1),
                     "retention": 0.9 - 0.1 * number,
-                    "calibration": {"confidence": [0.5, 0.9], "accuracy": [0.4, 0.8], "count": [1 + seed, 3]},
+                    "calibration": bins(np.random.default_rng([number, seed])),
                     "leaves": LEAVES,
                 }
                 name = "stages" if options else "scratch"

@@ -37,6 +37,23 @@ def test_calibration_error_equals_the_sum_over_bins():
     np.testing.assert_allclose(evaluate.calibration_error(p, labels), expected, rtol=1e-9)
 
 
+def test_the_bins_of_calibration_are_means_over_the_examples_in_them():
+    rng = np.random.default_rng(1)
+    p = rng.dirichlet([1.0, 1.0, 1.0], 400)
+    labels = rng.integers(0, 3, 400)
+    confidence, right = p.max(1), p.argmax(1) == labels
+    bins = evaluate.calibration(p, labels)
+    assert sum(bins["count"]) == 400 and bins["confidence"][0] is None and bins["accuracy"][0] is None
+    for k, low in enumerate(np.arange(15) / 15):
+        here = (confidence >= low) & (confidence < low + 1 / 15)
+        assert bins["count"][k] == here.sum()
+        if here.any():
+            np.testing.assert_allclose(bins["confidence"][k], confidence[here].mean(), rtol=1e-12)
+            np.testing.assert_allclose(bins["accuracy"][k], right[here].mean(), rtol=1e-12)
+    gaps = [n * abs(a - c) for n, a, c in zip(bins["count"], bins["accuracy"], bins["confidence"], strict=True) if n]
+    np.testing.assert_allclose(sum(gaps) / 400, evaluate.calibration_error(p, labels), rtol=1e-12)
+
+
 def test_logits_that_are_not_finite_have_no_metrics():
     assert set(evaluate.metrics(np.array([[np.nan, 0.0]]), np.array([0])).values()) == {None}
 

@@ -188,10 +188,10 @@ def test_flags_that_were_changed_are_refused_in_the_run_and_taken_elsewhere(copy
 def test_what_a_search_found_best_is_refused_if_it_was_changed(tmp_path):
     text = workdir.signed("# head\n--source=a\n--target=b\n--strategies=full\n--learning_rate=0.1\n")
     (tmp_path / "best.flags").write_text(text)
-    assert tuned._winners(tmp_path)["best"]["learning_rate"] == 0.1
+    assert tuned.winners(tmp_path)["best"]["learning_rate"] == 0.1
     (tmp_path / "best.flags").write_text(text.replace("0.1", "0.9"))
     with pytest.raises(InputError, match=r"best.flags' is not as it was written"):
-        tuned._winners(tmp_path)
+        tuned.winners(tmp_path)
 
 
 def test_an_environment_is_kept_for_each_fit_and_a_mixture_is_said(copy, tasks, capsys, monkeypatch):

@@ -12,6 +12,7 @@ import pytest
 
 from experiments import console, options, outcome, pretrain, training, transfer
 from tljax import checkpoint
+from tljax.study import drawing, study_pictures
 from tljax.types import InputError
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -71,6 +72,24 @@ def results(workdir: Path, without=("seconds",)) -> list[dict]:
 
 def parameters(workdir: Path, line: dict) -> checkpoint.Flat:
     return checkpoint.load(workdir / line["checkpoint"])[0][line["name"]]
+
+
+def test_a_fit_says_how_sure_and_how_right_it_is(finished):
+    """The bins of its line are those of its predictions, and the picture of calibration is drawn from them."""
+    folder, lines = finished
+    for line in lines:
+        with np.load(folder / line["predictions"]) as kept:
+            confidence = kept["probabilities"].max(1)
+            right = kept["probabilities"].argmax(1) == kept["labels"]
+        bins = line["calibration"]
+        assert sum(bins["count"]) == len(right)
+        for name, whole in (("accuracy", right), ("confidence", confidence)):
+            pooled = sum(n * mean for n, mean in zip(bins["count"], bins[name], strict=True) if n)
+            np.testing.assert_allclose(pooled, whole.sum(), rtol=1e-5)
+    fits = [line for line in lines if line["train_examples"] == max(line["train_examples"] for line in lines)]
+    members = {name: [fit for fit in fits if fit["strategy"] == name] for name in {fit["strategy"] for fit in fits}}
+    picture = study_pictures.reliability(members, "", drawing.strokes(list(members)))
+    assert picture and len(picture[0].axes[0].lines) == 1 + len(members)
 
 
 def test_a_run_leaves_the_directory_that_the_design_names(finished):
@@ -477,8 +496,8 @@ def lacks(change):
             "only in the model",
         ),
         (lacks(('stage["kernel"] * scale[None]', "scale")), r"'hidden_0/kernel' (36, 8) is of shape (8,) after merge"),
-        (lacks(('stage["bias"] * scale}', 'stage["none"]}')), "merge of a strategy fails: KeyError: 'none'"),
-        (lacks(('stage["bias"] * scale}', '"text"}')), "merge of a strategy fails: TypeError"),
+        (lacks(('stage["bias"] * scale}', 'stage["none"]}')), "mine.py' fails: KeyError: 'none' ("),
+        (lacks(('stage["bias"] * scale}', '"text"}')), "mine.py' fails: TypeError: "),
         (
             lacks(('return {**params, "hidden_0": {**', 'return {"hidden_0": {**')).replace("def merge", "def other"),
             "'head/bias' (3,) is missing after adapt: keep it",

@@ -1,6 +1,7 @@
 """Searches: fair, resumable, shared by processes, and blind to the test set."""
 
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from test_programs import command
 
-from experiments import search, search_flags, transfer, trials
+from experiments import commandline, options, origin, pretrain, search, search_flags, transfer, trials, workdir
 from tljax.study import search as studies
 from tljax.study import space
 from tljax.types import InputError
@@ -108,6 +109,7 @@ BAD = [
     (["--head_seed=3"], "--head_seed is pinned"),
     (["--seeds=1000000"], "are the search's own"),
     (["--strategies=scratch,full"], "give --per_strategy"),
+    (["--distributed"], "give all of them one --storage and each its --workdir"),
 ]
 
 
@@ -117,6 +119,149 @@ def test_bad_input_is_one_line_and_writes_no_study(more, message, tasks, tmp_pat
         search.main(line(tasks, tmp_path, *more))
     assert message in str(refused.value) and "\n" not in str(refused.value)
     assert not list(tmp_path.glob("w/final*"))
+
+
+@pytest.fixture(scope="module")
+def sources(tasks, tmp_path_factory):
+    """A run directory with sources of the seeds 0, 1 and 2."""
+    folder = tmp_path_factory.mktemp("sources") / "pretrained"
+    given = {"source": str(tasks / "digits.npz"), "hidden": (8,), "seeds": (0, 1, 2), "steps": 4, "points": 1}
+    pretrain.run(**given, workdir=str(folder))
+    return folder
+
+
+def of_checkpoint(tasks, folder, place, *more, seeds="0"):
+    """A search from own weights, in four steps a fit."""
+    own = [f"--source_checkpoint={place}", "--hidden=8", "--steps=4", "--points=1", f"--seeds={seeds}"]
+    task = [f"--target={tasks / 'clothes.npz'}", "--strategies=head_only", f"--workdir={folder / 'w'}"]
+    return ["search", *own, *task, SPACE[0], "--trials=1", "--group=1", *more]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "said"),
+    [
+        ("0", "trials start from the sources of the seeds 1, 2 of the checkpoint; no final fit starts from them"),
+        ("0,1,2", "the sources of the seeds 0, 1 of the checkpoint; the final fits start from them too"),
+    ],
+)
+def test_trials_start_from_the_sources_that_a_run_has(seeds, said, sources, tasks, tmp_path, capsys):
+    """No source was trained under the seeds of a search: those that there are stand in, said in one line."""
+    search.main(of_checkpoint(tasks, tmp_path, sources, "--search_seeds=2", seeds=seeds))
+    assert [line for line in capsys.readouterr().out.splitlines() if said in line]
+
+
+def test_the_source_of_a_trial_is_that_of_the_seed_it_is_said_to_start_from(sources):
+    given = {"source_checkpoint": str(sources), "hidden": (8,), "seeds": (2,)}
+    own = {seed: origin.source(options.settings(**{**given, "seeds": (seed,)})).identity[seed] for seed in range(3)}
+    trial_seeds = (1_000_000, 1_000_001, 1_000_002)
+    stand_ins = origin.stand_ins(options.settings(**given), trial_seeds)
+    assert stand_ins == {1_000_000: 0, 1_000_001: 1, 1_000_002: 0}
+    of_trials = origin.source(options.settings(**{**given, "seeds": trial_seeds}), stand_ins).identity
+    assert of_trials == {seed: own[stand_in] for seed, stand_in in stand_ins.items()} and len(set(own.values())) == 3
+
+
+def test_one_checkpoint_of_several_seeds_serves_a_search_too(sources, tasks, tmp_path, capsys):
+    [checkpoint] = (sources / "checkpoints").iterdir()
+    search.main(of_checkpoint(tasks, tmp_path, checkpoint, "--dry_run"))
+    assert origin.stand_ins(options.settings(source_checkpoint=str(checkpoint)), (1_000_000,)) == {1_000_000: 1}
+
+
+def test_a_source_that_diverged_stands_in_for_none(tasks, tmp_path):
+    given = {"source": str(tasks / "digits.npz"), "hidden": (8,), "seeds": (0, 1), "steps": 4, "points": 1}
+    pretrain.run(**given, workdir=str(tmp_path / "sound"))
+    wild = {"source_learning_rate": 1e30, "source_loss": "l2_loss"}
+    pretrain.run(**{**given, **wild}, workdir=str(tmp_path / "wild"))
+    both = [workdir.lines(tmp_path / name) for name in ("sound", "wild")]
+    assert [line["diverged"] for line in both[1]] == [True, True]
+    mixed = tmp_path / "mixed"
+    for name in ("sound", "wild"):
+        shutil.copytree(tmp_path / name / "checkpoints", mixed / "checkpoints", dirs_exist_ok=True)
+    workdir.add(mixed, [both[0][0], both[1][1]])
+    made = options.settings(source_checkpoint=str(mixed), seeds=(0,), hidden=(8,))
+    assert origin.stand_ins(made, (1_000_000,)) == {1_000_000: 0}
+
+
+def test_a_final_fit_without_a_source_is_refused_before_any_trial(sources, tasks, tmp_path):
+    with pytest.raises(InputError, match=r"has sources for the seeds \[0, 1, 2\], not for \[5\]: change --seeds"):
+        search.main(of_checkpoint(tasks, tmp_path, sources, seeds="0,5"))
+    assert not (tmp_path / "w").exists()
+
+
+def test_the_flags_of_a_search_give_it_again(sources, tasks, tmp_path, capsys):
+    """flags.flags holds the search's own flags too, every --space among them, and the seeds of the final fits."""
+    more = ["--space=momentum:between:0:0.9", "--sampler=Random", "--pruner=Median", "--trials=2"]
+    search.main(of_checkpoint(tasks, tmp_path, sources, *more, seeds="0,2"))
+    file = tmp_path / "w" / "flags.flags"
+    written = commandline.parse(["", f"--flagfile={file}"], options.kinds() | commandline.kinds(search_flags.Search))
+    assert written["space"] == (SPACE[0].removeprefix("--space="), "momentum:between:0:0.9")
+    assert (written["trials"], written["sampler"], written["seeds"]) == (2, "Random", (0, 2))
+    again = tmp_path / "again"
+    search.main(["search", f"--flagfile={file}", f"--workdir={again}"])
+    assert (again / "flags.flags").read_bytes() == file.read_bytes()
+    found = [[trial.params for trial in study_of(folder).trials] for folder in (tmp_path / "w", again)]
+    assert found[0] == found[1] and len(found[0]) == 2
+    lines = [
+        {line["key"]: line["test_accuracy"] for line in workdir.lines(folder / "final" / "head_only-all")}
+        for folder in (tmp_path / "w", again)
+    ]
+    assert lines[0] == lines[1] and len(lines[0]) == 2
+
+
+def test_a_search_directory_of_an_older_tljax_goes_on(sources, tasks, tmp_path, capsys):
+    """It held the settings of the trials and none of the search's own flags."""
+    given, asked = options.read(of_checkpoint(tasks, tmp_path, sources), search_flags.Search)
+    trials_of = search._hunting(given, options.settings(**given), asked)
+    with workdir.opened(options.settings(**trials_of), "search") as folder:
+        pass
+    assert "--space" not in (folder / "flags.flags").read_text()
+    with pytest.raises(InputError, match="holds another experiment"):
+        search.main(of_checkpoint(tasks, tmp_path, sources, "--batch_size=7"))
+    search.main(of_checkpoint(tasks, tmp_path, sources))
+    text = workdir.flags_text(folder / "flags.flags")
+    assert f"{SPACE[0]}\n" in text and "--seeds=0\n" in text and "--validation=0.0\n" in text
+
+
+def test_a_search_grows_by_trials_and_seeds(sources, tasks, tmp_path, capsys):
+    search.main(of_checkpoint(tasks, tmp_path, sources))
+    with pytest.raises(InputError, match="holds another experiment"):
+        search.main(of_checkpoint(tasks, tmp_path, sources, "--steps=5"))
+    search.main(of_checkpoint(tasks, tmp_path, sources, "--trials=2", seeds="0,1"))
+    text = workdir.flags_text(tmp_path / "w" / "flags.flags")
+    assert "--trials=2\n" in text and "--seeds=0,1\n" in text and len(study_of(tmp_path / "w").trials) == 2
+
+
+def test_a_search_that_grows_to_another_winner_trains_it_beside_the_former(
+    sources, tasks, tmp_path, capsys, monkeypatch
+):
+    """The former winner's fits stay as they are, and the new one's are found again."""
+    given = of_checkpoint(tasks, tmp_path, sources, "--sampler=Random")
+    search.main(given)
+    file = tmp_path / "w" / "final" / "head_only-all" / "results.jsonl"
+    former = file.read_bytes()
+    monkeypatch.setattr(studies, "best", lambda study: study.trials[-1])
+    capsys.readouterr()
+    for _ in range(2):
+        search.main([*given, "--trials=2"])
+    first, second = sorted(place.name for place in (tmp_path / "w" / "final").iterdir())
+    assert first == "head_only-all" and second.startswith("head_only-all-") and file.read_bytes() == former
+    assert f"the fits of the new one are in final/{second}" in capsys.readouterr().out
+    rate = study_of(tmp_path / "w").trials[-1].params["learning_rate"]
+    for place in (tmp_path / "w" / "best.flags", tmp_path / "w" / "final" / second / "flags.flags"):
+        assert f"--learning_rate={rate}\n" in place.read_text()
+
+
+@pytest.mark.parametrize("range_test_first", [True, False])
+def test_a_range_test_and_a_search_share_a_directory(range_test_first, sources, tasks, tmp_path, capsys):
+    """Its flags give the range test again, and once there is a search, the search."""
+    ways = [[], ["--lr_range_test", "--steps=12", "--lr_low=0.001"]]
+    for more in ways[::-1] if range_test_first else ways:
+        search.main([*of_checkpoint(tasks, tmp_path, sources, "--steps=12", *more)])
+        if range_test_first and more:
+            assert "--lr_range_test=true\n--lr_low=0.001\n" in (tmp_path / "w" / "flags.flags").read_text()
+            again = [f"--flagfile={tmp_path / 'w' / 'flags.flags'}", f"--workdir={tmp_path / 'again'}"]
+            search.main(["search", *again])
+            assert (tmp_path / "again" / "lr_range_test.html").is_file()
+    assert "--lr_range_test" not in (tmp_path / "w" / "flags.flags").read_text()
 
 
 def test_a_study_of_another_space_is_refused_and_unharmed(tasks, tmp_path):

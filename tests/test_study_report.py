@@ -14,6 +14,7 @@ import studies
 from studies import FAMILY, NAMES, comparison, nothing, page, rows, study
 from test_report import alts, visible
 
+from tljax import evaluate
 from tljax.study import drawing, export, pictures, study_pictures, tables, tradeoffs
 from tljax.study.summary import label
 
@@ -272,11 +273,15 @@ def test_the_front_of_retention_is_drawn(styled):
 
 
 def test_reliability_pools_the_fits_by_their_counts(styled):
-    one = {"confidence": [0.2, 0.9, 0.0], "accuracy": [0.1, 1.0, 0.0], "count": [10, 1, 0]}
-    other = {"confidence": [0.4, 0.8, float("nan")], "accuracy": [0.3, 0.5, float("nan")], "count": [30, 3, 0]}
-    fits = [{**row, "calibration": each} for row, each in zip(rows(), (one, other), strict=False)]
+    """The bins of two fits together are those of all their examples."""
+    rng = np.random.default_rng(3)
+    parts = [(rng.dirichlet([1.0] * 3, n), rng.integers(0, 3, n)) for n in (30, 200)]
+    fits = [{**row, "calibration": evaluate.calibration(*part)} for row, part in zip(rows(), parts, strict=False)]
     figure, _ = study_pictures.reliability({"scratch": fits}, "", strokes({})) or pytest.fail()
-    expected = [[(10 * 20 + 30 * 40) / 40, (90 + 3 * 80) / 4], [(10 * 10 + 30 * 30) / 40, (100 + 3 * 50) / 4]]
+    probabilities, labels = (np.concatenate(each) for each in zip(*parts, strict=True))
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
+    groups = [np.floor(confidence * 15) == k for k in range(15)]
+    expected = [[100 * values[g].mean() for g in groups if g.any()] for values in (confidence, right)]
     np.testing.assert_allclose(drawn(figure, "scratch"), expected)
 
 

@@ -53,7 +53,7 @@ def _all(forward: Callable[[Params, jax.Array], jax.Array], mesh: Any, params: P
 
 
 def metrics(logits: np.ndarray, labels: np.ndarray) -> Mapping[str, Any]:
-    """Accuracy (a fraction), loss (nats), calibration error, per-class accuracy, and the confusion matrix.
+    """Accuracy (a fraction), loss (nats), calibration (its error, its bins), per-class accuracy, confusion matrix.
 
     Logits float [n, classes], labels int [n]. Loss is the mean cross-entropy, whatever the fit minimised. Confusion
     counts have true classes in rows. A class without examples has accuracy None; logits that are not finite, as of
@@ -65,7 +65,8 @@ def metrics(logits: np.ndarray, labels: np.ndarray) -> Mapping[str, Any]:
     from scipy.special import log_softmax  # takes as long to import as a first segment
 
     if not np.isfinite(logits).all():
-        return dict.fromkeys(("accuracy", "loss", "calibration_error", "per_class_accuracy", "confusion"))
+        names = ("accuracy", "loss", "calibration_error", "calibration", "per_class_accuracy", "confusion")
+        return dict.fromkeys(names)
     classes = logits.shape[-1]
     log_p = log_softmax(logits.astype(np.float64), axis=-1)
     predicted = logits.argmax(-1)
@@ -75,6 +76,7 @@ def metrics(logits: np.ndarray, labels: np.ndarray) -> Mapping[str, Any]:
         "accuracy": float((predicted == labels).mean()),
         "loss": float(-log_p[np.arange(len(labels)), labels].mean()),
         "calibration_error": calibration_error(np.exp(log_p), labels),
+        "calibration": calibration(np.exp(log_p), labels),
         "per_class_accuracy": [
             float(right / n) if n else None for right, n in zip(np.diag(confusion), counts, strict=True)
         ],
@@ -90,7 +92,32 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int =
     >>> calibration_error(np.array([[0.75, 0.25]] * 4), np.array([0, 0, 0, 1]))
     0.0
     """
-    confidence, right = probabilities.max(-1), probabilities.argmax(-1) == labels
-    where = np.minimum((confidence * bins).astype(int), bins - 1)
+    confidence, right, where = _binned(probabilities, labels, bins)
     gap = np.bincount(where, weights=right - confidence, minlength=bins)
     return float(np.abs(gap).sum() / len(labels))
+
+
+def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> dict[str, list[Any]]:
+    """The bins of a reliability diagram, of equal width in confidence, the lowest first.
+
+    Probabilities float [n, classes], labels int [n]. Returns "confidence" and "accuracy", the means over the examples
+    of each bin (fractions; None in an empty one), and "count", how many they are. The bins of `calibration_error`:
+    Guo et al. 2017, arXiv:1706.04599, eqs. 1 and 2.
+
+    >>> calibration(np.array([[0.75, 0.25]] * 4), np.array([0, 0, 0, 1]), bins=2)
+    {'confidence': [None, 0.75], 'accuracy': [None, 0.75], 'count': [0, 4]}
+    """
+    confidence, right, where = _binned(probabilities, labels, bins)
+    counts = np.bincount(where, minlength=bins).tolist()
+
+    def means(values: np.ndarray) -> list[float | None]:
+        sums = np.bincount(where, weights=values, minlength=bins).tolist()
+        return [total / count if count else None for total, count in zip(sums, counts, strict=True)]
+
+    return {"confidence": means(confidence), "accuracy": means(right), "count": counts}
+
+
+def _binned(probabilities: np.ndarray, labels: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(confidence float [n], whether right bool [n], bin int [n]) of each example."""
+    confidence, right = probabilities.max(-1), probabilities.argmax(-1) == labels
+    return confidence, right, np.minimum((confidence * bins).astype(int), bins - 1)

@@ -5,7 +5,7 @@ Masks, grafts, penalties and checkpoints all name leaves, by these rules and no 
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -313,3 +313,43 @@ def some(names: list[str], most: int = 6) -> str:
     """The first of the names, quoted, for a message."""
     shown = ", ".join(f"'{name}'" for name in names[:most])
     return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def folded(rows: Sequence[tuple[str, Hashable]]) -> list[tuple[str, list[int]]]:
+    """Rows of a table whose paths differ in one number alone, and in nothing else, as one.
+
+    `rows` are (path, all else that a row says). Returns (path, which rows), in the order of their first; numbers that
+    were folded are in braces, `{0..3}` where none is missing, so that nothing is lost.
+
+    >>> folded([("block_0/kernel", 8), ("block_1/kernel", 8), ("block_2/kernel", 8), ("head/kernel", 2)])
+    [('block_{0..2}/kernel', [0, 1, 2]), ('head/kernel', [3])]
+    >>> folded([("block_0/bias", "frozen"), ("block_1/bias", "trained"), ("block_3/bias", "frozen")])
+    [('block_{0,3}/bias', [0, 2]), ('block_1/bias', [1])]
+    """
+    entries = [(tuple(re.split(r"([0-9]+)", path)), also, [i]) for i, (path, also) in enumerate(rows)]
+    for place in range(1, max((len(parts) for parts, _, _ in entries), default=0), 2):
+        groups: dict[Hashable, list[Any]] = {}
+        for i, entry in enumerate(entries):
+            parts, also, _ = entry
+            key = (parts[:place], parts[place + 1 :], also) if place < len(parts) else i
+            groups.setdefault(key, []).append(entry)
+        entries = []
+        for members in groups.values():
+            parts, also, _ = members[0]
+            if len(members) > 1:
+                number = _numbers([member[0][place] for member in members])
+                parts = (*parts[:place], number, *parts[place + 1 :])
+            entries.append((parts, also, sorted(i for member in members for i in member[2])))
+    return [("".join(parts), which) for parts, _, which in entries]
+
+
+def _numbers(texts: Sequence[str]) -> str:
+    """Several numbers in braces.
+
+    >>> _numbers(["2", "0", "1"]), _numbers(["1", "3"]), _numbers(["0", "1"])
+    ('{0..2}', '{1,3}', '{0,1}')
+    """
+    ordered = sorted(texts, key=lambda text: (int(text), text))
+    least, most = int(ordered[0]), int(ordered[-1])
+    whole = len(ordered) > 2 and ordered == [str(number) for number in range(least, most + 1)]
+    return f"{{{least}..{most}}}" if whole else f"{{{','.join(ordered)}}}"

@@ -9,12 +9,13 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import re
 import symtable
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any, NamedTuple
 
 from tljax import code, surroundings
@@ -80,6 +81,39 @@ def parse(text: str) -> Spec:
     if not name:
         raise InputError(f"'{text}' has no name before its options: write name:option=value")
     return Spec(name, tuple(words), options)
+
+
+def named(text: str) -> tuple[str, str]:
+    """(name, spec) of a strategy as --strategies has it, NAME=SPEC or SPEC; without a name it is "".
+
+    A path may have a "=" too: what has a "/" before it, or is a file with it, is no name. Raises InputError for a name
+    that is a strategy's of tljax, or has other characters than letters, digits, '_', '-', '.' and '+'.
+
+    >>> named("LN_QV=mine.py:strategy:k=2"), named("last_k:k=2")
+    (('LN_QV', 'mine.py:strategy:k=2'), ('', 'last_k:k=2'))
+    """
+    first = split(text, ":")[0]
+    name, equals = (part.strip() for part in first.partition("=")[:2])
+    if not equals or "/" in name or Path(first.strip()).is_file():
+        return "", text
+    if not re.fullmatch(r"\w[\w.+-]*", name):
+        raise InputError(f"'{text}': '{name}' is no name: letters, digits, '_', '-', '.' and '+' may be in one")
+    if name in ("pretrain", *names("tljax.strategies", "strategy")):
+        raise InputError(f"'{text}': '{name}' is a strategy's own name: choose another")
+    spec = text.partition("=")[2].strip()
+    if not spec:
+        raise InputError(f"'{text}' names no strategy: write {name}=mine.py:strategy")
+    return name, spec
+
+
+def shown(text: str) -> str:
+    """What a strategy of --strategies is called: its name if it has one, else its spec as it stands.
+
+    >>> shown("LN_QV=mine.py:strategy:k=2"), shown("last_k:k=2")
+    ('LN_QV', 'last_k:k=2')
+    """
+    name, spec = named(text)
+    return name or spec
 
 
 def bind(
@@ -168,14 +202,20 @@ def takes(function: Callable[..., Any], name: str) -> bool:
     return name in _signature(function, f"function '{getattr(function, '__name__', function)}'")
 
 
-def said(error: BaseException) -> str:
+def said(error: BaseException, function: Callable[..., Any] | None = None) -> str:
     """An exception of somebody else's code in one line: its type, its words, and the last line of code it passed.
+
+    With the `function` that was called it is the last line of that function's file, or, where it was not even entered,
+    as its parameters are others, the line that defines it.
 
     >>> said(KeyError("kernel"))
     "KeyError: 'kernel'"
     """
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    if isinstance(own := getattr(code.origin(function), "__code__", None) if function else None, CodeType):
+        inside = [frame for frame in frames if frame.filename == own.co_filename]
+        where = f" ({own.co_filename}:{inside[-1].lineno if inside else own.co_firstlineno})"
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{where}"
 
 
@@ -261,12 +301,12 @@ def attribute(spec: Spec, found: ModuleType, kind: str) -> Callable[..., Any]:
 
 
 def method(text: str) -> tuple[Method, dict[str, Any]]:
-    """The Method that `--strategies` names, and its options.
+    """The Method that `--strategies` names, with a name before it or without, and its options.
 
     >>> method("last_k:k=2")[1]
     {'k': 2}
     """
-    spec = parse(text)
+    spec = parse(named(text)[1])
     found = module(spec, "tljax.strategies", "strategy")
     strategy = attribute(spec, found, "strategy")
     parts = {name: getattr(found, name, None) for name in ("adapt", "merge", "reinit", "left_out")}

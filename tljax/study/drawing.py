@@ -99,9 +99,12 @@ def canvas(width: float, height: float) -> Figure:
 
 def charted(names: Iterable[str], title: str = "") -> tuple[Figure, Axes]:
     """A figure with room for the names in a legend below, and its axes."""
-    figure = canvas(4.6, 3.2 + 0.09 * lines(names))
+    names = list(names)
+    half = -(-len(names) // 2)
+    column = max(lines(names[:half]), lines(names[half:]))
+    figure = canvas(4.6, 3.2 + max(0.09 * lines(names), 0.16 * column))
     axes = figure.add_subplot()
-    axes.set_title(plain(title, width=60))
+    axes.set_title(plain(title, width=48))
     return figure, axes
 
 
@@ -118,7 +121,7 @@ def line(axes: Axes, curve: np.ndarray, name: str, stroke: tuple[str, str], mark
     axes.fill_between(x, low, high, color=colour, alpha=0.14, linewidth=0)
 
 
-def plain(name: str, lines: int = 3, width: int = 30) -> str:
+def plain(name: str, lines: int = 5, width: int = 30) -> str:
     """What SVG can hold, without control characters; broken after a colon where it can be, and cut after `lines`.
 
     >>> plain("stages:redraw=above:copy=1", width=20)

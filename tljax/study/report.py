@@ -58,7 +58,7 @@ def page(
     """HTML of a run: `rows` are fits, `curves` [segments] arrays by a fit's name; every table says the `notes`."""
     found = panels(rows)
     return render(
-        _sections(found, rows, curves, classes, said(notes)),
+        brief(_sections(found, rows, curves, classes, said(notes)), notes),
         title=title,
         lead=_lead([group for panel in found.values() for group in panel]),
         lists=[(heading, [(g["name"], _line(g)) for g in panel]) for heading, panel in found.items()],
@@ -96,6 +96,36 @@ def render(
 def said(notes: Sequence[str]) -> str:
     """Notes as sentences after a caption."""
     return "".join(f" {note}" + ("" if note[-1:] in tuple(".!?") else ".") for note in notes)
+
+
+MOST_NOTES = 25
+"""Words of notes that every caption repeats; those beyond are said at the first table alone."""
+
+
+def brief(sections: Sequence[Section], notes: Sequence[str]) -> list[Section]:
+    """Sections whose captions say once what they have in common.
+
+    The first caption with the `notes` keeps them all; later ones keep the first notes, up to 25 words. What a caption
+    says before them is "As above." where another of its section said the same. Nothing that fits on a line changes.
+    """
+    whole, words = said(notes), [len(note.split()) for note in notes]
+    kept = [note for i, note in enumerate(notes) if i == 0 or sum(words[: i + 1]) <= MOST_NOTES]
+    short = whole if len(kept) == len(notes) else said([*kept, "Further notes are at the first table"])
+    with_notes = 0
+    shortened = []
+    for section in sections:
+        bodies: set[str] = set()
+        blocks = []
+        for block in section.blocks:
+            noted = bool(whole) and block.caption.endswith(whole)
+            body = block.caption.removesuffix(whole) if noted else block.caption
+            repeated = body in bodies and len(body.split()) > 12
+            bodies.add(body)
+            end = "" if not noted else short if with_notes else whole
+            with_notes += noted
+            blocks.append(block._replace(caption=("As above." if repeated else body) + end))
+        shortened.append(section._replace(blocks=blocks))
+    return shortened
 
 
 RESULTS = (

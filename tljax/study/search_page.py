@@ -59,7 +59,7 @@ def page(
         Section("The search", "search", report.figure(PROGRESS, [progress])),
         Section("Learning rate", "rate", report.figure(CURVES, rates)),
     ]
-    return report.render(sections, title=title, lead=lead, lists=[("", lines)], made=made)
+    return report.render(report.brief(sections, notes), title=title, lead=lead, lists=[("", lines)], made=made)
 
 
 @drawing.style()

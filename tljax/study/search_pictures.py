@@ -96,11 +96,22 @@ def _measured(trials: Sequence[Told]) -> list[Told]:
 
 
 def _decades(axes: Axes, which: str, named: Sequence[float] = (1,)) -> None:
-    """A logarithmic scale on which these multiples of powers of ten are named, as they are written in flags."""
+    """A logarithmic scale on which these multiples of powers of ten are named, as they are written in flags.
+
+    Where fewer than two of them are in sight, as of rates within one decade, more are, so that an axis has numbers.
+    """
     axes.set(**{f"{which}scale": "log"})
     axis = getattr(axes, f"{which}axis")
-    axis.set_major_locator(LogLocator(subs=named))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    low, high = getattr(axes, f"get_{which}lim")()
+    powers = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+    for multiples in (named, (1, 2, 5)):
+        ticks = np.outer(powers, multiples)
+        if np.count_nonzero((low <= ticks) & (ticks <= high)) > 1:
+            axis.set_major_locator(LogLocator(subs=multiples))
+            break
+    else:
+        axis.set_major_locator(MaxNLocator(4))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
     axis.set_minor_formatter(NullFormatter())
 
 

@@ -107,14 +107,37 @@ def applied(flags: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, An
 def _with(specs: Sequence[str], inner: str, value: Any, flag: str) -> list[str]:
     """The specs, that of one name with another value of one option."""
     name, _, option = inner.rpartition(".")
-    there = [plugins.parse(spec) for spec in specs]
-    if name not in {spec.name for spec in there}:
-        raise InputError(f"space '{inner}': '{name}' is not in {flag}{plugins.nearest(name, [s.name for s in there])}")
+    names = [own_name(spec) if flag == "--strategies" else plugins.parse(spec).name for spec in specs]
+    if name not in names:
+        raise InputError(f"space '{inner}': '{name}' is not in {flag}{plugins.nearest(name, names)}")
     found = []
-    for spec in there:
-        options = {**spec.options, option: value} if spec.name == name else spec.options
-        found.append(":".join([spec.name, *spec.words, *(f"{key}={of}" for key, of in options.items())]))
+    for text, own in zip(specs, names, strict=True):
+        given_name, rest = plugins.named(text) if flag == "--strategies" else ("", text)
+        spec = plugins.parse(rest)
+        options = {**spec.options, option: value} if own == name else spec.options
+        written = ":".join([spec.name, *spec.words, *(f"{key}={of}" for key, of in options.items())])
+        found.append(f"{given_name}={written}" if given_name else written)
     return found
+
+
+def own_name(strategy: str) -> str:
+    """What a strategy of --strategies is called in strategy.NAME.OPTION: its name, or its spec's without options.
+
+    >>> own_name("LN_QV=mine.py:strategy:k=2"), own_name("mine.py:strategy"), own_name("last_k:k=2")
+    ('LN_QV', 'mine.py', 'last_k')
+    """
+    name, spec = plugins.named(strategy)
+    return name or plugins.parse(spec).name
+
+
+def of_strategy(dimension: str) -> str:
+    """The NAME of a dimension strategy.NAME.OPTION; "" of another.
+
+    >>> of_strategy("strategy.mine.py.k"), of_strategy("learning_rate")
+    ('mine.py', '')
+    """
+    flag, _, inner = dimension.partition(".")
+    return inner.rpartition(".")[0] if flag == "strategy" else ""
 
 
 def at_edge(one: Range, value: Any) -> str:

@@ -46,10 +46,11 @@ def cut(row: Row) -> tuple[str, int] | None:
     ('copied, trained; the rest anew', 2)
     """
     options = row.get("options") or {}
-    if row["strategy"] == "stages" and options.get("redraw") == "above":
+    strategy = str(row.get("spec") or row["strategy"]).split(":")[0]
+    if strategy == "stages" and options.get("redraw") == "above":
         frozen = str(options.get("freeze", True)).lower() not in ("false", "no", "0")
         return f"copied, {'frozen' if frozen else 'trained'}; the rest anew", int(options["copy"])
-    if row["strategy"] == "last_k" and row.get("leaves"):
+    if strategy == "last_k" and row.get("leaves"):
         stages = {str(leaf[0]).split("/")[0] for leaf in row["leaves"]}
         return "copied, frozen; the rest copied", len(stages) - int(options.get("k", 1))
     return None

@@ -62,7 +62,7 @@ def sections(study: Study, classes: Classes) -> list[Section]:
     fits = [row for row in study.rows if row["strategy"] != "pretrain"]
     notes = report.said(study.notes)
     strokes = drawing.strokes([label(row) for row in fits])
-    return [
+    every = [
         Section("Verdicts", "verdicts", _verdicts(study.family, notes)),
         Section("Accuracy by label budget", "labels", _labels(fits, strokes, notes)),
         Section(
@@ -77,6 +77,7 @@ def sections(study: Study, classes: Classes) -> list[Section]:
         _trained(fits),
         report.origins(study.rows, notes),
     ]
+    return report.brief(every, study.notes)
 
 
 def _at_most_labels(

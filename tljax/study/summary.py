@@ -82,12 +82,14 @@ def require_one_recipe(members: Sequence[Row]) -> None:
 
 
 def label(row: Row) -> str:
-    """The strategy and its options as a flag would have them.
+    """The strategy and its options as a flag would have them; the name alone of one that was given a name.
 
     >>> label({"strategy": "last_k", "options": {"k": 2}})
     'last_k:k=2'
+    >>> label({"strategy": "top_two", "options": {"k": 2}, "spec": "last_k:k=2"})
+    'top_two'
     """
-    options = row.get("options") or {}
+    options = {} if row.get("spec") else row.get("options") or {}
     return ":".join([str(row["strategy"]), *(f"{name}={options[name]}" for name in sorted(options))])
 
 

@@ -1,0 +1,310 @@
+"""What a newcomer meets: names for strategies, short dry runs, signs of life, errors that say whose and where."""
+
+import re
+import time
+
+import numpy as np
+import pytest
+from test_programs import arguments, command
+
+from experiments import compare, console, methods, options, report, search, transfer, workdir
+from tljax import paths, plugins
+from tljax.study import drawing, history, search_pictures
+from tljax.study import report as pages
+from tljax.study import space as spaces
+from tljax.types import InputError
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
+MINE = '''"""Train the first stage's biases, or all."""
+
+from tljax import masks
+
+
+def strategy(params, context, *, k: int = 1):
+    mask = masks.by_path(params, lambda path: path == "hidden_0/bias" or k > 1)
+    return masks.union(mask, context.fresh)
+
+
+def broken(params, context):
+    return len(5)
+
+
+def narrow(params):
+    return params
+'''
+
+
+@pytest.fixture
+def mine(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(MINE)
+    return file
+
+
+def quick(tasks, folder, **flags):
+    return arguments(tasks, folder / "w", **{"hidden": (8,), "steps": 4, "points": 1, "seeds": (0,), **flags})
+
+
+def test_a_name_stands_for_a_strategy_in_lines_tables_and_files(tasks, tmp_path, mine, capsys):
+    strategies = (f"LN_QV={mine}:strategy:k=2", f"biases={mine}:strategy")
+    lines = transfer.run(**quick(tasks, tmp_path, strategies=strategies))
+    told = {line["strategy"]: (line.get("spec"), line["options"]) for line in lines}
+    assert told == {
+        "scratch": (None, {}),
+        "LN_QV": (f"{mine}:strategy:k=2", {"k": 2}),
+        "biases": (f"{mine}:strategy", {}),
+    }
+    out = capsys.readouterr().out
+    assert re.search(r"(?m)^ LN_QV +120 ", out) and re.search(r"(?m)^ biases +120 ", out)
+    names = {file.name.split("-")[0] for file in (tmp_path / "w" / "masks").iterdir()}
+    assert {"LN_QV", "biases"} < names
+    assert "LN_QV" in (tmp_path / "w" / "report.html").read_text()
+    with pytest.raises(InputError, match="are both named LN_QV"):
+        transfer.run(**quick(tasks, tmp_path, strategies=(f"LN_QV={mine}:strategy",)))
+
+
+def test_fits_of_one_name_and_other_options_are_not_mixed(tasks, tmp_path, mine):
+    """Of two runs: the name hides the options, so the recipe of a fit tells of them."""
+    runs = []
+    for seed, k in ((0, 1), (1, 2)):
+        runs.append(tmp_path / f"run{k}")
+        given = quick(tasks, tmp_path, seeds=(seed,), strategies=("scratch", f"A={mine}:strategy:k={k}"), source_seed=0)
+        transfer.run(**{**given, "workdir": str(runs[-1])})
+    with pytest.raises(InputError, match="are both A with 120 labels, but of different hyper-parameters"):
+        report.main(["report", f"--runs={runs[0]},{runs[1]}", f"--output={tmp_path / 'pages'}"])
+
+
+def test_named_and_unnamed_fits_have_the_same_bits(tasks, tmp_path, mine):
+    both = (f"named={mine}:strategy", f"{mine}:strategy")
+    _, named, plain = transfer.run(**quick(tasks, tmp_path, strategies=both))
+    assert named["strategy"] == "named" and plain["strategy"] == f"{mine}:strategy"
+    kept = [np.load(tmp_path / "w" / line["predictions"])["probabilities"] for line in (named, plain)]
+    np.testing.assert_array_equal(*kept)
+
+
+@pytest.mark.parametrize(
+    ("strategies", "message"),
+    [
+        (("A=full", "A=head_only"), "'A=full' and 'A=head_only' are both named A"),
+        (("full=head_only",), "'full' is a strategy's own name"),
+        (("scratch=full",), "'scratch' is a strategy's own name"),
+        (("pretrain=full",), "'pretrain' is a strategy's own name"),
+        (("A=",), "names no strategy: write A=mine.py:strategy"),
+        (("my mask=full",), "'my mask' is no name"),
+        (("A=fulll",), "nearest: 'full'"),
+        (("A=last_k:kk=2",), "has no option 'kk'"),
+    ],
+)
+def test_a_name_that_cannot_be_is_refused(strategies, message, tasks, tmp_path):
+    with pytest.raises(InputError, match=re.escape(message)):
+        transfer.run(**quick(tasks, tmp_path, strategies=strategies))
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_path_with_an_equals_sign_is_a_path(tmp_path, monkeypatch, mine):
+    folder = tmp_path / "seed=3"
+    folder.mkdir()
+    (folder / "mine.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a=b.py").write_text(MINE)
+    assert plugins.named("seed=3/mine.py:strategy") == ("", "seed=3/mine.py:strategy")
+    assert methods.one("a=b.py:strategy").label == "a=b.py:strategy"
+    assert methods.one("x=seed=3/mine.py:strategy:k=2").spec == "seed=3/mine.py:strategy:k=2"
+
+
+def test_a_space_reaches_into_a_strategy_by_its_name():
+    flags = {"strategies": ("A=last_k:k=1", "last_k:k=1")}
+    assert spaces.applied(flags, {"strategy.A.k": 3})["strategies"] == ("A=last_k:k=3", "last_k:k=1")
+    assert spaces.applied(flags, {"strategy.last_k.k": 3})["strategies"] == ("A=last_k:k=1", "last_k:k=3")
+    assert spaces.applied({"strategies": ("mine.py:s",)}, {"strategy.mine.py.k": 3})["strategies"] == ("mine.py:s:k=3",)
+
+
+def test_search_compare_and_report_know_the_name(tasks, tmp_path, mine, capsys):
+    """A tuned comparison against a named strategy; and the winners of the search are judged as they are."""
+    named = f"LN_QV={mine}:strategy"
+    common = command(tasks, tmp_path, hidden=(8,), steps=4, points=1, seeds=(0, 1), strategies=(named,))
+    common = [part for part in common if not part.startswith("--workdir")]
+    own = ["--per_strategy", "--space=learning_rate:in:0.1,0.2", "--space=strategy.LN_QV.k:in:1,2", "--trials=1"]
+    search.main(["search", *common, *own, f"--workdir={tmp_path / 'search'}"])
+    assert (tmp_path / "search" / "best" / "LN_QV-all.flags").is_file()
+    assert "\nLN_QV,all,0," in (tmp_path / "search" / "trials.csv").read_text()
+    tuned = [f"--tuned={tmp_path / 'search'}", "--against=LN_QV", f"--workdir={tmp_path / 'compared'}"]
+    compare.main(["compare", *common, *tuned, "--nolonger_scratch"])
+    lines = workdir.lines(tmp_path / "compared")
+    assert {line["strategy"] for line in lines if line["strategy"] != "pretrain"} == {"scratch", "LN_QV"}
+    capsys.readouterr()
+    report.main(["report", f"--runs={tmp_path / 'search'}", f"--output={tmp_path / 'pages'}"])
+    out = capsys.readouterr().out
+    assert re.search(r"(?m)^ LN_QV +\S+ +\S+ +120 +2 ", out) and "what search found best for it" in out
+    places = ",".join(map(str, sorted((tmp_path / "search" / "final").iterdir())))
+    report.main(["report", f"--runs={places}", f"--output={tmp_path / 'more'}"])
+    assert re.search(r"(?m)^ LN_QV +\S+ +\S+ +120 +2 ", capsys.readouterr().out)
+
+
+def test_winners_that_lack_a_fit_are_not_judged(tasks, tmp_path):
+    transfer.run(**quick(tasks, tmp_path, strategies=("scratch", "full")))
+    (tmp_path / "w" / "report.html").unlink()
+    report.main(["report", f"--runs={tmp_path / 'w'}", f"--output={tmp_path / 'pages'}"])
+    file = tmp_path / "w" / "results.jsonl"
+    file.write_text("".join(f"{line}\n" for line in file.read_text().splitlines()[:-1]))
+    with pytest.raises(InputError, match="holds no run that has ended"):
+        report.main(["report", f"--runs={tmp_path / 'w'}", f"--output={tmp_path / 'pages2'}"])
+
+
+BLOCKS = '''"""Stages with repeated blocks."""
+
+from flax import linen as nn
+
+from tljax.models.linen import stage
+
+
+class Block(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = x.reshape(len(x), -1)[:, :8]
+        return x + nn.Dense(8)(nn.relu(nn.Dense(8)(x)))
+
+
+def model(classes):
+    return (*(stage(f"block_{i}", Block()) for i in range(4)), stage("head", nn.Dense(classes)))
+'''
+
+
+def test_a_dry_run_has_one_row_for_repeated_blocks(tasks, tmp_path, capsys):
+    file = tmp_path / "blocks.py"
+    file.write_text(BLOCKS)
+    strategies = ("full", "head_only", "last_k:k=2")
+    given = quick(tasks, tmp_path, model=f"{file}:model", strategies=strategies, dry_run=True)
+    transfer.run(**{name: value for name, value in given.items() if name != "hidden"})
+    out = capsys.readouterr().out
+    assert "block_{0..3}/Dense_{0,1}/kernel" in out and "8 x 64" in out  # one row of 8 kernels
+    assert "block_{0..2}/Dense_{0,1}/kernel" in out  # those that last_k freezes
+    assert "full: graft as of scratch" in out or "head_only: graft as of full" in out
+    assert len(out.splitlines()) < 80
+    assert "frozen" in out and re.search(r"block_3/Dense_\{0,1\}/kernel +8x8 +trained +2 x 64", out)
+
+
+def test_folded_rows_are_all_rows():
+    rng = np.random.default_rng(0)
+    rows = [(f"b_{i}/l{j}/k", int(rng.integers(2))) for i in range(5) for j in range(4)] + [("head/k", 0)]
+    folded = paths.folded(rows)
+    assert sorted(i for _, members in folded for i in members) == list(range(len(rows)))
+    assert all(len({rows[i][1] for i in members}) == 1 for _, members in folded)
+    assert paths.folded([("a3x3/k", 1), ("a5x5/k", 1)]) == [("a3x3/k", [0]), ("a5x5/k", [1])]
+    assert paths.folded([("l_01/k", 1), ("l_02/k", 1), ("l_10/k", 1)]) == [("l_{01,02,10}/k", [0, 1, 2])]
+
+
+def test_a_log_file_has_a_sign_of_life_now_and_then(monkeypatch, capsys):
+    monkeypatch.setattr(console, "SIGN_OF_LIFE", 0.05)
+    with console.progress("full", 6000) as advance:
+        advance(1200)
+        time.sleep(0.2)
+    lines = capsys.readouterr().err.splitlines()
+    assert 1 <= len(lines) <= 5 and lines[0].startswith("full: 1,200 of 6,000 steps done, 4,800 left")
+    with console.progress("full", 10) as advance:
+        advance(10)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        *(("lr", "learning_rate"), ("wd", "weight_decay"), ("bs", "batch_size"), ("source_lr", "source_learning_rate")),
+        *(("batch", "batch_size"), ("rate", "learning_rate"), ("smoothing", "label_smoothing"), ("dry", "dry_run")),
+    ],
+)
+def test_an_unknown_flag_is_told_the_nearest(wrong, meant):
+    with pytest.raises(InputError, match=rf"unknown flag --{wrong}: did you mean --{meant}\?"):
+        options.parse(["transfer", f"--{wrong}=1"])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "line"),
+    [
+        ("broken", r"TypeError: object of type 'int' has no len\(\)", 12),
+        ("narrow", r"TypeError: narrow\(\) takes 1 positional argument but 2 were given", 15),
+    ],
+)
+def test_a_strategy_that_fails_says_which_where_and_what(name, text, line, tasks, tmp_path, mine):
+    for label, spec in ((f"{mine}:{name}", f"{mine}:{name}"), ("mask", f"mask={mine}:{name}")):
+        expected = rf"strategy '{re.escape(label)}' fails: {text} \({re.escape(str(mine))}:{line}\)"
+        with pytest.raises(InputError, match=expected):
+            transfer.run(**quick(tasks, tmp_path, strategies=(spec,)))
+
+
+def test_paths_in_a_flagfile_are_found_from_its_folder(tasks, tmp_path, monkeypatch):
+    folder, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
+    for place in (folder / "data", folder / "run", elsewhere):
+        place.mkdir(parents=True)
+    for name in ("a.npz", "b.npz"):
+        (folder / "data" / name).write_bytes((tasks / "digits.npz").read_bytes())
+    (folder / "mine.py").write_text(MINE)
+    flags = "--source=data/a.npz:labels=0-2\n--target=data/b.npz\n--strategies=full,A=mine.py:strategy,mine.py:broken\n"
+    (folder / "x.flags").write_text(flags + "--source_checkpoint=run\n--workdir=run\n--head=copy\n")
+    (folder / "copy").mkdir()  # a word is no path
+    monkeypatch.chdir(elsewhere)
+    given = options.parse(["transfer", "--flagfile=../project/x.flags"])
+    at = "../project/"
+    assert given["source"] == f"{at}data/a.npz:labels=0-2" and given["target"] == f"{at}data/b.npz"
+    assert given["strategies"] == ("full", f"A={at}mine.py:strategy", f"{at}mine.py:broken")
+    assert given["source_checkpoint"] == f"{at}run" and given["workdir"] == "run" and given["head"] == "copy"
+    (elsewhere / "data").mkdir()
+    (elsewhere / "data" / "b.npz").write_bytes(b"")
+    assert options.parse(["transfer", "--flagfile=../project/x.flags"])["target"] == "data/b.npz"
+    assert options.parse(["transfer", "--target=data/a.npz"])["target"] == "data/a.npz"  # no flagfile, no search
+
+
+def test_a_caption_says_once_what_a_page_repeats():
+    notes = ["untuned: every strategy has the same hyper-parameters", "one " * 30, "two " * 30]
+    body = "Means over seeds, ranges below them; differences are paired by seed and so on and on."
+    block = pages.Block(body + pages.said(notes))
+    first, second = pages.brief([pages.Section("A", "a", [block, block]), pages.Section("B", "b", [block])], notes)
+    assert first.blocks[0].caption == block.caption
+    assert first.blocks[1].caption == f"As above. {notes[0]}. Further notes are at the first table."
+    assert second.blocks[0].caption == f"{body} {notes[0]}. Further notes are at the first table."
+    short = pages.Block("Short." + pages.said(notes[:1]))
+    assert pages.brief([pages.Section("A", "a", [short, short])], notes[:1])[0].blocks == [short, short]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.02, 0.036), (0.02, 0.0212), (1e-4, 1.0), (0.9, 1.1)])
+def test_the_axes_of_a_search_have_numbers(low, high):
+    trials = [
+        history.Told(
+            *(i, "COMPLETE", 0.5, 0.5 + 0.01 * i, 1.0 - 0.01 * i, False),
+            owner="p",
+            begin="2026-11-23T08:00:00",
+            end="2026-11-23T08:00:01",
+            chosen={"learning_rate": float(rate)},
+        )
+        for i, rate in enumerate(np.geomspace(low, high, 4))
+    ]
+    with drawing.style():
+        figure, _ = search_pictures.against("full", trials, "learning_rate", "accuracy", log=True) or pytest.fail()
+        figure.canvas.draw()
+        axes = figure.axes[0]
+        left, right = axes.get_xlim()
+        texts = [label.get_text() for label in axes.get_xticklabels()]
+        seen = [text for text, at in zip(texts, axes.get_xticks(), strict=True) if left <= at <= right and text]
+    assert len(seen) >= 2 and len(set(seen)) == len(seen)
+
+
+def test_no_label_of_a_search_is_cut():
+    name = "a_strategy_with_a_long_name:option_one=0.001:option_two=attention:option_three=12, 5/class"
+    with drawing.style():
+        figure, axes = drawing.charted([name], name)
+        axes.plot([0, 1], [0, 1], label=drawing.plain(name))
+        drawing.legend(figure)
+        figure.canvas.draw()
+        edge = figure.bbox
+        box = axes.title.get_window_extent()
+    assert edge.x0 <= box.x0 and box.x1 <= edge.x1
+    assert "\N{HORIZONTAL ELLIPSIS}" not in axes.title.get_text() + drawing.plain(name)
+
+
+def test_a_group_says_how_many_of_the_fits_it_is(tasks, tmp_path, capsys):
+    transfer.run(**quick(tasks, tmp_path, seeds=(0, 1), strategies=("scratch", "full", "head_only")))
+    said = re.findall(r"(?m)^(.*): (\d) of the 6 fits, trained by themselves$", capsys.readouterr().out)
+    assert sum(int(count) for _, count in said) == 6 and {name for names, _ in said for name in names.split(", ")} == {
+        *("scratch", "full", "head_only")
+    }
