@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments import console, sources
+from experiments import console, signals, sources
 from experiments.fits import Start
 from experiments.options import Settings
 from experiments.sources import Source
@@ -59,9 +59,9 @@ def _theirs(what: str, function: Any, *arguments: Any, **options: Any) -> Any:
     try:
         with surroundings.kept(f"{what} of a strategy"):
             return function(*arguments, **options)
-    except InputError:
+    except (InputError, KeyboardInterrupt, signals.Stopped):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # of whatever class: somebody may have made one
         raise InputError(f"{what} of a strategy fails: {plugins.said(error)}") from error
 
 

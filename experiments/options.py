@@ -126,6 +126,7 @@ def settings(**given: Any) -> Settings:
     """
     for name in given.keys() - kinds().keys():
         raise InputError(commandline.unknown(name, kinds()))
+    given = {name: commandline.at_home(name, value) for name, value in given.items()}
     own = {f.name for f in dataclasses.fields(Recipe)}
     recipe = {name: given[name] for name in own & given.keys()}
     twin = {name: given[f"source_{name}"] for name in own if f"source_{name}" in given}

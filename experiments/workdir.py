@@ -16,7 +16,7 @@ from typing import Any
 
 from experiments import console, lock, options
 from experiments.options import LISTS, PLACES, Settings
-from tljax import checkpoint, files, surroundings
+from tljax import __version__, checkpoint, files, surroundings
 from tljax.types import InputError
 
 Line = dict[str, Any]
@@ -36,6 +36,8 @@ def opened(made: Settings, program: str, more: Sequence[str] = ()) -> Iterator[P
     if made.workdir is None:
         raise InputError("--workdir is not given: name a new folder for the run, such as --workdir=runs/first")
     workdir = Path(made.workdir)
+    if (odd := files.not_text(workdir)) is not None:
+        raise InputError(f"--workdir={workdir}: '{odd}' is no UTF-8, and checkpoints need a path that is: name another")
     _refuse_strangers(workdir)
     _refuse_links(workdir)
     _flags(workdir, made, program, more)
@@ -356,12 +358,24 @@ def environment(fingerprints: Mapping[str, str]) -> dict[str, Any]:
         "platform": platform.platform(),
         "cores": os.cpu_count(),
         "devices": [str(device) for device in jax.devices()],
-        "versions": {name: metadata.version(name) for name in names},
+        "versions": {name: version(name) for name in names},
         "data": dict(fingerprints),
         "commit": _commit(),
         "variables": surroundings.variables(),
         "switches": surroundings.switches(),
     }
+
+
+def version(package: str) -> str:
+    """Of an installed package; of tljax itself also where it is not installed and lies on Python's path.
+
+    >>> version("no-such-package")
+    'not installed'
+    """
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return __version__ if package == "tljax" else "not installed"
 
 
 def record(workdir: Path, fingerprints: Mapping[str, str]) -> None:

@@ -176,7 +176,28 @@ def said(error: BaseException) -> str:
     """
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{where}"
+    return f"{type(error).__name__}: {words(error)[:300]}{where}"
+
+
+def words(value: Any, write: Callable[[Any], str] = str) -> str:
+    """What an exception or another value of somebody else's says, in one line; its class where it fails to say it.
+
+    >>> words(ValueError("two\\n lines"))
+    'two lines'
+    """
+    try:
+        return " ".join(write(value).split())
+    except Exception:
+        return f"of the class {type(value).__name__}"
+
+
+def shown(value: Any) -> str:
+    """The same of its `repr`, at most 80 characters.
+
+    >>> shown("two lines")
+    "'two lines'"
+    """
+    return words(value, repr)[:80]
 
 
 def names(package: str, kind: str) -> list[str]:
@@ -272,7 +293,9 @@ def method(text: str) -> tuple[Method, dict[str, Any]]:
     parts = {name: getattr(found, name, None) for name in ("adapt", "merge", "reinit", "left_out")}
     for name, part in parts.items():
         if part is not None and not callable(part):
-            raise InputError(f"strategy '{spec.name}': its `{name}` is {part!r}, not a function: write def {name}(...)")
+            raise InputError(
+                f"strategy '{spec.name}': its `{name}` is {shown(part)}, not a function: write def {name}(...)"
+            )
     driven = bool(getattr(found, "DATA_DRIVEN", False))
     edited = code.digest(found, strategy, *parts.values())
     options = bind(strategy, spec.options, f"strategy '{spec.name}'")
