@@ -17,7 +17,7 @@ import numpy as np
 from experiments import console, fits
 from experiments import workdir as rundir
 from experiments.progress import Record
-from tljax import checkpoint, masks, plugins
+from tljax import checkpoint, masks, npz, plugins
 from tljax.types import Mask, Params
 
 
@@ -178,8 +178,7 @@ def curves(folder: Path, line: Mapping[str, Any]) -> dict[str, np.ndarray] | Non
     try:
         if not file.is_file():
             raise FileNotFoundError("it is gone")
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-            columns = dict(arrays)
+        columns = npz.read(file)
         digest_there = columns.pop("sha256", None)
         if digest_there is not None and digest_there.tobytes() != _sum(line["name"], columns).tobytes():
             raise ValueError("it is not as it was written")

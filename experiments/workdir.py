@@ -114,7 +114,8 @@ def _flags(workdir: Path, made: Settings, program: str, more: Sequence[str]) -> 
     """The run's flagfile, with what is new in its lists; raises InputError if it is of another experiment."""
     file = workdir / "flags.flags"
     head = f"# python -m experiments.{program} --flagfile=WORKDIR/{file.name} --workdir=NEW\n"
-    now = dict(line[2:].split("=", 1) for line in [*options.to_flags(made), *more])
+    lines_now = (files.to_bytes(line).decode() for line in [*options.to_flags(made), *more])  # as they are in the file
+    now = dict(line[2:].split("=", 1) for line in lines_now)
     if file.is_file():
         text = flags_text(file)
         head = text.splitlines()[0] + "\n" if text.startswith("#") else head
@@ -140,7 +141,7 @@ _SUM = "# sha256 of the lines above: "
 
 def signed(text: str) -> str:
     """A flagfile's text with its SHA-256 as a last line, a comment to whoever gives it as --flagfile."""
-    return f"{text}{_SUM}{hashlib.sha256(text.encode('utf-8', 'backslashreplace')).hexdigest()}\n"
+    return f"{text}{_SUM}{hashlib.sha256(files.to_bytes(text)).hexdigest()}\n"
 
 
 def flags_text(file: Path) -> str:
@@ -163,7 +164,7 @@ def flags_text(file: Path) -> str:
 
 def replace(file: Path, text: str | bytes) -> None:
     """Write a file whole: a crash leaves the old one or the new one, and no link is followed."""
-    files.replace(file, text if isinstance(text, bytes) else text.encode("utf-8", "backslashreplace"))
+    files.replace(file, text if isinstance(text, bytes) else files.to_bytes(text))
 
 
 def write_record(file: Path, record: Mapping[str, Any]) -> None:
@@ -281,7 +282,7 @@ def masks_digest(workdir: Path, name: str, phases: int) -> str:
     whole = hashlib.sha256()
     for file in _mask_files(workdir, name, phases):
         raw = file.read_bytes() if file.is_file() else b""
-        whole.update(f"{file.name} {len(raw)}\n".encode() + raw)
+        whole.update(files.to_bytes(f"{file.name} {len(raw)}\n") + raw)
     return whole.hexdigest()
 
 

@@ -1,23 +1,30 @@
 """A user never sees a traceback for what he did, and never waits for nothing."""
 
+import contextlib
 import errno
+import io
+import itertools
 import os
+import re
 import resource
 import signal
 import subprocess
 import sys
 import threading
+import zipfile
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from tensorboardX import SummaryWriter
 from tensorboardX.proto.event_pb2 import Event
-from test_programs import command
+from test_programs import arguments, command
 
-from experiments import console, machine, options, outcome, signals, streams, transfer, workdir
-from tljax import data, files, surroundings
+from experiments import console, elsewhere, evidence, machine, options, outcome, signals, streams, transfer, workdir
+from tljax import checkpoint, data, files, npz, surroundings, weights
+from tljax.data import idx, unlabelled
 from tljax.types import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -148,10 +155,10 @@ def test_without_a_home_what_needs_one_says_so_and_the_rest_goes_on(monkeypatch,
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("pwd.getpwuid", nobody)
     assert data.load("mnist_10k").train.images.shape == (10000, 28, 28, 1)
-    with pytest.raises(InputError, match="--data_dir='~/tensorflow_datasets': .* no home"):
+    with pytest.raises(InputError, match=r"--data_dir='~/tensorflow_datasets': .* no home"):
         data.load(str(tmp_path / "x.npz"))
     for name in ("~nosuchuser/x.npz", "folder:~nosuchuser/x"):
-        with pytest.raises(InputError, match="'~nosuchuser/x.*': there is no such user"):
+        with pytest.raises(InputError, match=r"'~nosuchuser/x.*': there is no such user"):
             data.load(name, data_dir=str(tmp_path))
     before = jax.config.values["jax_compilation_cache_dir"]
     monkeypatch.setitem(jax.config.values, "jax_compilation_cache_dir", None)
@@ -318,8 +325,179 @@ def test_a_strategy_ends_in_one_line_whatever_it_raises_or_gives(strategy, words
     assert words in said(transfer.main, capsys, ["transfer", *argv])
 
 
-def test_a_path_that_no_checkpoint_takes_is_refused_before_anything_is_trained(tasks, tmp_path, capsys):
+def test_a_path_that_no_checkpoint_takes_is_refused_before_anything_is_trained(tasks, tmp_path):
     for flag in ("workdir", "compilation_cache"):
-        argv = command(tasks, tmp_path, **{flag: f"{tmp_path}/caf\udce9/x"})
-        assert f"--{flag}=" in (line := said(transfer.main, capsys, ["transfer", *argv])) and "is no UTF-8" in line
-    assert not (tmp_path / "w").exists()
+        with pytest.raises(InputError, match=rf"--{flag}=.* is no UTF-8"):
+            transfer.run(**{**arguments(tasks, tmp_path / "w"), flag: f"{tmp_path}/caf\udce9/x"})
+    assert not list(tmp_path.iterdir())
+
+
+def packed(method: int = zipfile.ZIP_STORED) -> bytes:
+    """An .npz of three arrays."""
+    out = io.BytesIO()
+    arrays = {
+        "x": np.arange(80, dtype=np.uint8).reshape(5, 4, 4),
+        "labels": np.arange(5),
+        "names": np.array(["a", "b"]),
+    }
+    with zipfile.ZipFile(out, "w", method) as archive:
+        for name, array in arrays.items():
+            member = io.BytesIO()
+            np.save(member, array)
+            archive.writestr(f"{name}.npy", member.getvalue())
+    return out.getvalue()
+
+
+def with_head(head: str) -> bytes:
+    """An .npz of one array with this head, of 80 bytes."""
+    out, raw = io.BytesIO(), head.encode("latin-1") + b"\n"
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("x.npy", b"\x93NUMPY\x02\x00" + len(raw).to_bytes(4, "little") + raw + b"\0" * 80)
+    return out.getvalue()
+
+
+def altered(local: int, central: int, value: int) -> bytes:
+    """An .npz with a byte set in the heads of all its members, and in its directory."""
+    raw = bytearray(packed())
+    for mark, place in ((b"PK\x03\x04", local), (b"PK\x01\x02", central)):
+        for match in re.finditer(mark, bytes(raw)):
+            raw[match.start() + place] = value
+    return bytes(raw)
+
+
+HEAD = "{'descr': '|u1', 'fortran_order': False, 'shape': (%s)}"
+DAMAGED = {
+    "encrypted": altered(6, 8, 1),
+    "of an unknown method": altered(8, 10, 99),
+    "of a later zip": altered(4, 6, 200),
+    "parentheses": with_head("(" * 3000),
+    "brackets": with_head("[" * 9000 + "]" * 9000),
+    "minuses": with_head(HEAD % ("-" * 5000 + "1,")),
+    "a shape of a bool": with_head(HEAD % "True,"),
+    "a shape below 0": with_head(HEAD % "-1,"),
+    "65 dimensions": with_head(HEAD % ("1," * 65)),
+    "larger than the memory": with_head(HEAD % f"{10**15},"),
+    "larger than any memory": with_head(HEAD % f"{2**62},{2**62}"),
+    "of nothing, and larger than any memory": with_head(HEAD % f"0,{2**62},{2**62}"),
+    "an escape": with_head("{'descr': '\\d', 'fortran_order': False, 'shape': (80,)}"),
+    "objects": with_head("{'descr': '|O', 'fortran_order': False, 'shape': (1,)}"),
+    "zero bytes": with_head("\0\0"),
+    "no archive": b"PK\x03\x04",
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_an_npz_that_is_damaged_is_refused_by_every_reader_of_one(damage, tmp_path, capsys):
+    file = tmp_path / "metrics" / "fit" / "curves.npz"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(DAMAGED[damage])
+    readers = {
+        "arrays": lambda: npz.read(file),
+        "data": lambda: data.load(str(file), data_dir=str(tmp_path)),
+        "images": lambda: unlabelled.load(file, (4, 4, 1)),
+        "weights": lambda: weights.read(file),
+        "predictions": lambda: evidence.read(file),
+    }
+    for read in readers.values():
+        with pytest.raises(InputError, match=re.escape(str(file))):
+            read()
+    assert outcome.curves(tmp_path, {"name": "fit"}) is None and "left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_an_npz_with_a_flipped_bit_or_cut_is_read_or_refused(method):
+    raw, draw = packed(method), np.random.default_rng(0)
+    flips = ((place, 1 << int(draw.integers(8))) for place in draw.permutation(len(raw))[:250])
+    for place, bit in flips:
+        other = bytearray(raw)
+        other[place] ^= bit
+        for text in (bytes(other), raw[:place]):
+            with contextlib.suppress(InputError):
+                npz.unpack(io.BytesIO(text), "'x.npz'")
+    assert npz.unpack(io.BytesIO(raw), "'x.npz'").keys() == {"x", "labels", "names"}
+
+
+def test_a_path_too_long_for_the_system_is_one_line(tasks, tmp_path, capsys):
+    for flag in ("target", "source_checkpoint", "workdir"):
+        flags = {flag: f"{tmp_path}/{'x' * 5000}.npz", **({"source": None} if flag == "source_checkpoint" else {})}
+        argv = command(tasks, tmp_path, **flags)
+        assert "too long" in said(transfer.main, capsys, ["transfer", *argv])
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "zero byte"])
+def test_what_is_no_file_is_not_waited_for(kind, tmp_path):
+    file = tmp_path / ("a\0.npz" if kind == "zero byte" else "x.npz")
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "folder":
+        file.mkdir()
+    for read in (npz.read, npz.mapped, weights.read, evidence.read, lambda place: data.load(str(place))):
+        with pytest.raises(InputError):
+            read(file)
+
+
+def test_a_pipe_for_weights_or_their_card_is_not_waited_for(tmp_path):
+    file = tmp_path / "w.npz"
+    os.mkfifo(file)
+    with pytest.raises(InputError, match="is no file"):
+        elsewhere.card(file)
+    file.unlink()
+    file.write_bytes(packed())
+    os.mkfifo(tmp_path / "w.npz.json")
+    with pytest.raises(InputError):
+        elsewhere.card(file)
+
+
+@pytest.mark.parametrize(
+    "shape", [[1] * 65, [1] * 255, [0, 2**32 - 1, 2**32 - 1], [2**31, 2**31, 0, 2**31], [2**32 - 1] * 9], ids=str
+)
+def test_idx_of_a_shape_that_no_array_has_is_refused(shape, tmp_path):
+    head = bytes([0, 0, 8, len(shape)]) + b"".join(size.to_bytes(4, "big") for size in shape)
+    (tmp_path / "x").write_bytes(head + b"\7" * (max(shape) == 1))
+    with pytest.raises(InputError, match="header"):
+        idx.read(tmp_path / "x")
+
+
+def test_labels_of_two_axes_are_no_probabilities(tmp_path):
+    labels = np.arange(4) % 2
+    shapes = {
+        "column": {"predicted": labels[:, None], "labels": labels[:, None]},
+        "one-hot": {"labels": np.eye(2)[labels]},
+        "flat probabilities": {"probabilities": labels, "labels": labels},
+        "no class": {"probabilities": np.zeros((4, 0)), "labels": labels},
+        "words": {"probabilities": np.array([["a", "b"]] * 4), "labels": labels},
+        "no labels": {"predicted": labels, "groups": labels},
+    }
+    for what, arrays in shapes.items():
+        np.savez(tmp_path / f"{what}.npz", **arrays)
+        with pytest.raises(InputError, match=r"give labels \[items\]"):
+            evidence.read(tmp_path / f"{what}.npz")
+    np.savez(tmp_path / "good.npz", probabilities=np.eye(2)[labels], labels=labels)
+    assert (evidence.read(tmp_path / "good.npz")[0] == labels).all()
+
+
+NOT_TEXT = "caf\udce9"
+
+
+def test_a_name_that_is_no_utf8_stands_in_every_file_and_the_run_goes_on(tasks, tmp_path, no_pictures):
+    """A class, a folder of data and a strategy's file, in a run and in the same command again."""
+    place = tmp_path / NOT_TEXT
+    for split, name in itertools.product(("train", "test"), (NOT_TEXT, "dog")):
+        (place / split / name).mkdir(parents=True)
+        for number in range(4):
+            Image.new("L", (6, 6), 40 * number).save(place / split / name / f"{number}.png")
+    (place / "s.py").write_text(
+        "from tljax import masks\n\n\ndef strategy(params, context):\n    return context.fresh\n"
+    )
+    flags = {"target": f"folder:{place}", "strategies": (f"{place}/s.py:strategy",), "seeds": (0,), "batch_size": 4}
+    for _ in range(2):
+        transfer.run(**arguments(tasks, tmp_path / "w", **flags))
+    assert NOT_TEXT.encode("utf-8", "backslashreplace") in (tmp_path / "w" / "report.html").read_bytes()
+
+
+def test_a_checkpoint_under_a_name_that_is_no_utf8_is_refused_with_the_remedy(tmp_path):
+    (tmp_path / NOT_TEXT).mkdir()
+    for read in (checkpoint.load, checkpoint.about):
+        with pytest.raises(InputError, match=r"no UTF-8.* rename it"):
+            read(tmp_path / NOT_TEXT)

@@ -14,7 +14,7 @@ _LEFT = re.compile(r"\.[0-9a-f]{16}\..*partial")
 """Names of `partial`."""
 
 
-def place(text: str | Path) -> Path:
+def place(text: str | os.PathLike[str]) -> Path:
     """The absolute path of a text that may begin with `~` or `~user`; raises InputError where that has no home.
 
     >>> place("/data/../mnist.npz")
@@ -26,6 +26,15 @@ def place(text: str | Path) -> Path:
         raise InputError(f"'{text}': there is no such user, or this one has no home: give an absolute path") from error
     except OSError as error:  # the working directory was deleted
         raise InputError(f"'{text}': the working directory is gone: change into another") from error
+
+
+def to_bytes(text: str) -> bytes:
+    """UTF-8 of a text that may hold names of files that are none: their bytes are written as \\udcff.
+
+    >>> to_bytes("caf\\udce9")
+    b'caf\\\\udce9'
+    """
+    return text.encode("utf-8", "backslashreplace")
 
 
 def not_text(file: Path) -> str | None:

@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import symtable
 import sys
 import traceback
@@ -249,7 +250,7 @@ def _import(name: str, what: str) -> ModuleType:
 def _from_file(file: Path, kind: str) -> ModuleType:
     if not file.is_file():
         raise InputError(f"{kind} file '{file}' does not exist: give its path from the working directory")
-    name = "tljax_plugin_" + hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]
+    name = "tljax_plugin_" + hashlib.sha256(os.fsencode(file.resolve())).hexdigest()[:12]
     loaded = ModuleType(name)
     loaded.__file__ = str(file)
     sys.modules[name] = loaded
