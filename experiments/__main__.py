@@ -1,8 +1,9 @@
 """The programs, a line each: `python -m experiments`."""
 
-from experiments import helps
+from experiments import helps, streams
 
 if __name__ == "__main__":
-    print("The programs, in the order of a project; `python -m experiments.NAME --help` says more of each.\n")
-    for name, about in helps.programs().items():
-        print(f"  {name:<10} {about}")
+    with streams.lasting(quiet=True):
+        print("The programs, in the order of a project; `python -m experiments.NAME --help` says more of each.\n")
+        for name, about in helps.programs().items():
+            print(f"  {name:<10} {about}")

@@ -17,13 +17,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import console, helps, machine, options, sides
+from experiments import console, helps, machine, options, sides, workdir
 from experiments.commandline import flag
 from tljax.types import InputError
 
@@ -260,7 +259,7 @@ def run(manual_dir: str | None, rows: Sequence[str] = ROWS, rounds: int = 5, out
 
 def _about() -> str:
     names = [name for name in ("jax", "torch", "keras") if _there(name)]
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in names)
+    versions = ", ".join(f"{name} {workdir.version(name)}" for name in names)
     return f"{time.strftime('%Y-%m-%d')}, Python {platform.python_version()}, {versions}, {os.cpu_count()} cores"
 
 

@@ -83,18 +83,44 @@ def _said(error: Exception) -> str:
 
 def _convert(name: str, kind: str, value: Any) -> Any:
     if kind == "repeated":
-        return tuple(value)
+        return tuple(at_home(name, part) for part in value)
+    value = at_home(name, value)
     if "tuple" not in kind:
         if value == "" and not name.endswith("penalty"):
             raise InputError(f"--{name}= is empty: give a value, or leave the flag out")
         return value
-    parts = tuple(part.strip() for part in plugins.split(value, ",") if part.strip())
+    parts = tuple(at_home(name, part.strip()) for part in plugins.split(value, ",") if part.strip())
     if "int" not in kind:
         return parts
     try:
         return tuple(number for part in parts for number in _whole(part))
     except ValueError as error:
         raise InputError(f"--{name}={value}: write whole numbers with commas between them, or as 0-29") from error
+
+
+_DATA = ("source", "target", "targets", "dataset", "zoo")
+"""Flags of data sets, whose names stay as they are written: `tljax.data` knows their home."""
+
+
+def at_home(name: str, value: Any) -> Any:
+    """The value of a flag, with what `~` or `~user` at its beginning stands for: a shell does not read it after `=`.
+
+    Raises InputError where it stands for nothing.
+
+    >>> at_home("workdir", "runs/~x"), at_home("steps", 3)
+    ('runs/~x', 3)
+    """
+    if isinstance(value, tuple):
+        return tuple(at_home(name, part) for part in value)
+    if not isinstance(value, str) or not value.startswith("~") or name in _DATA:
+        return value
+    place = os.path.expanduser(value)
+    if place.startswith("~"):
+        raise InputError(
+            f"--{name}={value}: there is no such user, or this one has no home: write an absolute path, or ./~ for a "
+            "folder of that name"
+        )
+    return place
 
 
 def _whole(part: str) -> Sequence[int]:

@@ -57,7 +57,7 @@ def run(given: Mapping[str, Any], asked: Asked) -> list[workdir.Line]:
     made = options.settings(**given)
     compare_flags.check(asked)
     base = asked.against
-    names = {plugins.shown(text): text for text in ("scratch", *made.strategies)}
+    names = {plugins.called(text): text for text in ("scratch", *made.strategies)}
     base = names.get(base, base)
     if base not in names.values():
         raise InputError(f"--against={base} is none of --strategies{plugins.nearest(base, names)}")

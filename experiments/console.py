@@ -1,8 +1,8 @@
 """What a program prints: a progress bar, one table, one line for an error."""
 
-import errno
+import atexit
+import contextlib
 import gc
-import io
 import logging
 import os
 import sys
@@ -15,50 +15,47 @@ from typing import Any
 
 import jax
 
-from experiments import signals
+from experiments import commandline, faults, signals, streams
 from tljax import graft, masks, paths
-from tljax.types import InputError
 
-LOST = "another process of this run is lost: run the same command on all of them again, and it goes on"
-"""What processes say that are left, and end."""
-
-
-_REMEDY = {
-    errno.ENOSPC: "; make room and run the same command again",
-    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR), "; name another place"),
-}
-"""What helps where a place cannot be written, by the system's number."""
+_PATIENCE = 3.0
+"""Seconds for which threads may go on when a program has ended."""
 
 
 def run_main(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
-    """Run a program: bad input ends with one line on standard error and exit code 1."""
+    """Run a program: bad input ends with one line on standard error and exit code 1.
+
+    As the process's own program (`argv` is None) it ends the process too, whatever threads somebody's code has left.
+    """
+    if argv is None:
+        sys.excepthook = sys.__excepthook__  # what experiments/__init__.py says is of imports
+    arguments = sys.argv if argv is None else argv
     _quieten_orbax()
-    print_any_name()
     _spare_the_collector()
-    try:
-        with signals.termination_raised():
-            main(sys.argv if argv is None else argv)
-    except InputError as error:
-        _fail(str(error))
-    except jax.errors.JaxRuntimeError as error:
-        if not jax.distributed.is_initialized():
+    code = 0
+    with streams.lasting(quiet=commandline.asks_help(arguments)):
+        try:
+            with signals.termination_raised():
+                main(arguments)
+        except KeyboardInterrupt:
+            _leave(130, "stopped; the same command goes on with what is not finished")
+        except signals.Stopped as stopped:
+            _leave(stopped.code, str(stopped))
+        except SystemExit:
             raise
-        _fail(f"{LOST} ({str(error)[:120]})")
-    except OSError as error:
-        remedy = _REMEDY.get(error.errno or 0, "")
-        _fail(f"{error.strerror or error}" + (f": '{error.filename}'" if error.filename else "") + remedy)
-    except MemoryError:
-        _fail("out of memory: lower --batch_size, --hidden or the size of the data")
-    except KeyboardInterrupt:
-        _leave(130, "stopped; the same command goes on with what is not finished")
-    except signals.Stopped as stopped:
-        _leave(stopped.code, str(stopped))
-
-
-def print_any_name() -> None:
-    """Let standard output show what its encoding cannot, such as a file's name that is no text, as \\udcff."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+        except BaseException as error:
+            if (fault := faults.line(error)) is None:
+                if argv is None:
+                    _end_threads(1)
+                raise
+            _say_error(fault)
+            code = 1
+        _flush()
+        code = code or int(streams.lost())
+    if argv is None:
+        _end_threads(code)
+    if code:
+        sys.exit(code)
 
 
 def _quieten_orbax() -> None:
@@ -84,17 +81,41 @@ def _spare_the_collector() -> None:
 def _leave(code: int, message: str) -> None:
     """At once: a computation may be under way, which the interpreter's own end would cut off in the middle."""
     print(message, file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _flush()
     os._exit(code)
 
 
-def _fail(message: str) -> None:
+def _say_error(message: str) -> None:
     print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
     if jax.distributed.is_initialized():
-        sys.stdout.flush()
+        _flush()
         os._exit(1)  # the interpreter's own end would wait for the other processes, and they for this one
-    sys.exit(1)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):  # somebody's code has taken it away
+            stream.flush()
+
+
+def _end_threads(code: int) -> None:
+    """The interpreter waits for every thread that is no daemon: let it wait a while, and end the process then.
+
+    What is registered to run at its end runs; where the machine has no room for another thread it does not.
+    """
+    joined = threading.Event()
+    atexit.register(joined.set)
+
+    def leave() -> None:
+        if not joined.wait(_PATIENCE):
+            names = [thread.name for thread in threading.enumerate() if not thread.daemon]
+            _leave(code, f"ended although threads still run: {', '.join(names[1:])[:200]}")
+
+    try:
+        threading.Thread(target=leave, daemon=True).start()
+    except RuntimeError:
+        _flush()
+        os._exit(code)
 
 
 SIGN_OF_LIFE = 60.0

@@ -87,10 +87,14 @@ def source(made: Settings) -> Source:
 def card(file: Path) -> dict[str, Any]:
     """What the card beside a file of weights says; raises InputError for none, or one that does not say enough."""
     place = file.with_name(file.name + ".json")
+    if file.exists() and not file.is_file():  # a pipe would be waited for
+        raise InputError(f"--source_checkpoint={file} is no file: give the path of a file of weights")
     if file.is_file() and not place.is_file():
         example = '{"task": "mnist", "classes": ["0", "1"], "shape": [28, 28, 1]}'
         raise InputError(f"'{place}' does not exist: write there what the weights are of, such as {example}")
     try:
+        if place.exists() and not place.is_file():  # a pipe would be waited for
+            raise ValueError("it is no file")
         told = json.loads(place.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         if not file.is_file():

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import budgets, console, options, outcome, workdir
+from tljax import npz
 from tljax.study import study
 from tljax.study.study import Cell, Right
 from tljax.study.summary import Row, accuracy, counts, label, require_one_recipe, with_share
@@ -123,12 +124,20 @@ def read(file: Path, sha256: str | None = None) -> tuple[np.ndarray, np.ndarray]
     """
     kept = _arrays(file, ("probabilities", "predicted", "labels"), sha256)
     labels = kept.get("labels", np.zeros((0, 0)))
-    found = kept["probabilities"].argmax(-1) if kept.get("probabilities", labels).ndim == 2 else kept.get("predicted")
+    probabilities = kept.get("probabilities")
+    found = kept.get("predicted")
+    if probabilities is not None and probabilities.ndim == 2 and probabilities.shape[1] and _ordered(probabilities):
+        found = probabilities.argmax(-1)
     if found is None or labels.ndim != 1 or found.shape != labels.shape or not np.issubdtype(labels.dtype, np.integer):
         raise InputError(
             f"predictions '{file}': give labels [items] and predicted [items] or probabilities [items, classes]"
         )
     return found, labels
+
+
+def _ordered(array: np.ndarray) -> bool:
+    """Whether it has numbers, of which one can be the largest."""
+    return array.dtype.kind in "biuf"
 
 
 def groups_in(file: Path) -> np.ndarray | None:
@@ -140,7 +149,7 @@ def groups_in(file: Path) -> np.ndarray | None:
     groups = kept.get("groups")
     if groups is None:
         return None
-    if groups.shape != kept["labels"].shape or groups.dtype.kind not in "iuU":
+    if "labels" not in kept or groups.shape != kept["labels"].shape or groups.dtype.kind not in "iuU":
         raise InputError(
             f"predictions '{file}': groups are {groups.dtype} {list(groups.shape)}: give integers or words, [items]"
         )
@@ -155,11 +164,8 @@ def _arrays(file: Path, names: Sequence[str], sha256: str | None = None) -> dict
         raw = file.read_bytes()
         if sha256 is not None and hashlib.sha256(raw).hexdigest() != sha256:
             raise InputError(f"predictions '{file}' are not as they were written: run the command of their run again")
-        with np.load(io.BytesIO(raw), allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in names if name in arrays}
-    except InputError:
-        raise
-    except Exception as error:  # what NumPy, zlib and the unpacking raise for a damaged file has no common type
+        return npz.unpack(io.BytesIO(raw), f"predictions '{file}'", names, "write it again")
+    except (OSError, ValueError) as error:
         raise InputError(f"predictions '{file}' cannot be read ({error}): write it again") from error
 
 

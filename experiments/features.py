@@ -23,7 +23,7 @@ import numpy as np
 from experiments import console, helps, machine, origin, sources, workdir
 from experiments.commandline import flag
 from experiments.origin import Origin
-from tljax import files, models
+from tljax import files, models, npz
 from tljax.types import InputError, Model, Params, Task
 
 BATCH = 1000
@@ -164,11 +164,9 @@ def read(folder: Path, one: Origin, task: Task, stage: str, dtype: str = "float3
     for split in ("train", "test"):
         file = folder / f"{split}.npy"
         try:
-            array = np.load(file, mmap_mode="r", allow_pickle=False)
-        except Exception as error:  # what NumPy raises for a damaged head has no common type
-            raise InputError(
-                f"'{file}' cannot be read ({error}): delete '{folder}', and compute the features again"
-            ) from error
+            array = npz.mapped(file)
+        except InputError as error:
+            raise InputError(f"{error}: delete '{folder}', and compute the features again") from error
         if list(array.shape) != told["shape"][split] or str(array.dtype) != dtype:
             raise InputError(
                 f"'{file}' is {array.dtype}{list(array.shape)}, not as features.json says: compute it again"

@@ -18,6 +18,7 @@ import numpy as np
 from experiments import workdir
 from experiments.compare_flags import Judging
 from experiments.evidence import Found, cell
+from tljax import files
 from tljax.study.summary import label
 from tljax.types import InputError
 
@@ -61,8 +62,8 @@ def test_set(labels: np.ndarray) -> str:
 def place() -> Path | None:
     """Where looks are kept beside other things of the user; None where there is no home."""
     try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tljax" / "looks"
-    except RuntimeError:
+        return files.place(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "tljax" / "looks"
+    except InputError:
         return None
 
 

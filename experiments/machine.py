@@ -11,7 +11,7 @@ import jax
 
 from experiments import console, processes
 from experiments.options import MOST, Settings
-from tljax import prefix, surroundings, train
+from tljax import files, prefix, surroundings, train
 from tljax.types import InputError
 
 
@@ -98,8 +98,17 @@ def _keep_compiled(folder: str | None) -> None:
         return
     if folder is None and jax.config.values["jax_compilation_cache_dir"]:
         return
-    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tljax"
-    place = Path(folder).expanduser().absolute() if folder else home / f"compiled-{_kind()}"
+    try:
+        home = folder or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        place = files.place(home) if folder else files.place(home) / "tljax" / f"compiled-{_kind()}"
+    except InputError as error:
+        if folder:
+            raise InputError(f"--compilation_cache={error}") from error
+        return  # there is no home
+    if files.not_text(place) is not None:
+        if folder:
+            raise InputError(f"--compilation_cache={folder}: its path is no UTF-8, and XLA needs one: name another")
+        return
     try:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments import console, sources
+from experiments import console, signals, sources
 from experiments.fits import Start
 from experiments.options import Settings
 from experiments.sources import Source
@@ -65,9 +65,9 @@ def _theirs(one: Named, part: str, function: Any, *arguments: Any, **options: An
     try:
         with surroundings.kept(what):
             return function(*arguments, **options)
-    except InputError:
+    except (InputError, KeyboardInterrupt, signals.Stopped):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # of whatever class: somebody may have made one
         raise InputError(f"{what} fails: {plugins.said(error, one.method.strategy)}") from error
 
 

@@ -128,6 +128,7 @@ def settings(**given: Any) -> Settings:
     """
     for name in given.keys() - kinds().keys():
         raise InputError(commandline.unknown(name, kinds()))
+    given = {name: commandline.at_home(name, value) for name, value in given.items()}
     own = {f.name for f in dataclasses.fields(Recipe)}
     recipe = {name: given[name] for name in own & given.keys()}
     twin = {name: given[f"source_{name}"] for name in own if f"source_{name}" in given}
@@ -180,10 +181,10 @@ def refuse_shared_names(strategies: Sequence[str]) -> None:
     """Raise InputError for two strategies of one name: their fits would be of one row."""
     texts: dict[str, str] = {}
     for text in strategies:
-        other = texts.setdefault(plugins.shown(text), text)
+        other = texts.setdefault(plugins.called(text), text)
         if other != text:
             raise InputError(
-                f"--strategies: '{other}' and '{text}' are both named {plugins.shown(text)}: give each its own name"
+                f"--strategies: '{other}' and '{text}' are both named {plugins.called(text)}: give each its own name"
             )
 
 

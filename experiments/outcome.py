@@ -4,6 +4,9 @@ import hashlib
 import io
 import json
 import shutil
+import socket
+import struct
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +17,7 @@ import numpy as np
 from experiments import console, fits
 from experiments import workdir as rundir
 from experiments.progress import Record
-from tljax import checkpoint, masks
+from tljax import checkpoint, masks, npz
 from tljax.types import Mask, Params
 
 
@@ -136,17 +139,35 @@ def _by_strategy(lines: Sequence[rundir.Line]) -> list[list[int]]:
 
 def _write_metrics(folder: Path, curve: Sequence[Mapping[str, float]]) -> None:
     """The curves as TensorBoard events, and as arrays for the report."""
-    from tensorboardX import SummaryWriter
-
     shutil.rmtree(folder, ignore_errors=True)
-    with SummaryWriter(str(folder)) as writer:
-        for point in curve:
-            for name in (name for name in point if name != "step" and np.isfinite(point[name])):
-                writer.add_scalar(name, point[name], int(point["step"]))
+    rundir.folder(folder)
+    now = time.time()
+    rundir.replace(folder / f"events.out.tfevents.{now:.0f}.{socket.gethostname()}", _events(curve, now))
     columns: dict[str, Any] = {name: np.array([point[name] for point in curve]) for name in curve[0]}
     packed = io.BytesIO()
     np.savez(packed, sha256=_sum(folder.name, columns), **columns)
     rundir.replace(folder / "curves.npz", packed.getvalue())
+
+
+def _events(curve: Sequence[Mapping[str, float]], seconds: float) -> bytes:
+    """The bytes of an event file that says the scalars of a curve, all at this time (seconds since 1970).
+
+    Each event is a record of TensorFlow's TFRecord format: its length, uint64, and its bytes, both with their masked
+    CRC-32C. tensorboardX's own writer hands events to a thread, which a full disk ends while the caller waits for it.
+    """
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.record_writer import masked_crc32c
+    from tensorboardX.summary import scalar
+
+    events = [Event(wall_time=seconds, file_version="brain.Event:2")]
+    for point in curve:
+        for name in (name for name in point if name != "step" and np.isfinite(point[name])):
+            events.append(Event(wall_time=seconds, step=int(point["step"]), summary=scalar(name, point[name])))
+    records = []
+    for data in (event.SerializeToString() for event in events):
+        length = struct.pack("<Q", len(data))
+        records += [length, struct.pack("<I", masked_crc32c(length)), data, struct.pack("<I", masked_crc32c(data))]
+    return b"".join(records)
 
 
 def curves(folder: Path, line: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
@@ -158,8 +179,7 @@ def curves(folder: Path, line: Mapping[str, Any]) -> dict[str, np.ndarray] | Non
     try:
         if not file.is_file():
             raise FileNotFoundError("it is gone")
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-            columns = dict(arrays)
+        columns = npz.read(file)
         digest_there = columns.pop("sha256", None)
         if digest_there is not None and digest_there.tobytes() != _sum(line["name"], columns).tobytes():
             raise ValueError("it is not as it was written")

@@ -9,6 +9,7 @@ import numpy as np
 from experiments import budgets, console, outcome, workdir
 from experiments.options import Settings
 from experiments.sources import Source
+from tljax import files
 from tljax.study import summary
 from tljax.types import Task
 
@@ -27,7 +28,7 @@ def show(made: Settings, target: Task, source: Source | None, lines: Sequence[wo
     own = f"source's own test accuracy {100 * min(known):.2f} to {100 * max(known):.2f} %" if known else ""
     report = folder / "report.html"
     text = _page(target, [*trained, *settled], folder, title, own, notes)
-    if not report.is_file() or report.read_bytes() != text.encode():
+    if not report.is_file() or report.read_bytes() != files.to_bytes(text):
         workdir.replace(report, text)
     said = [
         *([own] if own else []),

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from experiments import console, workdir
+from experiments import faults, workdir
 from experiments.options import Settings
 from tljax.types import InputError
 
@@ -70,7 +70,7 @@ def start(made: Settings) -> None:
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _last_word(_: int) -> None:
-    os.write(2, f"error: {console.LOST}\n".encode())
+    os.write(2, f"error: {faults.LOST}\n".encode())
     os._exit(1)
 
 

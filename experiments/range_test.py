@@ -52,7 +52,7 @@ def run(
     with processes.opened(settings, "search", _kept_flags(settings, flags), older=made) as folder:
         rates, losses = swept(todo, asked, folder)
         found = range_test.suggested(rates, losses)
-        name = f"{plugins.shown(made.strategies[0])} at {made.train_examples[0]}"
+        name = f"{plugins.called(made.strategies[0])} at {made.train_examples[0]}"
         said = [*_said(name, rates, found), *transfer.noted(todo)]
         for line in said:
             console.say(line)

@@ -191,7 +191,7 @@ def _known(file: Path) -> tuple[dict[str, tuple[float | None, float, str]], floa
         ):  # of an older tljax, less the seconds
             raise ValueError("it is not as it was written")
         return dict(record["scores"]) if record.get("code") == _code() else {}, float(record["seconds"])
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"'{file}' cannot be read ({error}): delete it") from error
 
 

@@ -23,7 +23,7 @@ class Arm(NamedTuple):
     @property
     def label(self) -> str:
         """What tables call the strategy."""
-        return plugins.shown(self.strategy)
+        return plugins.called(self.strategy)
 
 
 class Winner(NamedTuple):

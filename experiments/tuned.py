@@ -97,7 +97,7 @@ def _name(strategy: str) -> str:
 
 def _stem(strategy: str) -> str:
     """How the names of the files of a strategy's winners begin."""
-    return f"{fits.file_name(plugins.shown(strategy))}-"
+    return f"{fits.file_name(plugins.called(strategy))}-"
 
 
 def _same(one: str, other: str) -> bool:

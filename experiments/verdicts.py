@@ -9,6 +9,7 @@ import numpy as np
 from experiments import console, evidence, looks, page, workdir
 from experiments.compare_flags import Judging
 from experiments.evidence import Found
+from tljax import files
 from tljax.study import milestones, study, summary
 from tljax.study import tables as tables_of
 from tljax.study.study import Comparison, Study
@@ -144,7 +145,7 @@ def write(folder: Path, told: Study, classes: Mapping[str, Sequence[str]], made:
     title = f"{', '.join(sources) or 'no source'} to {', '.join(targets)}"
     sections = study_report.sections(told, classes)
     text = report.render(sections, title=title, lead=told.verdict, made=made or report.Reproduced())
-    for name, data in {**export.files(told, sections, title), "report.html": text.encode()}.items():
+    for name, data in {**export.files(told, sections, title), "report.html": files.to_bytes(text)}.items():
         file = folder / name
         if file.parent != folder:
             workdir.folder(file.parent)

@@ -16,7 +16,7 @@ from typing import Any
 
 from experiments import console, lock, options
 from experiments.options import LISTS, PLACES, Settings
-from tljax import checkpoint, files, plugins, surroundings
+from tljax import __version__, checkpoint, files, plugins, surroundings
 from tljax.types import InputError
 
 Line = dict[str, Any]
@@ -42,6 +42,8 @@ def opened(made: Settings, program: str, more: Sequence[str] = (), older: Settin
     if made.workdir is None:
         raise InputError("--workdir is not given: name a new folder for the run, such as --workdir=runs/first")
     workdir = Path(made.workdir)
+    if (odd := files.not_text(workdir)) is not None:
+        raise InputError(f"--workdir={workdir}: '{odd}' is no UTF-8, and checkpoints need a path that is: name another")
     _refuse_strangers(workdir)
     _refuse_links(workdir)
     _flags(workdir, made, program, more, older)
@@ -118,7 +120,8 @@ def _flags(workdir: Path, made: Settings, program: str, more: Sequence[str], old
     """The run's flagfile, with what is new in its lists; raises InputError if it is of another experiment."""
     file = workdir / "flags.flags"
     head = f"# python -m experiments.{program} --flagfile=WORKDIR/{file.name} --workdir=NEW\n"
-    now = _values([*options.to_flags(made), *more])
+    lines_now = [files.to_bytes(line).decode() for line in [*options.to_flags(made), *more]]  # as they are in the file
+    now = _values(lines_now)
     if file.is_file():
         text = flags_text(file)
         head = text.splitlines()[0] + "\n" if text.startswith("#") else head
@@ -183,7 +186,7 @@ _SUM = "# sha256 of the lines above: "
 
 def signed(text: str) -> str:
     """A flagfile's text with its SHA-256 as a last line, a comment to whoever gives it as --flagfile."""
-    return f"{text}{_SUM}{hashlib.sha256(text.encode('utf-8', 'backslashreplace')).hexdigest()}\n"
+    return f"{text}{_SUM}{hashlib.sha256(files.to_bytes(text)).hexdigest()}\n"
 
 
 def flags_text(file: Path) -> str:
@@ -206,7 +209,7 @@ def flags_text(file: Path) -> str:
 
 def replace(file: Path, text: str | bytes) -> None:
     """Write a file whole: a crash leaves the old one or the new one, and no link is followed."""
-    files.replace(file, text if isinstance(text, bytes) else text.encode("utf-8", "backslashreplace"))
+    files.replace(file, text if isinstance(text, bytes) else files.to_bytes(text))
 
 
 def write_record(file: Path, record: Mapping[str, Any]) -> None:
@@ -358,7 +361,7 @@ def masks_digest(workdir: Path, name: str, phases: int) -> str:
     whole = hashlib.sha256()
     for file in _mask_files(workdir, name, phases):
         raw = file.read_bytes() if file.is_file() else b""
-        whole.update(f"{file.name} {len(raw)}\n".encode() + raw)
+        whole.update(files.to_bytes(f"{file.name} {len(raw)}\n") + raw)
     return whole.hexdigest()
 
 
@@ -435,12 +438,24 @@ def environment(fingerprints: Mapping[str, str]) -> dict[str, Any]:
         "platform": platform.platform(),
         "cores": os.cpu_count(),
         "devices": [str(device) for device in jax.devices()],
-        "versions": {name: metadata.version(name) for name in names},
+        "versions": {name: version(name) for name in names},
         "data": dict(fingerprints),
         "commit": _commit(),
         "variables": surroundings.variables(),
         "switches": surroundings.switches(),
     }
+
+
+def version(package: str) -> str:
+    """Of an installed package; of tljax itself also where it is not installed and lies on Python's path.
+
+    >>> version("no-such-package")
+    'not installed'
+    """
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return __version__ if package == "tljax" else "not installed"
 
 
 def record(workdir: Path, fingerprints: Mapping[str, str]) -> None:

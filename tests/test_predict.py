@@ -2,7 +2,6 @@
 
 import csv
 import errno
-import io
 import json
 import os
 import shutil
@@ -15,7 +14,7 @@ from scipy.special import softmax
 from test_programs import arguments, command, parameters, results, snapshot
 from test_weights import FILE, FOLDER
 
-from experiments import console, export, origin, predict, pretrain, transfer, workdir
+from experiments import console, export, origin, predict, pretrain, streams, transfer, workdir
 from tljax import checkpoint, data
 from tljax.data import images
 from tljax.types import InputError
@@ -138,13 +137,13 @@ def test_files_that_are_left_out_are_said(finished, tasks, tmp_path, capsys):
     assert "left out" not in capsys.readouterr().out
 
 
-def test_a_name_that_is_no_text_is_printed_all_the_same(monkeypatch):
+def test_a_name_that_is_no_text_is_printed_all_the_same(monkeypatch, tmp_path):
     for encoding, shown in (("utf-8", "\u00e9 \\udcff"), ("ascii", "\\xe9 \\udcff")):
-        out = io.BytesIO()
-        monkeypatch.setattr("sys.stdout", io.TextIOWrapper(out, encoding=encoding))
-        console.print_any_name()
-        console.say("\u00e9 \udcff")
-        assert out.getvalue().decode(encoding) == shown + "\n"
+        with open(tmp_path / encoding, "w", encoding=encoding) as out:
+            monkeypatch.setattr("sys.stdout", out)
+            with streams.lasting():
+                console.say("\u00e9 \udcff")
+        assert (tmp_path / encoding).read_text(encoding) == shown + "\n"
 
 
 def test_no_class_takes_the_place_of_a_column_and_no_cell_is_a_formula():

@@ -13,7 +13,7 @@ import pytest
 from test_programs import arguments, command, parameters
 from test_resume import Killed, killed_after
 
-from experiments import console, machine, options, pretrain, transfer, workdir
+from experiments import faults, machine, options, pretrain, transfer, workdir
 from tljax import parallel
 from tljax.types import InputError
 
@@ -83,7 +83,7 @@ def test_when_one_process_is_lost_the_other_says_so_and_the_same_command_goes_on
     began = time.monotonic()
     _, complaint = left.communicate(timeout=60)
     assert time.monotonic() - began < 20
-    assert left.returncode == 1 and complaint.strip().splitlines()[-1].startswith(f"error: {console.LOST}")
+    assert left.returncode == 1 and complaint.strip().splitlines()[-1].startswith(f"error: {faults.LOST}")
     running[lost].communicate()
     there = ended(started(flags))
     assert [code for code, _, _ in there] == [0, 0], there
@@ -138,7 +138,7 @@ def test_what_the_first_process_refuses_ends_the_others(tasks, tmp_path):
     (tmp_path / "w" / "other").touch()
     first, second = ended(started(command(tasks, tmp_path, seeds=(0,))))
     assert first[0] == second[0] == 1
-    assert "holds other files and no run" in first[2] and console.LOST in second[2]
+    assert "holds other files and no run" in first[2] and faults.LOST in second[2]
 
 
 def test_one_process_loads_all_rows():

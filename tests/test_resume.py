@@ -100,20 +100,21 @@ def test_what_was_saved_last_and_is_damaged_is_set_aside_for_what_was_saved_befo
     same_run(tmp_path / "w", undisturbed)
 
 
-def test_a_signal_saves_and_the_same_command_goes_on(tasks, undisturbed, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_saves_and_the_same_command_goes_on(number, tasks, undisturbed, tmp_path, monkeypatch, capsys):
     flags = arguments(tasks, tmp_path / "w", **FLAGS)
     further = training._further
 
     def interrupted(*given):
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         return further(*given)
 
-    handler = signal.getsignal(signal.SIGTERM)
+    handler = signal.getsignal(number)
     with monkeypatch.context() as patch:
         patch.setattr(training, "_further", interrupted)
         with pytest.raises(signals.Stopped, match=r"stopped at step .* the same command goes on") as stopped:
             transfer.run(**flags)
-    assert stopped.value.code == 143 and signal.getsignal(signal.SIGTERM) is handler
+    assert stopped.value.code == 128 + number and signal.getsignal(number) is handler
     transfer.run(**flags)
     same_run(tmp_path / "w", undisturbed)
 

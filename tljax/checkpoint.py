@@ -23,6 +23,7 @@ import jax
 import numpy as np
 
 from tljax import paths
+from tljax.files import not_text
 from tljax.types import InputError, Params
 
 Flat = dict[str, np.ndarray]
@@ -165,6 +166,8 @@ def about(directory: Path) -> dict[str, Any]:
 
 def _read(directory: Path) -> tuple[dict[str, Any], dict[str, dict[str, _Leaf]]]:
     """(about, {name of the fit: {path: leaf}}), as the checkpoint has them."""
+    if (odd := not_text(directory)) is not None:
+        raise InputError(f"checkpoint '{directory}': '{odd}' is no UTF-8, and Orbax reads no such path: rename it")
     if not directory.exists():
         raise InputError(f"checkpoint '{directory}' does not exist: give the folder that experiments.pretrain printed")
     _size(directory)

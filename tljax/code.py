@@ -39,7 +39,7 @@ def _beside(file: Path) -> list[Path]:
     """The files of the same folder that a file imports, by the last of their names."""
     try:
         nodes = list(ast.walk(ast.parse(file.read_bytes())))
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two of what is nested too deep
         return []
     words = [alias.name for node in nodes if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names]
     words += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]

@@ -8,8 +8,47 @@ import stat
 import time
 from pathlib import Path
 
+from tljax.types import InputError
+
 _LEFT = re.compile(r"\.[0-9a-f]{16}\..*partial")
 """Names of `partial`."""
+
+
+def place(text: str | os.PathLike[str]) -> Path:
+    """The absolute path of a text that may begin with `~` or `~user`; raises InputError where that has no home.
+
+    >>> place("/data/../mnist.npz")
+    PosixPath('/data/../mnist.npz')
+    """
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError as error:
+        raise InputError(f"'{text}': there is no such user, or this one has no home: give an absolute path") from error
+    except OSError as error:  # the working directory was deleted
+        raise InputError(f"'{text}': the working directory is gone: change into another") from error
+
+
+def to_bytes(text: str) -> bytes:
+    """UTF-8 of a text that may hold names of files that are none: their bytes are written as \\udcff.
+
+    >>> to_bytes("caf\\udce9")
+    b'caf\\\\udce9'
+    """
+    return text.encode("utf-8", "backslashreplace")
+
+
+def not_text(file: Path) -> str | None:
+    """The first part of an absolute path whose bytes are no UTF-8, which Orbax and XLA cannot take; None if all are.
+
+    >>> not_text(Path("/data/café")), not_text(Path("/data/caf\\udce9/a"))
+    (None, 'caf\\udce9')
+    """
+    for part in file.absolute().parts:
+        try:
+            os.fsencode(part).decode()
+        except UnicodeError:
+            return part
+    return None
 
 
 def partial(file: Path) -> Path:

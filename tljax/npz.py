@@ -1,9 +1,9 @@
-"""Files of named arrays, .npz, from anybody: what is pickled is never read."""
+"""Arrays in NumPy's files, .npz and .npy, from anybody: what is pickled is never read."""
 
-import zipfile
-import zlib
+import warnings
 from collections.abc import Container
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -15,23 +15,64 @@ def read(file: Path, wanted: Container[str] | None = None) -> dict[str, np.ndarr
 
     Raises InputError for a file that cannot be read, is damaged or a single array, and for Python objects in it.
     """
+    try:
+        if file.exists() and not file.is_file():  # a pipe would be waited for
+            raise ValueError("it is no file")
+        # Opened here: np.load leaves a damaged file open.
+        with file.open("rb") as stream:
+            return unpack(stream, f"'{file}'", wanted)
+    except (OSError, ValueError) as error:  # the second of a name with a zero byte
+        raise InputError(f"'{file}' cannot be read as .npz ({error}): save it again with numpy.savez") from error
+
+
+def unpack(
+    stream: BinaryIO,
+    what: str,
+    wanted: Container[str] | None = None,
+    remedy: str = "save it again with numpy.savez",
+) -> dict[str, np.ndarray]:
+    """The same of the bytes of an .npz; `what` they are and the `remedy` are words of the InputError that it raises.
+
+    >>> import io
+    >>> unpack(io.BytesIO(b"PK"), "'x.npz'")
+    Traceback (most recent call last):
+    tljax.types.InputError: 'x.npz' cannot be read as .npz (it is damaged, or of another kind): save it again with \
+numpy.savez
+    """
     name = ""
     arrays = {}
     try:
-        # Opened here: np.load leaves a damaged file open.
-        with file.open("rb") as stream:
+        with warnings.catch_warnings(action="ignore"):  # of the parser, about a damaged head
             archive = np.load(stream, allow_pickle=False)
             if isinstance(archive, np.ndarray):
-                raise InputError(f"'{file}' is a single array (.npy): save named arrays with numpy.savez")
-            for name in archive.files:
-                if wanted is None or name in wanted:
-                    arrays[name] = archive[name]
+                raise InputError(f"{what} is a single array (.npy): save named arrays with numpy.savez")
+            with archive:
+                for name in archive.files:
+                    if wanted is None or name in wanted:
+                        arrays[name] = archive[name]
+                        if not isinstance(arrays[name], np.ndarray):  # a member that is no .npy: its bytes
+                            raise InputError(f"{what}: '{name}' is no array: {remedy}")
     except InputError:
         raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except MemoryError as error:
+        raise InputError(f"{what}: '{name}' says that it is larger than the memory: {remedy}") from error
+    except Exception as error:  # of NumPy, zipfile and what unpacks: they have no type in common
         if "Object arrays" in str(error):
             raise InputError(
-                f"'{file}': '{name}' holds Python objects (pickle): save it as numbers or strings"
+                f"{what}: '{name}' holds Python objects (pickle): save it as numbers or strings"
             ) from error
-        raise InputError(f"'{file}' cannot be read as .npz ({error}): save it again with numpy.savez") from error
+        reason = str(error) if "pickle" not in str(error) else "it is damaged, or of another kind"
+        reason = " ".join(reason.split())[:200] or type(error).__name__
+        raise InputError(f"{what} cannot be read as .npz ({reason}): {remedy}") from error
     return arrays
+
+
+def mapped(file: Path) -> np.ndarray:
+    """The array of an .npy file, memory-mapped, read only; raises InputError for a file that is damaged or none."""
+    try:
+        if file.exists() and not file.is_file():
+            raise ValueError("it is no file")
+        return np.load(file, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # of NumPy: a damaged head, or one that does not fit the file
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"'{file}' cannot be read as .npy ({reason})") from error

@@ -24,13 +24,21 @@ def names(tree: Any) -> list[str]:
     >>> names({"head": {"kernel": 1.0, "bias": 0.0}})
     ['head/bias', 'head/kernel']
     """
-    found = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    found = [_name(path) for path, _ in _walked(jax.tree_util.tree_leaves_with_path, tree)]
     seen: set[str] = set()
     for path in found:
         if path in seen:
             raise InputError(f"two leaves are named '{path}': rename the key that contains '/'")
         seen.add(path)
     return found
+
+
+def _walked(walk: Callable[[Any], Any], tree: Any) -> Any:
+    """walk(tree); raises InputError for a tree without an end."""
+    try:
+        return walk(tree)
+    except (RecursionError, SystemError) as error:  # the second where JAX's own code meets the first
+        raise InputError("a tree holds itself, or is nested too deep: make one with an end") from error
 
 
 def items(tree: Any, *rest: Any) -> Iterator[tuple[Any, ...]]:
@@ -299,8 +307,7 @@ def _same(path: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def same_structure(expected: Any, found: Any, expected_name: str, found_name: str) -> None:
     """Raise InputError, with the paths, unless both trees are the same but for their leaves."""
-    one: Any = jax.tree.structure(expected)
-    if one == jax.tree.structure(found):
+    if _walked(jax.tree.structure, expected) == _walked(jax.tree.structure, found):
         return
     there, here = set(names(expected)), set(names(found))
     differences = [f"{some(sorted(there - here))} only in {expected_name}"] if there - here else []

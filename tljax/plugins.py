@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import re
 import symtable
 import sys
@@ -106,10 +107,10 @@ def named(text: str) -> tuple[str, str]:
     return name, spec
 
 
-def shown(text: str) -> str:
+def called(text: str) -> str:
     """What a strategy of --strategies is called: its name if it has one, else its spec as it stands.
 
-    >>> shown("LN_QV=mine.py:strategy:k=2"), shown("last_k:k=2")
+    >>> called("LN_QV=mine.py:strategy:k=2"), called("last_k:k=2")
     ('LN_QV', 'last_k:k=2')
     """
     name, spec = named(text)
@@ -216,7 +217,28 @@ def said(error: BaseException, function: Callable[..., Any] | None = None) -> st
     if isinstance(own := getattr(code.origin(function), "__code__", None) if function else None, CodeType):
         inside = [frame for frame in frames if frame.filename == own.co_filename]
         where = f" ({own.co_filename}:{inside[-1].lineno if inside else own.co_firstlineno})"
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{where}"
+    return f"{type(error).__name__}: {words(error)[:300]}{where}"
+
+
+def words(value: Any, write: Callable[[Any], str] = str) -> str:
+    """What an exception or another value of somebody else's says, in one line; its class where it fails to say it.
+
+    >>> words(ValueError("two\\n lines"))
+    'two lines'
+    """
+    try:
+        return " ".join(write(value).split())
+    except Exception:
+        return f"of the class {type(value).__name__}"
+
+
+def shown(value: Any) -> str:
+    """The same of its `repr`, at most 80 characters.
+
+    >>> shown("two lines")
+    "'two lines'"
+    """
+    return words(value, repr)[:80]
 
 
 def names(package: str, kind: str) -> list[str]:
@@ -268,7 +290,7 @@ def _import(name: str, what: str) -> ModuleType:
 def _from_file(file: Path, kind: str) -> ModuleType:
     if not file.is_file():
         raise InputError(f"{kind} file '{file}' does not exist: give its path from the working directory")
-    name = "tljax_plugin_" + hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]
+    name = "tljax_plugin_" + hashlib.sha256(os.fsencode(file.resolve())).hexdigest()[:12]
     loaded = ModuleType(name)
     loaded.__file__ = str(file)
     sys.modules[name] = loaded
@@ -312,7 +334,9 @@ def method(text: str) -> tuple[Method, dict[str, Any]]:
     parts = {name: getattr(found, name, None) for name in ("adapt", "merge", "reinit", "left_out")}
     for name, part in parts.items():
         if part is not None and not callable(part):
-            raise InputError(f"strategy '{spec.name}': its `{name}` is {part!r}, not a function: write def {name}(...)")
+            raise InputError(
+                f"strategy '{spec.name}': its `{name}` is {shown(part)}, not a function: write def {name}(...)"
+            )
     driven = bool(getattr(found, "DATA_DRIVEN", False))
     edited = code.digest(found, strategy, *parts.values())
     options = bind(strategy, spec.options, f"strategy '{spec.name}'")

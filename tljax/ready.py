@@ -49,7 +49,7 @@ def target(
         params = _call(method.adapt, options, own(ordinary), key, *context)
         for path, leaf in paths.items(params):
             if not isinstance(leaf, int | float | np.generic | np.ndarray | jax.Array):
-                raise InputError(f"adapt gives {leaf!r} at '{path}': a leaf is an array")
+                raise InputError(f"adapt gives {plugins.shown(leaf)} at '{path}': a leaf is an array")
         fresh = paths.each(lambda path, leaf: known.get(path, True), params)
         merge = Merge(method.merge, repr(options), options) if method.merge else None
     must = masks.intersect(fresh, masks.under(params, last)) if again else fresh
@@ -60,7 +60,7 @@ def redrawn(method: Method, options: Mapping[str, Any], stages: tuple[str, ...])
     """The path prefixes that a method draws anew beside the head; raises InputError for what is no list of them."""
     given: Any = _call(method.reinit, options, Context(stages=stages)) if method.reinit else ()
     if not isinstance(given, Sequence) or isinstance(given, str) or not all(isinstance(name, str) for name in given):
-        raise InputError(f"reinit gives {given!r}: return a list of path prefixes, or []")
+        raise InputError(f"reinit gives {plugins.shown(given)}: return a list of path prefixes, or []")
     return tuple(given)
 
 

@@ -1,6 +1,7 @@
 """What decides results from outside of tljax: switches of JAX and XLA; and what somebody else's code may not change."""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,8 +72,8 @@ def _arithmetic(variable: str) -> str:
 
 @contextmanager
 def kept(whose: str = "a function that the flags name") -> Iterator[None]:
-    """Run somebody else's code: the working directory, NumPy's handling of errors, and the environment that JAX
-    reads are put back after it.
+    """Run somebody else's code: the working directory, NumPy's handling of errors, Python's standard streams, and the
+    environment that JAX reads are put back after it.
 
     Raises InputError if it has changed a switch of JAX that decides results, which is put back too.
 
@@ -83,6 +84,7 @@ def kept(whose: str = "a function that the flags name") -> Iterator[None]:
 every fit: leave that out, and set JAX_RANDOM_SEED_OFFSET=1 in the environment if you mean it
     """
     folder, handling = _directory(), np.geterr()
+    streams = sys.stdin, sys.stdout, sys.stderr
     texts = {name: os.environ.get(name) for name in _VARIABLES}
     values = {name: jax.config.values[name] for name in NEUTRAL if name in jax.config.values}
     before = _of_jax()
@@ -92,6 +94,7 @@ every fit: leave that out, and set JAX_RANDOM_SEED_OFFSET=1 in the environment i
         if folder is not None and _directory() != folder:
             os.chdir(folder)
         np.seterr(**handling)
+        sys.stdin, sys.stdout, sys.stderr = streams
         _restore(texts)
         after = _of_jax()
         for name, value in values.items():

@@ -19,6 +19,7 @@ from pathlib import Path
 from tljax.data import derive, filenames, files, idx, tfds
 from tljax.data.cache import Prepare, cached
 from tljax.data.images import Shape
+from tljax.files import place
 from tljax.plugins import Spec, nearest, parse
 from tljax.types import InputError, Task
 
@@ -53,14 +54,20 @@ def load(
     base, changes = derive.divide(name)
     spec = parse(base)
     shape = _checked_shape(image_shape)
-    manual = Path(manual_dir).expanduser().absolute() if manual_dir else None
+    try:
+        manual = place(manual_dir) if manual_dir else None
+    except InputError as error:
+        raise InputError(f"--manual_dir={error}") from error
     if manual and not manual.is_dir():
         raise InputError(f"--manual_dir='{manual}' is no folder: give the one that holds mnist/ and the like")
     if spec.name in idx.SHIPPED:
         _takes(spec, ())
         return derive.derived(idx.shipped(spec.name, shape), name, changes)
     home = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    root = Path(home).expanduser().absolute()
+    try:
+        root = place(home)
+    except InputError as error:
+        raise InputError(f"--data_dir={error}") from error
     identity, prepare = _source(base, spec, root, manual, shape)
     identity = [*identity, str(shape)]
     folder = root / "tljax" / _key(spec, identity)
@@ -77,15 +84,15 @@ def _source(name: str, spec: Spec, root: Path, manual: Path | None, shape: Shape
         if not spec.words:
             raise InputError(f"'{name}' names no folder: write folder:DIR")
         _takes(Spec(spec.name, spec.words[1:], spec.options), ("splits",), "FILE.csv")
-        folder = Path(spec.words[0]).expanduser().absolute()
+        folder = place(spec.words[0])
         if "splits" in spec.options:
-            table = Path(spec.options["splits"]).expanduser().absolute()
+            table = place(spec.options["splits"])
             listed = ["folder", filenames.text(folder), filenames.text(table)]
             return listed, lambda: files.prepare_listed(name, folder, table, shape)
         return ["folder", filenames.text(folder)], lambda: files.prepare_folder(name, folder, shape)
     if spec.name.endswith(".npz"):
         _takes(spec, ())
-        file = Path(spec.name).expanduser().absolute()
+        file = place(spec.name)
         return ["npz", str(file)], lambda: files.prepare_npz(name, file, shape)
     _takes(spec, ("train", "test"))
     splits = spec.options.get("train", ""), spec.options.get("test", "")

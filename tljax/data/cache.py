@@ -14,6 +14,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from tljax import npz
 from tljax.data import filenames
 from tljax.types import InputError, Split, Task
 
@@ -127,7 +128,10 @@ def _mapped(file: Path, sha256: str) -> np.ndarray:
         raise _Damaged(file) from error
     if hashlib.sha256(data.data).hexdigest() != sha256:
         raise _Damaged(file)
-    return np.load(file, mmap_mode="r", allow_pickle=False)
+    try:
+        return npz.mapped(file)
+    except InputError as error:
+        raise _Damaged(file) from error
 
 
 class _Summed:

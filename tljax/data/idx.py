@@ -7,6 +7,7 @@ a big-endian uint32, and the bytes in C order.
 import gzip
 import hashlib
 import importlib.resources
+import math
 import zlib
 from collections.abc import Callable
 from importlib.resources.abc import Traversable
@@ -106,10 +107,13 @@ def _parse(data: bytes, file: str) -> np.ndarray:
         raise InputError(f"'{file}' is not IDX of uint8 (it begins with {data[:4].hex() or 'nothing'}): {_AGAIN}")
     start = 4 + 4 * data[3]
     shape = tuple(int.from_bytes(data[i : i + 4], "big") for i in range(4, start, 4))
-    size = start + int(np.prod(shape, dtype=object))
+    size = start + math.prod(shape)
     if len(data) != size:
         raise InputError(f"'{file}' has {len(data)} bytes where its header says {size}: {_AGAIN}")
-    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+    try:
+        return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+    except ValueError as error:  # more dimensions than NumPy has, or larger ones, of which one is 0
+        raise InputError(f"'{file}' has a header that no array has ({error}): {_AGAIN}") from error
 
 
 def to_bytes(array: np.ndarray) -> bytes:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tljax import paths
+from tljax import paths, plugins
 from tljax.masks.combine import require_fit, static
 from tljax.masks.leaf import canonical_leaf, selects, traced
 from tljax.types import InputError, Mask, Params, Phase
@@ -63,7 +63,7 @@ def lint_phases(params: Params, phases: Sequence[Phase], fresh: Mask | None = No
         start: Any = phase.start
         if not isinstance(start, int | float | np.number) or not 0 <= start < 1:
             raise InputError(
-                f"phase {i} starts at {start!r}: a start is a fraction of training, at least 0 and below 1"
+                f"phase {i} starts at {plugins.shown(start)}: a start is a fraction of training, at least 0 and below 1"
             )
         if i == 0 and start != 0:
             raise InputError(

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tljax import paths
+from tljax import paths, plugins
 from tljax.masks.leaf import canonical_leaf, chosen, plain, selects, traced, trains_at
 from tljax.types import InputError, Mask, Params
 
@@ -52,7 +52,9 @@ def require_bools(what: str, mask: Mask) -> None:
         if isinstance(leaf, jax.core.Tracer):
             raise traced(path)
         if not isinstance(leaf, bool | np.bool_):
-            raise InputError(f"{what}: the leaf at '{path}' is {leaf!r}, not a bool: combine bools, then scale")
+            raise InputError(
+                f"{what}: the leaf at '{path}' is {plugins.shown(leaf)}, not a bool: combine bools, then scale"
+            )
 
 
 def _combine(name: str, decisive: bool, parts: tuple[Mask | None, ...]) -> Mask:
@@ -89,7 +91,7 @@ def _bools(what: str, path: str, leaf: Any) -> Any:
         return bool(leaf)
     if selects(leaf) and (m := canonical_leaf(path, leaf)).dtype == bool:
         return m
-    raise InputError(f"{what}: the leaf at '{path}' is {leaf!r}, not a bool: combine bools, then scale")
+    raise InputError(f"{what}: the leaf at '{path}' is {plugins.shown(leaf)}, not a bool: combine bools, then scale")
 
 
 def also(mask: Mask, fresh: Mask | None) -> Mask:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tljax import plugins
 from tljax.types import InputError
 
 
@@ -56,7 +57,9 @@ def canonical_leaf(path: str, leaf: Any) -> Any:
             raise InputError(f"the mask's number at '{path}' is {shown}: it must be finite and at least 0")
         return bool(m) if m in (0, 1) else float(m)
     if not isinstance(m, np.ndarray | jax.Array) or not numeric(m):
-        raise InputError(f"the mask's leaf at '{path}' is {str(m)[:40]!r}: give True, False, a number or an array")
+        raise InputError(
+            f"the mask's leaf at '{path}' is {plugins.words(m)[:40]!r}: give True, False, a number or an array"
+        )
     if m.dtype == jnp.bool_:
         return np.asarray(m)
     rates = np.asarray(m).astype(np.float64)
@@ -119,7 +122,7 @@ def value(leaf: Any) -> Any:
     if isinstance(leaf, jax.core.Tracer):
         raise traced("")
     if not isinstance(leaf, bool | int | float | np.bool_ | np.number | np.ndarray | jax.Array):
-        raise InputError(f"a mask's leaf is {leaf!r}: give True, False, a number or an array")
+        raise InputError(f"a mask's leaf is {plugins.shown(leaf)}: give True, False, a number or an array")
     if selects(leaf):
         return canonical_leaf("", leaf)
     return float(leaf) + 0.0  # -0.0 becomes 0.0, which is what it means here

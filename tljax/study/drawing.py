@@ -12,6 +12,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from tljax import files
+
 Picture = tuple[Figure, str]
 """(figure, alternative text)."""
 
@@ -67,7 +69,7 @@ def svg(figure: Figure) -> str:
         .decode()
         .replace("'DejaVu Sans', sans-serif", "system-ui, sans-serif")
     )
-    return "data:image/svg+xml;base64," + base64.b64encode(text.encode()).decode()
+    return "data:image/svg+xml;base64," + base64.b64encode(files.to_bytes(text)).decode()
 
 
 def pdf(figure: Figure) -> bytes:

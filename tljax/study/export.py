@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from tljax.files import to_bytes
 from tljax.study import drawing
 from tljax.study.csv_cells import cell
 from tljax.study.report import Section
@@ -47,7 +48,7 @@ def files(study: Study, sections: Sequence[Section], title: str) -> dict[str, by
         "fits.csv": table(study.rows),
         "milestones.csv": table(study.milestones),
     }
-    return {**{name: text.encode() for name, text in texts.items()}, **drawn}
+    return {**{name: to_bytes(text) for name, text in texts.items()}, **drawn}
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> str:
