@@ -178,7 +178,9 @@ def notes(parts: Sequence[Part], asked: Asked) -> list[str]:
         for line in budgets.notes(todo.made.train_examples, todo.target, todo.made.recipe.validation)
     }
     data |= {f"{todo.source.name}: {todo.source.note}" for todo in todos if todo.source and todo.source.note}
-    tuning = tuned.said(asked.tuned, [budget for part in parts for budget in part.todo.made.train_examples])
+    tuning = tuned.said(
+        asked.tuned, [budget for part in parts for budget in part.todo.made.train_examples], asked.longer_scratch
+    )
     spoken = estimand.sentences([estimand.of(todo) for todo in todos])
     return [tuning, *spoken, "they speak of these tasks alone", *sorted(data)]
 

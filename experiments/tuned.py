@@ -104,12 +104,12 @@ def _same(one: str, other: str) -> bool:
     return fits.file_name(one.split(":seeds")[0]) == fits.file_name(other.split(":seeds")[0])
 
 
-def said(search: str | None, train_examples: Sequence[str] = ()) -> str:
+def said(search: str | None, train_examples: Sequence[str] = (), longer: bool = False) -> str:
     """What every table says of the tuning, and of label budgets at which there was none."""
     if search is None:
         return "untuned: every strategy has the same hyper-parameters"
     tuned_at = list(dict.fromkeys(flags["train_examples"][0] for flags in winners(Path(search)).values()))
     elsewhere = [budget for budget in train_examples if not any(_same(budget, searched) for searched in tuned_at)]
     text = f"tuned: every strategy has what {Path(search).name} found best for it"
-    text += ", and scratch with more steps what was best for fewer"
+    text += ", and scratch with more steps what was best for fewer" if longer else ""
     return text + (f"; what it found at {', '.join(tuned_at)} is used at {', '.join(elsewhere)}" if elsewhere else "")
