@@ -241,7 +241,7 @@ def every(tasks: Path, folder: Path) -> Iterator[tuple[Path, list[Attack]]]:
         hunt,
         [
             Attack(hunt / "study.journal", "experiments.search", trials),
-            Attack(hunt / "best.flags", "experiments.compare --tuned", lambda: tuned._winners(hunt)),
+            Attack(hunt / "best.flags", "experiments.compare --tuned", lambda: tuned.winners(hunt)),
         ],
     )
 

@@ -122,7 +122,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(number, tasks, undisturbed,
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_to_a_process_ends_it_within_ten_seconds_and_says_where(tasks, tmp_path, number, code):
-    flags = command(tasks, tmp_path, strategies=("scratch",), seeds=(0,), epochs=None, steps=10**6, source=None)
+    flags = command(tasks, tmp_path, strategies=("scratch",), seeds=(0,), epochs=None, steps=10**7, source=None)
     run = subprocess.Popen([sys.executable, "-m", "experiments.transfer", *flags], stderr=subprocess.PIPE, text=True)
     time.sleep(15)
     sent = time.monotonic()
@@ -135,7 +135,7 @@ def test_a_signal_to_a_process_ends_it_within_ten_seconds_and_says_where(tasks, 
 
 @pytest.mark.slow
 def test_a_second_signal_leaves_at_once(tasks, tmp_path):
-    flags = command(tasks, tmp_path, strategies=("scratch",), seeds=(0,), epochs=None, steps=10**6, source=None)
+    flags = command(tasks, tmp_path, strategies=("scratch",), seeds=(0,), epochs=None, steps=10**7, source=None)
     run = subprocess.Popen([sys.executable, "-m", "experiments.transfer", *flags], stderr=subprocess.PIPE, text=True)
     time.sleep(15)
     run.send_signal(signal.SIGINT)
