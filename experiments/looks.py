@@ -141,8 +141,8 @@ def _records(one: Seen, against: str, places: Collection[Path | None]) -> list[d
     """Of judgements of such a comparison that share a fit; raises InputError for a record that is damaged."""
     found = []
     for folder in places:
-        files = sorted((folder / one.test_set).glob("*.json")) if folder else []
-        found += [record for file in files if (record := workdir.read_record(file)) is not None]
+        places_of = sorted((folder / one.test_set).glob("*.json")) if folder else []
+        found += [record for file in places_of if (record := workdir.read_record(file)) is not None]
     mine = {*one.fits, *one.predictions}
     return [
         record

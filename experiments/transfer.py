@@ -180,7 +180,7 @@ def _line(todo: Experiment, method: methods.Named, budget: str, seed: int) -> wo
         **fits.draws(made, todo.model, tuple(target.train.images.shape[1:])),
         **options.beyond_neutral(made),
     }
-    recipe = {name: decisive[name] for name in ("fingerprint", "model", "head", "recipe", "code")}
+    recipe = {name: value for name, value in decisive.items() if name not in ("identity", "streams", "many")}
     # What a source was does not matter to a fit from scratch: those beside several sources are alike.
     recipe |= {"source": source.recipe if source and method.name != "scratch" else None}
     if method.spec:  # a name hides them: fits of other options are not to stand in one row

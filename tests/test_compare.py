@@ -140,6 +140,17 @@ def test_two_fits_of_one_cell_and_seed_or_two_recipes_in_a_cell_are_refused(chan
         console.results("planted", lines, [])
 
 
+def test_flags_that_decide_the_bits_are_in_the_recipe_that_one_cell_must_share(tasks):
+    """So that a report of two runs does not put fits with dropout in frozen stages beside fits without."""
+
+    def recipes(**flags):
+        made = options.settings(**arguments(tasks, None, strategies=("full",), **flags))
+        return {job.line["recipe"] for job in transfer.planned(transfer.prepare(made, None)).values() if job.seed == 0}
+
+    assert len(recipes() | recipes(frozen_dropout="on")) == 2 * len(recipes())
+    assert recipes(features_budget=0) == recipes() == recipes(seeds=(0,))  # rounding, and the seeds beside a fit
+
+
 def test_sources_that_bring_a_target_to_several_shapes_are_refused_before_training(tasks, tmp_path):
     """Fits from scratch on 28 x 28 and on 14 x 14 images are not one cell."""
     images, labels = np.zeros((8, 14, 14, 1), np.uint8), np.arange(8) % 4
