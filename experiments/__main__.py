@@ -1,6 +1,6 @@
 """The programs, a line each: `python -m experiments`."""
 
-from experiments import helps, streams
+from experiments.runs import helps, streams
 
 if __name__ == "__main__":
     with streams.lasting(quiet=True):

@@ -8,8 +8,8 @@ A line a check: ok, FAILED with the reason, or - where the check does not apply.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from experiments import console, helps
-from experiments.commandline import flag
+from experiments.runs import console, helps
+from experiments.runs.commandline import flag
 from tljax.types import InputError
 
 

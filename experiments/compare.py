@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import (
+from experiments import transfer
+from experiments.runs import (
     budgets,
     commandline,
     compare_flags,
@@ -31,13 +32,12 @@ from experiments import (
     methods,
     options,
     processes,
-    transfer,
     tuned,
     verdicts,
     workdir,
 )
-from experiments.compare_flags import Asked, Judging
-from experiments.options import Settings
+from experiments.runs.compare_flags import Asked, Judging
+from experiments.runs.options import Settings
 from experiments.transfer import Experiment
 from tljax import plugins
 from tljax.study import study, summary

@@ -3,7 +3,7 @@
     python -m experiments.export --checkpoint=runs/mnist_10k --output=mnist.safetensors
 
 The parameters of a trained fit in one file of named arrays ("hidden_0/kernel"), and beside it FILE.safetensors.json,
-the card that says what they are of (experiments/elsewhere.py): a source for experiments.transfer, and a fit for
+the card that says what they are of (experiments/runs/elsewhere.py): a source for experiments.transfer, and a fit for
 experiments.predict. What a strategy added to the model is merged into its ordinary parameters.
 """
 
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments import console, helps, trained, workdir
-from experiments.commandline import flag
+from experiments.runs import console, helps, trained, workdir
+from experiments.runs.commandline import flag
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import console, helps, machine, origin, sources, workdir
-from experiments.commandline import flag
-from experiments.origin import Origin
+from experiments.runs import console, helps, machine, origin, sources, workdir
+from experiments.runs.commandline import flag
+from experiments.runs.origin import Origin
 from tljax import files, models, npz
 from tljax.types import InputError, Model, Params, Task
 

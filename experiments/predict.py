@@ -17,12 +17,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import console, helps, trained, workdir
-from experiments.commandline import flag
-from experiments.origin import Origin
+from experiments.pages.csv_cells import cell
+from experiments.runs import console, helps, trained, workdir
+from experiments.runs.commandline import flag
+from experiments.runs.origin import Origin
 from tljax import evaluate, paths, train
 from tljax.data import unlabelled
-from tljax.study.csv_cells import cell
 from tljax.types import InputError
 
 

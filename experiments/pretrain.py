@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import budgets, console, fits, helps, machine, options, processes, sources, workdir
+from experiments.runs import budgets, console, fits, helps, machine, options, processes, sources, workdir
 from tljax import masks, models
 from tljax.types import InputError
 

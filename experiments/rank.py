@@ -14,28 +14,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from experiments import (
+from experiments import features
+from experiments.pages import rank_report
+from experiments.runs import (
     budgets,
     cards,
     commandline,
     console,
     elsewhere,
-    features,
     helps,
     machine,
     options,
     origin,
     processes,
-    rank_report,
     scoring,
     sources,
     truth,
     workdir,
 )
-from experiments.cards import Card
-from experiments.commandline import flag
-from experiments.options import Settings
-from experiments.origin import Origin
+from experiments.runs.cards import Card
+from experiments.runs.commandline import flag
+from experiments.runs.options import Settings
+from experiments.runs.origin import Origin
 from tljax import plugins
 from tljax.types import InputError, Task
 

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import (
+from experiments.runs import (
     commandline,
     compare_flags,
     console,
@@ -39,9 +39,9 @@ from experiments import (
     verdicts,
     workdir,
 )
-from experiments.commandline import flag
-from experiments.compare_flags import Judging
-from experiments.evidence import Found
+from experiments.runs.commandline import flag
+from experiments.runs.compare_flags import Judging
+from experiments.runs.evidence import Found
 from tljax import plugins
 from tljax.study.summary import Row, with_share
 from tljax.types import InputError

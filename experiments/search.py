@@ -16,7 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from experiments import (
+from experiments import transfer
+from experiments.pages import search_report
+from experiments.pages.search_report import Arm
+from experiments.runs import (
     budgets,
     console,
     helps,
@@ -27,15 +30,12 @@ from experiments import (
     processes,
     range_test,
     search_flags,
-    search_report,
     sources,
-    transfer,
     trials,
     workdir,
 )
-from experiments.options import Settings
-from experiments.search_flags import Search
-from experiments.search_report import Arm
+from experiments.runs.options import Settings
+from experiments.runs.search_flags import Search
 from experiments.transfer import Experiment
 from tljax.study import search, space, summary
 from tljax.types import InputError, Task

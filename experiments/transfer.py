@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import (
+from experiments.pages import page
+from experiments.runs import (
     budgets,
     console,
     elsewhere,
@@ -21,14 +22,13 @@ from experiments import (
     methods,
     options,
     origin,
-    page,
     processes,
     sources,
     training,
     workdir,
 )
-from experiments.options import Settings
-from experiments.sources import Source
+from experiments.runs.options import Settings
+from experiments.runs.sources import Source
 from tljax import graft, masks, objective, plugins, seeds, train
 from tljax.train import scores
 from tljax.types import InputError, Model, Task

@@ -12,9 +12,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments import cards, commandline, console, fits, helps, machine, options, processes, sources, workdir
-from experiments.commandline import flag
-from experiments.options import Recipe, Settings
+from experiments.runs import cards, commandline, console, fits, helps, machine, options, processes, sources, workdir
+from experiments.runs.commandline import flag
+from experiments.runs.options import Recipe, Settings
 from tljax import plugins
 from tljax.types import InputError, Task
 

@@ -13,7 +13,7 @@ from PIL import Image
 from test_checkpoint import rewrite as rewrite_checkpoint
 from test_programs import command
 
-from experiments import workdir
+from experiments.runs import workdir
 from tljax import checkpoint
 from tljax.data import idx
 

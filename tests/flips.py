@@ -18,27 +18,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import (
+from experiments import compare, export, features, pretrain, rank, search, transfer, zoo
+from experiments.runs import (
     cards,
     commandline,
-    compare,
     console,
     elsewhere,
     evals,
     evidence,
-    export,
-    features,
     options,
     origin,
     outcome,
-    pretrain,
-    rank,
     scoring,
-    search,
-    transfer,
     tuned,
     workdir,
-    zoo,
 )
 from tljax import checkpoint, data
 from tljax.study import search as studies

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from test_report import curve, fit
 
+from experiments.pages import export, report, study_report
+from experiments.pages.report import Reproduced
 from tljax import evaluate
-from tljax.study import export, report, study_report
-from tljax.study.report import Reproduced
 from tljax.study.study import Comparison, Study
 
 MADE = Reproduced({"jax": "0.8"}, "--seeds=0", "run")

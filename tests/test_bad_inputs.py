@@ -9,7 +9,8 @@ import pytest
 from bad_inputs import cases
 from test_programs import snapshot
 
-from experiments import console, transfer
+from experiments import transfer
+from experiments.runs import console
 
 SEED, COUNT, SECONDS = 0, 300, 20
 
@@ -42,7 +43,7 @@ def refusing(monkeypatch):
     def hangs(*_):
         raise TimeoutError(f"still runs after {SECONDS} s")
 
-    monkeypatch.setattr("experiments.training.run", lambda *_, **__: pytest.fail("it trains"))
+    monkeypatch.setattr("experiments.runs.training.run", lambda *_, **__: pytest.fail("it trains"))
     before = signal.signal(signal.SIGALRM, hangs)
     yield
     signal.signal(signal.SIGALRM, before)

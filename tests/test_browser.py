@@ -8,7 +8,7 @@ import browser
 import pytest
 from studies import NAMES, comparison, page, study
 
-from tljax.study.report import Reproduced
+from experiments.pages.report import Reproduced
 
 pytestmark = pytest.mark.slow
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from test_programs import arguments
 
-from experiments import budgets, transfer
+from experiments import transfer
+from experiments.runs import budgets
 from tljax.data import draw, load
 from tljax.types import Split, Task
 

@@ -5,10 +5,10 @@ import signal
 import subprocess
 import sys
 
+import chaos
 import pytest
 from test_programs import command
 
-from experiments import chaos
 from tljax.types import InputError
 
 

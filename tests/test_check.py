@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import check, console
+from experiments import check
+from experiments.runs import console
 from tljax import plugins
 
 ROOT = Path(__file__).parent.parent

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from test_programs import arguments, command, results, snapshot
 
-from experiments import compare, console, evidence, options, report, search, training, transfer, workdir
+from experiments import compare, report, search, transfer
+from experiments.runs import console, evidence, options, training, workdir
 from tljax.types import InputError
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -22,8 +23,8 @@ def line(tasks, folder, *more, **flags):
 def done(tasks, tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tljax.study.drawing.svg", lambda figure: "data:image/svg+xml;base64,")
-        patch.setattr("tljax.study.drawing.pdf", lambda figure: b"")
+        patch.setattr("experiments.pages.drawing.svg", lambda figure: "data:image/svg+xml;base64,")
+        patch.setattr("experiments.pages.drawing.pdf", lambda figure: b"")
         compare.main(line(tasks, folder, f"--eval=source,{tasks / 'clothes.npz'}:noise=0.2"))
     return folder / "w"
 
@@ -69,8 +70,8 @@ def tuned(tasks, tmp_path_factory):
     few = {"strategies": ("full", "head_only"), "train_examples": ("5/class",), "seeds": (0, 1), "steps": 20}
     flags = [flag for flag in command(tasks, folder, **few) if not flag.startswith("--workdir")]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tljax.study.drawing.svg", lambda figure: "data:image/svg+xml;base64,")
-        patch.setattr("tljax.study.drawing.pdf", lambda figure: b"")
+        patch.setattr("experiments.pages.drawing.svg", lambda figure: "data:image/svg+xml;base64,")
+        patch.setattr("experiments.pages.drawing.pdf", lambda figure: b"")
         space = ["--per_strategy", "--space=learning_rate:log:1e-3:3", "--trials=8"]
         search.main(["search", *flags, *space, f"--workdir={folder / 'search'}"])
         compare.main(["compare", *flags, f"--tuned={folder / 'search'}", f"--workdir={folder / 'compare'}"])

@@ -5,7 +5,7 @@ import io
 
 import pytest
 
-from tljax.study.csv_cells import cell
+from experiments.pages.csv_cells import cell
 
 
 @pytest.mark.parametrize(

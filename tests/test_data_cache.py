@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from test_data import put, small
 
-from experiments import options, sources
+from experiments.runs import options, sources
 from tljax.data import cache, checks, idx, load
 from tljax.types import InputError, Task
 

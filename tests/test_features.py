@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from test_programs import parameters, results
 
-from experiments import features, origin
+from experiments import features
+from experiments.runs import origin
 from tljax import data
 from tljax.types import InputError
 

@@ -22,7 +22,8 @@ from tensorboardX import SummaryWriter
 from tensorboardX.proto.event_pb2 import Event
 from test_programs import arguments, command
 
-from experiments import console, elsewhere, evidence, machine, options, outcome, signals, streams, transfer, workdir
+from experiments import transfer
+from experiments.runs import console, elsewhere, evidence, machine, options, outcome, signals, streams, workdir
 from tljax import checkpoint, data, files, npz, surroundings, weights
 from tljax.data import idx, unlabelled
 from tljax.types import InputError

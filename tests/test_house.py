@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FILES = sorted([*(ROOT / "tljax").rglob("*.py"), *(ROOT / "experiments").glob("*.py")])
+FILES = sorted([*(ROOT / "tljax").rglob("*.py"), *(ROOT / "experiments").rglob("*.py")])
 
 ROWS = re.findall(
     r"^\| (\d) \| `([\w.]+)` \|.*\|(.*)\|$", (ROOT / "tljax" / "README.md").read_text(encoding="utf-8"), re.M

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from test_programs import arguments, command, refused, results, snapshot
 
-from experiments import console, elsewhere, evidence, features, options, outcome, predict, transfer, tuned, workdir
+from experiments import features, predict, transfer
+from experiments.pages import export
+from experiments.runs import console, elsewhere, evidence, options, outcome, tuned, workdir
 from tljax import files
-from tljax.study import export, history
+from tljax.study import history
 from tljax.types import InputError
 
 pytestmark = pytest.mark.usefixtures("no_pictures")

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from test_programs import arguments, command, parameters, refused, results, snapshot
 
-from experiments import console, lock, options, training, transfer, workdir
+from experiments import transfer
+from experiments.runs import console, lock, options, training, workdir
 from tljax import checkpoint
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -50,7 +51,7 @@ def test_what_is_damaged_in_a_finished_run_is_set_aside_aloud_and_made_again(
     names = []
     run = training.run
     monkeypatch.setattr(
-        "experiments.training.run", lambda field, fits, *rest: (names.extend(fits), run(field, fits, *rest))
+        "experiments.runs.training.run", lambda field, fits, *rest: (names.extend(fits), run(field, fits, *rest))
     )
     line = next(line for line in results(copy) if line["strategy"] == strategy)
     flip(copy / line[piece])
@@ -171,7 +172,7 @@ def test_predictions_are_named_with_their_sha256(finished):
 
 def test_ctrl_c_while_a_program_imports_is_one_line(tmp_path):
     (tmp_path / "jax.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n")
-    for program in ("transfer", "pretrain", "chaos"):
+    for program in ("transfer", "pretrain", "compare"):
         # What a shell starts in the background ignores SIGINT, and so would its children: this one does not.
         heed = "from signal import *; import os, sys; signal(SIGINT, SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
         line = [sys.executable, "-m", f"experiments.{program}", "--source=mnist_10k"]

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import check, console, export, features, pretrain, transfer
+from experiments import check, export, features, pretrain, transfer
+from experiments.runs import console
 from tljax import models
 
 ROOT = Path(__file__).parent.parent

@@ -14,7 +14,8 @@ from scipy.special import softmax
 from test_programs import arguments, command, parameters, results, snapshot
 from test_weights import FILE, FOLDER
 
-from experiments import console, export, origin, predict, pretrain, streams, transfer, workdir
+from experiments import export, predict, pretrain, transfer
+from experiments.runs import console, origin, streams, workdir
 from tljax import checkpoint, data
 from tljax.data import images
 from tljax.types import InputError
@@ -55,7 +56,7 @@ def lora(tasks, finished, tmp_path_factory):
     flags = {"strategies": ("lora:rank=2:scale=8",), "seeds": (0,), "validation": 0.1}
     flags |= {"source": None, "source_checkpoint": str(finished[0])}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tljax.study.drawing.svg", lambda figure: "data:image/svg+xml;base64,")
+        patch.setattr("experiments.pages.drawing.svg", lambda figure: "data:image/svg+xml;base64,")
         return folder, transfer.run(**arguments(tasks, folder, **flags))[1]
 
 
@@ -327,7 +328,7 @@ def test_no_file_is_written_over_and_none_by_halves(finished, tmp_path, monkeypa
             raise OSError(errno.ENOSPC, "no space")
         replace(file, text)
 
-    monkeypatch.setattr("experiments.workdir.replace", full)
+    monkeypatch.setattr("experiments.runs.workdir.replace", full)
     with pytest.raises(OSError, match="no space"):
         exported(tmp_path, finished[0], name)
     assert not list(tmp_path.iterdir())

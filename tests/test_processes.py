@@ -13,7 +13,8 @@ import pytest
 from test_programs import arguments, command, parameters
 from test_resume import Killed, killed_after
 
-from experiments import faults, machine, options, pretrain, transfer, workdir
+from experiments import pretrain, transfer
+from experiments.runs import faults, machine, options, workdir
 from tljax import parallel
 from tljax.types import InputError
 

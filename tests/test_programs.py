@@ -10,9 +10,10 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import console, options, outcome, pretrain, training, transfer
+from experiments import pretrain, transfer
+from experiments.pages import drawing, study_pictures
+from experiments.runs import console, options, outcome, training
 from tljax import checkpoint
-from tljax.study import drawing, study_pictures
 from tljax.types import InputError
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -164,7 +165,7 @@ def test_lists_may_grow_and_only_what_is_new_is_trained(tasks, tmp_path, monkeyp
     trained = []
     run = training.run
     monkeypatch.setattr(
-        "experiments.training.run", lambda field, fits, *rest: (trained.extend(fits), run(field, fits, *rest))
+        "experiments.runs.training.run", lambda field, fits, *rest: (trained.extend(fits), run(field, fits, *rest))
     )
     after = transfer.run(**arguments(tasks, workdir, strategies=("scratch", "full", "last_k:k=1"), seeds=(0, 1, 2)))
     names = sorted((f.line["strategy"], f.line["seed"]) for f in trained)

@@ -10,11 +10,13 @@ from test_programs import results, write_task
 from test_weights import place as write_weights
 from threadpoolctl import threadpool_limits
 
-from experiments import cards, options, rank, rank_report, scoring, training, transfer, workdir, zoo
+from experiments import rank, transfer, zoo
+from experiments.pages import rank_report, ranking_page
+from experiments.pages.report import Reproduced
+from experiments.runs import cards, options, scoring, training, workdir
 from tljax import checkpoint, data
 from tljax.data import draw
-from tljax.study import ranking, ranking_page, transferability
-from tljax.study.report import Reproduced
+from tljax.study import ranking, transferability
 from tljax.types import InputError
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -54,7 +56,7 @@ def ranked(many, tasks, tmp_path_factory):
 def done(ranked, many, tasks):
     """The truth comes later, into the same run directory."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tljax.study.drawing.svg", lambda figure: "data:image/svg+xml;base64,")
+        patch.setattr("experiments.pages.drawing.svg", lambda figure: "data:image/svg+xml;base64,")
         rank.main(line(many, tasks, ranked, "--verify"))
     return ranked
 

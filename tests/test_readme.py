@@ -52,8 +52,10 @@ def test_the_other_commands_run(tmp_path, monkeypatch, capsys):
     ran = 0
     for line in COMMANDS[2:]:
         python, dash, program, *arguments = shlex.split(line)
+        if dash == "tests/chaos.py":
+            continue
         assert (python, dash) == ("python", "-m")
-        if "--manual_dir=DIR" in arguments or program.endswith("chaos"):
+        if "--manual_dir=DIR" in arguments:
             continue
         if "--results=theirs.csv" in arguments:
             exec(ELSEWHERE.replace("range(5)", "range(2)").replace("[:200]", "[:60]"), {})
@@ -118,7 +120,7 @@ def test_links_lead_somewhere(page):
 
 
 def test_the_table_names_strategies_that_there_are():
-    from experiments import helps
+    from experiments.runs import helps
 
     named = {name.split(":")[0] for name in re.findall(r"^\| `([^`]+)` \|", TEXT, re.M)}
     assert len(named) > 15 and named <= set(helps.strategies())

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tljax.study import pictures
-from tljax.study.report import Reproduced, page
+from experiments.pages import pictures
+from experiments.pages.report import Reproduced, page
 from tljax.study.summary import sources, summary
 
 WORDS: dict[str, Any] = {

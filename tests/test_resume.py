@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from test_programs import arguments, command, parameters, results
 
-from experiments import progress, signals, training, transfer
+from experiments import transfer
+from experiments.runs import progress, signals, training
 from tljax import masks, models, named_optimizer, objective, train
 
 pytestmark = pytest.mark.usefixtures("no_pictures")

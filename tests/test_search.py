@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from test_programs import command
 
-from experiments import commandline, options, origin, pretrain, search, search_flags, transfer, trials, workdir
+from experiments import pretrain, search, transfer
+from experiments.runs import commandline, options, origin, search_flags, trials, workdir
 from tljax.study import search as studies
 from tljax.study import space
 from tljax.types import InputError

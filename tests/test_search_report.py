@@ -12,11 +12,13 @@ from test_programs import arguments, command
 from test_report import alts, visible
 from test_search import line, study_of
 
-from experiments import options, search, search_flags, search_report, transfer, workdir
+from experiments import search, transfer
+from experiments.pages import search_page, search_pictures, search_report
+from experiments.pages.report import Reproduced
+from experiments.runs import options, search_flags, workdir
 from tljax import train
-from tljax.study import history, range_test, search_page, search_pictures, space
+from tljax.study import history, range_test, space
 from tljax.study import search as studies
-from tljax.study.report import Reproduced
 from tljax.types import InputError
 
 DRAWN = "data:image/svg+xml;base64,"
@@ -37,7 +39,7 @@ def searched(tasks, tmp_path_factory):
     given = [part for part in line(tasks, folder, "--trials=4", "--sampler=Random") if "--space=learning" not in part]
     rates = "--space=learning_rate:in:0.2,1e30"
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
-        patch.setattr("tljax.study.drawing.svg", lambda figure: DRAWN)
+        patch.setattr("experiments.pages.drawing.svg", lambda figure: DRAWN)
         search.main([*given, rates, "--source_learning_rate=0.1", "--loss=l2_loss", "--source_loss=l2_loss"])
     return folder / "w", out.getvalue()
 
@@ -142,7 +144,7 @@ def test_the_flags_on_the_page_are_those_of_the_search(searched, tmp_path):
     _, asked = options.read(["search", f"--flagfile={tmp_path / 'again.flags'}"], search_flags.Search)
     assert [str(one) for one in asked.ranges] == study_of(folder).user_attrs["about"]["space"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tljax.study.drawing.svg", lambda figure: DRAWN)
+        patch.setattr("experiments.pages.drawing.svg", lambda figure: DRAWN)
         search.main(["search", f"--flagfile={tmp_path / 'again.flags'}", f"--workdir={folder}"])
     assert len(study_of(folder).trials) == before
 

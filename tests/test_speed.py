@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 from test_programs import arguments, command, results, write_task
 
-from experiments import benchmark, console, machine, options, pretrain, sides, transfer
+from experiments import pretrain, transfer
+from experiments.benchmark import peers as sides
+from experiments.benchmark import speed as benchmark
+from experiments.runs import console, machine, options
 from tljax.train import segment
 
 pytestmark = pytest.mark.usefixtures("no_pictures")

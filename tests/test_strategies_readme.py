@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import check, console, transfer
+from experiments import check, transfer
+from experiments.runs import console
 
 pytestmark = pytest.mark.slow
 

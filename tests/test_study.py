@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import evidence, verdicts
-from experiments.compare_flags import Judging
+from experiments.runs import evidence, verdicts
+from experiments.runs.compare_flags import Judging
 from tljax.study import milestones, study
 from tljax.study.study import Cell
 from tljax.types import InputError

@@ -14,8 +14,8 @@ import studies
 from studies import FAMILY, NAMES, comparison, nothing, page, rows, study
 from test_report import alts, visible
 
+from experiments.pages import drawing, export, pictures, study_pictures, tables, tradeoffs
 from tljax import evaluate
-from tljax.study import drawing, export, pictures, study_pictures, tables, tradeoffs
 from tljax.study.summary import label
 
 CLASSES = {"clothes": NAMES}

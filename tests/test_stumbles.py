@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from test_programs import arguments, command
 
-from experiments import compare, console, methods, options, report, search, transfer, workdir
+from experiments import compare, report, search, transfer
+from experiments.pages import drawing, search_pictures
+from experiments.pages import report as pages
+from experiments.runs import console, methods, options, workdir
 from tljax import paths, plugins
-from tljax.study import drawing, history, search_pictures
-from tljax.study import report as pages
+from tljax.study import history
 from tljax.study import space as spaces
 from tljax.types import InputError
 

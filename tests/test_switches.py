@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from test_programs import arguments, command, results
 
-from experiments import fits, options, pretrain, transfer, workdir
+from experiments import pretrain, transfer
+from experiments.runs import fits, options, workdir
 from tljax import models, plugins, surroundings
 from tljax.types import InputError
 

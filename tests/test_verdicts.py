@@ -12,11 +12,13 @@ from test_programs import command, write_task
 from test_report import bare, curve, visible
 from test_study import cell, fits, found
 
-from experiments import compare, console, estimand, evidence, looks, machine, options, report, transfer, verdicts
-from experiments import workdir as rundir
-from experiments.compare_flags import Asked, Judging
-from tljax.study import milestones, statistics, study, study_report, summary, tables
-from tljax.study import report as study_page
+from experiments import compare, report, transfer
+from experiments.pages import report as study_page
+from experiments.pages import study_report, tables
+from experiments.runs import console, estimand, evidence, looks, machine, options, verdicts
+from experiments.runs import workdir as rundir
+from experiments.runs.compare_flags import Asked, Judging
+from tljax.study import milestones, statistics, study, summary
 from tljax.study.study import Cell
 from tljax.types import InputError
 
@@ -191,8 +193,8 @@ def failing(tasks, tmp_path_factory):
     named = ("full", f"{folder / 'boom.py'}:strategy")
     flags = {"strategies": named, "train_examples": ("all",), "steps": 20, "seeds": (0, 1, 2), "workdir": folder / "w"}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tljax.study.drawing.svg", lambda figure: "data:image/svg+xml;base64,")
-        patch.setattr("tljax.study.drawing.pdf", lambda figure: b"")
+        patch.setattr("experiments.pages.drawing.svg", lambda figure: "data:image/svg+xml;base64,")
+        patch.setattr("experiments.pages.drawing.pdf", lambda figure: b"")
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         compare.main(["compare", *command(tasks, folder, **flags), "--eval=source", "--longer_scratch=false"])
     return folder, flags

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from test_programs import parameters, results, snapshot
 
-from experiments import cards, options, origin, sources, training, zoo
+from experiments import zoo
+from experiments.runs import cards, options, origin, sources, training
 from tljax.types import InputError
 
 FLAGS = Path(zoo.__file__).parent / "flags"

@@ -5,7 +5,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tljax.study.csv_cells import cell
+from experiments.pages.csv_cells import cell
 
 
 class Told(NamedTuple):

@@ -1,0 +1,1 @@
+"""The speed and memory of tljax beside its peers."""

@@ -1,0 +1,276 @@
+"""The sides of the benchmark: fits in tljax, and the same in PyTorch, Keras and a plain jitted step.
+
+Each side is an iterator that trains one epoch when it is asked for the next; importing this loads none of them.
+"""
+
+import gzip
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+BATCH, RATE = 100, 0.01
+
+Arrays = tuple[np.ndarray, np.ndarray]
+"""Images uint8 [n, ...] and labels."""
+
+
+def epochs(
+    count: int, mask: str = "full", *, data: Arrays, widths: Sequence[int] = (512,), most: int = 50
+) -> Iterator[Any]:
+    """tljax: an epoch of `count` fits, of everything or of the head alone, each of the `most` times it is asked."""
+    import jax
+    import jax.numpy as jnp
+
+    from experiments.runs import machine, options
+    from tljax import models, named_optimizer, objective, plugins, train
+    from tljax.types import Context
+
+    model = models.build("mlp", 10, hidden=tuple(widths), activation="relu")
+    params = models.init(model, jax.random.key(0), data[0].shape[1:])
+    spec, numbers = named_optimizer.spec("sgd")
+    program = train.Program(model, objective.loss("softmax_cross_entropy"), spec)
+    tree = plugins.method(mask)[0].strategy(params, Context(models.names(model)))
+    most = most * len(data[1]) // BATCH
+    trials = [_trial(params, tree, seed, len(data[1]), most, numbers) for seed in range(count)]
+    images, labels = jnp.asarray(data[0]), jnp.asarray(data[1])
+    ends = range(len(data[1]) // BATCH, most + 1, len(data[1]) // BATCH)
+    yield from train.fit(program, trials, images, labels, ends, means=machine.prepare(options.settings()))
+
+
+def _trial(params: Any, tree: Any, seed: int, examples: int, steps: int, numbers: Any, rate: float = RATE) -> Any:
+    import jax
+
+    from tljax import train
+    from tljax.data import draw
+
+    def order(start: int, stop: int) -> np.ndarray:
+        return draw.order(seed, examples, BATCH, start, stop, epochs=True)
+
+    given = {**numbers, "label_smoothing": 0.0}
+    return train.Trial(params, ((0, tree),), order, np.full(steps, rate, np.float32), (), given, jax.random.key(0))
+
+
+def probes(data: Arrays, rates: int = 8, seeds: int = 4, passes: int = 10) -> float:
+    """Seconds for rates x seeds linear probes in tljax, with what is compiled and the features."""
+    import jax
+    import jax.numpy as jnp
+
+    from experiments.runs import machine, options
+    from tljax import masks, models, named_optimizer, objective, train
+
+    jax.clear_caches()
+    start = time.perf_counter()
+    model = models.build("mlp", 10, hidden=(512,), activation="relu")
+    spec, numbers = named_optimizer.spec("sgd")
+    program = train.Program(model, objective.loss("softmax_cross_entropy"), spec)
+    steps = passes * len(data[1]) // BATCH
+    trials = []
+    for seed in range(seeds):
+        params = models.init(model, jax.random.key(seed), data[0].shape[1:])
+        first = _trial(params, masks.under(params, "head"), seed, len(data[1]), steps, numbers)
+        trials += [first._replace(rates=first.rates * 2.0**i) for i in range(rates)]
+    means = machine.prepare(options.settings(compilation_cache="off"))
+    for state, _ in train.fit(program, trials, jnp.asarray(data[0]), jnp.asarray(data[1]), [steps], means=means):
+        jax.block_until_ready(state.params)
+    return time.perf_counter() - start
+
+
+def searched(passes: int = 10) -> Iterator[tuple[float, float, np.ndarray]]:
+    """Linear probes over 4 rates x 4 penalties x 4 seeds on the shipped data, together and then one by one.
+
+    Each time: (seconds together, seconds alone, test accuracies [2, 64] of both); compiled and on features before.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from experiments.runs import machine, options
+    from tljax import data, evaluate, masks, models, named_optimizer, objective, train
+
+    source, target = data.load("mnist_10k"), data.load("fashion_mnist_10k")
+    [state] = epochs(1, data=(source.train.images, source.train.labels), most=1)
+    model = models.build("mlp", 10, hidden=(512,), activation="relu")
+    spec, numbers = named_optimizer.spec("sgd")
+    terms, _ = objective.penalties("l2:weight=1")
+    program = train.Program(model, objective.loss("softmax_cross_entropy"), spec, terms)
+    steps = passes * len(target.train.labels) // BATCH
+    body = jax.tree.map(lambda leaf: leaf[0], state[0].params)["hidden_0"]
+    trials = []
+    for seed in range(4):
+        params = {**models.init(model, jax.random.key(seed), (28, 28, 1)), "hidden_0": body}
+        first = _trial(params, masks.under(params, "head"), seed, len(target.train.labels), steps, numbers, 1.0)
+        trials += [
+            first._replace(rates=first.rates * rate, weights=({"weight": weight},))
+            for rate in (0.003, 0.01, 0.03, 0.1)
+            for weight in (1e-5, 1e-4, 1e-3, 1e-2)
+        ]
+    images, labels = jnp.asarray(target.train.images), jnp.asarray(target.train.labels)
+    test, means = evaluate.padded(target.test.images), machine.prepare(options.settings())
+
+    def judged(group: list[Any]) -> np.ndarray:
+        for state, _ in train.fit(program, group, images, labels, [steps], means=means):
+            logits = train.logits(program, group, state, test, len(target.test.labels), means)
+        return np.array((logits.argmax(-1) == target.test.labels).mean(-1))
+
+    judged(trials), judged(trials[:1])
+    while True:
+        start = time.perf_counter()
+        together = judged(trials)
+        between = time.perf_counter()
+        alone = np.concatenate([judged([trial]) for trial in trials])
+        yield between - start, time.perf_counter() - between, np.stack([together, alone])
+
+
+def pytorch(
+    data: Arrays, widths: Sequence[int] = (512,), frozen: bool = False, features: bool = False, compiled: bool = False
+) -> Iterator[None]:
+    """Eager PyTorch on tensors in memory: everything trains, or the head alone, on features computed once or not."""
+    import torch
+
+    images = torch.tensor(data[0].reshape(len(data[0]), -1)).float().div_(255)
+    labels = torch.tensor(data[1]).long()
+    body, head = _layers(images.shape[1], widths)
+    body.requires_grad_(not (frozen or features))
+    if features:
+        with torch.no_grad():
+            images = torch.cat([body(part) for part in images.split(1000)])
+        body = torch.nn.Identity()
+    net = torch.nn.Sequential(body, head)
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=RATE)
+    run = torch.compile(net) if compiled else net
+    while True:
+        for chosen in torch.randperm(len(labels)).split(BATCH):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(run(images[chosen]), labels[chosen]).backward()
+            optimizer.step()
+        yield
+
+
+def _layers(inputs: int, widths: Sequence[int]) -> tuple[Any, Any]:
+    import torch
+
+    pairs = list(pairwise((inputs, *widths)))
+    body = torch.nn.Sequential(*(layer for a, b in pairs for layer in (torch.nn.Linear(a, b), torch.nn.ReLU())))
+    return body, torch.nn.Linear(widths[-1], 10)
+
+
+def keras(data: Arrays, width: int = 512) -> Iterator[None]:
+    """Keras 3 on JAX."""
+    import os
+
+    os.environ["KERAS_BACKEND"] = "jax"
+    import keras
+
+    net = keras.Sequential(
+        [keras.layers.Input((784,)), keras.layers.Dense(width, activation="relu"), keras.layers.Dense(10)]
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    net.compile(optimizer=keras.optimizers.SGD(RATE), loss=loss)
+    images = np.asarray(data[0]).reshape(-1, 784).astype(np.float32) / 255
+    while True:
+        net.fit(images, np.asarray(data[1]), batch_size=BATCH, epochs=1, verbose=0)
+        yield
+
+
+def plain(data: Arrays, width: int = 512) -> Iterator[None]:
+    """A jitted step of one's own, called from Python, on an array in memory."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    rng = np.random.default_rng(0)
+    sizes = list(pairwise((784, width, 10)))
+    params = [(jnp.asarray(rng.normal(0, a**-0.5, (a, b)).astype(np.float32)), jnp.zeros((1, b))) for a, b in sizes]
+    tx = optax.sgd(RATE)
+    state = tx.init(params)
+
+    def loss(params: Any, x: Any, y: Any) -> Any:
+        (k0, b0), (k1, b1) = params
+        logits = jax.nn.relu(x @ k0 + b0) @ k1 + b1
+        return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+
+    @jax.jit
+    def step(params: Any, state: Any, x: Any, y: Any) -> Any:
+        updates, state = tx.update(jax.grad(loss)(params, x, y), state)
+        return optax.apply_updates(params, updates), state
+
+    images = np.asarray(data[0]).reshape(-1, 784).astype(np.float32) / 255
+    while True:
+        for chosen in rng.permutation(len(images)).reshape(-1, BATCH):
+            params, state = step(params, state, images[chosen], np.asarray(data[1])[chosen])
+        jax.block_until_ready(params)
+        yield
+
+
+def reference(folder: Path, epochs: int = 10) -> None:
+    """The reference experiment in PyTorch with a DataLoader: a source, then scratch, full and head_only."""
+    import torch
+    from torch.utils.data import DataLoader, TensorDataset
+
+    def task(name: str) -> tuple[Any, Any]:
+        sets = []
+        for part in ("train", "t10k"):
+            images, labels = read(folder / name, part)
+            sets.append(TensorDataset(torch.tensor(images).float() / 255, torch.tensor(labels).long()))
+        return DataLoader(sets[0], BATCH, shuffle=True), DataLoader(sets[1], 1000)
+
+    def fit(net: Any, data: tuple[Any, Any], label: str) -> None:
+        optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=RATE)
+        right = 0
+        for _ in range(epochs):
+            for x, y in data[0]:
+                optimizer.zero_grad()
+                torch.nn.functional.cross_entropy(net(x), y).backward()
+                optimizer.step()
+            with torch.no_grad():
+                right = sum(int((net(x).argmax(1) == y).sum()) for x, y in data[1])
+        print(f"{label} {right / len(data[1].dataset):.4f}")
+
+    def new() -> Any:
+        return torch.nn.Sequential(*_layers(784, (512,)))
+
+    source, target = new(), task("fashion_mnist")
+    fit(source, task("mnist"), "source")
+    fit(new(), target, "scratch")
+    for label in ("full", "head_only"):
+        net = new()
+        net[0].load_state_dict(source[0].state_dict())
+        net[0].requires_grad_(label == "full")
+        fit(net, target, label)
+
+
+def read(folder: Path, part: str) -> Arrays:
+    """Images uint8 [n, 784] and labels of 'train' or 't10k', from two of the four files of a data set."""
+    files = ((f"{part}-images-idx3-ubyte.gz", 16), (f"{part}-labels-idx1-ubyte.gz", 8))
+    raw = [
+        np.frombuffer(gzip.decompress((folder / file).read_bytes()), np.uint8, offset=start) for file, start in files
+    ]
+    return raw[0].reshape(-1, 784), raw[1]
+
+
+def grown(side: str, examples: int, width: int, folder: Path) -> None:
+    """Print seconds an epoch of one side, on so many examples (repeated) at a width, as JSON."""
+    data = read(folder, "train")
+    times = -(-examples // len(data[1]))
+    images, labels = (np.tile(part, (times, *[1] * (part.ndim - 1)))[:examples] for part in data)
+    given = (images, labels.astype(np.int32))
+    training = epochs(1, data=given, widths=(width,)) if side == "tljax" else pytorch(given, (width,))
+    del data, images, labels, given
+    seconds = []
+    for _ in range(4):
+        start = time.perf_counter()
+        next(training)
+        seconds.append(time.perf_counter() - start)
+    print(json.dumps({"seconds": float(np.median(seconds[1:]))}))
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "reference":
+        reference(Path(sys.argv[2]))
+    else:
+        grown(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), Path(sys.argv[5]))

@@ -1,0 +1,1 @@
+"""Pages, tables and figures: what a run leaves to be read."""

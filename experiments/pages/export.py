@@ -1,0 +1,152 @@
+"""A study as files: its report in Markdown, tables for LaTeX, pictures as PDF, numbers as CSV."""
+
+import csv
+import html
+import io
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from experiments.pages import drawing
+from experiments.pages.csv_cells import cell
+from experiments.pages.report import Section
+from experiments.pages.tables import Cell, Table
+from tljax.files import to_bytes
+from tljax.study.study import Study
+
+LATEX = {
+    **{c: f"\\{c}" for c in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "\N{MINUS SIGN}": "$-$",
+    "\N{EN DASH}": "--",
+}
+"""What a character is in LaTeX where it is not itself."""
+
+
+@drawing.style()
+def files(study: Study, sections: Sequence[Section], title: str) -> dict[str, bytes]:
+    """{path in a folder: bytes}: report.md, tables.tex, figures/*.pdf, comparisons.csv, fits.csv, milestones.csv.
+
+    The sections are those of the page; the numbers in the CSV files are not rounded. Equal studies give equal bytes.
+    """
+    found = [section for section in sections if section.blocks]
+    figures = dict(_figures(found))
+    names = {id(figure): f"figures/{name}.pdf" for name, (figure, _) in figures.items()}
+    drawn = {names[id(figure)]: drawing.pdf(figure) for figure, _ in figures.values()}
+    tables = [latex(block.table, block.caption) for section in found for block in section.blocks if block.table]
+    texts = {
+        "report.md": _markdown(study, title, found, names),
+        "tables.tex": "\n".join(["% \\usepackage{booktabs}", "% \\usepackage[T1]{fontenc}", *tables]),
+        "comparisons.csv": table(one._asdict() for one in (*study.family, *study.others)),
+        "fits.csv": table(study.rows),
+        "milestones.csv": table(study.milestones),
+    }
+    return {**{name: to_bytes(text) for name, text in texts.items()}, **drawn}
+
+
+def table(rows: Iterable[Mapping[str, Any]]) -> str:
+    """CSV of rows, a column for each key in the order of their first use; None is empty, lists and the like are JSON.
+
+    >>> table([{"strategy": "full", "k": None}, {"strategy": "last_k", "gain": 0.1}])
+    'strategy,k,gain\\r\\nfull,,\\r\\nlast_k,,0.1\\r\\n'
+    """
+    known = list(rows)
+    columns = list(dict.fromkeys(key for row in known for key in row))
+    file = io.StringIO(newline="")
+    writer = csv.writer(file)
+    writer.writerow(map(cell, columns))
+    writer.writerows([[_value(row.get(column)) for column in columns] for row in known])
+    return file.getvalue()
+
+
+def _value(value: Any) -> Any:
+    if hasattr(value, "tolist"):  # of NumPy
+        value = value.tolist()
+    if isinstance(value, dict | list | tuple):
+        return json.dumps(value, default=str)
+    return cell(value) if isinstance(value, str) else value
+
+
+def latex(shown: Table, caption: str) -> str:
+    """A table for booktabs; what is said below a number stands beside it in brackets."""
+    heads = len(shown.columns)
+    body = []
+    for row in shown.rows:
+        if len(row) < heads:
+            body.append(f"\\addlinespace\\multicolumn{{{heads}}}{{l}}{{\\emph{{{escaped(row[0][0])}}}}} \\\\")
+        else:
+            body.append(" & ".join(escaped(_inline(cell)) for cell in row) + r" \\")
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering\small",
+            rf"\caption{{{escaped(shown.label)}. {escaped(caption)}}}",
+            rf"\begin{{tabular}}{{{'l' * shown.words + 'r' * (heads - shown.words)}}}",
+            r"\toprule",
+            " & ".join(map(escaped, shown.columns)) + r" \\",
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def escaped(text: str) -> str:
+    r"""Text that LaTeX prints as it is.
+
+    >>> print(escaped("last_k & 5 %"))
+    last\_k \& 5 \%
+    """
+    return "".join(LATEX.get(c, c) for c in drawing.printable(text))
+
+
+def marked(text: str) -> str:
+    r"""Text that Markdown, and the HTML made of it, prints as it is.
+
+    >>> print(marked("last_k|<b>"))
+    last\_k\|&lt;b&gt;
+    """
+    return re.sub(r"([\\`*_{}\[\]#|~])", r"\\\1", html.escape(drawing.printable(text), quote=False))
+
+
+def _inline(cell: Cell) -> str:
+    return f"{cell[0]} ({cell[1]})" if cell[1] else cell[0]
+
+
+def _markdown(study: Study, title: str, found: Sequence[Section], names: Mapping[int, str]) -> str:
+    lines = [f"# {marked(title)}", marked(study.verdict)]
+    for section in found:
+        lines.append(f"## {section.title}")
+        for block in section.blocks:
+            lines += [f"### {marked(block.heading)}"] if block.heading else []
+            lines += [_pipes(block.table)] if block.table else []
+            lines += [f"[{marked(alt)}]({names[id(figure)]})" for figure, alt in block.pictures]
+            lines.append(f"*{marked(block.caption)}*")
+    return "\n\n".join(lines) + "\n"
+
+
+def _pipes(shown: Table) -> str:
+    heads = len(shown.columns)
+    lines = [list(map(marked, shown.columns)), ["---"] * shown.words + ["---:"] * (heads - shown.words)]
+    for row in shown.rows:
+        heading = [f"**{marked(row[0][0])}**"] + [""] * (heads - 1)
+        lines.append(heading if len(row) < heads else [marked(_inline(cell)) for cell in row])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _figures(found: Sequence[Section]) -> Iterator[tuple[str, drawing.Picture]]:
+    """Each picture under the key of its section and a number."""
+    for section in found:
+        drawn = [picture for block in section.blocks for picture in block.pictures]
+        for number, picture in enumerate(drawn, 1):
+            yield (f"{section.key}-{number}" if len(drawn) > 1 else section.key), picture

@@ -1,0 +1,139 @@
+"""What a search shows before it begins, and leaves in its run directory: best.flags, trials.csv, report.html."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments.pages import page
+from experiments.runs import console, fits, options, search_flags, workdir
+from experiments.runs.options import Settings
+from experiments.runs.search_flags import Search
+from experiments.transfer import Experiment
+from tljax import plugins
+from tljax.study import history, space
+
+
+class Arm(NamedTuple):
+    """One study: a strategy at a label budget."""
+
+    strategy: str
+    budget: str
+    ranges: tuple[space.Range, ...]
+
+    @property
+    def label(self) -> str:
+        """What tables call the strategy."""
+        return plugins.called(self.strategy)
+
+
+class Winner(NamedTuple):
+    """What one study found."""
+
+    study: Any
+    """Of Optuna."""
+    trial: Any
+    """Its best."""
+    made: Settings
+    """The settings of the last fits."""
+
+
+def file_name(arm: Arm) -> str:
+    """Of what is one study's."""
+    return fits.file_name(f"{arm.label}-{arm.budget}")
+
+
+def show(given: Mapping[str, Any], arms: Sequence[Arm], asked: Search) -> None:
+    """Print what would be searched, and what of it parts the trials into groups."""
+    rows = [(one.name, one.kind, *space.ends(one), "")[:4] for one in asked.ranges]
+    console.table("space", ["name", "kind", "from", "to"], rows)
+    for arm in arms:
+        own = {**given, "strategies": (arm.strategy,)}
+        shapes = {one.name: search_flags.shapes(own, one) for one in arm.ranges}
+        several = [f"{name} ({count})" for name, count in shapes.items() if count > 1]
+        parted = "one shape, trained together"
+        if several:
+            parted = f"at most {math.prod(shapes.values()):,} shapes, by {', '.join(several)}; each trained together"
+        console.say(f"{arm.label} at {arm.budget}: {asked.trials} trials in groups of {asked.group}; {parted}")
+
+
+def keep_trials(folder: Path, studies: Mapping[Arm, Any]) -> None:
+    """Write trials.csv, a row a trial of each study."""
+    told = {(arm.label, arm.budget): history.told(study) for arm, study in studies.items()}
+    workdir.replace(folder / "trials.csv", history.table(told))
+
+
+def keep_best(folder: Path, winners: Mapping[Arm, Winner]) -> None:
+    """Write the flags of each winner: best.flags, of several studies best/STRATEGY-BUDGET.flags."""
+    for arm, winner in winners.items():
+        file = folder / "best.flags" if len(winners) == 1 else folder / "best" / f"{file_name(arm)}.flags"
+        if len(winners) > 1:
+            workdir.folder(file.parent)
+        head = f"# python -m experiments.transfer --flagfile={file} --workdir=NEW"
+        workdir.replace(file, workdir.signed("\n".join([head, *options.to_flags(winner.made), ""])))
+
+
+def write(
+    folder: Path,
+    made: Settings,
+    asked: Search,
+    winners: Mapping[Arm, Winner],
+    lines: Sequence[Mapping[str, Any]],
+    base: Experiment,
+) -> list[str]:
+    """Write report.html; what is said below the table."""
+    from experiments.pages import search_page
+
+    told = [(f"{arm.label}, {arm.budget}", one) for arm in winners for one in _told(arm, winners[arm].trial)]
+    several = len({arm.budget for arm in winners}) > 1
+    studies = [
+        search_page.Study(
+            f"{arm.label}, {arm.budget}" if several else arm.label,
+            arm.ranges,
+            history.told(winner.study),
+            winner.trial.number,
+        )
+        for arm, winner in winners.items()
+    ]
+    title, notes = page.about(base.made, base.source, base.target)
+    flags = [*search_flags.to_flags(asked), *options.to_flags(made)]
+    last = list(winners.values())[-1].made.workdir
+    text = search_page.page(
+        f"search: {title}",
+        _lead(made, asked, base),
+        studies,
+        lines,
+        told,
+        notes,
+        reproduced(flags, workdir.recorded(Path(last or "")) or {}),
+    )
+    workdir.replace(folder / "report.html", text)
+    return [*(f"{name}: {one}" for name, one in told), *notes, f"report: {folder / 'report.html'}"]
+
+
+def reproduced(flags: Sequence[str], environment: Mapping[str, Any]) -> Any:
+    """What a page says of how it came about."""
+    from experiments.pages.report import Reproduced
+
+    command = "python -m experiments.search --flagfile=FLAGS --workdir=NEW"
+    return Reproduced(environment, "\n".join(flags), command)
+
+
+def _lead(made: Settings, asked: Search, base: Experiment) -> str:
+    held = 100 * base.made.recipe.validation
+    seeds = f"{len(asked.seeds)} seed{'s' * (len(asked.seeds) > 1)}"
+    return (
+        f"{asked.trials} trials of each study, by {asked.sampler}, judged on {held:g} % of the training examples under "
+        f"{seeds} of the search's own. The winners were then trained on all training examples under the seeds "
+        f"{', '.join(map(str, made.seeds))}, and measured on the test set:"
+    )
+
+
+def _told(arm: Arm, winner: Any) -> list[str]:
+    """The values of a winner, and which of them is at an edge."""
+    values = ", ".join(f"{name}={value}" for name, value in winner.params.items())
+    notes = [f"{values}; validation accuracy {100 * winner.value:.2f} %"]
+    for one in arm.ranges:
+        if edge := space.at_edge(one, winner.params[one.name]):
+            notes.append(f"{one.name} is the {edge} of its range: widen it")
+    return notes

@@ -1,0 +1,320 @@
+"""What a program prints: a progress bar, one table, one line for an error."""
+
+import atexit
+import contextlib
+import gc
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from experiments.runs import commandline, faults, signals, streams
+from tljax import graft, masks, paths
+
+_PATIENCE = 3.0
+"""Seconds for which threads may go on when a program has ended."""
+
+
+def run_main(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
+    """Run a program: bad input ends with one line on standard error and exit code 1.
+
+    As the process's own program (`argv` is None) it ends the process too, whatever threads somebody's code has left.
+    """
+    if argv is None:
+        sys.excepthook = sys.__excepthook__  # what experiments/__init__.py says is of imports
+    arguments = sys.argv if argv is None else argv
+    _quieten_orbax()
+    _spare_the_collector()
+    code = 0
+    with streams.lasting(quiet=commandline.asks_help(arguments)):
+        try:
+            with signals.termination_raised():
+                main(arguments)
+        except KeyboardInterrupt:
+            _leave(130, "stopped; the same command goes on with what is not finished")
+        except signals.Stopped as stopped:
+            _leave(stopped.code, str(stopped))
+        except SystemExit:
+            raise
+        except BaseException as error:
+            if (fault := faults.line(error)) is None:
+                if argv is None:
+                    _end_threads(1)
+                raise
+            _say_error(fault)
+            code = 1
+        _flush()
+        code = code or int(streams.lost())
+    if argv is None:
+        _end_threads(code)
+    if code:
+        sys.exit(code)
+
+
+def _quieten_orbax() -> None:
+    """What it raises it logs too, with tracebacks, from threads and arrays still under way when its loop is closed."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    hook = sys.unraisablehook
+
+    def all_but_closed_loops(found: Any) -> None:
+        if "Event loop is closed" not in str(found.exc_value):
+            hook(found)
+
+    if getattr(hook, "__name__", "") != all_but_closed_loops.__name__:
+        sys.unraisablehook = all_but_closed_loops
+
+
+def _spare_the_collector() -> None:
+    """Modules and traces are full of cycles that live on: walking them again and again delays the first step."""
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 50)
+
+
+def _leave(code: int, message: str) -> None:
+    """At once: a computation may be under way, which the interpreter's own end would cut off in the middle."""
+    print(message, file=sys.stderr)
+    _flush()
+    os._exit(code)
+
+
+def _say_error(message: str) -> None:
+    print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
+    if jax.distributed.is_initialized():
+        _flush()
+        os._exit(1)  # the interpreter's own end would wait for the other processes, and they for this one
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):  # somebody's code has taken it away
+            stream.flush()
+
+
+def _end_threads(code: int) -> None:
+    """The interpreter waits for every thread that is no daemon: let it wait a while, and end the process then.
+
+    What is registered to run at its end runs; where the machine has no room for another thread it does not.
+    """
+    joined = threading.Event()
+    atexit.register(joined.set)
+
+    def leave() -> None:
+        if not joined.wait(_PATIENCE):
+            names = [thread.name for thread in threading.enumerate() if not thread.daemon]
+            _leave(code, f"ended although threads still run: {', '.join(names[1:])[:200]}")
+
+    try:
+        threading.Thread(target=leave, daemon=True).start()
+    except RuntimeError:
+        _flush()
+        os._exit(code)
+
+
+SIGN_OF_LIFE = 60.0
+"""Seconds between the lines that say how far a run is, where there is no terminal for a bar."""
+
+
+@contextmanager
+def progress(what: str, total: int, unit: str = "steps") -> Iterator[Callable[[int], None]]:
+    """A bar over `total` steps on a terminal, a line a minute elsewhere; gives the function that advances it."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        with _said_now_and_then(what, total, unit) as advance:
+            yield advance
+        return
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda steps: bar.advance(task, steps)
+
+
+@contextmanager
+def _said_now_and_then(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """Lines to standard error from a thread, so that a long segment or compilation is seen to go on too."""
+    done, ended, began = 0, threading.Event(), time.monotonic()
+
+    def advance(steps: int) -> None:
+        nonlocal done
+        done += steps
+
+    def say_so() -> None:
+        while not ended.wait(SIGN_OF_LIFE):
+            left = f"{done:,} of {total:,} {unit} done, {max(total - done, 0):,} left"
+            print(f"{what}: {left}, after {time.monotonic() - began:,.0f} s", file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=say_so, daemon=True)
+    thread.start()
+    try:
+        yield advance
+    finally:
+        ended.set()
+        thread.join()
+
+
+def say(line: str) -> None:
+    """One line to standard output, at once."""
+    print(line, flush=True)
+
+
+def once() -> Callable[[str], None]:
+    """`say` that does not say the same line twice."""
+    said: set[str] = set()
+
+    def say_once(line: str) -> None:
+        if line not in said:
+            said.add(line)
+            say(line)
+
+    return say_once
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> None:
+    """Print a table; the first column is text, the others numbers. Nothing is cut to the terminal's width."""
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(title=Text(title), box=SIMPLE, padding=(0, 1), pad_edge=False, title_justify="left")
+    for i, column in enumerate(columns):
+        made.add_column(column, justify="right" if i else "left", no_wrap=True)
+    for row in rows:
+        made.add_row(*(Text(cell) for cell in row))
+    # As wide as it needs: rich would cut cells to the terminal's width, which is worse than a line that wraps.
+    Console(width=400).print(made)
+    for note in notes:
+        say(f"  {note}")
+
+
+def notes(lines: Sequence[str]) -> None:
+    """Lines below a table, one each."""
+    for line in lines:
+        say(f"  {line}")
+
+
+def plan(
+    title: str, rows: graft.Plan, params: Any, phases: Sequence[tuple[float, Any]], same_as: str | None = None
+) -> None:
+    """The graft plan and the mask tables of one strategy, one a phase; repeated blocks have one row.
+
+    `same_as` is a strategy that was shown before and has the same graft plan.
+    """
+    if same_as is None:
+        graft_plan(f"{title}: graft", rows)
+    else:
+        say(f"{title}: graft as of {same_as}\n")
+    if not phases:
+        say(f"  {title}: the mask depends on gradients, and is not known before the source is trained\n")
+    for start, mask in phases:
+        when = f"{title}: mask" if len(phases) == 1 else f"{title}: mask from {100 * start:g} % of training"
+        if masks.is_strategy(mask):
+            say(f"  {when}: depends on the parameters then\n")
+            continue
+        mask_table(when, params, mask)
+
+
+def graft_plan(title: str, rows: graft.Plan) -> None:
+    """Where each leaf comes from: a row each, or a row for leaves that differ in a number of their path alone."""
+    same = [r.target is None or r.source == r.target for r in rows]
+    about = [(r.action, _shape(r.shape), str(r.dtype)) for r in rows]
+    alike = [(None if own else r.source, *more) for r, own, more in zip(rows, same, about, strict=True)]
+    lines = []
+    for path, members in paths.folded([(r.target or r.source or "-", key) for r, key in zip(rows, alike, strict=True)]):
+        first = members[0]
+        source = path if same[first] else rows[first].source or "-"
+        lines.append((path if rows[first].target else "-", source, *about[first], str(len(members))))
+    table(title, ["target leaf", "from", "action", "shape", "dtype", "leaves"], lines)
+
+
+def mask_table(title: str, params: Any, mask: Any) -> None:
+    """A mask's leaves: path, shape, trained or frozen, how many numbers; a row for leaves that differ in a number of
+    their path alone."""
+    rows = masks.table(params, mask)
+    trained, total = sum(r.trained_size for r in rows), sum(r.size for r in rows)
+    lines = []
+    for path, members in paths.folded([(r.path, (r.shape, r.trained, r.trained_size)) for r in rows]):
+        first, several = rows[members[0]], f"{len(members)} x " if len(members) > 1 else ""
+        lines.append((path, _shape(first.shape), first.trained, f"{several}{first.size:,}"))
+    table(title, ["leaf", "shape", "trains", "count"], lines, [f"{trained:,} of {total:,} numbers train"])
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def sources(name: str, folder: Path, lines: Mapping[int, Mapping[str, Any]], notes: Sequence[str]) -> None:
+    """The table of trained sources, a row a seed."""
+    rows = [
+        (
+            str(seed),
+            "diverged" if line["diverged"] else f"{100 * line['test_accuracy']:.2f}",
+            "-" if line["diverged"] else f"{line['test_loss']:.3f}",
+            f"{line['steps']:,}",
+            str(folder / line["checkpoint"]),
+        )
+        for seed, line in lines.items()
+    ]
+    table(name, ["seed", "test accuracy %", "loss (nats)", "steps", "checkpoint"], rows, notes)
+
+
+def results(title: str, lines: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> None:
+    """The one table at the end, a row for each strategy and label budget: means and ranges over seeds."""
+    from rich.console import Console
+
+    from experiments.pages import tables
+    from tljax.study import summary
+
+    # Narrow: ranges below means, and the columns that results.jsonl has too left out.
+    console = Console()
+    narrow = (console.is_terminal or "COLUMNS" in os.environ) and console.width < 125
+    rows = []
+    odd = []
+    for row in summary.summary(lines):
+        if row["diverged"]:
+            said = tables.diverged(row["diverged"], row["seeds"], row["counts_as"])
+            odd.append(f"{row['strategy']} at {row['train_examples']:,} labels: {said}")
+        runs = f"{row['seeds']}" + (f" ({row['diverged']} diverged)" if row["diverged"] else "")
+        between = "\n" if narrow else " "
+        cells = [
+            row["strategy"],
+            f"{row['train_examples']:,}",
+            runs,
+            ranged(row["accuracy"], 100, between),
+            ranged(row["gain"], 1, between, "+"),
+            _number(row["trained_parameters"], ",.0f"),
+        ]
+        more = [
+            ranged(row["test_loss"], 1, between, places=3),
+            _number(row["steps"], ",.0f"),
+            _number(row["seconds"], ".1f"),
+        ]
+        rows.append(cells if narrow else [*cells, *more])
+    columns = ["strategy", "labels", "seeds", "test accuracy %", "against scratch", "trained"]
+    more_notes = [*odd, *([summary.COUNTS_AS] if odd else [])]
+    table(title, columns if narrow else [*columns, "loss (nats)", "steps", "seconds"], rows, [*more_notes, *notes])
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else f"{value:{form}}"
+
+
+def ranged(
+    values: tuple[float, float, float] | None, scale: float, between: str = " ", sign: str = "", places: int = 2
+) -> str:
+    """A mean and its range or interval, such as '0.50 [0.25, 0.75]'; '-' for none."""
+    if values is None:
+        return "-"
+    mean, low, high = (scale * value for value in values)
+    if low != low:  # not a number
+        return f"{mean:{sign}.{places}f}"
+    return f"{mean:{sign}.{places}f}{between}[{low:{sign}.{places}f}, {high:{sign}.{places}f}]"

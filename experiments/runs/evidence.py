@@ -1,0 +1,315 @@
+"""What fits are judged by: their rows, curves, and what they predict for each test example."""
+
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.runs import budgets, console, options, outcome, workdir
+from tljax import npz
+from tljax.study import study
+from tljax.study.study import Cell, Right
+from tljax.study.summary import Row, accuracy, counts, label, require_one_recipe, with_share
+from tljax.types import InputError, Task
+
+MOST_WRONG = 16
+"""Images shown of a target."""
+
+
+class Found(NamedTuple):
+    """Of fits on one test set."""
+
+    rows: Sequence[Row]
+    predicted: Mapping[str, np.ndarray]
+    """{fit: the class it takes each test example for, int [items]}."""
+    labels: Mapping[str, np.ndarray]
+    """{target: the classes of its test examples, int [items]}."""
+    groups: Mapping[str, np.ndarray] = {}
+    """{target: which of its test examples are alike, [items]}, where that is known."""
+    curves: Mapping[str, Mapping[str, np.ndarray]] = {}
+    images: np.ndarray | None = None
+    classes: Sequence[str] = ()
+    longer: bool = False
+    """Whether they are scratch with the source's steps added to its own."""
+
+
+def of_run(folder: Path, lines: Sequence[workdir.Line], task: Task) -> Found:
+    """Of fits in a run directory."""
+    found = _kept(folder, lines)._replace(images=np.asarray(task.test.images), classes=task.classes)
+    return found if task.test.groups is None else found._replace(groups={task.name: np.asarray(task.test.groups)})
+
+
+def _kept(folder: Path, rows: Sequence[Row]) -> Found:
+    """What a run directory keeps of these fits."""
+    known_rows = [row for row in rows if counts(row) or row.get("diverged")]
+    both = {row["name"]: read(folder / row["predictions"], row["predictions_sha256"]) for row in known_rows}
+    files = {row["target"]: folder / row["predictions"] for row in known_rows}
+    labels = {row["target"]: both[row["name"]][1] for row in rows if row["name"] in both}
+    groups = {target: known for target, file in files.items() if (known := groups_in(file)) is not None}
+    curves = {row["name"]: curve for row in rows if (curve := outcome.curves(folder, row)) is not None}
+    bare = [{**row, "source": None} if row["strategy"] == "scratch" else row for row in rows]
+    settled = [row for one in bare for row in with_share([one], labels.get(one["target"], np.zeros(0, int)))]
+    predicted = {row["name"]: both[row["name"]][0] for row in settled if row["name"] in both and not row["diverged"]}
+    return Found(settled, predicted, labels, groups, curves)
+
+
+class Kept(NamedTuple):
+    """What a run directory holds of a study."""
+
+    found: list[Found]
+    notes: list[str]
+    """What is to be said of them."""
+    judging: dict[str, Any] | None
+    """How they were judged; None where they were not."""
+    looks: int
+    """How often they had been looked at then."""
+
+
+def keep(folder: Path, found: Sequence[Found], notes: Sequence[str], judging: Mapping[str, Any], looks: int) -> None:
+    """Write what else is known of the fits of a study, and how they were judged, to `folder`/study.json.
+
+    `looks` is how often they have been looked at, this time counted, wherever that is known from.
+    """
+    parts = [{"longer": part.longer, "rows": part.rows} for part in found]
+    here = {"looks": len(_looks(folder)), "look": looks, "judging": dict(judging)}
+    workdir.write_record(folder / "study.json", {"notes": list(notes), "parts": parts, **here})
+
+
+def of_directory(folder: Path) -> Kept:
+    """What a run directory holds of a study; raises InputError for one damaged or not at its end."""
+    if not (folder / "report.html").is_file() and not _whole(folder):
+        raise InputError(f"'{folder}' holds no run that has ended: run its command again")
+    file, gone = folder / "study.json", workdir.superseded(folder)
+    done = [line for key, line in workdir.done(folder).items() if key not in gone]
+    parts: Any = [{"longer": False, "rows": [line for line in done if line["strategy"] != "pretrain"]}]
+    notes: list[str] = []
+    judging, looks = None, 0
+    if (known := workdir.read_record(file)) is not None:
+        notes, parts, judging = known["notes"], known["parts"], known.get("judging")
+        looks = max(known.get("look", 0), known.get("looks", 0))
+    elif _looks(folder):
+        raise InputError(f"'{file}' is gone: run the study's command again")
+    about = workdir.recorded(folder)
+    if around := (about or {}).get("switches"):
+        notes = [*notes, f"{folder.name} was trained under " + ", ".join(f"{name}={around[name]}" for name in around)]
+    mixed = workdir.mixed(folder, [row["name"] for part in parts for row in part["rows"]])
+    notes = [*notes, *(note for note in mixed if note not in notes)]
+    found = [_kept(folder, part["rows"])._replace(longer=part["longer"]) for part in parts]
+    return Kept(found, notes, judging, looks)
+
+
+def _whole(folder: Path) -> bool:
+    """Whether a run directory without a report, as the winners of a search are left in, has all fits of its flags."""
+    file = folder / "flags.flags"
+    if not file.is_file() or not (folder / "results.jsonl").is_file():
+        return False
+    lines = workdir.flags_text(file).splitlines()
+    known = options.kinds()
+    named = [line for line in lines if line.startswith("--") and line[2:].partition("=")[0] in known]
+    settings = options.settings(**options.parse(["report", *named]))
+    there = Counter(row["seed"] for row in workdir.done(folder).values() if row["strategy"] != "pretrain")
+    wanted = Counter(seed for budget in settings.train_examples for seed in budgets.seeds(budget, settings.seeds))
+    return all(there[seed] >= count * len(settings.strategies) for seed, count in wanted.items())
+
+
+def read(file: Path, sha256: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """(predicted classes, labels), int [items] each, of a .npz of `probabilities` or `predicted`, and `labels`.
+
+    Raises InputError for a file that has them not, or not of one length, and for one that has not this SHA-256.
+    """
+    kept = _arrays(file, ("probabilities", "predicted", "labels"), sha256)
+    labels = kept.get("labels", np.zeros((0, 0)))
+    probabilities = kept.get("probabilities")
+    found = kept.get("predicted")
+    if probabilities is not None and probabilities.ndim == 2 and probabilities.shape[1] and _ordered(probabilities):
+        found = probabilities.argmax(-1)
+    if found is None or labels.ndim != 1 or found.shape != labels.shape or not np.issubdtype(labels.dtype, np.integer):
+        raise InputError(
+            f"predictions '{file}': give labels [items] and predicted [items] or probabilities [items, classes]"
+        )
+    return found, labels
+
+
+def _ordered(array: np.ndarray) -> bool:
+    """Whether it has numbers, of which one can be the largest."""
+    return array.dtype.kind in "biuf"
+
+
+def groups_in(file: Path) -> np.ndarray | None:
+    """`groups` of a .npz of predictions: which test examples are alike, int [items]; None where they are not there.
+
+    Raises InputError for a file that cannot be read, and for groups that are no integers or words, one an example.
+    """
+    kept = _arrays(file, ("groups", "labels"))
+    groups = kept.get("groups")
+    if groups is None:
+        return None
+    if "labels" not in kept or groups.shape != kept["labels"].shape or groups.dtype.kind not in "iuU":
+        raise InputError(
+            f"predictions '{file}': groups are {groups.dtype} {list(groups.shape)}: give integers or words, [items]"
+        )
+    return np.unique(groups, return_inverse=True)[1]
+
+
+def _arrays(file: Path, names: Sequence[str], sha256: str | None = None) -> dict[str, np.ndarray]:
+    """Those of the arrays that a .npz has; raises InputError for one that cannot be read or has not this SHA-256."""
+    try:
+        if file.exists() and not file.is_file():
+            raise ValueError("it is no file")
+        raw = file.read_bytes()
+        if sha256 is not None and hashlib.sha256(raw).hexdigest() != sha256:
+            raise InputError(f"predictions '{file}' are not as they were written: run the command of their run again")
+        return npz.unpack(io.BytesIO(raw), f"predictions '{file}'", names, "write it again")
+    except (OSError, ValueError) as error:
+        raise InputError(f"predictions '{file}' cannot be read ({error}): write it again") from error
+
+
+def all_groups(found: Sequence[Found]) -> dict[str, np.ndarray]:
+    """{target: which of its test examples are alike}; raises InputError where fits of one target say otherwise."""
+    groups: dict[str, np.ndarray] = {}
+    for part in found:
+        for target, own in part.groups.items():
+            known = groups.setdefault(target, own)
+            pairs = np.unique(np.stack([known, own]), axis=1).shape[1] if known.shape == own.shape else 0
+            if not pairs == len(np.unique(known)) == len(np.unique(own)):
+                raise InputError(f"fits of '{target}' have their test examples in different groups: give all the same")
+    return groups
+
+
+def _require_one_study(found: Sequence[Found]) -> None:
+    cells: dict[Cell, list[Row]] = {}
+    labels: dict[str, np.ndarray] = {}
+    for part in found:
+        for row in part.rows:
+            cells.setdefault(cell(row, part.longer), []).append(row)
+        for target, theirs in part.labels.items():
+            known = labels.setdefault(target, theirs)
+            if known.shape != theirs.shape or (known != theirs).any():
+                raise InputError(
+                    f"fits of '{target}' were judged on two sets of test examples: report those of one set alone"
+                )
+    for rows in cells.values():
+        require_one_recipe(rows)
+
+
+def right(found: Sequence[Found]) -> dict[Cell, dict[int, np.ndarray]]:
+    """{cell: {seed: scores on the test examples, as `study.Right` has them}} of the fits that count.
+
+    Raises InputError for two fits of one cell and seed, fits of several recipes in one cell, and fits of one target
+    that were judged on other test examples.
+    """
+    _require_one_study(found)
+    table: dict[Cell, dict[int, np.ndarray]] = {}
+    for part in found:
+        for row in part.rows:
+            scores = _scores(part, row)
+            if scores is not None:
+                table.setdefault(cell(row, part.longer), {})[row["seed"]] = scores
+    return table
+
+
+def _scores(part: Found, row: Row) -> np.ndarray | None:
+    """Which test examples a fit gets right, bool [items]; of a diverged one what it counts as, float [items]."""
+    labels, share = part.labels.get(row["target"]), accuracy(row)
+    if row.get("diverged"):
+        return None if labels is None or share is None else np.full(len(labels), share)
+    return None if labels is None or row["name"] not in part.predicted else part.predicted[row["name"]] == labels
+
+
+def cell(row: Row, longer: bool = False) -> Cell:
+    """What a fit has in common with those of other seeds."""
+    source = None if row["strategy"] == "scratch" else row.get("source")
+    name = longer_name(row["steps"]) if longer else label(row)
+    return Cell(source, row["target"], name, row["train_examples"], longer)
+
+
+def longer_name(steps: int) -> str:
+    """The name of scratch with so many steps."""
+    return f"scratch for {steps:,} steps"
+
+
+def at_equal_total(
+    table: Right, rows: Sequence[Row], margin: float, level: float, groups: study.Groups
+) -> list[study.Comparison]:
+    """Each strategy against scratch that was given the source's steps too, a budget at a time."""
+    steps = {}
+    for row in rows:
+        if row.get("source_steps") is not None and row["strategy"] != "scratch":
+            steps[cell(row)] = row["steps"] + row["source_steps"]
+    found = []
+    for where in study.sorted_cells(table):
+        if where in steps:
+            name = longer_name(steps[where])
+            more: dict[str, Any] = {"against": study.TOTAL, "longer": True, "groups": groups}
+            one = study.alone(table, [where], margin, level, name, **more)
+            found += [one] if one else []
+    return found
+
+
+def most_wrong(found: Sequence[Found]) -> dict[str, tuple[np.ndarray, list[str]]]:
+    """{target: (the test images most often taken for another class, a caption each)}."""
+    shown = {}
+    for target in dict.fromkeys(part.rows[0]["target"] for part in found if part.rows and part.images is not None):
+        parts = [part for part in found if part.rows and part.rows[0]["target"] == target and part.images is not None]
+        first, taken = parts[0], np.array([one for part in parts for one in part.predicted.values()])
+        if not len(taken) or first.images is None or first.images.ndim != 4:
+            continue
+        labels = first.labels[target]
+        wrong = taken != labels
+        worst = np.argsort(-wrong.sum(0), kind="stable")[:MOST_WRONG]
+        captions = []
+        for i in worst:
+            other, _ = Counter(taken[wrong[:, i], i].tolist()).most_common(1)[0] if wrong[:, i].any() else (0, 0)
+            names = (first.classes[labels[i]], first.classes[other])
+            captions.append(f"{names[0]} taken for {names[1]}; {100 * wrong[:, i].mean():.0f} % of fits are wrong")
+        shown[target] = (first.images[worst], captions)
+    return shown
+
+
+def looked(folder: Path, table: Right) -> int:
+    """How often results have been looked at, this time counted: another set of fits is another look.
+
+    `folder`/looks.json holds the fits of each look, and study.json how many there were: looks.json cannot be deleted
+    unnoticed. Raises InputError where it lacks a look, or is not as it was written.
+    """
+    file, study_file = folder / "looks.json", folder / "study.json"
+    looks = _looks(folder)
+    try:
+        study_record = workdir.read_record(study_file) or {}
+    except InputError as error:
+        if not looks:
+            raise InputError(f"'{file}' is gone, and {error}: restore one of both, or take a new --workdir") from error
+        console.say(f"{error}. It is set aside as '{workdir.aside(study_file).name}' and written anew")
+        study_record = {}
+    if len(looks) < study_record.get("looks", 0):
+        raise InputError(
+            f"'{file}' tells of {len(looks)} looks at these results, 'study.json' of {study_record['looks']}: restore "
+            "it, or take fresh --seeds and a new --workdir"
+        )
+    now = json.loads(json.dumps(sorted([*map(str, cell), seed] for cell, fits in table.items() for seed in fits)))
+    if not looks or looks[-1] != now:
+        looks.append(now)
+        workdir.write_record(file, {"looks": looks})
+    return len(looks)
+
+
+def _looks(folder: Path) -> list[Any]:
+    """The fits of each look at the results of a run directory, the first first."""
+    record = workdir.read_record(folder / "looks.json")
+    if record is not None:
+        return record["looks"]
+    old = folder / "looks.jsonl"
+    if not old.is_file():
+        return []
+    try:
+        looks = [json.loads(line) for line in old.read_text(encoding="utf-8").splitlines()]
+        if not all(look.keys() == {"fits"} and isinstance(look["fits"], list) for look in looks):
+            raise ValueError("a line that tells of no fits")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise InputError(f"'{old}' is not as it was written ({error}): restore it") from error
+    return [look["fits"] for look in looks]

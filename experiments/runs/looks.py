@@ -1,0 +1,164 @@
+"""Looks: how often fits have been judged, which belongs to the test set and the fits, and not to a folder.
+
+Every judgement leaves a record, in the folder of its report and in ~/.cache/tljax/looks (or XDG_CACHE_HOME): which fits
+were judged on which test set, how, and which look that was. So a copy of a run directory, a new one with the same
+seeds, or a report of it, is known again on the same machine by the same user. Where there are neither records nor a
+cache, as on another machine, nothing is known of what was looked at before.
+"""
+
+import hashlib
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.runs import workdir
+from experiments.runs.compare_flags import Judging
+from experiments.runs.evidence import Found, cell
+from tljax import files
+from tljax.study.summary import label
+from tljax.types import InputError
+
+
+class Seen(NamedTuple):
+    """Fits that are judged together on one test set."""
+
+    test_set: str
+    """Digest of the test labels."""
+    fits: frozenset[str]
+    """Keys of the fits, but for those that all others are compared with."""
+    bases: frozenset[str]
+    """Keys of those: with others it is another look."""
+    predictions: frozenset[str] = frozenset()
+    """Digests of what the first predict, where they are trained: a fit is known by it under any name."""
+    base_predictions: frozenset[str] = frozenset()
+    """Likewise of the second."""
+
+
+def seen(found: Sequence[Found], against: str) -> list[Seen]:
+    """What is judged where `found` is judged against a strategy: a set of fits for each test set."""
+    each: dict[str, tuple[set[str], set[str], set[str], set[str]]] = {}
+    for part in found:
+        for row in part.rows:
+            if row["target"] not in part.labels or part.longer or (label(row) == "scratch" != against):
+                continue
+            sets = each.setdefault(test_set(part.labels[row["target"]]), (set(), set(), set(), set()))
+            base = label(row) == against
+            sets[base].add(row["key"])
+            if row["name"] in part.predicted:
+                taken = np.ascontiguousarray(part.predicted[row["name"]], np.int64)
+                sets[2 + base].add(hashlib.sha256(taken.tobytes()).hexdigest()[:16])
+    return [Seen(name, *map(frozenset, sets)) for name, sets in each.items() if sets[0]]
+
+
+def test_set(labels: np.ndarray) -> str:
+    """What a test set is known by, of its labels, int [items]: sixteen hexadecimal digits."""
+    return hashlib.sha256(np.ascontiguousarray(labels, np.int64).tobytes()).hexdigest()[:16]
+
+
+def place() -> Path | None:
+    """Where looks are kept beside other things of the user; None where there is no home."""
+    try:
+        return files.place(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "tljax" / "looks"
+    except InputError:
+        return None
+
+
+def apart(runs: Sequence[Sequence[Found]], against: str) -> list[Seen]:
+    """What was judged of several runs: each by itself, but together where they share a cell, such as with other seeds.
+
+    Runs that share no cell are tabled together: no comparison has other fits than when its run was judged. To pool the
+    seeds of one cell is to look at it again.
+    """
+    cells = [{(cell(row, part.longer), row["key"]) for part in run for row in part.rows} for run in runs]
+    pooled: list[list[int]] = []
+    for i in range(len(runs)):
+        own = {where for where, _ in cells[i] if where.strategy not in ("scratch", against) and not where.longer}
+        near = [group for group in pooled if any(own & {where for where, _ in cells[j]} for j in group)]
+        pooled = [group for group in pooled if group not in near] + [[i, *(j for group in near for j in group)]]
+    return [one for group in pooled for one in seen([part for i in sorted(group) for part in runs[i]], against)]
+
+
+def count(judged: Sequence[Seen], judging: Judging, places: Collection[Path | None]) -> int:
+    """Which look this is, the first being 1, by the records in `places`; nothing is written.
+
+    Fits that were judged before are the same look again; where other fits were judged among them, each such judgement
+    was a look. Against another strategy it is another question, and no look at this one. Raises InputError where they
+    were judged by another margin, level, family or number of looks.
+    """
+    most = 1
+    for one in judged:
+        records = _records(one, judging.against, places)
+        for record in records:
+            refuse_other(judging, record["judging"], "these fits were judged before")
+        same = [record["look"] for record in records if _same(one, record)]
+        others = {(*record["fits"], *record["bases"]) for record in records}
+        most = max(most, min(same) if same else 1 + len(others))
+    return most
+
+
+def keep(judged: Sequence[Seen], judging: Judging, look: int, places: Collection[Path | None]) -> list[str]:
+    """Leave a record of a judgement in each place; what is to be said where that cannot be."""
+    lacking = []
+    for folder in places:
+        for one in judged:
+            sets = {name: sorted(keys) for name, keys in one._asdict().items() if name != "test_set"}
+            record = {"look": look, "judging": settings(judging), **sets}
+            try:
+                if folder is None:
+                    raise OSError("there is no home")
+                file = folder / one.test_set / f"{_digest([judging.against, *one.fits, *one.bases])}.json"
+                if not file.is_file():
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    workdir.write_record(file, record)
+            except OSError as error:
+                lacking.append(f"looks are counted in this run's folder alone ({error.strerror or error})")
+    return list(dict.fromkeys(lacking))
+
+
+def refuse_other(judging: Judging, before: Mapping[str, Any], what: str) -> None:
+    """Raise InputError unless it is judged as it was before."""
+    now = settings(judging)
+    differ = [
+        f"--{name}={before[name]}, not {now[name]}" for name in now if name in before and now[name] != before[name]
+    ]
+    if differ:
+        raise InputError(
+            f"{what} with {', '.join(differ)}: what counts as a difference is chosen before the first look; leave it "
+            "as it was, or take fresh --seeds"
+        )
+
+
+def settings(judging: Judging) -> dict[str, Any]:
+    """How fits are judged, without what else a program's flags hold."""
+    return {f.name: getattr(judging, f.name) for f in fields(Judging)}
+
+
+def _records(one: Seen, against: str, places: Collection[Path | None]) -> list[dict[str, Any]]:
+    """Of judgements of such a comparison that share a fit; raises InputError for a record that is damaged."""
+    found = []
+    for folder in places:
+        places_of = sorted((folder / one.test_set).glob("*.json")) if folder else []
+        found += [record for file in places_of if (record := workdir.read_record(file)) is not None]
+    mine = {*one.fits, *one.predictions}
+    return [
+        record
+        for record in found
+        if mine & {*record["fits"], *record["predictions"]}
+        and (record["judging"]["against"] == against or one.base_predictions & set(record["base_predictions"]))
+    ]
+
+
+def _same(one: Seen, record: Mapping[str, Any]) -> bool:
+    """Whether a record is of the same fits, and of the same beside them: by their keys, or by what they predict."""
+    there = {name: frozenset(record[name]) for name in Seen._fields if name != "test_set"}
+    keys = one.fits == there["fits"] and one.bases == there["bases"]
+    taken = (one.predictions, one.base_predictions)
+    return keys or (all(taken) and taken == (there["predictions"], there["base_predictions"]))
+
+
+def _digest(texts: Collection[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(texts)).encode()).hexdigest()[:16]

@@ -1,0 +1,226 @@
+"""Half-trained groups: saved while they train, and taken up by the next run with the same bits."""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments.runs import processes, workdir
+from tljax import checkpoint, parallel, paths, train
+from tljax.types import InputError, Mask, Params
+
+Curve = list[dict[str, float]]
+"""A point a segment."""
+
+KEPT = 2
+"""Saves that are kept of a group: the latest, and the one before it, should the latest be damaged."""
+
+
+class Record(NamedTuple):
+    """One fit so far."""
+
+    curve: Curve
+    seconds: float
+    since: train.Log | None
+    """What happened since the last point of the curve: float32 [steps] each."""
+    diverged: int | None
+    """The first step that was not finite."""
+    finite: Params | None
+    """Its parameters at the last point of its curve, of a fit that diverged after it, or was stopped between points."""
+    best: tuple[int, float, Params] | None
+    """Where there is a validation split: the step of the best accuracy on it, that accuracy, and the parameters."""
+
+
+class Progress(NamedTuple):
+    """A group so far: the latest states of its parts, on the host, and a record of each fit."""
+
+    parts: tuple[train.State, ...]
+    records: tuple[Record, ...]
+
+
+def none(trials: int) -> Progress:
+    """Of a group that has not begun."""
+    return Progress((), (Record([], 0.0, None, None, None, None),) * trials)
+
+
+def held(state: train.State) -> train.State:
+    """A copy on the host, which later segments leave alone."""
+    return state._replace(params=jax.tree.map(_copy, state.params), optimizer=jax.tree.map(_copy, state.optimizer))
+
+
+def _copy(leaf: Any) -> Any:
+    return jax.random.clone(leaf) if checkpoint.is_key(leaf) else np.array(parallel.host(leaf))
+
+
+def joined(parts: Sequence[train.State], new: train.State) -> tuple[train.State, ...]:
+    """The parts with a newer state, which takes the place of those it came from once it has all their trials."""
+    rest = []
+    for part in parts:
+        rows = [row for row, i in enumerate(part.trials) if i not in new.trials]
+        if rows:
+            rest.append(part if len(rows) == len(part.trials) else _rows(part, rows))
+    return (*rest, new)
+
+
+def _rows(state: train.State, rows: Sequence[int]) -> train.State:
+    """Some of a state's trials."""
+    params, optimizer = jax.tree.map(lambda leaf: leaf[np.array(rows)], (state.params, state.optimizer))
+    return train.State(
+        state.step,
+        params,
+        optimizer,
+        tuple(state.trials[row] for row in rows),
+        tuple(state.masks[row] for row in rows),
+        tuple(state.diverged[row] for row in rows),
+    )
+
+
+@contextmanager
+def saving(place: Path, keys: Sequence[str]) -> Iterator[Callable[[Progress], None]]:
+    """Gives the function that saves in the background; at the end all that was given to it is on disk.
+
+    One save at a time: a next one waits for the last, and raises the InputError that it ended with.
+    """
+    pending: list[Future[None]] = []
+    with ThreadPoolExecutor(1) as worker:
+
+        def save(now: Progress) -> None:
+            if not processes.first():
+                return
+            if pending:
+                pending.pop().result()
+            pending.append(worker.submit(_save, place, keys, now))
+
+        yield save
+        if pending:
+            pending.pop().result()
+
+
+def _save(place: Path, keys: Sequence[str], now: Progress) -> None:
+    arrays: dict[str, Params] = {}
+    for number, state in enumerate(now.parts):
+        arrays[f"part{number}.params"] = state.params
+        arrays[f"part{number}.optimizer"] = state.optimizer
+        arrays[f"part{number}.masks"] = {name: m for name, m in _leaves(state.masks).items() if np.ndim(m)}
+    for number, record in enumerate(now.records):
+        arrays[f"fit{number}.since"] = record.since
+        arrays[f"fit{number}.finite"] = record.finite
+        arrays[f"fit{number}.best"] = record.best and record.best[2]
+    there = {name: tree for name, tree in arrays.items() if jax.tree.leaves(tree)}  # Orbax takes no empty tree
+    about = {
+        "keys": list(keys),
+        "parts": [_told(state) for state in now.parts],
+        "records": [(r.curve, r.seconds, r.diverged, r.best and r.best[:2]) for r in now.records],
+    }
+    place.mkdir(parents=True, exist_ok=True)
+    number = 1 + max((int(folder.name[:8]) for folder in place.iterdir() if folder.name[:8].isdecimal()), default=0)
+    checkpoint.save(place / f"{number:08d}", there, about)
+    for old in _saves(place)[KEPT:]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _leaves(histories: Sequence[Sequence[Mask]]) -> dict[str, Any]:
+    """{trial/phase/path: leaf of the mask}."""
+    return {
+        f"{row}/{phase}/{path}": leaf
+        for row, history in enumerate(histories)
+        for phase, mask in enumerate(history)
+        for path, leaf in paths.items(mask)
+    }
+
+
+def _told(state: train.State) -> dict[str, Any]:
+    """What of a state is no array."""
+    numbers = {name: np.asarray(m).item() for name, m in _leaves(state.masks).items() if not np.ndim(m)}
+    return {
+        "step": state.step,
+        "trials": state.trials,
+        "diverged": state.diverged,
+        "phases": len(state.masks[0]),
+        "masks": numbers,
+    }
+
+
+def _saves(place: Path) -> list[Path]:
+    """The newest first."""
+    there = place.iterdir() if place.is_dir() else ()
+    return sorted((folder for folder in there if folder.name.isdecimal()), reverse=True)
+
+
+def found(
+    root: Path, keys: Sequence[str], program: train.Program, trials: Sequence[train.Trial], say: Callable[[str], None]
+) -> Progress | None:
+    """What the folders under `root` hold of these fits: the newest save of each that is whole, if there is one.
+
+    A group that has grown finds what was saved of the smaller one. What is damaged is set aside, aloud.
+    """
+    now, known = none(len(keys)), set[int]()
+    for place in sorted(root.iterdir()) if root.is_dir() else ():
+        for folder in _saves(place):
+            try:
+                arrays, told = checkpoint.load(folder)
+                if not set(told["keys"]) <= set(keys):
+                    break  # of another group
+                which = [keys.index(key) for key in told["keys"]]
+                if not known & set(which):
+                    known |= set(which)
+                    now = _with(now, which, _restored(program, [trials[i] for i in which], arrays, told))
+                break
+            except InputError as error:
+                aside = workdir.aside(folder).name
+                say(f"{error}; it is set aside as '{aside}', and what was saved before it is used")
+    return now if now.parts else None
+
+
+def _with(now: Progress, which: Sequence[int], part: Progress) -> Progress:
+    """Progress with that of some of the group's fits: its fit j is the group's `which[j]`."""
+    states = [state._replace(trials=tuple(which[j] for j in state.trials)) for state in part.parts]
+    records = list(now.records)
+    for i, record in zip(which, part.records, strict=True):
+        records[i] = record
+    return Progress((*now.parts, *states), tuple(records))
+
+
+def _restored(
+    program: train.Program,
+    trials: Sequence[train.Trial],
+    arrays: Mapping[str, checkpoint.Flat],
+    told: Mapping[str, Any],
+) -> Progress:
+    parts = []
+    for number, part in enumerate(told["parts"]):
+        members = [trials[i] for i in part["trials"]]
+        leaves = {**part["masks"], **arrays.get(f"part{number}.masks", {})}
+        masks = tuple(_masks(trial, row, part["phases"], leaves) for row, trial in enumerate(members))
+        like = train.abstract(program, members, masks)
+        flat = (arrays.get(f"part{number}.{name}", {}) for name in ("params", "optimizer"))
+        params, optimizer = (checkpoint.unflatten(*each) for each in zip(flat, like, strict=True))
+        trained, diverged = tuple(part["trials"]), tuple(part["diverged"])
+        parts.append(train.State(part["step"], params, optimizer, trained, masks, diverged))
+    records = []
+    for number, (curve, seconds, diverged, best) in enumerate(told["records"]):
+        since, finite, kept = (arrays.get(f"fit{number}.{name}") for name in ("since", "finite", "best"))
+        like_one = jax.tree.map(np.asarray, trials[number].params)
+        of_best = (*best, checkpoint.unflatten(kept or {}, like_one)) if best else None
+        last = checkpoint.unflatten(finite, like_one) if finite else None
+        log = _log(since, len(program.penalties)) if since else None
+        records.append(Record(curve, seconds, log, diverged, last, of_best))
+    return Progress(tuple(parts), tuple(records))
+
+
+def _log(flat: checkpoint.Flat, terms: int) -> train.Log:
+    each = tuple(flat[f"terms/{number}"] for number in range(terms))
+    return train.Log(flat["loss"], flat["penalty"], each, flat["gradient_norm"])
+
+
+def _masks(trial: train.Trial, row: int, phases: int, leaves: Mapping[str, Any]) -> tuple[Mask, ...]:
+    """The masks of one trial's phases, trees like its parameters."""
+    return tuple(
+        paths.each(lambda path, leaf, phase=phase: leaves[f"{row}/{phase}/{path}"], trial.params)
+        for phase in range(phases)
+    )

@@ -1,0 +1,107 @@
+"""`--lr_range_test` of a search: one fit whose learning rate rises, its picture, and the rate that it suggests."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import transfer
+from experiments.pages import search_report
+from experiments.runs import commandline, console, fits, options, processes, search_flags, trials, workdir
+from experiments.runs.options import Settings
+from experiments.runs.search_flags import Search
+from tljax import plugins, train
+from tljax.study import range_test
+from tljax.types import InputError
+
+LEAST = 10
+"""Steps, below which a curve shows nothing."""
+
+
+def run(
+    given: Mapping[str, Any],
+    flags_of: Mapping[str, Any],
+    asked: Search,
+    means: train.Means,
+    stand_ins: Mapping[int, int] | None = None,
+) -> range_test.Found:
+    """Train the first strategy once, as the trials are but at a rising rate; print and draw what its loss says.
+
+    `given` are the flags, `flags_of` those of the trials, and `stand_ins` as `transfer.prepare` takes them. The run
+    directory gets lr_range_test.html, and the source if it is not there yet. Raises InputError for a fit of too few
+    steps, and for a loss that is not finite at the lowest rate.
+    """
+    from experiments.pages import search_page
+
+    every = options.settings(**flags_of)
+    first = {name: getattr(every, name)[:1] for name in options.LISTS}
+    made = options.settings(**{**flags_of, **first})
+    todo = transfer.prepare(made, means, only=True, stand_ins=stand_ins)
+    settings = options.settings(**given)
+    flags = [*search_flags.to_flags(asked), *_own_flags(asked)]
+    with processes.opened(settings, "search", _kept_flags(settings, flags), older=made) as folder:
+        rates, losses = swept(todo, asked, folder)
+        found = range_test.suggested(rates, losses)
+        name = f"{plugins.called(made.strategies[0])} at {made.train_examples[0]}"
+        said = [*_said(name, rates, found), *transfer.noted(todo)]
+        for line in said:
+            console.say(line)
+        reproduced = search_report.reproduced(
+            [*flags, *options.to_flags(settings)], workdir.environment(transfer.fingerprints(todo))
+        )
+        text = search_page.range_page(name, ". ".join(said) + ".", rates, losses, found, reproduced)
+        if processes.first():
+            workdir.replace(folder / "lr_range_test.html", text)
+        console.say(f"report: {folder / 'lr_range_test.html'}")
+    return found
+
+
+def _own_flags(asked: Search) -> list[str]:
+    return ["--lr_range_test=true", f"--lr_low={asked.lr_low!r}", f"--lr_high={asked.lr_high!r}"]
+
+
+def _kept_flags(settings: Settings, flags: Sequence[str]) -> Sequence[str]:
+    """The search's own lines of the run directory's flagfile: those of a search that it holds stay as they are."""
+    file = Path(settings.workdir or "") / "flags.flags"
+    lines = workdir.flags_text(file).splitlines() if file.is_file() else []
+    names = commandline.kinds(Search)
+    there = [line for line in lines if line.startswith("--") and line[2:].partition("=")[0] in names]
+    searched = there and not any(line.startswith("--lr_range_test") for line in there)
+    return there if searched else flags
+
+
+def swept(todo: transfer.Experiment, asked: Search, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """(rate, training loss) of each step, float32 [steps] both."""
+    [seed], [budget] = todo.made.seeds, todo.made.train_examples
+    place = trials.yard(todo, budget)
+    trained = todo.source.obtain(folder, todo.means) if todo.source else {}
+    fit = trials.ready(place, todo, seed, trained)
+    steps = len(fit.trial.rates)
+    if steps < LEAST:
+        raise InputError(f"--lr_range_test has {steps} steps: give more --epochs or --steps, {LEAST} at least")
+    rates = range_test.rates(asked.lr_low, asked.lr_high, steps)
+    ends = fits.stops(fits.ends(todo.made.recipe, steps), fit.trial)
+    data = (place.field.images, place.field.labels)
+    logs = [log for _, log in train.fit(fit.program, [fit.trial._replace(rates=rates)], *data, ends, (), todo.means)]
+    losses = np.hstack([log.loss[0] for log in logs])
+    if not np.isfinite(losses[0]):
+        raise InputError(f"--lr_low={asked.lr_low:g}: the loss is not finite from the first step on: lower it")
+    return rates, losses
+
+
+def _said(name: str, rates: np.ndarray, found: range_test.Found) -> list[str]:
+    """The suggestion, by which rule, and what was in its way."""
+    lines = [
+        f"learning-rate range test of {name}: {len(rates)} steps, the rate rising exponentially from {rates[0]:.3g} "
+        f"to {rates[-1]:.3g}",
+        f"the smoothed loss is lowest, {found.smooth.min():.3f}, at {found.lowest:.3g}; suggested: "
+        f"--learning_rate={found.rate:.2g}, {range_test.SHARE:g} of it",
+    ]
+    if found.diverged is not None:
+        lines.append(f"the loss is not finite from {found.diverged:.3g} on")
+    if found.edge == "highest":
+        lines.append("the loss falls up to the highest rate: raise --lr_high")
+    if found.edge == "lowest":
+        lines.append("the suggestion is below the lowest rate: lower --lr_low")
+    return lines

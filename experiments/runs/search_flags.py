@@ -1,0 +1,127 @@
+"""The flags of a search: what is asked for, and whether it can be and would be fair."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from experiments.runs import commandline, options
+from experiments.runs.commandline import flag
+from experiments.runs.options import Settings
+from tljax import named_optimizer, objective
+from tljax.study import space
+from tljax.study.space import Range
+from tljax.types import InputError
+
+FIRST_SEED = 1_000_000
+"""The search's seeds begin here."""
+_SEARCHED = ("hidden", "activation", "head")
+"""Flags beside those of a recipe that a search may vary."""
+PINS = ("source_seed", "head_seed", "order_seed", "draw_seed")
+"""Flags that a search and its final fits would share."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is searched, and how."""
+
+    space: tuple[str, ...] = flag(
+        (),
+        "what is searched, repeated: FLAG:log:LOW:HIGH, FLAG:between:LOW:HIGH, FLAG:int:LOW:HIGH, FLAG:in:A,B; "
+        "penalty.NAME.OPTION and strategy.NAME.OPTION reach into their options; needed",
+        repeated=True,
+    )
+    trials: int = flag(32, "how many trials each study has")
+    group: int = flag(16, "how many trials are asked for and trained together")
+    timeout: float | None = flag(None, "seconds after which no further trials are asked for")
+    sampler: str = flag("TPE", "of Optuna, with options: TPE, Random, CmaEs, QMC, TPE:multivariate=true")
+    pruner: str = flag("Nop", "of Optuna: Nop, Median, SuccessiveHalving, Hyperband")
+    search_seeds: int = flag(1, "how many seeds a trial is judged under, none of them of --seeds")
+    storage: str | None = flag(None, "a journal file, a database URL, or memory; default WORKDIR/study.journal")
+    lease: float = flag(120.0, "seconds without news after which another process of the study is taken for dead")
+    study: str = flag("search", "its name there")
+    per_strategy: bool = flag(False, "a study for each of --strategies, with the same number of trials")
+    per_budget: bool = flag(False, "a study for each of --train_examples")
+    lr_range_test: bool = flag(
+        False,
+        "instead, one fit of the first strategy whose rate rises exponentially; draw its loss and suggest a rate",
+    )
+    lr_low: float = flag(1e-5, "its first learning rate")
+    lr_high: float = flag(10.0, "its last")
+
+    @property
+    def ranges(self) -> tuple[Range, ...]:
+        """The dimensions of the space; raises InputError for what is none."""
+        return () if self.lr_range_test and not self.space else space.read(self.space)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Those that a trial is judged under."""
+        return tuple(range(FIRST_SEED, FIRST_SEED + self.search_seeds))
+
+
+def chosen(given: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags of a run with the values of a trial; raises InputError for what is no value of a flag."""
+    plain = {name: value for name, value in chosen.items() if "." not in name}
+    typed = options.parse(["search", *(f"--{name}={value}" for name, value in plain.items())])
+    inner = {name: value for name, value in chosen.items() if "." in name}
+    return space.applied({**given, **typed}, inner)
+
+
+def check(given: Mapping[str, Any], made: Settings, asked: Search) -> None:
+    """Raise InputError for a search that cannot be, or would not be fair."""
+    for name in ("trials", "group"):
+        if getattr(asked, name) < 1:
+            raise InputError(f"--{name}={getattr(asked, name)}: give 1 or more")
+    if not 0 < asked.lr_low < asked.lr_high < math.inf:
+        raise InputError(f"--lr_low={asked.lr_low:g} and --lr_high={asked.lr_high:g}: give 0 < LOW < HIGH")
+    if made.distributed and not asked.lr_range_test:
+        raise InputError(
+            "--distributed: processes of a search do not train one fit together, each asks for its own trials: leave "
+            "it out, and give all of them one --storage and each its --workdir"
+        )
+    if set(asked.seeds) & set(made.seeds):
+        raise InputError(f"--seeds={made.seeds[0]}: seeds from {FIRST_SEED:,} on are the search's own: give others")
+    for name in PINS:
+        if getattr(made, name) is not None:
+            raise InputError(f"--{name} is pinned: the search and the final fits would share it; leave it out")
+    for one in asked.ranges:
+        own = one.name.removeprefix("source_")
+        recipe = own in {*vars(made.recipe)} - {"validation", "penalty"}
+        if "." not in one.name and not recipe and one.name not in _SEARCHED:
+            raise InputError(f"--space={one}: '{one.name}' is no flag that can be searched; see --helpfull")
+        if made.source_checkpoint and (one.name in ("hidden", "activation") or one.name.startswith("source_")):
+            raise InputError(f"--space={one}: '{one.name}' is the source's too, and --source_checkpoint is trained")
+        ends = one.choices if one.kind == "in" else (_typed(one, one.low), _typed(one, one.high))
+        for value in ends:
+            options.settings(**chosen(given, {one.name: value}))
+
+
+def _typed(one: Range, value: float) -> float:
+    return int(value) if one.kind == "int" else value
+
+
+def shapes(given: Mapping[str, Any], one: Range) -> int:
+    """How many shapes, at most, the values of a dimension give a fit: those of one shape are trained together.
+
+    A real number is passed to what is compiled, and gives one.
+    """
+    if one.kind in ("log", "between"):
+        return 1
+    values = one.choices if one.kind == "in" else (int(one.low), int(one.high))
+    found = len({_shape(options.settings(**chosen(given, {one.name: value}))) for value in values})
+    return int(one.high - one.low) + 1 if one.kind == "int" and found > 1 else found
+
+
+def _shape(made: Settings) -> tuple[Any, ...]:
+    """What of the settings is compiled."""
+    recipe = made.recipe
+    numbers = {"momentum": recipe.momentum, "weight_decay": recipe.weight_decay, "clip": recipe.clip}
+    fit = (recipe.batch_size, recipe.epochs, recipe.steps, recipe.loss, recipe.label_smoothing > 0)
+    optimizer, _ = named_optimizer.spec(recipe.optimizer, **numbers)
+    return made.hidden, made.activation, made.strategies, *fit, optimizer, objective.penalties(recipe.penalty)[0]
+
+
+def to_flags(asked: Search) -> list[str]:
+    """The flagfile lines that give this search again, but for where it is kept and how long it waits."""
+    return commandline.to_flags(asked, ("storage", "lease", "lr_range_test", "lr_low", "lr_high"))

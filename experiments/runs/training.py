@@ -1,0 +1,206 @@
+"""Train what is ready, group by group, and leave it in the run directory."""
+
+import contextlib
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.runs import console, fits, outcome, processes, progress, signals
+from experiments.runs.outcome import Outcome
+from experiments.runs.progress import Progress, Record
+from tljax import evaluate, parallel, train
+from tljax.train import scores
+from tljax.types import Params
+
+
+def run(
+    field: fits.Arena,
+    ready: Sequence[fits.Fit],
+    folder: Path,
+    about: Mapping[str, Any],
+    advance: Callable[[int], None],
+    every: int,
+    fisher: bool = False,
+) -> None:
+    """Train fits in groups of one program, and leave of each group checkpoints, predictions, metrics and lines.
+
+    What is half trained is saved after `every` segments, and taken up from there. `fisher` leaves the Fisher
+    information of each in the checkpoint too. Raises signals.Stopped when a signal asks for it.
+    """
+    groups: dict[Any, list[fits.Fit]] = {}
+    for fit in ready:
+        groups.setdefault((fit.program, len(fit.trial.rates)), []).append(fit)
+    with signals.heeded() as asked:
+        for group in groups.values():
+            place = folder / "progress" / fits.group_name(fit.line["key"] for fit in group)
+            outcomes = _train(field, group, place, every, asked, advance)
+            extra = [_fisher(field, fit, of) for fit, of in zip(group, outcomes, strict=True)] if fisher else []
+            if processes.first():
+                test = field.task.test
+                outcome.leave(folder, group, outcomes, test.labels, {**about, "fisher": fisher}, extra, test.groups)
+                shutil.rmtree(place, ignore_errors=True)
+                with contextlib.suppress(OSError):  # others are half trained still
+                    place.parent.rmdir()
+            processes.wait("left")
+            if number := parallel.agreed(asked()):
+                raise signals.Stopped(number, "stopped between two groups of fits; the same command goes on")
+
+
+def _train(
+    field: fits.Arena,
+    group: Sequence[fits.Fit],
+    place: Path,
+    every: int,
+    asked: Callable[[], int],
+    advance: Callable[[int], None],
+) -> list[Outcome]:
+    """Train one group from where it is to its end, and save it on the way."""
+    program, trials, keys = group[0].program, [fit.trial for fit in group], [fit.line["key"] for fit in group]
+    last = len(trials[0].rates)
+    ends = fits.ends(field.recipe, last)
+    points = [end for end in ends if end not in {step for step, _ in trials[0].phases}]
+    named = ", ".join(dict.fromkeys(fit.line["strategy"] for fit in group))
+    now = processes.in_turn(lambda: progress.found(place.parent, keys, program, trials, console.say))
+    if now:
+        console.say(f"{named}: goes on from step {min(part.step for part in now.parts)} of {last}")
+    now = now or progress.none(len(group))
+    advance(sum(part.step * len(part.trials) for part in now.parts))
+    means = replace(field.means, stop=lambda: bool(parallel.agreed(asked())))
+    final: dict[int, np.ndarray] = {}
+    with progress.saving(place, keys) as save:
+        start = time.perf_counter()
+        stops = fits.stops(ends, trials[0])
+        for state, log in train.fit(program, trials, field.images, field.labels, stops, now.parts, means):
+            advance(len(state.trials) * log.loss.shape[1])
+            logits = _logits(field, program, trials, state) if state.step in ends else None
+            now = _further(field, group, now, state, log, logits, (time.perf_counter() - start) / len(state.trials))
+            if logits is not None and state.step == last:
+                final |= dict(zip(state.trials, logits, strict=True))
+            if state.step in points and (ends.index(state.step) + 1) % every == 0:
+                save(now)
+            start = time.perf_counter()
+        ended = sum(len(part.trials) for part in now.parts if part.step == last) == len(group)
+        if now.parts and not ended:
+            save(now)
+    if not ended:
+        where = f"at step {min(part.step for part in now.parts)} of {last}" if now.parts else "before its first step"
+        raise signals.Stopped(
+            parallel.agreed(asked()), f"stopped {where} of {named}; the same command goes on, from '{place}'"
+        )
+    for part in now.parts:
+        if part.trials[0] not in final:  # it had ended before this process began
+            final |= dict(zip(part.trials, _logits(field, program, trials, part), strict=True))
+    return [_outcome(field, group[i], now, i, final[i]) for i in range(len(group))]
+
+
+def _logits(field: fits.Arena, program: train.Program, trials: Sequence[train.Trial], state: train.State) -> np.ndarray:
+    return train.logits(program, trials, state, field.test, len(field.task.test.labels), field.means)
+
+
+def _further(
+    field: fits.Arena,
+    group: Sequence[fits.Fit],
+    now: Progress,
+    state: train.State,
+    log: train.Log,
+    logits: np.ndarray | None,
+    seconds: float,
+) -> Progress:
+    """Progress with a later state; where there are logits (of the test images) the curves get a point."""
+    records, held = list(now.records), progress.held(state)
+    for row, i in enumerate(state.trials):
+        since = jax.tree.map(lambda curve, row=row: curve[row], log)
+        if records[i].since is not None:
+            since = jax.tree.map(lambda *curves: np.concatenate(curves), records[i].since, since)
+        record = records[i]._replace(seconds=records[i].seconds + seconds, since=since)
+        odd = state.diverged[row]
+        if odd is None and logits is not None and not np.isfinite(logits[row]).all():
+            odd = state.step
+        if record.diverged is None:
+            # From point to point, wherever a fit was stopped between them: what is kept of it must not depend on that.
+            last = _before(now, i, group[i].trial) if record.finite is None else record.finite
+            keep = odd is not None or logits is None
+            record = record._replace(diverged=odd, finite=last if keep else None)
+        if logits is not None:
+            params = jax.tree.map(lambda leaf, row=row: leaf[row], held.params)
+            record = _at_point(field, group[i], record, state.step, since, logits[row], params)
+        records[i] = record
+    return Progress(progress.joined(now.parts, held), tuple(records))
+
+
+def _before(now: Progress, trial: int, start: train.Trial) -> Params:
+    """The parameters of a trial when it was last seen, or where it starts."""
+    for part in now.parts:
+        if trial in part.trials:
+            row = part.trials.index(trial)
+            return jax.tree.map(lambda leaf, row=row: leaf[row], part.params)
+    return jax.tree.map(np.asarray, start.params)
+
+
+def _at_point(
+    field: fits.Arena, fit: fits.Fit, record: Record, step: int, since: train.Log, logits: np.ndarray, params: Params
+) -> Record:
+    """A record with one more point of its curve, and perhaps a new best."""
+    held = _validate(field, fit.program, params, fit.validation)
+    metrics = held or evaluate.metrics(logits, field.task.test.labels)
+    point = _point(step, since, fit.program, metrics)
+    better = held and held["accuracy"] is not None and (record.best is None or held["accuracy"] > record.best[1])
+    best = (step, held["accuracy"], params) if held and better else record.best
+    return record._replace(curve=[*record.curve, point], since=None, best=best)
+
+
+def _outcome(field: fits.Arena, fit: fits.Fit, now: Progress, i: int, logits: np.ndarray) -> Outcome:
+    """Of the fit `i` of a group that has ended, and its logits of the test images."""
+    [part] = [part for part in now.parts if i in part.trials]
+    row, record = part.trials.index(i), now.records[i]
+    params = jax.tree.map(lambda leaf: leaf[row], part.params)
+    if record.diverged is not None:
+        params, logits = record.finite, np.full_like(logits, np.nan)
+    return Outcome(
+        params,
+        part.masks[row],
+        record,
+        logits,
+        evaluate.metrics(logits, field.task.test.labels),
+        _validate(field, fit.program, params, fit.validation) if record.diverged is None else None,
+    )
+
+
+def _point(step: int, log: train.Log, program: train.Program, metrics: Mapping[str, Any]) -> dict[str, float]:
+    """A point of the curves: means over the segment, and the accuracy at its end."""
+    accuracy = metrics["accuracy"]
+    return {
+        "step": step,
+        "train_loss": float(log.loss.mean()),
+        "train_penalty": float(log.penalty.mean()),
+        "gradient_norm": float(log.gradient_norm.mean()),
+        "accuracy": float("nan") if accuracy is None else accuracy,
+        **{f"train_penalty_{i}_{term.name}": float(log.terms[i].mean()) for i, term in enumerate(program.penalties)},
+    }
+
+
+def _validate(
+    field: fits.Arena, program: train.Program, params: Params, chosen: np.ndarray
+) -> Mapping[str, Any] | None:
+    """Metrics of one fit on the examples held out of its training; None where there are none."""
+    if not len(chosen):
+        return None
+    images = evaluate.padded(np.asarray(field.task.train.images)[chosen])
+    one = jax.tree.map(lambda leaf: leaf[None], params)
+    logits = evaluate.logits(train.forward(program.model, program.merge), one, (images,), len(chosen))[0]
+    return evaluate.metrics(logits, np.asarray(field.task.train.labels)[chosen])
+
+
+def _fisher(field: fits.Arena, fit: fits.Fit, outcome: Outcome) -> Params:
+    """The Fisher information of a fit on its training examples."""
+    chosen = np.unique(fit.trial.order(0, len(fit.trial.rates)))
+    of = scores.mean_squared_gradient(
+        fit.program.model, fit.program.loss, field.images, field.labels, chosen[chosen >= 0], fit.program.merge
+    )
+    return of(outcome.params)

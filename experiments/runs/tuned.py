@@ -1,0 +1,115 @@
+"""A study with each strategy at what a search found best for it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.runs import fits, options, workdir
+from experiments.runs.options import Settings
+from experiments.runs.search_flags import FIRST_SEED
+from tljax import plugins
+from tljax.study import space
+from tljax.types import InputError
+
+
+def arms(given: Mapping[str, Any], made: Settings, search: str | None) -> list[dict[str, Any]]:
+    """Flags of runs that together are the study: one, or one a strategy and label budget with what was best for it.
+
+    Raises InputError for a run directory without winners, one of another task, a strategy or label budget that it
+    has not searched, winners that are not as they were written, and for seeds that a search may have seen.
+    """
+    strategies = made.strategies if "scratch" in made.strategies else ("scratch", *made.strategies)
+    if search is None:
+        return [{**given, "strategies": strategies}]
+    if max(made.seeds) >= FIRST_SEED:
+        raise InputError(f"--seeds={max(made.seeds)}: seeds from {FIRST_SEED:,} on are those of searches: give others")
+    found = winners(Path(search))
+    for winner in found.values():
+        _require_alike(search, winner, given)
+    study = []
+    for strategy in strategies:
+        for budget in made.train_examples:
+            flags = _winner(found, strategy, budget)
+            if flags is None:
+                raise InputError(
+                    f"--tuned={search} has nothing for '{strategy}' at {budget}: search with --per_strategy"
+                )
+            recipe = {name: value for name, value in flags.items() if name in _recipe()}
+            study.append({**given, **recipe, "strategies": flags["strategies"], "train_examples": (budget,)})
+    return study
+
+
+def winners(search: Path) -> dict[str, dict[str, Any]]:
+    """{name of the file: flags} of each winner."""
+    files = sorted(search.glob("best/*.flags")) or sorted(search.glob("best.flags"))
+    if not files:
+        raise InputError(f"--tuned={search} holds no best.flags: give the run directory of a search that has ended")
+    for file in files:
+        workdir.flags_text(file)  # raises InputError for one that is not as it was written
+    return {file.stem: options.parse(["tuned", f"--flagfile={file}"]) for file in files}
+
+
+def _winner(winners: Mapping[str, Mapping[str, Any]], strategy: str, budget: str) -> Mapping[str, Any] | None:
+    """The flags that were best for a strategy at a label budget, or at the one budget that was searched; None if none.
+
+    The search may have chosen the strategy's options, so another spelling of them will do where it is the only one.
+    """
+    named = {name: flags for name, flags in winners.items() if _name(flags["strategies"][0]) == _name(strategy)}
+    at_budget = {name: flags for name, flags in named.items() if _same(flags["train_examples"][0], budget)}
+    for candidates in (at_budget, named):
+        exact = [flags for flags in candidates.values() if flags["strategies"][0] == strategy]
+        exact += [flags for name, flags in candidates.items() if name.startswith(_stem(strategy))]
+        if exact and len({id(flags) for flags in exact}) == 1:
+            return exact[0]
+        if len(candidates) == 1:
+            return next(iter(candidates.values()))
+    return None
+
+
+def _require_alike(search: str, flags: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raise InputError unless a winner was found on the tasks and for the model that the study is of."""
+    here, there = options.settings(**given), options.settings(**flags)
+    for name in _TASK:
+        value, searched = getattr(here, name), getattr(there, name)
+        if name == "source_checkpoint" and value and searched:
+            value, searched = Path(value).resolve(), Path(searched).resolve()
+        if value != searched:
+            raise InputError(f"--tuned={search} is of --{name}={_written(searched)}, not of {_written(value)}")
+
+
+_TASK = ("source", "source_checkpoint", "target", "image_shape", "model")
+"""What a search does not vary, and a recipe is best for."""
+
+
+def _written(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _recipe() -> set[str]:
+    """What a search varies: all of a recipe, the source's too, and what is tied to both."""
+    own = set(vars(options.Recipe())) - {"validation"}
+    return own | {f"source_{name}" for name in own} | {"hidden", "activation", "head"}
+
+
+def _name(strategy: str) -> str:
+    return space.own_name(strategy)
+
+
+def _stem(strategy: str) -> str:
+    """How the names of the files of a strategy's winners begin."""
+    return f"{fits.file_name(plugins.called(strategy))}-"
+
+
+def _same(one: str, other: str) -> bool:
+    return fits.file_name(one.split(":seeds")[0]) == fits.file_name(other.split(":seeds")[0])
+
+
+def said(search: str | None, train_examples: Sequence[str] = (), longer: bool = False) -> str:
+    """What every table says of the tuning, and of label budgets at which there was none."""
+    if search is None:
+        return "untuned: every strategy has the same hyper-parameters"
+    tuned_at = list(dict.fromkeys(flags["train_examples"][0] for flags in winners(Path(search)).values()))
+    elsewhere = [budget for budget in train_examples if not any(_same(budget, searched) for searched in tuned_at)]
+    text = f"tuned: every strategy has what {Path(search).name} found best for it"
+    text += ", and scratch with more steps what was best for fewer" if longer else ""
+    return text + (f"; what it found at {', '.join(tuned_at)} is used at {', '.join(elsewhere)}" if elsewhere else "")

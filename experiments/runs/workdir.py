@@ -1,0 +1,565 @@
+"""The run directory: what is in it, who may write to it, and what is already done."""
+
+import hashlib
+import itertools
+import json
+import os
+import platform
+import re
+import stat
+import subprocess
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from experiments.runs import console, lock, options
+from experiments.runs.options import LISTS, PLACES, Settings
+from tljax import __version__, checkpoint, files, plugins, surroundings
+from tljax.types import InputError
+
+Line = dict[str, Any]
+"""A line of results.jsonl: one fit."""
+
+_NO_FIT = (
+    *("eval", "verify", "sources", "scores", "score_examples", "resamples"),
+    *("space", "trials", "group", "timeout", "sampler", "pruner", "search_seeds", "study", "per_strategy"),
+    *("per_budget", "lr_range_test", "lr_low", "lr_high"),
+)
+"""What may change too: flags of compare, rank and search that decide which fits there are, and nothing of one. Each
+study of a search keeps its own space and seeds, and refuses others."""
+
+
+@contextmanager
+def opened(made: Settings, program: str, more: Sequence[str] = (), older: Settings | None = None) -> Iterator[Path]:
+    """The run directory of these settings, this process's own until the end; what is damaged in it is set aside.
+
+    Raises InputError where none is given, another process has it, or it holds another experiment; then nothing in
+    it is changed. Lists (strategies, seeds, budgets) may grow. `more` are flagfile lines beside those of the settings.
+    A flagfile without a line of `more` is an older tljax's, which wrote the settings `older`: it is written anew.
+    """
+    if made.workdir is None:
+        raise InputError("--workdir is not given: name a new folder for the run, such as --workdir=runs/first")
+    workdir = Path(made.workdir)
+    if (odd := files.not_text(workdir)) is not None:
+        raise InputError(f"--workdir={workdir}: '{odd}' is no UTF-8, and checkpoints need a path that is: name another")
+    _refuse_strangers(workdir)
+    _refuse_links(workdir)
+    _flags(workdir, made, program, more, older)
+    _refuse_other_switches(workdir)
+    lines(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    with lock.held(workdir):
+        replace(workdir / "flags.flags", signed(_flags(workdir, made, program, more, older)))
+        for name in ("", *FOLDERS):
+            files.sweep(workdir / name)
+        _set_damaged_aside(workdir)
+        try:
+            yield workdir
+        except OSError as error:
+            error.filename = error.filename or str(workdir)  # a write into an open file does not say where
+            raise
+
+
+FOLDERS = (
+    *("checkpoints", "predictions", "masks", "metrics", "progress", "evals", "cards", "features", "best", "final"),
+    *("figures", "tables"),
+)
+"""The folders that programs write in a run directory."""
+
+
+def _refuse_strangers(workdir: Path) -> None:
+    if workdir.exists() and not workdir.is_dir():
+        raise InputError(f"--workdir={workdir} is a file: name a new folder")
+    first = {".lock", "flags.flags.partial"}  # all that is there if a run is killed in its first moment
+    begun = not workdir.is_dir() or (workdir / "flags.flags").is_file()
+    if not begun and {f.name for f in workdir.iterdir() if not f.name.endswith(".flags.flags.partial")} - first:
+        raise InputError(f"--workdir={workdir} holds other files and no run: name a new folder")
+
+
+def _refuse_links(workdir: Path) -> None:
+    """Raise InputError for a link, a pipe or a device where programs write or read: a link may lead anywhere.
+
+    Files at the top are another matter: they are replaced, not written into.
+    """
+    for top in (workdir / name for name in FOLDERS):
+        if top.is_symlink() or (os.path.lexists(top) and not top.is_dir()):
+            raise InputError(f"'{top}' is a link or a file where a folder is to be: remove it")
+        for place, folders, names in os.walk(top):
+            for entry in (os.path.join(place, name) for name in (*folders, *names)):
+                kind = os.lstat(entry).st_mode
+                if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
+                    raise InputError(f"'{workdir}' holds a link or a device, '{entry}': remove it")
+
+
+def folder(place: Path) -> Path:
+    """The folder at `place`, made unless it is there; raises InputError for a link, which may lead anywhere."""
+    if place.is_symlink() or (place.exists() and not place.is_dir()):
+        raise InputError(f"'{place}' is a link or a file where a folder is to be: remove it")
+    place.mkdir(exist_ok=True)
+    return place
+
+
+def _refuse_other_switches(workdir: Path) -> None:
+    """Raise InputError where the run's fits were trained under other switches of JAX: their streams are not to mix."""
+    about = recorded(workdir)
+    switches = about.get("switches", {}) if isinstance(about, dict) else None
+    if not isinstance(switches, dict):
+        return
+    there, here = switches, surroundings.switches()
+    names = [name for name in sorted({*there, *here}) if there.get(name) != here.get(name)]
+    if names:
+        told = "; ".join(f"{name}={there.get(name, 'unset')} there, {here.get(name, 'unset')} here" for name in names)
+        raise InputError(
+            f"'{workdir}' was trained under other switches ({told}): set them alike, or choose another --workdir"
+        )
+
+
+def _flags(workdir: Path, made: Settings, program: str, more: Sequence[str], older: Settings | None) -> str:
+    """The run's flagfile, with what is new in its lists; raises InputError if it is of another experiment."""
+    file = workdir / "flags.flags"
+    head = f"# python -m experiments.{program} --flagfile=WORKDIR/{file.name} --workdir=NEW\n"
+    lines_now = [files.to_bytes(line).decode() for line in [*options.to_flags(made), *more]]  # as they are in the file
+    now = _values(lines_now)
+    if file.is_file():
+        text = flags_text(file)
+        head = text.splitlines()[0] + "\n" if text.startswith("#") else head
+        there = _values(line for line in text.splitlines() if line.startswith("--"))
+        lists: Sequence[str] = LISTS
+        compared = now
+        if older and not _values(more).keys() & there.keys():
+            compared = _values(options.to_flags(older))
+            lists = tuple(name for name in LISTS if getattr(older, name) == getattr(made, name))
+        neutral = {name: [value] for name, value in options.NEUTRAL.items() if name in compared}
+        _refuse_another_experiment(workdir, neutral | there, compared)
+        for name in lists:
+            text_there = there.get(name, [""])[-1]
+            try:
+                options.parse(["", f"--{name}={text_there}"])
+            except InputError as error:
+                raise InputError(f"'{file}': {error}: restore it, or choose another --workdir") from error
+            old, new = text_there.split(","), now[name][-1].split(",")
+            now[name] = [",".join([*old, *(value for value in new if value not in old)])]
+        options.refuse_shared_names([text for text in plugins.split(now["strategies"][-1], ",") if text])
+    return head + "".join(f"--{name}={value}\n" for name, values in now.items() for value in values)
+
+
+def of_another_experiment(workdir: Path, made: Settings) -> bool:
+    """Whether a run directory is there and holds another experiment than these settings'; raises InputError as `opened`
+    does for a flagfile that is not as it was written."""
+    file = workdir / "flags.flags"
+    if not file.is_file():
+        return False
+    there = _values(line for line in flags_text(file).splitlines() if line.startswith("--"))
+    neutral = {name: [value] for name, value in options.NEUTRAL.items()}
+    try:
+        _refuse_another_experiment(workdir, neutral | there, _values(options.to_flags(made)))
+    except InputError:
+        return True
+    return False
+
+
+def _values(lines: Iterable[str]) -> dict[str, list[str]]:
+    """{flag: its values, in order} of flagfile lines: a flag may be given several times."""
+    values: dict[str, list[str]] = {}
+    for line in lines:
+        name, _, value = line[2:].partition("=")
+        values.setdefault(name, []).append(value)
+    return values
+
+
+def _refuse_another_experiment(workdir: Path, there: Mapping[str, list[str]], now: Mapping[str, list[str]]) -> None:
+    names = sorted((there.keys() | now.keys()) - {*LISTS, *PLACES, *_NO_FIT})
+    differ = [
+        f"--{name}={','.join(there.get(name, ()))} there, {','.join(now.get(name, ()))} here"
+        for name in names
+        if there.get(name) != now.get(name)
+    ]
+    if differ:
+        told = "; ".join(differ[:8]) + (f" and {len(differ) - 8} more" if differ[8:] else "")
+        raise InputError(f"'{workdir}' holds another experiment ({told}): choose another --workdir")
+
+
+_SUM = "# sha256 of the lines above: "
+
+
+def signed(text: str) -> str:
+    """A flagfile's text with its SHA-256 as a last line, a comment to whoever gives it as --flagfile."""
+    return f"{text}{_SUM}{hashlib.sha256(files.to_bytes(text)).hexdigest()}\n"
+
+
+def flags_text(file: Path) -> str:
+    """The text of a flagfile that `signed` made, without its last line; of an older tljax's, which has none, all.
+
+    Raises InputError for one that is not as it was written.
+    """
+    text = _text(file)
+    lines, mark, _ = text.rpartition("\n" + _SUM)
+    if mark and signed(f"{lines}\n") == text:
+        return f"{lines}\n"
+    comments = [line for line in text.split("\n")[1:] if line and not line.startswith("--")]
+    if mark or comments or "sha256" in text:
+        raise InputError(
+            f"'{file}' is not as it was written: restore it; if the change is meant, give the file as --flagfile with "
+            "a new --workdir"
+        )
+    return text
+
+
+def replace(file: Path, text: str | bytes) -> None:
+    """Write a file whole: a crash leaves the old one or the new one, and no link is followed."""
+    files.replace(file, text if isinstance(text, bytes) else files.to_bytes(text))
+
+
+def write_record(file: Path, record: Mapping[str, Any]) -> None:
+    """Write a JSON object whole, with the SHA-256 of what it says under "sha256", a name that it may not have itself.
+
+    What it says is its canonical JSON, as it reads again: keys are sorted, and tuples are lists.
+    """
+    replace(file, json.dumps({**record, "sha256": _sum(record)}, indent=1) + "\n")
+
+
+def read_record(file: Path) -> dict[str, Any] | None:
+    """What `write_record` wrote, without its SHA-256; None if there is no such file.
+
+    Raises InputError for what is no JSON, no object, nested too deep, or not as it was written.
+    """
+    if not os.path.lexists(file):
+        return None
+    remedy = "restore it, or delete it and run its command again"
+    try:
+        record = json.loads(_text(file))
+        signed_there = isinstance(record, dict) and "sha256" in record
+        good = signed_there and intact(record)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"'{file}' is no JSON ({error}): {remedy}") from error
+    if not signed_there:
+        raise InputError(f"'{file}' has no SHA-256: an older tljax wrote it, or it is damaged: {remedy}")
+    if not good:
+        raise InputError(f"'{file}' is not as it was written: {remedy}")
+    return {name: value for name, value in record.items() if name != "sha256"}
+
+
+def intact(record: Mapping[str, Any]) -> bool:
+    """Whether a record that was read has under "sha256" the SHA-256 of the rest."""
+    return bool(record["sha256"] == _sum({name: value for name, value in record.items() if name != "sha256"}))
+
+
+def _sum(record: Mapping[str, Any]) -> str:
+    """SHA-256 of a record's canonical JSON."""
+    return hashlib.sha256(json.dumps(json.loads(json.dumps(record)), sort_keys=True).encode()).hexdigest()
+
+
+def new(flag: str, given: str | None, suffix: str) -> Path:
+    """The file that a flag names for what is to be written; raises InputError unless it can be, and is new."""
+    file = Path(given or "")
+    if file.suffix != suffix or "\0" in str(file):
+        raise InputError(f"--{flag}={given or ''}: name a new {suffix} file")
+    if os.path.lexists(file):
+        raise InputError(f"--{flag}={given} exists already: nothing is written over; choose another name")
+    if not file.parent.is_dir():
+        raise InputError(f"--{flag}={given}: there is no folder '{file.parent}': make it")
+    files.sweep(file.parent, file.name, seconds=3600)
+    return file
+
+
+def lines(workdir: Path) -> list[Line]:
+    """The fits that were trained; raises InputError for a line that is none, or not as it was written."""
+    file = workdir / "results.jsonl"
+    found = []
+    for number, text in enumerate(_text(file).splitlines() if file.exists() else (), 1):
+        if text.strip():
+            try:
+                line = json.loads(text)
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"'{file}', line {number} is no JSON ({error}): restore or delete it") from error
+            found.append(_checked(workdir, line, f"'{file}', line {number}"))
+    # What a fit took is outside the line's SHA-256, and so is kept in a second place.
+    took = (_provenance(workdir) or {}).get("seconds", {})
+    for number, line in enumerate(found, 1):
+        if line["seconds"] not in took.get(line["name"], [line["seconds"]]):
+            raise InputError(f"'{file}', line {number} is not as it was written (seconds): restore or delete it")
+    return found
+
+
+_STRINGS = ("key", "name", "strategy", "checkpoint", "predictions", "predictions_sha256")
+
+
+def _checked(workdir: Path, line: Any, where: str) -> Line:
+    """A line without its own SHA-256, once it is sure that it is one, and that its paths stay in the run directory."""
+    words = isinstance(line, dict) and all(isinstance(line.get(name), str) for name in _STRINGS)
+    if not words or not isinstance(line.get("seed"), int):
+        raise InputError(f"{where} is no line of results: restore or delete it")
+    for name in ("checkpoint", "predictions", "name"):
+        path = Path("metrics") / line[name] if name == "name" else Path(line[name])
+        inside = len(path.parts) == 2 and ".." not in path.parts and not path.is_absolute() and "\0" not in line[name]
+        if not inside or not (workdir / path).resolve().is_relative_to(workdir.resolve()):
+            raise InputError(f"{where}: {name} '{line[name]}' is no place in the run directory: restore or delete it")
+    seconds = line.get("seconds")
+    known = isinstance(seconds, int | float) and 0 <= seconds < 1e15
+    if line.pop("sha256", None) != digest(line) or not known:
+        raise InputError(f"{where} is not as it was written: restore or delete it")
+    return line
+
+
+def digest(line: Line) -> str:
+    """SHA-256 of a line (or another record) less what it took, so that a run and its repetition agree."""
+    return hashlib.sha256(
+        json.dumps({name: value for name, value in line.items() if name != "seconds"}, sort_keys=True).encode()
+    ).hexdigest()
+
+
+def done(workdir: Path) -> dict[str, Line]:
+    """{key: line} of the fits whose checkpoint and predictions are there; others are to be trained again."""
+    kept = (line for line in lines(workdir) if (workdir / line["checkpoint"]).is_dir())
+    return {line["key"]: line for line in kept if all((workdir / name).is_file() for name in _files(line))}
+
+
+def supersede(workdir: Path, current: Sequence[Line]) -> None:
+    """Note, aloud, which earlier fits these replace: of the same cell, with the same seed or of another recipe.
+
+    So it is after an edit of a strategy's or a model's file: what was trained before stays in results.jsonl, and is
+    taken up again if the edit is undone, but enters no report and is no source meanwhile.
+    """
+    cells: dict[str, list[Line]] = {}
+    for line in current:
+        cells.setdefault(_cell(line), []).append(line)
+    keys = {line["key"] for line in current}
+    before = superseded(workdir)
+    now = before - keys
+    for line in lines(workdir):
+        for other in cells.get(_cell(line), ()) if line["key"] not in keys else ():
+            here, there = line.get("recipe"), other.get("recipe")
+            if line["seed"] == other["seed"] or (here is not None and there is not None and here != there):
+                now.add(line["key"])
+    if now != before:
+        write_record(workdir / "superseded.json", {"keys": sorted(now)})
+    if new := len(now - before):
+        fits = "1 earlier fit is" if new == 1 else f"{new} earlier fits are"
+        console.say(f"{fits} of other code than now: kept in '{workdir}', but in no table or report from here on")
+
+
+def superseded(workdir: Path) -> set[str]:
+    """The keys of fits that later ones replaced; raises InputError for a record that is damaged."""
+    return set((read_record(workdir / "superseded.json") or {"keys": []})["keys"])
+
+
+def _cell(line: Line) -> str:
+    """What fits have in common that differ in their seed, or in code that the flags only name."""
+    return json.dumps([line.get(name) for name in ("source", "target", "strategy", "options", "train_examples")])
+
+
+def _files(line: Line) -> list[str]:
+    """The files of a fit beside its checkpoint, without which it is not done; an older tljax did not want its masks."""
+    phases = len(line["phase_steps"]) if "masks_sha256" in line else 0
+    return [line["predictions"], *(f"masks/{line['name']}-phase{number}.json" for number in range(phases))]
+
+
+def masks_digest(workdir: Path, name: str, phases: int) -> str:
+    """SHA-256 of the files that hold the masks of a fit's phases; of those that are gone, the names alone."""
+    whole = hashlib.sha256()
+    for file in _mask_files(workdir, name, phases):
+        raw = file.read_bytes() if file.is_file() else b""
+        whole.update(files.to_bytes(f"{file.name} {len(raw)}\n") + raw)
+    return whole.hexdigest()
+
+
+def _mask_files(workdir: Path, name: str, phases: int) -> list[Path]:
+    return [workdir / "masks" / f"{name}-phase{i}.{kind}" for i in range(phases) for kind in ("json", "npz")]
+
+
+def _set_damaged_aside(workdir: Path) -> None:
+    """Rename, aloud, what of finished fits is not as it was written: then they are not done any more."""
+    found = lines(workdir)
+    for name in dict.fromkeys(line["checkpoint"] for line in found):
+        if (workdir / name).is_dir():
+            fits = {line["name"] for line in found if line["checkpoint"] == name}
+            try:
+                lacking = sorted(fits - checkpoint.load(workdir / name)[0].keys())
+                fault = f"checkpoint '{name}' holds no fit '{lacking[0]}'" if lacking else None
+            except InputError as error:
+                fault = str(error)
+            _set_aside(workdir / name, fault)
+    for line in found:
+        file = workdir / line["predictions"]
+        if file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() != line["predictions_sha256"]:
+            _set_aside(file, f"'{file}' is not as it was written")
+        places = _mask_files(workdir, line["name"], len(line.get("phase_steps", ())))
+        if line.get("masks_sha256", "") not in ("", masks_digest(workdir, line["name"], len(places) // 2)):
+            for file in filter(Path.is_file, places):
+                _set_aside(file, f"'{file}' is not as it was written, or not with the other masks of its fit")
+    try:
+        read_record(workdir / "environment.json")
+    except InputError as error:
+        if _unsigned_environment(workdir) is None:
+            place = aside(workdir / "environment.json")
+            console.say(f"{error}. It is set aside as '{place.name}', and what fits were trained with is not known")
+
+
+def _set_aside(place: Path, fault: str | None) -> None:
+    if fault is not None:
+        console.say(f"{fault}. It is set aside as '{aside(place).name}', and what it held counts as not trained")
+
+
+def aside(place: Path) -> Path:
+    """Rename what is damaged to NAME.damaged, or .damaged2 where that is taken; its new place."""
+    names = (f"{place.name}.damaged{number}" for number in itertools.chain([""], itertools.count(2)))
+    free = next(place.with_name(name) for name in names if not os.path.lexists(place.with_name(name)))
+    os.rename(place, free)
+    return free
+
+
+def _text(file: Path) -> str:
+    try:
+        if not file.is_file():  # a pipe would be waited for
+            raise IsADirectoryError
+        return file.read_bytes().decode()  # as it is: Python's text would take \r\n for \n
+    except (UnicodeDecodeError, IsADirectoryError) as error:
+        raise InputError(f"'{file}' is no text: restore or delete it") from error
+
+
+def add(workdir: Path, new: Sequence[Line]) -> None:
+    """Add the lines of finished fits, all or none; one that was there is replaced where it stands."""
+    before = {line["key"]: line for line in lines(workdir)}
+    whole = before | {line["key"]: line for line in new}
+    _attribute(workdir, before, new)
+    text = "".join(json.dumps({**line, "sha256": digest(line)}, allow_nan=False) + "\n" for line in whole.values())
+    replace(workdir / "results.jsonl", text)
+
+
+def environment(fingerprints: Mapping[str, str]) -> dict[str, Any]:
+    """Versions, devices, data fingerprints and the commit."""
+    import jax
+
+    names = ("tljax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy", "scipy")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "devices": [str(device) for device in jax.devices()],
+        "versions": {name: version(name) for name in names},
+        "data": dict(fingerprints),
+        "commit": _commit(),
+        "variables": surroundings.variables(),
+        "switches": surroundings.switches(),
+    }
+
+
+def version(package: str) -> str:
+    """Of an installed package; of tljax itself also where it is not installed and lies on Python's path.
+
+    >>> version("no-such-package")
+    'not installed'
+    """
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return __version__ if package == "tljax" else "not installed"
+
+
+def record(workdir: Path, fingerprints: Mapping[str, str]) -> None:
+    """Write the environment of this process to environment.json, before it trains anything; `add` names its fits.
+
+    The environments of earlier processes, if they differ, are kept in it with the fits that they trained, and that is
+    said aloud.
+    """
+    now = environment(fingerprints)
+    before = _provenance(workdir)
+    parts = [*before["earlier"], {name: before.get(name, {}) for name in (*now, "fits")}] if before else []
+    alike = [part for part in parts if all(part[name] == now[name] for name in now if name != "data")]
+    others = [part for part in parts if part not in alike and part["fits"]]
+    fits = [name for part in alike for name in part["fits"]]
+    data = {name: mark for part in alike for name, mark in part["data"].items()} | now["data"]
+    after = {**now, "data": data, "fits": fits, "earlier": others, "seconds": before["seconds"] if before else {}}
+    if before and before["fits"] and parts[-1] not in alike:
+        for line in _differences([*others, now]):
+            console.say(f"'{workdir}' goes on in another environment: {line}")
+    if after != before or not (workdir / "environment.json").is_file():
+        write_record(workdir / "environment.json", after)
+
+
+def _attribute(workdir: Path, before: Mapping[str, Line], new: Sequence[Line]) -> None:
+    """Note in environment.json that new fits were trained in the environment recorded last, and what they took.
+
+    What the line that a new one replaces took is noted too: which of both will be there, nobody knows yet.
+    """
+    known = _provenance(workdir)
+    if known is None:
+        return
+    names = {line["name"] for line in new}
+    for part in known["earlier"]:
+        part["fits"] = [name for name in part["fits"] if name not in names]
+    known["fits"] = [*(name for name in known["fits"] if name not in names), *(line["name"] for line in new)]
+    for line in new:
+        replaced = [before[line["key"]]["seconds"]] if line["key"] in before else []
+        known["seconds"][line["name"]] = [*replaced, line["seconds"]]
+    write_record(workdir / "environment.json", known)
+
+
+def recorded(workdir: Path) -> dict[str, Any] | None:
+    """What environment.json says of the last environment, and of those before it; None where it is gone or damaged."""
+    known = _provenance(workdir)
+    if known is None:
+        return None
+    last = {name: value for name, value in known.items() if name not in ("fits", "earlier", "seconds")}
+    earlier = [{name: value for name, value in one.items() if name != "fits"} for one in known["earlier"]]
+    return {**last, **({"earlier": earlier} if earlier else {})}
+
+
+def mixed(workdir: Path, names: Collection[str]) -> list[str]:
+    """What the notes of a table must say if its fits, by name, were trained in several environments."""
+    known = _provenance(workdir)
+    if known is None:
+        return []
+    parts = [part for part in (*known["earlier"], known) if set(part["fits"]) & set(names)]
+    return [f"trained in {len(parts)} environments: {line}" for line in _differences(parts)]
+
+
+def _differences(parts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What differs between environments, in one line; none if nothing does."""
+    columns: dict[str, list[str]] = {}
+    for part in parts:
+        told = {**part["versions"], **{name: part[name] for name in ("python", "platform", "devices", "commit")}}
+        # An older tljax did not say its variables and switches.
+        told |= {name: part.get(name, {}) for name in ("variables", "switches")}
+        for name, value in told.items():
+            text = ",".join(value) if isinstance(value, list) else str(value)
+            columns.setdefault(name, []).append(text[:60])
+    odd = [f"{name} {' and '.join(dict.fromkeys(texts))}" for name, texts in columns.items() if len(set(texts)) > 1]
+    return ["; ".join(odd)] if odd else []
+
+
+def _provenance(workdir: Path) -> dict[str, Any] | None:
+    """All of environment.json; None where it is gone or damaged. An older tljax's is taken to be of all fits there."""
+    try:
+        return read_record(workdir / "environment.json")
+    except (OSError, InputError):
+        old = _unsigned_environment(workdir)
+        return old and {**old, "variables": {}, "switches": {}, "fits": _names(workdir), "earlier": [], "seconds": {}}
+
+
+def _unsigned_environment(workdir: Path) -> dict[str, Any] | None:
+    """An environment.json of an older tljax, which has no SHA-256; None for anything else."""
+    try:
+        old = json.loads(_text(workdir / "environment.json"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    kinds = {"python": str, "platform": str, "cores": int, "devices": list, "versions": dict, "data": dict}
+    whole = isinstance(old, dict) and old.keys() == {*kinds, "commit"}
+    return old if whole and all(isinstance(old[name], kind) for name, kind in kinds.items()) else None
+
+
+def _names(workdir: Path) -> list[str]:
+    """The names of the fits in results.jsonl, unchecked."""
+    file = workdir / "results.jsonl"
+    return re.findall(r'"name": "([^"]+)"', _text(file)) if file.is_file() else []
+
+
+def _commit() -> str | None:
+    here = Path(__file__).parent
+    try:
+        git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(git, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

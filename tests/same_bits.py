@@ -1,0 +1,157 @@
+"""Whether two trees give the same results to the bit: a change that only moves and renames must.
+
+    python tests/same_bits.py record FOLDER      in the old tree, and in the new one with another FOLDER
+    python tests/same_bits.py compare OLD NEW    what differs; exit code 1 if anything does
+
+The commands cover each driver of a fit: the quick start, strategies with phases, penalties, fits side by side and over
+devices, a search, a comparison with further test sets, a ranking, features, predictions and an export. Digests are of
+results.jsonl less times and keys, of every array of checkpoints, predictions, curves and features, and of files of
+numbers. Keys of fits may change between trees, so names are taken without them. What is printed is kept beside the
+digests to be read, and not compared. About four minutes on two cores.
+"""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tljax import checkpoint
+
+MLP = "--source=mnist_10k --target=fashion_mnist_10k --hidden=64 --steps=60 --batch_size=32 --learning_rate=0.1"
+COMMANDS = {
+    "quickstart": "transfer --flagfile=experiments/flags/quickstart.flags --workdir=W/quickstart",
+    "phases": f"transfer {MLP} --strategies=lp_ft,gradual_unfreeze,auto_rgn,lora,random_mask --points=3 --seeds=0,1 "
+    "--train_examples=5/class,all --momentum=0.9 --workdir=W/phases",
+    "penalty": f"transfer {MLP} --strategies=full,layerwise_decay --penalty=l2:weight=1e-3,ewc:weight=1 "
+    "--source_penalty= --save_fisher --optimizer=adamw --weight_decay=0.01 --clip=1 --schedule=cosine --warmup=0.1 "
+    "--validation=0.2 --label_smoothing=0.1 --train_examples=100 --workdir=W/penalty",
+    "beside": f"transfer {MLP} --strategies=full,head_only,gradual_unfreeze --seeds=0,1,2 --many=vmap --devices=2 "
+    "--workdir=W/beside",
+    "pmap": f"transfer {MLP} --strategies=full,bias_only --seeds=0 --parallel=pmap --devices=2 --workdir=W/pmap",
+    "mesh": f"transfer {MLP} --strategies=full --seeds=0,1 --mesh=data:2 --model=cnn --hidden=4,8 --workdir=W/mesh",
+    "pretrain": "pretrain --source=mnist_10k --hidden=64 --steps=100 --seeds=0,1 --workdir=W/pretrain",
+    "zoo": "zoo --zoo=mnist_10k,mnist_10k:rotate=90,fashion_mnist_10k:labels=0-4,mnist_10k:shuffle_labels=1.0 "
+    "--hidden=64 --steps=60 --workdir=W/zoo",
+    "rank": "rank --sources=W/zoo --target=fashion_mnist_10k --train_examples=10/class --hidden=64 --steps=40 "
+    "--batch_size=32 --seeds=0,1 --verify --workdir=W/rank",
+    "search": f"search {MLP} --strategies=scratch,head_only --per_strategy --space=learning_rate:log:1e-3:1 "
+    "--space=batch_size:in:16,32 --trials=6 --group=3 --pruner=Median --workdir=W/search",
+    "range": f"search {MLP} --strategies=head_only --lr_range_test --workdir=W/range",
+    "compare": f"compare {MLP} --strategies=scratch,full,head_only,lp_ft --train_examples=5/class,100/class "
+    "--seeds=0-2 --eval=source,fashion_mnist_10k:noise=0.2 --workdir=W/compare",
+    "tuned": f"compare {MLP} --strategies=scratch,head_only --tuned=W/search --seeds=0-2 --workdir=W/tuned",
+    "report": "report --runs=W/compare --output=W/report",
+    "features": "features --source_checkpoint=W/pretrain --dataset=fashion_mnist_10k --seeds=0 --output=W/features",
+    "from_checkpoint": "transfer --source_checkpoint=W/pretrain --target=fashion_mnist_10k --hidden=64 --steps=40 "
+    "--strategies=full,head_only --seeds=0,1 --workdir=W/from_checkpoint",
+    "export": "export --checkpoint=W/pretrain --fit=pretrain-mnist_10k-seed0 --output=W/mnist.safetensors",
+    "predict": "predict --checkpoint=W/mnist.safetensors --images=W/images.npz --output=W/predicted.csv",
+}
+TIMES = ("seconds", "source_seconds", "features_seconds", "sha256", "key", "recipe", "predictions_sha256", "started")
+"""What differs between two runs of one tree, and what is a digest of it."""
+KEY = re.compile(r"-[0-9a-f]{8}(?![0-9a-f])")
+
+
+def plain(value: Any) -> Any:
+    """`value` without times, digests and keys."""
+    if isinstance(value, dict):
+        return {KEY.sub("", name): plain(part) for name, part in value.items() if name not in TIMES}
+    if isinstance(value, list):
+        return [plain(part) for part in value]
+    return KEY.sub("", value) if isinstance(value, str) else value
+
+
+def of_json(value: Any) -> str:
+    """A short digest of JSON."""
+    return hashlib.sha256(json.dumps(plain(value), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def of_arrays(arrays: Any) -> str:
+    """A short digest of {name: array}."""
+    parts = [(KEY.sub("", name), array.dtype.str, list(array.shape), array.tobytes()) for name, array in arrays.items()]
+    digest = hashlib.sha256()
+    for name, dtype, shape, data in sorted(parts):
+        digest.update(json.dumps([name, dtype, shape]).encode() + data)
+    return digest.hexdigest()[:16]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """{file or fit: digest} of all results below a folder."""
+    found = {}
+    for file in sorted(folder.rglob("*")):
+        name = KEY.sub("", str(file.relative_to(folder)))
+        if file.name == "results.jsonl":
+            for text in file.read_text().splitlines():
+                line = json.loads(text)
+                found[f"{name} {KEY.sub('', line['name'])}"] = of_json(line)
+                state = checkpoint.load(file.parent / line["checkpoint"])[0]
+                for fit, flat in state.items():
+                    if fit.startswith(line["name"]):
+                        found[f"{name} {KEY.sub('', fit)} parameters"] = of_arrays(flat)
+        elif file.suffix == ".npz" and "images" not in file.name:
+            with np.load(file) as arrays:
+                found[name] = of_arrays({key: arrays[key] for key in arrays.files if key != "seconds"})
+        elif file.suffix == ".npy":
+            found[name] = of_arrays({"": np.load(file)})
+        elif (file.parent.name in ("evals", "masks") and file.suffix == ".json") or file.name in (
+            "ranking.json",
+            "study.json",
+        ):
+            found[name] = of_json(json.loads(file.read_text()))
+        elif file.suffix in (".csv", ".safetensors"):
+            text = file.read_bytes()
+            found[name] = hashlib.sha256(text if file.suffix != ".csv" else _without_times(text)).hexdigest()[:16]
+    return found
+
+
+def _without_times(table: bytes) -> bytes:
+    rows = [line.split(",") for line in KEY.sub("", table.decode()).splitlines()]
+    times = {i for i, heading in enumerate(rows[0]) if "second" in heading or heading in TIMES}
+    return "\n".join(",".join(cell for i, cell in enumerate(row) if i not in times) for row in rows).encode()
+
+
+def record(folder: Path, only: list[str]) -> None:
+    """Run the commands in the tree at hand, and leave digests.json and what was printed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    np.savez(folder / "images.npz", test_images=rng.integers(0, 256, (50, 28, 28, 1)).astype(np.uint8))
+    environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache"), "COLUMNS": "200"}
+    for name, text in COMMANDS.items():
+        if only and name not in only:
+            continue
+        start = time.monotonic()
+        command = [sys.executable, "-m", *f"experiments.{text}".replace("W/", f"{folder}/").split()]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        (folder / f"{name}.txt").write_text(done.stdout + done.stderr)
+        print(f"{name}: exit code {done.returncode}, {time.monotonic() - start:.1f} s", flush=True)
+        if done.returncode:
+            sys.exit(done.stderr[-2000:])
+    result = digests(folder)
+    (folder / "digests.json").write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
+    print(f"{len(result)} digests")
+
+
+def compare(old: Path, new: Path) -> None:
+    """Print what differs; exit code 1 if anything does."""
+    there, here = (json.loads((folder / "digests.json").read_text()) for folder in (old, new))
+    differ = [name for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name)]
+    for name in differ:
+        print(f"{name}: {there.get(name, 'absent')} there, {here.get(name, 'absent')} here")
+    print(f"{len(there)} digests there, {len(here)} here, {len(differ)} differ")
+    sys.exit(bool(differ))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["record"] and sys.argv[2:]:
+        record(Path(sys.argv[2]).absolute(), sys.argv[3:])
+    elif sys.argv[1:2] == ["compare"] and len(sys.argv) == 4:
+        compare(Path(sys.argv[2]), Path(sys.argv[3]))
+    else:
+        sys.exit(__doc__)
