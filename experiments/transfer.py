@@ -6,8 +6,14 @@ Each strategy starts from the source's parameters, and beside them all the same 
 run directory holds everything; a finished fit in it is not trained again.
 """
 
+from experiments import run_program
+
+if __name__ == "__main__":  # before the other imports, so that what fails in them is said in a line
+    run_program(__file__)
+
 import shutil
 from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,21 +23,24 @@ from experiments.runs import (
     console,
     elsewhere,
     fits,
-    helps,
-    machine,
+    flags,
     methods,
-    options,
     origin,
-    processes,
+    process,
     sources,
     training,
     workdir,
 )
-from experiments.runs.options import Settings
+from experiments.runs.settings import ExperimentFlags, Settings
 from experiments.runs.sources import Source
 from tljax import graft, masks, objective, plugins, seeds, train
 from tljax.train import scores
 from tljax.types import InputError, Model, Task
+
+
+@dataclass(frozen=True)
+class TransferFlags(ExperimentFlags):
+    """A transfer has all flags that programs share."""
 
 
 class Experiment(NamedTuple):
@@ -47,8 +56,8 @@ class Experiment(NamedTuple):
 
 def run(**flags: Any) -> list[workdir.Line]:
     """Run what the flags say; the lines of results. Keyword arguments are named like the flags."""
-    made = options.settings(**flags)
-    todo = prepare(made, machine.prepare(made))
+    made = Settings.from_flags(**flags)
+    todo = prepare(made, process.prepare(made))
     if made.dry_run:
         _show(todo)
         return []
@@ -57,12 +66,12 @@ def run(**flags: Any) -> list[workdir.Line]:
 
 def complete(todo: Experiment, show: bool = True) -> list[workdir.Line]:
     """Train what of an experiment is missing in its run directory; the lines of results."""
-    with processes.opened(todo.made, "transfer") as folder:
+    with workdir.opened(todo.made, "transfer") as folder:
         lines = within(todo, folder, fingerprints(todo))
-        if processes.first():
+        if process.first():
             sources_of = _sources(todo)
             workdir.supersede(folder, [*lines, *(x for x in workdir.lines(folder) if x["key"] in sources_of)])
-        if show and processes.first():
+        if show and process.first():
             page.show(todo.made, todo.target, todo.source, lines, folder)
     return lines
 
@@ -73,12 +82,12 @@ def within(todo: Experiment, folder: Path, data: Mapping[str, str]) -> list[work
     done = workdir.done(folder)
     missing = _missing(plan, done.keys(), todo.made.many == "vmap")
     lost = _sources(todo) & {line["key"] for line in workdir.lines(folder)} - done.keys()
-    if processes.first() and (missing or lost or not workdir.recorded(folder)):
+    if process.first() and (missing or lost or not workdir.recorded(folder)):
         workdir.record(folder, data)
     if missing or lost:
         _train(todo, missing, folder)
     done = workdir.done(folder)
-    if processes.first():
+    if process.first():
         shutil.rmtree(folder / "progress", ignore_errors=True)  # of a group that ended as it was killed
     return [done[key] for key in plan]
 
@@ -178,7 +187,7 @@ def _line(todo: Experiment, method: methods.Named, budget: str, seed: int) -> wo
         "code": [method.code, *fits.code(made.recipe, made.model)],
         "many": fits.company(made),
         **fits.draws(made, todo.model, tuple(target.train.images.shape[1:])),
-        **options.beyond_neutral(made),
+        **made.beyond_neutral(),
     }
     recipe = {name: value for name, value in decisive.items() if name not in ("identity", "streams", "many")}
     # What a source was does not matter to a fit from scratch: those beside several sources are alike.
@@ -271,8 +280,4 @@ def _show(todo: Experiment) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    helps.main(argv, str(__doc__), run)
-
-
-if __name__ == "__main__":
-    console.run_main(main)
+    flags.main(argv, str(__doc__), lambda given, _: run(**given), TransferFlags)

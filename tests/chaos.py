@@ -20,8 +20,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-from experiments.runs import console, helps, workdir
-from experiments.runs.commandline import flag, flagfile
+from experiments.runs import console, flags, process, workdir
+from experiments.runs.flags import flag, flagfile
 from tljax import checkpoint
 from tljax.types import InputError
 
@@ -264,8 +264,8 @@ def main(argv: Sequence[str]) -> None:
     files = [argument.partition("=")[2] for argument in argv if argument.startswith("--flagfile=")]
     rest = [argument for argument in argv if not argument.startswith("--flagfile=")]
     flagfile = files[-1] if files else None
-    helps.main(rest, str(__doc__), lambda asked: run(replace(asked, flagfile=flagfile)), Asked, alone=True)
+    flags.main(rest, str(__doc__), lambda asked: run(replace(asked, flagfile=flagfile)), Asked, alone=True)
 
 
 if __name__ == "__main__":
-    console.run_main(main)
+    process.run_main(main)

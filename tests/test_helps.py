@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from experiments.runs import commandline, compare_flags, console, helps, options
+from experiments.runs import compare_flags, flags, process
+from experiments.runs.settings import FLAGS, Recipe, Settings, parse_flags
 from tljax.types import InputError
 
 ROOT = Path(__file__).parent.parent
-PROGRAMS = {name: importlib.import_module(f"experiments.{name}") for name in helps.programs()}
-FLAGS = {*options.kinds(), *commandline._owners()} - {"flagfile"}
+PROGRAMS = {name: importlib.import_module(f"experiments.{name}") for name in flags.programs()}
+FLAGS = {*FLAGS, *flags._owners()} - {"flagfile"}
 """Of all programs."""
 program = pytest.mark.parametrize("program", PROGRAMS)
 
@@ -38,15 +39,15 @@ def given(program, *argv):
         PROGRAMS[program].main([program, *argv])
     [(args, named)] = seen
     if len(args) == 2:
-        return options.settings(**args[0]), vars(args[1])
+        return Settings.from_flags(**args[0]), vars(args[1])
     settings = program in ("transfer", "pretrain")
-    return (options.settings(**named), {}) if settings else (None, vars(args[0]) if args else named)
+    return (Settings.from_flags(**named), {}) if settings else (None, vars(args[0]) if args else named)
 
 
 def refusal(main, argv, capsys):
     """The one line with which a program ends."""
     with pytest.raises(SystemExit) as end:
-        console.run_main(main, argv)
+        process.run_main(main, argv)
     text = capsys.readouterr().err
     assert end.value.code == 1 and text.startswith("error: ") and text.count("\n") == 1
     return text
@@ -60,7 +61,7 @@ def examples(program):
 def test_all_programs_are_listed_in_a_line_each_in_the_order_of_a_project():
     done = subprocess.run([sys.executable, "-m", "experiments"], cwd=ROOT, capture_output=True, text=True, check=True)
     found = dict(re.findall(r"^  (\w+) +(\S.*)$", done.stdout, re.M))
-    files = [file for file in (ROOT / "experiments").glob("*.py") if "console.run_main(main)" in file.read_text()]
+    files = [file for file in (ROOT / "experiments").glob("*.py") if "process.run_main(main)" in file.read_text()]
     assert found == {
         file.stem: importlib.import_module(f"experiments.{file.stem}").__doc__.split("\n")[0] for file in files
     }
@@ -73,7 +74,7 @@ def test_help_lists_what_is_taken_and_nothing_else(program, capsys, monkeypatch)
     """What is taken without being listed, the program refuses."""
     monkeypatch.chdir(ROOT)
     flags, unused = listed(said(program, capsys))
-    named = {*flags, *unused} | {f"source_{name}" for name in {*flags, *unused} & {*vars(options.Recipe())}}
+    named = {*flags, *unused} | {f"source_{name}" for name in {*flags, *unused} & {*vars(Recipe())}}
     example = examples(program)[0][3:]
     for name in FLAGS:
         try:
@@ -126,7 +127,7 @@ def test_short_help_has_the_own_flags_and_points_on(program, capsys):
 @program
 def test_help_names_every_strategy_where_there_are_some(program, capsys):
     text = said(program, capsys)
-    strategies = helps.strategies()
+    strategies = flags.strategies()
     assert len(strategies) > 15
     for name, about in strategies.items():
         assert (f"  {name} " in text and about in text) == bool({"strategy", "strategies"} & listed(text)[0].keys())
@@ -169,17 +170,17 @@ def test_own_flags_are_read_among_those_of_transfer_in_any_form():
 
 def test_a_text_that_ends_in_a_zero_is_written_as_it_is():
     """'--tuned=runs/search-v1.0' named another folder in the flagfile that reproduces the run."""
-    made = options.settings(strategies=("lora:scale=4.0",), source="v1.0.npz:noise=1.0", manual_dir="data-2.0")
-    again = options.settings(**options.parse(["x", *options.to_flags(made)]))
+    made = Settings.from_flags(strategies=("lora:scale=4.0",), source="v1.0.npz:noise=1.0", manual_dir="data-2.0")
+    again = Settings.from_flags(**parse_flags(["x", *made.flagfile_lines()]))
     assert (again.strategies, again.source, again.manual_dir) == (made.strategies, made.source, made.manual_dir)
     asked = compare_flags.Asked(tuned="runs/search-v1.0", against="lora:scale=4.0", margin=1.0)
-    assert commandline.read(["x", *commandline.to_flags(asked)], compare_flags.Asked) == asked
-    assert "--margin=1" in commandline.to_flags(asked)
+    assert flags.read(["x", *flags.flagfile_lines(asked)], compare_flags.Asked) == asked
+    assert "--margin=1" in flags.flagfile_lines(asked)
 
 
 def test_flags_written_are_flags_read():
     form = PROGRAMS["search"].Search
     asked = form(space=("momentum:in:0,0.9", "clip:log:1e-3:1"), timeout=60.0, per_budget=True, lr_low=1e-7)
-    assert commandline.read(["x", *commandline.to_flags(asked)], form) == asked
-    assert "--timeout=60" in commandline.to_flags(asked) and "--per_budget=true" in commandline.to_flags(asked)
-    assert not any("lr_low" in line for line in commandline.to_flags(asked, ["lr_low"]))
+    assert flags.read(["x", *flags.flagfile_lines(asked)], form) == asked
+    assert "--timeout=60" in flags.flagfile_lines(asked) and "--per_budget=true" in flags.flagfile_lines(asked)
+    assert not any("lr_low" in line for line in flags.flagfile_lines(asked, ["lr_low"]))

@@ -15,7 +15,8 @@ import pytest
 from test_programs import arguments, command, parameters, refused, results, snapshot
 
 from experiments import transfer
-from experiments.runs import console, lock, options, training, workdir
+from experiments.runs import process, training, workdir
+from experiments.runs.settings import Settings
 from tljax import checkpoint
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -119,7 +120,7 @@ def test_a_line_of_results_with_another_number_in_it_is_refused(copy, tasks, tmp
 
 
 def settings(tasks, folder):
-    return options.settings(**flags(tasks, folder))
+    return Settings.from_flags(**flags(tasks, folder))
 
 
 def test_a_clean_end_leaves_an_empty_lock_and_says_nothing_next_time(copy, tasks, capsys):
@@ -130,7 +131,7 @@ def test_a_clean_end_leaves_an_empty_lock_and_says_nothing_next_time(copy, tasks
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize(("host", "silent"), [(platform.node(), 0), ("elsewhere", lock.LOST + 1)])
+@pytest.mark.parametrize(("host", "silent"), [(platform.node(), 0), ("elsewhere", process.SILENCE + 1)])
 def test_what_a_process_left_that_is_gone_is_taken_over_aloud(copy, tasks, capsys, host, silent):
     (copy / ".lock").write_text(f"process 12 on host {host}\n")
     os.utime(copy / ".lock", (time.time() - silent,) * 2)
@@ -148,7 +149,7 @@ def test_a_lock_of_another_host_that_is_alive_is_refused(copy, tasks, tmp_path, 
 
 
 def test_an_owner_touches_its_lock_while_it_runs(copy, tasks, monkeypatch):
-    monkeypatch.setattr(lock, "BEAT", 0.01)
+    monkeypatch.setattr(process, "BEAT", 0.01)
     with workdir.opened(settings(tasks, copy), "transfer"):
         os.utime(copy / ".lock", (0, 0))
         until = time.monotonic() + 5
@@ -203,7 +204,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(disk, ta
     for size in (*range(24, 300, 24), *range(300, 900, 100)):
         resize(size)
         try:
-            console.run_main(transfer.main, ["transfer", *argv])
+            process.run_main(transfer.main, ["transfer", *argv])
             break
         except SystemExit as end:
             assert end.code == 1

@@ -15,7 +15,7 @@ from test_programs import arguments, command, parameters, results, snapshot
 from test_weights import FILE, FOLDER
 
 from experiments import export, predict, pretrain, transfer
-from experiments.runs import console, origin, streams, workdir
+from experiments.runs import console, origin, process, workdir
 from tljax import checkpoint, data
 from tljax.data import images
 from tljax.types import InputError
@@ -142,7 +142,7 @@ def test_a_name_that_is_no_text_is_printed_all_the_same(monkeypatch, tmp_path):
     for encoding, shown in (("utf-8", "\u00e9 \\udcff"), ("ascii", "\\xe9 \\udcff")):
         with open(tmp_path / encoding, "w", encoding=encoding) as out:
             monkeypatch.setattr("sys.stdout", out)
-            with streams.lasting():
+            with process.lasting_streams():
                 console.say("\u00e9 \udcff")
         assert (tmp_path / encoding).read_text(encoding) == shown + "\n"
 

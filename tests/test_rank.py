@@ -13,7 +13,8 @@ from threadpoolctl import threadpool_limits
 from experiments import rank, transfer, zoo
 from experiments.pages import rank_report, ranking_page
 from experiments.pages.report import Reproduced
-from experiments.runs import cards, options, scoring, training, workdir
+from experiments.runs import cards, scoring, training, workdir
+from experiments.runs.settings import Settings
 from tljax import checkpoint, data
 from tljax.data import draw
 from tljax.study import ranking, transferability
@@ -86,7 +87,7 @@ def test_scores_are_those_of_the_features_of_the_labelled_examples(ranked, many,
     name = str(tasks / "clothes.npz")
     task = data.load(name)
     labels = np.asarray(task.train.labels)
-    streams = transfer.streams_of(options.settings(), 0)
+    streams = transfer.streams_of(Settings.from_flags(), 0)
     for card in everyone:
         features, p = by_hand(many, card, task)
         for budget, total in (("6/class:seeds=1", 18), ("all", 60)):

@@ -15,9 +15,17 @@ from test_study import cell, fits, found
 from experiments import compare, report, transfer
 from experiments.pages import report as study_page
 from experiments.pages import study_report, tables
-from experiments.runs import console, estimand, evidence, looks, machine, options, verdicts
+from experiments.runs import (
+    console,
+    estimand,
+    evidence,
+    looks,
+    process,
+    verdicts,
+)
 from experiments.runs import workdir as rundir
 from experiments.runs.compare_flags import Asked, Judging
+from experiments.runs.settings import Settings
 from tljax.study import milestones, statistics, study, summary
 from tljax.study.study import Cell
 from tljax.types import InputError
@@ -557,8 +565,8 @@ def speaks(tasks, **flags):
     given = {"source": str(tasks / "digits.npz"), "target": str(tasks / "clothes.npz"), "hidden": (8,)}
     given |= {"strategies": ("scratch", "full"), "seeds": (0, 1, 2), "steps": 20, "workdir": "w", **flags}
     given = {name: value for name, value in given.items() if value is not None}
-    made = options.settings(**given)
-    parts = compare.planned(given, Asked(), made, machine.prepare(made))
+    made = Settings.from_flags(**given)
+    parts = compare.planned(given, Asked(), made, process.prepare(made))
     for part in parts:
         estimand.require_some(part.todo)
     return compare.notes(parts, Asked())

@@ -27,7 +27,8 @@ def epochs(
     import jax
     import jax.numpy as jnp
 
-    from experiments.runs import machine, options
+    from experiments.runs import process
+    from experiments.runs.settings import Settings
     from tljax import models, named_optimizer, objective, plugins, train
     from tljax.types import Context
 
@@ -40,7 +41,7 @@ def epochs(
     trials = [_trial(params, tree, seed, len(data[1]), most, numbers) for seed in range(count)]
     images, labels = jnp.asarray(data[0]), jnp.asarray(data[1])
     ends = range(len(data[1]) // BATCH, most + 1, len(data[1]) // BATCH)
-    yield from train.fit(program, trials, images, labels, ends, means=machine.prepare(options.settings()))
+    yield from train.fit(program, trials, images, labels, ends, means=process.prepare(Settings.from_flags()))
 
 
 def _trial(params: Any, tree: Any, seed: int, examples: int, steps: int, numbers: Any, rate: float = RATE) -> Any:
@@ -61,7 +62,8 @@ def probes(data: Arrays, rates: int = 8, seeds: int = 4, passes: int = 10) -> fl
     import jax
     import jax.numpy as jnp
 
-    from experiments.runs import machine, options
+    from experiments.runs import process
+    from experiments.runs.settings import Settings
     from tljax import masks, models, named_optimizer, objective, train
 
     jax.clear_caches()
@@ -75,7 +77,7 @@ def probes(data: Arrays, rates: int = 8, seeds: int = 4, passes: int = 10) -> fl
         params = models.init(model, jax.random.key(seed), data[0].shape[1:])
         first = _trial(params, masks.under(params, "head"), seed, len(data[1]), steps, numbers)
         trials += [first._replace(rates=first.rates * 2.0**i) for i in range(rates)]
-    means = machine.prepare(options.settings(compilation_cache="off"))
+    means = process.prepare(Settings.from_flags(compilation_cache="off"))
     for state, _ in train.fit(program, trials, jnp.asarray(data[0]), jnp.asarray(data[1]), [steps], means=means):
         jax.block_until_ready(state.params)
     return time.perf_counter() - start
@@ -89,7 +91,8 @@ def searched(passes: int = 10) -> Iterator[tuple[float, float, np.ndarray]]:
     import jax
     import jax.numpy as jnp
 
-    from experiments.runs import machine, options
+    from experiments.runs import process
+    from experiments.runs.settings import Settings
     from tljax import data, evaluate, masks, models, named_optimizer, objective, train
 
     source, target = data.load("mnist_10k"), data.load("fashion_mnist_10k")
@@ -110,7 +113,7 @@ def searched(passes: int = 10) -> Iterator[tuple[float, float, np.ndarray]]:
             for weight in (1e-5, 1e-4, 1e-3, 1e-2)
         ]
     images, labels = jnp.asarray(target.train.images), jnp.asarray(target.train.labels)
-    test, means = evaluate.padded(target.test.images), machine.prepare(options.settings())
+    test, means = evaluate.padded(target.test.images), process.prepare(Settings.from_flags())
 
     def judged(group: list[Any]) -> np.ndarray:
         for state, _ in train.fit(program, group, images, labels, [steps], means=means):

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.pages import page
-from experiments.runs import console, fits, options, search_flags, workdir
-from experiments.runs.options import Settings
+from experiments.runs import console, fits, search_flags, workdir
 from experiments.runs.search_flags import Search
+from experiments.runs.settings import Settings
 from experiments.transfer import Experiment
 from tljax import plugins
 from tljax.study import history, space
@@ -70,7 +70,7 @@ def keep_best(folder: Path, winners: Mapping[Arm, Winner]) -> None:
         if len(winners) > 1:
             workdir.folder(file.parent)
         head = f"# python -m experiments.transfer --flagfile={file} --workdir=NEW"
-        workdir.replace(file, workdir.signed("\n".join([head, *options.to_flags(winner.made), ""])))
+        workdir.replace(file, workdir.signed("\n".join([head, *winner.made.flagfile_lines(), ""])))
 
 
 def write(
@@ -96,7 +96,7 @@ def write(
         for arm, winner in winners.items()
     ]
     title, notes = page.about(base.made, base.source, base.target)
-    flags = [*search_flags.to_flags(asked), *options.to_flags(made)]
+    flags = [*search_flags.to_flags(asked), *made.flagfile_lines()]
     last = list(winners.values())[-1].made.workdir
     text = search_page.page(
         f"search: {title}",

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 
+from experiments.runs.settings import Recipe
 from experiments.runs import console, elsewhere, origin, sources, workdir
-from experiments.runs.options import Recipe
+
 from tljax.types import InputError
 
 

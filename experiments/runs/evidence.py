@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.runs import budgets, console, options, outcome, workdir
+from experiments.runs.settings import FLAGS, Settings, parse_flags
+from experiments.runs import budgets, console, outcome, workdir
 from tljax import npz
 from tljax.study import study
 from tljax.study.study import Cell, Right
@@ -109,9 +110,9 @@ def _whole(folder: Path) -> bool:
     if not file.is_file() or not (folder / "results.jsonl").is_file():
         return False
     lines = workdir.flags_text(file).splitlines()
-    known = options.kinds()
+    known = FLAGS
     named = [line for line in lines if line.startswith("--") and line[2:].partition("=")[0] in known]
-    settings = options.settings(**options.parse(["report", *named]))
+    settings = Settings.from_flags(**parse_flags(["report", *named]))
     there = Counter(row["seed"] for row in workdir.done(folder).values() if row["strategy"] != "pretrain")
     wanted = Counter(seed for budget in settings.train_examples for seed in budgets.seeds(budget, settings.seeds))
     return all(there[seed] >= count * len(settings.strategies) for seed, count in wanted.items())

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.runs.settings import MOST_STEPS, Recipe, Settings
 from experiments.runs import budgets
 from experiments.runs import workdir as rundir
-from experiments.runs.options import MOST, Recipe, Settings
+
 from tljax import (
     __version__,
     evaluate,
@@ -147,8 +148,8 @@ def steps(recipe: Recipe, examples: int) -> int:
             "--steps, under which the order runs over one permutation after another"
         )
     total = recipe.epochs * -(-examples // recipe.batch_size)
-    if total > MOST["steps"]:
-        raise InputError(f"--epochs={recipe.epochs} are {total:,} steps: at most {MOST['steps']:,} are trained")
+    if total > MOST_STEPS:
+        raise InputError(f"--epochs={recipe.epochs} are {total:,} steps: at most {MOST_STEPS:,} are trained")
     return total
 
 

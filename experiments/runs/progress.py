@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.runs import processes, workdir
+from experiments.runs import process, workdir
 from tljax import checkpoint, parallel, paths, train
 from tljax.types import InputError, Mask, Params
 
@@ -90,7 +90,7 @@ def saving(place: Path, keys: Sequence[str]) -> Iterator[Callable[[Progress], No
     with ThreadPoolExecutor(1) as worker:
 
         def save(now: Progress) -> None:
-            if not processes.first():
+            if not process.first():
                 return
             if pending:
                 pending.pop().result()

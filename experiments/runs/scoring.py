@@ -20,8 +20,9 @@ from scipy.special import softmax
 from threadpoolctl import threadpool_limits
 
 from experiments import features, transfer
+from experiments.runs.settings import Settings
 from experiments.runs import budgets, fits, origin, workdir
-from experiments.runs.options import Settings
+
 from experiments.runs.origin import Origin
 from tljax import plugins
 from tljax.data import draw

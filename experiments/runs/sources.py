@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import jax
 
+from experiments.runs.settings import Settings
 from experiments.runs import console, fits, training, workdir
-from experiments.runs.options import Settings
+
 from tljax import checkpoint, data, masks, models, paths, plugins, seeds
 from tljax.train import Means
 from tljax.types import InputError, Model, Task

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.runs import console, fits, outcome, processes, progress, signals
+from experiments.runs import console, fits, outcome, process, progress
 from experiments.runs.outcome import Outcome
 from experiments.runs.progress import Progress, Record
 from tljax import evaluate, parallel, train
@@ -31,25 +31,25 @@ def run(
     """Train fits in groups of one program, and leave of each group checkpoints, predictions, metrics and lines.
 
     What is half trained is saved after `every` segments, and taken up from there. `fisher` leaves the Fisher
-    information of each in the checkpoint too. Raises signals.Stopped when a signal asks for it.
+    information of each in the checkpoint too. Raises process.Stopped when a signal asks for it.
     """
     groups: dict[Any, list[fits.Fit]] = {}
     for fit in ready:
         groups.setdefault((fit.program, len(fit.trial.rates)), []).append(fit)
-    with signals.heeded() as asked:
+    with process.signals_handled() as asked:
         for group in groups.values():
             place = folder / "progress" / fits.group_name(fit.line["key"] for fit in group)
             outcomes = _train(field, group, place, every, asked, advance)
             extra = [_fisher(field, fit, of) for fit, of in zip(group, outcomes, strict=True)] if fisher else []
-            if processes.first():
+            if process.first():
                 test = field.task.test
                 outcome.leave(folder, group, outcomes, test.labels, {**about, "fisher": fisher}, extra, test.groups)
                 shutil.rmtree(place, ignore_errors=True)
                 with contextlib.suppress(OSError):  # others are half trained still
                     place.parent.rmdir()
-            processes.wait("left")
+            process.wait("left")
             if number := parallel.agreed(asked()):
-                raise signals.Stopped(number, "stopped between two groups of fits; the same command goes on")
+                raise process.Stopped(number, "stopped between two groups of fits; the same command goes on")
 
 
 def _train(
@@ -66,7 +66,7 @@ def _train(
     ends = fits.ends(field.recipe, last)
     points = [end for end in ends if end not in {step for step, _ in trials[0].phases}]
     named = ", ".join(dict.fromkeys(fit.line["strategy"] for fit in group))
-    now = processes.in_turn(lambda: progress.found(place.parent, keys, program, trials, console.say))
+    now = process.in_turn(lambda: progress.found(place.parent, keys, program, trials, console.say))
     if now:
         console.say(f"{named}: goes on from step {min(part.step for part in now.parts)} of {last}")
     now = now or progress.none(len(group))
@@ -90,7 +90,7 @@ def _train(
             save(now)
     if not ended:
         where = f"at step {min(part.step for part in now.parts)} of {last}" if now.parts else "before its first step"
-        raise signals.Stopped(
+        raise process.Stopped(
             parallel.agreed(asked()), f"stopped {where} of {named}; the same command goes on, from '{place}'"
         )
     for part in now.parts:
