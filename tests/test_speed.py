@@ -11,8 +11,8 @@ import pytest
 from test_programs import arguments, command, results, write_task
 
 from experiments import pretrain, transfer
+from experiments.benchmark import __main__ as benchmark
 from experiments.benchmark import peers as sides
-from experiments.benchmark import speed as benchmark
 from experiments.runs import console, machine, options
 from tljax.train import segment
 
