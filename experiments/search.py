@@ -55,7 +55,7 @@ def run(given: Mapping[str, Any], asked: Search) -> list[workdir.Line]:
     search_flags.check(given, made, asked)
     hunting = _hunting(given, made, asked)
     means = process.prepare(made)
-    stand_ins = origin.stand_ins(made, asked.seeds)
+    stand_ins = origin.stand_ins(made, asked.trial_seeds)
     if asked.lr_range_test and not made.dry_run:
         range_test.run(given, hunting, asked, means, stand_ins)
         return []
@@ -99,7 +99,7 @@ def _said_of_sources(stand_ins: Mapping[int, int], final_seeds: Sequence[int]) -
 def _hunting(given: Mapping[str, Any], made: Settings, asked: Search) -> dict[str, Any]:
     """The flags under which trials run: seeds of their own, a validation split, and the source's recipe as it is."""
     validation = made.recipe.validation or 0.2
-    return {**_source(made), **given, "seeds": asked.seeds, "validation": validation, "dry_run": False}
+    return {**_source(made), **given, "seeds": asked.trial_seeds, "validation": validation, "dry_run": False}
 
 
 def _source(made: Settings) -> dict[str, Any]:
@@ -172,7 +172,7 @@ def _opened(arm: Arm, asked: Search, made: Settings, folder: Path) -> search.Sea
             for line in made.flagfile_lines()
             if not line.startswith(tuple(f"--{n}=" for n in _FREE)) and line not in neutral
         ),
-        "search_seeds": list(asked.seeds),
+        "search_seeds": list(asked.trial_seeds),
     }
     storage = str(folder / "study.journal") if asked.storage is None else asked.storage
     name = f"{asked.study}/{arm.strategy}/{arm.budget}"

@@ -202,7 +202,7 @@ def every(tasks: Path, folder: Path) -> Iterator[tuple[Path, list[Attack]]]:
     with contextlib.redirect_stdout(io.StringIO()):
         argv = [*line("compare", **pair, strategies="full", workdir=study), *more]
         compare.main(argv)
-    own = flags.flagfile_lines(flags.read(argv, compare.Asked)[1])
+    own = flags.flagfile_lines(flags.read(argv, compare.CompareFlags)[1])
     found = of_run(study, settings(**pair, strategies="scratch,full", workdir=study), "compare", own)
     right = evidence.right(evidence.of_directory(study).found)
     found.append(Attack(study / "looks.json", "experiments.compare", lambda: evidence.looked(study, right)))

@@ -13,7 +13,7 @@ import pytest
 from test_programs import arguments, command, refused, results, snapshot
 
 from experiments import features, predict, transfer
-from experiments.pages import export
+from experiments.pages import export, history
 from experiments.runs import (
     elsewhere,
     evidence,
@@ -24,7 +24,6 @@ from experiments.runs import (
 )
 from experiments.runs.settings import Settings, parse_flags
 from tljax import files
-from tljax.study import history
 from tljax.types import InputError
 
 pytestmark = pytest.mark.usefixtures("no_pictures")

@@ -301,7 +301,9 @@ def test_a_fit_that_diverged_or_says_too_little_is_refused(tasks, finished, tmp_
     with pytest.raises(
         InputError, match=r"is of another model \(--hidden=\[8\] there, \[9\] here\): give --hidden=8$"
     ) as refused:
-        asked = export.Asked(str(finished[0]), finished[1][0]["name"], str(tmp_path / "o.safetensors"))
+        asked = export.ExportFlags(
+            checkpoint=str(finished[0]), fit=finished[1][0]["name"], output=str(tmp_path / "o.safetensors")
+        )
         export.run({"hidden": (9,)}, asked)
     assert str(refused.value).startswith("--checkpoint=")
     with pytest.raises(InputError, match="--checkpoint is not given"):
@@ -318,7 +320,7 @@ def test_no_file_is_written_over_and_none_by_halves(finished, tmp_path, monkeypa
         (tmp_path / taken).unlink()
     for wrong in (None, "", "x.txt", "a\0.csv"):
         with pytest.raises(InputError, match=r"name a new \.csv file"):
-            predict.run({}, predict.Asked(str(finished[0]), name, "i.npz", wrong))
+            predict.run({}, predict.PredictFlags(checkpoint=str(finished[0]), fit=name, images="i.npz", output=wrong))
     with pytest.raises(InputError, match="there is no folder"):
         exported(tmp_path / "nowhere", finished[0], name)
     replace = workdir.replace

@@ -228,7 +228,7 @@ def test_scores_of_other_code_are_computed_again_and_not_mixed(many, tasks, tmp_
 
 def test_scores_that_grow_with_the_width_of_noise_are_computed_if_asked_for():
     assert len(scoring.DEFAULT) == 10 and not set(scoring.DEFAULT) & set(scoring.AS_IN_PAPERS)
-    assert rank.Asked().scores == scoring.DEFAULT
+    assert rank.RankFlags().scores == scoring.DEFAULT
     y = np.arange(200) % 5
     rng = np.random.default_rng(0)
     noise = [rng.normal(size=(200, d)) for d in (4, 40, 120)]

@@ -194,7 +194,7 @@ def test_the_flags_of_a_search_give_it_again(sources, tasks, tmp_path, capsys):
     more = ["--space=momentum:between:0:0.9", "--sampler=Random", "--pruner=Median", "--trials=2"]
     search.main(of_checkpoint(tasks, tmp_path, sources, *more, seeds="0,2"))
     file = tmp_path / "w" / "flags.flags"
-    written = flags.parse(["", f"--flagfile={file}"], FLAGS | flags.kinds(search_flags.Search))
+    written = flags.parse(["", f"--flagfile={file}"], FLAGS | flags.kinds(search.SearchFlags))
     assert written["space"] == (SPACE[0].removeprefix("--space="), "momentum:between:0:0.9")
     assert (written["trials"], written["sampler"], written["seeds"]) == (2, "Random", (0, 2))
     again = tmp_path / "again"
@@ -211,7 +211,7 @@ def test_the_flags_of_a_search_give_it_again(sources, tasks, tmp_path, capsys):
 
 def test_a_search_directory_of_an_older_tljax_goes_on(sources, tasks, tmp_path, capsys):
     """It held the settings of the trials and none of the search's own flags."""
-    given, asked = flags.read(of_checkpoint(tasks, tmp_path, sources), search_flags.Search)
+    given, asked = flags.read(of_checkpoint(tasks, tmp_path, sources), search.SearchFlags)
     trials_of = search._hunting(given, Settings.from_flags(**given), asked)
     with workdir.opened(Settings.from_flags(**trials_of), "search") as folder:
         pass

@@ -13,12 +13,12 @@ from test_report import alts, visible
 from test_search import line, study_of
 
 from experiments import search, transfer
-from experiments.pages import search_page, search_pictures, search_report
+from experiments.pages import history, search_page, search_pictures, search_report
 from experiments.pages.report import Reproduced
 from experiments.runs import search_flags, workdir
 from experiments.runs.settings import Settings, parse_flags
 from tljax import train
-from tljax.study import history, range_test, space
+from tljax.study import range_test, space
 from tljax.study import search as studies
 from tljax.types import InputError
 
@@ -142,7 +142,7 @@ def test_the_flags_on_the_page_are_those_of_the_search(searched, tmp_path):
     flags = re.findall(r"<pre>(.*?)</pre>", (folder / "report.html").read_text(), re.S)[1]
     (tmp_path / "again.flags").write_text(html.unescape(flags))
     before = len(study_of(folder).trials)
-    _, asked = flags.read(["search", f"--flagfile={tmp_path / 'again.flags'}"], search_flags.Search)
+    _, asked = flags.read(["search", f"--flagfile={tmp_path / 'again.flags'}"], search.SearchFlags)
     assert [str(one) for one in asked.ranges] == study_of(folder).user_attrs["about"]["space"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("experiments.pages.drawing.svg", lambda figure: DRAWN)

@@ -13,6 +13,7 @@ from test_report import bare, curve, visible
 from test_study import cell, fits, found
 
 from experiments import compare, report, transfer
+from experiments.compare import CompareFlags
 from experiments.pages import report as study_page
 from experiments.pages import study_report, tables
 from experiments.runs import (
@@ -24,7 +25,7 @@ from experiments.runs import (
     verdicts,
 )
 from experiments.runs import workdir as rundir
-from experiments.runs.compare_flags import Asked, Judging
+from experiments.runs.compare_flags import Judging
 from experiments.runs.settings import Settings
 from tljax.study import milestones, statistics, study, summary
 from tljax.study.study import Cell
@@ -566,10 +567,10 @@ def speaks(tasks, **flags):
     given |= {"strategies": ("scratch", "full"), "seeds": (0, 1, 2), "steps": 20, "workdir": "w", **flags}
     given = {name: value for name, value in given.items() if value is not None}
     made = Settings.from_flags(**given)
-    parts = compare.planned(given, Asked(), made, process.prepare(made))
+    parts = compare.planned(given, CompareFlags(), made, process.prepare(made))
     for part in parts:
         estimand.require_some(part.todo)
-    return compare.notes(parts, Asked())
+    return compare.notes(parts, CompareFlags())
 
 
 ANEW = "sources are trained anew with each seed, so the verdicts speak of the way of pretraining"

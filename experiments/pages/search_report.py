@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.pages import page
+from experiments.pages import history, page
 from experiments.runs import console, fits, search_flags, workdir
 from experiments.runs.search_flags import Search
 from experiments.runs.settings import Settings
 from experiments.transfer import Experiment
 from tljax import plugins
-from tljax.study import history, space
+from tljax.study import space
 
 
 class Arm(NamedTuple):
@@ -121,7 +121,7 @@ def reproduced(flags: Sequence[str], environment: Mapping[str, Any]) -> Any:
 
 def _lead(made: Settings, asked: Search, base: Experiment) -> str:
     held = 100 * base.made.recipe.validation
-    seeds = f"{len(asked.seeds)} seed{'s' * (len(asked.seeds) > 1)}"
+    seeds = f"{len(asked.trial_seeds)} seed{'s' * (len(asked.trial_seeds) > 1)}"
     return (
         f"{asked.trials} trials of each study, by {asked.sampler}, judged on {held:g} % of the training examples under "
         f"{seeds} of the search's own. The winners were then trained on all training examples under the seeds "

@@ -110,6 +110,11 @@ def _by_group(form: type) -> dict[type, list[dataclasses.Field]]:
     return {c: members for c, members in of_class.items() if members}
 
 
+def own(form: type) -> set[str]:
+    """The flags that are a program's own, and of no group that programs share."""
+    return {f.name for group, members in _by_group(form).items() if _is_own(group) for f in members}
+
+
 def _is_own(group: type) -> bool:
     """Whether a class has flags of one program, and is no group that programs share."""
     return "THEME" not in vars(group)
@@ -117,13 +122,12 @@ def _is_own(group: type) -> bool:
 
 def flagfile_lines(form: Any, leave: Collection[str] = ()) -> list[str]:
     """The flagfile lines that give a program's own flags again, but for those to `leave`, local ones and None."""
+    names = own(type(form)) - {*leave}
     lines = []
-    for group, members in _by_group(type(form)).items():
-        for f in members if _is_own(group) else ():
-            value = getattr(form, f.name)
-            if value is not None and f.name not in leave and f.metadata["role"] != "local":
-                values = value if f.metadata["repeated"] else (value,)
-                lines += [f"--{f.name}={_written(part)}" for part in values]
+    for f in fields(form):
+        value = getattr(form, f.name)
+        if f.name in names and value is not None and f.metadata["role"] != "local":
+            lines += [f"--{f.name}={_written(part)}" for part in (value if f.metadata["repeated"] else (value,))]
     return lines
 
 
@@ -164,12 +168,11 @@ def read(argv: Sequence[str], form: type[Form]) -> tuple[dict[str, Any], Form]:
     InputError as `parse` does.
     """
     known = kinds(form)
-    pass_over = of_programs()["transfer"].keys() - known.keys()
-    values = parse(argv, known, pass_over if any(not _is_own(group) for group in _by_group(form)) else ())
-    own = {f.name for group, members in _by_group(form).items() if _is_own(group) for f in members}
-    names = {f.name for f in fields(form)}
+    alone = own(form) == known.keys()
+    values = parse(argv, known, () if alone else of_programs()["transfer"].keys() - known.keys())
+    names, own_names = {f.name for f in fields(form)}, own(form)
     filled = form(**{name: value for name, value in values.items() if name in names})
-    return {name: value for name, value in values.items() if name not in own}, filled
+    return {name: value for name, value in values.items() if name not in own_names}, filled
 
 
 def parse(argv: Sequence[str], kinds: Mapping[str, Kind], pass_over: Collection[str] = ()) -> dict[str, Any]:

@@ -35,7 +35,8 @@ import jax
 
 from experiments.runs import flags
 from experiments.runs.settings import MOST_DEVICES, Settings
-from tljax import files, heartbeat, plugins, prefix, surroundings, train
+from tljax import files, heartbeat, plugins, surroundings, train
+from tljax.train import features
 from tljax.types import InputError
 
 # ---- Beginning and end
@@ -331,7 +332,7 @@ def prepare(settings: Settings) -> train.Means:
         values = ", ".join(f"{name}={value}" for name, value in switches.items())
         say(f"results are those of {values}: it enters the keys of all fits, and environment.json")
     all_share_a_batch = settings.parallel == "pmap" or settings.distributed
-    store = prefix.Store(settings.features_budget, settings.features_dtype) if settings.features_budget else None
+    store = features.Store(settings.features_budget, settings.features_dtype) if settings.features_budget else None
     batch = data or (len(devices) if all_share_a_batch else 1)
     return train.Means(devices, batch, settings.parallel, settings.many, store, say)
 

@@ -9,7 +9,7 @@ from experiments.runs.settings import Settings, parse_flags
 from experiments.runs import flags
 from experiments.runs.flags import flag
 
-from tljax import named_optimizer, objective
+from tljax import objective, optimizers
 from tljax.study import space
 from tljax.study.space import Range
 from tljax.types import InputError
@@ -67,7 +67,7 @@ class Search:
         return () if self.lr_range_test and not self.space else space.read(self.space)
 
     @property
-    def seeds(self) -> tuple[int, ...]:
+    def trial_seeds(self) -> tuple[int, ...]:
         """Those that a trial is judged under."""
         return tuple(range(FIRST_SEED, FIRST_SEED + self.search_seeds))
 
@@ -92,7 +92,7 @@ def check(given: Mapping[str, Any], made: Settings, asked: Search) -> None:
             "--distributed: processes of a search do not train one fit together, each asks for its own trials: leave "
             "it out, and give all of them one --storage and each its --workdir"
         )
-    if set(asked.seeds) & set(made.seeds):
+    if set(asked.trial_seeds) & set(made.seeds):
         raise InputError(f"--seeds={made.seeds[0]}: seeds from {FIRST_SEED:,} on are the search's own: give others")
     for name in PINS:
         if getattr(made, name) is not None:
@@ -130,7 +130,7 @@ def _shape(made: Settings) -> tuple[Any, ...]:
     recipe = made.recipe
     numbers = {"momentum": recipe.momentum, "weight_decay": recipe.weight_decay, "clip": recipe.clip}
     fit = (recipe.batch_size, recipe.epochs, recipe.steps, recipe.loss, recipe.label_smoothing > 0)
-    optimizer, _ = named_optimizer.spec(recipe.optimizer, **numbers)
+    optimizer, _ = optimizers.spec(recipe.optimizer, **numbers)
     return made.hidden, made.activation, made.strategies, *fit, optimizer, objective.penalties(recipe.penalty)[0]
 
 
