@@ -70,7 +70,7 @@ class Mine(BaseException):
         (jax.errors.JaxRuntimeError("INTERNAL: CUDA_ERROR_OUT_OF_MEMORY"), "--many=map"),
         (MemoryError(), "--batch_size"),
         (ImportError("libscipy.so: failed to map segment from shared object"), "out of memory"),
-        (ImportError("No module named 'optuna'"), "install tljax"),
+        (ImportError("No module named 'optuna'"), "pip install 'tljax[experiments]'"),
         (RuntimeError("can't start new thread"), "ulimit -v"),
         (OSError(errno.EDQUOT, "Disk quota exceeded", "w"), "make room"),
         (Mine(), "Mine: of the class Mine"),

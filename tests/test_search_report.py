@@ -15,7 +15,7 @@ from test_search import line, study_of
 from experiments import search, transfer
 from experiments.pages import history, search_page, search_pictures, search_report
 from experiments.pages.report import Reproduced
-from experiments.runs import search_flags, workdir
+from experiments.runs import flags, search_flags, workdir
 from experiments.runs.settings import Settings, parse_flags
 from tljax import train
 from tljax.study import range_test, space
@@ -139,8 +139,8 @@ def test_the_page_says_what_won_what_diverged_and_how_to_get_it_again(searched):
 def test_the_flags_on_the_page_are_those_of_the_search(searched, tmp_path):
     """Given again, they find its study done: one of other flags would be refused."""
     folder, _ = searched
-    flags = re.findall(r"<pre>(.*?)</pre>", (folder / "report.html").read_text(), re.S)[1]
-    (tmp_path / "again.flags").write_text(html.unescape(flags))
+    lines = re.findall(r"<pre>(.*?)</pre>", (folder / "report.html").read_text(), re.S)[1]
+    (tmp_path / "again.flags").write_text(html.unescape(lines))
     before = len(study_of(folder).trials)
     _, asked = flags.read(["search", f"--flagfile={tmp_path / 'again.flags'}"], search.SearchFlags)
     assert [str(one) for one in asked.ranges] == study_of(folder).user_attrs["about"]["space"]

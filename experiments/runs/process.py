@@ -33,6 +33,7 @@ from typing import Any, TextIO
 
 import jax
 
+from experiments import INSTALL
 from experiments.runs import flags
 from experiments.runs.settings import MOST_DEVICES, Settings
 from tljax import files, heartbeat, plugins, surroundings, train
@@ -650,7 +651,7 @@ def message(error: BaseException) -> str | None:
         place = "" if error.filename is None else f": '{error.filename}'"
         return f"{error.strerror or text}{place}{_REMEDY.get(error.errno or 0, '')}"
     if isinstance(error, ImportError):
-        return f"a library cannot be loaded ({text}): install tljax with all that it needs"
+        return f"a library cannot be loaded ({text}): {INSTALL}"
     if isinstance(error, RuntimeError | AssertionError) and (fault := _no_device()):
         return fault
     if strict := _strict():
