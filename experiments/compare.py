@@ -41,6 +41,7 @@ from experiments.runs.options import Settings
 from experiments.transfer import Experiment
 from tljax import plugins
 from tljax.study import study, summary
+from tljax.study.results import Result, extended
 from tljax.types import InputError
 
 
@@ -52,8 +53,8 @@ class Part(NamedTuple):
     """Whether it is scratch with the source's steps added to its own."""
 
 
-def run(given: Mapping[str, Any], asked: Asked) -> list[workdir.Line]:
-    """Train what is missing, judge, and report; the lines of results."""
+def run(given: Mapping[str, Any], asked: Asked) -> list[Result]:
+    """Train what is missing, judge, and report; the results."""
     made = options.settings(**given)
     compare_flags.check(asked)
     base = asked.against
@@ -66,7 +67,7 @@ def run(given: Mapping[str, Any], asked: Asked) -> list[workdir.Line]:
     for part in parts:
         estimand.require_some(part.todo)
     method = methods.one(base)
-    against = {"strategy": method.name, "options": method.options, "spec": method.spec}
+    against = Result(name="", target="", strategy=method.name, options=method.options, spec=method.spec or None, seed=0)
     judging = replace(asked, against=summary.label(against))
     if made.dry_run:
         _show(parts)
@@ -79,7 +80,7 @@ def run(given: Mapping[str, Any], asked: Asked) -> list[workdir.Line]:
         lines = [line for _, some in found for line in some]
         if processes.first():
             judged = [_judged(part, some, more, folder, means) for part, some in found]
-            several = workdir.mixed(folder, [line["name"] for line in lines])
+            several = workdir.mixed(folder, [line.name for line in lines])
             verdicts.show(folder, judged, judging, [*notes(parts, asked), *several])
     return lines
 
@@ -129,11 +130,11 @@ def _key(todo: Experiment) -> Any:
 
 def _require_one_fit(parts: Sequence[Part]) -> None:
     """Raise InputError, before anything is trained, if two planned fits would be of one cell and seed."""
-    cells: dict[study.Cell, list[workdir.Line]] = {}
+    cells: dict[study.Cell, list[Result]] = {}
     for part in parts:
         for job in transfer.planned(part.todo).values():
-            line = {**job.line, "steps": part.todo.made.recipe.steps}
-            cells.setdefault(evidence.cell(line, part.longer), []).append(job.line)
+            result = replace(job.result, steps=part.todo.made.recipe.steps)
+            cells.setdefault(evidence.cell(result, part.longer), []).append(job.result)
     for lines in cells.values():
         summary.require_one_recipe(lines)
 
@@ -158,14 +159,14 @@ def _several(text: str | None) -> list[str]:
 
 
 def _judged(
-    part: Part, lines: Sequence[workdir.Line], more: Sequence[evals.Eval], folder: Path, means: Any
+    part: Part, lines: Sequence[Result], more: Sequence[evals.Eval], folder: Path, means: Any
 ) -> evidence.Found:
     """What there is of a part to judge by: rows, and which test examples each fit gets right."""
     found = evidence.of_run(folder, lines, part.todo.target)
     if part.longer:
         return found._replace(longer=True)
     extra, cost = evals.accuracies(part.todo, lines, more, folder), costs.of_run(part.todo, lines, folder)
-    return found._replace(rows=[{**row, **extra.get(row["name"], {}), **cost[row["name"]]} for row in found.rows])
+    return found._replace(rows=[extended(row, {**extra.get(row.name, {}), **cost[row.name]}) for row in found.rows])
 
 
 def notes(parts: Sequence[Part], asked: Asked) -> list[str]:
@@ -191,8 +192,8 @@ def _say_looks(parts: Sequence[Part], judging: Judging) -> None:
     for todo in (part.todo for part in parts if not part.longer and not part.todo.made.distributed):
         fits_of, bases = keys.setdefault(looks.test_set(np.asarray(todo.target.test.labels)), (set(), set()))
         for job in transfer.planned(todo).values():
-            if (name := summary.label(job.line)) != "scratch" or judging.against == "scratch":
-                (bases if name == judging.against else fits_of).add(job.line["key"])
+            if (name := summary.label(job.result)) != "scratch" or judging.against == "scratch":
+                (bases if name == judging.against else fits_of).add(job.result.key)
     seen = [looks.Seen(name, *map(frozenset, sets)) for name, sets in keys.items() if sets[0]]
     look = looks.count(seen, judging, [looks.place()])
     if look > judging.looks:

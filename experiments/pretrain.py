@@ -13,11 +13,12 @@ import numpy as np
 
 from experiments.runs import budgets, console, fits, helps, machine, options, processes, sources, workdir
 from tljax import masks, models
+from tljax.study.results import Result
 from tljax.types import InputError
 
 
-def run(**flags: Any) -> list[workdir.Line]:
-    """Train a source for each seed; the lines of results. Keyword arguments are named like the flags."""
+def run(**flags: Any) -> list[Result]:
+    """Train a source for each seed; their results. Keyword arguments are named like the flags."""
     made = options.settings(**flags)
     if made.source is None or made.source_checkpoint:
         raise InputError("--source is what this program trains: name a data set, and leave out --source_checkpoint")
@@ -38,7 +39,7 @@ def run(**flags: Any) -> list[workdir.Line]:
         lines = sources.train(made, task, folder, means)
         if processes.first():
             workdir.supersede(folder, list(lines.values()))
-        accuracy = [100 * line["test_accuracy"] for line in lines.values() if not line["diverged"]]
+        accuracy = [100 * line.test_accuracy for line in lines.values() if line.test_accuracy is not None]
         held = budgets.notes(["all"], task, made.source_recipe.validation)
         noted = [*([task.note] if task.note else []), *held]
         mean = [f"mean {np.mean(accuracy):.2f} [{min(accuracy):.2f}, {max(accuracy):.2f}]"] if accuracy else []

@@ -38,11 +38,12 @@ from experiments.runs.options import Settings
 from experiments.runs.search_flags import Search
 from experiments.transfer import Experiment
 from tljax.study import search, space, summary
+from tljax.study.results import Result
 from tljax.types import InputError, Task
 
 
-def run(given: Mapping[str, Any], asked: Search) -> list[workdir.Line]:
-    """Search, then train each winner anew; the lines of results of those."""
+def run(given: Mapping[str, Any], asked: Search) -> list[Result]:
+    """Search, then train each winner anew; the results of those."""
     made = options.settings(**given)
     search_flags.check(given, made, asked)
     hunting = _hunting(given, made, asked)
@@ -238,7 +239,7 @@ def _judge(
         search.tell(searched.study, one, result.accuracy, result.pruned, result.loss)
 
 
-def _train_anew(made: Settings, means: Any) -> list[workdir.Line]:
+def _train_anew(made: Settings, means: Any) -> list[Result]:
     """The winner on all training examples, under the seeds of --seeds: the only time the test set is read."""
     return transfer.complete(transfer.prepare(made, means, only=True), show=False)
 

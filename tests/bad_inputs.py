@@ -180,11 +180,11 @@ def archives(ground: Ground) -> Case:
 def checkpoints(ground: Ground) -> Case:
     """A checkpoint of the source with one thing wrong, by chance or on purpose."""
     draw = ground.random
-    line = next(line for line in workdir.lines(ground.finished) if line["strategy"] == "pretrain")
-    original = ground.finished / line["checkpoint"]
+    line = next(line for line in workdir.lines(ground.finished) if line.strategy == "pretrain")
+    original = ground.finished / line.checkpoint
     fits, told = checkpoint.load(original)
     about = {name: value for name, value in told.items() if name != "sha256"}
-    fit, place = line["name"], ground.folder / "bad"
+    fit, place = line.name, ground.folder / "bad"
 
     def other(change: Callable[[dict], dict]) -> Callable[[], None]:
         """Another checkpoint, consistent in itself."""

@@ -136,7 +136,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     """{what: bytes} of all that must not depend on interruptions: results less seconds, predictions, parameters ..."""
     lines = workdir.lines(folder)
     found = {"results.jsonl": json.dumps([{**line, "seconds": 0} for line in lines]).encode()}
-    for name in sorted({line["checkpoint"] for line in lines}):
+    for name in sorted({line.checkpoint for line in lines}):
         fits, told = checkpoint.load(folder / name)
         found |= {f"{name}/{fit}/{path}": leaf.tobytes() for fit, of in fits.items() for path, leaf in of.items()}
         found[name] = json.dumps(told, sort_keys=True).encode()
@@ -203,7 +203,7 @@ def _phase(folder: Path, before: set[Path]) -> str:
     if not (folder / ".lock").is_file() or not (folder / ".lock").read_text():
         return "starting"
     lines = workdir.lines(folder)
-    return "transfer" if any(line["strategy"] != "pretrain" for line in lines) else "target" if lines else "source"
+    return "transfer" if any(line.strategy != "pretrain" for line in lines) else "target" if lines else "source"
 
 
 def _end(process: subprocess.Popen[bytes], sent: signal.Signals) -> list[str]:

@@ -118,8 +118,8 @@ def of_run(folder: Path, settings: Any, program: str, more: Sequence[str] = ()) 
     def opened() -> Any:
         with workdir.opened(settings, program, more):
             lines = list(workdir.done(folder).values())
-            curves = {line["name"]: outcome.curves(folder, line) for line in lines}
-            phases = {line["name"]: len(line["phase_steps"]) for line in lines}
+            curves = {line.name: outcome.curves(folder, line.name) for line in lines}
+            phases = {line.name: len(line.phase_steps) for line in lines}
             masks = {name: workdir.masks_digest(folder, name, count) for name, count in phases.items()}
             flags = workdir.flags_text(folder / "flags.flags")
             return lines, workdir.recorded(folder), curves, masks, flags

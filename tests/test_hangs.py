@@ -403,7 +403,7 @@ def test_an_npz_that_is_damaged_is_refused_by_every_reader_of_one(damage, tmp_pa
     for read in readers.values():
         with pytest.raises(InputError, match=re.escape(str(file))):
             read()
-    assert outcome.curves(tmp_path, {"name": "fit"}) is None and "left out" in capsys.readouterr().out
+    assert outcome.curves(tmp_path, "fit") is None and "left out" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])

@@ -206,12 +206,12 @@ def test_an_environment_is_kept_for_each_fit_and_a_mixture_is_said(copy, tasks, 
     said = capsys.readouterr().out
     after = workdir.read_record(copy / "environment.json")
     assert after["versions"]["jax"] == "0.4.0" and after["earlier"][0]["versions"]["jax"] == version("jax")
-    new = {line["name"] for line in results(copy) if line["seed"] == 2}
+    new = {line.name for line in results(copy) if line.seed == 2}
     assert set(after["fits"]) == new and set(after["earlier"][0]["fits"]) == set(before["fits"])
     words = f"jax {version('jax')} and 0.4.0"
     assert f"goes on in another environment: {words}" in said and f"trained in 2 environments: {words}" in said
     assert words in (copy / "report.html").read_text()
-    assert workdir.mixed(copy, [line["name"] for line in lines if line["seed"] < 2]) == []
+    assert workdir.mixed(copy, [line.name for line in lines if line.seed < 2]) == []
     monkeypatch.undo()
     workdir.record(copy, {})
     again = workdir.read_record(copy / "environment.json")
@@ -243,37 +243,37 @@ def test_seconds_that_were_changed_are_refused(copy):
 
 def test_predictions_that_were_changed_are_left_out_of_a_report_aloud(copy):
     line = results(copy)[-1]
-    with np.load(copy / line["predictions"]) as arrays:
+    with np.load(copy / line.predictions) as arrays:
         kept = dict(arrays)
     kept["probabilities"][0] = kept["probabilities"][0][::-1]
-    np.savez_compressed(copy / line["predictions"], **kept)
+    np.savez_compressed(copy / line.predictions, **kept)
     with pytest.raises(InputError, match="are not as they were written"):
         evidence.of_directory(copy)
 
 
 def test_curves_that_were_changed_are_left_out_aloud(copy, capsys):
     line = results(copy)[-1]
-    file = copy / "metrics" / line["name"] / "curves.npz"
-    curves = outcome.curves(copy, line)
+    file = copy / "metrics" / line.name / "curves.npz"
+    curves = outcome.curves(copy, line.name)
     assert "sha256" not in curves and capsys.readouterr().out == ""
     with np.load(file) as arrays:
         kept = dict(arrays)
     for change in ({"train_loss": kept["train_loss"] + 1}, {"more": kept["step"]}, {"step": kept["step"][:-1]}):
         np.savez(file, **{**kept, **change})
-        assert outcome.curves(copy, line) is None
-        assert f"the curves of '{line['name']}' are left out" in capsys.readouterr().out
+        assert outcome.curves(copy, line.name) is None
+        assert f"the curves of '{line.name}' are left out" in capsys.readouterr().out
     other = results(copy)[-2]
-    shutil.copy(copy / "metrics" / other["name"] / "curves.npz", file)
-    assert outcome.curves(copy, line) is None
+    shutil.copy(copy / "metrics" / other.name / "curves.npz", file)
+    assert outcome.curves(copy, line.name) is None
     np.savez(file, **{name: column for name, column in kept.items() if name != "sha256"})  # of an older tljax
-    assert {name: column.tolist() for name, column in outcome.curves(copy, line).items()} == {
+    assert {name: column.tolist() for name, column in outcome.curves(copy, line.name).items()} == {
         name: column.tolist() for name, column in curves.items()
     }
 
 
 def test_masks_that_were_changed_are_set_aside_and_their_fit_is_trained_again(copy, finished, tasks, capsys):
-    line = next(line for line in results(copy) if line["strategy"] == "head_only")
-    file = copy / "masks" / f"{line['name']}-phase0.json"
+    line = next(line for line in results(copy) if line.strategy == "head_only")
+    file = copy / "masks" / f"{line.name}-phase0.json"
     text = file.read_text()
     file.write_text(text.replace("false", "true"))
     transfer.run(**flags(tasks, copy))

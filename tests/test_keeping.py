@@ -53,25 +53,26 @@ def test_what_is_damaged_in_a_finished_run_is_set_aside_aloud_and_made_again(
     monkeypatch.setattr(
         "experiments.runs.training.run", lambda field, fits, *rest: (names.extend(fits), run(field, fits, *rest))
     )
-    line = next(line for line in results(copy) if line["strategy"] == strategy)
-    flip(copy / line[piece])
+    line = next(line for line in results(copy) if line.strategy == strategy)
+    place = getattr(line, piece)
+    flip(copy / place)
     transfer.run(**flags(tasks, copy))
     said = next(text for text in capsys.readouterr().out.splitlines() if "set aside" in text)
-    assert line[piece] in said and f"set aside as '{(copy / line[piece]).name}.damaged'" in said
-    assert (copy / (line[piece] + ".damaged")).exists()
-    assert [fit.line["strategy"] for fit in names] == [strategy] * trained
+    assert place in said and f"set aside as '{(copy / place).name}.damaged'" in said
+    assert (copy / (place + ".damaged")).exists()
+    assert [fit.result.strategy for fit in names] == [strategy] * trained
     ignored = ("seconds", "sha256", "checkpoint")
-    by_key = [sorted(results(folder, ignored), key=lambda line: line["key"]) for folder in (finished[0], copy)]
+    by_key = [sorted(results(folder, ignored), key=lambda line: line.key) for folder in (finished[0], copy)]
     assert by_key[0] == by_key[1]
     for before, after in zip(results(finished[0]), results(copy), strict=True):
-        if before["key"] == after["key"]:
+        if before.key == after.key:
             assert parameters(finished[0], before).keys() == parameters(copy, after).keys()
             for path, leaf in parameters(finished[0], before).items():
                 assert leaf.tobytes() == parameters(copy, after)[path].tobytes()
 
 
 def test_what_was_set_aside_before_stays(copy, tasks):
-    place = copy / results(copy)[0]["predictions"]
+    place = copy / results(copy)[0].predictions
     for suffix in ("", "2", "3"):
         place.write_text(f"damaged{suffix}")
         with workdir.opened(settings(tasks, copy), "transfer"):
@@ -166,8 +167,8 @@ def test_a_run_killed_before_its_flags_were_written_goes_on(tasks, tmp_path):
 
 def test_predictions_are_named_with_their_sha256(finished):
     for line in results(finished[0]):
-        raw = (finished[0] / line["predictions"]).read_bytes()
-        assert hashlib.sha256(raw).hexdigest() == line["predictions_sha256"]
+        raw = (finished[0] / line.predictions).read_bytes()
+        assert hashlib.sha256(raw).hexdigest() == line.predictions_sha256
 
 
 def test_ctrl_c_while_a_program_imports_is_one_line(tmp_path):
@@ -213,14 +214,14 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(disk, ta
         lines = workdir.lines(place / "w")
         assert lines[: len(kept)] == kept
         for line in (kept := lines):
-            assert line["name"] in checkpoint.load(place / "w" / line["checkpoint"])[0]
+            assert line.name in checkpoint.load(place / "w" / line.checkpoint)[0]
     assert any("cannot be written (No space left on device)" in text for text in messages)
     assert any(f"error: No space left on device: '{place}" in text for text in messages)
     assert results(place / "w") == results(finished[0])
 
 
 def test_results_that_cannot_be_written_stay_as_they_were(copy, tasks, tmp_path, capsys, monkeypatch):
-    flip(copy / results(copy)[-1]["predictions"])
+    flip(copy / results(copy)[-1].predictions)
     before = (copy / "results.jsonl").read_bytes()
     sync = os.fsync
 
@@ -235,4 +236,4 @@ def test_results_that_cannot_be_written_stay_as_they_were(copy, tasks, tmp_path,
     assert (copy / "results.jsonl").read_bytes() == before and not list(copy.glob("*.partial"))
     monkeypatch.undo()
     transfer.run(**flags(tasks, copy))
-    assert [line["key"] for line in results(copy)] == [json.loads(line)["key"] for line in before.splitlines()]
+    assert [line.key for line in results(copy)] == [json.loads(line)["key"] for line in before.splitlines()]

@@ -65,10 +65,10 @@ def test_two_processes_give_what_one_gives(batch, mesh, seeds, tasks, source, tm
     lines = workdir.done(tmp_path / "two")
     assert len(here) == len(lines) == 4 * len(seeds)
     for line in here:
-        other = parameters(tmp_path / "two", lines[line["key"]])
+        other = parameters(tmp_path / "two", lines[line.key])
         for path, leaf in parameters(tmp_path / "one", line).items():
             np.testing.assert_allclose(other[path], leaf, rtol=1e-5, atol=1e-5)
-        assert lines[line["key"]]["test_loss"] == pytest.approx(line["test_loss"], rel=1e-4)
+        assert lines[line.key].test_loss == pytest.approx(line.test_loss, rel=1e-4)
 
 
 @pytest.mark.slow
@@ -88,7 +88,7 @@ def test_when_one_process_is_lost_the_other_says_so_and_the_same_command_goes_on
     running[lost].communicate()
     there = ended(started(flags))
     assert [code for code, _, _ in there] == [0, 0], there
-    assert [line["strategy"] for line in workdir.lines(tmp_path / "w")] == ["pretrain", "scratch", "full"]
+    assert [line.strategy for line in workdir.lines(tmp_path / "w")] == ["pretrain", "scratch", "full"]
 
 
 ON = {"one device": {"devices": 1}, "eight devices": {"mesh": ("data:8",)}, "two processes": {}}
@@ -195,7 +195,7 @@ def test_another_mesh_is_the_same_run(tasks, tmp_path):
     [same] = transfer.run(**arguments(tasks, tmp_path / "w", **flags, parallel="pmap"))
     assert same == line
     [other] = transfer.run(**arguments(tasks, tmp_path / "v", **flags, parallel="pmap"))
-    assert other["test_loss"] == pytest.approx(line["test_loss"], rel=1e-5)
+    assert other.test_loss == pytest.approx(line.test_loss, rel=1e-5)
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "experiments" / "cluster").iterdir()), ids=lambda file: file.name)

@@ -103,12 +103,12 @@ def test_scores_are_those_of_the_features_of_the_labelled_examples(ranked, many,
 def test_truths_are_the_accuracies_of_transfer_and_scratch_is_trained_once_a_target(done, many, tasks):
     lines, judged = results(done), told(done)["judged"]
     fits = {"head_only": 5 * 2 * 3, "scratch": 2 * 3}
-    assert {name: sum(one["strategy"] == name for one in lines) for name in fits} == fits
+    assert {name: sum(one.strategy == name for one in lines) for name in fits} == fits
     boards = {(one["budget"], one["sources"]): one for one in judged}
     assert boards.keys() == {(b, w) for b in ("6/class:seeds=1", "all") for w in ("all", "without trivial")}
     target = str(tasks / "same.npz")
-    own = [one for one in lines if one["strategy"] == "head_only" and one["target"] == target]
-    mean = np.mean([one["test_accuracy"] for one in own if one["train_examples"] == 120])
+    own = [one for one in lines if one.strategy == "head_only" and one.target == target]
+    mean = np.mean([one.test_accuracy for one in own if one.train_examples == 120])
     assert np.mean(boards["all", "all"]["truths"][target]) == pytest.approx(mean)
     assert len(boards["all", "without trivial"]["truths"][target]) == 3
     assert boards["6/class:seeds=1", "all"]["split_half_tau"] is None  # one seed has no halves

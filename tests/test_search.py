@@ -173,7 +173,7 @@ def test_a_source_that_diverged_stands_in_for_none(tasks, tmp_path):
     wild = {"source_learning_rate": 1e30, "source_loss": "l2_loss"}
     pretrain.run(**{**given, **wild}, workdir=str(tmp_path / "wild"))
     both = [workdir.lines(tmp_path / name) for name in ("sound", "wild")]
-    assert [line["diverged"] for line in both[1]] == [True, True]
+    assert [line.diverged for line in both[1]] == [True, True]
     mixed = tmp_path / "mixed"
     for name in ("sound", "wild"):
         shutil.copytree(tmp_path / name / "checkpoints", mixed / "checkpoints", dirs_exist_ok=True)
@@ -202,7 +202,7 @@ def test_the_flags_of_a_search_give_it_again(sources, tasks, tmp_path, capsys):
     found = [[trial.params for trial in study_of(folder).trials] for folder in (tmp_path / "w", again)]
     assert found[0] == found[1] and len(found[0]) == 2
     lines = [
-        {line["key"]: line["test_accuracy"] for line in workdir.lines(folder / "final" / "head_only-all")}
+        {line.key: line.test_accuracy for line in workdir.lines(folder / "final" / "head_only-all")}
         for folder in (tmp_path / "w", again)
     ]
     assert lines[0] == lines[1] and len(lines[0]) == 2

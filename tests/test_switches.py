@@ -39,20 +39,23 @@ def put_back():
         jax.config.update(name, value)
 
 
+ABOUT = {"target": "b", "strategy": "full", "seed": 0}
+
+
 def test_as_jax_comes_nothing_enters_a_key():
     assert surroundings.switches() == {}
-    known = fits.identify("one", {"seed": 0}, {"recipe": options.Recipe()}, {})
-    text = json.dumps({"seed": 0, "recipe": options.Recipe(), "tljax": "0.1.0"}, sort_keys=True, default=str)
-    assert known["key"] == hashlib.sha256(text.encode()).hexdigest()
+    known = fits.identify("one", ABOUT, {"recipe": options.Recipe()}, {})
+    text = json.dumps({**ABOUT, "recipe": options.Recipe(), "tljax": "0.1.0"}, sort_keys=True, default=str)
+    assert known.key == hashlib.sha256(text.encode()).hexdigest()
 
 
 @pytest.mark.parametrize("name", SETS)
 def test_a_switch_is_in_the_key_and_in_what_is_said_of_the_run(name, put_back):
-    before = fits.identify("one", {}, {}, {})["key"]
+    before = fits.identify("one", ABOUT, {}, {}).key
     jax.config.update(name, SETS[name])
     assert surroundings.switches() == {name.upper(): SETS[name]}
     assert workdir.environment({})["switches"] == {name.upper(): SETS[name]}
-    assert fits.identify("one", {}, {}, {})["key"] != before
+    assert fits.identify("one", ABOUT, {}, {}).key != before
 
 
 def test_of_xla_the_flags_that_say_how_to_compute_are_in_the_key(monkeypatch, tmp_path):
@@ -182,7 +185,7 @@ def test_a_model_that_changes_the_directory_changes_no_place(tasks, tmp_path, mo
 
 
 def keys(lines) -> dict:
-    return {line["strategy"]: line["key"] for line in lines}
+    return {line.strategy: line.key for line in lines}
 
 
 @pytest.mark.slow
@@ -194,8 +197,8 @@ def test_frozen_dropout_is_in_the_key_where_it_is_on_and_changes_what_freezes(ta
     anew = transfer.run(**arguments(tasks, tmp_path / "anew", **given, features_budget=0))
     on = transfer.run(**arguments(tasks, tmp_path / "on", **given, frozen_dropout="on"))
     assert keys(off) == keys(named) and not set(keys(off).values()) & set(keys(on).values())
-    losses = {name: [line["test_loss"] for line in lines] for name, lines in (("off", off), ("anew", anew), ("on", on))}
-    assert [line["strategy"] for line in off] == ["scratch", "head_only"]
+    losses = {name: [line.test_loss for line in lines] for name, lines in (("off", off), ("anew", anew), ("on", on))}
+    assert [line.strategy for line in off] == ["scratch", "head_only"]
     np.testing.assert_allclose(losses["off"], losses["anew"], rtol=1e-5)
     # What trains in its first stage drops in it under both; the probe only where it is on.
     assert [one == other for one, other in zip(losses["off"], losses["on"], strict=True)] == [True, False]
@@ -241,5 +244,5 @@ def test_switches_of_the_environment_are_told_and_keep_their_runs_apart(tasks, t
     assert other.returncode == 1 and "JAX_DEFAULT_PRNG_IMPL=unset there, rbg here" in other.stderr
     apart = started("v", JAX_DEFAULT_PRNG_IMPL="rbg")
     assert apart.returncode == 0 and "results are those of JAX_DEFAULT_PRNG_IMPL=rbg" in apart.stdout
-    one, another = ({line["key"] for line in results(tmp_path / name)} for name in ("w", "v"))
+    one, another = ({line.key for line in results(tmp_path / name)} for name in ("w", "v"))
     assert not one & another

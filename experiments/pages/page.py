@@ -11,18 +11,19 @@ from experiments.runs.options import Settings
 from experiments.runs.sources import Source
 from tljax import files
 from tljax.study import summary
+from tljax.study.results import Result
 from tljax.types import Task
 
 
-def show(made: Settings, target: Task, source: Source | None, lines: Sequence[workdir.Line], folder: Path) -> None:
+def show(made: Settings, target: Task, source: Source | None, lines: Sequence[Result], folder: Path) -> None:
     """Write report.html and print the table."""
     title, notes = about(made, source, target)
     identities = set(source.identity.values()) if source else set()
-    trained = [line for line in workdir.lines(folder) if line["key"] in identities]
+    trained = [line for line in workdir.lines(folder) if line.key in identities]
     settled = summary.with_share(lines, np.asarray(target.test.labels))
-    known = [line["source_accuracy"] for line in lines if line["source_accuracy"] is not None]
-    notes += workdir.mixed(folder, [line["name"] for line in (*trained, *lines)])
-    odd = [str(line["seed"]) for line in trained if line["diverged"]]
+    known = [line.source_accuracy for line in lines if line.source_accuracy is not None]
+    notes += workdir.mixed(folder, [line.name for line in (*trained, *lines)])
+    odd = [str(line.seed) for line in trained if line.diverged]
     if odd:
         notes.insert(0, f"the source of seed {', '.join(odd)} diverged: what was transferred is what it had before")
     own = f"source's own test accuracy {100 * min(known):.2f} to {100 * max(known):.2f} %" if known else ""
@@ -39,12 +40,12 @@ def show(made: Settings, target: Task, source: Source | None, lines: Sequence[wo
     console.results(title, settled, said)
 
 
-def _page(target: Task, lines: Sequence[summary.Row], folder: Path, title: str, own: str, notes: list[str]) -> str:
+def _page(target: Task, lines: Sequence[Result], folder: Path, title: str, own: str, notes: list[str]) -> str:
     from experiments.pages import report
 
     return report.page(
         lines,
-        {line["name"]: curve for line in lines if (curve := outcome.curves(folder, line)) is not None},
+        {line.name: curve for line in lines if (curve := outcome.curves(folder, line.name)) is not None},
         title=title,
         source_note=own,
         notes=notes,

@@ -12,6 +12,7 @@ from experiments.runs.search_flags import Search
 from experiments.transfer import Experiment
 from tljax import plugins
 from tljax.study import history, space
+from tljax.study.results import Result
 
 
 class Arm(NamedTuple):
@@ -78,7 +79,7 @@ def write(
     made: Settings,
     asked: Search,
     winners: Mapping[Arm, Winner],
-    lines: Sequence[Mapping[str, Any]],
+    lines: Sequence[Result],
     base: Experiment,
 ) -> list[str]:
     """Write report.html; what is said below the table."""

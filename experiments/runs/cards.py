@@ -9,6 +9,7 @@ import jax
 
 from experiments.runs import console, elsewhere, origin, sources, workdir
 from experiments.runs.options import Recipe
+from tljax.study.results import Result
 from tljax.types import InputError
 
 
@@ -26,7 +27,7 @@ class Card(NamedTuple):
     """Whether there is nothing in it to transfer: it was not trained, or on labels at random."""
 
 
-def write(folder: Path, told: Mapping[str, Any], line: workdir.Line, recipe: Recipe) -> dict[str, Any]:
+def write(folder: Path, told: Mapping[str, Any], line: Result, recipe: Recipe) -> dict[str, Any]:
     """Leave the card of a source that was trained in a run directory; what it says.
 
     `told` has its number, name and whether it is trivial, and what it was trained on as its checkpoint says it; beside
@@ -34,16 +35,16 @@ def write(folder: Path, told: Mapping[str, Any], line: workdir.Line, recipe: Rec
     """
     card = {
         **told,
-        "checkpoint": line["checkpoint"],
-        "seed": line["seed"],
-        "accuracy": line["test_accuracy"],
-        "loss": line["test_loss"],
-        "steps": line["steps"],
-        "seconds": line["seconds"],
-        "parameters": line["total_parameters"],
+        "checkpoint": line.checkpoint,
+        "seed": line.seed,
+        "accuracy": line.test_accuracy,
+        "loss": line.test_loss,
+        "steps": line.steps,
+        "seconds": line.seconds,
+        "parameters": line.total_parameters,
         "recipe": vars(recipe),
     }
-    place = folder / "cards" / f"{line['name']}.json"
+    place = folder / "cards" / f"{line.name}.json"
     workdir.folder(place.parent)
     workdir.write_record(place, card)
     return card

@@ -67,7 +67,7 @@ def weights(
 
 def _found(place: Path, fit: str | None) -> tuple[Path, int]:
     """(checkpoint, seed) of a fit, by its name with or without the digest: under one seed a checkpoint holds one."""
-    lines = {line["name"]: line for line in workdir.lines(place)}
+    lines = {line.name: line for line in workdir.lines(place)}
     names = sorted(lines or sources.told(place)["fits"])
     if fit is None and len(names) > 1:
         raise InputError(f"'{place}' holds {len(names)} fits, {paths.some(names, 12)}: choose one with --fit=NAME")
@@ -77,7 +77,7 @@ def _found(place: Path, fit: str | None) -> tuple[Path, int]:
         raise InputError(f"--fit={fit}: '{place}' holds {paths.some(begun)}: name one of them whole")
     if name not in names:
         raise InputError(f"--fit={name}: '{place}' holds no such fit{plugins.nearest(name, names)}")
-    folder = place / lines[name]["checkpoint"] if lines else place
+    folder = place / lines[name].checkpoint if lines else place
     told = sources.told(folder)["fits"]
     if name not in told:
         raise InputError(f"checkpoint '{folder}' holds no fit '{name}': train it again")
