@@ -32,7 +32,7 @@ from experiments.runs.options import Settings
 from experiments.runs.sources import Source
 from tljax import graft, masks, objective, plugins, seeds, train
 from tljax.study.results import Result
-from tljax.train import scores
+from tljax.train import gradients
 from tljax.types import InputError, Model, Task
 
 
@@ -240,7 +240,7 @@ def look(todo: Experiment, field: fits.Arena, streams: seeds.Seeds, budget: str)
 
     def look(merge: Any) -> tuple[Any, Any]:
         split = (todo.model, objective.loss(field.recipe.loss), field.images, field.labels, subset, merge)
-        return scores.mean_gradient(*split), scores.mean_squared_gradient(*split)
+        return gradients.mean_gradient(*split), gradients.mean_squared_gradient(*split)
 
     return look
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tljax import data, evaluate, masks, models, named_optimizer, objective, train
+from tljax import data, evaluate, masks, models, objective, optimizers, train
 from tljax.data import draw
 from tljax.study import statistics
 
@@ -18,7 +18,7 @@ def right():
     """Which test images fits on 50 labels get right: bool [2 x GROUPS x FITS, 1000], no two of one seed."""
     task = data.load("fashion_mnist_10k")
     model = models.build("mlp", 10, hidden=(8,), activation="relu")
-    spec, numbers = named_optimizer.spec("sgd")
+    spec, numbers = optimizers.spec("sgd")
     program = train.Program(model, objective.loss("softmax_cross_entropy"), spec)
     labels = np.asarray(task.train.labels)
 

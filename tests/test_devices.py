@@ -8,16 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tljax import evaluate, masks, models, named_optimizer, objective, prefix, train
+from tljax import evaluate, masks, models, objective, optimizers, train
 from tljax.data import draw
 from tljax.models import linen
-from tljax.train import layout, modes, segment
+from tljax.train import features, modes, step, vectorize
 
 RNG = np.random.default_rng(0)
 IMAGES = jnp.asarray(RNG.integers(0, 256, (300, 4, 4, 1)).astype(np.uint8))
 LABELS = jnp.asarray(RNG.integers(0, 3, 300).astype(np.int32))
 MODEL = models.build("mlp", 3, hidden=(16,), activation="relu")
-SPEC, NUMBERS = named_optimizer.spec("adam", clip=0.5)
+SPEC, NUMBERS = optimizers.spec("adam", clip=0.5)
 PROGRAM = train.Program(MODEL, objective.loss("softmax_cross_entropy"), SPEC)
 DEVICES = tuple(jax.devices())
 STEPS = 50
@@ -91,7 +91,7 @@ def test_devices_that_share_batches_give_what_one_gives(how, strategy, batch, on
 @pytest.mark.parametrize("how", ["jit data:8", pytest.param("pmap", marks=pytest.mark.slow)])
 def test_on_the_features_of_a_frozen_prefix_as_well(how, on_one_device):
     means = DIVIDED[how]
-    store = prefix.Store(10**8)
+    store = features.Store(10**8)
     kept = train.Means(means.devices, means.batch, means.mode, store=store)
     assert_near(outcome(trials("head_only", 101), kept), on_one_device("head_only", 101))
     assert len(store.kept) == 2  # of the training and of the test examples
@@ -130,7 +130,7 @@ def test_each_device_does_its_share_of_the_work(how):
     for name, means in (("one", train.Means()), ("many", DIVIDED[how])):
         trial = trials("full", 1000, 1)
         program = train.under(PROGRAM, trial[0], (trial[0].phases[0][1],))
-        stand = layout.laid_out(program, trial, 1, IMAGES, means)
+        stand = vectorize.laid_out(program, trial, 1, IMAGES, means)
         flops[name] = costs(program, stand, trial[0])
     assert flops["many"] < flops["one"] / 6
 
@@ -138,7 +138,7 @@ def test_each_device_does_its_share_of_the_work(how):
 def costs(program, stand, trial):
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], trial.params)
     numbers = train.trial.numbers_of(program, [trial], [(trial.phases[0][1],)])
-    state = segment.begin(program, params, numbers, jnp.ones(1))
+    state = step.begin(program, params, numbers, jnp.ones(1))
     order, rates = jnp.zeros((1, 9, 1000), jnp.int32), jnp.zeros((1, 9))
     own = (params, state, jax.tree.map(lambda leaf: None, params), numbers)
     given = (*own, ((IMAGES,), LABELS), order, rates, (0, 0, 1))

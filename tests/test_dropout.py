@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tljax import masks, models, named_optimizer, objective, prefix, train
+from tljax import masks, models, objective, optimizers, train
 from tljax.data import draw
 from tljax.models import drawing
 from tljax.models.linen import flat, stage
+from tljax.train import features
 from tljax.types import InputError
 
 X = jnp.ones((50, 400))
@@ -337,7 +338,7 @@ def test_no_idiom_is_a_fault_and_each_draws(idiom):
 RNG = np.random.default_rng(0)
 IMAGES = jnp.asarray(RNG.integers(0, 256, (60, 4, 4, 1)).astype(np.uint8))
 LABELS = jnp.asarray(RNG.integers(0, 3, 60).astype(np.int32))
-SPEC, NUMBERS = named_optimizer.spec("sgd")
+SPEC, NUMBERS = optimizers.spec("sgd")
 LOSS = objective.loss("softmax_cross_entropy")
 
 
@@ -416,7 +417,7 @@ SOME = [pytest.param(names, marks=() if names in QUICK else pytest.mark.slow) fo
 
 @pytest.mark.parametrize("trained", SOME)
 def test_frozen_stages_drop_nothing_wherever_they_stand_and_whatever_is_kept(trained):
-    store = prefix.Store(10**8)
+    store = features.Store(10**8)
     kept, of_kept = fitted(*trained, store=store)
     anew, of_anew = fitted(*trained)
     assert bool(store.kept) == ("low" not in trained)
@@ -427,7 +428,7 @@ def test_frozen_stages_drop_nothing_wherever_they_stand_and_whatever_is_kept(tra
 
 @pytest.mark.parametrize("trained", SOME)
 def test_on_request_frozen_stages_keep_their_dropout_and_only_what_draws_nothing_is_kept(trained):
-    store = prefix.Store(10**8)
+    store = features.Store(10**8)
     names = drawing.stages(NOISY, (4, 4, 1))
     assert names == ("between", "middle", "last")
     kept, _ = fitted(*trained, drawing=names, store=store)
@@ -438,16 +439,16 @@ def test_on_request_frozen_stages_keep_their_dropout_and_only_what_draws_nothing
 
 def test_what_stands_in_a_frozen_prefix_is_what_computes_the_same_at_every_step():
     mask = masks.under(models.init(NOISY, jax.random.key(0), (4, 4, 1)), "head")
-    assert prefix.lead(NOISY, mask) == ("low", "between", "middle")
-    assert prefix.lead(NOISY, mask, ("middle",)) == ("low", "between")
-    assert prefix.lead(NOISY, mask, ("last",)) == ("low", "between", "middle")
+    assert features.lead(NOISY, mask) == ("low", "between", "middle")
+    assert features.lead(NOISY, mask, ("middle",)) == ("low", "between")
+    assert features.lead(NOISY, mask, ("last",)) == ("low", "between", "middle")
 
 
 def test_a_norm_that_has_statistics_alone_freezes_no_dropout_below_it():
     norm = stage("norm", nn.BatchNorm(use_bias=False, use_scale=False))
     model = (NOISY[0], stage("drop", nn.Dropout(0.5)), norm, NOISY[-1])
     everything = masks.by_path(models.init(model, jax.random.key(0), (4, 4, 1)), lambda path: True)
-    assert prefix.still(model, everything) == ("norm",) and prefix.lead(model, everything) == ()
+    assert features.still(model, everything) == ("norm",) and features.lead(model, everything) == ()
 
 
 def test_each_step_draws_anew_and_a_repetition_the_same():

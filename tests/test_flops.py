@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tljax import masks, models, named_optimizer, objective, plugins, prefix, train
-from tljax.train import layout, segment
+from tljax import masks, models, objective, optimizers, plugins, train
+from tljax.train import features, step, vectorize
 from tljax.train.trial import numbers_of, stack
 from tljax.types import Context
 
@@ -23,7 +23,7 @@ def lowered(strategy, hidden=(512,), cached=False, optimizer="sgd"):
     params = models.init(model, jax.random.key(0), (28, 28, 1))
     method, options = plugins.method(strategy)
     mask = method.strategy(params, Context(models.names(model)), **options)
-    spec, numbers = named_optimizer.spec(optimizer)
+    spec, numbers = optimizers.spec(optimizer)
     plain = train.Program(model, objective.loss("softmax_cross_entropy"), spec)
     order = lambda start, stop: np.zeros((stop - start, BATCH), np.int32)  # noqa: E731
     trial = train.Trial(
@@ -31,16 +31,16 @@ def lowered(strategy, hidden=(512,), cached=False, optimizer="sgd"):
     )
     program = train.under(plain, trial, (mask,))
     whole, given = stack([params]), numbers_of(program, [trial], [(mask,)])
-    state = segment.begin(program, whole, given, jnp.ones(1))
-    means = train.Means(store=prefix.Store(10**9) if cached else None)
-    short, views = layout.shortened(program, [trial], whole, 1, IMAGES, 10**9, means)
+    state = step.begin(program, whole, given, jnp.ones(1))
+    means = train.Means(store=features.Store(10**9) if cached else None)
+    short, views = vectorize.shortened(program, [trial], whole, 1, IMAGES, 10**9, means)
     assert (views[0] is not IMAGES) == cached
-    trained, frozen = masks.split(whole, segment.static(program))
+    trained, frozen = masks.split(whole, step.static(program))
     rows = train.capacity(BATCH)
     order_, rates = jnp.zeros((1, rows, BATCH), jnp.int32), jnp.zeros((1, rows))
     return (
-        segment.segment.lower(
-            short, segment.Layout(), trained, state, frozen, given, (views, LABELS), order_, rates, (0, 0, 1)
+        step.segment.lower(
+            short, step.Layout(), trained, state, frozen, given, (views, LABELS), order_, rates, (0, 0, 1)
         ),
         state,
     )

@@ -236,7 +236,7 @@ def test_nohup_is_heeded():
 
 def test_a_thread_that_a_strategy_left_does_not_keep_the_process():
     code = (
-        "import threading, time; from experiments import console; console._PATIENCE = 0.1\n"
+        "import threading, time; from experiments.runs import console; console._PATIENCE = 0.1\n"
         "threading.Thread(target=time.sleep, args=(1000,), name='mine').start()\n"
         "console.run_main(lambda argv: console.say('done'))"
     )

@@ -13,10 +13,9 @@ import pytest
 from test_programs import arguments, command, refused, results, snapshot
 
 from experiments import features, predict, transfer
-from experiments.pages import export
+from experiments.pages import export, history
 from experiments.runs import console, elsewhere, evidence, options, outcome, tuned, workdir
 from tljax import files
-from tljax.study import history
 from tljax.types import InputError
 
 pytestmark = pytest.mark.usefixtures("no_pictures")

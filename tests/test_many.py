@@ -8,15 +8,15 @@ import numpy as np
 import optax
 import pytest
 
-from tljax import masks, models, named_optimizer, objective, parallel, prefix, train
+from tljax import masks, models, objective, optimizers, parallel, train
 from tljax.data import draw
-from tljax.train import layout, segment
+from tljax.train import features, step, vectorize
 
 RNG = np.random.default_rng(0)
 IMAGES = jnp.asarray(RNG.integers(0, 256, (60, 4, 4, 1)).astype(np.uint8))
 LABELS = jnp.asarray(RNG.integers(0, 3, 60).astype(np.int32))
 MODEL = models.build("mlp", 3, hidden=(6,), activation="relu")
-SPEC, NUMBERS = named_optimizer.spec("sgd", momentum=0.5, clip=0.5)
+SPEC, NUMBERS = optimizers.spec("sgd", momentum=0.5, clip=0.5)
 PROGRAM = train.Program(MODEL, objective.loss("softmax_cross_entropy"), SPEC, (objective.Penalty("l2"),), smooth=True)
 DEVICES = tuple(jax.devices())
 STEPS = 50
@@ -85,9 +85,9 @@ def test_what_differs_in_numbers_orders_or_examples_is_one_group_and_one_executa
         trial(start(0), order_of(0), smoothing=0.4),
         trial(start(0), order_of(0, few)),
     ]
-    before = segment.segment._cache_size()
+    before = step.segment._cache_size()
     together, _ = fitted(trials)
-    assert segment.segment._cache_size() == before + 1
+    assert step.segment._cache_size() == before + 1
     for i, one in enumerate(trials):
         assert_same(together[i], fitted([one])[0][0])
     assert len({float(losses[-1]) for _, losses in together}) == 5
@@ -145,11 +145,11 @@ def test_wide_steps_go_one_after_another_unless_a_flag_says_otherwise():
         trials = [trial(params, order, mask=mask) for _ in range(2)]
         program = train.under(train.Program(wide, PROGRAM.loss, SPEC, PROGRAM.penalties), trials[0], (mask,))
         images = jnp.zeros((1, 28, 28, 1), jnp.uint8)
-        side = layout.lanes(program, trials, [(mask,)] * 2)
+        side = vectorize.lanes(program, trials, [(mask,)] * 2)
         assert side == 2
-        assert layout.laid_out(program, trials, side, images, train.Means()).wide == expected
-        assert layout.laid_out(program, trials, side, images, train.Means(many="vmap")).wide
-        assert not layout.laid_out(program, trials, side, images, train.Means(many="map")).wide
+        assert vectorize.laid_out(program, trials, side, images, train.Means()).wide == expected
+        assert vectorize.laid_out(program, trials, side, images, train.Means(many="vmap")).wide
+        assert not vectorize.laid_out(program, trials, side, images, train.Means(many="map")).wide
 
 
 def test_work_is_about_what_xla_counts_for_a_step():
@@ -161,7 +161,7 @@ def test_work_is_about_what_xla_counts_for_a_step():
         (masks.under(params, "head"), 3 * 1.03e6),
     ):
         one = trial(params, order, mask=mask)
-        got = layout.work(train.under(program, one, (mask,)), one, jnp.zeros((1, 28, 28, 1), jnp.uint8))
+        got = vectorize.work(train.under(program, one, (mask,)), one, jnp.zeros((1, 28, 28, 1), jnp.uint8))
         assert got == pytest.approx(expected, rel=0.03)
 
 
@@ -169,7 +169,7 @@ def test_probes_on_the_features_of_several_sources_side_by_side_over_devices():
     def heads():
         return [one._replace(phases=((0, masks.under(one.params, "head")),)) for one in with_one_order(4, 2)]
 
-    store = prefix.Store(10**8)
+    store = features.Store(10**8)
     together, _ = fitted(heads(), devices=DEVICES[:2], store=store)
     assert [views.shape for views, _ in store.kept.values()] == [(4, 60, 6)]
     for i, one in enumerate(heads()):
@@ -181,7 +181,7 @@ def test_lanes_part_where_the_frozen_stages_were_trained_before():
     params, order = start(), order_of(0)
     phases = ((0, masks.by_path(params, lambda path: True)), (20, masks.under(params, "head")))
     trials = [trial(params, order, rate=rate, phases=phases) for rate in (0.02, 0.2)]
-    store = prefix.Store(10**8)
+    store = features.Store(10**8)
     together, _ = fitted(trials, store=store)
     assert [views.shape for views, _ in store.kept.values()] == [(2, 60, 6)]
     for i, one in enumerate(trials):

@@ -11,7 +11,7 @@ import optax
 import pytest
 from flax import nnx
 
-from tljax import masks, named_optimizer, optimizer, paths
+from tljax import masks, optimizer, optimizers, paths
 from tljax.strategies import bias_only, head_only, lp_ft, random_mask
 from tljax.types import Context, InputError
 
@@ -35,8 +35,8 @@ def steps(tx, params, gradients, count=3):
 
 @pytest.mark.parametrize(("name", "clip"), [*itertools.product(NAMES, (0.0, 1.0))])
 def test_frozen_leaves_keep_their_bytes_under_decay_and_clipping(name, clip):
-    spec, numbers = named_optimizer.spec(name, weight_decay=1.0, clip=clip)
-    tx = optimizer.masked(named_optimizer.build(spec, 0.1, numbers), MASK)
+    spec, numbers = optimizers.spec(name, weight_decay=1.0, clip=clip)
+    tx = optimizer.masked(optimizers.build(spec, 0.1, numbers), MASK)
     after, state = steps(tx, PARAMS, GRADIENTS)
     for leaf in ("b", "steps"):
         assert np.asarray(after[leaf]).tobytes() == PARAMS[leaf].tobytes()
@@ -46,8 +46,8 @@ def test_frozen_leaves_keep_their_bytes_under_decay_and_clipping(name, clip):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_trained_part_moves_as_if_the_frozen_one_did_not_exist(name):
-    spec, numbers = named_optimizer.spec(name, weight_decay=0.1, clip=0.01)
-    tx = named_optimizer.build(spec, 0.1, numbers)
+    spec, numbers = optimizers.spec(name, weight_decay=0.1, clip=0.01)
+    tx = optimizers.build(spec, 0.1, numbers)
     alone, _ = steps(tx, {"a": PARAMS["a"]}, {"a": GRADIENTS["a"]})
     beside, _ = steps(optimizer.masked(tx, MASK), PARAMS, GRADIENTS)
     np.testing.assert_array_equal(alone["a"], beside["a"])
@@ -101,8 +101,8 @@ def test_adam_under_head_only_holds_two_moments_of_the_head_and_a_counter():
 
 
 def test_decay_of_sgd_is_the_gradient_of_the_l2_penalty():
-    spec, numbers = named_optimizer.spec("sgd", weight_decay=0.5)
-    tx = named_optimizer.build(spec, 0.1, numbers)
+    spec, numbers = optimizers.spec("sgd", weight_decay=0.5)
+    tx = optimizers.build(spec, 0.1, numbers)
     params = {"w": jnp.array([2.0])}
     updates, _ = tx.update({"w": jnp.array([1.0])}, tx.init(params), params)
     np.testing.assert_allclose(updates["w"], [-0.1 * (1.0 + 0.5 * 2.0)], rtol=1e-6)
@@ -110,14 +110,14 @@ def test_decay_of_sgd_is_the_gradient_of_the_l2_penalty():
 
 def test_decay_of_adamw_is_off_unless_asked_for():
     params, gradient = {"w": np.array([5.0], np.float32)}, {"w": np.array([0.0], np.float32)}
-    spec, numbers = named_optimizer.spec("adamw")
-    after, _ = steps(named_optimizer.build(spec, 0.1, numbers), params, gradient)
+    spec, numbers = optimizers.spec("adamw")
+    after, _ = steps(optimizers.build(spec, 0.1, numbers), params, gradient)
     np.testing.assert_array_equal(after["w"], params["w"])
 
 
 def test_momentum_equals_the_recursion():
-    spec, numbers = named_optimizer.spec("sgd", momentum=0.9)
-    after, _ = steps(named_optimizer.build(spec, 0.1, numbers), {"w": np.array([0.0])}, {"w": np.array([1.0])}, count=3)
+    spec, numbers = optimizers.spec("sgd", momentum=0.9)
+    after, _ = steps(optimizers.build(spec, 0.1, numbers), {"w": np.array([0.0])}, {"w": np.array([1.0])}, count=3)
     velocity, w = 0.0, 0.0
     for _ in range(3):
         velocity = 0.9 * velocity + 1.0
@@ -126,9 +126,9 @@ def test_momentum_equals_the_recursion():
 
 
 def test_every_offered_optimizer_takes_a_step():
-    for name in named_optimizer.names():
-        spec, numbers = named_optimizer.spec(name)
-        tx = optimizer.masked(named_optimizer.build(spec, 0.1, numbers), {"a": True, "b": False})
+    for name in optimizers.names():
+        spec, numbers = optimizers.spec(name)
+        tx = optimizer.masked(optimizers.build(spec, 0.1, numbers), {"a": True, "b": False})
         params = {"a": jnp.ones((2, 2)), "b": jnp.ones(2)}
         updates, _ = tx.update(
             {"a": jnp.ones((2, 2)), "b": None}, tx.init(params), masks.split(params, {"a": True, "b": False})[0]
@@ -149,16 +149,16 @@ def test_every_offered_optimizer_takes_a_step():
 )
 def test_what_cannot_be_is_refused(arguments, message):
     with pytest.raises(InputError, match=message):
-        named_optimizer.spec(**arguments)
+        optimizers.spec(**arguments)
 
 
 def test_schedules_equal_their_formulas():
     t = np.arange(90)
-    cosine = named_optimizer.rates("cosine", 0.5, 0.1, 100)
+    cosine = optimizers.rates("cosine", 0.5, 0.1, 100)
     np.testing.assert_allclose(cosine[:10], 0.5 * np.arange(10) / 10, atol=1e-6)
     np.testing.assert_allclose(cosine[10:], 0.25 * (1 + np.cos(np.pi * t / 90)), atol=1e-6)
-    np.testing.assert_allclose(named_optimizer.rates("linear", 2.0, 0.0, 90), 2 * (1 - t / 90), atol=1e-6)
-    assert (named_optimizer.rates("constant", 0.25, 0.0, 5) == 0.25).all()
+    np.testing.assert_allclose(optimizers.rates("linear", 2.0, 0.0, 90), 2 * (1 - t / 90), atol=1e-6)
+    assert (optimizers.rates("constant", 0.25, 0.0, 5) == 0.25).all()
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_schedules_equal_their_formulas():
 )
 def test_schedules_refuse_what_cannot_be(arguments, message):
     with pytest.raises(InputError, match=message):
-        named_optimizer.rates(*arguments)
+        optimizers.rates(*arguments)
 
 
 RATES = np.array([[0.1], [0.0], [0.5], [2.0]])

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tljax import masks, models, named_optimizer, objective, paths, plugins, train
+from tljax import masks, models, objective, optimizers, paths, plugins, train
 from tljax.data import draw
 from tljax.types import Context, Phase
 
@@ -36,7 +36,7 @@ def trained_by_tljax(strategy, optimizer):
     decay = DECAY if optimizer == "adamw" else 0.0
     momentum = 0.5 if optimizer == "momentum" else 0.0
     name = "sgd" if optimizer == "momentum" else optimizer
-    spec, numbers = named_optimizer.spec(name, momentum=momentum, weight_decay=decay, clip=CLIP)
+    spec, numbers = optimizers.spec(name, momentum=momentum, weight_decay=decay, clip=CLIP)
     text = f"l2_sp:weight={ALPHA}:beta={BETA}" if strategy == "l2_sp" else ""
     terms, weights = objective.penalties(text)
     program = train.Program(model, objective.loss("softmax_cross_entropy"), spec, terms)

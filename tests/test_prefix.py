@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tljax import masks, models, named_optimizer, objective, plugins, prefix, train
+from tljax import masks, models, objective, optimizers, plugins, train
 from tljax.data import draw
 from tljax.models.linen import stage
+from tljax.train import features
 from tljax.types import Stage
 
 RNG = np.random.default_rng(0)
@@ -48,7 +49,7 @@ def trial(params, phases, seed=0, rate=0.1, numbers=None):
 
 def fitted(model, trials, store, optimizer="sgd", merge=None, said=None):
     """Parameters [trials, ...] and losses of a group, with and without a store of features."""
-    spec, numbers = named_optimizer.spec(optimizer, clip=0.5)
+    spec, numbers = optimizers.spec(optimizer, clip=0.5)
     program = train.Program(
         model, objective.loss("softmax_cross_entropy"), spec, (objective.Penalty("l2"),), merge=merge
     )
@@ -71,7 +72,7 @@ def close(one, other):
 def test_the_rewritten_four_give_the_same_outputs():
     params = params_of(MLP)
     mask = masks.under(params, ["hidden_1", "head"])
-    model, same, same_mask, x = prefix.rewrite(MLP, params, mask, IMAGES)
+    model, same, same_mask, x = features.rewrite(MLP, params, mask, IMAGES)
     assert models.names(model) == ("hidden_1", "head") and same is params and same_mask is mask
     np.testing.assert_allclose(models.apply(model, params, x), models.apply(MLP, params, IMAGES), rtol=1e-5, atol=1e-6)
 
@@ -79,7 +80,7 @@ def test_the_rewritten_four_give_the_same_outputs():
 def test_a_model_that_trains_from_its_first_stage_is_left_as_it_is():
     params = params_of(MLP)
     mask = masks.by_glob(params, "**/bias")
-    assert prefix.rewrite(MLP, params, mask, IMAGES) == (MLP, params, mask, IMAGES)
+    assert features.rewrite(MLP, params, mask, IMAGES) == (MLP, params, mask, IMAGES)
 
 
 def test_the_lead_ends_with_the_last_frozen_stage_that_has_parameters():
@@ -87,9 +88,9 @@ def test_the_lead_ends_with_the_last_frozen_stage_that_has_parameters():
     nothing = lambda name: Stage(name, lambda key, x: {}, lambda params, x, key=None: x)  # noqa: E731
     model = (nothing("in"), *MLP[:1], nothing("between"), *MLP[1:2], nothing("last"), MLP[2])
     params = params_of(model)
-    assert prefix.lead(model, head(params)) == ("in", "hidden_0", "between", "hidden_1")
-    assert prefix.lead(model, masks.under(params, ["hidden_1", "head"])) == ("in", "hidden_0")
-    assert prefix.lead(model, everything(params)) == ()
+    assert features.lead(model, head(params)) == ("in", "hidden_0", "between", "hidden_1")
+    assert features.lead(model, masks.under(params, ["hidden_1", "head"])) == ("in", "hidden_0")
+    assert features.lead(model, everything(params)) == ()
 
 
 # A large eps keeps rounding small where a gradient is next to nothing.
@@ -104,7 +105,7 @@ def test_a_cached_fit_equals_the_uncached_phase_by_phase(plan, model, optimizer)
         "head, then all": ((0, head(params)), (12, everything(params))),
         "upper, then head": ((0, upper), (12, head(params))),
     }[plan]
-    store = prefix.Store(10**8)
+    store = features.Store(10**8)
     cached, losses = fitted(model, [trial(params, phases)], store, optimizer)
     plain, expected = fitted(model, [trial(params, phases)], None, optimizer)
     np.testing.assert_allclose(losses, expected, rtol=2e-5)
@@ -115,7 +116,7 @@ def test_a_cached_fit_equals_the_uncached_phase_by_phase(plan, model, optimizer)
 
 def test_frozen_leaves_of_a_cached_fit_keep_their_bytes():
     params = params_of(MLP)
-    [after], _ = fitted(MLP, [trial(params, ((0, head(params)),))], prefix.Store(10**8))
+    [after], _ = fitted(MLP, [trial(params, ((0, head(params)),))], features.Store(10**8))
     for name in ("hidden_0", "hidden_1"):
         jax.tree.map(np.testing.assert_array_equal, after[name], jax.tree.map(np.asarray, params[name]))
 
@@ -126,7 +127,7 @@ def test_added_factors_are_merged_before_the_features_are_computed():
     params = method.adapt(params_of(MLP), jax.random.key(1))
     params["hidden_0"]["lora_b"] = params["hidden_0"]["lora_b"] + 0.3
     phases = ((0, masks.under(params, ["hidden_1", "head"])),)
-    store = prefix.Store(10**8)
+    store = features.Store(10**8)
     cached, _ = fitted(MLP, [trial(params, phases)], store, merge=method.merge)
     plain, _ = fitted(MLP, [trial(params, phases)], None, merge=method.merge)
     assert len(store.kept) == 1
@@ -137,7 +138,7 @@ def test_dropout_above_the_lead_draws_the_same():
     model = (*MLP[:2], stage("drop", nn.Dropout(0.5, deterministic=False)), MLP[2])
     params = {**params_of(MLP), "drop": {}}
     phases = ((0, masks.under(params, "head")),)
-    cached, losses = fitted(model, [trial(params, phases)], prefix.Store(10**8))
+    cached, losses = fitted(model, [trial(params, phases)], features.Store(10**8))
     plain, expected = fitted(model, [trial(params, phases)], None)
     np.testing.assert_allclose(losses, expected, rtol=2e-5)
     close(cached, plain)
@@ -147,7 +148,7 @@ def test_dropout_above_the_lead_draws_the_same():
 
 def test_fits_that_freeze_the_same_leaves_of_the_same_source_share_the_features():
     one, other = params_of(MLP), params_of(MLP, 1)
-    store = prefix.Store(10**8)
+    store = features.Store(10**8)
     for rate in (0.1, 0.2):
         fitted(MLP, [trial(one, ((0, head(one)),), rate=rate)], store)
     again = {**one, "head": params_of(MLP, 5)["head"]}
@@ -159,20 +160,20 @@ def test_fits_that_freeze_the_same_leaves_of_the_same_source_share_the_features(
 
 def test_sources_of_one_group_have_a_view_each_and_one_source_has_one():
     trials = [trial(params_of(MLP, i), ((0, head(params_of(MLP, i))),), seed=i) for i in range(3)]
-    store = prefix.Store(10**8)
+    store = features.Store(10**8)
     together, _ = fitted(MLP, trials, store)
     assert [views.shape for views, _ in store.kept.values()] == [(3, 60, 5)]
     for i, one in enumerate(trials):
         close(together[i], fitted(MLP, [one], None)[0][0])
     same = [trial(params_of(MLP), ((0, head(params_of(MLP))),), seed=i) for i in range(3)]
-    store = prefix.Store(10**8)
+    store = features.Store(10**8)
     fitted(MLP, same, store)
     assert [views[0].shape for views, _ in store.kept.values()] == [(60, 5)]
 
 
 def test_over_the_budget_it_says_so_and_computes_as_it_goes():
     params, said = params_of(MLP), []
-    store = prefix.Store(60 * 5 * 4 - 1)
+    store = features.Store(60 * 5 * 4 - 1)
     got, _ = fitted(MLP, [trial(params, ((0, head(params)),))], store, said=said)
     assert not store.kept and any("so computed in every step" in line for line in said)
     jax.tree.map(np.testing.assert_array_equal, got[0], fitted(MLP, [trial(params, ((0, head(params)),))], None)[0][0])
@@ -180,7 +181,7 @@ def test_over_the_budget_it_says_so_and_computes_as_it_goes():
 
 def test_within_the_budget_the_least_recently_used_go_and_a_group_takes_turns():
     trials = [trial(params_of(MLP, i), ((0, head(params_of(MLP, i))),), seed=i) for i in range(3)]
-    store = prefix.Store(60 * 5 * 4)
+    store = features.Store(60 * 5 * 4)
     together, _ = fitted(MLP, trials, store)
     assert sum(leaf.nbytes for leaf in jax.tree.leaves([views for views, _ in store.kept.values()])) <= store.budget
     for i, one in enumerate(trials):
@@ -188,8 +189,8 @@ def test_within_the_budget_the_least_recently_used_go_and_a_group_takes_turns():
 
 
 def test_fewer_examples_than_there_are_are_not_worth_it():
-    params, store = params_of(MLP), prefix.Store(10**8)
-    spec, numbers = named_optimizer.spec("sgd")
+    params, store = params_of(MLP), features.Store(10**8)
+    spec, numbers = optimizers.spec("sgd")
     program = train.Program(MLP, objective.loss("softmax_cross_entropy"), spec)
     one = trial(params, ((0, head(params)),), numbers=numbers)._replace(rates=np.ones(5, np.float32), weights=())
     list(train.fit(program, [one], IMAGES, LABELS, [5], means=train.Means(store=store)))
@@ -198,7 +199,7 @@ def test_fewer_examples_than_there_are_are_not_worth_it():
 
 def test_bfloat16_features_are_half_as_large_and_computed_with_in_float32():
     params = params_of(MLP)
-    half = prefix.Store(10**8, "bfloat16")
+    half = features.Store(10**8, "bfloat16")
     got, losses = fitted(MLP, [trial(params, ((0, head(params)),))], half)
     _, expected = fitted(MLP, [trial(params, ((0, head(params)),))], None)
     [((views,), _)] = half.kept.values()
@@ -208,8 +209,8 @@ def test_bfloat16_features_are_half_as_large_and_computed_with_in_float32():
 
 
 def test_examples_that_no_batch_divides_have_their_own_features(monkeypatch):
-    monkeypatch.setattr(prefix, "_BATCH", 16)
+    monkeypatch.setattr(features, "_BATCH", 16)
     params = params_of(MLP)
-    _, _, _, x = prefix.rewrite(MLP, params, head(params), IMAGES[:59])
+    _, _, _, x = features.rewrite(MLP, params, head(params), IMAGES[:59])
     np.testing.assert_allclose(x, models.features(MLP, params, IMAGES[:59])[1], rtol=1e-5, atol=1e-6)
     assert len(x) == 59

@@ -131,7 +131,7 @@ def test_a_lost_fit_enters_no_mean(lost: dict[str, Any]) -> None:
 
 def test_no_gain_without_scratch_of_the_same_seed() -> None:
     rows = [fit("scratch", 0, 0.5), fit("scratch", 1, 0.6, diverged=True), fit("full", 1, 0.6), fit("full", 2, 0.7)]
-    assert summary(rows)[1]["gain"] is None
+    assert summary(rows)[1].gain is None
     partly = summary([*rows, fit("full", 0, 0.8)])[1]
     assert (partly.gain[0], partly.gain_seeds) == (pytest.approx(30), 1)
 

@@ -15,7 +15,7 @@ from test_programs import arguments, command, parameters, results
 
 from experiments import transfer
 from experiments.runs import progress, signals, training
-from tljax import masks, models, named_optimizer, objective, train
+from tljax import masks, models, objective, optimizers, train
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -214,7 +214,7 @@ def test_masks_of_every_kind_and_moments_of_every_phase_are_saved_and_restored(t
     params = models.init(model, jax.random.key(0), (2, 2, 1))
     everything = masks.by_path(params, lambda path: True)
     part = {**everything, "head": {"kernel": np.eye(4, 3), "bias": 0.5}}
-    spec, numbers = named_optimizer.spec("adam", clip=1.0)
+    spec, numbers = optimizers.spec("adam", clip=1.0)
     program = train.Program(model, objective.loss("softmax_cross_entropy"), spec)
 
     def order(start, stop):

@@ -13,11 +13,11 @@ from test_report import alts, visible
 from test_search import line, study_of
 
 from experiments import search, transfer
-from experiments.pages import search_page, search_pictures, search_report
+from experiments.pages import history, search_page, search_pictures, search_report
 from experiments.pages.report import Reproduced
 from experiments.runs import options, search_flags, workdir
 from tljax import train
-from tljax.study import history, range_test, space
+from tljax.study import range_test, space
 from tljax.study import search as studies
 from tljax.types import InputError
 

@@ -11,10 +11,10 @@ import pytest
 from test_programs import arguments, command, results, write_task
 
 from experiments import pretrain, transfer
+from experiments.benchmark import __main__ as benchmark
 from experiments.benchmark import peers as sides
-from experiments.benchmark import speed as benchmark
 from experiments.runs import console, machine, options
-from tljax.train import segment
+from tljax.train import step
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -30,7 +30,7 @@ def tasks(tmp_path_factory):
 
 
 def compiled():
-    return segment.segment._cache_size()
+    return step.segment._cache_size()
 
 
 def test_nothing_is_compiled_twice_in_a_run_nor_for_other_numbers(tasks, tmp_path):

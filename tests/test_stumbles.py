@@ -8,11 +8,10 @@ import pytest
 from test_programs import arguments, command
 
 from experiments import compare, report, search, transfer
-from experiments.pages import drawing, search_pictures
+from experiments.pages import drawing, history, search_pictures
 from experiments.pages import report as pages
 from experiments.runs import console, methods, options, workdir
 from tljax import paths, plugins
-from tljax.study import history
 from tljax.study import space as spaces
 from tljax.types import InputError
 

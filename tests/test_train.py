@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tljax import masks, models, named_optimizer, objective, optimizer, train
+from tljax import masks, models, objective, optimizer, optimizers, train
 from tljax.data import draw
-from tljax.train import modes, phase, scores
-from tljax.train import segment as compiled
+from tljax.train import gradients, modes, phase
+from tljax.train import step as compiled
 from tljax.types import InputError
 
 MODEL = models.build("mlp", 4, hidden=(8,), activation="relu")
@@ -21,14 +21,14 @@ LABELS = RNG.integers(0, 4, 50).astype(np.int32)
 
 def fitted(mask_of, *, seeds=(0,), batch=16, steps=12, ends=None, penalty="", recipe=None, model=MODEL, rate=0.1):
     """The last state and the logs of a group."""
-    spec, numbers = named_optimizer.spec(**{"name": "sgd", **(recipe or {})})
+    spec, numbers = optimizers.spec(**{"name": "sgd", **(recipe or {})})
     terms, weights = objective.penalties(penalty)
     trials = []
     for seed in seeds:
         params = models.init(model, jax.random.key(seed), (3, 4, 1))
         mask = mask_of(params)
         order = lambda start, stop, seed=seed: draw.order(seed, 50, batch, start, stop, epochs=True, subset=None)  # noqa: E731
-        rates = named_optimizer.rates("linear", rate, 0.0, steps)
+        rates = optimizers.rates("linear", rate, 0.0, steps)
         trials.append(train.Trial(params, ((0, mask),), order, rates, weights, numbers, jax.random.key(seed)))
     program = train.Program(model, objective.loss("softmax_cross_entropy"), spec, terms)
     logs = []
@@ -127,13 +127,13 @@ def test_bits_depend_neither_on_the_group_nor_on_the_segments():
 def test_a_stop_and_resume_gives_the_bits_of_no_stop(name):
     recipe = {"name": name, "clip": 1.0}
     _, whole, _ = fitted(everything, recipe=recipe)
-    spec, numbers = named_optimizer.spec(**recipe)
+    spec, numbers = optimizers.spec(**recipe)
     params = models.init(MODEL, jax.random.key(0), (3, 4, 1))
     mask = everything(params)
     program = train.Program(MODEL, objective.loss("softmax_cross_entropy"), spec)
     order = lambda a, b: draw.order(0, 50, 16, a, b, epochs=True, subset=None)  # noqa: E731
     trial = train.Trial(
-        params, ((0, mask),), order, named_optimizer.rates("linear", 0.1, 0.0, 12), (), numbers, jax.random.key(0)
+        params, ((0, mask),), order, optimizers.rates("linear", 0.1, 0.0, 12), (), numbers, jax.random.key(0)
     )
     data = (jnp.asarray(IMAGES), jnp.asarray(LABELS))
     state, _ = next(train.fit(program, [trial], *data, [5, 12]))
@@ -193,7 +193,7 @@ def test_a_fit_whose_loss_is_not_finite_is_marked_at_its_step_and_the_others_go_
     program, trials, *data = phased(
         lambda seed, params: ((0, everything(params)),), optimizer="sgd", seeds=(0, 1, 2, 3)
     )
-    program = replace(program, loss=objective.loss("l2_loss"), optimizer=named_optimizer.Spec("sgd"))
+    program = replace(program, loss=objective.loss("l2_loss"), optimizer=optimizers.Spec("sgd"))
     wild = np.full(12, 1e30, np.float32)
     trials[1] = trials[1]._replace(rates=wild)
     trials[3] = trials[3]._replace(rates=np.concatenate([trials[3].rates[:7], wild[:5]]))
@@ -210,7 +210,7 @@ def test_a_fit_whose_loss_is_not_finite_is_marked_at_its_step_and_the_others_go_
 
 def test_where_all_have_diverged_nothing_more_is_computed(monkeypatch):
     program, [trial], *data = phased(lambda seed, params: ((0, everything(params)),), optimizer="sgd")
-    program = replace(program, loss=objective.loss("l2_loss"), optimizer=named_optimizer.Spec("sgd"))
+    program = replace(program, loss=objective.loss("l2_loss"), optimizer=optimizers.Spec("sgd"))
     calls = []
     monkeypatch.setattr(modes, "run", lambda stand: lambda *given: calls.append(given[-1]) or compiled.segment(*given))
     found = list(train.fit(program, [trial._replace(rates=np.full(12, 1e30, np.float32))], *data))
@@ -270,14 +270,14 @@ def test_the_head_alone_does_half_of_the_work():
     for name, mask_of in (("full", everything), ("head", head)):
         params = models.init(model, jax.random.key(0), (28, 28, 1))
         mask = mask_of(params)
-        plain = train.Program(model, objective.loss("softmax_cross_entropy"), named_optimizer.Spec("sgd"))
+        plain = train.Program(model, objective.loss("softmax_cross_entropy"), optimizers.Spec("sgd"))
         trial = train.Trial(params, ((0, mask),), None, None, (), {}, None)
         program = train.under(plain, trial, (mask,))
         trained, frozen = masks.split(params, mask)
         data = ((jnp.zeros((100, 28, 28, 1), jnp.uint8),), 0, jnp.zeros(100, jnp.int32))
         numbers = compiled.Numbers((), {}, (), jax.random.key(0), None, None)
         step = compiled.training_step(program, frozen, numbers, data)
-        state = optimizer.masked(named_optimizer.build(program.optimizer, 0.1, {}), mask).init(params)
+        state = optimizer.masked(optimizers.build(program.optimizer, 0.1, {}), mask).init(params)
         executable = jax.jit(step).lower(trained, state, jnp.arange(100), 0.1, 0).compile()
         flops[name] = executable.cost_analysis()["flops"]
     assert 160e6 < flops["full"] <= 168e6
@@ -287,7 +287,7 @@ def test_the_head_alone_does_half_of_the_work():
 def test_trials_of_different_lengths_are_no_group():
     params = models.init(MODEL, jax.random.key(0), (3, 4, 1))
     mask = everything(params)
-    program = train.Program(MODEL, objective.loss("l2_loss"), named_optimizer.Spec("sgd"))
+    program = train.Program(MODEL, objective.loss("l2_loss"), optimizers.Spec("sgd"))
     order = lambda a, b: draw.order(0, 50, 16, a, b, epochs=True, subset=None)  # noqa: E731
     trials = [
         train.Trial(params, ((0, mask),), order, np.ones(n, np.float32), (), {}, jax.random.key(0)) for n in (3, 4)
@@ -303,13 +303,13 @@ def test_a_penalty_that_covers_no_leaf_is_refused():
 
 def phased(phases_of, *, optimizer="adam", seeds=(0,), ends=(4, 6, 12)):
     """The data of a fit in phases, ready for `train.fit`."""
-    spec, numbers = named_optimizer.spec(optimizer, clip=1.0)
+    spec, numbers = optimizers.spec(optimizer, clip=1.0)
     program = train.Program(MODEL, objective.loss("softmax_cross_entropy"), spec)
     trials = []
     for seed in seeds:
         params = models.init(MODEL, jax.random.key(seed), (3, 4, 1))
         order = lambda a, b, seed=seed: draw.order(seed, 50, 16, a, b, epochs=True, subset=None)  # noqa: E731
-        rates = named_optimizer.rates("constant", 0.1, 0.0, ends[-1])
+        rates = optimizers.rates("constant", 0.1, 0.0, ends[-1])
         trials.append(train.Trial(params, phases_of(seed, params), order, rates, (), numbers, jax.random.key(seed)))
     return program, trials, jnp.asarray(IMAGES), jnp.asarray(LABELS), list(ends)
 
@@ -390,8 +390,8 @@ def test_scores_equal_gradients_example_by_example():
     each = jax.tree.map(lambda *leaves: np.stack(leaves), *[of(IMAGES[i], LABELS[i]) for i in chosen])
     setting = (model, loss, jnp.asarray(IMAGES), jnp.asarray(LABELS), chosen)
     for got, wanted in (
-        (scores.mean_gradient(*setting)(params), jax.tree.map(lambda g: g.mean(0), each)),
-        (scores.mean_squared_gradient(*setting)(params), jax.tree.map(lambda g: (g**2).mean(0), each)),
+        (gradients.mean_gradient(*setting)(params), jax.tree.map(lambda g: g.mean(0), each)),
+        (gradients.mean_squared_gradient(*setting)(params), jax.tree.map(lambda g: (g**2).mean(0), each)),
     ):
         for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
             np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-7)
@@ -400,7 +400,7 @@ def test_scores_equal_gradients_example_by_example():
 @pytest.mark.parametrize("penalty", ["l2_sp:weight=10", "ewc:weight=1000", "behaviour:weight=1"])
 def test_a_penalty_towards_the_source_keeps_a_fit_nearer_to_it(penalty):
     def distance(text):
-        spec, numbers = named_optimizer.spec("sgd")
+        spec, numbers = optimizers.spec("sgd")
         terms, weights = objective.penalties(text)
         program = train.Program(MODEL, objective.loss("softmax_cross_entropy"), spec, terms)
         params = models.init(MODEL, jax.random.key(0), (3, 4, 1))
@@ -444,7 +444,7 @@ def test_phases_of_elements_and_rates_in_the_trainer_equal_a_loop_of_ones_own():
     program, trials, images, labels, ends = phased(phases_of, seeds=(0, 1))
     *_, (state, log) = train.fit(program, trials, images, labels, ends)
     loss = objective.loss("softmax_cross_entropy")
-    tx = named_optimizer.build(program.optimizer, 0.1, trials[0].numbers)
+    tx = optimizers.build(program.optimizer, 0.1, trials[0].numbers)
     for row, trial in enumerate(trials):
         params, history, before, opt_state = trial.params, [], None, None
         for start, mask in trial.phases:

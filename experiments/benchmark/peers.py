@@ -28,12 +28,12 @@ def epochs(
     import jax.numpy as jnp
 
     from experiments.runs import machine, options
-    from tljax import models, named_optimizer, objective, plugins, train
+    from tljax import models, objective, optimizers, plugins, train
     from tljax.types import Context
 
     model = models.build("mlp", 10, hidden=tuple(widths), activation="relu")
     params = models.init(model, jax.random.key(0), data[0].shape[1:])
-    spec, numbers = named_optimizer.spec("sgd")
+    spec, numbers = optimizers.spec("sgd")
     program = train.Program(model, objective.loss("softmax_cross_entropy"), spec)
     tree = plugins.method(mask)[0].strategy(params, Context(models.names(model)))
     most = most * len(data[1]) // BATCH
@@ -62,12 +62,12 @@ def probes(data: Arrays, rates: int = 8, seeds: int = 4, passes: int = 10) -> fl
     import jax.numpy as jnp
 
     from experiments.runs import machine, options
-    from tljax import masks, models, named_optimizer, objective, train
+    from tljax import masks, models, objective, optimizers, train
 
     jax.clear_caches()
     start = time.perf_counter()
     model = models.build("mlp", 10, hidden=(512,), activation="relu")
-    spec, numbers = named_optimizer.spec("sgd")
+    spec, numbers = optimizers.spec("sgd")
     program = train.Program(model, objective.loss("softmax_cross_entropy"), spec)
     steps = passes * len(data[1]) // BATCH
     trials = []
@@ -90,12 +90,12 @@ def searched(passes: int = 10) -> Iterator[tuple[float, float, np.ndarray]]:
     import jax.numpy as jnp
 
     from experiments.runs import machine, options
-    from tljax import data, evaluate, masks, models, named_optimizer, objective, train
+    from tljax import data, evaluate, masks, models, objective, optimizers, train
 
     source, target = data.load("mnist_10k"), data.load("fashion_mnist_10k")
     [state] = epochs(1, data=(source.train.images, source.train.labels), most=1)
     model = models.build("mlp", 10, hidden=(512,), activation="relu")
-    spec, numbers = named_optimizer.spec("sgd")
+    spec, numbers = optimizers.spec("sgd")
     terms, _ = objective.penalties("l2:weight=1")
     program = train.Program(model, objective.loss("softmax_cross_entropy"), spec, terms)
     steps = passes * len(target.train.labels) // BATCH

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.pages import drawing, report, search_pictures, tables
+from experiments.pages.history import Told
 from experiments.pages.report import Block, Reproduced, Section
 from experiments.pages.tables import NOTHING, Cell, Table
 from tljax.study import space
-from tljax.study.history import Told
 from tljax.study.range_test import SHARE, Found
 from tljax.study.results import Result
 

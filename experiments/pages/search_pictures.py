@@ -8,7 +8,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from experiments.pages import drawing
 from experiments.pages.drawing import BLUE, INK, Picture
-from tljax.study.history import Told
+from experiments.pages.history import Told
 from tljax.study.range_test import Found
 
 

@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.pages import page
+from experiments.pages import history, page
 from experiments.runs import console, fits, options, search_flags, workdir
 from experiments.runs.options import Settings
 from experiments.runs.search_flags import Search
 from experiments.transfer import Experiment
 from tljax import plugins
-from tljax.study import history, space
+from tljax.study import space
 from tljax.study.results import Result
 
 

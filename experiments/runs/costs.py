@@ -10,7 +10,7 @@ from experiments.runs import fits, sources, workdir
 from experiments.transfer import Experiment
 from tljax import masks, models
 from tljax.study.results import Result
-from tljax.train import cost
+from tljax.train.flops import step_flops
 
 
 def of_run(todo: Experiment, lines: Sequence[Result], folder: Path) -> dict[str, dict[str, Any]]:
@@ -33,7 +33,7 @@ def of_run(todo: Experiment, lines: Sequence[Result], folder: Path) -> dict[str,
                 shape = tuple(todo.target.train.images.shape[1:])
                 never_still = fits.never_still(todo.made, todo.model, shape)
                 of_step = (shape, todo.made.recipe.batch_size, start.merge, cached, never_still)
-                known[key] = cost.step_flops(todo.model, start.params, mask, *of_step)
+                known[key] = step_flops(todo.model, start.params, mask, *of_step)
             total += known[key] * (last - first)
         found[line.name] = {"step_flops": total / line.steps, **source.get(line.seed, {})}
     return found
@@ -48,7 +48,7 @@ def _source(todo: Experiment, folder: Path) -> dict[int, dict[str, Any]]:
     model = sources.model(todo.made, len(todo.source.classes))
     params = models.abstract(model, todo.source.shape)
     everything = masks.by_path(params, lambda path: True)
-    flops = cost.step_flops(model, params, everything, todo.source.shape, todo.made.source_recipe.batch_size)
+    flops = step_flops(model, params, everything, todo.source.shape, todo.made.source_recipe.batch_size)
     for seed, key in todo.source.identity.items():
         line = lines.get(key)
         steps = line.steps if line else todo.source.steps

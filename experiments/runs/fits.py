@@ -19,7 +19,7 @@ from tljax import (
     __version__,
     evaluate,
     graft,
-    named_optimizer,
+    optimizers,
     objective,
     parallel,
     paths,
@@ -117,25 +117,25 @@ def _flagged(prefix: str, flag: str, attempt: Callable[[], Any]) -> Any:
         raise InputError(f"--{prefix}{flag} cannot be used as it is given: {plugins.said(error)}") from error
 
 
-def _optimizer(recipe: Recipe) -> tuple[named_optimizer.Spec, dict[str, float]]:
-    return named_optimizer.spec(
+def _optimizer(recipe: Recipe) -> tuple[optimizers.Spec, dict[str, float]]:
+    return optimizers.spec(
         recipe.optimizer, momentum=recipe.momentum, weight_decay=recipe.weight_decay, clip=recipe.clip
     )
 
 
-def _try_optimizer(spec: named_optimizer.Spec, numbers: Mapping[str, float]) -> None:
+def _try_optimizer(spec: optimizers.Spec, numbers: Mapping[str, float]) -> None:
     """Trace one step on a small tree."""
     params = {name: jax.ShapeDtypeStruct((2,) * n, jnp.float32) for name, n in (("kernel", 2), ("bias", 1))}
 
     def step(params: Params) -> Params:
-        tx = named_optimizer.build(spec, 0.1, numbers)
+        tx = optimizers.build(spec, 0.1, numbers)
         return tx.update(params, tx.init(params), params)[0]
 
     jax.eval_shape(step, params)
 
 
 def _rates(recipe: Recipe, total: int) -> np.ndarray:
-    return named_optimizer.rates(recipe.schedule, recipe.learning_rate, recipe.warmup, total)
+    return optimizers.rates(recipe.schedule, recipe.learning_rate, recipe.warmup, total)
 
 
 def steps(recipe: Recipe, examples: int) -> int:

@@ -11,7 +11,8 @@ import jax
 
 from experiments.runs import console, processes
 from experiments.runs.options import MOST, Settings
-from tljax import files, prefix, surroundings, train
+from tljax import files, surroundings, train
+from tljax.train import features
 from tljax.types import InputError
 
 
@@ -33,7 +34,7 @@ def prepare(made: Settings) -> train.Means:
         named = ", ".join(f"{name}={value}" for name, value in around.items())
         say(f"results are those of {named}: it enters the keys of all fits, and environment.json")
     every = made.parallel == "pmap" or made.distributed
-    store = prefix.Store(made.features_budget, made.features_dtype) if made.features_budget else None
+    store = features.Store(made.features_budget, made.features_dtype) if made.features_budget else None
     batch = data or (len(devices) if every else 1)
     return train.Means(devices, batch, made.parallel, made.many, store, say)
 

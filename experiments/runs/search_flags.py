@@ -8,7 +8,7 @@ from typing import Any
 from experiments.runs import commandline, options
 from experiments.runs.commandline import flag
 from experiments.runs.options import Settings
-from tljax import named_optimizer, objective
+from tljax import optimizers, objective
 from tljax.study import space
 from tljax.study.space import Range
 from tljax.types import InputError
@@ -118,7 +118,7 @@ def _shape(made: Settings) -> tuple[Any, ...]:
     recipe = made.recipe
     numbers = {"momentum": recipe.momentum, "weight_decay": recipe.weight_decay, "clip": recipe.clip}
     fit = (recipe.batch_size, recipe.epochs, recipe.steps, recipe.loss, recipe.label_smoothing > 0)
-    optimizer, _ = named_optimizer.spec(recipe.optimizer, **numbers)
+    optimizer, _ = optimizers.spec(recipe.optimizer, **numbers)
     return made.hidden, made.activation, made.strategies, *fit, optimizer, objective.penalties(recipe.penalty)[0]
 
 

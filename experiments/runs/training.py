@@ -15,7 +15,7 @@ from experiments.runs import console, fits, outcome, processes, progress, signal
 from experiments.runs.outcome import Outcome
 from experiments.runs.progress import Progress, Record
 from tljax import evaluate, parallel, train
-from tljax.train import scores
+from tljax.train import gradients
 from tljax.types import Params
 
 
@@ -200,7 +200,7 @@ def _validate(
 def _fisher(field: fits.Arena, fit: fits.Fit, outcome: Outcome) -> Params:
     """The Fisher information of a fit on its training examples."""
     chosen = np.unique(fit.trial.order(0, len(fit.trial.rates)))
-    of = scores.mean_squared_gradient(
+    of = gradients.mean_squared_gradient(
         fit.program.model, fit.program.loss, field.images, field.labels, chosen[chosen >= 0], fit.program.merge
     )
     return of(outcome.params)

@@ -9,17 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tljax import masks, named_optimizer, objective, train
+from tljax import masks, objective, optimizers, train
 from tljax.testing import grounds
 from tljax.testing.lines import copy
-from tljax.train import segment
+from tljax.train import step
 from tljax.types import Mask, Model, Params
 
 STEPS = 3
 """Of a phase."""
 
 # A large eps keeps rounding small where a gradient is next to nothing.
-_SPEC, _NUMBERS = named_optimizer.spec("adamw:eps=1e-3", weight_decay=0.5, clip=0.5)
+_SPEC, _NUMBERS = optimizers.spec("adamw:eps=1e-3", weight_decay=0.5, clip=0.5)
 _TERMS, _WEIGHTS = objective.penalties("l2:weight=0.1")
 
 
@@ -91,7 +91,7 @@ def quick_compilation() -> Iterator[None]:
 
 def _executables() -> int:
     """How many the one compiled function has in its cache."""
-    size: Any = segment.segment
+    size: Any = step.segment
     return size._cache_size()
 
 
@@ -117,7 +117,7 @@ def _flops(
     shape: tuple[int, ...],
 ) -> float:
     number = jax.ShapeDtypeStruct((1,), jnp.float32)
-    numbers = segment.Numbers(
+    numbers = step.Numbers(
         weights=tuple(dict.fromkeys(given, number) for given in _WEIGHTS),
         given=dict.fromkeys((*_NUMBERS, "label_smoothing"), number),
         scales=scales,
@@ -127,13 +127,13 @@ def _flops(
     )
     params = jax.tree.unflatten(wanted.mask[0], leaves)
     trained, frozen = masks.split(params, jax.tree.unflatten(wanted.mask[0], [m is not False for m in wanted.mask[1:]]))
-    state = jax.eval_shape(functools.partial(segment.begin, wanted), params, numbers, number)
+    state = jax.eval_shape(functools.partial(step.begin, wanted), params, numbers, number)
     rows = train.capacity(grounds.BATCH)
     data = grounds.data(shape)
     order = jax.ShapeDtypeStruct((1, rows, grounds.BATCH), jnp.int32)
     rates = jax.ShapeDtypeStruct((1, rows), jnp.float32)
-    lowered = segment.segment.lower(
-        wanted, segment.Layout(), trained, state, frozen, numbers, ((data[0],), data[1]), order, rates, (0, 0, 1)
+    lowered = step.segment.lower(
+        wanted, step.Layout(), trained, state, frozen, numbers, ((data[0],), data[1]), order, rates, (0, 0, 1)
     )
     costs: Any = lowered.compile().cost_analysis()
     return float(costs["flops"])

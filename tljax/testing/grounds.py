@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tljax import masks, models, objective, paths
-from tljax.train import scores
+from tljax.train import gradients
 from tljax.types import Model, Params
 
 LOSS = "softmax_cross_entropy"
@@ -54,7 +54,7 @@ def of_model(name: str) -> Ground:
 
     def look(merge: Any) -> Any:
         split = (model, objective.loss(LOSS), images, labels, np.arange(EXAMPLES), merge)
-        return scores.mean_gradient(*split), scores.mean_squared_gradient(*split)
+        return gradients.mean_gradient(*split), gradients.mean_squared_gradient(*split)
 
     return Ground(name, models.names(model), source, drawn, look, model, shape)
 

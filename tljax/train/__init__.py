@@ -3,11 +3,11 @@
 A group is trials that share everything that decides compilation, but for what their masks add to it.
 """
 
-from tljax.train.fit import abstract, fit, logits
-from tljax.train.layout import Means
+from tljax.train.loop import abstract, fit, logits
 from tljax.train.phase import State, capacity
-from tljax.train.segment import Log, Program, forward
+from tljax.train.step import Log, Program, forward
 from tljax.train.trial import Trial, alike, under
+from tljax.train.vectorize import Means
 
 __all__ = [
     "Log",

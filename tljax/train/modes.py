@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from tljax.train.segment import Layout, Log, Program, segment, trials
+from tljax.train.step import Layout, Log, Program, segment, trials
 from tljax.types import OptState, Params
 
 

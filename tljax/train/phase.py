@@ -9,7 +9,7 @@ import numpy as np
 
 from tljax import masks, parallel, surroundings
 from tljax.train import modes
-from tljax.train.segment import Layout, Log, Numbers, Program, static
+from tljax.train.step import Layout, Log, Numbers, Program, static
 from tljax.train.trial import Trial, batch_size
 from tljax.types import Mask, OptState, Params, Views
 

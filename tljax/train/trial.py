@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tljax import masks, paths
-from tljax.train.segment import Numbers, Program
+from tljax.train.step import Numbers, Program
 from tljax.types import InputError, Mask, Params
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import jax
 
-from tljax import masks, models, parallel, prefix
-from tljax.train.segment import Layout, Program, lead
+from tljax import masks, models, parallel
+from tljax.train import features
+from tljax.train.step import Layout, Program, lead
 from tljax.train.trial import Trial, batch_size
 from tljax.types import Mask, Params, Views
 
@@ -29,7 +30,7 @@ class Means:
     many: str = "auto"
     """How trials share a device: 'map' (one after another), 'vmap' (side by side), or 'auto': those with one order as
     is quicker, others one after another, so that a fit has the same bits whatever it is trained with."""
-    store: prefix.Store | None = None
+    store: features.Store | None = None
     """Where the output of frozen stages is kept; None computes it anew in every step."""
     say: Callable[[str], None] = lambda line: None
     """Called with a line for each decision."""
@@ -123,7 +124,7 @@ def shortened(
         means.say(f"{told} are {_mb(wanted)} and the budget {_mb(means.store.budget)}, so computed in every step")
         return program, (parallel.place(whole, images, split=False),)
     firsts = jax.tree.map(lambda leaf: leaf[::side], params)
-    views = prefix.views(means.store, program.model[: len(still)], program.merge, firsts, images)
+    views = features.views(means.store, program.model[: len(still)], program.merge, firsts, images)
     means.say(f"{told} are computed once, {_mb(sum(leaf.nbytes for leaf in jax.tree.leaves(views)))}")
     return replace(program, model=program.model[len(still) :]), views
 
@@ -135,7 +136,7 @@ def _wanted(program: Program, trial: Trial, images: jax.Array, passed: int, mean
     if means.store is None or not count or passed < len(images):
         return 0
     whole = jax.eval_shape(program.merge or (lambda params: params), trial.params)
-    return prefix.size(means.store, program.model[:count], whole, images)
+    return features.size(means.store, program.model[:count], whole, images)
 
 
 def _mb(count: int) -> str:

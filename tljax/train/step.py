@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tljax import masks, models, named_optimizer, objective, optimizer, parallel, prefix
+from tljax import masks, models, objective, optimizer, optimizers, parallel
+from tljax.train import features
 from tljax.types import Mask, Model, OptState, Params, Views
 
 
@@ -23,7 +24,7 @@ class Program:
 
     model: Model
     loss: objective.Loss
-    optimizer: named_optimizer.Spec
+    optimizer: optimizers.Spec
     penalties: tuple[objective.Penalty, ...] = ()
     smooth: bool = False
     """Whether the labels are smoothed, by a number that is passed."""
@@ -250,12 +251,12 @@ def static(program: Program) -> Mask:
 
 def lead(program: Program) -> tuple[str, ...]:
     """The leading stages that are frozen whole, and draw nothing."""
-    return prefix.lead(program.model, static(program), program.drawing)
+    return features.lead(program.model, static(program), program.drawing)
 
 
 def _still(program: Program) -> tuple[str, ...]:
     """The stages that run as in evaluation, whether or not they are computed once."""
-    return tuple(name for name in prefix.still(program.model, static(program)) if name not in program.drawing)
+    return tuple(name for name in features.still(program.model, static(program)) if name not in program.drawing)
 
 
 def _mask(program: Program, scales: tuple[Any, ...]) -> Mask:
@@ -282,7 +283,7 @@ def begin(program: Program, params: Params, numbers: Numbers, rates: jax.Array) 
 
 def transformation(program: Program, numbers: Numbers, rate: Any) -> optax.GradientTransformation:
     """The optimizer of one trial under the program's mask."""
-    tx = named_optimizer.build(program.optimizer, rate, numbers.given)
+    tx = optimizers.build(program.optimizer, rate, numbers.given)
     if program.cohorts is None:
         return optimizer.masked(tx, _mask(program, numbers.scales))
     traced = iter(numbers.ranks)

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tljax import evaluate, masks, named_optimizer, optimizer, parallel, surroundings
-from tljax.train import layout, phase
-from tljax.train.layout import Means
+from tljax import evaluate, masks, optimizer, optimizers, parallel, surroundings
+from tljax.train import phase, vectorize
 from tljax.train.phase import Setting, State
-from tljax.train.segment import Layout, Log, Program, begin, forward
+from tljax.train.step import Layout, Log, Program, begin, forward
 from tljax.train.trial import Trial, alike, batch_size, numbers_of, stack, under
+from tljax.train.vectorize import Means
 from tljax.types import InputError, Mask, OptState, Params
 
 
@@ -126,11 +126,11 @@ def _setting(group: Group, state: State) -> Setting:
     means, images = group.means, group.images
     members = [group.trials[i] for i in state.trials]
     now = under(group.program, members[0], state.masks[0])
-    stand = layout.laid_out(now, members, layout.lanes(now, members, state.masks), images, means)
+    stand = vectorize.laid_out(now, members, vectorize.lanes(now, members, state.masks), images, means)
     if len(members) > 1:
         means.say(_told(len(members), stand))
     params = parallel.place(stand.mesh, state.params)
-    short, views = layout.shortened(now, members, params, stand.lanes, images, _passed(group, state.step), means)
+    short, views = vectorize.shortened(now, members, params, stand.lanes, images, _passed(group, state.step), means)
     labels = parallel.place(stand.mesh, group.labels, split=False)
     numbers = parallel.place(stand.mesh, numbers_of(now, members, state.masks))
     return Setting(short, stand, numbers, (views, labels))
@@ -146,9 +146,9 @@ def logits(
     means = replace(means or Means(), say=lambda line: None)
     members = [trials[i] for i in state.trials]
     now = under(program, members[0], state.masks[0])
-    side = layout.lanes(now, members, state.masks)
-    params = parallel.place(layout.mesh(members, side, means), state.params)
-    short, views = layout.shortened(now, members, params, side, images, len(images), means)
+    side = vectorize.lanes(now, members, state.masks)
+    params = parallel.place(vectorize.mesh(members, side, means), state.params)
+    short, views = vectorize.shortened(now, members, params, side, images, len(images), means)
     return evaluate.logits(forward(short.model, short.merge), params, views, count)
 
 
@@ -190,7 +190,7 @@ def _next_phase(group: Group, state: State) -> Iterator[tuple[State, list[int]]]
         for row in rows:
             before, after = histories[row][:-1], histories[row]
             trial = trials[state.trials[row]]
-            tx = named_optimizer.build(group.program.optimizer, trial.rates[state.step], trial.numbers)
+            tx = optimizers.build(group.program.optimizer, trial.rates[state.step], trial.numbers)
             own = jax.tree.map(lambda leaf, row=row: leaf[row], moments)
             was, now = ((history[-1], masks.since(*history)) for history in (before, after))
             carried.append(optimizer.carry(tx, was, now, own, each[row]))
@@ -212,8 +212,8 @@ def _parted(group: Group, step: int, members: Part) -> Iterator[Part]:
         parts.setdefault(alike(group.program, group.trials[i], history), []).append((i, history))
     for (now, _), part in parts.items():
         trials = [group.trials[i] for i, _ in part]
-        side = layout.lanes(now, trials, [history for _, history in part])
-        sizes = layout.sizes(now, trials, side, group.images, _passed(group, step), group.means)
+        side = vectorize.lanes(now, trials, [history for _, history in part])
+        sizes = vectorize.sizes(now, trials, side, group.images, _passed(group, step), group.means)
         for stop, size in zip(itertools.accumulate(sizes), sizes, strict=True):
             yield part[stop - size : stop]
 

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tljax import masks, models, prefix
+from tljax import masks, models
+from tljax.train import features
 from tljax.types import Mask, Model, Params
 
 
@@ -32,7 +33,7 @@ def step_flops(
     >>> [round(step_flops(model, params, mask, (28, 28, 1), 100) / 1e6) for mask in (full, probe)]
     [164, 2]
     """
-    first = len(prefix.lead(model, mask, drawing)) if cached and merge is None else 0
+    first = len(features.lead(model, mask, drawing)) if cached and merge is None else 0
     flags = jax.tree.map(masks.trains, mask)
     trained, frozen = masks.split(params, flags)
     inputs = jax.ShapeDtypeStruct((batch, *shape), jnp.float32)
