@@ -22,6 +22,7 @@ from experiments.runs import (
     compare_flags,
     console,
     costs,
+    directory,
     estimand,
     evals,
     evidence,
@@ -34,7 +35,6 @@ from experiments.runs import (
     processes,
     tuned,
     verdicts,
-    workdir,
 )
 from experiments.runs.compare_flags import Asked, Judging
 from experiments.runs.options import Settings
@@ -80,7 +80,7 @@ def run(given: Mapping[str, Any], asked: Asked) -> list[Result]:
         lines = [line for _, some in found for line in some]
         if processes.first():
             judged = [_judged(part, some, more, folder, means) for part, some in found]
-            several = workdir.mixed(folder, [line.name for line in lines])
+            several = directory.mixed_environments(folder, [line.name for line in lines])
             verdicts.show(folder, judged, judging, [*notes(parts, asked), *several])
     return lines
 

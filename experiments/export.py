@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.runs import console, helps, trained, workdir
+from experiments.runs import console, directory, helps, trained
 from experiments.runs.commandline import flag
 
 
@@ -28,8 +28,8 @@ def run(given: Mapping[str, Any], asked: Asked) -> Path:
     """Write what the flags say; the file."""
     from safetensors.numpy import save
 
-    file = workdir.new("output", asked.output, ".safetensors")
-    card = workdir.new("output", f"{file}.json", ".json")
+    file = directory.new_file("output", asked.output, ".safetensors")
+    card = directory.new_file("output", f"{file}.json", ".json")
     flat, source, model, accuracy = trained.weights(given, asked.checkpoint, asked.fit)
     weights = save(flat)
     told = {
@@ -43,9 +43,9 @@ def run(given: Mapping[str, Any], asked: Asked) -> Path:
         "note": source.note or None,
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }
-    workdir.replace(file, weights)
+    directory.replace(file, weights)
     try:
-        workdir.write_record(card, {name: value for name, value in told.items() if value is not None})
+        directory.write_record(card, {name: value for name, value in told.items() if value is not None})
     except OSError:
         file.unlink()  # without its card it is of no use
         raise

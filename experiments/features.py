@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.runs import console, helps, machine, origin, sources, workdir
+from experiments.runs import console, directory, helps, machine, origin, sources
 from experiments.runs.commandline import flag
 from experiments.runs.origin import Origin
 from tljax import files, models, npz
@@ -95,7 +95,7 @@ def write(one: Origin, task: Task, folders: Mapping[str, Path], dtype: str = "fl
             os.replace(partial, file)
     for stage, folder in missing.items():  # last: only then they are there
         all_told = {**told[stage], "sha256": _sums(folder)}
-        workdir.replace(folder / "features.json", json.dumps(all_told, indent=1) + "\n")
+        directory.replace(folder / "features.json", json.dumps(all_told, indent=1) + "\n")
 
 
 def _sums(folder: Path) -> dict[str, str]:

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from experiments.pages.csv_cells import cell
-from experiments.runs import console, helps, trained, workdir
+from experiments.runs import console, directory, helps, trained
 from experiments.runs.commandline import flag
 from experiments.runs.origin import Origin
 from tljax import evaluate, paths, train
@@ -71,7 +71,7 @@ def run(given: Mapping[str, Any], asked: Asked) -> Path:
     """Predict what the flags say; the file."""
     if not asked.images:
         raise InputError("--images is not given: name a folder of pictures, one of them, or an .npz file")
-    file = workdir.new("output", asked.output, ".csv")
+    file = directory.new_file("output", asked.output, ".csv")
     _, one = trained.load(given, asked.checkpoint, asked.fit)
     names, pixels, left_out = unlabelled.load(Path(asked.images), one.source.shape)
     if left_out:
@@ -81,7 +81,7 @@ def run(given: Mapping[str, Any], asked: Asked) -> Path:
     if np.issubdtype(pixels.dtype, np.floating) and pixels.ndim == 4 and pixels.max(initial=0) > 1:
         console.say(f"  floats are taken as they are, and pixels as 0 to 1: the largest here is {pixels.max():.6g}")
     text = table(names, one.source.classes, probabilities(one, pixels))
-    workdir.replace(file, text.encode("utf-8", "surrogateescape"))  # a file's name need not be text
+    directory.replace(file, text.encode("utf-8", "surrogateescape"))  # a file's name need not be text
     console.say(f"{len(names):,} images, {len(one.source.classes)} classes of {one.source.name}: {file}")
     return file
 

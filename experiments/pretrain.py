@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.runs import budgets, console, fits, helps, machine, options, processes, sources, workdir
+from experiments.runs import budgets, console, directory, fits, helps, machine, options, processes, sources
 from tljax import masks, models
 from tljax.study.results import Result
 from tljax.types import InputError
@@ -35,10 +35,10 @@ def run(**flags: Any) -> list[Result]:
         return []
     with processes.opened(made, "pretrain") as folder:
         if processes.first():
-            workdir.record(folder, {task.name: task.fingerprint})
+            directory.record_environment(folder, {task.name: task.fingerprint})
         lines = sources.train(made, task, folder, means)
         if processes.first():
-            workdir.supersede(folder, list(lines.values()))
+            directory.supersede(folder, list(lines.values()))
         accuracy = [100 * line.test_accuracy for line in lines.values() if line.test_accuracy is not None]
         held = budgets.notes(["all"], task, made.source_recipe.validation)
         noted = [*([task.note] if task.note else []), *held]

@@ -21,6 +21,7 @@ from experiments.runs import (
     cards,
     commandline,
     console,
+    directory,
     elsewhere,
     helps,
     machine,
@@ -30,7 +31,6 @@ from experiments.runs import (
     scoring,
     sources,
     truth,
-    workdir,
 )
 from experiments.runs.cards import Card
 from experiments.runs.commandline import flag
@@ -76,7 +76,7 @@ def run(given: Mapping[str, Any], asked: Asked) -> dict[str, Any]:
     marks = {name: task.fingerprint for name, task in todo.targets.items()}
     with processes.opened(todo.made, "rank", commandline.to_flags(asked)) as folder:
         if processes.first():
-            workdir.record(folder, marks)
+            directory.record_environment(folder, marks)
         table = {
             (card.name, name): scoring.scored(
                 folder, todo.origins[card.name], task, todo.made, asked.scores, asked.score_examples
@@ -89,7 +89,7 @@ def run(given: Mapping[str, Any], asked: Asked) -> dict[str, Any]:
             return {}
         notes = [line for task in todo.targets.values() for line in _noted(todo, task)]
         told = rank_report.told(todo.cards, todo.targets, table, truths, asked.scores, asked.resamples)
-        workdir.replace(folder / "ranking.json", json.dumps(rank_report.plain(told.numbers), indent=1) + "\n")
+        directory.replace(folder / "ranking.json", json.dumps(rank_report.plain(told.numbers), indent=1) + "\n")
         rank_report.show(told, folder, todo.cards, table, notes)
     return told.numbers
 

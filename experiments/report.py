@@ -30,6 +30,7 @@ from experiments.runs import (
     commandline,
     compare_flags,
     console,
+    directory,
     estimand,
     evidence,
     helps,
@@ -37,7 +38,6 @@ from experiments.runs import (
     options,
     tuned,
     verdicts,
-    workdir,
 )
 from experiments.runs.commandline import flag
 from experiments.runs.compare_flags import Judging
@@ -160,7 +160,7 @@ def _with_winners(run: str, notes: list[str]) -> list[str]:
         for name, flags in winners.items()
         if (len(winners) == 1 or place.name == name or place.name.startswith(f"{name}-"))
         and (place / "flags.flags").is_file()
-        and not workdir.of_another_experiment(place, options.settings(**flags))
+        and not directory.of_another_experiment(place, options.settings(**flags))
     ]
     notes.append(f"tuned: every strategy has what {Path(run).name} found best for it")
     return list(dict.fromkeys(places)) or [run]
@@ -176,7 +176,7 @@ def _known(row: Result, other: Result | None) -> bool:
 
 def _flags(run: Path, known: Mapping[str, str]) -> dict[str, Any]:
     """What flags.flags of a run directory says of the flags that are `known`, {flag: its type as written}."""
-    lines = workdir.flags_text(run / "flags.flags").splitlines()
+    lines = directory.flags_text(run / "flags.flags").splitlines()
     own = [line for line in lines if line.startswith("--") and line[2:].partition("=")[0] in known]
     return commandline.parse(["report", *own], known)
 

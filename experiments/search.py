@@ -22,6 +22,7 @@ from experiments.pages.search_report import Arm
 from experiments.runs import (
     budgets,
     console,
+    directory,
     helps,
     machine,
     methods,
@@ -32,7 +33,6 @@ from experiments.runs import (
     search_flags,
     sources,
     trials,
-    workdir,
 )
 from experiments.runs.options import Settings
 from experiments.runs.search_flags import Search
@@ -103,7 +103,7 @@ def _source(made: Settings) -> dict[str, Any]:
 def _place_of_final(final: Settings, arm: Arm, folder: Path) -> Path:
     """Where the last fits are kept: beside those of the former winner, if the search has grown and found another."""
     place = folder / "final" / search_report.file_name(arm)
-    if not workdir.of_another_experiment(place, final):
+    if not directory.of_another_experiment(place, final):
         return place
     free = tuple(f"--{name}=" for name in _FREE)
     lines = [line for line in options.to_flags(final) if not line.startswith(free)]

@@ -16,6 +16,7 @@ from experiments.pages import page
 from experiments.runs import (
     budgets,
     console,
+    directory,
     elsewhere,
     fits,
     helps,
@@ -26,7 +27,6 @@ from experiments.runs import (
     processes,
     sources,
     training,
-    workdir,
 )
 from experiments.runs.options import Settings
 from experiments.runs.sources import Source
@@ -63,7 +63,7 @@ def complete(todo: Experiment, show: bool = True) -> list[Result]:
         lines = within(todo, folder, fingerprints(todo))
         if processes.first():
             sources_of = _sources(todo)
-            workdir.supersede(folder, [*lines, *(x for x in workdir.lines(folder) if x.key in sources_of)])
+            directory.supersede(folder, [*lines, *(x for x in directory.results(folder) if x.key in sources_of)])
         if show and processes.first():
             page.show(todo.made, todo.target, todo.source, lines, folder)
     return lines
@@ -72,14 +72,14 @@ def complete(todo: Experiment, show: bool = True) -> list[Result]:
 def within(todo: Experiment, folder: Path, data: Mapping[str, str]) -> list[Result]:
     """Train what is missing in a run directory that this process holds; `data` has the fingerprints of all its data."""
     plan = planned(todo)
-    done = workdir.done(folder)
+    done = directory.finished(folder)
     missing = _missing(plan, done.keys(), todo.made.many == "vmap")
-    lost = _sources(todo) & {line.key for line in workdir.lines(folder)} - done.keys()
-    if processes.first() and (missing or lost or not workdir.recorded(folder)):
-        workdir.record(folder, data)
+    lost = _sources(todo) & {line.key for line in directory.results(folder)} - done.keys()
+    if processes.first() and (missing or lost or not directory.recorded_environment(folder)):
+        directory.record_environment(folder, data)
     if missing or lost:
         _train(todo, missing, folder)
-    done = workdir.done(folder)
+    done = directory.finished(folder)
     if processes.first():
         shutil.rmtree(folder / "progress", ignore_errors=True)  # of a group that ended as it was killed
     return [done[key] for key in plan]

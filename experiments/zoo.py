@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments.runs import cards, commandline, console, fits, helps, machine, options, processes, sources, workdir
+from experiments.runs import cards, commandline, console, directory, fits, helps, machine, options, processes, sources
 from experiments.runs.commandline import flag
 from experiments.runs.options import Recipe, Settings
 from tljax import plugins
@@ -94,7 +94,7 @@ def run(given: Mapping[str, Any], asked: Asked) -> list[dict[str, Any]]:
     named = {task.name: task.fingerprint for task in tasks}
     with processes.opened(base, "zoo", commandline.to_flags(asked)) as folder:
         if processes.first():
-            workdir.record(folder, named)
+            directory.record_environment(folder, named)
         found = []
         for number, (one, task) in enumerate(zip(entries, tasks, strict=True)):
             [line] = sources.train(one.made, task, folder, means).values()

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-from experiments.runs import console, helps, workdir
+from experiments.runs import console, directory, helps
 from experiments.runs.commandline import flag, flagfile
 from tljax import checkpoint
 from tljax.types import InputError
@@ -134,7 +134,7 @@ def _finish(process: subprocess.Popen[bytes], log: TextIO) -> None:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """{what: bytes} of all that must not depend on interruptions: results less seconds, predictions, parameters ..."""
-    lines = workdir.lines(folder)
+    lines = directory.results(folder)
     found = {"results.jsonl": json.dumps([{**line, "seconds": 0} for line in lines]).encode()}
     for name in sorted({line.checkpoint for line in lines}):
         fits, told = checkpoint.load(folder / name)
@@ -202,7 +202,7 @@ def _phase(folder: Path, before: set[Path]) -> str:
         return "saving"
     if not (folder / ".lock").is_file() or not (folder / ".lock").read_text():
         return "starting"
-    lines = workdir.lines(folder)
+    lines = directory.results(folder)
     return "transfer" if any(line.strategy != "pretrain" for line in lines) else "target" if lines else "source"
 
 

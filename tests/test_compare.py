@@ -9,7 +9,7 @@ import pytest
 from test_programs import arguments, command, results, snapshot
 
 from experiments import compare, report, search, transfer
-from experiments.runs import console, evidence, options, training, workdir
+from experiments.runs import console, directory, evidence, options, training
 from tljax.types import InputError
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -37,12 +37,12 @@ def test_a_study_holds_all_fits_once_and_scratch_for_each_budget(done):
     assert len(cells) == len(set(cells)) == 2 + 4 + 4 + 4  # sources, scratch, scratch with the source's steps, full
     longer = {cell[2] for cell in cells if cell[0] == "scratch"} - {20}
     assert longer == {20 + source[0][2]}
-    (look,) = workdir.read_record(done / "looks.json")["looks"]
-    assert len(look) == 12 and workdir.read_record(done / "study.json")["looks"] == 1
+    (look,) = directory.read_record(done / "looks.json")["looks"]
+    assert len(look) == 12 and directory.read_record(done / "study.json")["looks"] == 1
 
 
 def test_fits_are_judged_on_further_test_sets_and_on_the_source_with_its_head(done):
-    files = {file.name.split("-")[0]: workdir.read_record(file)["accuracy"] for file in (done / "evals").iterdir()}
+    files = {file.name.split("-")[0]: directory.read_record(file)["accuracy"] for file in (done / "evals").iterdir()}
     fulls = {line.name for line in results(done) if line.strategy == "full"}
     assert set(files["source"]) == fulls
     assert all(0 <= value <= 1 for known in files.values() for value in known.values())
@@ -120,9 +120,9 @@ def test_what_was_tuned_on_another_task_or_model_is_refused(tuned, tasks, tmp_pa
 
 def plant(run, **changes):
     """Add a copy of a finished fit from scratch under another key, as a changed file of code would leave it."""
-    scratch = next(line for line in workdir.lines(run) if line.strategy == "scratch")
+    scratch = next(line for line in directory.results(run) if line.strategy == "scratch")
     planted = replace(scratch, key="f" * 64, name="planted", **changes)
-    workdir.add(run, [planted])
+    directory.add(run, [planted])
     for mask in (run / "masks").glob(f"{scratch.name}-*"):
         shutil.copy(mask, mask.with_name(mask.name.replace(scratch.name, planted.name)))
     return planted
@@ -136,7 +136,7 @@ def test_two_fits_of_one_cell_and_seed_or_two_recipes_in_a_cell_are_refused(chan
     message = "under seed" if not changes else "different hyper-parameters, code or data"
     with pytest.raises(InputError, match=f"'planted' are both scratch .*{message}"):
         report.main(["report", f"--runs={run}", f"--output={tmp_path / 'pages'}"])
-    lines = [line for line in workdir.lines(run) if line.strategy != "pretrain"]
+    lines = [line for line in directory.results(run) if line.strategy != "pretrain"]
     assert planted.key in {line.key for line in lines}
     with pytest.raises(InputError, match=f"'planted' are both scratch .*{message}"):
         console.results("planted", lines, [])

@@ -23,7 +23,7 @@ from tensorboardX.proto.event_pb2 import Event
 from test_programs import arguments, command
 
 from experiments import transfer
-from experiments.runs import console, elsewhere, evidence, machine, options, outcome, signals, streams, workdir
+from experiments.runs import console, directory, elsewhere, evidence, machine, options, outcome, signals, streams
 from tljax import checkpoint, data, files, npz, surroundings, weights
 from tljax.data import idx, unlabelled
 from tljax.types import InputError
@@ -122,11 +122,11 @@ def test_jax_that_does_not_start_is_one_line(name, value):
 
 def test_a_package_that_is_not_installed_has_no_version_and_no_traceback(monkeypatch):
     def version(name):
-        raise workdir.metadata.PackageNotFoundError(name)
+        raise directory.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(workdir.metadata, "version", version)
-    versions = workdir.environment({})["versions"]
-    assert versions["tljax"] == workdir.__version__ and versions["scipy"] == "not installed"
+    monkeypatch.setattr(directory.metadata, "version", version)
+    versions = directory.environment({})["versions"]
+    assert versions["tljax"] == directory.__version__ and versions["scipy"] == "not installed"
 
 
 def test_a_path_begins_at_home_whichever_flag_it_is_of(monkeypatch, tmp_path):

@@ -15,7 +15,7 @@ import pytest
 from test_programs import arguments, command, parameters, refused, results, snapshot
 
 from experiments import transfer
-from experiments.runs import console, lock, options, training, workdir
+from experiments.runs import console, directory, lock, options, training
 from tljax import checkpoint
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -75,7 +75,7 @@ def test_what_was_set_aside_before_stays(copy, tasks):
     place = copy / results(copy)[0].predictions
     for suffix in ("", "2", "3"):
         place.write_text(f"damaged{suffix}")
-        with workdir.opened(settings(tasks, copy), "transfer"):
+        with directory.opened(settings(tasks, copy), "transfer"):
             assert not place.exists()
     for suffix in ("", "2", "3"):
         assert place.with_name(f"{place.name}.damaged{suffix}").read_text() == f"damaged{suffix}"
@@ -85,7 +85,7 @@ def rewrite(folder, change):
     """Change a line of results, and let it be as somebody would write it who means it."""
     line = json.loads((folder / "results.jsonl").read_text().splitlines()[0])
     line = {name: value for name, value in (line | change).items() if name != "sha256"}
-    (folder / "results.jsonl").write_text(json.dumps({**line, "sha256": workdir.digest(line)}) + "\n")
+    (folder / "results.jsonl").write_text(json.dumps({**line, "sha256": directory.digest(line)}) + "\n")
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def settings(tasks, folder):
 
 def test_a_clean_end_leaves_an_empty_lock_and_says_nothing_next_time(copy, tasks, capsys):
     for _ in range(2):
-        with workdir.opened(settings(tasks, copy), "transfer"):
+        with directory.opened(settings(tasks, copy), "transfer"):
             assert (copy / ".lock").read_text() == f"process {os.getpid()} on host {platform.node()}\n"
         assert (copy / ".lock").read_text() == ""
     assert capsys.readouterr().out == ""
@@ -135,7 +135,7 @@ def test_a_clean_end_leaves_an_empty_lock_and_says_nothing_next_time(copy, tasks
 def test_what_a_process_left_that_is_gone_is_taken_over_aloud(copy, tasks, capsys, host, silent):
     (copy / ".lock").write_text(f"process 12 on host {host}\n")
     os.utime(copy / ".lock", (time.time() - silent,) * 2)
-    with workdir.opened(settings(tasks, copy), "transfer"):
+    with directory.opened(settings(tasks, copy), "transfer"):
         assert f"taken over from process 12 on host {host}, which ended without leaving" in capsys.readouterr().out
 
 
@@ -150,7 +150,7 @@ def test_a_lock_of_another_host_that_is_alive_is_refused(copy, tasks, tmp_path, 
 
 def test_an_owner_touches_its_lock_while_it_runs(copy, tasks, monkeypatch):
     monkeypatch.setattr(lock, "BEAT", 0.01)
-    with workdir.opened(settings(tasks, copy), "transfer"):
+    with directory.opened(settings(tasks, copy), "transfer"):
         os.utime(copy / ".lock", (0, 0))
         until = time.monotonic() + 5
         while os.stat(copy / ".lock").st_mtime < 1 and time.monotonic() < until:
@@ -161,7 +161,7 @@ def test_an_owner_touches_its_lock_while_it_runs(copy, tasks, monkeypatch):
 def test_a_run_killed_before_its_flags_were_written_goes_on(tasks, tmp_path):
     (tmp_path / ".lock").write_text(f"process 12 on host {platform.node()}\n")
     (tmp_path / "flags.flags.partial").write_text("--sou")
-    with workdir.opened(settings(tasks, tmp_path), "transfer"):
+    with directory.opened(settings(tasks, tmp_path), "transfer"):
         assert (tmp_path / "flags.flags").is_file()
 
 
@@ -211,7 +211,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(disk, ta
         text = capsys.readouterr().err
         assert text.startswith("error: ") and text.count("\n") == 1 and "make room" in text and str(place) in text
         messages.append(text)
-        lines = workdir.lines(place / "w")
+        lines = directory.results(place / "w")
         assert lines[: len(kept)] == kept
         for line in (kept := lines):
             assert line.name in checkpoint.load(place / "w" / line.checkpoint)[0]

@@ -15,7 +15,7 @@ from test_programs import arguments, command, parameters, results, snapshot
 from test_weights import FILE, FOLDER
 
 from experiments import export, predict, pretrain, transfer
-from experiments.runs import console, origin, streams, workdir
+from experiments.runs import console, directory, origin, streams
 from tljax import checkpoint, data
 from tljax.data import images
 from tljax.types import InputError
@@ -320,14 +320,14 @@ def test_no_file_is_written_over_and_none_by_halves(finished, tmp_path, monkeypa
             predict.run({}, predict.Asked(str(finished[0]), name, "i.npz", wrong))
     with pytest.raises(InputError, match="there is no folder"):
         exported(tmp_path / "nowhere", finished[0], name)
-    replace = workdir.replace
+    replace = directory.replace
 
     def full(file, text):
         if file.suffix == ".json":
             raise OSError(errno.ENOSPC, "no space")
         replace(file, text)
 
-    monkeypatch.setattr("experiments.runs.workdir.replace", full)
+    monkeypatch.setattr("experiments.runs.directory.replace", full)
     with pytest.raises(OSError, match="no space"):
         exported(tmp_path, finished[0], name)
     assert not list(tmp_path.iterdir())

@@ -14,7 +14,7 @@ from test_programs import arguments, command, parameters
 from test_resume import Killed, killed_after
 
 from experiments import pretrain, transfer
-from experiments.runs import faults, machine, options, workdir
+from experiments.runs import directory, faults, machine, options
 from tljax import parallel
 from tljax.types import InputError
 
@@ -62,7 +62,7 @@ def test_two_processes_give_what_one_gives(batch, mesh, seeds, tasks, source, tm
     assert [code for code, _, _ in there] == [0, 0], there
     assert "head_only" in there[0][1] and there[1][1].count("\n") == there[1][1].count("[Gloo]")
     here = transfer.run(**arguments(tasks, tmp_path / "one", **flags, devices=1))
-    lines = workdir.done(tmp_path / "two")
+    lines = directory.finished(tmp_path / "two")
     assert len(here) == len(lines) == 4 * len(seeds)
     for line in here:
         other = parameters(tmp_path / "two", lines[line.key])
@@ -88,7 +88,7 @@ def test_when_one_process_is_lost_the_other_says_so_and_the_same_command_goes_on
     running[lost].communicate()
     there = ended(started(flags))
     assert [code for code, _, _ in there] == [0, 0], there
-    assert [line.strategy for line in workdir.lines(tmp_path / "w")] == ["pretrain", "scratch", "full"]
+    assert [line.strategy for line in directory.results(tmp_path / "w")] == ["pretrain", "scratch", "full"]
 
 
 ON = {"one device": {"devices": 1}, "eight devices": {"mesh": ("data:8",)}, "two processes": {}}
@@ -128,7 +128,7 @@ def test_what_some_devices_saved_others_finish(first, then, tasks, tmp_path, mon
         said = capsys.readouterr().out
     assert "goes on from step" in said
     [alone] = transfer.run(**arguments(tasks, tmp_path / "alone", **flags, devices=1))
-    [line] = workdir.lines(tmp_path / "w")
+    [line] = directory.results(tmp_path / "w")
     for path, leaf in parameters(tmp_path / "alone", alone).items():
         np.testing.assert_allclose(parameters(tmp_path / "w", line)[path], leaf, rtol=1e-3, atol=1e-4)
 

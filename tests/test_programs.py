@@ -328,7 +328,7 @@ def test_a_run_that_was_killed_before_its_results_goes_on(tasks, finished, tmp_p
 
 def test_a_second_process_in_one_workdir_is_refused(tasks, tmp_path):
     made = options.settings(**arguments(tasks, tmp_path / "w"))
-    with transfer.workdir.opened(made, "transfer"), pytest.raises(InputError, match="is in use by process"):
+    with transfer.directory.opened(made, "transfer"), pytest.raises(InputError, match="is in use by process"):
         transfer.run(**arguments(tasks, tmp_path / "w"))
 
 

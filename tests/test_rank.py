@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from experiments import rank, transfer, zoo
 from experiments.pages import rank_report, ranking_page
 from experiments.pages.report import Reproduced
-from experiments.runs import cards, options, scoring, training, workdir
+from experiments.runs import cards, directory, options, scoring, training
 from tljax import checkpoint, data
 from tljax.data import draw
 from tljax.study import ranking, transferability
@@ -139,7 +139,7 @@ def test_two_fits_of_one_source_strategy_budget_and_seed_are_refused_with_both_n
     del first["sha256"]
     other = {**first, "name": f"{first['name']}-again", "test_accuracy": 0.0}
     for double in (first, other):
-        file.write_text(before + json.dumps({**double, "sha256": workdir.digest(double)}) + "\n")
+        file.write_text(before + json.dumps({**double, "sha256": directory.digest(double)}) + "\n")
         with pytest.raises(
             InputError, match=rf"two fits of one .*'{first['name']}' \(fit 1\) and '{double['name']}'"
         ) as refused:
@@ -214,7 +214,7 @@ def test_scores_of_other_code_are_computed_again_and_not_mixed(many, tasks, tmp_
     right = json.loads(file.read_text())
     old = {"seconds": 0.5, "scores": {key: [9.9, 0.1, ""] for key in right["scores"]}}
     for record in (old, {"code": "0" * 64, "seconds": 0.5, "scores": old["scores"]}):
-        file.write_text(json.dumps({**record, "sha256": workdir.digest(record)}))
+        file.write_text(json.dumps({**record, "sha256": directory.digest(record)}))
         rank.main(line(source, tasks, tmp_path / "w", **change))
         again = json.loads(file.read_text())
         assert again["seconds"] == 0.5 and again["code"] == right["code"]

@@ -15,7 +15,7 @@ from test_search import line, study_of
 from experiments import search, transfer
 from experiments.pages import history, search_page, search_pictures, search_report
 from experiments.pages.report import Reproduced
-from experiments.runs import options, search_flags, workdir
+from experiments.runs import directory, options, search_flags
 from tljax import train
 from tljax.study import range_test, space
 from tljax.study import search as studies
@@ -51,7 +51,7 @@ def test_best_flags_run_as_they_are_and_give_the_last_fits_again(searched, tmp_p
     )
     mine = {one.key: one.test_accuracy for one in lines if one.strategy == "head_only"}
     places = list(folder.glob("final/*"))
-    theirs = [one for place in places for one in workdir.lines(place) if one.strategy == "head_only"]
+    theirs = [one for place in places for one in directory.results(place) if one.strategy == "head_only"]
     assert mine and mine == {one.key: one.test_accuracy for one in theirs}
 
 

@@ -10,7 +10,7 @@ from test_programs import arguments, command
 from experiments import compare, report, search, transfer
 from experiments.pages import drawing, history, search_pictures
 from experiments.pages import report as pages
-from experiments.runs import console, methods, options, workdir
+from experiments.runs import console, directory, methods, options
 from tljax import paths, plugins
 from tljax.study import space as spaces
 from tljax.types import InputError
@@ -132,7 +132,7 @@ def test_search_compare_and_report_know_the_name(tasks, tmp_path, mine, capsys):
     assert "\nLN_QV,all,0," in (tmp_path / "search" / "trials.csv").read_text()
     tuned = [f"--tuned={tmp_path / 'search'}", "--against=LN_QV", f"--workdir={tmp_path / 'compared'}"]
     compare.main(["compare", *common, *tuned, "--nolonger_scratch"])
-    lines = workdir.lines(tmp_path / "compared")
+    lines = directory.results(tmp_path / "compared")
     assert {line.strategy for line in lines if line.strategy != "pretrain"} == {"scratch", "LN_QV"}
     capsys.readouterr()
     report.main(["report", f"--runs={tmp_path / 'search'}", f"--output={tmp_path / 'pages'}"])

@@ -14,7 +14,7 @@ import pytest
 from test_programs import arguments, command, results
 
 from experiments import pretrain, transfer
-from experiments.runs import fits, options, workdir
+from experiments.runs import directory, fits, options
 from tljax import models, plugins, surroundings
 from tljax.types import InputError
 
@@ -54,7 +54,7 @@ def test_a_switch_is_in_the_key_and_in_what_is_said_of_the_run(name, put_back):
     before = fits.identify("one", ABOUT, {}, {}).key
     jax.config.update(name, SETS[name])
     assert surroundings.switches() == {name.upper(): SETS[name]}
-    assert workdir.environment({})["switches"] == {name.upper(): SETS[name]}
+    assert directory.environment({})["switches"] == {name.upper(): SETS[name]}
     assert fits.identify("one", ABOUT, {}, {}).key != before
 
 
@@ -69,7 +69,7 @@ def test_of_xla_the_flags_that_say_how_to_compute_are_in_the_key(monkeypatch, tm
     (tmp_path / "flags").write_text(fast)
     monkeypatch.setenv("XLA_FLAGS", str(tmp_path / "flags"))
     assert surroundings.switches() == {"XLA_FLAGS": ordered}
-    assert workdir.environment({})["variables"]["XLA_FLAGS"] == str(tmp_path / "flags")
+    assert directory.environment({})["variables"]["XLA_FLAGS"] == str(tmp_path / "flags")
 
 
 def test_a_run_of_other_switches_is_not_added_to(finished, tasks, tmp_path, put_back):

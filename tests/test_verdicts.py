@@ -16,8 +16,7 @@ from test_study import cell, fits, found
 from experiments import compare, report, transfer
 from experiments.pages import report as study_page
 from experiments.pages import study_report, tables
-from experiments.runs import console, estimand, evidence, looks, machine, options, verdicts
-from experiments.runs import workdir as rundir
+from experiments.runs import console, directory, estimand, evidence, looks, machine, options, verdicts
 from experiments.runs.compare_flags import Asked, Judging
 from tljax.study import milestones, statistics, study, summary
 from tljax.study.results import Result
@@ -224,7 +223,7 @@ def csv_rows(file: Path) -> list[dict[str, str]]:
 
 def test_the_table_of_a_transfer_says_what_diverged_fits_count_as(failing, tasks, capsys):
     folder, _ = failing
-    lines = [line for line in rundir.lines(folder / "w") if line.strategy != "pretrain"]
+    lines = [line for line in directory.results(folder / "w") if line.strategy != "pretrain"]
     with np.load(tasks / "clothes.npz") as target:
         settled = summary.with_share(lines, target["test_labels"])
     console.results("title", settled, [])

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.benchmark import peers as sides
-from experiments.runs import console, helps, machine, options, workdir
+from experiments.runs import console, directory, helps, machine, options
 from experiments.runs.commandline import flag
 from tljax.types import InputError
 
@@ -260,7 +260,7 @@ def run(manual_dir: str | None, rows: Sequence[str] = ROWS, rounds: int = 5, out
 
 def _about() -> str:
     names = [name for name in ("jax", "torch", "keras") if _there(name)]
-    versions = ", ".join(f"{name} {workdir.version(name)}" for name in names)
+    versions = ", ".join(f"{name} {directory.version(name)}" for name in names)
     return f"{time.strftime('%Y-%m-%d')}, Python {platform.python_version()}, {versions}, {os.cpu_count()} cores"
 
 

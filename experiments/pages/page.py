@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.runs import budgets, console, outcome, workdir
+from experiments.runs import budgets, console, directory, outcome
 from experiments.runs.options import Settings
 from experiments.runs.sources import Source
 from tljax import files
@@ -19,10 +19,10 @@ def show(made: Settings, target: Task, source: Source | None, lines: Sequence[Re
     """Write report.html and print the table."""
     title, notes = about(made, source, target)
     identities = set(source.identity.values()) if source else set()
-    trained = [line for line in workdir.lines(folder) if line.key in identities]
+    trained = [line for line in directory.results(folder) if line.key in identities]
     settled = summary.with_share(lines, np.asarray(target.test.labels))
     known = [line.source_accuracy for line in lines if line.source_accuracy is not None]
-    notes += workdir.mixed(folder, [line.name for line in (*trained, *lines)])
+    notes += directory.mixed_environments(folder, [line.name for line in (*trained, *lines)])
     odd = [str(line.seed) for line in trained if line.diverged]
     if odd:
         notes.insert(0, f"the source of seed {', '.join(odd)} diverged: what was transferred is what it had before")
@@ -30,7 +30,7 @@ def show(made: Settings, target: Task, source: Source | None, lines: Sequence[Re
     report = folder / "report.html"
     text = _page(target, [*trained, *settled], folder, title, own, notes)
     if not report.is_file() or report.read_bytes() != files.to_bytes(text):
-        workdir.replace(report, text)
+        directory.replace(report, text)
     said = [
         *([own] if own else []),
         *notes,
@@ -65,5 +65,5 @@ def reproduced(folder: Path) -> Any:
     """How the page of a run directory came about."""
     from experiments.pages.report import Reproduced
 
-    flags = workdir.flags_text(folder / "flags.flags")
-    return Reproduced(workdir.recorded(folder) or {}, flags, flags.splitlines()[0].removeprefix("# "))
+    flags = directory.flags_text(folder / "flags.flags")
+    return Reproduced(directory.recorded_environment(folder) or {}, flags, flags.splitlines()[0].removeprefix("# "))

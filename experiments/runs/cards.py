@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments.runs import console, elsewhere, origin, sources, workdir
+from experiments.runs import console, elsewhere, origin, sources, directory
 from experiments.runs.options import Recipe
 from tljax.study.results import Result
 from tljax.types import InputError
@@ -45,8 +45,8 @@ def write(folder: Path, told: Mapping[str, Any], line: Result, recipe: Recipe) -
         "recipe": vars(recipe),
     }
     place = folder / "cards" / f"{line.name}.json"
-    workdir.folder(place.parent)
-    workdir.write_record(place, card)
+    directory.make_folder(place.parent)
+    directory.write_record(place, card)
     return card
 
 
@@ -96,5 +96,5 @@ def _card(file: Path, folder: Path) -> tuple[int, Card]:
     if told.keys() == _UNSIGNED:
         console.say(f"card '{file}' has no SHA-256, since an older tljax wrote it, and is believed as it stands")
     else:
-        workdir.read_record(file)  # raises InputError for one that is not as it was written
+        directory.read_record(file)  # raises InputError for one that is not as it was written
     return number, Card(name, str(folder / inside), accuracy, parameters, trivial)

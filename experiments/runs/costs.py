@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import transfer
-from experiments.runs import fits, sources, workdir
+from experiments.runs import fits, sources, directory
 from experiments.transfer import Experiment
 from tljax import masks, models
 from tljax.study.results import Result
@@ -43,7 +43,7 @@ def _source(todo: Experiment, folder: Path) -> dict[int, dict[str, Any]]:
     """{seed: what the training of its source took}, as far as that is known."""
     if todo.source is None or todo.methods[0].name == "scratch":
         return {}
-    lines = {line.key: line for line in workdir.lines(folder)}
+    lines = {line.key: line for line in directory.results(folder)}
     found: dict[int, dict[str, Any]] = {}
     model = sources.model(todo.made, len(todo.source.classes))
     params = models.abstract(model, todo.source.shape)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from experiments import transfer
-from experiments.runs import console, fits, methods, sources, workdir
+from experiments.runs import console, fits, methods, sources, directory
 from experiments.runs.options import Settings
 from experiments.transfer import Experiment
 from tljax import checkpoint, evaluate, models, train
@@ -70,8 +70,8 @@ def accuracies(
         missing = [line for line in lines if line.name not in known and (of_start or not line.diverged)]
         if missing:
             known |= _judged(todo, missing, name, task, folder)
-            workdir.folder(file.parent)
-            workdir.write_record(file, {**about, "accuracy": known})
+            directory.make_folder(file.parent)
+            directory.write_record(file, {**about, "accuracy": known})
         share = majority_share(task.test.labels)
         for line in lines:
             value = share if line.diverged and not of_start else known.get(line.name)
@@ -86,11 +86,11 @@ def accuracies(
 def _known(file: Path, about: Mapping[str, str]) -> dict[str, float]:
     """{fit: accuracy} that `file` holds of this test set; a file that is not as it was written is set aside, aloud."""
     try:
-        record = workdir.read_record(file) or {**about, "accuracy": {}}
+        record = directory.read_record(file) or {**about, "accuracy": {}}
         if {name: record.get(name) for name in about} != about:
             raise InputError(f"'{file}' is of another test set")
     except InputError as error:
-        console.say(f"{error}. It is set aside as '{workdir.aside(file).name}', and its fits are judged again")
+        console.say(f"{error}. It is set aside as '{directory.set_aside(file).name}', and its fits are judged again")
         return {}
     return record["accuracy"]
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.runs import budgets, console, options, outcome, workdir
+from experiments.runs import budgets, console, options, outcome, directory
 from tljax import npz
 from tljax.study import results, study
 from tljax.study.study import Cell, Right
@@ -79,28 +79,28 @@ def keep(folder: Path, found: Sequence[Found], notes: Sequence[str], judging: Ma
     """
     parts = [{"longer": part.longer, "rows": [results.to_json(row) for row in part.rows]} for part in found]
     here = {"looks": len(_looks(folder)), "look": looks, "judging": dict(judging)}
-    workdir.write_record(folder / "study.json", {"notes": list(notes), "parts": parts, **here})
+    directory.write_record(folder / "study.json", {"notes": list(notes), "parts": parts, **here})
 
 
 def of_directory(folder: Path) -> Kept:
     """What a run directory holds of a study; raises InputError for one damaged or not at its end."""
     if not (folder / "report.html").is_file() and not _whole(folder):
         raise InputError(f"'{folder}' holds no run that has ended: run its command again")
-    file, gone = folder / "study.json", workdir.superseded(folder)
-    done = [line for key, line in workdir.done(folder).items() if key not in gone]
+    file, gone = folder / "study.json", directory.superseded(folder)
+    done = [line for key, line in directory.finished(folder).items() if key not in gone]
     parts = [(False, [line for line in done if line.strategy != "pretrain"])]
     notes: list[str] = []
     judging, looks = None, 0
-    if (known := workdir.read_record(file)) is not None:
+    if (known := directory.read_record(file)) is not None:
         notes, judging = known["notes"], known.get("judging")
         parts = [(part["longer"], list(map(results.from_json, part["rows"]))) for part in known["parts"]]
         looks = max(known.get("look", 0), known.get("looks", 0))
     elif _looks(folder):
         raise InputError(f"'{file}' is gone: run the study's command again")
-    about = workdir.recorded(folder)
+    about = directory.recorded_environment(folder)
     if around := (about or {}).get("switches"):
         notes = [*notes, f"{folder.name} was trained under " + ", ".join(f"{name}={around[name]}" for name in around)]
-    mixed = workdir.mixed(folder, [row.name for _, rows in parts for row in rows])
+    mixed = directory.mixed_environments(folder, [row.name for _, rows in parts for row in rows])
     notes = [*notes, *(note for note in mixed if note not in notes)]
     found = [_kept(folder, rows)._replace(longer=longer) for longer, rows in parts]
     return Kept(found, notes, judging, looks)
@@ -111,11 +111,11 @@ def _whole(folder: Path) -> bool:
     file = folder / "flags.flags"
     if not file.is_file() or not (folder / "results.jsonl").is_file():
         return False
-    lines = workdir.flags_text(file).splitlines()
+    lines = directory.flags_text(file).splitlines()
     known = options.kinds()
     named = [line for line in lines if line.startswith("--") and line[2:].partition("=")[0] in known]
     settings = options.settings(**options.parse(["report", *named]))
-    there = Counter(row.seed for row in workdir.done(folder).values() if row.strategy != "pretrain")
+    there = Counter(row.seed for row in directory.finished(folder).values() if row.strategy != "pretrain")
     wanted = Counter(seed for budget in settings.train_examples for seed in budgets.seeds(budget, settings.seeds))
     return all(there[seed] >= count * len(settings.strategies) for seed, count in wanted.items())
 
@@ -283,11 +283,11 @@ def looked(folder: Path, table: Right) -> int:
     file, study_file = folder / "looks.json", folder / "study.json"
     looks = _looks(folder)
     try:
-        study_record = workdir.read_record(study_file) or {}
+        study_record = directory.read_record(study_file) or {}
     except InputError as error:
         if not looks:
             raise InputError(f"'{file}' is gone, and {error}: restore one of both, or take a new --workdir") from error
-        console.say(f"{error}. It is set aside as '{workdir.aside(study_file).name}' and written anew")
+        console.say(f"{error}. It is set aside as '{directory.set_aside(study_file).name}' and written anew")
         study_record = {}
     if len(looks) < study_record.get("looks", 0):
         raise InputError(
@@ -297,13 +297,13 @@ def looked(folder: Path, table: Right) -> int:
     now = json.loads(json.dumps(sorted([*map(str, cell), seed] for cell, fits in table.items() for seed in fits)))
     if not looks or looks[-1] != now:
         looks.append(now)
-        workdir.write_record(file, {"looks": looks})
+        directory.write_record(file, {"looks": looks})
     return len(looks)
 
 
 def _looks(folder: Path) -> list[Any]:
     """The fits of each look at the results of a run directory, the first first."""
-    record = workdir.read_record(folder / "looks.json")
+    record = directory.read_record(folder / "looks.json")
     if record is not None:
         return record["looks"]
     old = folder / "looks.jsonl"

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.runs import workdir
+from experiments.runs import directory
 from experiments.runs.compare_flags import Judging
 from experiments.runs.evidence import Found, cell
 from tljax import files
@@ -113,7 +113,7 @@ def keep(judged: Sequence[Seen], judging: Judging, look: int, places: Collection
                 file = folder / one.test_set / f"{_digest([judging.against, *one.fits, *one.bases])}.json"
                 if not file.is_file():
                     file.parent.mkdir(parents=True, exist_ok=True)
-                    workdir.write_record(file, record)
+                    directory.write_record(file, record)
             except OSError as error:
                 lacking.append(f"looks are counted in this run's folder alone ({error.strerror or error})")
     return list(dict.fromkeys(lacking))
@@ -142,7 +142,7 @@ def _records(one: Seen, against: str, places: Collection[Path | None]) -> list[d
     found = []
     for folder in places:
         places_of = sorted((folder / one.test_set).glob("*.json")) if folder else []
-        found += [record for file in places_of if (record := workdir.read_record(file)) is not None]
+        found += [record for file in places_of if (record := directory.read_record(file)) is not None]
     mine = {*one.fits, *one.predictions}
     return [
         record

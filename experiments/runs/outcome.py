@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from experiments.runs import console, fits
-from experiments.runs import workdir as rundir
+from experiments.runs import directory
 from experiments.runs.progress import Record
 from tljax import checkpoint, masks, npz
 from tljax.study.results import Result
@@ -114,27 +114,27 @@ def leave(
     results = [
         _write(folder, result, outcome, labels, groups) for result, outcome in zip(results, outcomes, strict=True)
     ]
-    rundir.add(folder, results)
+    directory.add(folder, results)
 
 
 def _write(folder: Path, result: Result, outcome: Outcome, labels: np.ndarray, groups: np.ndarray | None) -> Result:
     """Write predictions, curves and masks of one fit; the result, which says where and what they are."""
     name = result.name
     file = folder / "predictions" / f"{name}.npz"
-    rundir.folder(file.parent)
+    directory.make_folder(file.parent)
     packed = io.BytesIO()
     probabilities = np.asarray(jax.nn.softmax(outcome.logits), np.float32)
     known: dict[str, Any] = {} if groups is None else {"groups": np.asarray(groups)}
     np.savez_compressed(packed, probabilities=probabilities, labels=np.asarray(labels), **known)
-    rundir.replace(file, packed.getvalue())
-    _write_metrics(rundir.folder(folder / "metrics") / name, outcome.record.curve)
+    directory.replace(file, packed.getvalue())
+    _write_metrics(directory.make_folder(folder / "metrics") / name, outcome.record.curve)
     for number, mask in enumerate(outcome.masks):
-        masks.save(mask, rundir.folder(folder / "masks") / f"{name}-phase{number}")
+        masks.save(mask, directory.make_folder(folder / "masks") / f"{name}-phase{number}")
     return replace(
         result,
         predictions=f"predictions/{file.name}",
         predictions_sha256=hashlib.sha256(packed.getvalue()).hexdigest(),
-        masks_sha256=rundir.masks_digest(folder, name, len(outcome.masks)),
+        masks_sha256=directory.masks_digest(folder, name, len(outcome.masks)),
     )
 
 
@@ -149,13 +149,13 @@ def _by_strategy(results: Sequence[Result]) -> list[list[int]]:
 def _write_metrics(folder: Path, curve: Sequence[Mapping[str, float]]) -> None:
     """The curves as TensorBoard events, and as arrays for the report."""
     shutil.rmtree(folder, ignore_errors=True)
-    rundir.folder(folder)
+    directory.make_folder(folder)
     now = time.time()
-    rundir.replace(folder / f"events.out.tfevents.{now:.0f}.{socket.gethostname()}", _events(curve, now))
+    directory.replace(folder / f"events.out.tfevents.{now:.0f}.{socket.gethostname()}", _events(curve, now))
     columns: dict[str, Any] = {name: np.array([point[name] for point in curve]) for name in curve[0]}
     packed = io.BytesIO()
     np.savez(packed, sha256=_sum(folder.name, columns), **columns)
-    rundir.replace(folder / "curves.npz", packed.getvalue())
+    directory.replace(folder / "curves.npz", packed.getvalue())
 
 
 def _events(curve: Sequence[Mapping[str, float]], seconds: float) -> bytes:

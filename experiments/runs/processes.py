@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from experiments.runs import faults, workdir
+from experiments.runs import faults, directory
 from experiments.runs.options import Settings
 from tljax.types import InputError
 
@@ -105,8 +105,8 @@ def in_turn(read: Callable[[], Any]) -> Any:
 
 @contextmanager
 def opened(made: Settings, program: str, more: Sequence[str] = (), older: Settings | None = None) -> Iterator[Path]:
-    """`workdir.opened` by the first process, for all of them. Raises InputError where another does not see it."""
-    with workdir.opened(made, program, more, older) if first() else nullcontext(Path(made.workdir or "")) as folder:
+    """`directory.opened` by the first process, for all of them. Raises InputError where another does not see it."""
+    with directory.opened(made, program, more, older) if first() else nullcontext(Path(made.workdir or "")) as folder:
         wait("opened")
         if not (folder / "flags.flags").is_file():
             raise InputError(f"process {jax.process_index()} sees no --workdir={folder}: name a folder that all share")

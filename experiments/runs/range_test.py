@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments import transfer
 from experiments.pages import search_report
-from experiments.runs import commandline, console, fits, options, processes, search_flags, trials, workdir
+from experiments.runs import commandline, console, fits, options, processes, search_flags, trials, directory
 from experiments.runs.options import Settings
 from experiments.runs.search_flags import Search
 from tljax import plugins, train
@@ -48,11 +48,11 @@ def run(
         for line in said:
             console.say(line)
         reproduced = search_report.reproduced(
-            [*flags, *options.to_flags(settings)], workdir.environment(transfer.fingerprints(todo))
+            [*flags, *options.to_flags(settings)], directory.environment(transfer.fingerprints(todo))
         )
         text = search_page.range_page(name, ". ".join(said) + ".", rates, losses, found, reproduced)
         if processes.first():
-            workdir.replace(folder / "lr_range_test.html", text)
+            directory.replace(folder / "lr_range_test.html", text)
         console.say(f"report: {folder / 'lr_range_test.html'}")
     return found
 
@@ -64,7 +64,7 @@ def _own_flags(asked: Search) -> list[str]:
 def _kept_flags(settings: Settings, flags: Sequence[str]) -> Sequence[str]:
     """The search's own lines of the run directory's flagfile: those of a search that it holds stay as they are."""
     file = Path(settings.workdir or "") / "flags.flags"
-    lines = workdir.flags_text(file).splitlines() if file.is_file() else []
+    lines = directory.flags_text(file).splitlines() if file.is_file() else []
     names = commandline.kinds(Search)
     there = [line for line in lines if line.startswith("--") and line[2:].partition("=")[0] in names]
     searched = there and not any(line.startswith("--lr_range_test") for line in there)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments.runs import console, fits, training, workdir
+from experiments.runs import console, fits, training, directory
 from experiments.runs.options import Settings
 from tljax import checkpoint, data, masks, models, paths, plugins, seeds
 from tljax.study.results import Result
@@ -137,7 +137,7 @@ def _streams(made: Settings, seed: int) -> seeds.Seeds:
 def train(made: Settings, task: Task, folder: Path, means: Means) -> dict[int, Result]:
     """Train the sources that the run directory does not hold yet; {seed: its line}."""
     plan = _planned(made, task)
-    there = workdir.done(folder)
+    there = directory.finished(folder)
     missing = {seed: line for seed, line in plan.items() if line.key not in there}
     if missing:
         missing = plan if made.many == "vmap" else missing
@@ -145,7 +145,7 @@ def train(made: Settings, task: Task, folder: Path, means: Means) -> dict[int, R
         ready = [_ready(made, field, seed, line) for seed, line in missing.items()]
         with console.progress(f"source {task.name}", sum(len(fit.trial.rates) for fit in ready)) as advance:
             training.run(field, ready, folder, about(made, task), advance, made.checkpoint_every, made.save_fisher)
-    done = workdir.done(folder)
+    done = directory.finished(folder)
     return {seed: done[line.key] for seed, line in plan.items()}
 
 
@@ -324,24 +324,24 @@ def _require_leaves(made: Settings, told: Mapping[str, Any], loaded: Mapping[Pat
                 raise refuse_model(made, told["model"], found) from error
 
 
-def _places(directory: Path) -> dict[int, tuple[Path, str]]:
+def _places(folder: Path) -> dict[int, tuple[Path, str]]:
     """{seed: (checkpoint, name of the fit)} of a run directory's sources, or of one checkpoint."""
-    if (directory / "results.jsonl").is_file():
-        gone = workdir.superseded(directory)
-        every = [line for line in workdir.lines(directory) if line.strategy == "pretrain"]
+    if (folder / "results.jsonl").is_file():
+        gone = directory.superseded(folder)
+        every = [line for line in directory.results(folder) if line.strategy == "pretrain"]
         lines = [line for line in every if line.key not in gone]
         if len({line.seed for line in lines}) < len(lines):
             names = paths.some(list(dict.fromkeys(line.checkpoint for line in lines)))
-            raise InputError(f"--source_checkpoint={directory} holds several sources: name one of {names}")
+            raise InputError(f"--source_checkpoint={folder} holds several sources: name one of {names}")
         if lines:
-            return {line.seed: (directory / line.checkpoint, line.name) for line in lines}
-        raise InputError(f"--source_checkpoint={directory} is a run without a source: name one of its checkpoints/")
+            return {line.seed: (folder / line.checkpoint, line.name) for line in lines}
+        raise InputError(f"--source_checkpoint={folder} is a run without a source: name one of its checkpoints/")
     places: dict[int, tuple[Path, str]] = {}
-    for name, fit in _about(directory)["fits"].items():
+    for name, fit in _about(folder)["fits"].items():
         if fit["seed"] in places:
             raise InputError(
-                f"checkpoint '{directory}' holds two fits of seed {fit['seed']}, '{places[fit['seed']][1]}' and "
+                f"checkpoint '{folder}' holds two fits of seed {fit['seed']}, '{places[fit['seed']][1]}' and "
                 f"'{name}': experiments.export makes a source of one of them"
             )
-        places[fit["seed"]] = directory, name
+        places[fit["seed"]] = folder, name
     return places

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.runs import elsewhere, machine, options, origin, sources, workdir
+from experiments.runs import elsewhere, machine, options, origin, sources, directory
 from experiments.runs.commandline import flag
 from experiments.runs.options import Settings
 from experiments.runs.origin import Origin
@@ -67,7 +67,7 @@ def weights(
 
 def _found(place: Path, fit: str | None) -> tuple[Path, int]:
     """(checkpoint, seed) of a fit, by its name with or without the digest: under one seed a checkpoint holds one."""
-    lines = {line.name: line for line in workdir.lines(place)}
+    lines = {line.name: line for line in directory.results(place)}
     names = sorted(lines or sources.told(place)["fits"])
     if fit is None and len(names) > 1:
         raise InputError(f"'{place}' holds {len(names)} fits, {paths.some(names, 12)}: choose one with --fit=NAME")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import transfer
-from experiments.runs import budgets, options, origin, workdir
+from experiments.runs import budgets, options, origin, directory
 from experiments.runs.cards import Card
 from experiments.runs.options import Settings
 from experiments.transfer import Experiment
@@ -102,7 +102,7 @@ def found(plan: Plan, folder: Path, cards: Sequence[Card], made: Settings) -> li
 def _refuse_doubles(folder: Path) -> None:
     """Raise InputError if results.jsonl holds two fits of one key: which of them counted would be chance."""
     names: dict[str, str] = {}
-    for number, line in enumerate(workdir.lines(folder), 1):
+    for number, line in enumerate(directory.results(folder), 1):
         where = f"'{line.name}' (fit {number})"
         if line.key in names:
             raise InputError(

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.runs import fits, options, workdir
+from experiments.runs import fits, options, directory
 from experiments.runs.options import Settings
 from experiments.runs.search_flags import FIRST_SEED
 from tljax import plugins
@@ -45,7 +45,7 @@ def winners(search: Path) -> dict[str, dict[str, Any]]:
     if not files:
         raise InputError(f"--tuned={search} holds no best.flags: give the run directory of a search that has ended")
     for file in files:
-        workdir.flags_text(file)  # raises InputError for one that is not as it was written
+        directory.flags_text(file)  # raises InputError for one that is not as it was written
     return {file.stem: options.parse(["tuned", f"--flagfile={file}"]) for file in files}
 
 

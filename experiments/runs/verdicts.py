@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from experiments.pages import page
-from experiments.runs import console, evidence, looks, workdir
+from experiments.runs import console, evidence, looks, directory
 from experiments.runs.compare_flags import Judging
 from experiments.runs.evidence import Found
 from tljax import files
@@ -150,9 +150,9 @@ def write(folder: Path, told: Study, classes: Mapping[str, Sequence[str]], made:
     for name, data in {**export.files(told, sections, title), "report.html": files.to_bytes(text)}.items():
         file = folder / name
         if file.parent != folder:
-            workdir.folder(file.parent)
+            directory.make_folder(file.parent)
         if not file.is_file() or file.read_bytes() != data:
-            workdir.replace(file, data)
+            directory.replace(file, data)
 
 
 def tables(told: Study) -> None:

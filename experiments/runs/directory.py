@@ -17,8 +17,7 @@ from typing import Any
 from experiments.runs import console, lock, options
 from experiments.runs.options import LISTS, PLACES, Settings
 from tljax import __version__, checkpoint, files, plugins, surroundings
-from tljax.study import results
-from tljax.study.results import Result
+from tljax.study.results import Result, from_json, to_json
 from tljax.types import InputError
 
 _NO_FIT = (
@@ -47,7 +46,7 @@ def opened(made: Settings, program: str, more: Sequence[str] = (), older: Settin
     _refuse_links(workdir)
     _flags(workdir, made, program, more, older)
     _refuse_other_switches(workdir)
-    lines(workdir)
+    results(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     with lock.held(workdir):
         replace(workdir / "flags.flags", signed(_flags(workdir, made, program, more, older)))
@@ -92,7 +91,7 @@ def _refuse_links(workdir: Path) -> None:
                     raise InputError(f"'{workdir}' holds a link or a device, '{entry}': remove it")
 
 
-def folder(place: Path) -> Path:
+def make_folder(place: Path) -> Path:
     """The folder at `place`, made unless it is there; raises InputError for a link, which may lead anywhere."""
     if place.is_symlink() or (place.exists() and not place.is_dir()):
         raise InputError(f"'{place}' is a link or a file where a folder is to be: remove it")
@@ -102,7 +101,7 @@ def folder(place: Path) -> Path:
 
 def _refuse_other_switches(workdir: Path) -> None:
     """Raise InputError where the run's fits were trained under other switches of JAX: their streams are not to mix."""
-    about = recorded(workdir)
+    about = recorded_environment(workdir)
     switches = about.get("switches", {}) if isinstance(about, dict) else None
     if not isinstance(switches, dict):
         return
@@ -250,7 +249,7 @@ def _sum(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(json.loads(json.dumps(record)), sort_keys=True).encode()).hexdigest()
 
 
-def new(flag: str, given: str | None, suffix: str) -> Path:
+def new_file(flag: str, given: str | None, suffix: str) -> Path:
     """The file that a flag names for what is to be written; raises InputError unless it can be, and is new."""
     file = Path(given or "")
     if file.suffix != suffix or "\0" in str(file):
@@ -263,7 +262,7 @@ def new(flag: str, given: str | None, suffix: str) -> Path:
     return file
 
 
-def lines(workdir: Path) -> list[Result]:
+def results(workdir: Path) -> list[Result]:
     """The fits that were trained; raises InputError for a line that is none, or not as it was written."""
     file = workdir / "results.jsonl"
     found = []
@@ -299,7 +298,7 @@ def _checked(workdir: Path, line: Any, where: str) -> Result:
     known = isinstance(seconds, int | float) and 0 <= seconds < 1e15
     if line.pop("sha256", None) != digest(line) or not known:
         raise InputError(f"{where} is not as it was written: restore or delete it")
-    return results.from_json(line)
+    return from_json(line)
 
 
 def digest(line: Mapping[str, Any]) -> str:
@@ -309,9 +308,9 @@ def digest(line: Mapping[str, Any]) -> str:
     ).hexdigest()
 
 
-def done(workdir: Path) -> dict[str, Result]:
+def finished(workdir: Path) -> dict[str, Result]:
     """{key: fit} of the fits whose checkpoint and predictions are there; others are to be trained again."""
-    kept = (line for line in lines(workdir) if (workdir / line.checkpoint).is_dir())
+    kept = (line for line in results(workdir) if (workdir / line.checkpoint).is_dir())
     return {line.key: line for line in kept if all((workdir / name).is_file() for name in _files(line))}
 
 
@@ -327,7 +326,7 @@ def supersede(workdir: Path, current: Sequence[Result]) -> None:
     keys = {line.key for line in current}
     before = superseded(workdir)
     now = before - keys
-    for line in lines(workdir):
+    for line in results(workdir):
         for other in cells.get(_cell(line), ()) if line.key not in keys else ():
             if line.seed == other.seed or (line.recipe and other.recipe and line.recipe != other.recipe):
                 now.add(line.key)
@@ -369,7 +368,7 @@ def _mask_files(workdir: Path, name: str, phases: int) -> list[Path]:
 
 def _set_damaged_aside(workdir: Path) -> None:
     """Rename, aloud, what of finished fits is not as it was written: then they are not done any more."""
-    found = lines(workdir)
+    found = results(workdir)
     for name in dict.fromkeys(line.checkpoint for line in found):
         if (workdir / name).is_dir():
             fits = {line.name for line in found if line.checkpoint == name}
@@ -378,29 +377,29 @@ def _set_damaged_aside(workdir: Path) -> None:
                 fault = f"checkpoint '{name}' holds no fit '{lacking[0]}'" if lacking else None
             except InputError as error:
                 fault = str(error)
-            _set_aside(workdir / name, fault)
+            _set_aside_if(workdir / name, fault)
     for line in found:
         file = workdir / line.predictions
         if file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() != line.predictions_sha256:
-            _set_aside(file, f"'{file}' is not as it was written")
+            _set_aside_if(file, f"'{file}' is not as it was written")
         places = _mask_files(workdir, line.name, len(line.phase_steps))
         if line.masks_sha256 not in (None, masks_digest(workdir, line.name, len(places) // 2)):
             for file in filter(Path.is_file, places):
-                _set_aside(file, f"'{file}' is not as it was written, or not with the other masks of its fit")
+                _set_aside_if(file, f"'{file}' is not as it was written, or not with the other masks of its fit")
     try:
         read_record(workdir / "environment.json")
     except InputError as error:
         if _unsigned_environment(workdir) is None:
-            place = aside(workdir / "environment.json")
+            place = set_aside(workdir / "environment.json")
             console.say(f"{error}. It is set aside as '{place.name}', and what fits were trained with is not known")
 
 
-def _set_aside(place: Path, fault: str | None) -> None:
+def _set_aside_if(place: Path, fault: str | None) -> None:
     if fault is not None:
-        console.say(f"{fault}. It is set aside as '{aside(place).name}', and what it held counts as not trained")
+        console.say(f"{fault}. It is set aside as '{set_aside(place).name}', and what it held counts as not trained")
 
 
-def aside(place: Path) -> Path:
+def set_aside(place: Path) -> Path:
     """Rename what is damaged to NAME.damaged, or .damaged2 where that is taken; its new place."""
     names = (f"{place.name}.damaged{number}" for number in itertools.chain([""], itertools.count(2)))
     free = next(place.with_name(name) for name in names if not os.path.lexists(place.with_name(name)))
@@ -419,10 +418,10 @@ def _text(file: Path) -> str:
 
 def add(workdir: Path, new: Sequence[Result]) -> None:
     """Add the lines of finished fits, all or none; one that was there is replaced where it stands."""
-    before = {line.key: line for line in lines(workdir)}
+    before = {line.key: line for line in results(workdir)}
     whole = before | {line.key: line for line in new}
     _attribute(workdir, before, new)
-    records = map(results.to_json, whole.values())
+    records = map(to_json, whole.values())
     text = "".join(json.dumps({**each, "sha256": digest(each)}, allow_nan=False) + "\n" for each in records)
     replace(workdir / "results.jsonl", text)
 
@@ -457,7 +456,7 @@ def version(package: str) -> str:
         return __version__ if package == "tljax" else "not installed"
 
 
-def record(workdir: Path, fingerprints: Mapping[str, str]) -> None:
+def record_environment(workdir: Path, fingerprints: Mapping[str, str]) -> None:
     """Write the environment of this process to environment.json, before it trains anything; `add` names its fits.
 
     The environments of earlier processes, if they differ, are kept in it with the fits that they trained, and that is
@@ -496,7 +495,7 @@ def _attribute(workdir: Path, before: Mapping[str, Result], new: Sequence[Result
     write_record(workdir / "environment.json", known)
 
 
-def recorded(workdir: Path) -> dict[str, Any] | None:
+def recorded_environment(workdir: Path) -> dict[str, Any] | None:
     """What environment.json says of the last environment, and of those before it; None where it is gone or damaged."""
     known = _provenance(workdir)
     if known is None:
@@ -506,7 +505,7 @@ def recorded(workdir: Path) -> dict[str, Any] | None:
     return {**last, **({"earlier": earlier} if earlier else {})}
 
 
-def mixed(workdir: Path, names: Collection[str]) -> list[str]:
+def mixed_environments(workdir: Path, names: Collection[str]) -> list[str]:
     """What the notes of a table must say if its fits, by name, were trained in several environments."""
     known = _provenance(workdir)
     if known is None:
