@@ -26,6 +26,7 @@ from experiments.runs import (
     compare_flags,
     console,
     costs,
+    directory,
     estimand,
     evals,
     evidence,
@@ -36,7 +37,6 @@ from experiments.runs import (
     process,
     tuned,
     verdicts,
-    workdir,
 )
 from experiments.runs.compare_flags import Judging
 from experiments.runs.flags import flag
@@ -44,6 +44,7 @@ from experiments.runs.settings import ExperimentFlags, Settings
 from experiments.transfer import Experiment
 from tljax import plugins
 from tljax.study import study, summary
+from tljax.study.results import Result, extended
 from tljax.types import InputError
 
 
@@ -66,8 +67,8 @@ class Part(NamedTuple):
     """Whether it is scratch with the source's steps added to its own."""
 
 
-def run(given: Mapping[str, Any], asked: CompareFlags) -> list[workdir.Line]:
-    """Train what is missing, judge, and report; the lines of results."""
+def run(given: Mapping[str, Any], asked: CompareFlags) -> list[Result]:
+    """Train what is missing, judge, and report; the results."""
     made = Settings.from_flags(**given)
     compare_flags.check(asked)
     base = asked.against
@@ -80,7 +81,7 @@ def run(given: Mapping[str, Any], asked: CompareFlags) -> list[workdir.Line]:
     for part in parts:
         estimand.require_some(part.todo)
     method = methods.one(base)
-    against = {"strategy": method.name, "options": method.options, "spec": method.spec}
+    against = Result(name="", target="", strategy=method.name, options=method.options, spec=method.spec or None, seed=0)
     judging = replace(asked, against=summary.label(against))
     if made.dry_run:
         _show(parts)
@@ -88,12 +89,12 @@ def run(given: Mapping[str, Any], asked: CompareFlags) -> list[workdir.Line]:
     named = {name: mark for part in parts for name, mark in transfer.fingerprints(part.todo).items()}
     _say_looks(parts, judging)
     more = evals.read(made, asked.eval, [part.todo for part in parts])
-    with workdir.opened(made, "compare", flags.flagfile_lines(asked)) as folder:
+    with directory.opened(made, "compare", flags.flagfile_lines(asked)) as folder:
         found = [(part, transfer.within(part.todo, folder, {**named, **evals.fingerprints(more)})) for part in parts]
         lines = [line for _, some in found for line in some]
         if process.first():
             judged = [_judged(part, some, more, folder, means) for part, some in found]
-            several = workdir.mixed(folder, [line["name"] for line in lines])
+            several = directory.mixed_environments(folder, [line.name for line in lines])
             verdicts.show(folder, judged, judging, [*notes(parts, asked), *several])
     return lines
 
@@ -143,11 +144,11 @@ def _key(todo: Experiment) -> Any:
 
 def _require_one_fit(parts: Sequence[Part]) -> None:
     """Raise InputError, before anything is trained, if two planned fits would be of one cell and seed."""
-    cells: dict[study.Cell, list[workdir.Line]] = {}
+    cells: dict[study.Cell, list[Result]] = {}
     for part in parts:
         for job in transfer.planned(part.todo).values():
-            line = {**job.line, "steps": part.todo.made.recipe.steps}
-            cells.setdefault(evidence.cell(line, part.longer), []).append(job.line)
+            result = replace(job.result, steps=part.todo.made.recipe.steps)
+            cells.setdefault(evidence.cell(result, part.longer), []).append(job.result)
     for lines in cells.values():
         summary.require_one_recipe(lines)
 
@@ -172,14 +173,14 @@ def _several(text: str | None) -> list[str]:
 
 
 def _judged(
-    part: Part, lines: Sequence[workdir.Line], more: Sequence[evals.Eval], folder: Path, means: Any
+    part: Part, lines: Sequence[Result], more: Sequence[evals.Eval], folder: Path, means: Any
 ) -> evidence.Found:
     """What there is of a part to judge by: rows, and which test examples each fit gets right."""
     found = evidence.of_run(folder, lines, part.todo.target)
     if part.longer:
         return found._replace(longer=True)
     extra, cost = evals.accuracies(part.todo, lines, more, folder), costs.of_run(part.todo, lines, folder)
-    return found._replace(rows=[{**row, **extra.get(row["name"], {}), **cost[row["name"]]} for row in found.rows])
+    return found._replace(rows=[extended(row, {**extra.get(row.name, {}), **cost[row.name]}) for row in found.rows])
 
 
 def notes(parts: Sequence[Part], asked: CompareFlags) -> list[str]:
@@ -205,8 +206,8 @@ def _say_looks(parts: Sequence[Part], judging: Judging) -> None:
     for todo in (part.todo for part in parts if not part.longer and not part.todo.made.distributed):
         fits_of, bases = keys.setdefault(looks.test_set(np.asarray(todo.target.test.labels)), (set(), set()))
         for job in transfer.planned(todo).values():
-            if (name := summary.label(job.line)) != "scratch" or judging.against == "scratch":
-                (bases if name == judging.against else fits_of).add(job.line["key"])
+            if (name := summary.label(job.result)) != "scratch" or judging.against == "scratch":
+                (bases if name == judging.against else fits_of).add(job.result.key)
     seen = [looks.Seen(name, *map(frozenset, sets)) for name, sets in keys.items() if sets[0]]
     look = looks.count(seen, judging, [looks.place()])
     if look > judging.looks:

@@ -11,14 +11,13 @@ from experiments import run_program
 
 if __name__ == "__main__":  # before the other imports, so that what fails in them is said in a line
     run_program(__file__)
-
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.runs import console, flags, trained, workdir
+from experiments.runs import console, directory, flags, trained
 from experiments.runs.flags import flag
 from experiments.runs.settings import ComputeFlags, ModelFlags, RenamingFlags
 from experiments.runs.trained import TrainedFlags
@@ -35,8 +34,8 @@ def run(given: Mapping[str, Any], asked: ExportFlags) -> Path:
     """Write what the flags say; the file."""
     from safetensors.numpy import save
 
-    file = workdir.new("output", asked.output, ".safetensors")
-    card = workdir.new("output", f"{file}.json", ".json")
+    file = directory.new_file("output", asked.output, ".safetensors")
+    card = directory.new_file("output", f"{file}.json", ".json")
     flat, source, model, accuracy = trained.weights(given, asked.checkpoint, asked.fit)
     weights = save(flat)
     told = {
@@ -50,9 +49,9 @@ def run(given: Mapping[str, Any], asked: ExportFlags) -> Path:
         "note": source.note or None,
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }
-    workdir.replace(file, weights)
+    directory.replace(file, weights)
     try:
-        workdir.write_record(card, {name: value for name, value in told.items() if value is not None})
+        directory.write_record(card, {name: value for name, value in told.items() if value is not None})
     except OSError:
         file.unlink()  # without its card it is of no use
         raise

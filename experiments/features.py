@@ -11,7 +11,6 @@ from experiments import run_program
 
 if __name__ == "__main__":  # before the other imports, so that what fails in them is said in a line
     run_program(__file__)
-
 import functools
 import hashlib
 import json
@@ -25,14 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.runs import (
-    console,
-    flags,
-    origin,
-    process,
-    sources,
-    workdir,
-)
+from experiments.runs import console, directory, flags, origin, process, sources
 from experiments.runs.flags import flag
 from experiments.runs.origin import Origin
 from experiments.runs.settings import CheckpointFlags, ComputeFlags, DataFlags, ModelFlags, RenamingFlags, SeedFlags
@@ -108,7 +100,7 @@ def write(one: Origin, task: Task, folders: Mapping[str, Path], dtype: str = "fl
             os.replace(partial, file)
     for stage, folder in missing.items():  # last: only then they are there
         all_told = {**told[stage], "sha256": _sums(folder)}
-        workdir.replace(folder / "features.json", json.dumps(all_told, indent=1) + "\n")
+        directory.replace(folder / "features.json", json.dumps(all_told, indent=1) + "\n")
 
 
 def _sums(folder: Path) -> dict[str, str]:

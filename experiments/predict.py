@@ -11,7 +11,6 @@ from experiments import run_program
 
 if __name__ == "__main__":  # before the other imports, so that what fails in them is said in a line
     run_program(__file__)
-
 import csv
 import io
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,7 @@ import jax
 import numpy as np
 
 from experiments.pages.csv_cells import cell
-from experiments.runs import console, flags, trained, workdir
+from experiments.runs import console, directory, flags, trained
 from experiments.runs.flags import flag
 from experiments.runs.origin import Origin
 from experiments.runs.settings import ComputeFlags, ModelFlags, RenamingFlags
@@ -78,7 +77,7 @@ def run(given: Mapping[str, Any], asked: PredictFlags) -> Path:
     """Predict what the flags say; the file."""
     if not asked.images:
         raise InputError("--images is not given: name a folder of pictures, one of them, or an .npz file")
-    file = workdir.new("output", asked.output, ".csv")
+    file = directory.new_file("output", asked.output, ".csv")
     _, one = trained.load(given, asked.checkpoint, asked.fit)
     names, pixels, left_out = unlabelled.load(Path(asked.images), one.source.shape)
     if left_out:
@@ -88,7 +87,7 @@ def run(given: Mapping[str, Any], asked: PredictFlags) -> Path:
     if np.issubdtype(pixels.dtype, np.floating) and pixels.ndim == 4 and pixels.max(initial=0) > 1:
         console.say(f"  floats are taken as they are, and pixels as 0 to 1: the largest here is {pixels.max():.6g}")
     text = table(names, one.source.classes, probabilities(one, pixels))
-    workdir.replace(file, text.encode("utf-8", "surrogateescape"))  # a file's name need not be text
+    directory.replace(file, text.encode("utf-8", "surrogateescape"))  # a file's name need not be text
     console.say(f"{len(names):,} images, {len(one.source.classes)} classes of {one.source.name}: {file}")
     return file
 

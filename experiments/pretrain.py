@@ -10,24 +10,16 @@ from experiments import run_program
 
 if __name__ == "__main__":  # before the other imports, so that what fails in them is said in a line
     run_program(__file__)
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from experiments.runs import (
-    budgets,
-    console,
-    fits,
-    flags,
-    process,
-    sources,
-    workdir,
-)
+from experiments.runs import budgets, console, directory, fits, flags, process, sources
 from experiments.runs.settings import CheckpointFlags, DataFlags, ModelFlags, Settings, SourceFlags, TrainFlags
 from tljax import masks, models
+from tljax.study.results import Result
 from tljax.types import InputError
 
 
@@ -36,8 +28,8 @@ class PretrainFlags(SourceFlags, CheckpointFlags, DataFlags, ModelFlags, TrainFl
     """A source is trained without a target and without strategies."""
 
 
-def run(**flags: Any) -> list[workdir.Line]:
-    """Train a source for each seed; the lines of results. Keyword arguments are named like the flags."""
+def run(**flags: Any) -> list[Result]:
+    """Train a source for each seed; their results. Keyword arguments are named like the flags."""
     made = Settings.from_flags(**flags)
     if made.source is None or made.source_checkpoint:
         raise InputError("--source is what this program trains: name a data set, and leave out --source_checkpoint")
@@ -52,13 +44,13 @@ def run(**flags: Any) -> list[workdir.Line]:
         console.mask_table(task.name, params, masks.by_path(params, lambda path: True))
         console.notes(task.findings)
         return []
-    with workdir.opened(made, "pretrain") as folder:
+    with directory.opened(made, "pretrain") as folder:
         if process.first():
-            workdir.record(folder, {task.name: task.fingerprint})
+            directory.record_environment(folder, {task.name: task.fingerprint})
         lines = sources.train(made, task, folder, means)
         if process.first():
-            workdir.supersede(folder, list(lines.values()))
-        accuracy = [100 * line["test_accuracy"] for line in lines.values() if not line["diverged"]]
+            directory.supersede(folder, list(lines.values()))
+        accuracy = [100 * line.test_accuracy for line in lines.values() if line.test_accuracy is not None]
         held = budgets.notes(["all"], task, made.source_recipe.validation)
         noted = [*([task.note] if task.note else []), *held]
         mean = [f"mean {np.mean(accuracy):.2f} [{min(accuracy):.2f}, {max(accuracy):.2f}]"] if accuracy else []

@@ -25,6 +25,7 @@ from experiments.runs import (
     budgets,
     cards,
     console,
+    directory,
     elsewhere,
     flags,
     origin,
@@ -32,7 +33,6 @@ from experiments.runs import (
     scoring,
     sources,
     truth,
-    workdir,
 )
 from experiments.runs.cards import Card
 from experiments.runs.flags import flag
@@ -79,9 +79,9 @@ def run(given: Mapping[str, Any], asked: RankFlags) -> dict[str, Any]:
         console.table("sources", ["source", "own test accuracy %", "parameters"], rows, notes)
         return {}
     marks = {name: task.fingerprint for name, task in todo.targets.items()}
-    with workdir.opened(todo.made, "rank", flags.flagfile_lines(asked)) as folder:
+    with directory.opened(todo.made, "rank", flags.flagfile_lines(asked)) as folder:
         if process.first():
-            workdir.record(folder, marks)
+            directory.record_environment(folder, marks)
         table = {
             (card.name, name): scoring.scored(
                 folder, todo.origins[card.name], task, todo.made, asked.scores, asked.score_examples
@@ -94,7 +94,7 @@ def run(given: Mapping[str, Any], asked: RankFlags) -> dict[str, Any]:
             return {}
         notes = [line for task in todo.targets.values() for line in _noted(todo, task)]
         told = rank_report.told(todo.cards, todo.targets, table, truths, asked.scores, asked.resamples)
-        workdir.replace(folder / "ranking.json", json.dumps(rank_report.plain(told.numbers), indent=1) + "\n")
+        directory.replace(folder / "ranking.json", json.dumps(rank_report.plain(told.numbers), indent=1) + "\n")
         rank_report.show(told, folder, todo.cards, table, notes)
     return told.numbers
 

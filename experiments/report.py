@@ -34,20 +34,21 @@ import numpy as np
 from experiments.runs import (
     compare_flags,
     console,
+    directory,
     estimand,
     evidence,
     flags,
     looks,
     tuned,
     verdicts,
-    workdir,
 )
 from experiments.runs.compare_flags import Judging
 from experiments.runs.evidence import Found
 from experiments.runs.flags import flag
 from experiments.runs.settings import FLAGS, Settings
 from tljax import plugins
-from tljax.study.summary import Row, with_share
+from tljax.study.results import Result, extended, from_json
+from tljax.study.summary import with_share
 from tljax.types import InputError
 
 _NEEDED = ("name", "target", "strategy", "seed", "train_examples")
@@ -129,7 +130,7 @@ def _judging(asked: ReportFlags, runs: Mapping[str, Mapping[str, Any]]) -> Judgi
 def _of_runs(runs: Sequence[str]) -> Read:
     """What run directories hold."""
     found = Read([], [], {}, 0)
-    looked, seen = 0, dict[Any, Row]()
+    looked, seen = 0, dict[Any, Result]()
     for name in (place for run in runs for place in _with_winners(run, found.notes)):
         try:
             kept = evidence.of_directory(Path(name))
@@ -143,7 +144,7 @@ def _of_runs(runs: Sequence[str]) -> Read:
             continue
         parts = []
         for part in kept.found:
-            places = [(evidence.cell(row, part.longer), row["seed"]) for row in part.rows]
+            places = [(evidence.cell(row, part.longer), row.seed) for row in part.rows]
             new = [row for row, place in zip(part.rows, places, strict=True) if not _known(row, seen.get(place))]
             seen |= dict(zip(places, part.rows, strict=True))
             parts.append(part._replace(rows=new))
@@ -165,73 +166,81 @@ def _with_winners(run: str, notes: list[str]) -> list[str]:
         for name, values in winners.items()
         if (len(winners) == 1 or place.name == name or place.name.startswith(f"{name}-"))
         and (place / "flags.flags").is_file()
-        and not workdir.of_another_experiment(place, Settings.from_flags(**values))
+        and not directory.of_another_experiment(place, Settings.from_flags(**values))
     ]
     notes.append(f"tuned: every strategy has what {Path(run).name} found best for it")
     return list(dict.fromkeys(places)) or [run]
 
 
-def _known(row: Row, other: Row | None) -> bool:
+def _known(row: Result, other: Result | None) -> bool:
     """Whether a fit is one that another run directory holds too, and so enters once."""
     if other is None:
         return False
-    prints = ("recipe", "predictions_sha256")
-    return row["key"] == other["key"] or all(row.get(name) == other.get(name) is not None for name in prints)
+    prints = [(each.recipe, each.predictions_sha256) for each in (row, other)]
+    return row.key == other.key or (None not in prints[0] and prints[0] == prints[1])
 
 
 def _flags(run: Path, known: Mapping[str, flags.Kind]) -> dict[str, Any]:
     """What flags.flags of a run directory says of the flags that are `known`, {flag: its kind}."""
-    lines = workdir.flags_text(run / "flags.flags").splitlines()
+    lines = directory.flags_text(run / "flags.flags").splitlines()
     own = [line for line in lines if line.startswith("--") and line[2:].partition("=")[0] in known]
     return flags.parse(["report", *own], known)
 
 
-def theirs(results: Path, predictions: str) -> Found:
+def theirs(csv_file: Path, predictions: str) -> Found:
     """Fits made elsewhere; raises InputError for a table or predictions that are not as this program's text says."""
     try:
-        with open(results, newline="", encoding="utf-8-sig") as file:
+        with open(csv_file, newline="", encoding="utf-8-sig") as file:
             table = csv.DictReader(file)
-            rows = [_row(f"'{results}', line {table.line_num}", row) for row in table]
+            results = [_result(f"'{csv_file}', line {table.line_num}", cells) for cells in table]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"--results={results} cannot be read: {plugins.said(error)}") from error
+        raise InputError(f"--results={csv_file} cannot be read: {plugins.said(error)}") from error
     others = [str(name) for name in table.fieldnames or () if name not in (*_NEEDED, *_KNOWN, "diverged")]
     if others:
-        console.say(f"'{results}' has columns that are not read: {', '.join(others)[:200]}")
-    _refuse_twice(rows)
+        console.say(f"'{csv_file}' has columns that are not read: {', '.join(others)[:200]}")
+    _refuse_twice(results)
     files = {Path(file).stem: Path(file) for file in glob.glob(predictions)}
-    lacking = [row["name"] for row in rows if row["name"] not in files]
-    if lacking or not rows:
+    lacking = [result.name for result in results if result.name not in files]
+    if lacking or not results:
         what = (
-            f"--predictions={predictions} names no '{lacking[0]}.npz'" if lacking else f"--results={results} has no row"
+            f"--predictions={predictions} names no '{lacking[0]}.npz'"
+            if lacking
+            else f"--results={csv_file} has no row"
         )
         raise InputError(f"{what}: a fit is a row and a file of its name")
-    known = {row["name"]: evidence.read(files[row["name"]]) for row in rows}
-    labels: dict[str, Any] = {}
-    parts = []
-    for row in rows:
-        predicted, own = known[row["name"]]
-        first = labels.setdefault(row["target"], own)
+    known = {result.name: evidence.read(files[result.name]) for result in results}
+    labels: dict[str, np.ndarray] = {}
+    measured, parts = [], []
+    for result in results:
+        file_of, (predicted, own) = files[result.name], known[result.name]
+        first = labels.setdefault(result.target, own)
         if first.shape != own.shape or (first != own).any():
-            raise InputError(f"'{files[row['name']]}' has other labels than the other fits of '{row['target']}'")
-        row["test_accuracy"] = None if row["diverged"] else float((predicted == own).mean())
-        row["key"] = _key(row, predicted, own)
-        groups = evidence.groups_in(files[row["name"]])
-        parts.append(Found([], {}, {}, {} if groups is None else {row["target"]: groups}))
-    settled = [row for each in rows for row in with_share([each], labels[each["target"]])]
-    predictions_of = {row["name"]: known[row["name"]][0] for row in rows if not row["diverged"]}
+            raise InputError(f"'{file_of}' has other labels than the other fits of '{result.target}'")
+        accuracy = None if result.diverged else float((predicted == own).mean())
+        measured.append(extended(result, {"test_accuracy": accuracy, "key": _key(result, predicted, own)}))
+        groups = evidence.groups_in(file_of)
+        parts.append(Found([], {}, {}, {} if groups is None else {result.target: groups}))
+    settled = [result for each in measured for result in with_share([each], labels[each.target])]
+    predictions_of = {result.name: known[result.name][0] for result in results if not result.diverged}
     return Found(settled, predictions_of, labels, evidence.all_groups(parts))
 
 
-def _key(row: Mapping[str, Any], predicted: np.ndarray, labels: np.ndarray) -> str:
+def _key(result: Result, predicted: np.ndarray, labels: np.ndarray) -> str:
     """What a fit made elsewhere is known by: what its table says of it, and what it predicts."""
-    about = [row[name] for name in ("source", "target", "strategy", "seed", "train_examples", "diverged")]
+    about = [*_cell(result), result.diverged]
     digest = hashlib.sha256(repr(about).encode())
     for part in (predicted, labels):
         digest.update(np.ascontiguousarray(part, np.int64).tobytes())
     return digest.hexdigest()
 
 
-def _row(where: str, given: dict[str, Any]) -> dict[str, Any]:
+def _cell(result: Result) -> tuple[Any, ...]:
+    """What no two fits of a table have in common."""
+    return result.source, result.target, result.strategy, result.seed, result.train_examples
+
+
+def _result(where: str, given: dict[str, Any]) -> Result:
+    """The fit of a row of the table, known by `where` it stands until its predictions are read."""
     lacking = [name for name in _NEEDED if not (given.get(name) or "").strip()]
     if lacking:
         raise InputError(f"{where} has no {lacking[0]}: the columns {', '.join(_NEEDED)} are needed")
@@ -254,7 +263,7 @@ def _row(where: str, given: dict[str, Any]) -> dict[str, Any]:
         )
     if str(row["seed"]) in str(row.get("tuning_seeds") or "").split():
         raise InputError(f"{where}: seed {row['seed']} was tuned on: judge fits of other seeds")
-    return row
+    return from_json(row)
 
 
 def _whether(where: str, name: str, text: str | None) -> bool:
@@ -291,14 +300,13 @@ def _value(where: str, name: str, text: str) -> Any:
     return number
 
 
-def _refuse_twice(rows: Sequence[Row]) -> None:
+def _refuse_twice(results: Sequence[Result]) -> None:
     """Raise InputError for a name that two rows have, and for two rows that tell of one fit."""
-    seen: dict[Any, Row] = {}
-    for row in rows:
-        cell = tuple(row[name] for name in ("source", "target", "strategy", "seed", "train_examples"))
-        for what in (("name", row["name"]), cell):
-            if (other := seen.setdefault(what, row)) is not row:
-                raise InputError(f"{row['key']} tells of the fit of {other['key']} again: leave one of both out")
+    seen: dict[Any, Result] = {}
+    for result in results:
+        for what in (("name", result.name), _cell(result)):
+            if (other := seen.setdefault(what, result)) is not result:
+                raise InputError(f"{result.key} tells of the fit of {other.key} again: leave one of both out")
 
 
 def main(argv: Sequence[str]) -> None:

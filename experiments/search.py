@@ -12,7 +12,6 @@ from experiments import run_program
 
 if __name__ == "__main__":  # before the other imports, so that what fails in them is said in a line
     run_program(__file__)
-
 import functools
 import hashlib
 import time
@@ -27,6 +26,7 @@ from experiments.pages.search_report import Arm
 from experiments.runs import (
     budgets,
     console,
+    directory,
     flags,
     methods,
     origin,
@@ -35,12 +35,12 @@ from experiments.runs import (
     search_flags,
     sources,
     trials,
-    workdir,
 )
 from experiments.runs.search_flags import Search
 from experiments.runs.settings import FREE, GROWING, NEUTRAL, ExperimentFlags, Settings
 from experiments.transfer import Experiment
 from tljax.study import search, space, summary
+from tljax.study.results import Result
 from tljax.types import InputError, Task
 
 
@@ -49,8 +49,8 @@ class SearchFlags(Search, ExperimentFlags):
     """A search has its own flags, and those of the fits that it tries."""
 
 
-def run(given: Mapping[str, Any], asked: Search) -> list[workdir.Line]:
-    """Search, then train each winner anew; the lines of results of those."""
+def run(given: Mapping[str, Any], asked: Search) -> list[Result]:
+    """Search, then train each winner anew; the results of those."""
     made = Settings.from_flags(**given)
     search_flags.check(given, made, asked)
     hunting = _hunting(given, made, asked)
@@ -64,7 +64,7 @@ def run(given: Mapping[str, Any], asked: Search) -> list[workdir.Line]:
         search_report.show(given, arms, asked)
         return []
     own_flags = search_flags.to_flags(asked)
-    with workdir.opened(made, "search", own_flags, older=Settings.from_flags(**hunting)) as folder:
+    with directory.opened(made, "search", own_flags, older=Settings.from_flags(**hunting)) as folder:
         if stand_ins:
             console.say(_said_of_sources(stand_ins, made.seeds))
         whole = transfer.prepare(Settings.from_flags(**hunting), means, only=True, stand_ins=stand_ins)
@@ -110,7 +110,7 @@ def _source(made: Settings) -> dict[str, Any]:
 def _place_of_final(final: Settings, arm: Arm, folder: Path) -> Path:
     """Where the last fits are kept: beside those of the former winner, if the search has grown and found another."""
     place = folder / "final" / search_report.file_name(arm)
-    if not workdir.of_another_experiment(place, final):
+    if not directory.of_another_experiment(place, final):
         return place
     free = tuple(f"--{name}=" for name in _FREE)
     lines = [line for line in final.flagfile_lines() if not line.startswith(free)]
@@ -246,7 +246,7 @@ def _judge(
         search.tell(searched.study, one, result.accuracy, result.pruned, result.loss)
 
 
-def _train_anew(made: Settings, means: Any) -> list[workdir.Line]:
+def _train_anew(made: Settings, means: Any) -> list[Result]:
     """The winner on all training examples, under the seeds of --seeds: the only time the test set is read."""
     return transfer.complete(transfer.prepare(made, means, only=True), show=False)
 

@@ -10,10 +10,9 @@ from experiments import run_program
 
 if __name__ == "__main__":  # before the other imports, so that what fails in them is said in a line
     run_program(__file__)
-
 import shutil
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +20,7 @@ from experiments.pages import page
 from experiments.runs import (
     budgets,
     console,
+    directory,
     elsewhere,
     fits,
     flags,
@@ -29,11 +29,11 @@ from experiments.runs import (
     process,
     sources,
     training,
-    workdir,
 )
 from experiments.runs.settings import ExperimentFlags, Settings
 from experiments.runs.sources import Source
 from tljax import graft, masks, objective, plugins, seeds, train
+from tljax.study.results import Result
 from tljax.train import gradients
 from tljax.types import InputError, Model, Task
 
@@ -54,8 +54,8 @@ class Experiment(NamedTuple):
     means: train.Means
 
 
-def run(**flags: Any) -> list[workdir.Line]:
-    """Run what the flags say; the lines of results. Keyword arguments are named like the flags."""
+def run(**flags: Any) -> list[Result]:
+    """Run what the flags say; the results. Keyword arguments are named like the flags."""
     made = Settings.from_flags(**flags)
     todo = prepare(made, process.prepare(made))
     if made.dry_run:
@@ -64,29 +64,29 @@ def run(**flags: Any) -> list[workdir.Line]:
     return complete(todo)
 
 
-def complete(todo: Experiment, show: bool = True) -> list[workdir.Line]:
-    """Train what of an experiment is missing in its run directory; the lines of results."""
-    with workdir.opened(todo.made, "transfer") as folder:
+def complete(todo: Experiment, show: bool = True) -> list[Result]:
+    """Train what of an experiment is missing in its run directory; the results."""
+    with directory.opened(todo.made, "transfer") as folder:
         lines = within(todo, folder, fingerprints(todo))
         if process.first():
             sources_of = _sources(todo)
-            workdir.supersede(folder, [*lines, *(x for x in workdir.lines(folder) if x["key"] in sources_of)])
+            directory.supersede(folder, [*lines, *(x for x in directory.results(folder) if x.key in sources_of)])
         if show and process.first():
             page.show(todo.made, todo.target, todo.source, lines, folder)
     return lines
 
 
-def within(todo: Experiment, folder: Path, data: Mapping[str, str]) -> list[workdir.Line]:
+def within(todo: Experiment, folder: Path, data: Mapping[str, str]) -> list[Result]:
     """Train what is missing in a run directory that this process holds; `data` has the fingerprints of all its data."""
     plan = planned(todo)
-    done = workdir.done(folder)
+    done = directory.finished(folder)
     missing = _missing(plan, done.keys(), todo.made.many == "vmap")
-    lost = _sources(todo) & {line["key"] for line in workdir.lines(folder)} - done.keys()
-    if process.first() and (missing or lost or not workdir.recorded(folder)):
-        workdir.record(folder, data)
+    lost = _sources(todo) & {line.key for line in directory.results(folder)} - done.keys()
+    if process.first() and (missing or lost or not directory.recorded_environment(folder)):
+        directory.record_environment(folder, data)
     if missing or lost:
         _train(todo, missing, folder)
-    done = workdir.done(folder)
+    done = directory.finished(folder)
     if process.first():
         shutil.rmtree(folder / "progress", ignore_errors=True)  # of a group that ended as it was killed
     return [done[key] for key in plan]
@@ -140,7 +140,8 @@ class Job(NamedTuple):
     method: methods.Named
     budget: str
     seed: int
-    line: workdir.Line
+    result: Result
+    """What is known of it before it is trained."""
 
 
 def planned(todo: Experiment) -> dict[str, Job]:
@@ -149,8 +150,8 @@ def planned(todo: Experiment) -> dict[str, Job]:
     for method in todo.methods:
         for budget in todo.made.train_examples:
             for seed in budgets.seeds(budget, todo.made.seeds):
-                line = _line(todo, method, budget, seed)
-                jobs[line["key"]] = Job(method, budget, seed, line)
+                result = _identified(todo, method, budget, seed)
+                jobs[result.key] = Job(method, budget, seed, result)
     return jobs
 
 
@@ -166,9 +167,10 @@ def _sources(todo: Experiment) -> set[str]:
     return set(todo.source.identity.values()) if todo.source else set()
 
 
-def _line(todo: Experiment, method: methods.Named, budget: str, seed: int) -> workdir.Line:
+def _identified(todo: Experiment, method: methods.Named, budget: str, seed: int) -> Result:
+    """A fit that the flags ask for, by all that decides its bits."""
     made, source, target = todo.made, todo.source, todo.target
-    line = {
+    about = {
         "source": source.name if source else None,
         "target": target.name,
         "strategy": method.name,
@@ -176,7 +178,7 @@ def _line(todo: Experiment, method: methods.Named, budget: str, seed: int) -> wo
         "seed": seed,
         "train_examples": budgets.total(budget, target),
     }
-    line |= {"spec": method.spec} if method.spec else {}
+    about |= {"spec": method.spec} if method.spec else {}
     decisive = {
         "identity": source.identity[seed] if source else None,
         "fingerprint": target.fingerprint,
@@ -195,7 +197,7 @@ def _line(todo: Experiment, method: methods.Named, budget: str, seed: int) -> wo
     if method.spec:  # a name hides them: fits of other options are not to stand in one row
         recipe |= {"strategy": [*plugins.parse(method.spec).words, method.options]}
     recipe |= {"pinned": [made.source_seed, made.head_seed, made.order_seed, made.draw_seed]}
-    return fits.identify(f"{method.label}-{line['train_examples']}-seed{seed}", line, decisive, recipe)
+    return fits.identify(f"{method.label}-{about['train_examples']}-seed{seed}", about, decisive, recipe)
 
 
 def streams_of(made: Settings, seed: int) -> seeds.Seeds:
@@ -217,14 +219,14 @@ def _train(todo: Experiment, missing: Mapping[str, Job], folder: Path) -> None:
         streams = streams_of(made, job.seed)
         start = methods.start(job.method, grounds[job.seed], look(todo, field, streams, job.budget))
         accuracy = trained[job.seed].accuracy if job.seed in trained else None
-        line = {**job.line, "source_accuracy": accuracy}
-        fit = fits.build(field, todo.model, start, streams, job.budget, line, never_still)
-        begins = fit.line["phase_steps"]
+        result = replace(job.result, source_accuracy=accuracy)
+        fit = fits.build(field, todo.model, start, streams, job.budget, result, never_still)
+        begins = fit.result.phase_steps
         if len(begins) > 1 and job.seed == made.seeds[0]:
             console.say(f"{job.method.label}: phases begin at the steps {', '.join(map(str, begins))}")
         groups.setdefault((job.budget, _company(fit, job.method.label, made.many)), []).append(fit)
     for ready in groups.values():
-        named = ", ".join(dict.fromkeys(fit.line["strategy"] for fit in ready))
+        named = ", ".join(dict.fromkeys(fit.result.strategy for fit in ready))
         if len(groups) > 1:
             console.say(f"{named}: {len(ready)} of the {len(missing)} fits, trained by themselves")
         with console.progress(named, sum(len(fit.trial.rates) for fit in ready)) as advance:

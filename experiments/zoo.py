@@ -12,20 +12,11 @@ from experiments import run_program
 
 if __name__ == "__main__":  # before the other imports, so that what fails in them is said in a line
     run_program(__file__)
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments.runs import (
-    cards,
-    console,
-    fits,
-    flags,
-    process,
-    sources,
-    workdir,
-)
+from experiments.runs import cards, console, directory, fits, flags, process, sources
 from experiments.runs.flags import flag
 from experiments.runs.settings import (
     CheckpointFlags,
@@ -117,9 +108,9 @@ def run(given: Mapping[str, Any], asked: ZooFlags) -> list[dict[str, Any]]:
         _show(entries, tasks)
         return []
     named = {task.name: task.fingerprint for task in tasks}
-    with workdir.opened(base, "zoo", flags.flagfile_lines(asked)) as folder:
+    with directory.opened(base, "zoo", flags.flagfile_lines(asked)) as folder:
         if process.first():
-            workdir.record(folder, named)
+            directory.record_environment(folder, named)
         found = []
         for number, (one, task) in enumerate(zip(entries, tasks, strict=True)):
             [line] = sources.train(one.made, task, folder, means).values()

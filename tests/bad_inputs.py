@@ -13,7 +13,7 @@ from PIL import Image
 from test_checkpoint import rewrite as rewrite_checkpoint
 from test_programs import command
 
-from experiments.runs import workdir
+from experiments.runs import directory
 from tljax import checkpoint
 from tljax.data import idx
 
@@ -180,11 +180,11 @@ def archives(ground: Ground) -> Case:
 def checkpoints(ground: Ground) -> Case:
     """A checkpoint of the source with one thing wrong, by chance or on purpose."""
     draw = ground.random
-    line = next(line for line in workdir.lines(ground.finished) if line["strategy"] == "pretrain")
-    original = ground.finished / line["checkpoint"]
+    line = next(line for line in directory.results(ground.finished) if line.strategy == "pretrain")
+    original = ground.finished / line.checkpoint
     fits, told = checkpoint.load(original)
     about = {name: value for name, value in told.items() if name != "sha256"}
-    fit, place = line["name"], ground.folder / "bad"
+    fit, place = line.name, ground.folder / "bad"
 
     def other(change: Callable[[dict], dict]) -> Callable[[], None]:
         """Another checkpoint, consistent in itself."""
@@ -264,7 +264,7 @@ def runs(ground: Ground) -> Case:
             change(made)
             if honest:
                 del made["sha256"]
-                made["sha256"] = workdir.digest(made)
+                made["sha256"] = directory.digest(made)
             found[number] = json.dumps(made)
             (place / "results.jsonl").write_text("\n".join(found) + "\n")
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-from experiments.runs import console, flags, process, workdir
+from experiments.runs import console, directory, flags, process
 from experiments.runs.flags import flag, flagfile
 from tljax import checkpoint
 from tljax.types import InputError
@@ -134,9 +134,9 @@ def _finish(process: subprocess.Popen[bytes], log: TextIO) -> None:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """{what: bytes} of all that must not depend on interruptions: results less seconds, predictions, parameters ..."""
-    lines = workdir.lines(folder)
+    lines = directory.results(folder)
     found = {"results.jsonl": json.dumps([{**line, "seconds": 0} for line in lines]).encode()}
-    for name in sorted({line["checkpoint"] for line in lines}):
+    for name in sorted({line.checkpoint for line in lines}):
         fits, told = checkpoint.load(folder / name)
         found |= {f"{name}/{fit}/{path}": leaf.tobytes() for fit, of in fits.items() for path, leaf in of.items()}
         found[name] = json.dumps(told, sort_keys=True).encode()
@@ -202,8 +202,8 @@ def _phase(folder: Path, before: set[Path]) -> str:
         return "saving"
     if not (folder / ".lock").is_file() or not (folder / ".lock").read_text():
         return "starting"
-    lines = workdir.lines(folder)
-    return "transfer" if any(line["strategy"] != "pretrain" for line in lines) else "target" if lines else "source"
+    lines = directory.results(folder)
+    return "transfer" if any(line.strategy != "pretrain" for line in lines) else "target" if lines else "source"
 
 
 def _end(process: subprocess.Popen[bytes], sent: signal.Signals) -> list[str]:

@@ -21,6 +21,7 @@ import numpy as np
 from experiments import compare, export, features, pretrain, rank, search, transfer, zoo
 from experiments.runs import (
     cards,
+    directory,
     elsewhere,
     evals,
     evidence,
@@ -30,7 +31,6 @@ from experiments.runs import (
     process,
     scoring,
     tuned,
-    workdir,
 )
 from experiments.runs.settings import Settings, parse_flags
 from tljax import checkpoint, data
@@ -116,13 +116,13 @@ def of_run(folder: Path, settings: Any, program: str, more: Sequence[str] = ()) 
     """What a run directory is opened by: whoever runs its command again."""
 
     def opened() -> Any:
-        with workdir.opened(settings, program, more):
-            lines = list(workdir.done(folder).values())
-            curves = {line["name"]: outcome.curves(folder, line) for line in lines}
-            phases = {line["name"]: len(line["phase_steps"]) for line in lines}
-            masks = {name: workdir.masks_digest(folder, name, count) for name, count in phases.items()}
-            flags = workdir.flags_text(folder / "flags.flags")
-            return lines, workdir.recorded(folder), curves, masks, flags
+        with directory.opened(settings, program, more):
+            lines = list(directory.finished(folder).values())
+            curves = {line.name: outcome.curves(folder, line.name) for line in lines}
+            phases = {line.name: len(line.phase_steps) for line in lines}
+            masks = {name: directory.masks_digest(folder, name, count) for name, count in phases.items()}
+            flags = directory.flags_text(folder / "flags.flags")
+            return lines, directory.recorded_environment(folder), curves, masks, flags
 
     def judged() -> Any:
         kept = evidence.of_directory(folder)
@@ -155,11 +155,11 @@ _load = checkpoint.load
 def once_loaded() -> Iterator[None]:
     """Checkpoints, which take longest, are loaded once, whatever is flipped beside them."""
     quick = functools.cache(checkpoint.load)
-    workdir.checkpoint.load = quick
+    directory.checkpoint.load = quick
     try:
         yield
     finally:
-        workdir.checkpoint.load = _load
+        directory.checkpoint.load = _load
 
 
 def table(outcomes: Sequence[tuple[Attack, Counter[str]]]) -> str:
@@ -208,7 +208,7 @@ def every(tasks: Path, folder: Path) -> Iterator[tuple[Path, list[Attack]]]:
     found.append(Attack(study / "looks.json", "experiments.compare", lambda: evidence.looked(study, right)))
     found.append(Attack(study / "study.json", "experiments.compare", lambda: evidence.looked(study, right)))
     for file in (study / "evals").iterdir():
-        record = workdir.read_record(file) or {}
+        record = directory.read_record(file) or {}
         about = {name: value for name, value in record.items() if name != "accuracy"}
         found.append(Attack(file, "experiments.compare", lambda file=file, about=about: evals._known(file, about)))
     yield study, found

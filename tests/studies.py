@@ -1,5 +1,6 @@
 """Studies made up for the tests of their report."""
 
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -9,6 +10,7 @@ from test_report import curve, fit
 from experiments.pages import export, report, study_report
 from experiments.pages.report import Reproduced
 from tljax import evaluate
+from tljax.study.results import Result
 from tljax.study.study import Comparison, Study
 
 MADE = Reproduced({"jax": "0.8"}, "--seeds=0", "run")
@@ -53,7 +55,7 @@ def bins(rng: np.random.Generator) -> dict[str, Any]:
     return evaluate.calibration(rng.dirichlet([1.0] * 3, 40), rng.integers(0, 3, 40))
 
 
-def rows(extra: bool = True) -> list[dict[str, Any]]:
+def rows(extra: bool = True) -> list[Result]:
     """Fits of scratch and four cuts over two seeds and two budgets; with all that a fit may have, or without."""
     found = []
     for number, options in enumerate([None, *CUTS]):
@@ -70,7 +72,7 @@ def rows(extra: bool = True) -> list[dict[str, Any]]:
                 name = "stages" if options else "scratch"
                 about = {"source": "digits", "target": "clothes", "options": options or {}, "train_examples": budget}
                 row = fit(name, seed, accuracy, **about, **(more if extra else {}))
-                found.append(row | {"name": f"{number}-{budget}-{seed}"})
+                found.append(replace(row, name=f"{number}-{budget}-{seed}"))
     return found
 
 
@@ -94,7 +96,7 @@ def study(extra: bool = True, **changes: Any) -> Study:
     }
     one = Study(
         rows=[fit("pretrain", 0, 0.97, source=None, target="digits", train_examples=5000), *fits],
-        curves={row["name"]: curve(0.3, 0.6, 0.7) for row in fits},
+        curves={row.name: curve(0.3, 0.6, 0.7) for row in fits},
         family=FAMILY,
         others=[
             comparison("full", 0.031, "", budgets=(10,), p=None, power=None),

@@ -2,13 +2,14 @@
 
 import csv
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from test_programs import arguments, command, results, snapshot
 
 from experiments import compare, report, search, transfer
-from experiments.runs import console, evidence, training, workdir
+from experiments.runs import console, directory, evidence, training
 from experiments.runs.settings import Settings, parse_flags
 from tljax.types import InputError
 
@@ -32,18 +33,18 @@ def done(tasks, tmp_path_factory):
 
 def test_a_study_holds_all_fits_once_and_scratch_for_each_budget(done):
     lines = results(done)
-    cells = [(line["strategy"], line["train_examples"], line["steps"], line["seed"]) for line in lines]
+    cells = [(line.strategy, line.train_examples, line.steps, line.seed) for line in lines]
     source = [cell for cell in cells if cell[0] == "pretrain"]
     assert len(cells) == len(set(cells)) == 2 + 4 + 4 + 4  # sources, scratch, scratch with the source's steps, full
     longer = {cell[2] for cell in cells if cell[0] == "scratch"} - {20}
     assert longer == {20 + source[0][2]}
-    (look,) = workdir.read_record(done / "looks.json")["looks"]
-    assert len(look) == 12 and workdir.read_record(done / "study.json")["looks"] == 1
+    (look,) = directory.read_record(done / "looks.json")["looks"]
+    assert len(look) == 12 and directory.read_record(done / "study.json")["looks"] == 1
 
 
 def test_fits_are_judged_on_further_test_sets_and_on_the_source_with_its_head(done):
-    files = {file.name.split("-")[0]: workdir.read_record(file)["accuracy"] for file in (done / "evals").iterdir()}
-    fulls = {line["name"] for line in results(done) if line["strategy"] == "full"}
+    files = {file.name.split("-")[0]: directory.read_record(file)["accuracy"] for file in (done / "evals").iterdir()}
+    fulls = {line.name for line in results(done) if line.strategy == "full"}
     assert set(files["source"]) == fulls
     assert all(0 <= value <= 1 for known in files.values() for value in known.values())
 
@@ -81,12 +82,12 @@ def tuned(tasks, tmp_path_factory):
 
 def test_a_tuned_comparison_has_the_fits_of_the_search_and_their_differences_to_the_digit(tuned):
     searched = [line for run in sorted((tuned[0] / "final").iterdir()) for line in results(run)]
-    compared = [line for line in results(tuned[1]) if line["steps"] == 20]
-    accuracy = {(line["strategy"], line["seed"]): line["test_accuracy"] for line in searched}
+    compared = [line for line in results(tuned[1]) if line.steps == 20]
+    accuracy = {(line.strategy, line.seed): line.test_accuracy for line in searched}
     accuracy = {key: value for key, value in accuracy.items() if key[0] != "pretrain"}
     assert len(accuracy) == 3 * 2
-    ours = [line for line in compared if line["strategy"] != "pretrain"]
-    assert {(line["strategy"], line["seed"]): line["test_accuracy"] for line in ours} == accuracy
+    ours = [line for line in compared if line.strategy != "pretrain"]
+    assert {(line.strategy, line.seed): line.test_accuracy for line in ours} == accuracy
     assert len(ours) == len(accuracy)  # one scratch a target, budget and seed
     rates = {name: flags_of(tuned[0] / "best" / f"{name}-5_class.flags") for name in ("scratch", "full", "head_only")}
     assert len(set(rates.values())) == 3
@@ -105,9 +106,9 @@ def flags_of(file):
 def test_scratch_is_given_the_total_steps_of_each_tuned_strategy(tuned):
     """Scratch with the source's steps is scratch's own recipe, not another strategy's."""
     lines = results(tuned[1])
-    source = next(line["steps"] for line in lines if line["strategy"] == "pretrain")
-    longer = [line for line in lines if line["strategy"] == "scratch" and line["steps"] > 20]
-    assert {line["steps"] for line in longer} == {20 + source} and len(longer) == 2
+    source = next(line.steps for line in lines if line.strategy == "pretrain")
+    longer = [line for line in lines if line.strategy == "scratch" and line.steps > 20]
+    assert {line.steps for line in longer} == {20 + source} and len(longer) == 2
 
 
 def test_what_was_tuned_on_another_task_or_model_is_refused(tuned, tasks, tmp_path):
@@ -120,11 +121,11 @@ def test_what_was_tuned_on_another_task_or_model_is_refused(tuned, tasks, tmp_pa
 
 def plant(run, **changes):
     """Add a copy of a finished fit from scratch under another key, as a changed file of code would leave it."""
-    scratch = next(line for line in workdir.lines(run) if line["strategy"] == "scratch")
-    planted = {**scratch, "key": "f" * 64, "name": "planted", **changes}
-    workdir.add(run, [planted])
-    for mask in (run / "masks").glob(f"{scratch['name']}-*"):
-        shutil.copy(mask, mask.with_name(mask.name.replace(scratch["name"], planted["name"])))
+    scratch = next(line for line in directory.results(run) if line.strategy == "scratch")
+    planted = replace(scratch, key="f" * 64, name="planted", **changes)
+    directory.add(run, [planted])
+    for mask in (run / "masks").glob(f"{scratch.name}-*"):
+        shutil.copy(mask, mask.with_name(mask.name.replace(scratch.name, planted.name)))
     return planted
 
 
@@ -136,8 +137,8 @@ def test_two_fits_of_one_cell_and_seed_or_two_recipes_in_a_cell_are_refused(chan
     message = "under seed" if not changes else "different hyper-parameters, code or data"
     with pytest.raises(InputError, match=f"'planted' are both scratch .*{message}"):
         report.main(["report", f"--runs={run}", f"--output={tmp_path / 'pages'}"])
-    lines = [line for line in workdir.lines(run) if line["strategy"] != "pretrain"]
-    assert planted["key"] in {line["key"] for line in lines}
+    lines = [line for line in directory.results(run) if line.strategy != "pretrain"]
+    assert planted.key in {line.key for line in lines}
     with pytest.raises(InputError, match=f"'planted' are both scratch .*{message}"):
         console.results("planted", lines, [])
 
@@ -147,7 +148,7 @@ def test_flags_that_decide_the_bits_are_in_the_recipe_that_one_cell_must_share(t
 
     def recipes(**flags):
         made = Settings.from_flags(**arguments(tasks, None, strategies=("full",), **flags))
-        return {job.line["recipe"] for job in transfer.planned(transfer.prepare(made, None)).values() if job.seed == 0}
+        return {job.result.recipe for job in transfer.planned(transfer.prepare(made, None)).values() if job.seed == 0}
 
     assert len(recipes() | recipes(frozen_dropout="on")) == 2 * len(recipes())
     assert recipes(features_budget=0) == recipes() == recipes(seeds=(0,))  # rounding, and the seeds beside a fit
@@ -317,11 +318,11 @@ def test_after_an_edit_of_a_strategy_the_fits_of_its_present_code_are_reported(t
 
     def reported():
         kept = evidence.of_directory(tmp_path / "w").found
-        return sorted(row["key"] for part in kept for row in part.rows)
+        return sorted(row.key for part in kept for row in part.rows)
 
-    assert reported() == sorted(line["key"] for line in second)
+    assert reported() == sorted(line.key for line in second)
     evidence.right(evidence.of_directory(tmp_path / "w").found)
     file.write_text(code)
     third = transfer.run(**{**flags, "seeds": (0, 1)})
-    assert {line["key"] for line in first} <= {line["key"] for line in third}
-    assert reported() == sorted(line["key"] for line in third)
+    assert {line.key for line in first} <= {line.key for line in third}
+    assert reported() == sorted(line.key for line in third)

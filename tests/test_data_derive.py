@@ -377,7 +377,7 @@ def test_a_changed_data_set_may_be_source_and_target(tasks: Path, tmp_path: Path
     flags = {"source": source, "target": target, "epochs": 1, "seeds": (0,), "strategies": ("full",)}
     transfer.main(["transfer", *command(tasks, tmp_path, **flags)])
     lines = results(tmp_path / "w")
-    assert {(line["source"], line["target"]) for line in lines} == {(None, source), (source, target)}
+    assert {(line.source, line.target) for line in lines} == {(None, source), (source, target)}
 
 
 def test_the_program_goes_by_the_changed_classes(

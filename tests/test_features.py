@@ -14,7 +14,7 @@ from tljax.types import InputError
 
 
 def source_of(finished):
-    return next(line for line in results(finished[0]) if line["strategy"] == "pretrain")
+    return next(line for line in results(finished[0]) if line.strategy == "pretrain")
 
 
 def line(finished, tasks, folder, **change):

@@ -23,14 +23,7 @@ from tensorboardX.proto.event_pb2 import Event
 from test_programs import arguments, command
 
 from experiments import transfer
-from experiments.runs import (
-    console,
-    elsewhere,
-    evidence,
-    outcome,
-    process,
-    workdir,
-)
+from experiments.runs import console, directory, elsewhere, evidence, outcome, process
 from experiments.runs.settings import Settings, parse_flags
 from tljax import checkpoint, data, files, npz, surroundings, weights
 from tljax.data import idx, unlabelled
@@ -130,11 +123,11 @@ def test_jax_that_does_not_start_is_one_line(name, value):
 
 def test_a_package_that_is_not_installed_has_no_version_and_no_traceback(monkeypatch):
     def version(name):
-        raise workdir.metadata.PackageNotFoundError(name)
+        raise directory.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(workdir.metadata, "version", version)
-    versions = workdir.environment({})["versions"]
-    assert versions["tljax"] == workdir.__version__ and versions["scipy"] == "not installed"
+    monkeypatch.setattr(directory.metadata, "version", version)
+    versions = directory.environment({})["versions"]
+    assert versions["tljax"] == directory.__version__ and versions["scipy"] == "not installed"
 
 
 def test_a_path_begins_at_home_whichever_flag_it_is_of(monkeypatch, tmp_path):
@@ -411,7 +404,7 @@ def test_an_npz_that_is_damaged_is_refused_by_every_reader_of_one(damage, tmp_pa
     for read in readers.values():
         with pytest.raises(InputError, match=re.escape(str(file))):
             read()
-    assert outcome.curves(tmp_path, {"name": "fit"}) is None and "left out" in capsys.readouterr().out
+    assert outcome.curves(tmp_path, "fit") is None and "left out" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])

@@ -14,14 +14,7 @@ from test_programs import arguments, command, refused, results, snapshot
 
 from experiments import features, predict, transfer
 from experiments.pages import export, history
-from experiments.runs import (
-    elsewhere,
-    evidence,
-    outcome,
-    process,
-    tuned,
-    workdir,
-)
+from experiments.runs import directory, elsewhere, evidence, outcome, process, tuned
 from experiments.runs.settings import Settings, parse_flags
 from tljax import files
 from tljax.types import InputError
@@ -58,18 +51,18 @@ def flip(file, at):
 
 def test_a_record_is_read_as_it_was_written_and_refused_otherwise(tmp_path):
     file = tmp_path / "a.json"
-    assert workdir.read_record(file) is None
-    workdir.write_record(file, {"b": (1, 2.5), "a": {"c": None}, 3: "\N{SNOWMAN}"})
-    assert workdir.read_record(file) == {"b": [1, 2.5], "a": {"c": None}, "3": "\N{SNOWMAN}"}
+    assert directory.read_record(file) is None
+    directory.write_record(file, {"b": (1, 2.5), "a": {"c": None}, 3: "\N{SNOWMAN}"})
+    assert directory.read_record(file) == {"b": [1, 2.5], "a": {"c": None}, "3": "\N{SNOWMAN}"}
     raw = file.read_bytes()
     for at in range(len(raw)):
         file.write_bytes(raw[:at] + bytes([raw[at] ^ 1 << at % 8]) + raw[at + 1 :])
         with pytest.raises(InputError, match=r"a.json' (is|has) n.*: restore it, or delete it"):
-            workdir.read_record(file)
+            directory.read_record(file)
     for text in ("[1]", '"x"', "{", "", "{}", "[" * 10**5, '{"sha256": 1}', "1" * 5000):
         file.write_text(text)
         with pytest.raises(InputError) as told:
-            workdir.read_record(file)
+            directory.read_record(file)
         assert "\n" not in str(told.value)
 
 
@@ -89,7 +82,7 @@ def test_no_file_is_written_through_a_link(copy, tasks, tmp_path, victim):
 
 def test_what_predict_writes_goes_through_no_link_either(tmp_path, victim):
     (tmp_path / "out.csv.partial").symlink_to(victim)
-    workdir.replace(tmp_path / "out.csv", "text")
+    directory.replace(tmp_path / "out.csv", "text")
     assert (tmp_path / "out.csv").read_text() == "text" and snapshot(tmp_path).keys() >= {"out.csv", "victim"}
 
 
@@ -117,7 +110,7 @@ def test_what_killed_processes_left_is_deleted_when_a_run_is_opened(copy, tasks)
     for file in left:
         file.write_text("half")
     (copy / "mine.partial").write_text("of the user")
-    with workdir.opened(settings(tasks, copy), "transfer"):
+    with directory.opened(settings(tasks, copy), "transfer"):
         assert not any(file.exists() for file in left) and (copy / "mine.partial").is_file()
 
 
@@ -139,11 +132,11 @@ def test_a_lock_that_is_no_file_of_its_own_is_refused(copy, tasks, tmp_path, vic
 
 def test_a_lock_that_is_no_text_is_taken_over(copy, tasks, capsys):
     (copy / ".lock").write_bytes(b"process \xff on host " + os.uname().nodename.encode() + b"\n")
-    with workdir.opened(settings(tasks, copy), "transfer"):
+    with directory.opened(settings(tasks, copy), "transfer"):
         assert "taken over" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", [*workdir.FOLDERS])
+@pytest.mark.parametrize("name", [*directory.FOLDERS])
 def test_a_folder_of_the_run_that_is_a_link_is_refused(copy, tasks, tmp_path, capsys, name):
     shutil.rmtree(copy / name, ignore_errors=True)
     (tmp_path / "elsewhere").mkdir()
@@ -167,7 +160,7 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(copy, tasks, tmp_path, caps
     (copy / name).unlink()
     os.mkfifo(copy / name)
     if name == "environment.json":
-        with workdir.opened(settings(tasks, copy), "transfer"):
+        with directory.opened(settings(tasks, copy), "transfer"):
             assert "set aside" in capsys.readouterr().out
     else:
         said = refused(command(tasks, tmp_path, **flags(tasks, copy)), capsys)
@@ -185,17 +178,17 @@ def test_flags_that_were_changed_are_refused_in_the_run_and_taken_elsewhere(copy
     file.write_text(text.replace("--seeds=0,1", "--seeds=1"))
     given = parse_flags(["transfer", f"--flagfile={file}", f"--workdir={tmp_path / 'new'}"])
     assert given["seeds"] == (1,)
-    with workdir.opened(Settings.from_flags(**given), "transfer") as folder:
-        assert workdir.flags_text(folder / "flags.flags").count("# sha256") == 0
+    with directory.opened(Settings.from_flags(**given), "transfer") as folder:
+        assert directory.flags_text(folder / "flags.flags").count("# sha256") == 0
     file.write_text("".join(text.splitlines(keepends=True)[:-1]))  # as an older tljax left it
-    with workdir.opened(settings(tasks, copy), "transfer"):
+    with directory.opened(settings(tasks, copy), "transfer"):
         assert file.read_text() == text
     file.write_text("".join(text.splitlines(keepends=True)[:-1]).replace("--seeds=0,1", "--seeds=q,1"))
     assert "--seeds=q,1" in refused(command(tasks, tmp_path, **flags(tasks, copy)), capsys)
 
 
 def test_what_a_search_found_best_is_refused_if_it_was_changed(tmp_path):
-    text = workdir.signed("# head\n--source=a\n--target=b\n--strategies=full\n--learning_rate=0.1\n")
+    text = directory.signed("# head\n--source=a\n--target=b\n--strategies=full\n--learning_rate=0.1\n")
     (tmp_path / "best.flags").write_text(text)
     assert tuned.winners(tmp_path)["best"]["learning_rate"] == 0.1
     (tmp_path / "best.flags").write_text(text.replace("0.1", "0.9"))
@@ -205,23 +198,23 @@ def test_what_a_search_found_best_is_refused_if_it_was_changed(tmp_path):
 
 def test_an_environment_is_kept_for_each_fit_and_a_mixture_is_said(copy, tasks, capsys, monkeypatch):
     before = json.loads((copy / "environment.json").read_text())
-    version = workdir.metadata.version
-    monkeypatch.setattr(workdir.metadata, "version", lambda name: "0.4.0" if name == "jax" else version(name))
+    version = directory.metadata.version
+    monkeypatch.setattr(directory.metadata, "version", lambda name: "0.4.0" if name == "jax" else version(name))
     transfer.run(**flags(tasks, copy))
     assert json.loads((copy / "environment.json").read_text()) == before  # nothing was trained
     lines = transfer.run(**flags(tasks, copy, seeds=(0, 1, 2), strategies=("scratch",)))
     said = capsys.readouterr().out
-    after = workdir.read_record(copy / "environment.json")
+    after = directory.read_record(copy / "environment.json")
     assert after["versions"]["jax"] == "0.4.0" and after["earlier"][0]["versions"]["jax"] == version("jax")
-    new = {line["name"] for line in results(copy) if line["seed"] == 2}
+    new = {line.name for line in results(copy) if line.seed == 2}
     assert set(after["fits"]) == new and set(after["earlier"][0]["fits"]) == set(before["fits"])
     words = f"jax {version('jax')} and 0.4.0"
     assert f"goes on in another environment: {words}" in said and f"trained in 2 environments: {words}" in said
     assert words in (copy / "report.html").read_text()
-    assert workdir.mixed(copy, [line["name"] for line in lines if line["seed"] < 2]) == []
+    assert directory.mixed_environments(copy, [line.name for line in lines if line.seed < 2]) == []
     monkeypatch.undo()
-    workdir.record(copy, {})
-    again = workdir.read_record(copy / "environment.json")
+    directory.record_environment(copy, {})
+    again = directory.read_record(copy / "environment.json")
     assert again["versions"] == before["versions"] and set(again["fits"]) == set(before["fits"])
     assert [set(one["fits"]) for one in again["earlier"]] == [new]
 
@@ -230,11 +223,11 @@ OLD = ("python", "platform", "cores", "devices", "versions", "data", "commit")
 
 
 def test_an_environment_of_an_older_tljax_is_taken_over_with_its_fits(copy, capsys):
-    old = {name: value for name, value in workdir.recorded(copy).items() if name in OLD}
+    old = {name: value for name, value in directory.recorded_environment(copy).items() if name in OLD}
     old["versions"] = {**old["versions"], "jax": "0.4.0"}
     (copy / "environment.json").write_text(json.dumps(old))
-    workdir.record(copy, {})
-    kept = workdir.read_record(copy / "environment.json")["earlier"][0]
+    directory.record_environment(copy, {})
+    kept = directory.read_record(copy / "environment.json")["earlier"][0]
     assert kept["versions"]["jax"] == "0.4.0" and len(kept["fits"]) == len(results(copy))
     assert "another environment: jax 0.4.0 and" in capsys.readouterr().out
 
@@ -245,42 +238,42 @@ def test_seconds_that_were_changed_are_refused(copy):
         changed = [{**lines[0], "seconds": seconds}, *lines[1:]]
         (copy / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in changed))
         with pytest.raises(InputError, match="line 1 is not as it was written"):
-            workdir.lines(copy)
+            directory.results(copy)
 
 
 def test_predictions_that_were_changed_are_left_out_of_a_report_aloud(copy):
     line = results(copy)[-1]
-    with np.load(copy / line["predictions"]) as arrays:
+    with np.load(copy / line.predictions) as arrays:
         kept = dict(arrays)
     kept["probabilities"][0] = kept["probabilities"][0][::-1]
-    np.savez_compressed(copy / line["predictions"], **kept)
+    np.savez_compressed(copy / line.predictions, **kept)
     with pytest.raises(InputError, match="are not as they were written"):
         evidence.of_directory(copy)
 
 
 def test_curves_that_were_changed_are_left_out_aloud(copy, capsys):
     line = results(copy)[-1]
-    file = copy / "metrics" / line["name"] / "curves.npz"
-    curves = outcome.curves(copy, line)
+    file = copy / "metrics" / line.name / "curves.npz"
+    curves = outcome.curves(copy, line.name)
     assert "sha256" not in curves and capsys.readouterr().out == ""
     with np.load(file) as arrays:
         kept = dict(arrays)
     for change in ({"train_loss": kept["train_loss"] + 1}, {"more": kept["step"]}, {"step": kept["step"][:-1]}):
         np.savez(file, **{**kept, **change})
-        assert outcome.curves(copy, line) is None
-        assert f"the curves of '{line['name']}' are left out" in capsys.readouterr().out
+        assert outcome.curves(copy, line.name) is None
+        assert f"the curves of '{line.name}' are left out" in capsys.readouterr().out
     other = results(copy)[-2]
-    shutil.copy(copy / "metrics" / other["name"] / "curves.npz", file)
-    assert outcome.curves(copy, line) is None
+    shutil.copy(copy / "metrics" / other.name / "curves.npz", file)
+    assert outcome.curves(copy, line.name) is None
     np.savez(file, **{name: column for name, column in kept.items() if name != "sha256"})  # of an older tljax
-    assert {name: column.tolist() for name, column in outcome.curves(copy, line).items()} == {
+    assert {name: column.tolist() for name, column in outcome.curves(copy, line.name).items()} == {
         name: column.tolist() for name, column in curves.items()
     }
 
 
 def test_masks_that_were_changed_are_set_aside_and_their_fit_is_trained_again(copy, finished, tasks, capsys):
-    line = next(line for line in results(copy) if line["strategy"] == "head_only")
-    file = copy / "masks" / f"{line['name']}-phase0.json"
+    line = next(line for line in results(copy) if line.strategy == "head_only")
+    file = copy / "masks" / f"{line.name}-phase0.json"
     text = file.read_text()
     file.write_text(text.replace("false", "true"))
     transfer.run(**flags(tasks, copy))
@@ -310,7 +303,7 @@ def exported(folder: Path) -> Path:
     (folder / "net.safetensors").write_bytes(raw)
     told = {"task": "t", "classes": ["a", "b"], "shape": [2, 2, 1], "accuracy": 0.5}
     sums = {"weights_sha256": hashlib.sha256(raw).hexdigest()}
-    workdir.write_record(folder / "net.safetensors.json", {**told, **sums})
+    directory.write_record(folder / "net.safetensors.json", {**told, **sums})
     return folder / "net.safetensors"
 
 

@@ -15,7 +15,7 @@ import pytest
 from test_programs import arguments, command, parameters, refused, results, snapshot
 
 from experiments import transfer
-from experiments.runs import process, training, workdir
+from experiments.runs import directory, lock, process, training
 from experiments.runs.settings import Settings
 from tljax import checkpoint
 
@@ -54,28 +54,29 @@ def test_what_is_damaged_in_a_finished_run_is_set_aside_aloud_and_made_again(
     monkeypatch.setattr(
         "experiments.runs.training.run", lambda field, fits, *rest: (names.extend(fits), run(field, fits, *rest))
     )
-    line = next(line for line in results(copy) if line["strategy"] == strategy)
-    flip(copy / line[piece])
+    line = next(line for line in results(copy) if line.strategy == strategy)
+    place = getattr(line, piece)
+    flip(copy / place)
     transfer.run(**flags(tasks, copy))
     said = next(text for text in capsys.readouterr().out.splitlines() if "set aside" in text)
-    assert line[piece] in said and f"set aside as '{(copy / line[piece]).name}.damaged'" in said
-    assert (copy / (line[piece] + ".damaged")).exists()
-    assert [fit.line["strategy"] for fit in names] == [strategy] * trained
+    assert place in said and f"set aside as '{(copy / place).name}.damaged'" in said
+    assert (copy / (place + ".damaged")).exists()
+    assert [fit.result.strategy for fit in names] == [strategy] * trained
     ignored = ("seconds", "sha256", "checkpoint")
-    by_key = [sorted(results(folder, ignored), key=lambda line: line["key"]) for folder in (finished[0], copy)]
+    by_key = [sorted(results(folder, ignored), key=lambda line: line.key) for folder in (finished[0], copy)]
     assert by_key[0] == by_key[1]
     for before, after in zip(results(finished[0]), results(copy), strict=True):
-        if before["key"] == after["key"]:
+        if before.key == after.key:
             assert parameters(finished[0], before).keys() == parameters(copy, after).keys()
             for path, leaf in parameters(finished[0], before).items():
                 assert leaf.tobytes() == parameters(copy, after)[path].tobytes()
 
 
 def test_what_was_set_aside_before_stays(copy, tasks):
-    place = copy / results(copy)[0]["predictions"]
+    place = copy / results(copy)[0].predictions
     for suffix in ("", "2", "3"):
         place.write_text(f"damaged{suffix}")
-        with workdir.opened(settings(tasks, copy), "transfer"):
+        with directory.opened(settings(tasks, copy), "transfer"):
             assert not place.exists()
     for suffix in ("", "2", "3"):
         assert place.with_name(f"{place.name}.damaged{suffix}").read_text() == f"damaged{suffix}"
@@ -85,7 +86,7 @@ def rewrite(folder, change):
     """Change a line of results, and let it be as somebody would write it who means it."""
     line = json.loads((folder / "results.jsonl").read_text().splitlines()[0])
     line = {name: value for name, value in (line | change).items() if name != "sha256"}
-    (folder / "results.jsonl").write_text(json.dumps({**line, "sha256": workdir.digest(line)}) + "\n")
+    (folder / "results.jsonl").write_text(json.dumps({**line, "sha256": directory.digest(line)}) + "\n")
 
 
 @pytest.mark.parametrize(
@@ -125,7 +126,7 @@ def settings(tasks, folder):
 
 def test_a_clean_end_leaves_an_empty_lock_and_says_nothing_next_time(copy, tasks, capsys):
     for _ in range(2):
-        with workdir.opened(settings(tasks, copy), "transfer"):
+        with directory.opened(settings(tasks, copy), "transfer"):
             assert (copy / ".lock").read_text() == f"process {os.getpid()} on host {platform.node()}\n"
         assert (copy / ".lock").read_text() == ""
     assert capsys.readouterr().out == ""
@@ -135,7 +136,7 @@ def test_a_clean_end_leaves_an_empty_lock_and_says_nothing_next_time(copy, tasks
 def test_what_a_process_left_that_is_gone_is_taken_over_aloud(copy, tasks, capsys, host, silent):
     (copy / ".lock").write_text(f"process 12 on host {host}\n")
     os.utime(copy / ".lock", (time.time() - silent,) * 2)
-    with workdir.opened(settings(tasks, copy), "transfer"):
+    with directory.opened(settings(tasks, copy), "transfer"):
         assert f"taken over from process 12 on host {host}, which ended without leaving" in capsys.readouterr().out
 
 
@@ -149,8 +150,8 @@ def test_a_lock_of_another_host_that_is_alive_is_refused(copy, tasks, tmp_path, 
 
 
 def test_an_owner_touches_its_lock_while_it_runs(copy, tasks, monkeypatch):
-    monkeypatch.setattr(process, "BEAT", 0.01)
-    with workdir.opened(settings(tasks, copy), "transfer"):
+    monkeypatch.setattr(lock, "BEAT", 0.01)
+    with directory.opened(settings(tasks, copy), "transfer"):
         os.utime(copy / ".lock", (0, 0))
         until = time.monotonic() + 5
         while os.stat(copy / ".lock").st_mtime < 1 and time.monotonic() < until:
@@ -161,14 +162,14 @@ def test_an_owner_touches_its_lock_while_it_runs(copy, tasks, monkeypatch):
 def test_a_run_killed_before_its_flags_were_written_goes_on(tasks, tmp_path):
     (tmp_path / ".lock").write_text(f"process 12 on host {platform.node()}\n")
     (tmp_path / "flags.flags.partial").write_text("--sou")
-    with workdir.opened(settings(tasks, tmp_path), "transfer"):
+    with directory.opened(settings(tasks, tmp_path), "transfer"):
         assert (tmp_path / "flags.flags").is_file()
 
 
 def test_predictions_are_named_with_their_sha256(finished):
     for line in results(finished[0]):
-        raw = (finished[0] / line["predictions"]).read_bytes()
-        assert hashlib.sha256(raw).hexdigest() == line["predictions_sha256"]
+        raw = (finished[0] / line.predictions).read_bytes()
+        assert hashlib.sha256(raw).hexdigest() == line.predictions_sha256
 
 
 def test_ctrl_c_while_a_program_imports_is_one_line(tmp_path):
@@ -211,17 +212,17 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(disk, ta
         text = capsys.readouterr().err
         assert text.startswith("error: ") and text.count("\n") == 1 and "make room" in text and str(place) in text
         messages.append(text)
-        lines = workdir.lines(place / "w")
+        lines = directory.results(place / "w")
         assert lines[: len(kept)] == kept
         for line in (kept := lines):
-            assert line["name"] in checkpoint.load(place / "w" / line["checkpoint"])[0]
+            assert line.name in checkpoint.load(place / "w" / line.checkpoint)[0]
     assert any("cannot be written (No space left on device)" in text for text in messages)
     assert any(f"error: No space left on device: '{place}" in text for text in messages)
     assert results(place / "w") == results(finished[0])
 
 
 def test_results_that_cannot_be_written_stay_as_they_were(copy, tasks, tmp_path, capsys, monkeypatch):
-    flip(copy / results(copy)[-1]["predictions"])
+    flip(copy / results(copy)[-1].predictions)
     before = (copy / "results.jsonl").read_bytes()
     sync = os.fsync
 
@@ -236,4 +237,4 @@ def test_results_that_cannot_be_written_stay_as_they_were(copy, tasks, tmp_path,
     assert (copy / "results.jsonl").read_bytes() == before and not list(copy.glob("*.partial"))
     monkeypatch.undo()
     transfer.run(**flags(tasks, copy))
-    assert [line["key"] for line in results(copy)] == [json.loads(line)["key"] for line in before.splitlines()]
+    assert [line.key for line in results(copy)] == [json.loads(line)["key"] for line in before.splitlines()]

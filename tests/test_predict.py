@@ -15,7 +15,7 @@ from test_programs import arguments, command, parameters, results, snapshot
 from test_weights import FILE, FOLDER
 
 from experiments import export, predict, pretrain, transfer
-from experiments.runs import console, origin, process, workdir
+from experiments.runs import console, directory, origin, process
 from tljax import checkpoint, data
 from tljax.data import images
 from tljax.types import InputError
@@ -66,7 +66,7 @@ def test_probabilities_are_the_softmax_of_the_network(finished, tasks, tmp_path)
     pixels = data.load(str(tasks / "clothes.npz")).test.images.reshape(40, -1) / 255
     hidden = np.maximum(pixels @ flat["hidden_0/kernel"] + flat["hidden_0/bias"], 0)
     expected = softmax(hidden @ flat["head/kernel"] + flat["head/bias"], axis=1)
-    table = predicted(tmp_path, finished[0], tasks / "clothes.npz", of["name"])
+    table = predicted(tmp_path, finished[0], tasks / "clothes.npz", of.name)
     np.testing.assert_allclose(numbers(table), expected, atol=1e-6)
     np.testing.assert_allclose(numbers(table).sum(1), 1, atol=1e-8)
     assert table["image"] == [str(row) for row in range(40)]
@@ -76,15 +76,14 @@ def test_probabilities_are_the_softmax_of_the_network(finished, tasks, tmp_path)
 def test_the_accuracy_is_that_of_the_results(finished, tasks, tmp_path):
     labels = data.load(str(tasks / "clothes.npz")).test.labels
     for of in finished[1][::3]:
-        table = predicted(tmp_path, finished[0] / of["checkpoint"], tasks / "clothes.npz", of["name"])
-        assert (
-            np.mean([name == CLASSES[label] for name, label in zip(table["predicted"], labels, strict=True)])
-            == (of["test_accuracy"])
+        table = predicted(tmp_path, finished[0] / of.checkpoint, tasks / "clothes.npz", of.name)
+        assert np.mean([name == CLASSES[label] for name, label in zip(table["predicted"], labels, strict=True)]) == (
+            of.test_accuracy
         )
 
 
 def test_a_fit_may_be_named_without_the_digest_at_its_end(finished, tasks, tmp_path):
-    whole = finished[1][0]["name"]
+    whole = finished[1][0].name
     begun = predicted(tmp_path, finished[0], tasks / "clothes.npz", whole.rpartition("-")[0])
     assert begun == predicted(tmp_path, finished[0], tasks / "clothes.npz", whole)
 
@@ -92,12 +91,12 @@ def test_a_fit_may_be_named_without_the_digest_at_its_end(finished, tasks, tmp_p
 def test_floats_beyond_0_to_1_are_said(finished, tasks, tmp_path, capsys):
     pixels = data.load(str(tasks / "clothes.npz")).test.images[:2].astype(np.float32)
     np.savez(tmp_path / "f.npz", images=pixels)
-    predicted(tmp_path, finished[0], tmp_path / "f.npz", finished[1][0]["name"])
+    predicted(tmp_path, finished[0], tmp_path / "f.npz", finished[1][0].name)
     assert f"pixels as 0 to 1: the largest here is {pixels.max():.6g}" in capsys.readouterr().out
 
 
 def test_pictures_are_brought_to_the_shape_of_the_model_and_sorted(finished, tasks, tmp_path):
-    name, given = finished[1][0]["name"], data.load(str(tasks / "clothes.npz")).test.images
+    name, given = finished[1][0].name, data.load(str(tasks / "clothes.npz")).test.images
     folder = tmp_path / "pictures"
     (folder / "b").mkdir(parents=True)
     (folder / ".hidden").mkdir()
@@ -118,7 +117,7 @@ def test_pictures_are_brought_to_the_shape_of_the_model_and_sorted(finished, tas
 
 
 def test_files_that_are_left_out_are_said(finished, tasks, tmp_path, capsys):
-    name, pixels = finished[1][0]["name"], data.load(str(tasks / "clothes.npz")).test.images[0, ..., 0]
+    name, pixels = finished[1][0].name, data.load(str(tasks / "clothes.npz")).test.images[0, ..., 0]
     folder = tmp_path / "pictures"
     (folder / "sub").mkdir(parents=True)
     for place in ("a.png", "sub/b.PNG", "c.webp", "d.bmp", "sub/e.tif", "f.gif"):
@@ -174,12 +173,12 @@ def test_weights_from_elsewhere_predict_what_pytorch_said(tmp_path):
 
 def test_what_a_strategy_added_is_merged(lora, tasks, tmp_path):
     folder, of = lora
-    with np.load(folder / of["predictions"]) as known:
+    with np.load(folder / of.predictions) as known:
         expected = known["probabilities"]
-    by_run = predicted(tmp_path, folder, tasks / "clothes.npz", of["name"])
+    by_run = predicted(tmp_path, folder, tasks / "clothes.npz", of.name)
     np.testing.assert_allclose(numbers(by_run), expected, atol=1e-6)
-    assert by_run == predicted(tmp_path, folder / of["checkpoint"], tasks / "clothes.npz")
-    adapted, flat = parameters(folder, of), load_file(exported(tmp_path, folder, of["name"]))
+    assert by_run == predicted(tmp_path, folder / of.checkpoint, tasks / "clothes.npz")
+    adapted, flat = parameters(folder, of), load_file(exported(tmp_path, folder, of.name))
     change = 4 * adapted["hidden_0/lora_a"] @ adapted["hidden_0/lora_b"]
     assert np.abs(change).max() > 0.01 and flat.keys() == {
         f"{s}/{leaf}" for s in ("hidden_0", "head") for leaf in KINDS
@@ -192,27 +191,27 @@ KINDS = ("kernel", "bias")
 
 def test_an_export_is_the_fit_to_the_byte(finished, tasks, tmp_path):
     folder, of = finished[0], finished[1][3]
-    file, expected = exported(tmp_path, folder, of["name"]), parameters(folder, of)
+    file, expected = exported(tmp_path, folder, of.name), parameters(folder, of)
     there = load_file(file)
     assert {path: leaf.tobytes() for path, leaf in there.items()} == {p: leaf.tobytes() for p, leaf in expected.items()}
     card = json.loads((tmp_path / "out.safetensors.json").read_text())
-    assert card["accuracy"] == of["test_accuracy"] and card["classes"] == CLASSES and card["steps"] == of["steps"]
+    assert card["accuracy"] == of.test_accuracy and card["classes"] == CLASSES and card["steps"] == of.steps
     assert predicted(tmp_path, file, tasks / "clothes.npz") == (
-        predicted(tmp_path, folder, tasks / "clothes.npz", of["name"])
+        predicted(tmp_path, folder, tasks / "clothes.npz", of.name)
     )
 
 
 def test_an_export_is_the_same_source_as_its_checkpoint(lora, tasks, tmp_path):
     """Of a fit with merged factors."""
     folder, of = lora
-    file = exported(tmp_path, folder, of["name"])
+    file = exported(tmp_path, folder, of.name)
     flags = {"source": None, "target": str(tasks / "same.npz"), "seeds": (0,), "strategies": ("head_only",)}
     transfer.run(**arguments(tasks, tmp_path / "w", **flags, source_checkpoint=str(file)))
-    [probe] = [line for line in results(tmp_path / "w") if line["strategy"] == "head_only"]
-    assert probe["source_accuracy"] == of["test_accuracy"]
+    [probe] = [line for line in results(tmp_path / "w") if line.strategy == "head_only"]
+    assert probe.source_accuracy == of.test_accuracy
     [by_checkpoint, by_file] = (
         checkpoint.flatten(origin.load(origin.settings({}, str(place))).params)
-        for place in (folder / of["checkpoint"], file)
+        for place in (folder / of.checkpoint, file)
     )
     assert by_checkpoint.keys() == by_file.keys()
     for path, leaf in by_checkpoint.items():
@@ -249,10 +248,10 @@ def spoilt(tmp_path, finished, what):
             place.write_text("a")
     if what == "cut":
         place.write_bytes(place.read_bytes()[:-40])
-    fit = {"several": None, "no such fit": of["name"].replace("scratch", "scrtch")}.get(what, of["name"])
+    fit = {"several": None, "no such fit": of.name.replace("scratch", "scrtch")}.get(what, of.name)
     if what == "no images at all":
         place = tmp_path / "nothing"
-    return folder / {"several": of["checkpoint"], "no checkpoint": "masks"}.get(what, ""), fit, place
+    return folder / {"several": of.checkpoint, "no checkpoint": "masks"}.get(what, ""), fit, place
 
 
 BAD = {
@@ -289,8 +288,8 @@ def test_bad_input_is_one_line_and_nothing_is_written(what, finished, tmp_path):
 def test_a_fit_that_diverged_or_says_too_little_is_refused(tasks, finished, tmp_path):
     flags = {"source": None, "strategies": ("scratch",), "seeds": (0,), "learning_rate": 1e30}
     [of] = transfer.run(**arguments(tasks, tmp_path / "w", **flags))
-    for place in (tmp_path / "w", tmp_path / "w" / of["checkpoint"]):
-        with pytest.raises(InputError, match=rf"fit '{of['name']}' of .* diverged"):
+    for place in (tmp_path / "w", tmp_path / "w" / of.checkpoint):
+        with pytest.raises(InputError, match=rf"fit '{of.name}' of .* diverged"):
             exported(tmp_path, place)
     shutil.copy(FILE, tmp_path / "w.safetensors")
     (tmp_path / "w.safetensors.json").write_text('{"task": "mnist", "shape": [28, 28, 1]}')
@@ -302,7 +301,7 @@ def test_a_fit_that_diverged_or_says_too_little_is_refused(tasks, finished, tmp_
         InputError, match=r"is of another model \(--hidden=\[8\] there, \[9\] here\): give --hidden=8$"
     ) as refused:
         asked = export.ExportFlags(
-            checkpoint=str(finished[0]), fit=finished[1][0]["name"], output=str(tmp_path / "o.safetensors")
+            checkpoint=str(finished[0]), fit=finished[1][0].name, output=str(tmp_path / "o.safetensors")
         )
         export.run({"hidden": (9,)}, asked)
     assert str(refused.value).startswith("--checkpoint=")
@@ -311,7 +310,7 @@ def test_a_fit_that_diverged_or_says_too_little_is_refused(tasks, finished, tmp_
 
 
 def test_no_file_is_written_over_and_none_by_halves(finished, tmp_path, monkeypatch):
-    name = finished[1][0]["name"]
+    name = finished[1][0].name
     for taken in ("out.safetensors", "out.safetensors.json"):
         (tmp_path / taken).write_text("mine")
         with pytest.raises(InputError, match=f"{taken} exists already"):
@@ -323,14 +322,14 @@ def test_no_file_is_written_over_and_none_by_halves(finished, tmp_path, monkeypa
             predict.run({}, predict.PredictFlags(checkpoint=str(finished[0]), fit=name, images="i.npz", output=wrong))
     with pytest.raises(InputError, match="there is no folder"):
         exported(tmp_path / "nowhere", finished[0], name)
-    replace = workdir.replace
+    replace = directory.replace
 
     def full(file, text):
         if file.suffix == ".json":
             raise OSError(errno.ENOSPC, "no space")
         replace(file, text)
 
-    monkeypatch.setattr("experiments.runs.workdir.replace", full)
+    monkeypatch.setattr("experiments.runs.directory.replace", full)
     with pytest.raises(OSError, match="no space"):
         exported(tmp_path, finished[0], name)
     assert not list(tmp_path.iterdir())

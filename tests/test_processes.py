@@ -14,8 +14,8 @@ from test_programs import arguments, command, parameters
 from test_resume import Killed, killed_after
 
 from experiments import pretrain, transfer
-from experiments.runs import process, workdir
-from experiments.runs.settings import _LOCAL, Settings, parse_flags
+from experiments.runs import directory, process, settings
+from experiments.runs.settings import Settings, parse_flags
 from tljax import parallel
 from tljax.types import InputError
 
@@ -63,13 +63,13 @@ def test_two_processes_give_what_one_gives(batch, mesh, seeds, tasks, source, tm
     assert [code for code, _, _ in there] == [0, 0], there
     assert "head_only" in there[0][1] and there[1][1].count("\n") == there[1][1].count("[Gloo]")
     here = transfer.run(**arguments(tasks, tmp_path / "one", **flags, devices=1))
-    lines = workdir.done(tmp_path / "two")
+    lines = directory.finished(tmp_path / "two")
     assert len(here) == len(lines) == 4 * len(seeds)
     for line in here:
-        other = parameters(tmp_path / "two", lines[line["key"]])
+        other = parameters(tmp_path / "two", lines[line.key])
         for path, leaf in parameters(tmp_path / "one", line).items():
             np.testing.assert_allclose(other[path], leaf, rtol=1e-5, atol=1e-5)
-        assert lines[line["key"]]["test_loss"] == pytest.approx(line["test_loss"], rel=1e-4)
+        assert lines[line.key].test_loss == pytest.approx(line.test_loss, rel=1e-4)
 
 
 @pytest.mark.slow
@@ -89,7 +89,7 @@ def test_when_one_process_is_lost_the_other_says_so_and_the_same_command_goes_on
     running[lost].communicate()
     there = ended(started(flags))
     assert [code for code, _, _ in there] == [0, 0], there
-    assert [line["strategy"] for line in workdir.lines(tmp_path / "w")] == ["pretrain", "scratch", "full"]
+    assert [line.strategy for line in directory.results(tmp_path / "w")] == ["pretrain", "scratch", "full"]
 
 
 ON = {"one device": {"devices": 1}, "eight devices": {"mesh": ("data:8",)}, "two processes": {}}
@@ -129,7 +129,7 @@ def test_what_some_devices_saved_others_finish(first, then, tasks, tmp_path, mon
         said = capsys.readouterr().out
     assert "goes on from step" in said
     [alone] = transfer.run(**arguments(tasks, tmp_path / "alone", **flags, devices=1))
-    [line] = workdir.lines(tmp_path / "w")
+    [line] = directory.results(tmp_path / "w")
     for path, leaf in parameters(tmp_path / "alone", alone).items():
         np.testing.assert_allclose(parameters(tmp_path / "w", line)[path], leaf, rtol=1e-3, atol=1e-4)
 
@@ -185,7 +185,7 @@ def test_processes_are_not_of_the_run():
     """Nothing of them in the flags that reproduce it."""
     made = Settings.from_flags(distributed=True, coordinator="here:1", num_processes=2, process_id=1, mesh=("data:8",))
     text = "\n".join(made.flagfile_lines())
-    assert not any(name in text for name in _LOCAL) and "--mesh=data:8" in text
+    assert not any(name in text for name in settings._LOCAL) and "--mesh=data:8" in text
 
 
 @pytest.mark.slow
@@ -196,7 +196,7 @@ def test_another_mesh_is_the_same_run(tasks, tmp_path):
     [same] = transfer.run(**arguments(tasks, tmp_path / "w", **flags, parallel="pmap"))
     assert same == line
     [other] = transfer.run(**arguments(tasks, tmp_path / "v", **flags, parallel="pmap"))
-    assert other["test_loss"] == pytest.approx(line["test_loss"], rel=1e-5)
+    assert other.test_loss == pytest.approx(line.test_loss, rel=1e-5)
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "experiments" / "cluster").iterdir()), ids=lambda file: file.name)

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -15,6 +16,7 @@ from experiments.pages import drawing, study_pictures
 from experiments.runs import outcome, process, training
 from experiments.runs.settings import Settings, parse_flags
 from tljax import checkpoint
+from tljax.study.results import Result, from_json, to_json
 from tljax.types import InputError
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -67,29 +69,30 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def results(workdir: Path, without=("seconds",)) -> list[dict]:
+def results(workdir: Path, without=("seconds",)) -> list[Result]:
+    """The lines of a run directory, unchecked and less what two runs may differ in."""
     lines = [json.loads(line) for line in (workdir / "results.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in without} for line in lines]
+    return [from_json({name: value for name, value in line.items() if name not in without}) for line in lines]
 
 
-def parameters(workdir: Path, line: dict) -> checkpoint.Flat:
-    return checkpoint.load(workdir / line["checkpoint"])[0][line["name"]]
+def parameters(workdir: Path, line: Result) -> checkpoint.Flat:
+    return checkpoint.load(workdir / line.checkpoint)[0][line.name]
 
 
 def test_a_fit_says_how_sure_and_how_right_it_is(finished):
     """The bins of its line are those of its predictions, and the picture of calibration is drawn from them."""
     folder, lines = finished
     for line in lines:
-        with np.load(folder / line["predictions"]) as kept:
+        with np.load(folder / line.predictions) as kept:
             confidence = kept["probabilities"].max(1)
             right = kept["probabilities"].argmax(1) == kept["labels"]
-        bins = line["calibration"]
+        bins = line.calibration
         assert sum(bins["count"]) == len(right)
         for name, whole in (("accuracy", right), ("confidence", confidence)):
             pooled = sum(n * mean for n, mean in zip(bins["count"], bins[name], strict=True) if n)
             np.testing.assert_allclose(pooled, whole.sum(), rtol=1e-5)
-    fits = [line for line in lines if line["train_examples"] == max(line["train_examples"] for line in lines)]
-    members = {name: [fit for fit in fits if fit["strategy"] == name] for name in {fit["strategy"] for fit in fits}}
+    fits = [line for line in lines if line.train_examples == max(line.train_examples for line in lines)]
+    members = {name: [fit for fit in fits if fit.strategy == name] for name in {fit.strategy for fit in fits}}
     picture = study_pictures.reliability(members, "", drawing.strokes(list(members)))
     assert picture and len(picture[0].axes[0].lines) == 1 + len(members)
 
@@ -110,33 +113,33 @@ def test_a_run_leaves_the_directory_that_the_design_names(finished):
     assert len(lines) == 8 and len(results(workdir)) == 8 + 2
     fields = {"source", "target", "strategy", "options", "seed", "train_examples", "test_accuracy", "test_loss"}
     fields |= {"train_loss", "steps", "trained_parameters", "total_parameters", "seconds", "predictions"}
-    assert all(fields <= line.keys() for line in lines)
+    assert all(fields <= to_json(line).keys() for line in lines)
 
 
 def test_predictions_give_the_accuracy_and_loss_of_the_line(finished):
     workdir, lines = finished
     for line in lines:
-        with np.load(workdir / line["predictions"], allow_pickle=False) as file:
+        with np.load(workdir / line.predictions, allow_pickle=False) as file:
             p, labels = file["probabilities"], file["labels"]
-        assert (p.argmax(1) == labels).mean() == pytest.approx(line["test_accuracy"], abs=1e-12)
-        assert -np.log(p[np.arange(len(labels)), labels]).mean() == pytest.approx(line["test_loss"], rel=1e-5)
+        assert (p.argmax(1) == labels).mean() == pytest.approx(line.test_accuracy, abs=1e-12)
+        assert -np.log(p[np.arange(len(labels)), labels]).mean() == pytest.approx(line.test_loss, rel=1e-5)
 
 
 def test_frozen_leaves_are_byte_identical_to_the_source_after_the_fit(finished):
     """With weight decay and clipping on."""
     workdir, lines = finished
-    sources = {line["seed"]: parameters(workdir, line) for line in results(workdir) if line["strategy"] == "pretrain"}
+    sources = {line.seed: parameters(workdir, line) for line in results(workdir) if line.strategy == "pretrain"}
     for line in lines:
-        after, source = parameters(workdir, line), sources[line["seed"]]
+        after, source = parameters(workdir, line), sources[line.seed]
         same = {path for path in source if after[path].tobytes() == source[path].tobytes()}
         expected = {"head_only": {"hidden_0/kernel", "hidden_0/bias"}, "bias_only": {"hidden_0/kernel"}}
-        assert same == expected.get(line["strategy"], set())
+        assert same == expected.get(line.strategy, set())
 
 
 def test_strategies_under_one_seed_share_the_new_head_and_the_order(tasks, tmp_path):
     """With a rate of zero, what is left is the draw."""
     lines = transfer.run(**arguments(tasks, tmp_path / "w", learning_rate=0.0, source_learning_rate=0.1))
-    heads = {line["strategy"]: parameters(tmp_path / "w", line)["head/kernel"] for line in lines if line["seed"] == 0}
+    heads = {line.strategy: parameters(tmp_path / "w", line)["head/kernel"] for line in lines if line.seed == 0}
     for strategy in ("full", "head_only", "bias_only"):
         np.testing.assert_array_equal(heads[strategy], heads["scratch"])
 
@@ -157,7 +160,7 @@ def test_the_flagfile_in_a_new_workdir_gives_the_same_results_to_the_bit(finishe
     transfer.main(["transfer", f"--flagfile={workdir / 'flags.flags'}", f"--workdir={tmp_path / 'again'}"])
     assert results(tmp_path / "again") == results(workdir)
     for line in results(workdir):
-        assert (tmp_path / "again" / line["predictions"]).read_bytes() == (workdir / line["predictions"]).read_bytes()
+        assert (tmp_path / "again" / line.predictions).read_bytes() == (workdir / line.predictions).read_bytes()
 
 
 def test_lists_may_grow_and_only_what_is_new_is_trained(tasks, tmp_path, monkeypatch):
@@ -169,9 +172,9 @@ def test_lists_may_grow_and_only_what_is_new_is_trained(tasks, tmp_path, monkeyp
         "experiments.runs.training.run", lambda field, fits, *rest: (trained.extend(fits), run(field, fits, *rest))
     )
     after = transfer.run(**arguments(tasks, workdir, strategies=("scratch", "full", "last_k:k=1"), seeds=(0, 1, 2)))
-    names = sorted((f.line["strategy"], f.line["seed"]) for f in trained)
+    names = sorted((f.result.strategy, f.result.seed) for f in trained)
     assert names == [("full", 2), ("last_k", 0), ("last_k", 1), ("last_k", 2), ("pretrain", 2), ("scratch", 2)]
-    assert [line for line in after if line["key"] in {b["key"] for b in before}] == before
+    assert [line for line in after if line.key in {b.key for b in before}] == before
     text = (workdir / "flags.flags").read_text()
     assert "--seeds=0,1,2\n" in text and "--strategies=scratch,full,last_k:k=1\n" in text
 
@@ -181,15 +184,14 @@ def test_what_a_fit_is_does_not_depend_on_what_else_runs(tasks, finished, tmp_pa
     alone = transfer.run(
         **arguments(tasks, tmp_path / "w", weight_decay=0.01, clip=1.0, seeds=(1,), strategies=("full",))
     )
-    expected = next(line for line in lines if line["strategy"] == "full" and line["seed"] == 1)
-    got = next(line for line in alone if line["strategy"] == "full")
-    ignored = {"seconds", "checkpoint"}
-    assert {k: v for k, v in got.items() if k not in ignored} == {k: v for k, v in expected.items() if k not in ignored}
+    expected = next(line for line in lines if line.strategy == "full" and line.seed == 1)
+    got = next(line for line in alone if line.strategy == "full")
+    assert replace(got, seconds=0.0, checkpoint="") == replace(expected, seconds=0.0, checkpoint="")
 
 
 def test_scratch_is_added_aloud(tasks, tmp_path, capsys):
     lines = transfer.run(**arguments(tasks, tmp_path / "w", strategies=("head_only",), seeds=(0,)))
-    assert [line["strategy"] for line in lines] == ["scratch", "head_only"]
+    assert [line.strategy for line in lines] == ["scratch", "head_only"]
     assert "scratch is added" in capsys.readouterr().out
 
 
@@ -198,9 +200,9 @@ def test_a_strategy_outside_the_project_runs_and_its_edit_trains_again(tasks, tm
     file.write_text(MINE)
     flags = arguments(tasks, tmp_path / "w", strategies=("scratch", f"{file}:strategy"), seeds=(0,))
     line = transfer.run(**flags)[1]
-    assert line["strategy"] == f"{file}:strategy" and line["trained_parameters"] == 8 + 8 * 3 + 3
+    assert line.strategy == f"{file}:strategy" and line.trained_parameters == 8 + 8 * 3 + 3
     file.write_text(MINE.replace("hidden_0/bias", "hidden_0/kernel"))
-    assert transfer.run(**flags)[1]["trained_parameters"] == 36 * 8 + 8 * 3 + 3
+    assert transfer.run(**flags)[1].trained_parameters == 36 * 8 + 8 * 3 + 3
     assert len(results(tmp_path / "w")) == 4
 
 
@@ -237,7 +239,7 @@ def test_a_strategy_may_add_leaves_and_merge_them(tasks, tmp_path):
     file = tmp_path / "adapter.py"
     file.write_text(ADAPTER)
     line = transfer.run(**arguments(tasks, tmp_path / "w", strategies=(str(file),), seeds=(0,)))[1]
-    assert line["trained_parameters"] == 8 + 8 * 3 + 3
+    assert line.trained_parameters == 8 + 8 * 3 + 3
     assert not np.array_equal(parameters(tmp_path / "w", line)["hidden_0/scale"], np.ones(8))
 
 
@@ -246,7 +248,7 @@ def test_the_head_is_copied_only_when_asked_or_when_the_classes_are_the_same(tas
     """With a rate of zero, what is left is the graft."""
     flags = {"target": str(tasks / "same.npz"), "head": head, "learning_rate": 0.0, "source_learning_rate": 0.1}
     line = transfer.run(**arguments(tasks, tmp_path / "w", seeds=(0,), strategies=("full",), **flags))[1]
-    source = next(line for line in results(tmp_path / "w") if line["strategy"] == "pretrain")
+    source = next(line for line in results(tmp_path / "w") if line.strategy == "pretrain")
     kernel, original = (
         parameters(tmp_path / "w", line)["head/kernel"],
         parameters(tmp_path / "w", source)["head/kernel"],
@@ -259,17 +261,17 @@ def test_a_pretrained_checkpoint_serves_as_the_source(tasks, tmp_path):
     source = arguments(tasks, tmp_path / "s", target=None, strategies=None)
     lines = pretrain.run(**source)
     by_run = transfer.run(**arguments(tasks, tmp_path / "a", source=None, source_checkpoint=str(tmp_path / "s")))
-    folder = str(tmp_path / "s" / lines[0]["checkpoint"])
+    folder = str(tmp_path / "s" / lines[0].checkpoint)
     by_folder = transfer.run(**arguments(tasks, tmp_path / "b", source=None, source_checkpoint=folder))
     direct = transfer.run(**arguments(tasks, tmp_path / "c"))
-    accuracies = [[line["test_loss"] for line in run] for run in (by_run, by_folder, direct)]
+    accuracies = [[line.test_loss for line in run] for run in (by_run, by_folder, direct)]
     assert accuracies[0] == accuracies[1] == accuracies[2]
 
 
 def test_label_budgets_are_balanced_rows_of_the_table(tasks, tmp_path, capsys):
     flags = arguments(tasks, tmp_path / "w", train_examples=("30", "all"), steps=5, seeds=(0,), strategies=("full",))
     lines = transfer.run(**flags)
-    assert [(line["strategy"], line["train_examples"]) for line in lines] == [
+    assert [(line.strategy, line.train_examples) for line in lines] == [
         ("scratch", 30),
         ("scratch", 120),
         ("full", 30),
@@ -280,14 +282,14 @@ def test_label_budgets_are_balanced_rows_of_the_table(tasks, tmp_path, capsys):
 def test_validation_examples_are_held_out_and_reported(tasks, tmp_path):
     flags = arguments(tasks, tmp_path / "w", validation=0.25, seeds=(0,), strategies=("full",))
     lines = transfer.run(**flags)
-    assert all(0 <= line["validation_accuracy"] <= 1 for line in lines)
-    assert lines[0]["steps"] == 2 * -(-90 // 20)
+    assert all(0 <= line.validation_accuracy <= 1 for line in lines)
+    assert lines[0].steps == 2 * -(-90 // 20)
 
 
 def test_a_fit_that_diverges_is_marked_and_the_run_goes_on(tasks, tmp_path, capsys):
     flags = arguments(tasks, tmp_path / "w", learning_rate=1e30, source_learning_rate=0.1, seeds=(0,))
     lines = transfer.run(**flags)
-    assert any(line["diverged"] and line["test_accuracy"] is None for line in lines)
+    assert any(line.diverged and line.test_accuracy is None for line in lines)
     assert "diverged" in capsys.readouterr().out
 
 
@@ -304,7 +306,7 @@ def test_tensorboard_events_hold_the_curves(finished):
     from tensorboardX.record_writer import masked_crc32c
 
     workdir, lines = finished
-    [file] = (workdir / "metrics" / lines[0]["name"]).glob("events*")
+    [file] = (workdir / "metrics" / lines[0].name).glob("events*")
     raw, tags = file.read_bytes(), set()
     while raw:
         length = int.from_bytes(raw[:8], "little")
@@ -322,12 +324,12 @@ def test_a_run_that_was_killed_before_its_results_goes_on(tasks, finished, tmp_p
     (tmp_path / "w" / "results.jsonl").write_text("".join(text[:4]))
     flags = parse_flags(["transfer", f"--flagfile={workdir / 'flags.flags'}", f"--workdir={tmp_path / 'w'}"])
     again = transfer.run(**flags)
-    assert [line["test_loss"] for line in again] == [line["test_loss"] for line in lines]
+    assert [line.test_loss for line in again] == [line.test_loss for line in lines]
 
 
 def test_a_second_process_in_one_workdir_is_refused(tasks, tmp_path):
     made = Settings.from_flags(**arguments(tasks, tmp_path / "w"))
-    with transfer.workdir.opened(made, "transfer"), pytest.raises(InputError, match="is in use by process"):
+    with transfer.directory.opened(made, "transfer"), pytest.raises(InputError, match="is in use by process"):
         transfer.run(**arguments(tasks, tmp_path / "w"))
 
 
@@ -342,8 +344,8 @@ def test_phases_begin_where_it_is_printed_and_both_masks_are_kept(tasks, tmp_pat
     flags = arguments(tasks, tmp_path / "w", strategies=("lp_ft:start=0.4",), seeds=(0,), epochs=3, optimizer="adam")
     line = transfer.run(**flags)[1]
     assert "lp_ft:start=0.4: phases begin at the steps 0, 7" in capsys.readouterr().out
-    assert line["phase_steps"] == [0, 7] and line["trained_parameters"] == line["total_parameters"]
-    first, second = sorted((tmp_path / "w" / "masks").glob(f"{line['name']}-phase*.json"))
+    assert line.phase_steps == [0, 7] and line.trained_parameters == line.total_parameters
+    first, second = sorted((tmp_path / "w" / "masks").glob(f"{line.name}-phase*.json"))
     assert '"hidden_0/bias": false' in first.read_text() and "false" not in second.read_text()
 
 
@@ -354,8 +356,8 @@ def test_phases_begin_at_their_fraction_whatever_points_the_curves_have(tasks, t
     for points in (4, 10):
         run = tmp_path / str(points)
         line = transfer.run(**arguments(tasks, run, **flags, points=points))[1]
-        assert line["phase_steps"] == [0, 10]
-        of[points] = parameters(run, line), outcome.curves(run, line)
+        assert line.phase_steps == [0, 10]
+        of[points] = parameters(run, line), outcome.curves(run, line.name)
     assert all((of[4][0][path] == leaf).all() for path, leaf in of[10][0].items())
     assert of[10][1]["step"].tolist() == [4 * (i + 1) for i in range(10)]
     assert of[4][1]["step"].tolist() == [10, 20, 30, 40]
@@ -384,8 +386,8 @@ def test_data_driven_strategies_run_and_a_dry_run_says_what_they_wait_for(tasks,
     transfer.run(**flags, dry_run=True)
     assert capsys.readouterr().out.count("depends on gradients") == 3
     lines = transfer.run(**flags)
-    assert {line["trained_parameters"] for line in lines if line["strategy"] == "fisher"} == {30 + 27}
-    assert len({line["key"] for line in lines}) == 8
+    assert {line.trained_parameters for line in lines if line.strategy == "fisher"} == {30 + 27}
+    assert len({line.key for line in lines}) == 8
 
 
 def test_ewc_uses_the_fisher_information_that_pretrain_saved(tasks, tmp_path, capsys):
@@ -393,10 +395,10 @@ def test_ewc_uses_the_fisher_information_that_pretrain_saved(tasks, tmp_path, ca
     flags = {"source": None, "source_checkpoint": str(tmp_path / "s"), "strategies": ("full",), "seeds": (0,)}
     flags |= {"penalty": "ewc:weight=1e6,l2:weight=1e-3:on=head/**", "learning_rate": 1e-4}
     line = transfer.run(**arguments(tasks, tmp_path / "w", **flags))[1]
-    assert line["train_penalty_0_ewc"] > 0 and line["train_penalty_1_l2"] > 0
-    total = line["train_penalty_0_ewc"] + line["train_penalty_1_l2"]
-    assert line["train_penalty"] == pytest.approx(total, rel=1e-5)
-    assert line["train_total"] == pytest.approx(line["train_loss"] + total, rel=1e-5)
+    assert line.penalties["0_ewc"] > 0 and line.penalties["1_l2"] > 0
+    total = line.penalties["0_ewc"] + line.penalties["1_l2"]
+    assert line.train_penalty == pytest.approx(total, rel=1e-5)
+    assert line.train_total == pytest.approx(line.train_loss + total, rel=1e-5)
 
 
 def test_ewc_without_the_fisher_information_is_refused(tasks, tmp_path, capsys):
@@ -409,7 +411,7 @@ def test_norm_only_on_a_cnn_trains_its_norms_and_head(tasks, tmp_path):
     flags = arguments(tasks, tmp_path / "w", model="cnn:norm=true", strategies=("norm_only",), seeds=(0,), steps=4)
     del flags["hidden"]
     line = transfer.run(**flags)[1]
-    trained = {path for path, _, part in line["leaves"] if part}
+    trained = {path for path, _, part in line.leaves if part}
     assert any("norm" in path.lower() for path in trained) and {"head/bias", "head/kernel"} <= trained
     assert not any(path.startswith("conv_0/") and path.endswith("kernel") for path in trained)
 
@@ -423,7 +425,7 @@ def test_an_edit_of_a_model_outside_the_project_trains_again(tasks, tmp_path):
     for width in (4, 5):
         file.write_text(text.replace("WIDTH", str(width)))
         line = transfer.run(**flags)[1]
-        assert line["total_parameters"] == 36 * width + width + width * 3 + 3
+        assert line.total_parameters == 36 * width + width + width * 3 + 3
 
 
 def test_a_strategy_cannot_change_the_parameters_it_is_shown(tasks, tmp_path):
@@ -519,7 +521,7 @@ def test_an_option_of_a_strategy_that_merges_may_be_a_list(tasks, tmp_path):
     file.write_text(text.replace("context):", "context, *, sizes=()):"))
     strategies = (f"{file}:strategy:sizes=[1,2]",)
     [_, line] = transfer.run(**arguments(tasks, tmp_path / "w", strategies=strategies, seeds=(0,), epochs=1))
-    assert line["options"] == {"sizes": [1, 2]}
+    assert line.options == {"sizes": [1, 2]}
 
 
 def test_a_pretrain_dry_run_prints_the_mask_and_writes_nothing(tasks, tmp_path, capsys):
@@ -532,7 +534,7 @@ def test_rprop_that_keeps_its_rate_in_its_state_trains(tasks, tmp_path):
     flags = {"optimizer": "rprop", "learning_rate": 0.001, "source": None, "strategies": ("scratch",), "seeds": (0,)}
     line = transfer.run(**arguments(tasks, tmp_path / "w", **flags))[0]
     still = transfer.run(**arguments(tasks, tmp_path / "v", **{**flags, "optimizer": "sgd", "learning_rate": 0.0}))[0]
-    assert line["train_loss"] < still["train_loss"] - 0.01
+    assert line.train_loss < still.train_loss - 0.01
 
 
 @pytest.mark.parametrize("columns", [80, 200])
@@ -543,7 +545,7 @@ def test_the_table_is_whole_on_narrow_and_wide_terminals(finished, tasks, capsys
     text = capsys.readouterr().out
     assert "\N{HORIZONTAL ELLIPSIS}" not in text
     for line in lines:
-        assert line["strategy"] in text and f"{line['trained_parameters']:,}" in text
+        assert line.strategy in text and f"{line.trained_parameters:,}" in text
     if columns == 80:
         rule = next(line for line in text.splitlines() if "\N{BOX DRAWINGS LIGHT HORIZONTAL}" in line)
         assert len(rule.strip()) <= 80
@@ -556,8 +558,8 @@ def test_a_finished_run_with_a_piece_missing_or_damaged_is_mended(finished, task
     for place in list((tmp_path / "w").rglob(broken)):
         shutil.rmtree(place) if place.is_dir() else place.write_bytes(b"{")
     again = transfer.run(**arguments(tasks, tmp_path / "w", weight_decay=0.01, clip=1.0))
-    assert [line["test_loss"] for line in again] == [line["test_loss"] for line in lines]
-    assert all((tmp_path / "w" / line[piece]).exists() for line in again for piece in ("checkpoint", "predictions"))
+    assert [line.test_loss for line in again] == [line.test_loss for line in lines]
+    assert all((tmp_path / "w" / piece).exists() for line in again for piece in (line.checkpoint, line.predictions))
     json.loads((tmp_path / "w" / "environment.json").read_text())
 
 
@@ -706,7 +708,7 @@ def test_a_source_of_another_shape_is_refused_or_brought_to_it(tasks, tmp_path, 
         big = {k: v if v.ndim == 1 else np.repeat(np.repeat(v, 2, 1), 2, 2) for k, v in file.items()}
     np.savez(tmp_path / "wide.npz", **big)
     lines = transfer.run(**arguments(tasks, tmp_path / "w", target=str(tmp_path / "wide.npz"), seeds=(0,)))
-    assert lines[0]["total_parameters"] == 36 * 8 + 8 + 8 * 3 + 3
+    assert lines[0].total_parameters == 36 * 8 + 8 + 8 * 3 + 3
 
 
 def test_every_device_setting_of_jax_is_left_alone():

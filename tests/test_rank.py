@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from experiments import rank, transfer, zoo
 from experiments.pages import rank_report, ranking_page
 from experiments.pages.report import Reproduced
-from experiments.runs import cards, scoring, training, workdir
+from experiments.runs import cards, directory, scoring, training
 from experiments.runs.settings import Settings
 from tljax import checkpoint, data
 from tljax.data import draw
@@ -104,12 +104,12 @@ def test_scores_are_those_of_the_features_of_the_labelled_examples(ranked, many,
 def test_truths_are_the_accuracies_of_transfer_and_scratch_is_trained_once_a_target(done, many, tasks):
     lines, judged = results(done), told(done)["judged"]
     fits = {"head_only": 5 * 2 * 3, "scratch": 2 * 3}
-    assert {name: sum(one["strategy"] == name for one in lines) for name in fits} == fits
+    assert {name: sum(one.strategy == name for one in lines) for name in fits} == fits
     boards = {(one["budget"], one["sources"]): one for one in judged}
     assert boards.keys() == {(b, w) for b in ("6/class:seeds=1", "all") for w in ("all", "without trivial")}
     target = str(tasks / "same.npz")
-    own = [one for one in lines if one["strategy"] == "head_only" and one["target"] == target]
-    mean = np.mean([one["test_accuracy"] for one in own if one["train_examples"] == 120])
+    own = [one for one in lines if one.strategy == "head_only" and one.target == target]
+    mean = np.mean([one.test_accuracy for one in own if one.train_examples == 120])
     assert np.mean(boards["all", "all"]["truths"][target]) == pytest.approx(mean)
     assert len(boards["all", "without trivial"]["truths"][target]) == 3
     assert boards["6/class:seeds=1", "all"]["split_half_tau"] is None  # one seed has no halves
@@ -140,7 +140,7 @@ def test_two_fits_of_one_source_strategy_budget_and_seed_are_refused_with_both_n
     del first["sha256"]
     other = {**first, "name": f"{first['name']}-again", "test_accuracy": 0.0}
     for double in (first, other):
-        file.write_text(before + json.dumps({**double, "sha256": workdir.digest(double)}) + "\n")
+        file.write_text(before + json.dumps({**double, "sha256": directory.digest(double)}) + "\n")
         with pytest.raises(
             InputError, match=rf"two fits of one .*'{first['name']}' \(fit 1\) and '{double['name']}'"
         ) as refused:
@@ -215,7 +215,7 @@ def test_scores_of_other_code_are_computed_again_and_not_mixed(many, tasks, tmp_
     right = json.loads(file.read_text())
     old = {"seconds": 0.5, "scores": {key: [9.9, 0.1, ""] for key in right["scores"]}}
     for record in (old, {"code": "0" * 64, "seconds": 0.5, "scores": old["scores"]}):
-        file.write_text(json.dumps({**record, "sha256": workdir.digest(record)}))
+        file.write_text(json.dumps({**record, "sha256": directory.digest(record)}))
         rank.main(line(source, tasks, tmp_path / "w", **change))
         again = json.loads(file.read_text())
         assert again["seconds"] == 0.5 and again["code"] == right["code"]

@@ -27,8 +27,8 @@ def test_the_reference_recipe_agrees_with_pytorch(complete_data, tmp_path):
     flags = ["transfer", f"--flagfile={ROOT / 'experiments' / 'flags' / 'reference.flags'}"]
     flags += [f"--manual_dir={complete_data}", f"--data_dir={tmp_path / 'data'}", f"--workdir={tmp_path / 'run'}"]
     transfer.main(flags)
-    lines = transfer.workdir.lines(tmp_path / "run")
-    means = {name: np.mean([line["test_accuracy"] for line in lines if line["strategy"] == name]) for name in PYTORCH}
+    lines = transfer.directory.results(tmp_path / "run")
+    means = {name: np.mean([line.test_accuracy for line in lines if line.strategy == name]) for name in PYTORCH}
     assert len(lines) == 3 * 4
     assert means["pretrain"] == pytest.approx(np.mean(PYTORCH["pretrain"]), abs=0.01)
     for name in ("scratch", "full", "head_only"):

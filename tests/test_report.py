@@ -13,6 +13,7 @@ import pytest
 
 from experiments.pages import pictures
 from experiments.pages.report import Reproduced, page
+from tljax.study.results import Result
 from tljax.study.summary import sources, summary
 
 WORDS: dict[str, Any] = {
@@ -28,9 +29,9 @@ WORDS: dict[str, Any] = {
 }
 
 
-def fit(strategy: str, seed: int, accuracy: float | None, **changes: Any) -> dict[str, Any]:
-    """A row of the results, of three classes."""
-    row = {
+def fit(strategy: str, seed: int, accuracy: float | None, **changes: Any) -> Result:
+    """A fit of three classes."""
+    about: dict[str, Any] = {
         "source": "a",
         "target": "b",
         "strategy": strategy,
@@ -50,11 +51,11 @@ def fit(strategy: str, seed: int, accuracy: float | None, **changes: Any) -> dic
         "seconds": 1.0 + seed,
         "diverged": False,
     }
-    return {**row, "name": f"{strategy}-{seed}-{changes.get('train_examples', 100)}", **changes}
+    return Result(**{**about, "name": f"{strategy}-{seed}-{changes.get('train_examples', 100)}", **changes})
 
 
-def bare(strategy: str, seed: int, accuracy: float | None, **changes: Any) -> dict[str, Any]:
-    """A row with nothing to draw, so that a test is quick."""
+def bare(strategy: str, seed: int, accuracy: float | None, **changes: Any) -> Result:
+    """A fit with nothing to draw, so that a test is quick."""
     missing = dict.fromkeys(["per_class_accuracy", "confusion", "trained_parameters", "total_parameters"])
     return fit(strategy, seed, accuracy, **{**missing, **changes})
 
@@ -77,7 +78,7 @@ def visible(text: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def full_rows() -> list[dict[str, Any]]:
+def full_rows() -> list[Result]:
     accuracies = {"scratch": (0.70, 0.72), "last_k": (0.75, 0.71)}
     rows = [fit("pretrain", 0, 0.97, source=None, target="a", train_examples=5000)]
     for name, values in accuracies.items():
@@ -87,8 +88,8 @@ def full_rows() -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def full_page(full_rows: list[dict[str, Any]]) -> str:
-    return page(full_rows, {row["name"]: curve(0.3, 0.6, 0.7) for row in full_rows}, **WORDS)
+def full_page(full_rows: list[Result]) -> str:
+    return page(full_rows, {row.name: curve(0.3, 0.6, 0.7) for row in full_rows}, **WORDS)
 
 
 def test_summary_agrees_with_numpy() -> None:
@@ -97,14 +98,14 @@ def test_summary_agrees_with_numpy() -> None:
     rows = [fit("scratch", seed, float(value)) for seed, value in enumerate(scratch)]
     rows += [fit("last_k", seed, float(value), options={"k": 2}) for seed, value in reversed(list(enumerate(other)))]
     base, row = summary(rows)
-    assert (base["strategy"], row["strategy"]) == ("scratch", "last_k:k=2")
-    assert base["gain"] is None
-    np.testing.assert_allclose(row["accuracy"], (other.mean(), other.min(), other.max()))
+    assert (base.strategy, row.strategy) == ("scratch", "last_k:k=2")
+    assert base.gain is None
+    np.testing.assert_allclose(row.accuracy, (other.mean(), other.min(), other.max()))
     gain = 100 * (other - scratch)
-    np.testing.assert_allclose(row["gain"], (gain.mean(), gain.min(), gain.max()))
-    np.testing.assert_allclose(row["test_loss"], (0.65, 0.5, 0.8))
-    assert (row["seeds"], row["diverged"], row["counted"], row["gain_seeds"]) == (4, 0, 4, 4)
-    assert (row["steps"], row["seconds"], row["trained_parameters"], row["total_parameters"]) == (1000, 2.5, 10, 40)
+    np.testing.assert_allclose(row.gain, (gain.mean(), gain.min(), gain.max()))
+    np.testing.assert_allclose(row.test_loss, (0.65, 0.5, 0.8))
+    assert (row.seeds, row.diverged, row.counted, row.gain_seeds) == (4, 0, 4, 4)
+    assert (row.steps, row.seconds, row.trained_parameters, row.total_parameters) == (1000, 2.5, 10, 40)
 
 
 def test_budgets_and_targets_are_not_mixed() -> None:
@@ -113,31 +114,31 @@ def test_budgets_and_targets_are_not_mixed() -> None:
         for target, budget, scratch, full in (("b", 1000, 0.8, 0.9), ("b", 100, 0.5, 0.7), ("c", 100, 0.2, 0.1))
         for strategy, accuracy in (("scratch", scratch), ("full", full))
     ]
-    found = {(row["target"], row["train_examples"]): row["gain"][0] for row in summary(rows) if row["gain"]}
+    found = {(row.target, row.train_examples): row.gain[0] for row in summary(rows) if row.gain}
     assert found == {("b", 1000): pytest.approx(10), ("b", 100): pytest.approx(20), ("c", 100): pytest.approx(-10)}
-    assert [row["train_examples"] for row in summary(rows)] == [100, 100, 100, 100, 1000, 1000]
+    assert [row.train_examples for row in summary(rows)] == [100, 100, 100, 100, 1000, 1000]
 
 
 @pytest.mark.parametrize("lost", [{"diverged": True}, {"test_accuracy": None}, {"test_accuracy": float("nan")}])
 def test_a_lost_fit_enters_no_mean(lost: dict[str, Any]) -> None:
     rows = [fit("scratch", seed, 0.5) for seed in (0, 1, 2)] + [fit("full", seed, 0.6) for seed in (0, 1)]
     row = summary([*rows, fit("full", 2, 0.1, **{"test_loss": float("inf"), **lost})])[1]
-    assert row["accuracy"] == pytest.approx((0.6, 0.6, 0.6))
-    assert row["test_loss"] == pytest.approx((0.55, 0.5, 0.6))
-    assert (row["seeds"], row["counted"], row["gain_seeds"]) == (3, 2, 2)
-    assert row["diverged"] == int("diverged" in lost)
+    assert row.accuracy == pytest.approx((0.6, 0.6, 0.6))
+    assert row.test_loss == pytest.approx((0.55, 0.5, 0.6))
+    assert (row.seeds, row.counted, row.gain_seeds) == (3, 2, 2)
+    assert row.diverged == int("diverged" in lost)
 
 
 def test_no_gain_without_scratch_of_the_same_seed() -> None:
     rows = [fit("scratch", 0, 0.5), fit("scratch", 1, 0.6, diverged=True), fit("full", 1, 0.6), fit("full", 2, 0.7)]
-    assert summary(rows)[1]["gain"] is None
+    assert summary(rows)[1].gain is None
     partly = summary([*rows, fit("full", 0, 0.8)])[1]
-    assert (partly["gain"][0], partly["gain_seeds"]) == (pytest.approx(30), 1)
+    assert (partly.gain[0], partly.gain_seeds) == (pytest.approx(30), 1)
 
 
-def test_sources_stand_apart(full_rows: list[dict[str, Any]]) -> None:
-    assert [row["strategy"] for row in summary(full_rows)] == ["scratch", "last_k:k=2"]
-    assert [(row["target"], row["accuracy"][0]) for row in sources(full_rows)] == [("a", 0.97)]
+def test_sources_stand_apart(full_rows: list[Result]) -> None:
+    assert [row.strategy for row in summary(full_rows)] == ["scratch", "last_k:k=2"]
+    assert [(row.target, row.accuracy[0]) for row in sources(full_rows)] == [("a", 0.97)]
 
 
 def test_the_page_states_its_numbers(full_page: str) -> None:
@@ -172,7 +173,7 @@ def test_the_page_needs_no_network_and_runs_nothing(full_page: str) -> None:
 
 def test_equal_input_gives_equal_bytes() -> None:
     row = fit("full", 0, 0.7, confusion=None)
-    one, other = (page([row], {row["name"]: curve(0.3, 0.6)}, **WORDS) for _ in range(2))
+    one, other = (page([row], {row.name: curve(0.3, 0.6)}, **WORDS) for _ in range(2))
     assert one == other and len(alts(one)) == 4
 
 
@@ -182,7 +183,7 @@ def test_hostile_names_are_only_text() -> None:
     words: dict[str, Any] = dict.fromkeys(("title", "source_note"), hostile)
     words |= {"notes": [hostile], "classes": [hostile] * 3}
     words |= {"made": Reproduced({hostile: [hostile], "data": {hostile: hostile}}, hostile, hostile)}
-    text = page([row], {row["name"]: curve(0.1, 0.2)}, **words)
+    text = page([row], {row.name: curve(0.1, 0.2)}, **words)
     assert "<script" not in text and "&lt;script&gt;" in text
     pictures = [base64.b64decode(code) for code in re.findall(r"base64,([^\"]*)", text)]
     assert pictures
@@ -196,7 +197,7 @@ def test_missing_values_are_said() -> None:
     rows += [bare("full", seed, 0.6, diverged=seed == 2) for seed in (0, 1, 2)]
     rows += [bare("head_only", seed, None, diverged=True, test_loss=None) for seed in (0, 1, 2)]
     rows += [bare("last_k", 0, float("nan"), test_loss=None, calibration_error=None, steps=None, seconds=None)]
-    curves = {row["name"]: curve(0.1, float("nan")) for row in rows if row["seed"] != 1}
+    curves = {row.name: curve(0.1, float("nan")) for row in rows if row.seed != 1}
     words = visible(page(rows, curves, **WORDS))
     assert "full: 60.0 % (60.0 to 60.0), +10.0 points from scratch (+10.0 to +10.0); 2 of 3 seeds, 1 diverged" in words
     assert "head_only: 0 of 3 seeds, 3 diverged" in words
@@ -215,7 +216,7 @@ def test_one_seed_has_no_range_and_a_study_may_have_no_source() -> None:
 
 def test_budgets_have_tables_and_curves_of_their_own() -> None:
     rows = [bare(name, 0, 0.6, train_examples=n) for n in (1000, 100) for name in ("scratch", "full")]
-    text = page(rows, {row["name"]: curve(0.5) for row in rows}, **WORDS)
+    text = page(rows, {row.name: curve(0.5) for row in rows}, **WORDS)
     assert text.count("<table>") == 2
     assert [alt.split(".")[0][-21:] for alt in alts(text)[::2]] == ["100 training examples", "000 training examples"]
     assert "at 100 and 1,000 training examples" in visible(text)

@@ -33,9 +33,9 @@ FLAGS = {
 
 
 def same_run(one: Path, other: Path) -> None:
-    assert sorted(results(one), key=lambda line: line["name"]) == sorted(results(other), key=lambda line: line["name"])
+    assert sorted(results(one), key=lambda line: line.name) == sorted(results(other), key=lambda line: line.name)
     for line in results(one):
-        assert (one / line["predictions"]).read_bytes() == (other / line["predictions"]).read_bytes()
+        assert (one / line.predictions).read_bytes() == (other / line.predictions).read_bytes()
         for path, leaf in parameters(one, line).items():
             assert leaf.tobytes() == parameters(other, line)[path].tobytes()
 
@@ -153,8 +153,8 @@ def test_a_fit_that_diverges_keeps_its_last_finite_parameters_and_the_others_go_
             tasks, tmp_path / "w", loss="l2_loss", learning_rate=1e9, source_learning_rate=0.1, source_loss="l2_loss"
         )
     )
-    odd = [line for line in lines if line["diverged"]]
-    assert odd and all(line["test_accuracy"] is None and line["diverged_step"] < line["steps"] for line in odd)
+    odd = [line for line in lines if line.diverged]
+    assert odd and all(line.test_accuracy is None and line.diverged_step < line.steps for line in odd)
     for line in odd:
         assert all(np.isfinite(leaf).all() for leaf in parameters(tmp_path / "w", line).values())
 
@@ -163,7 +163,7 @@ def test_what_is_kept_of_a_fit_that_diverges_does_not_depend_on_where_it_was_sto
     """Stopped in the middle of the segment in which it diverges."""
     flags = {"strategies": ("scratch",), "source": None, "loss": "l2_loss", "learning_rate": 30.0, "epochs": 3}
     whole = transfer.run(**arguments(tasks, tmp_path / "whole", **flags))
-    assert all(line["diverged"] for line in whole)
+    assert all(line.diverged for line in whole)
     monkeypatch.setattr("tljax.train.phase.FIRST_CALL", 1)
     monkeypatch.setattr("tljax.train.phase._as_long", lambda steps, seconds: 1)
     for _ in range(3):
@@ -191,7 +191,7 @@ def test_a_run_that_is_killed_goes_on_over_another_number_of_devices(tasks, tmp_
         with pytest.raises(Killed):
             transfer.run(**arguments(tasks, tmp_path / "w", **flags, devices=2))
     lines = transfer.run(**arguments(tasks, tmp_path / "w", **flags, devices=devices))
-    assert [line["seed"] for line in lines] == [0, 1, 2]
+    assert [line.seed for line in lines] == [0, 1, 2]
     transfer.run(**arguments(tasks, tmp_path / "whole", **flags, devices=2))
     same_run(tmp_path / "w", tmp_path / "whole")
 

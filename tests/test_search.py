@@ -13,7 +13,7 @@ import pytest
 from test_programs import command
 
 from experiments import pretrain, search, transfer
-from experiments.runs import flags, origin, search_flags, trials, workdir
+from experiments.runs import directory, flags, origin, search_flags, trials
 from experiments.runs.settings import FLAGS, Settings
 from tljax.study import search as studies
 from tljax.study import space
@@ -173,12 +173,12 @@ def test_a_source_that_diverged_stands_in_for_none(tasks, tmp_path):
     pretrain.run(**given, workdir=str(tmp_path / "sound"))
     wild = {"source_learning_rate": 1e30, "source_loss": "l2_loss"}
     pretrain.run(**{**given, **wild}, workdir=str(tmp_path / "wild"))
-    both = [workdir.lines(tmp_path / name) for name in ("sound", "wild")]
-    assert [line["diverged"] for line in both[1]] == [True, True]
+    both = [directory.results(tmp_path / name) for name in ("sound", "wild")]
+    assert [line.diverged for line in both[1]] == [True, True]
     mixed = tmp_path / "mixed"
     for name in ("sound", "wild"):
         shutil.copytree(tmp_path / name / "checkpoints", mixed / "checkpoints", dirs_exist_ok=True)
-    workdir.add(mixed, [both[0][0], both[1][1]])
+    directory.add(mixed, [both[0][0], both[1][1]])
     made = Settings.from_flags(source_checkpoint=str(mixed), seeds=(0,), hidden=(8,))
     assert origin.stand_ins(made, (1_000_000,)) == {1_000_000: 0}
 
@@ -203,7 +203,7 @@ def test_the_flags_of_a_search_give_it_again(sources, tasks, tmp_path, capsys):
     found = [[trial.params for trial in study_of(folder).trials] for folder in (tmp_path / "w", again)]
     assert found[0] == found[1] and len(found[0]) == 2
     lines = [
-        {line["key"]: line["test_accuracy"] for line in workdir.lines(folder / "final" / "head_only-all")}
+        {line.key: line.test_accuracy for line in directory.results(folder / "final" / "head_only-all")}
         for folder in (tmp_path / "w", again)
     ]
     assert lines[0] == lines[1] and len(lines[0]) == 2
@@ -211,15 +211,15 @@ def test_the_flags_of_a_search_give_it_again(sources, tasks, tmp_path, capsys):
 
 def test_a_search_directory_of_an_older_tljax_goes_on(sources, tasks, tmp_path, capsys):
     """It held the settings of the trials and none of the search's own flags."""
-    given, asked = flags.read(of_checkpoint(tasks, tmp_path, sources), search.SearchFlags)
+    given, asked = flags.read(of_checkpoint(tasks, tmp_path, sources), search_flags.Search)
     trials_of = search._hunting(given, Settings.from_flags(**given), asked)
-    with workdir.opened(Settings.from_flags(**trials_of), "search") as folder:
+    with directory.opened(Settings.from_flags(**trials_of), "search") as folder:
         pass
     assert "--space" not in (folder / "flags.flags").read_text()
     with pytest.raises(InputError, match="holds another experiment"):
         search.main(of_checkpoint(tasks, tmp_path, sources, "--batch_size=7"))
     search.main(of_checkpoint(tasks, tmp_path, sources))
-    text = workdir.flags_text(folder / "flags.flags")
+    text = directory.flags_text(folder / "flags.flags")
     assert f"{SPACE[0]}\n" in text and "--seeds=0\n" in text and "--validation=0.0\n" in text
 
 
@@ -228,7 +228,7 @@ def test_a_search_grows_by_trials_and_seeds(sources, tasks, tmp_path, capsys):
     with pytest.raises(InputError, match="holds another experiment"):
         search.main(of_checkpoint(tasks, tmp_path, sources, "--steps=5"))
     search.main(of_checkpoint(tasks, tmp_path, sources, "--trials=2", seeds="0,1"))
-    text = workdir.flags_text(tmp_path / "w" / "flags.flags")
+    text = directory.flags_text(tmp_path / "w" / "flags.flags")
     assert "--trials=2\n" in text and "--seeds=0,1\n" in text and len(study_of(tmp_path / "w").trials) == 2
 
 

@@ -15,7 +15,7 @@ from test_search import line, study_of
 from experiments import search, transfer
 from experiments.pages import history, search_page, search_pictures, search_report
 from experiments.pages.report import Reproduced
-from experiments.runs import flags, search_flags, workdir
+from experiments.runs import directory, flags, search_flags
 from experiments.runs.settings import Settings, parse_flags
 from tljax import train
 from tljax.study import range_test, space
@@ -50,10 +50,10 @@ def test_best_flags_run_as_they_are_and_give_the_last_fits_again(searched, tmp_p
     lines = transfer.run(
         **parse_flags(["transfer", f"--flagfile={folder / 'best.flags'}"]), workdir=str(tmp_path / "new")
     )
-    mine = {one["key"]: one["test_accuracy"] for one in lines if one["strategy"] == "head_only"}
+    mine = {one.key: one.test_accuracy for one in lines if one.strategy == "head_only"}
     places = list(folder.glob("final/*"))
-    theirs = [one for place in places for one in workdir.lines(place) if one["strategy"] == "head_only"]
-    assert mine and mine == {one["key"]: one["test_accuracy"] for one in theirs}
+    theirs = [one for place in places for one in directory.results(place) if one.strategy == "head_only"]
+    assert mine and mine == {one.key: one.test_accuracy for one in theirs}
 
 
 def test_several_studies_leave_the_flags_of_each(tmp_path):
@@ -119,9 +119,9 @@ def test_a_trial_is_judged_as_a_run_with_a_validation_split_says(searched, tasks
     own = {"strategies": ("scratch", "head_only"), "seeds": (search_flags.FIRST_SEED,), "validation": 0.2}
     recipe = {"loss": "l2_loss", "source_learning_rate": 0.1, "source_penalty": "l2:weight=1e-4", "penalty": penalty}
     lines = transfer.run(**arguments(tasks, tmp_path / "run", source_validation=0.0, **own, **recipe, **chosen))
-    [line] = [line for line in lines if line["strategy"] == "head_only"]
-    assert one.accuracy == line["validation_accuracy"]
-    assert one.loss == pytest.approx(line["validation_loss"], rel=1e-5)
+    [line] = [line for line in lines if line.strategy == "head_only"]
+    assert one.accuracy == line.validation_accuracy
+    assert one.loss == pytest.approx(line.validation_loss, rel=1e-5)
 
 
 def test_the_page_says_what_won_what_diverged_and_how_to_get_it_again(searched):

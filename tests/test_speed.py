@@ -72,7 +72,7 @@ def test_over_the_budget_the_run_says_so_and_gives_the_same(tasks, tmp_path, cap
     none = transfer.run(**arguments(tasks, tmp_path / "none", features_budget=0))
     full = transfer.run(**arguments(tasks, tmp_path / "full"))
     for one, two, three in zip(lean, none, full, strict=True):
-        assert one["test_loss"] == two["test_loss"] == pytest.approx(three["test_loss"], rel=1e-5)
+        assert one.test_loss == two.test_loss == pytest.approx(three.test_loss, rel=1e-5)
 
 
 @pytest.mark.slow
@@ -81,8 +81,8 @@ def test_flags_of_speed_leave_accuracy_as_it_is(flags, tasks, tmp_path):
     plain = transfer.run(**arguments(tasks, tmp_path / "plain"))
     other = transfer.run(**arguments(tasks, tmp_path / "other", **flags))
     for one, two in zip(plain, other, strict=True):
-        assert two["test_loss"] == pytest.approx(one["test_loss"], rel=0.02)
-        assert one["key"] != two["key"]
+        assert two.test_loss == pytest.approx(one.test_loss, rel=0.02)
+        assert one.key != two.key
 
 
 @pytest.mark.slow
@@ -99,8 +99,8 @@ def test_side_by_side_a_group_is_trained_whole(tasks, tmp_path):
     flags = {"strategies": ("full",), "many": "vmap"}
     transfer.run(**arguments(tasks, tmp_path / "w", **flags))
     before = results(tmp_path / "w")
-    lost = next(line for line in before if line["strategy"] == "full")
-    (tmp_path / "w" / lost["predictions"]).unlink()
+    lost = next(line for line in before if line.strategy == "full")
+    (tmp_path / "w" / lost.predictions).unlink()
     transfer.run(**arguments(tasks, tmp_path / "w", **flags))
     assert sorted(results(tmp_path / "w"), key=str) == sorted(before, key=str)
 

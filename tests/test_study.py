@@ -1,5 +1,7 @@
 """The study: which differences are judged, how verdicts and looks are told, what learning curves say of transfer."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -7,6 +9,7 @@ from scipy import stats
 from experiments.runs import evidence, verdicts
 from experiments.runs.compare_flags import Judging
 from tljax.study import milestones, study
+from tljax.study.results import Result
 from tljax.study.study import Cell
 from tljax.types import InputError
 
@@ -26,19 +29,17 @@ def fits(rates, items=400, seed=0):
 
 def rows_of(table):
     return [
-        {
-            "name": f"{one.strategy}-{one.budget}-{seed}",
-            "source": one.source,
-            "target": one.target,
-            "strategy": one.strategy,
-            "options": {},
-            "seed": seed,
-            "train_examples": one.budget,
-            "test_accuracy": float(right.mean()),
-            "steps": 100,
-            "seconds": 1.0,
-            "diverged": False,
-        }
+        Result(
+            name=f"{one.strategy}-{one.budget}-{seed}",
+            source=one.source,
+            target=one.target,
+            strategy=one.strategy,
+            seed=seed,
+            train_examples=one.budget,
+            test_accuracy=float(right.mean()),
+            steps=100,
+            seconds=1.0,
+        )
         for one, all_of in table.items()
         for seed, right in all_of.items()
     ]
@@ -161,11 +162,12 @@ def test_milestones_of_taylor_and_stone():
         cell("scratch", 100): fits([0.7, 0.7]),
         cell(): fits([0.6, 0.6]),
     }
-    rows = rows_of(table)
-    for row in rows:
-        row |= {"test_accuracy": {"full": 0.6, "scratch": 0.5 if row["train_examples"] == 10 else 0.7}[row["strategy"]]}
-        row |= {"step_flops": 100.0, "source_flops": 7000.0, "source_seconds": 3.0, "per_class_accuracy": [1.0, 1.0]}
-        row |= {"start_accuracy": 0.55} if row["strategy"] == "full" else {}
+    rows = []
+    for row in rows_of(table):
+        accuracy = {"full": 0.6, "scratch": 0.5 if row.train_examples == 10 else 0.7}[row.strategy]
+        row = replace(row, test_accuracy=accuracy, per_class_accuracy=[1.0, 1.0])
+        row = replace(row, step_flops=100.0, source_flops=7000.0, source_seconds=3.0)
+        rows.append(replace(row, start_accuracy=0.55) if row.strategy == "full" else row)
     curves = {"full-10-0": curve(0.4, 0.5, 0.6), "full-10-1": curve(0.3, 0.4, 0.55)}
     curves |= {"scratch-10-0": curve(0.2, 0.3, 0.5), "scratch-10-1": curve(0.2, 0.3, 0.4)}
     told = {(one["strategy"], one["train_examples"]): one for one in milestones.milestones(rows, curves)}

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ def points(fraction: float) -> str:
 
 
 def by_strategy(fits: list[dict[str, Any]], budget: int | None = None) -> dict[str, list[dict[str, Any]]]:
-    chosen = [row for row in fits if budget in (None, row["train_examples"])]
+    chosen = [row for row in fits if budget in (None, row.train_examples)]
     return {name: [row for row in chosen if label(row) == name] for name in dict.fromkeys(map(label, chosen))}
 
 
@@ -149,7 +150,7 @@ def test_the_page_needs_no_network_and_runs_nothing(whole):
 
 
 def test_what_was_not_measured_is_left_out(no_pictures):
-    bare = [{**row, "per_class_accuracy": None, "confusion": None} for row in rows(extra=False)]
+    bare = [replace(row, per_class_accuracy=None, confusion=None) for row in rows(extra=False)]
     text = visible(page(study(rows=bare, curves={}, milestones=[], others=[], images={})))
     for title in ("Milestones", "Learning curves", "Other test sets", "What is kept", "Accuracy by class", "Confusion"):
         assert title not in text
@@ -161,7 +162,7 @@ def test_what_was_not_measured_is_left_out(no_pictures):
 
 
 def test_equal_studies_give_equal_bytes():
-    bare = [{**row, "per_class_accuracy": None, "confusion": None} for row in rows(extra=False)[:2]]
+    bare = [replace(row, per_class_accuracy=None, confusion=None) for row in rows(extra=False)[:2]]
     small = study(rows=bare, family=FAMILY[:1], images={}, curves={}, milestones=[])
     assert page(small) == page(small)
     assert studies.files(small) == studies.files(small)
@@ -200,7 +201,7 @@ def test_the_file_of_a_picture_is_laid_out_as_the_page_is(styled):
 
 def test_accuracy_against_labels_is_the_mean_of_the_fits_that_count(styled):
     fits = rows()
-    fits[0]["diverged"] = True
+    fits[0] = replace(fits[0], diverged=True)
     members = by_strategy(fits)
     figure, alt = study_pictures.against_labels(members, "a to b", strokes(members)) or pytest.fail()
     np.testing.assert_allclose(drawn(figure, "scratch"), [[10, 1000], [52, 71]])
@@ -209,15 +210,15 @@ def test_accuracy_against_labels_is_the_mean_of_the_fits_that_count(styled):
 
 
 def test_every_source_is_held_against_scratch(no_pictures):
-    fits = [row for row in rows() if row["train_examples"] == 10 or row["strategy"] == "scratch"][:6]
-    other = [{**row, "source": "letters", "name": row["name"] + "l"} for row in fits if row["strategy"] != "scratch"]
+    fits = [row for row in rows() if row.train_examples == 10 or row.strategy == "scratch"][:6]
+    other = [replace(row, source="letters", name=row.name + "l") for row in fits if row.strategy != "scratch"]
     text = page(study(rows=fits + other, family=[], others=[], images={}, curves={}))
     assert sum("letters to clothes: scratch 51.0 % at 10" in alt for alt in alts(text)) == 1
 
 
 def test_the_cut_counts_the_stages_that_are_kept(styled):
     members = by_strategy(rows(), 1000)
-    members["last_k:k=1"] = [{**row, "strategy": "last_k", "options": {"k": 1}} for row in members["scratch"]]
+    members["last_k:k=1"] = [replace(row, strategy="last_k", options={"k": 1}) for row in members["scratch"]]
     figure, _ = study_pictures.layer_cut(members, "a to b") or pytest.fail()
     np.testing.assert_allclose(drawn(figure, "copied, frozen; the rest anew"), [[1, 2], [74, 80]])
     np.testing.assert_allclose(drawn(figure, "copied, trained; the rest anew"), [[1, 2], [77, 83]])
@@ -231,13 +232,13 @@ def test_costs_are_steps_times_their_flops(styled):
     figure, alt = tradeoffs.cost(members, "FLOPs", tradeoffs.flops, "here", strokes(members)) or pytest.fail()
     np.testing.assert_allclose(spots(figure), [(1e6 * (i + 1), 71 + 3 * i) for i in range(5)])
     assert "scratch 71.0 at 1,000,000" in alt
-    unknown = {"scratch": [{**members["scratch"][0], "step_flops": None}]}
+    unknown = {"scratch": [replace(members["scratch"][0], step_flops=None)]}
     assert tradeoffs.cost(unknown, "FLOPs", tradeoffs.flops, "", strokes(members)) is None
 
 
 def test_equal_accuracies_have_no_bar(styled):
     """Their mean is an ulp beside them."""
-    fits = [{**row, "seed": seed, "test_accuracy": 0.001} for row in rows()[:1] for seed in range(3)]
+    fits = [replace(row, seed=seed, test_accuracy=0.001) for row in rows()[:1] for seed in range(3)]
     assert math.fsum([0.1] * 3) / 3 > 0.1
     figure, _ = tradeoffs.cost({"scratch": fits}, "FLOPs", tradeoffs.flops, "", strokes({})) or pytest.fail()
     assert spots(figure)[0][1] == pytest.approx(0.1)
@@ -263,7 +264,7 @@ def test_the_front_is_what_a_sweep_from_the_right_finds():
 
 def test_the_front_of_retention_is_drawn(styled):
     members = by_strategy(rows(), 1000)
-    forgetful = [{**row, "retention": 0.1, "test_accuracy": 0.1} for row in members["scratch"]]
+    forgetful = [replace(row, retention=0.1, test_accuracy=0.1) for row in members["scratch"]]
     figure, alt = (
         tradeoffs.retention({**members, "bad": forgetful}, "", strokes({**members, "bad": 0})) or pytest.fail()
     )
@@ -276,7 +277,7 @@ def test_reliability_pools_the_fits_by_their_counts(styled):
     """The bins of two fits together are those of all their examples."""
     rng = np.random.default_rng(3)
     parts = [(rng.dirichlet([1.0] * 3, n), rng.integers(0, 3, n)) for n in (30, 200)]
-    fits = [{**row, "calibration": evaluate.calibration(*part)} for row, part in zip(rows(), parts, strict=False)]
+    fits = [replace(row, calibration=evaluate.calibration(*part)) for row, part in zip(rows(), parts, strict=False)]
     figure, _ = study_pictures.reliability({"scratch": fits}, "", strokes({})) or pytest.fail()
     probabilities, labels = (np.concatenate(each) for each in zip(*parts, strict=True))
     confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
@@ -345,8 +346,8 @@ def test_numbers_in_csv_read_back_exactly(files):
         assert (row["p"] and float(row["p"])) == ("" if one.p is None else one.p)
     fits = list(csv.DictReader(io.StringIO(files["fits.csv"].decode(), newline="")))
     for given, row in zip(study().rows, fits, strict=True):
-        assert float(row["test_accuracy"]) == given["test_accuracy"]
-        assert json.loads(row["options"]) == given["options"]
+        assert float(row["test_accuracy"]) == given.test_accuracy
+        assert json.loads(row["options"]) == given.options
     (milestone,) = csv.DictReader(io.StringIO(files["milestones.csv"].decode(), newline=""))
     assert (milestone["time_to_threshold"], milestone["examples_saved"]) == (">600", "")
 
@@ -362,7 +363,7 @@ def test_text_in_csv_reads_back_whatever_it_is():
 
 def test_hostile_names_are_only_text_everywhere(monkeypatch):
     names = {"target": HOSTILE, "source": HOSTILE, "evals": {HOSTILE: 0.5}, "strategy": HOSTILE, "leaves": None}
-    fits = [{**row, **names} for row in rows()[1:3]]
+    fits = [replace(row, **names) for row in rows()[1:3]]
     family = [comparison(HOSTILE, 0.1, "positive", source=HOSTILE, target=HOSTILE)]
     images = {HOSTILE: (np.zeros((1, 2, 2, 3), np.uint8), [HOSTILE])}
     hostile = study(rows=fits, family=family, others=family, images=images, verdict=HOSTILE, notes=[HOSTILE])

@@ -10,7 +10,7 @@ from test_programs import arguments, command
 from experiments import compare, report, search, transfer
 from experiments.pages import drawing, history, search_pictures
 from experiments.pages import report as pages
-from experiments.runs import console, methods, workdir
+from experiments.runs import console, directory, methods
 from experiments.runs.settings import parse_flags
 from tljax import paths, plugins
 from tljax.study import space as spaces
@@ -51,7 +51,7 @@ def quick(tasks, folder, **flags):
 def test_a_name_stands_for_a_strategy_in_lines_tables_and_files(tasks, tmp_path, mine, capsys):
     strategies = (f"LN_QV={mine}:strategy:k=2", f"biases={mine}:strategy")
     lines = transfer.run(**quick(tasks, tmp_path, strategies=strategies))
-    told = {line["strategy"]: (line.get("spec"), line["options"]) for line in lines}
+    told = {line.strategy: (line.spec, line.options) for line in lines}
     assert told == {
         "scratch": (None, {}),
         "LN_QV": (f"{mine}:strategy:k=2", {"k": 2}),
@@ -80,8 +80,8 @@ def test_fits_of_one_name_and_other_options_are_not_mixed(tasks, tmp_path, mine)
 def test_named_and_unnamed_fits_have_the_same_bits(tasks, tmp_path, mine):
     both = (f"named={mine}:strategy", f"{mine}:strategy")
     _, named, plain = transfer.run(**quick(tasks, tmp_path, strategies=both))
-    assert named["strategy"] == "named" and plain["strategy"] == f"{mine}:strategy"
-    kept = [np.load(tmp_path / "w" / line["predictions"])["probabilities"] for line in (named, plain)]
+    assert named.strategy == "named" and plain.strategy == f"{mine}:strategy"
+    kept = [np.load(tmp_path / "w" / line.predictions)["probabilities"] for line in (named, plain)]
     np.testing.assert_array_equal(*kept)
 
 
@@ -133,8 +133,8 @@ def test_search_compare_and_report_know_the_name(tasks, tmp_path, mine, capsys):
     assert "\nLN_QV,all,0," in (tmp_path / "search" / "trials.csv").read_text()
     tuned = [f"--tuned={tmp_path / 'search'}", "--against=LN_QV", f"--workdir={tmp_path / 'compared'}"]
     compare.main(["compare", *common, *tuned, "--nolonger_scratch"])
-    lines = workdir.lines(tmp_path / "compared")
-    assert {line["strategy"] for line in lines if line["strategy"] != "pretrain"} == {"scratch", "LN_QV"}
+    lines = directory.results(tmp_path / "compared")
+    assert {line.strategy for line in lines if line.strategy != "pretrain"} == {"scratch", "LN_QV"}
     capsys.readouterr()
     report.main(["report", f"--runs={tmp_path / 'search'}", f"--output={tmp_path / 'pages'}"])
     out = capsys.readouterr().out

@@ -14,7 +14,7 @@ import pytest
 from test_programs import arguments, command, results
 
 from experiments import pretrain, transfer
-from experiments.runs import fits, workdir
+from experiments.runs import directory, fits
 from experiments.runs.settings import Recipe, Settings
 from tljax import models, plugins, surroundings
 from tljax.types import InputError
@@ -40,20 +40,23 @@ def put_back():
         jax.config.update(name, value)
 
 
+ABOUT = {"target": "b", "strategy": "full", "seed": 0}
+
+
 def test_as_jax_comes_nothing_enters_a_key():
     assert surroundings.switches() == {}
-    known = fits.identify("one", {"seed": 0}, {"recipe": Recipe()}, {})
-    text = json.dumps({"seed": 0, "recipe": Recipe(), "tljax": "0.1.0"}, sort_keys=True, default=str)
-    assert known["key"] == hashlib.sha256(text.encode()).hexdigest()
+    known = fits.identify("one", ABOUT, {"recipe": Recipe()}, {})
+    text = json.dumps({**ABOUT, "recipe": Recipe(), "tljax": "0.1.0"}, sort_keys=True, default=str)
+    assert known.key == hashlib.sha256(text.encode()).hexdigest()
 
 
 @pytest.mark.parametrize("name", SETS)
 def test_a_switch_is_in_the_key_and_in_what_is_said_of_the_run(name, put_back):
-    before = fits.identify("one", {}, {}, {})["key"]
+    before = fits.identify("one", ABOUT, {}, {}).key
     jax.config.update(name, SETS[name])
     assert surroundings.switches() == {name.upper(): SETS[name]}
-    assert workdir.environment({})["switches"] == {name.upper(): SETS[name]}
-    assert fits.identify("one", {}, {}, {})["key"] != before
+    assert directory.environment({})["switches"] == {name.upper(): SETS[name]}
+    assert fits.identify("one", ABOUT, {}, {}).key != before
 
 
 def test_of_xla_the_flags_that_say_how_to_compute_are_in_the_key(monkeypatch, tmp_path):
@@ -67,7 +70,7 @@ def test_of_xla_the_flags_that_say_how_to_compute_are_in_the_key(monkeypatch, tm
     (tmp_path / "flags").write_text(fast)
     monkeypatch.setenv("XLA_FLAGS", str(tmp_path / "flags"))
     assert surroundings.switches() == {"XLA_FLAGS": ordered}
-    assert workdir.environment({})["variables"]["XLA_FLAGS"] == str(tmp_path / "flags")
+    assert directory.environment({})["variables"]["XLA_FLAGS"] == str(tmp_path / "flags")
 
 
 def test_a_run_of_other_switches_is_not_added_to(finished, tasks, tmp_path, put_back):
@@ -183,7 +186,7 @@ def test_a_model_that_changes_the_directory_changes_no_place(tasks, tmp_path, mo
 
 
 def keys(lines) -> dict:
-    return {line["strategy"]: line["key"] for line in lines}
+    return {line.strategy: line.key for line in lines}
 
 
 @pytest.mark.slow
@@ -195,8 +198,8 @@ def test_frozen_dropout_is_in_the_key_where_it_is_on_and_changes_what_freezes(ta
     anew = transfer.run(**arguments(tasks, tmp_path / "anew", **given, features_budget=0))
     on = transfer.run(**arguments(tasks, tmp_path / "on", **given, frozen_dropout="on"))
     assert keys(off) == keys(named) and not set(keys(off).values()) & set(keys(on).values())
-    losses = {name: [line["test_loss"] for line in lines] for name, lines in (("off", off), ("anew", anew), ("on", on))}
-    assert [line["strategy"] for line in off] == ["scratch", "head_only"]
+    losses = {name: [line.test_loss for line in lines] for name, lines in (("off", off), ("anew", anew), ("on", on))}
+    assert [line.strategy for line in off] == ["scratch", "head_only"]
     np.testing.assert_allclose(losses["off"], losses["anew"], rtol=1e-5)
     # What trains in its first stage drops in it under both; the probe only where it is on.
     assert [one == other for one, other in zip(losses["off"], losses["on"], strict=True)] == [True, False]
@@ -242,5 +245,5 @@ def test_switches_of_the_environment_are_told_and_keep_their_runs_apart(tasks, t
     assert other.returncode == 1 and "JAX_DEFAULT_PRNG_IMPL=unset there, rbg here" in other.stderr
     apart = started("v", JAX_DEFAULT_PRNG_IMPL="rbg")
     assert apart.returncode == 0 and "results are those of JAX_DEFAULT_PRNG_IMPL=rbg" in apart.stdout
-    one, another = ({line["key"] for line in results(tmp_path / name)} for name in ("w", "v"))
+    one, another = ({line.key for line in results(tmp_path / name)} for name in ("w", "v"))
     assert not one & another

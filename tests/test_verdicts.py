@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,18 +17,11 @@ from experiments import compare, report, transfer
 from experiments.compare import CompareFlags
 from experiments.pages import report as study_page
 from experiments.pages import study_report, tables
-from experiments.runs import (
-    console,
-    estimand,
-    evidence,
-    looks,
-    process,
-    verdicts,
-)
-from experiments.runs import workdir as rundir
+from experiments.runs import console, directory, estimand, evidence, looks, process, verdicts
 from experiments.runs.compare_flags import Judging
 from experiments.runs.settings import Settings
 from tljax.study import milestones, statistics, study, summary
+from tljax.study.results import Result
 from tljax.study.study import Cell
 from tljax.types import InputError
 
@@ -68,8 +62,8 @@ def test_a_diverged_fit_counts_as_the_share_of_the_most_frequent_test_class():
     rows = [bare("scratch", 0, 0.5), bare("scratch", 1, 0.7), bare("full", 0, 0.9)]
     rows += [bare("full", 1, None, diverged=True, test_loss=None)]
     base, row = summary.summary(summary.with_share(rows, labels))
-    assert row["accuracy"] == pytest.approx((0.75, 0.6, 0.9)) and row["test_loss"] == (0.5, 0.5, 0.5)
-    assert row["gain"] == pytest.approx((15, -10, 40)) and row["gain_seeds"] == 2  # (40 - 10) / 2
+    assert row.accuracy == pytest.approx((0.75, 0.6, 0.9)) and row.test_loss == (0.5, 0.5, 0.5)
+    assert row.gain == pytest.approx((15, -10, 40)) and row.gain_seeds == 2  # (40 - 10) / 2
     assert tables.state(row) == "1 of 2 fits diverged and count as 60.0 %" and tables.state(base) == ""
     [cells] = [cells for cells in tables.accuracies(rows[:3] + summary.with_share(rows[3:], labels), "b").rows[1:2]]
     assert cells[0][0] == "from a"
@@ -154,23 +148,23 @@ def test_one_pair_of_fits_under_several_seeds_is_one_pair():
 def test_other_fits_from_scratch_beside_the_same_fits_are_another_look():
     table = {cell(): fits([0.5, 0.51, 0.52]), cell("scratch"): fits([0.4, 0.41, 0.42], seed=1)}
     part = found(table)
-    keyed = [part._replace(rows=[{**row, "key": row["name"]} for row in part.rows])]
+    keyed = [part._replace(rows=[replace(row, key=row.name) for row in part.rows])]
     places, judging = [looks.place()], Judging()
     looks.keep(looks.seen(keyed, "scratch"), judging, 1, places)
     assert looks.count(looks.seen(keyed, "scratch"), judging, places) == 1
     worse = found({**table, cell("scratch"): fits([0.2, 0.21, 0.22], seed=2)})
-    swapped = [worse._replace(rows=[{**row, "key": f"other {row['name']}"} for row in worse.rows])]
+    swapped = [worse._replace(rows=[replace(row, key=f"other {row.name}") for row in worse.rows])]
     assert looks.count(looks.seen(swapped, "scratch"), judging, places) == 2
 
 
 def test_fits_are_known_by_what_they_predict_whatever_they_are_called():
     table = {cell(): fits([0.5, 0.51, 0.52]), cell("scratch"): fits([0.4, 0.41, 0.42], seed=1)}
     part, places = found(table), [looks.place()]
-    part = part._replace(rows=[{**row, "key": row["name"]} for row in part.rows])
+    part = part._replace(rows=[replace(row, key=row.name) for row in part.rows])
     looks.keep(looks.seen([part], "scratch"), Judging(), 1, places)
     named = {cell("mine_v2"): table[cell()], cell("scratch"): table[cell("scratch")]}
     again = found(named)
-    again = again._replace(rows=[{**row, "key": f"of a table, {row['name']}"} for row in again.rows])
+    again = again._replace(rows=[replace(row, key=f"of a table, {row.name}") for row in again.rows])
     assert looks.count(looks.seen([again], "scratch"), Judging(), places) == 1
     with pytest.raises(InputError, match=r"judged before with --margin=0\.5, not 3\.0"):
         looks.count(looks.seen([again], "scratch"), Judging(margin=3.0), places)
@@ -212,16 +206,14 @@ def failing(tasks, tmp_path_factory):
 def test_a_strategy_that_diverged_stands_in_the_study_with_its_share(failing, tasks):
     folder, _ = failing
     kept = evidence.of_directory(folder / "w")
-    odd = [row for part in kept.found for row in part.rows if row["diverged"]]
+    odd = [row for part in kept.found for row in part.rows if row.diverged]
     with np.load(tasks / "clothes.npz") as target, np.load(tasks / "digits.npz") as source:
         share, of_source = (np.bincount(data["test_labels"]).max() / 40 for data in (target, source))
-    assert len(odd) == 3 and {row["majority_share"] for row in odd} == {share}
-    assert {row["retention"] for row in odd} == {of_source}
+    assert len(odd) == 3 and {row.majority_share for row in odd} == {share}
+    assert {row.retention for row in odd} == {of_source}
     text = visible((folder / "w" / "report.html").read_text())
     assert f"3 of 3 fits diverged and count as {100 * share:.1f} %" in text
-    scratch = np.mean(
-        [row["test_accuracy"] for part in kept.found for row in part.rows if row["strategy"] == "scratch"]
-    )
+    scratch = np.mean([row.test_accuracy for part in kept.found for row in part.rows if row.strategy == "scratch"])
     [told] = [row for row in csv_rows(folder / "w" / "comparisons.csv") if "boom" in row["strategy"]]
     assert float(told["mean"]) == pytest.approx(share - scratch) and json.loads(told["diverged"]) == [3, 0]
 
@@ -233,7 +225,7 @@ def csv_rows(file: Path) -> list[dict[str, str]]:
 
 def test_the_table_of_a_transfer_says_what_diverged_fits_count_as(failing, tasks, capsys):
     folder, _ = failing
-    lines = [line for line in rundir.lines(folder / "w") if line["strategy"] != "pretrain"]
+    lines = [line for line in directory.results(folder / "w") if line.strategy != "pretrain"]
     with np.load(tasks / "clothes.npz") as target:
         settled = summary.with_share(lines, target["test_labels"])
     console.results("title", settled, [])
@@ -359,9 +351,9 @@ def test_a_name_that_begins_with_scratch_keeps_its_source():
     table = {cell(base): fits([0.5, 0.52, 0.49]), other: fits([0.7, 0.72, 0.71], seed=1)}
     [one], _ = study.compared(table, 0.01, 0.95, base=base)
     assert one.mean == pytest.approx(study.differences(table, other, cell(base)).mean())
-    row = {"strategy": "scratch for me", "options": {}, "source": "a", "target": "b", "train_examples": 10, "steps": 5}
+    row = Result(name="", strategy="scratch for me", source="a", target="b", train_examples=10, steps=5, seed=0)
     assert evidence.cell(row) == Cell("a", "b", "scratch for me", 10)
-    assert evidence.cell({**row, "strategy": "scratch"}, True).longer
+    assert evidence.cell(replace(row, strategy="scratch"), True).longer
 
 
 # Groups of test items
@@ -377,8 +369,8 @@ def test_items_in_groups_are_judged_as_groups_and_told(tasks, tmp_path):
     text = visible((tmp_path / "w" / "report.html").read_text())
     assert "40 test items in 10 groups" in text and "items are taken as independent" not in text
     kept = evidence.of_directory(tmp_path / "w").found
-    [part] = [part for part in kept if part.rows[0]["strategy"] == "full"]
-    assert part.groups[part.rows[0]["target"]].tolist() == (np.arange(40) // 4).tolist()  # from its predictions
+    [part] = [part for part in kept if part.rows[0].strategy == "full"]
+    assert part.groups[part.rows[0].target].tolist() == (np.arange(40) // 4).tolist()  # from its predictions
     [told] = csv_rows(tmp_path / "w" / "comparisons.csv")
     # In groups of one size the mean over groups is the mean over items, and the interval that of the groups' means.
     right = evidence.right(kept)
@@ -545,7 +537,7 @@ def test_runs_side_by_side_are_no_look_but_pooled_seeds_are():
     runs = []
     for number, table in enumerate((one, two, more)):
         part = found(table)
-        rows = [{**row, "key": f"{row['strategy']}{row['seed']}"} for row in part.rows]
+        rows = [replace(row, key=f"{row.strategy}{row.seed}") for row in part.rows]
         runs.append([part._replace(rows=rows)])
         looks.keep(looks.seen(runs[number], "scratch"), judging, 1, [looks.place()])
     assert looks.count(looks.apart(runs[:2], "scratch"), judging, [looks.place()]) == 1

@@ -98,8 +98,8 @@ def test_they_are_a_source_like_any_other(tasks, tmp_path):
     given = place(tmp_path, rename=None, accuracy=0.5) | {"source_rename": tuple(RULES), "strategies": ("head_only",)}
     lines = transfer.run(**arguments(tasks, tmp_path / "w", **given, seeds=(0,), steps=5, epochs=None))
     theirs = np.load(tmp_path / "w.npz")["0.weight"].T
-    probes = [line for line in lines if line["strategy"] == "head_only"]
-    assert len(probes) == 1 and all(line["source_accuracy"] == 0.5 for line in probes)
+    probes = [line for line in lines if line.strategy == "head_only"]
+    assert len(probes) == 1 and all(line.source_accuracy == 0.5 for line in probes)
     for line in probes:
         np.testing.assert_array_equal(parameters_of(tmp_path / "w", line)["hidden_0/kernel"], theirs)
     assert "--source_rename=0.weight:to=hidden_0/kernel:transpose," in (tmp_path / "w" / "flags.flags").read_text()
@@ -147,7 +147,7 @@ def test_what_pytorch_trained_gets_a_verdict_and_is_ranked(tmp_path, capsys):
     compare.main(["compare", *shared, "--strategies=head_only", f"--workdir={tmp_path / 'w'}"])
     said = capsys.readouterr().out
     assert "head_only" in said and "mnist_10k" in said and "this one trained source" in said
-    line = next(line for line in results(tmp_path / "w") if line["strategy"] == "head_only")
+    line = next(line for line in results(tmp_path / "w") if line.strategy == "head_only")
     theirs = weights.read(FILE)["0.weight"].T
     np.testing.assert_array_equal(parameters_of(tmp_path / "w", line)["hidden_0/kernel"], theirs)
     given = [f"--sources={FILE}", "--target=fashion_mnist_10k", "--train_examples=10/class", "--scores=knn,leep,logme"]

@@ -36,14 +36,14 @@ def made(tasks, tmp_path_factory):
 
 
 def test_each_source_is_trained_as_its_name_says_and_has_a_card(made, tasks):
-    found, lines = cards.read(str(made)), {each["checkpoint"]: each for each in results(made)}
+    found, lines = cards.read(str(made)), {each.checkpoint: each for each in results(made)}
     assert [card.name.removeprefix(str(tasks / "digits.npz")) for card in found] == list(NAMES)
     assert [card.trivial for card in found] == [False, False, True, True, False]
     told = [json.loads(file.read_text()) for file in (made / "cards").iterdir()]
     for one in told:
         own = lines[one["checkpoint"]]
-        assert (one["accuracy"], one["steps"], one["seed"]) == (own["test_accuracy"], own["steps"], own["seed"])
-        assert one["recipe"]["learning_rate"] == (0 if "untrained" in one["name"] else 0.1 if own["seed"] else 0.5)
+        assert (one["accuracy"], one["steps"], one["seed"]) == (own.test_accuracy, own.steps, own.seed)
+        assert one["recipe"]["learning_rate"] == (0 if "untrained" in one["name"] else 0.1 if own.seed else 0.5)
     by_name = {one["name"].removeprefix(str(tasks / "digits.npz")): one for one in told}
     assert [by_name[name]["steps"] for name in NAMES] == [20, 20, 10, 1, 20]
     assert by_name[NAMES[1]]["model"]["hidden"] == [6, 5] and len(by_name[NAMES[1]]["classes"]) == 2
@@ -61,7 +61,7 @@ def test_the_untrained_is_the_draw_of_its_seed(made):
 def test_any_of_them_is_a_source_with_its_own_model_and_all_at_once_are_none(made):
     for card in cards.read(str(made)):
         one = origin.load(origin.settings({}, card.place))
-        [own] = [each for each in results(made) if str(made / each["checkpoint"]) == card.place]
+        [own] = [each for each in results(made) if str(made / each.checkpoint) == card.place]
         np.testing.assert_array_equal(one.params["head"]["kernel"], parameters(made, own)["head/kernel"])
     with pytest.raises(InputError, match="holds several sources: name one of 'checkpoints/"):
         origin.settings({}, str(made))

@@ -11,7 +11,6 @@ from experiments import run_program
 
 if __name__ == "__main__":  # before the other imports, so that what fails in them is said in a line
     run_program(__file__)
-
 import importlib.util
 import json
 import os
@@ -28,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.benchmark import peers as sides
-from experiments.runs import console, flags, process, workdir
+from experiments.runs import console, directory, flags, process
 from experiments.runs.flags import flag
 from experiments.runs.settings import Settings
 from tljax.types import InputError
@@ -268,7 +267,7 @@ def run(manual_dir: str | None, rows: Sequence[str] = ROWS, rounds: int = 5, out
 
 def _about() -> str:
     names = [name for name in ("jax", "torch", "keras") if _there(name)]
-    versions = ", ".join(f"{name} {workdir.version(name)}" for name in names)
+    versions = ", ".join(f"{name} {directory.version(name)}" for name in names)
     return f"{time.strftime('%Y-%m-%d')}, Python {platform.python_version()}, {versions}, {os.cpu_count()} cores"
 
 

@@ -13,6 +13,7 @@ from experiments.pages.csv_cells import cell
 from experiments.pages.report import Section
 from experiments.pages.tables import Cell, Table
 from tljax.files import to_bytes
+from tljax.study.results import to_json
 from tljax.study.study import Study
 
 LATEX = {
@@ -45,7 +46,7 @@ def files(study: Study, sections: Sequence[Section], title: str) -> dict[str, by
         "report.md": _markdown(study, title, found, names),
         "tables.tex": "\n".join(["% \\usepackage{booktabs}", "% \\usepackage[T1]{fontenc}", *tables]),
         "comparisons.csv": table(one._asdict() for one in (*study.family, *study.others)),
-        "fits.csv": table(study.rows),
+        "fits.csv": table(map(to_json, study.rows)),
         "milestones.csv": table(study.milestones),
     }
     return {**{name: to_bytes(text) for name, text in texts.items()}, **drawn}

@@ -6,30 +6,31 @@ from typing import Any
 
 import numpy as np
 
-from experiments.runs import budgets, console, outcome, workdir
+from experiments.runs import budgets, console, directory, outcome
 from experiments.runs.settings import Settings
 from experiments.runs.sources import Source
 from tljax import files
 from tljax.study import summary
+from tljax.study.results import Result
 from tljax.types import Task
 
 
-def show(made: Settings, target: Task, source: Source | None, lines: Sequence[workdir.Line], folder: Path) -> None:
+def show(made: Settings, target: Task, source: Source | None, lines: Sequence[Result], folder: Path) -> None:
     """Write report.html and print the table."""
     title, notes = about(made, source, target)
     identities = set(source.identity.values()) if source else set()
-    trained = [line for line in workdir.lines(folder) if line["key"] in identities]
+    trained = [line for line in directory.results(folder) if line.key in identities]
     settled = summary.with_share(lines, np.asarray(target.test.labels))
-    known = [line["source_accuracy"] for line in lines if line["source_accuracy"] is not None]
-    notes += workdir.mixed(folder, [line["name"] for line in (*trained, *lines)])
-    odd = [str(line["seed"]) for line in trained if line["diverged"]]
+    known = [line.source_accuracy for line in lines if line.source_accuracy is not None]
+    notes += directory.mixed_environments(folder, [line.name for line in (*trained, *lines)])
+    odd = [str(line.seed) for line in trained if line.diverged]
     if odd:
         notes.insert(0, f"the source of seed {', '.join(odd)} diverged: what was transferred is what it had before")
     own = f"source's own test accuracy {100 * min(known):.2f} to {100 * max(known):.2f} %" if known else ""
     report = folder / "report.html"
     text = _page(target, [*trained, *settled], folder, title, own, notes)
     if not report.is_file() or report.read_bytes() != files.to_bytes(text):
-        workdir.replace(report, text)
+        directory.replace(report, text)
     said = [
         *([own] if own else []),
         *notes,
@@ -39,12 +40,12 @@ def show(made: Settings, target: Task, source: Source | None, lines: Sequence[wo
     console.results(title, settled, said)
 
 
-def _page(target: Task, lines: Sequence[summary.Row], folder: Path, title: str, own: str, notes: list[str]) -> str:
+def _page(target: Task, lines: Sequence[Result], folder: Path, title: str, own: str, notes: list[str]) -> str:
     from experiments.pages import report
 
     return report.page(
         lines,
-        {line["name"]: curve for line in lines if (curve := outcome.curves(folder, line)) is not None},
+        {line.name: curve for line in lines if (curve := outcome.curves(folder, line.name)) is not None},
         title=title,
         source_note=own,
         notes=notes,
@@ -64,5 +65,5 @@ def reproduced(folder: Path) -> Any:
     """How the page of a run directory came about."""
     from experiments.pages.report import Reproduced
 
-    flags = workdir.flags_text(folder / "flags.flags")
-    return Reproduced(workdir.recorded(folder) or {}, flags, flags.splitlines()[0].removeprefix("# "))
+    flags = directory.flags_text(folder / "flags.flags")
+    return Reproduced(directory.recorded_environment(folder) or {}, flags, flags.splitlines()[0].removeprefix("# "))

@@ -8,12 +8,13 @@ from matplotlib.ticker import MaxNLocator
 
 from experiments.pages import drawing
 from experiments.pages.drawing import BLUE, GREY, Picture, Strokes
-from tljax.study.summary import Curves, Members, Row, ended
+from tljax.study.results import Result
+from tljax.study.summary import Curves, Members, ended
 
 
-def mean_curve(members: Iterable[Row], curves: Curves, field: str) -> np.ndarray | None:
+def mean_curve(members: Iterable[Result], curves: Curves, field: str) -> np.ndarray | None:
     """[4, segments]: step, mean, lowest and highest over the fits that ended, at the steps they share; or None."""
-    found = [curves[row["name"]] for row in members if ended(row) and row.get("name") in curves]
+    found = [curves[row.name] for row in members if ended(row) and row.name in curves]
     tables = [dict(zip(np.asarray(c["step"]).tolist(), np.asarray(c[field], float), strict=True)) for c in found]
     steps = sorted(set(tables[0]).intersection(*tables[1:])) if tables else []
     if not steps:
@@ -68,7 +69,7 @@ def by_class(members: Members, classes: Sequence[str], where: str) -> Picture | 
     return figure, f"Heat map of test accuracy in % by strategy and class{where}: {'; '.join(said)}."
 
 
-def confusion(name: str, members: Sequence[Row], classes: Sequence[str], where: str) -> Picture | None:
+def confusion(name: str, members: Sequence[Result], classes: Sequence[str], where: str) -> Picture | None:
     """Confusion matrix of a strategy in % of each true class, summed over the seeds that count; or None."""
     found = _known(members, "confusion")
     if not found:
@@ -121,6 +122,6 @@ def shares(parameters: Mapping[str, Sequence[tuple[str, int, int]]]) -> Picture 
     return figure, f"Bar chart of the share of the parameters that each strategy trains: {'; '.join(said)}."
 
 
-def _known(members: Sequence[Row], field: str) -> list[Any]:
+def _known(members: Sequence[Result], field: str) -> list[Any]:
     """Of the fits that count, what was recorded."""
-    return [row[field] for row in members if ended(row) and row.get(field) is not None]
+    return [value for row in members if ended(row) and (value := getattr(row, field)) is not None]

@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.pages import page, ranking_page
 from experiments.pages.ranking_page import Board
-from experiments.runs import console, workdir
+from experiments.runs import console, directory
 from experiments.runs.cards import Card
 from experiments.runs.scoring import Score, Scored
 from experiments.runs.truth import Truth
@@ -162,7 +162,7 @@ def show(told: Told, folder: Path, cards: Sequence[Card], table: Table, notes: S
         console.say(f"  {note}")
     if told.boards:
         text = ranking_page.page(told.boards, said, page.reproduced(folder))
-        workdir.replace(folder / "report.html", text)
+        directory.replace(folder / "report.html", text)
         console.say(f"  report: {folder / 'report.html'}")
 
 

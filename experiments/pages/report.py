@@ -1,6 +1,7 @@
 """The page of a run: one HTML file, pictures inside, no network and no script."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,10 +9,8 @@ from jinja2 import Environment, StrictUndefined
 
 from experiments.pages import drawing, pictures, tables
 from experiments.pages.tables import Table, count, points, ranged, signed
-from tljax.study.summary import Curves, Row, listed, sources, summary
-
-Group = dict[str, Any]
-"""A row of `summary`, with its name on the page."""
+from tljax.study.results import Result
+from tljax.study.summary import Curves, Summary, listed, sources, summary
 
 NO_TEST = "no test of significance was made"
 
@@ -46,7 +45,7 @@ class Reproduced(NamedTuple):
 
 @drawing.style()
 def page(
-    rows: Sequence[Row],
+    rows: Sequence[Result],
     curves: Curves,
     *,
     title: str,
@@ -61,7 +60,7 @@ def page(
         brief(_sections(found, rows, curves, classes, said(notes)), notes),
         title=title,
         lead=_lead([group for panel in found.values() for group in panel]),
-        lists=[(heading, [(g["name"], _line(g)) for g in panel]) for heading, panel in found.items()],
+        lists=[(heading, [(group.name, _line(group)) for group in panel]) for heading, panel in found.items()],
         source_note=source_note,
         made=made,
     )
@@ -149,12 +148,12 @@ SOURCES = (
 
 
 def _sections(
-    panels: Mapping[str, list[Group]], rows: Sequence[Row], curves: Curves, classes: Sequence[str], notes: str
+    panels: Mapping[str, list[Summary]], rows: Sequence[Result], curves: Curves, classes: Sequence[str], notes: str
 ) -> list[Section]:
-    strokes = drawing.strokes([group["name"] for panel in panels.values() for group in panel])
+    strokes = drawing.strokes([group.name for panel in panels.values() for group in panel])
     found: dict[str, list[Block]] = {"results": [], "learning": [], "class": [], "confusion": []}
     for heading, panel in panels.items():
-        members = {group["name"]: group["members"] for group in panel}
+        members = {group.name: group.members for group in panel}
         where = f", {heading}" if heading else ""
         found["results"].append(Block(RESULTS + notes, tables.results(panel, heading), heading=heading))
         lines = [pictures.learning(members, curves, field, where, strokes) for field in ("accuracy", "train_loss")]
@@ -179,27 +178,27 @@ def figure(caption: str, found: Sequence[drawing.Picture | None], kind: str = "g
     return [Block(caption, None, drawn, kind, heading)] if drawn else []
 
 
-def trained(panel: Sequence[Group], heading: str = "") -> Section:
+def trained(panel: Sequence[Summary], heading: str = "") -> Section:
     """What each strategy trains."""
     drawn = figure(SHARES, [pictures.shares(_parameters(panel))], "box wide", heading)
     return Section("What was trained", "trained", drawn)
 
 
-def origins(rows: Sequence[Row], notes: str) -> Section:
+def origins(rows: Sequence[Result], notes: str) -> Section:
     """The sources' own fits."""
     table = tables.sources(sources(rows))
     return Section("Sources", "sources", [Block(SOURCES + notes, table)] if table.rows else [])
 
 
-def panels(rows: Sequence[Row]) -> dict[str, list[Group]]:
+def panels(rows: Sequence[Result]) -> dict[str, list[Summary]]:
     """Strategies of each target and budget, which are never averaged or compared, under a heading if several."""
     groups = summary(rows)
-    several = len({group["source"] for group in groups} - {None}) > 1
-    found: dict[tuple[Any, Any], list[Group]] = {}
+    several = len({group.source for group in groups} - {None}) > 1
+    found: dict[tuple[Any, Any], list[Summary]] = {}
     for group in groups:
-        origin = f" from {group['source']}" if several and group["source"] is not None else ""
-        named = group | {"name": group["strategy"] + origin}
-        found.setdefault((group["target"], group["train_examples"]), []).append(named)
+        origin = f" from {group.source}" if several and group.source is not None else ""
+        named = replace(group, name=group.strategy + origin)
+        found.setdefault((group.target, group.train_examples), []).append(named)
     return {_where(key, found) if len(found) > 1 else "": panel for key, panel in found.items()}
 
 
@@ -210,14 +209,14 @@ def _where(key: tuple[Any, Any], keys: Any) -> str:
     return examples if len({name for name, _ in keys}) == 1 else f"{target}, {examples}"
 
 
-def _lead(panel: Sequence[Group]) -> str:
+def _lead(panel: Sequence[Summary]) -> str:
     """The first sentence: what was compared, over how many seeds, and what was not done."""
     if not panel:
         return "No fit of a target has been made yet."
     scratch = [group for group in panel if _is_scratch(group)]
-    names = {group["name"] for group in panel if not _is_scratch(group)}
-    origins = listed([group["source"] for group in panel if group["source"] is not None])
-    targets = listed([group["target"] for group in panel])
+    names = {group.name for group in panel if not _is_scratch(group)}
+    origins = listed([group.source for group in panel if group.source is not None])
+    targets = listed([group.target for group in panel])
     ways = "1 strategy" if len(names) == 1 else f"{len(names)} strategies"
     task = f"of transfer from {origins} to {targets}" if origins else f"on {targets}"
     if not names:
@@ -226,18 +225,18 @@ def _lead(panel: Sequence[Group]) -> str:
         compared = f"Training from scratch was compared with {ways} {task}"
     else:
         compared = f"Without training from scratch, there {'was' if len(names) == 1 else 'were'} measured {ways} {task}"
-    budgets = listed([count(group["train_examples"]) for group in panel])
+    budgets = listed([count(group.train_examples) for group in panel])
     difference = " and mean difference from scratch, paired by seed" if scratch and names else ""
     return f"{compared}, at {budgets} training examples; mean test accuracy{difference} ({_seeds(panel)}; {NO_TEST}):"
 
 
-def _is_scratch(group: Group) -> bool:
-    return bool(group["members"][0]["strategy"] == "scratch")
+def _is_scratch(group: Summary) -> bool:
+    return group.members[0].strategy == "scratch"
 
 
-def _seeds(panel: Sequence[Group]) -> str:
+def _seeds(panel: Sequence[Summary]) -> str:
     """How many seeds the ranges are over, as words."""
-    counted = [group["counted"] for group in panel if group["counted"]]
+    counted = [group.counted for group in panel if group.counted]
     if not counted:
         return "no fit reached the end"
     low, high = min(counted), max(counted)
@@ -246,27 +245,27 @@ def _seeds(panel: Sequence[Group]) -> str:
     return f"range over {high} seeds" if low == high else f"range over {low} to {high} seeds"
 
 
-def _line(group: Group) -> str:
+def _line(group: Summary) -> str:
     """What the lead says of a strategy, after its name."""
-    if group["accuracy"] is None:
+    if group.accuracy is None:
         return tables.state(group)
-    mean, between = ranged(group["accuracy"], points, group["counted"] > 1)
+    mean, between = ranged(group.accuracy, points, group.counted > 1)
     text = f"{mean} %" + (f" ({between})" if between else "")
-    if group["gain"]:
-        mean, between = ranged(group["gain"], signed, group["gain_seeds"] > 1)
+    if group.gain:
+        mean, between = ranged(group.gain, signed, group.gain_seeds > 1)
         text += f", {mean} points from scratch" + (f" ({between})" if between else "")
     return text + (f"; {tables.state(group)}" if tables.state(group) else "")
 
 
-def _parameters(panel: Sequence[Group]) -> dict[str, list[tuple[str, int, int]]]:
+def _parameters(panel: Sequence[Summary]) -> dict[str, list[tuple[str, int, int]]]:
     """{strategy: (leaf, numbers, trained numbers) of each leaf}; of all leaves as one where they are not known."""
     found: dict[str, list[tuple[str, int, int]]] = {}
     for group in panel:
-        trained, total = group["trained_parameters"], group["total_parameters"]
-        if group["leaves"]:
-            found.setdefault(group["name"], [(name, size, part) for name, size, part in group["leaves"]])
+        trained, total = group.trained_parameters, group.total_parameters
+        if group.leaves:
+            found.setdefault(group.name, [(name, size, part) for name, size, part in group.leaves])
         elif trained is not None and total is not None:
-            found.setdefault(group["name"], [("", total, trained)])
+            found.setdefault(group.name, [("", total, trained)])
     return found
 
 

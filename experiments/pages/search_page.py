@@ -11,7 +11,7 @@ from experiments.pages.report import Block, Reproduced, Section
 from experiments.pages.tables import NOTHING, Cell, Table
 from tljax.study import space
 from tljax.study.range_test import SHARE, Found
-from tljax.study.summary import Row
+from tljax.study.results import Result
 
 RATE = "learning_rate"
 
@@ -46,7 +46,7 @@ def page(
     title: str,
     lead: str,
     studies: Sequence[Study],
-    rows: Sequence[Row],
+    rows: Sequence[Result],
     lines: Sequence[tuple[str, str]],
     notes: Sequence[str],
     made: Reproduced,
@@ -81,7 +81,7 @@ def _curves(one: Study) -> list[drawing.Picture | None]:
     ]
 
 
-def _tuned(rows: Sequence[Row], notes: str) -> list[Block]:
+def _tuned(rows: Sequence[Result], notes: str) -> list[Block]:
     """A table a label budget, a row a strategy."""
     caption = f"Tuned against tuned. {report.RESULTS}{notes}"
     found = report.panels(rows).items()

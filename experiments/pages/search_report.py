@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.pages import history, page
-from experiments.runs import console, fits, search_flags, workdir
+from experiments.runs import console, directory, fits, search_flags
 from experiments.runs.search_flags import Search
 from experiments.runs.settings import Settings
 from experiments.transfer import Experiment
 from tljax import plugins
 from tljax.study import space
+from tljax.study.results import Result
 
 
 class Arm(NamedTuple):
@@ -60,7 +61,7 @@ def show(given: Mapping[str, Any], arms: Sequence[Arm], asked: Search) -> None:
 def keep_trials(folder: Path, studies: Mapping[Arm, Any]) -> None:
     """Write trials.csv, a row a trial of each study."""
     told = {(arm.label, arm.budget): history.told(study) for arm, study in studies.items()}
-    workdir.replace(folder / "trials.csv", history.table(told))
+    directory.replace(folder / "trials.csv", history.table(told))
 
 
 def keep_best(folder: Path, winners: Mapping[Arm, Winner]) -> None:
@@ -68,9 +69,9 @@ def keep_best(folder: Path, winners: Mapping[Arm, Winner]) -> None:
     for arm, winner in winners.items():
         file = folder / "best.flags" if len(winners) == 1 else folder / "best" / f"{file_name(arm)}.flags"
         if len(winners) > 1:
-            workdir.folder(file.parent)
+            directory.make_folder(file.parent)
         head = f"# python -m experiments.transfer --flagfile={file} --workdir=NEW"
-        workdir.replace(file, workdir.signed("\n".join([head, *winner.made.flagfile_lines(), ""])))
+        directory.replace(file, directory.signed("\n".join([head, *winner.made.flagfile_lines(), ""])))
 
 
 def write(
@@ -78,7 +79,7 @@ def write(
     made: Settings,
     asked: Search,
     winners: Mapping[Arm, Winner],
-    lines: Sequence[Mapping[str, Any]],
+    lines: Sequence[Result],
     base: Experiment,
 ) -> list[str]:
     """Write report.html; what is said below the table."""
@@ -105,9 +106,9 @@ def write(
         lines,
         told,
         notes,
-        reproduced(flags, workdir.recorded(Path(last or "")) or {}),
+        reproduced(flags, directory.recorded_environment(Path(last or "")) or {}),
     )
-    workdir.replace(folder / "report.html", text)
+    directory.replace(folder / "report.html", text)
     return [*(f"{name}: {one}" for name, one in told), *notes, f"report: {folder / 'report.html'}"]
 
 

@@ -3,8 +3,7 @@
 `members` are fits by strategy; `where` names their source, target and budget. Bands and bars are ranges over seeds.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,8 +11,9 @@ from matplotlib.axes import Axes
 from experiments.pages import drawing
 from experiments.pages.drawing import BLUE, COLOURS, GREY, INK, Picture, Strokes
 from experiments.pages.tables import SIZES, place
+from tljax.study.results import Result
 from tljax.study.study import Comparison, base_of
-from tljax.study.summary import Members, Row, Spread, accuracy, ended, finite, spread
+from tljax.study.summary import Members, Spread, accuracy, ended, finite, spread
 
 WORDS = {"positive": (BLUE, "o"), "negative": (COLOURS[1], "s"), "equivalent": (COLOURS[2], "D"), "": (INK, "|")}
 """Verdict -> colour and marker; undecided is grey."""
@@ -21,7 +21,7 @@ WORDS = {"positive": (BLUE, "o"), "negative": (COLOURS[1], "s"), "equivalent": (
 
 def against_labels(members: Members, where: str, strokes: Strokes) -> Picture | None:
     """Mean test accuracy against the number of labelled examples; `members` are of all budgets, two or more."""
-    lines = {name: _curve(rows, lambda row: row["train_examples"]) for name, rows in members.items()}
+    lines = {name: _curve([(row.train_examples, row) for row in rows]) for name, rows in members.items()}
     lines = {name: curve for name, curve in lines.items() if curve.shape[1]}
     budgets = sorted({int(x) for curve in lines.values() for x in curve[0]})
     if len(budgets) < 2:
@@ -39,19 +39,20 @@ def against_labels(members: Members, where: str, strokes: Strokes) -> Picture | 
     return figure, f"Line chart of test accuracy against labelled examples, {where}: {ends}."
 
 
-def cut(row: Row) -> tuple[str, int] | None:
+def cut(row: Result) -> tuple[str, int] | None:
     """How a fit cut the model, and after how many stages; None where it did not.
 
-    >>> cut({"strategy": "stages", "options": {"redraw": "above", "copy": 2, "freeze": False}})
+    >>> options = {"redraw": "above", "copy": 2, "freeze": False}
+    >>> cut(Result(name="a", target="b", strategy="stages", options=options, seed=0))
     ('copied, trained; the rest anew', 2)
     """
-    options = row.get("options") or {}
-    strategy = str(row.get("spec") or row["strategy"]).split(":")[0]
+    options = row.options
+    strategy = (row.spec or row.strategy).split(":")[0]
     if strategy == "stages" and options.get("redraw") == "above":
         frozen = str(options.get("freeze", True)).lower() not in ("false", "no", "0")
         return f"copied, {'frozen' if frozen else 'trained'}; the rest anew", int(options["copy"])
-    if strategy == "last_k" and row.get("leaves"):
-        stages = {str(leaf[0]).split("/")[0] for leaf in row["leaves"]}
+    if strategy == "last_k" and row.leaves:
+        stages = {str(leaf[0]).split("/")[0] for leaf in row.leaves}
         return "copied, frozen; the rest copied", len(stages) - int(options.get("k", 1))
     return None
 
@@ -61,13 +62,11 @@ def layer_cut(members: Members, where: str) -> Picture | None:
 
     Yosinski et al. 2014, "How transferable are features in deep neural networks?", arXiv:1411.1792, figure 2.
     """
-    kinds: dict[str, list[tuple[int, Row]]] = {}
+    kinds: dict[str, list[tuple[int, Result]]] = {}
     for row in (row for rows in members.values() for row in rows):
         if found := cut(row):
             kinds.setdefault(found[0], []).append((found[1], row))
-    lines = {
-        kind: _curve([{**row, "cut": n} for n, row in found], lambda row: row["cut"]) for kind, found in kinds.items()
-    }
+    lines = {kind: _curve(found) for kind, found in kinds.items()}
     lines = {kind: curve for kind, curve in lines.items() if curve.shape[1]}
     ticks = sorted({int(x) for curve in lines.values() for x in curve[0]})
     if len(ticks) < 2:
@@ -188,9 +187,9 @@ def reliability(members: Members, where: str, strokes: Strokes) -> Picture | Non
     return figure, f"Reliability diagram, {where}; the most confident: {ends}."
 
 
-def _calibration(rows: Sequence[Row]) -> np.ndarray:
+def _calibration(rows: Sequence[Result]) -> np.ndarray:
     """[4, bins]: confidence and accuracy in %, pooled over fits by their counts; empty bins are left out."""
-    known = [row["calibration"] for row in rows if ended(row) and row.get("calibration")]
+    known = [row.calibration for row in rows if ended(row) and row.calibration]
     if not known:
         return np.empty((4, 0))
     size = np.array([one["count"] for one in known], float)
@@ -216,16 +215,15 @@ def wrong(images: np.ndarray, captions: Sequence[str], where: str) -> Picture | 
     return figure, f"Images of {where} that were most often wrong: {'; '.join(captions)}."
 
 
-def percent(rows: Sequence[Row]) -> Spread | None:
+def percent(rows: Sequence[Result]) -> Spread | None:
     """Test accuracy in % over the fits that count."""
     return spread(100 * value for row in rows if (value := accuracy(row)) is not None)
 
 
-def _curve(rows: Sequence[Row], at: Callable[[Row], Any]) -> np.ndarray:
-    """[4, n]: x, and the mean, lowest and highest test accuracy in % of the fits that count there."""
-    found: dict[float, list[Row]] = {}
-    for row in rows:
-        if at(row) is not None:
-            found.setdefault(at(row), []).append(row)
+def _curve(points: Iterable[tuple[float, Result]]) -> np.ndarray:
+    """(x, fit) to [4, n]: x, and the mean, lowest and highest test accuracy in % of the fits that count there."""
+    found: dict[float, list[Result]] = {}
+    for x, result in points:
+        found.setdefault(x, []).append(result)
     values = [(x, *known) for x in sorted(found) if (known := percent(found[x]))]
     return np.array(values, float).reshape(-1, 4).T

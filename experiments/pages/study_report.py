@@ -5,8 +5,9 @@ from typing import Any
 
 from experiments.pages import drawing, pictures, report, study_pictures, tables, tradeoffs
 from experiments.pages.report import Block, Section, figure
+from tljax.study.results import Result
 from tljax.study.study import Comparison, Study, base_of
-from tljax.study.summary import Row, label, listed, summary
+from tljax.study.summary import label, listed, summary
 
 Classes = Mapping[str, Sequence[str]]
 """Target -> names of its classes."""
@@ -59,7 +60,7 @@ MILESTONES = (
 @drawing.style()
 def sections(study: Study, classes: Classes) -> list[Section]:
     """All between the verdict and the way to reproduce it, for page and files alike; empty ones too."""
-    fits = [row for row in study.rows if row["strategy"] != "pretrain"]
+    fits = [row for row in study.rows if row.strategy != "pretrain"]
     notes = report.said(study.notes)
     strokes = drawing.strokes([label(row) for row in fits])
     every = [
@@ -81,7 +82,7 @@ def sections(study: Study, classes: Classes) -> list[Section]:
 
 
 def _at_most_labels(
-    study: Study, fits: Sequence[Row], classes: Classes, strokes: drawing.Strokes, notes: str
+    study: Study, fits: Sequence[Result], classes: Classes, strokes: drawing.Strokes, notes: str
 ) -> list[Section]:
     """Sections of pictures at the largest label budget of each target."""
     found: dict[str, list[drawing.Picture | None]] = {key: [] for key in ("cut", "cost", "shifted", "kept", "sure")}
@@ -98,10 +99,10 @@ def _at_most_labels(
         by_class += figure(report.BY_CLASS + notes, [cells], "box wide", where)
         found["cut"].append(study_pictures.layer_cut(members, where))
         found["cost"] += [
-            tradeoffs.cost(members, "trained parameters", lambda row: row.get("trained_parameters"), where, strokes),
+            tradeoffs.cost(members, "trained parameters", lambda row: row.trained_parameters, where, strokes),
             tradeoffs.cost(members, "FLOPs of training", tradeoffs.flops, where, strokes),
         ]
-        names = dict.fromkeys(name for rows in members.values() for row in rows for name in row.get("evals") or {})
+        names = dict.fromkeys(name for rows in members.values() for row in rows for name in row.evals or {})
         found["shifted"] += [tradeoffs.shifted(members, name, where, strokes) for name in names]
         found["kept"].append(tradeoffs.retention(members, where, strokes))
         found["sure"].append(study_pictures.reliability(members, where, strokes))
@@ -131,10 +132,10 @@ def _verdicts(family: Sequence[Comparison], notes: str) -> list[Block]:
     ]
 
 
-def _labels(fits: Sequence[Row], strokes: drawing.Strokes, notes: str) -> list[Block]:
+def _labels(fits: Sequence[Result], strokes: drawing.Strokes, notes: str) -> list[Block]:
     blocks = []
-    for target in dict.fromkeys(row["target"] for row in fits):
-        table = tables.accuracies([row for row in fits if row["target"] == target], target)
+    for target in dict.fromkeys(row.target for row in fits):
+        table = tables.accuracies([row for row in fits if row.target == target], target)
         blocks.append(Block(LABELS + notes, table, heading=f"Test accuracy on {target} (%)"))
     drawn = [study_pictures.against_labels(_members(fits, pair), tables.place(*pair), strokes) for pair in _pairs(fits)]
     return [*blocks, *figure(LABELS_PICTURE + notes, drawn)]
@@ -156,14 +157,14 @@ def _table(caption: str, table: tables.Table) -> list[Block]:
     return [Block(caption, table)] if table.rows else []
 
 
-def _confusion(fits: Sequence[Row], classes: Classes, notes: str) -> list[Block]:
+def _confusion(fits: Sequence[Result], classes: Classes, notes: str) -> list[Block]:
     """Of scratch and the best at the largest budget, for each target."""
     blocks = []
-    for target in dict.fromkeys(row["target"] for row in fits):
-        there = [row for row in fits if row["target"] == target and row["train_examples"] == _most(fits, target)]
-        known = sorted((one for one in summary(there) if one["accuracy"]), key=lambda one: one["accuracy"][0])
-        scratch = [one["members"] for one in known if one["strategy"] == "scratch"][-1:]
-        best = [one["members"] for one in known if one["strategy"] != "scratch"][-1:]
+    for target in dict.fromkeys(row.target for row in fits):
+        there = [row for row in fits if row.target == target and row.train_examples == _most(fits, target)]
+        known = sorted((one for one in summary(there) if one.accuracy), key=lambda one: one.accuracy or ())
+        scratch = [one.members for one in known if one.strategy == "scratch"][-1:]
+        best = [one.members for one in known if one.strategy != "scratch"][-1:]
         named = {_called(members[0]): members for members in (*scratch, *best)}
         drawn = [pictures.confusion(n, rows, classes.get(target, ()), f", {target}") for n, rows in named.items()]
         blocks += figure(
@@ -172,8 +173,8 @@ def _confusion(fits: Sequence[Row], classes: Classes, notes: str) -> list[Block]
     return blocks
 
 
-def _called(row: Row) -> str:
-    source = row.get("source") if row["strategy"] != "scratch" else None
+def _called(row: Result) -> str:
+    source = row.source if row.strategy != "scratch" else None
     return label(row) + (f" from {source}" if source is not None else "")
 
 
@@ -186,36 +187,36 @@ def _wrong(study: Study, notes: str) -> list[Block]:
     ]
 
 
-def _trained(fits: Sequence[Row]) -> Section:
+def _trained(fits: Sequence[Result]) -> Section:
     """Of the first target, because the heads of others have other sizes."""
-    groups = [group | {"name": group["strategy"]} for group in summary(fits)]
-    first = groups[0]["target"] if groups else ""
-    several = len({group["target"] for group in groups}) > 1
-    return report.trained([group for group in groups if group["target"] == first], first if several else "")
+    groups = summary(fits)
+    first = groups[0].target if groups else ""
+    several = len({group.target for group in groups}) > 1
+    return report.trained([group for group in groups if group.target == first], first if several else "")
 
 
-def _pairs(fits: Sequence[Row]) -> list[Pair]:
+def _pairs(fits: Sequence[Result]) -> list[Pair]:
     """Every source and target between which something was transferred; of a target without a source, (None, target)."""
-    found = dict.fromkeys((row.get("source"), row["target"]) for row in fits if row["strategy"] != "scratch")
-    found |= dict.fromkeys((row.get("source"), row["target"]) for row in fits)
+    found = dict.fromkeys((row.source, row.target) for row in fits if row.strategy != "scratch")
+    found |= dict.fromkeys((row.source, row.target) for row in fits)
     with_source = {target for source, target in found if source is not None}
     return [(source, target) for source, target in found if source is not None or target not in with_source]
 
 
-def _members(fits: Sequence[Row], pair: Pair, budget: Any = None) -> dict[str, list[Row]]:
+def _members(fits: Sequence[Result], pair: Pair, budget: Any = None) -> dict[str, list[Result]]:
     """Fits of a pair by strategy, at one budget or at all; with those from scratch, whatever source they stand by."""
     source, target = pair
-    found: dict[tuple[Any, ...], Row] = {}
-    for row in sorted(fits, key=lambda row: row.get("source") == source):  # the pair's own come last, and replace
-        own = row["strategy"] == "scratch" or row.get("source") in (None, source)
-        if row["target"] == target and own and budget in (None, row["train_examples"]):
-            found[label(row), row["train_examples"], row["seed"]] = row
-    members: dict[str, list[Row]] = {name: [] for name in dict.fromkeys(map(label, fits))}
+    found: dict[tuple[Any, ...], Result] = {}
+    for row in sorted(fits, key=lambda row: row.source == source):  # the pair's own come last, and replace
+        own = row.strategy == "scratch" or row.source in (None, source)
+        if row.target == target and own and budget in (None, row.train_examples):
+            found[label(row), row.train_examples, row.seed] = row
+    members: dict[str, list[Result]] = {name: [] for name in dict.fromkeys(map(label, fits))}
     for row in found.values():
         members[label(row)].append(row)
     return {name: rows for name, rows in members.items() if rows}
 
 
-def _most(fits: Sequence[Row], target: str) -> Any:
+def _most(fits: Sequence[Result], target: str) -> Any:
     """The largest budget of a target."""
-    return max((row["train_examples"] for row in fits if row["target"] == target), key=lambda budget: budget or 0)
+    return max((row.train_examples for row in fits if row.target == target), key=lambda budget: budget or 0)

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from tljax.study import statistics
+from tljax.study.results import Result
 from tljax.study.study import Comparison, base_of, weights
-from tljax.study.summary import Row, Spread, accuracy, counts, ended, finite, label, spread
+from tljax.study.summary import Spread, Summary, accuracy, counts, ended, finite, label, spread
 
 Cell = tuple[str, str]
 """What it says, and what is said below it in small, or ''."""
@@ -24,60 +26,60 @@ class Table(NamedTuple):
     words: int = 1
 
 
-def results(groups: Sequence[Mapping[str, Any]], where: str) -> Table:
-    """A row a strategy; `groups` are rows of `summary` with their name."""
+def results(groups: Sequence[Summary], where: str) -> Table:
+    """A row a strategy."""
     columns = ["Strategy", "Test accuracy (%)", FROM_SCRATCH, "Test loss (nats)", "Calibration error"]
     names = ("accuracy", "gain", "loss", "calibration", "trained", "steps", "seconds")
     return _cells(groups, f"Results, {where}" if where else "Results", [*columns, "Trained parameters"], names)
 
 
-def sources(groups: Sequence[Mapping[str, Any]]) -> Table:
-    """A row a source; `groups` are rows of `summary.sources`."""
+def sources(groups: Sequence[Summary]) -> Table:
+    """A row a source; `groups` are those of `summary.sources`."""
     named = [
-        {**group, "name": f"{group['target']}, {count(group['train_examples'])} training examples"} for group in groups
+        replace(group, name=f"{group.target}, {count(group.train_examples)} training examples") for group in groups
     ]
     columns = ["Source", "Test accuracy (%)", "Test loss (nats)", "Calibration error", "Parameters"]
     return _cells(named, "Sources", columns, ("accuracy", "loss", "calibration", "total", "steps", "seconds"))
 
 
-def _cells(groups: Sequence[Mapping[str, Any]], where: str, columns: list[str], names: Sequence[str]) -> Table:
+def _cells(groups: Sequence[Summary], where: str, columns: list[str], names: Sequence[str]) -> Table:
     rows = []
     for group in groups:
         cells = _group(group)
-        rows.append([(str(group["name"]), state(group)), *(cells[name] for name in names)])
+        rows.append([(group.name, state(group)), *(cells[name] for name in names)])
     return Table(where, [*columns, "Steps", "Time (s)"], rows)
 
 
-def _group(group: Mapping[str, Any]) -> dict[str, Cell]:
+def _group(group: Summary) -> dict[str, Cell]:
     """Every cell of a strategy; below a mean, over two seeds or more, the range."""
-    trained, total = group["trained_parameters"], group["total_parameters"]
+    trained, total = group.trained_parameters, group.total_parameters
     share = f"{100 * trained / total:.1f} %" if trained is not None and total else ""
-    diverged = group["diverged"] and group["diverged"] == group["seeds"] and group["accuracy"] is None
-    several = group["counted"] > 1
+    diverged = group.diverged and group.diverged == group.seeds and group.accuracy is None
+    several = group.counted > 1
     return {
-        "accuracy": ("diverged", "") if diverged else ranged(group["accuracy"], points, several),
-        "gain": ranged(group["gain"], signed, group["gain_seeds"] > 1),
-        "loss": ranged(group["test_loss"], "{:.3f}".format, several),
-        "calibration": ranged(group["calibration_error"], "{:.3f}".format, several),
+        "accuracy": ("diverged", "") if diverged else ranged(group.accuracy, points, several),
+        "gain": ranged(group.gain, signed, group.gain_seeds > 1),
+        "loss": ranged(group.test_loss, "{:.3f}".format, several),
+        "calibration": ranged(group.calibration_error, "{:.3f}".format, several),
         "trained": (count(trained), share),
         "total": (count(total), ""),
-        "steps": (count(group["steps"]), ""),
-        "seconds": (NOTHING if group["seconds"] is None else f"{group['seconds']:,.1f}", ""),
+        "steps": (count(group.steps), ""),
+        "seconds": (NOTHING if group.seconds is None else f"{group.seconds:,.1f}", ""),
     }
 
 
-def state(group: Mapping[str, Any]) -> str:
+def state(group: Summary) -> str:
     """What of the means was not measured: diverged and unmeasured fits, seeds without a fit from scratch; or ''."""
     said = []
-    unmeasured = group["seeds"] - group["counted"] - (group["diverged"] if group["counts_as"] is None else 0)
-    if group["counted"] < group["seeds"]:
-        said.append(f"{group['counted']} of {group['seeds']} seeds")
-    if group["diverged"]:
-        said.append(diverged(group["diverged"], group["seeds"], group["counts_as"]))
+    unmeasured = group.seeds - group.counted - (group.diverged if group.counts_as is None else 0)
+    if group.counted < group.seeds:
+        said.append(f"{group.counted} of {group.seeds} seeds")
+    if group.diverged:
+        said.append(diverged(group.diverged, group.seeds, group.counts_as))
     if unmeasured:
         said.append(f"{unmeasured} not measured")
-    if 0 < group["gain_seeds"] < group["counted"]:
-        said.append(f"difference over {group['gain_seeds']} of {group['counted']} seeds")
+    if 0 < group.gain_seeds < group.counted:
+        said.append(f"difference over {group.gain_seeds} of {group.counted} seeds")
     return ", ".join(said)
 
 
@@ -170,14 +172,14 @@ def by_budget(comparisons: Sequence[Comparison], against: str) -> Table:
     return _across(f"Differences from {against}", found, {each: _labels(each) for each in budgets})
 
 
-def accuracies(rows: Sequence[Row], target: str) -> Table:
+def accuracies(rows: Sequence[Result], target: str) -> Table:
     """A row a strategy, under its source, a column a budget: mean test accuracy over the fits that count."""
-    found: dict[tuple[str, str], dict[Any, list[Row]]] = {}
+    found: dict[tuple[str, str], dict[Any, list[Result]]] = {}
     for row in rows:
-        source = None if row["strategy"] == "scratch" else row.get("source")
+        source = None if row.strategy == "scratch" else row.source
         where = "" if source is None else f"from {source}"
-        found.setdefault((where, label(row)), {}).setdefault(row["train_examples"], []).append(row)
-    budgets = sorted({row["train_examples"] for row in rows}, key=lambda budget: budget or 0)
+        found.setdefault((where, label(row)), {}).setdefault(row.train_examples, []).append(row)
+    budgets = sorted({row.train_examples for row in rows}, key=lambda budget: budget or 0)
     cells = {key: {budget: _accuracy(fits) for budget, fits in of.items()} for key, of in found.items()}
     return _across(f"Test accuracy on {target} (%)", cells, {budget: count(budget) for budget in budgets})
 
@@ -269,12 +271,12 @@ def count(value: float | None) -> str:
     return NOTHING if value is None or not math.isfinite(value) else f"{value:,.0f}"
 
 
-def _accuracy(fits: Sequence[Row]) -> Cell:
+def _accuracy(fits: Sequence[Result]) -> Cell:
     counted = [row for row in fits if counts(row)]
     known = spread(accuracy(row) for row in counted)
     if known is None:
-        return ("diverged" if all(row.get("diverged") for row in fits) else NOTHING), ""
-    items = sum(map(sum, counted[0].get("confusion") or ()))
+        return ("diverged" if all(row.diverged for row in fits) else NOTHING), ""
+    items = sum(map(sum, counted[0].confusion or ()))
     if len(counted) == 1 and items and ended(counted[0]):
         known = (known[0], *statistics.wilson(round(known[0] * items), items))
     return ranged(known, points, len(counted) > 1 or items > 0)

@@ -12,9 +12,10 @@ from matplotlib.ticker import EngFormatter, LogLocator
 from experiments.pages import drawing
 from experiments.pages.drawing import GREY, Picture, Strokes
 from experiments.pages.study_pictures import percent
-from tljax.study.summary import Members, Row, Spread, counts, finite, spread
+from tljax.study.results import Result
+from tljax.study.summary import Members, Spread, counts, finite, spread
 
-Of = Callable[[Row], float | None]
+Of = Callable[[Result], float | None]
 """What a fit costs, or another of its numbers; None where it is unknown."""
 
 
@@ -24,19 +25,20 @@ def cost(members: Members, what: str, of: Of, where: str, strokes: Strokes) -> P
     return _scatter(points, (what, "test accuracy (%)"), where, strokes, log=True)[1] if points else None
 
 
-def flops(row: Row) -> float | None:
+def flops(row: Result) -> float | None:
     """FLOPs of training on the target: steps times those of a step.
 
-    >>> flops({"steps": 100, "step_flops": 2e6})
+    >>> flops(Result(name="a", target="b", strategy="full", seed=0, steps=100, step_flops=2e6))
     200000000.0
     """
-    known = finite(row.get("steps")) and finite(row.get("step_flops"))
-    return float(row["steps"] * row["step_flops"]) if known else None
+    if row.steps is None or row.step_flops is None or not finite(row.step_flops):
+        return None
+    return float(row.steps * row.step_flops)
 
 
 def shifted(members: Members, name: str, where: str, strokes: Strokes) -> Picture | None:
     """Accuracy on `name` of the rows' evals against that on the target's own test set, with the diagonal."""
-    found = _points(members, lambda row: _hundred((row.get("evals") or {}).get(name)))
+    found = _points(members, lambda row: _hundred((row.evals or {}).get(name)))
     if not found:
         return None
     points = {label: (test, other) for label, (other, test) in found.items()}
@@ -49,7 +51,7 @@ def shifted(members: Members, name: str, where: str, strokes: Strokes) -> Pictur
 
 def retention(members: Members, where: str, strokes: Strokes) -> Picture | None:
     """Target accuracy against what is left of the source's; the strategies that none beats in both are joined."""
-    points = _points(members, lambda row: _hundred(row.get("retention")))
+    points = _points(members, lambda row: _hundred(row.retention))
     if not points:
         return None
     best = front({name: (x[0], y[0]) for name, (x, y) in points.items()})

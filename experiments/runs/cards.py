@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 
+from experiments.runs import console, directory, elsewhere, origin, sources
 from experiments.runs.settings import Recipe
-from experiments.runs import console, elsewhere, origin, sources, workdir
-
+from tljax.study.results import Result
 from tljax.types import InputError
 
 
@@ -27,7 +27,7 @@ class Card(NamedTuple):
     """Whether there is nothing in it to transfer: it was not trained, or on labels at random."""
 
 
-def write(folder: Path, told: Mapping[str, Any], line: workdir.Line, recipe: Recipe) -> dict[str, Any]:
+def write(folder: Path, told: Mapping[str, Any], line: Result, recipe: Recipe) -> dict[str, Any]:
     """Leave the card of a source that was trained in a run directory; what it says.
 
     `told` has its number, name and whether it is trivial, and what it was trained on as its checkpoint says it; beside
@@ -35,18 +35,18 @@ def write(folder: Path, told: Mapping[str, Any], line: workdir.Line, recipe: Rec
     """
     card = {
         **told,
-        "checkpoint": line["checkpoint"],
-        "seed": line["seed"],
-        "accuracy": line["test_accuracy"],
-        "loss": line["test_loss"],
-        "steps": line["steps"],
-        "seconds": line["seconds"],
-        "parameters": line["total_parameters"],
+        "checkpoint": line.checkpoint,
+        "seed": line.seed,
+        "accuracy": line.test_accuracy,
+        "loss": line.test_loss,
+        "steps": line.steps,
+        "seconds": line.seconds,
+        "parameters": line.total_parameters,
         "recipe": vars(recipe),
     }
-    place = folder / "cards" / f"{line['name']}.json"
-    workdir.folder(place.parent)
-    workdir.write_record(place, card)
+    place = folder / "cards" / f"{line.name}.json"
+    directory.make_folder(place.parent)
+    directory.write_record(place, card)
     return card
 
 
@@ -96,5 +96,5 @@ def _card(file: Path, folder: Path) -> tuple[int, Card]:
     if told.keys() == _UNSIGNED:
         console.say(f"card '{file}' has no SHA-256, since an older tljax wrote it, and is believed as it stands")
     else:
-        workdir.read_record(file)  # raises InputError for one that is not as it was written
+        directory.read_record(file)  # raises InputError for one that is not as it was written
     return number, Card(name, str(folder / inside), accuracy, parameters, trivial)

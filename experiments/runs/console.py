@@ -1,9 +1,5 @@
 """What a program prints: progress bars and tables."""
 
-import atexit
-import contextlib
-import gc
-import logging
 import os
 import sys
 import threading
@@ -14,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tljax import graft, masks, paths
+from tljax.study.results import Result
 
 SIGN_OF_LIFE = 60.0
 """Seconds between the lines that say how far a run is, where there is no terminal for a bar."""
@@ -137,22 +134,22 @@ def _shape(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape)) or "scalar"
 
 
-def sources(name: str, folder: Path, lines: Mapping[int, Mapping[str, Any]], notes: Sequence[str]) -> None:
+def sources(name: str, folder: Path, lines: Mapping[int, Result], notes: Sequence[str]) -> None:
     """The table of trained sources, a row a seed."""
     rows = [
         (
             str(seed),
-            "diverged" if line["diverged"] else f"{100 * line['test_accuracy']:.2f}",
-            "-" if line["diverged"] else f"{line['test_loss']:.3f}",
-            f"{line['steps']:,}",
-            str(folder / line["checkpoint"]),
+            "diverged" if line.test_accuracy is None else f"{100 * line.test_accuracy:.2f}",
+            "-" if line.diverged else f"{line.test_loss:.3f}",
+            f"{line.steps:,}",
+            str(folder / line.checkpoint),
         )
         for seed, line in lines.items()
     ]
     table(name, ["seed", "test accuracy %", "loss (nats)", "steps", "checkpoint"], rows, notes)
 
 
-def results(title: str, lines: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> None:
+def results(title: str, lines: Sequence[Result], notes: Sequence[str]) -> None:
     """The one table at the end, a row for each strategy and label budget: means and ranges over seeds."""
     from rich.console import Console
 
@@ -165,23 +162,23 @@ def results(title: str, lines: Sequence[Mapping[str, Any]], notes: Sequence[str]
     rows = []
     odd = []
     for row in summary.summary(lines):
-        if row["diverged"]:
-            said = tables.diverged(row["diverged"], row["seeds"], row["counts_as"])
-            odd.append(f"{row['strategy']} at {row['train_examples']:,} labels: {said}")
-        runs = f"{row['seeds']}" + (f" ({row['diverged']} diverged)" if row["diverged"] else "")
+        if row.diverged:
+            said = tables.diverged(row.diverged, row.seeds, row.counts_as)
+            odd.append(f"{row.strategy} at {row.train_examples:,} labels: {said}")
+        runs = f"{row.seeds}" + (f" ({row.diverged} diverged)" if row.diverged else "")
         between = "\n" if narrow else " "
         cells = [
-            row["strategy"],
-            f"{row['train_examples']:,}",
+            row.strategy,
+            f"{row.train_examples:,}",
             runs,
-            ranged(row["accuracy"], 100, between),
-            ranged(row["gain"], 1, between, "+"),
-            _number(row["trained_parameters"], ",.0f"),
+            ranged(row.accuracy, 100, between),
+            ranged(row.gain, 1, between, "+"),
+            _number(row.trained_parameters, ",.0f"),
         ]
         more = [
-            ranged(row["test_loss"], 1, between, places=3),
-            _number(row["steps"], ",.0f"),
-            _number(row["seconds"], ".1f"),
+            ranged(row.test_loss, 1, between, places=3),
+            _number(row.steps, ",.0f"),
+            _number(row.seconds, ".1f"),
         ]
         rows.append(cells if narrow else [*cells, *more])
     columns = ["strategy", "labels", "seeds", "test accuracy %", "against scratch", "trained"]

@@ -6,34 +6,36 @@ from pathlib import Path
 from typing import Any
 
 from experiments import transfer
-from experiments.runs import fits, sources, workdir
+from experiments.runs import directory, fits, sources
 from experiments.transfer import Experiment
 from tljax import masks, models
+from tljax.study.results import Result
 from tljax.train.flops import step_flops
 
 
-def of_run(todo: Experiment, lines: Sequence[workdir.Line], folder: Path) -> dict[str, dict[str, Any]]:
+def of_run(todo: Experiment, lines: Sequence[Result], folder: Path) -> dict[str, dict[str, Any]]:
     """{fit: step_flops (a mean over its phases), and source_steps, source_flops, source_seconds}."""
     source = _source(todo, folder)
     found: dict[str, dict[str, Any]] = {}
     known: dict[Any, float] = {}
     starts = {(method.name, str(method.options)): start for method, start in transfer.first_starts(todo)}
     for line in lines:
-        start = starts[line["strategy"], str(line["options"])]
-        begins = [*line["phase_steps"], line["steps"]]
+        assert line.steps is not None
+        start = starts[line.strategy, str(line.options)]
+        begins = [*line.phase_steps, line.steps]
         total = 0.0
         for number, (first, last) in enumerate(pairwise(begins)):
-            mask = masks.load(folder / "masks" / f"{line['name']}-phase{number}", start.params)
+            mask = masks.load(folder / "masks" / f"{line.name}-phase{number}", start.params)
             # Features are computed once where at least as many examples are trained on as there are.
-            cached = (last - first) * todo.made.recipe.batch_size >= line["train_examples"]
-            key = line["strategy"], str(line["options"]), masks.digest(masks.static(start.params, mask)), cached
+            cached = (last - first) * todo.made.recipe.batch_size >= line.train_examples
+            key = line.strategy, str(line.options), masks.digest(masks.static(start.params, mask)), cached
             if key not in known:
                 shape = tuple(todo.target.train.images.shape[1:])
                 never_still = fits.never_still(todo.made, todo.model, shape)
                 of_step = (shape, todo.made.recipe.batch_size, start.merge, cached, never_still)
                 known[key] = step_flops(todo.model, start.params, mask, *of_step)
             total += known[key] * (last - first)
-        found[line["name"]] = {"step_flops": total / line["steps"], **source.get(line["seed"], {})}
+        found[line.name] = {"step_flops": total / line.steps, **source.get(line.seed, {})}
     return found
 
 
@@ -41,7 +43,7 @@ def _source(todo: Experiment, folder: Path) -> dict[int, dict[str, Any]]:
     """{seed: what the training of its source took}, as far as that is known."""
     if todo.source is None or todo.methods[0].name == "scratch":
         return {}
-    lines = {line["key"]: line for line in workdir.lines(folder)}
+    lines = {line.key: line for line in directory.results(folder)}
     found: dict[int, dict[str, Any]] = {}
     model = sources.model(todo.made, len(todo.source.classes))
     params = models.abstract(model, todo.source.shape)
@@ -49,10 +51,10 @@ def _source(todo: Experiment, folder: Path) -> dict[int, dict[str, Any]]:
     flops = step_flops(model, params, everything, todo.source.shape, todo.made.source_recipe.batch_size)
     for seed, key in todo.source.identity.items():
         line = lines.get(key)
-        steps = line["steps"] if line else todo.source.steps
+        steps = line.steps if line else todo.source.steps
         found[seed] = {
             "source_steps": steps,
             "source_flops": None if steps is None or line is None else steps * flops,
-            "source_seconds": line["seconds"] if line else None,
+            "source_seconds": line.seconds if line else None,
         }
     return found

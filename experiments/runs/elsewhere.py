@@ -13,9 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from experiments.runs import console, directory, sources
 from experiments.runs.settings import Settings
-from experiments.runs import console, sources, workdir
-
 from experiments.runs.sources import Source, Trained
 from tljax import checkpoint, models, paths, plugins, weights
 from tljax.types import InputError
@@ -105,7 +104,7 @@ def card(file: Path) -> dict[str, Any]:
         raise InputError(f"'{place}' is no JSON ({error}): write it again") from error
     if not isinstance(told, dict) or not all(name in told for name in _NEEDED):
         raise InputError(f"'{place}' must say {', '.join(_NEEDED)}: add what is missing")
-    if "sha256" in told and not workdir.intact(told):
+    if "sha256" in told and not directory.intact(told):
         raise InputError(
             f"'{place}' is not as it was written: restore it, or export it again; if the change is meant, take out its "
             "sha256"

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from experiments import transfer
-from experiments.runs.settings import Settings
 from experiments.runs import budgets
-
+from experiments.runs.settings import Settings
 from experiments.transfer import Experiment
 from tljax.types import InputError
 

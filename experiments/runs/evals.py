@@ -8,11 +8,11 @@ import jax
 import numpy as np
 
 from experiments import transfer
+from experiments.runs import console, directory, fits, methods, sources
 from experiments.runs.settings import Settings
-from experiments.runs import console, fits, methods, sources, workdir
-
 from experiments.transfer import Experiment
 from tljax import checkpoint, evaluate, models, train
+from tljax.study.results import Result
 from tljax.study.summary import majority_share
 from tljax.types import InputError, Model, Params, Task
 
@@ -54,7 +54,7 @@ def fingerprints(more: Sequence[Eval]) -> dict[str, str]:
 
 
 def accuracies(
-    todo: Experiment, lines: Sequence[workdir.Line], more: Sequence[Eval], folder: Path
+    todo: Experiment, lines: Sequence[Result], more: Sequence[Eval], folder: Path
 ) -> dict[str, dict[str, Any]]:
     """{fit: what its row has beside its line}: evals, retention, and start_accuracy where the head is not drawn anew.
 
@@ -67,15 +67,15 @@ def accuracies(
         about = {"test_set": name, "of": task.name, "fingerprint": task.fingerprint}
         known = _known(file, about)
         of_start = name == "start"
-        missing = [line for line in lines if line["name"] not in known and (of_start or not line["diverged"])]
+        missing = [line for line in lines if line.name not in known and (of_start or not line.diverged)]
         if missing:
             known |= _judged(todo, missing, name, task, folder)
-            workdir.folder(file.parent)
-            workdir.write_record(file, {**about, "accuracy": known})
+            directory.make_folder(file.parent)
+            directory.write_record(file, {**about, "accuracy": known})
         share = majority_share(task.test.labels)
         for line in lines:
-            value = share if line["diverged"] and not of_start else known.get(line["name"])
-            row = found.setdefault(line["name"], {"evals": {}})
+            value = share if line.diverged and not of_start else known.get(line.name)
+            row = found.setdefault(line.name, {"evals": {}})
             if name in ("source", "start"):
                 row |= {"retention" if name == "source" else "start_accuracy": value}
             else:
@@ -86,11 +86,11 @@ def accuracies(
 def _known(file: Path, about: Mapping[str, str]) -> dict[str, float]:
     """{fit: accuracy} that `file` holds of this test set; a file that is not as it was written is set aside, aloud."""
     try:
-        record = workdir.read_record(file) or {**about, "accuracy": {}}
+        record = directory.read_record(file) or {**about, "accuracy": {}}
         if {name: record.get(name) for name in about} != about:
             raise InputError(f"'{file}' is of another test set")
     except InputError as error:
-        console.say(f"{error}. It is set aside as '{workdir.aside(file).name}', and its fits are judged again")
+        console.say(f"{error}. It is set aside as '{directory.set_aside(file).name}', and its fits are judged again")
         return {}
     return record["accuracy"]
 
@@ -114,7 +114,7 @@ def _copied(todo: Experiment) -> bool:
     )
 
 
-def _judged(todo: Experiment, lines: Sequence[workdir.Line], name: str, task: Task, folder: Path) -> dict[str, float]:
+def _judged(todo: Experiment, lines: Sequence[Result], name: str, task: Task, folder: Path) -> dict[str, float]:
     """{fit: its accuracy} on one test set."""
     trained = todo.source.obtain(folder, todo.means) if todo.source else {}
     of_source = name == "source"
@@ -124,19 +124,19 @@ def _judged(todo: Experiment, lines: Sequence[workdir.Line], name: str, task: Ta
     found = {}
     for method, start in transfer.first_starts(todo):
         merge = start.merge or (lambda params: params)
-        for line in (line for line in lines if line["options"] == method.options and line["strategy"] == method.name):
+        for line in (line for line in lines if line.options == method.options and line.strategy == method.name):
             if name == "start":
-                ground = methods.with_source(transfer.ground(todo, line["seed"]), trained[line["seed"]])
+                ground = methods.with_source(transfer.ground(todo, line.seed), trained[line.seed])
                 params = merge(methods.start(method, ground).params)
             else:
-                place = line["checkpoint"]
+                place = line.checkpoint
                 loaded = loaded if place in loaded else {place: checkpoint.load(folder / place)[0]}
-                params = merge(checkpoint.unflatten(loaded[place][line["name"]], start.params))
+                params = merge(checkpoint.unflatten(loaded[place][line.name], start.params))
             if of_source:
-                params = _head_back(model, params, trained[line["seed"]], task.train.images.shape[1:])
+                params = _head_back(model, params, trained[line.seed], task.train.images.shape[1:])
             stacked = jax.tree.map(lambda leaf: np.asarray(leaf)[None], params)
             logits = evaluate.logits(train.forward(model), stacked, (images,), len(labels))[0]
-            found[line["name"]] = float((logits.argmax(-1) == labels).mean())
+            found[line.name] = float((logits.argmax(-1) == labels).mean())
     return found
 
 

@@ -5,17 +5,19 @@ import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.runs import budgets, console, directory, outcome
 from experiments.runs.settings import FLAGS, Settings, parse_flags
-from experiments.runs import budgets, console, outcome, workdir
 from tljax import npz
-from tljax.study import study
+from tljax.study import results, study
+from tljax.study.results import Result
 from tljax.study.study import Cell, Right
-from tljax.study.summary import Row, accuracy, counts, label, require_one_recipe, with_share
+from tljax.study.summary import accuracy, counts, label, require_one_recipe, with_share
 from tljax.types import InputError, Task
 
 MOST_WRONG = 16
@@ -25,7 +27,7 @@ MOST_WRONG = 16
 class Found(NamedTuple):
     """Of fits on one test set."""
 
-    rows: Sequence[Row]
+    rows: Sequence[Result]
     predicted: Mapping[str, np.ndarray]
     """{fit: the class it takes each test example for, int [items]}."""
     labels: Mapping[str, np.ndarray]
@@ -39,23 +41,23 @@ class Found(NamedTuple):
     """Whether they are scratch with the source's steps added to its own."""
 
 
-def of_run(folder: Path, lines: Sequence[workdir.Line], task: Task) -> Found:
+def of_run(folder: Path, lines: Sequence[Result], task: Task) -> Found:
     """Of fits in a run directory."""
     found = _kept(folder, lines)._replace(images=np.asarray(task.test.images), classes=task.classes)
     return found if task.test.groups is None else found._replace(groups={task.name: np.asarray(task.test.groups)})
 
 
-def _kept(folder: Path, rows: Sequence[Row]) -> Found:
+def _kept(folder: Path, rows: Sequence[Result]) -> Found:
     """What a run directory keeps of these fits."""
-    known_rows = [row for row in rows if counts(row) or row.get("diverged")]
-    both = {row["name"]: read(folder / row["predictions"], row["predictions_sha256"]) for row in known_rows}
-    files = {row["target"]: folder / row["predictions"] for row in known_rows}
-    labels = {row["target"]: both[row["name"]][1] for row in rows if row["name"] in both}
+    known_rows = [row for row in rows if counts(row) or row.diverged]
+    both = {row.name: read(folder / row.predictions, row.predictions_sha256) for row in known_rows}
+    files = {row.target: folder / row.predictions for row in known_rows}
+    labels = {row.target: both[row.name][1] for row in rows if row.name in both}
     groups = {target: known for target, file in files.items() if (known := groups_in(file)) is not None}
-    curves = {row["name"]: curve for row in rows if (curve := outcome.curves(folder, row)) is not None}
-    bare = [{**row, "source": None} if row["strategy"] == "scratch" else row for row in rows]
-    settled = [row for one in bare for row in with_share([one], labels.get(one["target"], np.zeros(0, int)))]
-    predicted = {row["name"]: both[row["name"]][0] for row in settled if row["name"] in both and not row["diverged"]}
+    curves = {row.name: curve for row in rows if (curve := outcome.curves(folder, row.name)) is not None}
+    bare = [replace(row, source=None) if row.strategy == "scratch" else row for row in rows]
+    settled = [row for one in bare for row in with_share([one], labels.get(one.target, np.zeros(0, int)))]
+    predicted = {row.name: both[row.name][0] for row in settled if row.name in both and not row.diverged}
     return Found(settled, predicted, labels, groups, curves)
 
 
@@ -76,31 +78,32 @@ def keep(folder: Path, found: Sequence[Found], notes: Sequence[str], judging: Ma
 
     `looks` is how often they have been looked at, this time counted, wherever that is known from.
     """
-    parts = [{"longer": part.longer, "rows": part.rows} for part in found]
+    parts = [{"longer": part.longer, "rows": [results.to_json(row) for row in part.rows]} for part in found]
     here = {"looks": len(_looks(folder)), "look": looks, "judging": dict(judging)}
-    workdir.write_record(folder / "study.json", {"notes": list(notes), "parts": parts, **here})
+    directory.write_record(folder / "study.json", {"notes": list(notes), "parts": parts, **here})
 
 
 def of_directory(folder: Path) -> Kept:
     """What a run directory holds of a study; raises InputError for one damaged or not at its end."""
     if not (folder / "report.html").is_file() and not _whole(folder):
         raise InputError(f"'{folder}' holds no run that has ended: run its command again")
-    file, gone = folder / "study.json", workdir.superseded(folder)
-    done = [line for key, line in workdir.done(folder).items() if key not in gone]
-    parts: Any = [{"longer": False, "rows": [line for line in done if line["strategy"] != "pretrain"]}]
+    file, gone = folder / "study.json", directory.superseded(folder)
+    done = [line for key, line in directory.finished(folder).items() if key not in gone]
+    parts = [(False, [line for line in done if line.strategy != "pretrain"])]
     notes: list[str] = []
     judging, looks = None, 0
-    if (known := workdir.read_record(file)) is not None:
-        notes, parts, judging = known["notes"], known["parts"], known.get("judging")
+    if (known := directory.read_record(file)) is not None:
+        notes, judging = known["notes"], known.get("judging")
+        parts = [(part["longer"], list(map(results.from_json, part["rows"]))) for part in known["parts"]]
         looks = max(known.get("look", 0), known.get("looks", 0))
     elif _looks(folder):
         raise InputError(f"'{file}' is gone: run the study's command again")
-    about = workdir.recorded(folder)
+    about = directory.recorded_environment(folder)
     if around := (about or {}).get("switches"):
         notes = [*notes, f"{folder.name} was trained under " + ", ".join(f"{name}={around[name]}" for name in around)]
-    mixed = workdir.mixed(folder, [row["name"] for part in parts for row in part["rows"]])
+    mixed = directory.mixed_environments(folder, [row.name for _, rows in parts for row in rows])
     notes = [*notes, *(note for note in mixed if note not in notes)]
-    found = [_kept(folder, part["rows"])._replace(longer=part["longer"]) for part in parts]
+    found = [_kept(folder, rows)._replace(longer=longer) for longer, rows in parts]
     return Kept(found, notes, judging, looks)
 
 
@@ -109,11 +112,11 @@ def _whole(folder: Path) -> bool:
     file = folder / "flags.flags"
     if not file.is_file() or not (folder / "results.jsonl").is_file():
         return False
-    lines = workdir.flags_text(file).splitlines()
+    lines = directory.flags_text(file).splitlines()
     known = FLAGS
     named = [line for line in lines if line.startswith("--") and line[2:].partition("=")[0] in known]
     settings = Settings.from_flags(**parse_flags(["report", *named]))
-    there = Counter(row["seed"] for row in workdir.done(folder).values() if row["strategy"] != "pretrain")
+    there = Counter(row.seed for row in directory.finished(folder).values() if row.strategy != "pretrain")
     wanted = Counter(seed for budget in settings.train_examples for seed in budgets.seeds(budget, settings.seeds))
     return all(there[seed] >= count * len(settings.strategies) for seed, count in wanted.items())
 
@@ -183,7 +186,7 @@ def all_groups(found: Sequence[Found]) -> dict[str, np.ndarray]:
 
 
 def _require_one_study(found: Sequence[Found]) -> None:
-    cells: dict[Cell, list[Row]] = {}
+    cells: dict[Cell, list[Result]] = {}
     labels: dict[str, np.ndarray] = {}
     for part in found:
         for row in part.rows:
@@ -210,38 +213,38 @@ def right(found: Sequence[Found]) -> dict[Cell, dict[int, np.ndarray]]:
         for row in part.rows:
             scores = _scores(part, row)
             if scores is not None:
-                table.setdefault(cell(row, part.longer), {})[row["seed"]] = scores
+                table.setdefault(cell(row, part.longer), {})[row.seed] = scores
     return table
 
 
-def _scores(part: Found, row: Row) -> np.ndarray | None:
+def _scores(part: Found, row: Result) -> np.ndarray | None:
     """Which test examples a fit gets right, bool [items]; of a diverged one what it counts as, float [items]."""
-    labels, share = part.labels.get(row["target"]), accuracy(row)
-    if row.get("diverged"):
+    labels, share = part.labels.get(row.target), accuracy(row)
+    if row.diverged:
         return None if labels is None or share is None else np.full(len(labels), share)
-    return None if labels is None or row["name"] not in part.predicted else part.predicted[row["name"]] == labels
+    return None if labels is None or row.name not in part.predicted else part.predicted[row.name] == labels
 
 
-def cell(row: Row, longer: bool = False) -> Cell:
+def cell(row: Result, longer: bool = False) -> Cell:
     """What a fit has in common with those of other seeds."""
-    source = None if row["strategy"] == "scratch" else row.get("source")
-    name = longer_name(row["steps"]) if longer else label(row)
-    return Cell(source, row["target"], name, row["train_examples"], longer)
+    source = None if row.strategy == "scratch" else row.source
+    name = longer_name(row.steps) if longer else label(row)
+    return Cell(source, row.target, name, row.train_examples, longer)
 
 
-def longer_name(steps: int) -> str:
+def longer_name(steps: int | None) -> str:
     """The name of scratch with so many steps."""
     return f"scratch for {steps:,} steps"
 
 
 def at_equal_total(
-    table: Right, rows: Sequence[Row], margin: float, level: float, groups: study.Groups
+    table: Right, rows: Sequence[Result], margin: float, level: float, groups: study.Groups
 ) -> list[study.Comparison]:
     """Each strategy against scratch that was given the source's steps too, a budget at a time."""
     steps = {}
     for row in rows:
-        if row.get("source_steps") is not None and row["strategy"] != "scratch":
-            steps[cell(row)] = row["steps"] + row["source_steps"]
+        if row.steps is not None and row.source_steps is not None and row.strategy != "scratch":
+            steps[cell(row)] = row.steps + row.source_steps
     found = []
     for where in study.sorted_cells(table):
         if where in steps:
@@ -255,8 +258,8 @@ def at_equal_total(
 def most_wrong(found: Sequence[Found]) -> dict[str, tuple[np.ndarray, list[str]]]:
     """{target: (the test images most often taken for another class, a caption each)}."""
     shown = {}
-    for target in dict.fromkeys(part.rows[0]["target"] for part in found if part.rows and part.images is not None):
-        parts = [part for part in found if part.rows and part.rows[0]["target"] == target and part.images is not None]
+    for target in dict.fromkeys(part.rows[0].target for part in found if part.rows and part.images is not None):
+        parts = [part for part in found if part.rows and part.rows[0].target == target and part.images is not None]
         first, taken = parts[0], np.array([one for part in parts for one in part.predicted.values()])
         if not len(taken) or first.images is None or first.images.ndim != 4:
             continue
@@ -281,11 +284,11 @@ def looked(folder: Path, table: Right) -> int:
     file, study_file = folder / "looks.json", folder / "study.json"
     looks = _looks(folder)
     try:
-        study_record = workdir.read_record(study_file) or {}
+        study_record = directory.read_record(study_file) or {}
     except InputError as error:
         if not looks:
             raise InputError(f"'{file}' is gone, and {error}: restore one of both, or take a new --workdir") from error
-        console.say(f"{error}. It is set aside as '{workdir.aside(study_file).name}' and written anew")
+        console.say(f"{error}. It is set aside as '{directory.set_aside(study_file).name}' and written anew")
         study_record = {}
     if len(looks) < study_record.get("looks", 0):
         raise InputError(
@@ -295,13 +298,13 @@ def looked(folder: Path, table: Right) -> int:
     now = json.loads(json.dumps(sorted([*map(str, cell), seed] for cell, fits in table.items() for seed in fits)))
     if not looks or looks[-1] != now:
         looks.append(now)
-        workdir.write_record(file, {"looks": looks})
+        directory.write_record(file, {"looks": looks})
     return len(looks)
 
 
 def _looks(folder: Path) -> list[Any]:
     """The fits of each look at the results of a run directory, the first first."""
-    record = workdir.read_record(folder / "looks.json")
+    record = directory.read_record(folder / "looks.json")
     if record is not None:
         return record["looks"]
     old = folder / "looks.jsonl"

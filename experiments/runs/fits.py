@@ -6,22 +6,21 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.runs.settings import MOST_STEPS, Recipe, Settings
 from experiments.runs import budgets
-from experiments.runs import workdir as rundir
-
+from experiments.runs.settings import MOST_STEPS, Recipe, Settings
 from tljax import (
     __version__,
     evaluate,
     graft,
-    optimizers,
     objective,
+    optimizers,
     parallel,
     paths,
     plugins,
@@ -31,6 +30,7 @@ from tljax import (
 )
 from tljax.data import draw
 from tljax.models import drawing
+from tljax.study.results import Result
 from tljax.types import InputError, Mask, Model, Params, Task
 
 
@@ -70,8 +70,8 @@ class Start(NamedTuple):
 class Fit(NamedTuple):
     """One fit, ready to train."""
 
-    line: rundir.Line
-    """What is known of it before: the first half of its line of results."""
+    result: Result
+    """What is known of it before it is trained."""
     program: train.Program
     trial: train.Trial
     validation: np.ndarray
@@ -206,7 +206,7 @@ def build(
     start: Start,
     streams: seeds.Seeds,
     budget: str,
-    line: rundir.Line,
+    result: Result,
     never_still: tuple[str, ...] = (),
 ) -> Fit:
     """One fit, from where it starts; the stages `never_still` keep their dropout while they are frozen."""
@@ -235,7 +235,7 @@ def build(
         start.fisher,
     )
     begins = [step for step, _ in trial.phases]
-    return Fit({**line, "steps": total, "phase_steps": begins}, program, trial, validation)
+    return Fit(replace(result, steps=total, phase_steps=begins), program, trial, validation)
 
 
 def _at_steps(phases: Sequence[tuple[float, Any]], total: int) -> tuple[tuple[int, Any], ...]:
@@ -257,16 +257,17 @@ def stops(ends: Sequence[int], trial: train.Trial) -> list[int]:
     return sorted({*ends, *(step for step, _ in trial.phases if step)})
 
 
-def identify(name: str, line: Mapping[str, Any], decisive: Mapping[str, Any], recipe: Mapping[str, Any]) -> rundir.Line:
-    """The first half of a line, with the key of everything that decides the bits, and a name from both.
+def identify(name: str, about: Mapping[str, Any], decisive: Mapping[str, Any], recipe: Mapping[str, Any]) -> Result:
+    """A fit that is to be trained, with the key of everything that decides its bits, and a name from both.
 
-    `recipe` is what fits that differ in their seed alone have in common: its digest lets whoever reads the lines
-    refuse fits of two recipes in one cell of a table.
+    `about` are fields of the `Result`. `recipe` is what fits that differ in their seed alone have in common: its digest
+    lets whoever reads the results refuse fits of two recipes in one cell of a table.
     """
     around = surroundings.switches()
     switches = {"switches": around} if around else {}
-    key = _digest({**line, **decisive, **switches, "tljax": __version__})
-    return {"name": f"{file_name(name)}-{key[:8]}", "key": key, "recipe": _digest({**recipe, **switches})[:16], **line}
+    key = _digest({**about, **decisive, **switches, "tljax": __version__})
+    digest = _digest({**recipe, **switches})[:16]
+    return Result(name=f"{file_name(name)}-{key[:8]}", key=key, recipe=digest, **about)
 
 
 def _digest(record: Mapping[str, Any]) -> str:

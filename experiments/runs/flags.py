@@ -63,7 +63,9 @@ def flag(
     are as they were before there was the flag: then it enters no key, and old runs are of it.
     """
     about = {"help": help, "role": role, "place": place, "repeated": repeated, "often": often}
-    return dataclasses.field(default=default, metadata={**about, "choices": choices, "bounds": bounds, "neutral": neutral})
+    return dataclasses.field(
+        default=default, metadata={**about, "choices": choices, "bounds": bounds, "neutral": neutral}
+    )
 
 
 class Kind(NamedTuple):
@@ -185,7 +187,9 @@ def parse(argv: Sequence[str], kinds: Mapping[str, Kind], pass_over: Collection[
     for name, kind in kinds.items():
         _define(kind)(name, None, "", flag_values=values)
     try:
-        _, *rest = values(_expanded(_found(argv), kinds, pass_over), known_only=True)  # absl is slow to find the nearest
+        _, *rest = values(
+            _expanded(_found(argv), kinds, pass_over), known_only=True
+        )  # absl is slow to find the nearest
     except (absl_flags.Error, ValueError) as error:
         raise InputError(_said(error)) from error
     if rest and rest[0].startswith("-") and _name(rest[0]):
@@ -200,7 +204,11 @@ def _define(kind: Kind) -> Callable[..., Any]:
     in Python, a search or a run directory gives, so `settings.py` checks them wherever they are from."""
     if kind.repeated:
         return absl_flags.DEFINE_multi_string
-    by_type: dict[Any, Callable[..., Any]] = {bool: absl_flags.DEFINE_bool, int: absl_flags.DEFINE_integer, float: absl_flags.DEFINE_float}
+    by_type: dict[Any, Callable[..., Any]] = {
+        bool: absl_flags.DEFINE_bool,
+        int: absl_flags.DEFINE_integer,
+        float: absl_flags.DEFINE_float,
+    }
     return by_type.get(kind.type, absl_flags.DEFINE_string)
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.runs import workdir
+from experiments.runs import directory
 from experiments.runs.compare_flags import Judging
 from experiments.runs.evidence import Found, cell
 from tljax import files
@@ -43,13 +43,13 @@ def seen(found: Sequence[Found], against: str) -> list[Seen]:
     each: dict[str, tuple[set[str], set[str], set[str], set[str]]] = {}
     for part in found:
         for row in part.rows:
-            if row["target"] not in part.labels or part.longer or (label(row) == "scratch" != against):
+            if row.target not in part.labels or part.longer or (label(row) == "scratch" != against):
                 continue
-            sets = each.setdefault(test_set(part.labels[row["target"]]), (set(), set(), set(), set()))
+            sets = each.setdefault(test_set(part.labels[row.target]), (set(), set(), set(), set()))
             base = label(row) == against
-            sets[base].add(row["key"])
-            if row["name"] in part.predicted:
-                taken = np.ascontiguousarray(part.predicted[row["name"]], np.int64)
+            sets[base].add(row.key)
+            if row.name in part.predicted:
+                taken = np.ascontiguousarray(part.predicted[row.name], np.int64)
                 sets[2 + base].add(hashlib.sha256(taken.tobytes()).hexdigest()[:16])
     return [Seen(name, *map(frozenset, sets)) for name, sets in each.items() if sets[0]]
 
@@ -73,7 +73,7 @@ def apart(runs: Sequence[Sequence[Found]], against: str) -> list[Seen]:
     Runs that share no cell are tabled together: no comparison has other fits than when its run was judged. To pool the
     seeds of one cell is to look at it again.
     """
-    cells = [{(cell(row, part.longer), row["key"]) for part in run for row in part.rows} for run in runs]
+    cells = [{(cell(row, part.longer), row.key) for part in run for row in part.rows} for run in runs]
     pooled: list[list[int]] = []
     for i in range(len(runs)):
         own = {where for where, _ in cells[i] if where.strategy not in ("scratch", against) and not where.longer}
@@ -113,7 +113,7 @@ def keep(judged: Sequence[Seen], judging: Judging, look: int, places: Collection
                 file = folder / one.test_set / f"{_digest([judging.against, *one.fits, *one.bases])}.json"
                 if not file.is_file():
                     file.parent.mkdir(parents=True, exist_ok=True)
-                    workdir.write_record(file, record)
+                    directory.write_record(file, record)
             except OSError as error:
                 lacking.append(f"looks are counted in this run's folder alone ({error.strerror or error})")
     return list(dict.fromkeys(lacking))
@@ -142,7 +142,7 @@ def _records(one: Seen, against: str, places: Collection[Path | None]) -> list[d
     found = []
     for folder in places:
         places_of = sorted((folder / one.test_set).glob("*.json")) if folder else []
-        found += [record for file in places_of if (record := workdir.read_record(file)) is not None]
+        found += [record for file in places_of if (record := directory.read_record(file)) is not None]
     mine = {*one.fits, *one.predictions}
     return [
         record

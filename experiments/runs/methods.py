@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments.runs.settings import Settings
 from experiments.runs import console, process, sources
 from experiments.runs.fits import Start
-
+from experiments.runs.settings import Settings
 from experiments.runs.sources import Source
 from tljax import checkpoint, masks, models, paths, plugins, ready, seeds, surroundings
 from tljax.types import Context, InputError, Mask, Method, Model, Params, Phase, Task

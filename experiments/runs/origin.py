@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.runs.settings import Settings
 from experiments.runs import elsewhere, sources
-
+from experiments.runs.settings import Settings
 from experiments.runs.sources import Source
 from tljax import checkpoint, models, plugins
 from tljax.types import InputError, Model, Params

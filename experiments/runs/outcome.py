@@ -8,16 +8,17 @@ import socket
 import struct
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from experiments.runs import console, fits
-from experiments.runs import workdir as rundir
+from experiments.runs import console, directory, fits
 from experiments.runs.progress import Record
 from tljax import checkpoint, masks, npz
+from tljax.study.results import Result
 from tljax.types import Mask, Params
 
 
@@ -35,28 +36,33 @@ class Outcome(NamedTuple):
     """Metrics on the validation split, if there is one."""
 
 
-def _second_half(outcome: Outcome) -> rundir.Line:
+def _measured(fit: fits.Fit, outcome: Outcome) -> Result:
+    """A fit with what training it gave, but for the places of its files."""
     record, test, held = outcome.record, outcome.test, outcome.held
     diverged = record.diverged is not None
     last = {name: value if np.isfinite(value) else None for name, value in record.curve[-1].items()}
-    return {
+    terms = {name: value for name, value in last.items() if name.startswith("train_penalty_")}
+    return replace(
+        fit.result,
         **_counts(outcome.params, outcome.masks),
-        "test_accuracy": test["accuracy"],
-        "test_loss": test["loss"],
-        "calibration_error": test["calibration_error"],
-        "calibration": test["calibration"],
-        "per_class_accuracy": test["per_class_accuracy"],
-        "confusion": test["confusion"],
-        "validation_accuracy": held["accuracy"] if held else None,
-        "validation_loss": held["loss"] if held else None,
-        **{name: value for name, value in last.items() if name.startswith(("train_loss", "train_penalty"))},
-        "best_step": record.best[0] if record.best else None,
-        "best_validation_accuracy": record.best[1] if record.best else None,
-        "train_total": None if diverged else record.curve[-1]["train_loss"] + record.curve[-1]["train_penalty"],
-        "diverged": diverged,
-        "diverged_step": record.diverged,
-        "seconds": round(record.seconds, 3),
-    }
+        test_accuracy=test["accuracy"],
+        test_loss=test["loss"],
+        calibration_error=test["calibration_error"],
+        calibration=test["calibration"],
+        per_class_accuracy=test["per_class_accuracy"],
+        confusion=test["confusion"],
+        validation_accuracy=held["accuracy"] if held else None,
+        validation_loss=held["loss"] if held else None,
+        train_loss=last["train_loss"],
+        train_penalty=last["train_penalty"],
+        penalties={name.removeprefix("train_penalty_"): value for name, value in terms.items()},
+        best_step=record.best[0] if record.best else None,
+        best_validation_accuracy=record.best[1] if record.best else None,
+        train_total=None if diverged else record.curve[-1]["train_loss"] + record.curve[-1]["train_penalty"],
+        diverged=diverged,
+        diverged_step=record.diverged,
+        seconds=round(record.seconds, 3),
+    )
 
 
 def _counts(params: Params, phases: Sequence[Mask]) -> dict[str, Any]:
@@ -85,68 +91,70 @@ def leave(
     A checkpoint a strategy, with the Fisher information of each fit if there are `fishers`, and the ordinary parameters
     of each if the strategy merges what it added.
     """
-    lines = [{**fit.line, **_second_half(of)} for fit, of in zip(group, outcomes, strict=True)]
-    for rows in _by_strategy(lines):
-        name_of_group = fits.group_name(lines[row]["key"] for row in rows)
-        place = folder / "checkpoints" / f"{fits.file_name(lines[rows[0]]['strategy'])}-{name_of_group}"
+    results = [_measured(fit, outcome) for fit, outcome in zip(group, outcomes, strict=True)]
+    for rows in _by_strategy(results):
+        name_of_group = fits.group_name(results[row].key for row in rows)
+        place = folder / "checkpoints" / f"{fits.file_name(results[rows[0]].strategy)}-{name_of_group}"
         shutil.rmtree(place, ignore_errors=True)
         each: dict[str, Params] = {}
         for row in rows:
-            name, best = lines[row]["name"], outcomes[row].record.best
+            name, best = results[row].name, outcomes[row].record.best
             each |= {name: outcomes[row].params}
             each |= {f"{name}.best": best[2]} if best else {}
             each |= {f"{name}.fisher": fishers[row]} if fishers else {}
             merge = group[row].program.merge
             each |= {f"{name}.merged": merge(outcomes[row].params)} if merge else {}
-            lines[row]["checkpoint"] = f"checkpoints/{place.name}"
-        mine = [lines[row] for row in rows]
-        told = {
-            line["name"]: {"seed": line["seed"], "accuracy": line["test_accuracy"], "steps": line["steps"]}
-            for line in mine
+            results[row] = replace(results[row], checkpoint=f"checkpoints/{place.name}")
+        mine = {
+            result.name: {"seed": result.seed, "accuracy": result.test_accuracy, "steps": result.steps}
+            for result in (results[row] for row in rows)
         }
-        checkpoint.save(place, each, {**about, "fits": told})
-    for line, outcome in zip(lines, outcomes, strict=True):
-        line |= _write(folder, line["name"], outcome, labels, groups)
-    rundir.add(folder, lines)
+        checkpoint.save(place, each, {**about, "fits": mine})
+    results = [
+        _write(folder, result, outcome, labels, groups) for result, outcome in zip(results, outcomes, strict=True)
+    ]
+    directory.add(folder, results)
 
 
-def _write(folder: Path, name: str, outcome: Outcome, labels: np.ndarray, groups: np.ndarray | None) -> rundir.Line:
-    """Predictions, curves and masks of one fit; what its line says of the predictions."""
+def _write(folder: Path, result: Result, outcome: Outcome, labels: np.ndarray, groups: np.ndarray | None) -> Result:
+    """Write predictions, curves and masks of one fit; the result, which says where and what they are."""
+    name = result.name
     file = folder / "predictions" / f"{name}.npz"
-    rundir.folder(file.parent)
+    directory.make_folder(file.parent)
     packed = io.BytesIO()
     probabilities = np.asarray(jax.nn.softmax(outcome.logits), np.float32)
     known: dict[str, Any] = {} if groups is None else {"groups": np.asarray(groups)}
     np.savez_compressed(packed, probabilities=probabilities, labels=np.asarray(labels), **known)
-    rundir.replace(file, packed.getvalue())
-    _write_metrics(rundir.folder(folder / "metrics") / name, outcome.record.curve)
+    directory.replace(file, packed.getvalue())
+    _write_metrics(directory.make_folder(folder / "metrics") / name, outcome.record.curve)
     for number, mask in enumerate(outcome.masks):
-        masks.save(mask, rundir.folder(folder / "masks") / f"{name}-phase{number}")
-    return {
-        "predictions": f"predictions/{file.name}",
-        "predictions_sha256": hashlib.sha256(packed.getvalue()).hexdigest(),
-        "masks_sha256": rundir.masks_digest(folder, name, len(outcome.masks)),
-    }
+        masks.save(mask, directory.make_folder(folder / "masks") / f"{name}-phase{number}")
+    return replace(
+        result,
+        predictions=f"predictions/{file.name}",
+        predictions_sha256=hashlib.sha256(packed.getvalue()).hexdigest(),
+        masks_sha256=directory.masks_digest(folder, name, len(outcome.masks)),
+    )
 
 
-def _by_strategy(lines: Sequence[rundir.Line]) -> list[list[int]]:
-    """Which lines are of one strategy with one set of options, in order."""
-    found: dict[str, list[int]] = {}
-    for row, line in enumerate(lines):
-        found.setdefault(json.dumps([line["strategy"], line["options"]], default=str), []).append(row)
-    return list(found.values())
+def _by_strategy(results: Sequence[Result]) -> list[list[int]]:
+    """Which results are of one strategy with one set of options, in order."""
+    rows: dict[str, list[int]] = {}
+    for row, result in enumerate(results):
+        rows.setdefault(json.dumps([result.strategy, result.options], default=str), []).append(row)
+    return list(rows.values())
 
 
 def _write_metrics(folder: Path, curve: Sequence[Mapping[str, float]]) -> None:
     """The curves as TensorBoard events, and as arrays for the report."""
     shutil.rmtree(folder, ignore_errors=True)
-    rundir.folder(folder)
+    directory.make_folder(folder)
     now = time.time()
-    rundir.replace(folder / f"events.out.tfevents.{now:.0f}.{socket.gethostname()}", _events(curve, now))
+    directory.replace(folder / f"events.out.tfevents.{now:.0f}.{socket.gethostname()}", _events(curve, now))
     columns: dict[str, Any] = {name: np.array([point[name] for point in curve]) for name in curve[0]}
     packed = io.BytesIO()
     np.savez(packed, sha256=_sum(folder.name, columns), **columns)
-    rundir.replace(folder / "curves.npz", packed.getvalue())
+    directory.replace(folder / "curves.npz", packed.getvalue())
 
 
 def _events(curve: Sequence[Mapping[str, float]], seconds: float) -> bytes:
@@ -170,25 +178,25 @@ def _events(curve: Sequence[Mapping[str, float]], seconds: float) -> bytes:
     return b"".join(records)
 
 
-def curves(folder: Path, line: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
-    """The curves that `run` left of a fit, by name; None, aloud, where they are gone or damaged.
+def curves(folder: Path, name: str) -> dict[str, np.ndarray] | None:
+    """The curves that `leave` left of the fit of this name; None, aloud, where they are gone or damaged.
 
     An older tljax left no SHA-256 in them: those are believed.
     """
-    file = folder / "metrics" / line["name"] / "curves.npz"
+    file = folder / "metrics" / name / "curves.npz"
     try:
         if not file.is_file():
             raise FileNotFoundError("it is gone")
         columns = npz.read(file)
         digest_there = columns.pop("sha256", None)
-        if digest_there is not None and digest_there.tobytes() != _sum(line["name"], columns).tobytes():
+        if digest_there is not None and digest_there.tobytes() != _sum(name, columns).tobytes():
             raise ValueError("it is not as it was written")
         if not _are_curves(columns):
             raise ValueError("it holds no curves")
         return columns
     except Exception as error:  # what NumPy, zlib and the unpacking raise for a damaged file has no common type
         why = " ".join(str(error).split())[:120] or type(error).__name__
-        console.say(f"the curves of '{line['name']}' are left out: '{file}' cannot be read ({why})")
+        console.say(f"the curves of '{name}' are left out: '{file}' cannot be read ({why})")
         return None
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.runs import process, workdir
+from experiments.runs import directory, process
 from tljax import checkpoint, parallel, paths, train
 from tljax.types import InputError, Mask, Params
 
@@ -172,7 +172,7 @@ def found(
                     now = _with(now, which, _restored(program, [trials[i] for i in which], arrays, told))
                 break
             except InputError as error:
-                aside = workdir.aside(folder).name
+                aside = directory.set_aside(folder).name
                 say(f"{error}; it is set aside as '{aside}', and what was saved before it is used")
     return now if now.parts else None
 

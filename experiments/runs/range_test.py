@@ -8,18 +8,9 @@ import numpy as np
 
 from experiments import transfer
 from experiments.pages import search_report
-from experiments.runs.settings import GROWING, Settings
-from experiments.runs import (
-    console,
-    fits,
-    flags,
-    process,
-    search_flags,
-    trials,
-    workdir,
-)
-
+from experiments.runs import console, directory, fits, flags, process, search_flags, trials
 from experiments.runs.search_flags import Search
+from experiments.runs.settings import GROWING, Settings
 from tljax import plugins, train
 from tljax.study import range_test
 from tljax.types import InputError
@@ -49,7 +40,7 @@ def run(
     todo = transfer.prepare(made, means, only=True, stand_ins=stand_ins)
     settings = Settings.from_flags(**given)
     own_lines = [*search_flags.to_flags(asked), *_own_flags(asked)]
-    with workdir.opened(settings, "search", _kept_flags(settings, own_lines), older=made) as folder:
+    with directory.opened(settings, "search", _kept_flags(settings, own_lines), older=made) as folder:
         rates, losses = swept(todo, asked, folder)
         found = range_test.suggested(rates, losses)
         name = f"{plugins.called(made.strategies[0])} at {made.train_examples[0]}"
@@ -57,11 +48,11 @@ def run(
         for line in said:
             console.say(line)
         reproduced = search_report.reproduced(
-            [*own_lines, *settings.flagfile_lines()], workdir.environment(transfer.fingerprints(todo))
+            [*own_lines, *settings.flagfile_lines()], directory.environment(transfer.fingerprints(todo))
         )
         text = search_page.range_page(name, ". ".join(said) + ".", rates, losses, found, reproduced)
         if process.first():
-            workdir.replace(folder / "lr_range_test.html", text)
+            directory.replace(folder / "lr_range_test.html", text)
         console.say(f"report: {folder / 'lr_range_test.html'}")
     return found
 
@@ -73,7 +64,7 @@ def _own_flags(asked: Search) -> list[str]:
 def _kept_flags(settings: Settings, own_lines: Sequence[str]) -> Sequence[str]:
     """The search's own lines of the run directory's flagfile: those of a search that it holds stay as they are."""
     file = Path(settings.workdir or "") / "flags.flags"
-    lines = workdir.flags_text(file).splitlines() if file.is_file() else []
+    lines = directory.flags_text(file).splitlines() if file.is_file() else []
     names = flags.kinds(Search)
     there = [line for line in lines if line.startswith("--") and line[2:].partition("=")[0] in names]
     searched = there and not any(line.startswith("--lr_range_test") for line in there)

@@ -20,10 +20,9 @@ from scipy.special import softmax
 from threadpoolctl import threadpool_limits
 
 from experiments import features, transfer
-from experiments.runs.settings import Settings
-from experiments.runs import budgets, fits, origin, workdir
-
+from experiments.runs import budgets, directory, fits, origin
 from experiments.runs.origin import Origin
+from experiments.runs.settings import Settings
 from tljax import plugins
 from tljax.data import draw
 from tljax.study import examples, probes, ranking, transferability
@@ -147,7 +146,7 @@ def scored(folder: Path, one: Origin, task: Task, made: Settings, names: Sequenc
                 missing += [(key, name, seen)] if key not in kept else []
     kept |= zip((key for key, _, _ in missing), _side_by_side([(name, seen) for _, name, seen in missing]), strict=True)
     if kept != known:
-        workdir.write_record(file, {"code": _code(), "seconds": took, "scores": kept})
+        directory.write_record(file, {"code": _code(), "seconds": took, "scores": kept})
     found = {
         budget: {name: _mean([Score(*kept[key]) for key in keys]) for name, keys in of.items()}
         for budget, of in wanted.items()
@@ -188,7 +187,7 @@ def _known(file: Path) -> tuple[dict[str, tuple[float | None, float, str]], floa
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
         rest = {name: value for name, value in record.items() if name != "sha256"}
-        if not workdir.intact(record) and record["sha256"] != workdir.digest(
+        if not directory.intact(record) and record["sha256"] != directory.digest(
             rest
         ):  # of an older tljax, less the seconds
             raise ValueError("it is not as it was written")

@@ -5,10 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.runs.settings import Settings, parse_flags
 from experiments.runs import flags
 from experiments.runs.flags import flag
-
+from experiments.runs.settings import Settings, parse_flags
 from tljax import objective, optimizers
 from tljax.study import space
 from tljax.study.space import Range
@@ -49,9 +48,7 @@ class Search:
         120.0, "seconds without news after which another process of the study is taken for dead", role="local"
     )
     study: str = flag("search", "its name there", role="free", place="new")
-    per_strategy: bool = flag(
-        False, "a study for each of --strategies, with the same number of trials", role="free"
-    )
+    per_strategy: bool = flag(False, "a study for each of --strategies, with the same number of trials", role="free")
     per_budget: bool = flag(False, "a study for each of --train_examples", role="free")
     lr_range_test: bool = flag(
         False,

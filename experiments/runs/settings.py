@@ -61,9 +61,7 @@ class TargetFlags:
     """What is learnt then."""
 
     THEME: ClassVar[str] = "Tasks"
-    target: str | None = flag(
-        None, "data set to transfer to, named likewise; needed", place="data", often=True
-    )
+    target: str | None = flag(None, "data set to transfer to, named likewise; needed", place="data", often=True)
 
 
 @dataclass(frozen=True)
@@ -162,7 +160,7 @@ class SeedFlags:
 
 @dataclass(frozen=True)
 class PinFlags:
-    """Streams of randomness that the fits of all seeds share; that of the head is pinned by the strategies' --head_seed."""
+    """Streams of randomness that the fits of all seeds share; --head_seed, of the strategies, pins that of the head."""
 
     THEME: ClassVar[str] = "Run"
     source_seed: int | None = flag(None, "pins the source's fit", bounds=_SEED)
@@ -210,9 +208,7 @@ class ComputeFlags:
     distributed: bool = flag(
         False, "one of many processes; SLURM, Open MPI and Kubernetes find themselves", role="local"
     )
-    coordinator: str | None = flag(
-        None, "HOST:PORT of process 0, needed where there is no such cluster", role="local"
-    )
+    coordinator: str | None = flag(None, "HOST:PORT of process 0, needed where there is no such cluster", role="local")
     num_processes: int | None = flag(None, "how many there are, needed likewise", role="local")
     process_id: int | None = flag(None, "which of them this is, from 0, needed likewise", role="local")
     heartbeat: int = flag(
@@ -236,9 +232,7 @@ class SharingFlags:
     features_budget: int = flag(
         10**9, "bytes for the output of frozen stages; 0 computes it in every step", bounds=(0, None)
     )
-    features_dtype: str = flag(
-        "float32", "in which that is kept, or bfloat16", choices=("float32", "bfloat16")
-    )
+    features_dtype: str = flag("float32", "in which that is kept, or bfloat16", choices=("float32", "bfloat16"))
 
 
 @dataclass(frozen=True)
@@ -248,7 +242,15 @@ class TrainFlags(Recipe, SeedFlags, PinFlags, RunFlags, ComputeFlags, SharingFla
 
 @dataclass(frozen=True)
 class ExperimentFlags(
-    SourceFlags, CheckpointFlags, RenamingFlags, TargetFlags, LabelFlags, DataFlags, ModelFlags, StrategyFlags, TrainFlags
+    SourceFlags,
+    CheckpointFlags,
+    RenamingFlags,
+    TargetFlags,
+    LabelFlags,
+    DataFlags,
+    ModelFlags,
+    StrategyFlags,
+    TrainFlags,
 ):
     """All flags that programs share: those of experiments.transfer."""
 
@@ -260,7 +262,21 @@ FLAGS: Mapping[str, Kind] = flags.kinds(ExperimentFlags)
 
 
 @dataclass(frozen=True)
-class Settings(SharingFlags, ComputeFlags, RunFlags, PinFlags, SeedFlags, StrategyFlags, ModelFlags, DataFlags, LabelFlags, TargetFlags, RenamingFlags, CheckpointFlags, SourceFlags):
+class Settings(
+    SharingFlags,
+    ComputeFlags,
+    RunFlags,
+    PinFlags,
+    SeedFlags,
+    StrategyFlags,
+    ModelFlags,
+    DataFlags,
+    LabelFlags,
+    TargetFlags,
+    RenamingFlags,
+    CheckpointFlags,
+    SourceFlags,
+):
     """All of a run; `pretrain.run` and `transfer.run` take the flags as keyword arguments."""
 
     recipe: Recipe = Recipe()

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import jax
 
+from experiments.runs import console, directory, fits, training
 from experiments.runs.settings import Settings
-from experiments.runs import console, fits, training, workdir
-
 from tljax import checkpoint, data, masks, models, paths, plugins, seeds
+from tljax.study.results import Result
 from tljax.train import Means
 from tljax.types import InputError, Model, Task
 
@@ -63,17 +63,14 @@ def from_data(made: Settings) -> Source:
 
     def obtain(folder: Path, means: Means) -> dict[int, Trained]:
         lines = train(made, task, folder, means)
-        places = {line["checkpoint"] for line in lines.values()}
+        places = {line.checkpoint for line in lines.values()}
         loaded = {place: checkpoint.load(folder / place)[0] for place in places}
-        return {
-            seed: _trained(loaded[line["checkpoint"]], line["name"], line["test_accuracy"])
-            for seed, line in lines.items()
-        }
+        return {seed: _trained(loaded[line.checkpoint], line.name, line.test_accuracy) for seed, line in lines.items()}
 
-    identity = {seed: line["key"] for seed, line in plan.items()}
+    identity = {seed: line.key for seed, line in plan.items()}
     shape = tuple(task.train.images.shape[1:])
     steps = fits.steps(made.source_recipe, len(fits.chosen(made.source_recipe, "all", task, 0)[0]))
-    recipe = next(iter(plan.values()))["recipe"]
+    recipe = next(iter(plan.values())).recipe or ""
     return Source(
         task.name, task.classes, shape, identity, obtain, task.fingerprint, made.save_fisher, task.note, steps, recipe
     )
@@ -95,12 +92,12 @@ def model(made: Settings, classes: int) -> Model:
     return models.build(made.model, classes, hidden=made.hidden, activation=made.activation)
 
 
-def _planned(made: Settings, task: Task) -> dict[int, workdir.Line]:
-    """{seed: the first half of the line of its source}."""
+def _planned(made: Settings, task: Task) -> dict[int, Result]:
+    """{seed: the fit that is to give its source}."""
     lines = {}
     draws = fits.draws(made, model(made, len(task.classes)), tuple(task.train.images.shape[1:]))
     for seed in made.seeds:
-        line: workdir.Line = {
+        about: dict[str, Any] = {
             "source": None,
             "target": task.name,
             "strategy": "pretrain",
@@ -119,7 +116,7 @@ def _planned(made: Settings, task: Task) -> dict[int, workdir.Line]:
             **draws,
         }
         recipe = {name: value for name, value in decisive.items() if name not in ("streams", "many")}
-        lines[seed] = fits.identify(f"pretrain-{task.name}-seed{seed}", line, decisive, recipe)
+        lines[seed] = fits.identify(f"pretrain-{task.name}-seed{seed}", about, decisive, recipe)
     return lines
 
 
@@ -134,19 +131,19 @@ def _streams(made: Settings, seed: int) -> seeds.Seeds:
     return seeds.streams(seeds.streams(seed, source=made.source_seed).source)
 
 
-def train(made: Settings, task: Task, folder: Path, means: Means) -> dict[int, workdir.Line]:
+def train(made: Settings, task: Task, folder: Path, means: Means) -> dict[int, Result]:
     """Train the sources that the run directory does not hold yet; {seed: its line}."""
     plan = _planned(made, task)
-    there = workdir.done(folder)
-    missing = {seed: line for seed, line in plan.items() if line["key"] not in there}
+    there = directory.finished(folder)
+    missing = {seed: line for seed, line in plan.items() if line.key not in there}
     if missing:
         missing = plan if made.many == "vmap" else missing
         field = fits.arena(task, made.source_recipe, means)
         ready = [_ready(made, field, seed, line) for seed, line in missing.items()]
         with console.progress(f"source {task.name}", sum(len(fit.trial.rates) for fit in ready)) as advance:
             training.run(field, ready, folder, about(made, task), advance, made.checkpoint_every, made.save_fisher)
-    done = workdir.done(folder)
-    return {seed: done[line["key"]] for seed, line in plan.items()}
+    done = directory.finished(folder)
+    return {seed: done[line.key] for seed, line in plan.items()}
 
 
 def about(made: Settings, task: Task) -> dict[str, Any]:
@@ -161,12 +158,12 @@ def about(made: Settings, task: Task) -> dict[str, Any]:
     }
 
 
-def _ready(made: Settings, field: fits.Arena, seed: int, line: workdir.Line) -> fits.Fit:
+def _ready(made: Settings, field: fits.Arena, seed: int, result: Result) -> fits.Fit:
     streams, built = _streams(made, seed), model(made, len(field.task.classes))
     params = models.init(built, jax.random.key(streams.head), field.images.shape[1:])
     mask = masks.by_path(params, lambda path: True)
     start = fits.Start(params, ((0.0, mask),), fresh=mask)
-    return fits.build(field, built, start, streams, "all", line)
+    return fits.build(field, built, start, streams, "all", result)
 
 
 def stand_ins(made: Settings, trial_seeds: Sequence[int]) -> dict[int, int]:
@@ -324,24 +321,24 @@ def _require_leaves(made: Settings, told: Mapping[str, Any], loaded: Mapping[Pat
                 raise refuse_model(made, told["model"], found) from error
 
 
-def _places(directory: Path) -> dict[int, tuple[Path, str]]:
+def _places(folder: Path) -> dict[int, tuple[Path, str]]:
     """{seed: (checkpoint, name of the fit)} of a run directory's sources, or of one checkpoint."""
-    if (directory / "results.jsonl").is_file():
-        gone = workdir.superseded(directory)
-        every = [line for line in workdir.lines(directory) if line["strategy"] == "pretrain"]
-        lines = [line for line in every if line["key"] not in gone]
-        if len({line["seed"] for line in lines}) < len(lines):
-            names = paths.some(list(dict.fromkeys(line["checkpoint"] for line in lines)))
-            raise InputError(f"--source_checkpoint={directory} holds several sources: name one of {names}")
+    if (folder / "results.jsonl").is_file():
+        gone = directory.superseded(folder)
+        every = [line for line in directory.results(folder) if line.strategy == "pretrain"]
+        lines = [line for line in every if line.key not in gone]
+        if len({line.seed for line in lines}) < len(lines):
+            names = paths.some(list(dict.fromkeys(line.checkpoint for line in lines)))
+            raise InputError(f"--source_checkpoint={folder} holds several sources: name one of {names}")
         if lines:
-            return {line["seed"]: (directory / line["checkpoint"], line["name"]) for line in lines}
-        raise InputError(f"--source_checkpoint={directory} is a run without a source: name one of its checkpoints/")
+            return {line.seed: (folder / line.checkpoint, line.name) for line in lines}
+        raise InputError(f"--source_checkpoint={folder} is a run without a source: name one of its checkpoints/")
     places: dict[int, tuple[Path, str]] = {}
-    for name, fit in _about(directory)["fits"].items():
+    for name, fit in _about(folder)["fits"].items():
         if fit["seed"] in places:
             raise InputError(
-                f"checkpoint '{directory}' holds two fits of seed {fit['seed']}, '{places[fit['seed']][1]}' and "
+                f"checkpoint '{folder}' holds two fits of seed {fit['seed']}, '{places[fit['seed']][1]}' and "
                 f"'{name}': experiments.export makes a source of one of them"
             )
-        places[fit["seed"]] = directory, name
+        places[fit["seed"]] = folder, name
     return places

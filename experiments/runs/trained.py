@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.runs.settings import Settings
-from experiments.runs import elsewhere, origin, process, sources, workdir
+from experiments.runs import directory, elsewhere, origin, process, sources
 from experiments.runs.flags import flag
-
 from experiments.runs.origin import Origin
+from experiments.runs.settings import Settings
 from experiments.runs.sources import Source
 from tljax import checkpoint, paths, plugins
 from tljax.types import InputError
@@ -19,7 +18,9 @@ from tljax.types import InputError
 class TrainedFlags:
     """Which fit."""
 
-    checkpoint: str | None = flag(None, "a run, a checkpoint in it, or a file of weights with its card; needed", place="path")
+    checkpoint: str | None = flag(
+        None, "a run, a checkpoint in it, or a file of weights with its card; needed", place="path"
+    )
     fit: str | None = flag(None, "which of several fits: its name in results.jsonl")
 
 
@@ -68,7 +69,7 @@ def weights(
 
 def _found(place: Path, fit: str | None) -> tuple[Path, int]:
     """(checkpoint, seed) of a fit, by its name with or without the digest: under one seed a checkpoint holds one."""
-    lines = {line["name"]: line for line in workdir.lines(place)}
+    lines = {line.name: line for line in directory.results(place)}
     names = sorted(lines or sources.told(place)["fits"])
     if fit is None and len(names) > 1:
         raise InputError(f"'{place}' holds {len(names)} fits, {paths.some(names, 12)}: choose one with --fit=NAME")
@@ -78,7 +79,7 @@ def _found(place: Path, fit: str | None) -> tuple[Path, int]:
         raise InputError(f"--fit={fit}: '{place}' holds {paths.some(begun)}: name one of them whole")
     if name not in names:
         raise InputError(f"--fit={name}: '{place}' holds no such fit{plugins.nearest(name, names)}")
-    folder = place / lines[name]["checkpoint"] if lines else place
+    folder = place / lines[name].checkpoint if lines else place
     told = sources.told(folder)["fits"]
     if name not in told:
         raise InputError(f"checkpoint '{folder}' holds no fit '{name}': train it again")

@@ -38,7 +38,7 @@ def run(
         groups.setdefault((fit.program, len(fit.trial.rates)), []).append(fit)
     with process.signals_handled() as asked:
         for group in groups.values():
-            place = folder / "progress" / fits.group_name(fit.line["key"] for fit in group)
+            place = folder / "progress" / fits.group_name(fit.result.key for fit in group)
             outcomes = _train(field, group, place, every, asked, advance)
             extra = [_fisher(field, fit, of) for fit, of in zip(group, outcomes, strict=True)] if fisher else []
             if process.first():
@@ -61,11 +61,11 @@ def _train(
     advance: Callable[[int], None],
 ) -> list[Outcome]:
     """Train one group from where it is to its end, and save it on the way."""
-    program, trials, keys = group[0].program, [fit.trial for fit in group], [fit.line["key"] for fit in group]
+    program, trials, keys = group[0].program, [fit.trial for fit in group], [fit.result.key for fit in group]
     last = len(trials[0].rates)
     ends = fits.ends(field.recipe, last)
     points = [end for end in ends if end not in {step for step, _ in trials[0].phases}]
-    named = ", ".join(dict.fromkeys(fit.line["strategy"] for fit in group))
+    named = ", ".join(dict.fromkeys(fit.result.strategy for fit in group))
     now = process.in_turn(lambda: progress.found(place.parent, keys, program, trials, console.say))
     if now:
         console.say(f"{named}: goes on from step {min(part.step for part in now.parts)} of {last}")

@@ -11,6 +11,7 @@ from experiments.runs.sources import Trained
 from experiments.transfer import Experiment, look, streams_of
 from tljax import evaluate, train
 from tljax.data import derive
+from tljax.study.results import Result
 from tljax.types import Task
 
 
@@ -105,7 +106,8 @@ def ready(place: Yard, one: Experiment, seed: int, trained: Mapping[int, Trained
             ground = methods.with_source(ground, trained[seed])
         place.kept[known] = methods.start(method, ground, look(one, field, own, place.budget))
     never_still = fits.never_still(one.made, one.model, tuple(one.target.train.images.shape[1:]))
-    fit = fits.build(field, one.model, place.kept[known], own, place.budget, {}, never_still)
+    untrained = Result(name=method.label, target=one.target.name, strategy=method.name, seed=seed)
+    fit = fits.build(field, one.model, place.kept[known], own, place.budget, untrained, never_still)
     ordered = ("order", own, one.made.recipe.batch_size, one.made.recipe.steps is None)
     order = place.kept.setdefault(ordered, fit.trial.order)
     return fit._replace(trial=fit.trial._replace(order=order))

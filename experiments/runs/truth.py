@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import transfer
-from experiments.runs.settings import Settings
-from experiments.runs import budgets, origin, workdir
+from experiments.runs import budgets, directory, origin
 from experiments.runs.cards import Card
-
+from experiments.runs.settings import Settings
 from experiments.transfer import Experiment
 from tljax.types import InputError, Task
 
@@ -103,26 +102,26 @@ def found(plan: Plan, folder: Path, cards: Sequence[Card], made: Settings) -> li
 def _refuse_doubles(folder: Path) -> None:
     """Raise InputError if results.jsonl holds two fits of one key: which of them counted would be chance."""
     names: dict[str, str] = {}
-    for number, line in enumerate(workdir.lines(folder), 1):
-        where = f"'{line['name']}' (fit {number})"
-        if line["key"] in names:
+    for number, line in enumerate(directory.results(folder), 1):
+        where = f"'{line.name}' (fit {number})"
+        if line.key in names:
             raise InputError(
                 f"'{folder / 'results.jsonl'}' holds two fits of one source, strategy, budget and seed, "
-                f"{names[line['key']]} and {where}: delete the line that does not belong there"
+                f"{names[line.key]} and {where}: delete the line that does not belong there"
             )
-        names[line["key"]] = where
+        names[line.key] = where
 
 
 def _accuracies(todo: Experiment, folder: Path, data: Mapping[str, str]) -> dict[tuple[str, str, int], float]:
     """{(strategy, budget, seed): test accuracy}."""
-    lines = {line["key"]: line for line in transfer.within(todo, folder, data)}
+    lines = {line.key: line for line in transfer.within(todo, folder, data)}
     known: dict[tuple[str, str, int], float] = {}
     for key, job in transfer.planned(todo).items():
-        line: workdir.Line = lines[key]
-        if line["diverged"]:
+        line = lines[key]
+        if line.test_accuracy is None:
             raise InputError(
-                f"fit '{line['name']}' of source {todo.made.source_checkpoint} diverged, so there is no truth: leave "
+                f"fit '{line.name}' of source {todo.made.source_checkpoint} diverged, so there is no truth: leave "
                 "the source out, or lower --learning_rate"
             )
-        known[job.method.label, job.budget, job.seed] = line["test_accuracy"]
+        known[job.method.label, job.budget, job.seed] = line.test_accuracy
     return known

@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.runs.settings import Recipe, Settings, parse_flags
-from experiments.runs import fits, workdir
-
+from experiments.runs import directory, fits
 from experiments.runs.search_flags import FIRST_SEED
+from experiments.runs.settings import Recipe, Settings, parse_flags
 from tljax import plugins
 from tljax.study import space
 from tljax.types import InputError
@@ -46,7 +45,7 @@ def winners(search: Path) -> dict[str, dict[str, Any]]:
     if not files:
         raise InputError(f"--tuned={search} holds no best.flags: give the run directory of a search that has ended")
     for file in files:
-        workdir.flags_text(file)  # raises InputError for one that is not as it was written
+        directory.flags_text(file)  # raises InputError for one that is not as it was written
     return {file.stem: parse_flags(["tuned", f"--flagfile={file}"]) for file in files}
 
 

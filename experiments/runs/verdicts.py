@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from experiments.pages import page
-from experiments.runs import console, evidence, looks, workdir
+from experiments.pages import tables as tables_of
+from experiments.runs import console, directory, evidence, looks
 from experiments.runs.compare_flags import Judging
 from experiments.runs.evidence import Found
 from tljax import files
 from tljax.study import milestones, study, summary
-from experiments.pages import tables as tables_of
+from tljax.study.results import Result
 from tljax.study.study import Comparison, Study
 from tljax.study.summary import listed
 
@@ -64,12 +65,12 @@ def _alone(table: study.Right, family: Sequence[Comparison], against: str) -> li
     return [f"{names}: no seed has a fit at every budget, and one of {against} beside it"] if names else []
 
 
-def _sources(rows: Sequence[study.Row]) -> list[str]:
+def _sources(rows: Sequence[Result]) -> list[str]:
     """How well the sources do their own tasks, so that nobody takes a poor source for a poor strategy."""
     each: dict[str, list[float]] = {}
     for row in rows:
-        if row["strategy"] != "scratch" and row.get("source") and summary.finite(row.get("source_accuracy")):
-            each.setdefault(row["source"], []).append(100 * row["source_accuracy"])
+        if row.strategy != "scratch" and row.source and row.source_accuracy is not None:
+            each.setdefault(row.source, []).append(100 * row.source_accuracy)
     return [f"{name}: the source's own test accuracy is {min(a):.2f} to {max(a):.2f} %" for name, a in each.items()]
 
 
@@ -93,16 +94,16 @@ def _of_items(table: study.Right, groups: study.Groups) -> list[str]:
     return known + ([f"groups of test items {where}are not known: items are taken as independent"] if unknown else [])
 
 
-def _diverged(rows: Sequence[study.Row]) -> list[str]:
+def _diverged(rows: Sequence[Result]) -> list[str]:
     """How many fits of each strategy and budget diverged, and what they count as."""
     said = []
-    several = len({(row.get("source"), row["target"]) for row in rows if row["strategy"] != "scratch"}) > 1
+    several = len({(row.source, row.target) for row in rows if row.strategy != "scratch"}) > 1
     for group in summary.groups(rows):
-        odd = [row for row in group if row.get("diverged")]
+        odd = [row for row in group if row.diverged]
         if odd:
             what = tables_of.diverged(len(odd), len(group), summary.accuracy(odd[0]))
-            where = f", {tables_of.place(odd[0].get('source'), odd[0]['target'])}" if several else ""
-            said.append(f"{summary.label(odd[0])} at {odd[0]['train_examples']:,} labels{where}: {what}")
+            where = f", {tables_of.place(odd[0].source, odd[0].target)}" if several else ""
+            said.append(f"{summary.label(odd[0])} at {odd[0].train_examples:,} labels{where}: {what}")
     return [*said, *([summary.COUNTS_AS] if said else [])]
 
 
@@ -130,7 +131,7 @@ def show(folder: Path, found: Sequence[Found], judging: Judging, notes: Sequence
     look = max(evidence.looked(folder, evidence.right(found)), looks.count(fits, judging, places))
     told = judged(found, judging, [*notes, *looks.keep(fits, judging, look, places)], look)
     evidence.keep(folder, found, notes, looks.settings(judging), look)
-    classes = {part.rows[0]["target"]: part.classes for part in found if part.rows}
+    classes = {part.rows[0].target: part.classes for part in found if part.rows}
     write(folder, told, classes, page.reproduced(folder))
     tables(told)
     console.say(f"  report: {folder / 'report.html'}")
@@ -141,17 +142,17 @@ def write(folder: Path, told: Study, classes: Mapping[str, Sequence[str]], made:
     """Write the report of a study, and the same as Markdown, tables, figures and numbers; `made` says how it came."""
     from experiments.pages import export, report, study_report
 
-    targets = dict.fromkeys(row["target"] for row in told.rows)
-    sources = dict.fromkeys(row["source"] for row in told.rows if row.get("source"))
+    targets = dict.fromkeys(row.target for row in told.rows)
+    sources = dict.fromkeys(row.source for row in told.rows if row.source)
     title = f"{', '.join(sources) or 'no source'} to {', '.join(targets)}"
     sections = study_report.sections(told, classes)
     text = report.render(sections, title=title, lead=told.verdict, made=made or report.Reproduced())
     for name, data in {**export.files(told, sections, title), "report.html": files.to_bytes(text)}.items():
         file = folder / name
         if file.parent != folder:
-            workdir.folder(file.parent)
+            directory.make_folder(file.parent)
         if not file.is_file() or file.read_bytes() != data:
-            workdir.replace(file, data)
+            directory.replace(file, data)
 
 
 def tables(told: Study) -> None:

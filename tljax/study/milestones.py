@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from tljax.study.summary import Curves, Row, accuracy, counts, groups, label, mean
+from tljax.study.results import Result
+from tljax.study.summary import Curves, accuracy, counts, groups, label, mean
 
 
-def milestones(rows: Sequence[Row], curves: Curves) -> list[dict[str, Any]]:
+def milestones(rows: Sequence[Result], curves: Curves) -> list[dict[str, Any]]:
     """A row for each source, target, strategy and budget, scratch among them; accuracies are fractions.
 
     jump_start: accuracy before the first step less that of scratch drawn anew (chance, 1/classes), 'not defined' where
@@ -22,16 +23,16 @@ def milestones(rows: Sequence[Row], curves: Curves) -> list[dict[str, Any]]:
     that `summary.accuracy` says from where it diverged, and reaches no threshold.
     """
     found = []
-    fits = [row for row in rows if row["strategy"] != "pretrain"]
+    fits = [row for row in rows if row.strategy != "pretrain"]
     base = {
-        (group[0]["target"], group[0]["train_examples"]): mean(accuracy(row) for row in group)
+        (group[0].target, group[0].train_examples): mean(accuracy(row) for row in group)
         for group in groups(fits)
         if label(group[0]) == "scratch"
     }
     for group in groups(fits):
         members = [row for row in group if counts(row)]
         if members:
-            where = members[0]["target"], members[0]["train_examples"]
+            where = members[0].target, members[0].train_examples
             found.append(_milestone(members, curves, base.get(where), _scratch(base, where[0])))
     return found
 
@@ -42,31 +43,31 @@ def _scratch(base: Mapping[tuple[str, int], float | None], target: str) -> list[
 
 
 def _milestone(
-    members: Sequence[Row], curves: Curves, threshold: float | None, scratch: Sequence[tuple[int, float]]
+    members: Sequence[Result], curves: Curves, threshold: float | None, scratch: Sequence[tuple[int, float]]
 ) -> dict[str, Any]:
     first = members[0]
     asymptote = mean(accuracy(row) for row in members)
-    times = [_time_to(row, curves, threshold) for row in members if row["name"] in curves] if threshold else []
+    times = [_time_to(row, curves, threshold) for row in members if row.name in curves] if threshold else []
     steps = float(np.median(times)) if times else None
-    per_step = mean(row.get("step_flops") for row in members)
+    per_step = mean(row.step_flops for row in members)
     seconds = None if steps is None else _per_step(members) * steps
     flops = None if steps is None or per_step is None else per_step * steps
-    start = mean(row.get("start_accuracy") for row in members)
-    classes = len(first["per_class_accuracy"]) if first.get("per_class_accuracy") else None
+    start = mean(row.start_accuracy for row in members)
+    classes = len(first.per_class_accuracy) if first.per_class_accuracy else None
     return {
-        "source": first.get("source"),
-        "target": first["target"],
+        "source": first.source,
+        "target": first.target,
         "strategy": label(first),
-        "train_examples": first["train_examples"],
+        "train_examples": first.train_examples,
         "jump_start": "not defined" if start is None or classes is None else start - 1 / classes,
         "asymptote": asymptote,
-        "time_to_threshold": f">{first['steps']}" if steps == np.inf else steps,
+        "time_to_threshold": f">{first.steps}" if steps == np.inf else steps,
         "area": _area(members, curves),
-        "examples_saved": None if label(first) == "scratch" else saved(scratch, first["train_examples"], asymptote),
+        "examples_saved": None if label(first) == "scratch" else saved(scratch, first.train_examples, asymptote),
         "flops": flops,
-        "flops_with_source": _plus(flops, mean(row.get("source_flops") for row in members)),
+        "flops_with_source": _plus(flops, mean(row.source_flops for row in members)),
         "seconds": seconds,
-        "seconds_with_source": _plus(seconds, mean(row.get("source_seconds") for row in members)),
+        "seconds_with_source": _plus(seconds, mean(row.source_seconds for row in members)),
     }
 
 
@@ -80,8 +81,8 @@ def time_to(curve: Mapping[str, Any], threshold: float) -> float:
     return float(np.asarray(curve["step"])[there.argmax()]) if there.any() else np.inf
 
 
-def _time_to(row: Row, curves: Curves, threshold: float) -> float:
-    return np.inf if row.get("diverged") else time_to(curves[row["name"]], threshold)
+def _time_to(row: Result, curves: Curves, threshold: float) -> float:
+    return np.inf if row.diverged else time_to(curves[row.name], threshold)
 
 
 def saved(scratch: Sequence[tuple[int, float]], budget: int, accuracy: float | None) -> float | str | None:
@@ -108,23 +109,23 @@ def saved(scratch: Sequence[tuple[int, float]], budget: int, accuracy: float | N
     return float(np.exp(budgets[at - 1] + share * (budgets[at] - budgets[at - 1])) - budget)
 
 
-def _area(members: Sequence[Row], curves: Curves) -> float | None:
+def _area(members: Sequence[Result], curves: Curves) -> float | None:
     """Mean accuracy over the steps, by trapezoids between the recorded ones."""
     areas = []
     for row in members:
-        if row["name"] in curves:
-            steps = np.asarray(curves[row["name"]]["step"], float)
-            values = np.asarray(curves[row["name"]]["accuracy"], float)
+        if row.name in curves:
+            steps = np.asarray(curves[row.name]["step"], float)
+            values = np.asarray(curves[row.name]["accuracy"], float)
             share = accuracy(row)
-            if row.get("diverged") and share is not None:
+            if row.diverged and share is not None:
                 values = np.where(np.isfinite(values), values, share)
             wide = steps[-1] - steps[0]
             areas.append(np.trapezoid(values, steps) / wide if wide > 0 else values[-1])
     return mean(areas)
 
 
-def _per_step(members: Sequence[Row]) -> float:
-    return float(np.mean([row["seconds"] / max(row["steps"], 1) for row in members]))
+def _per_step(members: Sequence[Result]) -> float:
+    return float(np.mean([row.seconds / max(row.steps or 1, 1) for row in members if row.seconds is not None]))
 
 
 def _plus(own: float | None, more: float | None) -> float | None:

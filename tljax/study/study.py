@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tljax.study import statistics
-from tljax.study.summary import Curves, Row, listed
+from tljax.study.results import Result
+from tljax.study.summary import Curves, listed
 from tljax.types import InputError
 
 STEPS = "{} at equal target steps"
@@ -62,7 +63,7 @@ class Comparison(NamedTuple):
 class Study(NamedTuple):
     """All that a report tells."""
 
-    rows: Sequence[Row]
+    rows: Sequence[Result]
     curves: Curves
     family: Sequence[Comparison]
     """With verdicts."""

@@ -2,95 +2,131 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from tljax.study.results import Result
 from tljax.types import InputError
-
-Row = Mapping[str, Any]
 
 Curves = Mapping[str, Mapping[str, Any]]
 """Name of a fit -> step, train_loss, accuracy, each [segments]."""
 
-Members = Mapping[str, Sequence[Row]]
+Members = Mapping[str, Sequence[Result]]
 """Fits by strategy."""
 
 Spread = tuple[float, float, float]
 """Mean, lowest and highest over seeds."""
 
 
-def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """A row for each budget, target and strategy; fits of sources are left out, diverged ones count as `accuracy` says.
+@dataclass(frozen=True)
+class Summary:
+    """The fits of one source, target, strategy and label budget, over their seeds."""
 
-    Keys: members (the fits), target, source, strategy (such as 'last_k:k=2'), train_examples; seeds, diverged, counted
-    (how many fits there are, diverged, entered the mean accuracy); counts_as (the accuracy of a diverged fit, or None);
-    accuracy (fraction), test_loss (nats), calibration_error (fraction), each a `Spread` or None, the latter two over
-    the fits that did not diverge; gain (points above scratch, paired by seed) and gain_seeds (how many pairs); steps
-    and seconds (means), trained_parameters, total_parameters and leaves (path, numbers, trained numbers; or None). The
-    order is that of `groups` without the sources' fits.
+    name: str
+    """What a table calls it: the strategy, until a page gives it another name."""
+    members: Sequence[Result]
+    """The fits."""
+    target: str
+    source: str | None
+    strategy: str
+    """With its options, such as 'last_k:k=2'."""
+    train_examples: int
+    seeds: int
+    """How many fits there are."""
+    diverged: int
+    """How many of them diverged."""
+    counted: int
+    """How many entered the mean accuracy."""
+    counts_as: float | None
+    """The accuracy that one that diverged counts with, a fraction; None where none did."""
+    accuracy: Spread | None
+    """Test accuracy, a fraction."""
+    gain: Spread | None
+    """Points of accuracy above scratch, paired by seed."""
+    gain_seeds: int
+    """How many pairs there are."""
+    test_loss: Spread | None
+    """In nats, over the fits that did not diverge, as is the next."""
+    calibration_error: Spread | None
+    """A fraction."""
+    trained_parameters: int | None
+    total_parameters: int | None
+    leaves: Sequence[tuple[str, int, int]] | None
+    """(path, numbers, trained numbers) of each leaf."""
+    steps: float | None
+    """A mean, as are the seconds."""
+    seconds: float | None
+
+
+def summary(results: Sequence[Result]) -> list[Summary]:
+    """A summary for each budget, target and strategy, in the order of `groups`.
+
+    Fits of sources are left out, and diverged ones count as `accuracy` says.
     """
-    scratch = [row for row in rows if row["strategy"] == "scratch"]
-    return [_aggregate(members, scratch) for members in groups(rows) if members[0]["strategy"] != "pretrain"]
+    scratch = [result for result in results if result.strategy == "scratch"]
+    return [_aggregate(members, scratch) for members in groups(results) if members[0].strategy != "pretrain"]
 
 
-def sources(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Likewise of the fits that pretrained a source; none has a gain."""
-    return [_aggregate(members, []) for members in groups(rows) if members[0]["strategy"] == "pretrain"]
+def sources(results: Sequence[Result]) -> list[Summary]:
+    """A summary for each source of the fits that trained it; none has a gain."""
+    return [_aggregate(members, []) for members in groups(results) if members[0].strategy == "pretrain"]
 
 
-def groups(rows: Sequence[Row]) -> list[list[Row]]:
-    """Fits that differ in their seed alone, together; budgets ascend, else in the order of the rows.
+def groups(results: Sequence[Result]) -> list[list[Result]]:
+    """Fits that differ in their seed alone, together; budgets ascend, else in the order of the results.
 
     Raises InputError as `require_one_recipe` does.
     """
-    groups: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row["target"], row.get("source"), label(row), row["train_examples"]), []).append(row)
+    groups: dict[tuple[Any, ...], list[Result]] = {}
+    for result in results:
+        groups.setdefault((result.target, result.source, label(result), result.train_examples), []).append(result)
     for members in groups.values():
         require_one_recipe(members)
-    return sorted(groups.values(), key=lambda members: members[0]["train_examples"] or 0)
+    return sorted(groups.values(), key=lambda members: members[0].train_examples or 0)
 
 
-def require_one_recipe(members: Sequence[Row]) -> None:
+def require_one_recipe(members: Sequence[Result]) -> None:
     """Raise InputError if of the fits of one cell two have the same seed, or two differ in more than their seed.
 
-    A row's `recipe` is a digest of all but the seed that decides a fit; where it is not known, the steps are compared.
+    A fit's `recipe` is a digest of all but the seed that decides it; where it is not known, the steps are compared.
 
-    >>> fits = [{"strategy": "full", "train_examples": 10, "seed": seed, "name": f"fit{seed}"} for seed in (0, 1, 1)]
+    >>> same = {"target": "b", "strategy": "full", "train_examples": 10}
+    >>> fits = [Result(name=f"fit{seed}", seed=seed, **same) for seed in (0, 1, 1)]
     >>> require_one_recipe(fits[:2])
     >>> require_one_recipe(fits)
     Traceback (most recent call last):
     tljax.types.InputError: 'fit1' and 'fit1' are both full with 10 labels under seed 1: keep one of them, ...
     """
-    seeds: dict[Any, Row] = {}
-    for row in members:
-        what = f"{label(row)} with {row['train_examples']:,} labels" if row.get("train_examples") else label(row)
-        other = seeds.setdefault(row.get("seed"), row)
-        if other is not row:
+    seeds: dict[Any, Result] = {}
+    for result in members:
+        what = f"{label(result)} with {result.train_examples:,} labels" if result.train_examples else label(result)
+        other = seeds.setdefault(result.seed, result)
+        if other is not result:
             raise InputError(
-                f"'{other.get('name')}' and '{row.get('name')}' are both {what} under seed {row.get('seed')}: keep one "
+                f"'{other.name}' and '{result.name}' are both {what} under seed {result.seed}: keep one "
                 "of them, or give them run directories of their own"
             )
         for name in ("recipe", "steps", "phase_steps"):
-            here, there = row.get(name), members[0].get(name)
-            if here is not None and there is not None and here != there:
+            here, there = getattr(result, name), getattr(members[0], name)
+            if here and there and here != there:
                 raise InputError(
-                    f"'{members[0].get('name')}' and '{row.get('name')}' are both {what}, but of different "
+                    f"'{members[0].name}' and '{result.name}' are both {what}, but of different "
                     "hyper-parameters, code or data: no table may mix them; keep those of one recipe"
                 )
 
 
-def label(row: Row) -> str:
+def label(result: Result) -> str:
     """The strategy and its options as a flag would have them; the name alone of one that was given a name.
 
-    >>> label({"strategy": "last_k", "options": {"k": 2}})
+    >>> label(Result(name="a", target="b", strategy="last_k", options={"k": 2}, seed=0))
     'last_k:k=2'
-    >>> label({"strategy": "top_two", "options": {"k": 2}, "spec": "last_k:k=2"})
+    >>> label(Result(name="a", target="b", strategy="top_two", options={"k": 2}, spec="last_k:k=2", seed=0))
     'top_two'
     """
-    options = {} if row.get("spec") else row.get("options") or {}
-    return ":".join([str(row["strategy"]), *(f"{name}={options[name]}" for name in sorted(options))])
+    options = {} if result.spec else result.options
+    return ":".join([result.strategy, *(f"{name}={options[name]}" for name in sorted(options))])
 
 
 COUNTS_AS = (
@@ -110,37 +146,39 @@ def majority_share(labels: np.ndarray) -> float:
     return float(counts_of_classes.max() / counts_of_classes.sum())
 
 
-def with_share(rows: Iterable[Row], labels: np.ndarray) -> list[Row]:
-    """Rows of one target, the diverged ones with the `majority_share` of its test labels, int [items].
+def with_share(results: Iterable[Result], labels: np.ndarray) -> list[Result]:
+    """Fits of one target, the diverged ones with the `majority_share` of its test labels, int [items].
 
-    >>> with_share([{"name": "full", "diverged": True}], np.array([0, 1, 1, 1]))
-    [{'name': 'full', 'diverged': True, 'majority_share': 0.75}]
+    >>> [fit] = with_share([Result(name="a", target="b", strategy="c", seed=0, diverged=True)], np.array([0, 1, 1, 1]))
+    >>> fit.majority_share
+    0.75
     """
     share = majority_share(labels) if len(labels) else None
-    return [{**row, "majority_share": share} if row.get("diverged") else row for row in rows]
+    return [replace(result, majority_share=share) if result.diverged else result for result in results]
 
 
-def accuracy(row: Row) -> float | None:
-    """The test accuracy that a fit counts with: its own, or of a diverged fit the row's `majority_share`.
+def accuracy(result: Result) -> float | None:
+    """The test accuracy that a fit counts with: its own, or of a diverged fit its `majority_share`.
 
     A fit that diverged answers nothing, and a strategy that diverges now and then is the worse for it: its failures
     are not missing at random, so they are not left out. None where it is not known.
 
-    >>> accuracy({"test_accuracy": 0.9}), accuracy({"test_accuracy": None, "diverged": True, "majority_share": 0.1})
+    >>> fit = Result(name="a", target="b", strategy="full", seed=0, test_accuracy=0.9)
+    >>> accuracy(fit), accuracy(replace(fit, test_accuracy=None, diverged=True, majority_share=0.1))
     (0.9, 0.1)
     """
-    value = row.get("majority_share") if row.get("diverged") else row.get("test_accuracy")
+    value = result.majority_share if result.diverged else result.test_accuracy
     return value if finite(value) else None
 
 
-def counts(row: Row) -> bool:
+def counts(result: Result) -> bool:
     """Whether a fit enters means of accuracy: it has one to count with."""
-    return accuracy(row) is not None
+    return accuracy(result) is not None
 
 
-def ended(row: Row) -> bool:
+def ended(result: Result) -> bool:
     """Whether a fit did not diverge and was measured, so that it has a loss, a confusion and a curve to its end."""
-    return not row.get("diverged") and counts(row)
+    return not result.diverged and counts(result)
 
 
 def finite(value: Any) -> bool:
@@ -170,40 +208,41 @@ def listed(names: Iterable[Any]) -> str:
     return " and ".join(part for part in (", ".join(unique[:-1]), *unique[-1:]) if part)
 
 
-def _aggregate(members: Sequence[Row], scratch: Sequence[Row]) -> dict[str, Any]:
+def _aggregate(members: Sequence[Result], scratch: Sequence[Result]) -> Summary:
     first = members[0]
-    counted = [row for row in members if counts(row)]
-    survivors = [row for row in counted if ended(row)]
-    gains = [] if first["strategy"] == "scratch" else _gains(counted, scratch)
-    return {
-        "members": members,
-        "target": first["target"],
-        "source": first.get("source"),
-        "strategy": label(first),
-        "train_examples": first["train_examples"],
-        "seeds": len(members),
-        "diverged": sum(bool(row.get("diverged")) for row in members),
-        "counted": len(counted),
-        "counts_as": next((accuracy(row) for row in members if row.get("diverged")), None),
-        "accuracy": spread(accuracy(row) for row in counted),
-        "gain": spread(gains),
-        "gain_seeds": len(gains),
-        "test_loss": spread(row.get("test_loss") for row in survivors),
-        "calibration_error": spread(row.get("calibration_error") for row in survivors),
-        "trained_parameters": first.get("trained_parameters"),
-        "total_parameters": first.get("total_parameters"),
-        "leaves": first.get("leaves"),
-        "steps": mean(row.get("steps") for row in counted),
-        "seconds": mean(row.get("seconds") for row in counted),
-    }
+    counted = [result for result in members if counts(result)]
+    survivors = [result for result in counted if ended(result)]
+    gains = [] if first.strategy == "scratch" else _gains(counted, scratch)
+    return Summary(
+        name=label(first),
+        members=members,
+        target=first.target,
+        source=first.source,
+        strategy=label(first),
+        train_examples=first.train_examples,
+        seeds=len(members),
+        diverged=sum(result.diverged for result in members),
+        counted=len(counted),
+        counts_as=next((accuracy(result) for result in members if result.diverged), None),
+        accuracy=spread(accuracy(result) for result in counted),
+        gain=spread(gains),
+        gain_seeds=len(gains),
+        test_loss=spread(result.test_loss for result in survivors),
+        calibration_error=spread(result.calibration_error for result in survivors),
+        trained_parameters=first.trained_parameters,
+        total_parameters=first.total_parameters,
+        leaves=first.leaves,
+        steps=mean(result.steps for result in counted),
+        seconds=mean(result.seconds for result in counted),
+    )
 
 
-def _gains(counted: Sequence[Row], scratch: Sequence[Row]) -> list[float]:
+def _gains(counted: Sequence[Result], scratch: Sequence[Result]) -> list[float]:
     """Points above the fit from scratch of the same target, budget and seed, where there is one."""
-    baseline = {_pair(row): value for row in scratch if (value := accuracy(row)) is not None}
-    values = [(_pair(row), accuracy(row)) for row in counted]
+    baseline = {_pair(result): value for result in scratch if (value := accuracy(result)) is not None}
+    values = [(_pair(result), accuracy(result)) for result in counted]
     return [100 * (value - baseline[pair]) for pair, value in values if value is not None and pair in baseline]
 
 
-def _pair(row: Row) -> tuple[Any, ...]:
-    return row["target"], row["train_examples"], row["seed"]
+def _pair(result: Result) -> tuple[str, int, int]:
+    return result.target, result.train_examples, result.seed

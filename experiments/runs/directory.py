@@ -14,15 +14,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from experiments.runs import console, flags, process
-from experiments.runs.settings import GROWING, NEUTRAL, Settings, parse_flags, refuse_shared_names
 import jax
 
+from experiments.runs import console, flags, process
+from experiments.runs.settings import GROWING, NEUTRAL, Settings, parse_flags, refuse_shared_names
 from tljax import __version__, checkpoint, files, plugins, surroundings
+from tljax.study.results import Result, from_json, to_json
 from tljax.types import InputError
 
-Line = dict[str, Any]
-"""A line of results.jsonl: one fit."""
 
 @contextmanager
 def opened(made: Settings, program: str, more: Sequence[str] = (), older: Settings | None = None) -> Iterator[Path]:
@@ -55,7 +54,7 @@ def _opened(made: Settings, program: str, more: Sequence[str], older: Settings |
     _refuse_links(workdir)
     _flags(workdir, made, program, more, older)
     _refuse_other_switches(workdir)
-    lines(workdir)
+    results(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     with process.locked(workdir):
         replace(workdir / "flags.flags", signed(_flags(workdir, made, program, more, older)))
@@ -100,7 +99,7 @@ def _refuse_links(workdir: Path) -> None:
                     raise InputError(f"'{workdir}' holds a link or a device, '{entry}': remove it")
 
 
-def folder(place: Path) -> Path:
+def make_folder(place: Path) -> Path:
     """The folder at `place`, made unless it is there; raises InputError for a link, which may lead anywhere."""
     if place.is_symlink() or (place.exists() and not place.is_dir()):
         raise InputError(f"'{place}' is a link or a file where a folder is to be: remove it")
@@ -110,7 +109,7 @@ def folder(place: Path) -> Path:
 
 def _refuse_other_switches(workdir: Path) -> None:
     """Raise InputError where the run's fits were trained under other switches of JAX: their streams are not to mix."""
-    about = recorded(workdir)
+    about = recorded_environment(workdir)
     switches = about.get("switches", {}) if isinstance(about, dict) else None
     if not isinstance(switches, dict):
         return
@@ -258,7 +257,7 @@ def _sum(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(json.loads(json.dumps(record)), sort_keys=True).encode()).hexdigest()
 
 
-def new(flag: str, given: str | None, suffix: str) -> Path:
+def new_file(flag: str, given: str | None, suffix: str) -> Path:
     """The file that a flag names for what is to be written; raises InputError unless it can be, and is new."""
     file = Path(given or "")
     if file.suffix != suffix or "\0" in str(file):
@@ -271,7 +270,7 @@ def new(flag: str, given: str | None, suffix: str) -> Path:
     return file
 
 
-def lines(workdir: Path) -> list[Line]:
+def results(workdir: Path) -> list[Result]:
     """The fits that were trained; raises InputError for a line that is none, or not as it was written."""
     file = workdir / "results.jsonl"
     found = []
@@ -285,16 +284,16 @@ def lines(workdir: Path) -> list[Line]:
     # What a fit took is outside the line's SHA-256, and so is kept in a second place.
     took = (_provenance(workdir) or {}).get("seconds", {})
     for number, line in enumerate(found, 1):
-        if line["seconds"] not in took.get(line["name"], [line["seconds"]]):
+        if line.seconds not in took.get(line.name, [line.seconds]):
             raise InputError(f"'{file}', line {number} is not as it was written (seconds): restore or delete it")
     return found
 
 
-_STRINGS = ("key", "name", "strategy", "checkpoint", "predictions", "predictions_sha256")
+_STRINGS = ("key", "name", "target", "strategy", "checkpoint", "predictions", "predictions_sha256")
 
 
-def _checked(workdir: Path, line: Any, where: str) -> Line:
-    """A line without its own SHA-256, once it is sure that it is one, and that its paths stay in the run directory."""
+def _checked(workdir: Path, line: Any, where: str) -> Result:
+    """The fit of a line, once it is sure that it is one, and that its paths stay in the run directory."""
     words = isinstance(line, dict) and all(isinstance(line.get(name), str) for name in _STRINGS)
     if not words or not isinstance(line.get("seed"), int):
         raise InputError(f"{where} is no line of results: restore or delete it")
@@ -307,39 +306,38 @@ def _checked(workdir: Path, line: Any, where: str) -> Line:
     known = isinstance(seconds, int | float) and 0 <= seconds < 1e15
     if line.pop("sha256", None) != digest(line) or not known:
         raise InputError(f"{where} is not as it was written: restore or delete it")
-    return line
+    return from_json(line)
 
 
-def digest(line: Line) -> str:
+def digest(line: Mapping[str, Any]) -> str:
     """SHA-256 of a line (or another record) less what it took, so that a run and its repetition agree."""
     return hashlib.sha256(
         json.dumps({name: value for name, value in line.items() if name != "seconds"}, sort_keys=True).encode()
     ).hexdigest()
 
 
-def done(workdir: Path) -> dict[str, Line]:
-    """{key: line} of the fits whose checkpoint and predictions are there; others are to be trained again."""
-    kept = (line for line in lines(workdir) if (workdir / line["checkpoint"]).is_dir())
-    return {line["key"]: line for line in kept if all((workdir / name).is_file() for name in _files(line))}
+def finished(workdir: Path) -> dict[str, Result]:
+    """{key: fit} of the fits whose checkpoint and predictions are there; others are to be trained again."""
+    kept = (line for line in results(workdir) if (workdir / line.checkpoint).is_dir())
+    return {line.key: line for line in kept if all((workdir / name).is_file() for name in _files(line))}
 
 
-def supersede(workdir: Path, current: Sequence[Line]) -> None:
+def supersede(workdir: Path, current: Sequence[Result]) -> None:
     """Note, aloud, which earlier fits these replace: of the same cell, with the same seed or of another recipe.
 
     So it is after an edit of a strategy's or a model's file: what was trained before stays in results.jsonl, and is
     taken up again if the edit is undone, but enters no report and is no source meanwhile.
     """
-    cells: dict[str, list[Line]] = {}
+    cells: dict[str, list[Result]] = {}
     for line in current:
         cells.setdefault(_cell(line), []).append(line)
-    keys = {line["key"] for line in current}
+    keys = {line.key for line in current}
     before = superseded(workdir)
     now = before - keys
-    for line in lines(workdir):
-        for other in cells.get(_cell(line), ()) if line["key"] not in keys else ():
-            here, there = line.get("recipe"), other.get("recipe")
-            if line["seed"] == other["seed"] or (here is not None and there is not None and here != there):
-                now.add(line["key"])
+    for line in results(workdir):
+        for other in cells.get(_cell(line), ()) if line.key not in keys else ():
+            if line.seed == other.seed or (line.recipe and other.recipe and line.recipe != other.recipe):
+                now.add(line.key)
     if now != before:
         write_record(workdir / "superseded.json", {"keys": sorted(now)})
     if new := len(now - before):
@@ -352,15 +350,15 @@ def superseded(workdir: Path) -> set[str]:
     return set((read_record(workdir / "superseded.json") or {"keys": []})["keys"])
 
 
-def _cell(line: Line) -> str:
+def _cell(line: Result) -> str:
     """What fits have in common that differ in their seed, or in code that the flags only name."""
-    return json.dumps([line.get(name) for name in ("source", "target", "strategy", "options", "train_examples")])
+    return json.dumps([line.source, line.target, line.strategy, line.options, line.train_examples])
 
 
-def _files(line: Line) -> list[str]:
+def _files(line: Result) -> list[str]:
     """The files of a fit beside its checkpoint, without which it is not done; an older tljax did not want its masks."""
-    phases = len(line["phase_steps"]) if "masks_sha256" in line else 0
-    return [line["predictions"], *(f"masks/{line['name']}-phase{number}.json" for number in range(phases))]
+    phases = len(line.phase_steps) if line.masks_sha256 is not None else 0
+    return [line.predictions, *(f"masks/{line.name}-phase{number}.json" for number in range(phases))]
 
 
 def masks_digest(workdir: Path, name: str, phases: int) -> str:
@@ -378,38 +376,38 @@ def _mask_files(workdir: Path, name: str, phases: int) -> list[Path]:
 
 def _set_damaged_aside(workdir: Path) -> None:
     """Rename, aloud, what of finished fits is not as it was written: then they are not done any more."""
-    found = lines(workdir)
-    for name in dict.fromkeys(line["checkpoint"] for line in found):
+    found = results(workdir)
+    for name in dict.fromkeys(line.checkpoint for line in found):
         if (workdir / name).is_dir():
-            fits = {line["name"] for line in found if line["checkpoint"] == name}
+            fits = {line.name for line in found if line.checkpoint == name}
             try:
                 lacking = sorted(fits - checkpoint.load(workdir / name)[0].keys())
                 fault = f"checkpoint '{name}' holds no fit '{lacking[0]}'" if lacking else None
             except InputError as error:
                 fault = str(error)
-            _set_aside(workdir / name, fault)
+            _set_aside_if(workdir / name, fault)
     for line in found:
-        file = workdir / line["predictions"]
-        if file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() != line["predictions_sha256"]:
-            _set_aside(file, f"'{file}' is not as it was written")
-        places = _mask_files(workdir, line["name"], len(line.get("phase_steps", ())))
-        if line.get("masks_sha256", "") not in ("", masks_digest(workdir, line["name"], len(places) // 2)):
+        file = workdir / line.predictions
+        if file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() != line.predictions_sha256:
+            _set_aside_if(file, f"'{file}' is not as it was written")
+        places = _mask_files(workdir, line.name, len(line.phase_steps))
+        if line.masks_sha256 not in (None, masks_digest(workdir, line.name, len(places) // 2)):
             for file in filter(Path.is_file, places):
-                _set_aside(file, f"'{file}' is not as it was written, or not with the other masks of its fit")
+                _set_aside_if(file, f"'{file}' is not as it was written, or not with the other masks of its fit")
     try:
         read_record(workdir / "environment.json")
     except InputError as error:
         if _unsigned_environment(workdir) is None:
-            place = aside(workdir / "environment.json")
+            place = set_aside(workdir / "environment.json")
             console.say(f"{error}. It is set aside as '{place.name}', and what fits were trained with is not known")
 
 
-def _set_aside(place: Path, fault: str | None) -> None:
+def _set_aside_if(place: Path, fault: str | None) -> None:
     if fault is not None:
-        console.say(f"{fault}. It is set aside as '{aside(place).name}', and what it held counts as not trained")
+        console.say(f"{fault}. It is set aside as '{set_aside(place).name}', and what it held counts as not trained")
 
 
-def aside(place: Path) -> Path:
+def set_aside(place: Path) -> Path:
     """Rename what is damaged to NAME.damaged, or .damaged2 where that is taken; its new place."""
     names = (f"{place.name}.damaged{number}" for number in itertools.chain([""], itertools.count(2)))
     free = next(place.with_name(name) for name in names if not os.path.lexists(place.with_name(name)))
@@ -426,12 +424,13 @@ def _text(file: Path) -> str:
         raise InputError(f"'{file}' is no text: restore or delete it") from error
 
 
-def add(workdir: Path, new: Sequence[Line]) -> None:
+def add(workdir: Path, new: Sequence[Result]) -> None:
     """Add the lines of finished fits, all or none; one that was there is replaced where it stands."""
-    before = {line["key"]: line for line in lines(workdir)}
-    whole = before | {line["key"]: line for line in new}
+    before = {line.key: line for line in results(workdir)}
+    whole = before | {line.key: line for line in new}
     _attribute(workdir, before, new)
-    text = "".join(json.dumps({**line, "sha256": digest(line)}, allow_nan=False) + "\n" for line in whole.values())
+    records = map(to_json, whole.values())
+    text = "".join(json.dumps({**each, "sha256": digest(each)}, allow_nan=False) + "\n" for each in records)
     replace(workdir / "results.jsonl", text)
 
 
@@ -463,7 +462,7 @@ def version(package: str) -> str:
         return __version__ if package == "tljax" else "not installed"
 
 
-def record(workdir: Path, fingerprints: Mapping[str, str]) -> None:
+def record_environment(workdir: Path, fingerprints: Mapping[str, str]) -> None:
     """Write the environment of this process to environment.json, before it trains anything; `add` names its fits.
 
     The environments of earlier processes, if they differ, are kept in it with the fits that they trained, and that is
@@ -484,7 +483,7 @@ def record(workdir: Path, fingerprints: Mapping[str, str]) -> None:
         write_record(workdir / "environment.json", after)
 
 
-def _attribute(workdir: Path, before: Mapping[str, Line], new: Sequence[Line]) -> None:
+def _attribute(workdir: Path, before: Mapping[str, Result], new: Sequence[Result]) -> None:
     """Note in environment.json that new fits were trained in the environment recorded last, and what they took.
 
     What the line that a new one replaces took is noted too: which of both will be there, nobody knows yet.
@@ -492,17 +491,17 @@ def _attribute(workdir: Path, before: Mapping[str, Line], new: Sequence[Line]) -
     known = _provenance(workdir)
     if known is None:
         return
-    names = {line["name"] for line in new}
+    names = {line.name for line in new}
     for part in known["earlier"]:
         part["fits"] = [name for name in part["fits"] if name not in names]
-    known["fits"] = [*(name for name in known["fits"] if name not in names), *(line["name"] for line in new)]
+    known["fits"] = [*(name for name in known["fits"] if name not in names), *(line.name for line in new)]
     for line in new:
-        replaced = [before[line["key"]]["seconds"]] if line["key"] in before else []
-        known["seconds"][line["name"]] = [*replaced, line["seconds"]]
+        replaced = [before[line.key].seconds] if line.key in before else []
+        known["seconds"][line.name] = [*replaced, line.seconds]
     write_record(workdir / "environment.json", known)
 
 
-def recorded(workdir: Path) -> dict[str, Any] | None:
+def recorded_environment(workdir: Path) -> dict[str, Any] | None:
     """What environment.json says of the last environment, and of those before it; None where it is gone or damaged."""
     known = _provenance(workdir)
     if known is None:
@@ -512,7 +511,7 @@ def recorded(workdir: Path) -> dict[str, Any] | None:
     return {**last, **({"earlier": earlier} if earlier else {})}
 
 
-def mixed(workdir: Path, names: Collection[str]) -> list[str]:
+def mixed_environments(workdir: Path, names: Collection[str]) -> list[str]:
     """What the notes of a table must say if its fits, by name, were trained in several environments."""
     known = _provenance(workdir)
     if known is None:

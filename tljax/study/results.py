@@ -1,0 +1,151 @@
+"""A fit as it is known once it has been trained: what it was, what it measured, and where its files lie."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One fit. A line of results.jsonl is one as JSON, with the names of the fields in their order.
+
+    Accuracies, shares and calibration errors are fractions, losses are in nats. What is None is not known: of a fit
+    that is still to be trained all that training gives, of one that diverged its accuracies and losses, of one that was
+    made elsewhere whatever its table does not say.
+    """
+
+    name: str
+    """Strategy, label budget and seed, with the first eight digits of the key: unlike any other in a run directory."""
+    key: str = ""
+    """SHA-256 of all that decides the fit's bits."""
+    recipe: str | None = None
+    """A digest of all but the seed that decides them: fits of two recipes do not belong in one mean."""
+    source: str | None = None
+    """The data set that its source was trained on; None from scratch."""
+    target: str
+    """The data set that it was trained on."""
+    strategy: str
+    """The name of the strategy; scratch and pretrain are not transferred."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """The options of the strategy."""
+    seed: int
+    train_examples: int = 0
+    """The label budget, as a number of examples; 0 where it is not known."""
+    spec: str | None = None
+    """The strategy as a flag has it, where it was given a name of its own."""
+    source_accuracy: float | None = None
+    """The source's own test accuracy."""
+    steps: int | None = None
+    phase_steps: Sequence[int] = ()
+    """The steps before which its phases begin."""
+    trained_parameters: int | None = None
+    """How many numbers train in the phase that trains most."""
+    total_parameters: int | None = None
+    leaves: Sequence[tuple[str, int, int]] | None = None
+    """(path, how many numbers, how many of them train) of each leaf, in that phase."""
+    test_accuracy: float | None = None
+    test_loss: float | None = None
+    calibration_error: float | None = None
+    """The expected calibration error on the test set."""
+    calibration: Mapping[str, Sequence[Any]] | None = None
+    """Of each bin of `evaluate.calibration`, on the test set: confidence, accuracy and count."""
+    per_class_accuracy: Sequence[float | None] | None = None
+    confusion: Sequence[Sequence[int]] | None = None
+    """[true class, predicted class]: how many test examples."""
+    validation_accuracy: float | None = None
+    validation_loss: float | None = None
+    train_loss: float | None = None
+    """The mean over the last segment, as is the penalty."""
+    train_penalty: float | None = None
+    penalties: Mapping[str, float | None] = field(default_factory=dict)
+    """{number and name of a penalty's term: its part of the penalty}; in JSON train_penalty_0_l2 and so on."""
+    best_step: int | None = None
+    """The point of the curve with the best validation accuracy."""
+    best_validation_accuracy: float | None = None
+    train_total: float | None = None
+    """Loss and penalty together."""
+    diverged: bool = False
+    diverged_step: int | None = None
+    """The first step that was not finite."""
+    seconds: float | None = None
+    """What its training took, without compilation of what others share; no part of the line's digest."""
+    checkpoint: str = ""
+    """Its place in the run directory, as are the next."""
+    predictions: str = ""
+    predictions_sha256: str | None = None
+    masks_sha256: str | None = None
+    """One digest of the masks of all phases."""
+
+    majority_share: float | None = None
+    """Of a fit that diverged: the share of the most frequent test class, which it counts with. This and what follows is
+    added for a report, and stands in study.json and fits.csv alone."""
+    evals: Mapping[str, float | None] | None = None
+    """{further test set: accuracy on it}."""
+    retention: float | None = None
+    """Accuracy on the source's test set with the source's head put back."""
+    start_accuracy: float | None = None
+    """Test accuracy before the first step, where the head is not drawn anew."""
+    step_flops: float | None = None
+    """FLOPs of a step, a mean over all."""
+    source_steps: int | None = None
+    """What the training of its source took, as far as that is known."""
+    source_flops: float | None = None
+    source_seconds: float | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
+    """What else a record says, such as a column of a table of fits made elsewhere."""
+    record: tuple[str, ...] = ()
+    """The names of the record that it was read from, in their order, so that it is written as it was."""
+
+
+_ADDED = (
+    *("majority_share", "evals", "retention", "start_accuracy"),
+    *("step_flops", "source_steps", "source_flops", "source_seconds"),
+)
+_PENALTY = "train_penalty_"
+_NAMES = frozenset(f.name for f in fields(Result)) - {"penalties", "more", "record"}
+_BARE = Result(name="", target="", strategy="", seed=0)
+
+
+def from_json(record: Mapping[str, Any]) -> Result:
+    """The fit of a record, such as a line of results.jsonl; also of an older tljax's, which said less.
+
+    >>> fit = from_json({"name": "a", "target": "b", "strategy": "full", "seed": 0, "train_penalty_0_l2": 0.5})
+    >>> fit.strategy, fit.penalties
+    ('full', {'0_l2': 0.5})
+    """
+    penalties = {name.removeprefix(_PENALTY): value for name, value in record.items() if name.startswith(_PENALTY)}
+    known = {name: value for name, value in record.items() if name in _NAMES}
+    more = {name: record[name] for name in record if name not in _NAMES and not name.startswith(_PENALTY)}
+    return Result(**known, penalties=penalties, more=more, record=tuple(record))
+
+
+def to_json(result: Result) -> dict[str, Any]:
+    """The record of a fit: that of `from_json` again, with what was added since; or that of a fit just trained.
+
+    >>> record = {"strategy": "full", "name": "a", "seed": 0, "target": "b", "test_accuracy": None}
+    >>> to_json(from_json(record)) == record, list(to_json(from_json(record))) == list(record)
+    (True, True)
+    """
+    values: dict[str, Any] = {}
+    for f in fields(result):
+        if f.name == "penalties":
+            values |= {_PENALTY + name: value for name, value in result.penalties.items()}
+        elif f.name == "more":
+            values |= result.more
+        elif f.name != "record":
+            values[f.name] = getattr(result, f.name)
+    if result.record:
+        new = (name for name in values if name not in result.record and values[name] != getattr(_BARE, name, None))
+        return {name: values[name] for name in (*result.record, *new)}
+    optional = {*_ADDED, "spec", *(["source_accuracy"] if result.strategy == "pretrain" else [])}
+    return {name: value for name, value in values.items() if value is not None or name not in optional}
+
+
+def extended(result: Result, values: Mapping[str, Any]) -> Result:
+    """A fit with more fields, each of which its record has from now on, even where it is None.
+
+    >>> fit = from_json({"name": "a", "target": "b", "strategy": "full", "seed": 0})
+    >>> to_json(extended(fit, {"source_flops": None}))
+    {'name': 'a', 'target': 'b', 'strategy': 'full', 'seed': 0, 'source_flops': None}
+    """
+    return replace(result, **values, record=tuple(dict.fromkeys([*to_json(result), *values])))
