@@ -1,4 +1,8 @@
-"""What a fit leaves in the run directory: checkpoint, predictions, masks, metrics, a line of results."""
+"""What a fit leaves of its training beside its checkpoint: curves, TensorBoard events and predictions.
+
+A tracker of your own (Weights & Biases, MLflow) has its place in `write_curves`: it is called once a fit, when the fit
+has ended, with every point of its curve.
+"""
 
 import hashlib
 import io
@@ -8,154 +12,31 @@ import socket
 import struct
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
-from experiments.runs import console, fits
-from experiments.runs import directory
-from experiments.runs.progress import Record
-from tljax import checkpoint, masks, npz
-from tljax.study.results import Result
-from tljax.types import Mask, Params
+from experiments.runs import console, directory
+from tljax import checkpoint, npz
 
 
-class Outcome(NamedTuple):
-    """What training a fit gives."""
+def write_curves(folder: Path, name: str, curve: Sequence[Mapping[str, float]]) -> None:
+    """Write the curve of the fit `name`, a point a segment, to folder/metrics/name.
 
-    params: Params
-    """The last; of a fit that diverged, the last that were finite."""
-    masks: tuple[Mask, ...]
-    """Of each phase."""
-    record: Record
-    logits: np.ndarray
-    test: Mapping[str, Any]
-    held: Mapping[str, Any] | None
-    """Metrics on the validation split, if there is one."""
-
-
-def _measured(fit: fits.Fit, outcome: Outcome) -> Result:
-    """A fit with what training it gave, but for the places of its files."""
-    record, test, held = outcome.record, outcome.test, outcome.held
-    diverged = record.diverged is not None
-    last = {name: value if np.isfinite(value) else None for name, value in record.curve[-1].items()}
-    terms = {name: value for name, value in last.items() if name.startswith("train_penalty_")}
-    return replace(
-        fit.result,
-        **_counts(outcome.params, outcome.masks),
-        test_accuracy=test["accuracy"],
-        test_loss=test["loss"],
-        calibration_error=test["calibration_error"],
-        calibration=test["calibration"],
-        per_class_accuracy=test["per_class_accuracy"],
-        confusion=test["confusion"],
-        validation_accuracy=held["accuracy"] if held else None,
-        validation_loss=held["loss"] if held else None,
-        train_loss=last["train_loss"],
-        train_penalty=last["train_penalty"],
-        penalties={name.removeprefix("train_penalty_"): value for name, value in terms.items()},
-        best_step=record.best[0] if record.best else None,
-        best_validation_accuracy=record.best[1] if record.best else None,
-        train_total=None if diverged else record.curve[-1]["train_loss"] + record.curve[-1]["train_penalty"],
-        diverged=diverged,
-        diverged_step=record.diverged,
-        seconds=round(record.seconds, 3),
-    )
-
-
-def _counts(params: Params, phases: Sequence[Mask]) -> dict[str, Any]:
-    """How many numbers there are, in all and by leaf, and how many train in the phase that trains most."""
-    most = max((masks.table(params, mask) for mask in phases), key=lambda rows: sum(row.trained_size for row in rows))
-    return {
-        "trained_parameters": sum(row.trained_size for row in most),
-        "total_parameters": sum(row.size for row in most),
-        "leaves": [[row.path, row.size, row.trained_size] for row in most],
-    }
-
-
-def leave(
-    folder: Path,
-    group: Sequence[fits.Fit],
-    outcomes: Sequence[Outcome],
-    labels: np.ndarray,
-    about: Mapping[str, Any],
-    fishers: Sequence[Params],
-    groups: np.ndarray | None = None,
-) -> None:
-    """Everything of a group to disk, its lines of results last and together: only then it is done.
-
-    `labels` are of the test examples, int [items], and `groups` which of them are alike, if that is known.
-
-    A checkpoint a strategy, with the Fisher information of each fit if there are `fishers`, and the ordinary parameters
-    of each if the strategy merges what it added.
+    A point has step, train_loss, train_penalty, gradient_norm and accuracy, and each term of the penalty. They are
+    written as TensorBoard events, and as arrays (curves.npz) for the report.
     """
-    results = [_measured(fit, outcome) for fit, outcome in zip(group, outcomes, strict=True)]
-    for rows in _by_strategy(results):
-        name_of_group = fits.group_name(results[row].key for row in rows)
-        place = folder / "checkpoints" / f"{fits.file_name(results[rows[0]].strategy)}-{name_of_group}"
-        shutil.rmtree(place, ignore_errors=True)
-        each: dict[str, Params] = {}
-        for row in rows:
-            name, best = results[row].name, outcomes[row].record.best
-            each |= {name: outcomes[row].params}
-            each |= {f"{name}.best": best[2]} if best else {}
-            each |= {f"{name}.fisher": fishers[row]} if fishers else {}
-            merge = group[row].program.merge
-            each |= {f"{name}.merged": merge(outcomes[row].params)} if merge else {}
-            results[row] = replace(results[row], checkpoint=f"checkpoints/{place.name}")
-        mine = {
-            result.name: {"seed": result.seed, "accuracy": result.test_accuracy, "steps": result.steps}
-            for result in (results[row] for row in rows)
-        }
-        checkpoint.save(place, each, {**about, "fits": mine})
-    results = [
-        _write(folder, result, outcome, labels, groups) for result, outcome in zip(results, outcomes, strict=True)
-    ]
-    directory.add(folder, results)
-
-
-def _write(folder: Path, result: Result, outcome: Outcome, labels: np.ndarray, groups: np.ndarray | None) -> Result:
-    """Write predictions, curves and masks of one fit; the result, which says where and what they are."""
-    name = result.name
-    file = folder / "predictions" / f"{name}.npz"
-    directory.make_folder(file.parent)
-    packed = io.BytesIO()
-    probabilities = np.asarray(jax.nn.softmax(outcome.logits), np.float32)
-    known: dict[str, Any] = {} if groups is None else {"groups": np.asarray(groups)}
-    np.savez_compressed(packed, probabilities=probabilities, labels=np.asarray(labels), **known)
-    directory.replace(file, packed.getvalue())
-    _write_metrics(directory.make_folder(folder / "metrics") / name, outcome.record.curve)
-    for number, mask in enumerate(outcome.masks):
-        masks.save(mask, directory.make_folder(folder / "masks") / f"{name}-phase{number}")
-    return replace(
-        result,
-        predictions=f"predictions/{file.name}",
-        predictions_sha256=hashlib.sha256(packed.getvalue()).hexdigest(),
-        masks_sha256=directory.masks_digest(folder, name, len(outcome.masks)),
-    )
-
-
-def _by_strategy(results: Sequence[Result]) -> list[list[int]]:
-    """Which results are of one strategy with one set of options, in order."""
-    rows: dict[str, list[int]] = {}
-    for row, result in enumerate(results):
-        rows.setdefault(json.dumps([result.strategy, result.options], default=str), []).append(row)
-    return list(rows.values())
-
-
-def _write_metrics(folder: Path, curve: Sequence[Mapping[str, float]]) -> None:
-    """The curves as TensorBoard events, and as arrays for the report."""
-    shutil.rmtree(folder, ignore_errors=True)
-    directory.make_folder(folder)
+    place = directory.make_folder(folder / "metrics") / name
+    shutil.rmtree(place, ignore_errors=True)
+    directory.make_folder(place)
     now = time.time()
-    directory.replace(folder / f"events.out.tfevents.{now:.0f}.{socket.gethostname()}", _events(curve, now))
-    columns: dict[str, Any] = {name: np.array([point[name] for point in curve]) for name in curve[0]}
+    directory.replace(place / f"events.out.tfevents.{now:.0f}.{socket.gethostname()}", _events(curve, now))
+    columns: dict[str, Any] = {field: np.array([point[field] for point in curve]) for field in curve[0]}
     packed = io.BytesIO()
-    np.savez(packed, sha256=_sum(folder.name, columns), **columns)
-    directory.replace(folder / "curves.npz", packed.getvalue())
+    np.savez(packed, sha256=_digest(name, columns), **columns)
+    directory.replace(place / "curves.npz", packed.getvalue())
 
 
 def _events(curve: Sequence[Mapping[str, float]], seconds: float) -> bytes:
@@ -180,7 +61,7 @@ def _events(curve: Sequence[Mapping[str, float]], seconds: float) -> bytes:
 
 
 def curves(folder: Path, name: str) -> dict[str, np.ndarray] | None:
-    """The curves that `leave` left of the fit of this name; None, aloud, where they are gone or damaged.
+    """The curves that `write_curves` left of a fit, [points] each; None, aloud, where they are gone or damaged.
 
     An older tljax left no SHA-256 in them: those are believed.
     """
@@ -189,8 +70,8 @@ def curves(folder: Path, name: str) -> dict[str, np.ndarray] | None:
         if not file.is_file():
             raise FileNotFoundError("it is gone")
         columns = npz.read(file)
-        digest_there = columns.pop("sha256", None)
-        if digest_there is not None and digest_there.tobytes() != _sum(name, columns).tobytes():
+        written = columns.pop("sha256", None)
+        if written is not None and written.tobytes() != _digest(name, columns).tobytes():
             raise ValueError("it is not as it was written")
         if not _are_curves(columns):
             raise ValueError("it holds no curves")
@@ -208,8 +89,25 @@ def _are_curves(columns: Mapping[str, np.ndarray]) -> bool:
     return "step" in columns and numbers and len(shapes) == 1 and shapes.pop()[0] == 1
 
 
-def _sum(name: str, columns: Mapping[str, np.ndarray]) -> np.ndarray:
+def _digest(name: str, columns: Mapping[str, np.ndarray]) -> np.ndarray:
     """SHA-256 of a fit's curves and its name, uint8 [32]."""
-    digests = {path: checkpoint.digest(path, column) for path, column in columns.items()}
+    digests = {field: checkpoint.digest(field, column) for field, column in columns.items()}
     text = json.dumps([name, digests], sort_keys=True)
     return np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+
+
+def write_predictions(
+    folder: Path, name: str, logits: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None
+) -> tuple[str, str]:
+    """Write what the fit `name` predicts for the test examples; (its place in the run directory, its SHA-256).
+
+    `logits` are [items, classes], `labels` int [items]; `groups` say which examples are alike, [items], if that is
+    known. The file has `probabilities`, float32 [items, classes], `labels` and `groups`.
+    """
+    file = directory.make_folder(folder / "predictions") / f"{name}.npz"
+    packed = io.BytesIO()
+    probabilities = np.asarray(jax.nn.softmax(logits), np.float32)
+    known: dict[str, Any] = {} if groups is None else {"groups": np.asarray(groups)}
+    np.savez_compressed(packed, probabilities=probabilities, labels=np.asarray(labels), **known)
+    directory.replace(file, packed.getvalue())
+    return f"predictions/{file.name}", hashlib.sha256(packed.getvalue()).hexdigest()

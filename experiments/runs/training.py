@@ -1,22 +1,37 @@
 """Train what is ready, group by group, and leave it in the run directory."""
 
 import contextlib
+import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from experiments.runs import console, fits, outcome, processes, progress, signals
-from experiments.runs.outcome import Outcome
+from experiments.runs import console, directory, fits, metrics, processes, progress, signals
 from experiments.runs.progress import Progress, Record
-from tljax import evaluate, parallel, train
+from tljax import checkpoint, evaluate, masks, parallel, train
+from tljax.study.results import Result
 from tljax.train import gradients
-from tljax.types import Params
+from tljax.types import Mask, Params, Task
+
+
+class Outcome(NamedTuple):
+    """What training a fit gives."""
+
+    params: Params
+    """The last; of a fit that diverged, the last that were finite."""
+    masks: tuple[Mask, ...]
+    """Of each phase."""
+    record: Record
+    logits: np.ndarray
+    test: Mapping[str, Any]
+    held: Mapping[str, Any] | None
+    """Metrics on the validation split, if there is one."""
 
 
 def run(
@@ -42,8 +57,7 @@ def run(
             outcomes = _train(field, group, place, every, asked, advance)
             extra = [_fisher(field, fit, of) for fit, of in zip(group, outcomes, strict=True)] if fisher else []
             if processes.first():
-                test = field.task.test
-                outcome.leave(folder, group, outcomes, test.labels, {**about, "fisher": fisher}, extra, test.groups)
+                _leave(folder, group, outcomes, field.task, {**about, "fisher": fisher}, extra)
                 shutil.rmtree(place, ignore_errors=True)
                 with contextlib.suppress(OSError):  # others are half trained still
                     place.parent.rmdir()
@@ -148,8 +162,7 @@ def _at_point(
 ) -> Record:
     """A record with one more point of its curve, and perhaps a new best."""
     held = _validate(field, fit.program, params, fit.validation)
-    metrics = held or evaluate.metrics(logits, field.task.test.labels)
-    point = _point(step, since, fit.program, metrics)
+    point = _point(step, since, fit.program, held or evaluate.metrics(logits, field.task.test.labels))
     better = held and held["accuracy"] is not None and (record.best is None or held["accuracy"] > record.best[1])
     best = (step, held["accuracy"], params) if held and better else record.best
     return record._replace(curve=[*record.curve, point], since=None, best=best)
@@ -172,9 +185,9 @@ def _outcome(field: fits.Arena, fit: fits.Fit, now: Progress, i: int, logits: np
     )
 
 
-def _point(step: int, log: train.Log, program: train.Program, metrics: Mapping[str, Any]) -> dict[str, float]:
+def _point(step: int, log: train.Log, program: train.Program, measured: Mapping[str, Any]) -> dict[str, float]:
     """A point of the curves: means over the segment, and the accuracy at its end."""
-    accuracy = metrics["accuracy"]
+    accuracy = measured["accuracy"]
     return {
         "step": step,
         "train_loss": float(log.loss.mean()),
@@ -204,3 +217,95 @@ def _fisher(field: fits.Arena, fit: fits.Fit, outcome: Outcome) -> Params:
         fit.program.model, fit.program.loss, field.images, field.labels, chosen[chosen >= 0], fit.program.merge
     )
     return of(outcome.params)
+
+
+def _leave(
+    folder: Path,
+    group: Sequence[fits.Fit],
+    outcomes: Sequence[Outcome],
+    task: Task,
+    about: Mapping[str, Any],
+    fishers: Sequence[Params],
+) -> None:
+    """Write everything of a group, its lines of results last and together: only then it is done.
+
+    A checkpoint a strategy, with the Fisher information of each fit if there are `fishers`, and the ordinary parameters
+    of each if the strategy merges what it added; `about` is what the checkpoints say of themselves.
+    """
+    results = [_measured(fit, outcome) for fit, outcome in zip(group, outcomes, strict=True)]
+    for rows in _by_strategy(results):
+        name_of_group = fits.group_name(results[row].key for row in rows)
+        place = folder / "checkpoints" / f"{fits.file_name(results[rows[0]].strategy)}-{name_of_group}"
+        shutil.rmtree(place, ignore_errors=True)
+        trees: dict[str, Params] = {}
+        for row in rows:
+            name, best, merge = results[row].name, outcomes[row].record.best, group[row].program.merge
+            trees |= {name: outcomes[row].params}
+            trees |= {f"{name}.best": best[2]} if best else {}
+            trees |= {f"{name}.fisher": fishers[row]} if fishers else {}
+            trees |= {f"{name}.merged": merge(outcomes[row].params)} if merge else {}
+            results[row] = replace(results[row], checkpoint=f"checkpoints/{place.name}")
+        in_checkpoint = {
+            result.name: {"seed": result.seed, "accuracy": result.test_accuracy, "steps": result.steps}
+            for result in (results[row] for row in rows)
+        }
+        checkpoint.save(place, trees, {**about, "fits": in_checkpoint})
+    for row, outcome in enumerate(outcomes):
+        name = results[row].name
+        test = (np.asarray(task.test.labels), task.test.groups)
+        predictions, sha256 = metrics.write_predictions(folder, name, outcome.logits, *test)
+        metrics.write_curves(folder, name, outcome.record.curve)
+        for number, mask in enumerate(outcome.masks):
+            masks.save(mask, directory.make_folder(folder / "masks") / f"{name}-phase{number}")
+        masks_sha256 = directory.masks_digest(folder, name, len(outcome.masks))
+        results[row] = replace(
+            results[row], predictions=predictions, predictions_sha256=sha256, masks_sha256=masks_sha256
+        )
+    directory.add(folder, results)
+
+
+def _measured(fit: fits.Fit, outcome: Outcome) -> Result:
+    """A fit with what training it gave, but for the places of its files."""
+    record, test, held = outcome.record, outcome.test, outcome.held
+    diverged = record.diverged is not None
+    last = {name: value if np.isfinite(value) else None for name, value in record.curve[-1].items()}
+    terms = {name: value for name, value in last.items() if name.startswith("train_penalty_")}
+    return replace(
+        fit.result,
+        **_counts(outcome.params, outcome.masks),
+        test_accuracy=test["accuracy"],
+        test_loss=test["loss"],
+        calibration_error=test["calibration_error"],
+        calibration=test["calibration"],
+        per_class_accuracy=test["per_class_accuracy"],
+        confusion=test["confusion"],
+        validation_accuracy=held["accuracy"] if held else None,
+        validation_loss=held["loss"] if held else None,
+        train_loss=last["train_loss"],
+        train_penalty=last["train_penalty"],
+        penalties={name.removeprefix("train_penalty_"): value for name, value in terms.items()},
+        best_step=record.best[0] if record.best else None,
+        best_validation_accuracy=record.best[1] if record.best else None,
+        train_total=None if diverged else record.curve[-1]["train_loss"] + record.curve[-1]["train_penalty"],
+        diverged=diverged,
+        diverged_step=record.diverged,
+        seconds=round(record.seconds, 3),
+    )
+
+
+def _counts(params: Params, phases: Sequence[Mask]) -> dict[str, Any]:
+    """How many numbers there are, in all and by leaf, and how many train in the phase that trains most."""
+    most = max((masks.table(params, mask) for mask in phases), key=lambda rows: sum(row.trained_size for row in rows))
+    return {
+        "trained_parameters": sum(row.trained_size for row in most),
+        "total_parameters": sum(row.size for row in most),
+        "leaves": [[row.path, row.size, row.trained_size] for row in most],
+    }
+
+
+def _by_strategy(results: Sequence[Result]) -> list[list[int]]:
+    """Which results are of one strategy with one set of options, in order."""
+    rows: dict[str, list[int]] = {}
+    for row, result in enumerate(results):
+        rows.setdefault(json.dumps([result.strategy, result.options], default=str), []).append(row)
+    return list(rows.values())
