@@ -14,9 +14,9 @@ import numpy as np
 
 from experiments.runs import console, directory, fits, metrics, processes, progress, signals
 from experiments.runs.progress import Progress, Record
-from tljax import checkpoint, evaluate, masks, parallel, train
+from tljax import checkpoint, evaluate, masks, train
 from tljax.study.results import Result
-from tljax.train import gradients
+from tljax.train import gradients, vectorize
 from tljax.types import Mask, Params, Task
 
 
@@ -62,7 +62,7 @@ def run(
                 with contextlib.suppress(OSError):  # others are half trained still
                     place.parent.rmdir()
             processes.wait("left")
-            if number := parallel.agreed(asked()):
+            if number := vectorize.agreed(asked()):
                 raise signals.Stopped(number, "stopped between two groups of fits; the same command goes on")
 
 
@@ -84,37 +84,37 @@ def _train(
     if now:
         console.say(f"{named}: goes on from step {min(part.step for part in now.parts)} of {last}")
     now = now or progress.none(len(group))
-    advance(sum(part.step * len(part.trials) for part in now.parts))
-    means = replace(field.means, stop=lambda: bool(parallel.agreed(asked())))
+    advance(sum(part.step * len(part.fits) for part in now.parts))
+    means = replace(field.means, should_stop=lambda: bool(vectorize.agreed(asked())))
     final: dict[int, np.ndarray] = {}
     with progress.saving(place, keys) as save:
         start = time.perf_counter()
         stops = fits.stops(ends, trials[0])
-        for state, log in train.fit(program, trials, field.images, field.labels, stops, now.parts, means):
-            advance(len(state.trials) * log.loss.shape[1])
+        for state, log in train.fit(program, trials, field.data, stops, now.parts, means):
+            advance(len(state.fits) * log.loss.shape[1])
             logits = _logits(field, program, trials, state) if state.step in ends else None
-            now = _further(field, group, now, state, log, logits, (time.perf_counter() - start) / len(state.trials))
+            now = _further(field, group, now, state, log, logits, (time.perf_counter() - start) / len(state.fits))
             if logits is not None and state.step == last:
-                final |= dict(zip(state.trials, logits, strict=True))
+                final |= dict(zip(state.fits, logits, strict=True))
             if state.step in points and (ends.index(state.step) + 1) % every == 0:
                 save(now)
             start = time.perf_counter()
-        ended = sum(len(part.trials) for part in now.parts if part.step == last) == len(group)
+        ended = sum(len(part.fits) for part in now.parts if part.step == last) == len(group)
         if now.parts and not ended:
             save(now)
     if not ended:
         where = f"at step {min(part.step for part in now.parts)} of {last}" if now.parts else "before its first step"
         raise signals.Stopped(
-            parallel.agreed(asked()), f"stopped {where} of {named}; the same command goes on, from '{place}'"
+            vectorize.agreed(asked()), f"stopped {where} of {named}; the same command goes on, from '{place}'"
         )
     for part in now.parts:
-        if part.trials[0] not in final:  # it had ended before this process began
-            final |= dict(zip(part.trials, _logits(field, program, trials, part), strict=True))
+        if part.fits[0] not in final:  # it had ended before this process began
+            final |= dict(zip(part.fits, _logits(field, program, trials, part), strict=True))
     return [_outcome(field, group[i], now, i, final[i]) for i in range(len(group))]
 
 
-def _logits(field: fits.Arena, program: train.Program, trials: Sequence[train.Trial], state: train.State) -> np.ndarray:
-    return train.logits(program, trials, state, field.test, len(field.task.test.labels), field.means)
+def _logits(field: fits.Arena, program: train.Spec, trials: Sequence[train.Fit], state: train.State) -> np.ndarray:
+    return evaluate.logits_of(program, trials, state, field.test, len(field.task.test.labels), field.means)
 
 
 def _further(
@@ -128,7 +128,7 @@ def _further(
 ) -> Progress:
     """Progress with a later state; where there are logits (of the test images) the curves get a point."""
     records, held = list(now.records), progress.held(state)
-    for row, i in enumerate(state.trials):
+    for row, i in enumerate(state.fits):
         since = jax.tree.map(lambda curve, row=row: curve[row], log)
         if records[i].since is not None:
             since = jax.tree.map(lambda *curves: np.concatenate(curves), records[i].since, since)
@@ -148,11 +148,11 @@ def _further(
     return Progress(progress.joined(now.parts, held), tuple(records))
 
 
-def _before(now: Progress, trial: int, start: train.Trial) -> Params:
+def _before(now: Progress, trial: int, start: train.Fit) -> Params:
     """The parameters of a trial when it was last seen, or where it starts."""
     for part in now.parts:
-        if trial in part.trials:
-            row = part.trials.index(trial)
+        if trial in part.fits:
+            row = part.fits.index(trial)
             return jax.tree.map(lambda leaf, row=row: leaf[row], part.params)
     return jax.tree.map(np.asarray, start.params)
 
@@ -170,8 +170,8 @@ def _at_point(
 
 def _outcome(field: fits.Arena, fit: fits.Fit, now: Progress, i: int, logits: np.ndarray) -> Outcome:
     """Of the fit `i` of a group that has ended, and its logits of the test images."""
-    [part] = [part for part in now.parts if i in part.trials]
-    row, record = part.trials.index(i), now.records[i]
+    [part] = [part for part in now.parts if i in part.fits]
+    row, record = part.fits.index(i), now.records[i]
     params = jax.tree.map(lambda leaf: leaf[row], part.params)
     if record.diverged is not None:
         params, logits = record.finite, np.full_like(logits, np.nan)
@@ -185,7 +185,7 @@ def _outcome(field: fits.Arena, fit: fits.Fit, now: Progress, i: int, logits: np
     )
 
 
-def _point(step: int, log: train.Log, program: train.Program, measured: Mapping[str, Any]) -> dict[str, float]:
+def _point(step: int, log: train.Log, program: train.Spec, measured: Mapping[str, Any]) -> dict[str, float]:
     """A point of the curves: means over the segment, and the accuracy at its end."""
     accuracy = measured["accuracy"]
     return {
@@ -199,14 +199,14 @@ def _point(step: int, log: train.Log, program: train.Program, measured: Mapping[
 
 
 def _validate(
-    field: fits.Arena, program: train.Program, params: Params, chosen: np.ndarray
+    field: fits.Arena, program: train.Spec, params: Params, chosen: np.ndarray
 ) -> Mapping[str, Any] | None:
     """Metrics of one fit on the examples held out of its training; None where there are none."""
     if not len(chosen):
         return None
     images = evaluate.padded(np.asarray(field.task.train.images)[chosen])
     one = jax.tree.map(lambda leaf: leaf[None], params)
-    logits = evaluate.logits(train.forward(program.model, program.merge), one, (images,), len(chosen))[0]
+    logits = evaluate.logits(train.forward(program.model, program.merge), one, images, len(chosen))[0]
     return evaluate.metrics(logits, np.asarray(field.task.train.labels)[chosen])
 
 
@@ -214,7 +214,7 @@ def _fisher(field: fits.Arena, fit: fits.Fit, outcome: Outcome) -> Params:
     """The Fisher information of a fit on its training examples."""
     chosen = np.unique(fit.trial.order(0, len(fit.trial.rates)))
     of = gradients.mean_squared_gradient(
-        fit.program.model, fit.program.loss, field.images, field.labels, chosen[chosen >= 0], fit.program.merge
+        fit.program.model, fit.program.loss, field.data, chosen[chosen >= 0], fit.program.merge
     )
     return of(outcome.params)
 
