@@ -37,7 +37,6 @@ from experiments import INSTALL
 from experiments.runs import flags
 from experiments.runs.settings import MOST_DEVICES, Settings
 from tljax import files, heartbeat, plugins, surroundings, train
-from tljax.train import features
 from tljax.types import InputError
 
 # ---- Beginning and end
@@ -315,8 +314,8 @@ def _handlers(handler: Callable[[int, FrameType | None], None], numbers: tuple[s
 # ---- Devices, and where compiled programs are kept
 
 
-def prepare(settings: Settings) -> train.Means:
-    """The means of a run; the first call in a process decides how many devices a CPU makes.
+def prepare(settings: Settings) -> train.Execution:
+    """How a run computes; the first call in a process decides how many devices a CPU makes.
 
     Raises InputError for a mesh that cannot be, more devices than there are, processes that do not find each other,
     and for a folder that cannot hold compiled programs.
@@ -333,9 +332,9 @@ def prepare(settings: Settings) -> train.Means:
         values = ", ".join(f"{name}={value}" for name, value in switches.items())
         say(f"results are those of {values}: it enters the keys of all fits, and environment.json")
     all_share_a_batch = settings.parallel == "pmap" or settings.distributed
-    store = features.Store(settings.features_budget, settings.features_dtype) if settings.features_budget else None
+    store = train.FeatureCache(settings.features_budget, settings.features_dtype) if settings.features_budget else None
     batch = data or (len(devices) if all_share_a_batch else 1)
-    return train.Means(devices, batch, settings.parallel, settings.many, store, say)
+    return train.Execution(devices, batch, settings.parallel, settings.many, store, say)
 
 
 def _mesh(settings: Settings) -> tuple[int, int]:
