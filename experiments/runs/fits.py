@@ -280,8 +280,8 @@ def group_name(keys: Iterable[str]) -> str:
 
 
 def company(made: Settings) -> list[Any]:
-    """What of `train.Execution` and of the fits beside it decides a fit's bits: side by side, each rounds as its company
-    does."""
+    """What of `train.Execution` and of the fits beside it decides a fit's bits: side by side, each rounds as its
+    company does."""
     return [made.features_budget, made.features_dtype, *(made.seeds if made.many == "vmap" else ())]
 
 
