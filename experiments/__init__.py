@@ -23,7 +23,8 @@ def _said(error: BaseException, trace: TracebackType | None) -> str:
         trace = trace.tb_next
     text = " ".join(str(error).split())
     variables = ", ".join(f"{n}={v}" for n, v in os.environ.items() if n.startswith(("JAX_", "XLA_")))
-    if isinstance(error, MemoryError) or "failed to map segment" in text or "start new thread" in text:
+    signs = ("failed to map segment", "cannot map zero-fill", "start new thread")
+    if isinstance(error, MemoryError) or any(sign in text for sign in signs):
         return f"there is too little memory for the libraries of tljax ({text}): raise its limit (ulimit -v)"
     if isinstance(error, ImportError):
         return f"{text}: install tljax with all that it needs (python -m pip install .)"
@@ -32,5 +33,29 @@ def _said(error: BaseException, trace: TracebackType | None) -> str:
     return ""
 
 
+_LEAST = {"RLIMIT_AS": ("ulimit -v", 2 * 2**30), "RLIMIT_DATA": ("ulimit -d", 650 * 10**6)}
+"""{limit of the system: (how a shell sets it, bytes with which JAX starts on two cores)}. With less its libraries end
+the process without a word of what is wrong, or wait for a thread that there is not."""
+
+
+def _limited() -> str:
+    """Which limit of memory is too low for JAX to start, in one line; "" where none is."""
+    try:
+        import resource
+    except ImportError:  # of a system without such limits
+        return ""
+    for name, (command, least) in _LEAST.items():
+        there, _ = resource.getrlimit(getattr(resource, name))
+        if there != resource.RLIM_INFINITY and there < least:
+            return (
+                f"this process may have {there / 1e6:,.0f} MB of memory ({name}), and JAX does not start with less "
+                f"than {least / 1e6:,.0f} MB: raise the limit ({command})"
+            )
+    return ""
+
+
 if sys.argv[:1] == ["-m"]:  # so it is while `python -m experiments.NAME` imports: console.run_main takes over after
     sys.excepthook = _end
+    if _few := _limited():
+        print(f"error: {_few}", file=sys.stderr, flush=True)
+        os._exit(1)

@@ -241,9 +241,18 @@ def _read_in(argv: Sequence[str]) -> list[str]:
             arguments.append(argument)
             continue
         folder = os.path.dirname(file)
-        lines = flags.FlagValues().read_flags_from_files([argument])
+        lines = [_unescaped(line) for line in flags.FlagValues().read_flags_from_files([argument])]
         arguments += [_from_folder(line, folder) for line in lines] if folder else lines
     return arguments
+
+
+def _unescaped(line: str) -> str:
+    r"""A line of a flagfile with the bytes that `files.to_bytes` wrote as \\udcff, since they are no UTF-8.
+
+    >>> _unescaped("--target=caf\\udce9.npz") == "--target=caf\udce9.npz"
+    True
+    """
+    return re.sub(r"\\udc([89a-f][0-9a-f])", lambda found: chr(0xDC00 + int(found[1], 16)), line)
 
 
 def _from_folder(line: str, folder: str) -> str:

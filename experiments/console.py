@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from experiments import commandline, faults, signals, streams
+from experiments import commandline, faults, signals, streams, xla_flags
 from tljax import graft, masks, paths
 
 _PATIENCE = 3.0
@@ -36,6 +36,8 @@ def run_main(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None =
     with streams.lasting(quiet=commandline.asks_help(arguments)):
         try:
             with signals.termination_raised():
+                if not commandline.asks_help(arguments):
+                    xla_flags.refuse_unknown()
                 main(arguments)
         except KeyboardInterrupt:
             _leave(130, "stopped; the same command goes on with what is not finished")

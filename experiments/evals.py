@@ -84,7 +84,7 @@ def accuracies(
 def _known(file: Path, about: Mapping[str, str]) -> dict[str, float]:
     """{fit: accuracy} that `file` holds of this test set; a file that is not as it was written is set aside, aloud."""
     try:
-        record = workdir.read_record(file) or {**about, "accuracy": {}}
+        record = workdir.read_record(file, {"accuracy": {str: float}}) or {**about, "accuracy": {}}
         if {name: record.get(name) for name in about} != about:
             raise InputError(f"'{file}' is of another test set")
     except InputError as error:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import budgets, console, options, outcome, workdir
+from experiments import budgets, console, fields, options, outcome, workdir
 from tljax import npz
 from tljax.study import study
 from tljax.study.study import Cell, Right
@@ -70,6 +70,15 @@ class Kept(NamedTuple):
     """How often they had been looked at then."""
 
 
+JUDGING: fields.Form = {"margin?": float, "level?": float, "family?": str, "looks?": int, "against?": str}
+"""How fits are judged: fields of `compare_flags.Judging`."""
+STUDY: fields.Form = {
+    **{"notes": [str], "parts": [{"longer": bool, "rows": [{**workdir.FIT, "seconds?": (float, None)}]}]},
+    **{"judging?": (None, JUDGING), "look?": int, "looks?": int},
+}
+"""What `keep` writes."""
+
+
 def keep(folder: Path, found: Sequence[Found], notes: Sequence[str], judging: Mapping[str, Any], looks: int) -> None:
     """Write what else is known of the fits of a study, and how they were judged, to `folder`/study.json.
 
@@ -89,7 +98,7 @@ def of_directory(folder: Path) -> Kept:
     parts: Any = [{"longer": False, "rows": [line for line in done if line["strategy"] != "pretrain"]}]
     notes: list[str] = []
     judging, looks = None, 0
-    if (known := workdir.read_record(file)) is not None:
+    if (known := workdir.read_record(file, STUDY)) is not None:
         notes, parts, judging = known["notes"], known["parts"], known.get("judging")
         looks = max(known.get("look", 0), known.get("looks", 0))
     elif _looks(folder):
@@ -280,7 +289,7 @@ def looked(folder: Path, table: Right) -> int:
     file, study_file = folder / "looks.json", folder / "study.json"
     looks = _looks(folder)
     try:
-        study_record = workdir.read_record(study_file) or {}
+        study_record = workdir.read_record(study_file, STUDY) or {}
     except InputError as error:
         if not looks:
             raise InputError(f"'{file}' is gone, and {error}: restore one of both, or take a new --workdir") from error
@@ -300,7 +309,7 @@ def looked(folder: Path, table: Right) -> int:
 
 def _looks(folder: Path) -> list[Any]:
     """The fits of each look at the results of a run directory, the first first."""
-    record = workdir.read_record(folder / "looks.json")
+    record = workdir.read_record(folder / "looks.json", {"looks": [list]})
     if record is not None:
         return record["looks"]
     old = folder / "looks.jsonl"

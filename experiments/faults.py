@@ -11,7 +11,14 @@ from tljax.types import InputError
 LOST = "another process of this run is lost: run the same command on all of them again, and it goes on"
 """What processes say that are left, and end."""
 _MEMORY = "out of memory: lower --batch_size or --hidden, train one fit at a time (--many=map), or take less data"
-_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory", "OUT_OF_MEMORY", "bad_alloc", "failed to map segment")
+_OF_MEMORY = (
+    "RESOURCE_EXHAUSTED",
+    "out of memory",
+    "OUT_OF_MEMORY",
+    "bad_alloc",
+    "failed to map segment",
+    "cannot map zero-fill",
+)
 _REMEDY = {
     errno.ENOSPC: "; make room and run the same command again",
     errno.EDQUOT: "; make room and run the same command again",

@@ -17,7 +17,7 @@ import numpy as np
 
 from experiments import workdir
 from experiments.compare_flags import Judging
-from experiments.evidence import Found, cell
+from experiments.evidence import JUDGING, Found, cell
 from tljax import files
 from tljax.study.summary import label
 from tljax.types import InputError
@@ -137,12 +137,17 @@ def settings(judging: Judging) -> dict[str, Any]:
     return {f.name: getattr(judging, f.name) for f in fields(Judging)}
 
 
+_RECORD: dict[str, Any] = {"look": int, "judging": {**JUDGING, "against": str}}
+_RECORD |= {name: [str] for name in Seen._fields if name != "test_set"}
+"""What `keep` writes."""
+
+
 def _records(one: Seen, against: str, places: Collection[Path | None]) -> list[dict[str, Any]]:
     """Of judgements of such a comparison that share a fit; raises InputError for a record that is damaged."""
     found = []
     for folder in places:
         places_of = sorted((folder / one.test_set).glob("*.json")) if folder else []
-        found += [record for file in places_of if (record := workdir.read_record(file)) is not None]
+        found += [record for file in places_of if (record := workdir.read_record(file, _RECORD)) is not None]
     mine = {*one.fits, *one.predictions}
     return [
         record
