@@ -242,8 +242,21 @@ def _read_in(argv: Sequence[str]) -> list[str]:
             continue
         folder = os.path.dirname(file)
         lines = flags.FlagValues().read_flags_from_files([argument])
+        lines = [part for line in lines for part in _without_mark(line)]
         arguments += [_from_folder(line, folder) for line in lines] if folder else lines
     return arguments
+
+
+def _without_mark(line: str) -> list[str]:
+    """A line of a flagfile without the byte-order mark that some editors begin a file with, read as it is then.
+
+    >>> _without_mark("\\ufeff--seeds=0"), _without_mark("\\ufeff# mine"), _without_mark("--seeds=0")
+    (['--seeds=0'], [], ['--seeds=0'])
+    """
+    if not line.startswith("\ufeff"):
+        return [line]
+    text = line.removeprefix("\ufeff").strip()
+    return [] if text.startswith(("#", "//")) or not text else _read_in([text])
 
 
 def _from_folder(line: str, folder: str) -> str:
