@@ -241,7 +241,8 @@ def _read_in(argv: Sequence[str]) -> list[str]:
             arguments.append(argument)
             continue
         folder = os.path.dirname(file)
-        lines = [_unescaped(line) for line in flags.FlagValues().read_flags_from_files([argument])]
+        lines = flags.FlagValues().read_flags_from_files([argument])
+        lines = [_unescaped(part) for line in lines for part in _without_mark(line)]
         arguments += [_from_folder(line, folder) for line in lines] if folder else lines
     return arguments
 
@@ -253,6 +254,18 @@ def _unescaped(line: str) -> str:
     True
     """
     return re.sub(r"\\udc([89a-f][0-9a-f])", lambda found: chr(0xDC00 + int(found[1], 16)), line)
+
+
+def _without_mark(line: str) -> list[str]:
+    """A line of a flagfile without the byte-order mark that some editors begin a file with, read as it is then.
+
+    >>> _without_mark("\\ufeff--seeds=0"), _without_mark("\\ufeff# mine"), _without_mark("--seeds=0")
+    (['--seeds=0'], [], ['--seeds=0'])
+    """
+    if not line.startswith("\ufeff"):
+        return [line]
+    text = line.removeprefix("\ufeff").strip()
+    return [] if text.startswith(("#", "//")) or not text else _read_in([text])
 
 
 def _from_folder(line: str, folder: str) -> str:

@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,7 +96,7 @@ def of_directory(folder: Path) -> Kept:
     file, gone = folder / "study.json", workdir.superseded(folder)
     done = [line for key, line in workdir.done(folder).items() if key not in gone]
     parts: Any = [{"longer": False, "rows": [line for line in done if line["strategy"] != "pretrain"]}]
-    notes: list[str] = []
+    notes = _lost(folder, done, gone)
     judging, looks = None, 0
     if (known := workdir.read_record(file, STUDY)) is not None:
         notes, parts, judging = known["notes"], known["parts"], known.get("judging")
@@ -110,6 +110,16 @@ def of_directory(folder: Path) -> Kept:
     notes = [*notes, *(note for note in mixed if note not in notes)]
     found = [_kept(folder, part["rows"])._replace(longer=part["longer"]) for part in parts]
     return Kept(found, notes, judging, looks)
+
+
+def _lost(folder: Path, done: Sequence[Row], gone: Collection[str]) -> list[str]:
+    """What is to be said of the fits in results.jsonl whose checkpoint or predictions are gone; none if all are there."""
+    there = {row["key"] for row in done} | set(gone)
+    lost = [row["name"] for row in workdir.lines(folder) if row["key"] not in there and row["strategy"] != "pretrain"]
+    if not lost:
+        return []
+    named = f"'{lost[0]}'" + (f" and {len(lost) - 1} more" if lost[1:] else "")
+    return [f"{folder.name}: {named} left out, as checkpoint or predictions are gone: run its command again"]
 
 
 def _whole(folder: Path) -> bool:

@@ -22,6 +22,7 @@ _OF_MEMORY = (
 _REMEDY = {
     errno.ENOSPC: "; make room and run the same command again",
     errno.EDQUOT: "; make room and run the same command again",
+    errno.EISDIR: "; move it away, and run the same command again",
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR), "; name another place"),
 }
 """What helps where a place cannot be written, by the system's number."""
@@ -68,10 +69,11 @@ def _no_device() -> str:
         return ""
     except Exception as error:  # of the makers of devices, which have no type in common
         reason = plugins.words(error)[:300]
+    why = f" ({reason})" if reason else ""
     kinds = jax.config.values["jax_platforms"]
     if kinds:
-        return f"JAX finds no device of JAX_PLATFORMS={kinds}: unset it, or name one there is, such as cpu ({reason})"
-    return f"JAX finds no device ({reason}): with JAX_PLATFORMS=cpu in the environment it runs on the processor"
+        return f"JAX finds no device of JAX_PLATFORMS={kinds}: unset it, or name one there is, such as cpu{why}"
+    return f"JAX finds no device{why}: with JAX_PLATFORMS=cpu in the environment it runs on the processor"
 
 
 def _strict() -> str:

@@ -1,9 +1,12 @@
 """The machine a program runs on: its devices, and where compiled programs are kept."""
 
 import contextlib
+import glob
 import hashlib
 import os
 import platform
+import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ def prepare(made: Settings) -> train.Means:
     count = made.num_processes or 1  # of a cluster it is known later, and there a CPU is one device a core
     _one_device_a_core(made.devices or -(-trial * data // count) or None)
     _keep_compiled(made.compilation_cache)
+    _replace_damaged()
     processes.start(made)
     devices = _chosen(made, trial * data)
     say = console.once()
@@ -125,6 +129,46 @@ def _keep_compiled(folder: str | None) -> None:
     }
     for name, value in settings.items():
         jax.config.update(name, value)
+
+
+_DAMAGED = "Error reading persistent compilation cache entry for "
+"""How JAX's warning begins of an entry that a full disk or a killed process left cut, or that was changed."""
+
+
+def _replace_damaged() -> None:
+    """Where JAX cannot read what it had compiled, delete that, aloud: JAX compiles anew, but writes over no entry."""
+    before = warnings.showwarning
+    if before.__name__ == "show_all_but_damaged":
+        return
+    say = console.once()
+
+    def show_all_but_damaged(message: Warning | str, *more: Any) -> None:
+        text = str(message)
+        if not text.startswith(_DAMAGED):
+            before(message, *more)
+            return
+        place = Path(str(jax.config.values["jax_compilation_cache_dir"]))
+        name = text.removeprefix(_DAMAGED).split("'")[1]
+        entries = [file for file in place.glob(f"{glob.escape(name)}-*") if file.is_file()]
+        for file in [file for file in entries if _is_cut(file)] or entries:  # which of them, JAX does not say
+            with contextlib.suppress(OSError):
+                file.unlink()
+        say(f"of what is kept compiled in '{place}', '{name}' cannot be read: it is compiled again")
+
+    warnings.filterwarnings("always", message=_DAMAGED)
+    warnings.showwarning = show_all_but_damaged
+
+
+def _is_cut(file: Path) -> bool:
+    """Whether an entry does not unpack, as far as Python's zlib knows how it is packed."""
+    try:
+        data = file.read_bytes()
+        return not data.startswith(_ZSTD) and not zlib.decompress(data)
+    except (OSError, zlib.error):
+        return True
+
+
+_ZSTD = b"\x28\xb5\x2f\xfd"
 
 
 def _kind() -> str:

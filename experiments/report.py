@@ -135,6 +135,10 @@ def _of_runs(runs: Sequence[str]) -> Read:
         except (InputError, OSError) as error:
             found.notes.append(f"{name} is left out: {error}")
             continue
+        if not any(part.rows for part in kept.found):
+            why = "; ".join(kept.notes) or f"'{name}' holds no fit: run its command again"
+            found.notes.append(f"{name} is left out: {why}")
+            continue
         parts = []
         for part in kept.found:
             places = [(evidence.cell(row, part.longer), row["seed"]) for row in part.rows]

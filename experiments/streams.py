@@ -88,6 +88,23 @@ def _lasting(stream: Any, quiet: bool) -> Any:
     )
 
 
+_SHOWN = {
+    code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+    for code in (*range(32), *range(127, 160), 0x61C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A))
+    if chr(code) not in "\t\n"
+}
+"""{character that steers a terminal: how it is shown}: the controls of ISO 6429, Unicode's of lines and direction."""
+
+
+def visible(text: str) -> str:
+    """A text whose control characters are shown and steer no terminal: names of files and errors are anybody's.
+
+    >>> visible("\\x1b[31mred")
+    '\\\\x1b[31mred'
+    """
+    return text.translate(_SHOWN)
+
+
 def lost() -> bool:
     """Whether something of standard output was lost that somebody wanted: not where its reader has gone."""
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)

@@ -73,6 +73,9 @@ def replace(file: Path, data: bytes) -> None:
             out.flush()
             os.fsync(out.fileno())
         os.replace(new, file)
+    except IsADirectoryError as error:
+        new.unlink(missing_ok=True)
+        raise IsADirectoryError(error.errno, error.strerror, str(file)) from error
     except BaseException:
         new.unlink(missing_ok=True)  # on a full disk it is in the way
         raise

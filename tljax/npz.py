@@ -1,9 +1,10 @@
 """Arrays in NumPy's files, .npz and .npy, from anybody: what is pickled is never read."""
 
+import re
 import warnings
 from collections.abc import Container
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -21,6 +22,8 @@ def read(file: Path, wanted: Container[str] | None = None) -> dict[str, np.ndarr
         # Opened here: np.load leaves a damaged file open.
         with file.open("rb") as stream:
             return unpack(stream, f"'{file}'", wanted)
+    except InputError:
+        raise
     except (OSError, ValueError) as error:  # the second of a name with a zero byte
         raise InputError(f"'{file}' cannot be read as .npz ({error}): save it again with numpy.savez") from error
 
@@ -47,6 +50,7 @@ numpy.savez
             if isinstance(archive, np.ndarray):
                 raise InputError(f"{what} is a single array (.npy): save named arrays with numpy.savez")
             with archive:
+                _refuse_larger(archive, wanted, what, remedy)
                 for name in archive.files:
                     if wanted is None or name in wanted:
                         arrays[name] = archive[name]
@@ -65,6 +69,31 @@ numpy.savez
         reason = " ".join(reason.split())[:200] or type(error).__name__
         raise InputError(f"{what} cannot be read as .npz ({reason}): {remedy}") from error
     return arrays
+
+
+def _refuse_larger(archive: Any, wanted: Container[str] | None, what: str, remedy: str) -> None:
+    """Raises InputError for members that unpacked are larger than the memory that is free: small files may hold much.
+
+    What the directory of an archive says is enough: no more of a member is unpacked.
+    """
+    members = [
+        item for item in archive.zip.infolist() if wanted is None or item.filename.removesuffix(".npy") in wanted
+    ]
+    size, free = sum(item.file_size for item in members), _free_memory()
+    if free is not None and size > free:
+        raise InputError(
+            f"{what} unpacks to {size / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB of memory are free: take fewer examples, "
+            f"or {remedy} if that is not what it holds"
+        )
+
+
+def _free_memory() -> int | None:
+    """Bytes of memory that the system can give without swapping; None where it does not say."""
+    try:
+        found = re.search(r"^MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text(), re.M)
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
 
 
 def mapped(file: Path) -> np.ndarray:

@@ -49,7 +49,8 @@ def variables() -> dict[str, str]:
 
 
 def _of_jax() -> dict[str, Any]:
-    return {name: _plain(jax.config.values.get(name, neutral)) for name, neutral in NEUTRAL.items()}
+    there = jax.config.values  # which JAX makes anew each time
+    return {name: _plain(there.get(name, neutral)) for name, neutral in NEUTRAL.items()}
 
 
 def _plain(value: Any) -> Any:
