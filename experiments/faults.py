@@ -60,7 +60,7 @@ def _no_device() -> str:
         jax.devices()
         return ""
     except Exception as error:  # of the makers of devices, which have no type in common
-        reason = plugins.words(error)[:300]
+        reason = plugins.words(error)[:300] or type(error).__name__
     kinds = jax.config.values["jax_platforms"]
     if kinds:
         return f"JAX finds no device of JAX_PLATFORMS={kinds}: unset it, or name one there is, such as cpu ({reason})"
