@@ -91,7 +91,7 @@ def _convert(name: str, kind: str, value: Any) -> Any:
         return value
     parts = tuple(at_home(name, part.strip()) for part in plugins.split(value, ",") if part.strip())
     if "int" not in kind:
-        return parts
+        return tuple(map(plugins.unquoted, parts)) if name in PATHS else parts
     try:
         return tuple(number for part in parts for number in _whole(part))
     except ValueError as error:
@@ -164,7 +164,7 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 def _place(name: str, argv: Sequence[str]) -> str:
     for argument in argv[1:]:
         if argument.startswith(("--flagfile=", "-flagfile=")):
-            lines = flags.FlagValues().read_flags_from_files(_found([argument]))
+            lines = _without_marks(*_found([argument]))
             if name in map(_name, lines):
                 return f" in '{argument.partition('=')[2]}'"
     return ""
@@ -192,7 +192,8 @@ def to_flags(form: Any, leave: Collection[str] = ()) -> list[str]:
 
 def _written(value: Any) -> str:
     if isinstance(value, tuple):
-        return ",".join(map(str, value))
+        texts = map(str, value)
+        return ",".join(text if plugins.split(f"{text},", ",") == [text, ""] else f'"{text}"' for text in texts)
     if isinstance(value, bool):
         return str(value).lower()
     return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
@@ -241,8 +242,7 @@ def _read_in(argv: Sequence[str]) -> list[str]:
             arguments.append(argument)
             continue
         folder = os.path.dirname(file)
-        lines = flags.FlagValues().read_flags_from_files([argument])
-        lines = [_unescaped(part) for line in lines for part in _without_mark(line)]
+        lines = [_unescaped(line) for line in _without_marks(argument)]
         arguments += [_from_folder(line, folder) for line in lines] if folder else lines
     return arguments
 
@@ -256,16 +256,26 @@ def _unescaped(line: str) -> str:
     return re.sub(r"\\udc([89a-f][0-9a-f])", lambda found: chr(0xDC00 + int(found[1], 16)), line)
 
 
-def _without_mark(line: str) -> list[str]:
-    """A line of a flagfile without the byte-order mark that some editors begin a file with, read as it is then.
+def _without_marks(flag_of_file: str, above: tuple[str, ...] = ()) -> list[str]:
+    """The lines of a flagfile, and of those that it names, without the byte order marks that editors put before text.
 
-    >>> _without_mark("\\ufeff--seeds=0"), _without_mark("\\ufeff# mine"), _without_mark("--seeds=0")
-    (['--seeds=0'], [], ['--seeds=0'])
+    `above` are the flagfiles that named it after such a mark. Raises InputError for a file that is no text.
     """
-    if not line.startswith("\ufeff"):
-        return [line]
-    text = line.removeprefix("\ufeff").strip()
-    return [] if text.startswith(("#", "//")) or not text else _read_in([text])
+    try:
+        lines = flags.FlagValues().read_flags_from_files([flag_of_file])
+    except UnicodeDecodeError as error:
+        file = flag_of_file.partition("=")[2]
+        raise InputError(f"flagfile '{file}' is no text in {error.encoding}: save it as UTF-8") from error
+    found = []
+    for line in lines:
+        text = line.removeprefix("\ufeff").strip()
+        if text == line:
+            found.append(line)
+        elif text.startswith(("--flagfile=", "-flagfile=")) and text not in above:
+            found += _without_marks(text, (*above, flag_of_file, text))
+        elif text and not text.startswith(("#", "//")):
+            found.append(text)
+    return found
 
 
 def _from_folder(line: str, folder: str) -> str:
@@ -275,7 +285,7 @@ def _from_folder(line: str, folder: str) -> str:
         return line
     parts = []
     for part in plugins.split(value, ","):
-        pieces = part.split(":")
+        pieces = plugins.split(part, ":")
         for i, piece in enumerate(pieces):
             certain = (_name(name) in PATHS and i == 0) or (i == 1 and pieces[0].strip() == "folder")
             pieces[i] = _joined(piece, folder, certain)
@@ -285,10 +295,13 @@ def _from_folder(line: str, folder: str) -> str:
 
 def _joined(piece: str, folder: str, certain: bool) -> str:
     """A piece of a value, whose path is all of it or what is after a '='; only what is `certain` may be a bare word."""
-    for before, path in (("", piece.strip()), *([piece.partition("=")[::2]] if "=" in piece else [])):
+    halves = [piece.partition("=")[::2]] if "=" in piece and not piece.startswith('"') else []
+    for before, written in (("", piece.strip()), *halves):
+        path = plugins.unquoted(written)
         if os.path.lexists(path) or os.path.isabs(path) or not (certain or "/" in path or os.path.splitext(path)[1]):
             continue
         there = os.path.join(folder, path)
         if path and (os.path.lexists(there) or glob.glob(there)):
+            there = there if path == written else f'"{there}"'
             return f"{before}={there}" if before else there
     return piece

@@ -95,7 +95,7 @@ def card(file: Path) -> dict[str, Any]:
     try:
         if place.exists() and not place.is_file():  # a pipe would be waited for
             raise ValueError("it is no file")
-        told = json.loads(place.read_text(encoding="utf-8"))
+        told = json.loads(place.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         if not file.is_file():
             raise InputError(

@@ -100,16 +100,13 @@ def _wanted(todo: Experiment, more: Sequence[Eval]) -> list[tuple[str, Task]]:
         key = todo.source.name if one.name == "source" and todo.source else todo.target.name
         if key in one.tasks and not (one.name == "source" and todo.methods[0].name == "scratch"):
             found.append((one.name, one.tasks[key]))
-    if todo.source and _copied(todo) and todo.methods[0].name != "scratch":
+    if (
+        todo.source
+        and methods.head_of(todo.made, todo.source, todo.target) == "copy"
+        and todo.methods[0].name != "scratch"
+    ):
         found.append(("start", todo.target))
     return found
-
-
-def _copied(todo: Experiment) -> bool:
-    return (
-        methods.ground(todo.made, todo.model, todo.source, todo.target, transfer.streams_of(todo.made, 0)).head
-        == "copy"
-    )
 
 
 def _judged(todo: Experiment, lines: Sequence[workdir.Line], name: str, task: Task, folder: Path) -> dict[str, float]:

@@ -68,8 +68,8 @@ def _no_device() -> str:
         jax.devices()
         return ""
     except Exception as error:  # of the makers of devices, which have no type in common
-        reason = plugins.words(error)[:300]
-    why = f" ({reason})" if reason else ""
+        reason = plugins.words(error)[:300] or type(error).__name__
+    why = f" ({reason})"
     kinds = jax.config.values["jax_platforms"]
     if kinds:
         return f"JAX finds no device of JAX_PLATFORMS={kinds}: unset it, or name one there is, such as cpu{why}"

@@ -19,6 +19,7 @@ is refused, and it counts how often its results were looked at. Of what was neve
 import csv
 import glob
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -189,6 +190,7 @@ def theirs(results: Path, predictions: str) -> Found:
     try:
         with open(results, newline="", encoding="utf-8-sig") as file:
             table = csv.DictReader(file)
+            _require_columns(f"'{results}'", table.fieldnames or ())
             rows = [_row(f"'{results}', line {table.line_num}", row) for row in table]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"--results={results} cannot be read: {plugins.said(error)}") from error
@@ -196,7 +198,7 @@ def theirs(results: Path, predictions: str) -> Found:
     if others:
         console.say(f"'{results}' has columns that are not read: {', '.join(others)[:200]}")
     _refuse_twice(rows)
-    files = {Path(file).stem: Path(file) for file in glob.glob(predictions)}
+    files = {Path(file).stem: Path(file) for file in _matching(predictions)}
     lacking = [row["name"] for row in rows if row["name"] not in files]
     if lacking or not rows:
         what = (
@@ -218,6 +220,24 @@ def theirs(results: Path, predictions: str) -> Found:
     settled = [row for each in rows for row in with_share([each], labels[each["target"]])]
     predictions_of = {row["name"]: known[row["name"]][0] for row in rows if not row["diverged"]}
     return Found(settled, predictions_of, labels, evidence.all_groups(parts))
+
+
+def _matching(pattern: str) -> list[str]:
+    """The files that a pattern names; a folder that is there is taken by its name, whatever brackets are in it."""
+    folder, name = os.path.split(pattern)
+    literal = glob.escape(folder) if os.path.isdir(folder) else folder
+    return [pattern] if os.path.isfile(pattern) else glob.glob(os.path.join(literal, name))
+
+
+def _require_columns(what: str, headings: Sequence[str]) -> None:
+    """Raise InputError for a table without a column that is needed, naming those that it has."""
+    lacking = [name for name in _NEEDED if name not in headings]
+    if headings and lacking:
+        there = ", ".join(map(repr, headings))[:200]
+        raise InputError(
+            f"{what} has no column {lacking[0]}: the columns {', '.join(_NEEDED)} are needed, with commas between "
+            f"them; those there are: {there}"
+        )
 
 
 def _key(row: Mapping[str, Any], predicted: np.ndarray, labels: np.ndarray) -> str:

@@ -128,7 +128,7 @@ def _setting(group: Group, state: State) -> Setting:
     now = under(group.program, members[0], state.masks[0])
     stand = layout.laid_out(now, members, layout.lanes(now, members, state.masks), images, means)
     if len(members) > 1:
-        means.say(_told(len(members), stand))
+        means.say(_told(len(members), len(group.trials), stand))
     params = parallel.place(stand.mesh, state.params)
     short, views = layout.shortened(now, members, params, stand.lanes, images, _passed(group, state.step), means)
     labels = parallel.place(stand.mesh, group.labels, split=False)
@@ -152,7 +152,8 @@ def logits(
     return evaluate.logits(forward(short.model, short.merge), params, views, count)
 
 
-def _told(trials: int, stand: Layout) -> str:
+def _told(trials: int, total: int, stand: Layout) -> str:
+    fits = f"{trials} fits" if trials == total else f"{trials} of {total} fits"
     sharing = parallel.sharing(stand.mesh)
     count = stand.mesh.size // sharing if stand.mesh else 1
     one, more = (
@@ -160,10 +161,10 @@ def _told(trials: int, stand: Layout) -> str:
     )
     where = f"on one {one}" if count == 1 else f"on each of {count} {more}"
     if trials == count > 1:
-        return f"{trials} fits at once, one on each of {count} {more}"
+        return f"{fits} at once, one on each of {count} {more}"
     if stand.abreast:
-        return f"{trials} fits, side by side {where}"
-    return f"{trials} fits, {f'{stand.lanes} side by side' if stand.wide else 'one after another'} {where}"
+        return f"{fits}, side by side {where}"
+    return f"{fits}, {f'{stand.lanes} side by side' if stand.wide else 'one after another'} {where}"
 
 
 def _passed(group: Group, step: int) -> int:
