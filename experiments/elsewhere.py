@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments import console, sources, workdir
+from experiments import console, fields, sources, workdir
 from experiments.options import Settings
 from experiments.sources import Source, Trained
 from tljax import checkpoint, models, paths, plugins, weights
@@ -116,6 +116,8 @@ def card(file: Path) -> dict[str, Any]:
         good = isinstance(value, kind) or (kind is float and type(value) is int)
         if not good or (within and (not value or not all(type(part) is within for part in value))):
             raise InputError(f"'{place}': '{name}' is {json.dumps(value)[:60]}: see experiments/elsewhere.py")
+    if odd := fields.fault(told.get("model", {}), sources.MODEL, "model"):
+        raise InputError(f"'{place}': {odd}: see experiments/elsewhere.py")
     if min(told["shape"]) < 1 or len(set(told["classes"])) < max(2, len(told["classes"])):
         raise InputError(f"'{place}': give a shape of numbers above 0, and two classes or more, each once")
     if not fraction(told.get("accuracy")):

@@ -73,7 +73,7 @@ class Kept(NamedTuple):
 JUDGING: fields.Form = {"margin?": float, "level?": float, "family?": str, "looks?": int, "against?": str}
 """How fits are judged: fields of `compare_flags.Judging`."""
 STUDY: fields.Form = {
-    **{"notes": [str], "parts": [{"longer": bool, "rows": [{**workdir.FIT, "seconds?": (float, None)}]}]},
+    **{"notes": [str], "parts": [{"longer": bool, "rows": [{"seconds?": float}]}]},
     **{"judging?": (None, JUDGING), "look?": int, "looks?": int},
 }
 """What `keep` writes."""
@@ -98,7 +98,7 @@ def of_directory(folder: Path) -> Kept:
     parts: Any = [{"longer": False, "rows": [line for line in done if line["strategy"] != "pretrain"]}]
     notes = _lost(folder, done, gone)
     judging, looks = None, 0
-    if (known := workdir.read_record(file, STUDY)) is not None:
+    if (known := _study(file)) is not None:
         notes, parts, judging = known["notes"], known["parts"], known.get("judging")
         looks = max(known.get("look", 0), known.get("looks", 0))
     elif _looks(folder):
@@ -120,6 +120,16 @@ def _lost(folder: Path, done: Sequence[Row], gone: Collection[str]) -> list[str]
         return []
     named = f"'{lost[0]}'" + (f" and {len(lost) - 1} more" if lost[1:] else "")
     return [f"{folder.name}: {named} left out, as checkpoint or predictions are gone: run its command again"]
+
+
+def _study(file: Path) -> dict[str, Any] | None:
+    """What `keep` wrote; None if there is no such file. Raises InputError for one damaged or of other types."""
+    record = workdir.read_record(file, STUDY)
+    for i, part in enumerate(record["parts"] if record else ()):
+        for j, row in enumerate(part["rows"]):
+            if odd := workdir.fault_of_fit(row):
+                raise InputError(f"'{file}': parts[{i}].rows[{j}].{odd}: restore it, or run its command again")
+    return record
 
 
 def _whole(folder: Path) -> bool:
@@ -203,9 +213,15 @@ def all_groups(found: Sequence[Found]) -> dict[str, np.ndarray]:
 def _require_one_study(found: Sequence[Found]) -> None:
     cells: dict[Cell, list[Row]] = {}
     labels: dict[str, np.ndarray] = {}
+    sizes: dict[str, int] = {}
     for part in found:
         for row in part.rows:
             cells.setdefault(cell(row, part.longer), []).append(row)
+            classes = sizes.setdefault(row["target"], len(row.get("confusion") or ()))
+            if row.get("confusion") and classes and len(row["confusion"]) != classes:
+                raise InputError(
+                    f"fits of '{row['target']}' have {classes} and {len(row['confusion'])} classes: report those of one"
+                )
         for target, theirs in part.labels.items():
             known = labels.setdefault(target, theirs)
             if known.shape != theirs.shape or (known != theirs).any():
@@ -299,7 +315,7 @@ def looked(folder: Path, table: Right) -> int:
     file, study_file = folder / "looks.json", folder / "study.json"
     looks = _looks(folder)
     try:
-        study_record = workdir.read_record(study_file, STUDY) or {}
+        study_record = _study(study_file) or {}
     except InputError as error:
         if not looks:
             raise InputError(f"'{file}' is gone, and {error}: restore one of both, or take a new --workdir") from error

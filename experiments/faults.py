@@ -33,12 +33,23 @@ _STRICT = (
 """How the names of environment variables begin by which JAX refuses what it allows otherwise."""
 
 
+_LONGEST = 1400
+"""Characters of a line; what is in an error's middle, such as a value of a flag, may have any length."""
+
+
 def line(error: BaseException) -> str | None:
     """What a program says of an exception; None for a fault of tljax's own, of which the traceback is to be seen.
 
     >>> line(InputError("--seeds names nothing: name one")), line(KeyError("kernel"))
     ('--seeds names nothing: name one', None)
     """
+    text = _line(error)
+    if text is None or len(text) <= _LONGEST:
+        return text
+    return f"{text[: _LONGEST - 400]} ... {text[-390:]}"
+
+
+def _line(error: BaseException) -> str | None:
     text = plugins.words(error)
     if isinstance(error, InputError):
         return text

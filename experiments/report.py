@@ -192,9 +192,10 @@ def theirs(results: Path, predictions: str) -> Found:
             table = csv.DictReader(file)
             _require_columns(f"'{results}'", table.fieldnames or ())
             rows = [_row(f"'{results}', line {table.line_num}", row) for row in table]
+            columns = table.fieldnames or ()  # which it reads only now where the file is empty
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"--results={results} cannot be read: {plugins.said(error)}") from error
-    others = [str(name) for name in table.fieldnames or () if name not in (*_NEEDED, *_KNOWN, "diverged")]
+    others = [str(name) for name in columns if name not in (*_NEEDED, *_KNOWN, "diverged")]
     if others:
         console.say(f"'{results}' has columns that are not read: {', '.join(others)[:200]}")
     _refuse_twice(rows)

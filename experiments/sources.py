@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments import console, fits, training, workdir
+from experiments import console, fields, fits, training, workdir
 from experiments.options import Settings
 from tljax import checkpoint, data, masks, models, paths, plugins, seeds
 from tljax.train import Means
@@ -290,21 +290,26 @@ def _steps(fits: Sequence[Mapping[str, Any]]) -> int | None:
     return max(taken) if all(type(steps) is int for steps in taken) else None  # type: ignore[type-var]
 
 
-_ABOUT = {"task": str, "fingerprint": str, "classes": str, "shape": int, "model": dict, "fits": dict, "fisher": bool}
-"""What a checkpoint says of itself if it can be a source; of lists, the type of what is in them."""
+MODEL: fields.Form = {"model?": str, "hidden?": [int], "activation?": str, "code?": str}
+"""What a source says of its model; a file of weights may say less than `architecture`."""
+_ABOUT: fields.Form = {
+    **{"task": str, "fingerprint": str, "classes": [str], "shape": [int], "model": MODEL, "fisher": bool},
+    **{"fits": dict, "note?": str},
+}
+"""What a checkpoint says of itself if it can be a source."""
+_FIT: fields.Form = {"seed": int, "accuracy": (float, None), "steps?": (int, None)}
+"""What it says of each fit."""
 
 
 def _about(place: Path) -> dict[str, Any]:
     """What a checkpoint says of itself; raises InputError where that is not what a source says."""
     told = checkpoint.about(place)
-    for name, kind in _ABOUT.items():
-        value = told.get(name)
-        parts = value if name in ("classes", "shape") and isinstance(value, list) else [value]
-        if not parts or not all(type(part) is kind for part in parts):
-            raise InputError(f"checkpoint '{place}' does not say its '{name}': give one that experiments.pretrain left")
+    if odd := fields.fault(told, _ABOUT):
+        raise InputError(f"checkpoint '{place}' does not say enough ({odd}): give one that experiments.pretrain left")
+    if not told["classes"] or not told["shape"] or min(told["shape"]) < 1:
+        raise InputError(f"checkpoint '{place}' has no classes or no shape: give one that experiments.pretrain left")
     for name, fit in told["fits"].items():
-        known = isinstance(fit, dict) and type(fit.get("seed")) is int and "accuracy" in fit
-        if not known or name not in told["sha256"]:
+        if fields.fault(fit, _FIT) or name not in told["sha256"]:
             raise InputError(f"checkpoint '{place}' holds no fit '{name}': train it again")
     return told
 

@@ -304,9 +304,22 @@ FIT: fields.Form = {
 """A line of results.jsonl, and a fit of a study; what may be lacking, an older tljax did not write."""
 
 
+def fault_of_fit(fit: Any) -> str:
+    """What of a line of results, or of a fit of a study, is not as such are, in a few words; "" where all is."""
+    if odd := fields.fault(fit, FIT):
+        return odd
+    confusion, bins = fit.get("confusion") or [], fit.get("calibration", {})
+    if any(len(row) != len(confusion) for row in confusion):
+        return "confusion has not as many columns as rows"
+    if len({len(bins[name]) for name in ("confidence", "accuracy", "count") if name in bins}) > 1:
+        return "calibration has lists of several lengths"
+    kinds = [[type(part) for part in leaf] for leaf in fit.get("leaves", [])]
+    return "leaves are not a path and two numbers each" if any(leaf != [str, int, int] for leaf in kinds) else ""
+
+
 def _checked(workdir: Path, line: Any, where: str) -> Line:
     """A line without its own SHA-256, once it is sure that it is one, and that its paths stay in the run directory."""
-    if odd := fields.fault(line, FIT):
+    if odd := fault_of_fit(line):
         raise InputError(f"{where} is no line of results ({odd}): restore or delete it")
     for name in ("checkpoint", "predictions", "name"):
         path = Path("metrics") / line[name] if name == "name" else Path(line[name])
