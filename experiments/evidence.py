@@ -113,7 +113,7 @@ def of_directory(folder: Path) -> Kept:
 
 
 def _lost(folder: Path, done: Sequence[Row], gone: Collection[str]) -> list[str]:
-    """What is to be said of the fits in results.jsonl whose checkpoint or predictions are gone; none if all are there."""
+    """What is to be said of fits in results.jsonl whose checkpoint or predictions are gone; none if all are there."""
     there = {row["key"] for row in done} | set(gone)
     lost = [row["name"] for row in workdir.lines(folder) if row["key"] not in there and row["strategy"] != "pretrain"]
     if not lost:

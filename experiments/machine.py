@@ -8,7 +8,7 @@ import platform
 import warnings
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 
@@ -142,17 +142,24 @@ def _replace_damaged() -> None:
         return
     say = console.once()
 
-    def show_all_but_damaged(message: Warning | str, *more: Any) -> None:
+    def show_all_but_damaged(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
         text = str(message)
         if not text.startswith(_DAMAGED):
-            before(message, *more)
+            before(message, category, filename, lineno, file, line)
             return
         place = Path(str(jax.config.values["jax_compilation_cache_dir"]))
         name = text.removeprefix(_DAMAGED).split("'")[1]
-        entries = [file for file in place.glob(f"{glob.escape(name)}-*") if file.is_file()]
-        for file in [file for file in entries if _is_cut(file)] or entries:  # which of them, JAX does not say
+        entries = [entry for entry in place.glob(f"{glob.escape(name)}-*") if entry.is_file()]
+        for entry in [entry for entry in entries if _is_cut(entry)] or entries:  # which of them, JAX does not say
             with contextlib.suppress(OSError):
-                file.unlink()
+                entry.unlink()
         say(f"of what is kept compiled in '{place}', '{name}' cannot be read: it is compiled again")
 
     warnings.filterwarnings("always", message=_DAMAGED)

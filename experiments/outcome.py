@@ -189,10 +189,10 @@ def curves(folder: Path, line: Mapping[str, Any]) -> dict[str, np.ndarray] | Non
     except Exception as error:  # what NumPy, zlib and the unpacking raise for a damaged file has no common type
         why = " ".join(str(error).split())[:200] or type(error).__name__
         named = "" if str(file) in why else f"'{file}': "
-        predictions = folder / line["predictions"]
+        predictions = f"predictions/{line['name']}.npz"
         console.say(
             f"the curves of '{line['name']}' are left out: {named}{why}; the same command trains the fit again where "
-            f"'{predictions}' is deleted"
+            f"'{folder / predictions}' is deleted"
         )
         return None
 

@@ -82,8 +82,8 @@ def _refuse_larger(archive: Any, wanted: Container[str] | None, what: str, remed
     size, free = sum(item.file_size for item in members), _free_memory()
     if free is not None and size > free:
         raise InputError(
-            f"{what} unpacks to {size / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB of memory are free: take fewer examples, "
-            f"or {remedy} if that is not what it holds"
+            f"{what} unpacks to {size / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB of memory are free: take fewer "
+            f"examples, or {remedy} if that is not what it holds"
         )
 
 
