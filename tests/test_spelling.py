@@ -91,7 +91,7 @@ def test_paths_of_a_flagfile_may_stand_in_quotes(tmp_path, monkeypatch):
 
 def test_names_of_arrays_may_hold_a_colon():
     """As Keras writes them."""
-    rules = [weights.rule('"dense/kernel:0":to=head/kernel:transpose')]
+    rules = [weights.rule('"dense/kernel:0":to="head/kernel":transpose')]
     like = {"head": {"kernel": np.zeros((3, 2), np.float32)}}
     assert weights.grafted({"dense/kernel:0": np.ones((2, 3), np.float32)}, rules, like)["head"]["kernel"].shape == (
         3,
