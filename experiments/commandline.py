@@ -95,7 +95,8 @@ def _convert(name: str, kind: str, value: Any) -> Any:
     try:
         return tuple(number for part in parts for number in _whole(part))
     except ValueError as error:
-        raise InputError(f"--{name}={value}: write whole numbers with commas between them, or as 0-29") from error
+        form = "write whole numbers with commas between them, or as 0-29"
+        raise InputError(f"--{name}={value}: {form}, at most {_MOST_OF_A_RANGE:,} of them") from error
 
 
 _DATA = ("source", "target", "targets", "dataset", "zoo")
@@ -123,12 +124,15 @@ def at_home(name: str, value: Any) -> Any:
     return place
 
 
+_MOST_OF_A_RANGE = 100_000
+
+
 def _whole(part: str) -> Sequence[int]:
     """The whole numbers of '3', or of '0-29'."""
     first, dash, last = part.partition("-")
     if not dash or not first:
         return (int(part),)
-    if int(last) - int(first) not in range(100_000):
+    if int(last) - int(first) not in range(_MOST_OF_A_RANGE):
         raise ValueError(part)
     return range(int(first), int(last) + 1)
 
@@ -164,7 +168,7 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 def _place(name: str, argv: Sequence[str]) -> str:
     for argument in argv[1:]:
         if argument.startswith(("--flagfile=", "-flagfile=")):
-            lines = _without_marks(*_found([argument]))
+            lines = _without_marks(_found([argument])[0])
             if name in map(_name, lines):
                 return f" in '{argument.partition('=')[2]}'"
     return ""

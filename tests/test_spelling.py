@@ -2,6 +2,7 @@
 
 import csv
 import json
+import time
 from pathlib import Path
 
 import ml_dtypes
@@ -10,7 +11,7 @@ import pytest
 from safetensors.numpy import save
 from test_programs import arguments, command, results, write_task
 
-from experiments import commandline, elsewhere, methods, options, report, transfer
+from experiments import commandline, elsewhere, methods, options, processes, report, transfer
 from tljax import data, plugins, weights
 from tljax.study import space
 from tljax.types import InputError
@@ -90,7 +91,7 @@ def test_paths_of_a_flagfile_may_stand_in_quotes(tmp_path, monkeypatch):
 
 def test_names_of_arrays_may_hold_a_colon():
     """As Keras writes them."""
-    rules = [weights.rule('"dense/kernel:0":to=head/kernel:transpose')]
+    rules = [weights.rule('"dense/kernel:0":to="head/kernel":transpose')]
     like = {"head": {"kernel": np.zeros((3, 2), np.float32)}}
     assert weights.grafted({"dense/kernel:0": np.ones((2, 3), np.float32)}, rules, like)["head"]["kernel"].shape == (
         3,
@@ -173,9 +174,21 @@ def test_what_becomes_of_the_head_is_known_without_a_draw(tasks, tmp_path, monke
     monkeypatch.setattr("tljax.models.init", lambda *_, **__: pytest.fail("it draws"))
     for target, head, expected in (("same", "auto", True), ("clothes", "auto", False), ("same", "fresh", False)):
         made = options.settings(**arguments(tasks, tmp_path / "w", target=str(tasks / f"{target}.npz"), head=head))
-        task = data.load(made.target)
+        head_is_copied = methods.head_of(made, data.load(made.source), data.load(made.target)) == "copy"
+        assert head_is_copied == expected
 
-        class Todo:
-            source, target, made_ = data.load(made.source), task, made
 
-        assert (methods.head_of(made, Todo.source, Todo.target) == "copy") == expected
+def test_many_seeds_are_read_at_once_and_more_are_told_how_many_may_be():
+    """Looking for seeds given twice took as the square of their number: minutes for 100,000."""
+    began = time.monotonic()
+    assert len(options.settings(seeds=tuple(range(100_000))).seeds) == 100_000
+    assert time.monotonic() - began < 10
+    with pytest.raises(InputError, match="or as 0-29, at most 100,000 of them"):
+        options.parse(["transfer", "--seeds=0-100000"])
+
+
+def test_a_run_directory_is_opened_by_the_first_of_several_processes_alone():
+    """Every program opens it through `processes`, a search and its range test too."""
+    folder = Path(processes.__file__).parent
+    callers = {file.name for file in folder.glob("*.py") if "workdir.opened(" in file.read_text(encoding="utf-8")}
+    assert callers == {"processes.py"}
