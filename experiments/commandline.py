@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from absl import flags
 
-from tljax import plugins
+from tljax import files, plugins
 from tljax.types import InputError
 
 FLAGS = Path(__file__).parent / "flags"
@@ -65,6 +65,8 @@ def parse(argv: Sequence[str], kinds: Mapping[str, str]) -> dict[str, Any]:
         _DEFINE.get(kind.split(" ")[0], flags.DEFINE_string)(name, None, "", flag_values=values)
     try:
         _, *rest = values(_read_in(_found(argv)), known_only=True)  # absl takes long to find what is near
+    except InputError:
+        raise
     except (flags.Error, ValueError) as error:
         raise InputError(_said(error)) from error
     if rest and rest[0].startswith("-") and _name(rest[0]):
@@ -164,7 +166,7 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 def _place(name: str, argv: Sequence[str]) -> str:
     for argument in argv[1:]:
         if argument.startswith(("--flagfile=", "-flagfile=")):
-            lines = flags.FlagValues().read_flags_from_files(_found([argument]))
+            lines = _lines(_found([argument])[0].partition("=")[2])
             if name in map(_name, lines):
                 return f" in '{argument.partition('=')[2]}'"
     return ""
@@ -241,9 +243,29 @@ def _read_in(argv: Sequence[str]) -> list[str]:
             arguments.append(argument)
             continue
         folder = os.path.dirname(file)
-        lines = flags.FlagValues().read_flags_from_files([argument])
+        lines = _lines(file)
         arguments += [_from_folder(line, folder) for line in lines] if folder else lines
     return arguments
+
+
+def _lines(flagfile: str) -> list[str]:
+    """The flags of a flagfile and of those that it names, without comments.
+
+    Raises InputError for one that is not in UTF-8; a byte order mark, as some editors write it, is left out.
+    """
+    _require_utf8(Path(flagfile), set())
+    lines = flags.FlagValues().read_flags_from_files([f"--flagfile={flagfile}"])
+    plain = [line.removeprefix("\ufeff") for line in lines]
+    return [line for line in plain if line and not line.startswith(("#", "//"))]
+
+
+def _require_utf8(flagfile: Path, seen: set[Path]) -> None:
+    if flagfile in seen or not flagfile.is_file():  # what is missing absl says, and names
+        return
+    seen.add(flagfile)
+    for line in files.text(flagfile).splitlines():
+        if line.startswith(("--flagfile=", "-flagfile=")):
+            _require_utf8(Path(line.partition("=")[2].strip()).expanduser(), seen)
 
 
 def _from_folder(line: str, folder: str) -> str:

@@ -11,6 +11,7 @@ import jax
 from experiments import console, fits, training, workdir
 from experiments.options import Settings
 from tljax import checkpoint, data, masks, models, paths, plugins, seeds
+from tljax.data.files import NO_PIXELS
 from tljax.train import Means
 from tljax.types import InputError, Model, Task
 
@@ -46,9 +47,20 @@ class Source(NamedTuple):
 
 
 def load(made: Settings, name: str, shape: Any) -> Task:
-    """The data set of a name, from where the flags say that data are."""
+    """The data set of a name, from where the flags say that data are.
+
+    Its pixels are brought to `shape`, that of --image_shape or of what it goes with; features, which have other shapes
+    than [height, width, channels], stay as they are.
+    """
     places = {"data_dir": made.data_dir, "manual_dir": made.manual_dir}
-    return data.load(name, **places, image_shape=shape or None, say=console.say)
+    wanted = shape if shape and (len(shape) == 3 or shape == made.image_shape) else None
+    try:
+        return data.load(name, **places, image_shape=wanted, say=console.say)
+    except InputError as error:
+        of_flag = made.image_shape and (name == made.source or not (made.source or made.source_checkpoint))
+        if of_flag and str(error).endswith(NO_PIXELS):
+            raise InputError(f"{error}, or leave out --image_shape") from error
+        raise
 
 
 def _trained(fits: Mapping[str, checkpoint.Flat], name: str, accuracy: float | None) -> Trained:
