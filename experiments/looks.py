@@ -157,7 +157,7 @@ def refuse_other(judging: Judging, before: Mapping[str, Any], what: str) -> None
     if differ:
         raise InputError(
             f"{what} with {', '.join(differ)}: what counts as a difference is chosen before the first look; leave it "
-            "as it was, or take fresh --seeds"
+            "as it was, or judge fits of seeds that were not looked at"
         )
 
 

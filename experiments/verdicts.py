@@ -80,7 +80,8 @@ def _looks(looks: int, judging: Judging) -> list[str]:
     if looks > judging.looks:
         return [
             f"looked at {looks} times with {judging.looks} planned: fits were added after a look, so nothing is judged "
-            "and the intervals only describe; take fresh --seeds and a new --workdir, and plan more --looks"
+            "and the intervals only describe; for a verdict train fits of fresh seeds, in a new run directory, and "
+            "plan more --looks"
         ]
     if not looks:
         return ["no look at these fits is counted, since no verdict can be given of them"]

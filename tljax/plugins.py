@@ -58,14 +58,13 @@ def meant(name: str, known: Iterable[str]) -> str | None:
     known = list(known)
     if name in known:
         return None
-    words = _stems(name)
     for other in known:
-        if sorted(_stems(other)) == sorted(words):
+        if sorted(_stems(other)) == sorted(_stems(name)):
             return other
-    text = "".join(words)
-    counts = {other: _slips(text, "".join(_stems(other))) for other in known}
+    letters = re.sub(r"[\W_]+", "", name.lower())
+    counts = {other: _slips(letters, re.sub(r"[\W_]+", "", other.lower())) for other in known}
     near = min(counts, key=lambda other: counts[other], default=None)
-    return near if near is not None and counts[near] <= (2 if len(text) > 8 else 1) else None
+    return near if near is not None and counts[near] <= (2 if len(letters) > 8 else 1) else None
 
 
 def _stems(name: str) -> list[str]:
