@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from absl import flags
 
-from tljax import plugins
+from tljax import files, plugins
 from tljax.types import InputError
 
 FLAGS = Path(__file__).parent / "flags"
@@ -65,6 +65,8 @@ def parse(argv: Sequence[str], kinds: Mapping[str, str]) -> dict[str, Any]:
         _DEFINE.get(kind.split(" ")[0], flags.DEFINE_string)(name, None, "", flag_values=values)
     try:
         _, *rest = values(_read_in(_found(argv)), known_only=True)  # absl takes long to find what is near
+    except InputError:
+        raise
     except (flags.Error, ValueError) as error:
         raise InputError(_said(error)) from error
     if rest and rest[0].startswith("-") and _name(rest[0]):
@@ -168,7 +170,7 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 def _place(name: str, argv: Sequence[str]) -> str:
     for argument in argv[1:]:
         if argument.startswith(("--flagfile=", "-flagfile=")):
-            lines = _without_marks(_found([argument])[0])
+            lines = _lines(_found([argument])[0].partition("=")[2])
             if name in map(_name, lines):
                 return f" in '{argument.partition('=')[2]}'"
     return ""
@@ -246,7 +248,7 @@ def _read_in(argv: Sequence[str]) -> list[str]:
             arguments.append(argument)
             continue
         folder = os.path.dirname(file)
-        lines = [_unescaped(line) for line in _without_marks(argument)]
+        lines = _lines(file)
         arguments += [_from_folder(line, folder) for line in lines] if folder else lines
     return arguments
 
@@ -260,26 +262,32 @@ def _unescaped(line: str) -> str:
     return re.sub(r"\\udc([89a-f][0-9a-f])", lambda found: chr(0xDC00 + int(found[1], 16)), line)
 
 
-def _without_marks(flag_of_file: str, above: tuple[str, ...] = ()) -> list[str]:
-    """The lines of a flagfile, and of those that it names, without the byte order marks that editors put before text.
+def _lines(flagfile: str, above: tuple[str, ...] = ()) -> list[str]:
+    """The flags of a flagfile and of those that it names, without comments.
 
-    `above` are the flagfiles that named it after such a mark. Raises InputError for a file that is no text.
+    Byte order marks that editors put before text are left out; `above` are the flagfiles that named this one after such
+    a mark. Raises InputError for a file that is not in UTF-8.
     """
-    try:
-        lines = flags.FlagValues().read_flags_from_files([flag_of_file])
-    except UnicodeDecodeError as error:
-        file = flag_of_file.partition("=")[2]
-        raise InputError(f"flagfile '{file}' is no text in {error.encoding}: save it as UTF-8") from error
-    found = []
-    for line in lines:
+    _require_utf8(Path(flagfile), set())
+    lines = []
+    for line in flags.FlagValues().read_flags_from_files([f"--flagfile={flagfile}"]):
         text = line.removeprefix("\ufeff").strip()
         if text == line:
-            found.append(line)
+            lines.append(_unescaped(line))
         elif text.startswith(("--flagfile=", "-flagfile=")) and text not in above:
-            found += _without_marks(text, (*above, flag_of_file, text))
+            lines += _lines(text.partition("=")[2], (*above, text))
         elif text and not text.startswith(("#", "//")):
-            found.append(text)
-    return found
+            lines.append(_unescaped(text))
+    return lines
+
+
+def _require_utf8(flagfile: Path, seen: set[Path]) -> None:
+    if flagfile in seen or not flagfile.is_file():  # what is missing absl says, and names
+        return
+    seen.add(flagfile)
+    for line in files.text(flagfile).splitlines():
+        if line.startswith(("--flagfile=", "-flagfile=")):
+            _require_utf8(Path(line.partition("=")[2].strip()).expanduser(), seen)
 
 
 def _from_folder(line: str, folder: str) -> str:

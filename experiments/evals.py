@@ -39,6 +39,9 @@ def read(made: Settings, names: Sequence[str], todos: Sequence[Experiment]) -> l
         targets = {todo.target.name: todo.target for todo in todos}
         tasks = {key: sources.load(made, name, target.train.images.shape[1:]) for key, target in targets.items()}
         for key, task in tasks.items():
+            shapes = [tuple(of.train.images.shape[1:]) for of in (task, targets[key])]
+            if shapes[0] != shapes[1]:
+                raise InputError(f"--eval={name} has shape {shapes[0]}, '{key}' {shapes[1]}: give one of that shape")
             there, here = len(task.classes), len(targets[key].classes)
             if there != here:
                 raise InputError(f"--eval={name} has {there} classes, '{key}' {here}: give one of as many")

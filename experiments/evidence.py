@@ -185,6 +185,10 @@ def groups_in(file: Path) -> np.ndarray | None:
     return np.unique(groups, return_inverse=True)[1]
 
 
+_MEMBERS = ("probabilities", "predicted", "labels", "groups")
+"""All that is read of a .npz of predictions."""
+
+
 def _arrays(file: Path, names: Sequence[str], sha256: str | None = None) -> dict[str, np.ndarray]:
     """Those of the arrays that a .npz has; raises InputError for one that cannot be read or has not this SHA-256."""
     try:
@@ -193,7 +197,7 @@ def _arrays(file: Path, names: Sequence[str], sha256: str | None = None) -> dict
         raw = file.read_bytes()
         if sha256 is not None and hashlib.sha256(raw).hexdigest() != sha256:
             raise InputError(f"predictions '{file}' are not as they were written: run the command of their run again")
-        return npz.unpack(io.BytesIO(raw), f"predictions '{file}'", names, "write it again")
+        return npz.unpack(io.BytesIO(raw), f"predictions '{file}'", names, _MEMBERS, "write it again")
     except (OSError, ValueError) as error:
         raise InputError(f"predictions '{file}' cannot be read ({error}): write it again") from error
 
@@ -306,11 +310,12 @@ def most_wrong(found: Sequence[Found]) -> dict[str, tuple[np.ndarray, list[str]]
     return shown
 
 
-def looked(folder: Path, table: Right) -> int:
+def looked(folder: Path, table: Right, able: Collection[str] | None = None) -> int:
     """How often results have been looked at, this time counted: another set of fits is another look.
 
-    `folder`/looks.json holds the fits of each look, and study.json how many there were: looks.json cannot be deleted
-    unnoticed. Raises InputError where it lacks a look, or is not as it was written.
+    `able` are the targets of which a verdict can be given, None for all: fits of others are no look.
+    `folder`/looks.json holds the fits of each look, and study.json how many there were: looks.json cannot be
+    deleted unnoticed. Raises InputError where it lacks a look, or is not as it was written.
     """
     file, study_file = folder / "looks.json", folder / "study.json"
     looks = _looks(folder)
@@ -326,8 +331,11 @@ def looked(folder: Path, table: Right) -> int:
             f"'{file}' tells of {len(looks)} looks at these results, 'study.json' of {study_record['looks']}: restore "
             "it, or take fresh --seeds and a new --workdir"
         )
-    now = json.loads(json.dumps(sorted([*map(str, cell), seed] for cell, fits in table.items() for seed in fits)))
-    if not looks or looks[-1] != now:
+    judged = {cell: fits for cell, fits in table.items() if able is None or cell.target in able}
+    now = json.loads(json.dumps(sorted([*map(str, cell), seed] for cell, fits in judged.items() for seed in fits)))
+    # An older tljax wrote down the fits of every target.
+    last = [fit for fit in looks[-1] if able is None or fit[1] in able] if looks else None
+    if now and last != now:
         looks.append(now)
         workdir.write_record(file, {"looks": looks})
     return len(looks)

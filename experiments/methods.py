@@ -155,7 +155,7 @@ def _phases(one: Named, params: Params, context: Context, must: Mask) -> tuple[t
         masks.lint_phases(params, phases, must)
     except InputError as error:
         raise InputError(f"strategy '{one.label}': {error}") from error
-    return tuple((p.start, later(p) if masks.is_strategy(p.mask) else ready.own(p.mask)) for p in phases)
+    return tuple((float(p.start), later(p) if masks.is_strategy(p.mask) else ready.own(p.mask)) for p in phases)
 
 
 def _refuse_another_model(one: Named, made: ready.Ready) -> None:

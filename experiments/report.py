@@ -19,6 +19,7 @@ is refused, and it counts how often its results were looked at. Of what was neve
 import csv
 import glob
 import hashlib
+import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -43,7 +44,7 @@ from experiments import (
 from experiments.commandline import flag
 from experiments.compare_flags import Judging
 from experiments.evidence import Found
-from tljax import plugins
+from tljax import files, npz, plugins
 from tljax.study.summary import Row, with_share
 from tljax.types import InputError
 
@@ -188,35 +189,35 @@ def _flags(run: Path, known: Mapping[str, str]) -> dict[str, Any]:
 def theirs(results: Path, predictions: str) -> Found:
     """Fits made elsewhere; raises InputError for a table or predictions that are not as this program's text says."""
     try:
-        with open(results, newline="", encoding="utf-8-sig") as file:
-            table = csv.DictReader(file)
-            _require_columns(f"'{results}'", table.fieldnames or ())
-            rows = [_row(f"'{results}', line {table.line_num}", row) for row in table]
-            columns = table.fieldnames or ()  # which it reads only now where the file is empty
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        table = csv.DictReader(io.StringIO(files.text(results), newline=""))
+        names = [str(name) for name in table.fieldnames or ()]
+        npz.refuse_slips(names, (*_NEEDED, *_KNOWN, "diverged"), f"'{results}'", "column")
+        _require_columns(f"'{results}'", names)
+        rows = [_row(f"'{results}', line {table.line_num}", row) for row in table]
+    except (OSError, csv.Error) as error:
         raise InputError(f"--results={results} cannot be read: {plugins.said(error)}") from error
-    others = [str(name) for name in columns if name not in (*_NEEDED, *_KNOWN, "diverged")]
+    others = [name for name in names if name not in (*_NEEDED, *_KNOWN, "diverged")]
     if others:
         console.say(f"'{results}' has columns that are not read: {', '.join(others)[:200]}")
     _refuse_twice(rows)
-    files = {Path(file).stem: Path(file) for file in _matching(predictions)}
-    lacking = [row["name"] for row in rows if row["name"] not in files]
+    places = {Path(file).stem: Path(file) for file in _matching(predictions)}
+    lacking = [row["name"] for row in rows if row["name"] not in places]
     if lacking or not rows:
         what = (
             f"--predictions={predictions} names no '{lacking[0]}.npz'" if lacking else f"--results={results} has no row"
         )
         raise InputError(f"{what}: a fit is a row and a file of its name")
-    known = {row["name"]: evidence.read(files[row["name"]]) for row in rows}
+    known = {row["name"]: evidence.read(places[row["name"]]) for row in rows}
     labels: dict[str, Any] = {}
     parts = []
     for row in rows:
         predicted, own = known[row["name"]]
         first = labels.setdefault(row["target"], own)
         if first.shape != own.shape or (first != own).any():
-            raise InputError(f"'{files[row['name']]}' has other labels than the other fits of '{row['target']}'")
+            raise InputError(f"'{places[row['name']]}' has other labels than the other fits of '{row['target']}'")
         row["test_accuracy"] = None if row["diverged"] else float((predicted == own).mean())
         row["key"] = _key(row, predicted, own)
-        groups = evidence.groups_in(files[row["name"]])
+        groups = evidence.groups_in(places[row["name"]])
         parts.append(Found([], {}, {}, {} if groups is None else {row["target"]: groups}))
     settled = [row for each in rows for row in with_share([each], labels[each["target"]])]
     predictions_of = {row["name"]: known[row["name"]][0] for row in rows if not row["diverged"]}

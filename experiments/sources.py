@@ -10,7 +10,8 @@ import jax
 
 from experiments import console, fields, fits, training, workdir
 from experiments.options import Settings
-from tljax import checkpoint, data, masks, models, paths, plugins, seeds
+from tljax import checkpoint, data, masks, models, objective, paths, plugins, seeds
+from tljax.data.files import NO_PIXELS
 from tljax.train import Means
 from tljax.types import InputError, Model, Task
 
@@ -46,9 +47,20 @@ class Source(NamedTuple):
 
 
 def load(made: Settings, name: str, shape: Any) -> Task:
-    """The data set of a name, from where the flags say that data are."""
+    """The data set of a name, from where the flags say that data are.
+
+    Its pixels are brought to `shape`, that of --image_shape or of what it goes with; features, which have other shapes
+    than [height, width, channels], stay as they are.
+    """
     places = {"data_dir": made.data_dir, "manual_dir": made.manual_dir}
-    return data.load(name, **places, image_shape=shape or None, say=console.say)
+    wanted = shape if shape and (len(shape) == 3 or shape == made.image_shape) else None
+    try:
+        return data.load(name, **places, image_shape=wanted, say=console.say)
+    except InputError as error:
+        of_flag = made.image_shape and (name == made.source or not (made.source or made.source_checkpoint))
+        if of_flag and str(error).endswith(NO_PIXELS):
+            raise InputError(f"{error}, or leave out --image_shape") from error
+        raise
 
 
 def _trained(fits: Mapping[str, checkpoint.Flat], name: str, accuracy: float | None) -> Trained:
@@ -85,6 +97,14 @@ def checked(made: Settings) -> Task:
     start = fits.Start(params, ((0.0, None),), fresh=None)
     # As dicts, since dataclasses that share a nan differ from Python 3.13 on.
     own = vars(made.source_recipe) != vars(made.recipe)
+    if any(term.name == "ewc" for term in objective.penalties(made.source_recipe.penalty)[0]):
+        remedy = "another --penalty, or none"
+        if made.target:
+            remedy = "--source_penalty= for the source's own fit" + ", and --save_fisher" * (not made.save_fisher)
+        raise InputError(
+            f"--{'source_' * own}penalty={made.source_recipe.penalty} is the source's too, and ewc holds a fit to what "
+            f"another's Fisher information says, which nobody has before a source is trained: give {remedy}"
+        )
     fits.check(made.source_recipe, "all", task, start, "source_" if own else "")
     return task
 
@@ -345,7 +365,7 @@ def _places(directory: Path) -> dict[int, tuple[Path, str]]:
         if fit["seed"] in places:
             raise InputError(
                 f"checkpoint '{directory}' holds two fits of seed {fit['seed']}, '{places[fit['seed']][1]}' and "
-                f"'{name}': experiments.export makes a source of one of them"
+                f"'{name}': train each in a run directory of its own"
             )
         places[fit["seed"]] = directory, name
     return places

@@ -128,6 +128,7 @@ def rates(schedule: str, learning_rate: float, warmup: float, steps: int) -> np.
     >>> rates("linear", 0.1, 0.0, 4).round(3).tolist()
     [0.10000000149011612, 0.07500000298023224, 0.05000000074505806, 0.02500000037252903]
     """
+    learning_rate, warmup = float(learning_rate), float(warmup)
     if not 0 <= learning_rate <= float(np.finfo(np.float32).max):
         raise InputError(f"--learning_rate={learning_rate}: it must be finite, in float32, and at least 0")
     if not 0 <= warmup < 1:

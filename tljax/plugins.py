@@ -20,7 +20,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any, NamedTuple
 
-from tljax import code, surroundings
+from tljax import code, files, surroundings
 from tljax.types import InputError, Method
 
 
@@ -43,6 +43,50 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if close:
         return "; nearest: " + ", ".join(repr(c) for c in close)
     return "; known: " + ", ".join(sorted(known)) if known else ""
+
+
+def meant(name: str, known: Iterable[str]) -> str | None:
+    """The known name that `name` is a slip of: another case, order or number of its words, or a letter or two.
+
+    None for a name that is known, and for one that is none's slip. Letters are counted as Damerau and Levenshtein do:
+    one that is missing, added, another or exchanged with its neighbour.
+
+    >>> meant("train_group", ["train_groups"]), meant("groups_train", ["train_groups"]), meant("X_train", ["x_train"])
+    ('train_groups', 'train_groups', 'x_train')
+    >>> meant("train_names", ["train_images"]), meant("train_images", ["train_images"])
+    (None, None)
+    """
+    known = list(known)
+    if name in known:
+        return None
+    for other in known:
+        if sorted(_stems(other)) == sorted(_stems(name)):
+            return other
+    letters = re.sub(r"[\W_]+", "", name.lower())
+    counts = {other: _slips(letters, re.sub(r"[\W_]+", "", other.lower())) for other in known}
+    near = min(counts, key=lambda other: counts[other], default=None)
+    return near if near is not None and counts[near] <= (2 if len(letters) > 8 else 1) else None
+
+
+def _stems(name: str) -> list[str]:
+    """The words of a name in small letters, without the ending of a plural."""
+    words = [word for word in re.split(r"[\W_]+", name.lower()) if word]
+    return [re.sub("s$", "", re.sub("ies$", "y", word)) or word for word in words]
+
+
+def _slips(a: str, b: str) -> int:
+    """How many letters part two texts: Damerau 1964, "A technique for computer detection and correction of spelling
+    errors"."""
+    before, last = [0] * (len(b) + 1), list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        row = [i]
+        for j, y in enumerate(b, 1):
+            least = min(last[j] + 1, row[j - 1] + 1, last[j - 1] + (x != y))
+            if i > 1 and j > 1 and x == b[j - 2] and a[i - 2] == y:
+                least = min(least, before[j - 2] + 1)
+            row.append(least)
+        before, last = last, row
+    return last[-1]
 
 
 def split(text: str, separator: str) -> list[str]:
@@ -338,15 +382,18 @@ def _from_file(file: Path, kind: str) -> ModuleType:
     loaded.__file__ = str(file)
     sys.modules[name] = loaded
     try:
+        text = file.read_bytes()
+        files.require_bytes_of_text(text, f"{kind} file '{file}'")
         with surroundings.kept(f"{kind} file '{file}'"):
             # Not by way of the import system, whose bytecode is stale for an edit of the same size in the same second.
-            exec(compile(file.read_bytes(), str(file), "exec"), loaded.__dict__)
+            exec(compile(text, str(file), "exec"), loaded.__dict__)
     except InputError:
         del sys.modules[name]
         raise
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise InputError(f"{kind} file '{file}' fails when read: {said(error)}") from error
+        remedy = ": save it as UTF-8" if isinstance(error, SyntaxError) and "(unicode error)" in str(error) else ""
+        raise InputError(f"{kind} file '{file}' fails when read: {said(error)}{remedy}") from error
     return loaded
 
 

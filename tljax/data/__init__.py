@@ -27,7 +27,7 @@ from tljax.types import InputError, Task
 
 __all__ = ["load"]
 
-_FORMAT = {"idx": 1, "npz": 1, "folder": 2, "tfds": 2}
+_FORMAT = {"idx": 1, "npz": 2, "folder": 2, "tfds": 2}
 """Goes up when the same source is to be decoded to other arrays, so that what was kept before is not read."""
 
 
