@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from test_compare import theirs
 from test_hangs import said
 from test_programs import arguments, command
 
@@ -298,3 +299,11 @@ def test_a_hundred_thousand_seeds_are_read_at_once(monkeypatch):
         patch.setattr(surroundings.jax, "config", Config())
         surroundings.switches()
     assert len(looks) == 1  # JAX makes them anew each time, and every fit asks
+
+
+def test_a_table_of_fits_may_begin_with_a_byte_order_mark(tmp_path, capsys, no_pictures):
+    argv = theirs(tmp_path)
+    [file] = [Path(part.removeprefix("--results=")) for part in argv if part.startswith("--results=")]
+    file.write_text("\ufeff" + file.read_text(encoding="utf-8"), encoding="utf-8")
+    report.main(["report", *argv])
+    assert "positive" in capsys.readouterr().out
