@@ -12,7 +12,13 @@ Form = Any
 [form] of a list, {str: form} of an object with any names; {"name": form, "other?": form} of an object with these fields
 and perhaps others, where "?" is behind the name of one that may be lacking."""
 
-_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "an object"}
+_WORDS: dict[Any, str] = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    dict: "an object",
+}
 _WORDS |= {list: "a list", None: "null"}
 _LARGEST = 2**63
 """Whole numbers are below it, as NumPy's are."""

@@ -119,11 +119,12 @@ def _checked_note(text: bytes, place: Path) -> dict[str, Any] | None:
 def _is_note(note: dict[str, Any]) -> bool:
     """Whether what a note says, as it was written by whomever, is of the types that `_write` gives it."""
     texts = [note.get(name) for name in ("name", "note", "fingerprint")]
-    lists = [note.get("findings"), note.get("classes")]
-    arrays, sources = note.get("arrays"), note.get("sources")
-    if not (all(isinstance(part, list) for part in lists) and isinstance(arrays, dict) and isinstance(sources, dict)):
+    findings, classes, arrays = note.get("findings"), note.get("classes"), note.get("arrays")
+    if not (isinstance(findings, list) and isinstance(classes, list) and isinstance(arrays, dict)):
         return False
-    texts += [*lists[0], *lists[1], *arrays.values()]
+    if not isinstance(note.get("sources"), dict):
+        return False
+    texts += [*findings, *classes, *arrays.values()]
     needed = {f"{split}_{what}" for split in ("train", "test") for what in ("images", "labels")}
     return all(isinstance(text, str) for text in texts) and needed <= arrays.keys() <= needed | _OPTIONAL
 
