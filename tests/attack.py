@@ -3,8 +3,9 @@
 Single bits are flipped and files cut; JSON becomes other JSON, nested deep, or a field becomes another type under a
 right SHA-256; arrays become of other dtypes and ranks, encrypted, or packed by unknown methods; names are no UTF-8.
 Nothing may escape as a traceback, and nothing may take longer than `SECONDS`. What flips *change* is the affair of
-flips.py. `python tests/attack.py FOLDER [COUNT]` makes directories of each kind in a new folder, does at most COUNT
-attacks (default 60) on each file by each of its readers, then some by whole programs, and prints the table.
+flips.py. `python tests/attack.py FOLDER [COUNT [SECONDS]]` makes directories of each kind in a new folder, does at most COUNT
+attacks (default 60) on each file by each of its readers, for at most SECONDS each (default `PATIENCE`), then some by whole programs, and
+prints the table.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ import random
 import shutil
 import signal
 import struct
+import subprocess
 import sys
 import time
 import warnings
@@ -321,15 +323,15 @@ class Row(NamedTuple):
     """Seconds."""
 
 
-def attacked(attack: Attack, count: int, restore: Callable[[], None], seed: str = "0") -> Row:
+def attacked(attack: Attack, count: int, restore: Callable[[], None], patience: float = PATIENCE) -> Row:
     """What comes of at most `count` changes; what escapes is printed."""
-    draw, outcomes, slowest = random.Random(f"{seed} {attack.what} {attack.reader}"), Counter[str](), 0.0
+    draw, outcomes, slowest = random.Random(f"{attack.what} {attack.reader}"), Counter[str](), 0.0
     kind, said = outcome(attack.read)
     restore()
     assert kind == "read", f"{attack.what} by {attack.reader} is not read as it is: {said}"
     begun = time.perf_counter()
     for change in changes(attack, draw, count):
-        if time.perf_counter() - begun > PATIENCE:
+        if time.perf_counter() - begun > patience:
             break
         what, raw = change()
         attack.file.write_bytes(raw)
@@ -677,7 +679,7 @@ def grounds(tasks: Path, folder: Path) -> Iterator[Ground]:
         yield from of(tasks, folder)
 
 
-def all_rows(tasks: Path, folder: Path, count: int) -> list[Row]:
+def all_rows(tasks: Path, folder: Path, count: int, patience: float) -> list[Row]:
     """Every reader attacked in this process, at most `count` times a file and reader."""
     rows = []
     console._quieten_orbax()
@@ -687,9 +689,63 @@ def all_rows(tasks: Path, folder: Path, count: int) -> list[Row]:
         with flips.once_loaded():
             for attack in attacks:
                 begin = time.perf_counter()
-                rows.append(attacked(attack, count, restore))
+                rows.append(attacked(attack, count, restore, patience))
                 took = time.perf_counter() - begin
                 print(f"{attack.what} by {attack.reader}: {took:.1f} s", file=sys.stderr, flush=True)
+    return rows
+
+
+def by_programs(tasks: Path, folder: Path) -> list[Row]:
+    """Whole programs, in processes of their own, on files that nothing can be made of, and names that are no UTF-8."""
+    deep, cut, odd = folder / "deep.json", folder / "cut.npz", folder / f"{NOT_TEXT}.npz"
+    deep.write_bytes(b"[" * DEEP)
+    cut.write_bytes((tasks / "clothes.npz").read_bytes()[:-40])
+    odd.write_bytes(cut.read_bytes())
+    (folder / "deep.py").write_bytes(b"(" * DEEP)
+    run, broken = folder / "run", folder / "broken"
+    shutil.copytree(run, broken)
+    (broken / "results.jsonl").write_bytes(b"[" * DEEP)
+    pair = [f"--source={tasks / 'digits.npz'}", f"--target={tasks / 'clothes.npz'}", "--hidden=8", "--steps=2"]
+    lines = {
+        "transfer": [
+            [*pair[:1], f"--target={cut}"],
+            [*pair[:1], f"--target={odd}"],
+            [*pair, f"--strategies={folder / 'deep.py'}:strategy"],
+            [f"--flagfile={deep}"],
+            [*pair, f"--flagfile={odd}"],
+            [*pair[1:], f"--source_checkpoint={broken}"],
+        ],
+        "compare": [[*pair, f"--tuned={folder / NOT_TEXT}"], [*pair, f"--tuned={broken}"]],
+        "report": [
+            [f"--runs={broken}", f"--output={folder / 'out'}"],
+            [f"--results={deep}", f"--output={folder / 'out'}"],
+            [f"--results={odd}", f"--predictions={odd}", f"--output={folder / 'out'}"],
+        ],
+        "predict": [[f"--checkpoint={broken}", f"--images={cut}", f"--output={folder / 'out.csv'}"]],
+        "export": [[f"--checkpoint={broken}", f"--output={folder / 'net.npz'}"]],
+        "rank": [[f"--sources={broken}", *pair[1:2], f"--workdir={folder / 'ranked2'}"]],
+    }
+    rows = []
+    for program, arguments in lines.items():
+        outcomes, slowest = Counter[str](), 0.0
+        for given in arguments:
+            own = [] if program in ("report", "predict", "export", "rank") else [f"--workdir={folder / 'new'}"]
+            begin = time.perf_counter()
+            argv = [sys.executable, "-m", f"experiments.{program}", *given, *own]
+            try:
+                done = subprocess.run(argv, capture_output=True, timeout=2 * SECONDS, cwd=Path(__file__).parent.parent)
+                line = done.stderr.startswith(b"error: ") and done.stderr.count(b"\n") == 1
+                kind = "read" if done.returncode == 0 else "refused" if done.returncode == 1 and line else "escaped"
+                said = done.stderr[-300:]
+            except subprocess.TimeoutExpired as error:
+                kind, said = "escaped", repr(error).encode()
+            if kind == "escaped":
+                print(f"ESCAPED {argv}: {said!r}", flush=True)
+            slowest = max(slowest, time.perf_counter() - begin)
+            outcomes[kind] += 1
+        rows.append(
+            Row(Attack("files and names", f"python -m experiments.{program}", deep, lambda: None), outcomes, slowest)
+        )
     return rows
 
 
@@ -698,12 +754,13 @@ def main(argv: Sequence[str]) -> None:
     from test_programs import write_task
 
     folder, count = Path(argv[1]), int((*argv[2:], "60")[0])
+    patience = float((*argv[3:], PATIENCE)[0])
     folder.mkdir(parents=True)
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     os.environ["TFDS_DATA_DIR"] = str(folder / "data_dir")
     write_task(folder / "digits.npz", 0, 4)
     write_task(folder / "clothes.npz", 1, 3, ["shirt", "coat", "bag"])
-    rows = all_rows(folder, folder, count)
+    rows = [*all_rows(folder, folder, count, patience), *by_programs(folder, folder)]
     print(table(rows))
 
 

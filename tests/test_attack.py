@@ -23,7 +23,7 @@ PLAIN = {name: value for name, value in os.environ.items() if not name.startswit
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
-def sums(grounds, count: int) -> Counter:
+def sums(grounds, count: int, patience: float = 10) -> Counter:
     """What came of attacks, all together."""
     outcomes: Counter = Counter()
     console._quieten_orbax()
@@ -31,7 +31,7 @@ def sums(grounds, count: int) -> Counter:
         restore = flips.restorer(place)
         with flips.once_loaded():
             for one in attacks:
-                outcomes += attack.attacked(one, count, restore).outcomes
+                outcomes += attack.attacked(one, count, restore, patience).outcomes
     return outcomes
 
 
@@ -46,8 +46,7 @@ def test_data_weights_and_code_are_read_or_refused_in_one_line(of, tasks, tmp_pa
 @pytest.mark.slow
 def test_every_reader_reads_or_refuses_in_one_line(tasks, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(attack, "PATIENCE", 0.5)
-    outcomes = sums(attack.of_programs(tasks, tmp_path), 6)
+    outcomes = sums(attack.of_programs(tasks, tmp_path), 6, 0.3)
     assert not outcomes["escaped"] and sum(outcomes.values()) > 250
 
 

@@ -119,10 +119,10 @@ def _checked_note(text: bytes, place: Path) -> dict[str, Any] | None:
 def _is_note(note: dict[str, Any]) -> bool:
     """Whether what a note says, as it was written by whomever, is of the types that `_write` gives it."""
     texts = [note.get(name) for name in ("name", "note", "fingerprint")]
-    findings, classes, arrays, sources = (note.get(name) for name in ("findings", "classes", "arrays", "sources"))
+    findings, classes, arrays = note.get("findings"), note.get("classes"), note.get("arrays")
     if not (isinstance(findings, list) and isinstance(classes, list) and isinstance(arrays, dict)):
         return False
-    if not isinstance(sources, dict):
+    if not isinstance(note.get("sources"), dict):
         return False
     texts += [*findings, *classes, *arrays.values()]
     needed = {f"{split}_{what}" for split in ("train", "test") for what in ("images", "labels")}
