@@ -123,7 +123,7 @@ def test_a_flagfile_may_begin_with_a_byte_order_mark(text, tmp_path):
 
 def test_a_flagfile_that_is_no_utf8_is_named(tmp_path):
     (tmp_path / "wide.flags").write_bytes("--seeds=3\n".encode("utf-16"))
-    with pytest.raises(InputError, match=r"wide.flags' is no text in utf-8: save it as UTF-8"):
+    with pytest.raises(InputError, match=r"wide.flags' is in UTF-16: save it as UTF-8"):
         options.parse(["transfer", f"--flagfile={tmp_path / 'wide.flags'}"])
 
 
@@ -160,7 +160,7 @@ def test_predictions_lie_in_folders_of_any_name(name, tmp_path):
     [
         ({"delimiter": ";"}, "'name;target;strategy;seed;train_examples'"),
         ({"delimiter": "\t"}, r"'name\ttarget\tstrategy\tseed\ttrain_examples'"),
-        ({"headings": ("Name", "Target", "strategy", "seed", "n")}, "'Name', 'Target', 'strategy', 'seed', 'n'"),
+        ({"headings": ("run", "set", "strategy", "seed", "n")}, "'run', 'set', 'strategy', 'seed', 'n'"),
     ],
 )
 def test_a_table_without_the_columns_needed_is_told_those_it_has(how, there, tmp_path):
