@@ -47,9 +47,9 @@ def fault(value: Any, form: Form, place: str = "") -> str:
         return _of_object(value, form, place)
     kinds = form if isinstance(form, tuple) else (form,)
     nested = [kind for kind in kinds if isinstance(kind, list | Mapping)]
-    if nested and not any(_is(value, kind) for kind in kinds if kind not in nested):
-        return fault(value, nested[0], place)
-    return "" if any(_is(value, kind) for kind in kinds) else _other(value, form, place)
+    if any(_is(value, kind) for kind in kinds if kind not in nested):
+        return ""
+    return fault(value, nested[0], place) if nested else _other(value, form, place)
 
 
 def _of_object(value: Any, form: Mapping[Any, Form], place: str) -> str:

@@ -3,9 +3,9 @@
 Single bits are flipped and files cut; JSON becomes other JSON, nested deep, or a field becomes another type under a
 right SHA-256; arrays become of other dtypes and ranks, encrypted, or packed by unknown methods; names are no UTF-8.
 Nothing may escape as a traceback, and nothing may take longer than `SECONDS`. What flips *change* is the affair of
-flips.py. `python tests/attack.py FOLDER [COUNT [SECONDS]]` makes directories of each kind in a new folder, does at most COUNT
-attacks (default 60) on each file by each of its readers, for at most SECONDS each (default `PATIENCE`), then some by whole programs, and
-prints the table.
+flips.py. `python tests/attack.py FOLDER [COUNT [PATIENCE]]` makes directories of each kind in a new folder, does at
+most COUNT attacks (default 60) on each file by each of its readers, for at most PATIENCE seconds (default 3) each, then
+some by whole programs, and prints the table.
 """
 
 import contextlib

@@ -129,6 +129,7 @@ def test_a_number_in_a_record_is_one_that_arrays_can_hold():
     form = {"a": [int], "b?": [float]}
     assert not fields.fault({"a": [2**62]}, form) and not fields.fault({"a": [], "b": [1, 2.5]}, form)
     assert fields.fault({"a": [1, 2**63]}, form) and fields.fault({"a": [True]}, form)
+    assert not fields.fault({"a": None}, {"a": ([int], None)}) and fields.fault({"a": 1}, {"a": ([int], None)})
     assert fields.fault({"a": [], "b": [False]}, form) and fields.fault({"a": [], "b": None}, form)
 
 
