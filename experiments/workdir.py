@@ -298,7 +298,7 @@ FIT: fields.Form = {
     **dict.fromkeys(("train_total?", "source_accuracy?", "start_accuracy?", "retention?"), (float, None)),
     **dict.fromkeys(("validation_accuracy?", "validation_loss?", "best_validation_accuracy?"), (float, None)),
     **{"leaves?": [[(str, int)]], "per_class_accuracy?": ([(float, None)], None), "confusion?": ([[int]], None)},
-    **{"calibration?": {"confidence": [(float, None)], "accuracy": [(float, None)], "count": [int]}},
+    **{"calibration?": ({"confidence": [(float, None)], "accuracy": [(float, None)], "count": [int]}, None)},
     **{"evals?": {str: (float, None)}},
 }
 """A line of results.jsonl, and a fit of a study; what may be lacking, an older tljax did not write."""
@@ -308,7 +308,7 @@ def fault_of_fit(fit: Any) -> str:
     """What of a line of results, or of a fit of a study, is not as such are, in a few words; "" where all is."""
     if odd := fields.fault(fit, FIT):
         return odd
-    confusion, bins = fit.get("confusion") or [], fit.get("calibration", {})
+    confusion, bins = fit.get("confusion") or [], fit.get("calibration") or {}
     if any(len(row) != len(confusion) for row in confusion):
         return "confusion has not as many columns as rows"
     if len({len(bins[name]) for name in ("confidence", "accuracy", "count") if name in bins}) > 1:
