@@ -207,13 +207,13 @@ def _train(todo: Experiment, missing: Mapping[str, Job], folder: Path) -> None:
     for seed in grounds.keys() & trained.keys():
         grounds[seed] = methods.with_source(grounds[seed], trained[seed])
     groups: dict[Any, list[fits.Fit]] = {}
-    never_still = fits.never_still(made, todo.model, tuple(todo.target.train.images.shape[1:]))
+    keeps_dropout = fits.keeps_dropout(made, todo.model, tuple(todo.target.train.images.shape[1:]))
     for job in missing.values():
         streams = streams_of(made, job.seed)
         start = methods.start(job.method, grounds[job.seed], look(todo, field, streams, job.budget))
         accuracy = trained[job.seed].accuracy if job.seed in trained else None
         result = replace(job.result, source_accuracy=accuracy)
-        fit = fits.build(field, todo.model, start, streams, job.budget, result, never_still)
+        fit = fits.build(field, todo.model, start, streams, job.budget, result, keeps_dropout)
         begins = fit.result.phase_steps
         if len(begins) > 1 and job.seed == made.seeds[0]:
             console.say(f"{job.method.label}: phases begin at the steps {', '.join(map(str, begins))}")

@@ -167,7 +167,7 @@ def chosen(recipe: Recipe, budget: str, task: Task, seed: int) -> tuple[np.ndarr
     return subset, validation
 
 
-def never_still(made: Settings, model: Model, shape: tuple[int, ...]) -> tuple[str, ...]:
+def keeps_dropout(made: Settings, model: Model, shape: tuple[int, ...]) -> tuple[str, ...]:
     """The stages that keep their dropout while they are frozen, for inputs of one example's `shape`."""
     return drawing.stages(model, shape) if made.frozen_dropout == "on" else ()
 
@@ -205,16 +205,16 @@ def build(
     streams: seeds.Seeds,
     budget: str,
     result: Result,
-    never_still: tuple[str, ...] = (),
+    keeps_dropout: tuple[str, ...] = (),
 ) -> Fit:
-    """One fit, from where it starts; the stages `never_still` keep their dropout while they are frozen."""
+    """One fit, from where it starts; the stages `keeps_dropout` keep their dropout while they are frozen."""
     recipe = field.recipe
     subset, validation = split(field, streams, budget)
     spec, numbers = _optimizer(recipe)
     terms, weights = objective.penalties(recipe.penalty)
     smooth = recipe.label_smoothing > 0
     loss = objective.loss(recipe.loss)
-    program = train.Spec(model, loss, spec, terms, smooth, start.merge, keeps_dropout=never_still)
+    program = train.Spec(model, loss, spec, terms, smooth, start.merge, keeps_dropout=keeps_dropout)
 
     def order(first: int, last: int) -> np.ndarray:
         by_epochs = recipe.steps is None

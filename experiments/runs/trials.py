@@ -106,9 +106,9 @@ def ready(place: Yard, one: Experiment, seed: int, trained: Mapping[int, Trained
         if seed in trained:
             ground = methods.with_source(ground, trained[seed])
         place.kept[known] = methods.start(method, ground, look(one, field, own, place.budget))
-    never_still = fits.never_still(one.made, one.model, tuple(one.target.train.images.shape[1:]))
+    keeps_dropout = fits.keeps_dropout(one.made, one.model, tuple(one.target.train.images.shape[1:]))
     untrained = Result(name=method.label, target=one.target.name, strategy=method.name, seed=seed)
-    fit = fits.build(field, one.model, place.kept[known], own, place.budget, untrained, never_still)
+    fit = fits.build(field, one.model, place.kept[known], own, place.budget, untrained, keeps_dropout)
     ordered = ("order", own, one.made.recipe.batch_size, one.made.recipe.steps is None)
     order = place.kept.setdefault(ordered, fit.trial.order)
     return fit._replace(trial=fit.trial._replace(order=order, shares=(known, ordered)))
