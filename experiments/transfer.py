@@ -51,7 +51,7 @@ class Experiment(NamedTuple):
     target: Task
     model: Model
     methods: tuple[methods.Named, ...]
-    means: train.Execution
+    execution: train.Execution
 
 
 def run(**flags: Any) -> list[Result]:
@@ -98,7 +98,7 @@ def fingerprints(todo: Experiment) -> dict[str, str]:
 
 
 def prepare(
-    made: Settings, means: train.Execution, only: bool = False, stand_ins: Mapping[int, int] | None = None
+    made: Settings, execution: train.Execution, only: bool = False, stand_ins: Mapping[int, int] | None = None
 ) -> Experiment:
     """Read everything that the flags name, and raise InputError for what cannot be.
 
@@ -126,8 +126,8 @@ def prepare(
     if source and not source.fisher and any(term.name == "ewc" for term in objective.penalties(made.recipe.penalty)[0]):
         raise InputError("--penalty=ewc needs the source's Fisher information: train the source with --save_fisher")
     for fault in fits.faults(made, model, shape):
-        means.on_message(fault)
-    todo = Experiment(made, source, target, model, named, means)
+        execution.on_message(fault)
+    todo = Experiment(made, source, target, model, named, execution)
     for _, start in first_starts(todo):
         for budget in made.train_examples:
             fits.check(made.recipe, budget, target, start)
@@ -208,8 +208,8 @@ def streams_of(made: Settings, seed: int) -> seeds.Seeds:
 def _train(todo: Experiment, missing: Mapping[str, Job], folder: Path) -> None:
     """Train what is missing, a strategy and budget at a time."""
     made = todo.made
-    trained = todo.source.obtain(folder, todo.means) if todo.source else {}
-    field = fits.arena(todo.target, made.recipe, todo.means)
+    trained = todo.source.obtain(folder, todo.execution) if todo.source else {}
+    field = fits.arena(todo.target, made.recipe, todo.execution)
     grounds = {seed: ground(todo, seed) for seed in {job.seed for job in missing.values()}}
     for seed in grounds.keys() & trained.keys():
         grounds[seed] = methods.with_source(grounds[seed], trained[seed])

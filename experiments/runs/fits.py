@@ -43,13 +43,13 @@ class Arena(NamedTuple):
     """The training examples."""
     test: train.Data
     """The test images, as `evaluate.padded` gives them."""
-    means: train.Execution
+    execution: train.Execution
 
 
-def arena(task: Task, recipe: Recipe, means: train.Execution) -> Arena:
+def arena(task: Task, recipe: Recipe, execution: train.Execution) -> Arena:
     """Put a task on the device, once for all its fits."""
     return Arena(
-        task, recipe, train.load(task.train.images, task.train.labels), evaluate.padded(task.test.images), means
+        task, recipe, train.load(task.train.images, task.train.labels), evaluate.padded(task.test.images), execution
     )
 
 
