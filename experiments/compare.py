@@ -8,7 +8,8 @@ same draw, with verdicts and their report. --source, --source_checkpoint and --t
 commas. Run again, it goes on; what is there is not trained again.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,8 +54,11 @@ class Part(NamedTuple):
     """Whether it is scratch with the source's steps added to its own."""
 
 
-def run(given: Mapping[str, Any], asked: Asked) -> list[Result]:
-    """Train what is missing, judge, and report; the results."""
+def run(given: Mapping[str, Any], asked: Asked, typed: Collection[str] | None = None) -> list[Result]:
+    """Train what is missing, judge, and report; the results.
+
+    `typed` are the flags on the command line itself, whose values --tuned must not replace; None: all that are given.
+    """
     made = options.settings(**given)
     compare_flags.check(asked)
     base = asked.against
@@ -63,19 +67,22 @@ def run(given: Mapping[str, Any], asked: Asked) -> list[Result]:
     if base not in names.values():
         raise InputError(f"--against={base} is none of --strategies{plugins.nearest(base, names)}")
     means = machine.prepare(made)
-    parts = planned(given, asked, made, means)
+    parts = planned(given, asked, made, means, typed)
     for part in parts:
         estimand.require_some(part.todo)
     method = methods.one(base)
     against = Result(name="", target="", strategy=method.name, options=method.options, spec=method.spec or None, seed=0)
     judging = replace(asked, against=summary.label(against))
+    if whence := tuned.from_search(given, asked.tuned, ("scratch", *made.strategies)):
+        console.say(whence)
     if made.dry_run:
         _show(parts)
         return []
     named = {name: mark for part in parts for name, mark in transfer.fingerprints(part.todo).items()}
     _say_looks(parts, judging)
     more = evals.read(made, asked.eval, [part.todo for part in parts])
-    with processes.opened(made, "compare", commandline.to_flags(asked)) as folder:
+    leave = tuned.of_the_search() if asked.tuned else ()
+    with processes.opened(made, "compare", commandline.to_flags(asked), leave=leave) as folder:
         found = [(part, transfer.within(part.todo, folder, {**named, **evals.fingerprints(more)})) for part in parts]
         lines = [line for _, some in found for line in some]
         if processes.first():
@@ -85,7 +92,9 @@ def run(given: Mapping[str, Any], asked: Asked) -> list[Result]:
     return lines
 
 
-def planned(given: Mapping[str, Any], asked: Asked, made: Settings, means: Any) -> list[Part]:
+def planned(
+    given: Mapping[str, Any], asked: Asked, made: Settings, means: Any, typed: Collection[str] | None = None
+) -> list[Part]:
     """All parts, read and checked: scratch of each target first, then each source."""
     sources = _several(made.source) or _several(made.source_checkpoint)
     if not sources or not _several(made.target):
@@ -100,7 +109,7 @@ def planned(given: Mapping[str, Any], asked: Asked, made: Settings, means: Any) 
             pair = {**given, kind: source, "target": target}
             arms = [
                 transfer.prepare(options.settings(**arm), means, only=True)
-                for arm in tuned.arms(pair, made, asked.tuned)
+                for arm in tuned.arms(pair, made, asked.tuned, typed)
             ]
             # From scratch there is one fit a target, budget and seed, whatever the source, each with its own recipe.
             bare = [_only(arm, lambda name: name == "scratch") for arm in arms]
@@ -217,7 +226,7 @@ def _show(parts: Sequence[Part]) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    helps.main(argv, str(__doc__), run, Asked)
+    helps.main(argv, str(__doc__), functools.partial(run, typed=commandline.typed(argv)), Asked)
 
 
 if __name__ == "__main__":

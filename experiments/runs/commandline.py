@@ -50,6 +50,15 @@ def _name(argument: str) -> str:
     return argument.lstrip("-").partition("=")[0]
 
 
+def typed(argv: Sequence[str]) -> set[str]:
+    """The names of the flags on a command line itself, without those of its flagfiles.
+
+    >>> sorted(typed(["compare", "--flagfile=a.flags", "--steps=50", "--nodry_run"]))
+    ['nodry_run', 'steps']
+    """
+    return {_name(argument) for argument in argv[1:] if argument.startswith("-")} - {"flagfile"}
+
+
 def read(argv: Sequence[str], form: type[Form]) -> Form:
     """The dataclass `form` of a command line and its flagfiles; raises InputError as `parse` does."""
     return form(**parse(argv, kinds(form)))

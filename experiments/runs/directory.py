@@ -30,12 +30,19 @@ study of a search keeps its own space and seeds, and refuses others."""
 
 
 @contextmanager
-def opened(made: Settings, program: str, more: Sequence[str] = (), older: Settings | None = None) -> Iterator[Path]:
+def opened(
+    made: Settings,
+    program: str,
+    more: Sequence[str] = (),
+    older: Settings | None = None,
+    leave: Collection[str] = (),
+) -> Iterator[Path]:
     """The run directory of these settings, this process's own until the end; what is damaged in it is set aside.
 
     Raises InputError where none is given, another process has it, or it holds another experiment; then nothing in
     it is changed. Lists (strategies, seeds, budgets) may grow. `more` are flagfile lines beside those of the settings.
     A flagfile without a line of `more` is an older tljax's, which wrote the settings `older`: it is written anew.
+    Flags to `leave` decide nothing in this run: they are neither compared nor written.
     """
     if made.workdir is None:
         raise InputError("--workdir is not given: name a new folder for the run, such as --workdir=runs/first")
@@ -44,12 +51,12 @@ def opened(made: Settings, program: str, more: Sequence[str] = (), older: Settin
         raise InputError(f"--workdir={workdir}: '{odd}' is no UTF-8, and checkpoints need a path that is: name another")
     _refuse_strangers(workdir)
     _refuse_links(workdir)
-    _flags(workdir, made, program, more, older)
+    _flags(workdir, made, program, more, older, leave)
     _refuse_other_switches(workdir)
     results(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     with lock.held(workdir):
-        replace(workdir / "flags.flags", signed(_flags(workdir, made, program, more, older)))
+        replace(workdir / "flags.flags", signed(_flags(workdir, made, program, more, older, leave)))
         for name in ("", *FOLDERS):
             files.sweep(workdir / name)
         _set_damaged_aside(workdir)
@@ -114,16 +121,24 @@ def _refuse_other_switches(workdir: Path) -> None:
         )
 
 
-def _flags(workdir: Path, made: Settings, program: str, more: Sequence[str], older: Settings | None) -> str:
+def _flags(
+    workdir: Path,
+    made: Settings,
+    program: str,
+    more: Sequence[str],
+    older: Settings | None,
+    leave: Collection[str],
+) -> str:
     """The run's flagfile, with what is new in its lists; raises InputError if it is of another experiment."""
     file = workdir / "flags.flags"
     head = f"# python -m experiments.{program} --flagfile=WORKDIR/{file.name} --workdir=NEW\n"
     lines_now = [files.to_bytes(line).decode() for line in [*options.to_flags(made), *more]]  # as they are in the file
-    now = _values(lines_now)
+    now = {name: values for name, values in _values(lines_now).items() if name not in leave}
     if file.is_file():
         text = flags_text(file)
         head = text.splitlines()[0] + "\n" if text.startswith("#") else head
-        there = _values(line for line in text.splitlines() if line.startswith("--"))
+        every_there = _values(line for line in text.splitlines() if line.startswith("--"))
+        there = {name: values for name, values in every_there.items() if name not in leave}
         lists: Sequence[str] = LISTS
         compared = now
         if older and not _values(more).keys() & there.keys():

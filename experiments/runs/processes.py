@@ -4,7 +4,7 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -104,9 +104,16 @@ def in_turn(read: Callable[[], Any]) -> Any:
 
 
 @contextmanager
-def opened(made: Settings, program: str, more: Sequence[str] = (), older: Settings | None = None) -> Iterator[Path]:
+def opened(
+    made: Settings,
+    program: str,
+    more: Sequence[str] = (),
+    older: Settings | None = None,
+    leave: Collection[str] = (),
+) -> Iterator[Path]:
     """`directory.opened` by the first process, for all of them. Raises InputError where another does not see it."""
-    with directory.opened(made, program, more, older) if first() else nullcontext(Path(made.workdir or "")) as folder:
+    mine = directory.opened(made, program, more, older, leave) if first() else nullcontext(Path(made.workdir or ""))
+    with mine as folder:
         wait("opened")
         if not (folder / "flags.flags").is_file():
             raise InputError(f"process {jax.process_index()} sees no --workdir={folder}: name a folder that all share")
