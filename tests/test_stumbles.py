@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_programs import arguments, command
 
-from experiments import compare, report, search, transfer
+from experiments import compare, pretrain, report, search, transfer
 from experiments.pages import drawing, history, search_pictures
 from experiments.pages import report as pages
 from experiments.runs import console, directory, methods, options
@@ -380,3 +380,34 @@ def _own(file):
     """The lines of a comparison's flagfile that transfer has too."""
     lines = directory.flags_text(file).splitlines()
     return [line for line in lines if line.startswith("--") and line[2:].partition("=")[0] in options.kinds()]
+
+
+def test_an_edit_of_a_model_is_said_where_its_sources_are_trained_and_where_they_are_taken(
+    tasks, tmp_path, monkeypatch, capsys
+):
+    """Two sources of one seed, of the file before and after a comment: the later is taken, and both are named."""
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "blocks.py"
+    file.write_text(BLOCKS)
+    learnt = {"source": str(tasks / "digits.npz"), "model": "blocks.py:model", "steps": 4, "points": 1}
+    [first] = pretrain.run(**learnt, workdir="pre")
+    file.write_text(f"{BLOCKS}# a comment\n")
+    [second] = pretrain.run(**learnt, workdir="pre")
+    out = capsys.readouterr().out
+    assert "1 earlier fit is of other code than now, of a strategy or model: kept in 'pre'" in out and first.name in out
+    used = {"source_checkpoint": "pre", "target": str(tasks / "clothes.npz"), "steps": 4, "points": 1, "dry_run": True}
+    transfer.run(**used, model="blocks.py:model")
+    out = capsys.readouterr().out
+    assert f"seed 0 in pre, '{second.name}' is taken; '{first.name}' is of code that was changed later" in out
+    assert "so it is used" not in out
+    (tmp_path / "other" / "copy.py").write_text(file.read_text())
+    transfer.run(**used, model="other/copy.py:model")  # the same code under another path
+    assert "so it is used" not in capsys.readouterr().out
+    file.write_text(f"{BLOCKS}# another comment\n")
+    transfer.run(**used, model="blocks.py:model")
+    said = "blocks.py changed since pre was trained; the paths and shapes of its parameters are the same, so it is used"
+    assert said in capsys.readouterr().out
+    transfer.run(**used, model="blocks.py:model", hidden=(16,))
+    said = "blocks.py changed since pre was trained; --hidden is 16 here and was 512 when pre was trained; the paths"
+    assert said in capsys.readouterr().out

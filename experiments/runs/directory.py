@@ -16,7 +16,7 @@ from typing import Any
 
 from experiments.runs import console, lock, options
 from experiments.runs.options import LISTS, PLACES, Settings
-from tljax import __version__, checkpoint, files, plugins, surroundings
+from tljax import __version__, checkpoint, files, paths, plugins, surroundings
 from tljax.study.results import Result, from_json, to_json
 from tljax.types import InputError
 
@@ -347,9 +347,12 @@ def supersede(workdir: Path, current: Sequence[Result]) -> None:
                 now.add(line.key)
     if now != before:
         write_record(workdir / "superseded.json", {"keys": sorted(now)})
-    if new := len(now - before):
-        fits = "1 earlier fit is" if new == 1 else f"{new} earlier fits are"
-        console.say(f"{fits} of other code than now: kept in '{workdir}', but in no table or report from here on")
+    if new := [line.name for line in results(workdir) if line.key in now - before]:
+        fits = "1 earlier fit is" if len(new) == 1 else f"{len(new)} earlier fits are"
+        console.say(
+            f"{fits} of other code than now, of a strategy or model: kept in '{workdir}', but in no table or report "
+            f"from here on ({paths.some(new)})"
+        )
 
 
 def superseded(workdir: Path) -> set[str]:
