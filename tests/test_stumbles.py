@@ -10,7 +10,8 @@ from test_programs import arguments, command
 from experiments import compare, pretrain, report, search, transfer
 from experiments.pages import drawing, history, search_pictures
 from experiments.pages import report as pages
-from experiments.runs import console, directory, methods, options
+from experiments.runs import console, directory, methods
+from experiments.runs.settings import FLAGS, Settings, parse_flags
 from tljax import paths, plugins
 from tljax.study import space as spaces
 from tljax.types import InputError
@@ -218,7 +219,7 @@ def test_a_log_file_has_a_sign_of_life_now_and_then(monkeypatch, capsys):
 )
 def test_an_unknown_flag_is_told_the_nearest(wrong, meant):
     with pytest.raises(InputError, match=rf"unknown flag --{wrong}: did you mean --{meant}\?"):
-        options.parse(["transfer", f"--{wrong}=1"])
+        parse_flags(["transfer", f"--{wrong}=1"])
 
 
 @pytest.mark.parametrize(
@@ -246,15 +247,15 @@ def test_paths_in_a_flagfile_are_found_from_its_folder(tasks, tmp_path, monkeypa
     (folder / "x.flags").write_text(flags + "--source_checkpoint=run\n--workdir=run\n--head=copy\n")
     (folder / "copy").mkdir()  # a word is no path
     monkeypatch.chdir(elsewhere)
-    given = options.parse(["transfer", "--flagfile=../project/x.flags"])
+    given = parse_flags(["transfer", "--flagfile=../project/x.flags"])
     at = "../project/"
     assert given["source"] == f"{at}data/a.npz:labels=0-2" and given["target"] == f"{at}data/b.npz"
     assert given["strategies"] == ("full", f"A={at}mine.py:strategy", f"{at}mine.py:broken")
     assert given["source_checkpoint"] == f"{at}run" and given["workdir"] == "run" and given["head"] == "copy"
     (elsewhere / "data").mkdir()
     (elsewhere / "data" / "b.npz").write_bytes(b"")
-    assert options.parse(["transfer", "--flagfile=../project/x.flags"])["target"] == "data/b.npz"
-    assert options.parse(["transfer", "--target=data/a.npz"])["target"] == "data/a.npz"  # no flagfile, no search
+    assert parse_flags(["transfer", "--flagfile=../project/x.flags"])["target"] == "data/b.npz"
+    assert parse_flags(["transfer", "--target=data/a.npz"])["target"] == "data/a.npz"  # no flagfile, no search
 
 
 def test_a_caption_says_once_what_a_page_repeats():
@@ -319,7 +320,7 @@ def searched(tasks, tmp_path):
     (place / "best").mkdir(parents=True)
     for strategy, rate in (("scratch", 0.3), ("full", 0.05)):
         flags = quick(tasks, tmp_path, strategies=(strategy,), learning_rate=rate)
-        lines = options.to_flags(options.settings(**flags))
+        lines = Settings.from_flags(**flags).flagfile_lines()
         (place / "best" / f"{strategy}-all.flags").write_text("\n".join(lines) + "\n")
     return place
 
@@ -364,7 +365,7 @@ def test_a_tuned_comparison_says_whose_its_flags_are_and_gives_itself_again(task
     compared(tasks, searched, tmp_path / "w", "--steps=4")  # that of the search
     assert f"{whose}, for each strategy its own\n" in capsys.readouterr().out
     file = tmp_path / "w" / "flags.flags"
-    assert not {"steps", "learning_rate", "hidden", "source_epochs"} & options.parse(["", *_own(file)]).keys()
+    assert not {"steps", "learning_rate", "hidden", "source_epochs"} & parse_flags(["", *_own(file)]).keys()
     compare.main(["compare", f"--flagfile={file}", f"--workdir={tmp_path / 'again'}"])
     first, again = ([line.key for line in directory.results(tmp_path / name)] for name in ("w", "again"))
     assert first == again and len(first) == 4  # a source beside each of the two
@@ -373,13 +374,13 @@ def test_a_tuned_comparison_says_whose_its_flags_are_and_gives_itself_again(task
     text = directory.flags_text(file) + "--steps=50\n"
     file.write_text(directory.signed(text))
     compared(tasks, searched, tmp_path / "w")
-    assert "steps" not in options.parse(["", *_own(file)])
+    assert "steps" not in parse_flags(["", *_own(file)])
 
 
 def _own(file):
     """The lines of a comparison's flagfile that transfer has too."""
     lines = directory.flags_text(file).splitlines()
-    return [line for line in lines if line.startswith("--") and line[2:].partition("=")[0] in options.kinds()]
+    return [line for line in lines if line.startswith("--") and line[2:].partition("=")[0] in FLAGS]
 
 
 def test_an_edit_of_a_model_is_said_where_its_sources_are_trained_and_where_they_are_taken(

@@ -4,9 +4,9 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.runs import fits, options, directory
-from experiments.runs.options import Settings
+from experiments.runs import directory, fits
 from experiments.runs.search_flags import FIRST_SEED
+from experiments.runs.settings import FLAGS, Recipe, Settings, parse_flags
 from tljax import plugins
 from tljax.study import space
 from tljax.types import InputError
@@ -57,7 +57,7 @@ def winners(search: Path) -> dict[str, dict[str, Any]]:
         raise InputError(f"--tuned={search} holds no best.flags: give the run directory of a search that has ended")
     for file in files:
         directory.flags_text(file)  # raises InputError for one that is not as it was written
-    return {file.stem: options.parse(["tuned", f"--flagfile={file}"]) for file in files}
+    return {file.stem: parse_flags(["tuned", f"--flagfile={file}"]) for file in files}
 
 
 def _winner(winners: Mapping[str, Mapping[str, Any]], strategy: str, budget: str) -> Mapping[str, Any] | None:
@@ -79,7 +79,7 @@ def _winner(winners: Mapping[str, Mapping[str, Any]], strategy: str, budget: str
 
 def _require_alike(search: str, flags: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Raise InputError unless a winner was found on the tasks and for the model that the study is of."""
-    here, there = options.settings(**given), options.settings(**flags)
+    here, there = Settings.from_flags(**given), Settings.from_flags(**flags)
     for name in _TASK:
         value, searched = getattr(here, name), getattr(there, name)
         if name == "source_checkpoint" and value and searched:
@@ -101,9 +101,9 @@ def unused(given: Mapping[str, Any], winner: Mapping[str, Any]) -> dict[str, str
 
     Those of the source's fit are not looked at where the source is a checkpoint's.
     """
-    here, there = options.settings(**given), options.settings(**winner)
+    here, there = Settings.from_flags(**given), Settings.from_flags(**winner)
     texts = {}
-    for name in (name for name in options.kinds() if name in given and name in of_the_search()):
+    for name in (name for name in FLAGS if name in given and name in of_the_search()):
         if (name.startswith("source_") and here.source_checkpoint) or name not in {*winner, *_UNSET}:
             continue
         values = [_value(made, name) for made in (here, there)]
@@ -130,7 +130,8 @@ def from_search(given: Mapping[str, Any], search: str | None, strategies: Sequen
         if _name(winner["strategies"][0]) in map(_name, strategies):
             texts = {**unused(given, winner), **texts}
     not_used = [text.partition(" ")[0] for text in texts.values()]
-    text = f"all flags of a fit, --hidden, --activation and --head come from the search {search}, for each strategy its own"
+    which = "all flags of a fit, --hidden, --activation and --head"
+    text = f"{which} come from the search {search}, for each strategy its own"
     return text + (f"; of the flagfile not used: {', '.join(not_used)}" if not_used else "")
 
 
@@ -140,7 +141,7 @@ _UNSET = ("steps", "source_steps")
 
 def of_the_search() -> set[str]:
     """What a search varies: all of a recipe, the source's too, and what is tied to both."""
-    own = set(vars(options.Recipe())) - {"validation"}
+    own = set(vars(Recipe())) - {"validation"}
     return own | {f"source_{name}" for name in own} | {"hidden", "activation", "head"}
 
 
