@@ -81,7 +81,7 @@ def run(given: Mapping[str, Any], asked: CompareFlags, typed: Collection[str] | 
     if base not in names.values():
         raise InputError(f"--against={base} is none of --strategies{plugins.nearest(base, names)}")
     execution = process.prepare(made)
-    parts = planned(given, asked, made, execution)
+    parts = planned(given, asked, made, execution, typed)
     for part in parts:
         estimand.require_some(part.todo)
     method = methods.one(base)
@@ -106,7 +106,13 @@ def run(given: Mapping[str, Any], asked: CompareFlags, typed: Collection[str] | 
     return lines
 
 
-def planned(given: Mapping[str, Any], asked: CompareFlags, made: Settings, execution: Any) -> list[Part]:
+def planned(
+    given: Mapping[str, Any],
+    asked: CompareFlags,
+    made: Settings,
+    execution: Any,
+    typed: Collection[str] | None = None,
+) -> list[Part]:
     """All parts, read and checked: scratch of each target first, then each source."""
     sources = _several(made.source) or _several(made.source_checkpoint)
     if not sources or not _several(made.target):
@@ -121,7 +127,7 @@ def planned(given: Mapping[str, Any], asked: CompareFlags, made: Settings, execu
             pair = {**given, kind: source, "target": target}
             arms = [
                 transfer.prepare(Settings.from_flags(**arm), execution, only=True)
-                for arm in tuned.arms(pair, made, asked.tuned)
+                for arm in tuned.arms(pair, made, asked.tuned, typed)
             ]
             # From scratch there is one fit a target, budget and seed, whatever the source, each with its own recipe.
             bare = [_only(arm, lambda name: name == "scratch") for arm in arms]

@@ -379,7 +379,7 @@ def _say_former(folder: Path, places: Mapping[int, tuple[Path, str]]) -> None:
     for seed, names in former.items():
         console.say(
             f"of the sources of seed {seed} in {folder}, '{places[seed][1]}' is taken; {paths.some(names)} "
-            f"{'is' if len(names) == 1 else 'are'} of code that was changed later (experiments.export --fit=NAME has it)"
+            f"{'is' if len(names) == 1 else 'are'} of code that was changed later"
         )
 
 
