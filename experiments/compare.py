@@ -13,7 +13,8 @@ from experiments import run_program
 if __name__ == "__main__":  # before the other imports, so that what fails in them is said in a line
     run_program(__file__)
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,8 +67,11 @@ class Part(NamedTuple):
     """Whether it is scratch with the source's steps added to its own."""
 
 
-def run(given: Mapping[str, Any], asked: CompareFlags) -> list[Result]:
-    """Train what is missing, judge, and report; the results."""
+def run(given: Mapping[str, Any], asked: CompareFlags, typed: Collection[str] | None = None) -> list[Result]:
+    """Train what is missing, judge, and report; the results.
+
+    `typed` are the flags on the command line itself, whose values --tuned must not replace; None: all that are given.
+    """
     made = Settings.from_flags(**given)
     require_valid(asked)
     base = asked.against
@@ -76,19 +80,22 @@ def run(given: Mapping[str, Any], asked: CompareFlags) -> list[Result]:
     if base not in names.values():
         raise InputError(f"--against={base} is none of --strategies{plugins.nearest(base, names)}")
     execution = process.prepare(made)
-    parts = planned(given, asked, made, execution)
+    parts = planned(given, asked, made, execution, typed)
     for part in parts:
         require_variation(part.todo)
     method = methods.one(base)
     against = Result(name="", target="", strategy=method.name, options=method.options, spec=method.spec or None, seed=0)
     judging = replace(asked, against=summary.label(against))
+    if whence := tuned.from_search(given, asked.tuned, ("scratch", *made.strategies)):
+        console.say(whence)
     if made.dry_run:
         _show(parts)
         return []
     named = {name: mark for part in parts for name, mark in transfer.fingerprints(part.todo).items()}
     _say_looks(parts, judging)
     more = evaluations.read(made, asked.eval, [part.todo for part in parts])
-    with directory.opened(made, "compare", flags.flagfile_lines(asked)) as folder:
+    leave = tuned.of_the_search() if asked.tuned else ()
+    with directory.opened(made, "compare", flags.flagfile_lines(asked), leave=leave) as folder:
         found = [
             (part, transfer.within(part.todo, folder, {**named, **evaluations.fingerprints(more)})) for part in parts
         ]
@@ -100,7 +107,13 @@ def run(given: Mapping[str, Any], asked: CompareFlags) -> list[Result]:
     return lines
 
 
-def planned(given: Mapping[str, Any], asked: CompareFlags, made: Settings, execution: Any) -> list[Part]:
+def planned(
+    given: Mapping[str, Any],
+    asked: CompareFlags,
+    made: Settings,
+    execution: Any,
+    typed: Collection[str] | None = None,
+) -> list[Part]:
     """All parts, read and checked: scratch of each target first, then each source."""
     sources = _several(made.source) or _several(made.source_checkpoint)
     if not sources or not _several(made.target):
@@ -115,7 +128,7 @@ def planned(given: Mapping[str, Any], asked: CompareFlags, made: Settings, execu
             pair = {**given, kind: source, "target": target}
             arms = [
                 transfer.prepare(Settings.from_flags(**arm), execution, only=True)
-                for arm in tuned.arms(pair, made, asked.tuned)
+                for arm in tuned.arms(pair, made, asked.tuned, typed)
             ]
             # From scratch there is one fit a target, budget and seed, whatever the source, each with its own recipe.
             bare = [_only(arm, lambda name: name == "scratch") for arm in arms]
@@ -236,4 +249,4 @@ def _show(parts: Sequence[Part]) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    flags.main(argv, str(__doc__), run, CompareFlags)
+    flags.main(argv, str(__doc__), functools.partial(run, typed=flags.typed(argv)), CompareFlags)

@@ -76,6 +76,7 @@ def tuned(tasks, tmp_path_factory):
         patch.setattr("experiments.pages.drawing.pdf", lambda figure: b"")
         space = ["--per_strategy", "--space=learning_rate:log:1e-3:3", "--trials=8"]
         search.main(["search", *flags, *space, f"--workdir={folder / 'search'}"])
+        flags = [flag for flag in flags if not flag.startswith("--learning_rate")]  # was searched
         compare.main(["compare", *flags, f"--tuned={folder / 'search'}", f"--workdir={folder / 'compare'}"])
     return folder / "search", folder / "compare"
 
