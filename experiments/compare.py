@@ -203,7 +203,11 @@ def notes(parts: Sequence[Part], asked: CompareFlags) -> list[str]:
 def _say_looks(parts: Sequence[Part], judging: Judging) -> None:
     """Say before anything is trained that there are no looks left; raises InputError as `looks.count` does."""
     keys: dict[str, tuple[set[str], set[str]]] = {}
-    for todo in (part.todo for part in parts if not part.longer and not part.todo.made.distributed):
+    todos = [part.todo for part in parts if not part.longer and not part.todo.made.distributed]
+    jobs = [job for todo in todos for job in transfer.planned(todo).values()]
+    cells = ((evidence.cell(job.result), job.seed) for job in jobs)
+    able = looks.judgeable(cells, judging.against)
+    for todo in (todo for todo in todos if todo.target.name in able):
         fits_of, bases = keys.setdefault(looks.test_set(np.asarray(todo.target.test.labels)), (set(), set()))
         for job in transfer.planned(todo).values():
             if (name := summary.label(job.result)) != "scratch" or judging.against == "scratch":

@@ -204,6 +204,16 @@ def test_a_stop_and_resume_over_devices_gives_the_bits_of_no_stop():
         assert_same(jax.tree.map(lambda leaf, row=row: np.array(leaf[row]), state.params), whole[row][0])
 
 
+def test_what_goes_in_several_parts_says_of_how_many_fits_each_is():
+    """Five fits on two devices are four and one; the one by itself is told by nobody."""
+    assert fitted(seeds(5), devices=DEVICES[:2])[1] == ["4 of 5 fits, one after another on each of 2 devices"]
+    assert fitted(seeds(5), devices=DEVICES[:4])[1] == ["4 of 5 fits at once, one on each of 4 devices"]
+    assert fitted(seeds(7), devices=DEVICES[:4])[1] == [
+        "4 of 7 fits at once, one on each of 4 devices",
+        "3 of 7 fits at once, one on each of 3 devices",
+    ]
+
+
 def test_devices_take_whole_rounds_and_the_rest_goes_on_as_many_as_it_needs():
     assert [vectorize.group_sizes(n, 8, n) for n in (1, 8, 9, 23)] == [[1], [8], [8, 1], [16, 7]]
     assert [vectorize.most_that_divide(n, 8) for n in (1, 7, 12, 16)] == [1, 7, 6, 8]

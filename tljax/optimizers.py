@@ -1,7 +1,6 @@
 """An optimizer by its name, with its numbers passed when it is built; and the learning rate of every step."""
 
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -24,16 +23,18 @@ class Spec(NamedTuple):
 def spec(name: str, *, momentum: float = 0.0, weight_decay: float = 0.0, clip: float = 0.0) -> tuple[Spec, dict]:
     """The Spec of an optimizer and its numbers by name; a number of 0 is left out.
 
-    Raises InputError for an unknown optimizer or option, a negative or non-finite number, or a momentum that the
-    optimizer does not take.
+    Raises InputError for an unknown optimizer or option, a number that is negative or not finite in float32, a
+    momentum or decay of moments that is not below 1, or a momentum that the optimizer does not take.
 
     >>> spec("sgd", momentum=0.9)
     (Spec(name='sgd', numbers=('momentum',)), {'momentum': 0.9})
     """
     given = {"momentum": momentum, "weight_decay": weight_decay, "clip": clip}
     for key, value in given.items():
-        if not math.isfinite(value) or value < 0:
-            raise InputError(f"--{key}={value}: it must be finite and at least 0")
+        if not 0 <= value <= _LARGEST:
+            raise InputError(f"--{key}={value}: it must be finite, in float32, and at least 0")
+    if momentum >= 1:
+        raise InputError(f"--momentum={momentum}: it must be at least 0 and below 1")
     numbers = {key: value for key, value in given.items() if value}
     found = Spec(name, tuple(numbers))
     function, options = _resolve(name)
@@ -70,7 +71,30 @@ def _resolve(name: str) -> tuple[Callable[..., optax.GradientTransformation], di
         if parsed.name not in known or parsed.words:
             raise InputError(f"unknown optimizer '{name}'{plugins.nearest(parsed.name, known)}")
         function = getattr(optax, parsed.name)
-    return function, plugins.bind(function, parsed.options, f"optimizer '{parsed.name}'", given=("learning_rate",))
+    what = f"optimizer '{parsed.name}'"
+    options = plugins.bind(function, parsed.options, what, given=("learning_rate",))
+    for key, value in options.items():
+        if isinstance(value, int | float) and not abs(value) <= _LARGEST:
+            raise InputError(f"{what}: {key}={value}: it must be finite, in float32")
+        if key in _below_1(function) and not (value is None or 0 <= value < 1):
+            raise InputError(f"{what}: {key}={value}: it must be at least 0 and below 1")
+    return function, options
+
+
+_LARGEST = float(np.finfo(np.float32).max)
+_MEANS = ("momentum", "b1", "b2", "b3", "rho", "decay", "beta")
+
+
+def _below_1(function: Callable[..., Any]) -> list[str]:
+    """Options of an optimizer of optax that are the part of a running mean which stays; at 1 nothing new enters it.
+
+    >>> _below_1(optax.adam), _below_1(optax.signum), _below_1(optax.optimistic_gradient_descent)
+    (['b1', 'b2'], ['beta'], [])
+    """
+    if not function.__module__.startswith("optax."):
+        return []
+    defaults = {key: option.default for key, option in inspect.signature(function).parameters.items() if key in _MEANS}
+    return [key for key, value in defaults.items() if value is None or value is inspect.Parameter.empty or value < 1]
 
 
 def names() -> list[str]:
@@ -104,6 +128,7 @@ def rates(schedule: str, learning_rate: float, warmup: float, steps: int) -> np.
     >>> rates("linear", 0.1, 0.0, 4).round(3).tolist()
     [0.10000000149011612, 0.07500000298023224, 0.05000000074505806, 0.02500000037252903]
     """
+    learning_rate, warmup = float(learning_rate), float(warmup)
     if not 0 <= learning_rate <= float(np.finfo(np.float32).max):
         raise InputError(f"--learning_rate={learning_rate}: it must be finite, in float32, and at least 0")
     if not 0 <= warmup < 1:

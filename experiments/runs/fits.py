@@ -1,5 +1,6 @@
 """Fits: from a task, a model, a recipe and seeds to what is ready to train."""
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -111,8 +112,9 @@ def _flagged(prefix: str, flag: str, attempt: Callable[[], Any]) -> Any:
         with surroundings.kept(f"what --{prefix}{flag} names"):
             return attempt()
     except InputError as error:
-        text = str(error)
-        raise InputError(f"--{prefix}{text[2:]}" if text.startswith("--") else f"--{prefix}{flag}: {text}") from error
+        names = "|".join(f.name for f in dataclasses.fields(Recipe))
+        text = re.sub(rf"--(?=(?:{names})\b)", f"--{prefix}", str(error))
+        raise InputError(text if text.startswith("--") else f"--{prefix}{flag}: {text}") from error
     except Exception as error:
         raise InputError(f"--{prefix}{flag} cannot be used as it is given: {plugins.said(error)}") from error
 

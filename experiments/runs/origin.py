@@ -72,7 +72,10 @@ def before_head(model: Model) -> str:
     """The last stage before the head; raises InputError for a model that is nothing but a head."""
     names = models.names(model)
     if len(names) < 2:
-        raise InputError("the model has no stage before its head: features are those of a stage, so give --hidden")
+        raise InputError(
+            "the source's model has no stage before its head, whose features are taken: train the source with --hidden "
+            "(experiments.features --stage=head has the head's)"
+        )
     return names[-2]
 
 

@@ -195,7 +195,7 @@ def _phase(
     width = vectorize.shared_width(specialized, members, state.masks)
     mesh, mode = layout(specialized, members, width, data, execution)
     if len(members) > 1:
-        execution.on_message(vectorize.describe(len(members), width, mesh, mode))
+        execution.on_message(vectorize.describe(len(members), len(fits), width, mesh, mode))
     params = place(mesh, state.params)
     passes = _passes(fits, ends, state.step)
     short, inputs = features.skip_frozen_prefix(

@@ -390,8 +390,9 @@ def most_that_divide(fits: int, devices: int) -> int:
     return next(count for count in range(min(fits, devices), 0, -1) if fits % count == 0)
 
 
-def describe(fits: int, width: int, mesh: Mesh | None, mode: Mode) -> str:
-    """How a group's fits stand on the devices, for the user."""
+def describe(fits: int, total: int, width: int, mesh: Mesh | None, mode: Mode) -> str:
+    """How some or all of a group's `total` fits stand on the devices, for the user."""
+    number = f"{fits} fits" if fits == total else f"{fits} of {total} fits"
     devices_per_batch = sharing(mesh)
     count = mesh.size // devices_per_batch if mesh else 1
     singular, plural = (
@@ -401,10 +402,10 @@ def describe(fits: int, width: int, mesh: Mesh | None, mode: Mode) -> str:
     )
     where = f"on one {singular}" if count == 1 else f"on each of {count} {plural}"
     if fits == count > 1:
-        return f"{fits} fits at once, one on each of {count} {plural}"
+        return f"{number} at once, one on each of {count} {plural}"
     if mode == "vmap":
-        return f"{fits} fits, side by side {where}"
-    return f"{fits} fits, {f'{width} side by side' if mode == 'vmap_shared' else 'one after another'} {where}"
+        return f"{number}, side by side {where}"
+    return f"{number}, {f'{width} side by side' if mode == 'vmap_shared' else 'one after another'} {where}"
 
 
 # Meshes: an axis "fits", and an axis "data" where devices share batches.
