@@ -120,7 +120,7 @@ def prepared(given: Mapping[str, Any], asked: RankFlags) -> Todo:
         raise InputError("--score_examples must be at least 2, --resamples at least 10")
     if made.source_rename and not any(elsewhere.named(place) for place in asked.sources):
         raise InputError("--source_rename is for weights from elsewhere: leave it out, or name a file in --sources")
-    means = process.prepare(made)
+    execution = process.prepare(made)
     found = _named([card for place in asked.sources for card in _read(place, given)])
     if asked.verify and len(found) < 3:
         raise InputError(f"--sources names {len(found)}: to judge scores give three or more")
@@ -137,7 +137,7 @@ def prepared(given: Mapping[str, Any], asked: RankFlags) -> Todo:
                 raise InputError(f"source '{name}': {error}") from error
         for budget in made.train_examples:
             scoring.drawn(made, budget, task, asked.score_examples)
-    plan = truth.planned(given, made, found, targets, means) if asked.verify else None
+    plan = truth.planned(given, made, found, targets, execution) if asked.verify else None
     return Todo(made, tuple(found), origins, targets, plan)
 
 

@@ -75,7 +75,7 @@ def source(made: Settings) -> Source:
         classes,
         shape,
         dict.fromkeys(made.seeds, identity),
-        lambda folder, means: dict.fromkeys(made.seeds, trained),
+        lambda folder, execution: dict.fromkeys(made.seeds, trained),
         told.get("fingerprint", ""),
         fisher=False,
         note="; ".join([f"weights from elsewhere, '{file.name}'", *filter(None, [told.get("note")])]),

@@ -73,8 +73,8 @@ def from_data(made: Settings) -> Source:
     task = checked(made)
     plan = _planned(made, task)
 
-    def obtain(folder: Path, means: Execution) -> dict[int, Trained]:
-        lines = train(made, task, folder, means)
+    def obtain(folder: Path, execution: Execution) -> dict[int, Trained]:
+        lines = train(made, task, folder, execution)
         places = {line.checkpoint for line in lines.values()}
         loaded = {place: checkpoint.load(folder / place)[0] for place in places}
         return {seed: _trained(loaded[line.checkpoint], line.name, line.test_accuracy) for seed, line in lines.items()}
@@ -151,14 +151,14 @@ def _streams(made: Settings, seed: int) -> seeds.Seeds:
     return seeds.streams(seeds.streams(seed, source=made.source_seed).source)
 
 
-def train(made: Settings, task: Task, folder: Path, means: Execution) -> dict[int, Result]:
+def train(made: Settings, task: Task, folder: Path, execution: Execution) -> dict[int, Result]:
     """Train the sources that the run directory does not hold yet; {seed: its line}."""
     plan = _planned(made, task)
     there = directory.finished(folder)
     missing = {seed: line for seed, line in plan.items() if line.key not in there}
     if missing:
         missing = plan if made.many == "vmap" else missing
-        field = fits.arena(task, made.source_recipe, means)
+        field = fits.arena(task, made.source_recipe, execution)
         ready = [_ready(made, field, seed, line) for seed, line in missing.items()]
         with console.progress(f"source {task.name}", sum(len(fit.trial.rates) for fit in ready)) as advance:
             training.run(field, ready, folder, about(made, task), advance, made.checkpoint_every, made.save_fisher)
@@ -258,7 +258,7 @@ def from_checkpoint(made: Settings, model_too: bool = True, stand_ins: Mapping[i
         classes,
         shape,
         identity,
-        lambda folder, means: trained,
+        lambda folder, execution: trained,
         one["fingerprint"],
         fisher,
         note,
