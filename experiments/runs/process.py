@@ -774,8 +774,8 @@ _LONGEST = 3000
 def message(error: BaseException) -> str | None:
     """What a program says of an exception; None for a fault of tljax's own, of which the traceback is to be seen.
 
-    >>> message(InputError("--seeds names nothing: name one")), message(KeyError("kernel"))
-    ('--seeds names nothing: name one', None)
+    >>> message(InputError("it names nothing", field="seeds", value="")), message(KeyError("kernel"))
+    ('--seeds=: it names nothing', None)
     """
     text = _message(error)
     if text is None or len(text) <= _LONGEST:
@@ -784,9 +784,9 @@ def message(error: BaseException) -> str | None:
 
 
 def _message(error: BaseException) -> str | None:
-    text = plugins.words(error)
     if isinstance(error, InputError):
-        return text
+        return plugins.words(flags.in_flags(error))
+    text = plugins.words(error)
     if isinstance(error, jax.errors.JaxRuntimeError) and jax.distributed.is_initialized():
         return f"{LOST} ({text[:120]})"
     if isinstance(error, MemoryError) or any(word in text for word in _OF_MEMORY):

@@ -8,7 +8,7 @@ from typing import Any
 from experiments.runs import flags
 from experiments.runs.flags import flag
 from experiments.runs.settings import Settings, parse_flags
-from tljax import objective, optimizers
+from tljax import optimizers, penalties
 from tljax.study import space
 from tljax.study.space import Range
 from tljax.types import InputError
@@ -128,7 +128,7 @@ def _shape(made: Settings) -> tuple[Any, ...]:
     numbers = {"momentum": recipe.momentum, "weight_decay": recipe.weight_decay, "clip": recipe.clip}
     fit = (recipe.batch_size, recipe.epochs, recipe.steps, recipe.loss, recipe.label_smoothing > 0)
     optimizer, _ = optimizers.spec(recipe.optimizer, **numbers)
-    return made.hidden, made.activation, made.strategies, *fit, optimizer, objective.penalties(recipe.penalty)[0]
+    return made.hidden, made.activation, made.strategies, *fit, optimizer, penalties.read(recipe.penalty)[0]
 
 
 def to_flags(asked: Search) -> list[str]:
