@@ -477,10 +477,11 @@ def _keep_compiled(folder: str | None) -> None:
         return
     try:
         home = folder or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        place = files.place(home) if folder else files.place(home) / "tljax" / f"compiled-{_kind_of_machine()}"
-    except InputError as error:
+        place = files.place(home, "compilation_cache")
+        place = place if folder else place / "tljax" / f"compiled-{_kind_of_machine()}"
+    except InputError:
         if folder:
-            raise InputError(f"--compilation_cache={error}") from error
+            raise
         return  # there is no home
     if files.not_text(place) is not None:
         if folder:

@@ -56,10 +56,7 @@ def load(
     base, changes = derive.divide(name)
     spec = parse(base)
     shape = _checked_shape(image_shape)
-    try:
-        manual = place(manual_dir) if manual_dir else None
-    except InputError as error:
-        raise InputError(error.message, field="manual_dir", value=manual_dir) from error
+    manual = place(manual_dir, "manual_dir") if manual_dir else None
     if manual and not manual.is_dir():
         reason = "it is no folder: give the one that holds mnist/ and the like"
         raise InputError(reason, field="manual_dir", value=f"'{manual}'")
@@ -67,10 +64,7 @@ def load(
         _takes(spec, ())
         return derive.derived(idx.shipped(spec.name, shape), name, changes)
     home = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    try:
-        root = place(home)
-    except InputError as error:
-        raise InputError(error.message, field="data_dir", value=home) from error
+    root = place(home, "data_dir")
     identity, prepare = _source(base, spec, root, manual, shape)
     identity = [*identity, str(shape)]
     folder = root / "tljax" / _key(spec, identity)

@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 from tljax import masks, models, objective, optimizer, optimizers, paths, penalties
+from tljax.penalties import Penalty
 from tljax.types import InputError, Mask, Model, OptState, Params
 
 
@@ -28,8 +29,8 @@ class Spec:
 
     model: Model
     loss: objective.Loss
-    optimizer: optimizers.Spec
-    penalties: tuple[penalties.Penalty, ...] = ()
+    optimizer: optimizers.OptimizerSpec
+    penalties: tuple[Penalty, ...] = ()
     smooth_labels: bool = False
     """Whether the labels are smoothed; by how much is passed as the number 'label_smoothing'."""
     merge: Callable[[Params], Params] | None = None
@@ -274,9 +275,8 @@ def specialize(spec: Spec, fit: Fit, history: Sequence[Mask]) -> Spec:
     for penalty in spec.penalties:
         paths.require_globs(fit.params, (penalty.on,))
         if "fisher" in penalty.needs and fit.fisher is None:
-            raise InputError(
-                f"penalty '{penalty.name}' needs the source's Fisher information: train the source with `save_fisher=True`"
-            )
+            remedy = "train the source with `save_fisher=`"
+            raise InputError(f"penalty '{penalty.name}' needs the source's Fisher information: {remedy}")
     trains = jax.tree.leaves(masks.static(fit.params, history[-1]))
     # A leaf of 1.0 compiles to the same as True, bit for bit: `canonical` makes it True.
     leaves = [(m is True or None) if t else False for m, t in zip(_mask_leaves(fit, history), trains, strict=True)]
