@@ -130,7 +130,7 @@ def test_a_running_mean_that_nothing_enters_is_refused(optimizer):
 
 
 def test_a_momentum_is_below_1_as_its_help_says():
-    with pytest.raises(InputError, match=r"--momentum=1\.0: it must be at least 0 and below 1"):
+    with pytest.raises(InputError, match=r"momentum=1\.0: it must be at least 0 and below 1"):
         optimizers.spec("sgd", momentum=1.0)
     assert optimizers.spec("sgd", momentum=0.999)[1] == {"momentum": 0.999}
     for name in optimizers.names():  # what optax has as its defaults is let through

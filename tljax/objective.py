@@ -35,7 +35,7 @@ def loss(name: str) -> Loss:
     Two calls with one name give the same function, so that equal fits share an executable. Raises InputError for
     an unknown name.
 
-    >>> loss("softmax_cross_entropy")(jnp.zeros((1, 2)), jnp.array([0])).round(4).tolist()
+    >>> loss("softmax_cross_entropy")(jax.numpy.zeros((1, 2)), jax.numpy.array([0])).round(4).tolist()
     [0.6930999755859375]
     """
     spec = plugins.parse(name)

@@ -169,6 +169,8 @@ def read(text: str) -> tuple[tuple[Penalty, ...], tuple[dict[str, float], ...]]:
     terms, weights = [], []
     for part in plugins.split(text, ",") if text else []:
         spec = plugins.parse(part)
+        if "." not in spec.name and (spec.name not in SHIPPED or spec.words):
+            raise InputError(f"unknown penalty '{part}'{plugins.nearest(spec.name, SHIPPED)}")
         function = _function(spec.name, spec.words, plugins.outside_digest(part, "tljax", "penalty"))
         what, options = f"penalty '{spec.name}'", dict(spec.options)
         if "features" in getattr(function, "needs", ()) and "on" in options:
@@ -191,8 +193,6 @@ _LARGEST = float(np.finfo(np.float32).max)
 def _function(name: str, words: tuple[str, ...], digest: str) -> Function:
     """The function that a name and the words after it stand for; `digest` is that of its file."""
     spec = plugins.Spec(name, words)
-    if "." not in name and (name not in SHIPPED or words):
-        raise InputError(f"unknown penalty '{':'.join((name, *words))}'{plugins.nearest(name, SHIPPED)}")
     if "." not in name:
         return SHIPPED[name]
     function = plugins.attribute(spec, plugins.module(spec, "tljax", "penalty"), "penalty")
@@ -221,19 +221,18 @@ def digests(text: str) -> list[str]:
     return [digest for part in parts if (digest := plugins.outside_digest(part, "tljax", "penalty"))]
 
 
-def require_scalar(term: Penalty, params: Params, fresh: Mapping[str, bool]) -> None:
+def require_scalar(term: Penalty, weights: Mapping[str, float], params: Params, fresh: Mapping[str, bool]) -> None:
     """Raise InputError if a penalty gives no scalar for the leaves of `params`, or for features of a small batch.
 
     It is traced, so nothing is computed. `fresh` is {path: drawn anew}.
     """
     number = jax.ShapeDtypeStruct((), jnp.float32)
-    parameters = inspect.signature(term.function).parameters.values()
-    weights = {p.name: number for p in parameters if p.kind is p.KEYWORD_ONLY}
+    numbers = dict.fromkeys(weights, number)
     if "features" in term.needs:
         batch, mask = jax.ShapeDtypeStruct((2, 3), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.float32)
         value = jax.eval_shape(
             lambda pairs, mask, count, weights: term.function(pairs, mask, count, **weights),
-            *([(batch, batch)], mask, number, weights),
+            *([(batch, batch)], mask, number, numbers),
         )
     else:
         able = zip(paths.items(params), paths.trainable(params), strict=True)
@@ -242,7 +241,7 @@ def require_scalar(term: Penalty, params: Params, fresh: Mapping[str, bool]) -> 
         fisher = {path: leaf for path, leaf in trained.items() if not fresh.get(path)}
         value = jax.eval_shape(
             lambda trained, start, fisher, weights: on_leaves(term, weights, trained, start, fisher, fresh),
-            *(trained, start, fisher if "fisher" in term.needs else None, weights),
+            *(trained, start, fisher if "fisher" in term.needs else None, numbers),
         )
     if getattr(value, "shape", None) != ():
         raise InputError(f"penalty '{term.name}' gives no scalar: return one number, such as a sum over the leaves")

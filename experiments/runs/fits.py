@@ -87,11 +87,12 @@ def check(recipe: Recipe, budget: str, task: Task, start: Start, prefix: str = "
     spec, numbers = _flagged(prefix, "optimizer", lambda: _optimizer(recipe))
     loss = _flagged(prefix, "loss", lambda: objective.loss(recipe.loss))
     _flagged(prefix, "label_smoothing", lambda: objective.check_smoothing(recipe.loss, recipe.label_smoothing))
-    terms, _ = _flagged(prefix, "penalty", lambda: penalties.read(recipe.penalty))
+    terms, weights = _flagged(prefix, "penalty", lambda: penalties.read(recipe.penalty))
     fresh = dict(paths.items(start.fresh)) if start.fresh is not None else {}
-    for term in terms:
+    for term, numbers_of_term in zip(terms, weights, strict=True):
         _flagged(prefix, "penalty", functools.partial(paths.require_globs, start.params, (term.on,)))
-        _flagged(prefix, "penalty", functools.partial(penalties.require_scalar, term, start.params, fresh))
+        tried = functools.partial(penalties.require_scalar, term, numbers_of_term, start.params, fresh)
+        _flagged(prefix, "penalty", tried)
     drawn = _flagged(
         prefix,
         "train_examples" if not budget.startswith("all") else "validation",
