@@ -134,7 +134,7 @@ def test_a_momentum_is_below_1_as_its_help_says():
         optimizers.spec("sgd", momentum=1.0)
     assert optimizers.spec("sgd", momentum=0.999)[1] == {"momentum": 0.999}
     for name in optimizers.names():  # what optax has as its defaults is let through
-        assert optimizers.spec(name) == (optimizers.Spec(name), {})
+        assert optimizers.spec(name) == (optimizers.OptimizerSpec(name), {})
     assert optimizers.spec("optimistic_gradient_descent:beta=1.0")
 
 

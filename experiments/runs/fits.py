@@ -119,13 +119,13 @@ def _flagged(prefix: str, flag: str, attempt: Callable[[], Any]) -> Any:
         raise InputError(f"--{prefix}{flag} cannot be used as it is given: {plugins.said(error)}") from error
 
 
-def _optimizer(recipe: Recipe) -> tuple[optimizers.Spec, dict[str, float]]:
+def _optimizer(recipe: Recipe) -> tuple[optimizers.OptimizerSpec, dict[str, float]]:
     return optimizers.spec(
         recipe.optimizer, momentum=recipe.momentum, weight_decay=recipe.weight_decay, clip=recipe.clip
     )
 
 
-def _try_optimizer(spec: optimizers.Spec, numbers: Mapping[str, float]) -> None:
+def _try_optimizer(spec: optimizers.OptimizerSpec, numbers: Mapping[str, float]) -> None:
     """Trace one step on a small tree."""
     params = {name: jax.ShapeDtypeStruct((2,) * n, jnp.float32) for name, n in (("kernel", 2), ("bias", 1))}
 
