@@ -16,7 +16,7 @@ from test_programs import arguments, results
 from experiments import report, transfer
 from experiments.runs import directory, fields, looks, predictions, process, sources
 from experiments.runs.settings import Settings, parse_flags
-from tljax import data, surroundings
+from tljax import data, switches
 from tljax.study.results import from_json
 from tljax.types import InputError
 
@@ -164,7 +164,7 @@ def test_a_strategy_that_closes_a_descriptor_ends_as_others_do(code, tasks, tmp_
 
 def test_descriptors_are_put_back_where_a_file_has_taken_their_number(tmp_path):
     there = os.fstat(1)
-    with surroundings.kept():
+    with switches.guarded():
         os.close(1)
         with open(tmp_path / "next", "w") as file:
             assert file.fileno() == 1

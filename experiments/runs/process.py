@@ -41,7 +41,7 @@ from jaxlib import xla_client
 from experiments import INSTALL
 from experiments.runs import flags
 from experiments.runs.settings import MOST_DEVICES, Settings
-from tljax import files, heartbeat, plugins, surroundings, train
+from tljax import files, heartbeat, plugins, switches, train
 from tljax.types import InputError
 
 # ---- Beginning and end
@@ -413,8 +413,8 @@ def prepare(settings: Settings) -> train.Execution:
     _find_processes(settings)
     devices = _devices(settings, trial * data)
     say = _say_once()
-    if switches := surroundings.switches():
-        values = ", ".join(f"{name}={value}" for name, value in switches.items())
+    if changed := switches.changed():
+        values = ", ".join(f"{name}={value}" for name, value in changed.items())
         say(f"results are those of {values}: it enters the keys of all fits, and environment.json")
     all_share_a_batch = settings.parallel == "pmap" or settings.distributed
     store = train.FeatureCache(settings.features_budget, settings.features_dtype) if settings.features_budget else None
