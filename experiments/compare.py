@@ -34,7 +34,6 @@ from experiments.runs import (
     options,
     processes,
     tuned,
-    verdicts,
 )
 from experiments.runs.compare_flags import Asked, Judging
 from experiments.runs.options import Settings
@@ -81,7 +80,9 @@ def run(given: Mapping[str, Any], asked: Asked) -> list[Result]:
         if processes.first():
             judged = [_judged(part, some, more, folder, means) for part, some in found]
             several = directory.mixed_environments(folder, [line.name for line in lines])
-            verdicts.show(folder, judged, judging, [*notes(parts, asked), *several])
+            from experiments.pages import compare as page  # draws: matplotlib takes a second to import
+
+            page.show(folder, judged, judging, [*notes(parts, asked), *several])
     return lines
 
 

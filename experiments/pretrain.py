@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.pages import tables
 from experiments.runs import budgets, console, directory, fits, helps, machine, options, processes, sources
 from tljax import masks, models
 from tljax.study.results import Result
@@ -43,7 +44,7 @@ def run(**flags: Any) -> list[Result]:
         held = budgets.notes(["all"], task, made.source_recipe.validation)
         noted = [*([task.note] if task.note else []), *held]
         mean = [f"mean {np.mean(accuracy):.2f} [{min(accuracy):.2f}, {max(accuracy):.2f}]"] if accuracy else []
-        console.sources(task.name, folder, lines, [*mean, *noted])
+        console.show(tables.source_fits(task.name, folder, lines), [*mean, *noted])
     return list(lines.values())
 
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from experiments import features
-from experiments.pages import rank_report
 from experiments.runs import (
     budgets,
     cards,
@@ -88,9 +87,11 @@ def run(given: Mapping[str, Any], asked: Asked) -> dict[str, Any]:
         if not processes.first():
             return {}
         notes = [line for task in todo.targets.values() for line in _noted(todo, task)]
-        told = rank_report.told(todo.cards, todo.targets, table, truths, asked.scores, asked.resamples)
-        directory.replace(folder / "ranking.json", json.dumps(rank_report.plain(told.numbers), indent=1) + "\n")
-        rank_report.show(told, folder, todo.cards, table, notes)
+        from experiments.pages import ranking as page  # draws: matplotlib takes a second to import
+
+        told = page.told(todo.cards, todo.targets, table, truths, asked.scores, asked.resamples)
+        directory.replace(folder / "ranking.json", json.dumps(page.plain(told.numbers), indent=1) + "\n")
+        page.show(told, folder, todo.cards, table, notes)
     return told.numbers
 
 

@@ -37,7 +37,6 @@ from experiments.runs import (
     looks,
     options,
     tuned,
-    verdicts,
 )
 from experiments.runs.commandline import flag
 from experiments.runs.compare_flags import Judging
@@ -101,9 +100,11 @@ def run(asked: Asked) -> None:
     look = max(read.looks, looks.count(fits, judging, places))
     folder.mkdir(parents=True, exist_ok=True)
     notes += looks.keep(fits, judging, look, places)
-    told = verdicts.judged(found, judging, list(dict.fromkeys([*notes, "they speak of these tasks alone"])), look)
-    verdicts.write(folder, told, {})
-    verdicts.tables(told)
+    from experiments.pages import compare as page  # draws: matplotlib takes a second to import
+
+    study = page.judged(found, judging, list(dict.fromkeys([*notes, "they speak of these tasks alone"])), look)
+    page.write(folder, study, {})
+    page.print_tables(study)
     console.say(f"  report: {folder / 'report.html'}")
 
 

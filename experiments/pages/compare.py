@@ -1,18 +1,188 @@
-"""The report of a whole study: verdict first, then tables and pictures of every source and target."""
+"""From fits to verdicts: judge them, print the tables, write the report of a study and its files.
+
+The page says the verdict first, then shows tables and figures of every source and target.
+"""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from experiments.pages import drawing, pictures, report, study_pictures, tables, tradeoffs
-from experiments.pages.report import Block, Section, figure
+import numpy as np
+
+from experiments.pages import export, figures, report, tables, transfer
+from experiments.pages.report import Block, Reproduced, Section, figure
+from experiments.runs import console, directory, evidence, looks
+from experiments.runs.compare_flags import Judging
+from experiments.runs.console import Table
+from experiments.runs.evidence import Found
+from tljax import files
+from tljax.study import milestones, summary
 from tljax.study.results import Result
-from tljax.study.study import Comparison, Study, base_of
-from tljax.study.summary import label, listed, summary
+from tljax.study.study import NO_WORD, TOTAL, Comparison, Groups, Right, Study, base_of, compared, sentence
+from tljax.study.summary import label, listed
 
 Classes = Mapping[str, Sequence[str]]
 """Target -> names of its classes."""
 Pair = tuple[Any, str]
 """(source or None, target)."""
+
+
+def show(folder: Path, parts: Sequence[Found], judging: Judging, notes: Sequence[str]) -> Study:
+    """Judge the fits of a run directory, print what came of it, and write the report."""
+    fits, places = looks.seen(parts, judging.against), (looks.place(),)
+    look = max(evidence.looked(folder, evidence.right(parts)), looks.count(fits, judging, places))
+    study = judged(parts, judging, [*notes, *looks.keep(fits, judging, look, places)], look)
+    evidence.keep(folder, parts, notes, looks.settings(judging), look)
+    classes = {part.rows[0].target: part.classes for part in parts if part.rows}
+    write(folder, study, classes, report.reproduced(folder))
+    print_tables(study)
+    console.say(f"  report: {folder / 'report.html'}")
+    return study
+
+
+def judged(parts: Sequence[Found], judging: Judging, notes: Sequence[str], look: int = 1) -> Study:
+    """The fits with their verdicts; `look` is how often they have been looked at, this time counted."""
+    table, groups = evidence.right(parts), evidence.all_groups(parts)
+    rows = [row for part in parts if not part.longer for row in part.rows]
+    against, margin, level = judging.against, judging.margin / 100, 1 - (1 - judging.level) / judging.looks
+    more: Any = {"looks": judging.looks, "groups": groups}
+    family, others = compared(_of_transfer(table), margin, judging.level, judging.family, against, **more)
+    if look > judging.looks:
+        reason = f"looked at {look} times with {judging.looks} planned"
+        family = [comparison._replace(**NO_WORD, reason=reason) for comparison in family]
+    curves = {name: curve for part in parts for name, curve in part.curves.items()}
+    longer = evidence.at_equal_total(table, rows, margin, level, groups)
+    return Study(
+        rows,
+        curves,
+        family,
+        [*others, *longer],
+        milestones.milestones(rows, curves),
+        sentence(family, judging.level),
+        [
+            *notes,
+            *_sources(rows),
+            *_looks(look, judging),
+            *_of_items(table, groups),
+            *_diverged(rows),
+            *_of_family(family),
+            *_alone(_of_transfer(table), family, judging.against),
+        ],
+        evidence.most_wrong([part for part in parts if not part.longer]),
+    )
+
+
+def _of_transfer(table: Right) -> Right:
+    """The scores without those of scratch with the source's steps added."""
+    return {cell: fits for cell, fits in table.items() if not cell.longer}
+
+
+def _alone(table: Right, family: Sequence[Comparison], against: str) -> list[str]:
+    """Strategies that are compared with nothing, since no seed has a fit at each budget of both."""
+    judged = {(comparison.source, comparison.target, comparison.strategy) for comparison in family}
+    every = dict.fromkeys((cell.source, cell.target, cell.strategy) for cell in table)
+    lacking = [
+        name for source, target, name in every if (source, target, name) not in judged | {(source, target, against)}
+    ]
+    names = listed(name for name in lacking if name != "scratch")
+    return [f"{names}: no seed has a fit at every budget, and one of {against} beside it"] if names else []
+
+
+def _sources(rows: Sequence[Result]) -> list[str]:
+    """How well the sources do their own tasks, so that nobody takes a poor source for a poor strategy."""
+    each: dict[str, list[float]] = {}
+    for row in rows:
+        if row.strategy != "scratch" and row.source and row.source_accuracy is not None:
+            each.setdefault(row.source, []).append(100 * row.source_accuracy)
+    return [f"{name}: the source's own test accuracy is {min(a):.2f} to {max(a):.2f} %" for name, a in each.items()]
+
+
+def _looks(look: int, judging: Judging) -> list[str]:
+    """What is said of looking again: each planned look spends its share of the errors allowed."""
+    if look > judging.looks:
+        return [
+            f"looked at {look} times with {judging.looks} planned: fits were added after a look, so nothing is judged "
+            "and the intervals only describe; take fresh --seeds and a new --workdir, and plan more --looks"
+        ]
+    return [f"look {look} of {judging.looks} planned"] if judging.looks > 1 else []
+
+
+def _of_items(table: Right, groups: Groups) -> list[str]:
+    """What is said of the test examples: in how many groups, or that they are taken as independent."""
+    items = {cell.target: len(scores) for cell, fits in table.items() for scores in fits.values()}
+    counts = {target: len(np.unique(which)) for target, which in groups.items() if which is not None}
+    unknown = [target for target in items if target not in counts]
+    where = f"of {listed(unknown)} " if counts and unknown else ""
+    known = [f"{name}: {items[name]:,} test items in {counts[name]:,} groups" for name in items if name in counts]
+    return known + ([f"groups of test items {where}are not known: items are taken as independent"] if unknown else [])
+
+
+def _diverged(rows: Sequence[Result]) -> list[str]:
+    """How many fits of each strategy and budget diverged, and what they count as."""
+    texts = []
+    several = len({(row.source, row.target) for row in rows if row.strategy != "scratch"}) > 1
+    for group in summary.groups(rows):
+        lost = [row for row in group if row.diverged]
+        if lost:
+            what = tables.diverged(len(lost), len(group), summary.accuracy(lost[0]))
+            where = f", {tables.place(lost[0].source, lost[0].target)}" if several else ""
+            texts.append(f"{label(lost[0])} at {lost[0].train_examples:,} labels{where}: {what}")
+    return [*texts, *([summary.COUNTS_AS] if texts else [])]
+
+
+def _of_family(family: Sequence[Comparison]) -> list[str]:
+    """What is said of the comparisons: shares of the budgets, fits that enter no area, equal methods, reserves."""
+    base, areas = base_of(family), dict.fromkeys(comparison.budgets for comparison in family if len(comparison.budgets) > 1)
+    texts = [f"shares of the budgets in the area: {tables.shares(budgets)}" for budgets in areas]
+    texts += [
+        f"the area of {comparison.strategy} is over the {comparison.fits} seeds that all its budgets share: {comparison.unused} fits of it "
+        f"and of {base} under other seeds enter only the comparison of their own budget"
+        for comparison in family
+        if comparison.unused
+    ]
+    texts += [f"{comparison.strategy} equals {comparison.equals} on every test example: judged once" for comparison in family if comparison.equals]
+    warnings: dict[str, list[str]] = {}
+    for comparison in family:
+        if comparison.warning:
+            warnings.setdefault(comparison.warning, []).append(comparison.strategy)
+    return [*texts, *(f"{listed(names)}: {warning}" for warning, names in warnings.items())]
+
+
+def print_tables(study: Study) -> None:
+    """Print the verdicts, and each budget by itself."""
+    against = study.family[0].against if study.family else "scratch"
+    level = f", intervals at {100 * study.family[0].level:.4g} % together" if study.family else ""
+    console.show(tables.verdicts_in_short(f"against {against}{level}", study.family))
+    beside = {
+        "each label budget by itself (not judged)": [each for each in study.others if each.against != TOTAL],
+        "against scratch at equal source and target steps (not judged)": [
+            each for each in study.others if each.against == TOTAL
+        ],
+    }
+    for title, comparisons in beside.items():
+        if comparisons:
+            each = f"{title}, each interval at {100 * comparisons[0].level:.4g} %"
+            console.show(tables.singly(each, comparisons))
+    for line in (study.verdict, *study.notes):
+        console.say(f"  {line}")
+
+
+def write(folder: Path, study: Study, classes: Classes, made: Reproduced | None = None) -> None:
+    """Write the report of a study, and the same as Markdown, tables, figures and numbers; `made` says how it came."""
+    targets = dict.fromkeys(result.target for result in study.rows)
+    sources = dict.fromkeys(result.source for result in study.rows if result.source)
+    title = f"{', '.join(sources) or 'no source'} to {', '.join(targets)}"
+    every = sections(study, classes)
+    text = report.render(every, title=title, lead=study.verdict, made=made or Reproduced())
+    for name, data in {**export.files(study, every, title), "report.html": files.to_bytes(text)}.items():
+        file = folder / name
+        if file.parent != folder:
+            directory.make_folder(file.parent)
+        if not file.is_file() or file.read_bytes() != data:
+            directory.replace(file, data)
+
+
+# The page
 
 VERDICTS = (
     "{against}, as differences of the {what} with simultaneous {level} % intervals over all rows of a target. "
@@ -57,92 +227,96 @@ MILESTONES = (
 )
 
 
-@drawing.style()
+@figures.style()
 def sections(study: Study, classes: Classes) -> list[Section]:
-    """All between the verdict and the way to reproduce it, for page and files alike; empty ones too."""
-    fits = [row for row in study.rows if row.strategy != "pretrain"]
+    """All sections between the verdict and the way to reproduce it, for page and files alike; empty ones too."""
+    fits = [fit for fit in study.rows if fit.strategy != "pretrain"]
     notes = report.said(study.notes)
-    strokes = drawing.strokes([label(row) for row in fits])
+    strokes = figures.strokes(list(map(label, fits)))
     every = [
         Section("Verdicts", "verdicts", _verdicts(study.family, notes)),
         Section("Accuracy by label budget", "labels", _labels(fits, strokes, notes)),
         Section(
             "Sources and targets",
             "gains",
-            figure(GAINS.format(base=base_of(study.family)) + notes, [study_pictures.gains(study.family)], "box wide"),
+            figure(GAINS.format(base=base_of(study.family)) + notes, [figures.gains(study.family)], "box wide"),
         ),
         Section("Each comparison by itself", "each", _each(study.others, notes)),
         Section("Milestones", "milestones", _table(MILESTONES + notes, tables.milestones(study.milestones))),
         *_at_most_labels(study, fits, classes, strokes, notes),
         Section("Most often wrong", "wrong", _wrong(study, notes)),
         _trained(fits),
-        report.origins(study.rows, notes),
+        transfer.origins(study.rows, notes),
     ]
     return report.brief(every, study.notes)
 
 
 def _at_most_labels(
-    study: Study, fits: Sequence[Result], classes: Classes, strokes: drawing.Strokes, notes: str
+    study: Study, fits: Sequence[Result], classes: Classes, strokes: figures.Strokes, notes: str
 ) -> list[Section]:
     """Sections of pictures at the largest label budget of each target."""
-    found: dict[str, list[drawing.Picture | None]] = {key: [] for key in ("cut", "cost", "shifted", "kept", "sure")}
+    pictures: dict[str, list[figures.Picture | None]] = {key: [] for key in ("cut", "cost", "shifted", "kept", "sure")}
     learning: list[Block] = []
     by_class: list[Block] = []
     for pair in _pairs(fits):
         members = _members(fits, pair, _most(fits, pair[1]))
         where = f"{tables.place(*pair)}, {tables.count(_most(fits, pair[1]))} labels"
         curves = [
-            pictures.learning(members, study.curves, f, f", {where}", strokes) for f in ("accuracy", "train_loss")
+            figures.learning_curves(members, study.curves, f, f", {where}", strokes) for f in ("accuracy", "train_loss")
         ]
-        learning += figure(report.LEARNING, curves, "grid", where)
-        cells = pictures.by_class(members, classes.get(pair[1], ()), f", {where}")
-        by_class += figure(report.BY_CLASS + notes, [cells], "box wide", where)
-        found["cut"].append(study_pictures.layer_cut(members, where))
-        found["cost"] += [
-            tradeoffs.cost(members, "trained parameters", lambda row: row.trained_parameters, where, strokes),
-            tradeoffs.cost(members, "FLOPs of training", tradeoffs.flops, where, strokes),
+        learning += figure(transfer.LEARNING, curves, "grid", where)
+        cells = figures.accuracy_by_class(members, classes.get(pair[1], ()), f", {where}")
+        by_class += figure(transfer.BY_CLASS + notes, [cells], "box wide", where)
+        pictures["cut"].append(figures.layer_cut(members, where))
+        pictures["cost"] += [
+            figures.cost(members, "trained parameters", lambda fit: fit.trained_parameters, where, strokes),
+            figures.cost(members, "FLOPs of training", figures.training_flops, where, strokes),
         ]
-        names = dict.fromkeys(name for rows in members.values() for row in rows for name in row.evals or {})
-        found["shifted"] += [tradeoffs.shifted(members, name, where, strokes) for name in names]
-        found["kept"].append(tradeoffs.retention(members, where, strokes))
-        found["sure"].append(study_pictures.reliability(members, where, strokes))
+        names = dict.fromkeys(name for each in members.values() for fit in each for name in fit.evals or {})
+        pictures["shifted"] += [figures.shifted(members, name, where, strokes) for name in names]
+        pictures["kept"].append(figures.retention(members, where, strokes))
+        pictures["sure"].append(figures.reliability(members, where, strokes))
     return [
         Section("Learning curves", "learning", learning),
-        Section("Where to cut", "cut", figure(CUT + notes, found["cut"])),
-        Section("What it costs", "cost", figure(COST + notes, found["cost"])),
-        Section("Other test sets", "shifted", figure(SHIFTED + notes, found["shifted"])),
-        Section("What is kept of the source", "kept", figure(RETENTION + notes, found["kept"])),
+        Section("Where to cut", "cut", figure(CUT + notes, pictures["cut"])),
+        Section("What it costs", "cost", figure(COST + notes, pictures["cost"])),
+        Section("Other test sets", "shifted", figure(SHIFTED + notes, pictures["shifted"])),
+        Section("What is kept of the source", "kept", figure(RETENTION + notes, pictures["kept"])),
         Section("Accuracy by class", "class", by_class),
         Section("Confusion", "confusion", _confusion(fits, classes, notes)),
-        Section("Calibration", "calibration", figure(RELIABILITY + notes, found["sure"])),
+        Section("Calibration", "calibration", figure(RELIABILITY + notes, pictures["sure"])),
     ]
 
 
 def _verdicts(family: Sequence[Comparison], notes: str) -> list[Block]:
+    """The table of verdicts and its forest plot."""
     if not family:
         return []
-    area = any(len(one.budgets) > 1 for one in family)
+    area = any(len(comparison.budgets) > 1 for comparison in family)
     what = "area under accuracy against labels" if area else "test accuracy"
-    level = listed(f"{100 * one.level:.4g}" for one in family)
-    caption = VERDICTS.format(against=f"Against {listed(one.against for one in family)}", what=what, level=level)
+    level = listed(f"{100 * comparison.level:.4g}" for comparison in family)
+    against = f"Against {listed(comparison.against for comparison in family)}"
+    caption = VERDICTS.format(against=against, what=what, level=level)
     table, shared = tables.same(tables.verdicts(family), 6)
     return [
         Block(caption + shared + notes, table),
-        *figure(FOREST + notes, [study_pictures.forest(family)], "box wide"),
+        *figure(FOREST + notes, [figures.forest(family)], "box wide"),
     ]
 
 
-def _labels(fits: Sequence[Result], strokes: drawing.Strokes, notes: str) -> list[Block]:
+def _labels(fits: Sequence[Result], strokes: figures.Strokes, notes: str) -> list[Block]:
+    """Accuracy against labels: a table a target, and figures."""
     blocks = []
-    for target in dict.fromkeys(row.target for row in fits):
-        table = tables.accuracies([row for row in fits if row.target == target], target)
+    for target in dict.fromkeys(fit.target for fit in fits):
+        table = tables.accuracies([fit for fit in fits if fit.target == target], target)
         blocks.append(Block(LABELS + notes, table, heading=f"Test accuracy on {target} (%)"))
-    drawn = [study_pictures.against_labels(_members(fits, pair), tables.place(*pair), strokes) for pair in _pairs(fits)]
+    drawn = [figures.accuracy_by_labels(_members(fits, pair), tables.place(*pair), strokes) for pair in _pairs(fits)]
     return [*blocks, *figure(LABELS_PICTURE + notes, drawn)]
 
 
 def _each(others: Sequence[Comparison], notes: str) -> list[Block]:
-    levels = {one.against: f"{100 * one.level:.4g}" for one in others}
+    """A table for each strategy that others are compared with."""
+    levels = {comparison.against: f"{100 * comparison.level:.4g}" for comparison in others}
     return [
         Block(
             EACH.format(against=against, level=level) + notes,
@@ -153,33 +327,37 @@ def _each(others: Sequence[Comparison], notes: str) -> list[Block]:
     ]
 
 
-def _table(caption: str, table: tables.Table) -> list[Block]:
+def _table(caption: str, table: Table) -> list[Block]:
+    """The table as a block; no block if it has no rows."""
     return [Block(caption, table)] if table.rows else []
 
 
 def _confusion(fits: Sequence[Result], classes: Classes, notes: str) -> list[Block]:
-    """Of scratch and the best at the largest budget, for each target."""
+    """Confusion matrices of scratch and of the best strategy at the largest budget, for each target."""
     blocks = []
-    for target in dict.fromkeys(row.target for row in fits):
-        there = [row for row in fits if row.target == target and row.train_examples == _most(fits, target)]
-        known = sorted((one for one in summary(there) if one.accuracy), key=lambda one: one.accuracy or ())
-        scratch = [one.members for one in known if one.strategy == "scratch"][-1:]
-        best = [one.members for one in known if one.strategy != "scratch"][-1:]
-        named = {_called(members[0]): members for members in (*scratch, *best)}
-        drawn = [pictures.confusion(n, rows, classes.get(target, ()), f", {target}") for n, rows in named.items()]
+    for target in dict.fromkeys(fit.target for fit in fits):
+        at_most = [fit for fit in fits if fit.target == target and fit.train_examples == _most(fits, target)]
+        groups = [group for group in summary.summary(at_most) if group.accuracy]
+        groups.sort(key=lambda group: group.accuracy[0] if group.accuracy else 0.0)
+        scratch = [group.members for group in groups if group.strategy == "scratch"][-1:]
+        best = [group.members for group in groups if group.strategy != "scratch"][-1:]
+        named = {_name(members[0]): members for members in (*scratch, *best)}
+        drawn = [figures.confusion(name, each, classes.get(target, ()), f", {target}") for name, each in named.items()]
         blocks += figure(
             CONFUSION + notes, drawn, "grid small", f"{target}, {tables.count(_most(fits, target))} labels"
         )
     return blocks
 
 
-def _called(row: Result) -> str:
-    source = row.source if row.strategy != "scratch" else None
-    return label(row) + (f" from {source}" if source is not None else "")
+def _name(fit: Result) -> str:
+    """The strategy of a fit and its source."""
+    source = fit.source if fit.strategy != "scratch" else None
+    return label(fit) + (f" from {source}" if source is not None else "")
 
 
 def _wrong(study: Study, notes: str) -> list[Block]:
-    drawn = [study_pictures.wrong(images, captions, target) for target, (images, captions) in study.images.items()]
+    """The test images that are most often wrong, a figure a target."""
+    drawn = [figures.most_wrong(images, captions, target) for target, (images, captions) in study.images.items()]
     return [
         block
         for target, picture in zip(study.images, drawn, strict=True)
@@ -188,35 +366,35 @@ def _wrong(study: Study, notes: str) -> list[Block]:
 
 
 def _trained(fits: Sequence[Result]) -> Section:
-    """Of the first target, because the heads of others have other sizes."""
-    groups = summary(fits)
+    """What was trained on the first target, because the heads of others have other sizes."""
+    groups = summary.summary(fits)
     first = groups[0].target if groups else ""
     several = len({group.target for group in groups}) > 1
-    return report.trained([group for group in groups if group.target == first], first if several else "")
+    return transfer.trained([group for group in groups if group.target == first], first if several else "")
 
 
 def _pairs(fits: Sequence[Result]) -> list[Pair]:
     """Every source and target between which something was transferred; of a target without a source, (None, target)."""
-    found = dict.fromkeys((row.source, row.target) for row in fits if row.strategy != "scratch")
-    found |= dict.fromkeys((row.source, row.target) for row in fits)
-    with_source = {target for source, target in found if source is not None}
-    return [(source, target) for source, target in found if source is not None or target not in with_source]
+    pairs = dict.fromkeys((fit.source, fit.target) for fit in fits if fit.strategy != "scratch")
+    pairs |= dict.fromkeys((fit.source, fit.target) for fit in fits)
+    with_source = {target for source, target in pairs if source is not None}
+    return [(source, target) for source, target in pairs if source is not None or target not in with_source]
 
 
 def _members(fits: Sequence[Result], pair: Pair, budget: Any = None) -> dict[str, list[Result]]:
     """Fits of a pair by strategy, at one budget or at all; with those from scratch, whatever source they stand by."""
     source, target = pair
-    found: dict[tuple[Any, ...], Result] = {}
-    for row in sorted(fits, key=lambda row: row.source == source):  # the pair's own come last, and replace
-        own = row.strategy == "scratch" or row.source in (None, source)
-        if row.target == target and own and budget in (None, row.train_examples):
-            found[label(row), row.train_examples, row.seed] = row
+    chosen: dict[tuple[str, int, int], Result] = {}
+    for fit in sorted(fits, key=lambda fit: fit.source == source):  # the pair's own come last, and replace
+        of_pair = fit.strategy == "scratch" or fit.source in (None, source)
+        if fit.target == target and of_pair and budget in (None, fit.train_examples):
+            chosen[label(fit), fit.train_examples, fit.seed] = fit
     members: dict[str, list[Result]] = {name: [] for name in dict.fromkeys(map(label, fits))}
-    for row in found.values():
-        members[label(row)].append(row)
-    return {name: rows for name, rows in members.items() if rows}
+    for fit in chosen.values():
+        members[label(fit)].append(fit)
+    return {name: each for name, each in members.items() if each}
 
 
 def _most(fits: Sequence[Result], target: str) -> Any:
     """The largest budget of a target."""
-    return max((row.train_examples for row in fits if row.target == target), key=lambda budget: budget or 0)
+    return max((fit.train_examples for fit in fits if fit.target == target), key=lambda budget: budget or 0)

@@ -1,4 +1,4 @@
-"""What a ranking ends with: its numbers, its tables, and its report."""
+"""What a ranking ends with: its numbers, its tables, and its page."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.pages import page, ranking_page
-from experiments.pages.ranking_page import Board
+from experiments.pages import figures, report, tables
+from experiments.pages.report import Block, Reproduced, Section
 from experiments.runs import console, directory
 from experiments.runs.cards import Card
 from experiments.runs.scoring import Score, Scored
 from experiments.runs.truth import Truth
 from tljax.study import ranking
+from tljax.study.ranking import Board
 from tljax.types import Task
 
 OWN, SIZE, OTHERS = "(own accuracy)", "(parameters)", "(other targets)"
@@ -149,25 +150,17 @@ def show(told: Told, folder: Path, cards: Sequence[Card], table: Table, notes: S
         budgets = table[cards[0].name, target].scores
         for budget, names in budgets.items():
             rows = [_row(card, table[card.name, target], budget) for card in cards]
-            console.table(
-                f"{target}, {budget}", ["source", *names, "seconds"], rows, _why(cards, table, target, budget)
-            )
+            columns = ["source", *names, "seconds"]
+            console.table(f"{target}, {budget}", columns, rows, _why(cards, table, target, budget))
     for board in told.boards:
-        order = ranking_page.ordered(board)
-        rows = [(name, *map(_interval, board.judged[name], ranking_page.COLUMNS.values())) for name in order]
-        title = f"{board.strategy}, {board.budget}: {board.truths.shape[1]} sources, {board.which}"
-        console.table(title, ["score", *ranking_page.COLUMNS], rows, [*_halves(board), ranking_page.apart(board)])
-    said = [*told.notes, *dict.fromkeys(note for note in notes if note)]
-    for note in said:
+        half = [] if np.isnan(board.half) else [f"tau between halves of the truth's seeds {board.half:.2f}"]
+        console.show(tables.worth_in_short(board), [*half, board.apart()])
+    every = [*told.notes, *dict.fromkeys(note for note in notes if note)]
+    for note in every:
         console.say(f"  {note}")
     if told.boards:
-        text = ranking_page.page(told.boards, said, page.reproduced(folder))
-        directory.replace(folder / "report.html", text)
+        directory.replace(folder / "report.html", page(told.boards, every, report.reproduced(folder)))
         console.say(f"  report: {folder / 'report.html'}")
-
-
-def _halves(board: Board) -> list[str]:
-    return [] if np.isnan(board.half) else [f"tau between halves of the truth's seeds {board.half:.2f}"]
 
 
 def _why(cards: Sequence[Card], table: Table, target: str, budget: str) -> list[str]:
@@ -192,5 +185,36 @@ def _value(score: Score) -> str:
     return "-" if score.value is None else f"{score.value:.4g}"
 
 
-def _interval(of: ranking.Estimate, scale: float) -> str:
-    return console.ranged(None if np.isnan(of.value) else of, scale)
+WORTH = (
+    "Means over targets, below them 95 % percentile intervals of a bootstrap over sources. Regret is the accuracy lost "
+    "by trusting the score's first choice, or the best of its first three; its intervals lean low. Over scratch is the "
+    "accuracy of its first choice less that of training from scratch (points). Behind is the highest tau less this "
+    "one, on the same draws. Its intervals hold together, for all pairs of scores and rivals, as the best is found by "
+    "looking: one that holds 0 cannot tell the two apart. Names in brackets are plain rivals."
+)
+AGAINST = "A point is a source; crosses are sources that learnt nothing. Test accuracy is a mean over seeds."
+INTERVALS = "The same tau and regret with their intervals; the dotted line is tau between halves of the truth's seeds."
+
+
+@figures.style()
+def page(boards: Sequence[Board], notes: Sequence[str], made: Reproduced) -> str:
+    """HTML of a ranking; `notes` go with every table."""
+    targets = boards[0].targets
+    lead = (
+        f"{boards[0].truths.shape[1]} sources were ranked for {', '.join(targets)} by {len(boards[0].judged)} scores "
+        "and rivals, and each ranking was held against the accuracy that the sources lead to:"
+    )
+    lines = [(board.title, board.apart()) for board in boards]
+    whole = [board for board in boards if board.which == "all"]  # the others are parts of them
+    blocks = [Block(WORTH + report.said(notes), tables.worth(board), heading=board.title) for board in boards]
+    sections = [
+        Section("What the scores are worth", "worth", blocks),
+        Section("Intervals", "intervals", [_drawn(INTERVALS, board, figures.ranking_intervals(board)) for board in boards]),
+        Section("Scores against the truth", "scatter", [_drawn(AGAINST, board, figures.ranking_scatter(board)) for board in whole]),
+    ]
+    title = f"which source for {', '.join(targets)}"
+    return report.render(sections, title=title, lead=lead, lists=[("", lines)], made=made)
+
+
+def _drawn(caption: str, board: Board, picture: figures.Picture) -> Block:
+    return Block(caption, pictures=[picture], kind="box wide", heading=board.title)

@@ -1,140 +1,191 @@
-"""What a search shows before it begins, and leaves in its run directory: best.flags, trials.csv, report.html."""
+"""The pages of a search and of a learning-rate range test, and what a search says below its table."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.pages import history, page
-from experiments.runs import console, directory, fits, options, search_flags
+import numpy as np
+
+from experiments.pages import figures, report, tables, transfer
+from experiments.pages.report import Block, Reproduced, Section
+from experiments.pages.tables import NOTHING, count
+from experiments.runs import directory, options, search_flags, sources
+from experiments.runs.console import Cell, Table
 from experiments.runs.options import Settings
 from experiments.runs.search_flags import Search
+from experiments.runs.tuned import Arm, Winner
 from experiments.transfer import Experiment
-from tljax import plugins
-from tljax.study import space
+from tljax.study import search, space
+from tljax.study.range_test import SHARE, Found
 from tljax.study.results import Result
+from tljax.study.search import Trial
+
+RATE = "learning_rate"
 
 
-class Arm(NamedTuple):
-    """One study: a strategy at a label budget."""
+class Study(NamedTuple):
+    """One study on the page: a strategy at a label budget."""
 
-    strategy: str
-    budget: str
-    ranges: tuple[space.Range, ...]
-
-    @property
-    def label(self) -> str:
-        """What tables call the strategy."""
-        return plugins.called(self.strategy)
-
-
-class Winner(NamedTuple):
-    """What one study found."""
-
-    study: Any
-    """Of Optuna."""
-    trial: Any
-    """Its best."""
-    made: Settings
-    """The settings of the last fits."""
-
-
-def file_name(arm: Arm) -> str:
-    """Of what is one study's."""
-    return fits.file_name(f"{arm.label}-{arm.budget}")
-
-
-def show(given: Mapping[str, Any], arms: Sequence[Arm], asked: Search) -> None:
-    """Print what would be searched, and what of it parts the trials into groups."""
-    rows = [(one.name, one.kind, *space.ends(one), "")[:4] for one in asked.ranges]
-    console.table("space", ["name", "kind", "from", "to"], rows)
-    for arm in arms:
-        own = {**given, "strategies": (arm.strategy,)}
-        shapes = {one.name: search_flags.shapes(own, one) for one in arm.ranges}
-        several = [f"{name} ({count})" for name, count in shapes.items() if count > 1]
-        parted = "one shape, trained together"
-        if several:
-            parted = f"at most {math.prod(shapes.values()):,} shapes, by {', '.join(several)}; each trained together"
-        console.say(f"{arm.label} at {arm.budget}: {asked.trials} trials in groups of {asked.group}; {parted}")
-
-
-def keep_trials(folder: Path, studies: Mapping[Arm, Any]) -> None:
-    """Write trials.csv, a row a trial of each study."""
-    told = {(arm.label, arm.budget): history.told(study) for arm, study in studies.items()}
-    directory.replace(folder / "trials.csv", history.table(told))
-
-
-def keep_best(folder: Path, winners: Mapping[Arm, Winner]) -> None:
-    """Write the flags of each winner: best.flags, of several studies best/STRATEGY-BUDGET.flags."""
-    for arm, winner in winners.items():
-        file = folder / "best.flags" if len(winners) == 1 else folder / "best" / f"{file_name(arm)}.flags"
-        if len(winners) > 1:
-            directory.make_folder(file.parent)
-        head = f"# python -m experiments.transfer --flagfile={file} --workdir=NEW"
-        directory.replace(file, directory.signed("\n".join([head, *options.to_flags(winner.made), ""])))
+    name: str
+    ranges: Sequence[space.Range]
+    trials: Sequence[Trial]
+    best: int
+    """Number of the trial that won."""
 
 
 def write(
     folder: Path,
-    made: Settings,
-    asked: Search,
+    settings: Settings,
+    flags: Search,
     winners: Mapping[Arm, Winner],
-    lines: Sequence[Result],
+    results: Sequence[Result],
     base: Experiment,
 ) -> list[str]:
-    """Write report.html; what is said below the table."""
-    from experiments.pages import search_page
-
-    told = [(f"{arm.label}, {arm.budget}", one) for arm in winners for one in _told(arm, winners[arm].trial)]
+    """Write report.html; what is said below the table. `results` are the last fits of the winners."""
+    lines = [(f"{arm.label}, {arm.budget}", line) for arm in winners for line in _of_winner(arm, winners[arm].trial)]
     several = len({arm.budget for arm in winners}) > 1
     studies = [
-        search_page.Study(
+        Study(
             f"{arm.label}, {arm.budget}" if several else arm.label,
             arm.ranges,
-            history.told(winner.study),
+            search.trials(winner.study),
             winner.trial.number,
         )
         for arm, winner in winners.items()
     ]
-    title, notes = page.about(base.made, base.source, base.target)
-    flags = [*search_flags.to_flags(asked), *options.to_flags(made)]
+    title, notes = sources.title_and_notes(base.made, base.source, base.target)
     last = list(winners.values())[-1].made.workdir
-    text = search_page.page(
+    environment = directory.recorded_environment(Path(last or "")) or {}
+    text = page(
         f"search: {title}",
-        _lead(made, asked, base),
+        _lead(settings, flags, base),
         studies,
+        results,
         lines,
-        told,
         notes,
-        reproduced(flags, directory.recorded_environment(Path(last or "")) or {}),
+        reproduced([*search_flags.to_flags(flags), *options.to_flags(settings)], environment),
     )
     directory.replace(folder / "report.html", text)
-    return [*(f"{name}: {one}" for name, one in told), *notes, f"report: {folder / 'report.html'}"]
+    return [*(f"{name}: {line}" for name, line in lines), *notes, f"report: {folder / 'report.html'}"]
 
 
-def reproduced(flags: Sequence[str], environment: Mapping[str, Any]) -> Any:
-    """What a page says of how it came about."""
-    from experiments.pages.report import Reproduced
-
+def reproduced(flags: Sequence[str], environment: Mapping[str, Any]) -> Reproduced:
+    """How the page of a search with these flagfile lines came about."""
     command = "python -m experiments.search --flagfile=FLAGS --workdir=NEW"
     return Reproduced(environment, "\n".join(flags), command)
 
 
-def _lead(made: Settings, asked: Search, base: Experiment) -> str:
+def _lead(settings: Settings, flags: Search, base: Experiment) -> str:
     held = 100 * base.made.recipe.validation
-    seeds = f"{len(asked.seeds)} seed{'s' * (len(asked.seeds) > 1)}"
+    seeds = f"{len(flags.seeds)} seed{'s' * (len(flags.seeds) > 1)}"
     return (
-        f"{asked.trials} trials of each study, by {asked.sampler}, judged on {held:g} % of the training examples under "
+        f"{flags.trials} trials of each study, by {flags.sampler}, judged on {held:g} % of the training examples under "
         f"{seeds} of the search's own. The winners were then trained on all training examples under the seeds "
-        f"{', '.join(map(str, made.seeds))}, and measured on the test set:"
+        f"{', '.join(map(str, settings.seeds))}, and measured on the test set:"
     )
 
 
-def _told(arm: Arm, winner: Any) -> list[str]:
+def _of_winner(arm: Arm, winner: Any) -> list[str]:
     """The values of a winner, and which of them is at an edge."""
     values = ", ".join(f"{name}={value}" for name, value in winner.params.items())
     notes = [f"{values}; validation accuracy {100 * winner.value:.2f} %"]
-    for one in arm.ranges:
-        if edge := space.at_edge(one, winner.params[one.name]):
-            notes.append(f"{one.name} is the {edge} of its range: widen it")
+    for dimension in arm.ranges:
+        if edge := space.at_edge(dimension, winner.params[dimension.name]):
+            notes.append(f"{dimension.name} is the {edge} of its range: widen it")
     return notes
+
+
+BEST = (
+    "The values that won, what they gave on validation examples, and how many trials there were. At an edge of its "
+    "range a value may be better beyond: widen the range."
+)
+PROGRESS = "Points are trials, lines the best so far; crosses below are trials that diverged."
+CURVES = (
+    f"Trials against {RATE}, the best ringed; crosses at the edge diverged. Points are joined where nothing else was "
+    "searched; else the other values vary too."
+)
+RANGE = (
+    f"Loss on the batch of each step while the rate rises exponentially. The suggestion is {SHARE:g} of the rate at "
+    "which the smoothed loss is lowest. Source: Smith 2017, section 3.3, where the rate rises linearly."
+)
+
+
+@figures.style()
+def page(
+    title: str,
+    lead: str,
+    studies: Sequence[Study],
+    results: Sequence[Result],
+    lines: Sequence[tuple[str, str]],
+    notes: Sequence[str],
+    made: Reproduced,
+) -> str:
+    """HTML of a search: `results` are the winners' last fits, `lines` (study, what won), `notes` of the data."""
+    progress = figures.search_progress({study.name: study.trials for study in studies})
+    rates = [picture for study in studies for picture in _curves(study)]
+    sections = [
+        Section("Results", "results", _tuned(results, report.said(notes))),
+        Section("Best values", "best", [Block(BEST, _best(studies))]),
+        Section("The search", "search", report.figure(PROGRESS, [progress])),
+        Section("Learning rate", "rate", report.figure(CURVES, rates)),
+    ]
+    return report.render(report.brief(sections, notes), title=title, lead=lead, lists=[("", lines)], made=made)
+
+
+@figures.style()
+def range_page(name: str, lead: str, rates: np.ndarray, losses: np.ndarray, result: Found, made: Reproduced) -> str:
+    """HTML of a range test: `rates` and `losses` are those of its steps, [steps] both."""
+    picture = figures.range_test(name, rates, losses, result)
+    sections = [Section("Loss", "loss", report.figure(RANGE, [picture]))]
+    return report.render(sections, title=f"learning-rate range test: {name}", lead=lead, made=made)
+
+
+def _curves(study: Study) -> list[figures.Picture | None]:
+    """Accuracy and loss against the rate, if that was searched."""
+    return [
+        figures.searched_values(study.name, study.trials, RATE, field, dimension.kind == "log")
+        for dimension in study.ranges
+        if dimension.name == RATE and dimension.kind != "in"
+        for field in ("accuracy", "loss")
+    ]
+
+
+def _tuned(results: Sequence[Result], notes: str) -> list[Block]:
+    """A table a label budget, a row a strategy."""
+    caption = f"Tuned against tuned. {transfer.RESULTS}{notes}"
+    panels = transfer.panels(results).items()
+    return [Block(caption, tables.results(panel, heading), heading=heading) for heading, panel in panels]
+
+
+def _best(studies: Sequence[Study]) -> Table:
+    """The values that won, a row a study."""
+    names = list(dict.fromkeys(dimension.name for study in studies for dimension in study.ranges))
+    rows = []
+    for study in studies:
+        [won] = [trial for trial in study.trials if trial.number == study.best]
+        ends = {dimension.name: space.at_edge(dimension, won.values[dimension.name]) for dimension in study.ranges}
+        edges = {name: f"the {end} of its range" for name, end in ends.items() if end}
+        accuracy = NOTHING if won.accuracy is None else tables.percent(won.accuracy)
+        loss = NOTHING if won.loss is None else f"{won.loss:.3f}"
+        values = [Cell(searched(won.values.get(name)), edges.get(name, "")) for name in names]
+        measured = [Cell(accuracy), Cell(loss), _counted(study.trials)]
+        rows.append([Cell(study.name, f"trial {won.number}"), *values, *measured])
+    return Table("Best values", ["Study", *names, "Validation accuracy (%)", "Validation loss (nats)", "Trials"], rows)
+
+
+def _counted(trials: Sequence[Trial]) -> Cell:
+    """How many trials there are that count, and what became of those that gave no accuracy."""
+    pruned = sum(trial.state == "PRUNED" for trial in trials)
+    diverged = sum(trial.diverged for trial in trials)
+    complete = sum(trial.state == "COMPLETE" for trial in trials)
+    words = [f"{number} {what}" for number, what in ((diverged, "diverged"), (pruned, "pruned")) if number]
+    return Cell(count(complete + pruned), ", ".join(words))
+
+
+def searched(value: Any) -> str:
+    """A searched value as it is shown.
+
+    >>> searched(0.0123456), searched("relu")
+    ('0.01235', 'relu')
+    """
+    return NOTHING if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

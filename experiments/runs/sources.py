@@ -161,6 +161,13 @@ def about(made: Settings, task: Task) -> dict[str, Any]:
     }
 
 
+def title_and_notes(made: Settings, source: Source | None, target: Task) -> tuple[str, list[str]]:
+    """What fits of one source, or none, and one target are called, and what every table must say of their data."""
+    notes = [f"{what}: {of.note}" for what, of in (("source", source), ("target", target)) if of and of.note]
+    name = f"{source.name if source else 'no source'} -> {target.name}"
+    return name, [*notes, *budgets.notes(made.train_examples, target, made.recipe.validation)]
+
+
 def _ready(made: Settings, field: fits.Arena, seed: int, result: Result) -> fits.Fit:
     streams, built = _streams(made, seed), model(made, len(field.task.classes))
     params = models.init(built, jax.random.key(streams.head), field.data.inputs.shape[2:])
