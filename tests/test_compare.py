@@ -9,7 +9,9 @@ import pytest
 from test_programs import arguments, command, results, snapshot
 
 from experiments import compare, report, search, transfer
-from experiments.runs import console, directory, evidence, options, training
+from experiments.pages import transfer as transfer_page
+from experiments.runs import directory, evidence, training
+from experiments.runs.settings import Settings, parse_flags
 from tljax.types import InputError
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -24,8 +26,8 @@ def line(tasks, folder, *more, **flags):
 def done(tasks, tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("experiments.pages.drawing.svg", lambda figure: "data:image/svg+xml;base64,")
-        patch.setattr("experiments.pages.drawing.pdf", lambda figure: b"")
+        patch.setattr("experiments.pages.figures.svg", lambda figure: "data:image/svg+xml;base64,")
+        patch.setattr("experiments.pages.figures.pdf", lambda figure: b"")
         compare.main(line(tasks, folder, f"--eval=source,{tasks / 'clothes.npz'}:noise=0.2"))
     return folder / "w"
 
@@ -71,8 +73,8 @@ def tuned(tasks, tmp_path_factory):
     few = {"strategies": ("full", "head_only"), "train_examples": ("5/class",), "seeds": (0, 1), "steps": 20}
     flags = [flag for flag in command(tasks, folder, **few) if not flag.startswith("--workdir")]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("experiments.pages.drawing.svg", lambda figure: "data:image/svg+xml;base64,")
-        patch.setattr("experiments.pages.drawing.pdf", lambda figure: b"")
+        patch.setattr("experiments.pages.figures.svg", lambda figure: "data:image/svg+xml;base64,")
+        patch.setattr("experiments.pages.figures.pdf", lambda figure: b"")
         space = ["--per_strategy", "--space=learning_rate:log:1e-3:3", "--trials=8"]
         search.main(["search", *flags, *space, f"--workdir={folder / 'search'}"])
         compare.main(["compare", *flags, f"--tuned={folder / 'search'}", f"--workdir={folder / 'compare'}"])
@@ -139,14 +141,14 @@ def test_two_fits_of_one_cell_and_seed_or_two_recipes_in_a_cell_are_refused(chan
     lines = [line for line in directory.results(run) if line.strategy != "pretrain"]
     assert planted.key in {line.key for line in lines}
     with pytest.raises(InputError, match=f"'planted' are both scratch .*{message}"):
-        console.results("planted", lines, [])
+        transfer_page.print_results("planted", lines, [])
 
 
 def test_flags_that_decide_the_bits_are_in_the_recipe_that_one_cell_must_share(tasks):
     """So that a report of two runs does not put fits with dropout in frozen stages beside fits without."""
 
     def recipes(**flags):
-        made = options.settings(**arguments(tasks, None, strategies=("full",), **flags))
+        made = Settings.from_flags(**arguments(tasks, None, strategies=("full",), **flags))
         return {job.result.recipe for job in transfer.planned(transfer.prepare(made, None)).values() if job.seed == 0}
 
     assert len(recipes() | recipes(frozen_dropout="on")) == 2 * len(recipes())
@@ -299,7 +301,7 @@ def test_several_run_directories_make_one_report_and_a_broken_one_is_left_out(do
 
 
 def test_flags_of_seeds_are_ranges_too():
-    assert options.parse(["x", "--seeds=0-3,7"])["seeds"] == (0, 1, 2, 3, 7)
+    assert parse_flags(["x", "--seeds=0-3,7"])["seeds"] == (0, 1, 2, 3, 7)
 
 
 def test_after_an_edit_of_a_strategy_the_fits_of_its_present_code_are_reported(tasks, tmp_path, capsys):

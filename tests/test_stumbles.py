@@ -8,10 +8,12 @@ import pytest
 from test_programs import arguments, command
 
 from experiments import compare, report, search, transfer
-from experiments.pages import drawing, history, search_pictures
+from experiments.pages import figures
 from experiments.pages import report as pages
-from experiments.runs import console, directory, methods, options
+from experiments.runs import console, directory, methods
+from experiments.runs.settings import parse_flags
 from tljax import paths, plugins
+from tljax.study import search as studies
 from tljax.study import space as spaces
 from tljax.types import InputError
 
@@ -217,7 +219,7 @@ def test_a_log_file_has_a_sign_of_life_now_and_then(monkeypatch, capsys):
 )
 def test_an_unknown_flag_is_told_the_nearest(wrong, meant):
     with pytest.raises(InputError, match=rf"unknown flag --{wrong}: did you mean --{meant}\?"):
-        options.parse(["transfer", f"--{wrong}=1"])
+        parse_flags(["transfer", f"--{wrong}=1"])
 
 
 @pytest.mark.parametrize(
@@ -245,15 +247,15 @@ def test_paths_in_a_flagfile_are_found_from_its_folder(tasks, tmp_path, monkeypa
     (folder / "x.flags").write_text(flags + "--source_checkpoint=run\n--workdir=run\n--head=copy\n")
     (folder / "copy").mkdir()  # a word is no path
     monkeypatch.chdir(elsewhere)
-    given = options.parse(["transfer", "--flagfile=../project/x.flags"])
+    given = parse_flags(["transfer", "--flagfile=../project/x.flags"])
     at = "../project/"
     assert given["source"] == f"{at}data/a.npz:labels=0-2" and given["target"] == f"{at}data/b.npz"
     assert given["strategies"] == ("full", f"A={at}mine.py:strategy", f"{at}mine.py:broken")
     assert given["source_checkpoint"] == f"{at}run" and given["workdir"] == "run" and given["head"] == "copy"
     (elsewhere / "data").mkdir()
     (elsewhere / "data" / "b.npz").write_bytes(b"")
-    assert options.parse(["transfer", "--flagfile=../project/x.flags"])["target"] == "data/b.npz"
-    assert options.parse(["transfer", "--target=data/a.npz"])["target"] == "data/a.npz"  # no flagfile, no search
+    assert parse_flags(["transfer", "--flagfile=../project/x.flags"])["target"] == "data/b.npz"
+    assert parse_flags(["transfer", "--target=data/a.npz"])["target"] == "data/a.npz"  # no flagfile, no search
 
 
 def test_a_caption_says_once_what_a_page_repeats():
@@ -271,17 +273,17 @@ def test_a_caption_says_once_what_a_page_repeats():
 @pytest.mark.parametrize(("low", "high"), [(0.02, 0.036), (0.02, 0.0212), (1e-4, 1.0), (0.9, 1.1)])
 def test_the_axes_of_a_search_have_numbers(low, high):
     trials = [
-        history.Told(
+        studies.Trial(
             *(i, "COMPLETE", 0.5, 0.5 + 0.01 * i, 1.0 - 0.01 * i, False),
             owner="p",
             begin="2026-11-23T08:00:00",
             end="2026-11-23T08:00:01",
-            chosen={"learning_rate": float(rate)},
+            values={"learning_rate": float(rate)},
         )
         for i, rate in enumerate(np.geomspace(low, high, 4))
     ]
-    with drawing.style():
-        figure, _ = search_pictures.against("full", trials, "learning_rate", "accuracy", log=True) or pytest.fail()
+    with figures.style():
+        figure, _ = figures.searched_values("full", trials, "learning_rate", "accuracy", log=True) or pytest.fail()
         figure.canvas.draw()
         axes = figure.axes[0]
         left, right = axes.get_xlim()
@@ -292,15 +294,15 @@ def test_the_axes_of_a_search_have_numbers(low, high):
 
 def test_no_label_of_a_search_is_cut():
     name = "a_strategy_with_a_long_name:option_one=0.001:option_two=attention:option_three=12, 5/class"
-    with drawing.style():
-        figure, axes = drawing.charted([name], name)
-        axes.plot([0, 1], [0, 1], label=drawing.plain(name))
-        drawing.legend(figure)
+    with figures.style():
+        figure, axes = figures._chart([name], name)
+        axes.plot([0, 1], [0, 1], label=figures._wrapped(name))
+        figures._legend(figure)
         figure.canvas.draw()
         edge = figure.bbox
         box = axes.title.get_window_extent()
     assert edge.x0 <= box.x0 and box.x1 <= edge.x1
-    assert "\N{HORIZONTAL ELLIPSIS}" not in axes.title.get_text() + drawing.plain(name)
+    assert "\N{HORIZONTAL ELLIPSIS}" not in axes.title.get_text() + figures._wrapped(name)
 
 
 def test_a_group_says_how_many_of_the_fits_it_is(tasks, tmp_path, capsys):

@@ -132,15 +132,22 @@ def _diverged(rows: Sequence[Result]) -> list[str]:
 
 def _of_family(family: Sequence[Comparison]) -> list[str]:
     """What is said of the comparisons: shares of the budgets, fits that enter no area, equal methods, reserves."""
-    base, areas = base_of(family), dict.fromkeys(comparison.budgets for comparison in family if len(comparison.budgets) > 1)
+    base, areas = (
+        base_of(family),
+        dict.fromkeys(comparison.budgets for comparison in family if len(comparison.budgets) > 1),
+    )
     texts = [f"shares of the budgets in the area: {tables.shares(budgets)}" for budgets in areas]
     texts += [
-        f"the area of {comparison.strategy} is over the {comparison.fits} seeds that all its budgets share: {comparison.unused} fits of it "
-        f"and of {base} under other seeds enter only the comparison of their own budget"
+        f"the area of {comparison.strategy} is over the {comparison.fits} seeds that all its budgets share: "
+        f"{comparison.unused} fits of it and of {base} under other seeds enter only the comparison of their own budget"
         for comparison in family
         if comparison.unused
     ]
-    texts += [f"{comparison.strategy} equals {comparison.equals} on every test example: judged once" for comparison in family if comparison.equals]
+    texts += [
+        f"{comparison.strategy} equals {comparison.equals} on every test example: judged once"
+        for comparison in family
+        if comparison.equals
+    ]
     warnings: dict[str, list[str]] = {}
     for comparison in family:
         if comparison.warning:

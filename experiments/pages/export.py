@@ -1,7 +1,7 @@
 """A study as files: its report in Markdown, tables for LaTeX, pictures as PDF, numbers as CSV.
 
-CSV is written by the standard library: what is ours in it, cells that no spreadsheet runs and lists as JSON, pandas does
-not do either, and nothing else here would need it.
+CSV is written with the standard library: pandas would do no part of it for us (cells that no spreadsheet runs, lists as
+JSON), and nothing else here needs pandas.
 """
 
 import csv

@@ -22,8 +22,8 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocat
 
 from experiments.pages.tables import SIZES, place
 from tljax import files
-from tljax.study.ranking import Board
 from tljax.study.range_test import Found
+from tljax.study.ranking import Board
 from tljax.study.results import Result
 from tljax.study.search import Trial
 from tljax.study.study import Comparison, base_of
@@ -139,8 +139,7 @@ def _draw_line(axes: Axes, curve: np.ndarray, name: str, stroke: tuple[str, str]
 
 
 def _wrapped(name: str, lines: int = 5, width: int = 30) -> str:
-    """A name as SVG can hold it, without control characters; broken at `width`, after a colon if it can be, and cut after
-    so many `lines`.
+    """A name as SVG can hold it: without control characters, broken at `width` (after a colon if it can be), cut.
 
     >>> _wrapped("stages:redraw=above:copy=1", width=20)
     'stages:\\nredraw=above:copy=1'
@@ -181,7 +180,9 @@ def _name_ticks(axes: Axes, names: Sequence[str]) -> None:
     axes.set_xticks(_named_classes(names), _short_names(names), rotation=45, ha="right", rotation_mode="anchor")
 
 
-def _heat_map(axes: Axes, table: np.ndarray, low: float, high: float, blank: float = -np.inf, gain: bool = False) -> None:
+def _heat_map(
+    axes: Axes, table: np.ndarray, low: float, high: float, blank: float = -np.inf, gain: bool = False
+) -> None:
     """Draw cells with their numbers (above `blank`) where they can be read; of a `gain`, white at 0 and signed."""
     axes.imshow(table, cmap="RdBu" if gain else "Blues", vmin=low, vmax=high, aspect="auto")
     axes.tick_params(length=0)
@@ -399,7 +400,9 @@ def gains(family: Sequence[Comparison]) -> Picture | None:
         return None
     tables = {name: np.full((len(sources), len(targets)), np.nan) for name in names}
     for comparison in family:
-        tables[comparison.strategy][sources.index(str(comparison.source)), targets.index(comparison.target)] = 100 * comparison.mean
+        tables[comparison.strategy][sources.index(str(comparison.source)), targets.index(comparison.target)] = (
+            100 * comparison.mean
+        )
     most = max((abs(100 * comparison.mean) for comparison in family if finite(comparison.mean)), default=1) or 1
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
@@ -418,7 +421,10 @@ def gains(family: Sequence[Comparison]) -> Picture | None:
         for tick in axes.get_xticklabels() if axes not in grid[:, 0] else []:
             tick.set_in_layout(False)
     base = base_of(family)
-    text = "; ".join(f"{comparison.strategy} from {comparison.source} to {comparison.target} {100 * comparison.mean:+.2f}" for comparison in family)
+    text = "; ".join(
+        f"{comparison.strategy} from {comparison.source} to {comparison.target} {100 * comparison.mean:+.2f}"
+        for comparison in family
+    )
     return (
         figure,
         f"Heat maps of the difference from {base} in points, sources in rows and targets in columns: {text}.",
@@ -426,7 +432,7 @@ def gains(family: Sequence[Comparison]) -> Picture | None:
 
 
 def forest(family: Sequence[Comparison]) -> Picture | None:
-    """A forest plot: each difference with its interval and verdict, a row each; the band is the margin of equivalence."""
+    """A forest plot: a row a difference, with its interval and verdict; the band is the margin of equivalence."""
     if not family:
         return None
     places: dict[str, list[Comparison]] = {}
@@ -479,7 +485,7 @@ def _in_words(comparison: Comparison) -> str:
 
 
 def reliability(members: Members, where: str, strokes: Strokes) -> Picture | None:
-    """A reliability diagram: accuracy against confidence, a line a strategy over all its fits; the diagonal is calibrated."""
+    """A reliability diagram: accuracy against confidence, a line a strategy over all its fits; best is diagonal."""
     lines = {name: curve for name, fits in members.items() if (curve := _calibration(fits)).shape[1]}
     if not lines:
         return None
@@ -666,8 +672,8 @@ def search_progress(studies: Mapping[str, Sequence[Trial]]) -> Picture | None:
         axes.plot(numbers, best, color=colour, linestyle=dash, drawstyle="steps-post", label=_wrapped(name))
         first = int(numbers[best.argmax()])
         texts.append(f"{name} {best[-1]:.1f} %, first at trial {first}")
-    for name, trials in studies.items():
-        _cross(axes, [trial.number for trial in trials if trial.diverged], stroke[name][0], 0.03)
+    for name, every in studies.items():
+        _cross(axes, [trial.number for trial in every if trial.diverged], stroke[name][0], 0.03)
     axes.set(xlabel="trial", ylabel="validation accuracy (%)")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     _legend(figure)

@@ -23,8 +23,8 @@ Table = Mapping[tuple[str, str], Scored]
 """{(source, target): its scores}."""
 
 
-class Told(NamedTuple):
-    """What came of a ranking."""
+class Verdict(NamedTuple):
+    """What a ranking comes to."""
 
     boards: tuple[Board, ...]
     numbers: dict[str, Any]
@@ -32,73 +32,75 @@ class Told(NamedTuple):
     notes: tuple[str, ...]
 
 
-def told(
+def judged(
     cards: Sequence[Card],
     targets: Mapping[str, Task],
     table: Table,
     truths: Sequence[Truth],
     names: Sequence[str],
     resamples: int,
-) -> Told:
+) -> Verdict:
     """Judge the scores by the truth, strategy by strategy and budget by budget, with trivial sources and without."""
     notes: dict[str, None] = {}
     boards = []
-    for one in truths:
-        columns = _columns(cards, list(targets), table, one, names, notes)
+    for truth in truths:
+        columns = _columns(cards, list(targets), table, truth, names, notes)
         every = np.ones(len(cards), bool)
-        plain = ~np.array([card.trivial for card in cards])
-        accuracies = np.stack([one.accuracies[name] for name in targets])  # [targets, seeds, sources]
-        for kept, which in ((every, "all"), (plain, "without trivial")):
+        not_trivial = ~np.array([card.trivial for card in cards])
+        accuracies = np.stack([truth.accuracies[name] for name in targets])  # [targets, seeds, sources]
+        for kept, which in ((every, "all"), (not_trivial, "without trivial")):
             if kept.sum() < 3 or (which != "all" and kept.all()):
                 continue
             scores = {name: values[:, kept] for name, values in columns.items()}
-            truth = np.stack([ranking.mean(of) for of in accuracies])[:, kept]
-            scratch = [one.scratch[name] for name in targets]
-            judged = ranking.judged(scores, truth, scratch, count=resamples)
-            half = float(np.mean([ranking.split_half(of[:, kept]) for of in accuracies]))
+            means = np.stack([ranking.mean(values) for values in accuracies])[:, kept]
+            scratch = [truth.scratch[name] for name in targets]
+            worth = ranking.judged(scores, means, scratch, count=resamples)
+            half = float(np.mean([ranking.split_half(values[:, kept]) for values in accuracies]))
             trivial = np.array([card.trivial for card in cards])[kept]
-            boards.append(Board(one.strategy, one.budget, which, judged, half, scores, truth, tuple(targets), trivial))
+            about = (truth.strategy, truth.budget, which)
+            boards.append(Board(*about, worth, half, scores, means, tuple(targets), trivial))
     for count in dict.fromkeys(board.truths.shape[1] for board in boards):
         error = ranking.error_of_none(count)
         few = "" if count >= ranking.LEAST else "; they are too few for intervals, and for telling scores apart"
-        said = f"Of {count} sources a score at random has a tau of 0 on one target, standard error {error:.2f}{few}"
-        notes[said] = None
-    return Told(tuple(boards), _numbers(cards, table, boards), tuple(notes))
+        note = f"Of {count} sources a score at random has a tau of 0 on one target, standard error {error:.2f}{few}"
+        notes[note] = None
+    return Verdict(tuple(boards), _numbers(cards, table, boards), tuple(notes))
 
 
 def _columns(
     cards: Sequence[Card],
     targets: Sequence[str],
     table: Table,
-    one: Truth,
+    truth: Truth,
     names: Sequence[str],
     notes: dict[str, None],
 ) -> dict[str, np.ndarray]:
     """{score or rival: float [targets, sources]}, those without that have no value somewhere."""
-    found = {}
+    columns = {}
     for name in names:
         values = []
         for target in targets:
-            each = [table[card.name, target].scores[one.budget][name] for card in cards]
+            each = [table[card.name, target].scores[truth.budget][name] for card in cards]
             lacking = [score.reason for score in each if score.value is None]
             if lacking:
-                notes[f"{name} at {one.budget} is not judged: {lacking[0]}"] = None
+                notes[f"{name} at {truth.budget} is not judged: {lacking[0]}"] = None
             values.append([np.nan if score.value is None else score.value for score in each])
         if not np.isnan(values).any():
-            found[name] = np.array(values, float)
-    own = [card.accuracy for card in cards]
-    if None not in own:
-        found[OWN] = np.tile(np.array(own, float), (len(targets), 1))
+            columns[name] = np.array(values, float)
+    accuracies = [card.accuracy for card in cards]
+    if None not in accuracies:
+        columns[OWN] = np.tile(np.array(accuracies, float), (len(targets), 1))
     else:
         notes[f"{OWN} is not judged: not every source says its own"] = None
-    found[SIZE] = np.tile(np.array([card.parameters for card in cards], float), (len(targets), 1))
+    columns[SIZE] = np.tile(np.array([card.parameters for card in cards], float), (len(targets), 1))
     if len(targets) > 1:
-        means = np.stack([ranking.mean(one.accuracies[name]) for name in targets])
-        found[OTHERS] = np.stack([ranking.mean(np.delete(means, i, axis=0)) for i in range(len(targets))])
-    return found
+        means = np.stack([ranking.mean(truth.accuracies[name]) for name in targets])
+        columns[OTHERS] = np.stack([ranking.mean(np.delete(means, i, axis=0)) for i in range(len(targets))])
+    return columns
 
 
 def _numbers(cards: Sequence[Card], table: Table, boards: Sequence[Board]) -> dict[str, Any]:
+    """What ranking.json says, but for what JSON cannot hold (`plain`)."""
     return {
         "sources": [card._asdict() for card in cards],
         "scores": [
@@ -107,10 +109,10 @@ def _numbers(cards: Sequence[Card], table: Table, boards: Sequence[Board]) -> di
                 "target": target,
                 "budget": budget,
                 "features_seconds": scored.seconds,
-                **{name: one._asdict() for name, one in of.items()},
+                **{name: score._asdict() for name, score in scores.items()},
             }
             for (source, target), scored in table.items()
-            for budget, of in scored.scores.items()
+            for budget, scores in scored.scores.items()
         ],
         "judged": [
             {
@@ -118,10 +120,10 @@ def _numbers(cards: Sequence[Card], table: Table, boards: Sequence[Board]) -> di
                 "budget": board.budget,
                 "sources": board.which,
                 "split_half_tau": board.half,
-                "truths": {name: of.tolist() for name, of in zip(board.targets, board.truths, strict=True)},
+                "truths": {name: truths.tolist() for name, truths in zip(board.targets, board.truths, strict=True)},
                 "scores": {
-                    name: {key: estimate._asdict() for key, estimate in one._asdict().items()}
-                    for name, one in board.judged.items()
+                    name: {key: estimate._asdict() for key, estimate in worth._asdict().items()}
+                    for name, worth in board.judged.items()
                 },
             }
             for board in boards
@@ -136,15 +138,15 @@ def plain(value: Any) -> Any:
     {'tau': [None, 'inf', 0.5]}
     """
     if isinstance(value, dict):
-        return {name: plain(one) for name, one in value.items()}
+        return {name: plain(part) for name, part in value.items()}
     if isinstance(value, list):
-        return [plain(one) for one in value]
+        return [plain(part) for part in value]
     if isinstance(value, float) and not np.isfinite(value):
         return None if np.isnan(value) else str(value)
     return value
 
 
-def show(told: Told, folder: Path, cards: Sequence[Card], table: Table, notes: Sequence[str]) -> None:
+def show(verdict: Verdict, folder: Path, cards: Sequence[Card], table: Table, notes: Sequence[str]) -> None:
     """Print the tables, and write the report where there is a truth."""
     for target in dict.fromkeys(target for _, target in table):
         budgets = table[cards[0].name, target].scores
@@ -152,23 +154,22 @@ def show(told: Told, folder: Path, cards: Sequence[Card], table: Table, notes: S
             rows = [_row(card, table[card.name, target], budget) for card in cards]
             columns = ["source", *names, "seconds"]
             console.table(f"{target}, {budget}", columns, rows, _why(cards, table, target, budget))
-    for board in told.boards:
+    for board in verdict.boards:
         half = [] if np.isnan(board.half) else [f"tau between halves of the truth's seeds {board.half:.2f}"]
         console.show(tables.worth_in_short(board), [*half, board.apart()])
-    every = [*told.notes, *dict.fromkeys(note for note in notes if note)]
+    every = [*verdict.notes, *dict.fromkeys(note for note in notes if note)]
     for note in every:
         console.say(f"  {note}")
-    if told.boards:
-        directory.replace(folder / "report.html", page(told.boards, every, report.reproduced(folder)))
+    if verdict.boards:
+        directory.replace(folder / "report.html", page(verdict.boards, every, report.reproduced(folder)))
         console.say(f"  report: {folder / 'report.html'}")
 
 
 def _why(cards: Sequence[Card], table: Table, target: str, budget: str) -> list[str]:
     """What the default, or the first score asked for, ranks first; and why scores have no value."""
     scores = {card.name: table[card.name, target].scores[budget] for card in cards}
-    lacking = {
-        f"{name}: {score.reason}": None for of in scores.values() for name, score in of.items() if score.value is None
-    }
+    each = [(name, score) for of_source in scores.values() for name, score in of_source.items()]
+    lacking = {f"{name}: {score.reason}": None for name, score in each if score.value is None}
     name = next(iter(scores[cards[0].name]))
     values = {card.name: score.value for card in cards if (score := scores[card.name][name]).value is not None}
     first = ", ".join(sorted(values, key=lambda source: -values[source])[:3])
@@ -176,9 +177,10 @@ def _why(cards: Sequence[Card], table: Table, target: str, budget: str) -> list[
 
 
 def _row(card: Card, scored: Scored, budget: str) -> tuple[str, ...]:
-    of = scored.scores[budget]
-    seconds = scored.seconds + sum(one.seconds for one in of.values())
-    return (card.name, *map(_value, of.values()), f"{seconds:.1f}")
+    """A source with its scores at a label budget, and the seconds of features and scores."""
+    scores = scored.scores[budget].values()
+    seconds = scored.seconds + sum(score.seconds for score in scores)
+    return (card.name, *map(_value, scores), f"{seconds:.1f}")
 
 
 def _value(score: Score) -> str:
@@ -209,12 +211,19 @@ def page(boards: Sequence[Board], notes: Sequence[str], made: Reproduced) -> str
     blocks = [Block(WORTH + report.said(notes), tables.worth(board), heading=board.title) for board in boards]
     sections = [
         Section("What the scores are worth", "worth", blocks),
-        Section("Intervals", "intervals", [_drawn(INTERVALS, board, figures.ranking_intervals(board)) for board in boards]),
-        Section("Scores against the truth", "scatter", [_drawn(AGAINST, board, figures.ranking_scatter(board)) for board in whole]),
+        Section(
+            "Intervals", "intervals", [_drawn(INTERVALS, board, figures.ranking_intervals(board)) for board in boards]
+        ),
+        Section(
+            "Scores against the truth",
+            "scatter",
+            [_drawn(AGAINST, board, figures.ranking_scatter(board)) for board in whole],
+        ),
     ]
     title = f"which source for {', '.join(targets)}"
     return report.render(sections, title=title, lead=lead, lists=[("", lines)], made=made)
 
 
 def _drawn(caption: str, board: Board, picture: figures.Picture) -> Block:
+    """A figure under the title of its board."""
     return Block(caption, pictures=[picture], kind="box wide", heading=board.title)

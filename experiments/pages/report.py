@@ -1,4 +1,4 @@
-"""A report as one HTML file, pictures inside, no network and no script: sections of tables and figures, and its template.
+"""A report as one HTML file, pictures inside, no network and no script: sections of tables and figures.
 
 What a page of a program says is in the file of its name: transfer, compare, search, ranking.
 """

@@ -9,10 +9,10 @@ import numpy as np
 from experiments.pages import figures, report, tables, transfer
 from experiments.pages.report import Block, Reproduced, Section
 from experiments.pages.tables import NOTHING, count
-from experiments.runs import directory, options, search_flags, sources
+from experiments.runs import directory, search_flags, sources
 from experiments.runs.console import Cell, Table
-from experiments.runs.options import Settings
 from experiments.runs.search_flags import Search
+from experiments.runs.settings import Settings
 from experiments.runs.tuned import Arm, Winner
 from experiments.transfer import Experiment
 from tljax.study import search, space
@@ -63,7 +63,7 @@ def write(
         results,
         lines,
         notes,
-        reproduced([*search_flags.to_flags(flags), *options.to_flags(settings)], environment),
+        reproduced([*search_flags.to_flags(flags), *settings.flagfile_lines()], environment),
     )
     directory.replace(folder / "report.html", text)
     return [*(f"{name}: {line}" for name, line in lines), *notes, f"report: {folder / 'report.html'}"]
@@ -77,7 +77,7 @@ def reproduced(flags: Sequence[str], environment: Mapping[str, Any]) -> Reproduc
 
 def _lead(settings: Settings, flags: Search, base: Experiment) -> str:
     held = 100 * base.made.recipe.validation
-    seeds = f"{len(flags.seeds)} seed{'s' * (len(flags.seeds) > 1)}"
+    seeds = f"{len(flags.trial_seeds)} seed{'s' * (len(flags.trial_seeds) > 1)}"
     return (
         f"{flags.trials} trials of each study, by {flags.sampler}, judged on {held:g} % of the training examples under "
         f"{seeds} of the search's own. The winners were then trained on all training examples under the seeds "

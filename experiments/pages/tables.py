@@ -19,7 +19,6 @@ from tljax.study.results import Result
 from tljax.study.study import Comparison, base_of, weights
 from tljax.study.summary import Spread, Summary, accuracy, counts, ended, finite, label, spread
 
-
 # Numbers
 
 NOTHING = "\N{EN DASH}"
@@ -31,7 +30,7 @@ def percent(fraction: float) -> str:
 
 
 def signed(points: float) -> str:
-    """A difference in points, two decimals, with its sign whatever it is rounded to, so that it agrees with its verdict.
+    """A difference in points, two decimals, with its sign even at 0.00, so that it agrees with its verdict.
 
     >>> signed(0.001), signed(float("nan")) == NOTHING
     ('+0.00', True)
@@ -105,7 +104,15 @@ def sources(groups: Sequence[Summary]) -> Table:
     named = [
         replace(group, name=f"{group.target}, {count(group.train_examples)} training examples") for group in groups
     ]
-    columns = ["Source", "Test accuracy (%)", "Test loss (nats)", "Calibration error", "Parameters", "Steps", "Time (s)"]
+    columns = [
+        "Source",
+        "Test accuracy (%)",
+        "Test loss (nats)",
+        "Calibration error",
+        "Parameters",
+        "Steps",
+        "Time (s)",
+    ]
     return _of_groups("Sources", named, columns, ("accuracy", "loss", "calibration", "total", "steps", "seconds"))
 
 
@@ -261,7 +268,7 @@ _COMPARED = ("strategy", "source", "target", "labels", "pairs", "points", "inter
 
 def _compared(comparison: Comparison) -> list[Cell]:
     """The cells under `_COMPARED`."""
-    points, words, ends = difference(comparison)
+    points, _, ends = difference(comparison)
     interval = f"[{ends[0]}, {ends[1]}]" if ends else NOTHING
     about = (comparison.strategy, comparison.source or NOTHING, comparison.target)
     return list(map(Cell, (*about, _labels(comparison.budgets), count(comparison.fits), points, interval)))

@@ -10,7 +10,7 @@ from experiments.pages import figures, tables
 from experiments.pages.report import Block, Reproduced, Section, brief, figure, render, reproduced, said
 from experiments.pages.tables import count, percent, ranged, signed
 from experiments.runs import console, directory, metrics, sources
-from experiments.runs.options import Settings
+from experiments.runs.settings import Settings
 from experiments.runs.sources import Source
 from tljax import files
 from tljax.study import summary
@@ -31,7 +31,9 @@ def show(settings: Settings, target: Task, source: Source | None, results: Seque
     notes += directory.mixed_environments(folder, [result.name for result in (*pretrained, *results)])
     diverged = [str(result.seed) for result in pretrained if result.diverged]
     if diverged:
-        notes.insert(0, f"the source of seed {', '.join(diverged)} diverged: what was transferred is what it had before")
+        notes.insert(
+            0, f"the source of seed {', '.join(diverged)} diverged: what was transferred is what it had before"
+        )
     source_note = f"source's own test accuracy {100 * min(known):.2f} to {100 * max(known):.2f} %" if known else ""
     every = [*pretrained, *settled]
     curves = {each.name: curve for each in every if (curve := metrics.curves(folder, each.name)) is not None}
@@ -117,7 +119,9 @@ def _sections(
         members = {group.name: group.members for group in panel}
         where = f", {heading}" if heading else ""
         blocks["results"].append(Block(RESULTS + notes, tables.results(panel, heading), heading=heading))
-        lines = [figures.learning_curves(members, curves, field, where, strokes) for field in ("accuracy", "train_loss")]
+        lines = [
+            figures.learning_curves(members, curves, field, where, strokes) for field in ("accuracy", "train_loss")
+        ]
         blocks["learning"] += figure(LEARNING, lines, "grid", heading)
         cells = figures.accuracy_by_class(members, classes, where)
         blocks["class"] += figure(BY_CLASS + notes, [cells], "box wide", heading)

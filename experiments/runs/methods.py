@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments.runs import console, signals, sources
+from experiments.runs import console, process, sources
 from experiments.runs.fits import Start
-from experiments.runs.options import Settings
+from experiments.runs.settings import Settings
 from experiments.runs.sources import Source
 from tljax import checkpoint, masks, models, paths, plugins, ready, seeds, surroundings
 from tljax.types import Context, InputError, Mask, Method, Model, Params, Phase, Task
@@ -65,7 +65,7 @@ def _theirs(one: Named, part: str, function: Any, *arguments: Any, **options: An
     try:
         with surroundings.kept(what):
             return function(*arguments, **options)
-    except (InputError, KeyboardInterrupt, signals.Stopped):
+    except (InputError, KeyboardInterrupt, process.Stopped):
         raise
     except BaseException as error:  # of whatever class: somebody may have made one
         raise InputError(f"{what} fails: {plugins.said(error, one.method.strategy)}") from error

@@ -1,15 +1,54 @@
-"""A study with each strategy at what a search found best for it."""
+"""What a search found best: its winners, their flags in its run directory, and studies of strategies at their best."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from experiments.runs import fits, options, directory
-from experiments.runs.options import Settings
+from experiments.runs import directory, fits
 from experiments.runs.search_flags import FIRST_SEED
+from experiments.runs.settings import Recipe, Settings, parse_flags
 from tljax import plugins
 from tljax.study import space
 from tljax.types import InputError
+
+
+class Arm(NamedTuple):
+    """What one study searches: a strategy at a label budget."""
+
+    strategy: str
+    budget: str
+    ranges: tuple[space.Range, ...]
+
+    @property
+    def label(self) -> str:
+        """What tables call the strategy."""
+        return plugins.called(self.strategy)
+
+    @property
+    def file_name(self) -> str:
+        """What files and folders of the study are called."""
+        return fits.file_name(f"{self.label}-{self.budget}")
+
+
+class Winner(NamedTuple):
+    """What one study found."""
+
+    study: Any
+    """Of Optuna."""
+    trial: Any
+    """The best of them."""
+    made: Settings
+    """The settings of the last fits."""
+
+
+def write_winners(folder: Path, winners: Mapping[Arm, Winner]) -> None:
+    """Write the flags of each winner: best.flags, of several studies best/STRATEGY-BUDGET.flags."""
+    for arm, winner in winners.items():
+        file = folder / "best.flags" if len(winners) == 1 else folder / "best" / f"{arm.file_name}.flags"
+        if len(winners) > 1:
+            directory.make_folder(file.parent)
+        head = f"# python -m experiments.transfer --flagfile={file} --workdir=NEW"
+        directory.replace(file, directory.signed("\n".join([head, *winner.made.flagfile_lines(), ""])))
 
 
 def arms(given: Mapping[str, Any], made: Settings, search: str | None) -> list[dict[str, Any]]:
@@ -46,7 +85,7 @@ def winners(search: Path) -> dict[str, dict[str, Any]]:
         raise InputError(f"--tuned={search} holds no best.flags: give the run directory of a search that has ended")
     for file in files:
         directory.flags_text(file)  # raises InputError for one that is not as it was written
-    return {file.stem: options.parse(["tuned", f"--flagfile={file}"]) for file in files}
+    return {file.stem: parse_flags(["tuned", f"--flagfile={file}"]) for file in files}
 
 
 def _winner(winners: Mapping[str, Mapping[str, Any]], strategy: str, budget: str) -> Mapping[str, Any] | None:
@@ -68,7 +107,7 @@ def _winner(winners: Mapping[str, Mapping[str, Any]], strategy: str, budget: str
 
 def _require_alike(search: str, flags: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Raise InputError unless a winner was found on the tasks and for the model that the study is of."""
-    here, there = options.settings(**given), options.settings(**flags)
+    here, there = Settings.from_flags(**given), Settings.from_flags(**flags)
     for name in _TASK:
         value, searched = getattr(here, name), getattr(there, name)
         if name == "source_checkpoint" and value and searched:
@@ -87,7 +126,7 @@ def _written(value: Any) -> str:
 
 def _recipe() -> set[str]:
     """What a search varies: all of a recipe, the source's too, and what is tied to both."""
-    own = set(vars(options.Recipe())) - {"validation"}
+    own = set(vars(Recipe())) - {"validation"}
     return own | {f"source_{name}" for name in own} | {"hidden", "activation", "head"}
 
 
