@@ -21,6 +21,7 @@ from experiments.pages import tables
 from experiments.pages import transfer as transfer_page
 from experiments.runs import directory, estimand, evidence, looks, process
 from experiments.runs.compare_flags import Judging
+from experiments.runs.console import Cell
 from experiments.runs.settings import Settings
 from tljax.study import milestones, statistics, study, summary
 from tljax.study.results import Result
@@ -325,7 +326,7 @@ def test_equal_methods_enter_the_family_once():
     assert one == family[0] and other == one._replace(strategy="gradual_unfreeze", equals="lp_ft")
     told = compare_page.judged([found(twice)], Judging(2.0), [])
     assert "gradual_unfreeze equals lp_ft on every test example: judged once" in told.notes
-    assert ("gradual_unfreeze", "equals lp_ft") in [row[0] for row in tables.verdicts(told.family).rows]
+    assert Cell("gradual_unfreeze", "equals lp_ft") in [row[0] for row in tables.verdicts(told.family).rows]
     sources = {cell(name, source=s): fits([rate] * 3, seed=i) for i, (name, s, rate) in enumerate(BASES)}
     one, other = judgements(sources | {cell("none", source=s): fits([0.6] * 3, seed=9) for s in "ab"}, base="full")[0]
     assert not one.equals and not other.equals and one.mean != other.mean  # the same fits, beside other ones
