@@ -1,6 +1,7 @@
 """Programs: flags in, a run directory out. All input and output is here."""
 
 import importlib
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -9,11 +10,29 @@ INSTALL = "install it with python -m pip install 'tljax[experiments]', or '.[exp
 """The remedy for a library that is not there, or cannot be loaded."""
 
 
+def _find_library() -> None:
+    """Let `import tljax` find the library beside this package where a folder tljax of the working directory hides it.
+
+    So it is in the folder that holds the checkout: its ./tljax has no __init__.py, and Python takes it for a package
+    in parts. A whole package wins over such a one from anywhere on the path, so the end of the path will do.
+    """
+    spec = None if "tljax" in sys.modules else importlib.util.find_spec("tljax")
+    beside = Path(__file__).resolve().parent.parent
+    if spec and spec.origin is None and (beside / "tljax" / "__init__.py").is_file():
+        sys.path.append(str(beside))
+
+
+_find_library()
+
+
 def run_program(file: str) -> None:
     """Import the program of this file, run it, and end the process; what fails in its imports is said in a line.
 
     A program calls this before its other imports, where it is run and not imported: `python -m experiments.NAME`.
     """
+    if line := _too_little_memory():
+        print(f"error: {line}", file=sys.stderr, flush=True)
+        os._exit(1)
     name = ".".join(Path(file).resolve().relative_to(Path(__file__).resolve().parent.parent).with_suffix("").parts)
     try:
         program = importlib.import_module(name)
@@ -38,10 +57,32 @@ def _remedy(error: BaseException) -> str:
         trace = trace.tb_next
     text = " ".join(str(error).split())
     variables = ", ".join(f"{n}={v}" for n, v in os.environ.items() if n.startswith(("JAX_", "XLA_")))
-    if isinstance(error, MemoryError) or "failed to map segment" in text or "start new thread" in text:
+    signs = ("failed to map segment", "cannot map zero-fill", "start new thread")
+    if isinstance(error, MemoryError) or any(sign in text for sign in signs):
         return f"there is too little memory for the libraries of tljax ({text}): raise its limit (ulimit -v)"
     if isinstance(error, ImportError):
         return f"{text}: {INSTALL}"
     if variables and any(f"{os.sep}jax{os.sep}" in file for file in files):
         return f"JAX does not start ({text}): the environment sets {variables}; unset what it does not take"
+    return ""
+
+
+_LEAST = {"RLIMIT_AS": ("ulimit -v", 2 * 2**30), "RLIMIT_DATA": ("ulimit -d", 650 * 10**6)}
+"""{limit of the system: (how a shell sets it, bytes with which JAX starts on two cores)}. With less its libraries end
+the process without a word of what is wrong, or wait for a thread that there is not."""
+
+
+def _too_little_memory() -> str:
+    """A sentence that says which limit of memory is too low for JAX to start, with the remedy; "" where none is."""
+    try:
+        import resource
+    except ImportError:  # of a system without such limits
+        return ""
+    for name, (command, least) in _LEAST.items():
+        limit, _ = resource.getrlimit(getattr(resource, name))
+        if limit != resource.RLIM_INFINITY and limit < least:
+            return (
+                f"this process may have {limit / 1e6:,.0f} MB of memory ({name}), and JAX does not start with less "
+                f"than {least / 1e6:,.0f} MB: raise the limit ({command})"
+            )
     return ""

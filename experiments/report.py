@@ -24,6 +24,8 @@ if __name__ == "__main__":  # before the other imports, so that what fails in th
 import csv
 import glob
 import hashlib
+import io
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -32,20 +34,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.runs import (
-    compare_flags,
     console,
     directory,
-    estimand,
-    evidence,
     flags,
     looks,
     tuned,
 )
-from experiments.runs.compare_flags import Judging
-from experiments.runs.evidence import Found
+from experiments.runs import predictions as fits_of
 from experiments.runs.flags import flag
+from experiments.runs.judging import Judging, require_valid, spoken_of, to_record, variation_by_flags
+from experiments.runs.predictions import Found
 from experiments.runs.settings import FLAGS, Settings
-from tljax import plugins
+from tljax import files, npz, plugins
 from tljax.study.results import Result, extended, from_json
 from tljax.study.summary import with_share
 from tljax.types import InputError
@@ -101,7 +101,7 @@ def run(asked: ReportFlags) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output={asked.output} is a file: name a folder")
     judging = _judging(asked, read.judging)
-    evidence.right(found)  # raises InputError for what is no study, before it counts as looked at
+    fits_of.right(found)  # raises InputError for what is no study, before it counts as looked at
     fits, places = looks.apart(runs, judging.against), (folder / "looks", looks.place())
     look = max(read.looks, looks.count(fits, judging, places))
     folder.mkdir(parents=True, exist_ok=True)
@@ -122,7 +122,7 @@ def _judging(asked: ReportFlags, runs: Mapping[str, Mapping[str, Any]]) -> Judgi
     values = {f.name: getattr(asked, f.name) for f in fields(Judging)}
     given = {name: value for name, value in values.items() if value is not None}
     judging = Judging(**{**next(iter(runs.values()), {}), **given})
-    compare_flags.check(judging)
+    require_valid(judging)
     for name, before in runs.items():
         looks.refuse_other(judging, before, f"'{name}' was judged")
     return judging
@@ -134,18 +134,22 @@ def _of_runs(runs: Sequence[str]) -> Read:
     looked, seen = 0, dict[Any, Result]()
     for name in (place for run in runs for place in _with_winners(run, found.notes)):
         try:
-            kept = evidence.of_directory(Path(name))
+            kept = fits_of.of_directory(Path(name))
             judging = kept.judging
             if judging is None and kept.looks:  # by an older tljax, which kept it nowhere else
-                judging = looks.settings(Judging(**_flags(Path(name), flags.kinds(Judging))))
+                judging = to_record(Judging(**_flags(Path(name), flags.kinds(Judging))))
             known = {} if judging else _flags(Path(name), FLAGS)
-            spoken = [] if judging else estimand.sentences([estimand.of_settings(Settings.from_flags(**known))])
+            spoken = [] if judging else spoken_of([variation_by_flags(Settings.from_flags(**known))])
         except (InputError, OSError) as error:
             found.notes.append(f"{name} is left out: {error}")
             continue
+        if not any(part.rows for part in kept.found):
+            why = "; ".join(kept.notes) or f"'{name}' holds no fit: run its command again"
+            found.notes.append(f"{name} is left out: {why}")
+            continue
         parts = []
         for part in kept.found:
-            places = [(evidence.cell(row, part.longer), row.seed) for row in part.rows]
+            places = [(fits_of.cell(row, part.longer), row.seed) for row in part.rows]
             new = [row for row, place in zip(part.rows, places, strict=True) if not _known(row, seen.get(place))]
             seen |= dict(zip(places, part.rows, strict=True))
             parts.append(part._replace(rows=new))
@@ -191,17 +195,19 @@ def _flags(run: Path, known: Mapping[str, flags.Kind]) -> dict[str, Any]:
 def theirs(csv_file: Path, predictions: str) -> Found:
     """Fits made elsewhere; raises InputError for a table or predictions that are not as this program's text says."""
     try:
-        with open(csv_file, newline="", encoding="utf-8-sig") as file:
-            table = csv.DictReader(file)
-            results = [_result(f"'{csv_file}', line {table.line_num}", cells) for cells in table]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        table = csv.DictReader(io.StringIO(files.text(csv_file), newline=""))
+        names = [str(name) for name in table.fieldnames or ()]
+        npz.refuse_slips(names, (*_NEEDED, *_KNOWN, "diverged"), f"'{csv_file}'", "column")
+        _require_columns(f"'{csv_file}'", names)
+        results = [_result(f"'{csv_file}', line {table.line_num}", cells) for cells in table]
+    except (OSError, csv.Error) as error:
         raise InputError(f"--results={csv_file} cannot be read: {plugins.said(error)}") from error
-    others = [str(name) for name in table.fieldnames or () if name not in (*_NEEDED, *_KNOWN, "diverged")]
+    others = [name for name in names if name not in (*_NEEDED, *_KNOWN, "diverged")]
     if others:
         console.say(f"'{csv_file}' has columns that are not read: {', '.join(others)[:200]}")
     _refuse_twice(results)
-    files = {Path(file).stem: Path(file) for file in glob.glob(predictions)}
-    lacking = [result.name for result in results if result.name not in files]
+    places = {Path(file).stem: Path(file) for file in _matching(predictions)}
+    lacking = [result.name for result in results if result.name not in places]
     if lacking or not results:
         what = (
             f"--predictions={predictions} names no '{lacking[0]}.npz'"
@@ -209,21 +215,39 @@ def theirs(csv_file: Path, predictions: str) -> Found:
             else f"--results={csv_file} has no row"
         )
         raise InputError(f"{what}: a fit is a row and a file of its name")
-    known = {result.name: evidence.read(files[result.name]) for result in results}
+    known = {result.name: fits_of.read(places[result.name]) for result in results}
     labels: dict[str, np.ndarray] = {}
     measured, parts = [], []
     for result in results:
-        file_of, (predicted, own) = files[result.name], known[result.name]
+        file_of, (predicted, own) = places[result.name], known[result.name]
         first = labels.setdefault(result.target, own)
         if first.shape != own.shape or (first != own).any():
             raise InputError(f"'{file_of}' has other labels than the other fits of '{result.target}'")
         accuracy = None if result.diverged else float((predicted == own).mean())
         measured.append(extended(result, {"test_accuracy": accuracy, "key": _key(result, predicted, own)}))
-        groups = evidence.groups_in(file_of)
+        groups = fits_of.groups_in(file_of)
         parts.append(Found([], {}, {}, {} if groups is None else {result.target: groups}))
     settled = [result for each in measured for result in with_share([each], labels[each.target])]
-    predictions_of = {result.name: known[result.name][0] for result in results if not result.diverged}
-    return Found(settled, predictions_of, labels, evidence.all_groups(parts))
+    predicted_classes = {result.name: known[result.name][0] for result in results if not result.diverged}
+    return Found(settled, predicted_classes, labels, fits_of.all_groups(parts))
+
+
+def _matching(pattern: str) -> list[str]:
+    """The files that a pattern names; a folder that is there is taken by its name, whatever brackets are in it."""
+    folder, name = os.path.split(pattern)
+    literal = glob.escape(folder) if os.path.isdir(folder) else folder
+    return [pattern] if os.path.isfile(pattern) else glob.glob(os.path.join(literal, name))
+
+
+def _require_columns(what: str, headings: Sequence[str]) -> None:
+    """Raise InputError for a table without a column that is needed, naming those that it has."""
+    lacking = [name for name in _NEEDED if name not in headings]
+    if headings and lacking:
+        there = ", ".join(map(repr, headings))[:200]
+        raise InputError(
+            f"{what} has no column {lacking[0]}: the columns {', '.join(_NEEDED)} are needed, with commas between "
+            f"them; those there are: {there}"
+        )
 
 
 def _key(result: Result, predicted: np.ndarray, labels: np.ndarray) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 from tljax import masks, models, objective, optimizers, train
 from tljax.data import draw
-from tljax.models import drawing
+from tljax.models import randomness
 from tljax.models.linen import flat, stage
 from tljax.train.step import frozen_prefix, frozen_stages
 from tljax.types import InputError
@@ -324,13 +324,13 @@ FAULTS = {
 def test_dropout_that_never_drops_is_told(case):
     module, shape, told = FAULTS[case]
     model = (stage("it", module), stage("head", nn.Dense(2)))
-    assert drawing.faults(model, shape) == told
+    assert randomness.faults(model, shape) == told
 
 
 @pytest.mark.parametrize("idiom", IDIOMS)
 def test_no_idiom_is_a_fault_and_each_draws(idiom):
     model = (stage("it", IDIOMS[idiom]), stage("head", nn.Dense(2)))
-    assert drawing.faults(model, (400,)) == [] and drawing.stages(model, (400,)) == ("it",)
+    assert randomness.faults(model, (400,)) == [] and randomness.stages(model, (400,)) == ("it",)
 
 
 # Frozen stages.
@@ -339,7 +339,7 @@ RNG = np.random.default_rng(0)
 IMAGES = jnp.asarray(RNG.integers(0, 256, (60, 4, 4, 1)).astype(np.uint8))
 LABELS = jnp.asarray(RNG.integers(0, 3, 60).astype(np.int32))
 DATA = train.load(IMAGES, LABELS)
-SPEC, NUMBERS = optimizers.spec("sgd")
+OPTIMIZER, NUMBERS = optimizers.spec("sgd")
 LOSS = objective.loss("softmax_cross_entropy")
 
 
@@ -380,10 +380,10 @@ def fitted(*trained, keeps_dropout=(), cache=None, steps=4, rate=0.1, seeds=(0,)
         )
         for seed, one in zip(seeds, params, strict=True)
     ]
-    program = train.Spec(NOISY, LOSS, SPEC, keeps_dropout=keeps_dropout)
+    spec = train.Spec(NOISY, LOSS, OPTIMIZER, keeps_dropout=keeps_dropout)
     execution = train.Execution(devices, batch, cache=cache)
     losses, ends = {}, {}
-    for state, log in train.fit(program, given, DATA, [steps], execution=execution):
+    for state, log in train.fit(spec, given, DATA, [steps], execution=execution):
         for row, i in enumerate(state.fits):
             losses[i] = log.loss[row]
             ends[i] = jax.tree.map(lambda leaf, row=row: np.asarray(leaf[row]), state.params)
@@ -430,7 +430,7 @@ def test_frozen_stages_drop_nothing_wherever_they_stand_and_whatever_is_kept(tra
 @pytest.mark.parametrize("trained", SOME)
 def test_on_request_frozen_stages_keep_their_dropout_and_only_what_draws_nothing_is_kept(trained):
     cache = train.FeatureCache(10**8)
-    names = drawing.stages(NOISY, (4, 4, 1))
+    names = randomness.stages(NOISY, (4, 4, 1))
     assert names == ("between", "middle", "last")
     kept, _ = fitted(*trained, keeps_dropout=names, cache=cache)
     np.testing.assert_allclose(kept[0, 0], first_loss(()), rtol=1e-5)

@@ -30,20 +30,20 @@ def trained_by_tljax(strategy, optimizer):
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), models.init(model, jax.random.key(0), (3, 4, 1)))
     fresh = masks.under(params, "head")
     method, options = plugins.method("full" if strategy == "l2_sp" else strategy)
-    given = method.strategy(params, Context(stages=models.names(model), fresh=fresh), **options)
-    given = given if isinstance(given, tuple | list) else [Phase(0.0, given)]
-    phases = tuple((round(phase.start * STEPS), phase.mask) for phase in given)
+    strategy_phases = method.strategy(params, Context(stages=models.names(model), fresh=fresh), **options)
+    strategy_phases = strategy_phases if isinstance(strategy_phases, tuple | list) else [Phase(0.0, strategy_phases)]
+    phases = tuple((round(phase.start * STEPS), phase.mask) for phase in strategy_phases)
     decay = DECAY if optimizer == "adamw" else 0.0
     momentum = 0.5 if optimizer == "momentum" else 0.0
     name = "sgd" if optimizer == "momentum" else optimizer
-    spec, numbers = optimizers.spec(name, momentum=momentum, weight_decay=decay, clip=CLIP)
+    optimizer_spec, numbers = optimizers.spec(name, momentum=momentum, weight_decay=decay, clip=CLIP)
     text = f"l2_sp:weight={ALPHA}:beta={BETA}" if strategy == "l2_sp" else ""
     terms, weights = objective.penalties(text)
-    program = train.Spec(model, objective.loss("softmax_cross_entropy"), spec, terms)
+    spec = train.Spec(model, objective.loss("softmax_cross_entropy"), optimizer_spec, terms)
     rates = np.full(STEPS, RATE, np.float32)
-    trial = train.Fit(params, phases, order, rates, weights, numbers, jax.random.key(0), fresh)
+    fit = train.Fit(params, phases, order, rates, weights, numbers, jax.random.key(0), fresh)
     ends = sorted({STEPS, *(start for start, _ in phases[1:])})
-    *_, (state, _) = train.fit(program, [trial], train.load(FEATURES, LABELS), ends)
+    *_, (state, _) = train.fit(spec, [fit], train.load(FEATURES, LABELS), ends)
     flat = [
         {name: np.asarray(leaf) for name, leaf in paths.items(tree)}
         for tree in (params, jax.tree.map(lambda leaf: leaf[0], state.params))

@@ -19,13 +19,13 @@ from experiments.pages import compare as compare_page
 from experiments.pages import report as pages
 from experiments.pages import tables
 from experiments.pages import transfer as transfer_page
-from experiments.runs import directory, estimand, evidence, looks, process
-from experiments.runs.compare_flags import Judging
-from experiments.runs.console import Cell
+from experiments.runs import console, directory, judging, looks, predictions, process
+from experiments.runs.judging import Judging
 from experiments.runs.settings import Settings
-from tljax.study import milestones, statistics, study, summary
+from tljax.study import milestones, statistics, summary
+from tljax.study import verdicts as comparisons
 from tljax.study.results import Result
-from tljax.study.study import Cell
+from tljax.study.verdicts import Cell
 from tljax.types import InputError
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -74,7 +74,7 @@ def test_a_diverged_fit_counts_as_the_share_of_the_most_frequent_test_class():
 
 def test_a_diverged_fit_scores_the_share_on_every_item_and_mcnemar_is_silent():
     table = {cell(): {0: lost(share=0.3)}, cell("scratch"): {0: at(0.8)}}
-    one = study.alone(table, [cell()], 0.01, 0.95)
+    one = comparisons.alone(table, [cell()], 0.01, 0.95)
     assert one.mean == pytest.approx(0.3 - 0.8) and one.p is None and one.diverged == (1, 0)
     items = 0.3 - at(0.8)
     low, high = stats.t.interval(0.95, 399, items.mean(), items.std(ddof=1) / 20)
@@ -92,7 +92,9 @@ def test_no_study_with_a_failure_is_called_positive_where_dropping_it_called_mos
         scratch, full = ({i: hard + 0.05 * rng.normal(size=400) < rate for i, rate in enumerate(r)} for r in rates)
         ended = {i: scores for i, scores in full.items() if not fails[i]}
         table = {cell("scratch"): scratch, cell(): ended | {i: lost() for i in range(6) if fails[i]}}
-        words = [study.compared({**table, cell(): fits}, 0.005, 0.95)[0][0].word for fits in (ended, table[cell()])]
+        words = [
+            comparisons.compared({**table, cell(): fits}, 0.005, 0.95)[0][0].word for fits in (ended, table[cell()])
+        ]
         dropped += words[0] == "positive"
         counted += words[1] == "positive" and bool(fails.any())
         failed += bool(fails.any())
@@ -102,19 +104,19 @@ def test_no_study_with_a_failure_is_called_positive_where_dropping_it_called_mos
 def test_positive_that_rests_on_failures_of_scratch_is_withheld():
     scratch = {0: at(0.8), **{seed: lost() for seed in range(1, 5)}}
     weak, strong = ({seed: at(rate + 0.001 * seed) for seed in range(5)} for rate in (0.79, 0.95))
-    family, _ = study.compared({cell("scratch"): scratch, cell("weak"): weak, cell("strong"): strong}, 0.01, 0.95)
+    family, _ = comparisons.compared({cell("scratch"): scratch, cell("weak"): weak, cell("strong"): strong}, 0.01, 0.95)
     one, other = family
     assert one.low > 0  # 0.29 on average above fits that mostly failed
     assert one.word == "" and one.p is None and one.power is None
     assert "positive only because 4 fits of scratch diverged" in one.reason and one.diverged == (0, 4)
     assert (other.word, other.size) == ("positive", "beyond")
-    assert "not judged: weak (positive only because" in study.sentence(family, 0.95)
+    assert "not judged: weak (positive only because" in comparisons.sentence(family, 0.95)
 
 
 def test_without_a_surviving_fit_of_the_base_nothing_good_is_said():
     table = {cell("scratch"): {i: lost() for i in range(5)}, cell(): {i: at(0.9 + 0.001 * i) for i in range(5)}}
     table |= {cell("bad"): {i: at(0.1 + 0.001 * i) for i in range(5)}}
-    good, bad = study.compared(table, 0.01, 0.95)[0]
+    good, bad = comparisons.compared(table, 0.01, 0.95)[0]
     assert good.word == "" and "no other fit is left" in good.reason
     assert bad.word == "" and "no other fit is left" in bad.reason  # what scratch does where it works is not known
 
@@ -123,29 +125,31 @@ def test_a_share_that_is_above_the_fits_is_no_reward_for_failing():
     """Where one class is most of the test set, the share may be more than any fit reaches."""
     scratch = {i: at(0.4 + 0.001 * i) for i in range(5)}
     gone = {cell("scratch"): scratch, cell(): {i: lost(share=0.7) for i in range(5)}}
-    [one], _ = study.compared(gone, 0.01, 0.95)
+    [one], _ = comparisons.compared(gone, 0.01, 0.95)
     assert one.low > 0 and one.word == "" and "positive only because 5 fits of full diverged" in one.reason
     some = {i: lost(share=0.7) if i < 3 else at(0.41 + 0.001 * i) for i in range(5)}
-    [one], _ = study.compared({cell("scratch"): scratch, cell(): some}, 0.01, 0.95)
+    [one], _ = comparisons.compared({cell("scratch"): scratch, cell(): some}, 0.01, 0.95)
     assert one.mean > 0.1 and one.word != "positive"
-    [one], _ = study.compared({cell("scratch"): scratch, cell(): {i: lost(share=0.1) for i in range(5)}}, 0.01, 0.95)
+    [one], _ = comparisons.compared(
+        {cell("scratch"): scratch, cell(): {i: lost(share=0.1) for i in range(5)}}, 0.01, 0.95
+    )
     assert one.word == "negative"  # a share below what scratch reaches is none
 
 
 def test_a_base_that_failed_upwards_makes_nothing_negative():
     base = {0: at(0.5), 1: at(0.501), **{i: lost(share=0.8) for i in (2, 3, 4)}}
     table = {cell("scratch"): base, cell(): {i: at(0.52 + 0.001 * i) for i in range(5)}}
-    [one], _ = study.compared(table, 0.01, 0.95)
+    [one], _ = comparisons.compared(table, 0.01, 0.95)
     assert one.mean < 0 and one.word != "negative"
 
 
 def test_one_pair_of_fits_under_several_seeds_is_one_pair():
     pair = {cell("scratch"): at(0.5), cell(): at(0.6)}
     table = {where: dict.fromkeys(range(3), scores) for where, scores in pair.items()}
-    [one], _ = study.compared(table, 0.01, 0.95)
-    assert one.word == "" and one.reason == study.COPIES
+    [one], _ = comparisons.compared(table, 0.01, 0.95)
+    assert one.word == "" and one.reason == comparisons.COPIES
     varies = {**table, cell("scratch"): {i: at(0.5 + 0.01 * i) for i in range(3)}}  # a learner that draws nothing
-    assert study.compared(varies, 0.01, 0.95)[0][0].reason == ""
+    assert comparisons.compared(varies, 0.01, 0.95)[0][0].reason == ""
 
 
 def test_other_fits_from_scratch_beside_the_same_fits_are_another_look():
@@ -177,7 +181,7 @@ def test_a_strategy_that_equals_failures_is_not_called_equivalent():
     """Of a base that half failed: equivalent to it is not equivalent to what it is where it works."""
     scratch = {0: at(0.9), 1: lost(), 2: lost(), 3: lost(), 4: lost()}
     same = {0: at(0.9), 1: at(0.5), 2: at(0.5), 3: at(0.5), 4: at(0.5)}
-    one = study.compared({cell("scratch"): scratch, cell("same"): same}, 0.2, 0.95)[0][0]
+    one = comparisons.compared({cell("scratch"): scratch, cell("same"): same}, 0.2, 0.95)[0][0]
     assert one.low > -0.2 and one.high < 0.2 and one.word == "" and "equivalent only because" in one.reason
 
 
@@ -208,7 +212,7 @@ def failing(tasks, tmp_path_factory):
 
 def test_a_strategy_that_diverged_stands_in_the_study_with_its_share(failing, tasks):
     folder, _ = failing
-    kept = evidence.of_directory(folder / "w")
+    kept = predictions.of_directory(folder / "w")
     odd = [row for part in kept.found for row in part.rows if row.diverged]
     with np.load(tasks / "clothes.npz") as target, np.load(tasks / "digits.npz") as source:
         share, of_source = (np.bincount(data["test_labels"]).max() / 40 for data in (target, source))
@@ -242,7 +246,7 @@ def test_the_table_of_a_transfer_says_what_diverged_fits_count_as(failing, tasks
 
 
 def judgements(table, margin=0.02, **more):
-    return study.compared(table, margin, 0.95, **more)
+    return comparisons.compared(table, margin, 0.95, **more)
 
 
 def spread_of(rate):
@@ -258,7 +262,7 @@ def test_a_loss_below_the_margin_is_not_told_as_harm():
         "gain": ("positive", "beyond"),
         "same": ("equivalent", "within"),
     }
-    text = study.sentence(family, 0.95)
+    text = comparisons.sentence(family, 0.95)
     assert text.startswith(
         "Transfer helped by more than the margin under gain (+10.00 points); it lowered accuracy, by less"
     )
@@ -268,7 +272,7 @@ def test_a_loss_below_the_margin_is_not_told_as_harm():
 
 def test_against_another_strategy_nothing_is_said_of_transfer():
     table = {cell("full"): {i: at(0.7, 2000) for i in range(5)}, cell("mine"): spread_of(0.8)}
-    text = study.sentence(judgements(table, base="full")[0], 0.95)
+    text = comparisons.sentence(judgements(table, base="full")[0], 0.95)
     assert text.startswith("Better than full by more than the margin: mine (+10.00 points)") and "ransfer" not in text
 
 
@@ -289,8 +293,8 @@ def test_levels_and_p_are_those_of_all_that_is_judged_together():
         table |= {cell("scratch", target=target): fits([0.5, 0.52, 0.49, 0.5], 1000)}
         table |= {cell("full", target=target): fits([0.56, 0.55, 0.6, 0.58], 1000, seed=1)}
     only = {where: scores for where, scores in table.items() if where.target == "b"}
-    [alone], _ = study.compared(only, 0.02, 0.95)
-    one, _ = study.compared(table, 0.02, 0.95, looks=3)[0]
+    [alone], _ = comparisons.compared(only, 0.02, 0.95)
+    one, _ = comparisons.compared(table, 0.02, 0.95, looks=3)[0]
     assert one.level == pytest.approx(1 - 0.05 / 6) and one.high - one.low > alone.high - alone.low
     assert one.p == pytest.approx(min(1, 6 * alone.p)) and 0 < alone.p < 1
     told = compare_page.judged([found(only)], Judging(2.0, 0.9, looks=2), [])
@@ -326,7 +330,7 @@ def test_equal_methods_enter_the_family_once():
     assert one == family[0] and other == one._replace(strategy="gradual_unfreeze", equals="lp_ft")
     told = compare_page.judged([found(twice)], Judging(2.0), [])
     assert "gradual_unfreeze equals lp_ft on every test example: judged once" in told.notes
-    assert Cell("gradual_unfreeze", "equals lp_ft") in [row[0] for row in tables.verdicts(told.family).rows]
+    assert console.Cell("gradual_unfreeze", "equals lp_ft") in [row[0] for row in tables.verdicts(told.family).rows]
     sources = {cell(name, source=s): fits([rate] * 3, seed=i) for i, (name, s, rate) in enumerate(BASES)}
     one, other = judgements(sources | {cell("none", source=s): fits([0.6] * 3, seed=9) for s in "ab"}, base="full")[0]
     assert not one.equals and not other.equals and one.mean != other.mean  # the same fits, beside other ones
@@ -352,11 +356,11 @@ def test_a_name_that_begins_with_scratch_keeps_its_source():
     """Scratch is known by its name, and scratch with more steps by a field."""
     base, other = "scratch_norm.py:strategy", cell("full")
     table = {cell(base): fits([0.5, 0.52, 0.49]), other: fits([0.7, 0.72, 0.71], seed=1)}
-    [one], _ = study.compared(table, 0.01, 0.95, base=base)
-    assert one.mean == pytest.approx(study.differences(table, other, cell(base)).mean())
+    [one], _ = comparisons.compared(table, 0.01, 0.95, base=base)
+    assert one.mean == pytest.approx(comparisons.differences(table, other, cell(base)).mean())
     row = Result(name="", strategy="scratch for me", source="a", target="b", train_examples=10, steps=5, seed=0)
-    assert evidence.cell(row) == Cell("a", "b", "scratch for me", 10)
-    assert evidence.cell(replace(row, strategy="scratch"), True).longer
+    assert predictions.cell(row) == Cell("a", "b", "scratch for me", 10)
+    assert predictions.cell(replace(row, strategy="scratch"), True).longer
 
 
 # Groups of test items
@@ -371,14 +375,14 @@ def test_items_in_groups_are_judged_as_groups_and_told(tasks, tmp_path):
     compare.main(["compare", *command(tasks, tmp_path, **flags), "--longer_scratch=false"])
     text = visible((tmp_path / "w" / "report.html").read_text())
     assert "40 test items in 10 groups" in text and "items are taken as independent" not in text
-    kept = evidence.of_directory(tmp_path / "w").found
+    kept = predictions.of_directory(tmp_path / "w").found
     [part] = [part for part in kept if part.rows[0].strategy == "full"]
     assert part.groups[part.rows[0].target].tolist() == (np.arange(40) // 4).tolist()  # from its predictions
     [told] = csv_rows(tmp_path / "w" / "comparisons.csv")
     # In groups of one size the mean over groups is the mean over items, and the interval that of the groups' means.
-    right = evidence.right(kept)
+    right = predictions.right(kept)
     [where] = [where for where in right if where.source]
-    items = study.differences(right, where, where._replace(source=None, strategy="scratch"))
+    items = comparisons.differences(right, where, where._replace(source=None, strategy="scratch"))
     interval = statistics.crossed(items, 0.95, groups=np.arange(40) // 4)
     assert float(told["mean"]) == pytest.approx(items.reshape(3, 10, 4).mean(2).mean()) and told["groups"] == "10"
     assert float(told["low"]) == pytest.approx(interval.low)
@@ -392,11 +396,11 @@ def test_items_that_come_together_are_counted_as_groups():
         for name, rate in zip(("scratch", "full"), writers, strict=True)
     }
     groups = np.repeat(np.arange(20), 20)
-    [plain], [one] = (study.compared(table, 0.02, 0.95, groups=known)[0] for known in ({}, {"b": groups}))
+    [plain], [one] = (comparisons.compared(table, 0.02, 0.95, groups=known)[0] for known in ({}, {"b": groups}))
     assert one.groups == 20 and plain.groups is None
     assert one.mean == pytest.approx(plain.mean) and one.high - one.low > 2 * (plain.high - plain.low)
-    alone = study.alone(table, [cell()], 0.02, 0.95, groups={"b": groups})
-    means = study.differences(table, cell(), cell("scratch")).reshape(4, 20, 20).mean(2)
+    alone = comparisons.alone(table, [cell()], 0.02, 0.95, groups={"b": groups})
+    means = comparisons.differences(table, cell(), cell("scratch")).reshape(4, 20, 20).mean(2)
     assert alone.low == pytest.approx(statistics.crossed(means, 0.95).low, rel=0.2)  # but for unseen disagreements
 
 
@@ -481,6 +485,48 @@ def test_growth_is_a_look_wherever_the_fits_are_put(tmp_path, capsys):
     assert "looked at 4 times with 1 planned" in told_by(capsys)  # pooled: every judgement of some of them was a look
 
 
+def test_fits_that_get_no_verdict_are_no_look(tmp_path, capsys):
+    """A single seed, of all, of one strategy or of what it is compared with: the look is spent on the first verdict."""
+    report.main(["report", *theirs(tmp_path / "one", seeds=(0,)), "--looks=2"])
+    said = told_by(capsys)
+    assert "Nothing was judged: of one pair of fits" in said
+    assert "no look at these fits is counted" in said and "look 1 of 2" not in said
+    assert not list((tmp_path / "cache").rglob("*.json")) and not (tmp_path / "one" / "out" / "looks").exists()
+    more = theirs(tmp_path / "some", seeds=(0, 1, 2))
+    rows = (tmp_path / "some" / "theirs.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "some" / "theirs.csv").write_text("".join(rows[:2] + rows[4:]))  # scratch under one seed
+    report.main(["report", *more, "--looks=2"])
+    assert "no look at these fits is counted" in told_by(capsys)
+    for number, seeds in enumerate(((0, 1, 2), (0, 1, 2, 3)), 1):
+        report.main(["report", *theirs(tmp_path / str(number), seeds=seeds), "--looks=2"])
+        said = told_by(capsys)
+        assert f"look {number} of 2 planned" in said and "Nothing was judged" not in said
+
+
+def test_a_target_of_one_seed_beside_others_is_no_look():
+    judged = {cell(): fits([0.6] * 3), cell("scratch"): fits([0.5] * 3)}
+    single = {(c._replace(target="other")): {0: of[0]} for c, of in judged.items()}
+    for table, targets in ((judged, {"b"}), (single, set()), (judged | single, {"b"})):
+        able = looks.judgeable(((c, seed) for c, of in table.items() for seed in of), "scratch")
+        assert able == targets
+    of_mine = ((c, seed) for c, of in judged.items() for seed in of)
+    assert looks.judgeable(of_mine, "mine") == set()  # compared with what is not there
+    assert looks.seen([found(single)], "scratch") == [] and looks.count([], Judging(), []) == 0
+
+
+@pytest.mark.slow
+def test_a_comparison_of_one_seed_grows_without_a_look(tasks, tmp_path, capsys):
+    """In a run directory too, which keeps its own list of looks."""
+    flags = {"strategies": ("scratch", "full"), "epochs": None, "steps": 4, "points": 1}
+    for number, seeds in enumerate(((0,), (0, 1), (0, 1, 2))):
+        compare.main(["compare", *command(tasks, tmp_path, **flags, seeds=seeds), "--longer_scratch=false"])
+        said = told_by(capsys)
+        assert ("no look at these fits is counted" in said) == (number == 0)
+        assert (tmp_path / "w" / "looks.json").exists() == (number > 0)
+        assert ("looked at 2 times with 1 planned" in said) == (number == 2)
+        assert directory.read_record(tmp_path / "w" / "study.json")["look"] == number
+
+
 def test_planned_looks_are_looks(tmp_path, capsys):
     for number, seeds in enumerate(((0, 1, 2), (0, 1, 2, 3), (0, 1, 2, 3, 4)), 1):
         report.main(["report", *theirs(tmp_path / str(number), seeds=seeds), "--looks=2"])
@@ -545,7 +591,9 @@ def test_runs_side_by_side_are_no_look_but_pooled_seeds_are():
         looks.keep(looks.seen(runs[number], "scratch"), judging, 1, [looks.place()])
     assert looks.count(looks.apart(runs[:2], "scratch"), judging, [looks.place()]) == 1
     assert looks.count(looks.apart([runs[0], runs[2]], "scratch"), judging, [looks.place()]) == 3
-    assert looks.count(looks.seen(runs[0], "mine"), Judging(against="mine"), [looks.place()]) == 1  # another question
+    assert (
+        looks.count(looks.seen([*runs[0], *runs[1]], "mine"), Judging(against="mine"), [looks.place()]) == 1
+    )  # another
 
 
 def test_where_looks_cannot_be_kept_it_is_said(tmp_path, monkeypatch, capsys):
@@ -564,7 +612,7 @@ def speaks(tasks, **flags):
     made = Settings.from_flags(**given)
     parts = compare.planned(given, CompareFlags(), made, process.prepare(made))
     for part in parts:
-        estimand.require_some(part.todo)
+        judging.require_variation(part.todo)
     return compare.notes(parts, CompareFlags())
 
 
@@ -602,9 +650,9 @@ def test_at_all_labels_it_is_about_one_training_set(tasks):
 
 
 def test_sources_that_differ_in_kind_are_each_told_once():
-    anew, one = estimand.Varied("a", 3, 3, (), ()), estimand.Varied("b", 1, 3, (), ())
-    assert estimand.sentences([anew, one, one]) == [f"a: {ANEW}", f"b: {ONE}"]
-    assert estimand.sentences([anew._replace(sources=2)]) == [
+    anew, one = judging.Variation("a", 3, 3, (), ()), judging.Variation("b", 1, 3, (), ())
+    assert judging.spoken_of([anew, one, one]) == [f"a: {ANEW}", f"b: {ONE}"]
+    assert judging.spoken_of([anew._replace(sources=2)]) == [
         "2 trained sources serve 3 seeds, so the verdicts speak of these sources"
     ]
 

@@ -6,7 +6,8 @@ Its leaves go through `graft`, by rules in the project's grammar; those that no 
 conv1.weight:to=conv_0/kernel:transpose=2+3+1+0   axes in another order: PyTorch's nn.Conv2d keeps [out, in, h, w]
 bn.num_batches_tracked:drop                   left out
 
-A rule is of one array, or of all below a name: `encoder:to=hidden_0` takes encoder/kernel to hidden_0/kernel. Pixels
+A rule is of one array, or of all below a name: `encoder:to=hidden_0` takes encoder/kernel to hidden_0/kernel. A name
+with a ":" stands in double quotes: `"dense/kernel:0":to=hidden_0/kernel`. Pixels
 reach the first stage divided by 255 and nothing else, so that a network which learnt on other inputs has to be given
 them by its first stage. What is pickled is never read.
 """
@@ -51,7 +52,7 @@ def rule(text: str) -> Rule:
     if not good or not whole or ("transpose" in words and axes) or ("drop" in words and (options or len(words) > 1)):
         raise InputError(f"rule '{text}' cannot be read: {form}")
     order = tuple(map(int, axes.split("+"))) if axes else () if "transpose" in words else None
-    return Rule(name, options.get("to", name), order, "drop" in words)
+    return Rule(name, plugins.unquoted(options.get("to", name)), order, "drop" in words)
 
 
 def read(file: Path) -> dict[str, np.ndarray]:
@@ -73,7 +74,10 @@ def _safetensors(file: Path) -> dict[str, np.ndarray]:
 
     try:
         return dict(load_file(file))
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except AttributeError as error:  # what NumPy is asked for and has not
+        kind = str(error).rpartition("attribute ")[2].strip("'")
+        raise InputError(f"'{file}' holds arrays of {kind}, a type that NumPy has not: save them as float32") from error
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"'{file}' cannot be read as safetensors ({reason}): save it again, as float32") from error
 

@@ -11,15 +11,15 @@ import numpy as np
 
 from experiments.pages import export, figures, report, tables, transfer
 from experiments.pages.report import Block, Reproduced, Section, figure
-from experiments.runs import console, directory, evidence, looks
-from experiments.runs.compare_flags import Judging
+from experiments.runs import console, directory, looks, predictions
 from experiments.runs.console import Table
-from experiments.runs.evidence import Found
+from experiments.runs.judging import Judging, to_record
+from experiments.runs.predictions import Found
 from tljax import files
 from tljax.study import milestones, summary
 from tljax.study.results import Result
-from tljax.study.study import NO_WORD, TOTAL, Comparison, Groups, Right, Study, base_of, compared, sentence
 from tljax.study.summary import label, listed
+from tljax.study.verdicts import NO_WORD, TOTAL, Comparison, Groups, Right, Study, base_of, compared, sentence
 
 Classes = Mapping[str, Sequence[str]]
 """Target -> names of its classes."""
@@ -30,9 +30,11 @@ Pair = tuple[Any, str]
 def show(folder: Path, parts: Sequence[Found], judging: Judging, notes: Sequence[str]) -> Study:
     """Judge the fits of a run directory, print what came of it, and write the report."""
     fits, places = looks.seen(parts, judging.against), (looks.place(),)
-    look = max(evidence.looked(folder, evidence.right(parts)), looks.count(fits, judging, places))
+    table = predictions.right(parts)
+    able = looks.judgeable(((cell, seed) for cell, each in table.items() for seed in each), judging.against)
+    look = max(predictions.looked(folder, table, able), looks.count(fits, judging, places))
     study = judged(parts, judging, [*notes, *looks.keep(fits, judging, look, places)], look)
-    evidence.keep(folder, parts, notes, looks.settings(judging), look)
+    predictions.keep(folder, parts, notes, to_record(judging), look)
     classes = {part.rows[0].target: part.classes for part in parts if part.rows}
     write(folder, study, classes, report.reproduced(folder))
     print_tables(study)
@@ -41,8 +43,11 @@ def show(folder: Path, parts: Sequence[Found], judging: Judging, notes: Sequence
 
 
 def judged(parts: Sequence[Found], judging: Judging, notes: Sequence[str], look: int = 1) -> Study:
-    """The fits with their verdicts; `look` is how often they have been looked at, this time counted."""
-    table, groups = evidence.right(parts), evidence.all_groups(parts)
+    """The fits with their verdicts; `look` is how often they have been looked at, this time counted.
+
+    0 stands for fits of which no verdict can be given: to report them is no look.
+    """
+    table, groups = predictions.right(parts), predictions.all_groups(parts)
     rows = [row for part in parts if not part.longer for row in part.rows]
     against, margin, level = judging.against, judging.margin / 100, 1 - (1 - judging.level) / judging.looks
     more: Any = {"looks": judging.looks, "groups": groups}
@@ -51,7 +56,7 @@ def judged(parts: Sequence[Found], judging: Judging, notes: Sequence[str], look:
         reason = f"looked at {look} times with {judging.looks} planned"
         family = [comparison._replace(**NO_WORD, reason=reason) for comparison in family]
     curves = {name: curve for part in parts for name, curve in part.curves.items()}
-    longer = evidence.at_equal_total(table, rows, margin, level, groups)
+    longer = predictions.at_equal_total(table, rows, margin, level, groups)
     return Study(
         rows,
         curves,
@@ -68,7 +73,7 @@ def judged(parts: Sequence[Found], judging: Judging, notes: Sequence[str], look:
             *_of_family(family),
             *_alone(_of_transfer(table), family, judging.against),
         ],
-        evidence.most_wrong([part for part in parts if not part.longer]),
+        predictions.most_wrong([part for part in parts if not part.longer]),
     )
 
 
@@ -102,8 +107,11 @@ def _looks(look: int, judging: Judging) -> list[str]:
     if look > judging.looks:
         return [
             f"looked at {look} times with {judging.looks} planned: fits were added after a look, so nothing is judged "
-            "and the intervals only describe; take fresh --seeds and a new --workdir, and plan more --looks"
+            "and the intervals only describe; for a verdict train fits of fresh seeds, in a new run directory, and "
+            "plan more --looks"
         ]
+    if not look:
+        return ["no look at these fits is counted, since no verdict can be given of them"]
     return [f"look {look} of {judging.looks} planned"] if judging.looks > 1 else []
 
 

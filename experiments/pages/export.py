@@ -19,7 +19,7 @@ from experiments.runs.console import Cell, Table
 from tljax.files import to_bytes
 from tljax.study.results import to_json
 from tljax.study.search import Trial
-from tljax.study.study import Study
+from tljax.study.verdicts import Study
 
 LATEX = {
     **{c: f"\\{c}" for c in "&%$#_{}"},

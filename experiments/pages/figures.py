@@ -26,8 +26,8 @@ from tljax.study.range_test import Found
 from tljax.study.ranking import Board
 from tljax.study.results import Result
 from tljax.study.search import Trial
-from tljax.study.study import Comparison, base_of
 from tljax.study.summary import Curves, Members, Spread, accuracy, counts, ended, finite, spread
+from tljax.study.verdicts import Comparison, base_of
 
 Picture = tuple[Figure, str]
 """(figure, alternative text)."""

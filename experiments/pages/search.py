@@ -42,7 +42,9 @@ def write(
     base: Experiment,
 ) -> list[str]:
     """Write report.html; what is said below the table. `results` are the last fits of the winners."""
-    lines = [(f"{arm.label}, {arm.budget}", line) for arm in winners for line in _of_winner(arm, winners[arm].trial)]
+    lines = [
+        (f"{arm.label}, {arm.budget}", line) for arm, winner in winners.items() for line in _of_winner(arm, winner)
+    ]
     several = len({arm.budget for arm in winners}) > 1
     studies = [
         Study(
@@ -85,12 +87,21 @@ def _lead(settings: Settings, flags: Search, base: Experiment) -> str:
     )
 
 
-def _of_winner(arm: Arm, winner: Any) -> list[str]:
-    """The values of a winner, and which of them is at an edge."""
-    values = ", ".join(f"{name}={value}" for name, value in winner.params.items())
-    notes = [f"{values}; validation accuracy {100 * winner.value:.2f} %"]
+def _of_winner(arm: Arm, winner: Winner) -> list[str]:
+    """The values of a winner, how many trials tie with it, and which of its values is at an edge."""
+    values = ", ".join(f"{name}={value}" for name, value in winner.trial.params.items())
+    shown = f"{100 * winner.trial.value:.2f}"
+    notes = [f"{values}; validation accuracy {shown} %"]
+    tied = [
+        trial.number
+        for trial in search.trials(winner.study)
+        if trial.accuracy is not None and f"{100 * trial.accuracy:.2f}" == shown and trial.number != winner.trial.number
+    ]
+    if tied:
+        several = f"{len(tied)} other trials have" if len(tied) > 1 else "another trial has"
+        notes.append(f"{several} this accuracy: trials.csv has their values")
     for dimension in arm.ranges:
-        if edge := space.at_edge(dimension, winner.params[dimension.name]):
+        if edge := space.at_edge(dimension, winner.trial.params[dimension.name]):
             notes.append(f"{dimension.name} is the {edge} of its range: widen it")
     return notes
 

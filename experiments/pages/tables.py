@@ -16,8 +16,8 @@ from experiments.runs.console import Cell, Table
 from tljax.study import statistics
 from tljax.study.ranking import Board, Estimate
 from tljax.study.results import Result
-from tljax.study.study import Comparison, base_of, weights
 from tljax.study.summary import Spread, Summary, accuracy, counts, ended, finite, label, spread
+from tljax.study.verdicts import Comparison, base_of, weights
 
 # Numbers
 

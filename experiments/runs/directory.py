@@ -16,20 +16,27 @@ from typing import Any
 
 import jax
 
-from experiments.runs import console, flags, process
+from experiments.runs import console, fields, flags, process
 from experiments.runs.settings import GROWING, NEUTRAL, Settings, parse_flags, refuse_shared_names
-from tljax import __version__, checkpoint, files, plugins, surroundings
+from tljax import __version__, checkpoint, files, paths, plugins, switches
 from tljax.study.results import Result, from_json, to_json
 from tljax.types import InputError
 
 
 @contextmanager
-def opened(made: Settings, program: str, more: Sequence[str] = (), older: Settings | None = None) -> Iterator[Path]:
+def opened(
+    made: Settings,
+    program: str,
+    more: Sequence[str] = (),
+    older: Settings | None = None,
+    leave: Collection[str] = (),
+) -> Iterator[Path]:
     """The run directory of these settings, opened by the first process as `_opened` says, for all processes of the run.
 
     Raises InputError as it does, and where another process does not see the directory.
     """
-    with _opened(made, program, more, older) if process.first() else nullcontext(Path(made.workdir or "")) as folder:
+    first = process.first()
+    with _opened(made, program, more, older, leave) if first else nullcontext(Path(made.workdir or "")) as folder:
         process.wait("opened")
         if not (folder / "flags.flags").is_file():
             raise InputError(f"process {jax.process_index()} sees no --workdir={folder}: name a folder that all share")
@@ -38,12 +45,15 @@ def opened(made: Settings, program: str, more: Sequence[str] = (), older: Settin
 
 
 @contextmanager
-def _opened(made: Settings, program: str, more: Sequence[str], older: Settings | None) -> Iterator[Path]:
+def _opened(
+    made: Settings, program: str, more: Sequence[str], older: Settings | None, leave: Collection[str]
+) -> Iterator[Path]:
     """The run directory of these settings, this process's own until the end; what is damaged in it is set aside.
 
     Raises InputError where none is given, another process has it, or it holds another experiment; then nothing in
     it is changed. Lists (strategies, seeds, budgets) may grow. `more` are flagfile lines beside those of the settings.
     A flagfile without a line of `more` is an older tljax's, which wrote the settings `older`: it is written anew.
+    Flags to `leave` decide nothing in this run: they are neither compared nor written.
     """
     if made.workdir is None:
         raise InputError("--workdir is not given: name a new folder for the run, such as --workdir=runs/first")
@@ -52,12 +62,12 @@ def _opened(made: Settings, program: str, more: Sequence[str], older: Settings |
         raise InputError(f"--workdir={workdir}: '{odd}' is no UTF-8, and checkpoints need a path that is: name another")
     _refuse_strangers(workdir)
     _refuse_links(workdir)
-    _flags(workdir, made, program, more, older)
+    _flags(workdir, made, program, more, older, leave)
     _refuse_other_switches(workdir)
     results(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     with process.locked(workdir):
-        replace(workdir / "flags.flags", signed(_flags(workdir, made, program, more, older)))
+        replace(workdir / "flags.flags", signed(_flags(workdir, made, program, more, older, leave)))
         for name in ("", *FOLDERS):
             files.sweep(workdir / name)
         _set_damaged_aside(workdir)
@@ -110,10 +120,10 @@ def make_folder(place: Path) -> Path:
 def _refuse_other_switches(workdir: Path) -> None:
     """Raise InputError where the run's fits were trained under other switches of JAX: their streams are not to mix."""
     about = recorded_environment(workdir)
-    switches = about.get("switches", {}) if isinstance(about, dict) else None
-    if not isinstance(switches, dict):
+    there = about.get("switches", {}) if isinstance(about, dict) else None
+    if not isinstance(there, dict):
         return
-    there, here = switches, surroundings.switches()
+    here = switches.changed()
     names = [name for name in sorted({*there, *here}) if there.get(name) != here.get(name)]
     if names:
         told = "; ".join(f"{name}={there.get(name, 'unset')} there, {here.get(name, 'unset')} here" for name in names)
@@ -122,16 +132,24 @@ def _refuse_other_switches(workdir: Path) -> None:
         )
 
 
-def _flags(workdir: Path, made: Settings, program: str, more: Sequence[str], older: Settings | None) -> str:
+def _flags(
+    workdir: Path,
+    made: Settings,
+    program: str,
+    more: Sequence[str],
+    older: Settings | None,
+    leave: Collection[str],
+) -> str:
     """The run's flagfile, with what is new in its lists; raises InputError if it is of another experiment."""
     file = workdir / "flags.flags"
     head = f"# python -m experiments.{program} --flagfile=WORKDIR/{file.name} --workdir=NEW\n"
     lines_now = [files.to_bytes(line).decode() for line in [*made.flagfile_lines(), *more]]  # as they are in the file
-    now = _values(lines_now)
+    now = {name: values for name, values in _values(lines_now).items() if name not in leave}
     if file.is_file():
         text = flags_text(file)
         head = text.splitlines()[0] + "\n" if text.startswith("#") else head
-        there = _values(line for line in text.splitlines() if line.startswith("--"))
+        every_there = _values(line for line in text.splitlines() if line.startswith("--"))
+        there = {name: values for name, values in every_there.items() if name not in leave}
         lists: Sequence[str] = GROWING
         compared = now
         if older and not _values(more).keys() & there.keys():
@@ -226,10 +244,11 @@ def write_record(file: Path, record: Mapping[str, Any]) -> None:
     replace(file, json.dumps({**record, "sha256": _sum(record)}, indent=1) + "\n")
 
 
-def read_record(file: Path) -> dict[str, Any] | None:
+def read_record(file: Path, form: fields.Form = dict) -> dict[str, Any] | None:
     """What `write_record` wrote, without its SHA-256; None if there is no such file.
 
-    Raises InputError for what is no JSON, no object, nested too deep, or not as it was written.
+    Raises InputError for what is no JSON, no object, nested too deep, or not as it was written; and, with the first
+    field that is of another type, where it is not of this form.
     """
     if not os.path.lexists(file):
         return None
@@ -244,7 +263,10 @@ def read_record(file: Path) -> dict[str, Any] | None:
         raise InputError(f"'{file}' has no SHA-256: an older tljax wrote it, or it is damaged: {remedy}")
     if not good:
         raise InputError(f"'{file}' is not as it was written: {remedy}")
-    return {name: value for name, value in record.items() if name != "sha256"}
+    record = {name: value for name, value in record.items() if name != "sha256"}
+    if odd := fields.fault(record, form):
+        raise InputError(f"'{file}': {odd}: {remedy}")
+    return record
 
 
 def intact(record: Mapping[str, Any]) -> bool:
@@ -289,14 +311,40 @@ def results(workdir: Path) -> list[Result]:
     return found
 
 
-_STRINGS = ("key", "name", "target", "strategy", "checkpoint", "predictions", "predictions_sha256")
+FIT: fields.Form = {
+    **dict.fromkeys(("key", "name", "target", "strategy", "checkpoint", "predictions", "predictions_sha256"), str),
+    **{"options": dict, "seed": int, "train_examples": int, "steps": int, "diverged": bool},
+    **{"test_accuracy": (float, None), "source?": (str, None), "spec?": (str, None), "phase_steps?": [int]},
+    **dict.fromkeys(("recipe?", "masks_sha256?", "selected_on?", "tuning_seeds?"), (str, None)),
+    **dict.fromkeys(("trained_parameters?", "total_parameters?", "source_steps?", "best_step?"), (int, None)),
+    **dict.fromkeys(("diverged_step?", "step_flops?", "source_flops?", "source_seconds?"), (float, None)),
+    **dict.fromkeys(("test_loss?", "calibration_error?", "train_loss?", "train_penalty?"), (float, None)),
+    **dict.fromkeys(("train_total?", "source_accuracy?", "start_accuracy?", "retention?"), (float, None)),
+    **dict.fromkeys(("validation_accuracy?", "validation_loss?", "best_validation_accuracy?"), (float, None)),
+    **{"leaves?": [[(str, int)]], "per_class_accuracy?": ([(float, None)], None), "confusion?": ([[int]], None)},
+    **{"calibration?": ({"confidence": [(float, None)], "accuracy": [(float, None)], "count": [int]}, None)},
+    **{"evals?": {str: (float, None)}},
+}
+"""A line of results.jsonl, and a fit of a study; what may be lacking, an older tljax did not write."""
+
+
+def fault_of_fit(fit: Any) -> str:
+    """What of a line of results, or of a fit of a study, is not as such are, in a few words; "" where all is."""
+    if odd := fields.fault(fit, FIT):
+        return odd
+    confusion, bins = fit.get("confusion") or [], fit.get("calibration") or {}
+    if any(len(row) != len(confusion) for row in confusion):
+        return "confusion has not as many columns as rows"
+    if len({len(bins[name]) for name in ("confidence", "accuracy", "count") if name in bins}) > 1:
+        return "calibration has lists of several lengths"
+    kinds = [[type(part) for part in leaf] for leaf in fit.get("leaves", [])]
+    return "leaves are not a path and two numbers each" if any(leaf != [str, int, int] for leaf in kinds) else ""
 
 
 def _checked(workdir: Path, line: Any, where: str) -> Result:
     """The fit of a line, once it is sure that it is one, and that its paths stay in the run directory."""
-    words = isinstance(line, dict) and all(isinstance(line.get(name), str) for name in _STRINGS)
-    if not words or not isinstance(line.get("seed"), int):
-        raise InputError(f"{where} is no line of results: restore or delete it")
+    if odd := fault_of_fit(line):
+        raise InputError(f"{where} is no line of results ({odd}): restore or delete it")
     for name in ("checkpoint", "predictions", "name"):
         path = Path("metrics") / line[name] if name == "name" else Path(line[name])
         inside = len(path.parts) == 2 and ".." not in path.parts and not path.is_absolute() and "\0" not in line[name]
@@ -340,14 +388,17 @@ def supersede(workdir: Path, current: Sequence[Result]) -> None:
                 now.add(line.key)
     if now != before:
         write_record(workdir / "superseded.json", {"keys": sorted(now)})
-    if new := len(now - before):
-        fits = "1 earlier fit is" if new == 1 else f"{new} earlier fits are"
-        console.say(f"{fits} of other code than now: kept in '{workdir}', but in no table or report from here on")
+    if new := [line.name for line in results(workdir) if line.key in now - before]:
+        fits = "1 earlier fit is" if len(new) == 1 else f"{len(new)} earlier fits are"
+        console.say(
+            f"{fits} of other code than now, of a strategy or model: kept in '{workdir}', but in no table or report "
+            f"from here on ({paths.some(new)})"
+        )
 
 
 def superseded(workdir: Path) -> set[str]:
     """The keys of fits that later ones replaced; raises InputError for a record that is damaged."""
-    return set((read_record(workdir / "superseded.json") or {"keys": []})["keys"])
+    return set((read_record(workdir / "superseded.json", {"keys": [str]}) or {"keys": []})["keys"])
 
 
 def _cell(line: Result) -> str:
@@ -395,7 +446,7 @@ def _set_damaged_aside(workdir: Path) -> None:
             for file in filter(Path.is_file, places):
                 _set_aside_if(file, f"'{file}' is not as it was written, or not with the other masks of its fit")
     try:
-        read_record(workdir / "environment.json")
+        read_record(workdir / "environment.json", _PROVENANCE)
     except InputError as error:
         if _unsigned_environment(workdir) is None:
             place = set_aside(workdir / "environment.json")
@@ -445,8 +496,8 @@ def environment(fingerprints: Mapping[str, str]) -> dict[str, Any]:
         "versions": {name: version(name) for name in names},
         "data": dict(fingerprints),
         "commit": _commit(),
-        "variables": surroundings.variables(),
-        "switches": surroundings.switches(),
+        "variables": switches.variables(),
+        "switches": switches.changed(),
     }
 
 
@@ -534,10 +585,17 @@ def _differences(parts: Sequence[Mapping[str, Any]]) -> list[str]:
     return ["; ".join(odd)] if odd else []
 
 
+_ENVIRONMENT: fields.Form = {
+    **{"python": str, "platform": str, "cores": (int, None), "devices": [str], "versions": {str: str}},
+    **{"data": {str: str}, "commit": (str, None), "variables?": {str: str}, "switches?": dict, "fits": [str]},
+}
+_PROVENANCE: fields.Form = {**_ENVIRONMENT, "earlier": [_ENVIRONMENT], "seconds": {str: [float]}}
+
+
 def _provenance(workdir: Path) -> dict[str, Any] | None:
     """All of environment.json; None where it is gone or damaged. An older tljax's is taken to be of all fits there."""
     try:
-        return read_record(workdir / "environment.json")
+        return read_record(workdir / "environment.json", _PROVENANCE)
     except (OSError, InputError):
         old = _unsigned_environment(workdir)
         return old and {**old, "variables": {}, "switches": {}, "fits": _names(workdir), "earlier": [], "seconds": {}}

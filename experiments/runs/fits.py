@@ -1,5 +1,6 @@
 """Fits: from a task, a model, a recipe and seeds to what is ready to train."""
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -24,11 +25,11 @@ from tljax import (
     paths,
     plugins,
     seeds,
-    surroundings,
+    switches,
     train,
 )
 from tljax.data import draw
-from tljax.models import drawing
+from tljax.models import randomness
 from tljax.study.results import Result
 from tljax.types import InputError, Mask, Model, Params, Task
 
@@ -42,13 +43,13 @@ class Arena(NamedTuple):
     """The training examples."""
     test: train.Data
     """The test images, as `evaluate.padded` gives them."""
-    means: train.Execution
+    execution: train.Execution
 
 
-def arena(task: Task, recipe: Recipe, means: train.Execution) -> Arena:
+def arena(task: Task, recipe: Recipe, execution: train.Execution) -> Arena:
     """Put a task on the device, once for all its fits."""
     return Arena(
-        task, recipe, train.load(task.train.images, task.train.labels), evaluate.padded(task.test.images), means
+        task, recipe, train.load(task.train.images, task.train.labels), evaluate.padded(task.test.images), execution
     )
 
 
@@ -108,22 +109,23 @@ def check(recipe: Recipe, budget: str, task: Task, start: Start, prefix: str = "
 def _flagged(prefix: str, flag: str, attempt: Callable[[], Any]) -> Any:
     """What `attempt` gives; whatever it raises becomes an InputError that names the flag."""
     try:
-        with surroundings.kept(f"what --{prefix}{flag} names"):
+        with switches.guarded(f"what --{prefix}{flag} names"):
             return attempt()
     except InputError as error:
-        text = str(error)
-        raise InputError(f"--{prefix}{text[2:]}" if text.startswith("--") else f"--{prefix}{flag}: {text}") from error
+        names = "|".join(f.name for f in dataclasses.fields(Recipe))
+        text = re.sub(rf"--(?=(?:{names})\b)", f"--{prefix}", str(error))
+        raise InputError(text if text.startswith("--") else f"--{prefix}{flag}: {text}") from error
     except Exception as error:
         raise InputError(f"--{prefix}{flag} cannot be used as it is given: {plugins.said(error)}") from error
 
 
-def _optimizer(recipe: Recipe) -> tuple[optimizers.Spec, dict[str, float]]:
+def _optimizer(recipe: Recipe) -> tuple[optimizers.OptimizerSpec, dict[str, float]]:
     return optimizers.spec(
         recipe.optimizer, momentum=recipe.momentum, weight_decay=recipe.weight_decay, clip=recipe.clip
     )
 
 
-def _try_optimizer(spec: optimizers.Spec, numbers: Mapping[str, float]) -> None:
+def _try_optimizer(spec: optimizers.OptimizerSpec, numbers: Mapping[str, float]) -> None:
     """Trace one step on a small tree."""
     params = {name: jax.ShapeDtypeStruct((2,) * n, jnp.float32) for name, n in (("kernel", 2), ("bias", 1))}
 
@@ -169,15 +171,15 @@ def chosen(recipe: Recipe, budget: str, task: Task, seed: int) -> tuple[np.ndarr
     return subset, validation
 
 
-def never_still(made: Settings, model: Model, shape: tuple[int, ...]) -> tuple[str, ...]:
+def keeps_dropout(made: Settings, model: Model, shape: tuple[int, ...]) -> tuple[str, ...]:
     """The stages that keep their dropout while they are frozen, for inputs of one example's `shape`."""
-    return drawing.stages(model, shape) if made.frozen_dropout == "on" else ()
+    return randomness.stages(model, shape) if made.frozen_dropout == "on" else ()
 
 
 def faults(made: Settings, model: Model, shape: tuple[int, ...]) -> list[str]:
     """What a model draws otherwise than its key says, a sentence each."""
     # The models of tljax draw nothing.
-    sentences = drawing.faults(model, shape) if "." in plugins.parse(made.model).name else []
+    sentences = randomness.faults(model, shape) if "." in plugins.parse(made.model).name else []
     return [f"--model={made.model}: {sentence}" for sentence in sentences]
 
 
@@ -187,7 +189,7 @@ def draws(made: Settings, model: Model, shape: tuple[int, ...]) -> dict[str, Any
     Its number goes up when a key comes to reach more of a model, or other draws follow from it. Under pmap each device
     draws by itself, so their number counts too.
     """
-    if "." not in plugins.parse(made.model).name or not drawing.stages(model, shape):
+    if "." not in plugins.parse(made.model).name or not randomness.stages(model, shape):
         return {}  # the models of tljax draw nothing
     axes = [int(axis.partition(":")[2]) for axis in made.mesh]
     devices = made.devices or math.prod(axes) if made.devices or axes else len(jax.local_devices())
@@ -207,16 +209,16 @@ def build(
     streams: seeds.Seeds,
     budget: str,
     result: Result,
-    never_still: tuple[str, ...] = (),
+    keeps_dropout: tuple[str, ...] = (),
 ) -> Fit:
-    """One fit, from where it starts; the stages `never_still` keep their dropout while they are frozen."""
+    """One fit, from where it starts; the stages `keeps_dropout` keep their dropout while they are frozen."""
     recipe = field.recipe
     subset, validation = split(field, streams, budget)
     spec, numbers = _optimizer(recipe)
     terms, weights = objective.penalties(recipe.penalty)
     smooth = recipe.label_smoothing > 0
     loss = objective.loss(recipe.loss)
-    program = train.Spec(model, loss, spec, terms, smooth, start.merge, keeps_dropout=never_still)
+    program = train.Spec(model, loss, spec, terms, smooth, start.merge, keeps_dropout=keeps_dropout)
 
     def order(first: int, last: int) -> np.ndarray:
         by_epochs = recipe.steps is None
@@ -263,10 +265,9 @@ def identify(name: str, about: Mapping[str, Any], decisive: Mapping[str, Any], r
     `about` are fields of the `Result`. `recipe` is what fits that differ in their seed alone have in common: its digest
     lets whoever reads the results refuse fits of two recipes in one cell of a table.
     """
-    around = surroundings.switches()
-    switches = {"switches": around} if around else {}
-    key = _digest({**about, **decisive, **switches, "tljax": __version__})
-    digest = _digest({**recipe, **switches})[:16]
+    changed = {"switches": switches.changed()} if switches.changed() else {}
+    key = _digest({**about, **decisive, **changed, "tljax": __version__})
+    digest = _digest({**recipe, **changed})[:16]
     return Result(name=f"{file_name(name)}-{key[:8]}", key=key, recipe=digest, **about)
 
 

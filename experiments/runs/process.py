@@ -14,29 +14,34 @@ import errno
 import fcntl
 import functools
 import gc
+import glob
 import hashlib
 import io
 import logging
 import os
 import platform
+import resource
 import select
 import signal
 import stat
 import sys
 import threading
 import time
+import warnings
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 import jax
+from jaxlib import xla_client
 
 from experiments import INSTALL
 from experiments.runs import flags
 from experiments.runs.settings import MOST_DEVICES, Settings
-from tljax import files, heartbeat, plugins, surroundings, train
+from tljax import files, heartbeat, plugins, switches, train
 from tljax.types import InputError
 
 # ---- Beginning and end
@@ -58,6 +63,8 @@ def run_main(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None =
     with lasting_streams(quiet=flags.asks_help(arguments)):
         try:
             with termination_raised():
+                if not flags.asks_help(arguments):
+                    refuse_unknown_xla_flags()
                 main(arguments)
         except KeyboardInterrupt:
             _leave(130, "stopped; the same command goes on with what is not finished")
@@ -103,13 +110,13 @@ def _spare_the_collector() -> None:
 
 def _leave(code: int, text: str) -> None:
     """End at once: a computation may be under way, which the interpreter's own end would cut off in the middle."""
-    print(text, file=sys.stderr)
+    print(visible(text), file=sys.stderr)
     _flush()
     os._exit(code)
 
 
 def _print_error(text: str) -> None:
-    print("error: " + " ".join(text.split()), file=sys.stderr, flush=True)
+    print("error: " + visible(" ".join(text.split())), file=sys.stderr, flush=True)
     if jax.distributed.is_initialized():
         _flush()
         os._exit(1)  # the interpreter's own end would wait for the other processes, and they for this one
@@ -119,6 +126,66 @@ def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):  # somebody's code has taken it away
             stream.flush()
+
+
+_XLA_PATIENCE = 20.0
+"""Seconds for which XLA is waited for; whoever takes longer has read its flags."""
+
+
+def refuse_unknown_xla_flags() -> None:
+    """Raise InputError for what XLA does not take in XLA_FLAGS, with its own words.
+
+    XLA ends the process at a flag that it does not know, without an exception.
+    """
+    text = os.environ.get("XLA_FLAGS", "")
+    if text and (words := _xla_fault(text)):
+        raise InputError(f"XLA_FLAGS={text[:200]} in the environment: {words}: unset it, or mend it")
+
+
+@functools.cache
+def _xla_fault(text: str) -> str:
+    """What XLA says of its flags before it ends a process, in a copy of this one; "" where it takes them."""
+    if not hasattr(os, "fork"):
+        return ""
+    reading, writing = os.pipe()
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of threads, which are not in the copy: it needs none of them
+            child = os.fork()
+    except OSError:  # the system lets this user start no more processes
+        os.close(reading)
+        os.close(writing)
+        return ""
+    if child == 0:
+        _read_xla_flags(writing)
+    os.close(writing)
+    output = _output_of_child(reading, child)
+    ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if ended in (0, -signal.SIGKILL):
+        return ""
+    lines = [line.partition("] ")[2] or line for line in output.decode(errors="replace").splitlines()]
+    return next((line for line in lines if "XLA_FLAGS" in line or "flag" in line.lower()), "XLA ends at it")[:200]
+
+
+def _read_xla_flags(writing: int) -> NoReturn:
+    """Make XLA read its flags, with what it says in a pipe, and end."""
+    os.dup2(writing, 1)
+    os.dup2(writing, 2)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    xla_client.CompileOptions()
+    os._exit(0)
+
+
+def _output_of_child(reading: int, child: int) -> bytes:
+    """What comes out of a pipe until its end; the process at its other end is ended where that takes too long."""
+    output, end = b"", time.monotonic() + _XLA_PATIENCE
+    with open(reading, "rb", buffering=0) as pipe:
+        while select.select([pipe], [], [], max(0.0, end - time.monotonic()))[0]:
+            part = pipe.read(65536)
+            if not part:
+                return output
+            output = output[:65536] + part
+    os.kill(child, signal.SIGKILL)
+    return output
 
 
 def _end_threads(code: int) -> None:
@@ -160,6 +227,23 @@ def lasting_streams(quiet: bool = False) -> Iterator[None]:
             if isinstance(stream, _Text):
                 stream.flush()
         sys.stdout, sys.stderr = before
+
+
+_SHOWN = {
+    code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+    for code in (*range(32), *range(127, 160), 0x61C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A))
+    if chr(code) not in "\t\n"
+}
+"""{character that steers a terminal: how it is shown}: the controls of ISO 6429, Unicode's of lines and direction."""
+
+
+def visible(text: str) -> str:
+    """A text whose control characters are shown and steer no terminal: names of files and errors are anybody's.
+
+    >>> visible("\\x1b[31mred")
+    '\\\\x1b[31mred'
+    """
+    return text.translate(_SHOWN)
 
 
 def output_lost() -> bool:
@@ -229,7 +313,7 @@ def _warn_of_loss(error: OSError) -> None:
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    print(visible(line), flush=True)
 
 
 def _say_once() -> Callable[[str], None]:
@@ -325,11 +409,12 @@ def prepare(settings: Settings) -> train.Execution:
     count = settings.num_processes or 1  # of a cluster it is known later, and there a CPU is one device a core
     _one_device_a_core(settings.devices or -(-trial * data // count) or None)
     _keep_compiled(settings.compilation_cache)
+    _replace_damaged()
     _find_processes(settings)
     devices = _devices(settings, trial * data)
     say = _say_once()
-    if switches := surroundings.switches():
-        values = ", ".join(f"{name}={value}" for name, value in switches.items())
+    if changed := switches.changed():
+        values = ", ".join(f"{name}={value}" for name, value in changed.items())
         say(f"results are those of {values}: it enters the keys of all fits, and environment.json")
     all_share_a_batch = settings.parallel == "pmap" or settings.distributed
     store = train.FeatureCache(settings.features_budget, settings.features_dtype) if settings.features_budget else None
@@ -417,6 +502,53 @@ def _keep_compiled(folder: str | None) -> None:
     }
     for name, value in options.items():
         jax.config.update(name, value)
+
+
+_DAMAGED = "Error reading persistent compilation cache entry for "
+"""How JAX's warning begins of an entry that a full disk or a killed process left cut, or that was changed."""
+
+
+def _replace_damaged() -> None:
+    """Where JAX cannot read what it had compiled, delete that, aloud: JAX compiles anew, but writes over no entry."""
+    before = warnings.showwarning
+    if before.__name__ == "show_all_but_damaged":
+        return
+    say = _say_once()
+
+    def show_all_but_damaged(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        text = str(message)
+        if not text.startswith(_DAMAGED):
+            before(message, category, filename, lineno, file, line)
+            return
+        place = Path(str(jax.config.values["jax_compilation_cache_dir"]))
+        name = text.removeprefix(_DAMAGED).split("'")[1]
+        entries = [entry for entry in place.glob(f"{glob.escape(name)}-*") if entry.is_file()]
+        for entry in [entry for entry in entries if _is_cut(entry)] or entries:  # which of them, JAX does not say
+            with contextlib.suppress(OSError):
+                entry.unlink()
+        say(f"of what is kept compiled in '{place}', '{name}' cannot be read: it is compiled again")
+
+    warnings.filterwarnings("always", message=_DAMAGED)
+    warnings.showwarning = show_all_but_damaged
+
+
+def _is_cut(file: Path) -> bool:
+    """Whether an entry does not unpack, as far as Python's zlib knows how it is packed."""
+    try:
+        data = file.read_bytes()
+        return not data.startswith(_ZSTD) and not zlib.decompress(data)
+    except (OSError, zlib.error):
+        return True
+
+
+_ZSTD = b"\x28\xb5\x2f\xfd"
 
 
 def _kind_of_machine() -> str:
@@ -617,10 +749,14 @@ def _touch(lock: TextIO) -> None:
 LOST = "another process of this run is lost: run the same command on all of them again, and it goes on"
 """What processes say that are left, and end."""
 _MEMORY = "out of memory: lower --batch_size or --hidden, train one fit at a time (--many=map), or take less data"
-_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory", "OUT_OF_MEMORY", "bad_alloc", "failed to map segment")
+_OF_MEMORY = (
+    *("RESOURCE_EXHAUSTED", "out of memory", "OUT_OF_MEMORY", "bad_alloc", "failed to map segment"),
+    "cannot map zero-fill",
+)
 _REMEDY = {
     errno.ENOSPC: "; make room and run the same command again",
     errno.EDQUOT: "; make room and run the same command again",
+    errno.EISDIR: "; move it away, and run the same command again",
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR), "; name another place"),
 }
 """What helps where a place cannot be written, by the system's number."""
@@ -631,12 +767,23 @@ _STRICT = (
 """How the names of environment variables begin by which JAX refuses what it allows otherwise."""
 
 
+_LONGEST = 3000
+"""Characters of a line; what is in an error's middle, such as a value of a flag, may have any length."""
+
+
 def message(error: BaseException) -> str | None:
     """What a program says of an exception; None for a fault of tljax's own, of which the traceback is to be seen.
 
     >>> message(InputError("--seeds names nothing: name one")), message(KeyError("kernel"))
     ('--seeds names nothing: name one', None)
     """
+    text = _message(error)
+    if text is None or len(text) <= _LONGEST:
+        return text
+    return f"{text[: _LONGEST - 400]} ... {text[-390:]}"
+
+
+def _message(error: BaseException) -> str | None:
     text = plugins.words(error)
     if isinstance(error, InputError):
         return text
@@ -666,7 +813,7 @@ def _no_device() -> str:
         jax.devices()
         return ""
     except Exception as error:  # of the makers of devices, which have no type in common
-        reason = plugins.words(error)[:300]
+        reason = plugins.words(error)[:300] or type(error).__name__
     kinds = jax.config.values["jax_platforms"]
     if kinds:
         return f"JAX finds no device of JAX_PLATFORMS={kinds}: unset it, or name one there is, such as cpu ({reason})"
