@@ -42,7 +42,7 @@ def probabilities(one: Origin, images: np.ndarray) -> np.ndarray:
     from scipy.special import softmax
 
     params = jax.tree.map(lambda leaf: np.asarray(leaf)[None], one.params)
-    logits = evaluate.logits(train.forward(one.model), params, (evaluate.padded(images),), len(images))[0]
+    logits = evaluate.logits(train.forward(one.model), params, evaluate.padded(images), len(images))[0]
     odd = np.flatnonzero(~np.isfinite(logits).all(-1))
     if len(odd):
         raise InputError(f"image {odd[0]} gives logits that are not finite: its numbers are too large, so scale them")

@@ -26,7 +26,7 @@ def run(**flags: Any) -> list[Result]:
     task = sources.checked(made)
     shape = tuple(task.train.images.shape[1:])
     for fault in fits.faults(made, sources.model(made, len(task.classes)), shape):
-        means.say(fault)
+        means.on_message(fault)
     if made.dry_run:
         model = sources.model(made, len(task.classes))
         params = models.abstract(model, shape)

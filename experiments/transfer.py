@@ -44,7 +44,7 @@ class Experiment(NamedTuple):
     target: Task
     model: Model
     methods: tuple[methods.Named, ...]
-    means: train.Means
+    means: train.Execution
 
 
 def run(**flags: Any) -> list[Result]:
@@ -91,7 +91,7 @@ def fingerprints(todo: Experiment) -> dict[str, str]:
 
 
 def prepare(
-    made: Settings, means: train.Means, only: bool = False, stand_ins: Mapping[int, int] | None = None
+    made: Settings, means: train.Execution, only: bool = False, stand_ins: Mapping[int, int] | None = None
 ) -> Experiment:
     """Read everything that the flags name, and raise InputError for what cannot be.
 
@@ -119,7 +119,7 @@ def prepare(
     if source and not source.fisher and any(term.name == "ewc" for term in objective.penalties(made.recipe.penalty)[0]):
         raise InputError("--penalty=ewc needs the source's Fisher information: train the source with --save_fisher")
     for fault in fits.faults(made, model, shape):
-        means.say(fault)
+        means.on_message(fault)
     todo = Experiment(made, source, target, model, named, means)
     for _, start in first_starts(todo):
         for budget in made.train_examples:
@@ -231,7 +231,7 @@ def _company(fit: fits.Fit, label: str, many: str) -> Any:
     (_, mask), *later = fit.trial.phases
     if later or masks.is_strategy(mask) or many == "vmap":
         return label
-    return train.alike(fit.program, fit.trial, (mask,))
+    return train.group_key(fit.program, fit.trial, (mask,))
 
 
 def look(todo: Experiment, field: fits.Arena, streams: seeds.Seeds, budget: str) -> methods.Look:
@@ -239,7 +239,7 @@ def look(todo: Experiment, field: fits.Arena, streams: seeds.Seeds, budget: str)
     subset, _ = fits.split(field, streams, budget)
 
     def look(merge: Any) -> tuple[Any, Any]:
-        split = (todo.model, objective.loss(field.recipe.loss), field.images, field.labels, subset, merge)
+        split = (todo.model, objective.loss(field.recipe.loss), field.data, subset, merge)
         return gradients.mean_gradient(*split), gradients.mean_squared_gradient(*split)
 
     return look

@@ -27,9 +27,9 @@ from experiments.runs import (
     elsewhere,
     evals,
     evidence,
+    metrics,
     options,
     origin,
-    outcome,
     scoring,
     tuned,
 )
@@ -118,7 +118,7 @@ def of_run(folder: Path, settings: Any, program: str, more: Sequence[str] = ()) 
     def opened() -> Any:
         with directory.opened(settings, program, more):
             lines = list(directory.finished(folder).values())
-            curves = {line.name: outcome.curves(folder, line.name) for line in lines}
+            curves = {line.name: metrics.curves(folder, line.name) for line in lines}
             phases = {line.name: len(line.phase_steps) for line in lines}
             masks = {name: directory.masks_digest(folder, name, count) for name, count in phases.items()}
             flags = directory.flags_text(folder / "flags.flags")

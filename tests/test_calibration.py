@@ -1,7 +1,6 @@
 """Verdicts on real fits whose truth is known: the same strategy twice, under seeds and orders of its own each time."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
@@ -19,7 +18,7 @@ def right():
     task = data.load("fashion_mnist_10k")
     model = models.build("mlp", 10, hidden=(8,), activation="relu")
     spec, numbers = optimizers.spec("sgd")
-    program = train.Program(model, objective.loss("softmax_cross_entropy"), spec)
+    program = train.Spec(model, objective.loss("softmax_cross_entropy"), spec)
     labels = np.asarray(task.train.labels)
 
     def trial(seed):
@@ -28,14 +27,14 @@ def right():
         params = models.init(model, jax.random.key(seed), (28, 28, 1))
         everything = masks.by_path(params, lambda path: True)
         given = {**numbers, "label_smoothing": 0.0}
-        return train.Trial(
+        return train.Fit(
             params, ((0, everything),), order, np.full(STEPS, 0.1, np.float32), (), given, jax.random.key(0)
         )
 
     trials = [trial(seed) for seed in range(2 * GROUPS * FITS)]
     test, count = evaluate.padded(task.test.images[:1000]), 1000
-    for state, _ in train.fit(program, trials, jnp.asarray(task.train.images), jnp.asarray(labels), [STEPS]):
-        logits = train.logits(program, trials, state, test, count)
+    for state, _ in train.fit(program, trials, train.load(task.train.images, labels), [STEPS]):
+        logits = evaluate.logits_of(program, trials, state, test, count)
     return logits.argmax(-1) == task.test.labels[:count]
 
 

@@ -11,21 +11,22 @@ import pytest
 from tljax import evaluate, masks, models, objective, optimizers, train
 from tljax.data import draw
 from tljax.models import linen
-from tljax.train import features, modes, step, vectorize
+from tljax.train import loop, vectorize
 
 RNG = np.random.default_rng(0)
 IMAGES = jnp.asarray(RNG.integers(0, 256, (300, 4, 4, 1)).astype(np.uint8))
 LABELS = jnp.asarray(RNG.integers(0, 3, 300).astype(np.int32))
+DATA = train.load(IMAGES, LABELS)
 MODEL = models.build("mlp", 3, hidden=(16,), activation="relu")
 SPEC, NUMBERS = optimizers.spec("adam", clip=0.5)
-PROGRAM = train.Program(MODEL, objective.loss("softmax_cross_entropy"), SPEC)
+PROGRAM = train.Spec(MODEL, objective.loss("softmax_cross_entropy"), SPEC)
 DEVICES = tuple(jax.devices())
 STEPS = 50
 
 DIVIDED = {
-    "jit data:8": train.Means(DEVICES, 8),
-    "jit data:4, trial:2": train.Means(DEVICES, 4),
-    "pmap": train.Means(DEVICES, 8, "pmap"),
+    "jit data:8": train.Execution(DEVICES, 8),
+    "jit data:4, trial:2": train.Execution(DEVICES, 4),
+    "pmap": train.Execution(DEVICES, 8, "pmap"),
 }
 
 
@@ -41,16 +42,16 @@ def trials(strategy, batch, count=2, model=MODEL, weights=(), smoothing=0.0):
         order = partial(draw.order, seed, 300, batch, epochs=True)
         rates, numbers = np.full(STEPS, 0.01, np.float32), {**NUMBERS, "label_smoothing": smoothing}
         key = jax.random.key(seed)
-        found.append(train.Trial(params, phases(strategy, params), order, rates, weights, numbers, key))
+        found.append(train.Fit(params, phases(strategy, params), order, rates, weights, numbers, key))
     return found
 
 
-def outcome(group, means, program=PROGRAM):
+def outcome(group, execution, program=PROGRAM):
     """All that a fit gives: of every segment the state and the log, and logits at the end."""
     given = []
-    for state, log in train.fit(program, group, IMAGES, LABELS, [20, STEPS], means=means):
+    for state, log in train.fit(program, group, DATA, [20, STEPS], execution=execution):
         given.append(jax.device_get((state.params, state.optimizer, log)))
-    return given, train.logits(program, group, state, evaluate.padded(np.asarray(IMAGES)), 300, means)
+    return given, evaluate.logits_of(program, group, state, evaluate.padded(np.asarray(IMAGES)), 300, execution)
 
 
 def assert_near(one, other):
@@ -64,7 +65,7 @@ def on_one_device():
 
     def of(strategy, batch):
         if (strategy, batch) not in kept:
-            kept[strategy, batch] = outcome(trials(strategy, batch), train.Means())
+            kept[strategy, batch] = outcome(trials(strategy, batch), train.Execution())
         return kept[strategy, batch]
 
     return of
@@ -90,20 +91,20 @@ def test_devices_that_share_batches_give_what_one_gives(how, strategy, batch, on
 
 @pytest.mark.parametrize("how", ["jit data:8", pytest.param("pmap", marks=pytest.mark.slow)])
 def test_on_the_features_of_a_frozen_prefix_as_well(how, on_one_device):
-    means = DIVIDED[how]
-    store = features.Store(10**8)
-    kept = train.Means(means.devices, means.batch, means.mode, store=store)
+    execution = DIVIDED[how]
+    cache = train.FeatureCache(10**8)
+    kept = train.Execution(execution.devices, execution.devices_per_batch, execution.mode, cache=cache)
     assert_near(outcome(trials("head_only", 101), kept), on_one_device("head_only", 101))
-    assert len(store.kept) == 2  # of the training and of the test examples
+    assert len(cache.arrays) == 2  # of the training and of the test examples
 
 
 @pytest.mark.parametrize("how", ["pmap", pytest.param("jit data:8", marks=pytest.mark.slow)])
 def test_batches_smaller_than_the_devices_with_penalties_and_smoothing(how):
     """Five examples on eight devices; R of the parameters counts once, R of the features is a mean over the batch."""
     terms = tuple(map(objective.Penalty, ("l2", "l1", "behaviour")))
-    program = train.Program(MODEL, PROGRAM.loss, SPEC, terms, smooth=True)
+    program = train.Spec(MODEL, PROGRAM.loss, SPEC, terms, smooth_labels=True)
     group = trials("full", 5, weights=({"weight": 0.1}, {"weight": 0.01}, {"weight": 0.1}), smoothing=0.2)
-    assert_near(outcome(group, DIVIDED[how], program), outcome(group, train.Means(), program))
+    assert_near(outcome(group, DIVIDED[how], program), outcome(group, train.Execution(), program))
 
 
 class Drop(nn.Module):
@@ -117,9 +118,9 @@ class Drop(nn.Module):
 @pytest.mark.slow
 def test_under_jit_dropout_draws_what_it_draws_on_one_device():
     model = (MODEL[0], linen.stage("drop", Drop()), MODEL[1])
-    program = train.Program(model, PROGRAM.loss, SPEC)
+    program = train.Spec(model, PROGRAM.loss, SPEC)
     group = trials("full", 101, 1, model)
-    assert_near(outcome(group, DIVIDED["jit data:8"], program), outcome(group, train.Means(), program))
+    assert_near(outcome(group, DIVIDED["jit data:8"], program), outcome(group, train.Execution(), program))
 
 
 @pytest.mark.slow
@@ -127,24 +128,20 @@ def test_under_jit_dropout_draws_what_it_draws_on_one_device():
 def test_each_device_does_its_share_of_the_work(how):
     """FLOPs of one device's program, at a batch that is most of the work."""
     flops = {}
-    for name, means in (("one", train.Means()), ("many", DIVIDED[how])):
+    for name, execution in (("one", train.Execution()), ("many", DIVIDED[how])):
         trial = trials("full", 1000, 1)
-        program = train.under(PROGRAM, trial[0], (trial[0].phases[0][1],))
-        stand = vectorize.laid_out(program, trial, 1, IMAGES, means)
-        flops[name] = costs(program, stand, trial[0])
+        program = train.specialize(PROGRAM, trial[0], (trial[0].phases[0][1],))
+        mesh, mode = loop.layout(program, trial, 1, DATA, execution)
+        flops[name] = costs(program, mesh, mode, trial[0])
     assert flops["many"] < flops["one"] / 6
 
 
-def costs(program, stand, trial):
+def costs(program, mesh, mode, trial):
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], trial.params)
-    numbers = train.trial.numbers_of(program, [trial], [(trial.phases[0][1],)])
-    state = step.begin(program, params, numbers, jnp.ones(1))
+    hyper = vectorize.stack_hyper(program, [trial], [(trial.phases[0][1],)])
+    state = vectorize.begin(program, params, hyper, jnp.ones(1))
     order, rates = jnp.zeros((1, 9, 1000), jnp.int32), jnp.zeros((1, 9))
-    own = (params, state, jax.tree.map(lambda leaf: None, params), numbers)
-    given = (*own, ((IMAGES,), LABELS), order, rates, (0, 0, 1))
-    return (
-        jax.jit(modes.run(stand), static_argnums=(0, 1))
-        .lower(program, stand, *given)
-        .compile()
-        .cost_analysis()["flops"]
-    )
+    frozen = jax.tree.map(lambda leaf: None, params)
+    arrays = (params, state, frozen, hyper, DATA.inputs, DATA.labels, order, rates, (0, 0, 1))
+    run = jax.jit(vectorize.run, static_argnums=(0, 1, 2, 3))
+    return run.lower(program, mesh, 1, mode, *arrays).compile().cost_analysis()["flops"]

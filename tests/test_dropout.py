@@ -13,7 +13,7 @@ from tljax import masks, models, objective, optimizers, train
 from tljax.data import draw
 from tljax.models import drawing
 from tljax.models.linen import flat, stage
-from tljax.train import features
+from tljax.train.step import frozen_prefix, frozen_stages
 from tljax.types import InputError
 
 X = jnp.ones((50, 400))
@@ -338,6 +338,7 @@ def test_no_idiom_is_a_fault_and_each_draws(idiom):
 RNG = np.random.default_rng(0)
 IMAGES = jnp.asarray(RNG.integers(0, 256, (60, 4, 4, 1)).astype(np.uint8))
 LABELS = jnp.asarray(RNG.integers(0, 3, 60).astype(np.int32))
+DATA = train.load(IMAGES, LABELS)
 SPEC, NUMBERS = optimizers.spec("sgd")
 LOSS = objective.loss("softmax_cross_entropy")
 
@@ -363,12 +364,12 @@ def noisy_model():
 NOISY = noisy_model()
 
 
-def fitted(*trained, drawing=(), store=None, steps=4, rate=0.1, seeds=(0,), devices=(), batch=1, order=None):
+def fitted(*trained, keeps_dropout=(), cache=None, steps=4, rate=0.1, seeds=(0,), devices=(), batch=1, order=None):
     """(losses [seeds, steps], parameters of each) of fits in which only the stages named train."""
     params = [models.init(NOISY, jax.random.key(seed), (4, 4, 1)) for seed in seeds]
     mask = masks.under(params[0], trained)
     given = [
-        train.Trial(
+        train.Fit(
             one,
             ((0, mask),),
             order or partial(draw.order, seed, 60, 30, epochs=True),
@@ -379,11 +380,11 @@ def fitted(*trained, drawing=(), store=None, steps=4, rate=0.1, seeds=(0,), devi
         )
         for seed, one in zip(seeds, params, strict=True)
     ]
-    program = train.Program(NOISY, LOSS, SPEC, drawing=drawing)
-    means = train.Means(devices, batch, store=store)
+    program = train.Spec(NOISY, LOSS, SPEC, keeps_dropout=keeps_dropout)
+    execution = train.Execution(devices, batch, cache=cache)
     losses, ends = {}, {}
-    for state, log in train.fit(program, given, IMAGES, LABELS, [steps], means=means):
-        for row, i in enumerate(state.trials):
+    for state, log in train.fit(program, given, DATA, [steps], execution=execution):
+        for row, i in enumerate(state.fits):
             losses[i] = log.loss[row]
             ends[i] = jax.tree.map(lambda leaf, row=row: np.asarray(leaf[row]), state.params)
     return np.array([losses[i] for i in range(len(seeds))]), [ends[i] for i in range(len(seeds))]
@@ -417,10 +418,10 @@ SOME = [pytest.param(names, marks=() if names in QUICK else pytest.mark.slow) fo
 
 @pytest.mark.parametrize("trained", SOME)
 def test_frozen_stages_drop_nothing_wherever_they_stand_and_whatever_is_kept(trained):
-    store = features.Store(10**8)
-    kept, of_kept = fitted(*trained, store=store)
+    cache = train.FeatureCache(10**8)
+    kept, of_kept = fitted(*trained, cache=cache)
     anew, of_anew = fitted(*trained)
-    assert bool(store.kept) == ("low" not in trained)
+    assert bool(cache.arrays) == ("low" not in trained)
     np.testing.assert_allclose(kept, anew, rtol=1e-5)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), of_kept, of_anew)
     np.testing.assert_allclose(kept[0, 0], first_loss(STILL[trained]), rtol=1e-5)
@@ -428,27 +429,27 @@ def test_frozen_stages_drop_nothing_wherever_they_stand_and_whatever_is_kept(tra
 
 @pytest.mark.parametrize("trained", SOME)
 def test_on_request_frozen_stages_keep_their_dropout_and_only_what_draws_nothing_is_kept(trained):
-    store = features.Store(10**8)
+    cache = train.FeatureCache(10**8)
     names = drawing.stages(NOISY, (4, 4, 1))
     assert names == ("between", "middle", "last")
-    kept, _ = fitted(*trained, drawing=names, store=store)
+    kept, _ = fitted(*trained, keeps_dropout=names, cache=cache)
     np.testing.assert_allclose(kept[0, 0], first_loss(()), rtol=1e-5)
-    np.testing.assert_allclose(kept, fitted(*trained, drawing=names)[0], rtol=1e-5)
-    assert [views[0].shape for views, _ in store.kept.values()] == ([] if "low" in trained else [(60, 16)])
+    np.testing.assert_allclose(kept, fitted(*trained, keeps_dropout=names)[0], rtol=1e-5)
+    assert [array.shape for array in cache.arrays.values()] == ([] if "low" in trained else [(1, 60, 16)])
 
 
 def test_what_stands_in_a_frozen_prefix_is_what_computes_the_same_at_every_step():
     mask = masks.under(models.init(NOISY, jax.random.key(0), (4, 4, 1)), "head")
-    assert features.lead(NOISY, mask) == ("low", "between", "middle")
-    assert features.lead(NOISY, mask, ("middle",)) == ("low", "between")
-    assert features.lead(NOISY, mask, ("last",)) == ("low", "between", "middle")
+    assert frozen_prefix(NOISY, mask) == ("low", "between", "middle")
+    assert frozen_prefix(NOISY, mask, ("middle",)) == ("low", "between")
+    assert frozen_prefix(NOISY, mask, ("last",)) == ("low", "between", "middle")
 
 
 def test_a_norm_that_has_statistics_alone_freezes_no_dropout_below_it():
     norm = stage("norm", nn.BatchNorm(use_bias=False, use_scale=False))
     model = (NOISY[0], stage("drop", nn.Dropout(0.5)), norm, NOISY[-1])
     everything = masks.by_path(models.init(model, jax.random.key(0), (4, 4, 1)), lambda path: True)
-    assert features.still(model, everything) == ("norm",) and features.lead(model, everything) == ()
+    assert frozen_stages(model, everything) == ("norm",) and frozen_prefix(model, everything) == ()
 
 
 def test_each_step_draws_anew_and_a_repetition_the_same():

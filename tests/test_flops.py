@@ -1,4 +1,4 @@
-"""Frozen means free: FLOPs of the executable that a fit runs, at batch 100, with the gradient's norm logged."""
+"""Frozen execution free: FLOPs of the executable that a fit runs, at batch 100, with the gradient's norm logged."""
 
 from functools import partial
 
@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from tljax import masks, models, objective, optimizers, plugins, train
-from tljax.train import features, step, vectorize
-from tljax.train.trial import numbers_of, stack
+from tljax.train import features, vectorize
+from tljax.train.step import trained_leaves
 from tljax.types import Context
 
 BATCH, EXAMPLES = 100, 200
 IMAGES = jnp.zeros((EXAMPLES, 28, 28, 1), jnp.uint8)
 LABELS = jnp.zeros(EXAMPLES, jnp.int32)
+DATA = train.load(IMAGES, LABELS)
 
 
 def lowered(strategy, hidden=(512,), cached=False, optimizer="sgd"):
@@ -24,26 +25,22 @@ def lowered(strategy, hidden=(512,), cached=False, optimizer="sgd"):
     method, options = plugins.method(strategy)
     mask = method.strategy(params, Context(models.names(model)), **options)
     spec, numbers = optimizers.spec(optimizer)
-    plain = train.Program(model, objective.loss("softmax_cross_entropy"), spec)
+    plain = train.Spec(model, objective.loss("softmax_cross_entropy"), spec)
     order = lambda start, stop: np.zeros((stop - start, BATCH), np.int32)  # noqa: E731
-    trial = train.Trial(
+    trial = train.Fit(
         params, ((0, mask),), order, np.ones(9, np.float32), (), {**numbers, "label_smoothing": 0.0}, jax.random.key(0)
     )
-    program = train.under(plain, trial, (mask,))
-    whole, given = stack([params]), numbers_of(program, [trial], [(mask,)])
-    state = step.begin(program, whole, given, jnp.ones(1))
-    means = train.Means(store=features.Store(10**9) if cached else None)
-    short, views = vectorize.shortened(program, [trial], whole, 1, IMAGES, 10**9, means)
-    assert (views[0] is not IMAGES) == cached
-    trained, frozen = masks.split(whole, step.static(program))
+    program = train.specialize(plain, trial, (mask,))
+    whole, hyper = vectorize.stack([params]), vectorize.stack_hyper(program, [trial], [(mask,)])
+    state = vectorize.begin(program, whole, hyper, jnp.ones(1))
+    cache = train.FeatureCache(10**9) if cached else None
+    short, data = features.skip_frozen_prefix(program, trial, whole, 1, DATA, 10**9, cache, print)
+    assert (data.inputs is not DATA.inputs) == cached
+    trained, frozen = masks.split(whole, trained_leaves(program))
     rows = train.capacity(BATCH)
     order_, rates = jnp.zeros((1, rows, BATCH), jnp.int32), jnp.zeros((1, rows))
-    return (
-        step.segment.lower(
-            short, step.Layout(), trained, state, frozen, given, (views, LABELS), order_, rates, (0, 0, 1)
-        ),
-        state,
-    )
+    arrays = (trained, state, frozen, hyper, data.inputs, data.labels, order_, rates, (0, 0, 1))
+    return vectorize.segment.lower(short, None, 1, "map", *arrays), state
 
 
 def mflop(*arguments, **options):

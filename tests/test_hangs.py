@@ -23,7 +23,7 @@ from tensorboardX.proto.event_pb2 import Event
 from test_programs import arguments, command
 
 from experiments import transfer
-from experiments.runs import console, directory, elsewhere, evidence, machine, options, outcome, signals, streams
+from experiments.runs import console, directory, elsewhere, evidence, machine, metrics, options, signals, streams
 from tljax import checkpoint, data, files, npz, surroundings, weights
 from tljax.data import idx, unlabelled
 from tljax.types import InputError
@@ -265,8 +265,8 @@ def test_events_are_those_of_tensorboardx(tmp_path):
         for point in CURVE:
             for name in (name for name in point if name != "step" and np.isfinite(point[name])):
                 writer.add_scalar(name, point[name], int(point["step"]))
-    outcome._write_metrics(tmp_path / "ours", CURVE)
-    [theirs], [ours] = (list((tmp_path / side).glob("events.out.tfevents.*")) for side in ("theirs", "ours"))
+    metrics.write_curves(tmp_path, "ours", CURVE)
+    [theirs], [ours] = (list((tmp_path / side).glob("events.out.tfevents.*")) for side in ("theirs", "metrics/ours"))
     assert events(ours) == events(theirs) and len(events(ours)) == 12
 
 
@@ -278,11 +278,11 @@ def test_a_full_disk_under_the_events_is_an_error_and_no_thread_waits(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
         with pytest.raises(OSError):
-            outcome._write_metrics(tmp_path / "w", CURVE * 100)
+            metrics.write_curves(tmp_path, "w", CURVE * 100)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, ignored)
-    assert threading.active_count() == threads and not list((tmp_path / "w").iterdir())
+    assert threading.active_count() == threads and not list((tmp_path / "metrics" / "w").iterdir())
 
 
 ENDS = """
@@ -403,7 +403,7 @@ def test_an_npz_that_is_damaged_is_refused_by_every_reader_of_one(damage, tmp_pa
     for read in readers.values():
         with pytest.raises(InputError, match=re.escape(str(file))):
             read()
-    assert outcome.curves(tmp_path, "fit") is None and "left out" in capsys.readouterr().out
+    assert metrics.curves(tmp_path, "fit") is None and "left out" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])

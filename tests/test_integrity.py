@@ -14,7 +14,7 @@ from test_programs import arguments, command, refused, results, snapshot
 
 from experiments import features, predict, transfer
 from experiments.pages import export, history
-from experiments.runs import console, directory, elsewhere, evidence, options, outcome, tuned
+from experiments.runs import console, directory, elsewhere, evidence, metrics, options, tuned
 from tljax import files
 from tljax.types import InputError
 
@@ -253,19 +253,19 @@ def test_predictions_that_were_changed_are_left_out_of_a_report_aloud(copy):
 def test_curves_that_were_changed_are_left_out_aloud(copy, capsys):
     line = results(copy)[-1]
     file = copy / "metrics" / line.name / "curves.npz"
-    curves = outcome.curves(copy, line.name)
+    curves = metrics.curves(copy, line.name)
     assert "sha256" not in curves and capsys.readouterr().out == ""
     with np.load(file) as arrays:
         kept = dict(arrays)
     for change in ({"train_loss": kept["train_loss"] + 1}, {"more": kept["step"]}, {"step": kept["step"][:-1]}):
         np.savez(file, **{**kept, **change})
-        assert outcome.curves(copy, line.name) is None
+        assert metrics.curves(copy, line.name) is None
         assert f"the curves of '{line.name}' are left out" in capsys.readouterr().out
     other = results(copy)[-2]
     shutil.copy(copy / "metrics" / other.name / "curves.npz", file)
-    assert outcome.curves(copy, line.name) is None
+    assert metrics.curves(copy, line.name) is None
     np.savez(file, **{name: column for name, column in kept.items() if name != "sha256"})  # of an older tljax
-    assert {name: column.tolist() for name, column in outcome.curves(copy, line.name).items()} == {
+    assert {name: column.tolist() for name, column in metrics.curves(copy, line.name).items()} == {
         name: column.tolist() for name, column in curves.items()
     }
 

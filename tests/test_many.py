@@ -8,16 +8,19 @@ import numpy as np
 import optax
 import pytest
 
-from tljax import masks, models, objective, optimizers, parallel, train
+from tljax import evaluate, masks, models, objective, optimizers, train
 from tljax.data import draw
-from tljax.train import features, step, vectorize
+from tljax.train import vectorize
 
 RNG = np.random.default_rng(0)
 IMAGES = jnp.asarray(RNG.integers(0, 256, (60, 4, 4, 1)).astype(np.uint8))
 LABELS = jnp.asarray(RNG.integers(0, 3, 60).astype(np.int32))
+DATA = train.load(IMAGES, LABELS)
 MODEL = models.build("mlp", 3, hidden=(6,), activation="relu")
 SPEC, NUMBERS = optimizers.spec("sgd", momentum=0.5, clip=0.5)
-PROGRAM = train.Program(MODEL, objective.loss("softmax_cross_entropy"), SPEC, (objective.Penalty("l2"),), smooth=True)
+PROGRAM = train.Spec(
+    MODEL, objective.loss("softmax_cross_entropy"), SPEC, (objective.Penalty("l2"),), smooth_labels=True
+)
 DEVICES = tuple(jax.devices())
 STEPS = 50
 
@@ -31,9 +34,9 @@ def order_of(seed, subset=None):
     return partial(draw.order, seed, n, 10, epochs=False, subset=subset)
 
 
-def trial(params, order, rate=0.05, weight=1e-2, smoothing=0.1, mask=None, phases=None):
+def trial(params, order, rate=0.05, weight=1e-2, smoothing=0.1, mask=None, phases=None, shares=None):
     mask = masks.by_path(params, lambda path: True) if mask is None else mask
-    return train.Trial(
+    return train.Fit(
         params,
         phases or ((0, mask),),
         order,
@@ -41,16 +44,17 @@ def trial(params, order, rate=0.05, weight=1e-2, smoothing=0.1, mask=None, phase
         ({"weight": weight},),
         {**NUMBERS, "label_smoothing": smoothing},
         jax.random.key(0),
+        shares=shares,
     )
 
 
-def fitted(trials, **means):
+def fitted(trials, **execution):
     """{trial: (parameters, losses)} and what was said."""
     said, found = [], {}
     for state, log in train.fit(
-        PROGRAM, trials, IMAGES, LABELS, [20, STEPS], means=train.Means(say=said.append, **means)
+        PROGRAM, trials, DATA, [20, STEPS], execution=train.Execution(on_message=said.append, **execution)
     ):
-        for row, i in enumerate(state.trials):
+        for row, i in enumerate(state.fits):
             params = jax.tree.map(lambda leaf, row=row: np.array(leaf[row]), state.params)
             found[i] = (params, np.concatenate([found[i][1] if i in found else [], log.loss[row]]))
     return [found[i] for i in range(len(trials))], said
@@ -85,9 +89,9 @@ def test_what_differs_in_numbers_orders_or_examples_is_one_group_and_one_executa
         trial(start(0), order_of(0), smoothing=0.4),
         trial(start(0), order_of(0, few)),
     ]
-    before = step.segment._cache_size()
+    before = vectorize.segment._cache_size()
     together, _ = fitted(trials)
-    assert step.segment._cache_size() == before + 1
+    assert vectorize.segment._cache_size() == before + 1
     for i, one in enumerate(trials):
         assert_same(together[i], fitted([one])[0][0])
     assert len({float(losses[-1]) for _, losses in together}) == 5
@@ -107,7 +111,7 @@ def with_one_order(seeds=2, rates=3):
     found = []
     for seed in range(seeds):
         params, order = start(seed), order_of(seed)
-        found += [trial(params, order, rate=0.02 * (i + 1)) for i in range(rates)]
+        found += [trial(params, order, rate=0.02 * (i + 1), shares=seed) for i in range(rates)]
     return found
 
 
@@ -142,26 +146,27 @@ def test_wide_steps_go_one_after_another_unless_a_flag_says_otherwise():
     params = jax.tree.map(jnp.zeros_like, models.init(wide, jax.random.key(0), (28, 28, 1)))
     order = lambda begin, end: np.zeros((end - begin, 100), np.int32)  # noqa: E731
     for mask, expected in ((masks.by_path(params, lambda path: True), False), (masks.under(params, "head"), True)):
-        trials = [trial(params, order, mask=mask) for _ in range(2)]
-        program = train.under(train.Program(wide, PROGRAM.loss, SPEC, PROGRAM.penalties), trials[0], (mask,))
-        images = jnp.zeros((1, 28, 28, 1), jnp.uint8)
-        side = vectorize.lanes(program, trials, [(mask,)] * 2)
-        assert side == 2
-        assert vectorize.laid_out(program, trials, side, images, train.Means()).wide == expected
-        assert vectorize.laid_out(program, trials, side, images, train.Means(many="vmap")).wide
-        assert not vectorize.laid_out(program, trials, side, images, train.Means(many="map")).wide
+        trials = [trial(params, order, mask=mask, shares=0) for _ in range(2)]
+        program = train.specialize(train.Spec(wide, PROGRAM.loss, SPEC, PROGRAM.penalties), trials[0], (mask,))
+        data = train.load(np.zeros((1, 28, 28, 1), np.uint8))
+        width = vectorize.shared_width(program, trials, [(mask,)] * 2)
+        assert width == 2
+        modes = [vectorize.choose_mode(program, trials, width, data, many) for many in ("auto", "vmap", "map")]
+        assert modes == ["vmap_shared" if expected else "map", "vmap", "map"]
 
 
 def test_work_is_about_what_xla_counts_for_a_step():
     params = models.init(models.build("mlp", 10, hidden=(512,), activation="relu"), jax.random.key(0), (28, 28, 1))
-    program = train.Program(models.build("mlp", 10, hidden=(512,), activation="relu"), PROGRAM.loss, SPEC)
+    program = train.Spec(models.build("mlp", 10, hidden=(512,), activation="relu"), PROGRAM.loss, SPEC)
     order = lambda begin, end: np.zeros((end - begin, 100), np.int32)  # noqa: E731
     for mask, expected in (
         (masks.by_path(params, lambda path: True), 3 * 81.4e6),
         (masks.under(params, "head"), 3 * 1.03e6),
     ):
         one = trial(params, order, mask=mask)
-        got = vectorize.work(train.under(program, one, (mask,)), one, jnp.zeros((1, 28, 28, 1), jnp.uint8))
+        got = vectorize.step_work(
+            train.specialize(program, one, (mask,)), one, train.load(np.zeros((1, 28, 28, 1), np.uint8))
+        )
         assert got == pytest.approx(expected, rel=0.03)
 
 
@@ -169,9 +174,9 @@ def test_probes_on_the_features_of_several_sources_side_by_side_over_devices():
     def heads():
         return [one._replace(phases=((0, masks.under(one.params, "head")),)) for one in with_one_order(4, 2)]
 
-    store = features.Store(10**8)
-    together, _ = fitted(heads(), devices=DEVICES[:2], store=store)
-    assert [views.shape for views, _ in store.kept.values()] == [(4, 60, 6)]
+    cache = train.FeatureCache(10**8)
+    together, _ = fitted(heads(), devices=DEVICES[:2], cache=cache)
+    assert [array.shape for array in cache.arrays.values()] == [(4, 60, 6)]
     for i, one in enumerate(heads()):
         assert_near(together[i], fitted([one])[0][0])
 
@@ -180,36 +185,34 @@ def test_lanes_part_where_the_frozen_stages_were_trained_before():
     """Two rates, one order: all trains, then the head on features that are now two."""
     params, order = start(), order_of(0)
     phases = ((0, masks.by_path(params, lambda path: True)), (20, masks.under(params, "head")))
-    trials = [trial(params, order, rate=rate, phases=phases) for rate in (0.02, 0.2)]
-    store = features.Store(10**8)
-    together, _ = fitted(trials, store=store)
-    assert [views.shape for views, _ in store.kept.values()] == [(2, 60, 6)]
+    trials = [trial(params, order, rate=rate, phases=phases, shares=0) for rate in (0.02, 0.2)]
+    cache = train.FeatureCache(10**8)
+    together, _ = fitted(trials, cache=cache)
+    assert [array.shape for array in cache.arrays.values()] == [(2, 60, 6)]
     for i, one in enumerate(trials):
         assert_near(together[i], fitted([one])[0][0])
 
 
 def test_a_stop_and_resume_over_devices_gives_the_bits_of_no_stop():
     whole, _ = fitted(seeds(4), devices=DEVICES[:2])
-    means = train.Means(DEVICES[:2])
+    execution = train.Execution(DEVICES[:2])
     ends = [20, STEPS]
-    state, _ = next(train.fit(PROGRAM, seeds(4), IMAGES, LABELS, ends, means=means))
+    state, _ = next(train.fit(PROGRAM, seeds(4), DATA, ends, execution=execution))
     kept = jax.device_get(state)
-    [(state, _)] = train.fit(PROGRAM, seeds(4), IMAGES, LABELS, ends, [kept], means)
+    [(state, _)] = train.fit(PROGRAM, seeds(4), DATA, ends, [kept], execution)
     for row in range(4):
         assert_same(jax.tree.map(lambda leaf, row=row: np.array(leaf[row]), state.params), whole[row][0])
 
 
 def test_devices_take_whole_rounds_and_the_rest_goes_on_as_many_as_it_needs():
-    assert [parallel.parts(n, 8) for n in (1, 8, 9, 23)] == [[1], [8], [8, 1], [16, 7]]
-    assert [parallel.share(n, 8) for n in (1, 7, 12, 16)] == [1, 7, 6, 8]
+    assert [vectorize.group_sizes(n, 8, n) for n in (1, 8, 9, 23)] == [[1], [8], [8, 1], [16, 7]]
+    assert [vectorize.most_that_divide(n, 8) for n in (1, 7, 12, 16)] == [1, 7, 6, 8]
 
 
 def test_logits_over_devices_are_those_of_each_fit():
-    from tljax import evaluate
-
-    states = list(train.fit(PROGRAM, seeds(4), IMAGES, LABELS, [STEPS], means=train.Means(DEVICES[:2])))
+    states = list(train.fit(PROGRAM, seeds(4), DATA, [STEPS], execution=train.Execution(DEVICES[:2])))
     padded = evaluate.padded(np.asarray(IMAGES))
-    got = train.logits(PROGRAM, seeds(4), states[0][0], padded, 60, train.Means(DEVICES[:2]))
+    got = evaluate.logits_of(PROGRAM, seeds(4), states[0][0], padded, 60, train.Execution(DEVICES[:2]))
     for row in range(4):
         params = jax.tree.map(lambda leaf, row=row: np.asarray(leaf)[row], states[0][0].params)
         np.testing.assert_allclose(got[row], models.apply(MODEL, params, IMAGES), rtol=1e-5, atol=1e-5)
@@ -223,7 +226,8 @@ def test_the_norm_of_the_gradient_too_has_the_bits_of_a_fit_alone():
     model = models.build("mlp", 10, hidden=(512,), activation="relu")
     images = jnp.asarray(RNG.integers(0, 256, (100, 28, 28, 1)).astype(np.uint8))
     labels = jnp.asarray(RNG.integers(0, 10, 100).astype(np.int32))
-    program = train.Program(model, PROGRAM.loss, SPEC, PROGRAM.penalties)
+    data = train.load(images, labels)
+    program = train.Spec(model, PROGRAM.loss, SPEC, PROGRAM.penalties)
 
     def norms(seeds, devices):
         params = [models.init(model, jax.random.key(seed), (28, 28, 1)) for seed in seeds]
@@ -231,10 +235,10 @@ def test_the_norm_of_the_gradient_too_has_the_bits_of_a_fit_alone():
         order = lambda first, last: np.tile(np.arange(100, dtype=np.int32), (last - first, 1))  # noqa: E731
         rates, numbers = np.full(12, 0.05, np.float32), {**NUMBERS, "label_smoothing": 0.0}
         group = [
-            train.Trial(one, ((0, mask),), order, rates, ({"weight": 1e-3},), numbers, jax.random.key(0))
+            train.Fit(one, ((0, mask),), order, rates, ({"weight": 1e-3},), numbers, jax.random.key(0))
             for one in params
         ]
-        [(state, log)] = train.fit(program, group, images, labels, [12], means=train.Means(DEVICES[:devices]))
+        [(state, log)] = train.fit(program, group, data, [12], execution=train.Execution(DEVICES[:devices]))
         first = jax.tree.map(lambda leaf: np.asarray(leaf[0]), (log, state.params))
         return first, params[0]
 

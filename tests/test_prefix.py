@@ -12,11 +12,13 @@ from tljax import masks, models, objective, optimizers, plugins, train
 from tljax.data import draw
 from tljax.models.linen import stage
 from tljax.train import features
+from tljax.train.step import frozen_prefix
 from tljax.types import Stage
 
 RNG = np.random.default_rng(0)
 IMAGES = jnp.asarray(RNG.integers(0, 256, (60, 6, 6, 1)).astype(np.uint8))
 LABELS = jnp.asarray(RNG.integers(0, 3, 60).astype(np.int32))
+DATA = train.load(IMAGES, LABELS)
 MLP = models.build("mlp", 3, hidden=(7, 5), activation="relu")
 CNN = models.build("cnn", 3, hidden=(6,), activation="relu")
 STEPS = 24
@@ -36,7 +38,7 @@ def everything(params):
 
 def trial(params, phases, seed=0, rate=0.1, numbers=None):
     order = partial(draw.order, seed, 60, 10, epochs=True)
-    return train.Trial(
+    return train.Fit(
         params,
         phases,
         order,
@@ -47,20 +49,17 @@ def trial(params, phases, seed=0, rate=0.1, numbers=None):
     )
 
 
-def fitted(model, trials, store, optimizer="sgd", merge=None, said=None):
-    """Parameters [trials, ...] and losses of a group, with and without a store of features."""
+def fitted(model, trials, cache, optimizer="sgd", merge=None, said=None):
+    """Parameters [trials, ...] and losses of a group, with and without a cache of features."""
     spec, numbers = optimizers.spec(optimizer, clip=0.5)
-    program = train.Program(
-        model, objective.loss("softmax_cross_entropy"), spec, (objective.Penalty("l2"),), merge=merge
-    )
+    program = train.Spec(model, objective.loss("softmax_cross_entropy"), spec, (objective.Penalty("l2"),), merge=merge)
     trials = [one._replace(numbers={**one.numbers, **numbers}) for one in trials]
-    means = train.Means(store=store, say=(said if said is not None else []).append)
+    execution = train.Execution(cache=cache, on_message=(said if said is not None else []).append)
     losses, params = [], {}
-    for state, log in train.fit(program, trials, IMAGES, LABELS, [12, STEPS], means=means):
+    for state, log in train.fit(program, trials, DATA, [12, STEPS], execution=execution):
         losses.append(log.loss)
         params |= {
-            i: jax.tree.map(lambda leaf, row=row: np.array(leaf[row]), state.params)
-            for row, i in enumerate(state.trials)
+            i: jax.tree.map(lambda leaf, row=row: np.array(leaf[row]), state.params) for row, i in enumerate(state.fits)
         }
     return [params[i] for i in range(len(trials))], np.concatenate([loss.ravel() for loss in losses])
 
@@ -69,28 +68,14 @@ def close(one, other):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-6), one, other)
 
 
-def test_the_rewritten_four_give_the_same_outputs():
-    params = params_of(MLP)
-    mask = masks.under(params, ["hidden_1", "head"])
-    model, same, same_mask, x = features.rewrite(MLP, params, mask, IMAGES)
-    assert models.names(model) == ("hidden_1", "head") and same is params and same_mask is mask
-    np.testing.assert_allclose(models.apply(model, params, x), models.apply(MLP, params, IMAGES), rtol=1e-5, atol=1e-6)
-
-
-def test_a_model_that_trains_from_its_first_stage_is_left_as_it_is():
-    params = params_of(MLP)
-    mask = masks.by_glob(params, "**/bias")
-    assert features.rewrite(MLP, params, mask, IMAGES) == (MLP, params, mask, IMAGES)
-
-
 def test_the_lead_ends_with_the_last_frozen_stage_that_has_parameters():
     """Dropout before the head stays dropout; between frozen stages it is off, as in evaluation."""
     nothing = lambda name: Stage(name, lambda key, x: {}, lambda params, x, key=None: x)  # noqa: E731
     model = (nothing("in"), *MLP[:1], nothing("between"), *MLP[1:2], nothing("last"), MLP[2])
     params = params_of(model)
-    assert features.lead(model, head(params)) == ("in", "hidden_0", "between", "hidden_1")
-    assert features.lead(model, masks.under(params, ["hidden_1", "head"])) == ("in", "hidden_0")
-    assert features.lead(model, everything(params)) == ()
+    assert frozen_prefix(model, head(params)) == ("in", "hidden_0", "between", "hidden_1")
+    assert frozen_prefix(model, masks.under(params, ["hidden_1", "head"])) == ("in", "hidden_0")
+    assert frozen_prefix(model, everything(params)) == ()
 
 
 # A large eps keeps rounding small where a gradient is next to nothing.
@@ -105,18 +90,18 @@ def test_a_cached_fit_equals_the_uncached_phase_by_phase(plan, model, optimizer)
         "head, then all": ((0, head(params)), (12, everything(params))),
         "upper, then head": ((0, upper), (12, head(params))),
     }[plan]
-    store = features.Store(10**8)
-    cached, losses = fitted(model, [trial(params, phases)], store, optimizer)
+    cache = train.FeatureCache(10**8)
+    cached, losses = fitted(model, [trial(params, phases)], cache, optimizer)
     plain, expected = fitted(model, [trial(params, phases)], None, optimizer)
     np.testing.assert_allclose(losses, expected, rtol=2e-5)
     close(cached, plain)
     # LP-FT caches its first phase and not its second; a head after the upper stages, one lead each.
-    assert len(store.kept) == {"head": 1, "head, then all": 1, "upper, then head": 2}[plan]
+    assert len(cache.arrays) == {"head": 1, "head, then all": 1, "upper, then head": 2}[plan]
 
 
 def test_frozen_leaves_of_a_cached_fit_keep_their_bytes():
     params = params_of(MLP)
-    [after], _ = fitted(MLP, [trial(params, ((0, head(params)),))], features.Store(10**8))
+    [after], _ = fitted(MLP, [trial(params, ((0, head(params)),))], train.FeatureCache(10**8))
     for name in ("hidden_0", "hidden_1"):
         jax.tree.map(np.testing.assert_array_equal, after[name], jax.tree.map(np.asarray, params[name]))
 
@@ -127,10 +112,10 @@ def test_added_factors_are_merged_before_the_features_are_computed():
     params = method.adapt(params_of(MLP), jax.random.key(1))
     params["hidden_0"]["lora_b"] = params["hidden_0"]["lora_b"] + 0.3
     phases = ((0, masks.under(params, ["hidden_1", "head"])),)
-    store = features.Store(10**8)
-    cached, _ = fitted(MLP, [trial(params, phases)], store, merge=method.merge)
+    cache = train.FeatureCache(10**8)
+    cached, _ = fitted(MLP, [trial(params, phases)], cache, merge=method.merge)
     plain, _ = fitted(MLP, [trial(params, phases)], None, merge=method.merge)
-    assert len(store.kept) == 1
+    assert len(cache.arrays) == 1
     close(cached, plain)
 
 
@@ -138,7 +123,7 @@ def test_dropout_above_the_lead_draws_the_same():
     model = (*MLP[:2], stage("drop", nn.Dropout(0.5, deterministic=False)), MLP[2])
     params = {**params_of(MLP), "drop": {}}
     phases = ((0, masks.under(params, "head")),)
-    cached, losses = fitted(model, [trial(params, phases)], features.Store(10**8))
+    cached, losses = fitted(model, [trial(params, phases)], train.FeatureCache(10**8))
     plain, expected = fitted(model, [trial(params, phases)], None)
     np.testing.assert_allclose(losses, expected, rtol=2e-5)
     close(cached, plain)
@@ -148,69 +133,71 @@ def test_dropout_above_the_lead_draws_the_same():
 
 def test_fits_that_freeze_the_same_leaves_of_the_same_source_share_the_features():
     one, other = params_of(MLP), params_of(MLP, 1)
-    store = features.Store(10**8)
+    cache = train.FeatureCache(10**8)
     for rate in (0.1, 0.2):
-        fitted(MLP, [trial(one, ((0, head(one)),), rate=rate)], store)
+        fitted(MLP, [trial(one, ((0, head(one)),), rate=rate)], cache)
     again = {**one, "head": params_of(MLP, 5)["head"]}
-    fitted(MLP, [trial(again, ((0, head(again)),), seed=3)], store)
-    assert len(store.kept) == 1
-    fitted(MLP, [trial(other, ((0, head(other)),))], store)
-    assert len(store.kept) == 2
+    fitted(MLP, [trial(again, ((0, head(again)),), seed=3)], cache)
+    assert len(cache.arrays) == 1
+    fitted(MLP, [trial(other, ((0, head(other)),))], cache)
+    assert len(cache.arrays) == 2
 
 
 def test_sources_of_one_group_have_a_view_each_and_one_source_has_one():
     trials = [trial(params_of(MLP, i), ((0, head(params_of(MLP, i))),), seed=i) for i in range(3)]
-    store = features.Store(10**8)
-    together, _ = fitted(MLP, trials, store)
-    assert [views.shape for views, _ in store.kept.values()] == [(3, 60, 5)]
+    cache = train.FeatureCache(10**8)
+    together, _ = fitted(MLP, trials, cache)
+    assert [array.shape for array in cache.arrays.values()] == [(3, 60, 5)]
     for i, one in enumerate(trials):
         close(together[i], fitted(MLP, [one], None)[0][0])
     same = [trial(params_of(MLP), ((0, head(params_of(MLP))),), seed=i) for i in range(3)]
-    store = features.Store(10**8)
-    fitted(MLP, same, store)
-    assert [views[0].shape for views, _ in store.kept.values()] == [(60, 5)]
+    cache = train.FeatureCache(10**8)
+    fitted(MLP, same, cache)
+    assert [array.shape for array in cache.arrays.values()] == [(1, 60, 5)]
 
 
 def test_over_the_budget_it_says_so_and_computes_as_it_goes():
     params, said = params_of(MLP), []
-    store = features.Store(60 * 5 * 4 - 1)
-    got, _ = fitted(MLP, [trial(params, ((0, head(params)),))], store, said=said)
-    assert not store.kept and any("so computed in every step" in line for line in said)
+    cache = train.FeatureCache(60 * 5 * 4 - 1)
+    got, _ = fitted(MLP, [trial(params, ((0, head(params)),))], cache, said=said)
+    assert not cache.arrays and any("so computed in every step" in line for line in said)
     jax.tree.map(np.testing.assert_array_equal, got[0], fitted(MLP, [trial(params, ((0, head(params)),))], None)[0][0])
 
 
 def test_within_the_budget_the_least_recently_used_go_and_a_group_takes_turns():
     trials = [trial(params_of(MLP, i), ((0, head(params_of(MLP, i))),), seed=i) for i in range(3)]
-    store = features.Store(60 * 5 * 4)
-    together, _ = fitted(MLP, trials, store)
-    assert sum(leaf.nbytes for leaf in jax.tree.leaves([views for views, _ in store.kept.values()])) <= store.budget
+    cache = train.FeatureCache(60 * 5 * 4)
+    together, _ = fitted(MLP, trials, cache)
+    assert sum(array.nbytes for array in cache.arrays.values()) <= cache.budget
     for i, one in enumerate(trials):
         close(together[i], fitted(MLP, [one], None)[0][0])
 
 
 def test_fewer_examples_than_there_are_are_not_worth_it():
-    params, store = params_of(MLP), features.Store(10**8)
+    params, cache = params_of(MLP), train.FeatureCache(10**8)
     spec, numbers = optimizers.spec("sgd")
-    program = train.Program(MLP, objective.loss("softmax_cross_entropy"), spec)
+    program = train.Spec(MLP, objective.loss("softmax_cross_entropy"), spec)
     one = trial(params, ((0, head(params)),), numbers=numbers)._replace(rates=np.ones(5, np.float32), weights=())
-    list(train.fit(program, [one], IMAGES, LABELS, [5], means=train.Means(store=store)))
-    assert not store.kept
+    list(train.fit(program, [one], DATA, [5], execution=train.Execution(cache=cache)))
+    assert not cache.arrays
 
 
 def test_bfloat16_features_are_half_as_large_and_computed_with_in_float32():
     params = params_of(MLP)
-    half = features.Store(10**8, "bfloat16")
+    half = train.FeatureCache(10**8, "bfloat16")
     got, losses = fitted(MLP, [trial(params, ((0, head(params)),))], half)
     _, expected = fitted(MLP, [trial(params, ((0, head(params)),))], None)
-    [((views,), _)] = half.kept.values()
-    assert views.dtype == jnp.bfloat16 and views.nbytes == 60 * 5 * 2
+    [array] = half.arrays.values()
+    assert array.dtype == jnp.bfloat16 and array.nbytes == 60 * 5 * 2
     assert got[0]["head"]["kernel"].dtype == np.float32
     np.testing.assert_allclose(losses, expected, rtol=0.02)
 
 
 def test_examples_that_no_batch_divides_have_their_own_features(monkeypatch):
     monkeypatch.setattr(features, "_BATCH", 16)
-    params = params_of(MLP)
-    _, _, _, x = features.rewrite(MLP, params, head(params), IMAGES[:59])
-    np.testing.assert_allclose(x, models.features(MLP, params, IMAGES[:59])[1], rtol=1e-5, atol=1e-6)
-    assert len(x) == 59
+    params, data = params_of(MLP), train.load(IMAGES[:59], LABELS[:59])
+    stacked = jax.tree.map(lambda leaf: leaf[None], params)
+    outputs = features.compute(train.FeatureCache(10**8), MLP[:2], None, stacked, data)
+    assert outputs.shape == (1, 60, 5)
+    expected = models.features(MLP, params, IMAGES[:59])[1]
+    np.testing.assert_allclose(outputs[0, :59], expected, rtol=1e-5, atol=1e-6)

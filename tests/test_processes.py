@@ -15,7 +15,7 @@ from test_resume import Killed, killed_after
 
 from experiments import pretrain, transfer
 from experiments.runs import directory, faults, machine, options
-from tljax import parallel
+from tljax.train import vectorize
 from tljax.types import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -144,7 +144,7 @@ def test_what_the_first_process_refuses_ends_the_others(tasks, tmp_path):
 
 def test_one_process_loads_all_rows():
     rows = np.arange(10, dtype=np.uint8).reshape(5, 2)
-    np.testing.assert_array_equal(parallel.load(rows), rows)
+    np.testing.assert_array_equal(vectorize.load(rows).inputs, rows[None])
 
 
 BAD = [

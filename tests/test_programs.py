@@ -13,7 +13,7 @@ import pytest
 
 from experiments import pretrain, transfer
 from experiments.pages import drawing, study_pictures
-from experiments.runs import console, options, outcome, training
+from experiments.runs import console, metrics, options, training
 from tljax import checkpoint
 from tljax.study.results import Result, from_json, to_json
 from tljax.types import InputError
@@ -356,7 +356,7 @@ def test_phases_begin_at_their_fraction_whatever_points_the_curves_have(tasks, t
         run = tmp_path / str(points)
         line = transfer.run(**arguments(tasks, run, **flags, points=points))[1]
         assert line.phase_steps == [0, 10]
-        of[points] = parameters(run, line), outcome.curves(run, line.name)
+        of[points] = parameters(run, line), metrics.curves(run, line.name)
     assert all((of[4][0][path] == leaf).all() for path, leaf in of[10][0].items())
     assert of[10][1]["step"].tolist() == [4 * (i + 1) for i in range(10)]
     assert of[4][1]["step"].tolist() == [10, 20, 30, 40]

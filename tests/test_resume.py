@@ -164,8 +164,8 @@ def test_what_is_kept_of_a_fit_that_diverges_does_not_depend_on_where_it_was_sto
     flags = {"strategies": ("scratch",), "source": None, "loss": "l2_loss", "learning_rate": 30.0, "epochs": 3}
     whole = transfer.run(**arguments(tasks, tmp_path / "whole", **flags))
     assert all(line.diverged for line in whole)
-    monkeypatch.setattr("tljax.train.phase.FIRST_CALL", 1)
-    monkeypatch.setattr("tljax.train.phase._as_long", lambda steps, seconds: 1)
+    monkeypatch.setattr("tljax.train.loop.FIRST_CALL", 1)
+    monkeypatch.setattr("tljax.train.loop._steps_for_longest", lambda steps, seconds: 1)
     for _ in range(3):
         with monkeypatch.context() as patch:
             patch.setattr(signals, "heeded", asked_after_one_call)
@@ -215,18 +215,18 @@ def test_masks_of_every_kind_and_moments_of_every_phase_are_saved_and_restored(t
     everything = masks.by_path(params, lambda path: True)
     part = {**everything, "head": {"kernel": np.eye(4, 3), "bias": 0.5}}
     spec, numbers = optimizers.spec("adam", clip=1.0)
-    program = train.Program(model, objective.loss("softmax_cross_entropy"), spec)
+    program = train.Spec(model, objective.loss("softmax_cross_entropy"), spec)
 
     def order(start, stop):
         return np.tile(np.arange(5, dtype=np.int32), (stop - start, 1))
 
     phases = ((0, masks.under(params, "head")), (3, part))
     trials = [
-        train.Trial(params, phases, order, np.full(9, rate, np.float32), (), numbers, jax.random.key(0))
+        train.Fit(params, phases, order, np.full(9, rate, np.float32), (), numbers, jax.random.key(0))
         for rate in (0.1, 0.2)
     ]
-    images, labels = jax.numpy.ones((5, 2, 2, 1)), jax.numpy.arange(5) % 3
-    state = next(state for state, _ in train.fit(program, trials, images, labels, [3, 6, 9]) if state.step == 6)
+    data = train.load(np.ones((5, 2, 2, 1), np.float32), np.arange(5, dtype=np.int32) % 3)
+    state = next(state for state, _ in train.fit(program, trials, data, [3, 6, 9]) if state.step == 6)
     now = progress.none(2)
     now = now._replace(parts=progress.joined(now.parts, progress.held(state)))
     with progress.saving(tmp_path / "group", ["a", "b"]) as save:
@@ -237,4 +237,4 @@ def test_masks_of_every_kind_and_moments_of_every_phase_are_saved_and_restored(t
     assert jax.tree.structure(found.parts) == jax.tree.structure(now.parts)
     assert progress.found(tmp_path, ["a", "c"], program, trials, pytest.fail) is None
     grown = progress.found(tmp_path, ["c", "b", "a"], program, [trials[0], trials[1], trials[0]], pytest.fail)
-    assert grown is not None and [part.trials for part in grown.parts] == [(2, 1)]
+    assert grown is not None and [part.fits for part in grown.parts] == [(2, 1)]

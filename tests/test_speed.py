@@ -14,7 +14,7 @@ from experiments import pretrain, transfer
 from experiments.benchmark import __main__ as benchmark
 from experiments.benchmark import peers as sides
 from experiments.runs import console, machine, options
-from tljax.train import step
+from tljax.train import vectorize
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -30,7 +30,7 @@ def tasks(tmp_path_factory):
 
 
 def compiled():
-    return step.segment._cache_size()
+    return vectorize.segment._cache_size()
 
 
 def test_nothing_is_compiled_twice_in_a_run_nor_for_other_numbers(tasks, tmp_path):

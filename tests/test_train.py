@@ -1,6 +1,7 @@
 """Training: the compiled segment equals NumPy, and bits depend on nothing but what they should."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +10,16 @@ import pytest
 
 from tljax import masks, models, objective, optimizer, optimizers, train
 from tljax.data import draw
-from tljax.train import gradients, modes, phase
-from tljax.train import step as compiled
+from tljax.train import gradients, loop, vectorize
+from tljax.train.step import Hyper
+from tljax.train.step import step as training_step
 from tljax.types import InputError
 
 MODEL = models.build("mlp", 4, hidden=(8,), activation="relu")
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (50, 3, 4, 1)).astype(np.uint8)
 LABELS = RNG.integers(0, 4, 50).astype(np.int32)
+DATA = train.load(IMAGES, LABELS)
 
 
 def fitted(mask_of, *, seeds=(0,), batch=16, steps=12, ends=None, penalty="", recipe=None, model=MODEL, rate=0.1):
@@ -29,10 +32,10 @@ def fitted(mask_of, *, seeds=(0,), batch=16, steps=12, ends=None, penalty="", re
         mask = mask_of(params)
         order = lambda start, stop, seed=seed: draw.order(seed, 50, batch, start, stop, epochs=True, subset=None)  # noqa: E731
         rates = optimizers.rates("linear", rate, 0.0, steps)
-        trials.append(train.Trial(params, ((0, mask),), order, rates, weights, numbers, jax.random.key(seed)))
-    program = train.Program(model, objective.loss("softmax_cross_entropy"), spec, terms)
+        trials.append(train.Fit(params, ((0, mask),), order, rates, weights, numbers, jax.random.key(seed)))
+    program = train.Spec(model, objective.loss("softmax_cross_entropy"), spec, terms)
     logs = []
-    for last, log in train.fit(program, trials, jnp.asarray(IMAGES), jnp.asarray(LABELS), ends or [steps]):  # noqa: B007
+    for last, log in train.fit(program, trials, DATA, ends or [steps]):  # noqa: B007
         logs.append(log)
     return trials, last, jax.tree.map(lambda *parts: np.hstack(parts), *logs)
 
@@ -130,29 +133,28 @@ def test_a_stop_and_resume_gives_the_bits_of_no_stop(name):
     spec, numbers = optimizers.spec(**recipe)
     params = models.init(MODEL, jax.random.key(0), (3, 4, 1))
     mask = everything(params)
-    program = train.Program(MODEL, objective.loss("softmax_cross_entropy"), spec)
+    program = train.Spec(MODEL, objective.loss("softmax_cross_entropy"), spec)
     order = lambda a, b: draw.order(0, 50, 16, a, b, epochs=True, subset=None)  # noqa: E731
-    trial = train.Trial(
+    trial = train.Fit(
         params, ((0, mask),), order, optimizers.rates("linear", 0.1, 0.0, 12), (), numbers, jax.random.key(0)
     )
-    data = (jnp.asarray(IMAGES), jnp.asarray(LABELS))
-    state, _ = next(train.fit(program, [trial], *data, [5, 12]))
+    state, _ = next(train.fit(program, [trial], DATA, [5, 12]))
     kept = jax.tree.map(np.array, state)
-    [(resumed, _)] = train.fit(program, [trial], *data, [5, 12], [kept])
+    [(resumed, _)] = train.fit(program, [trial], DATA, [5, 12], [kept])
     assert same_bytes(resumed.params, whole.params) and same_bytes(resumed.optimizer, whole.optimizer)
 
 
 @pytest.mark.parametrize("calls", [9, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 5))])
 def test_a_fit_that_is_asked_to_stop_does_so_where_it_is_and_goes_on_with_the_same_bits(calls, monkeypatch):
     """Each call of the compiled function is made one step long, so that it is stopped between any two."""
-    monkeypatch.setattr(phase, "FIRST_CALL", 1)
-    monkeypatch.setattr(phase, "_as_long", lambda steps, seconds: 1)
+    monkeypatch.setattr(loop, "FIRST_CALL", 1)
+    monkeypatch.setattr(loop, "_steps_for_longest", lambda steps, seconds: 1)
     setting = phased(head_then_all)
     *_, (whole, _) = train.fit(*setting)
     whole_curve = np.hstack([log.loss for _, log in train.fit(*setting)])
     asked = iter(range(1000))
     stopped, logs = [], []
-    for state, log in train.fit(*setting, means=train.Means(stop=lambda: next(asked) >= calls)):
+    for state, log in train.fit(*setting, execution=train.Execution(should_stop=lambda: next(asked) >= calls)):
         stopped.append(jax.tree.map(np.array, state))
         logs.append(log.loss)
     assert 0 < stopped[-1].step < 12
@@ -162,7 +164,7 @@ def test_a_fit_that_is_asked_to_stop_does_so_where_it_is_and_goes_on_with_the_sa
 
 
 def test_a_stop_before_the_first_step_gives_nothing():
-    assert not list(train.fit(*phased(head_then_all), means=train.Means(stop=lambda: True)))
+    assert not list(train.fit(*phased(head_then_all), execution=train.Execution(should_stop=lambda: True)))
 
 
 def test_parts_that_are_stopped_go_on_each_from_its_own_state():
@@ -173,16 +175,16 @@ def test_parts_that_are_stopped_go_on_each_from_its_own_state():
         )
 
     setting = phased(by_seed, seeds=(0, 1, 2))
-    whole = {state.trials: state for state, _ in train.fit(*setting) if state.step == 12}
+    whole = {state.fits: state for state, _ in train.fit(*setting) if state.step == 12}
     kept: dict = {}
     for state, _ in train.fit(*setting):
-        kept = {trials: part for trials, part in kept.items() if not set(trials) & set(state.trials)}
-        kept[state.trials] = jax.tree.map(np.array, state)
+        kept = {trials: part for trials, part in kept.items() if not set(trials) & set(state.fits)}
+        kept[state.fits] = jax.tree.map(np.array, state)
         if state.step == 12:
             break
     assert sorted(part.step for part in kept.values()) == [6, 12]
     for state, _ in train.fit(*setting, list(kept.values())):
-        kept[state.trials] = state
+        kept[state.fits] = state
     assert kept.keys() == whole.keys()
     assert all(same_bytes(kept[trials].params, whole[trials].params) for trials in whole)
 
@@ -198,8 +200,8 @@ def test_a_fit_whose_loss_is_not_finite_is_marked_at_its_step_and_the_others_go_
     trials[1] = trials[1]._replace(rates=wild)
     trials[3] = trials[3]._replace(rates=np.concatenate([trials[3].rates[:7], wild[:5]]))
     since, losses = {}, {}
-    for state, log in train.fit(program, trials, *data, means=train.Means(many=many)):
-        for row, i in enumerate(state.trials):
+    for state, log in train.fit(program, trials, *data, execution=train.Execution(many=many)):
+        for row, i in enumerate(state.fits):
             since[i] = state.diverged[row]
             losses[i] = np.concatenate([losses.get(i, []), log.loss[row]])
     assert since[0] is None and since[2] is None and 0 < since[1] < 7 < since[3] < 12
@@ -212,7 +214,7 @@ def test_where_all_have_diverged_nothing_more_is_computed(monkeypatch):
     program, [trial], *data = phased(lambda seed, params: ((0, everything(params)),), optimizer="sgd")
     program = replace(program, loss=objective.loss("l2_loss"), optimizer=optimizers.Spec("sgd"))
     calls = []
-    monkeypatch.setattr(modes, "run", lambda stand: lambda *given: calls.append(given[-1]) or compiled.segment(*given))
+    monkeypatch.setattr(vectorize, "run", lambda *given: calls.append(given[-1]) or vectorize.segment(*given))
     found = list(train.fit(program, [trial._replace(rates=np.full(12, 1e30, np.float32))], *data))
     assert [state.step for state, _ in found] == [4, 6, 12] and [first for first, _, _ in calls] == [0]
     assert np.isnan(found[-1][1].loss).all() and found[-1][1].loss.shape == (1, 6)
@@ -233,9 +235,9 @@ def test_a_scale_slows_its_leaf_and_scales_share_one_executable():
         return lambda params: {**masks.invert(everything(params)), "head": {"kernel": by, "bias": True}}
 
     slow, state, _ = fitted(scaled(0.5), steps=1)
-    before = compiled.segment._cache_size()
+    before = vectorize.segment._cache_size()
     fast, other, _ = fitted(scaled(0.25), steps=1)
-    assert compiled.segment._cache_size() == before
+    assert vectorize.segment._cache_size() == before
     moved = [
         np.asarray(s.params["head"]["kernel"][0] - t[0].params["head"]["kernel"])
         for t, s in ((slow, state), (fast, other))
@@ -245,10 +247,10 @@ def test_a_scale_slows_its_leaf_and_scales_share_one_executable():
 
 def test_seeds_rates_weights_and_lengths_compile_nothing_new():
     fitted(everything, penalty="l2:weight=0.1")
-    before = compiled.segment._cache_size()
+    before = vectorize.segment._cache_size()
     fitted(everything, penalty="l2:weight=0.2", steps=30, rate=0.5)
     fitted(everything, seeds=(7,), penalty="l2:weight=0.3", ends=[2, 7, 12])
-    assert compiled.segment._cache_size() == before
+    assert vectorize.segment._cache_size() == before
 
 
 def test_the_penalty_is_logged_beside_the_loss():
@@ -270,15 +272,15 @@ def test_the_head_alone_does_half_of_the_work():
     for name, mask_of in (("full", everything), ("head", head)):
         params = models.init(model, jax.random.key(0), (28, 28, 1))
         mask = mask_of(params)
-        plain = train.Program(model, objective.loss("softmax_cross_entropy"), optimizers.Spec("sgd"))
-        trial = train.Trial(params, ((0, mask),), None, None, (), {}, None)
-        program = train.under(plain, trial, (mask,))
+        plain = train.Spec(model, objective.loss("softmax_cross_entropy"), optimizers.Spec("sgd"))
+        trial = train.Fit(params, ((0, mask),), None, None, (), {}, None)
+        program = train.specialize(plain, trial, (mask,))
         trained, frozen = masks.split(params, mask)
-        data = ((jnp.zeros((100, 28, 28, 1), jnp.uint8),), 0, jnp.zeros(100, jnp.int32))
-        numbers = compiled.Numbers((), {}, (), jax.random.key(0), None, None)
-        step = compiled.training_step(program, frozen, numbers, data)
+        batch = (jnp.zeros((100, 28, 28, 1), jnp.uint8), jnp.zeros(100, jnp.int32), jnp.ones(100))
+        hyper = Hyper((), {}, (), jax.random.key(0), None, None)
+        run = partial(training_step, program, hyper)
         state = optimizer.masked(optimizers.build(program.optimizer, 0.1, {}), mask).init(params)
-        executable = jax.jit(step).lower(trained, state, jnp.arange(100), 0.1, 0).compile()
+        executable = jax.jit(run).lower(trained, frozen, state, batch, 0.1, 0).compile()
         flops[name] = executable.cost_analysis()["flops"]
     assert 160e6 < flops["full"] <= 168e6
     assert 80e6 < flops["head"] <= 84e6
@@ -287,13 +289,11 @@ def test_the_head_alone_does_half_of_the_work():
 def test_trials_of_different_lengths_are_no_group():
     params = models.init(MODEL, jax.random.key(0), (3, 4, 1))
     mask = everything(params)
-    program = train.Program(MODEL, objective.loss("l2_loss"), optimizers.Spec("sgd"))
+    program = train.Spec(MODEL, objective.loss("l2_loss"), optimizers.Spec("sgd"))
     order = lambda a, b: draw.order(0, 50, 16, a, b, epochs=True, subset=None)  # noqa: E731
-    trials = [
-        train.Trial(params, ((0, mask),), order, np.ones(n, np.float32), (), {}, jax.random.key(0)) for n in (3, 4)
-    ]
+    trials = [train.Fit(params, ((0, mask),), order, np.ones(n, np.float32), (), {}, jax.random.key(0)) for n in (3, 4)]
     with pytest.raises(InputError, match="need 3 steps and batches of 16"):
-        next(train.fit(program, trials, jnp.asarray(IMAGES), jnp.asarray(LABELS), [3]))
+        next(train.fit(program, trials, DATA, [3]))
 
 
 def test_a_penalty_that_covers_no_leaf_is_refused():
@@ -304,14 +304,14 @@ def test_a_penalty_that_covers_no_leaf_is_refused():
 def phased(phases_of, *, optimizer="adam", seeds=(0,), ends=(4, 6, 12)):
     """The data of a fit in phases, ready for `train.fit`."""
     spec, numbers = optimizers.spec(optimizer, clip=1.0)
-    program = train.Program(MODEL, objective.loss("softmax_cross_entropy"), spec)
+    program = train.Spec(MODEL, objective.loss("softmax_cross_entropy"), spec)
     trials = []
     for seed in seeds:
         params = models.init(MODEL, jax.random.key(seed), (3, 4, 1))
         order = lambda a, b, seed=seed: draw.order(seed, 50, 16, a, b, epochs=True, subset=None)  # noqa: E731
         rates = optimizers.rates("constant", 0.1, 0.0, ends[-1])
-        trials.append(train.Trial(params, phases_of(seed, params), order, rates, (), numbers, jax.random.key(seed)))
-    return program, trials, jnp.asarray(IMAGES), jnp.asarray(LABELS), list(ends)
+        trials.append(train.Fit(params, phases_of(seed, params), order, rates, (), numbers, jax.random.key(seed)))
+    return program, trials, DATA, list(ends)
 
 
 def head_then_all(seed, params):
@@ -369,8 +369,8 @@ def test_a_group_parts_where_its_masks_differ_and_keeps_the_bits_of_single_fits(
 
     together = {}
     for state, log in train.fit(*phased(by_seed, seeds=(0, 1, 2))):
-        assert log.loss.shape[0] == len(state.trials)
-        for row, i in enumerate(state.trials):
+        assert log.loss.shape[0] == len(state.fits)
+        for row, i in enumerate(state.fits):
             together[i] = jax.tree.map(lambda leaf, row=row: np.array(leaf[row]), state.params)
     assert sorted(together) == [0, 1, 2]
     for seed, params in together.items():
@@ -378,7 +378,7 @@ def test_a_group_parts_where_its_masks_differ_and_keeps_the_bits_of_single_fits(
         assert same_bytes(params, jax.tree.map(lambda leaf: leaf[0], alone.params))
 
 
-def test_scores_equal_gradients_example_by_example():
+def test_gradients_equal_those_of_each_example_example_by_example():
     model, loss = MODEL, objective.loss("softmax_cross_entropy")
     params = models.init(model, jax.random.key(0), (3, 4, 1))
     chosen = np.arange(0, 50, 3)
@@ -388,7 +388,7 @@ def test_scores_equal_gradients_example_by_example():
         return jax.grad(lambda p: loss(models.apply(model, p, image[None]), label[None])[0])(params)
 
     each = jax.tree.map(lambda *leaves: np.stack(leaves), *[of(IMAGES[i], LABELS[i]) for i in chosen])
-    setting = (model, loss, jnp.asarray(IMAGES), jnp.asarray(LABELS), chosen)
+    setting = (model, loss, DATA, chosen)
     for got, wanted in (
         (gradients.mean_gradient(*setting)(params), jax.tree.map(lambda g: g.mean(0), each)),
         (gradients.mean_squared_gradient(*setting)(params), jax.tree.map(lambda g: (g**2).mean(0), each)),
@@ -402,16 +402,16 @@ def test_a_penalty_towards_the_source_keeps_a_fit_nearer_to_it(penalty):
     def distance(text):
         spec, numbers = optimizers.spec("sgd")
         terms, weights = objective.penalties(text)
-        program = train.Program(MODEL, objective.loss("softmax_cross_entropy"), spec, terms)
+        program = train.Spec(MODEL, objective.loss("softmax_cross_entropy"), spec, terms)
         params = models.init(MODEL, jax.random.key(0), (3, 4, 1))
         order = lambda a, b: draw.order(0, 50, 16, a, b, epochs=True, subset=None)  # noqa: E731
         fresh = masks.under(params, "head")
         fisher = dict.fromkeys(("hidden_0/kernel", "hidden_0/bias"), jnp.float32(1e-2))
-        trial = train.Trial(
+        trial = train.Fit(
             *(params, ((0, everything(params)),), order, np.full(40, 0.1, np.float32), weights, numbers),
             *(jax.random.key(0), fresh, fisher),
         )
-        *_, (state, log) = train.fit(program, [trial], jnp.asarray(IMAGES), jnp.asarray(LABELS), [40])
+        *_, (state, log) = train.fit(program, [trial], DATA, [40])
         assert len(log.terms) == len(terms)
         source = np.asarray(params["hidden_0"]["kernel"])
         return np.square(np.asarray(state.params["hidden_0"]["kernel"][0]) - source).sum()
@@ -441,8 +441,8 @@ def test_phases_of_elements_and_rates_in_the_trainer_equal_a_loop_of_ones_own():
         masks_of = [{"hidden_0": {"kernel": kernel, "bias": False}, "head": head} for kernel in (part, more)]
         return ((0, masks_of[0]), (6, masks_of[1]))
 
-    program, trials, images, labels, ends = phased(phases_of, seeds=(0, 1))
-    *_, (state, log) = train.fit(program, trials, images, labels, ends)
+    program, trials, data, ends = phased(phases_of, seeds=(0, 1))
+    *_, (state, log) = train.fit(program, trials, data, ends)
     loss = objective.loss("softmax_cross_entropy")
     tx = optimizers.build(program.optimizer, 0.1, trials[0].numbers)
     for row, trial in enumerate(trials):

@@ -1,55 +1,82 @@
-"""Metrics of one fit, from the logits of its test examples."""
+"""Evaluation: logits of fits, and metrics of one fit from the logits of its test examples."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tljax import parallel
-from tljax.types import Params, Views
+from tljax import train
+from tljax.train.features import skip_frozen_prefix
+from tljax.train.step import specialize
+from tljax.train.vectorize import divide, host, mesh_of_group, mesh_under, over, place, shared_width
+from tljax.types import Params
 
 BATCH = 1000
 """Examples a compiled batch: the last is padded, so that one executable serves every data set of a shape."""
 
 
-def padded(images: np.ndarray) -> jax.Array:
+def padded(images: np.ndarray) -> train.Data:
     """Images [n, ...] on the device, with zeros up to a multiple of BATCH."""
     whole = np.zeros((-(-len(images) // BATCH) * BATCH, *images.shape[1:]), images.dtype)
     whole[: len(images)] = images
-    return jax.device_put(whole)
+    return train.Data(jax.device_put(whole[None]), None)
 
 
-def logits(forward: Callable[[Params, jax.Array], jax.Array], params: Params, views: Views, count: int) -> np.ndarray:
-    """Logits float32 [trials, count, classes]: `params` with a leading axis of trials, on the devices of a mesh or not.
+def logits_of(
+    spec: train.Spec,
+    fits: Sequence[train.Fit],
+    state: train.State,
+    data: train.Data,
+    count: int,
+    execution: train.Execution | None = None,
+) -> np.ndarray:
+    """Logits float32 [fits of the state, count, classes] of the first `count` examples of data made by `padded`.
 
-    A view has a multiple of BATCH examples, as `padded` gives them. `forward` is (params, images [batch, ...]) ->
-    logits [batch, classes], and compiled once an object.
+    The features of what the state's masks freeze are computed once, and kept in the cache for later states.
     """
-    return parallel.host(_all(forward, parallel.of(params), params, views))[:, :count]
+    execution = execution or train.Execution()
+    members = [fits[i] for i in state.fits]
+    specialized = specialize(spec, members[0], state.masks[0])
+    width = shared_width(specialized, members, state.masks)
+    mesh = mesh_of_group(len(members) // width, execution.devices, execution.devices_per_batch)
+    params, passes = place(mesh, state.params), data.inputs.shape[1]
+    short, features = skip_frozen_prefix(
+        specialized, members[0], params, width, data, passes, execution.cache, lambda line: None
+    )
+    return logits(train.forward(short.model, short.merge), params, features, count)
+
+
+def logits(
+    forward: Callable[[Params, jax.Array], jax.Array], params: Params, data: train.Data, count: int
+) -> np.ndarray:
+    """Logits float32 [fits, count, classes]: `params` with a leading axis of fits, on the devices of a mesh or not.
+
+    A view of the data has a multiple of BATCH examples, as `padded` gives them. `forward` is (params, inputs [batch,
+    ...]) -> logits [batch, classes], and compiled once an object.
+    """
+    return host(_all(forward, mesh_under(params), params, data.inputs))[:, :count]
 
 
 @functools.partial(jax.jit, static_argnames=("forward", "mesh"))
-def _all(forward: Callable[[Params, jax.Array], jax.Array], mesh: Any, params: Params, views: Views) -> jax.Array:
-    many = not isinstance(views, tuple)
-    all_views = views[0][None] if isinstance(views, tuple) else views
-    batched = all_views.reshape(len(all_views), -1, BATCH, *all_views.shape[2:])
+def _all(forward: Callable[[Params, jax.Array], jax.Array], mesh: Any, params: Params, inputs: jax.Array) -> jax.Array:
+    batched = inputs.reshape(len(inputs), -1, BATCH, *inputs.shape[2:])
 
-    def every(params: Params, *rest: jax.Array) -> jax.Array:
-        def trial(item: Any) -> jax.Array:
-            own, which = item
-            part = lambda i: parallel.divide(mesh, rest[0][which, i])  # noqa: E731
-            return jax.lax.map(lambda i: forward(own, part(i)), jnp.arange(batched.shape[1]))
+    def of_fits(params: Params, batched: jax.Array) -> jax.Array:
+        def of_fit(item: Any) -> jax.Array:
+            params, view = item
+            fetch = lambda i: divide(mesh, batched[view, i])  # noqa: E731
+            return jax.lax.map(lambda i: forward(params, fetch(i)), jnp.arange(batched.shape[1]))
 
-        trials = len(jax.tree.leaves(params)[0])
-        which = jnp.arange(trials) // (trials // len(rest[0]))
-        out = jax.lax.map(trial, (params, which))
-        return out.reshape(len(out), -1, out.shape[-1])
+        fits = len(jax.tree.leaves(params)[0])
+        views = jnp.arange(fits) // (fits // len(batched))
+        outputs = jax.lax.map(of_fit, (params, views))
+        return outputs.reshape(len(outputs), -1, outputs.shape[-1])
 
-    split, common = ((params, batched), ()) if many else ((params,), (batched,))
-    return parallel.over(mesh, every, split, common)
+    by_fit, common = ((params, batched), ()) if len(inputs) > 1 else ((params,), (batched,))
+    return over(mesh, of_fits, by_fit, common)
 
 
 def metrics(logits: np.ndarray, labels: np.ndarray) -> Mapping[str, Any]:

@@ -89,11 +89,6 @@ Model = tuple[Stage, ...]
 """Its parameters are {stage.name: parameters of the stage}; the last stage is the head."""
 
 
-Views = tuple[jax.Array] | jax.Array
-"""The examples of a group of trials: (x,) with x [n, ...] for all of them, or [views, n, ...], a view for each so many
-neighbours."""
-
-
 class Split(NamedTuple):
     """Examples and their labels."""
 

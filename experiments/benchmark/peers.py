@@ -25,7 +25,6 @@ def epochs(
 ) -> Iterator[Any]:
     """tljax: an epoch of `count` fits, of everything or of the head alone, each of the `most` times it is asked."""
     import jax
-    import jax.numpy as jnp
 
     from experiments.runs import machine, options
     from tljax import models, objective, optimizers, plugins, train
@@ -34,13 +33,12 @@ def epochs(
     model = models.build("mlp", 10, hidden=tuple(widths), activation="relu")
     params = models.init(model, jax.random.key(0), data[0].shape[1:])
     spec, numbers = optimizers.spec("sgd")
-    program = train.Program(model, objective.loss("softmax_cross_entropy"), spec)
+    program = train.Spec(model, objective.loss("softmax_cross_entropy"), spec)
     tree = plugins.method(mask)[0].strategy(params, Context(models.names(model)))
     most = most * len(data[1]) // BATCH
     trials = [_trial(params, tree, seed, len(data[1]), most, numbers) for seed in range(count)]
-    images, labels = jnp.asarray(data[0]), jnp.asarray(data[1])
     ends = range(len(data[1]) // BATCH, most + 1, len(data[1]) // BATCH)
-    yield from train.fit(program, trials, images, labels, ends, means=machine.prepare(options.settings()))
+    yield from train.fit(program, trials, train.load(*data), ends, execution=machine.prepare(options.settings()))
 
 
 def _trial(params: Any, tree: Any, seed: int, examples: int, steps: int, numbers: Any, rate: float = RATE) -> Any:
@@ -53,13 +51,13 @@ def _trial(params: Any, tree: Any, seed: int, examples: int, steps: int, numbers
         return draw.order(seed, examples, BATCH, start, stop, epochs=True)
 
     given = {**numbers, "label_smoothing": 0.0}
-    return train.Trial(params, ((0, tree),), order, np.full(steps, rate, np.float32), (), given, jax.random.key(0))
+    rates, key = np.full(steps, rate, np.float32), jax.random.key(0)
+    return train.Fit(params, ((0, tree),), order, rates, (), given, key, shares=seed)
 
 
 def probes(data: Arrays, rates: int = 8, seeds: int = 4, passes: int = 10) -> float:
     """Seconds for rates x seeds linear probes in tljax, with what is compiled and the features."""
     import jax
-    import jax.numpy as jnp
 
     from experiments.runs import machine, options
     from tljax import masks, models, objective, optimizers, train
@@ -68,7 +66,7 @@ def probes(data: Arrays, rates: int = 8, seeds: int = 4, passes: int = 10) -> fl
     start = time.perf_counter()
     model = models.build("mlp", 10, hidden=(512,), activation="relu")
     spec, numbers = optimizers.spec("sgd")
-    program = train.Program(model, objective.loss("softmax_cross_entropy"), spec)
+    program = train.Spec(model, objective.loss("softmax_cross_entropy"), spec)
     steps = passes * len(data[1]) // BATCH
     trials = []
     for seed in range(seeds):
@@ -76,7 +74,7 @@ def probes(data: Arrays, rates: int = 8, seeds: int = 4, passes: int = 10) -> fl
         first = _trial(params, masks.under(params, "head"), seed, len(data[1]), steps, numbers)
         trials += [first._replace(rates=first.rates * 2.0**i) for i in range(rates)]
     means = machine.prepare(options.settings(compilation_cache="off"))
-    for state, _ in train.fit(program, trials, jnp.asarray(data[0]), jnp.asarray(data[1]), [steps], means=means):
+    for state, _ in train.fit(program, trials, train.load(*data), [steps], execution=means):
         jax.block_until_ready(state.params)
     return time.perf_counter() - start
 
@@ -87,7 +85,6 @@ def searched(passes: int = 10) -> Iterator[tuple[float, float, np.ndarray]]:
     Each time: (seconds together, seconds alone, test accuracies [2, 64] of both); compiled and on features before.
     """
     import jax
-    import jax.numpy as jnp
 
     from experiments.runs import machine, options
     from tljax import data, evaluate, masks, models, objective, optimizers, train
@@ -97,7 +94,7 @@ def searched(passes: int = 10) -> Iterator[tuple[float, float, np.ndarray]]:
     model = models.build("mlp", 10, hidden=(512,), activation="relu")
     spec, numbers = optimizers.spec("sgd")
     terms, _ = objective.penalties("l2:weight=1")
-    program = train.Program(model, objective.loss("softmax_cross_entropy"), spec, terms)
+    program = train.Spec(model, objective.loss("softmax_cross_entropy"), spec, terms)
     steps = passes * len(target.train.labels) // BATCH
     body = jax.tree.map(lambda leaf: leaf[0], state[0].params)["hidden_0"]
     trials = []
@@ -109,12 +106,12 @@ def searched(passes: int = 10) -> Iterator[tuple[float, float, np.ndarray]]:
             for rate in (0.003, 0.01, 0.03, 0.1)
             for weight in (1e-5, 1e-4, 1e-3, 1e-2)
         ]
-    images, labels = jnp.asarray(target.train.images), jnp.asarray(target.train.labels)
+    examples = train.load(target.train.images, target.train.labels)
     test, means = evaluate.padded(target.test.images), machine.prepare(options.settings())
 
     def judged(group: list[Any]) -> np.ndarray:
-        for state, _ in train.fit(program, group, images, labels, [steps], means=means):
-            logits = train.logits(program, group, state, test, len(target.test.labels), means)
+        for state, _ in train.fit(program, group, examples, [steps], execution=means):
+            logits = evaluate.logits_of(program, group, state, test, len(target.test.labels), means)
         return np.array((logits.argmax(-1) == target.test.labels).mean(-1))
 
     judged(trials), judged(trials[:1])

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.runs import budgets, console, directory, outcome
+from experiments.runs import budgets, console, directory, metrics
 from experiments.runs.options import Settings
 from experiments.runs.sources import Source
 from tljax import files
@@ -45,7 +45,7 @@ def _page(target: Task, lines: Sequence[Result], folder: Path, title: str, own: 
 
     return report.page(
         lines,
-        {line.name: curve for line in lines if (curve := outcome.curves(folder, line.name)) is not None},
+        {line.name: curve for line in lines if (curve := metrics.curves(folder, line.name)) is not None},
         title=title,
         source_note=own,
         notes=notes,

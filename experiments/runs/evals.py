@@ -135,7 +135,7 @@ def _judged(todo: Experiment, lines: Sequence[Result], name: str, task: Task, fo
             if of_source:
                 params = _head_back(model, params, trained[line.seed], task.train.images.shape[1:])
             stacked = jax.tree.map(lambda leaf: np.asarray(leaf)[None], params)
-            logits = evaluate.logits(train.forward(model), stacked, (images,), len(labels))[0]
+            logits = evaluate.logits(train.forward(model), stacked, images, len(labels))[0]
             found[line.name] = float((logits.argmax(-1) == labels).mean())
     return found
 

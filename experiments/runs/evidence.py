@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.runs import budgets, console, options, outcome, directory
+from experiments.runs import budgets, console, options, metrics, directory
 from tljax import npz
 from tljax.study import results, study
 from tljax.study.study import Cell, Right
@@ -53,7 +53,7 @@ def _kept(folder: Path, rows: Sequence[Result]) -> Found:
     files = {row.target: folder / row.predictions for row in known_rows}
     labels = {row.target: both[row.name][1] for row in rows if row.name in both}
     groups = {target: known for target, file in files.items() if (known := groups_in(file)) is not None}
-    curves = {row.name: curve for row in rows if (curve := outcome.curves(folder, row.name)) is not None}
+    curves = {row.name: curve for row in rows if (curve := metrics.curves(folder, row.name)) is not None}
     bare = [replace(row, source=None) if row.strategy == "scratch" else row for row in rows]
     settled = [row for one in bare for row in with_share([one], labels.get(one.target, np.zeros(0, int)))]
     predicted = {row.name: both[row.name][0] for row in settled if row.name in both and not row.diverged}

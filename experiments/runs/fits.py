@@ -21,7 +21,6 @@ from tljax import (
     graft,
     optimizers,
     objective,
-    parallel,
     paths,
     plugins,
     seeds,
@@ -39,17 +38,16 @@ class Arena(NamedTuple):
 
     task: Task
     recipe: Recipe
-    images: jax.Array
-    labels: jax.Array
-    test: jax.Array
+    data: train.Data
+    """The training examples."""
+    test: train.Data
     """The test images, as `evaluate.padded` gives them."""
-    means: train.Means
+    means: train.Execution
 
 
-def arena(task: Task, recipe: Recipe, means: train.Means) -> Arena:
+def arena(task: Task, recipe: Recipe, means: train.Execution) -> Arena:
     """Put a task on the device, once for all its fits."""
-    images, labels = parallel.load(task.train.images), parallel.load(task.train.labels)
-    return Arena(task, recipe, images, labels, evaluate.padded(task.test.images), means)
+    return Arena(task, recipe, train.load(task.train.images, task.train.labels), evaluate.padded(task.test.images), means)
 
 
 class Start(NamedTuple):
@@ -72,8 +70,8 @@ class Fit(NamedTuple):
 
     result: Result
     """What is known of it before it is trained."""
-    program: train.Program
-    trial: train.Trial
+    program: train.Spec
+    trial: train.Fit
     validation: np.ndarray
     """int32: the training examples that are held out."""
 
@@ -216,14 +214,14 @@ def build(
     terms, weights = objective.penalties(recipe.penalty)
     smooth = recipe.label_smoothing > 0
     loss = objective.loss(recipe.loss)
-    program = train.Program(model, loss, spec, terms, smooth, start.merge, drawing=never_still)
+    program = train.Spec(model, loss, spec, terms, smooth, start.merge, keeps_dropout=never_still)
 
     def order(first: int, last: int) -> np.ndarray:
         by_epochs = recipe.steps is None
         return draw.order(streams.order, len(subset), recipe.batch_size, first, last, epochs=by_epochs, subset=subset)
 
     total = steps(recipe, len(subset))
-    trial = train.Trial(
+    trial = train.Fit(
         start.params,
         _at_steps(start.phases, total),
         order,
@@ -252,7 +250,7 @@ def _at_steps(phases: Sequence[tuple[float, Any]], total: int) -> tuple[tuple[in
     return tuple((step, mask) for step, (_, mask) in zip(at, phases, strict=True))
 
 
-def stops(ends: Sequence[int], trial: train.Trial) -> list[int]:
+def stops(ends: Sequence[int], trial: train.Fit) -> list[int]:
     """Where the segments of a fit end: at the points of its curves, and where its phases begin."""
     return sorted({*ends, *(step for step, _ in trial.phases if step)})
 
@@ -280,7 +278,7 @@ def group_name(keys: Iterable[str]) -> str:
 
 
 def company(made: Settings) -> list[Any]:
-    """What of `Means` and of the fits beside it decides a fit's bits: side by side, each rounds as its company does."""
+    """What of `train.Execution` and of the fits beside it decides a fit's bits: side by side, each rounds as its company does."""
     return [made.features_budget, made.features_dtype, *(made.seeds if made.many == "vmap" else ())]
 
 

@@ -12,11 +12,10 @@ import jax
 from experiments.runs import console, processes
 from experiments.runs.options import MOST, Settings
 from tljax import files, surroundings, train
-from tljax.train import features
 from tljax.types import InputError
 
 
-def prepare(made: Settings) -> train.Means:
+def prepare(made: Settings) -> train.Execution:
     """The means of a run; the first call in a process decides how many devices a CPU makes.
 
     Raises InputError for a mesh that cannot be, more devices than there are, processes that do not find each other,
@@ -34,9 +33,9 @@ def prepare(made: Settings) -> train.Means:
         named = ", ".join(f"{name}={value}" for name, value in around.items())
         say(f"results are those of {named}: it enters the keys of all fits, and environment.json")
     every = made.parallel == "pmap" or made.distributed
-    store = features.Store(made.features_budget, made.features_dtype) if made.features_budget else None
+    store = train.FeatureCache(made.features_budget, made.features_dtype) if made.features_budget else None
     batch = data or (len(devices) if every else 1)
-    return train.Means(devices, batch, made.parallel, made.many, store, say)
+    return train.Execution(devices, batch, made.parallel, made.many, store, say)
 
 
 def _mesh(made: Settings) -> tuple[int, int]:

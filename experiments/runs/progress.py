@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from experiments.runs import processes, directory
-from tljax import checkpoint, parallel, paths, train
+from tljax import checkpoint, paths, train
+from tljax.train import vectorize
 from tljax.types import InputError, Mask, Params
 
 Curve = list[dict[str, float]]
@@ -54,16 +55,16 @@ def held(state: train.State) -> train.State:
 
 
 def _copy(leaf: Any) -> Any:
-    return jax.random.clone(leaf) if checkpoint.is_key(leaf) else np.array(parallel.host(leaf))
+    return jax.random.clone(leaf) if checkpoint.is_key(leaf) else np.array(vectorize.host(leaf))
 
 
 def joined(parts: Sequence[train.State], new: train.State) -> tuple[train.State, ...]:
     """The parts with a newer state, which takes the place of those it came from once it has all their trials."""
     rest = []
     for part in parts:
-        rows = [row for row, i in enumerate(part.trials) if i not in new.trials]
+        rows = [row for row, i in enumerate(part.fits) if i not in new.fits]
         if rows:
-            rest.append(part if len(rows) == len(part.trials) else _rows(part, rows))
+            rest.append(part if len(rows) == len(part.fits) else _rows(part, rows))
     return (*rest, new)
 
 
@@ -74,7 +75,7 @@ def _rows(state: train.State, rows: Sequence[int]) -> train.State:
         state.step,
         params,
         optimizer,
-        tuple(state.trials[row] for row in rows),
+        tuple(state.fits[row] for row in rows),
         tuple(state.masks[row] for row in rows),
         tuple(state.diverged[row] for row in rows),
     )
@@ -139,7 +140,7 @@ def _told(state: train.State) -> dict[str, Any]:
     numbers = {name: np.asarray(m).item() for name, m in _leaves(state.masks).items() if not np.ndim(m)}
     return {
         "step": state.step,
-        "trials": state.trials,
+        "trials": state.fits,
         "diverged": state.diverged,
         "phases": len(state.masks[0]),
         "masks": numbers,
@@ -153,7 +154,7 @@ def _saves(place: Path) -> list[Path]:
 
 
 def found(
-    root: Path, keys: Sequence[str], program: train.Program, trials: Sequence[train.Trial], say: Callable[[str], None]
+    root: Path, keys: Sequence[str], program: train.Spec, trials: Sequence[train.Fit], say: Callable[[str], None]
 ) -> Progress | None:
     """What the folders under `root` hold of these fits: the newest save of each that is whole, if there is one.
 
@@ -179,7 +180,7 @@ def found(
 
 def _with(now: Progress, which: Sequence[int], part: Progress) -> Progress:
     """Progress with that of some of the group's fits: its fit j is the group's `which[j]`."""
-    states = [state._replace(trials=tuple(which[j] for j in state.trials)) for state in part.parts]
+    states = [state._replace(fits=tuple(which[j] for j in state.fits)) for state in part.parts]
     records = list(now.records)
     for i, record in zip(which, part.records, strict=True):
         records[i] = record
@@ -187,8 +188,8 @@ def _with(now: Progress, which: Sequence[int], part: Progress) -> Progress:
 
 
 def _restored(
-    program: train.Program,
-    trials: Sequence[train.Trial],
+    program: train.Spec,
+    trials: Sequence[train.Fit],
     arrays: Mapping[str, checkpoint.Flat],
     told: Mapping[str, Any],
 ) -> Progress:
@@ -218,7 +219,7 @@ def _log(flat: checkpoint.Flat, terms: int) -> train.Log:
     return train.Log(flat["loss"], flat["penalty"], each, flat["gradient_norm"])
 
 
-def _masks(trial: train.Trial, row: int, phases: int, leaves: Mapping[str, Any]) -> tuple[Mask, ...]:
+def _masks(trial: train.Fit, row: int, phases: int, leaves: Mapping[str, Any]) -> tuple[Mask, ...]:
     """The masks of one trial's phases, trees like its parameters."""
     return tuple(
         paths.each(lambda path, leaf, phase=phase: leaves[f"{row}/{phase}/{path}"], trial.params)

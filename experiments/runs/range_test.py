@@ -23,7 +23,7 @@ def run(
     given: Mapping[str, Any],
     flags_of: Mapping[str, Any],
     asked: Search,
-    means: train.Means,
+    means: train.Execution,
     stand_ins: Mapping[int, int] | None = None,
 ) -> range_test.Found:
     """Train the first strategy once, as the trials are but at a rising rate; print and draw what its loss says.
@@ -82,8 +82,7 @@ def swept(todo: transfer.Experiment, asked: Search, folder: Path) -> tuple[np.nd
         raise InputError(f"--lr_range_test has {steps} steps: give more --epochs or --steps, {LEAST} at least")
     rates = range_test.rates(asked.lr_low, asked.lr_high, steps)
     ends = fits.stops(fits.ends(todo.made.recipe, steps), fit.trial)
-    data = (place.field.images, place.field.labels)
-    logs = [log for _, log in train.fit(fit.program, [fit.trial._replace(rates=rates)], *data, ends, (), todo.means)]
+    logs = [log for _, log in train.fit(fit.program, [fit.trial._replace(rates=rates)], place.field.data, ends, (), todo.means)]
     losses = np.hstack([log.loss[0] for log in logs])
     if not np.isfinite(losses[0]):
         raise InputError(f"--lr_low={asked.lr_low:g}: the loss is not finite from the first step on: lower it")

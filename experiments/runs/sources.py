@@ -12,7 +12,7 @@ from experiments.runs import console, fits, training, directory
 from experiments.runs.options import Settings
 from tljax import checkpoint, data, masks, models, paths, plugins, seeds
 from tljax.study.results import Result
-from tljax.train import Means
+from tljax.train import Execution
 from tljax.types import InputError, Model, Task
 
 
@@ -61,7 +61,7 @@ def from_data(made: Settings) -> Source:
     task = checked(made)
     plan = _planned(made, task)
 
-    def obtain(folder: Path, means: Means) -> dict[int, Trained]:
+    def obtain(folder: Path, means: Execution) -> dict[int, Trained]:
         lines = train(made, task, folder, means)
         places = {line.checkpoint for line in lines.values()}
         loaded = {place: checkpoint.load(folder / place)[0] for place in places}
@@ -134,7 +134,7 @@ def _streams(made: Settings, seed: int) -> seeds.Seeds:
     return seeds.streams(seeds.streams(seed, source=made.source_seed).source)
 
 
-def train(made: Settings, task: Task, folder: Path, means: Means) -> dict[int, Result]:
+def train(made: Settings, task: Task, folder: Path, means: Execution) -> dict[int, Result]:
     """Train the sources that the run directory does not hold yet; {seed: its line}."""
     plan = _planned(made, task)
     there = directory.finished(folder)
@@ -163,7 +163,7 @@ def about(made: Settings, task: Task) -> dict[str, Any]:
 
 def _ready(made: Settings, field: fits.Arena, seed: int, result: Result) -> fits.Fit:
     streams, built = _streams(made, seed), model(made, len(field.task.classes))
-    params = models.init(built, jax.random.key(streams.head), field.images.shape[1:])
+    params = models.init(built, jax.random.key(streams.head), field.data.inputs.shape[2:])
     mask = masks.by_path(params, lambda path: True)
     start = fits.Start(params, ((0.0, mask),), fresh=mask)
     return fits.build(field, built, start, streams, "all", result)

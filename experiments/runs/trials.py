@@ -99,7 +99,8 @@ def ready(place: Yard, one: Experiment, seed: int, trained: Mapping[int, Trained
     field = place.field._replace(recipe=one.made.recipe)
     # A strategy that looks at data sees what the recipe makes of it.
     seen = one.made.recipe if method.method.data_driven else None
-    known = (method.label, one.model, one.made.head, seed, id(trained.get(seed)), seen)
+    source = one.source.identity[seed] if one.source and seed in trained else None
+    known = (method.label, one.model, one.made.head, seed, source, seen)
     if known not in place.kept:
         ground = methods.ground(one.made, one.model, one.source, one.target, own)
         if seed in trained:
@@ -110,7 +111,7 @@ def ready(place: Yard, one: Experiment, seed: int, trained: Mapping[int, Trained
     fit = fits.build(field, one.model, place.kept[known], own, place.budget, untrained, never_still)
     ordered = ("order", own, one.made.recipe.batch_size, one.made.recipe.steps is None)
     order = place.kept.setdefault(ordered, fit.trial.order)
-    return fit._replace(trial=fit.trial._replace(order=order))
+    return fit._replace(trial=fit.trial._replace(order=order, shares=(known, ordered)))
 
 
 def _train(
@@ -127,13 +128,13 @@ def _train(
     ends = fits.ends(one.made.recipe, last)
     labels = np.asarray(place.field.task.train.labels)
     scores: dict[int, dict[int, list[float]]] = {}
-    means = replace(place.field.means, stop=lambda: everyone <= pruned)
+    means = replace(place.field.means, should_stop=lambda: everyone <= pruned)
     stops = fits.stops(ends, trials[0])
-    for state, _ in train.fit(program, trials, place.field.images, place.field.labels, stops, (), means):
+    for state, _ in train.fit(program, trials, place.field.data, stops, (), means):
         if state.step not in ends:
             continue
-        logits = train.logits(program, trials, state, place.field.test, len(place.rows), place.field.means)
-        for row, i in enumerate(state.trials):
+        logits = evaluate.logits_of(program, trials, state, place.field.test, len(place.rows), place.field.means)
+        for row, i in enumerate(state.fits):
             which, seed, fit = group[i]
             at = np.searchsorted(place.rows, fit.validation)
             right = float((logits[row][at].argmax(-1) == labels[fit.validation]).mean())

@@ -12,7 +12,8 @@ import numpy as np
 from tljax import masks, objective, optimizers, train
 from tljax.testing import grounds
 from tljax.testing.lines import copy
-from tljax.train import step
+from tljax.train import vectorize
+from tljax.train.step import Hyper, trained_leaves
 from tljax.types import Mask, Model, Params
 
 STEPS = 3
@@ -23,10 +24,6 @@ _SPEC, _NUMBERS = optimizers.spec("adamw:eps=1e-3", weight_decay=0.5, clip=0.5)
 _TERMS, _WEIGHTS = objective.penalties("l2:weight=0.1")
 
 
-Data = tuple[jax.Array, jax.Array]
-"""Images and labels."""
-
-
 class Fitted(NamedTuple):
     """What a fit gave."""
 
@@ -34,40 +31,40 @@ class Fitted(NamedTuple):
     """At the start, and at the end of each phase."""
     masks: tuple[Mask, ...]
     """Of each phase."""
-    programs: tuple[train.Program, ...]
+    programs: tuple[train.Spec, ...]
     """Of each phase."""
     compiled: int
     """How many executables the fit added."""
 
 
-def program(model: Model, merge: Callable[[Params], Params] | None) -> train.Program:
+def program(model: Model, merge: Callable[[Params], Params] | None) -> train.Spec:
     """AdamW with decay, clipping and L2, all but the mask."""
-    return train.Program(model, objective.loss(grounds.LOSS), _SPEC, _TERMS, False, merge)
+    return train.Spec(model, objective.loss(grounds.LOSS), _SPEC, _TERMS, False, merge)
 
 
-def fit(wanted: train.Program, params: Params, phases: Sequence[Any], data: Data, steps: int = STEPS) -> Fitted:
+def fit(wanted: train.Spec, params: Params, phases: Sequence[Any], data: train.Data, steps: int = STEPS) -> Fitted:
     """Each of the phases (masks, or functions of the parameters) for so many steps: one, and then the rest."""
     trial = _trial(params, phases, steps)
     ends = [steps * i + more for i in range(len(phases)) for more in sorted({1, steps})]
     before = _executables()
     seen = [copy(params)]
-    for state, _ in train.fit(wanted, [trial], *data, ends):
+    for state, _ in train.fit(wanted, [trial], data, ends):
         if state.step % steps == 0:
             seen.append(jax.tree.map(lambda leaf: np.array(leaf[0]), state.params))
     history = state.masks[0]
-    programs = tuple(train.under(wanted, trial, history[: i + 1]) for i in range(len(history)))
+    programs = tuple(train.specialize(wanted, trial, history[: i + 1]) for i in range(len(history)))
     return Fitted(tuple(seen), history, programs, _executables() - before)
 
 
-def under(wanted: train.Program, params: Params, mask: Mask) -> train.Program:
+def under(wanted: train.Spec, params: Params, mask: Mask) -> train.Spec:
     """The program with a mask that is the only one."""
-    return train.under(wanted, _trial(params, [mask], 1), (mask,))
+    return train.specialize(wanted, _trial(params, [mask], 1), (mask,))
 
 
-def _trial(params: Params, phases: Sequence[Any], steps: int) -> train.Trial:
+def _trial(params: Params, phases: Sequence[Any], steps: int) -> train.Fit:
     total = steps * len(phases)
     order = np.arange(total * grounds.BATCH, dtype=np.int32).reshape(total, grounds.BATCH) % grounds.EXAMPLES
-    return train.Trial(
+    return train.Fit(
         params,
         tuple((steps * i, mask) for i, mask in enumerate(phases)),
         lambda start, stop: order[start:stop],
@@ -91,16 +88,16 @@ def quick_compilation() -> Iterator[None]:
 
 def _executables() -> int:
     """How many the one compiled function has in its cache."""
-    size: Any = step.segment
+    size: Any = vectorize.segment
     return size._cache_size()
 
 
-def flops(wanted: train.Program, params: Params, mask: Mask, shape: tuple[int, ...]) -> float:
+def flops(wanted: train.Spec, params: Params, mask: Mask, shape: tuple[int, ...]) -> float:
     """Of one training step under a mask, compiled, by XLA's own count (which counts the body of a loop once).
 
     Where `fit` ran the phase, this is the executable that it ran.
     """
-    traced = [m for m, kind in zip(jax.tree.leaves(mask), wanted.mask[1:], strict=True) if kind is None]
+    traced = [m for m, kind in zip(jax.tree.leaves(mask), wanted.mask, strict=True) if kind is None]
     return _flops(wanted, _of_one_trial(jax.tree.leaves(params)), _of_one_trial(traced), shape)
 
 
@@ -111,29 +108,30 @@ def _of_one_trial(leaves: Sequence[Any]) -> tuple[jax.ShapeDtypeStruct, ...]:
 
 @functools.lru_cache(maxsize=256)
 def _flops(
-    wanted: train.Program,
+    wanted: train.Spec,
     leaves: tuple[jax.ShapeDtypeStruct, ...],
     scales: tuple[jax.ShapeDtypeStruct, ...],
     shape: tuple[int, ...],
 ) -> float:
     number = jax.ShapeDtypeStruct((1,), jnp.float32)
-    numbers = step.Numbers(
+    hyper = Hyper(
         weights=tuple(dict.fromkeys(given, number) for given in _WEIGHTS),
-        given=dict.fromkeys((*_NUMBERS, "label_smoothing"), number),
+        numbers=dict.fromkeys((*_NUMBERS, "label_smoothing"), number),
         scales=scales,
         key=jax.eval_shape(lambda: jax.random.key(0)[None]),
         start=None,
         fisher=None,
     )
-    params = jax.tree.unflatten(wanted.mask[0], leaves)
-    trained, frozen = masks.split(params, jax.tree.unflatten(wanted.mask[0], [m is not False for m in wanted.mask[1:]]))
-    state = jax.eval_shape(functools.partial(step.begin, wanted), params, numbers, number)
+    params = jax.tree.unflatten(wanted.structure, leaves)
+    trained, frozen = masks.split(params, trained_leaves(wanted))
+    state = jax.eval_shape(functools.partial(vectorize.begin, wanted), params, hyper, number)
     rows = train.capacity(grounds.BATCH)
     data = grounds.data(shape)
     order = jax.ShapeDtypeStruct((1, rows, grounds.BATCH), jnp.int32)
     rates = jax.ShapeDtypeStruct((1, rows), jnp.float32)
-    lowered = step.segment.lower(
-        wanted, step.Layout(), trained, state, frozen, numbers, ((data[0],), data[1]), order, rates, (0, 0, 1)
+    lowered = vectorize.segment.lower(
+        *(wanted, None, 1, "map"),
+        *(trained, state, frozen, hyper, data.inputs, data.labels, order, rates, (0, 0, 1)),
     )
     costs: Any = lowered.compile().cost_analysis()
     return float(costs["flops"])

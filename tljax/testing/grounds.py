@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tljax import masks, models, objective, paths
+from tljax import masks, models, objective, paths, train
 from tljax.train import gradients
 from tljax.types import Model, Params
 
@@ -35,11 +35,11 @@ class Ground(NamedTuple):
     """Of an example of the model's."""
 
 
-def data(shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+def data(shape: tuple[int, ...]) -> train.Data:
     """Made images uint8 [24, *shape], and labels int32 [24] of eight classes."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (EXAMPLES, *shape)).astype(np.uint8)
-    return jnp.asarray(images), jnp.arange(EXAMPLES, dtype=jnp.int32) % _WIDTH
+    return train.load(images, np.arange(EXAMPLES, dtype=np.int32) % _WIDTH)
 
 
 def of_model(name: str) -> Ground:
@@ -50,10 +50,10 @@ def of_model(name: str) -> Ground:
     shape = (2, 2, 2) if name == "mlp" else (8, 8, 1)
     model = models.build(name, _WIDTH, hidden=(_WIDTH, _WIDTH), activation="tanh")
     source, drawn = (_draw(models.abstract(model, shape), seed) for seed in (0, 1))
-    images, labels = data(shape)
+    examples = data(shape)
 
     def look(merge: Any) -> Any:
-        split = (model, objective.loss(LOSS), images, labels, np.arange(EXAMPLES), merge)
+        split = (model, objective.loss(LOSS), examples, np.arange(EXAMPLES), merge)
         return gradients.mean_gradient(*split), gradients.mean_squared_gradient(*split)
 
     return Ground(name, models.names(model), source, drawn, look, model, shape)

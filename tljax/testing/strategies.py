@@ -102,7 +102,7 @@ def _drawing(ground: grounds.Ground) -> list[Check]:
 def _follows(ground: grounds.Ground, faults: Sequence[str], stages: Sequence[str]) -> str:
     assert not faults, "; ".join(faults)
     assert ground.model is not None
-    model, (images, _) = ground.model, grounds.data(ground.shape)
+    model, images = ground.model, grounds.data(ground.shape).inputs[0]
     keys = (None, *map(jax.random.key, (0, 0, 1)))
     calm, one, again, other = (np.asarray(models.apply(model, ground.drawn, images, key=key)) for key in keys)
     assert np.array_equal(one, again), "one key gives two outputs"
@@ -173,7 +173,7 @@ class _Proof(NamedTuple):
     """The same phases of one step each."""
     given: Params
     """What the fit was given, after it."""
-    data: fits.Data
+    data: train.Data
 
 
 def _trained(found: Case) -> list[Check]:
@@ -261,7 +261,7 @@ def _flops(proof: _Proof) -> str:
 
 def _outputs(proof: _Proof) -> str:
     """The tree that merge gives, its outputs at the start (the source's), and after the fit (the trained ones)."""
-    found, (images, _) = proof.case, proof.data
+    found, images = proof.case, proof.data.inputs[0]
     merge = found.merge or (lambda params: params)
     start, end = merge(found.params), merge(proof.fitted.params[-1])
     if found.merge:

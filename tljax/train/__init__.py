@@ -1,25 +1,28 @@
-"""Training: `fit` runs groups of trials through one compiled segment, phase by phase.
+"""Training: `fit` runs groups of fits through one compiled segment, phase by phase.
 
-A group is trials that share everything that decides compilation, but for what their masks add to it.
+A group is fits that share everything that decides compilation, but for what their masks add to it. `step` is one step
+of one fit, `vectorize` maps it over fits and devices, `loop` goes from segment to segment, `features` skips what is
+frozen below.
 """
 
-from tljax.train.loop import abstract, fit, logits
-from tljax.train.phase import State, capacity
-from tljax.train.step import Log, Program, forward
-from tljax.train.trial import Trial, alike, under
-from tljax.train.vectorize import Means
+from tljax.train.features import FeatureCache
+from tljax.train.loop import Execution, State, abstract, fit
+from tljax.train.step import Fit, Log, Spec, forward, group_key, specialize
+from tljax.train.vectorize import Data, capacity, load
 
 __all__ = [
+    "Data",
+    "Execution",
+    "FeatureCache",
+    "Fit",
     "Log",
-    "Means",
-    "Program",
+    "Spec",
     "State",
-    "Trial",
     "abstract",
-    "alike",
     "capacity",
     "fit",
     "forward",
-    "logits",
-    "under",
+    "group_key",
+    "load",
+    "specialize",
 ]

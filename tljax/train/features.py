@@ -1,77 +1,30 @@
-"""The frozen prefix: what the leading stages that are frozen whole give is computed once, and trained upon.
+"""Features: the outputs of the frozen prefix, computed once and trained upon.
 
-A linear probe on 784-512-10 then costs a fortieth of what it costs through its frozen stage.
+The frozen prefix is the leading stages that are frozen whole (`step.frozen_prefix`). A linear probe on 784-512-10 then
+costs a fortieth of what it costs through its frozen stage.
 """
 
 import functools
 import hashlib
-import itertools
 import math
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from tljax import masks, models, parallel, paths
-from tljax.types import Mask, Model, Params, Views
+from tljax import models
+from tljax.train.step import Fit, Spec, frozen_prefix_of
+from tljax.train.vectorize import Data, divide, host, mesh_under, over, place, sharing
+from tljax.types import Model, Params
 
 _BATCH = 1000
 """Examples that go through the frozen stages at once."""
 
 
-def still(model: Model, mask: Mask) -> tuple[str, ...]:
-    """The stages that are frozen whole; in training they run as in evaluation, so without dropout.
-
-    A stage with nothing that could train (pooling, dropout) goes with the next above it that has something, and is not
-    frozen where there is none.
-
-    >>> still(models.build("mlp", 10, hidden=(8, 8), activation="relu"),
-    ...       {"hidden_0": {"w": True}, "hidden_1": {"w": False}, "head": {"w": True}})
-    ('hidden_1',)
-    """
-    names: list[str] = []
-    above = False
-    for name in reversed(models.names(model)):
-        leaves = dict(paths.items(mask[name]))
-        frozen = above if not leaves else not any(map(masks.trains, leaves.values()))
-        above = frozen if any("batch_stats" not in path.split("/") for path in leaves) else above
-        names += [name] if frozen else []
-    return tuple(reversed(names))
-
-
-def lead(model: Model, mask: Mask, drawing: Collection[str] = ()) -> tuple[str, ...]:
-    """The leading stages that are frozen whole, up to the first of `drawing`: stages that draw although they are
-    frozen. What these give is the same at every step, and can be computed once.
-
-    >>> lead(models.build("mlp", 10, hidden=(8,), activation="relu"), {"hidden_0": {"w": False}, "head": {"w": True}})
-    ('hidden_0',)
-    """
-    quiet = {*still(model, mask)} - {*drawing}
-    return tuple(itertools.takewhile(quiet.__contains__, models.names(model)))
-
-
-def rewrite(model: Model, params: Params, mask: Mask, x: jax.Array) -> tuple[Model, Params, Mask, jax.Array]:
-    """The same objective on fewer stages: those that still train, and the frozen ones' output [n, ...] in place of x.
-
-    The tree of parameters and its mask stay whole, so that optimizer states look alike.
-
-    >>> model = models.build("mlp", 10, hidden=(8,), activation="relu")
-    >>> params = models.init(model, jax.random.key(0), (28, 28, 1))
-    >>> short, _, _, x = rewrite(model, params, masks.under(params, "head"), jnp.zeros((5, 28, 28, 1), jnp.uint8))
-    >>> models.names(short), x.shape
-    (('head',), (5, 8))
-    """
-    count = len(lead(model, mask))
-    if not count:
-        return model, params, mask, x
-    one = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], params)
-    return model[count:], params, mask, _features(None, model[:count], None, "float32", False, one, x)[: len(x)]
-
-
 @dataclass
-class Store:
+class FeatureCache:
     """Features computed so far, for all fits that freeze the same leaves of the same source.
 
     The least recently used go when `budget` bytes are full.
@@ -81,80 +34,120 @@ class Store:
     """Bytes."""
     dtype: str = "float32"
     """Or bfloat16, half as large; fits compute in float32 all the same."""
-    kept: dict[Any, tuple[Views, Any]] = field(default_factory=dict)
-    """{what they follow from: (features, what must stay alive for that to be true)}, least recently used first."""
+    arrays: dict[Any, jax.Array] = field(default_factory=dict)
+    """{everything that features follow from: features [views, n, ...]}, least recently used first."""
 
 
-def size(store: Store, model: Model, params: Params, images: jax.Array) -> int:
-    """Bytes of the features that stages give for all images; `params` without an axis of trials."""
-    out = jax.eval_shape(
-        functools.partial(models.apply, model), params, jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
-    )
-    rows = -(-len(images) // _rows(len(images))) * _rows(len(images))
-    return rows * math.prod(out.shape[1:]) * jnp.dtype(store.dtype).itemsize
+def skip_frozen_prefix(
+    spec: Spec,
+    fit: Fit,
+    params: Params,
+    width: int,
+    data: Data,
+    passes: int,
+    cache: FeatureCache | None,
+    on_message: Callable[[str], None],
+) -> tuple[Spec, Data]:
+    """The spec without its frozen prefix, and the features in place of the inputs; or both as they are.
 
-
-def views(store: Store, model: Model, merge: Any, params: Params, images: jax.Array) -> Views:
-    """What the stages of `model` give for all images, [rows, ...] a view, rows at least as many as images.
-
-    `params` has a leading axis of trials, and there is a view for each of them, or one for all where all have
-    the same bytes. `merge` is as in `train.Program`. What was computed before is not computed again.
+    `fit` is any of the group, `params` its parameters with a leading axis of fits, on their devices; each `width`
+    neighbours freeze equal leaves. `passes` examples are to pass through the stages: features are computed if that is
+    at least as many as there are, and if the cache has room for them.
     """
-    mesh = parallel.of(params)
-    own = {stage.name: params[stage.name] for stage in model} if merge is None else params
-    digests = _digests(own)
+    mesh = mesh_under(params)
+    wanted = features_bytes(spec, fit, data, passes, cache)
+    if cache is None or not wanted:
+        return spec, replace(data, inputs=place(mesh, data.inputs, by_fit=False))
+    prefix, examples = frozen_prefix_of(spec), data.inputs.shape[1]
+    verb = "is" if len(prefix) == 1 else "are"
+    text = f"{', '.join(prefix)} {verb} frozen: features of {examples:,} examples"
+    if wanted > cache.budget:
+        on_message(f"{text} are {_mb(wanted)} and the budget {_mb(cache.budget)}, so computed in every step")
+        return spec, replace(data, inputs=place(mesh, data.inputs, by_fit=False))
+    first_of_each = jax.tree.map(lambda leaf: leaf[::width], params)
+    features = compute(cache, spec.model[: len(prefix)], spec.merge, first_of_each, data)
+    on_message(f"{text} are computed once, {_mb(features.nbytes)}")
+    return replace(spec, model=spec.model[len(prefix) :]), replace(data, inputs=features)
+
+
+def features_bytes(spec: Spec, fit: Fit, data: Data, passes: int, cache: FeatureCache | None) -> int:
+    """Bytes of one view of features, or 0 if there is none that is worth it: fewer examples pass through than there
+    are. It depends on one fit alone, and so then do its bits."""
+    count = len(frozen_prefix_of(spec))
+    if cache is None or not count or passes < data.inputs.shape[1]:
+        return 0
+    return _view_bytes(
+        cache, spec.model[:count], jax.eval_shape(spec.merge or (lambda params: params), fit.params), data
+    )
+
+
+def _view_bytes(cache: FeatureCache, model: Model, params: Params, data: Data) -> int:
+    """`params` without an axis of fits."""
+    _, examples, *shape = data.inputs.shape
+    example = jax.ShapeDtypeStruct((1, *shape), data.inputs.dtype)
+    output = jax.eval_shape(functools.partial(models.apply, model), params, example)
+    batch = _batch(examples)
+    return -(-examples // batch) * batch * math.prod(output.shape[1:]) * jnp.dtype(cache.dtype).itemsize
+
+
+def compute(cache: FeatureCache, model: Model, merge: Any, params: Params, data: Data) -> jax.Array:
+    """The outputs of the stages of `model` for all inputs, [views, rows, ...], at least as many rows as examples.
+
+    `params` has a leading axis of fits; there is a view for each of them, or one for all if all have the same bytes.
+    `merge` is as in `Spec`. What was computed before is not computed again.
+    """
+    mesh = mesh_under(params)
+    used = {stage.name: params[stage.name] for stage in model} if merge is None else params
+    digests = _digests(used)
     if len(set(digests)) == 1:
-        own, digests, split = jax.tree.map(lambda leaf: leaf[:1], own), digests[:1], None
-    else:
-        split = mesh
-    key = (model, merge, tuple(digests), id(images), store.dtype, mesh)
-    if key in store.kept:
-        store.kept[key] = store.kept.pop(key)
-        return store.kept[key][0]
-    one = jax.tree.map(lambda leaf: leaf[0], own)
-    wanted = size(store, model, merge(one) if merge else one, images) * len(digests)
-    while store.kept and sum(_bytes(of) for of, _ in store.kept.values()) + wanted > store.budget:
-        del store.kept[next(iter(store.kept))]
+        used, digests = jax.tree.map(lambda leaf: leaf[:1], used), digests[:1]
     several = len(digests) > 1
-    placed = parallel.place(mesh, images, split=False)
-    found = _features(mesh if parallel.sharing(mesh) > 1 else split, model, merge, store.dtype, several, own, placed)
-    found = found if several else (parallel.place(mesh, found, split=False),)
-    store.kept[key] = (found, images)
-    return found
+    key = (model, merge, tuple(digests), data.name, cache.dtype, mesh)
+    if key in cache.arrays:
+        cache.arrays[key] = cache.arrays.pop(key)
+        return cache.arrays[key]
+    first = jax.tree.map(lambda leaf: leaf[0], used)
+    wanted = _view_bytes(cache, model, merge(first) if merge else first, data) * len(digests)
+    while cache.arrays and sum(array.nbytes for array in cache.arrays.values()) + wanted > cache.budget:
+        del cache.arrays[next(iter(cache.arrays))]
+    inputs = place(mesh, data.inputs, by_fit=False)
+    divided = mesh if several or sharing(mesh) > 1 else None
+    features = _compute(divided, model, merge, cache.dtype, several, used, inputs)
+    cache.arrays[key] = features if several else place(mesh, features, by_fit=False)
+    return cache.arrays[key]
 
 
-def _bytes(views: Views) -> int:
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(views))
+@functools.partial(jax.jit, static_argnames=("mesh", "model", "merge", "dtype", "several"))
+def _compute(
+    mesh: Any, model: Model, merge: Any, dtype: str, several: bool, params: Params, inputs: jax.Array
+) -> jax.Array:
+    examples = inputs.shape[1]
+    batch = _batch(examples)
+    # Rows beyond the last example hold it again: nothing refers to them.
+    chosen = jnp.minimum(jnp.arange(-(-examples // batch) * batch), examples - 1).reshape(-1, batch)
+
+    def of_fits(params: Params, inputs: jax.Array) -> jax.Array:
+        def of_fit(params: Params) -> jax.Array:
+            whole = merge(params) if merge else params
+            fetch = lambda rows: inputs[0][divide(mesh, rows)]  # noqa: E731
+            outputs = jax.lax.map(lambda rows: models.apply(model, whole, fetch(rows)).astype(dtype), chosen)
+            return outputs.reshape(-1, *outputs.shape[2:])
+
+        return jax.lax.map(of_fit, params)
+
+    return over(mesh, of_fits, (params,), (inputs,)) if several else of_fits(params, inputs)
 
 
-def _digests(params: Params) -> list[str]:
-    """Of each trial's bytes."""
-    leaves = parallel.host(jax.tree.leaves(params))
-    return [hashlib.sha256(b"".join(leaf[i].tobytes() for leaf in leaves)).hexdigest() for i in range(len(leaves[0]))]
-
-
-def _rows(examples: int) -> int:
+def _batch(examples: int) -> int:
     """Examples a batch: as many batches as are needed, as even as can be."""
     return -(-examples // -(-examples // _BATCH))
 
 
-@functools.partial(jax.jit, static_argnames=("mesh", "model", "merge", "dtype", "several"))
-def _features(
-    mesh: Any, model: Model, merge: Any, dtype: str, several: bool, params: Params, images: jax.Array
-) -> jax.Array:
-    size = _rows(len(images))
-    # Rows beyond the last example hold it again: nothing refers to them.
-    chosen = jnp.minimum(jnp.arange(-(-len(images) // size) * size), len(images) - 1).reshape(-1, size)
+def _digests(params: Params) -> list[str]:
+    """The digest of each fit's bytes."""
+    leaves = host(jax.tree.leaves(params))
+    return [hashlib.sha256(b"".join(leaf[i].tobytes() for leaf in leaves)).hexdigest() for i in range(len(leaves[0]))]
 
-    def every(params: Params, images: jax.Array) -> jax.Array:
-        def one(params: Params) -> jax.Array:
-            whole = merge(params) if merge else params
-            part = lambda rows: images[parallel.divide(mesh, rows)]  # noqa: E731
-            out = jax.lax.map(lambda rows: models.apply(model, whole, part(rows)).astype(dtype), chosen)
-            return out.reshape(-1, *out.shape[2:])
 
-        return jax.lax.map(one, params)
-
-    if not several:
-        return every(params, images)[0]
-    return parallel.over(mesh, every, (params,), (images,))
+def _mb(count: int) -> str:
+    return f"{count / 1e6:,.0f} MB"

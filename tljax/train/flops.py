@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from tljax import masks, models
-from tljax.train import features
+from tljax.train.step import frozen_prefix
 from tljax.types import Mask, Model, Params
 
 
@@ -19,13 +19,13 @@ def step_flops(
     batch: int,
     merge: Callable[[Params], Params] | None = None,
     cached: bool = True,
-    drawing: Collection[str] = (),
+    keeps_dropout: Collection[str] = (),
 ) -> float:
     """FLOPs of the gradient of a cross-entropy with respect to what trains, on a batch of inputs of `shape`.
 
-    With `cached` the leading stages that are frozen whole cost nothing, up to the first of `drawing`: what they give is
-    computed once. Nothing is compiled, and parameters may be abstract. The update of the parameters is left out: two
-    FLOPs each under SGD.
+    With `cached` the frozen prefix costs nothing: its outputs are computed once. It ends at the first of
+    `keeps_dropout`, the stages that keep their dropout while they are frozen. Nothing is compiled, and parameters may
+    be abstract. The update of the parameters is left out: two FLOPs each under SGD.
 
     >>> model = models.build("mlp", 10, hidden=(512,), activation="relu")
     >>> params = models.abstract(model, (28, 28, 1))
@@ -33,7 +33,7 @@ def step_flops(
     >>> [round(step_flops(model, params, mask, (28, 28, 1), 100) / 1e6) for mask in (full, probe)]
     [164, 2]
     """
-    first = len(features.lead(model, mask, drawing)) if cached and merge is None else 0
+    first = len(frozen_prefix(model, mask, keeps_dropout)) if cached and merge is None else 0
     flags = jax.tree.map(masks.trains, mask)
     trained, frozen = masks.split(params, flags)
     inputs = jax.ShapeDtypeStruct((batch, *shape), jnp.float32)

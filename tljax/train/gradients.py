@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tljax import masks, models, objective, paths
+from tljax.train.vectorize import Data
 from tljax.types import Model, Params
 
 MOST = 4096
@@ -16,21 +17,21 @@ MOST = 4096
 
 
 def mean_gradient(
-    model: Model, loss: objective.Loss, images: jax.Array, labels: jax.Array, chosen: np.ndarray, merge: Any = None
+    model: Model, loss: objective.Loss, data: Data, chosen: np.ndarray, merge: Any = None
 ) -> Callable[[Params], Params]:
     """params -> gradient of the mean L over the examples `chosen` (int [n]); None where a leaf cannot train."""
-    return functools.partial(_mean, model, loss, merge, False, (images, labels), _rows(chosen, 256))
+    return functools.partial(_mean, model, loss, merge, False, (data.inputs, data.labels), _rows(chosen, 256))
 
 
 def mean_squared_gradient(
-    model: Model, loss: objective.Loss, images: jax.Array, labels: jax.Array, chosen: np.ndarray, merge: Any = None
+    model: Model, loss: objective.Loss, data: Data, chosen: np.ndarray, merge: Any = None
 ) -> Callable[[Params], Params]:
     """params -> mean over examples of the squared gradient of L, the diagonal of the empirical Fisher information.
 
     Over at most MOST of the examples `chosen` (int [n]), evenly spread; None where a leaf cannot train.
     """
     some = chosen[:: -(-len(chosen) // MOST)]
-    return functools.partial(_mean, model, loss, merge, True, (images, labels), _rows(some, 16))
+    return functools.partial(_mean, model, loss, merge, True, (data.inputs, data.labels), _rows(some, 16))
 
 
 def _rows(chosen: np.ndarray, size: int) -> jax.Array:
@@ -46,17 +47,17 @@ def _mean(
     loss: objective.Loss,
     merge: Any,
     squared: bool,
-    data: tuple[jax.Array, jax.Array],
+    arrays: tuple[jax.Array, jax.Array],
     rows: jax.Array,
     params: Params,
 ) -> Params:
-    images, labels = data
+    inputs, labels = arrays
     trained, fixed = masks.split(params, paths.each(lambda path, leaf: True, params))
 
     def total(trained: Params, chosen: jax.Array) -> jax.Array:
         whole = masks.join(trained, fixed)
         at = jnp.maximum(chosen, 0)
-        logits = models.apply(model, merge(whole) if merge else whole, images[at])
+        logits = models.apply(model, merge(whole) if merge else whole, inputs[0][at])
         return jnp.vdot(loss(logits, labels[at]), (chosen >= 0).astype(logits.dtype))
 
     def squares(trained: Params, chosen: jax.Array) -> Params:

@@ -1,231 +1,324 @@
-"""`fit`: a group of trials, segment by segment and phase by phase."""
+"""`fit`: a group of fits, segment by segment and phase by phase."""
 
 import itertools
+import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from tljax import evaluate, masks, optimizer, optimizers, parallel, surroundings
-from tljax.train import phase, vectorize
-from tljax.train.phase import Setting, State
-from tljax.train.step import Layout, Log, Program, begin, forward
-from tljax.train.trial import Trial, alike, batch_size, numbers_of, stack, under
-from tljax.train.vectorize import Means
+from tljax import masks, optimizer, optimizers, surroundings
+from tljax.train import features, vectorize
+from tljax.train.features import FeatureCache
+from tljax.train.step import Fit, Log, Spec, batch_size, group_key, specialize, trained_leaves
+from tljax.train.vectorize import Data, Mode, agreed, begin, capacity, host, place, stack, stack_hyper
 from tljax.types import InputError, Mask, OptState, Params
 
 
-class Group(NamedTuple):
-    """What stays the same for all of a fit."""
+@dataclass(frozen=True)
+class Execution:
+    """How fits are trained; none of it changes a result by more than rounding."""
 
-    program: Program
-    trials: Sequence[Trial]
-    images: jax.Array
-    """uint8 or float32 [n, ...], on the device."""
-    labels: jax.Array
-    """int32 [n], on the device."""
-    ends: Sequence[int]
-    means: Means
+    devices: tuple[Any, ...] = ()
+    """The devices over which fits are divided; by default the first alone."""
+    devices_per_batch: int = 1
+    """So many of the devices, each with the next, share the batches of a fit: another order of the same sums."""
+    mode: str = "jit"
+    """'jit', where the compiler divides a batch, or 'pmap', for one fit at a time: all devices share its batches.
+    Under pmap dropout draws otherwise than on one device."""
+    many: str = "auto"
+    """How fits share a device: 'map' (one after another), 'vmap' (side by side), or 'auto': those with one order as
+    is quicker, others one after another, so that a fit has the same bits whatever it is trained with."""
+    cache: FeatureCache | None = None
+    """Where the features of frozen prefixes are kept; None computes them anew in every step."""
+    on_message: Callable[[str], None] = lambda line: None
+    """Called with a line for each decision."""
+    should_stop: Callable[[], bool] = lambda: False
+    """Asked every few seconds whether to end before the last step."""
 
 
-Part = Sequence[tuple[int, tuple[Mask, ...]]]
-"""Which trials of a group, and the masks of the phases that have begun for each."""
+class State(NamedTuple):
+    """A group, or a part of it, between two steps; arrays have a leading axis of fits."""
+
+    step: int
+    params: Params
+    optimizer: OptState
+    fits: tuple[int, ...]
+    """Which of the group's fits these are: a phase whose masks differ in what is compiled parts a group."""
+    masks: tuple[tuple[Mask, ...], ...]
+    """For each of them the masks of the phases that have begun."""
+    diverged: tuple[int | None, ...]
+    """For each of them the first step whose objective or gradient was not finite; its parameters mean nothing since."""
 
 
 def fit(
-    program: Program,
-    trials: Sequence[Trial],
-    images: jax.Array,
-    labels: jax.Array,
+    spec: Spec,
+    fits: Sequence[Fit],
+    data: Data,
     ends: Sequence[int],
     states: Sequence[State] = (),
-    means: Means | None = None,
+    execution: Execution | None = None,
 ) -> Iterator[tuple[State, Log]]:
-    """Train a group; yield at each step of `ends` (increasing, to the last) its state and the log since.
+    """Trains a group; yields at each step of `ends` (increasing, to the last) its state and the log since.
 
-    `program` says everything but the masks. Images uint8 or float32 [n, ...] and labels int32 [n] are on the device,
-    shared by the trials. Trials go on from `states`, the latest that an earlier call gave of each (one at the end gives
-    nothing more), the others from their parameters. A phase begins at a step of `ends`, and the state yielded there is
-    the new phase's already; where the masks of a phase differ in what is compiled, or the devices do not divide the
-    trials, the group parts: all parts are yielded, then each is trained to its end in turn. When `means.stop` says so,
-    the state is yielded where it is and the fit ends. The caller's arrays are copied first; what is yielded is given up
-    to the next segment, so take what is wanted of it before. Raises InputError where the trials differ in steps, batch
-    size or phases.
+    `spec` says everything but the masks. Fits go on from `states`, the latest that an earlier call gave of each (one at
+    the end gives nothing more), the others from their parameters. A phase begins at a step of `ends`, and the state
+    yielded there is the new phase's already; where the masks of a phase differ in what is compiled, or the devices do
+    not divide the fits, the group parts: all parts are yielded, then each is trained to its end in turn. When
+    `execution.should_stop` says so, the state is yielded where it is and the fit ends. The caller's arrays are copied
+    first; what is yielded is given up to the next segment, so take what is wanted of it before. Raises InputError where
+    the fits differ in steps, batch size or phases.
     """
-    _check_group(trials, ends)
-    group = Group(program, trials, images, labels, ends, means or Means())
-    going = [_taken_up(state) for state in states]
-    for state in going:
-        yield from _advance(group, state)
-    begun = {i for state in going for i in state.trials}
-    others = [(i, trial) for i, trial in enumerate(trials) if i not in begun]
-    fresh = [(i, (_evaluated(trial.phases[0][1], trial.params),)) for i, trial in others]
-    for part in _parted(group, 0, fresh):
-        yield from _advance(group, _first(group, part))
+    execution = execution or Execution()
+    _check_group(fits, ends)
+    boundaries, last = {start for start, _ in fits[0].phases}, ends[-1]
+    restored = [_restored(state) for state in states]
+    begun = {i for state in restored for i in state.fits}
+    new = [(i, (_evaluated(fit.phases[0][1], fit.params),)) for i, fit in enumerate(fits) if i not in begun]
+    parts = _parts(spec, fits, data, ends, execution, 0, new)
+    waiting = itertools.chain(restored, (_first_state(spec, fits, part) for part in parts))
+    while (state := next(waiting, None)) is not None:
+        if state.step == last:
+            continue
+        if execution.should_stop():
+            return
+        train, most = _phase(spec, fits, data, ends, execution, state), FIRST_CALL
+        for end in (end for end in ends if end > state.step):
+            state, log, most = train(end, state, most)
+            if state.step in boundaries and state.step != last:
+                begins = list(_next_phase(spec, fits, data, ends, execution, state))
+                for next_state, rows in begins:
+                    yield next_state, jax.tree.map(lambda curve, rows=rows: curve[rows], log)
+                waiting = itertools.chain([next_state for next_state, _ in begins], waiting)
+                break
+            yield state, log
+            if execution.should_stop():
+                return
 
 
-def _taken_up(state: State) -> State:
-    """Arrays of its own on the device; a state that went through NumPy has arrays for bools and numbers too."""
+def _check_group(fits: Sequence[Fit], ends: Sequence[int]) -> None:
+    batch = batch_size(fits[0])
+    if any(len(fit.rates) != ends[-1] or batch_size(fit) != batch for fit in fits):
+        raise InputError(f"the fits of a group need {ends[-1]} steps and batches of {batch} all: make another group")
+    starts = [start for start, _ in fits[0].phases]
+    if any([start for start, _ in fit.phases] != starts for fit in fits):
+        raise InputError("the fits of a group need phases that start at the same steps: make another group")
+    if starts[0] != 0 or not set(starts[1:]) <= set(ends[:-1]):
+        raise InputError(
+            f"phases start at the steps {starts}: the first at 0, the others at segments' ends {list(ends)}"
+        )
+
+
+def _restored(state: State) -> State:
+    """A state with arrays of its own on the device; one that went through NumPy has arrays for bools and numbers."""
     params, opt_state = jax.tree.map(jnp.array, (state.params, state.optimizer))
-    rest = (state.trials, state.masks, state.diverged)
+    rest = (state.fits, state.masks, state.diverged)
     return State(
         int(state.step), params, opt_state, *jax.tree.map(lambda m: m if np.ndim(m) else np.asarray(m).item(), rest)
     )
 
 
+Part = Sequence[tuple[int, tuple[Mask, ...]]]
+"""Fits of a group by their number, and for each the masks of the phases that have begun."""
+
+
+def _parts(
+    spec: Spec, fits: Sequence[Fit], data: Data, ends: Sequence[int], execution: Execution, step: int, members: Part
+) -> Iterator[Part]:
+    """Members that share an executable and stand on the devices together, no more at once than there is room for their
+    features."""
+    parts: dict[tuple[Spec, Hashable], list[Any]] = {}
+    for i, history in members:
+        parts.setdefault(group_key(spec, fits[i], history), []).append((i, history))
+    passes = _passes(fits, ends, step)
+    for (specialized, _), part in parts.items():
+        of_part = [fits[i] for i, _ in part]
+        width = vectorize.shared_width(specialized, of_part, [history for _, history in part])
+        bytes_of_one = features.features_bytes(specialized, of_part[0], data, passes, execution.cache)
+        most = max(1, execution.cache.budget // bytes_of_one) if execution.cache and bytes_of_one else len(part)
+        devices = vectorize.fits_at_once(execution.devices, execution.devices_per_batch)
+        start = 0
+        for size in vectorize.group_sizes(len(part) // width, devices, most):
+            yield part[start : start + width * size]
+            start += width * size
+
+
+def _passes(fits: Sequence[Fit], ends: Sequence[int], step: int) -> int:
+    """Examples that pass through a fit in the phase that a step is in."""
+    starts = [start for start, _ in fits[0].phases]
+    first = max(start for start in starts if start <= step)
+    end = min((start for start in starts if start > step), default=ends[-1])
+    return (end - first) * batch_size(fits[0])
+
+
 @surroundings.kept()
-def _first(group: Group, part: Part) -> State:
-    """Before the first step."""
-    members = [group.trials[i] for i, _ in part]
-    now = under(group.program, members[0], part[0][1])
-    params = stack([trial.params for trial in members])
-    histories = tuple(history for _, history in part)
-    rates = jnp.asarray([trial.rates[0] for trial in members])
-    opt_state = begin(now, params, numbers_of(now, members, histories), rates)
+def _first_state(spec: Spec, fits: Sequence[Fit], part: Part) -> State:
+    """The state of a part before its first step."""
+    members, histories = [fits[i] for i, _ in part], tuple(history for _, history in part)
+    specialized = specialize(spec, members[0], histories[0])
+    params = stack([fit.params for fit in members])
+    rates = jnp.asarray([fit.rates[0] for fit in members])
+    opt_state = begin(specialized, params, stack_hyper(specialized, members, histories), rates)
     return State(0, params, opt_state, tuple(i for i, _ in part), histories, (None,) * len(part))
 
 
-def abstract(program: Program, trials: Sequence[Trial], histories: Sequence[Sequence[Mask]]) -> tuple[Params, OptState]:
-    """Shapes and dtypes of a state's parameters and optimizer, for trials whose masks so far are `histories`."""
-    now = under(program, trials[0], histories[0])
-    numbers = numbers_of(now, trials, histories)
+def abstract(spec: Spec, fits: Sequence[Fit], histories: Sequence[Sequence[Mask]]) -> tuple[Params, OptState]:
+    """Shapes and dtypes of a state's parameters and optimizer, for fits whose masks so far are `histories`."""
+    specialized = specialize(spec, fits[0], histories[0])
+    hyper = stack_hyper(specialized, fits, histories)
 
     def state(params: Params) -> Any:
-        return params, begin(now, params, numbers, jnp.zeros(len(trials)))
+        return params, begin(specialized, params, hyper, jnp.zeros(len(fits)))
 
-    return jax.eval_shape(state, stack([trial.params for trial in trials]))
-
-
-def _advance(group: Group, state: State) -> Iterator[tuple[State, Log]]:
-    """From a state to the last of `ends`; parts of a group one after another."""
-    starts, last = {start for start, _ in group.trials[0].phases}, group.ends[-1]
-    if state.step == last or group.means.stop():
-        return
-    members = [group.trials[i] for i in state.trials]
-    setting, most = _setting(group, state), phase.FIRST_CALL
-    for end in (end for end in group.ends if end > state.step):
-        state, log, most = phase.along(end, members, setting, state, most, group.means.stop)
-        if state.step not in starts or state.step == last:
-            yield state, log
-            if group.means.stop():
-                return
-            continue
-        parts = list(_next_phase(group, state))
-        for next_state, rows in parts:
-            yield next_state, jax.tree.map(lambda curve, rows=rows: curve[rows], log)
-        for next_state, _ in parts:
-            yield from _advance(group, next_state)
-        return
+    return jax.eval_shape(state, stack([fit.params for fit in fits]))
 
 
-def _setting(group: Group, state: State) -> Setting:
-    """Of the phase that a state is in."""
-    means, images = group.means, group.images
-    members = [group.trials[i] for i in state.trials]
-    now = under(group.program, members[0], state.masks[0])
-    stand = vectorize.laid_out(now, members, vectorize.lanes(now, members, state.masks), images, means)
-    if len(members) > 1:
-        means.say(_told(len(members), stand))
-    params = parallel.place(stand.mesh, state.params)
-    short, views = vectorize.shortened(now, members, params, stand.lanes, images, _passed(group, state.step), means)
-    labels = parallel.place(stand.mesh, group.labels, split=False)
-    numbers = parallel.place(stand.mesh, numbers_of(now, members, state.masks))
-    return Setting(short, stand, numbers, (views, labels))
+LONGEST = 3.0
+"""Seconds that a call of the compiled function is meant to take at most: between two of them a fit can be stopped."""
+FIRST_CALL = 16
+"""Steps of the first call of a phase, whose duration says how many the others may have."""
 
 
-def logits(
-    program: Program, trials: Sequence[Trial], state: State, images: jax.Array, count: int, means: Means | None = None
-) -> np.ndarray:
-    """Logits float32 [trials of the state, count, classes] of images as `evaluate.padded` gives them.
+def _phase(
+    spec: Spec, fits: Sequence[Fit], data: Data, ends: Sequence[int], execution: Execution, state: State
+) -> Callable[[int, State, int], tuple[State, Log, int]]:
+    """The function that trains a state further within its phase: (end, state, most) -> (later state, log, most).
 
-    What the stages give that its masks freeze is computed once, and kept for later states.
+    `most` is how many steps its first call of the compiled function may have.
     """
-    means = replace(means or Means(), say=lambda line: None)
-    members = [trials[i] for i in state.trials]
-    now = under(program, members[0], state.masks[0])
-    side = vectorize.lanes(now, members, state.masks)
-    params = parallel.place(vectorize.mesh(members, side, means), state.params)
-    short, views = vectorize.shortened(now, members, params, side, images, len(images), means)
-    return evaluate.logits(forward(short.model, short.merge), params, views, count)
-
-
-def _told(trials: int, stand: Layout) -> str:
-    sharing = parallel.sharing(stand.mesh)
-    count = stand.mesh.size // sharing if stand.mesh else 1
-    one, more = (
-        ("device", "devices") if sharing == 1 else (f"group of {sharing} devices", f"groups of {sharing} devices")
+    members = [fits[i] for i in state.fits]
+    specialized = specialize(spec, members[0], state.masks[0])
+    width = vectorize.shared_width(specialized, members, state.masks)
+    mesh, mode = layout(specialized, members, width, data, execution)
+    if len(members) > 1:
+        execution.on_message(vectorize.describe(len(members), width, mesh, mode))
+    params = place(mesh, state.params)
+    passes = _passes(fits, ends, state.step)
+    short, inputs = features.skip_frozen_prefix(
+        specialized, members[0], params, width, data, passes, execution.cache, execution.on_message
     )
-    where = f"on one {one}" if count == 1 else f"on each of {count} {more}"
-    if trials == count > 1:
-        return f"{trials} fits at once, one on each of {count} {more}"
-    if stand.abreast:
-        return f"{trials} fits, side by side {where}"
-    return f"{trials} fits, {f'{stand.lanes} side by side' if stand.wide else 'one after another'} {where}"
+    labels = place(mesh, data.labels, by_fit=False)
+    hyper = place(mesh, stack_hyper(specialized, members, state.masks))
+
+    def call(trained: Params, opt_state: OptState, frozen: Params, start: int, stop: int) -> Any:
+        order, rates = vectorize.order_and_rates(members, width, mesh, start, stop)
+        arrays = (trained, opt_state, frozen, hyper, inputs.inputs, labels, order, rates)
+        return vectorize.run(short, mesh, width, mode, *arrays, (start, 0, stop - start))
+
+    def train(end: int, state: State, most: int) -> tuple[State, Log, int]:
+        return _advance(short, mesh, batch_size(members[0]), call, end, state, most, execution.should_stop)
+
+    return train
 
 
-def _passed(group: Group, step: int) -> int:
-    """Examples that pass through a fit in the phase that a step is in."""
-    starts = [start for start, _ in group.trials[0].phases]
-    first = max(start for start in starts if start <= step)
-    end = min((start for start in starts if start > step), default=group.ends[-1])
-    return (end - first) * batch_size(group.trials[0])
+def layout(spec: Spec, fits: Sequence[Fit], width: int, data: Data, execution: Execution) -> tuple[Mesh | None, Mode]:
+    """The devices of a group, and how its fits share each of them."""
+    mesh = vectorize.mesh_of_group(len(fits) // width, execution.devices, execution.devices_per_batch)
+    if execution.mode == "pmap" and mesh is not None:
+        return mesh, "pmap"
+    return mesh, vectorize.choose_mode(spec, fits, width, data, execution.many)
 
 
-def _next_phase(group: Group, state: State) -> Iterator[tuple[State, list[int]]]:
-    """The states at the beginning of the phase that begins here, and which rows of the group each is."""
-    trials = group.trials
-    number = [start for start, _ in trials[0].phases].index(state.step)
-    whole, moments = jax.tree.map(jnp.asarray, parallel.host((state.params, state.optimizer)))
-    each = [jax.tree.map(lambda leaf, row=row: leaf[row], whole) for row in range(len(state.trials))]
+@surroundings.kept()
+def _advance(
+    spec: Spec,
+    mesh: Mesh | None,
+    batch: int,
+    call: Callable[..., Any],
+    end: int,
+    state: State,
+    most: int,
+    should_stop: Callable[[], bool],
+) -> tuple[State, Log, int]:
+    """(The state at step `end`, or earlier if it is to stop; the log of the way; steps that a call may have).
+
+    It goes by calls of the compiled segment, each short enough that a fit can be stopped between two.
+    """
+    params, opt_state = place(mesh, (state.params, state.optimizer))
+    trained, frozen = masks.split(params, trained_leaves(spec))
+    step, diverged = state.step, state.diverged
+    logs: list[Log] = []
+    most = min(most, capacity(batch))
+    while step < end and not (logs and should_stop()):
+        if None not in diverged:
+            logs.append(_empty_log(len(diverged), end - step, len(spec.penalties)))
+            step = end
+            break
+        start, stop = time.perf_counter(), min(end, step + most)
+        trained, opt_state, log = call(trained, opt_state, frozen, step, stop)
+        log = jax.tree.map(lambda curve, steps=stop - step: curve[:, :steps], host(log))
+        diverged = _first_not_finite(diverged, step, log)
+        logs.append(_without_diverged(diverged, step, log))
+        most = agreed(min(capacity(batch), _steps_for_longest(stop - step, time.perf_counter() - start)))
+        step = stop
+    log = jax.tree.map(lambda *curves: np.hstack(curves), *logs)
+    params = masks.join(trained, frozen)
+    return state._replace(step=step, params=params, optimizer=opt_state, diverged=diverged), log, most
+
+
+def _steps_for_longest(steps: int, seconds: float) -> int:
+    """How many steps take LONGEST, where so many took `seconds`."""
+    return max(1, int(steps * LONGEST / max(seconds, 1e-9)))
+
+
+def _first_not_finite(diverged: Sequence[int | None], first: int, log: Log) -> tuple[int | None, ...]:
+    """The first step of each fit that is not finite, after a log that begins at step `first`."""
+    bad = ~np.isfinite(log.loss + log.penalty + log.gradient_norm)
+    return tuple(
+        first + int(row.argmax()) if since is None and row.any() else since
+        for since, row in zip(diverged, bad, strict=True)
+    )
+
+
+def _without_diverged(diverged: Sequence[int | None], first: int, log: Log) -> Log:
+    """The log with nan from where a fit diverged: how long it was computed on must not be seen in it."""
+    steps = first + np.arange(log.loss.shape[1])
+    after = np.array([np.full(len(steps), False) if since is None else steps >= since for since in diverged])
+    return jax.tree.map(lambda curve: np.where(after, np.float32(np.nan), curve), log)
+
+
+def _empty_log(fits: int, steps: int, terms: int) -> Log:
+    """The log of fits that have all diverged, and are not trained on."""
+    nothing = np.full((fits, steps), np.nan, np.float32)
+    return Log(nothing, nothing, (nothing,) * terms, nothing)
+
+
+def _next_phase(
+    spec: Spec, fits: Sequence[Fit], data: Data, ends: Sequence[int], execution: Execution, state: State
+) -> Iterator[tuple[State, list[int]]]:
+    """The states at the beginning of the phase that begins at the state's step, and for each its rows of the state."""
+    number = [start for start, _ in fits[0].phases].index(state.step)
+    params, opt_state = jax.tree.map(jnp.asarray, host((state.params, state.optimizer)))
+    params_of = [jax.tree.map(lambda leaf, row=row: leaf[row], params) for row in range(len(state.fits))]
     histories = [
-        (*history, _evaluated(trials[i].phases[number][1], params))
-        for i, params, history in zip(state.trials, each, state.masks, strict=True)
+        (*history, _evaluated(fits[i].phases[number][1], params))
+        for i, params, history in zip(state.fits, params_of, state.masks, strict=True)
     ]
-    for part in _parted(group, state.step, list(zip(state.trials, histories, strict=True))):
-        rows = [state.trials.index(i) for i, _ in part]
+    members = list(zip(state.fits, histories, strict=True))
+    for part in _parts(spec, fits, data, ends, execution, state.step, members):
+        rows = [state.fits.index(i) for i, _ in part]
         carried = []
         for row in rows:
-            before, after = histories[row][:-1], histories[row]
-            trial = trials[state.trials[row]]
-            tx = optimizers.build(group.program.optimizer, trial.rates[state.step], trial.numbers)
-            own = jax.tree.map(lambda leaf, row=row: leaf[row], moments)
-            was, now = ((history[-1], masks.since(*history)) for history in (before, after))
-            carried.append(optimizer.carry(tx, was, now, own, each[row]))
-        members = tuple(state.trials[row] for row in rows)
-        params = stack([each[row] for row in rows])
-        masks_so_far, since = tuple(histories[row] for row in rows), tuple(state.diverged[row] for row in rows)
-        yield State(state.step, params, stack(carried), members, masks_so_far, since), rows
+            fit, before, after = fits[state.fits[row]], histories[row][:-1], histories[row]
+            tx = optimizers.build(spec.optimizer, fit.rates[state.step], fit.numbers)
+            opt_state_of = jax.tree.map(lambda leaf, row=row: leaf[row], opt_state)
+            old, new = ((history[-1], masks.since(*history)) for history in (before, after))
+            carried.append(optimizer.carry(tx, old, new, opt_state_of, params_of[row]))
+        next_state = State(
+            state.step,
+            stack([params_of[row] for row in rows]),
+            stack(carried),
+            tuple(state.fits[row] for row in rows),
+            tuple(histories[row] for row in rows),
+            tuple(state.diverged[row] for row in rows),
+        )
+        yield next_state, rows
 
 
 def _evaluated(mask: Mask | Callable[[Params], Mask], params: Params) -> Mask:
-    # A tree of its own, which the function may write into.
+    """The mask of a phase; a function is called with a tree of its own, which it may write into."""
     return mask(jax.tree.map(jnp.asarray, params)) if masks.is_strategy(mask) else mask
-
-
-def _parted(group: Group, step: int, members: Part) -> Iterator[Part]:
-    """Trials and their masks so far, those that share an executable and stand on the devices together."""
-    parts: dict[tuple[Program, Hashable], list[Any]] = {}
-    for i, history in members:
-        parts.setdefault(alike(group.program, group.trials[i], history), []).append((i, history))
-    for (now, _), part in parts.items():
-        trials = [group.trials[i] for i, _ in part]
-        side = vectorize.lanes(now, trials, [history for _, history in part])
-        sizes = vectorize.sizes(now, trials, side, group.images, _passed(group, step), group.means)
-        for stop, size in zip(itertools.accumulate(sizes), sizes, strict=True):
-            yield part[stop - size : stop]
-
-
-def _check_group(trials: Sequence[Trial], ends: Sequence[int]) -> None:
-    batch = batch_size(trials[0])
-    if any(len(t.rates) != ends[-1] or batch_size(t) != batch for t in trials):
-        raise InputError(f"the trials of a group need {ends[-1]} steps and batches of {batch} all: make another group")
-    starts = [start for start, _ in trials[0].phases]
-    if any([start for start, _ in trial.phases] != starts for trial in trials):
-        raise InputError("the trials of a group need phases that start at the same steps: make another group")
-    if starts[0] != 0 or not set(starts[1:]) <= set(ends[:-1]):
-        raise InputError(
-            f"phases start at the steps {starts}: the first at 0, the others at segments' ends {list(ends)}"
-        )

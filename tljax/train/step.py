@@ -1,199 +1,202 @@
-"""The segment: the one compiled training function. What it depends on, and what is passed to it.
+"""One training step of one fit, read in the order in which it happens: loss, gradients, update, apply, log.
 
-State and numbers carry a leading axis of trials, which is divided over the devices; on each, `lax.map` runs trials
-one after another, so that a trial has the same bits in any group. Trials that share an order may run side by side.
+`step` knows nothing of other fits and of many devices: `vectorize` maps it over both. What decides its compilation is
+`Spec`, what is passed to it is `Hyper`; both follow from a `Fit` and its masks.
 """
 
 import functools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from tljax import masks, models, objective, optimizer, optimizers, parallel
-from tljax.train import features
-from tljax.types import Mask, Model, OptState, Params, Views
+from tljax import masks, models, objective, optimizer, optimizers, paths
+from tljax.types import InputError, Mask, Model, OptState, Params
 
 
 @dataclass(frozen=True)
-class Program:
-    """All that decides what is compiled: equal records share one executable. Hashable."""
+class Spec:
+    """Everything that is static: equal specs share one compiled step. Hashable.
+
+    The caller sets the fields up to `keeps_dropout`; `specialize` sets the others from a fit and its masks.
+    """
 
     model: Model
     loss: objective.Loss
     optimizer: optimizers.Spec
     penalties: tuple[objective.Penalty, ...] = ()
-    smooth: bool = False
-    """Whether the labels are smoothed, by a number that is passed."""
+    smooth_labels: bool = False
+    """Whether the labels are smoothed; by how much is passed as the number 'label_smoothing'."""
     merge: Callable[[Params], Params] | None = None
-    """Adapted parameters -> ordinary ones, before the model is applied."""
-    mask: tuple[Any, ...] = ()
-    """The structure of the parameters, then for each leaf True, False, or None for a number or array to come."""
+    """Adapted parameters -> the model's own parameters, called before the model is applied."""
+    keeps_dropout: tuple[str, ...] = ()
+    """The stages that keep their dropout while they are frozen; other frozen stages run as in evaluation."""
+    structure: Any = None
+    """The structure of the parameters, a PyTreeDef."""
+    mask: tuple[bool | None, ...] = ()
+    """For each leaf whether it trains in full (True) or not at all (False); None if a number or an array is passed."""
     cohorts: tuple[int | None, ...] | None = None
-    """For each leaf the rank of its age, -1 for a frozen one, None for an array to come, of the ranks of its elements;
-    None in all where all that trains has one age."""
-    count: int = 1
-    """How many cohorts there are."""
+    """For each leaf the rank of its cohort, -1 for a frozen leaf, None if an array of ranks, one for each element, is
+    passed. None instead of the tuple if all that trains is of one cohort."""
+    cohort_count: int = 1
     fresh: tuple[str, ...] = ()
-    """The leaves that were drawn anew, where a penalty asks."""
-    drawing: tuple[str, ...] = ()
-    """The stages that keep their dropout while they are frozen; the others run as in evaluation then."""
+    """The paths of the leaves that were drawn anew, if a penalty refers to where the fit began."""
+
+
+class Hyper(NamedTuple):
+    """Everything that is traced beside parameters and optimizer: other values compile nothing new.
+
+    `step` takes the numbers of one fit; where there are many, each array has a leading axis of fits.
+    """
+
+    weights: tuple[Mapping[str, Any], ...]
+    """The weights of each penalty, by name."""
+    numbers: Mapping[str, Any]
+    """The optimizer's numbers by name, and 'label_smoothing'."""
+    scales: tuple[Any, ...]
+    """The numbers and arrays of the mask, one for each None in `Spec.mask`."""
+    key: Any
+    """The key of dropout."""
+    start: Params | None
+    """The parameters at the start, if a penalty refers to them."""
+    fisher: Params | None
+    """The source's Fisher information, if a penalty needs it."""
+    cohorts: tuple[Any, ...] = ()
+    """Arrays of ranks, one for each None in `Spec.cohorts`."""
+
+
+class Fit(NamedTuple):
+    """One fit before its first step."""
+
+    params: Params
+    phases: tuple[tuple[int, Mask | Callable[[Params], Mask]], ...]
+    """(first step, mask) of each phase; the first phase begins at step 0. A function is called with the parameters at
+    the first step of its phase."""
+    order: Callable[[int, int], np.ndarray]
+    """(start, stop) -> int32 [stop - start, batch]: the examples of these steps, -1 for padding."""
+    rates: np.ndarray
+    """float32 [steps]: the learning rate of each step."""
+    weights: tuple[Mapping[str, float], ...]
+    """The weights of each penalty, by name."""
+    numbers: Mapping[str, float]
+    """The optimizer's numbers by name, and 'label_smoothing'."""
+    key: jax.Array
+    """The key of dropout."""
+    fresh: Mask | None = None
+    """Which leaves were drawn anew, for penalties that treat them otherwise."""
+    fisher: Params | None = None
+    """The source's Fisher information, for penalties: {path: array} or a tree."""
+    shares: Hashable = None
+    """Neighbours in a group with equal values, other than None, have one order and equal parameters at the start:
+    the batches and the features of the frozen prefix are then passed once for all of them."""
 
 
 class Log(NamedTuple):
-    """What happened in a segment: float32 [trials, steps] each."""
+    """What happened: float32 scalars of one step, or arrays [fits, steps] of a segment."""
 
     loss: Any
-    """Mean L of the step's batch, in nats for a cross-entropy."""
+    """Mean L of the batch, in nats for a cross-entropy."""
     penalty: Any
-    """lambda R at the step's start."""
+    """lambda R at the parameters before the update."""
     terms: tuple[Any, ...]
-    """Each penalty's part of it."""
+    """The part of each penalty in `penalty`."""
     gradient_norm: Any
     """Global norm of the objective's gradient over the trained leaves."""
 
 
-class Numbers(NamedTuple):
-    """The traced numbers of a group, leading axis of trials."""
-
-    weights: tuple[Any, ...]
-    given: Mapping[str, Any]
-    scales: tuple[Any, ...]
-    key: Any
-    start: Params | None
-    fisher: Params | None
-    ranks: tuple[Any, ...] = ()
-    """Of the cohorts, where the elements of a leaf are of several."""
-
-
-class Layout(NamedTuple):
-    """How the trials of a part of a group stand on the devices: compiled too. Hashable."""
-
-    mesh: Any = None
-    """The devices over which trials and their batches are divided; None for one."""
-    lanes: int = 1
-    """So many trials, each with the next, share an order and the data."""
-    wide: bool = False
-    """Whether these go side by side under `vmap`, which rounds in another way; else one after another."""
-    abreast: bool = False
-    """The same for trials of different orders."""
-    axis: str | None = None
-    """Under `jax.pmap`, the axis of devices that share each batch: what is summed over it is summed by hand."""
-
-
-# Why the loop has this form (2026-11-23, jax 0.10.2, two cores; medians of eight rounds in turn, over the form chosen:
-# examples gathered by an order, one-hot labels, not unrolled):
-#                          784-512-10   784-2048-2048-10
-#   integer labels            1.00           1.02
-#   permuted beforehand       0.95           1.03
-#   unrolled twice            1.01           0.93
-#   unrolled four times       1.04           0.94
-# All within the noise: one-hot labels take smoothing and every loss of optax, an order as an argument serves every
-# label budget, and a loop whose bounds are traced serves every length.
-@functools.partial(jax.jit, static_argnames=("program", "layout"), donate_argnames=("trained", "opt_state"))
-def segment(
-    program: Program,
-    layout: Layout,
+def step(
+    spec: Spec,
+    hyper: Hyper,
     trained: Params,
-    opt_state: OptState,
     frozen: Params,
-    numbers: Numbers,
-    data: tuple[Views, jax.Array],
-    order: jax.Array,
-    rates: jax.Array,
-    steps: tuple[int, int, int],
+    opt_state: OptState,
+    batch: tuple[jax.Array, jax.Array, jax.Array],
+    rate: jax.Array,
+    number: jax.Array,
+    axis: str | None = None,
 ) -> tuple[Params, OptState, Log]:
-    """Rows `begin` to `end` of `order` [trials / lanes, rows, batch], the first of which is step `first`.
+    """One training step: (trained leaves, optimizer state, log) after it.
 
-    `rates` are [trials, rows]; the data are views, one for all trials or one for each of the orders, and labels [n].
+    `trained` and `frozen` are the two parts of the parameters as `masks.split` gives them; the objective is
+    differentiated with respect to the former alone. The batch is (inputs [batch, ...], labels int32 [batch], weights
+    float32 [batch], 0 for padding); `rate` is the learning rate, `number` that of the step. With an `axis` of devices
+    the batch is one device's part, and the step is that of the whole batch.
     """
-    views, labels = data
-    own = (trained, opt_state, frozen, numbers, rates)
-    many = not isinstance(views, tuple)
-    split, common = ((own, order, views), (labels, steps)) if many else ((own, order), (views, labels, steps))
-    return parallel.over(layout.mesh, functools.partial(trials, program, layout), split, common)
+
+    def loss_fn(trained: Params) -> tuple[jax.Array, Any]:
+        return _objective(spec, hyper, trained, frozen, batch, number, axis)
+
+    (_, (loss, terms)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(trained)
+    # After differentiating: the gradient through a sum over devices would be so many times too large.
+    loss, terms, gradients = total((loss, terms, gradients), axis)
+    updates, opt_state = transformation(spec, hyper, rate).update(gradients, opt_state, trained)
+    trained = optimizer.apply(trained, updates, _selection(spec, hyper))
+    return trained, opt_state, Log(loss, sum(terms, start=jnp.zeros(())), terms, _norm(gradients))
 
 
-def trials(
-    program: Program, layout: Layout, own: Any, order: jax.Array, views: Views, labels: jax.Array, steps: Any
-) -> Any:
-    """All trials of one device, those of an order with each other."""
-    rowed = jax.tree.map(lambda leaf: leaf.reshape(-1, layout.lanes, *leaf.shape[1:]), own)
+def _objective(
+    spec: Spec, hyper: Hyper, trained: Params, frozen: Params, batch: Any, number: jax.Array, axis: str | None
+) -> tuple[jax.Array, tuple[jax.Array, tuple[jax.Array, ...]]]:
+    """L + lambda R of a batch, beside it L and the terms of lambda R.
 
-    def lanes(item: Any) -> Any:
-        own, order, which = item
-        one = functools.partial(_train, program, layout, (views, which, labels), order, steps)
-        if layout.lanes == 1:
-            return jax.tree.map(lambda leaf: leaf[None], one(jax.tree.map(lambda leaf: leaf[0], own)))
-        return _side_by_side(one, own) if layout.wide else jax.lax.map(one, own)
-
-    which = jnp.zeros(len(order), jnp.int32) if isinstance(views, tuple) else jnp.arange(len(order))
-    items = (rowed, order, which)
-    out = jax.vmap(lanes)(items) if layout.abreast else jax.lax.map(lanes, items)
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), out)
-
-
-def _train(
-    program: Program, layout: Layout, data: Any, order: jax.Array, steps: Any, own: Any, lanes: tuple[int, ...] = ()
-) -> Any:
-    """Some steps: state and log of one trial, or of `lanes` along the last axis of everything in `own`."""
-    trained, opt_state, frozen, numbers, rates = own
-    first, begin, end = steps
-
-    def step(trained: Any, opt_state: Any, frozen: Any, numbers: Any, rate: Any, row: jax.Array) -> Any:
-        chosen = parallel.divide(layout.mesh, order[row]) if layout.axis is None else order[row]
-        one = training_step(program, frozen, numbers, data, layout.axis)
-        return one(trained, opt_state, chosen, rate, first + row)
-
-    every = jax.vmap(step, in_axes=(-1, -1, -1, -1, -1, None), out_axes=-1) if lanes else step
-    curve = jnp.zeros((len(order), *lanes), jnp.float32)
-    log = Log(curve, curve, (curve,) * len(program.penalties), curve)
-
-    def body(row: jax.Array, carry: Any) -> Any:
-        trained, opt_state, log = carry
-        trained, opt_state, now = every(trained, opt_state, frozen, numbers, rates[row], row)
-        log = jax.tree.map(lambda curve, value: curve.at[row].set(value.astype(curve.dtype)), log, now)
-        return trained, opt_state, log
-
-    return jax.lax.fori_loop(begin, end, body, (trained, opt_state, log))
-
-
-def _side_by_side(train: Callable[..., Any], own: Any) -> Any:
-    """Lanes along the last axis: kernels of many lanes are then one matrix, and their products one product."""
-    lanes = (len(jax.tree.leaves(own)[0]),)
-    out = train(jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -1), own), lanes)
-    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, -1, 0), out)
-
-
-Data = tuple[Views, jax.Array, jax.Array]
-"""Views, which of them, and labels [n]."""
-
-
-def training_step(
-    program: Program, frozen: Params, numbers: Numbers, data: Data, axis: str | None = None
-) -> Callable[..., Any]:
-    """The training step of one trial: differentiates with respect to the trained leaves alone.
-
-    With an `axis` it is given one device's part of the batch, and takes the step of the whole.
+    With an `axis` of devices each has a part of the batch and gives a part of each value: the parts add up to it.
     """
-    value = _objective(program, frozen, numbers, data, axis)
+    x, labels, weight = batch
+    x = x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x
+    key = jax.random.fold_in(hyper.key, number)
+    key = key if axis is None else jax.random.fold_in(key, jax.lax.axis_index(axis))
+    merge = spec.merge or (lambda params: params)
+    outputs = models.features(spec.model, merge(masks.join(trained, frozen)), x, key=key, frozen=_without_dropout(spec))
+    smoothing = (hyper.numbers["label_smoothing"],) if spec.smooth_labels else ()
+    summed = jnp.vdot(spec.loss(outputs[-1], labels, *smoothing), weight)
+    count = total(weight.sum(), axis)
+    loss = summed / count
+    terms = []
+    for penalty, weights in zip(spec.penalties, hyper.weights, strict=True):
+        if penalty.name == "behaviour":
+            at_start = models.features(spec.model, merge(hyper.start), x)
+            pairs = list(zip(outputs, at_start, strict=True))[len(frozen_prefix_of(spec)) : -1]
+            terms.append(objective.behaviour(pairs, weight, count, **weights))
+        else:
+            fresh = dict.fromkeys(spec.fresh, True)
+            value = objective.of_leaves(penalty, weights, trained, hyper.start, hyper.fisher, fresh)
+            terms.append(value if axis is None else value / jax.lax.axis_size(axis))
+    return sum(terms, start=loss), (loss, tuple(terms))
 
-    def step(trained: Params, opt_state: Any, chosen: jax.Array, rate: jax.Array, number: jax.Array) -> Any:
-        (_, (loss, terms)), gradients = jax.value_and_grad(value, has_aux=True)(trained, chosen, number)
-        # After differentiating: the gradient through a sum over devices would be so many times too large.
-        loss, terms, gradients = parallel.total((loss, terms, gradients), axis)
-        updates, opt_state = transformation(program, numbers, rate).update(gradients, opt_state, trained)
-        trained = optimizer.apply(trained, updates, _selecting(program, numbers.scales))
-        return trained, opt_state, Log(loss, sum(terms, start=jnp.zeros(())), terms, _norm(gradients))
 
-    return step
+def total(tree: Any, axis: str | None) -> Any:
+    """The sum of a tree over an axis of devices; the tree itself if there is no axis."""
+    return tree if axis is None else jax.lax.psum(tree, axis)
+
+
+def transformation(spec: Spec, hyper: Hyper, rate: Any) -> optax.GradientTransformationExtraArgs:
+    """The optimizer of one fit, under its mask and with its cohorts."""
+    tx = optimizers.build(spec.optimizer, rate, hyper.numbers)
+    if spec.cohorts is None:
+        return optimizer.masked(tx, _mask(spec, hyper))
+    arrays = iter(hyper.cohorts)
+    ranks = [next(arrays) if rank is None else rank for rank in spec.cohorts]
+    return optimizer.masked(tx, _mask(spec, hyper), jax.tree.unflatten(spec.structure, ranks), spec.cohort_count)
+
+
+def _mask(spec: Spec, hyper: Hyper) -> Mask:
+    """The mask with its traced numbers and arrays in place."""
+    traced = iter(hyper.scales)
+    return jax.tree.unflatten(spec.structure, [next(traced) if trains is None else trains for trains in spec.mask])
+
+
+def _selection(spec: Spec, hyper: Hyper) -> Mask:
+    """The mask in which a number for a whole leaf, which is never 0 here, is True: which elements move."""
+    return jax.tree.map(lambda m: m if isinstance(m, bool) or masks.selects(m) else True, _mask(spec, hyper))
 
 
 def _norm(tree: Params) -> jax.Array:
-    """Global norm, of the same bits however trials are divided over devices.
+    """Global norm, of the same bits however fits are divided over devices.
 
     Each leaf's sum is one product of the leaf with itself, behind a barrier. A product with ones adds in an order of
     XLA's that goes with the devices (1e-7 apart); and a sum that XLA joins with what computes the gradient makes a step
@@ -208,91 +211,117 @@ def _norm(tree: Params) -> jax.Array:
     return jnp.sqrt(sum(map(squared, jax.tree.leaves(tree)), start=jnp.zeros(())))
 
 
-def _objective(program: Program, frozen: Params, numbers: Numbers, data: Data, axis: str | None) -> Callable[..., Any]:
-    """(trained, examples, step) -> (L + lambda R, (L, the terms of lambda R)).
-
-    Over an `axis` of devices each has a part of the examples, and gives a part of each value: they add up to it.
-    """
-    views, which, labels = data
-    still, before = _still(program), len(lead(program))
-    fresh = dict.fromkeys(program.fresh, True)
-    smoothing = (numbers.given["label_smoothing"],) if program.smooth else ()
-    merge = program.merge or (lambda params: params)
-
-    def value(trained: Params, chosen: jax.Array, step: jax.Array) -> tuple[jax.Array, Any]:
-        weight = (chosen >= 0).astype(jnp.float32)
-        rows = jnp.maximum(chosen, 0)
-        x = views[0][rows] if isinstance(views, tuple) else views[which, rows]
-        x = x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x
-        key = jax.random.fold_in(numbers.key, step)
-        key = key if axis is None else jax.random.fold_in(key, jax.lax.axis_index(axis))
-        given = models.features(program.model, merge(masks.join(trained, frozen)), x, key=key, frozen=still)
-        summed = jnp.vdot(program.loss(given[-1], labels[rows], *smoothing), weight)
-        count = parallel.total(weight.sum(), axis)
-        loss = summed / count
-        terms = []
-        for term, weights in zip(program.penalties, numbers.weights, strict=True):
-            if term.name == "behaviour":
-                then = models.features(program.model, merge(numbers.start), x)
-                pairs = list(zip(given, then, strict=True))[before:-1]
-                terms.append(objective.behaviour(pairs, weight, count, **weights))
-            else:
-                of = objective.of_leaves(term, weights, trained, numbers.start, numbers.fisher, fresh)
-                terms.append(of if axis is None else of / jax.lax.axis_size(axis))
-        return sum(terms, start=loss), (loss, tuple(terms))
-
-    return value
-
-
-def static(program: Program) -> Mask:
-    """The bool tree of the leaves with anything to train."""
-    return jax.tree.unflatten(program.mask[0], [kind is not False for kind in program.mask[1:]])
-
-
-def lead(program: Program) -> tuple[str, ...]:
-    """The leading stages that are frozen whole, and draw nothing."""
-    return features.lead(program.model, static(program), program.drawing)
-
-
-def _still(program: Program) -> tuple[str, ...]:
-    """The stages that run as in evaluation, whether or not they are computed once."""
-    return tuple(name for name in features.still(program.model, static(program)) if name not in program.drawing)
-
-
-def _mask(program: Program, scales: tuple[Any, ...]) -> Mask:
-    """The mask with its traced numbers and arrays in place."""
-    traced = iter(scales)
-    return jax.tree.unflatten(program.mask[0], [next(traced) if kind is None else kind for kind in program.mask[1:]])
-
-
-def _selecting(program: Program, scales: tuple[Any, ...]) -> Mask:
-    """The mask in which a rate for a whole leaf, which is never 0 here, is True."""
-    return jax.tree.map(lambda m: m if isinstance(m, bool) or masks.selects(m) else True, _mask(program, scales))
-
-
-@functools.partial(jax.jit, static_argnames=("program",))
-def begin(program: Program, params: Params, numbers: Numbers, rates: jax.Array) -> OptState:
-    """The optimizer's state before the first step, whose rate is `rates` [trials]: Rprop keeps it in its state."""
-
-    def one(trial: tuple[Params, Numbers, jax.Array]) -> OptState:
-        params, numbers, rate = trial
-        return transformation(program, numbers, rate).init(params)
-
-    return jax.lax.map(one, (params, numbers, rates))
-
-
-def transformation(program: Program, numbers: Numbers, rate: Any) -> optax.GradientTransformation:
-    """The optimizer of one trial under the program's mask."""
-    tx = optimizers.build(program.optimizer, rate, numbers.given)
-    if program.cohorts is None:
-        return optimizer.masked(tx, _mask(program, numbers.scales))
-    traced = iter(numbers.ranks)
-    ranks = [next(traced) if rank is None else rank for rank in program.cohorts]
-    ages = jax.tree.unflatten(program.mask[0], ranks)
-    return optimizer.masked(tx, _mask(program, numbers.scales), ages, program.count)
-
-
 @functools.lru_cache
 def forward(model: Model, merge: Callable[[Params], Params] | None = None) -> Callable[[Params, jax.Array], jax.Array]:
-    """(params, images [batch, ...]) -> logits [batch, classes], as in evaluation; one object for equal models."""
-    return lambda params, images: models.apply(model, merge(params) if merge else params, images)
+    """(params, inputs [batch, ...]) -> logits [batch, classes], as in evaluation; one object for equal arguments."""
+    return lambda params, inputs: models.apply(model, merge(params) if merge else params, inputs)
+
+
+def trained_leaves(spec: Spec) -> Mask:
+    """The bool tree of the leaves with anything to train."""
+    return jax.tree.unflatten(spec.structure, [trains is not False for trains in spec.mask])
+
+
+def frozen_stages(model: Model, mask: Mask) -> tuple[str, ...]:
+    """The stages that are frozen whole; in training they run as in evaluation, so without dropout.
+
+    A stage with nothing that could train (pooling, dropout) goes with the next above it that has something, and is not
+    frozen if there is none.
+
+    >>> frozen_stages(models.build("mlp", 10, hidden=(8, 8), activation="relu"),
+    ...               {"hidden_0": {"w": True}, "hidden_1": {"w": False}, "head": {"w": True}})
+    ('hidden_1',)
+    """
+    names: list[str] = []
+    frozen_above = False
+    for name in reversed(models.names(model)):
+        leaves = dict(paths.items(mask[name]))
+        frozen = frozen_above if not leaves else not any(map(masks.trains, leaves.values()))
+        if any("batch_stats" not in path.split("/") for path in leaves):
+            frozen_above = frozen
+        names += [name] if frozen else []
+    return tuple(reversed(names))
+
+
+def frozen_prefix(model: Model, mask: Mask, keeps_dropout: Collection[str] = ()) -> tuple[str, ...]:
+    """The leading stages that are frozen whole, up to the first that keeps its dropout.
+
+    Their outputs are the same at every step, and can be computed once.
+
+    >>> model = models.build("mlp", 10, hidden=(8,), activation="relu")
+    >>> frozen_prefix(model, {"hidden_0": {"w": False}, "head": {"w": True}})
+    ('hidden_0',)
+    """
+    constant = {*frozen_stages(model, mask)} - {*keeps_dropout}
+    return tuple(itertools.takewhile(constant.__contains__, models.names(model)))
+
+
+def frozen_prefix_of(spec: Spec) -> tuple[str, ...]:
+    """The frozen prefix of a spec's model under its mask."""
+    return frozen_prefix(spec.model, trained_leaves(spec), spec.keeps_dropout)
+
+
+def _without_dropout(spec: Spec) -> tuple[str, ...]:
+    """The frozen stages that run as in evaluation, whether or not they are of the prefix."""
+    return tuple(name for name in frozen_stages(spec.model, trained_leaves(spec)) if name not in spec.keeps_dropout)
+
+
+def specialize(spec: Spec, fit: Fit, history: Sequence[Mask]) -> Spec:
+    """The spec of a fit in the phase of the last mask of `history`, the masks of all phases that have begun.
+
+    Raises InputError for a penalty that covers no leaf, or lacks the Fisher information that it needs.
+    """
+    for penalty in spec.penalties:
+        paths.require_globs(fit.params, (penalty.on,))
+        if penalty.name == "ewc" and fit.fisher is None:
+            raise InputError("penalty 'ewc' needs the source's Fisher information: train the source with --save_fisher")
+    trains = jax.tree.leaves(masks.static(fit.params, history[-1]))
+    # A leaf of 1.0 compiles to the same as True, bit for bit: `canonical` makes it True.
+    leaves = [(m is True or None) if t else False for m, t in zip(_mask_leaves(fit, history), trains, strict=True)]
+    count, ranks = cohort_ranks(fit, history)
+    anchored = fit.fresh is not None and any(penalty.needs_start for penalty in spec.penalties)
+    return replace(
+        spec,
+        structure=jax.tree.structure(history[-1]),
+        mask=tuple(leaves),
+        cohorts=tuple(rank if isinstance(rank, int) else None for rank in ranks) if count > 1 else None,
+        cohort_count=count,
+        fresh=tuple(path for path, drawn in paths.items(fit.fresh) if drawn) if anchored else (),
+    )
+
+
+def traced_leaves(spec: Spec, fit: Fit, history: Sequence[Mask]) -> tuple[Any, ...]:
+    """The numbers and arrays of the last mask that are passed: one for each None in the mask of `spec`."""
+    return tuple(m for m, trains in zip(_mask_leaves(fit, history), spec.mask, strict=True) if trains is None)
+
+
+def _mask_leaves(fit: Fit, history: Sequence[Mask]) -> list[Any]:
+    """The leaves of the last mask, in canonical form."""
+    return jax.tree.leaves(masks.canonical(fit.params, history[-1]))
+
+
+def cohort_ranks(fit: Fit, history: Sequence[Mask]) -> tuple[int, list[Any]]:
+    """(how many cohorts there are; for each leaf its cohort's rank: an int, or an int32 array of its elements' ranks).
+
+    A cohort is the leaves freed at one phase boundary; what is frozen has the rank -1.
+    """
+    trains = jax.tree.leaves(masks.static(fit.params, history[-1]))
+    freed = jax.tree.leaves(masks.since(*history))
+    phases = [np.asarray(phase) if t else np.asarray(-1) for phase, t in zip(freed, trains, strict=True)]
+    boundaries = np.unique(np.concatenate([[], *(phase[phase >= 0] for phase in phases)])).astype(int)
+    ranks = [np.where(phase < 0, -1, np.searchsorted(boundaries, phase)).astype(np.int32) for phase in phases]
+    return len(boundaries), [int(rank) if rank.ndim == 0 else rank for rank in ranks]
+
+
+def group_key(spec: Spec, fit: Fit, history: Sequence[Mask]) -> tuple[Spec, Hashable]:
+    """What fits that are trained together have in common: the spec of their phase, and the shapes and kinds of the
+    arrays that their masks pass."""
+    spec = specialize(spec, fit, history)
+    arrays = [np.asarray(leaf) for leaf in traced_leaves(spec, fit, history)]
+    ranks = [rank for rank in cohort_ranks(fit, history)[1] if not isinstance(rank, int)]
+    return spec, tuple((leaf.shape, leaf.dtype.kind) for leaf in (*arrays, *ranks))
+
+
+def batch_size(fit: Fit) -> int:
+    """Examples of a step, padding included."""
+    return fit.order(0, 1).shape[1]

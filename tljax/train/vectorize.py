@@ -1,143 +1,498 @@
-"""How a group of trials is trained: on which devices, how many side by side, and on which features."""
+"""Many fits at once, over devices: the compiled function that maps `step` over both, and what goes where.
+
+State and numbers carry a leading axis of fits, which is divided over the devices; on each device `lax.map` runs fits
+one after another, so that a fit has the same bits in any group. Neighbours that share an order may run side by side.
+Where several devices share each batch, the compiler divides it under `jit`; under `jax.pmap`, the second mode, sums
+over devices are written out (`axis` in `step`).
+"""
 
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from tljax import masks, models, parallel
-from tljax.train import features
-from tljax.train.step import Layout, Program, lead
-from tljax.train.trial import Trial, batch_size
-from tljax.types import Mask, Params, Views
+from tljax import masks, models
+from tljax.train.step import (
+    Fit,
+    Hyper,
+    Log,
+    Spec,
+    batch_size,
+    cohort_ranks,
+    frozen_prefix_of,
+    step,
+    traced_leaves,
+    transformation,
+)
+from tljax.types import Mask, OptState, Params
 
-
-@dataclass(frozen=True)
-class Means:
-    """What a group is trained with; none of it changes a result by more than rounding."""
-
-    devices: tuple[Any, ...] = ()
-    """Over which trials are divided; by default the first alone."""
-    batch: int = 1
-    """So many of the devices, each with the next, share the batches of a trial: another order of the same sums."""
-    mode: str = "jit"
-    """'jit', where the compiler divides a batch, or 'pmap', for one trial at a time: all devices share its batches.
-    Under pmap dropout draws otherwise than on one device."""
-    many: str = "auto"
-    """How trials share a device: 'map' (one after another), 'vmap' (side by side), or 'auto': those with one order as
-    is quicker, others one after another, so that a fit has the same bits whatever it is trained with."""
-    store: features.Store | None = None
-    """Where the output of frozen stages is kept; None computes it anew in every step."""
-    say: Callable[[str], None] = lambda line: None
-    """Called with a line for each decision."""
-    stop: Callable[[], bool] = lambda: False
-    """Asked every few seconds whether to end before the last step."""
+Mode = Literal["map", "vmap_shared", "vmap", "pmap"]
+"""How the fits of one device are trained: one after another; those that share an order side by side under `vmap`, which
+rounds in another way; all side by side; or one after another under `jax.pmap`, all devices sharing each batch."""
 
 
-def sizes(
-    program: Program, trials: Sequence[Trial], side: int, images: jax.Array, passed: int, means: Means
-) -> list[int]:
-    """Into parts of which sizes trials of one program go, the lanes together: what the devices divide, then the rest,
-    and no more at once than there is room for their features."""
-    count = _rows(means)
-    wanted = _wanted(program, trials[0], images, passed, means)
-    most = max(1, means.store.budget // wanted) if means.store and wanted else len(trials)
-    found, left = [], len(trials) // side
-    while left:
-        now = min(left, most)
-        found += parallel.parts(now, count)
-        left -= now
-    return [side * size for size in found]
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Examples on the device. `load` makes it of arrays."""
+
+    inputs: jax.Array
+    """[views, n, ...]: one view for all fits, or, of the features of the frozen prefix, one for each that differs."""
+    labels: jax.Array | None
+    """int32 [n], common to all views. None where nothing is trained."""
+    name: Hashable = field(default_factory=object)
+    """What the features computed of the inputs are kept under: equal names mean equal inputs."""
 
 
-def _rows(means: Means) -> int:
-    """How many trials are trained at once."""
-    return max(1, len(means.devices) // means.batch)
+def load(images: np.ndarray | jax.Array, labels: np.ndarray | jax.Array | None = None, name: Hashable = None) -> Data:
+    """Examples [n, ...] (arrays, memory maps) and labels int32 [n] on this process's first device, each whole.
+
+    Without a `name` the data have one of their own. Of many processes each reads its share of the rows from the file,
+    and they exchange them once. They all need the whole: the next batch is any rows, and gathered from other machines
+    it would be waited for in every step.
+    """
+    inputs = jax.device_put(_whole(images)[None])
+    on_device = None if labels is None else jax.device_put(_whole(labels))
+    return Data(inputs, on_device) if name is None else Data(inputs, on_device, name)
 
 
-def mesh(trials: Sequence[Trial], side: int, means: Means) -> Any:
-    """The devices over which a part's trials and their batches are divided."""
-    count = len(trials) // side
-    if jax.process_count() > 1:  # a process takes part in everything: what trials leave idle shares their batches
-        rows = math.gcd(count, _rows(means))
-        return parallel.mesh(means.devices, len(means.devices) // rows)
-    rows = parallel.share(count, _rows(means))
-    return parallel.mesh(means.devices[: rows * means.batch], means.batch)
+def _whole(array: np.ndarray | jax.Array) -> np.ndarray:
+    count = jax.process_count()
+    if count == 1:
+        return np.asarray(array)
+    rows = -(-len(array) // count)
+    start = rows * jax.process_index()
+    share = np.zeros((rows, *array.shape[1:]), array.dtype)
+    share[: max(0, min(rows, len(array) - start))] = array[start : start + rows]
+    return multihost_utils.process_allgather(share, tiled=True)[: len(array)]
 
 
-def laid_out(program: Program, trials: Sequence[Trial], side: int, images: jax.Array, means: Means) -> Layout:
-    """How a part's trials stand on the devices."""
-    over = mesh(trials, side, means)
-    if means.mode == "pmap" and over is not None:
-        return Layout(over, side, axis="data")
-    wide = side > 1 and (means.many == "vmap" or (means.many == "auto" and work(program, trials[0], images) < WIDE))
-    return Layout(over, side, wide, means.many == "vmap")
+# Why the loop has this form (2026-11-23, jax 0.10.2, two cores; medians of eight rounds in turn, over the form chosen:
+# examples gathered by an order, one-hot labels, not unrolled):
+#                          784-512-10   784-2048-2048-10
+#   integer labels            1.00           1.02
+#   permuted beforehand       0.95           1.03
+#   unrolled twice            1.01           0.93
+#   unrolled four times       1.04           0.94
+# All within the noise: one-hot labels take smoothing and every loss of optax, an order as an argument serves every
+# label budget, and a loop whose bounds are traced serves every length.
+@functools.partial(jax.jit, static_argnames=("spec", "mesh", "width", "mode"), donate_argnames=("trained", "opt_state"))
+def segment(
+    spec: Spec,
+    mesh: Mesh | None,
+    width: int,
+    mode: Mode,
+    trained: Params,
+    opt_state: OptState,
+    frozen: Params,
+    hyper: Hyper,
+    inputs: jax.Array,
+    labels: jax.Array,
+    order: jax.Array,
+    rates: jax.Array,
+    steps: tuple[int, int, int],
+) -> tuple[Params, OptState, Log]:
+    """The one compiled training function: (trained leaves, optimizer state, log [fits, rows]) after some steps.
+
+    `steps` is (first, begin, end): rows `begin` to `end` of `order` int32 [fits / width, rows, batch] are the steps
+    from `first + begin` on; so many neighbours as `width` share an order. `rates` is [fits, rows], `inputs` [views, n,
+    ...] with one view for all or one for each order, `labels` int32 [n].
+    """
+    one_view = len(inputs) == 1
+    run = functools.partial(_on_device, spec, mesh, width, mode, one_view)
+    by_fit = (trained, opt_state, frozen, hyper, rates)
+    if one_view:
+        return over(mesh, run, (by_fit, order), (inputs, labels, steps))
+    return over(mesh, run, (by_fit, order, inputs), (labels, steps))
 
 
-def lanes(program: Program, trials: Sequence[Trial], histories: Sequence[Sequence[Mask]]) -> int:
-    """How many trials, each with the next, have one order and one frozen prefix, if it is so for all; else 1."""
-    same = [one.order is other.order and _same_start(one, other) for one, other in itertools.pairwise(trials)]
-    run = (same.index(False) if False in same else len(same)) + 1
-    regular = len(trials) % run == 0 and all(joined == ((i + 1) % run != 0) for i, joined in enumerate(same))
-    still = lead(program)
-    ever = [mask[name] for history in histories for mask in history for name in still]
-    return run if regular and not any(map(masks.trains, jax.tree.leaves(ever))) else 1
+def run(spec: Spec, mesh: Mesh | None, width: int, mode: Mode, *arguments: Any) -> tuple[Params, OptState, Log]:
+    """The compiled segment in either mode: `segment`, or what takes and gives the same under `jax.pmap`."""
+    compiled: Any = _segment_by_pmap if mode == "pmap" else segment
+    return compiled(spec, mesh, width, mode, *arguments)
 
 
-def _same_start(one: Trial, other: Trial) -> bool:
-    return all(a is b for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(other.params), strict=True))
+def _on_device(
+    spec: Spec,
+    mesh: Mesh | None,
+    width: int,
+    mode: Mode,
+    one_view: bool,
+    by_fit: Any,
+    order: jax.Array,
+    inputs: jax.Array,
+    labels: jax.Array,
+    steps: Any,
+) -> Any:
+    """All fits of one device, those that share an order with each other."""
+    by_order = jax.tree.map(lambda leaf: leaf.reshape(-1, width, *leaf.shape[1:]), by_fit)
+
+    def train_order(item: Any) -> Any:
+        of_fits, rows, view = item
+
+        def fetch(chosen: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+            at = jnp.maximum(chosen, 0)
+            x = inputs[0][at] if one_view else inputs[view, at]
+            return x, labels[at], (chosen >= 0).astype(jnp.float32)
+
+        train = functools.partial(_train, spec, mesh, mode, fetch, rows, steps)
+        if width == 1:
+            return jax.tree.map(lambda leaf: leaf[None], train(jax.tree.map(lambda leaf: leaf[0], of_fits)))
+        return _side_by_side(train, of_fits) if mode in ("vmap_shared", "vmap") else jax.lax.map(train, of_fits)
+
+    views = jnp.zeros(len(order), jnp.int32) if one_view else jnp.arange(len(order))
+    items = (by_order, order, views)
+    result = jax.vmap(train_order)(items) if mode == "vmap" else jax.lax.map(train_order, items)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), result)
 
 
-# Seconds a trial-epoch of 8 trials on one device of two cores, 784-W-10 trained in full (2026-11-23, jax 0.10.2):
+def _train(
+    spec: Spec,
+    mesh: Mesh | None,
+    mode: Mode,
+    fetch: Callable[[jax.Array], Any],
+    order: jax.Array,
+    steps: Any,
+    of_fit: Any,
+    width: tuple[int, ...] = (),
+) -> Any:
+    """Some steps: state and log of one fit, or of `width` fits along the last axis of everything in `of_fit`.
+
+    `fetch` is rows int32 [batch] -> the batch that `step` takes; `order` int32 [rows, batch].
+    """
+    trained, opt_state, frozen, hyper, rates = of_fit
+    first, begin, end = steps
+    axis = "data" if mode == "pmap" else None
+
+    def one_step(trained: Any, opt_state: Any, frozen: Any, hyper: Any, rate: Any, row: jax.Array) -> Any:
+        chosen = divide(mesh, order[row]) if axis is None else order[row]
+        return step(spec, hyper, trained, frozen, opt_state, fetch(chosen), rate, first + row, axis)
+
+    every = jax.vmap(one_step, in_axes=(-1, -1, -1, -1, -1, None), out_axes=-1) if width else one_step
+    curve = jnp.zeros((len(order), *width), jnp.float32)
+    log = Log(curve, curve, (curve,) * len(spec.penalties), curve)
+
+    def body(row: jax.Array, carry: Any) -> Any:
+        trained, opt_state, log = carry
+        trained, opt_state, values = every(trained, opt_state, frozen, hyper, rates[row], row)
+        log = jax.tree.map(lambda curve, value: curve.at[row].set(value.astype(curve.dtype)), log, values)
+        return trained, opt_state, log
+
+    return jax.lax.fori_loop(begin, end, body, (trained, opt_state, log))
+
+
+def _side_by_side(train: Callable[..., Any], of_fits: Any) -> Any:
+    """Fits along the last axis: the kernels of many fits are then one matrix, and their products one product."""
+    width = (len(jax.tree.leaves(of_fits)[0]),)
+    result = train(jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -1), of_fits), width)
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, -1, 0), result)
+
+
+# The second mode: jax.pmap.
+
+
+def _segment_by_pmap(spec: Spec, mesh: Mesh, width: int, mode: Mode, *arguments: Any) -> tuple[Params, OptState, Log]:
+    """`segment` under `jax.pmap`: the devices of the mesh share each batch of each fit."""
+    trained, opt_state, frozen, hyper, inputs, labels, order, rates, steps = arguments
+    devices = tuple(mesh.devices.flat)
+    parts = order.reshape(*order.shape[:2], len(devices), -1)
+    rest = (frozen, hyper, inputs, labels, rates, steps)
+    return _pmapped(devices)(spec, mesh, width, mode, trained, opt_state, parts, rest)
+
+
+@functools.lru_cache
+def _pmapped(devices: tuple[Any, ...]) -> Callable[..., Any]:
+    """State and the rest go in whole and come out once: they have the shapes that they have under `jit`."""
+    return jax.pmap(
+        _on_device_of_pmap,
+        axis_name="data",
+        in_axes=(None, None, None, None, None, None, 2, None),
+        out_axes=None,
+        static_broadcasted_argnums=(0, 1, 2, 3),
+        donate_argnums=(4, 5),
+        devices=devices,
+    )
+
+
+def _on_device_of_pmap(
+    spec: Spec,
+    mesh: Mesh,
+    width: int,
+    mode: Mode,
+    trained: Params,
+    opt_state: OptState,
+    order: jax.Array,
+    rest: Any,
+) -> tuple[Params, OptState, Log]:
+    """On one device, with its part of each row of the order."""
+    frozen, hyper, inputs, labels, rates, steps = rest
+    by_fit = (trained, opt_state, frozen, hyper, rates)
+    return _on_device(spec, mesh, width, mode, len(inputs) == 1, by_fit, order, inputs, labels, steps)
+
+
+# What is passed to the segment.
+
+
+@functools.partial(jax.jit, static_argnames=("spec",))
+def begin(spec: Spec, params: Params, hyper: Hyper, rates: jax.Array) -> OptState:
+    """The optimizer's state before the first step, whose rate is `rates` [fits]: Rprop keeps it in its state.
+
+    `params` and `hyper` have a leading axis of fits.
+    """
+
+    def of_fit(item: tuple[Params, Hyper, jax.Array]) -> OptState:
+        params, hyper, rate = item
+        return transformation(spec, hyper, rate).init(params)
+
+    return jax.lax.map(of_fit, (params, hyper, rates))
+
+
+def stack_hyper(spec: Spec, fits: Sequence[Fit], histories: Sequence[Sequence[Mask]]) -> Hyper:
+    """The traced numbers of fits whose masks so far are `histories`, under the spec of their phase."""
+    scales, ranks = [], []
+    for fit, history in zip(fits, histories, strict=True):
+        scales.append(tuple(jnp.asarray(leaf) for leaf in traced_leaves(spec, fit, history)))
+        ranks.append(tuple(rank for rank in cohort_ranks(fit, history)[1] if not isinstance(rank, int)))
+    needs_start = any(penalty.needs_start for penalty in spec.penalties)
+    needs_fisher = any(penalty.name == "ewc" for penalty in spec.penalties)
+    return Hyper(
+        weights=tuple(_columns([fit.weights[i] for fit in fits]) for i in range(len(spec.penalties))),
+        numbers=_columns([fit.numbers for fit in fits]),
+        scales=stack(scales),
+        key=jnp.stack([fit.key for fit in fits]),
+        start=stack([fit.params for fit in fits]) if needs_start else None,
+        fisher=stack([fit.fisher for fit in fits]) if needs_fisher else None,
+        cohorts=stack(ranks),
+    )
+
+
+def _columns(rows: Sequence[Mapping[str, float]]) -> dict[str, jax.Array]:
+    return {name: jnp.asarray([row[name] for row in rows], jnp.float32) for name in rows[0]}
+
+
+def stack(trees: Sequence[Params]) -> Params:
+    """The trees as one with a leading axis of fits; always a copy, since the segment takes its arguments over.
+
+    By way of the host, where nothing need be compiled for it.
+    """
+    return jax.tree.map(lambda *leaves: jax.device_put(np.stack([_on_host(leaf) for leaf in leaves])), *trees)
+
+
+def _on_host(leaf: Any) -> np.ndarray:
+    """The leaf in NumPy, in the dtype that JAX gives it."""
+    return np.asarray(leaf, jax.dtypes.canonicalize_dtype(jnp.result_type(leaf)))
+
+
+def capacity(batch: int) -> int:
+    """The rows of an order that a compiled segment holds: a constant of the batch size, so that no length compiles
+    anew."""
+    return max(1, min(1024, 2**20 // batch))
+
+
+def order_and_rates(
+    fits: Sequence[Fit], width: int, mesh: Mesh | None, start: int, stop: int
+) -> tuple[jax.Array, jax.Array]:
+    """The order and the rates of some steps, padded to the capacity, and batches to what the devices divide."""
+    orders = np.stack([fit.order(start, stop) for fit in fits[::width]])
+    batch, devices = orders.shape[-1], sharing(mesh)
+    rows = capacity(batch)
+    padded = np.full((len(orders), rows, -(-batch // devices) * devices), -1, np.int32)
+    padded[:, : stop - start, :batch] = orders
+    rates = np.zeros((len(fits), rows), np.float32)
+    rates[:, : stop - start] = [fit.rates[start:stop] for fit in fits]
+    arrays = jax.device_put((padded, rates))
+    return arrays if jax.process_count() == 1 else place(mesh, arrays)
+
+
+# How many fits go together, and on which devices.
+
+
+def shared_width(spec: Spec, fits: Sequence[Fit], histories: Sequence[Sequence[Mask]]) -> int:
+    """How many fits, each with the next, share an order and a frozen prefix, if it is so for all; else 1."""
+    same = [fit.shares is not None and fit.shares == following.shares for fit, following in itertools.pairwise(fits)]
+    width = (same.index(False) if False in same else len(same)) + 1
+    regular = len(fits) % width == 0 and all(joined == ((i + 1) % width != 0) for i, joined in enumerate(same))
+    prefix = frozen_prefix_of(spec)
+    ever = [mask[stage] for history in histories for mask in history for stage in prefix]
+    return width if regular and not any(map(masks.trains, jax.tree.leaves(ever))) else 1
+
+
+# Seconds a fit and epoch of 8 fits on one device of two cores, 784-W-10 trained in full (2026-11-23, jax 0.10.2):
 #   million FLOPs a step      4.3    16    31    61   123   245
 #   one after another        0.19  0.33  0.24  0.38  0.74  1.25
 #   side by side             0.11  0.17  0.29  0.58  1.18  2.57
-WIDE = 2e7
-"""FLOPs of a step up to which trials side by side are quicker than one after another."""
+QUICKER_SIDE_BY_SIDE = 2e7
+"""FLOPs of a step up to which fits side by side are quicker than one after another."""
 
 
-def work(program: Program, trial: Trial, images: jax.Array) -> float:
+def choose_mode(spec: Spec, fits: Sequence[Fit], width: int, data: Data, many: str) -> Mode:
+    """How fits share a device under `jit`, where `many` is 'map', 'vmap' or 'auto' as in `train.Execution`."""
+    if many == "vmap":
+        return "vmap"
+    quicker = width > 1 and many == "auto" and step_work(spec, fits[0], data) < QUICKER_SIDE_BY_SIDE
+    return "vmap_shared" if quicker else "map"
+
+
+def step_work(spec: Spec, fit: Fit, data: Data) -> float:
     """FLOPs of a step, about: the forward pass of the stages that train, three times."""
-    count = len(lead(program))
-    whole = jax.eval_shape(program.merge or (lambda params: params), trial.params)
-    x: Any = jax.ShapeDtypeStruct((batch_size(trial), *images.shape[1:]), images.dtype)
+    count = len(frozen_prefix_of(spec))
+    whole = jax.eval_shape(spec.merge or (lambda params: params), fit.params)
+    x: Any = jax.ShapeDtypeStruct((batch_size(fit), *data.inputs.shape[2:]), data.inputs.dtype)
     if count:
-        x = jax.eval_shape(functools.partial(models.apply, program.model[:count]), whole, x)
-    cost: Any = jax.jit(functools.partial(models.apply, program.model[count:])).lower(whole, x).cost_analysis()
+        x = jax.eval_shape(functools.partial(models.apply, spec.model[:count]), whole, x)
+    cost: Any = jax.jit(functools.partial(models.apply, spec.model[count:])).lower(whole, x).cost_analysis()
     return 3.0 * float((cost or {}).get("flops", 0.0))
 
 
-def shortened(
-    program: Program, trials: Sequence[Trial], params: Params, side: int, images: jax.Array, passed: int, means: Means
-) -> tuple[Program, Views]:
-    """The program of the stages that train, and the frozen ones' output as views; or the program itself and images."""
-    wanted, whole = _wanted(program, trials[0], images, passed, means), parallel.of(params)
-    if means.store is None or not wanted:
-        return program, (parallel.place(whole, images, split=False),)
-    still = lead(program)
-    told = f"{', '.join(still)} {'is' if len(still) == 1 else 'are'} frozen: features of {len(images):,} examples"
-    if wanted > means.store.budget:
-        means.say(f"{told} are {_mb(wanted)} and the budget {_mb(means.store.budget)}, so computed in every step")
-        return program, (parallel.place(whole, images, split=False),)
-    firsts = jax.tree.map(lambda leaf: leaf[::side], params)
-    views = features.views(means.store, program.model[: len(still)], program.merge, firsts, images)
-    means.say(f"{told} are computed once, {_mb(sum(leaf.nbytes for leaf in jax.tree.leaves(views)))}")
-    return replace(program, model=program.model[len(still) :]), views
+def fits_at_once(devices: Sequence[Any], devices_per_batch: int) -> int:
+    """How many fits are trained at the same time."""
+    return max(1, len(devices) // devices_per_batch)
 
 
-def _wanted(program: Program, trial: Trial, images: jax.Array, passed: int, means: Means) -> int:
-    """Bytes of one view of the frozen stages' output, or 0 where there is none that is worth it: fewer examples
-    pass through than there are. It depends on one trial alone, and so then do its bits."""
-    count = len(lead(program))
-    if means.store is None or not count or passed < len(images):
-        return 0
-    whole = jax.eval_shape(program.merge or (lambda params: params), trial.params)
-    return features.size(means.store, program.model[:count], whole, images)
+def group_sizes(fits: int, devices: int, most: int) -> list[int]:
+    """Into groups of which sizes fits go: what the devices divide, then the rest, never more than `most` in a group.
+
+    >>> group_sizes(7, 3, 100), group_sizes(2, 8, 100), group_sizes(3, 1, 2)
+    ([6, 1], [2], [2, 1])
+    """
+    groups, left = [], fits
+    while left:
+        together = min(left, most)
+        rest = together % devices
+        groups += [size for size in (together - rest, rest) if size]
+        left -= together
+    return groups
 
 
-def _mb(count: int) -> str:
-    return f"{count / 1e6:,.0f} MB"
+def mesh_of_group(orders: int, devices: Sequence[Any], devices_per_batch: int) -> Mesh | None:
+    """The devices over which the fits of so many orders, and the batches of each, are divided."""
+    rows = fits_at_once(devices, devices_per_batch)
+    if jax.process_count() > 1:  # a process takes part in everything: what fits leave idle shares their batches
+        rows = math.gcd(orders, rows)
+        return make_mesh(devices, len(devices) // rows)
+    rows = most_that_divide(orders, rows)
+    return make_mesh(devices[: rows * devices_per_batch], devices_per_batch)
+
+
+def most_that_divide(fits: int, devices: int) -> int:
+    """The most of the devices that divide the fits evenly.
+
+    >>> most_that_divide(6, 4), most_that_divide(1, 8)
+    (3, 1)
+    """
+    return next(count for count in range(min(fits, devices), 0, -1) if fits % count == 0)
+
+
+def describe(fits: int, width: int, mesh: Mesh | None, mode: Mode) -> str:
+    """How a group's fits stand on the devices, for the user."""
+    devices_per_batch = sharing(mesh)
+    count = mesh.size // devices_per_batch if mesh else 1
+    singular, plural = (
+        ("device", "devices")
+        if devices_per_batch == 1
+        else (f"group of {devices_per_batch} devices", f"groups of {devices_per_batch} devices")
+    )
+    where = f"on one {singular}" if count == 1 else f"on each of {count} {plural}"
+    if fits == count > 1:
+        return f"{fits} fits at once, one on each of {count} {plural}"
+    if mode == "vmap":
+        return f"{fits} fits, side by side {where}"
+    return f"{fits} fits, {f'{width} side by side' if mode == 'vmap_shared' else 'one after another'} {where}"
+
+
+# Meshes: an axis "fits", and an axis "data" where devices share batches.
+
+_BY_FIT = PartitionSpec("fits")
+
+
+def make_mesh(devices: Sequence[Any], devices_per_batch: int = 1) -> Mesh | None:
+    """A mesh over these devices: an axis of fits, and one of data where several share each fit's batches.
+
+    None for one device, which needs none. `devices_per_batch` divides the number of devices.
+    """
+    if len(devices) < 2:
+        return None
+    names, shape = ("fits", "data"), (len(devices) // devices_per_batch, devices_per_batch)
+    axes = 1 if devices_per_batch == 1 else 2
+    auto = (AxisType.Auto,) * axes
+    return jax.make_mesh(shape[:axes], names[:axes], axis_types=auto, devices=tuple(devices))
+
+
+def mesh_under(tree: Any) -> Any:
+    """The mesh over which `place` has divided the fits of a tree, or None."""
+    sharding = getattr(jax.tree.leaves(tree)[0], "sharding", None)
+    return sharding.mesh if isinstance(sharding, NamedSharding) and sharding.spec == _BY_FIT else None
+
+
+def sharing(mesh: Mesh | None) -> int:
+    """How many devices share each fit's batches."""
+    return 1 if mesh is None else mesh.shape.get("data", 1)
+
+
+def over(mesh: Mesh | None, function: Callable[..., Any], by_fit: Sequence[Any], common: Sequence[Any] = ()) -> Any:
+    """What `function` gives for trees with a leading axis of fits, divided over the mesh, and `common` trees.
+
+    `function(*by_fit, *common)` sees the fits of one device; what it gives has a leading axis of fits too.
+    """
+    if mesh is None:
+        return function(*by_fit, *common)
+    specs = (*(_BY_FIT for _ in by_fit), *(PartitionSpec() for _ in common))
+    # Nothing is summed over fits in it, so there is nothing that the check of varying values could find. The axis of
+    # data is left to the compiler: what it divides has the meaning that it has on one device (padding, clipping,
+    # penalties, the draws of dropout), and no sum over devices is ours to forget or to count twice.
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=_BY_FIT, axis_names={"fits"}, check_vma=False)
+    return mapped(*by_fit, *common)
+
+
+def divide(mesh: Mesh | None, rows: jax.Array) -> jax.Array:
+    """Rows [batch, ...] of a fit, divided over the devices that share them; within `over` or outside of it."""
+    if mesh is None or sharing(mesh) == 1:
+        return rows
+    around: Any = jax.sharding.get_abstract_mesh()  # the mesh as `over` has left it, where we are within
+    sharding = NamedSharding(around if around.axis_names else mesh, PartitionSpec("data"))
+    return jax.lax.with_sharding_constraint(rows, sharding)
+
+
+def place(mesh: Mesh | None, tree: Any, by_fit: bool = True) -> Any:
+    """The tree on the devices of the mesh: divided along its leading axis of fits, or whole on each device."""
+    if mesh is None:
+        return tree
+    sharding = NamedSharding(mesh, _BY_FIT if by_fit else PartitionSpec())
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(lambda leaf: _place_leaf(leaf, sharding), tree)
+
+
+def _place_leaf(leaf: jax.Array | np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """What every process has the same of, over the devices of all: each cuts its own part, and nothing is sent."""
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return jax.device_put(leaf, sharding)
+    parts = sharding.addressable_devices_indices_map(leaf.shape).items()
+    pieces = [jax.device_put(leaf[index], device) for device, index in parts]
+    return jax.make_array_from_single_device_arrays(leaf.shape, sharding, pieces)
+
+
+# Many processes.
+
+
+def host(tree: Any) -> Any:
+    """The tree in NumPy, whole in every process."""
+
+    def whole(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+            return leaf
+        return multihost_utils.process_allgather(leaf, tiled=True)
+
+    return jax.device_get(jax.tree.map(whole, tree))
+
+
+def agreed(number: int) -> int:
+    """The largest of the processes' numbers, in each of them: all processes are to call the same functions alike."""
+    return number if jax.process_count() == 1 else int(multihost_utils.process_allgather(np.int64(number)).max())
