@@ -11,7 +11,7 @@ from experiments import compare, report, search, transfer
 from experiments.pages import drawing, history, search_pictures
 from experiments.pages import report as pages
 from experiments.runs import console, directory, methods, options
-from tljax import paths, plugins
+from tljax import masks, paths, plugins
 from tljax.study import space as spaces
 from tljax.types import InputError
 
@@ -232,6 +232,77 @@ def test_a_strategy_that_fails_says_which_where_and_what(name, text, line, tasks
         expected = rf"strategy '{re.escape(label)}' fails: {text} \({re.escape(str(mine))}:{line}\)"
         with pytest.raises(InputError, match=expected):
             transfer.run(**quick(tasks, tmp_path, strategies=(spec,)))
+
+
+LACKING = '''"""Each function lacks something."""
+
+from tljax import masks
+from tljax.types import Phase
+
+
+def forgets(params, context):
+    masks.union(masks.by_glob(params, "**/bias"), context.fresh)
+
+
+def later(params, context):
+    return [Phase(0.0, context.fresh), Phase(0.5, forgets)]
+
+
+def mistypes(params, context):
+    return masks.union(masks.by_glob(params, "**/biass"), context.fresh)
+
+
+def strays(params, context):
+    return masks.union(masks.under(params, "hiden_0"), context.fresh)
+'''
+FORGETS = "def strategy(params, context):\n    return context.fresh\n\n\ndef {}:\n    pass\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("forgets", "strategy '{}' returned None: return a mask"),
+        ("later", "a phase of strategy '{}' returned None: return a mask"),
+        ("mistypes", "strategy '{}': pattern '**/biass' matches no leaf; nearest:"),
+        ("strays", "strategy '{}': prefix 'hiden_0' holds no leaf; nearest: 'hidden_0'"),
+    ],
+)
+def test_what_a_strategy_lacks_is_said_with_its_name(name, text, tasks, tmp_path):
+    file = tmp_path / "lacking.py"
+    file.write_text(LACKING)
+    for label, spec in ((f"{file}:{name}", f"{file}:{name}"), ("mine", f"mine={file}:{name}")):
+        with pytest.raises(InputError, match=re.escape(text.format(label))):
+            transfer.run(**quick(tasks, tmp_path, strategies=(spec,)))
+
+
+@pytest.mark.parametrize(
+    ("function", "text"),
+    [
+        ("adapt(params, key)", "strategy 'mine': adapt returned None: return the parameters"),
+        ("merge(params)", "merge of strategy 'mine' returned None: return ordinary parameters"),
+        ("reinit(context)", "strategy 'mine': reinit gives None: return a list of path prefixes"),
+        ("left_out(params, context)", "left_out of strategy 'mine' returned None: return a list of paths"),
+    ],
+)
+def test_every_function_of_a_strategy_that_forgets_to_return_is_told_so(function, text, tasks, tmp_path):
+    more = "\n\ndef adapt(params, key):\n    return params\n" if function.startswith("merge") else ""
+    (tmp_path / "mine.py").write_text(FORGETS.format(function) + more)
+    strategies = (f"mine={tmp_path / 'mine.py'}:strategy",)
+    with pytest.raises(InputError, match=re.escape(text)):
+        transfer.run(**quick(tasks, tmp_path, strategies=strategies, dry_run=True))
+
+
+def test_a_mask_of_none_is_told_apart_from_one_of_another_tree():
+    with pytest.raises(InputError, match="the mask is None"):
+        masks.lint({"a": np.ones(2)}, None)
+    with pytest.raises(InputError, match="different trees"):
+        masks.lint({"a": np.ones(2)}, {})
+
+
+def test_an_error_that_names_its_strategy_names_it_once(tasks, tmp_path):
+    with pytest.raises(InputError) as refused:
+        transfer.run(**quick(tasks, tmp_path, strategies=("norm_only",)))
+    assert str(refused.value).count("norm_only") == 1
 
 
 def test_paths_in_a_flagfile_are_found_from_its_folder(tasks, tmp_path, monkeypatch):
