@@ -422,7 +422,9 @@ def test_an_update_without_the_parameters_that_it_needs_is_told_so(tx, mask, age
     whole, part = TREE, masks.split(TREE, mask)[0]
     for gradients in (whole, part):
         for update in (masked.update, jax.jit(masked.update)):
-            with pytest.raises(InputError, match=r"update is called without params.*tx.update\(gradients, state, params"):
+            with pytest.raises(
+                InputError, match=r"update is called without params.*tx.update\(gradients, state, params"
+            ):
                 update(gradients, masked.init(TREE))
 
 

@@ -1,5 +1,6 @@
 """What a newcomer meets: names for strategies, short dry runs, signs of life, errors that say whose and where."""
 
+import json
 import re
 import time
 
@@ -184,6 +185,33 @@ def test_a_dry_run_has_one_row_for_repeated_blocks(tasks, tmp_path, capsys):
     assert "full: graft as of scratch" in out or "head_only: graft as of full" in out
     assert len(out.splitlines()) < 80
     assert "frozen" in out and re.search(r"block_3/Dense_\{0,1\}/kernel +8x8 +trained +2 x 64", out)
+
+
+def test_a_dry_run_shows_the_names_of_a_file_of_weights(tasks, tmp_path, capsys):
+    file = tmp_path / "blocks.py"
+    file.write_text(BLOCKS)
+    rng = np.random.default_rng(0)
+    arrays = {
+        f"net.{i}.{part}.{leaf}": rng.normal(size=shape).astype(np.float32)
+        for i in range(4)
+        for part in ("a", "b")
+        for leaf, shape in (("w", (8, 8)), ("bias", (8,)))
+    }
+    arrays |= {"top.kernel": np.zeros((8, 4), np.float32), "top.bias": np.zeros(4, np.float32)}
+    np.savez(tmp_path / "w.npz", **arrays)
+    (tmp_path / "w.npz.json").write_text(json.dumps({"task": "digits", "classes": list("0123"), "shape": [6, 6, 1]}))
+    # The first two blocks change places: what is not in order is not folded.
+    place = {0: 1, 1: 0, 2: 2, 3: 3}
+    rules = [f"net.{i}.{p}.w:to=block_{place[i]}/Dense_{j}/kernel" for i in place for j, p in enumerate("ab")]
+    rules += [f"net.{i}.{p}:to=block_{i}/Dense_{j}" for i in place for j, p in enumerate("ab")]
+    more = {"source": None, "source_checkpoint": str(tmp_path / "w.npz"), "source_rename": (*rules, "top:to=head")}
+    flags = quick(tasks, tmp_path, model=f"{file}:model", strategies=("head_only",), dry_run=True, **more)
+    transfer.run(**{name: value for name, value in flags.items() if name != "hidden"})
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["block_{0..3}/Dense_0/bias", "net.{0..3}.a.bias", "renamed", "8", "float32", "4"] in rows
+    assert ["block_0/Dense_1/kernel", "net.1.b.w", "renamed", "8x8", "float32", "1"] in rows
+    assert ["-", "top.kernel", "dropped", "8x4", "float32", "1"] in rows
+    assert [row for row in rows if row[:3] == ["head/kernel", "-", "drawn"]]
 
 
 def test_folded_rows_are_all_rows():

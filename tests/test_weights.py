@@ -56,7 +56,11 @@ BAD = {
     "not transposed": ({}, ["0.weight:to=hidden_0/kernel", *RULES[1:]], "float32[16, 784]"),
     "other axes": ({}, ["0.weight:to=hidden_0/kernel:transpose=0+2", *RULES[1:]], "has no axes 0+2"),
     "two rules": ({}, [*RULES, RULES[0]], "two rules are of '0.weight'"),
-    "an array too many": ({"4.bias": np.ones(2, np.float32)}, RULES, "'4.bias' of the file's arrays has no place in the model"),
+    "an array too many": (
+        {"4.bias": np.ones(2, np.float32)},
+        RULES,
+        "'4.bias' of the file's arrays has no place in the model",
+    ),
     "how to leave it out": ({"4.bias": np.ones(2, np.float32)}, RULES, "such as --source_rename=4.bias:drop"),
     "a leaf too many": ({}, [*RULES, "2:drop"], "'head/bias', 'head/kernel' of the model's leaves have no array"),
     "a rule after one that does its work": (
@@ -75,7 +79,11 @@ BAD = {
 def test_a_dot_parts_a_name_as_pytorch_writes_it():
     arrays = {
         **{"tok.pos": np.ones(3), "tok.cls": np.zeros(3), "token.pos": np.ones(1)},
-        **{"layers_0.attn.query.kernel": np.full((2, 3), 5.0), "layers_01.bias": np.ones(4), "odd.name/leaf": np.ones(2)},
+        **{
+            "layers_0.attn.query.kernel": np.full((2, 3), 5.0),
+            "layers_01.bias": np.ones(4),
+            "odd.name/leaf": np.ones(2),
+        },
     }
     like = {
         "embed": {"pos": np.zeros(3), "cls": np.zeros(3)},
