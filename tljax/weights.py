@@ -7,10 +7,11 @@ conv1.weight:to=conv_0/kernel:transpose=2+3+1+0   axes in another order: PyTorch
 bn.num_batches_tracked:drop                   left out
 
 A rule is of one array, or of all below a name: `encoder:to=hidden_0` takes encoder/kernel to hidden_0/kernel, and
-encoder.layer.kernel, as PyTorch writes names, to hidden_0/layer/kernel. ('.' separates the parts of a name that has no
-'/'.) Where several rules rename an array, the first does. `experiments.transfer --dry_run` shows what went where. Pixels
-reach the first stage divided by 255 and nothing else, so that a network which learnt on other inputs has to be given
-them by its first stage. What is pickled is never read.
+encoder.layer.kernel, as PyTorch writes names, to hidden_0/layer/kernel. ('.' separates the parts of a name that has
+no '/'.) Where several rules rename an array, the first does. `experiments.transfer --dry_run` shows what went where.
+
+Pixels reach the first stage divided by 255 and nothing else, so that a network which learnt on other inputs has to be
+given them by its first stage. What is pickled is never read.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -173,8 +174,8 @@ def _require_all_placed(arrays: Mapping[str, np.ndarray], targets: Mapping[str, 
         )
     if homeless:
         raise InputError(
-            f"{arrays_left} no place in the model: build the model that they are of, or leave them out by rules, such as "
-            f"--source_rename={homeless[0]}:drop"
+            f"{arrays_left} no place in the model: build the model that they are of, or leave them out by rules, "
+            f"such as --source_rename={homeless[0]}:drop"
         )
     if empty:
         raise InputError(f"{leaves_left} no array in the file: it is of another model; build that one")
