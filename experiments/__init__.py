@@ -1,23 +1,38 @@
 """Programs: flags in, a run directory out. All input and output is here."""
 
+import importlib
 import os
 import sys
-from types import TracebackType
+from pathlib import Path
+
+INSTALL = "install it with python -m pip install 'tljax[experiments]', or '.[experiments]' in a checkout"
+"""The remedy for a library that is not there, or cannot be loaded."""
 
 
-def _end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    if issubclass(kind, KeyboardInterrupt):
+def run_program(file: str) -> None:
+    """Import the program of this file, run it, and end the process; what fails in its imports is said in a line.
+
+    A program calls this before its other imports, where it is run and not imported: `python -m experiments.NAME`.
+    """
+    name = ".".join(Path(file).resolve().relative_to(Path(__file__).resolve().parent.parent).with_suffix("").parts)
+    try:
+        program = importlib.import_module(name)
+        from experiments.runs import process
+    except KeyboardInterrupt:
         print("stopped before anything was begun", file=sys.stderr, flush=True)
         os._exit(130)
-    if line := _said(error, trace):
-        print(f"error: {line}", file=sys.stderr, flush=True)
-        os._exit(1)  # threads of a library that is half loaded may never end
-    sys.__excepthook__(kind, error, trace)
+    except BaseException as error:
+        if line := _remedy(error):
+            print(f"error: {line}", file=sys.stderr, flush=True)
+            os._exit(1)  # threads of a library that is half loaded may never end
+        raise
+    process.run_main(program.main)
+    sys.exit()
 
 
-def _said(error: BaseException, trace: TracebackType | None) -> str:
+def _remedy(error: BaseException) -> str:
     """What can be done about an exception of the imports, in one line; "" for a fault of tljax's own."""
-    files = []
+    files, trace = [], error.__traceback__
     while trace is not None:
         files.append(trace.tb_frame.f_code.co_filename)
         trace = trace.tb_next
@@ -26,11 +41,7 @@ def _said(error: BaseException, trace: TracebackType | None) -> str:
     if isinstance(error, MemoryError) or "failed to map segment" in text or "start new thread" in text:
         return f"there is too little memory for the libraries of tljax ({text}): raise its limit (ulimit -v)"
     if isinstance(error, ImportError):
-        return f"{text}: install tljax with all that it needs (python -m pip install .)"
+        return f"{text}: {INSTALL}"
     if variables and any(f"{os.sep}jax{os.sep}" in file for file in files):
         return f"JAX does not start ({text}): the environment sets {variables}; unset what it does not take"
     return ""
-
-
-if sys.argv[:1] == ["-m"]:  # so it is while `python -m experiments.NAME` imports: console.run_main takes over after
-    sys.excepthook = _end

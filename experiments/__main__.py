@@ -1,9 +1,9 @@
 """The programs, a line each: `python -m experiments`."""
 
-from experiments.runs import helps, streams
+from experiments.runs import flags, process
 
 if __name__ == "__main__":
-    with streams.lasting(quiet=True):
+    with process.lasting_streams(quiet=True):
         print("The programs, in the order of a project; `python -m experiments.NAME --help` says more of each.\n")
-        for name, about in helps.programs().items():
+        for name, about in flags.programs().items():
             print(f"  {name:<10} {about}")

@@ -5,16 +5,21 @@
 A line a check: ok, FAILED with the reason, or - where the check does not apply. Exit code 1 if any fails.
 """
 
+from experiments import run_program
+
+if __name__ == "__main__":  # before the other imports, so that what fails in them is said in a line
+    run_program(__file__)
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from experiments.runs import console, helps
-from experiments.runs.commandline import flag
+from experiments.runs import console, flags
+from experiments.runs.flags import flag
 from tljax.types import InputError
 
 
 @dataclass(frozen=True)
-class Asked:
+class CheckFlags:
     """What is checked."""
 
     strategy: str | None = flag(None, "a file of tljax/strategies, or FILE.py:strategy, with options; needed")
@@ -42,8 +47,4 @@ def run(strategy: str | None, model: str = "mlp") -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    helps.main(argv, str(__doc__), lambda asked: run(**vars(asked)), Asked, alone=True)
-
-
-if __name__ == "__main__":
-    console.run_main(main)
+    flags.main(argv, str(__doc__), lambda _, asked: run(**vars(asked)), CheckFlags)

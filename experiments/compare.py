@@ -8,8 +8,13 @@ same draw, with verdicts and their report. --source, --source_checkpoint and --t
 commas. Run again, it goes on; what is there is not trained again.
 """
 
+from experiments import run_program
+
+if __name__ == "__main__":  # before the other imports, so that what fails in them is said in a line
+    run_program(__file__)
+
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +23,6 @@ import numpy as np
 from experiments import transfer
 from experiments.runs import (
     budgets,
-    commandline,
     compare_flags,
     console,
     costs,
@@ -27,22 +31,32 @@ from experiments.runs import (
     evals,
     evidence,
     fits,
-    helps,
+    flags,
     looks,
-    machine,
     methods,
-    options,
-    processes,
+    process,
     tuned,
     verdicts,
 )
-from experiments.runs.compare_flags import Asked, Judging
-from experiments.runs.options import Settings
+from experiments.runs.compare_flags import Judging
+from experiments.runs.flags import flag
+from experiments.runs.settings import ExperimentFlags, Settings
 from experiments.transfer import Experiment
 from tljax import plugins
 from tljax.study import study, summary
 from tljax.study.results import Result, extended
 from tljax.types import InputError
+
+
+@dataclass(frozen=True)
+class CompareFlags(Judging, ExperimentFlags):
+    """What is compared beside the flags of a transfer, and how it is judged."""
+
+    eval: tuple[str, ...] = flag(
+        (), "further test sets: data sets, or source (its own, its head put back)", role="free"
+    )
+    longer_scratch: bool = flag(True, "scratch with the source's steps added to its own, for the second comparison")
+    tuned: str | None = flag(None, "run directory of a search: each strategy with what was best for it", place="path")
 
 
 class Part(NamedTuple):
@@ -53,16 +67,16 @@ class Part(NamedTuple):
     """Whether it is scratch with the source's steps added to its own."""
 
 
-def run(given: Mapping[str, Any], asked: Asked) -> list[Result]:
+def run(given: Mapping[str, Any], asked: CompareFlags) -> list[Result]:
     """Train what is missing, judge, and report; the results."""
-    made = options.settings(**given)
+    made = Settings.from_flags(**given)
     compare_flags.check(asked)
     base = asked.against
     names = {plugins.called(text): text for text in ("scratch", *made.strategies)}
     base = names.get(base, base)
     if base not in names.values():
         raise InputError(f"--against={base} is none of --strategies{plugins.nearest(base, names)}")
-    means = machine.prepare(made)
+    means = process.prepare(made)
     parts = planned(given, asked, made, means)
     for part in parts:
         estimand.require_some(part.todo)
@@ -75,17 +89,17 @@ def run(given: Mapping[str, Any], asked: Asked) -> list[Result]:
     named = {name: mark for part in parts for name, mark in transfer.fingerprints(part.todo).items()}
     _say_looks(parts, judging)
     more = evals.read(made, asked.eval, [part.todo for part in parts])
-    with processes.opened(made, "compare", commandline.to_flags(asked)) as folder:
+    with directory.opened(made, "compare", flags.flagfile_lines(asked)) as folder:
         found = [(part, transfer.within(part.todo, folder, {**named, **evals.fingerprints(more)})) for part in parts]
         lines = [line for _, some in found for line in some]
-        if processes.first():
+        if process.first():
             judged = [_judged(part, some, more, folder, means) for part, some in found]
             several = directory.mixed_environments(folder, [line.name for line in lines])
             verdicts.show(folder, judged, judging, [*notes(parts, asked), *several])
     return lines
 
 
-def planned(given: Mapping[str, Any], asked: Asked, made: Settings, means: Any) -> list[Part]:
+def planned(given: Mapping[str, Any], asked: CompareFlags, made: Settings, means: Any) -> list[Part]:
     """All parts, read and checked: scratch of each target first, then each source."""
     sources = _several(made.source) or _several(made.source_checkpoint)
     if not sources or not _several(made.target):
@@ -99,7 +113,7 @@ def planned(given: Mapping[str, Any], asked: Asked, made: Settings, means: Any) 
         for source in sources:
             pair = {**given, kind: source, "target": target}
             arms = [
-                transfer.prepare(options.settings(**arm), means, only=True)
+                transfer.prepare(Settings.from_flags(**arm), means, only=True)
                 for arm in tuned.arms(pair, made, asked.tuned)
             ]
             # From scratch there is one fit a target, budget and seed, whatever the source, each with its own recipe.
@@ -169,7 +183,7 @@ def _judged(
     return found._replace(rows=[extended(row, {**extra.get(row.name, {}), **cost[row.name]}) for row in found.rows])
 
 
-def notes(parts: Sequence[Part], asked: Asked) -> list[str]:
+def notes(parts: Sequence[Part], asked: CompareFlags) -> list[str]:
     """What every table must say: data in part, whether it was tuned, and what the verdicts speak of."""
     todos = [part.todo for part in parts]
     data = {f"{todo.target.name}: {todo.target.note}" for todo in todos if todo.target.note}
@@ -217,8 +231,4 @@ def _show(parts: Sequence[Part]) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    helps.main(argv, str(__doc__), run, Asked)
-
-
-if __name__ == "__main__":
-    console.run_main(main)
+    flags.main(argv, str(__doc__), run, CompareFlags)

@@ -7,24 +7,30 @@ the card that says what they are of (experiments/runs/elsewhere.py): a source fo
 experiments.predict. What a strategy added to the model is merged into its ordinary parameters.
 """
 
+from experiments import run_program
+
+if __name__ == "__main__":  # before the other imports, so that what fails in them is said in a line
+    run_program(__file__)
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.runs import console, directory, helps, trained
-from experiments.runs.commandline import flag
+from experiments.runs import console, directory, flags, trained
+from experiments.runs.flags import flag
+from experiments.runs.settings import ComputeFlags, ModelFlags, RenamingFlags
+from experiments.runs.trained import TrainedFlags
 
 
 @dataclass(frozen=True)
-class Asked(trained.Asked):
+class ExportFlags(TrainedFlags, RenamingFlags, ModelFlags, ComputeFlags):
     """Which fit, and where to."""
 
-    output: str | None = flag(None, "a new .safetensors file; needed")
+    output: str | None = flag(None, "a new .safetensors file; needed", place="new")
 
 
-def run(given: Mapping[str, Any], asked: Asked) -> Path:
+def run(given: Mapping[str, Any], asked: ExportFlags) -> Path:
     """Write what the flags say; the file."""
     from safetensors.numpy import save
 
@@ -55,8 +61,4 @@ def run(given: Mapping[str, Any], asked: Asked) -> Path:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    helps.main(argv, str(__doc__), run, Asked, unused=helps.OF_ITSELF)
-
-
-if __name__ == "__main__":
-    console.run_main(main)
+    flags.main(argv, str(__doc__), run, ExportFlags)

@@ -7,6 +7,10 @@ features.json, which says of which source, stage and data they are. The model is
 source's, unless its flags are given.
 """
 
+from experiments import run_program
+
+if __name__ == "__main__":  # before the other imports, so that what fails in them is said in a line
+    run_program(__file__)
 import functools
 import hashlib
 import json
@@ -20,9 +24,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.runs import console, directory, helps, machine, origin, sources
-from experiments.runs.commandline import flag
+from experiments.runs import console, directory, flags, origin, process, sources
+from experiments.runs.flags import flag
 from experiments.runs.origin import Origin
+from experiments.runs.settings import CheckpointFlags, ComputeFlags, DataFlags, ModelFlags, RenamingFlags, SeedFlags
 from tljax import files, models, npz
 from tljax.types import InputError, Model, Params, Task
 
@@ -33,12 +38,12 @@ _FORMAT = 2
 
 
 @dataclass(frozen=True)
-class Asked:
+class FeaturesFlags(CheckpointFlags, RenamingFlags, DataFlags, ModelFlags, SeedFlags, ComputeFlags):
     """Which features are written, and where."""
 
-    dataset: str | None = flag(None, "whose images, brought to the source's shape; needed")
+    dataset: str | None = flag(None, "whose images, brought to the source's shape; needed", place="data")
     stage: str | None = flag(None, "of the model, such as hidden_0; default the last before the head")
-    output: str | None = flag(None, "a new folder, or one with the same features; needed")
+    output: str | None = flag(None, "a new folder, or one with the same features; needed", place="new")
     dtype: str = flag("float32", "in which they are kept, float32 or float16")
 
 
@@ -177,14 +182,14 @@ def read(folder: Path, one: Origin, task: Task, stage: str, dtype: str = "float3
     return Features(*found)
 
 
-def run(given: Mapping[str, Any], asked: Asked) -> Path:
+def run(given: Mapping[str, Any], asked: FeaturesFlags) -> Path:
     """Compute what the flags say, unless it is there; the folder."""
     place = given.get("source_checkpoint")
     for name, value in (("source_checkpoint", place), ("dataset", asked.dataset), ("output", asked.output)):
         if not value:
             raise InputError(f"--{name} is not given: see --helpfull")
     made = origin.settings(given, str(place))
-    machine.prepare(made)
+    process.prepare(made)
     one = origin.load(made)
     task = sources.load(made, str(asked.dataset), made.image_shape or one.source.shape)
     same_shape(one, task)
@@ -206,8 +211,4 @@ def same_shape(one: Origin, task: Task) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    helps.main(argv, str(__doc__), run, Asked, unused=helps.NO_FIT)
-
-
-if __name__ == "__main__":
-    console.run_main(main)
+    flags.main(argv, str(__doc__), run, FeaturesFlags)

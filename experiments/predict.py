@@ -7,6 +7,10 @@ predicted, and the probability of each class in a column p(CLASS). A cell that a
 begins with an apostrophe. The model is the fit's, unless its flags are given.
 """
 
+from experiments import run_program
+
+if __name__ == "__main__":  # before the other imports, so that what fails in them is said in a line
+    run_program(__file__)
 import csv
 import io
 from collections.abc import Mapping, Sequence
@@ -18,20 +22,22 @@ import jax
 import numpy as np
 
 from experiments.pages.csv_cells import cell
-from experiments.runs import console, directory, helps, trained
-from experiments.runs.commandline import flag
+from experiments.runs import console, directory, flags, trained
+from experiments.runs.flags import flag
 from experiments.runs.origin import Origin
+from experiments.runs.settings import ComputeFlags, ModelFlags, RenamingFlags
+from experiments.runs.trained import TrainedFlags
 from tljax import evaluate, paths, train
 from tljax.data import unlabelled
 from tljax.types import InputError
 
 
 @dataclass(frozen=True)
-class Asked(trained.Asked):
+class PredictFlags(TrainedFlags, RenamingFlags, ModelFlags, ComputeFlags):
     """Which fit predicts which images."""
 
     images: str | None = flag(None, "a folder of .png and .jpg, one of them, or an .npz with test_images; needed")
-    output: str | None = flag(None, "a new .csv file; needed")
+    output: str | None = flag(None, "a new .csv file; needed", place="new")
 
 
 def probabilities(one: Origin, images: np.ndarray) -> np.ndarray:
@@ -67,7 +73,7 @@ def table(names: Sequence[str], classes: Sequence[str], given: np.ndarray) -> st
     return out.getvalue()
 
 
-def run(given: Mapping[str, Any], asked: Asked) -> Path:
+def run(given: Mapping[str, Any], asked: PredictFlags) -> Path:
     """Predict what the flags say; the file."""
     if not asked.images:
         raise InputError("--images is not given: name a folder of pictures, one of them, or an .npz file")
@@ -88,8 +94,4 @@ def run(given: Mapping[str, Any], asked: Asked) -> Path:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    helps.main(argv, str(__doc__), run, Asked, unused=helps.OF_ITSELF)
-
-
-if __name__ == "__main__":
-    console.run_main(main)
+    flags.main(argv, str(__doc__), run, PredictFlags)

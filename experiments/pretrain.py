@@ -6,23 +6,34 @@ A checkpoint for `--source_checkpoint` is left in the run directory, with the re
 source's here, by either of their names.
 """
 
+from experiments import run_program
+
+if __name__ == "__main__":  # before the other imports, so that what fails in them is said in a line
+    run_program(__file__)
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from experiments.runs import budgets, console, directory, fits, helps, machine, options, processes, sources
+from experiments.runs import budgets, console, directory, fits, flags, process, sources
+from experiments.runs.settings import CheckpointFlags, DataFlags, ModelFlags, Settings, SourceFlags, TrainFlags
 from tljax import masks, models
 from tljax.study.results import Result
 from tljax.types import InputError
 
 
+@dataclass(frozen=True)
+class PretrainFlags(SourceFlags, CheckpointFlags, DataFlags, ModelFlags, TrainFlags):
+    """A source is trained without a target and without strategies."""
+
+
 def run(**flags: Any) -> list[Result]:
     """Train a source for each seed; their results. Keyword arguments are named like the flags."""
-    made = options.settings(**flags)
+    made = Settings.from_flags(**flags)
     if made.source is None or made.source_checkpoint:
         raise InputError("--source is what this program trains: name a data set, and leave out --source_checkpoint")
-    means = machine.prepare(made)
+    means = process.prepare(made)
     task = sources.checked(made)
     shape = tuple(task.train.images.shape[1:])
     for fault in fits.faults(made, sources.model(made, len(task.classes)), shape):
@@ -33,11 +44,11 @@ def run(**flags: Any) -> list[Result]:
         console.mask_table(task.name, params, masks.by_path(params, lambda path: True))
         console.notes(task.findings)
         return []
-    with processes.opened(made, "pretrain") as folder:
-        if processes.first():
+    with directory.opened(made, "pretrain") as folder:
+        if process.first():
             directory.record_environment(folder, {task.name: task.fingerprint})
         lines = sources.train(made, task, folder, means)
-        if processes.first():
+        if process.first():
             directory.supersede(folder, list(lines.values()))
         accuracy = [100 * line.test_accuracy for line in lines.values() if line.test_accuracy is not None]
         held = budgets.notes(["all"], task, made.source_recipe.validation)
@@ -49,8 +60,4 @@ def run(**flags: Any) -> list[Result]:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    helps.main(argv, str(__doc__), run, refused=["source_checkpoint"], unused=helps.NO_TARGET)
-
-
-if __name__ == "__main__":
-    console.run_main(main)
+    flags.main(argv, str(__doc__), lambda given, _: run(**given), PretrainFlags, refused=["source_checkpoint"])

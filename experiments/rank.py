@@ -9,6 +9,11 @@ its parameters, and the truth of the other targets, which ignores this one. --ta
 names, with commas.
 """
 
+from experiments import run_program
+
+if __name__ == "__main__":  # before the other imports, so that what fails in them is said in a line
+    run_program(__file__)
+
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,39 +24,39 @@ from experiments.pages import rank_report
 from experiments.runs import (
     budgets,
     cards,
-    commandline,
     console,
     directory,
     elsewhere,
-    helps,
-    machine,
-    options,
+    flags,
     origin,
-    processes,
+    process,
     scoring,
     sources,
     truth,
 )
 from experiments.runs.cards import Card
-from experiments.runs.commandline import flag
-from experiments.runs.options import Settings
+from experiments.runs.flags import flag
 from experiments.runs.origin import Origin
+from experiments.runs.settings import ExperimentFlags, Settings
 from tljax import plugins
 from tljax.types import InputError, Task
 
 
 @dataclass(frozen=True)
-class Asked:
+class RankFlags(ExperimentFlags):
     """What is ranked, and how."""
 
-    sources: tuple[str, ...] = flag((), "runs of experiments.zoo or pretrain, checkpoints, files of weights; needed")
+    sources: tuple[str, ...] = flag(
+        (), "runs of experiments.zoo or pretrain, checkpoints, files of weights; needed", role="free", place="path"
+    )
     scores: tuple[str, ...] = flag(
         scoring.DEFAULT,
         f"what sources are ranked by; also {', '.join(scoring.AS_IN_PAPERS)}, which grow with the width",
+        role="free",
     )
-    score_examples: int = flag(1000, "the most labelled examples that a score looks at")
-    verify: bool = flag(False, "train on the targets from every source, and judge the scores")
-    resamples: int = flag(1000, "how many bootstrap samples of the sources")
+    score_examples: int = flag(1000, "the most labelled examples that a score looks at", role="free")
+    verify: bool = flag(False, "train on the targets from every source, and judge the scores", role="free")
+    resamples: int = flag(1000, "how many bootstrap samples of the sources", role="free")
 
 
 class Todo(NamedTuple):
@@ -64,7 +69,7 @@ class Todo(NamedTuple):
     plan: truth.Plan | None
 
 
-def run(given: Mapping[str, Any], asked: Asked) -> dict[str, Any]:
+def run(given: Mapping[str, Any], asked: RankFlags) -> dict[str, Any]:
     """Score, verify and report; what ranking.json says."""
     todo = prepared(given, asked)
     if todo.made.dry_run:
@@ -74,8 +79,8 @@ def run(given: Mapping[str, Any], asked: Asked) -> dict[str, Any]:
         console.table("sources", ["source", "own test accuracy %", "parameters"], rows, notes)
         return {}
     marks = {name: task.fingerprint for name, task in todo.targets.items()}
-    with processes.opened(todo.made, "rank", commandline.to_flags(asked)) as folder:
-        if processes.first():
+    with directory.opened(todo.made, "rank", flags.flagfile_lines(asked)) as folder:
+        if process.first():
             directory.record_environment(folder, marks)
         table = {
             (card.name, name): scoring.scored(
@@ -85,7 +90,7 @@ def run(given: Mapping[str, Any], asked: Asked) -> dict[str, Any]:
             for card in todo.cards
         }
         truths = truth.found(todo.plan, folder, todo.cards, todo.made) if todo.plan else []
-        if not processes.first():
+        if not process.first():
             return {}
         notes = [line for task in todo.targets.values() for line in _noted(todo, task)]
         told = rank_report.told(todo.cards, todo.targets, table, truths, asked.scores, asked.resamples)
@@ -99,9 +104,9 @@ def _noted(todo: Todo, task: Task) -> list[str]:
     return [task.note, *budgets.notes(todo.made.train_examples, task, held)]
 
 
-def prepared(given: Mapping[str, Any], asked: Asked) -> Todo:
+def prepared(given: Mapping[str, Any], asked: RankFlags) -> Todo:
     """Read sources and targets; raises InputError for what cannot be ranked."""
-    made = options.settings(**given)
+    made = Settings.from_flags(**given)
     scoring.check(asked.scores)
     names = [name for name in plugins.split(made.target or "", ",") if name]
     if not asked.sources or not names:
@@ -115,7 +120,7 @@ def prepared(given: Mapping[str, Any], asked: Asked) -> Todo:
         raise InputError("--score_examples must be at least 2, --resamples at least 10")
     if made.source_rename and not any(elsewhere.named(place) for place in asked.sources):
         raise InputError("--source_rename is for weights from elsewhere: leave it out, or name a file in --sources")
-    means = machine.prepare(made)
+    means = process.prepare(made)
     found = _named([card for place in asked.sources for card in cards.read(place, given)])
     if asked.verify and len(found) < 3:
         raise InputError(f"--sources names {len(found)}: to judge scores give three or more")
@@ -167,8 +172,4 @@ def _percent(value: float | None) -> str:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    helps.main(argv, str(__doc__), run, Asked, refused=["source", "source_checkpoint"])
-
-
-if __name__ == "__main__":
-    console.run_main(main)
+    flags.main(argv, str(__doc__), run, RankFlags, refused=["source", "source_checkpoint"])

@@ -16,6 +16,11 @@ A run is judged as it was when it was compared: another --margin, --level, --fam
 is refused, and it counts how often its results were looked at. Of what was never judged the first report decides.
 """
 
+from experiments import run_program
+
+if __name__ == "__main__":  # before the other imports, so that what fails in them is said in a line
+    run_program(__file__)
+
 import csv
 import glob
 import hashlib
@@ -27,21 +32,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.runs import (
-    commandline,
     compare_flags,
     console,
     directory,
     estimand,
     evidence,
-    helps,
+    flags,
     looks,
-    options,
     tuned,
     verdicts,
 )
-from experiments.runs.commandline import flag
 from experiments.runs.compare_flags import Judging
 from experiments.runs.evidence import Found
+from experiments.runs.flags import flag
+from experiments.runs.settings import FLAGS, Settings
 from tljax import plugins
 from tljax.study.results import Result, extended, from_json
 from tljax.study.summary import with_share
@@ -52,13 +56,15 @@ _WHOLE = ("seed", "train_examples", "steps")
 
 
 @dataclass(frozen=True)
-class Asked:
+class ReportFlags:
     """Which fits are judged, and how."""
 
-    runs: tuple[str, ...] = flag((), "run directories; one that is broken or half finished is left out, aloud")
-    results: str | None = flag(None, "a CSV of fits made elsewhere")
-    predictions: str | None = flag(None, "their predictions, such as 'runs/*.npz'")
-    output: str | None = flag(None, "a folder for report.html, report.md, tables and figures; needed")
+    runs: tuple[str, ...] = flag(
+        (), "run directories; one that is broken or half finished is left out, aloud", place="path"
+    )
+    results: str | None = flag(None, "a CSV of fits made elsewhere", place="path")
+    predictions: str | None = flag(None, "their predictions, such as 'runs/*.npz'", place="path")
+    output: str | None = flag(None, "a folder for report.html, report.md, tables and figures; needed", place="new")
     margin: float | None = flag(None, "points of accuracy, as of experiments.compare; default the run's, else 0.5")
     level: float | None = flag(None, "of all intervals and verdicts together; default the run's, else 0.95")
     family: str | None = flag(None, "what is judged, area or budgets; default the run's, else area")
@@ -78,7 +84,7 @@ class Read(NamedTuple):
     """How often the most looked at had been."""
 
 
-def run(asked: Asked) -> None:
+def run(asked: ReportFlags) -> None:
     """Judge the fits, print the verdicts, write the report."""
     if not asked.output:
         raise InputError("--output is not given: name a folder for the report")
@@ -107,13 +113,13 @@ def run(asked: Asked) -> None:
     console.say(f"  report: {folder / 'report.html'}")
 
 
-def _judging(asked: Asked, runs: Mapping[str, Mapping[str, Any]]) -> Judging:
+def _judging(asked: ReportFlags, runs: Mapping[str, Mapping[str, Any]]) -> Judging:
     """How the fits are judged: as their runs were, else as the flags say.
 
     Raises InputError for flags that say otherwise than a run, and for runs that were judged otherwise than each other.
     """
-    flags = {f.name: getattr(asked, f.name) for f in fields(Judging)}
-    given = {name: value for name, value in flags.items() if value is not None}
+    values = {f.name: getattr(asked, f.name) for f in fields(Judging)}
+    given = {name: value for name, value in values.items() if value is not None}
     judging = Judging(**{**next(iter(runs.values()), {}), **given})
     compare_flags.check(judging)
     for name, before in runs.items():
@@ -130,9 +136,9 @@ def _of_runs(runs: Sequence[str]) -> Read:
             kept = evidence.of_directory(Path(name))
             judging = kept.judging
             if judging is None and kept.looks:  # by an older tljax, which kept it nowhere else
-                judging = looks.settings(Judging(**_flags(Path(name), commandline.kinds(Judging))))
-            flags = {} if judging else _flags(Path(name), options.kinds())
-            spoken = [] if judging else estimand.sentences([estimand.of_settings(options.settings(**flags))])
+                judging = looks.settings(Judging(**_flags(Path(name), flags.kinds(Judging))))
+            known = {} if judging else _flags(Path(name), FLAGS)
+            spoken = [] if judging else estimand.sentences([estimand.of_settings(Settings.from_flags(**known))])
         except (InputError, OSError) as error:
             found.notes.append(f"{name} is left out: {error}")
             continue
@@ -157,10 +163,10 @@ def _with_winners(run: str, notes: list[str]) -> list[str]:
     places = [
         str(place)
         for place in sorted((Path(run) / "final").iterdir())
-        for name, flags in winners.items()
+        for name, values in winners.items()
         if (len(winners) == 1 or place.name == name or place.name.startswith(f"{name}-"))
         and (place / "flags.flags").is_file()
-        and not directory.of_another_experiment(place, options.settings(**flags))
+        and not directory.of_another_experiment(place, Settings.from_flags(**values))
     ]
     notes.append(f"tuned: every strategy has what {Path(run).name} found best for it")
     return list(dict.fromkeys(places)) or [run]
@@ -174,11 +180,11 @@ def _known(row: Result, other: Result | None) -> bool:
     return row.key == other.key or (None not in prints[0] and prints[0] == prints[1])
 
 
-def _flags(run: Path, known: Mapping[str, str]) -> dict[str, Any]:
-    """What flags.flags of a run directory says of the flags that are `known`, {flag: its type as written}."""
+def _flags(run: Path, known: Mapping[str, flags.Kind]) -> dict[str, Any]:
+    """What flags.flags of a run directory says of the flags that are `known`, {flag: its kind}."""
     lines = directory.flags_text(run / "flags.flags").splitlines()
     own = [line for line in lines if line.startswith("--") and line[2:].partition("=")[0] in known]
-    return commandline.parse(["report", *own], known)
+    return flags.parse(["report", *own], known)
 
 
 def theirs(csv_file: Path, predictions: str) -> Found:
@@ -305,8 +311,4 @@ def _refuse_twice(results: Sequence[Result]) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    helps.main(argv, str(__doc__), run, Asked, alone=True)
-
-
-if __name__ == "__main__":
-    console.run_main(main)
+    flags.main(argv, str(__doc__), lambda _, asked: run(asked), ReportFlags)

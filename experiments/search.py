@@ -8,11 +8,15 @@ once, for the winner, trained anew on all training examples under --seeds. Run a
 --storage, it goes on.
 """
 
+from experiments import run_program
+
+if __name__ == "__main__":  # before the other imports, so that what fails in them is said in a line
+    run_program(__file__)
 import functools
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,32 +27,35 @@ from experiments.runs import (
     budgets,
     console,
     directory,
-    helps,
-    machine,
+    flags,
     methods,
-    options,
     origin,
-    processes,
+    process,
     range_test,
     search_flags,
     sources,
     trials,
 )
-from experiments.runs.options import Settings
 from experiments.runs.search_flags import Search
+from experiments.runs.settings import FREE, GROWING, NEUTRAL, ExperimentFlags, Settings
 from experiments.transfer import Experiment
 from tljax.study import search, space, summary
 from tljax.study.results import Result
 from tljax.types import InputError, Task
 
 
+@dataclass(frozen=True)
+class SearchFlags(Search, ExperimentFlags):
+    """A search has its own flags, and those of the fits that it tries."""
+
+
 def run(given: Mapping[str, Any], asked: Search) -> list[Result]:
     """Search, then train each winner anew; the results of those."""
-    made = options.settings(**given)
+    made = Settings.from_flags(**given)
     search_flags.check(given, made, asked)
     hunting = _hunting(given, made, asked)
-    means = machine.prepare(made)
-    stand_ins = origin.stand_ins(made, asked.seeds)
+    means = process.prepare(made)
+    stand_ins = origin.stand_ins(made, asked.trial_seeds)
     if asked.lr_range_test and not made.dry_run:
         range_test.run(given, hunting, asked, means, stand_ins)
         return []
@@ -57,26 +64,26 @@ def run(given: Mapping[str, Any], asked: Search) -> list[Result]:
         search_report.show(given, arms, asked)
         return []
     own_flags = search_flags.to_flags(asked)
-    with processes.opened(made, "search", own_flags, older=options.settings(**hunting)) as folder:
+    with directory.opened(made, "search", own_flags, older=Settings.from_flags(**hunting)) as folder:
         if stand_ins:
             console.say(_said_of_sources(stand_ins, made.seeds))
-        whole = transfer.prepare(options.settings(**hunting), means, only=True, stand_ins=stand_ins)
+        whole = transfer.prepare(Settings.from_flags(**hunting), means, only=True, stand_ins=stand_ins)
         _require_own_totals(arms, whole.target)
         studies = {arm: _opened(arm, asked, made, folder) for arm in arms}
         trained = {}
         for arm in arms:
             flags_of = {**hunting, "strategies": (arm.strategy,), "train_examples": (arm.budget,)}
-            base = whole._replace(made=options.settings(**flags_of), methods=(methods.one(arm.strategy),))
+            base = whole._replace(made=Settings.from_flags(**flags_of), methods=(methods.one(arm.strategy),))
             _hunt(arm, studies[arm], base, flags_of, asked, folder)
             search_report.keep_trials(folder, {arm: one.study for arm, one in studies.items()})
             best = search.best(studies[arm].study)
-            final = options.settings(**search_flags.chosen(_final(given, made, arm), best.params))
+            final = Settings.from_flags(**search_flags.chosen(_final(given, made, arm), best.params))
             place = _place_of_final(final, arm, folder)
             trained[arm] = search_report.Winner(studies[arm].study, best, replace(final, workdir=str(place)))
         search_report.keep_best(folder, trained)
         lines = [line for winner in trained.values() for line in _train_anew(winner.made, means)]
         settled = summary.with_share(lines, whole.target.test.labels)
-        notes = search_report.write(folder, options.settings(**given), asked, trained, settled, whole)
+        notes = search_report.write(folder, Settings.from_flags(**given), asked, trained, settled, whole)
     console.results("tuned against tuned", settled, notes)
     return lines
 
@@ -92,7 +99,7 @@ def _said_of_sources(stand_ins: Mapping[int, int], final_seeds: Sequence[int]) -
 def _hunting(given: Mapping[str, Any], made: Settings, asked: Search) -> dict[str, Any]:
     """The flags under which trials run: seeds of their own, a validation split, and the source's recipe as it is."""
     validation = made.recipe.validation or 0.2
-    return {**_source(made), **given, "seeds": asked.seeds, "validation": validation, "dry_run": False}
+    return {**_source(made), **given, "seeds": asked.trial_seeds, "validation": validation, "dry_run": False}
 
 
 def _source(made: Settings) -> dict[str, Any]:
@@ -106,7 +113,7 @@ def _place_of_final(final: Settings, arm: Arm, folder: Path) -> Path:
     if not directory.of_another_experiment(place, final):
         return place
     free = tuple(f"--{name}=" for name in _FREE)
-    lines = [line for line in options.to_flags(final) if not line.startswith(free)]
+    lines = [line for line in final.flagfile_lines() if not line.startswith(free)]
     digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:8]
     other = place.with_name(f"{place.name}-{digest}")
     console.say(
@@ -157,15 +164,15 @@ def _require_own_totals(arms: Sequence[Arm], target: Task) -> None:
 
 
 def _opened(arm: Arm, asked: Search, made: Settings, folder: Path) -> search.Searched:
-    neutral = {f"--{name}={value}" for name, value in options.NEUTRAL.items()}  # studies of before know none of them
+    neutral = {f"--{name}={value}" for name, value in NEUTRAL.items()}  # studies of before know none of them
     about = {
         "space": [str(one) for one in arm.ranges],
         "flags": sorted(
             line
-            for line in options.to_flags(made)
+            for line in made.flagfile_lines()
             if not line.startswith(tuple(f"--{n}=" for n in _FREE)) and line not in neutral
         ),
-        "search_seeds": list(asked.seeds),
+        "search_seeds": list(asked.trial_seeds),
     }
     storage = str(folder / "study.journal") if asked.storage is None else asked.storage
     name = f"{asked.study}/{arm.strategy}/{arm.budget}"
@@ -173,7 +180,7 @@ def _opened(arm: Arm, asked: Search, made: Settings, folder: Path) -> search.Sea
     return search.opened(name, where, asked.sampler, asked.pruner, 0, asked.lease, about, console.say)
 
 
-_FREE = (*options.LISTS, *options.PLACES)
+_FREE = (*GROWING, *FREE)
 
 
 def _hunt(
@@ -198,7 +205,7 @@ def _hunt(
         return found, found.obtain(folder, base.means)
 
     def experiment(chosen: Mapping[str, Any]) -> tuple[Experiment, Any]:
-        made = options.settings(**search_flags.chosen(flags_of, chosen))
+        made = Settings.from_flags(**search_flags.chosen(flags_of, chosen))
         own, trained = source(made.hidden, made.activation, made.source_recipe)
         model = sources.model(made, len(base.target.classes))
         [strategy] = made.strategies
@@ -246,8 +253,4 @@ def _train_anew(made: Settings, means: Any) -> list[Result]:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    helps.main(argv, str(__doc__), run, Search, refused=search_flags.PINS)
-
-
-if __name__ == "__main__":
-    console.run_main(main)
+    flags.main(argv, str(__doc__), run, SearchFlags, refused=search_flags.PINS)

@@ -6,9 +6,13 @@ Each strategy starts from the source's parameters, and beside them all the same 
 run directory holds everything; a finished fit in it is not trained again.
 """
 
+from experiments import run_program
+
+if __name__ == "__main__":  # before the other imports, so that what fails in them is said in a line
+    run_program(__file__)
 import shutil
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,21 +23,24 @@ from experiments.runs import (
     directory,
     elsewhere,
     fits,
-    helps,
-    machine,
+    flags,
     methods,
-    options,
     origin,
-    processes,
+    process,
     sources,
     training,
 )
-from experiments.runs.options import Settings
+from experiments.runs.settings import ExperimentFlags, Settings
 from experiments.runs.sources import Source
 from tljax import graft, masks, objective, plugins, seeds, train
 from tljax.study.results import Result
 from tljax.train import gradients
 from tljax.types import InputError, Model, Task
+
+
+@dataclass(frozen=True)
+class TransferFlags(ExperimentFlags):
+    """A transfer has all flags that programs share."""
 
 
 class Experiment(NamedTuple):
@@ -49,8 +56,8 @@ class Experiment(NamedTuple):
 
 def run(**flags: Any) -> list[Result]:
     """Run what the flags say; the results. Keyword arguments are named like the flags."""
-    made = options.settings(**flags)
-    todo = prepare(made, machine.prepare(made))
+    made = Settings.from_flags(**flags)
+    todo = prepare(made, process.prepare(made))
     if made.dry_run:
         _show(todo)
         return []
@@ -59,12 +66,12 @@ def run(**flags: Any) -> list[Result]:
 
 def complete(todo: Experiment, show: bool = True) -> list[Result]:
     """Train what of an experiment is missing in its run directory; the results."""
-    with processes.opened(todo.made, "transfer") as folder:
+    with directory.opened(todo.made, "transfer") as folder:
         lines = within(todo, folder, fingerprints(todo))
-        if processes.first():
+        if process.first():
             sources_of = _sources(todo)
             directory.supersede(folder, [*lines, *(x for x in directory.results(folder) if x.key in sources_of)])
-        if show and processes.first():
+        if show and process.first():
             page.show(todo.made, todo.target, todo.source, lines, folder)
     return lines
 
@@ -75,12 +82,12 @@ def within(todo: Experiment, folder: Path, data: Mapping[str, str]) -> list[Resu
     done = directory.finished(folder)
     missing = _missing(plan, done.keys(), todo.made.many == "vmap")
     lost = _sources(todo) & {line.key for line in directory.results(folder)} - done.keys()
-    if processes.first() and (missing or lost or not directory.recorded_environment(folder)):
+    if process.first() and (missing or lost or not directory.recorded_environment(folder)):
         directory.record_environment(folder, data)
     if missing or lost:
         _train(todo, missing, folder)
     done = directory.finished(folder)
-    if processes.first():
+    if process.first():
         shutil.rmtree(folder / "progress", ignore_errors=True)  # of a group that ended as it was killed
     return [done[key] for key in plan]
 
@@ -182,7 +189,7 @@ def _identified(todo: Experiment, method: methods.Named, budget: str, seed: int)
         "code": [method.code, *fits.code(made.recipe, made.model)],
         "many": fits.company(made),
         **fits.draws(made, todo.model, tuple(target.train.images.shape[1:])),
-        **options.beyond_neutral(made),
+        **made.beyond_neutral(),
     }
     recipe = {name: value for name, value in decisive.items() if name not in ("identity", "streams", "many")}
     # What a source was does not matter to a fit from scratch: those beside several sources are alike.
@@ -276,8 +283,4 @@ def _show(todo: Experiment) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    helps.main(argv, str(__doc__), run)
-
-
-if __name__ == "__main__":
-    console.run_main(main)
+    flags.main(argv, str(__doc__), lambda given, _: run(**given), TransferFlags)

@@ -8,13 +8,27 @@ shuffle_labels=0.5, rotate=30, permute=1), and with flags of the source's fit an
 checkpoint for --source_checkpoint and a card, cards/NAME.json: what it was trained on, how, and its accuracy.
 """
 
+from experiments import run_program
+
+if __name__ == "__main__":  # before the other imports, so that what fails in them is said in a line
+    run_program(__file__)
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments.runs import cards, commandline, console, directory, fits, helps, machine, options, processes, sources
-from experiments.runs.commandline import flag
-from experiments.runs.options import Recipe, Settings
+from experiments.runs import cards, console, directory, fits, flags, process, sources
+from experiments.runs.flags import flag
+from experiments.runs.settings import (
+    CheckpointFlags,
+    DataFlags,
+    ModelFlags,
+    Recipe,
+    Settings,
+    SourceFlags,
+    TargetFlags,
+    TrainFlags,
+    parse_flags,
+)
 from tljax import plugins
 from tljax.types import InputError, Task
 
@@ -24,10 +38,12 @@ _RECIPE = {f.name for f in dataclasses.fields(Recipe)}
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
-    """What is trained."""
+class ZooFlags(SourceFlags, CheckpointFlags, TargetFlags, DataFlags, ModelFlags, TrainFlags):
+    """Which sources are trained, without a target and without strategies."""
 
-    zoo: tuple[str, ...] = flag((), "the sources, needed: mnist,mnist:labels=0-4,mnist:steps=50,mnist:hidden=128")
+    zoo: tuple[str, ...] = flag(
+        (), "the sources, needed: mnist,mnist:labels=0-4,mnist:steps=50,mnist:hidden=128", place="data"
+    )
 
 
 class Entry(NamedTuple):
@@ -59,8 +75,8 @@ def entry(text: str, given: Mapping[str, Any]) -> Entry:
         else:
             data.append(part)
     try:
-        more = options.parse(["zoo", *(f"--{name}={value}" for name, value in own.items())])
-        made = options.settings(**{**given, **more, "source": ":".join(data)})
+        more = parse_flags(["zoo", *(f"--{name}={value}" for name, value in own.items())])
+        made = Settings.from_flags(**{**given, **more, "source": ":".join(data)})
     except InputError as error:
         raise InputError(f"--zoo={text}: {error}") from error
     if len(made.seeds) > 1:
@@ -77,31 +93,31 @@ def _number(text: str) -> float:
         return 0.0
 
 
-def run(given: Mapping[str, Any], asked: Asked) -> list[dict[str, Any]]:
+def run(given: Mapping[str, Any], asked: ZooFlags) -> list[dict[str, Any]]:
     """Train what of the list is missing in the run directory; the cards."""
-    base, zoo = options.settings(**given), asked.zoo
+    base, zoo = Settings.from_flags(**given), asked.zoo
     twice = [text for text in zoo if zoo.count(text) > 1]
     if twice or not zoo:
         raise InputError(f"--zoo names {f'{twice[0]} twice: give each once' if twice else 'nothing: name sources'}")
     if base.source or base.source_checkpoint or base.target:
         raise InputError("--zoo names what is trained: leave out --source, --source_checkpoint and --target")
-    means = machine.prepare(base)
+    means = process.prepare(base)
     entries = [entry(text, given) for text in zoo]
     tasks = [_checked(one) for one in entries]
     if base.dry_run:
         _show(entries, tasks)
         return []
     named = {task.name: task.fingerprint for task in tasks}
-    with processes.opened(base, "zoo", commandline.to_flags(asked)) as folder:
-        if processes.first():
+    with directory.opened(base, "zoo", flags.flagfile_lines(asked)) as folder:
+        if process.first():
             directory.record_environment(folder, named)
         found = []
         for number, (one, task) in enumerate(zip(entries, tasks, strict=True)):
             [line] = sources.train(one.made, task, folder, means).values()
             about = sources.about(one.made, task)
             told = {"number": number, "name": one.name, "trivial": one.trivial, **about}
-            found.append(cards.write(folder, told, line, one.made.source_recipe) if processes.first() else told)
-        if processes.first():
+            found.append(cards.write(folder, told, line, one.made.source_recipe) if process.first() else told)
+        if process.first():
             _tell(found, [str(folder / "cards"), *sorted({task.note for task in tasks if task.note})])
     return found
 
@@ -140,10 +156,4 @@ def _tell(found: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    helps.main(
-        argv, str(__doc__), run, Asked, refused=["source", "source_checkpoint", "target"], unused=helps.NO_TARGET
-    )
-
-
-if __name__ == "__main__":
-    console.run_main(main)
+    flags.main(argv, str(__doc__), run, ZooFlags, refused=["source", "source_checkpoint", "target"])

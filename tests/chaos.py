@@ -20,8 +20,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-from experiments.runs import console, directory, helps
-from experiments.runs.commandline import flag, flagfile
+from experiments.runs import console, directory, flags, process
+from experiments.runs.flags import flag, flagfile
 from tljax import checkpoint
 from tljax.types import InputError
 
@@ -31,7 +31,7 @@ _PATIENCE = 60.0
 
 
 @dataclass(frozen=True)
-class Asked:
+class ChaosFlags:
     """What is disturbed, and how often."""
 
     flagfile: str | None = flag(None, "the experiment, flags of experiments.transfer; default the quick start")
@@ -71,7 +71,7 @@ class Row(NamedTuple):
     faults: tuple[str, ...]
 
 
-def run(asked: Asked) -> None:
+def run(asked: ChaosFlags) -> None:
     """Disturb as often as is asked; raises InputError if anything differs."""
     counts, place = _counts(asked), asked.workdir
     given = Path(flagfile(asked.flagfile or "quickstart.flags"))
@@ -103,7 +103,7 @@ def run(asked: Asked) -> None:
         shutil.rmtree(folder)
 
 
-def _counts(asked: Asked) -> dict[str, int]:
+def _counts(asked: ChaosFlags) -> dict[str, int]:
     """{kind: signals}; raises InputError for a kind that there is not, and for fewer signals than none."""
     if set(asked.only) - _KINDS.keys():
         raise InputError(f"--only={','.join(asked.only)}: write some of {', '.join(_KINDS)} with commas between them")
@@ -264,8 +264,8 @@ def main(argv: Sequence[str]) -> None:
     files = [argument.partition("=")[2] for argument in argv if argument.startswith("--flagfile=")]
     rest = [argument for argument in argv if not argument.startswith("--flagfile=")]
     flagfile = files[-1] if files else None
-    helps.main(rest, str(__doc__), lambda asked: run(replace(asked, flagfile=flagfile)), Asked, alone=True)
+    flags.main(rest, str(__doc__), lambda _, asked: run(replace(asked, flagfile=flagfile)), ChaosFlags)
 
 
 if __name__ == "__main__":
-    console.run_main(main)
+    process.run_main(main)

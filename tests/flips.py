@@ -21,18 +21,18 @@ import numpy as np
 from experiments import compare, export, features, pretrain, rank, search, transfer, zoo
 from experiments.runs import (
     cards,
-    commandline,
-    console,
     directory,
     elsewhere,
     evals,
     evidence,
+    flags,
     metrics,
-    options,
     origin,
+    process,
     scoring,
     tuned,
 )
+from experiments.runs.settings import Settings, parse_flags
 from tljax import checkpoint, data
 from tljax.study import search as studies
 from tljax.types import InputError
@@ -187,8 +187,8 @@ def every(tasks: Path, folder: Path) -> Iterator[tuple[Path, list[Attack]]]:
         return [program, *(f"--{name}={value}" for name, value in (common | flags).items() if value is not None)]
 
     def settings(**flags: Any) -> Any:
-        given = options.parse(line("x", **flags))
-        return options.settings(**given)
+        given = parse_flags(line("x", **flags))
+        return Settings.from_flags(**given)
 
     run = folder / "run"
     with contextlib.redirect_stdout(io.StringIO()):
@@ -202,7 +202,7 @@ def every(tasks: Path, folder: Path) -> Iterator[tuple[Path, list[Attack]]]:
     with contextlib.redirect_stdout(io.StringIO()):
         argv = [*line("compare", **pair, strategies="full", workdir=study), *more]
         compare.main(argv)
-    own = commandline.to_flags(options.read(argv, compare.Asked)[1])
+    own = flags.flagfile_lines(flags.read(argv, compare.CompareFlags)[1])
     found = of_run(study, settings(**pair, strategies="scratch,full", workdir=study), "compare", own)
     right = evidence.right(evidence.of_directory(study).found)
     found.append(Attack(study / "looks.json", "experiments.compare", lambda: evidence.looked(study, right)))
@@ -267,7 +267,7 @@ def every(tasks: Path, folder: Path) -> Iterator[tuple[Path, list[Attack]]]:
     weights = lone / "net.safetensors"
 
     def source() -> Any:
-        made = options.settings(**(options.parse(line("x", seeds=0, source_checkpoint=weights))))
+        made = Settings.from_flags(**(parse_flags(line("x", seeds=0, source_checkpoint=weights))))
         kept = elsewhere.source(made)
         [trained] = kept.obtain(lone, None).values()
         return kept.name, kept.classes, kept.shape, kept.identity, kept.fingerprint, kept.note, kept.steps, trained
@@ -284,7 +284,7 @@ def main(argv: Sequence[str]) -> None:
     write_task(folder / "digits.npz", 0, 4)
     write_task(folder / "clothes.npz", 1, 3, ["shirt", "coat", "bag"])
     outcomes = []
-    console._quieten_orbax()
+    process._quieten_orbax()
     for place, attacks in every(folder, folder):
         restore = restorer(place)
         with once_loaded():

@@ -10,7 +10,7 @@ from bad_inputs import cases
 from test_programs import snapshot
 
 from experiments import transfer
-from experiments.runs import console
+from experiments.runs import process
 
 SEED, COUNT, SECONDS = 0, 300, 20
 
@@ -21,7 +21,7 @@ def fault(argv, folder, capsys) -> str:
     signal.alarm(SECONDS)
     code = None
     try:
-        console.run_main(transfer.main, ["transfer", *argv])
+        process.run_main(transfer.main, ["transfer", *argv])
     except SystemExit as end:
         code = end.code
     except BaseException as error:

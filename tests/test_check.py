@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from experiments import check
-from experiments.runs import console
+from experiments.runs import process
 from tljax import plugins
 
 ROOT = Path(__file__).parent.parent
@@ -28,7 +28,7 @@ def ran(capsys, *arguments):
     """(exit code, {check: (word, detail)}, the error) of the program."""
     code = 0
     try:
-        console.run_main(check.main, ["check", *arguments])
+        process.run_main(check.main, ["check", *arguments])
     except SystemExit as end:
         code = end.code
     out, err = capsys.readouterr()

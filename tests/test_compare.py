@@ -9,7 +9,8 @@ import pytest
 from test_programs import arguments, command, results, snapshot
 
 from experiments import compare, report, search, transfer
-from experiments.runs import console, directory, evidence, options, training
+from experiments.runs import console, directory, evidence, training
+from experiments.runs.settings import Settings, parse_flags
 from tljax.types import InputError
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -146,7 +147,7 @@ def test_flags_that_decide_the_bits_are_in_the_recipe_that_one_cell_must_share(t
     """So that a report of two runs does not put fits with dropout in frozen stages beside fits without."""
 
     def recipes(**flags):
-        made = options.settings(**arguments(tasks, None, strategies=("full",), **flags))
+        made = Settings.from_flags(**arguments(tasks, None, strategies=("full",), **flags))
         return {job.result.recipe for job in transfer.planned(transfer.prepare(made, None)).values() if job.seed == 0}
 
     assert len(recipes() | recipes(frozen_dropout="on")) == 2 * len(recipes())
@@ -299,7 +300,7 @@ def test_several_run_directories_make_one_report_and_a_broken_one_is_left_out(do
 
 
 def test_flags_of_seeds_are_ranges_too():
-    assert options.parse(["x", "--seeds=0-3,7"])["seeds"] == (0, 1, 2, 3, 7)
+    assert parse_flags(["x", "--seeds=0-3,7"])["seeds"] == (0, 1, 2, 3, 7)
 
 
 def test_after_an_edit_of_a_strategy_the_fits_of_its_present_code_are_reported(tasks, tmp_path, capsys):

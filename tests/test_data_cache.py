@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from test_data import put, small
 
-from experiments.runs import options, sources
+from experiments.runs import sources
+from experiments.runs.settings import Settings
 from tljax.data import cache, checks, idx, load
 from tljax.types import InputError, Task
 
@@ -251,7 +252,7 @@ def test_what_a_disk_alters_as_it_is_written_is_not_kept_as_good(
 
 def test_programs_say_it_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = tiny(tmp_path)
-    made = options.settings(source=name, data_dir=str(tmp_path))
+    made = Settings.from_flags(source=name, data_dir=str(tmp_path))
     fingerprint = sources.load(made, name, None).fingerprint
     assert capsys.readouterr().out == ""
     place = kept(tmp_path) / "test_images.npy"

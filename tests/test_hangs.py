@@ -23,7 +23,8 @@ from tensorboardX.proto.event_pb2 import Event
 from test_programs import arguments, command
 
 from experiments import transfer
-from experiments.runs import console, directory, elsewhere, evidence, machine, metrics, options, signals, streams
+from experiments.runs import console, directory, elsewhere, evidence, metrics, process
+from experiments.runs.settings import Settings, parse_flags
 from tljax import checkpoint, data, files, npz, surroundings, weights
 from tljax.data import idx, unlabelled
 from tljax.types import InputError
@@ -35,7 +36,7 @@ PLAIN = {name: value for name, value in os.environ.items() if not name.startswit
 def said(main, capsys, argv=("program",)) -> str:
     """The one line that a program says of what its main raises."""
     with pytest.raises(SystemExit) as end:
-        console.run_main(main, list(argv))
+        process.run_main(main, list(argv))
     line = capsys.readouterr().err
     assert end.value.code == 1 and line.startswith("error: ") and line.count("\n") == 1
     return line
@@ -62,7 +63,7 @@ class Mine(BaseException):
         (jax.errors.JaxRuntimeError("INTERNAL: CUDA_ERROR_OUT_OF_MEMORY"), "--many=map"),
         (MemoryError(), "--batch_size"),
         (ImportError("libscipy.so: failed to map segment from shared object"), "out of memory"),
-        (ImportError("No module named 'optuna'"), "install tljax"),
+        (ImportError("No module named 'optuna'"), "pip install 'tljax[experiments]'"),
         (RuntimeError("can't start new thread"), "ulimit -v"),
         (OSError(errno.EDQUOT, "Disk quota exceeded", "w"), "make room"),
         (Mine(), "Mine: of the class Mine"),
@@ -77,7 +78,7 @@ def test_a_fault_of_tljax_shows_its_traceback(monkeypatch):
     monkeypatch.delenv("JAX_TRANSFER_GUARD", raising=False)
     for error in (KeyError("kernel"), RuntimeError("a bug")):
         with pytest.raises(type(error)):
-            console.run_main(raising(error), ["program"])
+            process.run_main(raising(error), ["program"])
 
 
 def test_a_switch_by_which_jax_refuses_more_is_named(monkeypatch, capsys):
@@ -91,7 +92,7 @@ def test_a_switch_by_which_jax_refuses_more_is_named(monkeypatch, capsys):
             assert f"tljax does not run with {name}={value}" in said(raising(FloatingPointError("nan")), capsys)
             patch.setenv(name, "allow" if value == "disallow" else "0")
             with pytest.raises(FloatingPointError):
-                console.run_main(raising(FloatingPointError("nan")), ["program"])
+                process.run_main(raising(FloatingPointError("nan")), ["program"])
 
 
 @pytest.mark.parametrize("error", [AssertionError(), RuntimeError("Unable to initialize backend 'rocm'")])
@@ -132,11 +133,11 @@ def test_a_package_that_is_not_installed_has_no_version_and_no_traceback(monkeyp
 def test_a_path_begins_at_home_whichever_flag_it_is_of(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     argv = ["x", "--workdir=~/w", "--model=~/m.py:model", "--strategies=full,~/s.py:strategy", "--target=~/t.npz"]
-    given = options.parse(argv)
+    given = parse_flags(argv)
     assert given["workdir"] == f"{tmp_path}/w" and given["model"] == f"{tmp_path}/m.py:model"
     assert given["strategies"] == ("full", f"{tmp_path}/s.py:strategy")
     assert given["target"] == "~/t.npz"  # a data set's name is as it is written: `tljax.data` finds it
-    assert options.settings(workdir="~/w").workdir == f"{tmp_path}/w"
+    assert Settings.from_flags(workdir="~/w").workdir == f"{tmp_path}/w"
     assert files.place("~/t.npz") == tmp_path / "t.npz"
 
 
@@ -145,7 +146,7 @@ def test_a_path_begins_at_home_whichever_flag_it_is_of(monkeypatch, tmp_path):
 )
 def test_a_user_that_there_is_not_has_no_home(flag):
     with pytest.raises(InputError, match=f"--{flag}=~nosuchuser/x: there is no such user"):
-        options.parse(["x", f"--{flag}=~nosuchuser/x"])
+        parse_flags(["x", f"--{flag}=~nosuchuser/x"])
 
 
 def test_without_a_home_what_needs_one_says_so_and_the_rest_goes_on(monkeypatch, tmp_path):
@@ -163,7 +164,7 @@ def test_without_a_home_what_needs_one_says_so_and_the_rest_goes_on(monkeypatch,
             data.load(name, data_dir=str(tmp_path))
     before = jax.config.values["jax_compilation_cache_dir"]
     monkeypatch.setitem(jax.config.values, "jax_compilation_cache_dir", None)
-    machine._keep_compiled(None)
+    process._keep_compiled(None)
     assert before == jax.config.jax_compilation_cache_dir
 
 
@@ -182,7 +183,7 @@ def test_a_run_outlives_its_standard_output(full, monkeypatch, tmp_path, capfd):
     with open("/dev/full" if full else writing, "w") as out, monkeypatch.context() as patch:
         patch.setattr("sys.stdout", out)
         try:
-            console.run_main(main, ["program"])
+            process.run_main(main, ["program"])
             code = 0
         except SystemExit as end:
             code = end.code
@@ -193,7 +194,7 @@ def test_a_run_outlives_its_standard_output(full, monkeypatch, tmp_path, capfd):
 def test_no_word_is_lost_where_standard_output_is_whole(monkeypatch, tmp_path):
     with open(tmp_path / "out", "w") as out, monkeypatch.context() as patch:
         patch.setattr("sys.stdout", out)
-        with streams.lasting():
+        with process.lasting_streams():
             for number in range(1000):
                 print(number)
         assert (tmp_path / "out").read_text().split() == [str(number) for number in range(1000)]
@@ -202,7 +203,7 @@ def test_no_word_is_lost_where_standard_output_is_whole(monkeypatch, tmp_path):
 def test_somebody_elses_code_closes_no_stream_and_takes_none_away(monkeypatch, tmp_path):
     with open(tmp_path / "out", "w") as out, monkeypatch.context() as patch:
         patch.setattr("sys.stdout", out)
-        with streams.lasting():
+        with process.lasting_streams():
             with surroundings.kept():
                 sys.stdout.close()
             console.say("first")
@@ -215,11 +216,11 @@ def test_somebody_elses_code_closes_no_stream_and_takes_none_away(monkeypatch, t
 def test_a_closed_terminal_or_a_spent_limit_stops_a_run_in_good_order(monkeypatch):
     """They come twice, from the system and from the shell, or every second: the second ends nothing."""
     for number in (signal.SIGHUP, signal.SIGXCPU):
-        with signals.heeded() as asked:
+        with process.signals_handled() as asked:
             for _ in range(2):
                 os.kill(os.getpid(), number)
             assert asked() == number
-        with signals.termination_raised(), pytest.raises(signals.Stopped) as stopped:
+        with process.termination_raised(), pytest.raises(process.Stopped) as stopped:
             os.kill(os.getpid(), number)
         assert stopped.value.code == 128 + number
 
@@ -227,7 +228,7 @@ def test_a_closed_terminal_or_a_spent_limit_stops_a_run_in_good_order(monkeypatc
 def test_nohup_is_heeded():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with signals.termination_raised(), signals.heeded() as asked:
+        with process.termination_raised(), process.signals_handled() as asked:
             os.kill(os.getpid(), signal.SIGHUP)
             assert asked() == 0
     finally:
@@ -236,9 +237,9 @@ def test_nohup_is_heeded():
 
 def test_a_thread_that_a_strategy_left_does_not_keep_the_process():
     code = (
-        "import threading, time; from experiments.runs import console; console._PATIENCE = 0.1\n"
+        "import threading, time; from experiments.runs import console, process; process._PATIENCE = 0.1\n"
         "threading.Thread(target=time.sleep, args=(1000,), name='mine').start()\n"
-        "console.run_main(lambda argv: console.say('done'))"
+        "process.run_main(lambda argv: console.say('done'))"
     )
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30)
     assert ended.returncode == 0 and ended.stdout == "done\n" and ended.stderr.endswith("still run: mine\n")

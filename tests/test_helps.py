@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from experiments.runs import commandline, compare_flags, console, helps, options
+from experiments import compare
+from experiments.runs import flags, process
+from experiments.runs.settings import Recipe, Settings, parse_flags
 from tljax.types import InputError
 
 ROOT = Path(__file__).parent.parent
-PROGRAMS = {name: importlib.import_module(f"experiments.{name}") for name in helps.programs()}
-FLAGS = {*options.kinds(), *commandline._owners()} - {"flagfile"}
-"""Of all programs."""
+PROGRAMS = {name: importlib.import_module(f"experiments.{name}") for name in flags.programs()}
+ALL = {name for taken in flags.of_programs().values() for name in taken}
+"""The flags of all programs."""
 program = pytest.mark.parametrize("program", PROGRAMS)
 
 
@@ -25,28 +27,26 @@ def said(program, capsys, flag="--helpfull"):
 
 
 def listed(text):
-    """{flag: what help says of it}, and {flags: ""} of those that are taken and not used."""
-    flags = dict(re.findall(r"^  --(\w+) +(.*(?:\n {23}.*)*)", text, re.M))
-    return flags, set(re.findall(r"--(\w+)[,.]", " ".join(text.partition("and not used:")[2].split())))
+    """{flag: what help says of it}."""
+    return dict(re.findall(r"^  --(\w+) +(.*(?:\n {23}.*)*)", text, re.M))
+
+
+def form(program):
+    """The dataclass of a program's flags."""
+    return getattr(PROGRAMS[program], f"{program.title()}Flags")
 
 
 def given(program, *argv):
     """What a program would run with: (settings, its own flags)."""
-    seen = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PROGRAMS[program], "run", lambda *args, **named: seen.append((args, named)))
-        PROGRAMS[program].main([program, *argv])
-    [(args, named)] = seen
-    if len(args) == 2:
-        return options.settings(**args[0]), vars(args[1])
-    settings = program in ("transfer", "pretrain")
-    return (options.settings(**named), {}) if settings else (None, vars(args[0]) if args else named)
+    values, filled = flags.read([program, *argv], form(program))
+    own = {name: getattr(filled, name) for name in flags.own(form(program))}
+    return Settings.from_flags(**values), own
 
 
 def refusal(main, argv, capsys):
     """The one line with which a program ends."""
     with pytest.raises(SystemExit) as end:
-        console.run_main(main, argv)
+        process.run_main(main, argv)
     text = capsys.readouterr().err
     assert end.value.code == 1 and text.startswith("error: ") and text.count("\n") == 1
     return text
@@ -60,7 +60,7 @@ def examples(program):
 def test_all_programs_are_listed_in_a_line_each_in_the_order_of_a_project():
     done = subprocess.run([sys.executable, "-m", "experiments"], cwd=ROOT, capture_output=True, text=True, check=True)
     found = dict(re.findall(r"^  (\w+) +(\S.*)$", done.stdout, re.M))
-    files = [file for file in (ROOT / "experiments").glob("*.py") if "console.run_main(main)" in file.read_text()]
+    files = [file for file in (ROOT / "experiments").glob("*.py") if "run_program(__file__)" in file.read_text()]
     assert found == {
         file.stem: importlib.import_module(f"experiments.{file.stem}").__doc__.split("\n")[0] for file in files
     }
@@ -72,10 +72,10 @@ def test_all_programs_are_listed_in_a_line_each_in_the_order_of_a_project():
 def test_help_lists_what_is_taken_and_nothing_else(program, capsys, monkeypatch):
     """What is taken without being listed, the program refuses."""
     monkeypatch.chdir(ROOT)
-    flags, unused = listed(said(program, capsys))
-    named = {*flags, *unused} | {f"source_{name}" for name in {*flags, *unused} & {*vars(options.Recipe())}}
+    named = {*listed(said(program, capsys))}
+    named |= {f"source_{name}" for name in named & {*vars(Recipe())}}
     example = examples(program)[0][3:]
-    for name in FLAGS:
+    for name in ALL - {"flagfile"}:
         try:
             given(program, f"--{name}=1")
             taken = True
@@ -87,11 +87,41 @@ def test_help_lists_what_is_taken_and_nothing_else(program, capsys, monkeypatch)
                 PROGRAMS[program].main([program, *example, f"--{name}=1"])
 
 
+def test_in_a_flagfile_that_programs_share_flags_of_a_transfer_are_passed_over_and_no_others(tmp_path, capsys):
+    shared, other = tmp_path / "shared.flags", tmp_path / "other.flags"
+    shared.write_text("--learning_rate=0.1\n--source_epochs=3\n--target=x\n--nodry_run\n--hidden=7\n")
+    for program in ("predict", "export", "features"):
+        settings, _ = given(program, f"--flagfile={shared}")
+        assert settings == Settings.from_flags(hidden=(7,))
+        text = refusal(PROGRAMS[program].main, [program, "--learning_rate=0.1"], capsys)
+        assert text == "error: unknown flag --learning_rate: it is one of experiments.transfer\n"
+    settings, _ = given("pretrain", f"--flagfile={shared}")
+    assert settings == Settings.from_flags(hidden=(7,), learning_rate=0.1, source_epochs=3)
+    other.write_text("--zoo=a\n")
+    assert "experiments.zoo" in refusal(PROGRAMS["predict"].main, ["predict", f"--flagfile={other}"], capsys)
+    other.write_text("--source_checkpoint=a\n--source=mnist_10k\n")
+    assert "leave out" in refusal(PROGRAMS["pretrain"].main, ["pretrain", f"--flagfile={other}"], capsys)
+
+
+def test_a_flag_has_one_role_whichever_program_has_it():
+    """Whether runs of one run directory may differ in it: report's flags judge, and are in none."""
+    roles = {}
+    for program, taken in flags.of_programs().items():
+        for name, role in taken.items():
+            assert roles.setdefault(name, role) == role, name
+        assert {
+            name: f.metadata["role"] for f in flags.fields(form(program)) for name in [f.name]
+        }.items() <= taken.items()
+        assert {*taken} == {*flags.kinds(form(program))}
+    assert {name for name, role in roles.items() if role == "grows"} == {"strategies", "seeds", "train_examples"}
+    assert {"data_dir", "mesh", "trials", "verify", "eval"} <= flags.may_differ()
+    assert not {"workdir", "learning_rate", "margin", "tuned", "zoo"} & flags.may_differ()
+
+
 @program
 def test_the_defaults_that_help_tells_are_those_that_hold(program, capsys):
-    flags, _ = listed(said(program, capsys))
     settings, own = given(program)
-    for name, about in flags.items():
+    for name, about in listed(said(program, capsys)).items():
         about = " ".join(about.split())
         told = re.search(r"\(default ([^ )]*)\)$", about)
         assert told or "default" in about or "needed" in about, name
@@ -118,25 +148,25 @@ def test_examples_are_command_lines_that_are_read(program, monkeypatch):
 def test_short_help_has_the_own_flags_and_points_on(program, capsys):
     short, full = said(program, capsys, "--help"), said(program, capsys)
     _, own = given(program)
-    assert own.keys() <= listed(short)[0].keys() <= listed(full)[0].keys()
+    assert own.keys() <= listed(short).keys() <= listed(full).keys()
     if short != full:
-        assert "--helpfull has all" in short and 2 * short.count("\n") < full.count("\n")
+        lines = short.count("\n") * (2 if "learning_rate" in full else 1)
+        assert "--helpfull has all" in short and lines < full.count("\n")
 
 
 @program
 def test_help_names_every_strategy_where_there_are_some(program, capsys):
     text = said(program, capsys)
-    strategies = helps.strategies()
+    strategies = flags.strategies()
     assert len(strategies) > 15
     for name, about in strategies.items():
-        assert (f"  {name} " in text and about in text) == bool({"strategy", "strategies"} & listed(text)[0].keys())
+        assert (f"  {name} " in text and about in text) == bool({"strategy", "strategies"} & listed(text).keys())
 
 
 @program
 def test_a_flag_that_is_not_suggests_the_nearest(program, capsys, tmp_path):
-    flags, _ = listed(said(program, capsys))
     main = PROGRAMS[program].main
-    for name in sorted(flags)[::3]:
+    for name in sorted(listed(said(program, capsys)))[::3]:
         assert (
             refusal(main, [program, f"--{name}z=1"], capsys)
             == f"error: unknown flag --{name}z: did you mean --{name}?\n"
@@ -169,17 +199,16 @@ def test_own_flags_are_read_among_those_of_transfer_in_any_form():
 
 def test_a_text_that_ends_in_a_zero_is_written_as_it_is():
     """'--tuned=runs/search-v1.0' named another folder in the flagfile that reproduces the run."""
-    made = options.settings(strategies=("lora:scale=4.0",), source="v1.0.npz:noise=1.0", manual_dir="data-2.0")
-    again = options.settings(**options.parse(["x", *options.to_flags(made)]))
+    made = Settings.from_flags(strategies=("lora:scale=4.0",), source="v1.0.npz:noise=1.0", manual_dir="data-2.0")
+    again = Settings.from_flags(**parse_flags(["x", *made.flagfile_lines()]))
     assert (again.strategies, again.source, again.manual_dir) == (made.strategies, made.source, made.manual_dir)
-    asked = compare_flags.Asked(tuned="runs/search-v1.0", against="lora:scale=4.0", margin=1.0)
-    assert commandline.read(["x", *commandline.to_flags(asked)], compare_flags.Asked) == asked
-    assert "--margin=1" in commandline.to_flags(asked)
+    asked = compare.CompareFlags(tuned="runs/search-v1.0", against="lora:scale=4.0", margin=1.0)
+    assert flags.read(["x", *flags.flagfile_lines(asked)], compare.CompareFlags)[1] == asked
+    assert "--margin=1" in flags.flagfile_lines(asked)
 
 
 def test_flags_written_are_flags_read():
-    form = PROGRAMS["search"].Search
-    asked = form(space=("momentum:in:0,0.9", "clip:log:1e-3:1"), timeout=60.0, per_budget=True, lr_low=1e-7)
-    assert commandline.read(["x", *commandline.to_flags(asked)], form) == asked
-    assert "--timeout=60" in commandline.to_flags(asked) and "--per_budget=true" in commandline.to_flags(asked)
-    assert not any("lr_low" in line for line in commandline.to_flags(asked, ["lr_low"]))
+    asked = form("search")(space=("momentum:in:0,0.9", "clip:log:1e-3:1"), timeout=60.0, per_budget=True, lr_low=1e-7)
+    assert flags.read(["x", *flags.flagfile_lines(asked)], form("search"))[1] == asked
+    assert "--timeout=60" in flags.flagfile_lines(asked) and "--per_budget=true" in flags.flagfile_lines(asked)
+    assert not any("lr_low" in line for line in flags.flagfile_lines(asked, ["lr_low"]))

@@ -1,10 +1,12 @@
 """The house: imports run one way and stay light, files stay small, help is quick."""
 
 import ast
+import os
 import re
 import resource
 import subprocess
 import sys
+import tomllib
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -78,6 +80,71 @@ def test_importing_tljax_loads_nothing_heavy():
         "rich",
     ):
         assert f"'{heavy}'" not in loaded
+
+
+IMPORTED_AS = {"orbax-checkpoint": "orbax", "scikit-learn": "sklearn", "pillow": "PIL", "absl-py": "absl"}
+"""Where a package's name is not that of its module."""
+CARRIED = {"absl-py", "orbax-checkpoint", "rich", "scipy"}
+"""What jax, optax and flax bring with them."""
+ALONE = """
+import importlib, pkgutil, runpy, sys
+
+for name in {hidden}:
+    sys.modules[name] = None
+import tljax
+
+lacking = []
+for module in pkgutil.walk_packages(tljax.__path__, "tljax."):
+    try:
+        importlib.import_module(module.name)
+    except ImportError:
+        lacking.append(module.name)
+print(*lacking)
+runpy.run_module("experiments.own_loop", run_name="__main__")
+"""
+
+
+def test_the_core_needs_no_more_than_its_dependencies():
+    """What only data sets by name and programs need is hidden; the study of scores and searches lacks it, and says so
+    when it is imported."""
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        project = tomllib.load(file)["project"]
+    extras = project["optional-dependencies"]
+    packages = {re.match(r"[\w-]+", need)[0] for need in [*extras["experiments"], *extras["data"]]} - {"tljax"}
+    assert packages >= CARRIED
+    hidden = [IMPORTED_AS.get(name, name.replace("-", "_")) for name in sorted(packages - CARRIED)]
+    done = subprocess.run([sys.executable, "-c", ALONE.format(hidden=hidden)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.splitlines()[0].split()) == {"tljax.study.journal", "tljax.study.transferability"}
+
+
+def test_a_program_without_its_parts_says_what_to_install(tmp_path):
+    (tmp_path / "absl.py").write_text("raise ModuleNotFoundError(\"No module named 'absl'\")")
+    command = [sys.executable, "-m", "experiments.export", "--help"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: No module named 'absl'") and "pip install 'tljax[experiments]'" in done.stderr
+
+
+def test_importing_programs_changes_nothing_of_the_process():
+    """Hooks, handlers and loggers are those of before: only a program that runs sets its own."""
+    code = """
+import gc, logging, signal, sys
+import jax, optax
+from absl import logging as absl_logging
+
+def state():
+    loggers = {name: logging.getLogger(name).level for name in ("absl", "asyncio")}
+    handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    return sys.excepthook, sys.unraisablehook, gc.get_threshold(), loggers, handlers, sys.stdout, sys.stderr
+
+before = state()
+sys.argv[:] = ["-m"]
+import experiments.transfer, experiments.search, experiments.report, experiments.predict
+assert state() == before
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_importing_tljax_takes_little_more_than_jax_and_optax():

@@ -14,7 +14,8 @@ from test_programs import arguments, command, refused, results, snapshot
 
 from experiments import features, predict, transfer
 from experiments.pages import export, history
-from experiments.runs import console, directory, elsewhere, evidence, metrics, options, tuned
+from experiments.runs import directory, elsewhere, evidence, metrics, process, tuned
+from experiments.runs.settings import Settings, parse_flags
 from tljax import files
 from tljax.types import InputError
 
@@ -26,7 +27,7 @@ def flags(tasks, folder, **more):
 
 
 def settings(tasks, folder):
-    return options.settings(**flags(tasks, folder))
+    return Settings.from_flags(**flags(tasks, folder))
 
 
 @pytest.fixture
@@ -175,9 +176,9 @@ def test_flags_that_were_changed_are_refused_in_the_run_and_taken_elsewhere(copy
         said = refused(command(tasks, tmp_path, **flags(tasks, copy)), capsys)
         assert "flags.flags' is not as it was written: restore it" in said and "--flagfile" in said
     file.write_text(text.replace("--seeds=0,1", "--seeds=1"))
-    given = options.parse(["transfer", f"--flagfile={file}", f"--workdir={tmp_path / 'new'}"])
+    given = parse_flags(["transfer", f"--flagfile={file}", f"--workdir={tmp_path / 'new'}"])
     assert given["seeds"] == (1,)
-    with directory.opened(options.settings(**given), "transfer") as folder:
+    with directory.opened(Settings.from_flags(**given), "transfer") as folder:
         assert directory.flags_text(folder / "flags.flags").count("# sha256") == 0
     file.write_text("".join(text.splitlines(keepends=True)[:-1]))  # as an older tljax left it
     with directory.opened(settings(tasks, copy), "transfer"):
@@ -317,7 +318,7 @@ def test_exported_weights_and_their_card_are_held_against_their_sums(tmp_path):
     card.write_text('{"task": "t", "classes": ["a", "b"], "shape": [2, 2, 1]}')  # by hand
     assert "weights_sha256" not in elsewhere.card(file)
     card.write_text(text)
-    made = options.settings(source_checkpoint=str(file), hidden=())
+    made = Settings.from_flags(source_checkpoint=str(file), hidden=())
     assert elsewhere.source(made).name == "t"
     file.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
     with pytest.raises(InputError, match="is not as it was written, or has another's card"):
@@ -345,7 +346,7 @@ def test_single_flipped_bits_of_a_run_are_refused_said_or_change_nothing(copy, t
     """A sample; the rest is slow."""
     outcomes = Counter()
     restore = flips.restorer(copy)
-    console._quieten_orbax()
+    process._quieten_orbax()
     with flips.once_loaded():
         for attack in flips.of_run(copy, settings(tasks, copy), "transfer"):
             if "checkpoints" not in attack.file.parts:
@@ -356,7 +357,7 @@ def test_single_flipped_bits_of_a_run_are_refused_said_or_change_nothing(copy, t
 @pytest.mark.slow
 def test_single_flipped_bits_of_every_file_are_refused_said_or_change_nothing(tasks, tmp_path):
     outcomes = Counter()
-    console._quieten_orbax()
+    process._quieten_orbax()
     for place, attacks in flips.every(tasks, tmp_path):
         restore = flips.restorer(place)
         with flips.once_loaded():

@@ -15,7 +15,8 @@ import pytest
 from test_programs import arguments, command, parameters, refused, results, snapshot
 
 from experiments import transfer
-from experiments.runs import console, directory, lock, options, training
+from experiments.runs import directory, lock, process, training
+from experiments.runs.settings import Settings
 from tljax import checkpoint
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -120,7 +121,7 @@ def test_a_line_of_results_with_another_number_in_it_is_refused(copy, tasks, tmp
 
 
 def settings(tasks, folder):
-    return options.settings(**flags(tasks, folder))
+    return Settings.from_flags(**flags(tasks, folder))
 
 
 def test_a_clean_end_leaves_an_empty_lock_and_says_nothing_next_time(copy, tasks, capsys):
@@ -131,7 +132,7 @@ def test_a_clean_end_leaves_an_empty_lock_and_says_nothing_next_time(copy, tasks
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize(("host", "silent"), [(platform.node(), 0), ("elsewhere", lock.LOST + 1)])
+@pytest.mark.parametrize(("host", "silent"), [(platform.node(), 0), ("elsewhere", process.SILENCE + 1)])
 def test_what_a_process_left_that_is_gone_is_taken_over_aloud(copy, tasks, capsys, host, silent):
     (copy / ".lock").write_text(f"process 12 on host {host}\n")
     os.utime(copy / ".lock", (time.time() - silent,) * 2)
@@ -204,7 +205,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(disk, ta
     for size in (*range(24, 300, 24), *range(300, 900, 100)):
         resize(size)
         try:
-            console.run_main(transfer.main, ["transfer", *argv])
+            process.run_main(transfer.main, ["transfer", *argv])
             break
         except SystemExit as end:
             assert end.code == 1

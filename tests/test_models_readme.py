@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import check, export, features, pretrain, transfer
-from experiments.runs import console
+from experiments.runs import process
 from tljax import models
 
 ROOT = Path(__file__).parent.parent
@@ -52,6 +52,6 @@ def test_every_command_of_the_page_runs(there, capsys):
         python, dash, program, *arguments = shlex.split(command)
         assert (python, dash) == ("python", "-m")
         short = ["--steps=3"] if "--steps" in command else []
-        console.run_main(PROGRAMS[program], [program, *arguments, *short])
+        process.run_main(PROGRAMS[program], [program, *arguments, *short])
         assert not capsys.readouterr().err
     assert (there / "vit.safetensors").is_file() and (there / "runs/vit_transfer/report.html").is_file()

@@ -524,9 +524,9 @@ def test_line_searches_are_given_the_whole_tree_and_search_the_trained_part(tx, 
 
 @pytest.mark.parametrize("cohorts", [1, 2])
 def test_tree_map_params_passes_through(cohorts):
-    ages = masks.since(HEAD, masks.by_path(TREE, lambda path: True)) if cohorts == 2 else None
+    freed = masks.since(HEAD, masks.by_path(TREE, lambda path: True)) if cohorts == 2 else None
     mask = HEAD if cohorts == 1 else masks.by_path(TREE, lambda path: True)
-    tx = optimizer.masked(optax.adam(0.1), mask, ages)
+    tx = optimizer.masked(optax.adam(0.1), mask, freed)
     state = tx.init(TREE)
     doubled = optax.tree.map_params(tx, lambda leaf: leaf + 2, state, transform_non_params=lambda count: count - 1)
     assert jax.tree.structure(doubled) == jax.tree.structure(state)
@@ -578,10 +578,10 @@ def test_parameters_and_state_of_several_cohorts_can_be_donated(tx):
         assert len({leaf.unsafe_buffer_pointer() for leaf in arrays}) == len(arrays)
 
 
-def test_ages_are_no_argument_of_jit_and_are_of_the_same_tree():
+def test_what_masks_since_gives_is_no_argument_of_jit_and_is_of_the_same_tree():
     second = masks.by_path(TREE, lambda path: True)
-    ages = masks.since(HEAD, second)
-    with pytest.raises(InputError, match=r"ages are traced.*outside jax\.jit"):
-        jax.jit(lambda ages: optimizer.masked(optax.adam(0.1), second, ages).init(TREE))(ages)
-    with pytest.raises(InputError, match="the ages and the parameters are different trees: 'body/bias'"):
+    freed = masks.since(HEAD, second)
+    with pytest.raises(InputError, match=r"`freed` are traced.*outside jax\.jit"):
+        jax.jit(lambda freed: optimizer.masked(optax.adam(0.1), second, freed).init(TREE))(freed)
+    with pytest.raises(InputError, match="`freed` and the parameters are different trees: 'body/bias'"):
         optimizer.masked(optax.adam(0.1), second, {"head": {"kernel": 1}}).init(TREE)

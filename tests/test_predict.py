@@ -15,7 +15,7 @@ from test_programs import arguments, command, parameters, results, snapshot
 from test_weights import FILE, FOLDER
 
 from experiments import export, predict, pretrain, transfer
-from experiments.runs import console, directory, origin, streams
+from experiments.runs import console, directory, origin, process
 from tljax import checkpoint, data
 from tljax.data import images
 from tljax.types import InputError
@@ -141,7 +141,7 @@ def test_a_name_that_is_no_text_is_printed_all_the_same(monkeypatch, tmp_path):
     for encoding, shown in (("utf-8", "\u00e9 \\udcff"), ("ascii", "\\xe9 \\udcff")):
         with open(tmp_path / encoding, "w", encoding=encoding) as out:
             monkeypatch.setattr("sys.stdout", out)
-            with streams.lasting():
+            with process.lasting_streams():
                 console.say("\u00e9 \udcff")
         assert (tmp_path / encoding).read_text(encoding) == shown + "\n"
 
@@ -300,7 +300,9 @@ def test_a_fit_that_diverged_or_says_too_little_is_refused(tasks, finished, tmp_
     with pytest.raises(
         InputError, match=r"is of another model \(--hidden=\[8\] there, \[9\] here\): give --hidden=8$"
     ) as refused:
-        asked = export.Asked(str(finished[0]), finished[1][0].name, str(tmp_path / "o.safetensors"))
+        asked = export.ExportFlags(
+            checkpoint=str(finished[0]), fit=finished[1][0].name, output=str(tmp_path / "o.safetensors")
+        )
         export.run({"hidden": (9,)}, asked)
     assert str(refused.value).startswith("--checkpoint=")
     with pytest.raises(InputError, match="--checkpoint is not given"):
@@ -317,7 +319,7 @@ def test_no_file_is_written_over_and_none_by_halves(finished, tmp_path, monkeypa
         (tmp_path / taken).unlink()
     for wrong in (None, "", "x.txt", "a\0.csv"):
         with pytest.raises(InputError, match=r"name a new \.csv file"):
-            predict.run({}, predict.Asked(str(finished[0]), name, "i.npz", wrong))
+            predict.run({}, predict.PredictFlags(checkpoint=str(finished[0]), fit=name, images="i.npz", output=wrong))
     with pytest.raises(InputError, match="there is no folder"):
         exported(tmp_path / "nowhere", finished[0], name)
     replace = directory.replace

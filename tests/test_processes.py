@@ -14,7 +14,8 @@ from test_programs import arguments, command, parameters
 from test_resume import Killed, killed_after
 
 from experiments import pretrain, transfer
-from experiments.runs import directory, faults, machine, options
+from experiments.runs import directory, process, settings
+from experiments.runs.settings import Settings, parse_flags
 from tljax.train import vectorize
 from tljax.types import InputError
 
@@ -84,7 +85,7 @@ def test_when_one_process_is_lost_the_other_says_so_and_the_same_command_goes_on
     began = time.monotonic()
     _, complaint = left.communicate(timeout=60)
     assert time.monotonic() - began < 20
-    assert left.returncode == 1 and complaint.strip().splitlines()[-1].startswith(f"error: {faults.LOST}")
+    assert left.returncode == 1 and complaint.strip().splitlines()[-1].startswith(f"error: {process.LOST}")
     running[lost].communicate()
     there = ended(started(flags))
     assert [code for code, _, _ in there] == [0, 0], there
@@ -139,7 +140,7 @@ def test_what_the_first_process_refuses_ends_the_others(tasks, tmp_path):
     (tmp_path / "w" / "other").touch()
     first, second = ended(started(command(tasks, tmp_path, seeds=(0,))))
     assert first[0] == second[0] == 1
-    assert "holds other files and no run" in first[2] and faults.LOST in second[2]
+    assert "holds other files and no run" in first[2] and process.LOST in second[2]
 
 
 def test_one_process_loads_all_rows():
@@ -177,14 +178,14 @@ BAD = [
 @pytest.mark.parametrize(("flags", "message"), BAD, ids=[message[:40] for _, message in BAD])
 def test_flags_that_cannot_be_are_one_line(flags, message):
     with pytest.raises(InputError, match=re.escape(message)):
-        machine.prepare(options.settings(**flags))
+        process.prepare(Settings.from_flags(**flags))
 
 
 def test_processes_are_not_of_the_run():
     """Nothing of them in the flags that reproduce it."""
-    made = options.settings(distributed=True, coordinator="here:1", num_processes=2, process_id=1, mesh=("data:8",))
-    text = "\n".join(options.to_flags(made))
-    assert not any(name in text for name in options.PROCESSES) and "--mesh=data:8" in text
+    made = Settings.from_flags(distributed=True, coordinator="here:1", num_processes=2, process_id=1, mesh=("data:8",))
+    text = "\n".join(made.flagfile_lines())
+    assert not any(name in text for name in settings._LOCAL) and "--mesh=data:8" in text
 
 
 @pytest.mark.slow
@@ -204,5 +205,5 @@ def test_the_commands_for_clusters_have_flags_that_there_are(file):
     [call] = re.findall(r"python -m experiments\.transfer ([^\n]*)", text)
     flags = [re.sub(r"\$\{?\w+\}?", "x", flag) for flag in shlex.split(call)]
     flags = [flag.replace("--flagfile=", f"--flagfile={ROOT}/") for flag in flags]
-    given = options.parse(["transfer", *flags])
-    assert given["distributed"] and options.settings(**given).workdir
+    given = parse_flags(["transfer", *flags])
+    assert given["distributed"] and Settings.from_flags(**given).workdir

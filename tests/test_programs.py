@@ -13,7 +13,8 @@ import pytest
 
 from experiments import pretrain, transfer
 from experiments.pages import drawing, study_pictures
-from experiments.runs import console, metrics, options, training
+from experiments.runs import metrics, process, training
+from experiments.runs.settings import Settings, parse_flags
 from tljax import checkpoint
 from tljax.study.results import Result, from_json, to_json
 from tljax.types import InputError
@@ -321,13 +322,13 @@ def test_a_run_that_was_killed_before_its_results_goes_on(tasks, finished, tmp_p
     shutil.copytree(workdir, tmp_path / "w")
     text = (tmp_path / "w" / "results.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "w" / "results.jsonl").write_text("".join(text[:4]))
-    flags = options.parse(["transfer", f"--flagfile={workdir / 'flags.flags'}", f"--workdir={tmp_path / 'w'}"])
+    flags = parse_flags(["transfer", f"--flagfile={workdir / 'flags.flags'}", f"--workdir={tmp_path / 'w'}"])
     again = transfer.run(**flags)
     assert [line.test_loss for line in again] == [line.test_loss for line in lines]
 
 
 def test_a_second_process_in_one_workdir_is_refused(tasks, tmp_path):
-    made = options.settings(**arguments(tasks, tmp_path / "w"))
+    made = Settings.from_flags(**arguments(tasks, tmp_path / "w"))
     with transfer.directory.opened(made, "transfer"), pytest.raises(InputError, match="is in use by process"):
         transfer.run(**arguments(tasks, tmp_path / "w"))
 
@@ -615,7 +616,7 @@ BAD = {
     "nan rate": ({"learning_rate": float("nan")}, "--learning_rate=nan"),
     "infinite source rate": ({"source_learning_rate": float("inf")}, "--source_learning_rate=inf"),
     "clip": ({"clip": -1.0}, "--clip=-1.0"),
-    "seed": ({"seeds": (-1,)}, "a seed is at least 0"),
+    "seed": ({"seeds": (-1,)}, "it must be at least 0"),
     "budget": ({"train_examples": ("1000",)}, "1000"),
     "budget word": ({"train_examples": ("some",)}, "--train_examples=some"),
     "validation": ({"validation": 1.5}, "1.5"),
@@ -632,7 +633,7 @@ BAD = {
 def refused(argv, capsys):
     """The one line of an error, of a program that ends with exit code 1."""
     with pytest.raises(SystemExit) as end:
-        console.run_main(transfer.main, ["transfer", *argv])
+        process.run_main(transfer.main, ["transfer", *argv])
     assert end.value.code == 1
     text = capsys.readouterr().err
     assert text.startswith("error: ") and text.count("\n") == 1

@@ -13,7 +13,8 @@ from threadpoolctl import threadpool_limits
 from experiments import rank, transfer, zoo
 from experiments.pages import rank_report, ranking_page
 from experiments.pages.report import Reproduced
-from experiments.runs import cards, directory, options, scoring, training
+from experiments.runs import cards, directory, scoring, training
+from experiments.runs.settings import Settings
 from tljax import checkpoint, data
 from tljax.data import draw
 from tljax.study import ranking, transferability
@@ -86,7 +87,7 @@ def test_scores_are_those_of_the_features_of_the_labelled_examples(ranked, many,
     name = str(tasks / "clothes.npz")
     task = data.load(name)
     labels = np.asarray(task.train.labels)
-    streams = transfer.streams_of(options.settings(), 0)
+    streams = transfer.streams_of(Settings.from_flags(), 0)
     for card in everyone:
         features, p = by_hand(many, card, task)
         for budget, total in (("6/class:seeds=1", 18), ("all", 60)):
@@ -227,7 +228,7 @@ def test_scores_of_other_code_are_computed_again_and_not_mixed(many, tasks, tmp_
 
 def test_scores_that_grow_with_the_width_of_noise_are_computed_if_asked_for():
     assert len(scoring.DEFAULT) == 10 and not set(scoring.DEFAULT) & set(scoring.AS_IN_PAPERS)
-    assert rank.Asked().scores == scoring.DEFAULT
+    assert rank.RankFlags().scores == scoring.DEFAULT
     y = np.arange(200) % 5
     rng = np.random.default_rng(0)
     noise = [rng.normal(size=(200, d)) for d in (4, 40, 120)]

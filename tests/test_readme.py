@@ -120,7 +120,7 @@ def test_links_lead_somewhere(page):
 
 
 def test_the_table_names_strategies_that_there_are():
-    from experiments.runs import helps
+    from experiments.runs import flags
 
     named = {name.split(":")[0] for name in re.findall(r"^\| `([^`]+)` \|", TEXT, re.M)}
-    assert len(named) > 15 and named <= set(helps.strategies())
+    assert len(named) > 15 and named <= set(flags.strategies())

@@ -14,7 +14,7 @@ import pytest
 from test_programs import arguments, command, parameters, results
 
 from experiments import transfer
-from experiments.runs import progress, signals, training
+from experiments.runs import process, progress, training
 from tljax import masks, models, objective, optimizers, train
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -113,7 +113,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(number, tasks, undisturbed,
     handler = signal.getsignal(number)
     with monkeypatch.context() as patch:
         patch.setattr(training, "_further", interrupted)
-        with pytest.raises(signals.Stopped, match=r"stopped at step .* the same command goes on") as stopped:
+        with pytest.raises(process.Stopped, match=r"stopped at step .* the same command goes on") as stopped:
             transfer.run(**flags)
     assert stopped.value.code == 128 + number and signal.getsignal(number) is handler
     transfer.run(**flags)
@@ -168,8 +168,8 @@ def test_what_is_kept_of_a_fit_that_diverges_does_not_depend_on_where_it_was_sto
     monkeypatch.setattr("tljax.train.loop._steps_for_longest", lambda steps, seconds: 1)
     for _ in range(3):
         with monkeypatch.context() as patch:
-            patch.setattr(signals, "heeded", asked_after_one_call)
-            with pytest.raises(signals.Stopped):
+            patch.setattr(process, "signals_handled", asked_after_one_call)
+            with pytest.raises(process.Stopped):
                 transfer.run(**arguments(tasks, tmp_path / "w", **flags))
     transfer.run(**arguments(tasks, tmp_path / "w", **flags))
     same_run(tmp_path / "w", tmp_path / "whole")

@@ -13,7 +13,8 @@ import pytest
 from test_programs import command
 
 from experiments import pretrain, search, transfer
-from experiments.runs import commandline, directory, options, origin, search_flags, trials
+from experiments.runs import directory, flags, origin, search_flags, trials
+from experiments.runs.settings import FLAGS, Settings
 from tljax.study import search as studies
 from tljax.study import space
 from tljax.types import InputError
@@ -153,18 +154,18 @@ def test_trials_start_from_the_sources_that_a_run_has(seeds, said, sources, task
 
 def test_the_source_of_a_trial_is_that_of_the_seed_it_is_said_to_start_from(sources):
     given = {"source_checkpoint": str(sources), "hidden": (8,), "seeds": (2,)}
-    own = {seed: origin.source(options.settings(**{**given, "seeds": (seed,)})).identity[seed] for seed in range(3)}
+    own = {seed: origin.source(Settings.from_flags(**{**given, "seeds": (seed,)})).identity[seed] for seed in range(3)}
     trial_seeds = (1_000_000, 1_000_001, 1_000_002)
-    stand_ins = origin.stand_ins(options.settings(**given), trial_seeds)
+    stand_ins = origin.stand_ins(Settings.from_flags(**given), trial_seeds)
     assert stand_ins == {1_000_000: 0, 1_000_001: 1, 1_000_002: 0}
-    of_trials = origin.source(options.settings(**{**given, "seeds": trial_seeds}), stand_ins).identity
+    of_trials = origin.source(Settings.from_flags(**{**given, "seeds": trial_seeds}), stand_ins).identity
     assert of_trials == {seed: own[stand_in] for seed, stand_in in stand_ins.items()} and len(set(own.values())) == 3
 
 
 def test_one_checkpoint_of_several_seeds_serves_a_search_too(sources, tasks, tmp_path, capsys):
     [checkpoint] = (sources / "checkpoints").iterdir()
     search.main(of_checkpoint(tasks, tmp_path, checkpoint, "--dry_run"))
-    assert origin.stand_ins(options.settings(source_checkpoint=str(checkpoint)), (1_000_000,)) == {1_000_000: 1}
+    assert origin.stand_ins(Settings.from_flags(source_checkpoint=str(checkpoint)), (1_000_000,)) == {1_000_000: 1}
 
 
 def test_a_source_that_diverged_stands_in_for_none(tasks, tmp_path):
@@ -178,7 +179,7 @@ def test_a_source_that_diverged_stands_in_for_none(tasks, tmp_path):
     for name in ("sound", "wild"):
         shutil.copytree(tmp_path / name / "checkpoints", mixed / "checkpoints", dirs_exist_ok=True)
     directory.add(mixed, [both[0][0], both[1][1]])
-    made = options.settings(source_checkpoint=str(mixed), seeds=(0,), hidden=(8,))
+    made = Settings.from_flags(source_checkpoint=str(mixed), seeds=(0,), hidden=(8,))
     assert origin.stand_ins(made, (1_000_000,)) == {1_000_000: 0}
 
 
@@ -193,7 +194,7 @@ def test_the_flags_of_a_search_give_it_again(sources, tasks, tmp_path, capsys):
     more = ["--space=momentum:between:0:0.9", "--sampler=Random", "--pruner=Median", "--trials=2"]
     search.main(of_checkpoint(tasks, tmp_path, sources, *more, seeds="0,2"))
     file = tmp_path / "w" / "flags.flags"
-    written = commandline.parse(["", f"--flagfile={file}"], options.kinds() | commandline.kinds(search_flags.Search))
+    written = flags.parse(["", f"--flagfile={file}"], FLAGS | flags.kinds(search.SearchFlags))
     assert written["space"] == (SPACE[0].removeprefix("--space="), "momentum:between:0:0.9")
     assert (written["trials"], written["sampler"], written["seeds"]) == (2, "Random", (0, 2))
     again = tmp_path / "again"
@@ -210,9 +211,9 @@ def test_the_flags_of_a_search_give_it_again(sources, tasks, tmp_path, capsys):
 
 def test_a_search_directory_of_an_older_tljax_goes_on(sources, tasks, tmp_path, capsys):
     """It held the settings of the trials and none of the search's own flags."""
-    given, asked = options.read(of_checkpoint(tasks, tmp_path, sources), search_flags.Search)
-    trials_of = search._hunting(given, options.settings(**given), asked)
-    with directory.opened(options.settings(**trials_of), "search") as folder:
+    given, asked = flags.read(of_checkpoint(tasks, tmp_path, sources), search_flags.Search)
+    trials_of = search._hunting(given, Settings.from_flags(**given), asked)
+    with directory.opened(Settings.from_flags(**trials_of), "search") as folder:
         pass
     assert "--space" not in (folder / "flags.flags").read_text()
     with pytest.raises(InputError, match="holds another experiment"):

@@ -15,7 +15,8 @@ from test_search import line, study_of
 from experiments import search, transfer
 from experiments.pages import history, search_page, search_pictures, search_report
 from experiments.pages.report import Reproduced
-from experiments.runs import directory, options, search_flags
+from experiments.runs import directory, flags, search_flags
+from experiments.runs.settings import Settings, parse_flags
 from tljax import train
 from tljax.study import range_test, space
 from tljax.study import search as studies
@@ -47,7 +48,7 @@ def searched(tasks, tmp_path_factory):
 def test_best_flags_run_as_they_are_and_give_the_last_fits_again(searched, tmp_path, no_pictures):
     folder, _ = searched
     lines = transfer.run(
-        **options.parse(["transfer", f"--flagfile={folder / 'best.flags'}"]), workdir=str(tmp_path / "new")
+        **parse_flags(["transfer", f"--flagfile={folder / 'best.flags'}"]), workdir=str(tmp_path / "new")
     )
     mine = {one.key: one.test_accuracy for one in lines if one.strategy == "head_only"}
     places = list(folder.glob("final/*"))
@@ -57,7 +58,7 @@ def test_best_flags_run_as_they_are_and_give_the_last_fits_again(searched, tmp_p
 
 def test_several_studies_leave_the_flags_of_each(tmp_path):
     made = {
-        name: options.settings(strategies=(name,), train_examples=("5/class",), learning_rate=rate, source_steps=7)
+        name: Settings.from_flags(strategies=(name,), train_examples=("5/class",), learning_rate=rate, source_steps=7)
         for name, rate in (("last_k:k=2", 0.1 + 0.2), ("full", 1e-5))
     }
     search_report.keep_best(
@@ -65,8 +66,8 @@ def test_several_studies_leave_the_flags_of_each(tmp_path):
         {search_report.Arm(name, "5/class", ()): search_report.Winner(None, None, one) for name, one in made.items()},
     )
     assert {file.name for file in tmp_path.glob("best/*")} == {"last_k_k_2-5_class.flags", "full-5_class.flags"}
-    read = options.parse(["x", f"--flagfile={tmp_path}/best/last_k_k_2-5_class.flags"])
-    assert options.settings(**read) == made["last_k:k=2"]
+    read = parse_flags(["x", f"--flagfile={tmp_path}/best/last_k_k_2-5_class.flags"])
+    assert Settings.from_flags(**read) == made["last_k:k=2"]
 
 
 def test_the_table_of_trials_is_what_the_study_holds(searched):
@@ -138,10 +139,10 @@ def test_the_page_says_what_won_what_diverged_and_how_to_get_it_again(searched):
 def test_the_flags_on_the_page_are_those_of_the_search(searched, tmp_path):
     """Given again, they find its study done: one of other flags would be refused."""
     folder, _ = searched
-    flags = re.findall(r"<pre>(.*?)</pre>", (folder / "report.html").read_text(), re.S)[1]
-    (tmp_path / "again.flags").write_text(html.unescape(flags))
+    lines = re.findall(r"<pre>(.*?)</pre>", (folder / "report.html").read_text(), re.S)[1]
+    (tmp_path / "again.flags").write_text(html.unescape(lines))
     before = len(study_of(folder).trials)
-    _, asked = options.read(["search", f"--flagfile={tmp_path / 'again.flags'}"], search_flags.Search)
+    _, asked = flags.read(["search", f"--flagfile={tmp_path / 'again.flags'}"], search.SearchFlags)
     assert [str(one) for one in asked.ranges] == study_of(folder).user_attrs["about"]["space"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("experiments.pages.drawing.svg", lambda figure: DRAWN)

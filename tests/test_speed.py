@@ -13,8 +13,10 @@ from test_programs import arguments, command, results, write_task
 from experiments import pretrain, transfer
 from experiments.benchmark import __main__ as benchmark
 from experiments.benchmark import peers as sides
-from experiments.runs import console, machine, options
+from experiments.runs import process
+from experiments.runs.settings import Settings
 from tljax.train import vectorize
+from tljax.types import InputError
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -131,7 +133,7 @@ def test_compiled_programs_go_to_the_users_cache_folder_unless_switched_off(task
     [
         ({"devices": 0}, "--devices=0: it must be at least 1 and at most 1,024"),
         ({"devices": 99}, "--devices=99: there are 8"),
-        ({"features_budget": -1}, "--features_budget=-1: give 0 bytes or more"),
+        ({"features_budget": -1}, "--features_budget=-1: give 0 or more"),
         ({"features_dtype": "float16"}, "--features_dtype=float16"),
         ({"many": "pmap"}, "--many=pmap"),
     ],
@@ -139,7 +141,7 @@ def test_compiled_programs_go_to_the_users_cache_folder_unless_switched_off(task
 def test_bad_flags_are_one_line(flags, message, tasks, tmp_path, capsys):
     for program in (transfer, pretrain):
         with pytest.raises(SystemExit) as end:
-            console.run_main(program.main, ["x", *command(tasks, tmp_path, **flags)])
+            process.run_main(program.main, ["x", *command(tasks, tmp_path, **flags)])
         assert end.value.code == 1
         text = capsys.readouterr().err
         assert message in text and text.count("\n") == 1
@@ -148,8 +150,8 @@ def test_bad_flags_are_one_line(flags, message, tasks, tmp_path, capsys):
 
 def test_a_cache_folder_that_cannot_be_made_is_refused(tasks, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(options.InputError, match=r"compilation_cache=.*cannot be made"):
-        machine.prepare(options.settings(compilation_cache=str(tmp_path / "file" / "in")))
+    with pytest.raises(InputError, match=r"compilation_cache=.*cannot be made"):
+        process.prepare(Settings.from_flags(compilation_cache=str(tmp_path / "file" / "in")))
 
 
 def test_turns_are_taken_one_after_the_other_and_the_first_is_not_counted():
@@ -198,7 +200,7 @@ def test_the_benchmark_counts_compilation_in_its_probes():
 )
 def test_the_benchmark_refuses_in_one_line(flags, message, capsys):
     with pytest.raises(SystemExit):
-        console.run_main(benchmark.main, ["benchmark", *flags])
+        process.run_main(benchmark.main, ["benchmark", *flags])
     text = capsys.readouterr().err
     assert message in text and text.count("\n") == 1
 

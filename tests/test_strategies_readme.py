@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from experiments import check, transfer
-from experiments.runs import console
+from experiments.runs import process
 
 pytestmark = pytest.mark.slow
 
@@ -39,7 +39,7 @@ def test_the_command_runs(command, there, capsys):
     assert (python, dash) == ("python", "-m")
     mains = {"experiments.check": check.main, "experiments.transfer": transfer.main}
     more = () if program == "experiments.check" else QUICK
-    console.run_main(mains[program], [program, *arguments, *more])
+    process.run_main(mains[program], [program, *arguments, *more])
     text = capsys.readouterr()
     assert not text.err
     if program == "experiments.check":

@@ -11,7 +11,8 @@ from test_programs import arguments, command
 from experiments import compare, report, search, transfer
 from experiments.pages import drawing, history, search_pictures
 from experiments.pages import report as pages
-from experiments.runs import console, directory, methods, options
+from experiments.runs import console, directory, methods
+from experiments.runs.settings import parse_flags
 from tljax import masks, paths, plugins
 from tljax.study import space as spaces
 from tljax.types import InputError
@@ -245,7 +246,7 @@ def test_a_log_file_has_a_sign_of_life_now_and_then(monkeypatch, capsys):
 )
 def test_an_unknown_flag_is_told_the_nearest(wrong, meant):
     with pytest.raises(InputError, match=rf"unknown flag --{wrong}: did you mean --{meant}\?"):
-        options.parse(["transfer", f"--{wrong}=1"])
+        parse_flags(["transfer", f"--{wrong}=1"])
 
 
 @pytest.mark.parametrize(
@@ -344,15 +345,15 @@ def test_paths_in_a_flagfile_are_found_from_its_folder(tasks, tmp_path, monkeypa
     (folder / "x.flags").write_text(flags + "--source_checkpoint=run\n--workdir=run\n--head=copy\n")
     (folder / "copy").mkdir()  # a word is no path
     monkeypatch.chdir(elsewhere)
-    given = options.parse(["transfer", "--flagfile=../project/x.flags"])
+    given = parse_flags(["transfer", "--flagfile=../project/x.flags"])
     at = "../project/"
     assert given["source"] == f"{at}data/a.npz:labels=0-2" and given["target"] == f"{at}data/b.npz"
     assert given["strategies"] == ("full", f"A={at}mine.py:strategy", f"{at}mine.py:broken")
     assert given["source_checkpoint"] == f"{at}run" and given["workdir"] == "run" and given["head"] == "copy"
     (elsewhere / "data").mkdir()
     (elsewhere / "data" / "b.npz").write_bytes(b"")
-    assert options.parse(["transfer", "--flagfile=../project/x.flags"])["target"] == "data/b.npz"
-    assert options.parse(["transfer", "--target=data/a.npz"])["target"] == "data/a.npz"  # no flagfile, no search
+    assert parse_flags(["transfer", "--flagfile=../project/x.flags"])["target"] == "data/b.npz"
+    assert parse_flags(["transfer", "--target=data/a.npz"])["target"] == "data/a.npz"  # no flagfile, no search
 
 
 def test_a_caption_says_once_what_a_page_repeats():

@@ -14,7 +14,8 @@ import pytest
 from test_programs import arguments, command, results
 
 from experiments import pretrain, transfer
-from experiments.runs import directory, fits, options
+from experiments.runs import directory, fits
+from experiments.runs.settings import Recipe, Settings
 from tljax import models, plugins, surroundings
 from tljax.types import InputError
 
@@ -44,8 +45,8 @@ ABOUT = {"target": "b", "strategy": "full", "seed": 0}
 
 def test_as_jax_comes_nothing_enters_a_key():
     assert surroundings.switches() == {}
-    known = fits.identify("one", ABOUT, {"recipe": options.Recipe()}, {})
-    text = json.dumps({**ABOUT, "recipe": options.Recipe(), "tljax": "0.1.0"}, sort_keys=True, default=str)
+    known = fits.identify("one", ABOUT, {"recipe": Recipe()}, {})
+    text = json.dumps({**ABOUT, "recipe": Recipe(), "tljax": "0.1.0"}, sort_keys=True, default=str)
     assert known.key == hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -220,12 +221,12 @@ def test_dropout_that_never_drops_is_told_and_one_that_does_has_a_key_of_its_own
     given = arguments(tasks, None, dry_run=True, **with_dropout(tmp_path, off="True"))
     transfer.run(**given)
     assert "drop.py:model: 'hidden_0/Dropout_0' is a dropout of rate 0.5 that never drops" in capsys.readouterr().out
-    made = options.settings(**arguments(tasks, None, **with_dropout(tmp_path)))
-    by_pmap = options.settings(**arguments(tasks, None, parallel="pmap", **with_dropout(tmp_path)))
+    made = Settings.from_flags(**arguments(tasks, None, **with_dropout(tmp_path)))
+    by_pmap = Settings.from_flags(**arguments(tasks, None, parallel="pmap", **with_dropout(tmp_path)))
     build = lambda made: models.build(made.model, 3, hidden=made.hidden, activation=made.activation)  # noqa: E731
     assert fits.draws(made, build(made), (6, 6, 1)) == {"draws": [2]}
     assert fits.draws(by_pmap, build(by_pmap), (6, 6, 1)) == {"draws": [2, len(jax.local_devices())]}
-    quiet = options.settings(**arguments(tasks, None, **with_dropout(tmp_path, rate=0.0)))
+    quiet = Settings.from_flags(**arguments(tasks, None, **with_dropout(tmp_path, rate=0.0)))
     assert fits.draws(quiet, build(quiet), (6, 6, 1)) == {}
 
 

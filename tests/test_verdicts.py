@@ -14,10 +14,12 @@ from test_report import bare, curve, visible
 from test_study import cell, fits, found
 
 from experiments import compare, report, transfer
+from experiments.compare import CompareFlags
 from experiments.pages import report as study_page
 from experiments.pages import study_report, tables
-from experiments.runs import console, directory, estimand, evidence, looks, machine, options, verdicts
-from experiments.runs.compare_flags import Asked, Judging
+from experiments.runs import console, directory, estimand, evidence, looks, process, verdicts
+from experiments.runs.compare_flags import Judging
+from experiments.runs.settings import Settings
 from tljax.study import milestones, statistics, study, summary
 from tljax.study.results import Result
 from tljax.study.study import Cell
@@ -556,11 +558,11 @@ def speaks(tasks, **flags):
     given = {"source": str(tasks / "digits.npz"), "target": str(tasks / "clothes.npz"), "hidden": (8,)}
     given |= {"strategies": ("scratch", "full"), "seeds": (0, 1, 2), "steps": 20, "workdir": "w", **flags}
     given = {name: value for name, value in given.items() if value is not None}
-    made = options.settings(**given)
-    parts = compare.planned(given, Asked(), made, machine.prepare(made))
+    made = Settings.from_flags(**given)
+    parts = compare.planned(given, CompareFlags(), made, process.prepare(made))
     for part in parts:
         estimand.require_some(part.todo)
-    return compare.notes(parts, Asked())
+    return compare.notes(parts, CompareFlags())
 
 
 ANEW = "sources are trained anew with each seed, so the verdicts speak of the way of pretraining"

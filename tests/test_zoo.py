@@ -9,7 +9,8 @@ import pytest
 from test_programs import parameters, results, snapshot
 
 from experiments import zoo
-from experiments.runs import cards, options, origin, sources, training
+from experiments.runs import cards, origin, sources, training
+from experiments.runs.settings import Settings
 from tljax.types import InputError
 
 FLAGS = Path(zoo.__file__).parent / "flags"
@@ -52,7 +53,7 @@ def test_each_source_is_trained_as_its_name_says_and_has_a_card(made, tasks):
 def test_the_untrained_is_the_draw_of_its_seed(made):
     [card] = [card for card in cards.read(str(made)) if "untrained" in card.name]
     one = origin.load(origin.settings({}, card.place))
-    own = sources._streams(options.settings(), 0)
+    own = sources._streams(Settings.from_flags(), 0)
     drawn = sources.models.init(one.model, sources.jax.random.key(own.head), (6, 6, 1))
     np.testing.assert_array_equal(one.params["hidden_0"]["kernel"], drawn["hidden_0"]["kernel"])
 

@@ -1,15 +1,15 @@
 """An optimizer on the leaves that train, and its state from one phase to the next.
 
 `masked` makes of any optax transformation one that frozen leaves never meet. A *cohort* is the leaves freed at one
-phase: with `ages`, each cohort keeps counters of its own, so that a leaf freed late starts as on step 0, bias
+phase boundary: with `freed`, each cohort keeps counters of its own, so that a leaf freed late starts as on step 0, bias
 correction included, while `tx` sees the gradients of all that trains. Each cohort runs `tx` on the whole and keeps
-its own leaves; XLA drops the rest. `carry` makes the state of one phase fit for the next.
+the results of its own leaves; XLA drops the rest. `carry` makes the state of one phase fit for the next.
 """
 
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,16 +19,16 @@ import optax
 from tljax import masks, paths, plugins
 from tljax.types import Context, InputError, Mask, OptState, Params, Phase
 
-Ages = Any
-"""The tree of the parameters with, for each leaf, the phase since which it trains (see `masks.since`): an int, or an
-int array of its elements."""
+Freed = Any
+"""The tree of the parameters with, for each leaf, the phase since which it trains, as `masks.since` gives it: an int,
+or an int array with the phase of each element."""
 
 
 class Cohorts(NamedTuple):
     """The state of a transformation whose leaves were freed at different phases."""
 
     state: OptState
-    """Of `tx`: the moments of every trained leaf, and the counters of the oldest cohort."""
+    """The state of `tx`: the moments of every trained leaf, and the counters of the oldest cohort."""
     younger: tuple[tuple[Any, ...], ...]
     """The counters of each other cohort, oldest first. Schedules and injected hyper-parameters are common to all."""
 
@@ -36,7 +36,7 @@ class Cohorts(NamedTuple):
 def masked(
     tx: optax.GradientTransformation,
     mask: Mask | Callable[..., Mask],
-    ages: Ages | Callable[[Params], Ages] | None = None,
+    freed: Freed | Callable[[Params], Freed] | None = None,
     cohorts: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """`tx` on the leaves that train; frozen ones own no state and keep their bits. The outermost wrapper.
@@ -51,16 +51,17 @@ def masked(
 
     `mask` is a tree, matched by path (see `masks.canonical`), or a function of the parameters that gives one, such as a
     strategy that needs no context: it is called with shapes and dtypes in `init` and each `update`, so that
-    `flax.nnx.Optimizer` works. Without `ages` all leaves are of one cohort, and the state is `tx`'s own; else it is
-    `Cohorts`. With `cohorts` the ages are ranks below that count, and their arrays may be traced.
+    `flax.nnx.Optimizer` works. Without `freed` all leaves are of one cohort, and the state is `tx`'s own; else it is
+    `Cohorts`. With `cohorts`, a count, `freed` has the rank of each leaf's cohort below that count in place of its
+    phase, and its arrays may be traced.
 
     `tx` sees trees whose leaves come and go: labels of `optax.multi_transform` and masks of `optax.masked` inside it
     are functions of the tree, not trees; `optax.flatten` and GaLore, whose state is of other shapes than the leaves, do
     not last beyond a phase. Extra arguments of `update` that are trees like the parameters are split, and functions of
     the parameters (`value_fn` of L-BFGS) are given whole trees.
 
-    Raises InputError for a leaf of `mask` that cannot be meant, a traced bool, a tree of the parameters inside `tx`,
-    and when `update` is traced with the state of another mask.
+    Raises InputError for a leaf of `mask` that is no bool, number or array of them, for a traced bool, for a tree of
+    the parameters inside `tx`, and when `update` is traced with the state of another mask.
 
     >>> tx = masked(optax.sgd(1.0), {"a": True, "b": False})
     >>> state = tx.init({"a": 1.0, "b": 1.0})
@@ -71,32 +72,32 @@ def masked(
 
     def init(params: Params) -> OptState:
         if _is_placeholder(params):
-            return _placeholder_state(inner, mask, ages, params)
+            return _placeholder_state(inner, mask, freed, params)
         trained, _ = _split(params, _canonical(mask, params))
         if not jax.tree.leaves(trained):
             return optax.EmptyState()
         state = _init(inner, trained, params)
-        born, _ = _ranks(trained, _given(ages, params), cohorts)
-        return state if len(born) < 2 else _opened(state, _parts(trained, state).own(), len(born))
+        phases, _ = _ranks(trained, _resolved(freed, params), cohorts)
+        return state if len(phases) < 2 else _as_cohorts(state, _parts(trained, state).counters(), len(phases))
 
     def update(updates: Params, state: OptState, params: Params | None = None, **extra: Any) -> tuple[Params, OptState]:
         whole = updates if params is None else params
         leaves = _canonical(mask, whole, updates)
         trained, frozen = _split(updates, leaves)
-        still = jax.tree.map(_nothing, frozen)
+        unmoved = jax.tree.map(_negative_zero, frozen)
         if not jax.tree.leaves(trained):
-            return masks.join(trained, still), state
-        gradients = _over(leaves, trained, _selected)
-        held, rest = (None, None) if params is None else _split(params, _canonical(mask, params))
-        born, ranks = _ranks(trained, _given(ages, whole), cohorts)
-        _check_state(inner, trained, len(born), state)
-        more = {name: _of_trained(value, leaves, held, rest) for name, value in extra.items()}
+            return masks.join(trained, unmoved), state
+        gradients = _map_by_mask(leaves, trained, _select)
+        trained_params, rest = (None, None) if params is None else _split(params, _canonical(mask, params))
+        phases, ranks = _ranks(trained, _resolved(freed, whole), cohorts)
+        _check_state(inner, trained, len(phases), state)
+        extra_of_trained = {name: _of_trained(value, leaves, trained_params, rest) for name, value in extra.items()}
         try:
-            changes, state = _update(inner, gradients, state, held, (len(born), ranks), more)
+            changes, state = _update(inner, gradients, state, trained_params, (len(phases), ranks), extra_of_trained)
         except Exception as error:  # of any transformation
-            _diagnose_update(error, inner, (trained, held), (updates, whole), more, extra)
+            _diagnose_update(error, inner, (trained, trained_params), (updates, whole), extra_of_trained, extra)
             raise
-        return masks.join(_over(leaves, changes, _finish), still), state
+        return masks.join(_map_by_mask(leaves, changes, _scale_and_select), unmoved), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -117,9 +118,9 @@ def apply(params: Params, updates: Params, mask: Mask | Callable[..., Mask]) -> 
     leaves = _canonical(mask, params)
     structure: Any = jax.tree.structure(leaves)
     trained, _ = _split(params, leaves)
-    there: Any = jax.tree.structure(updates, is_leaf=_is_none)
-    alike = there == jax.tree.structure(trained, is_leaf=_is_none)
-    placed = updates if alike else paths.placed(updates, params)
+    of_updates: Any = jax.tree.structure(updates, is_leaf=_is_none)
+    same = of_updates == jax.tree.structure(trained, is_leaf=_is_none)
+    placed = updates if same else paths.placed(updates, params)
     if placed is None:
         paths.same_structure(params, updates, "the parameters", "the updates")
     rows = zip(
@@ -144,8 +145,8 @@ def _is_none(leaf: Any) -> bool:
     return leaf is None
 
 
-def _given(rule: Any, params: Params) -> Any:
-    """A mask or ages; a function of the parameters is called, with shapes and dtypes: values change with each step."""
+def _resolved(rule: Any, params: Params) -> Any:
+    """The tree that a mask or `freed` is; a function is called with shapes and dtypes: values change with each step."""
     if not masks.is_strategy(rule):
         return rule
     shapes = jax.tree.map(_shape, params)
@@ -187,7 +188,7 @@ def _needs_context(rule: Callable[..., Any]) -> bool:
 
 def _canonical(mask: Any, params: Params, like: Params | None = None) -> Mask:
     """The canonical mask of `params`, in the structure of `like` (updates that are wrapped otherwise, say)."""
-    return masks.canonical(params if like is None else like, _given(mask, params))
+    return masks.canonical(params if like is None else like, _resolved(mask, params))
 
 
 def _split(params: Params, mask: Mask) -> tuple[Params, Params]:
@@ -200,15 +201,17 @@ def _is_placeholder(params: Params) -> bool:
     return not jax.tree.leaves(params) and type(params).__name__ == "_ParamsPlaceholder"
 
 
-def _placeholder_state(tx: Any, mask: Any, ages: Any, placeholder: Any) -> OptState:
+def _placeholder_state(tx: Any, mask: Any, freed: Any, placeholder: Any) -> OptState:
     if not masks.is_strategy(mask) and not any(m is not False for m in jax.tree.leaves(masks.canonical(mask, mask))):
         return optax.EmptyState()
     state = tx.init(placeholder)
-    if ages is None or masks.is_strategy(ages) or masks.is_strategy(mask):
+    if freed is None or masks.is_strategy(freed) or masks.is_strategy(mask):
         return state
-    leaves = zip(jax.tree.leaves(mask), jax.tree.leaves(ages), strict=True)
-    born = {int(age) for m, of in leaves if masks.trains(m) for age in np.unique(np.asarray(of)) if age >= 0}
-    return state if len(born) < 2 else _opened(state, _parts(placeholder, state).own(), len(born))
+    leaves = zip(jax.tree.leaves(mask), jax.tree.leaves(freed), strict=True)
+    trained = [np.unique(np.asarray(phases)) for m, phases in leaves if masks.trains(m)]
+    boundaries = {int(phase) for phases in trained for phase in phases if phase >= 0}
+    counters = _parts(placeholder, state).counters()
+    return state if len(boundaries) < 2 else _as_cohorts(state, counters, len(boundaries))
 
 
 def _init(tx: optax.GradientTransformation, trained: Params, params: Params) -> OptState:
@@ -218,11 +221,11 @@ def _init(tx: optax.GradientTransformation, trained: Params, params: Params) -> 
         if not _works(tx.init, trained) and _works(tx.init, params):
             raise _wants_all(error) from error
         raise
-    shared = {id(leaf) for leaf in jax.tree.leaves(params)}
-    return jax.tree.map(lambda leaf: _once(leaf, shared), state)
+    seen = {id(leaf) for leaf in jax.tree.leaves(params)}
+    return jax.tree.map(lambda leaf: _unshared(leaf, seen), state)
 
 
-def _once(leaf: Any, seen: set[int]) -> Any:
+def _unshared(leaf: Any, seen: set[int]) -> Any:
     """A leaf of a state, copied if it has been seen: a buffer that two places share cannot be donated."""
     if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer):
         return leaf
@@ -240,7 +243,7 @@ def _diagnose_update(
     extra: dict[str, Any],
     extra_whole: dict[str, Any],
 ) -> None:
-    """Raise InputError where the cause of an update's failure is sure; each pair is (gradients, parameters).
+    """Raises InputError where the cause of an update's failure is sure; each pair is (gradients, parameters).
 
     A cause is sure where the update fails from a fresh state too, by shapes alone, and works without that cause. What
     fails for its values, for want of memory or for the state at hand keeps its own exception.
@@ -290,15 +293,18 @@ def _wants_all(error: Exception) -> InputError:
     )
 
 
-def _of_trained(extra: Any, mask: Mask, held: Params | None, rest: Params | None) -> Any:
-    """An extra argument for the trained part: of a tree like the parameters that part, of a function of them one of
-    the part."""
+def _of_trained(extra: Any, mask: Mask, trained_params: Params | None, rest: Params | None) -> Any:
+    """An extra argument of `update` for the trained part.
+
+    Of a tree like the parameters it is the trained part; of a function of the parameters it is a function of the
+    trained part, which is given the whole.
+    """
     if callable(extra) and jax.tree_util.all_leaves([extra]):
 
         @functools.wraps(extra)
         def of_trained(first: Any, *others: Any, **named: Any) -> Any:
-            there: Any = jax.tree.structure(first)
-            if held is None or there != jax.tree.structure(held):
+            structure: Any = jax.tree.structure(first)
+            if trained_params is None or structure != jax.tree.structure(trained_params):
                 return extra(first, *others, **named)
             return _of_trained(extra(masks.join(first, rest), *others, **named), mask, None, None)
 
@@ -321,29 +327,30 @@ def _update(
     if count < 2:
         return tx.update(gradients, state, params, **extra)
     parts = _parts(gradients, state.state)
-    runs = [tx.update(gradients, parts.under(own), params, **extra) for own in (parts.own(), *state.younger)]
-    outcomes = [_parts(gradients, after) for _, after in runs]
+    runs = [
+        tx.update(gradients, parts.with_counters(counters), params, **extra)
+        for counters in (parts.counters(), *state.younger)
+    ]
+    after = [_parts(gradients, state) for _, state in runs]
     treedef = jax.tree.structure(gradients)
-    kept = outcomes[0].choose(ranks, outcomes, treedef)
+    common = after[0].with_moments(ranks, after, treedef)
     changes = _pick(ranks, [changes for changes, _ in runs], treedef)
-    return changes, Cohorts(kept, tuple(outcome.own() for outcome in outcomes[1:]))
+    return changes, Cohorts(common, tuple(parts.counters() for parts in after[1:]))
 
 
 def carry(
     tx: optax.GradientTransformation,
-    before: tuple[Mask, Ages | None],
-    after: tuple[Mask, Ages | None],
+    before: tuple[Mask, Freed | None],
+    after: tuple[Mask, Freed | None],
     state: OptState,
     params: Params,
-    schedule: Literal["continue", "restart"] = "continue",
 ) -> OptState:
     """The state of `masked(tx, *before)` made fit for `masked(tx, *after)`.
 
-    Leaves that trained before with the same age keep their moments, and their cohort its counters; newly freed ones
-    start as on step 0; newly frozen ones give theirs up. Injected hyper-parameters keep their live values. The
-    schedules of `optax.scale_by_schedule` and `optax.inject_hyperparams` go on, or begin again with "restart"; every
-    other counter (that of `optax.contrib.momo`, say) is its cohort's and starts with it. `params` are those at the
-    boundary.
+    Leaves that train since the same phase in both keep their moments, and their cohort its counters; newly freed ones
+    start as on step 0; newly frozen ones give theirs up. Injected hyper-parameters keep their live values, and the
+    schedules of `optax.scale_by_schedule` and `optax.inject_hyperparams` go on; every other counter (that of
+    `optax.contrib.momo`, say) is its cohort's and starts with it. `params` are those at the boundary.
 
     >>> tx, params = optax.adam(0.1), {"a": jnp.ones(2), "b": jnp.ones(2)}
     >>> first, second = {"a": True, "b": False}, {"a": True, "b": True}
@@ -352,149 +359,155 @@ def carry(
     >>> [leaf.shape for leaf in jax.tree.leaves(state) if leaf.ndim]
     [(2,), (2,), (2,), (2,)]
     """
-    if schedule not in ("continue", "restart"):
-        raise InputError(f"schedule '{schedule}' at a phase boundary: write 'continue' or 'restart'")
     old_mask, new_mask = (_canonical(mask, params) for mask, _ in (before, after))
     old, new = _split(params, old_mask)[0], _split(params, new_mask)[0]
-    old_ages, new_ages = (_given(ages, params) for _, ages in (before, after))
-    fresh = masked(tx, new_mask, new_ages).init(params)
+    old_freed, new_freed = (_resolved(freed, params) for _, freed in (before, after))
+    initial = masked(tx, new_mask, new_freed).init(params)
     if not jax.tree.leaves(old) or not jax.tree.leaves(new):
-        return fresh
-    old_born, new_born = _ranks(old, old_ages)[0], _ranks(new, new_ages)[0]
-    (was, younger), (begun, _) = _cohorts(state), _cohorts(fresh)
-    there, here = _parts(old, was), _parts(new, begun)
-    counters = dict(zip(old_born, (there.own(), *younger), strict=True))
-    since, until = _ages_where_trained(old_mask, old_ages, old), _ages_where_trained(new_mask, new_ages, new)
-    kept = {name: since[name] == age for name, age in until.items() if name in since}
-    kept = {name: same & (until[name] >= 0) for name, same in kept.items()}
+        return initial
+    old_phases, new_phases = _ranks(old, old_freed)[0], _ranks(new, new_freed)[0]
+    (old_state, younger), (new_state, _) = _cohorts(state), _cohorts(initial)
+    old_parts, new_parts = _parts(old, old_state), _parts(new, new_state)
+    counters_of = dict(zip(old_phases, (old_parts.counters(), *younger), strict=True))
+    was, now = _phases_of_elements(old_mask, old_freed, old), _phases_of_elements(new_mask, new_freed, new)
+    goes_on = {name: (was[name] == phase) & (phase >= 0) for name, phase in now.items() if name in was}
     nodes = [
-        _carried(*pair, old, new, kept, schedule) for pair in zip(there.nodes, here.nodes, here.kinds, strict=True)
+        _carried(kind, old_node, new_node, old, new, goes_on)
+        for kind, old_node, new_node in zip(new_parts.kinds, old_parts.nodes, new_parts.nodes, strict=True)
     ]
-    carried = _Parts(nodes, here.kinds, here.treedef)
     # Copies, since a buffer that two places share cannot be donated.
-    own = [counters[age] if age in counters else _copied(here.own()) for age in new_born]
-    first = carried.under(own[0])
-    return Cohorts(first, tuple(own[1:])) if len(new_born) > 1 else first
+    counters = [counters_of[phase] if phase in counters_of else _copied(new_parts.counters()) for phase in new_phases]
+    first = _Parts(nodes, new_parts.kinds, new_parts.treedef).with_counters(counters[0])
+    return Cohorts(first, tuple(counters[1:])) if len(new_phases) > 1 else first
 
 
-def _ages_where_trained(mask: Mask, ages: Ages | None, trained: Params) -> dict[str, np.ndarray]:
-    """{path: age of each element, -1 where it is frozen} of the trained leaves."""
-    known = None if ages is None else dict(zip(paths.unboxed_names(ages), jax.tree.leaves(ages), strict=True))
+def _phases_of_elements(mask: Mask, freed: Freed | None, trained: Params) -> dict[str, np.ndarray]:
+    """{path: the phase since which each element trains, -1 where it is frozen} of the trained leaves."""
+    phases = None if freed is None else dict(zip(paths.unboxed_names(freed), jax.tree.leaves(freed), strict=True))
     chosen = dict(zip(paths.unboxed_names(mask), map(masks.chosen, jax.tree.leaves(mask)), strict=True))
     return {
-        name: np.where(chosen[name], 0 if known is None else np.asarray(known[name]), -1)
+        name: np.where(chosen[name], 0 if phases is None else np.asarray(phases[name]), -1)
         for name in paths.unboxed_names(trained)
     }
 
 
-def _carried(was: Any, fresh: Any, kind: str, old: Params, new: Params, kept: dict[str, Any], schedule: str) -> Any:
+def _carried(kind: str, old_node: Any, new_node: Any, old: Params, new: Params, goes_on: dict[str, Any]) -> Any:
+    """The node of a state that the next phase begins with; `goes_on` is {path: which elements keep their moments}."""
     if kind == "moments":
-        there: Any = jax.tree.structure(old)
-        here: Any = jax.tree.structure(new)
-        values = dict(zip(paths.unboxed_names(old), there.flatten_up_to(was), strict=True))
-        rows = zip(paths.unboxed_names(new), jax.tree.leaves(new), here.flatten_up_to(fresh), strict=True)
-        slots = [_slot(kept.get(name), values.get(name), slot, jnp.shape(leaf)) for name, leaf, slot in rows]
-        return jax.tree.unflatten(here, slots)
-    if kind == "live" or (kind == "schedule" and schedule == "continue"):
-        return was
-    return fresh
+        old_structure: Any = jax.tree.structure(old)
+        new_structure: Any = jax.tree.structure(new)
+        moments = dict(zip(paths.unboxed_names(old), old_structure.flatten_up_to(old_node), strict=True))
+        rows = zip(paths.unboxed_names(new), jax.tree.leaves(new), new_structure.flatten_up_to(new_node), strict=True)
+        slots = [_slot(goes_on.get(name), moments.get(name), slot, jnp.shape(leaf)) for name, leaf, slot in rows]
+        return jax.tree.unflatten(new_structure, slots)
+    return old_node if kind == "common" else new_node
 
 
-def _slot(kept: Any, was: Any, fresh: Any, shape: tuple[int, ...]) -> Any:
+def _slot(goes_on: Any, old: Any, new: Any, shape: tuple[int, ...]) -> Any:
     """What a leaf goes on with: for each element its own. What the elements share lasts while any of them goes on."""
-    if kept is None or not kept.any():
-        return fresh
-    if kept.all():
-        return was
-    return jax.tree.map(lambda a, b: jnp.where(kept, a, b) if jnp.shape(a) == shape else a, was, fresh)
+    if goes_on is None or not goes_on.any():
+        return new
+    if goes_on.all():
+        return old
+    return jax.tree.map(lambda a, b: jnp.where(goes_on, a, b) if jnp.shape(a) == shape else a, old, new)
 
 
-def _opened(state: OptState, own: tuple[Any, ...], count: int) -> Cohorts:
+def _as_cohorts(state: OptState, counters: tuple[Any, ...], count: int) -> Cohorts:
     """The state of `count` cohorts that begin together, each with counters of its own, which share no buffer."""
-    return Cohorts(state, tuple(_copied(own) for _ in range(count - 1)))
+    return Cohorts(state, tuple(_copied(counters) for _ in range(count - 1)))
 
 
-def _copied(own: tuple[Any, ...]) -> tuple[Any, ...]:
-    return jax.tree.map(lambda leaf: jnp.array(leaf) if isinstance(leaf, np.ndarray | jax.Array) else leaf, own)
+def _copied(counters: tuple[Any, ...]) -> tuple[Any, ...]:
+    return jax.tree.map(lambda leaf: jnp.array(leaf) if isinstance(leaf, np.ndarray | jax.Array) else leaf, counters)
 
 
 def _cohorts(state: OptState) -> Cohorts:
-    """A state as that of cohorts, be it of one."""
+    """The state as that of cohorts, be it of one."""
     return state if isinstance(state, Cohorts) else Cohorts(state, ())
 
 
-def _ranks(trained: Params, ages: Ages | None, cohorts: int | None = None) -> tuple[list[int], list[Any]]:
-    """(the phases at which something was freed, ascending; for each trained leaf which of them, an int or an array)."""
-    if ages is None:
+def _ranks(trained: Params, freed: Freed | None, cohorts: int | None = None) -> tuple[list[int], list[Any]]:
+    """(The phases at which something was freed, ascending; for each trained leaf which of them, an int or an array).
+
+    Raises InputError if `freed` lacks a trained leaf, or is traced where its values are needed.
+    """
+    if freed is None:
         return [0], [0] * len(jax.tree.leaves(trained))
-    known = dict(zip(paths.unboxed_names(ages), jax.tree.leaves(ages), strict=True))
-    if missing := [name for name in paths.unboxed_names(trained) if name not in known]:
+    phase_of = dict(zip(paths.unboxed_names(freed), jax.tree.leaves(freed), strict=True))
+    if missing := [name for name in paths.unboxed_names(trained) if name not in phase_of]:
         raise InputError(
-            f"the ages and the parameters are different trees: {paths.some(missing)} only in the parameters"
+            f"the phases of `freed` and the parameters are different trees: {paths.some(missing)} only in the "
+            "parameters"
         )
-    mine = [known[name] for name in paths.unboxed_names(trained)]
+    of_trained = [phase_of[name] for name in paths.unboxed_names(trained)]
     if cohorts is not None:
-        return list(range(cohorts)), mine
-    if any(isinstance(age, jax.core.Tracer) for age in mine):
-        raise InputError("the ages are traced, so their values are unknown: build ages outside jax.jit, as masks are")
-    whole = [np.asarray(age) for age in mine]
-    born = sorted({int(age) for leaf in whole for age in np.unique(leaf) if leaf.ndim == 0 or age >= 0})
-    return born, [
-        born.index(int(age)) if age.ndim == 0 else np.maximum(np.searchsorted(born, age), 0) * (age >= 0)
-        for age in whole
+        return list(range(cohorts)), of_trained
+    if any(isinstance(phase, jax.core.Tracer) for phase in of_trained):
+        raise InputError(
+            "the phases of `freed` are traced, so their values are unknown: call masks.since outside jax.jit, where "
+            "masks are built"
+        )
+    phases = [np.asarray(phase) for phase in of_trained]
+    boundaries = sorted({int(value) for leaf in phases for value in np.unique(leaf) if leaf.ndim == 0 or value >= 0})
+    return boundaries, [
+        boundaries.index(int(leaf))
+        if leaf.ndim == 0
+        else np.maximum(np.searchsorted(boundaries, leaf), 0) * (leaf >= 0)
+        for leaf in phases
     ]
 
 
 class _Parts(NamedTuple):
-    """A state of `tx` in pieces: trees like the parameters, and single counters."""
+    """A state of `tx` in pieces: trees like the parameters, and single numbers."""
 
     nodes: list[Any]
     kinds: list[str]
-    """'moments', 'live' (an injected number), 'schedule' (a count of one), or 'own' (a cohort's counter)."""
+    """'moments' (a tree like the parameters), 'common' (an injected number, or the count of a schedule: all cohorts
+    have one), or 'counter' (each cohort has its own)."""
     treedef: Any
 
-    def own(self) -> tuple[Any, ...]:
+    def counters(self) -> tuple[Any, ...]:
         """The counters that each cohort has for itself."""
-        return tuple(node for node, kind in zip(self.nodes, self.kinds, strict=True) if kind == "own")
+        return tuple(node for node, kind in zip(self.nodes, self.kinds, strict=True) if kind == "counter")
 
-    def under(self, own: Sequence[Any]) -> OptState:
+    def with_counters(self, counters: Sequence[Any]) -> OptState:
         """The state with these counters."""
-        given = iter(own)
-        nodes = [next(given) if k == "own" else n for n, k in zip(self.nodes, self.kinds, strict=True)]
+        values = iter(counters)
+        nodes = [next(values) if k == "counter" else n for n, k in zip(self.nodes, self.kinds, strict=True)]
         return jax.tree.unflatten(self.treedef, nodes)
 
-    def choose(self, which: list[Any], others: Sequence["_Parts"], treedef: Any) -> OptState:
-        """This state with each leaf's moments from the cohort that it is of."""
+    def with_moments(self, ranks: list[Any], others: Sequence["_Parts"], treedef: Any) -> OptState:
+        """This state with each leaf's moments from the state of its cohort, which is one of `others`."""
         columns = zip(self.nodes, self.kinds, zip(*(other.nodes for other in others), strict=True), strict=True)
-        nodes = [_pick(which, rest, treedef) if kind == "moments" else node for node, kind, rest in columns]
+        nodes = [_pick(ranks, trees, treedef) if kind == "moments" else node for node, kind, trees in columns]
         return jax.tree.unflatten(self.treedef, nodes)
 
 
-def _pick(which: list[Any], trees: Sequence[Any], treedef: Any) -> Any:
-    """The tree with leaf i from trees[which[i]]; where that is an array, each element from its own tree."""
+def _pick(ranks: list[Any], trees: Sequence[Any], treedef: Any) -> Any:
+    """The tree with leaf i from trees[ranks[i]]; where that is an array, each element from its own tree."""
     columns = [treedef.flatten_up_to(tree) for tree in trees]
     picked = [
-        columns[run][i] if isinstance(run, int) else _by_element(run, [column[i] for column in columns])
-        for i, run in enumerate(which)
+        columns[rank][i] if isinstance(rank, int) else _by_element(rank, [column[i] for column in columns])
+        for i, rank in enumerate(ranks)
     ]
     return jax.tree.unflatten(treedef, picked)
 
 
-def _by_element(run: Any, slots: Sequence[Any]) -> Any:
+def _by_element(ranks: Any, slots: Sequence[Any]) -> Any:
     """Slots of one leaf, one a cohort, as one; what the elements share is the first cohort's."""
 
-    def picked(*leaves: Any) -> Any:
+    def pick(*leaves: Any) -> Any:
         first, *others = leaves
         try:
-            fits = np.broadcast_shapes(np.shape(run), np.shape(first)) == np.shape(first)
+            fits = np.broadcast_shapes(np.shape(ranks), np.shape(first)) == np.shape(first)
         except ValueError:
             fits = False
         if fits:
-            for number, leaf in enumerate(others, start=1):
-                first = jnp.where(run == number, leaf, first)
+            for rank, leaf in enumerate(others, start=1):
+                first = jnp.where(ranks == rank, leaf, first)
         return first
 
-    return jax.tree.map(picked, *slots)
+    return jax.tree.map(pick, *slots)
 
 
 def _parts(trained: Params, state: OptState) -> _Parts:
@@ -502,36 +515,36 @@ def _parts(trained: Params, state: OptState) -> _Parts:
     nodes, outer = jax.tree.flatten(state, is_leaf=lambda node: _is_like(treedef, node))
     marks = jax.tree.leaves(_marked(state), is_leaf=lambda node: _is_like(treedef, node))
     kinds = [
-        "moments" if _is_like(treedef, node) else mark if isinstance(mark, str) else "own"
+        "moments" if _is_like(treedef, node) else mark if isinstance(mark, str) else "counter"
         for node, mark in zip(nodes, marks, strict=True)
     ]
     return _Parts(nodes, kinds, outer)
 
 
 def _is_like(treedef: Any, node: Any) -> bool:
-    """A tree of the trained leaves, with an array at each, or a plain container of them (SM3)."""
+    """Whether a node is a tree of the trained leaves, with an array at each, or a plain container of them (SM3)."""
     try:
         slots = treedef.flatten_up_to(node)
     except (ValueError, TypeError):
         return False
-    plain = jax.tree.leaves(slots, is_leaf=lambda n: isinstance(n, tuple) and hasattr(n, "_fields"))
-    return all(isinstance(slot, optax.MaskedNode) or not hasattr(slot, "_fields") for slot in plain)
+    leaves = jax.tree.leaves(slots, is_leaf=lambda n: isinstance(n, tuple) and hasattr(n, "_fields"))
+    return all(isinstance(leaf, optax.MaskedNode) or not hasattr(leaf, "_fields") for leaf in leaves)
 
 
 _SCHEDULED = (optax.ScaleByScheduleState, optax.InjectStatefulHyperparamsState)
 
 
 def _marked(state: OptState) -> Any:
-    """The state with a word at each number that is common to the cohorts."""
+    """The state with the word 'common' at each number that is common to the cohorts."""
 
     def mark(node: Any) -> Any:
         if isinstance(node, optax.ScaleByScheduleState):
-            return node._replace(count="schedule")
+            return node._replace(count="common")
         if isinstance(node, optax.InjectStatefulHyperparamsState):
             return node._replace(
-                count="schedule",
-                hyperparams=jax.tree.map(lambda _: "live", node.hyperparams),
-                hyperparams_states=jax.tree.map(lambda _: "schedule", node.hyperparams_states),
+                count="common",
+                hyperparams=jax.tree.map(lambda _: "common", node.hyperparams),
+                hyperparams_states=jax.tree.map(lambda _: "common", node.hyperparams_states),
                 inner_state=_marked(node.inner_state),
             )
         return node
@@ -540,21 +553,22 @@ def _marked(state: OptState) -> Any:
 
 
 def _check_state(tx: optax.GradientTransformationExtraArgs, trained: Params, cohorts: int, state: OptState) -> None:
-    """Raise InputError for the state of another mask, whose own failure would be cryptic or silent."""
-    whole, younger = _cohorts(state)
-    wanted: Any = jax.tree.structure(jax.eval_shape(tx.init, trained))
-    if wanted != jax.tree.structure(whole) or 1 + len(younger) != cohorts:
+    """Raises InputError for the state of another mask, whose own failure would be cryptic or silent."""
+    first, younger = _cohorts(state)
+    expected: Any = jax.tree.structure(jax.eval_shape(tx.init, trained))
+    if expected != jax.tree.structure(first) or 1 + len(younger) != cohorts:
         raise InputError(
-            "the optimizer's state is of another mask or other ages: at a phase boundary, make it fit with "
+            "the optimizer's state is of another mask or other cohorts: at a phase boundary, make it fit with "
             "optimizer.carry; otherwise call init with this mask"
         )
 
 
-def _over(mask: Mask, tree: Params, function: Any) -> Params:
+def _map_by_mask(mask: Mask, tree: Params, function: Any) -> Params:
     return jax.tree.map(lambda m, leaf: None if leaf is None else function(leaf, m), mask, tree)
 
 
-def _selected(gradient: Any, m: Any) -> Any:
+def _select(gradient: Any, m: Any) -> Any:
+    """The gradient, zero where an array freezes elements."""
     return jnp.where(_nonzero(m), gradient, jnp.zeros_like(gradient)) if masks.selects(m) else gradient
 
 
@@ -562,7 +576,8 @@ def _nonzero(m: Any) -> Any:
     return m if m.dtype == jnp.bool_ else m != 0
 
 
-def _finish(update: Any, m: Any) -> Any:
+def _scale_and_select(update: Any, m: Any) -> Any:
+    """The update times the mask's number, -0.0 where an array freezes elements."""
     if isinstance(m, bool):
         return update
     is_bools = masks.selects(m) and m.dtype == jnp.bool_
@@ -570,7 +585,7 @@ def _finish(update: Any, m: Any) -> Any:
     return scaled if isinstance(m, float) else jnp.where(_nonzero(m), scaled, -jnp.zeros_like(update))
 
 
-def _nothing(leaf: Any) -> Any:
+def _negative_zero(leaf: Any) -> Any:
     if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
         return jnp.full_like(leaf, -0.0)
     return jnp.zeros_like(leaf)

@@ -7,6 +7,10 @@ Whole programs, peak memory and growth are measured in processes of their own. P
 (`pip install 'tljax[benchmark]'`) are left out, and said to be.
 """
 
+from experiments import run_program
+
+if __name__ == "__main__":  # before the other imports, so that what fails in them is said in a line
+    run_program(__file__)
 import importlib.util
 import json
 import os
@@ -23,21 +27,24 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.benchmark import peers as sides
-from experiments.runs import console, directory, helps, machine, options
-from experiments.runs.commandline import flag
+from experiments.runs import console, directory, flags, process
+from experiments.runs.flags import flag
+from experiments.runs.settings import Settings
 from tljax.types import InputError
 
 ROWS = ("full", "probe", "probes", "trials", "whole", "growth")
 
 
 @dataclass(frozen=True)
-class Asked:
+class BenchmarkFlags:
     """What is measured."""
 
-    manual_dir: str | None = flag(None, "DIR/mnist and DIR/fashion_mnist hold the four .gz files of each; needed")
+    manual_dir: str | None = flag(
+        None, "DIR/mnist and DIR/fashion_mnist hold the four .gz files of each; needed", place="path"
+    )
     rows: tuple[str, ...] = flag(ROWS, "what is measured")
     rounds: int = flag(5, "turns (epochs) of each side")
-    output: str | None = flag(None, "a JSON file for all that was measured")
+    output: str | None = flag(None, "a JSON file for all that was measured", place="new")
 
 
 class Measured(NamedTuple):
@@ -232,7 +239,7 @@ def run(manual_dir: str | None, rows: Sequence[str] = ROWS, rounds: int = 5, out
         raise InputError(f"--rounds={rounds}: it must be at least 1")
     from tljax import data
 
-    machine.prepare(options.settings())
+    process.prepare(Settings.from_flags())
     train = data.load("mnist", manual_dir=manual_dir).train
     arrays = (np.asarray(train.images), np.asarray(train.labels))
     folder = Path(manual_dir).absolute()
@@ -266,8 +273,4 @@ def _about() -> str:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    helps.main(argv, str(__doc__), lambda asked: run(**vars(asked)), Asked, alone=True)
-
-
-if __name__ == "__main__":
-    console.run_main(main)
+    flags.main(argv, str(__doc__), lambda _, asked: run(**vars(asked)), BenchmarkFlags)

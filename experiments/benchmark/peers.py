@@ -26,7 +26,8 @@ def epochs(
     """tljax: an epoch of `count` fits, of everything or of the head alone, each of the `most` times it is asked."""
     import jax
 
-    from experiments.runs import machine, options
+    from experiments.runs import process
+    from experiments.runs.settings import Settings
     from tljax import models, objective, optimizers, plugins, train
     from tljax.types import Context
 
@@ -38,7 +39,7 @@ def epochs(
     most = most * len(data[1]) // BATCH
     trials = [_trial(params, tree, seed, len(data[1]), most, numbers) for seed in range(count)]
     ends = range(len(data[1]) // BATCH, most + 1, len(data[1]) // BATCH)
-    yield from train.fit(program, trials, train.load(*data), ends, execution=machine.prepare(options.settings()))
+    yield from train.fit(program, trials, train.load(*data), ends, execution=process.prepare(Settings.from_flags()))
 
 
 def _trial(params: Any, tree: Any, seed: int, examples: int, steps: int, numbers: Any, rate: float = RATE) -> Any:
@@ -59,7 +60,8 @@ def probes(data: Arrays, rates: int = 8, seeds: int = 4, passes: int = 10) -> fl
     """Seconds for rates x seeds linear probes in tljax, with what is compiled and the features."""
     import jax
 
-    from experiments.runs import machine, options
+    from experiments.runs import process
+    from experiments.runs.settings import Settings
     from tljax import masks, models, objective, optimizers, train
 
     jax.clear_caches()
@@ -73,7 +75,7 @@ def probes(data: Arrays, rates: int = 8, seeds: int = 4, passes: int = 10) -> fl
         params = models.init(model, jax.random.key(seed), data[0].shape[1:])
         first = _trial(params, masks.under(params, "head"), seed, len(data[1]), steps, numbers)
         trials += [first._replace(rates=first.rates * 2.0**i) for i in range(rates)]
-    means = machine.prepare(options.settings(compilation_cache="off"))
+    means = process.prepare(Settings.from_flags(compilation_cache="off"))
     for state, _ in train.fit(program, trials, train.load(*data), [steps], execution=means):
         jax.block_until_ready(state.params)
     return time.perf_counter() - start
@@ -86,7 +88,8 @@ def searched(passes: int = 10) -> Iterator[tuple[float, float, np.ndarray]]:
     """
     import jax
 
-    from experiments.runs import machine, options
+    from experiments.runs import process
+    from experiments.runs.settings import Settings
     from tljax import data, evaluate, masks, models, objective, optimizers, train
 
     source, target = data.load("mnist_10k"), data.load("fashion_mnist_10k")
@@ -107,7 +110,7 @@ def searched(passes: int = 10) -> Iterator[tuple[float, float, np.ndarray]]:
             for weight in (1e-5, 1e-4, 1e-3, 1e-2)
         ]
     examples = train.load(target.train.images, target.train.labels)
-    test, means = evaluate.padded(target.test.images), machine.prepare(options.settings())
+    test, means = evaluate.padded(target.test.images), process.prepare(Settings.from_flags())
 
     def judged(group: list[Any]) -> np.ndarray:
         for state, _ in train.fit(program, group, examples, [steps], execution=means):

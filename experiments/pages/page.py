@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from experiments.runs import budgets, console, directory, metrics
-from experiments.runs.options import Settings
+from experiments.runs.settings import Settings
 from experiments.runs.sources import Source
 from tljax import files
 from tljax.study import summary

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.pages import history, page
-from experiments.runs import console, directory, fits, options, search_flags
-from experiments.runs.options import Settings
+from experiments.runs import console, directory, fits, search_flags
 from experiments.runs.search_flags import Search
+from experiments.runs.settings import Settings
 from experiments.transfer import Experiment
 from tljax import plugins
 from tljax.study import space
@@ -71,7 +71,7 @@ def keep_best(folder: Path, winners: Mapping[Arm, Winner]) -> None:
         if len(winners) > 1:
             directory.make_folder(file.parent)
         head = f"# python -m experiments.transfer --flagfile={file} --workdir=NEW"
-        directory.replace(file, directory.signed("\n".join([head, *options.to_flags(winner.made), ""])))
+        directory.replace(file, directory.signed("\n".join([head, *winner.made.flagfile_lines(), ""])))
 
 
 def write(
@@ -97,7 +97,7 @@ def write(
         for arm, winner in winners.items()
     ]
     title, notes = page.about(base.made, base.source, base.target)
-    flags = [*search_flags.to_flags(asked), *options.to_flags(made)]
+    flags = [*search_flags.to_flags(asked), *made.flagfile_lines()]
     last = list(winners.values())[-1].made.workdir
     text = search_page.page(
         f"search: {title}",
@@ -122,7 +122,7 @@ def reproduced(flags: Sequence[str], environment: Mapping[str, Any]) -> Any:
 
 def _lead(made: Settings, asked: Search, base: Experiment) -> str:
     held = 100 * base.made.recipe.validation
-    seeds = f"{len(asked.seeds)} seed{'s' * (len(asked.seeds) > 1)}"
+    seeds = f"{len(asked.trial_seeds)} seed{'s' * (len(asked.trial_seeds) > 1)}"
     return (
         f"{asked.trials} trials of each study, by {asked.sampler}, judged on {held:g} % of the training examples under "
         f"{seeds} of the search's own. The winners were then trained on all training examples under the seeds "

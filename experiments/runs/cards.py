@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments.runs import console, elsewhere, origin, sources, directory
-from experiments.runs.options import Recipe
+from experiments.runs import console, directory, elsewhere, origin, sources
+from experiments.runs.settings import Recipe
 from tljax.study.results import Result
 from tljax.types import InputError
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from experiments.runs.commandline import flag
+from experiments.runs.flags import flag
 from tljax.study import study
 from tljax.types import InputError
 
@@ -16,15 +16,6 @@ class Judging:
     family: str = flag("area", "what is judged: area under the budget curve of each strategy, or all budgets")
     looks: int = flag(1, "how often the results are to be looked at while seeds are added")
     against: str = flag("scratch", "the strategy that the others are compared with")
-
-
-@dataclass(frozen=True)
-class Asked(Judging):
-    """What is compared beside the flags of a transfer, and how it is judged."""
-
-    eval: tuple[str, ...] = flag((), "further test sets: data sets, or source (its own, its head put back)")
-    longer_scratch: bool = flag(True, "scratch with the source's steps added to its own, for the second comparison")
-    tuned: str | None = flag(None, "run directory of a search: each strategy with what was best for it")
 
 
 def check(judging: Judging) -> None:

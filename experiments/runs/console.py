@@ -1,9 +1,5 @@
-"""What a program prints: a progress bar, one table, one line for an error."""
+"""What a program prints: progress bars and tables."""
 
-import atexit
-import contextlib
-import gc
-import logging
 import os
 import re
 import sys
@@ -14,111 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from experiments.runs import commandline, faults, signals, streams
 from tljax import graft, masks, paths
 from tljax.study.results import Result
-
-_PATIENCE = 3.0
-"""Seconds for which threads may go on when a program has ended."""
-
-
-def run_main(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
-    """Run a program: bad input ends with one line on standard error and exit code 1.
-
-    As the process's own program (`argv` is None) it ends the process too, whatever threads somebody's code has left.
-    """
-    if argv is None:
-        sys.excepthook = sys.__excepthook__  # what experiments/__init__.py says is of imports
-    arguments = sys.argv if argv is None else argv
-    _quieten_orbax()
-    _spare_the_collector()
-    code = 0
-    with streams.lasting(quiet=commandline.asks_help(arguments)):
-        try:
-            with signals.termination_raised():
-                main(arguments)
-        except KeyboardInterrupt:
-            _leave(130, "stopped; the same command goes on with what is not finished")
-        except signals.Stopped as stopped:
-            _leave(stopped.code, str(stopped))
-        except SystemExit:
-            raise
-        except BaseException as error:
-            if (fault := faults.line(error)) is None:
-                if argv is None:
-                    _end_threads(1)
-                raise
-            _say_error(fault)
-            code = 1
-        _flush()
-        code = code or int(streams.lost())
-    if argv is None:
-        _end_threads(code)
-    if code:
-        sys.exit(code)
-
-
-def _quieten_orbax() -> None:
-    """What it raises it logs too, with tracebacks, from threads and arrays still under way when its loop is closed."""
-    for name in ("absl", "asyncio"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    hook = sys.unraisablehook
-
-    def all_but_closed_loops(found: Any) -> None:
-        if "Event loop is closed" not in str(found.exc_value):
-            hook(found)
-
-    if getattr(hook, "__name__", "") != all_but_closed_loops.__name__:
-        sys.unraisablehook = all_but_closed_loops
-
-
-def _spare_the_collector() -> None:
-    """Modules and traces are full of cycles that live on: walking them again and again delays the first step."""
-    gc.freeze()
-    gc.set_threshold(100_000, 20, 50)
-
-
-def _leave(code: int, message: str) -> None:
-    """At once: a computation may be under way, which the interpreter's own end would cut off in the middle."""
-    print(message, file=sys.stderr)
-    _flush()
-    os._exit(code)
-
-
-def _say_error(message: str) -> None:
-    print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
-    if jax.distributed.is_initialized():
-        _flush()
-        os._exit(1)  # the interpreter's own end would wait for the other processes, and they for this one
-
-
-def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, ValueError):  # somebody's code has taken it away
-            stream.flush()
-
-
-def _end_threads(code: int) -> None:
-    """The interpreter waits for every thread that is no daemon: let it wait a while, and end the process then.
-
-    What is registered to run at its end runs; where the machine has no room for another thread it does not.
-    """
-    joined = threading.Event()
-    atexit.register(joined.set)
-
-    def leave() -> None:
-        if not joined.wait(_PATIENCE):
-            names = [thread.name for thread in threading.enumerate() if not thread.daemon]
-            _leave(code, f"ended although threads still run: {', '.join(names[1:])[:200]}")
-
-    try:
-        threading.Thread(target=leave, daemon=True).start()
-    except RuntimeError:
-        _flush()
-        os._exit(code)
-
 
 SIGN_OF_LIFE = 60.0
 """Seconds between the lines that say how far a run is, where there is no terminal for a bar."""
@@ -166,18 +59,6 @@ def _said_now_and_then(what: str, total: int, unit: str) -> Iterator[Callable[[i
 def say(line: str) -> None:
     """One line to standard output, at once."""
     print(line, flush=True)
-
-
-def once() -> Callable[[str], None]:
-    """`say` that does not say the same line twice."""
-    said: set[str] = set()
-
-    def say_once(line: str) -> None:
-        if line not in said:
-            said.add(line)
-            say(line)
-
-    return say_once
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> None:

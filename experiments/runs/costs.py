@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import transfer
-from experiments.runs import fits, sources, directory
+from experiments.runs import directory, fits, sources
 from experiments.transfer import Experiment
 from tljax import masks, models
 from tljax.study.results import Result

@@ -9,28 +9,36 @@ import re
 import stat
 import subprocess
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from experiments.runs import console, lock, options
-from experiments.runs.options import LISTS, PLACES, Settings
+import jax
+
+from experiments.runs import console, flags, process
+from experiments.runs.settings import GROWING, NEUTRAL, Settings, parse_flags, refuse_shared_names
 from tljax import __version__, checkpoint, files, plugins, surroundings
 from tljax.study.results import Result, from_json, to_json
 from tljax.types import InputError
 
-_NO_FIT = (
-    *("eval", "verify", "sources", "scores", "score_examples", "resamples"),
-    *("space", "trials", "group", "timeout", "sampler", "pruner", "search_seeds", "study", "per_strategy"),
-    *("per_budget", "lr_range_test", "lr_low", "lr_high"),
-)
-"""What may change too: flags of compare, rank and search that decide which fits there are, and nothing of one. Each
-study of a search keeps its own space and seeds, and refuses others."""
-
 
 @contextmanager
 def opened(made: Settings, program: str, more: Sequence[str] = (), older: Settings | None = None) -> Iterator[Path]:
+    """The run directory of these settings, opened by the first process as `_opened` says, for all processes of the run.
+
+    Raises InputError as it does, and where another process does not see the directory.
+    """
+    with _opened(made, program, more, older) if process.first() else nullcontext(Path(made.workdir or "")) as folder:
+        process.wait("opened")
+        if not (folder / "flags.flags").is_file():
+            raise InputError(f"process {jax.process_index()} sees no --workdir={folder}: name a folder that all share")
+        yield folder
+        process.wait("done")
+
+
+@contextmanager
+def _opened(made: Settings, program: str, more: Sequence[str], older: Settings | None) -> Iterator[Path]:
     """The run directory of these settings, this process's own until the end; what is damaged in it is set aside.
 
     Raises InputError where none is given, another process has it, or it holds another experiment; then nothing in
@@ -48,7 +56,7 @@ def opened(made: Settings, program: str, more: Sequence[str] = (), older: Settin
     _refuse_other_switches(workdir)
     results(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    with lock.held(workdir):
+    with process.locked(workdir):
         replace(workdir / "flags.flags", signed(_flags(workdir, made, program, more, older)))
         for name in ("", *FOLDERS):
             files.sweep(workdir / name)
@@ -118,28 +126,28 @@ def _flags(workdir: Path, made: Settings, program: str, more: Sequence[str], old
     """The run's flagfile, with what is new in its lists; raises InputError if it is of another experiment."""
     file = workdir / "flags.flags"
     head = f"# python -m experiments.{program} --flagfile=WORKDIR/{file.name} --workdir=NEW\n"
-    lines_now = [files.to_bytes(line).decode() for line in [*options.to_flags(made), *more]]  # as they are in the file
+    lines_now = [files.to_bytes(line).decode() for line in [*made.flagfile_lines(), *more]]  # as they are in the file
     now = _values(lines_now)
     if file.is_file():
         text = flags_text(file)
         head = text.splitlines()[0] + "\n" if text.startswith("#") else head
         there = _values(line for line in text.splitlines() if line.startswith("--"))
-        lists: Sequence[str] = LISTS
+        lists: Sequence[str] = GROWING
         compared = now
         if older and not _values(more).keys() & there.keys():
-            compared = _values(options.to_flags(older))
-            lists = tuple(name for name in LISTS if getattr(older, name) == getattr(made, name))
-        neutral = {name: [value] for name, value in options.NEUTRAL.items() if name in compared}
+            compared = _values(older.flagfile_lines())
+            lists = tuple(name for name in GROWING if getattr(older, name) == getattr(made, name))
+        neutral = {name: [value] for name, value in NEUTRAL.items() if name in compared}
         _refuse_another_experiment(workdir, neutral | there, compared)
         for name in lists:
             text_there = there.get(name, [""])[-1]
             try:
-                options.parse(["", f"--{name}={text_there}"])
+                parse_flags(["", f"--{name}={text_there}"])
             except InputError as error:
                 raise InputError(f"'{file}': {error}: restore it, or choose another --workdir") from error
             old, new = text_there.split(","), now[name][-1].split(",")
             now[name] = [",".join([*old, *(value for value in new if value not in old)])]
-        options.refuse_shared_names([text for text in plugins.split(now["strategies"][-1], ",") if text])
+        refuse_shared_names([text for text in plugins.split(now["strategies"][-1], ",") if text])
     return head + "".join(f"--{name}={value}\n" for name, values in now.items() for value in values)
 
 
@@ -150,9 +158,9 @@ def of_another_experiment(workdir: Path, made: Settings) -> bool:
     if not file.is_file():
         return False
     there = _values(line for line in flags_text(file).splitlines() if line.startswith("--"))
-    neutral = {name: [value] for name, value in options.NEUTRAL.items()}
+    neutral = {name: [value] for name, value in NEUTRAL.items()}
     try:
-        _refuse_another_experiment(workdir, neutral | there, _values(options.to_flags(made)))
+        _refuse_another_experiment(workdir, neutral | there, _values(made.flagfile_lines()))
     except InputError:
         return True
     return False
@@ -168,7 +176,7 @@ def _values(lines: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _refuse_another_experiment(workdir: Path, there: Mapping[str, list[str]], now: Mapping[str, list[str]]) -> None:
-    names = sorted((there.keys() | now.keys()) - {*LISTS, *PLACES, *_NO_FIT})
+    names = sorted((there.keys() | now.keys()) - flags.may_differ())
     differ = [
         f"--{name}={','.join(there.get(name, ()))} there, {','.join(now.get(name, ()))} here"
         for name in names
@@ -428,8 +436,6 @@ def add(workdir: Path, new: Sequence[Result]) -> None:
 
 def environment(fingerprints: Mapping[str, str]) -> dict[str, Any]:
     """Versions, devices, data fingerprints and the commit."""
-    import jax
-
     names = ("tljax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy", "scipy")
     return {
         "python": platform.python_version(),

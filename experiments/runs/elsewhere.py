@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.runs import console, sources, directory
-from experiments.runs.options import Settings
+from experiments.runs import console, directory, sources
+from experiments.runs.settings import Settings
 from experiments.runs.sources import Source, Trained
 from tljax import checkpoint, models, paths, plugins, weights
 from tljax.types import InputError

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from experiments import transfer
 from experiments.runs import budgets
-from experiments.runs.options import Settings
+from experiments.runs.settings import Settings
 from experiments.transfer import Experiment
 from tljax.types import InputError
 

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 from experiments import transfer
-from experiments.runs import console, fits, methods, sources, directory
-from experiments.runs.options import Settings
+from experiments.runs import console, directory, fits, methods, sources
+from experiments.runs.settings import Settings
 from experiments.transfer import Experiment
 from tljax import checkpoint, evaluate, models, train
 from tljax.study.results import Result

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.runs import budgets, console, options, metrics, directory
+from experiments.runs import budgets, console, directory, metrics
+from experiments.runs.settings import FLAGS, Settings, parse_flags
 from tljax import npz
 from tljax.study import results, study
-from tljax.study.study import Cell, Right
 from tljax.study.results import Result
+from tljax.study.study import Cell, Right
 from tljax.study.summary import accuracy, counts, label, require_one_recipe, with_share
 from tljax.types import InputError, Task
 
@@ -112,9 +113,9 @@ def _whole(folder: Path) -> bool:
     if not file.is_file() or not (folder / "results.jsonl").is_file():
         return False
     lines = directory.flags_text(file).splitlines()
-    known = options.kinds()
+    known = FLAGS
     named = [line for line in lines if line.startswith("--") and line[2:].partition("=")[0] in known]
-    settings = options.settings(**options.parse(["report", *named]))
+    settings = Settings.from_flags(**parse_flags(["report", *named]))
     there = Counter(row.seed for row in directory.finished(folder).values() if row.strategy != "pretrain")
     wanted = Counter(seed for budget in settings.train_examples for seed in budgets.seeds(budget, settings.seeds))
     return all(there[seed] >= count * len(settings.strategies) for seed, count in wanted.items())

@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.runs import budgets
-from experiments.runs.options import MOST, Recipe, Settings
+from experiments.runs.settings import MOST_STEPS, Recipe, Settings
 from tljax import (
     __version__,
     evaluate,
     graft,
-    optimizers,
     objective,
+    optimizers,
     paths,
     plugins,
     seeds,
@@ -47,7 +47,9 @@ class Arena(NamedTuple):
 
 def arena(task: Task, recipe: Recipe, means: train.Execution) -> Arena:
     """Put a task on the device, once for all its fits."""
-    return Arena(task, recipe, train.load(task.train.images, task.train.labels), evaluate.padded(task.test.images), means)
+    return Arena(
+        task, recipe, train.load(task.train.images, task.train.labels), evaluate.padded(task.test.images), means
+    )
 
 
 class Start(NamedTuple):
@@ -146,8 +148,8 @@ def steps(recipe: Recipe, examples: int) -> int:
             "--steps, under which the order runs over one permutation after another"
         )
     total = recipe.epochs * -(-examples // recipe.batch_size)
-    if total > MOST["steps"]:
-        raise InputError(f"--epochs={recipe.epochs} are {total:,} steps: at most {MOST['steps']:,} are trained")
+    if total > MOST_STEPS:
+        raise InputError(f"--epochs={recipe.epochs} are {total:,} steps: at most {MOST_STEPS:,} are trained")
     return total
 
 
@@ -278,7 +280,8 @@ def group_name(keys: Iterable[str]) -> str:
 
 
 def company(made: Settings) -> list[Any]:
-    """What of `train.Execution` and of the fits beside it decides a fit's bits: side by side, each rounds as its company does."""
+    """What of `train.Execution` and of the fits beside it decides a fit's bits: side by side, each rounds as its
+    company does."""
     return [made.features_budget, made.features_dtype, *(made.seeds if made.many == "vmap" else ())]
 
 

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments.runs import console, signals, sources
+from experiments.runs import console, process, sources
 from experiments.runs.fits import Start
-from experiments.runs.options import Settings
+from experiments.runs.settings import Settings
 from experiments.runs.sources import Source
 from tljax import checkpoint, masks, models, paths, plugins, ready, seeds, surroundings
 from tljax.types import Context, InputError, Mask, Method, Model, Params, Phase, Task
@@ -65,7 +65,7 @@ def _theirs(one: Named, part: str, function: Any, *arguments: Any, **options: An
     try:
         with surroundings.kept(what):
             result = function(*arguments, **options)
-    except (KeyboardInterrupt, signals.Stopped):
+    except (KeyboardInterrupt, process.Stopped):
         raise
     except InputError as error:
         grafted_alone = part == "reinit or adapt" and not (one.method.reinit or one.method.adapt)

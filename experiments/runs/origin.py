@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.runs import elsewhere, options, sources
-from experiments.runs.options import Settings
+from experiments.runs import elsewhere, sources
+from experiments.runs.settings import Settings
 from experiments.runs.sources import Source
 from tljax import checkpoint, models, plugins
 from tljax.types import InputError, Model, Params
@@ -37,7 +37,7 @@ def settings(given: Mapping[str, Any], place: str, *, several: bool = False) -> 
     own = {name: model[name] for name in MODEL if name in model}
     own |= {"hidden": tuple(own["hidden"])} if "hidden" in own else {}
     both = {**given, **own} if several else {**own, **given}
-    return options.settings(**{**both, "source_checkpoint": place})
+    return Settings.from_flags(**{**both, "source_checkpoint": place})
 
 
 def source(made: Settings, stand_ins: Mapping[int, int] | None = None) -> Source:

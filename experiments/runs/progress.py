@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.runs import processes, directory
+from experiments.runs import directory, process
 from tljax import checkpoint, paths, train
 from tljax.train import vectorize
 from tljax.types import InputError, Mask, Params
@@ -91,7 +91,7 @@ def saving(place: Path, keys: Sequence[str]) -> Iterator[Callable[[Progress], No
     with ThreadPoolExecutor(1) as worker:
 
         def save(now: Progress) -> None:
-            if not processes.first():
+            if not process.first():
                 return
             if pending:
                 pending.pop().result()

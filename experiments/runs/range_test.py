@@ -8,9 +8,9 @@ import numpy as np
 
 from experiments import transfer
 from experiments.pages import search_report
-from experiments.runs import commandline, console, fits, options, processes, search_flags, trials, directory
-from experiments.runs.options import Settings
+from experiments.runs import console, directory, fits, flags, process, search_flags, trials
 from experiments.runs.search_flags import Search
+from experiments.runs.settings import GROWING, Settings
 from tljax import plugins, train
 from tljax.study import range_test
 from tljax.types import InputError
@@ -34,13 +34,13 @@ def run(
     """
     from experiments.pages import search_page
 
-    every = options.settings(**flags_of)
-    first = {name: getattr(every, name)[:1] for name in options.LISTS}
-    made = options.settings(**{**flags_of, **first})
+    every = Settings.from_flags(**flags_of)
+    first = {name: getattr(every, name)[:1] for name in GROWING}
+    made = Settings.from_flags(**{**flags_of, **first})
     todo = transfer.prepare(made, means, only=True, stand_ins=stand_ins)
-    settings = options.settings(**given)
-    flags = [*search_flags.to_flags(asked), *_own_flags(asked)]
-    with processes.opened(settings, "search", _kept_flags(settings, flags), older=made) as folder:
+    settings = Settings.from_flags(**given)
+    own_lines = [*search_flags.to_flags(asked), *_own_flags(asked)]
+    with directory.opened(settings, "search", _kept_flags(settings, own_lines), older=made) as folder:
         rates, losses = swept(todo, asked, folder)
         found = range_test.suggested(rates, losses)
         name = f"{plugins.called(made.strategies[0])} at {made.train_examples[0]}"
@@ -48,10 +48,10 @@ def run(
         for line in said:
             console.say(line)
         reproduced = search_report.reproduced(
-            [*flags, *options.to_flags(settings)], directory.environment(transfer.fingerprints(todo))
+            [*own_lines, *settings.flagfile_lines()], directory.environment(transfer.fingerprints(todo))
         )
         text = search_page.range_page(name, ". ".join(said) + ".", rates, losses, found, reproduced)
-        if processes.first():
+        if process.first():
             directory.replace(folder / "lr_range_test.html", text)
         console.say(f"report: {folder / 'lr_range_test.html'}")
     return found
@@ -61,14 +61,14 @@ def _own_flags(asked: Search) -> list[str]:
     return ["--lr_range_test=true", f"--lr_low={asked.lr_low!r}", f"--lr_high={asked.lr_high!r}"]
 
 
-def _kept_flags(settings: Settings, flags: Sequence[str]) -> Sequence[str]:
+def _kept_flags(settings: Settings, own_lines: Sequence[str]) -> Sequence[str]:
     """The search's own lines of the run directory's flagfile: those of a search that it holds stay as they are."""
     file = Path(settings.workdir or "") / "flags.flags"
     lines = directory.flags_text(file).splitlines() if file.is_file() else []
-    names = commandline.kinds(Search)
+    names = flags.kinds(Search)
     there = [line for line in lines if line.startswith("--") and line[2:].partition("=")[0] in names]
     searched = there and not any(line.startswith("--lr_range_test") for line in there)
-    return there if searched else flags
+    return there if searched else own_lines
 
 
 def swept(todo: transfer.Experiment, asked: Search, folder: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -82,7 +82,10 @@ def swept(todo: transfer.Experiment, asked: Search, folder: Path) -> tuple[np.nd
         raise InputError(f"--lr_range_test has {steps} steps: give more --epochs or --steps, {LEAST} at least")
     rates = range_test.rates(asked.lr_low, asked.lr_high, steps)
     ends = fits.stops(fits.ends(todo.made.recipe, steps), fit.trial)
-    logs = [log for _, log in train.fit(fit.program, [fit.trial._replace(rates=rates)], place.field.data, ends, (), todo.means)]
+    logs = [
+        log
+        for _, log in train.fit(fit.program, [fit.trial._replace(rates=rates)], place.field.data, ends, (), todo.means)
+    ]
     losses = np.hstack([log.loss[0] for log in logs])
     if not np.isfinite(losses[0]):
         raise InputError(f"--lr_low={asked.lr_low:g}: the loss is not finite from the first step on: lower it")

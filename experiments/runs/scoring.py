@@ -20,9 +20,9 @@ from scipy.special import softmax
 from threadpoolctl import threadpool_limits
 
 from experiments import features, transfer
-from experiments.runs import budgets, fits, origin, directory
-from experiments.runs.options import Settings
+from experiments.runs import budgets, directory, fits, origin
 from experiments.runs.origin import Origin
+from experiments.runs.settings import Settings
 from tljax import plugins
 from tljax.data import draw
 from tljax.study import examples, probes, ranking, transferability

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.runs import commandline, options
-from experiments.runs.commandline import flag
-from experiments.runs.options import Settings
-from tljax import optimizers, objective
+from experiments.runs import flags
+from experiments.runs.flags import flag
+from experiments.runs.settings import Settings, parse_flags
+from tljax import objective, optimizers
 from tljax.study import space
 from tljax.study.space import Range
 from tljax.types import InputError
@@ -23,31 +23,40 @@ PINS = ("source_seed", "head_seed", "order_seed", "draw_seed")
 
 @dataclass(frozen=True)
 class Search:
-    """What is searched, and how."""
+    """What is searched, and how. Each study keeps its own space and seeds, and refuses others, so all may change."""
 
     space: tuple[str, ...] = flag(
         (),
         "what is searched, repeated: FLAG:log:LOW:HIGH, FLAG:between:LOW:HIGH, FLAG:int:LOW:HIGH, FLAG:in:A,B; "
         "penalty.NAME.OPTION and strategy.NAME.OPTION reach into their options; needed",
         repeated=True,
+        role="free",
     )
-    trials: int = flag(32, "how many trials each study has")
-    group: int = flag(16, "how many trials are asked for and trained together")
-    timeout: float | None = flag(None, "seconds after which no further trials are asked for")
-    sampler: str = flag("TPE", "of Optuna, with options: TPE, Random, CmaEs, QMC, TPE:multivariate=true")
-    pruner: str = flag("Nop", "of Optuna: Nop, Median, SuccessiveHalving, Hyperband")
-    search_seeds: int = flag(1, "how many seeds a trial is judged under, none of them of --seeds")
-    storage: str | None = flag(None, "a journal file, a database URL, or memory; default WORKDIR/study.journal")
-    lease: float = flag(120.0, "seconds without news after which another process of the study is taken for dead")
-    study: str = flag("search", "its name there")
-    per_strategy: bool = flag(False, "a study for each of --strategies, with the same number of trials")
-    per_budget: bool = flag(False, "a study for each of --train_examples")
+    trials: int = flag(32, "how many trials each study has", role="free")
+    group: int = flag(16, "how many trials are asked for and trained together", role="free")
+    timeout: float | None = flag(None, "seconds after which no further trials are asked for", role="free")
+    sampler: str = flag("TPE", "of Optuna, with options: TPE, Random, CmaEs, QMC, TPE:multivariate=true", role="free")
+    pruner: str = flag("Nop", "of Optuna: Nop, Median, SuccessiveHalving, Hyperband", role="free")
+    search_seeds: int = flag(1, "how many seeds a trial is judged under, none of them of --seeds", role="free")
+    storage: str | None = flag(
+        None,
+        "a journal file, a database URL, or memory; default WORKDIR/study.journal",
+        role="local",
+        place="new",
+    )
+    lease: float = flag(
+        120.0, "seconds without news after which another process of the study is taken for dead", role="local"
+    )
+    study: str = flag("search", "its name there", role="free", place="new")
+    per_strategy: bool = flag(False, "a study for each of --strategies, with the same number of trials", role="free")
+    per_budget: bool = flag(False, "a study for each of --train_examples", role="free")
     lr_range_test: bool = flag(
         False,
         "instead, one fit of the first strategy whose rate rises exponentially; draw its loss and suggest a rate",
+        role="free",
     )
-    lr_low: float = flag(1e-5, "its first learning rate")
-    lr_high: float = flag(10.0, "its last")
+    lr_low: float = flag(1e-5, "its first learning rate", role="free")
+    lr_high: float = flag(10.0, "its last", role="free")
 
     @property
     def ranges(self) -> tuple[Range, ...]:
@@ -55,7 +64,7 @@ class Search:
         return () if self.lr_range_test and not self.space else space.read(self.space)
 
     @property
-    def seeds(self) -> tuple[int, ...]:
+    def trial_seeds(self) -> tuple[int, ...]:
         """Those that a trial is judged under."""
         return tuple(range(FIRST_SEED, FIRST_SEED + self.search_seeds))
 
@@ -63,7 +72,7 @@ class Search:
 def chosen(given: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
     """The flags of a run with the values of a trial; raises InputError for what is no value of a flag."""
     plain = {name: value for name, value in chosen.items() if "." not in name}
-    typed = options.parse(["search", *(f"--{name}={value}" for name, value in plain.items())])
+    typed = parse_flags(["search", *(f"--{name}={value}" for name, value in plain.items())])
     inner = {name: value for name, value in chosen.items() if "." in name}
     return space.applied({**given, **typed}, inner)
 
@@ -80,7 +89,7 @@ def check(given: Mapping[str, Any], made: Settings, asked: Search) -> None:
             "--distributed: processes of a search do not train one fit together, each asks for its own trials: leave "
             "it out, and give all of them one --storage and each its --workdir"
         )
-    if set(asked.seeds) & set(made.seeds):
+    if set(asked.trial_seeds) & set(made.seeds):
         raise InputError(f"--seeds={made.seeds[0]}: seeds from {FIRST_SEED:,} on are the search's own: give others")
     for name in PINS:
         if getattr(made, name) is not None:
@@ -94,7 +103,7 @@ def check(given: Mapping[str, Any], made: Settings, asked: Search) -> None:
             raise InputError(f"--space={one}: '{one.name}' is the source's too, and --source_checkpoint is trained")
         ends = one.choices if one.kind == "in" else (_typed(one, one.low), _typed(one, one.high))
         for value in ends:
-            options.settings(**chosen(given, {one.name: value}))
+            Settings.from_flags(**chosen(given, {one.name: value}))
 
 
 def _typed(one: Range, value: float) -> float:
@@ -109,7 +118,7 @@ def shapes(given: Mapping[str, Any], one: Range) -> int:
     if one.kind in ("log", "between"):
         return 1
     values = one.choices if one.kind == "in" else (int(one.low), int(one.high))
-    found = len({_shape(options.settings(**chosen(given, {one.name: value}))) for value in values})
+    found = len({_shape(Settings.from_flags(**chosen(given, {one.name: value}))) for value in values})
     return int(one.high - one.low) + 1 if one.kind == "int" and found > 1 else found
 
 
@@ -124,4 +133,4 @@ def _shape(made: Settings) -> tuple[Any, ...]:
 
 def to_flags(asked: Search) -> list[str]:
     """The flagfile lines that give this search again, but for where it is kept and how long it waits."""
-    return commandline.to_flags(asked, ("storage", "lease", "lr_range_test", "lr_low", "lr_high"))
+    return flags.flagfile_lines(asked, ("lr_range_test", "lr_low", "lr_high"))

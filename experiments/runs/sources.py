@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments.runs import console, fits, training, directory
-from experiments.runs.options import Settings
+from experiments.runs import console, directory, fits, training
+from experiments.runs.settings import Settings
 from tljax import checkpoint, data, masks, models, paths, plugins, seeds
 from tljax.study.results import Result
 from tljax.train import Execution
@@ -67,10 +67,7 @@ def from_data(made: Settings) -> Source:
         lines = train(made, task, folder, means)
         places = {line.checkpoint for line in lines.values()}
         loaded = {place: checkpoint.load(folder / place)[0] for place in places}
-        return {
-            seed: _trained(loaded[line.checkpoint], line.name, line.test_accuracy)
-            for seed, line in lines.items()
-        }
+        return {seed: _trained(loaded[line.checkpoint], line.name, line.test_accuracy) for seed, line in lines.items()}
 
     identity = {seed: line.key for seed, line in plan.items()}
     shape = tuple(task.train.images.shape[1:])

@@ -5,20 +5,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.runs import elsewhere, machine, options, origin, sources, directory
-from experiments.runs.commandline import flag
-from experiments.runs.options import Settings
+from experiments.runs import directory, elsewhere, origin, process, sources
+from experiments.runs.flags import flag
 from experiments.runs.origin import Origin
+from experiments.runs.settings import Settings
 from experiments.runs.sources import Source
 from tljax import checkpoint, paths, plugins
 from tljax.types import InputError
 
 
 @dataclass(frozen=True)
-class Asked:
+class TrainedFlags:
     """Which fit."""
 
-    checkpoint: str | None = flag(None, "a run, a checkpoint in it, or a file of weights with its card; needed")
+    checkpoint: str | None = flag(
+        None, "a run, a checkpoint in it, or a file of weights with its card; needed", place="path"
+    )
     fit: str | None = flag(None, "which of several fits: its name in results.jsonl")
 
 
@@ -38,7 +40,7 @@ def load(given: Mapping[str, Any], place: str | None, fit: str | None) -> tuple[
         raise InputError(f"--fit={fit}: '{place}' holds one fit: leave it out")
     try:
         made = origin.settings(given, name)
-        machine.prepare(made)
+        process.prepare(made)
         return made, origin.load(made)
     except InputError as error:
         raise InputError(str(error).replace("--source_checkpoint", "--checkpoint")) from error
@@ -56,7 +58,7 @@ def weights(
         made, one = load(given, place, fit)
         return checkpoint.flatten(one.params), one.source, sources.architecture(made), one.accuracy
     folder, seed = _found(Path(place), fit)
-    made = options.settings(**{**given, "seeds": (seed,), "source_checkpoint": str(folder)})
+    made = Settings.from_flags(**{**given, "seeds": (seed,), "source_checkpoint": str(folder)})
     try:
         source = sources.from_checkpoint(made, model_too=False)
     except InputError as error:

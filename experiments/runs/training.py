@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.runs import console, directory, fits, metrics, processes, progress, signals
+from experiments.runs import console, directory, fits, metrics, process, progress
 from experiments.runs.progress import Progress, Record
 from tljax import checkpoint, evaluate, masks, train
 from tljax.study.results import Result
@@ -46,24 +46,24 @@ def run(
     """Train fits in groups of one program, and leave of each group checkpoints, predictions, metrics and lines.
 
     What is half trained is saved after `every` segments, and taken up from there. `fisher` leaves the Fisher
-    information of each in the checkpoint too. Raises signals.Stopped when a signal asks for it.
+    information of each in the checkpoint too. Raises process.Stopped when a signal asks for it.
     """
     groups: dict[Any, list[fits.Fit]] = {}
     for fit in ready:
         groups.setdefault((fit.program, len(fit.trial.rates)), []).append(fit)
-    with signals.heeded() as asked:
+    with process.signals_handled() as asked:
         for group in groups.values():
             place = folder / "progress" / fits.group_name(fit.result.key for fit in group)
             outcomes = _train(field, group, place, every, asked, advance)
             extra = [_fisher(field, fit, of) for fit, of in zip(group, outcomes, strict=True)] if fisher else []
-            if processes.first():
+            if process.first():
                 _leave(folder, group, outcomes, field.task, {**about, "fisher": fisher}, extra)
                 shutil.rmtree(place, ignore_errors=True)
                 with contextlib.suppress(OSError):  # others are half trained still
                     place.parent.rmdir()
-            processes.wait("left")
+            process.wait("left")
             if number := vectorize.agreed(asked()):
-                raise signals.Stopped(number, "stopped between two groups of fits; the same command goes on")
+                raise process.Stopped(number, "stopped between two groups of fits; the same command goes on")
 
 
 def _train(
@@ -80,7 +80,7 @@ def _train(
     ends = fits.ends(field.recipe, last)
     points = [end for end in ends if end not in {step for step, _ in trials[0].phases}]
     named = ", ".join(dict.fromkeys(fit.result.strategy for fit in group))
-    now = processes.in_turn(lambda: progress.found(place.parent, keys, program, trials, console.say))
+    now = process.in_turn(lambda: progress.found(place.parent, keys, program, trials, console.say))
     if now:
         console.say(f"{named}: goes on from step {min(part.step for part in now.parts)} of {last}")
     now = now or progress.none(len(group))
@@ -104,7 +104,7 @@ def _train(
             save(now)
     if not ended:
         where = f"at step {min(part.step for part in now.parts)} of {last}" if now.parts else "before its first step"
-        raise signals.Stopped(
+        raise process.Stopped(
             vectorize.agreed(asked()), f"stopped {where} of {named}; the same command goes on, from '{place}'"
         )
     for part in now.parts:
@@ -198,9 +198,7 @@ def _point(step: int, log: train.Log, program: train.Spec, measured: Mapping[str
     }
 
 
-def _validate(
-    field: fits.Arena, program: train.Spec, params: Params, chosen: np.ndarray
-) -> Mapping[str, Any] | None:
+def _validate(field: fits.Arena, program: train.Spec, params: Params, chosen: np.ndarray) -> Mapping[str, Any] | None:
     """Metrics of one fit on the examples held out of its training; None where there are none."""
     if not len(chosen):
         return None

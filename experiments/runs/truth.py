@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import transfer
-from experiments.runs import budgets, options, origin, directory
+from experiments.runs import budgets, directory, origin
 from experiments.runs.cards import Card
-from experiments.runs.options import Settings
+from experiments.runs.settings import Settings
 from experiments.transfer import Experiment
 from tljax.types import InputError, Task
 
@@ -48,7 +48,7 @@ def planned(
     for target, task in targets.items():
         shape = {"image_shape": tuple(task.train.images.shape[1:])} if task.train.images.dtype == np.uint8 else {}
         bare = {**given, **shape, "target": target, "strategies": (SCRATCH,)}
-        scratch[target] = transfer.prepare(options.settings(**bare), means, only=True)._replace(target=task)
+        scratch[target] = transfer.prepare(Settings.from_flags(**bare), means, only=True)._replace(target=task)
         for card in cards:
             pair = {**given, "target": target, "strategies": names}
             todo = transfer.prepare(origin.settings(pair, card.place, several=True), means, only=True)

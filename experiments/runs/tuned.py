@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.runs import fits, options, directory
-from experiments.runs.options import Settings
+from experiments.runs import directory, fits
 from experiments.runs.search_flags import FIRST_SEED
+from experiments.runs.settings import Recipe, Settings, parse_flags
 from tljax import plugins
 from tljax.study import space
 from tljax.types import InputError
@@ -46,7 +46,7 @@ def winners(search: Path) -> dict[str, dict[str, Any]]:
         raise InputError(f"--tuned={search} holds no best.flags: give the run directory of a search that has ended")
     for file in files:
         directory.flags_text(file)  # raises InputError for one that is not as it was written
-    return {file.stem: options.parse(["tuned", f"--flagfile={file}"]) for file in files}
+    return {file.stem: parse_flags(["tuned", f"--flagfile={file}"]) for file in files}
 
 
 def _winner(winners: Mapping[str, Mapping[str, Any]], strategy: str, budget: str) -> Mapping[str, Any] | None:
@@ -68,7 +68,7 @@ def _winner(winners: Mapping[str, Mapping[str, Any]], strategy: str, budget: str
 
 def _require_alike(search: str, flags: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Raise InputError unless a winner was found on the tasks and for the model that the study is of."""
-    here, there = options.settings(**given), options.settings(**flags)
+    here, there = Settings.from_flags(**given), Settings.from_flags(**flags)
     for name in _TASK:
         value, searched = getattr(here, name), getattr(there, name)
         if name == "source_checkpoint" and value and searched:
@@ -87,7 +87,7 @@ def _written(value: Any) -> str:
 
 def _recipe() -> set[str]:
     """What a search varies: all of a recipe, the source's too, and what is tied to both."""
-    own = set(vars(options.Recipe())) - {"validation"}
+    own = set(vars(Recipe())) - {"validation"}
     return own | {f"source_{name}" for name in own} | {"hidden", "activation", "head"}
 
 

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from experiments.pages import page
-from experiments.runs import console, evidence, looks, directory
+from experiments.pages import tables as tables_of
+from experiments.runs import console, directory, evidence, looks
 from experiments.runs.compare_flags import Judging
 from experiments.runs.evidence import Found
 from tljax import files
 from tljax.study import milestones, study, summary
-from experiments.pages import tables as tables_of
 from tljax.study.results import Result
 from tljax.study.study import Comparison, Study
 from tljax.study.summary import listed

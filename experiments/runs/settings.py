@@ -1,0 +1,389 @@
+"""The settings of a run, and the groups of flags that they are made of.
+
+A group is a dataclass of flags that programs share; `THEME` is its heading in help. A program's form is made of the
+groups that it needs. `Settings` has all of them, whatever the program: what a form has not stays at its default.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from experiments.runs import budgets, flags
+from experiments.runs.flags import Kind, flag
+from tljax import plugins
+from tljax.types import InputError
+
+MOST_DEVICES = 1024
+MOST_STEPS = 10**8
+_MOST_WIDTH = 10**6
+_MOST_NUMBERS = 10**7
+"""Beyond these, as beyond the bounds of flags, lies a slip of the keyboard rather than a machine without memory."""
+_SEED = (0, 2**32)
+
+# ---- The groups
+
+
+@dataclass(frozen=True)
+class SourceFlags:
+    """The data set that a source learns."""
+
+    THEME: ClassVar[str] = "Tasks"
+    source: str | None = flag(
+        None,
+        "data set to learn first: mnist_10k:rotate=30, of TFDS, folder:DIR, FILE.npz",
+        place="data",
+        often=True,
+    )
+
+
+@dataclass(frozen=True)
+class CheckpointFlags:
+    """A source that was trained before."""
+
+    THEME: ClassVar[str] = "Tasks"
+    source_checkpoint: str | None = flag(
+        None, "trained before: a run, a checkpoint in it, FILE.safetensors, .npz", place="path", often=True
+    )
+
+
+@dataclass(frozen=True)
+class RenamingFlags:
+    """How the arrays of a file of weights are called in the model."""
+
+    THEME: ClassVar[str] = "Tasks"
+    source_rename: tuple[str, ...] = flag((), "of such a file: 0.weight:to=hidden_0/kernel:transpose, bn.t:drop")
+
+
+@dataclass(frozen=True)
+class TargetFlags:
+    """What is learnt then."""
+
+    THEME: ClassVar[str] = "Tasks"
+    target: str | None = flag(None, "data set to transfer to, named likewise; needed", place="data", often=True)
+
+
+@dataclass(frozen=True)
+class LabelFlags:
+    """From how many labelled examples it is learnt."""
+
+    THEME: ClassVar[str] = "Tasks"
+    train_examples: tuple[str, ...] = flag(
+        ("all",), "label budgets (examples): all, 500, 5/class:seeds=30", role="grows", often=True
+    )
+
+
+@dataclass(frozen=True)
+class DataFlags:
+    """Where data sets are, and to which shape their images are brought."""
+
+    THEME: ClassVar[str] = "Tasks"
+    image_shape: tuple[int, ...] = flag((), "HEIGHT,WIDTH,CHANNELS to bring images to; default the source's")
+    data_dir: str | None = flag(None, "where data sets are kept; default as TFDS has it", role="free", place="path")
+    manual_dir: str | None = flag(
+        None, "where files put by hand are: DIR/mnist/train-images-idx3-ubyte.gz ...", role="free", place="path"
+    )
+
+
+@dataclass(frozen=True)
+class ModelFlags:
+    """The model, of the source and of the target."""
+
+    THEME: ClassVar[str] = "Model"
+    model: str = flag("mlp", "a file of tljax/models, package.module:attribute, or FILE.py:model")
+    hidden: tuple[int, ...] = flag(
+        (512,), "widths of the hidden stages (units), with commas; the source's too", often=True
+    )
+    activation: str = flag("relu", "elementwise function of jax.nn; the source's too")
+
+
+@dataclass(frozen=True)
+class StrategyFlags:
+    """What is trained of the model, and from where it starts."""
+
+    THEME: ClassVar[str] = "Strategy"
+    head: str = flag(
+        "auto",
+        "copy, fresh or zero; auto copies it only when the class names are equal",
+        choices=("auto", "copy", "fresh", "zero"),
+    )
+    head_seed: int | None = flag(None, "pins what is drawn anew", bounds=_SEED)
+    strategies: tuple[str, ...] = flag(
+        ("scratch", "full", "head_only"),
+        "or last_k:k=2, mine.py:strategy, or with a name, LN_QV=mine.py:strategy",
+        role="grows",
+        often=True,
+    )
+    frozen_dropout: str = flag(
+        "off",
+        "in stages frozen whole: off, as in evaluation; on, and computed in every step",
+        choices=("off", "on"),
+        neutral="off",
+    )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The hyper-parameters of one fit; for the source's, each flag has a twin `--source_NAME`."""
+
+    THEME: ClassVar[str] = "Fit (each with a twin --source_NAME for the source's fit; its default is what --NAME says)"
+    TWIN: ClassVar[str] = "source_"
+    optimizer: str = flag("sgd", "of optax, with options: sgd, adam:b1=0.95, adamw; or package.module:attribute")
+    learning_rate: float = flag(0.01, "the peak of the schedule", often=True)
+    momentum: float = flag(0.0, "for optimizers that take one, from 0 to below 1")
+    weight_decay: float = flag(0.0, "decoupled where the optimizer has its own, else added to the gradient")
+    clip: float = flag(0.0, "largest global norm of the trained gradient; 0 clips nothing")
+    schedule: str = flag("constant", "constant, linear or cosine, the latter two down to 0")
+    warmup: float = flag(0.0, "fraction of the steps over which the rate rises from 0")
+    batch_size: int = flag(100, "examples a step", bounds=(1, 10**7), often=True)
+    epochs: int = flag(10, "passes over the training examples", bounds=(1, 10**6), often=True)
+    steps: int | None = flag(
+        None, "steps (batches) instead of epochs, one permutation after another", bounds=(1, MOST_STEPS), often=True
+    )
+    points: int = flag(10, "how many points the curves have under --steps", bounds=(1, 10**6))
+    loss: str = flag("softmax_cross_entropy", "L (nats): a loss of optax, or package.module:attribute")
+    label_smoothing: float = flag(0.0, "fraction of each label spread over all classes; for losses of one-hot labels")
+    penalty: str = flag("", "lambda R over the trained leaves: l2:weight=1e-4:on=head/**, several with commas")
+    validation: float = flag(0.0, "fraction of the training examples held out; they count as labels used")
+
+
+@dataclass(frozen=True)
+class SeedFlags:
+    """The fits of a strategy, one a seed."""
+
+    THEME: ClassVar[str] = "Run"
+    seeds: tuple[int, ...] = flag(
+        (0,), "a fit each, as 0,1,2 or 0-29; it seeds source, head, order and draw", role="grows", often=True
+    )
+
+
+@dataclass(frozen=True)
+class PinFlags:
+    """Streams of randomness that the fits of all seeds share; --head_seed, of the strategies, pins that of the head."""
+
+    THEME: ClassVar[str] = "Run"
+    source_seed: int | None = flag(None, "pins the source's fit", bounds=_SEED)
+    order_seed: int | None = flag(None, "pins the order of the examples", bounds=_SEED)
+    draw_seed: int | None = flag(None, "pins the draw of label budgets and of the validation split", bounds=_SEED)
+
+
+@dataclass(frozen=True)
+class RunFlags:
+    """The run directory, and what is kept in it."""
+
+    THEME: ClassVar[str] = "Run"
+    workdir: str | None = flag(
+        None,
+        "the run directory, needed; a finished fit in it is not trained again",
+        role="local",
+        place="new",
+        often=True,
+    )
+    save_fisher: bool = flag(False, "leave the source's Fisher information in its checkpoint, for --penalty=ewc")
+    checkpoint_every: int = flag(
+        5, "segments (epochs, or between --points) after which fits are saved", role="free", bounds=(1, None)
+    )
+    dry_run: bool = flag(False, "print the graft plan and the mask tables, and stop", role="local", often=True)
+
+
+@dataclass(frozen=True)
+class ComputeFlags:
+    """The devices and the processes that compute. A mesh with an axis of data changes the rounding of results, and
+    nothing else here changes anything of them."""
+
+    THEME: ClassVar[str] = "Speed"
+    devices: int | None = flag(
+        None,
+        "that share the fits of a group; default all, on a CPU one a core",
+        role="free",
+        bounds=(1, MOST_DEVICES),
+    )
+    parallel: str = flag(
+        "jit", "jit, or pmap: one fit at a time, its batches over all devices", role="free", choices=("jit", "pmap")
+    )
+    mesh: tuple[str, ...] = flag(
+        (), "data:4,trial:2: four to a fit's batch, two fits at once; default all on trial", role="free"
+    )
+    distributed: bool = flag(
+        False, "one of many processes; SLURM, Open MPI and Kubernetes find themselves", role="local"
+    )
+    coordinator: str | None = flag(None, "HOST:PORT of process 0, needed where there is no such cluster", role="local")
+    num_processes: int | None = flag(None, "how many there are, needed likewise", role="local")
+    process_id: int | None = flag(None, "which of them this is, from 0, needed likewise", role="local")
+    heartbeat: int = flag(
+        30, "seconds of silence after which another process counts as lost, and the run ends", role="local"
+    )
+    compilation_cache: str | None = flag(
+        None, "of compiled programs; default ~/.cache/tljax; off for none", role="free", place="new"
+    )
+
+
+@dataclass(frozen=True)
+class SharingFlags:
+    """How fits share a device, and what is computed once for all of them."""
+
+    THEME: ClassVar[str] = "Speed"
+    many: str = flag(
+        "auto",
+        "fits on one device: map (one after another), vmap (side by side), or as is quicker",
+        choices=("auto", "map", "vmap"),
+    )
+    features_budget: int = flag(
+        10**9, "bytes for the output of frozen stages; 0 computes it in every step", bounds=(0, None)
+    )
+    features_dtype: str = flag("float32", "in which that is kept, or bfloat16", choices=("float32", "bfloat16"))
+
+
+@dataclass(frozen=True)
+class TrainFlags(Recipe, SeedFlags, PinFlags, RunFlags, ComputeFlags, SharingFlags):
+    """The flags of every program that trains."""
+
+
+@dataclass(frozen=True)
+class ExperimentFlags(
+    SourceFlags,
+    CheckpointFlags,
+    RenamingFlags,
+    TargetFlags,
+    LabelFlags,
+    DataFlags,
+    ModelFlags,
+    StrategyFlags,
+    TrainFlags,
+):
+    """All flags that programs share: those of experiments.transfer."""
+
+
+FLAGS: Mapping[str, Kind] = flags.kinds(ExperimentFlags)
+"""{flag: its kind} of all that programs share, the twins of a fit's flags among them."""
+
+# ---- The settings
+
+
+@dataclass(frozen=True)
+class Settings(
+    SharingFlags,
+    ComputeFlags,
+    RunFlags,
+    PinFlags,
+    SeedFlags,
+    StrategyFlags,
+    ModelFlags,
+    DataFlags,
+    LabelFlags,
+    TargetFlags,
+    RenamingFlags,
+    CheckpointFlags,
+    SourceFlags,
+):
+    """All of a run; `pretrain.run` and `transfer.run` take the flags as keyword arguments."""
+
+    recipe: Recipe = Recipe()
+    source_recipe: Recipe = Recipe()
+
+    @classmethod
+    def from_flags(cls, **values: Any) -> "Settings":
+        """Settings from keyword arguments named like the flags.
+
+        Raises InputError for an unknown one, a value that is out of bounds, and values that contradict each other.
+
+        >>> Settings.from_flags(epochs=3, source_epochs=5).source_recipe.epochs
+        5
+        """
+        for name in values.keys() - FLAGS.keys():
+            raise InputError(flags.unknown(name, FLAGS))
+        values = {name: flags.at_home(name, FLAGS[name], value) for name, value in values.items()}
+        names = {f.name for f in dataclasses.fields(Recipe)}
+        recipe = {name: values[name] for name in names & values.keys()}
+        twin = {name: values[f"source_{name}"] for name in names if f"source_{name}" in values}
+        if "epochs" in twin:
+            twin.setdefault("steps", None)
+        rest = {name: value for name, value in values.items() if name in cls.__dataclass_fields__}
+        settings = cls(**rest, recipe=Recipe(**recipe), source_recipe=Recipe(**{**recipe, **twin}))
+        _check(settings)
+        return settings
+
+    def flagfile_lines(self) -> list[str]:
+        """The flagfile lines that give these settings again, but for what is local to a call, such as --workdir."""
+        source = {f"source_{name}": value for name, value in vars(self.source_recipe).items()}
+        values = {**vars(self), **vars(self.recipe), **source}
+        return [f"--{name}={_written(values[name])}" for name in WRITTEN if values[name] is not None]
+
+    def beyond_neutral(self) -> dict[str, Any]:
+        """{flag: value} of those with a neutral value that have another one: what enters a fit's key of them."""
+        return {name: getattr(self, name) for name, value in NEUTRAL.items() if getattr(self, name) != value}
+
+
+def parse_flags(argv: Sequence[str]) -> dict[str, Any]:
+    """{flag: value} of the shared flags that a command line and its flagfiles give. Raises InputError."""
+    return flags.parse(argv, FLAGS)
+
+
+_FIELDS = flags.fields(ExperimentFlags)
+_LOCAL = {f.name for f in _FIELDS if f.metadata["role"] == "local"}
+WRITTEN = tuple(name for name in FLAGS if name not in _LOCAL)
+"""The flags that stand in the flagfile of a run directory."""
+GROWING = tuple(f.name for f in _FIELDS if f.metadata["role"] == "grows")
+"""The lists that may grow from one run to the next in one run directory."""
+FREE = tuple(f.name for f in _FIELDS if f.metadata["role"] == "free")
+"""What may change, since it decides no bit of a result."""
+NEUTRAL = {f.name: f.metadata["neutral"] for f in _FIELDS if f.metadata["neutral"] is not None}
+"""{flag: the value under which all is as before there was the flag}: it enters no key, and old runs are of it."""
+
+
+def _written(value: Any) -> str:
+    """A value as settings are written; the files of older runs are compared with it as text, so it stays so."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+# ---- What cannot be
+
+
+def _check(settings: Settings) -> None:
+    """Raise InputError for settings out of bounds, and for those that contradict each other."""
+    for prefix, group in (("", settings), ("", settings.recipe), ("source_", settings.source_recipe)):
+        for f in flags.fields(group):
+            _check_value(prefix + f.name, getattr(group, f.name), f.metadata["choices"], f.metadata["bounds"])
+    for name in GROWING:
+        values = getattr(settings, name)
+        twice = next((value for value, count in Counter(values).items() if count > 1), None)
+        if twice is not None or not values:
+            raise InputError(
+                f"--{name} names {f'{twice} twice: give each once' if twice is not None else 'nothing: name one'}"
+            )
+    refuse_shared_names(settings.strategies)
+    for seed in settings.seeds:
+        _check_value("seeds", seed, (), _SEED)
+    if max(settings.hidden, default=1) > _MOST_WIDTH:
+        raise InputError(f"--hidden={max(settings.hidden)}: a width is at most {_MOST_WIDTH:,}")
+    for budget in settings.train_examples:
+        budgets.check(budget)
+        budgets.seeds(budget, settings.seeds)
+    shape = settings.image_shape
+    if shape and (len(shape) != 3 or min(shape) < 1 or shape[0] * shape[1] * shape[2] > _MOST_NUMBERS):
+        raise InputError(f"--image_shape={','.join(map(str, shape))}: write HEIGHT,WIDTH,CHANNELS, below 10^7 in all")
+
+
+def _check_value(name: str, value: Any, choices: Sequence[str], bounds: tuple[int, int | None] | None) -> None:
+    """Raise InputError for a value that is none of its flag's choices, or out of its bounds."""
+    if choices and value not in choices:
+        raise InputError(f"--{name}={value}{plugins.nearest(value, choices)}")
+    if bounds is None or value is None:
+        return
+    least, most = bounds
+    if most is None and value < least:
+        raise InputError(f"--{name}={value}: give {least} or more")
+    if most is not None and not least <= value <= most:
+        raise InputError(f"--{name}={value}: it must be at least {least} and at most {most:,}")
+
+
+def refuse_shared_names(strategies: Sequence[str]) -> None:
+    """Raise InputError for two strategies of one name: their fits would be of one row."""
+    texts: dict[str, str] = {}
+    for text in strategies:
+        other = texts.setdefault(plugins.called(text), text)
+        if other != text:
+            raise InputError(
+                f"--strategies: '{other}' and '{text}' are both named {plugins.called(text)}: give each its own name"
+            )
