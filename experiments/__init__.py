@@ -14,6 +14,9 @@ def run_program(file: str) -> None:
 
     A program calls this before its other imports, where it is run and not imported: `python -m experiments.NAME`.
     """
+    if line := _too_little_memory():
+        print(f"error: {line}", file=sys.stderr, flush=True)
+        os._exit(1)
     name = ".".join(Path(file).resolve().relative_to(Path(__file__).resolve().parent.parent).with_suffix("").parts)
     try:
         program = importlib.import_module(name)
@@ -38,10 +41,32 @@ def _remedy(error: BaseException) -> str:
         trace = trace.tb_next
     text = " ".join(str(error).split())
     variables = ", ".join(f"{n}={v}" for n, v in os.environ.items() if n.startswith(("JAX_", "XLA_")))
-    if isinstance(error, MemoryError) or "failed to map segment" in text or "start new thread" in text:
+    signs = ("failed to map segment", "cannot map zero-fill", "start new thread")
+    if isinstance(error, MemoryError) or any(sign in text for sign in signs):
         return f"there is too little memory for the libraries of tljax ({text}): raise its limit (ulimit -v)"
     if isinstance(error, ImportError):
         return f"{text}: {INSTALL}"
     if variables and any(f"{os.sep}jax{os.sep}" in file for file in files):
         return f"JAX does not start ({text}): the environment sets {variables}; unset what it does not take"
+    return ""
+
+
+_LEAST = {"RLIMIT_AS": ("ulimit -v", 2 * 2**30), "RLIMIT_DATA": ("ulimit -d", 650 * 10**6)}
+"""{limit of the system: (how a shell sets it, bytes with which JAX starts on two cores)}. With less its libraries end
+the process without a word of what is wrong, or wait for a thread that there is not."""
+
+
+def _too_little_memory() -> str:
+    """A sentence that says which limit of memory is too low for JAX to start, with the remedy; "" where none is."""
+    try:
+        import resource
+    except ImportError:  # of a system without such limits
+        return ""
+    for name, (command, least) in _LEAST.items():
+        limit, _ = resource.getrlimit(getattr(resource, name))
+        if limit != resource.RLIM_INFINITY and limit < least:
+            return (
+                f"this process may have {limit / 1e6:,.0f} MB of memory ({name}), and JAX does not start with less "
+                f"than {least / 1e6:,.0f} MB: raise the limit ({command})"
+            )
     return ""

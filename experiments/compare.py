@@ -76,8 +76,8 @@ def run(given: Mapping[str, Any], asked: CompareFlags) -> list[Result]:
     base = names.get(base, base)
     if base not in names.values():
         raise InputError(f"--against={base} is none of --strategies{plugins.nearest(base, names)}")
-    means = process.prepare(made)
-    parts = planned(given, asked, made, means)
+    execution = process.prepare(made)
+    parts = planned(given, asked, made, execution)
     for part in parts:
         estimand.require_some(part.todo)
     method = methods.one(base)
@@ -93,13 +93,13 @@ def run(given: Mapping[str, Any], asked: CompareFlags) -> list[Result]:
         found = [(part, transfer.within(part.todo, folder, {**named, **evals.fingerprints(more)})) for part in parts]
         lines = [line for _, some in found for line in some]
         if process.first():
-            judged = [_judged(part, some, more, folder, means) for part, some in found]
+            judged = [_judged(part, some, more, folder, execution) for part, some in found]
             several = directory.mixed_environments(folder, [line.name for line in lines])
             verdicts.show(folder, judged, judging, [*notes(parts, asked), *several])
     return lines
 
 
-def planned(given: Mapping[str, Any], asked: CompareFlags, made: Settings, means: Any) -> list[Part]:
+def planned(given: Mapping[str, Any], asked: CompareFlags, made: Settings, execution: Any) -> list[Part]:
     """All parts, read and checked: scratch of each target first, then each source."""
     sources = _several(made.source) or _several(made.source_checkpoint)
     if not sources or not _several(made.target):
@@ -113,7 +113,7 @@ def planned(given: Mapping[str, Any], asked: CompareFlags, made: Settings, means
         for source in sources:
             pair = {**given, kind: source, "target": target}
             arms = [
-                transfer.prepare(Settings.from_flags(**arm), means, only=True)
+                transfer.prepare(Settings.from_flags(**arm), execution, only=True)
                 for arm in tuned.arms(pair, made, asked.tuned)
             ]
             # From scratch there is one fit a target, budget and seed, whatever the source, each with its own recipe.
@@ -173,7 +173,7 @@ def _several(text: str | None) -> list[str]:
 
 
 def _judged(
-    part: Part, lines: Sequence[Result], more: Sequence[evals.Eval], folder: Path, means: Any
+    part: Part, lines: Sequence[Result], more: Sequence[evals.Eval], folder: Path, execution: Any
 ) -> evidence.Found:
     """What there is of a part to judge by: rows, and which test examples each fit gets right."""
     found = evidence.of_run(folder, lines, part.todo.target)
@@ -203,7 +203,11 @@ def notes(parts: Sequence[Part], asked: CompareFlags) -> list[str]:
 def _say_looks(parts: Sequence[Part], judging: Judging) -> None:
     """Say before anything is trained that there are no looks left; raises InputError as `looks.count` does."""
     keys: dict[str, tuple[set[str], set[str]]] = {}
-    for todo in (part.todo for part in parts if not part.longer and not part.todo.made.distributed):
+    todos = [part.todo for part in parts if not part.longer and not part.todo.made.distributed]
+    jobs = [job for todo in todos for job in transfer.planned(todo).values()]
+    cells = ((evidence.cell(job.result), job.seed) for job in jobs)
+    able = looks.judgeable(cells, judging.against)
+    for todo in (todo for todo in todos if todo.target.name in able):
         fits_of, bases = keys.setdefault(looks.test_set(np.asarray(todo.target.test.labels)), (set(), set()))
         for job in transfer.planned(todo).values():
             if (name := summary.label(job.result)) != "scratch" or judging.against == "scratch":

@@ -120,12 +120,12 @@ def prepared(given: Mapping[str, Any], asked: RankFlags) -> Todo:
         raise InputError("--score_examples must be at least 2, --resamples at least 10")
     if made.source_rename and not any(elsewhere.named(place) for place in asked.sources):
         raise InputError("--source_rename is for weights from elsewhere: leave it out, or name a file in --sources")
-    means = process.prepare(made)
-    found = _named([card for place in asked.sources for card in cards.read(place, given)])
+    execution = process.prepare(made)
+    found = _named([card for place in asked.sources for card in _read(place, given)])
     if asked.verify and len(found) < 3:
         raise InputError(f"--sources names {len(found)}: to judge scores give three or more")
     alone = {**given, "seeds": (0,)}  # each place holds one source, whatever the seeds of the targets
-    origins = {card.name: origin.load(origin.settings(alone, card.place, several=True)) for card in found}
+    origins = {card.name: _loaded(alone, card.place) for card in found}
     _refuse_copies(origins)
     shape = made.image_shape or next(iter(origins.values())).source.shape
     targets = {name: sources.load(made, name, shape) for name in names}
@@ -137,8 +137,24 @@ def prepared(given: Mapping[str, Any], asked: RankFlags) -> Todo:
                 raise InputError(f"source '{name}': {error}") from error
         for budget in made.train_examples:
             scoring.drawn(made, budget, task, asked.score_examples)
-    plan = truth.planned(given, made, found, targets, means) if asked.verify else None
+    plan = truth.planned(given, made, found, targets, execution) if asked.verify else None
     return Todo(made, tuple(found), origins, targets, plan)
+
+
+def _read(place: str, given: Mapping[str, Any]) -> list[Card]:
+    """`cards.read`, whose errors name the flag of this program."""
+    try:
+        return cards.read(place, given)
+    except InputError as error:
+        raise InputError(str(error).replace("--source_checkpoint", "--sources")) from error
+
+
+def _loaded(given: Mapping[str, Any], place: str) -> Origin:
+    """`origin.load`, whose errors name the flag of this program."""
+    try:
+        return origin.load(origin.settings(given, place, several=True))
+    except InputError as error:
+        raise InputError(str(error).replace("--source_checkpoint", "--sources")) from error
 
 
 def _named(found: Sequence[Card]) -> list[Card]:

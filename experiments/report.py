@@ -24,6 +24,8 @@ if __name__ == "__main__":  # before the other imports, so that what fails in th
 import csv
 import glob
 import hashlib
+import io
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -46,7 +48,7 @@ from experiments.runs.compare_flags import Judging
 from experiments.runs.evidence import Found
 from experiments.runs.flags import flag
 from experiments.runs.settings import FLAGS, Settings
-from tljax import plugins
+from tljax import files, npz, plugins
 from tljax.study.results import Result, extended, from_json
 from tljax.study.summary import with_share
 from tljax.types import InputError
@@ -142,6 +144,10 @@ def _of_runs(runs: Sequence[str]) -> Read:
         except (InputError, OSError) as error:
             found.notes.append(f"{name} is left out: {error}")
             continue
+        if not any(part.rows for part in kept.found):
+            why = "; ".join(kept.notes) or f"'{name}' holds no fit: run its command again"
+            found.notes.append(f"{name} is left out: {why}")
+            continue
         parts = []
         for part in kept.found:
             places = [(evidence.cell(row, part.longer), row.seed) for row in part.rows]
@@ -190,17 +196,19 @@ def _flags(run: Path, known: Mapping[str, flags.Kind]) -> dict[str, Any]:
 def theirs(csv_file: Path, predictions: str) -> Found:
     """Fits made elsewhere; raises InputError for a table or predictions that are not as this program's text says."""
     try:
-        with open(csv_file, newline="", encoding="utf-8-sig") as file:
-            table = csv.DictReader(file)
-            results = [_result(f"'{csv_file}', line {table.line_num}", cells) for cells in table]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        table = csv.DictReader(io.StringIO(files.text(csv_file), newline=""))
+        names = [str(name) for name in table.fieldnames or ()]
+        npz.refuse_slips(names, (*_NEEDED, *_KNOWN, "diverged"), f"'{csv_file}'", "column")
+        _require_columns(f"'{csv_file}'", names)
+        results = [_result(f"'{csv_file}', line {table.line_num}", cells) for cells in table]
+    except (OSError, csv.Error) as error:
         raise InputError(f"--results={csv_file} cannot be read: {plugins.said(error)}") from error
-    others = [str(name) for name in table.fieldnames or () if name not in (*_NEEDED, *_KNOWN, "diverged")]
+    others = [name for name in names if name not in (*_NEEDED, *_KNOWN, "diverged")]
     if others:
         console.say(f"'{csv_file}' has columns that are not read: {', '.join(others)[:200]}")
     _refuse_twice(results)
-    files = {Path(file).stem: Path(file) for file in glob.glob(predictions)}
-    lacking = [result.name for result in results if result.name not in files]
+    places = {Path(file).stem: Path(file) for file in _matching(predictions)}
+    lacking = [result.name for result in results if result.name not in places]
     if lacking or not results:
         what = (
             f"--predictions={predictions} names no '{lacking[0]}.npz'"
@@ -208,11 +216,11 @@ def theirs(csv_file: Path, predictions: str) -> Found:
             else f"--results={csv_file} has no row"
         )
         raise InputError(f"{what}: a fit is a row and a file of its name")
-    known = {result.name: evidence.read(files[result.name]) for result in results}
+    known = {result.name: evidence.read(places[result.name]) for result in results}
     labels: dict[str, np.ndarray] = {}
     measured, parts = [], []
     for result in results:
-        file_of, (predicted, own) = files[result.name], known[result.name]
+        file_of, (predicted, own) = places[result.name], known[result.name]
         first = labels.setdefault(result.target, own)
         if first.shape != own.shape or (first != own).any():
             raise InputError(f"'{file_of}' has other labels than the other fits of '{result.target}'")
@@ -223,6 +231,24 @@ def theirs(csv_file: Path, predictions: str) -> Found:
     settled = [result for each in measured for result in with_share([each], labels[each.target])]
     predictions_of = {result.name: known[result.name][0] for result in results if not result.diverged}
     return Found(settled, predictions_of, labels, evidence.all_groups(parts))
+
+
+def _matching(pattern: str) -> list[str]:
+    """The files that a pattern names; a folder that is there is taken by its name, whatever brackets are in it."""
+    folder, name = os.path.split(pattern)
+    literal = glob.escape(folder) if os.path.isdir(folder) else folder
+    return [pattern] if os.path.isfile(pattern) else glob.glob(os.path.join(literal, name))
+
+
+def _require_columns(what: str, headings: Sequence[str]) -> None:
+    """Raise InputError for a table without a column that is needed, naming those that it has."""
+    lacking = [name for name in _NEEDED if name not in headings]
+    if headings and lacking:
+        there = ", ".join(map(repr, headings))[:200]
+        raise InputError(
+            f"{what} has no column {lacking[0]}: the columns {', '.join(_NEEDED)} are needed, with commas between "
+            f"them; those there are: {there}"
+        )
 
 
 def _key(result: Result, predicted: np.ndarray, labels: np.ndarray) -> str:

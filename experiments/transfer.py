@@ -51,7 +51,7 @@ class Experiment(NamedTuple):
     target: Task
     model: Model
     methods: tuple[methods.Named, ...]
-    means: train.Execution
+    execution: train.Execution
 
 
 def run(**flags: Any) -> list[Result]:
@@ -98,7 +98,7 @@ def fingerprints(todo: Experiment) -> dict[str, str]:
 
 
 def prepare(
-    made: Settings, means: train.Execution, only: bool = False, stand_ins: Mapping[int, int] | None = None
+    made: Settings, execution: train.Execution, only: bool = False, stand_ins: Mapping[int, int] | None = None
 ) -> Experiment:
     """Read everything that the flags name, and raise InputError for what cannot be.
 
@@ -126,8 +126,8 @@ def prepare(
     if source and not source.fisher and any(term.name == "ewc" for term in objective.penalties(made.recipe.penalty)[0]):
         raise InputError("--penalty=ewc needs the source's Fisher information: train the source with --save_fisher")
     for fault in fits.faults(made, model, shape):
-        means.on_message(fault)
-    todo = Experiment(made, source, target, model, named, means)
+        execution.on_message(fault)
+    todo = Experiment(made, source, target, model, named, execution)
     for _, start in first_starts(todo):
         for budget in made.train_examples:
             fits.check(made.recipe, budget, target, start)
@@ -208,19 +208,19 @@ def streams_of(made: Settings, seed: int) -> seeds.Seeds:
 def _train(todo: Experiment, missing: Mapping[str, Job], folder: Path) -> None:
     """Train what is missing, a strategy and budget at a time."""
     made = todo.made
-    trained = todo.source.obtain(folder, todo.means) if todo.source else {}
-    field = fits.arena(todo.target, made.recipe, todo.means)
+    trained = todo.source.obtain(folder, todo.execution) if todo.source else {}
+    field = fits.arena(todo.target, made.recipe, todo.execution)
     grounds = {seed: ground(todo, seed) for seed in {job.seed for job in missing.values()}}
     for seed in grounds.keys() & trained.keys():
         grounds[seed] = methods.with_source(grounds[seed], trained[seed])
     groups: dict[Any, list[fits.Fit]] = {}
-    never_still = fits.never_still(made, todo.model, tuple(todo.target.train.images.shape[1:]))
+    keeps_dropout = fits.keeps_dropout(made, todo.model, tuple(todo.target.train.images.shape[1:]))
     for job in missing.values():
         streams = streams_of(made, job.seed)
         start = methods.start(job.method, grounds[job.seed], look(todo, field, streams, job.budget))
         accuracy = trained[job.seed].accuracy if job.seed in trained else None
         result = replace(job.result, source_accuracy=accuracy)
-        fit = fits.build(field, todo.model, start, streams, job.budget, result, never_still)
+        fit = fits.build(field, todo.model, start, streams, job.budget, result, keeps_dropout)
         begins = fit.result.phase_steps
         if len(begins) > 1 and job.seed == made.seeds[0]:
             console.say(f"{job.method.label}: phases begin at the steps {', '.join(map(str, begins))}")

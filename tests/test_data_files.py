@@ -158,7 +158,7 @@ def test_features_become_float32(tmp_path: Path) -> None:
     task = saved(tmp_path, train_images=None, test_images=None, train_features=x, test_features=x[:3])
     assert task.train.images.dtype == np.float32
     np.testing.assert_array_equal(task.train.images, x.astype(np.float32))
-    with pytest.raises(InputError, match=r"features \[5\] cannot become \[5, 1, 1\]: drop --image_shape"):
+    with pytest.raises(InputError, match=r"features \[5\] cannot become \[5, 1, 1\], as only uint8 pixels"):
         load(str(tmp_path / "d.npz"), data_dir=tmp_path, image_shape=(5, 1, 1))
 
 

@@ -15,7 +15,7 @@ import pytest
 from test_programs import arguments, command, parameters, refused, results, snapshot
 
 from experiments import transfer
-from experiments.runs import directory, lock, process, training
+from experiments.runs import directory, process, training
 from experiments.runs.settings import Settings
 from tljax import checkpoint
 
@@ -150,7 +150,7 @@ def test_a_lock_of_another_host_that_is_alive_is_refused(copy, tasks, tmp_path, 
 
 
 def test_an_owner_touches_its_lock_while_it_runs(copy, tasks, monkeypatch):
-    monkeypatch.setattr(lock, "BEAT", 0.01)
+    monkeypatch.setattr(process, "BEAT", 0.01)
     with directory.opened(settings(tasks, copy), "transfer"):
         os.utime(copy / ".lock", (0, 0))
         until = time.monotonic() + 5

@@ -12,7 +12,7 @@ import optax
 import pytest
 from flax import nnx
 
-from tljax import masks, optimizer, paths
+from tljax import masks, optimizer, optimizers, paths
 from tljax.types import InputError, Phase
 
 
@@ -733,6 +733,80 @@ def test_layers_of_a_stack_are_chosen_along_the_first_axis(which, expected):
         assert mask["blocks"][name].shape == shape
         assert np.flatnonzero(mask["blocks"][name]).tolist() == expected
     masks.lint(STACK, masks.union(mask, masks.under(STACK, "head")))
+
+
+WHOLE = [np.int64, np.int32, np.int8, np.uint8, jnp.int32, jnp.asarray, np.asarray]
+REAL = [np.float64, np.float32, np.float16, jnp.float32, jnp.bfloat16, jnp.asarray, np.asarray]
+TRUTH = [np.bool_, jnp.bool_, jnp.asarray, np.asarray]
+
+
+@pytest.mark.parametrize("number", WHOLE)
+def test_whole_numbers_of_numpy_and_jax_are_whole_numbers(number):
+    whole = {
+        "layers": lambda n: masks.layers(STACK, "blocks", n(2)),
+        "layers of a list": lambda n: masks.layers(STACK, "blocks", [n(0), n(3)]),
+        "layers of a slice": lambda n: masks.layers(STACK, "blocks", slice(n(1), n(5), n(2))),
+        "by_size": lambda n: masks.by_size(STACK, at_least=n(2), at_most=n(12)),
+        "top": lambda n: masks.top(STACK, n(1)),
+        "canonical": lambda n: masks.canonical({"a": np.ones(2)}, {"a": n(3)}),
+        "trains": lambda n: (masks.trains(n(0)), masks.trains(n(2)), masks.selects(n(2))),
+        "scale": lambda n: masks.scale({"a": True, "b": 100, "c": np.array([1.0, 0.0])}, n(3)),
+    }
+    for what, call in whole.items():
+        assert masks.equal(call(number), call(int)), what
+    if number not in (np.uint8,):
+        assert masks.equal(masks.layers(STACK, "blocks", number(-1)), masks.layers(STACK, "blocks", 5))
+    masks.lint_phases(STACK, [Phase(number(0), masks.under(STACK, "head"))])
+
+
+@pytest.mark.parametrize("number", REAL)
+def test_real_numbers_of_numpy_and_jax_are_real_numbers(number):
+    params, half = {"a": np.ones(4, np.float32), "b": np.ones(4, np.float32)}, {"a": 0.5, "b": True}
+    mask = {"a": number(0.5), "b": True}
+    assert masks.equal(mask, half) and masks.digest(mask) == masks.digest(half)
+    assert masks.to_json(mask) == masks.to_json(half)
+    assert masks.equal(masks.top(params, number(0.5)), masks.top(params, 0.5))
+    assert masks.equal(masks.scale(half, number(0.5)), masks.scale(half, 0.5))
+    assert masks.equal(masks.by_size(params, at_least=number(3.5)), masks.by_size(params, at_least=3.5))
+    assert masks.equal(masks.canonical(params, mask), half) and masks.value(number(0.5)) == 0.5
+    body = masks.under(params, "b")
+    masks.lint_phases(params, [Phase(number(0), body), Phase(number(0.5), half)])
+    with pytest.raises(InputError, match="phase 0 starts at"):
+        masks.lint_phases(params, [Phase(number(2), body)])
+    tx = optimizer.masked(optax.sgd(1.0), mask)
+    step, _ = tx.update(params, tx.init(params), params)
+    np.testing.assert_array_equal(step["a"], np.full(4, -0.5))
+    moved = optimizer.apply(params, step, mask)
+    np.testing.assert_array_equal(moved["a"], np.full(4, 0.5))
+    with np.errstate(all="raise"):
+        rates = optimizers.rates("linear", number(0.5), number(0.25), np.int64(8))
+    np.testing.assert_array_equal(rates, optimizers.rates("linear", 0.5, 0.25, 8))
+
+
+@pytest.mark.parametrize("truth", TRUTH)
+def test_bools_of_numpy_and_jax_are_bools(truth):
+    params = {"a": np.ones(2), "b": np.ones(2)}
+    plain, other = {"a": True, "b": False}, {"a": False, "b": True}
+    mask = {name: truth(value) for name, value in plain.items()}
+    masks.require_bools("here", mask)
+    for call in (
+        lambda m: masks.union(m, {"a": False, "b": False}),
+        lambda m: masks.intersect(m, {"a": True, "b": True}),
+        masks.invert,
+        lambda m: masks.kept(params, m),
+        lambda m: masks.also({"a": 0.5, "b": 0.5}, m),
+        lambda m: masks.top(params, 0.5, among=m),
+        lambda m: masks.scale(m, 0.5),
+        lambda m: masks.canonical(params, m),
+        lambda m: masks.static(params, m),
+        lambda m: masks.by_path(params, lambda path: truth(path == "a")),
+    ):
+        assert masks.equal(call(mask), call(plain))
+    masks.lint(params, mask, {name: truth(False) for name in params})
+    assert masks.since(mask, other) == masks.since(plain, other)
+    rows = [truth(value) for value in (True, False, False, True, False, False)]
+    for which in (rows, np.array([0, 3]), jnp.array([0, 3]), np.isin(np.arange(6), (0, 3))):
+        assert masks.equal(masks.layers(STACK, "blocks", which), masks.layers(STACK, "blocks", [0, 3]))
 
 
 def test_layers_refuse_what_is_no_stack_and_what_chooses_nothing():

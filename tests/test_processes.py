@@ -13,7 +13,7 @@ import pytest
 from test_programs import arguments, command, parameters
 from test_resume import Killed, killed_after
 
-from experiments import pretrain, transfer
+from experiments import pretrain, search, transfer
 from experiments.runs import directory, process, settings
 from experiments.runs.settings import Settings, parse_flags
 from tljax.train import vectorize
@@ -30,13 +30,13 @@ def source(tasks, tmp_path_factory):
     return folder
 
 
-def started(flags, count=2):
+def started(flags, count=2, program="transfer"):
     """The processes of one run, on this machine, with four devices each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     own = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}", "--distributed", "--heartbeat=10"]
-    call = [sys.executable, "-u", "-m", "experiments.transfer", *flags, *own, "--devices=4"]
+    call = [sys.executable, "-u", "-m", f"experiments.{program}", *flags, *own, "--devices=4"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
     return [subprocess.Popen([*call, f"--process_id={i}"], **pipes) for i in range(count)]
 
@@ -141,6 +141,68 @@ def test_what_the_first_process_refuses_ends_the_others(tasks, tmp_path):
     first, second = ended(started(command(tasks, tmp_path, seeds=(0,))))
     assert first[0] == second[0] == 1
     assert "holds other files and no run" in first[2] and process.LOST in second[2]
+
+
+def range_flags(tasks, folder, *more, **flags):
+    given = {"strategies": ("head_only",), "seeds": (0,), "steps": 20, "epochs": None} | flags
+    return [*command(tasks, folder, **given), "--lr_range_test", *more]
+
+
+@pytest.mark.slow
+def test_a_range_test_on_two_processes_says_what_one_says(tasks, tmp_path, capsys):
+    """The first holds the run directory for both, and writes; neither trains a trial."""
+    there = ended(started(range_flags(tasks, tmp_path / "two"), program="search"))
+    assert [code for code, _, _ in there] == [0, 0], there
+    assert there[1][1].count("\n") == there[1][1].count("[Gloo]")
+    search.main(["search", *range_flags(tasks, tmp_path / "one", devices=1)])
+    here = capsys.readouterr().out
+    [two, one] = (re.search(r"suggested: --learning_rate=(\S+),", said)[1] for said in (there[0][1], here))
+    assert float(two) == pytest.approx(float(one), rel=1e-2)
+    for folder in (tmp_path / "two" / "w", tmp_path / "one" / "w"):
+        assert (folder / "lr_range_test.html").is_file() and not (folder / ".lock").read_text(encoding="utf-8")
+        assert not (folder / "study.journal").exists()
+
+
+@pytest.mark.slow
+def test_a_range_test_on_two_processes_is_refused_a_run_directory_that_is_in_use(tasks, tmp_path):
+    """By the rule of every program: the first process says who has it, the other that it lost the first."""
+    flags = range_flags(tasks, tmp_path)
+    (tmp_path / "w").mkdir()
+    with process.locked(tmp_path / "w"):
+        first, second = ended(started(flags, program="search"), seconds=120)
+    assert first[0] == second[0] == 1
+    assert "is in use by process" in first[2] and "Traceback" not in first[2] + second[2]
+    assert second[2].strip().splitlines()[-1].startswith(f"error: {process.LOST}")
+
+
+@pytest.mark.slow
+def test_a_search_on_two_processes_is_refused_by_both_at_once_and_its_advice_works(tasks, tmp_path):
+    """Processes of a search share a storage, each in a run directory of its own: no one waits for another."""
+    space = ["--space=learning_rate:log:1e-3:1", "--trials=4", "--group=1"]
+    given = {"strategies": ("head_only",), "seeds": (0,), "epochs": None, "steps": 20}
+    began = time.monotonic()
+    refused = ended(started([*command(tasks, tmp_path, **given), *space], program="search"), seconds=120)
+    assert time.monotonic() - began < 60
+    for code, said, complaint in refused:
+        assert code == 1 and "Traceback" not in complaint and said == ""
+        assert complaint.startswith("error: --distributed: processes of a search") and complaint.count("\n") == 1
+    assert not (tmp_path / "w").exists()
+    call = [
+        sys.executable,
+        "-m",
+        "experiments.search",
+        *space,
+        f"--storage={tmp_path / 'study.journal'}",
+        "--devices=1",
+    ]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+    flags = [command(tasks, tmp_path, **given, workdir=tmp_path / name) for name in ("a", "b")]
+    done = ended([subprocess.Popen([*call, *own], **pipes) for own in flags])
+    assert [code for code, _, _ in done] == [0, 0], done
+    assert all("tuned against tuned" in said for _, said, _ in done)
+    best = [(tmp_path / name / "best.flags").read_text(encoding="utf-8") for name in ("a", "b")]
+    rates = [re.search(r"(?m)^--learning_rate=(.*)$", text)[1] for text in best]
+    assert rates[0] == rates[1]
 
 
 def test_one_process_loads_all_rows():

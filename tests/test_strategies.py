@@ -469,6 +469,82 @@ def test_lora_names_what_it_cannot_adapt(params, message):
         lora.adapt(params, jax.random.key(0))
 
 
+FACTORS = {"lora_a": np.ones((3, 4), np.float32), "lora_b": np.ones((4, 2), np.float32)}
+NOT_ADAPTED = {
+    "no factors": ({"a": {"kernel": np.ones((3, 2))}}, "no factors lora_a and lora_b: merge those that adapt gave"),
+    "nothing": ({}, "no factors lora_a and lora_b"),
+    "an array": (np.ones(3), "no factors lora_a and lora_b"),
+    "one factor": (
+        {"a": {"kernel": np.ones((3, 2)), "lora_a": np.ones((3, 4))}},
+        "'a/kernel' and 'a/lora_a' without lora_b: merge the whole tree that adapt gave",
+    ),
+    "the other": ({"kernel": np.ones((3, 2)), "lora_b": np.ones((4, 2))}, "'kernel' and 'lora_b' without lora_a"),
+    "no kernel": ({"a": {"b": FACTORS}}, "'a/b/lora_a' and 'a/b/lora_b' without kernel"),
+    "another kernel": ({"a": {**FACTORS, "kernel": np.ones((5, 2))}}, "do not fit their kernel: 'a/kernel' (5, 2)"),
+    "two ranks": (
+        {"a": {**FACTORS, "kernel": np.ones((3, 2)), "lora_b": np.ones((5, 2))}},
+        "do not fit their kernel: 'a/kernel' (3, 2), 'a/lora_a' (3, 4), 'a/lora_b' (5, 2)",
+    ),
+    "numbers": ({"a": {**FACTORS, "kernel": np.ones((3, 2)), "lora_a": 1.0}}, "do not fit their kernel"),
+    "a tree within": ({"a": {**FACTORS, "kernel": {"x": np.ones((3, 2))}}}, "do not fit their kernel"),
+    "frozen": (flax.core.freeze({"a": {**FACTORS, "kernel": np.ones((3, 2))}}), "give nested dicts, as flax.core.unfr"),
+    "a list": ([{**FACTORS, "kernel": np.ones((3, 2))}], "give nested dicts, as flax.core.unfr"),
+}
+
+
+@pytest.mark.parametrize("case", NOT_ADAPTED)
+def test_lora_says_what_a_tree_lacks_that_it_is_to_merge(case):
+    params, message = NOT_ADAPTED[case]
+    with pytest.raises(InputError) as error:
+        lora.merge(params)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_lora_adapts_no_tree_that_has_factors():
+    """They would be drawn anew, and what they learnt be lost."""
+    adapted = lora.adapt({"a": KERNEL, "head": KERNEL}, jax.random.key(0))
+    with pytest.raises(InputError, match="have factors already, 'a/lora_a', 'a/lora_b': merge"):
+        lora.adapt(adapted, jax.random.key(1))
+    assert leaves(lora.adapt(lora.merge(adapted), jax.random.key(0))).keys() == leaves(adapted).keys()
+
+
+ODD = {
+    "empty": {},
+    "nothing": None,
+    "an array": np.ones((2, 2), np.float32),
+    "a number": 1.0,
+    "a text": {"a": "b"},
+    "a list": [np.ones((2, 2), np.float32), np.ones(2, np.float32)],
+    "whole numbers": {"a": {"kernel": np.ones((2, 2), int)}},
+    "numbered": {0: {"kernel": np.ones((2, 2), np.float32)}},
+    "frozen": flax.core.freeze({"a": KERNEL, "head": KERNEL}),
+    "factors alone": {"a": FACTORS},
+    "one factor": {"a": {"kernel": np.ones((3, 2), np.float32), "lora_a": np.ones((3, 4), np.float32)}},
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("staged", [False, True])
+def test_a_strategy_is_used_on_any_tree_without_a_traceback(name, staged):
+    """What it offers gives a result or raises an InputError of one line, whatever it is given."""
+    method, _ = plugins.method("pattern:train=**/kernel" if name == "pattern" else name)
+    context = Context(stages=("body", "head")) if staged else Context()
+    for what, params in ODD.items():
+        attempts = {
+            "strategy": lambda params: method.strategy(params, context),
+            "adapt": lambda params: method.adapt(params, jax.random.key(0)),
+            "merge": lambda params: method.merge(params),
+            "reinit": lambda params: method.reinit(context),
+            "left_out": lambda params: method.left_out(params, context),
+        }
+        for part, attempt in attempts.items():
+            if getattr(method, part) is not None:
+                try:
+                    attempt(params)
+                except InputError as error:
+                    assert "\n" not in str(error), (part, what)
+
+
 def test_lora_merges_no_factors_of_another_rank():
     adapted = lora.adapt({"a": KERNEL, "head": KERNEL}, jax.random.key(0), rank=2)
     with pytest.raises(InputError, match="factors at 'a/lora_a' have rank 2, not 4: merge with rank=2"):

@@ -478,6 +478,48 @@ def test_growth_is_a_look_wherever_the_fits_are_put(tmp_path, capsys):
     assert "looked at 4 times with 1 planned" in told_by(capsys)  # pooled: every judgement of some of them was a look
 
 
+def test_fits_that_get_no_verdict_are_no_look(tmp_path, capsys):
+    """A single seed, of all, of one strategy or of what it is compared with: the look is spent on the first verdict."""
+    report.main(["report", *theirs(tmp_path / "one", seeds=(0,)), "--looks=2"])
+    said = told_by(capsys)
+    assert "Nothing was judged: of one pair of fits" in said
+    assert "no look at these fits is counted" in said and "look 1 of 2" not in said
+    assert not list((tmp_path / "cache").rglob("*.json")) and not (tmp_path / "one" / "out" / "looks").exists()
+    more = theirs(tmp_path / "some", seeds=(0, 1, 2))
+    rows = (tmp_path / "some" / "theirs.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "some" / "theirs.csv").write_text("".join(rows[:2] + rows[4:]))  # scratch under one seed
+    report.main(["report", *more, "--looks=2"])
+    assert "no look at these fits is counted" in told_by(capsys)
+    for number, seeds in enumerate(((0, 1, 2), (0, 1, 2, 3)), 1):
+        report.main(["report", *theirs(tmp_path / str(number), seeds=seeds), "--looks=2"])
+        said = told_by(capsys)
+        assert f"look {number} of 2 planned" in said and "Nothing was judged" not in said
+
+
+def test_a_target_of_one_seed_beside_others_is_no_look():
+    judged = {cell(): fits([0.6] * 3), cell("scratch"): fits([0.5] * 3)}
+    single = {(c._replace(target="other")): {0: of[0]} for c, of in judged.items()}
+    for table, targets in ((judged, {"b"}), (single, set()), (judged | single, {"b"})):
+        able = looks.judgeable(((c, seed) for c, of in table.items() for seed in of), "scratch")
+        assert able == targets
+    of_mine = ((c, seed) for c, of in judged.items() for seed in of)
+    assert looks.judgeable(of_mine, "mine") == set()  # compared with what is not there
+    assert looks.seen([found(single)], "scratch") == [] and looks.count([], Judging(), []) == 0
+
+
+@pytest.mark.slow
+def test_a_comparison_of_one_seed_grows_without_a_look(tasks, tmp_path, capsys):
+    """In a run directory too, which keeps its own list of looks."""
+    flags = {"strategies": ("scratch", "full"), "epochs": None, "steps": 4, "points": 1}
+    for number, seeds in enumerate(((0,), (0, 1), (0, 1, 2))):
+        compare.main(["compare", *command(tasks, tmp_path, **flags, seeds=seeds), "--longer_scratch=false"])
+        said = told_by(capsys)
+        assert ("no look at these fits is counted" in said) == (number == 0)
+        assert (tmp_path / "w" / "looks.json").exists() == (number > 0)
+        assert ("looked at 2 times with 1 planned" in said) == (number == 2)
+        assert directory.read_record(tmp_path / "w" / "study.json")["look"] == number
+
+
 def test_planned_looks_are_looks(tmp_path, capsys):
     for number, seeds in enumerate(((0, 1, 2), (0, 1, 2, 3), (0, 1, 2, 3, 4)), 1):
         report.main(["report", *theirs(tmp_path / str(number), seeds=seeds), "--looks=2"])
@@ -542,7 +584,9 @@ def test_runs_side_by_side_are_no_look_but_pooled_seeds_are():
         looks.keep(looks.seen(runs[number], "scratch"), judging, 1, [looks.place()])
     assert looks.count(looks.apart(runs[:2], "scratch"), judging, [looks.place()]) == 1
     assert looks.count(looks.apart([runs[0], runs[2]], "scratch"), judging, [looks.place()]) == 3
-    assert looks.count(looks.seen(runs[0], "mine"), Judging(against="mine"), [looks.place()]) == 1  # another question
+    assert (
+        looks.count(looks.seen([*runs[0], *runs[1]], "mine"), Judging(against="mine"), [looks.place()]) == 1
+    )  # another
 
 
 def test_where_looks_cannot_be_kept_it_is_said(tmp_path, monkeypatch, capsys):

@@ -117,9 +117,12 @@ def save(directory: Path, fits: Mapping[str, Params], about: Mapping[str, Any]) 
     except Exception as error:  # of Orbax and what it stands on, which have no type in common
         for partial in directory.parent.glob(f"{glob.escape(directory.name)}.orbax-checkpoint-tmp*"):
             shutil.rmtree(partial, ignore_errors=True)  # it may be what fills the disk
+        no_threads = "start new thread" in str(error)
+        remedy = (
+            "raise this process's limits (ulimit -v, ulimit -u)" if no_threads else "make room or give another folder"
+        )
         raise InputError(
-            f"checkpoint '{directory}' cannot be written ({_said(error)}): make room or give another folder, and run "
-            "again"
+            f"checkpoint '{directory}' cannot be written ({_said(error)}): {remedy}, and run again"
         ) from error
 
 

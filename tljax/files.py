@@ -1,5 +1,6 @@
-"""Files written whole: a crash leaves the old one or the new one, and no link is followed."""
+"""Files written whole, so that a crash leaves the old one or the new one; paths; and the text of people's files."""
 
+import codecs
 import contextlib
 import os
 import re
@@ -35,6 +36,49 @@ def to_bytes(text: str) -> bytes:
     b'caf\\\\udce9'
     """
     return text.encode("utf-8", "backslashreplace")
+
+
+def text(file: Path, errors: str = "strict") -> str:
+    """What a file says that somebody wrote in UTF-8, with or without a byte order mark.
+
+    `errors` is what becomes of bytes that are no UTF-8, as `bytes.decode` has it. Raises InputError for a file in
+    another encoding, and OSError for one that cannot be read.
+    """
+    return decoded(Path(file).read_bytes(), f"'{file}'", errors)
+
+
+def decoded(data: bytes, what: str, errors: str = "strict") -> str:
+    """The same of its bytes; `what` they are is a word of the InputError.
+
+    >>> decoded("caf\\u00e9".encode("utf-8-sig"), "'a.csv'")
+    'café'
+    >>> decoded("name,seed".encode("utf-16"), "'a.csv'")
+    Traceback (most recent call last):
+    tljax.types.InputError: 'a.csv' is in UTF-16: save it as UTF-8
+    """
+    require_bytes_of_text(data, what)
+    try:
+        return data.decode("utf-8-sig", errors)
+    except UnicodeDecodeError as error:
+        where = f"byte {error.start + 1} is 0x{data[error.start]:02x}"
+        raise InputError(f"{what} is no UTF-8 ({where}), perhaps Latin-1: save it as UTF-8") from error
+
+
+_MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",  # before UTF-16, whose mark is the beginning of this
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+
+
+def require_bytes_of_text(data: bytes, what: str) -> None:
+    """Raise InputError for UTF-16 and UTF-32, with or without their mark, which no reader of UTF-8 takes."""
+    marked = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "")
+    if not marked and b"\0" in data[:1000]:
+        raise InputError(f"{what} has zero bytes, as UTF-16 has and no text in UTF-8: save it as UTF-8")
+    if marked:
+        raise InputError(f"{what} is in {marked}: save it as UTF-8")
 
 
 def not_text(file: Path) -> str | None:
@@ -73,6 +117,9 @@ def replace(file: Path, data: bytes) -> None:
             out.flush()
             os.fsync(out.fileno())
         os.replace(new, file)
+    except IsADirectoryError as error:
+        new.unlink(missing_ok=True)
+        raise IsADirectoryError(error.errno, error.strerror, str(file)) from error
     except BaseException:
         new.unlink(missing_ok=True)  # on a full disk it is in the way
         raise

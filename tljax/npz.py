@@ -1,26 +1,32 @@
 """Arrays in NumPy's files, .npz and .npy, from anybody: what is pickled is never read."""
 
+import re
 import warnings
-from collections.abc import Container
+from collections.abc import Collection
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from tljax import plugins
 from tljax.types import InputError
 
 
-def read(file: Path, wanted: Container[str] | None = None) -> dict[str, np.ndarray]:
+def read(file: Path, wanted: Collection[str] | None = None, known: Collection[str] = ()) -> dict[str, np.ndarray]:
     """{name: array} of an .npz file, all of it or what it has of `wanted`.
 
-    Raises InputError for a file that cannot be read, is damaged or a single array, and for Python objects in it.
+    What it has beside that is not read; a name that is nearly one of `wanted` or `known`, those that others read,
+    is refused, as what it was to say would be lost. Raises InputError for a file that cannot be read, is damaged or
+    a single array, and for Python objects in it.
     """
     try:
         if file.exists() and not file.is_file():  # a pipe would be waited for
             raise ValueError("it is no file")
         # Opened here: np.load leaves a damaged file open.
         with file.open("rb") as stream:
-            return unpack(stream, f"'{file}'", wanted)
+            return unpack(stream, f"'{file}'", wanted, known)
+    except InputError:
+        raise
     except (OSError, ValueError) as error:  # the second of a name with a zero byte
         raise InputError(f"'{file}' cannot be read as .npz ({error}): save it again with numpy.savez") from error
 
@@ -28,7 +34,8 @@ def read(file: Path, wanted: Container[str] | None = None) -> dict[str, np.ndarr
 def unpack(
     stream: BinaryIO,
     what: str,
-    wanted: Container[str] | None = None,
+    wanted: Collection[str] | None = None,
+    known: Collection[str] = (),
     remedy: str = "save it again with numpy.savez",
 ) -> dict[str, np.ndarray]:
     """The same of the bytes of an .npz; `what` they are and the `remedy` are words of the InputError that it raises.
@@ -47,6 +54,9 @@ numpy.savez
             if isinstance(archive, np.ndarray):
                 raise InputError(f"{what} is a single array (.npy): save named arrays with numpy.savez")
             with archive:
+                if wanted is not None:
+                    refuse_slips(archive.files, {*wanted, *known}, what)
+                _refuse_larger(archive, wanted, what, remedy)
                 for name in archive.files:
                     if wanted is None or name in wanted:
                         arrays[name] = archive[name]
@@ -65,6 +75,47 @@ numpy.savez
         reason = " ".join(reason.split())[:200] or type(error).__name__
         raise InputError(f"{what} cannot be read as .npz ({reason}): {remedy}") from error
     return arrays
+
+
+def _refuse_larger(archive: Any, wanted: Collection[str] | None, what: str, remedy: str) -> None:
+    """Raises InputError for members that unpacked are larger than the memory that is free: small files may hold much.
+
+    What the directory of an archive says is enough: no more of a member is unpacked.
+    """
+    members = [
+        item for item in archive.zip.infolist() if wanted is None or item.filename.removesuffix(".npy") in wanted
+    ]
+    size, free = sum(item.file_size for item in members), _free_memory()
+    if free is not None and size > free:
+        raise InputError(
+            f"{what} unpacks to {size / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB of memory are free: take fewer "
+            f"examples, or {remedy} if that is not what it holds"
+        )
+
+
+def _free_memory() -> int | None:
+    """Bytes of memory that the system can give without swapping; None where it does not say."""
+    try:
+        found = re.search(r"^MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text(), re.M)
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
+
+
+def refuse_slips(names: Collection[str], known: Collection[str], what: str, kind: str = "array") -> None:
+    """Raise InputError for a name that is nearly a known one: it would be left out without a word.
+
+    >>> refuse_slips(["notes", "train_group"], ["train_images", "train_groups"], "'x.npz'")
+    Traceback (most recent call last):
+    tljax.types.InputError: 'x.npz' has the array 'train_group', which nothing reads; did you mean 'train_groups'? \
+Rename it, or leave it out
+    """
+    for name in names:
+        if (near := plugins.meant(name, sorted(known))) is not None:
+            raise InputError(
+                f"{what} has the {kind} '{name}', which nothing reads; did you mean '{near}'? Rename it, or leave it "
+                "out"
+            )
 
 
 def mapped(file: Path) -> np.ndarray:

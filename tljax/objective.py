@@ -1,13 +1,13 @@
 """The objective: mean L + lambda R(w). L comes from optax, R is over the leaves that train."""
 
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from tljax import paths, plugins
@@ -178,12 +178,15 @@ def penalties(text: str) -> tuple[tuple[Penalty, ...], tuple[dict[str, float], .
         on = own.pop("on", "**")
         numbers = plugins.bind(_as_floats(_TERMS[spec.name]), own, what)
         for name, value in numbers.items():
-            if not math.isfinite(value) or value < 0:
-                raise InputError(f"--penalty={part}: {name} must be finite and at least 0")
+            if not 0 <= value <= _LARGEST:
+                raise InputError(f"--penalty={part}: {name} must be finite and at least 0, in float32")
         if numbers["weight"]:
             terms.append(Penalty(spec.name, on))
             weights.append(numbers)
     return tuple(terms), tuple(weights)
+
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def _as_floats(term: Callable[..., jax.Array]) -> Callable[..., Any]:

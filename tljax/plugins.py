@@ -1,6 +1,7 @@
 """The one little grammar, `name:option=value`, and what the name stands for.
 
-A name is a file of one of our folders (`last_k`), a `package.module:attribute`, or a `file.py:attribute`.
+A name is a file of one of our folders (`last_k`), a `package.module:attribute`, or a `file.py:attribute`. What has a
+":", "=" or "," of its own, or a bracket without its other half, stands in double quotes: `folder:"/data/a:b"`.
 """
 
 import ast
@@ -14,12 +15,12 @@ import re
 import symtable
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any, NamedTuple
 
-from tljax import code, surroundings
+from tljax import code, files, surroundings
 from tljax.types import InputError, Method
 
 
@@ -44,33 +45,118 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return "; known: " + ", ".join(sorted(known)) if known else ""
 
 
+def meant(name: str, known: Iterable[str]) -> str | None:
+    """The known name that `name` is a slip of: another case, order or number of its words, or a letter or two.
+
+    None for a name that is known, and for one that is none's slip. Letters are counted as Damerau and Levenshtein do:
+    one that is missing, added, another or exchanged with its neighbour.
+
+    >>> meant("train_group", ["train_groups"]), meant("groups_train", ["train_groups"]), meant("X_train", ["x_train"])
+    ('train_groups', 'train_groups', 'x_train')
+    >>> meant("train_names", ["train_images"]), meant("train_images", ["train_images"])
+    (None, None)
+    """
+    known = list(known)
+    if name in known:
+        return None
+    for other in known:
+        if sorted(_stems(other)) == sorted(_stems(name)):
+            return other
+    letters = re.sub(r"[\W_]+", "", name.lower())
+    counts = {other: _slips(letters, re.sub(r"[\W_]+", "", other.lower())) for other in known}
+    near = min(counts, key=lambda other: counts[other], default=None)
+    return near if near is not None and counts[near] <= (2 if len(letters) > 8 else 1) else None
+
+
+def _stems(name: str) -> list[str]:
+    """The words of a name in small letters, without the ending of a plural."""
+    words = [word for word in re.split(r"[\W_]+", name.lower()) if word]
+    return [re.sub("s$", "", re.sub("ies$", "y", word)) or word for word in words]
+
+
+def _slips(a: str, b: str) -> int:
+    """How many letters part two texts: Damerau 1964, "A technique for computer detection and correction of spelling
+    errors"."""
+    before, last = [0] * (len(b) + 1), list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        row = [i]
+        for j, y in enumerate(b, 1):
+            least = min(last[j] + 1, row[j - 1] + 1, last[j - 1] + (x != y))
+            if i > 1 and j > 1 and x == b[j - 2] and a[i - 2] == y:
+                least = min(least, before[j - 2] + 1)
+            row.append(least)
+        before, last = last, row
+    return last[-1]
+
+
 def split(text: str, separator: str) -> list[str]:
-    """`text` cut at `separator` (one character), but not inside brackets.
+    """`text` cut at `separator` (one character), but not inside brackets or double quotes, which stay.
+
+    A quote opens at the beginning, after a separator of the grammar or a blank, if another follows to close it.
 
     >>> split("cifar10:train=train[:80%],mnist", ",")
     ['cifar10:train=train[:80%]', 'mnist']
+    >>> split('folder:"/data/a:b":invert', ":")
+    ['folder', '"/data/a:b"', 'invert']
     """
-    parts, depth = [""], 0
-    for character in text:
-        depth += (character in "[({") - (character in "])}")
-        if character == separator and depth == 0:
+    parts, depth, quoted = [""], 0, False
+    for i, character in enumerate(text):
+        if character == '"':
+            quoted = not quoted and text[i - 1 : i] in ("", *":=, ") and '"' in text[i + 1 :]
+        if not quoted:
+            depth += (character in "[({") - (character in "])}")
+        if character == separator and depth == 0 and not quoted:
             parts.append("")
         else:
             parts[-1] += character
     return parts
 
 
+def unquoted(text: str) -> str:
+    """What stands between double quotes, or the text itself where it does not stand in them.
+
+    >>> unquoted('"a:b"'), unquoted("a"), unquoted('"')
+    ('a:b', 'a', '"')
+    """
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] == '"' else text
+
+
+def quoted(text: str) -> str:
+    """The text, in double quotes where `parse` or a list would cut it.
+
+    >>> quoted("a:b.npz"), quoted("a.npz")
+    ('"a:b.npz"', 'a.npz')
+    """
+    return text if all(split(text + cut, cut) == [text, ""] for cut in ":,") else f'"{text}"'
+
+
+def in_quotes(parts: Sequence[str]) -> str:
+    """The end of an error message, where some of the parts, with ":" between them, are a path that is there.
+
+    >>> in_quotes(["folder", "mnist"])
+    ''
+    """
+    for last in range(2, len(parts) + 1):
+        if os.path.lexists(path := ":".join(parts[:last])):
+            return f"; a path with a ':' stands in double quotes: \"{path}\""
+    return ""
+
+
 def parse(text: str) -> Spec:
     """Read `name:word:option=value`; raise InputError where it is not of that form.
 
+    Name and words are without the double quotes in which they may stand; values of options keep theirs.
+
     >>> parse("mine.py:strategy:k=2")
     Spec(name='mine.py', words=('strategy',), options={'k': '2'})
+    >>> parse('folder:"/data/a:b=c"').words
+    ('/data/a:b=c',)
     """
     name, *rest = (part.strip() for part in split(text, ":"))
     words: list[str] = []
     options: dict[str, str] = {}
     for part in rest:
-        key, equals, value = part.partition("=")
+        key, equals, value = (unquoted(part), "", "") if part.startswith('"') else part.partition("=")
         if not part or not key or (equals and not value):
             raise InputError(f"'{text}' is not of the form name:option=value: see '{part}'")
         if key in options:
@@ -79,9 +165,9 @@ def parse(text: str) -> Spec:
             options[key] = value
         else:
             words.append(key)
-    if not name:
+    if not unquoted(name):
         raise InputError(f"'{text}' has no name before its options: write name:option=value")
-    return Spec(name, tuple(words), options)
+    return Spec(unquoted(name), tuple(words), options)
 
 
 def named(text: str) -> tuple[str, str]:
@@ -95,7 +181,7 @@ def named(text: str) -> tuple[str, str]:
     """
     first = split(text, ":")[0]
     name, equals = (part.strip() for part in first.partition("=")[:2])
-    if not equals or "/" in name or Path(first.strip()).is_file():
+    if not equals or "/" in name or name.startswith('"') or Path(first.strip()).is_file():
         return "", text
     if not re.fullmatch(r"\w[\w.+-]*", name):
         raise InputError(f"'{text}': '{name}' is no name: letters, digits, '_', '-', '.' and '+' may be in one")
@@ -273,7 +359,8 @@ def module(spec: Spec, package: str, kind: str) -> ModuleType:
         return _import(spec.name, f"{kind} '{spec.name}'")
     known = names(package, kind)
     if spec.name not in known:
-        raise InputError(f"unknown {kind} '{spec.name}'{nearest(spec.name, known)}")
+        remedy = in_quotes([spec.name, *spec.words]) or nearest(spec.name, known)
+        raise InputError(f"unknown {kind} '{spec.name}'{remedy}")
     return _import(f"{package}.{spec.name}", f"{kind} '{spec.name}'")
 
 
@@ -295,15 +382,18 @@ def _from_file(file: Path, kind: str) -> ModuleType:
     loaded.__file__ = str(file)
     sys.modules[name] = loaded
     try:
+        text = file.read_bytes()
+        files.require_bytes_of_text(text, f"{kind} file '{file}'")
         with surroundings.kept(f"{kind} file '{file}'"):
             # Not by way of the import system, whose bytecode is stale for an edit of the same size in the same second.
-            exec(compile(file.read_bytes(), str(file), "exec"), loaded.__dict__)
+            exec(compile(text, str(file), "exec"), loaded.__dict__)
     except InputError:
         del sys.modules[name]
         raise
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise InputError(f"{kind} file '{file}' fails when read: {said(error)}") from error
+        remedy = ": save it as UTF-8" if isinstance(error, SyntaxError) and "(unicode error)" in str(error) else ""
+        raise InputError(f"{kind} file '{file}' fails when read: {said(error)}{remedy}") from error
     return loaded
 
 

@@ -1,5 +1,6 @@
 """What decides results from outside of tljax: switches of JAX and XLA; and what somebody else's code may not change."""
 
+import contextlib
 import os
 import sys
 from collections.abc import Iterator
@@ -48,7 +49,8 @@ def variables() -> dict[str, str]:
 
 
 def _of_jax() -> dict[str, Any]:
-    return {name: _plain(jax.config.values.get(name, neutral)) for name, neutral in NEUTRAL.items()}
+    there = jax.config.values  # which JAX makes anew each time
+    return {name: _plain(there.get(name, neutral)) for name, neutral in NEUTRAL.items()}
 
 
 def _plain(value: Any) -> Any:
@@ -72,8 +74,8 @@ def _arithmetic(variable: str) -> str:
 
 @contextmanager
 def kept(whose: str = "a function that the flags name") -> Iterator[None]:
-    """Run somebody else's code: the working directory, NumPy's handling of errors, Python's standard streams, and the
-    environment that JAX reads are put back after it.
+    """Run somebody else's code: the working directory, NumPy's handling of errors, Python's standard streams and their
+    descriptors, and the environment that JAX reads are put back after it.
 
     Raises InputError if it has changed a switch of JAX that decides results, which is put back too.
 
@@ -89,7 +91,8 @@ every fit: leave that out, and set JAX_RANDOM_SEED_OFFSET=1 in the environment i
     values = {name: jax.config.values[name] for name in NEUTRAL if name in jax.config.values}
     before = _of_jax()
     try:
-        yield
+        with _descriptors():
+            yield
     finally:
         if folder is not None and _directory() != folder:
             os.chdir(folder)
@@ -106,6 +109,31 @@ every fit: leave that out, and set JAX_RANDOM_SEED_OFFSET=1 in the environment i
                 f"{whose} sets {name} from {before[name]} to {after[name]}, which changes the results of every fit: "
                 f"leave that out, and set {name.upper()}={after[name]} in the environment if you mean it"
             )
+
+
+@contextmanager
+def _descriptors() -> Iterator[None]:
+    """Put descriptors 0, 1 and 2 back where they were closed: else the next file that is opened gets such a number,
+    a lock or a checkpoint, and is what the next call of the same code closes."""
+    copies = {}
+    for number in (0, 1, 2):
+        with contextlib.suppress(OSError):  # closed from the beginning
+            copies[number] = os.dup(number)
+    try:
+        yield
+    finally:
+        for number, copy in copies.items():
+            with contextlib.suppress(OSError):  # where every descriptor was closed
+                if not _same_file(number, copy):
+                    os.dup2(copy, number)
+                os.close(copy)
+
+
+def _same_file(number: int, other: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(number), os.fstat(other))
+    except OSError:
+        return False
 
 
 def _directory() -> str | None:

@@ -8,7 +8,8 @@ bn.num_batches_tracked:drop                   left out
 
 A rule is of one array, or of all below a name: `encoder:to=hidden_0` takes encoder/kernel to hidden_0/kernel, and
 encoder.layer.kernel, as PyTorch writes names, to hidden_0/layer/kernel. ('.' separates the parts of a name that has
-no '/'.) Where several rules rename an array, the first does. `experiments.transfer --dry_run` shows what went where.
+no '/'.) A name with a ":" stands in double quotes: `"dense/kernel:0":to=hidden_0/kernel`. Where several rules rename
+an array, the first does. `experiments.transfer --dry_run` shows what went where.
 
 Pixels reach the first stage divided by 255 and nothing else, so that a network which learnt on other inputs has to be
 given them by its first stage. What is pickled is never read.
@@ -54,7 +55,7 @@ def rule(text: str) -> Rule:
     if not good or not whole or ("transpose" in words and axes) or ("drop" in words and (options or len(words) > 1)):
         raise InputError(f"rule '{text}' cannot be read: {form}")
     order = tuple(map(int, axes.split("+"))) if axes else () if "transpose" in words else None
-    return Rule(name, options.get("to", name), order, "drop" in words)
+    return Rule(name, plugins.unquoted(options.get("to", name)), order, "drop" in words)
 
 
 def read(file: Path) -> dict[str, np.ndarray]:
@@ -76,7 +77,10 @@ def _safetensors(file: Path) -> dict[str, np.ndarray]:
 
     try:
         return dict(load_file(file))
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except AttributeError as error:  # what NumPy is asked for and has not
+        kind = str(error).rpartition("attribute ")[2].strip("'")
+        raise InputError(f"'{file}' holds arrays of {kind}, a type that NumPy has not: save them as float32") from error
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"'{file}' cannot be read as safetensors ({reason}): save it again, as float32") from error
 
@@ -167,7 +171,7 @@ def _require_all_placed(arrays: Mapping[str, np.ndarray], targets: Mapping[str, 
         alike = [pair for pair in pairs if arrays[pair[0]].shape == shapes[pair[1]]]
         turned = [pair for pair in pairs if arrays[pair[0]].shape == shapes[pair[1]][::-1]]
         name, path = (alike or turned or pairs)[0]
-        example = f"{name}:to={path}" + (":transpose" if turned and not alike else "")
+        example = f"{_quoted(name)}:to={_quoted(path)}" + (":transpose" if turned and not alike else "")
         raise InputError(
             f"{arrays_left} no place in the model, and {leaves_left} no array: say which is which by rules, such as "
             f"--source_rename={example}"
@@ -175,10 +179,14 @@ def _require_all_placed(arrays: Mapping[str, np.ndarray], targets: Mapping[str, 
     if homeless:
         raise InputError(
             f"{arrays_left} no place in the model: build the model that they are of, or leave them out by rules, "
-            f"such as --source_rename={homeless[0]}:drop"
+            f"such as --source_rename={_quoted(homeless[0])}:drop"
         )
     if empty:
         raise InputError(f"{leaves_left} no array in the file: it is of another model; build that one")
+
+
+def _quoted(name: str) -> str:
+    return f'"{name}"' if ":" in name else name
 
 
 def _transposed(name: str, array: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:

@@ -13,6 +13,7 @@ from experiments.runs.cards import Card
 from experiments.runs.scoring import Score, Scored
 from experiments.runs.truth import Truth
 from tljax.study import ranking
+from tljax.study.summary import listed
 from tljax.types import Task
 
 OWN, SIZE, OTHERS = "(own accuracy)", "(parameters)", "(other targets)"
@@ -178,8 +179,28 @@ def _why(cards: Sequence[Card], table: Table, target: str, budget: str) -> list[
     }
     name = next(iter(scores[cards[0].name]))
     values = {card.name: score.value for card in cards if (score := scores[card.name][name]).value is not None}
-    first = ", ".join(sorted(values, key=lambda source: -values[source])[:3])
-    return [*([f"first by {name}: {first}"] if first else []), *lacking]
+    return [*([f"first by {name}: {_first(values)}"] if values else []), *lacking]
+
+
+def _first(values: Mapping[str, float], places: int = 3, most: int = 6) -> str:
+    """The sources on the first places, {source: score}; those whose scores are printed alike are said to be tied.
+
+    >>> _first({"a": 0.5, "b": 0.9, "c": 0.50001, "d": 0.1}), _first({"a": 0.5, "b": 0.9, "c": 0.7})
+    ('b, a and c (tied)', 'b, c, a')
+    """
+    ranks: dict[str, list[str]] = {}
+    for source in sorted(values, key=lambda source: -values[source]):
+        ranks.setdefault(_digits(values[source]), []).append(source)
+    shown, taken = [], 0
+    for tied in ranks.values():
+        if taken >= places:
+            break
+        taken += len(tied)
+        named = sorted(tied, key=list(values).index)
+        more = f"{len(named) - most} more" if len(named) > most else ""
+        text = listed([*named[: most if more else None], *([more] if more else [])])
+        shown.append(f"{text} (tied)" if len(tied) > 1 else text)
+    return ", ".join(shown)
 
 
 def _row(card: Card, scored: Scored, budget: str) -> tuple[str, ...]:
@@ -189,7 +210,11 @@ def _row(card: Card, scored: Scored, budget: str) -> tuple[str, ...]:
 
 
 def _value(score: Score) -> str:
-    return "-" if score.value is None else f"{score.value:.4g}"
+    return "-" if score.value is None else _digits(score.value)
+
+
+def _digits(value: float) -> str:
+    return f"{value:.4g}"
 
 
 def _interval(of: ranking.Estimate, scale: float) -> str:

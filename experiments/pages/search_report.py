@@ -85,7 +85,7 @@ def write(
     """Write report.html; what is said below the table."""
     from experiments.pages import search_page
 
-    told = [(f"{arm.label}, {arm.budget}", one) for arm in winners for one in _told(arm, winners[arm].trial)]
+    told = [(f"{arm.label}, {arm.budget}", one) for arm, winner in winners.items() for one in _told(arm, winner)]
     several = len({arm.budget for arm in winners}) > 1
     studies = [
         search_page.Study(
@@ -130,11 +130,20 @@ def _lead(made: Settings, asked: Search, base: Experiment) -> str:
     )
 
 
-def _told(arm: Arm, winner: Any) -> list[str]:
-    """The values of a winner, and which of them is at an edge."""
-    values = ", ".join(f"{name}={value}" for name, value in winner.params.items())
-    notes = [f"{values}; validation accuracy {100 * winner.value:.2f} %"]
+def _told(arm: Arm, winner: Winner) -> list[str]:
+    """The values of a winner, which trials tie with it, and which of its values is at an edge."""
+    values = ", ".join(f"{name}={value}" for name, value in winner.trial.params.items())
+    notes = [f"{values}; validation accuracy {100 * winner.trial.value:.2f} %"]
+    shown = f"{100 * winner.trial.value:.2f}"
+    tied = [
+        trial.number
+        for trial in history.told(winner.study)
+        if trial.accuracy is not None and f"{100 * trial.accuracy:.2f}" == shown and trial.number != winner.trial.number
+    ]
+    if tied:
+        several = f"{len(tied)} other trials have" if len(tied) > 1 else "another trial has"
+        notes.append(f"{several} this accuracy: trials.csv has their values")
     for one in arm.ranges:
-        if edge := space.at_edge(one, winner.params[one.name]):
+        if edge := space.at_edge(one, winner.trial.params[one.name]):
             notes.append(f"{one.name} is the {edge} of its range: widen it")
     return notes

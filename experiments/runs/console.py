@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from experiments.runs import process
 from tljax import graft, masks, paths
 from tljax.study.results import Result
 
@@ -20,17 +21,24 @@ SIGN_OF_LIFE = 60.0
 @contextmanager
 def progress(what: str, total: int, unit: str = "steps") -> Iterator[Callable[[int], None]]:
     """A bar over `total` steps on a terminal, a line a minute elsewhere; gives the function that advances it."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        with _said_now_and_then(what, total, unit) as advance:
+    if not _is_terminal(sys.stderr):  # rich would take FORCE_COLOR for a terminal
+        with _said_now_and_then(process.visible(what), total, unit) as advance:
             yield advance
         return
-    with Progress(console=console, transient=True) as bar:
-        task = bar.add_task(what, total=total)
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(escape(process.visible(what)), total=total)
         yield lambda steps: bar.advance(task, steps)
+
+
+def _is_terminal(stream: Any) -> bool:
+    try:
+        return stream.isatty()
+    except (AttributeError, ValueError):  # somebody's code has taken it away
+        return False
 
 
 @contextmanager
@@ -58,7 +66,7 @@ def _said_now_and_then(what: str, total: int, unit: str) -> Iterator[Callable[[i
 
 def say(line: str) -> None:
     """One line to standard output, at once."""
-    print(line, flush=True)
+    print(process.visible(line), flush=True)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> None:
@@ -68,13 +76,13 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], not
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(title=Text(title), box=SIMPLE, padding=(0, 1), pad_edge=False, title_justify="left")
+    made = Table(title=Text(process.visible(title)), box=SIMPLE, padding=(0, 1), pad_edge=False, title_justify="left")
     for i, column in enumerate(columns):
-        made.add_column(column, justify="right" if i else "left", no_wrap=True)
+        made.add_column(Text(process.visible(column)), justify="right" if i else "left", no_wrap=True)
     for row in rows:
-        made.add_row(*(Text(cell) for cell in row))
+        made.add_row(*(Text(process.visible(cell)) for cell in row))
     # As wide as it needs: rich would cut cells to the terminal's width, which is worse than a line that wraps.
-    Console(width=400).print(made)
+    Console(width=400, force_terminal=_is_terminal(sys.stdout)).print(made)
     for note in notes:
         say(f"  {note}")
 
@@ -193,7 +201,7 @@ def results(title: str, lines: Sequence[Result], notes: Sequence[str]) -> None:
 
     # Narrow: ranges below means, and the columns that results.jsonl has too left out.
     console = Console()
-    narrow = (console.is_terminal or "COLUMNS" in os.environ) and console.width < 125
+    narrow = (_is_terminal(sys.stdout) or "COLUMNS" in os.environ) and console.width < 125
     rows = []
     odd = []
     for row in summary.summary(lines):

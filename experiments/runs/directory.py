@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from experiments.runs import console, flags, process
+from experiments.runs import console, fields, flags, process
 from experiments.runs.settings import GROWING, NEUTRAL, Settings, parse_flags, refuse_shared_names
 from tljax import __version__, checkpoint, files, plugins, surroundings
 from tljax.study.results import Result, from_json, to_json
@@ -226,10 +226,11 @@ def write_record(file: Path, record: Mapping[str, Any]) -> None:
     replace(file, json.dumps({**record, "sha256": _sum(record)}, indent=1) + "\n")
 
 
-def read_record(file: Path) -> dict[str, Any] | None:
+def read_record(file: Path, form: fields.Form = dict) -> dict[str, Any] | None:
     """What `write_record` wrote, without its SHA-256; None if there is no such file.
 
-    Raises InputError for what is no JSON, no object, nested too deep, or not as it was written.
+    Raises InputError for what is no JSON, no object, nested too deep, or not as it was written; and, with the first
+    field that is of another type, where it is not of this form.
     """
     if not os.path.lexists(file):
         return None
@@ -244,7 +245,10 @@ def read_record(file: Path) -> dict[str, Any] | None:
         raise InputError(f"'{file}' has no SHA-256: an older tljax wrote it, or it is damaged: {remedy}")
     if not good:
         raise InputError(f"'{file}' is not as it was written: {remedy}")
-    return {name: value for name, value in record.items() if name != "sha256"}
+    record = {name: value for name, value in record.items() if name != "sha256"}
+    if odd := fields.fault(record, form):
+        raise InputError(f"'{file}': {odd}: {remedy}")
+    return record
 
 
 def intact(record: Mapping[str, Any]) -> bool:
@@ -289,14 +293,40 @@ def results(workdir: Path) -> list[Result]:
     return found
 
 
-_STRINGS = ("key", "name", "target", "strategy", "checkpoint", "predictions", "predictions_sha256")
+FIT: fields.Form = {
+    **dict.fromkeys(("key", "name", "target", "strategy", "checkpoint", "predictions", "predictions_sha256"), str),
+    **{"options": dict, "seed": int, "train_examples": int, "steps": int, "diverged": bool},
+    **{"test_accuracy": (float, None), "source?": (str, None), "spec?": (str, None), "phase_steps?": [int]},
+    **dict.fromkeys(("recipe?", "masks_sha256?", "selected_on?", "tuning_seeds?"), (str, None)),
+    **dict.fromkeys(("trained_parameters?", "total_parameters?", "source_steps?", "best_step?"), (int, None)),
+    **dict.fromkeys(("diverged_step?", "step_flops?", "source_flops?", "source_seconds?"), (float, None)),
+    **dict.fromkeys(("test_loss?", "calibration_error?", "train_loss?", "train_penalty?"), (float, None)),
+    **dict.fromkeys(("train_total?", "source_accuracy?", "start_accuracy?", "retention?"), (float, None)),
+    **dict.fromkeys(("validation_accuracy?", "validation_loss?", "best_validation_accuracy?"), (float, None)),
+    **{"leaves?": [[(str, int)]], "per_class_accuracy?": ([(float, None)], None), "confusion?": ([[int]], None)},
+    **{"calibration?": ({"confidence": [(float, None)], "accuracy": [(float, None)], "count": [int]}, None)},
+    **{"evals?": {str: (float, None)}},
+}
+"""A line of results.jsonl, and a fit of a study; what may be lacking, an older tljax did not write."""
+
+
+def fault_of_fit(fit: Any) -> str:
+    """What of a line of results, or of a fit of a study, is not as such are, in a few words; "" where all is."""
+    if odd := fields.fault(fit, FIT):
+        return odd
+    confusion, bins = fit.get("confusion") or [], fit.get("calibration") or {}
+    if any(len(row) != len(confusion) for row in confusion):
+        return "confusion has not as many columns as rows"
+    if len({len(bins[name]) for name in ("confidence", "accuracy", "count") if name in bins}) > 1:
+        return "calibration has lists of several lengths"
+    kinds = [[type(part) for part in leaf] for leaf in fit.get("leaves", [])]
+    return "leaves are not a path and two numbers each" if any(leaf != [str, int, int] for leaf in kinds) else ""
 
 
 def _checked(workdir: Path, line: Any, where: str) -> Result:
     """The fit of a line, once it is sure that it is one, and that its paths stay in the run directory."""
-    words = isinstance(line, dict) and all(isinstance(line.get(name), str) for name in _STRINGS)
-    if not words or not isinstance(line.get("seed"), int):
-        raise InputError(f"{where} is no line of results: restore or delete it")
+    if odd := fault_of_fit(line):
+        raise InputError(f"{where} is no line of results ({odd}): restore or delete it")
     for name in ("checkpoint", "predictions", "name"):
         path = Path("metrics") / line[name] if name == "name" else Path(line[name])
         inside = len(path.parts) == 2 and ".." not in path.parts and not path.is_absolute() and "\0" not in line[name]
@@ -347,7 +377,7 @@ def supersede(workdir: Path, current: Sequence[Result]) -> None:
 
 def superseded(workdir: Path) -> set[str]:
     """The keys of fits that later ones replaced; raises InputError for a record that is damaged."""
-    return set((read_record(workdir / "superseded.json") or {"keys": []})["keys"])
+    return set((read_record(workdir / "superseded.json", {"keys": [str]}) or {"keys": []})["keys"])
 
 
 def _cell(line: Result) -> str:
@@ -395,7 +425,7 @@ def _set_damaged_aside(workdir: Path) -> None:
             for file in filter(Path.is_file, places):
                 _set_aside_if(file, f"'{file}' is not as it was written, or not with the other masks of its fit")
     try:
-        read_record(workdir / "environment.json")
+        read_record(workdir / "environment.json", _PROVENANCE)
     except InputError as error:
         if _unsigned_environment(workdir) is None:
             place = set_aside(workdir / "environment.json")
@@ -534,10 +564,17 @@ def _differences(parts: Sequence[Mapping[str, Any]]) -> list[str]:
     return ["; ".join(odd)] if odd else []
 
 
+_ENVIRONMENT: fields.Form = {
+    **{"python": str, "platform": str, "cores": (int, None), "devices": [str], "versions": {str: str}},
+    **{"data": {str: str}, "commit": (str, None), "variables?": {str: str}, "switches?": dict, "fits": [str]},
+}
+_PROVENANCE: fields.Form = {**_ENVIRONMENT, "earlier": [_ENVIRONMENT], "seconds": {str: [float]}}
+
+
 def _provenance(workdir: Path) -> dict[str, Any] | None:
     """All of environment.json; None where it is gone or damaged. An older tljax's is taken to be of all fits there."""
     try:
-        return read_record(workdir / "environment.json")
+        return read_record(workdir / "environment.json", _PROVENANCE)
     except (OSError, InputError):
         old = _unsigned_environment(workdir)
         return old and {**old, "variables": {}, "switches": {}, "fits": _names(workdir), "earlier": [], "seconds": {}}

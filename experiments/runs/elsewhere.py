@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.runs import console, directory, sources
+from experiments.runs import console, directory, fields, sources
 from experiments.runs.settings import Settings
 from experiments.runs.sources import Source, Trained
-from tljax import checkpoint, models, paths, plugins, weights
+from tljax import checkpoint, files, models, paths, plugins, weights
 from tljax.types import InputError
 
 _CARD: Mapping[str, tuple[type, type | None]] = {
@@ -76,7 +76,7 @@ def source(made: Settings) -> Source:
         classes,
         shape,
         dict.fromkeys(made.seeds, identity),
-        lambda folder, means: dict.fromkeys(made.seeds, trained),
+        lambda folder, execution: dict.fromkeys(made.seeds, trained),
         told.get("fingerprint", ""),
         fisher=False,
         note="; ".join([f"weights from elsewhere, '{file.name}'", *filter(None, [told.get("note")])]),
@@ -97,7 +97,9 @@ def card(file: Path) -> dict[str, Any]:
     try:
         if place.exists() and not place.is_file():  # a pipe would be waited for
             raise ValueError("it is no file")
-        told = json.loads(place.read_text(encoding="utf-8"))
+        told = json.loads(files.text(place))
+    except InputError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         if not file.is_file():
             raise InputError(
@@ -118,6 +120,12 @@ def card(file: Path) -> dict[str, Any]:
         good = isinstance(value, kind) or (kind is float and type(value) is int)
         if not good or (within and (not value or not all(type(part) is within for part in value))):
             raise InputError(f"'{place}': '{name}' is {json.dumps(value)[:60]}: see experiments/runs/elsewhere.py")
+    for name in told.get("model", {}):
+        if name not in ("model", "hidden", "activation", "code"):
+            known = plugins.nearest(name, ("model", "hidden", "activation"))
+            raise InputError(f"'{place}': 'model' says '{name}', which no card's does{known}")
+    if odd := fields.fault(told.get("model", {}), sources.MODEL, "model"):
+        raise InputError(f"'{place}': {odd}: see experiments/runs/elsewhere.py")
     if min(told["shape"]) < 1 or len(set(told["classes"])) < max(2, len(told["classes"])):
         raise InputError(f"'{place}': give a shape of numbers above 0, and two classes or more, each once")
     if not fraction(told.get("accuracy")):

@@ -41,6 +41,9 @@ def read(made: Settings, names: Sequence[str], todos: Sequence[Experiment]) -> l
         targets = {todo.target.name: todo.target for todo in todos}
         tasks = {key: sources.load(made, name, target.train.images.shape[1:]) for key, target in targets.items()}
         for key, task in tasks.items():
+            shapes = [tuple(of.train.images.shape[1:]) for of in (task, targets[key])]
+            if shapes[0] != shapes[1]:
+                raise InputError(f"--eval={name} has shape {shapes[0]}, '{key}' {shapes[1]}: give one of that shape")
             there, here = len(task.classes), len(targets[key].classes)
             if there != here:
                 raise InputError(f"--eval={name} has {there} classes, '{key}' {here}: give one of as many")
@@ -86,7 +89,7 @@ def accuracies(
 def _known(file: Path, about: Mapping[str, str]) -> dict[str, float]:
     """{fit: accuracy} that `file` holds of this test set; a file that is not as it was written is set aside, aloud."""
     try:
-        record = directory.read_record(file) or {**about, "accuracy": {}}
+        record = directory.read_record(file, {"accuracy": {str: float}}) or {**about, "accuracy": {}}
         if {name: record.get(name) for name in about} != about:
             raise InputError(f"'{file}' is of another test set")
     except InputError as error:
@@ -102,21 +105,18 @@ def _wanted(todo: Experiment, more: Sequence[Eval]) -> list[tuple[str, Task]]:
         key = todo.source.name if one.name == "source" and todo.source else todo.target.name
         if key in one.tasks and not (one.name == "source" and todo.methods[0].name == "scratch"):
             found.append((one.name, one.tasks[key]))
-    if todo.source and _copied(todo) and todo.methods[0].name != "scratch":
+    if (
+        todo.source
+        and methods.head_of(todo.made, todo.source, todo.target) == "copy"
+        and todo.methods[0].name != "scratch"
+    ):
         found.append(("start", todo.target))
     return found
 
 
-def _copied(todo: Experiment) -> bool:
-    return (
-        methods.ground(todo.made, todo.model, todo.source, todo.target, transfer.streams_of(todo.made, 0)).head
-        == "copy"
-    )
-
-
 def _judged(todo: Experiment, lines: Sequence[Result], name: str, task: Task, folder: Path) -> dict[str, float]:
     """{fit: its accuracy} on one test set."""
-    trained = todo.source.obtain(folder, todo.means) if todo.source else {}
+    trained = todo.source.obtain(folder, todo.execution) if todo.source else {}
     of_source = name == "source"
     model = sources.model(todo.made, len(task.classes)) if of_source else todo.model
     images, labels = evaluate.padded(task.test.images), np.asarray(task.test.labels)

@@ -4,14 +4,14 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.runs import budgets, console, directory, metrics
+from experiments.runs import budgets, console, directory, fields, metrics
 from experiments.runs.settings import FLAGS, Settings, parse_flags
 from tljax import npz
 from tljax.study import results, study
@@ -73,6 +73,15 @@ class Kept(NamedTuple):
     """How often they had been looked at then."""
 
 
+JUDGING: fields.Form = {"margin?": float, "level?": float, "family?": str, "looks?": int, "against?": str}
+"""How fits are judged: fields of `compare_flags.Judging`."""
+STUDY: fields.Form = {
+    **{"notes": [str], "parts": [{"longer": bool, "rows": [{"seconds?": float}]}]},
+    **{"judging?": (None, JUDGING), "look?": int, "looks?": int},
+}
+"""What `keep` writes."""
+
+
 def keep(folder: Path, found: Sequence[Found], notes: Sequence[str], judging: Mapping[str, Any], looks: int) -> None:
     """Write what else is known of the fits of a study, and how they were judged, to `folder`/study.json.
 
@@ -90,9 +99,9 @@ def of_directory(folder: Path) -> Kept:
     file, gone = folder / "study.json", directory.superseded(folder)
     done = [line for key, line in directory.finished(folder).items() if key not in gone]
     parts = [(False, [line for line in done if line.strategy != "pretrain"])]
-    notes: list[str] = []
+    notes = _lost(folder, done, gone)
     judging, looks = None, 0
-    if (known := directory.read_record(file)) is not None:
+    if (known := _study(file)) is not None:
         notes, judging = known["notes"], known.get("judging")
         parts = [(part["longer"], list(map(results.from_json, part["rows"]))) for part in known["parts"]]
         looks = max(known.get("look", 0), known.get("looks", 0))
@@ -105,6 +114,27 @@ def of_directory(folder: Path) -> Kept:
     notes = [*notes, *(note for note in mixed if note not in notes)]
     found = [_kept(folder, rows)._replace(longer=longer) for longer, rows in parts]
     return Kept(found, notes, judging, looks)
+
+
+def _lost(folder: Path, done: Sequence[Result], gone: Collection[str]) -> list[str]:
+    """What is to be said of fits in results.jsonl whose checkpoint or predictions are gone; none if all are there."""
+    known = {result.key for result in done} | set(gone)
+    others = [result for result in directory.results(folder) if result.strategy != "pretrain"]
+    lost = [result.name for result in others if result.key not in known]
+    if not lost:
+        return []
+    named = f"'{lost[0]}'" + (f" and {len(lost) - 1} more" if lost[1:] else "")
+    return [f"{folder.name}: {named} left out, as checkpoint or predictions are gone: run its command again"]
+
+
+def _study(file: Path) -> dict[str, Any] | None:
+    """What `keep` wrote; None if there is no such file. Raises InputError for one damaged or of other types."""
+    record = directory.read_record(file, STUDY)
+    for i, part in enumerate(record["parts"] if record else ()):
+        for j, row in enumerate(part["rows"]):
+            if odd := directory.fault_of_fit(row):
+                raise InputError(f"'{file}': parts[{i}].rows[{j}].{odd}: restore it, or run its command again")
+    return record
 
 
 def _whole(folder: Path) -> bool:
@@ -160,6 +190,10 @@ def groups_in(file: Path) -> np.ndarray | None:
     return np.unique(groups, return_inverse=True)[1]
 
 
+_MEMBERS = ("probabilities", "predicted", "labels", "groups")
+"""All that is read of a .npz of predictions."""
+
+
 def _arrays(file: Path, names: Sequence[str], sha256: str | None = None) -> dict[str, np.ndarray]:
     """Those of the arrays that a .npz has; raises InputError for one that cannot be read or has not this SHA-256."""
     try:
@@ -168,7 +202,7 @@ def _arrays(file: Path, names: Sequence[str], sha256: str | None = None) -> dict
         raw = file.read_bytes()
         if sha256 is not None and hashlib.sha256(raw).hexdigest() != sha256:
             raise InputError(f"predictions '{file}' are not as they were written: run the command of their run again")
-        return npz.unpack(io.BytesIO(raw), f"predictions '{file}'", names, "write it again")
+        return npz.unpack(io.BytesIO(raw), f"predictions '{file}'", names, _MEMBERS, "write it again")
     except (OSError, ValueError) as error:
         raise InputError(f"predictions '{file}' cannot be read ({error}): write it again") from error
 
@@ -188,9 +222,15 @@ def all_groups(found: Sequence[Found]) -> dict[str, np.ndarray]:
 def _require_one_study(found: Sequence[Found]) -> None:
     cells: dict[Cell, list[Result]] = {}
     labels: dict[str, np.ndarray] = {}
+    sizes: dict[str, int] = {}
     for part in found:
         for row in part.rows:
             cells.setdefault(cell(row, part.longer), []).append(row)
+            classes = sizes.setdefault(row.target, len(row.confusion or ()))
+            if row.confusion and classes and len(row.confusion) != classes:
+                raise InputError(
+                    f"fits of '{row.target}' have {classes} and {len(row.confusion)} classes: report those of one"
+                )
         for target, theirs in part.labels.items():
             known = labels.setdefault(target, theirs)
             if known.shape != theirs.shape or (known != theirs).any():
@@ -275,16 +315,17 @@ def most_wrong(found: Sequence[Found]) -> dict[str, tuple[np.ndarray, list[str]]
     return shown
 
 
-def looked(folder: Path, table: Right) -> int:
+def looked(folder: Path, table: Right, able: Collection[str] | None = None) -> int:
     """How often results have been looked at, this time counted: another set of fits is another look.
 
-    `folder`/looks.json holds the fits of each look, and study.json how many there were: looks.json cannot be deleted
-    unnoticed. Raises InputError where it lacks a look, or is not as it was written.
+    `able` are the targets of which a verdict can be given, None for all: fits of others are no look.
+    `folder`/looks.json holds the fits of each look, and study.json how many there were: looks.json cannot be
+    deleted unnoticed. Raises InputError where it lacks a look, or is not as it was written.
     """
     file, study_file = folder / "looks.json", folder / "study.json"
     looks = _looks(folder)
     try:
-        study_record = directory.read_record(study_file) or {}
+        study_record = _study(study_file) or {}
     except InputError as error:
         if not looks:
             raise InputError(f"'{file}' is gone, and {error}: restore one of both, or take a new --workdir") from error
@@ -295,8 +336,11 @@ def looked(folder: Path, table: Right) -> int:
             f"'{file}' tells of {len(looks)} looks at these results, 'study.json' of {study_record['looks']}: restore "
             "it, or take fresh --seeds and a new --workdir"
         )
-    now = json.loads(json.dumps(sorted([*map(str, cell), seed] for cell, fits in table.items() for seed in fits)))
-    if not looks or looks[-1] != now:
+    judged = {cell: fits for cell, fits in table.items() if able is None or cell.target in able}
+    now = json.loads(json.dumps(sorted([*map(str, cell), seed] for cell, fits in judged.items() for seed in fits)))
+    # An older tljax wrote down the fits of every target.
+    last = [fit for fit in looks[-1] if able is None or fit[1] in able] if looks else None
+    if now and last != now:
         looks.append(now)
         directory.write_record(file, {"looks": looks})
     return len(looks)
@@ -304,7 +348,7 @@ def looked(folder: Path, table: Right) -> int:
 
 def _looks(folder: Path) -> list[Any]:
     """The fits of each look at the results of a run directory, the first first."""
-    record = directory.read_record(folder / "looks.json")
+    record = directory.read_record(folder / "looks.json", {"looks": [list]})
     if record is not None:
         return record["looks"]
     old = folder / "looks.jsonl"

@@ -1,5 +1,6 @@
 """Fits: from a task, a model, a recipe and seeds to what is ready to train."""
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -42,13 +43,13 @@ class Arena(NamedTuple):
     """The training examples."""
     test: train.Data
     """The test images, as `evaluate.padded` gives them."""
-    means: train.Execution
+    execution: train.Execution
 
 
-def arena(task: Task, recipe: Recipe, means: train.Execution) -> Arena:
+def arena(task: Task, recipe: Recipe, execution: train.Execution) -> Arena:
     """Put a task on the device, once for all its fits."""
     return Arena(
-        task, recipe, train.load(task.train.images, task.train.labels), evaluate.padded(task.test.images), means
+        task, recipe, train.load(task.train.images, task.train.labels), evaluate.padded(task.test.images), execution
     )
 
 
@@ -111,8 +112,9 @@ def _flagged(prefix: str, flag: str, attempt: Callable[[], Any]) -> Any:
         with surroundings.kept(f"what --{prefix}{flag} names"):
             return attempt()
     except InputError as error:
-        text = str(error)
-        raise InputError(f"--{prefix}{text[2:]}" if text.startswith("--") else f"--{prefix}{flag}: {text}") from error
+        names = "|".join(f.name for f in dataclasses.fields(Recipe))
+        text = re.sub(rf"--(?=(?:{names})\b)", f"--{prefix}", str(error))
+        raise InputError(text if text.startswith("--") else f"--{prefix}{flag}: {text}") from error
     except Exception as error:
         raise InputError(f"--{prefix}{flag} cannot be used as it is given: {plugins.said(error)}") from error
 
@@ -169,7 +171,7 @@ def chosen(recipe: Recipe, budget: str, task: Task, seed: int) -> tuple[np.ndarr
     return subset, validation
 
 
-def never_still(made: Settings, model: Model, shape: tuple[int, ...]) -> tuple[str, ...]:
+def keeps_dropout(made: Settings, model: Model, shape: tuple[int, ...]) -> tuple[str, ...]:
     """The stages that keep their dropout while they are frozen, for inputs of one example's `shape`."""
     return drawing.stages(model, shape) if made.frozen_dropout == "on" else ()
 
@@ -207,16 +209,16 @@ def build(
     streams: seeds.Seeds,
     budget: str,
     result: Result,
-    never_still: tuple[str, ...] = (),
+    keeps_dropout: tuple[str, ...] = (),
 ) -> Fit:
-    """One fit, from where it starts; the stages `never_still` keep their dropout while they are frozen."""
+    """One fit, from where it starts; the stages `keeps_dropout` keep their dropout while they are frozen."""
     recipe = field.recipe
     subset, validation = split(field, streams, budget)
     spec, numbers = _optimizer(recipe)
     terms, weights = objective.penalties(recipe.penalty)
     smooth = recipe.label_smoothing > 0
     loss = objective.loss(recipe.loss)
-    program = train.Spec(model, loss, spec, terms, smooth, start.merge, keeps_dropout=never_still)
+    program = train.Spec(model, loss, spec, terms, smooth, start.merge, keeps_dropout=keeps_dropout)
 
     def order(first: int, last: int) -> np.ndarray:
         by_epochs = recipe.steps is None

@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from absl import flags as absl_flags
 
-from tljax import plugins
+from tljax import files, plugins
 from tljax.types import InputError
 
 FLAGFILES = Path(__file__).parent.parent / "flags"
@@ -136,7 +136,8 @@ def flagfile_lines(form: Any, leave: Collection[str] = ()) -> list[str]:
 def _written(value: Any) -> str:
     """A value as own flags are written; the files of older runs are compared with it as text, so it stays so."""
     if isinstance(value, tuple):
-        return ",".join(map(str, value))
+        texts = map(str, value)
+        return ",".join(text if plugins.split(f"{text},", ",") == [text, ""] else f'"{text}"' for text in texts)
     if isinstance(value, bool):
         return str(value).lower()
     return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
@@ -190,6 +191,8 @@ def parse(argv: Sequence[str], kinds: Mapping[str, Kind], pass_over: Collection[
         _, *rest = values(
             _expanded(_found(argv), kinds, pass_over), known_only=True
         )  # absl is slow to find the nearest
+    except InputError:
+        raise
     except (absl_flags.Error, ValueError) as error:
         raise InputError(_said(error)) from error
     if rest and rest[0].startswith("-") and _name(rest[0]):
@@ -239,11 +242,15 @@ def _convert(name: str, kind: Kind, value: Any) -> Any:
         return value
     parts = tuple(at_home(name, kind, part.strip()) for part in plugins.split(value, ",") if part.strip())
     if int not in typing.get_args(kind.type):
-        return parts
+        return tuple(map(plugins.unquoted, parts)) if kind.place == "path" else parts
     try:
         return tuple(number for part in parts for number in _whole_numbers(part))
     except ValueError as error:
-        raise InputError(f"--{name}={value}: write whole numbers with commas between them, or as 0-29") from error
+        form = "write whole numbers with commas between them, or as 0-29"
+        raise InputError(f"--{name}={value}: {form}, at most {_MOST_OF_A_RANGE:,} of them") from error
+
+
+_MOST_OF_A_RANGE = 100_000
 
 
 def _whole_numbers(part: str) -> Sequence[int]:
@@ -251,7 +258,7 @@ def _whole_numbers(part: str) -> Sequence[int]:
     first, dash, last = part.partition("-")
     if not dash or not first:
         return (int(part),)
-    if int(last) - int(first) not in range(100_000):
+    if int(last) - int(first) not in range(_MOST_OF_A_RANGE):
         raise ValueError(part)
     return range(int(first), int(last) + 1)
 
@@ -311,7 +318,7 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 def _flagfile_of(name: str, argv: Sequence[str]) -> str:
     for argument in argv[1:]:
         if argument.startswith(("--flagfile=", "-flagfile=")):
-            lines = absl_flags.FlagValues().read_flags_from_files(_found([argument]))
+            lines = _lines(_found([argument])[0].partition("=")[2])
             if name in map(_name, lines):
                 return f" in '{argument.partition('=')[2]}'"
     return ""
@@ -393,10 +400,46 @@ def _expanded(argv: Sequence[str], kinds: Mapping[str, Kind], pass_over: Collect
             arguments.append(argument)
             continue
         folder = os.path.dirname(file)
-        lines = absl_flags.FlagValues().read_flags_from_files([argument])
-        kept = [line for line in lines if _name(line) not in skipped]
+        kept = [line for line in _lines(file) if _name(line) not in skipped]
         arguments += [_from_folder(line, folder, kinds) for line in kept] if folder else kept
     return arguments
+
+
+def _unescaped(line: str) -> str:
+    r"""A line of a flagfile with the bytes that `files.to_bytes` wrote as \\udcff, since they are no UTF-8.
+
+    >>> _unescaped("--target=caf\\udce9.npz") == "--target=caf\udce9.npz"
+    True
+    """
+    return re.sub(r"\\udc([89a-f][0-9a-f])", lambda match: chr(0xDC00 + int(match[1], 16)), line)
+
+
+def _lines(flagfile: str, above: tuple[str, ...] = ()) -> list[str]:
+    """The flags of a flagfile and of those that it names, without comments.
+
+    Byte order marks that editors put before text are left out; `above` are the flagfiles that named this one after such
+    a mark. Raises InputError for a file that is not in UTF-8.
+    """
+    _require_utf8(Path(flagfile), set())
+    lines = []
+    for line in absl_flags.FlagValues().read_flags_from_files([f"--flagfile={flagfile}"]):
+        text = line.removeprefix("\ufeff").strip()
+        if text == line:
+            lines.append(_unescaped(line))
+        elif text.startswith(("--flagfile=", "-flagfile=")) and text not in above:
+            lines += _lines(text.partition("=")[2], (*above, text))
+        elif text and not text.startswith(("#", "//")):
+            lines.append(_unescaped(text))
+    return lines
+
+
+def _require_utf8(flagfile: Path, seen: set[Path]) -> None:
+    if flagfile in seen or not flagfile.is_file():  # what is missing absl says, and names
+        return
+    seen.add(flagfile)
+    for line in files.text(flagfile).splitlines():
+        if line.startswith(("--flagfile=", "-flagfile=")):
+            _require_utf8(Path(line.partition("=")[2].strip()).expanduser(), seen)
 
 
 def _from_folder(line: str, folder: str, kinds: Mapping[str, Kind]) -> str:
@@ -407,7 +450,7 @@ def _from_folder(line: str, folder: str, kinds: Mapping[str, Kind]) -> str:
         return line
     parts = []
     for part in plugins.split(value, ","):
-        pieces = part.split(":")
+        pieces = plugins.split(part, ":")
         for i, piece in enumerate(pieces):
             certain = (place == "path" and i == 0) or (i == 1 and pieces[0].strip() == "folder")
             pieces[i] = _joined(piece, folder, certain)
@@ -417,11 +460,14 @@ def _from_folder(line: str, folder: str, kinds: Mapping[str, Kind]) -> str:
 
 def _joined(piece: str, folder: str, certain: bool) -> str:
     """A piece of a value, whose path is all of it or what is after a '='; only what is `certain` may be a bare word."""
-    for before, path in (("", piece.strip()), *([piece.partition("=")[::2]] if "=" in piece else [])):
+    halves = [piece.partition("=")[::2]] if "=" in piece and not piece.startswith('"') else []
+    for before, written in (("", piece.strip()), *halves):
+        path = plugins.unquoted(written)
         if os.path.lexists(path) or os.path.isabs(path) or not (certain or "/" in path or os.path.splitext(path)[1]):
             continue
         joined = os.path.join(folder, path)
         if path and (os.path.lexists(joined) or glob.glob(joined)):
+            joined = joined if path == written else f'"{joined}"'
             return f"{before}={joined}" if before else joined
     return piece
 

@@ -3,12 +3,13 @@
 Every judgement leaves a record, in the folder of its report and in ~/.cache/tljax/looks (or XDG_CACHE_HOME): which fits
 were judged on which test set, how, and which look that was. So a copy of a run directory, a new one with the same
 seeds, or a report of it, is known again on the same machine by the same user. Where there are neither records nor a
-cache, as on another machine, nothing is known of what was looked at before.
+cache, as on another machine, nothing is known of what was looked at before. Fits of which no verdict can be given, for
+want of a second seed, are no look.
 """
 
 import hashlib
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,8 +18,9 @@ import numpy as np
 
 from experiments.runs import directory
 from experiments.runs.compare_flags import Judging
-from experiments.runs.evidence import Found, cell
+from experiments.runs.evidence import JUDGING, Found, cell
 from tljax import files
+from tljax.study.study import Cell
 from tljax.study.summary import label
 from tljax.types import InputError
 
@@ -39,11 +41,18 @@ class Seen(NamedTuple):
 
 
 def seen(found: Sequence[Found], against: str) -> list[Seen]:
-    """What is judged where `found` is judged against a strategy: a set of fits for each test set."""
+    """What is judged where `found` is judged against a strategy: a set of fits for each test set.
+
+    A target without two seeds of any strategy, each beside one of what it is compared with, has none: it gets no
+    verdict.
+    """
+    able = judgeable(((cell(row, part.longer), row.seed) for part in found for row in part.rows), against)
     each: dict[str, tuple[set[str], set[str], set[str], set[str]]] = {}
     for part in found:
         for row in part.rows:
             if row.target not in part.labels or part.longer or (label(row) == "scratch" != against):
+                continue
+            if row.target not in able:
                 continue
             sets = each.setdefault(test_set(part.labels[row.target]), (set(), set(), set(), set()))
             base = label(row) == against
@@ -52,6 +61,26 @@ def seen(found: Sequence[Found], against: str) -> list[Seen]:
                 taken = np.ascontiguousarray(part.predicted[row.name], np.int64)
                 sets[2 + base].add(hashlib.sha256(taken.tobytes()).hexdigest()[:16])
     return [Seen(name, *map(frozenset, sets)) for name, sets in each.items() if sets[0]]
+
+
+def judgeable(fits: Iterable[tuple[Cell, int]], against: str) -> set[str]:
+    """The targets of which a verdict can be given, of (cell, seed) of each fit.
+
+    A verdict takes two seeds of a strategy at a budget, each beside a fit of `against`.
+
+    >>> fits = [(Cell("a", "b", "full", 10), seed) for seed in (0, 1)] + [(Cell(None, "b", "scratch", 10), 0)]
+    >>> judgeable(fits, "scratch"), judgeable([*fits, (Cell(None, "b", "scratch", 10), 1)], "scratch")
+    (set(), {'b'})
+    """
+    seeds: dict[Cell, set[int]] = {}
+    for where, seed in fits:
+        seeds.setdefault(where, set()).add(seed)
+    able = set()
+    for where, own in seeds.items():
+        base = where._replace(source=None if against == "scratch" else where.source, strategy=against)
+        if where.strategy not in ("scratch", against) and not where.longer and len(own & seeds.get(base, set())) > 1:
+            able.add(where.target)
+    return able
 
 
 def test_set(labels: np.ndarray) -> str:
@@ -83,13 +112,13 @@ def apart(runs: Sequence[Sequence[Found]], against: str) -> list[Seen]:
 
 
 def count(judged: Sequence[Seen], judging: Judging, places: Collection[Path | None]) -> int:
-    """Which look this is, the first being 1, by the records in `places`; nothing is written.
+    """Which look this is, the first being 1, by the records in `places`; 0 where nothing is judged. It writes nothing.
 
     Fits that were judged before are the same look again; where other fits were judged among them, each such judgement
     was a look. Against another strategy it is another question, and no look at this one. Raises InputError where they
     were judged by another margin, level, family or number of looks.
     """
-    most = 1
+    most = 0
     for one in judged:
         records = _records(one, judging.against, places)
         for record in records:
@@ -128,7 +157,7 @@ def refuse_other(judging: Judging, before: Mapping[str, Any], what: str) -> None
     if differ:
         raise InputError(
             f"{what} with {', '.join(differ)}: what counts as a difference is chosen before the first look; leave it "
-            "as it was, or take fresh --seeds"
+            "as it was, or judge fits of seeds that were not looked at"
         )
 
 
@@ -137,12 +166,17 @@ def settings(judging: Judging) -> dict[str, Any]:
     return {f.name: getattr(judging, f.name) for f in fields(Judging)}
 
 
+_RECORD: dict[str, Any] = {"look": int, "judging": {**JUDGING, "against": str}}
+_RECORD |= {name: [str] for name in Seen._fields if name != "test_set"}
+"""What `keep` writes."""
+
+
 def _records(one: Seen, against: str, places: Collection[Path | None]) -> list[dict[str, Any]]:
     """Of judgements of such a comparison that share a fit; raises InputError for a record that is damaged."""
     found = []
     for folder in places:
         places_of = sorted((folder / one.test_set).glob("*.json")) if folder else []
-        found += [record for file in places_of if (record := directory.read_record(file)) is not None]
+        found += [record for file in places_of if (record := directory.read_record(file, _RECORD)) is not None]
     mine = {*one.fits, *one.predictions}
     return [
         record

@@ -46,7 +46,7 @@ def one(text: str) -> Named:
     if given_name:
         return Named(given_name, given_name, options, method, method.code, text)
     spec = plugins.parse(text)
-    name = ":".join([spec.name, *spec.words])
+    name = ":".join(map(plugins.quoted, (spec.name, *spec.words)))
     label = ":".join([name, *(f"{key}={value}" for key, value in spec.options.items())])
     return Named(label, name, options, method, method.code)
 
@@ -108,10 +108,15 @@ def ground(made: Settings, model: Model, source: Source | None, target: Task, st
     shape = tuple(target.train.images.shape[1:])
     key = jax.random.key(streams.head)
     like = models.init(sources.model(made, len(source.classes)), key, shape) if source else None
-    head = made.head
-    if head == "auto":
-        head = "copy" if source and source.classes == target.classes else "fresh"
+    head = head_of(made, source, target)
     return Ground(model, models.init(model, key, shape), like, head, jax.random.fold_in(key, len(model)))
+
+
+def head_of(made: Settings, source: Source | None, target: Task) -> str:
+    """What becomes of the head: 'copy', 'fresh' or 'zero', as --head says; under 'auto' by the names of the classes."""
+    if made.head != "auto":
+        return made.head
+    return "copy" if source and source.classes == target.classes else "fresh"
 
 
 def with_source(ground: Ground, trained: sources.Trained) -> Ground:
@@ -168,7 +173,7 @@ def _phases(one: Named, params: Params, context: Context, must: Mask) -> tuple[t
         masks.lint_phases(params, phases, must)
     except InputError as error:
         raise InputError(f"strategy '{one.label}': {error}") from error
-    return tuple((p.start, later(p) if masks.is_strategy(p.mask) else ready.own(p.mask)) for p in phases)
+    return tuple((float(p.start), later(p) if masks.is_strategy(p.mask) else ready.own(p.mask)) for p in phases)
 
 
 def _refuse_another_model(one: Named, made: ready.Ready) -> None:

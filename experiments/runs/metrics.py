@@ -77,8 +77,12 @@ def curves(folder: Path, name: str) -> dict[str, np.ndarray] | None:
             raise ValueError("it holds no curves")
         return columns
     except Exception as error:  # what NumPy, zlib and the unpacking raise for a damaged file has no common type
-        why = " ".join(str(error).split())[:120] or type(error).__name__
-        console.say(f"the curves of '{name}' are left out: '{file}' cannot be read ({why})")
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        where = "" if str(file) in why else f"'{file}': "
+        console.say(
+            f"the curves of '{name}' are left out: {where}{why}; the same command trains the fit again where "
+            f"'{folder / 'predictions' / name}.npz' is deleted"
+        )
         return None
 
 

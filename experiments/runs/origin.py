@@ -57,12 +57,12 @@ def stand_ins(made: Settings, trial_seeds: Sequence[int]) -> dict[int, int]:
     return sources.stand_ins(made, trial_seeds)
 
 
-def load(made: Settings, means: Any = None) -> Origin:
+def load(made: Settings, execution: Any = None) -> Origin:
     """The one source of the one seed; raises InputError for several seeds, and as `source` does."""
     if len(made.seeds) > 1:
         raise InputError(f"--seeds={','.join(map(str, made.seeds))}: these are of one source, so give one seed")
     found, [seed] = source(made), made.seeds
-    trained = found.obtain(Path(), means)[seed]
+    trained = found.obtain(Path(), execution)[seed]
     model = sources.model(made, len(found.classes))
     params = checkpoint.unflatten(trained.flat, models.abstract(model, found.shape))
     return Origin(found, found.identity[seed], model, params, trained.accuracy)
@@ -72,7 +72,10 @@ def before_head(model: Model) -> str:
     """The last stage before the head; raises InputError for a model that is nothing but a head."""
     names = models.names(model)
     if len(names) < 2:
-        raise InputError("the model has no stage before its head: features are those of a stage, so give --hidden")
+        raise InputError(
+            "the source's model has no stage before its head, whose features are taken: train the source with --hidden "
+            "(experiments.features --stage=head has the head's)"
+        )
     return names[-2]
 
 

@@ -14,6 +14,7 @@ import errno
 import fcntl
 import functools
 import gc
+import glob
 import hashlib
 import io
 import logging
@@ -25,6 +26,8 @@ import stat
 import sys
 import threading
 import time
+import warnings
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +37,7 @@ from typing import Any, TextIO
 import jax
 
 from experiments import INSTALL
-from experiments.runs import flags
+from experiments.runs import flags, xla_flags
 from experiments.runs.settings import MOST_DEVICES, Settings
 from tljax import files, heartbeat, plugins, surroundings, train
 from tljax.types import InputError
@@ -58,6 +61,8 @@ def run_main(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None =
     with lasting_streams(quiet=flags.asks_help(arguments)):
         try:
             with termination_raised():
+                if not flags.asks_help(arguments):
+                    xla_flags.refuse_unknown()
                 main(arguments)
         except KeyboardInterrupt:
             _leave(130, "stopped; the same command goes on with what is not finished")
@@ -103,13 +108,13 @@ def _spare_the_collector() -> None:
 
 def _leave(code: int, text: str) -> None:
     """End at once: a computation may be under way, which the interpreter's own end would cut off in the middle."""
-    print(text, file=sys.stderr)
+    print(visible(text), file=sys.stderr)
     _flush()
     os._exit(code)
 
 
 def _print_error(text: str) -> None:
-    print("error: " + " ".join(text.split()), file=sys.stderr, flush=True)
+    print("error: " + visible(" ".join(text.split())), file=sys.stderr, flush=True)
     if jax.distributed.is_initialized():
         _flush()
         os._exit(1)  # the interpreter's own end would wait for the other processes, and they for this one
@@ -160,6 +165,23 @@ def lasting_streams(quiet: bool = False) -> Iterator[None]:
             if isinstance(stream, _Text):
                 stream.flush()
         sys.stdout, sys.stderr = before
+
+
+_SHOWN = {
+    code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+    for code in (*range(32), *range(127, 160), 0x61C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A))
+    if chr(code) not in "\t\n"
+}
+"""{character that steers a terminal: how it is shown}: the controls of ISO 6429, Unicode's of lines and direction."""
+
+
+def visible(text: str) -> str:
+    """A text whose control characters are shown and steer no terminal: names of files and errors are anybody's.
+
+    >>> visible("\\x1b[31mred")
+    '\\\\x1b[31mred'
+    """
+    return text.translate(_SHOWN)
 
 
 def output_lost() -> bool:
@@ -229,7 +251,7 @@ def _warn_of_loss(error: OSError) -> None:
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    print(visible(line), flush=True)
 
 
 def _say_once() -> Callable[[str], None]:
@@ -325,6 +347,7 @@ def prepare(settings: Settings) -> train.Execution:
     count = settings.num_processes or 1  # of a cluster it is known later, and there a CPU is one device a core
     _one_device_a_core(settings.devices or -(-trial * data // count) or None)
     _keep_compiled(settings.compilation_cache)
+    _replace_damaged()
     _find_processes(settings)
     devices = _devices(settings, trial * data)
     say = _say_once()
@@ -417,6 +440,53 @@ def _keep_compiled(folder: str | None) -> None:
     }
     for name, value in options.items():
         jax.config.update(name, value)
+
+
+_DAMAGED = "Error reading persistent compilation cache entry for "
+"""How JAX's warning begins of an entry that a full disk or a killed process left cut, or that was changed."""
+
+
+def _replace_damaged() -> None:
+    """Where JAX cannot read what it had compiled, delete that, aloud: JAX compiles anew, but writes over no entry."""
+    before = warnings.showwarning
+    if before.__name__ == "show_all_but_damaged":
+        return
+    say = _say_once()
+
+    def show_all_but_damaged(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        text = str(message)
+        if not text.startswith(_DAMAGED):
+            before(message, category, filename, lineno, file, line)
+            return
+        place = Path(str(jax.config.values["jax_compilation_cache_dir"]))
+        name = text.removeprefix(_DAMAGED).split("'")[1]
+        entries = [entry for entry in place.glob(f"{glob.escape(name)}-*") if entry.is_file()]
+        for entry in [entry for entry in entries if _is_cut(entry)] or entries:  # which of them, JAX does not say
+            with contextlib.suppress(OSError):
+                entry.unlink()
+        say(f"of what is kept compiled in '{place}', '{name}' cannot be read: it is compiled again")
+
+    warnings.filterwarnings("always", message=_DAMAGED)
+    warnings.showwarning = show_all_but_damaged
+
+
+def _is_cut(file: Path) -> bool:
+    """Whether an entry does not unpack, as far as Python's zlib knows how it is packed."""
+    try:
+        data = file.read_bytes()
+        return not data.startswith(_ZSTD) and not zlib.decompress(data)
+    except (OSError, zlib.error):
+        return True
+
+
+_ZSTD = b"\x28\xb5\x2f\xfd"
 
 
 def _kind_of_machine() -> str:
@@ -617,10 +687,14 @@ def _touch(lock: TextIO) -> None:
 LOST = "another process of this run is lost: run the same command on all of them again, and it goes on"
 """What processes say that are left, and end."""
 _MEMORY = "out of memory: lower --batch_size or --hidden, train one fit at a time (--many=map), or take less data"
-_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory", "OUT_OF_MEMORY", "bad_alloc", "failed to map segment")
+_OF_MEMORY = (
+    *("RESOURCE_EXHAUSTED", "out of memory", "OUT_OF_MEMORY", "bad_alloc", "failed to map segment"),
+    "cannot map zero-fill",
+)
 _REMEDY = {
     errno.ENOSPC: "; make room and run the same command again",
     errno.EDQUOT: "; make room and run the same command again",
+    errno.EISDIR: "; move it away, and run the same command again",
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR), "; name another place"),
 }
 """What helps where a place cannot be written, by the system's number."""
@@ -631,12 +705,23 @@ _STRICT = (
 """How the names of environment variables begin by which JAX refuses what it allows otherwise."""
 
 
+_LONGEST = 3000
+"""Characters of a line; what is in an error's middle, such as a value of a flag, may have any length."""
+
+
 def message(error: BaseException) -> str | None:
     """What a program says of an exception; None for a fault of tljax's own, of which the traceback is to be seen.
 
     >>> message(InputError("--seeds names nothing: name one")), message(KeyError("kernel"))
     ('--seeds names nothing: name one', None)
     """
+    text = _message(error)
+    if text is None or len(text) <= _LONGEST:
+        return text
+    return f"{text[: _LONGEST - 400]} ... {text[-390:]}"
+
+
+def _message(error: BaseException) -> str | None:
     text = plugins.words(error)
     if isinstance(error, InputError):
         return text
@@ -666,7 +751,7 @@ def _no_device() -> str:
         jax.devices()
         return ""
     except Exception as error:  # of the makers of devices, which have no type in common
-        reason = plugins.words(error)[:300]
+        reason = plugins.words(error)[:300] or type(error).__name__
     kinds = jax.config.values["jax_platforms"]
     if kinds:
         return f"JAX finds no device of JAX_PLATFORMS={kinds}: unset it, or name one there is, such as cpu ({reason})"

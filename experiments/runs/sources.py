@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments.runs import console, directory, fits, training
+from experiments.runs import console, directory, fields, fits, training
 from experiments.runs.settings import Settings
-from tljax import checkpoint, data, masks, models, paths, plugins, seeds
+from tljax import checkpoint, data, masks, models, objective, paths, plugins, seeds
+from tljax.data.files import NO_PIXELS
 from tljax.study.results import Result
 from tljax.train import Execution
 from tljax.types import InputError, Model, Task
@@ -49,9 +50,20 @@ class Source(NamedTuple):
 
 
 def load(made: Settings, name: str, shape: Any) -> Task:
-    """The data set of a name, from where the flags say that data are."""
+    """The data set of a name, from where the flags say that data are.
+
+    Its pixels are brought to `shape`, that of --image_shape or of what it goes with; features, which have other shapes
+    than [height, width, channels], stay as they are.
+    """
     places = {"data_dir": made.data_dir, "manual_dir": made.manual_dir}
-    return data.load(name, **places, image_shape=shape or None, say=console.say)
+    wanted = shape if shape and (len(shape) == 3 or shape == made.image_shape) else None
+    try:
+        return data.load(name, **places, image_shape=wanted, say=console.say)
+    except InputError as error:
+        of_flag = made.image_shape and (name == made.source or not (made.source or made.source_checkpoint))
+        if of_flag and str(error).endswith(NO_PIXELS):
+            raise InputError(f"{error}, or leave out --image_shape") from error
+        raise
 
 
 def _trained(fits: Mapping[str, checkpoint.Flat], name: str, accuracy: float | None) -> Trained:
@@ -63,8 +75,8 @@ def from_data(made: Settings) -> Source:
     task = checked(made)
     plan = _planned(made, task)
 
-    def obtain(folder: Path, means: Execution) -> dict[int, Trained]:
-        lines = train(made, task, folder, means)
+    def obtain(folder: Path, execution: Execution) -> dict[int, Trained]:
+        lines = train(made, task, folder, execution)
         places = {line.checkpoint for line in lines.values()}
         loaded = {place: checkpoint.load(folder / place)[0] for place in places}
         return {seed: _trained(loaded[line.checkpoint], line.name, line.test_accuracy) for seed, line in lines.items()}
@@ -85,6 +97,14 @@ def checked(made: Settings) -> Task:
     start = fits.Start(params, ((0.0, None),), fresh=None)
     # As dicts, since dataclasses that share a nan differ from Python 3.13 on.
     own = vars(made.source_recipe) != vars(made.recipe)
+    if any(term.name == "ewc" for term in objective.penalties(made.source_recipe.penalty)[0]):
+        remedy = "another --penalty, or none"
+        if made.target:
+            remedy = "--source_penalty= for the source's own fit" + ", and --save_fisher" * (not made.save_fisher)
+        raise InputError(
+            f"--{'source_' * own}penalty={made.source_recipe.penalty} is the source's too, and ewc holds a fit to what "
+            f"another's Fisher information says, which nobody has before a source is trained: give {remedy}"
+        )
     fits.check(made.source_recipe, "all", task, start, "source_" if own else "")
     return task
 
@@ -133,14 +153,14 @@ def _streams(made: Settings, seed: int) -> seeds.Seeds:
     return seeds.streams(seeds.streams(seed, source=made.source_seed).source)
 
 
-def train(made: Settings, task: Task, folder: Path, means: Execution) -> dict[int, Result]:
+def train(made: Settings, task: Task, folder: Path, execution: Execution) -> dict[int, Result]:
     """Train the sources that the run directory does not hold yet; {seed: its line}."""
     plan = _planned(made, task)
     there = directory.finished(folder)
     missing = {seed: line for seed, line in plan.items() if line.key not in there}
     if missing:
         missing = plan if made.many == "vmap" else missing
-        field = fits.arena(task, made.source_recipe, means)
+        field = fits.arena(task, made.source_recipe, execution)
         ready = [_ready(made, field, seed, line) for seed, line in missing.items()]
         with console.progress(f"source {task.name}", sum(len(fit.trial.rates) for fit in ready)) as advance:
             training.run(field, ready, folder, about(made, task), advance, made.checkpoint_every, made.save_fisher)
@@ -240,7 +260,7 @@ def from_checkpoint(made: Settings, model_too: bool = True, stand_ins: Mapping[i
         classes,
         shape,
         identity,
-        lambda folder, means: trained,
+        lambda folder, execution: trained,
         one["fingerprint"],
         fisher,
         note,
@@ -290,21 +310,26 @@ def _steps(fits: Sequence[Mapping[str, Any]]) -> int | None:
     return max(taken) if all(type(steps) is int for steps in taken) else None  # type: ignore[type-var]
 
 
-_ABOUT = {"task": str, "fingerprint": str, "classes": str, "shape": int, "model": dict, "fits": dict, "fisher": bool}
-"""What a checkpoint says of itself if it can be a source; of lists, the type of what is in them."""
+MODEL: fields.Form = {"model?": str, "hidden?": [int], "activation?": str, "code?": str}
+"""What a source says of its model; a file of weights may say less than `architecture`."""
+_ABOUT: fields.Form = {
+    **{"task": str, "fingerprint": str, "classes": [str], "shape": [int], "model": MODEL, "fisher": bool},
+    **{"fits": dict, "note?": str},
+}
+"""What a checkpoint says of itself if it can be a source."""
+_FIT: fields.Form = {"seed": int, "accuracy": (float, None), "steps?": (int, None)}
+"""What it says of each fit."""
 
 
 def _about(place: Path) -> dict[str, Any]:
     """What a checkpoint says of itself; raises InputError where that is not what a source says."""
     told = checkpoint.about(place)
-    for name, kind in _ABOUT.items():
-        value = told.get(name)
-        parts = value if name in ("classes", "shape") and isinstance(value, list) else [value]
-        if not parts or not all(type(part) is kind for part in parts):
-            raise InputError(f"checkpoint '{place}' does not say its '{name}': give one that experiments.pretrain left")
+    if odd := fields.fault(told, _ABOUT):
+        raise InputError(f"checkpoint '{place}' does not say enough ({odd}): give one that experiments.pretrain left")
+    if not told["classes"] or not told["shape"] or min(told["shape"]) < 1:
+        raise InputError(f"checkpoint '{place}' has no classes or no shape: give one that experiments.pretrain left")
     for name, fit in told["fits"].items():
-        known = isinstance(fit, dict) and type(fit.get("seed")) is int and "accuracy" in fit
-        if not known or name not in told["sha256"]:
+        if fields.fault(fit, _FIT) or name not in told["sha256"]:
             raise InputError(f"checkpoint '{place}' holds no fit '{name}': train it again")
     return told
 
@@ -340,7 +365,7 @@ def _places(folder: Path) -> dict[int, tuple[Path, str]]:
         if fit["seed"] in places:
             raise InputError(
                 f"checkpoint '{folder}' holds two fits of seed {fit['seed']}, '{places[fit['seed']][1]}' and "
-                f"'{name}': experiments.export makes a source of one of them"
+                f"'{name}': train each in a run directory of its own"
             )
         places[fit["seed"]] = folder, name
     return places

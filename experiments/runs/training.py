@@ -85,12 +85,12 @@ def _train(
         console.say(f"{named}: goes on from step {min(part.step for part in now.parts)} of {last}")
     now = now or progress.none(len(group))
     advance(sum(part.step * len(part.fits) for part in now.parts))
-    means = replace(field.means, should_stop=lambda: bool(vectorize.agreed(asked())))
+    execution = replace(field.execution, should_stop=lambda: bool(vectorize.agreed(asked())))
     final: dict[int, np.ndarray] = {}
     with progress.saving(place, keys) as save:
         start = time.perf_counter()
         stops = fits.stops(ends, trials[0])
-        for state, log in train.fit(program, trials, field.data, stops, now.parts, means):
+        for state, log in train.fit(program, trials, field.data, stops, now.parts, execution):
             advance(len(state.fits) * log.loss.shape[1])
             logits = _logits(field, program, trials, state) if state.step in ends else None
             now = _further(field, group, now, state, log, logits, (time.perf_counter() - start) / len(state.fits))
@@ -114,7 +114,7 @@ def _train(
 
 
 def _logits(field: fits.Arena, program: train.Spec, trials: Sequence[train.Fit], state: train.State) -> np.ndarray:
-    return evaluate.logits_of(program, trials, state, field.test, len(field.task.test.labels), field.means)
+    return evaluate.logits_of(program, trials, state, field.test, len(field.task.test.labels), field.execution)
 
 
 def _further(

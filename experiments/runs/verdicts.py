@@ -19,7 +19,10 @@ from tljax.study.summary import listed
 
 
 def judged(found: Sequence[Found], judging: Judging, notes: Sequence[str], looks: int = 1) -> Study:
-    """What a report tells of these fits; `looks` is how often they have been looked at, this time counted."""
+    """What a report tells of these fits; `looks` is how often they have been looked at, this time counted.
+
+    0 stands for fits of which no verdict can be given: to report them is no look.
+    """
     table, groups = evidence.right(found), evidence.all_groups(found)
     rows = [row for part in found if not part.longer for row in part.rows]
     against, margin, level = judging.against, judging.margin / 100, 1 - (1 - judging.level) / judging.looks
@@ -79,8 +82,11 @@ def _looks(looks: int, judging: Judging) -> list[str]:
     if looks > judging.looks:
         return [
             f"looked at {looks} times with {judging.looks} planned: fits were added after a look, so nothing is judged "
-            "and the intervals only describe; take fresh --seeds and a new --workdir, and plan more --looks"
+            "and the intervals only describe; for a verdict train fits of fresh seeds, in a new run directory, and "
+            "plan more --looks"
         ]
+    if not looks:
+        return ["no look at these fits is counted, since no verdict can be given of them"]
     return [f"look {looks} of {judging.looks} planned"] if judging.looks > 1 else []
 
 
@@ -128,7 +134,9 @@ def _of_family(family: Sequence[Comparison]) -> list[str]:
 def show(folder: Path, found: Sequence[Found], judging: Judging, notes: Sequence[str]) -> Study:
     """Judge the fits of a run directory, print what came of it, and write the report."""
     fits, places = looks.seen(found, judging.against), (looks.place(),)
-    look = max(evidence.looked(folder, evidence.right(found)), looks.count(fits, judging, places))
+    table = evidence.right(found)
+    able = looks.judgeable(((cell, seed) for cell, each in table.items() for seed in each), judging.against)
+    look = max(evidence.looked(folder, table, able), looks.count(fits, judging, places))
     told = judged(found, judging, [*notes, *looks.keep(fits, judging, look, places)], look)
     evidence.keep(folder, found, notes, looks.settings(judging), look)
     classes = {part.rows[0].target: part.classes for part in found if part.rows}

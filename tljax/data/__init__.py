@@ -7,6 +7,8 @@ folder:DIR                        DIR/train/CLASS/*.png and DIR/test/CLASS/*.png
 folder:DIR:splits=FILE.csv        of the pictures in DIR those that FILE.csv lists: file,split,group (see `files`)
 FILE.npz                          train_images, train_labels, test_images, test_labels, class_names, train_groups, ...
 
+A path with a ":" or "=" of its own stands in double quotes: folder:"/data/a:b", "a=b.npz".
+
 Any of them with changes after it, in the order to make them: mnist_10k:labels=0-4:rotate=30 (see `derive`).
 """
 
@@ -20,12 +22,12 @@ from tljax.data import derive, filenames, files, idx, tfds
 from tljax.data.cache import Prepare, cached
 from tljax.data.images import Shape
 from tljax.files import place
-from tljax.plugins import Spec, nearest, parse
+from tljax.plugins import Spec, in_quotes, nearest, parse, unquoted
 from tljax.types import InputError, Task
 
 __all__ = ["load"]
 
-_FORMAT = {"idx": 1, "npz": 1, "folder": 2, "tfds": 2}
+_FORMAT = {"idx": 1, "npz": 2, "folder": 2, "tfds": 2}
 """Goes up when the same source is to be decoded to other arrays, so that what was kept before is not read."""
 
 
@@ -82,11 +84,12 @@ def _source(name: str, spec: Spec, root: Path, manual: Path | None, shape: Shape
     """What tells the source from every other, and how to prepare it."""
     if spec.name == "folder":
         if not spec.words:
-            raise InputError(f"'{name}' names no folder: write folder:DIR")
-        _takes(Spec(spec.name, spec.words[1:], spec.options), ("splits",), "FILE.csv")
+            equals = "; a path with a '=' stands in double quotes: folder:\"DIR\"" if spec.options else ""
+            raise InputError(f"'{name}' names no folder: write folder:DIR{equals}")
+        _takes(Spec(spec.name, spec.words[1:], spec.options), ("splits",), "FILE.csv", spec.words)
         folder = place(spec.words[0])
         if "splits" in spec.options:
-            table = place(spec.options["splits"])
+            table = place(unquoted(spec.options["splits"]))
             listed = ["folder", filenames.text(folder), filenames.text(table)]
             return listed, lambda: files.prepare_listed(name, folder, table, shape)
         return ["folder", filenames.text(folder)], lambda: files.prepare_folder(name, folder, shape)
@@ -112,10 +115,11 @@ def _by_hand(name: str, manual: Path, root: Path) -> bool:
     raise InputError(f"--manual_dir='{manual}' has no folder '{name}': make it, with {expected}")
 
 
-def _takes(spec: Spec, options: tuple[str, ...], value: str = "SPLIT") -> None:
+def _takes(spec: Spec, options: tuple[str, ...], value: str = "SPLIT", path: tuple[str, ...] = ()) -> None:
     for given in (*spec.words, *spec.options):
         if given in spec.words or given not in options:
-            known = nearest(given, [*(f"{option}={value}" for option in options), *derive.FORMS])
+            known = in_quotes(path or [spec.name, *spec.words])
+            known = known or nearest(given, [*(f"{option}={value}" for option in options), *derive.FORMS])
             raise InputError(f"data set '{spec.name}' has no option '{given}'{known}")
 
 

@@ -111,7 +111,25 @@ def _checked_note(text: bytes, place: Path) -> dict[str, Any] | None:
         return None
     if not isinstance(note, dict) or text != _noted({key: note[key] for key in note if key != "sha256"}):
         raise _Damaged(place)
+    if not _is_note(note):
+        raise _Damaged(place)
     return note
+
+
+def _is_note(note: dict[str, Any]) -> bool:
+    """Whether what a note says, as it was written by whomever, is of the types that `_write` gives it."""
+    texts = [note.get(name) for name in ("name", "note", "fingerprint")]
+    findings, classes, arrays = note.get("findings"), note.get("classes"), note.get("arrays")
+    if not (isinstance(findings, list) and isinstance(classes, list) and isinstance(arrays, dict)):
+        return False
+    if not isinstance(note.get("sources"), dict):
+        return False
+    texts += [*findings, *classes, *arrays.values()]
+    needed = {f"{split}_{what}" for split in ("train", "test") for what in ("images", "labels")}
+    return all(isinstance(text, str) for text in texts) and needed <= arrays.keys() <= needed | _OPTIONAL
+
+
+_OPTIONAL = {"train_groups", "test_groups"}
 
 
 def _noted(note: dict[str, Any]) -> bytes:

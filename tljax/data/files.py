@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tljax import files as text_files
 from tljax import npz, paths
 from tljax.data import checks, filenames, images
 from tljax.data.checks import checked
@@ -24,6 +25,10 @@ SPELLINGS = {
     "train groups": ("train_groups",),
     "test groups": ("test_groups",),
 }
+MEMBERS = ("images", *(name for names in SPELLINGS.values() for name in names))
+"""All that is read of an .npz file of data: `images` are those without labels."""
+NO_PIXELS = ", as only uint8 pixels are resized: give uint8 images, or features of that shape"
+"""The end of what is said of features that are to be brought to a shape."""
 _OPTIONAL = ("class names", "train groups", "test groups")
 
 
@@ -90,9 +95,10 @@ def prepare_listed(name: str, folder: Path, table: Path, shape: Shape | None) ->
     """The pictures under `folder` that `table` puts into a split, sorted as in a folder's, and how to decode them.
 
     `table` is a CSV file (UTF-8) with the columns file, split and, if wanted, group; columns of other names are not
-    read. `file` is the path of a picture from `folder`, CLASS/x.png or train/CLASS/x.png: its folder's name is the
-    class. `split` is train or test; without that column the path begins with it. `group` is any text. Pictures that
-    no line names are left out, and the note says how many. Raises InputError, with the line, for whatever is wrong.
+    read, but a name that is nearly one of these is refused. `file` is the path of a picture from `folder`,
+    CLASS/x.png or train/CLASS/x.png: its folder's name is the class. `split` is train or test; without that column
+    the path begins with it. `group` is any text. Pictures that no line names are left out, and the note says how
+    many. Raises InputError, with the line, for whatever is wrong.
     """
     if not folder.is_dir():
         raise InputError(f"'{folder}' is no folder: {_LAYOUT}, or DIR/CLASS/*.png with splits=FILE.csv")
@@ -131,12 +137,13 @@ def prepare_listed(name: str, folder: Path, table: Path, shape: Shape | None) ->
 
 def _listed(folder: Path, table: Path) -> list[_Listed]:
     try:
-        text = table.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        text = text_files.text(table, errors="surrogateescape")
         rows = csv.reader(text.splitlines(), strict=True)
         columns = [column.strip() for column in next(rows, [])]
         lines = [(rows.line_num, [cell.strip() for cell in row]) for row in rows if row]
     except (OSError, csv.Error) as error:
         raise InputError(f"'{table}' cannot be read ({error}): save it as CSV, in UTF-8, with commas") from error
+    npz.refuse_slips(columns, ("file", "split", "group", "target"), f"'{table}'", "column")
     if "file" not in columns or len(set(columns)) < len(columns):
         raise InputError(
             f"'{table}' has the columns {', '.join(columns) or 'none'}: it needs file, split and, if wanted, group, "
@@ -187,7 +194,8 @@ def prepare_npz(name: str, file: Path, shape: Shape | None) -> tuple[list[Path],
     channels], or floats [n, ...], which become float32; train_labels (y_train): integers [n]; the same for test;
     and, if wanted, class_names: strings [classes], train_groups and test_groups: integers or strings [n], which items
     are alike. Without names the classes are "0", "1", ... up to the largest training label, each with an example.
-    Raises InputError for anything else; pickled objects are never read.
+    Other arrays are not read, but a name that is nearly one of these is refused. Raises InputError for anything else;
+    pickled objects are never read.
     """
     if not file.is_file():
         raise InputError(f"'{file}' does not exist: give the path of an .npz file from the working directory")
@@ -206,7 +214,7 @@ def arrays(file: Path, wanted: Mapping[str, tuple[str, ...]]) -> dict[str, np.nd
 
     Raises InputError for a file that cannot be read, one that lacks an array or has it twice, and Python objects.
     """
-    there = npz.read(file, [spelling for of in wanted.values() for spelling in of])
+    there = npz.read(file, [spelling for names in wanted.values() for spelling in names], MEMBERS)
     found = {}
     for what, spellings in wanted.items():
         present = [s for s in spellings if s in there]
@@ -226,7 +234,7 @@ def _shaped(name: str, array: np.ndarray, shape: Shape | None) -> np.ndarray:
     if array.dtype != np.uint8:
         if array.shape[1:] == shape:
             return array
-        raise InputError(f"{name}: features {list(array.shape[1:])} cannot become {list(shape)}: drop --image_shape")
+        raise InputError(f"{name}: features {list(array.shape[1:])} cannot become {list(shape)}{NO_PIXELS}")
     return images.to_shape(array[..., None], shape) if array.ndim == 3 else images.to_shape(array, shape)
 
 

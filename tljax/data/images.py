@@ -30,7 +30,10 @@ def to_shape(images: np.ndarray, shape: Shape) -> np.ndarray:
     if images.shape[1:] == shape:
         return images
     if images.shape[-1] != shape[-1] and (shape[-1] not in (1, 3) or images.shape[-1] not in (1, 2, 3, 4)):
-        raise InputError(f"images of {images.shape[-1]} channels cannot become {shape[-1]}: --image_shape takes 1 or 3")
+        raise InputError(
+            f"images of {images.shape[-1]} channels cannot become {shape[-1]}: images of 1 to 4 become grey or colour, "
+            f"1 or 3, and no others; give {shape[-1]}"
+        )
     if images.shape[-1] != shape[-1]:
         images = images[..., :-1] if images.shape[-1] in (2, 4) else images
         images = _luma(images) if shape[-1] < images.shape[-1] else images

@@ -7,6 +7,7 @@ MNIST and its kin the builder below: TFDS unpacks gzip with TensorFlow, Python d
 import socket
 import urllib.parse
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +28,38 @@ def prepare(
     `name` is `name` or `name/config`. `splits`, to train and to test on, are in TFDS' own words, slices too; those of
     "" are "train", and "test", else "validation".
     Raises InputError for an unknown name, config or split, a data set without an image and a class label, splits
-    that share examples, and one that needs the network or TensorFlow to be prepared and cannot have it.
+    that share examples, one that needs the network or TensorFlow to be prepared and cannot have it, and damaged files.
     """
-    builder = _builder(name, data_dir)
-    image, label = _features(name, builder)
-    if not builder.is_prepared():
+    with _damage_named(name, data_dir):
+        builder = _builder(name, data_dir)
+        image, label = _features(name, builder)
+        prepared = builder.is_prepared()
+    if not prepared:
         _download(name, builder, data_dir, manual_dir)
-    train, test = _splits(name, builder.info.splits, splits)
+    with _damage_named(name, data_dir):
+        train, test = _splits(name, builder.info.splits, splits)
     note = f"trained on '{train}', tested on '{test}'" if (train, test) != ("train", "test") else ""
 
     def decode() -> Task:
-        first, second = (_read(name, builder, split, image, label, shape) for split in (train, test))
-        return checked(name, first, second, tuple(builder.info.features[label].names), note)
+        with _damage_named(name, data_dir):
+            first, second = (_read(name, builder, split, image, label, shape) for split in (train, test))
+            return checked(name, first, second, tuple(builder.info.features[label].names), note)
 
     return sorted(Path(str(builder.data_path)).iterdir()), decode
+
+
+@contextmanager
+def _damage_named(name: str, data_dir: Path) -> Iterator[None]:
+    """What TFDS raises for files that are not as it wrote them, which has no type in common, becomes an InputError."""
+    try:
+        yield
+    except (InputError, MemoryError, ImportError):
+        raise
+    except Exception as error:
+        raise InputError(
+            f"data set '{name}': its files under '{data_dir / name.partition('/')[0]}' cannot be read "
+            f"({_line(error)[:200]}): delete that folder, and prepare it again"
+        ) from error
 
 
 def _builder(name: str, data_dir: Path) -> Any:

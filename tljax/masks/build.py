@@ -10,6 +10,7 @@ import numpy as np
 
 from tljax import paths
 from tljax.masks.combine import intersect, invert, require_bools
+from tljax.masks.leaf import plain
 from tljax.types import InputError, Mask, Params
 
 
@@ -78,8 +79,9 @@ def layers(params: Params, prefix: str, which: slice | int | Sequence[int]) -> M
         raise InputError(f"layers: the leaves under '{prefix}' have no first axis of one length: {shown}")
     [count] = counts
     on = np.zeros(count, bool)
+    index: Any = plain(which)  # a whole number of NumPy or JAX too
     try:
-        on[which if isinstance(which, int | slice) else list(which)] = True
+        on[index if isinstance(index, int | np.integer | np.bool_ | slice) else list(index)] = True
     except (IndexError, TypeError, ValueError) as error:
         raise InputError(f"layers: '{prefix}' has the layers 0 to {count - 1}, not {which!r}") from error
     if not on.any():

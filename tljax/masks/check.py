@@ -8,7 +8,7 @@ import numpy as np
 
 from tljax import paths, plugins
 from tljax.masks.combine import require_fit, static
-from tljax.masks.leaf import canonical_leaf, selects, traced
+from tljax.masks.leaf import canonical_leaf, plain, selects, traced
 from tljax.types import InputError, Mask, Params, Phase
 
 
@@ -62,7 +62,7 @@ def lint_phases(params: Params, phases: Sequence[Phase], fresh: Mask | None = No
         raise InputError("phases are a list of one Phase(start, mask) or more, from tljax.types")
     before = -1.0
     for i, phase in enumerate(phases):
-        start: Any = phase.start
+        start: Any = plain(phase.start)
         if not isinstance(start, int | float | np.number) or not 0 <= start < 1:
             raise InputError(
                 f"phase {i} starts at {plugins.shown(start)}: a start is a fraction of training, at least 0 and below 1"

@@ -51,7 +51,7 @@ def require_bools(what: str, mask: Mask) -> None:
     for path, leaf in paths.items(mask):
         if isinstance(leaf, jax.core.Tracer):
             raise traced(path)
-        if not isinstance(leaf, bool | np.bool_):
+        if not isinstance(plain(leaf), bool | np.bool_):
             raise InputError(
                 f"{what}: the leaf at '{path}' is {plugins.shown(leaf)}, not a bool: combine bools, then scale"
             )
@@ -87,6 +87,7 @@ def _bools(what: str, path: str, leaf: Any) -> Any:
     """A leaf as a bool or a NumPy bool array; raises InputError for a rate."""
     if isinstance(leaf, jax.core.Tracer):
         raise traced(path)
+    leaf = plain(leaf)
     if isinstance(leaf, bool | np.bool_):
         return bool(leaf)
     if selects(leaf) and (m := canonical_leaf(path, leaf)).dtype == bool:
@@ -117,6 +118,8 @@ def scale(mask: Mask, factor: Any) -> Mask:
     {'a': 0.1, 'b': False, 'c': 0.05, 'd': array([0.1, 0. ])}
     """
     factor = plain(factor)
+    if isinstance(factor, np.integer):  # a small type of NumPy's would overflow
+        factor = int(factor)
     if isinstance(factor, int | float | np.number) and not (math.isfinite(factor) and factor >= 0):
         raise InputError(f"scale: the factor is {factor}: it must be finite and at least 0")
 

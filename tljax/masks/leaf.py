@@ -53,8 +53,8 @@ def canonical_leaf(path: str, leaf: Any) -> Any:
     if isinstance(m, int | float | np.integer | np.floating):
         m = int(m) if isinstance(m, int | np.integer) else float(m)
         if not 0 <= m <= LARGEST:
-            shown = math.inf if m > 0 else m  # a whole number may have too many digits to print
-            raise InputError(f"the mask's number at '{path}' is {shown}: it must be finite and at least 0")
+            shown = math.inf if isinstance(m, int) and m > 0 else m  # a whole number may have too many digits to print
+            raise InputError(f"the mask's number at '{path}' is {shown}: it must be finite and at least 0, in float32")
         return bool(m) if m in (0, 1) else float(m)
     if not isinstance(m, np.ndarray | jax.Array) or not numeric(m):
         raise InputError(
@@ -64,7 +64,9 @@ def canonical_leaf(path: str, leaf: Any) -> Any:
         return np.asarray(m)
     rates = np.asarray(m).astype(np.float64)
     if odd := rates[~((rates <= LARGEST) & (rates >= 0))].tolist():
-        raise InputError(f"the mask's array at '{path}' has the number {odd[0]}: it must be finite and at least 0")
+        raise InputError(
+            f"the mask's array at '{path}' has the number {odd[0]}: it must be finite and at least 0, in float32"
+        )
     return rates != 0 if np.isin(rates, (0, 1)).all() else rates
 
 

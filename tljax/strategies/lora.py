@@ -24,7 +24,7 @@ def strategy(params: Params, context: Context, *, rank: int = 4, scale: float = 
     if not 0 < scale < float("inf"):
         raise InputError(f"lora:scale={scale}: it must be above 0 and finite")
     try:
-        factors = masks.by_path(params, lambda path: masks.leaf_name(path) in ("lora_a", "lora_b"))
+        factors = masks.by_path(params, lambda path: masks.leaf_name(path) in _FACTORS)
     except InputError as error:
         raise InputError("lora: the parameters have no factors: call adapt(params, key) first") from error
     return masks.union(factors, context.fresh)
@@ -35,11 +35,14 @@ def adapt(params: Params, key: jax.Array, context: Context | None = None, *, ran
 
     The head is the last of context.stages; without stages it is whatever is called 'head'. lora_a is normal of
     variance 1/in (LeCun), lora_b zero, so that the outputs are unchanged. Raises InputError for a rank below 1, where
-    there is no such kernel, and for a kernel that is in no dict, where no leaf can be added.
+    there is no such kernel, for a kernel that is in no dict, where no leaf can be added, and for parameters that have
+    factors already, which would be lost.
     `left_out` names the kernels of other ranks, which stay frozen.
     """
     if rank < 1:
         raise InputError(f"lora:rank={rank}: it is at least 1")
+    if there := _factors(params):
+        raise InputError(f"lora: the parameters have factors already, {paths.some(there)}: merge them first")
     below, rest = _kernels(params, context or Context())
     if not below:
         passed = f"; left out: {_shown(rest)}" if rest else ""
@@ -73,20 +76,47 @@ def left_out(params: Params, context: Context) -> list[str]:
 def merge(params: Params, *, rank: int = 4, scale: float = 4.0) -> Params:
     """Ordinary parameters with the same outputs: kernel + scale/rank lora_a lora_b, without the factors.
 
-    Raises InputError for factors of another rank.
+    Raises InputError for parameters without factors, factors of another rank or shape, one without the other or without
+    their kernel, and factors in no dict, such as those in a FrozenDict.
     """
+    if not _factors(params):
+        raise InputError("lora: the parameters have no factors lora_a and lora_b: merge those that adapt gave")
 
     def fold(path: str, node: dict[str, Any]) -> dict[str, Any]:
-        if "lora_a" not in node:
+        names = ("kernel", *_FACTORS)
+        if not set(_FACTORS) & node.keys():
             return node
-        if (there := jnp.shape(node["lora_a"])[-1]) != rank:
+        if missing := [name for name in names if name not in node]:
+            there = " and ".join(f"'{path}{name}'" for name in names if name in node)
+            raise InputError(f"lora: {there} without {' and '.join(missing)}: merge the whole tree that adapt gave")
+        shapes = {
+            path + name: jnp.shape(node[name]) if jax.tree_util.all_leaves([node[name]]) else () for name in names
+        }
+        kernel, a, b = shapes.values()
+        if {len(kernel), len(a), len(b)} != {2} or (a[0], a[1], b[1]) != (kernel[0], b[0], kernel[1]):
+            raise InputError(f"lora: factors [in, rank] and [rank, out] do not fit their kernel: {_shown(shapes)}")
+        if a[1] != rank:
             raise InputError(
-                f"lora: the factors at '{path}lora_a' have rank {there}, not {rank}: merge with rank={there}"
+                f"lora: the factors at '{path}lora_a' have rank {a[1]}, not {rank}: merge with rank={a[1]}"
             )
-        kept = {name: leaf for name, leaf in node.items() if name not in ("lora_a", "lora_b")}
+        kept = {name: leaf for name, leaf in node.items() if name not in _FACTORS}
         return {**kept, "kernel": node["kernel"] + scale / rank * (node["lora_a"] @ node["lora_b"])}
 
-    return _each_dict(fold, params)
+    merged = _each_dict(fold, params)
+    if left := _factors(merged):
+        raise InputError(
+            f"lora: {paths.some(left)} are in no dict of dicts: give nested dicts, as flax.core.unfreeze and "
+            "nnx.to_pure_dict make them"
+        )
+    return merged
+
+
+_FACTORS = ("lora_a", "lora_b")
+
+
+def _factors(params: Params) -> list[str]:
+    """The paths of the factors that `adapt` adds."""
+    return [path for path in paths.names(params) if masks.leaf_name(path) in _FACTORS]
 
 
 def _kernels(params: Params, context: Context) -> tuple[list[str], dict[str, tuple[int, ...]]]:
@@ -94,12 +124,11 @@ def _kernels(params: Params, context: Context) -> tuple[list[str], dict[str, tup
     rows = zip(paths.items(params), paths.unboxed_names(params), paths.trainable(params), strict=True)
     shapes = {short.removesuffix("/value"): jnp.shape(leaf) for (_, leaf), short, able in rows if able}
     staged = paths.inside(context.stages[-1:])
-    factors = ("lora_a", "lora_b")
 
     def in_head(path: str) -> bool:
         return staged(path) if context.stages else "head" in path.split("/")
 
-    below = {p: s for p, s in shapes.items() if len(s) > 1 and not in_head(p) and p.split("/")[-1] not in factors}
+    below = {p: s for p, s in shapes.items() if len(s) > 1 and not in_head(p) and p.split("/")[-1] not in _FACTORS}
     fit = [path for path, shape in below.items() if path.split("/")[-1] == "kernel" and len(shape) == 2]
     return fit, {path: shape for path, shape in below.items() if path not in fit}
 

@@ -115,7 +115,8 @@ def _with(specs: Sequence[str], inner: str, value: Any, flag: str) -> list[str]:
         given_name, rest = plugins.named(text) if flag == "--strategies" else ("", text)
         spec = plugins.parse(rest)
         options = {**spec.options, option: value} if own == name else spec.options
-        written = ":".join([spec.name, *spec.words, *(f"{key}={of}" for key, of in options.items())])
+        own_parts = map(plugins.quoted, (spec.name, *spec.words))
+        written = ":".join([*own_parts, *(f"{key}={of}" for key, of in options.items())])
         found.append(f"{given_name}={written}" if given_name else written)
     return found
 

@@ -1,0 +1,1 @@
+"""The machinery of the programs: from flags to a run directory."""
