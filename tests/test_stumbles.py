@@ -1,5 +1,6 @@
 """What a newcomer meets: names for strategies, short dry runs, signs of life, errors that say whose and where."""
 
+import importlib
 import json
 import re
 import time
@@ -11,9 +12,9 @@ from test_programs import arguments, command
 from experiments import compare, report, search, transfer
 from experiments.pages import drawing, history, search_pictures
 from experiments.pages import report as pages
-from experiments.runs import console, directory, methods
+from experiments.runs import console, directory, methods, process
 from experiments.runs.settings import parse_flags
-from tljax import masks, paths, plugins
+from tljax import masks, models, paths, plugins
 from tljax.study import space as spaces
 from tljax.types import InputError
 
@@ -332,6 +333,131 @@ def test_an_error_that_names_its_strategy_names_it_once(tasks, tmp_path):
     with pytest.raises(InputError) as refused:
         transfer.run(**quick(tasks, tmp_path, strategies=("norm_only",)))
     assert str(refused.value).count("norm_only") == 1
+
+
+FAULTY = '''"""Models that fail, each in its own way."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from tljax.models.linen import flat, stage
+from tljax.types import Stage
+
+
+class Block(nn.Module):
+    heads: int
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        return x.reshape(*x.shape[:-1], self.heads, x.shape[-1] // self.heads + 1)
+
+
+def head(classes):
+    return stage("head", nn.Dense(classes), before=flat)
+
+
+def reshapes(classes, *, heads: int = 4):
+    return stage("body", nn.Dense(10), before=flat), stage("block_0", Block(heads)), head(classes)
+
+
+def builds(classes):
+    return stage("body", nn.Dense(classes["width"])), head(classes)
+
+
+def forgets(classes):
+    head(classes)
+
+
+def gives_a_module(classes):
+    return nn.Dense(5, name="body"), head(classes)
+
+
+def repeats(classes):
+    return stage("a", nn.Dense(5)), stage("a", nn.Dense(5)), head(classes)
+
+
+def fails_at_init(classes):
+    return Stage("body", lambda key, x: {}["kernel"], lambda params, x, *, key=None: x), head(classes)
+
+
+def gives_two(classes):
+    return Stage("body", lambda key, x: {}, lambda params, x, *, key=None: (x, x)), head(classes)
+
+
+def gives_maps(classes):
+    return stage("body", nn.Dense(5)), stage("head", nn.Dense(classes))
+
+
+def fails_in_training(classes):
+    def apply(params, x, *, key=None):
+        return x if key is None else x @ jnp.ones((2, 2))
+
+    return Stage("body", lambda key, x: {}, apply), head(classes)
+'''
+FAILS = {
+    "reshapes": r"fails in stage 'block_0' on inputs float32\[1, 10\]: TypeError: cannot reshape .*:15\)",
+    "builds": r"cannot be built: TypeError: 'int' object is not subscriptable \(.*:27\)",
+    "forgets": r"gives None for its stages: return Stage\(name, init, apply\)",
+    "gives_a_module": r"gives Dense\(.* for a stage: return Stage",
+    "repeats": r"has two stages named 'a': give each a name of its own",
+    "fails_at_init": r"fails in stage 'body' on inputs float32\[1, .*: KeyError: 'kernel' \(.*:43\)",
+    "gives_two": r"stage 'body' gives a tuple: let it give one array",
+    "gives_maps": r"its head, stage 'head', gives \[1, .*\] of inputs \[1, .*: let it give \[batch, classes\]",
+    "fails_in_training": r"fails in stage 'body' on inputs float32\[.*: TypeError: dot_general requires .*:56\)",
+}
+
+
+@pytest.fixture
+def faulty(tmp_path):
+    file = tmp_path / "faulty.py"
+    file.write_text(FAULTY)
+    return file
+
+
+@pytest.mark.parametrize("name", FAILS)
+def test_a_model_that_fails_says_which_where_and_what(name, tasks, tmp_path, faulty):
+    flags = quick(tasks, tmp_path, model=f"{faulty}:{name}", strategies=("full",))
+    with pytest.raises(InputError) as refused:
+        transfer.run(**{flag: value for flag, value in flags.items() if flag != "hidden"})
+    text = str(refused.value)
+    assert text.startswith(f"model '{faulty}:{name}'") and "\n" not in text
+    assert re.search(FAILS[name], text), text
+
+
+def test_the_options_of_a_model_that_fails_are_in_its_line(faulty):
+    model = models.build(f"{faulty}:reshapes:heads=5", 3, hidden=(), activation="relu")
+    with pytest.raises(InputError, match=re.escape(f"model '{faulty}:reshapes:heads=5' fails in stage 'block_0'")):
+        models.abstract(model, (5,))
+
+
+@pytest.mark.parametrize(
+    "program", ["pretrain", "transfer", "check", "compare", "search", "zoo", "features", "predict", "export", "rank"]
+)
+def test_every_program_says_so_in_a_line(program, tasks, tmp_path, faulty, capsys):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "w.npz", **{"head.bias": rng.normal(size=4).astype(np.float32)})
+    (tmp_path / "w.npz.json").write_text(json.dumps({"task": "digits", "classes": list("0123"), "shape": [6, 6, 1]}))
+    model, workdir = f"--model={faulty}:reshapes", f"--workdir={tmp_path / 'w'}"
+    source, target = f"--source={tasks / 'digits.npz'}", f"--target={tasks / 'clothes.npz'}"
+    weights, output = f"{tmp_path / 'w.npz'}", f"--output={tmp_path / 'out'}"
+    flags = {
+        "pretrain": [source, workdir],
+        "transfer": [f"--source_checkpoint={weights}", target, workdir],
+        "check": ["--strategy=full"],
+        "compare": [source, target, workdir],
+        "search": [source, target, workdir, "--trials=1", "--per_strategy", "--space=learning_rate:in:0.1,0.2"],
+        "zoo": [f"--zoo={tasks / 'digits.npz'}", workdir],
+        "features": [f"--source_checkpoint={weights}", f"--dataset={tasks / 'clothes.npz'}", output],
+        "predict": [f"--checkpoint={weights}", f"--images={tasks / 'clothes.npz'}", f"{output}.csv"],
+        "export": [f"--checkpoint={weights}", f"{output}.safetensors"],
+        "rank": [f"--sources={weights}", target, workdir],
+    }
+    module = importlib.import_module(f"experiments.{program}")
+    with pytest.raises(SystemExit) as ended:
+        process.run_main(module.main, [program, model, *flags[program]])
+    error = capsys.readouterr().err
+    assert ended.value.code == 1 and error.count("\n") == 1
+    assert f"model '{faulty}:reshapes' fails in stage 'block_0'" in error and "cannot reshape" in error, error
 
 
 def test_paths_in_a_flagfile_are_found_from_its_folder(tasks, tmp_path, monkeypatch):

@@ -171,7 +171,7 @@ def _require_all_placed(arrays: Mapping[str, np.ndarray], targets: Mapping[str, 
         alike = [pair for pair in pairs if arrays[pair[0]].shape == shapes[pair[1]]]
         turned = [pair for pair in pairs if arrays[pair[0]].shape == shapes[pair[1]][::-1]]
         name, path = (alike or turned or pairs)[0]
-        example = f"{_quoted(name)}:to={_quoted(path)}" + (":transpose" if turned and not alike else "")
+        example = f"{plugins.quoted(name)}:to={plugins.quoted(path)}" + (":transpose" if turned and not alike else "")
         raise InputError(
             f"{arrays_left} no place in the model, and {leaves_left} no array: say which is which by rules, such as "
             f"--source_rename={example}"
@@ -179,14 +179,10 @@ def _require_all_placed(arrays: Mapping[str, np.ndarray], targets: Mapping[str, 
     if homeless:
         raise InputError(
             f"{arrays_left} no place in the model: build the model that they are of, or leave them out by rules, "
-            f"such as --source_rename={_quoted(homeless[0])}:drop"
+            f"such as --source_rename={plugins.quoted(homeless[0])}:drop"
         )
     if empty:
         raise InputError(f"{leaves_left} no array in the file: it is of another model; build that one")
-
-
-def _quoted(name: str) -> str:
-    return f'"{name}"' if ":" in name else name
 
 
 def _transposed(name: str, array: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
