@@ -14,9 +14,9 @@ import pytest
 from test_programs import arguments, results
 
 from experiments import report, transfer
-from experiments.runs import directory, evidence, fields, looks, process, sources, xla_flags
+from experiments.runs import directory, fields, looks, predictions, process, sources
 from experiments.runs.settings import Settings, parse_flags
-from tljax import data, surroundings
+from tljax import data, switches
 from tljax.study.results import from_json
 from tljax.types import InputError
 
@@ -66,9 +66,9 @@ def judged(folder: Path, labels, **change) -> None:
     ]
     (folder / "report.html").write_text("")
     fits = [from_json(row) for row in rows]
-    found = evidence.Found(fits, {fit.name: labels for fit in fits}, {"t": labels})
-    evidence.looked(folder, evidence.right([found]))
-    evidence.keep(folder, [found], ["a note"], {"against": "scratch"}, 1)
+    found = predictions.Found(fits, {fit.name: labels for fit in fits}, {"t": labels})
+    predictions.looked(folder, predictions.right([found]))
+    predictions.keep(folder, [found], ["a note"], {"against": "scratch"}, 1)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_a_study_of_other_types_under_a_right_sum_is_refused_with_its_field(chan
     change(record)
     directory.write_record(tmp_path / "study.json", record)
     with pytest.raises(InputError, match=rf"study.json': .*{words}.*: restore it"):
-        evidence.of_directory(tmp_path)
+        predictions.of_directory(tmp_path)
 
 
 @pytest.mark.parametrize("record", [{}, {"looks": None}, {"looks": [3]}, {"looks": {"x": 1}}, {"looks": [[], "x"]}])
@@ -108,7 +108,7 @@ def test_looks_of_other_types_under_a_right_sum_are_refused(record, tmp_path):
     judged(tmp_path, np.arange(6) % 3)
     directory.write_record(tmp_path / "looks.json", record)
     with pytest.raises(InputError, match=r"looks.json': looks.* (is|not)"):
-        evidence.looked(tmp_path, {})
+        predictions.looked(tmp_path, {})
 
 
 def test_a_table_of_fits_that_is_empty_is_refused(tmp_path):
@@ -164,7 +164,7 @@ def test_a_strategy_that_closes_a_descriptor_ends_as_others_do(code, tasks, tmp_
 
 def test_descriptors_are_put_back_where_a_file_has_taken_their_number(tmp_path):
     there = os.fstat(1)
-    with surroundings.kept():
+    with switches.guarded():
         os.close(1)
         with open(tmp_path / "next", "w") as file:
             assert file.fileno() == 1
@@ -179,11 +179,11 @@ XLA = {
 }
 """{text of XLA_FLAGS: what XLA says of it before it ends the process}."""
 ASKED = """import os, sys
-from experiments.runs import process, xla_flags
+from experiments.runs import process
 for text in sys.argv[1:]:
     os.environ["XLA_FLAGS"] = text
     try:
-        xla_flags.refuse_unknown()
+        process.refuse_unknown_xla_flags()
     except ValueError as error:
         print(error)
 process.run_main(lambda argv: print("ran"))
@@ -201,7 +201,7 @@ def test_flags_that_xla_does_not_take_are_said_before_it_ends_the_process():
 
 def test_flags_that_xla_takes_are_no_fault(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=3")
-    xla_flags.refuse_unknown()
+    process.refuse_unknown_xla_flags()
 
 
 @pytest.mark.parametrize(("command", "least"), [("ulimit -v", 2**31), ("ulimit -d", 650e6)])

@@ -61,7 +61,7 @@ def test_the_test_set_cannot_be_searched_on(tasks, tmp_path, monkeypatch):
         seen.append(place.field.task)
         assert len(place.field.task.test.labels) == len(place.field.task.test.images) == 0
         train = np.asarray(place.field.task.train.images)
-        np.testing.assert_array_equal(np.asarray(place.field.test)[: len(place.rows)], train[place.rows])
+        np.testing.assert_array_equal(np.asarray(place.field.test.inputs[0])[: len(place.rows)], train[place.rows])
         return judge(place, *given)
 
     monkeypatch.setattr(trials, "judge", watched)
@@ -211,7 +211,7 @@ def test_the_flags_of_a_search_give_it_again(sources, tasks, tmp_path, capsys):
 
 def test_a_search_directory_of_an_older_tljax_goes_on(sources, tasks, tmp_path, capsys):
     """It held the settings of the trials and none of the search's own flags."""
-    given, asked = flags.read(of_checkpoint(tasks, tmp_path, sources), search_flags.Search)
+    given, asked = flags.read(of_checkpoint(tasks, tmp_path, sources), search.SearchFlags)
     trials_of = search._hunting(given, Settings.from_flags(**given), asked)
     with directory.opened(Settings.from_flags(**trials_of), "search") as folder:
         pass

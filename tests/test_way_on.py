@@ -16,8 +16,8 @@ from test_programs import arguments, refused
 from experiments import compare, features, pretrain, rank, report, transfer
 from experiments.benchmark.__main__ import BenchmarkFlags
 from experiments.pages import rank_report, search_report
-from experiments.runs import elsewhere, evidence, flags, methods
-from experiments.runs.scoring import Score, Scored
+from experiments.runs import elsewhere, flags, methods, predictions
+from experiments.runs.scores import Score, Scored
 from experiments.runs.settings import Settings, parse_flags
 from tljax import data, npz, plugins
 from tljax.types import InputError
@@ -85,11 +85,11 @@ def test_a_slip_in_predictions_and_their_table_is_refused(tmp_path):
     labels = np.arange(20) % 2
     np.savez(tmp_path / "a.npz", labels=labels, predicted=labels, group=np.arange(20) // 2)
     with pytest.raises(InputError, match="the array 'group', which nothing reads; did you mean 'groups'"):
-        evidence.groups_in(tmp_path / "a.npz")
+        predictions.groups_in(tmp_path / "a.npz")
     with pytest.raises(InputError, match="the array 'group', which nothing reads; did you mean 'groups'"):
-        evidence.read(tmp_path / "a.npz")
+        predictions.read(tmp_path / "a.npz")
     np.savez(tmp_path / "a.npz", labels=labels, predicted=labels, logits=np.zeros((20, 2)))
-    assert evidence.groups_in(tmp_path / "a.npz") is None and len(evidence.read(tmp_path / "a.npz")[0]) == 20
+    assert predictions.groups_in(tmp_path / "a.npz") is None and len(predictions.read(tmp_path / "a.npz")[0]) == 20
     (tmp_path / "t.csv").write_text("name,target,strategy,seed,train_examples,divergd\na,b,full,0,10,yes\n")
     with pytest.raises(InputError, match="the column 'divergd', which nothing reads; did you mean 'diverged'"):
         report.theirs(tmp_path / "t.csv", f"{tmp_path}/*.npz")

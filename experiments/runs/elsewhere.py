@@ -67,7 +67,7 @@ def source(made: Settings) -> Source:
         text = str(error) if str(file) in str(error) else f"--source_checkpoint={file}: {error}"
         raise sources.refuse_model(made, told.get("model", sources.architecture(made)), InputError(text)) from error
     if other:
-        console.say(f"the card of {file.name} has other words for its model ({other}): its shapes agree")
+        console.say(f"{other}, by its card; the paths and shapes of its parameters are the same, so it is used")
     trained = Trained(flat, told.get("accuracy"), None)
     sums = {path: checkpoint.digest(path, leaf) for path, leaf in paths.items(flat)}
     identity = hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()

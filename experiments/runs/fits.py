@@ -25,11 +25,11 @@ from tljax import (
     paths,
     plugins,
     seeds,
-    surroundings,
+    switches,
     train,
 )
 from tljax.data import draw
-from tljax.models import drawing
+from tljax.models import randomness
 from tljax.study.results import Result
 from tljax.types import InputError, Mask, Model, Params, Task
 
@@ -109,7 +109,7 @@ def check(recipe: Recipe, budget: str, task: Task, start: Start, prefix: str = "
 def _flagged(prefix: str, flag: str, attempt: Callable[[], Any]) -> Any:
     """What `attempt` gives; whatever it raises becomes an InputError that names the flag."""
     try:
-        with surroundings.kept(f"what --{prefix}{flag} names"):
+        with switches.guarded(f"what --{prefix}{flag} names"):
             return attempt()
     except InputError as error:
         names = "|".join(f.name for f in dataclasses.fields(Recipe))
@@ -119,13 +119,13 @@ def _flagged(prefix: str, flag: str, attempt: Callable[[], Any]) -> Any:
         raise InputError(f"--{prefix}{flag} cannot be used as it is given: {plugins.said(error)}") from error
 
 
-def _optimizer(recipe: Recipe) -> tuple[optimizers.Spec, dict[str, float]]:
+def _optimizer(recipe: Recipe) -> tuple[optimizers.OptimizerSpec, dict[str, float]]:
     return optimizers.spec(
         recipe.optimizer, momentum=recipe.momentum, weight_decay=recipe.weight_decay, clip=recipe.clip
     )
 
 
-def _try_optimizer(spec: optimizers.Spec, numbers: Mapping[str, float]) -> None:
+def _try_optimizer(spec: optimizers.OptimizerSpec, numbers: Mapping[str, float]) -> None:
     """Trace one step on a small tree."""
     params = {name: jax.ShapeDtypeStruct((2,) * n, jnp.float32) for name, n in (("kernel", 2), ("bias", 1))}
 
@@ -173,13 +173,13 @@ def chosen(recipe: Recipe, budget: str, task: Task, seed: int) -> tuple[np.ndarr
 
 def keeps_dropout(made: Settings, model: Model, shape: tuple[int, ...]) -> tuple[str, ...]:
     """The stages that keep their dropout while they are frozen, for inputs of one example's `shape`."""
-    return drawing.stages(model, shape) if made.frozen_dropout == "on" else ()
+    return randomness.stages(model, shape) if made.frozen_dropout == "on" else ()
 
 
 def faults(made: Settings, model: Model, shape: tuple[int, ...]) -> list[str]:
     """What a model draws otherwise than its key says, a sentence each."""
     # The models of tljax draw nothing.
-    sentences = drawing.faults(model, shape) if "." in plugins.parse(made.model).name else []
+    sentences = randomness.faults(model, shape) if "." in plugins.parse(made.model).name else []
     return [f"--model={made.model}: {sentence}" for sentence in sentences]
 
 
@@ -189,7 +189,7 @@ def draws(made: Settings, model: Model, shape: tuple[int, ...]) -> dict[str, Any
     Its number goes up when a key comes to reach more of a model, or other draws follow from it. Under pmap each device
     draws by itself, so their number counts too.
     """
-    if "." not in plugins.parse(made.model).name or not drawing.stages(model, shape):
+    if "." not in plugins.parse(made.model).name or not randomness.stages(model, shape):
         return {}  # the models of tljax draw nothing
     axes = [int(axis.partition(":")[2]) for axis in made.mesh]
     devices = made.devices or math.prod(axes) if made.devices or axes else len(jax.local_devices())
@@ -265,10 +265,9 @@ def identify(name: str, about: Mapping[str, Any], decisive: Mapping[str, Any], r
     `about` are fields of the `Result`. `recipe` is what fits that differ in their seed alone have in common: its digest
     lets whoever reads the results refuse fits of two recipes in one cell of a table.
     """
-    around = surroundings.switches()
-    switches = {"switches": around} if around else {}
-    key = _digest({**about, **decisive, **switches, "tljax": __version__})
-    digest = _digest({**recipe, **switches})[:16]
+    changed = {"switches": switches.changed()} if switches.changed() else {}
+    key = _digest({**about, **decisive, **changed, "tljax": __version__})
+    digest = _digest({**recipe, **changed})[:16]
     return Result(name=f"{file_name(name)}-{key[:8]}", key=key, recipe=digest, **about)
 
 

@@ -13,7 +13,7 @@ from experiments.runs import console, process, sources
 from experiments.runs.fits import Start
 from experiments.runs.settings import Settings
 from experiments.runs.sources import Source
-from tljax import checkpoint, masks, models, paths, plugins, ready, seeds, surroundings
+from tljax import checkpoint, masks, models, paths, plugins, ready, seeds, switches
 from tljax.types import Context, InputError, Mask, Method, Model, Params, Phase, Task
 
 
@@ -63,7 +63,7 @@ def _theirs(one: Named, part: str, function: Any, *arguments: Any, **options: An
     """Call a function of a strategy's file; what it raises becomes one line that says whose it is, and where."""
     what = f"{part} of strategy '{one.label}'" if part else f"strategy '{one.label}'"
     try:
-        with surroundings.kept(what):
+        with switches.guarded(what):
             result = function(*arguments, **options)
     except (KeyboardInterrupt, process.Stopped):
         raise

@@ -221,6 +221,7 @@ def from_checkpoint(made: Settings, model_too: bool = True, stand_ins: Mapping[i
     gone. Raises InputError for a folder that holds none, a source of another model, or no source for a seed.
     """
     places = _places(Path(made.source_checkpoint or ""))
+    _say_former(Path(made.source_checkpoint or ""), places)
     told = {place: _about(place) for place in {place for place, _ in places.values()}}
     for place, name in places.values():
         if name not in told[place]["fits"]:
@@ -241,7 +242,7 @@ def from_checkpoint(made: Settings, model_too: bool = True, stand_ins: Mapping[i
     if model_too:
         _require_leaves(made, one, loaded)
     if other:
-        console.say(f"{made.source_checkpoint} was trained with other words for its model ({other}): its shapes agree")
+        console.say(f"{other}; the paths and shapes of its parameters are the same, so it is used")
     trained = {
         seed: _trained(loaded[place][0], name, loaded[place][1]["fits"][name]["accuracy"])
         for seed, (place, name) in chosen.items()
@@ -273,13 +274,33 @@ def differs(made: Settings, there: Mapping[str, Any]) -> str:
     """How the model that the flags describe differs in writing from a source's: '' where it does not.
 
     Whether it is another model is for the paths and shapes of its parameters to say (`refuse_model`); but an activation
-    has none, so another is refused here. Raises InputError.
+    has none, so another is refused here. A file of the same code under another path is the same. Raises InputError.
     """
     here = architecture(made)
     names = [name for name in sorted(here.keys() | there.keys()) if there.get(name) != here.get(name)]
     if "activation" in names:
         raise _other_model(made, there, [name for name in names if name != "code"])
-    return ", ".join("the code of its file" if name == "code" else f"--{name}" for name in names)
+    if "code" in here and here["code"] == there.get("code") and _function(here["model"]) == _function(there["model"]):
+        names = [name for name in names if name != "model"]
+    whom = made.source_checkpoint
+    texts = [
+        f"--{name} is {_plain(here[name])} here and " + (f"was {_plain(there[name])}" if name in there else "not known")
+        for name in names
+        if name != "code"
+    ]
+    texts = [f"{', '.join(texts)} when {whom} was trained"] if texts else []
+    if "code" in names and {"code"} <= here.keys() & there.keys() and "model" not in names:
+        texts.insert(0, f"{Path(plugins.parse(here['model']).name).name} changed since {whom} was trained")
+    return "; ".join(texts)
+
+
+def _function(model_text: str) -> list[str]:
+    """What stands after the file or module in the name of a model."""
+    return list(plugins.parse(model_text).words)
+
+
+def _plain(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def refuse_model(made: Settings, there: Mapping[str, Any], error: InputError) -> InputError:
@@ -295,7 +316,7 @@ def _other_model(made: Settings, there: Mapping[str, Any], names: Sequence[str])
     here = architecture(made)
     differ = "; ".join(f"--{name}={there.get(name)} there, {here.get(name)} here" for name in names)
     plain = ((name, there.get(name)) for name in names)
-    give = " ".join(f"--{name}={','.join(map(str, v)) if isinstance(v, list) else v}" for name, v in plain)
+    give = " ".join(f"--{name}={_plain(value)}" for name, value in plain)
     return InputError(f"--source_checkpoint={made.source_checkpoint} is of another model ({differ}): give {give}")
 
 
@@ -346,6 +367,22 @@ def _require_leaves(made: Settings, told: Mapping[str, Any], loaded: Mapping[Pat
             except InputError as error:
                 found = InputError(f"checkpoint '{place}', fit '{name}': {error}")
                 raise refuse_model(made, told["model"], found) from error
+
+
+def _say_former(folder: Path, places: Mapping[int, tuple[Path, str]]) -> None:
+    """Say which sources a run directory's sources replaced, after an edit of the file of their model."""
+    if not (folder / "results.jsonl").is_file():
+        return
+    gone = directory.superseded(folder)
+    former: dict[int, list[str]] = {}
+    for line in directory.results(folder):
+        if line.strategy == "pretrain" and line.key in gone and line.seed in places:
+            former.setdefault(line.seed, []).append(line.name)
+    for seed, names in former.items():
+        console.say(
+            f"of the sources of seed {seed} in {folder}, '{places[seed][1]}' is taken; {paths.some(names)} "
+            f"{'is' if len(names) == 1 else 'are'} of code that was changed later"
+        )
 
 
 def _places(folder: Path) -> dict[int, tuple[Path, str]]:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tljax import code, paths, plugins, surroundings
+from tljax import paths, plugins, switches
 from tljax.types import InputError, Model, Params, Stage
 
 ACTIVATIONS = (
@@ -48,7 +48,7 @@ def _build(name: str, digest: str, classes: int, hidden: tuple[int, ...], activa
     options = plugins.bind(function, spec.options, f"model '{spec.name}'", given=shared)
     given = {key: value for key, value in shared.items() if key in own}
     try:
-        with surroundings.kept(f"model '{spec.name}'"):
+        with switches.guarded(f"model '{spec.name}'"):
             stages = function(classes, **given, **options)
             stages = tuple(stages) if isinstance(stages, Iterable) else stages
     except _OWN_ERRORS:
@@ -114,7 +114,7 @@ _LIBRARIES = str(Path(jax.__file__).parent.parent)
 
 def _said(error: Exception, function: Callable[..., Any]) -> str:
     """An exception of a model's code in one line, with the last line that it passed outside of libraries."""
-    own = getattr(getattr(code.origin(function), "__code__", None), "co_filename", "")
+    own = getattr(getattr(inspect.unwrap(function), "__code__", None), "co_filename", "")
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
@@ -144,7 +144,7 @@ def init(model: Model, key: jax.Array, shape: tuple[int, ...]) -> Params:
     return (_draw if isinstance(key, jax.core.Tracer) else _drawn)(model, key, shape)
 
 
-@surroundings.kept("the model")
+@switches.guarded("the model")
 def _draw(model: Model, key: jax.Array, shape: tuple[int, ...]) -> Params:
     params = {}
     x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
@@ -174,7 +174,7 @@ def apply(
     return features(model, params, x, key=key, frozen=frozen)[-1]
 
 
-@surroundings.kept("the model")
+@switches.guarded("the model")
 def features(
     model: Model, params: Params, x: jax.Array, *, key: jax.Array | None = None, frozen: Sequence[str] = ()
 ) -> list[jax.Array]:
