@@ -1,12 +1,28 @@
 """Programs: flags in, a run directory out. All input and output is here."""
 
 import importlib
+import importlib.util
 import os
 import sys
 from pathlib import Path
 
 INSTALL = "install it with python -m pip install 'tljax[experiments]', or '.[experiments]' in a checkout"
 """The remedy for a library that is not there, or cannot be loaded."""
+
+
+def _find_library() -> None:
+    """Let `import tljax` find the library beside this package where a folder tljax of the working directory hides it.
+
+    So it is in the folder that holds the checkout: its ./tljax has no __init__.py, and Python takes it for a package
+    in parts. A whole package wins over such a one from anywhere on the path, so the end of the path will do.
+    """
+    spec = None if "tljax" in sys.modules else importlib.util.find_spec("tljax")
+    beside = Path(__file__).resolve().parent.parent
+    if spec and spec.origin is None and (beside / "tljax" / "__init__.py").is_file():
+        sys.path.append(str(beside))
+
+
+_find_library()
 
 
 def run_program(file: str) -> None:
