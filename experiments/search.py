@@ -83,7 +83,7 @@ def run(given: Mapping[str, Any], asked: Search) -> list[Result]:
             known = {(arm.label, arm.budget): search.trials(one.study) for arm, one in studies.items()}
             directory.replace(folder / "trials.csv", export.trials(known))
             best = search.best(studies[arm].study)
-            final = Settings.from_flags(**search_flags.chosen(_final(given, made, arm), best.params))
+            final = Settings.from_flags(**search_flags.with_values(_final(given, made, arm), best.params))
             place = _place_of_final(final, arm, folder)
             trained[arm] = Winner(studies[arm].study, best, replace(final, workdir=str(place)))
         tuned.write_winners(folder, trained)
@@ -225,7 +225,7 @@ def _hunt(
         return found, found.obtain(folder, base.execution)
 
     def experiment(chosen: Mapping[str, Any]) -> tuple[Experiment, Any]:
-        made = Settings.from_flags(**search_flags.chosen(flags_of, chosen))
+        made = Settings.from_flags(**search_flags.with_values(flags_of, chosen))
         own, trained = source(made.hidden, made.activation, made.source_recipe)
         model = sources.model(made, len(base.target.classes))
         [strategy] = made.strategies

@@ -272,10 +272,11 @@ def noted(todo: Experiment) -> list[str]:
 
 def _show(todo: Experiment) -> None:
     shown: dict[str, graft.Plan] = {}
+    names = todo.source.names if todo.source else None
     for method, start in first_starts(todo):
         same = next((label for label, plan in shown.items() if plan == start.plan), None)
         shown.setdefault(method.label, start.plan)
-        console.plan(method.label, start.plan, start.params, start.phases, same)
+        console.plan(method.label, start.plan, start.params, start.phases, same, names)
         if paths := methods.left_out(method, start, todo.model):
             console.say(f"  {method.label}: left out, and so frozen: {', '.join(paths)}\n")
     console.notes(noted(todo))

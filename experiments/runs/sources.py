@@ -45,6 +45,8 @@ class Source(NamedTuple):
     """That its fit takes or took, if that is known."""
     recipe: str = ""
     """What its fits of all seeds have in common, a digest or a text."""
+    names: Mapping[str, str] = {}
+    """{path: name of its array in a file of weights}; a path that is not in it is its own name."""
 
 
 def load(made: Settings, name: str, shape: Any) -> Task:
