@@ -31,7 +31,7 @@ def told(number, rate, accuracy, loss, **more):
     odd = accuracy is None
     own = {"owner": "process 1 on x", "begin": "2026-11-23T08:00:00", "end": "2026-11-23T08:00:01", **more}
     value = 0.0 if odd else accuracy
-    return studies.Trial(number, "COMPLETE", value, accuracy, loss, odd, **own, values={"learning_rate": rate})
+    return studies.TrialRecord(number, "COMPLETE", value, accuracy, loss, odd, **own, values={"learning_rate": rate})
 
 
 @pytest.fixture(scope="module")

@@ -503,7 +503,7 @@ def test_a_caption_says_once_what_a_page_repeats():
 @pytest.mark.parametrize(("low", "high"), [(0.02, 0.036), (0.02, 0.0212), (1e-4, 1.0), (0.9, 1.1)])
 def test_the_axes_of_a_search_have_numbers(low, high):
     trials = [
-        studies.Trial(
+        studies.TrialRecord(
             *(i, "COMPLETE", 0.5, 0.5 + 0.01 * i, 1.0 - 0.01 * i, False),
             owner="p",
             begin="2026-11-23T08:00:00",

@@ -25,7 +25,7 @@ from tljax import files
 from tljax.study.range_test import Found
 from tljax.study.ranking import Board
 from tljax.study.results import Result
-from tljax.study.search import Trial
+from tljax.study.search import TrialRecord
 from tljax.study.summary import Curves, Members, Spread, accuracy, counts, ended, finite, spread
 from tljax.study.verdicts import Comparison, base_of
 
@@ -656,7 +656,7 @@ def _number(value: float) -> str:
 # Searches
 
 
-def search_progress(studies: Mapping[str, Sequence[Trial]]) -> Picture | None:
+def search_progress(studies: Mapping[str, Sequence[TrialRecord]]) -> Picture | None:
     """Validation accuracy against a trial's number, and the best so far, a line a study."""
     known = {name: ended for name, trials in studies.items() if (ended := _with_accuracy(trials))}
     if not known:
@@ -680,7 +680,7 @@ def search_progress(studies: Mapping[str, Sequence[Trial]]) -> Picture | None:
     return figure, f"Line chart of the best validation accuracy so far against trials: {'; '.join(texts)}."
 
 
-def searched_values(name: str, trials: Sequence[Trial], dimension: str, field: str, log: bool) -> Picture | None:
+def searched_values(name: str, trials: Sequence[TrialRecord], dimension: str, field: str, log: bool) -> Picture | None:
     """Accuracy or loss (`field`) of a study's trials against a dimension that was searched.
 
     Points are joined where nothing else was searched. Trials that diverged are crosses at the edge.
@@ -736,7 +736,7 @@ def range_test(name: str, rates: np.ndarray, losses: np.ndarray, result: Found) 
     )
 
 
-def _with_accuracy(trials: Sequence[Trial]) -> list[Trial]:
+def _with_accuracy(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
     """The trials that ended and did not diverge."""
     return [trial for trial in trials if trial.accuracy is not None]
 

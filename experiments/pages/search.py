@@ -18,7 +18,7 @@ from experiments.transfer import Experiment
 from tljax.study import search, space
 from tljax.study.range_test import SHARE, Found
 from tljax.study.results import Result
-from tljax.study.search import Trial
+from tljax.study.search import TrialRecord
 
 RATE = "learning_rate"
 
@@ -28,7 +28,7 @@ class Study(NamedTuple):
 
     name: str
     ranges: Sequence[space.Range]
-    trials: Sequence[Trial]
+    trials: Sequence[TrialRecord]
     best: int
     """Number of the trial that won."""
 
@@ -188,7 +188,7 @@ def _best(studies: Sequence[Study]) -> Table:
     return Table("Best values", ["Study", *names, "Validation accuracy (%)", "Validation loss (nats)", "Trials"], rows)
 
 
-def _counted(trials: Sequence[Trial]) -> Cell:
+def _counted(trials: Sequence[TrialRecord]) -> Cell:
     """How many trials there are that count, and what became of those that gave no accuracy."""
     pruned = sum(trial.state == "PRUNED" for trial in trials)
     diverged = sum(trial.diverged for trial in trials)
