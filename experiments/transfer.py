@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.pages import page
 from experiments.runs import (
     budgets,
     console,
@@ -72,6 +71,8 @@ def complete(todo: Experiment, show: bool = True) -> list[Result]:
             sources_of = _sources(todo)
             directory.supersede(folder, [*lines, *(x for x in directory.results(folder) if x.key in sources_of)])
         if show and process.first():
+            from experiments.pages import transfer as page  # draws: matplotlib takes a second to import
+
             page.show(todo.made, todo.target, todo.source, lines, folder)
     return lines
 
@@ -266,7 +267,7 @@ def first_starts(todo: Experiment) -> Iterator[tuple[methods.Named, methods.Star
 
 def noted(todo: Experiment) -> list[str]:
     """What every table must say of the data."""
-    return page.about(todo.made, todo.source, todo.target)[1]
+    return sources.title_and_notes(todo.made, todo.source, todo.target)[1]
 
 
 def _show(todo: Experiment) -> None:
