@@ -144,7 +144,10 @@ class Recipe:
     points: int = flag(10, "how many points the curves have under --steps", bounds=(1, 10**6))
     loss: str = flag("softmax_cross_entropy", "L (nats): a loss of optax, or package.module:attribute")
     label_smoothing: float = flag(0.0, "fraction of each label spread over all classes; for losses of one-hot labels")
-    penalty: str = flag("", "lambda R over the trained leaves: l2:weight=1e-4:on=head/**, several with commas")
+    penalty: str = flag(
+        "",
+        "lambda R over the trained leaves: l2:weight=1e-4:on=head/**, several with commas, or FILE.py:penalty:weight=1",
+    )
     validation: float = flag(0.0, "fraction of the training examples held out; they count as labels used")
 
 
@@ -180,7 +183,9 @@ class RunFlags:
         place="new",
         often=True,
     )
-    save_fisher: bool = flag(False, "leave the source's Fisher information in its checkpoint, for --penalty=ewc")
+    save_fisher: bool = flag(
+        False, "leave the source's Fisher information in its checkpoint, for --penalty=ewc and its like"
+    )
     checkpoint_every: int = flag(
         5, "segments (epochs, or between --points) after which fits are saved", role="free", bounds=(1, None)
     )

@@ -24,7 +24,7 @@ _BOOKKEEPING = 16
 def check_strategy(
     strategy: str | Method | Callable[..., Any], options: Mapping[str, Any] | None = None, *, model: str = "mlp"
 ) -> list[Check]:
-    """A line a check of a strategy: a text as `--strategies` takes, a Method, or the function itself.
+    """A line a check of a strategy: a spec, a Method, or the function itself.
 
     It is tried on `model`, a small CNN with norms, and five odd pytrees. Where it says in an InputError what a ground
     lacks, it does not apply (`passed` is None); it must apply to a model, the first of which carries the proofs that
