@@ -93,7 +93,7 @@ def test_trials_that_did_not_end_or_were_given_up_are_told_too():
     ranges = (space.parse("momentum:between:0:1"),)
     made = studies.opened("states", None, "Random", "Nop", 0, 60.0, {})
     pruned, failed, running = studies.ask(made, ranges, 3, 3)
-    pruned.trial.report(0.25, 1)
+    pruned.handle.report(0.25, 1)
     studies.tell(made.study, pruned, 0.25, pruned=True)
     studies.give_back(made.study, failed)
     found = studies.trials(made.study)
