@@ -276,7 +276,7 @@ def best(study: Any) -> Any:
     return max(finite, key=lambda trial: (trial.value, -trial.number))
 
 
-class Trial(NamedTuple):
+class TrialRecord(NamedTuple):
     """A trial of a study, whatever became of it."""
 
     number: int
@@ -298,7 +298,7 @@ class Trial(NamedTuple):
     """{name in the space: value}."""
 
 
-def trials(study: Any) -> list[Trial]:
+def trials(study: Any) -> list[TrialRecord]:
     """The trials of a study of Optuna, in their order."""
     listed = []
     for trial in study.get_trials(deepcopy=False):
@@ -307,7 +307,7 @@ def trials(study: Any) -> list[Trial]:
         accuracy = trial.value if state == "COMPLETE" and not diverged else None
         owner, _ = known.get("lease", ("", 0.0))
         times = (trial.datetime_start, trial.datetime_complete)
-        begin, end = (time.isoformat(timespec="seconds") if time else "" for time in times)
+        begin, end = (moment.isoformat(timespec="seconds") if moment else "" for moment in times)
         measured = (trial.value, accuracy, known.get("loss"), diverged)
-        listed.append(Trial(trial.number, state, *measured, owner, begin, end, trial.params))
+        listed.append(TrialRecord(trial.number, state, *measured, owner, begin, end, trial.params))
     return listed
