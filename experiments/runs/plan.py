@@ -1,4 +1,7 @@
-"""Fits: from a task, a model, a recipe and seeds to what is ready to train."""
+"""What is trained: the fits that the settings ask for, read and checked, each with the key of all that decides its bits.
+
+`prepare` reads an `Experiment`, `planned` names its fits; `experiments.runs.fit` trains them.
+"""
 
 import dataclasses
 import functools
@@ -6,98 +9,196 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.runs import budgets
+from experiments.runs import budgets, console, methods, sources
+from experiments.runs.methods import Start
 from experiments.runs.settings import MOST_STEPS, Recipe, Settings
-from tljax import (
-    __version__,
-    evaluate,
-    graft,
-    objective,
-    optimizers,
-    paths,
-    plugins,
-    seeds,
-    surroundings,
-    train,
-)
+from experiments.runs.sources import Source
+from tljax import __version__, data, models, objective, optimizers, paths, plugins, seeds, surroundings, train
 from tljax.data import draw
+from tljax.data.files import NO_PIXELS
 from tljax.models import drawing
 from tljax.study.results import Result
-from tljax.types import InputError, Mask, Model, Params, Task
+from tljax.types import InputError, Model, Params, Task
+
+# ---- An experiment
 
 
-class Arena(NamedTuple):
-    """A task on the device, and the recipe by which a model learns it."""
+class Experiment(NamedTuple):
+    """All that a run needs, read and checked before anything is trained or written."""
 
-    task: Task
-    recipe: Recipe
-    data: train.Data
-    """The training examples."""
-    test: train.Data
-    """The test images, as `evaluate.padded` gives them."""
-    means: train.Execution
+    settings: Settings
+    source: Source | None
+    target: Task
+    model: Model
+    strategies: tuple[methods.Named, ...]
+    execution: train.Execution
 
 
-def arena(task: Task, recipe: Recipe, means: train.Execution) -> Arena:
-    """Put a task on the device, once for all its fits."""
-    return Arena(
-        task, recipe, train.load(task.train.images, task.train.labels), evaluate.padded(task.test.images), means
+def prepare(
+    settings: Settings, execution: train.Execution, only: bool = False, stand_ins: Mapping[int, int] | None = None
+) -> Experiment:
+    """Read everything that the settings name, and raise InputError for what cannot be trained.
+
+    Scratch is added to the strategies unless `only` those that are named are to be trained. `stand_ins` has {seed: seed
+    of the source in --source_checkpoint that it starts from} of seeds without a source of their own.
+    """
+    if settings.target is None:
+        raise InputError("--target is not given: name the data set to transfer to, such as --target=fashion_mnist_10k")
+    if settings.source and settings.source_checkpoint:
+        raise InputError("--source and --source_checkpoint are both given: keep one")
+    sources.refuse_rules(settings)
+    strategies = tuple(map(methods.one, settings.strategies)) if only else methods.read(settings.strategies)
+    source = None
+    if settings.source_checkpoint:
+        source = sources.from_checkpoint(settings, stand_ins)
+    elif settings.source:
+        source = source_from_data(settings)
+    target = load_task(settings, settings.target, settings.image_shape or (source.shape if source else None))
+    shape = example_shape(target)
+    if source and shape != source.shape:
+        raise InputError(f"target '{target.name}' has shape {shape}, the source {source.shape}: features must agree")
+    model = settings.build_model(len(target.classes))
+    if source is None:
+        methods.refuse_without_source(strategies, model)
+    penalties, _ = objective.penalties(settings.recipe.penalty)
+    if source and not source.fisher and any(term.name == "ewc" for term in penalties):
+        raise InputError("--penalty=ewc needs the source's Fisher information: train the source with --save_fisher")
+    for fault in model_faults(settings, model, shape):
+        execution.on_message(fault)
+    experiment = Experiment(settings, source, target, model, strategies, execution)
+    for _, start in first_starts(experiment):
+        for budget in settings.train_examples:
+            check_recipe(settings.recipe, budget, target, start)
+    return experiment
+
+
+def load_task(settings: Settings, name: str, shape: tuple[int, ...] | None) -> Task:
+    """The data set of a name, from where the settings say that data sets are.
+
+    Its pixels are brought to `shape`, that of --image_shape or of what it goes with; features, which have other shapes
+    than [height, width, channels], stay as they are.
+    """
+    places = {"data_dir": settings.data_dir, "manual_dir": settings.manual_dir}
+    image_shape = shape if shape and (len(shape) == 3 or shape == settings.image_shape) else None
+    try:
+        return data.load(name, **places, image_shape=image_shape, say=console.say)
+    except InputError as error:
+        is_first = name == settings.source or not (settings.source or settings.source_checkpoint)
+        if settings.image_shape and is_first and str(error).endswith(NO_PIXELS):
+            raise InputError(f"{error}, or leave out --image_shape") from error
+        raise
+
+
+def example_shape(task: Task) -> tuple[int, ...]:
+    """The shape of one example."""
+    return tuple(task.train.images.shape[1:])
+
+
+def fingerprints(experiment: Experiment) -> dict[str, str]:
+    """{data set: its fingerprint}."""
+    tasks = (experiment.source, experiment.target)
+    return {task.name: task.fingerprint for task in tasks if task and task.fingerprint}
+
+
+def source_from_data(settings: Settings) -> Source:
+    """The source that `--source` names, which is to be trained in the run directory unless it is there."""
+    task = source_task(settings)
+    planned = planned_sources(settings, task)
+    recipe = settings.source_recipe
+    return Source(
+        task.name,
+        task.classes,
+        example_shape(task),
+        {seed: result.key for seed, result in planned.items()},
+        task.fingerprint,
+        settings.save_fisher,
+        task.note,
+        count_steps(recipe, len(draw_examples(recipe, "all", task, 0)[0])),
+        next(iter(planned.values())).recipe or "",
+        task=task,
     )
 
 
-class Start(NamedTuple):
-    """Where a fit begins."""
-
-    params: Params
-    phases: tuple[tuple[float, Mask | Callable[[Params], Mask]], ...]
-    """(fraction of training, mask); a function is called with the parameters at that point. Empty where the strategy
-    looks at data and there were none."""
-    fresh: Mask
-    """Which leaves were drawn anew."""
-    plan: graft.Plan = ()
-    merge: Callable[[Params], Params] | None = None
-    fisher: Params | None = None
-    """The source's Fisher information, for a penalty: a tree like the parameters."""
-
-
-class Fit(NamedTuple):
-    """One fit, ready to train."""
-
-    result: Result
-    """What is known of it before it is trained."""
-    program: train.Spec
-    trial: train.Fit
-    validation: np.ndarray
-    """int32: the training examples that are held out."""
+def source_task(settings: Settings) -> Task:
+    """The task of `--source`; raises InputError for settings under which it cannot be learnt."""
+    task = load_task(settings, settings.source or "", settings.image_shape)
+    params = models.abstract(settings.build_model(len(task.classes)), task.train.images.shape[1:])
+    start = Start(params, ((0.0, None),), fresh=None)
+    # As dicts, since dataclasses that share a nan differ from Python 3.13 on.
+    is_own = vars(settings.source_recipe) != vars(settings.recipe)
+    if any(term.name == "ewc" for term in objective.penalties(settings.source_recipe.penalty)[0]):
+        remedy = "another --penalty, or none"
+        if settings.target:
+            remedy = "--source_penalty= for the source's own fit" + ", and --save_fisher" * (not settings.save_fisher)
+        raise InputError(
+            f"--{'source_' * is_own}penalty={settings.source_recipe.penalty} is the source's too, and ewc holds a fit "
+            f"to what another's Fisher information says, which nobody has before a source is trained: give {remedy}"
+        )
+    check_recipe(settings.source_recipe, "all", task, start, "source_" if is_own else "")
+    return task
 
 
-def check(recipe: Recipe, budget: str, task: Task, start: Start, prefix: str = "") -> None:
-    """Raise InputError for what of a recipe cannot be, before anything is trained or written.
+# ---- How the fits start
+
+
+def streams(settings: Settings, seed: int) -> seeds.Seeds:
+    """The four streams of randomness of a seed; those that the settings pin are the same for all seeds."""
+    return seeds.streams(
+        seed,
+        source=settings.source_seed,
+        head=settings.head_seed,
+        order=settings.order_seed,
+        draw=settings.draw_seed,
+    )
+
+
+def source_streams(settings: Settings, seed: int) -> seeds.Seeds:
+    """The four streams of the fit that trains the source of a seed."""
+    return seeds.streams(seeds.streams(seed, source=settings.source_seed).source)
+
+
+def ground(experiment: Experiment, seed: int) -> methods.Ground:
+    """What every strategy starts from under one seed, with a draw in place of a source that is still to be trained."""
+    settings, source, target = experiment.settings, experiment.source, experiment.target
+    return methods.ground(settings, experiment.model, source, target, streams(settings, seed))
+
+
+def first_starts(experiment: Experiment) -> Iterator[tuple[methods.Named, Start]]:
+    """How every strategy starts under the first seed, from a source that is drawn and not trained."""
+    first = ground(experiment, experiment.settings.seeds[0])
+    for strategy in experiment.strategies:
+        yield strategy, methods.start(strategy, first)
+
+
+# ---- What a recipe comes to
+
+
+def check_recipe(recipe: Recipe, budget: str, task: Task, start: Start, prefix: str = "") -> None:
+    """Raise InputError for what of a recipe cannot be trained, before anything is trained or written.
 
     `prefix` is 'source_' where the flags are those of the source's fit.
     """
-    spec, numbers = _flagged(prefix, "optimizer", lambda: _optimizer(recipe))
+    spec, numbers = _flagged(prefix, "optimizer", lambda: build_optimizer(recipe))
     loss = _flagged(prefix, "loss", lambda: objective.loss(recipe.loss))
     _flagged(prefix, "label_smoothing", lambda: objective.check_smoothing(recipe.loss, recipe.label_smoothing))
     terms, _ = _flagged(prefix, "penalty", lambda: objective.penalties(recipe.penalty))
     for term in terms:
         _flagged(prefix, "penalty", functools.partial(paths.require_globs, start.params, (term.on,)))
-    drawn = _flagged(
+    subset, _ = _flagged(
         prefix,
         "train_examples" if not budget.startswith("all") else "validation",
-        lambda: chosen(recipe, budget, task, 0),
+        lambda: draw_examples(recipe, budget, task, 0),
     )
-    total = _flagged(prefix, "batch_size", lambda: steps(recipe, len(drawn[0])))
-    _at_steps(start.phases, total)
-    _flagged(prefix, "schedule", lambda: _rates(recipe, total))
+    total = _flagged(prefix, "batch_size", lambda: count_steps(recipe, len(subset)))
+    phases_at_steps(start.phases, total)
+    _flagged(prefix, "schedule", lambda: learning_rates(recipe, total))
     logits = jax.ShapeDtypeStruct((2, len(task.classes)), jnp.float32)
     labels = jax.ShapeDtypeStruct((2,), jnp.int32)
     values = _flagged(prefix, "loss", lambda: jax.eval_shape(loss, logits, labels))
@@ -107,7 +208,7 @@ def check(recipe: Recipe, budget: str, task: Task, start: Start, prefix: str = "
 
 
 def _flagged(prefix: str, flag: str, attempt: Callable[[], Any]) -> Any:
-    """What `attempt` gives; whatever it raises becomes an InputError that names the flag."""
+    """What `attempt` returns; whatever it raises becomes an InputError that names the flag."""
     try:
         with surroundings.kept(f"what --{prefix}{flag} names"):
             return attempt()
@@ -117,12 +218,6 @@ def _flagged(prefix: str, flag: str, attempt: Callable[[], Any]) -> Any:
         raise InputError(text if text.startswith("--") else f"--{prefix}{flag}: {text}") from error
     except Exception as error:
         raise InputError(f"--{prefix}{flag} cannot be used as it is given: {plugins.said(error)}") from error
-
-
-def _optimizer(recipe: Recipe) -> tuple[optimizers.Spec, dict[str, float]]:
-    return optimizers.spec(
-        recipe.optimizer, momentum=recipe.momentum, weight_decay=recipe.weight_decay, clip=recipe.clip
-    )
 
 
 def _try_optimizer(spec: optimizers.Spec, numbers: Mapping[str, float]) -> None:
@@ -136,12 +231,20 @@ def _try_optimizer(spec: optimizers.Spec, numbers: Mapping[str, float]) -> None:
     jax.eval_shape(step, params)
 
 
-def _rates(recipe: Recipe, total: int) -> np.ndarray:
+def build_optimizer(recipe: Recipe) -> tuple[optimizers.Spec, dict[str, float]]:
+    """(optimizer as it is compiled, {number that is traced: its value})."""
+    return optimizers.spec(
+        recipe.optimizer, momentum=recipe.momentum, weight_decay=recipe.weight_decay, clip=recipe.clip
+    )
+
+
+def learning_rates(recipe: Recipe, total: int) -> np.ndarray:
+    """The learning rate of each of `total` steps, float32 [total]."""
     return optimizers.rates(recipe.schedule, recipe.learning_rate, recipe.warmup, total)
 
 
-def steps(recipe: Recipe, examples: int) -> int:
-    """The steps of a fit; raises InputError for a batch larger than the data under --epochs."""
+def count_steps(recipe: Recipe, examples: int) -> int:
+    """How many steps a fit has; raises InputError for a batch larger than the data under --epochs."""
     if recipe.steps is not None:
         return recipe.steps
     if recipe.batch_size > examples:
@@ -155,93 +258,17 @@ def steps(recipe: Recipe, examples: int) -> int:
     return total
 
 
-def ends(recipe: Recipe, total: int) -> list[int]:
+def curve_steps(recipe: Recipe, total: int) -> list[int]:
     """The steps at which the curves have a point: each epoch, or as many as --points under --steps."""
     points = min(recipe.epochs if recipe.steps is None else recipe.points, total)
     return [total * (i + 1) // points for i in range(points)]
 
 
-def chosen(recipe: Recipe, budget: str, task: Task, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(training, validation) examples of a label budget under a seed of the draw, int32 each."""
-    labels = np.asarray(task.train.labels)
-    labelled = draw.label_budget(seed, labels, budgets.total(budget, task))
-    subset, validation = draw.validation_split(labels, labelled, recipe.validation)
-    if not len(subset):
-        raise InputError(f"--validation={recipe.validation} leaves no example to train on: lower it")
-    return subset, validation
+def phases_at_steps(phases: Sequence[tuple[float, Any]], total: int) -> tuple[tuple[int, Any], ...]:
+    """Phases by the step before which they begin: their fraction of all steps, to the nearest whole one.
 
-
-def never_still(made: Settings, model: Model, shape: tuple[int, ...]) -> tuple[str, ...]:
-    """The stages that keep their dropout while they are frozen, for inputs of one example's `shape`."""
-    return drawing.stages(model, shape) if made.frozen_dropout == "on" else ()
-
-
-def faults(made: Settings, model: Model, shape: tuple[int, ...]) -> list[str]:
-    """What a model draws otherwise than its key says, a sentence each."""
-    # The models of tljax draw nothing.
-    sentences = drawing.faults(model, shape) if "." in plugins.parse(made.model).name else []
-    return [f"--model={made.model}: {sentence}" for sentence in sentences]
-
-
-def draws(made: Settings, model: Model, shape: tuple[int, ...]) -> dict[str, Any]:
-    """What decides the bits of a fit whose model draws (dropout, noise), and of no other; {} for one that does not.
-
-    Its number goes up when a key comes to reach more of a model, or other draws follow from it. Under pmap each device
-    draws by itself, so their number counts too.
+    Raises InputError for two that begin at one step, and for one that begins at the end.
     """
-    if "." not in plugins.parse(made.model).name or not drawing.stages(model, shape):
-        return {}  # the models of tljax draw nothing
-    axes = [int(axis.partition(":")[2]) for axis in made.mesh]
-    devices = made.devices or math.prod(axes) if made.devices or axes else len(jax.local_devices())
-    return {"draws": [2, *([devices] if made.parallel == "pmap" else [])]}
-
-
-def split(field: Arena, streams: seeds.Seeds, budget: str) -> tuple[np.ndarray, np.ndarray]:
-    """(training, validation) examples of one fit, int32 each, the former in ascending order."""
-    subset, validation = chosen(field.recipe, budget, field.task, streams.draw)
-    return np.sort(subset), validation
-
-
-def build(
-    field: Arena,
-    model: Model,
-    start: Start,
-    streams: seeds.Seeds,
-    budget: str,
-    result: Result,
-    never_still: tuple[str, ...] = (),
-) -> Fit:
-    """One fit, from where it starts; the stages `never_still` keep their dropout while they are frozen."""
-    recipe = field.recipe
-    subset, validation = split(field, streams, budget)
-    spec, numbers = _optimizer(recipe)
-    terms, weights = objective.penalties(recipe.penalty)
-    smooth = recipe.label_smoothing > 0
-    loss = objective.loss(recipe.loss)
-    program = train.Spec(model, loss, spec, terms, smooth, start.merge, keeps_dropout=never_still)
-
-    def order(first: int, last: int) -> np.ndarray:
-        by_epochs = recipe.steps is None
-        return draw.order(streams.order, len(subset), recipe.batch_size, first, last, epochs=by_epochs, subset=subset)
-
-    total = steps(recipe, len(subset))
-    trial = train.Fit(
-        start.params,
-        _at_steps(start.phases, total),
-        order,
-        _rates(recipe, total),
-        weights,
-        {**numbers, "label_smoothing": recipe.label_smoothing},
-        jax.random.key(streams.order),
-        start.fresh,
-        start.fisher,
-    )
-    begins = [step for step, _ in trial.phases]
-    return Fit(replace(result, steps=total, phase_steps=begins), program, trial, validation)
-
-
-def _at_steps(phases: Sequence[tuple[float, Any]], total: int) -> tuple[tuple[int, Any], ...]:
-    """Phases by the step before which they begin: their fraction of all steps, to the nearest whole one."""
     at = [round(fraction * total) for fraction, _ in phases]
     for (fraction, _), step, following in zip(phases, at, [*at, total][1:], strict=True):
         if step >= following:
@@ -254,43 +281,157 @@ def _at_steps(phases: Sequence[tuple[float, Any]], total: int) -> tuple[tuple[in
     return tuple((step, mask) for step, (_, mask) in zip(at, phases, strict=True))
 
 
-def stops(ends: Sequence[int], trial: train.Fit) -> list[int]:
-    """Where the segments of a fit end: at the points of its curves, and where its phases begin."""
-    return sorted({*ends, *(step for step, _ in trial.phases if step)})
+def draw_examples(recipe: Recipe, budget: str, task: Task, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(training, validation) examples of a label budget under a seed of the draw, int32 each."""
+    labels = np.asarray(task.train.labels)
+    labelled = draw.label_budget(seed, labels, budgets.total(budget, task))
+    subset, validation = draw.validation_split(labels, labelled, recipe.validation)
+    if not len(subset):
+        raise InputError(f"--validation={recipe.validation} leaves no example to train on: lower it")
+    return subset, validation
 
 
-def identify(name: str, about: Mapping[str, Any], decisive: Mapping[str, Any], recipe: Mapping[str, Any]) -> Result:
+def model_faults(settings: Settings, model: Model, shape: tuple[int, ...]) -> list[str]:
+    """What a model draws otherwise than its key says, a sentence each."""
+    # The models of tljax draw nothing.
+    sentences = drawing.faults(model, shape) if "." in plugins.parse(settings.model).name else []
+    return [f"--model={settings.model}: {sentence}" for sentence in sentences]
+
+
+def stages_with_dropout(settings: Settings, model: Model, shape: tuple[int, ...]) -> tuple[str, ...]:
+    """The stages that keep their dropout while they are frozen, for inputs of one example's `shape`."""
+    return drawing.stages(model, shape) if settings.frozen_dropout == "on" else ()
+
+
+# ---- Which fits there are, and their identity
+
+
+class PlannedFit(NamedTuple):
+    """A fit that the settings ask for."""
+
+    strategy: methods.Named
+    budget: str
+    seed: int
+    result: Result
+    """What is known of it before it is trained."""
+
+
+def planned(experiment: Experiment) -> dict[str, PlannedFit]:
+    """{key: fit} of all fits, in the order of the flags: strategies, budgets, seeds."""
+    fits = {}
+    for strategy in experiment.strategies:
+        for budget in experiment.settings.train_examples:
+            for seed in budgets.seeds(budget, experiment.settings.seeds):
+                result = _identified(experiment, strategy, budget, seed)
+                fits[result.key] = PlannedFit(strategy, budget, seed, result)
+    return fits
+
+
+def _identified(experiment: Experiment, strategy: methods.Named, budget: str, seed: int) -> Result:
+    """A fit that the settings ask for, by all that decides its bits."""
+    settings, source, target = experiment.settings, experiment.source, experiment.target
+    fields: dict[str, Any] = {
+        "source": source.name if source else None,
+        "target": target.name,
+        "strategy": strategy.name,
+        "options": strategy.options,
+        "seed": seed,
+        "train_examples": budgets.total(budget, target),
+    }
+    fields |= {"spec": strategy.spec} if strategy.spec else {}
+    decisive = {
+        "identity": source.identity[seed] if source else None,
+        "fingerprint": target.fingerprint,
+        "model": [settings.model, settings.hidden, settings.activation],
+        "head": settings.head,
+        "recipe": settings.recipe,
+        "streams": streams(settings, seed)._replace(source=0),
+        "code": [strategy.code, *code_digests(settings.recipe, settings.model)],
+        "many": _company(settings),
+        **draws(settings, experiment.model, example_shape(target)),
+        **settings.beyond_neutral(),
+    }
+    recipe = {name: value for name, value in decisive.items() if name not in ("identity", "streams", "many")}
+    # What a source was does not matter to a fit from scratch: those beside several sources are alike.
+    recipe |= {"source": source.recipe if source and strategy.name != "scratch" else None}
+    if strategy.spec:  # a name hides them: fits of other options are not to stand in one row
+        recipe |= {"strategy": [*plugins.parse(strategy.spec).words, strategy.options]}
+    recipe |= {"pinned": [settings.source_seed, settings.head_seed, settings.order_seed, settings.draw_seed]}
+    return identify(f"{strategy.label}-{fields['train_examples']}-seed{seed}", fields, decisive, recipe)
+
+
+def planned_sources(settings: Settings, task: Task) -> dict[int, Result]:
+    """{seed: the fit that is to train its source}."""
+    results = {}
+    model_draws = draws(settings, settings.build_model(len(task.classes)), example_shape(task))
+    for seed in settings.seeds:
+        fields: dict[str, Any] = {
+            "source": None,
+            "target": task.name,
+            "strategy": "pretrain",
+            "options": {},
+            "seed": seed,
+            "train_examples": len(task.train.labels),
+        }
+        decisive = {
+            "fingerprint": task.fingerprint,
+            "model": settings.architecture(),
+            "recipe": settings.source_recipe,
+            "streams": source_streams(settings, seed),
+            "fisher": settings.save_fisher,
+            "code": code_digests(settings.source_recipe, settings.model),
+            "many": _company(settings),
+            **model_draws,
+        }
+        recipe = {name: value for name, value in decisive.items() if name not in ("streams", "many")}
+        results[seed] = identify(f"pretrain-{task.name}-seed{seed}", fields, decisive, recipe)
+    return results
+
+
+def identify(name: str, fields: Mapping[str, Any], decisive: Mapping[str, Any], recipe: Mapping[str, Any]) -> Result:
     """A fit that is to be trained, with the key of everything that decides its bits, and a name from both.
 
-    `about` are fields of the `Result`. `recipe` is what fits that differ in their seed alone have in common: its digest
-    lets whoever reads the results refuse fits of two recipes in one cell of a table.
+    `fields` are fields of the `Result`. `recipe` is what fits that differ in their seed alone have in common: its
+    digest lets whoever reads the results refuse fits of two recipes in one cell of a table.
     """
-    around = surroundings.switches()
-    switches = {"switches": around} if around else {}
-    key = _digest({**about, **decisive, **switches, "tljax": __version__})
+    switches = {"switches": values} if (values := surroundings.switches()) else {}
+    key = _digest({**fields, **decisive, **switches, "tljax": __version__})
     digest = _digest({**recipe, **switches})[:16]
-    return Result(name=f"{file_name(name)}-{key[:8]}", key=key, recipe=digest, **about)
+    return Result(name=f"{file_name(name)}-{key[:8]}", key=key, recipe=digest, **fields)
 
 
 def _digest(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def group_name(keys: Iterable[str]) -> str:
-    """Of fits that are trained or kept together, by their keys: eight hexadecimal digits."""
-    return hashlib.sha256("".join(keys).encode()).hexdigest()[:8]
+def draws(settings: Settings, model: Model, shape: tuple[int, ...]) -> dict[str, Any]:
+    """What decides the bits of a fit whose model draws (dropout, noise), and of no other; {} for one that does not.
+
+    Its number goes up when a key comes to reach more of a model, or other draws follow from it. Under pmap each device
+    draws by itself, so their number counts too.
+    """
+    if "." not in plugins.parse(settings.model).name or not drawing.stages(model, shape):
+        return {}  # the models of tljax draw nothing
+    axes = [int(axis.partition(":")[2]) for axis in settings.mesh]
+    devices = settings.devices or math.prod(axes) if settings.devices or axes else len(jax.local_devices())
+    return {"draws": [2, *([devices] if settings.parallel == "pmap" else [])]}
 
 
-def company(made: Settings) -> list[Any]:
+def _company(settings: Settings) -> list[Any]:
     """What of `train.Execution` and of the fits beside it decides a fit's bits: side by side, each rounds as its
     company does."""
-    return [made.features_budget, made.features_dtype, *(made.seeds if made.many == "vmap" else ())]
+    return [settings.features_budget, settings.features_dtype, *(settings.seeds if settings.many == "vmap" else ())]
 
 
-def code(recipe: Recipe, model: str) -> list[str]:
+def code_digests(recipe: Recipe, model: str) -> list[str]:
     """Digests of what the flags name outside tljax: an edit of such a file makes another fit."""
-    named = ((model, "tljax.models", "model"), (recipe.loss, "optax", "loss"), (recipe.optimizer, "optax", "optimizer"))
-    return [plugins.outside_digest(*one) for one in named]
+    plugs = ((model, "tljax.models", "model"), (recipe.loss, "optax", "loss"), (recipe.optimizer, "optax", "optimizer"))
+    return [plugins.outside_digest(*plug) for plug in plugs]
+
+
+def group_name(keys: Iterable[str]) -> str:
+    """A name of fits that are trained or kept together, from their keys: eight hexadecimal digits."""
+    return hashlib.sha256("".join(keys).encode()).hexdigest()[:8]
 
 
 def file_name(text: str) -> str:
