@@ -13,7 +13,8 @@ from experiments import run_program
 if __name__ == "__main__":  # before the other imports, so that what fails in them is said in a line
     run_program(__file__)
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,28 +24,27 @@ import numpy as np
 from experiments import transfer
 from experiments.runs import (
     budgets,
-    compare_flags,
     console,
     costs,
     directory,
-    estimand,
-    evals,
-    evidence,
+    evaluations,
     fits,
     flags,
     looks,
     methods,
+    predictions,
     process,
     tuned,
     verdicts,
 )
-from experiments.runs.compare_flags import Judging
 from experiments.runs.flags import flag
+from experiments.runs.judging import Judging, require_valid, require_variation, spoken_of, variation
 from experiments.runs.settings import ExperimentFlags, Settings
 from experiments.transfer import Experiment
 from tljax import plugins
-from tljax.study import study, summary
+from tljax.study import summary
 from tljax.study.results import Result, extended
+from tljax.study.verdicts import Cell
 from tljax.types import InputError
 
 
@@ -67,39 +67,53 @@ class Part(NamedTuple):
     """Whether it is scratch with the source's steps added to its own."""
 
 
-def run(given: Mapping[str, Any], asked: CompareFlags) -> list[Result]:
-    """Train what is missing, judge, and report; the results."""
+def run(given: Mapping[str, Any], asked: CompareFlags, typed: Collection[str] | None = None) -> list[Result]:
+    """Train what is missing, judge, and report; the results.
+
+    `typed` are the flags on the command line itself, whose values --tuned must not replace; None: all that are given.
+    """
     made = Settings.from_flags(**given)
-    compare_flags.check(asked)
+    require_valid(asked)
     base = asked.against
     names = {plugins.called(text): text for text in ("scratch", *made.strategies)}
     base = names.get(base, base)
     if base not in names.values():
         raise InputError(f"--against={base} is none of --strategies{plugins.nearest(base, names)}")
-    means = process.prepare(made)
-    parts = planned(given, asked, made, means)
+    execution = process.prepare(made)
+    parts = planned(given, asked, made, execution, typed)
     for part in parts:
-        estimand.require_some(part.todo)
+        require_variation(part.todo)
     method = methods.one(base)
     against = Result(name="", target="", strategy=method.name, options=method.options, spec=method.spec or None, seed=0)
     judging = replace(asked, against=summary.label(against))
+    if whence := tuned.from_search(given, asked.tuned, ("scratch", *made.strategies)):
+        console.say(whence)
     if made.dry_run:
         _show(parts)
         return []
     named = {name: mark for part in parts for name, mark in transfer.fingerprints(part.todo).items()}
     _say_looks(parts, judging)
-    more = evals.read(made, asked.eval, [part.todo for part in parts])
-    with directory.opened(made, "compare", flags.flagfile_lines(asked)) as folder:
-        found = [(part, transfer.within(part.todo, folder, {**named, **evals.fingerprints(more)})) for part in parts]
+    more = evaluations.read(made, asked.eval, [part.todo for part in parts])
+    leave = tuned.of_the_search() if asked.tuned else ()
+    with directory.opened(made, "compare", flags.flagfile_lines(asked), leave=leave) as folder:
+        found = [
+            (part, transfer.within(part.todo, folder, {**named, **evaluations.fingerprints(more)})) for part in parts
+        ]
         lines = [line for _, some in found for line in some]
         if process.first():
-            judged = [_judged(part, some, more, folder, means) for part, some in found]
+            judged = [_judged(part, some, more, folder, execution) for part, some in found]
             several = directory.mixed_environments(folder, [line.name for line in lines])
             verdicts.show(folder, judged, judging, [*notes(parts, asked), *several])
     return lines
 
 
-def planned(given: Mapping[str, Any], asked: CompareFlags, made: Settings, means: Any) -> list[Part]:
+def planned(
+    given: Mapping[str, Any],
+    asked: CompareFlags,
+    made: Settings,
+    execution: Any,
+    typed: Collection[str] | None = None,
+) -> list[Part]:
     """All parts, read and checked: scratch of each target first, then each source."""
     sources = _several(made.source) or _several(made.source_checkpoint)
     if not sources or not _several(made.target):
@@ -113,8 +127,8 @@ def planned(given: Mapping[str, Any], asked: CompareFlags, made: Settings, means
         for source in sources:
             pair = {**given, kind: source, "target": target}
             arms = [
-                transfer.prepare(Settings.from_flags(**arm), means, only=True)
-                for arm in tuned.arms(pair, made, asked.tuned)
+                transfer.prepare(Settings.from_flags(**arm), execution, only=True)
+                for arm in tuned.arms(pair, made, asked.tuned, typed)
             ]
             # From scratch there is one fit a target, budget and seed, whatever the source, each with its own recipe.
             bare = [_only(arm, lambda name: name == "scratch") for arm in arms]
@@ -144,11 +158,11 @@ def _key(todo: Experiment) -> Any:
 
 def _require_one_fit(parts: Sequence[Part]) -> None:
     """Raise InputError, before anything is trained, if two planned fits would be of one cell and seed."""
-    cells: dict[study.Cell, list[Result]] = {}
+    cells: dict[Cell, list[Result]] = {}
     for part in parts:
         for job in transfer.planned(part.todo).values():
             result = replace(job.result, steps=part.todo.made.recipe.steps)
-            cells.setdefault(evidence.cell(result, part.longer), []).append(job.result)
+            cells.setdefault(predictions.cell(result, part.longer), []).append(job.result)
     for lines in cells.values():
         summary.require_one_recipe(lines)
 
@@ -173,13 +187,13 @@ def _several(text: str | None) -> list[str]:
 
 
 def _judged(
-    part: Part, lines: Sequence[Result], more: Sequence[evals.Eval], folder: Path, means: Any
-) -> evidence.Found:
+    part: Part, lines: Sequence[Result], more: Sequence[evaluations.Eval], folder: Path, execution: Any
+) -> predictions.Found:
     """What there is of a part to judge by: rows, and which test examples each fit gets right."""
-    found = evidence.of_run(folder, lines, part.todo.target)
+    found = predictions.of_run(folder, lines, part.todo.target)
     if part.longer:
         return found._replace(longer=True)
-    extra, cost = evals.accuracies(part.todo, lines, more, folder), costs.of_run(part.todo, lines, folder)
+    extra, cost = evaluations.accuracies(part.todo, lines, more, folder), costs.of_run(part.todo, lines, folder)
     return found._replace(rows=[extended(row, {**extra.get(row.name, {}), **cost[row.name]}) for row in found.rows])
 
 
@@ -196,7 +210,7 @@ def notes(parts: Sequence[Part], asked: CompareFlags) -> list[str]:
     tuning = tuned.said(
         asked.tuned, [budget for part in parts for budget in part.todo.made.train_examples], asked.longer_scratch
     )
-    spoken = estimand.sentences([estimand.of(todo) for todo in todos])
+    spoken = spoken_of([variation(todo) for todo in todos])
     return [tuning, *spoken, "they speak of these tasks alone", *sorted(data)]
 
 
@@ -205,7 +219,7 @@ def _say_looks(parts: Sequence[Part], judging: Judging) -> None:
     keys: dict[str, tuple[set[str], set[str]]] = {}
     todos = [part.todo for part in parts if not part.longer and not part.todo.made.distributed]
     jobs = [job for todo in todos for job in transfer.planned(todo).values()]
-    cells = ((evidence.cell(job.result), job.seed) for job in jobs)
+    cells = ((predictions.cell(job.result), job.seed) for job in jobs)
     able = looks.judgeable(cells, judging.against)
     for todo in (todo for todo in todos if todo.target.name in able):
         fits_of, bases = keys.setdefault(looks.test_set(np.asarray(todo.target.test.labels)), (set(), set()))
@@ -235,4 +249,4 @@ def _show(parts: Sequence[Part]) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    flags.main(argv, str(__doc__), run, CompareFlags)
+    flags.main(argv, str(__doc__), functools.partial(run, typed=flags.typed(argv)), CompareFlags)

@@ -33,11 +33,11 @@ def run(**flags: Any) -> list[Result]:
     made = Settings.from_flags(**flags)
     if made.source is None or made.source_checkpoint:
         raise InputError("--source is what this program trains: name a data set, and leave out --source_checkpoint")
-    means = process.prepare(made)
+    execution = process.prepare(made)
     task = sources.checked(made)
     shape = tuple(task.train.images.shape[1:])
     for fault in fits.faults(made, sources.model(made, len(task.classes)), shape):
-        means.on_message(fault)
+        execution.on_message(fault)
     if made.dry_run:
         model = sources.model(made, len(task.classes))
         params = models.abstract(model, shape)
@@ -47,7 +47,7 @@ def run(**flags: Any) -> list[Result]:
     with directory.opened(made, "pretrain") as folder:
         if process.first():
             directory.record_environment(folder, {task.name: task.fingerprint})
-        lines = sources.train(made, task, folder, means)
+        lines = sources.train(made, task, folder, execution)
         if process.first():
             directory.supersede(folder, list(lines.values()))
         accuracy = [100 * line.test_accuracy for line in lines.values() if line.test_accuracy is not None]

@@ -30,10 +30,10 @@ from experiments.runs import (
     flags,
     origin,
     process,
-    scoring,
     sources,
-    truth,
+    transfer_results,
 )
+from experiments.runs import scores as scores_of
 from experiments.runs.cards import Card
 from experiments.runs.flags import flag
 from experiments.runs.origin import Origin
@@ -50,8 +50,8 @@ class RankFlags(ExperimentFlags):
         (), "runs of experiments.zoo or pretrain, checkpoints, files of weights; needed", role="free", place="path"
     )
     scores: tuple[str, ...] = flag(
-        scoring.DEFAULT,
-        f"what sources are ranked by; also {', '.join(scoring.AS_IN_PAPERS)}, which grow with the width",
+        scores_of.DEFAULT,
+        f"what sources are ranked by; also {', '.join(scores_of.AS_IN_PAPERS)}, which grow with the width",
         role="free",
     )
     score_examples: int = flag(1000, "the most labelled examples that a score looks at", role="free")
@@ -66,14 +66,14 @@ class Todo(NamedTuple):
     cards: tuple[Card, ...]
     origins: Mapping[str, Origin]
     targets: Mapping[str, Task]
-    plan: truth.Plan | None
+    plan: transfer_results.Plan | None
 
 
 def run(given: Mapping[str, Any], asked: RankFlags) -> dict[str, Any]:
     """Score, verify and report; what ranking.json says."""
     todo = prepared(given, asked)
     if todo.made.dry_run:
-        fits = [len(truth.transfer.planned(one)) for one in _experiments(todo.plan)]
+        fits = [len(transfer_results.transfer.planned(one)) for one in _experiments(todo.plan)]
         rows = [(card.name, _percent(card.accuracy), f"{card.parameters:,}") for card in todo.cards]
         notes = [f"{len(rows)} sources, {len(todo.targets)} targets, {sum(fits)} fits to verify"]
         console.table("sources", ["source", "own test accuracy %", "parameters"], rows, notes)
@@ -83,13 +83,13 @@ def run(given: Mapping[str, Any], asked: RankFlags) -> dict[str, Any]:
         if process.first():
             directory.record_environment(folder, marks)
         table = {
-            (card.name, name): scoring.scored(
+            (card.name, name): scores_of.scored(
                 folder, todo.origins[card.name], task, todo.made, asked.scores, asked.score_examples
             )
             for name, task in todo.targets.items()
             for card in todo.cards
         }
-        truths = truth.found(todo.plan, folder, todo.cards, todo.made) if todo.plan else []
+        truths = transfer_results.found(todo.plan, folder, todo.cards, todo.made) if todo.plan else []
         if not process.first():
             return {}
         notes = [line for task in todo.targets.values() for line in _noted(todo, task)]
@@ -107,7 +107,7 @@ def _noted(todo: Todo, task: Task) -> list[str]:
 def prepared(given: Mapping[str, Any], asked: RankFlags) -> Todo:
     """Read sources and targets; raises InputError for what cannot be ranked."""
     made = Settings.from_flags(**given)
-    scoring.check(asked.scores)
+    scores_of.check(asked.scores)
     names = [name for name in plugins.split(made.target or "", ",") if name]
     if not asked.sources or not names:
         raise InputError("--sources and --target are needed: name run directories, and one data set or more")
@@ -120,7 +120,7 @@ def prepared(given: Mapping[str, Any], asked: RankFlags) -> Todo:
         raise InputError("--score_examples must be at least 2, --resamples at least 10")
     if made.source_rename and not any(elsewhere.named(place) for place in asked.sources):
         raise InputError("--source_rename is for weights from elsewhere: leave it out, or name a file in --sources")
-    means = process.prepare(made)
+    execution = process.prepare(made)
     found = _named([card for place in asked.sources for card in _read(place, given)])
     if asked.verify and len(found) < 3:
         raise InputError(f"--sources names {len(found)}: to judge scores give three or more")
@@ -136,8 +136,8 @@ def prepared(given: Mapping[str, Any], asked: RankFlags) -> Todo:
             except InputError as error:
                 raise InputError(f"source '{name}': {error}") from error
         for budget in made.train_examples:
-            scoring.drawn(made, budget, task, asked.score_examples)
-    plan = truth.planned(given, made, found, targets, means) if asked.verify else None
+            scores_of.drawn(made, budget, task, asked.score_examples)
+    plan = transfer_results.planned(given, made, found, targets, execution) if asked.verify else None
     return Todo(made, tuple(found), origins, targets, plan)
 
 
@@ -178,7 +178,7 @@ def _refuse_copies(origins: Mapping[str, Origin]) -> None:
         names[one.identity] = name
 
 
-def _experiments(plan: truth.Plan | None) -> list[truth.Experiment]:
+def _experiments(plan: transfer_results.Plan | None) -> list[transfer_results.Experiment]:
     return [*plan.scratch.values(), *plan.transfers.values()] if plan else []
 
 

@@ -34,19 +34,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.runs import (
-    compare_flags,
     console,
     directory,
-    estimand,
-    evidence,
     flags,
     looks,
     tuned,
     verdicts,
 )
-from experiments.runs.compare_flags import Judging
-from experiments.runs.evidence import Found
+from experiments.runs import predictions as fits_of
 from experiments.runs.flags import flag
+from experiments.runs.judging import Judging, require_valid, spoken_of, to_record, variation_by_flags
+from experiments.runs.predictions import Found
 from experiments.runs.settings import FLAGS, Settings
 from tljax import files, npz, plugins
 from tljax.study.results import Result, extended, from_json
@@ -104,7 +102,7 @@ def run(asked: ReportFlags) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output={asked.output} is a file: name a folder")
     judging = _judging(asked, read.judging)
-    evidence.right(found)  # raises InputError for what is no study, before it counts as looked at
+    fits_of.right(found)  # raises InputError for what is no study, before it counts as looked at
     fits, places = looks.apart(runs, judging.against), (folder / "looks", looks.place())
     look = max(read.looks, looks.count(fits, judging, places))
     folder.mkdir(parents=True, exist_ok=True)
@@ -123,7 +121,7 @@ def _judging(asked: ReportFlags, runs: Mapping[str, Mapping[str, Any]]) -> Judgi
     values = {f.name: getattr(asked, f.name) for f in fields(Judging)}
     given = {name: value for name, value in values.items() if value is not None}
     judging = Judging(**{**next(iter(runs.values()), {}), **given})
-    compare_flags.check(judging)
+    require_valid(judging)
     for name, before in runs.items():
         looks.refuse_other(judging, before, f"'{name}' was judged")
     return judging
@@ -135,12 +133,12 @@ def _of_runs(runs: Sequence[str]) -> Read:
     looked, seen = 0, dict[Any, Result]()
     for name in (place for run in runs for place in _with_winners(run, found.notes)):
         try:
-            kept = evidence.of_directory(Path(name))
+            kept = fits_of.of_directory(Path(name))
             judging = kept.judging
             if judging is None and kept.looks:  # by an older tljax, which kept it nowhere else
-                judging = looks.settings(Judging(**_flags(Path(name), flags.kinds(Judging))))
+                judging = to_record(Judging(**_flags(Path(name), flags.kinds(Judging))))
             known = {} if judging else _flags(Path(name), FLAGS)
-            spoken = [] if judging else estimand.sentences([estimand.of_settings(Settings.from_flags(**known))])
+            spoken = [] if judging else spoken_of([variation_by_flags(Settings.from_flags(**known))])
         except (InputError, OSError) as error:
             found.notes.append(f"{name} is left out: {error}")
             continue
@@ -150,7 +148,7 @@ def _of_runs(runs: Sequence[str]) -> Read:
             continue
         parts = []
         for part in kept.found:
-            places = [(evidence.cell(row, part.longer), row.seed) for row in part.rows]
+            places = [(fits_of.cell(row, part.longer), row.seed) for row in part.rows]
             new = [row for row, place in zip(part.rows, places, strict=True) if not _known(row, seen.get(place))]
             seen |= dict(zip(places, part.rows, strict=True))
             parts.append(part._replace(rows=new))
@@ -216,7 +214,7 @@ def theirs(csv_file: Path, predictions: str) -> Found:
             else f"--results={csv_file} has no row"
         )
         raise InputError(f"{what}: a fit is a row and a file of its name")
-    known = {result.name: evidence.read(places[result.name]) for result in results}
+    known = {result.name: fits_of.read(places[result.name]) for result in results}
     labels: dict[str, np.ndarray] = {}
     measured, parts = [], []
     for result in results:
@@ -226,11 +224,11 @@ def theirs(csv_file: Path, predictions: str) -> Found:
             raise InputError(f"'{file_of}' has other labels than the other fits of '{result.target}'")
         accuracy = None if result.diverged else float((predicted == own).mean())
         measured.append(extended(result, {"test_accuracy": accuracy, "key": _key(result, predicted, own)}))
-        groups = evidence.groups_in(file_of)
+        groups = fits_of.groups_in(file_of)
         parts.append(Found([], {}, {}, {} if groups is None else {result.target: groups}))
     settled = [result for each in measured for result in with_share([each], labels[each.target])]
-    predictions_of = {result.name: known[result.name][0] for result in results if not result.diverged}
-    return Found(settled, predictions_of, labels, evidence.all_groups(parts))
+    predicted_classes = {result.name: known[result.name][0] for result in results if not result.diverged}
+    return Found(settled, predicted_classes, labels, fits_of.all_groups(parts))
 
 
 def _matching(pattern: str) -> list[str]:

@@ -54,10 +54,10 @@ def run(given: Mapping[str, Any], asked: Search) -> list[Result]:
     made = Settings.from_flags(**given)
     search_flags.check(given, made, asked)
     hunting = _hunting(given, made, asked)
-    means = process.prepare(made)
+    execution = process.prepare(made)
     stand_ins = origin.stand_ins(made, asked.trial_seeds)
     if asked.lr_range_test and not made.dry_run:
-        range_test.run(given, hunting, asked, means, stand_ins)
+        range_test.run(given, hunting, asked, execution, stand_ins)
         return []
     arms = _arms(made, asked)
     if made.dry_run:
@@ -67,7 +67,7 @@ def run(given: Mapping[str, Any], asked: Search) -> list[Result]:
     with directory.opened(made, "search", own_flags, older=Settings.from_flags(**hunting)) as folder:
         if stand_ins:
             console.say(_said_of_sources(stand_ins, made.seeds))
-        whole = transfer.prepare(Settings.from_flags(**hunting), means, only=True, stand_ins=stand_ins)
+        whole = transfer.prepare(Settings.from_flags(**hunting), execution, only=True, stand_ins=stand_ins)
         _require_own_totals(arms, whole.target)
         studies = {arm: _opened(arm, asked, made, folder) for arm in arms}
         trained = {}
@@ -81,7 +81,7 @@ def run(given: Mapping[str, Any], asked: Search) -> list[Result]:
             place = _place_of_final(final, arm, folder)
             trained[arm] = search_report.Winner(studies[arm].study, best, replace(final, workdir=str(place)))
         search_report.keep_best(folder, trained)
-        lines = [line for winner in trained.values() for line in _train_anew(winner.made, means)]
+        lines = [line for winner in trained.values() for line in _train_anew(winner.made, execution)]
         settled = summary.with_share(lines, whole.target.test.labels)
         notes = search_report.write(folder, Settings.from_flags(**given), asked, trained, settled, whole)
     console.results("tuned against tuned", settled, notes)
@@ -202,7 +202,7 @@ def _hunt(
             return None, {}
         made = replace(base.made, hidden=hidden, activation=activation, source_recipe=recipe)
         found = sources.from_data(made) if made.source else base.source
-        return found, found.obtain(folder, base.means)
+        return found, found.obtain(folder, base.execution)
 
     def experiment(chosen: Mapping[str, Any]) -> tuple[Experiment, Any]:
         made = Settings.from_flags(**search_flags.chosen(flags_of, chosen))
@@ -246,9 +246,9 @@ def _judge(
         search.tell(searched.study, one, result.accuracy, result.pruned, result.loss)
 
 
-def _train_anew(made: Settings, means: Any) -> list[Result]:
+def _train_anew(made: Settings, execution: Any) -> list[Result]:
     """The winner on all training examples, under the seeds of --seeds: the only time the test set is read."""
-    return transfer.complete(transfer.prepare(made, means, only=True), show=False)
+    return transfer.complete(transfer.prepare(made, execution, only=True), show=False)
 
 
 def main(argv: Sequence[str]) -> None:

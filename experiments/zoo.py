@@ -101,7 +101,7 @@ def run(given: Mapping[str, Any], asked: ZooFlags) -> list[dict[str, Any]]:
         raise InputError(f"--zoo names {f'{twice[0]} twice: give each once' if twice else 'nothing: name sources'}")
     if base.source or base.source_checkpoint or base.target:
         raise InputError("--zoo names what is trained: leave out --source, --source_checkpoint and --target")
-    means = process.prepare(base)
+    execution = process.prepare(base)
     entries = [entry(text, given) for text in zoo]
     tasks = [_checked(one) for one in entries]
     if base.dry_run:
@@ -113,7 +113,7 @@ def run(given: Mapping[str, Any], asked: ZooFlags) -> list[dict[str, Any]]:
             directory.record_environment(folder, named)
         found = []
         for number, (one, task) in enumerate(zip(entries, tasks, strict=True)):
-            [line] = sources.train(one.made, task, folder, means).values()
+            [line] = sources.train(one.made, task, folder, execution).values()
             about = sources.about(one.made, task)
             told = {"number": number, "name": one.name, "trivial": one.trivial, **about}
             found.append(cards.write(folder, told, line, one.made.source_recipe) if process.first() else told)

@@ -34,7 +34,7 @@ import numpy as np
 from PIL import Image
 
 from experiments import compare, report, transfer
-from experiments.runs import directory, elsewhere, evidence, looks, origin, process, sources
+from experiments.runs import directory, elsewhere, looks, origin, predictions, process, sources
 from experiments.runs.settings import Settings, parse_flags
 from tljax import checkpoint, data, masks, models, objective, optimizers, plugins, weights
 from tljax.data import cache, idx, unlabelled
@@ -464,7 +464,7 @@ def _of_study(tasks: Path, study: Path, folder: Path) -> list[Attack]:
     def looked() -> Any:
         look.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(spare, look)
-        found = evidence.of_directory(study)
+        found = predictions.of_directory(study)
         judging = report._judging(report.ReportFlags(), {"x": found.judging or {}})
         return looks.count(looks.seen(found.found, "scratch"), judging, (kept,))
 

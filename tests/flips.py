@@ -23,13 +23,13 @@ from experiments.runs import (
     cards,
     directory,
     elsewhere,
-    evals,
-    evidence,
+    evaluations,
     flags,
     metrics,
     origin,
+    predictions,
     process,
-    scoring,
+    scores,
     tuned,
 )
 from experiments.runs.settings import Settings, parse_flags
@@ -125,7 +125,7 @@ def of_run(folder: Path, settings: Any, program: str, more: Sequence[str] = ()) 
             return lines, directory.recorded_environment(folder), curves, masks, flags
 
     def judged() -> Any:
-        kept = evidence.of_directory(folder)
+        kept = predictions.of_directory(folder)
         parts = [[part.rows, dict(part.predicted), dict(part.curves)] for part in kept.found]
         return parts, kept.notes, kept.judging, kept.looks
 
@@ -204,13 +204,15 @@ def every(tasks: Path, folder: Path) -> Iterator[tuple[Path, list[Attack]]]:
         compare.main(argv)
     own = flags.flagfile_lines(flags.read(argv, compare.CompareFlags)[1])
     found = of_run(study, settings(**pair, strategies="scratch,full", workdir=study), "compare", own)
-    right = evidence.right(evidence.of_directory(study).found)
-    found.append(Attack(study / "looks.json", "experiments.compare", lambda: evidence.looked(study, right)))
-    found.append(Attack(study / "study.json", "experiments.compare", lambda: evidence.looked(study, right)))
+    right = predictions.right(predictions.of_directory(study).found)
+    found.append(Attack(study / "looks.json", "experiments.compare", lambda: predictions.looked(study, right)))
+    found.append(Attack(study / "study.json", "experiments.compare", lambda: predictions.looked(study, right)))
     for file in (study / "evals").iterdir():
         record = directory.read_record(file) or {}
         about = {name: value for name, value in record.items() if name != "accuracy"}
-        found.append(Attack(file, "experiments.compare", lambda file=file, about=about: evals._known(file, about)))
+        found.append(
+            Attack(file, "experiments.compare", lambda file=file, about=about: evaluations._known(file, about))
+        )
     yield study, found
 
     hunt = folder / "search"
@@ -256,7 +258,7 @@ def every(tasks: Path, folder: Path) -> Iterator[tuple[Path, list[Attack]]]:
     found = [Attack(stage / name, "experiments.rank", reads) for name in ("features.json", "train.npy", "test.npy")]
     yield (
         ranked,
-        [*found, Attack(place / "scores.json", "experiments.rank", lambda: scoring._known(place / "scores.json"))],
+        [*found, Attack(place / "scores.json", "experiments.rank", lambda: scores._known(place / "scores.json"))],
     )
 
     lone = folder / "export"

@@ -46,7 +46,8 @@ COMMANDS = {
     "range": f"search {MLP} --strategies=head_only --lr_range_test --workdir=W/range",
     "compare": f"compare {MLP} --strategies=scratch,full,head_only,lp_ft --train_examples=5/class,100/class "
     "--seeds=0-2 --eval=source,fashion_mnist_10k:noise=0.2 --workdir=W/compare",
-    "tuned": f"compare {MLP} --strategies=scratch,head_only --tuned=W/search --seeds=0-2 --workdir=W/tuned",
+    "tuned": f"compare {MLP.partition(' --hidden')[0]} --strategies=scratch,head_only "
+    "--tuned=W/search --seeds=0-2 --workdir=W/tuned",
     "report": "report --runs=W/compare --output=W/report",
     "features": "features --source_checkpoint=W/pretrain --dataset=fashion_mnist_10k --seeds=0 --output=W/features",
     "from_checkpoint": "transfer --source_checkpoint=W/pretrain --target=fashion_mnist_10k --hidden=64 --steps=40 "

@@ -11,7 +11,7 @@ from experiments.pages import export, report, study_report
 from experiments.pages.report import Reproduced
 from tljax import evaluate
 from tljax.study.results import Result
-from tljax.study.study import Comparison, Study
+from tljax.study.verdicts import Comparison, Study
 
 MADE = Reproduced({"jax": "0.8"}, "--seeds=0", "run")
 NAMES = ("zero", "one", "two")

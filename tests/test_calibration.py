@@ -17,11 +17,11 @@ def right():
     """Which test images fits on 50 labels get right: bool [2 x GROUPS x FITS, 1000], no two of one seed."""
     task = data.load("fashion_mnist_10k")
     model = models.build("mlp", 10, hidden=(8,), activation="relu")
-    spec, numbers = optimizers.spec("sgd")
-    program = train.Spec(model, objective.loss("softmax_cross_entropy"), spec)
+    optimizer_spec, numbers = optimizers.spec("sgd")
+    spec = train.Spec(model, objective.loss("softmax_cross_entropy"), optimizer_spec)
     labels = np.asarray(task.train.labels)
 
-    def trial(seed):
+    def fit(seed):
         subset = draw.label_budget(seed, labels, LABELS)
         order = lambda first, last: draw.order(seed, LABELS, 10, first, last, epochs=False, subset=subset)  # noqa: E731
         params = models.init(model, jax.random.key(seed), (28, 28, 1))
@@ -31,10 +31,10 @@ def right():
             params, ((0, everything),), order, np.full(STEPS, 0.1, np.float32), (), given, jax.random.key(0)
         )
 
-    trials = [trial(seed) for seed in range(2 * GROUPS * FITS)]
+    fits = [fit(seed) for seed in range(2 * GROUPS * FITS)]
     test, count = evaluate.padded(task.test.images[:1000]), 1000
-    for state, _ in train.fit(program, trials, train.load(task.train.images, labels), [STEPS]):
-        logits = evaluate.logits_of(program, trials, state, test, count)
+    for state, _ in train.fit(spec, fits, train.load(task.train.images, labels), [STEPS]):
+        logits = evaluate.logits_of(spec, fits, state, test, count)
     return logits.argmax(-1) == task.test.labels[:count]
 
 

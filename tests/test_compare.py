@@ -9,7 +9,7 @@ import pytest
 from test_programs import arguments, command, results, snapshot
 
 from experiments import compare, report, search, transfer
-from experiments.runs import console, directory, evidence, training
+from experiments.runs import console, directory, predictions, training
 from experiments.runs.settings import Settings, parse_flags
 from tljax.types import InputError
 
@@ -76,6 +76,7 @@ def tuned(tasks, tmp_path_factory):
         patch.setattr("experiments.pages.drawing.pdf", lambda figure: b"")
         space = ["--per_strategy", "--space=learning_rate:log:1e-3:3", "--trials=8"]
         search.main(["search", *flags, *space, f"--workdir={folder / 'search'}"])
+        flags = [flag for flag in flags if not flag.startswith("--learning_rate")]  # was searched
         compare.main(["compare", *flags, f"--tuned={folder / 'search'}", f"--workdir={folder / 'compare'}"])
     return folder / "search", folder / "compare"
 
@@ -240,7 +241,7 @@ def test_fits_made_elsewhere_get_the_same_verdicts(tmp_path, capsys):
     report.main(["report", *theirs(tmp_path)])
     told = capsys.readouterr().out
     assert "positive" in told and (tmp_path / "out" / "report.html").is_file()
-    found = evidence.read(tmp_path / "mine0.npz")
+    found = predictions.read(tmp_path / "mine0.npz")
     assert found[0].shape == found[1].shape == (200,)
 
 
@@ -317,11 +318,11 @@ def test_after_an_edit_of_a_strategy_the_fits_of_its_present_code_are_reported(t
     )  # two sources; scratch of seed 0 is the same
 
     def reported():
-        kept = evidence.of_directory(tmp_path / "w").found
+        kept = predictions.of_directory(tmp_path / "w").found
         return sorted(row.key for part in kept for row in part.rows)
 
     assert reported() == sorted(line.key for line in second)
-    evidence.right(evidence.of_directory(tmp_path / "w").found)
+    predictions.right(predictions.of_directory(tmp_path / "w").found)
     file.write_text(code)
     third = transfer.run(**{**flags, "seeds": (0, 1)})
     assert {line.key for line in first} <= {line.key for line in third}

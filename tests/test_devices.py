@@ -18,8 +18,8 @@ IMAGES = jnp.asarray(RNG.integers(0, 256, (300, 4, 4, 1)).astype(np.uint8))
 LABELS = jnp.asarray(RNG.integers(0, 3, 300).astype(np.int32))
 DATA = train.load(IMAGES, LABELS)
 MODEL = models.build("mlp", 3, hidden=(16,), activation="relu")
-SPEC, NUMBERS = optimizers.spec("adam", clip=0.5)
-PROGRAM = train.Spec(MODEL, objective.loss("softmax_cross_entropy"), SPEC)
+OPTIMIZER, NUMBERS = optimizers.spec("adam", clip=0.5)
+SPEC = train.Spec(MODEL, objective.loss("softmax_cross_entropy"), OPTIMIZER)
 DEVICES = tuple(jax.devices())
 STEPS = 50
 
@@ -35,7 +35,7 @@ def phases(strategy, params):
     return {"full": ((0, everything),), "head_only": ((0, head),), "lp_ft": ((0, head), (20, everything))}[strategy]
 
 
-def trials(strategy, batch, count=2, model=MODEL, weights=(), smoothing=0.0):
+def fits(strategy, batch, count=2, model=MODEL, weights=(), smoothing=0.0):
     found = []
     for seed in range(count):
         params = models.init(model, jax.random.key(seed), (4, 4, 1))
@@ -46,12 +46,12 @@ def trials(strategy, batch, count=2, model=MODEL, weights=(), smoothing=0.0):
     return found
 
 
-def outcome(group, execution, program=PROGRAM):
+def outcome(group, execution, spec=SPEC):
     """All that a fit gives: of every segment the state and the log, and logits at the end."""
     given = []
-    for state, log in train.fit(program, group, DATA, [20, STEPS], execution=execution):
+    for state, log in train.fit(spec, group, DATA, [20, STEPS], execution=execution):
         given.append(jax.device_get((state.params, state.optimizer, log)))
-    return given, evaluate.logits_of(program, group, state, evaluate.padded(np.asarray(IMAGES)), 300, execution)
+    return given, evaluate.logits_of(spec, group, state, evaluate.padded(np.asarray(IMAGES)), 300, execution)
 
 
 def assert_near(one, other):
@@ -65,7 +65,7 @@ def on_one_device():
 
     def of(strategy, batch):
         if (strategy, batch) not in kept:
-            kept[strategy, batch] = outcome(trials(strategy, batch), train.Execution())
+            kept[strategy, batch] = outcome(fits(strategy, batch), train.Execution())
         return kept[strategy, batch]
 
     return of
@@ -86,7 +86,7 @@ def on_one_device():
 )
 def test_devices_that_share_batches_give_what_one_gives(how, strategy, batch, on_one_device):
     """50 steps of clipped Adam; 8 devices divide neither 100 nor 101, 4 only the former."""
-    assert_near(outcome(trials(strategy, batch), DIVIDED[how]), on_one_device(strategy, batch))
+    assert_near(outcome(fits(strategy, batch), DIVIDED[how]), on_one_device(strategy, batch))
 
 
 @pytest.mark.parametrize("how", ["jit data:8", pytest.param("pmap", marks=pytest.mark.slow)])
@@ -94,7 +94,7 @@ def test_on_the_features_of_a_frozen_prefix_as_well(how, on_one_device):
     execution = DIVIDED[how]
     cache = train.FeatureCache(10**8)
     kept = train.Execution(execution.devices, execution.devices_per_batch, execution.mode, cache=cache)
-    assert_near(outcome(trials("head_only", 101), kept), on_one_device("head_only", 101))
+    assert_near(outcome(fits("head_only", 101), kept), on_one_device("head_only", 101))
     assert len(cache.arrays) == 2  # of the training and of the test examples
 
 
@@ -102,9 +102,9 @@ def test_on_the_features_of_a_frozen_prefix_as_well(how, on_one_device):
 def test_batches_smaller_than_the_devices_with_penalties_and_smoothing(how):
     """Five examples on eight devices; R of the parameters counts once, R of the features is a mean over the batch."""
     terms = tuple(map(objective.Penalty, ("l2", "l1", "behaviour")))
-    program = train.Spec(MODEL, PROGRAM.loss, SPEC, terms, smooth_labels=True)
-    group = trials("full", 5, weights=({"weight": 0.1}, {"weight": 0.01}, {"weight": 0.1}), smoothing=0.2)
-    assert_near(outcome(group, DIVIDED[how], program), outcome(group, train.Execution(), program))
+    spec = train.Spec(MODEL, SPEC.loss, OPTIMIZER, terms, smooth_labels=True)
+    group = fits("full", 5, weights=({"weight": 0.1}, {"weight": 0.01}, {"weight": 0.1}), smoothing=0.2)
+    assert_near(outcome(group, DIVIDED[how], spec), outcome(group, train.Execution(), spec))
 
 
 class Drop(nn.Module):
@@ -118,9 +118,9 @@ class Drop(nn.Module):
 @pytest.mark.slow
 def test_under_jit_dropout_draws_what_it_draws_on_one_device():
     model = (MODEL[0], linen.stage("drop", Drop()), MODEL[1])
-    program = train.Spec(model, PROGRAM.loss, SPEC)
-    group = trials("full", 101, 1, model)
-    assert_near(outcome(group, DIVIDED["jit data:8"], program), outcome(group, train.Execution(), program))
+    spec = train.Spec(model, SPEC.loss, OPTIMIZER)
+    group = fits("full", 101, 1, model)
+    assert_near(outcome(group, DIVIDED["jit data:8"], spec), outcome(group, train.Execution(), spec))
 
 
 @pytest.mark.slow
@@ -129,19 +129,19 @@ def test_each_device_does_its_share_of_the_work(how):
     """FLOPs of one device's program, at a batch that is most of the work."""
     flops = {}
     for name, execution in (("one", train.Execution()), ("many", DIVIDED[how])):
-        trial = trials("full", 1000, 1)
-        program = train.specialize(PROGRAM, trial[0], (trial[0].phases[0][1],))
-        mesh, mode = loop.layout(program, trial, 1, DATA, execution)
-        flops[name] = costs(program, mesh, mode, trial[0])
+        fit = fits("full", 1000, 1)
+        spec = train.specialize(SPEC, fit[0], (fit[0].phases[0][1],))
+        mesh, mode = loop.layout(spec, fit, 1, DATA, execution)
+        flops[name] = costs(spec, mesh, mode, fit[0])
     assert flops["many"] < flops["one"] / 6
 
 
-def costs(program, mesh, mode, trial):
-    params = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], trial.params)
-    hyper = vectorize.stack_hyper(program, [trial], [(trial.phases[0][1],)])
-    state = vectorize.begin(program, params, hyper, jnp.ones(1))
+def costs(spec, mesh, mode, fit):
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], fit.params)
+    hyper = vectorize.stack_hyper(spec, [fit], [(fit.phases[0][1],)])
+    state = vectorize.begin(spec, params, hyper, jnp.ones(1))
     order, rates = jnp.zeros((1, 9, 1000), jnp.int32), jnp.zeros((1, 9))
     frozen = jax.tree.map(lambda leaf: None, params)
     arrays = (params, state, frozen, hyper, DATA.inputs, DATA.labels, order, rates, (0, 0, 1))
     run = jax.jit(vectorize.run, static_argnums=(0, 1, 2, 3))
-    return run.lower(program, mesh, 1, mode, *arrays).compile().cost_analysis()["flops"]
+    return run.lower(spec, mesh, 1, mode, *arrays).compile().cost_analysis()["flops"]

@@ -339,7 +339,7 @@ RNG = np.random.default_rng(0)
 IMAGES = jnp.asarray(RNG.integers(0, 256, (60, 4, 4, 1)).astype(np.uint8))
 LABELS = jnp.asarray(RNG.integers(0, 3, 60).astype(np.int32))
 DATA = train.load(IMAGES, LABELS)
-SPEC, NUMBERS = optimizers.spec("sgd")
+OPTIMIZER, NUMBERS = optimizers.spec("sgd")
 LOSS = objective.loss("softmax_cross_entropy")
 
 
@@ -380,10 +380,10 @@ def fitted(*trained, keeps_dropout=(), cache=None, steps=4, rate=0.1, seeds=(0,)
         )
         for seed, one in zip(seeds, params, strict=True)
     ]
-    program = train.Spec(NOISY, LOSS, SPEC, keeps_dropout=keeps_dropout)
+    spec = train.Spec(NOISY, LOSS, OPTIMIZER, keeps_dropout=keeps_dropout)
     execution = train.Execution(devices, batch, cache=cache)
     losses, ends = {}, {}
-    for state, log in train.fit(program, given, DATA, [steps], execution=execution):
+    for state, log in train.fit(spec, given, DATA, [steps], execution=execution):
         for row, i in enumerate(state.fits):
             losses[i] = log.loss[row]
             ends[i] = jax.tree.map(lambda leaf, row=row: np.asarray(leaf[row]), state.params)

@@ -24,19 +24,19 @@ def lowered(strategy, hidden=(512,), cached=False, optimizer="sgd"):
     params = models.init(model, jax.random.key(0), (28, 28, 1))
     method, options = plugins.method(strategy)
     mask = method.strategy(params, Context(models.names(model)), **options)
-    spec, numbers = optimizers.spec(optimizer)
-    plain = train.Spec(model, objective.loss("softmax_cross_entropy"), spec)
+    optimizer_spec, numbers = optimizers.spec(optimizer)
+    plain = train.Spec(model, objective.loss("softmax_cross_entropy"), optimizer_spec)
     order = lambda start, stop: np.zeros((stop - start, BATCH), np.int32)  # noqa: E731
-    trial = train.Fit(
+    fit = train.Fit(
         params, ((0, mask),), order, np.ones(9, np.float32), (), {**numbers, "label_smoothing": 0.0}, jax.random.key(0)
     )
-    program = train.specialize(plain, trial, (mask,))
-    whole, hyper = vectorize.stack([params]), vectorize.stack_hyper(program, [trial], [(mask,)])
-    state = vectorize.begin(program, whole, hyper, jnp.ones(1))
+    spec = train.specialize(plain, fit, (mask,))
+    whole, hyper = vectorize.stack([params]), vectorize.stack_hyper(spec, [fit], [(mask,)])
+    state = vectorize.begin(spec, whole, hyper, jnp.ones(1))
     cache = train.FeatureCache(10**9) if cached else None
-    short, data = features.skip_frozen_prefix(program, trial, whole, 1, DATA, 10**9, cache, print)
+    short, data = features.skip_frozen_prefix(spec, fit, whole, 1, DATA, 10**9, cache, print)
     assert (data.inputs is not DATA.inputs) == cached
-    trained, frozen = masks.split(whole, trained_leaves(program))
+    trained, frozen = masks.split(whole, trained_leaves(spec))
     rows = train.capacity(BATCH)
     order_, rates = jnp.zeros((1, rows, BATCH), jnp.int32), jnp.zeros((1, rows))
     arrays = (trained, state, frozen, hyper, data.inputs, data.labels, order_, rates, (0, 0, 1))

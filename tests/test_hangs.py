@@ -23,7 +23,7 @@ from tensorboardX.proto.event_pb2 import Event
 from test_programs import arguments, command
 
 from experiments import transfer
-from experiments.runs import console, directory, elsewhere, evidence, metrics, process
+from experiments.runs import console, directory, elsewhere, metrics, predictions, process
 from experiments.runs.settings import Settings, parse_flags
 from tljax import checkpoint, data, files, npz, surroundings, weights
 from tljax.data import idx, unlabelled
@@ -399,7 +399,7 @@ def test_an_npz_that_is_damaged_is_refused_by_every_reader_of_one(damage, tmp_pa
         "data": lambda: data.load(str(file), data_dir=str(tmp_path)),
         "images": lambda: unlabelled.load(file, (4, 4, 1)),
         "weights": lambda: weights.read(file),
-        "predictions": lambda: evidence.read(file),
+        "predictions": lambda: predictions.read(file),
     }
     for read in readers.values():
         with pytest.raises(InputError, match=re.escape(str(file))):
@@ -434,7 +434,7 @@ def test_what_is_no_file_is_not_waited_for(kind, tmp_path):
         os.mkfifo(file)
     elif kind == "folder":
         file.mkdir()
-    for read in (npz.read, npz.mapped, weights.read, evidence.read, lambda place: data.load(str(place))):
+    for read in (npz.read, npz.mapped, weights.read, predictions.read, lambda place: data.load(str(place))):
         with pytest.raises(InputError):
             read(file)
 
@@ -474,9 +474,9 @@ def test_labels_of_two_axes_are_no_probabilities(tmp_path):
     for what, arrays in shapes.items():
         np.savez(tmp_path / f"{what}.npz", **arrays)
         with pytest.raises(InputError, match=r"give labels \[items\]"):
-            evidence.read(tmp_path / f"{what}.npz")
+            predictions.read(tmp_path / f"{what}.npz")
     np.savez(tmp_path / "good.npz", probabilities=np.eye(2)[labels], labels=labels)
-    assert (evidence.read(tmp_path / "good.npz")[0] == labels).all()
+    assert (predictions.read(tmp_path / "good.npz")[0] == labels).all()
 
 
 NOT_TEXT = "caf\udce9"

@@ -14,7 +14,7 @@ from test_programs import arguments, command, refused, results, snapshot
 
 from experiments import features, predict, transfer
 from experiments.pages import export, history
-from experiments.runs import directory, elsewhere, evidence, metrics, process, tuned
+from experiments.runs import directory, elsewhere, metrics, predictions, process, tuned
 from experiments.runs.settings import Settings, parse_flags
 from tljax import files
 from tljax.types import InputError
@@ -248,7 +248,7 @@ def test_predictions_that_were_changed_are_left_out_of_a_report_aloud(copy):
     kept["probabilities"][0] = kept["probabilities"][0][::-1]
     np.savez_compressed(copy / line.predictions, **kept)
     with pytest.raises(InputError, match="are not as they were written"):
-        evidence.of_directory(copy)
+        predictions.of_directory(copy)
 
 
 def test_curves_that_were_changed_are_left_out_aloud(copy, capsys):
@@ -326,20 +326,20 @@ def test_exported_weights_and_their_card_are_held_against_their_sums(tmp_path):
 
 
 def test_looks_cannot_be_forgotten_by_deleting_one_file(tmp_path):
-    cell = evidence.Cell("digits", "clothes", "full", 40)
-    found = evidence.Found([], {}, {})
+    cell = predictions.Cell("digits", "clothes", "full", 40)
+    found = predictions.Found([], {}, {})
     tables = [{cell: dict.fromkeys(range(count), np.array([True]))} for count in (2, 3)]
-    assert evidence.looked(tmp_path, tables[0]) == 1
-    evidence.keep(tmp_path, [found], [], {}, 1)
-    assert evidence.looked(tmp_path, tables[1]) == 2
-    evidence.keep(tmp_path, [found], [], {}, 2)
+    assert predictions.looked(tmp_path, tables[0]) == 1
+    predictions.keep(tmp_path, [found], [], {}, 1)
+    assert predictions.looked(tmp_path, tables[1]) == 2
+    predictions.keep(tmp_path, [found], [], {}, 2)
     kept = (tmp_path / "looks.json").read_bytes()
     (tmp_path / "looks.json").unlink()
     with pytest.raises(InputError, match=r"0 looks at these results, 'study.json' of 2"):
-        evidence.looked(tmp_path, tables[1])
+        predictions.looked(tmp_path, tables[1])
     (tmp_path / "looks.json").write_bytes(kept)
     (tmp_path / "study.json").unlink()
-    assert evidence.looked(tmp_path, tables[1]) == 2
+    assert predictions.looked(tmp_path, tables[1]) == 2
 
 
 def test_single_flipped_bits_of_a_run_are_refused_said_or_change_nothing(copy, tasks):

@@ -17,9 +17,9 @@ IMAGES = jnp.asarray(RNG.integers(0, 256, (60, 4, 4, 1)).astype(np.uint8))
 LABELS = jnp.asarray(RNG.integers(0, 3, 60).astype(np.int32))
 DATA = train.load(IMAGES, LABELS)
 MODEL = models.build("mlp", 3, hidden=(6,), activation="relu")
-SPEC, NUMBERS = optimizers.spec("sgd", momentum=0.5, clip=0.5)
-PROGRAM = train.Spec(
-    MODEL, objective.loss("softmax_cross_entropy"), SPEC, (objective.Penalty("l2"),), smooth_labels=True
+OPTIMIZER, NUMBERS = optimizers.spec("sgd", momentum=0.5, clip=0.5)
+SPEC = train.Spec(
+    MODEL, objective.loss("softmax_cross_entropy"), OPTIMIZER, (objective.Penalty("l2"),), smooth_labels=True
 )
 DEVICES = tuple(jax.devices())
 STEPS = 50
@@ -34,7 +34,7 @@ def order_of(seed, subset=None):
     return partial(draw.order, seed, n, 10, epochs=False, subset=subset)
 
 
-def trial(params, order, rate=0.05, weight=1e-2, smoothing=0.1, mask=None, phases=None, shares=None):
+def fit(params, order, rate=0.05, weight=1e-2, smoothing=0.1, mask=None, phases=None, shares=None):
     mask = masks.by_path(params, lambda path: True) if mask is None else mask
     return train.Fit(
         params,
@@ -48,16 +48,16 @@ def trial(params, order, rate=0.05, weight=1e-2, smoothing=0.1, mask=None, phase
     )
 
 
-def fitted(trials, **execution):
+def fitted(fits, **execution):
     """{trial: (parameters, losses)} and what was said."""
     said, found = [], {}
     for state, log in train.fit(
-        PROGRAM, trials, DATA, [20, STEPS], execution=train.Execution(on_message=said.append, **execution)
+        SPEC, fits, DATA, [20, STEPS], execution=train.Execution(on_message=said.append, **execution)
     ):
         for row, i in enumerate(state.fits):
             params = jax.tree.map(lambda leaf, row=row: np.array(leaf[row]), state.params)
             found[i] = (params, np.concatenate([found[i][1] if i in found else [], log.loss[row]]))
-    return [found[i] for i in range(len(trials))], said
+    return [found[i] for i in range(len(fits))], said
 
 
 def assert_same(one, other):
@@ -69,7 +69,7 @@ def assert_near(one, other):
 
 
 def seeds(count):
-    return [trial(start(i), order_of(i)) for i in range(count)]
+    return [fit(start(i), order_of(i)) for i in range(count)]
 
 
 @pytest.mark.parametrize("count", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 8, 9))])
@@ -82,17 +82,17 @@ def test_over_devices_a_fit_has_the_bits_of_a_fit_alone(count):
 def test_what_differs_in_numbers_orders_or_examples_is_one_group_and_one_executable():
     """Seeds, rates, lambdas, label smoothing, and training subsets by index."""
     few = np.arange(0, 60, 7, dtype=np.int32)
-    trials = [
-        trial(start(0), order_of(0)),
-        trial(start(1), order_of(1), rate=0.2),
-        trial(start(0), order_of(0), weight=0.3),
-        trial(start(0), order_of(0), smoothing=0.4),
-        trial(start(0), order_of(0, few)),
+    fits = [
+        fit(start(0), order_of(0)),
+        fit(start(1), order_of(1), rate=0.2),
+        fit(start(0), order_of(0), weight=0.3),
+        fit(start(0), order_of(0), smoothing=0.4),
+        fit(start(0), order_of(0, few)),
     ]
     before = vectorize.segment._cache_size()
-    together, _ = fitted(trials)
+    together, _ = fitted(fits)
     assert vectorize.segment._cache_size() == before + 1
-    for i, one in enumerate(trials):
+    for i, one in enumerate(fits):
         assert_same(together[i], fitted([one])[0][0])
     assert len({float(losses[-1]) for _, losses in together}) == 5
 
@@ -101,9 +101,9 @@ def test_numbers_and_arrays_in_masks_part_a_group_though_they_compile_to_one_pro
     params = start()
     half = masks.scale(masks.by_path(params, lambda path: True), 0.5)
     some = jax.tree.map(lambda leaf: np.arange(leaf.size).reshape(leaf.shape) % 2 == 0, params)
-    trials = [trial(params, order_of(0), mask=mask) for mask in (half, some)]
-    together, _ = fitted(trials)
-    for i, one in enumerate(trials):
+    fits = [fit(params, order_of(0), mask=mask) for mask in (half, some)]
+    together, _ = fitted(fits)
+    for i, one in enumerate(fits):
         assert_same(together[i], fitted([one])[0][0])
 
 
@@ -111,7 +111,7 @@ def with_one_order(seeds=2, rates=3):
     found = []
     for seed in range(seeds):
         params, order = start(seed), order_of(seed)
-        found += [trial(params, order, rate=0.02 * (i + 1), shares=seed) for i in range(rates)]
+        found += [fit(params, order, rate=0.02 * (i + 1), shares=seed) for i in range(rates)]
     return found
 
 
@@ -146,26 +146,26 @@ def test_wide_steps_go_one_after_another_unless_a_flag_says_otherwise():
     params = jax.tree.map(jnp.zeros_like, models.init(wide, jax.random.key(0), (28, 28, 1)))
     order = lambda begin, end: np.zeros((end - begin, 100), np.int32)  # noqa: E731
     for mask, expected in ((masks.by_path(params, lambda path: True), False), (masks.under(params, "head"), True)):
-        trials = [trial(params, order, mask=mask, shares=0) for _ in range(2)]
-        program = train.specialize(train.Spec(wide, PROGRAM.loss, SPEC, PROGRAM.penalties), trials[0], (mask,))
+        fits = [fit(params, order, mask=mask, shares=0) for _ in range(2)]
+        spec = train.specialize(train.Spec(wide, SPEC.loss, OPTIMIZER, SPEC.penalties), fits[0], (mask,))
         data = train.load(np.zeros((1, 28, 28, 1), np.uint8))
-        width = vectorize.shared_width(program, trials, [(mask,)] * 2)
+        width = vectorize.shared_width(spec, fits, [(mask,)] * 2)
         assert width == 2
-        modes = [vectorize.choose_mode(program, trials, width, data, many) for many in ("auto", "vmap", "map")]
+        modes = [vectorize.choose_mode(spec, fits, width, data, many) for many in ("auto", "vmap", "map")]
         assert modes == ["vmap_shared" if expected else "map", "vmap", "map"]
 
 
 def test_work_is_about_what_xla_counts_for_a_step():
     params = models.init(models.build("mlp", 10, hidden=(512,), activation="relu"), jax.random.key(0), (28, 28, 1))
-    program = train.Spec(models.build("mlp", 10, hidden=(512,), activation="relu"), PROGRAM.loss, SPEC)
+    spec = train.Spec(models.build("mlp", 10, hidden=(512,), activation="relu"), SPEC.loss, OPTIMIZER)
     order = lambda begin, end: np.zeros((end - begin, 100), np.int32)  # noqa: E731
     for mask, expected in (
         (masks.by_path(params, lambda path: True), 3 * 81.4e6),
         (masks.under(params, "head"), 3 * 1.03e6),
     ):
-        one = trial(params, order, mask=mask)
+        one = fit(params, order, mask=mask)
         got = vectorize.step_work(
-            train.specialize(program, one, (mask,)), one, train.load(np.zeros((1, 28, 28, 1), np.uint8))
+            train.specialize(spec, one, (mask,)), one, train.load(np.zeros((1, 28, 28, 1), np.uint8))
         )
         assert got == pytest.approx(expected, rel=0.03)
 
@@ -185,11 +185,11 @@ def test_lanes_part_where_the_frozen_stages_were_trained_before():
     """Two rates, one order: all trains, then the head on features that are now two."""
     params, order = start(), order_of(0)
     phases = ((0, masks.by_path(params, lambda path: True)), (20, masks.under(params, "head")))
-    trials = [trial(params, order, rate=rate, phases=phases, shares=0) for rate in (0.02, 0.2)]
+    fits = [fit(params, order, rate=rate, phases=phases, shares=0) for rate in (0.02, 0.2)]
     cache = train.FeatureCache(10**8)
-    together, _ = fitted(trials, cache=cache)
+    together, _ = fitted(fits, cache=cache)
     assert [array.shape for array in cache.arrays.values()] == [(2, 60, 6)]
-    for i, one in enumerate(trials):
+    for i, one in enumerate(fits):
         assert_near(together[i], fitted([one])[0][0])
 
 
@@ -197,9 +197,9 @@ def test_a_stop_and_resume_over_devices_gives_the_bits_of_no_stop():
     whole, _ = fitted(seeds(4), devices=DEVICES[:2])
     execution = train.Execution(DEVICES[:2])
     ends = [20, STEPS]
-    state, _ = next(train.fit(PROGRAM, seeds(4), DATA, ends, execution=execution))
+    state, _ = next(train.fit(SPEC, seeds(4), DATA, ends, execution=execution))
     kept = jax.device_get(state)
-    [(state, _)] = train.fit(PROGRAM, seeds(4), DATA, ends, [kept], execution)
+    [(state, _)] = train.fit(SPEC, seeds(4), DATA, ends, [kept], execution)
     for row in range(4):
         assert_same(jax.tree.map(lambda leaf, row=row: np.array(leaf[row]), state.params), whole[row][0])
 
@@ -220,9 +220,9 @@ def test_devices_take_whole_rounds_and_the_rest_goes_on_as_many_as_it_needs():
 
 
 def test_logits_over_devices_are_those_of_each_fit():
-    states = list(train.fit(PROGRAM, seeds(4), DATA, [STEPS], execution=train.Execution(DEVICES[:2])))
+    states = list(train.fit(SPEC, seeds(4), DATA, [STEPS], execution=train.Execution(DEVICES[:2])))
     padded = evaluate.padded(np.asarray(IMAGES))
-    got = evaluate.logits_of(PROGRAM, seeds(4), states[0][0], padded, 60, train.Execution(DEVICES[:2]))
+    got = evaluate.logits_of(SPEC, seeds(4), states[0][0], padded, 60, train.Execution(DEVICES[:2]))
     for row in range(4):
         params = jax.tree.map(lambda leaf, row=row: np.asarray(leaf)[row], states[0][0].params)
         np.testing.assert_allclose(got[row], models.apply(MODEL, params, IMAGES), rtol=1e-5, atol=1e-5)
@@ -237,7 +237,7 @@ def test_the_norm_of_the_gradient_too_has_the_bits_of_a_fit_alone():
     images = jnp.asarray(RNG.integers(0, 256, (100, 28, 28, 1)).astype(np.uint8))
     labels = jnp.asarray(RNG.integers(0, 10, 100).astype(np.int32))
     data = train.load(images, labels)
-    program = train.Spec(model, PROGRAM.loss, SPEC, PROGRAM.penalties)
+    spec = train.Spec(model, SPEC.loss, OPTIMIZER, SPEC.penalties)
 
     def norms(seeds, devices):
         params = [models.init(model, jax.random.key(seed), (28, 28, 1)) for seed in seeds]
@@ -248,7 +248,7 @@ def test_the_norm_of_the_gradient_too_has_the_bits_of_a_fit_alone():
             train.Fit(one, ((0, mask),), order, rates, ({"weight": 1e-3},), numbers, jax.random.key(0))
             for one in params
         ]
-        [(state, log)] = train.fit(program, group, data, [12], execution=train.Execution(DEVICES[:devices]))
+        [(state, log)] = train.fit(spec, group, data, [12], execution=train.Execution(DEVICES[:devices]))
         first = jax.tree.map(lambda leaf: np.asarray(leaf[0]), (log, state.params))
         return first, params[0]
 

@@ -36,14 +36,14 @@ def trained_by_tljax(strategy, optimizer):
     decay = DECAY if optimizer == "adamw" else 0.0
     momentum = 0.5 if optimizer == "momentum" else 0.0
     name = "sgd" if optimizer == "momentum" else optimizer
-    spec, numbers = optimizers.spec(name, momentum=momentum, weight_decay=decay, clip=CLIP)
+    optimizer_spec, numbers = optimizers.spec(name, momentum=momentum, weight_decay=decay, clip=CLIP)
     text = f"l2_sp:weight={ALPHA}:beta={BETA}" if strategy == "l2_sp" else ""
     terms, weights = objective.penalties(text)
-    program = train.Spec(model, objective.loss("softmax_cross_entropy"), spec, terms)
+    spec = train.Spec(model, objective.loss("softmax_cross_entropy"), optimizer_spec, terms)
     rates = np.full(STEPS, RATE, np.float32)
-    trial = train.Fit(params, phases, order, rates, weights, numbers, jax.random.key(0), fresh)
+    fit = train.Fit(params, phases, order, rates, weights, numbers, jax.random.key(0), fresh)
     ends = sorted({STEPS, *(start for start, _ in phases[1:])})
-    *_, (state, _) = train.fit(program, [trial], train.load(FEATURES, LABELS), ends)
+    *_, (state, _) = train.fit(spec, [fit], train.load(FEATURES, LABELS), ends)
     flat = [
         {name: np.asarray(leaf) for name, leaf in paths.items(tree)}
         for tree in (params, jax.tree.map(lambda leaf: leaf[0], state.params))

@@ -375,11 +375,12 @@ def test_a_comment_in_the_file_of_a_model_is_said_and_not_refused(of_a_file, tas
     edited.write_text("# A comment.\n" + MODEL)
     assert transferred(tasks, tmp_path, source, edited)
     told = capsys.readouterr().out
-    assert "other words for its model (the code of its file, --hidden, --model): its shapes agree" in told
+    assert f"--hidden is 8 here and was 512, --model is {edited}:model here and was " in told
+    assert "the paths and shapes of its parameters are the same, so it is used" in told
     place = tmp_path / "p.csv"
     pictures = tasks / "digits.npz"
     predict.main(line("predict", checkpoint=source, images=pictures, output=place, model=f"{edited}:model"))
-    assert place.is_file() and "its shapes agree" in capsys.readouterr().out
+    assert place.is_file() and "so it is used" in capsys.readouterr().out
 
 
 def test_another_width_in_the_file_of_a_model_is_refused_with_the_leaf(of_a_file, tasks, tmp_path):

@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from experiments import rank, transfer, zoo
 from experiments.pages import rank_report, ranking_page
 from experiments.pages.report import Reproduced
-from experiments.runs import cards, directory, scoring, training
+from experiments.runs import cards, directory, scores, training
 from experiments.runs.settings import Settings
 from tljax import checkpoint, data
 from tljax.data import draw
@@ -152,7 +152,7 @@ def test_two_fits_of_one_source_strategy_budget_and_seed_are_refused_with_both_n
 def test_run_again_nothing_is_computed_or_trained_and_the_same_is_said(done, many, tasks, monkeypatch, capsys):
     before = (done / "ranking.json").read_bytes()
     monkeypatch.setattr(training, "run", lambda *given: pytest.fail("it trained again"))
-    monkeypatch.setattr(scoring, "_timed", lambda *given: pytest.fail("it scored again"))
+    monkeypatch.setattr(scores, "_timed", lambda *given: pytest.fail("it scored again"))
     monkeypatch.setattr("experiments.features._batch", lambda *given: pytest.fail("it computed features again"))
     rank.main(line(many, tasks, done, "--verify"))
     assert (done / "ranking.json").read_bytes() == before
@@ -174,9 +174,9 @@ def test_a_warning_is_kept_with_its_score(monkeypatch):
         warnings.warn("did not\nconverge", stacklevel=1)
         return 1.0
 
-    monkeypatch.setattr(scoring, "SCORES", {**scoring.SCORES, "warns": warns})
-    [found, silent] = scoring._side_by_side(
-        [("warns", None), ("nce", scoring.Seen(None, np.eye(2)[[0, 0, 1]], [0, 0, 1], None))]
+    monkeypatch.setattr(scores, "SCORES", {**scores.SCORES, "warns": warns})
+    [found, silent] = scores._side_by_side(
+        [("warns", None), ("nce", scores.Seen(None, np.eye(2)[[0, 0, 1]], [0, 0, 1], None))]
     )
     assert found[::2] == (1.0, "did not converge") and silent[::2] == (0.0, "")
 
@@ -195,14 +195,14 @@ def test_any_flip_of_a_bit_of_scores_on_disk_is_noticed(many, tasks, tmp_path):
     change = {"train_examples": "6/class", "scores": "nce", "target": tasks / "clothes.npz"}
     rank.main(line(many.split(",")[1], tasks, tmp_path / "w", **change))
     file = next((tmp_path / "w" / "features").glob("*/scores.json"))
-    before, known = file.read_bytes(), scoring._known(file)
+    before, known = file.read_bytes(), scores._known(file)
     assert known[0]
     for bit in range(0, 8 * len(before), 3):
         flipped = bytearray(before)
         flipped[bit // 8] ^= 1 << bit % 8
         file.write_bytes(flipped)
         try:
-            assert scoring._known(file) == known  # the e of 1e-05, which may be an E
+            assert scores._known(file) == known  # the e of 1e-05, which may be an E
         except InputError as error:
             assert "delete it" in str(error)
 
@@ -222,52 +222,52 @@ def test_scores_of_other_code_are_computed_again_and_not_mixed(many, tasks, tmp_
         assert {key: value[0] for key, value in again["scores"].items()} == {
             key: value[0] for key, value in right["scores"].items()
         }
-    monkeypatch.setattr(scoring, "_timed", lambda *given: pytest.fail("it scored again"))
+    monkeypatch.setattr(scores, "_timed", lambda *given: pytest.fail("it scored again"))
     rank.main(line(source, tasks, tmp_path / "w", **change))
 
 
 def test_scores_that_grow_with_the_width_of_noise_are_computed_if_asked_for():
-    assert len(scoring.DEFAULT) == 10 and not set(scoring.DEFAULT) & set(scoring.AS_IN_PAPERS)
-    assert rank.RankFlags().scores == scoring.DEFAULT
+    assert len(scores.DEFAULT) == 10 and not set(scores.DEFAULT) & set(scores.AS_IN_PAPERS)
+    assert rank.RankFlags().scores == scores.DEFAULT
     y = np.arange(200) % 5
     rng = np.random.default_rng(0)
     noise = [rng.normal(size=(200, d)) for d in (4, 40, 120)]
     seen = [
-        scoring.Seen(x, np.ones((200, 1)), y, np.arange(200)) for x in [rng.normal(size=(5, 4))[y] + noise[0], *noise]
+        scores.Seen(x, np.ones((200, 1)), y, np.arange(200)) for x in [rng.normal(size=(5, 4))[y] + noise[0], *noise]
     ]
-    for name, score in scoring.SCORES.items():
+    for name, score in scores.SCORES.items():
         if name in ("leep", "nce", "n_leep", "n_leep_left_out"):
             continue
         with threadpool_limits(1):
             says, *widths = map(score, seen)
-        assert says > max(widths) if name in scoring.DEFAULT else widths[0] < widths[1] and widths[0] < widths[2], name
+        assert says > max(widths) if name in scores.DEFAULT else widths[0] < widths[1] and widths[0] < widths[2], name
 
 
 def test_the_probe_judges_itself_by_each_example_at_few_labels():
     rng = np.random.default_rng(0)
     y = np.arange(20) % 10
     x = 3 * rng.normal(size=(10, 30))[y] + rng.normal(size=(20, 30))
-    assert scoring.probe(x, y) > 0.8  # two a class, of which a fifth is none
-    assert scoring.probe(rng.normal(size=(200, 5)), np.arange(200) % 2) == pytest.approx(0.5, abs=0.15)
+    assert scores.probe(x, y) > 0.8  # two a class, of which a fifth is none
+    assert scores.probe(rng.normal(size=(200, 5)), np.arange(200) % 2) == pytest.approx(0.5, abs=0.15)
     with pytest.raises(InputError, match="holds none out"):
-        scoring.probe(x[:10], y[:10])
+        scores.probe(x[:10], y[:10])
 
 
 def test_copies_of_an_image_are_found_among_the_images_not_the_features():
     images = np.zeros((4, 2, 2, 1), np.uint8)
     images[1, 0, 0] = images[3, 1, 1] = 7
-    assert scoring._copies(images).tolist() == [0, 1, 0, 2]
+    assert scores._copies(images).tolist() == [0, 1, 0, 2]
     # Features that tell no example apart are no copies; images twice are, whatever rounding makes of their features.
     y = np.array([0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1])
-    seen = scoring.Seen(y[:, None].astype(float), np.ones((12, 1)), y, np.arange(12))
-    assert scoring.SCORES["knn"](seen) == 1
+    seen = scores.Seen(y[:, None].astype(float), np.ones((12, 1)), y, np.arange(12))
+    assert scores.SCORES["knn"](seen) == 1
     rng = np.random.default_rng(0)
     x = rng.normal(size=(50, 8))
     twice = np.vstack([x, x + 1e-6 * rng.normal(size=x.shape)])
     groups, labels = np.tile(np.arange(50), 2), np.tile(np.arange(50) % 5, 2)
     for name in ("knn", "probe", "n_leep_left_out"):
         told, untold = (
-            scoring.SCORES[name](scoring.Seen(twice, np.ones((100, 1)), labels, which))
+            scores.SCORES[name](scores.Seen(twice, np.ones((100, 1)), labels, which))
             for which in (groups, np.arange(100))
         )
         assert told < untold

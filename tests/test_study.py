@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.runs import evidence, verdicts
-from experiments.runs.compare_flags import Judging
-from tljax.study import milestones, study
+from experiments.runs import predictions, verdicts
+from experiments.runs.judging import Judging
+from tljax.study import milestones
+from tljax.study import verdicts as comparisons
 from tljax.study.results import Result
-from tljax.study.study import Cell
+from tljax.study.verdicts import Cell
 from tljax.types import InputError
 
 RNG = np.random.default_rng(0)
@@ -51,7 +52,7 @@ def found(table, **more):
         f"{one.strategy}-{one.budget}-{s}": right.astype(int) for one, of in table.items() for s, right in of.items()
     }
     items = len(next(iter(predicted.values())))
-    return evidence.Found(rows_of(table), predicted, {"b": np.ones(items, int)}, **more)
+    return predictions.Found(rows_of(table), predicted, {"b": np.ones(items, int)}, **more)
 
 
 def test_differences_are_paired_by_seed():
@@ -59,7 +60,7 @@ def test_differences_are_paired_by_seed():
         cell(): fits([0.7, 0.8, 0.9]),
         cell("scratch"): {k: v for k, v in fits([0.6, 0.6, 0.6], seed=1).items() if k},
     }
-    scores = study.differences(table, cell(), cell("scratch"))
+    scores = comparisons.differences(table, cell(), cell("scratch"))
     for row, seed in zip(scores, (1, 2), strict=True):
         gain = table[cell()][seed].mean() - table[cell("scratch")][seed].mean()
         assert row.mean() == pytest.approx(gain)
@@ -67,14 +68,14 @@ def test_differences_are_paired_by_seed():
 
 def test_fits_that_share_no_seed_are_not_compared():
     table = {cell(): fits([0.7, 0.8]), cell("scratch"): {seed + 5: right for seed, right in fits([0.6, 0.6]).items()}}
-    assert study.compared(table, 0.02, 0.95) == ([], [])
+    assert comparisons.compared(table, 0.02, 0.95) == ([], [])
 
 
 def test_the_area_is_the_integral_over_the_logarithm_of_the_budget():
     budgets = (10, 50, 1000)
     table = {cell(name, n): fits([rate], seed=n) for n in budgets for name, rate in (("full", 0.8), ("scratch", 0.6))}
-    gains = [study.differences(table, cell(budget=n), cell("scratch", n)).mean() for n in budgets]
-    scores = study.area(table, [cell(budget=n) for n in budgets], [cell("scratch", n) for n in budgets])
+    gains = [comparisons.differences(table, cell(budget=n), cell("scratch", n)).mean() for n in budgets]
+    scores = comparisons.area(table, [cell(budget=n) for n in budgets], [cell("scratch", n) for n in budgets])
     integral = np.trapezoid(gains, np.log(budgets)) / np.log(100)
     assert scores.mean() == pytest.approx(integral)
 
@@ -84,11 +85,11 @@ def test_words_agree_with_intervals_and_each_target_has_its_share_of_the_level()
     for target in ("b", "c"):
         for name, rate in (("scratch", 0.5), ("full", 0.7), ("worse", 0.3), ("same", 0.5)):
             table[cell(name, target=target)] = fits(rate + 0.01 * RNG.normal(size=8), 2000)
-    family, others = study.compared(table, 0.02, 0.95)
+    family, others = comparisons.compared(table, 0.02, 0.95)
     assert not others and len(family) == 6
     for one in family:
         assert (one.word == "positive") == (one.low > 0) and (one.word == "negative") == (one.high < 0)
-        own = study.alone(table, [cell(one.strategy, target=one.target)], 0.02, 0.975)
+        own = comparisons.alone(table, [cell(one.strategy, target=one.target)], 0.02, 0.975)
         assert one.high - one.low > own.high - own.low  # the family's, wider than one by itself at the target's level
     assert {one.strategy: one.word for one in family}["full"] == "positive"
     assert {one.strategy: one.word for one in family}["worse"] == "negative"
@@ -99,7 +100,7 @@ def test_one_comparison_of_one_budget_is_the_t_interval_over_seeds_where_items_s
     gains = np.array([0.1, 0.3, 0.2, 0.5, 0.15])
     table = {cell("scratch"): {i: np.zeros(100, bool) for i in range(5)}}
     table[cell()] = {i: np.arange(100) < 100 * gain for i, gain in enumerate(gains)}
-    one = study.alone(table, [cell()], 0.01, 0.95)
+    one = comparisons.alone(table, [cell()], 0.01, 0.95)
     low, high = stats.t.interval(0.95, 4, gains.mean(), gains.std(ddof=1) / np.sqrt(5))
     assert one.low < low and high < one.high  # items are drawn anew too, so never narrower
     assert one.high - one.low < 1.3 * (high - low)
@@ -109,17 +110,17 @@ def test_a_single_pair_has_the_exact_p_of_mcnemar():
     table = {cell(): fits([0.55], 60), cell("scratch"): fits([0.45], 60, seed=0)}
     a, b = table[cell()][0], table[cell("scratch")][0]
     only, other = int((a & ~b).sum()), int((b & ~a).sum())
-    assert study.alone(table, [cell()], 0.01, 0.95).p == pytest.approx(stats.binomtest(only, only + other).pvalue)
+    assert comparisons.alone(table, [cell()], 0.01, 0.95).p == pytest.approx(stats.binomtest(only, only + other).pvalue)
 
 
 def test_a_single_pair_is_described_and_not_judged():
-    family, _ = study.compared({cell(): fits([0.9]), cell("scratch"): fits([0.2])}, 0.01, 0.95)
-    assert [one.word for one in family] == [""] and "two seeds or more" in study.sentence(family, 0.95)
+    family, _ = comparisons.compared({cell(): fits([0.9]), cell("scratch"): fits([0.2])}, 0.01, 0.95)
+    assert [one.word for one in family] == [""] and "two seeds or more" in comparisons.sentence(family, 0.95)
 
 
 def test_a_claim_beyond_the_tasks_is_refused():
     with pytest.raises(InputError, match="speak of themselves alone"):
-        study.compared({}, 0.01, 0.95, "targets")
+        comparisons.compared({}, 0.01, 0.95, "targets")
 
 
 def test_looks_beyond_those_planned_judge_nothing(tmp_path):
@@ -128,7 +129,7 @@ def test_looks_beyond_those_planned_judge_nothing(tmp_path):
     more = {cell(): fits([0.9] * 4), cell("scratch"): fits([0.5] * 4)}
 
     def look(table):
-        return verdicts.judged([found(table)], judging, [], evidence.looked(tmp_path, table))
+        return verdicts.judged([found(table)], judging, [], predictions.looked(tmp_path, table))
 
     for _ in range(2):  # to look at the same again is no further look
         assert [one.word for one in look(few).family] == ["positive"]
@@ -146,7 +147,7 @@ def test_planned_looks_share_the_errors_that_are_allowed():
 def test_images_most_often_wrong_are_those():
     table = {cell(): {0: np.array([True, False, True]), 1: np.array([True, False, False])}}
     images = np.arange(12, dtype=np.uint8).reshape(3, 2, 2, 1)
-    shown = evidence.most_wrong([found(table, images=images, classes=("hat", "bag"))])
+    shown = predictions.most_wrong([found(table, images=images, classes=("hat", "bag"))])
     first, captions = shown["b"]
     np.testing.assert_array_equal(first[:2], images[[1, 2]])
     assert captions[0] == "bag taken for hat; 100 % of fits are wrong"
@@ -188,14 +189,14 @@ def test_examples_saved_are_censored_where_scratch_was_not_trained(accuracy, exp
 
 def test_strategies_are_compared_with_any_one_of_them():
     table = {cell("first"): fits([0.7, 0.72, 0.71]), cell("last"): fits([0.5, 0.52, 0.49], seed=1), cell("scratch"): {}}
-    [one], _ = study.compared(table, 0.01, 0.95, base="last")
+    [one], _ = comparisons.compared(table, 0.01, 0.95, base="last")
     assert one.strategy == "first" and one.against == "last at equal target steps"
-    assert one.mean == pytest.approx(study.differences(table, cell("first"), cell("last")).mean())
+    assert one.mean == pytest.approx(comparisons.differences(table, cell("first"), cell("last")).mean())
 
 
 def test_an_interval_ends_where_a_difference_of_accuracies_does():
     """Two fits that tie on two items say nothing at all: -100 to +100 points."""
     ties = {0: np.array([True, False]), 1: np.array([False, True])}
-    right = {study.Cell(None, "t", "scratch", 4): ties, study.Cell("s", "t", "full", 4): ties}
-    [one], _ = study.compared(right, 0.01, 0.95)
+    right = {comparisons.Cell(None, "t", "scratch", 4): ties, comparisons.Cell("s", "t", "full", 4): ties}
+    [one], _ = comparisons.compared(right, 0.01, 0.95)
     assert (one.low, one.high, one.word) == (-1, 1, "undecided")

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from test_programs import arguments, command
 
-from experiments import compare, report, search, transfer
+from experiments import compare, pretrain, report, search, transfer
 from experiments.pages import drawing, history, search_pictures
 from experiments.pages import report as pages
 from experiments.runs import console, directory, methods
-from experiments.runs.settings import parse_flags
+from experiments.runs.settings import FLAGS, Settings, parse_flags
 from tljax import paths, plugins
 from tljax.study import space as spaces
 from tljax.types import InputError
@@ -132,6 +132,7 @@ def test_search_compare_and_report_know_the_name(tasks, tmp_path, mine, capsys):
     assert (tmp_path / "search" / "best" / "LN_QV-all.flags").is_file()
     assert "\nLN_QV,all,0," in (tmp_path / "search" / "trials.csv").read_text()
     tuned = [f"--tuned={tmp_path / 'search'}", "--against=LN_QV", f"--workdir={tmp_path / 'compared'}"]
+    common = [part for part in common if not part.startswith("--learning_rate")]  # was searched
     compare.main(["compare", *common, *tuned, "--nolonger_scratch"])
     lines = directory.results(tmp_path / "compared")
     assert {line.strategy for line in lines if line.strategy != "pretrain"} == {"scratch", "LN_QV"}
@@ -310,3 +311,104 @@ def test_a_group_says_how_many_of_the_fits_it_is(tasks, tmp_path, capsys):
     assert sum(int(count) for _, count in said) == 6 and {name for names, _ in said for name in names.split(", ")} == {
         *("scratch", "full", "head_only")
     }
+
+
+@pytest.fixture
+def searched(tasks, tmp_path):
+    """A run directory with winners as a search leaves them: 4 steps each, at rates of their own."""
+    place = tmp_path / "searched"
+    (place / "best").mkdir(parents=True)
+    for strategy, rate in (("scratch", 0.3), ("full", 0.05)):
+        flags = quick(tasks, tmp_path, strategies=(strategy,), learning_rate=rate)
+        lines = Settings.from_flags(**flags).flagfile_lines()
+        (place / "best" / f"{strategy}-all.flags").write_text("\n".join(lines) + "\n")
+    return place
+
+
+def compared(tasks, searched, workdir, *more):
+    data = [f"--source={tasks / 'digits.npz'}", f"--target={tasks / 'clothes.npz'}", "--strategies=full"]
+    compare.main(["compare", *data, f"--tuned={searched}", f"--workdir={workdir}", "--nolonger_scratch", *more])
+
+
+@pytest.mark.parametrize(
+    ("flag", "there"),
+    [
+        ("--steps=50", "4"),
+        ("--learning_rate=0.05", "0.3"),  # that of full's winner, not of scratch's
+        ("--hidden=16", "8"),
+        ("--source_epochs=7", "2"),
+        ("--source_steps=7", "4"),
+    ],
+)
+def test_a_flag_of_the_fit_that_a_search_overrides_is_refused(flag, there, tasks, searched, tmp_path):
+    text = f"{flag} here, {there} in the search {searched}, for scratch at all: leave it out"
+    with pytest.raises(InputError, match=re.escape(text)):
+        compared(tasks, searched, tmp_path / "w", flag)
+    assert not (tmp_path / "w").exists()
+
+
+def test_steps_are_no_flag_of_a_search_that_counted_epochs(tasks, searched, tmp_path):
+    for file in (searched / "best").iterdir():
+        lines = [line for line in file.read_text().splitlines() if "steps" not in line]
+        file.write_text("\n".join(lines))
+    with pytest.raises(InputError, match="--steps=50 here, not given in the search"):
+        compared(tasks, searched, tmp_path / "w", "--steps=50")
+
+
+def test_a_tuned_comparison_says_whose_its_flags_are_and_gives_itself_again(tasks, searched, tmp_path, capsys):
+    """Flags that a flagfile gives are not used, which is said; its own flagfile holds none that say something else."""
+    shared = tmp_path / "shared.flags"
+    shared.write_text("--steps=50\n--batch_size=20\n")
+    compared(tasks, searched, tmp_path / "dry", f"--flagfile={shared}", "--dry_run")
+    whose = f"all flags of a fit, --hidden, --activation and --head come from the search {searched}"
+    assert f"{whose}, for each strategy its own; of the flagfile not used: --steps=50\n" in capsys.readouterr().out
+    compared(tasks, searched, tmp_path / "w", "--steps=4")  # that of the search
+    assert f"{whose}, for each strategy its own\n" in capsys.readouterr().out
+    file = tmp_path / "w" / "flags.flags"
+    assert not {"steps", "learning_rate", "hidden", "source_epochs"} & parse_flags(["", *_own(file)]).keys()
+    compare.main(["compare", f"--flagfile={file}", f"--workdir={tmp_path / 'again'}"])
+    first, again = ([line.key for line in directory.results(tmp_path / name)] for name in ("w", "again"))
+    assert first == again and len(first) == 4  # a source beside each of the two
+    assert (tmp_path / "again" / "flags.flags").read_bytes() == file.read_bytes()
+    # A flagfile of before has the flags that were not used.
+    text = directory.flags_text(file) + "--steps=50\n"
+    file.write_text(directory.signed(text))
+    compared(tasks, searched, tmp_path / "w")
+    assert "steps" not in parse_flags(["", *_own(file)])
+
+
+def _own(file):
+    """The lines of a comparison's flagfile that transfer has too."""
+    lines = directory.flags_text(file).splitlines()
+    return [line for line in lines if line.startswith("--") and line[2:].partition("=")[0] in FLAGS]
+
+
+def test_an_edit_of_a_model_is_said_where_its_sources_are_trained_and_where_they_are_taken(
+    tasks, tmp_path, monkeypatch, capsys
+):
+    """Two sources of one seed, of the file before and after a comment: the later is taken, and both are named."""
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "blocks.py"
+    file.write_text(BLOCKS)
+    learnt = {"source": str(tasks / "digits.npz"), "model": "blocks.py:model", "steps": 4, "points": 1}
+    [first] = pretrain.run(**learnt, workdir="pre")
+    file.write_text(f"{BLOCKS}# a comment\n")
+    [second] = pretrain.run(**learnt, workdir="pre")
+    out = capsys.readouterr().out
+    assert "1 earlier fit is of other code than now, of a strategy or model: kept in 'pre'" in out and first.name in out
+    used = {"source_checkpoint": "pre", "target": str(tasks / "clothes.npz"), "steps": 4, "points": 1, "dry_run": True}
+    transfer.run(**used, model="blocks.py:model")
+    out = capsys.readouterr().out
+    assert f"seed 0 in pre, '{second.name}' is taken; '{first.name}' is of code that was changed later" in out
+    assert "so it is used" not in out
+    (tmp_path / "other" / "copy.py").write_text(file.read_text())
+    transfer.run(**used, model="other/copy.py:model")  # the same code under another path
+    assert "so it is used" not in capsys.readouterr().out
+    file.write_text(f"{BLOCKS}# another comment\n")
+    transfer.run(**used, model="blocks.py:model")
+    said = "blocks.py changed since pre was trained; the paths and shapes of its parameters are the same, so it is used"
+    assert said in capsys.readouterr().out
+    transfer.run(**used, model="blocks.py:model", hidden=(16,))
+    said = "blocks.py changed since pre was trained; --hidden is 16 here and was 512 when pre was trained; the paths"
+    assert said in capsys.readouterr().out

@@ -24,20 +24,20 @@ DATA = train.load(IMAGES, LABELS)
 
 def fitted(mask_of, *, seeds=(0,), batch=16, steps=12, ends=None, penalty="", recipe=None, model=MODEL, rate=0.1):
     """The last state and the logs of a group."""
-    spec, numbers = optimizers.spec(**{"name": "sgd", **(recipe or {})})
+    optimizer_spec, numbers = optimizers.spec(**{"name": "sgd", **(recipe or {})})
     terms, weights = objective.penalties(penalty)
-    trials = []
+    fits = []
     for seed in seeds:
         params = models.init(model, jax.random.key(seed), (3, 4, 1))
         mask = mask_of(params)
         order = lambda start, stop, seed=seed: draw.order(seed, 50, batch, start, stop, epochs=True, subset=None)  # noqa: E731
         rates = optimizers.rates("linear", rate, 0.0, steps)
-        trials.append(train.Fit(params, ((0, mask),), order, rates, weights, numbers, jax.random.key(seed)))
-    program = train.Spec(model, objective.loss("softmax_cross_entropy"), spec, terms)
+        fits.append(train.Fit(params, ((0, mask),), order, rates, weights, numbers, jax.random.key(seed)))
+    spec = train.Spec(model, objective.loss("softmax_cross_entropy"), optimizer_spec, terms)
     logs = []
-    for last, log in train.fit(program, trials, DATA, ends or [steps]):  # noqa: B007
+    for last, log in train.fit(spec, fits, DATA, ends or [steps]):  # noqa: B007
         logs.append(log)
-    return trials, last, jax.tree.map(lambda *parts: np.hstack(parts), *logs)
+    return fits, last, jax.tree.map(lambda *parts: np.hstack(parts), *logs)
 
 
 def test_a_batch_above_65536_trains():
@@ -61,12 +61,12 @@ def same_bytes(a, b):
     return all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in pairs)
 
 
-def numpy_fit(trial, steps, batch, decay, clip, trains_hidden):
+def numpy_fit(fit, steps, batch, decay, clip, trains_hidden):
     """SGD with clipping, L2 decay and a linear schedule, written out in float64."""
-    p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), trial.params)
+    p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), fit.params)
     losses = []
     for step in range(steps):
-        rows = trial.order(step, step + 1)[0]
+        rows = fit.order(step, step + 1)[0]
         rows = rows[rows >= 0]
         x, y = IMAGES[rows].reshape(len(rows), -1) / 255, np.eye(4)[LABELS[rows]]
         z = x @ p["hidden_0"]["kernel"] + p["hidden_0"]["bias"]
@@ -90,10 +90,10 @@ def numpy_fit(trial, steps, batch, decay, clip, trains_hidden):
 
 @pytest.mark.parametrize("trains_hidden", [True, False])
 def test_clipped_sgd_with_decay_equals_numpy(trains_hidden):
-    trials, state, log = fitted(
+    fits, state, log = fitted(
         everything if trains_hidden else head, recipe={"weight_decay": 0.01, "clip": 0.5}, steps=12
     )
-    expected, losses = numpy_fit(trials[0], 12, 16, 0.01, 0.5, trains_hidden)
+    expected, losses = numpy_fit(fits[0], 12, 16, 0.01, 0.5, trains_hidden)
     np.testing.assert_allclose(log.loss[0], losses, rtol=1e-5)
     for got, want in zip(jax.tree.leaves(state.params), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(got[0], want, rtol=1e-4, atol=1e-6)
@@ -102,18 +102,18 @@ def test_clipped_sgd_with_decay_equals_numpy(trains_hidden):
 @pytest.mark.parametrize("name", ["sgd", "adamw", "lion"])
 def test_frozen_leaves_keep_their_bytes_with_decay_clipping_and_a_penalty(name):
     recipe = {"name": name, "weight_decay": 1.0, "clip": 0.1}
-    trials, state, _ = fitted(head, recipe=recipe, penalty="l2:weight=0.1", rate=0.01)
+    fits, state, _ = fitted(head, recipe=recipe, penalty="l2:weight=0.1", rate=0.01)
     after = jax.tree.map(lambda leaf: leaf[0], state.params)
-    assert same_bytes(after["hidden_0"], trials[0].params["hidden_0"])
-    assert not same_bytes(after["head"], trials[0].params["head"])
+    assert same_bytes(after["hidden_0"], fits[0].params["hidden_0"])
+    assert not same_bytes(after["head"], fits[0].params["head"])
     sizes = {np.size(leaf) for leaf in jax.tree.leaves(state.optimizer)}
     assert 12 * 8 not in sizes
 
 
 def test_the_parameters_handed_in_are_untouched():
-    trials, _, _ = fitted(everything)
+    fits, _, _ = fitted(everything)
     before = models.init(MODEL, jax.random.key(0), (3, 4, 1))
-    assert same_bytes(trials[0].params, before)
+    assert same_bytes(fits[0].params, before)
 
 
 def test_bits_depend_neither_on_the_group_nor_on_the_segments():
@@ -130,17 +130,17 @@ def test_bits_depend_neither_on_the_group_nor_on_the_segments():
 def test_a_stop_and_resume_gives_the_bits_of_no_stop(name):
     recipe = {"name": name, "clip": 1.0}
     _, whole, _ = fitted(everything, recipe=recipe)
-    spec, numbers = optimizers.spec(**recipe)
+    optimizer_spec, numbers = optimizers.spec(**recipe)
     params = models.init(MODEL, jax.random.key(0), (3, 4, 1))
     mask = everything(params)
-    program = train.Spec(MODEL, objective.loss("softmax_cross_entropy"), spec)
+    spec = train.Spec(MODEL, objective.loss("softmax_cross_entropy"), optimizer_spec)
     order = lambda a, b: draw.order(0, 50, 16, a, b, epochs=True, subset=None)  # noqa: E731
-    trial = train.Fit(
+    fit = train.Fit(
         params, ((0, mask),), order, optimizers.rates("linear", 0.1, 0.0, 12), (), numbers, jax.random.key(0)
     )
-    state, _ = next(train.fit(program, [trial], DATA, [5, 12]))
+    state, _ = next(train.fit(spec, [fit], DATA, [5, 12]))
     kept = jax.tree.map(np.array, state)
-    [(resumed, _)] = train.fit(program, [trial], DATA, [5, 12], [kept])
+    [(resumed, _)] = train.fit(spec, [fit], DATA, [5, 12], [kept])
     assert same_bytes(resumed.params, whole.params) and same_bytes(resumed.optimizer, whole.optimizer)
 
 
@@ -178,7 +178,7 @@ def test_parts_that_are_stopped_go_on_each_from_its_own_state():
     whole = {state.fits: state for state, _ in train.fit(*setting) if state.step == 12}
     kept: dict = {}
     for state, _ in train.fit(*setting):
-        kept = {trials: part for trials, part in kept.items() if not set(trials) & set(state.fits)}
+        kept = {fits: part for fits, part in kept.items() if not set(fits) & set(state.fits)}
         kept[state.fits] = jax.tree.map(np.array, state)
         if state.step == 12:
             break
@@ -186,46 +186,44 @@ def test_parts_that_are_stopped_go_on_each_from_its_own_state():
     for state, _ in train.fit(*setting, list(kept.values())):
         kept[state.fits] = state
     assert kept.keys() == whole.keys()
-    assert all(same_bytes(kept[trials].params, whole[trials].params) for trials in whole)
+    assert all(same_bytes(kept[fits].params, whole[fits].params) for fits in whole)
 
 
 @pytest.mark.parametrize("many", ["map", "vmap"])
 def test_a_fit_whose_loss_is_not_finite_is_marked_at_its_step_and_the_others_go_on(many):
     """One of four has a rate at which it diverges at once, one has it from step 7 on."""
-    program, trials, *data = phased(
-        lambda seed, params: ((0, everything(params)),), optimizer="sgd", seeds=(0, 1, 2, 3)
-    )
-    program = replace(program, loss=objective.loss("l2_loss"), optimizer=optimizers.Spec("sgd"))
+    spec, fits, *data = phased(lambda seed, params: ((0, everything(params)),), optimizer="sgd", seeds=(0, 1, 2, 3))
+    spec = replace(spec, loss=objective.loss("l2_loss"), optimizer=optimizers.Spec("sgd"))
     wild = np.full(12, 1e30, np.float32)
-    trials[1] = trials[1]._replace(rates=wild)
-    trials[3] = trials[3]._replace(rates=np.concatenate([trials[3].rates[:7], wild[:5]]))
+    fits[1] = fits[1]._replace(rates=wild)
+    fits[3] = fits[3]._replace(rates=np.concatenate([fits[3].rates[:7], wild[:5]]))
     since, losses = {}, {}
-    for state, log in train.fit(program, trials, *data, execution=train.Execution(many=many)):
+    for state, log in train.fit(spec, fits, *data, execution=train.Execution(many=many)):
         for row, i in enumerate(state.fits):
             since[i] = state.diverged[row]
             losses[i] = np.concatenate([losses.get(i, []), log.loss[row]])
     assert since[0] is None and since[2] is None and 0 < since[1] < 7 < since[3] < 12
     assert all(np.isfinite(losses[i][:step]).all() for i, step in since.items())
-    alone = np.hstack([log.loss[0] for _, log in train.fit(program, trials[2:3], *data)])
+    alone = np.hstack([log.loss[0] for _, log in train.fit(spec, fits[2:3], *data)])
     np.testing.assert_allclose(losses[2], alone, rtol=0 if many == "map" else 1e-5)
 
 
 def test_where_all_have_diverged_nothing_more_is_computed(monkeypatch):
-    program, [trial], *data = phased(lambda seed, params: ((0, everything(params)),), optimizer="sgd")
-    program = replace(program, loss=objective.loss("l2_loss"), optimizer=optimizers.Spec("sgd"))
+    spec, [fit], *data = phased(lambda seed, params: ((0, everything(params)),), optimizer="sgd")
+    spec = replace(spec, loss=objective.loss("l2_loss"), optimizer=optimizers.Spec("sgd"))
     calls = []
     monkeypatch.setattr(vectorize, "run", lambda *given: calls.append(given[-1]) or vectorize.segment(*given))
-    found = list(train.fit(program, [trial._replace(rates=np.full(12, 1e30, np.float32))], *data))
+    found = list(train.fit(spec, [fit._replace(rates=np.full(12, 1e30, np.float32))], *data))
     assert [state.step for state, _ in found] == [4, 6, 12] and [first for first, _, _ in calls] == [0]
     assert np.isnan(found[-1][1].loss).all() and found[-1][1].loss.shape == (1, 6)
 
 
 def test_padding_weighs_nothing():
     """50 examples at batch 16: the last batch of an epoch has 2, and its loss is their mean."""
-    trials, _, log = fitted(everything, steps=4, rate=0.0)
-    rows = trials[0].order(3, 4)[0]
+    fits, _, log = fitted(everything, steps=4, rate=0.0)
+    rows = fits[0].order(3, 4)[0]
     assert (rows >= 0).sum() == 2
-    logits = models.apply(MODEL, trials[0].params, jnp.asarray(IMAGES[rows[rows >= 0]]))
+    logits = models.apply(MODEL, fits[0].params, jnp.asarray(IMAGES[rows[rows >= 0]]))
     expected = objective.loss("softmax_cross_entropy")(logits, jnp.asarray(LABELS[rows[rows >= 0]])).mean()
     np.testing.assert_allclose(log.loss[0, 3], expected, rtol=1e-5)
 
@@ -254,8 +252,8 @@ def test_seeds_rates_weights_and_lengths_compile_nothing_new():
 
 
 def test_the_penalty_is_logged_beside_the_loss():
-    trials, _, log = fitted(head, penalty="l2:weight=0.1", steps=1)
-    squares = sum(float((np.asarray(leaf) ** 2).sum()) for leaf in jax.tree.leaves(trials[0].params["head"]))
+    fits, _, log = fitted(head, penalty="l2:weight=0.1", steps=1)
+    squares = sum(float((np.asarray(leaf) ** 2).sum()) for leaf in jax.tree.leaves(fits[0].params["head"]))
     np.testing.assert_allclose(log.penalty[0, 0], 0.1 * 0.5 * squares, rtol=1e-5)
 
 
@@ -273,13 +271,13 @@ def test_the_head_alone_does_half_of_the_work():
         params = models.init(model, jax.random.key(0), (28, 28, 1))
         mask = mask_of(params)
         plain = train.Spec(model, objective.loss("softmax_cross_entropy"), optimizers.Spec("sgd"))
-        trial = train.Fit(params, ((0, mask),), None, None, (), {}, None)
-        program = train.specialize(plain, trial, (mask,))
+        fit = train.Fit(params, ((0, mask),), None, None, (), {}, None)
+        spec = train.specialize(plain, fit, (mask,))
         trained, frozen = masks.split(params, mask)
         batch = (jnp.zeros((100, 28, 28, 1), jnp.uint8), jnp.zeros(100, jnp.int32), jnp.ones(100))
         hyper = Hyper((), {}, (), jax.random.key(0), None, None)
-        run = partial(training_step, program, hyper)
-        state = optimizer.masked(optimizers.build(program.optimizer, 0.1, {}), mask).init(params)
+        run = partial(training_step, spec, hyper)
+        state = optimizer.masked(optimizers.build(spec.optimizer, 0.1, {}), mask).init(params)
         executable = jax.jit(run).lower(trained, frozen, state, batch, 0.1, 0).compile()
         flops[name] = executable.cost_analysis()["flops"]
     assert 160e6 < flops["full"] <= 168e6
@@ -289,11 +287,11 @@ def test_the_head_alone_does_half_of_the_work():
 def test_trials_of_different_lengths_are_no_group():
     params = models.init(MODEL, jax.random.key(0), (3, 4, 1))
     mask = everything(params)
-    program = train.Spec(MODEL, objective.loss("l2_loss"), optimizers.Spec("sgd"))
+    spec = train.Spec(MODEL, objective.loss("l2_loss"), optimizers.Spec("sgd"))
     order = lambda a, b: draw.order(0, 50, 16, a, b, epochs=True, subset=None)  # noqa: E731
-    trials = [train.Fit(params, ((0, mask),), order, np.ones(n, np.float32), (), {}, jax.random.key(0)) for n in (3, 4)]
+    fits = [train.Fit(params, ((0, mask),), order, np.ones(n, np.float32), (), {}, jax.random.key(0)) for n in (3, 4)]
     with pytest.raises(InputError, match="need 3 steps and batches of 16"):
-        next(train.fit(program, trials, DATA, [3]))
+        next(train.fit(spec, fits, DATA, [3]))
 
 
 def test_a_penalty_that_covers_no_leaf_is_refused():
@@ -303,15 +301,15 @@ def test_a_penalty_that_covers_no_leaf_is_refused():
 
 def phased(phases_of, *, optimizer="adam", seeds=(0,), ends=(4, 6, 12)):
     """The data of a fit in phases, ready for `train.fit`."""
-    spec, numbers = optimizers.spec(optimizer, clip=1.0)
-    program = train.Spec(MODEL, objective.loss("softmax_cross_entropy"), spec)
-    trials = []
+    optimizer_spec, numbers = optimizers.spec(optimizer, clip=1.0)
+    spec = train.Spec(MODEL, objective.loss("softmax_cross_entropy"), optimizer_spec)
+    fits = []
     for seed in seeds:
         params = models.init(MODEL, jax.random.key(seed), (3, 4, 1))
         order = lambda a, b, seed=seed: draw.order(seed, 50, 16, a, b, epochs=True, subset=None)  # noqa: E731
         rates = optimizers.rates("constant", 0.1, 0.0, ends[-1])
-        trials.append(train.Fit(params, phases_of(seed, params), order, rates, (), numbers, jax.random.key(seed)))
-    return program, trials, DATA, list(ends)
+        fits.append(train.Fit(params, phases_of(seed, params), order, rates, (), numbers, jax.random.key(seed)))
+    return spec, fits, DATA, list(ends)
 
 
 def head_then_all(seed, params):
@@ -400,18 +398,18 @@ def test_gradients_equal_those_of_each_example_example_by_example():
 @pytest.mark.parametrize("penalty", ["l2_sp:weight=10", "ewc:weight=1000", "behaviour:weight=1"])
 def test_a_penalty_towards_the_source_keeps_a_fit_nearer_to_it(penalty):
     def distance(text):
-        spec, numbers = optimizers.spec("sgd")
+        optimizer_spec, numbers = optimizers.spec("sgd")
         terms, weights = objective.penalties(text)
-        program = train.Spec(MODEL, objective.loss("softmax_cross_entropy"), spec, terms)
+        spec = train.Spec(MODEL, objective.loss("softmax_cross_entropy"), optimizer_spec, terms)
         params = models.init(MODEL, jax.random.key(0), (3, 4, 1))
         order = lambda a, b: draw.order(0, 50, 16, a, b, epochs=True, subset=None)  # noqa: E731
         fresh = masks.under(params, "head")
         fisher = dict.fromkeys(("hidden_0/kernel", "hidden_0/bias"), jnp.float32(1e-2))
-        trial = train.Fit(
+        fit = train.Fit(
             *(params, ((0, everything(params)),), order, np.full(40, 0.1, np.float32), weights, numbers),
             *(jax.random.key(0), fresh, fisher),
         )
-        *_, (state, log) = train.fit(program, [trial], DATA, [40])
+        *_, (state, log) = train.fit(spec, [fit], DATA, [40])
         assert len(log.terms) == len(terms)
         source = np.asarray(params["hidden_0"]["kernel"])
         return np.square(np.asarray(state.params["hidden_0"]["kernel"][0]) - source).sum()
@@ -441,13 +439,13 @@ def test_phases_of_elements_and_rates_in_the_trainer_equal_a_loop_of_ones_own():
         masks_of = [{"hidden_0": {"kernel": kernel, "bias": False}, "head": head} for kernel in (part, more)]
         return ((0, masks_of[0]), (6, masks_of[1]))
 
-    program, trials, data, ends = phased(phases_of, seeds=(0, 1))
-    *_, (state, log) = train.fit(program, trials, data, ends)
+    spec, fits, data, ends = phased(phases_of, seeds=(0, 1))
+    *_, (state, log) = train.fit(spec, fits, data, ends)
     loss = objective.loss("softmax_cross_entropy")
-    tx = optimizers.build(program.optimizer, 0.1, trials[0].numbers)
-    for row, trial in enumerate(trials):
-        params, history, before, opt_state = trial.params, [], None, None
-        for start, mask in trial.phases:
+    tx = optimizers.build(spec.optimizer, 0.1, fits[0].numbers)
+    for row, fit in enumerate(fits):
+        params, history, before, opt_state = fit.params, [], None, None
+        for start, mask in fit.phases:
             history.append(mask)
             after = (mask, masks.since(*history))
             masked = optimizer.masked(tx, *after)
@@ -463,13 +461,13 @@ def test_phases_of_elements_and_rates_in_the_trainer_equal_a_loop_of_ones_own():
 
             jitted = jax.jit(step)
             for number in range(start, start + 6):
-                params, opt_state = jitted(params, opt_state, trial.order(number, number + 1)[0])
+                params, opt_state = jitted(params, opt_state, fit.order(number, number + 1)[0])
             before = after
         assert len(opt_state.younger) == 1
         for name in ("hidden_0", "head"):
             for leaf in ("kernel", "bias"):
                 np.testing.assert_allclose(state.params[name][leaf][row], params[name][leaf], rtol=1e-4, atol=1e-5)
-        still = ~trial.phases[1][1]["hidden_0"]["kernel"]
+        still = ~fit.phases[1][1]["hidden_0"]["kernel"]
         kernel = np.asarray(state.params["hidden_0"]["kernel"][row])
-        assert kernel[still].tobytes() == np.asarray(trial.params["hidden_0"]["kernel"])[still].tobytes()
+        assert kernel[still].tobytes() == np.asarray(fit.params["hidden_0"]["kernel"])[still].tobytes()
     assert np.isfinite(log.loss).all()

@@ -17,12 +17,13 @@ from experiments import compare, report, transfer
 from experiments.compare import CompareFlags
 from experiments.pages import report as study_page
 from experiments.pages import study_report, tables
-from experiments.runs import console, directory, estimand, evidence, looks, process, verdicts
-from experiments.runs.compare_flags import Judging
+from experiments.runs import console, directory, judging, looks, predictions, process, verdicts
+from experiments.runs.judging import Judging
 from experiments.runs.settings import Settings
-from tljax.study import milestones, statistics, study, summary
+from tljax.study import milestones, statistics, summary
+from tljax.study import verdicts as comparisons
 from tljax.study.results import Result
-from tljax.study.study import Cell
+from tljax.study.verdicts import Cell
 from tljax.types import InputError
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -71,7 +72,7 @@ def test_a_diverged_fit_counts_as_the_share_of_the_most_frequent_test_class():
 
 def test_a_diverged_fit_scores_the_share_on_every_item_and_mcnemar_is_silent():
     table = {cell(): {0: lost(share=0.3)}, cell("scratch"): {0: at(0.8)}}
-    one = study.alone(table, [cell()], 0.01, 0.95)
+    one = comparisons.alone(table, [cell()], 0.01, 0.95)
     assert one.mean == pytest.approx(0.3 - 0.8) and one.p is None and one.diverged == (1, 0)
     items = 0.3 - at(0.8)
     low, high = stats.t.interval(0.95, 399, items.mean(), items.std(ddof=1) / 20)
@@ -89,7 +90,9 @@ def test_no_study_with_a_failure_is_called_positive_where_dropping_it_called_mos
         scratch, full = ({i: hard + 0.05 * rng.normal(size=400) < rate for i, rate in enumerate(r)} for r in rates)
         ended = {i: scores for i, scores in full.items() if not fails[i]}
         table = {cell("scratch"): scratch, cell(): ended | {i: lost() for i in range(6) if fails[i]}}
-        words = [study.compared({**table, cell(): fits}, 0.005, 0.95)[0][0].word for fits in (ended, table[cell()])]
+        words = [
+            comparisons.compared({**table, cell(): fits}, 0.005, 0.95)[0][0].word for fits in (ended, table[cell()])
+        ]
         dropped += words[0] == "positive"
         counted += words[1] == "positive" and bool(fails.any())
         failed += bool(fails.any())
@@ -99,19 +102,19 @@ def test_no_study_with_a_failure_is_called_positive_where_dropping_it_called_mos
 def test_positive_that_rests_on_failures_of_scratch_is_withheld():
     scratch = {0: at(0.8), **{seed: lost() for seed in range(1, 5)}}
     weak, strong = ({seed: at(rate + 0.001 * seed) for seed in range(5)} for rate in (0.79, 0.95))
-    family, _ = study.compared({cell("scratch"): scratch, cell("weak"): weak, cell("strong"): strong}, 0.01, 0.95)
+    family, _ = comparisons.compared({cell("scratch"): scratch, cell("weak"): weak, cell("strong"): strong}, 0.01, 0.95)
     one, other = family
     assert one.low > 0  # 0.29 on average above fits that mostly failed
     assert one.word == "" and one.p is None and one.power is None
     assert "positive only because 4 fits of scratch diverged" in one.reason and one.diverged == (0, 4)
     assert (other.word, other.size) == ("positive", "beyond")
-    assert "not judged: weak (positive only because" in study.sentence(family, 0.95)
+    assert "not judged: weak (positive only because" in comparisons.sentence(family, 0.95)
 
 
 def test_without_a_surviving_fit_of_the_base_nothing_good_is_said():
     table = {cell("scratch"): {i: lost() for i in range(5)}, cell(): {i: at(0.9 + 0.001 * i) for i in range(5)}}
     table |= {cell("bad"): {i: at(0.1 + 0.001 * i) for i in range(5)}}
-    good, bad = study.compared(table, 0.01, 0.95)[0]
+    good, bad = comparisons.compared(table, 0.01, 0.95)[0]
     assert good.word == "" and "no other fit is left" in good.reason
     assert bad.word == "" and "no other fit is left" in bad.reason  # what scratch does where it works is not known
 
@@ -120,29 +123,31 @@ def test_a_share_that_is_above_the_fits_is_no_reward_for_failing():
     """Where one class is most of the test set, the share may be more than any fit reaches."""
     scratch = {i: at(0.4 + 0.001 * i) for i in range(5)}
     gone = {cell("scratch"): scratch, cell(): {i: lost(share=0.7) for i in range(5)}}
-    [one], _ = study.compared(gone, 0.01, 0.95)
+    [one], _ = comparisons.compared(gone, 0.01, 0.95)
     assert one.low > 0 and one.word == "" and "positive only because 5 fits of full diverged" in one.reason
     some = {i: lost(share=0.7) if i < 3 else at(0.41 + 0.001 * i) for i in range(5)}
-    [one], _ = study.compared({cell("scratch"): scratch, cell(): some}, 0.01, 0.95)
+    [one], _ = comparisons.compared({cell("scratch"): scratch, cell(): some}, 0.01, 0.95)
     assert one.mean > 0.1 and one.word != "positive"
-    [one], _ = study.compared({cell("scratch"): scratch, cell(): {i: lost(share=0.1) for i in range(5)}}, 0.01, 0.95)
+    [one], _ = comparisons.compared(
+        {cell("scratch"): scratch, cell(): {i: lost(share=0.1) for i in range(5)}}, 0.01, 0.95
+    )
     assert one.word == "negative"  # a share below what scratch reaches is none
 
 
 def test_a_base_that_failed_upwards_makes_nothing_negative():
     base = {0: at(0.5), 1: at(0.501), **{i: lost(share=0.8) for i in (2, 3, 4)}}
     table = {cell("scratch"): base, cell(): {i: at(0.52 + 0.001 * i) for i in range(5)}}
-    [one], _ = study.compared(table, 0.01, 0.95)
+    [one], _ = comparisons.compared(table, 0.01, 0.95)
     assert one.mean < 0 and one.word != "negative"
 
 
 def test_one_pair_of_fits_under_several_seeds_is_one_pair():
     pair = {cell("scratch"): at(0.5), cell(): at(0.6)}
     table = {where: dict.fromkeys(range(3), scores) for where, scores in pair.items()}
-    [one], _ = study.compared(table, 0.01, 0.95)
-    assert one.word == "" and one.reason == study.COPIES
+    [one], _ = comparisons.compared(table, 0.01, 0.95)
+    assert one.word == "" and one.reason == comparisons.COPIES
     varies = {**table, cell("scratch"): {i: at(0.5 + 0.01 * i) for i in range(3)}}  # a learner that draws nothing
-    assert study.compared(varies, 0.01, 0.95)[0][0].reason == ""
+    assert comparisons.compared(varies, 0.01, 0.95)[0][0].reason == ""
 
 
 def test_other_fits_from_scratch_beside_the_same_fits_are_another_look():
@@ -174,7 +179,7 @@ def test_a_strategy_that_equals_failures_is_not_called_equivalent():
     """Of a base that half failed: equivalent to it is not equivalent to what it is where it works."""
     scratch = {0: at(0.9), 1: lost(), 2: lost(), 3: lost(), 4: lost()}
     same = {0: at(0.9), 1: at(0.5), 2: at(0.5), 3: at(0.5), 4: at(0.5)}
-    one = study.compared({cell("scratch"): scratch, cell("same"): same}, 0.2, 0.95)[0][0]
+    one = comparisons.compared({cell("scratch"): scratch, cell("same"): same}, 0.2, 0.95)[0][0]
     assert one.low > -0.2 and one.high < 0.2 and one.word == "" and "equivalent only because" in one.reason
 
 
@@ -205,7 +210,7 @@ def failing(tasks, tmp_path_factory):
 
 def test_a_strategy_that_diverged_stands_in_the_study_with_its_share(failing, tasks):
     folder, _ = failing
-    kept = evidence.of_directory(folder / "w")
+    kept = predictions.of_directory(folder / "w")
     odd = [row for part in kept.found for row in part.rows if row.diverged]
     with np.load(tasks / "clothes.npz") as target, np.load(tasks / "digits.npz") as source:
         share, of_source = (np.bincount(data["test_labels"]).max() / 40 for data in (target, source))
@@ -239,7 +244,7 @@ def test_the_table_of_a_transfer_says_what_diverged_fits_count_as(failing, tasks
 
 
 def judgements(table, margin=0.02, **more):
-    return study.compared(table, margin, 0.95, **more)
+    return comparisons.compared(table, margin, 0.95, **more)
 
 
 def spread_of(rate):
@@ -255,7 +260,7 @@ def test_a_loss_below_the_margin_is_not_told_as_harm():
         "gain": ("positive", "beyond"),
         "same": ("equivalent", "within"),
     }
-    text = study.sentence(family, 0.95)
+    text = comparisons.sentence(family, 0.95)
     assert text.startswith(
         "Transfer helped by more than the margin under gain (+10.00 points); it lowered accuracy, by less"
     )
@@ -265,7 +270,7 @@ def test_a_loss_below_the_margin_is_not_told_as_harm():
 
 def test_against_another_strategy_nothing_is_said_of_transfer():
     table = {cell("full"): {i: at(0.7, 2000) for i in range(5)}, cell("mine"): spread_of(0.8)}
-    text = study.sentence(judgements(table, base="full")[0], 0.95)
+    text = comparisons.sentence(judgements(table, base="full")[0], 0.95)
     assert text.startswith("Better than full by more than the margin: mine (+10.00 points)") and "ransfer" not in text
 
 
@@ -286,8 +291,8 @@ def test_levels_and_p_are_those_of_all_that_is_judged_together():
         table |= {cell("scratch", target=target): fits([0.5, 0.52, 0.49, 0.5], 1000)}
         table |= {cell("full", target=target): fits([0.56, 0.55, 0.6, 0.58], 1000, seed=1)}
     only = {where: scores for where, scores in table.items() if where.target == "b"}
-    [alone], _ = study.compared(only, 0.02, 0.95)
-    one, _ = study.compared(table, 0.02, 0.95, looks=3)[0]
+    [alone], _ = comparisons.compared(only, 0.02, 0.95)
+    one, _ = comparisons.compared(table, 0.02, 0.95, looks=3)[0]
     assert one.level == pytest.approx(1 - 0.05 / 6) and one.high - one.low > alone.high - alone.low
     assert one.p == pytest.approx(min(1, 6 * alone.p)) and 0 < alone.p < 1
     told = verdicts.judged([found(only)], Judging(2.0, 0.9, looks=2), [])
@@ -349,11 +354,11 @@ def test_a_name_that_begins_with_scratch_keeps_its_source():
     """Scratch is known by its name, and scratch with more steps by a field."""
     base, other = "scratch_norm.py:strategy", cell("full")
     table = {cell(base): fits([0.5, 0.52, 0.49]), other: fits([0.7, 0.72, 0.71], seed=1)}
-    [one], _ = study.compared(table, 0.01, 0.95, base=base)
-    assert one.mean == pytest.approx(study.differences(table, other, cell(base)).mean())
+    [one], _ = comparisons.compared(table, 0.01, 0.95, base=base)
+    assert one.mean == pytest.approx(comparisons.differences(table, other, cell(base)).mean())
     row = Result(name="", strategy="scratch for me", source="a", target="b", train_examples=10, steps=5, seed=0)
-    assert evidence.cell(row) == Cell("a", "b", "scratch for me", 10)
-    assert evidence.cell(replace(row, strategy="scratch"), True).longer
+    assert predictions.cell(row) == Cell("a", "b", "scratch for me", 10)
+    assert predictions.cell(replace(row, strategy="scratch"), True).longer
 
 
 # Groups of test items
@@ -368,14 +373,14 @@ def test_items_in_groups_are_judged_as_groups_and_told(tasks, tmp_path):
     compare.main(["compare", *command(tasks, tmp_path, **flags), "--longer_scratch=false"])
     text = visible((tmp_path / "w" / "report.html").read_text())
     assert "40 test items in 10 groups" in text and "items are taken as independent" not in text
-    kept = evidence.of_directory(tmp_path / "w").found
+    kept = predictions.of_directory(tmp_path / "w").found
     [part] = [part for part in kept if part.rows[0].strategy == "full"]
     assert part.groups[part.rows[0].target].tolist() == (np.arange(40) // 4).tolist()  # from its predictions
     [told] = csv_rows(tmp_path / "w" / "comparisons.csv")
     # In groups of one size the mean over groups is the mean over items, and the interval that of the groups' means.
-    right = evidence.right(kept)
+    right = predictions.right(kept)
     [where] = [where for where in right if where.source]
-    items = study.differences(right, where, where._replace(source=None, strategy="scratch"))
+    items = comparisons.differences(right, where, where._replace(source=None, strategy="scratch"))
     interval = statistics.crossed(items, 0.95, groups=np.arange(40) // 4)
     assert float(told["mean"]) == pytest.approx(items.reshape(3, 10, 4).mean(2).mean()) and told["groups"] == "10"
     assert float(told["low"]) == pytest.approx(interval.low)
@@ -389,11 +394,11 @@ def test_items_that_come_together_are_counted_as_groups():
         for name, rate in zip(("scratch", "full"), writers, strict=True)
     }
     groups = np.repeat(np.arange(20), 20)
-    [plain], [one] = (study.compared(table, 0.02, 0.95, groups=known)[0] for known in ({}, {"b": groups}))
+    [plain], [one] = (comparisons.compared(table, 0.02, 0.95, groups=known)[0] for known in ({}, {"b": groups}))
     assert one.groups == 20 and plain.groups is None
     assert one.mean == pytest.approx(plain.mean) and one.high - one.low > 2 * (plain.high - plain.low)
-    alone = study.alone(table, [cell()], 0.02, 0.95, groups={"b": groups})
-    means = study.differences(table, cell(), cell("scratch")).reshape(4, 20, 20).mean(2)
+    alone = comparisons.alone(table, [cell()], 0.02, 0.95, groups={"b": groups})
+    means = comparisons.differences(table, cell(), cell("scratch")).reshape(4, 20, 20).mean(2)
     assert alone.low == pytest.approx(statistics.crossed(means, 0.95).low, rel=0.2)  # but for unseen disagreements
 
 
@@ -605,7 +610,7 @@ def speaks(tasks, **flags):
     made = Settings.from_flags(**given)
     parts = compare.planned(given, CompareFlags(), made, process.prepare(made))
     for part in parts:
-        estimand.require_some(part.todo)
+        judging.require_variation(part.todo)
     return compare.notes(parts, CompareFlags())
 
 
@@ -643,9 +648,9 @@ def test_at_all_labels_it_is_about_one_training_set(tasks):
 
 
 def test_sources_that_differ_in_kind_are_each_told_once():
-    anew, one = estimand.Varied("a", 3, 3, (), ()), estimand.Varied("b", 1, 3, (), ())
-    assert estimand.sentences([anew, one, one]) == [f"a: {ANEW}", f"b: {ONE}"]
-    assert estimand.sentences([anew._replace(sources=2)]) == [
+    anew, one = judging.Variation("a", 3, 3, (), ()), judging.Variation("b", 1, 3, (), ())
+    assert judging.spoken_of([anew, one, one]) == [f"a: {ANEW}", f"b: {ONE}"]
+    assert judging.spoken_of([anew._replace(sources=2)]) == [
         "2 trained sources serve 3 seeds, so the verdicts speak of these sources"
     ]
 

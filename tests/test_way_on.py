@@ -14,9 +14,10 @@ from PIL import Image
 from test_programs import arguments, refused
 
 from experiments import compare, features, pretrain, rank, report, transfer
+from experiments.benchmark.__main__ import BenchmarkFlags
 from experiments.pages import rank_report, search_report
-from experiments.runs import elsewhere, evidence, flags, methods
-from experiments.runs.scoring import Score, Scored
+from experiments.runs import elsewhere, flags, methods, predictions
+from experiments.runs.scores import Score, Scored
 from experiments.runs.settings import Settings, parse_flags
 from tljax import data, npz, plugins
 from tljax.types import InputError
@@ -84,11 +85,11 @@ def test_a_slip_in_predictions_and_their_table_is_refused(tmp_path):
     labels = np.arange(20) % 2
     np.savez(tmp_path / "a.npz", labels=labels, predicted=labels, group=np.arange(20) // 2)
     with pytest.raises(InputError, match="the array 'group', which nothing reads; did you mean 'groups'"):
-        evidence.groups_in(tmp_path / "a.npz")
+        predictions.groups_in(tmp_path / "a.npz")
     with pytest.raises(InputError, match="the array 'group', which nothing reads; did you mean 'groups'"):
-        evidence.read(tmp_path / "a.npz")
+        predictions.read(tmp_path / "a.npz")
     np.savez(tmp_path / "a.npz", labels=labels, predicted=labels, logits=np.zeros((20, 2)))
-    assert evidence.groups_in(tmp_path / "a.npz") is None and len(evidence.read(tmp_path / "a.npz")[0]) == 20
+    assert predictions.groups_in(tmp_path / "a.npz") is None and len(predictions.read(tmp_path / "a.npz")[0]) == 20
     (tmp_path / "t.csv").write_text("name,target,strategy,seed,train_examples,divergd\na,b,full,0,10,yes\n")
     with pytest.raises(InputError, match="the column 'divergd', which nothing reads; did you mean 'diverged'"):
         report.theirs(tmp_path / "t.csv", f"{tmp_path}/*.npz")
@@ -222,7 +223,7 @@ def test_features_transfer_to_features(width, tmp_path):
         write_features(tmp_path / f"{name}.npz", width, seed)
     given = small(tmp_path / "a.npz", tmp_path / "b.npz", tmp_path / "w")
     lines = transfer.run(**given)
-    assert [line["strategy"] for line in lines] == ["scratch", "full"]
+    assert [line.strategy for line in lines] == ["scratch", "full"]
     asked = compare.CompareFlags(eval=("source", str(tmp_path / "c.npz")), longer_scratch=False)
     assert len(compare.run(given | {"workdir": str(tmp_path / "v"), "seeds": (0, 1)}, asked)) == 4
     place = {"source_checkpoint": str(tmp_path / "w")}
@@ -326,6 +327,7 @@ def messages(file):
 OF_GIT = {"always", "dirty", "abbrev", "exclude"}
 FILES = [file for folder in ("experiments", "tljax") for file in (ROOT / folder).rglob("*.py")]
 OF_ALL = {name for names in flags.of_programs().values() for name in names} | {*flags.HELP, "flagfile"}
+OF_ALL |= flags.kinds(BenchmarkFlags).keys()
 PROGRAMS = flags.programs()
 
 
@@ -343,7 +345,7 @@ def test_every_flag_and_program_that_a_message_names_is_there():
             names = {name for name in named(text) if name.strip("_") not in ("source", "source_NAME")}
             there += len(names)
             assert names <= OF_ALL | OF_GIT, f"{file.name}:{number}: {text}"
-            for module in re.findall(r"\bexperiments\.([a-z]\w*)", text):
+            for module in re.findall(r"\bexperiments\.(?!benchmark)([a-z]\w*)", text):
                 known = module in PROGRAMS or (ROOT / "experiments" / f"{module}.py").is_file()
                 assert known, f"{file.name}:{number}: {text}"
     assert there > 200

@@ -19,7 +19,7 @@ BATCH = 1000
 
 
 def padded(images: np.ndarray) -> train.Data:
-    """Images [n, ...] on the device, with zeros up to a multiple of BATCH."""
+    """Images [n, ...] on the device, with zeros after them up to a multiple of BATCH."""
     whole = np.zeros((-(-len(images) // BATCH) * BATCH, *images.shape[1:]), images.dtype)
     whole[: len(images)] = images
     return train.Data(jax.device_put(whole[None]), None)
@@ -55,13 +55,15 @@ def logits(
     """Logits float32 [fits, count, classes]: `params` with a leading axis of fits, on the devices of a mesh or not.
 
     A view of the data has a multiple of BATCH examples, as `padded` gives them. `forward` is (params, inputs [batch,
-    ...]) -> logits [batch, classes], and compiled once an object.
+    ...]) -> logits [batch, classes], and compiled once for each object.
     """
-    return host(_all(forward, mesh_under(params), params, data.inputs))[:, :count]
+    return host(_all_logits(forward, mesh_under(params), params, data.inputs))[:, :count]
 
 
 @functools.partial(jax.jit, static_argnames=("forward", "mesh"))
-def _all(forward: Callable[[Params, jax.Array], jax.Array], mesh: Any, params: Params, inputs: jax.Array) -> jax.Array:
+def _all_logits(
+    forward: Callable[[Params, jax.Array], jax.Array], mesh: Any, params: Params, inputs: jax.Array
+) -> jax.Array:
     batched = inputs.reshape(len(inputs), -1, BATCH, *inputs.shape[2:])
 
     def of_fits(params: Params, batched: jax.Array) -> jax.Array:
@@ -80,16 +82,16 @@ def _all(forward: Callable[[Params, jax.Array], jax.Array], mesh: Any, params: P
 
 
 def metrics(logits: np.ndarray, labels: np.ndarray) -> Mapping[str, Any]:
-    """Accuracy (a fraction), loss (nats), calibration (its error, its bins), per-class accuracy, confusion matrix.
+    """Accuracy (a fraction), loss (nats), calibration (its error and its bins), per-class accuracy, confusion matrix.
 
-    Logits float [n, classes], labels int [n]. Loss is the mean cross-entropy, whatever the fit minimised. Confusion
-    counts have true classes in rows. A class without examples has accuracy None; logits that are not finite, as of
-    a fit that diverged, have no metric at all.
+    Logits float [n, classes], labels int [n]. The loss is the mean cross-entropy, whatever the fit minimised. The
+    confusion matrix has counts, true classes in rows. The accuracy of a class without examples is None; where logits
+    are not finite, as those of a fit that diverged, every metric is None.
 
     >>> round(metrics(np.log([[0.9, 0.1], [0.8, 0.2]]), np.array([0, 1]))["loss"], 4)
     0.8574
     """
-    from scipy.special import log_softmax  # takes as long to import as a first segment
+    from scipy.special import log_softmax  # its import takes as long as a first segment
 
     if not np.isfinite(logits).all():
         names = ("accuracy", "loss", "calibration_error", "calibration", "per_class_accuracy", "confusion")
@@ -105,7 +107,7 @@ def metrics(logits: np.ndarray, labels: np.ndarray) -> Mapping[str, Any]:
         "calibration_error": calibration_error(np.exp(log_p), labels),
         "calibration": calibration(np.exp(log_p), labels),
         "per_class_accuracy": [
-            float(right / n) if n else None for right, n in zip(np.diag(confusion), counts, strict=True)
+            float(correct / n) if n else None for correct, n in zip(np.diag(confusion), counts, strict=True)
         ],
         "confusion": confusion.tolist(),
     }
@@ -119,8 +121,8 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int =
     >>> calibration_error(np.array([[0.75, 0.25]] * 4), np.array([0, 0, 0, 1]))
     0.0
     """
-    confidence, right, where = _binned(probabilities, labels, bins)
-    gap = np.bincount(where, weights=right - confidence, minlength=bins)
+    confidence, correct, bin_of = _binned(probabilities, labels, bins)
+    gap = np.bincount(bin_of, weights=correct - confidence, minlength=bins)
     return float(np.abs(gap).sum() / len(labels))
 
 
@@ -134,17 +136,17 @@ def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -
     >>> calibration(np.array([[0.75, 0.25]] * 4), np.array([0, 0, 0, 1]), bins=2)
     {'confidence': [None, 0.75], 'accuracy': [None, 0.75], 'count': [0, 4]}
     """
-    confidence, right, where = _binned(probabilities, labels, bins)
-    counts = np.bincount(where, minlength=bins).tolist()
+    confidence, correct, bin_of = _binned(probabilities, labels, bins)
+    counts = np.bincount(bin_of, minlength=bins).tolist()
 
     def means(values: np.ndarray) -> list[float | None]:
-        sums = np.bincount(where, weights=values, minlength=bins).tolist()
+        sums = np.bincount(bin_of, weights=values, minlength=bins).tolist()
         return [total / count if count else None for total, count in zip(sums, counts, strict=True)]
 
-    return {"confidence": means(confidence), "accuracy": means(right), "count": counts}
+    return {"confidence": means(confidence), "accuracy": means(correct), "count": counts}
 
 
 def _binned(probabilities: np.ndarray, labels: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(confidence float [n], whether right bool [n], bin int [n]) of each example."""
-    confidence, right = probabilities.max(-1), probabilities.argmax(-1) == labels
-    return confidence, right, np.minimum((confidence * bins).astype(int), bins - 1)
+    """(confidence float [n], whether it is correct bool [n], its bin int [n]) of each example."""
+    confidence, correct = probabilities.max(-1), probabilities.argmax(-1) == labels
+    return confidence, correct, np.minimum((confidence * bins).astype(int), bins - 1)

@@ -39,34 +39,39 @@ def masked(
     freed: Freed | Callable[[Params], Freed] | None = None,
     cohorts: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """`tx` on the leaves that train; frozen ones own no state and keep their bits. The outermost wrapper.
-
-    What stands outside `masked` (`optax.chain(masked(..), add_decayed_weights(..))`, `schedule_free(masked(..))`,
-    `MultiSteps(masked(..))`) sees frozen leaves and may move them: put it inside, and give the updates to `apply`.
-    Clipping, decay and norms inside `tx` see the trained leaves alone. A number in `mask` scales the leaf's update:
-    the learning rate for SGD, Adam, AdamW and Lion, the update elsewhere. An array of bools zeroes the gradients it
-    does not select before `tx` and their updates after it; an array of floats does so where it is 0, and scales the
-    updates elsewhere. A frozen leaf's update is -0.0, which adds nothing to any bits (0.0 would turn -0.0 into 0.0).
-    Gradients of the trained part alone, as `masks.split` gives them, are welcome: a hole stays a hole.
-
-    `mask` is a tree, matched by path (see `masks.canonical`), or a function of the parameters that gives one, such as a
-    strategy that needs no context: it is called with shapes and dtypes in `init` and each `update`, so that
-    `flax.nnx.Optimizer` works. Without `freed` all leaves are of one cohort, and the state is `tx`'s own; else it is
-    `Cohorts`. With `cohorts`, a count, `freed` has the rank of each leaf's cohort below that count in place of its
-    phase, and its arrays may be traced.
-
-    `tx` sees trees whose leaves come and go: labels of `optax.multi_transform` and masks of `optax.masked` inside it
-    are functions of the tree, not trees; `optax.flatten` and GaLore, whose state is of other shapes than the leaves, do
-    not last beyond a phase. Extra arguments of `update` that are trees like the parameters are split, and functions of
-    the parameters (`value_fn` of L-BFGS) are given whole trees.
-
-    Raises InputError for a leaf of `mask` that is no bool, number or array of them, for a traced bool, for a tree of
-    the parameters inside `tx`, and when `update` is traced with the state of another mask.
+    """The transformation `tx` on the leaves that train: frozen leaves own no state and keep their bits.
 
     >>> tx = masked(optax.sgd(1.0), {"a": True, "b": False})
     >>> state = tx.init({"a": 1.0, "b": 1.0})
     >>> tx.update({"a": 2.0, "b": None}, state)[0]
     {'a': -2.0, 'b': None}
+
+    `mask` is a tree, matched by path (see `masks.canonical`), or a function of the parameters that gives one, such as a
+    strategy that needs no context: it is called with shapes and dtypes in `init` and each `update`, so that
+    `flax.nnx.Optimizer` works.
+
+    - Clipping, decay and norms inside `tx` see the trained leaves alone.
+    - A frozen leaf's update is -0.0, which adds nothing to any bits. (`optax.selective_transform` and `optax.freeze`
+      give 0.0, which turns -0.0 into 0.0, and know neither numbers nor elements.)
+    - A number in `mask` scales the leaf's update, and so the learning rate under SGD, Adam, AdamW and Lion.
+    - An array of bools zeroes the gradients it does not select before `tx` and their updates after it; an array of
+      floats does so where it is 0, and scales the updates elsewhere.
+    - Gradients of the trained part alone, as `masks.split` gives them, are welcome: a hole stays a hole.
+    - Extra arguments of `update` that are trees like the parameters are split, and functions of the parameters
+      (`value_fn` of L-BFGS) are given whole trees.
+
+    `masked` is the outermost wrapper. What stands outside it (`optax.chain(masked(..), add_decayed_weights(..))`,
+    `schedule_free(masked(..))`, `MultiSteps(masked(..))`) sees frozen leaves and may move them: put it inside, and give
+    the updates to `apply`. Inside, `tx` sees trees whose leaves come and go: labels of `optax.multi_transform` and
+    masks of `optax.masked` are functions of the tree, not trees; `optax.flatten` and GaLore, whose state is of other
+    shapes than the leaves, do not last beyond a phase.
+
+    Without `freed` all leaves are of one cohort, and the state is `tx`'s own; else it is `Cohorts`. With `cohorts`, a
+    count, `freed` has the rank of each leaf's cohort below that count in place of its phase, and its arrays may be
+    traced. (A label a cohort for `optax.partition` would not do: there each part sees the norm of its own gradients.)
+
+    Raises InputError for a leaf of `mask` that is no bool, number or array of them, for a traced bool, for a tree of
+    the parameters inside `tx`, and when `update` is traced with the state of another mask.
     """
     inner = optax.with_extra_args_support(tx)
 
@@ -107,9 +112,9 @@ def apply(params: Params, updates: Params, mask: Mask | Callable[..., Mask]) -> 
     """The parameters after an update of `masked(tx, mask)`: exact on every device.
 
     A frozen leaf is the very array of `params`; elements that an array freezes are selected with `where`; what trains
-    is as `optax.apply_updates` has it. That one also adds -0.0 to frozen leaves, which on a GPU changes a NaN's
-    payload. Both trees may have None in places. Raises InputError as `masked` does, and for a leaf that trains and has
-    no update.
+    is as `optax.apply_updates` computes it. That function also adds -0.0 to frozen leaves, which on a GPU changes a
+    NaN's payload. Both trees may have None in places. Raises InputError as `masked` does, and for a leaf that trains
+    and has no update.
 
     >>> params = {"a": jnp.ones(2), "b": jnp.ones(2)}
     >>> after = apply(params, {"a": jnp.ones(2), "b": None}, {"a": np.array([True, False]), "b": False})

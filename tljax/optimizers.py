@@ -1,4 +1,4 @@
-"""An optimizer by its name, with its numbers passed when it is built; and the learning rate of every step."""
+"""Optimizers by name, with their numbers passed when they are built; and the learning rate of every step."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -12,10 +12,10 @@ from tljax.types import InputError
 
 
 class Spec(NamedTuple):
-    """What of an optimizer decides the compiled code; its numbers are passed when it is built."""
+    """The part of an optimizer that decides the compiled code; its numbers are passed when it is built."""
 
     name: str
-    """Of optax, with options: 'sgd', 'adam:b1=0.95'; or 'package.module:attribute'."""
+    """A name of optax, with options ('sgd', 'adam:b1=0.95'), or 'package.module:attribute'."""
     numbers: tuple[str, ...] = ()
     """Which of 'momentum', 'weight_decay', 'clip' are in use."""
 
@@ -29,20 +29,19 @@ def spec(name: str, *, momentum: float = 0.0, weight_decay: float = 0.0, clip: f
     >>> spec("sgd", momentum=0.9)
     (Spec(name='sgd', numbers=('momentum',)), {'momentum': 0.9})
     """
-    given = {"momentum": momentum, "weight_decay": weight_decay, "clip": clip}
-    for key, value in given.items():
+    every = {"momentum": momentum, "weight_decay": weight_decay, "clip": clip}
+    for key, value in every.items():
         if not 0 <= value <= _LARGEST:
             raise InputError(f"--{key}={value}: it must be finite, in float32, and at least 0")
     if momentum >= 1:
         raise InputError(f"--momentum={momentum}: it must be at least 0 and below 1")
-    numbers = {key: value for key, value in given.items() if value}
-    found = Spec(name, tuple(numbers))
+    numbers = {key: value for key, value in every.items() if value}
     function, options = _resolve(name)
     if momentum and "momentum" not in inspect.signature(function).parameters:
         raise InputError(f"--momentum={momentum}: optimizer '{name}' takes none; its options go after its name")
     if momentum and "momentum" in options:
         raise InputError(f"--momentum={momentum} and optimizer '{name}' both set the momentum: keep one")
-    return found, numbers
+    return Spec(name, tuple(numbers)), numbers
 
 
 def build(spec: Spec, learning_rate: Any, numbers: Mapping[str, Any]) -> optax.GradientTransformation:
@@ -52,14 +51,14 @@ def build(spec: Spec, learning_rate: Any, numbers: Mapping[str, Any]) -> optax.G
     arXiv:1711.05101), else it is added to the gradient, the L2 penalty's gradient. Clipping is by the global norm.
     """
     function, options = _resolve(spec.name)
-    own = inspect.signature(function).parameters
-    taken = {key: numbers[key] for key in ("momentum", "weight_decay") if key in spec.numbers and key in own}
-    if "weight_decay" in own and "weight_decay" not in options:
-        taken.setdefault("weight_decay", 0.0)
+    parameters = inspect.signature(function).parameters
+    arguments = {key: numbers[key] for key in ("momentum", "weight_decay") if key in spec.numbers and key in parameters}
+    if "weight_decay" in parameters and "weight_decay" not in options:
+        arguments.setdefault("weight_decay", 0.0)
     chain = [optax.clip_by_global_norm(numbers["clip"])] if "clip" in spec.numbers else []
-    if "weight_decay" in spec.numbers and "weight_decay" not in own:
+    if "weight_decay" in spec.numbers and "weight_decay" not in parameters:
         chain.append(optax.add_decayed_weights(numbers["weight_decay"]))
-    return optax.chain(*chain, function(learning_rate, **taken, **options))
+    return optax.chain(*chain, function(learning_rate, **arguments, **options))
 
 
 def _resolve(name: str) -> tuple[Callable[..., optax.GradientTransformation], dict[str, Any]]:
@@ -98,20 +97,20 @@ def _below_1(function: Callable[..., Any]) -> list[str]:
 
 
 def names() -> list[str]:
-    """The optimizers of optax that need nothing but gradients and a learning rate.
+    """The names of the optimizers of optax that need nothing but gradients and a learning rate.
 
     >>> {"sgd", "adam", "adamw", "lion"} <= set(names())
     True
     """
-    found = []
+    offered = []
     for name, function in vars(optax).items():
         if inspect.isfunction(function) and not name.startswith(("_", "scale_by")):
             parameters = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
             needed = {p.name for p in parameters if p.default is p.empty}
             first = parameters[0].name if parameters else ""
             if first == "learning_rate" and needed <= {first} and name not in _NOT_OFFERED:
-                found.append(name)
-    return sorted(found)
+                offered.append(name)
+    return sorted(offered)
 
 
 _NOT_OFFERED = ("lbfgs", "polyak_sgd", "optimistic_adam", "noisy_sgd")

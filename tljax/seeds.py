@@ -8,9 +8,9 @@ class Seeds(NamedTuple):
     """Seeds of the four streams, each an integer in 0 .. 2**31 - 1."""
 
     source: int
-    """The source's whole fit."""
+    """Everything that is random in the source's fit."""
     head: int
-    """What is drawn anew: the head, or all of a model from scratch."""
+    """The draw of new leaves: the head, or the whole of a model from scratch."""
     order: int
     """The order of the examples, and dropout."""
     draw: int
@@ -26,7 +26,7 @@ def streams(seed: int, **pinned: int | None) -> Seeds:
     True
     """
     integers = {name: pinned.get(name) for name in Seeds._fields}
-    return Seeds(**{name: _derive(name, seed if own is None else own) for name, own in integers.items()})
+    return Seeds(**{name: _derive(name, seed if pin is None else pin) for name, pin in integers.items()})
 
 
 def _derive(stream: str, seed: int) -> int:

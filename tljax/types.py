@@ -37,11 +37,11 @@ class Context(NamedTuple):
     gradient: Callable[[Params], Params] | None = None
     """params -> mean gradient of L on the target's training split."""
     fisher: Callable[[Params], Params] | None = None
-    """params -> mean squared gradient of L an example, likewise."""
+    """params -> mean over the target's training split of the squared gradient of each example's L."""
 
 
 class Strategy(Protocol):
-    """A pure function from parameters to what of them trains."""
+    """A pure function from parameters to a mask of what trains, or to phases."""
 
     def __call__(self, params: Params, context: Context, **options: Any) -> "Mask | Sequence[Phase]": ...
 
@@ -51,32 +51,33 @@ class Phase:
     """A mask and when it begins. Not a pytree, so never mistaken for a mask."""
 
     start: float
-    """Fraction of training; the first is 0.0, then strictly increasing."""
+    """The fraction of training at which it begins: 0.0 for the first phase, then strictly increasing."""
     mask: Any
     """A Mask, or a Strategy that is evaluated at the boundary."""
 
 
 class Method(NamedTuple):
-    """What `plugins.method` reads, once, from a strategy's module."""
+    """What a strategy's module offers, as `plugins.method` reads it."""
 
     strategy: Callable[..., Any]
     adapt: Callable[..., Params] | None = None
     """(params, key, **options) -> params with more leaves in the same stages; the new ones are fresh. With a parameter
-    `context` it is given the stages and the fresh leaves."""
+    `context` it gets the stages and the fresh leaves."""
     merge: Callable[..., Params] | None = None
     """(params, **options) -> ordinary params with the same outputs."""
     reinit: Callable[..., Sequence[str]] | None = None
     """(context, **options) -> path prefixes to draw anew beside the head."""
     left_out: Callable[..., Sequence[str]] | None = None
-    """(params, context, **options) -> paths of leaves that it was to treat and cannot: `--dry_run` lists them."""
+    """(params, context, **options) -> paths of the leaves that it cannot treat though it is meant to; `--dry_run` lists
+    them."""
     data_driven: bool = False
     """The module's DATA_DRIVEN: the strategy needs context.gradient or context.fisher."""
     code: str = ""
-    """Digest of the files that it is made of: what an edit changes."""
+    """Digest of the files that it is made of: an edit changes it."""
 
 
 class Stage(NamedTuple):
-    """A named piece of a model; stateless."""
+    """A named piece of a model, without state."""
 
     name: str
     init: Callable[[jax.Array, jax.Array], Params]
@@ -114,4 +115,4 @@ class Task:
     note: str = ""
     """What every table must say of this data, such as that it is a part of the complete set."""
     findings: tuple[str, ...] = ()
-    """What of it can hardly be meant, such as test examples that are in the training set too; the note ends with it."""
+    """Suspicious facts, such as test examples that are in the training set too; the note ends with them."""

@@ -33,16 +33,16 @@ def epochs(
 
     model = models.build("mlp", 10, hidden=tuple(widths), activation="relu")
     params = models.init(model, jax.random.key(0), data[0].shape[1:])
-    spec, numbers = optimizers.spec("sgd")
-    program = train.Spec(model, objective.loss("softmax_cross_entropy"), spec)
+    optimizer_spec, numbers = optimizers.spec("sgd")
+    spec = train.Spec(model, objective.loss("softmax_cross_entropy"), optimizer_spec)
     tree = plugins.method(mask)[0].strategy(params, Context(models.names(model)))
     most = most * len(data[1]) // BATCH
-    trials = [_trial(params, tree, seed, len(data[1]), most, numbers) for seed in range(count)]
+    fits = [_fit(params, tree, seed, len(data[1]), most, numbers) for seed in range(count)]
     ends = range(len(data[1]) // BATCH, most + 1, len(data[1]) // BATCH)
-    yield from train.fit(program, trials, train.load(*data), ends, execution=process.prepare(Settings.from_flags()))
+    yield from train.fit(spec, fits, train.load(*data), ends, execution=process.prepare(Settings.from_flags()))
 
 
-def _trial(params: Any, tree: Any, seed: int, examples: int, steps: int, numbers: Any, rate: float = RATE) -> Any:
+def _fit(params: Any, tree: Any, seed: int, examples: int, steps: int, numbers: Any, rate: float = RATE) -> Any:
     import jax
 
     from tljax import train
@@ -51,9 +51,9 @@ def _trial(params: Any, tree: Any, seed: int, examples: int, steps: int, numbers
     def order(start: int, stop: int) -> np.ndarray:
         return draw.order(seed, examples, BATCH, start, stop, epochs=True)
 
-    given = {**numbers, "label_smoothing": 0.0}
+    every = {**numbers, "label_smoothing": 0.0}
     rates, key = np.full(steps, rate, np.float32), jax.random.key(0)
-    return train.Fit(params, ((0, tree),), order, rates, (), given, key, shares=seed)
+    return train.Fit(params, ((0, tree),), order, rates, (), every, key, shares=seed)
 
 
 def probes(data: Arrays, rates: int = 8, seeds: int = 4, passes: int = 10) -> float:
@@ -67,16 +67,16 @@ def probes(data: Arrays, rates: int = 8, seeds: int = 4, passes: int = 10) -> fl
     jax.clear_caches()
     start = time.perf_counter()
     model = models.build("mlp", 10, hidden=(512,), activation="relu")
-    spec, numbers = optimizers.spec("sgd")
-    program = train.Spec(model, objective.loss("softmax_cross_entropy"), spec)
+    optimizer_spec, numbers = optimizers.spec("sgd")
+    spec = train.Spec(model, objective.loss("softmax_cross_entropy"), optimizer_spec)
     steps = passes * len(data[1]) // BATCH
-    trials = []
+    fits = []
     for seed in range(seeds):
         params = models.init(model, jax.random.key(seed), data[0].shape[1:])
-        first = _trial(params, masks.under(params, "head"), seed, len(data[1]), steps, numbers)
-        trials += [first._replace(rates=first.rates * 2.0**i) for i in range(rates)]
-    means = process.prepare(Settings.from_flags(compilation_cache="off"))
-    for state, _ in train.fit(program, trials, train.load(*data), [steps], execution=means):
+        first = _fit(params, masks.under(params, "head"), seed, len(data[1]), steps, numbers)
+        fits += [first._replace(rates=first.rates * 2.0**i) for i in range(rates)]
+    execution = process.prepare(Settings.from_flags(compilation_cache="off"))
+    for state, _ in train.fit(spec, fits, train.load(*data), [steps], execution=execution):
         jax.block_until_ready(state.params)
     return time.perf_counter() - start
 
@@ -95,34 +95,34 @@ def searched(passes: int = 10) -> Iterator[tuple[float, float, np.ndarray]]:
     source, target = data.load("mnist_10k"), data.load("fashion_mnist_10k")
     [state] = epochs(1, data=(source.train.images, source.train.labels), most=1)
     model = models.build("mlp", 10, hidden=(512,), activation="relu")
-    spec, numbers = optimizers.spec("sgd")
+    optimizer_spec, numbers = optimizers.spec("sgd")
     terms, _ = objective.penalties("l2:weight=1")
-    program = train.Spec(model, objective.loss("softmax_cross_entropy"), spec, terms)
+    spec = train.Spec(model, objective.loss("softmax_cross_entropy"), optimizer_spec, terms)
     steps = passes * len(target.train.labels) // BATCH
     body = jax.tree.map(lambda leaf: leaf[0], state[0].params)["hidden_0"]
-    trials = []
+    fits = []
     for seed in range(4):
         params = {**models.init(model, jax.random.key(seed), (28, 28, 1)), "hidden_0": body}
-        first = _trial(params, masks.under(params, "head"), seed, len(target.train.labels), steps, numbers, 1.0)
-        trials += [
+        first = _fit(params, masks.under(params, "head"), seed, len(target.train.labels), steps, numbers, 1.0)
+        fits += [
             first._replace(rates=first.rates * rate, weights=({"weight": weight},))
             for rate in (0.003, 0.01, 0.03, 0.1)
             for weight in (1e-5, 1e-4, 1e-3, 1e-2)
         ]
     examples = train.load(target.train.images, target.train.labels)
-    test, means = evaluate.padded(target.test.images), process.prepare(Settings.from_flags())
+    test, execution = evaluate.padded(target.test.images), process.prepare(Settings.from_flags())
 
     def judged(group: list[Any]) -> np.ndarray:
-        for state, _ in train.fit(program, group, examples, [steps], execution=means):
-            logits = evaluate.logits_of(program, group, state, test, len(target.test.labels), means)
+        for state, _ in train.fit(spec, group, examples, [steps], execution=execution):
+            logits = evaluate.logits_of(spec, group, state, test, len(target.test.labels), execution)
         return np.array((logits.argmax(-1) == target.test.labels).mean(-1))
 
-    judged(trials), judged(trials[:1])
+    judged(fits), judged(fits[:1])
     while True:
         start = time.perf_counter()
-        together = judged(trials)
+        together = judged(fits)
         between = time.perf_counter()
-        alone = np.concatenate([judged([trial]) for trial in trials])
+        alone = np.concatenate([judged([fit]) for fit in fits])
         yield between - start, time.perf_counter() - between, np.stack([together, alone])
 
 

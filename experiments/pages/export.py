@@ -14,7 +14,7 @@ from experiments.pages.report import Section
 from experiments.pages.tables import Cell, Table
 from tljax.files import to_bytes
 from tljax.study.results import to_json
-from tljax.study.study import Study
+from tljax.study.verdicts import Study
 
 LATEX = {
     **{c: f"\\{c}" for c in "&%$#_{}"},

@@ -10,8 +10,8 @@ from experiments.pages import page, ranking_page
 from experiments.pages.ranking_page import Board
 from experiments.runs import console, directory
 from experiments.runs.cards import Card
-from experiments.runs.scoring import Score, Scored
-from experiments.runs.truth import Truth
+from experiments.runs.scores import Score, Scored
+from experiments.runs.transfer_results import Truth
 from tljax.study import ranking
 from tljax.study.summary import listed
 from tljax.types import Task

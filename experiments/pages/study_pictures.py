@@ -12,8 +12,8 @@ from experiments.pages import drawing
 from experiments.pages.drawing import BLUE, COLOURS, GREY, INK, Picture, Strokes
 from experiments.pages.tables import SIZES, place
 from tljax.study.results import Result
-from tljax.study.study import Comparison, base_of
 from tljax.study.summary import Members, Spread, accuracy, ended, finite, spread
+from tljax.study.verdicts import Comparison, base_of
 
 WORDS = {"positive": (BLUE, "o"), "negative": (COLOURS[1], "s"), "equivalent": (COLOURS[2], "D"), "": (INK, "|")}
 """Verdict -> colour and marker; undecided is grey."""

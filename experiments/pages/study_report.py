@@ -6,8 +6,8 @@ from typing import Any
 from experiments.pages import drawing, pictures, report, study_pictures, tables, tradeoffs
 from experiments.pages.report import Block, Section, figure
 from tljax.study.results import Result
-from tljax.study.study import Comparison, Study, base_of
 from tljax.study.summary import label, listed, summary
+from tljax.study.verdicts import Comparison, Study, base_of
 
 Classes = Mapping[str, Sequence[str]]
 """Target -> names of its classes."""

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from tljax.study import statistics
 from tljax.study.results import Result
-from tljax.study.study import Comparison, base_of, weights
 from tljax.study.summary import Spread, Summary, accuracy, counts, ended, finite, label, spread
+from tljax.study.verdicts import Comparison, base_of, weights
 
 Cell = tuple[str, str]
 """What it says, and what is said below it in small, or ''."""

@@ -31,8 +31,8 @@ def of_run(todo: Experiment, lines: Sequence[Result], folder: Path) -> dict[str,
             key = line.strategy, str(line.options), masks.digest(masks.static(start.params, mask)), cached
             if key not in known:
                 shape = tuple(todo.target.train.images.shape[1:])
-                never_still = fits.never_still(todo.made, todo.model, shape)
-                of_step = (shape, todo.made.recipe.batch_size, start.merge, cached, never_still)
+                keeps_dropout = fits.keeps_dropout(todo.made, todo.model, shape)
+                of_step = (shape, todo.made.recipe.batch_size, start.merge, cached, keeps_dropout)
                 known[key] = step_flops(todo.model, start.params, mask, *of_step)
             total += known[key] * (last - first)
         found[line.name] = {"step_flops": total / line.steps, **source.get(line.seed, {})}

@@ -18,18 +18,25 @@ import jax
 
 from experiments.runs import console, fields, flags, process
 from experiments.runs.settings import GROWING, NEUTRAL, Settings, parse_flags, refuse_shared_names
-from tljax import __version__, checkpoint, files, plugins, surroundings
+from tljax import __version__, checkpoint, files, paths, plugins, surroundings
 from tljax.study.results import Result, from_json, to_json
 from tljax.types import InputError
 
 
 @contextmanager
-def opened(made: Settings, program: str, more: Sequence[str] = (), older: Settings | None = None) -> Iterator[Path]:
+def opened(
+    made: Settings,
+    program: str,
+    more: Sequence[str] = (),
+    older: Settings | None = None,
+    leave: Collection[str] = (),
+) -> Iterator[Path]:
     """The run directory of these settings, opened by the first process as `_opened` says, for all processes of the run.
 
     Raises InputError as it does, and where another process does not see the directory.
     """
-    with _opened(made, program, more, older) if process.first() else nullcontext(Path(made.workdir or "")) as folder:
+    first = process.first()
+    with _opened(made, program, more, older, leave) if first else nullcontext(Path(made.workdir or "")) as folder:
         process.wait("opened")
         if not (folder / "flags.flags").is_file():
             raise InputError(f"process {jax.process_index()} sees no --workdir={folder}: name a folder that all share")
@@ -38,12 +45,15 @@ def opened(made: Settings, program: str, more: Sequence[str] = (), older: Settin
 
 
 @contextmanager
-def _opened(made: Settings, program: str, more: Sequence[str], older: Settings | None) -> Iterator[Path]:
+def _opened(
+    made: Settings, program: str, more: Sequence[str], older: Settings | None, leave: Collection[str]
+) -> Iterator[Path]:
     """The run directory of these settings, this process's own until the end; what is damaged in it is set aside.
 
     Raises InputError where none is given, another process has it, or it holds another experiment; then nothing in
     it is changed. Lists (strategies, seeds, budgets) may grow. `more` are flagfile lines beside those of the settings.
     A flagfile without a line of `more` is an older tljax's, which wrote the settings `older`: it is written anew.
+    Flags to `leave` decide nothing in this run: they are neither compared nor written.
     """
     if made.workdir is None:
         raise InputError("--workdir is not given: name a new folder for the run, such as --workdir=runs/first")
@@ -52,12 +62,12 @@ def _opened(made: Settings, program: str, more: Sequence[str], older: Settings |
         raise InputError(f"--workdir={workdir}: '{odd}' is no UTF-8, and checkpoints need a path that is: name another")
     _refuse_strangers(workdir)
     _refuse_links(workdir)
-    _flags(workdir, made, program, more, older)
+    _flags(workdir, made, program, more, older, leave)
     _refuse_other_switches(workdir)
     results(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     with process.locked(workdir):
-        replace(workdir / "flags.flags", signed(_flags(workdir, made, program, more, older)))
+        replace(workdir / "flags.flags", signed(_flags(workdir, made, program, more, older, leave)))
         for name in ("", *FOLDERS):
             files.sweep(workdir / name)
         _set_damaged_aside(workdir)
@@ -122,16 +132,24 @@ def _refuse_other_switches(workdir: Path) -> None:
         )
 
 
-def _flags(workdir: Path, made: Settings, program: str, more: Sequence[str], older: Settings | None) -> str:
+def _flags(
+    workdir: Path,
+    made: Settings,
+    program: str,
+    more: Sequence[str],
+    older: Settings | None,
+    leave: Collection[str],
+) -> str:
     """The run's flagfile, with what is new in its lists; raises InputError if it is of another experiment."""
     file = workdir / "flags.flags"
     head = f"# python -m experiments.{program} --flagfile=WORKDIR/{file.name} --workdir=NEW\n"
     lines_now = [files.to_bytes(line).decode() for line in [*made.flagfile_lines(), *more]]  # as they are in the file
-    now = _values(lines_now)
+    now = {name: values for name, values in _values(lines_now).items() if name not in leave}
     if file.is_file():
         text = flags_text(file)
         head = text.splitlines()[0] + "\n" if text.startswith("#") else head
-        there = _values(line for line in text.splitlines() if line.startswith("--"))
+        every_there = _values(line for line in text.splitlines() if line.startswith("--"))
+        there = {name: values for name, values in every_there.items() if name not in leave}
         lists: Sequence[str] = GROWING
         compared = now
         if older and not _values(more).keys() & there.keys():
@@ -370,9 +388,12 @@ def supersede(workdir: Path, current: Sequence[Result]) -> None:
                 now.add(line.key)
     if now != before:
         write_record(workdir / "superseded.json", {"keys": sorted(now)})
-    if new := len(now - before):
-        fits = "1 earlier fit is" if new == 1 else f"{new} earlier fits are"
-        console.say(f"{fits} of other code than now: kept in '{workdir}', but in no table or report from here on")
+    if new := [line.name for line in results(workdir) if line.key in now - before]:
+        fits = "1 earlier fit is" if len(new) == 1 else f"{len(new)} earlier fits are"
+        console.say(
+            f"{fits} of other code than now, of a strategy or model: kept in '{workdir}', but in no table or report "
+            f"from here on ({paths.some(new)})"
+        )
 
 
 def superseded(workdir: Path) -> set[str]:

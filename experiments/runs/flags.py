@@ -215,6 +215,15 @@ def _define(kind: Kind) -> Callable[..., Any]:
     return by_type.get(kind.type, absl_flags.DEFINE_string)
 
 
+def typed(argv: Sequence[str]) -> set[str]:
+    """The names of the flags on a command line itself, without those of its flagfiles.
+
+    >>> sorted(typed(["compare", "--flagfile=a.flags", "--steps=50", "--nodry_run"]))
+    ['nodry_run', 'steps']
+    """
+    return {_name(argument) for argument in argv[1:] if argument.startswith("-")} - {"flagfile"}
+
+
 def asks_help(argv: Sequence[str], names: Collection[str] = HELP) -> bool:
     """Whether a command line asks for help, by one of these names."""
     return any(_name(argument) in names for argument in argv[1:])

@@ -10,18 +10,17 @@ want of a second seed, are no look.
 import hashlib
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from experiments.runs import directory
-from experiments.runs.compare_flags import Judging
-from experiments.runs.evidence import JUDGING, Found, cell
+from experiments.runs.judging import Judging, to_record
+from experiments.runs.predictions import JUDGING, Found, cell
 from tljax import files
-from tljax.study.study import Cell
 from tljax.study.summary import label
+from tljax.study.verdicts import Cell
 from tljax.types import InputError
 
 
@@ -135,7 +134,7 @@ def keep(judged: Sequence[Seen], judging: Judging, look: int, places: Collection
     for folder in places:
         for one in judged:
             sets = {name: sorted(keys) for name, keys in one._asdict().items() if name != "test_set"}
-            record = {"look": look, "judging": settings(judging), **sets}
+            record = {"look": look, "judging": to_record(judging), **sets}
             try:
                 if folder is None:
                     raise OSError("there is no home")
@@ -150,7 +149,7 @@ def keep(judged: Sequence[Seen], judging: Judging, look: int, places: Collection
 
 def refuse_other(judging: Judging, before: Mapping[str, Any], what: str) -> None:
     """Raise InputError unless it is judged as it was before."""
-    now = settings(judging)
+    now = to_record(judging)
     differ = [
         f"--{name}={before[name]}, not {now[name]}" for name in now if name in before and now[name] != before[name]
     ]
@@ -159,11 +158,6 @@ def refuse_other(judging: Judging, before: Mapping[str, Any], what: str) -> None
             f"{what} with {', '.join(differ)}: what counts as a difference is chosen before the first look; leave it "
             "as it was, or judge fits of seeds that were not looked at"
         )
-
-
-def settings(judging: Judging) -> dict[str, Any]:
-    """How fits are judged, without what else a program's flags hold."""
-    return {f.name: getattr(judging, f.name) for f in fields(Judging)}
 
 
 _RECORD: dict[str, Any] = {"look": int, "judging": {**JUDGING, "against": str}}

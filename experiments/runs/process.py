@@ -705,7 +705,7 @@ _STRICT = (
 """How the names of environment variables begin by which JAX refuses what it allows otherwise."""
 
 
-_LONGEST = 1400
+_LONGEST = 3000
 """Characters of a line; what is in an error's middle, such as a value of a flag, may have any length."""
 
 

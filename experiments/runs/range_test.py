@@ -23,7 +23,7 @@ def run(
     given: Mapping[str, Any],
     flags_of: Mapping[str, Any],
     asked: Search,
-    means: train.Execution,
+    execution: train.Execution,
     stand_ins: Mapping[int, int] | None = None,
 ) -> range_test.Found:
     """Train the first strategy once, as the trials are but at a rising rate; print and draw what its loss says.
@@ -37,7 +37,7 @@ def run(
     every = Settings.from_flags(**flags_of)
     first = {name: getattr(every, name)[:1] for name in GROWING}
     made = Settings.from_flags(**{**flags_of, **first})
-    todo = transfer.prepare(made, means, only=True, stand_ins=stand_ins)
+    todo = transfer.prepare(made, execution, only=True, stand_ins=stand_ins)
     settings = Settings.from_flags(**given)
     own_lines = [*search_flags.to_flags(asked), *_own_flags(asked)]
     with directory.opened(settings, "search", _kept_flags(settings, own_lines), older=made) as folder:
@@ -75,7 +75,7 @@ def swept(todo: transfer.Experiment, asked: Search, folder: Path) -> tuple[np.nd
     """(rate, training loss) of each step, float32 [steps] both."""
     [seed], [budget] = todo.made.seeds, todo.made.train_examples
     place = trials.yard(todo, budget)
-    trained = todo.source.obtain(folder, todo.means) if todo.source else {}
+    trained = todo.source.obtain(folder, todo.execution) if todo.source else {}
     fit = trials.ready(place, todo, seed, trained)
     steps = len(fit.trial.rates)
     if steps < LEAST:
@@ -84,7 +84,9 @@ def swept(todo: transfer.Experiment, asked: Search, folder: Path) -> tuple[np.nd
     ends = fits.stops(fits.ends(todo.made.recipe, steps), fit.trial)
     logs = [
         log
-        for _, log in train.fit(fit.program, [fit.trial._replace(rates=rates)], place.field.data, ends, (), todo.means)
+        for _, log in train.fit(
+            fit.program, [fit.trial._replace(rates=rates)], place.field.data, ends, (), todo.execution
+        )
     ]
     losses = np.hstack([log.loss[0] for log in logs])
     if not np.isfinite(losses[0]):

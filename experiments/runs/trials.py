@@ -49,7 +49,7 @@ def blind(task: Task) -> Task:
 def yard(todo: Experiment, budget: str) -> Yard:
     """The yard of a search over settings that are those of `todo` but for what decides no example."""
     task = blind(todo.target)
-    field = fits.arena(task, todo.made.recipe, todo.means)
+    field = fits.arena(task, todo.made.recipe, todo.execution)
     held = [fits.split(field, streams_of(todo.made, seed), budget)[1] for seed in todo.made.seeds]
     rows = np.unique(np.concatenate(held))
     return Yard(field._replace(test=evaluate.padded(np.asarray(task.train.images)[rows])), rows, budget, {})
@@ -106,9 +106,9 @@ def ready(place: Yard, one: Experiment, seed: int, trained: Mapping[int, Trained
         if seed in trained:
             ground = methods.with_source(ground, trained[seed])
         place.kept[known] = methods.start(method, ground, look(one, field, own, place.budget))
-    never_still = fits.never_still(one.made, one.model, tuple(one.target.train.images.shape[1:]))
+    keeps_dropout = fits.keeps_dropout(one.made, one.model, tuple(one.target.train.images.shape[1:]))
     untrained = Result(name=method.label, target=one.target.name, strategy=method.name, seed=seed)
-    fit = fits.build(field, one.model, place.kept[known], own, place.budget, untrained, never_still)
+    fit = fits.build(field, one.model, place.kept[known], own, place.budget, untrained, keeps_dropout)
     ordered = ("order", own, one.made.recipe.batch_size, one.made.recipe.steps is None)
     order = place.kept.setdefault(ordered, fit.trial.order)
     return fit._replace(trial=fit.trial._replace(order=order, shares=(known, ordered)))
@@ -128,12 +128,12 @@ def _train(
     ends = fits.ends(one.made.recipe, last)
     labels = np.asarray(place.field.task.train.labels)
     scores: dict[int, dict[int, list[float]]] = {}
-    means = replace(place.field.means, should_stop=lambda: everyone <= pruned)
+    execution = replace(place.field.execution, should_stop=lambda: everyone <= pruned)
     stops = fits.stops(ends, trials[0])
-    for state, _ in train.fit(program, trials, place.field.data, stops, (), means):
+    for state, _ in train.fit(program, trials, place.field.data, stops, (), execution):
         if state.step not in ends:
             continue
-        logits = evaluate.logits_of(program, trials, state, place.field.test, len(place.rows), place.field.means)
+        logits = evaluate.logits_of(program, trials, state, place.field.test, len(place.rows), place.field.execution)
         for row, i in enumerate(state.fits):
             which, seed, fit = group[i]
             at = np.searchsorted(place.rows, fit.validation)

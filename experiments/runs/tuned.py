@@ -1,21 +1,25 @@
 """A study with each strategy at what a search found best for it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.runs import directory, fits
 from experiments.runs.search_flags import FIRST_SEED
-from experiments.runs.settings import Recipe, Settings, parse_flags
+from experiments.runs.settings import FLAGS, Recipe, Settings, parse_flags
 from tljax import plugins
 from tljax.study import space
 from tljax.types import InputError
 
 
-def arms(given: Mapping[str, Any], made: Settings, search: str | None) -> list[dict[str, Any]]:
+def arms(
+    given: Mapping[str, Any], made: Settings, search: str | None, typed: Collection[str] | None = None
+) -> list[dict[str, Any]]:
     """Flags of runs that together are the study: one, or one a strategy and label budget with what was best for it.
 
-    Raises InputError for a run directory without winners, one of another task, a strategy or label budget that it
+    Flags of the fit are the winner's. `typed` are the flags that stand on the command line itself (None: all that are
+    given): one of the fit with another value than the winner's is refused, while a flagfile may be shared. Raises
+    InputError for that, for a run directory without winners, one of another task, a strategy or label budget that it
     has not searched, winners that are not as they were written, and for seeds that a search may have seen.
     """
     strategies = made.strategies if "scratch" in made.strategies else ("scratch", *made.strategies)
@@ -34,8 +38,15 @@ def arms(given: Mapping[str, Any], made: Settings, search: str | None) -> list[d
                 raise InputError(
                     f"--tuned={search} has nothing for '{strategy}' at {budget}: search with --per_strategy"
                 )
-            recipe = {name: value for name, value in flags.items() if name in _recipe()}
-            study.append({**given, **recipe, "strategies": flags["strategies"], "train_examples": (budget,)})
+            differ = unused(given, flags)
+            if refused := [text for name, text in differ.items() if typed is None or name in typed]:
+                raise InputError(
+                    f"{'; '.join(refused)} in the search {search}, for {plugins.called(strategy)} at {budget}: leave "
+                    f"{'it' if len(refused) == 1 else 'them'} out, since --tuned gives all flags of a fit"
+                )
+            recipe = {name: value for name, value in flags.items() if name in of_the_search()}
+            others = {name: value for name, value in given.items() if name not in _UNSET}
+            study.append({**others, **recipe, "strategies": flags["strategies"], "train_examples": (budget,)})
     return study
 
 
@@ -85,7 +96,50 @@ def _written(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _recipe() -> set[str]:
+def unused(given: Mapping[str, Any], winner: Mapping[str, Any]) -> dict[str, str]:
+    """{flag: '--steps=50 here, 40'} of the flags of a fit that are given with another value than a winner's.
+
+    Those of the source's fit are not looked at where the source is a checkpoint's.
+    """
+    here, there = Settings.from_flags(**given), Settings.from_flags(**winner)
+    texts = {}
+    for name in (name for name in FLAGS if name in given and name in of_the_search()):
+        if (name.startswith("source_") and here.source_checkpoint) or name not in {*winner, *_UNSET}:
+            continue
+        values = [_value(made, name) for made in (here, there)]
+        if values[0] != values[1]:
+            other = "not given" if values[1] is None else _written(values[1])
+            texts[name] = f"--{name}={_written(values[0])} here, {other}"
+    return texts
+
+
+def _value(made: Settings, name: str) -> Any:
+    """The value of a flag in settings, where those of the two recipes lie in theirs."""
+    if name in vars(made):
+        return getattr(made, name)
+    own = name.removeprefix("source_")
+    return getattr(made.recipe if own == name else made.source_recipe, own)
+
+
+def from_search(given: Mapping[str, Any], search: str | None, strategies: Sequence[str]) -> str:
+    """The line on where the flags of the fits come from, and which of a flagfile are not used; "" without a search."""
+    if search is None:
+        return ""
+    texts: dict[str, str] = {}
+    for winner in winners(Path(search)).values():
+        if _name(winner["strategies"][0]) in map(_name, strategies):
+            texts = {**unused(given, winner), **texts}
+    not_used = [text.partition(" ")[0] for text in texts.values()]
+    which = "all flags of a fit, --hidden, --activation and --head"
+    text = f"{which} come from the search {search}, for each strategy its own"
+    return text + (f"; of the flagfile not used: {', '.join(not_used)}" if not_used else "")
+
+
+_UNSET = ("steps", "source_steps")
+"""Flags of a fit that a winner's flagfile lacks where they are not set: its fits have epochs."""
+
+
+def of_the_search() -> set[str]:
     """What a search varies: all of a recipe, the source's too, and what is tied to both."""
     own = set(vars(Recipe())) - {"validation"}
     return own | {f"source_{name}" for name in own} | {"hidden", "activation", "head"}

@@ -8,14 +8,15 @@ import numpy as np
 
 from experiments.pages import page
 from experiments.pages import tables as tables_of
-from experiments.runs import console, directory, evidence, looks
-from experiments.runs.compare_flags import Judging
-from experiments.runs.evidence import Found
+from experiments.runs import console, directory, looks, predictions
+from experiments.runs.judging import Judging, to_record
+from experiments.runs.predictions import Found
 from tljax import files
-from tljax.study import milestones, study, summary
+from tljax.study import milestones, summary
+from tljax.study import verdicts as comparisons
 from tljax.study.results import Result
-from tljax.study.study import Comparison, Study
 from tljax.study.summary import listed
+from tljax.study.verdicts import Comparison, Study
 
 
 def judged(found: Sequence[Found], judging: Judging, notes: Sequence[str], looks: int = 1) -> Study:
@@ -23,23 +24,23 @@ def judged(found: Sequence[Found], judging: Judging, notes: Sequence[str], looks
 
     0 stands for fits of which no verdict can be given: to report them is no look.
     """
-    table, groups = evidence.right(found), evidence.all_groups(found)
+    table, groups = predictions.right(found), predictions.all_groups(found)
     rows = [row for part in found if not part.longer for row in part.rows]
     against, margin, level = judging.against, judging.margin / 100, 1 - (1 - judging.level) / judging.looks
     more: Any = {"looks": judging.looks, "groups": groups}
-    family, others = study.compared(_of_transfer(table), margin, judging.level, judging.family, against, **more)
+    family, others = comparisons.compared(_of_transfer(table), margin, judging.level, judging.family, against, **more)
     if looks > judging.looks:
         reason = f"looked at {looks} times with {judging.looks} planned"
-        family = [one._replace(**study.NO_WORD, reason=reason) for one in family]
+        family = [one._replace(**comparisons.NO_WORD, reason=reason) for one in family]
     curves = {name: curve for part in found for name, curve in part.curves.items()}
-    longer = evidence.at_equal_total(table, rows, margin, level, groups)
+    longer = predictions.at_equal_total(table, rows, margin, level, groups)
     return Study(
         rows,
         curves,
         family,
         [*others, *longer],
         milestones.milestones(rows, curves),
-        study.sentence(family, judging.level),
+        comparisons.sentence(family, judging.level),
         [
             *notes,
             *_sources(rows),
@@ -49,15 +50,15 @@ def judged(found: Sequence[Found], judging: Judging, notes: Sequence[str], looks
             *_of_family(family),
             *_alone(_of_transfer(table), family, judging.against),
         ],
-        evidence.most_wrong([part for part in found if not part.longer]),
+        predictions.most_wrong([part for part in found if not part.longer]),
     )
 
 
-def _of_transfer(table: study.Right) -> study.Right:
+def _of_transfer(table: comparisons.Right) -> comparisons.Right:
     return {cell: fits for cell, fits in table.items() if not cell.longer}
 
 
-def _alone(table: study.Right, family: Sequence[Comparison], against: str) -> list[str]:
+def _alone(table: comparisons.Right, family: Sequence[Comparison], against: str) -> list[str]:
     """Strategies that are compared with nothing, since no seed has a fit at each budget of both."""
     judged = {(one.source, one.target, one.strategy) for one in family}
     every = dict.fromkeys((cell.source, cell.target, cell.strategy) for cell in table)
@@ -90,7 +91,7 @@ def _looks(looks: int, judging: Judging) -> list[str]:
     return [f"look {looks} of {judging.looks} planned"] if judging.looks > 1 else []
 
 
-def _of_items(table: study.Right, groups: study.Groups) -> list[str]:
+def _of_items(table: comparisons.Right, groups: comparisons.Groups) -> list[str]:
     """What is said of the test examples: in how many groups, or that they are taken as independent."""
     items = {cell.target: len(scores) for cell, fits in table.items() for scores in fits.values()}
     counts = {target: len(np.unique(own)) for target, own in groups.items() if own is not None}
@@ -115,7 +116,7 @@ def _diverged(rows: Sequence[Result]) -> list[str]:
 
 def _of_family(family: Sequence[Comparison]) -> list[str]:
     """What is said of the comparisons: shares of the budgets, fits that enter no area, equal methods, reserves."""
-    base, areas = study.base_of(family), dict.fromkeys(one.budgets for one in family if len(one.budgets) > 1)
+    base, areas = comparisons.base_of(family), dict.fromkeys(one.budgets for one in family if len(one.budgets) > 1)
     said = [f"shares of the budgets in the area: {tables_of.shares(budgets)}" for budgets in areas]
     said += [
         f"the area of {one.strategy} is over the {one.fits} seeds that all its budgets share: {one.unused} fits of it "
@@ -134,11 +135,11 @@ def _of_family(family: Sequence[Comparison]) -> list[str]:
 def show(folder: Path, found: Sequence[Found], judging: Judging, notes: Sequence[str]) -> Study:
     """Judge the fits of a run directory, print what came of it, and write the report."""
     fits, places = looks.seen(found, judging.against), (looks.place(),)
-    table = evidence.right(found)
+    table = predictions.right(found)
     able = looks.judgeable(((cell, seed) for cell, each in table.items() for seed in each), judging.against)
-    look = max(evidence.looked(folder, table, able), looks.count(fits, judging, places))
+    look = max(predictions.looked(folder, table, able), looks.count(fits, judging, places))
     told = judged(found, judging, [*notes, *looks.keep(fits, judging, look, places)], look)
-    evidence.keep(folder, found, notes, looks.settings(judging), look)
+    predictions.keep(folder, found, notes, to_record(judging), look)
     classes = {part.rows[0].target: part.classes for part in found if part.rows}
     write(folder, told, classes, page.reproduced(folder))
     tables(told)
@@ -170,8 +171,8 @@ def tables(told: Study) -> None:
     columns = [*about, "verdict", "size", "power", "p, adjusted"]
     level = f", intervals at {100 * told.family[0].level:.4g} % together" if told.family else ""
     console.table(f"against {against}{level}", columns, [(*_about(one), *_judgement(one)) for one in told.family])
-    own = [one for one in told.others if one.against != study.TOTAL]
-    total = [one for one in told.others if one.against == study.TOTAL]
+    own = [one for one in told.others if one.against != comparisons.TOTAL]
+    total = [one for one in told.others if one.against == comparisons.TOTAL]
     beside = {
         "each label budget by itself (not judged)": own,
         "against scratch at equal source and target steps (not judged)": total,

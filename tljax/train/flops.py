@@ -1,4 +1,4 @@
-"""What a step of training costs, counted by XLA and not measured."""
+"""FLOPs of a training step, counted by XLA and not measured."""
 
 from collections.abc import Callable, Collection
 
@@ -33,18 +33,17 @@ def step_flops(
     >>> [round(step_flops(model, params, mask, (28, 28, 1), 100) / 1e6) for mask in (full, probe)]
     [164, 2]
     """
-    first = len(frozen_prefix(model, mask, keeps_dropout)) if cached and merge is None else 0
-    flags = jax.tree.map(masks.trains, mask)
-    trained, frozen = masks.split(params, flags)
+    skipped = len(frozen_prefix(model, mask, keeps_dropout)) if cached and merge is None else 0
+    trained, frozen = masks.split(params, jax.tree.map(masks.trains, mask))
     inputs = jax.ShapeDtypeStruct((batch, *shape), jnp.float32)
-    for stage in model[:first]:
+    for stage in model[:skipped]:
         inputs = jax.eval_shape(stage.apply, params[stage.name], inputs)
 
     def loss(trained: Params, frozen: Params, x: jax.Array, y: jax.Array) -> jax.Array:
         whole = masks.join(trained, frozen)
-        logits = models.apply(model[first:], merge(whole) if merge else whole, x)
+        logits = models.apply(model[skipped:], merge(whole) if merge else whole, x)
         return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
     labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
-    counted = jax.jit(jax.grad(loss)).lower(trained, frozen, inputs, labels).cost_analysis() or {}
-    return float(counted.get("flops", jnp.nan))
+    costs = jax.jit(jax.grad(loss)).lower(trained, frozen, inputs, labels).cost_analysis() or {}
+    return float(costs.get("flops", jnp.nan))

@@ -1,4 +1,4 @@
-"""Gradients of L over a training split: what data-driven strategies and the EWC penalty ask for."""
+"""Gradients of L over a training split, for data-driven strategies and the EWC penalty."""
 
 import functools
 from collections.abc import Callable
@@ -12,30 +12,34 @@ from tljax import masks, models, objective, paths
 from tljax.train.vectorize import Data
 from tljax.types import Model, Params
 
-MOST = 4096
-"""Examples that a mean squared gradient is taken over, at most: it costs a gradient an example."""
+MOST_SQUARED = 4096
+"""Examples that a mean squared gradient is taken over, at most: it costs one gradient for each example."""
 
 
 def mean_gradient(
     model: Model, loss: objective.Loss, data: Data, chosen: np.ndarray, merge: Any = None
 ) -> Callable[[Params], Params]:
-    """params -> gradient of the mean L over the examples `chosen` (int [n]); None where a leaf cannot train."""
+    """The function params -> gradient of the mean L over the examples `chosen` (int [n]).
+
+    `merge` is as in `Spec`. The gradient is None where a leaf cannot train.
+    """
     return functools.partial(_mean, model, loss, merge, False, (data.inputs, data.labels), _rows(chosen, 256))
 
 
 def mean_squared_gradient(
     model: Model, loss: objective.Loss, data: Data, chosen: np.ndarray, merge: Any = None
 ) -> Callable[[Params], Params]:
-    """params -> mean over examples of the squared gradient of L, the diagonal of the empirical Fisher information.
+    """The function params -> mean over examples of the squared gradient of L.
 
-    Over at most MOST of the examples `chosen` (int [n]), evenly spread; None where a leaf cannot train.
+    It is the diagonal of the empirical Fisher information, over at most MOST_SQUARED of the examples `chosen` (int
+    [n]), evenly spread; None where a leaf cannot train.
     """
-    some = chosen[:: -(-len(chosen) // MOST)]
+    some = chosen[:: -(-len(chosen) // MOST_SQUARED)]
     return functools.partial(_mean, model, loss, merge, True, (data.inputs, data.labels), _rows(some, 16))
 
 
 def _rows(chosen: np.ndarray, size: int) -> jax.Array:
-    """int32 [chunks, size], -1 for padding."""
+    """The examples as int32 [chunks, size], -1 for padding."""
     rows = np.full(-(-len(chosen) // size) * size, -1, np.int32)
     rows[: len(chosen)] = chosen
     return jnp.asarray(rows.reshape(-1, size))
@@ -64,7 +68,10 @@ def _mean(
         each = jax.vmap(jax.grad(total), in_axes=(None, 0))(trained, chosen[:, None])
         return jax.tree.map(lambda g: jnp.square(g).sum(0), each)
 
-    one = squares if squared else jax.grad(total)
-    zeros = jax.tree.map(jnp.zeros_like, trained)
-    sums, _ = jax.lax.scan(lambda sums, chosen: (jax.tree.map(jnp.add, sums, one(trained, chosen)), None), zeros, rows)
+    of_chunk = squares if squared else jax.grad(total)
+
+    def add(sums: Params, chosen: jax.Array) -> tuple[Params, None]:
+        return jax.tree.map(jnp.add, sums, of_chunk(trained, chosen)), None
+
+    sums, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, trained), rows)
     return jax.tree.map(lambda leaf: leaf / (rows >= 0).sum(), sums)

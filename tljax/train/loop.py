@@ -65,13 +65,19 @@ def fit(
 ) -> Iterator[tuple[State, Log]]:
     """Trains a group; yields at each step of `ends` (increasing, to the last) its state and the log since.
 
-    `spec` says everything but the masks. Fits go on from `states`, the latest that an earlier call gave of each (one at
-    the end gives nothing more), the others from their parameters. A phase begins at a step of `ends`, and the state
-    yielded there is the new phase's already; where the masks of a phase differ in what is compiled, or the devices do
-    not divide the fits, the group parts: all parts are yielded, then each is trained to its end in turn. When
-    `execution.should_stop` says so, the state is yielded where it is and the fit ends. The caller's arrays are copied
-    first; what is yielded is given up to the next segment, so take what is wanted of it before. Raises InputError where
-    the fits differ in steps, batch size or phases.
+    `spec` holds everything static but the masks, which are the fits'; `ends` increase to the last step.
+
+    - Resuming: fits go on from `states`, the latest that an earlier call yielded of each (one at the end yields nothing
+      more); the others begin with their parameters.
+    - Phases begin at steps of `ends`, and the state yielded there is the new phase's already. Where the masks of a
+      phase differ in what is compiled, or the devices do not divide the fits, the group parts: the states of all parts
+      are yielded, then each part is trained to its end in turn.
+    - Stopping: when `execution.should_stop()` is true, the state is yielded where it is, and the fit ends.
+    - Ownership: the caller's arrays are copied first. A state that was yielded is given up to the next segment, so take
+      what is wanted of it before the next one.
+
+    Raises InputError if the fits differ in steps, batch size or the first steps of phases, or if a phase begins at no
+    step of `ends`.
     """
     execution = execution or Execution()
     _check_group(fits, ends)
@@ -123,14 +129,16 @@ def _restored(state: State) -> State:
 
 
 Part = Sequence[tuple[int, tuple[Mask, ...]]]
-"""Fits of a group by their number, and for each the masks of the phases that have begun."""
+"""Some fits of a group: (its number in the group, the masks of its phases that have begun) of each."""
 
 
 def _parts(
     spec: Spec, fits: Sequence[Fit], data: Data, ends: Sequence[int], execution: Execution, step: int, members: Part
 ) -> Iterator[Part]:
-    """Members that share an executable and stand on the devices together, no more at once than there is room for their
-    features."""
+    """The members in parts that share an executable and stand on the devices together.
+
+    A part is no larger than the cache has room for the features of its fits.
+    """
     parts: dict[tuple[Spec, Hashable], list[Any]] = {}
     for i, history in members:
         parts.setdefault(group_key(spec, fits[i], history), []).append((i, history))

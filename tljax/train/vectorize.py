@@ -131,67 +131,51 @@ def _on_device(
     labels: jax.Array,
     steps: Any,
 ) -> Any:
-    """All fits of one device, those that share an order with each other."""
-    by_order = jax.tree.map(lambda leaf: leaf.reshape(-1, width, *leaf.shape[1:]), by_fit)
+    """All fits of one device: order by order, fit by fit, step by step."""
+    first, begin, end = steps
+    axis = "data" if mode == "pmap" else None
 
     def train_order(item: Any) -> Any:
+        """The fits of one order int32 [rows, batch], which read one view."""
         of_fits, rows, view = item
 
-        def fetch(chosen: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        def one_step(trained: Any, opt_state: Any, frozen: Any, hyper: Any, rate: Any, row: jax.Array) -> Any:
+            chosen = divide(mesh, rows[row]) if axis is None else rows[row]
             at = jnp.maximum(chosen, 0)
             x = inputs[0][at] if one_view else inputs[view, at]
-            return x, labels[at], (chosen >= 0).astype(jnp.float32)
+            batch = (x, labels[at], (chosen >= 0).astype(jnp.float32))
+            return step(spec, hyper, trained, frozen, opt_state, batch, rate, first + row, axis)
 
-        train = functools.partial(_train, spec, mesh, mode, fetch, rows, steps)
+        def train(of_fit: Any, axes: tuple[int, ...] = ()) -> Any:
+            """State and log of one fit after the steps, or of several along the last axis of everything."""
+            trained, opt_state, frozen, hyper, rates = of_fit
+            every = jax.vmap(one_step, in_axes=(-1, -1, -1, -1, -1, None), out_axes=-1) if axes else one_step
+
+            def body(row: jax.Array, carry: Any) -> Any:
+                trained, opt_state, log = carry
+                trained, opt_state, values = every(trained, opt_state, frozen, hyper, rates[row], row)
+                log = jax.tree.map(lambda curve, value: curve.at[row].set(value.astype(curve.dtype)), log, values)
+                return trained, opt_state, log
+
+            curve = jnp.zeros((len(rows), *axes), jnp.float32)
+            log = Log(curve, curve, (curve,) * len(spec.penalties), curve)
+            return jax.lax.fori_loop(begin, end, body, (trained, opt_state, log))
+
         if width == 1:
             return jax.tree.map(lambda leaf: leaf[None], train(jax.tree.map(lambda leaf: leaf[0], of_fits)))
         return _side_by_side(train, of_fits) if mode in ("vmap_shared", "vmap") else jax.lax.map(train, of_fits)
 
+    by_order = jax.tree.map(lambda leaf: leaf.reshape(-1, width, *leaf.shape[1:]), by_fit)
     views = jnp.zeros(len(order), jnp.int32) if one_view else jnp.arange(len(order))
     items = (by_order, order, views)
     result = jax.vmap(train_order)(items) if mode == "vmap" else jax.lax.map(train_order, items)
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), result)
 
 
-def _train(
-    spec: Spec,
-    mesh: Mesh | None,
-    mode: Mode,
-    fetch: Callable[[jax.Array], Any],
-    order: jax.Array,
-    steps: Any,
-    of_fit: Any,
-    width: tuple[int, ...] = (),
-) -> Any:
-    """Some steps: state and log of one fit, or of `width` fits along the last axis of everything in `of_fit`.
-
-    `fetch` is rows int32 [batch] -> the batch that `step` takes; `order` int32 [rows, batch].
-    """
-    trained, opt_state, frozen, hyper, rates = of_fit
-    first, begin, end = steps
-    axis = "data" if mode == "pmap" else None
-
-    def one_step(trained: Any, opt_state: Any, frozen: Any, hyper: Any, rate: Any, row: jax.Array) -> Any:
-        chosen = divide(mesh, order[row]) if axis is None else order[row]
-        return step(spec, hyper, trained, frozen, opt_state, fetch(chosen), rate, first + row, axis)
-
-    every = jax.vmap(one_step, in_axes=(-1, -1, -1, -1, -1, None), out_axes=-1) if width else one_step
-    curve = jnp.zeros((len(order), *width), jnp.float32)
-    log = Log(curve, curve, (curve,) * len(spec.penalties), curve)
-
-    def body(row: jax.Array, carry: Any) -> Any:
-        trained, opt_state, log = carry
-        trained, opt_state, values = every(trained, opt_state, frozen, hyper, rates[row], row)
-        log = jax.tree.map(lambda curve, value: curve.at[row].set(value.astype(curve.dtype)), log, values)
-        return trained, opt_state, log
-
-    return jax.lax.fori_loop(begin, end, body, (trained, opt_state, log))
-
-
 def _side_by_side(train: Callable[..., Any], of_fits: Any) -> Any:
     """Fits along the last axis: the kernels of many fits are then one matrix, and their products one product."""
-    width = (len(jax.tree.leaves(of_fits)[0]),)
-    result = train(jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -1), of_fits), width)
+    axes = (len(jax.tree.leaves(of_fits)[0]),)
+    result = train(jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -1), of_fits), axes)
     return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, -1, 0), result)
 
 

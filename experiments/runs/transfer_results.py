@@ -38,7 +38,7 @@ class Truth(NamedTuple):
 
 
 def planned(
-    given: Mapping[str, Any], made: Settings, cards: Sequence[Card], targets: Mapping[str, Task], means: Any
+    given: Mapping[str, Any], made: Settings, cards: Sequence[Card], targets: Mapping[str, Task], execution: Any
 ) -> Plan:
     """Read and check all fits; raises InputError for what cannot be, and for two names of one fit."""
     names = tuple(name for name in made.strategies if name != SCRATCH)
@@ -48,10 +48,10 @@ def planned(
     for target, task in targets.items():
         shape = {"image_shape": tuple(task.train.images.shape[1:])} if task.train.images.dtype == np.uint8 else {}
         bare = {**given, **shape, "target": target, "strategies": (SCRATCH,)}
-        scratch[target] = transfer.prepare(Settings.from_flags(**bare), means, only=True)._replace(target=task)
+        scratch[target] = transfer.prepare(Settings.from_flags(**bare), execution, only=True)._replace(target=task)
         for card in cards:
             pair = {**given, "target": target, "strategies": names}
-            todo = transfer.prepare(origin.settings(pair, card.place, several=True), means, only=True)
+            todo = transfer.prepare(origin.settings(pair, card.place, several=True), execution, only=True)
             transfers[card.name, target] = todo._replace(target=task)  # one copy of the images for all
     for todo in list(transfers.values())[:1]:  # the others have the same strategies and budgets
         _refuse_one_fit_twice(todo)

@@ -116,7 +116,7 @@ def _wanted(todo: Experiment, more: Sequence[Eval]) -> list[tuple[str, Task]]:
 
 def _judged(todo: Experiment, lines: Sequence[Result], name: str, task: Task, folder: Path) -> dict[str, float]:
     """{fit: its accuracy} on one test set."""
-    trained = todo.source.obtain(folder, todo.means) if todo.source else {}
+    trained = todo.source.obtain(folder, todo.execution) if todo.source else {}
     of_source = name == "source"
     model = sources.model(todo.made, len(task.classes)) if of_source else todo.model
     images, labels = evaluate.padded(task.test.images), np.asarray(task.test.labels)

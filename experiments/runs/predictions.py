@@ -14,10 +14,11 @@ import numpy as np
 from experiments.runs import budgets, console, directory, fields, metrics
 from experiments.runs.settings import FLAGS, Settings, parse_flags
 from tljax import npz
-from tljax.study import results, study
+from tljax.study import results
+from tljax.study import verdicts as comparisons
 from tljax.study.results import Result
-from tljax.study.study import Cell, Right
 from tljax.study.summary import accuracy, counts, label, require_one_recipe, with_share
+from tljax.study.verdicts import Cell, Right
 from tljax.types import InputError, Task
 
 MOST_WRONG = 16
@@ -74,7 +75,7 @@ class Kept(NamedTuple):
 
 
 JUDGING: fields.Form = {"margin?": float, "level?": float, "family?": str, "looks?": int, "against?": str}
-"""How fits are judged: fields of `compare_flags.Judging`."""
+"""How fits are judged: fields of `judging.Judging`."""
 STUDY: fields.Form = {
     **{"notes": [str], "parts": [{"longer": bool, "rows": [{"seconds?": float}]}]},
     **{"judging?": (None, JUDGING), "look?": int, "looks?": int},
@@ -242,7 +243,7 @@ def _require_one_study(found: Sequence[Found]) -> None:
 
 
 def right(found: Sequence[Found]) -> dict[Cell, dict[int, np.ndarray]]:
-    """{cell: {seed: scores on the test examples, as `study.Right` has them}} of the fits that count.
+    """{cell: {seed: scores on the test examples, as `comparisons.Right` has them}} of the fits that count.
 
     Raises InputError for two fits of one cell and seed, fits of several recipes in one cell, and fits of one target
     that were judged on other test examples.
@@ -278,19 +279,19 @@ def longer_name(steps: int | None) -> str:
 
 
 def at_equal_total(
-    table: Right, rows: Sequence[Result], margin: float, level: float, groups: study.Groups
-) -> list[study.Comparison]:
+    table: Right, rows: Sequence[Result], margin: float, level: float, groups: comparisons.Groups
+) -> list[comparisons.Comparison]:
     """Each strategy against scratch that was given the source's steps too, a budget at a time."""
     steps = {}
     for row in rows:
         if row.steps is not None and row.source_steps is not None and row.strategy != "scratch":
             steps[cell(row)] = row.steps + row.source_steps
     found = []
-    for where in study.sorted_cells(table):
+    for where in comparisons.sorted_cells(table):
         if where in steps:
             name = longer_name(steps[where])
-            more: dict[str, Any] = {"against": study.TOTAL, "longer": True, "groups": groups}
-            one = study.alone(table, [where], margin, level, name, **more)
+            more: dict[str, Any] = {"against": comparisons.TOTAL, "longer": True, "groups": groups}
+            one = comparisons.alone(table, [where], margin, level, name, **more)
             found += [one] if one else []
     return found
 

@@ -36,7 +36,7 @@ def everything(params):
     return masks.by_path(params, lambda path: True)
 
 
-def trial(params, phases, seed=0, rate=0.1, numbers=None):
+def fit(params, phases, seed=0, rate=0.1, numbers=None):
     order = partial(draw.order, seed, 60, 10, epochs=True)
     return train.Fit(
         params,
@@ -49,19 +49,21 @@ def trial(params, phases, seed=0, rate=0.1, numbers=None):
     )
 
 
-def fitted(model, trials, cache, optimizer="sgd", merge=None, said=None):
+def fitted(model, fits, cache, optimizer="sgd", merge=None, said=None):
     """Parameters [trials, ...] and losses of a group, with and without a cache of features."""
-    spec, numbers = optimizers.spec(optimizer, clip=0.5)
-    program = train.Spec(model, objective.loss("softmax_cross_entropy"), spec, (objective.Penalty("l2"),), merge=merge)
-    trials = [one._replace(numbers={**one.numbers, **numbers}) for one in trials]
+    optimizer_spec, numbers = optimizers.spec(optimizer, clip=0.5)
+    spec = train.Spec(
+        model, objective.loss("softmax_cross_entropy"), optimizer_spec, (objective.Penalty("l2"),), merge=merge
+    )
+    fits = [one._replace(numbers={**one.numbers, **numbers}) for one in fits]
     execution = train.Execution(cache=cache, on_message=(said if said is not None else []).append)
     losses, params = [], {}
-    for state, log in train.fit(program, trials, DATA, [12, STEPS], execution=execution):
+    for state, log in train.fit(spec, fits, DATA, [12, STEPS], execution=execution):
         losses.append(log.loss)
         params |= {
             i: jax.tree.map(lambda leaf, row=row: np.array(leaf[row]), state.params) for row, i in enumerate(state.fits)
         }
-    return [params[i] for i in range(len(trials))], np.concatenate([loss.ravel() for loss in losses])
+    return [params[i] for i in range(len(fits))], np.concatenate([loss.ravel() for loss in losses])
 
 
 def close(one, other):
@@ -91,8 +93,8 @@ def test_a_cached_fit_equals_the_uncached_phase_by_phase(plan, model, optimizer)
         "upper, then head": ((0, upper), (12, head(params))),
     }[plan]
     cache = train.FeatureCache(10**8)
-    cached, losses = fitted(model, [trial(params, phases)], cache, optimizer)
-    plain, expected = fitted(model, [trial(params, phases)], None, optimizer)
+    cached, losses = fitted(model, [fit(params, phases)], cache, optimizer)
+    plain, expected = fitted(model, [fit(params, phases)], None, optimizer)
     np.testing.assert_allclose(losses, expected, rtol=2e-5)
     close(cached, plain)
     # LP-FT caches its first phase and not its second; a head after the upper stages, one lead each.
@@ -101,7 +103,7 @@ def test_a_cached_fit_equals_the_uncached_phase_by_phase(plan, model, optimizer)
 
 def test_frozen_leaves_of_a_cached_fit_keep_their_bytes():
     params = params_of(MLP)
-    [after], _ = fitted(MLP, [trial(params, ((0, head(params)),))], train.FeatureCache(10**8))
+    [after], _ = fitted(MLP, [fit(params, ((0, head(params)),))], train.FeatureCache(10**8))
     for name in ("hidden_0", "hidden_1"):
         jax.tree.map(np.testing.assert_array_equal, after[name], jax.tree.map(np.asarray, params[name]))
 
@@ -113,8 +115,8 @@ def test_added_factors_are_merged_before_the_features_are_computed():
     params["hidden_0"]["lora_b"] = params["hidden_0"]["lora_b"] + 0.3
     phases = ((0, masks.under(params, ["hidden_1", "head"])),)
     cache = train.FeatureCache(10**8)
-    cached, _ = fitted(MLP, [trial(params, phases)], cache, merge=method.merge)
-    plain, _ = fitted(MLP, [trial(params, phases)], None, merge=method.merge)
+    cached, _ = fitted(MLP, [fit(params, phases)], cache, merge=method.merge)
+    plain, _ = fitted(MLP, [fit(params, phases)], None, merge=method.merge)
     assert len(cache.arrays) == 1
     close(cached, plain)
 
@@ -123,11 +125,11 @@ def test_dropout_above_the_lead_draws_the_same():
     model = (*MLP[:2], stage("drop", nn.Dropout(0.5, deterministic=False)), MLP[2])
     params = {**params_of(MLP), "drop": {}}
     phases = ((0, masks.under(params, "head")),)
-    cached, losses = fitted(model, [trial(params, phases)], train.FeatureCache(10**8))
-    plain, expected = fitted(model, [trial(params, phases)], None)
+    cached, losses = fitted(model, [fit(params, phases)], train.FeatureCache(10**8))
+    plain, expected = fitted(model, [fit(params, phases)], None)
     np.testing.assert_allclose(losses, expected, rtol=2e-5)
     close(cached, plain)
-    without, _ = fitted(MLP, [trial(params_of(MLP), ((0, head(params_of(MLP))),))], None)
+    without, _ = fitted(MLP, [fit(params_of(MLP), ((0, head(params_of(MLP))),))], None)
     assert not np.allclose(without[0]["head"]["kernel"], plain[0]["head"]["kernel"], atol=1e-3)
 
 
@@ -135,22 +137,22 @@ def test_fits_that_freeze_the_same_leaves_of_the_same_source_share_the_features(
     one, other = params_of(MLP), params_of(MLP, 1)
     cache = train.FeatureCache(10**8)
     for rate in (0.1, 0.2):
-        fitted(MLP, [trial(one, ((0, head(one)),), rate=rate)], cache)
+        fitted(MLP, [fit(one, ((0, head(one)),), rate=rate)], cache)
     again = {**one, "head": params_of(MLP, 5)["head"]}
-    fitted(MLP, [trial(again, ((0, head(again)),), seed=3)], cache)
+    fitted(MLP, [fit(again, ((0, head(again)),), seed=3)], cache)
     assert len(cache.arrays) == 1
-    fitted(MLP, [trial(other, ((0, head(other)),))], cache)
+    fitted(MLP, [fit(other, ((0, head(other)),))], cache)
     assert len(cache.arrays) == 2
 
 
 def test_sources_of_one_group_have_a_view_each_and_one_source_has_one():
-    trials = [trial(params_of(MLP, i), ((0, head(params_of(MLP, i))),), seed=i) for i in range(3)]
+    fits = [fit(params_of(MLP, i), ((0, head(params_of(MLP, i))),), seed=i) for i in range(3)]
     cache = train.FeatureCache(10**8)
-    together, _ = fitted(MLP, trials, cache)
+    together, _ = fitted(MLP, fits, cache)
     assert [array.shape for array in cache.arrays.values()] == [(3, 60, 5)]
-    for i, one in enumerate(trials):
+    for i, one in enumerate(fits):
         close(together[i], fitted(MLP, [one], None)[0][0])
-    same = [trial(params_of(MLP), ((0, head(params_of(MLP))),), seed=i) for i in range(3)]
+    same = [fit(params_of(MLP), ((0, head(params_of(MLP))),), seed=i) for i in range(3)]
     cache = train.FeatureCache(10**8)
     fitted(MLP, same, cache)
     assert [array.shape for array in cache.arrays.values()] == [(1, 60, 5)]
@@ -159,34 +161,34 @@ def test_sources_of_one_group_have_a_view_each_and_one_source_has_one():
 def test_over_the_budget_it_says_so_and_computes_as_it_goes():
     params, said = params_of(MLP), []
     cache = train.FeatureCache(60 * 5 * 4 - 1)
-    got, _ = fitted(MLP, [trial(params, ((0, head(params)),))], cache, said=said)
+    got, _ = fitted(MLP, [fit(params, ((0, head(params)),))], cache, said=said)
     assert not cache.arrays and any("so computed in every step" in line for line in said)
-    jax.tree.map(np.testing.assert_array_equal, got[0], fitted(MLP, [trial(params, ((0, head(params)),))], None)[0][0])
+    jax.tree.map(np.testing.assert_array_equal, got[0], fitted(MLP, [fit(params, ((0, head(params)),))], None)[0][0])
 
 
 def test_within_the_budget_the_least_recently_used_go_and_a_group_takes_turns():
-    trials = [trial(params_of(MLP, i), ((0, head(params_of(MLP, i))),), seed=i) for i in range(3)]
+    fits = [fit(params_of(MLP, i), ((0, head(params_of(MLP, i))),), seed=i) for i in range(3)]
     cache = train.FeatureCache(60 * 5 * 4)
-    together, _ = fitted(MLP, trials, cache)
+    together, _ = fitted(MLP, fits, cache)
     assert sum(array.nbytes for array in cache.arrays.values()) <= cache.budget
-    for i, one in enumerate(trials):
+    for i, one in enumerate(fits):
         close(together[i], fitted(MLP, [one], None)[0][0])
 
 
 def test_fewer_examples_than_there_are_are_not_worth_it():
     params, cache = params_of(MLP), train.FeatureCache(10**8)
-    spec, numbers = optimizers.spec("sgd")
-    program = train.Spec(MLP, objective.loss("softmax_cross_entropy"), spec)
-    one = trial(params, ((0, head(params)),), numbers=numbers)._replace(rates=np.ones(5, np.float32), weights=())
-    list(train.fit(program, [one], DATA, [5], execution=train.Execution(cache=cache)))
+    optimizer_spec, numbers = optimizers.spec("sgd")
+    spec = train.Spec(MLP, objective.loss("softmax_cross_entropy"), optimizer_spec)
+    one = fit(params, ((0, head(params)),), numbers=numbers)._replace(rates=np.ones(5, np.float32), weights=())
+    list(train.fit(spec, [one], DATA, [5], execution=train.Execution(cache=cache)))
     assert not cache.arrays
 
 
 def test_bfloat16_features_are_half_as_large_and_computed_with_in_float32():
     params = params_of(MLP)
     half = train.FeatureCache(10**8, "bfloat16")
-    got, losses = fitted(MLP, [trial(params, ((0, head(params)),))], half)
-    _, expected = fitted(MLP, [trial(params, ((0, head(params)),))], None)
+    got, losses = fitted(MLP, [fit(params, ((0, head(params)),))], half)
+    _, expected = fitted(MLP, [fit(params, ((0, head(params)),))], None)
     [array] = half.arrays.values()
     assert array.dtype == jnp.bfloat16 and array.nbytes == 60 * 5 * 2
     assert got[0]["head"]["kernel"].dtype == np.float32

@@ -164,7 +164,7 @@ def compared(
     the same enter the family once. Diverged fits count as `Right` says; where fits of `base` diverged, positive and
     equivalent must stand with its best fit in their place, or the word is withheld. Raises InputError for another kind.
     """
-    check_family(kind)
+    require_family(kind)
     single = [[cell] for cell in sorted_cells(right) if cell.strategy not in ("scratch", base)]
     curves: dict[Any, list[Cell]] = {}
     for (cell,) in single:
@@ -183,7 +183,7 @@ def compared(
     return family, others if kind == "area" and len({cells[0].budget for cells in single}) > 1 else []
 
 
-def check_family(kind: str) -> None:
+def require_family(kind: str) -> None:
     """Raise InputError for what no family can be of."""
     if kind in ("tasks", "targets", "sources"):
         raise InputError(
