@@ -10,10 +10,10 @@ from test_programs import results, write_task
 from test_weights import place as write_weights
 from threadpoolctl import threadpool_limits
 
-from experiments import rank, transfer, zoo
+from experiments import rank, zoo
 from experiments.pages import rank_report, ranking_page
 from experiments.pages.report import Reproduced
-from experiments.runs import cards, directory, scores, training
+from experiments.runs import directory, plan, scores, sources
 from experiments.runs.settings import Settings
 from tljax import checkpoint, data
 from tljax.data import draw
@@ -82,12 +82,12 @@ def by_hand(many, card, task):
 
 def test_scores_are_those_of_the_features_of_the_labelled_examples(ranked, many, tasks):
     found = {(one["source"], one["target"], one["budget"]): one for one in told(ranked)["scores"]}
-    everyone = [card for place in many.split(",") for card in cards.read(place, {"hidden": (8,)})]
+    everyone = [card for place in many.split(",") for card in sources.read_cards(place, {"hidden": (8,)})]
     assert len(everyone) == 5 and len(found) == 5 * 2 * 2
     name = str(tasks / "clothes.npz")
     task = data.load(name)
     labels = np.asarray(task.train.labels)
-    streams = transfer.streams_of(Settings.from_flags(), 0)
+    streams = plan.streams(Settings.from_flags(), 0)
     for card in everyone:
         features, p = by_hand(many, card, task)
         for budget, total in (("6/class:seeds=1", 18), ("all", 60)):
@@ -151,9 +151,9 @@ def test_two_fits_of_one_source_strategy_budget_and_seed_are_refused_with_both_n
 @pytest.mark.slow
 def test_run_again_nothing_is_computed_or_trained_and_the_same_is_said(done, many, tasks, monkeypatch, capsys):
     before = (done / "ranking.json").read_bytes()
-    monkeypatch.setattr(training, "run", lambda *given: pytest.fail("it trained again"))
+    monkeypatch.setattr("experiments.runs.fit.train_groups", lambda *given: pytest.fail("it trained again"))
     monkeypatch.setattr(scores, "_timed", lambda *given: pytest.fail("it scored again"))
-    monkeypatch.setattr("experiments.features._batch", lambda *given: pytest.fail("it computed features again"))
+    monkeypatch.setattr("experiments.runs.features._batch", lambda *given: pytest.fail("it computed features again"))
     rank.main(line(many, tasks, done, "--verify"))
     assert (done / "ranking.json").read_bytes() == before
     said = capsys.readouterr().out

@@ -9,8 +9,8 @@ import numpy as np
 from experiments.pages import page, ranking_page
 from experiments.pages.ranking_page import Board
 from experiments.runs import console, directory
-from experiments.runs.cards import Card
 from experiments.runs.scores import Score, Scored
+from experiments.runs.sources import Card
 from experiments.runs.transfer_results import Truth
 from tljax.study import ranking
 from tljax.study.summary import listed

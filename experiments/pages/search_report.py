@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.pages import history, page
-from experiments.runs import console, directory, fits, search_flags
+from experiments.runs import console, directory, plan, search_flags
+from experiments.runs.plan import Experiment
 from experiments.runs.search_flags import Search
 from experiments.runs.settings import Settings
-from experiments.transfer import Experiment
 from tljax import plugins
 from tljax.study import space
 from tljax.study.results import Result
@@ -41,7 +41,7 @@ class Winner(NamedTuple):
 
 def file_name(arm: Arm) -> str:
     """Of what is one study's."""
-    return fits.file_name(f"{arm.label}-{arm.budget}")
+    return plan.file_name(f"{arm.label}-{arm.budget}")
 
 
 def show(given: Mapping[str, Any], arms: Sequence[Arm], asked: Search) -> None:
@@ -96,7 +96,7 @@ def write(
         )
         for arm, winner in winners.items()
     ]
-    title, notes = page.about(base.made, base.source, base.target)
+    title, notes = page.about(base.settings, base.source, base.target)
     flags = [*search_flags.to_flags(asked), *made.flagfile_lines()]
     last = list(winners.values())[-1].made.workdir
     text = search_page.page(
@@ -121,7 +121,7 @@ def reproduced(flags: Sequence[str], environment: Mapping[str, Any]) -> Any:
 
 
 def _lead(made: Settings, asked: Search, base: Experiment) -> str:
-    held = 100 * base.made.recipe.validation
+    held = 100 * base.settings.recipe.validation
     seeds = f"{len(asked.trial_seeds)} seed{'s' * (len(asked.trial_seeds) > 1)}"
     return (
         f"{asked.trials} trials of each study, by {asked.sampler}, judged on {held:g} % of the training examples under "

@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import transfer
-from experiments.runs import console, directory, fits, methods, sources
+from experiments.runs import console, directory, fit, methods, plan, sources
+from experiments.runs.plan import Experiment
 from experiments.runs.settings import Settings
-from experiments.transfer import Experiment
 from tljax import checkpoint, evaluate, models, train
 from tljax.study.results import Result
 from tljax.study.summary import majority_share
@@ -32,14 +31,14 @@ def read(made: Settings, names: Sequence[str], todos: Sequence[Experiment]) -> l
     for name in names:
         if name == "source":
             own = {todo.source.name: todo.source for todo in todos if todo.source}
-            tasks = {key: sources.load(made, key, source.shape) for key, source in own.items()}
+            tasks = {key: plan.load_task(made, key, source.shape) for key, source in own.items()}
             for key, source in own.items():
                 if tasks[key].fingerprint != source.fingerprint:
                     raise InputError(f"--eval=source: '{key}' is not the data that the source was trained on any more")
             found.append(Eval(name, tasks))
             continue
         targets = {todo.target.name: todo.target for todo in todos}
-        tasks = {key: sources.load(made, name, target.train.images.shape[1:]) for key, target in targets.items()}
+        tasks = {key: plan.load_task(made, name, target.train.images.shape[1:]) for key, target in targets.items()}
         for key, task in tasks.items():
             shapes = [tuple(of.train.images.shape[1:]) for of in (task, targets[key])]
             if shapes[0] != shapes[1]:
@@ -66,7 +65,7 @@ def accuracies(
     """
     found: dict[str, dict[str, Any]] = {}
     for name, task in _wanted(todo, more):
-        file = folder / "evals" / f"{fits.file_name(f'{name}-{task.name}')}-{task.fingerprint[:8]}.json"
+        file = folder / "evals" / f"{plan.file_name(f'{name}-{task.name}')}-{task.fingerprint[:8]}.json"
         about = {"test_set": name, "of": task.name, "fingerprint": task.fingerprint}
         known = _known(file, about)
         of_start = name == "start"
@@ -103,12 +102,12 @@ def _wanted(todo: Experiment, more: Sequence[Eval]) -> list[tuple[str, Task]]:
     found = []
     for one in more:
         key = todo.source.name if one.name == "source" and todo.source else todo.target.name
-        if key in one.tasks and not (one.name == "source" and todo.methods[0].name == "scratch"):
+        if key in one.tasks and not (one.name == "source" and todo.strategies[0].name == "scratch"):
             found.append((one.name, one.tasks[key]))
     if (
         todo.source
-        and methods.head_of(todo.made, todo.source, todo.target) == "copy"
-        and todo.methods[0].name != "scratch"
+        and methods.head_of(todo.settings, todo.source, todo.target) == "copy"
+        and todo.strategies[0].name != "scratch"
     ):
         found.append(("start", todo.target))
     return found
@@ -116,17 +115,17 @@ def _wanted(todo: Experiment, more: Sequence[Eval]) -> list[tuple[str, Task]]:
 
 def _judged(todo: Experiment, lines: Sequence[Result], name: str, task: Task, folder: Path) -> dict[str, float]:
     """{fit: its accuracy} on one test set."""
-    trained = todo.source.obtain(folder, todo.execution) if todo.source else {}
+    trained = fit.obtain_source(todo.settings, todo.source, folder, todo.execution)
     of_source = name == "source"
-    model = sources.model(todo.made, len(task.classes)) if of_source else todo.model
+    model = todo.settings.build_model(len(task.classes)) if of_source else todo.model
     images, labels = evaluate.padded(task.test.images), np.asarray(task.test.labels)
     loaded: dict[str, Any] = {}
     found = {}
-    for method, start in transfer.first_starts(todo):
+    for method, start in plan.first_starts(todo):
         merge = start.merge or (lambda params: params)
         for line in (line for line in lines if line.options == method.options and line.strategy == method.name):
             if name == "start":
-                ground = methods.with_source(transfer.ground(todo, line.seed), trained[line.seed])
+                ground = methods.with_source(plan.ground(todo, line.seed), trained[line.seed])
                 params = merge(methods.start(method, ground).params)
             else:
                 place = line.checkpoint

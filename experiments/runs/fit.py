@@ -183,13 +183,15 @@ class DeviceData(NamedTuple):
     """The training examples."""
     test: train.Data
     """The test images, as `evaluate.padded` gives them."""
+    tests: int
+    """How many they are."""
     execution: train.Execution
 
 
 def load(task: Task, recipe: Recipe, execution: train.Execution) -> DeviceData:
     """Put a task on the device, once for all its fits."""
     examples = train.load(task.train.images, task.train.labels)
-    return DeviceData(task, recipe, examples, evaluate.padded(task.test.images), execution)
+    return DeviceData(task, recipe, examples, evaluate.padded(task.test.images), len(task.test.labels), execution)
 
 
 class PreparedFit(NamedTuple):
@@ -311,8 +313,7 @@ def diverged_at(state: train.State, row: int, logits: np.ndarray | None) -> int 
 
 def _logits(on_device: DeviceData, group: Sequence[PreparedFit], state: train.State) -> np.ndarray:
     trials = [fit.trial for fit in group]
-    images = len(on_device.task.test.labels)
-    return evaluate.logits_of(group[0].spec, trials, state, on_device.test, images, on_device.execution)
+    return evaluate.logits_of(group[0].spec, trials, state, on_device.test, on_device.tests, on_device.execution)
 
 
 # ---- All groups of a run
@@ -512,9 +513,7 @@ def _fisher(on_device: DeviceData, fit: PreparedFit, outcome: Outcome) -> Params
     """The Fisher information of a fit on its training examples."""
     rows = np.unique(fit.trial.order(0, len(fit.trial.rates)))
     spec = fit.spec
-    information = gradients.mean_squared_gradient(
-        spec.model, spec.loss, on_device.train, rows[rows >= 0], spec.merge
-    )
+    information = gradients.mean_squared_gradient(spec.model, spec.loss, on_device.train, rows[rows >= 0], spec.merge)
     return information(outcome.params)
 
 

@@ -1,4 +1,4 @@
-"""What is trained: the fits that the settings ask for, read and checked, each with the key of all that decides its bits.
+"""What is trained: the fits that the settings ask for, checked, each with the key of all that decides its bits.
 
 `prepare` reads an `Experiment`, `planned` names its fits; `experiments.runs.fit` trains them.
 """
@@ -79,7 +79,7 @@ def prepare(
     return experiment
 
 
-def load_task(settings: Settings, name: str, shape: tuple[int, ...] | None) -> Task:
+def load_task(settings: Settings, name: str, shape: Any) -> Task:
     """The data set of a name, from where the settings say that data sets are.
 
     Its pixels are brought to `shape`, that of --image_shape or of what it goes with; features, which have other shapes

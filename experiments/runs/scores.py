@@ -19,10 +19,9 @@ from numpy.typing import ArrayLike
 from scipy.special import softmax
 from threadpoolctl import threadpool_limits
 
-from experiments import features, transfer
-from experiments.runs import budgets, directory, fits, origin
-from experiments.runs.origin import Origin
+from experiments.runs import budgets, directory, features, plan, sources
 from experiments.runs.settings import Settings
+from experiments.runs.sources import LoadedSource
 from tljax import plugins
 from tljax.data import draw
 from tljax.study import examples, probes, ranking, transferability
@@ -108,8 +107,8 @@ def drawn(made: Settings, budget: str, task: Task, most: int) -> dict[int, np.nd
     labels, total = np.asarray(task.train.labels), budgets.total(budget, task)
     chosen = budgets.seeds(budget, made.seeds)
     if total > most:
-        return {chosen[0]: draw.label_budget(transfer.streams_of(made, chosen[0]).draw, labels, most)}
-    return {seed: fits.chosen(made.recipe, budget, task, transfer.streams_of(made, seed).draw)[0] for seed in chosen}
+        return {chosen[0]: draw.label_budget(plan.streams(made, chosen[0]).draw, labels, most)}
+    return {seed: plan.draw_examples(made.recipe, budget, task, plan.streams(made, seed).draw)[0] for seed in chosen}
 
 
 class Scored(NamedTuple):
@@ -121,9 +120,9 @@ class Scored(NamedTuple):
     """That the features took when they were computed."""
 
 
-def scored(folder: Path, one: Origin, task: Task, made: Settings, names: Sequence[str], most: int) -> Scored:
+def scored(folder: Path, one: LoadedSource, task: Task, made: Settings, names: Sequence[str], most: int) -> Scored:
     """The scores of a source for a target at all budgets; features and scores that `folder` holds are taken from it."""
-    stage, head = origin.before_head(one.model), one.model[-1].name
+    stage, head = sources.before_head(one.model), one.model[-1].name
     place = folder / "features" / f"{one.identity[:12]}-{task.fingerprint[:12]}"
     file = place / "scores.json"
     known, before = _known(file)

@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import transfer
-from experiments.runs import budgets, directory, origin
-from experiments.runs.cards import Card
+from experiments.runs import budgets, directory, fit, plan, sources
+from experiments.runs.plan import Experiment
 from experiments.runs.settings import Settings
-from experiments.transfer import Experiment
+from experiments.runs.sources import Card
 from tljax.types import InputError, Task
 
 SCRATCH = "scratch"
@@ -48,10 +47,10 @@ def planned(
     for target, task in targets.items():
         shape = {"image_shape": tuple(task.train.images.shape[1:])} if task.train.images.dtype == np.uint8 else {}
         bare = {**given, **shape, "target": target, "strategies": (SCRATCH,)}
-        scratch[target] = transfer.prepare(Settings.from_flags(**bare), execution, only=True)._replace(target=task)
+        scratch[target] = plan.prepare(Settings.from_flags(**bare), execution, only=True)._replace(target=task)
         for card in cards:
             pair = {**given, "target": target, "strategies": names}
-            todo = transfer.prepare(origin.settings(pair, card.place, several=True), execution, only=True)
+            todo = plan.prepare(sources.settings_of(pair, card.place, several=True), execution, only=True)
             transfers[card.name, target] = todo._replace(target=task)  # one copy of the images for all
     for todo in list(transfers.values())[:1]:  # the others have the same strategies and budgets
         _refuse_one_fit_twice(todo)
@@ -61,39 +60,41 @@ def planned(
 def _refuse_one_fit_twice(todo: Experiment) -> None:
     """Raise InputError if two strategies, or two label budgets, of the flags come to the same fit."""
     names: dict[str, str] = {}
-    for method in todo.methods:
-        for budget in todo.made.train_examples:
-            part = todo._replace(methods=(method,), made=dataclasses.replace(todo.made, train_examples=(budget,)))
-            for key in transfer.planned(part):
+    for method in todo.strategies:
+        for budget in todo.settings.train_examples:
+            part = todo._replace(
+                strategies=(method,), settings=dataclasses.replace(todo.settings, train_examples=(budget,))
+            )
+            for key in plan.planned(part):
                 name = f"{method.label} at {budget}"
                 if key in names:
                     raise InputError(f"'{names[key]}' and '{name}' are the same fits on {todo.target.name}: keep one")
                 names[key] = name
 
 
-def found(plan: Plan, folder: Path, cards: Sequence[Card], made: Settings) -> list[Truth]:
+def found(transfers: Plan, folder: Path, cards: Sequence[Card], made: Settings) -> list[Truth]:
     """Train what of the plan is missing, and what it gives.
 
     Raises InputError for a fit that diverged, and for two fits of one source, strategy, budget and seed.
     """
     _refuse_doubles(folder)
-    every = [*plan.scratch.values(), *plan.transfers.values()]
-    data = {name: mark for todo in every for name, mark in transfer.fingerprints(todo).items()}
-    of_scratch = {name: _accuracies(todo, folder, data) for name, todo in plan.scratch.items()}
-    of_sources = {key: _accuracies(todo, folder, data) for key, todo in plan.transfers.items()}
+    every = [*transfers.scratch.values(), *transfers.transfers.values()]
+    data = {name: mark for todo in every for name, mark in plan.fingerprints(todo).items()}
+    of_scratch = {name: _accuracies(todo, folder, data) for name, todo in transfers.scratch.items()}
+    of_sources = {key: _accuracies(todo, folder, data) for key, todo in transfers.transfers.items()}
     truths = []
-    for strategy in [method.label for method in next(iter(plan.transfers.values())).methods]:
+    for strategy in [method.label for method in next(iter(transfers.transfers.values())).strategies]:
         for budget in made.train_examples:
             seeds = budgets.seeds(budget, made.seeds)
             accuracies = {
                 target: np.array(
                     [[of_sources[card.name, target][strategy, budget, seed] for card in cards] for seed in seeds]
                 )
-                for target in plan.scratch
+                for target in transfers.scratch
             }
             without = {
                 target: float(np.mean([of_scratch[target][SCRATCH, budget, seed] for seed in seeds]))
-                for target in plan.scratch
+                for target in transfers.scratch
             }
             truths.append(Truth(strategy, budget, accuracies, without))
     return truths
@@ -114,14 +115,14 @@ def _refuse_doubles(folder: Path) -> None:
 
 def _accuracies(todo: Experiment, folder: Path, data: Mapping[str, str]) -> dict[tuple[str, str, int], float]:
     """{(strategy, budget, seed): test accuracy}."""
-    lines = {line.key: line for line in transfer.within(todo, folder, data)}
+    lines = {line.key: line for line in fit.within(todo, folder, data)}
     known: dict[tuple[str, str, int], float] = {}
-    for key, job in transfer.planned(todo).items():
+    for key, job in plan.planned(todo).items():
         line = lines[key]
         if line.test_accuracy is None:
             raise InputError(
-                f"fit '{line.name}' of source {todo.made.source_checkpoint} diverged, so there is no truth: leave "
+                f"fit '{line.name}' of source {todo.settings.source_checkpoint} diverged, so there is no truth: leave "
                 "the source out, or lower --learning_rate"
             )
-        known[job.method.label, job.budget, job.seed] = line.test_accuracy
+        known[job.strategy.label, job.budget, job.seed] = line.test_accuracy
     return known
