@@ -34,9 +34,9 @@ def run(strategy: str | None, model: str = "mlp") -> None:
     """Print a line a check; raises InputError if any fails."""
     if not strategy:
         raise InputError("--strategy is not given: name what to check, such as --strategy=mine.py:strategy")
-    from tljax import testing  # after the flags are read, so that help is quick
+    from tljax import audit  # after the flags are read, so that help is quick
 
-    checks = testing.check_strategy(strategy, model=model)
+    checks = audit.check_strategy(strategy, model=model)
     words = {True: "ok", False: "FAILED", None: "-"}
     for check in checks:
         console.say(f"{words[check.passed]:<7} {check.name:<36} {check.detail}")

@@ -14,9 +14,9 @@ import pytest
 from test_programs import arguments, results
 
 from experiments import report, transfer
-from experiments.runs import directory, fields, looks, predictions, process, sources, xla_flags
+from experiments.runs import directory, fields, looks, predictions, process, sources
 from experiments.runs.settings import Settings, parse_flags
-from tljax import data, surroundings
+from tljax import data, switches
 from tljax.study.results import from_json
 from tljax.types import InputError
 
@@ -164,7 +164,7 @@ def test_a_strategy_that_closes_a_descriptor_ends_as_others_do(code, tasks, tmp_
 
 def test_descriptors_are_put_back_where_a_file_has_taken_their_number(tmp_path):
     there = os.fstat(1)
-    with surroundings.kept():
+    with switches.guarded():
         os.close(1)
         with open(tmp_path / "next", "w") as file:
             assert file.fileno() == 1
@@ -179,11 +179,11 @@ XLA = {
 }
 """{text of XLA_FLAGS: what XLA says of it before it ends the process}."""
 ASKED = """import os, sys
-from experiments.runs import process, xla_flags
+from experiments.runs import process
 for text in sys.argv[1:]:
     os.environ["XLA_FLAGS"] = text
     try:
-        xla_flags.refuse_unknown()
+        process.refuse_unknown_xla_flags()
     except ValueError as error:
         print(error)
 process.run_main(lambda argv: print("ran"))
@@ -201,7 +201,7 @@ def test_flags_that_xla_does_not_take_are_said_before_it_ends_the_process():
 
 def test_flags_that_xla_takes_are_no_fault(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=3")
-    xla_flags.refuse_unknown()
+    process.refuse_unknown_xla_flags()
 
 
 @pytest.mark.parametrize(("command", "least"), [("ulimit -v", 2**31), ("ulimit -d", 650e6)])

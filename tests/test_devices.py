@@ -54,8 +54,8 @@ def outcome(group, execution, spec=SPEC):
     return given, evaluate.logits_of(spec, group, state, evaluate.padded(np.asarray(IMAGES)), 300, execution)
 
 
-def assert_near(one, other):
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), one, other)
+def assert_near(got, expected):
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), got, expected)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 
 from tljax import masks, models, objective, optimizers, train
 from tljax.data import draw
-from tljax.models import drawing
+from tljax.models import randomness
 from tljax.models.linen import flat, stage
 from tljax.train.step import frozen_prefix, frozen_stages
 from tljax.types import InputError
@@ -324,13 +324,13 @@ FAULTS = {
 def test_dropout_that_never_drops_is_told(case):
     module, shape, told = FAULTS[case]
     model = (stage("it", module), stage("head", nn.Dense(2)))
-    assert drawing.faults(model, shape) == told
+    assert randomness.faults(model, shape) == told
 
 
 @pytest.mark.parametrize("idiom", IDIOMS)
 def test_no_idiom_is_a_fault_and_each_draws(idiom):
     model = (stage("it", IDIOMS[idiom]), stage("head", nn.Dense(2)))
-    assert drawing.faults(model, (400,)) == [] and drawing.stages(model, (400,)) == ("it",)
+    assert randomness.faults(model, (400,)) == [] and randomness.stages(model, (400,)) == ("it",)
 
 
 # Frozen stages.
@@ -430,7 +430,7 @@ def test_frozen_stages_drop_nothing_wherever_they_stand_and_whatever_is_kept(tra
 @pytest.mark.parametrize("trained", SOME)
 def test_on_request_frozen_stages_keep_their_dropout_and_only_what_draws_nothing_is_kept(trained):
     cache = train.FeatureCache(10**8)
-    names = drawing.stages(NOISY, (4, 4, 1))
+    names = randomness.stages(NOISY, (4, 4, 1))
     assert names == ("between", "middle", "last")
     kept, _ = fitted(*trained, keeps_dropout=names, cache=cache)
     np.testing.assert_allclose(kept[0, 0], first_loss(()), rtol=1e-5)

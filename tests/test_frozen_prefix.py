@@ -49,14 +49,14 @@ def fit(params, phases, seed=0, rate=0.1, numbers=None):
     )
 
 
-def fitted(model, fits, cache, optimizer="sgd", merge=None, said=None):
+def fitted(model, fits, cache, optimizer="sgd", merge=None, messages=None):
     """Parameters [trials, ...] and losses of a group, with and without a cache of features."""
     optimizer_spec, numbers = optimizers.spec(optimizer, clip=0.5)
     spec = train.Spec(
         model, objective.loss("softmax_cross_entropy"), optimizer_spec, (objective.Penalty("l2"),), merge=merge
     )
-    fits = [one._replace(numbers={**one.numbers, **numbers}) for one in fits]
-    execution = train.Execution(cache=cache, on_message=(said if said is not None else []).append)
+    fits = [fit._replace(numbers={**fit.numbers, **numbers}) for fit in fits]
+    execution = train.Execution(cache=cache, on_message=(messages if messages is not None else []).append)
     losses, params = [], {}
     for state, log in train.fit(spec, fits, DATA, [12, STEPS], execution=execution):
         losses.append(log.loss)
@@ -66,8 +66,8 @@ def fitted(model, fits, cache, optimizer="sgd", merge=None, said=None):
     return [params[i] for i in range(len(fits))], np.concatenate([loss.ravel() for loss in losses])
 
 
-def close(one, other):
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-6), one, other)
+def close(got, expected):
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-6), got, expected)
 
 
 def test_the_lead_ends_with_the_last_frozen_stage_that_has_parameters():
@@ -134,14 +134,14 @@ def test_dropout_above_the_lead_draws_the_same():
 
 
 def test_fits_that_freeze_the_same_leaves_of_the_same_source_share_the_features():
-    one, other = params_of(MLP), params_of(MLP, 1)
+    first, second = params_of(MLP), params_of(MLP, 1)
     cache = train.FeatureCache(10**8)
     for rate in (0.1, 0.2):
-        fitted(MLP, [fit(one, ((0, head(one)),), rate=rate)], cache)
-    again = {**one, "head": params_of(MLP, 5)["head"]}
+        fitted(MLP, [fit(first, ((0, head(first)),), rate=rate)], cache)
+    again = {**first, "head": params_of(MLP, 5)["head"]}
     fitted(MLP, [fit(again, ((0, head(again)),), seed=3)], cache)
     assert len(cache.arrays) == 1
-    fitted(MLP, [fit(other, ((0, head(other)),))], cache)
+    fitted(MLP, [fit(second, ((0, head(second)),))], cache)
     assert len(cache.arrays) == 2
 
 
@@ -150,8 +150,8 @@ def test_sources_of_one_group_have_a_view_each_and_one_source_has_one():
     cache = train.FeatureCache(10**8)
     together, _ = fitted(MLP, fits, cache)
     assert [array.shape for array in cache.arrays.values()] == [(3, 60, 5)]
-    for i, one in enumerate(fits):
-        close(together[i], fitted(MLP, [one], None)[0][0])
+    for i, alone in enumerate(fits):
+        close(together[i], fitted(MLP, [alone], None)[0][0])
     same = [fit(params_of(MLP), ((0, head(params_of(MLP))),), seed=i) for i in range(3)]
     cache = train.FeatureCache(10**8)
     fitted(MLP, same, cache)
@@ -159,10 +159,10 @@ def test_sources_of_one_group_have_a_view_each_and_one_source_has_one():
 
 
 def test_over_the_budget_it_says_so_and_computes_as_it_goes():
-    params, said = params_of(MLP), []
+    params, messages = params_of(MLP), []
     cache = train.FeatureCache(60 * 5 * 4 - 1)
-    got, _ = fitted(MLP, [fit(params, ((0, head(params)),))], cache, said=said)
-    assert not cache.arrays and any("so computed in every step" in line for line in said)
+    got, _ = fitted(MLP, [fit(params, ((0, head(params)),))], cache, messages=messages)
+    assert not cache.arrays and any("so computed in every step" in line for line in messages)
     jax.tree.map(np.testing.assert_array_equal, got[0], fitted(MLP, [fit(params, ((0, head(params)),))], None)[0][0])
 
 
@@ -171,16 +171,16 @@ def test_within_the_budget_the_least_recently_used_go_and_a_group_takes_turns():
     cache = train.FeatureCache(60 * 5 * 4)
     together, _ = fitted(MLP, fits, cache)
     assert sum(array.nbytes for array in cache.arrays.values()) <= cache.budget
-    for i, one in enumerate(fits):
-        close(together[i], fitted(MLP, [one], None)[0][0])
+    for i, alone in enumerate(fits):
+        close(together[i], fitted(MLP, [alone], None)[0][0])
 
 
 def test_fewer_examples_than_there_are_are_not_worth_it():
     params, cache = params_of(MLP), train.FeatureCache(10**8)
     optimizer_spec, numbers = optimizers.spec("sgd")
     spec = train.Spec(MLP, objective.loss("softmax_cross_entropy"), optimizer_spec)
-    one = fit(params, ((0, head(params)),), numbers=numbers)._replace(rates=np.ones(5, np.float32), weights=())
-    list(train.fit(spec, [one], DATA, [5], execution=train.Execution(cache=cache)))
+    few = fit(params, ((0, head(params)),), numbers=numbers)._replace(rates=np.ones(5, np.float32), weights=())
+    list(train.fit(spec, [few], DATA, [5], execution=train.Execution(cache=cache)))
     assert not cache.arrays
 
 

@@ -25,7 +25,7 @@ from test_programs import arguments, command
 from experiments import transfer
 from experiments.runs import console, directory, metrics, predictions, process, sources
 from experiments.runs.settings import Settings, parse_flags
-from tljax import checkpoint, data, files, npz, surroundings, weights
+from tljax import checkpoint, data, files, npz, switches, weights
 from tljax.data import idx, unlabelled
 from tljax.types import InputError
 
@@ -204,10 +204,10 @@ def test_somebody_elses_code_closes_no_stream_and_takes_none_away(monkeypatch, t
     with open(tmp_path / "out", "w") as out, monkeypatch.context() as patch:
         patch.setattr("sys.stdout", out)
         with process.lasting_streams():
-            with surroundings.kept():
+            with switches.guarded():
                 sys.stdout.close()
             console.say("first")
-            with surroundings.kept():
+            with switches.guarded():
                 sys.stdout = sys.stderr = None
             console.say("second")
         assert (tmp_path / "out").read_text() == "first\nsecond\n"

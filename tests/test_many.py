@@ -50,22 +50,22 @@ def fit(params, order, rate=0.05, weight=1e-2, smoothing=0.1, mask=None, phases=
 
 def fitted(fits, **execution):
     """{trial: (parameters, losses)} and what was said."""
-    said, found = [], {}
+    messages, results = [], {}
     for state, log in train.fit(
-        SPEC, fits, DATA, [20, STEPS], execution=train.Execution(on_message=said.append, **execution)
+        SPEC, fits, DATA, [20, STEPS], execution=train.Execution(on_message=messages.append, **execution)
     ):
         for row, i in enumerate(state.fits):
             params = jax.tree.map(lambda leaf, row=row: np.array(leaf[row]), state.params)
-            found[i] = (params, np.concatenate([found[i][1] if i in found else [], log.loss[row]]))
-    return [found[i] for i in range(len(fits))], said
+            results[i] = (params, np.concatenate([results[i][1] if i in results else [], log.loss[row]]))
+    return [results[i] for i in range(len(fits))], messages
 
 
-def assert_same(one, other):
-    jax.tree.map(np.testing.assert_array_equal, one, other)
+def assert_same(got, expected):
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
 
 
-def assert_near(one, other):
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), one, other)
+def assert_near(got, expected):
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), got, expected)
 
 
 def seeds(count):
@@ -75,8 +75,8 @@ def seeds(count):
 @pytest.mark.parametrize("count", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 8, 9))])
 def test_over_devices_a_fit_has_the_bits_of_a_fit_alone(count):
     together, _ = fitted(seeds(count), devices=DEVICES)
-    for i, one in enumerate(seeds(count)):
-        assert_same(together[i], fitted([one])[0][0])
+    for i, fit_alone in enumerate(seeds(count)):
+        assert_same(together[i], fitted([fit_alone])[0][0])
 
 
 def test_what_differs_in_numbers_orders_or_examples_is_one_group_and_one_executable():
@@ -92,8 +92,8 @@ def test_what_differs_in_numbers_orders_or_examples_is_one_group_and_one_executa
     before = vectorize.segment._cache_size()
     together, _ = fitted(fits)
     assert vectorize.segment._cache_size() == before + 1
-    for i, one in enumerate(fits):
-        assert_same(together[i], fitted([one])[0][0])
+    for i, fit_alone in enumerate(fits):
+        assert_same(together[i], fitted([fit_alone])[0][0])
     assert len({float(losses[-1]) for _, losses in together}) == 5
 
 
@@ -103,42 +103,42 @@ def test_numbers_and_arrays_in_masks_part_a_group_though_they_compile_to_one_pro
     some = jax.tree.map(lambda leaf: np.arange(leaf.size).reshape(leaf.shape) % 2 == 0, params)
     fits = [fit(params, order_of(0), mask=mask) for mask in (half, some)]
     together, _ = fitted(fits)
-    for i, one in enumerate(fits):
-        assert_same(together[i], fitted([one])[0][0])
+    for i, fit_alone in enumerate(fits):
+        assert_same(together[i], fitted([fit_alone])[0][0])
 
 
 def with_one_order(seeds=2, rates=3):
-    found = []
+    fits = []
     for seed in range(seeds):
         params, order = start(seed), order_of(seed)
-        found += [fit(params, order, rate=0.02 * (i + 1), shares=seed) for i in range(rates)]
-    return found
+        fits += [fit(params, order, rate=0.02 * (i + 1), shares=seed) for i in range(rates)]
+    return fits
 
 
 @pytest.mark.parametrize("devices", [1, 2, pytest.param(8, marks=pytest.mark.slow)])
 def test_trials_of_one_order_one_after_another_have_the_bits_of_fits_alone(devices):
-    together, said = fitted(with_one_order(), devices=DEVICES[:devices], many="map")
+    together, messages = fitted(with_one_order(), devices=DEVICES[:devices], many="map")
     where = "on one device" if devices == 1 else "on each of 2 devices"
-    assert said == [f"6 fits, one after another {where}"]
-    for i, one in enumerate(with_one_order()):
-        assert_same(together[i], fitted([one])[0][0])
+    assert messages == [f"6 fits, one after another {where}"]
+    for i, fit_alone in enumerate(with_one_order()):
+        assert_same(together[i], fitted([fit_alone])[0][0])
 
 
 @pytest.mark.parametrize("devices", [1, 2])
 @pytest.mark.parametrize("many", ["auto", "vmap"])
 def test_side_by_side_they_agree_with_fits_alone(many, devices):
-    together, said = fitted(with_one_order(), devices=DEVICES[:devices], many=many)
-    assert len(said) == 1 and "side by side" in said[0]
-    for i, one in enumerate(with_one_order()):
-        assert_near(together[i], fitted([one])[0][0])
+    together, messages = fitted(with_one_order(), devices=DEVICES[:devices], many=many)
+    assert len(messages) == 1 and "side by side" in messages[0]
+    for i, fit_alone in enumerate(with_one_order()):
+        assert_near(together[i], fitted([fit_alone])[0][0])
 
 
 def test_side_by_side_in_groups_of_seeds_only_when_asked():
     assert fitted(seeds(5))[1] == ["5 fits, one after another on one device"]
-    together, said = fitted(seeds(5), many="vmap")
-    assert said == ["5 fits, side by side on one device"]
-    for i, one in enumerate(seeds(5)):
-        assert_near(together[i], fitted([one])[0][0])
+    together, messages = fitted(seeds(5), many="vmap")
+    assert messages == ["5 fits, side by side on one device"]
+    for i, fit_alone in enumerate(seeds(5)):
+        assert_near(together[i], fitted([fit_alone])[0][0])
 
 
 def test_wide_steps_go_one_after_another_unless_a_flag_says_otherwise():
@@ -163,22 +163,22 @@ def test_work_is_about_what_xla_counts_for_a_step():
         (masks.by_path(params, lambda path: True), 3 * 81.4e6),
         (masks.under(params, "head"), 3 * 1.03e6),
     ):
-        one = fit(params, order, mask=mask)
+        member = fit(params, order, mask=mask)
         got = vectorize.step_work(
-            train.specialize(spec, one, (mask,)), one, train.load(np.zeros((1, 28, 28, 1), np.uint8))
+            train.specialize(spec, member, (mask,)), member, train.load(np.zeros((1, 28, 28, 1), np.uint8))
         )
         assert got == pytest.approx(expected, rel=0.03)
 
 
 def test_probes_on_the_features_of_several_sources_side_by_side_over_devices():
     def heads():
-        return [one._replace(phases=((0, masks.under(one.params, "head")),)) for one in with_one_order(4, 2)]
+        return [fit._replace(phases=((0, masks.under(fit.params, "head")),)) for fit in with_one_order(4, 2)]
 
     cache = train.FeatureCache(10**8)
     together, _ = fitted(heads(), devices=DEVICES[:2], cache=cache)
     assert [array.shape for array in cache.arrays.values()] == [(4, 60, 6)]
-    for i, one in enumerate(heads()):
-        assert_near(together[i], fitted([one])[0][0])
+    for i, fit_alone in enumerate(heads()):
+        assert_near(together[i], fitted([fit_alone])[0][0])
 
 
 def test_lanes_part_where_the_frozen_stages_were_trained_before():
@@ -189,8 +189,8 @@ def test_lanes_part_where_the_frozen_stages_were_trained_before():
     cache = train.FeatureCache(10**8)
     together, _ = fitted(fits, cache=cache)
     assert [array.shape for array in cache.arrays.values()] == [(2, 60, 6)]
-    for i, one in enumerate(fits):
-        assert_near(together[i], fitted([one])[0][0])
+    for i, fit_alone in enumerate(fits):
+        assert_near(together[i], fitted([fit_alone])[0][0])
 
 
 def test_a_stop_and_resume_over_devices_gives_the_bits_of_no_stop():
@@ -198,8 +198,8 @@ def test_a_stop_and_resume_over_devices_gives_the_bits_of_no_stop():
     execution = train.Execution(DEVICES[:2])
     ends = [20, STEPS]
     state, _ = next(train.fit(SPEC, seeds(4), DATA, ends, execution=execution))
-    kept = jax.device_get(state)
-    [(state, _)] = train.fit(SPEC, seeds(4), DATA, ends, [kept], execution)
+    saved = jax.device_get(state)
+    [(state, _)] = train.fit(SPEC, seeds(4), DATA, ends, [saved], execution)
     for row in range(4):
         assert_same(jax.tree.map(lambda leaf, row=row: np.array(leaf[row]), state.params), whole[row][0])
 
@@ -245,8 +245,8 @@ def test_the_norm_of_the_gradient_too_has_the_bits_of_a_fit_alone():
         order = lambda first, last: np.tile(np.arange(100, dtype=np.int32), (last - first, 1))  # noqa: E731
         rates, numbers = np.full(12, 0.05, np.float32), {**NUMBERS, "label_smoothing": 0.0}
         group = [
-            train.Fit(one, ((0, mask),), order, rates, ({"weight": 1e-3},), numbers, jax.random.key(0))
-            for one in params
+            train.Fit(start, ((0, mask),), order, rates, ({"weight": 1e-3},), numbers, jax.random.key(0))
+            for start in params
         ]
         [(state, log)] = train.fit(spec, group, data, [12], execution=train.Execution(DEVICES[:devices]))
         first = jax.tree.map(lambda leaf: np.asarray(leaf[0]), (log, state.params))

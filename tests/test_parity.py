@@ -30,9 +30,9 @@ def trained_by_tljax(strategy, optimizer):
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), models.init(model, jax.random.key(0), (3, 4, 1)))
     fresh = masks.under(params, "head")
     method, options = plugins.method("full" if strategy == "l2_sp" else strategy)
-    given = method.strategy(params, Context(stages=models.names(model), fresh=fresh), **options)
-    given = given if isinstance(given, tuple | list) else [Phase(0.0, given)]
-    phases = tuple((round(phase.start * STEPS), phase.mask) for phase in given)
+    strategy_phases = method.strategy(params, Context(stages=models.names(model), fresh=fresh), **options)
+    strategy_phases = strategy_phases if isinstance(strategy_phases, tuple | list) else [Phase(0.0, strategy_phases)]
+    phases = tuple((round(phase.start * STEPS), phase.mask) for phase in strategy_phases)
     decay = DECAY if optimizer == "adamw" else 0.0
     momentum = 0.5 if optimizer == "momentum" else 0.0
     name = "sgd" if optimizer == "momentum" else optimizer

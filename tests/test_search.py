@@ -61,7 +61,7 @@ def test_the_test_set_cannot_be_searched_on(tasks, tmp_path, monkeypatch):
         seen.append(task.on_device.task)
         assert len(task.on_device.task.test.labels) == len(task.on_device.task.test.images) == 0
         train = np.asarray(task.on_device.task.train.images)
-        np.testing.assert_array_equal(np.asarray(task.on_device.test)[: len(task.rows)], train[task.rows])
+        np.testing.assert_array_equal(np.asarray(task.on_device.test.inputs[0])[: len(task.rows)], train[task.rows])
         return judge(task, *given)
 
     monkeypatch.setattr(trials, "judge", watched)
@@ -215,7 +215,7 @@ def test_the_flags_of_a_search_give_it_again(pretrained, tasks, tmp_path, capsys
 
 def test_a_search_directory_of_an_older_tljax_goes_on(pretrained, tasks, tmp_path, capsys):
     """It held the settings of the trials and none of the search's own flags."""
-    given, asked = flags.read(of_checkpoint(tasks, tmp_path, pretrained), search_flags.Search)
+    given, asked = flags.read(of_checkpoint(tasks, tmp_path, pretrained), search.SearchFlags)
     trials_of = search._hunting(given, Settings.from_flags(**given), asked)
     with directory.opened(Settings.from_flags(**trials_of), "search") as folder:
         pass

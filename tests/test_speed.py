@@ -21,6 +21,8 @@ from tljax.types import InputError
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
 ROOT = Path(__file__).parent.parent
+NOT_OF_PRETRAIN = {"target": None, "strategies": None}
+"""Flags that `command` gives to transfer and pretrain does not have."""
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,7 @@ def test_rates_of_a_strategy_share_an_executable(tasks, tmp_path):
 def test_the_run_says_what_it_decided(tasks, tmp_path, capsys):
     transfer.run(**arguments(tasks, tmp_path / "w", strategies=("head_only",), seeds=(0, 1, 2), devices=2))
     lines = capsys.readouterr().out.splitlines()
-    assert lines.count("2 fits at once, one on each of 2 devices") == 1
+    assert lines.count("2 of 3 fits at once, one on each of 2 devices") == 1
     assert "hidden_0 is frozen: features of 120 examples are computed once, 0 MB" in lines
 
 
@@ -123,7 +125,13 @@ def test_compiled_programs_go_to_the_users_cache_folder_unless_switched_off(task
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     for flag, expected in (("--compilation_cache=off", 0), ("--seeds=0", 1)):
-        call = [sys.executable, "-m", "experiments.pretrain", *command(tasks, tmp_path / flag[:8]), flag]
+        call = [
+            sys.executable,
+            "-m",
+            "experiments.pretrain",
+            *command(tasks, tmp_path / flag[:8], **NOT_OF_PRETRAIN),
+            flag,
+        ]
         subprocess.run(call, cwd=ROOT, check=True, capture_output=True)
         assert len(list((tmp_path / "home").glob("tljax/compiled-*"))) == expected
 
@@ -139,9 +147,9 @@ def test_compiled_programs_go_to_the_users_cache_folder_unless_switched_off(task
     ],
 )
 def test_bad_flags_are_one_line(flags, message, tasks, tmp_path, capsys):
-    for program in (transfer, pretrain):
+    for program, others in ((transfer, {}), (pretrain, NOT_OF_PRETRAIN)):
         with pytest.raises(SystemExit) as end:
-            process.run_main(program.main, ["x", *command(tasks, tmp_path, **flags)])
+            process.run_main(program.main, ["x", *command(tasks, tmp_path, **others, **flags)])
         assert end.value.code == 1
         text = capsys.readouterr().err
         assert message in text and text.count("\n") == 1

@@ -16,7 +16,7 @@ from test_programs import arguments, command, results
 from experiments import pretrain, transfer
 from experiments.runs import directory, plan
 from experiments.runs.settings import Recipe, Settings
-from tljax import models, plugins, surroundings
+from tljax import models, plugins, switches
 from tljax.types import InputError
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -34,7 +34,7 @@ SETS = {
 
 @pytest.fixture
 def put_back():
-    before = {name: jax.config.values[name] for name in surroundings.NEUTRAL if name in jax.config.values}
+    before = {name: jax.config.values[name] for name in switches.NEUTRAL if name in jax.config.values}
     yield
     for name, value in before.items():
         jax.config.update(name, value)
@@ -44,7 +44,7 @@ ABOUT = {"target": "b", "strategy": "full", "seed": 0}
 
 
 def test_as_jax_comes_nothing_enters_a_key():
-    assert surroundings.switches() == {}
+    assert switches.changed() == {}
     known = plan.identify("one", ABOUT, {"recipe": Recipe()}, {})
     text = json.dumps({**ABOUT, "recipe": Recipe(), "tljax": "0.1.0"}, sort_keys=True, default=str)
     assert known.key == hashlib.sha256(text.encode()).hexdigest()
@@ -54,7 +54,7 @@ def test_as_jax_comes_nothing_enters_a_key():
 def test_a_switch_is_in_the_key_and_in_what_is_said_of_the_run(name, put_back):
     before = plan.identify("one", ABOUT, {}, {}).key
     jax.config.update(name, SETS[name])
-    assert surroundings.switches() == {name.upper(): SETS[name]}
+    assert switches.changed() == {name.upper(): SETS[name]}
     assert directory.environment({})["switches"] == {name.upper(): SETS[name]}
     assert plan.identify("one", ABOUT, {}, {}).key != before
 
@@ -62,14 +62,14 @@ def test_a_switch_is_in_the_key_and_in_what_is_said_of_the_run(name, put_back):
 def test_of_xla_the_flags_that_say_how_to_compute_are_in_the_key(monkeypatch, tmp_path):
     many = "--xla_force_host_platform_device_count=8 --xla_dump_to=/nowhere"
     monkeypatch.setenv("XLA_FLAGS", many)
-    assert surroundings.switches() == {}
+    assert switches.changed() == {}
     fast = "--xla_cpu_fast_math_honor_nans=false --xla_cpu_enable_fast_math=true"
     monkeypatch.setenv("XLA_FLAGS", f"{fast} {many}")
     ordered = " ".join(sorted(fast.split()))
-    assert surroundings.switches() == {"XLA_FLAGS": ordered}
+    assert switches.changed() == {"XLA_FLAGS": ordered}
     (tmp_path / "flags").write_text(fast)
     monkeypatch.setenv("XLA_FLAGS", str(tmp_path / "flags"))
-    assert surroundings.switches() == {"XLA_FLAGS": ordered}
+    assert switches.changed() == {"XLA_FLAGS": ordered}
     assert directory.environment({})["variables"]["XLA_FLAGS"] == str(tmp_path / "flags")
 
 
@@ -115,9 +115,9 @@ def test_a_plugin_that_sets_a_switch_is_refused_and_the_switch_put_back(name, wh
     before = jax.config.values[name]
     with pytest.raises(InputError, match=rf"sets {name} from .* in the environment if you mean it"):
         method, _ = plugins.method(spec)
-        with surroundings.kept():
+        with switches.guarded():
             method.strategy({"head": np.ones(2)}, None)
-    assert jax.config.values[name] == before and surroundings.switches() == {}
+    assert jax.config.values[name] == before and switches.changed() == {}
 
 
 def test_a_model_that_sets_a_switch_while_it_is_traced_is_refused(put_back):

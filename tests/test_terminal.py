@@ -21,7 +21,7 @@ from test_programs import arguments, command
 from experiments import report, transfer
 from experiments.runs import console, process
 from experiments.runs.settings import Settings, parse_flags
-from tljax import checkpoint, files, masks, npz, objective, optimizers, surroundings
+from tljax import checkpoint, files, masks, npz, objective, optimizers, switches
 from tljax.types import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -134,7 +134,7 @@ def test_a_momentum_is_below_1_as_its_help_says():
         optimizers.spec("sgd", momentum=1.0)
     assert optimizers.spec("sgd", momentum=0.999)[1] == {"momentum": 0.999}
     for name in optimizers.names():  # what optax has as its defaults is let through
-        assert optimizers.spec(name) == (optimizers.Spec(name), {})
+        assert optimizers.spec(name) == (optimizers.OptimizerSpec(name), {})
     assert optimizers.spec("optimistic_gradient_descent:beta=1.0")
 
 
@@ -298,8 +298,8 @@ def test_a_hundred_thousand_seeds_are_read_at_once(monkeypatch):
             return values
 
     with monkeypatch.context() as patch:
-        patch.setattr(surroundings.jax, "config", Config())
-        surroundings.switches()
+        patch.setattr(switches.jax, "config", Config())
+        switches.changed()
     assert len(looks) == 1  # JAX makes them anew each time, and every fit asks
 
 

@@ -193,7 +193,7 @@ def test_parts_that_are_stopped_go_on_each_from_its_own_state():
 def test_a_fit_whose_loss_is_not_finite_is_marked_at_its_step_and_the_others_go_on(many):
     """One of four has a rate at which it diverges at once, one has it from step 7 on."""
     spec, fits, *data = phased(lambda seed, params: ((0, everything(params)),), optimizer="sgd", seeds=(0, 1, 2, 3))
-    spec = replace(spec, loss=objective.loss("l2_loss"), optimizer=optimizers.Spec("sgd"))
+    spec = replace(spec, loss=objective.loss("l2_loss"), optimizer=optimizers.OptimizerSpec("sgd"))
     wild = np.full(12, 1e30, np.float32)
     fits[1] = fits[1]._replace(rates=wild)
     fits[3] = fits[3]._replace(rates=np.concatenate([fits[3].rates[:7], wild[:5]]))
@@ -210,7 +210,7 @@ def test_a_fit_whose_loss_is_not_finite_is_marked_at_its_step_and_the_others_go_
 
 def test_where_all_have_diverged_nothing_more_is_computed(monkeypatch):
     spec, [fit], *data = phased(lambda seed, params: ((0, everything(params)),), optimizer="sgd")
-    spec = replace(spec, loss=objective.loss("l2_loss"), optimizer=optimizers.Spec("sgd"))
+    spec = replace(spec, loss=objective.loss("l2_loss"), optimizer=optimizers.OptimizerSpec("sgd"))
     calls = []
     monkeypatch.setattr(vectorize, "run", lambda *given: calls.append(given[-1]) or vectorize.segment(*given))
     found = list(train.fit(spec, [fit._replace(rates=np.full(12, 1e30, np.float32))], *data))
@@ -270,7 +270,7 @@ def test_the_head_alone_does_half_of_the_work():
     for name, mask_of in (("full", everything), ("head", head)):
         params = models.init(model, jax.random.key(0), (28, 28, 1))
         mask = mask_of(params)
-        plain = train.Spec(model, objective.loss("softmax_cross_entropy"), optimizers.Spec("sgd"))
+        plain = train.Spec(model, objective.loss("softmax_cross_entropy"), optimizers.OptimizerSpec("sgd"))
         fit = train.Fit(params, ((0, mask),), None, None, (), {}, None)
         spec = train.specialize(plain, fit, (mask,))
         trained, frozen = masks.split(params, mask)
@@ -287,7 +287,7 @@ def test_the_head_alone_does_half_of_the_work():
 def test_trials_of_different_lengths_are_no_group():
     params = models.init(MODEL, jax.random.key(0), (3, 4, 1))
     mask = everything(params)
-    spec = train.Spec(MODEL, objective.loss("l2_loss"), optimizers.Spec("sgd"))
+    spec = train.Spec(MODEL, objective.loss("l2_loss"), optimizers.OptimizerSpec("sgd"))
     order = lambda a, b: draw.order(0, 50, 16, a, b, epochs=True, subset=None)  # noqa: E731
     fits = [train.Fit(params, ((0, mask),), order, np.ones(n, np.float32), (), {}, jax.random.key(0)) for n in (3, 4)]
     with pytest.raises(InputError, match="need 3 steps and batches of 16"):

@@ -11,7 +11,7 @@ from tljax import plugins
 from tljax.types import InputError
 
 
-class Spec(NamedTuple):
+class OptimizerSpec(NamedTuple):
     """The part of an optimizer that decides the compiled code; its numbers are passed when it is built."""
 
     name: str
@@ -20,14 +20,16 @@ class Spec(NamedTuple):
     """Which of 'momentum', 'weight_decay', 'clip' are in use."""
 
 
-def spec(name: str, *, momentum: float = 0.0, weight_decay: float = 0.0, clip: float = 0.0) -> tuple[Spec, dict]:
-    """The Spec of an optimizer and its numbers by name; a number of 0 is left out.
+def spec(
+    name: str, *, momentum: float = 0.0, weight_decay: float = 0.0, clip: float = 0.0
+) -> tuple[OptimizerSpec, dict]:
+    """The spec of an optimizer and its numbers by name; a number of 0 is left out.
 
     Raises InputError for an unknown optimizer or option, a number that is negative or not finite in float32, a
     momentum or decay of moments that is not below 1, or a momentum that the optimizer does not take.
 
     >>> spec("sgd", momentum=0.9)
-    (Spec(name='sgd', numbers=('momentum',)), {'momentum': 0.9})
+    (OptimizerSpec(name='sgd', numbers=('momentum',)), {'momentum': 0.9})
     """
     every = {"momentum": momentum, "weight_decay": weight_decay, "clip": clip}
     for key, value in every.items():
@@ -41,10 +43,10 @@ def spec(name: str, *, momentum: float = 0.0, weight_decay: float = 0.0, clip: f
         raise InputError(f"--momentum={momentum}: optimizer '{name}' takes none; its options go after its name")
     if momentum and "momentum" in options:
         raise InputError(f"--momentum={momentum} and optimizer '{name}' both set the momentum: keep one")
-    return Spec(name, tuple(numbers)), numbers
+    return OptimizerSpec(name, tuple(numbers)), numbers
 
 
-def build(spec: Spec, learning_rate: Any, numbers: Mapping[str, Any]) -> optax.GradientTransformation:
+def build(spec: OptimizerSpec, learning_rate: Any, numbers: Mapping[str, Any]) -> optax.GradientTransformation:
     """The optax transformation: clip, then decay, then the optimizer. The numbers may be traced.
 
     Decay is the optimizer's own where it has one (decoupled in AdamW and Lion: Loshchilov and Hutter 2019,

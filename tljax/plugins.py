@@ -6,6 +6,7 @@ A name is a file of one of our folders (`last_k`), a `package.module:attribute`,
 
 import ast
 import difflib
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -20,7 +21,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any, NamedTuple
 
-from tljax import code, files, surroundings
+from tljax import files, switches
 from tljax.types import InputError, Method
 
 
@@ -247,7 +248,7 @@ def _convert(text: str, parameter: inspect.Parameter, what: str) -> Any:
 
 def _parameters(function: Callable[..., Any], what: str) -> Mapping[str, inspect.Parameter]:
     """The parameters of a function; annotations that are strings are read, but for names that are not imported."""
-    names = getattr(sys.modules.get(code.origin(function).__module__), "__dict__", {})
+    names = getattr(sys.modules.get(_origin(function).__module__), "__dict__", {})
 
     def read(p: inspect.Parameter) -> inspect.Parameter:
         try:
@@ -300,7 +301,7 @@ def said(error: BaseException, function: Callable[..., Any] | None = None) -> st
     """
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    if isinstance(own := getattr(code.origin(function), "__code__", None) if function else None, CodeType):
+    if isinstance(own := getattr(_origin(function), "__code__", None) if function else None, CodeType):
         inside = [frame for frame in frames if frame.filename == own.co_filename]
         where = f" ({own.co_filename}:{inside[-1].lineno if inside else own.co_firstlineno})"
     return f"{type(error).__name__}: {words(error)[:300]}{where}"
@@ -366,7 +367,7 @@ def module(spec: Spec, package: str, kind: str) -> ModuleType:
 
 def _import(name: str, what: str) -> ModuleType:
     try:
-        with surroundings.kept(what):
+        with switches.guarded(what):
             return importlib.import_module(name)
     except InputError:
         raise
@@ -384,7 +385,7 @@ def _from_file(file: Path, kind: str) -> ModuleType:
     try:
         text = file.read_bytes()
         files.require_bytes_of_text(text, f"{kind} file '{file}'")
-        with surroundings.kept(f"{kind} file '{file}'"):
+        with switches.guarded(f"{kind} file '{file}'"):
             # Not by way of the import system, whose bytecode is stale for an edit of the same size in the same second.
             exec(compile(text, str(file), "exec"), loaded.__dict__)
     except InputError:
@@ -428,15 +429,51 @@ def method(text: str) -> tuple[Method, dict[str, Any]]:
                 f"strategy '{spec.name}': its `{name}` is {shown(part)}, not a function: write def {name}(...)"
             )
     driven = bool(getattr(found, "DATA_DRIVEN", False))
-    edited = code.digest(found, strategy, *parts.values())
+    edited = _digest(found, strategy, *parts.values())
     options = bind(strategy, spec.options, f"strategy '{spec.name}'")
     return Method(strategy, **parts, data_driven=driven, code=edited), options
 
 
 def outside_digest(text: str, package: str, kind: str) -> str:
-    """`code.digest` of what a spec names outside tljax, by its file or dotted path; "" for what is inside."""
+    """SHA-256 of the files of what a spec names outside tljax, by its file or dotted path; "" for what is inside."""
     spec = parse(text)
     if "." not in spec.name:
         return ""
     found = module(spec, package, kind)
-    return code.digest(found, attribute(spec, found, kind))
+    return _digest(found, attribute(spec, found, kind))
+
+
+def _origin(function: Any) -> Any:
+    """The function behind partial arguments; the class of an object that can be called."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function if hasattr(function, "__name__") else type(function)
+
+
+def _digest(named: ModuleType, *functions: Callable[..., Any] | None) -> str:
+    """SHA-256 of the files that a plugin is made of, so that an edit of any of them changes it.
+
+    These are the file that names it, those that define its functions, and what each imports from its own folder.
+    """
+    modules = [named, *(sys.modules.get(_origin(f).__module__) for f in functions if f is not None)]
+    waiting = [Path(file) for module in modules if (file := getattr(module, "__file__", None))]
+    sha = hashlib.sha256()
+    seen: set[Path] = set()
+    while waiting:
+        file = waiting.pop(0).resolve()
+        if file not in seen and file.is_file():
+            seen.add(file)
+            sha.update(file.read_bytes())
+            waiting += _beside(file)
+    return sha.hexdigest()
+
+
+def _beside(file: Path) -> list[Path]:
+    """The files of the same folder that a file imports, by the last of their names."""
+    try:
+        nodes = list(ast.walk(ast.parse(file.read_bytes())))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two of what is nested too deep
+        return []
+    words = [alias.name for node in nodes if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names]
+    words += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+    return [file.with_name(f"{word.rpartition('.')[2]}.py") for word in words]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from tljax import graft, masks, paths, plugins, surroundings
+from tljax import graft, masks, paths, plugins, switches
 from tljax.types import Context, InputError, Mask, Method, Params, Phase
 
 
@@ -80,7 +80,7 @@ class Merge:
 
 def _call(function: Callable[..., Any], options: Mapping[str, Any], *arguments: Any) -> Any:
     """Call a function of a strategy's module with those of the options that it takes."""
-    with surroundings.kept():
+    with switches.guarded():
         return function(*arguments, **plugins.taken(function, options))
 
 

@@ -18,7 +18,7 @@ import jax
 
 from experiments.runs import console, fields, flags, process
 from experiments.runs.settings import GROWING, NEUTRAL, Settings, parse_flags, refuse_shared_names
-from tljax import __version__, checkpoint, files, paths, plugins, surroundings
+from tljax import __version__, checkpoint, files, paths, plugins, switches
 from tljax.study.results import Result, from_json, to_json
 from tljax.types import InputError
 
@@ -120,10 +120,10 @@ def make_folder(place: Path) -> Path:
 def _refuse_other_switches(workdir: Path) -> None:
     """Raise InputError where the run's fits were trained under other switches of JAX: their streams are not to mix."""
     about = recorded_environment(workdir)
-    switches = about.get("switches", {}) if isinstance(about, dict) else None
-    if not isinstance(switches, dict):
+    there = about.get("switches", {}) if isinstance(about, dict) else None
+    if not isinstance(there, dict):
         return
-    there, here = switches, surroundings.switches()
+    here = switches.changed()
     names = [name for name in sorted({*there, *here}) if there.get(name) != here.get(name)]
     if names:
         told = "; ".join(f"{name}={there.get(name, 'unset')} there, {here.get(name, 'unset')} here" for name in names)
@@ -496,8 +496,8 @@ def environment(fingerprints: Mapping[str, str]) -> dict[str, Any]:
         "versions": {name: version(name) for name in names},
         "data": dict(fingerprints),
         "commit": _commit(),
-        "variables": surroundings.variables(),
-        "switches": surroundings.switches(),
+        "variables": switches.variables(),
+        "switches": switches.changed(),
     }
 
 

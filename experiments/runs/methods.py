@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from experiments.runs import console, process
 from experiments.runs.settings import Settings
 from experiments.runs.sources import Source, Trained
-from tljax import checkpoint, graft, masks, models, paths, plugins, ready, seeds, surroundings
+from tljax import checkpoint, graft, masks, models, paths, plugins, ready, seeds, switches
 from tljax.types import Context, InputError, Mask, Method, Model, Params, Phase, Task
 
 
@@ -62,7 +62,7 @@ def _theirs(one: Named, part: str, function: Any, *arguments: Any, **options: An
     """Call a function of a strategy's file; what it raises becomes one line that says whose it is, and where."""
     what = f"{part} of strategy '{one.label}'" if part else f"strategy '{one.label}'"
     try:
-        with surroundings.kept(what):
+        with switches.guarded(what):
             return function(*arguments, **options)
     except (InputError, KeyboardInterrupt, process.Stopped):
         raise

@@ -20,10 +20,10 @@ from experiments.runs import budgets, console, methods, sources
 from experiments.runs.methods import Start
 from experiments.runs.settings import MOST_STEPS, Recipe, Settings
 from experiments.runs.sources import Source
-from tljax import __version__, data, models, objective, optimizers, paths, plugins, seeds, surroundings, train
+from tljax import __version__, data, models, objective, optimizers, paths, plugins, seeds, switches, train
 from tljax.data import draw
 from tljax.data.files import NO_PIXELS
-from tljax.models import drawing
+from tljax.models import randomness
 from tljax.study.results import Result
 from tljax.types import InputError, Model, Params, Task
 
@@ -210,7 +210,7 @@ def check_recipe(recipe: Recipe, budget: str, task: Task, start: Start, prefix: 
 def _flagged(prefix: str, flag: str, attempt: Callable[[], Any]) -> Any:
     """What `attempt` returns; whatever it raises becomes an InputError that names the flag."""
     try:
-        with surroundings.kept(f"what --{prefix}{flag} names"):
+        with switches.guarded(f"what --{prefix}{flag} names"):
             return attempt()
     except InputError as error:
         names = "|".join(f.name for f in dataclasses.fields(Recipe))
@@ -220,7 +220,7 @@ def _flagged(prefix: str, flag: str, attempt: Callable[[], Any]) -> Any:
         raise InputError(f"--{prefix}{flag} cannot be used as it is given: {plugins.said(error)}") from error
 
 
-def _try_optimizer(spec: optimizers.Spec, numbers: Mapping[str, float]) -> None:
+def _try_optimizer(spec: optimizers.OptimizerSpec, numbers: Mapping[str, float]) -> None:
     """Trace one step on a small tree."""
     params = {name: jax.ShapeDtypeStruct((2,) * n, jnp.float32) for name, n in (("kernel", 2), ("bias", 1))}
 
@@ -231,7 +231,7 @@ def _try_optimizer(spec: optimizers.Spec, numbers: Mapping[str, float]) -> None:
     jax.eval_shape(step, params)
 
 
-def build_optimizer(recipe: Recipe) -> tuple[optimizers.Spec, dict[str, float]]:
+def build_optimizer(recipe: Recipe) -> tuple[optimizers.OptimizerSpec, dict[str, float]]:
     """(optimizer as it is compiled, {number that is traced: its value})."""
     return optimizers.spec(
         recipe.optimizer, momentum=recipe.momentum, weight_decay=recipe.weight_decay, clip=recipe.clip
@@ -294,13 +294,13 @@ def draw_examples(recipe: Recipe, budget: str, task: Task, seed: int) -> tuple[n
 def model_faults(settings: Settings, model: Model, shape: tuple[int, ...]) -> list[str]:
     """What a model draws otherwise than its key says, a sentence each."""
     # The models of tljax draw nothing.
-    sentences = drawing.faults(model, shape) if "." in plugins.parse(settings.model).name else []
+    sentences = randomness.faults(model, shape) if "." in plugins.parse(settings.model).name else []
     return [f"--model={settings.model}: {sentence}" for sentence in sentences]
 
 
 def stages_with_dropout(settings: Settings, model: Model, shape: tuple[int, ...]) -> tuple[str, ...]:
     """The stages that keep their dropout while they are frozen, for inputs of one example's `shape`."""
-    return drawing.stages(model, shape) if settings.frozen_dropout == "on" else ()
+    return randomness.stages(model, shape) if settings.frozen_dropout == "on" else ()
 
 
 # ---- Which fits there are, and their identity
@@ -394,9 +394,9 @@ def identify(name: str, fields: Mapping[str, Any], decisive: Mapping[str, Any], 
     `fields` are fields of the `Result`. `recipe` is what fits that differ in their seed alone have in common: its
     digest lets whoever reads the results refuse fits of two recipes in one cell of a table.
     """
-    switches = {"switches": values} if (values := surroundings.switches()) else {}
-    key = _digest({**fields, **decisive, **switches, "tljax": __version__})
-    digest = _digest({**recipe, **switches})[:16]
+    changed = {"switches": values} if (values := switches.changed()) else {}
+    key = _digest({**fields, **decisive, **changed, "tljax": __version__})
+    digest = _digest({**recipe, **changed})[:16]
     return Result(name=f"{file_name(name)}-{key[:8]}", key=key, recipe=digest, **fields)
 
 
@@ -410,7 +410,7 @@ def draws(settings: Settings, model: Model, shape: tuple[int, ...]) -> dict[str,
     Its number goes up when a key comes to reach more of a model, or other draws follow from it. Under pmap each device
     draws by itself, so their number counts too.
     """
-    if "." not in plugins.parse(settings.model).name or not drawing.stages(model, shape):
+    if "." not in plugins.parse(settings.model).name or not randomness.stages(model, shape):
         return {}  # the models of tljax draw nothing
     axes = [int(axis.partition(":")[2]) for axis in settings.mesh]
     devices = settings.devices or math.prod(axes) if settings.devices or axes else len(jax.local_devices())

@@ -20,6 +20,7 @@ import io
 import logging
 import os
 import platform
+import resource
 import select
 import signal
 import stat
@@ -32,14 +33,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 import jax
+from jaxlib import xla_client
 
 from experiments import INSTALL
-from experiments.runs import flags, xla_flags
+from experiments.runs import flags
 from experiments.runs.settings import MOST_DEVICES, Settings
-from tljax import files, heartbeat, plugins, surroundings, train
+from tljax import files, heartbeat, plugins, switches, train
 from tljax.types import InputError
 
 # ---- Beginning and end
@@ -62,7 +64,7 @@ def run_main(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None =
         try:
             with termination_raised():
                 if not flags.asks_help(arguments):
-                    xla_flags.refuse_unknown()
+                    refuse_unknown_xla_flags()
                 main(arguments)
         except KeyboardInterrupt:
             _leave(130, "stopped; the same command goes on with what is not finished")
@@ -124,6 +126,66 @@ def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):  # somebody's code has taken it away
             stream.flush()
+
+
+_XLA_PATIENCE = 20.0
+"""Seconds for which XLA is waited for; whoever takes longer has read its flags."""
+
+
+def refuse_unknown_xla_flags() -> None:
+    """Raise InputError for what XLA does not take in XLA_FLAGS, with its own words.
+
+    XLA ends the process at a flag that it does not know, without an exception.
+    """
+    text = os.environ.get("XLA_FLAGS", "")
+    if text and (words := _xla_fault(text)):
+        raise InputError(f"XLA_FLAGS={text[:200]} in the environment: {words}: unset it, or mend it")
+
+
+@functools.cache
+def _xla_fault(text: str) -> str:
+    """What XLA says of its flags before it ends a process, in a copy of this one; "" where it takes them."""
+    if not hasattr(os, "fork"):
+        return ""
+    reading, writing = os.pipe()
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of threads, which are not in the copy: it needs none of them
+            child = os.fork()
+    except OSError:  # the system lets this user start no more processes
+        os.close(reading)
+        os.close(writing)
+        return ""
+    if child == 0:
+        _read_xla_flags(writing)
+    os.close(writing)
+    output = _output_of_child(reading, child)
+    ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if ended in (0, -signal.SIGKILL):
+        return ""
+    lines = [line.partition("] ")[2] or line for line in output.decode(errors="replace").splitlines()]
+    return next((line for line in lines if "XLA_FLAGS" in line or "flag" in line.lower()), "XLA ends at it")[:200]
+
+
+def _read_xla_flags(writing: int) -> NoReturn:
+    """Make XLA read its flags, with what it says in a pipe, and end."""
+    os.dup2(writing, 1)
+    os.dup2(writing, 2)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    xla_client.CompileOptions()
+    os._exit(0)
+
+
+def _output_of_child(reading: int, child: int) -> bytes:
+    """What comes out of a pipe until its end; the process at its other end is ended where that takes too long."""
+    output, end = b"", time.monotonic() + _XLA_PATIENCE
+    with open(reading, "rb", buffering=0) as pipe:
+        while select.select([pipe], [], [], max(0.0, end - time.monotonic()))[0]:
+            part = pipe.read(65536)
+            if not part:
+                return output
+            output = output[:65536] + part
+    os.kill(child, signal.SIGKILL)
+    return output
 
 
 def _end_threads(code: int) -> None:
@@ -351,8 +413,8 @@ def prepare(settings: Settings) -> train.Execution:
     _find_processes(settings)
     devices = _devices(settings, trial * data)
     say = _say_once()
-    if switches := surroundings.switches():
-        values = ", ".join(f"{name}={value}" for name, value in switches.items())
+    if changed := switches.changed():
+        values = ", ".join(f"{name}={value}" for name, value in changed.items())
         say(f"results are those of {values}: it enters the keys of all fits, and environment.json")
     all_share_a_batch = settings.parallel == "pmap" or settings.distributed
     store = train.FeatureCache(settings.features_budget, settings.features_dtype) if settings.features_budget else None

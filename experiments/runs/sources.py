@@ -114,6 +114,7 @@ def _from_run(settings: Settings, model_too: bool = True, stand_ins: Mapping[int
     file of the model is gone.
     """
     places = _places(Path(settings.source_checkpoint or ""))
+    _say_superseded(Path(settings.source_checkpoint or ""), places)
     abouts = {place: _read_about(place) for place in {place for place, _ in places.values()}}
     for place, name in places.values():
         if name not in abouts[place]["fits"]:
@@ -134,9 +135,7 @@ def _from_run(settings: Settings, model_too: bool = True, stand_ins: Mapping[int
     if model_too:
         _require_leaves(settings, about, loaded)
     if difference:
-        console.say(
-            f"{settings.source_checkpoint} was trained with other words for its model ({difference}): its shapes agree"
-        )
+        console.say(f"{difference}; the paths and shapes of its parameters are the same, so it is used")
     trained = {
         seed: from_state(loaded[place][0], name, loaded[place][1]["fits"][name]["accuracy"])
         for seed, (place, name) in chosen.items()
@@ -194,6 +193,22 @@ def _read_about(place: Path) -> dict[str, Any]:
         if fields.fault(fit, _FIT) or name not in about["sha256"]:
             raise InputError(f"checkpoint '{place}' holds no fit '{name}': train it again")
     return about
+
+
+def _say_superseded(folder: Path, places: Mapping[int, tuple[Path, str]]) -> None:
+    """Say which sources a run directory's sources replaced, after an edit of the file of their model."""
+    if not (folder / "results.jsonl").is_file():
+        return
+    keys = directory.superseded(folder)
+    superseded: dict[int, list[str]] = {}
+    for result in directory.results(folder):
+        if result.strategy == "pretrain" and result.key in keys and result.seed in places:
+            superseded.setdefault(result.seed, []).append(result.name)
+    for seed, names in superseded.items():
+        console.say(
+            f"of the sources of seed {seed} in {folder}, '{places[seed][1]}' is taken; {paths.some(names)} "
+            f"{'is' if len(names) == 1 else 'are'} of code that was changed later (experiments.export --fit=NAME has it)"
+        )
 
 
 def _places(folder: Path) -> dict[int, tuple[Path, str]]:
@@ -254,13 +269,36 @@ def _difference(settings: Settings, described: Mapping[str, Any]) -> str:
     """How the model of the settings differs in writing from the one that a source describes: '' where it does not.
 
     Whether it is another model is for the paths and shapes of its parameters to say (`_refusal_of_model`); but an
-    activation has none, so another is refused here. Raises InputError.
+    activation has none, so another is refused here. A file of the same code under another path is the same. Raises
+    InputError.
     """
     here = settings.architecture()
     names = [name for name in sorted(here.keys() | described.keys()) if described.get(name) != here.get(name)]
     if "activation" in names:
         raise _other_model(settings, described, [name for name in names if name != "code"])
-    return ", ".join("the code of its file" if name == "code" else f"--{name}" for name in names)
+    same_code = "code" in here and here["code"] == described.get("code")
+    if same_code and _function(here["model"]) == _function(described["model"]):
+        names = [name for name in names if name != "model"]
+    place = settings.source_checkpoint
+    texts = [
+        f"--{name} is {_plain(here[name])} here and "
+        + (f"was {_plain(described[name])}" if name in described else "not known")
+        for name in names
+        if name != "code"
+    ]
+    texts = [f"{', '.join(texts)} when {place} was trained"] if texts else []
+    if "code" in names and {"code"} <= here.keys() & described.keys() and "model" not in names:
+        texts.insert(0, f"{Path(plugins.parse(here['model']).name).name} changed since {place} was trained")
+    return "; ".join(texts)
+
+
+def _function(model_text: str) -> list[str]:
+    """What stands after the file or module in the name of a model."""
+    return list(plugins.parse(model_text).words)
+
+
+def _plain(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _refusal_of_model(settings: Settings, described: Mapping[str, Any], error: InputError) -> InputError:
@@ -275,8 +313,7 @@ def _refusal_of_model(settings: Settings, described: Mapping[str, Any], error: I
 def _other_model(settings: Settings, described: Mapping[str, Any], names: Sequence[str]) -> InputError:
     here = settings.architecture()
     differ = "; ".join(f"--{name}={described.get(name)} there, {here.get(name)} here" for name in names)
-    values = ((name, described.get(name)) for name in names)
-    give = " ".join(f"--{name}={','.join(map(str, v)) if isinstance(v, list) else v}" for name, v in values)
+    give = " ".join(f"--{name}={_plain(described.get(name))}" for name in names)
     return InputError(f"--source_checkpoint={settings.source_checkpoint} is of another model ({differ}): give {give}")
 
 
@@ -311,7 +348,7 @@ def _from_weights_file(settings: Settings) -> Source:
         text = str(error) if str(file) in str(error) else f"--source_checkpoint={file}: {error}"
         raise _refusal_of_model(settings, card.get("model", settings.architecture()), InputError(text)) from error
     if difference:
-        console.say(f"the card of {file.name} has other words for its model ({difference}): its shapes agree")
+        console.say(f"{difference}, by its card; the paths and shapes of its parameters are the same, so it is used")
     sums = {path: checkpoint.digest(path, leaf) for path, leaf in paths.items(flat)}
     identity = hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
     return Source(

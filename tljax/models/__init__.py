@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tljax import paths, plugins, surroundings
+from tljax import paths, plugins, switches
 from tljax.types import InputError, Model, Params
 
 ACTIVATIONS = (
@@ -42,7 +42,7 @@ def _build(name: str, digest: str, classes: int, hidden: tuple[int, ...], activa
     shared: dict[str, Any] = {"hidden": hidden, "activation": activation}
     own = inspect.signature(function).parameters
     options = plugins.bind(function, spec.options, f"model '{spec.name}'", given=shared)
-    with surroundings.kept(f"model '{spec.name}'"):
+    with switches.guarded(f"model '{spec.name}'"):
         return tuple(function(classes, **{key: value for key, value in shared.items() if key in own}, **options))
 
 
@@ -65,7 +65,7 @@ def init(model: Model, key: jax.Array, shape: tuple[int, ...]) -> Params:
     return (_draw if isinstance(key, jax.core.Tracer) else _drawn)(model, key, shape)
 
 
-@surroundings.kept("the model")
+@switches.guarded("the model")
 def _draw(model: Model, key: jax.Array, shape: tuple[int, ...]) -> Params:
     params = {}
     x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
@@ -95,7 +95,7 @@ def apply(
     return features(model, params, x, key=key, frozen=frozen)[-1]
 
 
-@surroundings.kept("the model")
+@switches.guarded("the model")
 def features(
     model: Model, params: Params, x: jax.Array, *, key: jax.Array | None = None, frozen: Sequence[str] = ()
 ) -> list[jax.Array]:

@@ -67,7 +67,7 @@ def stage(
             except jax.errors.TracerBoolConversionError:
                 if not flags:
                     raise
-                # Within nn.remat or nn.jit without static_argnums: it is told nothing, and `drawing.faults` says so.
+                # Within nn.remat or nn.jit without static_argnums it is told nothing; `randomness.faults` says so.
                 return run(method, variables, x, key, told=False)
             except flax.errors.InvalidRngError as error:
                 if key is None:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from tljax import masks, optimizer, optimizers, surroundings
+from tljax import masks, optimizer, optimizers, switches
 from tljax.train import features, vectorize
 from tljax.train.features import FeatureCache
 from tljax.train.step import Fit, Log, Spec, batch_size, group_key, specialize, trained_leaves
@@ -163,7 +163,7 @@ def _passes(fits: Sequence[Fit], ends: Sequence[int], step: int) -> int:
     return (end - first) * batch_size(fits[0])
 
 
-@surroundings.kept()
+@switches.guarded()
 def _first_state(spec: Spec, fits: Sequence[Fit], part: Part) -> State:
     """The state of a part before its first step."""
     members, histories = [fits[i] for i, _ in part], tuple(history for _, history in part)
@@ -231,7 +231,7 @@ def layout(spec: Spec, fits: Sequence[Fit], width: int, data: Data, execution: E
     return mesh, vectorize.choose_mode(spec, fits, width, data, execution.many)
 
 
-@surroundings.kept()
+@switches.guarded()
 def _advance(
     spec: Spec,
     mesh: Mesh | None,

@@ -28,7 +28,7 @@ class Spec:
 
     model: Model
     loss: objective.Loss
-    optimizer: optimizers.Spec
+    optimizer: optimizers.OptimizerSpec
     penalties: tuple[objective.Penalty, ...] = ()
     smooth_labels: bool = False
     """Whether the labels are smoothed; by how much is passed as the number 'label_smoothing'."""

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from tljax import masks, objective, optimizer, paths
-from tljax.testing.lines import Check, changed, line
+from tljax.audit.lines import Check, changed, line
 from tljax.types import Mask, Params
 
 Wrap = Callable[[optax.GradientTransformation, Mask], optax.GradientTransformation]

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tljax import models, surroundings
+from tljax import models, switches
 from tljax.types import Model, Params, Stage
 
 
@@ -59,7 +59,7 @@ class _Seen(NamedTuple):
 
 
 @functools.lru_cache(maxsize=64)
-@surroundings.kept("the model")
+@switches.guarded("the model")
 def _seen(model: Model, shape: tuple[int, ...]) -> tuple[tuple[str, _Seen], ...]:
     params = models.abstract(model, shape)
     x: Any = jax.ShapeDtypeStruct((2, *shape), jnp.float32)

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tljax import masks, objective, optimizers, train
-from tljax.testing import grounds
-from tljax.testing.lines import copy
+from tljax.audit import grounds
+from tljax.audit.lines import copy
 from tljax.train import vectorize
 from tljax.train.step import Hyper, trained_leaves
 from tljax.types import Mask, Model, Params

@@ -9,7 +9,7 @@ import pytest
 from planted import optimizers as planted
 
 from tljax import masks, optimizer
-from tljax.testing import check_optimizer, check_strategy, lines
+from tljax.audit import check_optimizer, check_strategy, lines
 from tljax.types import InputError, Method, Phase
 
 OPTIMIZERS = {

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 
 from tljax import masks, ready
-from tljax.testing.grounds import Ground
-from tljax.testing.lines import copy
+from tljax.audit.grounds import Ground
+from tljax.audit.lines import copy
 from tljax.types import Context, Mask, Method, Params, Phase
 
 

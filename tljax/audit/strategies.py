@@ -7,10 +7,10 @@ import jax
 import numpy as np
 
 from tljax import masks, models, paths, plugins, ready, train
-from tljax.models import drawing
-from tljax.testing import fits, grounds
-from tljax.testing.cases import Case, ask, at_boundary, case, evaluate
-from tljax.testing.lines import Check, changed, copy, line, same_bytes
+from tljax.audit import fits, grounds
+from tljax.audit.cases import Case, ask, at_boundary, case, evaluate
+from tljax.audit.lines import Check, changed, copy, line, same_bytes
+from tljax.models import randomness
 from tljax.types import Context, InputError, Mask, Method, Params
 
 CNN = "cnn:norm=true"
@@ -94,8 +94,8 @@ def _applies(tried: Sequence[Check]) -> str:
 def _drawing(ground: grounds.Ground) -> list[Check]:
     """The line of what a model draws in training (dropout, noise); none for a model that draws nothing."""
     assert ground.model is not None
-    faults = drawing.faults(ground.model, ground.shape)
-    stages = drawing.stages(ground.model, ground.shape)
+    faults = randomness.faults(ground.model, ground.shape)
+    stages = randomness.stages(ground.model, ground.shape)
     return [line("dropout follows its key", _follows, ground, faults, stages)] if faults or stages else []
 
 

@@ -4,8 +4,8 @@ A room of four files: `lines` (a check and how it is made), `optimizers`, `groun
 `strategies`, which fits by `fits`.
 """
 
-from tljax.testing.lines import Check
-from tljax.testing.optimizers import check_optimizer
-from tljax.testing.strategies import check_strategy
+from tljax.audit.lines import Check
+from tljax.audit.optimizers import check_optimizer
+from tljax.audit.strategies import check_strategy
 
 __all__ = ["Check", "check_optimizer", "check_strategy"]

@@ -1,4 +1,4 @@
-"""What decides results from outside of tljax: switches of JAX and XLA; and what somebody else's code may not change."""
+"""Switches of JAX and XLA that decide results, and a guard that keeps somebody else's code from changing them."""
 
 import contextlib
 import os
@@ -28,33 +28,33 @@ NEUTRAL: dict[str, Any] = {
 }
 """{switch of JAX that decides random streams or rounding: its value as JAX 0.10.2 comes}."""
 _VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
-"""Of the environment, read when JAX looks for its devices."""
+"""Variables of the environment that are read when JAX looks for its devices."""
 _ARITHMETIC = ("fast", "precision", "determinis", "honor", "unsafe", "tf32", "denormal")
 """What is in the names of XLA's flags that say how numbers are computed; other flags say how a program is compiled,
 which is the compiler's affair, as its release is."""
 
 
-def switches() -> dict[str, Any]:
-    """{environment variable: value} of the switches that are not as JAX comes; {} where all are.
+def changed() -> dict[str, Any]:
+    """{environment variable: value} of the switches that differ from JAX's defaults; {} if none does.
 
-    What is in it decides random streams or how numbers are computed, so it belongs in a fit's key.
+    They decide random streams or how numbers are computed, so they belong in a fit's key.
     """
-    changed = {name.upper(): value for name, value in _of_jax().items() if value != NEUTRAL[name]}
-    return changed | {name: text for name in _VARIABLES if (text := _arithmetic(name))}
+    of_jax = {name.upper(): value for name, value in _of_jax().items() if value != NEUTRAL[name]}
+    return of_jax | {name: text for name in _VARIABLES if (text := _arithmetic(name))}
 
 
 def variables() -> dict[str, str]:
-    """{variable: its text} of those that JAX's compiler reads, as far as they are set."""
+    """{variable: text} of the environment variables that JAX's compiler reads and that are set."""
     return {name: os.environ[name] for name in _VARIABLES if os.environ.get(name)}
 
 
 def _of_jax() -> dict[str, Any]:
-    there = jax.config.values  # which JAX makes anew each time
-    return {name: _plain(there.get(name, neutral)) for name, neutral in NEUTRAL.items()}
+    values = jax.config.values  # which JAX makes anew each time
+    return {name: _plain(values.get(name, neutral)) for name, neutral in NEUTRAL.items()}
 
 
 def _plain(value: Any) -> Any:
-    """Without enumerations, and words in small letters."""
+    """A value of JAX's configuration as JSON can hold it: an enumeration by its name, words in small letters."""
     value = getattr(value, "name", value)
     return value.lower() if isinstance(value, str) else value
 
@@ -73,13 +73,14 @@ def _arithmetic(variable: str) -> str:
 
 
 @contextmanager
-def kept(whose: str = "a function that the flags name") -> Iterator[None]:
-    """Run somebody else's code: the working directory, NumPy's handling of errors, Python's standard streams and their
-    descriptors, and the environment that JAX reads are put back after it.
+def guarded(whose: str = "a function that the flags name") -> Iterator[None]:
+    """Run somebody else's code, and restore what it must not change for the rest of the process.
 
-    Raises InputError if it has changed a switch of JAX that decides results, which is put back too.
+    Restored are the working directory, NumPy's handling of errors, Python's standard streams and their descriptors,
+    the environment that JAX reads, and the switches of JAX that decide results. Raises InputError, with `whose` as the
+    subject, if the code has changed such a switch.
 
-    >>> with kept("mine.py"):
+    >>> with guarded("mine.py"):
     ...     jax.config.update("jax_random_seed_offset", 1)
     Traceback (most recent call last):
     tljax.types.InputError: mine.py sets jax_random_seed_offset from 0 to 1, which changes the results of \
