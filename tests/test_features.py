@@ -52,7 +52,7 @@ def test_features_are_what_the_stage_gives_for_every_image(made, finished, tasks
 
 def test_several_stages_take_one_pass_and_the_last_batch_is_whole(made, finished, tasks, tmp_path, monkeypatch):
     task, own = data.load(str(tasks / "clothes.npz")), one(finished)
-    monkeypatch.setattr(features, "BATCH", 50)  # 120 = 50 + 50 + 20
+    monkeypatch.setattr(on_disk, "BATCH", 50)  # 120 = 50 + 50 + 20
     on_disk.write(own, task, {"hidden_0": tmp_path / "a", "head": tmp_path / "b"}, "float16")
     hidden = on_disk.read(tmp_path / "a", own, task, "hidden_0", "float16")
     logits = on_disk.read(tmp_path / "b", own, task, "head", "float16")
@@ -64,7 +64,7 @@ def test_several_stages_take_one_pass_and_the_last_batch_is_whole(made, finished
 
 def test_what_is_there_is_not_computed_again(made, finished, tasks, monkeypatch):
     before = {file.name: file.stat().st_mtime_ns for file in made.iterdir()}
-    monkeypatch.setattr(features, "_batch", lambda *given: pytest.fail("it was computed again"))
+    monkeypatch.setattr(on_disk, "_batch", lambda *given: pytest.fail("it was computed again"))
     features.main(line(finished, tasks, made, stage=None))
     assert {file.name: file.stat().st_mtime_ns for file in made.iterdir()} == before
 
