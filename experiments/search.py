@@ -77,7 +77,7 @@ def run(given: Mapping[str, Any], asked: Search) -> list[Result]:
             _hunt(arm, studies[arm], base, flags_of, asked, folder)
             search_report.keep_trials(folder, {arm: one.study for arm, one in studies.items()})
             best = search.best(studies[arm].study)
-            final = Settings.from_flags(**search_flags.chosen(_final(given, made, arm), best.params))
+            final = Settings.from_flags(**search_flags.with_values(_final(given, made, arm), best.params))
             place = _place_of_final(final, arm, folder)
             trained[arm] = search_report.Winner(studies[arm].study, best, replace(final, workdir=str(place)))
         search_report.keep_best(folder, trained)
@@ -205,7 +205,7 @@ def _hunt(
         return found, fit.obtain_source(made, found, folder, base.execution)
 
     def experiment(chosen: Mapping[str, Any]) -> tuple[Experiment, Any]:
-        made = Settings.from_flags(**search_flags.chosen(flags_of, chosen))
+        made = Settings.from_flags(**search_flags.with_values(flags_of, chosen))
         own, trained = source(made.hidden, made.activation, made.source_recipe)
         model = made.build_model(len(base.target.classes))
         [strategy] = made.strategies

@@ -1,7 +1,11 @@
 """What a newcomer meets: names for strategies, short dry runs, signs of life, errors that say whose and where."""
 
+import os
 import re
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -412,3 +416,27 @@ def test_an_edit_of_a_model_is_said_where_its_sources_are_trained_and_where_they
     transfer.run(**used, model="blocks.py:model", hidden=(16,))
     said = "blocks.py changed since pre was trained; --hidden is 16 here and was 512 when pre was trained; the paths"
     assert said in capsys.readouterr().out
+
+
+def test_a_program_runs_from_the_folder_that_holds_the_checkout(tmp_path):
+    """Where ./tljax is a folder without __init__.py, and the checkout is found by an editable install's finder."""
+    (tmp_path / "tljax" / "tljax").mkdir(parents=True)
+    checkout = Path(__file__).parent.parent
+    path = [p for p in sys.path if p and Path(p).resolve() != checkout and "__editable__" not in p]
+    finder = (
+        "import importlib.util, runpy, sys\n"
+        f"sys.path[:] = [{str(tmp_path)!r}, *{path!r}]\n"
+        "class Finder:\n"
+        "    def find_spec(name, path=None, target=None):\n"
+        "        if name in ('experiments', 'tljax'):\n"
+        f"            place = {str(checkout)!r} + '/' + name\n"
+        "            return importlib.util.spec_from_file_location(name, place + '/__init__.py', "
+        "submodule_search_locations=[place])\n"
+        "sys.meta_path.append(Finder)\n"
+        "sys.argv = ['experiments.check', '--help']\n"
+        "runpy.run_module('experiments.check', run_name='__main__', alter_sys=True)\n"
+    )
+    alone = {**os.environ, "PYTHONPATH": "", "PYTHONSAFEPATH": "1"}
+    command_line = [sys.executable, "-c", finder]
+    done = subprocess.run(command_line, cwd=tmp_path, env=alone, capture_output=True, text=True)
+    assert done.returncode == 0 and "strategy" in done.stdout, done.stdout + done.stderr
