@@ -207,7 +207,7 @@ def _say_superseded(folder: Path, places: Mapping[int, tuple[Path, str]]) -> Non
     for seed, names in superseded.items():
         console.say(
             f"of the sources of seed {seed} in {folder}, '{places[seed][1]}' is taken; {paths.some(names)} "
-            f"{'is' if len(names) == 1 else 'are'} of code that was changed later (experiments.export --fit=NAME has it)"
+            f"{'is' if len(names) == 1 else 'are'} of code that was changed later"
         )
 
 
