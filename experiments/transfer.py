@@ -46,10 +46,11 @@ def run(**flags: Any) -> list[Result]:
 def _show_starts(experiment: Experiment) -> None:
     """Print the graft plan and the mask table of each strategy; a plan that was printed before is named."""
     shown: dict[str, graft.Plan] = {}
+    names = experiment.source.names if experiment.source else None
     for strategy, start in plan.first_starts(experiment):
         same = next((label for label, grafted in shown.items() if grafted == start.plan), None)
         shown.setdefault(strategy.label, start.plan)
-        console.plan(strategy.label, start.plan, start.params, start.phases, same)
+        console.plan(strategy.label, start.plan, start.params, start.phases, same, names)
         if paths := methods.left_out(strategy, start, experiment.model):
             console.say(f"  {strategy.label}: left out, and so frozen: {', '.join(paths)}\n")
     console.notes(page.about(experiment.settings, experiment.source, experiment.target)[1])

@@ -1,6 +1,7 @@
 """What a program prints: progress bars and tables."""
 
 import os
+import re
 import sys
 import threading
 import time
@@ -93,14 +94,19 @@ def notes(lines: Sequence[str]) -> None:
 
 
 def plan(
-    title: str, rows: graft.Plan, params: Any, phases: Sequence[tuple[float, Any]], same_as: str | None = None
+    title: str,
+    rows: graft.Plan,
+    params: Any,
+    phases: Sequence[tuple[float, Any]],
+    same_as: str | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> None:
     """The graft plan and the mask tables of one strategy, one a phase; repeated blocks have one row.
 
-    `same_as` is a strategy that was shown before and has the same graft plan.
+    `same_as` is a strategy that was shown before and has the same graft plan; `names` as `graft_plan` takes them.
     """
     if same_as is None:
-        graft_plan(f"{title}: graft", rows)
+        graft_plan(f"{title}: graft", rows, names)
     else:
         say(f"{title}: graft as of {same_as}\n")
     if not phases:
@@ -113,17 +119,46 @@ def plan(
         mask_table(when, params, mask)
 
 
-def graft_plan(title: str, rows: graft.Plan) -> None:
-    """Where each leaf comes from: a row each, or a row for leaves that differ in a number of their path alone."""
-    same = [r.target is None or r.source == r.target for r in rows]
-    about = [(r.action, _shape(r.shape), str(r.dtype)) for r in rows]
-    alike = [(None if own else r.source, *more) for r, own, more in zip(rows, same, about, strict=True)]
+def graft_plan(title: str, rows: graft.Plan, names: Mapping[str, str] | None = None) -> None:
+    """Where each leaf comes from: a row each, or a row for leaves that differ in a number of their path alone.
+
+    `names` has {path of the source: name of its array in a file of weights}, where they differ.
+    """
+    sources = [(names or {}).get(r.source or "-", r.source or "-") for r in rows]
+    same = [source == r.target for r, source in zip(rows, sources, strict=True)]
+    actions = ["renamed" if r.action == "copied" and not own else r.action for r, own in zip(rows, same, strict=True)]
+    about = [(action, _shape(r.shape), str(r.dtype)) for r, action in zip(rows, actions, strict=True)]
+    # Numbers are left out: block_0 from layers_0 and block_1 from layers_1 are to have one row.
+    alike = [
+        (None if own else re.sub("[0-9]+", "#", source), *more)
+        for own, source, more in zip(same, sources, about, strict=True)
+    ]
+    targets = [r.target or r.source or "-" for r in rows]
     lines = []
-    for path, members in paths.folded([(r.target or r.source or "-", key) for r, key in zip(rows, alike, strict=True)]):
+    for path, members in paths.folded(list(zip(targets, alike, strict=True))):
         first = members[0]
-        source = path if same[first] else rows[first].source or "-"
-        lines.append((path if rows[first].target else "-", source, *about[first], str(len(members))))
+        together = path if same[first] else _folded_alike([targets[i] for i in members], [sources[i] for i in members])
+        groups = [(path, together, members)] if together else [(targets[i], sources[i], [i]) for i in members]
+        for target, source, group in groups:
+            lines.append((target if rows[first].target else "-", source, *about[first], str(len(group))))
     table(title, ["target leaf", "from", "action", "shape", "dtype", "leaves"], lines)
+
+
+def _folded_alike(targets: Sequence[str], sources: Sequence[str]) -> str:
+    """The sources of several targets as one name; "" where their numbers are in another order.
+
+    >>> _folded_alike(["block_0/bias", "block_1/bias"], ["layers.0.bias", "layers.1.bias"])
+    'layers.{0,1}.bias'
+    >>> _folded_alike(["block_0/bias", "block_1/bias"], ["layers.1.bias", "layers.0.bias"])
+    ''
+    """
+    if len(set(sources)) == 1:
+        return sources[0]
+    numbers = [[tuple(map(int, re.findall("[0-9]+", name))) for name in names] for names in (targets, sources)]
+    places = range(len(targets))
+    orders = [sorted(places, key=part.__getitem__) for part in numbers]
+    folded = paths.folded([(source, None) for source in sources])
+    return folded[0][0] if len(folded) == 1 and orders[0] == orders[1] else ""
 
 
 def mask_table(title: str, params: Any, mask: Any) -> None:

@@ -58,6 +58,8 @@ class Source(NamedTuple):
     """{seed: its parameters}, if it was read."""
     task: Task | None = None
     """What it learns, if it is to be trained in the run directory: `fit.obtain_source` has its parameters."""
+    names: Mapping[str, str] = {}
+    """{path: name of its array in a file of weights}; a path that is not in it is its own name."""
 
 
 def from_checkpoint(settings: Settings, stand_ins: Mapping[int, int] | None = None) -> Source:
@@ -343,7 +345,8 @@ def _from_weights_file(settings: Settings) -> Source:
     classes, shape = tuple(card["classes"]), tuple(card["shape"])
     like = models.abstract(settings.build_model(len(classes)), shape)
     try:
-        flat = checkpoint.flatten(weights.grafted(weights.read(file), rules, like))
+        arrays = weights.read(file)
+        flat = checkpoint.flatten(weights.grafted(arrays, rules, like))
     except InputError as error:
         text = str(error) if str(file) in str(error) else f"--source_checkpoint={file}: {error}"
         raise _refusal_of_model(settings, card.get("model", settings.architecture()), InputError(text)) from error
@@ -362,6 +365,7 @@ def _from_weights_file(settings: Settings) -> Source:
         steps=card.get("steps"),
         recipe=identity,
         trained=dict.fromkeys(settings.seeds, Trained(flat, card.get("accuracy"), None)),
+        names={path: name for name, path in weights.placed(arrays, rules).items() if path is not None},
     )
 
 
