@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.pages import page
 from experiments.runs import console, fit, methods, plan, process
 from experiments.runs import flags as flags_of_programs
 from experiments.runs.plan import Experiment
@@ -38,6 +37,8 @@ def run(**flags: Any) -> list[Result]:
         return []
 
     def show(results: list[Result], folder: Path) -> None:
+        from experiments.pages import transfer as page  # draws: matplotlib takes a second to import
+
         page.show(settings, experiment.target, experiment.source, results, folder)
 
     return fit.complete(experiment, "transfer", show)
@@ -45,7 +46,7 @@ def run(**flags: Any) -> list[Result]:
 
 def _show_starts(experiment: Experiment) -> None:
     """Print the graft plan and the mask table of each strategy; a plan that was printed before is named."""
-    shown: dict[str, graft.Plan] = {}
+    settings, shown = experiment.settings, dict[str, graft.Plan]()
     names = experiment.source.names if experiment.source else None
     for strategy, start in plan.first_starts(experiment):
         same = next((label for label, grafted in shown.items() if grafted == start.plan), None)
@@ -53,7 +54,7 @@ def _show_starts(experiment: Experiment) -> None:
         console.plan(strategy.label, start.plan, start.params, start.phases, same, names)
         if paths := methods.left_out(strategy, start, experiment.model):
             console.say(f"  {strategy.label}: left out, and so frozen: {', '.join(paths)}\n")
-    console.notes(page.about(experiment.settings, experiment.source, experiment.target)[1])
+    console.notes(plan.title_and_notes(settings, experiment.source, experiment.target)[1])
 
 
 def main(argv: Sequence[str]) -> None:

@@ -14,11 +14,12 @@ import pytest
 from test_programs import arguments, command
 
 from experiments import compare, pretrain, report, search, transfer
-from experiments.pages import drawing, history, search_pictures
+from experiments.pages import figures
 from experiments.pages import report as pages
 from experiments.runs import console, directory, methods, process
 from experiments.runs.settings import FLAGS, Settings, parse_flags
 from tljax import masks, models, paths, plugins
+from tljax.study import search as studies
 from tljax.study import space as spaces
 from tljax.types import InputError
 
@@ -502,17 +503,17 @@ def test_a_caption_says_once_what_a_page_repeats():
 @pytest.mark.parametrize(("low", "high"), [(0.02, 0.036), (0.02, 0.0212), (1e-4, 1.0), (0.9, 1.1)])
 def test_the_axes_of_a_search_have_numbers(low, high):
     trials = [
-        history.Told(
+        studies.Trial(
             *(i, "COMPLETE", 0.5, 0.5 + 0.01 * i, 1.0 - 0.01 * i, False),
             owner="p",
             begin="2026-11-23T08:00:00",
             end="2026-11-23T08:00:01",
-            chosen={"learning_rate": float(rate)},
+            values={"learning_rate": float(rate)},
         )
         for i, rate in enumerate(np.geomspace(low, high, 4))
     ]
-    with drawing.style():
-        figure, _ = search_pictures.against("full", trials, "learning_rate", "accuracy", log=True) or pytest.fail()
+    with figures.style():
+        figure, _ = figures.searched_values("full", trials, "learning_rate", "accuracy", log=True) or pytest.fail()
         figure.canvas.draw()
         axes = figure.axes[0]
         left, right = axes.get_xlim()
@@ -523,15 +524,15 @@ def test_the_axes_of_a_search_have_numbers(low, high):
 
 def test_no_label_of_a_search_is_cut():
     name = "a_strategy_with_a_long_name:option_one=0.001:option_two=attention:option_three=12, 5/class"
-    with drawing.style():
-        figure, axes = drawing.charted([name], name)
-        axes.plot([0, 1], [0, 1], label=drawing.plain(name))
-        drawing.legend(figure)
+    with figures.style():
+        figure, axes = figures._chart([name], name)
+        axes.plot([0, 1], [0, 1], label=figures._wrapped(name))
+        figures._legend(figure)
         figure.canvas.draw()
         edge = figure.bbox
         box = axes.title.get_window_extent()
     assert edge.x0 <= box.x0 and box.x1 <= edge.x1
-    assert "\N{HORIZONTAL ELLIPSIS}" not in axes.title.get_text() + drawing.plain(name)
+    assert "\N{HORIZONTAL ELLIPSIS}" not in axes.title.get_text() + figures._wrapped(name)
 
 
 def test_a_group_says_how_many_of_the_fits_it_is(tasks, tmp_path, capsys):

@@ -107,6 +107,13 @@ def fingerprints(experiment: Experiment) -> dict[str, str]:
     return {task.name: task.fingerprint for task in tasks if task and task.fingerprint}
 
 
+def title_and_notes(settings: Settings, source: Source | None, target: Task) -> tuple[str, list[str]]:
+    """What fits of one source, or none, and one target are called, and what every table must say of their data."""
+    notes = [f"{what}: {task.note}" for what, task in (("source", source), ("target", target)) if task and task.note]
+    name = f"{source.name if source else 'no source'} -> {target.name}"
+    return name, [*notes, *budgets.notes(settings.train_examples, target, settings.recipe.validation)]
+
+
 def source_from_data(settings: Settings) -> Source:
     """The source that `--source` names, which is to be trained in the run directory unless it is there."""
     task = source_task(settings)

@@ -45,6 +45,40 @@ class Judged(NamedTuple):
     """Tau of the score with the highest less its own; its intervals hold for all pairs of scores together."""
 
 
+class Board(NamedTuple):
+    """Scores and the truth of one strategy at one label budget, and what each score is worth."""
+
+    strategy: str
+    budget: str
+    which: str
+    """Of the sources: all, or without the trivial ones."""
+    judged: Mapping[str, Judged]
+    half: float
+    """Tau between halves of the truth's seeds, a mean over targets."""
+    scores: Mapping[str, np.ndarray]
+    """{score: float [targets, sources]}."""
+    truths: np.ndarray
+    """Float [targets, sources]: accuracies, means over seeds."""
+    targets: tuple[str, ...]
+    trivial: np.ndarray
+    """Bool [sources]."""
+
+    @property
+    def title(self) -> str:
+        """What it is of."""
+        return f"{self.strategy}, {self.budget}, {self.truths.shape[1]} sources ({self.which})"
+
+    def ordered(self) -> list[str]:
+        """The scores, the highest tau first, those without one last."""
+        return sorted(self.judged, key=lambda name: -np.nan_to_num(self.judged[name].tau.value, nan=-2.0))
+
+    def apart(self) -> str:
+        """Which scores cannot be told from the one with the highest tau, in words."""
+        first, *others = [name for name in self.ordered() if not np.isnan(self.judged[name].tau.value)] or [""]
+        near = [name for name in others if not self.judged[name].behind.low > 0]
+        return f"not told apart from {first}: {', '.join(near) or 'none'}" if first else "no score ranks anything"
+
+
 def kendall(scores: ArrayLike, truths: ArrayLike) -> np.ndarray:
     """Kendall's tau-b: [...] of float [..., n] and [..., n]; NaN where either does not vary.
 

@@ -266,3 +266,40 @@ def best(study: Any) -> Any:
     if not finite:
         raise InputError(f"all {len(done)} trials of study '{study.study_name}' diverged: lower the rates of --space")
     return max(finite, key=lambda trial: (trial.value, -trial.number))
+
+
+class Trial(NamedTuple):
+    """A trial of a study, whatever became of it."""
+
+    number: int
+    state: str
+    """COMPLETE, PRUNED, FAIL, RUNNING or WAITING, as Optuna names them."""
+    value: float | None
+    """What the sampler learnt from: 0 of one that diverged, of a pruned one the last it reported."""
+    accuracy: float | None
+    """On validation examples, a fraction; None where the trial diverged or did not end."""
+    loss: float | None
+    """On validation examples, mean cross-entropy in nats."""
+    diverged: bool
+    owner: str
+    """The process that had it last: 'process 12 on x'."""
+    begin: str
+    end: str
+    """Local times, as 2026-11-23T08:00:00; '' where there is none."""
+    values: Mapping[str, Any]
+    """{name in the space: value}."""
+
+
+def trials(study: Any) -> list[Trial]:
+    """The trials of a study of Optuna, in their order."""
+    listed = []
+    for trial in study.get_trials(deepcopy=False):
+        state, known = trial.state.name, trial.user_attrs
+        diverged = bool(known.get("diverged"))
+        accuracy = trial.value if state == "COMPLETE" and not diverged else None
+        owner, _ = known.get("lease", ("", 0.0))
+        times = (trial.datetime_start, trial.datetime_complete)
+        begin, end = (time.isoformat(timespec="seconds") if time else "" for time in times)
+        measured = (trial.value, accuracy, known.get("loss"), diverged)
+        listed.append(Trial(trial.number, state, *measured, owner, begin, end, trial.params))
+    return listed
