@@ -183,7 +183,7 @@ def _require_own_totals(arms: Sequence[Arm], target: Task) -> None:
             raise InputError(f"--train_examples: {written} and {arm.budget} are the same labels: keep one of them")
 
 
-def _opened(arm: Arm, asked: Search, made: Settings, folder: Path) -> search.Searched:
+def _opened(arm: Arm, asked: Search, made: Settings, folder: Path) -> search.Search:
     neutral = {f"--{name}={value}" for name, value in NEUTRAL.items()}  # studies of before know none of them
     about = {
         "space": [str(one) for one in arm.ranges],
@@ -205,7 +205,7 @@ _FREE = (*GROWING, *FREE)
 
 def _hunt(
     arm: Arm,
-    searched: search.Searched,
+    searched: search.Search,
     base: Experiment,
     flags_of: Mapping[str, Any],
     asked: Search,
@@ -245,8 +245,8 @@ def _hunt(
 
 
 def _judge(
-    searched: search.Searched,
-    now: Sequence[search.Asked],
+    searched: search.Search,
+    now: Sequence[search.Trial],
     todo: Sequence[tuple[Experiment, Any]],
     place: trials.SearchTask,
 ) -> None:

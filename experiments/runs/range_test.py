@@ -45,10 +45,10 @@ def run(
         said = [*_said(name, rates, found), *plan.title_and_notes(made, todo.source, todo.target)[1]]
         for line in said:
             console.say(line)
-        reproduced = page.reproduced(
+        provenance = page.provenance_of(
             [*own_lines, *settings.flagfile_lines()], directory.environment(plan.fingerprints(todo))
         )
-        text = page.range_page(name, ". ".join(said) + ".", rates, losses, found, reproduced)
+        text = page.range_page(name, ". ".join(said) + ".", rates, losses, found, provenance)
         if process.first():
             directory.replace(folder / "lr_range_test.html", text)
         console.say(f"report: {folder / 'lr_range_test.html'}")
