@@ -21,7 +21,7 @@ from experiments.runs.plan import Experiment, PlannedFit
 from experiments.runs.resume import Progress, Record
 from experiments.runs.settings import Recipe, Settings
 from experiments.runs.sources import Source, Trained, from_state
-from tljax import checkpoint, evaluate, masks, models, objective, seeds, train
+from tljax import checkpoint, evaluate, masks, models, objective, penalties, seeds, train
 from tljax.data import draw
 from tljax.study.results import Result
 from tljax.train import gradients, vectorize
@@ -218,7 +218,7 @@ def build(
     recipe = on_device.recipe
     subset, validation = split(on_device, streams, budget)
     optimizer, numbers = plan.build_optimizer(recipe)
-    terms, weights = objective.penalties(recipe.penalty)
+    terms, weights = penalties.read(recipe.penalty)
     smooth = recipe.label_smoothing > 0
     loss = objective.loss(recipe.loss)
     spec = train.Spec(model, loss, optimizer, terms, smooth, start.merge, keeps_dropout=keeps_dropout)

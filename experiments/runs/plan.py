@@ -3,7 +3,6 @@
 `prepare` reads an `Experiment`, `planned` names its fits; `experiments.runs.fit` trains them.
 """
 
-import dataclasses
 import functools
 import hashlib
 import json
@@ -16,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.runs import budgets, console, methods, sources
+from experiments.runs import budgets, console, flags, methods, sources
 from experiments.runs.methods import Start
 from experiments.runs.settings import MOST_STEPS, Recipe, Settings
 from experiments.runs.sources import Source
-from tljax import __version__, data, models, objective, optimizers, paths, plugins, seeds, switches, train
+from tljax import __version__, data, models, objective, optimizers, paths, penalties, plugins, seeds, switches, train
 from tljax.data import draw
 from tljax.data.files import NO_PIXELS
 from tljax.models import randomness
@@ -67,9 +66,11 @@ def prepare(
     model = settings.build_model(len(target.classes))
     if source is None:
         methods.refuse_without_source(strategies, model)
-    penalties, _ = objective.penalties(settings.recipe.penalty)
-    if source and not source.fisher and any(term.name == "ewc" for term in penalties):
-        raise InputError("--penalty=ewc needs the source's Fisher information: train the source with --save_fisher")
+    terms, _ = penalties.read(settings.recipe.penalty)
+    if source and not source.fisher and (names := [term.name for term in terms if "fisher" in term.needs]):
+        raise InputError(
+            f"--penalty={names[0]} needs the source's Fisher information: train the source with --save_fisher"
+        )
     for fault in model_faults(settings, model, shape):
         execution.on_message(fault)
     experiment = Experiment(settings, source, target, model, strategies, execution)
@@ -140,12 +141,14 @@ def source_task(settings: Settings) -> Task:
     start = Start(params, ((0.0, None),), fresh=None)
     # As dicts, since dataclasses that share a nan differ from Python 3.13 on.
     is_own = vars(settings.source_recipe) != vars(settings.recipe)
-    if any(term.name == "ewc" for term in objective.penalties(settings.source_recipe.penalty)[0]):
+    terms, _ = penalties.read(settings.source_recipe.penalty)
+    if names := [term.name for term in terms if "fisher" in term.needs]:
+        flag = "--source_penalty" if is_own else "--penalty"
         remedy = "another --penalty, or none"
         if settings.target:
             remedy = "--source_penalty= for the source's own fit" + ", and --save_fisher" * (not settings.save_fisher)
         raise InputError(
-            f"--{'source_' * is_own}penalty={settings.source_recipe.penalty} is the source's too, and ewc holds a fit "
+            f"{flag}={settings.source_recipe.penalty} is the source's too, and {names[0]} holds a fit "
             f"to what another's Fisher information says, which nobody has before a source is trained: give {remedy}"
         )
     check_recipe(settings.source_recipe, "all", task, start, "source_" if is_own else "")
@@ -195,9 +198,12 @@ def check_recipe(recipe: Recipe, budget: str, task: Task, start: Start, prefix: 
     spec, numbers = _flagged(prefix, "optimizer", lambda: build_optimizer(recipe))
     loss = _flagged(prefix, "loss", lambda: objective.loss(recipe.loss))
     _flagged(prefix, "label_smoothing", lambda: objective.check_smoothing(recipe.loss, recipe.label_smoothing))
-    terms, _ = _flagged(prefix, "penalty", lambda: objective.penalties(recipe.penalty))
-    for term in terms:
+    terms, weights = _flagged(prefix, "penalty", lambda: penalties.read(recipe.penalty))
+    fresh = dict(paths.items(start.fresh)) if start.fresh is not None else {}
+    for term, numbers_of_term in zip(terms, weights, strict=True):
         _flagged(prefix, "penalty", functools.partial(paths.require_globs, start.params, (term.on,)))
+        tried = functools.partial(penalties.require_scalar, term, numbers_of_term, start.params, fresh)
+        _flagged(prefix, "penalty", tried)
     subset, _ = _flagged(
         prefix,
         "train_examples" if not budget.startswith("all") else "validation",
@@ -220,8 +226,7 @@ def _flagged(prefix: str, flag: str, attempt: Callable[[], Any]) -> Any:
         with switches.guarded(f"what --{prefix}{flag} names"):
             return attempt()
     except InputError as error:
-        names = "|".join(f.name for f in dataclasses.fields(Recipe))
-        text = re.sub(rf"--(?=(?:{names})\b)", f"--{prefix}", str(error))
+        text = flags.in_flags(error, prefix)
         raise InputError(text if text.startswith("--") else f"--{prefix}{flag}: {text}") from error
     except Exception as error:
         raise InputError(f"--{prefix}{flag} cannot be used as it is given: {plugins.said(error)}") from error
@@ -256,12 +261,15 @@ def count_steps(recipe: Recipe, examples: int) -> int:
         return recipe.steps
     if recipe.batch_size > examples:
         raise InputError(
-            f"--batch_size={recipe.batch_size} is larger than the {examples} training examples: lower it, or give "
-            "--steps, under which the order runs over one permutation after another"
+            f"it is larger than the {examples} training examples: lower it, or give "
+            "`steps=`, under which the order runs over one permutation after another",
+            field="batch_size",
+            value=recipe.batch_size,
         )
     total = recipe.epochs * -(-examples // recipe.batch_size)
     if total > MOST_STEPS:
-        raise InputError(f"--epochs={recipe.epochs} are {total:,} steps: at most {MOST_STEPS:,} are trained")
+        reason = f"that makes {total:,} steps: at most {MOST_STEPS:,} are trained"
+        raise InputError(reason, field="epochs", value=recipe.epochs)
     return total
 
 
@@ -294,7 +302,7 @@ def draw_examples(recipe: Recipe, budget: str, task: Task, seed: int) -> tuple[n
     labelled = draw.label_budget(seed, labels, budgets.total(budget, task))
     subset, validation = draw.validation_split(labels, labelled, recipe.validation)
     if not len(subset):
-        raise InputError(f"--validation={recipe.validation} leaves no example to train on: lower it")
+        raise InputError("it leaves no example to train on: lower it", field="validation", value=recipe.validation)
     return subset, validation
 
 
@@ -433,7 +441,7 @@ def _company(settings: Settings) -> list[Any]:
 def code_digests(recipe: Recipe, model: str) -> list[str]:
     """Digests of what the flags name outside tljax: an edit of such a file makes another fit."""
     plugs = ((model, "tljax.models", "model"), (recipe.loss, "optax", "loss"), (recipe.optimizer, "optax", "optimizer"))
-    return [plugins.outside_digest(*plug) for plug in plugs]
+    return [*(plugins.outside_digest(*plug) for plug in plugs), *penalties.digests(recipe.penalty)]
 
 
 def group_name(keys: Iterable[str]) -> str:
