@@ -110,9 +110,7 @@ def _wanted(experiment: Experiment, evaluations: Sequence[Evaluation]) -> list[t
     return wanted
 
 
-def _judge(
-    experiment: Experiment, results: Sequence[Result], name: str, task: Task, folder: Path
-) -> dict[str, float]:
+def _judge(experiment: Experiment, results: Sequence[Result], name: str, task: Task, folder: Path) -> dict[str, float]:
     """{fit: its accuracy} on one test set."""
     trained = fit.obtain_source(experiment.settings, experiment.source, folder, experiment.execution)
     of_source = name == "source"
