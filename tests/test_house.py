@@ -66,6 +66,15 @@ def test_no_files_import_each_other_however_far_around():
     assert sum(map(len, graph.values())) > 400
 
 
+def test_no_program_is_imported():
+    """A program is flags and a `run`; what others need of it is in experiments/runs or experiments/pages."""
+    programs = {module(file) for file in (ROOT / "experiments").glob("*.py")} - {"experiments", "experiments.__main__"}
+    for file in FILES:
+        for name in imported(file):
+            parts = ".".join(name.split(".")[:2])
+            assert parts not in programs, f"{module(file)} imports {parts}, which is a program"
+
+
 def test_every_room_has_a_floor():
     assert {room(module(file)) for file in FILES} - {"tljax"} == set(FLOORS)
 
