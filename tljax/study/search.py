@@ -19,7 +19,7 @@ from tljax.study.space import Range
 from tljax.types import InputError
 
 
-class Trial(NamedTuple):
+class Running(NamedTuple):
     """A trial under way in this process."""
 
     handle: Any
@@ -149,13 +149,13 @@ def _in_one_line(called: _Called) -> _Called:
 
 
 @_in_one_line
-def ask(search: Search, space: Sequence[Range], count: int, trials: int) -> list[Trial]:
+def ask(search: Search, space: Sequence[Range], count: int, trials: int) -> list[Running]:
     """At most `count` new trials of a study that is to have `trials` in all; none where all are taken or done."""
     import optuna
     from optuna.trial import TrialState
 
     study: Any = search.study
-    begun: list[Trial] = []
+    begun: list[Running] = []
     _take_over(study, search.lease)
     for _ in range(count):
         waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
@@ -168,7 +168,7 @@ def ask(search: Search, space: Sequence[Range], count: int, trials: int) -> list
             continue
         # Seeded by the trial, so that processes never draw the same, and a resumed study draws what it would have.
         study.sampler = _component(optuna.samplers, "sampler", search.sampler, search.seed + trial.number)
-        begun.append(Trial(trial, {dimension.name: _draw(trial, dimension) for dimension in space}))
+        begun.append(Running(trial, {dimension.name: _draw(trial, dimension) for dimension in space}))
     return begun
 
 
@@ -188,7 +188,7 @@ def _counted(study: Any) -> list[Any]:
     return counted
 
 
-def held(trials: Sequence[Trial], lease: float) -> contextlib.AbstractContextManager[None]:
+def held(trials: Sequence[Running], lease: float) -> contextlib.AbstractContextManager[None]:
     """Say now and then that this process has these trials under way, and lives."""
 
     def beat() -> None:
@@ -231,7 +231,7 @@ def under_way(study: Any) -> int:
 
 
 @_in_one_line
-def tell(study: Any, trial: Trial, value: float | None, pruned: bool = False, loss: float | None = None) -> None:
+def tell(study: Any, trial: Running, value: float | None, pruned: bool = False, loss: float | None = None) -> None:
     """Hand in a trial's value, or that it diverged (None); nothing where it was taken from this process meanwhile.
 
     `loss`, which the sampler does not learn from, is kept beside it.
@@ -249,7 +249,7 @@ def tell(study: Any, trial: Trial, value: float | None, pruned: bool = False, lo
 
 
 @_in_one_line
-def report(trial: Trial, value: float, step: int) -> bool:
+def report(trial: Running, value: float, step: int) -> bool:
     """Hand in a trial's value so far; returns whether its pruner gives it up, False where another process ended it.
 
     SQLite may hand one trial that is tried again to two processes at once; the first to tell is believed.
@@ -261,7 +261,7 @@ def report(trial: Trial, value: float, step: int) -> bool:
 
 
 @_in_one_line
-def give_back(study: Any, trial: Trial) -> None:
+def give_back(study: Any, trial: Running) -> None:
     """Leave a trial under way to whoever asks next."""
     _try_again(study, trial.handle)
 
