@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from experiments.runs import budgets, console, directory, metrics
+from experiments.runs.flags import PATHS_FROM
 from experiments.runs.settings import Settings
 from experiments.runs.sources import Source
 from tljax import files
@@ -65,5 +66,6 @@ def reproduced(folder: Path) -> Any:
     """How the page of a run directory came about."""
     from experiments.pages.report import Reproduced
 
-    flags = directory.flags_text(folder / "flags.flags")
-    return Reproduced(directory.recorded_environment(folder) or {}, flags, flags.splitlines()[0].removeprefix("# "))
+    lines = directory.flags_text(folder / "flags.flags").splitlines(keepends=True)
+    text = "".join(line for line in lines if not line.startswith(PATHS_FROM))
+    return Reproduced(directory.recorded_environment(folder) or {}, text, lines[0].rstrip("\n").removeprefix("# "))

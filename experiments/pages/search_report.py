@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from experiments.pages import history, page
 from experiments.runs import console, directory, fits, search_flags
+from experiments.runs.flags import PATHS_FROM
 from experiments.runs.search_flags import Search
 from experiments.runs.settings import Settings
 from experiments.transfer import Experiment
@@ -71,7 +72,8 @@ def keep_best(folder: Path, winners: Mapping[Arm, Winner]) -> None:
         if len(winners) > 1:
             directory.make_folder(file.parent)
         head = f"# python -m experiments.transfer --flagfile={file} --workdir=NEW"
-        directory.replace(file, directory.signed("\n".join([head, *winner.made.flagfile_lines(), ""])))
+        where = [f"{PATHS_FROM}{place}" for place in directory.working_directory()]
+        directory.replace(file, directory.signed("\n".join([head, *where, *winner.made.flagfile_lines(), ""])))
 
 
 def write(

@@ -145,9 +145,11 @@ def _flags(
     head = f"# python -m experiments.{program} --flagfile=WORKDIR/{file.name} --workdir=NEW\n"
     lines_now = [files.to_bytes(line).decode() for line in [*made.flagfile_lines(), *more]]  # as they are in the file
     now = {name: values for name, values in _values(lines_now).items() if name not in leave}
+    before: list[str] = []
     if file.is_file():
         text = flags_text(file)
         head = text.splitlines()[0] + "\n" if text.startswith("#") else head
+        before = flags.written_from(file)[::-1]
         every_there = _values(line for line in text.splitlines() if line.startswith("--"))
         there = {name: values for name, values in every_there.items() if name not in leave}
         lists: Sequence[str] = GROWING
@@ -166,7 +168,17 @@ def _flags(
             old, new = text_there.split(","), now[name][-1].split(",")
             now[name] = [",".join([*old, *(value for value in new if value not in old)])]
         refuse_shared_names([text for text in plugins.split(now["strategies"][-1], ",") if text])
-    return head + "".join(f"--{name}={value}\n" for name, values in now.items() for value in values)
+    where = "".join(f"{flags.PATHS_FROM}{folder}\n" for folder in dict.fromkeys([*before, *working_directory()]))
+    return head + where + "".join(f"--{name}={value}\n" for name, values in now.items() for value in values)
+
+
+def working_directory() -> list[str]:
+    """The working directory, from which the paths in a flagfile are; none where it is gone, or no line can say it."""
+    try:
+        folder = files.to_bytes(os.getcwd()).decode()
+    except OSError:
+        return []
+    return [] if "\n" in folder else [folder]
 
 
 def of_another_experiment(workdir: Path, made: Settings) -> bool:

@@ -1,10 +1,11 @@
 """Where a source comes from: what it says of itself, and its parameters, whoever trained it."""
 
+import os.path
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.runs import elsewhere, sources
+from experiments.runs import elsewhere, flags, sources
 from experiments.runs.settings import Settings
 from experiments.runs.sources import Source
 from tljax import checkpoint, models, plugins
@@ -36,8 +37,29 @@ def settings(given: Mapping[str, Any], place: str, *, several: bool = False) -> 
     model = told.get("model", {})
     own = {name: model[name] for name in MODEL if name in model}
     own |= {"hidden": tuple(own["hidden"])} if "hidden" in own else {}
+    if "model" in own and (several or "model" not in given):
+        own["model"] = _model_file(own["model"], Path(place))
     both = {**given, **own} if several else {**own, **given}
     return Settings.from_flags(**{**both, "source_checkpoint": place})
+
+
+def _model_file(model: str, place: Path) -> str:
+    """The model that a source says of itself, its file found from where the run began, or from beside the weights.
+
+    Raises InputError, with the folders, where it is in none of them.
+    """
+    file = plugins.parse(model).name
+    if not file.endswith(".py") or os.path.lexists(file):
+        return model
+    run = place if (place / "flags.flags").is_file() else place.parent.parent
+    folders = [str(place.parent)] if elsewhere.named(str(place)) else flags.written_from(run / "flags.flags")
+    if not os.path.isabs(file) and (found := flags.found_from(file, folders)):
+        return plugins.quoted(found) + model.removeprefix(plugins.quoted(file))
+    sought = "".join(f", nor from '{folder}'" for folder in folders)
+    raise InputError(
+        f"the model of '{place}' is '{file}', which is not there from the working directory{sought}: give its file as "
+        "--model=FILE.py:model"
+    )
 
 
 def source(made: Settings, stand_ins: Mapping[int, int] | None = None) -> Source:
