@@ -23,6 +23,7 @@ from typing import NamedTuple, TextIO
 from experiments.runs import console, directory, flags, process
 from experiments.runs.flags import flag, flagfile
 from tljax import checkpoint
+from tljax.study.results import to_json
 from tljax.types import InputError
 
 _KINDS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "flip": signal.SIGKILL}
@@ -135,7 +136,7 @@ def _finish(process: subprocess.Popen[bytes], log: TextIO) -> None:
 def contents(folder: Path) -> dict[str, bytes]:
     """{what: bytes} of all that must not depend on interruptions: results less seconds, predictions, parameters ..."""
     lines = directory.results(folder)
-    found = {"results.jsonl": json.dumps([{**line, "seconds": 0} for line in lines]).encode()}
+    found = {"results.jsonl": json.dumps([{**to_json(line), "seconds": 0} for line in lines]).encode()}
     for name in sorted({line.checkpoint for line in lines}):
         fits, told = checkpoint.load(folder / name)
         found |= {f"{name}/{fit}/{path}": leaf.tobytes() for fit, of in fits.items() for path, leaf in of.items()}

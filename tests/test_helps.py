@@ -39,7 +39,7 @@ def form(program):
 def given(program, *argv):
     """What a program would run with: (settings, its own flags)."""
     values, filled = flags.read([program, *argv], form(program))
-    own = {name: getattr(filled, name) for name in flags.own(form(program))}
+    own = {name: getattr(filled, name) for name in flags.own_flags(form(program))}
     return Settings.from_flags(**values), own
 
 

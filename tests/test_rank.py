@@ -247,10 +247,10 @@ def test_the_probe_judges_itself_by_each_example_at_few_labels():
     rng = np.random.default_rng(0)
     y = np.arange(20) % 10
     x = 3 * rng.normal(size=(10, 30))[y] + rng.normal(size=(20, 30))
-    assert scores.probe(x, y) > 0.8  # two a class, of which a fifth is none
-    assert scores.probe(rng.normal(size=(200, 5)), np.arange(200) % 2) == pytest.approx(0.5, abs=0.15)
+    assert transferability.probe(x, y) > 0.8  # two a class, of which a fifth is none
+    assert transferability.probe(rng.normal(size=(200, 5)), np.arange(200) % 2) == pytest.approx(0.5, abs=0.15)
     with pytest.raises(InputError, match="holds none out"):
-        scores.probe(x[:10], y[:10])
+        transferability.probe(x[:10], y[:10])
 
 
 def test_copies_of_an_image_are_found_among_the_images_not_the_features():

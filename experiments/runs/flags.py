@@ -84,10 +84,10 @@ def kinds(form: type) -> dict[str, Kind]:
     hints = typing.get_type_hints(form)
     result: dict[str, Kind] = {}
     for group, fields in _by_group(form).items():
-        own = {f.name: _kind(hints[f.name], f) for f in fields}
-        result |= own
+        of_group = {f.name: _kind(hints[f.name], f) for f in fields}
+        result |= of_group
         if twin := vars(group).get("TWIN", ""):
-            result |= {twin + name: kind for name, kind in own.items()}
+            result |= {twin + name: kind for name, kind in of_group.items()}
     return result
 
 
@@ -112,7 +112,7 @@ def _by_group(form: type) -> dict[type, list[dataclasses.Field]]:
     return {c: members for c, members in of_class.items() if members}
 
 
-def own(form: type) -> set[str]:
+def own_flags(form: type) -> set[str]:
     """The flags that are a program's own, and of no group that programs share."""
     return {f.name for group, members in _by_group(form).items() if _is_own(group) for f in members}
 
@@ -124,7 +124,7 @@ def _is_own(group: type) -> bool:
 
 def flagfile_lines(form: Any, leave: Collection[str] = ()) -> list[str]:
     """The flagfile lines that give a program's own flags again, but for those to `leave`, local ones and None."""
-    names = own(type(form)) - {*leave}
+    names = own_flags(type(form)) - {*leave}
     lines = []
     for f in fields(form):
         value = getattr(form, f.name)
@@ -179,9 +179,9 @@ def read(argv: Sequence[str], form: type[Form]) -> tuple[dict[str, Any], Form]:
     InputError as `parse` does.
     """
     known = kinds(form)
-    alone = own(form) == known.keys()
+    alone = own_flags(form) == known.keys()
     values = parse(argv, known, () if alone else of_programs()["transfer"].keys() - known.keys())
-    names, own_names = {f.name for f in fields(form)}, own(form)
+    names, own_names = {f.name for f in fields(form)}, own_flags(form)
     filled = form(**{name: value for name, value in values.items() if name in names})
     return {name: value for name, value in values.items() if name not in own_names}, filled
 
@@ -196,13 +196,12 @@ def parse(argv: Sequence[str], kinds: Mapping[str, Kind], pass_over: Collection[
     for name, kind in kinds.items():
         _define(kind)(name, None, "", flag_values=values)
     try:
-        _, *rest = values(
-            _expanded(_found(argv), kinds, pass_over), known_only=True
-        )  # absl is slow to find the nearest
+        arguments = _expanded(_with_paths(argv), kinds, pass_over)
+        _, *rest = values(arguments, known_only=True)  # of an unknown flag absl is slow to find the nearest
     except InputError:
         raise
     except (absl_flags.Error, ValueError) as error:
-        raise InputError(_said(error)) from error
+        raise InputError(_words_of_absl(error)) from error
     if rest and rest[0].startswith("-") and _name(rest[0]):
         raise InputError(unknown(_name(rest[0]), kinds, argv))
     if rest:
@@ -241,7 +240,7 @@ def _name(argument: str) -> str:
     return argument.lstrip("-").partition("=")[0]
 
 
-def _said(error: Exception) -> str:
+def _words_of_absl(error: Exception) -> str:
     """What absl says of a value, in one line and without Python's words."""
     text = " ".join(str(error).removeprefix("ERROR:: ").split())
     text = re.sub(r"invalid literal for int\(\) .*", "write a whole number", text)
@@ -268,6 +267,7 @@ def _convert(name: str, kind: Kind, value: Any) -> Any:
 
 
 _MOST_OF_A_RANGE = 100_000
+"""Whole numbers, which a range such as 0-29 stands for at most."""
 
 
 def _whole_numbers(part: str) -> Sequence[int]:
@@ -335,7 +335,7 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 def _flagfile_of(name: str, argv: Sequence[str]) -> str:
     for argument in argv[1:]:
         if argument.startswith(("--flagfile=", "-flagfile=")):
-            lines = _lines(_found([argument])[0].partition("=")[2])
+            lines = _lines(_with_paths([argument])[0].partition("=")[2])
             if name in map(_name, lines):
                 return f" in '{argument.partition('=')[2]}'"
     return ""
@@ -372,7 +372,7 @@ def _roles(form: str, classes: Mapping[str, ast.ClassDef]) -> dict[str, Role]:
     node = classes[form]
     bases = [base.id for base in node.bases if isinstance(base, ast.Name) and base.id in classes]
     roles = {name: role for base in bases for name, role in _roles(base, classes).items()}
-    own: dict[str, Role] = {}
+    declared: dict[str, Role] = {}
     twin = ""
     for part in node.body:
         if not isinstance(part, ast.AnnAssign) or not isinstance(part.target, ast.Name):
@@ -381,8 +381,8 @@ def _roles(form: str, classes: Mapping[str, ast.ClassDef]) -> dict[str, Role]:
             twin = str(part.value.value)
         elif isinstance(part.value, ast.Call) and ast.unparse(part.value.func) == "flag":
             keywords = {keyword.arg: keyword.value for keyword in part.value.keywords}
-            own[part.target.id] = ast.literal_eval(keywords["role"]) if "role" in keywords else "decides"
-    return {**roles, **own, **({twin + name: role for name, role in own.items()} if twin else {})}
+            declared[part.target.id] = ast.literal_eval(keywords["role"]) if "role" in keywords else "decides"
+    return {**roles, **declared, **({twin + name: role for name, role in declared.items()} if twin else {})}
 
 
 # ---- Flagfiles
@@ -398,7 +398,7 @@ def flagfile(name: str) -> str:
     return str(shipped) if not os.path.exists(name) and os.path.isfile(shipped) else name
 
 
-def _found(argv: Sequence[str]) -> list[str]:
+def _with_paths(argv: Sequence[str]) -> list[str]:
     """A command line with the paths of its flagfiles."""
     parts = [argument.partition("=") for argument in argv]
     return [f"{flag}={flagfile(name)}" if flag == "--flagfile" else flag + eq + name for flag, eq, name in parts]
@@ -418,8 +418,8 @@ def _expanded(argv: Sequence[str], kinds: Mapping[str, Kind], pass_over: Collect
             arguments.append(argument)
             continue
         folders = _folders(file)
-        kept = [line for line in _lines(file) if _name(line) not in skipped]
-        arguments += [_from_folders(line, folders, kinds) for line in kept]
+        lines = [line for line in _lines(file) if _name(line) not in skipped]
+        arguments += [_from_folders(line, folders, kinds) for line in lines]
     return arguments
 
 
@@ -582,13 +582,14 @@ def _themes(
     groups: Mapping[type, Sequence[dataclasses.Field]], refused: Collection[str], full: bool
 ) -> dict[str, list[dataclasses.Field]]:
     """{title: flags}: the program's own, then those of the groups; of these all by theme, or those used often."""
-    own = [f for group, members in groups.items() if _is_own(group) for f in members]
-    themes: dict[str, list[dataclasses.Field]] = {"Its own flags": own} if own else {}
+    themes: dict[str, list[dataclasses.Field]] = {"Its own flags": []}
     for group, members in groups.items():
-        if not _is_own(group):
-            title = vars(group)["THEME"] if full else "Most used of experiments.transfer's"
-            listed = [f for f in members if f.name not in refused and (full or f.metadata["often"])]
-            themes.setdefault(title, []).extend(listed)
+        if _is_own(group):
+            themes["Its own flags"] += members
+            continue
+        title = vars(group)["THEME"] if full else "Most used of experiments.transfer's"
+        listed = [f for f in members if f.name not in refused and (full or f.metadata["often"])]
+        themes.setdefault(title, []).extend(listed)
     return {title: members for title, members in themes.items() if members}
 
 

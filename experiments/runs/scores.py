@@ -25,7 +25,7 @@ from experiments.runs.origin import Origin
 from experiments.runs.settings import Settings
 from tljax import plugins
 from tljax.data import draw
-from tljax.study import examples, probes, ranking, transferability
+from tljax.study import ranking, transferability
 from tljax.types import InputError, Task
 
 
@@ -52,19 +52,6 @@ class Score(NamedTuple):
     """Why it is not defined."""
 
 
-def probe(features: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None) -> float:
-    """Accuracy (a fraction) of `probes.ridge` on each example, as it learns from the others.
-
-    Features float [n, d], labels int [n], groups as `probes.left_out` has them. Raises InputError for bad features and
-    labels (see `examples.checked`), and where each class has one example.
-    """
-    if len(np.unique(labels)) == len(labels):
-        raise InputError(
-            f"a probe of {len(labels)} examples, one a class, holds none out to be judged by: give two of a class"
-        )
-    return float((probes.left_out(features, labels, groups=groups).argmax(axis=1) == labels).mean())
-
-
 SCORES: Mapping[str, Callable[[Seen], float]] = {
     "knn": lambda seen: transferability.knn(seen.features, seen.labels, groups=seen.groups),
     "logme": lambda seen: transferability.logme(seen.features, seen.labels),
@@ -75,7 +62,7 @@ SCORES: Mapping[str, Callable[[Seen], float]] = {
     "h_score_shrunk": lambda seen: transferability.h_score_shrunk(seen.features, seen.labels),
     "transrate_adjusted": lambda seen: transferability.transrate_adjusted(seen.features, seen.labels),
     "gbc_adjusted": lambda seen: transferability.gbc_adjusted(seen.features, seen.labels),
-    "probe": lambda seen: probe(seen.features, seen.labels, seen.groups),
+    "probe": lambda seen: transferability.probe(seen.features, seen.labels, seen.groups),
     "n_leep": lambda seen: transferability.n_leep(seen.features, seen.labels),
     "h_score": lambda seen: transferability.h_score(seen.features, seen.labels),
     "transrate": lambda seen: transferability.transrate(seen.features, seen.labels),
@@ -172,8 +159,7 @@ def _copies(images: ArrayLike) -> np.ndarray:
 @functools.cache
 def _code() -> str:
     """SHA-256 of the code that scores are computed by: those of another are not mixed with its own."""
-    modules = (examples, probes, transferability)
-    files = [Path(__file__), *(Path(str(module.__file__)) for module in modules)]
+    files = [Path(__file__), Path(str(transferability.__file__))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
