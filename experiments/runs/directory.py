@@ -234,7 +234,7 @@ def flags_text(file: Path) -> str:
     lines, mark, _ = text.rpartition("\n" + _SUM)
     if mark and signed(f"{lines}\n") == text:
         return f"{lines}\n"
-    comments = [line for line in text.split("\n")[1:] if line and not line.startswith("--")]
+    comments = [line for line in text.split("\n")[1:] if line and not line.startswith(("--", flags.PATHS_FROM))]
     if mark or comments or "sha256" in text:
         raise InputError(
             f"'{file}' is not as it was written: restore it; if the change is meant, give the file as --flagfile with "

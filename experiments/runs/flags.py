@@ -482,7 +482,7 @@ def _folders(file: str) -> list[str]:
 
 def _from_folders(line: str, folders: Sequence[str], kinds: Mapping[str, Kind]) -> str:
     """A line of a flagfile, its paths after the first folder in which they are, if not in the working directory."""
-    return _with_paths(line, kinds, lambda piece, certain: _joined(piece, folders, certain))
+    return _path_pieces(line, kinds, lambda piece, certain: _joined(piece, folders, certain))
 
 
 def _sought(text: str, argv: Sequence[str], kinds: Mapping[str, Kind]) -> list[str]:
@@ -496,18 +496,18 @@ def _sought(text: str, argv: Sequence[str], kinds: Mapping[str, Kind]) -> list[s
                 missing.append(path)
         return piece
 
-    for argument in _found(argv):
+    for argument in _with_paths(argv):
         flag_name, _, file = argument.partition("=")
         if flag_name in ("--flagfile", "-flagfile") and os.path.isfile(file):
             folders = _folders(file)
             for line in _lines(file):
-                _with_paths(_from_folders(line, folders, kinds), kinds, note)
+                _path_pieces(_from_folders(line, folders, kinds), kinds, note)
             if missing:
                 return folders
     return []
 
 
-def _with_paths(line: str, kinds: Mapping[str, Kind], change: Callable[[str, bool], str]) -> str:
+def _path_pieces(line: str, kinds: Mapping[str, Kind], change: Callable[[str, bool], str]) -> str:
     """A line of a flagfile after a `change` of each piece of its value that may be a path; True of one that is one."""
     name, equals, value = line.partition("=")
     place = kinds[_name(name)].place if _name(name) in kinds else ""
