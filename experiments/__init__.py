@@ -10,21 +10,6 @@ INSTALL = "install it with python -m pip install 'tljax[experiments]', or '.[exp
 """The remedy for a library that is not there, or cannot be loaded."""
 
 
-def _find_library() -> None:
-    """Let `import tljax` find the library beside this package where a folder tljax of the working directory hides it.
-
-    So it is in the folder that holds the checkout: its ./tljax has no __init__.py, and Python takes it for a package
-    in parts. A whole package wins over such a one from anywhere on the path, so the end of the path will do.
-    """
-    spec = None if "tljax" in sys.modules else importlib.util.find_spec("tljax")
-    beside = Path(__file__).resolve().parent.parent
-    if spec and spec.origin is None and (beside / "tljax" / "__init__.py").is_file():
-        sys.path.append(str(beside))
-
-
-_find_library()
-
-
 def run_program(file: str) -> None:
     """Import the program of this file, run it, and end the process; what fails in its imports is said in a line.
 
@@ -33,6 +18,7 @@ def run_program(file: str) -> None:
     if line := _too_little_memory():
         print(f"error: {line}", file=sys.stderr, flush=True)
         os._exit(1)
+    _find_library()
     name = ".".join(Path(file).resolve().relative_to(Path(__file__).resolve().parent.parent).with_suffix("").parts)
     try:
         program = importlib.import_module(name)
@@ -47,6 +33,18 @@ def run_program(file: str) -> None:
         raise
     process.run_main(program.main)
     sys.exit()
+
+
+def _find_library() -> None:
+    """Let `import tljax` find the library beside this package where a folder tljax of the working directory hides it.
+
+    So it is in the folder that holds the checkout: its ./tljax has no __init__.py, and Python takes it for a package
+    in parts. A whole package wins over such a one from anywhere on the path, so the end of the path will do.
+    """
+    spec = None if "tljax" in sys.modules else importlib.util.find_spec("tljax")
+    beside = Path(__file__).resolve().parent.parent
+    if spec and spec.origin is None and (beside / "tljax" / "__init__.py").is_file():
+        sys.path.append(str(beside))
 
 
 def _remedy(error: BaseException) -> str:

@@ -35,7 +35,6 @@ from experiments.runs import (
     predictions,
     process,
     tuned,
-    verdicts,
 )
 from experiments.runs.flags import flag
 from experiments.runs.judging import Judging, require_valid, require_variation, spoken_of, variation
@@ -103,7 +102,9 @@ def run(given: Mapping[str, Any], asked: CompareFlags, typed: Collection[str] | 
         if process.first():
             judged = [_judged(part, some, more, folder, execution) for part, some in found]
             several = directory.mixed_environments(folder, [line.name for line in lines])
-            verdicts.show(folder, judged, judging, [*notes(parts, asked), *several])
+            from experiments.pages import compare as page  # draws: matplotlib takes a second to import
+
+            page.show(folder, judged, judging, [*notes(parts, asked), *several])
     return lines
 
 

@@ -54,7 +54,9 @@ def run(**flags: Any) -> list[Result]:
         held = budgets.notes(["all"], task, made.source_recipe.validation)
         noted = [*([task.note] if task.note else []), *held]
         mean = [f"mean {np.mean(accuracy):.2f} [{min(accuracy):.2f}, {max(accuracy):.2f}]"] if accuracy else []
-        console.sources(task.name, folder, lines, [*mean, *noted])
+        from experiments.pages import tables  # scipy takes a second to import
+
+        console.show(tables.source_fits(task.name, folder, lines), [*mean, *noted])
     return list(lines.values())
 
 

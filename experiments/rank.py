@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from experiments import features
-from experiments.pages import rank_report
 from experiments.runs import (
     budgets,
     cards,
@@ -93,10 +92,12 @@ def run(given: Mapping[str, Any], asked: RankFlags) -> dict[str, Any]:
         if not process.first():
             return {}
         notes = [line for task in todo.targets.values() for line in _noted(todo, task)]
-        told = rank_report.told(todo.cards, todo.targets, table, truths, asked.scores, asked.resamples)
-        directory.replace(folder / "ranking.json", json.dumps(rank_report.plain(told.numbers), indent=1) + "\n")
-        rank_report.show(told, folder, todo.cards, table, notes)
-    return told.numbers
+        from experiments.pages import ranking as page  # draws: matplotlib takes a second to import
+
+        verdict = page.judged(todo.cards, todo.targets, table, truths, asked.scores, asked.resamples)
+        directory.replace(folder / "ranking.json", json.dumps(page.plain(verdict.numbers), indent=1) + "\n")
+        page.show(verdict, folder, todo.cards, table, notes)
+    return verdict.numbers
 
 
 def _noted(todo: Todo, task: Task) -> list[str]:

@@ -39,7 +39,6 @@ from experiments.runs import (
     flags,
     looks,
     tuned,
-    verdicts,
 )
 from experiments.runs import predictions as fits_of
 from experiments.runs.flags import flag
@@ -107,9 +106,11 @@ def run(asked: ReportFlags) -> None:
     look = max(read.looks, looks.count(fits, judging, places))
     folder.mkdir(parents=True, exist_ok=True)
     notes += looks.keep(fits, judging, look, places)
-    told = verdicts.judged(found, judging, list(dict.fromkeys([*notes, "they speak of these tasks alone"])), look)
-    verdicts.write(folder, told, {})
-    verdicts.tables(told)
+    from experiments.pages import compare as page  # draws: matplotlib takes a second to import
+
+    study = page.judged(found, judging, list(dict.fromkeys([*notes, "they speak of these tasks alone"])), look)
+    page.write(folder, study, {})
+    page.print_tables(study)
     console.say(f"  report: {folder / 'report.html'}")
 
 

@@ -14,6 +14,7 @@ if __name__ == "__main__":  # before the other imports, so that what fails in th
     run_program(__file__)
 import functools
 import hashlib
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,8 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from experiments import transfer
-from experiments.pages import search_report
-from experiments.pages.search_report import Arm
 from experiments.runs import (
     budgets,
     console,
@@ -35,9 +34,11 @@ from experiments.runs import (
     search_flags,
     sources,
     trials,
+    tuned,
 )
 from experiments.runs.search_flags import Search
 from experiments.runs.settings import FREE, GROWING, NEUTRAL, ExperimentFlags, Settings
+from experiments.runs.tuned import Arm, Winner
 from experiments.transfer import Experiment
 from tljax.study import search, space, summary
 from tljax.study.results import Result
@@ -61,8 +62,12 @@ def run(given: Mapping[str, Any], asked: Search) -> list[Result]:
         return []
     arms = _arms(made, asked)
     if made.dry_run:
-        search_report.show(given, arms, asked)
+        _show(given, arms, asked)
         return []
+    from experiments.pages import export
+    from experiments.pages import search as page  # draws: matplotlib takes a second to import
+    from experiments.pages import transfer as results_page
+
     own_flags = search_flags.to_flags(asked)
     with directory.opened(made, "search", own_flags, older=Settings.from_flags(**hunting)) as folder:
         if stand_ins:
@@ -75,17 +80,32 @@ def run(given: Mapping[str, Any], asked: Search) -> list[Result]:
             flags_of = {**hunting, "strategies": (arm.strategy,), "train_examples": (arm.budget,)}
             base = whole._replace(made=Settings.from_flags(**flags_of), methods=(methods.one(arm.strategy),))
             _hunt(arm, studies[arm], base, flags_of, asked, folder)
-            search_report.keep_trials(folder, {arm: one.study for arm, one in studies.items()})
+            known = {(arm.label, arm.budget): search.trials(one.study) for arm, one in studies.items()}
+            directory.replace(folder / "trials.csv", export.trials(known))
             best = search.best(studies[arm].study)
-            final = Settings.from_flags(**search_flags.chosen(_final(given, made, arm), best.params))
+            final = Settings.from_flags(**search_flags.with_values(_final(given, made, arm), best.params))
             place = _place_of_final(final, arm, folder)
-            trained[arm] = search_report.Winner(studies[arm].study, best, replace(final, workdir=str(place)))
-        search_report.keep_best(folder, trained)
+            trained[arm] = Winner(studies[arm].study, best, replace(final, workdir=str(place)))
+        tuned.write_winners(folder, trained)
         lines = [line for winner in trained.values() for line in _train_anew(winner.made, execution)]
         settled = summary.with_share(lines, whole.target.test.labels)
-        notes = search_report.write(folder, Settings.from_flags(**given), asked, trained, settled, whole)
-    console.results("tuned against tuned", settled, notes)
+        notes = page.write(folder, Settings.from_flags(**given), asked, trained, settled, whole)
+    results_page.print_results("tuned against tuned", settled, notes)
     return lines
+
+
+def _show(given: Mapping[str, Any], arms: Sequence[Arm], asked: Search) -> None:
+    """Print what would be searched, and what of it parts the trials into groups."""
+    rows = [(one.name, one.kind, *space.ends(one), "")[:4] for one in asked.ranges]
+    console.table("space", ["name", "kind", "from", "to"], rows)
+    for arm in arms:
+        own = {**given, "strategies": (arm.strategy,)}
+        shapes = {one.name: search_flags.shapes(own, one) for one in arm.ranges}
+        several = [f"{name} ({count})" for name, count in shapes.items() if count > 1]
+        parted = "one shape, trained together"
+        if several:
+            parted = f"at most {math.prod(shapes.values()):,} shapes, by {', '.join(several)}; each trained together"
+        console.say(f"{arm.label} at {arm.budget}: {asked.trials} trials in groups of {asked.group}; {parted}")
 
 
 def _said_of_sources(stand_ins: Mapping[int, int], final_seeds: Sequence[int]) -> str:
@@ -109,7 +129,7 @@ def _source(made: Settings) -> dict[str, Any]:
 
 def _place_of_final(final: Settings, arm: Arm, folder: Path) -> Path:
     """Where the last fits are kept: beside those of the former winner, if the search has grown and found another."""
-    place = folder / "final" / search_report.file_name(arm)
+    place = folder / "final" / arm.file_name
     if not directory.of_another_experiment(place, final):
         return place
     free = tuple(f"--{name}=" for name in _FREE)
@@ -163,7 +183,7 @@ def _require_own_totals(arms: Sequence[Arm], target: Task) -> None:
             raise InputError(f"--train_examples: {written} and {arm.budget} are the same labels: keep one of them")
 
 
-def _opened(arm: Arm, asked: Search, made: Settings, folder: Path) -> search.Searched:
+def _opened(arm: Arm, asked: Search, made: Settings, folder: Path) -> search.Search:
     neutral = {f"--{name}={value}" for name, value in NEUTRAL.items()}  # studies of before know none of them
     about = {
         "space": [str(one) for one in arm.ranges],
@@ -185,7 +205,7 @@ _FREE = (*GROWING, *FREE)
 
 def _hunt(
     arm: Arm,
-    searched: search.Searched,
+    searched: search.Search,
     base: Experiment,
     flags_of: Mapping[str, Any],
     asked: Search,
@@ -205,7 +225,7 @@ def _hunt(
         return found, found.obtain(folder, base.execution)
 
     def experiment(chosen: Mapping[str, Any]) -> tuple[Experiment, Any]:
-        made = Settings.from_flags(**search_flags.chosen(flags_of, chosen))
+        made = Settings.from_flags(**search_flags.with_values(flags_of, chosen))
         own, trained = source(made.hidden, made.activation, made.source_recipe)
         model = sources.model(made, len(base.target.classes))
         [strategy] = made.strategies
@@ -225,8 +245,8 @@ def _hunt(
 
 
 def _judge(
-    searched: search.Searched,
-    now: Sequence[search.Asked],
+    searched: search.Search,
+    now: Sequence[search.Trial],
     todo: Sequence[tuple[Experiment, Any]],
     place: trials.Yard,
 ) -> None:

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.pages import page
 from experiments.runs import (
     budgets,
     console,
@@ -72,6 +71,8 @@ def complete(todo: Experiment, show: bool = True) -> list[Result]:
             sources_of = _sources(todo)
             directory.supersede(folder, [*lines, *(x for x in directory.results(folder) if x.key in sources_of)])
         if show and process.first():
+            from experiments.pages import transfer as page  # draws: matplotlib takes a second to import
+
             page.show(todo.made, todo.target, todo.source, lines, folder)
     return lines
 
@@ -266,15 +267,16 @@ def first_starts(todo: Experiment) -> Iterator[tuple[methods.Named, methods.Star
 
 def noted(todo: Experiment) -> list[str]:
     """What every table must say of the data."""
-    return page.about(todo.made, todo.source, todo.target)[1]
+    return sources.title_and_notes(todo.made, todo.source, todo.target)[1]
 
 
 def _show(todo: Experiment) -> None:
     shown: dict[str, graft.Plan] = {}
+    names = todo.source.names if todo.source else None
     for method, start in first_starts(todo):
         same = next((label for label, plan in shown.items() if plan == start.plan), None)
         shown.setdefault(method.label, start.plan)
-        console.plan(method.label, start.plan, start.params, start.phases, same)
+        console.plan(method.label, start.plan, start.params, start.phases, same, names)
         if paths := methods.left_out(method, start, todo.model):
             console.say(f"  {method.label}: left out, and so frozen: {', '.join(paths)}\n")
     console.notes(noted(todo))

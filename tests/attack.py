@@ -384,10 +384,10 @@ def of_programs(tasks: Path, folder: Path) -> Iterator[Ground]:
 
 def _silent_pages() -> None:
     """Pictures take longer than all the rest, and read no file."""
-    from experiments.pages import drawing
+    from experiments.pages import figures
 
-    drawing.svg = lambda figure: "data:image/svg+xml;base64,"
-    drawing.pdf = lambda figure: b""
+    figures.svg = lambda figure: "data:image/svg+xml;base64,"
+    figures.pdf = lambda figure: b""
 
 
 def _page(run: Path, folder: Path) -> Callable[[], Any]:
@@ -409,8 +409,8 @@ def _of_run(tasks: Path, run: Path, folder: Path) -> list[Attack]:
     flags = parse_flags([line for line in argv if not line.startswith("--source=")])
     own = Settings.from_flags(**flags | {"source_checkpoint": str(run)})
     line = next(iter(directory.finished(run).values()))
-    mask = run / "masks" / f"{line['name']}-phase0"
-    params = _nested(checkpoint.load(run / line["checkpoint"])[0][line["name"]])
+    mask = run / "masks" / f"{line.name}-phase0"
+    params = _nested(checkpoint.load(run / line.checkpoint)[0][line.name])
     directory.write_record(run / "superseded.json", {"keys": ["x"]})
     again: Callable[[], Any] = lambda: transfer.main(argv)  # noqa: E731
     return [
@@ -420,7 +420,7 @@ def _of_run(tasks: Path, run: Path, folder: Path) -> list[Attack]:
         Attack("superseded.json", "experiments.transfer again", run / "superseded.json", again, RECORD),
         Attack("flags.flags", "experiments.transfer again", run / "flags.flags", again),
         Attack("flags.flags", "experiments.report --runs", run / "flags.flags", _page(run, folder)),
-        Attack("predictions/*.npz", "experiments.report --runs", run / line["predictions"], _page(run, folder)),
+        Attack("predictions/*.npz", "experiments.report --runs", run / line.predictions, _page(run, folder)),
         Attack("metrics/*/curves.npz", "experiments.report --runs", _curves(run), _page(run, folder)),
         Attack("checkpoints/**/metadata", "--source_checkpoint", _meta(run), lambda: _source(own, run), CHECKPOINT),
         Attack("masks/*.json", "masks.load", Path(f"{mask}.json"), lambda: masks.load(mask, params), PLAIN),
@@ -447,8 +447,8 @@ def _curves(run: Path) -> Path:
 
 
 def _meta(run: Path) -> Path:
-    line = next(line for line in directory.results(run) if line["strategy"] == "pretrain")
-    return run / line["checkpoint"] / "meta" / "metadata"
+    line = next(line for line in directory.results(run) if line.strategy == "pretrain")
+    return run / line.checkpoint / "meta" / "metadata"
 
 
 def _of_study(tasks: Path, study: Path, folder: Path) -> list[Attack]:

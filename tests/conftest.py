@@ -42,8 +42,8 @@ def data_dir(tmp_path_factory) -> Path:
 @pytest.fixture
 def no_pictures(monkeypatch) -> None:
     """Reports without drawing their pictures, which takes longer than the runs of these tests; test_report.py draws."""
-    monkeypatch.setattr("experiments.pages.drawing.svg", lambda figure: "data:image/svg+xml;base64,")
-    monkeypatch.setattr("experiments.pages.drawing.pdf", lambda figure: b"")
+    monkeypatch.setattr("experiments.pages.figures.svg", lambda figure: "data:image/svg+xml;base64,")
+    monkeypatch.setattr("experiments.pages.figures.pdf", lambda figure: b"")
 
 
 @pytest.fixture(scope="session")
@@ -67,7 +67,7 @@ def finished(tasks, tmp_path_factory) -> tuple[Path, list[dict]]:
 
     workdir = tmp_path_factory.mktemp("runs") / "first"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("experiments.pages.drawing.svg", lambda figure: "data:image/svg+xml;base64,")
+        patch.setattr("experiments.pages.figures.svg", lambda figure: "data:image/svg+xml;base64,")
         return workdir, transfer.run(**arguments(tasks, workdir, weight_decay=0.01, clip=1.0))
 
 

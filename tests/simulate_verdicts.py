@@ -2,7 +2,7 @@
 
 Run by hand: `python tests/simulate_verdicts.py [--replications=1000] [--rows=single,few] [--seed=1]`. It prints
 Markdown tables, the same for the same flags. Where there are two figures, the first is of the formula that tljax had
-first (`before`), the second of `tljax.study.components`. One standard error of a share p is
+first (`before`), the second of `tljax.study.statistics`. One standard error of a share p is
 sqrt(p (1 - p) / replications): 0.7 % of 95 % in 1,000.
 
 A study is right or wrong of two arms, `fits` each, on the same items: a threshold on normal effects of the draw that
@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special, stats
 
-from tljax.study import components, statistics
+from tljax.study import statistics
 
 BLOCK = 2_000_000
 """Scores that are held at once."""
@@ -88,7 +88,7 @@ def scores(
     return first.astype(float) - right(bases, np.zeros(1))
 
 
-def before(squares: components.Squares, fits: int, items: int) -> tuple[np.ndarray, np.ndarray]:
+def before(squares: statistics.Squares, fits: int, items: int) -> tuple[np.ndarray, np.ndarray]:
     """Standard errors and degrees by the formula that tljax had: A >= E / items, nothing added to B, no groups."""
     a, b, e = (np.diag(part) for part in squares)
     a, more = np.maximum(a, e / items), np.maximum(b - e, 0)
@@ -113,10 +113,10 @@ class Moments(NamedTuple):
 def both(values: np.ndarray, groups: np.ndarray | None = None) -> tuple[Moments, Moments]:
     """Before and after."""
     _, fits, items = values.shape
-    mean, old = values.mean((1, 2)), components.mean_squares(values)
-    linear, named = components.by_group(values, groups)
-    squares = old if linear is values else components.mean_squares(linear)
-    new = components.errors(squares, fits, linear.shape[2], components.unseen(linear, named))
+    mean, old = values.mean((1, 2)), statistics.mean_squares(values)
+    linear, named = statistics.by_group(values, groups)
+    squares = old if linear is values else statistics.mean_squares(linear)
+    new = statistics.standard_errors(squares, fits, linear.shape[2], statistics.unseen_items(linear, named))
     return Moments(mean, *before(old, fits, items)), Moments(mean, *new)
 
 
@@ -416,10 +416,12 @@ def families(rng: np.random.Generator, replications: int) -> None:
                 truths = np.where(mixed & (np.arange(m) % 2 == 0), -margin, 0.0)
                 better = np.array([study.better(truth) if truth else 0.0 for truth in truths])
                 values = scores(rng, study, better, fits, np.arange(500), together=True)
-                squares, unseen, mean = components.mean_squares(values), components.unseen(values), values.mean((1, 2))
-                for k, errors in enumerate((before(squares, fits, 500), components.errors(squares, fits, 500, unseen))):
-                    matrix = components.correlations(squares, fits, 500, unseen if k else 0.0)
-                    results[k].append(judged(Moments(mean, *errors), components.beyond(matrix), truths, margin))
+                squares, mean = statistics.mean_squares(values), values.mean((1, 2))
+                unseen = statistics.unseen_items(values)
+                now = statistics.standard_errors(squares, fits, 500, unseen)
+                for k, errors in enumerate((before(squares, fits, 500), now)):
+                    matrix = statistics.correlations(squares, fits, 500, unseen if k else 0.0)
+                    results[k].append(judged(Moments(mean, *errors), statistics.largest_beyond(matrix), truths, margin))
             shares = []
             for result in results:
                 null, mixed_families = np.array(result[:replications]), np.array(result[replications:])

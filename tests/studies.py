@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from test_report import curve, fit
 
-from experiments.pages import export, report, study_report
+from experiments.pages import compare as compare_page
+from experiments.pages import export, report
 from experiments.pages.report import Reproduced
 from tljax import evaluate
 from tljax.study.results import Result
@@ -113,12 +114,12 @@ def study(extra: bool = True, **changes: Any) -> Study:
 
 def page(one: Study, classes: Any = MappingProxyType({}), title: str = "Digits", made: Any = MADE) -> str:
     """Its report, as HTML."""
-    return report.render(study_report.sections(one, classes), title=title, lead=one.verdict, made=made)
+    return report.render(compare_page.sections(one, classes), title=title, lead=one.verdict, made=made)
 
 
 def files(one: Study, classes: Any = MappingProxyType({}), title: str = "Digits") -> dict[str, bytes]:
     """The files beside the report."""
-    return export.files(one, study_report.sections(one, classes), title)
+    return export.files(one, compare_page.sections(one, classes), title)
 
 
 def nothing() -> Study:

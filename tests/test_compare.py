@@ -9,7 +9,8 @@ import pytest
 from test_programs import arguments, command, results, snapshot
 
 from experiments import compare, report, search, transfer
-from experiments.runs import console, directory, predictions, training
+from experiments.pages import transfer as transfer_page
+from experiments.runs import directory, predictions, training
 from experiments.runs.settings import Settings, parse_flags
 from tljax.types import InputError
 
@@ -25,8 +26,8 @@ def line(tasks, folder, *more, **flags):
 def done(tasks, tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("experiments.pages.drawing.svg", lambda figure: "data:image/svg+xml;base64,")
-        patch.setattr("experiments.pages.drawing.pdf", lambda figure: b"")
+        patch.setattr("experiments.pages.figures.svg", lambda figure: "data:image/svg+xml;base64,")
+        patch.setattr("experiments.pages.figures.pdf", lambda figure: b"")
         compare.main(line(tasks, folder, f"--eval=source,{tasks / 'clothes.npz'}:noise=0.2"))
     return folder / "w"
 
@@ -72,8 +73,8 @@ def tuned(tasks, tmp_path_factory):
     few = {"strategies": ("full", "head_only"), "train_examples": ("5/class",), "seeds": (0, 1), "steps": 20}
     flags = [flag for flag in command(tasks, folder, **few) if not flag.startswith("--workdir")]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("experiments.pages.drawing.svg", lambda figure: "data:image/svg+xml;base64,")
-        patch.setattr("experiments.pages.drawing.pdf", lambda figure: b"")
+        patch.setattr("experiments.pages.figures.svg", lambda figure: "data:image/svg+xml;base64,")
+        patch.setattr("experiments.pages.figures.pdf", lambda figure: b"")
         space = ["--per_strategy", "--space=learning_rate:log:1e-3:3", "--trials=8"]
         search.main(["search", *flags, *space, f"--workdir={folder / 'search'}"])
         flags = [flag for flag in flags if not flag.startswith("--learning_rate")]  # was searched
@@ -141,7 +142,7 @@ def test_two_fits_of_one_cell_and_seed_or_two_recipes_in_a_cell_are_refused(chan
     lines = [line for line in directory.results(run) if line.strategy != "pretrain"]
     assert planted.key in {line.key for line in lines}
     with pytest.raises(InputError, match=f"'planted' are both scratch .*{message}"):
-        console.results("planted", lines, [])
+        transfer_page.print_results("planted", lines, [])
 
 
 def test_flags_that_decide_the_bits_are_in_the_recipe_that_one_cell_must_share(tasks):

@@ -140,7 +140,8 @@ from absl import logging as absl_logging
 def state():
     loggers = {name: logging.getLogger(name).level for name in ("absl", "asyncio")}
     handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
-    return sys.excepthook, sys.unraisablehook, gc.get_threshold(), loggers, handlers, sys.stdout, sys.stderr
+    streams = sys.stdout, sys.stderr
+    return sys.excepthook, sys.unraisablehook, gc.get_threshold(), loggers, handlers, streams, [*sys.path]
 
 before = state()
 sys.argv[:] = ["-m"]

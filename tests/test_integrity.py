@@ -13,10 +13,11 @@ import pytest
 from test_programs import arguments, command, refused, results, snapshot
 
 from experiments import features, predict, transfer
-from experiments.pages import export, history
+from experiments.pages import export
 from experiments.runs import directory, elsewhere, metrics, predictions, process, tuned
 from experiments.runs.settings import Settings, parse_flags
 from tljax import files
+from tljax.study import search
 from tljax.types import InputError
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -284,9 +285,9 @@ def test_masks_that_were_changed_are_set_aside_and_their_fit_is_trained_again(co
 
 @pytest.mark.parametrize("text", ["=1+1", "+cmd", "-cmd", "@SUM(A1)"])
 def test_no_cell_of_a_csv_file_is_a_formula(text):
-    told = history.Told(0, "COMPLETE", 0.5, 0.5, 0.1, False, text, "", "", {text: text, "rate": -0.5})
+    told = search.Trial(0, "COMPLETE", 0.5, 0.5, 0.1, False, text, "", "", {text: text, "rate": -0.5})
     tables = [
-        history.table({(text, text): [told]}),
+        export.trials({(text, text): [told]}),
         export.table([{text: text, "gain": -0.5}]),
         predict.table([text], [text, "dog"], np.array([[0.25, 0.75]])),
     ]

@@ -401,6 +401,64 @@ def test_a_tree_of_all_parameters_inside_the_optimizer_is_refused_with_the_remed
         step(HEAD)
 
 
+def summed(noise):
+    return jax.tree.map(lambda u, n: u + n, *noise)
+
+
+ADDED = optax.GradientTransformationExtraArgs(
+    lambda params: optax.EmptyState(), lambda u, state, params=None, *, noise: (summed((u, noise[0])), state)
+)
+
+
+@pytest.mark.parametrize("ages", [None, masks.since(HEAD, KERNELS)], ids=["one cohort", "two"])
+@pytest.mark.parametrize(
+    "tx",
+    [optax.adamw(0.1), optax.stateless(lambda u, params: summed((u, params)))],
+    ids=["adamw", "somebody's"],
+)
+@pytest.mark.parametrize("mask", [HEAD, KERNELS, jax.tree.map(lambda leaf: True, TREE)])
+def test_an_update_without_the_parameters_that_it_needs_is_told_so(tx, mask, ages):
+    masked = optimizer.masked(tx, mask, ages and jax.tree.map(lambda a: max(a, 0), ages))
+    whole, part = TREE, masks.split(TREE, mask)[0]
+    for gradients in (whole, part):
+        for update in (masked.update, jax.jit(masked.update)):
+            with pytest.raises(
+                InputError, match=r"update is called without params.*tx.update\(gradients, state, params"
+            ):
+                update(gradients, masked.init(TREE))
+
+
+@pytest.mark.parametrize(
+    ("tx", "extra", "kind", "text"),
+    [
+        (ADDED, {"noise": [TREE]}, InputError, "extra argument 'noise' is not a tree like the parameters"),
+        (ADDED, {}, TypeError, "missing 1 required keyword-only argument: 'noise'"),
+        (optax.lbfgs(), {}, TypeError, "'value_fn'"),
+    ],
+)
+def test_a_failing_update_is_told_its_own_cause(tx, extra, kind, text):
+    masked = optimizer.masked(tx, HEAD)
+    with pytest.raises(kind, match=text):
+        masked.update(TREE, masked.init(TREE), TREE, **extra)
+
+
+def test_what_fails_for_its_values_or_its_state_keeps_its_exception():
+    full = MemoryError("no room")
+
+    def init(params):
+        if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(params)):
+            raise full
+        return optax.EmptyState()
+
+    with pytest.raises(MemoryError, match="no room"):
+        optimizer.masked(optax.GradientTransformation(init, optax.sgd(0.1).update), HEAD).init(TREE)
+    masked = optimizer.masked(optax.trace(0.9), HEAD)
+    other = masked.init(jax.tree.map(lambda leaf: jnp.ones((5, *leaf.shape, 7)), TREE))
+    with pytest.raises(Exception) as failed:
+        masked.update(TREE, other, TREE)
+    assert "inside `masked`" not in str(failed.value)
+
+
 @pytest.mark.parametrize(
     ("tree", "function"),
     [

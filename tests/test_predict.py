@@ -56,7 +56,7 @@ def lora(tasks, finished, tmp_path_factory):
     flags = {"strategies": ("lora:rank=2:scale=8",), "seeds": (0,), "validation": 0.1}
     flags |= {"source": None, "source_checkpoint": str(finished[0])}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("experiments.pages.drawing.svg", lambda figure: "data:image/svg+xml;base64,")
+        patch.setattr("experiments.pages.figures.svg", lambda figure: "data:image/svg+xml;base64,")
         return folder, transfer.run(**arguments(tasks, folder, **flags))[1]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from experiments import pretrain, transfer
-from experiments.pages import drawing, study_pictures
+from experiments.pages import figures
 from experiments.runs import metrics, process, training
 from experiments.runs.settings import Settings, parse_flags
 from tljax import checkpoint
@@ -93,7 +93,7 @@ def test_a_fit_says_how_sure_and_how_right_it_is(finished):
             np.testing.assert_allclose(pooled, whole.sum(), rtol=1e-5)
     fits = [line for line in lines if line.train_examples == max(line.train_examples for line in lines)]
     members = {name: [fit for fit in fits if fit.strategy == name] for name in {fit.strategy for fit in fits}}
-    picture = study_pictures.reliability(members, "", drawing.strokes(list(members)))
+    picture = figures.reliability(members, "", figures.strokes(list(members)))
     assert picture and len(picture[0].axes[0].lines) == 1 + len(members)
 
 

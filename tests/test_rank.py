@@ -11,9 +11,11 @@ from test_weights import place as write_weights
 from threadpoolctl import threadpool_limits
 
 from experiments import rank, transfer, zoo
-from experiments.pages import rank_report, ranking_page
+from experiments.pages import figures, tables
+from experiments.pages import ranking as ranking_page
 from experiments.pages.report import Reproduced
 from experiments.runs import cards, directory, scores, training
+from experiments.runs.console import Cell
 from experiments.runs.settings import Settings
 from tljax import checkpoint, data
 from tljax.data import draw
@@ -57,7 +59,7 @@ def ranked(many, tasks, tmp_path_factory):
 def done(ranked, many, tasks):
     """The truth comes later, into the same run directory."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("experiments.pages.drawing.svg", lambda figure: "data:image/svg+xml;base64,")
+        patch.setattr("experiments.pages.figures.svg", lambda figure: "data:image/svg+xml;base64,")
         rank.main(line(many, tasks, ranked, "--verify"))
     return ranked
 
@@ -118,11 +120,11 @@ def test_truths_are_the_accuracies_of_transfer_and_scratch_is_trained_once_a_tar
 @pytest.mark.slow
 def test_scores_and_rivals_are_judged_by_the_truth(done):
     for board in told(done)["judged"]:
-        assert set(board["scores"]) == {*SCORES, rank_report.OWN, rank_report.SIZE, rank_report.OTHERS}
+        assert set(board["scores"]) == {*SCORES, ranking_page.OWN, ranking_page.SIZE, ranking_page.OTHERS}
         first, second = board["truths"].values()
         # By the truth of the other of two targets, tau is that of the two truths.
         expected = float(ranking.kendall(first, second))
-        found = board["scores"][rank_report.OTHERS]["tau"]["value"]
+        found = board["scores"][ranking_page.OTHERS]["tau"]["value"]
         assert (found is None and np.isnan(expected)) or found == pytest.approx(expected)
         for one in board["scores"].values():
             assert 0 <= one["regret_3"]["value"] <= one["regret"]["value"] <= 1
@@ -340,24 +342,24 @@ def board(**change):
     judged = ranking.judged(scores, truths, [0.2, 0.3], count=50)
     trivial = np.arange(5) == 4
     given = ["full", "10/class", "all", judged, 0.75, scores, truths, ("a", "b"), trivial]
-    return ranking_page.Board(*given)._replace(**change)
+    return ranking.Board(*given)._replace(**change)
 
 
 def test_the_table_has_a_row_a_score_with_intervals_below_the_values():
     one = board()
-    table = ranking_page.worth(one)
-    assert [row[0][0] for row in table.rows] == ["<knn>", "flat", "the truth's own halves"]
-    assert table.rows[0][1][0] == f"{one.judged['<knn>'].tau.value:.2f}" and " to " in table.rows[0][1][1]
-    assert table.rows[1][1] == ("\N{EN DASH}", "") and table.rows[2][1][0] == "0.75"
+    table = tables.worth(one)
+    assert [row[0].text for row in table.rows] == ["<knn>", "flat", "the truth's own halves"]
+    assert table.rows[0][1].text == f"{one.judged['<knn>'].tau.value:.2f}" and " to " in table.rows[0][1].below
+    assert table.rows[1][1] == Cell("\N{EN DASH}") and table.rows[2][1].text == "0.75"
     assert all(len(row) == len(table.columns) for row in table.rows)
 
 
 def test_pictures_hold_every_score_source_and_target(monkeypatch):
-    figure, text = ranking_page.scatter(board())
+    figure, text = figures.ranking_scatter(board())
     assert [axes.get_title() for axes in figure.axes] == ["<knn>", "flat"] and "a point a source" in text
     drawn = sorted(len(line.get_xdata()) for line in figure.axes[0].lines)
     assert drawn == [1, 1, 4, 4]  # of two targets, the trivial apart
-    left, right = ranking_page.intervals(board())[0].axes
+    left, right = figures.ranking_intervals(board())[0].axes
     assert [label.get_text() for label in left.get_yticklabels()] == ["flat", "<knn>"] and len(right.lines) == 2 + 2 + 1
     html = ranking_page.page([board()], ["a note"], Reproduced())
     assert "&lt;knn&gt;" in html and "<knn>" not in html and "a note." in html
@@ -369,11 +371,11 @@ def test_scores_apart_are_those_whose_difference_is_above_zero():
     truths = rng.uniform(size=(3, 16))
     scores = {"good": truths, "near": truths + 0.01 * rng.normal(size=truths.shape), "bad": -truths}
     judged = ranking.judged(scores, truths, [0.0] * 3, count=100)
-    assert ranking_page.apart(board(judged=judged)) in (
+    assert board(judged=judged).apart() in (
         "not told apart from good: near",
         "not told apart from good: none",
     )
-    assert ranking_page.apart(board(judged={})) == "no score ranks anything"
+    assert board(judged={}).apart() == "no score ranks anything"
 
 
 def test_sources_and_scores_may_be_added_to_a_ranking(many, tasks, tmp_path, monkeypatch):

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.pages import pictures
-from experiments.pages.report import Reproduced, page
+from experiments.pages import figures, tables
+from experiments.pages.report import Reproduced
+from experiments.pages.transfer import page
 from tljax.study.results import Result
 from tljax.study.summary import sources, summary
 
@@ -145,7 +146,7 @@ def test_the_page_states_its_numbers(full_page: str) -> None:
     words = visible(full_page)
     assert "Training from scratch was compared with 1 strategy of transfer from a to b" in words
     assert "range over 2 seeds; no test of significance was made" in words
-    assert "last_k:k=2: 73.0 % (71.0 to 75.0), +2.0 points from scratch (\N{MINUS SIGN}1.0 to +5.0)" in words
+    assert "last_k:k=2: 73.00 % (71.00 to 75.00), +2.00 points from scratch (\N{MINUS SIGN}1.00 to +5.00)" in words
     assert "97.0" in words and "25.0 %" in words
     for text in ("cpu:0, cpu:1", "mnist ab12", "--seeds=0,1,2", WORDS["made"].command, WORDS["source_note"]):
         assert text in words
@@ -199,7 +200,8 @@ def test_missing_values_are_said() -> None:
     rows += [bare("last_k", 0, float("nan"), test_loss=None, calibration_error=None, steps=None, seconds=None)]
     curves = {row.name: curve(0.1, float("nan")) for row in rows if row.seed != 1}
     words = visible(page(rows, curves, **WORDS))
-    assert "full: 60.0 % (60.0 to 60.0), +10.0 points from scratch (+10.0 to +10.0); 2 of 3 seeds, 1 diverged" in words
+    gain = "+10.00 points from scratch (+10.00 to +10.00)"
+    assert f"full: 60.00 % (60.00 to 60.00), {gain}; 2 of 3 seeds, 1 diverged" in words
     assert "head_only: 0 of 3 seeds, 3 diverged" in words
     assert "head_only 0 of 3 seeds, 3 diverged diverged" in words
     assert "last_k: 0 of 1 seeds, 1 not measured" in words
@@ -210,7 +212,7 @@ def test_missing_values_are_said() -> None:
 def test_one_seed_has_no_range_and_a_study_may_have_no_source() -> None:
     words = visible(page([bare("full", 0, 0.6, source=None)], {}, **WORDS))
     assert "1 seed, so no range; no test of significance was made" in words
-    assert "full: 60.0 % " in words and "Without training from scratch" in words
+    assert "full: 60.00 % " in words and "Without training from scratch" in words
     assert "Sources" not in words
 
 
@@ -239,7 +241,17 @@ def test_the_summary_loads_neither_matplotlib_nor_jinja2() -> None:
 
 def test_the_picture_of_a_mask_names_the_leaves_that_train() -> None:
     leaves = [("hidden_0/kernel", 30, 0), ("head/kernel", 10, 10)]
-    _, alt = pictures.shares({"head_only": leaves}) or ("", "")
+    _, alt = figures.trained_shares({"head_only": leaves}) or ("", "")
     assert "head_only 25.0 % (10 of 40: head/kernel)" in alt
     text = page([fit("scratch", 0, 0.7), fit("full", 0, 0.8, leaves=leaves)], {}, **WORDS)
     assert "full 25.0 % (10 of 40: head/kernel)" in text
+
+
+def test_the_console_and_the_page_have_the_same_digits(full_rows: list[Result], full_page: str) -> None:
+    groups = summary(full_rows)
+    short = tables.results_in_short("", groups)
+    shown = {row[0].text: dict(zip(short.columns, row, strict=True)) for row in short.rows}
+    for row in tables.results(groups, "").rows:
+        (name, accuracy, gain, loss, *_), seen = row, shown[row[0].text]
+        assert (accuracy, gain, loss) == (seen["test accuracy %"], seen["against scratch"], seen["loss (nats)"])
+        assert all(f"{cell.text}<small>{cell.below}" in full_page for cell in (accuracy, gain) if cell.below), name

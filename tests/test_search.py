@@ -310,7 +310,7 @@ def test_processes_that_make_a_database_at_once_all_come_to_it(tmp_path):
 def test_a_trial_that_another_process_has_told_is_not_told_again():
     made = studies.opened("told", None, "Random", "Median", 0, 60.0, {})
     [one] = studies.ask(made, (space.parse("momentum:between:0:1"),), 1, 1)
-    made.study.tell(one.trial.number, 0.7)
+    made.study.tell(one.handle.number, 0.7)
     assert studies.report(one, 0.1, 1) is False
     studies.tell(made.study, one, 0.1)
     studies.give_back(made.study, one)

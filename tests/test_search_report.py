@@ -13,9 +13,10 @@ from test_report import alts, visible
 from test_search import line, study_of
 
 from experiments import search, transfer
-from experiments.pages import history, search_page, search_pictures, search_report
+from experiments.pages import export, figures
+from experiments.pages import search as search_page
 from experiments.pages.report import Reproduced
-from experiments.runs import directory, flags, search_flags
+from experiments.runs import directory, flags, search_flags, tuned
 from experiments.runs.settings import Settings, parse_flags
 from tljax import train
 from tljax.study import range_test, space
@@ -30,7 +31,7 @@ def told(number, rate, accuracy, loss, **more):
     odd = accuracy is None
     own = {"owner": "process 1 on x", "begin": "2026-11-23T08:00:00", "end": "2026-11-23T08:00:01", **more}
     value = 0.0 if odd else accuracy
-    return history.Told(number, "COMPLETE", value, accuracy, loss, odd, **own, chosen={"learning_rate": rate})
+    return studies.Trial(number, "COMPLETE", value, accuracy, loss, odd, **own, values={"learning_rate": rate})
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def searched(tasks, tmp_path_factory):
     given = [part for part in line(tasks, folder, "--trials=4", "--sampler=Random") if "--space=learning" not in part]
     rates = "--space=learning_rate:in:0.2,1e30"
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
-        patch.setattr("experiments.pages.drawing.svg", lambda figure: DRAWN)
+        patch.setattr("experiments.pages.figures.svg", lambda figure: DRAWN)
         search.main([*given, rates, "--source_learning_rate=0.1", "--loss=l2_loss", "--source_loss=l2_loss"])
     return folder / "w", out.getvalue()
 
@@ -61,9 +62,9 @@ def test_several_studies_leave_the_flags_of_each(tmp_path):
         name: Settings.from_flags(strategies=(name,), train_examples=("5/class",), learning_rate=rate, source_steps=7)
         for name, rate in (("last_k:k=2", 0.1 + 0.2), ("full", 1e-5))
     }
-    search_report.keep_best(
+    tuned.write_winners(
         tmp_path,
-        {search_report.Arm(name, "5/class", ()): search_report.Winner(None, None, one) for name, one in made.items()},
+        {tuned.Arm(name, "5/class", ()): tuned.Winner(None, None, one) for name, one in made.items()},
     )
     assert {file.name for file in tmp_path.glob("best/*")} == {"last_k_k_2-5_class.flags", "full-5_class.flags"}
     read = parse_flags(["x", f"--flagfile={tmp_path}/best/last_k_k_2-5_class.flags"])
@@ -95,27 +96,27 @@ def test_trials_that_did_not_end_or_were_given_up_are_told_too():
     pruned.trial.report(0.25, 1)
     studies.tell(made.study, pruned, 0.25, pruned=True)
     studies.give_back(made.study, failed)
-    found = history.told(made.study)
+    found = studies.trials(made.study)
     assert [one.state for one in found] == ["PRUNED", "FAIL", "RUNNING", "WAITING"]
     assert [one.value for one in found] == [0.25, None, None, None]
     assert {(one.accuracy, one.loss, one.diverged) for one in found} == {(None, None, False)}
     assert [one.end != "" for one in found] == [True, True, False, False]
-    assert found[2].chosen == running.chosen
+    assert found[2].values == running.chosen
 
 
 def test_values_with_commas_quotes_and_lines_survive_the_table():
     odd = 'adam:b1=0.9,"b2"\n=1'
     trials = {('mine.py:a,"b"', "all"): [told(0, odd, 0.5, 1.0)], ("full", "all"): []}
-    [row] = csv.DictReader(io.StringIO(history.table(trials), newline=""))
+    [row] = csv.DictReader(io.StringIO(export.trials(trials), newline=""))
     assert (row["strategy"], row["learning_rate"]) == ('mine.py:a,"b"', odd)
 
 
 def test_a_trial_is_judged_as_a_run_with_a_validation_split_says(searched, tasks, tmp_path, no_pictures):
     """Accuracy and loss are those that experiments.transfer records of the same fit."""
     folder, _ = searched
-    one = next(one for one in history.told(study_of(folder)) if not one.diverged)
-    chosen = {"learning_rate": float(one.chosen["learning_rate"])}
-    penalty = f"l2:weight={one.chosen['penalty.l2.weight']}"
+    one = next(one for one in studies.trials(study_of(folder)) if not one.diverged)
+    chosen = {"learning_rate": float(one.values["learning_rate"])}
+    penalty = f"l2:weight={one.values['penalty.l2.weight']}"
     own = {"strategies": ("scratch", "head_only"), "seeds": (search_flags.FIRST_SEED,), "validation": 0.2}
     recipe = {"loss": "l2_loss", "source_learning_rate": 0.1, "source_penalty": "l2:weight=1e-4", "penalty": penalty}
     lines = transfer.run(**arguments(tasks, tmp_path / "run", source_validation=0.0, **own, **recipe, **chosen))
@@ -128,9 +129,9 @@ def test_the_page_says_what_won_what_diverged_and_how_to_get_it_again(searched):
     folder, out = searched
     text = (folder / "report.html").read_text()
     said = visible(text)
-    won = max((one for one in history.told(study_of(folder)) if not one.diverged), key=lambda one: one.accuracy)
-    assert "digits.npz -> " in said and f"{won.chosen['penalty.l2.weight']:.4g}" in said
-    odd = sum(one.diverged for one in history.told(study_of(folder)))
+    won = max((one for one in studies.trials(study_of(folder)) if not one.diverged), key=lambda one: one.accuracy)
+    assert "digits.npz -> " in said and f"{won.values['penalty.l2.weight']:.4g}" in said
+    odd = sum(one.diverged for one in studies.trials(study_of(folder)))
     assert f"{odd} diverged" in said and "Tuned against tuned" in said
     assert "://" not in text.replace(DRAWN, "") and "<script" not in text
     assert "scratch is added" not in out and f"report: {folder / 'report.html'}" in out
@@ -145,7 +146,7 @@ def test_the_flags_on_the_page_are_those_of_the_search(searched, tmp_path):
     _, asked = flags.read(["search", f"--flagfile={tmp_path / 'again.flags'}"], search.SearchFlags)
     assert [str(one) for one in asked.ranges] == study_of(folder).user_attrs["about"]["space"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("experiments.pages.drawing.svg", lambda figure: DRAWN)
+        patch.setattr("experiments.pages.figures.svg", lambda figure: DRAWN)
         search.main(["search", f"--flagfile={tmp_path / 'again.flags'}", f"--workdir={folder}"])
     assert len(study_of(folder).trials) == before
 
@@ -155,15 +156,15 @@ STUDY = [told(0, 0.01, 0.5, 1.2), told(1, 0.1, 0.8, 0.4), told(2, 1.0, 0.6, 9.0)
 
 def test_pictures_say_the_best_and_where_it_diverges(no_pictures):
     """Also where an accuracy is best at one rate and the loss at another."""
-    _, accuracy = search_pictures.against("full", STUDY, "learning_rate", "accuracy", log=True)
+    _, accuracy = figures.searched_values("full", STUDY, "learning_rate", "accuracy", log=True)
     assert "3 trials between 0.01 and 1" in accuracy and "best 80.0 % at 0.1" in accuracy
     assert "1 diverged, from 5 on" in accuracy
-    _, loss = search_pictures.against("full", STUDY, "learning_rate", "loss", log=True)
+    _, loss = figures.searched_values("full", STUDY, "learning_rate", "loss", log=True)
     assert "0.400 nats at 0.1" in loss
-    _, progress = search_pictures.progress({"full": STUDY, "scratch": STUDY[2:]})
+    _, progress = figures.search_progress({"full": STUDY, "scratch": STUDY[2:]})
     assert "full 80.0 %, first at trial 1; scratch 60.0 %, first at trial 2" in progress
-    assert search_pictures.progress({"full": STUDY[3:]}) is None
-    assert search_pictures.against("full", STUDY[3:], "learning_rate", "loss", log=True) is None
+    assert figures.search_progress({"full": STUDY[3:]}) is None
+    assert figures.searched_values("full", STUDY[3:], "learning_rate", "loss", log=True) is None
 
 
 def test_the_page_says_which_value_is_at_an_edge(no_pictures):

@@ -10,7 +10,7 @@ import simulate_verdicts
 from scipy import stats
 from simulate_verdicts import Study
 
-from tljax.study import components
+from tljax.study import statistics
 from tljax.study.statistics import (
     MIN_GROUPS,
     Interval,
@@ -94,7 +94,7 @@ def test_mcnemar_is_a_sign_test_on_the_items_that_differ() -> None:
 
 def test_mean_squares_are_those_of_the_textbook() -> None:
     scores = np.random.default_rng(0).standard_normal((2, 6, 40)) + 5
-    found = components.mean_squares(scores)
+    found = statistics.mean_squares(scores)
     x, y = scores
     fits = items = residual = 0.0
     for one, other in ((x, x), (x, y)):
@@ -116,7 +116,7 @@ def test_mean_squares_agree_with_statsmodels() -> None:
     fit, item = np.indices(scores.shape).reshape(2, -1)
     table = pandas.DataFrame({"score": scores.ravel(), "fit": fit, "item": item})
     expected = anova.anova_lm(formula.ols("score ~ C(fit) + C(item)", table).fit())["mean_sq"]
-    assert [part.item() for part in components.mean_squares(scores[None])] == pytest.approx(list(expected), abs=1e-10)
+    assert [part.item() for part in statistics.mean_squares(scores[None])] == pytest.approx(list(expected), abs=1e-10)
 
 
 def effects(fit: float, item: float, both: float) -> np.ndarray:
@@ -142,7 +142,7 @@ def test_the_interval_is_that_of_the_formula() -> None:
 
 def test_without_a_component_of_items_it_is_the_t_test_on_the_fits() -> None:
     scores = effects(3.0, 0.2, 0.5)
-    assert components.mean_squares(scores[None]).items < 0.5
+    assert statistics.mean_squares(scores[None]).items < 0.5
     expected = stats.ttest_1samp(scores.mean(1), 0).confidence_interval(0.9)
     found = crossed(scores, 0.9)
     assert found.degrees == pytest.approx(4)
@@ -162,7 +162,7 @@ def test_where_fits_agree_it_is_the_t_test_on_the_items() -> None:
 
 def test_fits_that_tie_are_no_certainty() -> None:
     scores = np.array([[1.0, 1, 0, 0, 0, 0], [0, 0, 1, 1, 0, 0]])
-    assert components.mean_squares(scores[None]).fits == pytest.approx(0, abs=1e-12)
+    assert statistics.mean_squares(scores[None]).fits == pytest.approx(0, abs=1e-12)
     assert crossed(scores).low < 0 < crossed(scores).high
 
 
@@ -235,17 +235,17 @@ def test_where_items_differ_nothing_is_added(scores: str, items: int) -> None:
         "small": 1e-4 * rng.random((3, 5, items)),
         "weights": rng.integers(-1, 2, (3, 5, items, 4)) @ np.array([0.1, 0.2, 0.3, 0.4]),
     }[scores]
-    added = components.unseen(values)
+    added = statistics.unseen_items(values)
     rest = (values.mean(1) - values.mean((1, 2))[:, None]) ** 2
     if items == 8:  # Of so few, some samples have long tails; a kurtosis of at most 3 is none.
         short = items * np.sum(rest**2, 1) <= 3 * np.sum(rest, 1) ** 2
         assert short.any() and np.all(added[short] == 0)
         return
     assert np.all(added == 0)
-    squares = components.mean_squares(values)
+    squares = statistics.mean_squares(values)
     old = simulate_verdicts.before(squares, 5, items)
-    new = components.errors(squares, 5, items, added)
-    known = np.diag(squares.fits) > components.at_least(5) * np.diag(squares.residual)
+    new = statistics.standard_errors(squares, 5, items, added)
+    known = np.diag(squares.fits) > statistics.least_share(5) * np.diag(squares.residual)
     assert known.any()
     np.testing.assert_array_equal(np.array(new)[:, known], np.array(old)[:, known])
 
@@ -253,8 +253,8 @@ def test_where_items_differ_nothing_is_added(scores: str, items: int) -> None:
 def test_few_fits_are_known_no_better_than_if_only_items_were_counted() -> None:
     """At the least mean square of fits the t interval is nine tenths of the normal one of the residual."""
     for fits in (2, 3, 5, 20):
-        squares = components.Squares(np.zeros((1, 1)), np.zeros((1, 1)), np.eye(1) * 0.7)
-        error, degrees = components.errors(squares, fits, 1000)
+        squares = statistics.Squares(np.zeros((1, 1)), np.zeros((1, 1)), np.eye(1) * 0.7)
+        error, degrees = statistics.standard_errors(squares, fits, 1000)
         assert degrees.item() == pytest.approx(fits - 1)
         assert stats.t.isf(0.025, fits - 1) * error.item() == pytest.approx(
             0.9 * 1.959964 * math.sqrt(0.7 / fits / 1000)
@@ -372,7 +372,7 @@ def test_groups_that_differ_much_in_size_are_told_to_be_few() -> None:
     rng = np.random.default_rng(8)
     equal, one_large = np.arange(200) % 10, np.minimum(np.arange(200) // 5, 20)  # a half of the items are one group
     larger = np.repeat(np.arange(14), [30, 30, 25, 25, *[10] * 10])
-    assert round(components.as_many(np.bincount(larger))) == 7
+    assert round(statistics.as_many(np.bincount(larger))) == 7
     said = "groups of test items"
     for groups, word, warning in (
         (equal, True, ""),
@@ -383,7 +383,7 @@ def test_groups_that_differ_much_in_size_are_told_to_be_few() -> None:
         scores = rng.integers(-1, 2, (3, len(groups))).astype(float)
         (verdict,) = verdicts([scores], 0.1, groups=groups)
         assert bool(verdict.word) == word and verdict.warning == warning
-    assert components.as_many(np.full(7, 3)) == pytest.approx(7)
+    assert statistics.as_many(np.full(7, 3)) == pytest.approx(7)
 
 
 def test_mcnemar_of_groups_counts_all_choices_of_sides() -> None:
@@ -415,14 +415,14 @@ def test_the_largest_of_several_normals_agrees_with_scipy(m: int, correlation: f
     matrix = np.full((m, m), correlation) + (1 - correlation) * np.eye(m)
     for z in (1.5, 2.5):
         within = stats.multivariate_normal.cdf(np.full(m, z), cov=matrix, lower_limit=np.full(m, -z), rng=0)
-        assert components.beyond(matrix)(z) == pytest.approx(1 - within, rel=0.01)
+        assert statistics.largest_beyond(matrix)(z) == pytest.approx(1 - within, rel=0.01)
 
 
 def test_the_critical_value_is_dunnetts_where_degrees_are_many() -> None:
     # Correlation 0.5, two-sided 5 %, infinite degrees: Dunnett 1964, "New tables for multiple comparisons with a
     # control", table II: 2.21, 2.35, 2.51, 2.65 of 2, 3, 5 and 8 comparisons.
     for m, expected in ((2, 2.21), (3, 2.35), (5, 2.51), (8, 2.65)):
-        tail = components.tail(components.beyond((np.ones((m, m)) + np.eye(m)) / 2), m, 0.95)
+        tail = statistics.simultaneous_tail(statistics.largest_beyond((np.ones((m, m)) + np.eye(m)) / 2), m, 0.95)
         assert stats.norm.isf(tail / 2) == pytest.approx(expected, abs=0.006)
 
 
@@ -439,7 +439,7 @@ def test_a_comparison_made_twice_costs_nothing_where_it_is_known_well() -> None:
 
 def test_correlations_are_those_that_were_planted() -> None:
     scores = binary(np.random.default_rng(1), 3, 30, 3000, by_item=0.5, by_fit=0.3)
-    found = components.correlations(components.mean_squares(scores), 30, 3000)
+    found = statistics.correlations(statistics.mean_squares(scores), 30, 3000)
     # All are compared with the same scratch, which makes half of the variance of each difference.
     assert found[np.triu_indices(3, 1)] == pytest.approx([0.5] * 3, abs=0.15)
     assert np.diag(found) == pytest.approx([1] * 3) and np.linalg.eigvalsh(found).min() > -1e-12
@@ -447,15 +447,15 @@ def test_correlations_are_those_that_were_planted() -> None:
 
 def test_the_correlation_is_that_of_the_formula() -> None:
     parts = [np.array([[2.0, 1.0], [1.0, 2.0]]), np.array([[2.0, 1.2], [1.2, 2.0]]), np.array([[1.0, 0.5], [0.5, 1.0]])]
-    found = components.correlations(components.Squares(*parts), 1000, 1000)
+    found = statistics.correlations(statistics.Squares(*parts), 1000, 1000)
     assert found[0, 1] == pytest.approx((1.0 + 1.2 - 0.5) / (2.0 + 2.0 - 1.0), rel=0.01)
 
 
 def test_two_fits_alone_correlate_nothing() -> None:
     # With one degree of freedom every correlation of the fits is 1 or -1.
     scores = np.random.default_rng(0).standard_normal((4, 2, 1)) + np.zeros((1, 1, 50))
-    squares = components.mean_squares(scores)
-    np.testing.assert_array_equal(components.correlations(squares, 2, 50), np.eye(4))
+    squares = statistics.mean_squares(scores)
+    np.testing.assert_array_equal(statistics.correlations(squares, 2, 50), np.eye(4))
 
 
 def test_where_shapes_differ_the_bound_is_sidaks() -> None:
@@ -573,14 +573,14 @@ def outcomes(rng: np.random.Generator, repetitions: int, m: int, fits: int, item
     found = []
     for _ in range(repetitions):
         scores = binary(rng, m, fits, items, **effects)
-        squares = components.mean_squares(scores)
-        error, degrees = components.errors(squares, fits, items)
+        squares = statistics.mean_squares(scores)
+        error, degrees = statistics.standard_errors(squares, fits, items)
         means = scores.mean((1, 2))
         alone = stats.t.sf(np.abs(means - expected) / error, degrees)
         together = alone.min() > 0.025  # then the family's p is above 0.05 too
         if not together:
-            correlation = components.correlations(squares, fits, items)
-            together = components.beyond(correlation)(-stats.norm.ppf(alone.min())) > 0.05
+            correlation = statistics.correlations(squares, fits, items)
+            together = statistics.largest_beyond(correlation)(-stats.norm.ppf(alone.min())) > 0.05
         found.append((np.mean(alone > 0.025), together))
     return np.array(found)
 

@@ -6,6 +6,7 @@ import inspect
 
 import equinox as eqx
 import flax
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,8 @@ import pytest
 from flax import nnx
 
 from tljax import masks, models, paths, plugins
-from tljax.strategies import auto_rgn, lora
+from tljax.models import linen
+from tljax.strategies import auto_rgn, lora, norm_only
 from tljax.types import Context, InputError, Phase
 
 NAMES = plugins.names("tljax.strategies", "strategy")
@@ -345,6 +347,11 @@ NORM_NAMES = {
     "a root mean square": ({"rms_norm": {"scale": np.ones(3)}, "final_norm": {"weight": np.ones(3)}}, 2),
     "a dense layer called norm": ({"norm_proj": DENSE, "norm": affine()}, 2),
     "one without a bias": ({"norm_proj": {"weight": np.ones((3, 3))}, "norm": affine()}, 2),
+    "a stage that is a norm": ({"final": affine(), "last": affine("weight"), "embed": affine("table"), "fc": DENSE}, 4),
+    "such a layer deep in a block": ({"block_0": {"ada": {"post": affine("gamma", "beta")}, "fc": DENSE}}, 2),
+    "such a layer of two axes is no norm": ({"final": affine(shape=(3, 3)), "norm": affine()}, 2),
+    "nor one with another leaf": ({"final": affine() | {"shift": np.ones(3)}, "norm": affine()}, 2),
+    "nor what has layers of its own": ({"final": affine() | {"fc": DENSE}, "norm": affine(), "fc": DENSE}, 2),
     "a stack of layers": ({"blocks": {"norm": affine(shape=(6, 3)), "dense": {"kernel": np.ones((6, 3, 3))}}}, 2),
 }
 
@@ -389,6 +396,25 @@ def test_norm_only_knows_norms_with_layers_of_their_own_and_the_norms_of_other_f
     ]
     for params, norms in expected:
         assert trained(plugins.method("norm_only")[0].strategy(params, Context())) == norms
+
+
+def test_norm_only_takes_a_layer_norm_that_is_a_stage_and_names_a_scale_that_it_cannot_tell():
+    model = (
+        linen.stage("body", nn.Dense(4)),
+        linen.stage("final", nn.LayerNorm(name="ln")),
+        linen.stage("root", nn.RMSNorm(name="rms")),
+        linen.stage("head", nn.Dense(3)),
+    )
+    params = models.init(model, jax.random.key(0), (5,))
+    context = Context(models.names(model))
+    assert trained(norm_only.strategy(params, context)) == {"final/scale", "final/bias"}
+    assert norm_only.left_out(params, context) == ["root/scale"]
+    fresh = masks.under(params, "root")
+    assert norm_only.left_out(params, context._replace(fresh=fresh)) == []
+    assert norm_only.left_out({"block": {"gamma": np.ones(3), "fc": DENSE}, "norm": affine()}, Context()) == [
+        "block/gamma"
+    ]
+    assert norm_only.left_out({"fc": DENSE | {"scale": np.ones(3)}, "norm": affine()}, Context()) == []
 
 
 def test_norm_only_of_nnx_and_equinox_modules():

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.runs import predictions, verdicts
+from experiments.pages import compare as compare_page
+from experiments.runs import predictions
 from experiments.runs.judging import Judging
 from tljax.study import milestones
 from tljax.study import verdicts as comparisons
@@ -129,7 +130,7 @@ def test_looks_beyond_those_planned_judge_nothing(tmp_path):
     more = {cell(): fits([0.9] * 4), cell("scratch"): fits([0.5] * 4)}
 
     def look(table):
-        return verdicts.judged([found(table)], judging, [], predictions.looked(tmp_path, table))
+        return compare_page.judged([found(table)], judging, [], predictions.looked(tmp_path, table))
 
     for _ in range(2):  # to look at the same again is no further look
         assert [one.word for one in look(few).family] == ["positive"]
@@ -139,7 +140,9 @@ def test_looks_beyond_those_planned_judge_nothing(tmp_path):
 
 def test_planned_looks_share_the_errors_that_are_allowed():
     table = {cell(): fits([0.6, 0.65, 0.7]), cell("scratch"): fits([0.5, 0.52, 0.49])}
-    one, three = (verdicts.judged([found(table)], Judging(2.0, 0.95, "area", looks), []).family[0] for looks in (1, 3))
+    one, three = (
+        compare_page.judged([found(table)], Judging(2.0, 0.95, "area", looks), []).family[0] for looks in (1, 3)
+    )
     assert three.high - three.low > one.high - one.low
     assert one.mean == three.mean
 

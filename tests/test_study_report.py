@@ -15,7 +15,7 @@ import studies
 from studies import FAMILY, NAMES, comparison, nothing, page, rows, study
 from test_report import alts, visible
 
-from experiments.pages import drawing, export, pictures, study_pictures, tables, tradeoffs
+from experiments.pages import export, figures, tables
 from tljax import evaluate
 from tljax.study.summary import label
 
@@ -28,7 +28,7 @@ HOSTILE = '<script>alert("x")</script>|*_$%&#~^\\{}'
 def quick_fonts():
     """PDF's other kind of font, which takes a fifth of the time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(drawing.STYLE, "pdf.fonttype", 3)
+        patch.setitem(figures.STYLE, "pdf.fonttype", 3)
         yield
 
 
@@ -44,7 +44,7 @@ def files() -> dict[str, bytes]:
 
 @pytest.fixture
 def styled():
-    with drawing.style():
+    with figures.style():
         yield
 
 
@@ -76,7 +76,7 @@ def spots(figure: Any) -> list[tuple[float, float]]:
 
 
 def strokes(members: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    return drawing.strokes(list(members))
+    return figures.strokes(list(members))
 
 
 def test_the_verdict_comes_first_and_each_comparison_with_its_numbers(whole):
@@ -123,7 +123,7 @@ def test_budgets_stand_side_by_side_without_a_verdict(whole):
 def test_accuracies_are_means_over_seeds(whole):
     head, scratch, group, *others = cells(whole, "Test accuracy on clothes (%)")
     assert head == ["Strategy", "10 labels", "1,000 labels"]
-    assert scratch == ["scratch", "51.0 50.0 to 52.0", "71.0 70.0 to 72.0"]
+    assert scratch == ["scratch", "51.00 50.00 to 52.00", "71.00 70.00 to 72.00"]
     assert group == ["from digits"] and len(others) == 4
 
 
@@ -169,7 +169,7 @@ def test_equal_studies_give_equal_bytes():
 
 
 def test_the_forest_draws_the_intervals_and_their_verdicts(styled):
-    figure, alt = study_pictures.forest(FAMILY) or pytest.fail()
+    figure, alt = figures.forest(FAMILY) or pytest.fail()
     (axes,) = figure.axes
     bars = [line.get_xdata() for line in axes.lines if len(line.get_xdata()) == 2 and line.get_linewidth() == 1.5]
     np.testing.assert_allclose(bars, [[100 * one.low, 100 * one.high] for one in FAMILY])
@@ -178,24 +178,24 @@ def test_the_forest_draws_the_intervals_and_their_verdicts(styled):
     np.testing.assert_allclose(bands, [(-1, 2)] * 4)
     assert "full positive, by more than the margin, +1.23 (+0.73 to +1.73)" in alt
     assert "last_k:k=2 negative, by less than the margin, -2.13 (-2.63 to -1.63)" in alt
-    assert study_pictures.forest([]) is None
+    assert figures.forest([]) is None
 
 
 def test_gains_stand_at_their_source_and_target(styled):
-    assert study_pictures.gains(FAMILY) is None
+    assert figures.gains(FAMILY) is None
     means = {("a", "x"): 0.01, ("a", "y"): -0.02, ("b", "y"): 0.03}
     family = [comparison("full", mean, "", source=s, target=t) for (s, t), mean in means.items()]
-    figure, _ = study_pictures.gains(family) or pytest.fail()
+    figure, _ = figures.gains(family) or pytest.fail()
     table = figure.axes[0].images[0].get_array()
     np.testing.assert_allclose(np.ma.filled(table, np.nan), [[1, -2], [np.nan, 3]])
     assert [text.get_text() for text in figure.axes[0].texts] == ["+1.0", f"{MINUS}2.0", "\N{EN DASH}", "+3.0"]
 
 
 def test_the_file_of_a_picture_is_laid_out_as_the_page_is(styled):
-    figure, _ = pictures.confusion("full", rows()[:2], NAMES, "") or pytest.fail()
-    drawing.svg(figure)
+    figure, _ = figures.confusion("full", rows()[:2], NAMES, "") or pytest.fail()
+    figures.svg(figure)
     before = figure.axes[0].get_position().bounds
-    drawing.pdf(figure)
+    figures.pdf(figure)
     assert figure.axes[0].get_position().bounds == before
 
 
@@ -203,10 +203,10 @@ def test_accuracy_against_labels_is_the_mean_of_the_fits_that_count(styled):
     fits = rows()
     fits[0] = replace(fits[0], diverged=True)
     members = by_strategy(fits)
-    figure, alt = study_pictures.against_labels(members, "a to b", strokes(members)) or pytest.fail()
+    figure, alt = figures.accuracy_by_labels(members, "a to b", strokes(members)) or pytest.fail()
     np.testing.assert_allclose(drawn(figure, "scratch"), [[10, 1000], [52, 71]])
     assert figure.axes[0].get_xscale() == "log" and "scratch 52.0 % at 10 to 71.0 % at 1,000" in alt
-    assert study_pictures.against_labels(by_strategy(fits, 10), "", strokes(members)) is None
+    assert figures.accuracy_by_labels(by_strategy(fits, 10), "", strokes(members)) is None
 
 
 def test_every_source_is_held_against_scratch(no_pictures):
@@ -219,36 +219,36 @@ def test_every_source_is_held_against_scratch(no_pictures):
 def test_the_cut_counts_the_stages_that_are_kept(styled):
     members = by_strategy(rows(), 1000)
     members["last_k:k=1"] = [replace(row, strategy="last_k", options={"k": 1}) for row in members["scratch"]]
-    figure, _ = study_pictures.layer_cut(members, "a to b") or pytest.fail()
+    figure, _ = figures.layer_cut(members, "a to b") or pytest.fail()
     np.testing.assert_allclose(drawn(figure, "copied, frozen; the rest anew"), [[1, 2], [74, 80]])
     np.testing.assert_allclose(drawn(figure, "copied, trained; the rest anew"), [[1, 2], [77, 83]])
     np.testing.assert_allclose(drawn(figure, "copied, frozen; the rest copied"), [[2], [71]])
     np.testing.assert_allclose(drawn(figure, "scratch")[1], [71, 71])
-    assert study_pictures.layer_cut({"scratch": members["scratch"]}, "") is None
+    assert figures.layer_cut({"scratch": members["scratch"]}, "") is None
 
 
 def test_costs_are_steps_times_their_flops(styled):
     members = by_strategy(rows(), 1000)
-    figure, alt = tradeoffs.cost(members, "FLOPs", tradeoffs.flops, "here", strokes(members)) or pytest.fail()
+    figure, alt = figures.cost(members, "FLOPs", figures.training_flops, "here", strokes(members)) or pytest.fail()
     np.testing.assert_allclose(spots(figure), [(1e6 * (i + 1), 71 + 3 * i) for i in range(5)])
     assert "scratch 71.0 at 1,000,000" in alt
     unknown = {"scratch": [replace(members["scratch"][0], step_flops=None)]}
-    assert tradeoffs.cost(unknown, "FLOPs", tradeoffs.flops, "", strokes(members)) is None
+    assert figures.cost(unknown, "FLOPs", figures.training_flops, "", strokes(members)) is None
 
 
 def test_equal_accuracies_have_no_bar(styled):
     """Their mean is an ulp beside them."""
     fits = [replace(row, seed=seed, test_accuracy=0.001) for row in rows()[:1] for seed in range(3)]
     assert math.fsum([0.1] * 3) / 3 > 0.1
-    figure, _ = tradeoffs.cost({"scratch": fits}, "FLOPs", tradeoffs.flops, "", strokes({})) or pytest.fail()
+    figure, _ = figures.cost({"scratch": fits}, "FLOPs", figures.training_flops, "", strokes({})) or pytest.fail()
     assert spots(figure)[0][1] == pytest.approx(0.1)
 
 
 def test_another_test_set_is_held_against_the_own(styled):
     members = by_strategy(rows(), 1000)
-    figure, _ = tradeoffs.shifted(members, "turned", "", strokes(members)) or pytest.fail()
+    figure, _ = figures.shifted(members, "turned", "", strokes(members)) or pytest.fail()
     np.testing.assert_allclose(spots(figure), [(71 + 3 * i, 51 + 3 * i) for i in range(5)])
-    assert tradeoffs.shifted(members, "noisy", "", strokes(members)) is None
+    assert figures.shifted(members, "noisy", "", strokes(members)) is None
 
 
 def test_the_front_is_what_a_sweep_from_the_right_finds():
@@ -259,15 +259,13 @@ def test_the_front_is_what_a_sweep_from_the_right_finds():
         for x, y in sorted(set(points.values()), reverse=True):
             if not best or y > max(up for _, up in best):
                 best.append((x, y))
-        assert {points[name] for name in tradeoffs.front(points)} == set(best)
+        assert {points[name] for name in figures.front(points)} == set(best)
 
 
 def test_the_front_of_retention_is_drawn(styled):
     members = by_strategy(rows(), 1000)
     forgetful = [replace(row, retention=0.1, test_accuracy=0.1) for row in members["scratch"]]
-    figure, alt = (
-        tradeoffs.retention({**members, "bad": forgetful}, "", strokes({**members, "bad": 0})) or pytest.fail()
-    )
+    figure, alt = figures.retention({**members, "bad": forgetful}, "", strokes({**members, "bad": 0})) or pytest.fail()
     line = figure.axes[0].lines[-1].get_data()
     np.testing.assert_allclose(line, [[50, 60, 70, 80, 90], [83, 80, 77, 74, 71]])
     assert alt.endswith("on the Pareto front: " + ", ".join(members) + ".")
@@ -278,7 +276,7 @@ def test_reliability_pools_the_fits_by_their_counts(styled):
     rng = np.random.default_rng(3)
     parts = [(rng.dirichlet([1.0] * 3, n), rng.integers(0, 3, n)) for n in (30, 200)]
     fits = [replace(row, calibration=evaluate.calibration(*part)) for row, part in zip(rows(), parts, strict=False)]
-    figure, _ = study_pictures.reliability({"scratch": fits}, "", strokes({})) or pytest.fail()
+    figure, _ = figures.reliability({"scratch": fits}, "", strokes({})) or pytest.fail()
     probabilities, labels = (np.concatenate(each) for each in zip(*parts, strict=True))
     confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
     groups = [np.floor(confidence * 15) == k for k in range(15)]
@@ -369,7 +367,7 @@ def test_hostile_names_are_only_text_everywhere(monkeypatch):
     hostile = study(rows=fits, family=family, others=family, images=images, verdict=HOSTILE, notes=[HOSTILE])
     text = page(hostile, {HOSTILE: [HOSTILE] * 3}, HOSTILE)
     assert "<script" not in text and html.escape(HOSTILE, quote=False).split("(")[0] in text
-    monkeypatch.setattr(drawing, "pdf", lambda figure: b"")
+    monkeypatch.setattr(figures, "pdf", lambda figure: b"")
     found = studies.files(hostile, title=HOSTILE)
     assert b"<script" not in found["report.md"] and rb"\_$%&amp;\#\~^\\\{\}" in found["report.md"]
     tex = found["tables.tex"].decode()

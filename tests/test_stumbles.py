@@ -1,5 +1,7 @@
 """What a newcomer meets: names for strategies, short dry runs, signs of life, errors that say whose and where."""
 
+import importlib
+import json
 import os
 import re
 import subprocess
@@ -12,11 +14,12 @@ import pytest
 from test_programs import arguments, command
 
 from experiments import compare, predict, pretrain, report, search, transfer
-from experiments.pages import drawing, history, search_pictures
+from experiments.pages import figures
 from experiments.pages import report as pages
-from experiments.runs import console, directory, methods, origin
+from experiments.runs import console, directory, methods, origin, process
 from experiments.runs.settings import FLAGS, Settings, parse_flags
-from tljax import paths, plugins
+from tljax import masks, models, paths, plugins
+from tljax.study import search as studies
 from tljax.study import space as spaces
 from tljax.types import InputError
 
@@ -192,6 +195,33 @@ def test_a_dry_run_has_one_row_for_repeated_blocks(tasks, tmp_path, capsys):
     assert "frozen" in out and re.search(r"block_3/Dense_\{0,1\}/kernel +8x8 +trained +2 x 64", out)
 
 
+def test_a_dry_run_shows_the_names_of_a_file_of_weights(tasks, tmp_path, capsys):
+    file = tmp_path / "blocks.py"
+    file.write_text(BLOCKS)
+    rng = np.random.default_rng(0)
+    arrays = {
+        f"net.{i}.{part}.{leaf}": rng.normal(size=shape).astype(np.float32)
+        for i in range(4)
+        for part in ("a", "b")
+        for leaf, shape in (("w", (8, 8)), ("bias", (8,)))
+    }
+    arrays |= {"top.kernel": np.zeros((8, 4), np.float32), "top.bias": np.zeros(4, np.float32)}
+    np.savez(tmp_path / "w.npz", **arrays)
+    (tmp_path / "w.npz.json").write_text(json.dumps({"task": "digits", "classes": list("0123"), "shape": [6, 6, 1]}))
+    # The first two blocks change places: what is not in order is not folded.
+    place = {0: 1, 1: 0, 2: 2, 3: 3}
+    rules = [f"net.{i}.{p}.w:to=block_{place[i]}/Dense_{j}/kernel" for i in place for j, p in enumerate("ab")]
+    rules += [f"net.{i}.{p}:to=block_{i}/Dense_{j}" for i in place for j, p in enumerate("ab")]
+    more = {"source": None, "source_checkpoint": str(tmp_path / "w.npz"), "source_rename": (*rules, "top:to=head")}
+    flags = quick(tasks, tmp_path, model=f"{file}:model", strategies=("head_only",), dry_run=True, **more)
+    transfer.run(**{name: value for name, value in flags.items() if name != "hidden"})
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["block_{0..3}/Dense_0/bias", "net.{0..3}.a.bias", "renamed", "8", "float32", "4"] in rows
+    assert ["block_0/Dense_1/kernel", "net.1.b.w", "renamed", "8x8", "float32", "1"] in rows
+    assert ["-", "top.kernel", "dropped", "8x4", "float32", "1"] in rows
+    assert [row for row in rows if row[:3] == ["head/kernel", "-", "drawn"]]
+
+
 def test_folded_rows_are_all_rows():
     rng = np.random.default_rng(0)
     rows = [(f"b_{i}/l{j}/k", int(rng.integers(2))) for i in range(5) for j in range(4)] + [("head/k", 0)]
@@ -240,6 +270,202 @@ def test_a_strategy_that_fails_says_which_where_and_what(name, text, line, tasks
             transfer.run(**quick(tasks, tmp_path, strategies=(spec,)))
 
 
+LACKING = '''"""Each function lacks something."""
+
+from tljax import masks
+from tljax.types import Phase
+
+
+def forgets(params, context):
+    masks.union(masks.by_glob(params, "**/bias"), context.fresh)
+
+
+def later(params, context):
+    return [Phase(0.0, context.fresh), Phase(0.5, forgets)]
+
+
+def mistypes(params, context):
+    return masks.union(masks.by_glob(params, "**/biass"), context.fresh)
+
+
+def strays(params, context):
+    return masks.union(masks.under(params, "hiden_0"), context.fresh)
+'''
+FORGETS = "def strategy(params, context):\n    return context.fresh\n\n\ndef {}:\n    pass\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("forgets", "strategy '{}' returned None: return a mask"),
+        ("later", "a phase of strategy '{}' returned None: return a mask"),
+        ("mistypes", "strategy '{}': pattern '**/biass' matches no leaf; nearest:"),
+        ("strays", "strategy '{}': prefix 'hiden_0' holds no leaf; nearest: 'hidden_0'"),
+    ],
+)
+def test_what_a_strategy_lacks_is_said_with_its_name(name, text, tasks, tmp_path):
+    file = tmp_path / "lacking.py"
+    file.write_text(LACKING)
+    for label, spec in ((f"{file}:{name}", f"{file}:{name}"), ("mine", f"mine={file}:{name}")):
+        with pytest.raises(InputError, match=re.escape(text.format(label))):
+            transfer.run(**quick(tasks, tmp_path, strategies=(spec,)))
+
+
+@pytest.mark.parametrize(
+    ("function", "text"),
+    [
+        ("adapt(params, key)", "strategy 'mine': adapt returned None: return the parameters"),
+        ("merge(params)", "merge of strategy 'mine' returned None: return ordinary parameters"),
+        ("reinit(context)", "strategy 'mine': reinit gives None: return a list of path prefixes"),
+        ("left_out(params, context)", "left_out of strategy 'mine' returned None: return a list of paths"),
+    ],
+)
+def test_every_function_of_a_strategy_that_forgets_to_return_is_told_so(function, text, tasks, tmp_path):
+    more = "\n\ndef adapt(params, key):\n    return params\n" if function.startswith("merge") else ""
+    (tmp_path / "mine.py").write_text(FORGETS.format(function) + more)
+    strategies = (f"mine={tmp_path / 'mine.py'}:strategy",)
+    with pytest.raises(InputError, match=re.escape(text)):
+        transfer.run(**quick(tasks, tmp_path, strategies=strategies, dry_run=True))
+
+
+def test_a_mask_of_none_is_told_apart_from_one_of_another_tree():
+    with pytest.raises(InputError, match="the mask is None"):
+        masks.lint({"a": np.ones(2)}, None)
+    with pytest.raises(InputError, match="different trees"):
+        masks.lint({"a": np.ones(2)}, {})
+
+
+def test_an_error_that_names_its_strategy_names_it_once(tasks, tmp_path):
+    with pytest.raises(InputError) as refused:
+        transfer.run(**quick(tasks, tmp_path, strategies=("norm_only",)))
+    assert str(refused.value).count("norm_only") == 1
+
+
+FAULTY = '''"""Models that fail, each in its own way."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from tljax.models.linen import flat, stage
+from tljax.types import Stage
+
+
+class Block(nn.Module):
+    heads: int
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        return x.reshape(*x.shape[:-1], self.heads, x.shape[-1] // self.heads + 1)
+
+
+def head(classes):
+    return stage("head", nn.Dense(classes), before=flat)
+
+
+def reshapes(classes, *, heads: int = 4):
+    return stage("body", nn.Dense(10), before=flat), stage("block_0", Block(heads)), head(classes)
+
+
+def builds(classes):
+    return stage("body", nn.Dense(classes["width"])), head(classes)
+
+
+def forgets(classes):
+    head(classes)
+
+
+def gives_a_module(classes):
+    return nn.Dense(5, name="body"), head(classes)
+
+
+def repeats(classes):
+    return stage("a", nn.Dense(5)), stage("a", nn.Dense(5)), head(classes)
+
+
+def fails_at_init(classes):
+    return Stage("body", lambda key, x: {}["kernel"], lambda params, x, *, key=None: x), head(classes)
+
+
+def gives_two(classes):
+    return Stage("body", lambda key, x: {}, lambda params, x, *, key=None: (x, x)), head(classes)
+
+
+def gives_maps(classes):
+    return stage("body", nn.Dense(5)), stage("head", nn.Dense(classes))
+
+
+def fails_in_training(classes):
+    def apply(params, x, *, key=None):
+        return x if key is None else x @ jnp.ones((2, 2))
+
+    return Stage("body", lambda key, x: {}, apply), head(classes)
+'''
+FAILS = {
+    "reshapes": r"fails in stage 'block_0' on inputs float32\[1, 10\]: TypeError: cannot reshape .*:15\)",
+    "builds": r"cannot be built: TypeError: 'int' object is not subscriptable \(.*:27\)",
+    "forgets": r"gives None for its stages: return Stage\(name, init, apply\)",
+    "gives_a_module": r"gives Dense\(.* for a stage: return Stage",
+    "repeats": r"has two stages named 'a': give each a name of its own",
+    "fails_at_init": r"fails in stage 'body' on inputs float32\[1, .*: KeyError: 'kernel' \(.*:43\)",
+    "gives_two": r"stage 'body' gives a tuple: let it give one array",
+    "gives_maps": r"its head, stage 'head', gives \[1, .*\] of inputs \[1, .*: let it give \[batch, classes\]",
+    "fails_in_training": r"fails in stage 'body' on inputs float32\[.*: TypeError: dot_general requires .*:56\)",
+}
+
+
+@pytest.fixture
+def faulty(tmp_path):
+    file = tmp_path / "faulty.py"
+    file.write_text(FAULTY)
+    return file
+
+
+@pytest.mark.parametrize("name", FAILS)
+def test_a_model_that_fails_says_which_where_and_what(name, tasks, tmp_path, faulty):
+    flags = quick(tasks, tmp_path, model=f"{faulty}:{name}", strategies=("full",))
+    with pytest.raises(InputError) as refused:
+        transfer.run(**{flag: value for flag, value in flags.items() if flag != "hidden"})
+    text = str(refused.value)
+    assert text.startswith(f"model '{faulty}:{name}'") and "\n" not in text
+    assert re.search(FAILS[name], text), text
+
+
+def test_the_options_of_a_model_that_fails_are_in_its_line(faulty):
+    model = models.build(f"{faulty}:reshapes:heads=5", 3, hidden=(), activation="relu")
+    with pytest.raises(InputError, match=re.escape(f"model '{faulty}:reshapes:heads=5' fails in stage 'block_0'")):
+        models.abstract(model, (5,))
+
+
+@pytest.mark.parametrize(
+    "program", ["pretrain", "transfer", "check", "compare", "search", "zoo", "features", "predict", "export", "rank"]
+)
+def test_every_program_says_so_in_a_line(program, tasks, tmp_path, faulty, capsys):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "w.npz", **{"head.bias": rng.normal(size=4).astype(np.float32)})
+    (tmp_path / "w.npz.json").write_text(json.dumps({"task": "digits", "classes": list("0123"), "shape": [6, 6, 1]}))
+    model, workdir = f"--model={faulty}:reshapes", f"--workdir={tmp_path / 'w'}"
+    source, target = f"--source={tasks / 'digits.npz'}", f"--target={tasks / 'clothes.npz'}"
+    weights, output = f"{tmp_path / 'w.npz'}", f"--output={tmp_path / 'out'}"
+    flags = {
+        "pretrain": [source, workdir],
+        "transfer": [f"--source_checkpoint={weights}", target, workdir],
+        "check": ["--strategy=full"],
+        "compare": [source, target, workdir],
+        "search": [source, target, workdir, "--trials=1", "--per_strategy", "--space=learning_rate:in:0.1,0.2"],
+        "zoo": [f"--zoo={tasks / 'digits.npz'}", workdir],
+        "features": [f"--source_checkpoint={weights}", f"--dataset={tasks / 'clothes.npz'}", output],
+        "predict": [f"--checkpoint={weights}", f"--images={tasks / 'clothes.npz'}", f"{output}.csv"],
+        "export": [f"--checkpoint={weights}", f"{output}.safetensors"],
+        "rank": [f"--sources={weights}", target, workdir],
+    }
+    module = importlib.import_module(f"experiments.{program}")
+    with pytest.raises(SystemExit) as ended:
+        process.run_main(module.main, [program, model, *flags[program]])
+    error = capsys.readouterr().err
+    assert ended.value.code == 1 and error.count("\n") == 1
+    assert f"model '{faulty}:reshapes' fails in stage 'block_0'" in error and "cannot reshape" in error, error
+
+
 def test_paths_in_a_flagfile_are_found_from_its_folder(tasks, tmp_path, monkeypatch):
     folder, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
     for place in (folder / "data", folder / "run", elsewhere):
@@ -277,17 +503,17 @@ def test_a_caption_says_once_what_a_page_repeats():
 @pytest.mark.parametrize(("low", "high"), [(0.02, 0.036), (0.02, 0.0212), (1e-4, 1.0), (0.9, 1.1)])
 def test_the_axes_of_a_search_have_numbers(low, high):
     trials = [
-        history.Told(
+        studies.Trial(
             *(i, "COMPLETE", 0.5, 0.5 + 0.01 * i, 1.0 - 0.01 * i, False),
             owner="p",
             begin="2026-11-23T08:00:00",
             end="2026-11-23T08:00:01",
-            chosen={"learning_rate": float(rate)},
+            values={"learning_rate": float(rate)},
         )
         for i, rate in enumerate(np.geomspace(low, high, 4))
     ]
-    with drawing.style():
-        figure, _ = search_pictures.against("full", trials, "learning_rate", "accuracy", log=True) or pytest.fail()
+    with figures.style():
+        figure, _ = figures.searched_values("full", trials, "learning_rate", "accuracy", log=True) or pytest.fail()
         figure.canvas.draw()
         axes = figure.axes[0]
         left, right = axes.get_xlim()
@@ -298,15 +524,15 @@ def test_the_axes_of_a_search_have_numbers(low, high):
 
 def test_no_label_of_a_search_is_cut():
     name = "a_strategy_with_a_long_name:option_one=0.001:option_two=attention:option_three=12, 5/class"
-    with drawing.style():
-        figure, axes = drawing.charted([name], name)
-        axes.plot([0, 1], [0, 1], label=drawing.plain(name))
-        drawing.legend(figure)
+    with figures.style():
+        figure, axes = figures._chart([name], name)
+        axes.plot([0, 1], [0, 1], label=figures._wrapped(name))
+        figures._legend(figure)
         figure.canvas.draw()
         edge = figure.bbox
         box = axes.title.get_window_extent()
     assert edge.x0 <= box.x0 and box.x1 <= edge.x1
-    assert "\N{HORIZONTAL ELLIPSIS}" not in axes.title.get_text() + drawing.plain(name)
+    assert "\N{HORIZONTAL ELLIPSIS}" not in axes.title.get_text() + figures._wrapped(name)
 
 
 def test_a_group_says_how_many_of_the_fits_it_is(tasks, tmp_path, capsys):

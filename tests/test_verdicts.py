@@ -15,9 +15,11 @@ from test_study import cell, fits, found
 
 from experiments import compare, report, transfer
 from experiments.compare import CompareFlags
-from experiments.pages import report as study_page
-from experiments.pages import study_report, tables
-from experiments.runs import console, directory, judging, looks, predictions, process, verdicts
+from experiments.pages import compare as compare_page
+from experiments.pages import report as pages
+from experiments.pages import tables
+from experiments.pages import transfer as transfer_page
+from experiments.runs import console, directory, judging, looks, predictions, process
 from experiments.runs.judging import Judging
 from experiments.runs.settings import Settings
 from tljax.study import milestones, statistics, summary
@@ -201,8 +203,8 @@ def failing(tasks, tmp_path_factory):
     named = ("full", f"{folder / 'boom.py'}:strategy")
     flags = {"strategies": named, "train_examples": ("all",), "steps": 20, "seeds": (0, 1, 2), "workdir": folder / "w"}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("experiments.pages.drawing.svg", lambda figure: "data:image/svg+xml;base64,")
-        patch.setattr("experiments.pages.drawing.pdf", lambda figure: b"")
+        patch.setattr("experiments.pages.figures.svg", lambda figure: "data:image/svg+xml;base64,")
+        patch.setattr("experiments.pages.figures.pdf", lambda figure: b"")
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         compare.main(["compare", *command(tasks, folder, **flags), "--eval=source", "--longer_scratch=false"])
     return folder, flags
@@ -233,10 +235,10 @@ def test_the_table_of_a_transfer_says_what_diverged_fits_count_as(failing, tasks
     lines = [line for line in directory.results(folder / "w") if line.strategy != "pretrain"]
     with np.load(tasks / "clothes.npz") as target:
         settled = summary.with_share(lines, target["test_labels"])
-    console.results("title", settled, [])
+    transfer_page.print_results("title", settled, [])
     said = capsys.readouterr().out
     assert "3 of 3 fits diverged and count as 35.0 %" in said and summary.COUNTS_AS in said
-    text = visible(study_page.page(settled, {}, title="t", source_note="", notes=[], made=study_page.Reproduced()))
+    text = visible(transfer_page.page(settled, {}, title="t", source_note="", notes=[], made=pages.Reproduced()))
     assert "3 of 3 fits diverged and count as 35.0 %" in text and "enter no mean" not in text
 
 
@@ -279,7 +281,7 @@ def test_two_seeds_are_never_judged_without_a_warning():
         name: {i: at(rate + 0.001 * i, 2000) for i in range(2)}
         for name, rate in ((cell("scratch"), 0.5), (cell(), 0.9))
     }
-    told = verdicts.judged([found(table)], Judging(), [])
+    told = compare_page.judged([found(table)], Judging(), [])
     assert told.family[0].word and "Two fits say little" in told.family[0].warning
     assert any(note.startswith("full: Two fits say little") for note in told.notes)
 
@@ -295,22 +297,22 @@ def test_levels_and_p_are_those_of_all_that_is_judged_together():
     one, _ = comparisons.compared(table, 0.02, 0.95, looks=3)[0]
     assert one.level == pytest.approx(1 - 0.05 / 6) and one.high - one.low > alone.high - alone.low
     assert one.p == pytest.approx(min(1, 6 * alone.p)) and 0 < alone.p < 1
-    told = verdicts.judged([found(only)], Judging(2.0, 0.9, looks=2), [])
-    text = visible(study_page.render(study_report.sections(told, {}), title="t", lead="", made=study_page.Reproduced()))
+    told = compare_page.judged([found(only)], Judging(2.0, 0.9, looks=2), [])
+    text = visible(pages.render(compare_page.sections(told, {}), title="t", lead="", made=pages.Reproduced()))
     assert "with simultaneous 95 % intervals" in text and "p, adjusted" in text
 
 
 def test_the_reason_of_a_refusal_is_the_reason():
     table = {cell("scratch"): fits([0.5] * 3), cell(): fits([0.9] * 3)}
-    told = verdicts.judged([found(table)], Judging(), [], 2)
+    told = compare_page.judged([found(table)], Judging(), [], 2)
     assert told.verdict == "Nothing was judged: looked at 2 times with 1 planned."
     assert told.family[0].word == "" and told.family[0].size == ""
     groups = {"b": np.arange(400) % 5}
-    told = verdicts.judged([found(table, groups=groups)], Judging(), [])
+    told = compare_page.judged([found(table, groups=groups)], Judging(), [])
     assert told.verdict.startswith("Nothing was judged: 5 groups of test items are fewer than 8")
-    told = verdicts.judged([found(table, groups={"b": np.zeros(400, int)})], Judging(), [])
+    told = compare_page.judged([found(table, groups={"b": np.zeros(400, int)})], Judging(), [])
     assert "all test examples are of one group" in told.verdict
-    told = verdicts.judged([found({cell("scratch"): fits([0.5]), cell(): fits([0.9])})], Judging(), [])
+    told = compare_page.judged([found({cell("scratch"): fits([0.5]), cell(): fits([0.9])})], Judging(), [])
     assert "of one pair of fits; a verdict takes two seeds or more" in told.verdict
 
 
@@ -326,9 +328,9 @@ def test_equal_methods_enter_the_family_once():
     twice = table | {cell("gradual_unfreeze"): {i: scores.copy() for i, scores in table[cell("lp_ft")].items()}}
     one, other = judgements(twice)[0]
     assert one == family[0] and other == one._replace(strategy="gradual_unfreeze", equals="lp_ft")
-    told = verdicts.judged([found(twice)], Judging(2.0), [])
+    told = compare_page.judged([found(twice)], Judging(2.0), [])
     assert "gradual_unfreeze equals lp_ft on every test example: judged once" in told.notes
-    assert ("gradual_unfreeze", "equals lp_ft") in [row[0] for row in tables.verdicts(told.family).rows]
+    assert console.Cell("gradual_unfreeze", "equals lp_ft") in [row[0] for row in tables.verdicts(told.family).rows]
     sources = {cell(name, source=s): fits([rate] * 3, seed=i) for i, (name, s, rate) in enumerate(BASES)}
     one, other = judgements(sources | {cell("none", source=s): fits([0.6] * 3, seed=9) for s in "ab"}, base="full")[0]
     assert not one.equals and not other.equals and one.mean != other.mean  # the same fits, beside other ones
@@ -339,14 +341,14 @@ def test_equal_methods_enter_the_family_once():
 def test_seeds_that_not_all_budgets_share_are_told():
     table = {cell(name, 10): fits([0.5] * 6, seed=i) for i, name in enumerate(("scratch", "full"))}
     table |= {cell(name, 100): fits([0.6] * 2, seed=i) for i, name in enumerate(("scratch", "full"))}
-    told = verdicts.judged([found(table)], Judging(2.0), [])
+    told = compare_page.judged([found(table)], Judging(2.0), [])
     assert told.family[0].fits == 2 and told.family[0].unused == 4 + 4
     assert any(
         "over the 2 seeds that all its budgets share: 8 fits of it and of scratch" in note for note in told.notes
     )
     assert "shares of the budgets in the area: 10 50 %, 100 50 %" in told.notes
     apart = {cell("scratch"): fits([0.5] * 2), cell(): {7: at(0.9), 8: at(0.9)}}
-    told = verdicts.judged([found(apart)], Judging(), [])
+    told = compare_page.judged([found(apart)], Judging(), [])
     assert "full: no seed has a fit at every budget, and one of scratch beside it" in told.notes
 
 
@@ -675,7 +677,7 @@ def test_the_base_is_found_however_its_options_are_written(tasks, tmp_path, monk
     judgings: list[Judging] = []
     monkeypatch.setattr(transfer, "within", lambda *given: [])
     monkeypatch.setattr(compare, "_judged", lambda *given: None)
-    monkeypatch.setattr(verdicts, "show", lambda folder, found, judging, notes: judgings.append(judging))
+    monkeypatch.setattr(compare_page, "show", lambda folder, found, judging, notes: judgings.append(judging))
     given = command(tasks, tmp_path, strategies=("full", "lp_ft:start=0.50"))
     compare.main(["compare", *given, "--against=lp_ft:start=0.50"])
     assert [judging.against for judging in judgings] == ["lp_ft:start=0.5"]

@@ -15,8 +15,9 @@ from test_programs import arguments, refused
 
 from experiments import compare, features, pretrain, rank, report, transfer
 from experiments.benchmark.__main__ import BenchmarkFlags
-from experiments.pages import rank_report, search_report
-from experiments.runs import elsewhere, flags, methods, predictions
+from experiments.pages import ranking as ranking_page
+from experiments.pages import search as search_page
+from experiments.runs import elsewhere, flags, methods, predictions, tuned
 from experiments.runs.scores import Score, Scored
 from experiments.runs.settings import Settings, parse_flags
 from tljax import data, npz, plugins
@@ -275,7 +276,7 @@ def test_a_tie_on_the_first_places_of_a_ranking_is_said():
     def first(*values):
         scores = [Scored({"all": {"knn": Score(value, 0.0)}}, 0.0) for value in values]
         table = {(one.name, "t"): score for one, score in zip(cards, scores, strict=True)}
-        return rank_report._why(cards, table, "t", "all")[0]
+        return ranking_page._why(cards, table, "t", "all")[0]
 
     assert first(0.1, 0.2, 0.3, 0.4) == "first by knn: dog, ant, cat"
     assert first(0.5, 0.5, 0.3, 0.1) == "first by knn: zoo and cat (tied), ant"
@@ -284,20 +285,20 @@ def test_a_tie_on_the_first_places_of_a_ranking_is_said():
     assert first(0.5, 0.5, 0.5, 0.5) == "first by knn: zoo, cat, ant and dog (tied)"
     assert first(np.inf, 0.5, np.inf, 0.5) == "first by knn: zoo and ant (tied), cat and dog (tied)"
     many = {f"s{number}": 1.0 for number in range(9)}
-    assert rank_report._first(many) == "s0, s1, s2, s3, s4, s5 and 3 more (tied)"
+    assert ranking_page._first(many) == "s0, s1, s2, s3, s4, s5 and 3 more (tied)"
 
 
 def test_a_tie_of_the_best_trials_of_a_search_is_said():
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    arm = search_report.Arm("full", "all", ())
+    arm = tuned.Arm("full", "all", ())
 
     def told(*accuracies):
         study = optuna.create_study(direction="maximize")
         for accuracy in accuracies:
             study.add_trial(optuna.trial.create_trial(value=accuracy))
-        return search_report._told(arm, search_report.Winner(study, study.trials[0], Settings.from_flags()))
+        return search_page._of_winner(arm, tuned.Winner(study, study.trials[0], Settings.from_flags()))
 
     assert len(told(0.9, 0.8)) == 1
     assert told(0.9, 0.9, 0.8)[1] == "another trial has this accuracy: trials.csv has their values"

@@ -56,13 +56,60 @@ BAD = {
     "not transposed": ({}, ["0.weight:to=hidden_0/kernel", *RULES[1:]], "float32[16, 784]"),
     "other axes": ({}, ["0.weight:to=hidden_0/kernel:transpose=0+2", *RULES[1:]], "has no axes 0+2"),
     "two rules": ({}, [*RULES, RULES[0]], "two rules are of '0.weight'"),
-    "an array too many": ({"4.bias": np.ones(2, np.float32)}, RULES, "source leaf '4.bias' (2,) has no place"),
+    "an array too many": (
+        {"4.bias": np.ones(2, np.float32)},
+        RULES,
+        "'4.bias' of the file's arrays has no place in the model",
+    ),
+    "how to leave it out": ({"4.bias": np.ones(2, np.float32)}, RULES, "such as --source_rename=4.bias:drop"),
+    "a leaf too many": ({}, [*RULES, "2:drop"], "'head/bias', 'head/kernel' of the model's leaves have no array"),
+    "a rule after one that does its work": (
+        {},
+        ["0.weight:transpose", "0:to=hidden_0", "0.bias:to=hidden_0/bias", *RULES[2:]],
+        "rule '0.bias' renames nothing, as a rule before it does: put it first",
+    ),
     "another dtype": ({"0.bias": ARRAYS["0.bias"].astype(np.float16)}, RULES, "float16"),
     "not finite": ({"0.bias": ARRAYS["0.bias"] * np.float32(np.nan)}, RULES, "'0.bias' holds a number"),
     "no rule at all": ({}, ["0.weight"], "write NAME:to=PATH"),
     "two transposes": ({}, ["0.weight:transpose:transpose=1+0"], "write NAME:to=PATH"),
     "axes that are no numbers": ({}, ["0.weight:transpose=a+b"], "write NAME:to=PATH"),
 }
+
+
+def test_a_dot_parts_a_name_as_pytorch_writes_it():
+    arrays = {
+        **{"tok.pos": np.ones(3), "tok.cls": np.zeros(3), "token.pos": np.ones(1)},
+        **{
+            "layers_0.attn.query.kernel": np.full((2, 3), 5.0),
+            "layers_01.bias": np.ones(4),
+            "odd.name/leaf": np.ones(2),
+        },
+    }
+    like = {
+        "embed": {"pos": np.zeros(3), "cls": np.zeros(3)},
+        "token": {"pos": np.zeros(1)},
+        "block_0": {"attn": {"query": {"kernel": np.zeros((3, 2))}}},
+        "last": {"bias": np.zeros(4)},
+        "odd.name": {"leaf": np.zeros(2)},
+    }
+    rules = ["tok:to=embed", "token:to=token", "layers_0:to=block_0:transpose", "layers_01:to=last"]
+    found = weights.grafted(arrays, [weights.rule(text) for text in rules], like)
+    assert found["block_0"]["attn"]["query"]["kernel"].shape == (3, 2) and found["embed"]["pos"].sum() == 3
+    with pytest.raises(InputError, match="rule 'odd' matches no array"):  # a name with '/' is parted by it alone
+        weights.placed(arrays, [weights.rule("odd:to=even")])
+
+
+def test_without_rules_a_few_names_and_a_rule_are_shown():
+    arrays = {f"layers_{i}.{leaf}": np.ones((5, 4)) for i in range(40) for leaf in ("kernel", "extra")}
+    like = {f"block_{i}": {"kernel": np.zeros((4, 5))} for i in range(40)}
+    with pytest.raises(InputError) as refused:
+        weights.grafted(arrays, [], like)
+    text = str(refused.value)
+    assert "--source_rename=layers_0.kernel:to=block_0/kernel:transpose" in text
+    assert len(text) < 600 and "and 76 more" in text and "and 36 more" in text
+    with pytest.raises(InputError) as refused:
+        weights.grafted(arrays, [weights.rule("zzz:drop")], like)
+    assert "and 76 more" in str(refused.value)
 
 
 @pytest.mark.parametrize("case", BAD)

@@ -63,7 +63,7 @@ def plan(
         shape, dtype = _kind(given[path])
         if path not in taken and not (is_fresh(place) or is_zero(place)):
             raise InputError(
-                f"source leaf '{path}' {shape} has no place in the target, whose leaves are {sorted(wanted)}: is the "
+                f"source leaf '{path}' {shape} has no place in the target, whose leaves are {_some(wanted)}: is the "
                 "source of another model?"
             )
         if path not in taken:
@@ -86,7 +86,7 @@ def _renamed(given: Iterable[str], rename: Mapping[str, str]) -> dict[str, str]:
             raise InputError(f"source leaves '{origin[place]}' and '{path}' would both become '{place}': mend rename")
         origin[place] = path
     if unused:
-        raise InputError(f"rename rule '{min(unused)}' matches no source leaf; leaves: {sorted(given)}")
+        raise InputError(f"rename rule '{min(unused)}' matches no source leaf; leaves: {_some(given)}")
     return origin
 
 
@@ -94,7 +94,7 @@ def _kept(path: str, come: str | None, leaf: Params, given: Mapping[str, Params]
     shape, dtype = _kind(leaf)
     if come is None:
         raise InputError(
-            f"target leaf '{path}' {shape} is not in the source, whose leaves are {sorted(given)}: is the source of "
+            f"target leaf '{path}' {shape} is not in the source, whose leaves are {_some(given)}: is the source of "
             "another model?"
         )
     there = _kind(given[come])
@@ -107,6 +107,10 @@ def _kept(path: str, come: str | None, leaf: Params, given: Mapping[str, Params]
         own = f"target leaf '{path}' is {dtype}{list(shape)}"
         raise InputError(f"source leaf '{come}' is {there[1]}{list(there[0])}, {own}: {remedy}")
     return Row("copied" if come == path else "renamed", path, come, shape, dtype)
+
+
+def _some(leaves: Iterable[str]) -> str:
+    return paths.some(sorted(leaves), 4)
 
 
 def _kind(leaf: Any) -> tuple[tuple[int, ...], str]:

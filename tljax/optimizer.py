@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tljax import masks, paths
+from tljax import masks, paths, plugins
 from tljax.types import Context, InputError, Mask, OptState, Params, Phase
 
 Freed = Any
@@ -100,8 +100,7 @@ def masked(
         try:
             changes, state = _update(inner, gradients, state, trained_params, (len(phases), ranks), extra_of_trained)
         except Exception as error:  # of any transformation
-            if len(jax.tree.leaves(trained)) < len(jax.tree.leaves(updates)):
-                _diagnose(error, lambda u, p: inner.update(u, inner.init(p), p, **extra), updates, whole)
+            _diagnose_update(error, inner, (trained, trained_params), (updates, whole), extra_of_trained, extra)
             raise
         return masks.join(_map_by_mask(leaves, changes, _scale_and_select), unmoved), state
 
@@ -224,8 +223,8 @@ def _init(tx: optax.GradientTransformation, trained: Params, params: Params) -> 
     try:
         state = tx.init(trained)
     except Exception as error:  # of any transformation
-        if len(jax.tree.leaves(trained)) < len(jax.tree.leaves(params)):
-            _diagnose(error, tx.init, params)
+        if not _works(tx.init, trained) and _works(tx.init, params):
+            raise _wants_all(error) from error
         raise
     seen = {id(leaf) for leaf in jax.tree.leaves(params)}
     return jax.tree.map(lambda leaf: _unshared(leaf, seen), state)
@@ -241,16 +240,62 @@ def _unshared(leaf: Any, seen: set[int]) -> Any:
     return leaf
 
 
-def _diagnose(error: Exception, function: Callable[..., Any], *whole: Params) -> None:
-    """Raises InputError where an optimizer fails on the trained leaves alone, and not on the whole tree."""
-    try:
-        jax.eval_shape(function, *whole)
-    except Exception:  # of any transformation
+def _diagnose_update(
+    error: Exception,
+    tx: optax.GradientTransformationExtraArgs,
+    trained: tuple[Params, Params | None],
+    whole: tuple[Params, Params],
+    extra: dict[str, Any],
+    extra_whole: dict[str, Any],
+) -> None:
+    """Raises InputError where the cause of an update's failure is sure; each pair is (gradients, parameters).
+
+    A cause is sure where the update fails from a fresh state too, by shapes alone, and works without that cause. What
+    fails for its values, for want of memory or for the state at hand keeps its own exception.
+    """
+
+    def works(gradients: Params, params: Params | None, arguments: dict[str, Any]) -> bool:
+        like = gradients if params is None else params
+        return _works(lambda g, p: tx.update(g, tx.init(like), p, **arguments), gradients, params)
+
+    gradients, params = trained
+    if works(gradients, params, extra):
         return
-    raise InputError(
-        "the optimizer inside `masked` holds a tree of all parameters (labels, a decay mask), and sees only those that "
-        "train: give a function of the tree in its place, such as lambda tree: jax.tree.map(.., tree)"
-    ) from error
+    if params is None and works(gradients, gradients, extra):
+        raise InputError(
+            f"update is called without params, and the optimizer inside `masked` needs them ({plugins.words(error)}): "
+            "give them, as in tx.update(gradients, state, params)"
+        ) from error
+    if not works(whole[0], None if params is None else whole[1], extra_whole):
+        return
+    trees = [name for name, value in extra.items() if value is extra_whole[name] and not _is_leaf_or_function(value)]
+    if trees:
+        raise InputError(
+            f"update's extra argument '{trees[0]}' is not a tree like the parameters, so that its part for the leaves "
+            f"that train is not known ({plugins.said(error)}): give it the parameters' structure"
+        ) from error
+    raise _wants_all(error) from error
+
+
+def _works(function: Callable[..., Any], *trees: Any) -> bool:
+    """Whether a function of trees goes through by their shapes and dtypes alone."""
+    try:
+        jax.eval_shape(function, *trees)
+    except Exception:  # of any transformation
+        return False
+    return True
+
+
+def _is_leaf_or_function(value: Any) -> bool:
+    return value is None or jax.tree_util.all_leaves([value])
+
+
+def _wants_all(error: Exception) -> InputError:
+    return InputError(
+        "the optimizer inside `masked` works on a tree of all parameters and not on that of the leaves that train, "
+        f"where a frozen one is None ({plugins.said(error)}): where it holds a tree (labels, a decay mask), give a "
+        "function of the tree in its place, such as lambda tree: jax.tree.map(.., tree)"
+    )
 
 
 def _of_trained(extra: Any, mask: Mask, trained_params: Params | None, rest: Params | None) -> Any:

@@ -47,6 +47,8 @@ def target(
         known = dict(paths.items(fresh))
         context = (Context(stages=stages, fresh=own(fresh)),) if plugins.takes(method.adapt, "context") else ()
         params = _call(method.adapt, options, own(ordinary), key, *context)
+        if params is None:
+            raise InputError("adapt returned None: return the parameters with the new leaves")
         for path, leaf in paths.items(params):
             if not isinstance(leaf, int | float | np.generic | np.ndarray | jax.Array):
                 raise InputError(f"adapt gives {plugins.shown(leaf)} at '{path}': a leaf is an array")

@@ -6,13 +6,16 @@ Its leaves go through `graft`, by rules in the project's grammar; those that no 
 conv1.weight:to=conv_0/kernel:transpose=2+3+1+0   axes in another order: PyTorch's nn.Conv2d keeps [out, in, h, w]
 bn.num_batches_tracked:drop                   left out
 
-A rule is of one array, or of all below a name: `encoder:to=hidden_0` takes encoder/kernel to hidden_0/kernel. A name
-with a ":" stands in double quotes: `"dense/kernel:0":to=hidden_0/kernel`. Pixels
-reach the first stage divided by 255 and nothing else, so that a network which learnt on other inputs has to be given
-them by its first stage. What is pickled is never read.
+A rule is of one array, or of all below a name: `encoder:to=hidden_0` takes encoder/kernel to hidden_0/kernel, and
+encoder.layer.kernel, as PyTorch writes names, to hidden_0/layer/kernel. ('.' separates the parts of a name that has
+no '/'.) A name with a ":" stands in double quotes: `"dense/kernel:0":to=hidden_0/kernel`. Where several rules rename
+an array, the first does. `experiments.transfer --dry_run` shows what went where.
+
+Pixels reach the first stage divided by 255 and nothing else, so that a network which learnt on other inputs has to be
+given them by its first stage. What is pickled is never read.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,33 +89,100 @@ def grafted(arrays: Mapping[str, np.ndarray], rules: Sequence[Rule], like: Param
     """The arrays as parameters in the tree of `like` (abstract or real), by the rules.
 
     Raises InputError, naming paths and shapes, for a rule that matches nothing or a transpose of other axes, for a
-    number that is not finite, and for whatever `graft.plan` refuses: an array without a place, a leaf without an
-    array, a shape or dtype that differs. Nothing is cast.
+    number that is not finite, for an array without a place, a leaf without an array, and for whatever `graft.plan`
+    refuses: a shape or dtype that differs. Nothing is cast.
 
     >>> like = {"head": {"kernel": np.zeros((3, 2), np.float32)}}
     >>> rules = [rule("0.weight:to=head/kernel:transpose")]
     >>> grafted({"0.weight": np.ones((2, 3), np.float32)}, rules, like)["head"]["kernel"].shape
     (3, 2)
     """
-    kept: dict[str, np.ndarray] = dict(arrays)
-    twice = [one.source for one in rules if [other.source for other in rules].count(one.source) > 1]
-    if twice:
-        raise InputError(f"two rules are of '{twice[0]}': keep one")
-    for one in rules:
-        names = [name for name in arrays if paths.inside((one.source,))(name)]
-        if not names:
-            raise InputError(f"rule '{one.source}' matches no array{plugins.nearest(one.source, arrays)}")
-        for name in names:
-            if one.drop:
-                kept.pop(name, None)
-            elif one.axes is not None:
-                kept[name] = _transposed(name, arrays[name], one.axes)
+    targets = placed(arrays, rules)
+    _require_all_placed(arrays, targets, like)
+    kept = {name: array for name, array in arrays.items() if targets[name] is not None}
+    for rule in rules:
+        for name in kept:
+            if rule.axes is not None and _is_of(rule, name):
+                kept[name] = _transposed(name, arrays[name], rule.axes)
     for name, array in kept.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise InputError(f"array '{name}' holds a number that is not finite: it is of a fit that diverged")
-    rename = {one.source: one.to for one in rules if not one.drop and one.to != one.source}
+    # The longest first: an array may be called as what others lie below.
+    rename = {name: targets[name] or "" for name in sorted(kept, key=len, reverse=True) if targets[name] != name}
     params, _ = graft.apply(graft.plan(kept, like, rename=rename), kept, like)
     return params
+
+
+def placed(names: Iterable[str], rules: Sequence[Rule]) -> dict[str, str | None]:
+    """{name of an array: its path in the model}, by the rules; None for one that is left out.
+
+    Raises InputError for a rule that matches nothing, or renames nothing as others come before it, and for two rules of
+    one name.
+
+    >>> placed(["tok.pos", "tok.0.bias", "head.bias", "steps"], [rule("tok:to=embed"), rule("steps:drop")])
+    {'tok.pos': 'embed/pos', 'tok.0.bias': 'embed/0/bias', 'head.bias': 'head.bias', 'steps': None}
+    """
+    names = list(names)
+    sources = [rule.source for rule in rules]
+    if twice := [source for source in sources if sources.count(source) > 1]:
+        raise InputError(f"two rules are of '{twice[0]}': keep one")
+    for rule in rules:
+        if not any(_is_of(rule, name) for name in names):
+            near = plugins.nearest(rule.source, names)
+            few = near if near.startswith("; nearest") else f"; arrays: {paths.some(names, _SHOWN)}"
+            raise InputError(f"rule '{rule.source}' matches no array{few}")
+    targets: dict[str, str | None] = {}
+    used = set()
+    for name in names:
+        mine = [rule for rule in rules if _is_of(rule, name)]
+        renaming = [rule for rule in mine if not rule.drop and rule.to != rule.source][:1]
+        for rule in renaming or mine[:1]:
+            used.add(rule.source)
+            rest = name[len(rule.source) :]
+            targets[name] = rule.to + (rest if "/" in name else rest.replace(".", "/"))
+        if any(rule.drop for rule in mine):
+            targets[name] = None
+        targets.setdefault(name, name)
+    for rule in rules:
+        if not rule.drop and rule.to != rule.source and rule.source not in used:
+            raise InputError(f"rule '{rule.source}' renames nothing, as a rule before it does: put it first")
+    return targets
+
+
+_SHOWN = 4
+"""How many names an error lists."""
+
+
+def _is_of(rule: Rule, name: str) -> bool:
+    """Whether a rule is of an array, by its name or by one above it."""
+    separator = "/" if "/" in name else "."
+    return name == rule.source or name.startswith(rule.source + separator)
+
+
+def _require_all_placed(arrays: Mapping[str, np.ndarray], targets: Mapping[str, str | None], like: Params) -> None:
+    """Raise InputError, with a rule as an example, for arrays without a place and leaves without an array."""
+    shapes = {path: tuple(np.shape(leaf)) for path, leaf in paths.items(like)}
+    homeless = [name for name, path in targets.items() if path is not None and path not in shapes]
+    empty = [path for path in shapes if path not in targets.values()]
+    arrays_left = f"{paths.some(homeless, _SHOWN)} of the file's arrays " + ("has" if len(homeless) == 1 else "have")
+    leaves_left = f"{paths.some(empty, _SHOWN)} of the model's leaves " + ("has" if len(empty) == 1 else "have")
+    if homeless and empty:
+        pairs = [(name, path) for name in homeless for path in empty]
+        alike = [pair for pair in pairs if arrays[pair[0]].shape == shapes[pair[1]]]
+        turned = [pair for pair in pairs if arrays[pair[0]].shape == shapes[pair[1]][::-1]]
+        name, path = (alike or turned or pairs)[0]
+        example = f"{plugins.quoted(name)}:to={plugins.quoted(path)}" + (":transpose" if turned and not alike else "")
+        raise InputError(
+            f"{arrays_left} no place in the model, and {leaves_left} no array: say which is which by rules, such as "
+            f"--source_rename={example}"
+        )
+    if homeless:
+        raise InputError(
+            f"{arrays_left} no place in the model: build the model that they are of, or leave them out by rules, "
+            f"such as --source_rename={plugins.quoted(homeless[0])}:drop"
+        )
+    if empty:
+        raise InputError(f"{leaves_left} no array in the file: it is of another model; build that one")
 
 
 def _transposed(name: str, array: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:

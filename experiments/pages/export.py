@@ -1,4 +1,8 @@
-"""A study as files: its report in Markdown, tables for LaTeX, pictures as PDF, numbers as CSV."""
+"""A study as files: its report in Markdown, tables for LaTeX, pictures as PDF, numbers as CSV.
+
+CSV is written with the standard library: pandas would do no part of it for us (cells that no spreadsheet runs, lists as
+JSON), and nothing else here needs pandas.
+"""
 
 import csv
 import html
@@ -8,12 +12,13 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from experiments.pages import drawing
+from experiments.pages import figures
 from experiments.pages.csv_cells import cell
 from experiments.pages.report import Section
-from experiments.pages.tables import Cell, Table
+from experiments.runs.console import Cell, Table
 from tljax.files import to_bytes
 from tljax.study.results import to_json
+from tljax.study.search import Trial
 from tljax.study.verdicts import Study
 
 LATEX = {
@@ -31,21 +36,21 @@ LATEX = {
 """What a character is in LaTeX where it is not itself."""
 
 
-@drawing.style()
+@figures.style()
 def files(study: Study, sections: Sequence[Section], title: str) -> dict[str, bytes]:
     """{path in a folder: bytes}: report.md, tables.tex, figures/*.pdf, comparisons.csv, fits.csv, milestones.csv.
 
     The sections are those of the page; the numbers in the CSV files are not rounded. Equal studies give equal bytes.
     """
-    found = [section for section in sections if section.blocks]
-    figures = dict(_figures(found))
-    names = {id(figure): f"figures/{name}.pdf" for name, (figure, _) in figures.items()}
-    drawn = {names[id(figure)]: drawing.pdf(figure) for figure, _ in figures.values()}
-    tables = [latex(block.table, block.caption) for section in found for block in section.blocks if block.table]
+    filled = [section for section in sections if section.blocks]
+    pictures = dict(_pictures(filled))
+    names = {id(figure): f"figures/{name}.pdf" for name, (figure, _) in pictures.items()}
+    drawn = {names[id(figure)]: figures.pdf(figure) for figure, _ in pictures.values()}
+    tables = [latex(block.table, block.caption) for section in filled for block in section.blocks if block.table]
     texts = {
-        "report.md": _markdown(study, title, found, names),
+        "report.md": _markdown(study, title, filled, names),
         "tables.tex": "\n".join(["% \\usepackage{booktabs}", "% \\usepackage[T1]{fontenc}", *tables]),
-        "comparisons.csv": table(one._asdict() for one in (*study.family, *study.others)),
+        "comparisons.csv": table(comparison._asdict() for comparison in (*study.family, *study.others)),
         "fits.csv": table(map(to_json, study.rows)),
         "milestones.csv": table(study.milestones),
     }
@@ -68,6 +73,7 @@ def table(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _value(value: Any) -> Any:
+    """A value as a cell of a CSV file has it."""
     if hasattr(value, "tolist"):  # of NumPy
         value = value.tolist()
     if isinstance(value, dict | list | tuple):
@@ -81,7 +87,7 @@ def latex(shown: Table, caption: str) -> str:
     body = []
     for row in shown.rows:
         if len(row) < heads:
-            body.append(f"\\addlinespace\\multicolumn{{{heads}}}{{l}}{{\\emph{{{escaped(row[0][0])}}}}} \\\\")
+            body.append(f"\\addlinespace\\multicolumn{{{heads}}}{{l}}{{\\emph{{{escaped(row[0].text)}}}}} \\\\")
         else:
             body.append(" & ".join(escaped(_inline(cell)) for cell in row) + r" \\")
     return "\n".join(
@@ -108,7 +114,7 @@ def escaped(text: str) -> str:
     >>> print(escaped("last_k & 5 %"))
     last\_k \& 5 \%
     """
-    return "".join(LATEX.get(c, c) for c in drawing.printable(text))
+    return "".join(LATEX.get(c, c) for c in figures.printable(text))
 
 
 def marked(text: str) -> str:
@@ -117,16 +123,18 @@ def marked(text: str) -> str:
     >>> print(marked("last_k|<b>"))
     last\_k\|&lt;b&gt;
     """
-    return re.sub(r"([\\`*_{}\[\]#|~])", r"\\\1", html.escape(drawing.printable(text), quote=False))
+    return re.sub(r"([\\`*_{}\[\]#|~])", r"\\\1", html.escape(figures.printable(text), quote=False))
 
 
 def _inline(cell: Cell) -> str:
-    return f"{cell[0]} ({cell[1]})" if cell[1] else cell[0]
+    """What a cell says, and in brackets what stands below it."""
+    return f"{cell.text} ({cell.below})" if cell.below else cell.text
 
 
-def _markdown(study: Study, title: str, found: Sequence[Section], names: Mapping[int, str]) -> str:
+def _markdown(study: Study, title: str, sections: Sequence[Section], names: Mapping[int, str]) -> str:
+    """The report as Markdown; `names` are those of the figures' files, by their identity."""
     lines = [f"# {marked(title)}", marked(study.verdict)]
-    for section in found:
+    for section in sections:
         lines.append(f"## {section.title}")
         for block in section.blocks:
             lines += [f"### {marked(block.heading)}"] if block.heading else []
@@ -137,17 +145,38 @@ def _markdown(study: Study, title: str, found: Sequence[Section], names: Mapping
 
 
 def _pipes(shown: Table) -> str:
+    """A table in Markdown."""
     heads = len(shown.columns)
     lines = [list(map(marked, shown.columns)), ["---"] * shown.words + ["---:"] * (heads - shown.words)]
     for row in shown.rows:
-        heading = [f"**{marked(row[0][0])}**"] + [""] * (heads - 1)
+        heading = [f"**{marked(row[0].text)}**"] + [""] * (heads - 1)
         lines.append(heading if len(row) < heads else [marked(_inline(cell)) for cell in row])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _figures(found: Sequence[Section]) -> Iterator[tuple[str, drawing.Picture]]:
-    """Each picture under the key of its section and a number."""
-    for section in found:
+def _pictures(sections: Sequence[Section]) -> Iterator[tuple[str, figures.Picture]]:
+    """(the key of its section and a number, picture) of each picture."""
+    for section in sections:
         drawn = [picture for block in section.blocks for picture in block.pictures]
         for number, picture in enumerate(drawn, 1):
             yield (f"{section.key}-{number}" if len(drawn) > 1 else section.key), picture
+
+
+def trials(studies: Mapping[tuple[str, str], Sequence[Trial]]) -> str:
+    """All trials of a search as CSV, a row each; studies are known by (strategy, budget).
+
+    A field that is not known, or was not searched, is empty.
+
+    >>> print(trials({("full", "all"): []}).strip())
+    strategy,budget,number,state,value,validation_accuracy,validation_loss,diverged,owner,begin,end
+    """
+    names = dict.fromkeys(name for each in studies.values() for trial in each for name in trial.values)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    fields = ["number", "state", "value", "validation_accuracy", "validation_loss", "diverged", "owner", "begin", "end"]
+    writer.writerow(["strategy", "budget", *fields, *map(cell, names)])
+    for arm, each in studies.items():
+        for trial in each:
+            values = (*arm, *trial[: len(fields)], *(trial.values.get(name) for name in names))
+            writer.writerow([cell(value) if isinstance(value, str) else value for value in values])
+    return text.getvalue()

@@ -1,17 +1,16 @@
 """What a program prints: progress bars and tables."""
 
 import os
+import re
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments.runs import process
 from tljax import graft, masks, paths
-from tljax.study.results import Result
 
 SIGN_OF_LIFE = 60.0
 """Seconds between the lines that say how far a run is, where there is no terminal for a bar."""
@@ -68,20 +67,67 @@ def say(line: str) -> None:
     print(process.visible(line), flush=True)
 
 
+class Cell(NamedTuple):
+    """What a cell says; words or a range stand below it in small on a page, and beside it in brackets here."""
+
+    text: str
+    words: str = ""
+    ends: tuple[str, str] | None = None
+    """Of a range or an interval: lowest and highest."""
+
+    @property
+    def below(self) -> str:
+        """What stands below it."""
+        return self.words or (" to ".join(self.ends) if self.ends else "")
+
+
+class Table(NamedTuple):
+    """Rows under columns; the first `words` columns are words, the others numbers; a row of one cell heads others."""
+
+    label: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    words: int = 1
+
+
+def show(shown: Table, notes: Sequence[str] = (), narrow: bool = False) -> None:
+    """Print a table and the notes below it; on a `narrow` terminal ranges stand below their numbers."""
+    rows = [[_plain(cell, "\n" if narrow else " ") for cell in row] for row in shown.rows]
+    table(shown.label, shown.columns, rows, notes)
+
+
+def _plain(cell: Cell, between: str) -> str:
+    """A cell in ASCII, such as '0.50 [0.25, 0.75]'; '-' for none."""
+    text = cell.text
+    if cell.ends:
+        text += f"{between}[{cell.ends[0]}, {cell.ends[1]}]"
+    elif cell.words:
+        text += f"{between}({cell.words})"
+    return text.replace("\N{MINUS SIGN}", "-").replace("\N{EN DASH}", "-")
+
+
+def is_narrow() -> bool:
+    """Whether there is a terminal that is too narrow for all columns of results."""
+    from rich.console import Console
+
+    console = Console()
+    return (_is_terminal(sys.stdout) or "COLUMNS" in os.environ) and console.width < 125
+
+
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> None:
-    """Print a table; the first column is text, the others numbers. Nothing is cut to the terminal's width."""
+    """Print a table of texts; the first column is words, the others numbers. Nothing is cut to the terminal's width."""
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(title=Text(process.visible(title)), box=SIMPLE, padding=(0, 1), pad_edge=False, title_justify="left")
+    grid = Table(title=Text(process.visible(title)), box=SIMPLE, padding=(0, 1), pad_edge=False, title_justify="left")
     for i, column in enumerate(columns):
-        made.add_column(Text(process.visible(column)), justify="right" if i else "left", no_wrap=True)
+        grid.add_column(Text(process.visible(column)), justify="right" if i else "left", no_wrap=True)
     for row in rows:
-        made.add_row(*(Text(process.visible(cell)) for cell in row))
+        grid.add_row(*(Text(process.visible(cell)) for cell in row))
     # As wide as it needs: rich would cut cells to the terminal's width, which is worse than a line that wraps.
-    Console(width=400, force_terminal=_is_terminal(sys.stdout)).print(made)
+    Console(width=400, force_terminal=_is_terminal(sys.stdout)).print(grid)
     for note in notes:
         say(f"  {note}")
 
@@ -93,14 +139,19 @@ def notes(lines: Sequence[str]) -> None:
 
 
 def plan(
-    title: str, rows: graft.Plan, params: Any, phases: Sequence[tuple[float, Any]], same_as: str | None = None
+    title: str,
+    rows: graft.Plan,
+    params: Any,
+    phases: Sequence[tuple[float, Any]],
+    same_as: str | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> None:
     """The graft plan and the mask tables of one strategy, one a phase; repeated blocks have one row.
 
-    `same_as` is a strategy that was shown before and has the same graft plan.
+    `same_as` is a strategy that was shown before and has the same graft plan; `names` as `graft_plan` takes them.
     """
     if same_as is None:
-        graft_plan(f"{title}: graft", rows)
+        graft_plan(f"{title}: graft", rows, names)
     else:
         say(f"{title}: graft as of {same_as}\n")
     if not phases:
@@ -113,17 +164,46 @@ def plan(
         mask_table(when, params, mask)
 
 
-def graft_plan(title: str, rows: graft.Plan) -> None:
-    """Where each leaf comes from: a row each, or a row for leaves that differ in a number of their path alone."""
-    same = [r.target is None or r.source == r.target for r in rows]
-    about = [(r.action, _shape(r.shape), str(r.dtype)) for r in rows]
-    alike = [(None if own else r.source, *more) for r, own, more in zip(rows, same, about, strict=True)]
+def graft_plan(title: str, rows: graft.Plan, names: Mapping[str, str] | None = None) -> None:
+    """Where each leaf comes from: a row each, or a row for leaves that differ in a number of their path alone.
+
+    `names` has {path of the source: name of its array in a file of weights}, where they differ.
+    """
+    sources = [(names or {}).get(r.source or "-", r.source or "-") for r in rows]
+    same = [source == r.target for r, source in zip(rows, sources, strict=True)]
+    actions = ["renamed" if r.action == "copied" and not own else r.action for r, own in zip(rows, same, strict=True)]
+    about = [(action, _shape(r.shape), str(r.dtype)) for r, action in zip(rows, actions, strict=True)]
+    # Numbers are left out: block_0 from layers_0 and block_1 from layers_1 are to have one row.
+    alike = [
+        (None if own else re.sub("[0-9]+", "#", source), *more)
+        for own, source, more in zip(same, sources, about, strict=True)
+    ]
+    targets = [r.target or r.source or "-" for r in rows]
     lines = []
-    for path, members in paths.folded([(r.target or r.source or "-", key) for r, key in zip(rows, alike, strict=True)]):
+    for path, members in paths.folded(list(zip(targets, alike, strict=True))):
         first = members[0]
-        source = path if same[first] else rows[first].source or "-"
-        lines.append((path if rows[first].target else "-", source, *about[first], str(len(members))))
+        together = path if same[first] else _folded_alike([targets[i] for i in members], [sources[i] for i in members])
+        groups = [(path, together, members)] if together else [(targets[i], sources[i], [i]) for i in members]
+        for target, source, group in groups:
+            lines.append((target if rows[first].target else "-", source, *about[first], str(len(group))))
     table(title, ["target leaf", "from", "action", "shape", "dtype", "leaves"], lines)
+
+
+def _folded_alike(targets: Sequence[str], sources: Sequence[str]) -> str:
+    """The sources of several targets as one name; "" where their numbers are in another order.
+
+    >>> _folded_alike(["block_0/bias", "block_1/bias"], ["layers.0.bias", "layers.1.bias"])
+    'layers.{0,1}.bias'
+    >>> _folded_alike(["block_0/bias", "block_1/bias"], ["layers.1.bias", "layers.0.bias"])
+    ''
+    """
+    if len(set(sources)) == 1:
+        return sources[0]
+    numbers = [[tuple(map(int, re.findall("[0-9]+", name))) for name in names] for names in (targets, sources)]
+    places = range(len(targets))
+    orders = [sorted(places, key=part.__getitem__) for part in numbers]
+    folded = paths.folded([(source, None) for source in sources])
+    return folded[0][0] if len(folded) == 1 and orders[0] == orders[1] else ""
 
 
 def mask_table(title: str, params: Any, mask: Any) -> None:
@@ -140,71 +220,3 @@ def mask_table(title: str, params: Any, mask: Any) -> None:
 
 def _shape(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape)) or "scalar"
-
-
-def sources(name: str, folder: Path, lines: Mapping[int, Result], notes: Sequence[str]) -> None:
-    """The table of trained sources, a row a seed."""
-    rows = [
-        (
-            str(seed),
-            "diverged" if line.test_accuracy is None else f"{100 * line.test_accuracy:.2f}",
-            "-" if line.diverged else f"{line.test_loss:.3f}",
-            f"{line.steps:,}",
-            str(folder / line.checkpoint),
-        )
-        for seed, line in lines.items()
-    ]
-    table(name, ["seed", "test accuracy %", "loss (nats)", "steps", "checkpoint"], rows, notes)
-
-
-def results(title: str, lines: Sequence[Result], notes: Sequence[str]) -> None:
-    """The one table at the end, a row for each strategy and label budget: means and ranges over seeds."""
-    from rich.console import Console
-
-    from experiments.pages import tables
-    from tljax.study import summary
-
-    # Narrow: ranges below means, and the columns that results.jsonl has too left out.
-    console = Console()
-    narrow = (_is_terminal(sys.stdout) or "COLUMNS" in os.environ) and console.width < 125
-    rows = []
-    odd = []
-    for row in summary.summary(lines):
-        if row.diverged:
-            said = tables.diverged(row.diverged, row.seeds, row.counts_as)
-            odd.append(f"{row.strategy} at {row.train_examples:,} labels: {said}")
-        runs = f"{row.seeds}" + (f" ({row.diverged} diverged)" if row.diverged else "")
-        between = "\n" if narrow else " "
-        cells = [
-            row.strategy,
-            f"{row.train_examples:,}",
-            runs,
-            ranged(row.accuracy, 100, between),
-            ranged(row.gain, 1, between, "+"),
-            _number(row.trained_parameters, ",.0f"),
-        ]
-        more = [
-            ranged(row.test_loss, 1, between, places=3),
-            _number(row.steps, ",.0f"),
-            _number(row.seconds, ".1f"),
-        ]
-        rows.append(cells if narrow else [*cells, *more])
-    columns = ["strategy", "labels", "seeds", "test accuracy %", "against scratch", "trained"]
-    more_notes = [*odd, *([summary.COUNTS_AS] if odd else [])]
-    table(title, columns if narrow else [*columns, "loss (nats)", "steps", "seconds"], rows, [*more_notes, *notes])
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else f"{value:{form}}"
-
-
-def ranged(
-    values: tuple[float, float, float] | None, scale: float, between: str = " ", sign: str = "", places: int = 2
-) -> str:
-    """A mean and its range or interval, such as '0.50 [0.25, 0.75]'; '-' for none."""
-    if values is None:
-        return "-"
-    mean, low, high = (scale * value for value in values)
-    if low != low:  # not a number
-        return f"{mean:{sign}.{places}f}"
-    return f"{mean:{sign}.{places}f}{between}[{low:{sign}.{places}f}, {high:{sign}.{places}f}]"

@@ -61,7 +61,8 @@ def source(made: Settings) -> Source:
     classes, shape = tuple(told["classes"]), tuple(told["shape"])
     like = models.abstract(sources.model(made, len(classes)), shape)
     try:
-        flat = checkpoint.flatten(weights.grafted(weights.read(file), rules, like))
+        arrays = weights.read(file)
+        flat = checkpoint.flatten(weights.grafted(arrays, rules, like))
     except InputError as error:
         text = str(error) if str(file) in str(error) else f"--source_checkpoint={file}: {error}"
         raise sources.refuse_model(made, told.get("model", sources.architecture(made)), InputError(text)) from error
@@ -81,6 +82,7 @@ def source(made: Settings) -> Source:
         note="; ".join([f"weights from elsewhere, '{file.name}'", *filter(None, [told.get("note")])]),
         steps=told.get("steps"),
         recipe=identity,
+        names={path: name for name, path in weights.placed(arrays, rules).items() if path is not None},
     )
 
 

@@ -64,11 +64,29 @@ def _theirs(one: Named, part: str, function: Any, *arguments: Any, **options: An
     what = f"{part} of strategy '{one.label}'" if part else f"strategy '{one.label}'"
     try:
         with switches.guarded(what):
-            return function(*arguments, **options)
-    except (InputError, KeyboardInterrupt, process.Stopped):
+            result = function(*arguments, **options)
+    except (KeyboardInterrupt, process.Stopped):
         raise
+    except InputError as error:
+        grafted_alone = part == "reinit or adapt" and not (one.method.reinit or one.method.adapt)
+        raise error if grafted_alone else _with_name(one, error) from error
     except BaseException as error:  # of whatever class: somebody may have made one
         raise InputError(f"{what} fails: {plugins.said(error, one.method.strategy)}") from error
+    if result is None:
+        raise InputError(f"{what} returned None: return {_RETURNS.get(part, 'a mask')}")
+    return result
+
+
+_RETURNS = {"left_out": "a list of paths, or []", "merge": "ordinary parameters"}
+"""What a function of a strategy's file gives, if not a mask."""
+
+
+def _with_name(one: Named, error: InputError) -> InputError:
+    """An error of a function of a strategy's file, naming the strategy unless it does."""
+    text, name = str(error), one.name.partition(":")[0]
+    if f"'{one.label}'" in text or f"'{name}'" in text or text.startswith(f"{name}:"):
+        return error
+    return InputError(f"strategy '{one.label}': {text}")
 
 
 class Ground(NamedTuple):

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from experiments import transfer
-from experiments.pages import search_report
 from experiments.runs import console, directory, fits, flags, process, search_flags, trials
 from experiments.runs.search_flags import Search
 from experiments.runs.settings import GROWING, Settings
@@ -32,7 +31,7 @@ def run(
     directory gets lr_range_test.html, and the source if it is not there yet. Raises InputError for a fit of too few
     steps, and for a loss that is not finite at the lowest rate.
     """
-    from experiments.pages import search_page
+    from experiments.pages import search as page  # draws: matplotlib takes a second to import
 
     every = Settings.from_flags(**flags_of)
     first = {name: getattr(every, name)[:1] for name in GROWING}
@@ -47,10 +46,10 @@ def run(
         said = [*_said(name, rates, found), *transfer.noted(todo)]
         for line in said:
             console.say(line)
-        reproduced = search_report.reproduced(
+        reproduced = page.reproduced(
             [*own_lines, *settings.flagfile_lines()], directory.environment(transfer.fingerprints(todo))
         )
-        text = search_page.range_page(name, ". ".join(said) + ".", rates, losses, found, reproduced)
+        text = page.range_page(name, ". ".join(said) + ".", rates, losses, found, reproduced)
         if process.first():
             directory.replace(folder / "lr_range_test.html", text)
         console.say(f"report: {folder / 'lr_range_test.html'}")

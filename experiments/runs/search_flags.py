@@ -60,7 +60,7 @@ class Search:
 
     @property
     def ranges(self) -> tuple[Range, ...]:
-        """The dimensions of the space; raises InputError for what is none."""
+        """The dimensions of the space; raises InputError for a text that is no dimension."""
         return () if self.lr_range_test and not self.space else space.read(self.space)
 
     @property
@@ -69,68 +69,71 @@ class Search:
         return tuple(range(FIRST_SEED, FIRST_SEED + self.search_seeds))
 
 
-def chosen(given: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags of a run with the values of a trial; raises InputError for what is no value of a flag."""
-    plain = {name: value for name, value in chosen.items() if "." not in name}
+def with_values(given: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags of a run with the values of a trial; raises InputError for a text that is no value of its flag."""
+    plain = {name: value for name, value in values.items() if "." not in name}
     typed = parse_flags(["search", *(f"--{name}={value}" for name, value in plain.items())])
-    inner = {name: value for name, value in chosen.items() if "." in name}
+    inner = {name: value for name, value in values.items() if "." in name}
     return space.applied({**given, **typed}, inner)
 
 
-def check(given: Mapping[str, Any], made: Settings, asked: Search) -> None:
+def check(given: Mapping[str, Any], settings: Settings, search: Search) -> None:
     """Raise InputError for a search that cannot be, or would not be fair."""
     for name in ("trials", "group"):
-        if getattr(asked, name) < 1:
-            raise InputError(f"--{name}={getattr(asked, name)}: give 1 or more")
-    if not 0 < asked.lr_low < asked.lr_high < math.inf:
-        raise InputError(f"--lr_low={asked.lr_low:g} and --lr_high={asked.lr_high:g}: give 0 < LOW < HIGH")
-    if made.distributed and not asked.lr_range_test:
+        if getattr(search, name) < 1:
+            raise InputError(f"--{name}={getattr(search, name)}: give 1 or more")
+    if not 0 < search.lr_low < search.lr_high < math.inf:
+        raise InputError(f"--lr_low={search.lr_low:g} and --lr_high={search.lr_high:g}: give 0 < LOW < HIGH")
+    if settings.distributed and not search.lr_range_test:
         raise InputError(
             "--distributed: processes of a search do not train one fit together, each asks for its own trials: leave "
             "it out, and give all of them one --storage and each its --workdir"
         )
-    if set(asked.trial_seeds) & set(made.seeds):
-        raise InputError(f"--seeds={made.seeds[0]}: seeds from {FIRST_SEED:,} on are the search's own: give others")
+    if set(search.trial_seeds) & set(settings.seeds):
+        raise InputError(f"--seeds={settings.seeds[0]}: seeds from {FIRST_SEED:,} on are the search's own: give others")
     for name in PINS:
-        if getattr(made, name) is not None:
+        if getattr(settings, name) is not None:
             raise InputError(f"--{name} is pinned: the search and the final fits would share it; leave it out")
-    for one in asked.ranges:
-        own = one.name.removeprefix("source_")
-        recipe = own in {*vars(made.recipe)} - {"validation", "penalty"}
-        if "." not in one.name and not recipe and one.name not in _SEARCHED:
-            raise InputError(f"--space={one}: '{one.name}' is no flag that can be searched; see --helpfull")
-        if made.source_checkpoint and (one.name in ("hidden", "activation") or one.name.startswith("source_")):
-            raise InputError(f"--space={one}: '{one.name}' is the source's too, and --source_checkpoint is trained")
-        ends = one.choices if one.kind == "in" else (_typed(one, one.low), _typed(one, one.high))
-        for value in ends:
-            Settings.from_flags(**chosen(given, {one.name: value}))
+    for dimension in search.ranges:
+        name = dimension.name
+        of_recipe = name.removeprefix("source_") in {*vars(settings.recipe)} - {"validation", "penalty"}
+        if "." not in name and not of_recipe and name not in _SEARCHED:
+            raise InputError(f"--space={dimension}: '{name}' is no flag that can be searched; see --helpfull")
+        if settings.source_checkpoint and (name in ("hidden", "activation") or name.startswith("source_")):
+            raise InputError(f"--space={dimension}: '{name}' is the source's too, and --source_checkpoint is trained")
+        numbers = (_typed(dimension, dimension.low), _typed(dimension, dimension.high))
+        for value in dimension.choices if dimension.kind == "in" else numbers:
+            Settings.from_flags(**with_values(given, {name: value}))
 
 
-def _typed(one: Range, value: float) -> float:
-    return int(value) if one.kind == "int" else value
+def _typed(dimension: Range, value: float) -> float:
+    return int(value) if dimension.kind == "int" else value
 
 
-def shapes(given: Mapping[str, Any], one: Range) -> int:
+def shapes(given: Mapping[str, Any], dimension: Range) -> int:
     """How many shapes, at most, the values of a dimension give a fit: those of one shape are trained together.
 
     A real number is passed to what is compiled, and gives one.
     """
-    if one.kind in ("log", "between"):
+    low, high, kind = dimension.low, dimension.high, dimension.kind
+    if kind in ("log", "between"):
         return 1
-    values = one.choices if one.kind == "in" else (int(one.low), int(one.high))
-    found = len({_shape(Settings.from_flags(**chosen(given, {one.name: value}))) for value in values})
-    return int(one.high - one.low) + 1 if one.kind == "int" and found > 1 else found
+    values = dimension.choices if kind == "in" else (int(low), int(high))
+    settings = [Settings.from_flags(**with_values(given, {dimension.name: value})) for value in values]
+    count = len(set(map(_shape, settings)))
+    return int(high - low) + 1 if kind == "int" and count > 1 else count
 
 
-def _shape(made: Settings) -> tuple[Any, ...]:
+def _shape(settings: Settings) -> tuple[Any, ...]:
     """What of the settings is compiled."""
-    recipe = made.recipe
+    recipe = settings.recipe
     numbers = {"momentum": recipe.momentum, "weight_decay": recipe.weight_decay, "clip": recipe.clip}
     fit = (recipe.batch_size, recipe.epochs, recipe.steps, recipe.loss, recipe.label_smoothing > 0)
     optimizer, _ = optimizers.spec(recipe.optimizer, **numbers)
-    return made.hidden, made.activation, made.strategies, *fit, optimizer, objective.penalties(recipe.penalty)[0]
+    penalties = objective.penalties(recipe.penalty)[0]
+    return settings.hidden, settings.activation, settings.strategies, *fit, optimizer, penalties
 
 
-def to_flags(asked: Search) -> list[str]:
+def to_flags(search: Search) -> list[str]:
     """The flagfile lines that give this search again, but for where it is kept and how long it waits."""
-    return flags.flagfile_lines(asked, ("lr_range_test", "lr_low", "lr_high"))
+    return flags.flagfile_lines(search, ("lr_range_test", "lr_low", "lr_high"))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments.runs import console, directory, fields, fits, training
+from experiments.runs import budgets, console, directory, fields, fits, training
 from experiments.runs.settings import Settings
 from tljax import checkpoint, data, masks, models, objective, paths, plugins, seeds
 from tljax.data.files import NO_PIXELS
@@ -45,6 +45,8 @@ class Source(NamedTuple):
     """That its fit takes or took, if that is known."""
     recipe: str = ""
     """What its fits of all seeds have in common, a digest or a text."""
+    names: Mapping[str, str] = {}
+    """{path: name of its array in a file of weights}; a path that is not in it is its own name."""
 
 
 def load(made: Settings, name: str, shape: Any) -> Task:
@@ -176,6 +178,13 @@ def about(made: Settings, task: Task) -> dict[str, Any]:
         "model": architecture(made),
         "note": task.note,
     }
+
+
+def title_and_notes(made: Settings, source: Source | None, target: Task) -> tuple[str, list[str]]:
+    """What fits of one source, or none, and one target are called, and what every table must say of their data."""
+    notes = [f"{what}: {of.note}" for what, of in (("source", source), ("target", target)) if of and of.note]
+    name = f"{source.name if source else 'no source'} -> {target.name}"
+    return name, [*notes, *budgets.notes(made.train_examples, target, made.recipe.validation)]
 
 
 def _ready(made: Settings, field: fits.Arena, seed: int, result: Result) -> fits.Fit:

@@ -1,15 +1,56 @@
-"""A study with each strategy at what a search found best for it."""
+"""What a search found best: its winners, their flags in its run directory, and studies of strategies at their best."""
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments.runs import directory, fits
+from experiments.runs.flags import PATHS_FROM
 from experiments.runs.search_flags import FIRST_SEED
 from experiments.runs.settings import FLAGS, Recipe, Settings, parse_flags
 from tljax import plugins
 from tljax.study import space
 from tljax.types import InputError
+
+
+class Arm(NamedTuple):
+    """What one study searches: a strategy at a label budget."""
+
+    strategy: str
+    budget: str
+    ranges: tuple[space.Range, ...]
+
+    @property
+    def label(self) -> str:
+        """What tables call the strategy."""
+        return plugins.called(self.strategy)
+
+    @property
+    def file_name(self) -> str:
+        """What files and folders of the study are called."""
+        return fits.file_name(f"{self.label}-{self.budget}")
+
+
+class Winner(NamedTuple):
+    """What one study found."""
+
+    study: Any
+    """Of Optuna."""
+    trial: Any
+    """The best of them."""
+    made: Settings
+    """The settings of the last fits."""
+
+
+def write_winners(folder: Path, winners: Mapping[Arm, Winner]) -> None:
+    """Write the flags of each winner: best.flags, of several studies best/STRATEGY-BUDGET.flags."""
+    for arm, winner in winners.items():
+        file = folder / "best.flags" if len(winners) == 1 else folder / "best" / f"{arm.file_name}.flags"
+        if len(winners) > 1:
+            directory.make_folder(file.parent)
+        head = f"# python -m experiments.transfer --flagfile={file} --workdir=NEW"
+        where = [f"{PATHS_FROM}{place}" for place in directory.working_directory()]
+        directory.replace(file, directory.signed("\n".join([head, *where, *winner.made.flagfile_lines(), ""])))
 
 
 def arms(

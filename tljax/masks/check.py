@@ -19,6 +19,8 @@ def lint(params: Params, mask: Mask, fresh: Mask | None = None) -> None:
     finite, in an array too; an array that does not fit its leaf, or is all zero; nothing trained; a leaf that `fresh`
     says was drawn anew, frozen.
     """
+    if mask is None and params is not None:
+        raise InputError("the mask is None, as of a function that forgets to return: return a mask")
     paths.same_structure(params, mask, "the parameters", "the mask")
     for path, leaf, m in paths.items(params, mask):
         _lint_leaf(path, leaf, m)

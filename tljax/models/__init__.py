@@ -1,15 +1,17 @@
 """Models: a tuple of named stages, the last of them the head. One file, one model."""
 
 import inspect
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from tljax import paths, plugins, switches
-from tljax.types import InputError, Model, Params
+from tljax.types import InputError, Model, Params, Stage
 
 ACTIVATIONS = (
     *("celu", "elu", "gelu", "hard_tanh", "leaky_relu", "mish", "relu"),
@@ -23,7 +25,9 @@ def build(name: str, classes: int, *, hidden: Sequence[int], activation: str) ->
 
     A model is a function `model(classes, *, ...)`; it gets `hidden` and `activation` if it takes them. Two calls
     with the same arguments give the same object, so that equal fits share an executable. Raises InputError for an
-    unknown model, option or activation, and for a width below 1.
+    unknown model, option or activation, for a width below 1, and where the function fails or gives no stages. So do
+    the stages where their own code fails, naming the model, the stage and its inputs, and where the head gives anything
+    but an array [batch, classes].
 
     >>> [stage.name for stage in build("mlp", 10, hidden=(512,), activation="relu")]
     ['hidden_0', 'head']
@@ -42,8 +46,83 @@ def _build(name: str, digest: str, classes: int, hidden: tuple[int, ...], activa
     shared: dict[str, Any] = {"hidden": hidden, "activation": activation}
     own = inspect.signature(function).parameters
     options = plugins.bind(function, spec.options, f"model '{spec.name}'", given=shared)
-    with switches.guarded(f"model '{spec.name}'"):
-        return tuple(function(classes, **{key: value for key, value in shared.items() if key in own}, **options))
+    given = {key: value for key, value in shared.items() if key in own}
+    try:
+        with switches.guarded(f"model '{spec.name}'"):
+            stages = function(classes, **given, **options)
+            stages = tuple(stages) if isinstance(stages, Iterable) else stages
+    except _OWN_ERRORS:
+        raise
+    except Exception as error:  # of somebody's code
+        raise InputError(f"model '{name}' cannot be built: {_said(error, function)}") from error
+    _require_stages(name, stages)
+    return tuple(
+        _guarded(stage, name, function, classes if i == len(stages) else None) for i, stage in enumerate(stages, 1)
+    )
+
+
+_OWN_ERRORS = (InputError, jax.errors.JaxRuntimeError, MemoryError)
+"""What says itself what it is: bad input, and a device or a machine without room."""
+
+
+def _require_stages(name: str, stages: Any) -> None:
+    """Raises InputError for what is no tuple of stages, each with a name of its own."""
+    example = "return Stage(name, init, apply), as tljax.models.linen.stage makes one of a module, the head last"
+    if not isinstance(stages, tuple) or not stages:
+        raise InputError(f"model '{name}' gives {plugins.shown(stages)} for its stages: {example}")
+    for stage in stages:
+        if not isinstance(stage, Stage) or not isinstance(stage.name, str):
+            raise InputError(f"model '{name}' gives {plugins.shown(stage)} for a stage: {example}")
+    names = [stage.name for stage in stages]
+    if twice := [stage_name for stage_name in names if names.count(stage_name) > 1]:
+        raise InputError(f"model '{name}' has two stages named '{twice[0]}': give each a name of its own")
+
+
+def _guarded(stage: Stage, name: str, function: Callable[..., Any], classes: int | None) -> Stage:
+    """The stage of a model, which says in one line where its own code fails; `classes` of the head alone."""
+
+    def call(part: Callable[..., Any], first: Any, x: Any, **keywords: Any) -> Any:
+        try:
+            return part(first, x, **keywords)
+        except _OWN_ERRORS:
+            raise
+        except Exception as error:  # of somebody's code
+            inputs = f" on inputs {x.dtype}{list(x.shape)}" if hasattr(x, "dtype") else ""
+            raise InputError(
+                f"model '{name}' fails in stage '{stage.name}'{inputs}: {_said(error, function)}"
+            ) from error
+
+    def init(key: jax.Array, x: jax.Array) -> Params:
+        return call(stage.init, key, x)
+
+    def apply(params: Params, x: jax.Array, **keywords: Any) -> jax.Array:
+        y = call(stage.apply, params, x, **keywords)
+        if not hasattr(y, "shape") or not hasattr(y, "dtype"):
+            raise InputError(f"model '{name}': stage '{stage.name}' gives a {type(y).__name__}: let it give one array")
+        if classes is not None and y.shape != (x.shape[0], classes):
+            raise InputError(
+                f"model '{name}': its head, stage '{stage.name}', gives {list(y.shape)} of inputs {list(x.shape)}: let "
+                f"it give [batch, classes], here {[x.shape[0], classes]}"
+            )
+        return y
+
+    return Stage(stage.name, init, apply)
+
+
+_LIBRARIES = str(Path(jax.__file__).parent.parent)
+
+
+def _said(error: Exception, function: Callable[..., Any]) -> str:
+    """An exception of a model's code in one line, with the last line that it passed outside of libraries."""
+    own = getattr(getattr(inspect.unwrap(function), "__code__", None), "co_filename", "")
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == own
+        or not (frame.filename.startswith(_LIBRARIES) or Path(frame.filename).parent == Path(__file__).parent)
+    ]
+    where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {plugins.words(error)[:300]}{where}"
 
 
 def activation(name: str) -> Callable[[jax.Array], jax.Array]:

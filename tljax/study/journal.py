@@ -5,6 +5,8 @@ end, behind which the next process would write: every later read would fail. So 
 which nobody was told of, is cut off before anything is appended, and an append that fails is taken back. Each line
 carries the SHA-256 of itself and of the line before it; lines of an older tljax, which carry none, are read until the
 first that does.
+
+This is no part of `search`, which loads Optuna only when a search begins, so that help is quick.
 """
 
 import hashlib
@@ -23,9 +25,9 @@ from tljax.types import InputError
 
 
 class Journal(BaseJournalBackend):
-    """A backend of Optuna's JournalStorage; `say` is told in one line what is cut off, and of lines without a SHA-256.
+    """A backend of Optuna's JournalStorage; `say` gets a line on what is cut off, and on lines without a SHA-256.
 
-    Raises InputError for a link, a pipe or a device, and for a line that is not as it was written, with its number.
+    Raises InputError if the file is a link, a pipe or a device, and for a line, by its number, that was altered.
     """
 
     def __init__(self, file: str, say: Callable[[str], None] = warnings.warn) -> None:
@@ -50,14 +52,14 @@ class Journal(BaseJournalBackend):
             self._lock.release()
 
     def _opened(self, flags: int) -> Any:
-        """The file, opened anew; raises InputError for what is no file: a link may lead anywhere."""
-        wrong = InputError(f"--storage={self._file} is a link or no file: name another")
+        """The file, opened anew; raises InputError if it is a link, which may lead anywhere, or no regular file."""
+        not_a_file = InputError(f"--storage={self._file} is a link or no file: name another")
         if os.path.lexists(self._file) and not stat.S_ISREG(os.lstat(self._file).st_mode):
-            raise wrong
+            raise not_a_file
         return open(os.open(self._file, flags | os.O_NOFOLLOW, 0o644), "r+b" if flags & os.O_RDWR else "rb")
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
-        """The entries from a number on; a last line without its end is one that another process is writing, or cut."""
+        """The entries from a number on, less a last line without its end: another process is writing it, or was cut."""
         if log_number_from != len(self._ends) - 1:
             self._ends, self._last, self._signed = [0], b"", False
         with self._opened(os.O_RDONLY) as stream:
@@ -72,7 +74,7 @@ class Journal(BaseJournalBackend):
                     yield entry
 
     def _checked(self, line: bytes) -> dict[str, Any]:
-        """An entry without its SHA-256."""
+        """The entry of a line, without its SHA-256; raises InputError if it was altered, or is no entry."""
         number = len(self._ends)
         remedy = "restore it, or begin another with --storage or a new --workdir"
         try:
@@ -109,7 +111,7 @@ class Journal(BaseJournalBackend):
                 raise
 
     def _mended(self, stream: Any) -> tuple[int, bytes]:
-        """(where the last whole entry ends, its line); what stands behind it is cut off, aloud."""
+        """(where the last whole entry ends, its line); what follows it is cut off, and `say` told so."""
         size = os.fstat(stream.fileno()).st_size
         begin = max(0, size - _TAIL)
         stream.seek(begin)

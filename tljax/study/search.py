@@ -1,4 +1,4 @@
-"""Searches by Optuna: groups of trials are asked for and told, by one process or by many that share a storage.
+"""Searches by Optuna: trials are asked for and told in groups, by one process or by many that share a storage.
 
 Optuna's heartbeat serves databases alone, and not ask-and-tell; so each trial under way carries a lease (its owner,
 and when that was last heard of), and one whose lease is old is failed and put to be tried again.
@@ -19,19 +19,20 @@ from tljax.study.space import Range
 from tljax.types import InputError
 
 
-class Asked(NamedTuple):
+class Trial(NamedTuple):
     """A trial under way in this process."""
 
-    trial: Any
-    """Of Optuna."""
+    handle: Any
+    """Optuna's trial."""
     chosen: Mapping[str, Any]
     """{name in the space: value}."""
 
 
-class Searched(NamedTuple):
+class Search(NamedTuple):
     """A study, and how its next values are drawn."""
 
     study: Any
+    """Optuna's study."""
     sampler: plugins.Spec
     seed: int
     lease: float
@@ -47,23 +48,27 @@ def opened(
     lease: float,
     about: Mapping[str, Any],
     say: Callable[[str], None] = warnings.warn,
-) -> Searched:
+) -> Search:
     """The study of a name: in memory, in a journal file, or in the database of a URL; new, or taken up.
 
     `about` says what is searched. Raises InputError for a storage that cannot be reached, an unknown sampler or
-    pruner, a journal that is not as it was written, and for a study that was made for something else. `say` is told in
-    one line what of a journal was never finished, and is cut off.
+    pruner, a journal that was altered, and a study of another search. `say` gets a line on what of a journal was never
+    finished, and is cut off.
     """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     spec = plugins.parse(sampler)
-    made = _made(optuna.samplers, "sampler", spec, seed)
-    prune = _made(optuna.pruners, "pruner", plugins.parse(pruner), None)
-    asked = {"sampler": made, "pruner": prune, "study_name": name, "direction": "maximize", "load_if_exists": True}
+    options = {
+        "sampler": _component(optuna.samplers, "sampler", spec, seed),
+        "pruner": _component(optuna.pruners, "pruner", plugins.parse(pruner), None),
+        "study_name": name,
+        "direction": "maximize",
+        "load_if_exists": True,
+    }
     for attempt in range(_ATTEMPTS):
         try:
-            study = optuna.create_study(storage=_storage(storage, say), **asked)
+            study = optuna.create_study(storage=_storage(storage, say), **options)
             break
         except InputError:
             raise
@@ -72,18 +77,18 @@ def opened(
             if not at_once or attempt == _ATTEMPTS - 1:
                 raise InputError(f"--storage={storage} cannot be reached: {plugins.said(error)}") from error
             time.sleep(0.5 * (attempt + 1))
-    there = study.user_attrs.get("about")
-    if there is None:
+    before = study.user_attrs.get("about")
+    if before is None:
         study.set_user_attr("about", dict(about))
-    elif there != about:
-        differ = [key for key in about if there.get(key) != about[key]]
-        told = "; ".join(f"{key} {there.get(key)} there, {about[key]} here" for key in differ)
-        raise InputError(f"study '{name}' in --storage={storage} is of another search ({told}): name another --study")
-    return Searched(study, spec, seed, lease)
+    elif before != about:
+        differ = [key for key in about if before.get(key) != about[key]]
+        listed = "; ".join(f"{key} {before.get(key)} there, {about[key]} here" for key in differ)
+        raise InputError(f"study '{name}' in --storage={storage} is of another search ({listed}): name another --study")
+    return Search(study, spec, seed, lease)
 
 
 _ATTEMPTS = 6
-"""Of opening a new database that other processes make at the same moment."""
+"""How often a new database is opened that other processes make at the same moment."""
 
 
 def _storage(text: str | None, say: Callable[[str], None]) -> Any:
@@ -97,7 +102,7 @@ def _storage(text: str | None, say: Callable[[str], None]) -> Any:
     return JournalStorage(Journal(text, say))
 
 
-def _made(module: Any, kind: str, spec: plugins.Spec, seed: int | None) -> Any:
+def _component(module: Any, kind: str, spec: plugins.Spec, seed: int | None) -> Any:
     """A sampler or pruner of Optuna by its name, with or without the word for its kind."""
     ending = kind.capitalize()
     known = sorted(name.removesuffix(ending) for name in module.__all__ if name.endswith(ending))
@@ -113,54 +118,56 @@ def _made(module: Any, kind: str, spec: plugins.Spec, seed: int | None) -> Any:
         raise InputError(f"{what} cannot be made: {plugins.said(error)}") from error
 
 
-def _draw(trial: Any, one: Range) -> Any:
-    if one.kind == "in":
-        return trial.suggest_categorical(one.name, one.choices)
-    if one.kind == "int":
-        return trial.suggest_int(one.name, int(one.low), int(one.high))
-    return trial.suggest_float(one.name, one.low, one.high, log=one.kind == "log")
+def _draw(trial: Any, dimension: Range) -> Any:
+    """The value that Optuna suggests for one dimension of a trial."""
+    if dimension.kind == "in":
+        return trial.suggest_categorical(dimension.name, dimension.choices)
+    if dimension.kind == "int":
+        return trial.suggest_int(dimension.name, int(dimension.low), int(dimension.high))
+    return trial.suggest_float(dimension.name, dimension.low, dimension.high, log=dimension.kind == "log")
 
 
 _Called = TypeVar("_Called", bound=Callable[..., Any])
 
 
 def _in_one_line(called: _Called) -> _Called:
-    """`called`, with an InputError for what a database raises that is full or away."""
+    """`called`, with an InputError in one line where a database that is full or away raises its own."""
 
     @functools.wraps(called)
-    def asked(*given: Any, **named: Any) -> Any:
+    def wrapped(*args: Any, **options: Any) -> Any:
         from optuna.exceptions import StorageInternalError
 
         try:
-            return called(*given, **named)
+            return called(*args, **options)
         except StorageInternalError as error:
             cause = getattr(error.__cause__, "orig", None) or error.__cause__ or error
             raise InputError(f"--storage fails ({cause}): see to it, and run the same command again") from error
 
-    return asked  # type: ignore[return-value]  # it takes and gives what `called` does
+    return wrapped  # type: ignore[return-value]  # it takes and gives what `called` does
 
 
 @_in_one_line
-def ask(searched: Searched, space: Sequence[Range], count: int, trials: int) -> list[Asked]:
+def ask(search: Search, space: Sequence[Range], count: int, trials: int) -> list[Trial]:
     """At most `count` new trials of a study that is to have `trials` in all; none where all are taken or done."""
     import optuna
     from optuna.trial import TrialState
 
-    study, asked = searched.study, []
-    _take_over(study, searched.lease)
+    study: Any = search.study
+    begun: list[Trial] = []
+    _take_over(study, search.lease)
     for _ in range(count):
         waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         if not waiting and len(_counted(study)) >= trials:
             break
         trial = study.ask()
         _hold(trial)
-        if trial.number not in [one.number for one in _counted(study)[:trials]]:
+        if trial.number not in [counted.number for counted in _counted(study)[:trials]]:
             study.tell(trial, state=TrialState.FAIL)  # another process was quicker
             continue
         # Seeded by the trial, so that processes never draw the same, and a resumed study draws what it would have.
-        study.sampler = _made(optuna.samplers, "sampler", searched.sampler, searched.seed + trial.number)
-        asked.append(Asked(trial, {one.name: _draw(trial, one) for one in space}))
-    return asked
+        study.sampler = _component(optuna.samplers, "sampler", search.sampler, search.seed + trial.number)
+        begun.append(Trial(trial, {dimension.name: _draw(trial, dimension) for dimension in space}))
+    return begun
 
 
 def _counted(study: Any) -> list[Any]:
@@ -179,13 +186,13 @@ def _counted(study: Any) -> list[Any]:
     return counted
 
 
-def held(asked: Sequence[Asked], lease: float) -> contextlib.AbstractContextManager[None]:
+def held(trials: Sequence[Trial], lease: float) -> contextlib.AbstractContextManager[None]:
     """Say now and then that this process has these trials under way, and lives."""
 
     def beat() -> None:
-        for one in asked:
+        for trial in trials:
             with contextlib.suppress(Exception):  # finished, or the storage is away for a moment
-                _hold(one.trial)
+                _hold(trial.handle)
 
     return heartbeat.every(lease / 4, beat)
 
@@ -222,7 +229,7 @@ def under_way(study: Any) -> int:
 
 
 @_in_one_line
-def tell(study: Any, asked: Asked, value: float | None, pruned: bool = False, loss: float | None = None) -> None:
+def tell(study: Any, trial: Trial, value: float | None, pruned: bool = False, loss: float | None = None) -> None:
     """Hand in a trial's value, or that it diverged (None); nothing where it was taken from this process meanwhile.
 
     `loss`, which the sampler does not learn from, is kept beside it.
@@ -231,38 +238,76 @@ def tell(study: Any, asked: Asked, value: float | None, pruned: bool = False, lo
 
     with contextlib.suppress(ValueError, RuntimeError):
         if pruned:
-            study.tell(asked.trial, state=TrialState.PRUNED)
+            study.tell(trial.handle, state=TrialState.PRUNED)
             return
         # A fit that diverged is a bad one, which the sampler is to learn from: the worst accuracy there is.
-        asked.trial.set_user_attr("diverged", value is None)
-        asked.trial.set_user_attr("loss", loss)
-        study.tell(asked.trial, 0.0 if value is None else value)
+        trial.handle.set_user_attr("diverged", value is None)
+        trial.handle.set_user_attr("loss", loss)
+        study.tell(trial.handle, 0.0 if value is None else value)
 
 
 @_in_one_line
-def report(asked: Asked, value: float, step: int) -> bool:
-    """Hand in a trial's value so far; whether its pruner gives it up. False where another process has ended it.
+def report(trial: Trial, value: float, step: int) -> bool:
+    """Hand in a trial's value so far; returns whether its pruner gives it up, False where another process ended it.
 
     SQLite may hand one trial that is tried again to two processes at once; the first to tell is believed.
     """
     with contextlib.suppress(RuntimeError):
-        asked.trial.report(value, step)
-        return bool(asked.trial.should_prune())
+        trial.handle.report(value, step)
+        return bool(trial.handle.should_prune())
     return False
 
 
 @_in_one_line
-def give_back(study: Any, asked: Asked) -> None:
+def give_back(study: Any, trial: Trial) -> None:
     """Leave a trial under way to whoever asks next."""
-    _try_again(study, asked.trial)
+    _try_again(study, trial.handle)
 
 
 def best(study: Any) -> Any:
     """The best finished trial; raises InputError where there is none, or all have diverged."""
     from optuna.trial import TrialState
 
-    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    finite = [trial for trial in done if not trial.user_attrs.get("diverged")]
+    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    finite = [trial for trial in finished if not trial.user_attrs.get("diverged")]
     if not finite:
-        raise InputError(f"all {len(done)} trials of study '{study.study_name}' diverged: lower the rates of --space")
+        name = study.study_name
+        raise InputError(f"all {len(finished)} trials of study '{name}' diverged: lower the rates of --space")
     return max(finite, key=lambda trial: (trial.value, -trial.number))
+
+
+class Trial(NamedTuple):
+    """A trial of a study, whatever became of it."""
+
+    number: int
+    state: str
+    """COMPLETE, PRUNED, FAIL, RUNNING or WAITING, as Optuna names them."""
+    value: float | None
+    """What the sampler learnt from: 0 of one that diverged, of a pruned one the last it reported."""
+    accuracy: float | None
+    """On validation examples, a fraction; None where the trial diverged or did not end."""
+    loss: float | None
+    """On validation examples, mean cross-entropy in nats."""
+    diverged: bool
+    owner: str
+    """The process that had it last: 'process 12 on x'."""
+    begin: str
+    end: str
+    """Local times, as 2026-11-23T08:00:00; '' where there is none."""
+    values: Mapping[str, Any]
+    """{name in the space: value}."""
+
+
+def trials(study: Any) -> list[Trial]:
+    """The trials of a study of Optuna, in their order."""
+    listed = []
+    for trial in study.get_trials(deepcopy=False):
+        state, known = trial.state.name, trial.user_attrs
+        diverged = bool(known.get("diverged"))
+        accuracy = trial.value if state == "COMPLETE" and not diverged else None
+        owner, _ = known.get("lease", ("", 0.0))
+        times = (trial.datetime_start, trial.datetime_complete)
+        begin, end = (time.isoformat(timespec="seconds") if time else "" for time in times)
+        measured = (trial.value, accuracy, known.get("loss"), diverged)
+        listed.append(Trial(trial.number, state, *measured, owner, begin, end, trial.params))
+    return listed

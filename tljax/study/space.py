@@ -20,7 +20,7 @@ class Range(NamedTuple):
     name: str
     """A flag, or `penalty.NAME.OPTION` or `strategy.NAME.OPTION`."""
     kind: str
-    """Of KINDS: log and between are real, int whole, in a choice."""
+    """One of KINDS: log and between are real, int whole, in a choice."""
     low: float = 0
     high: float = 0
     choices: tuple[str, ...] = ()
@@ -30,13 +30,15 @@ class Range(NamedTuple):
         return ":".join([self.name, self.kind, *ends(self)])
 
 
-def ends(one: Range) -> list[str]:
-    """Its two bounds as text, or its choices as one."""
-    return [",".join(one.choices)] if one.kind == "in" else [f"{one.low:g}", f"{one.high:g}"]
+def ends(dimension: Range) -> list[str]:
+    """The two bounds of a dimension as text, or its choices as one text."""
+    if dimension.kind == "in":
+        return [",".join(dimension.choices)]
+    return [f"{dimension.low:g}", f"{dimension.high:g}"]
 
 
 def parse(text: str) -> Range:
-    """Read one dimension; raises InputError where it is none.
+    """Read one dimension; raises InputError if the text is not one.
 
     >>> parse("learning_rate:log:1e-3:1")
     Range(name='learning_rate', kind='log', low=0.001, high=1.0, choices=())
@@ -72,9 +74,9 @@ def _number(text: str, kind: str, whole: str) -> float:
 
 
 def read(texts: Sequence[str]) -> tuple[Range, ...]:
-    """All dimensions of a space; raises InputError for none, and for one that is given twice."""
+    """Read all dimensions of a space; raises InputError if there is none, and if one is given twice."""
     ranges = tuple(parse(text) for text in texts)
-    names = [one.name for one in ranges]
+    names = [dimension.name for dimension in ranges]
     if not names:
         raise InputError("--space is not given: name a flag and its range, such as --space=learning_rate:log:1e-3:1")
     for name in names:
@@ -84,41 +86,43 @@ def read(texts: Sequence[str]) -> tuple[Range, ...]:
 
 
 def applied(flags: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags with what was chosen for each name of a space; raises InputError for an option of what is not there.
+    """The flags with what was chosen for each name of a space.
+
+    Raises InputError for an option of a penalty or a strategy that the flags do not name.
 
     >>> applied({"penalty": "l2:weight=0.1"}, {"penalty.l2.weight": 0.5, "epochs": 3})
     {'penalty': 'l2:weight=0.5', 'epochs': 3}
     """
-    made = dict(flags)
+    changed = dict(flags)
     for name, value in chosen.items():
         flag, _, inner = name.partition(".")
         if not inner:
-            made[name] = value
+            changed[name] = value
         elif flag == "penalty":
-            terms = [term for term in plugins.split(made.get("penalty", ""), ",") if term]
-            made["penalty"] = ",".join(_with(terms, inner, value, "--penalty"))
+            terms = [term for term in plugins.split(changed.get("penalty", ""), ",") if term]
+            changed["penalty"] = ",".join(_with(terms, inner, value, "--penalty"))
         elif flag == "strategy":
-            made["strategies"] = tuple(_with(list(made.get("strategies", ())), inner, value, "--strategies"))
+            changed["strategies"] = tuple(_with(list(changed.get("strategies", ())), inner, value, "--strategies"))
         else:
             raise InputError(f"space '{name}': only penalty.NAME.OPTION and strategy.NAME.OPTION have dots")
-    return made
+    return changed
 
 
 def _with(specs: Sequence[str], inner: str, value: Any, flag: str) -> list[str]:
-    """The specs, that of one name with another value of one option."""
+    """The specs, where that of one name has another value of one option; `inner` is NAME.OPTION."""
     name, _, option = inner.rpartition(".")
     names = [own_name(spec) if flag == "--strategies" else plugins.parse(spec).name for spec in specs]
     if name not in names:
         raise InputError(f"space '{inner}': '{name}' is not in {flag}{plugins.nearest(name, names)}")
-    found = []
+    changed = []
     for text, own in zip(specs, names, strict=True):
-        given_name, rest = plugins.named(text) if flag == "--strategies" else ("", text)
+        alias, rest = plugins.named(text) if flag == "--strategies" else ("", text)
         spec = plugins.parse(rest)
         options = {**spec.options, option: value} if own == name else spec.options
-        own_parts = map(plugins.quoted, (spec.name, *spec.words))
-        written = ":".join([*own_parts, *(f"{key}={of}" for key, of in options.items())])
-        found.append(f"{given_name}={written}" if given_name else written)
-    return found
+        words = map(plugins.quoted, (spec.name, *spec.words))
+        written = ":".join([*words, *(f"{key}={setting}" for key, setting in options.items())])
+        changed.append(f"{alias}={written}" if alias else written)
+    return changed
 
 
 def own_name(strategy: str) -> str:
@@ -141,15 +145,15 @@ def of_strategy(dimension: str) -> str:
     return inner.rpartition(".")[0] if flag == "strategy" else ""
 
 
-def at_edge(one: Range, value: Any) -> str:
-    """'lowest' or 'highest' where a value is within 2 % of an end of its range, on its own scale; else ''.
+def at_edge(dimension: Range, value: Any) -> str:
+    """'lowest' or 'highest' where a value is within 2 % of an end of its range, on the scale of the range; else ''.
 
     >>> at_edge(parse("learning_rate:log:1e-3:1"), 0.99)
     'highest'
     """
-    if one.kind == "in":
+    if dimension.kind == "in":
         return ""
-    scale = math.log if one.kind == "log" else float
-    share = (scale(value) - scale(one.low)) / (scale(one.high) - scale(one.low))
-    near = 0.0 if one.kind == "int" else 0.02
+    scale = math.log if dimension.kind == "log" else float
+    share = (scale(value) - scale(dimension.low)) / (scale(dimension.high) - scale(dimension.low))
+    near = 0.0 if dimension.kind == "int" else 0.02
     return "lowest" if share <= near else "highest" if share >= 1 - near else ""

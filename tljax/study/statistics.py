@@ -8,6 +8,9 @@ means and margins are fractions, a score at most 1 in size; a level is a coverag
 
 Items may be alike: of one writer, patient or scene. `groups`, int [items], says which, and then groups are what is
 drawn anew. The mean stays that over items, whatever the sizes of the groups.
+
+First come intervals and tests of one comparison, then of several at once with their words; last the analysis of
+variance under both, in arrays of m comparisons: [m, fits, items].
 """
 
 import functools
@@ -16,9 +19,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special, stats
+from scipy import optimize, special, stats
 
-from tljax.study import components
 from tljax.types import InputError
 
 MIN_GROUPS = 8
@@ -32,7 +34,7 @@ cover 94.8 % with 8 groups of one size, and 91.5 % with 8 of 1 to 15 items, of w
 LEAST_ALIKE = 4.0
 """Groups that differ in size get no word if their totals are known no better than those of so many of one size.
 
-Simulated with 5 fits and no difference, 95 %: 900 items in one group beside 100 alone (1.0 by `components.as_many`) are
+Simulated with 5 fits and no difference, 95 %: 900 items in one group beside 100 alone (1.0 by `as_many`) are
 called different in 69 % of studies, two of 400 and ten of 20 (2.1) in 19 %, one of 300 and ten of 70 (2.3) in 7 %, one
 of 200 and sixteen of 50 (3.8) in 5 %.
 """
@@ -46,22 +48,25 @@ class Interval(NamedTuple):
     high: float
     standard_error: float
     degrees: float
-    """Of freedom of t, not whole."""
+    """Degrees of freedom of t; they need not be whole."""
     level: float
-    """Coverage; of all intervals of a family at once where they are simultaneous."""
+    """Coverage; that of all intervals of a family at once where they are simultaneous."""
 
 
 class Verdict(NamedTuple):
     """What can be said of one comparison among those that were made."""
 
     word: str
-    """Of the direction: positive, negative, equivalent (open, but within) or undecided (open); '' where withheld."""
+    """The direction: positive, negative, equivalent (open, but within) or undecided (open); '' where withheld."""
     interval: Interval
     """Simultaneous, at the level: above 0 is positive, below 0 negative."""
     margin: float
     """The largest difference, either way, that does not matter."""
     power: tuple[float, float]
-    """Of calling a true difference of the margin positive or negative, with these fits and items: a 90 % range."""
+    """Probability of calling a true difference of the margin positive or negative with these fits and items.
+
+    A 90 % range.
+    """
     p: float
     """Two-sided, adjusted for the family: below 1 - level where the word is positive or negative."""
     narrow: Interval
@@ -69,9 +74,10 @@ class Verdict(NamedTuple):
     size: str
     """beyond: the interval lies outside -margin .. margin; within: the narrow one lies inside it; else open.
 
-    '' where the word is withheld."""
+    '' where the word is withheld.
+    """
     power_equivalent: tuple[float, float]
-    """Of being called equivalent where there is no difference: a 90 % range."""
+    """Probability of being called equivalent where there is no difference: a 90 % range."""
     warning: str
     """Why the word is not to be trusted or is withheld, a sentence; else ''."""
 
@@ -89,8 +95,8 @@ def wilson(right: int, n: int, level: float = 0.95) -> tuple[float, float]:
     _coverage(level)
     if not 0 <= right <= n or n < 1:
         raise InputError(f"{right} right of {n} test items: give at least one item, and 0 to all of them right")
-    found = stats.binomtest(int(right), int(n)).proportion_ci(level, method="wilson")
-    return float(found.low), float(found.high)
+    ends = stats.binomtest(int(right), int(n)).proportion_ci(level, method="wilson")
+    return float(ends.low), float(ends.high)
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray, groups: np.ndarray | None = None) -> float:
@@ -128,7 +134,7 @@ def _signs(sums: np.ndarray) -> float:
 
 
 def over_items(scores: np.ndarray, level: float = 0.95, groups: np.ndarray | None = None) -> Interval:
-    """Of one fit, over test items drawn anew: float [items]; over groups of them, int [items], if they are given.
+    """The interval of one fit over test items drawn anew, or groups of them: scores float [items], groups int [items].
 
     It says how well this fit would do on more items, nothing of another fit by the same strategy; `crossed` does.
     Student's t with items - 1 degrees, or groups - 1; where few items disagree, some unseen are added as in `crossed`.
@@ -140,23 +146,25 @@ def over_items(scores: np.ndarray, level: float = 0.95, groups: np.ndarray | Non
     scores = np.asarray(scores, float)
     if scores.ndim != 1 or len(scores) < 2 or not np.isfinite(scores).all():
         raise InputError(f"scores of one fit, of shape {scores.shape}: give finite numbers, [items], two or more")
-    values, sizes = components.by_group(scores[None, None], None if groups is None else _groups(groups, len(scores)))
+    values, sizes = by_group(scores[None, None], None if groups is None else _groups(groups, len(scores)))
     many = values.shape[2]
-    error = math.sqrt(values.var(ddof=1) + components.unseen(values, sizes).item()) / math.sqrt(many)
+    error = math.sqrt(values.var(ddof=1) + unseen_items(values, sizes).item()) / math.sqrt(many)
     return _interval(float(scores.mean()), error, many - 1, 1 - _coverage(level), level)
 
 
 def crossed(scores: np.ndarray, level: float = 0.95, groups: np.ndarray | None = None) -> Interval:
-    """Of a strategy, over fits and test items drawn anew: float [fits, items]; groups int [items], or each item alone.
+    """The interval of a strategy over fits and test items drawn anew: float [fits, items].
+
+    Items are drawn in `groups`, int [items], or each alone.
 
     With the mean squares A of fits, B of items and E of the residual, the variance of the mean is estimated by
     (A + B - E) / (fits items), or, where B < E, by A / (fits items), which is the t test on the means of the fits.
     Degrees of freedom are those of Satterthwaite 1946, "An approximate distribution of estimates of variance
     components", but with the upper 90 % limit of what A estimates in place of A: a few fits may agree by chance, and
-    then A is small just where it is little known. For the same reason A is at least the share `components.at_least`
-    of E, and E / items. Where hardly any score differs, B is known as little: `components.unseen` adds to it what a
+    then A is small just where it is little known. For the same reason A is at least the share `least_share`
+    of E, and E / items. Where hardly any score differs, B is known as little: `unseen_items` adds to it what a
     study so small may have missed, so that fits that tie on all items have an interval as wide as the rule of three
-    says. With groups the scores are those of `components.by_group`, and groups stand in place of items everywhere.
+    says. With groups the scores are those of `by_group`, and groups stand in place of items everywhere.
 
     Simulated with 1,000 items of accuracies up to .8 (`tests/simulate_verdicts.py`, 4,000 studies of ten kinds), 95 %
     cover 94.9 to 98.9 % with five fits or more, 95.5 to 97.8 % with three, 96.0 to 99.1 % with two. Where one item in
@@ -170,10 +178,10 @@ def crossed(scores: np.ndarray, level: float = 0.95, groups: np.ndarray | None =
     (0.5, -0.307, 1.307)
     """
     scores = _checked(scores)
-    values, sizes = components.by_group(scores[None], None if groups is None else _groups(groups, scores.shape[1]))
+    values, sizes = by_group(scores[None], None if groups is None else _groups(groups, scores.shape[1]))
     _, fits, many = values.shape
-    unseen = components.unseen(values, sizes)
-    error, degrees = components.errors(components.mean_squares(values), fits, many, unseen)
+    unseen = unseen_items(values, sizes)
+    error, degrees = standard_errors(mean_squares(values), fits, many, unseen)
     return _interval(float(scores.mean()), error.item(), degrees.item(), 1 - _coverage(level), level)
 
 
@@ -241,12 +249,12 @@ def power_equivalent(standard_error: float, degrees: float, critical: float, inn
 
 @functools.lru_cache(maxsize=1)
 def _chi(degrees: float) -> np.ndarray:
-    """Float [4096]: quantiles of the estimated standard error over the true one."""
+    """4096 quantiles of the estimated standard error over the true one, float [4096]."""
     return np.sqrt(stats.chi2.ppf((np.arange(4096) + 0.5) / 4096, degrees) / degrees)
 
 
 def _range(power: Callable[[float], float], interval: Interval) -> tuple[float, float]:
-    """Of a power that falls as the standard error grows, over the 90 % interval of what the error estimates.
+    """The range of a power that falls as the standard error grows, over the 90 % interval of what the error estimates.
 
     The squared error is chi-square over its degrees (Taylor and Muller 1995, "Computing confidence bounds for power and
     sample size of the general linear univariate model").
@@ -289,10 +297,10 @@ def _verdict(
     interval: Interval, narrow: Interval, margin: float, p: float, fits: int, sizes: np.ndarray | None
 ) -> Verdict:
     few = sizes is not None and len(sizes) < MIN_GROUPS
-    if sizes is not None and (few or components.as_many(sizes) < LEAST_ALIKE):
+    if sizes is not None and (few or as_many(sizes) < LEAST_ALIKE):
         warning = f"{len(sizes)} groups of test items are fewer than {MIN_GROUPS}: no word is given."
         if not few:
-            many = round(components.as_many(sizes))
+            many = round(as_many(sizes))
             warning = (
                 f"{len(sizes)} groups of test items so unequal say no more than {many} of one size: no word is given."
             )
@@ -307,34 +315,35 @@ def _verdict(
 def _warning(fits: int, sizes: np.ndarray | None) -> str:
     if fits == 2:
         return "Two fits say little of how fits vary: give three seeds or more before you trust the word."
-    if sizes is not None and (many := round(components.as_many(sizes))) < MIN_GROUPS:
+    if sizes is not None and (many := round(as_many(sizes))) < MIN_GROUPS:
         return f"{len(sizes)} groups of test items that differ so in size say no more than {many} of one size."
     return ""
 
 
 class _Family(NamedTuple):
+    """Comparisons that are judged together."""
+
     means: list[float]
     errors: list[float]
     degrees: list[float]
     beyond: Callable[[float], float]
+    """What `largest_beyond` says of them."""
 
 
 def _family(scores: Sequence[np.ndarray], groups: np.ndarray | None) -> _Family:
-    arrays = [_checked(one) for one in scores]
-    together = len({one.shape for one in arrays}) == 1
-    stacks = [np.stack(arrays)] if together else [one[None] for one in arrays]
-    names = [None if groups is None else _groups(groups, stack.shape[2]) for stack in stacks]
-    values = [components.by_group(stack, name) for stack, name in zip(stacks, names, strict=True)]
-    parts = [
-        (components.mean_squares(stack), *stack.shape[1:], components.unseen(stack, sizes)) for stack, sizes in values
-    ]
-    found = [components.errors(*part) for part in parts]
-    correlation = components.correlations(*parts[0]) if together else np.eye(len(arrays))
+    arrays = [_checked(array) for array in scores]
+    together = len({array.shape for array in arrays}) == 1
+    stacks = [np.stack(arrays)] if together else [array[None] for array in arrays]
+    numbers = [None if groups is None else _groups(groups, stack.shape[2]) for stack in stacks]
+    values = [by_group(stack, number) for stack, number in zip(stacks, numbers, strict=True)]
+    parts = [(mean_squares(stack), *stack.shape[1:], unseen_items(stack, sizes)) for stack, sizes in values]
+    known = [standard_errors(*part) for part in parts]
+    correlation = correlations(*parts[0]) if together else np.eye(len(arrays))
     return _Family(
-        [float(one.mean()) for one in arrays],
-        [float(error) for errors, _ in found for error in errors],
-        [float(one) for _, degrees in found for one in degrees],
-        components.beyond(correlation),
+        [float(array.mean()) for array in arrays],
+        [float(error) for errors, _ in known for error in errors],
+        [float(freedom) for _, degrees in known for freedom in degrees],
+        largest_beyond(correlation),
     )
 
 
@@ -350,7 +359,7 @@ def _checked(scores: np.ndarray) -> np.ndarray:
 
 
 def _groups(groups: np.ndarray, items: int) -> np.ndarray:
-    """Int [items] from 0 on; refuses what names no groups of these items."""
+    """Groups numbered from 0 on, int [items]; raises InputError for what names no groups of these items."""
     groups = np.asarray(groups)
     if groups.shape != (items,) or groups.dtype.kind not in "iu":
         raise InputError(f"groups of shape {groups.shape} and {groups.dtype} of {items} test items: give ints, [items]")
@@ -367,7 +376,7 @@ def _coverage(level: float) -> float:
 
 
 def _intervals(family: _Family, level: float) -> list[Interval]:
-    tail = components.tail(family.beyond, len(family.means), _coverage(level))
+    tail = simultaneous_tail(family.beyond, len(family.means), _coverage(level))
     moments = zip(family.means, family.errors, family.degrees, strict=True)
     return [_interval(mean, error, degrees, tail, level) for mean, error, degrees in moments]
 
@@ -395,3 +404,221 @@ def _adjusted(interval: Interval, beyond: Callable[[float], float]) -> float:
     """The single-step p: of the normal variable with the same tail, the probability that the largest is beyond."""
     alone = stats.t.sf(abs(interval.mean) / interval.standard_error, interval.degrees)
     return beyond(float(-special.ndtri(alone)))
+
+
+# Fits and test items as crossed random factors: variance components, and the largest of several means.
+
+UNSEEN = 4.7
+"""Items that a study may have missed where none differs: the normal quantile times their root is the exact bound.
+
+Where n are expected none is seen with probability exp(-n), so 3.0 are refuted at 95 % (the rule of three; Hanley and
+Lippman-Hand 1983, "If nothing goes wrong, is everything all right?"): 3.0 = 1.64 sqrt(3.3). In the worst of 20
+comparisons 6.0 are: 6.0 = 2.79 sqrt(4.6).
+"""
+ENOUGH = 20.0
+"""From so many items that differ on, the normal law stands by itself and none is added."""
+DIRECTIONS = 1 << 13
+"""How many the integral over the sphere is a mean of; it errs by less than 1 % of the probability up to m = 20."""
+
+
+class Squares(NamedTuple):
+    """Mean squares, or with off-diagonals the mean products, of m comparisons."""
+
+    fits: np.ndarray
+    items: np.ndarray
+    residual: np.ndarray
+
+
+def mean_squares(scores: np.ndarray) -> Squares:
+    """Two-way analysis of variance without replication: float [m, fits, items] to three [m, m].
+
+    Searle, Casella and McCulloch 1992, "Variance components", chapter 4. Off the diagonal the products of two
+    comparisons take the place of squares.
+
+    >>> [part.item() for part in mean_squares(np.array([[[0.0, 1.0], [1.0, 4.0]]]))]
+    [4.0, 4.0, 1.0]
+    """
+    _, fits, items = scores.shape
+    rest = scores - scores.mean((1, 2), keepdims=True)
+    rows, columns = rest.mean(2), rest.mean(1)
+    rest -= rows[:, :, None]
+    rest -= columns[:, None, :]
+    flat = rest.reshape(len(rest), -1)
+    return Squares(
+        rows @ rows.T * (items / (fits - 1)),
+        columns @ columns.T * (fits / (items - 1)),
+        flat @ flat.T / ((fits - 1) * (items - 1)),
+    )
+
+
+class Sizes(NamedTuple):
+    """How large groups of items are; where there are no groups, `typical` is 1, and `many` the number of items."""
+
+    typical: float
+    """The size of the group that an item is in, on average over items, over the mean size of a group."""
+    many: float
+    """The number of groups of one size whose variance would be known as well; see `as_many`."""
+
+
+def by_group(scores: np.ndarray, groups: np.ndarray | None = None) -> tuple[np.ndarray, Sizes]:
+    """Scores of groups of items, float [m, fits, items] to [m, fits, groups]; groups int [items], or each item alone.
+
+    A fit with the mean r over its items has of a group the score r + (total - r size) groups / items, whose mean over
+    groups is r: the linearised ratio estimator of cluster sampling (Cochran 1977, "Sampling techniques", 3rd edition,
+    section 9A.1), whose variance is the robust one of Liang and Zeger 1986, "Longitudinal data analysis using
+    generalized linear models". In groups of equal size it is the group's mean; of one item it is the score, to the bit.
+
+    >>> scores, sizes = by_group(np.array([[[1.0, 0.0, 0.0, -1.0]]]), np.array([7, 7, 3, 3]))
+    >>> scores.tolist(), tuple(sizes)
+    ([[[-0.5, 0.5]]], (1.0, 2.0))
+    """
+    items = scores.shape[2]
+    if groups is None:
+        return scores, Sizes(1.0, float(items))
+    sizes = np.unique(groups, return_counts=True)[1]
+    if len(sizes) == items:
+        return scores, Sizes(1.0, float(items))
+    totals = np.add.reduceat(scores[:, :, np.argsort(groups, kind="stable")], np.cumsum(sizes) - sizes, axis=2)
+    means = totals.sum(2, keepdims=True) / items
+    linear = means + (totals - means * sizes) * (len(sizes) / items)
+    return linear, Sizes(float(np.mean((sizes / sizes.mean()) ** 2)), as_many(sizes))
+
+
+def as_many(sizes: np.ndarray) -> float:
+    """Groups of one size whose variance would be known as well as that of groups of these sizes, int [groups].
+
+    Satterthwaite's degrees of a sum of squares as large as those of the sizes: of totals of items that are all alike.
+
+    >>> as_many(np.array([5, 5, 5])), round(as_many(np.array([20] + [1] * 20)), 2)
+    (3.0, 1.1)
+    """
+    squares = (sizes / sizes.mean()) ** 2
+    return float(squares.sum() ** 2 / np.sum(squares**2))
+
+
+def unseen_items(scores: np.ndarray, sizes: Sizes | None = None) -> np.ndarray:
+    """What to add to the mean squares of items where hardly any item differs from the rest: [m, fits, items] to [m].
+
+    So many items are added as `UNSEEN` says, with the mean square of those that differ and of a quarter of one more, on
+    which all fits have the score 1 (as Agresti and Min 2005, "Simple improved confidence intervals for comparing
+    matched proportions", add half of one of four kinds). They become fewer with the items that differ; none from
+    `ENOUGH` on, or where the means of items over fits have tails no longer than normal ones: t is right there. Of
+    groups, one more is typical in size, and normal ones are so of groups of these sizes.
+
+    >>> round(unseen_items(np.zeros((1, 5, 100))).item() / 500 * 100 * 99, 6)  # the variance of the mean, in items
+    4.7
+    >>> unseen_items(np.tile([1.0, -1.0], (1, 5, 50))).item()
+    0.0
+    """
+    _, fits, items = scores.shape
+    typical, many = sizes or Sizes(1.0, float(items))
+    rest = scores.mean(1)
+    rest = (rest - rest.mean(1, keepdims=True)) ** 2
+    squares, fourth = rest.sum(1), (rest**2).sum(1)
+    some = squares > 0
+    # What differs by 1e-10 was rounded.
+    differ = np.where(some, squares / (fourth / np.where(some, squares, 1) + 1e-20), 0)
+    sparse = np.maximum(1 - 3 * differ / many, 0)
+    few = np.where(sparse > 0, np.maximum(1 - differ / np.where(sparse > 0, sparse, 1) / ENOUGH, 0), 0)
+    return np.asarray(UNSEEN * few * (squares + 0.25 * typical**2) / (differ + 0.25) * fits / (items - 1))
+
+
+def standard_errors(
+    squares: Squares, fits: int, items: int, unseen: np.ndarray | float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Standard errors of the m means and their degrees of freedom, float [m] each; `crossed` says which.
+
+    >>> error, degrees = standard_errors(Squares(np.eye(1) * 4.0, np.eye(1) * 4.0, np.eye(1)), 5, 100)
+    >>> round(error.item(), 4), round(degrees.item(), 1)
+    (0.1183, 5.7)
+    """
+    a, b, e = (np.diag(part) for part in squares)
+    a = np.maximum(a, np.maximum(e * least_share(fits), e / items))
+    b = b + unseen
+    more = np.maximum(b - e, 0)
+    few = a * (fits - 1) / special.chdtri(fits - 1, 0.9)
+    spread = few**2 / (fits - 1)
+    spread = spread + np.where(b > e, b**2 + e**2 / (fits - 1), 0) / (items - 1)
+    known = spread > 0
+    degrees = np.where(known, (few + more) ** 2 / np.where(known, spread, 1), fits - 1)
+    return np.sqrt((a + more) / (fits * items)), degrees
+
+
+def least_share(fits: int) -> float:
+    """The share of the residual mean square that the mean square of so few fits is at least taken for.
+
+    Its expectation is the residual's and more. With it the t interval of the fits is nine tenths as wide as the normal
+    one would be if fits differed only by the counts of their items: fits that tie by chance are known no better. With
+    all of that width 95 % would cover more than 97 % of five fits whose items vary.
+
+    >>> [round(least_share(fits), 3) for fits in (2, 3, 5, 10)]
+    [0.019, 0.168, 0.404, 0.608]
+    """
+    return float(0.9 * special.ndtri(0.975) / special.stdtrit(fits - 1, 0.975)) ** 2
+
+
+def correlations(squares: Squares, fits: int, items: int, unseen: np.ndarray | float = 0.0) -> np.ndarray:
+    """Correlations of the m means: float [m, m], shrunk towards none as far as the few degrees of freedom ask.
+
+    Of `degrees` many, chance alone gives squared correlations of 1 / degrees on average: that share of their mean
+    square is how far all shrink towards 0 (Schaefer and Strimmer 2005, "A shrinkage approach to large-scale
+    covariance matrix estimation", with the variance at no correlation). To 0 is to the safe side (Sidak 1967).
+    """
+    error, degrees = standard_errors(squares, fits, items, unseen)
+    scale = np.where(error > 0, error, 1) * np.sqrt(fits * items)
+    estimates = (squares.fits + squares.items - squares.residual) / np.outer(scale, scale)
+    estimates = np.clip(estimates, -1, 1)
+    np.fill_diagonal(estimates, 0)
+    m = len(estimates)
+    mean = float(np.sum(estimates**2)) / max(m * (m - 1), 1)
+    keep = max(0.0, 1 - 1 / (degrees.min() * mean)) if mean > 0 else 0.0
+    values, vectors = np.linalg.eigh(np.eye(m) + keep * estimates)
+    nearest = (vectors * np.maximum(values, 0)) @ vectors.T  # estimated products need not be those of any variables
+    size = np.sqrt(np.diag(nearest))
+    return np.asarray(nearest / np.outer(size, size))
+
+
+def largest_beyond(correlation: np.ndarray) -> Callable[[float], float]:
+    """z -> probability that the largest of |m correlated standard normals| exceeds z; [m, m].
+
+    The normals are a direction times a chi (Genz and Bretz 2009, "Computation of multivariate normal and t
+    probabilities", on spherical-radial transformations): the chi is integrated exactly, the directions are from
+    Sobol's sequence, the same every time. Never less than for one variable, nor more than m times that (Bonferroni).
+
+    >>> round(largest_beyond(np.eye(1))(1.96), 4)
+    0.05
+    """
+    m = len(correlation)
+    values, vectors = np.linalg.eigh(correlation)
+    real = values > 1e-9 * values[-1]
+    root = vectors[:, real] * np.sqrt(values[real])
+    directions = _directions(root.shape[1])
+    largest = np.max((directions @ root.T) ** 2, axis=1)
+
+    def probability(z: float) -> float:
+        alone = 2 * float(special.ndtr(-z))
+        tail = float(special.gammaincc(root.shape[1] / 2, z**2 / (2 * largest)).mean())
+        return min(max(tail, alone), m * alone, 1.0)
+
+    return probability
+
+
+@functools.lru_cache(maxsize=4)
+def _directions(rank: int) -> np.ndarray:
+    """Directions of length 1: float [DIRECTIONS, rank]; [1, 1] where there is but one direction."""
+    if rank == 1:
+        return np.ones((1, 1))
+    points = stats.qmc.Sobol(rank, scramble=False).random(DIRECTIONS) + 0.5 / DIRECTIONS
+    normals = special.ndtri(points)
+    return np.asarray(normals / np.linalg.norm(normals, axis=1, keepdims=True))
+
+
+def simultaneous_tail(beyond: Callable[[float], float], m: int, level: float) -> float:
+    """The two-sided probability of one normal variable at which the largest of m has the level.
+
+    >>> round(simultaneous_tail(largest_beyond(np.eye(1)), 1, 0.95), 6)
+    0.05
+    """
+    alone, bonferroni = special.ndtri([(1 - level) / 2, (1 - level) / (2 * m)])
+    z = optimize.brentq(lambda z: beyond(z) - (1 - level), -alone - 1e-3, -bonferroni + 1e-3, xtol=1e-10)
+    return 2 * float(special.ndtr(-z))

@@ -1,4 +1,9 @@
-"""Fits compared: which differences there are to judge, and what was found of each."""
+"""Verdicts: strategies compared by the scores of their fits, in families that are judged together, and in one sentence.
+
+A cell (`Cell`) is what fits that differ in their seed have in common, and `Right` holds the scores of all cells.
+`compared` pairs each strategy with what it is compared with, seed by seed, and gives the family with its verdicts and
+the comparisons without; `statistics` has the intervals and tests. `sentence` says the verdicts in words.
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -12,11 +17,12 @@ from tljax.study.summary import Curves, listed
 from tljax.types import InputError
 
 STEPS = "{} at equal target steps"
+"""What a comparison is against: the base, by its name."""
 TOTAL = "scratch at equal source and target steps"
 
 
 class Comparison(NamedTuple):
-    """A strategy against scratch."""
+    """A strategy beside what it is compared with: scratch, or another strategy."""
 
     source: str | None
     target: str
@@ -37,15 +43,15 @@ class Comparison(NamedTuple):
     """The direction: positive, negative, equivalent or undecided; '' where there is no verdict."""
     margin: float
     power: tuple[float, float] | None
-    """Of finding a difference of the margin: from and to, as it is itself estimated from these fits."""
+    """Probability of finding a difference of the margin: from and to, as it is itself estimated from these fits."""
     p: float | None
-    """In the family adjusted for all comparisons, targets and looks; of a single pair McNemar's exact one."""
+    """In the family adjusted for all comparisons, targets and looks; for a single pair McNemar's exact p."""
     size: str = ""
     """The difference against the margin, either way: beyond, within or open; '' where there is no verdict."""
     power_equivalent: tuple[float, float] | None = None
-    """Of calling a difference of 0 equivalent, likewise from and to."""
+    """Probability of calling a difference of 0 equivalent, from and to as in `power`."""
     level: float = 0.95
-    """Coverage of the interval; in the family of all intervals of its target at once, at each planned look."""
+    """Coverage of the interval; in the family that of all intervals of its target at once, at each planned look."""
     groups: int | None = None
     """How many groups the test examples are in; None if that is not known, and they are taken as independent."""
     diverged: tuple[int, int] = (0, 0)
@@ -66,9 +72,9 @@ class Study(NamedTuple):
     rows: Sequence[Result]
     curves: Curves
     family: Sequence[Comparison]
-    """With verdicts."""
+    """Comparisons with verdicts."""
     others: Sequence[Comparison]
-    """Each budget by itself, and those at equal source and target steps: without."""
+    """Comparisons without: each budget by itself, and those at equal source and target steps."""
     milestones: Sequence[Mapping[str, Any]]
     verdict: str
     """The sentence that comes first."""
@@ -78,7 +84,7 @@ class Study(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """What is alike in fits that differ in their seed."""
+    """What fits that differ in their seed have in common."""
 
     source: str | None
     target: str
@@ -89,8 +95,8 @@ class Cell(NamedTuple):
 
 
 Right = Mapping[Cell, Mapping[int, np.ndarray]]
-"""{cell: {seed: scores on the test examples, [items]}}: bool, which the fit gets right; of a fit that diverged float,
-on every one the share of the most frequent test class (`summary.accuracy`), so that no example is arbitrary."""
+"""{cell: {seed: scores on the test examples, [items]}}: bool, which examples the fit gets right; of a diverged fit
+float, on every example the share of the most frequent test class (`summary.accuracy`), so that none is arbitrary."""
 
 Groups = Mapping[str, np.ndarray | None]
 """{target: which test examples are alike, int [items], or None}."""
@@ -121,13 +127,13 @@ def area(right: Right, cells: Sequence[Cell], bases: Sequence[Cell]) -> np.ndarr
     The mean over the logarithm of the label budget, by trapezoids; cells and bases are in the order of the budgets.
     """
     common = shared(right, (*cells, *bases))
-    kept = {cell: {seed: right[cell][seed] for seed in common} for cell in (*cells, *bases)}
-    parts = [differences(kept, cell, base) for cell, base in zip(cells, bases, strict=True)]
+    paired = {cell: {seed: right[cell][seed] for seed in common} for cell in (*cells, *bases)}
+    parts = [differences(paired, cell, base) for cell, base in zip(cells, bases, strict=True)]
     return np.tensordot(weights([cell.budget for cell in cells]), np.stack(parts), 1)
 
 
 def shared(right: Right, cells: Sequence[Cell]) -> set[int]:
-    """The seeds of which there is a fit in all cells."""
+    """The seeds under which every cell has a fit."""
     return set.intersection(*(set(right.get(cell, {})) for cell in cells))
 
 
@@ -175,16 +181,17 @@ def compared(
     share = looks * max(len(targets), 1)
     family = []
     for target in targets:
-        own = [cells for cells in members if cells[0].target == target]
-        found = _judged(right, own, margin, 1 - (1 - level) / share, base, groups)
-        family += [one if one.p is None or not one.word else one._replace(p=min(1.0, share * one.p)) for one in found]
-    alone_each = (alone(right, cells, margin, each_look, base, groups=groups) for cells in single)
-    others = [found for found in alone_each if found is not None]
+        of_target = [cells for cells in members if cells[0].target == target]
+        for comparison in _judged(right, of_target, margin, 1 - (1 - level) / share, base, groups):
+            adjusted = comparison.p if comparison.p is None or not comparison.word else min(1.0, share * comparison.p)
+            family.append(comparison._replace(p=adjusted))
+    each = (alone(right, cells, margin, each_look, base, groups=groups) for cells in single)
+    others = [comparison for comparison in each if comparison is not None]
     return family, others if kind == "area" and len({cells[0].budget for cells in single}) > 1 else []
 
 
 def require_family(kind: str) -> None:
-    """Raise InputError for what no family can be of."""
+    """Raise InputError unless `kind` is area or budgets: nothing else can be what a family is of."""
     if kind in ("tasks", "targets", "sources"):
         raise InputError(
             f"--family={kind}: a claim over {kind} needs them drawn at random; these speak of themselves alone"
@@ -194,78 +201,84 @@ def require_family(kind: str) -> None:
 
 
 def sorted_cells(right: Right) -> list[Cell]:
-    """Cells in their order, budgets ascending."""
+    """The cells by ascending budget, else in their order."""
     return sorted(right, key=lambda cell: cell.budget)
 
 
 def _bases(cells: Sequence[Cell], base: str, longer: bool = False) -> list[Cell]:
-    """What cells are compared with; scratch, however long, has no source."""
-    bare = longer or base == "scratch"
-    return [cell._replace(source=None if bare else cell.source, strategy=base, longer=longer) for cell in cells]
+    """The cells that `cells` are compared with; scratch, however long, has no source."""
+    from_scratch = longer or base == "scratch"
+    return [cell._replace(source=None if from_scratch else cell.source, strategy=base, longer=longer) for cell in cells]
 
 
 def _scores(right: Right, cells: Sequence[Cell], bases: Sequence[Cell]) -> np.ndarray:
-    """Float64 [pairs, items]; no pair where the base has no fits."""
+    """Paired differences of cells and their bases, float64 [pairs, items]; no pair where the base has no fits."""
     return area(right, cells, bases) if all(cell in right for cell in bases) else np.zeros((0, 0))
 
 
 def _judged(
     right: Right, members: Sequence[Sequence[Cell]], margin: float, level: float, base: str, groups: Groups
 ) -> list[Comparison]:
-    """The comparisons of one target, judged together; those of fewer than two pairs cannot be."""
-    found = {}
+    """The comparisons of one target, judged together; those of fewer than two pairs cannot be judged."""
+    comparisons = {}
     for i, cells in enumerate(members):
-        if (one := alone(right, cells, margin, level, base, groups=groups)) is not None:
-            reason = f"of one pair of fits; {TWO}" if one.fits < 2 else ONE_GROUP if one.groups == 1 else ""
+        if (comparison := alone(right, cells, margin, level, base, groups=groups)) is not None:
+            reason = (
+                f"of one pair of fits; {TWO}" if comparison.fits < 2 else ONE_GROUP if comparison.groups == 1 else ""
+            )
             reason = reason or (COPIES if _copies(right, cells, _bases(cells, base)) else "")
-            found[i] = one._replace(reason=reason)
-    able = [i for i, one in found.items() if not one.reason]
+            comparisons[i] = comparison._replace(reason=reason)
+    able = [i for i, comparison in comparisons.items() if not comparison.reason]
     first = _first_equal(right, [members[i] for i in able], base)
-    judged = [i for i, same_as in zip(able, first, strict=True) if same_as is None]
+    judged = [i for i, equal in zip(able, first, strict=True) if equal is None]
     verdicts = _verdicts(right, [members[i] for i in judged], margin, level, base, groups)
-    for i, (verdict, kept) in zip(
-        judged, _withheld(right, members, judged, verdicts, level, base, groups), strict=True
-    ):
-        found[i] = _told(found[i], verdict)._replace(**kept)
-    for i, same_as in zip(able, first, strict=True):
-        if same_as is not None:
-            other = found[able[same_as]]
-            source = f" from {other.source}" if other.source != found[i].source else ""
-            own = {name: getattr(found[i], name) for name in ("source", "strategy")}
-            found[i] = other._replace(**own, equals=other.strategy + source)
-    return list(found.values())
+    withheld = _withheld(right, members, judged, verdicts, level, base, groups)
+    for i, (verdict, changes) in zip(judged, withheld, strict=True):
+        comparisons[i] = _with_verdict(comparisons[i], verdict)._replace(**changes)
+    for i, equal in zip(able, first, strict=True):
+        if equal is not None:
+            other, own = comparisons[able[equal]], comparisons[i]
+            source = f" from {other.source}" if other.source != own.source else ""
+            comparisons[i] = other._replace(source=own.source, strategy=own.strategy, equals=other.strategy + source)
+    return list(comparisons.values())
 
 
 NO_WORD: Mapping[str, Any] = {
     **{"word": "", "size": "", "p": None, "power": None, "power_equivalent": None, "warning": ""}
 }
-"""What a comparison has that is not judged."""
+"""The fields of a comparison that is not judged."""
 ONE_GROUP = "all test examples are of one group, so nothing is known of another"
 COPIES = "its fits and those beside them are the same under every seed, so they are one pair"
 TWO = "a verdict takes two seeds or more of a strategy and of what it is compared with"
 
 
-def _told(one: Comparison, verdict: statistics.Verdict) -> Comparison:
-    """A comparison with what was judged of it."""
+def _with_verdict(comparison: Comparison, verdict: statistics.Verdict) -> Comparison:
+    """A comparison with its verdict."""
     mean, low, high = verdict.interval[:3]
-    known = one._replace(mean=mean, low=_possible(low), high=_possible(high), word=verdict.word, p=verdict.p)
+    comparison = comparison._replace(
+        mean=mean, low=_possible(low), high=_possible(high), word=verdict.word, p=verdict.p
+    )
     if not verdict.word:
-        return known._replace(**NO_WORD, reason=verdict.warning.rstrip("."))
-    known = known._replace(size=verdict.size, power=verdict.power, power_equivalent=verdict.power_equivalent)
-    return known._replace(warning=verdict.warning.rstrip("."))
+        return comparison._replace(**NO_WORD, reason=verdict.warning.rstrip("."))
+    return comparison._replace(
+        size=verdict.size,
+        power=verdict.power,
+        power_equivalent=verdict.power_equivalent,
+        warning=verdict.warning.rstrip("."),
+    )
 
 
 def _copies(right: Right, cells: Sequence[Cell], bases: Sequence[Cell]) -> bool:
-    """Whether no fit differs by its seed: a fit that was copied, or a learner that draws nothing."""
+    """Whether in no cell a fit differs by its seed: a fit that was copied, or a learner that draws nothing."""
     seeds = sorted(shared(right, (*cells, *bases)))
-    each = [[right[cell][seed] for seed in seeds] for cell in (*cells, *bases)]
-    return all(np.array_equal(scores, fits[0]) for fits in each for scores in fits)
+    by_cell = [[right[cell][seed] for seed in seeds] for cell in (*cells, *bases)]
+    return all(np.array_equal(scores, fits[0]) for fits in by_cell for scores in fits)
 
 
 def _verdicts(
     right: Right, members: Sequence[Sequence[Cell]], margin: float, level: float, base: str, groups: Groups
 ) -> list[statistics.Verdict]:
-    """Of members of one target and two pairs or more, all at once."""
+    """The verdicts of members of one target, each of two pairs or more, all at once."""
     if not members:
         return []
     scores = [_scores(right, cells, _bases(cells, base)) for cells in members]
@@ -281,7 +294,7 @@ def _withheld(
     base: str,
     groups: Groups,
 ) -> list[tuple[statistics.Verdict, dict[str, Any]]]:
-    """Each verdict, and what of its comparison changes where it stands only because fits diverged.
+    """Each verdict, and the fields of its comparison that change where it holds only because fits diverged.
 
     A base that fails makes everything look good beside it, and where one test class is most of the test set the share
     that a diverged fit counts as may be more than other fits reach. So positive must be said too with each diverged fit
@@ -290,41 +303,41 @@ def _withheld(
     both. Without such a fit there is no word, but that a strategy of which none is left may be negative. A difference
     is beyond the margin only if it is so then too.
     """
-    own, bases = {cell for i in judged for cell in members[i]}, {c for i in judged for c in _bases(members[i], base)}
-    lost = {cell: sum(map(diverged, right.get(cell, {}).values())) for cell in own | bases}
+    cells, bases = {cell for i in judged for cell in members[i]}, {c for i in judged for c in _bases(members[i], base)}
+    lost = {cell: sum(map(diverged, right.get(cell, {}).values())) for cell in cells | bases}
     if not any(lost.values()):
         return [(verdict, {}) for verdict in verdicts]
     margin, chosen = verdicts[0].margin, [members[i] for i in judged]
-    hard = _verdicts(_replaced(_replaced(right, bases, _best), own, _worst), chosen, margin, level, base, groups)
+    hard = _verdicts(_replaced(_replaced(right, bases, _best), cells, _worst), chosen, margin, level, base, groups)
     soft = _verdicts(_replaced(right, bases, _worst), chosen, margin, level, base, groups)
-    found: list[tuple[statistics.Verdict, dict[str, Any]]] = []
+    withheld: list[tuple[statistics.Verdict, dict[str, Any]]] = []
     for i, verdict, strict, lenient in zip(judged, verdicts, hard, soft, strict=True):
-        gone = [cells for cells in (members[i], _bases(members[i], base)) if any(map(lost.get, cells))]
+        gone = [each for each in (members[i], _bases(members[i], base)) if any(map(lost.get, each))]
         if not gone or verdict.word not in ("positive", "negative", "equivalent"):
-            found.append((verdict, {}))
+            withheld.append((verdict, {}))
             continue
         others = {"positive": (strict,), "negative": (lenient,), "equivalent": (strict, lenient)}[verdict.word]
         needed = _bases(members[i], base) if verdict.word == "negative" else [*members[i], *_bases(members[i], base)]
         none_left = any(cell in lost and lost[cell] == len(right[cell]) for cell in needed)
         if not none_left and all(other.word == verdict.word for other in others):
             sure = all(other.size == verdict.size for other in others)
-            found.append((verdict if sure else verdict._replace(size="open"), {}))
+            withheld.append((verdict if sure else verdict._replace(size="open"), {}))
             continue
         instead = next((other.word for other in others if other.word != verdict.word), verdict.word)
-        which = listed(f"{sum(lost[cell] for cell in cells)} fits of {cells[0].strategy}" for cells in gone)
+        which = listed(f"{sum(lost[cell] for cell in each)} fits of {each[0].strategy}" for each in gone)
         without = "no other fit is left" if none_left else f"with other fits in their place it is {instead}"
         reason = (
             f"{verdict.word} only because {which} diverged, which count as the share of the most frequent test class: "
             + without
         )
-        found.append((verdict, {**NO_WORD, "reason": reason}))
-    return found
+        withheld.append((verdict, {**NO_WORD, "reason": reason}))
+    return withheld
 
 
 def _replaced(
     right: Right, cells: Iterable[Cell], choose: Callable[[Sequence[np.ndarray], np.ndarray], np.ndarray]
 ) -> Right:
-    """`right` with each diverged fit of these cells replaced by what is chosen of those of its cell that are left."""
+    """`right` with each diverged fit of these cells replaced by one that `choose` takes of the others of its cell."""
     table = dict(right)
     for cell in cells:
         left = [scores for scores in right.get(cell, {}).values() if not diverged(scores)]
@@ -347,16 +360,16 @@ def _first_equal(right: Right, members: Sequence[Sequence[Cell]], base: str) -> 
     What they are compared with is the same too: a strategy that looks at no source is one under all of them, but not
     beside another that does.
     """
-    found: list[int | None] = []
+    first: list[int | None] = []
     for i, cells in enumerate(members):
         bases = _bases(cells, base)
         before = (
             k
             for k, others in enumerate(members[:i])
-            if found[k] is None and _same(right, cells, others) and _same(right, bases, _bases(others, base))
+            if first[k] is None and _same(right, cells, others) and _same(right, bases, _bases(others, base))
         )
-        found.append(next(before, None))
-    return found
+        first.append(next(before, None))
+    return first
 
 
 def _same(right: Right, cells: Sequence[Cell], others: Sequence[Cell]) -> bool:
@@ -388,16 +401,16 @@ def alone(
     if not len(scores):
         return None
     seeds = shared(right, (*cells, *bases))
-    lost = [sum(diverged(right[cell][seed]) for cell in of for seed in seeds) for of in (cells, bases)]
+    lost = [sum(diverged(right[cell][seed]) for cell in side for seed in seeds) for side in (cells, bases)]
     unused = sum(len(right[cell].keys() - seeds) for cell in (*cells, *bases)) if len(cells) > 1 else 0
-    alike = groups.get(cells[0].target)
-    many = None if alike is None else len(np.unique(alike))
+    of_items = groups.get(cells[0].target)
+    many = None if of_items is None else len(np.unique(of_items))
     exact = len(scores) == len(cells) == 1 and not any(lost) and many != 1
     mean, low, high = float(scores.mean()), np.nan, np.nan
     if many != 1:  # of one group nothing is known of others
         several = len(scores) > 1
         judge = statistics.crossed if several else statistics.over_items
-        mean, low, high, *_ = judge(scores if several else scores[0], level, alike)
+        mean, low, high, *_ = judge(scores if several else scores[0], level, of_items)
     return Comparison(
         source=cells[0].source,
         target=cells[0].target,
@@ -412,7 +425,7 @@ def alone(
         word="",
         margin=margin,
         power=None,
-        p=statistics.mcnemar(scores[0] > 0, scores[0] < 0, alike) if exact else None,
+        p=statistics.mcnemar(scores[0] > 0, scores[0] < 0, of_items) if exact else None,
         level=level,
         groups=many,
         diverged=(lost[0], lost[1]),
@@ -426,31 +439,31 @@ def _possible(end: float) -> float:
 
 
 def base_of(family: Sequence[Comparison]) -> str:
-    """What a family is compared with: scratch, or the strategy of --against."""
+    """The name of what a family is compared with: scratch, or another strategy."""
     return family[0].against.removesuffix(STEPS.format("")) if family else "scratch"
 
 
 def sentence(family: Iterable[Comparison], level: float) -> str:
     """The verdicts as one sentence: direction and size, what was not judged and why, and the level of them all."""
-    every = list(family)
-    judged = sorted((one for one in every if one.word), key=lambda one: -one.mean)
+    comparisons = list(family)
+    judged = sorted((each for each in comparisons if each.word), key=lambda each: -each.mean)
     lacking: dict[str, list[str]] = {}
-    for one in every:
-        if not one.word and one.reason:
-            lacking.setdefault(one.reason, []).append(_place(one, every))
+    for each in comparisons:
+        if not each.word and each.reason:
+            lacking.setdefault(each.reason, []).append(_place(each, comparisons))
     if not judged:
         whys = [reason if len(lacking) == 1 else f"{listed(names)} {reason}" for reason, names in lacking.items()]
         return f"Nothing was judged: {'; '.join(whys) or TWO}."
     base = base_of(judged)
     meanings = _MEANING if base == "scratch" else _MEANING_OF_OTHERS
-    said = []
+    clauses = []
     for (word, size), meaning in meanings.items():
-        chosen = [one for one in judged if one.word == word and (one.size == size or not size)]
+        chosen = [each for each in judged if each.word == word and (each.size == size or not size)]
         if chosen:
-            said.append(f"{meaning.format(base)} {listed(_named(one, judged) for one in chosen)}")
-    said += [f"not judged: {listed(names)} ({reason})" for reason, names in lacking.items()]
+            clauses.append(f"{meaning.format(base)} {listed(_named(each, judged) for each in chosen)}")
+    clauses += [f"not judged: {listed(names)} ({reason})" for reason, names in lacking.items()]
     points = f"a margin of {100 * judged[0].margin:g} points, {100 * level:g} % for all verdicts together"
-    text = f"{'; '.join(said)} ({points})."
+    text = f"{'; '.join(clauses)} ({points})."
     return text[:1].upper() + text[1:]
 
 
@@ -479,15 +492,15 @@ _MEANING_OF_OTHERS = {
 """The same where strategies are compared with another than scratch."""
 
 
-def _named(one: Comparison, among: Sequence[Comparison]) -> str:
-    return f"{_place(one, among)} ({100 * one.mean:+.2f} points)"
+def _named(comparison: Comparison, among: Sequence[Comparison]) -> str:
+    return f"{_place(comparison, among)} ({100 * comparison.mean:+.2f} points)"
 
 
-def _place(one: Comparison, among: Sequence[Comparison]) -> str:
+def _place(comparison: Comparison, among: Sequence[Comparison]) -> str:
     """A strategy, with its source and target, or its budget, where there are several of them."""
-    text = one.strategy
-    if len({other.budgets for other in among if other[:3] == one[:3]}) > 1:
-        text += f" at {one.budgets[0]:,} labels"
+    text = comparison.strategy
+    if len({other.budgets for other in among if other[:3] == comparison[:3]}) > 1:
+        text += f" at {comparison.budgets[0]:,} labels"
     if len({(other.source, other.target) for other in among}) > 1:
-        text += f" from {one.source} to {one.target}"
+        text += f" from {comparison.source} to {comparison.target}"
     return text

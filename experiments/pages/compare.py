@@ -1,0 +1,415 @@
+"""From fits to verdicts: judge them, print the tables, write the report of a study and its files.
+
+The page says the verdict first, then shows tables and figures of every source and target.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.pages import export, figures, report, tables, transfer
+from experiments.pages.report import Block, Reproduced, Section, figure
+from experiments.runs import console, directory, looks, predictions
+from experiments.runs.console import Table
+from experiments.runs.judging import Judging, to_record
+from experiments.runs.predictions import Found
+from tljax import files
+from tljax.study import milestones, summary
+from tljax.study.results import Result
+from tljax.study.summary import label, listed
+from tljax.study.verdicts import NO_WORD, TOTAL, Comparison, Groups, Right, Study, base_of, compared, sentence
+
+Classes = Mapping[str, Sequence[str]]
+"""Target -> names of its classes."""
+Pair = tuple[Any, str]
+"""(source or None, target)."""
+
+
+def show(folder: Path, parts: Sequence[Found], judging: Judging, notes: Sequence[str]) -> Study:
+    """Judge the fits of a run directory, print what came of it, and write the report."""
+    fits, places = looks.seen(parts, judging.against), (looks.place(),)
+    table = predictions.right(parts)
+    able = looks.judgeable(((cell, seed) for cell, each in table.items() for seed in each), judging.against)
+    look = max(predictions.looked(folder, table, able), looks.count(fits, judging, places))
+    study = judged(parts, judging, [*notes, *looks.keep(fits, judging, look, places)], look)
+    predictions.keep(folder, parts, notes, to_record(judging), look)
+    classes = {part.rows[0].target: part.classes for part in parts if part.rows}
+    write(folder, study, classes, report.reproduced(folder))
+    print_tables(study)
+    console.say(f"  report: {folder / 'report.html'}")
+    return study
+
+
+def judged(parts: Sequence[Found], judging: Judging, notes: Sequence[str], look: int = 1) -> Study:
+    """The fits with their verdicts; `look` is how often they have been looked at, this time counted.
+
+    0 stands for fits of which no verdict can be given: to report them is no look.
+    """
+    table, groups = predictions.right(parts), predictions.all_groups(parts)
+    rows = [row for part in parts if not part.longer for row in part.rows]
+    against, margin, level = judging.against, judging.margin / 100, 1 - (1 - judging.level) / judging.looks
+    more: Any = {"looks": judging.looks, "groups": groups}
+    family, others = compared(_of_transfer(table), margin, judging.level, judging.family, against, **more)
+    if look > judging.looks:
+        reason = f"looked at {look} times with {judging.looks} planned"
+        family = [comparison._replace(**NO_WORD, reason=reason) for comparison in family]
+    curves = {name: curve for part in parts for name, curve in part.curves.items()}
+    longer = predictions.at_equal_total(table, rows, margin, level, groups)
+    return Study(
+        rows,
+        curves,
+        family,
+        [*others, *longer],
+        milestones.milestones(rows, curves),
+        sentence(family, judging.level),
+        [
+            *notes,
+            *_sources(rows),
+            *_looks(look, judging),
+            *_of_items(table, groups),
+            *_diverged(rows),
+            *_of_family(family),
+            *_alone(_of_transfer(table), family, judging.against),
+        ],
+        predictions.most_wrong([part for part in parts if not part.longer]),
+    )
+
+
+def _of_transfer(table: Right) -> Right:
+    """The scores without those of scratch with the source's steps added."""
+    return {cell: fits for cell, fits in table.items() if not cell.longer}
+
+
+def _alone(table: Right, family: Sequence[Comparison], against: str) -> list[str]:
+    """Strategies that are compared with nothing, since no seed has a fit at each budget of both."""
+    judged = {(comparison.source, comparison.target, comparison.strategy) for comparison in family}
+    every = dict.fromkeys((cell.source, cell.target, cell.strategy) for cell in table)
+    lacking = [
+        name for source, target, name in every if (source, target, name) not in judged | {(source, target, against)}
+    ]
+    names = listed(name for name in lacking if name != "scratch")
+    return [f"{names}: no seed has a fit at every budget, and one of {against} beside it"] if names else []
+
+
+def _sources(rows: Sequence[Result]) -> list[str]:
+    """How well the sources do their own tasks, so that nobody takes a poor source for a poor strategy."""
+    each: dict[str, list[float]] = {}
+    for row in rows:
+        if row.strategy != "scratch" and row.source and row.source_accuracy is not None:
+            each.setdefault(row.source, []).append(100 * row.source_accuracy)
+    return [f"{name}: the source's own test accuracy is {min(a):.2f} to {max(a):.2f} %" for name, a in each.items()]
+
+
+def _looks(look: int, judging: Judging) -> list[str]:
+    """What is said of looking again: each planned look spends its share of the errors allowed."""
+    if look > judging.looks:
+        return [
+            f"looked at {look} times with {judging.looks} planned: fits were added after a look, so nothing is judged "
+            "and the intervals only describe; for a verdict train fits of fresh seeds, in a new run directory, and "
+            "plan more --looks"
+        ]
+    if not look:
+        return ["no look at these fits is counted, since no verdict can be given of them"]
+    return [f"look {look} of {judging.looks} planned"] if judging.looks > 1 else []
+
+
+def _of_items(table: Right, groups: Groups) -> list[str]:
+    """What is said of the test examples: in how many groups, or that they are taken as independent."""
+    items = {cell.target: len(scores) for cell, fits in table.items() for scores in fits.values()}
+    counts = {target: len(np.unique(which)) for target, which in groups.items() if which is not None}
+    unknown = [target for target in items if target not in counts]
+    where = f"of {listed(unknown)} " if counts and unknown else ""
+    known = [f"{name}: {items[name]:,} test items in {counts[name]:,} groups" for name in items if name in counts]
+    return known + ([f"groups of test items {where}are not known: items are taken as independent"] if unknown else [])
+
+
+def _diverged(rows: Sequence[Result]) -> list[str]:
+    """How many fits of each strategy and budget diverged, and what they count as."""
+    texts = []
+    several = len({(row.source, row.target) for row in rows if row.strategy != "scratch"}) > 1
+    for group in summary.groups(rows):
+        lost = [row for row in group if row.diverged]
+        if lost:
+            what = tables.diverged(len(lost), len(group), summary.accuracy(lost[0]))
+            where = f", {tables.place(lost[0].source, lost[0].target)}" if several else ""
+            texts.append(f"{label(lost[0])} at {lost[0].train_examples:,} labels{where}: {what}")
+    return [*texts, *([summary.COUNTS_AS] if texts else [])]
+
+
+def _of_family(family: Sequence[Comparison]) -> list[str]:
+    """What is said of the comparisons: shares of the budgets, fits that enter no area, equal methods, reserves."""
+    base, areas = (
+        base_of(family),
+        dict.fromkeys(comparison.budgets for comparison in family if len(comparison.budgets) > 1),
+    )
+    texts = [f"shares of the budgets in the area: {tables.shares(budgets)}" for budgets in areas]
+    texts += [
+        f"the area of {comparison.strategy} is over the {comparison.fits} seeds that all its budgets share: "
+        f"{comparison.unused} fits of it and of {base} under other seeds enter only the comparison of their own budget"
+        for comparison in family
+        if comparison.unused
+    ]
+    texts += [
+        f"{comparison.strategy} equals {comparison.equals} on every test example: judged once"
+        for comparison in family
+        if comparison.equals
+    ]
+    warnings: dict[str, list[str]] = {}
+    for comparison in family:
+        if comparison.warning:
+            warnings.setdefault(comparison.warning, []).append(comparison.strategy)
+    return [*texts, *(f"{listed(names)}: {warning}" for warning, names in warnings.items())]
+
+
+def print_tables(study: Study) -> None:
+    """Print the verdicts, and each budget by itself."""
+    against = study.family[0].against if study.family else "scratch"
+    level = f", intervals at {100 * study.family[0].level:.4g} % together" if study.family else ""
+    console.show(tables.verdicts_in_short(f"against {against}{level}", study.family))
+    beside = {
+        "each label budget by itself (not judged)": [each for each in study.others if each.against != TOTAL],
+        "against scratch at equal source and target steps (not judged)": [
+            each for each in study.others if each.against == TOTAL
+        ],
+    }
+    for title, comparisons in beside.items():
+        if comparisons:
+            each = f"{title}, each interval at {100 * comparisons[0].level:.4g} %"
+            console.show(tables.singly(each, comparisons))
+    for line in (study.verdict, *study.notes):
+        console.say(f"  {line}")
+
+
+def write(folder: Path, study: Study, classes: Classes, made: Reproduced | None = None) -> None:
+    """Write the report of a study, and the same as Markdown, tables, figures and numbers; `made` says how it came."""
+    targets = dict.fromkeys(result.target for result in study.rows)
+    sources = dict.fromkeys(result.source for result in study.rows if result.source)
+    title = f"{', '.join(sources) or 'no source'} to {', '.join(targets)}"
+    every = sections(study, classes)
+    text = report.render(every, title=title, lead=study.verdict, made=made or Reproduced())
+    for name, data in {**export.files(study, every, title), "report.html": files.to_bytes(text)}.items():
+        file = folder / name
+        if file.parent != folder:
+            directory.make_folder(file.parent)
+        if not file.is_file() or file.read_bytes() != data:
+            directory.replace(file, data)
+
+
+# The page
+
+VERDICTS = (
+    "{against}, as differences of the {what} with simultaneous {level} % intervals over all rows of a target. "
+    "Positive or negative is the direction: the interval lies on one side of 0. The size is a second question: by "
+    "more than the margin where the interval lies outside it, by less where the narrower interval of equivalence lies "
+    "inside it, else open. Equivalent: the size is within the margin and the direction open; undecided: both are "
+    "open. The p is adjusted for all that is judged together. Powers are ranges, since they are estimated from these "
+    "fits too: the chance of finding a difference as large as the margin, and of calling a difference of 0 "
+    "equivalent."
+)
+FOREST = "The same: bars are the intervals, the grey band the margin of equivalence."
+LABELS = (
+    "Mean test accuracy over seeds, ranges below (of a single fit Wilson's 95 % interval over test examples, taken as "
+    "independent). A fit that diverged counts as the share of the most frequent test class."
+)
+LABELS_PICTURE = "The same. Lines are means over seeds, bands their range."
+GAINS = "Differences from {base} in points by source (rows) and target (columns), as in the table of verdicts."
+EACH = (
+    "Differences from {against} in points; the intervals are of {level} % each, unadjusted, and no verdict is drawn "
+    "from them."
+)
+CUT = (
+    "Test accuracy against how many stages, from the bottom, are kept from the source below the cut; bands are the "
+    "range over seeds."
+)
+COST = "What a strategy costs, and its test accuracy: means over seeds, bars the range; FLOPs are of the target's fit."
+SHIFTED = "Accuracy on other test sets against that on the target's own; on the diagonal they are equal."
+RETENTION = (
+    "What is left of the source's accuracy once its head is put back, against accuracy on the target; of a fit that "
+    "diverged, the share of the most frequent class of each. No strategy beats those on the line in both."
+)
+CONFUSION = (
+    "Predicted class against true class in % of the true class, summed over the fits that did not diverge: scratch, "
+    "and the strategy with the highest mean accuracy, which was chosen by looking."
+)
+RELIABILITY = "Accuracy against confidence, over all seeds; on the diagonal a fit is as often right as it is sure."
+WRONG = "Test images that most fits take for another class."
+MILESTONES = (
+    "Taylor and Stone's measures of transfer (2009). What has a > was not reached within the steps that were trained. "
+    "A fit that diverged reaches no threshold, and counts as the share of the most frequent test class. "
+    "Costs are those of the target's fit and, below, with the source's."
+)
+
+
+@figures.style()
+def sections(study: Study, classes: Classes) -> list[Section]:
+    """All sections between the verdict and the way to reproduce it, for page and files alike; empty ones too."""
+    fits = [fit for fit in study.rows if fit.strategy != "pretrain"]
+    notes = report.said(study.notes)
+    strokes = figures.strokes(list(map(label, fits)))
+    every = [
+        Section("Verdicts", "verdicts", _verdicts(study.family, notes)),
+        Section("Accuracy by label budget", "labels", _labels(fits, strokes, notes)),
+        Section(
+            "Sources and targets",
+            "gains",
+            figure(GAINS.format(base=base_of(study.family)) + notes, [figures.gains(study.family)], "box wide"),
+        ),
+        Section("Each comparison by itself", "each", _each(study.others, notes)),
+        Section("Milestones", "milestones", _table(MILESTONES + notes, tables.milestones(study.milestones))),
+        *_at_most_labels(study, fits, classes, strokes, notes),
+        Section("Most often wrong", "wrong", _wrong(study, notes)),
+        _trained(fits),
+        transfer.origins(study.rows, notes),
+    ]
+    return report.brief(every, study.notes)
+
+
+def _at_most_labels(
+    study: Study, fits: Sequence[Result], classes: Classes, strokes: figures.Strokes, notes: str
+) -> list[Section]:
+    """Sections of pictures at the largest label budget of each target."""
+    pictures: dict[str, list[figures.Picture | None]] = {key: [] for key in ("cut", "cost", "shifted", "kept", "sure")}
+    learning: list[Block] = []
+    by_class: list[Block] = []
+    for pair in _pairs(fits):
+        members = _members(fits, pair, _most(fits, pair[1]))
+        where = f"{tables.place(*pair)}, {tables.count(_most(fits, pair[1]))} labels"
+        curves = [
+            figures.learning_curves(members, study.curves, f, f", {where}", strokes) for f in ("accuracy", "train_loss")
+        ]
+        learning += figure(transfer.LEARNING, curves, "grid", where)
+        cells = figures.accuracy_by_class(members, classes.get(pair[1], ()), f", {where}")
+        by_class += figure(transfer.BY_CLASS + notes, [cells], "box wide", where)
+        pictures["cut"].append(figures.layer_cut(members, where))
+        pictures["cost"] += [
+            figures.cost(members, "trained parameters", lambda fit: fit.trained_parameters, where, strokes),
+            figures.cost(members, "FLOPs of training", figures.training_flops, where, strokes),
+        ]
+        names = dict.fromkeys(name for each in members.values() for fit in each for name in fit.evals or {})
+        pictures["shifted"] += [figures.shifted(members, name, where, strokes) for name in names]
+        pictures["kept"].append(figures.retention(members, where, strokes))
+        pictures["sure"].append(figures.reliability(members, where, strokes))
+    return [
+        Section("Learning curves", "learning", learning),
+        Section("Where to cut", "cut", figure(CUT + notes, pictures["cut"])),
+        Section("What it costs", "cost", figure(COST + notes, pictures["cost"])),
+        Section("Other test sets", "shifted", figure(SHIFTED + notes, pictures["shifted"])),
+        Section("What is kept of the source", "kept", figure(RETENTION + notes, pictures["kept"])),
+        Section("Accuracy by class", "class", by_class),
+        Section("Confusion", "confusion", _confusion(fits, classes, notes)),
+        Section("Calibration", "calibration", figure(RELIABILITY + notes, pictures["sure"])),
+    ]
+
+
+def _verdicts(family: Sequence[Comparison], notes: str) -> list[Block]:
+    """The table of verdicts and its forest plot."""
+    if not family:
+        return []
+    area = any(len(comparison.budgets) > 1 for comparison in family)
+    what = "area under accuracy against labels" if area else "test accuracy"
+    level = listed(f"{100 * comparison.level:.4g}" for comparison in family)
+    against = f"Against {listed(comparison.against for comparison in family)}"
+    caption = VERDICTS.format(against=against, what=what, level=level)
+    table, shared = tables.same(tables.verdicts(family), 6)
+    return [
+        Block(caption + shared + notes, table),
+        *figure(FOREST + notes, [figures.forest(family)], "box wide"),
+    ]
+
+
+def _labels(fits: Sequence[Result], strokes: figures.Strokes, notes: str) -> list[Block]:
+    """Accuracy against labels: a table a target, and figures."""
+    blocks = []
+    for target in dict.fromkeys(fit.target for fit in fits):
+        table = tables.accuracies([fit for fit in fits if fit.target == target], target)
+        blocks.append(Block(LABELS + notes, table, heading=f"Test accuracy on {target} (%)"))
+    drawn = [figures.accuracy_by_labels(_members(fits, pair), tables.place(*pair), strokes) for pair in _pairs(fits)]
+    return [*blocks, *figure(LABELS_PICTURE + notes, drawn)]
+
+
+def _each(others: Sequence[Comparison], notes: str) -> list[Block]:
+    """A table for each strategy that others are compared with."""
+    levels = {comparison.against: f"{100 * comparison.level:.4g}" for comparison in others}
+    return [
+        Block(
+            EACH.format(against=against, level=level) + notes,
+            tables.by_budget(others, against),
+            heading=f"Against {against}",
+        )
+        for against, level in levels.items()
+    ]
+
+
+def _table(caption: str, table: Table) -> list[Block]:
+    """The table as a block; no block if it has no rows."""
+    return [Block(caption, table)] if table.rows else []
+
+
+def _confusion(fits: Sequence[Result], classes: Classes, notes: str) -> list[Block]:
+    """Confusion matrices of scratch and of the best strategy at the largest budget, for each target."""
+    blocks = []
+    for target in dict.fromkeys(fit.target for fit in fits):
+        at_most = [fit for fit in fits if fit.target == target and fit.train_examples == _most(fits, target)]
+        groups = [group for group in summary.summary(at_most) if group.accuracy]
+        groups.sort(key=lambda group: group.accuracy[0] if group.accuracy else 0.0)
+        scratch = [group.members for group in groups if group.strategy == "scratch"][-1:]
+        best = [group.members for group in groups if group.strategy != "scratch"][-1:]
+        named = {_name(members[0]): members for members in (*scratch, *best)}
+        drawn = [figures.confusion(name, each, classes.get(target, ()), f", {target}") for name, each in named.items()]
+        blocks += figure(
+            CONFUSION + notes, drawn, "grid small", f"{target}, {tables.count(_most(fits, target))} labels"
+        )
+    return blocks
+
+
+def _name(fit: Result) -> str:
+    """The strategy of a fit and its source."""
+    source = fit.source if fit.strategy != "scratch" else None
+    return label(fit) + (f" from {source}" if source is not None else "")
+
+
+def _wrong(study: Study, notes: str) -> list[Block]:
+    """The test images that are most often wrong, a figure a target."""
+    drawn = [figures.most_wrong(images, captions, target) for target, (images, captions) in study.images.items()]
+    return [
+        block
+        for target, picture in zip(study.images, drawn, strict=True)
+        for block in figure(WRONG + notes, [picture], "box wide photo", target)
+    ]
+
+
+def _trained(fits: Sequence[Result]) -> Section:
+    """What was trained on the first target, because the heads of others have other sizes."""
+    groups = summary.summary(fits)
+    first = groups[0].target if groups else ""
+    several = len({group.target for group in groups}) > 1
+    return transfer.trained([group for group in groups if group.target == first], first if several else "")
+
+
+def _pairs(fits: Sequence[Result]) -> list[Pair]:
+    """Every source and target between which something was transferred; of a target without a source, (None, target)."""
+    pairs = dict.fromkeys((fit.source, fit.target) for fit in fits if fit.strategy != "scratch")
+    pairs |= dict.fromkeys((fit.source, fit.target) for fit in fits)
+    with_source = {target for source, target in pairs if source is not None}
+    return [(source, target) for source, target in pairs if source is not None or target not in with_source]
+
+
+def _members(fits: Sequence[Result], pair: Pair, budget: Any = None) -> dict[str, list[Result]]:
+    """Fits of a pair by strategy, at one budget or at all; with those from scratch, whatever source they stand by."""
+    source, target = pair
+    chosen: dict[tuple[str, int, int], Result] = {}
+    for fit in sorted(fits, key=lambda fit: fit.source == source):  # the pair's own come last, and replace
+        of_pair = fit.strategy == "scratch" or fit.source in (None, source)
+        if fit.target == target and of_pair and budget in (None, fit.train_examples):
+            chosen[label(fit), fit.train_examples, fit.seed] = fit
+    members: dict[str, list[Result]] = {name: [] for name in dict.fromkeys(map(label, fits))}
+    for fit in chosen.values():
+        members[label(fit)].append(fit)
+    return {name: each for name, each in members.items() if each}
+
+
+def _most(fits: Sequence[Result], target: str) -> Any:
+    """The largest budget of a target."""
+    return max((fit.train_examples for fit in fits if fit.target == target), key=lambda budget: budget or 0)

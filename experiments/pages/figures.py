@@ -1,0 +1,812 @@
+"""Every picture of every report: learning curves, accuracy against labels and costs, verdicts, confusion, searches.
+
+Each function gives a figure and the text that stands for it, or None where there is nothing to draw. `members` are fits
+by strategy; `where` names their source, target and budget; lines and points are means over seeds, bands and bars their
+range. Style and what figures share come first, then figures of training, of strategies compared, of their costs, of
+searches and of rankings.
+"""
+
+import base64
+import contextlib
+import io
+import textwrap
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import matplotlib.style
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from experiments.pages.tables import SIZES, place
+from tljax import files
+from tljax.study.range_test import Found
+from tljax.study.ranking import Board
+from tljax.study.results import Result
+from tljax.study.search import Trial
+from tljax.study.summary import Curves, Members, Spread, accuracy, counts, ended, finite, spread
+from tljax.study.verdicts import Comparison, base_of
+
+Picture = tuple[Figure, str]
+"""(figure, alternative text)."""
+
+Strokes = Mapping[str, tuple[str, str]]
+"""Strategy -> (colour, dash)."""
+
+INK, GREY, BLUE = "#222222", "#d9d9d9", "#0072B2"
+COLOURS = (BLUE, "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+"""Okabe and Ito's palette, less yellow (too pale) and black (which is scratch)."""
+DASHES = {"-": "o", "--": "s", "-.": "^", ":": "D"}
+"""Each with the marker that stands for it where there is no line."""
+
+STYLE = {
+    "svg.hashsalt": "tljax",  # equal input gives equal bytes
+    "svg.fonttype": "none",
+    "pdf.fonttype": 42,  # letters that can be selected
+    "text.parse_math": False,  # a '$' in a name is a '$'
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9,
+    "axes.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "lines.linewidth": 1.5,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+}
+MOST_CLASSES = 20
+"""Above this, cells carry no numbers and only some classes are named."""
+
+
+@contextlib.contextmanager
+def style() -> Iterator[None]:
+    """The context in which figures are made and written."""
+    with matplotlib.style.context(["default", STYLE]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # the reader's fonts draw the text, not matplotlib's
+        yield
+
+
+def svg(figure: Figure) -> str:
+    """The figure as a data URI; fonts are the reader's, and measured with a wider one, so that nothing overlaps."""
+    text = (
+        _saved(figure, "svg", ("Date", "Creator"))
+        .decode()
+        .replace("'DejaVu Sans', sans-serif", "system-ui, sans-serif")
+    )
+    return "data:image/svg+xml;base64," + base64.b64encode(files.to_bytes(text)).decode()
+
+
+def pdf(figure: Figure) -> bytes:
+    """The figure as PDF, a page of its size."""
+    return _saved(figure, "pdf", ("CreationDate", "Creator", "Producer"))
+
+
+def _saved(figure: Figure, kind: str, without: Sequence[str]) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format=kind, dpi=200, metadata=dict.fromkeys(without))
+    figure.set_layout_engine("none")  # a second layout would start from the first, and end a little beside it
+    return file.getvalue()
+
+
+def strokes(names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """A colour and a dash for each strategy, the same in every picture; scratch is dark and dashed."""
+    others = [name for name in dict.fromkeys(names) if name != "scratch"]
+    dashes = list(DASHES)
+    strokes_of_others = {
+        name: (COLOURS[i % len(COLOURS)], dashes[i // len(COLOURS) % len(dashes)]) for i, name in enumerate(others)
+    }
+    return {"scratch": (INK, "--"), **strokes_of_others}
+
+
+def _canvas(width: float, height: float) -> Figure:
+    """An empty figure, in inches."""
+    return Figure(figsize=(width, height), layout="constrained", facecolor="none")
+
+
+def _chart(names: Iterable[str], title: str = "") -> tuple[Figure, Axes]:
+    """A figure with room for the names in a legend below, and its axes."""
+    names = list(names)
+    half = -(-len(names) // 2)
+    column = max(_line_count(names[:half]), _line_count(names[half:]))
+    figure = _canvas(4.6, 3.2 + max(0.09 * _line_count(names), 0.16 * column))
+    axes = figure.add_subplot()
+    axes.set_title(_wrapped(title, width=48))
+    return figure, axes
+
+
+def _legend(figure: Figure) -> None:
+    """Put the legend below everything, in two columns."""
+    figure.legend(loc="outside lower center", ncols=2)
+
+
+def _draw_line(axes: Axes, curve: np.ndarray, name: str, stroke: tuple[str, str], marker: str = "") -> None:
+    """Draw a line and its band: `curve`, float [4, n], is x, middle, lowest and highest."""
+    x, mean, low, high = curve
+    colour, dash = stroke
+    axes.plot(x, mean, color=colour, linestyle=dash, marker=marker, markersize=2.5, label=_wrapped(name))
+    axes.fill_between(x, low, high, color=colour, alpha=0.14, linewidth=0)
+
+
+def _wrapped(name: str, lines: int = 5, width: int = 30) -> str:
+    """A name as SVG can hold it: without control characters, broken at `width` (after a colon if it can be), cut.
+
+    >>> _wrapped("stages:redraw=above:copy=1", width=20)
+    'stages:\\nredraw=above:copy=1'
+    """
+    parts = textwrap.wrap(printable(name).replace(":", ": "), width)
+    if len(parts) > lines:
+        parts = [*parts[: lines - 1], parts[lines - 1][: width - 1] + "\N{HORIZONTAL ELLIPSIS}"]
+    return "\n".join(parts).replace(": ", ":")
+
+
+def printable(text: str) -> str:
+    """The text with a space in place of each control character."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def _line_count(names: Iterable[str]) -> int:
+    """How many lines the names take, one below the other."""
+    return sum(_wrapped(name).count("\n") + 1 for name in names)
+
+
+def _class_names(classes: Sequence[str], n: int) -> list[str]:
+    """The classes' names, or their numbers where the names are of another data set."""
+    return [str(c) for c in classes] if len(classes) == n else [str(i) for i in range(n)]
+
+
+def _named_classes(names: Sequence[str]) -> range:
+    """The numbers of the classes that are named on an axis."""
+    return range(0, len(names), -(-len(names) // MOST_CLASSES))
+
+
+def _short_names(names: Sequence[str]) -> list[str]:
+    """The names of the classes that are named on an axis, a line each."""
+    return [_wrapped(names[i], lines=1, width=20) for i in _named_classes(names)]
+
+
+def _name_ticks(axes: Axes, names: Sequence[str]) -> None:
+    """Write the names of classes below the axes, aslant."""
+    axes.set_xticks(_named_classes(names), _short_names(names), rotation=45, ha="right", rotation_mode="anchor")
+
+
+def _heat_map(
+    axes: Axes, table: np.ndarray, low: float, high: float, blank: float = -np.inf, gain: bool = False
+) -> None:
+    """Draw cells with their numbers (above `blank`) where they can be read; of a `gain`, white at 0 and signed."""
+    axes.imshow(table, cmap="RdBu" if gain else "Blues", vmin=low, vmax=high, aspect="auto")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    if table.shape[1] > MOST_CLASSES:
+        return
+    form = "+.1f" if gain else ".0f"
+    for (row, column), value in np.ndenumerate(table):
+        if value <= blank:  # NaN too has a text
+            continue
+        text = f"{value:{form}}".replace("-", "\N{MINUS SIGN}") if np.isfinite(value) else "\N{EN DASH}"
+        shade = (value - low) / (high - low)
+        colour = "white" if shade > (0.8 if gain else 0.6) or (gain and shade < 0.2) else INK
+        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=7.5, in_layout=False)
+
+
+# Training
+
+
+def _mean_curve(members: Iterable[Result], curves: Curves, field: str) -> np.ndarray | None:
+    """Float [4, segments]: step, mean, lowest and highest over the fits that ended, at the steps that they share."""
+    each = [curves[result.name] for result in members if ended(result) and result.name in curves]
+    tables = [dict(zip(np.asarray(c["step"]).tolist(), np.asarray(c[field], float), strict=True)) for c in each]
+    steps = sorted(set(tables[0]).intersection(*tables[1:])) if tables else []
+    if not steps:
+        return None
+    values = np.array([[table[step] for step in steps] for table in tables])
+    values[~np.isfinite(values)] = np.nan  # a gap in the line
+    return np.stack([np.array(steps, float), values.mean(0), values.min(0), values.max(0)])
+
+
+def learning_curves(members: Members, curves: Curves, field: str, where: str, strokes: Strokes) -> Picture | None:
+    """Learning curves, a line a strategy: `field` ('accuracy' or 'train_loss') against the step."""
+    lines = {name: curve for name, fits in members.items() if (curve := _mean_curve(fits, curves, field)) is not None}
+    if not lines:
+        return None
+    percent = field == "accuracy"
+    what = "accuracy" if percent else "training loss"
+    unit = " %" if percent else " nats"
+    figure, axes = _chart(lines)
+    ends = []
+    for name, curve in lines.items():
+        scaled = curve * np.array([[1], [100], [100], [100]]) if percent else curve
+        _draw_line(axes, scaled, name, strokes[name], "o" if len(curve[0]) < 12 else "")
+        if np.isfinite(scaled[1, -1]):
+            ends.append(f"{name} {scaled[1, -1]:.{1 if percent else 3}f}{unit}")
+    axes.set(xlabel="step", ylabel=f"{what} ({unit.strip()})")
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    _legend(figure)
+    return figure, f"Line chart of {what} against step{where}. Mean at the last step: {', '.join(ends)}."
+
+
+def accuracy_by_class(members: Members, classes: Sequence[str], where: str) -> Picture | None:
+    """A heat map of test accuracy, strategy x class, over the fits that ended."""
+    measured = {name: _measured(fits, "per_class_accuracy") for name, fits in members.items()}
+    means = {name: np.array(values, float).mean(0) for name, values in measured.items() if values}
+    if not means:
+        return None
+    table = 100 * np.array(list(means.values()))
+    names = _class_names(classes, table.shape[1])
+    longest = max(map(len, _short_names(names)))
+    figure = _canvas(7.6, 0.5 + 0.075 * longest + 0.15 * (len(table) + _line_count(means)))
+    axes = figure.add_subplot()
+    known = table[np.isfinite(table)]
+    low, high = (known.min(), known.max()) if known.size else (0.0, 100.0)
+    _heat_map(axes, table, low, max(high, low + 1))
+    _name_ticks(axes, names)
+    axes.set_yticks(range(len(means)), [_wrapped(name) for name in means])
+    said = []
+    for name, values in zip(means, table, strict=True):
+        if np.isfinite(values).any():
+            worst, best = int(np.nanargmin(values)), int(np.nanargmax(values))
+            said.append(f"{name} from {values[worst]:.0f} % ({names[worst]}) to {values[best]:.0f} % ({names[best]})")
+    return figure, f"Heat map of test accuracy in % by strategy and class{where}: {'; '.join(said)}."
+
+
+def confusion(name: str, members: Sequence[Result], classes: Sequence[str], where: str) -> Picture | None:
+    """The confusion matrix of a strategy in % of each true class, summed over the fits that ended."""
+    matrices = _measured(members, "confusion")
+    if not matrices:
+        return None
+    total = np.array(matrices).sum(0)
+    names = _class_names(classes, len(total))
+    figure = _canvas(3.7, 3.9)
+    axes = figure.add_subplot()
+    _heat_map(axes, 100 * total / np.maximum(total.sum(1, keepdims=True), 1), 0, 100, blank=0.5)
+    _name_ticks(axes, names)
+    axes.set_yticks(_named_classes(names), _short_names(names))
+    axes.set(xlabel="predicted", ylabel="true", aspect="equal", title=_wrapped(name))
+    wrong = total - np.diag(np.diag(total))
+    true, predicted = np.unravel_index(int(wrong.argmax()), wrong.shape)
+    worst = ""
+    if wrong.any():
+        worst = f"; most often {names[true]} was taken for {names[predicted]} ({wrong.max():,} times)"
+    seeds = f"{len(matrices)} seed{'s' * (len(matrices) > 1)}"
+    right = f"{np.trace(total):,} of {total.sum():,} predictions over {seeds} were right"
+    return figure, f"Confusion matrix of {name}{where}: {right}{worst}."
+
+
+def trained_shares(parameters: Mapping[str, Sequence[tuple[str, int, int]]]) -> Picture | None:
+    """What each strategy trains, a bar of its leaves (path, numbers, trained numbers) as shares of the parameters."""
+    if not parameters:
+        return None
+    figure = _canvas(7.6, 0.9 + 0.15 * (len(parameters) + _line_count(parameters)))
+    axes = figure.add_subplot()
+    said = []
+    for row, (name, leaves) in enumerate(parameters.items()):
+        total = max(sum(size for _, size, _ in leaves), 1)
+        trained, left = sum(part for _, _, part in leaves), 0.0
+        for _, size, part in leaves:
+            pieces = ((100 * part / total, BLUE), (100 * (size - part) / total, GREY))
+            for width, colour in (piece for piece in pieces if piece[0]):
+                axes.barh(row, width, left=left, color=colour, height=0.6)
+                left += width
+            # A leaf ends where the bar is cut; thinner than the smallest leaf that can be seen.
+            axes.vlines(left, row - 0.3, row + 0.3, color="white", linewidth=0.6)
+        axes.text(102, row, f"{trained:,} of {total:,}", va="center")
+        which = ", ".join(leaf for leaf, _, part in leaves if part and leaf)
+        said.append(f"{name} {100 * trained / total:.1f} % ({trained:,} of {total:,}{': ' if which else ''}{which})")
+    axes.set_yticks(range(len(parameters)), [_wrapped(name) for name in parameters])
+    axes.set(xlim=(0, 100), xlabel="share of the parameters (%)")
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", length=0)
+    axes.bar(0, 0, color=BLUE, label="trained")
+    axes.bar(0, 0, color=GREY, label="frozen")
+    figure.legend(loc="outside upper left", ncols=2)
+    return figure, f"Bar chart of the share of the parameters that each strategy trains: {'; '.join(said)}."
+
+
+def _measured(members: Sequence[Result], field: str) -> list[Any]:
+    """What was measured of the fits that ended."""
+    values = (getattr(result, field) for result in members if ended(result))
+    return [value for value in values if value is not None]
+
+
+# Strategies compared
+
+WORDS = {"positive": (BLUE, "o"), "negative": (COLOURS[1], "s"), "equivalent": (COLOURS[2], "D"), "": (INK, "|")}
+"""Verdict -> colour and marker; undecided is grey."""
+
+
+def accuracy_by_labels(members: Members, where: str, strokes: Strokes) -> Picture | None:
+    """Mean test accuracy against the number of labelled examples; `members` are of all budgets, two or more."""
+    lines = {name: _curve([(fit.train_examples, fit) for fit in fits]) for name, fits in members.items()}
+    lines = {name: curve for name, curve in lines.items() if curve.shape[1]}
+    budgets = sorted({int(x) for curve in lines.values() for x in curve[0]})
+    if len(budgets) < 2:
+        return None
+    figure, axes = _chart(lines, where)
+    for name, curve in lines.items():
+        _draw_line(axes, curve, name, strokes[name], "o")
+    axes.set(xscale="log", xlabel="labelled examples", ylabel="test accuracy (%)")
+    axes.set_xticks(budgets, [f"{budget:,}" for budget in budgets])
+    axes.minorticks_off()
+    _legend(figure)
+    ends = ", ".join(
+        f"{name} {c[1, 0]:.1f} % at {c[0, 0]:,.0f} to {c[1, -1]:.1f} % at {c[0, -1]:,.0f}" for name, c in lines.items()
+    )
+    return figure, f"Line chart of test accuracy against labelled examples, {where}: {ends}."
+
+
+def _cut(fit: Result) -> tuple[str, int] | None:
+    """How a fit cut the model, and after how many stages; None where it did not.
+
+    >>> options = {"redraw": "above", "copy": 2, "freeze": False}
+    >>> _cut(Result(name="a", target="b", strategy="stages", options=options, seed=0))
+    ('copied, trained; the rest anew', 2)
+    """
+    options = fit.options
+    strategy = (fit.spec or fit.strategy).split(":")[0]
+    if strategy == "stages" and options.get("redraw") == "above":
+        frozen = str(options.get("freeze", True)).lower() not in ("false", "no", "0")
+        return f"copied, {'frozen' if frozen else 'trained'}; the rest anew", int(options["copy"])
+    if strategy == "last_k" and fit.leaves:
+        stages = {path.split("/")[0] for path, _, _ in fit.leaves}
+        return "copied, frozen; the rest copied", len(stages) - int(options.get("k", 1))
+    return None
+
+
+def layer_cut(members: Members, where: str) -> Picture | None:
+    """Accuracy against how many stages are kept from the source, below the cut; scratch is a level.
+
+    Yosinski et al. 2014, "How transferable are features in deep neural networks?", arXiv:1411.1792, figure 2.
+    """
+    kinds: dict[str, list[tuple[int, Result]]] = {}
+    for fit in (fit for fits in members.values() for fit in fits):
+        if cut := _cut(fit):
+            kinds.setdefault(cut[0], []).append((cut[1], fit))
+    lines = {kind: _curve(points) for kind, points in kinds.items()}
+    lines = {kind: curve for kind, curve in lines.items() if curve.shape[1]}
+    ticks = sorted({int(x) for curve in lines.values() for x in curve[0]})
+    if len(ticks) < 2:
+        return None
+    figure, axes = _chart([*lines, "scratch"], where)
+    texts = []
+    scratch = _percent(members.get("scratch", ()))
+    if scratch:
+        level = np.array([[ticks[0], ticks[-1]], *([value] * 2 for value in scratch)], float)
+        _draw_line(axes, level, "scratch", (INK, "--"))
+        texts.append(f"scratch {scratch[0]:.1f} %")
+    for kind, curve in lines.items():
+        _draw_line(axes, curve, kind, strokes(list(lines))[kind], "o")
+        texts += [f"{kind}: {', '.join(f'{y:.1f} % after {x:.0f}' for x, y in curve[:2].T)}"]
+    axes.set(xlabel="stages below the cut", ylabel="test accuracy (%)", xticks=ticks)
+    _legend(figure)
+    return figure, f"Line chart of test accuracy against the stages kept from the source, {where}: {'; '.join(texts)}."
+
+
+def gains(family: Sequence[Comparison]) -> Picture | None:
+    """Heat maps of the differences, source x target, one a strategy, where there are two or more of either."""
+    sources = list(dict.fromkeys(str(comparison.source) for comparison in family))
+    targets = list(dict.fromkeys(comparison.target for comparison in family))
+    names = list(dict.fromkeys(comparison.strategy for comparison in family))
+    if max(len(sources), len(targets)) < 2:
+        return None
+    tables = {name: np.full((len(sources), len(targets)), np.nan) for name in names}
+    for comparison in family:
+        tables[comparison.strategy][sources.index(str(comparison.source)), targets.index(comparison.target)] = (
+            100 * comparison.mean
+        )
+    most = max((abs(100 * comparison.mean) for comparison in family if finite(comparison.mean)), default=1) or 1
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    longest = max(map(len, _short_names(targets)))
+    figure = _canvas(7.6, 0.055 * longest + rows * (0.55 + 0.26 * len(sources)))
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    for axes in grid.flat[len(names) :]:
+        axes.set_visible(False)
+    for axes, (name, table) in zip(grid.flat, tables.items(), strict=False):
+        _heat_map(axes, table, -most, most, gain=True)
+        axes.set_title(_wrapped(name, lines=2, width=34), fontsize=8.5)
+        axes.set_yticks(range(len(sources)), _short_names(sources))
+        _name_ticks(axes, targets)
+        lowest = axes in grid.flat[len(names) - columns : len(names)]
+        axes.tick_params(labelbottom=lowest)
+        for tick in axes.get_xticklabels() if axes not in grid[:, 0] else []:
+            tick.set_in_layout(False)
+    base = base_of(family)
+    text = "; ".join(
+        f"{comparison.strategy} from {comparison.source} to {comparison.target} {100 * comparison.mean:+.2f}"
+        for comparison in family
+    )
+    return (
+        figure,
+        f"Heat maps of the difference from {base} in points, sources in rows and targets in columns: {text}.",
+    )
+
+
+def forest(family: Sequence[Comparison]) -> Picture | None:
+    """A forest plot: a row a difference, with its interval and verdict; the band is the margin of equivalence."""
+    if not family:
+        return None
+    places: dict[str, list[Comparison]] = {}
+    for comparison in family:
+        places.setdefault(place(comparison.source, comparison.target), []).append(comparison)
+    ticks: list[float] = []
+    labels: list[str] = []
+    heads: list[int] = []
+    figure = _canvas(7.6, 0.7 + 0.21 * (_line_count([*places, *(comparison.strategy for comparison in family)])))
+    axes = figure.add_subplot()
+    y = 0.0
+    for where, members in places.items():
+        heads.append(len(ticks))
+        ticks.append(y)
+        labels.append(_wrapped(where, width=40))
+        for comparison in members:
+            tall = _line_count([comparison.strategy])
+            y += 0.5 + tall / 2
+            _interval(axes, y, tall, comparison)
+            ticks.append(y)
+            labels.append(_wrapped(comparison.strategy))
+            y += tall / 2 - 0.5
+        y += 1.3
+    axes.axvline(0, color=INK, linewidth=0.8, zorder=1)
+    axes.set_yticks(ticks, labels)
+    for head in heads:
+        axes.get_yticklabels()[head].set_fontweight("bold")
+    base = base_of(family)
+    axes.set(xlabel=_wrapped(f"difference from {base} (points of accuracy)", width=80), ylim=(y - 0.6, -0.8))
+    axes.tick_params(axis="y", length=0)
+    text = "; ".join(f"{where}: " + ", ".join(map(_in_words, members)) for where, members in places.items())
+    return figure, f"Forest plot of the differences from {base} in points, with intervals: {text}."
+
+
+def _interval(axes: Axes, y: float, tall: int, comparison: Comparison) -> None:
+    """Draw one row of the forest plot, at the height y and `tall` lines high."""
+    colour, marker = WORDS.get(comparison.word, ("#707070", "o"))
+    axes.barh(y, 200 * comparison.margin, left=-100 * comparison.margin, height=tall, color=GREY, alpha=0.6, zorder=0)
+    axes.plot([100 * comparison.low, 100 * comparison.high], [y, y], color=colour, linewidth=1.5)
+    axes.plot(100 * comparison.mean, y, color=colour, marker=marker, markersize=4.5)
+    axes.annotate(comparison.word, (1.01, y), xycoords=("axes fraction", "data"), va="center", color=colour)
+
+
+def _in_words(comparison: Comparison) -> str:
+    """What the forest plot shows of a comparison."""
+    size = f", {SIZES[comparison.size]}," if comparison.word in ("positive", "negative") and comparison.size else ""
+    word = f" {comparison.word}{size}" if comparison.word else ""
+    ends = f" ({100 * comparison.low:+.2f} to {100 * comparison.high:+.2f})" if np.isfinite(comparison.low) else ""
+    return f"{comparison.strategy}{word} {100 * comparison.mean:+.2f}{ends}"
+
+
+def reliability(members: Members, where: str, strokes: Strokes) -> Picture | None:
+    """A reliability diagram: accuracy against confidence, a line a strategy over all its fits; best is diagonal."""
+    lines = {name: curve for name, fits in members.items() if (curve := _calibration(fits)).shape[1]}
+    if not lines:
+        return None
+    figure, axes = _chart(lines, where)
+    axes.plot([0, 100], [0, 100], color=GREY, linewidth=1)
+    for name, curve in lines.items():
+        _draw_line(axes, curve, name, strokes[name], "o")
+    axes.set(xlabel="confidence (%)", ylabel="accuracy (%)", xlim=(0, 100), ylim=(0, 100))
+    _legend(figure)
+    ends = ", ".join(f"{name} {c[1, -1]:.0f} % right at {c[0, -1]:.0f} % confidence" for name, c in lines.items())
+    return figure, f"Reliability diagram, {where}; the most confident: {ends}."
+
+
+def _calibration(fits: Sequence[Result]) -> np.ndarray:
+    """Float [4, bins]: confidence and accuracy in %, pooled over fits by their counts; empty bins are left out."""
+    bins = [fit.calibration for fit in fits if ended(fit) and fit.calibration]
+    if not bins:
+        return np.empty((4, 0))
+    size = np.array([each["count"] for each in bins], float)
+    values = (np.array([each[name] for each in bins], float) for name in ("confidence", "accuracy"))
+    sums = [np.sum(size * np.nan_to_num(value), 0) for value in values]
+    filled = size.sum(0) > 0
+    confidence, accuracy = (100 * each[filled] / size.sum(0)[filled] for each in sums)
+    return np.stack([confidence, accuracy, accuracy, accuracy])
+
+
+def most_wrong(images: np.ndarray, captions: Sequence[str], where: str) -> Picture | None:
+    """The images most often wrong, uint8 [k, h, w, c], a caption below each."""
+    if not len(images):
+        return None
+    columns = min(6, len(images))
+    rows = -(-len(images) // columns)
+    figure = _canvas(7.6, 1.85 * rows)
+    for axes in figure.subplots(rows, columns, squeeze=False).flat:
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+    for axes, image, caption in zip(figure.axes, images, captions, strict=False):
+        axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes.set_xlabel(_wrapped(caption, lines=4, width=18), fontsize=7.5)
+    return figure, f"Images of {where} that were most often wrong: {'; '.join(captions)}."
+
+
+def _percent(fits: Sequence[Result]) -> Spread | None:
+    """Test accuracy in % over the fits that count."""
+    return spread(100 * value for fit in fits if (value := accuracy(fit)) is not None)
+
+
+def _curve(points: Iterable[tuple[float, Result]]) -> np.ndarray:
+    """Of (x, fit), float [4, n]: x, and mean, lowest and highest test accuracy in % of the fits that count there."""
+    fits: dict[float, list[Result]] = {}
+    for x, fit in points:
+        fits.setdefault(x, []).append(fit)
+    values = [(x, *percent) for x in sorted(fits) if (percent := _percent(fits[x]))]
+    return np.array(values, float).reshape(-1, 4).T
+
+
+# Costs
+
+Quantity = Callable[[Result], float | None]
+"""What a fit costs, or another of its numbers; None where it is unknown."""
+
+
+def cost(members: Members, what: str, quantity: Quantity, where: str, strokes: Strokes) -> Picture | None:
+    """Accuracy against a cost on a logarithmic axis; `what` names the cost."""
+    points = {name: point for name, point in _points(members, quantity).items() if point[0][1] > 0}
+    return _scatter(points, (what, "test accuracy (%)"), where, strokes, log=True)[1] if points else None
+
+
+def training_flops(fit: Result) -> float | None:
+    """FLOPs of training on the target: steps times those of a step.
+
+    >>> training_flops(Result(name="a", target="b", strategy="full", seed=0, steps=100, step_flops=2e6))
+    200000000.0
+    """
+    if fit.steps is None or fit.step_flops is None or not finite(fit.step_flops):
+        return None
+    return float(fit.steps * fit.step_flops)
+
+
+def shifted(members: Members, name: str, where: str, strokes: Strokes) -> Picture | None:
+    """Accuracy on the further test set `name` against that on the target's own, with the diagonal."""
+    swapped = _points(members, lambda fit: _hundred((fit.evals or {}).get(name)))
+    if not swapped:
+        return None
+    points = {strategy: (test, other) for strategy, (other, test) in swapped.items()}
+    axes, picture = _scatter(points, ("test accuracy (%)", f"accuracy on {name} (%)"), where, strokes)
+    ends = [pick(*axes.get_xlim(), *axes.get_ylim()) for pick in (min, max)]
+    axes.plot(ends, ends, color=GREY, linewidth=1, zorder=0)
+    axes.set(xlim=ends, ylim=ends)
+    return picture
+
+
+def retention(members: Members, where: str, strokes: Strokes) -> Picture | None:
+    """Target accuracy against what is left of the source's; the strategies that none beats in both are joined."""
+    points = _points(members, lambda fit: _hundred(fit.retention))
+    if not points:
+        return None
+    best = front({name: (x[0], y[0]) for name, (x, y) in points.items()})
+    names = ("source accuracy after transfer (%)", "test accuracy (%)")
+    axes, (figure, alt) = _scatter(points, names, where, strokes)
+    line = sorted((points[name][0][0], points[name][1][0]) for name in best)
+    axes.plot(*zip(*line, strict=True), color="#909090", linewidth=1, zorder=0)
+    return figure, f"{alt[:-1]}; on the Pareto front: {', '.join(best)}."
+
+
+def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
+    """Names of the points that no other is above in one coordinate and not below in the other.
+
+    >>> front({"a": (1, 3), "b": (2, 2), "c": (1, 2)})
+    ['a', 'b']
+    """
+    return [
+        name
+        for name, (x, y) in points.items()
+        if not any(u >= x and v >= y and (u > x or v > y) for u, v in points.values())
+    ]
+
+
+def _hundred(fraction: float | None) -> float | None:
+    return 100 * fraction if fraction is not None and finite(fraction) else None
+
+
+def _points(members: Members, quantity: Quantity) -> dict[str, tuple[Spread, Spread]]:
+    """{strategy: (a quantity, test accuracy in %)}, over the fits that count and have both."""
+    points = {}
+    for name, fits in members.items():
+        measured = [fit for fit in fits if counts(fit) and finite(quantity(fit))]
+        x, y = spread(map(quantity, measured)), _percent(measured)
+        if x and y:
+            points[name] = (x, y)
+    return points
+
+
+def _scatter(
+    points: Mapping[str, tuple[Spread, Spread]],
+    names: tuple[str, str],
+    where: str,
+    strokes: Strokes,
+    log: bool = False,
+) -> tuple[Axes, Picture]:
+    """A point a strategy with bars over seeds; `names` are those of the axes."""
+    figure, axes = _chart(points, where)
+    for name, ((x, left, right), (y, low, high)) in points.items():
+        colour, dash = strokes[name]
+        look: dict[str, Any] = {"color": colour, "fmt": DASHES[dash], "label": _wrapped(name)}
+        bars = _bar(y, low, high), _bar(x, left, right)
+        axes.errorbar([x], [y], *bars, markersize=5, linewidth=0.8, **look)
+    axes.set(xlabel=_wrapped(names[0], width=60), ylabel=_wrapped(names[1], width=40))
+    if log:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(EngFormatter())
+        axes.minorticks_off()
+    _legend(figure)
+    text = ", ".join(f"{name} {y[0]:.1f} at {_number(x[0])}" for name, (x, y) in points.items())
+    return axes, (figure, f"Scatter plot of {names[1]} against {names[0]}, {where}: {text}.")
+
+
+def _bar(mean: float, low: float, high: float) -> list[list[float]]:
+    """How far a bar reaches below and above; the mean of equal numbers may be beside them by rounding."""
+    return [[max(mean - low, 0.0)], [max(high - mean, 0.0)]]
+
+
+def _number(value: float) -> str:
+    return f"{value:.2e}" if value >= 1e7 else f"{value:,.0f}" if value >= 1000 else f"{value:.1f}"
+
+
+# Searches
+
+
+def search_progress(studies: Mapping[str, Sequence[Trial]]) -> Picture | None:
+    """Validation accuracy against a trial's number, and the best so far, a line a study."""
+    known = {name: ended for name, trials in studies.items() if (ended := _with_accuracy(trials))}
+    if not known:
+        return None
+    figure, axes = _chart(known)
+    stroke = strokes(list(studies))
+    texts = []
+    for name, trials in known.items():
+        colour, dash = stroke[name]
+        numbers, values = np.array([(trial.number, 100 * (trial.accuracy or 0.0)) for trial in trials]).T
+        best = np.maximum.accumulate(values)
+        axes.plot(numbers, values, "o", color=colour, alpha=0.4, markersize=2.5)
+        axes.plot(numbers, best, color=colour, linestyle=dash, drawstyle="steps-post", label=_wrapped(name))
+        first = int(numbers[best.argmax()])
+        texts.append(f"{name} {best[-1]:.1f} %, first at trial {first}")
+    for name, every in studies.items():
+        _cross(axes, [trial.number for trial in every if trial.diverged], stroke[name][0], 0.03)
+    axes.set(xlabel="trial", ylabel="validation accuracy (%)")
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    _legend(figure)
+    return figure, f"Line chart of the best validation accuracy so far against trials: {'; '.join(texts)}."
+
+
+def searched_values(name: str, trials: Sequence[Trial], dimension: str, field: str, log: bool) -> Picture | None:
+    """Accuracy or loss (`field`) of a study's trials against a dimension that was searched.
+
+    Points are joined where nothing else was searched. Trials that diverged are crosses at the edge.
+    """
+    known = [trial for trial in _with_accuracy(trials) if getattr(trial, field) is not None]
+    known = [trial for trial in known if dimension in trial.values]
+    if not known:
+        return None
+    percent = field == "accuracy"
+    what, unit = ("validation accuracy", "%") if percent else ("validation loss", "nats")
+    points = sorted((trial.values[dimension], (100 if percent else 1) * getattr(trial, field)) for trial in known)
+    x, y = np.array(points, float).T
+    alone = all(len(trial.values) == 1 for trial in known)
+    figure, axes = _chart([], name)
+    axes.plot(x, y, "o-" if alone else "o", color=BLUE, markersize=3, linewidth=1)
+    diverged = [trial.values[dimension] for trial in trials if trial.diverged and dimension in trial.values]
+    _cross(axes, diverged, INK, 0.03 if percent else 0.97)
+    best = int(y.argmax() if percent else y.argmin())
+    axes.plot(x[best], y[best], "o", markersize=8, markerfacecolor="none", markeredgecolor=INK)
+    if log:
+        _decades(axes, "x")
+    if not percent and 0 < 10 * y.min() < y.max():  # a rate that is too high must not flatten the others
+        _decades(axes, "y", (1, 2, 5))
+    axes.set(xlabel=dimension, ylabel=f"{what} ({unit})")
+    highest = f"{y[best]:.1f} %" if percent else f"{y[best]:.3f} nats"
+    lost = f"; {len(diverged)} diverged, from {min(diverged):.3g} on" if diverged else ""
+    return (
+        figure,
+        f"Chart of {what} against {dimension} of {name}: {len(x)} trials between {x[0]:.3g} and {x[-1]:.3g}, "
+        f"the best {highest} at {x[best]:.3g}{lost}.",
+    )
+
+
+def range_test(name: str, rates: np.ndarray, losses: np.ndarray, result: Found) -> Picture:
+    """Loss against the rate of its step, both [steps], smoothed, with the suggestion."""
+    figure, axes = _chart([], name)
+    most = losses[0] + abs(losses[0])
+    axes.plot(rates, np.minimum(losses, most), color="#aaaaaa", linewidth=1, label="training loss of a step")
+    axes.plot(rates, result.smooth, color=BLUE, label="smoothed")
+    axes.axvline(result.lowest, color=INK, linestyle=":", linewidth=1, label=f"lowest: {result.lowest:.3g}")
+    axes.axvline(result.rate, color=INK, linestyle="--", linewidth=1, label=f"suggested: {result.rate:.3g}")
+    if result.diverged is not None:
+        _cross(axes, [result.diverged], INK, 0.97)
+    _decades(axes, "x")
+    axes.set(xlabel="learning_rate", ylabel="training loss (nats)")
+    _legend(figure)
+    lost = "" if result.diverged is None else f"; not finite from {result.diverged:.3g} on"
+    return (
+        figure,
+        f"Line chart of the training loss of {name} while the rate rises from {rates[0]:.3g} to {rates[-1]:.3g}: "
+        f"smoothed, it is lowest, {result.smooth.min():.3f}, at {result.lowest:.3g}; {result.rate:.3g} is "
+        f"suggested{lost}.",
+    )
+
+
+def _with_accuracy(trials: Sequence[Trial]) -> list[Trial]:
+    """The trials that ended and did not diverge."""
+    return [trial for trial in trials if trial.accuracy is not None]
+
+
+def _decades(axes: Axes, which: str, first: Sequence[float] = (1,)) -> None:
+    """Give the axis 'x' or 'y' a logarithmic scale with numbers at these multiples of powers of ten, as in flags.
+
+    Where fewer than two of them are in sight, as of rates within one decade, more are, so that an axis has numbers.
+    """
+    axes.set(**{f"{which}scale": "log"})
+    axis = getattr(axes, f"{which}axis")
+    low, high = getattr(axes, f"get_{which}lim")()
+    powers = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+    for multiples in (first, (1, 2, 5)):
+        ticks = np.outer(powers, multiples)
+        if np.count_nonzero((low <= ticks) & (ticks <= high)) > 1:
+            axis.set_major_locator(LogLocator(subs=multiples))
+            break
+    else:
+        axis.set_major_locator(MaxNLocator(4))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _cross(axes: Axes, places: Sequence[float], colour: str, height: float) -> None:
+    """Draw crosses along the axis, at a fraction of its height."""
+    heights = [height] * len(places)
+    axes.plot(places, heights, "x", color=colour, markersize=5, transform=axes.get_xaxis_transform(), clip_on=False)
+
+
+# Rankings
+
+
+def ranking_intervals(board: Board) -> Picture:
+    """Tau and regret of every score of a ranking, with their intervals."""
+    names = board.ordered()[::-1]
+    figure = _canvas(7.2, 0.9 + 0.26 * len(names))
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axes, key, scale in ((left, "tau", 1), (right, "regret", 100)):
+        for row, name in enumerate(names):
+            estimate = getattr(board.judged[name], key)
+            if not np.isnan(estimate.value):
+                axes.plot([scale * estimate.low, scale * estimate.high], [row, row], color=BLUE, linewidth=1.2)
+                axes.plot([scale * estimate.value], [row], "o", color=BLUE, markersize=4)
+        axes.axvline(0, color=GREY, linewidth=0.8, zorder=0)
+    if not np.isnan(board.half):
+        left.axvline(board.half, color=INK, linewidth=0.8, linestyle=":")
+    left.set_yticks(range(len(names)), names)
+    left.set_xlabel("tau")
+    right.set_xlabel("regret of the first choice (points)")
+    return figure, f"Tau and regret of {len(names)} scores, {board.title}."
+
+
+def ranking_scatter(board: Board) -> Picture:
+    """Every score of a ranking against the truth, a panel each, a colour a target."""
+    names = board.ordered()
+    columns = 4
+    rows = -(-len(names) // columns)
+    figure = _canvas(8.4, 0.5 + 1.8 * rows)
+    stroke = strokes(board.targets)
+    for panel, name in enumerate(names):
+        axes = figure.add_subplot(rows, columns, panel + 1)
+        for target, score, truth in zip(board.targets, board.scores[name], board.truths, strict=True):
+            known = np.isfinite(score)
+            for chosen, marker in ((known & ~board.trivial, "o"), (known & board.trivial, "x")):
+                label = _wrapped(target) if marker == "o" and not panel else None
+                colour = stroke[target][0]
+                axes.plot(score[chosen], 100 * truth[chosen], marker, color=colour, markersize=3.5, label=label)
+        axes.set_title(name)
+        axes.tick_params(labelsize=7)
+    figure.supylabel("test accuracy (%)", fontsize=9)
+    _legend(figure)
+    return figure, f"Scores against test accuracy, a point a source, {board.title}."

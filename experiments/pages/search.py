@@ -1,0 +1,202 @@
+"""The pages of a search and of a learning-rate range test, and what a search says below its table."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.pages import figures, report, tables, transfer
+from experiments.pages.report import Block, Reproduced, Section
+from experiments.pages.tables import NOTHING, count
+from experiments.runs import directory, search_flags, sources
+from experiments.runs.console import Cell, Table
+from experiments.runs.search_flags import Search
+from experiments.runs.settings import Settings
+from experiments.runs.tuned import Arm, Winner
+from experiments.transfer import Experiment
+from tljax.study import search, space
+from tljax.study.range_test import SHARE, Found
+from tljax.study.results import Result
+from tljax.study.search import Trial
+
+RATE = "learning_rate"
+
+
+class Study(NamedTuple):
+    """One study on the page: a strategy at a label budget."""
+
+    name: str
+    ranges: Sequence[space.Range]
+    trials: Sequence[Trial]
+    best: int
+    """Number of the trial that won."""
+
+
+def write(
+    folder: Path,
+    settings: Settings,
+    flags: Search,
+    winners: Mapping[Arm, Winner],
+    results: Sequence[Result],
+    base: Experiment,
+) -> list[str]:
+    """Write report.html; what is said below the table. `results` are the last fits of the winners."""
+    lines = [
+        (f"{arm.label}, {arm.budget}", line) for arm, winner in winners.items() for line in _of_winner(arm, winner)
+    ]
+    several = len({arm.budget for arm in winners}) > 1
+    studies = [
+        Study(
+            f"{arm.label}, {arm.budget}" if several else arm.label,
+            arm.ranges,
+            search.trials(winner.study),
+            winner.trial.number,
+        )
+        for arm, winner in winners.items()
+    ]
+    title, notes = sources.title_and_notes(base.made, base.source, base.target)
+    last = list(winners.values())[-1].made.workdir
+    environment = directory.recorded_environment(Path(last or "")) or {}
+    text = page(
+        f"search: {title}",
+        _lead(settings, flags, base),
+        studies,
+        results,
+        lines,
+        notes,
+        reproduced([*search_flags.to_flags(flags), *settings.flagfile_lines()], environment),
+    )
+    directory.replace(folder / "report.html", text)
+    return [*(f"{name}: {line}" for name, line in lines), *notes, f"report: {folder / 'report.html'}"]
+
+
+def reproduced(flags: Sequence[str], environment: Mapping[str, Any]) -> Reproduced:
+    """How the page of a search with these flagfile lines came about."""
+    command = "python -m experiments.search --flagfile=FLAGS --workdir=NEW"
+    return Reproduced(environment, "\n".join(flags), command)
+
+
+def _lead(settings: Settings, flags: Search, base: Experiment) -> str:
+    held = 100 * base.made.recipe.validation
+    seeds = f"{len(flags.trial_seeds)} seed{'s' * (len(flags.trial_seeds) > 1)}"
+    return (
+        f"{flags.trials} trials of each study, by {flags.sampler}, judged on {held:g} % of the training examples under "
+        f"{seeds} of the search's own. The winners were then trained on all training examples under the seeds "
+        f"{', '.join(map(str, settings.seeds))}, and measured on the test set:"
+    )
+
+
+def _of_winner(arm: Arm, winner: Winner) -> list[str]:
+    """The values of a winner, how many trials tie with it, and which of its values is at an edge."""
+    values = ", ".join(f"{name}={value}" for name, value in winner.trial.params.items())
+    shown = f"{100 * winner.trial.value:.2f}"
+    notes = [f"{values}; validation accuracy {shown} %"]
+    tied = [
+        trial.number
+        for trial in search.trials(winner.study)
+        if trial.accuracy is not None and f"{100 * trial.accuracy:.2f}" == shown and trial.number != winner.trial.number
+    ]
+    if tied:
+        several = f"{len(tied)} other trials have" if len(tied) > 1 else "another trial has"
+        notes.append(f"{several} this accuracy: trials.csv has their values")
+    for dimension in arm.ranges:
+        if edge := space.at_edge(dimension, winner.trial.params[dimension.name]):
+            notes.append(f"{dimension.name} is the {edge} of its range: widen it")
+    return notes
+
+
+BEST = (
+    "The values that won, what they gave on validation examples, and how many trials there were. At an edge of its "
+    "range a value may be better beyond: widen the range."
+)
+PROGRESS = "Points are trials, lines the best so far; crosses below are trials that diverged."
+CURVES = (
+    f"Trials against {RATE}, the best ringed; crosses at the edge diverged. Points are joined where nothing else was "
+    "searched; else the other values vary too."
+)
+RANGE = (
+    f"Loss on the batch of each step while the rate rises exponentially. The suggestion is {SHARE:g} of the rate at "
+    "which the smoothed loss is lowest. Source: Smith 2017, section 3.3, where the rate rises linearly."
+)
+
+
+@figures.style()
+def page(
+    title: str,
+    lead: str,
+    studies: Sequence[Study],
+    results: Sequence[Result],
+    lines: Sequence[tuple[str, str]],
+    notes: Sequence[str],
+    made: Reproduced,
+) -> str:
+    """HTML of a search: `results` are the winners' last fits, `lines` (study, what won), `notes` of the data."""
+    progress = figures.search_progress({study.name: study.trials for study in studies})
+    rates = [picture for study in studies for picture in _curves(study)]
+    sections = [
+        Section("Results", "results", _tuned(results, report.said(notes))),
+        Section("Best values", "best", [Block(BEST, _best(studies))]),
+        Section("The search", "search", report.figure(PROGRESS, [progress])),
+        Section("Learning rate", "rate", report.figure(CURVES, rates)),
+    ]
+    return report.render(report.brief(sections, notes), title=title, lead=lead, lists=[("", lines)], made=made)
+
+
+@figures.style()
+def range_page(name: str, lead: str, rates: np.ndarray, losses: np.ndarray, result: Found, made: Reproduced) -> str:
+    """HTML of a range test: `rates` and `losses` are those of its steps, [steps] both."""
+    picture = figures.range_test(name, rates, losses, result)
+    sections = [Section("Loss", "loss", report.figure(RANGE, [picture]))]
+    return report.render(sections, title=f"learning-rate range test: {name}", lead=lead, made=made)
+
+
+def _curves(study: Study) -> list[figures.Picture | None]:
+    """Accuracy and loss against the rate, if that was searched."""
+    return [
+        figures.searched_values(study.name, study.trials, RATE, field, dimension.kind == "log")
+        for dimension in study.ranges
+        if dimension.name == RATE and dimension.kind != "in"
+        for field in ("accuracy", "loss")
+    ]
+
+
+def _tuned(results: Sequence[Result], notes: str) -> list[Block]:
+    """A table a label budget, a row a strategy."""
+    caption = f"Tuned against tuned. {transfer.RESULTS}{notes}"
+    panels = transfer.panels(results).items()
+    return [Block(caption, tables.results(panel, heading), heading=heading) for heading, panel in panels]
+
+
+def _best(studies: Sequence[Study]) -> Table:
+    """The values that won, a row a study."""
+    names = list(dict.fromkeys(dimension.name for study in studies for dimension in study.ranges))
+    rows = []
+    for study in studies:
+        [won] = [trial for trial in study.trials if trial.number == study.best]
+        ends = {dimension.name: space.at_edge(dimension, won.values[dimension.name]) for dimension in study.ranges}
+        edges = {name: f"the {end} of its range" for name, end in ends.items() if end}
+        accuracy = NOTHING if won.accuracy is None else tables.percent(won.accuracy)
+        loss = NOTHING if won.loss is None else f"{won.loss:.3f}"
+        values = [Cell(searched(won.values.get(name)), edges.get(name, "")) for name in names]
+        measured = [Cell(accuracy), Cell(loss), _counted(study.trials)]
+        rows.append([Cell(study.name, f"trial {won.number}"), *values, *measured])
+    return Table("Best values", ["Study", *names, "Validation accuracy (%)", "Validation loss (nats)", "Trials"], rows)
+
+
+def _counted(trials: Sequence[Trial]) -> Cell:
+    """How many trials there are that count, and what became of those that gave no accuracy."""
+    pruned = sum(trial.state == "PRUNED" for trial in trials)
+    diverged = sum(trial.diverged for trial in trials)
+    complete = sum(trial.state == "COMPLETE" for trial in trials)
+    words = [f"{number} {what}" for number, what in ((diverged, "diverged"), (pruned, "pruned")) if number]
+    return Cell(count(complete + pruned), ", ".join(words))
+
+
+def searched(value: Any) -> str:
+    """A searched value as it is shown.
+
+    >>> searched(0.0123456), searched("relu")
+    ('0.01235', 'relu')
+    """
+    return NOTHING if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

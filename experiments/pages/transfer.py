@@ -1,0 +1,228 @@
+"""The page and the table that a run of experiments.transfer ends with; its parts serve the pages of studies too."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from experiments.pages import figures, tables
+from experiments.pages.report import Block, Reproduced, Section, brief, figure, render, reproduced, said
+from experiments.pages.tables import count, percent, ranged, signed
+from experiments.runs import console, directory, metrics, sources
+from experiments.runs.settings import Settings
+from experiments.runs.sources import Source
+from tljax import files
+from tljax.study import summary
+from tljax.study.results import Result
+from tljax.study.summary import Curves, Summary, listed
+from tljax.types import Task
+
+NO_TEST = "no test of significance was made"
+
+
+def show(settings: Settings, target: Task, source: Source | None, results: Sequence[Result], folder: Path) -> None:
+    """Write report.html and print the table; `results` are those of the target, `folder` is the run directory."""
+    title, notes = sources.title_and_notes(settings, source, target)
+    identities = set(source.identity.values()) if source else set()
+    pretrained = [result for result in directory.results(folder) if result.key in identities]
+    settled = summary.with_share(results, np.asarray(target.test.labels))
+    known = [result.source_accuracy for result in results if result.source_accuracy is not None]
+    notes += directory.mixed_environments(folder, [result.name for result in (*pretrained, *results)])
+    diverged = [str(result.seed) for result in pretrained if result.diverged]
+    if diverged:
+        notes.insert(
+            0, f"the source of seed {', '.join(diverged)} diverged: what was transferred is what it had before"
+        )
+    source_note = f"source's own test accuracy {100 * min(known):.2f} to {100 * max(known):.2f} %" if known else ""
+    every = [*pretrained, *settled]
+    curves = {each.name: curve for each in every if (curve := metrics.curves(folder, each.name)) is not None}
+    text = page(
+        every,
+        curves,
+        title=title,
+        source_note=source_note,
+        notes=notes,
+        made=reproduced(folder),
+        classes=target.classes,
+    )
+    file = folder / "report.html"
+    if not file.is_file() or file.read_bytes() != files.to_bytes(text):
+        directory.replace(file, text)
+    more = ["means and [ranges] over seeds; no test of significance was made", f"report: {file}"]
+    print_results(title, settled, [*([source_note] if source_note else []), *notes, *more])
+
+
+def print_results(title: str, results: Sequence[Result], notes: Sequence[str]) -> None:
+    """Print the one table at the end, a row for each strategy and label budget: means and ranges over seeds."""
+    groups = summary.summary(results)
+    lost = [
+        f"{group.name} at {group.train_examples:,} labels: "
+        + tables.diverged(group.diverged, group.seeds, group.counts_as)
+        for group in groups
+        if group.diverged
+    ]
+    narrow = console.is_narrow()
+    shown = tables.results_in_short(title, groups, narrow)
+    console.show(shown, [*lost, *([summary.COUNTS_AS] if lost else []), *notes], narrow)
+
+
+@figures.style()
+def page(
+    results: Sequence[Result],
+    curves: Curves,
+    *,
+    title: str,
+    source_note: str,
+    notes: Sequence[str],
+    made: Reproduced,
+    classes: Sequence[str] = (),
+) -> str:
+    """HTML of a run: `curves` are [points] arrays by a fit's name; every table says the `notes`."""
+    each = panels(results)
+    return render(
+        brief(_sections(each, results, curves, classes, said(notes)), notes),
+        title=title,
+        lead=_lead([group for panel in each.values() for group in panel]),
+        lists=[(heading, [(group.name, _in_words(group)) for group in panel]) for heading, panel in each.items()],
+        source_note=source_note,
+        made=made,
+    )
+
+
+RESULTS = (
+    "Means over seeds, ranges below them; differences are paired by seed. The calibration error is the expected one, "
+    "a fraction. A diverged fit counts as the share of the most frequent test class; it has no loss and no calibration."
+)
+LEARNING = (
+    "Accuracy at the end of each segment, on the test set (on the validation split where one was held out), and "
+    "training loss averaged over it. Lines are means over seeds, bands their range; diverged fits are left out."
+)
+BY_CLASS = "Test accuracy of each class in %, mean over the fits that did not diverge."
+CONFUSION = "Predicted class against true class in % of the true class, summed over the fits that did not diverge."
+SHARES = (
+    "Trained and frozen parameters of each strategy, leaf by leaf in the order of their paths; of phases, the one "
+    "that trains most."
+)
+SOURCES = (
+    "The fits that the transferred parameters come from: means over seeds on the source's own test set, ranges below "
+    "them; one that diverged enters none."
+)
+
+
+def _sections(
+    panels: Mapping[str, list[Summary]], results: Sequence[Result], curves: Curves, classes: Sequence[str], notes: str
+) -> list[Section]:
+    strokes = figures.strokes([group.name for panel in panels.values() for group in panel])
+    blocks: dict[str, list[Block]] = {"results": [], "learning": [], "class": [], "confusion": []}
+    for heading, panel in panels.items():
+        members = {group.name: group.members for group in panel}
+        where = f", {heading}" if heading else ""
+        blocks["results"].append(Block(RESULTS + notes, tables.results(panel, heading), heading=heading))
+        lines = [
+            figures.learning_curves(members, curves, field, where, strokes) for field in ("accuracy", "train_loss")
+        ]
+        blocks["learning"] += figure(LEARNING, lines, "grid", heading)
+        cells = figures.accuracy_by_class(members, classes, where)
+        blocks["class"] += figure(BY_CLASS + notes, [cells], "box wide", heading)
+        each = [figures.confusion(name, fits, classes, where) for name, fits in members.items()]
+        blocks["confusion"] += figure(CONFUSION + notes, each, "grid small", heading)
+    return [
+        Section("Results", "results", blocks["results"]),
+        Section("Learning curves", "learning", blocks["learning"]),
+        Section("Accuracy by class", "class", blocks["class"]),
+        Section("Confusion", "confusion", blocks["confusion"]),
+        trained([group for panel in panels.values() for group in panel]),
+        origins(results, notes),
+    ]
+
+
+def trained(panel: Sequence[Summary], heading: str = "") -> Section:
+    """The section of what each strategy trains."""
+    drawn = figure(SHARES, [figures.trained_shares(_parameters(panel))], "box wide", heading)
+    return Section("What was trained", "trained", drawn)
+
+
+def origins(results: Sequence[Result], notes: str) -> Section:
+    """The section of the sources' own fits."""
+    table = tables.sources(summary.sources(results))
+    return Section("Sources", "sources", [Block(SOURCES + notes, table)] if table.rows else [])
+
+
+def panels(results: Sequence[Result]) -> dict[str, list[Summary]]:
+    """Strategies of each target and budget, which are never averaged or compared, under a heading if several."""
+    groups = summary.summary(results)
+    several = len({group.source for group in groups} - {None}) > 1
+    panels: dict[tuple[str, int], list[Summary]] = {}
+    for group in groups:
+        origin = f" from {group.source}" if several and group.source is not None else ""
+        named = replace(group, name=group.strategy + origin)
+        panels.setdefault((group.target, group.train_examples), []).append(named)
+    return {_where(key, list(panels)) if len(panels) > 1 else "": panel for key, panel in panels.items()}
+
+
+def _where(key: tuple[str, int], keys: Sequence[tuple[str, int]]) -> str:
+    """The heading of a target and budget; the target is named only where there are several."""
+    target, budget = key
+    examples = f"{count(budget)} training examples"
+    return examples if len({name for name, _ in keys}) == 1 else f"{target}, {examples}"
+
+
+def _lead(panel: Sequence[Summary]) -> str:
+    """The first sentence: what was compared, over how many seeds, and what was not done."""
+    if not panel:
+        return "No fit of a target has been made yet."
+    scratch = [group for group in panel if _is_scratch(group)]
+    names = {group.name for group in panel if not _is_scratch(group)}
+    origins = listed([group.source for group in panel if group.source is not None])
+    targets = listed([group.target for group in panel])
+    ways = "1 strategy" if len(names) == 1 else f"{len(names)} strategies"
+    task = f"of transfer from {origins} to {targets}" if origins else f"on {targets}"
+    if not names:
+        compared = f"Training from scratch on {targets} was measured"
+    elif scratch:
+        compared = f"Training from scratch was compared with {ways} {task}"
+    else:
+        compared = f"Without training from scratch, there {'was' if len(names) == 1 else 'were'} measured {ways} {task}"
+    budgets = listed([count(group.train_examples) for group in panel])
+    difference = " and mean difference from scratch, paired by seed" if scratch and names else ""
+    return f"{compared}, at {budgets} training examples; mean test accuracy{difference} ({_seeds(panel)}; {NO_TEST}):"
+
+
+def _is_scratch(group: Summary) -> bool:
+    return group.members[0].strategy == "scratch"
+
+
+def _seeds(panel: Sequence[Summary]) -> str:
+    """How many seeds the ranges are over, as words."""
+    counted = [group.counted for group in panel if group.counted]
+    if not counted:
+        return "no fit reached the end"
+    low, high = min(counted), max(counted)
+    if high == 1:
+        return "1 seed, so no range"
+    return f"range over {high} seeds" if low == high else f"range over {low} to {high} seeds"
+
+
+def _in_words(group: Summary) -> str:
+    """What the lead says of a strategy, after its name."""
+    if group.accuracy is None:
+        return tables.state(group)
+    cell = ranged(group.accuracy, percent, group.counted > 1)
+    text = f"{cell.text} %" + (f" ({cell.below})" if cell.below else "")
+    if group.gain:
+        cell = ranged(group.gain, signed, group.gain_seeds > 1)
+        text += f", {cell.text} points from scratch" + (f" ({cell.below})" if cell.below else "")
+    return text + (f"; {tables.state(group)}" if tables.state(group) else "")
+
+
+def _parameters(panel: Sequence[Summary]) -> dict[str, list[tuple[str, int, int]]]:
+    """{strategy: (leaf, numbers, trained numbers) of each leaf}; of all leaves as one where they are not known."""
+    leaves: dict[str, list[tuple[str, int, int]]] = {}
+    for group in panel:
+        trained, total = group.trained_parameters, group.total_parameters
+        if group.leaves:
+            leaves.setdefault(group.name, [(name, size, part) for name, size, part in group.leaves])
+        elif trained is not None and total is not None:
+            leaves.setdefault(group.name, [("", total, trained)])
+    return leaves
