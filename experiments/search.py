@@ -246,7 +246,7 @@ def _hunt(
 
 def _judge(
     searched: search.Search,
-    now: Sequence[search.Trial],
+    now: Sequence[search.Running],
     todo: Sequence[tuple[Experiment, Any]],
     place: trials.Yard,
 ) -> None:

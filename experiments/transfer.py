@@ -31,7 +31,7 @@ from experiments.runs import (
 )
 from experiments.runs.settings import ExperimentFlags, Settings
 from experiments.runs.sources import Source
-from tljax import graft, masks, objective, plugins, seeds, train
+from tljax import graft, masks, objective, penalties, plugins, seeds, train
 from tljax.study.results import Result
 from tljax.train import gradients
 from tljax.types import InputError, Model, Task
@@ -124,8 +124,11 @@ def prepare(
     model = sources.model(made, len(target.classes))
     if source is None:
         methods.refuse_without_source(named, model)
-    if source and not source.fisher and any(term.name == "ewc" for term in objective.penalties(made.recipe.penalty)[0]):
-        raise InputError("--penalty=ewc needs the source's Fisher information: train the source with --save_fisher")
+    terms, _ = penalties.read(made.recipe.penalty)
+    if source and not source.fisher and (names := [term.name for term in terms if "fisher" in term.needs]):
+        raise InputError(
+            f"--penalty={names[0]} needs the source's Fisher information: train the source with --save_fisher"
+        )
     for fault in fits.faults(made, model, shape):
         execution.on_message(fault)
     todo = Experiment(made, source, target, model, named, execution)

@@ -9,12 +9,12 @@ from test_report import curve, fit
 
 from experiments.pages import compare as compare_page
 from experiments.pages import export, report
-from experiments.pages.report import Reproduced
+from experiments.pages.report import Provenance
 from tljax import evaluate
 from tljax.study.results import Result
 from tljax.study.verdicts import Comparison, Study
 
-MADE = Reproduced({"jax": "0.8"}, "--seeds=0", "run")
+PROVENANCE = Provenance({"jax": "0.8"}, "--seeds=0", "run")
 NAMES = ("zero", "one", "two")
 LEAVES = [("hidden_0/kernel", 30, 0), ("hidden_1/kernel", 20, 20), ("head/kernel", 10, 10)]
 CUTS = [{"redraw": "above", "copy": n, "freeze": frozen} for n in (1, 2) for frozen in (True, False)]
@@ -112,9 +112,9 @@ def study(extra: bool = True, **changes: Any) -> Study:
     return one._replace(**changes)
 
 
-def page(one: Study, classes: Any = MappingProxyType({}), title: str = "Digits", made: Any = MADE) -> str:
+def page(one: Study, classes: Any = MappingProxyType({}), title: str = "Digits", provenance: Any = PROVENANCE) -> str:
     """Its report, as HTML."""
-    return report.render(compare_page.sections(one, classes), title=title, lead=one.verdict, made=made)
+    return report.render(compare_page.sections(one, classes), title=title, lead=one.verdict, provenance=provenance)
 
 
 def files(one: Study, classes: Any = MappingProxyType({}), title: str = "Digits") -> dict[str, bytes]:

@@ -8,7 +8,7 @@ import browser
 import pytest
 from studies import NAMES, comparison, page, study
 
-from experiments.pages.report import Reproduced
+from experiments.pages.report import Provenance
 
 pytestmark = pytest.mark.slow
 
@@ -22,8 +22,8 @@ def report(tmp_path_factory) -> Path:
     file = tmp_path_factory.mktemp("report") / "report.html"
     one = study()
     long = study(family=[*one.family, comparison(LONG, 0.02, "positive", target="y" * 60)])
-    made = Reproduced({"jax": "z" * 200}, "--a=" + "b" * 300, "run")
-    file.write_text(page(long, {"clothes": NAMES}, made=made), encoding="utf-8")
+    provenance = Provenance({"jax": "z" * 200}, "--a=" + "b" * 300, "run")
+    file.write_text(page(long, {"clothes": NAMES}, provenance=provenance), encoding="utf-8")
     return file
 
 

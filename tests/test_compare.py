@@ -1,17 +1,23 @@
 """Comparing: a study in one run directory, resumed, tuned, judged further, and the same for fits made elsewhere."""
 
 import csv
+import dataclasses
+import json
+import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 from test_programs import arguments, command, results, snapshot
 
 from experiments import compare, report, search, transfer
 from experiments.pages import transfer as transfer_page
 from experiments.runs import directory, predictions, training
 from experiments.runs.settings import Settings, parse_flags
+from tljax.study.results import Result, to_json
 from tljax.types import InputError
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -41,6 +47,67 @@ def test_a_study_holds_all_fits_once_and_scratch_for_each_budget(done):
     assert longer == {20 + source[0][2]}
     (look,) = directory.read_record(done / "looks.json")["looks"]
     assert len(look) == 12 and directory.read_record(done / "study.json")["looks"] == 1
+
+
+PAGE = (Path(__file__).parent.parent / "experiments" / "README.md").read_text(encoding="utf-8")
+FILES, FIELDS = (re.findall(r"(?ms)^\| [^|]*\|[^|]*\|\n\|---\|---\|\n(.*?)\n\n", PAGE))[:2]
+
+
+def first_cells(table):
+    """The names in backquotes of the first column."""
+    return {name for row in table.splitlines() for name in re.findall("`([^`]+)`", row.split("|")[1])}
+
+
+def test_the_page_names_every_file_and_field_that_runs_leave(done, tasks, tmp_path):
+    named = {name.rstrip("/") for name in first_cells(FILES)}
+    flags = {"hidden": (8,), "steps": 4, "strategies": ("head_only",), "seeds": (0,)}
+    search.main(["search", *command(tasks, tmp_path, **flags), "--space=learning_rate:in:0.1,0.2", "--trials=1"])
+    left = {file.name for folder in (done, tmp_path / "w") for file in folder.iterdir()}
+    assert {"comparisons.csv", "looks.json", "final", "predictions"} < left <= named
+    assert set(directory.FOLDERS) - {"tables"} <= named
+    fields = {field for folder in (done, tmp_path / "w") for line in results(folder) for field in to_json(line)}
+    lines = [json.loads(line) for line in (done / "results.jsonl").read_text().splitlines()]
+    fields |= {field for line in lines for field in line}
+    assert fields - first_cells(FIELDS) == set()
+    known = {field.name for field in dataclasses.fields(Result)} | {"sha256", "train_penalty_0_l2"}
+    assert first_cells(FIELDS) <= known
+
+
+def test_predictions_hold_what_the_page_says(done):
+    for line in results(done):
+        with np.load(done / line.predictions) as arrays:
+            assert set(arrays) == {"probabilities", "labels"}
+            right = arrays["probabilities"].argmax(1) == arrays["labels"]
+            assert arrays["probabilities"].dtype == np.float32 and right.mean() == line.test_accuracy
+
+
+def test_an_interval_can_be_computed_by_hand_from_what_a_run_leaves(tasks, tmp_path):
+    """As section 8 of the page says it."""
+    compare.main(line(tasks, tmp_path, train_examples=("all",), seeds=(0, 1, 2), steps=10))
+    folder = tmp_path / "w"
+
+    def right(strategy, steps):
+        fits = [fit for fit in results(folder) if fit.strategy == strategy and fit.steps == steps]
+        files = [np.load(folder / fit.predictions) for fit in sorted(fits, key=lambda fit: fit.seed)]
+        return np.array([file["probabilities"].argmax(1) == file["labels"] for file in files], float)
+
+    d = right("full", 10) - right("scratch", 10)
+    n, m = d.shape
+    rows, columns = d.mean(1), d.mean(0)
+    rest = d - rows[:, None] - columns[None] + d.mean()
+    a = m * rows.var(ddof=1)
+    b = n * columns.var(ddof=1)
+    e = (rest**2).sum() / ((n - 1) * (m - 1))
+    with open(folder / "comparisons.csv") as table:
+        judged = next(csv.DictReader(table))
+    assert float(judged["mean"]) == pytest.approx(d.mean())
+    limit = (n - 1) * a / stats.chi2.ppf(0.1, n - 1)
+    spread = limit**2 / (n - 1) + (b**2 + e**2 / (n - 1) if b > e else 0) / (m - 1)
+    degrees = (limit + max(b - e, 0)) ** 2 / spread
+    half = stats.t.ppf(0.975, degrees) * np.sqrt((a + max(b - e, 0)) / (n * m))
+    assert a > e, "the floor of A would enter"
+    bounds = np.clip([d.mean() - half, d.mean() + half], -1, 1)
+    np.testing.assert_allclose([float(judged["low"]), float(judged["high"])], bounds, rtol=1e-6)
 
 
 def test_fits_are_judged_on_further_test_sets_and_on_the_source_with_its_head(done):

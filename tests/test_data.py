@@ -156,9 +156,9 @@ def test_missing_files_and_folders_are_named(manual: Path, tmp_path: Path) -> No
     (manual / "mnist" / "t10k-labels-idx1-ubyte.gz").unlink()
     with pytest.raises(InputError, match=r"lacks t10k-labels-idx1-ubyte.gz.*train-images-idx3-ubyte.gz"):
         load("mnist", data_dir=tmp_path, manual_dir=manual)
-    with pytest.raises(InputError, match=r"--manual_dir.*no folder 'kmnist'.*train-images-idx3-ubyte.gz"):
+    with pytest.raises(InputError, match=r"manual_dir.*no folder 'kmnist'.*train-images-idx3-ubyte.gz"):
         load("kmnist", data_dir=tmp_path, manual_dir=manual)
-    with pytest.raises(InputError, match=r"--manual_dir=.*is no folder"):
+    with pytest.raises(InputError, match=r"manual_dir=.*is no folder"):
         load("mnist_10k", manual_dir=tmp_path / "nowhere")
 
 
@@ -197,7 +197,7 @@ def test_stray_options_and_words_are_refused_with_what_there_is() -> None:
         load("mnist_10k:word")
     with pytest.raises(InputError, match="'cifar10' has no option 'tain'; nearest: 'train=SPLIT'"):
         load("cifar10:tain=train")
-    with pytest.raises(InputError, match="--image_shape"):
+    with pytest.raises(InputError, match="image_shape"):
         load("mnist_10k", image_shape=(28, 0, 1))
 
 

@@ -97,7 +97,7 @@ def test_a_crash_while_writing_leaves_nothing(manual: Path, tmp_path: Path, monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(cache.np, "save", full)
-    with pytest.raises(InputError, match=r"No space left.*--data_dir"):
+    with pytest.raises(InputError, match=r"No space left.*data_dir"):
         load("mnist", data_dir=tmp_path / "data", manual_dir=manual)
     assert not list((tmp_path / "data" / "tljax").iterdir())
 
@@ -127,7 +127,7 @@ def test_two_processes_at_once_agree(tmp_path: Path) -> None:
 
 def test_a_data_dir_that_cannot_be_written_is_named(manual: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"cannot be written.*--data_dir"):
+    with pytest.raises(InputError, match=r"cannot be written.*data_dir"):
         load("mnist", data_dir=tmp_path / "file" / "data", manual_dir=manual)
 
 

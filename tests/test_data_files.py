@@ -53,7 +53,7 @@ def test_a_picture_added_removed_or_changed_is_noticed(pictures: Path, tmp_path:
 def test_sizes_that_differ_need_image_shape(pictures: Path, tmp_path: Path) -> None:
     odd = pictures / "test" / "dog" / "odd.png"
     Image.fromarray(PIXELS[10]).resize((9, 9)).save(odd)
-    with pytest.raises(InputError, match=r"odd.png' is 9x9x3, the first 6x4x3.*--image_shape"):
+    with pytest.raises(InputError, match=r"odd.png' is 9x9x3, the first 6x4x3.*image_shape"):
         load(f"folder:{pictures}", data_dir=tmp_path)
     grey = load(f"folder:{pictures}", data_dir=tmp_path, image_shape=(5, 5, 1))
     assert grey.train.images.shape == (6, 5, 5, 1)

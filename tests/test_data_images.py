@@ -95,7 +95,7 @@ def test_sixteen_bits_and_damaged_pictures_are_refused() -> None:
 
 def test_pictures_of_many_sizes_need_a_shape() -> None:
     pictures = [("a", PICTURES[0]), ("b", PICTURES[1, :10])]
-    with pytest.raises(InputError, match=r"b is 10x20x4, the first 24x20x4: .*--image_shape"):
+    with pytest.raises(InputError, match=r"b is 10x20x4, the first 24x20x4: .*image_shape"):
         gather(pictures, 2, None)
     got = gather(pictures, 2, (24, 20, 3))
     np.testing.assert_array_equal(got[0], PICTURES[0, ..., :3])

@@ -110,7 +110,7 @@ def test_name_and_config(tmp_path: Path) -> None:
 
 def test_sizes_that_differ_need_image_shape_and_colour_becomes_grey(tmp_path: Path) -> None:
     make(tmp_path, {"train": [record(r, 8 - r % 2) for r in range(20)], "test": [record(r) for r in range(20, 30)]})
-    with pytest.raises(InputError, match=r"picture 1 of train is 7x6x3, the first 8x6x3.*--image_shape"):
+    with pytest.raises(InputError, match=r"picture 1 of train is 7x6x3, the first 8x6x3.*image_shape"):
         load("tljax_tiny", data_dir=tmp_path)
     task = load("tljax_tiny", data_dir=tmp_path, image_shape=(8, 6, 1))
     assert task.train.images.shape == (20, 8, 6, 1)
@@ -157,7 +157,7 @@ def test_a_data_set_prepared_in_another_format_is_named(tmp_path: Path) -> None:
             file.rename(folder / file.name.replace("array_record", "tfrecord"))
     info = folder / "dataset_info.json"
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
-    with pytest.raises(InputError, match=r"prepared as tfrecord, which needs TensorFlow.*--data_dir"):
+    with pytest.raises(InputError, match=r"prepared as tfrecord, which needs TensorFlow.*data_dir"):
         load("tljax_tiny", data_dir=tmp_path)
 
 
@@ -203,7 +203,7 @@ def test_without_a_network_the_way_by_hand_is_named_at_once(tmp_path: Path, monk
 
     monkeypatch.setattr("socket.getaddrinfo", unknown)
     monkeypatch.setattr("urllib.request.getproxies", dict)
-    with pytest.raises(InputError, match=r"fashion-mnist.* cannot be reached: connect, or .*--manual_dir=DIR"):
+    with pytest.raises(InputError, match=r"fashion-mnist.* cannot be reached: connect, or .*manual_dir=DIR"):
         load("fashion_mnist", data_dir=tmp_path)
     with pytest.raises(InputError, match=r"cannot be reached: connect, or prepare it elsewhere"):
         load("cifar10", data_dir=tmp_path)
@@ -218,7 +218,7 @@ def test_a_failed_download_and_a_wrong_checksum_name_the_way_by_hand(
     monkeypatch.setattr(ours, "_unreachable", lambda urls: "")
     monkeypatch.setattr(tfds.download.DownloadManager, "download", fail)
     with pytest.raises(
-        InputError, match=r"'mnist' could not be prepared \(connection reset\).*--manual_dir=DIR"
+        InputError, match=r"'mnist' could not be prepared \(connection reset\).*manual_dir=DIR"
     ) as error:
         load("mnist", data_dir=tmp_path)
     assert "\n" not in str(error.value)
@@ -237,7 +237,7 @@ def test_a_builder_that_needs_tensorflow_names_the_extra(tmp_path: Path, monkeyp
         return self.extract(packed)
 
     monkeypatch.setattr(tfds.download.DownloadManager, "download_and_extract", unpack)
-    with pytest.raises(InputError, match=r"pip install 'tljax\[tensorflow\]'.*array_record.*--data_dir") as error:
+    with pytest.raises(InputError, match=r"pip install 'tljax\[tensorflow\]'.*array_record.*data_dir") as error:
         load("emnist/digits", data_dir=tmp_path)
     assert "\n" not in str(error.value)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tljax import evaluate, masks, models, objective, optimizers, train
+from tljax import evaluate, masks, models, objective, optimizers, penalties, train
 from tljax.data import draw
 from tljax.models import linen
 from tljax.train import loop, vectorize
@@ -101,7 +101,7 @@ def test_on_the_features_of_a_frozen_prefix_as_well(how, on_one_device):
 @pytest.mark.parametrize("how", ["pmap", pytest.param("jit data:8", marks=pytest.mark.slow)])
 def test_batches_smaller_than_the_devices_with_penalties_and_smoothing(how):
     """Five examples on eight devices; R of the parameters counts once, R of the features is a mean over the batch."""
-    terms = tuple(map(objective.Penalty, ("l2", "l1", "behaviour")))
+    terms, _ = penalties.read("l2:weight=1,l1:weight=1,behaviour:weight=1")
     spec = train.Spec(MODEL, SPEC.loss, OPTIMIZER, terms, smooth_labels=True)
     group = fits("full", 5, weights=({"weight": 0.1}, {"weight": 0.01}, {"weight": 0.1}), smoothing=0.2)
     assert_near(outcome(group, DIVIDED[how], spec), outcome(group, train.Execution(), spec))

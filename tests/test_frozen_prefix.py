@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tljax import masks, models, objective, optimizers, plugins, train
+from tljax import masks, models, objective, optimizers, penalties, plugins, train
 from tljax.data import draw
 from tljax.models.linen import stage
 from tljax.train import features
@@ -53,7 +53,7 @@ def fitted(model, fits, cache, optimizer="sgd", merge=None, messages=None):
     """Parameters [trials, ...] and losses of a group, with and without a cache of features."""
     optimizer_spec, numbers = optimizers.spec(optimizer, clip=0.5)
     spec = train.Spec(
-        model, objective.loss("softmax_cross_entropy"), optimizer_spec, (objective.Penalty("l2"),), merge=merge
+        model, objective.loss("softmax_cross_entropy"), optimizer_spec, penalties.read("l2:weight=1")[0], merge=merge
     )
     fits = [fit._replace(numbers={**fit.numbers, **numbers}) for fit in fits]
     execution = train.Execution(cache=cache, on_message=(messages if messages is not None else []).append)

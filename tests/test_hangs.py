@@ -157,7 +157,7 @@ def test_without_a_home_what_needs_one_says_so_and_the_rest_goes_on(monkeypatch,
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("pwd.getpwuid", nobody)
     assert data.load("mnist_10k").train.images.shape == (10000, 28, 28, 1)
-    with pytest.raises(InputError, match=r"--data_dir='~/tensorflow_datasets': .* no home"):
+    with pytest.raises(InputError, match=r"data_dir='~/tensorflow_datasets': .* no home"):
         data.load(str(tmp_path / "x.npz"))
     for name in ("~nosuchuser/x.npz", "folder:~nosuchuser/x"):
         with pytest.raises(InputError, match=r"'~nosuchuser/x.*': there is no such user"):

@@ -285,7 +285,7 @@ def test_masks_that_were_changed_are_set_aside_and_their_fit_is_trained_again(co
 
 @pytest.mark.parametrize("text", ["=1+1", "+cmd", "-cmd", "@SUM(A1)"])
 def test_no_cell_of_a_csv_file_is_a_formula(text):
-    told = search.Trial(0, "COMPLETE", 0.5, 0.5, 0.1, False, text, "", "", {text: text, "rate": -0.5})
+    told = search.TrialRecord(0, "COMPLETE", 0.5, 0.5, 0.1, False, text, "", "", {text: text, "rate": -0.5})
     tables = [
         export.trials({(text, text): [told]}),
         export.table([{text: text, "gain": -0.5}]),

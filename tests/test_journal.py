@@ -55,7 +55,7 @@ def test_a_journal_cut_anywhere_in_its_last_two_lines_goes_on_and_loses_what_was
         searched = opened(file, [])
         for trial in searched.study.get_trials(deepcopy=False):
             if trial.state.name == "RUNNING":  # its process is gone
-                search.give_back(searched.study, search.Asked(trial, {}))
+                search.give_back(searched.study, search.Running(trial, {}))
         grown(searched, 3)
         assert sorted(map(str, finished(searched))) == sorted(map(str, before))
         assert finished(opened(file, [])) == finished(searched)

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from tljax import evaluate, masks, models, objective, optimizers, train
+from tljax import evaluate, masks, models, objective, optimizers, penalties, train
 from tljax.data import draw
 from tljax.train import vectorize
 
@@ -19,7 +19,7 @@ DATA = train.load(IMAGES, LABELS)
 MODEL = models.build("mlp", 3, hidden=(6,), activation="relu")
 OPTIMIZER, NUMBERS = optimizers.spec("sgd", momentum=0.5, clip=0.5)
 SPEC = train.Spec(
-    MODEL, objective.loss("softmax_cross_entropy"), OPTIMIZER, (objective.Penalty("l2"),), smooth_labels=True
+    MODEL, objective.loss("softmax_cross_entropy"), OPTIMIZER, penalties.read("l2:weight=1")[0], smooth_labels=True
 )
 DEVICES = tuple(jax.devices())
 STEPS = 50

@@ -58,7 +58,7 @@ def test_equal_flags_give_one_object():
     [
         ({"name": "mpl"}, "unknown model 'mpl'; nearest: 'mlp'"),
         ({"activation": "rely"}, "unknown activation 'rely'; nearest: 'relu'"),
-        ({"hidden": (512, 0)}, "--hidden=512,0: a width is at least 1"),
+        ({"hidden": (512, 0)}, "hidden=512,0: a width is at least 1"),
         ({"name": "mlp:depth=3"}, "has no option 'depth'"),
         ({"name": "mlp:hidden=3"}, "has no option 'hidden'"),
     ],

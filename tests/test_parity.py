@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tljax import masks, models, objective, optimizers, paths, plugins, train
+from tljax import masks, models, objective, optimizers, paths, penalties, plugins, train
 from tljax.data import draw
 from tljax.types import Context, Phase
 
@@ -38,7 +38,7 @@ def trained_by_tljax(strategy, optimizer):
     name = "sgd" if optimizer == "momentum" else optimizer
     optimizer_spec, numbers = optimizers.spec(name, momentum=momentum, weight_decay=decay, clip=CLIP)
     text = f"l2_sp:weight={ALPHA}:beta={BETA}" if strategy == "l2_sp" else ""
-    terms, weights = objective.penalties(text)
+    terms, weights = penalties.read(text)
     spec = train.Spec(model, objective.loss("softmax_cross_entropy"), optimizer_spec, terms)
     rates = np.full(STEPS, RATE, np.float32)
     fit = train.Fit(params, phases, order, rates, weights, numbers, jax.random.key(0), fresh)

@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from experiments import rank, transfer, zoo
 from experiments.pages import figures, tables
 from experiments.pages import ranking as ranking_page
-from experiments.pages.report import Reproduced
+from experiments.pages.report import Provenance
 from experiments.runs import cards, directory, scores, training
 from experiments.runs.console import Cell
 from experiments.runs.settings import Settings
@@ -361,7 +361,7 @@ def test_pictures_hold_every_score_source_and_target(monkeypatch):
     assert drawn == [1, 1, 4, 4]  # of two targets, the trivial apart
     left, right = figures.ranking_intervals(board())[0].axes
     assert [label.get_text() for label in left.get_yticklabels()] == ["flat", "<knn>"] and len(right.lines) == 2 + 2 + 1
-    html = ranking_page.page([board()], ["a note"], Reproduced())
+    html = ranking_page.page([board()], ["a note"], Provenance())
     assert "&lt;knn&gt;" in html and "<knn>" not in html and "a note." in html
     assert "not told apart from &lt;knn&gt;: none" in html
 

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 PROJECT = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", TEXT + PROJECT, re.S) for line in block.splitlines()]
-[STRATEGY, LOOP], [ELSEWHERE] = (re.findall(r"```python\n(.*?)```", text, re.S) for text in (TEXT, PROJECT))
+[STRATEGY, LOOP], [WEIGHTS, ELSEWHERE] = (re.findall(r"```python\n(.*?)```", text, re.S) for text in (TEXT, PROJECT))
 PROGRAMS = {
     f"experiments.{program.__name__.split('.')[-1]}": program.main
     for program in (check, compare, export, features, predict, pretrain, rank, report, search, transfer, zoo)
@@ -57,6 +57,8 @@ def test_the_other_commands_run(tmp_path, monkeypatch, capsys):
         assert (python, dash) == ("python", "-m")
         if "--manual_dir=DIR" in arguments:
             continue
+        if "--source_checkpoint=net.npz" in arguments:
+            exec(WEIGHTS, {})
         if "--results=theirs.csv" in arguments:
             exec(ELSEWHERE.replace("range(5)", "range(2)").replace("[:200]", "[:60]"), {})
         quick = (
@@ -68,7 +70,7 @@ def test_the_other_commands_run(tmp_path, monkeypatch, capsys):
         enough = ("--steps=10",) if "--lr_range_test" in arguments else ()
         PROGRAMS[program]([program, *arguments, *quick, *fewer, *enough])
         ran += 1
-    assert ran == 18
+    assert ran == 19
     assert "mine.py:strategy" in capsys.readouterr().out
 
 
@@ -93,6 +95,17 @@ def test_the_commands_on_the_complete_data_run(complete_data, tmp_path, monkeypa
             own = [f"--data_dir={tmp_path / 'data'}", "--steps=3", f"--seeds={seeds}", *FEWER[program]]
             PROGRAMS[program]([program, *arguments, *own])
     assert "undecided" in capsys.readouterr().out
+
+
+def test_the_weights_of_the_page_become_the_leaves_that_its_card_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    exec(WEIGHTS, {})
+    [line] = [line for line in COMMANDS if "--source_checkpoint=net.npz" in line]
+    transfer.main(shlex.split(line)[2:])
+    rows = [row.split() for row in capsys.readouterr().out.splitlines()]
+    assert ["hidden_0/kernel", "net.0.weight", "renamed", "784x16", "float32", "1"] in rows
+    assert ["hidden_0/bias", "net.0.bias", "renamed", "16", "float32", "1"] in rows
+    assert ["-", "net.2.weight", "dropped", "16x10", "float32", "1"] in rows
 
 
 def test_the_strategy_is_one_of_ten_lines():

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 TEXT = (Path(__file__).parent.parent / "tljax/strategies/README.md").read_text(encoding="utf-8")
 CODE = re.findall(r"```python\n(.*?)```", TEXT.partition("## The masks in a training loop")[2], re.S)
-LOOP, *RECIPES, NNX_OPTIMIZER, ORBAX, STACKED = CODE
+LOOP, *RECIPES, NNX_OPTIMIZER, ORBAX, NNX_ORBAX, STACKED = CODE
 WORDS = ("flax.linen", "nnx", "equinox")
 # A large eps, since the gradient of a key's bias in attention is nothing but rounding, which Adam would blow up.
 TX = optax.adamw(1e-2, weight_decay=0.1, eps=1e-3)
@@ -124,6 +124,33 @@ def test_a_train_state_goes_on_from_orbax_with_the_same_bits(tmp_path):
     assert bits(again) == bits(state)
     assert bits(again.params["layers_0"]) == bits(scope["params"]["layers_0"])
     assert bits(again.params["layers_2"]) != bits(scope["params"]["layers_2"])
+
+
+def test_an_nnx_module_goes_on_from_orbax_with_the_same_bits_and_the_same_dropout(tmp_path):
+    scope: dict = {}
+    exec(NNX_ORBAX, scope)
+    network, trainer = scope["create"]()
+    start = scope["arrays"](scope["nnx"].state((network, trainer)))
+    for done in range(6):
+        if done == 3:
+            scope["save"](tmp_path / "state", network, trainer)
+        scope["step"](network, trainer)
+    again = scope["restore"](tmp_path / "state")
+    assert int(again[1].step[...]) == 3
+    for _ in range(3):
+        scope["step"](*again)
+    end, other = (scope["arrays"](scope["nnx"].state(pair)) for pair in ((network, trainer), again))
+    assert bits(end) == bits(other) and len(end) == len(start) > 15
+    moved = {path for path in start if bits(start[path]) != bits(end[path])}
+    assert not any(path.startswith("0/hidden") for path in moved)  # frozen
+    assert {"0/norm/mean/value", "0/drop/rngs/count/value", "0/head/kernel/value"} <= moved
+    # With other random numbers, or running statistics that are not taken up, it would not be the same.
+    third = scope["restore"](tmp_path / "state")
+    third[0].drop.rngs.count[...] = 0
+    scope["step"](*third)
+    fourth = scope["restore"](tmp_path / "state")
+    scope["step"](*fourth)
+    assert bits(scope["nnx"].state(third[0].head)) != bits(scope["nnx"].state(fourth[0].head))
 
 
 def test_stacked_layers_are_freed_one_after_another_and_the_others_keep_their_bytes():

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from experiments.pages import figures, tables
-from experiments.pages.report import Reproduced
+from experiments.pages.report import Provenance
 from experiments.pages.transfer import page
 from tljax.study.results import Result
 from tljax.study.summary import sources, summary
@@ -21,7 +21,7 @@ WORDS: dict[str, Any] = {
     "title": "MNIST to Fashion-MNIST",
     "source_note": "One source for each seed.",
     "notes": ["10,000 training images; not the complete data set"],
-    "made": Reproduced(
+    "provenance": Provenance(
         {"jax": "0.8", "devices": ["cpu:0", "cpu:1"], "data": {"mnist": "ab12"}},
         "--seeds=0,1,2\n--target=b",
         "python -m experiments.transfer --flagfile=flags.flags",
@@ -148,7 +148,7 @@ def test_the_page_states_its_numbers(full_page: str) -> None:
     assert "range over 2 seeds; no test of significance was made" in words
     assert "last_k:k=2: 73.00 % (71.00 to 75.00), +2.00 points from scratch (\N{MINUS SIGN}1.00 to +5.00)" in words
     assert "97.0" in words and "25.0 %" in words
-    for text in ("cpu:0, cpu:1", "mnist ab12", "--seeds=0,1,2", WORDS["made"].command, WORDS["source_note"]):
+    for text in ("cpu:0, cpu:1", "mnist ab12", "--seeds=0,1,2", WORDS["provenance"].command, WORDS["source_note"]):
         assert text in words
     tables = full_page.count("<table>")
     assert tables == 2
@@ -183,7 +183,7 @@ def test_hostile_names_are_only_text() -> None:
     row = fit(hostile, 0, 0.7, source=hostile, target=hostile, options={hostile: hostile})
     words: dict[str, Any] = dict.fromkeys(("title", "source_note"), hostile)
     words |= {"notes": [hostile], "classes": [hostile] * 3}
-    words |= {"made": Reproduced({hostile: [hostile], "data": {hostile: hostile}}, hostile, hostile)}
+    words |= {"provenance": Provenance({hostile: [hostile], "data": {hostile: hostile}}, hostile, hostile)}
     text = page([row], {row.name: curve(0.1, 0.2)}, **words)
     assert "<script" not in text and "&lt;script&gt;" in text
     pictures = [base64.b64decode(code) for code in re.findall(r"base64,([^\"]*)", text)]

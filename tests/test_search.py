@@ -287,7 +287,7 @@ def test_a_trial_that_two_processes_try_again_is_tried_once():
     made = studies.opened("twice", None, "Random", "Nop", 0, 60.0, {})
     first, second = studies.ask(made, ranges, 2, 2)
     studies.give_back(made.study, first)
-    made.study.enqueue_trial(first.trial.params, user_attrs={"again": first.trial.number})
+    made.study.enqueue_trial(first.handle.params, user_attrs={"again": first.handle.number})
     studies.tell(made.study, second, 0.5)
     asked = studies.ask(made, ranges, 4, 2)
     assert [one.chosen for one in asked] == [first.chosen]

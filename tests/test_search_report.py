@@ -15,7 +15,7 @@ from test_search import line, study_of
 from experiments import search, transfer
 from experiments.pages import export, figures
 from experiments.pages import search as search_page
-from experiments.pages.report import Reproduced
+from experiments.pages.report import Provenance
 from experiments.runs import directory, flags, search_flags, tuned
 from experiments.runs.settings import Settings, parse_flags
 from tljax import train
@@ -31,7 +31,7 @@ def told(number, rate, accuracy, loss, **more):
     odd = accuracy is None
     own = {"owner": "process 1 on x", "begin": "2026-11-23T08:00:00", "end": "2026-11-23T08:00:01", **more}
     value = 0.0 if odd else accuracy
-    return studies.Trial(number, "COMPLETE", value, accuracy, loss, odd, **own, values={"learning_rate": rate})
+    return studies.TrialRecord(number, "COMPLETE", value, accuracy, loss, odd, **own, values={"learning_rate": rate})
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_trials_that_did_not_end_or_were_given_up_are_told_too():
     ranges = (space.parse("momentum:between:0:1"),)
     made = studies.opened("states", None, "Random", "Nop", 0, 60.0, {})
     pruned, failed, running = studies.ask(made, ranges, 3, 3)
-    pruned.trial.report(0.25, 1)
+    pruned.handle.report(0.25, 1)
     studies.tell(made.study, pruned, 0.25, pruned=True)
     studies.give_back(made.study, failed)
     found = studies.trials(made.study)
@@ -169,7 +169,7 @@ def test_pictures_say_the_best_and_where_it_diverges(no_pictures):
 
 def test_the_page_says_which_value_is_at_an_edge(no_pictures):
     ranges = (space.parse("learning_rate:log:1e-3:0.1"),)
-    made = Reproduced({"jax": "1"}, "--x=1", "python")
+    made = Provenance({"jax": "1"}, "--x=1", "python")
     study = search_page.Study("last_k:k=<2>", ranges, STUDY, 1)
     text = search_page.page("a <b>", "Lead.", [study], [], [("full", "said")], ["a note"], made)
     assert "the highest of its range" in visible(text)
@@ -183,7 +183,7 @@ def test_pages_are_drawn_without_network():
     import base64
     import xml.etree.ElementTree as ET
 
-    made = Reproduced({"jax": "1"}, "--x=1", "python")
+    made = Provenance({"jax": "1"}, "--x=1", "python")
     study = search_page.Study("full", (space.parse("learning_rate:log:1e-3:10"),), STUDY, 1)
     rates = range_test.rates(1e-3, 10, 40)
     losses = 0.5 + np.abs(np.log10(rates))

@@ -491,19 +491,19 @@ def test_paths_in_a_flagfile_are_found_from_its_folder(tasks, tmp_path, monkeypa
 def test_a_caption_says_once_what_a_page_repeats():
     notes = ["untuned: every strategy has the same hyper-parameters", "one " * 30, "two " * 30]
     body = "Means over seeds, ranges below them; differences are paired by seed and so on and on."
-    block = pages.Block(body + pages.said(notes))
+    block = pages.Block(body + pages.sentences(notes))
     first, second = pages.brief([pages.Section("A", "a", [block, block]), pages.Section("B", "b", [block])], notes)
     assert first.blocks[0].caption == block.caption
     assert first.blocks[1].caption == f"As above. {notes[0]}. Further notes are at the first table."
     assert second.blocks[0].caption == f"{body} {notes[0]}. Further notes are at the first table."
-    short = pages.Block("Short." + pages.said(notes[:1]))
+    short = pages.Block("Short." + pages.sentences(notes[:1]))
     assert pages.brief([pages.Section("A", "a", [short, short])], notes[:1])[0].blocks == [short, short]
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.02, 0.036), (0.02, 0.0212), (1e-4, 1.0), (0.9, 1.1)])
 def test_the_axes_of_a_search_have_numbers(low, high):
     trials = [
-        studies.Trial(
+        studies.TrialRecord(
             *(i, "COMPLETE", 0.5, 0.5 + 0.01 * i, 1.0 - 0.01 * i, False),
             owner="p",
             begin="2026-11-23T08:00:00",

@@ -21,7 +21,7 @@ from test_programs import arguments, command
 from experiments import report, transfer
 from experiments.runs import console, process
 from experiments.runs.settings import Settings, parse_flags
-from tljax import checkpoint, files, masks, npz, objective, optimizers, switches
+from tljax import checkpoint, files, masks, npz, optimizers, penalties, switches
 from tljax.types import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -130,7 +130,7 @@ def test_a_running_mean_that_nothing_enters_is_refused(optimizer):
 
 
 def test_a_momentum_is_below_1_as_its_help_says():
-    with pytest.raises(InputError, match=r"--momentum=1\.0: it must be at least 0 and below 1"):
+    with pytest.raises(InputError, match=r"momentum=1\.0: it must be at least 0 and below 1"):
         optimizers.spec("sgd", momentum=1.0)
     assert optimizers.spec("sgd", momentum=0.999)[1] == {"momentum": 0.999}
     for name in optimizers.names():  # what optax has as its defaults is let through
@@ -145,7 +145,7 @@ def test_numbers_that_float32_has_not_are_refused_before_jax_warns(number):
         lambda: optimizers.spec("sgd", clip=number),
         lambda: optimizers.spec("sgd", momentum=number),
         lambda: optimizers.rates("constant", number, 0.0, 3),
-        lambda: objective.penalties(f"l2:weight={number}"),
+        lambda: penalties.read(f"l2:weight={number}"),
         lambda: masks.lint({"w": np.ones(2, np.float32)}, {"w": number}),
         lambda: masks.lint({"w": np.ones(2, np.float32)}, {"w": np.array([1.0, number])}),
     ]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tljax import masks, models, objective, optimizer, optimizers, train
+from tljax import masks, models, objective, optimizer, optimizers, penalties, train
 from tljax.data import draw
 from tljax.train import gradients, loop, vectorize
 from tljax.train.step import Hyper
@@ -25,7 +25,7 @@ DATA = train.load(IMAGES, LABELS)
 def fitted(mask_of, *, seeds=(0,), batch=16, steps=12, ends=None, penalty="", recipe=None, model=MODEL, rate=0.1):
     """The last state and the logs of a group."""
     optimizer_spec, numbers = optimizers.spec(**{"name": "sgd", **(recipe or {})})
-    terms, weights = objective.penalties(penalty)
+    terms, weights = penalties.read(penalty)
     fits = []
     for seed in seeds:
         params = models.init(model, jax.random.key(seed), (3, 4, 1))
@@ -399,7 +399,7 @@ def test_gradients_equal_those_of_each_example_example_by_example():
 def test_a_penalty_towards_the_source_keeps_a_fit_nearer_to_it(penalty):
     def distance(text):
         optimizer_spec, numbers = optimizers.spec("sgd")
-        terms, weights = objective.penalties(text)
+        terms, weights = penalties.read(text)
         spec = train.Spec(MODEL, objective.loss("softmax_cross_entropy"), optimizer_spec, terms)
         params = models.init(MODEL, jax.random.key(0), (3, 4, 1))
         order = lambda a, b: draw.order(0, 50, 16, a, b, epochs=True, subset=None)  # noqa: E731
@@ -418,7 +418,7 @@ def test_a_penalty_towards_the_source_keeps_a_fit_nearer_to_it(penalty):
 
 
 def test_ewc_without_fisher_information_says_what_to_do():
-    with pytest.raises(InputError, match="--save_fisher"):
+    with pytest.raises(InputError, match="penalty 'ewc' needs the source's Fisher information"):
         fitted(everything, penalty="ewc:weight=1")
 
 

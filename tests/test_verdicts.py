@@ -238,7 +238,7 @@ def test_the_table_of_a_transfer_says_what_diverged_fits_count_as(failing, tasks
     transfer_page.print_results("title", settled, [])
     said = capsys.readouterr().out
     assert "3 of 3 fits diverged and count as 35.0 %" in said and summary.COUNTS_AS in said
-    text = visible(transfer_page.page(settled, {}, title="t", source_note="", notes=[], made=pages.Reproduced()))
+    text = visible(transfer_page.page(settled, {}, title="t", source_note="", notes=[], provenance=pages.Provenance()))
     assert "3 of 3 fits diverged and count as 35.0 %" in text and "enter no mean" not in text
 
 
@@ -298,7 +298,7 @@ def test_levels_and_p_are_those_of_all_that_is_judged_together():
     assert one.level == pytest.approx(1 - 0.05 / 6) and one.high - one.low > alone.high - alone.low
     assert one.p == pytest.approx(min(1, 6 * alone.p)) and 0 < alone.p < 1
     told = compare_page.judged([found(only)], Judging(2.0, 0.9, looks=2), [])
-    text = visible(pages.render(compare_page.sections(told, {}), title="t", lead="", made=pages.Reproduced()))
+    text = visible(pages.render(compare_page.sections(told, {}), title="t", lead="", provenance=pages.Provenance()))
     assert "with simultaneous 95 % intervals" in text and "p, adjusted" in text
 
 

@@ -15,8 +15,10 @@ _LEFT = re.compile(r"\.[0-9a-f]{16}\..*partial")
 """Names of `partial`."""
 
 
-def place(text: str | os.PathLike[str]) -> Path:
-    """The absolute path of a text that may begin with `~` or `~user`; raises InputError where that has no home.
+def place(text: str | os.PathLike[str], field: str = "") -> Path:
+    """The absolute path of a text that may begin with `~` or `~user`.
+
+    Raises InputError, with `field` if it is given, where there is no such user or home.
 
     >>> place("/data/../mnist.npz")
     PosixPath('/data/../mnist.npz')
@@ -24,9 +26,14 @@ def place(text: str | os.PathLike[str]) -> Path:
     try:
         return Path(text).expanduser().absolute()
     except RuntimeError as error:
-        raise InputError(f"'{text}': there is no such user, or this one has no home: give an absolute path") from error
+        reason = "there is no such user, or this one has no home: give an absolute path"
+        raise _refused(text, reason, field) from error
     except OSError as error:  # the working directory was deleted
-        raise InputError(f"'{text}': the working directory is gone: change into another") from error
+        raise _refused(text, "the working directory is gone: change into another", field) from error
+
+
+def _refused(text: str | os.PathLike[str], reason: str, field: str) -> InputError:
+    return InputError(reason, field=field, value=f"'{text}'") if field else InputError(f"'{text}': {reason}")
 
 
 def to_bytes(text: str) -> bytes:

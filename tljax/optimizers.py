@@ -34,15 +34,16 @@ def spec(
     every = {"momentum": momentum, "weight_decay": weight_decay, "clip": clip}
     for key, value in every.items():
         if not 0 <= value <= _LARGEST:
-            raise InputError(f"--{key}={value}: it must be finite, in float32, and at least 0")
+            raise InputError("it must be finite, in float32, and at least 0", field=key, value=value)
     if momentum >= 1:
-        raise InputError(f"--momentum={momentum}: it must be at least 0 and below 1")
+        raise InputError("it must be at least 0 and below 1", field="momentum", value=momentum)
     numbers = {key: value for key, value in every.items() if value}
     function, options = _resolve(name)
     if momentum and "momentum" not in inspect.signature(function).parameters:
-        raise InputError(f"--momentum={momentum}: optimizer '{name}' takes none; its options go after its name")
+        reason = f"optimizer '{name}' takes none; its options go after its name"
+        raise InputError(reason, field="momentum", value=momentum)
     if momentum and "momentum" in options:
-        raise InputError(f"--momentum={momentum} and optimizer '{name}' both set the momentum: keep one")
+        raise InputError(f"optimizer '{name}' sets the momentum too: keep one", field="momentum", value=momentum)
     return OptimizerSpec(name, tuple(numbers)), numbers
 
 
@@ -131,9 +132,10 @@ def rates(schedule: str, learning_rate: float, warmup: float, steps: int) -> np.
     """
     learning_rate, warmup = float(learning_rate), float(warmup)
     if not 0 <= learning_rate <= float(np.finfo(np.float32).max):
-        raise InputError(f"--learning_rate={learning_rate}: it must be finite, in float32, and at least 0")
+        reason = "it must be finite, in float32, and at least 0"
+        raise InputError(reason, field="learning_rate", value=learning_rate)
     if not 0 <= warmup < 1:
-        raise InputError(f"--warmup={warmup}: it is a fraction of the steps, at least 0 and below 1")
+        raise InputError("it is a fraction of the steps, at least 0 and below 1", field="warmup", value=warmup)
     rise = round(warmup * steps)
     rest = max(steps - rise, 1)
     shapes = {

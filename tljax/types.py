@@ -20,7 +20,21 @@ OptState = Any
 
 
 class InputError(ValueError):
-    """Bad input: one line that names the thing, the place and the remedy."""
+    """Bad input: one line that names the thing, the place and the remedy.
+
+    Where one argument is at fault, `field` is its name and `value` what was given for it; the line then begins with
+    both. A message names other arguments as `data_dir=` or `data_dir=DIR`, in backquotes. Programs write all of them
+    as flags.
+
+    >>> str(InputError("it must be below 1", field="momentum", value=2.0))
+    'momentum=2.0: it must be below 1'
+    """
+
+    def __init__(self, message: str, *, field: str = "", value: Any = None) -> None:
+        super().__init__(f"{field}={value}: {message}" if field else message)
+        self.message = message
+        self.field = field
+        self.value = value
 
 
 class Context(NamedTuple):

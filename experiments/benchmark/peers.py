@@ -90,13 +90,13 @@ def searched(passes: int = 10) -> Iterator[tuple[float, float, np.ndarray]]:
 
     from experiments.runs import process
     from experiments.runs.settings import Settings
-    from tljax import data, evaluate, masks, models, objective, optimizers, train
+    from tljax import data, evaluate, masks, models, objective, optimizers, penalties, train
 
     source, target = data.load("mnist_10k"), data.load("fashion_mnist_10k")
     [state] = epochs(1, data=(source.train.images, source.train.labels), most=1)
     model = models.build("mlp", 10, hidden=(512,), activation="relu")
     optimizer_spec, numbers = optimizers.spec("sgd")
-    terms, _ = objective.penalties("l2:weight=1")
+    terms, _ = penalties.read("l2:weight=1")
     spec = train.Spec(model, objective.loss("softmax_cross_entropy"), optimizer_spec, terms)
     steps = passes * len(target.train.labels) // BATCH
     body = jax.tree.map(lambda leaf: leaf[0], state[0].params)["hidden_0"]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from experiments.pages import export, figures, report, tables, transfer
-from experiments.pages.report import Block, Reproduced, Section, figure
+from experiments.pages.report import Block, Provenance, Section, figure
 from experiments.runs import console, directory, looks, predictions
 from experiments.runs.console import Table
 from experiments.runs.judging import Judging, to_record
@@ -36,7 +36,7 @@ def show(folder: Path, parts: Sequence[Found], judging: Judging, notes: Sequence
     study = judged(parts, judging, [*notes, *looks.keep(fits, judging, look, places)], look)
     predictions.keep(folder, parts, notes, to_record(judging), look)
     classes = {part.rows[0].target: part.classes for part in parts if part.rows}
-    write(folder, study, classes, report.reproduced(folder))
+    write(folder, study, classes, report.provenance_of(folder))
     print_tables(study)
     console.say(f"  report: {folder / 'report.html'}")
     return study
@@ -182,13 +182,13 @@ def print_tables(study: Study) -> None:
         console.say(f"  {line}")
 
 
-def write(folder: Path, study: Study, classes: Classes, made: Reproduced | None = None) -> None:
-    """Write the report of a study, and the same as Markdown, tables, figures and numbers; `made` says how it came."""
+def write(folder: Path, study: Study, classes: Classes, provenance: Provenance | None = None) -> None:
+    """Write the report of a study, and the same as Markdown, tables, figures and numbers."""
     targets = dict.fromkeys(result.target for result in study.rows)
     sources = dict.fromkeys(result.source for result in study.rows if result.source)
     title = f"{', '.join(sources) or 'no source'} to {', '.join(targets)}"
     every = sections(study, classes)
-    text = report.render(every, title=title, lead=study.verdict, made=made or Reproduced())
+    text = report.render(every, title=title, lead=study.verdict, provenance=provenance or Provenance())
     for name, data in {**export.files(study, every, title), "report.html": files.to_bytes(text)}.items():
         file = folder / name
         if file.parent != folder:
@@ -246,7 +246,7 @@ MILESTONES = (
 def sections(study: Study, classes: Classes) -> list[Section]:
     """All sections between the verdict and the way to reproduce it, for page and files alike; empty ones too."""
     fits = [fit for fit in study.rows if fit.strategy != "pretrain"]
-    notes = report.said(study.notes)
+    notes = report.sentences(study.notes)
     strokes = figures.strokes(list(map(label, fits)))
     every = [
         Section("Verdicts", "verdicts", _verdicts(study.family, notes)),

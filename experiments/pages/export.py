@@ -18,7 +18,7 @@ from experiments.pages.report import Section
 from experiments.runs.console import Cell, Table
 from tljax.files import to_bytes
 from tljax.study.results import to_json
-from tljax.study.search import Trial
+from tljax.study.search import TrialRecord
 from tljax.study.verdicts import Study
 
 LATEX = {
@@ -162,7 +162,7 @@ def _pictures(sections: Sequence[Section]) -> Iterator[tuple[str, figures.Pictur
             yield (f"{section.key}-{number}" if len(drawn) > 1 else section.key), picture
 
 
-def trials(studies: Mapping[tuple[str, str], Sequence[Trial]]) -> str:
+def trials(studies: Mapping[tuple[str, str], Sequence[TrialRecord]]) -> str:
     """All trials of a search as CSV, a row each; studies are known by (strategy, budget).
 
     A field that is not known, or was not searched, is empty.

@@ -25,7 +25,7 @@ from tljax import files
 from tljax.study.range_test import Found
 from tljax.study.ranking import Board
 from tljax.study.results import Result
-from tljax.study.search import Trial
+from tljax.study.search import TrialRecord
 from tljax.study.summary import Curves, Members, Spread, accuracy, counts, ended, finite, spread
 from tljax.study.verdicts import Comparison, base_of
 
@@ -251,12 +251,12 @@ def accuracy_by_class(members: Members, classes: Sequence[str], where: str) -> P
     _heat_map(axes, table, low, max(high, low + 1))
     _name_ticks(axes, names)
     axes.set_yticks(range(len(means)), [_wrapped(name) for name in means])
-    said = []
+    texts = []
     for name, values in zip(means, table, strict=True):
         if np.isfinite(values).any():
             worst, best = int(np.nanargmin(values)), int(np.nanargmax(values))
-            said.append(f"{name} from {values[worst]:.0f} % ({names[worst]}) to {values[best]:.0f} % ({names[best]})")
-    return figure, f"Heat map of test accuracy in % by strategy and class{where}: {'; '.join(said)}."
+            texts.append(f"{name} from {values[worst]:.0f} % ({names[worst]}) to {values[best]:.0f} % ({names[best]})")
+    return figure, f"Heat map of test accuracy in % by strategy and class{where}: {'; '.join(texts)}."
 
 
 def confusion(name: str, members: Sequence[Result], classes: Sequence[str], where: str) -> Picture | None:
@@ -288,7 +288,7 @@ def trained_shares(parameters: Mapping[str, Sequence[tuple[str, int, int]]]) -> 
         return None
     figure = _canvas(7.6, 0.9 + 0.15 * (len(parameters) + _line_count(parameters)))
     axes = figure.add_subplot()
-    said = []
+    texts = []
     for row, (name, leaves) in enumerate(parameters.items()):
         total = max(sum(size for _, size, _ in leaves), 1)
         trained, left = sum(part for _, _, part in leaves), 0.0
@@ -301,7 +301,7 @@ def trained_shares(parameters: Mapping[str, Sequence[tuple[str, int, int]]]) -> 
             axes.vlines(left, row - 0.3, row + 0.3, color="white", linewidth=0.6)
         axes.text(102, row, f"{trained:,} of {total:,}", va="center")
         which = ", ".join(leaf for leaf, _, part in leaves if part and leaf)
-        said.append(f"{name} {100 * trained / total:.1f} % ({trained:,} of {total:,}{': ' if which else ''}{which})")
+        texts.append(f"{name} {100 * trained / total:.1f} % ({trained:,} of {total:,}{': ' if which else ''}{which})")
     axes.set_yticks(range(len(parameters)), [_wrapped(name) for name in parameters])
     axes.set(xlim=(0, 100), xlabel="share of the parameters (%)")
     axes.invert_yaxis()
@@ -309,7 +309,7 @@ def trained_shares(parameters: Mapping[str, Sequence[tuple[str, int, int]]]) -> 
     axes.bar(0, 0, color=BLUE, label="trained")
     axes.bar(0, 0, color=GREY, label="frozen")
     figure.legend(loc="outside upper left", ncols=2)
-    return figure, f"Bar chart of the share of the parameters that each strategy trains: {'; '.join(said)}."
+    return figure, f"Bar chart of the share of the parameters that each strategy trains: {'; '.join(texts)}."
 
 
 def _measured(members: Sequence[Result], field: str) -> list[Any]:
@@ -656,7 +656,7 @@ def _number(value: float) -> str:
 # Searches
 
 
-def search_progress(studies: Mapping[str, Sequence[Trial]]) -> Picture | None:
+def search_progress(studies: Mapping[str, Sequence[TrialRecord]]) -> Picture | None:
     """Validation accuracy against a trial's number, and the best so far, a line a study."""
     known = {name: ended for name, trials in studies.items() if (ended := _with_accuracy(trials))}
     if not known:
@@ -680,7 +680,7 @@ def search_progress(studies: Mapping[str, Sequence[Trial]]) -> Picture | None:
     return figure, f"Line chart of the best validation accuracy so far against trials: {'; '.join(texts)}."
 
 
-def searched_values(name: str, trials: Sequence[Trial], dimension: str, field: str, log: bool) -> Picture | None:
+def searched_values(name: str, trials: Sequence[TrialRecord], dimension: str, field: str, log: bool) -> Picture | None:
     """Accuracy or loss (`field`) of a study's trials against a dimension that was searched.
 
     Points are joined where nothing else was searched. Trials that diverged are crosses at the edge.
@@ -736,7 +736,7 @@ def range_test(name: str, rates: np.ndarray, losses: np.ndarray, result: Found) 
     )
 
 
-def _with_accuracy(trials: Sequence[Trial]) -> list[Trial]:
+def _with_accuracy(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
     """The trials that ended and did not diverge."""
     return [trial for trial in trials if trial.accuracy is not None]
 

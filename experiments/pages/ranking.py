@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.pages import figures, report, tables
-from experiments.pages.report import Block, Reproduced, Section
+from experiments.pages.report import Block, Provenance, Section
 from experiments.runs import console, directory
 from experiments.runs.cards import Card
 from experiments.runs.scores import Score, Scored
@@ -162,7 +162,7 @@ def show(verdict: Verdict, folder: Path, cards: Sequence[Card], table: Table, no
     for note in every:
         console.say(f"  {note}")
     if verdict.boards:
-        directory.replace(folder / "report.html", page(verdict.boards, every, report.reproduced(folder)))
+        directory.replace(folder / "report.html", page(verdict.boards, every, report.provenance_of(folder)))
         console.say(f"  report: {folder / 'report.html'}")
 
 
@@ -224,7 +224,7 @@ INTERVALS = "The same tau and regret with their intervals; the dotted line is ta
 
 
 @figures.style()
-def page(boards: Sequence[Board], notes: Sequence[str], made: Reproduced) -> str:
+def page(boards: Sequence[Board], notes: Sequence[str], provenance: Provenance) -> str:
     """HTML of a ranking; `notes` go with every table."""
     targets = boards[0].targets
     lead = (
@@ -233,7 +233,7 @@ def page(boards: Sequence[Board], notes: Sequence[str], made: Reproduced) -> str
     )
     lines = [(board.title, board.apart()) for board in boards]
     whole = [board for board in boards if board.which == "all"]  # the others are parts of them
-    blocks = [Block(WORTH + report.said(notes), tables.worth(board), heading=board.title) for board in boards]
+    blocks = [Block(WORTH + report.sentences(notes), tables.worth(board), heading=board.title) for board in boards]
     sections = [
         Section("What the scores are worth", "worth", blocks),
         Section(
@@ -246,7 +246,7 @@ def page(boards: Sequence[Board], notes: Sequence[str], made: Reproduced) -> str
         ),
     ]
     title = f"which source for {', '.join(targets)}"
-    return report.render(sections, title=title, lead=lead, lists=[("", lines)], made=made)
+    return report.render(sections, title=title, lead=lead, lists=[("", lines)], provenance=provenance)
 
 
 def _drawn(caption: str, board: Board, picture: figures.Picture) -> Block:

@@ -34,7 +34,7 @@ class Section(NamedTuple):
     blocks: Sequence[Block]
 
 
-class Reproduced(NamedTuple):
+class Provenance(NamedTuple):
     """How a page came about; what is empty is not said."""
 
     environment: Mapping[str, Any] = {}
@@ -49,7 +49,7 @@ def render(
     *,
     title: str,
     lead: str,
-    made: Reproduced,
+    provenance: Provenance,
     source_note: str = "",
     lists: Sequence[tuple[str, Sequence[tuple[str, str]]]] = (),
 ) -> str:
@@ -63,13 +63,13 @@ def render(
         source_note=source_note,
         sections=sections,
         svg=figures.svg,
-        environment={key: _text(value) for key, value in made.environment.items()},
-        flags_text=made.flags_text,
-        command=made.command,
+        environment={key: _text(value) for key, value in provenance.environment.items()},
+        flags_text=provenance.flags_text,
+        command=provenance.command,
     )
 
 
-def said(notes: Sequence[str]) -> str:
+def sentences(notes: Sequence[str]) -> str:
     """Notes as sentences after a caption."""
     return "".join(f" {note}" + ("" if note[-1:] in tuple(".!?") else ".") for note in notes)
 
@@ -84,9 +84,9 @@ def brief(sections: Sequence[Section], notes: Sequence[str]) -> list[Section]:
     The first caption with the `notes` keeps them all; later ones keep the first notes, up to 25 words. What a caption
     says before them is "As above." where another of its section said the same. Nothing that fits on a line changes.
     """
-    whole, words = said(notes), [len(note.split()) for note in notes]
+    whole, words = sentences(notes), [len(note.split()) for note in notes]
     kept = [note for i, note in enumerate(notes) if i == 0 or sum(words[: i + 1]) <= MOST_NOTES]
-    short = whole if len(kept) == len(notes) else said([*kept, "Further notes are at the first table"])
+    short = whole if len(kept) == len(notes) else sentences([*kept, "Further notes are at the first table"])
     with_notes = 0
     shortened = []
     for section in sections:
@@ -112,11 +112,11 @@ def figure(
     return [Block(caption, None, drawn, kind, heading)] if drawn else []
 
 
-def reproduced(folder: Path) -> Reproduced:
+def provenance_of(folder: Path) -> Provenance:
     """How the page of a run directory came about."""
     lines = directory.flags_text(folder / "flags.flags").splitlines(keepends=True)
     text = "".join(line for line in lines if not line.startswith(PATHS_FROM))
-    return Reproduced(directory.recorded_environment(folder) or {}, text, lines[0].rstrip("\n").removeprefix("# "))
+    return Provenance(directory.recorded_environment(folder) or {}, text, lines[0].rstrip("\n").removeprefix("# "))
 
 
 def _text(value: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.pages import figures, report, tables, transfer
-from experiments.pages.report import Block, Reproduced, Section
+from experiments.pages.report import Block, Provenance, Section
 from experiments.pages.tables import NOTHING, count
 from experiments.runs import directory, search_flags, sources
 from experiments.runs.console import Cell, Table
@@ -18,7 +18,7 @@ from experiments.transfer import Experiment
 from tljax.study import search, space
 from tljax.study.range_test import SHARE, Found
 from tljax.study.results import Result
-from tljax.study.search import Trial
+from tljax.study.search import TrialRecord
 
 RATE = "learning_rate"
 
@@ -28,7 +28,7 @@ class Study(NamedTuple):
 
     name: str
     ranges: Sequence[space.Range]
-    trials: Sequence[Trial]
+    trials: Sequence[TrialRecord]
     best: int
     """Number of the trial that won."""
 
@@ -65,16 +65,16 @@ def write(
         results,
         lines,
         notes,
-        reproduced([*search_flags.to_flags(flags), *settings.flagfile_lines()], environment),
+        provenance_of([*search_flags.to_flags(flags), *settings.flagfile_lines()], environment),
     )
     directory.replace(folder / "report.html", text)
     return [*(f"{name}: {line}" for name, line in lines), *notes, f"report: {folder / 'report.html'}"]
 
 
-def reproduced(flags: Sequence[str], environment: Mapping[str, Any]) -> Reproduced:
+def provenance_of(flags: Sequence[str], environment: Mapping[str, Any]) -> Provenance:
     """How the page of a search with these flagfile lines came about."""
     command = "python -m experiments.search --flagfile=FLAGS --workdir=NEW"
-    return Reproduced(environment, "\n".join(flags), command)
+    return Provenance(environment, "\n".join(flags), command)
 
 
 def _lead(settings: Settings, flags: Search, base: Experiment) -> str:
@@ -129,26 +129,30 @@ def page(
     results: Sequence[Result],
     lines: Sequence[tuple[str, str]],
     notes: Sequence[str],
-    made: Reproduced,
+    provenance: Provenance,
 ) -> str:
     """HTML of a search: `results` are the winners' last fits, `lines` (study, what won), `notes` of the data."""
     progress = figures.search_progress({study.name: study.trials for study in studies})
     rates = [picture for study in studies for picture in _curves(study)]
     sections = [
-        Section("Results", "results", _tuned(results, report.said(notes))),
+        Section("Results", "results", _tuned(results, report.sentences(notes))),
         Section("Best values", "best", [Block(BEST, _best(studies))]),
         Section("The search", "search", report.figure(PROGRESS, [progress])),
         Section("Learning rate", "rate", report.figure(CURVES, rates)),
     ]
-    return report.render(report.brief(sections, notes), title=title, lead=lead, lists=[("", lines)], made=made)
+    return report.render(
+        report.brief(sections, notes), title=title, lead=lead, lists=[("", lines)], provenance=provenance
+    )
 
 
 @figures.style()
-def range_page(name: str, lead: str, rates: np.ndarray, losses: np.ndarray, result: Found, made: Reproduced) -> str:
+def range_page(
+    name: str, lead: str, rates: np.ndarray, losses: np.ndarray, result: Found, provenance: Provenance
+) -> str:
     """HTML of a range test: `rates` and `losses` are those of its steps, [steps] both."""
     picture = figures.range_test(name, rates, losses, result)
     sections = [Section("Loss", "loss", report.figure(RANGE, [picture]))]
-    return report.render(sections, title=f"learning-rate range test: {name}", lead=lead, made=made)
+    return report.render(sections, title=f"learning-rate range test: {name}", lead=lead, provenance=provenance)
 
 
 def _curves(study: Study) -> list[figures.Picture | None]:
@@ -184,7 +188,7 @@ def _best(studies: Sequence[Study]) -> Table:
     return Table("Best values", ["Study", *names, "Validation accuracy (%)", "Validation loss (nats)", "Trials"], rows)
 
 
-def _counted(trials: Sequence[Trial]) -> Cell:
+def _counted(trials: Sequence[TrialRecord]) -> Cell:
     """How many trials there are that count, and what became of those that gave no accuracy."""
     pruned = sum(trial.state == "PRUNED" for trial in trials)
     diverged = sum(trial.diverged for trial in trials)

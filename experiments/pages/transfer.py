@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.pages import figures, tables
-from experiments.pages.report import Block, Reproduced, Section, brief, figure, render, reproduced, said
+from experiments.pages.report import Block, Provenance, Section, brief, figure, provenance_of, render, sentences
 from experiments.pages.tables import count, percent, ranged, signed
 from experiments.runs import console, directory, metrics, sources
 from experiments.runs.settings import Settings
@@ -43,7 +43,7 @@ def show(settings: Settings, target: Task, source: Source | None, results: Seque
         title=title,
         source_note=source_note,
         notes=notes,
-        made=reproduced(folder),
+        provenance=provenance_of(folder),
         classes=target.classes,
     )
     file = folder / "report.html"
@@ -75,18 +75,18 @@ def page(
     title: str,
     source_note: str,
     notes: Sequence[str],
-    made: Reproduced,
+    provenance: Provenance,
     classes: Sequence[str] = (),
 ) -> str:
     """HTML of a run: `curves` are [points] arrays by a fit's name; every table says the `notes`."""
     each = panels(results)
     return render(
-        brief(_sections(each, results, curves, classes, said(notes)), notes),
+        brief(_sections(each, results, curves, classes, sentences(notes)), notes),
         title=title,
         lead=_lead([group for panel in each.values() for group in panel]),
         lists=[(heading, [(group.name, _in_words(group)) for group in panel]) for heading, panel in each.items()],
         source_note=source_note,
-        made=made,
+        provenance=provenance,
     )
 
 

@@ -1,4 +1,7 @@
-"""The run directory: what is in it, who may write to it, and what is already done."""
+"""The run directory: its files are opened, read, recorded and replaced here, and nothing in it is written elsewhere.
+
+First who may write to it and with which flags, then signed files, results, and the environments of its fits.
+"""
 
 import hashlib
 import itertools
@@ -25,7 +28,7 @@ from tljax.types import InputError
 
 @contextmanager
 def opened(
-    made: Settings,
+    settings: Settings,
     program: str,
     more: Sequence[str] = (),
     older: Settings | None = None,
@@ -36,7 +39,9 @@ def opened(
     Raises InputError as it does, and where another process does not see the directory.
     """
     first = process.first()
-    with _opened(made, program, more, older, leave) if first else nullcontext(Path(made.workdir or "")) as folder:
+    with (
+        _opened(settings, program, more, older, leave) if first else nullcontext(Path(settings.workdir or "")) as folder
+    ):
         process.wait("opened")
         if not (folder / "flags.flags").is_file():
             raise InputError(f"process {jax.process_index()} sees no --workdir={folder}: name a folder that all share")
@@ -46,7 +51,7 @@ def opened(
 
 @contextmanager
 def _opened(
-    made: Settings, program: str, more: Sequence[str], older: Settings | None, leave: Collection[str]
+    settings: Settings, program: str, more: Sequence[str], older: Settings | None, leave: Collection[str]
 ) -> Iterator[Path]:
     """The run directory of these settings, this process's own until the end; what is damaged in it is set aside.
 
@@ -55,19 +60,19 @@ def _opened(
     A flagfile without a line of `more` is an older tljax's, which wrote the settings `older`: it is written anew.
     Flags to `leave` decide nothing in this run: they are neither compared nor written.
     """
-    if made.workdir is None:
+    if settings.workdir is None:
         raise InputError("--workdir is not given: name a new folder for the run, such as --workdir=runs/first")
-    workdir = Path(made.workdir)
+    workdir = Path(settings.workdir)
     if (odd := files.not_text(workdir)) is not None:
         raise InputError(f"--workdir={workdir}: '{odd}' is no UTF-8, and checkpoints need a path that is: name another")
     _refuse_strangers(workdir)
     _refuse_links(workdir)
-    _flags(workdir, made, program, more, older, leave)
+    _flags(workdir, settings, program, more, older, leave)
     _refuse_other_switches(workdir)
     results(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     with process.locked(workdir):
-        replace(workdir / "flags.flags", signed(_flags(workdir, made, program, more, older, leave)))
+        replace(workdir / "flags.flags", signed(_flags(workdir, settings, program, more, older, leave)))
         for name in ("", *FOLDERS):
             files.sweep(workdir / name)
         _set_damaged_aside(workdir)
@@ -86,6 +91,7 @@ FOLDERS = (
 
 
 def _refuse_strangers(workdir: Path) -> None:
+    """Raise InputError for a file, and for a folder that holds other files and no run."""
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"--workdir={workdir} is a file: name a new folder")
     first = {".lock", "flags.flags.partial"}  # all that is there if a run is killed in its first moment
@@ -126,15 +132,15 @@ def _refuse_other_switches(workdir: Path) -> None:
     here = switches.changed()
     names = [name for name in sorted({*there, *here}) if there.get(name) != here.get(name)]
     if names:
-        told = "; ".join(f"{name}={there.get(name, 'unset')} there, {here.get(name, 'unset')} here" for name in names)
+        listed = "; ".join(f"{name}={there.get(name, 'unset')} there, {here.get(name, 'unset')} here" for name in names)
         raise InputError(
-            f"'{workdir}' was trained under other switches ({told}): set them alike, or choose another --workdir"
+            f"'{workdir}' was trained under other switches ({listed}): set them alike, or choose another --workdir"
         )
 
 
 def _flags(
     workdir: Path,
-    made: Settings,
+    settings: Settings,
     program: str,
     more: Sequence[str],
     older: Settings | None,
@@ -143,7 +149,9 @@ def _flags(
     """The run's flagfile, with what is new in its lists; raises InputError if it is of another experiment."""
     file = workdir / "flags.flags"
     head = f"# python -m experiments.{program} --flagfile=WORKDIR/{file.name} --workdir=NEW\n"
-    lines_now = [files.to_bytes(line).decode() for line in [*made.flagfile_lines(), *more]]  # as they are in the file
+    lines_now = [
+        files.to_bytes(line).decode() for line in [*settings.flagfile_lines(), *more]
+    ]  # as they are in the file
     now = {name: values for name, values in _values(lines_now).items() if name not in leave}
     before: list[str] = []
     if file.is_file():
@@ -156,7 +164,7 @@ def _flags(
         compared = now
         if older and not _values(more).keys() & there.keys():
             compared = _values(older.flagfile_lines())
-            lists = tuple(name for name in GROWING if getattr(older, name) == getattr(made, name))
+            lists = tuple(name for name in GROWING if getattr(older, name) == getattr(settings, name))
         neutral = {name: [value] for name, value in NEUTRAL.items() if name in compared}
         _refuse_another_experiment(workdir, neutral | there, compared)
         for name in lists:
@@ -181,7 +189,7 @@ def working_directory() -> list[str]:
     return [] if "\n" in folder else [folder]
 
 
-def of_another_experiment(workdir: Path, made: Settings) -> bool:
+def of_another_experiment(workdir: Path, settings: Settings) -> bool:
     """Whether a run directory is there and holds another experiment than these settings'; raises InputError as `opened`
     does for a flagfile that is not as it was written."""
     file = workdir / "flags.flags"
@@ -190,7 +198,7 @@ def of_another_experiment(workdir: Path, made: Settings) -> bool:
     there = _values(line for line in flags_text(file).splitlines() if line.startswith("--"))
     neutral = {name: [value] for name, value in NEUTRAL.items()}
     try:
-        _refuse_another_experiment(workdir, neutral | there, _values(made.flagfile_lines()))
+        _refuse_another_experiment(workdir, neutral | there, _values(settings.flagfile_lines()))
     except InputError:
         return True
     return False
@@ -206,6 +214,7 @@ def _values(lines: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _refuse_another_experiment(workdir: Path, there: Mapping[str, list[str]], now: Mapping[str, list[str]]) -> None:
+    """Raise InputError where the flags of the run directory, {flag: values}, differ from those of now."""
     names = sorted((there.keys() | now.keys()) - flags.may_differ())
     differ = [
         f"--{name}={','.join(there.get(name, ()))} there, {','.join(now.get(name, ()))} here"
@@ -213,8 +222,8 @@ def _refuse_another_experiment(workdir: Path, there: Mapping[str, list[str]], no
         if there.get(name) != now.get(name)
     ]
     if differ:
-        told = "; ".join(differ[:8]) + (f" and {len(differ) - 8} more" if differ[8:] else "")
-        raise InputError(f"'{workdir}' holds another experiment ({told}): choose another --workdir")
+        listed = "; ".join(differ[:8]) + (f" and {len(differ) - 8} more" if differ[8:] else "")
+        raise InputError(f"'{workdir}' holds another experiment ({listed}): choose another --workdir")
 
 
 _SUM = "# sha256 of the lines above: "
@@ -267,11 +276,11 @@ def read_record(file: Path, form: fields.Form = dict) -> dict[str, Any] | None:
     remedy = "restore it, or delete it and run its command again"
     try:
         record = json.loads(_text(file))
-        signed_there = isinstance(record, dict) and "sha256" in record
-        good = signed_there and intact(record)
+        has_sum = isinstance(record, dict) and "sha256" in record
+        good = has_sum and intact(record)
     except (ValueError, RecursionError) as error:
         raise InputError(f"'{file}' is no JSON ({error}): {remedy}") from error
-    if not signed_there:
+    if not has_sum:
         raise InputError(f"'{file}' has no SHA-256: an older tljax wrote it, or it is damaged: {remedy}")
     if not good:
         raise InputError(f"'{file}' is not as it was written: {remedy}")
@@ -291,36 +300,36 @@ def _sum(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(json.loads(json.dumps(record)), sort_keys=True).encode()).hexdigest()
 
 
-def new_file(flag: str, given: str | None, suffix: str) -> Path:
-    """The file that a flag names for what is to be written; raises InputError unless it can be, and is new."""
-    file = Path(given or "")
+def new_file(flag: str, value: str | None, suffix: str) -> Path:
+    """The file that a flag names for what is to be written; raises InputError unless it can be written, and is new."""
+    file = Path(value or "")
     if file.suffix != suffix or "\0" in str(file):
-        raise InputError(f"--{flag}={given or ''}: name a new {suffix} file")
+        raise InputError(f"--{flag}={value or ''}: name a new {suffix} file")
     if os.path.lexists(file):
-        raise InputError(f"--{flag}={given} exists already: nothing is written over; choose another name")
+        raise InputError(f"--{flag}={value} exists already: nothing is written over; choose another name")
     if not file.parent.is_dir():
-        raise InputError(f"--{flag}={given}: there is no folder '{file.parent}': make it")
+        raise InputError(f"--{flag}={value}: there is no folder '{file.parent}': make it")
     files.sweep(file.parent, file.name, seconds=3600)
     return file
 
 
 def results(workdir: Path) -> list[Result]:
-    """The fits that were trained; raises InputError for a line that is none, or not as it was written."""
+    """The fits that were trained; raises InputError for a line that is no fit, or not as it was written."""
     file = workdir / "results.jsonl"
-    found = []
+    fits = []
     for number, text in enumerate(_text(file).splitlines() if file.exists() else (), 1):
         if text.strip():
             try:
                 line = json.loads(text)
             except (ValueError, RecursionError) as error:
                 raise InputError(f"'{file}', line {number} is no JSON ({error}): restore or delete it") from error
-            found.append(_checked(workdir, line, f"'{file}', line {number}"))
+            fits.append(_checked(workdir, line, f"'{file}', line {number}"))
     # What a fit took is outside the line's SHA-256, and so is kept in a second place.
-    took = (_provenance(workdir) or {}).get("seconds", {})
-    for number, line in enumerate(found, 1):
-        if line.seconds not in took.get(line.name, [line.seconds]):
+    seconds = (_provenance(workdir) or {}).get("seconds", {})
+    for number, fit in enumerate(fits, 1):
+        if fit.seconds not in seconds.get(fit.name, [fit.seconds]):
             raise InputError(f"'{file}', line {number} is not as it was written (seconds): restore or delete it")
-    return found
+    return fits
 
 
 FIT: fields.Form = {
@@ -378,8 +387,8 @@ def digest(line: Mapping[str, Any]) -> str:
 
 def finished(workdir: Path) -> dict[str, Result]:
     """{key: fit} of the fits whose checkpoint and predictions are there; others are to be trained again."""
-    kept = (line for line in results(workdir) if (workdir / line.checkpoint).is_dir())
-    return {line.key: line for line in kept if all((workdir / name).is_file() for name in _files(line))}
+    whole = (fit for fit in results(workdir) if (workdir / fit.checkpoint).is_dir())
+    return {fit.key: fit for fit in whole if all((workdir / name).is_file() for name in _files(fit))}
 
 
 def supersede(workdir: Path, current: Sequence[Result]) -> None:
@@ -389,18 +398,18 @@ def supersede(workdir: Path, current: Sequence[Result]) -> None:
     taken up again if the edit is undone, but enters no report and is no source meanwhile.
     """
     cells: dict[str, list[Result]] = {}
-    for line in current:
-        cells.setdefault(_cell(line), []).append(line)
-    keys = {line.key for line in current}
+    for fit in current:
+        cells.setdefault(_cell(fit), []).append(fit)
+    keys = {fit.key for fit in current}
     before = superseded(workdir)
     now = before - keys
-    for line in results(workdir):
-        for other in cells.get(_cell(line), ()) if line.key not in keys else ():
-            if line.seed == other.seed or (line.recipe and other.recipe and line.recipe != other.recipe):
-                now.add(line.key)
+    for fit in results(workdir):
+        for other in cells.get(_cell(fit), ()) if fit.key not in keys else ():
+            if fit.seed == other.seed or (fit.recipe and other.recipe and fit.recipe != other.recipe):
+                now.add(fit.key)
     if now != before:
         write_record(workdir / "superseded.json", {"keys": sorted(now)})
-    if new := [line.name for line in results(workdir) if line.key in now - before]:
+    if new := [fit.name for fit in results(workdir) if fit.key in now - before]:
         fits = "1 earlier fit is" if len(new) == 1 else f"{len(new)} earlier fits are"
         console.say(
             f"{fits} of other code than now, of a strategy or model: kept in '{workdir}', but in no table or report "
@@ -413,15 +422,15 @@ def superseded(workdir: Path) -> set[str]:
     return set((read_record(workdir / "superseded.json", {"keys": [str]}) or {"keys": []})["keys"])
 
 
-def _cell(line: Result) -> str:
+def _cell(fit: Result) -> str:
     """What fits have in common that differ in their seed, or in code that the flags only name."""
-    return json.dumps([line.source, line.target, line.strategy, line.options, line.train_examples])
+    return json.dumps([fit.source, fit.target, fit.strategy, fit.options, fit.train_examples])
 
 
-def _files(line: Result) -> list[str]:
+def _files(fit: Result) -> list[str]:
     """The files of a fit beside its checkpoint, without which it is not done; an older tljax did not want its masks."""
-    phases = len(line.phase_steps) if line.masks_sha256 is not None else 0
-    return [line.predictions, *(f"masks/{line.name}-phase{number}.json" for number in range(phases))]
+    phases = len(fit.phase_steps) if fit.masks_sha256 is not None else 0
+    return [fit.predictions, *(f"masks/{fit.name}-phase{number}.json" for number in range(phases))]
 
 
 def masks_digest(workdir: Path, name: str, phases: int) -> str:
@@ -439,23 +448,23 @@ def _mask_files(workdir: Path, name: str, phases: int) -> list[Path]:
 
 def _set_damaged_aside(workdir: Path) -> None:
     """Rename, aloud, what of finished fits is not as it was written: then they are not done any more."""
-    found = results(workdir)
-    for name in dict.fromkeys(line.checkpoint for line in found):
+    every = results(workdir)
+    for name in dict.fromkeys(fit.checkpoint for fit in every):
         if (workdir / name).is_dir():
-            fits = {line.name for line in found if line.checkpoint == name}
+            names = {fit.name for fit in every if fit.checkpoint == name}
             try:
-                lacking = sorted(fits - checkpoint.load(workdir / name)[0].keys())
+                lacking = sorted(names - checkpoint.load(workdir / name)[0].keys())
                 fault = f"checkpoint '{name}' holds no fit '{lacking[0]}'" if lacking else None
             except InputError as error:
                 fault = str(error)
             _set_aside_if(workdir / name, fault)
-    for line in found:
-        file = workdir / line.predictions
-        if file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() != line.predictions_sha256:
+    for fit in every:
+        file = workdir / fit.predictions
+        if file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() != fit.predictions_sha256:
             _set_aside_if(file, f"'{file}' is not as it was written")
-        places = _mask_files(workdir, line.name, len(line.phase_steps))
-        if line.masks_sha256 not in (None, masks_digest(workdir, line.name, len(places) // 2)):
-            for file in filter(Path.is_file, places):
+        mask_files = _mask_files(workdir, fit.name, len(fit.phase_steps))
+        if fit.masks_sha256 not in (None, masks_digest(workdir, fit.name, len(fit.phase_steps))):
+            for file in filter(Path.is_file, mask_files):
                 _set_aside_if(file, f"'{file}' is not as it was written, or not with the other masks of its fit")
     try:
         read_record(workdir / "environment.json", _PROVENANCE)
@@ -466,6 +475,7 @@ def _set_damaged_aside(workdir: Path) -> None:
 
 
 def _set_aside_if(place: Path, fault: str | None) -> None:
+    """Set a file or folder aside, aloud, if something is wrong with it."""
     if fault is not None:
         console.say(f"{fault}. It is set aside as '{set_aside(place).name}', and what it held counts as not trained")
 
@@ -479,6 +489,7 @@ def set_aside(place: Path) -> Path:
 
 
 def _text(file: Path) -> str:
+    """The text of a file; raises InputError for what is no file or no UTF-8."""
     try:
         if not file.is_file():  # a pipe would be waited for
             raise IsADirectoryError
@@ -488,9 +499,9 @@ def _text(file: Path) -> str:
 
 
 def add(workdir: Path, new: Sequence[Result]) -> None:
-    """Add the lines of finished fits, all or none; one that was there is replaced where it stands."""
-    before = {line.key: line for line in results(workdir)}
-    whole = before | {line.key: line for line in new}
+    """Add finished fits to results.jsonl, all or none; one that was there is replaced where it stands."""
+    before = {fit.key: fit for fit in results(workdir)}
+    whole = before | {fit.key: fit for fit in new}
     _attribute(workdir, before, new)
     records = map(to_json, whole.values())
     text = "".join(json.dumps({**each, "sha256": digest(each)}, allow_nan=False) + "\n" for each in records)
@@ -498,7 +509,7 @@ def add(workdir: Path, new: Sequence[Result]) -> None:
 
 
 def environment(fingerprints: Mapping[str, str]) -> dict[str, Any]:
-    """Versions, devices, data fingerprints and the commit."""
+    """What environment.json says of a process: versions, devices, fingerprints of the data, the commit, switches."""
     names = ("tljax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy", "scipy")
     return {
         "python": platform.python_version(),
@@ -514,7 +525,7 @@ def environment(fingerprints: Mapping[str, str]) -> dict[str, Any]:
 
 
 def version(package: str) -> str:
-    """Of an installed package; of tljax itself also where it is not installed and lies on Python's path.
+    """The version of an installed package; of tljax also where it is not installed and lies on Python's path.
 
     >>> version("no-such-package")
     'not installed'
@@ -549,18 +560,18 @@ def record_environment(workdir: Path, fingerprints: Mapping[str, str]) -> None:
 def _attribute(workdir: Path, before: Mapping[str, Result], new: Sequence[Result]) -> None:
     """Note in environment.json that new fits were trained in the environment recorded last, and what they took.
 
-    What the line that a new one replaces took is noted too: which of both will be there, nobody knows yet.
+    What the fit that a new one replaces took is noted too: which of both will be there, nobody knows yet.
     """
     known = _provenance(workdir)
     if known is None:
         return
-    names = {line.name for line in new}
+    names = {fit.name for fit in new}
     for part in known["earlier"]:
         part["fits"] = [name for name in part["fits"] if name not in names]
-    known["fits"] = [*(name for name in known["fits"] if name not in names), *(line.name for line in new)]
-    for line in new:
-        replaced = [before[line.key].seconds] if line.key in before else []
-        known["seconds"][line.name] = [*replaced, line.seconds]
+    known["fits"] = [*(name for name in known["fits"] if name not in names), *(fit.name for fit in new)]
+    for fit in new:
+        replaced = [before[fit.key].seconds] if fit.key in before else []
+        known["seconds"][fit.name] = [*replaced, fit.seconds]
     write_record(workdir / "environment.json", known)
 
 
@@ -570,7 +581,7 @@ def recorded_environment(workdir: Path) -> dict[str, Any] | None:
     if known is None:
         return None
     last = {name: value for name, value in known.items() if name not in ("fits", "earlier", "seconds")}
-    earlier = [{name: value for name, value in one.items() if name != "fits"} for one in known["earlier"]]
+    earlier = [{name: value for name, value in part.items() if name != "fits"} for part in known["earlier"]]
     return {**last, **({"earlier": earlier} if earlier else {})}
 
 
@@ -587,14 +598,14 @@ def _differences(parts: Sequence[Mapping[str, Any]]) -> list[str]:
     """What differs between environments, in one line; none if nothing does."""
     columns: dict[str, list[str]] = {}
     for part in parts:
-        told = {**part["versions"], **{name: part[name] for name in ("python", "platform", "devices", "commit")}}
+        values = {**part["versions"], **{name: part[name] for name in ("python", "platform", "devices", "commit")}}
         # An older tljax did not say its variables and switches.
-        told |= {name: part.get(name, {}) for name in ("variables", "switches")}
-        for name, value in told.items():
+        values |= {name: part.get(name, {}) for name in ("variables", "switches")}
+        for name, value in values.items():
             text = ",".join(value) if isinstance(value, list) else str(value)
             columns.setdefault(name, []).append(text[:60])
-    odd = [f"{name} {' and '.join(dict.fromkeys(texts))}" for name, texts in columns.items() if len(set(texts)) > 1]
-    return ["; ".join(odd)] if odd else []
+    differ = [f"{name} {' and '.join(dict.fromkeys(texts))}" for name, texts in columns.items() if len(set(texts)) > 1]
+    return ["; ".join(differ)] if differ else []
 
 
 _ENVIRONMENT: fields.Form = {
@@ -631,9 +642,9 @@ def _names(workdir: Path) -> list[str]:
 
 
 def _commit() -> str | None:
-    here = Path(__file__).parent
+    """The commit that this file is of, with -dirty where something was changed; None outside a checkout."""
     try:
-        git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
         return subprocess.run(git, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None

@@ -1,6 +1,5 @@
 """Fits: from a task, a model, a recipe and seeds to what is ready to train."""
 
-import dataclasses
 import functools
 import hashlib
 import json
@@ -14,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.runs import budgets
+from experiments.runs import budgets, flags
 from experiments.runs.settings import MOST_STEPS, Recipe, Settings
 from tljax import (
     __version__,
@@ -23,6 +22,7 @@ from tljax import (
     objective,
     optimizers,
     paths,
+    penalties,
     plugins,
     seeds,
     switches,
@@ -87,9 +87,12 @@ def check(recipe: Recipe, budget: str, task: Task, start: Start, prefix: str = "
     spec, numbers = _flagged(prefix, "optimizer", lambda: _optimizer(recipe))
     loss = _flagged(prefix, "loss", lambda: objective.loss(recipe.loss))
     _flagged(prefix, "label_smoothing", lambda: objective.check_smoothing(recipe.loss, recipe.label_smoothing))
-    terms, _ = _flagged(prefix, "penalty", lambda: objective.penalties(recipe.penalty))
-    for term in terms:
+    terms, weights = _flagged(prefix, "penalty", lambda: penalties.read(recipe.penalty))
+    fresh = dict(paths.items(start.fresh)) if start.fresh is not None else {}
+    for term, numbers_of_term in zip(terms, weights, strict=True):
         _flagged(prefix, "penalty", functools.partial(paths.require_globs, start.params, (term.on,)))
+        tried = functools.partial(penalties.require_scalar, term, numbers_of_term, start.params, fresh)
+        _flagged(prefix, "penalty", tried)
     drawn = _flagged(
         prefix,
         "train_examples" if not budget.startswith("all") else "validation",
@@ -112,8 +115,7 @@ def _flagged(prefix: str, flag: str, attempt: Callable[[], Any]) -> Any:
         with switches.guarded(f"what --{prefix}{flag} names"):
             return attempt()
     except InputError as error:
-        names = "|".join(f.name for f in dataclasses.fields(Recipe))
-        text = re.sub(rf"--(?=(?:{names})\b)", f"--{prefix}", str(error))
+        text = flags.in_flags(error, prefix)
         raise InputError(text if text.startswith("--") else f"--{prefix}{flag}: {text}") from error
     except Exception as error:
         raise InputError(f"--{prefix}{flag} cannot be used as it is given: {plugins.said(error)}") from error
@@ -146,12 +148,15 @@ def steps(recipe: Recipe, examples: int) -> int:
         return recipe.steps
     if recipe.batch_size > examples:
         raise InputError(
-            f"--batch_size={recipe.batch_size} is larger than the {examples} training examples: lower it, or give "
-            "--steps, under which the order runs over one permutation after another"
+            f"it is larger than the {examples} training examples: lower it, or give "
+            "`steps=`, under which the order runs over one permutation after another",
+            field="batch_size",
+            value=recipe.batch_size,
         )
     total = recipe.epochs * -(-examples // recipe.batch_size)
     if total > MOST_STEPS:
-        raise InputError(f"--epochs={recipe.epochs} are {total:,} steps: at most {MOST_STEPS:,} are trained")
+        reason = f"that makes {total:,} steps: at most {MOST_STEPS:,} are trained"
+        raise InputError(reason, field="epochs", value=recipe.epochs)
     return total
 
 
@@ -167,7 +172,7 @@ def chosen(recipe: Recipe, budget: str, task: Task, seed: int) -> tuple[np.ndarr
     labelled = draw.label_budget(seed, labels, budgets.total(budget, task))
     subset, validation = draw.validation_split(labels, labelled, recipe.validation)
     if not len(subset):
-        raise InputError(f"--validation={recipe.validation} leaves no example to train on: lower it")
+        raise InputError("it leaves no example to train on: lower it", field="validation", value=recipe.validation)
     return subset, validation
 
 
@@ -215,7 +220,7 @@ def build(
     recipe = field.recipe
     subset, validation = split(field, streams, budget)
     spec, numbers = _optimizer(recipe)
-    terms, weights = objective.penalties(recipe.penalty)
+    terms, weights = penalties.read(recipe.penalty)
     smooth = recipe.label_smoothing > 0
     loss = objective.loss(recipe.loss)
     program = train.Spec(model, loss, spec, terms, smooth, start.merge, keeps_dropout=keeps_dropout)
@@ -289,7 +294,7 @@ def company(made: Settings) -> list[Any]:
 def code(recipe: Recipe, model: str) -> list[str]:
     """Digests of what the flags name outside tljax: an edit of such a file makes another fit."""
     named = ((model, "tljax.models", "model"), (recipe.loss, "optax", "loss"), (recipe.optimizer, "optax", "optimizer"))
-    return [plugins.outside_digest(*one) for one in named]
+    return [*(plugins.outside_digest(*plugin) for plugin in named), *penalties.digests(recipe.penalty)]
 
 
 def file_name(text: str) -> str:

@@ -236,6 +236,20 @@ def asks_help(argv: Sequence[str], names: Collection[str] = HELP) -> bool:
     return any(_name(argument) in names for argument in argv[1:])
 
 
+def in_flags(error: InputError, prefix: str = "") -> str:
+    """What an error says, its field and the arguments that it names in backquotes written as flags.
+
+    `prefix` goes before their names: 'source_' where they are those of the source's fit.
+
+    >>> in_flags(InputError("it is above 1", field="momentum", value=2.0), "source_")
+    '--source_momentum=2.0: it is above 1'
+    >>> in_flags(InputError("give another `data_dir=`, or `image_shape=8,8,1`"))
+    'give another --data_dir, or --image_shape=8,8,1'
+    """
+    text = re.sub(r"`(\w+)(=[^`]*)`", lambda name: f"--{prefix}{name[1]}{name[2].removesuffix('=')}", error.message)
+    return f"--{prefix}{error.field}={error.value}: {text}" if error.field else text
+
+
 def _name(argument: str) -> str:
     return argument.lstrip("-").partition("=")[0]
 

@@ -477,10 +477,11 @@ def _keep_compiled(folder: str | None) -> None:
         return
     try:
         home = folder or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        place = files.place(home) if folder else files.place(home) / "tljax" / f"compiled-{_kind_of_machine()}"
-    except InputError as error:
+        place = files.place(home, "compilation_cache")
+        place = place if folder else place / "tljax" / f"compiled-{_kind_of_machine()}"
+    except InputError:
         if folder:
-            raise InputError(f"--compilation_cache={error}") from error
+            raise
         return  # there is no home
     if files.not_text(place) is not None:
         if folder:
@@ -774,8 +775,8 @@ _LONGEST = 3000
 def message(error: BaseException) -> str | None:
     """What a program says of an exception; None for a fault of tljax's own, of which the traceback is to be seen.
 
-    >>> message(InputError("--seeds names nothing: name one")), message(KeyError("kernel"))
-    ('--seeds names nothing: name one', None)
+    >>> message(InputError("it names nothing", field="seeds", value="")), message(KeyError("kernel"))
+    ('--seeds=: it names nothing', None)
     """
     text = _message(error)
     if text is None or len(text) <= _LONGEST:
@@ -784,9 +785,9 @@ def message(error: BaseException) -> str | None:
 
 
 def _message(error: BaseException) -> str | None:
-    text = plugins.words(error)
     if isinstance(error, InputError):
-        return text
+        return plugins.words(flags.in_flags(error))
+    text = plugins.words(error)
     if isinstance(error, jax.errors.JaxRuntimeError) and jax.distributed.is_initialized():
         return f"{LOST} ({text[:120]})"
     if isinstance(error, MemoryError) or any(word in text for word in _OF_MEMORY):

@@ -46,10 +46,10 @@ def run(
         said = [*_said(name, rates, found), *transfer.noted(todo)]
         for line in said:
             console.say(line)
-        reproduced = page.reproduced(
+        provenance = page.provenance_of(
             [*own_lines, *settings.flagfile_lines()], directory.environment(transfer.fingerprints(todo))
         )
-        text = page.range_page(name, ". ".join(said) + ".", rates, losses, found, reproduced)
+        text = page.range_page(name, ". ".join(said) + ".", rates, losses, found, provenance)
         if process.first():
             directory.replace(folder / "lr_range_test.html", text)
         console.say(f"report: {folder / 'lr_range_test.html'}")

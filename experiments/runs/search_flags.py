@@ -8,7 +8,7 @@ from typing import Any
 from experiments.runs import flags
 from experiments.runs.flags import flag
 from experiments.runs.settings import Settings, parse_flags
-from tljax import objective, optimizers
+from tljax import optimizers, penalties
 from tljax.study import space
 from tljax.study.space import Range
 from tljax.types import InputError
@@ -130,8 +130,8 @@ def _shape(settings: Settings) -> tuple[Any, ...]:
     numbers = {"momentum": recipe.momentum, "weight_decay": recipe.weight_decay, "clip": recipe.clip}
     fit = (recipe.batch_size, recipe.epochs, recipe.steps, recipe.loss, recipe.label_smoothing > 0)
     optimizer, _ = optimizers.spec(recipe.optimizer, **numbers)
-    penalties = objective.penalties(recipe.penalty)[0]
-    return settings.hidden, settings.activation, settings.strategies, *fit, optimizer, penalties
+    terms, _ = penalties.read(recipe.penalty)
+    return settings.hidden, settings.activation, settings.strategies, *fit, optimizer, terms
 
 
 def to_flags(search: Search) -> list[str]:

@@ -10,7 +10,7 @@ import jax
 
 from experiments.runs import budgets, console, directory, fields, fits, training
 from experiments.runs.settings import Settings
-from tljax import checkpoint, data, masks, models, objective, paths, plugins, seeds
+from tljax import checkpoint, data, masks, models, paths, penalties, plugins, seeds
 from tljax.data.files import NO_PIXELS
 from tljax.study.results import Result
 from tljax.train import Execution
@@ -97,12 +97,14 @@ def checked(made: Settings) -> Task:
     start = fits.Start(params, ((0.0, None),), fresh=None)
     # As dicts, since dataclasses that share a nan differ from Python 3.13 on.
     own = vars(made.source_recipe) != vars(made.recipe)
-    if any(term.name == "ewc" for term in objective.penalties(made.source_recipe.penalty)[0]):
+    terms, _ = penalties.read(made.source_recipe.penalty)
+    if held := [term.name for term in terms if "fisher" in term.needs]:
         remedy = "another --penalty, or none"
         if made.target:
             remedy = "--source_penalty= for the source's own fit" + ", and --save_fisher" * (not made.save_fisher)
+        flag = "--source_penalty" if own else "--penalty"
         raise InputError(
-            f"--{'source_' * own}penalty={made.source_recipe.penalty} is the source's too, and ewc holds a fit to what "
+            f"{flag}={made.source_recipe.penalty} is the source's too, and {held[0]} holds a fit to what "
             f"another's Fisher information says, which nobody has before a source is trained: give {remedy}"
         )
     fits.check(made.source_recipe, "all", task, start, "source_" if own else "")

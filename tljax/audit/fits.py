@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tljax import masks, objective, optimizers, train
+from tljax import masks, objective, optimizers, penalties, train
 from tljax.audit import grounds
 from tljax.audit.lines import copy
 from tljax.train import vectorize
@@ -21,7 +21,7 @@ STEPS = 3
 
 # A large eps keeps rounding small where a gradient is next to nothing.
 _SPEC, _NUMBERS = optimizers.spec("adamw:eps=1e-3", weight_decay=0.5, clip=0.5)
-_TERMS, _WEIGHTS = objective.penalties("l2:weight=0.1")
+_TERMS, _WEIGHTS = penalties.read("l2:weight=0.1")
 
 
 class Fitted(NamedTuple):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tljax import masks, objective, optimizer, paths
+from tljax import masks, optimizer, paths, penalties
 from tljax.audit.lines import Check, changed, line
 from tljax.types import Mask, Params
 
@@ -73,7 +73,7 @@ def _step(
     wrapped: optax.GradientTransformation, mask: Mask, penalty: str, traced: list[str]
 ) -> Callable[..., tuple[Params, Any]]:
     """(params, state, disturbance of the frozen gradients) -> (updates, state)."""
-    terms, weights = objective.penalties(penalty)
+    terms, weights = penalties.read(penalty)
     floats = masks.by_path(_params(), lambda path: True)
 
     def value(learnt: Params) -> jax.Array:
@@ -82,7 +82,7 @@ def _step(
         total = jnp.square(hidden @ learnt["head"]["kernel"] + learnt["head"]["bias"][None] - 1).mean()
         trained, _ = masks.split(learnt, mask)
         for term, numbers in zip(terms, weights, strict=True):
-            total += objective.of_leaves(term, numbers, trained, None, None, {})
+            total += penalties.on_leaves(term, numbers, trained, None, None, {})
         return total
 
     @jax.jit

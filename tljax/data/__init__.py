@@ -56,20 +56,15 @@ def load(
     base, changes = derive.divide(name)
     spec = parse(base)
     shape = _checked_shape(image_shape)
-    try:
-        manual = place(manual_dir) if manual_dir else None
-    except InputError as error:
-        raise InputError(f"--manual_dir={error}") from error
+    manual = place(manual_dir, "manual_dir") if manual_dir else None
     if manual and not manual.is_dir():
-        raise InputError(f"--manual_dir='{manual}' is no folder: give the one that holds mnist/ and the like")
+        reason = "it is no folder: give the one that holds mnist/ and the like"
+        raise InputError(reason, field="manual_dir", value=f"'{manual}'")
     if spec.name in idx.SHIPPED:
         _takes(spec, ())
         return derive.derived(idx.shipped(spec.name, shape), name, changes)
     home = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    try:
-        root = place(home)
-    except InputError as error:
-        raise InputError(f"--data_dir={error}") from error
+    root = place(home, "data_dir")
     identity, prepare = _source(base, spec, root, manual, shape)
     identity = [*identity, str(shape)]
     folder = root / "tljax" / _key(spec, identity)
@@ -112,7 +107,7 @@ def _by_hand(name: str, manual: Path, root: Path) -> bool:
     if any((root / name).glob("*/dataset_info.json")):
         return False
     expected = ", ".join(f"{file}.gz" for file in idx.FILES)
-    raise InputError(f"--manual_dir='{manual}' has no folder '{name}': make it, with {expected}")
+    raise InputError(f"it has no folder '{name}': make it, with {expected}", field="manual_dir", value=f"'{manual}'")
 
 
 def _takes(spec: Spec, options: tuple[str, ...], value: str = "SPLIT", path: tuple[str, ...] = ()) -> None:
@@ -127,7 +122,8 @@ def _checked_shape(shape: Shape | None) -> Shape | None:
     if shape is None:
         return None
     if len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
-        raise InputError(f"--image_shape={shape} is not HEIGHT,WIDTH,CHANNELS: give three positive whole numbers")
+        reason = "it is not HEIGHT,WIDTH,CHANNELS: give three positive whole numbers"
+        raise InputError(reason, field="image_shape", value=shape)
     return (shape[0], shape[1], shape[2])
 
 

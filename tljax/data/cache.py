@@ -215,4 +215,4 @@ def _temporary(folder: Path) -> Path:
 
 def _unwritable(parent: Path, error: OSError) -> InputError:
     reason = error.strerror or str(error)
-    return InputError(f"'{parent}' cannot be written ({reason}): give a folder that can be with --data_dir")
+    return InputError(f"'{parent}' cannot be written ({reason}): give a folder that can be with `data_dir=`")

@@ -130,7 +130,7 @@ def gather(pictures: Iterable[tuple[str, np.ndarray]], count: int, shape: Shape 
         if picture.shape != images.shape[1:]:
             raise InputError(
                 f"the images differ in size: {what} is {_size(picture.shape)}, the first {_size(images.shape[1:])}: "
-                "choose one with --image_shape=HEIGHT,WIDTH,CHANNELS"
+                "choose one with `image_shape=HEIGHT,WIDTH,CHANNELS`"
             )
         images[row] = picture
     return images

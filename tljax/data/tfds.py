@@ -175,7 +175,7 @@ def _read(name: str, builder: Any, split: str, image: str, label: str, shape: Sh
     except NotImplementedError as error:
         raise InputError(
             f"'{builder.data_path}' is prepared as {builder.info.file_format.value}, which needs TensorFlow: "
-            "prepare it as array_record, or give another --data_dir"
+            "prepare it as array_record, or give another `data_dir=`"
         ) from error
     channels = builder.info.features[image].shape[-1]
     labels = np.empty(len(source), np.int64)
@@ -193,8 +193,8 @@ def _read(name: str, builder: Any, split: str, image: str, label: str, shape: Sh
 def _download(name: str, builder: Any, data_dir: Path, manual_dir: Path | None) -> None:
     import tensorflow_datasets as tfds
 
-    way = f"or put its files into DIR/{name} and give --manual_dir=DIR" if name in idx.COMPLETE else (
-        "or prepare it elsewhere as array_record and give its --data_dir"
+    way = f"or put its files into DIR/{name} and give `manual_dir=DIR`" if name in idx.COMPLETE else (
+        "or prepare it elsewhere as array_record and give its `data_dir=`"
     )  # fmt: skip
     host = _unreachable(builder.url_infos or {})
     downloads = data_dir / "downloads"

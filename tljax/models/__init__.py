@@ -17,11 +17,11 @@ ACTIVATIONS = (
     *("celu", "elu", "gelu", "hard_tanh", "leaky_relu", "mish", "relu"),
     *("relu6", "selu", "sigmoid", "silu", "soft_sign", "softplus", "tanh"),
 )
-"""The elementwise functions of `jax.nn` that `--activation` takes."""
+"""The elementwise functions of `jax.nn` that models take as `activation`."""
 
 
 def build(name: str, classes: int, *, hidden: Sequence[int], activation: str) -> Model:
-    """The model that `--model` names, for so many classes.
+    """The model of a name, with so many classes.
 
     A model is a function `model(classes, *, ...)`; it gets `hidden` and `activation` if it takes them. Two calls
     with the same arguments give the same object, so that equal fits share an executable. Raises InputError for an
@@ -42,7 +42,7 @@ def _build(name: str, digest: str, classes: int, hidden: tuple[int, ...], activa
     if activation not in ACTIVATIONS:
         raise InputError(f"unknown activation '{activation}'{plugins.nearest(activation, ACTIVATIONS)}")
     if any(width < 1 for width in hidden):
-        raise InputError(f"--hidden={','.join(map(str, hidden))}: a width is at least 1")
+        raise InputError("a width is at least 1", field="hidden", value=",".join(map(str, hidden)))
     shared: dict[str, Any] = {"hidden": hidden, "activation": activation}
     own = inspect.signature(function).parameters
     options = plugins.bind(function, spec.options, f"model '{spec.name}'", given=shared)

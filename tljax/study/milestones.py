@@ -12,7 +12,7 @@ from tljax.study.results import Result
 from tljax.study.summary import Curves, accuracy, counts, groups, label, mean
 
 
-def milestones(rows: Sequence[Result], curves: Curves) -> list[dict[str, Any]]:
+def milestones(results: Sequence[Result], curves: Curves) -> list[dict[str, Any]]:
     """A row for each source, target, strategy and budget, scratch among them; accuracies are fractions.
 
     jump_start: accuracy before the first step less that of scratch drawn anew (chance, 1/classes), 'not defined' where
@@ -22,19 +22,19 @@ def milestones(rows: Sequence[Result], curves: Curves) -> list[dict[str, Any]]:
     seconds: of training until the threshold, and with the source's training added. A diverged fit has the accuracy
     that `summary.accuracy` says from where it diverged, and reaches no threshold.
     """
-    found = []
-    fits = [row for row in rows if row.strategy != "pretrain"]
+    rows = []
+    fits = [fit for fit in results if fit.strategy != "pretrain"]
     base = {
-        (group[0].target, group[0].train_examples): mean(accuracy(row) for row in group)
+        (group[0].target, group[0].train_examples): mean(accuracy(fit) for fit in group)
         for group in groups(fits)
         if label(group[0]) == "scratch"
     }
     for group in groups(fits):
-        members = [row for row in group if counts(row)]
+        members = [fit for fit in group if counts(fit)]
         if members:
             where = members[0].target, members[0].train_examples
-            found.append(_milestone(members, curves, base.get(where), _scratch(base, where[0])))
-    return found
+            rows.append(_milestone(members, curves, base.get(where), _scratch(base, where[0])))
+    return rows
 
 
 def _scratch(base: Mapping[tuple[str, int], float | None], target: str) -> list[tuple[int, float]]:
@@ -45,14 +45,15 @@ def _scratch(base: Mapping[tuple[str, int], float | None], target: str) -> list[
 def _milestone(
     members: Sequence[Result], curves: Curves, threshold: float | None, scratch: Sequence[tuple[int, float]]
 ) -> dict[str, Any]:
+    """The row of one strategy and budget; `threshold` is scratch's asymptote, `scratch` is (labels, accuracy) of it."""
     first = members[0]
-    asymptote = mean(accuracy(row) for row in members)
-    times = [_time_to(row, curves, threshold) for row in members if row.name in curves] if threshold else []
+    asymptote = mean(accuracy(fit) for fit in members)
+    times = [_time_to(fit, curves, threshold) for fit in members if fit.name in curves] if threshold else []
     steps = float(np.median(times)) if times else None
-    per_step = mean(row.step_flops for row in members)
+    per_step = mean(fit.step_flops for fit in members)
     seconds = None if steps is None else _per_step(members) * steps
     flops = None if steps is None or per_step is None else per_step * steps
-    start = mean(row.start_accuracy for row in members)
+    start = mean(fit.start_accuracy for fit in members)
     classes = len(first.per_class_accuracy) if first.per_class_accuracy else None
     return {
         "source": first.source,
@@ -65,9 +66,9 @@ def _milestone(
         "area": _area(members, curves),
         "examples_saved": None if label(first) == "scratch" else saved(scratch, first.train_examples, asymptote),
         "flops": flops,
-        "flops_with_source": _plus(flops, mean(row.source_flops for row in members)),
+        "flops_with_source": _plus(flops, mean(fit.source_flops for fit in members)),
         "seconds": seconds,
-        "seconds_with_source": _plus(seconds, mean(row.source_seconds for row in members)),
+        "seconds_with_source": _plus(seconds, mean(fit.source_seconds for fit in members)),
     }
 
 
@@ -77,12 +78,13 @@ def time_to(curve: Mapping[str, Any], threshold: float) -> float:
     >>> time_to({"step": [10, 20, 30], "accuracy": [0.5, 0.7, 0.8]}, 0.6)
     20.0
     """
-    there = np.asarray(curve["accuracy"], float) >= threshold
-    return float(np.asarray(curve["step"])[there.argmax()]) if there.any() else np.inf
+    reached = np.asarray(curve["accuracy"], float) >= threshold
+    return float(np.asarray(curve["step"])[reached.argmax()]) if reached.any() else np.inf
 
 
-def _time_to(row: Result, curves: Curves, threshold: float) -> float:
-    return np.inf if row.diverged else time_to(curves[row.name], threshold)
+def _time_to(fit: Result, curves: Curves, threshold: float) -> float:
+    """The step at which a fit reaches the threshold; infinite where it never does, or diverged."""
+    return np.inf if fit.diverged else time_to(curves[fit.name], threshold)
 
 
 def saved(scratch: Sequence[tuple[int, float]], budget: int, accuracy: float | None) -> float | str | None:
@@ -112,21 +114,23 @@ def saved(scratch: Sequence[tuple[int, float]], budget: int, accuracy: float | N
 def _area(members: Sequence[Result], curves: Curves) -> float | None:
     """Mean accuracy over the steps, by trapezoids between the recorded ones."""
     areas = []
-    for row in members:
-        if row.name in curves:
-            steps = np.asarray(curves[row.name]["step"], float)
-            values = np.asarray(curves[row.name]["accuracy"], float)
-            share = accuracy(row)
-            if row.diverged and share is not None:
+    for fit in members:
+        if fit.name in curves:
+            steps = np.asarray(curves[fit.name]["step"], float)
+            values = np.asarray(curves[fit.name]["accuracy"], float)
+            share = accuracy(fit)
+            if fit.diverged and share is not None:
                 values = np.where(np.isfinite(values), values, share)
-            wide = steps[-1] - steps[0]
-            areas.append(np.trapezoid(values, steps) / wide if wide > 0 else values[-1])
+            width = steps[-1] - steps[0]
+            areas.append(np.trapezoid(values, steps) / width if width > 0 else values[-1])
     return mean(areas)
 
 
 def _per_step(members: Sequence[Result]) -> float:
-    return float(np.mean([row.seconds / max(row.steps or 1, 1) for row in members if row.seconds is not None]))
+    """Seconds of training for a step, a mean over fits."""
+    return float(np.mean([fit.seconds / max(fit.steps or 1, 1) for fit in members if fit.seconds is not None]))
 
 
-def _plus(own: float | None, more: float | None) -> float | None:
-    return None if own is None or more is None else own + more
+def _plus(target: float | None, source: float | None) -> float | None:
+    """A cost with the source's; None where one of both is not known."""
+    return None if target is None or source is None else target + source

@@ -19,7 +19,7 @@ from tljax.study.space import Range
 from tljax.types import InputError
 
 
-class Trial(NamedTuple):
+class Running(NamedTuple):
     """A trial under way in this process."""
 
     handle: Any
@@ -147,13 +147,13 @@ def _in_one_line(called: _Called) -> _Called:
 
 
 @_in_one_line
-def ask(search: Search, space: Sequence[Range], count: int, trials: int) -> list[Trial]:
+def ask(search: Search, space: Sequence[Range], count: int, trials: int) -> list[Running]:
     """At most `count` new trials of a study that is to have `trials` in all; none where all are taken or done."""
     import optuna
     from optuna.trial import TrialState
 
     study: Any = search.study
-    begun: list[Trial] = []
+    begun: list[Running] = []
     _take_over(study, search.lease)
     for _ in range(count):
         waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
@@ -166,7 +166,7 @@ def ask(search: Search, space: Sequence[Range], count: int, trials: int) -> list
             continue
         # Seeded by the trial, so that processes never draw the same, and a resumed study draws what it would have.
         study.sampler = _component(optuna.samplers, "sampler", search.sampler, search.seed + trial.number)
-        begun.append(Trial(trial, {dimension.name: _draw(trial, dimension) for dimension in space}))
+        begun.append(Running(trial, {dimension.name: _draw(trial, dimension) for dimension in space}))
     return begun
 
 
@@ -186,7 +186,7 @@ def _counted(study: Any) -> list[Any]:
     return counted
 
 
-def held(trials: Sequence[Trial], lease: float) -> contextlib.AbstractContextManager[None]:
+def held(trials: Sequence[Running], lease: float) -> contextlib.AbstractContextManager[None]:
     """Say now and then that this process has these trials under way, and lives."""
 
     def beat() -> None:
@@ -229,7 +229,7 @@ def under_way(study: Any) -> int:
 
 
 @_in_one_line
-def tell(study: Any, trial: Trial, value: float | None, pruned: bool = False, loss: float | None = None) -> None:
+def tell(study: Any, trial: Running, value: float | None, pruned: bool = False, loss: float | None = None) -> None:
     """Hand in a trial's value, or that it diverged (None); nothing where it was taken from this process meanwhile.
 
     `loss`, which the sampler does not learn from, is kept beside it.
@@ -247,7 +247,7 @@ def tell(study: Any, trial: Trial, value: float | None, pruned: bool = False, lo
 
 
 @_in_one_line
-def report(trial: Trial, value: float, step: int) -> bool:
+def report(trial: Running, value: float, step: int) -> bool:
     """Hand in a trial's value so far; returns whether its pruner gives it up, False where another process ended it.
 
     SQLite may hand one trial that is tried again to two processes at once; the first to tell is believed.
@@ -259,7 +259,7 @@ def report(trial: Trial, value: float, step: int) -> bool:
 
 
 @_in_one_line
-def give_back(study: Any, trial: Trial) -> None:
+def give_back(study: Any, trial: Running) -> None:
     """Leave a trial under way to whoever asks next."""
     _try_again(study, trial.handle)
 
@@ -276,7 +276,7 @@ def best(study: Any) -> Any:
     return max(finite, key=lambda trial: (trial.value, -trial.number))
 
 
-class Trial(NamedTuple):
+class TrialRecord(NamedTuple):
     """A trial of a study, whatever became of it."""
 
     number: int
@@ -298,7 +298,7 @@ class Trial(NamedTuple):
     """{name in the space: value}."""
 
 
-def trials(study: Any) -> list[Trial]:
+def trials(study: Any) -> list[TrialRecord]:
     """The trials of a study of Optuna, in their order."""
     listed = []
     for trial in study.get_trials(deepcopy=False):
@@ -307,7 +307,7 @@ def trials(study: Any) -> list[Trial]:
         accuracy = trial.value if state == "COMPLETE" and not diverged else None
         owner, _ = known.get("lease", ("", 0.0))
         times = (trial.datetime_start, trial.datetime_complete)
-        begin, end = (time.isoformat(timespec="seconds") if time else "" for time in times)
+        begin, end = (moment.isoformat(timespec="seconds") if moment else "" for moment in times)
         measured = (trial.value, accuracy, known.get("loss"), diverged)
-        listed.append(Trial(trial.number, state, *measured, owner, begin, end, trial.params))
+        listed.append(TrialRecord(trial.number, state, *measured, owner, begin, end, trial.params))
     return listed

@@ -1,4 +1,4 @@
-"""Fits, a row each, to strategies, a row each: means and ranges over seeds."""
+"""From fits to strategies: means and ranges over seeds."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -197,9 +197,9 @@ def spread(values: Iterable[Any]) -> Spread | None:
 
 
 def mean(values: Iterable[Any]) -> float | None:
-    """Of what is finite; None where nothing is."""
-    known = spread(values)
-    return known[0] if known else None
+    """The mean of what is finite; None where nothing is."""
+    means = spread(values)
+    return means[0] if means else None
 
 
 def listed(names: Iterable[Any]) -> str:
@@ -209,6 +209,7 @@ def listed(names: Iterable[Any]) -> str:
 
 
 def _aggregate(members: Sequence[Result], scratch: Sequence[Result]) -> Summary:
+    """The summary of fits that differ in their seed alone; gains are above the fits from `scratch`."""
     first = members[0]
     counted = [result for result in members if counts(result)]
     survivors = [result for result in counted if ended(result)]
@@ -245,4 +246,5 @@ def _gains(counted: Sequence[Result], scratch: Sequence[Result]) -> list[float]:
 
 
 def _pair(result: Result) -> tuple[str, int, int]:
+    """What a fit and the fit from scratch beside it have in common."""
     return result.target, result.train_examples, result.seed

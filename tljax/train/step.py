@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tljax import masks, models, objective, optimizer, optimizers, paths
+from tljax import masks, models, objective, optimizer, optimizers, paths, penalties
+from tljax.penalties import Penalty
 from tljax.types import InputError, Mask, Model, OptState, Params
 
 
@@ -29,7 +30,7 @@ class Spec:
     model: Model
     loss: objective.Loss
     optimizer: optimizers.OptimizerSpec
-    penalties: tuple[objective.Penalty, ...] = ()
+    penalties: tuple[Penalty, ...] = ()
     smooth_labels: bool = False
     """Whether the labels are smoothed; by how much is passed as the number 'label_smoothing'."""
     merge: Callable[[Params], Params] | None = None
@@ -158,13 +159,13 @@ def _objective(
     loss = summed / count
     terms = []
     for penalty, weights in zip(spec.penalties, hyper.weights, strict=True):
-        if penalty.name == "behaviour":
+        if "features" in penalty.needs:
             at_start = models.features(spec.model, merge(hyper.start), x)
             pairs = list(zip(outputs, at_start, strict=True))[len(frozen_prefix_of(spec)) : -1]
-            terms.append(objective.behaviour(pairs, weight, count, **weights))
+            terms.append(penalty.function(pairs, weight, count, **weights))
         else:
             fresh = dict.fromkeys(spec.fresh, True)
-            value = objective.of_leaves(penalty, weights, trained, hyper.start, hyper.fisher, fresh)
+            value = penalties.on_leaves(penalty, weights, trained, hyper.start, hyper.fisher, fresh)
             terms.append(value if axis is None else value / jax.lax.axis_size(axis))
     return sum(terms, start=loss), (loss, tuple(terms))
 
@@ -273,8 +274,9 @@ def specialize(spec: Spec, fit: Fit, history: Sequence[Mask]) -> Spec:
     """
     for penalty in spec.penalties:
         paths.require_globs(fit.params, (penalty.on,))
-        if penalty.name == "ewc" and fit.fisher is None:
-            raise InputError("penalty 'ewc' needs the source's Fisher information: train the source with --save_fisher")
+        if "fisher" in penalty.needs and fit.fisher is None:
+            remedy = "train the source with `save_fisher=`"
+            raise InputError(f"penalty '{penalty.name}' needs the source's Fisher information: {remedy}")
     trains = jax.tree.leaves(masks.static(fit.params, history[-1]))
     # A leaf of 1.0 compiles to the same as True, bit for bit: `canonical` makes it True.
     leaves = [(m is True or None) if t else False for m, t in zip(_mask_leaves(fit, history), trains, strict=True)]

@@ -245,7 +245,7 @@ def stack_hyper(spec: Spec, fits: Sequence[Fit], histories: Sequence[Sequence[Ma
         scales.append(tuple(jnp.asarray(leaf) for leaf in traced_leaves(spec, fit, history)))
         ranks.append(tuple(rank for rank in cohort_ranks(fit, history)[1] if not isinstance(rank, int)))
     needs_start = any(penalty.needs_start for penalty in spec.penalties)
-    needs_fisher = any(penalty.name == "ewc" for penalty in spec.penalties)
+    needs_fisher = any("fisher" in penalty.needs for penalty in spec.penalties)
     return Hyper(
         weights=tuple(_columns([fit.weights[i] for fit in fits]) for i in range(len(spec.penalties))),
         numbers=_columns([fit.numbers for fit in fits]),
