@@ -8,6 +8,12 @@ from pathlib import Path
 
 INSTALL = "install it with python -m pip install 'tljax[experiments]', or '.[experiments]' in a checkout"
 """The remedy for a library that is not there, or cannot be loaded."""
+_PARTS = (
+    *("absl", "orbax", "scipy", "sklearn", "threadpoolctl"),
+    *("rich", "jinja2", "matplotlib", "optuna", "tensorboardX"),
+)
+"""Modules of the extra `experiments`. Some are loaded when a run ends, and it would be late to miss them then; what
+reads data sets is missed before anything is trained."""
 
 
 def run_program(file: str) -> None:
@@ -15,7 +21,7 @@ def run_program(file: str) -> None:
 
     A program calls this before its other imports, where it is run and not imported: `python -m experiments.NAME`.
     """
-    if line := _too_little_memory():
+    if line := _missing_parts() or _too_little_memory():
         print(f"error: {line}", file=sys.stderr, flush=True)
         os._exit(1)
     _find_library()
@@ -33,6 +39,12 @@ def run_program(file: str) -> None:
         raise
     process.run_main(program.main)
     sys.exit()
+
+
+def _missing_parts() -> str:
+    """A sentence that names what is not installed, with the remedy; "" where nothing is missing."""
+    missing = [name for name in _PARTS if importlib.util.find_spec(name) is None]
+    return f"there is no {', '.join(missing)}: {INSTALL}" if missing else ""
 
 
 def _find_library() -> None:

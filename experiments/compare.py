@@ -21,25 +21,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import transfer
 from experiments.runs import (
     budgets,
     console,
     costs,
     directory,
     evaluations,
-    fits,
+    fit,
     flags,
     looks,
     methods,
+    plan,
     predictions,
     process,
     tuned,
 )
 from experiments.runs.flags import flag
 from experiments.runs.judging import Judging, require_valid, require_variation, spoken_of, variation
+from experiments.runs.plan import Experiment
 from experiments.runs.settings import ExperimentFlags, Settings
-from experiments.transfer import Experiment
 from tljax import plugins
 from tljax.study import summary
 from tljax.study.results import Result, extended
@@ -90,14 +90,12 @@ def run(given: Mapping[str, Any], asked: CompareFlags, typed: Collection[str] | 
     if made.dry_run:
         _show(parts)
         return []
-    named = {name: mark for part in parts for name, mark in transfer.fingerprints(part.todo).items()}
+    named = {name: mark for part in parts for name, mark in plan.fingerprints(part.todo).items()}
     _say_looks(parts, judging)
     more = evaluations.read(made, asked.eval, [part.todo for part in parts])
     leave = tuned.of_the_search() if asked.tuned else ()
     with directory.opened(made, "compare", flags.flagfile_lines(asked), leave=leave) as folder:
-        found = [
-            (part, transfer.within(part.todo, folder, {**named, **evaluations.fingerprints(more)})) for part in parts
-        ]
+        found = [(part, fit.within(part.todo, folder, {**named, **evaluations.fingerprints(more)})) for part in parts]
         lines = [line for _, some in found for line in some]
         if process.first():
             judged = [_judged(part, some, more, folder, execution) for part, some in found]
@@ -128,7 +126,7 @@ def planned(
         for source in sources:
             pair = {**given, kind: source, "target": target}
             arms = [
-                transfer.prepare(Settings.from_flags(**arm), execution, only=True)
+                plan.prepare(Settings.from_flags(**arm), execution, only=True)
                 for arm in tuned.arms(pair, made, asked.tuned, typed)
             ]
             # From scratch there is one fit a target, budget and seed, whatever the source, each with its own recipe.
@@ -144,16 +142,16 @@ def planned(
 
 
 def _only(todo: Experiment, keep: Callable[[str], bool]) -> Experiment:
-    return todo._replace(methods=tuple(method for method in todo.methods if keep(method.name)))
+    return todo._replace(strategies=tuple(method for method in todo.strategies if keep(method.name)))
 
 
 def _named(todo: Experiment) -> bool:
-    return bool(todo.methods)
+    return bool(todo.strategies)
 
 
 def _key(todo: Experiment) -> Any:
     """What tells the fits from scratch of one target apart."""
-    made = todo.made
+    made = todo.settings
     return made.recipe, made.model, made.hidden, made.activation, todo.target.fingerprint, made.train_examples
 
 
@@ -161,8 +159,8 @@ def _require_one_fit(parts: Sequence[Part]) -> None:
     """Raise InputError, before anything is trained, if two planned fits would be of one cell and seed."""
     cells: dict[Cell, list[Result]] = {}
     for part in parts:
-        for job in transfer.planned(part.todo).values():
-            result = replace(job.result, steps=part.todo.made.recipe.steps)
+        for job in plan.planned(part.todo).values():
+            result = replace(job.result, steps=part.todo.settings.recipe.steps)
             cells.setdefault(predictions.cell(result, part.longer), []).append(job.result)
     for lines in cells.values():
         summary.require_one_recipe(lines)
@@ -170,16 +168,16 @@ def _require_one_fit(parts: Sequence[Part]) -> None:
 
 def longer(scratch: Experiment, other: Experiment) -> list[Part]:
     """Scratch once more, a part a budget, with as many steps as the source and the target of `other` had together."""
-    if not scratch.methods or other.source is None or other.source.steps is None:
+    if not scratch.strategies or other.source is None or other.source.steps is None:
         return []
     parts = []
-    for budget in scratch.made.train_examples:
-        if budget in other.made.train_examples:
-            subset, _ = fits.chosen(other.made.recipe, budget, other.target, 0)
-            steps = fits.steps(other.made.recipe, len(subset)) + other.source.steps
-            recipe = replace(scratch.made.recipe, steps=steps)
-            made = replace(scratch.made, train_examples=(budget,), recipe=recipe)
-            parts.append(Part(scratch._replace(made=made), longer=True))
+    for budget in scratch.settings.train_examples:
+        if budget in other.settings.train_examples:
+            subset, _ = plan.draw_examples(other.settings.recipe, budget, other.target, 0)
+            steps = plan.count_steps(other.settings.recipe, len(subset)) + other.source.steps
+            recipe = replace(scratch.settings.recipe, steps=steps)
+            made = replace(scratch.settings, train_examples=(budget,), recipe=recipe)
+            parts.append(Part(scratch._replace(settings=made), longer=True))
     return parts
 
 
@@ -188,13 +186,13 @@ def _several(text: str | None) -> list[str]:
 
 
 def _judged(
-    part: Part, lines: Sequence[Result], more: Sequence[evaluations.Eval], folder: Path, execution: Any
+    part: Part, lines: Sequence[Result], more: Sequence[evaluations.Evaluation], folder: Path, execution: Any
 ) -> predictions.Found:
     """What there is of a part to judge by: rows, and which test examples each fit gets right."""
     found = predictions.of_run(folder, lines, part.todo.target)
     if part.longer:
         return found._replace(longer=True)
-    extra, cost = evaluations.accuracies(part.todo, lines, more, folder), costs.of_run(part.todo, lines, folder)
+    extra, cost = evaluations.accuracies(part.todo, lines, more, folder), costs.of_fits(part.todo, lines, folder)
     return found._replace(rows=[extended(row, {**extra.get(row.name, {}), **cost[row.name]}) for row in found.rows])
 
 
@@ -205,11 +203,11 @@ def notes(parts: Sequence[Part], asked: CompareFlags) -> list[str]:
     data |= {
         f"{todo.target.name}: {line}"
         for todo in todos
-        for line in budgets.notes(todo.made.train_examples, todo.target, todo.made.recipe.validation)
+        for line in budgets.notes(todo.settings.train_examples, todo.target, todo.settings.recipe.validation)
     }
     data |= {f"{todo.source.name}: {todo.source.note}" for todo in todos if todo.source and todo.source.note}
     tuning = tuned.said(
-        asked.tuned, [budget for part in parts for budget in part.todo.made.train_examples], asked.longer_scratch
+        asked.tuned, [budget for part in parts for budget in part.todo.settings.train_examples], asked.longer_scratch
     )
     spoken = spoken_of([variation(todo) for todo in todos])
     return [tuning, *spoken, "they speak of these tasks alone", *sorted(data)]
@@ -218,13 +216,13 @@ def notes(parts: Sequence[Part], asked: CompareFlags) -> list[str]:
 def _say_looks(parts: Sequence[Part], judging: Judging) -> None:
     """Say before anything is trained that there are no looks left; raises InputError as `looks.count` does."""
     keys: dict[str, tuple[set[str], set[str]]] = {}
-    todos = [part.todo for part in parts if not part.longer and not part.todo.made.distributed]
-    jobs = [job for todo in todos for job in transfer.planned(todo).values()]
+    todos = [part.todo for part in parts if not part.longer and not part.todo.settings.distributed]
+    jobs = [job for todo in todos for job in plan.planned(todo).values()]
     cells = ((predictions.cell(job.result), job.seed) for job in jobs)
     able = looks.judgeable(cells, judging.against)
     for todo in (todo for todo in todos if todo.target.name in able):
         fits_of, bases = keys.setdefault(looks.test_set(np.asarray(todo.target.test.labels)), (set(), set()))
-        for job in transfer.planned(todo).values():
+        for job in plan.planned(todo).values():
             if (name := summary.label(job.result)) != "scratch" or judging.against == "scratch":
                 (bases if name == judging.against else fits_of).add(job.result.key)
     seen = [looks.Seen(name, *map(frozenset, sets)) for name, sets in keys.items() if sets[0]]
@@ -239,10 +237,10 @@ def _say_looks(parts: Sequence[Part], judging: Judging) -> None:
 def _show(parts: Sequence[Part]) -> None:
     rows, total = [], 0
     for part in parts:
-        todo, made = part.todo, part.todo.made
-        count = len(transfer.planned(todo))
+        todo, made = part.todo, part.todo.settings
+        count = len(plan.planned(todo))
         total += count
-        named = ", ".join(one.label for one in todo.methods) + (" (longer)" if part.longer else "")
+        named = ", ".join(one.label for one in todo.strategies) + (" (longer)" if part.longer else "")
         labels = ", ".join(made.train_examples)
         rows.append((todo.source.name if todo.source else "-", todo.target.name, named, labels, str(count)))
     console.table("study", ["source", "target", "strategies", "labels", "fits"], rows, [f"{total} fits in all"])

@@ -3,7 +3,7 @@
     python -m experiments.export --checkpoint=runs/mnist_10k --output=mnist.safetensors
 
 The parameters of a trained fit in one file of named arrays ("hidden_0/kernel"), and beside it FILE.safetensors.json,
-the card that says what they are of (experiments/runs/elsewhere.py): a source for experiments.transfer, and a fit for
+the card that says what they are of (experiments/runs/sources.py): a source for experiments.transfer, and a fit for
 experiments.predict. What a strategy added to the model is merged into its ordinary parameters.
 """
 
@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.runs import console, directory, flags, trained
+from experiments.runs import console, directory, flags
 from experiments.runs.flags import flag
 from experiments.runs.settings import ComputeFlags, ModelFlags, RenamingFlags
-from experiments.runs.trained import TrainedFlags
+from experiments.runs.sources import FitFlags, load_weights
 
 
 @dataclass(frozen=True)
-class ExportFlags(TrainedFlags, RenamingFlags, ModelFlags, ComputeFlags):
+class ExportFlags(FitFlags, RenamingFlags, ModelFlags, ComputeFlags):
     """Which fit, and where to."""
 
     output: str | None = flag(None, "a new .safetensors file; needed", place="new")
@@ -36,7 +36,7 @@ def run(given: Mapping[str, Any], asked: ExportFlags) -> Path:
 
     file = directory.new_file("output", asked.output, ".safetensors")
     card = directory.new_file("output", f"{file}.json", ".json")
-    flat, source, model, accuracy = trained.weights(given, asked.checkpoint, asked.fit)
+    flat, source, model, accuracy = load_weights(given, asked.checkpoint, asked.fit)
     weights = save(flat)
     told = {
         "task": source.name,

@@ -11,30 +11,16 @@ from experiments import run_program
 
 if __name__ == "__main__":  # before the other imports, so that what fails in them is said in a line
     run_program(__file__)
-import functools
-import hashlib
-import json
-import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import numpy as np
-
-from experiments.runs import console, directory, flags, origin, process, sources
+from experiments.runs import console, features, plan, process, sources
+from experiments.runs import flags as flags_of_programs
 from experiments.runs.flags import flag
-from experiments.runs.origin import Origin
 from experiments.runs.settings import CheckpointFlags, ComputeFlags, DataFlags, ModelFlags, RenamingFlags, SeedFlags
-from tljax import files, models, npz
-from tljax.types import InputError, Model, Params, Task
-
-BATCH = 1000
-"""Examples a compiled batch; the last is filled up."""
-DTYPES = ("float32", "float16")
-_FORMAT = 2
+from tljax.types import InputError
 
 
 @dataclass(frozen=True)
@@ -47,168 +33,26 @@ class FeaturesFlags(CheckpointFlags, RenamingFlags, DataFlags, ModelFlags, SeedF
     dtype: str = flag("float32", "in which they are kept, float32 or float16")
 
 
-class Features(NamedTuple):
-    """What a stage gives, float [n, d] each, memory-mapped."""
-
-    train: np.ndarray
-    test: np.ndarray
-
-
-def sidecar(one: Origin, task: Task, stage: str, dtype: str = "float32") -> dict[str, Any]:
-    """What features.json says."""
-    abstract = models.abstract(one.model, one.source.shape)
-    image = jax.ShapeDtypeStruct((1, *task.train.images.shape[1:]), task.train.images.dtype)
-    out = jax.eval_shape(functools.partial(models.features, one.model), abstract, image)
-    size = math.prod(out[models.names(one.model).index(stage)].shape)
-    return {
-        "format": _FORMAT,
-        "source": {"task": one.source.name, "identity": one.identity},
-        "stage": stage,
-        "data": {"name": task.name, "fingerprint": task.fingerprint},
-        "dtype": dtype,
-        "shape": {"train": [len(task.train.labels), size], "test": [len(task.test.labels), size]},
-    }
-
-
-def write(one: Origin, task: Task, folders: Mapping[str, Path], dtype: str = "float32") -> None:
-    """Write the features of {stage: folder} in one compiled pass; a folder that holds them already is left as it is.
-
-    Raises InputError for an unknown stage or dtype, and a folder with something else in it.
-    """
-    if dtype not in DTYPES:
-        raise InputError(f"--dtype={dtype}: give one of {', '.join(DTYPES)}")
-    told = {stage: _wanted(one, task, stage, dtype) for stage in folders}
-    missing = {stage: folder for stage, folder in folders.items() if not _there(folder, told[stage])}
-    names = models.names(one.model)
-    at = tuple(names.index(stage) for stage in missing)
-    for split, part in (("train", task.train), ("test", task.test)):
-        outs, places = [], []
-        for stage, folder in missing.items():
-            folder.mkdir(parents=True, exist_ok=True)
-            files.sweep(folder, f"{split}.npy", seconds=3600)
-            shape = tuple(told[stage]["shape"][split])
-            # Beside its place, under a name that nobody can guess: a link there would be followed.
-            places.append((files.partial(folder / f"{split}.npy"), folder / f"{split}.npy"))
-            outs.append(np.lib.format.open_memmap(places[-1][0], mode="w+", dtype=np.dtype(dtype), shape=shape))
-        for start in range(0, len(part.labels) if missing else 0, BATCH):
-            rows = np.minimum(np.arange(start, start + BATCH), len(part.labels) - 1)
-            found = _batch(one.model[: max(at) + 1], at, one.params, np.asarray(part.images[rows]))
-            for out, given in zip(outs, found, strict=True):
-                out[start : start + BATCH] = np.asarray(given)[: len(out) - start]
-        for out, (partial, file) in zip(outs, places, strict=True):
-            out.flush()
-            os.replace(partial, file)
-    for stage, folder in missing.items():  # last: only then they are there
-        all_told = {**told[stage], "sha256": _sums(folder)}
-        directory.replace(folder / "features.json", json.dumps(all_told, indent=1) + "\n")
-
-
-def _sums(folder: Path) -> dict[str, str]:
-    found = {}
-    for split in ("train", "test"):
-        with (folder / f"{split}.npy").open("rb") as stream:
-            found[split] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return found
-
-
-def _wanted(one: Origin, task: Task, stage: str, dtype: str) -> dict[str, Any]:
-    origin.require_stage(one.model, stage)
-    return sidecar(one, task, stage, dtype)
-
-
-@functools.partial(jax.jit, static_argnames=("model", "at"))
-def _batch(model: Model, at: tuple[int, ...], params: Params, images: jax.Array) -> list[jax.Array]:
-    found = models.features(model, params, images)
-    return [found[i].reshape(len(images), -1) for i in at]
-
-
-def _there(folder: Path, told: Mapping[str, Any]) -> bool:
-    """Whether the folder holds these features; raises InputError where it holds anything else."""
-    if folder.is_dir() and not (folder / "features.json").is_file():
-        others = {file.name for file in folder.iterdir() if not file.name.endswith(".npy.partial")}
-        others -= {"train.npy", "test.npy"}
-        if others:
-            raise InputError(f"'{folder}' holds '{min(others)}' and no features: name a new folder")
-        return False
-    if not folder.exists():
-        return False
-    differs = _difference(folder, told)
-    if differs:
-        raise InputError(f"{differs}: name a new folder")
-    return True
-
-
-def _difference(folder: Path, told: Mapping[str, Any]) -> str:
-    """What of features.json is not as told; '' for nothing. Raises InputError where it cannot be read."""
-    if not folder.is_dir():
-        return f"'{folder}' holds no features"
-    try:
-        there = json.loads((folder / "features.json").read_text(encoding="utf-8"))
-        for name, value in told.items():
-            if there[name] != value:
-                return f"'{folder}' holds features of {name} {_short(there[name])}, not {_short(value)}"
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise InputError(f"'{folder}/features.json' cannot be read ({error}): compute the features again") from error
-    return ""
-
-
-def _short(value: Any) -> str:
-    return ", ".join(str(part)[-40:] for part in value.values()) if isinstance(value, dict) else str(value)[:60]
-
-
-def read(folder: Path, one: Origin, task: Task, stage: str, dtype: str = "float32") -> Features:
-    """Features that were written before, of this source, data and stage: float [n, d], memory-mapped.
-
-    Raises InputError where features.json says of another one, or the arrays are not as it says, to the byte.
-    """
-    told = _wanted(one, task, stage, dtype)
-    differs = _difference(folder, told)
-    if differs:
-        raise InputError(f"{differs}: compute them with experiments.features")
-    found = []
-    for split in ("train", "test"):
-        file = folder / f"{split}.npy"
-        try:
-            array = npz.mapped(file)
-        except InputError as error:
-            raise InputError(f"{error}: delete '{folder}', and compute the features again") from error
-        if list(array.shape) != told["shape"][split] or str(array.dtype) != dtype:
-            raise InputError(
-                f"'{file}' is {array.dtype}{list(array.shape)}, not as features.json says: compute it again"
-            )
-        found.append(array)
-    if json.loads((folder / "features.json").read_text(encoding="utf-8")).get("sha256") != _sums(folder):
-        raise InputError(f"'{folder}' is not as it was written: delete it, and compute the features again")
-    return Features(*found)
-
-
-def run(given: Mapping[str, Any], asked: FeaturesFlags) -> Path:
+def run(flags: Mapping[str, Any], own: FeaturesFlags) -> Path:
     """Compute what the flags say, unless it is there; the folder."""
-    place = given.get("source_checkpoint")
-    for name, value in (("source_checkpoint", place), ("dataset", asked.dataset), ("output", asked.output)):
+    place = flags.get("source_checkpoint")
+    for name, value in (("source_checkpoint", place), ("dataset", own.dataset), ("output", own.output)):
         if not value:
             raise InputError(f"--{name} is not given: see --helpfull")
-    made = origin.settings(given, str(place))
-    process.prepare(made)
-    one = origin.load(made)
-    task = sources.load(made, str(asked.dataset), made.image_shape or one.source.shape)
-    same_shape(one, task)
-    folder, wanted = Path(str(asked.output)), asked.stage or origin.before_head(one.model)
-    write(one, task, {wanted: folder}, asked.dtype)
-    kept = read(folder, one, task, wanted, asked.dtype)
-    shapes = " and ".join(f"{split} {list(array.shape)}" for split, array in kept._asdict().items())
+    settings = sources.settings_of(flags, str(place))
+    process.prepare(settings)
+    loaded = sources.load(settings)
+    task = plan.load_task(settings, str(own.dataset), settings.image_shape or loaded.source.shape)
+    features.same_shape(loaded, task)
+    folder, stage = Path(str(own.output)), own.stage or sources.before_head(loaded.model)
+    features.write(loaded, task, {stage: folder}, own.dtype)
+    arrays = features.read(folder, loaded, task, stage, own.dtype)
+    shapes = " and ".join(f"{split} {list(array.shape)}" for split, array in arrays._asdict().items())
     console.notes(task.findings)
-    console.say(f"{wanted} of {one.source.name} on {task.name}: {shapes}, {asked.dtype}, in {folder}")
+    console.say(f"{stage} of {loaded.source.name} on {task.name}: {shapes}, {own.dtype}, in {folder}")
     return folder
-
-
-def same_shape(one: Origin, task: Task) -> None:
-    """Raise InputError unless the images of a task have the shape that a source takes."""
-    shape = tuple(task.train.images.shape[1:])
-    if shape != one.source.shape:
-        raise InputError(f"data set '{task.name}' has shape {shape}, the source {one.source.shape}: they must agree")
 
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    flags.main(argv, str(__doc__), run, FeaturesFlags)
+    flags_of_programs.main(argv, str(__doc__), run, FeaturesFlags)

@@ -22,25 +22,24 @@ import jax
 import numpy as np
 
 from experiments.pages.csv_cells import cell
-from experiments.runs import console, directory, flags, trained
+from experiments.runs import console, directory, flags
 from experiments.runs.flags import flag
-from experiments.runs.origin import Origin
 from experiments.runs.settings import ComputeFlags, ModelFlags, RenamingFlags
-from experiments.runs.trained import TrainedFlags
+from experiments.runs.sources import FitFlags, LoadedSource, load_fit
 from tljax import evaluate, paths, train
 from tljax.data import unlabelled
 from tljax.types import InputError
 
 
 @dataclass(frozen=True)
-class PredictFlags(TrainedFlags, RenamingFlags, ModelFlags, ComputeFlags):
+class PredictFlags(FitFlags, RenamingFlags, ModelFlags, ComputeFlags):
     """Which fit predicts which images."""
 
     images: str | None = flag(None, "a folder of .png and .jpg, one of them, or an .npz with test_images; needed")
     output: str | None = flag(None, "a new .csv file; needed", place="new")
 
 
-def probabilities(one: Origin, images: np.ndarray) -> np.ndarray:
+def probabilities(one: LoadedSource, images: np.ndarray) -> np.ndarray:
     """float64 [n, classes] of images [n, ...] as the fit takes them: the softmax of its logits.
 
     Raises InputError for an image of which the logits are not finite.
@@ -78,7 +77,7 @@ def run(given: Mapping[str, Any], asked: PredictFlags) -> Path:
     if not asked.images:
         raise InputError("--images is not given: name a folder of pictures, one of them, or an .npz file")
     file = directory.new_file("output", asked.output, ".csv")
-    _, one = trained.load(given, asked.checkpoint, asked.fit)
+    _, one = load_fit(given, asked.checkpoint, asked.fit)
     names, pixels, left_out = unlabelled.load(Path(asked.images), one.source.shape)
     if left_out:
         several = len(left_out) > 1

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.runs import budgets, console, directory, fits, flags, process, sources
+from experiments.runs import budgets, console, directory, fit, flags, plan, process
 from experiments.runs.settings import CheckpointFlags, DataFlags, ModelFlags, Settings, SourceFlags, TrainFlags
 from tljax import masks, models
 from tljax.study.results import Result
@@ -34,12 +34,12 @@ def run(**flags: Any) -> list[Result]:
     if made.source is None or made.source_checkpoint:
         raise InputError("--source is what this program trains: name a data set, and leave out --source_checkpoint")
     execution = process.prepare(made)
-    task = sources.checked(made)
+    task = plan.source_task(made)
     shape = tuple(task.train.images.shape[1:])
-    for fault in fits.faults(made, sources.model(made, len(task.classes)), shape):
+    for fault in plan.model_faults(made, made.build_model(len(task.classes)), shape):
         execution.on_message(fault)
     if made.dry_run:
-        model = sources.model(made, len(task.classes))
+        model = made.build_model(len(task.classes))
         params = models.abstract(model, shape)
         console.mask_table(task.name, params, masks.by_path(params, lambda path: True))
         console.notes(task.findings)
@@ -47,7 +47,7 @@ def run(**flags: Any) -> list[Result]:
     with directory.opened(made, "pretrain") as folder:
         if process.first():
             directory.record_environment(folder, {task.name: task.fingerprint})
-        lines = sources.train(made, task, folder, execution)
+        lines = fit.train_sources(made, task, folder, execution)
         if process.first():
             directory.supersede(folder, list(lines.values()))
         accuracy = [100 * line.test_accuracy for line in lines.values() if line.test_accuracy is not None]

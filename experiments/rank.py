@@ -19,24 +19,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from experiments import features
 from experiments.runs import (
     budgets,
-    cards,
     console,
     directory,
-    elsewhere,
+    features,
     flags,
-    origin,
+    plan,
     process,
     sources,
     transfer_results,
 )
 from experiments.runs import scores as scores_of
-from experiments.runs.cards import Card
 from experiments.runs.flags import flag
-from experiments.runs.origin import Origin
 from experiments.runs.settings import ExperimentFlags, Settings
+from experiments.runs.sources import Card, LoadedSource
 from tljax import plugins
 from tljax.types import InputError, Task
 
@@ -61,34 +58,34 @@ class RankFlags(ExperimentFlags):
 class Todo(NamedTuple):
     """All of a ranking, read and checked."""
 
-    made: Settings
+    settings: Settings
     cards: tuple[Card, ...]
-    origins: Mapping[str, Origin]
+    origins: Mapping[str, LoadedSource]
     targets: Mapping[str, Task]
-    plan: transfer_results.Plan | None
+    plan: transfer_results.TransferPlan | None
 
 
 def run(given: Mapping[str, Any], asked: RankFlags) -> dict[str, Any]:
     """Score, verify and report; what ranking.json says."""
     todo = prepared(given, asked)
-    if todo.made.dry_run:
-        fits = [len(transfer_results.transfer.planned(one)) for one in _experiments(todo.plan)]
+    if todo.settings.dry_run:
+        fits = [len(plan.planned(one)) for one in _experiments(todo.plan)]
         rows = [(card.name, _percent(card.accuracy), f"{card.parameters:,}") for card in todo.cards]
         notes = [f"{len(rows)} sources, {len(todo.targets)} targets, {sum(fits)} fits to verify"]
         console.table("sources", ["source", "own test accuracy %", "parameters"], rows, notes)
         return {}
     marks = {name: task.fingerprint for name, task in todo.targets.items()}
-    with directory.opened(todo.made, "rank", flags.flagfile_lines(asked)) as folder:
+    with directory.opened(todo.settings, "rank", flags.flagfile_lines(asked)) as folder:
         if process.first():
             directory.record_environment(folder, marks)
         table = {
             (card.name, name): scores_of.scored(
-                folder, todo.origins[card.name], task, todo.made, asked.scores, asked.score_examples
+                folder, todo.origins[card.name], task, todo.settings, asked.scores, asked.score_examples
             )
             for name, task in todo.targets.items()
             for card in todo.cards
         }
-        truths = transfer_results.found(todo.plan, folder, todo.cards, todo.made) if todo.plan else []
+        truths = transfer_results.obtain(todo.plan, folder, todo.cards, todo.settings) if todo.plan else []
         if not process.first():
             return {}
         notes = [line for task in todo.targets.values() for line in _noted(todo, task)]
@@ -101,8 +98,8 @@ def run(given: Mapping[str, Any], asked: RankFlags) -> dict[str, Any]:
 
 
 def _noted(todo: Todo, task: Task) -> list[str]:
-    held = todo.made.recipe.validation if todo.plan else 0.0
-    return [task.note, *budgets.notes(todo.made.train_examples, task, held)]
+    held = todo.settings.recipe.validation if todo.plan else 0.0
+    return [task.note, *budgets.notes(todo.settings.train_examples, task, held)]
 
 
 def prepared(given: Mapping[str, Any], asked: RankFlags) -> Todo:
@@ -119,7 +116,7 @@ def prepared(given: Mapping[str, Any], asked: RankFlags) -> Todo:
         raise InputError("--sources names what is ranked: leave out --source and --source_checkpoint")
     if asked.score_examples < 2 or asked.resamples < 10:
         raise InputError("--score_examples must be at least 2, --resamples at least 10")
-    if made.source_rename and not any(elsewhere.named(place) for place in asked.sources):
+    if made.source_rename and not any(sources.is_weights_file(place) for place in asked.sources):
         raise InputError("--source_rename is for weights from elsewhere: leave it out, or name a file in --sources")
     execution = process.prepare(made)
     found = _named([card for place in asked.sources for card in _read(place, given)])
@@ -129,7 +126,7 @@ def prepared(given: Mapping[str, Any], asked: RankFlags) -> Todo:
     origins = {card.name: _loaded(alone, card.place) for card in found}
     _refuse_copies(origins)
     shape = made.image_shape or next(iter(origins.values())).source.shape
-    targets = {name: sources.load(made, name, shape) for name in names}
+    targets = {name: plan.load_task(made, name, shape) for name in names}
     for task in targets.values():
         for name, one in origins.items():
             try:
@@ -138,22 +135,22 @@ def prepared(given: Mapping[str, Any], asked: RankFlags) -> Todo:
                 raise InputError(f"source '{name}': {error}") from error
         for budget in made.train_examples:
             scores_of.drawn(made, budget, task, asked.score_examples)
-    plan = transfer_results.planned(given, made, found, targets, execution) if asked.verify else None
-    return Todo(made, tuple(found), origins, targets, plan)
+    transfers = transfer_results.planned(given, made, found, targets, execution) if asked.verify else None
+    return Todo(made, tuple(found), origins, targets, transfers)
 
 
 def _read(place: str, given: Mapping[str, Any]) -> list[Card]:
-    """`cards.read`, whose errors name the flag of this program."""
+    """`sources.read_cards`, whose errors name the flag of this program."""
     try:
-        return cards.read(place, given)
+        return sources.read_cards(place, given)
     except InputError as error:
         raise InputError(str(error).replace("--source_checkpoint", "--sources")) from error
 
 
-def _loaded(given: Mapping[str, Any], place: str) -> Origin:
-    """`origin.load`, whose errors name the flag of this program."""
+def _loaded(given: Mapping[str, Any], place: str) -> LoadedSource:
+    """`sources.load`, whose errors name the flag of this program."""
     try:
-        return origin.load(origin.settings(given, place, several=True))
+        return sources.load(sources.settings_of(given, place, several=True))
     except InputError as error:
         raise InputError(str(error).replace("--source_checkpoint", "--sources")) from error
 
@@ -170,7 +167,7 @@ def _named(found: Sequence[Card]) -> list[Card]:
     return named
 
 
-def _refuse_copies(origins: Mapping[str, Origin]) -> None:
+def _refuse_copies(origins: Mapping[str, LoadedSource]) -> None:
     """Raise InputError if two sources are one: they would tie with themselves, and count twice."""
     names: dict[str, str] = {}
     for name, one in origins.items():
@@ -179,8 +176,8 @@ def _refuse_copies(origins: Mapping[str, Origin]) -> None:
         names[one.identity] = name
 
 
-def _experiments(plan: transfer_results.Plan | None) -> list[transfer_results.Experiment]:
-    return [*plan.scratch.values(), *plan.transfers.values()] if plan else []
+def _experiments(transfers: transfer_results.TransferPlan | None) -> list[plan.Experiment]:
+    return [*transfers.scratch.values(), *transfers.transfers.values()] if transfers else []
 
 
 def _percent(value: float | None) -> str:

@@ -21,14 +21,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from experiments import transfer
 from experiments.runs import (
     budgets,
     console,
     directory,
+    fit,
     flags,
     methods,
-    origin,
+    plan,
     process,
     range_test,
     search_flags,
@@ -36,10 +36,10 @@ from experiments.runs import (
     trials,
     tuned,
 )
+from experiments.runs.plan import Experiment
 from experiments.runs.search_flags import Search
 from experiments.runs.settings import FREE, GROWING, NEUTRAL, ExperimentFlags, Settings
 from experiments.runs.tuned import Arm, Winner
-from experiments.transfer import Experiment
 from tljax.study import search, space, summary
 from tljax.study.results import Result
 from tljax.types import InputError, Task
@@ -56,7 +56,7 @@ def run(given: Mapping[str, Any], asked: Search) -> list[Result]:
     search_flags.check(given, made, asked)
     hunting = _hunting(given, made, asked)
     execution = process.prepare(made)
-    stand_ins = origin.stand_ins(made, asked.trial_seeds)
+    stand_ins = sources.stand_ins(made, asked.trial_seeds)
     if asked.lr_range_test and not made.dry_run:
         range_test.run(given, hunting, asked, execution, stand_ins)
         return []
@@ -72,13 +72,13 @@ def run(given: Mapping[str, Any], asked: Search) -> list[Result]:
     with directory.opened(made, "search", own_flags, older=Settings.from_flags(**hunting)) as folder:
         if stand_ins:
             console.say(_said_of_sources(stand_ins, made.seeds))
-        whole = transfer.prepare(Settings.from_flags(**hunting), execution, only=True, stand_ins=stand_ins)
+        whole = plan.prepare(Settings.from_flags(**hunting), execution, only=True, stand_ins=stand_ins)
         _require_own_totals(arms, whole.target)
         studies = {arm: _opened(arm, asked, made, folder) for arm in arms}
         trained = {}
         for arm in arms:
             flags_of = {**hunting, "strategies": (arm.strategy,), "train_examples": (arm.budget,)}
-            base = whole._replace(made=Settings.from_flags(**flags_of), methods=(methods.one(arm.strategy),))
+            base = whole._replace(settings=Settings.from_flags(**flags_of), strategies=(methods.one(arm.strategy),))
             _hunt(arm, studies[arm], base, flags_of, asked, folder)
             known = {(arm.label, arm.budget): search.trials(one.study) for arm, one in studies.items()}
             directory.replace(folder / "trials.csv", export.trials(known))
@@ -213,24 +213,24 @@ def _hunt(
 ) -> None:
     """Ask, train, judge and tell until the study has its trials."""
     study = searched.study
-    place = trials.yard(base, arm.budget)
+    place = trials.search_task(base, arm.budget)
     began = time.monotonic()
 
     @functools.cache
     def source(hidden: Any, activation: str, recipe: Any) -> tuple[Any, Any]:
         if base.source is None:
             return None, {}
-        made = replace(base.made, hidden=hidden, activation=activation, source_recipe=recipe)
-        found = sources.from_data(made) if made.source else base.source
-        return found, found.obtain(folder, base.execution)
+        made = replace(base.settings, hidden=hidden, activation=activation, source_recipe=recipe)
+        found = plan.source_from_data(made) if made.source else base.source
+        return found, fit.obtain_source(made, found, folder, base.execution)
 
     def experiment(chosen: Mapping[str, Any]) -> tuple[Experiment, Any]:
         made = Settings.from_flags(**search_flags.with_values(flags_of, chosen))
         own, trained = source(made.hidden, made.activation, made.source_recipe)
-        model = sources.model(made, len(base.target.classes))
+        model = made.build_model(len(base.target.classes))
         [strategy] = made.strategies
-        named = base.methods if made.strategies == base.made.strategies else (methods.one(strategy),)
-        return base._replace(made=made, source=own, model=model, methods=named), trained
+        named = base.strategies if made.strategies == base.settings.strategies else (methods.one(strategy),)
+        return base._replace(settings=made, source=own, model=model, strategies=named), trained
 
     with console.progress(f"search {arm.label}", asked.trials, "trials") as advance:
         while asked.timeout is None or time.monotonic() - began < asked.timeout:
@@ -248,7 +248,7 @@ def _judge(
     searched: search.Search,
     now: Sequence[search.Running],
     todo: Sequence[tuple[Experiment, Any]],
-    place: trials.Yard,
+    place: trials.SearchTask,
 ) -> None:
     """Train a group of trials and tell what came of them; whatever ends it leaves them to be tried again."""
 
@@ -268,7 +268,7 @@ def _judge(
 
 def _train_anew(made: Settings, execution: Any) -> list[Result]:
     """The winner on all training examples, under the seeds of --seeds: the only time the test set is read."""
-    return transfer.complete(transfer.prepare(made, execution, only=True), show=False)
+    return fit.complete(plan.prepare(made, execution, only=True))
 
 
 def main(argv: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments.runs import cards, console, directory, fits, flags, process, sources
+from experiments.runs import console, directory, fit, flags, plan, process, sources
 from experiments.runs.flags import flag
 from experiments.runs.settings import (
     CheckpointFlags,
@@ -113,10 +113,10 @@ def run(given: Mapping[str, Any], asked: ZooFlags) -> list[dict[str, Any]]:
             directory.record_environment(folder, named)
         found = []
         for number, (one, task) in enumerate(zip(entries, tasks, strict=True)):
-            [line] = sources.train(one.made, task, folder, execution).values()
-            about = sources.about(one.made, task)
+            [line] = fit.train_sources(one.made, task, folder, execution).values()
+            about = fit.about(one.made, task)
             told = {"number": number, "name": one.name, "trivial": one.trivial, **about}
-            found.append(cards.write(folder, told, line, one.made.source_recipe) if process.first() else told)
+            found.append(sources.write_card(folder, told, line, one.made.source_recipe) if process.first() else told)
         if process.first():
             _tell(found, [str(folder / "cards"), *sorted({task.note for task in tasks if task.note})])
     return found
@@ -124,7 +124,7 @@ def run(given: Mapping[str, Any], asked: ZooFlags) -> list[dict[str, Any]]:
 
 def _checked(one: Entry) -> Task:
     try:
-        return sources.checked(one.made)
+        return plan.source_task(one.made)
     except InputError as error:
         raise InputError(f"--zoo={one.name}: {error}") from error
 
@@ -132,7 +132,9 @@ def _checked(one: Entry) -> Task:
 def _show(entries: Sequence[Entry], tasks: Sequence[Task]) -> None:
     rows = []
     for one, task in zip(entries, tasks, strict=True):
-        steps = fits.steps(one.made.source_recipe, len(fits.chosen(one.made.source_recipe, "all", task, 0)[0]))
+        steps = plan.count_steps(
+            one.made.source_recipe, len(plan.draw_examples(one.made.source_recipe, "all", task, 0)[0])
+        )
         rows.append((one.name, ",".join(map(str, one.made.hidden)), f"{len(task.train.labels):,}", f"{steps:,}"))
     console.table("zoo", ["source", "hidden", "examples", "steps"], rows, [f"{len(rows)} sources"])
 

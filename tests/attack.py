@@ -34,7 +34,7 @@ import numpy as np
 from PIL import Image
 
 from experiments import compare, report, transfer
-from experiments.runs import directory, elsewhere, looks, origin, predictions, process, sources
+from experiments.runs import directory, looks, predictions, process, sources
 from experiments.runs.settings import Settings, parse_flags
 from tljax import checkpoint, data, masks, models, objective, optimizers, plugins, weights
 from tljax.data import cache, idx, unlabelled
@@ -430,7 +430,7 @@ def _of_run(tasks: Path, run: Path, folder: Path) -> list[Attack]:
 def _source(made: Any, run: Path) -> Any:
     """A source of a run, by its flags and by what it says of its model itself."""
     place = str(_meta(run).parent.parent)
-    return sources.from_checkpoint(made), origin.load(origin.settings({"seeds": (0,)}, place, several=True))
+    return sources.from_checkpoint(made), sources.load(sources.settings_of({"seeds": (0,)}, place, several=True))
 
 
 def _nested(flat: checkpoint.Flat) -> Any:
@@ -571,7 +571,7 @@ def of_weights(tasks: Path, folder: Path) -> Iterator[Ground]:
     for name in ("net.npz", "net.safetensors"):
         own = _settings(tasks, place / name)
         for reader, read, of in (
-            ("--source_checkpoint", functools.partial(elsewhere.source, own), place / name),
+            ("--source_checkpoint", functools.partial(sources.from_checkpoint, own), place / name),
             ("weights.read", functools.partial(weights.read, place / name), place / name),
             ("--source_checkpoint", functools.partial(_origin, place / name), place / f"{name}.json"),
         ):
@@ -621,7 +621,7 @@ def _settings(tasks: Path, file: Path) -> Any:
 
 def _origin(file: Path) -> Any:
     """A source by what its card says of its model."""
-    return origin.load(origin.settings({"seeds": (0,)}, str(file), several=True))
+    return sources.load(sources.settings_of({"seeds": (0,)}, str(file), several=True))
 
 
 PLUGINS = {

@@ -18,20 +18,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import compare, export, features, pretrain, rank, search, transfer, zoo
-from experiments.runs import (
-    cards,
-    directory,
-    elsewhere,
-    evaluations,
-    flags,
-    metrics,
-    origin,
-    predictions,
-    process,
-    scores,
-    tuned,
-)
+from experiments import compare, export, pretrain, rank, search, transfer, zoo
+from experiments.runs import directory, evaluations, flags, metrics, predictions, process, scores, sources, tuned
+from experiments.runs import features as on_disk
 from experiments.runs.settings import Settings, parse_flags
 from tljax import checkpoint, data
 from tljax.study import search as studies
@@ -244,17 +233,23 @@ def every(tasks: Path, folder: Path) -> Iterator[tuple[Path, list[Attack]]]:
     names = ",".join(f"{tasks / 'digits.npz'}{name}" for name in ("", ":untrained", ":shuffle_labels=1"))
     with contextlib.redirect_stdout(io.StringIO()):
         zoo.main([*line("zoo", seeds=None, workdir=many), f"--zoo={names}"])
-    yield many, [Attack(file, "experiments.rank", lambda: cards.read(str(many))) for file in (many / "cards").iterdir()]
+    yield (
+        many,
+        [
+            Attack(file, "experiments.rank", lambda: sources.read_cards(str(many)))
+            for file in (many / "cards").iterdir()
+        ],
+    )
 
     ranked = folder / "ranked"
     with contextlib.redirect_stdout(io.StringIO()):
         given = line("rank", target=tasks / "clothes.npz", strategies="head_only", workdir=ranked)
         rank.main([*given, f"--sources={many}", "--scores=knn,leep"])
-    one = origin.load(origin.settings({"seeds": (0,)}, cards.read(str(many))[0].place, several=True))
+    one = sources.load(sources.settings_of({"seeds": (0,)}, sources.read_cards(str(many))[0].place, several=True))
     task = data.load(str(tasks / "clothes.npz"))
     place = ranked / "features" / f"{one.identity[:12]}-{task.fingerprint[:12]}"
-    stage = place / origin.before_head(one.model)
-    reads = lambda: tuple(np.asarray(part) for part in features.read(stage, one, task, stage.name))  # noqa: E731
+    stage = place / sources.before_head(one.model)
+    reads = lambda: tuple(np.asarray(part) for part in on_disk.read(stage, one, task, stage.name))  # noqa: E731
     found = [Attack(stage / name, "experiments.rank", reads) for name in ("features.json", "train.npy", "test.npy")]
     yield (
         ranked,
@@ -270,8 +265,8 @@ def every(tasks: Path, folder: Path) -> Iterator[tuple[Path, list[Attack]]]:
 
     def source() -> Any:
         made = Settings.from_flags(**(parse_flags(line("x", seeds=0, source_checkpoint=weights))))
-        kept = elsewhere.source(made)
-        [trained] = kept.obtain(lone, None).values()
+        kept = sources.from_checkpoint(made)
+        [trained] = kept.trained.values()
         return kept.name, kept.classes, kept.shape, kept.identity, kept.fingerprint, kept.note, kept.steps, trained
 
     yield lone, [Attack(file, "experiments.transfer --source_checkpoint", source) for file in lone.iterdir()]

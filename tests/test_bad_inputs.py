@@ -43,7 +43,7 @@ def refusing(monkeypatch):
     def hangs(*_):
         raise TimeoutError(f"still runs after {SECONDS} s")
 
-    monkeypatch.setattr("experiments.runs.training.run", lambda *_, **__: pytest.fail("it trains"))
+    monkeypatch.setattr("experiments.runs.fit.train_groups", lambda *_, **__: pytest.fail("it trains"))
     before = signal.signal(signal.SIGALRM, hangs)
     yield
     signal.signal(signal.SIGALRM, before)

@@ -15,7 +15,7 @@ from test_programs import arguments, command, results, snapshot
 
 from experiments import compare, report, search, transfer
 from experiments.pages import transfer as transfer_page
-from experiments.runs import directory, predictions, training
+from experiments.runs import directory, plan, predictions
 from experiments.runs.settings import Settings, parse_flags
 from tljax.study.results import Result, to_json
 from tljax.types import InputError
@@ -119,7 +119,7 @@ def test_fits_are_judged_on_further_test_sets_and_on_the_source_with_its_head(do
 
 def test_a_study_run_again_trains_nothing_and_writes_the_same(done, tasks, monkeypatch, capsys):
     before = snapshot(done)
-    monkeypatch.setattr(training, "run", lambda *given: pytest.fail("it trained again"))
+    monkeypatch.setattr("experiments.runs.fit.train_groups", lambda *given: pytest.fail("it trained again"))
     compare.main(line(tasks, done.parent, f"--eval=source,{tasks / 'clothes.npz'}:noise=0.2"))
     after = snapshot(done)
     assert {name for name in before if before[name] != after.get(name)} <= {"report.html"}
@@ -217,7 +217,7 @@ def test_flags_that_decide_the_bits_are_in_the_recipe_that_one_cell_must_share(t
 
     def recipes(**flags):
         made = Settings.from_flags(**arguments(tasks, None, strategies=("full",), **flags))
-        return {job.result.recipe for job in transfer.planned(transfer.prepare(made, None)).values() if job.seed == 0}
+        return {job.result.recipe for job in plan.planned(plan.prepare(made, None)).values() if job.seed == 0}
 
     assert len(recipes() | recipes(frozen_dropout="on")) == 2 * len(recipes())
     assert recipes(features_budget=0) == recipes() == recipes(seeds=(0,))  # rounding, and the seeds beside a fit

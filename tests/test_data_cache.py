@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from test_data import put, small
 
-from experiments.runs import sources
+from experiments.runs import plan
 from experiments.runs.settings import Settings
 from tljax.data import cache, checks, idx, load
 from tljax.types import InputError, Task
@@ -253,11 +253,11 @@ def test_what_a_disk_alters_as_it_is_written_is_not_kept_as_good(
 def test_programs_say_it_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = tiny(tmp_path)
     made = Settings.from_flags(source=name, data_dir=str(tmp_path))
-    fingerprint = sources.load(made, name, None).fingerprint
+    fingerprint = plan.load_task(made, name, None).fingerprint
     assert capsys.readouterr().out == ""
     place = kept(tmp_path) / "test_images.npy"
     altered = bytearray(place.read_bytes())
     altered[-50] ^= 128
     place.write_bytes(altered)
-    assert sources.load(made, name, None).fingerprint == fingerprint
+    assert plan.load_task(made, name, None).fingerprint == fingerprint
     assert capsys.readouterr().out == f"'{place}' is not as it was written: {name} is decoded again\n"

@@ -8,7 +8,8 @@ import pytest
 from test_programs import parameters, results
 
 from experiments import features
-from experiments.runs import origin
+from experiments.runs import features as on_disk
+from experiments.runs import sources
 from tljax import data
 from tljax.types import InputError
 
@@ -35,7 +36,7 @@ def made(finished, tasks, tmp_path_factory):
 
 
 def one(finished):
-    return origin.load(origin.settings({}, str(finished[0])))
+    return sources.load(sources.settings_of({}, str(finished[0])))
 
 
 def test_features_are_what_the_stage_gives_for_every_image(made, finished, tasks):
@@ -51,10 +52,10 @@ def test_features_are_what_the_stage_gives_for_every_image(made, finished, tasks
 
 def test_several_stages_take_one_pass_and_the_last_batch_is_whole(made, finished, tasks, tmp_path, monkeypatch):
     task, own = data.load(str(tasks / "clothes.npz")), one(finished)
-    monkeypatch.setattr(features, "BATCH", 50)  # 120 = 50 + 50 + 20
-    features.write(own, task, {"hidden_0": tmp_path / "a", "head": tmp_path / "b"}, "float16")
-    hidden = features.read(tmp_path / "a", own, task, "hidden_0", "float16")
-    logits = features.read(tmp_path / "b", own, task, "head", "float16")
+    monkeypatch.setattr(on_disk, "BATCH", 50)  # 120 = 50 + 50 + 20
+    on_disk.write(own, task, {"hidden_0": tmp_path / "a", "head": tmp_path / "b"}, "float16")
+    hidden = on_disk.read(tmp_path / "a", own, task, "hidden_0", "float16")
+    logits = on_disk.read(tmp_path / "b", own, task, "head", "float16")
     head = own.params["head"]
     np.testing.assert_allclose(logits.train, hidden.train @ head["kernel"] + head["bias"], atol=0.02)
     np.testing.assert_allclose(hidden.train, np.load(made / "train.npy"), atol=0.01)
@@ -63,7 +64,7 @@ def test_several_stages_take_one_pass_and_the_last_batch_is_whole(made, finished
 
 def test_what_is_there_is_not_computed_again(made, finished, tasks, monkeypatch):
     before = {file.name: file.stat().st_mtime_ns for file in made.iterdir()}
-    monkeypatch.setattr(features, "_batch", lambda *given: pytest.fail("it was computed again"))
+    monkeypatch.setattr(on_disk, "_batch", lambda *given: pytest.fail("it was computed again"))
     features.main(line(finished, tasks, made, stage=None))
     assert {file.name: file.stat().st_mtime_ns for file in made.iterdir()} == before
 
@@ -71,13 +72,13 @@ def test_what_is_there_is_not_computed_again(made, finished, tasks, monkeypatch)
 def test_features_of_another_source_stage_or_data_are_refused(made, finished, tasks):
     own, task = one(finished), data.load(str(tasks / "clothes.npz"))
     other = own._replace(identity="f" * 64)
-    assert features.read(made, own, task, "hidden_0").train.shape == (120, 8)
+    assert on_disk.read(made, own, task, "hidden_0").train.shape == (120, 8)
     for wrong, message in (
-        (lambda: features.read(made, other, task, "hidden_0"), "features of source .*f{40}"),
-        (lambda: features.read(made, own, task, "head"), "features of stage hidden_0, not head"),
-        (lambda: features.read(made, own, data.load(str(tasks / "same.npz")), "hidden_0"), "features of data"),
-        (lambda: features.read(made, own, task, "hidden_0", "float16"), "features of dtype float32"),
-        (lambda: features.read(made / "no", own, task, "hidden_0"), "holds no features"),
+        (lambda: on_disk.read(made, other, task, "hidden_0"), "features of source .*f{40}"),
+        (lambda: on_disk.read(made, own, task, "head"), "features of stage hidden_0, not head"),
+        (lambda: on_disk.read(made, own, data.load(str(tasks / "same.npz")), "hidden_0"), "features of data"),
+        (lambda: on_disk.read(made, own, task, "hidden_0", "float16"), "features of dtype float32"),
+        (lambda: on_disk.read(made / "no", own, task, "hidden_0"), "holds no features"),
     ):
         with pytest.raises(InputError, match=message):
             wrong()
@@ -109,7 +110,7 @@ def test_features_that_were_changed_are_refused_though_their_shape_is_right(made
     found[-1, -1] += 1
     np.save(tmp_path / "f" / "train.npy", found)
     with pytest.raises(InputError, match="not as it was written: delete it"):
-        features.read(tmp_path / "f", one(finished), data.load(str(tasks / "clothes.npz")), "hidden_0")
+        on_disk.read(tmp_path / "f", one(finished), data.load(str(tasks / "clothes.npz")), "hidden_0")
 
 
 def test_damaged_and_strange_folders_are_refused(made, finished, tasks, tmp_path):
@@ -121,7 +122,7 @@ def test_damaged_and_strange_folders_are_refused(made, finished, tasks, tmp_path
     (tmp_path / "f" / "features.json").write_text((made / "features.json").read_text())
     np.save(tmp_path / "f" / "train.npy", np.zeros((120, 7), np.float32))
     with pytest.raises(InputError, match="not as features"):
-        features.read(tmp_path / "f", own, task, "hidden_0")
+        on_disk.read(tmp_path / "f", own, task, "hidden_0")
     (tmp_path / "f" / "features.json").write_text("{")
     with pytest.raises(InputError, match="cannot be read"):
-        features.read(tmp_path / "f", own, task, "hidden_0")
+        on_disk.read(tmp_path / "f", own, task, "hidden_0")

@@ -23,7 +23,7 @@ from tensorboardX.proto.event_pb2 import Event
 from test_programs import arguments, command
 
 from experiments import transfer
-from experiments.runs import console, directory, elsewhere, metrics, predictions, process
+from experiments.runs import console, directory, metrics, predictions, process, sources
 from experiments.runs.settings import Settings, parse_flags
 from tljax import checkpoint, data, files, npz, switches, weights
 from tljax.data import idx, unlabelled
@@ -443,12 +443,12 @@ def test_a_pipe_for_weights_or_their_card_is_not_waited_for(tmp_path):
     file = tmp_path / "w.npz"
     os.mkfifo(file)
     with pytest.raises(InputError, match="is no file"):
-        elsewhere.card(file)
+        sources.weights_card(file)
     file.unlink()
     file.write_bytes(packed())
     os.mkfifo(tmp_path / "w.npz.json")
     with pytest.raises(InputError):
-        elsewhere.card(file)
+        sources.weights_card(file)
 
 
 @pytest.mark.parametrize(

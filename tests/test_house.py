@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import experiments
+
 ROOT = Path(__file__).parent.parent
 FILES = sorted([*(ROOT / "tljax").rglob("*.py"), *(ROOT / "experiments").rglob("*.py")])
 
@@ -64,6 +66,15 @@ def test_no_files_import_each_other_however_far_around():
     assert sum(map(len, graph.values())) > 400
 
 
+def test_no_program_is_imported():
+    """A program is flags and a `run`; what others need of it is in experiments/runs or experiments/pages."""
+    programs = {module(file) for file in (ROOT / "experiments").glob("*.py")} - {"experiments", "experiments.__main__"}
+    for file in FILES:
+        for name in imported(file):
+            parts = ".".join(name.split(".")[:2])
+            assert parts not in programs, f"{module(file)} imports {parts}, which is a program"
+
+
 def test_every_room_has_a_floor():
     assert {room(module(file)) for file in FILES} - {"tljax"} == set(FLOORS)
 
@@ -107,15 +118,19 @@ runpy.run_module("experiments.own_loop", run_name="__main__")
 """
 
 
+def packages(extra: str) -> set[str]:
+    """The names of the packages of an extra."""
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        needs = tomllib.load(file)["project"]["optional-dependencies"][extra]
+    return {re.match(r"[\w-]+", need)[0] for need in needs} - {"tljax"}
+
+
 def test_the_core_needs_no_more_than_its_dependencies():
     """What only data sets by name and programs need is hidden; the study of scores and searches lacks it, and says so
     when it is imported."""
-    with (ROOT / "pyproject.toml").open("rb") as file:
-        project = tomllib.load(file)["project"]
-    extras = project["optional-dependencies"]
-    packages = {re.match(r"[\w-]+", need)[0] for need in [*extras["experiments"], *extras["data"]]} - {"tljax"}
-    assert packages >= CARRIED
-    hidden = [IMPORTED_AS.get(name, name.replace("-", "_")) for name in sorted(packages - CARRIED)]
+    others = packages("experiments") | packages("data")
+    assert others >= CARRIED
+    hidden = [IMPORTED_AS.get(name, name.replace("-", "_")) for name in sorted(others - CARRIED)]
     done = subprocess.run([sys.executable, "-c", ALONE.format(hidden=hidden)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert set(done.stdout.splitlines()[0].split()) == {"tljax.study.journal", "tljax.study.transferability"}
@@ -128,6 +143,18 @@ def test_a_program_without_its_parts_says_what_to_install(tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: No module named 'absl'") and "pip install 'tljax[experiments]'" in done.stderr
+
+
+def test_a_program_misses_what_it_needs_in_the_end_before_it_begins():
+    code = f"""import sys
+sys.modules["matplotlib"] = sys.modules["optuna"] = None
+import experiments
+experiments.run_program({str(ROOT / "experiments" / "transfer.py")!r})
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: there is no matplotlib, optuna: install it with python -m pip install 'tljax")
+    assert {IMPORTED_AS.get(name, name.replace("-", "_")) for name in packages("experiments")} == {*experiments._PARTS}
 
 
 def test_importing_programs_changes_nothing_of_the_process():

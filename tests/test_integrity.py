@@ -14,7 +14,7 @@ from test_programs import arguments, command, refused, results, snapshot
 
 from experiments import features, predict, transfer
 from experiments.pages import export
-from experiments.runs import directory, elsewhere, metrics, predictions, process, tuned
+from experiments.runs import directory, metrics, predictions, process, sources, tuned
 from experiments.runs.settings import Settings, parse_flags
 from tljax import files
 from tljax.study import search
@@ -312,18 +312,18 @@ def test_exported_weights_and_their_card_are_held_against_their_sums(tmp_path):
     file = exported(tmp_path)
     card, raw = file.with_name(file.name + ".json"), file.read_bytes()
     text = card.read_text()
-    assert elsewhere.card(file)["accuracy"] == 0.5
+    assert sources.weights_card(file)["accuracy"] == 0.5
     card.write_text(text.replace("0.5", "0.9"))
     with pytest.raises(InputError, match="is not as it was written: restore it, or export it again"):
-        elsewhere.card(file)
+        sources.weights_card(file)
     card.write_text('{"task": "t", "classes": ["a", "b"], "shape": [2, 2, 1]}')  # by hand
-    assert "weights_sha256" not in elsewhere.card(file)
+    assert "weights_sha256" not in sources.weights_card(file)
     card.write_text(text)
     made = Settings.from_flags(source_checkpoint=str(file), hidden=())
-    assert elsewhere.source(made).name == "t"
+    assert sources.from_checkpoint(made).name == "t"
     file.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
     with pytest.raises(InputError, match="is not as it was written, or has another's card"):
-        elsewhere.source(made)
+        sources.from_checkpoint(made)
 
 
 def test_looks_cannot_be_forgotten_by_deleting_one_file(tmp_path):

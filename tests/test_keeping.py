@@ -15,7 +15,7 @@ import pytest
 from test_programs import arguments, command, parameters, refused, results, snapshot
 
 from experiments import transfer
-from experiments.runs import directory, process, training
+from experiments.runs import directory, fit, process
 from experiments.runs.settings import Settings
 from tljax import checkpoint
 
@@ -50,9 +50,9 @@ def test_what_is_damaged_in_a_finished_run_is_set_aside_aloud_and_made_again(
 ):
     """Byte for byte, and nothing else is trained."""
     names = []
-    run = training.run
+    run = fit.train_groups
     monkeypatch.setattr(
-        "experiments.runs.training.run", lambda field, fits, *rest: (names.extend(fits), run(field, fits, *rest))
+        "experiments.runs.fit.train_groups", lambda field, fits, *rest: (names.extend(fits), run(field, fits, *rest))
     )
     line = next(line for line in results(copy) if line.strategy == strategy)
     place = getattr(line, piece)

@@ -15,7 +15,7 @@ from test_programs import arguments, command, parameters, results, snapshot
 from test_weights import FILE, FOLDER
 
 from experiments import export, predict, pretrain, transfer
-from experiments.runs import console, directory, origin, process
+from experiments.runs import console, directory, process, sources
 from tljax import checkpoint, data
 from tljax.data import images
 from tljax.types import InputError
@@ -210,7 +210,7 @@ def test_an_export_is_the_same_source_as_its_checkpoint(lora, tasks, tmp_path):
     [probe] = [line for line in results(tmp_path / "w") if line.strategy == "head_only"]
     assert probe.source_accuracy == of.test_accuracy
     [by_checkpoint, by_file] = (
-        checkpoint.flatten(origin.load(origin.settings({}, str(place))).params)
+        checkpoint.flatten(sources.load(sources.settings_of({}, str(place))).params)
         for place in (folder / of.checkpoint, file)
     )
     assert by_checkpoint.keys() == by_file.keys()

@@ -13,7 +13,7 @@ import pytest
 
 from experiments import pretrain, transfer
 from experiments.pages import figures
-from experiments.runs import metrics, process, training
+from experiments.runs import directory, fit, metrics, process
 from experiments.runs.settings import Settings, parse_flags
 from tljax import checkpoint
 from tljax.study.results import Result, from_json, to_json
@@ -167,9 +167,9 @@ def test_lists_may_grow_and_only_what_is_new_is_trained(tasks, tmp_path, monkeyp
     workdir = tmp_path / "w"
     before = transfer.run(**arguments(tasks, workdir, strategies=("scratch", "full")))
     trained = []
-    run = training.run
+    run = fit.train_groups
     monkeypatch.setattr(
-        "experiments.runs.training.run", lambda field, fits, *rest: (trained.extend(fits), run(field, fits, *rest))
+        "experiments.runs.fit.train_groups", lambda field, fits, *rest: (trained.extend(fits), run(field, fits, *rest))
     )
     after = transfer.run(**arguments(tasks, workdir, strategies=("scratch", "full", "last_k:k=1"), seeds=(0, 1, 2)))
     names = sorted((f.result.strategy, f.result.seed) for f in trained)
@@ -329,7 +329,7 @@ def test_a_run_that_was_killed_before_its_results_goes_on(tasks, finished, tmp_p
 
 def test_a_second_process_in_one_workdir_is_refused(tasks, tmp_path):
     made = Settings.from_flags(**arguments(tasks, tmp_path / "w"))
-    with transfer.directory.opened(made, "transfer"), pytest.raises(InputError, match="is in use by process"):
+    with directory.opened(made, "transfer"), pytest.raises(InputError, match="is in use by process"):
         transfer.run(**arguments(tasks, tmp_path / "w"))
 
 

@@ -10,11 +10,11 @@ from test_programs import results, write_task
 from test_weights import place as write_weights
 from threadpoolctl import threadpool_limits
 
-from experiments import rank, transfer, zoo
+from experiments import rank, zoo
 from experiments.pages import figures, tables
 from experiments.pages import ranking as ranking_page
 from experiments.pages.report import Provenance
-from experiments.runs import cards, directory, scores, training
+from experiments.runs import directory, plan, scores, sources
 from experiments.runs.console import Cell
 from experiments.runs.settings import Settings
 from tljax import checkpoint, data
@@ -84,12 +84,12 @@ def by_hand(many, card, task):
 
 def test_scores_are_those_of_the_features_of_the_labelled_examples(ranked, many, tasks):
     found = {(one["source"], one["target"], one["budget"]): one for one in told(ranked)["scores"]}
-    everyone = [card for place in many.split(",") for card in cards.read(place, {"hidden": (8,)})]
+    everyone = [card for place in many.split(",") for card in sources.read_cards(place, {"hidden": (8,)})]
     assert len(everyone) == 5 and len(found) == 5 * 2 * 2
     name = str(tasks / "clothes.npz")
     task = data.load(name)
     labels = np.asarray(task.train.labels)
-    streams = transfer.streams_of(Settings.from_flags(), 0)
+    streams = plan.streams(Settings.from_flags(), 0)
     for card in everyone:
         features, p = by_hand(many, card, task)
         for budget, total in (("6/class:seeds=1", 18), ("all", 60)):
@@ -153,9 +153,9 @@ def test_two_fits_of_one_source_strategy_budget_and_seed_are_refused_with_both_n
 @pytest.mark.slow
 def test_run_again_nothing_is_computed_or_trained_and_the_same_is_said(done, many, tasks, monkeypatch, capsys):
     before = (done / "ranking.json").read_bytes()
-    monkeypatch.setattr(training, "run", lambda *given: pytest.fail("it trained again"))
+    monkeypatch.setattr("experiments.runs.fit.train_groups", lambda *given: pytest.fail("it trained again"))
     monkeypatch.setattr(scores, "_timed", lambda *given: pytest.fail("it scored again"))
-    monkeypatch.setattr("experiments.features._batch", lambda *given: pytest.fail("it computed features again"))
+    monkeypatch.setattr("experiments.runs.features._batch", lambda *given: pytest.fail("it computed features again"))
     rank.main(line(many, tasks, done, "--verify"))
     assert (done / "ranking.json").read_bytes() == before
     said = capsys.readouterr().out
@@ -178,7 +178,7 @@ def test_a_warning_is_kept_with_its_score(monkeypatch):
 
     monkeypatch.setattr(scores, "SCORES", {**scores.SCORES, "warns": warns})
     [found, silent] = scores._side_by_side(
-        [("warns", None), ("nce", scores.Seen(None, np.eye(2)[[0, 0, 1]], [0, 0, 1], None))]
+        [("warns", None), ("nce", scores.ScoredExamples(None, np.eye(2)[[0, 0, 1]], [0, 0, 1], None))]
     )
     assert found[::2] == (1.0, "did not converge") and silent[::2] == (0.0, "")
 
@@ -235,7 +235,8 @@ def test_scores_that_grow_with_the_width_of_noise_are_computed_if_asked_for():
     rng = np.random.default_rng(0)
     noise = [rng.normal(size=(200, d)) for d in (4, 40, 120)]
     seen = [
-        scores.Seen(x, np.ones((200, 1)), y, np.arange(200)) for x in [rng.normal(size=(5, 4))[y] + noise[0], *noise]
+        scores.ScoredExamples(x, np.ones((200, 1)), y, np.arange(200))
+        for x in [rng.normal(size=(5, 4))[y] + noise[0], *noise]
     ]
     for name, score in scores.SCORES.items():
         if name in ("leep", "nce", "n_leep", "n_leep_left_out"):
@@ -261,7 +262,7 @@ def test_copies_of_an_image_are_found_among_the_images_not_the_features():
     assert scores._copies(images).tolist() == [0, 1, 0, 2]
     # Features that tell no example apart are no copies; images twice are, whatever rounding makes of their features.
     y = np.array([0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1])
-    seen = scores.Seen(y[:, None].astype(float), np.ones((12, 1)), y, np.arange(12))
+    seen = scores.ScoredExamples(y[:, None].astype(float), np.ones((12, 1)), y, np.arange(12))
     assert scores.SCORES["knn"](seen) == 1
     rng = np.random.default_rng(0)
     x = rng.normal(size=(50, 8))
@@ -269,7 +270,7 @@ def test_copies_of_an_image_are_found_among_the_images_not_the_features():
     groups, labels = np.tile(np.arange(50), 2), np.tile(np.arange(50) % 5, 2)
     for name in ("knn", "probe", "n_leep_left_out"):
         told, untold = (
-            scores.SCORES[name](scores.Seen(twice, np.ones((100, 1)), labels, which))
+            scores.SCORES[name](scores.ScoredExamples(twice, np.ones((100, 1)), labels, which))
             for which in (groups, np.arange(100))
         )
         assert told < untold

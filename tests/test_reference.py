@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import transfer
+from experiments.runs import directory
 
 ROOT = Path(__file__).parent.parent
 
@@ -27,7 +28,7 @@ def test_the_reference_recipe_agrees_with_pytorch(complete_data, tmp_path):
     flags = ["transfer", f"--flagfile={ROOT / 'experiments' / 'flags' / 'reference.flags'}"]
     flags += [f"--manual_dir={complete_data}", f"--data_dir={tmp_path / 'data'}", f"--workdir={tmp_path / 'run'}"]
     transfer.main(flags)
-    lines = transfer.directory.results(tmp_path / "run")
+    lines = directory.results(tmp_path / "run")
     means = {name: np.mean([line.test_accuracy for line in lines if line.strategy == name]) for name in PYTORCH}
     assert len(lines) == 3 * 4
     assert means["pretrain"] == pytest.approx(np.mean(PYTORCH["pretrain"]), abs=0.01)

@@ -14,7 +14,7 @@ import pytest
 from test_programs import arguments, command, parameters, results
 
 from experiments import transfer
-from experiments.runs import process, progress, training
+from experiments.runs import fit, process, resume
 from tljax import masks, models, objective, optimizers, train
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -54,14 +54,14 @@ class Killed(BaseException):
 
 def killed_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The process ends when so many segments have been trained."""
-    further, left = training._further, iter(range(count))
+    further, left = fit.advanced, iter(range(count))
 
     def once(*given):
         if next(left, None) is None:
             raise Killed
         return further(*given)
 
-    monkeypatch.setattr(training, "_further", once)
+    monkeypatch.setattr(fit, "advanced", once)
 
 
 @pytest.mark.parametrize("count", [4, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 8, 15))])
@@ -104,7 +104,7 @@ def test_what_was_saved_last_and_is_damaged_is_set_aside_for_what_was_saved_befo
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_and_the_same_command_goes_on(number, tasks, undisturbed, tmp_path, monkeypatch, capsys):
     flags = arguments(tasks, tmp_path / "w", **FLAGS)
-    further = training._further
+    further = fit.advanced
 
     def interrupted(*given):
         os.kill(os.getpid(), number)
@@ -112,7 +112,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(number, tasks, undisturbed,
 
     handler = signal.getsignal(number)
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_further", interrupted)
+        patch.setattr(fit, "advanced", interrupted)
         with pytest.raises(process.Stopped, match=r"stopped at step .* the same command goes on") as stopped:
             transfer.run(**flags)
     assert stopped.value.code == 128 + number and signal.getsignal(number) is handler
@@ -227,14 +227,14 @@ def test_masks_of_every_kind_and_moments_of_every_phase_are_saved_and_restored(t
     ]
     data = train.load(np.ones((5, 2, 2, 1), np.float32), np.arange(5, dtype=np.int32) % 3)
     state = next(state for state, _ in train.fit(program, trials, data, [3, 6, 9]) if state.step == 6)
-    now = progress.none(2)
-    now = now._replace(parts=progress.joined(now.parts, progress.held(state)))
-    with progress.saving(tmp_path / "group", ["a", "b"]) as save:
+    now = resume.none(2)
+    now = now._replace(parts=resume.joined(now.parts, resume.held(state)))
+    with resume.saving(tmp_path / "group", ["a", "b"]) as save:
         save(now)
-    found = progress.found(tmp_path, ["a", "b"], program, trials, pytest.fail)
+    found = resume.found(tmp_path, ["a", "b"], program, trials, pytest.fail)
     assert found is not None
     jax.tree.map(np.testing.assert_array_equal, found.parts, now.parts)
     assert jax.tree.structure(found.parts) == jax.tree.structure(now.parts)
-    assert progress.found(tmp_path, ["a", "c"], program, trials, pytest.fail) is None
-    grown = progress.found(tmp_path, ["c", "b", "a"], program, [trials[0], trials[1], trials[0]], pytest.fail)
+    assert resume.found(tmp_path, ["a", "c"], program, trials, pytest.fail) is None
+    grown = resume.found(tmp_path, ["c", "b", "a"], program, [trials[0], trials[1], trials[0]], pytest.fail)
     assert grown is not None and [part.fits for part in grown.parts] == [(2, 1)]

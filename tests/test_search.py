@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from test_programs import command
 
-from experiments import pretrain, search, transfer
-from experiments.runs import directory, flags, origin, search_flags, trials
+from experiments import pretrain, search
+from experiments.runs import directory, fit, flags, search_flags, sources, trials
 from experiments.runs.settings import FLAGS, Settings
 from tljax.study import search as studies
 from tljax.study import space
@@ -53,16 +53,16 @@ def test_a_search_finds_trains_anew_and_goes_on_where_it_was(tasks, tmp_path, ca
 
 
 def test_the_test_set_cannot_be_searched_on(tasks, tmp_path, monkeypatch):
-    """Trials are judged in a yard whose task has no test example; with other test labels they are judged alike."""
+    """Trials are judged on a task that has no test example; with other test labels they are judged alike."""
     seen = []
     judge = trials.judge
 
-    def watched(place, *given):
-        seen.append(place.field.task)
-        assert len(place.field.task.test.labels) == len(place.field.task.test.images) == 0
-        train = np.asarray(place.field.task.train.images)
-        np.testing.assert_array_equal(np.asarray(place.field.test.inputs[0])[: len(place.rows)], train[place.rows])
-        return judge(place, *given)
+    def watched(task, *given):
+        seen.append(task.on_device.task)
+        assert len(task.on_device.task.test.labels) == len(task.on_device.task.test.images) == 0
+        train = np.asarray(task.on_device.task.train.images)
+        np.testing.assert_array_equal(np.asarray(task.on_device.test.inputs[0])[: len(task.rows)], train[task.rows])
+        return judge(task, *given)
 
     monkeypatch.setattr(trials, "judge", watched)
     search.main(line(tasks, tmp_path, "--trials=2", "--group=2"))
@@ -73,10 +73,11 @@ def test_the_test_set_cannot_be_searched_on(tasks, tmp_path, monkeypatch):
 def test_trials_together_are_judged_as_trials_alone(tasks, tmp_path, monkeypatch):
     judge, alone = trials.judge, []
 
-    def both(place, todo, trained, report):
-        for i in range(len(todo)):
-            alone.extend(judge(place._replace(kept={}), todo[i : i + 1], trained[i : i + 1], lambda *given: False))
-        return judge(place, todo, trained, report)
+    def both(task, experiments, trained, report):
+        for i in range(len(experiments)):
+            one = experiments[i : i + 1], trained[i : i + 1]
+            alone.extend(judge(task._replace(shared={}), *one, lambda *given: False))
+        return judge(task, experiments, trained, report)
 
     monkeypatch.setattr(trials, "judge", both)
     search.main(line(tasks, tmp_path, "--trials=3", "--group=3", "--search_seeds=2"))
@@ -86,11 +87,11 @@ def test_trials_together_are_judged_as_trials_alone(tasks, tmp_path, monkeypatch
 
 def test_search_and_evaluation_share_no_seed(tasks, tmp_path, monkeypatch):
     seen = {}
-    complete = transfer.complete
-    monkeypatch.setattr(transfer, "complete", lambda todo, **more: seen.update(final=todo) or complete(todo, **more))
+    complete = fit.complete
+    monkeypatch.setattr(fit, "complete", lambda todo, **more: seen.update(final=todo) or complete(todo, **more))
     search.main(line(tasks, tmp_path, "--trials=1", "--group=1"))
-    assert seen["final"].made.seeds == (0,) and seen["final"].made.recipe.validation == 0
-    assert search_flags.FIRST_SEED not in seen["final"].made.seeds
+    assert seen["final"].settings.seeds == (0,) and seen["final"].settings.recipe.validation == 0
+    assert search_flags.FIRST_SEED not in seen["final"].settings.seeds
 
 
 BAD = [
@@ -124,7 +125,7 @@ def test_bad_input_is_one_line_and_writes_no_study(more, message, tasks, tmp_pat
 
 
 @pytest.fixture(scope="module")
-def sources(tasks, tmp_path_factory):
+def pretrained(tasks, tmp_path_factory):
     """A run directory with sources of the seeds 0, 1 and 2."""
     folder = tmp_path_factory.mktemp("sources") / "pretrained"
     given = {"source": str(tasks / "digits.npz"), "hidden": (8,), "seeds": (0, 1, 2), "steps": 4, "points": 1}
@@ -146,26 +147,29 @@ def of_checkpoint(tasks, folder, place, *more, seeds="0"):
         ("0,1,2", "the sources of the seeds 0, 1 of the checkpoint; the final fits start from them too"),
     ],
 )
-def test_trials_start_from_the_sources_that_a_run_has(seeds, said, sources, tasks, tmp_path, capsys):
+def test_trials_start_from_the_sources_that_a_run_has(seeds, said, pretrained, tasks, tmp_path, capsys):
     """No source was trained under the seeds of a search: those that there are stand in, said in one line."""
-    search.main(of_checkpoint(tasks, tmp_path, sources, "--search_seeds=2", seeds=seeds))
+    search.main(of_checkpoint(tasks, tmp_path, pretrained, "--search_seeds=2", seeds=seeds))
     assert [line for line in capsys.readouterr().out.splitlines() if said in line]
 
 
-def test_the_source_of_a_trial_is_that_of_the_seed_it_is_said_to_start_from(sources):
-    given = {"source_checkpoint": str(sources), "hidden": (8,), "seeds": (2,)}
-    own = {seed: origin.source(Settings.from_flags(**{**given, "seeds": (seed,)})).identity[seed] for seed in range(3)}
+def test_the_source_of_a_trial_is_that_of_the_seed_it_is_said_to_start_from(pretrained):
+    given = {"source_checkpoint": str(pretrained), "hidden": (8,), "seeds": (2,)}
+    own = {
+        seed: sources.from_checkpoint(Settings.from_flags(**{**given, "seeds": (seed,)})).identity[seed]
+        for seed in range(3)
+    }
     trial_seeds = (1_000_000, 1_000_001, 1_000_002)
-    stand_ins = origin.stand_ins(Settings.from_flags(**given), trial_seeds)
+    stand_ins = sources.stand_ins(Settings.from_flags(**given), trial_seeds)
     assert stand_ins == {1_000_000: 0, 1_000_001: 1, 1_000_002: 0}
-    of_trials = origin.source(Settings.from_flags(**{**given, "seeds": trial_seeds}), stand_ins).identity
+    of_trials = sources.from_checkpoint(Settings.from_flags(**{**given, "seeds": trial_seeds}), stand_ins).identity
     assert of_trials == {seed: own[stand_in] for seed, stand_in in stand_ins.items()} and len(set(own.values())) == 3
 
 
-def test_one_checkpoint_of_several_seeds_serves_a_search_too(sources, tasks, tmp_path, capsys):
-    [checkpoint] = (sources / "checkpoints").iterdir()
+def test_one_checkpoint_of_several_seeds_serves_a_search_too(pretrained, tasks, tmp_path, capsys):
+    [checkpoint] = (pretrained / "checkpoints").iterdir()
     search.main(of_checkpoint(tasks, tmp_path, checkpoint, "--dry_run"))
-    assert origin.stand_ins(Settings.from_flags(source_checkpoint=str(checkpoint)), (1_000_000,)) == {1_000_000: 1}
+    assert sources.stand_ins(Settings.from_flags(source_checkpoint=str(checkpoint)), (1_000_000,)) == {1_000_000: 1}
 
 
 def test_a_source_that_diverged_stands_in_for_none(tasks, tmp_path):
@@ -180,19 +184,19 @@ def test_a_source_that_diverged_stands_in_for_none(tasks, tmp_path):
         shutil.copytree(tmp_path / name / "checkpoints", mixed / "checkpoints", dirs_exist_ok=True)
     directory.add(mixed, [both[0][0], both[1][1]])
     made = Settings.from_flags(source_checkpoint=str(mixed), seeds=(0,), hidden=(8,))
-    assert origin.stand_ins(made, (1_000_000,)) == {1_000_000: 0}
+    assert sources.stand_ins(made, (1_000_000,)) == {1_000_000: 0}
 
 
-def test_a_final_fit_without_a_source_is_refused_before_any_trial(sources, tasks, tmp_path):
+def test_a_final_fit_without_a_source_is_refused_before_any_trial(pretrained, tasks, tmp_path):
     with pytest.raises(InputError, match=r"has sources for the seeds \[0, 1, 2\], not for \[5\]: change --seeds"):
-        search.main(of_checkpoint(tasks, tmp_path, sources, seeds="0,5"))
+        search.main(of_checkpoint(tasks, tmp_path, pretrained, seeds="0,5"))
     assert not (tmp_path / "w").exists()
 
 
-def test_the_flags_of_a_search_give_it_again(sources, tasks, tmp_path, capsys):
+def test_the_flags_of_a_search_give_it_again(pretrained, tasks, tmp_path, capsys):
     """flags.flags holds the search's own flags too, every --space among them, and the seeds of the final fits."""
     more = ["--space=momentum:between:0:0.9", "--sampler=Random", "--pruner=Median", "--trials=2"]
-    search.main(of_checkpoint(tasks, tmp_path, sources, *more, seeds="0,2"))
+    search.main(of_checkpoint(tasks, tmp_path, pretrained, *more, seeds="0,2"))
     file = tmp_path / "w" / "flags.flags"
     written = flags.parse(["", f"--flagfile={file}"], FLAGS | flags.kinds(search.SearchFlags))
     assert written["space"] == (SPACE[0].removeprefix("--space="), "momentum:between:0:0.9")
@@ -209,34 +213,34 @@ def test_the_flags_of_a_search_give_it_again(sources, tasks, tmp_path, capsys):
     assert lines[0] == lines[1] and len(lines[0]) == 2
 
 
-def test_a_search_directory_of_an_older_tljax_goes_on(sources, tasks, tmp_path, capsys):
+def test_a_search_directory_of_an_older_tljax_goes_on(pretrained, tasks, tmp_path, capsys):
     """It held the settings of the trials and none of the search's own flags."""
-    given, asked = flags.read(of_checkpoint(tasks, tmp_path, sources), search.SearchFlags)
+    given, asked = flags.read(of_checkpoint(tasks, tmp_path, pretrained), search.SearchFlags)
     trials_of = search._hunting(given, Settings.from_flags(**given), asked)
     with directory.opened(Settings.from_flags(**trials_of), "search") as folder:
         pass
     assert "--space" not in (folder / "flags.flags").read_text()
     with pytest.raises(InputError, match="holds another experiment"):
-        search.main(of_checkpoint(tasks, tmp_path, sources, "--batch_size=7"))
-    search.main(of_checkpoint(tasks, tmp_path, sources))
+        search.main(of_checkpoint(tasks, tmp_path, pretrained, "--batch_size=7"))
+    search.main(of_checkpoint(tasks, tmp_path, pretrained))
     text = directory.flags_text(folder / "flags.flags")
     assert f"{SPACE[0]}\n" in text and "--seeds=0\n" in text and "--validation=0.0\n" in text
 
 
-def test_a_search_grows_by_trials_and_seeds(sources, tasks, tmp_path, capsys):
-    search.main(of_checkpoint(tasks, tmp_path, sources))
+def test_a_search_grows_by_trials_and_seeds(pretrained, tasks, tmp_path, capsys):
+    search.main(of_checkpoint(tasks, tmp_path, pretrained))
     with pytest.raises(InputError, match="holds another experiment"):
-        search.main(of_checkpoint(tasks, tmp_path, sources, "--steps=5"))
-    search.main(of_checkpoint(tasks, tmp_path, sources, "--trials=2", seeds="0,1"))
+        search.main(of_checkpoint(tasks, tmp_path, pretrained, "--steps=5"))
+    search.main(of_checkpoint(tasks, tmp_path, pretrained, "--trials=2", seeds="0,1"))
     text = directory.flags_text(tmp_path / "w" / "flags.flags")
     assert "--trials=2\n" in text and "--seeds=0,1\n" in text and len(study_of(tmp_path / "w").trials) == 2
 
 
 def test_a_search_that_grows_to_another_winner_trains_it_beside_the_former(
-    sources, tasks, tmp_path, capsys, monkeypatch
+    pretrained, tasks, tmp_path, capsys, monkeypatch
 ):
     """The former winner's fits stay as they are, and the new one's are found again."""
-    given = of_checkpoint(tasks, tmp_path, sources, "--sampler=Random")
+    given = of_checkpoint(tasks, tmp_path, pretrained, "--sampler=Random")
     search.main(given)
     file = tmp_path / "w" / "final" / "head_only-all" / "results.jsonl"
     former = file.read_bytes()
@@ -253,11 +257,11 @@ def test_a_search_that_grows_to_another_winner_trains_it_beside_the_former(
 
 
 @pytest.mark.parametrize("range_test_first", [True, False])
-def test_a_range_test_and_a_search_share_a_directory(range_test_first, sources, tasks, tmp_path, capsys):
+def test_a_range_test_and_a_search_share_a_directory(range_test_first, pretrained, tasks, tmp_path, capsys):
     """Its flags give the range test again, and once there is a search, the search."""
     ways = [[], ["--lr_range_test", "--steps=12", "--lr_low=0.001"]]
     for more in ways[::-1] if range_test_first else ways:
-        search.main([*of_checkpoint(tasks, tmp_path, sources, "--steps=12", *more)])
+        search.main([*of_checkpoint(tasks, tmp_path, pretrained, "--steps=12", *more)])
         if range_test_first and more:
             assert "--lr_range_test=true\n--lr_low=0.001\n" in (tmp_path / "w" / "flags.flags").read_text()
             again = [f"--flagfile={tmp_path / 'w' / 'flags.flags'}", f"--workdir={tmp_path / 'again'}"]

@@ -12,7 +12,7 @@ from safetensors.numpy import save
 from test_programs import arguments, command, results, write_task
 
 from experiments import report, transfer
-from experiments.runs import elsewhere, methods, process
+from experiments.runs import methods, process, sources
 from experiments.runs.settings import Settings, parse_flags
 from tljax import data, plugins, weights
 from tljax.study import space
@@ -133,7 +133,7 @@ def test_a_card_may_begin_with_a_byte_order_mark(tmp_path):
     (tmp_path / "w.npz").touch()
     about = {"task": "mnist", "classes": ["0", "1"], "shape": [6, 6, 1]}
     (tmp_path / "w.npz.json").write_bytes(MARK + json.dumps(about).encode())
-    assert elsewhere.card(tmp_path / "w.npz")["task"] == "mnist"
+    assert sources.weights_card(tmp_path / "w.npz")["task"] == "mnist"
 
 
 def fits_made_elsewhere(folder, headings=("name", "target", "strategy", "seed", "train_examples"), delimiter=","):

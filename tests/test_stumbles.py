@@ -16,7 +16,7 @@ from test_programs import arguments, command
 from experiments import compare, predict, pretrain, report, search, transfer
 from experiments.pages import figures
 from experiments.pages import report as pages
-from experiments.runs import console, directory, methods, origin, process
+from experiments.runs import console, directory, methods, process, sources
 from experiments.runs.settings import FLAGS, Settings, parse_flags
 from tljax import masks, models, paths, plugins
 from tljax.study import search as studies
@@ -721,6 +721,6 @@ def test_the_flags_of_a_winner_run_from_another_folder(tasks, tmp_path, monkeypa
 
 def test_weights_find_the_file_of_their_model_beside_them(tmp_path, monkeypatch):
     (tmp_path / "blocks.py").write_text(BLOCKS)
-    assert origin._model_file("blocks.py:model", tmp_path / "net.safetensors") == f"{tmp_path}/blocks.py:model"
+    assert sources._model_file("blocks.py:model", tmp_path / "net.safetensors") == f"{tmp_path}/blocks.py:model"
     with pytest.raises(InputError, match=f"not there from the working directory, nor from '{tmp_path}': give its file"):
-        origin._model_file("other.py:model", tmp_path / "net.safetensors")
+        sources._model_file("other.py:model", tmp_path / "net.safetensors")

@@ -14,7 +14,7 @@ import pytest
 from test_programs import arguments, command, results
 
 from experiments import pretrain, transfer
-from experiments.runs import directory, fits
+from experiments.runs import directory, plan
 from experiments.runs.settings import Recipe, Settings
 from tljax import models, plugins, switches
 from tljax.types import InputError
@@ -45,18 +45,18 @@ ABOUT = {"target": "b", "strategy": "full", "seed": 0}
 
 def test_as_jax_comes_nothing_enters_a_key():
     assert switches.changed() == {}
-    known = fits.identify("one", ABOUT, {"recipe": Recipe()}, {})
+    known = plan.identify("one", ABOUT, {"recipe": Recipe()}, {})
     text = json.dumps({**ABOUT, "recipe": Recipe(), "tljax": "0.1.0"}, sort_keys=True, default=str)
     assert known.key == hashlib.sha256(text.encode()).hexdigest()
 
 
 @pytest.mark.parametrize("name", SETS)
 def test_a_switch_is_in_the_key_and_in_what_is_said_of_the_run(name, put_back):
-    before = fits.identify("one", ABOUT, {}, {}).key
+    before = plan.identify("one", ABOUT, {}, {}).key
     jax.config.update(name, SETS[name])
     assert switches.changed() == {name.upper(): SETS[name]}
     assert directory.environment({})["switches"] == {name.upper(): SETS[name]}
-    assert fits.identify("one", ABOUT, {}, {}).key != before
+    assert plan.identify("one", ABOUT, {}, {}).key != before
 
 
 def test_of_xla_the_flags_that_say_how_to_compute_are_in_the_key(monkeypatch, tmp_path):
@@ -224,10 +224,10 @@ def test_dropout_that_never_drops_is_told_and_one_that_does_has_a_key_of_its_own
     made = Settings.from_flags(**arguments(tasks, None, **with_dropout(tmp_path)))
     by_pmap = Settings.from_flags(**arguments(tasks, None, parallel="pmap", **with_dropout(tmp_path)))
     build = lambda made: models.build(made.model, 3, hidden=made.hidden, activation=made.activation)  # noqa: E731
-    assert fits.draws(made, build(made), (6, 6, 1)) == {"draws": [2]}
-    assert fits.draws(by_pmap, build(by_pmap), (6, 6, 1)) == {"draws": [2, len(jax.local_devices())]}
+    assert plan.draws(made, build(made), (6, 6, 1)) == {"draws": [2]}
+    assert plan.draws(by_pmap, build(by_pmap), (6, 6, 1)) == {"draws": [2, len(jax.local_devices())]}
     quiet = Settings.from_flags(**arguments(tasks, None, **with_dropout(tmp_path, rate=0.0)))
-    assert fits.draws(quiet, build(quiet), (6, 6, 1)) == {}
+    assert plan.draws(quiet, build(quiet), (6, 6, 1)) == {}
 
 
 @pytest.mark.slow

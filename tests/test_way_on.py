@@ -17,7 +17,7 @@ from experiments import compare, features, pretrain, rank, report, transfer
 from experiments.benchmark.__main__ import BenchmarkFlags
 from experiments.pages import ranking as ranking_page
 from experiments.pages import search as search_page
-from experiments.runs import elsewhere, flags, methods, predictions, tuned
+from experiments.runs import flags, methods, predictions, sources, tuned
 from experiments.runs.scores import Score, Scored
 from experiments.runs.settings import Settings, parse_flags
 from tljax import data, npz, plugins
@@ -129,12 +129,12 @@ def test_a_slip_in_a_card_of_weights_is_refused(tmp_path):
     np.savez(tmp_path / "w.npz", a=np.ones(2))
     card = {"task": "a", "classes": ["0", "1"], "shape": [4], "model": {"model": "mlp", "hidden": [8]}}
     (tmp_path / "w.npz.json").write_text(json.dumps(card))
-    assert elsewhere.card(tmp_path / "w.npz") == card
+    assert sources.weights_card(tmp_path / "w.npz") == card
     slips = [{"acuracy": 0.5}, {"model": {"hiden": [8]}}, {"model": {"model": "mlp", "activaton": "tanh"}}]
     for slip, nearest in zip(slips, ("accuracy", "hidden", "activation"), strict=True):
         (tmp_path / "w.npz.json").write_text(json.dumps(card | slip))
         with pytest.raises(InputError, match=f"nearest: '{nearest}'"):
-            elsewhere.card(tmp_path / "w.npz")
+            sources.weights_card(tmp_path / "w.npz")
 
 
 # Texts in another encoding
@@ -171,7 +171,7 @@ def readers(folder):
             "--target=caf\u00e9\n",
             lambda: parse_flags(["transfer", f"--flagfile={folder / 'outer.flags'}"]),
         ),
-        "card": (beside, card, lambda: elsewhere.card(folder / "w.npz")),
+        "card": (beside, card, lambda: sources.weights_card(folder / "w.npz")),
         "strategy": (code, STRATEGY, lambda: methods.one(f"{code}:strategy")),
     }
 

@@ -9,7 +9,7 @@ import pytest
 from test_programs import parameters, results, snapshot
 
 from experiments import zoo
-from experiments.runs import cards, origin, sources, training
+from experiments.runs import plan, sources
 from experiments.runs.settings import Settings
 from tljax.types import InputError
 
@@ -36,7 +36,7 @@ def made(tasks, tmp_path_factory):
 
 
 def test_each_source_is_trained_as_its_name_says_and_has_a_card(made, tasks):
-    found, lines = cards.read(str(made)), {each.checkpoint: each for each in results(made)}
+    found, lines = sources.read_cards(str(made)), {each.checkpoint: each for each in results(made)}
     assert [card.name.removeprefix(str(tasks / "digits.npz")) for card in found] == list(NAMES)
     assert [card.trivial for card in found] == [False, False, True, True, False]
     told = [json.loads(file.read_text()) for file in (made / "cards").iterdir()]
@@ -51,25 +51,25 @@ def test_each_source_is_trained_as_its_name_says_and_has_a_card(made, tasks):
 
 
 def test_the_untrained_is_the_draw_of_its_seed(made):
-    [card] = [card for card in cards.read(str(made)) if "untrained" in card.name]
-    one = origin.load(origin.settings({}, card.place))
-    own = sources._streams(Settings.from_flags(), 0)
+    [card] = [card for card in sources.read_cards(str(made)) if "untrained" in card.name]
+    one = sources.load(sources.settings_of({}, card.place))
+    own = plan.source_streams(Settings.from_flags(), 0)
     drawn = sources.models.init(one.model, sources.jax.random.key(own.head), (6, 6, 1))
     np.testing.assert_array_equal(one.params["hidden_0"]["kernel"], drawn["hidden_0"]["kernel"])
 
 
 def test_any_of_them_is_a_source_with_its_own_model_and_all_at_once_are_none(made):
-    for card in cards.read(str(made)):
-        one = origin.load(origin.settings({}, card.place))
+    for card in sources.read_cards(str(made)):
+        one = sources.load(sources.settings_of({}, card.place))
         [own] = [each for each in results(made) if str(made / each.checkpoint) == card.place]
         np.testing.assert_array_equal(one.params["head"]["kernel"], parameters(made, own)["head/kernel"])
     with pytest.raises(InputError, match="holds several sources: name one of 'checkpoints/"):
-        origin.settings({}, str(made))
+        sources.settings_of({}, str(made))
 
 
 def test_run_again_it_trains_nothing(made, tasks, monkeypatch):
     before = snapshot(made)
-    monkeypatch.setattr(training, "run", lambda *given: pytest.fail("it trained again"))
+    monkeypatch.setattr("experiments.runs.fit.train_groups", lambda *given: pytest.fail("it trained again"))
     zoo.main(line(tasks, made, *NAMES))
     assert snapshot(made) == before
 
@@ -103,7 +103,7 @@ def test_bad_input_is_one_line(case, tasks, tmp_path):
 def test_bad_cards_are_refused(made, tmp_path):
     (tmp_path / "cards").mkdir()
     with pytest.raises(InputError, match="holds no card"):
-        cards.read(str(tmp_path))
+        sources.read_cards(str(tmp_path))
     good = json.loads(next((made / "cards").iterdir()).read_text())
     for change, message in (
         ({"checkpoint": "../../elsewhere"}, "outside the run directory"),
@@ -112,7 +112,7 @@ def test_bad_cards_are_refused(made, tmp_path):
     ):
         (tmp_path / "cards" / "a.json").write_text(json.dumps(good | change))
         with pytest.raises(InputError, match=message):
-            cards.read(str(tmp_path))
+            sources.read_cards(str(tmp_path))
 
 
 def test_the_flagfile_holds_sixteen_sources():

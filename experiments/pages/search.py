@@ -9,12 +9,12 @@ import numpy as np
 from experiments.pages import figures, report, tables, transfer
 from experiments.pages.report import Block, Provenance, Section
 from experiments.pages.tables import NOTHING, count
-from experiments.runs import directory, search_flags, sources
+from experiments.runs import directory, plan, search_flags
 from experiments.runs.console import Cell, Table
+from experiments.runs.plan import Experiment
 from experiments.runs.search_flags import Search
 from experiments.runs.settings import Settings
 from experiments.runs.tuned import Arm, Winner
-from experiments.transfer import Experiment
 from tljax.study import search, space
 from tljax.study.range_test import SHARE, Found
 from tljax.study.results import Result
@@ -55,7 +55,7 @@ def write(
         )
         for arm, winner in winners.items()
     ]
-    title, notes = sources.title_and_notes(base.made, base.source, base.target)
+    title, notes = plan.title_and_notes(base.settings, base.source, base.target)
     last = list(winners.values())[-1].made.workdir
     environment = directory.recorded_environment(Path(last or "")) or {}
     text = page(
@@ -78,7 +78,7 @@ def provenance_of(flags: Sequence[str], environment: Mapping[str, Any]) -> Prove
 
 
 def _lead(settings: Settings, flags: Search, base: Experiment) -> str:
-    held = 100 * base.made.recipe.validation
+    held = 100 * base.settings.recipe.validation
     seeds = f"{len(flags.trial_seeds)} seed{'s' * (len(flags.trial_seeds) > 1)}"
     return (
         f"{flags.trials} trials of each study, by {flags.sampler}, judged on {held:g} % of the training examples under "

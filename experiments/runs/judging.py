@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
-from experiments import transfer
-from experiments.runs import budgets
+from experiments.runs import budgets, plan
 from experiments.runs.flags import flag
+from experiments.runs.plan import Experiment
 from experiments.runs.settings import Settings
-from experiments.transfer import Experiment
 from tljax.study.verdicts import require_family
 from tljax.types import InputError
 
@@ -69,7 +68,7 @@ _PINNED = {
 
 def variation(experiment: Experiment) -> Variation:
     """What differs between the fits of an experiment."""
-    settings, source = experiment.made, experiment.source
+    settings, source = experiment.settings, experiment.source
     count = len(experiment.target.train.labels)
     whole = tuple(budget for budget in settings.train_examples if budgets.total(budget, experiment.target) == count)
     different = None
@@ -89,7 +88,7 @@ def variation_by_flags(settings: Settings) -> Variation:
 
 def _streams(settings: Settings) -> int:
     """How many different streams of the source the seeds have."""
-    return len({transfer.streams_of(settings, seed).source for seed in settings.seeds})
+    return len({plan.streams(settings, seed).source for seed in settings.seeds})
 
 
 def _pinned(settings: Settings) -> tuple[str, ...]:
@@ -121,7 +120,7 @@ def _of_source(varied: Variation) -> str:
 
 def require_variation(experiment: Experiment) -> None:
     """Raise InputError where several seeds would give one fit again and again, from which nothing follows."""
-    settings, varied = experiment.made, variation(experiment)
+    settings, varied = experiment.settings, variation(experiment)
     one_draw = "draw" in varied.pinned or (
         len(varied.whole) == len(settings.train_examples) and not settings.recipe.validation
     )

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments.runs import console, process, sources
-from experiments.runs.fits import Start
+from experiments.runs import console, process
 from experiments.runs.settings import Settings
-from experiments.runs.sources import Source
-from tljax import checkpoint, masks, models, paths, plugins, ready, seeds, switches
+from experiments.runs.sources import Source, Trained
+from tljax import checkpoint, graft, masks, models, paths, plugins, ready, seeds, switches
 from tljax.types import Context, InputError, Mask, Method, Model, Params, Phase, Task
 
 
@@ -89,6 +88,21 @@ def _with_name(one: Named, error: InputError) -> InputError:
     return InputError(f"strategy '{one.label}': {text}")
 
 
+class Start(NamedTuple):
+    """Where a fit begins."""
+
+    params: Params
+    phases: tuple[tuple[float, Mask | Callable[[Params], Mask]], ...]
+    """(fraction of training, mask); a function is called with the parameters at that point. Empty where the strategy
+    looks at data and there were none."""
+    fresh: Mask
+    """Which leaves were drawn anew."""
+    plan: graft.Plan = ()
+    merge: Callable[[Params], Params] | None = None
+    fisher: Params | None = None
+    """The source's Fisher information, for a penalty: a tree like the parameters."""
+
+
 class Ground(NamedTuple):
     """What every strategy starts from under one seed."""
 
@@ -107,7 +121,7 @@ def ground(made: Settings, model: Model, source: Source | None, target: Task, st
     """The ground of one seed, with a draw for a source that is still to come (`with_source`)."""
     shape = tuple(target.train.images.shape[1:])
     key = jax.random.key(streams.head)
-    like = models.init(sources.model(made, len(source.classes)), key, shape) if source else None
+    like = models.init(made.build_model(len(source.classes)), key, shape) if source else None
     head = head_of(made, source, target)
     return Ground(model, models.init(model, key, shape), like, head, jax.random.fold_in(key, len(model)))
 
@@ -119,7 +133,7 @@ def head_of(made: Settings, source: Source | None, target: Task) -> str:
     return "copy" if source and source.classes == target.classes else "fresh"
 
 
-def with_source(ground: Ground, trained: sources.Trained) -> Ground:
+def with_source(ground: Ground, trained: Trained) -> Ground:
     """The ground with the source's trained parameters; raises InputError where they are of another model."""
     return ground._replace(source=checkpoint.unflatten(trained.flat, ground.source), fisher=trained.fisher)
 

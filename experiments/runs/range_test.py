@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import transfer
-from experiments.runs import console, directory, fits, flags, process, search_flags, trials
+from experiments.runs import console, directory, fit, flags, plan, process, search_flags, trials
 from experiments.runs.search_flags import Search
 from experiments.runs.settings import GROWING, Settings
 from tljax import plugins, train
@@ -27,7 +26,7 @@ def run(
 ) -> range_test.Found:
     """Train the first strategy once, as the trials are but at a rising rate; print and draw what its loss says.
 
-    `given` are the flags, `flags_of` those of the trials, and `stand_ins` as `transfer.prepare` takes them. The run
+    `given` are the flags, `flags_of` those of the trials, and `stand_ins` as `plan.prepare` takes them. The run
     directory gets lr_range_test.html, and the source if it is not there yet. Raises InputError for a fit of too few
     steps, and for a loss that is not finite at the lowest rate.
     """
@@ -36,18 +35,18 @@ def run(
     every = Settings.from_flags(**flags_of)
     first = {name: getattr(every, name)[:1] for name in GROWING}
     made = Settings.from_flags(**{**flags_of, **first})
-    todo = transfer.prepare(made, execution, only=True, stand_ins=stand_ins)
+    todo = plan.prepare(made, execution, only=True, stand_ins=stand_ins)
     settings = Settings.from_flags(**given)
     own_lines = [*search_flags.to_flags(asked), *_own_flags(asked)]
     with directory.opened(settings, "search", _kept_flags(settings, own_lines), older=made) as folder:
         rates, losses = swept(todo, asked, folder)
         found = range_test.suggested(rates, losses)
         name = f"{plugins.called(made.strategies[0])} at {made.train_examples[0]}"
-        said = [*_said(name, rates, found), *transfer.noted(todo)]
+        said = [*_said(name, rates, found), *plan.title_and_notes(made, todo.source, todo.target)[1]]
         for line in said:
             console.say(line)
         provenance = page.provenance_of(
-            [*own_lines, *settings.flagfile_lines()], directory.environment(transfer.fingerprints(todo))
+            [*own_lines, *settings.flagfile_lines()], directory.environment(plan.fingerprints(todo))
         )
         text = page.range_page(name, ". ".join(said) + ".", rates, losses, found, provenance)
         if process.first():
@@ -70,23 +69,18 @@ def _kept_flags(settings: Settings, own_lines: Sequence[str]) -> Sequence[str]:
     return there if searched else own_lines
 
 
-def swept(todo: transfer.Experiment, asked: Search, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+def swept(todo: plan.Experiment, asked: Search, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """(rate, training loss) of each step, float32 [steps] both."""
-    [seed], [budget] = todo.made.seeds, todo.made.train_examples
-    place = trials.yard(todo, budget)
-    trained = todo.source.obtain(folder, todo.execution) if todo.source else {}
-    fit = trials.ready(place, todo, seed, trained)
-    steps = len(fit.trial.rates)
+    [seed], [budget] = todo.settings.seeds, todo.settings.train_examples
+    task = trials.search_task(todo, budget)
+    trained = fit.obtain_source(todo.settings, todo.source, folder, todo.execution)
+    prepared = trials.prepare(task, todo, seed, trained)
+    steps = len(prepared.trial.rates)
     if steps < LEAST:
         raise InputError(f"--lr_range_test has {steps} steps: give more --epochs or --steps, {LEAST} at least")
     rates = range_test.rates(asked.lr_low, asked.lr_high, steps)
-    ends = fits.stops(fits.ends(todo.made.recipe, steps), fit.trial)
-    logs = [
-        log
-        for _, log in train.fit(
-            fit.program, [fit.trial._replace(rates=rates)], place.field.data, ends, (), todo.execution
-        )
-    ]
+    rising = prepared._replace(trial=prepared.trial._replace(rates=rates))
+    logs = [point.log for point in fit.drive(task.on_device, [rising], evaluated=False)]
     losses = np.hstack([log.loss[0] for log in logs])
     if not np.isfinite(losses[0]):
         raise InputError(f"--lr_low={asked.lr_low:g}: the loss is not finite from the first step on: lower it")

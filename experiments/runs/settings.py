@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 
 from experiments.runs import budgets, flags
 from experiments.runs.flags import Kind, flag
-from tljax import plugins
-from tljax.types import InputError
+from tljax import models, plugins
+from tljax.types import InputError, Model
 
 MOST_DEVICES = 1024
 MOST_STEPS = 10**8
@@ -309,6 +309,16 @@ class Settings(
         source = {f"source_{name}": value for name, value in vars(self.source_recipe).items()}
         values = {**vars(self), **vars(self.recipe), **source}
         return [f"--{name}={_written(values[name])}" for name in WRITTEN if values[name] is not None]
+
+    def build_model(self, classes: int) -> Model:
+        """The model that the settings describe, for so many classes."""
+        return models.build(self.model, classes, hidden=self.hidden, activation=self.activation)
+
+    def architecture(self) -> dict[str, Any]:
+        """What a checkpoint says of the model that the settings describe."""
+        code = plugins.outside_digest(self.model, "tljax.models", "model")
+        described = {"model": self.model, "hidden": list(self.hidden), "activation": self.activation}
+        return described | ({"code": code} if code else {})
 
     def beyond_neutral(self) -> dict[str, Any]:
         """{flag: value} of those with a neutral value that have another one: what enters a fit's key of them."""

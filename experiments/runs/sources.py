@@ -1,20 +1,32 @@
-"""Sources: trained here once a seed, or found in a checkpoint."""
+"""Where a source comes from, and its parameters, whoever trained it.
+
+A source is a run directory or a checkpoint that experiments.pretrain, zoo or transfer left, or a .safetensors or .npz
+file of weights that were trained elsewhere, with a card that says what they are of. (One that `--source` names is
+still to be trained: `plan.source_from_data`, `fit.train_sources`.)
+
+The card of net.safetensors is net.safetensors.json beside it: {"task": "mnist", "classes": ["0", "1", ...], "shape":
+[28, 28, 1]}, whose pixels it takes as 0 to 1; and, as far as they are known, "model" ({"model": "mlp", "hidden": [512],
+"activation": "relu"}), "rename" (rules as in `tljax.weights`, those of --source_rename before them), "accuracy",
+"steps", the data's "fingerprint" and the "note" that every table must have of them. A card of experiments.export has
+the SHA-256 of the weights and of itself, and both are held against them; one that is written by hand has none.
+"""
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import os.path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
-from experiments.runs import budgets, console, directory, fields, fits, training
-from experiments.runs.settings import Settings
-from tljax import checkpoint, data, masks, models, paths, penalties, plugins, seeds
-from tljax.data.files import NO_PIXELS
+from experiments.runs import console, directory, fields, process
+from experiments.runs.flags import flag, found_from, written_from
+from experiments.runs.settings import Recipe, Settings
+from tljax import checkpoint, files, models, paths, plugins, weights
 from tljax.study.results import Result
-from tljax.train import Execution
-from tljax.types import InputError, Model, Task
+from tljax.types import InputError, Model, Params, Task
 
 
 class Trained(NamedTuple):
@@ -22,284 +34,264 @@ class Trained(NamedTuple):
 
     flat: checkpoint.Flat
     accuracy: float | None
-    """On its own test set, a fraction; None if it diverged."""
+    """On its own test set, a fraction; None if it diverged, or if that is not known."""
     fisher: checkpoint.Flat | None
     """Its Fisher information, if it was saved."""
 
 
 class Source(NamedTuple):
-    """What transfer knows of a source before it is there, and how to get it."""
+    """What is known of a source, before it is trained or after."""
 
     name: str
     classes: tuple[str, ...]
     shape: tuple[int, ...]
     identity: Mapping[int, str]
-    """{seed: what its parameters follow from, a digest}."""
-    obtain: Callable[[Path, Any], Mapping[int, Trained]]
-    """(run directory, means) -> {seed: trained source}."""
+    """{seed: a digest of what its parameters follow from}."""
     fingerprint: str
     fisher: bool
     """Whether its Fisher information is, or will be, saved."""
     note: str = ""
     steps: int | None = None
-    """That its fit takes or took, if that is known."""
+    """The steps that its fit takes or took, if they are known."""
     recipe: str = ""
     """What its fits of all seeds have in common, a digest or a text."""
+    trained: Mapping[int, Trained] = {}
+    """{seed: its parameters}, if it was read."""
+    task: Task | None = None
+    """What it learns, if it is to be trained in the run directory: `fit.obtain_source` has its parameters."""
     names: Mapping[str, str] = {}
     """{path: name of its array in a file of weights}; a path that is not in it is its own name."""
 
 
-def load(made: Settings, name: str, shape: Any) -> Task:
-    """The data set of a name, from where the flags say that data are.
+def from_checkpoint(settings: Settings, stand_ins: Mapping[int, int] | None = None) -> Source:
+    """The source that `--source_checkpoint` names: one for all seeds, or one for each.
 
-    Its pixels are brought to `shape`, that of --image_shape or of what it goes with; features, which have other shapes
-    than [height, width, channels], stay as they are.
+    `stand_ins` has {seed: seed of the source that it takes} of seeds that have none of their own. Raises InputError for
+    a place that holds none, a source of another model, or no source for a seed.
     """
-    places = {"data_dir": made.data_dir, "manual_dir": made.manual_dir}
-    wanted = shape if shape and (len(shape) == 3 or shape == made.image_shape) else None
-    try:
-        return data.load(name, **places, image_shape=wanted, say=console.say)
-    except InputError as error:
-        of_flag = made.image_shape and (name == made.source or not (made.source or made.source_checkpoint))
-        if of_flag and str(error).endswith(NO_PIXELS):
-            raise InputError(f"{error}, or leave out --image_shape") from error
-        raise
+    if is_weights_file(settings.source_checkpoint):
+        return _from_weights_file(settings)
+    return _from_run(settings, stand_ins=stand_ins)
 
 
-def _trained(fits: Mapping[str, checkpoint.Flat], name: str, accuracy: float | None) -> Trained:
-    return Trained(fits.get(f"{name}.merged", fits[name]), accuracy, fits.get(f"{name}.fisher"))
+def is_weights_file(place: str | None) -> bool:
+    """Whether `--source_checkpoint` names a file of weights."""
+    return Path(place or "").suffix in weights.SUFFIXES
 
 
-def from_data(made: Settings) -> Source:
-    """The source that `--source` names: trained in the run directory unless it is there."""
-    task = checked(made)
-    plan = _planned(made, task)
-
-    def obtain(folder: Path, execution: Execution) -> dict[int, Trained]:
-        lines = train(made, task, folder, execution)
-        places = {line.checkpoint for line in lines.values()}
-        loaded = {place: checkpoint.load(folder / place)[0] for place in places}
-        return {seed: _trained(loaded[line.checkpoint], line.name, line.test_accuracy) for seed, line in lines.items()}
-
-    identity = {seed: line.key for seed, line in plan.items()}
-    shape = tuple(task.train.images.shape[1:])
-    steps = fits.steps(made.source_recipe, len(fits.chosen(made.source_recipe, "all", task, 0)[0]))
-    recipe = next(iter(plan.values())).recipe or ""
-    return Source(
-        task.name, task.classes, shape, identity, obtain, task.fingerprint, made.save_fisher, task.note, steps, recipe
-    )
-
-
-def checked(made: Settings) -> Task:
-    """The source's task, once it is sure that the flags can learn it."""
-    task = load(made, made.source or "", made.image_shape)
-    params = models.abstract(model(made, len(task.classes)), task.train.images.shape[1:])
-    start = fits.Start(params, ((0.0, None),), fresh=None)
-    # As dicts, since dataclasses that share a nan differ from Python 3.13 on.
-    own = vars(made.source_recipe) != vars(made.recipe)
-    terms, _ = penalties.read(made.source_recipe.penalty)
-    if held := [term.name for term in terms if "fisher" in term.needs]:
-        remedy = "another --penalty, or none"
-        if made.target:
-            remedy = "--source_penalty= for the source's own fit" + ", and --save_fisher" * (not made.save_fisher)
-        flag = "--source_penalty" if own else "--penalty"
+def refuse_rules(settings: Settings) -> None:
+    """Raise InputError for rules of renaming where there is no file of weights."""
+    if settings.source_rename and not is_weights_file(settings.source_checkpoint):
         raise InputError(
-            f"{flag}={made.source_recipe.penalty} is the source's too, and {held[0]} holds a fit to what "
-            f"another's Fisher information says, which nobody has before a source is trained: give {remedy}"
+            "--source_rename is for weights from elsewhere: leave it out, or give --source_checkpoint=FILE.safetensors"
         )
-    fits.check(made.source_recipe, "all", task, start, "source_" if own else "")
-    return task
 
 
-def model(made: Settings, classes: int) -> Model:
-    """The model that the flags describe, for so many classes."""
-    return models.build(made.model, classes, hidden=made.hidden, activation=made.activation)
-
-
-def _planned(made: Settings, task: Task) -> dict[int, Result]:
-    """{seed: the fit that is to give its source}."""
-    lines = {}
-    draws = fits.draws(made, model(made, len(task.classes)), tuple(task.train.images.shape[1:]))
-    for seed in made.seeds:
-        about: dict[str, Any] = {
-            "source": None,
-            "target": task.name,
-            "strategy": "pretrain",
-            "options": {},
-            "seed": seed,
-            "train_examples": len(task.train.labels),
-        }
-        decisive = {
-            "fingerprint": task.fingerprint,
-            "model": architecture(made),
-            "recipe": made.source_recipe,
-            "streams": _streams(made, seed),
-            "fisher": made.save_fisher,
-            "code": fits.code(made.source_recipe, made.model),
-            "many": fits.company(made),
-            **draws,
-        }
-        recipe = {name: value for name, value in decisive.items() if name not in ("streams", "many")}
-        lines[seed] = fits.identify(f"pretrain-{task.name}-seed{seed}", about, decisive, recipe)
-    return lines
-
-
-def architecture(made: Settings) -> dict[str, Any]:
-    """What a checkpoint says of the model that the flags describe."""
-    code = plugins.outside_digest(made.model, "tljax.models", "model")
-    own = {"model": made.model, "hidden": list(made.hidden), "activation": made.activation}
-    return own | ({"code": code} if code else {})
-
-
-def _streams(made: Settings, seed: int) -> seeds.Seeds:
-    return seeds.streams(seeds.streams(seed, source=made.source_seed).source)
-
-
-def train(made: Settings, task: Task, folder: Path, execution: Execution) -> dict[int, Result]:
-    """Train the sources that the run directory does not hold yet; {seed: its line}."""
-    plan = _planned(made, task)
-    there = directory.finished(folder)
-    missing = {seed: line for seed, line in plan.items() if line.key not in there}
-    if missing:
-        missing = plan if made.many == "vmap" else missing
-        field = fits.arena(task, made.source_recipe, execution)
-        ready = [_ready(made, field, seed, line) for seed, line in missing.items()]
-        with console.progress(f"source {task.name}", sum(len(fit.trial.rates) for fit in ready)) as advance:
-            training.run(field, ready, folder, about(made, task), advance, made.checkpoint_every, made.save_fisher)
-    done = directory.finished(folder)
-    return {seed: done[line.key] for seed, line in plan.items()}
-
-
-def about(made: Settings, task: Task) -> dict[str, Any]:
-    """What a checkpoint says of itself, so that it can be a source."""
-    return {
-        "task": task.name,
-        "fingerprint": task.fingerprint,
-        "classes": list(task.classes),
-        "shape": list(task.train.images.shape[1:]),
-        "model": architecture(made),
-        "note": task.note,
-    }
-
-
-def title_and_notes(made: Settings, source: Source | None, target: Task) -> tuple[str, list[str]]:
-    """What fits of one source, or none, and one target are called, and what every table must say of their data."""
-    notes = [f"{what}: {of.note}" for what, of in (("source", source), ("target", target)) if of and of.note]
-    name = f"{source.name if source else 'no source'} -> {target.name}"
-    return name, [*notes, *budgets.notes(made.train_examples, target, made.recipe.validation)]
-
-
-def _ready(made: Settings, field: fits.Arena, seed: int, result: Result) -> fits.Fit:
-    streams, built = _streams(made, seed), model(made, len(field.task.classes))
-    params = models.init(built, jax.random.key(streams.head), field.data.inputs.shape[2:])
-    mask = masks.by_path(params, lambda path: True)
-    start = fits.Start(params, ((0.0, mask),), fresh=mask)
-    return fits.build(field, built, start, streams, "all", result)
-
-
-def stand_ins(made: Settings, trial_seeds: Sequence[int]) -> dict[int, int]:
+def stand_ins(settings: Settings, trial_seeds: Sequence[int]) -> dict[int, int]:
     """{seed of a trial: seed of the source that it starts from}, where `--source_checkpoint` has a source a seed.
 
     Sources of seeds that are not among --seeds come first, so that trials and final fits share none as long as there
-    are others; each is taken again when all are, and one that diverged never. Empty for a checkpoint of one source,
-    which serves every seed. Raises InputError for no source of a seed of --seeds.
+    are others; each is taken again when all are, and one that diverged never. Empty without --source_checkpoint, and
+    for a checkpoint of one source or a file of weights, which serve every seed. Raises InputError for no source of a
+    seed of --seeds.
     """
-    places = _places(Path(made.source_checkpoint or ""))
+    if not settings.source_checkpoint or is_weights_file(settings.source_checkpoint):
+        return {}
+    places = _places(Path(settings.source_checkpoint))
     if len(places) < 2:
         return {}
-    _require_seeds(made, list(places), made.seeds)
-    told = {place: _about(place)["fits"] for place in {place for place, _ in places.values()}}
-    sound = [seed for seed, (place, name) in sorted(places.items()) if told[place].get(name, {}).get("accuracy")]
-    ranked = [seed for seed in sound if seed not in made.seeds] or sound or sorted(places)
+    _require_seeds(settings, list(places), settings.seeds)
+    fits = {place: _read_about(place)["fits"] for place in {place for place, _ in places.values()}}
+    sound = [seed for seed, (place, name) in sorted(places.items()) if fits[place].get(name, {}).get("accuracy")]
+    ranked = [seed for seed in sound if seed not in settings.seeds] or sound or sorted(places)
     return {seed: ranked[i % len(ranked)] for i, seed in enumerate(trial_seeds)}
 
 
-def _require_seeds(made: Settings, seeds_there: Sequence[int], needed: Sequence[int]) -> None:
-    if missing := sorted(set(needed) - set(seeds_there)):
-        raise InputError(
-            f"--source_checkpoint={made.source_checkpoint} has sources for the seeds {sorted(seeds_there)}, not for "
-            f"{missing}: change --seeds"
-        )
+# ---- A run directory, or a checkpoint in it
 
 
-def from_checkpoint(made: Settings, model_too: bool = True, stand_ins: Mapping[int, int] | None = None) -> Source:
-    """The source that `--source_checkpoint` names: one for all seeds, or one for each.
+def _from_run(settings: Settings, model_too: bool = True, stand_ins: Mapping[int, int] | None = None) -> Source:
+    """The source in a run directory or checkpoint; as `from_checkpoint`.
 
-    `stand_ins` has {seed: seed of the source that it takes} of seeds that have none of their own. Without `model_too`
-    its parameters are taken as they are, whatever model the flags describe, and even where the file of the model is
-    gone. Raises InputError for a folder that holds none, a source of another model, or no source for a seed.
+    Without `model_too` its parameters are taken as they are, whatever model the settings describe, and even where the
+    file of the model is gone.
     """
-    places = _places(Path(made.source_checkpoint or ""))
-    _say_former(Path(made.source_checkpoint or ""), places)
-    told = {place: _about(place) for place in {place for place, _ in places.values()}}
+    places = _places(Path(settings.source_checkpoint or ""))
+    _say_superseded(Path(settings.source_checkpoint or ""), places)
+    abouts = {place: _read_about(place) for place in {place for place, _ in places.values()}}
     for place, name in places.values():
-        if name not in told[place]["fits"]:
+        if name not in abouts[place]["fits"]:
             raise InputError(f"checkpoint '{place}' holds no fit '{name}': train it again")
-    one = next(iter(told.values()))
-    other = differs(made, one["model"]) if model_too else ""
-    source_seeds = {seed: (stand_ins or {}).get(seed, seed) for seed in made.seeds}
+    about = next(iter(abouts.values()))
+    difference = _difference(settings, about["model"]) if model_too else ""
+    source_seeds = {seed: (stand_ins or {}).get(seed, seed) for seed in settings.seeds}
     if len(places) > 1:
-        _require_seeds(made, list(places), list(source_seeds.values()))
+        _require_seeds(settings, list(places), list(source_seeds.values()))
     only_place = next(iter(places.values()))
-    chosen = {seed: places[own] if len(places) > 1 else only_place for seed, own in source_seeds.items()}
-    leaves = {seed: told[place]["sha256"] for seed, (place, _) in chosen.items()}
+    chosen = {seed: places[of_source] if len(places) > 1 else only_place for seed, of_source in source_seeds.items()}
+    leaves = {seed: abouts[place]["sha256"] for seed, (place, _) in chosen.items()}
     sums = {
         seed: json.dumps(leaves[seed].get(f"{name}.merged", leaves[seed][name]), sort_keys=True)
         for seed, (_, name) in chosen.items()
     }
     loaded = {place: checkpoint.load(place) for place in {place for place, _ in chosen.values()}}
     if model_too:
-        _require_leaves(made, one, loaded)
-    if other:
-        console.say(f"{other}; the paths and shapes of its parameters are the same, so it is used")
+        _require_leaves(settings, about, loaded)
+    if difference:
+        console.say(f"{difference}; the paths and shapes of its parameters are the same, so it is used")
     trained = {
-        seed: _trained(loaded[place][0], name, loaded[place][1]["fits"][name]["accuracy"])
+        seed: from_state(loaded[place][0], name, loaded[place][1]["fits"][name]["accuracy"])
         for seed, (place, name) in chosen.items()
     }
-    for seed, one_of in trained.items():
-        if one_of.accuracy is None:
+    for seed, source in trained.items():
+        if source.accuracy is None:
             raise InputError(
-                f"--source_checkpoint={made.source_checkpoint}: the source of seed {seed} diverged: train it again"
+                f"--source_checkpoint={settings.source_checkpoint}: the source of seed {seed} diverged: train it again"
             )
     identity = {seed: hashlib.sha256(text.encode()).hexdigest() for seed, text in sums.items()}
-    shape = tuple(one["shape"])
-    fisher = all(of["fisher"] for of in told.values())
-    classes, note = tuple(one["classes"]), one.get("note", "")
+    steps = _most_steps([abouts[place]["fits"][name] for place, name in chosen.values()])
     return Source(
-        one["task"],
-        classes,
-        shape,
+        about["task"],
+        tuple(about["classes"]),
+        tuple(about["shape"]),
         identity,
-        lambda folder, execution: trained,
-        one["fingerprint"],
-        fisher,
-        note,
-        (steps := _steps([told[place]["fits"][name] for place, name in chosen.values()])),
-        f"{one['fingerprint']} {one['model']} {steps}" if len(places) > 1 else min(identity.values()),
+        about["fingerprint"],
+        all(each["fisher"] for each in abouts.values()),
+        about.get("note", ""),
+        steps,
+        f"{about['fingerprint']} {about['model']} {steps}" if len(places) > 1 else min(identity.values()),
+        trained,
     )
 
 
-def differs(made: Settings, there: Mapping[str, Any]) -> str:
-    """How the model that the flags describe differs in writing from a source's: '' where it does not.
+def from_state(state: Mapping[str, checkpoint.Flat], name: str, accuracy: float | None) -> Trained:
+    """A fit of a checkpoint as a source: its merged parameters, if its strategy added some to the model."""
+    return Trained(state.get(f"{name}.merged", state[name]), accuracy, state.get(f"{name}.fisher"))
 
-    Whether it is another model is for the paths and shapes of its parameters to say (`refuse_model`); but an activation
-    has none, so another is refused here. A file of the same code under another path is the same. Raises InputError.
+
+def first_about(place: Path) -> dict[str, Any]:
+    """What the first source of a run directory or checkpoint says of itself."""
+    return _read_about(next(iter(_places(place).values()))[0])
+
+
+MODEL: fields.Form = {"model?": str, "hidden?": [int], "activation?": str, "code?": str}
+"""What a source says of its model; a file of weights may say less than `Settings.architecture`."""
+_ABOUT: fields.Form = {
+    **{"task": str, "fingerprint": str, "classes": [str], "shape": [int], "model": MODEL, "fisher": bool},
+    **{"fits": dict, "note?": str},
+}
+"""What a checkpoint says of itself if it can be a source."""
+_FIT: fields.Form = {"seed": int, "accuracy": (float, None), "steps?": (int, None)}
+"""What it says of each fit."""
+
+
+def _read_about(place: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself; raises InputError where that is not what a source says."""
+    about = checkpoint.about(place)
+    if fault := fields.fault(about, _ABOUT):
+        raise InputError(f"checkpoint '{place}' does not say enough ({fault}): give one that experiments.pretrain left")
+    if not about["classes"] or not about["shape"] or min(about["shape"]) < 1:
+        raise InputError(f"checkpoint '{place}' has no classes or no shape: give one that experiments.pretrain left")
+    for name, fit in about["fits"].items():
+        if fields.fault(fit, _FIT) or name not in about["sha256"]:
+            raise InputError(f"checkpoint '{place}' holds no fit '{name}': train it again")
+    return about
+
+
+def _say_superseded(folder: Path, places: Mapping[int, tuple[Path, str]]) -> None:
+    """Say which sources a run directory's sources replaced, after an edit of the file of their model."""
+    if not (folder / "results.jsonl").is_file():
+        return
+    keys = directory.superseded(folder)
+    superseded: dict[int, list[str]] = {}
+    for result in directory.results(folder):
+        if result.strategy == "pretrain" and result.key in keys and result.seed in places:
+            superseded.setdefault(result.seed, []).append(result.name)
+    for seed, names in superseded.items():
+        console.say(
+            f"of the sources of seed {seed} in {folder}, '{places[seed][1]}' is taken; {paths.some(names)} "
+            f"{'is' if len(names) == 1 else 'are'} of code that was changed later"
+        )
+
+
+def _places(folder: Path) -> dict[int, tuple[Path, str]]:
+    """{seed: (checkpoint, name of the fit)} of a run directory's sources, or of one checkpoint."""
+    if (folder / "results.jsonl").is_file():
+        superseded = directory.superseded(folder)
+        sources = [result for result in directory.results(folder) if result.strategy == "pretrain"]
+        sources = [result for result in sources if result.key not in superseded]
+        if len({result.seed for result in sources}) < len(sources):
+            names = paths.some(list(dict.fromkeys(result.checkpoint for result in sources)))
+            raise InputError(f"--source_checkpoint={folder} holds several sources: name one of {names}")
+        if sources:
+            return {result.seed: (folder / result.checkpoint, result.name) for result in sources}
+        raise InputError(f"--source_checkpoint={folder} is a run without a source: name one of its checkpoints/")
+    places: dict[int, tuple[Path, str]] = {}
+    for name, fit in _read_about(folder)["fits"].items():
+        if fit["seed"] in places:
+            raise InputError(
+                f"checkpoint '{folder}' holds two fits of seed {fit['seed']}, '{places[fit['seed']][1]}' and "
+                f"'{name}': train each in a run directory of its own"
+            )
+        places[fit["seed"]] = folder, name
+    return places
+
+
+def _require_seeds(settings: Settings, source_seeds: Sequence[int], needed: Sequence[int]) -> None:
+    if missing := sorted(set(needed) - set(source_seeds)):
+        raise InputError(
+            f"--source_checkpoint={settings.source_checkpoint} has sources for the seeds {sorted(source_seeds)}, not "
+            f"for {missing}: change --seeds"
+        )
+
+
+def _most_steps(fits: Sequence[Mapping[str, Any]]) -> int | None:
+    """The most steps that any fit took, if all say how many."""
+    steps = [fit.get("steps") for fit in fits]
+    return max(steps) if all(type(number) is int for number in steps) else None  # type: ignore[type-var]
+
+
+def _require_leaves(settings: Settings, about: Mapping[str, Any], loaded: Mapping[Path, Any]) -> None:
+    """Raise InputError unless all fits have the leaves of the model that the checkpoint names, if need be merged."""
+    like = models.abstract(settings.build_model(len(about["classes"])), tuple(about["shape"]))
+    for place, (state, _) in loaded.items():
+        for name, flat in state.items():
+            if f"{name.removesuffix('.best')}.merged" in state:
+                continue  # it has the leaves of its strategy too
+            try:
+                checkpoint.unflatten(flat, like)
+            except InputError as error:
+                fault = InputError(f"checkpoint '{place}', fit '{name}': {error}")
+                raise _refusal_of_model(settings, about["model"], fault) from error
+
+
+# ---- The model that a source is of
+
+
+def _difference(settings: Settings, described: Mapping[str, Any]) -> str:
+    """How the model of the settings differs in writing from the one that a source describes: '' where it does not.
+
+    Whether it is another model is for the paths and shapes of its parameters to say (`_refusal_of_model`); but an
+    activation has none, so another is refused here. A file of the same code under another path is the same. Raises
+    InputError.
     """
-    here = architecture(made)
-    names = [name for name in sorted(here.keys() | there.keys()) if there.get(name) != here.get(name)]
+    here = settings.architecture()
+    names = [name for name in sorted(here.keys() | described.keys()) if described.get(name) != here.get(name)]
     if "activation" in names:
-        raise _other_model(made, there, [name for name in names if name != "code"])
-    if "code" in here and here["code"] == there.get("code") and _function(here["model"]) == _function(there["model"]):
+        raise _other_model(settings, described, [name for name in names if name != "code"])
+    same_code = "code" in here and here["code"] == described.get("code")
+    if same_code and _function(here["model"]) == _function(described["model"]):
         names = [name for name in names if name != "model"]
-    whom = made.source_checkpoint
+    place = settings.source_checkpoint
     texts = [
-        f"--{name} is {_plain(here[name])} here and " + (f"was {_plain(there[name])}" if name in there else "not known")
+        f"--{name} is {_plain(here[name])} here and "
+        + (f"was {_plain(described[name])}" if name in described else "not known")
         for name in names
         if name != "code"
     ]
-    texts = [f"{', '.join(texts)} when {whom} was trained"] if texts else []
-    if "code" in names and {"code"} <= here.keys() & there.keys() and "model" not in names:
-        texts.insert(0, f"{Path(plugins.parse(here['model']).name).name} changed since {whom} was trained")
+    texts = [f"{', '.join(texts)} when {place} was trained"] if texts else []
+    if "code" in names and {"code"} <= here.keys() & described.keys() and "model" not in names:
+        texts.insert(0, f"{Path(plugins.parse(here['model']).name).name} changed since {place} was trained")
     return "; ".join(texts)
 
 
@@ -312,106 +304,374 @@ def _plain(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def refuse_model(made: Settings, there: Mapping[str, Any], error: InputError) -> InputError:
-    """What is said of a source whose parameters are not those of the model that the flags describe."""
-    here = architecture(made)
-    names = [name for name in here if name in there and there[name] != here[name] and name != "code"]
-    if here.get("code") != there.get("code") and "model" not in names:
-        return InputError(f"{error}; the file of --model={made.model} has changed since: give it as it was")
-    return _other_model(made, there, names) if names else error
+def _refusal_of_model(settings: Settings, described: Mapping[str, Any], error: InputError) -> InputError:
+    """What is said of a source whose parameters are not those of the model of the settings."""
+    here = settings.architecture()
+    names = [name for name in here if name in described and described[name] != here[name] and name != "code"]
+    if here.get("code") != described.get("code") and "model" not in names:
+        return InputError(f"{error}; the file of --model={settings.model} has changed since: give it as it was")
+    return _other_model(settings, described, names) if names else error
 
 
-def _other_model(made: Settings, there: Mapping[str, Any], names: Sequence[str]) -> InputError:
-    here = architecture(made)
-    differ = "; ".join(f"--{name}={there.get(name)} there, {here.get(name)} here" for name in names)
-    plain = ((name, there.get(name)) for name in names)
-    give = " ".join(f"--{name}={_plain(value)}" for name, value in plain)
-    return InputError(f"--source_checkpoint={made.source_checkpoint} is of another model ({differ}): give {give}")
+def _other_model(settings: Settings, described: Mapping[str, Any], names: Sequence[str]) -> InputError:
+    here = settings.architecture()
+    differ = "; ".join(f"--{name}={described.get(name)} there, {here.get(name)} here" for name in names)
+    give = " ".join(f"--{name}={_plain(described.get(name))}" for name in names)
+    return InputError(f"--source_checkpoint={settings.source_checkpoint} is of another model ({differ}): give {give}")
 
 
-def told(place: Path) -> dict[str, Any]:
-    """What the first source of a run directory or checkpoint says of itself."""
-    return _about(next(iter(_places(place).values()))[0])
+# ---- A file of weights, and its card
 
-
-def _steps(fits: Sequence[Mapping[str, Any]]) -> int | None:
-    """The most that any took, if all say so."""
-    taken = [fit.get("steps") for fit in fits]
-    return max(taken) if all(type(steps) is int for steps in taken) else None  # type: ignore[type-var]
-
-
-MODEL: fields.Form = {"model?": str, "hidden?": [int], "activation?": str, "code?": str}
-"""What a source says of its model; a file of weights may say less than `architecture`."""
-_ABOUT: fields.Form = {
-    **{"task": str, "fingerprint": str, "classes": [str], "shape": [int], "model": MODEL, "fisher": bool},
-    **{"fits": dict, "note?": str},
+_CARD: Mapping[str, tuple[type, type | None]] = {
+    **{"task": (str, None), "classes": (list, str), "shape": (list, int)},
+    **{"model": (dict, None), "rename": (list, str), "accuracy": (float, None), "steps": (int, None)},
+    **{"fingerprint": (str, None), "note": (str, None), "weights_sha256": (str, None), "sha256": (str, None)},
 }
-"""What a checkpoint says of itself if it can be a source."""
-_FIT: fields.Form = {"seed": int, "accuracy": (float, None), "steps?": (int, None)}
-"""What it says of each fit."""
+"""What a card may say: its type, and that of what is in it."""
+_NEEDED = ("task", "classes", "shape")
 
 
-def _about(place: Path) -> dict[str, Any]:
-    """What a checkpoint says of itself; raises InputError where that is not what a source says."""
-    told = checkpoint.about(place)
-    if odd := fields.fault(told, _ABOUT):
-        raise InputError(f"checkpoint '{place}' does not say enough ({odd}): give one that experiments.pretrain left")
-    if not told["classes"] or not told["shape"] or min(told["shape"]) < 1:
-        raise InputError(f"checkpoint '{place}' has no classes or no shape: give one that experiments.pretrain left")
-    for name, fit in told["fits"].items():
-        if fields.fault(fit, _FIT) or name not in told["sha256"]:
-            raise InputError(f"checkpoint '{place}' holds no fit '{name}': train it again")
-    return told
+def _from_weights_file(settings: Settings) -> Source:
+    """The source in a file of weights, the same for all seeds.
+
+    Raises InputError for a file or card that cannot be read, a source of another model, and for whatever
+    `weights.grafted` refuses.
+    """
+    file = Path(settings.source_checkpoint or "")
+    card = weights_card(file)
+    difference = _difference(settings, card["model"]) if "model" in card else ""
+    if "weights_sha256" in card and card["weights_sha256"] != hashlib.sha256(file.read_bytes()).hexdigest():
+        raise InputError(f"'{file}' is not as it was written, or has another's card: restore it, or export it again")
+    rules = [weights.rule(text) for text in settings.source_rename or card.get("rename", ())]
+    classes, shape = tuple(card["classes"]), tuple(card["shape"])
+    like = models.abstract(settings.build_model(len(classes)), shape)
+    try:
+        arrays = weights.read(file)
+        flat = checkpoint.flatten(weights.grafted(arrays, rules, like))
+    except InputError as error:
+        text = str(error) if str(file) in str(error) else f"--source_checkpoint={file}: {error}"
+        raise _refusal_of_model(settings, card.get("model", settings.architecture()), InputError(text)) from error
+    if difference:
+        console.say(f"{difference}, by its card; the paths and shapes of its parameters are the same, so it is used")
+    sums = {path: checkpoint.digest(path, leaf) for path, leaf in paths.items(flat)}
+    identity = hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
+    return Source(
+        card["task"],
+        classes,
+        shape,
+        dict.fromkeys(settings.seeds, identity),
+        card.get("fingerprint", ""),
+        fisher=False,
+        note="; ".join([f"weights from elsewhere, '{file.name}'", *filter(None, [card.get("note")])]),
+        steps=card.get("steps"),
+        recipe=identity,
+        trained=dict.fromkeys(settings.seeds, Trained(flat, card.get("accuracy"), None)),
+        names={path: name for name, path in weights.placed(arrays, rules).items() if path is not None},
+    )
 
 
-def _require_leaves(made: Settings, told: Mapping[str, Any], loaded: Mapping[Path, Any]) -> None:
-    """Raise InputError unless all fits have the leaves of the model that the checkpoint names, if need be merged."""
-    like = models.abstract(model(made, len(told["classes"])), tuple(told["shape"]))
-    for place, (state, _) in loaded.items():
-        for name, flat in state.items():
-            if f"{name.removesuffix('.best')}.merged" in state:
-                continue  # it has the leaves of its strategy too
-            try:
-                checkpoint.unflatten(flat, like)
-            except InputError as error:
-                found = InputError(f"checkpoint '{place}', fit '{name}': {error}")
-                raise refuse_model(made, told["model"], found) from error
-
-
-def _say_former(folder: Path, places: Mapping[int, tuple[Path, str]]) -> None:
-    """Say which sources a run directory's sources replaced, after an edit of the file of their model."""
-    if not (folder / "results.jsonl").is_file():
-        return
-    gone = directory.superseded(folder)
-    former: dict[int, list[str]] = {}
-    for line in directory.results(folder):
-        if line.strategy == "pretrain" and line.key in gone and line.seed in places:
-            former.setdefault(line.seed, []).append(line.name)
-    for seed, names in former.items():
-        console.say(
-            f"of the sources of seed {seed} in {folder}, '{places[seed][1]}' is taken; {paths.some(names)} "
-            f"{'is' if len(names) == 1 else 'are'} of code that was changed later"
-        )
-
-
-def _places(folder: Path) -> dict[int, tuple[Path, str]]:
-    """{seed: (checkpoint, name of the fit)} of a run directory's sources, or of one checkpoint."""
-    if (folder / "results.jsonl").is_file():
-        gone = directory.superseded(folder)
-        every = [line for line in directory.results(folder) if line.strategy == "pretrain"]
-        lines = [line for line in every if line.key not in gone]
-        if len({line.seed for line in lines}) < len(lines):
-            names = paths.some(list(dict.fromkeys(line.checkpoint for line in lines)))
-            raise InputError(f"--source_checkpoint={folder} holds several sources: name one of {names}")
-        if lines:
-            return {line.seed: (folder / line.checkpoint, line.name) for line in lines}
-        raise InputError(f"--source_checkpoint={folder} is a run without a source: name one of its checkpoints/")
-    places: dict[int, tuple[Path, str]] = {}
-    for name, fit in _about(folder)["fits"].items():
-        if fit["seed"] in places:
+def weights_card(file: Path) -> dict[str, Any]:
+    """What the card beside a file of weights says; raises InputError for none, or one that does not say enough."""
+    place = file.with_name(file.name + ".json")
+    if file.exists() and not file.is_file():  # a pipe would be waited for
+        raise InputError(f"--source_checkpoint={file} is no file: give the path of a file of weights")
+    if file.is_file() and not place.is_file():
+        example = '{"task": "mnist", "classes": ["0", "1"], "shape": [28, 28, 1]}'
+        raise InputError(f"'{place}' does not exist: write there what the weights are of, such as {example}")
+    try:
+        if place.exists() and not place.is_file():  # a pipe would be waited for
+            raise ValueError("it is no file")
+        card = json.loads(files.text(place))
+    except InputError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        if not file.is_file():
             raise InputError(
-                f"checkpoint '{folder}' holds two fits of seed {fit['seed']}, '{places[fit['seed']][1]}' and "
-                f"'{name}': train each in a run directory of its own"
-            )
-        places[fit["seed"]] = folder, name
-    return places
+                f"--source_checkpoint={file} does not exist: give the path of a file of weights"
+            ) from error
+        raise InputError(f"'{place}' is no JSON ({error}): write it again") from error
+    if not isinstance(card, dict) or not all(name in card for name in _NEEDED):
+        raise InputError(f"'{place}' must say {', '.join(_NEEDED)}: add what is missing")
+    if "sha256" in card and not directory.intact(card):
+        raise InputError(
+            f"'{place}' is not as it was written: restore it, or export it again; if the change is meant, take out its "
+            "sha256"
+        )
+    _check_card(place, card)
+    return card
+
+
+def _check_card(place: Path, card: Mapping[str, Any]) -> None:
+    """Raise InputError for a field that no card has, and for one of another type or out of bounds."""
+    for name, value in card.items():
+        if name not in _CARD:
+            raise InputError(f"'{place}' says '{name}', which no card does{plugins.nearest(name, _CARD)}")
+        kind, within = _CARD[name]
+        good = isinstance(value, kind) or (kind is float and type(value) is int)
+        if not good or (within and (not value or not all(type(part) is within for part in value))):
+            raise InputError(f"'{place}': '{name}' is {json.dumps(value)[:60]}: see experiments/runs/sources.py")
+    for name in card.get("model", {}):
+        if name not in ("model", "hidden", "activation", "code"):
+            known = plugins.nearest(name, ("model", "hidden", "activation"))
+            raise InputError(f"'{place}': 'model' says '{name}', which no card's does{known}")
+    if fault := fields.fault(card.get("model", {}), MODEL, "model"):
+        raise InputError(f"'{place}': {fault}: see experiments/runs/sources.py")
+    if min(card["shape"]) < 1 or len(set(card["classes"])) < max(2, len(card["classes"])):
+        raise InputError(f"'{place}': give a shape of numbers above 0, and two classes or more, each once")
+    if not _is_accuracy(card.get("accuracy")):
+        raise InputError(f"'{place}': 'accuracy' is {card['accuracy']}: give a fraction, from 0 to 1")
+
+
+def _is_accuracy(value: Any) -> bool:
+    """Whether a value is a fraction, or None for an accuracy that is not known."""
+    return value is None or (isinstance(value, float | int) and 0 <= value <= 1)
+
+
+# ---- One source, loaded
+
+MODEL_FLAGS = ("model", "hidden", "activation")
+
+
+class LoadedSource(NamedTuple):
+    """One trained source."""
+
+    source: Source
+    identity: str
+    """Digest of its parameters."""
+    model: Model
+    params: Params
+    accuracy: float | None
+    """On its own test set, a fraction, if that is known."""
+
+
+def settings_of(flags: Mapping[str, Any], place: str, *, several: bool = False) -> Settings:
+    """The settings under which `place` (a checkpoint, run or file of weights) is the source.
+
+    The flags of the model are those that the source says of itself, unless they are given; of one among `several`
+    they are given only for what does not say them.
+    """
+    about = weights_card(Path(place)) if is_weights_file(place) else first_about(Path(place))
+    described = about.get("model", {})
+    of_model = {name: described[name] for name in MODEL_FLAGS if name in described}
+    of_model |= {"hidden": tuple(of_model["hidden"])} if "hidden" in of_model else {}
+    if "model" in of_model and (several or "model" not in flags):
+        of_model["model"] = _model_file(of_model["model"], Path(place))
+    both = {**flags, **of_model} if several else {**of_model, **flags}
+    return Settings.from_flags(**{**both, "source_checkpoint": place})
+
+
+def _model_file(model: str, place: Path) -> str:
+    """The model that a source says of itself, its file found from where the run began, or from beside the weights.
+
+    Raises InputError, with the folders, where it is in none of them.
+    """
+    file = plugins.parse(model).name
+    if not file.endswith(".py") or os.path.lexists(file):
+        return model
+    run = place if (place / "flags.flags").is_file() else place.parent.parent
+    folders = [str(place.parent)] if is_weights_file(str(place)) else written_from(run / "flags.flags")
+    if not os.path.isabs(file) and (found := found_from(file, folders)):
+        return plugins.quoted(found) + model.removeprefix(plugins.quoted(file))
+    sought = "".join(f", nor from '{folder}'" for folder in folders)
+    raise InputError(
+        f"the model of '{place}' is '{file}', which is not there from the working directory{sought}: give its file as "
+        "--model=FILE.py:model"
+    )
+
+
+def load(settings: Settings) -> LoadedSource:
+    """The one source of the one seed; raises InputError for several seeds, and as `from_checkpoint` does."""
+    if len(settings.seeds) > 1:
+        raise InputError(f"--seeds={','.join(map(str, settings.seeds))}: these are of one source, so give one seed")
+    source, [seed] = from_checkpoint(settings), settings.seeds
+    trained = source.trained[seed]
+    model = settings.build_model(len(source.classes))
+    params = checkpoint.unflatten(trained.flat, models.abstract(model, source.shape))
+    return LoadedSource(source, source.identity[seed], model, params, trained.accuracy)
+
+
+# ---- One trained fit, by where it lies and its name
+
+
+@dataclass(frozen=True)
+class FitFlags:
+    """Which fit, of a run directory, a checkpoint or a file of weights."""
+
+    checkpoint: str | None = flag(
+        None, "a run, a checkpoint in it, or a file of weights with its card; needed", place="path"
+    )
+    fit: str | None = flag(None, "which of several fits: its name in results.jsonl")
+
+
+def load_fit(flags: Mapping[str, Any], place: str | None, fit: str | None) -> tuple[Settings, LoadedSource]:
+    """(settings of its model, fit with its parameters merged), once the machine is made ready.
+
+    `flags` are those of the machine, and of the model where the fit does not say its own. Raises InputError where no
+    fit is found or it is not clear which, and for one that diverged, is damaged, or is of another model.
+    """
+    if not place:
+        raise InputError("--checkpoint is not given: name a run directory, a checkpoint in it, or a file of weights")
+    flags, name = dict(flags), place
+    if not is_weights_file(place):
+        folder, seed = _find_fit(Path(place), fit)
+        flags, name = flags | {"seeds": (seed,)}, str(folder)
+    elif fit:
+        raise InputError(f"--fit={fit}: '{place}' holds one fit: leave it out")
+    try:
+        settings = settings_of(flags, name)
+        process.prepare(settings)
+        return settings, load(settings)
+    except InputError as error:
+        raise InputError(str(error).replace("--source_checkpoint", "--checkpoint")) from error
+
+
+def load_weights(
+    flags: Mapping[str, Any], place: str | None, fit: str | None
+) -> tuple[checkpoint.Flat, Source, Mapping[str, Any], float | None]:
+    """(parameters by their paths, source, description of its model, accuracy) of a fit, to be written elsewhere.
+
+    Where no flag of the model is given, the parameters are taken as they are: they can be had even when the file of
+    the model is changed or gone. Raises InputError as `load_fit` does.
+    """
+    if not place or is_weights_file(place) or any(name in flags for name in MODEL_FLAGS):
+        settings, loaded = load_fit(flags, place, fit)
+        return checkpoint.flatten(loaded.params), loaded.source, settings.architecture(), loaded.accuracy
+    folder, seed = _find_fit(Path(place), fit)
+    settings = Settings.from_flags(**{**flags, "seeds": (seed,), "source_checkpoint": str(folder)})
+    try:
+        source = _from_run(settings, model_too=False)
+    except InputError as error:
+        raise InputError(str(error).replace("--source_checkpoint", "--checkpoint")) from error
+    trained = source.trained[seed]
+    return trained.flat, source, first_about(folder)["model"], trained.accuracy
+
+
+def _find_fit(place: Path, fit: str | None) -> tuple[Path, int]:
+    """(checkpoint, seed) of a fit, by its name with or without the digest: under one seed a checkpoint holds one."""
+    results = {result.name: result for result in directory.results(place)}
+    names = sorted(results or first_about(place)["fits"])
+    if fit is None and len(names) > 1:
+        raise InputError(f"'{place}' holds {len(names)} fits, {paths.some(names, 12)}: choose one with --fit=NAME")
+    begun = [name for name in names if name == fit or name.rpartition("-")[0] == fit]
+    name = names[0] if fit is None else begun[0] if len(begun) == 1 else fit
+    if len(begun) > 1:
+        raise InputError(f"--fit={fit}: '{place}' holds {paths.some(begun)}: name one of them whole")
+    if name not in names:
+        raise InputError(f"--fit={name}: '{place}' holds no such fit{plugins.nearest(name, names)}")
+    folder = place / results[name].checkpoint if results else place
+    fits = first_about(folder)["fits"]
+    if name not in fits:
+        raise InputError(f"checkpoint '{folder}' holds no fit '{name}': train it again")
+    if fits[name]["accuracy"] is None:
+        raise InputError(f"fit '{name}' of '{folder}' diverged: train it again, at a lower rate, or choose another")
+    return folder, fits[name]["seed"]
+
+
+# ---- Several sources, each with a card of its own, so that they can be ranked
+
+
+class Card(NamedTuple):
+    """What one source among several says of itself."""
+
+    name: str
+    place: str
+    """For `--source_checkpoint`."""
+    accuracy: float | None
+    """On its own test set, a fraction, if that is known."""
+    parameters: int
+    """How many numbers it has."""
+    trivial: bool
+    """Whether there is nothing in it to transfer: it was not trained, or on labels at random."""
+
+
+def write_card(folder: Path, about: Mapping[str, Any], result: Result, recipe: Recipe) -> dict[str, Any]:
+    """Leave the card of a source that was trained in a run directory; what it says.
+
+    `about` has its number, name and whether it is trivial, and what it was trained on as its checkpoint says it; beside
+    it stand how it was trained, and its accuracy (a fraction; None if it diverged).
+    """
+    card = {
+        **about,
+        "checkpoint": result.checkpoint,
+        "seed": result.seed,
+        "accuracy": result.test_accuracy,
+        "loss": result.test_loss,
+        "steps": result.steps,
+        "seconds": result.seconds,
+        "parameters": result.total_parameters,
+        "recipe": vars(recipe),
+    }
+    place = folder / "cards" / f"{result.name}.json"
+    directory.make_folder(place.parent)
+    directory.write_record(place, card)
+    return card
+
+
+def read_cards(place: str, flags: Mapping[str, Any] | None = None) -> list[Card]:
+    """The sources of a zoo, in its order, or the one in a file of weights, a checkpoint or a run directory.
+
+    Of `flags` those of the model are for a source that does not say its own. Raises InputError where there is no
+    source, for a card that cannot be read, and for sources of several seeds.
+    """
+    path = Path(place)
+    if (path / "cards").is_dir():
+        cards = [_read_card(file, path) for file in (path / "cards").glob("*.json")]
+        if not cards:
+            raise InputError(f"'{path}/cards' holds no card: run experiments.zoo again")
+        return [card for _, card in sorted(cards)]
+    if not is_weights_file(place) and len(first_about(path)["fits"]) > 1:
+        raise InputError(f"'{place}' holds sources of several seeds: take one out with experiments.export --fit=NAME")
+    loaded = load(settings_of({**(flags or {}), "seeds": (0,)}, place, several=True))
+    size = sum(leaf.size for leaf in jax.tree.leaves(loaded.params))
+    return [Card(f"{loaded.source.name} ({path.name})", place, loaded.accuracy, size, trivial=False)]
+
+
+_UNSIGNED = {
+    *("number", "name", "trivial", "task", "fingerprint", "classes", "shape", "model", "note"),
+    *("checkpoint", "seed", "accuracy", "loss", "steps", "seconds", "parameters", "recipe"),
+}
+"""What a card of an older tljax says, all of it and no more."""
+
+
+def _read_card(file: Path, folder: Path) -> tuple[int, Card]:
+    """(its place in the list, card) of a source of a zoo."""
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        name, accuracy, parameters, trivial, place, number = (
+            record[key] for key in ("name", "accuracy", "parameters", "trivial", "checkpoint", "number")
+        )
+        known = isinstance(name, str) and isinstance(parameters, int) and isinstance(trivial, bool)
+        if not known or not _is_accuracy(accuracy) or not isinstance(number, int):
+            raise ValueError("not the types of a card")
+        inside = Path(place)
+        if inside.is_absolute() or ".." in inside.parts:
+            raise ValueError("its checkpoint is outside the run directory")
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise InputError(f"card '{file}' cannot be read ({error}): run experiments.zoo again") from error
+    if accuracy is None:
+        raise InputError(f"card '{file}': the source '{name}' diverged: remove the card, or train it at a lower rate")
+    if record.keys() == _UNSIGNED:
+        console.say(f"card '{file}' has no SHA-256, since an older tljax wrote it, and is believed as it stands")
+    else:
+        directory.read_record(file)  # raises InputError for one that is not as it was written
+    return number, Card(name, str(folder / inside), accuracy, parameters, trivial)
+
+
+# ---- The stage whose features are taken
+
+
+def before_head(model: Model) -> str:
+    """The last stage before the head; raises InputError for a model that is nothing but a head."""
+    names = models.names(model)
+    if len(names) < 2:
+        raise InputError(
+            "the source's model has no stage before its head, whose features are taken: train the source with --hidden "
+            "(experiments.features --stage=head has the head's)"
+        )
+    return names[-2]
+
+
+def require_stage(model: Model, stage: str) -> None:
+    """Raise InputError for a stage that the model has not."""
+    if stage not in models.names(model):
+        raise InputError(f"--stage={stage} is none of the model's{plugins.nearest(stage, models.names(model))}")

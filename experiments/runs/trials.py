@@ -6,144 +6,154 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.runs import fits, methods
+from experiments.runs import fit, methods, plan
+from experiments.runs.fit import DeviceData, PreparedFit
+from experiments.runs.plan import Experiment
 from experiments.runs.sources import Trained
-from experiments.transfer import Experiment, look, streams_of
-from tljax import evaluate, train
+from tljax import evaluate
 from tljax.data import derive
 from tljax.study.results import Result
 from tljax.types import Task
 
 
-class Yard(NamedTuple):
-    """Where the trials of a search are trained: a task without its test examples."""
+class SearchTask(NamedTuple):
+    """What the trials of a search learn: a task without its test examples."""
 
-    field: fits.Arena
+    on_device: DeviceData
     """Its test images are the validation examples of all seeds."""
     rows: np.ndarray
     """Which examples of the training set they are, ascending: int32."""
     budget: str
-    kept: dict[Hashable, Any]
+    shared: dict[Hashable, Any]
     """Starts and orders that trials share."""
 
 
-class Judged(NamedTuple):
+class Judgement(NamedTuple):
     """What training one setting gave."""
 
     accuracy: float | None
     """On validation examples, a mean over seeds; None if a fit diverged."""
     pruned: bool
     loss: float | None = None
-    """Likewise, mean cross-entropy in nats."""
+    """Mean cross-entropy on them, in nats, a mean over seeds; None if a fit diverged."""
 
 
 Report = Callable[[int, int, float], bool]
 """(which setting, step, validation accuracy so far) -> whether to give it up."""
 
 
-def blind(task: Task) -> Task:
+def without_test(task: Task) -> Task:
     """A task without its test examples: a search that looked for them would find none."""
     return replace(task, test=derive.select(task.test, slice(0)))
 
 
-def yard(todo: Experiment, budget: str) -> Yard:
-    """The yard of a search over settings that are those of `todo` but for what decides no example."""
-    task = blind(todo.target)
-    field = fits.arena(task, todo.made.recipe, todo.execution)
-    held = [fits.split(field, streams_of(todo.made, seed), budget)[1] for seed in todo.made.seeds]
-    rows = np.unique(np.concatenate(held))
-    return Yard(field._replace(test=evaluate.padded(np.asarray(task.train.images)[rows])), rows, budget, {})
+def search_task(experiment: Experiment, budget: str) -> SearchTask:
+    """The task of a search over settings that are those of an experiment but for what decides no example."""
+    task, settings = without_test(experiment.target), experiment.settings
+    on_device = fit.load(task, settings.recipe, experiment.execution)
+    validation = [fit.split(on_device, plan.streams(settings, seed), budget)[1] for seed in settings.seeds]
+    rows = np.unique(np.concatenate(validation))
+    images = evaluate.padded(np.asarray(task.train.images)[rows])
+    return SearchTask(on_device._replace(test=images, tests=len(rows)), rows, budget, {})
 
 
 def judge(
-    place: Yard,
-    todo: Sequence[Experiment],
+    task: SearchTask,
+    experiments: Sequence[Experiment],
     trained: Sequence[Mapping[int, Trained]],
     report: Report,
-) -> list[Judged]:
+) -> list[Judgement]:
     """Train the one strategy of each experiment under all its seeds, together where shapes agree, and judge it.
 
     `trained` has {seed: source} for each of them.
     """
-    groups: dict[Hashable, list[tuple[int, int, fits.Fit]]] = {}
-    for which, one in enumerate(todo):
-        for seed in one.made.seeds:
-            fit = ready(place, one, seed, trained[which])
-            alike = (fit.program, len(fit.trial.rates), fit.trial.order(0, 1).shape[1])
-            groups.setdefault(alike, []).append((which, seed, fit))
-    found: Found = {which: {} for which in range(len(todo))}
+    groups: dict[Hashable, list[Member]] = {}
+    for i, experiment in enumerate(experiments):
+        for seed in experiment.settings.seeds:
+            prepared = prepare(task, experiment, seed, trained[i])
+            alike = (prepared.spec, len(prepared.trial.rates), prepared.trial.order(0, 1).shape[1])
+            groups.setdefault(alike, []).append(Member(i, seed, prepared))
+    scores: Scores = {i: {} for i in range(len(experiments))}
     pruned: set[int] = set()
     for group in groups.values():
         # Those that share an order and a start are neighbours, and may stand side by side.
-        group.sort(key=lambda member: (member[1], member[0]))
-        _train(place, group, todo[group[0][0]], found, pruned, report)
-    return [_judged(scores.values(), which in pruned) for which, scores in found.items()]
+        group.sort(key=lambda member: (member.seed, member.setting))
+        _train(task, group, experiments[group[0].setting], scores, pruned, report)
+    return [_judgement(by_seed.values(), i in pruned) for i, by_seed in scores.items()]
 
 
-Found = dict[int, dict[int, tuple[float, float] | None]]
+class Member(NamedTuple):
+    """A fit of a group, and whose it is."""
+
+    setting: int
+    seed: int
+    fit: PreparedFit
+
+
+Scores = dict[int, dict[int, tuple[float, float] | None]]
 """{setting: {seed: (validation accuracy, validation loss)}}, None of a fit that diverged."""
 
 
-def _judged(scores: Collection[tuple[float, float] | None], pruned: bool) -> Judged:
+def _judgement(scores: Collection[tuple[float, float] | None], pruned: bool) -> Judgement:
     known = [score for score in scores if score is not None]
     if not known or len(known) < len(scores):
-        return Judged(None, pruned)
+        return Judgement(None, pruned)
     accuracy, loss = np.mean(known, axis=0).tolist()
-    return Judged(accuracy, pruned, loss)
+    return Judgement(accuracy, pruned, loss)
 
 
-def ready(place: Yard, one: Experiment, seed: int, trained: Mapping[int, Trained]) -> fits.Fit:
-    """The fit of the one strategy of an experiment; what another has too (start, order) is the same object in both."""
-    own = streams_of(one.made, seed)
-    [method] = one.methods
-    field = place.field._replace(recipe=one.made.recipe)
+def prepare(task: SearchTask, experiment: Experiment, seed: int, trained: Mapping[int, Trained]) -> PreparedFit:
+    """The fit of the one strategy of an experiment, from the start and in the order that other trials share."""
+    settings, model, source, target = experiment.settings, experiment.model, experiment.source, experiment.target
+    streams = plan.streams(settings, seed)
+    [strategy] = experiment.strategies
+    on_device = task.on_device._replace(recipe=settings.recipe)
     # A strategy that looks at data sees what the recipe makes of it.
-    seen = one.made.recipe if method.method.data_driven else None
-    source = one.source.identity[seed] if one.source and seed in trained else None
-    known = (method.label, one.model, one.made.head, seed, source, seen)
-    if known not in place.kept:
-        ground = methods.ground(one.made, one.model, one.source, one.target, own)
+    recipe = settings.recipe if strategy.method.data_driven else None
+    identity = source.identity[seed] if source and seed in trained else None
+    of_start = (strategy.label, model, settings.head, seed, identity, recipe)
+    if of_start not in task.shared:
+        ground = methods.ground(settings, model, source, target, streams)
         if seed in trained:
             ground = methods.with_source(ground, trained[seed])
-        place.kept[known] = methods.start(method, ground, look(one, field, own, place.budget))
-    keeps_dropout = fits.keeps_dropout(one.made, one.model, tuple(one.target.train.images.shape[1:]))
-    untrained = Result(name=method.label, target=one.target.name, strategy=method.name, seed=seed)
-    fit = fits.build(field, one.model, place.kept[known], own, place.budget, untrained, keeps_dropout)
-    ordered = ("order", own, one.made.recipe.batch_size, one.made.recipe.steps is None)
-    order = place.kept.setdefault(ordered, fit.trial.order)
-    return fit._replace(trial=fit.trial._replace(order=order, shares=(known, ordered)))
+        look = fit.look_at(on_device, model, streams, task.budget)
+        task.shared[of_start] = methods.start(strategy, ground, look)
+    keeps_dropout = plan.stages_with_dropout(settings, model, plan.example_shape(target))
+    result = Result(name=strategy.label, target=target.name, strategy=strategy.name, seed=seed)
+    prepared = fit.build(on_device, model, task.shared[of_start], streams, task.budget, result, keeps_dropout)
+    of_order = ("order", streams, settings.recipe.batch_size, settings.recipe.steps is None)
+    order = task.shared.setdefault(of_order, prepared.trial.order)
+    return prepared._replace(trial=prepared.trial._replace(order=order, shares=(of_start, of_order)))
 
 
 def _train(
-    place: Yard,
-    group: Sequence[tuple[int, int, fits.Fit]],
-    one: Experiment,
-    found: Found,
+    task: SearchTask,
+    group: Sequence[Member],
+    experiment: Experiment,
+    scores: Scores,
     pruned: set[int],
     report: Report,
 ) -> None:
-    program, trials = group[0][2].program, [fit.trial for _, _, fit in group]
-    everyone = {which for which, _, _ in group}
-    last = len(trials[0].rates)
-    ends = fits.ends(one.made.recipe, last)
-    labels = np.asarray(place.field.task.train.labels)
-    scores: dict[int, dict[int, list[float]]] = {}
-    execution = replace(place.field.execution, should_stop=lambda: everyone <= pruned)
-    stops = fits.stops(ends, trials[0])
-    for state, _ in train.fit(program, trials, place.field.data, stops, (), execution):
-        if state.step not in ends:
+    """Train a group of fits, whose recipes have as many steps and points as that of `experiment`, and score them."""
+    settings = {member.setting for member in group}
+    on_device = task.on_device._replace(recipe=experiment.settings.recipe)
+    last = len(group[0].fit.trial.rates)
+    labels = np.asarray(on_device.task.train.labels)
+    accuracies: dict[int, dict[int, list[float]]] = {}
+    fits = [member.fit for member in group]
+    for state, _, logits in fit.drive(on_device, fits, should_stop=lambda: settings <= pruned):
+        if logits is None:
             continue
-        logits = evaluate.logits_of(program, trials, state, place.field.test, len(place.rows), place.field.execution)
         for row, i in enumerate(state.fits):
-            which, seed, fit = group[i]
-            at = np.searchsorted(place.rows, fit.validation)
-            right = float((logits[row][at].argmax(-1) == labels[fit.validation]).mean())
-            odd = state.diverged[row] is not None or not np.isfinite(logits[row]).all()
+            setting, seed, prepared = group[i]
+            at = np.searchsorted(task.rows, prepared.validation)
+            accuracy = float((logits[row][at].argmax(-1) == labels[prepared.validation]).mean())
+            diverged = fit.diverged_at(state, row, logits) is not None
             if state.step == last:
-                measured = evaluate.metrics(logits[row][at], labels[fit.validation])
-                found[which][seed] = None if odd else (measured["accuracy"], measured["loss"])
-            heard = scores.setdefault(which, {}).setdefault(state.step, [])
-            heard.append(0.0 if odd else right)
-            whole = len(heard) == len(one.made.seeds) and state.step < last
-            if whole and which not in pruned and report(which, state.step, float(np.mean(heard))):
-                pruned.add(which)
+                measured = evaluate.metrics(logits[row][at], labels[prepared.validation])
+                scores[setting][seed] = None if diverged else (measured["accuracy"], measured["loss"])
+            so_far = accuracies.setdefault(setting, {}).setdefault(state.step, [])
+            so_far.append(0.0 if diverged else accuracy)
+            whole = len(so_far) == len(experiment.settings.seeds) and state.step < last
+            if whole and setting not in pruned and report(setting, state.step, float(np.mean(so_far))):
+                pruned.add(setting)

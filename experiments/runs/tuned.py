@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.runs import directory, fits
+from experiments.runs import directory, plan
 from experiments.runs.flags import PATHS_FROM
 from experiments.runs.search_flags import FIRST_SEED
 from experiments.runs.settings import FLAGS, Recipe, Settings, parse_flags
@@ -28,7 +28,7 @@ class Arm(NamedTuple):
     @property
     def file_name(self) -> str:
         """What files and folders of the study are called."""
-        return fits.file_name(f"{self.label}-{self.budget}")
+        return plan.file_name(f"{self.label}-{self.budget}")
 
 
 class Winner(NamedTuple):
@@ -192,11 +192,11 @@ def _name(strategy: str) -> str:
 
 def _stem(strategy: str) -> str:
     """How the names of the files of a strategy's winners begin."""
-    return f"{fits.file_name(plugins.called(strategy))}-"
+    return f"{plan.file_name(plugins.called(strategy))}-"
 
 
 def _same(one: str, other: str) -> bool:
-    return fits.file_name(one.split(":seeds")[0]) == fits.file_name(other.split(":seeds")[0])
+    return plan.file_name(one.split(":seeds")[0]) == plan.file_name(other.split(":seeds")[0])
 
 
 def said(search: str | None, train_examples: Sequence[str] = (), longer: bool = False) -> str:

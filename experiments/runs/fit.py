@@ -1,0 +1,612 @@
+"""Train what is planned, group by group, from where each group is, and leave it in the run directory.
+
+`complete` is a whole experiment, `within` one of several in a run directory, `train_sources` the fits of a source.
+`drive` trains one group, whoever wants it: an experiment, a source, the trials of a search, a range test.
+"""
+
+import contextlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments.runs import console, directory, methods, metrics, plan, process, resume
+from experiments.runs.plan import Experiment, PlannedFit
+from experiments.runs.resume import Progress, Record
+from experiments.runs.settings import Recipe, Settings
+from experiments.runs.sources import Source, Trained, from_state
+from tljax import checkpoint, evaluate, masks, models, objective, penalties, seeds, train
+from tljax.data import draw
+from tljax.study.results import Result
+from tljax.train import gradients, vectorize
+from tljax.types import Mask, Model, Params, Task
+
+# ---- An experiment
+
+
+def complete(
+    experiment: Experiment, program: str = "transfer", show: Callable[[list[Result], Path], None] | None = None
+) -> list[Result]:
+    """Train what of an experiment is missing in its run directory, which is opened for `program`; the results.
+
+    The first process calls `show` with the results and the run directory, before it is closed.
+    """
+    with directory.opened(experiment.settings, program) as folder:
+        results = within(experiment, folder, plan.fingerprints(experiment))
+        if process.first():
+            keys = _source_keys(experiment)
+            directory.supersede(folder, [*results, *(x for x in directory.results(folder) if x.key in keys)])
+            if show:
+                show(results, folder)
+    return results
+
+
+def within(experiment: Experiment, folder: Path, fingerprints: Mapping[str, str]) -> list[Result]:
+    """Train what is missing in a run directory that this process holds; the results of all fits of the experiment.
+
+    `fingerprints` are those of all the data of the run directory.
+    """
+    planned = plan.planned(experiment)
+    finished = directory.finished(folder)
+    missing = _missing(planned, finished.keys(), experiment.settings.many == "vmap")
+    lost = _source_keys(experiment) & {result.key for result in directory.results(folder)} - finished.keys()
+    if process.first() and (missing or lost or not directory.recorded_environment(folder)):
+        directory.record_environment(folder, fingerprints)
+    if missing or lost:
+        _train_missing(experiment, missing, folder)
+    finished = directory.finished(folder)
+    if process.first():
+        shutil.rmtree(folder / "progress", ignore_errors=True)  # of a group that ended as it was killed
+    return [finished[key] for key in planned]
+
+
+def _missing(planned: Mapping[str, PlannedFit], finished: Set[str], together: bool) -> dict[str, PlannedFit]:
+    """The fits to train: those not finished, and with `together` those of their groups."""
+    keys = planned.keys() - finished
+    groups = {(planned[key].strategy.label, planned[key].budget) for key in keys if together}
+    return {key: fit for key, fit in planned.items() if key in keys or (fit.strategy.label, fit.budget) in groups}
+
+
+def _source_keys(experiment: Experiment) -> set[str]:
+    """Keys of the results that the source's fits have, if they are of this run."""
+    return set(experiment.source.identity.values()) if experiment.source else set()
+
+
+def _train_missing(experiment: Experiment, missing: Mapping[str, PlannedFit], folder: Path) -> None:
+    """Train what is missing, a strategy and budget at a time."""
+    settings, model, target = experiment.settings, experiment.model, experiment.target
+    trained = obtain_source(settings, experiment.source, folder, experiment.execution)
+    on_device = load(target, settings.recipe, experiment.execution)
+    grounds = {seed: plan.ground(experiment, seed) for seed in {fit.seed for fit in missing.values()}}
+    for seed in grounds.keys() & trained.keys():
+        grounds[seed] = methods.with_source(grounds[seed], trained[seed])
+    groups: dict[Any, list[PreparedFit]] = {}
+    keeps_dropout = plan.stages_with_dropout(settings, model, plan.example_shape(target))
+    for planned in missing.values():
+        streams = plan.streams(settings, planned.seed)
+        look = look_at(on_device, model, streams, planned.budget)
+        start = methods.start(planned.strategy, grounds[planned.seed], look)
+        accuracy = trained[planned.seed].accuracy if planned.seed in trained else None
+        result = replace(planned.result, source_accuracy=accuracy)
+        fit = build(on_device, model, start, streams, planned.budget, result, keeps_dropout)
+        begins = fit.result.phase_steps
+        if len(begins) > 1 and planned.seed == settings.seeds[0]:
+            console.say(f"{planned.strategy.label}: phases begin at the steps {', '.join(map(str, begins))}")
+        company = _company(fit, planned.strategy.label, settings.many)
+        groups.setdefault((planned.budget, company), []).append(fit)
+    for group in groups.values():
+        names = _names(group)
+        if len(groups) > 1:
+            console.say(f"{names}: {len(group)} of the {len(missing)} fits, trained by themselves")
+        with console.progress(names, sum(len(fit.trial.rates) for fit in group)) as advance:
+            train_groups(on_device, group, folder, about(settings, target), advance, settings.checkpoint_every)
+
+
+def _company(fit: "PreparedFit", label: str, many: str) -> Any:
+    """What fits are trained together: those of a strategy, and of others whose one mask compiles to the same."""
+    (_, mask), *later = fit.trial.phases
+    if later or masks.is_strategy(mask) or many == "vmap":
+        return label
+    return train.group_key(fit.spec, fit.trial, (mask,))
+
+
+def about(settings: Settings, task: Task) -> dict[str, Any]:
+    """What a checkpoint says of itself, so that it can be a source."""
+    return {
+        "task": task.name,
+        "fingerprint": task.fingerprint,
+        "classes": list(task.classes),
+        "shape": list(plan.example_shape(task)),
+        "model": settings.architecture(),
+        "note": task.note,
+    }
+
+
+# ---- The fits of a source
+
+
+def obtain_source(
+    settings: Settings, source: Source | None, folder: Path, execution: train.Execution
+) -> Mapping[int, Trained]:
+    """{seed: trained source}: the parameters that were read, or those trained in the run directory; {} of no source."""
+    if source is None:
+        return {}
+    if source.task is None:
+        return source.trained
+    results = train_sources(settings, source.task, folder, execution)
+    states = {place: checkpoint.load(folder / place)[0] for place in {result.checkpoint for result in results.values()}}
+    return {
+        seed: from_state(states[result.checkpoint], result.name, result.test_accuracy)
+        for seed, result in results.items()
+    }
+
+
+def train_sources(settings: Settings, task: Task, folder: Path, execution: train.Execution) -> dict[int, Result]:
+    """Train the sources that the run directory does not hold yet; {seed: its result}."""
+    planned = plan.planned_sources(settings, task)
+    finished = directory.finished(folder)
+    missing = {seed: result for seed, result in planned.items() if result.key not in finished}
+    if missing:
+        missing = planned if settings.many == "vmap" else missing
+        on_device = load(task, settings.source_recipe, execution)
+        fits = [_prepare_source(settings, on_device, seed, result) for seed, result in missing.items()]
+        with console.progress(f"source {task.name}", sum(len(fit.trial.rates) for fit in fits)) as advance:
+            every, fisher = settings.checkpoint_every, settings.save_fisher
+            train_groups(on_device, fits, folder, about(settings, task), advance, every, fisher)
+    finished = directory.finished(folder)
+    return {seed: finished[result.key] for seed, result in planned.items()}
+
+
+def _prepare_source(settings: Settings, on_device: "DeviceData", seed: int, result: Result) -> "PreparedFit":
+    streams, model = plan.source_streams(settings, seed), settings.build_model(len(on_device.task.classes))
+    params = models.init(model, jax.random.key(streams.head), on_device.train.inputs.shape[2:])
+    mask = masks.by_path(params, lambda path: True)
+    start = methods.Start(params, ((0.0, mask),), fresh=mask)
+    return build(on_device, model, start, streams, "all", result)
+
+
+# ---- From a plan to what is ready to train
+
+
+class DeviceData(NamedTuple):
+    """A task on the device, and the recipe by which a model learns it."""
+
+    task: Task
+    recipe: Recipe
+    train: train.Data
+    """The training examples."""
+    test: train.Data
+    """The test images, as `evaluate.padded` gives them."""
+    tests: int
+    """How many they are."""
+    execution: train.Execution
+
+
+def load(task: Task, recipe: Recipe, execution: train.Execution) -> DeviceData:
+    """Put a task on the device, once for all its fits."""
+    examples = train.load(task.train.images, task.train.labels)
+    return DeviceData(task, recipe, examples, evaluate.padded(task.test.images), len(task.test.labels), execution)
+
+
+class PreparedFit(NamedTuple):
+    """One fit, ready to train."""
+
+    result: Result
+    """What is known of it before it is trained."""
+    spec: train.Spec
+    trial: train.Fit
+    validation: np.ndarray
+    """int32: the training examples that are held out."""
+
+
+def build(
+    on_device: DeviceData,
+    model: Model,
+    start: methods.Start,
+    streams: seeds.Seeds,
+    budget: str,
+    result: Result,
+    keeps_dropout: tuple[str, ...] = (),
+) -> PreparedFit:
+    """One fit, from where it starts; the stages `keeps_dropout` keep their dropout while they are frozen."""
+    recipe = on_device.recipe
+    subset, validation = split(on_device, streams, budget)
+    optimizer, numbers = plan.build_optimizer(recipe)
+    terms, weights = penalties.read(recipe.penalty)
+    smooth = recipe.label_smoothing > 0
+    loss = objective.loss(recipe.loss)
+    spec = train.Spec(model, loss, optimizer, terms, smooth, start.merge, keeps_dropout=keeps_dropout)
+
+    def order(first: int, last: int) -> np.ndarray:
+        by_epochs = recipe.steps is None
+        return draw.order(streams.order, len(subset), recipe.batch_size, first, last, epochs=by_epochs, subset=subset)
+
+    total = plan.count_steps(recipe, len(subset))
+    trial = train.Fit(
+        start.params,
+        plan.phases_at_steps(start.phases, total),
+        order,
+        plan.learning_rates(recipe, total),
+        weights,
+        {**numbers, "label_smoothing": recipe.label_smoothing},
+        jax.random.key(streams.order),
+        start.fresh,
+        start.fisher,
+    )
+    begins = [step for step, _ in trial.phases]
+    return PreparedFit(replace(result, steps=total, phase_steps=begins), spec, trial, validation)
+
+
+def split(on_device: DeviceData, streams: seeds.Seeds, budget: str) -> tuple[np.ndarray, np.ndarray]:
+    """(training, validation) examples of one fit, int32 each, the former in ascending order."""
+    subset, validation = plan.draw_examples(on_device.recipe, budget, on_device.task, streams.draw)
+    return np.sort(subset), validation
+
+
+def look_at(on_device: DeviceData, model: Model, streams: seeds.Seeds, budget: str) -> methods.Look:
+    """What a data-driven strategy may look at: gradients on the training split, never on validation or test data."""
+    subset, _ = split(on_device, streams, budget)
+
+    def look(merge: Any) -> tuple[Any, Any]:
+        examples = (model, objective.loss(on_device.recipe.loss), on_device.train, subset, merge)
+        return gradients.mean_gradient(*examples), gradients.mean_squared_gradient(*examples)
+
+    return look
+
+
+# ---- One group
+
+
+class Point(NamedTuple):
+    """Some fits of a group at the end of a segment."""
+
+    state: train.State
+    log: train.Log
+    """What happened in the segment, float32 [fits, steps] each."""
+    logits: np.ndarray | None
+    """Of the test images, float32 [fits, images, classes], where the curves have a point."""
+
+
+def drive(
+    on_device: DeviceData,
+    group: Sequence[PreparedFit],
+    parts: Sequence[train.State] = (),
+    should_stop: Callable[[], bool] | None = None,
+    *,
+    evaluated: bool = True,
+) -> Iterator[Point]:
+    """Train fits of one spec and as many steps each, from `parts` on if they are half trained.
+
+    A segment ends at each point of the curves and where a phase begins. Without `evaluated` there are no logits.
+    """
+    spec, trials = group[0].spec, [fit.trial for fit in group]
+    points = curve_points(on_device.recipe, group)
+    stops = sorted({*points, *(step for step, _ in trials[0].phases if step)})
+    execution = replace(on_device.execution, should_stop=should_stop) if should_stop else on_device.execution
+    for state, log in train.fit(spec, trials, on_device.train, stops, tuple(parts), execution):
+        at_point = evaluated and state.step in points
+        yield Point(state, log, _logits(on_device, group, state) if at_point else None)
+
+
+def curve_points(recipe: Recipe, group: Sequence[PreparedFit]) -> list[int]:
+    """The steps at which the curves of a group have a point; the last is its last step."""
+    return plan.curve_steps(recipe, len(group[0].trial.rates))
+
+
+def diverged_at(state: train.State, row: int, logits: np.ndarray | None) -> int | None:
+    """The step at which the fit in a row of a state diverged, None if it did not.
+
+    It is the first step whose loss or gradient was not finite; where all were, but a logit of the test images is not,
+    it is the step of the state.
+    """
+    step = state.diverged[row]
+    if step is None and logits is not None and not np.isfinite(logits[row]).all():
+        return state.step
+    return step
+
+
+def _logits(on_device: DeviceData, group: Sequence[PreparedFit], state: train.State) -> np.ndarray:
+    trials = [fit.trial for fit in group]
+    return evaluate.logits_of(group[0].spec, trials, state, on_device.test, on_device.tests, on_device.execution)
+
+
+# ---- All groups of a run
+
+
+class Outcome(NamedTuple):
+    """What training a fit gives."""
+
+    params: Params
+    """The last; of a fit that diverged, the last that were finite."""
+    masks: tuple[Mask, ...]
+    """One a phase."""
+    record: Record
+    logits: np.ndarray
+    test: Mapping[str, Any]
+    validation: Mapping[str, Any] | None
+    """Metrics on the validation split, if there is one."""
+
+
+def train_groups(
+    on_device: DeviceData,
+    fits: Sequence[PreparedFit],
+    folder: Path,
+    about: Mapping[str, Any],
+    advance: Callable[[int], None],
+    every: int,
+    fisher: bool = False,
+) -> None:
+    """Train fits in groups of one spec, and leave of each group checkpoints, predictions, metrics and results.
+
+    What is half trained is saved after `every` segments, and taken up from there. `fisher` leaves the Fisher
+    information of each in the checkpoint too. Raises process.Stopped when a signal asks for it.
+    """
+    groups: dict[Any, list[PreparedFit]] = {}
+    for fit in fits:
+        groups.setdefault((fit.spec, len(fit.trial.rates)), []).append(fit)
+    with process.signals_handled() as signal_number:
+        for group in groups.values():
+            place = folder / "progress" / plan.group_name(fit.result.key for fit in group)
+            outcomes = _train_group(on_device, group, place, every, signal_number, advance)
+            pairs = zip(group, outcomes, strict=True)
+            fishers = [_fisher(on_device, fit, outcome) for fit, outcome in pairs] if fisher else []
+            if process.first():
+                _leave(folder, group, outcomes, on_device.task, {**about, "fisher": fisher}, fishers)
+                shutil.rmtree(place, ignore_errors=True)
+                with contextlib.suppress(OSError):  # others are half trained still
+                    place.parent.rmdir()
+            process.wait("left")
+            if number := vectorize.agreed(signal_number()):
+                raise process.Stopped(number, "stopped between two groups of fits; the same command goes on")
+
+
+def _train_group(
+    on_device: DeviceData,
+    group: Sequence[PreparedFit],
+    place: Path,
+    every: int,
+    signal_number: Callable[[], int],
+    advance: Callable[[int], None],
+) -> list[Outcome]:
+    """Train one group from where it is to its end, and save it on the way."""
+    keys = [fit.result.key for fit in group]
+    points = curve_points(on_device.recipe, group)
+    last, names = points[-1], _names(group)
+    saved = [point for point in points if point not in {step for step, _ in group[0].trial.phases}]
+    progress = process.in_turn(
+        lambda: resume.found(place.parent, keys, group[0].spec, [fit.trial for fit in group], console.say)
+    )
+    if progress:
+        console.say(f"{names}: goes on from step {min(part.step for part in progress.parts)} of {last}")
+    progress = progress or resume.none(len(group))
+    advance(sum(part.step * len(part.fits) for part in progress.parts))
+    final: dict[int, np.ndarray] = {}
+    with resume.saving(place, keys) as save:
+        start = time.perf_counter()
+        for point in drive(on_device, group, progress.parts, lambda: bool(vectorize.agreed(signal_number()))):
+            state, logits = point.state, point.logits
+            advance(len(state.fits) * point.log.loss.shape[1])
+            progress = advanced(on_device, group, progress, point, (time.perf_counter() - start) / len(state.fits))
+            if logits is not None and state.step == last:
+                final |= dict(zip(state.fits, logits, strict=True))
+            if state.step in saved and (points.index(state.step) + 1) % every == 0:
+                save(progress)
+            start = time.perf_counter()
+        ended = sum(len(part.fits) for part in progress.parts if part.step == last) == len(group)
+        if progress.parts and not ended:
+            save(progress)
+    if not ended:
+        step = min(part.step for part in progress.parts) if progress.parts else None
+        where = "before its first step" if step is None else f"at step {step} of {last}"
+        raise process.Stopped(
+            vectorize.agreed(signal_number()), f"stopped {where} of {names}; the same command goes on, from '{place}'"
+        )
+    for part in progress.parts:
+        if part.fits[0] not in final:  # it had ended before this process began
+            final |= dict(zip(part.fits, _logits(on_device, group, part), strict=True))
+    return [_outcome(on_device, group[i], progress, i, final[i]) for i in range(len(group))]
+
+
+def _names(group: Sequence[PreparedFit]) -> str:
+    return ", ".join(dict.fromkeys(fit.result.strategy for fit in group))
+
+
+def advanced(
+    on_device: DeviceData, group: Sequence[PreparedFit], progress: Progress, point: Point, seconds: float
+) -> Progress:
+    """The progress of a group with a later state, which took so many seconds a fit; at a point the curves grow."""
+    state, log, logits = point
+    records, on_host = list(progress.records), resume.held(state)
+    for row, i in enumerate(state.fits):
+        since = jax.tree.map(lambda curve, row=row: curve[row], log)
+        if records[i].since is not None:
+            since = jax.tree.map(lambda *curves: np.concatenate(curves), records[i].since, since)
+        record = records[i]._replace(seconds=records[i].seconds + seconds, since=since)
+        if record.diverged is None:
+            step = diverged_at(state, row, logits)
+            # From point to point, wherever a fit was stopped between them: what is kept of it must not depend on that.
+            before = _before(progress, i, group[i].trial) if record.finite is None else record.finite
+            record = record._replace(diverged=step, finite=before if step is not None or logits is None else None)
+        if logits is not None:
+            params = jax.tree.map(lambda leaf, row=row: leaf[row], on_host.params)
+            record = _at_point(on_device, group[i], record, state.step, since, logits[row], params)
+        records[i] = record
+    return Progress(resume.joined(progress.parts, on_host), tuple(records))
+
+
+def _before(progress: Progress, i: int, trial: train.Fit) -> Params:
+    """The parameters of fit `i` of a group when it was last seen, or where it starts."""
+    for part in progress.parts:
+        if i in part.fits:
+            row = part.fits.index(i)
+            return jax.tree.map(lambda leaf, row=row: leaf[row], part.params)
+    return jax.tree.map(np.asarray, trial.params)
+
+
+def _at_point(
+    on_device: DeviceData,
+    fit: PreparedFit,
+    record: Record,
+    step: int,
+    since: train.Log,
+    logits: np.ndarray,
+    params: Params,
+) -> Record:
+    """A record with one more point of its curve, and perhaps a new best."""
+    validated = _validate(on_device, fit.spec, params, fit.validation)
+    point = _curve_point(step, since, fit.spec, validated or evaluate.metrics(logits, on_device.task.test.labels))
+    best = record.best
+    if validated and validated["accuracy"] is not None and (best is None or validated["accuracy"] > best[1]):
+        best = (step, validated["accuracy"], params)
+    return record._replace(curve=[*record.curve, point], since=None, best=best)
+
+
+def _outcome(on_device: DeviceData, fit: PreparedFit, progress: Progress, i: int, logits: np.ndarray) -> Outcome:
+    """What fit `i` of a group that has ended gives, with its logits of the test images."""
+    [part] = [part for part in progress.parts if i in part.fits]
+    row, record = part.fits.index(i), progress.records[i]
+    params = jax.tree.map(lambda leaf: leaf[row], part.params)
+    if record.diverged is not None:
+        params, logits = record.finite, np.full_like(logits, np.nan)
+    return Outcome(
+        params,
+        part.masks[row],
+        record,
+        logits,
+        evaluate.metrics(logits, on_device.task.test.labels),
+        _validate(on_device, fit.spec, params, fit.validation) if record.diverged is None else None,
+    )
+
+
+def _curve_point(step: int, log: train.Log, spec: train.Spec, measured: Mapping[str, Any]) -> dict[str, float]:
+    """A point of the curves: means over the segment, and the accuracy at its end."""
+    accuracy = measured["accuracy"]
+    return {
+        "step": step,
+        "train_loss": float(log.loss.mean()),
+        "train_penalty": float(log.penalty.mean()),
+        "gradient_norm": float(log.gradient_norm.mean()),
+        "accuracy": float("nan") if accuracy is None else accuracy,
+        **{f"train_penalty_{i}_{term.name}": float(log.terms[i].mean()) for i, term in enumerate(spec.penalties)},
+    }
+
+
+def _validate(
+    on_device: DeviceData, spec: train.Spec, params: Params, validation: np.ndarray
+) -> Mapping[str, Any] | None:
+    """Metrics of one fit on the examples held out of its training; None where there are none."""
+    if not len(validation):
+        return None
+    images = evaluate.padded(np.asarray(on_device.task.train.images)[validation])
+    stacked = jax.tree.map(lambda leaf: leaf[None], params)
+    logits = evaluate.logits(train.forward(spec.model, spec.merge), stacked, images, len(validation))[0]
+    return evaluate.metrics(logits, np.asarray(on_device.task.train.labels)[validation])
+
+
+def _fisher(on_device: DeviceData, fit: PreparedFit, outcome: Outcome) -> Params:
+    """The Fisher information of a fit on its training examples."""
+    rows = np.unique(fit.trial.order(0, len(fit.trial.rates)))
+    spec = fit.spec
+    information = gradients.mean_squared_gradient(spec.model, spec.loss, on_device.train, rows[rows >= 0], spec.merge)
+    return information(outcome.params)
+
+
+# ---- What is left of a group
+
+
+def _leave(
+    folder: Path,
+    group: Sequence[PreparedFit],
+    outcomes: Sequence[Outcome],
+    task: Task,
+    about: Mapping[str, Any],
+    fishers: Sequence[Params],
+) -> None:
+    """Write everything of a group, its results last and together: only then it is done.
+
+    A checkpoint a strategy, with the Fisher information of each fit if there are `fishers`, and the ordinary parameters
+    of each if the strategy merges what it added; `about` is what the checkpoints say of themselves.
+    """
+    results = [_measured(fit, outcome) for fit, outcome in zip(group, outcomes, strict=True)]
+    for rows in _by_strategy(results):
+        name_of_group = plan.group_name(results[row].key for row in rows)
+        place = folder / "checkpoints" / f"{plan.file_name(results[rows[0]].strategy)}-{name_of_group}"
+        shutil.rmtree(place, ignore_errors=True)
+        trees: dict[str, Params] = {}
+        for row in rows:
+            name, best, merge = results[row].name, outcomes[row].record.best, group[row].spec.merge
+            trees |= {name: outcomes[row].params}
+            trees |= {f"{name}.best": best[2]} if best else {}
+            trees |= {f"{name}.fisher": fishers[row]} if fishers else {}
+            trees |= {f"{name}.merged": merge(outcomes[row].params)} if merge else {}
+            results[row] = replace(results[row], checkpoint=f"checkpoints/{place.name}")
+        in_checkpoint = {
+            result.name: {"seed": result.seed, "accuracy": result.test_accuracy, "steps": result.steps}
+            for result in (results[row] for row in rows)
+        }
+        checkpoint.save(place, trees, {**about, "fits": in_checkpoint})
+    for row, outcome in enumerate(outcomes):
+        name = results[row].name
+        test = (np.asarray(task.test.labels), task.test.groups)
+        predictions, sha256 = metrics.write_predictions(folder, name, outcome.logits, *test)
+        metrics.write_curves(folder, name, outcome.record.curve)
+        for number, mask in enumerate(outcome.masks):
+            masks.save(mask, directory.make_folder(folder / "masks") / f"{name}-phase{number}")
+        masks_sha256 = directory.masks_digest(folder, name, len(outcome.masks))
+        results[row] = replace(
+            results[row], predictions=predictions, predictions_sha256=sha256, masks_sha256=masks_sha256
+        )
+    directory.add(folder, results)
+
+
+def _measured(fit: PreparedFit, outcome: Outcome) -> Result:
+    """A fit with what training it gave, but for the places of its files."""
+    record, test, validation = outcome.record, outcome.test, outcome.validation
+    diverged = record.diverged is not None
+    last = {name: value if np.isfinite(value) else None for name, value in record.curve[-1].items()}
+    terms = {name: value for name, value in last.items() if name.startswith("train_penalty_")}
+    return replace(
+        fit.result,
+        **_counts(outcome.params, outcome.masks),
+        test_accuracy=test["accuracy"],
+        test_loss=test["loss"],
+        calibration_error=test["calibration_error"],
+        calibration=test["calibration"],
+        per_class_accuracy=test["per_class_accuracy"],
+        confusion=test["confusion"],
+        validation_accuracy=validation["accuracy"] if validation else None,
+        validation_loss=validation["loss"] if validation else None,
+        train_loss=last["train_loss"],
+        train_penalty=last["train_penalty"],
+        penalties={name.removeprefix("train_penalty_"): value for name, value in terms.items()},
+        best_step=record.best[0] if record.best else None,
+        best_validation_accuracy=record.best[1] if record.best else None,
+        train_total=None if diverged else record.curve[-1]["train_loss"] + record.curve[-1]["train_penalty"],
+        diverged=diverged,
+        diverged_step=record.diverged,
+        seconds=round(record.seconds, 3),
+    )
+
+
+def _counts(params: Params, phases: Sequence[Mask]) -> dict[str, Any]:
+    """How many numbers there are, in all and by leaf, and how many train in the phase that trains most."""
+    most = max((masks.table(params, mask) for mask in phases), key=lambda rows: sum(row.trained_size for row in rows))
+    return {
+        "trained_parameters": sum(row.trained_size for row in most),
+        "total_parameters": sum(row.size for row in most),
+        "leaves": [[row.path, row.size, row.trained_size] for row in most],
+    }
+
+
+def _by_strategy(results: Sequence[Result]) -> list[list[int]]:
+    """Which results are of one strategy with one set of options, in order."""
+    rows: dict[str, list[int]] = {}
+    for row, result in enumerate(results):
+        rows.setdefault(json.dumps([result.strategy, result.options], default=str), []).append(row)
+    return list(rows.values())

@@ -1,0 +1,454 @@
+"""What is trained: the fits that the settings ask for, checked, each with the key of all that decides its bits.
+
+`prepare` reads an `Experiment`, `planned` names its fits; `experiments.runs.fit` trains them.
+"""
+
+import functools
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.runs import budgets, console, flags, methods, sources
+from experiments.runs.methods import Start
+from experiments.runs.settings import MOST_STEPS, Recipe, Settings
+from experiments.runs.sources import Source
+from tljax import __version__, data, models, objective, optimizers, paths, penalties, plugins, seeds, switches, train
+from tljax.data import draw
+from tljax.data.files import NO_PIXELS
+from tljax.models import randomness
+from tljax.study.results import Result
+from tljax.types import InputError, Model, Params, Task
+
+# ---- An experiment
+
+
+class Experiment(NamedTuple):
+    """All that a run needs, read and checked before anything is trained or written."""
+
+    settings: Settings
+    source: Source | None
+    target: Task
+    model: Model
+    strategies: tuple[methods.Named, ...]
+    execution: train.Execution
+
+
+def prepare(
+    settings: Settings, execution: train.Execution, only: bool = False, stand_ins: Mapping[int, int] | None = None
+) -> Experiment:
+    """Read everything that the settings name, and raise InputError for what cannot be trained.
+
+    Scratch is added to the strategies unless `only` those that are named are to be trained. `stand_ins` has {seed: seed
+    of the source in --source_checkpoint that it starts from} of seeds without a source of their own.
+    """
+    if settings.target is None:
+        raise InputError("--target is not given: name the data set to transfer to, such as --target=fashion_mnist_10k")
+    if settings.source and settings.source_checkpoint:
+        raise InputError("--source and --source_checkpoint are both given: keep one")
+    sources.refuse_rules(settings)
+    strategies = tuple(map(methods.one, settings.strategies)) if only else methods.read(settings.strategies)
+    source = None
+    if settings.source_checkpoint:
+        source = sources.from_checkpoint(settings, stand_ins)
+    elif settings.source:
+        source = source_from_data(settings)
+    target = load_task(settings, settings.target, settings.image_shape or (source.shape if source else None))
+    shape = example_shape(target)
+    if source and shape != source.shape:
+        raise InputError(f"target '{target.name}' has shape {shape}, the source {source.shape}: features must agree")
+    model = settings.build_model(len(target.classes))
+    if source is None:
+        methods.refuse_without_source(strategies, model)
+    terms, _ = penalties.read(settings.recipe.penalty)
+    if source and not source.fisher and (names := [term.name for term in terms if "fisher" in term.needs]):
+        raise InputError(
+            f"--penalty={names[0]} needs the source's Fisher information: train the source with --save_fisher"
+        )
+    for fault in model_faults(settings, model, shape):
+        execution.on_message(fault)
+    experiment = Experiment(settings, source, target, model, strategies, execution)
+    for _, start in first_starts(experiment):
+        for budget in settings.train_examples:
+            check_recipe(settings.recipe, budget, target, start)
+    return experiment
+
+
+def load_task(settings: Settings, name: str, shape: Any) -> Task:
+    """The data set of a name, from where the settings say that data sets are.
+
+    Its pixels are brought to `shape`, that of --image_shape or of what it goes with; features, which have other shapes
+    than [height, width, channels], stay as they are.
+    """
+    places = {"data_dir": settings.data_dir, "manual_dir": settings.manual_dir}
+    image_shape = shape if shape and (len(shape) == 3 or shape == settings.image_shape) else None
+    try:
+        return data.load(name, **places, image_shape=image_shape, say=console.say)
+    except InputError as error:
+        is_first = name == settings.source or not (settings.source or settings.source_checkpoint)
+        if settings.image_shape and is_first and str(error).endswith(NO_PIXELS):
+            raise InputError(f"{error}, or leave out --image_shape") from error
+        raise
+
+
+def example_shape(task: Task) -> tuple[int, ...]:
+    """The shape of one example."""
+    return tuple(task.train.images.shape[1:])
+
+
+def fingerprints(experiment: Experiment) -> dict[str, str]:
+    """{data set: its fingerprint}."""
+    tasks = (experiment.source, experiment.target)
+    return {task.name: task.fingerprint for task in tasks if task and task.fingerprint}
+
+
+def title_and_notes(settings: Settings, source: Source | None, target: Task) -> tuple[str, list[str]]:
+    """What fits of one source, or none, and one target are called, and what every table must say of their data."""
+    notes = [f"{what}: {task.note}" for what, task in (("source", source), ("target", target)) if task and task.note]
+    name = f"{source.name if source else 'no source'} -> {target.name}"
+    return name, [*notes, *budgets.notes(settings.train_examples, target, settings.recipe.validation)]
+
+
+def source_from_data(settings: Settings) -> Source:
+    """The source that `--source` names, which is to be trained in the run directory unless it is there."""
+    task = source_task(settings)
+    planned = planned_sources(settings, task)
+    recipe = settings.source_recipe
+    return Source(
+        task.name,
+        task.classes,
+        example_shape(task),
+        {seed: result.key for seed, result in planned.items()},
+        task.fingerprint,
+        settings.save_fisher,
+        task.note,
+        count_steps(recipe, len(draw_examples(recipe, "all", task, 0)[0])),
+        next(iter(planned.values())).recipe or "",
+        task=task,
+    )
+
+
+def source_task(settings: Settings) -> Task:
+    """The task of `--source`; raises InputError for settings under which it cannot be learnt."""
+    task = load_task(settings, settings.source or "", settings.image_shape)
+    params = models.abstract(settings.build_model(len(task.classes)), task.train.images.shape[1:])
+    start = Start(params, ((0.0, None),), fresh=None)
+    # As dicts, since dataclasses that share a nan differ from Python 3.13 on.
+    is_own = vars(settings.source_recipe) != vars(settings.recipe)
+    terms, _ = penalties.read(settings.source_recipe.penalty)
+    if names := [term.name for term in terms if "fisher" in term.needs]:
+        flag = "--source_penalty" if is_own else "--penalty"
+        remedy = "another --penalty, or none"
+        if settings.target:
+            remedy = "--source_penalty= for the source's own fit" + ", and --save_fisher" * (not settings.save_fisher)
+        raise InputError(
+            f"{flag}={settings.source_recipe.penalty} is the source's too, and {names[0]} holds a fit "
+            f"to what another's Fisher information says, which nobody has before a source is trained: give {remedy}"
+        )
+    check_recipe(settings.source_recipe, "all", task, start, "source_" if is_own else "")
+    return task
+
+
+# ---- How the fits start
+
+
+def streams(settings: Settings, seed: int) -> seeds.Seeds:
+    """The four streams of randomness of a seed; those that the settings pin are the same for all seeds."""
+    return seeds.streams(
+        seed,
+        source=settings.source_seed,
+        head=settings.head_seed,
+        order=settings.order_seed,
+        draw=settings.draw_seed,
+    )
+
+
+def source_streams(settings: Settings, seed: int) -> seeds.Seeds:
+    """The four streams of the fit that trains the source of a seed."""
+    return seeds.streams(seeds.streams(seed, source=settings.source_seed).source)
+
+
+def ground(experiment: Experiment, seed: int) -> methods.Ground:
+    """What every strategy starts from under one seed, with a draw in place of a source that is still to be trained."""
+    settings, source, target = experiment.settings, experiment.source, experiment.target
+    return methods.ground(settings, experiment.model, source, target, streams(settings, seed))
+
+
+def first_starts(experiment: Experiment) -> Iterator[tuple[methods.Named, Start]]:
+    """How every strategy starts under the first seed, from a source that is drawn and not trained."""
+    first = ground(experiment, experiment.settings.seeds[0])
+    for strategy in experiment.strategies:
+        yield strategy, methods.start(strategy, first)
+
+
+# ---- What a recipe comes to
+
+
+def check_recipe(recipe: Recipe, budget: str, task: Task, start: Start, prefix: str = "") -> None:
+    """Raise InputError for what of a recipe cannot be trained, before anything is trained or written.
+
+    `prefix` is 'source_' where the flags are those of the source's fit.
+    """
+    spec, numbers = _flagged(prefix, "optimizer", lambda: build_optimizer(recipe))
+    loss = _flagged(prefix, "loss", lambda: objective.loss(recipe.loss))
+    _flagged(prefix, "label_smoothing", lambda: objective.check_smoothing(recipe.loss, recipe.label_smoothing))
+    terms, weights = _flagged(prefix, "penalty", lambda: penalties.read(recipe.penalty))
+    fresh = dict(paths.items(start.fresh)) if start.fresh is not None else {}
+    for term, numbers_of_term in zip(terms, weights, strict=True):
+        _flagged(prefix, "penalty", functools.partial(paths.require_globs, start.params, (term.on,)))
+        tried = functools.partial(penalties.require_scalar, term, numbers_of_term, start.params, fresh)
+        _flagged(prefix, "penalty", tried)
+    subset, _ = _flagged(
+        prefix,
+        "train_examples" if not budget.startswith("all") else "validation",
+        lambda: draw_examples(recipe, budget, task, 0),
+    )
+    total = _flagged(prefix, "batch_size", lambda: count_steps(recipe, len(subset)))
+    phases_at_steps(start.phases, total)
+    _flagged(prefix, "schedule", lambda: learning_rates(recipe, total))
+    logits = jax.ShapeDtypeStruct((2, len(task.classes)), jnp.float32)
+    labels = jax.ShapeDtypeStruct((2,), jnp.int32)
+    values = _flagged(prefix, "loss", lambda: jax.eval_shape(loss, logits, labels))
+    if getattr(values, "shape", None) != (2,):
+        raise InputError(f"--{prefix}loss={recipe.loss} does not give a number an example: see --helpfull")
+    _flagged(prefix, "optimizer", lambda: _try_optimizer(spec, numbers))
+
+
+def _flagged(prefix: str, flag: str, attempt: Callable[[], Any]) -> Any:
+    """What `attempt` returns; whatever it raises becomes an InputError that names the flag."""
+    try:
+        with switches.guarded(f"what --{prefix}{flag} names"):
+            return attempt()
+    except InputError as error:
+        text = flags.in_flags(error, prefix)
+        raise InputError(text if text.startswith("--") else f"--{prefix}{flag}: {text}") from error
+    except Exception as error:
+        raise InputError(f"--{prefix}{flag} cannot be used as it is given: {plugins.said(error)}") from error
+
+
+def _try_optimizer(spec: optimizers.OptimizerSpec, numbers: Mapping[str, float]) -> None:
+    """Trace one step on a small tree."""
+    params = {name: jax.ShapeDtypeStruct((2,) * n, jnp.float32) for name, n in (("kernel", 2), ("bias", 1))}
+
+    def step(params: Params) -> Params:
+        tx = optimizers.build(spec, 0.1, numbers)
+        return tx.update(params, tx.init(params), params)[0]
+
+    jax.eval_shape(step, params)
+
+
+def build_optimizer(recipe: Recipe) -> tuple[optimizers.OptimizerSpec, dict[str, float]]:
+    """(optimizer as it is compiled, {number that is traced: its value})."""
+    return optimizers.spec(
+        recipe.optimizer, momentum=recipe.momentum, weight_decay=recipe.weight_decay, clip=recipe.clip
+    )
+
+
+def learning_rates(recipe: Recipe, total: int) -> np.ndarray:
+    """The learning rate of each of `total` steps, float32 [total]."""
+    return optimizers.rates(recipe.schedule, recipe.learning_rate, recipe.warmup, total)
+
+
+def count_steps(recipe: Recipe, examples: int) -> int:
+    """How many steps a fit has; raises InputError for a batch larger than the data under --epochs."""
+    if recipe.steps is not None:
+        return recipe.steps
+    if recipe.batch_size > examples:
+        raise InputError(
+            f"it is larger than the {examples} training examples: lower it, or give "
+            "`steps=`, under which the order runs over one permutation after another",
+            field="batch_size",
+            value=recipe.batch_size,
+        )
+    total = recipe.epochs * -(-examples // recipe.batch_size)
+    if total > MOST_STEPS:
+        reason = f"that makes {total:,} steps: at most {MOST_STEPS:,} are trained"
+        raise InputError(reason, field="epochs", value=recipe.epochs)
+    return total
+
+
+def curve_steps(recipe: Recipe, total: int) -> list[int]:
+    """The steps at which the curves have a point: each epoch, or as many as --points under --steps."""
+    points = min(recipe.epochs if recipe.steps is None else recipe.points, total)
+    return [total * (i + 1) // points for i in range(points)]
+
+
+def phases_at_steps(phases: Sequence[tuple[float, Any]], total: int) -> tuple[tuple[int, Any], ...]:
+    """Phases by the step before which they begin: their fraction of all steps, to the nearest whole one.
+
+    Raises InputError for two that begin at one step, and for one that begins at the end.
+    """
+    at = [round(fraction * total) for fraction, _ in phases]
+    for (fraction, _), step, following in zip(phases, at, [*at, total][1:], strict=True):
+        if step >= following:
+            others = [start for start, _ in phases if start > fraction]
+            what = f"and {others[0]:g} of training both begin" if others else "of training begins"
+            raise InputError(
+                f"the phase{'s' * bool(others)} at {fraction:g} {what} at step {step} of {total}: give more steps, or "
+                f"set {'them further apart' if others else 'it earlier'}"
+            )
+    return tuple((step, mask) for step, (_, mask) in zip(at, phases, strict=True))
+
+
+def draw_examples(recipe: Recipe, budget: str, task: Task, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(training, validation) examples of a label budget under a seed of the draw, int32 each."""
+    labels = np.asarray(task.train.labels)
+    labelled = draw.label_budget(seed, labels, budgets.total(budget, task))
+    subset, validation = draw.validation_split(labels, labelled, recipe.validation)
+    if not len(subset):
+        raise InputError("it leaves no example to train on: lower it", field="validation", value=recipe.validation)
+    return subset, validation
+
+
+def model_faults(settings: Settings, model: Model, shape: tuple[int, ...]) -> list[str]:
+    """What a model draws otherwise than its key says, a sentence each."""
+    # The models of tljax draw nothing.
+    sentences = randomness.faults(model, shape) if "." in plugins.parse(settings.model).name else []
+    return [f"--model={settings.model}: {sentence}" for sentence in sentences]
+
+
+def stages_with_dropout(settings: Settings, model: Model, shape: tuple[int, ...]) -> tuple[str, ...]:
+    """The stages that keep their dropout while they are frozen, for inputs of one example's `shape`."""
+    return randomness.stages(model, shape) if settings.frozen_dropout == "on" else ()
+
+
+# ---- Which fits there are, and their identity
+
+
+class PlannedFit(NamedTuple):
+    """A fit that the settings ask for."""
+
+    strategy: methods.Named
+    budget: str
+    seed: int
+    result: Result
+    """What is known of it before it is trained."""
+
+
+def planned(experiment: Experiment) -> dict[str, PlannedFit]:
+    """{key: fit} of all fits, in the order of the flags: strategies, budgets, seeds."""
+    fits = {}
+    for strategy in experiment.strategies:
+        for budget in experiment.settings.train_examples:
+            for seed in budgets.seeds(budget, experiment.settings.seeds):
+                result = _identified(experiment, strategy, budget, seed)
+                fits[result.key] = PlannedFit(strategy, budget, seed, result)
+    return fits
+
+
+def _identified(experiment: Experiment, strategy: methods.Named, budget: str, seed: int) -> Result:
+    """A fit that the settings ask for, by all that decides its bits."""
+    settings, source, target = experiment.settings, experiment.source, experiment.target
+    fields: dict[str, Any] = {
+        "source": source.name if source else None,
+        "target": target.name,
+        "strategy": strategy.name,
+        "options": strategy.options,
+        "seed": seed,
+        "train_examples": budgets.total(budget, target),
+    }
+    fields |= {"spec": strategy.spec} if strategy.spec else {}
+    decisive = {
+        "identity": source.identity[seed] if source else None,
+        "fingerprint": target.fingerprint,
+        "model": [settings.model, settings.hidden, settings.activation],
+        "head": settings.head,
+        "recipe": settings.recipe,
+        "streams": streams(settings, seed)._replace(source=0),
+        "code": [strategy.code, *code_digests(settings.recipe, settings.model)],
+        "many": _company(settings),
+        **draws(settings, experiment.model, example_shape(target)),
+        **settings.beyond_neutral(),
+    }
+    recipe = {name: value for name, value in decisive.items() if name not in ("identity", "streams", "many")}
+    # What a source was does not matter to a fit from scratch: those beside several sources are alike.
+    recipe |= {"source": source.recipe if source and strategy.name != "scratch" else None}
+    if strategy.spec:  # a name hides them: fits of other options are not to stand in one row
+        recipe |= {"strategy": [*plugins.parse(strategy.spec).words, strategy.options]}
+    recipe |= {"pinned": [settings.source_seed, settings.head_seed, settings.order_seed, settings.draw_seed]}
+    return identify(f"{strategy.label}-{fields['train_examples']}-seed{seed}", fields, decisive, recipe)
+
+
+def planned_sources(settings: Settings, task: Task) -> dict[int, Result]:
+    """{seed: the fit that is to train its source}."""
+    results = {}
+    model_draws = draws(settings, settings.build_model(len(task.classes)), example_shape(task))
+    for seed in settings.seeds:
+        fields: dict[str, Any] = {
+            "source": None,
+            "target": task.name,
+            "strategy": "pretrain",
+            "options": {},
+            "seed": seed,
+            "train_examples": len(task.train.labels),
+        }
+        decisive = {
+            "fingerprint": task.fingerprint,
+            "model": settings.architecture(),
+            "recipe": settings.source_recipe,
+            "streams": source_streams(settings, seed),
+            "fisher": settings.save_fisher,
+            "code": code_digests(settings.source_recipe, settings.model),
+            "many": _company(settings),
+            **model_draws,
+        }
+        recipe = {name: value for name, value in decisive.items() if name not in ("streams", "many")}
+        results[seed] = identify(f"pretrain-{task.name}-seed{seed}", fields, decisive, recipe)
+    return results
+
+
+def identify(name: str, fields: Mapping[str, Any], decisive: Mapping[str, Any], recipe: Mapping[str, Any]) -> Result:
+    """A fit that is to be trained, with the key of everything that decides its bits, and a name from both.
+
+    `fields` are fields of the `Result`. `recipe` is what fits that differ in their seed alone have in common: its
+    digest lets whoever reads the results refuse fits of two recipes in one cell of a table.
+    """
+    changed = {"switches": values} if (values := switches.changed()) else {}
+    key = _digest({**fields, **decisive, **changed, "tljax": __version__})
+    digest = _digest({**recipe, **changed})[:16]
+    return Result(name=f"{file_name(name)}-{key[:8]}", key=key, recipe=digest, **fields)
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def draws(settings: Settings, model: Model, shape: tuple[int, ...]) -> dict[str, Any]:
+    """What decides the bits of a fit whose model draws (dropout, noise), and of no other; {} for one that does not.
+
+    Its number goes up when a key comes to reach more of a model, or other draws follow from it. Under pmap each device
+    draws by itself, so their number counts too.
+    """
+    if "." not in plugins.parse(settings.model).name or not randomness.stages(model, shape):
+        return {}  # the models of tljax draw nothing
+    axes = [int(axis.partition(":")[2]) for axis in settings.mesh]
+    devices = settings.devices or math.prod(axes) if settings.devices or axes else len(jax.local_devices())
+    return {"draws": [2, *([devices] if settings.parallel == "pmap" else [])]}
+
+
+def _company(settings: Settings) -> list[Any]:
+    """What of `train.Execution` and of the fits beside it decides a fit's bits: side by side, each rounds as its
+    company does."""
+    return [settings.features_budget, settings.features_dtype, *(settings.seeds if settings.many == "vmap" else ())]
+
+
+def code_digests(recipe: Recipe, model: str) -> list[str]:
+    """Digests of what the flags name outside tljax: an edit of such a file makes another fit."""
+    plugs = ((model, "tljax.models", "model"), (recipe.loss, "optax", "loss"), (recipe.optimizer, "optax", "optimizer"))
+    return [*(plugins.outside_digest(*plug) for plug in plugs), *penalties.digests(recipe.penalty)]
+
+
+def group_name(keys: Iterable[str]) -> str:
+    """A name of fits that are trained or kept together, from their keys: eight hexadecimal digits."""
+    return hashlib.sha256("".join(keys).encode()).hexdigest()[:8]
+
+
+def file_name(text: str) -> str:
+    """`text` as it can stand in a path."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", text)[-80:].strip("_.")
