@@ -176,9 +176,11 @@ def _flags(
         files.to_bytes(line).decode() for line in [*settings.flagfile_lines(), *more]
     ]  # as they are in the file
     current = {name: values for name, values in _values(current_lines).items() if name not in leave}
+    written_from: list[str] = []
     if file.is_file():
         text = flags_text(file)
         head = text.splitlines()[0] + "\n" if text.startswith("#") else head
+        written_from = flags.written_from(file)[::-1]
         every_recorded = _values(line for line in text.splitlines() if line.startswith("--"))
         recorded = {name: values for name, values in every_recorded.items() if name not in leave}
         lists: Sequence[str] = GROWING
@@ -197,7 +199,18 @@ def _flags(
             old, new = recorded_text.split(","), current[name][-1].split(",")
             current[name] = [",".join([*old, *(value for value in new if value not in old)])]
         refuse_shared_names([text for text in plugins.split(current["strategies"][-1], ",") if text])
+    folders = dict.fromkeys([*written_from, *working_directory()])
+    head += "".join(f"{flags.PATHS_FROM}{folder}\n" for folder in folders)
     return head + "".join(f"--{name}={value}\n" for name, values in current.items() for value in values)
+
+
+def working_directory() -> list[str]:
+    """The working directory, from which the paths in a flagfile are; none where it is gone, or no line can say it."""
+    try:
+        folder = files.to_bytes(os.getcwd()).decode()
+    except OSError:
+        return []
+    return [] if "\n" in folder else [folder]
 
 
 def of_another_experiment(workdir: Path, settings: Settings) -> bool:
@@ -256,7 +269,7 @@ def flags_text(file: Path) -> str:
     lines, mark, _ = text.rpartition("\n" + _SUM)
     if mark and signed(f"{lines}\n") == text:
         return f"{lines}\n"
-    comments = [line for line in text.split("\n")[1:] if line and not line.startswith("--")]
+    comments = [line for line in text.split("\n")[1:] if line and not line.startswith(("--", flags.PATHS_FROM))]
     if mark or comments or "sha256" in text:
         raise InputError(
             f"'{file}' is not as it was written: restore it; if the change is meant, give the file as --flagfile with "
