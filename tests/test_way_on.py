@@ -393,7 +393,7 @@ def test_an_error_names_the_flag_that_was_given(tasks, tmp_path):
     with pytest.raises(InputError, match=f"^--sources={tmp_path / 'none.npz'} does not exist"):
         rank.run(given, rank.RankFlags(sources=(str(tmp_path / "none.npz"),)))
     wide = arguments(tasks, tmp_path / "w", source_batch_size=1000, source_epochs=2)
-    with pytest.raises(InputError, match=r"^--source_batch_size=1000 .* or give --source_steps"):
+    with pytest.raises(InputError, match=r"^--source_batch_size=1000: .* or give --source_steps"):
         transfer.run(**wide)
     assert not (tmp_path / "w").exists()
 

@@ -419,7 +419,7 @@ def identify(name: str, fields: Mapping[str, Any], decisive: Mapping[str, Any], 
 
 
 def _digest(record: Mapping[str, Any]) -> str:
-    """SHA-256 of canonical JSON; raises TypeError for a value that is not plain: its text might change with its class."""
+    """SHA-256 of canonical JSON; raises TypeError for a value that is not plain, whose text its class may change."""
     return hashlib.sha256(json.dumps(_plain(record), sort_keys=True).encode()).hexdigest()
 
 
