@@ -3,6 +3,7 @@
 `prepare` reads an `Experiment`, `planned` names its fits; `experiments.runs.fit` trains them.
 """
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -15,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.runs import budgets, console, flags, methods, sources
+from experiments.runs import budgets, console, directory, flags, methods, sources
 from experiments.runs.methods import Start
 from experiments.runs.settings import MOST_STEPS, Recipe, Settings
 from experiments.runs.sources import Source
-from tljax import __version__, data, models, objective, optimizers, paths, penalties, plugins, seeds, switches, train
+from tljax import data, models, objective, optimizers, paths, penalties, plugins, seeds, switches, train
 from tljax.data import draw
 from tljax.data.files import NO_PIXELS
 from tljax.models import randomness
@@ -357,10 +358,10 @@ def _identified(experiment: Experiment, strategy: methods.Named, budget: str, se
     decisive = {
         "identity": source.identity[seed] if source else None,
         "fingerprint": target.fingerprint,
-        "model": [settings.model, settings.hidden, settings.activation],
+        "model": {"model": settings.model, "hidden": settings.hidden, "activation": settings.activation},
         "head": settings.head,
-        "recipe": settings.recipe,
-        "streams": streams(settings, seed)._replace(source=0),
+        "recipe": _beyond_neutral(settings.recipe),
+        "streams": {name: value for name, value in streams(settings, seed)._asdict().items() if name != "source"},
         "code": [strategy.code, *code_digests(settings.recipe, settings.model)],
         "many": _company(settings),
         **draws(settings, experiment.model, example_shape(target)),
@@ -391,8 +392,8 @@ def planned_sources(settings: Settings, task: Task) -> dict[int, Result]:
         decisive = {
             "fingerprint": task.fingerprint,
             "model": settings.architecture(),
-            "recipe": settings.source_recipe,
-            "streams": source_streams(settings, seed),
+            "recipe": _beyond_neutral(settings.source_recipe),
+            "streams": source_streams(settings, seed)._asdict(),
             "fisher": settings.save_fisher,
             "code": code_digests(settings.source_recipe, settings.model),
             "many": _company(settings),
@@ -406,17 +407,37 @@ def planned_sources(settings: Settings, task: Task) -> dict[int, Result]:
 def identify(name: str, fields: Mapping[str, Any], decisive: Mapping[str, Any], recipe: Mapping[str, Any]) -> Result:
     """A fit that is to be trained, with the key of everything that decides its bits, and a name from both.
 
-    `fields` are fields of the `Result`. `recipe` is what fits that differ in their seed alone have in common: its
-    digest lets whoever reads the results refuse fits of two recipes in one cell of a table.
+    The key is a digest of plain values under the names of settings, with the number of its format: no name of a class,
+    no version and no setting at its neutral value is in it. `fields` are fields of the `Result`. `recipe` is what fits
+    that differ in their seed alone have in common: its digest lets whoever reads the results refuse fits of two recipes
+    in one cell of a table. Raises TypeError for a value that is not plain.
     """
     changed = {"switches": values} if (values := switches.changed()) else {}
-    key = _digest({**fields, **decisive, **changed, "tljax": __version__})
+    key = _digest({**fields, **decisive, **changed, "format": directory.FORMAT})
     digest = _digest({**recipe, **changed})[:16]
     return Result(name=f"{file_name(name)}-{key[:8]}", key=key, recipe=digest, **fields)
 
 
 def _digest(record: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()
+    """SHA-256 of canonical JSON; raises TypeError for a value that is not plain, whose text its class may change."""
+    return hashlib.sha256(json.dumps(_plain(record), sort_keys=True).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """None, a bool, a number or a text as it is, and lists and dicts of such with texts as keys; a tuple is a list."""
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if type(value) in (list, tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, Mapping) and all(type(name) is str for name in value):
+        return {name: _plain(part) for name, part in value.items()}
+    raise TypeError(f"a fit's key takes plain values, and {value!r} is of {type(value).__name__}")
+
+
+def _beyond_neutral(group: Any) -> dict[str, Any]:
+    """{flag: value} of a group of flags, without those that have a neutral value and stand at it."""
+    values = {f.name: (getattr(group, f.name), f.metadata.get("neutral")) for f in dataclasses.fields(group)}
+    return {name: value for name, (value, neutral) in values.items() if neutral is None or value != neutral}
 
 
 def draws(settings: Settings, model: Model, shape: tuple[int, ...]) -> dict[str, Any]:

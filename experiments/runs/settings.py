@@ -327,7 +327,8 @@ class Settings(
 
     def beyond_neutral(self) -> dict[str, Any]:
         """{flag: value} of those with a neutral value that have another one: what enters a fit's key of them."""
-        return {name: getattr(self, name) for name, value in NEUTRAL.items() if getattr(self, name) != value}
+        known = {name: value for name, value in NEUTRAL.items() if name in vars(self)}
+        return {name: getattr(self, name) for name, value in known.items() if getattr(self, name) != value}
 
 
 def parse_flags(argv: Sequence[str]) -> dict[str, Any]:
@@ -343,7 +344,12 @@ GROWING = tuple(f.name for f in _FIELDS if f.metadata["role"] == "grows")
 """The lists that may grow from one run to the next in one run directory."""
 FREE = tuple(f.name for f in _FIELDS if f.metadata["role"] == "free")
 """What may change, since it decides no bit of a result."""
-NEUTRAL = {f.name: f.metadata["neutral"] for f in _FIELDS if f.metadata["neutral"] is not None}
+NEUTRAL = {
+    prefix + f.name: f.metadata["neutral"]
+    for prefix, group in (("", _FIELDS), (Recipe.TWIN, flags.fields(Recipe)))
+    for f in group
+    if f.metadata["neutral"] is not None
+}
 """{flag: the value under which all is as before there was the flag}: it enters no key, and old runs are of it."""
 
 
