@@ -76,9 +76,9 @@ def unflatten(flat: Mapping[str, Any], like: Params) -> Params:
     keys = {path for path, leaf in paths.items(like) if is_key(leaf)}
     known = {path: jax.eval_shape(_plain, leaf) if path in keys else leaf for path, leaf in paths.items(like)}
     for path in sorted(known.keys() | flat.keys()):
-        there, here = (_kind(tree[path]) if path in tree else "absent" for tree in (flat, known))
-        if there != here:
-            raise InputError(f"leaf '{path}' is {there} in the checkpoint, {here} in the model: they do not match")
+        stored, expected = (_kind(tree[path]) if path in tree else "absent" for tree in (flat, known))
+        if stored != expected:
+            raise InputError(f"leaf '{path}' is {stored} in the checkpoint, {expected} in the model: they do not match")
     leaves = [jax.random.wrap_key_data(flat[path]) if path in keys else flat[path] for path in known]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
@@ -163,8 +163,11 @@ def _require_plain(directory: Path, name: str, flat: Mapping[str, Any]) -> None:
 
 def about(directory: Path) -> dict[str, Any]:
     """What `save` was told of a checkpoint, with its "sha256"; raises InputError for no checkpoint of ours."""
-    told, leaves = _read(Path(directory))
-    return {**told, "sha256": {name: {path: leaf.sha256 for path, leaf in of.items()} for name, of in leaves.items()}}
+    record, leaves = _read(Path(directory))
+    return {
+        **record,
+        "sha256": {name: {path: leaf.sha256 for path, leaf in flat.items()} for name, flat in leaves.items()},
+    }
 
 
 def _read(directory: Path) -> tuple[dict[str, Any], dict[str, dict[str, _Leaf]]]:
@@ -180,8 +183,10 @@ def _read(directory: Path) -> tuple[dict[str, Any], dict[str, dict[str, _Leaf]]]
             raise InputError(f"checkpoint '{directory}' has format {meta['format']!r}; this tljax reads {_FORMAT!r}")
         if meta["digest"] != _of_json(meta):
             raise InputError(f"checkpoint '{directory}': what it says of itself is damaged: train it again")
-        leaves = {name: {path: _leaf(*of) for path, of in flat.items()} for name, flat in meta["leaves"].items()}
-        told = dict(meta["about"])
+        leaves = {
+            name: {path: _leaf(*declared) for path, declared in flat.items()} for name, flat in meta["leaves"].items()
+        }
+        record = dict(meta["about"])
     except InputError:
         raise
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
@@ -190,7 +195,7 @@ def _read(directory: Path) -> tuple[dict[str, Any], dict[str, dict[str, _Leaf]]]
         ) from error
     for name, flat in leaves.items():
         _require_plain(directory, name, flat)
-    return told, leaves
+    return record, leaves
 
 
 def _leaf(dtype: Any, shape: Any, sha256: Any) -> _Leaf:
@@ -204,10 +209,10 @@ def _size(directory: Path) -> int:
     total = 0
     for place, folders, files in os.walk(directory):
         for entry in (os.path.join(place, name) for name in (*folders, *files)):
-            found = os.lstat(entry)
-            if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+            status = os.lstat(entry)
+            if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
                 raise InputError(f"checkpoint '{directory}' holds a link or a device, '{entry}': remove it")
-            total += found.st_size if stat.S_ISREG(found.st_mode) else 0
+            total += status.st_size if stat.S_ISREG(status.st_mode) else 0
     return total
 
 
@@ -223,7 +228,7 @@ def load(directory: Path) -> tuple[dict[str, Flat], dict[str, Any]]:
     try:
         _require_declared(directory, leaves)
         with _checkpointer() as reader:
-            numpy = {name: {path: ocp.RestoreArgs(np.ndarray) for path in of} for name, of in _full(leaves).items()}
+            numpy = {name: {path: ocp.RestoreArgs(np.ndarray) for path in flat} for name, flat in _full(leaves).items()}
             args = ocp.args.Composite(state=ocp.args.PyTreeRestore(restore_args=numpy))
             state = reader.restore(directory, args=args)["state"]
         whole: dict[str, Flat] = {name: {} for name in leaves}
@@ -257,18 +262,20 @@ def _require_declared(directory: Path, leaves: _Leaves) -> None:
     notes = json.loads((directory / "state" / "_METADATA").read_text(encoding="utf-8"))
     if notes["use_ocdbt"] is not True:  # outside its one database, Orbax takes names for paths
         raise InputError(f"checkpoint '{directory}' is not stored as tljax stores: train it again")
-    there = {tuple(key["key"] for key in of["key_metadata"]) for of in notes["tree_metadata"].values()}
-    for name, path in sorted(there ^ {(name, path) for name, path, _ in _each(_full(leaves))}):
-        raise _damaged(directory, name, path, "is missing" if (name, path) not in there else "is none of its own")
+    stored_paths = {tuple(key["key"] for key in entry["key_metadata"]) for entry in notes["tree_metadata"].values()}
+    for name, path in sorted(stored_paths ^ {(name, path) for name, path, _ in _each(_full(leaves))}):
+        raise _damaged(
+            directory, name, path, "is missing" if (name, path) not in stored_paths else "is none of its own"
+        )
     stored = ocp.PyTreeCheckpointHandler().metadata(directory / "state").tree
     total = 0
     for name, path, leaf in _each(_full(leaves)):
-        found = stored[name][path]
-        if _kind(found) != _kind(leaf):
-            raise _damaged(directory, name, path, f"is {_kind(found)}, and said to be {_kind(leaf)}")
-        if found.storage.chunk_shape != leaf.shape:
+        metadata = stored[name][path]
+        if _kind(metadata) != _kind(leaf):
+            raise _damaged(directory, name, path, f"is {_kind(metadata)}, and said to be {_kind(leaf)}")
+        if metadata.storage.chunk_shape != leaf.shape:
             raise _damaged(directory, name, path, "is not stored in one piece")
-        total += math.prod(leaf.shape) * np.dtype(found.dtype).itemsize
+        total += math.prod(leaf.shape) * np.dtype(metadata.dtype).itemsize
     if total > _size(directory):
         raise InputError(f"checkpoint '{directory}' says it holds {total:,} bytes, more than are there: train it again")
 

@@ -47,8 +47,8 @@ def plan(
     fresh, zero = tuple(fresh), tuple(zero)
     wanted = dict(paths.items(target))
     paths.require_prefixes(target, (*fresh, *zero))
-    given = {} if source is None else dict(paths.items(source))
-    origin = _renamed(given, rename or {})
+    source_leaves = {} if source is None else dict(paths.items(source))
+    origin = _renamed(source_leaves, rename or {})
     is_fresh, is_zero = paths.inside(fresh), paths.inside(zero)
     rows = []
     for path, leaf in wanted.items():
@@ -57,10 +57,10 @@ def plan(
         elif source is None or is_fresh(path):
             rows.append(Row("drawn anew", path, None, *_kind(leaf)))
         else:
-            rows.append(_kept(path, origin.get(path), leaf, given))
+            rows.append(_kept(path, origin.get(path), leaf, source_leaves))
     taken = {row.source for row in rows}
     for place, path in origin.items():
-        shape, dtype = _kind(given[path])
+        shape, dtype = _kind(source_leaves[path])
         if path not in taken and not (is_fresh(place) or is_zero(place)):
             raise InputError(
                 f"source leaf '{path}' {shape} has no place in the target, whose leaves are {_some(wanted)}: is the "
@@ -71,11 +71,11 @@ def plan(
     return tuple(rows)
 
 
-def _renamed(given: Iterable[str], rename: Mapping[str, str]) -> dict[str, str]:
+def _renamed(source_paths: Iterable[str], rename: Mapping[str, str]) -> dict[str, str]:
     """{path in the target: path in the source}."""
     origin: dict[str, str] = {}
     unused = set(rename)
-    for path in given:
+    for path in source_paths:
         place = path
         for old, new in rename.items():
             if paths.inside((old,))(path):
@@ -86,26 +86,26 @@ def _renamed(given: Iterable[str], rename: Mapping[str, str]) -> dict[str, str]:
             raise InputError(f"source leaves '{origin[place]}' and '{path}' would both become '{place}': mend rename")
         origin[place] = path
     if unused:
-        raise InputError(f"rename rule '{min(unused)}' matches no source leaf; leaves: {_some(given)}")
+        raise InputError(f"rename rule '{min(unused)}' matches no source leaf; leaves: {_some(source_paths)}")
     return origin
 
 
-def _kept(path: str, come: str | None, leaf: Params, given: Mapping[str, Params]) -> Row:
+def _kept(path: str, come: str | None, leaf: Params, source_leaves: Mapping[str, Params]) -> Row:
     shape, dtype = _kind(leaf)
     if come is None:
         raise InputError(
-            f"target leaf '{path}' {shape} is not in the source, whose leaves are {_some(given)}: is the source of "
-            "another model?"
+            f"target leaf '{path}' {shape} is not in the source, whose leaves are {_some(source_leaves)}: is the "
+            "source of another model?"
         )
-    there = _kind(given[come])
-    if there != (shape, dtype):
+    source_kind = _kind(source_leaves[come])
+    if source_kind != (shape, dtype):
         remedy = "the source is of another model or shape; draw the stage anew or build the same model"
-        if there[0] == shape:
+        if source_kind[0] == shape:
             remedy = f"save it as {dtype}, as nothing is cast"
-        elif there[0] == shape[::-1]:
+        elif source_kind[0] == shape[::-1]:
             remedy = "transpose it, or build the same model"
-        own = f"target leaf '{path}' is {dtype}{list(shape)}"
-        raise InputError(f"source leaf '{come}' is {there[1]}{list(there[0])}, {own}: {remedy}")
+        target_leaf = f"target leaf '{path}' is {dtype}{list(shape)}"
+        raise InputError(f"source leaf '{come}' is {source_kind[1]}{list(source_kind[0])}, {target_leaf}: {remedy}")
     return Row("copied" if come == path else "renamed", path, come, shape, dtype)
 
 
@@ -127,13 +127,13 @@ def apply(plan: Plan, source: Params | None, target: Params) -> tuple[Params, Ma
     >>> apply(plan(source, target), source, target)[1]
     {'a': False}
     """
-    given = {} if source is None else dict(paths.items(source))
+    source_leaves = {} if source is None else dict(paths.items(source))
     rows = {row.target: row for row in plan if row.target is not None}
     leaves, fresh = [], []
     for (path, leaf), able in zip(paths.items(target), paths.trainable(target), strict=True):
         row = rows[path]
         anew = jnp.zeros_like(leaf) if row.action == "zeroed" else leaf
-        leaves.append(anew if row.source is None else given[row.source])
+        leaves.append(anew if row.source is None else source_leaves[row.source])
         fresh.append(row.source is None and able)
     treedef = jax.tree.structure(target)
     return jax.tree.unflatten(treedef, leaves), jax.tree.unflatten(treedef, fresh)

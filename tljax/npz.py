@@ -96,10 +96,10 @@ def _refuse_larger(archive: Any, wanted: Collection[str] | None, what: str, reme
 def _free_memory() -> int | None:
     """Bytes of memory that the system can give without swapping; None where it does not say."""
     try:
-        found = re.search(r"^MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text(), re.M)
+        line = re.search(r"^MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text(), re.M)
     except OSError:
         return None
-    return int(found[1]) * 1024 if found else None
+    return int(line[1]) * 1024 if line else None
 
 
 def refuse_slips(names: Collection[str], known: Collection[str], what: str, kind: str = "array") -> None:

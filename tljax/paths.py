@@ -24,13 +24,13 @@ def names(tree: Any) -> list[str]:
     >>> names({"head": {"kernel": 1.0, "bias": 0.0}})
     ['head/bias', 'head/kernel']
     """
-    found = [_name(path) for path, _ in _walked(jax.tree_util.tree_leaves_with_path, tree)]
+    every = [_name(path) for path, _ in _walked(jax.tree_util.tree_leaves_with_path, tree)]
     seen: set[str] = set()
-    for path in found:
+    for path in every:
         if path in seen:
             raise InputError(f"two leaves are named '{path}': rename the key that contains '/'")
         seen.add(path)
-    return found
+    return every
 
 
 def _walked(walk: Callable[[Any], Any], tree: Any) -> Any:
@@ -229,11 +229,11 @@ def _variables(tree: Any) -> list[bool | None]:
     nnx = sys.modules.get("flax.nnx")  # whoever has variables has imported it, which takes two seconds
     if nnx is None:
         return [None] * len(jax.tree.leaves(tree))
-    found: list[bool | None] = []
+    flags: list[bool | None] = []
     for node in jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, nnx.Variable)):
         is_param = isinstance(node, nnx.Param) if isinstance(node, nnx.Variable) else None
-        found += [is_param] * len(jax.tree.leaves(node))
-    return found
+        flags += [is_param] * len(jax.tree.leaves(node))
+    return flags
 
 
 def _is_moment(path: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
@@ -262,9 +262,9 @@ def unboxed_names(tree: Any) -> list[str]:
     >>> unboxed_names({"head": {"kernel": 1.0, "value": 0.0}})
     ['head/kernel', 'head/value']
     """
-    found = jax.tree_util.tree_leaves_with_path(tree)
-    short = [_name(_unboxed(path)) for path, _ in found]
-    return short if len(set(short)) == len(short) else [_name(path) for path, _ in found]
+    rows = jax.tree_util.tree_leaves_with_path(tree)
+    short = [_name(_unboxed(path)) for path, _ in rows]
+    return short if len(set(short)) == len(short) else [_name(path) for path, _ in rows]
 
 
 def _unboxed(path: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -282,8 +282,8 @@ def placed(tree: Any, like: Any) -> Any:
     ({'a': True, 'b': None}, None)
     """
     slots, structure = jax.tree_util.tree_flatten_with_path(like, is_leaf=_is_none)
-    there: Any = jax.tree.structure(tree)
-    if there == structure:
+    structure_of_tree: Any = jax.tree.structure(tree)
+    if structure_of_tree == structure:
         return tree
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_none)
     for short in (_same, _unboxed):
@@ -305,13 +305,19 @@ def _same(path: tuple[Any, ...]) -> tuple[Any, ...]:
     return path
 
 
-def same_structure(expected: Any, found: Any, expected_name: str, found_name: str) -> None:
+def same_structure(expected: Any, other: Any, expected_name: str, found_name: str) -> None:
     """Raise InputError, with the paths, unless both trees are the same but for their leaves."""
-    if _walked(jax.tree.structure, expected) == _walked(jax.tree.structure, found):
+    if _walked(jax.tree.structure, expected) == _walked(jax.tree.structure, other):
         return
-    there, here = set(names(expected)), set(names(found))
-    differences = [f"{some(sorted(there - here))} only in {expected_name}"] if there - here else []
-    differences += [f"{some(sorted(here - there))} only in {found_name}"] if here - there else []
+    expected_paths, other_paths = set(names(expected)), set(names(other))
+    differences = (
+        [f"{some(sorted(expected_paths - other_paths))} only in {expected_name}"]
+        if expected_paths - other_paths
+        else []
+    )
+    differences += (
+        [f"{some(sorted(other_paths - expected_paths))} only in {found_name}"] if other_paths - expected_paths else []
+    )
     what = "; ".join(differences) or "their containers differ (a list for a tuple, say)"
     raise InputError(f"{found_name} and {expected_name} are different trees: {what}; make one from the other")
 

@@ -99,17 +99,17 @@ def grafted(arrays: Mapping[str, np.ndarray], rules: Sequence[Rule], like: Param
     """
     targets = placed(arrays, rules)
     _require_all_placed(arrays, targets, like)
-    kept = {name: array for name, array in arrays.items() if targets[name] is not None}
+    used = {name: array for name, array in arrays.items() if targets[name] is not None}
     for rule in rules:
-        for name in kept:
+        for name in used:
             if rule.axes is not None and _is_of(rule, name):
-                kept[name] = _transposed(name, arrays[name], rule.axes)
-    for name, array in kept.items():
+                used[name] = _transposed(name, arrays[name], rule.axes)
+    for name, array in used.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise InputError(f"array '{name}' holds a number that is not finite: it is of a fit that diverged")
     # The longest first: an array may be called as what others lie below.
-    rename = {name: targets[name] or "" for name in sorted(kept, key=len, reverse=True) if targets[name] != name}
-    params, _ = graft.apply(graft.plan(kept, like, rename=rename), kept, like)
+    rename = {name: targets[name] or "" for name in sorted(used, key=len, reverse=True) if targets[name] != name}
+    params, _ = graft.apply(graft.plan(used, like, rename=rename), used, like)
     return params
 
 

@@ -70,7 +70,7 @@ def _theirs(one: Named, part: str, function: Any, *arguments: Any, **options: An
         grafted_alone = part == "reinit or adapt" and not (one.method.reinit or one.method.adapt)
         raise error if grafted_alone else _with_name(one, error) from error
     except BaseException as error:  # of whatever class: somebody may have made one
-        raise InputError(f"{what} fails: {plugins.said(error, one.method.strategy)}") from error
+        raise InputError(f"{what} fails: {plugins.describe(error, one.method.strategy)}") from error
     if result is None:
         raise InputError(f"{what} returned None: return {_RETURNS.get(part, 'a mask')}")
     return result

@@ -230,7 +230,7 @@ def _flagged(prefix: str, flag: str, attempt: Callable[[], Any]) -> Any:
         text = flags.in_flags(error, prefix)
         raise InputError(text if text.startswith("--") else f"--{prefix}{flag}: {text}") from error
     except Exception as error:
-        raise InputError(f"--{prefix}{flag} cannot be used as it is given: {plugins.said(error)}") from error
+        raise InputError(f"--{prefix}{flag} cannot be used as it is given: {plugins.describe(error)}") from error
 
 
 def _try_optimizer(spec: optimizers.OptimizerSpec, numbers: Mapping[str, float]) -> None:

@@ -35,11 +35,11 @@ def line(name: str, promise: Callable[..., str], *arguments: Any) -> Check:
 def copy(tree: Any) -> Any:
     """The tree with containers of its own, and NumPy arrays of its own for arrays; bools, numbers and tracers stay."""
 
-    def own(leaf: Any) -> Any:
+    def copied(leaf: Any) -> Any:
         array = isinstance(leaf, np.ndarray | jax.Array) and not isinstance(leaf, jax.core.Tracer)
         return np.array(leaf) if array else leaf
 
-    return jax.tree.map(own, tree)
+    return jax.tree.map(copied, tree)
 
 
 def same_bytes(a: Any, b: Any) -> bool:
@@ -51,4 +51,4 @@ def same_bytes(a: Any, b: Any) -> bool:
 def changed(before: Any, after: Any) -> list[str]:
     """The paths of the leaves that differ in a bit; raises InputError for trees of different structure."""
     paths.same_structure(before, after, "the tree before", "the tree after")
-    return [path for path, one, other in paths.items(before, after) if not same_bytes(one, other)]
+    return [path for path, leaf, other in paths.items(before, after) if not same_bytes(leaf, other)]

@@ -35,9 +35,9 @@ def check_optimizer(
         """The parameters after each step. Frozen leaves are put back before the next, so that a fault stays one."""
         seen, state = [params], wrapped.init(params)
         for _ in range(steps):
-            now = masks.join(masks.split(seen[-1], mask)[0], masks.split(params, mask)[1])
-            updates, state = step(now, state, disturbance)
-            seen.append(jax.tree.map(_added, now, updates))
+            current = masks.join(masks.split(seen[-1], mask)[0], masks.split(params, mask)[1])
+            updates, state = step(current, state, disturbance)
+            seen.append(jax.tree.map(_added, current, updates))
         return seen
 
     plain, loud, spoilt = (run(disturbance) for disturbance in (0.0, 1e30, float("nan")))

@@ -39,7 +39,7 @@ def check_strategy(
     linted = [_lint(method, options, ground) for ground in [*tried, *grounds.trees()]]
     checks = [check for check, _ in linted]
     checks.append(line("applies to a model", _applies, checks[: len(tried)]))
-    cases = [found for _, found in linted if found]
+    cases = [subject for _, subject in linted if subject]
     proofs = {
         "new leaves train in every phase": _fresh,
         "leaves what it is given untouched": _untouched,
@@ -49,13 +49,13 @@ def check_strategy(
     checks += [line(name, _on_all, proof, cases) for name, proof in proofs.items() if cases]
     if method.data_driven and cases:
         checks[-1] = Check(checks[-1].name, None, "does not apply: it looks at data (DATA_DRIVEN)")
-    return [*checks, *_drawing(tried[0]), *next((_trained(found) for found in cases if found.ground.model), [])]
+    return [*checks, *_drawing(tried[0]), *next((_trained(subject) for subject in cases if subject.ground.model), [])]
 
 
 def _read(strategy: Any, options: Mapping[str, Any] | None) -> tuple[Method, Mapping[str, Any]]:
     if isinstance(strategy, str):
-        method, given = plugins.method(strategy)
-        return method, {**given, **(options or {})}
+        method, parsed = plugins.method(strategy)
+        return method, {**parsed, **(options or {})}
     return strategy if isinstance(strategy, Method) else Method(strategy), options or {}
 
 
@@ -63,8 +63,8 @@ def _lint(method: Method, options: Mapping[str, Any], ground: grounds.Ground) ->
     """The line of one ground, and the case if it passed."""
     name = f"lint on {ground.name}"
     try:
-        found = case(method, options, ground)
-        phases = ask(found)
+        subject = case(method, options, ground)
+        phases = ask(subject)
     except InputError as error:
         return Check(name, None, f"does not apply: {error}"), None
     except (Exception, SystemExit) as error:  # a fault of the strategy's own, whatever it is
@@ -72,10 +72,10 @@ def _lint(method: Method, options: Mapping[str, Any], ground: grounds.Ground) ->
     seen: list[Case] = []
 
     def promise() -> str:
-        masks.lint_phases(found.params, phases)
-        seen.append(found._replace(phases=phases, evaluated=evaluate(found, phases)))
-        masks.lint_phases(found.params, seen[0].evaluated)
-        return ", then ".join(_count(found.params, phase.mask) for phase in seen[0].evaluated)
+        masks.lint_phases(subject.params, phases)
+        seen.append(subject._replace(phases=phases, evaluated=evaluate(subject, phases)))
+        masks.lint_phases(subject.params, seen[0].evaluated)
+        return ", then ".join(_count(subject.params, phase.mask) for phase in seen[0].evaluated)
 
     check = line(name, promise)
     return check, seen[0] if check.passed else None
@@ -104,35 +104,35 @@ def _follows(ground: grounds.Ground, faults: Sequence[str], stages: Sequence[str
     assert ground.model is not None
     model, images = ground.model, grounds.data(ground.shape).inputs[0]
     keys = (None, *map(jax.random.key, (0, 0, 1)))
-    calm, one, again, other = (np.asarray(models.apply(model, ground.drawn, images, key=key)) for key in keys)
-    assert np.array_equal(one, again), "one key gives two outputs"
-    assert not np.array_equal(one, calm), "its output with a key is its output without one"
-    assert not np.array_equal(one, other), "two keys give one output"
+    calm, first, again, other = (np.asarray(models.apply(model, ground.drawn, images, key=key)) for key in keys)
+    assert np.array_equal(first, again), "one key gives two outputs"
+    assert not np.array_equal(first, calm), "its output with a key is its output without one"
+    assert not np.array_equal(first, other), "two keys give one output"
     return f"in {', '.join(stages)}: none without a key, the same with the same, others with another"
 
 
 def _on_all(proof: Callable[[Case], None], cases: Sequence[Case]) -> str:
-    for found in cases:
+    for subject in cases:
         try:
-            proof(found)
+            proof(subject)
         except (AssertionError, InputError) as error:
-            raise AssertionError(f"on {found.ground.name}: {error}") from error
-    return "on " + ", ".join(found.ground.name for found in cases)
+            raise AssertionError(f"on {subject.ground.name}: {error}") from error
+    return "on " + ", ".join(subject.ground.name for subject in cases)
 
 
-def _fresh(found: Case) -> None:
-    masks.lint_phases(found.params, found.evaluated, found.must)
+def _fresh(subject: Case) -> None:
+    masks.lint_phases(subject.params, subject.evaluated, subject.must)
 
 
-def _untouched(found: Case) -> None:
-    params, context = copy(found.params), ready.shown(found.context)
-    for phase in ask(found, params, context):
+def _untouched(subject: Case) -> None:
+    params, context = copy(subject.params), ready.shown(subject.context)
+    for phase in ask(subject, params, context):
         if masks.is_strategy(phase.mask):
             phase.mask(params, context)
     pairs = {
-        "params": (found.params, params),
-        "context.fresh": (found.context.fresh, context.fresh),
-        "context.source_params": (found.context.source_params, context.source_params),
+        "params": (subject.params, params),
+        "context.fresh": (subject.context.fresh, context.fresh),
+        "context.source_params": (subject.context.source_params, context.source_params),
     }
     for name, (before, after) in pairs.items():
         paths.same_structure(before, after, name, f"what the strategy left of {name}")
@@ -140,25 +140,25 @@ def _untouched(found: Case) -> None:
         assert not wrote, f"it wrote into {name}: {paths.some(wrote)}"
 
 
-def _deterministic(found: Case) -> None:
-    again = evaluate(found, ask(found, state=1), state=1)
-    _same_phases(found.evaluated, again, "two calls with one key differ: draw from context.key alone")
+def _deterministic(subject: Case) -> None:
+    again = evaluate(subject, ask(subject, state=1), state=1)
+    _same_phases(subject.evaluated, again, "two calls with one key differ: draw from context.key alone")
 
 
-def _abstract(found: Case) -> None:
-    shapes, source = jax.eval_shape(lambda: (found.params, found.ground.source))
+def _abstract(subject: Case) -> None:
+    shapes, source = jax.eval_shape(lambda: (subject.params, subject.ground.source))
     remedy = "shapes alone do not give the same mask: if it depends on values, set DATA_DRIVEN = True"
-    context: Context = ready.shown(found.context)._replace(source_params=source, gradient=None, fisher=None)
+    context: Context = ready.shown(subject.context)._replace(source_params=source, gradient=None, fisher=None)
     try:
-        abstract = ask(found, shapes, context)
+        abstract = ask(subject, shapes, context)
     except (Exception, SystemExit) as error:
         raise AssertionError(f"{remedy} ({type(error).__name__}: {error})") from error
-    _same_phases(found.phases, abstract, remedy)
+    _same_phases(subject.phases, abstract, remedy)
 
 
-def _same_phases(one: Sequence[Any], other: Sequence[Any], what: str) -> None:
-    assert [phase.start for phase in one] == [phase.start for phase in other], what
-    for a, b in zip(one, other, strict=True):
+def _same_phases(phases: Sequence[Any], other: Sequence[Any], what: str) -> None:
+    assert [phase.start for phase in phases] == [phase.start for phase in other], what
+    for a, b in zip(phases, other, strict=True):
         later = masks.is_strategy(a.mask), masks.is_strategy(b.mask)
         assert all(later) or (not any(later) and masks.equal(a.mask, b.mask)), what
 
@@ -171,29 +171,29 @@ class _Proof(NamedTuple):
     fitted: fits.Fitted
     short: fits.Fitted
     """The same phases of one step each."""
-    given: Params
+    input_params: Params
     """What the fit was given, after it."""
     data: train.Data
 
 
-def _trained(found: Case) -> list[Check]:
+def _trained(subject: Case) -> list[Check]:
     """The lines of a short fit on the case's model."""
-    model, data = found.ground.model, grounds.data(found.ground.shape)
+    model, data = subject.ground.model, grounds.data(subject.ground.shape)
     assert model is not None
     names = ["frozen leaves keep their bytes", "trained leaves move", "one compilation a phase", "jit equals no jit"]
     try:
-        phases = [at_boundary(found, phase) for phase in found.phases]
-        given = copy(found.params)
-        program = fits.program(model, found.merge)
-        fitted = fits.fit(program, given, phases, data)
-        short = fits.fit(program, found.params, fitted.masks, data, 1)
+        phases = [at_boundary(subject, phase) for phase in subject.phases]
+        params = copy(subject.params)
+        program = fits.program(model, subject.merge)
+        fitted = fits.fit(program, params, phases, data)
+        short = fits.fit(program, subject.params, fitted.masks, data, 1)
     except (Exception, SystemExit) as error:
-        return [Check(f"trains on {found.ground.name}", False, f"{type(error).__name__}: {error}")]
-    proof = _Proof(found, model, fitted, short, given, data)
+        return [Check(f"trains on {subject.ground.name}", False, f"{type(error).__name__}: {error}")]
+    proof = _Proof(subject, model, fitted, short, params, data)
     promises = [_still, _moved, _compiled, _without_jit]
     checks = [line(name, promise, proof) for name, promise in zip(names, promises, strict=True)]
     counted = line("FLOPs at most those of full training", _flops, proof)
-    if found.method.adapt:
+    if subject.method.adapt:
         counted = counted._replace(name="FLOPs of a step", passed=None if counted.passed is False else True)
         checks.append(line("adapt and merge keep the outputs", _outputs, proof))
     return [*checks, counted]
@@ -204,8 +204,8 @@ def _each_phase(proof: _Proof) -> list[tuple[int, str, Any, Any, Any]]:
     rows = []
     for i, mask in enumerate(proof.fitted.masks):
         before, after = proof.fitted.params[i : i + 2]
-        found = paths.items(before, after, mask, masks.static(proof.case.params, mask))
-        rows += [(i, path, b, a, masks.chosen(m) if t and masks.selects(m) else t) for path, b, a, m, t in found]
+        leaves = paths.items(before, after, mask, masks.static(proof.case.params, mask))
+        rows += [(i, path, b, a, masks.chosen(m) if t and masks.selects(m) else t) for path, b, a, m, t in leaves]
     return rows
 
 
@@ -215,7 +215,7 @@ def _still(proof: _Proof) -> str:
         still = ~np.broadcast_to(trains, np.shape(before))
         assert same_bytes(before[still], after[still]), f"'{path}' is frozen in phase {i}, but changed"
         frozen += int(still.sum())
-    wrote = changed(proof.case.params, proof.given)
+    wrote = changed(proof.case.params, proof.input_params)
     assert not wrote, f"the fit wrote into what it was given: {paths.some(wrote)}"
     return f"{frozen} frozen numbers on {proof.case.ground.name}, under AdamW with decay, clipping and L2"
 
@@ -247,30 +247,30 @@ def _without_jit(proof: _Proof) -> str:
 
 
 def _flops(proof: _Proof) -> str:
-    found, shape = proof.case, proof.case.ground.shape
-    everything = masks.by_path(found.ordinary, lambda path: True)
-    wanted = fits.under(fits.program(proof.model, None), found.ordinary, everything)
-    whole = fits.flops(wanted, found.ordinary, everything, shape)
+    subject, shape = proof.case, proof.case.ground.shape
+    everything = masks.by_path(subject.ordinary, lambda path: True)
+    wanted = fits.under(fits.program(proof.model, None), subject.ordinary, everything)
+    whole = fits.flops(wanted, subject.ordinary, everything, shape)
     each = zip(proof.fitted.programs, proof.fitted.masks, strict=True)
-    counts = [fits.flops(program, found.params, mask, shape) for program, mask in each]
-    told = f"{', then '.join(f'{count:,.0f}' for count in counts)}; full training {whole:,.0f}"
-    numbers = sum(row.size for row in masks.table(found.ordinary, everything))
-    assert max(counts) <= whole + _BOOKKEEPING * numbers, told
-    return f"{told} (batch {grounds.BATCH})"
+    counts = [fits.flops(program, subject.params, mask, shape) for program, mask in each]
+    text = f"{', then '.join(f'{count:,.0f}' for count in counts)}; full training {whole:,.0f}"
+    numbers = sum(row.size for row in masks.table(subject.ordinary, everything))
+    assert max(counts) <= whole + _BOOKKEEPING * numbers, text
+    return f"{text} (batch {grounds.BATCH})"
 
 
 def _outputs(proof: _Proof) -> str:
     """The tree that merge gives, its outputs at the start (the source's), and after the fit (the trained ones)."""
-    found, images = proof.case, proof.data.inputs[0]
-    merge = found.merge or (lambda params: params)
-    start, end = merge(found.params), merge(proof.fitted.params[-1])
-    if found.merge:
-        paths.same_structure(found.ordinary, start, "the tree before adapt", "the merged tree")
+    subject, images = proof.case, proof.data.inputs[0]
+    merge = subject.merge or (lambda params: params)
+    start, end = merge(subject.params), merge(proof.fitted.params[-1])
+    if subject.merge:
+        paths.same_structure(subject.ordinary, start, "the tree before adapt", "the merged tree")
     before, after = (np.asarray(models.apply(proof.model, tree, images)) for tree in (start, end))
-    source = np.asarray(models.apply(proof.model, found.ordinary, images))
-    forward = jax.jit(train.forward(proof.model, found.merge))
+    source = np.asarray(models.apply(proof.model, subject.ordinary, images))
+    forward = jax.jit(train.forward(proof.model, subject.merge))
     ran = np.asarray(forward(proof.fitted.params[-1], images))
-    for what, one, other in (("adapt changes", source, before), ("merge changes", ran, after)):
-        apart = float(np.abs(one - other).max())
+    for what, expected, other in (("adapt changes", source, before), ("merge changes", ran, after)):
+        apart = float(np.abs(expected - other).max())
         assert apart <= _ROUNDING, f"{what} the outputs by {apart:.1e}"
-    return f"on {found.ground.name}, to rounding"
+    return f"on {subject.ground.name}, to rounding"

@@ -111,11 +111,11 @@ def _by_hand(name: str, manual: Path, root: Path) -> bool:
 
 
 def _takes(spec: Spec, options: tuple[str, ...], value: str = "SPLIT", path: tuple[str, ...] = ()) -> None:
-    for given in (*spec.words, *spec.options):
-        if given in spec.words or given not in options:
+    for word in (*spec.words, *spec.options):
+        if word in spec.words or word not in options:
             known = in_quotes(path or [spec.name, *spec.words])
-            known = known or nearest(given, [*(f"{option}={value}" for option in options), *derive.FORMS])
-            raise InputError(f"data set '{spec.name}' has no option '{given}'{known}")
+            known = known or nearest(word, [*(f"{option}={value}" for option in options), *derive.FORMS])
+            raise InputError(f"data set '{spec.name}' has no option '{word}'{known}")
 
 
 def _checked_shape(shape: Shape | None) -> Shape | None:

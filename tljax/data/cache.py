@@ -37,12 +37,12 @@ def cached(name: str, folder: Path, prepare: Prepare, say: Callable[[str], None]
     and one is kept. Raises InputError where `folder` cannot be written.
     """
     try:
-        kept = _read(name, folder)
+        prepared = _read(name, folder)
     except _Damaged as damaged:
         say(f"'{damaged}' is not as it was written: {name} is decoded again")
-        kept = None
-    if kept is not None:
-        return kept
+        prepared = None
+    if prepared is not None:
+        return prepared
     sources, decode = prepare()
     stamps = _stamps(sources)  # before decoding: what changes meanwhile is decoded again next time
     task = decode()

@@ -35,9 +35,9 @@ def checked(name: str, train: Split, test: Split, classes: tuple[str, ...], note
     if len(np.unique(train.labels)) < 2:
         raise InputError(f"{name}: train holds one class only: there is nothing to tell apart, give two or more")
     train, test = _numbered(name, train, test)
-    said = findings.lines(train, test, classes)
-    whole = "; ".join(line for line in (note, *said) if line)
-    return Task(name, train, test, classes, fingerprint(train, test, classes), whole, said)
+    lines = findings.lines(train, test, classes)
+    whole = "; ".join(line for line in (note, *lines) if line)
+    return Task(name, train, test, classes, fingerprint(train, test, classes), whole, lines)
 
 
 def fingerprint(train: Split, test: Split, classes: tuple[str, ...]) -> str:

@@ -46,8 +46,8 @@ def divide(name: str) -> tuple[str, list[str]]:
     parts = [part.strip() for part in split(name, ":")]
     first = 2 if parts[0] == "folder" else 1  # folder:DIR, whatever DIR is called
     changes = [part for part in parts[first:] if part.partition("=")[0] in _CHANGES]
-    own = [part for at, part in enumerate(parts) if at < first or part not in changes]
-    return (":".join(own), changes) if changes else (name, [])
+    unchanged = [part for at, part in enumerate(parts) if at < first or part not in changes]
+    return (":".join(unchanged), changes) if changes else (name, [])
 
 
 def slow(changes: Sequence[str]) -> bool:
@@ -67,12 +67,13 @@ def derived(task: Task, name: str, changes: Sequence[str]) -> Task:
     """
     if not changes:
         return task
-    made = task
+    changed = task
     for change in changes:
-        made = _changed(made, change)
-    note = f"{len(made.train.labels):,} training and {len(made.test.labels):,} test examples after {':'.join(changes)}"
+        changed = _changed(changed, change)
+    sizes = f"{len(changed.train.labels):,} training and {len(changed.test.labels):,} test examples"
+    note = f"{sizes} after {':'.join(changes)}"
     before = task.note.removesuffix("; ".join(task.findings)).removesuffix("; ")  # what still holds is found again
-    return checked(name, made.train, made.test, made.classes, f"{note}; before: {before}" if before else note)
+    return checked(name, changed.train, changed.test, changed.classes, f"{note}; before: {before}" if before else note)
 
 
 def select(split: Split, rows: np.ndarray | slice) -> Split:
@@ -94,8 +95,8 @@ def _changed(task: Task, change: str) -> Task:
         raise InputError(f"data set '{task.name}' has no option '{change}': write it as {form}")
     if key in _PIXELS and task.train.images.dtype != np.uint8:
         raise InputError(f"option '{key}' of data set '{task.name}' changes pixels, and these are features: drop it")
-    given = {key: value} if value else {}
-    return change_of(task, **bind(change_of, given, f"data set '{task.name}'"))
+    options = {key: value} if value else {}
+    return change_of(task, **bind(change_of, options, f"data set '{task.name}'"))
 
 
 def _refusal(task: Task, option: str, value: Any, remedy: str) -> InputError:
@@ -128,11 +129,11 @@ def _groups(task: Task, option: str, text: str, separators: str) -> list[list[in
     groups: list[list[int]] = [[]]
     at, end = 0, "+"
     while end:
-        found = item.match(text, at)
-        if not found:
+        match = item.match(text, at)
+        if not match:
             unknown = re.split(f"[{separators}]", text[at:])[0]
             raise _refusal(task, option, text, f"names no class by '{unknown}'{nearest(unknown, task.classes)}")
-        first, last, end = found.groups()
+        first, last, end = match.groups()
         members = range(labels[first], labels[last or first] + 1)
         if not members:
             raise _refusal(task, option, text, f"holds an empty range: write {last}-{first}")
@@ -142,7 +143,7 @@ def _groups(task: Task, option: str, text: str, separators: str) -> list[list[in
             groups[-1].append(label)
         if end == "/":
             groups.append([])
-        at = found.end()
+        at = match.end()
     return groups
 
 
@@ -156,8 +157,8 @@ def _regrouped(task: Task, option: str, value: str, groups: Sequence[Sequence[in
 
     def regrouped(part: Split) -> Split:
         labels = table[part.labels]
-        kept = labels >= 0
-        return select(part, kept)._replace(labels=labels[kept])
+        grouped = labels >= 0
+        return select(part, grouped)._replace(labels=labels[grouped])
 
     names = tuple("+".join(task.classes[label] for label in members) for members in groups)
     return replace(task, train=regrouped(task.train), test=regrouped(task.test), classes=names)

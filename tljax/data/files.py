@@ -40,25 +40,27 @@ def prepare_folder(name: str, folder: Path, shape: Shape | None) -> tuple[list[P
     """
     if not folder.is_dir():
         raise InputError(f"'{folder}' is no folder: {_LAYOUT}")
-    found: dict[str, dict[str, list[Path]]] = {}
+    pictures_by_class: dict[str, dict[str, list[Path]]] = {}
     for split in ("train", "test"):
         if not (folder / split).is_dir():
             raise InputError(f"'{folder}' has no folder '{split}': {_LAYOUT}")
-        found[split] = {filenames.text(c.name): _pictures(c) for c in _visible(folder / split)}
+        pictures_by_class[split] = {filenames.text(c.name): _pictures(c) for c in _visible(folder / split)}
     for name_, other in (("train", "test"), ("test", "train")):
-        for lacking in sorted(found[other].keys() - found[name_].keys()):
+        for lacking in sorted(pictures_by_class[other].keys() - pictures_by_class[name_].keys()):
             raise InputError(f"'{folder / name_}' lacks class '{lacking}' of {other}: both need the same classes")
-    if not found["train"]:
+    if not pictures_by_class["train"]:
         raise InputError(f"'{folder / 'train'}' holds no class folders: {_LAYOUT}")
-    every = [file for split in found.values() for files in split.values() for file in files]
-    classes_of = [files[0].parent for split in found.values() for files in split.values()]
-    folders = [folder, *(folder / split for split in found), *classes_of]
+    every = [file for split in pictures_by_class.values() for files in split.values() for file in files]
+    classes_of = [files[0].parent for split in pictures_by_class.values() for files in split.values()]
+    folders = [folder, *(folder / split for split in pictures_by_class), *classes_of]
 
     def decode() -> Task:
         pictures = images.gather(((f"'{f}'", images.read(f)) for f in every), len(every), shape)
-        labels = [np.repeat(np.arange(len(s)), [len(files) for files in s.values()]) for s in found.values()]
+        labels = [
+            np.repeat(np.arange(len(s)), [len(files) for files in s.values()]) for s in pictures_by_class.values()
+        ]
         n = len(labels[0])
-        classes = tuple(found["train"])
+        classes = tuple(pictures_by_class["train"])
         return checked(name, Split(pictures[:n], labels[0]), Split(pictures[n:], labels[1]), classes)
 
     return folders + every, decode
@@ -110,9 +112,9 @@ def prepare_listed(name: str, folder: Path, table: Path, shape: Shape | None) ->
     every = [line.file for line in listed]
     classes = sorted({line.label for line in listed})
     for split, other in (("train", "test"), ("test", "train")):
-        there = {line.label for line in listed if line.split == split}
+        classes_of_split = {line.label for line in listed if line.split == split}
         for lacking in classes:
-            if lacking not in there:
+            if lacking not in classes_of_split:
                 raise InputError(f"'{table}' puts no picture of class '{lacking}' into {split}, but into {other}: "
                                  "both need the same classes")  # fmt: skip
     folders = sorted({parent for file in every for parent in file.parents if parent.is_relative_to(folder)})
@@ -201,10 +203,10 @@ def prepare_npz(name: str, file: Path, shape: Shape | None) -> tuple[list[Path],
         raise InputError(f"'{file}' does not exist: give the path of an .npz file from the working directory")
 
     def decode() -> Task:
-        found = arrays(file, SPELLINGS)
-        train = Split(_shaped(name, found["train images"], shape), found["train labels"], found.get("train groups"))
-        test = Split(_shaped(name, found["test images"], shape), found["test labels"], found.get("test groups"))
-        return checked(name, train, test, _classes(name, train.labels, found.get("class names")))
+        parts = arrays(file, SPELLINGS)
+        train = Split(_shaped(name, parts["train images"], shape), parts["train labels"], parts.get("train groups"))
+        test = Split(_shaped(name, parts["test images"], shape), parts["test labels"], parts.get("test groups"))
+        return checked(name, train, test, _classes(name, train.labels, parts.get("class names")))
 
     return [file], decode
 
@@ -214,17 +216,17 @@ def arrays(file: Path, wanted: Mapping[str, tuple[str, ...]]) -> dict[str, np.nd
 
     Raises InputError for a file that cannot be read, one that lacks an array or has it twice, and Python objects.
     """
-    there = npz.read(file, [spelling for names in wanted.values() for spelling in names], MEMBERS)
-    found = {}
+    members = npz.read(file, [spelling for names in wanted.values() for spelling in names], MEMBERS)
+    chosen = {}
     for what, spellings in wanted.items():
-        present = [s for s in spellings if s in there]
+        present = [s for s in spellings if s in members]
         if len(present) > 1:
             raise InputError(f"'{file}' has both {' and '.join(present)}: keep one as the {what}")
         if not present and what not in _OPTIONAL:
             raise InputError(f"'{file}' has no {what}: name an array {' or '.join(spellings)}")
         if present:
-            found[what] = there[present[0]]
-    return found
+            chosen[what] = members[present[0]]
+    return chosen
 
 
 def _shaped(name: str, array: np.ndarray, shape: Shape | None) -> np.ndarray:

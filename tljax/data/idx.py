@@ -144,7 +144,7 @@ def prepare(name: str, folder: Path, shape: Shape | None) -> tuple[list[Path], C
     def decode() -> Task:
         contents = SHA256.get(name, ("",) * 4)
         archives = ARCHIVE_SHA256.get(name, ("",) * 4)
-        return _task(name, [read(*of) for of in zip(files, contents, archives, strict=True)], shape)
+        return _task(name, [read(*parts) for parts in zip(files, contents, archives, strict=True)], shape)
 
     return files, decode
 

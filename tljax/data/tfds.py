@@ -131,7 +131,7 @@ def _features(name: str, builder: Any) -> tuple[str, str]:
     features = builder.info.features
     kinds = {key: type(features[key]) for key in (features or {})}
     supervised = [k for k in builder.info.supervised_keys or () if isinstance(k, str)]
-    found = []
+    keys_of_kind = []
     for kind in (tfds.features.Image, tfds.features.ClassLabel):
         keys = [key for key in kinds if kinds[key] is kind]
         keys = [key for key in keys if key in supervised] or keys
@@ -140,23 +140,25 @@ def _features(name: str, builder: Any) -> tuple[str, str]:
                 f"data set '{name}' is no image classification: it has {len(keys)} features of kind {kind.__name__} "
                 f"({', '.join(sorted(kinds))}), not one: choose another"
             )
-        found.append(keys[0])
-    if features[found[0]].np_dtype != np.uint8:
-        raise InputError(f"data set '{name}' has images of {features[found[0]].np_dtype}, not uint8: choose another")
-    return found[0], found[1]
+        keys_of_kind.append(keys[0])
+    if features[keys_of_kind[0]].np_dtype != np.uint8:
+        raise InputError(
+            f"data set '{name}' has images of {features[keys_of_kind[0]].np_dtype}, not uint8: choose another"
+        )
+    return keys_of_kind[0], keys_of_kind[1]
 
 
-def _splits(name: str, there: Any, asked: tuple[str, str]) -> tuple[str, str]:
-    train = asked[0] or "train"
-    test = asked[1] or ("test" if "test" in there else "validation")
+def _splits(name: str, splits: Any, wanted: tuple[str, str]) -> tuple[str, str]:
+    train = wanted[0] or "train"
+    test = wanted[1] or ("test" if "test" in splits else "validation")
     spans = []
     for option, split in (("train", train), ("test", test)):
         try:
-            spans.append(there[split].file_instructions)
+            spans.append(splits[split].file_instructions)
         except (KeyError, ValueError, AssertionError) as error:
             raise InputError(
-                f"data set '{name}' has no split '{split}' to {option} on, but {', '.join(map(repr, there))}: "
-                f"choose with {name}:{option}=SPLIT, such as {option}={next(iter(there), 'train')}[80%:]"
+                f"data set '{name}' has no split '{split}' to {option} on, but {', '.join(map(repr, splits))}: "
+                f"choose with {name}:{option}=SPLIT, such as {option}={next(iter(splits), 'train')}[80%:]"
             ) from error
     for a in spans[0]:
         for b in spans[1]:

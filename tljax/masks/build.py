@@ -123,9 +123,9 @@ def by_size(params: Params, *, at_least: int = 0, at_most: int | None = None) ->
     try:
         return by_path(params, lambda path: at_least <= sizes[path] <= most)
     except InputError as error:
-        there = list(sizes.values())
+        counts = list(sizes.values())
         raise InputError(
-            f"by_size: no leaf that can train holds {at_least} to {most} numbers; there are {there}"
+            f"by_size: no leaf that can train holds {at_least} to {most} numbers; there are {counts}"
         ) from error
 
 
@@ -156,20 +156,20 @@ def top(scores: Any, fraction: float, *, among: Mask | None = None) -> Mask:
 
 def _eligible(scores: Any, among: Mask | None, known: list[str]) -> dict[str, np.ndarray]:
     """{path: float64 scores} of the leaves to choose among, in the order of the mask."""
-    given = dict(paths.items(scores))
-    able = dict(zip(given, paths.trainable(scores), strict=True))
+    of_path = dict(paths.items(scores))
+    able = dict(zip(of_path, paths.trainable(scores), strict=True))
     if among is not None:
         require_bools("top: among", among)
-        if extra := sorted(set(given) - set(known)):
+        if extra := sorted(set(of_path) - set(known)):
             raise InputError(f"top: the scores have {paths.some(extra)}, and `among` has not: give both of one tree")
-        given = {path: given[path] for path, may in paths.items(among) if may and path in given}
-    found = {}
-    for path, score in given.items():
+        of_path = {path: of_path[path] for path, may in paths.items(among) if may and path in of_path}
+    eligible = {}
+    for path, score in of_path.items():
         if able[path]:
-            found[path] = np.asarray(score).astype(np.float64)
-            if np.isnan(found[path]).any():
+            eligible[path] = np.asarray(score).astype(np.float64)
+            if np.isnan(eligible[path]).any():
                 raise InputError(f"top: the score at '{path}' is NaN: it has no rank")
-    return found
+    return eligible
 
 
 def _largest(flat: np.ndarray, fraction: float) -> np.ndarray:

@@ -154,9 +154,9 @@ def _canonical(params: Params, mask: Mask) -> tuple[Any, list[Any]]:
     """(structure of the mask, canonical leaves); where `params` has None, a leaf of the mask fits anyway."""
     placed = _placed(params, mask)
     structure: Any = jax.tree.structure(placed)
-    there = set(paths.names(placed))
+    known = set(paths.names(placed))
     for path in paths.names(params):
-        if path not in there:
+        if path not in known:
             raise InputError(f"the mask's leaf at '{path}' is None: give True, False, a number or an array")
     leaves = [canonical_leaf(path, m) for path, m in paths.items(placed)]
     for path, leaf, m in zip(paths.names(placed), structure.flatten_up_to(params), leaves, strict=True):
@@ -196,9 +196,9 @@ def parted(params: Params, mask: Mask, trains: Sequence[bool]) -> tuple[Params, 
     structure: Any = jax.tree.structure(mask)
     leaves = structure.flatten_up_to(params)
     able = iter(paths.trainable(params))
-    kept = [leaf is not None and next(able) and m for leaf, m in zip(leaves, trains, strict=True)]
-    trained = [leaf if keep else None for leaf, keep in zip(leaves, kept, strict=True)]
-    frozen = [None if keep else leaf for leaf, keep in zip(leaves, kept, strict=True)]
+    selected = [leaf is not None and next(able) and m for leaf, m in zip(leaves, trains, strict=True)]
+    trained = [leaf if keep else None for leaf, keep in zip(leaves, selected, strict=True)]
+    frozen = [None if keep else leaf for leaf, keep in zip(leaves, selected, strict=True)]
     return jax.tree.unflatten(structure, trained), jax.tree.unflatten(structure, frozen)
 
 

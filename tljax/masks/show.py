@@ -59,8 +59,8 @@ def equal(a: Mask, b: Mask) -> bool:
     >>> equal({"a": True, "b": np.array([1, 0])}, {"a": 1.0, "b": np.array([True, False])})
     True
     """
-    one: Any = jax.tree.structure(a)
-    if one != jax.tree.structure(b):
+    structure: Any = jax.tree.structure(a)
+    if structure != jax.tree.structure(b):
         return False
     leaves = [(value(x), value(y)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
     return all(np.array_equal(x, y) for x, y in leaves)
@@ -121,7 +121,7 @@ def from_json(text: str, params: Params) -> Mask:
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"the mask's text is no JSON of to_json: {plugins.said(error)}") from error
+        raise InputError(f"the mask's text is no JSON of to_json: {plugins.describe(error)}") from error
     return _placed(values, params)
 
 
@@ -162,6 +162,6 @@ def load(file: str | Path, params: Params) -> Mask:
         raise InputError(f"the mask's file '{error.filename}' does not exist: give the name without .json") from error
     except Exception as error:  # what NumPy, zlib and the unpacking raise for a damaged file has no common type
         raise InputError(
-            f"the mask's files '{file}.*' are damaged: {plugins.said(error)}: save the mask anew"
+            f"the mask's files '{file}.*' are damaged: {plugins.describe(error)}: save the mask anew"
         ) from error
     return _placed(values, params)

@@ -45,7 +45,7 @@ def _build(name: str, digest: str, classes: int, hidden: tuple[int, ...], activa
         raise InputError("a width is at least 1", field="hidden", value=",".join(map(str, hidden)))
     shared: dict[str, Any] = {"hidden": hidden, "activation": activation}
     own = inspect.signature(function).parameters
-    options = plugins.bind(function, spec.options, f"model '{spec.name}'", given=shared)
+    options = plugins.bind(function, spec.options, f"model '{spec.name}'", excluded=shared)
     given = {key: value for key, value in shared.items() if key in own}
     try:
         with switches.guarded(f"model '{spec.name}'"):
@@ -185,9 +185,9 @@ def features(
     """
     if x.dtype == jnp.uint8:
         x = x.astype(jnp.float32) / 255
-    given = []
+    outputs = []
     for i, stage in enumerate(model):
         stage_key = None if key is None or stage.name in frozen else jax.random.fold_in(key, len(model) - i)
         x = stage.apply(params[stage.name], x, key=stage_key)
-        given.append(x)
-    return given
+        outputs.append(x)
+    return outputs

@@ -50,14 +50,14 @@ def stage(
     (1000.0, True)
     """
 
-    def run(method: str, variables: Any, x: jax.Array, key: jax.Array | None, told: bool = True) -> Any:
-        chosen, flags = _told(module, key is not None) if told else (module, {})
+    def run(method: str, variables: Any, x: jax.Array, key: jax.Array | None, with_mode: bool = True) -> Any:
+        chosen, flags = _in_mode(module, key is not None) if with_mode else (module, {})
         inputs = before(x) if before else x
         # The last is the name under which Flax looks for keys that it does not find.
         every = ("dropout", *rngs, "params")
         keys = None if key is None else _keys(key, every[:-1])
         with nn.intercept_methods(_settled(key is not None)):
-            if told and _takes_any(chosen):
+            if with_mode and _takes_any(chosen):
                 flags |= _accepted(chosen, method, variables, inputs, flags, None if key is None else _keys(key, every))
             args, kwargs = _arranged(chosen, inputs, flags)
             try:
@@ -68,7 +68,7 @@ def stage(
                 if not flags:
                     raise
                 # Within nn.remat or nn.jit without static_argnums it is told nothing; `randomness.faults` says so.
-                return run(method, variables, x, key, told=False)
+                return run(method, variables, x, key, with_mode=False)
             except flax.errors.InvalidRngError as error:
                 if key is None:
                     raise InputError(
@@ -108,19 +108,19 @@ _STATISTICS = "batch_stats"
 
 def _keys(key: jax.Array, names: Sequence[str]) -> dict[str, jax.Array]:
     """A key for each name: 'dropout' has the key itself, others what follows from it and their name."""
-    own = {name: jax.random.fold_in(key, zlib.crc32(name.encode()) >> 1) for name in names if name != "dropout"}
-    return own | ({"dropout": key} if "dropout" in names else {})
+    keys = {name: jax.random.fold_in(key, zlib.crc32(name.encode()) >> 1) for name in names if name != "dropout"}
+    return keys | ({"dropout": key} if "dropout" in names else {})
 
 
 def _first(error: Exception) -> str:
     return str(error).split("(https://")[0].strip()
 
 
-def _told(module: nn.Module, train: bool) -> tuple[nn.Module, dict[str, bool]]:
+def _in_mode(module: nn.Module, train: bool) -> tuple[nn.Module, dict[str, bool]]:
     """(the module with its fields, the keywords of its call) as in training or in evaluation."""
     parameters = _keywords(module)
     fields = {field.name: field for field in dataclasses.fields(module)}
-    own: dict[str, Any] = {}
+    changes: dict[str, Any] = {}
     flags: dict[str, bool] = {}
     for name, wanted in _modes(train).items():
         value = getattr(module, name) if name in fields else None
@@ -129,8 +129,8 @@ def _told(module: nn.Module, train: bool) -> tuple[nn.Module, dict[str, bool]]:
         elif name in fields and isinstance(value, bool | None):
             by_hand = value is not None and value is not fields[name].default
             if not (train and by_hand and value is _modes(False)[name]):
-                own[name] = wanted
-    return (module.clone(**own) if own else module), flags
+                changes[name] = wanted
+    return (module.clone(**changes) if changes else module), flags
 
 
 def _modes(train: bool) -> dict[str, bool]:
@@ -199,8 +199,8 @@ def _settled(train: bool) -> Callable[..., Any]:
         if isinstance(module, nn.SpectralNorm):
             return call(*args, **{**kwargs, "update_stats": False})
         if isinstance(module, nn.Dropout | nn.MultiHeadDotProductAttention):
-            args, kwargs, said = _without("deterministic", call, args, kwargs)
-            still = module.deterministic if said is None else said
+            args, kwargs, deterministic = _without("deterministic", call, args, kwargs)
+            still = module.deterministic if deterministic is None else deterministic
             with _field(module, "deterministic", not train or bool(still)):
                 return call(*args, **kwargs)
         return call(*args, **kwargs)

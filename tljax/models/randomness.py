@@ -33,16 +33,16 @@ def faults(model: Model, shape: tuple[int, ...]) -> list[str]:
     >>> faults((stage("drop", nn.Dropout(0.5, deterministic=True)), stage("head", nn.Dense(2))), (4,))
     ["'drop' is a dropout of rate 0.5 that never drops"]
     """
-    found = []
+    sentences = []
     for name, seen in _seen(model, shape):
-        found += [
+        sentences += [
             f"'{'/'.join((name, *path))}' is a dropout of rate {rate:g} that never drops" for path, rate in seen.off
         ]
         if seen.drawn and not seen.depends:
-            found.append(f"stage '{name}' draws by its key, and its output does not depend on it")
+            sentences.append(f"stage '{name}' draws by its key, and its output does not depend on it")
         if seen.fixed:
-            found.append(f"stage '{name}' draws what does not follow from its key, so the same at every step")
-    return found
+            sentences.append(f"stage '{name}' draws what does not follow from its key, so the same at every step")
+    return sentences
 
 
 class _Seen(NamedTuple):
@@ -63,11 +63,11 @@ class _Seen(NamedTuple):
 def _seen(model: Model, shape: tuple[int, ...]) -> tuple[tuple[str, _Seen], ...]:
     params = models.abstract(model, shape)
     x: Any = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
-    found = []
+    results = []
     for stage in model:
-        found.append((stage.name, _stage(stage, params[stage.name], x)))
+        results.append((stage.name, _stage(stage, params[stage.name], x)))
         x = jax.eval_shape(stage.apply, params[stage.name], x)
-    return tuple(found)
+    return tuple(results)
 
 
 def _stage(stage: Stage, params: Params, x: Any) -> _Seen:
@@ -77,8 +77,10 @@ def _stage(stage: Stage, params: Params, x: Any) -> _Seen:
         module = context.module
         if isinstance(module, nn.Dropout | nn.MultiHeadDotProductAttention) and context.method_name == "__call__":
             rate = module.rate if isinstance(module, nn.Dropout) else module.dropout_rate
-            said = kwargs.get("deterministic", args[1] if isinstance(module, nn.Dropout) and args[1:] else None)
-            if rate > 0 and (module.deterministic if said is None else said):
+            deterministic = kwargs.get(
+                "deterministic", args[1] if isinstance(module, nn.Dropout) and args[1:] else None
+            )
+            if rate > 0 and (module.deterministic if deterministic is None else deterministic):
                 off[tuple(module.path)] = rate
         return call(*args, **kwargs)
 
@@ -110,13 +112,13 @@ def _flow(jaxpr: Any, marked: list[bool]) -> _Flow:
     follows = {var for var, mark in zip(jaxpr.invars, marked, strict=True) if mark}
     drawn = fixed = 0
     for eqn in jaxpr.eqns:
-        given = [not _literal(var) and var in follows for var in eqn.invars]
-        outputs: Any = [any(given)] * len(eqn.outvars)
+        marks = [not _literal(var) and var in follows for var in eqn.invars]
+        outputs: Any = [any(marks)] * len(eqn.outvars)
         if eqn.primitive.name in _DRAWS:
-            drawn, fixed = drawn + any(given), fixed + (not any(given))
+            drawn, fixed = drawn + any(marks), fixed + (not any(marks))
         for part in _within(eqn):
-            alike = eqn.primitive.name not in _LOOPS and len(part.invars) == len(given)
-            flow = _flow(part, given if alike else [any(given)] * len(part.invars))
+            alike = eqn.primitive.name not in _LOOPS and len(part.invars) == len(marks)
+            flow = _flow(part, marks if alike else [any(marks)] * len(part.invars))
             drawn, fixed = drawn + flow.drawn, fixed + flow.fixed
             outputs = flow.outputs if alike and len(flow.outputs) == len(outputs) else outputs
         follows |= {var for var, mark in zip(eqn.outvars, outputs, strict=True) if mark}
