@@ -13,7 +13,7 @@ from test_programs import command, write_task
 from test_report import bare, curve, visible
 from test_study import cell, fits, found
 
-from experiments import compare, report, transfer
+from experiments import compare, report
 from experiments.compare import CompareFlags
 from experiments.pages import compare as compare_page
 from experiments.pages import report as pages
