@@ -44,138 +44,156 @@ from tljax.study import search, space, summary
 from tljax.study.results import Result
 from tljax.types import InputError, Task
 
+_FREE = (*GROWING, *FREE)
+"""Flags that may change when a search goes on."""
+
 
 @dataclass(frozen=True)
 class SearchFlags(Search, ExperimentFlags):
-    """A search has its own flags, and those of the fits that it tries."""
+    """The flags of a search, and those of the fits that it tries."""
 
 
-def run(given: Mapping[str, Any], asked: Search) -> list[Result]:
-    """Search, then train each winner anew; the results of those."""
-    made = Settings.from_flags(**given)
-    search_flags.check(given, made, asked)
-    hunting = _hunting(given, made, asked)
-    execution = process.prepare(made)
-    stand_ins = sources.stand_ins(made, asked.trial_seeds)
-    if asked.lr_range_test and not made.dry_run:
-        range_test.run(given, hunting, asked, execution, stand_ins)
+def run(values: Mapping[str, Any], options: Search) -> list[Result]:
+    """Search, then train each winner anew; returns the results of the winners' fits."""
+    settings = Settings.from_flags(**values)
+    search_flags.check(values, settings, options)
+    trial_values = _trial_values(values, settings, options)
+    execution = process.prepare(settings)
+    stand_ins = sources.stand_ins(settings, options.trial_seeds)
+    if options.lr_range_test and not settings.dry_run:
+        range_test.run(values, trial_values, options, execution, stand_ins)
         return []
-    arms = _arms(made, asked)
-    if made.dry_run:
-        _show(given, arms, asked)
+    arms = _arms(settings, options)
+    if settings.dry_run:
+        _print_plan(values, arms, options)
         return []
     from experiments.pages import export
     from experiments.pages import search as page  # draws: matplotlib takes a second to import
     from experiments.pages import transfer as results_page
 
-    own_flags = search_flags.to_flags(asked)
-    with directory.opened(made, "search", own_flags, older=Settings.from_flags(**hunting)) as folder:
+    flag_lines = search_flags.to_flags(options)
+    with directory.opened(settings, "search", flag_lines, older=Settings.from_flags(**trial_values)) as folder:
         if stand_ins:
-            console.say(_said_of_sources(stand_ins, made.seeds))
-        whole = plan.prepare(Settings.from_flags(**hunting), execution, only=True, stand_ins=stand_ins)
-        _require_own_totals(arms, whole.target)
-        studies = {arm: _opened(arm, asked, made, folder) for arm in arms}
+            console.say(_sources_note(stand_ins, settings.seeds))
+        whole = plan.prepare(Settings.from_flags(**trial_values), execution, only=True, stand_ins=stand_ins)
+        _require_distinct_totals(arms, whole.target)
+        studies = {arm: _open_study(arm, options, settings, folder) for arm in arms}
         trained = {}
         for arm in arms:
-            flags_of = {**hunting, "strategies": (arm.strategy,), "train_examples": (arm.budget,)}
-            base = whole._replace(settings=Settings.from_flags(**flags_of), strategies=(methods.one(arm.strategy),))
-            _hunt(arm, studies[arm], base, flags_of, asked, folder)
-            known = {(arm.label, arm.budget): search.trials(one.study) for arm, one in studies.items()}
-            directory.replace(folder / "trials.csv", export.trials(known))
+            arm_values = {**trial_values, "strategies": (arm.strategy,), "train_examples": (arm.budget,)}
+            base = whole._replace(settings=Settings.from_flags(**arm_values), strategies=(methods.one(arm.strategy),))
+            _run_trials(arm, studies[arm], base, arm_values, options, folder)
+            by_arm = {(arm.label, arm.budget): search.trials(searched.study) for arm, searched in studies.items()}
+            directory.replace(folder / "trials.csv", export.trials(by_arm))
             best = search.best(studies[arm].study)
-            final = Settings.from_flags(**search_flags.with_values(_final(given, made, arm), best.params))
-            place = _place_of_final(final, arm, folder)
-            trained[arm] = Winner(studies[arm].study, best, replace(final, workdir=str(place)))
+            final = Settings.from_flags(**search_flags.with_values(_final_values(values, settings, arm), best.params))
+            workdir = _final_workdir(final, arm, folder)
+            trained[arm] = Winner(studies[arm].study, best, replace(final, workdir=str(workdir)))
         tuned.write_winners(folder, trained)
-        lines = [line for winner in trained.values() for line in _train_anew(winner.made, execution)]
-        settled = summary.with_share(lines, whole.target.test.labels)
-        notes = page.write(folder, Settings.from_flags(**given), asked, trained, settled, whole)
+        results = [result for winner in trained.values() for result in _train_winner(winner.made, execution)]
+        settled = summary.with_share(results, whole.target.test.labels)
+        notes = page.write(folder, Settings.from_flags(**values), options, trained, settled, whole)
     results_page.print_results("tuned against tuned", settled, notes)
-    return lines
+    return results
 
 
-def _show(given: Mapping[str, Any], arms: Sequence[Arm], asked: Search) -> None:
-    """Print what would be searched, and what of it parts the trials into groups."""
-    rows = [(one.name, one.kind, *space.ends(one), "")[:4] for one in asked.ranges]
+def _print_plan(values: Mapping[str, Any], arms: Sequence[Arm], options: Search) -> None:
+    """Print the space of each study, and which of its dimensions part the trials into groups."""
+    rows = [(dimension.name, dimension.kind, *space.ends(dimension), "")[:4] for dimension in options.ranges]
     console.table("space", ["name", "kind", "from", "to"], rows)
     for arm in arms:
-        own = {**given, "strategies": (arm.strategy,)}
-        shapes = {one.name: search_flags.shapes(own, one) for one in arm.ranges}
+        arm_values = {**values, "strategies": (arm.strategy,)}
+        shapes = {dimension.name: search_flags.shapes(arm_values, dimension) for dimension in arm.ranges}
         several = [f"{name} ({count})" for name, count in shapes.items() if count > 1]
         parted = "one shape, trained together"
         if several:
             parted = f"at most {math.prod(shapes.values()):,} shapes, by {', '.join(several)}; each trained together"
-        console.say(f"{arm.label} at {arm.budget}: {asked.trials} trials in groups of {asked.group}; {parted}")
+        console.say(f"{arm.label} at {arm.budget}: {options.trials} trials in groups of {options.group}; {parted}")
 
 
-def _said_of_sources(stand_ins: Mapping[int, int], final_seeds: Sequence[int]) -> str:
-    """Which sources trials start from, since none was trained under the seeds of a search."""
+def _sources_note(stand_ins: Mapping[int, int], final_seeds: Sequence[int]) -> str:
+    """The note on the sources that trials start from, since none was trained under the seeds of a search."""
     source_seeds = sorted(set(stand_ins.values()))
     shared = set(source_seeds) & set(final_seeds)
     why = "the final fits start from them too, as there are no others" if shared else "no final fit starts from them"
     return f"trials start from the sources of the seeds {', '.join(map(str, source_seeds))} of the checkpoint; {why}"
 
 
-def _hunting(given: Mapping[str, Any], made: Settings, asked: Search) -> dict[str, Any]:
+def _trial_values(values: Mapping[str, Any], settings: Settings, options: Search) -> dict[str, Any]:
     """The flags under which trials run: seeds of their own, a validation split, and the source's recipe as it is."""
-    validation = made.recipe.validation or 0.2
-    return {**_source(made), **given, "seeds": asked.trial_seeds, "validation": validation, "dry_run": False}
+    validation = settings.recipe.validation or 0.2
+    return {
+        **_source_values(settings),
+        **values,
+        "seeds": options.trial_seeds,
+        "validation": validation,
+        "dry_run": False,
+    }
 
 
-def _source(made: Settings) -> dict[str, Any]:
+def _source_values(settings: Settings) -> dict[str, Any]:
     """The flags that leave the source's recipe as it is, whatever the target's becomes."""
-    return {f"source_{name}": value for name, value in vars(made.source_recipe).items()}
+    return {f"source_{name}": value for name, value in vars(settings.source_recipe).items()}
 
 
-def _place_of_final(final: Settings, arm: Arm, folder: Path) -> Path:
-    """Where the last fits are kept: beside those of the former winner, if the search has grown and found another."""
-    place = folder / "final" / arm.file_name
-    if not directory.of_another_experiment(place, final):
-        return place
+def _final_workdir(final: Settings, arm: Arm, folder: Path) -> Path:
+    """The run directory of a winner's fits: a new one if a grown search has found another winner."""
+    workdir = folder / "final" / arm.file_name
+    if not directory.of_another_experiment(workdir, final):
+        return workdir
     free = tuple(f"--{name}=" for name in _FREE)
     lines = [line for line in final.flagfile_lines() if not line.startswith(free)]
     digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:8]
-    other = place.with_name(f"{place.name}-{digest}")
+    other = workdir.with_name(f"{workdir.name}-{digest}")
     console.say(
         f"{arm.label} at {arm.budget} had another winner: the fits of the new one are in final/{other.name}, "
-        f"those of the former stay in final/{place.name}"
+        f"those of the former stay in final/{workdir.name}"
     )
     return other
 
 
-def _final(given: Mapping[str, Any], made: Settings, arm: Arm) -> dict[str, Any]:
-    """The flags of the last fits: all training examples, and the seeds that the search has not seen."""
-    own = {"strategies": (arm.strategy,), "train_examples": (arm.budget,), "validation": 0.0, "seeds": made.seeds}
-    return {**_source(made), **given, **own}
+def _final_values(values: Mapping[str, Any], settings: Settings, arm: Arm) -> dict[str, Any]:
+    """The flags of a winner's fits: all training examples, and the seeds that the search has not seen."""
+    arm_values = {
+        "strategies": (arm.strategy,),
+        "train_examples": (arm.budget,),
+        "validation": 0.0,
+        "seeds": settings.seeds,
+    }
+    return {**_source_values(settings), **values, **arm_values}
 
 
-def _arms(made: Settings, asked: Search) -> list[Arm]:
-    """A study for each strategy and label budget that are to be told apart."""
-    strategies = made.strategies
-    if asked.per_strategy and "scratch" not in strategies:
+def _arms(settings: Settings, options: Search) -> list[Arm]:
+    """A study for each strategy and label budget.
+
+    Raises InputError for several strategies or budgets without --per_strategy or --per_budget, for a strategy without
+    a dimension to search, and for a strategy given twice whose options are searched.
+    """
+    strategies = settings.strategies
+    if options.per_strategy and "scratch" not in strategies:
         strategies = ("scratch", *strategies)
-    if len(strategies) > 1 and not asked.per_strategy:
+    if len(strategies) > 1 and not options.per_strategy:
         raise InputError(f"--strategies={','.join(strategies)}: name one to search for, or give --per_strategy")
-    if len(made.train_examples) > 1 and not asked.per_budget:
-        raise InputError(f"--train_examples={','.join(made.train_examples)}: name one, or give --per_budget")
-    found = []
+    if len(settings.train_examples) > 1 and not options.per_budget:
+        raise InputError(f"--train_examples={','.join(settings.train_examples)}: name one, or give --per_budget")
+    arms = []
     for strategy in strategies:
         name = space.own_name(strategy)
-        own = tuple(r for r in asked.ranges if space.of_strategy(r.name) in ("", name))
-        if not own:
+        ranges = tuple(r for r in options.ranges if space.of_strategy(r.name) in ("", name))
+        if not ranges:
             raise InputError(f"--space has nothing to search for strategy '{strategy}': add a dimension")
-        chooses = any(space.of_strategy(r.name) == name for r in own)
+        chooses = any(space.of_strategy(r.name) == name for r in ranges)
         if chooses and sum(space.own_name(other) == name for other in strategies) > 1:
             raise InputError(
-                f"--strategies={','.join(strategies)}: --space chooses the options of {name}, which stands there more "
+                f"--strategies={','.join(strategies)}: --space chooses the options of {name}, which is given more "
                 "than once, so two winners may be the same strategy: name it once"
             )
-        found += [Arm(strategy, budget, own) for budget in made.train_examples]
-    return found
+        arms += [Arm(strategy, budget, ranges) for budget in settings.train_examples]
+    return arms
 
 
-def _require_own_totals(arms: Sequence[Arm], target: Task) -> None:
-    """Raise InputError for two ways to write one label budget: their winners would be of one row."""
+def _require_distinct_totals(arms: Sequence[Arm], target: Task) -> None:
+    """Raise InputError if two label budgets are the same number of examples: their winners would share one row."""
     totals: dict[int, str] = {}
     for arm in arms:
         written = totals.setdefault(budgets.total(arm.budget, target), arm.budget)
@@ -183,92 +201,92 @@ def _require_own_totals(arms: Sequence[Arm], target: Task) -> None:
             raise InputError(f"--train_examples: {written} and {arm.budget} are the same labels: keep one of them")
 
 
-def _opened(arm: Arm, asked: Search, made: Settings, folder: Path) -> search.Search:
-    neutral = {f"--{name}={value}" for name, value in NEUTRAL.items()}  # studies of before know none of them
+def _open_study(arm: Arm, options: Search, settings: Settings, folder: Path) -> search.Search:
+    """Open the study of an arm, which refuses another space, other seeds and other flags of its fits."""
+    neutral = {f"--{name}={value}" for name, value in NEUTRAL.items()}  # older studies do not name these flags
     about = {
-        "space": [str(one) for one in arm.ranges],
+        "space": [str(dimension) for dimension in arm.ranges],
         "flags": sorted(
             line
-            for line in made.flagfile_lines()
+            for line in settings.flagfile_lines()
             if not line.startswith(tuple(f"--{n}=" for n in _FREE)) and line not in neutral
         ),
-        "search_seeds": list(asked.trial_seeds),
+        "search_seeds": list(options.trial_seeds),
     }
-    storage = str(folder / "study.journal") if asked.storage is None else asked.storage
-    name = f"{asked.study}/{arm.strategy}/{arm.budget}"
-    where = None if storage == "memory" else storage
-    return search.opened(name, where, asked.sampler, asked.pruner, 0, asked.lease, about, console.say)
+    storage = str(folder / "study.journal") if options.storage is None else options.storage
+    name = f"{options.study}/{arm.strategy}/{arm.budget}"
+    address = None if storage == "memory" else storage
+    return search.opened(name, address, options.sampler, options.pruner, 0, options.lease, about, console.say)
 
 
-_FREE = (*GROWING, *FREE)
-
-
-def _hunt(
+def _run_trials(
     arm: Arm,
     searched: search.Search,
     base: Experiment,
-    flags_of: Mapping[str, Any],
-    asked: Search,
+    values: Mapping[str, Any],
+    options: Search,
     folder: Path,
 ) -> None:
-    """Ask, train, judge and tell until the study has its trials."""
+    """Ask the study for trials, train and judge them, and tell it the results, until it has all its trials."""
     study = searched.study
-    place = trials.search_task(base, arm.budget)
+    task = trials.search_task(base, arm.budget)
     began = time.monotonic()
 
     @functools.cache
     def source(hidden: Any, activation: str, recipe: Any) -> tuple[Any, Any]:
         if base.source is None:
             return None, {}
-        made = replace(base.settings, hidden=hidden, activation=activation, source_recipe=recipe)
-        found = plan.source_from_data(made) if made.source else base.source
-        return found, fit.obtain_source(made, found, folder, base.execution)
+        settings = replace(base.settings, hidden=hidden, activation=activation, source_recipe=recipe)
+        data = plan.source_from_data(settings) if settings.source else base.source
+        return data, fit.obtain_source(settings, data, folder, base.execution)
 
-    def experiment(chosen: Mapping[str, Any]) -> tuple[Experiment, Any]:
-        made = Settings.from_flags(**search_flags.with_values(flags_of, chosen))
-        own, trained = source(made.hidden, made.activation, made.source_recipe)
-        model = made.build_model(len(base.target.classes))
-        [strategy] = made.strategies
-        named = base.strategies if made.strategies == base.settings.strategies else (methods.one(strategy),)
-        return base._replace(settings=made, source=own, model=model, strategies=named), trained
+    def experiment(trial_values: Mapping[str, Any]) -> tuple[Experiment, Any]:
+        settings = Settings.from_flags(**search_flags.with_values(values, trial_values))
+        source_data, sources_by_seed = source(settings.hidden, settings.activation, settings.source_recipe)
+        model = settings.build_model(len(base.target.classes))
+        [strategy] = settings.strategies
+        strategies = base.strategies if settings.strategies == base.settings.strategies else (methods.one(strategy),)
+        return base._replace(settings=settings, source=source_data, model=model, strategies=strategies), sources_by_seed
 
-    with console.progress(f"search {arm.label}", asked.trials, "trials") as advance:
-        while asked.timeout is None or time.monotonic() - began < asked.timeout:
-            now = search.ask(searched, arm.ranges, asked.group, asked.trials)
-            if not now:
+    with console.progress(f"search {arm.label}", options.trials, "trials") as advance:
+        while options.timeout is None or time.monotonic() - began < options.timeout:
+            running = search.ask(searched, arm.ranges, options.group, options.trials)
+            if not running:
                 if not search.under_way(study):
                     break
                 time.sleep(1.0)
                 continue
-            _judge(searched, now, [experiment(one.chosen) for one in now], place)
-            advance(len(now))
+            _judge(searched, running, [experiment(trial.chosen) for trial in running], task)
+            advance(len(running))
 
 
 def _judge(
     searched: search.Search,
-    now: Sequence[search.Running],
-    todo: Sequence[tuple[Experiment, Any]],
-    place: trials.SearchTask,
+    running: Sequence[search.Running],
+    fits: Sequence[tuple[Experiment, Any]],
+    task: trials.SearchTask,
 ) -> None:
-    """Train a group of trials and tell what came of them; whatever ends it leaves them to be tried again."""
+    """Train a group of trials and tell the study their results; after any error the trials are given back to it."""
 
-    def report(which: int, step: int, accuracy: float) -> bool:
-        return search.report(now[which], accuracy, step)
+    def report(index: int, step: int, accuracy: float) -> bool:
+        return search.report(running[index], accuracy, step)
 
     try:
-        with search.held(now, searched.lease):
-            judged = trials.judge(place, [one for one, _ in todo], [trained for _, trained in todo], report)
+        with search.held(running, searched.lease):
+            judged = trials.judge(
+                task, [experiment for experiment, _ in fits], [trained for _, trained in fits], report
+            )
     except BaseException:
-        for one in now:
-            search.give_back(searched.study, one)
+        for trial in running:
+            search.give_back(searched.study, trial)
         raise
-    for one, result in zip(now, judged, strict=True):
-        search.tell(searched.study, one, result.accuracy, result.pruned, result.loss)
+    for trial, result in zip(running, judged, strict=True):
+        search.tell(searched.study, trial, result.accuracy, result.pruned, result.loss)
 
 
-def _train_anew(made: Settings, execution: Any) -> list[Result]:
-    """The winner on all training examples, under the seeds of --seeds: the only time the test set is read."""
-    return fit.complete(plan.prepare(made, execution, only=True))
+def _train_winner(settings: Settings, execution: Any) -> list[Result]:
+    """Train a winner on all training examples under --seeds: only here the search reads the test set."""
+    return fit.complete(plan.prepare(settings, execution, only=True))
 
 
 def main(argv: Sequence[str]) -> None:
