@@ -27,7 +27,6 @@ from experiments.runs import (
     directory,
     fit,
     flags,
-    methods,
     plan,
     process,
     range_test,
@@ -81,7 +80,9 @@ def run(values: Mapping[str, Any], options: Search) -> list[Result]:
         trained = {}
         for arm in arms:
             arm_values = {**trial_values, "strategies": (arm.strategy,), "train_examples": (arm.budget,)}
-            base = whole._replace(settings=Settings.from_flags(**arm_values), strategies=(methods.one(arm.strategy),))
+            base = whole._replace(
+                settings=Settings.from_flags(**arm_values), strategies=(plan.read_strategy(arm.strategy),)
+            )
             _run_trials(arm, studies[arm], base, arm_values, options, folder)
             by_arm = {(arm.label, arm.budget): search.trials(searched.study) for arm, searched in studies.items()}
             directory.replace(folder / "trials.csv", export.trials(by_arm))
@@ -245,7 +246,9 @@ def _run_trials(
         source_data, sources_by_seed = source(settings.hidden, settings.activation, settings.source_recipe)
         model = settings.build_model(len(base.target.classes))
         [strategy] = settings.strategies
-        strategies = base.strategies if settings.strategies == base.settings.strategies else (methods.one(strategy),)
+        strategies = (
+            base.strategies if settings.strategies == base.settings.strategies else (plan.read_strategy(strategy),)
+        )
         return base._replace(settings=settings, source=source_data, model=model, strategies=strategies), sources_by_seed
 
     with console.progress(f"search {arm.label}", options.trials, "trials") as advance:

@@ -78,7 +78,7 @@ def entry(text: str, given: Mapping[str, Any]) -> Entry:
         more = parse_flags(["zoo", *(f"--{name}={value}" for name, value in own.items())])
         made = Settings.from_flags(**{**given, **more, "source": ":".join(data)})
     except InputError as error:
-        raise InputError(f"--zoo={text}: {error}") from error
+        raise InputError(f"--zoo={text}: {flags.in_flags(error)}") from error
     if len(made.seeds) > 1:
         raise InputError(f"--zoo={text} has {len(made.seeds)} seeds: give one, and other sources as {data[0]}:seed=1")
     changes = dict(part.partition("=")[::2] for part in data[1:])
@@ -126,7 +126,7 @@ def _checked(one: Entry) -> Task:
     try:
         return plan.source_task(one.made)
     except InputError as error:
-        raise InputError(f"--zoo={one.name}: {error}") from error
+        raise InputError(f"--zoo={one.name}: {flags.in_flags(error)}") from error
 
 
 def _show(entries: Sequence[Entry], tasks: Sequence[Task]) -> None:

@@ -69,7 +69,7 @@ def _opened(
     _refuse_links(workdir)
     _flags(workdir, settings, program, more, older, leave)
     _refuse_other_switches(workdir)
-    results(workdir)
+    _refuse_other_format(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     with process.locked(workdir):
         replace(workdir / "flags.flags", signed(_flags(workdir, settings, program, more, older, leave)))
@@ -113,6 +113,27 @@ def _refuse_links(workdir: Path) -> None:
                 kind = os.lstat(entry).st_mode
                 if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
                     raise InputError(f"'{workdir}' holds a link or a device, '{entry}': remove it")
+
+
+FORMAT = 2
+"""Of the keys of fits: it goes up when code comes to give other bits under the same settings, or other things enter a
+key. Format 1 was a digest of the text of dataclasses, their names among it."""
+
+
+def _refuse_other_format(workdir: Path) -> None:
+    """Raise InputError where the run's fits have keys of another format, by which none could be found again.
+
+    Whether it has the format of now is not known where environment.json is gone; then its fits have other keys than
+    those that are planned, and are superseded aloud.
+    """
+    known, fits = _provenance(workdir), results(workdir)
+    number = known.get("format", 1) if known else FORMAT
+    if fits and number != FORMAT:
+        age = "an older" if number < FORMAT else "a newer"
+        raise InputError(
+            f"'{workdir}' holds fits of {age} tljax (format {number} of their keys): report reads them; choose another "
+            "--workdir to go on"
+        )
 
 
 def make_folder(place: Path) -> Path:
@@ -554,7 +575,8 @@ def record_environment(workdir: Path, fingerprints: Mapping[str, str]) -> None:
     others = [part for part in parts if part not in alike and part["fits"]]
     fits = [name for part in alike for name in part["fits"]]
     data = {name: mark for part in alike for name, mark in part["data"].items()} | now["data"]
-    after = {**now, "data": data, "fits": fits, "earlier": others, "seconds": before["seconds"] if before else {}}
+    seconds = before["seconds"] if before else {}
+    after = {"format": FORMAT, **now, "data": data, "fits": fits, "earlier": others, "seconds": seconds}
     if before and before["fits"] and parts[-1] not in alike:
         for line in _differences([*others, now]):
             console.say(f"'{workdir}' goes on in another environment: {line}")
@@ -585,7 +607,7 @@ def recorded_environment(workdir: Path) -> dict[str, Any] | None:
     known = _provenance(workdir)
     if known is None:
         return None
-    last = {name: value for name, value in known.items() if name not in ("fits", "earlier", "seconds")}
+    last = {name: value for name, value in known.items() if name not in ("format", "fits", "earlier", "seconds")}
     earlier = [{name: value for name, value in part.items() if name != "fits"} for part in known["earlier"]]
     return {**last, **({"earlier": earlier} if earlier else {})}
 
@@ -617,7 +639,7 @@ _ENVIRONMENT: fields.Form = {
     **{"python": str, "platform": str, "cores": (int, None), "devices": [str], "versions": {str: str}},
     **{"data": {str: str}, "commit": (str, None), "variables?": {str: str}, "switches?": dict, "fits": [str]},
 }
-_PROVENANCE: fields.Form = {**_ENVIRONMENT, "earlier": [_ENVIRONMENT], "seconds": {str: [float]}}
+_PROVENANCE: fields.Form = {**_ENVIRONMENT, "earlier": [_ENVIRONMENT], "seconds": {str: [float]}, "format?": int}
 
 
 def _provenance(workdir: Path) -> dict[str, Any] | None:
