@@ -26,7 +26,6 @@ from experiments.runs import (
     console,
     directory,
     fit,
-    flags,
     plan,
     process,
     range_test,
@@ -35,6 +34,7 @@ from experiments.runs import (
     trials,
     tuned,
 )
+from experiments.runs import flags as flags_of_programs
 from experiments.runs.plan import Experiment
 from experiments.runs.search_flags import Search
 from experiments.runs.settings import FREE, GROWING, NEUTRAL, ExperimentFlags, Settings
@@ -43,68 +43,65 @@ from tljax.study import search, space, summary
 from tljax.study.results import Result
 from tljax.types import InputError, Task
 
-_FREE = (*GROWING, *FREE)
-"""Flags that may change when a search goes on."""
-
 
 @dataclass(frozen=True)
 class SearchFlags(Search, ExperimentFlags):
-    """The flags of a search, and those of the fits that it tries."""
+    """A search has its own flags, and those of the fits that it tries."""
 
 
-def run(values: Mapping[str, Any], options: Search) -> list[Result]:
-    """Search, then train each winner anew; returns the results of the winners' fits."""
-    settings = Settings.from_flags(**values)
-    search_flags.check(values, settings, options)
-    trial_values = _trial_values(values, settings, options)
+def run(flags: Mapping[str, Any], options: Search) -> list[Result]:
+    """Search, then train each winner anew; the results of those."""
+    settings = Settings.from_flags(**flags)
+    search_flags.check(flags, settings, options)
+    trial_flags = _trial_flags(flags, settings, options)
     execution = process.prepare(settings)
     stand_ins = sources.stand_ins(settings, options.trial_seeds)
     if options.lr_range_test and not settings.dry_run:
-        range_test.run(values, trial_values, options, execution, stand_ins)
+        range_test.run(flags, trial_flags, options, execution, stand_ins)
         return []
     arms = _arms(settings, options)
     if settings.dry_run:
-        _print_plan(values, arms, options)
+        _show(flags, arms, options)
         return []
     from experiments.pages import export
     from experiments.pages import search as page  # draws: matplotlib takes a second to import
     from experiments.pages import transfer as results_page
 
-    flag_lines = search_flags.to_flags(options)
-    with directory.opened(settings, "search", flag_lines, older=Settings.from_flags(**trial_values)) as folder:
+    own_flags = search_flags.to_flags(options)
+    with directory.opened(settings, "search", own_flags, older=Settings.from_flags(**trial_flags)) as folder:
         if stand_ins:
-            console.say(_sources_note(stand_ins, settings.seeds))
-        whole = plan.prepare(Settings.from_flags(**trial_values), execution, only=True, stand_ins=stand_ins)
-        _require_distinct_totals(arms, whole.target)
-        studies = {arm: _open_study(arm, options, settings, folder) for arm in arms}
+            console.say(_sentence_on_sources(stand_ins, settings.seeds))
+        experiment = plan.prepare(Settings.from_flags(**trial_flags), execution, only=True, stand_ins=stand_ins)
+        _require_own_totals(arms, experiment.target)
+        studies = {arm: _opened(arm, options, settings, folder) for arm in arms}
         trained = {}
         for arm in arms:
-            arm_values = {**trial_values, "strategies": (arm.strategy,), "train_examples": (arm.budget,)}
-            base = whole._replace(
-                settings=Settings.from_flags(**arm_values), strategies=(plan.read_strategy(arm.strategy),)
+            arm_flags = {**trial_flags, "strategies": (arm.strategy,), "train_examples": (arm.budget,)}
+            base = experiment._replace(
+                settings=Settings.from_flags(**arm_flags), strategies=(plan.read_strategy(arm.strategy),)
             )
-            _run_trials(arm, studies[arm], base, arm_values, options, folder)
-            by_arm = {(arm.label, arm.budget): search.trials(searched.study) for arm, searched in studies.items()}
-            directory.replace(folder / "trials.csv", export.trials(by_arm))
+            _run_trials(arm, studies[arm], base, arm_flags, options, folder)
+            known = {(each.label, each.budget): search.trials(opened.study) for each, opened in studies.items()}
+            directory.replace(folder / "trials.csv", export.trials(known))
             best = search.best(studies[arm].study)
-            final = Settings.from_flags(**search_flags.with_values(_final_values(values, settings, arm), best.params))
-            workdir = _final_workdir(final, arm, folder)
-            trained[arm] = Winner(studies[arm].study, best, replace(final, workdir=str(workdir)))
+            final = Settings.from_flags(**search_flags.with_values(_final(flags, settings, arm), best.params))
+            place = _place_of_final(final, arm, folder)
+            trained[arm] = Winner(studies[arm].study, best, replace(final, workdir=str(place)))
         tuned.write_winners(folder, trained)
-        results = [result for winner in trained.values() for result in _train_winner(winner.made, execution)]
-        settled = summary.with_share(results, whole.target.test.labels)
-        notes = page.write(folder, Settings.from_flags(**values), options, trained, settled, whole)
+        results = [result for winner in trained.values() for result in _train_anew(winner.made, execution)]
+        settled = summary.with_share(results, experiment.target.test.labels)
+        notes = page.write(folder, Settings.from_flags(**flags), options, trained, settled, experiment)
     results_page.print_results("tuned against tuned", settled, notes)
     return results
 
 
-def _print_plan(values: Mapping[str, Any], arms: Sequence[Arm], options: Search) -> None:
-    """Print the space of each study, and which of its dimensions part the trials into groups."""
+def _show(flags: Mapping[str, Any], arms: Sequence[Arm], options: Search) -> None:
+    """Print what would be searched, and what of it parts the trials into groups."""
     rows = [(dimension.name, dimension.kind, *space.ends(dimension), "")[:4] for dimension in options.ranges]
     console.table("space", ["name", "kind", "from", "to"], rows)
     for arm in arms:
-        arm_values = {**values, "strategies": (arm.strategy,)}
-        shapes = {dimension.name: search_flags.shapes(arm_values, dimension) for dimension in arm.ranges}
+        arm_flags = {**flags, "strategies": (arm.strategy,)}
+        shapes = {dimension.name: search_flags.shapes(arm_flags, dimension) for dimension in arm.ranges}
         several = [f"{name} ({count})" for name, count in shapes.items() if count > 1]
         parted = "one shape, trained together"
         if several:
@@ -112,64 +109,49 @@ def _print_plan(values: Mapping[str, Any], arms: Sequence[Arm], options: Search)
         console.say(f"{arm.label} at {arm.budget}: {options.trials} trials in groups of {options.group}; {parted}")
 
 
-def _sources_note(stand_ins: Mapping[int, int], final_seeds: Sequence[int]) -> str:
-    """The note on the sources that trials start from, since none was trained under the seeds of a search."""
+def _sentence_on_sources(stand_ins: Mapping[int, int], final_seeds: Sequence[int]) -> str:
+    """Which sources trials start from, since none was trained under the seeds of a search."""
     source_seeds = sorted(set(stand_ins.values()))
     shared = set(source_seeds) & set(final_seeds)
     why = "the final fits start from them too, as there are no others" if shared else "no final fit starts from them"
     return f"trials start from the sources of the seeds {', '.join(map(str, source_seeds))} of the checkpoint; {why}"
 
 
-def _trial_values(values: Mapping[str, Any], settings: Settings, options: Search) -> dict[str, Any]:
+def _trial_flags(flags: Mapping[str, Any], settings: Settings, options: Search) -> dict[str, Any]:
     """The flags under which trials run: seeds of their own, a validation split, and the source's recipe as it is."""
     validation = settings.recipe.validation or 0.2
-    return {
-        **_source_values(settings),
-        **values,
-        "seeds": options.trial_seeds,
-        "validation": validation,
-        "dry_run": False,
-    }
+    return {**_source(settings), **flags, "seeds": options.trial_seeds, "validation": validation, "dry_run": False}
 
 
-def _source_values(settings: Settings) -> dict[str, Any]:
+def _source(settings: Settings) -> dict[str, Any]:
     """The flags that leave the source's recipe as it is, whatever the target's becomes."""
     return {f"source_{name}": value for name, value in vars(settings.source_recipe).items()}
 
 
-def _final_workdir(final: Settings, arm: Arm, folder: Path) -> Path:
-    """The run directory of a winner's fits: a new one if a grown search has found another winner."""
-    workdir = folder / "final" / arm.file_name
-    if not directory.of_another_experiment(workdir, final):
-        return workdir
+def _place_of_final(final: Settings, arm: Arm, folder: Path) -> Path:
+    """Where the last fits are kept: beside those of the former winner, if the search has grown and found another."""
+    place = folder / "final" / arm.file_name
+    if not directory.of_another_experiment(place, final):
+        return place
     free = tuple(f"--{name}=" for name in _FREE)
     lines = [line for line in final.flagfile_lines() if not line.startswith(free)]
     digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:8]
-    other = workdir.with_name(f"{workdir.name}-{digest}")
+    other = place.with_name(f"{place.name}-{digest}")
     console.say(
         f"{arm.label} at {arm.budget} had another winner: the fits of the new one are in final/{other.name}, "
-        f"those of the former stay in final/{workdir.name}"
+        f"those of the former stay in final/{place.name}"
     )
     return other
 
 
-def _final_values(values: Mapping[str, Any], settings: Settings, arm: Arm) -> dict[str, Any]:
-    """The flags of a winner's fits: all training examples, and the seeds that the search has not seen."""
-    arm_values = {
-        "strategies": (arm.strategy,),
-        "train_examples": (arm.budget,),
-        "validation": 0.0,
-        "seeds": settings.seeds,
-    }
-    return {**_source_values(settings), **values, **arm_values}
+def _final(flags: Mapping[str, Any], settings: Settings, arm: Arm) -> dict[str, Any]:
+    """The flags of the last fits: all training examples, and the seeds that the search has not seen."""
+    of_arm = {"strategies": (arm.strategy,), "train_examples": (arm.budget,)}
+    return {**_source(settings), **flags, **of_arm, "validation": 0.0, "seeds": settings.seeds}
 
 
 def _arms(settings: Settings, options: Search) -> list[Arm]:
-    """A study for each strategy and label budget.
-
-    Raises InputError for several strategies or budgets without --per_strategy or --per_budget, for a strategy without
-    a dimension to search, and for a strategy given twice whose options are searched.
-    """
+    """A study for each strategy and label budget that are to be told apart."""
     strategies = settings.strategies
     if options.per_strategy and "scratch" not in strategies:
         strategies = ("scratch", *strategies)
@@ -186,15 +168,15 @@ def _arms(settings: Settings, options: Search) -> list[Arm]:
         chooses = any(space.of_strategy(r.name) == name for r in ranges)
         if chooses and sum(space.own_name(other) == name for other in strategies) > 1:
             raise InputError(
-                f"--strategies={','.join(strategies)}: --space chooses the options of {name}, which is given more "
+                f"--strategies={','.join(strategies)}: --space chooses the options of {name}, which stands there more "
                 "than once, so two winners may be the same strategy: name it once"
             )
         arms += [Arm(strategy, budget, ranges) for budget in settings.train_examples]
     return arms
 
 
-def _require_distinct_totals(arms: Sequence[Arm], target: Task) -> None:
-    """Raise InputError if two label budgets are the same number of examples: their winners would share one row."""
+def _require_own_totals(arms: Sequence[Arm], target: Task) -> None:
+    """Raise InputError for two ways to write one label budget: their winners would be of one row."""
     totals: dict[int, str] = {}
     for arm in arms:
         written = totals.setdefault(budgets.total(arm.budget, target), arm.budget)
@@ -202,9 +184,8 @@ def _require_distinct_totals(arms: Sequence[Arm], target: Task) -> None:
             raise InputError(f"--train_examples: {written} and {arm.budget} are the same labels: keep one of them")
 
 
-def _open_study(arm: Arm, options: Search, settings: Settings, folder: Path) -> search.Search:
-    """Open the study of an arm, which refuses another space, other seeds and other flags of its fits."""
-    neutral = {f"--{name}={value}" for name, value in NEUTRAL.items()}  # older studies do not name these flags
+def _opened(arm: Arm, options: Search, settings: Settings, folder: Path) -> search.Search:
+    neutral = {f"--{name}={value}" for name, value in NEUTRAL.items()}  # studies of before know none of them
     about = {
         "space": [str(dimension) for dimension in arm.ranges],
         "flags": sorted(
@@ -216,40 +197,42 @@ def _open_study(arm: Arm, options: Search, settings: Settings, folder: Path) -> 
     }
     storage = str(folder / "study.journal") if options.storage is None else options.storage
     name = f"{options.study}/{arm.strategy}/{arm.budget}"
-    address = None if storage == "memory" else storage
-    return search.opened(name, address, options.sampler, options.pruner, 0, options.lease, about, console.say)
+    where = None if storage == "memory" else storage
+    return search.opened(name, where, options.sampler, options.pruner, 0, options.lease, about, console.say)
+
+
+_FREE = (*GROWING, *FREE)
 
 
 def _run_trials(
     arm: Arm,
     searched: search.Search,
     base: Experiment,
-    values: Mapping[str, Any],
+    arm_flags: Mapping[str, Any],
     options: Search,
     folder: Path,
 ) -> None:
-    """Ask the study for trials, train and judge them, and tell it the results, until it has all its trials."""
+    """Ask, train, judge and tell until the study has its trials."""
     study = searched.study
     task = trials.search_task(base, arm.budget)
     began = time.monotonic()
 
     @functools.cache
-    def source(hidden: Any, activation: str, recipe: Any) -> tuple[Any, Any]:
+    def obtained(hidden: Any, activation: str, recipe: Any) -> tuple[Any, Any]:
         if base.source is None:
             return None, {}
         settings = replace(base.settings, hidden=hidden, activation=activation, source_recipe=recipe)
-        data = plan.source_from_data(settings) if settings.source else base.source
-        return data, fit.obtain_source(settings, data, folder, base.execution)
+        source = plan.source_from_data(settings) if settings.source else base.source
+        return source, fit.obtain_source(settings, source, folder, base.execution)
 
-    def experiment(trial_values: Mapping[str, Any]) -> tuple[Experiment, Any]:
-        settings = Settings.from_flags(**search_flags.with_values(values, trial_values))
-        source_data, sources_by_seed = source(settings.hidden, settings.activation, settings.source_recipe)
+    def experiment_of(chosen: Mapping[str, Any]) -> tuple[Experiment, Any]:
+        settings = Settings.from_flags(**search_flags.with_values(arm_flags, chosen))
+        source, trained = obtained(settings.hidden, settings.activation, settings.source_recipe)
         model = settings.build_model(len(base.target.classes))
-        [strategy] = settings.strategies
-        strategies = (
-            base.strategies if settings.strategies == base.settings.strategies else (plan.read_strategy(strategy),)
-        )
-        return base._replace(settings=settings, source=source_data, model=model, strategies=strategies), sources_by_seed
+        strategies = base.strategies
+        if settings.strategies != base.settings.strategies:
+            strategies = tuple(map(plan.read_strategy, settings.strategies))
+        return base._replace(settings=settings, source=source, model=model, strategies=strategies), trained
 
     with console.progress(f"search {arm.label}", options.trials, "trials") as advance:
         while options.timeout is None or time.monotonic() - began < options.timeout:
@@ -259,39 +242,38 @@ def _run_trials(
                     break
                 time.sleep(1.0)
                 continue
-            _judge(searched, running, [experiment(trial.chosen) for trial in running], task)
+            _judge(searched, running, [experiment_of(trial.chosen) for trial in running], task)
             advance(len(running))
 
 
 def _judge(
     searched: search.Search,
     running: Sequence[search.Running],
-    fits: Sequence[tuple[Experiment, Any]],
+    experiments: Sequence[tuple[Experiment, Any]],
     task: trials.SearchTask,
 ) -> None:
-    """Train a group of trials and tell the study their results; after any error the trials are given back to it."""
+    """Train a group of trials and tell what came of them; whatever ends it leaves them to be tried again."""
 
-    def report(index: int, step: int, accuracy: float) -> bool:
-        return search.report(running[index], accuracy, step)
+    def report(which: int, step: int, accuracy: float) -> bool:
+        return search.report(running[which], accuracy, step)
 
     try:
         with search.held(running, searched.lease):
-            judged = trials.judge(
-                task, [experiment for experiment, _ in fits], [trained for _, trained in fits], report
-            )
+            every, trained = zip(*experiments, strict=True)
+            judgements = trials.judge(task, every, trained, report)
     except BaseException:
         for trial in running:
             search.give_back(searched.study, trial)
         raise
-    for trial, result in zip(running, judged, strict=True):
-        search.tell(searched.study, trial, result.accuracy, result.pruned, result.loss)
+    for trial, judgement in zip(running, judgements, strict=True):
+        search.tell(searched.study, trial, judgement.accuracy, judgement.pruned, judgement.loss)
 
 
-def _train_winner(settings: Settings, execution: Any) -> list[Result]:
-    """Train a winner on all training examples under --seeds: only here the search reads the test set."""
+def _train_anew(settings: Settings, execution: Any) -> list[Result]:
+    """The winner on all training examples, under the seeds of --seeds: the only time the test set is read."""
     return fit.complete(plan.prepare(settings, execution, only=True))
 
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    flags.main(argv, str(__doc__), run, SearchFlags, refused=search_flags.PINS)
+    flags_of_programs.main(argv, str(__doc__), run, SearchFlags, refused=search_flags.PINS)
