@@ -205,7 +205,7 @@ def notes(parts: Sequence[Part], asked: CompareFlags) -> list[str]:
         for line in budgets.notes(todo.settings.train_examples, todo.target, todo.settings.recipe.validation)
     }
     data |= {f"{todo.source.name}: {todo.source.note}" for todo in todos if todo.source and todo.source.note}
-    tuning = tuned.said(
+    tuning = tuned.sentence(
         asked.tuned, [budget for part in parts for budget in part.todo.settings.train_examples], asked.longer_scratch
     )
     spoken = spoken_of([variation(todo) for todo in todos])
