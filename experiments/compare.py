@@ -209,7 +209,7 @@ def notes(parts: Sequence[Part], options: CompareFlags) -> list[str]:
         data |= {f"{target.name}: {note}" for note in (target.note, *of_budgets) if note}
         data |= {f"{source.name}: {source.note}"} if source and source.note else set()
     train_examples = [budget for part in parts for budget in part.experiment.settings.train_examples]
-    tuning = tuned.said(options.tuned, train_examples, options.longer_scratch)
+    tuning = tuned.sentence(options.tuned, train_examples, options.longer_scratch)
     spoken = spoken_of([variation(part.experiment) for part in parts])
     return [tuning, *spoken, "they speak of these tasks alone", *sorted(data)]
 
