@@ -17,7 +17,7 @@ from experiments import compare, features, pretrain, rank, report, transfer
 from experiments.benchmark.__main__ import BenchmarkFlags
 from experiments.pages import ranking as ranking_page
 from experiments.pages import search as search_page
-from experiments.runs import flags, methods, predictions, sources, tuned
+from experiments.runs import flags, plan, predictions, sources, tuned
 from experiments.runs.scores import Score, Scored
 from experiments.runs.settings import Settings, parse_flags
 from tljax import data, npz, plugins
@@ -93,7 +93,7 @@ def test_a_slip_in_predictions_and_their_table_is_refused(tmp_path):
     assert predictions.groups_in(tmp_path / "a.npz") is None and len(predictions.read(tmp_path / "a.npz")[0]) == 20
     (tmp_path / "t.csv").write_text("name,target,strategy,seed,train_examples,divergd\na,b,full,0,10,yes\n")
     with pytest.raises(InputError, match="the column 'divergd', which nothing reads; did you mean 'diverged'"):
-        report.theirs(tmp_path / "t.csv", f"{tmp_path}/*.npz")
+        report.read_fits(tmp_path / "t.csv", f"{tmp_path}/*.npz")
 
 
 def folder_of_pictures(folder):
@@ -160,7 +160,7 @@ def readers(folder):
             "\n".join(map(",".join, rows)),
             lambda: data.load(f"folder:{folder / 'pictures'}:splits={splits}", data_dir=folder),
         ),
-        "results": (results, table, lambda: report.theirs(results, f"{folder}/*[!w].npz")),
+        "results": (results, table, lambda: report.read_fits(results, f"{folder}/*[!w].npz")),
         "flagfile": (
             flags,
             "--seeds=0\n--target=caf\u00e9\n",
@@ -172,7 +172,7 @@ def readers(folder):
             lambda: parse_flags(["transfer", f"--flagfile={folder / 'outer.flags'}"]),
         ),
         "card": (beside, card, lambda: sources.weights_card(folder / "w.npz")),
-        "strategy": (code, STRATEGY, lambda: methods.one(f"{code}:strategy")),
+        "strategy": (code, STRATEGY, lambda: plan.read_strategy(f"{code}:strategy")),
     }
 
 
