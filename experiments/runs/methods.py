@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments.runs import console, process
+from experiments.runs import process
 from experiments.runs.settings import Settings
 from experiments.runs.sources import Source, Trained
 from tljax import checkpoint, graft, masks, models, paths, plugins, ready, seeds, switches
@@ -32,10 +32,7 @@ class Named(NamedTuple):
 
 def read(texts: Sequence[str]) -> tuple[Named, ...]:
     """The strategies of `--strategies`, with scratch among them: a number without it says nothing about transfer."""
-    if "scratch" not in texts:
-        console.say("scratch is added: what it reaches with the same budget is what transfer must beat")
-        texts = ("scratch", *texts)
-    return tuple(map(one, texts))
+    return tuple(map(one, texts if "scratch" in texts else ("scratch", *texts)))
 
 
 def one(text: str) -> Named:

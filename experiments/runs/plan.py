@@ -78,6 +78,8 @@ def prepare(
     for _, start in first_starts(experiment):
         for budget in settings.train_examples:
             check_recipe(settings.recipe, budget, target, start)
+    if not only and "scratch" not in settings.strategies:
+        console.say("scratch is added: what it reaches with the same budget is what transfer must beat")
     return experiment
 
 
