@@ -30,7 +30,6 @@ from experiments.runs import (
     fit,
     flags,
     looks,
-    methods,
     plan,
     predictions,
     process,
@@ -82,7 +81,7 @@ def run(given: Mapping[str, Any], asked: CompareFlags, typed: Collection[str] | 
     parts = planned(given, asked, made, execution, typed)
     for part in parts:
         require_variation(part.todo)
-    method = methods.one(base)
+    method = plan.read_strategy(base)
     against = Result(name="", target="", strategy=method.name, options=method.options, spec=method.spec or None, seed=0)
     judging = replace(asked, against=summary.label(against))
     if whence := tuned.from_search(given, asked.tuned, ("scratch", *made.strategies)):

@@ -16,7 +16,7 @@ from test_programs import arguments, command
 from experiments import compare, predict, pretrain, report, search, transfer
 from experiments.pages import figures, tables
 from experiments.pages import report as pages
-from experiments.runs import console, directory, methods, process, sources
+from experiments.runs import console, directory, plan, process, sources
 from experiments.runs.settings import FLAGS, Settings, parse_flags
 from tljax import masks, models, paths, plugins
 from tljax.study import search as studies
@@ -119,8 +119,8 @@ def test_a_path_with_an_equals_sign_is_a_path(tmp_path, monkeypatch, mine):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a=b.py").write_text(MINE)
     assert plugins.named("seed=3/mine.py:strategy") == ("", "seed=3/mine.py:strategy")
-    assert methods.one("a=b.py:strategy").label == "a=b.py:strategy"
-    assert methods.one("x=seed=3/mine.py:strategy:k=2").spec == "seed=3/mine.py:strategy:k=2"
+    assert plan.read_strategy("a=b.py:strategy").label == "a=b.py:strategy"
+    assert plan.read_strategy("x=seed=3/mine.py:strategy:k=2").spec == "seed=3/mine.py:strategy:k=2"
 
 
 def test_a_space_reaches_into_a_strategy_by_its_name():

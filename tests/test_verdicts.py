@@ -13,7 +13,7 @@ from test_programs import command, write_task
 from test_report import bare, curve, visible
 from test_study import cell, fits, found
 
-from experiments import compare, report, transfer
+from experiments import compare, report
 from experiments.compare import CompareFlags
 from experiments.pages import compare as compare_page
 from experiments.pages import report as pages
@@ -675,7 +675,7 @@ def test_a_report_of_a_transfer_says_what_its_seeds_vary(finished, tmp_path, cap
 def test_the_base_is_found_however_its_options_are_written(tasks, tmp_path, monkeypatch):
     """A fit is known by the options as they were read: 0.50 is 0.5."""
     judgings: list[Judging] = []
-    monkeypatch.setattr(transfer, "within", lambda *given: [])
+    monkeypatch.setattr("experiments.runs.fit.within", lambda *given: [])
     monkeypatch.setattr(compare, "_judged", lambda *given: None)
     monkeypatch.setattr(compare_page, "show", lambda folder, found, judging, notes: judgings.append(judging))
     given = command(tasks, tmp_path, strategies=("full", "lp_ft:start=0.50"))

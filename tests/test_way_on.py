@@ -17,7 +17,7 @@ from experiments import compare, features, pretrain, rank, report, transfer
 from experiments.benchmark.__main__ import BenchmarkFlags
 from experiments.pages import ranking as ranking_page
 from experiments.pages import search as search_page
-from experiments.runs import flags, methods, predictions, sources, tuned
+from experiments.runs import flags, plan, predictions, sources, tuned
 from experiments.runs.scores import Score, Scored
 from experiments.runs.settings import Settings, parse_flags
 from tljax import data, npz, plugins
@@ -172,7 +172,7 @@ def readers(folder):
             lambda: parse_flags(["transfer", f"--flagfile={folder / 'outer.flags'}"]),
         ),
         "card": (beside, card, lambda: sources.weights_card(folder / "w.npz")),
-        "strategy": (code, STRATEGY, lambda: methods.one(f"{code}:strategy")),
+        "strategy": (code, STRATEGY, lambda: plan.read_strategy(f"{code}:strategy")),
     }
 
 

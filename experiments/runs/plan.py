@@ -16,16 +16,114 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.runs import budgets, console, directory, flags, methods, sources
-from experiments.runs.methods import Start
+from experiments.runs import budgets, console, directory, flags, process, sources
 from experiments.runs.settings import MOST_STEPS, Recipe, Settings
-from experiments.runs.sources import Source
-from tljax import data, models, objective, optimizers, paths, penalties, plugins, seeds, switches, train
+from experiments.runs.sources import Source, Trained
+from tljax import (
+    checkpoint,
+    data,
+    initialization,
+    models,
+    objective,
+    optimizers,
+    paths,
+    penalties,
+    plugins,
+    seeds,
+    switches,
+    train,
+)
 from tljax.data import draw
 from tljax.data.files import NO_PIXELS
+from tljax.initialization import Initialization, Look, Start
 from tljax.models import randomness
 from tljax.study.results import Result
-from tljax.types import InputError, Model, Params, Task
+from tljax.types import Context, InputError, Method, Model, Params, Task
+
+# ---- A strategy, as the settings name it
+
+
+class NamedStrategy(NamedTuple):
+    """A strategy as the flags name it."""
+
+    label: str
+    """Its name, if the flags give it one; else with its options: 'last_k:k=2'."""
+    name: str
+    options: Mapping[str, Any]
+    method: Method
+    code: str
+    """Digest of its files: what an edit changes."""
+    spec: str = ""
+    """What stands after NAME= if the flags give it a name, else "": a line of results keeps both."""
+
+
+def read_strategies(texts: Sequence[str]) -> tuple[NamedStrategy, ...]:
+    """The strategies of `--strategies`, with scratch among them: a number without it says nothing about transfer."""
+    return tuple(map(read_strategy, texts if "scratch" in texts else ("scratch", *texts)))
+
+
+def read_strategy(text: str) -> NamedStrategy:
+    """One strategy of `--strategies`."""
+    method, options = plugins.method(text)
+    given_name, text = plugins.named(text)
+    if given_name:
+        return NamedStrategy(given_name, given_name, options, method, method.code, text)
+    spec = plugins.parse(text)
+    name = ":".join(map(plugins.quoted, (spec.name, *spec.words)))
+    label = ":".join([name, *(f"{key}={value}" for key, value in spec.options.items())])
+    return NamedStrategy(label, name, options, method, method.code)
+
+
+def refuse_without_source(strategies: Sequence[NamedStrategy], model: Model) -> None:
+    """Raise InputError for a strategy that keeps something of a source, where there is none."""
+    stages = models.names(model)
+    for strategy in strategies:
+        redrawn = _call_of(strategy, "reinit", initialization.redrawn, strategy.method, strategy.options, stages)
+        if set(redrawn) != set(stages):
+            raise InputError(
+                f"strategy '{strategy.label}' needs a source: give --source=NAME or --source_checkpoint=DIR"
+            )
+
+
+def _call_of(strategy: NamedStrategy, part: str, function: Any, *arguments: Any, **options: Any) -> Any:
+    """Call a function of a strategy's file; what it raises becomes one line that says whose it is, and where."""
+    what = f"{part} of strategy '{strategy.label}'" if part else f"strategy '{strategy.label}'"
+    try:
+        with switches.guarded(what):
+            result = function(*arguments, **options)
+    except (KeyboardInterrupt, process.Stopped):
+        raise
+    except InputError as error:
+        grafted_alone = part == "reinit or adapt" and not (strategy.method.reinit or strategy.method.adapt)
+        raise error if grafted_alone else _with_name(strategy, error) from error
+    except BaseException as error:  # of whatever class: somebody may have made one
+        raise InputError(f"{what} fails: {plugins.said(error, strategy.method.strategy)}") from error
+    if result is None:
+        raise InputError(f"{what} returned None: return {_RETURNS.get(part, 'a mask')}")
+    return result
+
+
+_RETURNS = {"left_out": "a list of paths, or []", "merge": "ordinary parameters"}
+"""What a function of a strategy's file gives, if not a mask."""
+
+
+def _with_name(strategy: NamedStrategy, error: InputError) -> InputError:
+    """An error of a function of a strategy's file, naming the strategy unless it does."""
+    text, name = str(error), strategy.name.partition(":")[0]
+    if f"'{strategy.label}'" in text or f"'{name}'" in text or text.startswith(f"{name}:"):
+        return error
+    return InputError(f"strategy '{strategy.label}': {text}")
+
+
+def left_out(strategy: NamedStrategy, start: Start, model: Model) -> list[str]:
+    """The paths of leaves that a strategy was to treat and cannot, as its module's `left_out` says."""
+    function = strategy.method.left_out
+    if function is None:
+        return []
+    context = initialization.shown(Context(models.names(model), fresh=start.fresh))
+    options = plugins.taken(function, strategy.options)
+    return list(_call_of(strategy, "left_out", function, initialization.own(start.params), context, **options))
+
 
 # ---- An experiment
 
@@ -37,7 +135,7 @@ class Experiment(NamedTuple):
     source: Source | None
     target: Task
     model: Model
-    strategies: tuple[methods.Named, ...]
+    strategies: tuple[NamedStrategy, ...]
     execution: train.Execution
 
 
@@ -54,7 +152,7 @@ def prepare(
     if settings.source and settings.source_checkpoint:
         raise InputError("--source and --source_checkpoint are both given: keep one")
     sources.refuse_rules(settings)
-    strategies = tuple(map(methods.one, settings.strategies)) if only else methods.read(settings.strategies)
+    strategies = tuple(map(read_strategy, settings.strategies)) if only else read_strategies(settings.strategies)
     source = None
     if settings.source_checkpoint:
         source = sources.from_checkpoint(settings, stand_ins)
@@ -66,7 +164,7 @@ def prepare(
         raise InputError(f"target '{target.name}' has shape {shape}, the source {source.shape}: features must agree")
     model = settings.build_model(len(target.classes))
     if source is None:
-        methods.refuse_without_source(strategies, model)
+        refuse_without_source(strategies, model)
     terms, _ = penalties.read(settings.recipe.penalty)
     if source and not source.fisher and (names := [term.name for term in terms if "fisher" in term.needs]):
         raise InputError(
@@ -177,17 +275,40 @@ def source_streams(settings: Settings, seed: int) -> seeds.Seeds:
     return seeds.streams(seeds.streams(seed, source=settings.source_seed).source)
 
 
-def ground(experiment: Experiment, seed: int) -> methods.Ground:
-    """What every strategy starts from under one seed, with a draw in place of a source that is still to be trained."""
-    settings, source, target = experiment.settings, experiment.source, experiment.target
-    return methods.ground(settings, experiment.model, source, target, streams(settings, seed))
+def initialization_of(experiment: Experiment, seed: int, trained: Trained | None = None) -> Initialization:
+    """What every strategy starts from under one seed, with a draw in place of a source that is still to be trained.
+
+    Raises InputError where the `trained` parameters are of another model.
+    """
+    settings, model, source, target = experiment.settings, experiment.model, experiment.source, experiment.target
+    shape = example_shape(target)
+    key = jax.random.key(streams(settings, seed).head)
+    params = models.init(settings.build_model(len(source.classes)), key, shape) if source else None
+    if trained:
+        params = checkpoint.unflatten(trained.flat, params)
+    drawn, own_key = models.init(model, key, shape), jax.random.fold_in(key, len(model))
+    head, fisher = head_of(settings, source, target), trained.fisher if trained else None
+    return Initialization(models.names(model), params, drawn, own_key, head, fisher)
 
 
-def first_starts(experiment: Experiment) -> Iterator[tuple[methods.Named, Start]]:
+def head_of(settings: Settings, source: Source | None, target: Task) -> str:
+    """What becomes of the head: 'copy', 'fresh' or 'zero', as --head says; under 'auto' by the names of the classes."""
+    if settings.head != "auto":
+        return settings.head
+    return "copy" if source and source.classes == target.classes else "fresh"
+
+
+def start_of(strategy: NamedStrategy, initial: Initialization, look: Look | None = None) -> Start:
+    """Graft, adapt, ask the strategy, and lint; raises InputError for a mask that cannot be trained."""
+    call, name = functools.partial(_call_of, strategy), f"strategy '{strategy.label}'"
+    return initialization.start(strategy.method, strategy.options, initial, look, name, call)
+
+
+def first_starts(experiment: Experiment) -> Iterator[tuple[NamedStrategy, Start]]:
     """How every strategy starts under the first seed, from a source that is drawn and not trained."""
-    first = ground(experiment, experiment.settings.seeds[0])
+    first = initialization_of(experiment, experiment.settings.seeds[0])
     for strategy in experiment.strategies:
-        yield strategy, methods.start(strategy, first)
+        yield strategy, start_of(strategy, first)
 
 
 # ---- What a recipe comes to
@@ -327,7 +448,7 @@ def stages_with_dropout(settings: Settings, model: Model, shape: tuple[int, ...]
 class PlannedFit(NamedTuple):
     """A fit that the settings ask for."""
 
-    strategy: methods.Named
+    strategy: NamedStrategy
     budget: str
     seed: int
     result: Result
@@ -345,7 +466,7 @@ def planned(experiment: Experiment) -> dict[str, PlannedFit]:
     return fits
 
 
-def _identified(experiment: Experiment, strategy: methods.Named, budget: str, seed: int) -> Result:
+def _identified(experiment: Experiment, strategy: NamedStrategy, budget: str, seed: int) -> Result:
     """A fit that the settings ask for, by all that decides its bits."""
     settings, source, target = experiment.settings, experiment.source, experiment.target
     fields: dict[str, Any] = {
