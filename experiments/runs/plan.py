@@ -123,7 +123,7 @@ def left_out(strategy: NamedStrategy, start: Start, model: Model) -> list[str]:
         return []
     context = initialization.shown(Context(models.names(model), fresh=start.fresh))
     options = plugins.taken(function, strategy.options)
-    return list(_call_of(strategy, "left_out", function, initialization.own(start.params), context, **options))
+    return list(_call_of(strategy, "left_out", function, initialization.writable(start.params), context, **options))
 
 
 # ---- An experiment
