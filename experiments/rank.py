@@ -48,12 +48,12 @@ class RankFlags(ExperimentFlags):
     )
     scores: tuple[str, ...] = flag(
         DEFAULT,
-        f"what sources are ranked by; also {', '.join(AS_IN_PAPERS)}, which grow with the width",
+        f"the scores that rank the sources; also {', '.join(AS_IN_PAPERS)}, which grow with the width",
         role="free",
     )
     score_examples: int = flag(1000, "the most labelled examples that a score looks at", role="free")
     verify: bool = flag(False, "train on the targets from every source, and judge the scores", role="free")
-    resamples: int = flag(1000, "how many bootstrap samples of the sources", role="free")
+    resamples: int = flag(1000, "the number of bootstrap samples of the sources", role="free")
 
 
 class Ranking(NamedTuple):

@@ -59,16 +59,18 @@ class ReportFlags:
     """The flags of a report: which fits are judged, and how."""
 
     runs: tuple[str, ...] = flag(
-        (), "run directories; one that is broken or half finished is left out, aloud", place="path"
+        (), "run directories; one that is broken or half finished is left out, with a note", place="path"
     )
-    results: str | None = flag(None, "a CSV of fits made elsewhere", place="path")
-    predictions: str | None = flag(None, "their predictions, such as 'runs/*.npz'", place="path")
+    results: str | None = flag(None, "a CSV of fits made elsewhere, a row a fit", place="path")
+    predictions: str | None = flag(None, "the predictions of the fits in --results, such as 'runs/*.npz'", place="path")
     output: str | None = flag(None, "a folder for report.html, report.md, tables and figures; needed", place="new")
-    margin: float | None = flag(None, "points of accuracy, as of experiments.compare; default the run's, else 0.5")
-    level: float | None = flag(None, "of all intervals and verdicts together; default the run's, else 0.95")
+    margin: float | None = flag(
+        None, "the margin in points of accuracy, as in experiments.compare; default the run's, else 0.5"
+    )
+    level: float | None = flag(None, "the level of all intervals and verdicts together; default the run's, else 0.95")
     family: str | None = flag(None, "what is judged, area or budgets; default the run's, else area")
-    looks: int | None = flag(None, "how often results are to be looked at; default the run's, else 1")
-    against: str | None = flag(None, "what the others are compared with; default the run's, else scratch")
+    looks: int | None = flag(None, "the number of planned looks at the results; default the run's, else 1")
+    against: str | None = flag(None, "the strategy that the others are compared with; default the run's, else scratch")
 
 
 class Runs(NamedTuple):

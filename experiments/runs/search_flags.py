@@ -23,41 +23,46 @@ PINS = ("source_seed", "head_seed", "order_seed", "draw_seed")
 
 @dataclass(frozen=True)
 class Search:
-    """The flags of a search. They may all change between runs, since each study records its space and seeds and refuses
-    others."""
+    """The flags of a search.
+
+    All may change between runs, since each study records its space and seeds, and refuses others.
+    """
 
     space: tuple[str, ...] = flag(
         (),
-        "what is searched, repeated: FLAG:log:LOW:HIGH, FLAG:between:LOW:HIGH, FLAG:int:LOW:HIGH, FLAG:in:A,B; "
-        "penalty.NAME.OPTION and strategy.NAME.OPTION reach into their options; needed",
+        "a dimension of the space, repeated: FLAG:log:LOW:HIGH, FLAG:between:LOW:HIGH, FLAG:int:LOW:HIGH, FLAG:in:A,B; "
+        "penalty.NAME.OPTION and strategy.NAME.OPTION are options of a penalty or strategy; needed",
         repeated=True,
         role="free",
     )
-    trials: int = flag(32, "how many trials each study has", role="free")
-    group: int = flag(16, "how many trials are asked for and trained together", role="free")
-    timeout: float | None = flag(None, "seconds after which no further trials are asked for", role="free")
-    sampler: str = flag("TPE", "of Optuna, with options: TPE, Random, CmaEs, QMC, TPE:multivariate=true", role="free")
-    pruner: str = flag("Nop", "of Optuna: Nop, Median, SuccessiveHalving, Hyperband", role="free")
-    search_seeds: int = flag(1, "how many seeds a trial is judged under, none of them of --seeds", role="free")
+    trials: int = flag(32, "the number of trials of each study", role="free")
+    group: int = flag(16, "the number of trials that are drawn and trained together", role="free")
+    timeout: float | None = flag(None, "seconds after which no further trials are drawn", role="free")
+    sampler: str = flag(
+        "TPE", "Optuna's sampler, with options: TPE, Random, CmaEs, QMC, TPE:multivariate=true", role="free"
+    )
+    pruner: str = flag("Nop", "Optuna's pruner: Nop, Median, SuccessiveHalving, Hyperband", role="free")
+    search_seeds: int = flag(1, "the number of seeds that a trial is judged under; none is one of --seeds", role="free")
     storage: str | None = flag(
         None,
-        "a journal file, a database URL, or memory; default WORKDIR/study.journal",
+        "where studies are stored: a journal file, a database URL, or memory; default WORKDIR/study.journal",
         role="local",
         place="new",
     )
     lease: float = flag(
-        120.0, "seconds without news after which another process of the study is taken for dead", role="local"
+        120.0, "seconds without a sign of life after which another process of the study counts as dead", role="local"
     )
-    study: str = flag("search", "its name there", role="free", place="new")
+    study: str = flag("search", "the name of the study in --storage", role="free", place="new")
     per_strategy: bool = flag(False, "a study for each of --strategies, with the same number of trials", role="free")
     per_budget: bool = flag(False, "a study for each of --train_examples", role="free")
     lr_range_test: bool = flag(
         False,
-        "instead, one fit of the first strategy whose rate rises exponentially; draw its loss and suggest a rate",
+        "instead of a search train the first strategy once while its rate rises exponentially; draw its "
+        "loss and suggest a rate",
         role="free",
     )
-    lr_low: float = flag(1e-5, "its first learning rate", role="free")
-    lr_high: float = flag(10.0, "its last", role="free")
+    lr_low: float = flag(1e-5, "the first learning rate of the range test", role="free")
+    lr_high: float = flag(10.0, "the last learning rate of the range test", role="free")
 
     @property
     def ranges(self) -> tuple[Range, ...]:
