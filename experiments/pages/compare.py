@@ -90,20 +90,20 @@ def _uncompared_notes(table: Right, family: Sequence[Comparison], against: str) 
     """The note on strategies that are compared with nothing, since no seed has a fit at each budget of both."""
     judged = {(comparison.source, comparison.target, comparison.strategy) for comparison in family}
     every = dict.fromkeys((cell.source, cell.target, cell.strategy) for cell in table)
-    lacking = [
+    uncompared = [
         name for source, target, name in every if (source, target, name) not in judged | {(source, target, against)}
     ]
-    names = listed(name for name in lacking if name != "scratch")
+    names = listed(name for name in uncompared if name != "scratch")
     return [f"{names}: no seed has a fit at every budget, and one of {against} beside it"] if names else []
 
 
 def _source_notes(rows: Sequence[Result]) -> list[str]:
     """Notes on how well the sources do their own tasks, so that nobody takes a poor source for a poor strategy."""
-    each: dict[str, list[float]] = {}
+    accuracies: dict[str, list[float]] = {}
     for row in rows:
         if row.strategy != "scratch" and row.source and row.source_accuracy is not None:
-            each.setdefault(row.source, []).append(100 * row.source_accuracy)
-    return [f"{name}: the source's own test accuracy is {tables.span(a)} %" for name, a in each.items()]
+            accuracies.setdefault(row.source, []).append(100 * row.source_accuracy)
+    return [f"{name}: the source's own test accuracy is {tables.span(values)} %" for name, values in accuracies.items()]
 
 
 def _look_notes(look: int, judging: Judging) -> list[str]:
@@ -134,11 +134,11 @@ def _divergence_notes(rows: Sequence[Result]) -> list[str]:
     texts = []
     several = len({(row.source, row.target) for row in rows if row.strategy != "scratch"}) > 1
     for group in summary.groups(rows):
-        lost = [row for row in group if row.diverged]
-        if lost:
-            what = tables.diverged(len(lost), len(group), summary.accuracy(lost[0]))
-            where = f", {tables.place(lost[0].source, lost[0].target)}" if several else ""
-            texts.append(f"{label(lost[0])} at {lost[0].train_examples:,} labels{where}: {what}")
+        diverged = [row for row in group if row.diverged]
+        if diverged:
+            counted = tables.diverged(len(diverged), len(group), summary.accuracy(diverged[0]))
+            where = f", {tables.place(diverged[0].source, diverged[0].target)}" if several else ""
+            texts.append(f"{label(diverged[0])} at {diverged[0].train_examples:,} labels{where}: {counted}")
     return [*texts, *([summary.COUNTS_AS] if texts else [])]
 
 
@@ -172,16 +172,18 @@ def print_tables(study: Study) -> None:
     against = study.family[0].against if study.family else "scratch"
     level = f", intervals at {100 * study.family[0].level:.4g} % together" if study.family else ""
     console.show(tables.verdicts_in_short(f"against {against}{level}", study.family))
-    beside = {
-        "each label budget by itself (not judged)": [each for each in study.others if each.against != TOTAL],
+    unjudged = {
+        "each label budget by itself (not judged)": [
+            comparison for comparison in study.others if comparison.against != TOTAL
+        ],
         "against scratch at equal source and target steps (not judged)": [
-            each for each in study.others if each.against == TOTAL
+            comparison for comparison in study.others if comparison.against == TOTAL
         ],
     }
-    for title, comparisons in beside.items():
+    for title, comparisons in unjudged.items():
         if comparisons:
-            each = f"{title}, each interval at {100 * comparisons[0].level:.4g} %"
-            console.show(tables.singly(each, comparisons))
+            heading = f"{title}, each interval at {100 * comparisons[0].level:.4g} %"
+            console.show(tables.singly(heading, comparisons))
     for line in (study.verdict, *study.notes):
         console.say(f"  {line}")
 

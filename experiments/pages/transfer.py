@@ -27,19 +27,19 @@ def show(settings: Settings, target: Task, source: Source | None, results: Seque
     identities = set(source.identity.values()) if source else set()
     pretrained = [result for result in directory.results(folder) if result.key in identities]
     settled = summary.with_share(results, np.asarray(target.test.labels))
-    known = [result.source_accuracy for result in results if result.source_accuracy is not None]
+    source_accuracies = [result.source_accuracy for result in results if result.source_accuracy is not None]
     notes += directory.mixed_environments(folder, [result.name for result in (*pretrained, *results)])
-    diverged = [str(result.seed) for result in pretrained if result.diverged]
-    if diverged:
+    seeds_diverged = [str(result.seed) for result in pretrained if result.diverged]
+    if seeds_diverged:
         notes.insert(
-            0, f"the source of seed {', '.join(diverged)} diverged: what was transferred is what it had before"
+            0, f"the source of seed {', '.join(seeds_diverged)} diverged: what was transferred is what it had before"
         )
-    accuracies = tables.span([100 * value for value in known])
-    source_note = f"source's own test accuracy {accuracies} %" if known else ""
-    every = [*pretrained, *settled]
-    curves = {each.name: curve for each in every if (curve := metrics.curves(folder, each.name)) is not None}
+    accuracies = tables.span([100 * value for value in source_accuracies])
+    source_note = f"source's own test accuracy {accuracies} %" if source_accuracies else ""
+    with_sources = [*pretrained, *settled]
+    curves = {each.name: curve for each in with_sources if (curve := metrics.curves(folder, each.name)) is not None}
     text = page(
-        every,
+        with_sources,
         curves,
         title=title,
         source_note=source_note,
@@ -50,14 +50,14 @@ def show(settings: Settings, target: Task, source: Source | None, results: Seque
     file = folder / "report.html"
     if not file.is_file() or file.read_bytes() != files.to_bytes(text):
         directory.replace(file, text)
-    more = ["means and [ranges] over seeds; no test of significance was made", f"report: {file}"]
-    print_results(title, settled, [*([source_note] if source_note else []), *notes, *more])
+    last_notes = ["means and [ranges] over seeds; no test of significance was made", f"report: {file}"]
+    print_results(title, settled, [*([source_note] if source_note else []), *notes, *last_notes])
 
 
 def print_results(title: str, results: Sequence[Result], notes: Sequence[str]) -> None:
     """Print the one table at the end, a row for each strategy and label budget: means and ranges over seeds."""
     groups = summary.summary(results)
-    lost = [
+    diverged = [
         f"{group.name} at {group.train_examples:,} labels: "
         + tables.diverged(group.diverged, group.seeds, group.counts_as)
         for group in groups
@@ -65,7 +65,7 @@ def print_results(title: str, results: Sequence[Result], notes: Sequence[str]) -
     ]
     narrow = console.is_narrow()
     table = tables.results_in_short(title, groups, narrow)
-    console.show(table, [*lost, *([summary.COUNTS_AS] if lost else []), *notes], narrow)
+    console.show(table, [*diverged, *([summary.COUNTS_AS] if diverged else []), *notes], narrow)
 
 
 @figures.style()
@@ -80,12 +80,12 @@ def page(
     classes: Sequence[str] = (),
 ) -> str:
     """The HTML of a run: `curves` are [points] arrays by a fit's name; the `notes` follow every table."""
-    each = panels(results)
+    by_heading = panels(results)
     return render(
-        brief(_sections(each, results, curves, classes, sentences(notes)), notes),
+        brief(_sections(by_heading, results, curves, classes, sentences(notes)), notes),
         title=title,
-        lead=_lead([group for panel in each.values() for group in panel]),
-        lists=[(heading, [(group.name, _in_words(group)) for group in panel]) for heading, panel in each.items()],
+        lead=_lead([group for panel in by_heading.values() for group in panel]),
+        lists=[(heading, [(group.name, _in_words(group)) for group in panel]) for heading, panel in by_heading.items()],
         source_note=source_note,
         provenance=provenance,
     )
