@@ -86,7 +86,7 @@ def _lines(documents: Any) -> bytes:
 
 
 def _checkpoint(document: Any) -> bytes:
-    return json.dumps({**document, "digest": checkpoint._of_json(document)}).encode()
+    return json.dumps({**document, "digest": checkpoint._meta_digest(document)}).encode()
 
 
 def _journal(documents: Any) -> bytes:
