@@ -32,8 +32,8 @@ def by_path(params: Params, predicate: Callable[[str], bool]) -> Mask:
 def by_glob(params: Params, *patterns: str) -> Mask:
     """Train the leaves that match any pattern: `*` within one name, `**` across names, `{a,b}` for either.
 
-    The `value` at the end of a boxed leaf's path (a variable of NNX) may be written or left out. Raises InputError for a
-    pattern that matches nothing.
+    The `value` at the end of a boxed leaf's path (a variable of NNX) may be written or left out. Raises InputError for
+    a pattern that matches nothing.
 
     >>> by_glob({"a": {"kernel": 1.0}, "b": {"bias": 0.0}}, "**/bias")
     {'a': {'kernel': False}, 'b': {'bias': True}}
@@ -60,10 +60,10 @@ def under(params: Params, prefixes: str | Iterable[str]) -> Mask:
 def layers(params: Params, prefix: str, which: slice | int | Sequence[int]) -> Mask:
     """Train the layers `which` of a stack: the leaves under `prefix`, whose first axis counts the layers.
 
-    `flax.linen.scan` and `nnx.vmap` stack equal layers so. A leaf under the prefix becomes a bool array
-    [layers, 1, ..], or True where `which` is all layers; the other leaves are False: combine with `union`, and give rates with `scale`.
-    Raises InputError for a prefix that holds no leaf that can train, leaves without one first axis, and a choice that
-    is empty or out of range.
+    `flax.linen.scan` and `nnx.vmap` stack equal layers so. A leaf under the prefix becomes a bool array [layers, 1,
+    ..], or True where `which` is all layers; the other leaves are False. Combine such masks with `union`, and give
+    rates with `scale`. Raises InputError for a prefix that holds no leaf that can train, leaves without one first axis,
+    and a choice that is empty or out of range.
 
     >>> params = {"blocks": {"bias": np.ones((3, 2))}, "head": {"bias": np.ones(2)}}
     >>> layers(params, "blocks", slice(-1, None))
@@ -132,9 +132,9 @@ def top(scores: Any, fraction: float, *, among: Mask | None = None) -> Mask:
     """Select the `fraction` of all elements that score highest: bool arrays, exactly round(fraction * elements).
 
     The fraction is of the elements that can train, over all leaves together. With `among`, a mask of bools, it is of
-    the leaves that this trains; then the result has its tree, and `scores` may have None in places. At least one element is
-    selected; ties go to the first leaf and element. A leaf of which nothing is selected is False, a scalar a bool.
-    Raises InputError for a fraction outside (0, 1], a score of NaN, scores where `among` has no leaf, and no
+    the leaves that this trains; then the result has its tree, and `scores` may have None in places. At least one
+    element is selected; ties go to the first leaf and element. A leaf of which nothing is selected is False, a scalar a
+    bool. Raises InputError for a fraction outside (0, 1], a score of NaN, scores where `among` has no leaf, and no
     elements at all.
 
     >>> top({"a": np.array([3.0, 1.0]), "b": np.array([2.0, 0.5]), "c": np.array([0.1])}, 0.4)

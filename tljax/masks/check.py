@@ -16,8 +16,8 @@ def lint(params: Params, mask: Mask, fresh: Mask | None = None) -> None:
     """Raise InputError, naming the leaf, for a mask that cannot be meant.
 
     Such a mask has another tree than `params`; a leaf that is neither bool, number nor array; a number that is negative
-    or not finite, in an array too; an array that does not fit its leaf, or is all zero. It trains nothing, or it freezes
-    a leaf that was drawn anew, as `fresh` says.
+    or not finite, in an array too; an array that does not fit its leaf, or is all zero. Or it trains nothing, or
+    freezes a leaf that `fresh` says was drawn anew.
     """
     if mask is None and params is not None:
         raise InputError("the mask is None, as of a function that forgets to return: return a mask")
