@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.runs import console, directory, flags
+from experiments.runs import console, directory
+from experiments.runs import flags as flags_of_programs
 from experiments.runs.flags import flag
 from experiments.runs.settings import ComputeFlags, ModelFlags, RenamingFlags
 from experiments.runs.sources import FitFlags, load_weights
@@ -30,15 +31,15 @@ class ExportFlags(FitFlags, RenamingFlags, ModelFlags, ComputeFlags):
     output: str | None = flag(None, "a new .safetensors file; needed", place="new")
 
 
-def run(given: Mapping[str, Any], asked: ExportFlags) -> Path:
+def run(flags: Mapping[str, Any], export_flags: ExportFlags) -> Path:
     """Write what the flags say; the file."""
     from safetensors.numpy import save
 
-    file = directory.new_file("output", asked.output, ".safetensors")
+    file = directory.new_file("output", export_flags.output, ".safetensors")
     card = directory.new_file("output", f"{file}.json", ".json")
-    flat, source, model, accuracy = load_weights(given, asked.checkpoint, asked.fit)
+    flat, source, model, accuracy = load_weights(flags, export_flags.checkpoint, export_flags.fit)
     weights = save(flat)
-    told = {
+    card_fields = {
         "task": source.name,
         "classes": source.classes,
         "shape": source.shape,
@@ -51,7 +52,7 @@ def run(given: Mapping[str, Any], asked: ExportFlags) -> Path:
     }
     directory.replace(file, weights)
     try:
-        directory.write_record(card, {name: value for name, value in told.items() if value is not None})
+        directory.write_record(card, {name: value for name, value in card_fields.items() if value is not None})
     except OSError:
         file.unlink()  # without its card it is of no use
         raise
@@ -61,4 +62,4 @@ def run(given: Mapping[str, Any], asked: ExportFlags) -> Path:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    flags.main(argv, str(__doc__), run, ExportFlags)
+    flags_of_programs.main(argv, str(__doc__), run, ExportFlags)

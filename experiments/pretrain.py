@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.runs import budgets, console, directory, fit, flags, plan, process
+from experiments.runs import budgets, console, directory, fit, plan, process
+from experiments.runs import flags as flags_of_programs
 from experiments.runs.settings import CheckpointFlags, DataFlags, ModelFlags, Settings, SourceFlags, TrainFlags
 from tljax import masks, models
 from tljax.study.results import Result
@@ -30,36 +31,38 @@ class PretrainFlags(SourceFlags, CheckpointFlags, DataFlags, ModelFlags, TrainFl
 
 def run(**flags: Any) -> list[Result]:
     """Train a source for each seed; their results. Keyword arguments are named like the flags."""
-    made = Settings.from_flags(**flags)
-    if made.source is None or made.source_checkpoint:
+    settings = Settings.from_flags(**flags)
+    if settings.source is None or settings.source_checkpoint:
         raise InputError("--source is what this program trains: name a data set, and leave out --source_checkpoint")
-    execution = process.prepare(made)
-    task = plan.source_task(made)
+    execution = process.prepare(settings)
+    task = plan.source_task(settings)
     shape = tuple(task.train.images.shape[1:])
-    for fault in plan.model_faults(made, made.build_model(len(task.classes)), shape):
+    for fault in plan.model_faults(settings, settings.build_model(len(task.classes)), shape):
         execution.on_message(fault)
-    if made.dry_run:
-        model = made.build_model(len(task.classes))
+    if settings.dry_run:
+        model = settings.build_model(len(task.classes))
         params = models.abstract(model, shape)
         console.mask_table(task.name, params, masks.by_path(params, lambda path: True))
         console.notes(task.findings)
         return []
-    with directory.opened(made, "pretrain") as folder:
+    with directory.opened(settings, "pretrain") as folder:
         if process.first():
             directory.record_environment(folder, {task.name: task.fingerprint})
-        lines = fit.train_sources(made, task, folder, execution)
+        results = fit.train_sources(settings, task, folder, execution)
         if process.first():
-            directory.supersede(folder, list(lines.values()))
-        accuracy = [100 * line.test_accuracy for line in lines.values() if line.test_accuracy is not None]
-        held = budgets.notes(["all"], task, made.source_recipe.validation)
-        noted = [*([task.note] if task.note else []), *held]
+            directory.supersede(folder, list(results.values()))
+        accuracy = [100 * result.test_accuracy for result in results.values() if result.test_accuracy is not None]
+        short = budgets.notes(["all"], task, settings.source_recipe.validation)
+        notes = [*([task.note] if task.note else []), *short]
         mean = [f"mean {np.mean(accuracy):.2f} [{min(accuracy):.2f}, {max(accuracy):.2f}]"] if accuracy else []
         from experiments.pages import tables  # scipy takes a second to import
 
-        console.show(tables.source_fits(task.name, folder, lines), [*mean, *noted])
-    return list(lines.values())
+        console.show(tables.source_fits(task.name, folder, results), [*mean, *notes])
+    return list(results.values())
 
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    flags.main(argv, str(__doc__), lambda given, _: run(**given), PretrainFlags, refused=["source_checkpoint"])
+    flags_of_programs.main(
+        argv, str(__doc__), lambda flags, _: run(**flags), PretrainFlags, refused=["source_checkpoint"]
+    )

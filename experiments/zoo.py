@@ -16,7 +16,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments.runs import console, directory, fit, flags, plan, process, sources
+from experiments.runs import console, directory, fit, plan, process, sources
+from experiments.runs import flags as flags_of_programs
 from experiments.runs.flags import flag
 from experiments.runs.settings import (
     CheckpointFlags,
@@ -50,40 +51,42 @@ class Entry(NamedTuple):
     """A source of the list."""
 
     name: str
-    made: Settings
+    settings: Settings
     trivial: bool
 
 
-def entry(text: str, given: Mapping[str, Any]) -> Entry:
-    """A source as it is written, with the flags that all have; raises InputError for what is none.
+def read_entry(text: str, flags: Mapping[str, Any]) -> Entry:
+    """A source as it is written, with the flags that all have; raises InputError for a text that is no source.
 
-    >>> one = entry("mnist:labels=0-4:steps=50:hidden=64+64", {})
-    >>> one.made.source, one.made.source_recipe.steps, one.made.hidden
+    >>> source = read_entry("mnist:labels=0-4:steps=50:hidden=64+64", {})
+    >>> source.settings.source, source.settings.source_recipe.steps, source.settings.hidden
     ('mnist:labels=0-4', 50, (64, 64))
     """
     plugins.parse(text)
     data: list[str] = []
-    own: dict[str, str] = {}
+    flags_of_source: dict[str, str] = {}
     for part in (part.strip() for part in plugins.split(text, ":")):
         name, equals, value = part.partition("=")
         if data and part == "untrained":
-            own |= UNTRAINED
+            flags_of_source |= UNTRAINED
         elif data and equals and name in _RECIPE:
-            own[f"source_{name}"] = value
+            flags_of_source[f"source_{name}"] = value
         elif data and equals and name in ("hidden", "activation", "seed"):
-            own["seeds" if name == "seed" else name] = value.replace("+", ",")
+            flags_of_source["seeds" if name == "seed" else name] = value.replace("+", ",")
         else:
             data.append(part)
     try:
-        more = parse_flags(["zoo", *(f"--{name}={value}" for name, value in own.items())])
-        made = Settings.from_flags(**{**given, **more, "source": ":".join(data)})
+        more = parse_flags(["zoo", *(f"--{name}={value}" for name, value in flags_of_source.items())])
+        settings = Settings.from_flags(**{**flags, **more, "source": ":".join(data)})
     except InputError as error:
-        raise InputError(f"--zoo={text}: {error}") from error
-    if len(made.seeds) > 1:
-        raise InputError(f"--zoo={text} has {len(made.seeds)} seeds: give one, and other sources as {data[0]}:seed=1")
+        raise InputError(f"--zoo={text}: {flags_of_programs.in_flags(error)}") from error
+    if len(settings.seeds) > 1:
+        raise InputError(
+            f"--zoo={text} has {len(settings.seeds)} seeds: give one, and other sources as {data[0]}:seed=1"
+        )
     changes = dict(part.partition("=")[::2] for part in data[1:])
     shuffled = _number(changes.get("shuffle_labels", "0")) >= 1
-    return Entry(text, made, shuffled or made.source_recipe.learning_rate == 0)
+    return Entry(text, settings, shuffled or settings.source_recipe.learning_rate == 0)
 
 
 def _number(text: str) -> float:
@@ -93,64 +96,67 @@ def _number(text: str) -> float:
         return 0.0
 
 
-def run(given: Mapping[str, Any], asked: ZooFlags) -> list[dict[str, Any]]:
+def run(flags: Mapping[str, Any], zoo_flags: ZooFlags) -> list[dict[str, Any]]:
     """Train what of the list is missing in the run directory; the cards."""
-    base, zoo = Settings.from_flags(**given), asked.zoo
+    base, zoo = Settings.from_flags(**flags), zoo_flags.zoo
     twice = [text for text in zoo if zoo.count(text) > 1]
     if twice or not zoo:
         raise InputError(f"--zoo names {f'{twice[0]} twice: give each once' if twice else 'nothing: name sources'}")
     if base.source or base.source_checkpoint or base.target:
         raise InputError("--zoo names what is trained: leave out --source, --source_checkpoint and --target")
     execution = process.prepare(base)
-    entries = [entry(text, given) for text in zoo]
-    tasks = [_checked(one) for one in entries]
+    entries = [read_entry(text, flags) for text in zoo]
+    tasks = [_checked(entry) for entry in entries]
     if base.dry_run:
         _show(entries, tasks)
         return []
     named = {task.name: task.fingerprint for task in tasks}
-    with directory.opened(base, "zoo", flags.flagfile_lines(asked)) as folder:
+    with directory.opened(base, "zoo", flags_of_programs.flagfile_lines(zoo_flags)) as folder:
         if process.first():
             directory.record_environment(folder, named)
-        found = []
-        for number, (one, task) in enumerate(zip(entries, tasks, strict=True)):
-            [line] = fit.train_sources(one.made, task, folder, execution).values()
-            about = fit.about(one.made, task)
-            told = {"number": number, "name": one.name, "trivial": one.trivial, **about}
-            found.append(sources.write_card(folder, told, line, one.made.source_recipe) if process.first() else told)
+        cards = []
+        for number, (entry, task) in enumerate(zip(entries, tasks, strict=True)):
+            [result] = fit.train_sources(entry.settings, task, folder, execution).values()
+            about = fit.about(entry.settings, task)
+            card = {"number": number, "name": entry.name, "trivial": entry.trivial, **about}
+            if process.first():
+                card = sources.write_card(folder, card, result, entry.settings.source_recipe)
+            cards.append(card)
         if process.first():
-            _tell(found, [str(folder / "cards"), *sorted({task.note for task in tasks if task.note})])
-    return found
+            _show_cards(cards, [str(folder / "cards"), *sorted({task.note for task in tasks if task.note})])
+    return cards
 
 
-def _checked(one: Entry) -> Task:
+def _checked(entry: Entry) -> Task:
     try:
-        return plan.source_task(one.made)
+        return plan.source_task(entry.settings)
     except InputError as error:
-        raise InputError(f"--zoo={one.name}: {error}") from error
+        raise InputError(f"--zoo={entry.name}: {flags_of_programs.in_flags(error)}") from error
 
 
 def _show(entries: Sequence[Entry], tasks: Sequence[Task]) -> None:
     rows = []
-    for one, task in zip(entries, tasks, strict=True):
-        steps = plan.count_steps(
-            one.made.source_recipe, len(plan.draw_examples(one.made.source_recipe, "all", task, 0)[0])
+    for entry, task in zip(entries, tasks, strict=True):
+        recipe = entry.settings.source_recipe
+        steps = plan.count_steps(recipe, len(plan.draw_examples(recipe, "all", task, 0)[0]))
+        rows.append(
+            (entry.name, ",".join(map(str, entry.settings.hidden)), f"{len(task.train.labels):,}", f"{steps:,}")
         )
-        rows.append((one.name, ",".join(map(str, one.made.hidden)), f"{len(task.train.labels):,}", f"{steps:,}"))
     console.table("zoo", ["source", "hidden", "examples", "steps"], rows, [f"{len(rows)} sources"])
 
 
-def _tell(found: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> None:
+def _show_cards(cards: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> None:
     rows = [
         (
-            told["name"],
-            "diverged" if told["accuracy"] is None else f"{100 * told['accuracy']:.2f}",
-            f"{told['parameters']:,}",
-            f"{told['steps']:,}",
-            f"{told['seconds']:.1f}",
-            "yes" if told["trivial"] else "-",
-            told["checkpoint"],
+            card["name"],
+            "diverged" if card["accuracy"] is None else f"{100 * card['accuracy']:.2f}",
+            f"{card['parameters']:,}",
+            f"{card['steps']:,}",
+            f"{card['seconds']:.1f}",
+            "yes" if card["trivial"] else "-",
+            card["checkpoint"],
         )
-        for told in found
+        for card in cards
     ]
     columns = ["source", "own test accuracy %", "parameters", "steps", "seconds", "trivial", "checkpoint"]
     console.table("zoo", columns, rows, notes)
@@ -158,4 +164,4 @@ def _tell(found: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    flags.main(argv, str(__doc__), run, ZooFlags, refused=["source", "source_checkpoint", "target"])
+    flags_of_programs.main(argv, str(__doc__), run, ZooFlags, refused=["source", "source_checkpoint", "target"])

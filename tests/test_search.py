@@ -103,7 +103,7 @@ BAD = [
     (["--space=activation:in:"], "give two values or more"),
     (["--space=activation:in:relu,rleu"], "rleu"),
     (["--space=momentum:between:0"], "write momentum:between:LOW:HIGH"),
-    (["--space=strategy.last_k.k:int:1:3"], "'last_k' is not in --strategies"),
+    (["--space=strategy.last_k.k:int:1:3"], "'last_k' is not in `strategies=`"),
     (["--space=learning_rate:log:1e-2:1"], "names 'learning_rate' twice"),
     (["--trials=0"], "--trials=0: give 1 or more"),
     (["--sampler=TEP"], "nearest: 'TPE'"),
@@ -216,7 +216,7 @@ def test_the_flags_of_a_search_give_it_again(pretrained, tasks, tmp_path, capsys
 def test_a_search_directory_of_an_older_tljax_goes_on(pretrained, tasks, tmp_path, capsys):
     """It held the settings of the trials and none of the search's own flags."""
     given, asked = flags.read(of_checkpoint(tasks, tmp_path, pretrained), search.SearchFlags)
-    trials_of = search._hunting(given, Settings.from_flags(**given), asked)
+    trials_of = search._trial_flags(given, Settings.from_flags(**given), asked)
     with directory.opened(Settings.from_flags(**trials_of), "search") as folder:
         pass
     assert "--space" not in (folder / "flags.flags").read_text()

@@ -12,7 +12,7 @@ from safetensors.numpy import save
 from test_programs import arguments, command, results, write_task
 
 from experiments import report, transfer
-from experiments.runs import methods, process, sources
+from experiments.runs import plan, process, sources
 from experiments.runs.settings import Settings, parse_flags
 from tljax import data, plugins, weights
 from tljax.study import space
@@ -47,7 +47,7 @@ def test_any_path_can_be_written_in_quotes(name, tasks, tmp_path):
     assert plugins.split(f"full,LN={spec},{spec},scratch", ",") == ["full", f"LN={spec}", spec, "scratch"]
     assert plugins.method(spec)[1] == {"k": 2} and plugins.named(spec) == ("", spec)
     assert plugins.named(f"LN={spec}") == ("LN", spec)
-    label = methods.one(spec).label
+    label = plan.read_strategy(spec).label
     assert plugins.method(label)[1] == {"k": 2}, "a label is a spec too"
     of_space = space.applied({"strategies": (f"LN={spec}",)}, {"strategy.LN.k": 3})["strategies"]
     assert plugins.method(of_space[0])[1] == {"k": 3}
@@ -176,7 +176,7 @@ def test_what_becomes_of_the_head_is_known_without_a_draw(tasks, tmp_path, monke
     monkeypatch.setattr("tljax.models.init", lambda *_, **__: pytest.fail("it draws"))
     for target, head, expected in (("same", "auto", True), ("clothes", "auto", False), ("same", "fresh", False)):
         made = Settings.from_flags(**arguments(tasks, tmp_path / "w", target=str(tasks / f"{target}.npz"), head=head))
-        head_is_copied = methods.head_of(made, data.load(made.source), data.load(made.target)) == "copy"
+        head_is_copied = plan.head_of(made, data.load(made.source), data.load(made.target)) == "copy"
         assert head_is_copied == expected
 
 
@@ -192,7 +192,7 @@ def test_many_seeds_are_read_at_once_and_more_are_told_how_many_may_be():
 def test_a_run_directory_is_opened_by_the_first_of_several_processes_alone():
     """Every program opens it through `directory.opened`, a search and its range test too."""
     files = Path(process.__file__).parent.parent.rglob("*.py")
-    texts = {file.name: file.read_text(encoding="utf-8") for file in files}
-    openers = {name for name, text in texts.items() if "process.locked(" in text}
+    texts = {file: file.read_text(encoding="utf-8") for file in files}
+    openers = {file.name for file, text in texts.items() if "process.locked(" in text}
     assert openers == {"directory.py"}
-    assert len([name for name, text in texts.items() if "directory.opened(" in text]) > 5
+    assert len([file for file, text in texts.items() if "directory.opened(" in text]) > 5

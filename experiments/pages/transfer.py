@@ -63,8 +63,8 @@ def print_results(title: str, results: Sequence[Result], notes: Sequence[str]) -
         if group.diverged
     ]
     narrow = console.is_narrow()
-    shown = tables.results_in_short(title, groups, narrow)
-    console.show(shown, [*lost, *([summary.COUNTS_AS] if lost else []), *notes], narrow)
+    table = tables.results_in_short(title, groups, narrow)
+    console.show(table, [*lost, *([summary.COUNTS_AS] if lost else []), *notes], narrow)
 
 
 @figures.style()
@@ -78,7 +78,7 @@ def page(
     provenance: Provenance,
     classes: Sequence[str] = (),
 ) -> str:
-    """HTML of a run: `curves` are [points] arrays by a fit's name; every table says the `notes`."""
+    """The HTML of a run: `curves` are [points] arrays by a fit's name; every table says the `notes`."""
     each = panels(results)
     return render(
         brief(_sections(each, results, curves, classes, sentences(notes)), notes),

@@ -12,12 +12,12 @@ _FORM = re.compile(r"(?:all|([0-9]+)(/class)?)(?::seeds=([0-9]+))?")
 
 
 def check(text: str) -> None:
-    """Raise InputError for what is no label budget.
+    """Raise InputError unless the text is a label budget.
 
     >>> check("5/class:seeds=30")
     """
-    found = _FORM.fullmatch(text)
-    if not found or any(number is not None and int(number) < 1 for number in (found[1], found[3])):
+    match = _FORM.fullmatch(text)
+    if not match or any(number is not None and int(number) < 1 for number in (match[1], match[3])):
         raise InputError(
             f"--train_examples={text}: write all, a whole number of examples above 0, or so many a class as in "
             "5/class; 5/class:seeds=30 takes the first 30 of --seeds"
@@ -25,12 +25,12 @@ def check(text: str) -> None:
 
 
 def total(text: str, task: Task) -> int:
-    """How many labelled examples of a task."""
-    found = _FORM.fullmatch(text)
-    assert found
-    if found[1] is None:
+    """How many labelled examples of a task a label budget has."""
+    match = _FORM.fullmatch(text)
+    assert match
+    if match[1] is None:
         return len(task.train.labels)
-    return int(found[1]) * (len(task.classes) if found[2] else 1)
+    return int(match[1]) * (len(task.classes) if match[2] else 1)
 
 
 def notes(texts: Sequence[str], task: Task, validation: float = 0.0) -> list[str]:
@@ -40,7 +40,7 @@ def notes(texts: Sequence[str], task: Task, validation: float = 0.0) -> list[str
     others give more; `draw.validation_split` holds out floor(k * validation) of the k examples of a class. Classes
     without any example are left to the findings of the data.
     """
-    lines = []
+    sentences = []
     counts = np.bincount(np.asarray(task.train.labels), minlength=len(task.classes))
     present = counts[counts > 0]
     for text in texts:
@@ -48,14 +48,14 @@ def notes(texts: Sequence[str], task: Task, validation: float = 0.0) -> list[str
         if not len(present) <= amount <= present.sum():
             continue  # refused when it is drawn
         share = _share(present, amount)
-        asked = _FORM.fullmatch(text)
-        assert asked
-        wanted = int(asked[1]) if asked[2] else amount // len(present)
-        short = np.flatnonzero((counts > 0) & (counts < wanted)) if asked[1] else np.empty(0, int)
+        match = _FORM.fullmatch(text)
+        assert match
+        wanted = int(match[1]) if match[2] else amount // len(present)
+        short = np.flatnonzero((counts > 0) & (counts < wanted)) if match[1] else np.empty(0, int)
         if len(short):
-            given = _named(task, short, counts[short])
-            lines.append(
-                f"{text.partition(':')[0]} training examples: {given}, all that there are, so the other classes give "
+            shares = _named(task, short, counts[short])
+            sentences.append(
+                f"{text.partition(':')[0]} training examples: {shares}, all that there are, so the other classes give "
                 f"more; {amount:,} in all"
             )
         # As the decimal that was written, as the split itself has it.
@@ -64,11 +64,11 @@ def notes(texts: Sequence[str], task: Task, validation: float = 0.0) -> list[str
         held = least * exact.numerator // exact.denominator
         unheld = np.flatnonzero((counts > 0) & (held == 0)) if validation else np.empty(0, int)
         if len(unheld):
-            lines.append(
+            sentences.append(
                 f"{text.partition(':')[0]} training examples, validation {validation:g}: "
                 f"{_named(task, unheld, least[unheld])}, so none need be held out to validate on"
             )
-    return lines
+    return sentences
 
 
 def _share(counts: np.ndarray, amount: int) -> int:
@@ -88,15 +88,16 @@ def _named(task: Task, labels: np.ndarray, counts: np.ndarray) -> str:
     return ", ".join(named[:6]) + (f" and {len(named) - 6} more such" if len(named) > 6 else "")
 
 
-def seeds(text: str, given: Sequence[int]) -> tuple[int, ...]:
+def seeds(text: str, seeds_of_run: Sequence[int]) -> tuple[int, ...]:
     """Which of the seeds are drawn at this budget: the first, if it says how many; raises InputError for too few.
 
     >>> seeds("5/class:seeds=2", (0, 1, 2)), seeds("all", (0, 1, 2))
     ((0, 1), (0, 1, 2))
     """
-    found = _FORM.fullmatch(text)
-    assert found
-    most = int(found[3] or len(given))
-    if most > len(given):
-        raise InputError(f"--train_examples={text}: there are {len(given)} --seeds, not {most}: give more, as in 0-29")
-    return tuple(given[:most])
+    match = _FORM.fullmatch(text)
+    assert match
+    most = int(match[3] or len(seeds_of_run))
+    if most > len(seeds_of_run):
+        count = len(seeds_of_run)
+        raise InputError(f"--train_examples={text}: there are {count} --seeds, not {most}: give more, as in 0-29")
+    return tuple(seeds_of_run[:most])

@@ -34,15 +34,15 @@ class Features(NamedTuple):
     test: np.ndarray
 
 
-def sidecar(one: LoadedSource, task: Task, stage: str, dtype: str = "float32") -> dict[str, Any]:
+def sidecar(loaded: LoadedSource, task: Task, stage: str, dtype: str = "float32") -> dict[str, Any]:
     """What features.json says."""
-    abstract = models.abstract(one.model, one.source.shape)
+    abstract = models.abstract(loaded.model, loaded.source.shape)
     image = jax.ShapeDtypeStruct((1, *task.train.images.shape[1:]), task.train.images.dtype)
-    out = jax.eval_shape(functools.partial(models.features, one.model), abstract, image)
-    size = math.prod(out[models.names(one.model).index(stage)].shape)
+    out = jax.eval_shape(functools.partial(models.features, loaded.model), abstract, image)
+    size = math.prod(out[models.names(loaded.model).index(stage)].shape)
     return {
         "format": _FORMAT,
-        "source": {"task": one.source.name, "identity": one.identity},
+        "source": {"task": loaded.source.name, "identity": loaded.identity},
         "stage": stage,
         "data": {"name": task.name, "fingerprint": task.fingerprint},
         "dtype": dtype,
@@ -50,59 +50,59 @@ def sidecar(one: LoadedSource, task: Task, stage: str, dtype: str = "float32") -
     }
 
 
-def write(one: LoadedSource, task: Task, folders: Mapping[str, Path], dtype: str = "float32") -> None:
+def write(loaded: LoadedSource, task: Task, folders: Mapping[str, Path], dtype: str = "float32") -> None:
     """Write the features of {stage: folder} in one compiled pass; a folder that holds them already is left as it is.
 
     Raises InputError for an unknown stage or dtype, and a folder with something else in it.
     """
     if dtype not in DTYPES:
         raise InputError(f"--dtype={dtype}: give one of {', '.join(DTYPES)}")
-    told = {stage: _wanted(one, task, stage, dtype) for stage in folders}
-    missing = {stage: folder for stage, folder in folders.items() if not _there(folder, told[stage])}
-    names = models.names(one.model)
+    wanted = {stage: _wanted(loaded, task, stage, dtype) for stage in folders}
+    missing = {stage: folder for stage, folder in folders.items() if not _is_there(folder, wanted[stage])}
+    names = models.names(loaded.model)
     at = tuple(names.index(stage) for stage in missing)
     for split, part in (("train", task.train), ("test", task.test)):
         outs, places = [], []
         for stage, folder in missing.items():
             folder.mkdir(parents=True, exist_ok=True)
             files.sweep(folder, f"{split}.npy", seconds=3600)
-            shape = tuple(told[stage]["shape"][split])
+            shape = tuple(wanted[stage]["shape"][split])
             # Beside its place, under a name that nobody can guess: a link there would be followed.
             places.append((files.partial(folder / f"{split}.npy"), folder / f"{split}.npy"))
             outs.append(np.lib.format.open_memmap(places[-1][0], mode="w+", dtype=np.dtype(dtype), shape=shape))
         for start in range(0, len(part.labels) if missing else 0, BATCH):
             rows = np.minimum(np.arange(start, start + BATCH), len(part.labels) - 1)
-            found = _batch(one.model[: max(at) + 1], at, one.params, np.asarray(part.images[rows]))
-            for out, given in zip(outs, found, strict=True):
-                out[start : start + BATCH] = np.asarray(given)[: len(out) - start]
+            outputs = _batch(loaded.model[: max(at) + 1], at, loaded.params, np.asarray(part.images[rows]))
+            for out, values in zip(outs, outputs, strict=True):
+                out[start : start + BATCH] = np.asarray(values)[: len(out) - start]
         for out, (partial, file) in zip(outs, places, strict=True):
             out.flush()
             os.replace(partial, file)
     for stage, folder in missing.items():  # last: only then they are there
-        all_told = {**told[stage], "sha256": _sums(folder)}
-        directory.replace(folder / "features.json", json.dumps(all_told, indent=1) + "\n")
+        whole = {**wanted[stage], "sha256": _sums(folder)}
+        directory.replace(folder / "features.json", json.dumps(whole, indent=1) + "\n")
 
 
 def _sums(folder: Path) -> dict[str, str]:
-    found = {}
+    digests = {}
     for split in ("train", "test"):
         with (folder / f"{split}.npy").open("rb") as stream:
-            found[split] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return found
+            digests[split] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return digests
 
 
-def _wanted(one: LoadedSource, task: Task, stage: str, dtype: str) -> dict[str, Any]:
-    sources.require_stage(one.model, stage)
-    return sidecar(one, task, stage, dtype)
+def _wanted(loaded: LoadedSource, task: Task, stage: str, dtype: str) -> dict[str, Any]:
+    sources.require_stage(loaded.model, stage)
+    return sidecar(loaded, task, stage, dtype)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "at"))
 def _batch(model: Model, at: tuple[int, ...], params: Params, images: jax.Array) -> list[jax.Array]:
-    found = models.features(model, params, images)
-    return [found[i].reshape(len(images), -1) for i in at]
+    outputs = models.features(model, params, images)
+    return [outputs[i].reshape(len(images), -1) for i in at]
 
 
-def _there(folder: Path, told: Mapping[str, Any]) -> bool:
+def _is_there(folder: Path, wanted: Mapping[str, Any]) -> bool:
     """Whether the folder holds these features; raises InputError where it holds anything else."""
     if folder.is_dir() and not (folder / "features.json").is_file():
         others = {file.name for file in folder.iterdir() if not file.name.endswith(".npy.partial")}
@@ -112,21 +112,21 @@ def _there(folder: Path, told: Mapping[str, Any]) -> bool:
         return False
     if not folder.exists():
         return False
-    differs = _difference(folder, told)
+    differs = _difference(folder, wanted)
     if differs:
         raise InputError(f"{differs}: name a new folder")
     return True
 
 
-def _difference(folder: Path, told: Mapping[str, Any]) -> str:
+def _difference(folder: Path, wanted: Mapping[str, Any]) -> str:
     """What of features.json is not as told; '' for nothing. Raises InputError where it cannot be read."""
     if not folder.is_dir():
         return f"'{folder}' holds no features"
     try:
-        there = json.loads((folder / "features.json").read_text(encoding="utf-8"))
-        for name, value in told.items():
-            if there[name] != value:
-                return f"'{folder}' holds features of {name} {_short(there[name])}, not {_short(value)}"
+        record = json.loads((folder / "features.json").read_text(encoding="utf-8"))
+        for name, value in wanted.items():
+            if record[name] != value:
+                return f"'{folder}' holds features of {name} {_short(record[name])}, not {_short(value)}"
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise InputError(f"'{folder}/features.json' cannot be read ({error}): compute the features again") from error
     return ""
@@ -136,34 +136,34 @@ def _short(value: Any) -> str:
     return ", ".join(str(part)[-40:] for part in value.values()) if isinstance(value, dict) else str(value)[:60]
 
 
-def read(folder: Path, one: LoadedSource, task: Task, stage: str, dtype: str = "float32") -> Features:
+def read(folder: Path, loaded: LoadedSource, task: Task, stage: str, dtype: str = "float32") -> Features:
     """Features that were written before, of this source, data and stage: float [n, d], memory-mapped.
 
     Raises InputError where features.json says of another one, or the arrays are not as it says, to the byte.
     """
-    told = _wanted(one, task, stage, dtype)
-    differs = _difference(folder, told)
+    wanted = _wanted(loaded, task, stage, dtype)
+    differs = _difference(folder, wanted)
     if differs:
         raise InputError(f"{differs}: compute them with experiments.features")
-    found = []
+    arrays = []
     for split in ("train", "test"):
         file = folder / f"{split}.npy"
         try:
             array = npz.mapped(file)
         except InputError as error:
             raise InputError(f"{error}: delete '{folder}', and compute the features again") from error
-        if list(array.shape) != told["shape"][split] or str(array.dtype) != dtype:
+        if list(array.shape) != wanted["shape"][split] or str(array.dtype) != dtype:
             raise InputError(
                 f"'{file}' is {array.dtype}{list(array.shape)}, not as features.json says: compute it again"
             )
-        found.append(array)
+        arrays.append(array)
     if json.loads((folder / "features.json").read_text(encoding="utf-8")).get("sha256") != _sums(folder):
         raise InputError(f"'{folder}' is not as it was written: delete it, and compute the features again")
-    return Features(*found)
+    return Features(*arrays)
 
 
-def same_shape(one: LoadedSource, task: Task) -> None:
+def same_shape(loaded: LoadedSource, task: Task) -> None:
     """Raise InputError unless the images of a task have the shape that a source takes."""
     shape = tuple(task.train.images.shape[1:])
-    if shape != one.source.shape:
-        raise InputError(f"data set '{task.name}' has shape {shape}, the source {one.source.shape}: they must agree")
+    if shape != loaded.source.shape:
+        raise InputError(f"data set '{task.name}' has shape {shape}, the source {loaded.source.shape}: they must agree")

@@ -44,7 +44,7 @@ class Progress(NamedTuple):
     records: tuple[Record, ...]
 
 
-def none(trials: int) -> Progress:
+def nothing(trials: int) -> Progress:
     """Of a group that has not begun."""
     return Progress((), (Record([], 0.0, None, None, None, None),) * trials)
 
@@ -90,37 +90,37 @@ def saving(place: Path, keys: Sequence[str]) -> Iterator[Callable[[Progress], No
     pending: list[Future[None]] = []
     with ThreadPoolExecutor(1) as worker:
 
-        def save(now: Progress) -> None:
+        def save(progress: Progress) -> None:
             if not process.first():
                 return
             if pending:
                 pending.pop().result()
-            pending.append(worker.submit(_save, place, keys, now))
+            pending.append(worker.submit(_save, place, keys, progress))
 
         yield save
         if pending:
             pending.pop().result()
 
 
-def _save(place: Path, keys: Sequence[str], now: Progress) -> None:
+def _save(place: Path, keys: Sequence[str], progress: Progress) -> None:
     arrays: dict[str, Params] = {}
-    for number, state in enumerate(now.parts):
+    for number, state in enumerate(progress.parts):
         arrays[f"part{number}.params"] = state.params
         arrays[f"part{number}.optimizer"] = state.optimizer
         arrays[f"part{number}.masks"] = {name: m for name, m in _leaves(state.masks).items() if np.ndim(m)}
-    for number, record in enumerate(now.records):
+    for number, record in enumerate(progress.records):
         arrays[f"fit{number}.since"] = record.since
         arrays[f"fit{number}.finite"] = record.finite
         arrays[f"fit{number}.best"] = record.best and record.best[2]
-    there = {name: tree for name, tree in arrays.items() if jax.tree.leaves(tree)}  # Orbax takes no empty tree
+    trees = {name: tree for name, tree in arrays.items() if jax.tree.leaves(tree)}  # Orbax takes no empty tree
     about = {
         "keys": list(keys),
-        "parts": [_told(state) for state in now.parts],
-        "records": [(r.curve, r.seconds, r.diverged, r.best and r.best[:2]) for r in now.records],
+        "parts": [_plain_of_state(state) for state in progress.parts],
+        "records": [(r.curve, r.seconds, r.diverged, r.best and r.best[:2]) for r in progress.records],
     }
     place.mkdir(parents=True, exist_ok=True)
     number = 1 + max((int(folder.name[:8]) for folder in place.iterdir() if folder.name[:8].isdecimal()), default=0)
-    checkpoint.save(place / f"{number:08d}", there, about)
+    checkpoint.save(place / f"{number:08d}", trees, about)
     for old in _saves(place)[KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
 
@@ -135,7 +135,7 @@ def _leaves(histories: Sequence[Sequence[Mask]]) -> dict[str, Any]:
     }
 
 
-def _told(state: train.State) -> dict[str, Any]:
+def _plain_of_state(state: train.State) -> dict[str, Any]:
     """What of a state is no array."""
     numbers = {name: np.asarray(m).item() for name, m in _leaves(state.masks).items() if not np.ndim(m)}
     return {
@@ -149,52 +149,52 @@ def _told(state: train.State) -> dict[str, Any]:
 
 def _saves(place: Path) -> list[Path]:
     """The newest first."""
-    there = place.iterdir() if place.is_dir() else ()
-    return sorted((folder for folder in there if folder.name.isdecimal()), reverse=True)
+    folders = place.iterdir() if place.is_dir() else ()
+    return sorted((folder for folder in folders if folder.name.isdecimal()), reverse=True)
 
 
-def found(
+def find(
     root: Path, keys: Sequence[str], program: train.Spec, trials: Sequence[train.Fit], say: Callable[[str], None]
 ) -> Progress | None:
     """What the folders under `root` hold of these fits: the newest save of each that is whole, if there is one.
 
     A group that has grown finds what was saved of the smaller one. What is damaged is set aside, aloud.
     """
-    now, known = none(len(keys)), set[int]()
+    progress, known = nothing(len(keys)), set[int]()
     for place in sorted(root.iterdir()) if root.is_dir() else ():
         for folder in _saves(place):
             try:
-                arrays, told = checkpoint.load(folder)
-                if not set(told["keys"]) <= set(keys):
+                arrays, about = checkpoint.load(folder)
+                if not set(about["keys"]) <= set(keys):
                     break  # of another group
-                which = [keys.index(key) for key in told["keys"]]
+                which = [keys.index(key) for key in about["keys"]]
                 if not known & set(which):
                     known |= set(which)
-                    now = _with(now, which, _restored(program, [trials[i] for i in which], arrays, told))
+                    progress = _with(progress, which, _restored(program, [trials[i] for i in which], arrays, about))
                 break
             except InputError as error:
                 aside = directory.set_aside(folder).name
                 say(f"{error}; it is set aside as '{aside}', and what was saved before it is used")
-    return now if now.parts else None
+    return progress if progress.parts else None
 
 
-def _with(now: Progress, which: Sequence[int], part: Progress) -> Progress:
+def _with(progress: Progress, which: Sequence[int], part: Progress) -> Progress:
     """Progress with that of some of the group's fits: its fit j is the group's `which[j]`."""
     states = [state._replace(fits=tuple(which[j] for j in state.fits)) for state in part.parts]
-    records = list(now.records)
+    records = list(progress.records)
     for i, record in zip(which, part.records, strict=True):
         records[i] = record
-    return Progress((*now.parts, *states), tuple(records))
+    return Progress((*progress.parts, *states), tuple(records))
 
 
 def _restored(
     program: train.Spec,
     trials: Sequence[train.Fit],
     arrays: Mapping[str, checkpoint.Flat],
-    told: Mapping[str, Any],
+    about: Mapping[str, Any],
 ) -> Progress:
     parts = []
-    for number, part in enumerate(told["parts"]):
+    for number, part in enumerate(about["parts"]):
         members = [trials[i] for i in part["trials"]]
         leaves = {**part["masks"], **arrays.get(f"part{number}.masks", {})}
         masks = tuple(_masks(trial, row, part["phases"], leaves) for row, trial in enumerate(members))
@@ -204,7 +204,7 @@ def _restored(
         trained, diverged = tuple(part["trials"]), tuple(part["diverged"])
         parts.append(train.State(part["step"], params, optimizer, trained, masks, diverged))
     records = []
-    for number, (curve, seconds, diverged, best) in enumerate(told["records"]):
+    for number, (curve, seconds, diverged, best) in enumerate(about["records"]):
         since, finite, kept = (arrays.get(f"fit{number}.{name}") for name in ("since", "finite", "best"))
         like_one = jax.tree.map(np.asarray, trials[number].params)
         of_best = (*best, checkpoint.unflatten(kept or {}, like_one)) if best else None

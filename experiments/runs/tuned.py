@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.runs import directory, plan
+from experiments.runs.flags import PATHS_FROM
 from experiments.runs.search_flags import FIRST_SEED
 from experiments.runs.settings import FLAGS, Recipe, Settings, parse_flags
 from tljax import plugins
@@ -48,11 +49,12 @@ def write_winners(folder: Path, winners: Mapping[Arm, Winner]) -> None:
         if len(winners) > 1:
             directory.make_folder(file.parent)
         head = f"# python -m experiments.transfer --flagfile={file} --workdir=NEW"
-        directory.replace(file, directory.signed("\n".join([head, *winner.made.flagfile_lines(), ""])))
+        where = [f"{PATHS_FROM}{place}" for place in directory.working_directory()]
+        directory.replace(file, directory.signed("\n".join([head, *where, *winner.made.flagfile_lines(), ""])))
 
 
 def arms(
-    given: Mapping[str, Any], made: Settings, search: str | None, typed: Collection[str] | None = None
+    study_flags: Mapping[str, Any], settings: Settings, search: str | None, typed: Collection[str] | None = None
 ) -> list[dict[str, Any]]:
     """Flags of runs that together are the study: one, or one a strategy and label budget with what was best for it.
 
@@ -61,30 +63,31 @@ def arms(
     InputError for that, for a run directory without winners, one of another task, a strategy or label budget that it
     has not searched, winners that are not as they were written, and for seeds that a search may have seen.
     """
-    strategies = made.strategies if "scratch" in made.strategies else ("scratch", *made.strategies)
+    strategies = settings.strategies if "scratch" in settings.strategies else ("scratch", *settings.strategies)
     if search is None:
-        return [{**given, "strategies": strategies}]
-    if max(made.seeds) >= FIRST_SEED:
-        raise InputError(f"--seeds={max(made.seeds)}: seeds from {FIRST_SEED:,} on are those of searches: give others")
-    found = winners(Path(search))
-    for winner in found.values():
-        _require_alike(search, winner, given)
+        return [{**study_flags, "strategies": strategies}]
+    if max(settings.seeds) >= FIRST_SEED:
+        most = max(settings.seeds)
+        raise InputError(f"--seeds={most}: seeds from {FIRST_SEED:,} on are those of searches: give others")
+    flags_of_winners = winners(Path(search))
+    for winner in flags_of_winners.values():
+        _require_alike(search, winner, study_flags)
     study = []
     for strategy in strategies:
-        for budget in made.train_examples:
-            flags = _winner(found, strategy, budget)
+        for budget in settings.train_examples:
+            flags = _winner(flags_of_winners, strategy, budget)
             if flags is None:
                 raise InputError(
                     f"--tuned={search} has nothing for '{strategy}' at {budget}: search with --per_strategy"
                 )
-            differ = unused(given, flags)
+            differ = unused(study_flags, flags)
             if refused := [text for name, text in differ.items() if typed is None or name in typed]:
                 raise InputError(
                     f"{'; '.join(refused)} in the search {search}, for {plugins.called(strategy)} at {budget}: leave "
                     f"{'it' if len(refused) == 1 else 'them'} out, since --tuned gives all flags of a fit"
                 )
             recipe = {name: value for name, value in flags.items() if name in of_the_search()}
-            others = {name: value for name, value in given.items() if name not in _UNSET}
+            others = {name: value for name, value in study_flags.items() if name not in _UNSET}
             study.append({**others, **recipe, "strategies": flags["strategies"], "train_examples": (budget,)})
     return study
 
@@ -116,9 +119,9 @@ def _winner(winners: Mapping[str, Mapping[str, Any]], strategy: str, budget: str
     return None
 
 
-def _require_alike(search: str, flags: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+def _require_alike(search: str, flags: Mapping[str, Any], study_flags: Mapping[str, Any]) -> None:
     """Raise InputError unless a winner was found on the tasks and for the model that the study is of."""
-    here, there = Settings.from_flags(**given), Settings.from_flags(**flags)
+    here, there = Settings.from_flags(**study_flags), Settings.from_flags(**flags)
     for name in _TASK:
         value, searched = getattr(here, name), getattr(there, name)
         if name == "source_checkpoint" and value and searched:
@@ -135,39 +138,39 @@ def _written(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def unused(given: Mapping[str, Any], winner: Mapping[str, Any]) -> dict[str, str]:
+def unused(study_flags: Mapping[str, Any], winner: Mapping[str, Any]) -> dict[str, str]:
     """{flag: '--steps=50 here, 40'} of the flags of a fit that are given with another value than a winner's.
 
     Those of the source's fit are not looked at where the source is a checkpoint's.
     """
-    here, there = Settings.from_flags(**given), Settings.from_flags(**winner)
+    here, there = Settings.from_flags(**study_flags), Settings.from_flags(**winner)
     texts = {}
-    for name in (name for name in FLAGS if name in given and name in of_the_search()):
+    for name in (name for name in FLAGS if name in study_flags and name in of_the_search()):
         if (name.startswith("source_") and here.source_checkpoint) or name not in {*winner, *_UNSET}:
             continue
-        values = [_value(made, name) for made in (here, there)]
+        values = [_value(settings, name) for settings in (here, there)]
         if values[0] != values[1]:
             other = "not given" if values[1] is None else _written(values[1])
             texts[name] = f"--{name}={_written(values[0])} here, {other}"
     return texts
 
 
-def _value(made: Settings, name: str) -> Any:
+def _value(settings: Settings, name: str) -> Any:
     """The value of a flag in settings, where those of the two recipes lie in theirs."""
-    if name in vars(made):
-        return getattr(made, name)
-    own = name.removeprefix("source_")
-    return getattr(made.recipe if own == name else made.source_recipe, own)
+    if name in vars(settings):
+        return getattr(settings, name)
+    of_recipe = name.removeprefix("source_")
+    return getattr(settings.recipe if of_recipe == name else settings.source_recipe, of_recipe)
 
 
-def from_search(given: Mapping[str, Any], search: str | None, strategies: Sequence[str]) -> str:
+def from_search(study_flags: Mapping[str, Any], search: str | None, strategies: Sequence[str]) -> str:
     """The line on where the flags of the fits come from, and which of a flagfile are not used; "" without a search."""
     if search is None:
         return ""
     texts: dict[str, str] = {}
     for winner in winners(Path(search)).values():
         if _name(winner["strategies"][0]) in map(_name, strategies):
-            texts = {**unused(given, winner), **texts}
+            texts = {**unused(study_flags, winner), **texts}
     not_used = [text.partition(" ")[0] for text in texts.values()]
     which = "all flags of a fit, --hidden, --activation and --head"
     text = f"{which} come from the search {search}, for each strategy its own"
@@ -180,8 +183,8 @@ _UNSET = ("steps", "source_steps")
 
 def of_the_search() -> set[str]:
     """What a search varies: all of a recipe, the source's too, and what is tied to both."""
-    own = set(vars(Recipe())) - {"validation"}
-    return own | {f"source_{name}" for name in own} | {"hidden", "activation", "head"}
+    of_recipe = set(vars(Recipe())) - {"validation"}
+    return of_recipe | {f"source_{name}" for name in of_recipe} | {"hidden", "activation", "head"}
 
 
 def _name(strategy: str) -> str:
@@ -193,16 +196,18 @@ def _stem(strategy: str) -> str:
     return f"{plan.file_name(plugins.called(strategy))}-"
 
 
-def _same(one: str, other: str) -> bool:
-    return plan.file_name(one.split(":seeds")[0]) == plan.file_name(other.split(":seeds")[0])
+def _same(budget: str, other: str) -> bool:
+    return plan.file_name(budget.split(":seeds")[0]) == plan.file_name(other.split(":seeds")[0])
 
 
-def said(search: str | None, train_examples: Sequence[str] = (), longer: bool = False) -> str:
+def sentence(search: str | None, train_examples: Sequence[str] = (), longer: bool = False) -> str:
     """What every table says of the tuning, and of label budgets at which there was none."""
     if search is None:
         return "untuned: every strategy has the same hyper-parameters"
     tuned_at = list(dict.fromkeys(flags["train_examples"][0] for flags in winners(Path(search)).values()))
-    elsewhere = [budget for budget in train_examples if not any(_same(budget, searched) for searched in tuned_at)]
+    not_searched = [budget for budget in train_examples if not any(_same(budget, searched) for searched in tuned_at)]
     text = f"tuned: every strategy has what {Path(search).name} found best for it"
     text += ", and scratch with more steps what was best for fewer" if longer else ""
-    return text + (f"; what it found at {', '.join(tuned_at)} is used at {', '.join(elsewhere)}" if elsewhere else "")
+    return text + (
+        f"; what it found at {', '.join(tuned_at)} is used at {', '.join(not_searched)}" if not_searched else ""
+    )
