@@ -168,7 +168,7 @@ def test_predictions_lie_in_folders_of_any_name(name, tmp_path):
 def test_a_table_without_the_columns_needed_is_told_those_it_has(how, there, tmp_path):
     with pytest.raises(InputError) as refused:
         report.main(fits_made_elsewhere(tmp_path / "of", **how))
-    assert "t.csv' has no column name: " in str(refused.value) and f"those there are: {there}" in str(refused.value)
+    assert "t.csv' has no column name: " in str(refused.value) and f"the table has: {there}" in str(refused.value)
 
 
 def test_what_becomes_of_the_head_is_known_without_a_draw(tasks, tmp_path, monkeypatch):

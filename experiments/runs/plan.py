@@ -60,10 +60,7 @@ class NamedStrategy(NamedTuple):
 
 def read_strategies(texts: Sequence[str]) -> tuple[NamedStrategy, ...]:
     """The strategies of `--strategies`, with scratch among them: a number without it says nothing about transfer."""
-    if "scratch" not in texts:
-        console.say("scratch is added: what it reaches with the same budget is what transfer must beat")
-        texts = ("scratch", *texts)
-    return tuple(map(read_strategy, texts))
+    return tuple(map(read_strategy, texts if "scratch" in texts else ("scratch", *texts)))
 
 
 def read_strategy(text: str) -> NamedStrategy:
@@ -180,6 +177,8 @@ def prepare(
     for _, start in first_starts(experiment):
         for budget in settings.train_examples:
             check_recipe(settings.recipe, budget, target, start)
+    if not only and "scratch" not in settings.strategies:
+        console.say("scratch is added: what it reaches with the same budget is what transfer must beat")
     return experiment
 
 
