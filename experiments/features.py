@@ -33,23 +33,27 @@ class FeaturesFlags(CheckpointFlags, RenamingFlags, DataFlags, ModelFlags, SeedF
     dtype: str = flag("float32", "in which they are kept, float32 or float16")
 
 
-def run(flags: Mapping[str, Any], own: FeaturesFlags) -> Path:
+def run(flags: Mapping[str, Any], wanted: FeaturesFlags) -> Path:
     """Compute what the flags say, unless it is there; the folder."""
     place = flags.get("source_checkpoint")
-    for name, value in (("source_checkpoint", place), ("dataset", own.dataset), ("output", own.output)):
+    for name, value in (
+        ("source_checkpoint", place),
+        ("dataset", wanted.dataset),
+        ("output", wanted.output),
+    ):
         if not value:
             raise InputError(f"--{name} is not given: see --helpfull")
     settings = sources.settings_of(flags, str(place))
     process.prepare(settings)
     loaded = sources.load(settings)
-    task = plan.load_task(settings, str(own.dataset), settings.image_shape or loaded.source.shape)
+    task = plan.load_task(settings, str(wanted.dataset), settings.image_shape or loaded.source.shape)
     features.same_shape(loaded, task)
-    folder, stage = Path(str(own.output)), own.stage or sources.before_head(loaded.model)
-    features.write(loaded, task, {stage: folder}, own.dtype)
-    arrays = features.read(folder, loaded, task, stage, own.dtype)
+    folder, stage = Path(str(wanted.output)), wanted.stage or sources.before_head(loaded.model)
+    features.write(loaded, task, {stage: folder}, wanted.dtype)
+    arrays = features.read(folder, loaded, task, stage, wanted.dtype)
     shapes = " and ".join(f"{split} {list(array.shape)}" for split, array in arrays._asdict().items())
     console.notes(task.findings)
-    console.say(f"{stage} of {loaded.source.name} on {task.name}: {shapes}, {own.dtype}, in {folder}")
+    console.say(f"{stage} of {loaded.source.name} on {task.name}: {shapes}, {wanted.dtype}, in {folder}")
     return folder
 
 

@@ -65,7 +65,7 @@ def ranged(values: Spread | None, form: Callable[[float], str], several: bool = 
 
 
 def span(values: Sequence[float]) -> str:
-    """The least and the most of numbers, one where they are written alike; "" for none.
+    """The range of numbers, "least to most"; one number if both are written alike, "" if there are none.
 
     >>> span([88.5, 89.153]), span([82.15, 82.15]), span([])
     ('88.50 to 89.15', '82.15', '')

@@ -121,7 +121,7 @@ def from_json(text: str, params: Params) -> Mask:
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"the mask's text is no JSON of to_json: {plugins.said(error)}") from error
+        raise InputError(f"the mask's text is no JSON of to_json: {plugins.describe(error)}") from error
     return _from_values(values, params)
 
 
@@ -163,6 +163,6 @@ def load(file: str | Path, params: Params) -> Mask:
         raise InputError(f"the mask's file '{error.filename}' does not exist: give the name without .json") from error
     except Exception as error:  # the errors of NumPy, zlib and zipfile for a damaged file have no type in common
         raise InputError(
-            f"the mask's files '{file}.*' are damaged: {plugins.said(error)}: save the mask anew"
+            f"the mask's files '{file}.*' are damaged: {plugins.describe(error)}: save the mask anew"
         ) from error
     return _from_values(values, params)

@@ -45,7 +45,7 @@ def _build(name: str, digest: str, classes: int, hidden: tuple[int, ...], activa
         raise InputError("a width is at least 1", field="hidden", value=",".join(map(str, hidden)))
     shared: dict[str, Any] = {"hidden": hidden, "activation": activation}
     parameters = inspect.signature(function).parameters
-    options = plugins.bind(function, spec.options, f"model '{spec.name}'", given=shared)
+    options = plugins.bind(function, spec.options, f"model '{spec.name}'", excluded=shared)
     keywords = {name: value for name, value in shared.items() if name in parameters}
     try:
         with switches.guarded(f"model '{spec.name}'"):
