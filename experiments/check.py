@@ -47,4 +47,4 @@ def run(strategy: str | None, model: str = "mlp") -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    flags.main(argv, str(__doc__), lambda _, asked: run(**vars(asked)), CheckFlags)
+    flags.main(argv, str(__doc__), lambda _, options: run(**vars(options)), CheckFlags)
