@@ -16,7 +16,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments.runs import console, directory, fit, flags, plan, process, sources
+from experiments.runs import console, directory, fit, plan, process, sources
+from experiments.runs import flags as flags_of_programs
 from experiments.runs.flags import flag
 from experiments.runs.settings import (
     CheckpointFlags,
@@ -33,7 +34,7 @@ from tljax import plugins
 from tljax.types import InputError, Task
 
 UNTRAINED = {"source_steps": "1", "source_learning_rate": "0", "source_warmup": "0"}
-"""A step at rate 0 leaves what was drawn."""
+"""Flags of an untrained source: a step at learning rate 0 leaves the parameters as they were drawn."""
 _RECIPE = {f.name for f in dataclasses.fields(Recipe)}
 
 
@@ -50,107 +51,115 @@ class Entry(NamedTuple):
     """A source of the list."""
 
     name: str
-    made: Settings
+    settings: Settings
     trivial: bool
+    """Whether it learnt nothing of its task: it is untrained, or all its labels are shuffled."""
 
 
-def entry(text: str, given: Mapping[str, Any]) -> Entry:
-    """A source as it is written, with the flags that all have; raises InputError for what is none.
+def entry(text: str, flags: Mapping[str, Any]) -> Entry:
+    """The source that a name of --zoo means, with the flags that all sources share; raises InputError for bad text.
 
-    >>> one = entry("mnist:labels=0-4:steps=50:hidden=64+64", {})
-    >>> one.made.source, one.made.source_recipe.steps, one.made.hidden
+    >>> source = entry("mnist:labels=0-4:steps=50:hidden=64+64", {})
+    >>> source.settings.source, source.settings.source_recipe.steps, source.settings.hidden
     ('mnist:labels=0-4', 50, (64, 64))
     """
     plugins.parse(text)
     data: list[str] = []
-    own: dict[str, str] = {}
+    changed: dict[str, str] = {}
     for part in (part.strip() for part in plugins.split(text, ":")):
         name, equals, value = part.partition("=")
         if data and part == "untrained":
-            own |= UNTRAINED
+            changed |= UNTRAINED
         elif data and equals and name in _RECIPE:
-            own[f"source_{name}"] = value
+            changed[f"source_{name}"] = value
         elif data and equals and name in ("hidden", "activation", "seed"):
-            own["seeds" if name == "seed" else name] = value.replace("+", ",")
+            changed["seeds" if name == "seed" else name] = value.replace("+", ",")
         else:
             data.append(part)
     try:
-        more = parse_flags(["zoo", *(f"--{name}={value}" for name, value in own.items())])
-        made = Settings.from_flags(**{**given, **more, "source": ":".join(data)})
+        parsed = parse_flags(["zoo", *(f"--{name}={value}" for name, value in changed.items())])
+        settings = Settings.from_flags(**{**flags, **parsed, "source": ":".join(data)})
     except InputError as error:
         raise InputError(f"--zoo={text}: {error}") from error
-    if len(made.seeds) > 1:
-        raise InputError(f"--zoo={text} has {len(made.seeds)} seeds: give one, and other sources as {data[0]}:seed=1")
-    changes = dict(part.partition("=")[::2] for part in data[1:])
-    shuffled = _number(changes.get("shuffle_labels", "0")) >= 1
-    return Entry(text, made, shuffled or made.source_recipe.learning_rate == 0)
+    if len(settings.seeds) > 1:
+        raise InputError(
+            f"--zoo={text} has {len(settings.seeds)} seeds: give one, and other sources as {data[0]}:seed=1"
+        )
+    options = dict(part.partition("=")[::2] for part in data[1:])
+    shuffled = _number(options.get("shuffle_labels", "0")) >= 1
+    return Entry(text, settings, shuffled or settings.source_recipe.learning_rate == 0)
 
 
 def _number(text: str) -> float:
+    """The number in a text, or 0 if it holds none."""
     try:
         return float(text)
     except ValueError:
         return 0.0
 
 
-def run(given: Mapping[str, Any], asked: ZooFlags) -> list[dict[str, Any]]:
-    """Train what of the list is missing in the run directory; the cards."""
-    base, zoo = Settings.from_flags(**given), asked.zoo
+def run(flags: Mapping[str, Any], form: ZooFlags) -> list[dict[str, Any]]:
+    """Train the sources that the run directory lacks; returns the cards of all."""
+    base, zoo = Settings.from_flags(**flags), form.zoo
     twice = [text for text in zoo if zoo.count(text) > 1]
     if twice or not zoo:
         raise InputError(f"--zoo names {f'{twice[0]} twice: give each once' if twice else 'nothing: name sources'}")
     if base.source or base.source_checkpoint or base.target:
         raise InputError("--zoo names what is trained: leave out --source, --source_checkpoint and --target")
     execution = process.prepare(base)
-    entries = [entry(text, given) for text in zoo]
-    tasks = [_checked(one) for one in entries]
+    entries = [entry(text, flags) for text in zoo]
+    tasks = [_load(source) for source in entries]
     if base.dry_run:
-        _show(entries, tasks)
+        _print_plan(entries, tasks)
         return []
-    named = {task.name: task.fingerprint for task in tasks}
-    with directory.opened(base, "zoo", flags.flagfile_lines(asked)) as folder:
+    fingerprints = {task.name: task.fingerprint for task in tasks}
+    with directory.opened(base, "zoo", flags_of_programs.flagfile_lines(form)) as folder:
         if process.first():
-            directory.record_environment(folder, named)
-        found = []
-        for number, (one, task) in enumerate(zip(entries, tasks, strict=True)):
-            [line] = fit.train_sources(one.made, task, folder, execution).values()
-            about = fit.about(one.made, task)
-            told = {"number": number, "name": one.name, "trivial": one.trivial, **about}
-            found.append(sources.write_card(folder, told, line, one.made.source_recipe) if process.first() else told)
+            directory.record_environment(folder, fingerprints)
+        cards = []
+        for number, (source, task) in enumerate(zip(entries, tasks, strict=True)):
+            [result] = fit.train_sources(source.settings, task, folder, execution).values()
+            about = fit.about(source.settings, task)
+            card = {"number": number, "name": source.name, "trivial": source.trivial, **about}
+            if process.first():
+                card = sources.write_card(folder, card, result, source.settings.source_recipe)
+            cards.append(card)
         if process.first():
-            _tell(found, [str(folder / "cards"), *sorted({task.note for task in tasks if task.note})])
-    return found
+            _print_cards(cards, [str(folder / "cards"), *sorted({task.note for task in tasks if task.note})])
+    return cards
 
 
-def _checked(one: Entry) -> Task:
+def _load(source: Entry) -> Task:
+    """The task of a source; an InputError names the source in --zoo."""
     try:
-        return plan.source_task(one.made)
+        return plan.source_task(source.settings)
     except InputError as error:
-        raise InputError(f"--zoo={one.name}: {error}") from error
+        raise InputError(f"--zoo={source.name}: {error}") from error
 
 
-def _show(entries: Sequence[Entry], tasks: Sequence[Task]) -> None:
+def _print_plan(entries: Sequence[Entry], tasks: Sequence[Task]) -> None:
+    """Print the table of a dry run: each source with its examples and its steps."""
     rows = []
-    for one, task in zip(entries, tasks, strict=True):
-        steps = plan.count_steps(
-            one.made.source_recipe, len(plan.draw_examples(one.made.source_recipe, "all", task, 0)[0])
-        )
-        rows.append((one.name, ",".join(map(str, one.made.hidden)), f"{len(task.train.labels):,}", f"{steps:,}"))
+    for source, task in zip(entries, tasks, strict=True):
+        recipe, hidden = source.settings.source_recipe, source.settings.hidden
+        steps = plan.count_steps(recipe, len(plan.draw_examples(recipe, "all", task, 0)[0]))
+        rows.append((source.name, ",".join(map(str, hidden)), f"{len(task.train.labels):,}", f"{steps:,}"))
     console.table("zoo", ["source", "hidden", "examples", "steps"], rows, [f"{len(rows)} sources"])
 
 
-def _tell(found: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> None:
+def _print_cards(cards: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> None:
+    """Print the table of the trained sources."""
     rows = [
         (
-            told["name"],
-            "diverged" if told["accuracy"] is None else f"{100 * told['accuracy']:.2f}",
-            f"{told['parameters']:,}",
-            f"{told['steps']:,}",
-            f"{told['seconds']:.1f}",
-            "yes" if told["trivial"] else "-",
-            told["checkpoint"],
+            card["name"],
+            "diverged" if card["accuracy"] is None else f"{100 * card['accuracy']:.2f}",
+            f"{card['parameters']:,}",
+            f"{card['steps']:,}",
+            f"{card['seconds']:.1f}",
+            "yes" if card["trivial"] else "-",
+            card["checkpoint"],
         )
-        for told in found
+        for card in cards
     ]
     columns = ["source", "own test accuracy %", "parameters", "steps", "seconds", "trivial", "checkpoint"]
     console.table("zoo", columns, rows, notes)
@@ -158,4 +167,4 @@ def _tell(found: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    flags.main(argv, str(__doc__), run, ZooFlags, refused=["source", "source_checkpoint", "target"])
+    flags_of_programs.main(argv, str(__doc__), run, ZooFlags, refused=["source", "source_checkpoint", "target"])
