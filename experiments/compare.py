@@ -186,13 +186,13 @@ def _several(text: str | None) -> list[str]:
 
 
 def _judged(
-    part: Part, lines: Sequence[Result], more: Sequence[evaluations.Eval], folder: Path, execution: Any
+    part: Part, lines: Sequence[Result], more: Sequence[evaluations.Evaluation], folder: Path, execution: Any
 ) -> predictions.Found:
     """What there is of a part to judge by: rows, and which test examples each fit gets right."""
     found = predictions.of_run(folder, lines, part.todo.target)
     if part.longer:
         return found._replace(longer=True)
-    extra, cost = evaluations.accuracies(part.todo, lines, more, folder), costs.of_run(part.todo, lines, folder)
+    extra, cost = evaluations.accuracies(part.todo, lines, more, folder), costs.of_fits(part.todo, lines, folder)
     return found._replace(rows=[extended(row, {**extra.get(row.name, {}), **cost[row.name]}) for row in found.rows])
 
 

@@ -62,7 +62,7 @@ class Todo(NamedTuple):
     cards: tuple[Card, ...]
     origins: Mapping[str, LoadedSource]
     targets: Mapping[str, Task]
-    plan: transfer_results.Plan | None
+    plan: transfer_results.TransferPlan | None
 
 
 def run(given: Mapping[str, Any], asked: RankFlags) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def run(given: Mapping[str, Any], asked: RankFlags) -> dict[str, Any]:
             for name, task in todo.targets.items()
             for card in todo.cards
         }
-        truths = transfer_results.found(todo.plan, folder, todo.cards, todo.settings) if todo.plan else []
+        truths = transfer_results.obtain(todo.plan, folder, todo.cards, todo.settings) if todo.plan else []
         if not process.first():
             return {}
         notes = [line for task in todo.targets.values() for line in _noted(todo, task)]
@@ -176,7 +176,7 @@ def _refuse_copies(origins: Mapping[str, LoadedSource]) -> None:
         names[one.identity] = name
 
 
-def _experiments(transfers: transfer_results.Plan | None) -> list[plan.Experiment]:
+def _experiments(transfers: transfer_results.TransferPlan | None) -> list[plan.Experiment]:
     return [*transfers.scratch.values(), *transfers.transfers.values()] if transfers else []
 
 

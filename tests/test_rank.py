@@ -178,7 +178,7 @@ def test_a_warning_is_kept_with_its_score(monkeypatch):
 
     monkeypatch.setattr(scores, "SCORES", {**scores.SCORES, "warns": warns})
     [found, silent] = scores._side_by_side(
-        [("warns", None), ("nce", scores.Seen(None, np.eye(2)[[0, 0, 1]], [0, 0, 1], None))]
+        [("warns", None), ("nce", scores.ScoredExamples(None, np.eye(2)[[0, 0, 1]], [0, 0, 1], None))]
     )
     assert found[::2] == (1.0, "did not converge") and silent[::2] == (0.0, "")
 
@@ -235,7 +235,8 @@ def test_scores_that_grow_with_the_width_of_noise_are_computed_if_asked_for():
     rng = np.random.default_rng(0)
     noise = [rng.normal(size=(200, d)) for d in (4, 40, 120)]
     seen = [
-        scores.Seen(x, np.ones((200, 1)), y, np.arange(200)) for x in [rng.normal(size=(5, 4))[y] + noise[0], *noise]
+        scores.ScoredExamples(x, np.ones((200, 1)), y, np.arange(200))
+        for x in [rng.normal(size=(5, 4))[y] + noise[0], *noise]
     ]
     for name, score in scores.SCORES.items():
         if name in ("leep", "nce", "n_leep", "n_leep_left_out"):
@@ -261,7 +262,7 @@ def test_copies_of_an_image_are_found_among_the_images_not_the_features():
     assert scores._copies(images).tolist() == [0, 1, 0, 2]
     # Features that tell no example apart are no copies; images twice are, whatever rounding makes of their features.
     y = np.array([0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1])
-    seen = scores.Seen(y[:, None].astype(float), np.ones((12, 1)), y, np.arange(12))
+    seen = scores.ScoredExamples(y[:, None].astype(float), np.ones((12, 1)), y, np.arange(12))
     assert scores.SCORES["knn"](seen) == 1
     rng = np.random.default_rng(0)
     x = rng.normal(size=(50, 8))
@@ -269,7 +270,7 @@ def test_copies_of_an_image_are_found_among_the_images_not_the_features():
     groups, labels = np.tile(np.arange(50), 2), np.tile(np.arange(50) % 5, 2)
     for name in ("knn", "probe", "n_leep_left_out"):
         told, untold = (
-            scores.SCORES[name](scores.Seen(twice, np.ones((100, 1)), labels, which))
+            scores.SCORES[name](scores.ScoredExamples(twice, np.ones((100, 1)), labels, which))
             for which in (groups, np.arange(100))
         )
         assert told < untold

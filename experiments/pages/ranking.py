@@ -11,7 +11,7 @@ from experiments.pages.report import Block, Provenance, Section
 from experiments.runs import console, directory
 from experiments.runs.scores import Score, Scored
 from experiments.runs.sources import Card
-from experiments.runs.transfer_results import Truth
+from experiments.runs.transfer_results import TransferResults
 from tljax.study import ranking
 from tljax.study.ranking import Board
 from tljax.study.summary import listed
@@ -37,7 +37,7 @@ def judged(
     cards: Sequence[Card],
     targets: Mapping[str, Task],
     table: Table,
-    truths: Sequence[Truth],
+    truths: Sequence[TransferResults],
     names: Sequence[str],
     resamples: int,
 ) -> Verdict:
@@ -72,7 +72,7 @@ def _columns(
     cards: Sequence[Card],
     targets: Sequence[str],
     table: Table,
-    truth: Truth,
+    truth: TransferResults,
     names: Sequence[str],
     notes: dict[str, None],
 ) -> dict[str, np.ndarray]:

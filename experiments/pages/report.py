@@ -84,8 +84,8 @@ def brief(sections: Sequence[Section], notes: Sequence[str]) -> list[Section]:
     says before them is "As above." where another of its section said the same. Nothing that fits on a line changes.
     """
     whole, words = sentences(notes), [len(note.split()) for note in notes]
-    kept = [note for i, note in enumerate(notes) if i == 0 or sum(words[: i + 1]) <= MOST_NOTES]
-    short = whole if len(kept) == len(notes) else sentences([*kept, "Further notes are at the first table"])
+    shown = [note for i, note in enumerate(notes) if i == 0 or sum(words[: i + 1]) <= MOST_NOTES]
+    short = whole if len(shown) == len(notes) else sentences([*shown, "Further notes are at the first table"])
     with_notes = 0
     shortened = []
     for section in sections:

@@ -303,9 +303,9 @@ def same(table: Table, first: int) -> tuple[Table, str]:
     full = [row for row in table.rows if len(row) == len(table.columns)]
     drop = [i for i in range(first, len(table.columns)) if len({row[i] for row in full}) == 1]
     text = "; ".join(f"{table.columns[i]}: {' '.join(filter(None, (full[0][i].text, full[0][i].below)))}" for i in drop)
-    kept = [i for i in range(len(table.columns)) if i not in drop]
-    rows = [[row[i] for i in kept] if row in full else row for row in table.rows]
-    return table._replace(columns=[table.columns[i] for i in kept], rows=rows), f" {text}." if text else ""
+    keep = [i for i in range(len(table.columns)) if i not in drop]
+    rows = [[row[i] for i in keep] if row in full else row for row in table.rows]
+    return table._replace(columns=[table.columns[i] for i in keep], rows=rows), f" {text}." if text else ""
 
 
 def by_budget(comparisons: Sequence[Comparison], against: str) -> Table:

@@ -126,13 +126,15 @@ def make_folder(place: Path) -> Path:
 def _refuse_other_switches(workdir: Path) -> None:
     """Raise InputError where the run's fits were trained under other switches of JAX: their streams are not to mix."""
     about = recorded_environment(workdir)
-    there = about.get("switches", {}) if isinstance(about, dict) else None
-    if not isinstance(there, dict):
+    recorded = about.get("switches", {}) if isinstance(about, dict) else None
+    if not isinstance(recorded, dict):
         return
-    here = switches.changed()
-    names = [name for name in sorted({*there, *here}) if there.get(name) != here.get(name)]
+    current = switches.changed()
+    names = [name for name in sorted({*recorded, *current}) if recorded.get(name) != current.get(name)]
     if names:
-        listed = "; ".join(f"{name}={there.get(name, 'unset')} there, {here.get(name, 'unset')} here" for name in names)
+        listed = "; ".join(
+            f"{name}={recorded.get(name, 'unset')} there, {current.get(name, 'unset')} here" for name in names
+        )
         raise InputError(
             f"'{workdir}' was trained under other switches ({listed}): set them alike, or choose another --workdir"
         )
@@ -149,32 +151,32 @@ def _flags(
     """The run's flagfile, with what is new in its lists; raises InputError if it is of another experiment."""
     file = workdir / "flags.flags"
     head = f"# python -m experiments.{program} --flagfile=WORKDIR/{file.name} --workdir=NEW\n"
-    lines_now = [
+    current_lines = [
         files.to_bytes(line).decode() for line in [*settings.flagfile_lines(), *more]
     ]  # as they are in the file
-    now = {name: values for name, values in _values(lines_now).items() if name not in leave}
+    current = {name: values for name, values in _values(current_lines).items() if name not in leave}
     if file.is_file():
         text = flags_text(file)
         head = text.splitlines()[0] + "\n" if text.startswith("#") else head
-        every_there = _values(line for line in text.splitlines() if line.startswith("--"))
-        there = {name: values for name, values in every_there.items() if name not in leave}
+        every_recorded = _values(line for line in text.splitlines() if line.startswith("--"))
+        recorded = {name: values for name, values in every_recorded.items() if name not in leave}
         lists: Sequence[str] = GROWING
-        compared = now
-        if older and not _values(more).keys() & there.keys():
+        compared = current
+        if older and not _values(more).keys() & recorded.keys():
             compared = _values(older.flagfile_lines())
             lists = tuple(name for name in GROWING if getattr(older, name) == getattr(settings, name))
         neutral = {name: [value] for name, value in NEUTRAL.items() if name in compared}
-        _refuse_another_experiment(workdir, neutral | there, compared)
+        _refuse_another_experiment(workdir, neutral | recorded, compared)
         for name in lists:
-            text_there = there.get(name, [""])[-1]
+            recorded_text = recorded.get(name, [""])[-1]
             try:
-                parse_flags(["", f"--{name}={text_there}"])
+                parse_flags(["", f"--{name}={recorded_text}"])
             except InputError as error:
                 raise InputError(f"'{file}': {error}: restore it, or choose another --workdir") from error
-            old, new = text_there.split(","), now[name][-1].split(",")
-            now[name] = [",".join([*old, *(value for value in new if value not in old)])]
-        refuse_shared_names([text for text in plugins.split(now["strategies"][-1], ",") if text])
-    return head + "".join(f"--{name}={value}\n" for name, values in now.items() for value in values)
+            old, new = recorded_text.split(","), current[name][-1].split(",")
+            current[name] = [",".join([*old, *(value for value in new if value not in old)])]
+        refuse_shared_names([text for text in plugins.split(current["strategies"][-1], ",") if text])
+    return head + "".join(f"--{name}={value}\n" for name, values in current.items() for value in values)
 
 
 def of_another_experiment(workdir: Path, settings: Settings) -> bool:
@@ -183,10 +185,10 @@ def of_another_experiment(workdir: Path, settings: Settings) -> bool:
     file = workdir / "flags.flags"
     if not file.is_file():
         return False
-    there = _values(line for line in flags_text(file).splitlines() if line.startswith("--"))
+    recorded = _values(line for line in flags_text(file).splitlines() if line.startswith("--"))
     neutral = {name: [value] for name, value in NEUTRAL.items()}
     try:
-        _refuse_another_experiment(workdir, neutral | there, _values(settings.flagfile_lines()))
+        _refuse_another_experiment(workdir, neutral | recorded, _values(settings.flagfile_lines()))
     except InputError:
         return True
     return False
@@ -201,13 +203,15 @@ def _values(lines: Iterable[str]) -> dict[str, list[str]]:
     return values
 
 
-def _refuse_another_experiment(workdir: Path, there: Mapping[str, list[str]], now: Mapping[str, list[str]]) -> None:
-    """Raise InputError where the flags of the run directory, {flag: values}, differ from those of now."""
-    names = sorted((there.keys() | now.keys()) - flags.may_differ())
+def _refuse_another_experiment(
+    workdir: Path, recorded: Mapping[str, list[str]], current: Mapping[str, list[str]]
+) -> None:
+    """Raise InputError where the flags of the run directory, {flag: values}, differ from the current ones."""
+    names = sorted((recorded.keys() | current.keys()) - flags.may_differ())
     differ = [
-        f"--{name}={','.join(there.get(name, ()))} there, {','.join(now.get(name, ()))} here"
+        f"--{name}={','.join(recorded.get(name, ()))} there, {','.join(current.get(name, ()))} here"
         for name in names
-        if there.get(name) != now.get(name)
+        if recorded.get(name) != current.get(name)
     ]
     if differ:
         listed = "; ".join(differ[:8]) + (f" and {len(differ) - 8} more" if differ[8:] else "")

@@ -16,77 +16,77 @@ from tljax.study.summary import majority_share
 from tljax.types import InputError, Model, Params, Task
 
 
-class Eval(NamedTuple):
-    """A further test set."""
+class Evaluation(NamedTuple):
+    """A further test set that fits are judged on."""
 
     name: str
     """A data set, or 'source'."""
     tasks: Mapping[str, Task]
-    """{the data set that fits are of: what they are judged on}; by their target, or for 'source' by their source."""
+    """{data set of fits: the data they are judged on}, by the target of the fits, or for 'source' by their source."""
 
 
-def read(made: Settings, names: Sequence[str], todos: Sequence[Experiment]) -> list[Eval]:
+def read(settings: Settings, names: Sequence[str], experiments: Sequence[Experiment]) -> list[Evaluation]:
     """The data sets of `--eval`; raises InputError for one whose images or classes are not those of a target."""
-    found = []
+    evaluations = []
     for name in names:
         if name == "source":
-            own = {todo.source.name: todo.source for todo in todos if todo.source}
-            tasks = {key: plan.load_task(made, key, source.shape) for key, source in own.items()}
-            for key, source in own.items():
+            sources_of = {each.source.name: each.source for each in experiments if each.source}
+            tasks = {key: plan.load_task(settings, key, source.shape) for key, source in sources_of.items()}
+            for key, source in sources_of.items():
                 if tasks[key].fingerprint != source.fingerprint:
                     raise InputError(f"--eval=source: '{key}' is not the data that the source was trained on any more")
-            found.append(Eval(name, tasks))
+            evaluations.append(Evaluation(name, tasks))
             continue
-        targets = {todo.target.name: todo.target for todo in todos}
-        tasks = {key: plan.load_task(made, name, target.train.images.shape[1:]) for key, target in targets.items()}
+        targets = {each.target.name: each.target for each in experiments}
+        tasks = {key: plan.load_task(settings, name, target.train.images.shape[1:]) for key, target in targets.items()}
         for key, task in tasks.items():
-            shapes = [tuple(of.train.images.shape[1:]) for of in (task, targets[key])]
-            if shapes[0] != shapes[1]:
-                raise InputError(f"--eval={name} has shape {shapes[0]}, '{key}' {shapes[1]}: give one of that shape")
-            there, here = len(task.classes), len(targets[key].classes)
-            if there != here:
-                raise InputError(f"--eval={name} has {there} classes, '{key}' {here}: give one of as many")
-        found.append(Eval(name, tasks))
-    return found
+            shape, of_target = (tuple(data.train.images.shape[1:]) for data in (task, targets[key]))
+            if shape != of_target:
+                raise InputError(f"--eval={name} has shape {shape}, '{key}' {of_target}: give one of that shape")
+            classes, wanted = len(task.classes), len(targets[key].classes)
+            if classes != wanted:
+                raise InputError(f"--eval={name} has {classes} classes, '{key}' {wanted}: give one of as many")
+        evaluations.append(Evaluation(name, tasks))
+    return evaluations
 
 
-def fingerprints(more: Sequence[Eval]) -> dict[str, str]:
+def fingerprints(evaluations: Sequence[Evaluation]) -> dict[str, str]:
     """{data set: its fingerprint}."""
-    return {task.name: task.fingerprint for one in more for task in one.tasks.values()}
+    return {task.name: task.fingerprint for evaluation in evaluations for task in evaluation.tasks.values()}
 
 
 def accuracies(
-    todo: Experiment, lines: Sequence[Result], more: Sequence[Eval], folder: Path
+    experiment: Experiment, results: Sequence[Result], evaluations: Sequence[Evaluation], folder: Path
 ) -> dict[str, dict[str, Any]]:
-    """{fit: what its row has beside its line}: evals, retention, and start_accuracy where the head is not drawn anew.
+    """{fit: fields of its result}: evals, retention, and start_accuracy where the head is not drawn anew.
 
     A diverged fit has the share of the most frequent class of each test set; how it began is measured like that of
     others. What was judged before is read from `folder`/evals.
     """
-    found: dict[str, dict[str, Any]] = {}
-    for name, task in _wanted(todo, more):
+    fields: dict[str, dict[str, Any]] = {}
+    for name, task in _wanted(experiment, evaluations):
         file = folder / "evals" / f"{plan.file_name(f'{name}-{task.name}')}-{task.fingerprint[:8]}.json"
         about = {"test_set": name, "of": task.name, "fingerprint": task.fingerprint}
         known = _known(file, about)
         of_start = name == "start"
-        missing = [line for line in lines if line.name not in known and (of_start or not line.diverged)]
+        missing = [result for result in results if result.name not in known and (of_start or not result.diverged)]
         if missing:
-            known |= _judged(todo, missing, name, task, folder)
+            known |= _judge(experiment, missing, name, task, folder)
             directory.make_folder(file.parent)
             directory.write_record(file, {**about, "accuracy": known})
         share = majority_share(task.test.labels)
-        for line in lines:
-            value = share if line.diverged and not of_start else known.get(line.name)
-            row = found.setdefault(line.name, {"evals": {}})
+        for result in results:
+            value = share if result.diverged and not of_start else known.get(result.name)
+            of_fit = fields.setdefault(result.name, {"evals": {}})
             if name in ("source", "start"):
-                row |= {"retention" if name == "source" else "start_accuracy": value}
+                of_fit |= {"retention" if name == "source" else "start_accuracy": value}
             else:
-                row["evals"][name] = value
-    return found
+                of_fit["evals"][name] = value
+    return fields
 
 
 def _known(file: Path, about: Mapping[str, str]) -> dict[str, float]:
-    """{fit: accuracy} that `file` holds of this test set; a file that is not as it was written is set aside, aloud."""
+    """{fit: accuracy} that `file` holds of this test set; a file that was altered is set aside, and said to be."""
     try:
         record = directory.read_record(file, {"accuracy": {str: float}}) or {**about, "accuracy": {}}
         if {name: record.get(name) for name in about} != about:
@@ -97,46 +97,44 @@ def _known(file: Path, about: Mapping[str, str]) -> dict[str, float]:
     return record["accuracy"]
 
 
-def _wanted(todo: Experiment, more: Sequence[Eval]) -> list[tuple[str, Task]]:
-    """(name, test set) of all by which the fits of one part are judged."""
-    found = []
-    for one in more:
-        key = todo.source.name if one.name == "source" and todo.source else todo.target.name
-        if key in one.tasks and not (one.name == "source" and todo.strategies[0].name == "scratch"):
-            found.append((one.name, one.tasks[key]))
-    if (
-        todo.source
-        and methods.head_of(todo.settings, todo.source, todo.target) == "copy"
-        and todo.strategies[0].name != "scratch"
-    ):
-        found.append(("start", todo.target))
-    return found
+def _wanted(experiment: Experiment, evaluations: Sequence[Evaluation]) -> list[tuple[str, Task]]:
+    """(name, test set) of all by which the fits of an experiment are judged."""
+    source, from_scratch = experiment.source, experiment.strategies[0].name == "scratch"
+    wanted = []
+    for name, tasks in evaluations:
+        key = source.name if name == "source" and source else experiment.target.name
+        if key in tasks and not (name == "source" and from_scratch):
+            wanted.append((name, tasks[key]))
+    if source and methods.head_of(experiment.settings, source, experiment.target) == "copy" and not from_scratch:
+        wanted.append(("start", experiment.target))
+    return wanted
 
 
-def _judged(todo: Experiment, lines: Sequence[Result], name: str, task: Task, folder: Path) -> dict[str, float]:
+def _judge(experiment: Experiment, results: Sequence[Result], name: str, task: Task, folder: Path) -> dict[str, float]:
     """{fit: its accuracy} on one test set."""
-    trained = fit.obtain_source(todo.settings, todo.source, folder, todo.execution)
+    trained = fit.obtain_source(experiment.settings, experiment.source, folder, experiment.execution)
     of_source = name == "source"
-    model = todo.settings.build_model(len(task.classes)) if of_source else todo.model
+    model = experiment.settings.build_model(len(task.classes)) if of_source else experiment.model
     images, labels = evaluate.padded(task.test.images), np.asarray(task.test.labels)
     loaded: dict[str, Any] = {}
-    found = {}
-    for method, start in plan.first_starts(todo):
+    accuracy = {}
+    for strategy, start in plan.first_starts(experiment):
         merge = start.merge or (lambda params: params)
-        for line in (line for line in lines if line.options == method.options and line.strategy == method.name):
+        of_strategy = [r for r in results if r.strategy == strategy.name and r.options == strategy.options]
+        for result in of_strategy:
             if name == "start":
-                ground = methods.with_source(plan.ground(todo, line.seed), trained[line.seed])
-                params = merge(methods.start(method, ground).params)
+                ground = methods.with_source(plan.ground(experiment, result.seed), trained[result.seed])
+                params = merge(methods.start(strategy, ground).params)
             else:
-                place = line.checkpoint
-                loaded = loaded if place in loaded else {place: checkpoint.load(folder / place)[0]}
-                params = merge(checkpoint.unflatten(loaded[place][line.name], start.params))
+                file = result.checkpoint
+                loaded = loaded if file in loaded else {file: checkpoint.load(folder / file)[0]}
+                params = merge(checkpoint.unflatten(loaded[file][result.name], start.params))
             if of_source:
-                params = _head_back(model, params, trained[line.seed], task.train.images.shape[1:])
+                params = _head_back(model, params, trained[result.seed], task.train.images.shape[1:])
             stacked = jax.tree.map(lambda leaf: np.asarray(leaf)[None], params)
             logits = evaluate.logits(train.forward(model), stacked, images, len(labels))[0]
-            found[line.name] = float((logits.argmax(-1) == labels).mean())
-    return found
+            accuracy[result.name] = float((logits.argmax(-1) == labels).mean())
+    return accuracy
 
 
 def _head_back(model: Model, params: Params, source: sources.Trained, shape: tuple[int, ...]) -> Params:

@@ -1,4 +1,8 @@
-"""Scores of one source for one target, from its features on disk, kept beside them."""
+"""Scores of one source for one target, from its features on disk, kept beside them.
+
+`tljax.study.transferability` defines the scores; here they get their names, the examples that they look at, and a file
+scores.json beside the features, so that a score is computed once.
+"""
 
 import functools
 import hashlib
@@ -28,8 +32,8 @@ from tljax.study import ranking, transferability
 from tljax.types import InputError, Task
 
 
-class Seen(NamedTuple):
-    """What a score may look at: the labelled examples of one draw."""
+class ScoredExamples(NamedTuple):
+    """The labelled examples of one draw: all that a score may look at."""
 
     features: np.ndarray
     """float [n, d], of the last stage before the head."""
@@ -42,41 +46,41 @@ class Seen(NamedTuple):
 
 
 class Score(NamedTuple):
-    """What one score gives."""
+    """The value of one score."""
 
     value: float | None
     """None where it is not defined; it may be infinite."""
     seconds: float
     reason: str = ""
-    """Why it is not defined."""
+    """Why the value is not defined, or what its computation warned of."""
 
 
-SCORES: Mapping[str, Callable[[Seen], float]] = {
-    "knn": lambda seen: transferability.knn(seen.features, seen.labels, groups=seen.groups),
-    "logme": lambda seen: transferability.logme(seen.features, seen.labels),
-    "leep": lambda seen: transferability.leep(seen.probabilities, seen.labels),
-    "n_leep_left_out": lambda seen: transferability.n_leep_left_out(seen.features, seen.labels, groups=seen.groups),
-    "nce": lambda seen: transferability.nce(seen.probabilities.argmax(axis=1), seen.labels),
-    "h_score_adjusted": lambda seen: transferability.h_score_adjusted(seen.features, seen.labels),
-    "h_score_shrunk": lambda seen: transferability.h_score_shrunk(seen.features, seen.labels),
-    "transrate_adjusted": lambda seen: transferability.transrate_adjusted(seen.features, seen.labels),
-    "gbc_adjusted": lambda seen: transferability.gbc_adjusted(seen.features, seen.labels),
-    "probe": lambda seen: transferability.probe(seen.features, seen.labels, seen.groups),
-    "n_leep": lambda seen: transferability.n_leep(seen.features, seen.labels),
-    "h_score": lambda seen: transferability.h_score(seen.features, seen.labels),
-    "transrate": lambda seen: transferability.transrate(seen.features, seen.labels),
-    "gbc": lambda seen: transferability.gbc(seen.features, seen.labels),
+SCORES: Mapping[str, Callable[[ScoredExamples], float]] = {
+    "knn": lambda x: transferability.knn(x.features, x.labels, groups=x.groups),
+    "logme": lambda x: transferability.logme(x.features, x.labels),
+    "leep": lambda x: transferability.leep(x.probabilities, x.labels),
+    "n_leep_left_out": lambda x: transferability.n_leep_left_out(x.features, x.labels, groups=x.groups),
+    "nce": lambda x: transferability.nce(x.probabilities.argmax(axis=1), x.labels),
+    "h_score_adjusted": lambda x: transferability.h_score_adjusted(x.features, x.labels),
+    "h_score_shrunk": lambda x: transferability.h_score_shrunk(x.features, x.labels),
+    "transrate_adjusted": lambda x: transferability.transrate_adjusted(x.features, x.labels),
+    "gbc_adjusted": lambda x: transferability.gbc_adjusted(x.features, x.labels),
+    "probe": lambda x: transferability.probe(x.features, x.labels, x.groups),
+    "n_leep": lambda x: transferability.n_leep(x.features, x.labels),
+    "h_score": lambda x: transferability.h_score(x.features, x.labels),
+    "transrate": lambda x: transferability.transrate(x.features, x.labels),
+    "gbc": lambda x: transferability.gbc(x.features, x.labels),
 }
 """The scores by name, the default first."""
 
 AS_IN_PAPERS = ("n_leep", "h_score", "transrate", "gbc")
-"""What the papers define and features that are noise score the higher in, the wider they are; computed if asked for."""
+"""Scores as the papers define them, in which noise scores the higher the wider it is: computed only where named."""
 
 DEFAULT = tuple(name for name in SCORES if name not in AS_IN_PAPERS)
 
 
 def check(names: Sequence[str]) -> None:
-    """Raise InputError for a score that there is not, for one named twice, and for none."""
+    """Raise InputError if no score is named, or an unknown one, or one twice."""
     if not names:
         raise InputError(f"--scores names none: give some of {','.join(SCORES)}")
     for name in names:
@@ -86,62 +90,66 @@ def check(names: Sequence[str]) -> None:
             raise InputError(f"--scores names {name} twice: give each once")
 
 
-def drawn(made: Settings, budget: str, task: Task, most: int) -> dict[int, np.ndarray]:
+def drawn(settings: Settings, budget: str, task: Task, most: int) -> dict[int, np.ndarray]:
     """{seed: which training examples are scored}: those that transfer has, or of more than `most` a balanced part.
 
     Such a part is drawn under the first seed alone.
     """
     labels, total = np.asarray(task.train.labels), budgets.total(budget, task)
-    chosen = budgets.seeds(budget, made.seeds)
+    seeds = budgets.seeds(budget, settings.seeds)
+    streams = {seed: plan.streams(settings, seed).draw for seed in seeds}
     if total > most:
-        return {chosen[0]: draw.label_budget(plan.streams(made, chosen[0]).draw, labels, most)}
-    return {seed: plan.draw_examples(made.recipe, budget, task, plan.streams(made, seed).draw)[0] for seed in chosen}
+        return {seeds[0]: draw.label_budget(streams[seeds[0]], labels, most)}
+    return {seed: plan.draw_examples(settings.recipe, budget, task, streams[seed])[0] for seed in seeds}
 
 
 class Scored(NamedTuple):
-    """Of one source on one target."""
+    """The scores of one source on one target."""
 
     scores: Mapping[str, Mapping[str, Score]]
-    """{budget: {score: it}}: values and seconds are means over seeds."""
+    """{budget: {name: score}}: values and seconds are means over seeds."""
     seconds: float
-    """That the features took when they were computed."""
+    """How long the features took when they were computed."""
 
 
-def scored(folder: Path, one: LoadedSource, task: Task, made: Settings, names: Sequence[str], most: int) -> Scored:
+def scored(
+    folder: Path, source: LoadedSource, task: Task, settings: Settings, names: Sequence[str], most: int
+) -> Scored:
     """The scores of a source for a target at all budgets; features and scores that `folder` holds are taken from it."""
-    stage, head = sources.before_head(one.model), one.model[-1].name
-    place = folder / "features" / f"{one.identity[:12]}-{task.fingerprint[:12]}"
+    stage, head = sources.before_head(source.model), source.model[-1].name
+    place = folder / "features" / f"{source.identity[:12]}-{task.fingerprint[:12]}"
     file = place / "scores.json"
-    known, before = _known(file)
+    known, seconds_before = _known(file)
     start = time.perf_counter()
-    features.write(one, task, {stage: place / stage, head: place / head})
-    took = round(time.perf_counter() - start, 3) if before is None else before
-    hidden = features.read(place / stage, one, task, stage).train
-    logits = features.read(place / head, one, task, head).train
-    labels, kept = np.asarray(task.train.labels), dict(known)
+    features.write(source, task, {stage: place / stage, head: place / head})
+    seconds = round(time.perf_counter() - start, 3) if seconds_before is None else seconds_before
+    hidden = features.read(place / stage, source, task, stage).train
+    logits = features.read(place / head, source, task, head).train
+    labels, values = np.asarray(task.train.labels), dict(known)
     wanted: dict[str, dict[str, list[str]]] = {}
-    missing: list[tuple[str, str, Seen]] = []
-    for budget in made.train_examples:
+    missing: list[tuple[str, str, ScoredExamples]] = []
+    for budget in settings.train_examples:
         wanted[budget] = {name: [] for name in names}
-        for seed, rows in drawn(made, budget, task, most).items():
-            groups = _copies(task.train.images[rows])
-            seen = Seen(hidden[rows], softmax(logits[rows].astype(float), axis=1), labels[rows], groups)
+        for seed, rows in drawn(settings, budget, task, most).items():
+            probabilities = softmax(logits[rows].astype(float), axis=1)
+            examples = ScoredExamples(hidden[rows], probabilities, labels[rows], _copies(task.train.images[rows]))
             for name in names:
                 key = f"{name} {budget} {seed} {len(rows)} {_digest(rows)}"
                 wanted[budget][name].append(key)
-                missing += [(key, name, seen)] if key not in kept else []
-    kept |= zip((key for key, _, _ in missing), _side_by_side([(name, seen) for _, name, seen in missing]), strict=True)
-    if kept != known:
-        directory.write_record(file, {"code": _code(), "seconds": took, "scores": kept})
-    found = {
-        budget: {name: _mean([Score(*kept[key]) for key in keys]) for name, keys in of.items()}
-        for budget, of in wanted.items()
+                missing += [(key, name, examples)] if key not in values else []
+    computed = _side_by_side([(name, examples) for _, name, examples in missing])
+    values |= zip((key for key, _, _ in missing), computed, strict=True)
+    if values != known:
+        directory.write_record(file, {"code": _code(), "seconds": seconds, "scores": values})
+    scores = {
+        budget: {name: _mean([Score(*values[key]) for key in keys]) for name, keys in by_name.items()}
+        for budget, by_name in wanted.items()
     }
-    return Scored(found, took)
+    return Scored(scores, seconds)
 
 
 def _digest(rows: np.ndarray) -> str:
-    """Of whole numbers, int [n]: other numbers, or another order of them, have another.
+    """A digest of whole numbers, int [n]: other numbers, or another order of them, have another.
 
     >>> _digest(np.array([1, 23])) == _digest(np.array([12, 3])), _digest(np.int32([7])) == _digest(np.int64([7]))
     (False, True)
@@ -150,14 +158,14 @@ def _digest(rows: np.ndarray) -> str:
 
 
 def _copies(images: ArrayLike) -> np.ndarray:
-    """Examples of one image have one number: int64 [n] of images [n, ...]."""
+    """A number for each of images [n, ...], the same for equal images: int64 [n]."""
     numbers: dict[bytes, int] = {}
     return np.array([numbers.setdefault(np.asarray(image).tobytes(), len(numbers)) for image in np.asarray(images)])
 
 
 @functools.cache
 def _code() -> str:
-    """SHA-256 of the code that scores are computed by: those of another are not mixed with its own."""
+    """SHA-256 of the code that scores are computed by: scores of other code are not mixed with its own."""
     files = [Path(__file__), Path(str(transferability.__file__))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
@@ -181,42 +189,44 @@ def _known(file: Path) -> tuple[dict[str, tuple[float | None, float, str]], floa
         raise InputError(f"'{file}' cannot be read ({error}): delete it") from error
 
 
-def _side_by_side(asked: Sequence[tuple[str, Seen]]) -> Iterator[tuple[float | None, float, str]]:
-    """Of each its value, its seconds on one core, and why it has no value or what it warns of."""
-    with _heard() as said, threadpool_limits(1), ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield from pool.map(lambda one: _timed(SCORES[one[0]], one[1], said), asked)
+def _side_by_side(scores: Sequence[tuple[str, ScoredExamples]]) -> Iterator[tuple[float | None, float, str]]:
+    """The value of each score, its seconds on one core, and why it has no value or what it warns of."""
+    with _caught_warnings() as warned, threadpool_limits(1), ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from pool.map(lambda score: _timed(SCORES[score[0]], score[1], warned), scores)
 
 
 @contextmanager
-def _heard() -> Iterator[dict[int, list[str]]]:
+def _caught_warnings() -> Iterator[dict[int, list[str]]]:
     """{thread: what it warns of}: warnings are caught for all threads at once, or not at all."""
-    said: dict[int, list[str]] = defaultdict(list)
+    warned: dict[int, list[str]] = defaultdict(list)
 
-    def hear(message: Warning | str, *rest: Any) -> None:
-        said[threading.get_ident()].append(str(message))
+    def catch(message: Warning | str, *rest: Any) -> None:
+        warned[threading.get_ident()].append(str(message))
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        warnings.showwarning = hear  # type: ignore[assignment]
-        yield said
+        warnings.showwarning = catch  # type: ignore[assignment]
+        yield warned
 
 
-def _timed(score: Callable[[Seen], float], seen: Seen, said: dict[int, list[str]]) -> tuple[float | None, float, str]:
-    own = said[threading.get_ident()]
-    own.clear()
+def _timed(
+    score: Callable[[ScoredExamples], float], examples: ScoredExamples, warned: dict[int, list[str]]
+) -> tuple[float | None, float, str]:
+    messages = warned[threading.get_ident()]
+    messages.clear()
     start = time.perf_counter()
     try:
-        value, reason = score(seen), ""
+        value, reason = score(examples), ""
     except InputError as error:
         value, reason = None, str(error)
     seconds = round(time.perf_counter() - start, 4)
-    return value, seconds, reason or " ".join(" ".join(own[:1]).split())[:200]
+    return value, seconds, reason or " ".join(" ".join(messages[:1]).split())[:200]
 
 
-def _mean(values: Sequence[Score]) -> Score:
-    """Over draws; none where any has none."""
-    seconds = float(np.mean([one.seconds for one in values]))
-    reason = next((one.reason for one in values if one.reason), "")
-    if any(one.value is None for one in values):
+def _mean(scores: Sequence[Score]) -> Score:
+    """The mean over draws; without a value where one of them has none."""
+    seconds = float(np.mean([score.seconds for score in scores]))
+    reason = next((score.reason for score in scores if score.reason), "")
+    if any(score.value is None for score in scores):
         return Score(None, seconds, reason)
-    return Score(float(ranking.mean(np.array([one.value for one in values], float))), seconds, reason)
+    return Score(float(ranking.mean(np.array([score.value for score in scores], float))), seconds, reason)

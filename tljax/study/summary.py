@@ -109,8 +109,8 @@ def require_one_recipe(members: Sequence[Result]) -> None:
                 "of them, or give them run directories of their own"
             )
         for name in ("recipe", "steps", "phase_steps"):
-            here, there = getattr(result, name), getattr(members[0], name)
-            if here and there and here != there:
+            value, first = getattr(result, name), getattr(members[0], name)
+            if value and first and value != first:
                 raise InputError(
                     f"'{members[0].name}' and '{result.name}' are both {what}, but of different "
                     "hyper-parameters, code or data: no table may mix them; keep those of one recipe"
