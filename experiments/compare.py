@@ -85,7 +85,7 @@ def run(given: Mapping[str, Any], asked: CompareFlags, typed: Collection[str] | 
     method = methods.one(base)
     against = Result(name="", target="", strategy=method.name, options=method.options, spec=method.spec or None, seed=0)
     judging = replace(asked, against=summary.label(against))
-    if whence := tuned.from_search(given, asked.tuned, ("scratch", *made.strategies)):
+    if whence := tuned.origin_note(given, asked.tuned, ("scratch", *made.strategies)):
         console.say(whence)
     if made.dry_run:
         _show(parts)
@@ -93,7 +93,7 @@ def run(given: Mapping[str, Any], asked: CompareFlags, typed: Collection[str] | 
     named = {name: mark for part in parts for name, mark in plan.fingerprints(part.todo).items()}
     _say_looks(parts, judging)
     more = evaluations.read(made, asked.eval, [part.todo for part in parts])
-    leave = tuned.of_the_search() if asked.tuned else ()
+    leave = tuned.searched_flags() if asked.tuned else ()
     with directory.opened(made, "compare", flags.flagfile_lines(asked), leave=leave) as folder:
         found = [(part, fit.within(part.todo, folder, {**named, **evaluations.fingerprints(more)})) for part in parts]
         lines = [line for _, some in found for line in some]
@@ -127,7 +127,7 @@ def planned(
             pair = {**given, kind: source, "target": target}
             arms = [
                 plan.prepare(Settings.from_flags(**arm), execution, only=True)
-                for arm in tuned.arms(pair, made, asked.tuned, typed)
+                for arm in tuned.study_flags(pair, made, asked.tuned, typed)
             ]
             # From scratch there is one fit a target, budget and seed, whatever the source, each with its own recipe.
             bare = [_only(arm, lambda name: name == "scratch") for arm in arms]
@@ -206,7 +206,7 @@ def notes(parts: Sequence[Part], asked: CompareFlags) -> list[str]:
         for line in budgets.notes(todo.settings.train_examples, todo.target, todo.settings.recipe.validation)
     }
     data |= {f"{todo.source.name}: {todo.source.note}" for todo in todos if todo.source and todo.source.note}
-    tuning = tuned.said(
+    tuning = tuned.tuning_note(
         asked.tuned, [budget for part in parts for budget in part.todo.settings.train_examples], asked.longer_scratch
     )
     spoken = spoken_of([variation(todo) for todo in todos])

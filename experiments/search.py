@@ -87,7 +87,7 @@ def run(given: Mapping[str, Any], asked: Search) -> list[Result]:
             place = _place_of_final(final, arm, folder)
             trained[arm] = Winner(studies[arm].study, best, replace(final, workdir=str(place)))
         tuned.write_winners(folder, trained)
-        lines = [line for winner in trained.values() for line in _train_anew(winner.made, execution)]
+        lines = [line for winner in trained.values() for line in _train_anew(winner.settings, execution)]
         settled = summary.with_share(lines, whole.target.test.labels)
         notes = page.write(folder, Settings.from_flags(**given), asked, trained, settled, whole)
     results_page.print_results("tuned against tuned", settled, notes)
