@@ -1,15 +1,15 @@
-"""Classes and probabilities of images, from a fit.
+"""Predict classes and probabilities of images with a fit.
 
     python -m experiments.predict --checkpoint=runs/mnist_10k --images=FOLDER --output=predicted.csv
 
-What a trained fit says of every image: a CSV with a row an image, of its name (or row from 0), the class that is
-predicted, and the probability of each class in a column p(CLASS). A cell that a spreadsheet would take for a formula
-begins with an apostrophe. The model is the fit's, unless its flags are given.
+The predictions of a trained fit for every image: a CSV with a row for each image, with its name (or row from 0), the
+predicted class, and the probability of each class in a column p(CLASS). A cell that a spreadsheet would take for a
+formula begins with an apostrophe. The model is the fit's, unless its flags are given.
 """
 
 from experiments import run_program
 
-if __name__ == "__main__":  # before the other imports, so that what fails in them is said in a line
+if __name__ == "__main__":  # before the other imports, so that a failure in them is reported in one line
     run_program(__file__)
 import csv
 import io
@@ -22,7 +22,8 @@ import jax
 import numpy as np
 
 from experiments.pages.csv_cells import cell
-from experiments.runs import console, directory, flags
+from experiments.runs import console, directory
+from experiments.runs import flags as flags_of_programs
 from experiments.runs.flags import flag
 from experiments.runs.settings import ComputeFlags, ModelFlags, RenamingFlags
 from experiments.runs.sources import FitFlags, LoadedSource, load_fit
@@ -39,25 +40,25 @@ class PredictFlags(FitFlags, RenamingFlags, ModelFlags, ComputeFlags):
     output: str | None = flag(None, "a new .csv file; needed", place="new")
 
 
-def probabilities(one: LoadedSource, images: np.ndarray) -> np.ndarray:
-    """float64 [n, classes] of images [n, ...] as the fit takes them: the softmax of its logits.
+def probabilities(loaded: LoadedSource, images: np.ndarray) -> np.ndarray:
+    """Probabilities float64 [n, classes] of images [n, ...] as the fit takes them: the softmax of its logits.
 
-    Raises InputError for an image of which the logits are not finite.
+    Raises InputError for an image whose logits are not finite.
     """
     from scipy.special import softmax
 
-    params = jax.tree.map(lambda leaf: np.asarray(leaf)[None], one.params)
-    logits = evaluate.logits(train.forward(one.model), params, evaluate.padded(images), len(images))[0]
+    params = jax.tree.map(lambda leaf: np.asarray(leaf)[None], loaded.params)
+    logits = evaluate.logits(train.forward(loaded.model), params, evaluate.padded(images), len(images))[0]
     odd = np.flatnonzero(~np.isfinite(logits).all(-1))
     if len(odd):
         raise InputError(f"image {odd[0]} gives logits that are not finite: its numbers are too large, so scale them")
     return np.asarray(softmax(logits.astype(np.float64), axis=-1))
 
 
-def table(names: Sequence[str], classes: Sequence[str], given: np.ndarray) -> str:
-    """The CSV of probabilities [n, classes], with nine digits.
+def table(names: Sequence[str], classes: Sequence[str], predicted: np.ndarray) -> str:
+    """The CSV of predicted probabilities [n, classes], with nine digits.
 
-    Raises InputError for a class that is there twice.
+    Raises InputError if two classes have one name.
 
     >>> table(["a.png"], ["cat", "dog"], np.array([[0.25, 0.75]])).splitlines()
     ['image,predicted,p(cat),p(dog)', 'a.png,dog,0.25,0.75']
@@ -67,30 +68,30 @@ def table(names: Sequence[str], classes: Sequence[str], given: np.ndarray) -> st
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["image", "predicted", *(f"p({name})" for name in classes)])
-    for name, row in zip(names, given, strict=True):
+    for name, row in zip(names, predicted, strict=True):
         writer.writerow([cell(name), cell(classes[row.argmax()]), *(f"{value:.9g}" for value in row)])
     return out.getvalue()
 
 
-def run(given: Mapping[str, Any], asked: PredictFlags) -> Path:
-    """Predict what the flags say; the file."""
-    if not asked.images:
+def run(flags: Mapping[str, Any], form: PredictFlags) -> Path:
+    """Predict the images and write the file; returns its path."""
+    if not form.images:
         raise InputError("--images is not given: name a folder of pictures, one of them, or an .npz file")
-    file = directory.new_file("output", asked.output, ".csv")
-    _, one = load_fit(given, asked.checkpoint, asked.fit)
-    names, pixels, left_out = unlabelled.load(Path(asked.images), one.source.shape)
+    file = directory.new_file("output", form.output, ".csv")
+    _, loaded = load_fit(flags, form.checkpoint, form.fit)
+    names, pixels, left_out = unlabelled.load(Path(form.images), loaded.source.shape)
     if left_out:
         several = len(left_out) > 1
         verbs = "files are no .png, .jpg or .jpeg and were" if several else "file is no .png, .jpg or .jpeg and was"
         console.say(f"  {len(left_out):,} {verbs} left out: {paths.some(left_out)}")
     if np.issubdtype(pixels.dtype, np.floating) and pixels.ndim == 4 and pixels.max(initial=0) > 1:
         console.say(f"  floats are taken as they are, and pixels as 0 to 1: the largest here is {pixels.max():.6g}")
-    text = table(names, one.source.classes, probabilities(one, pixels))
+    text = table(names, loaded.source.classes, probabilities(loaded, pixels))
     directory.replace(file, text.encode("utf-8", "surrogateescape"))  # a file's name need not be text
-    console.say(f"{len(names):,} images, {len(one.source.classes)} classes of {one.source.name}: {file}")
+    console.say(f"{len(names):,} images, {len(loaded.source.classes)} classes of {loaded.source.name}: {file}")
     return file
 
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    flags.main(argv, str(__doc__), run, PredictFlags)
+    flags_of_programs.main(argv, str(__doc__), run, PredictFlags)

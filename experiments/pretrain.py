@@ -1,4 +1,4 @@
-"""Train a source: a checkpoint a seed.
+"""Train a source, with a checkpoint for each seed.
 
     python -m experiments.pretrain --source=mnist_10k --workdir=runs/mnist_10k
 
@@ -8,7 +8,7 @@ source's here, by either of their names.
 
 from experiments import run_program
 
-if __name__ == "__main__":  # before the other imports, so that what fails in them is said in a line
+if __name__ == "__main__":  # before the other imports, so that a failure in them is reported in one line
     run_program(__file__)
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,37 +29,38 @@ class PretrainFlags(SourceFlags, CheckpointFlags, DataFlags, ModelFlags, TrainFl
 
 
 def run(**flags: Any) -> list[Result]:
-    """Train a source for each seed; their results. Keyword arguments are named like the flags."""
-    made = Settings.from_flags(**flags)
-    if made.source is None or made.source_checkpoint:
+    """Train a source for each seed; returns their results. Keyword arguments are named like the flags."""
+    settings = Settings.from_flags(**flags)
+    if settings.source is None or settings.source_checkpoint:
         raise InputError("--source is what this program trains: name a data set, and leave out --source_checkpoint")
-    execution = process.prepare(made)
-    task = plan.source_task(made)
+    execution = process.prepare(settings)
+    task = plan.source_task(settings)
     shape = tuple(task.train.images.shape[1:])
-    for fault in plan.model_faults(made, made.build_model(len(task.classes)), shape):
+    for fault in plan.model_faults(settings, settings.build_model(len(task.classes)), shape):
         execution.on_message(fault)
-    if made.dry_run:
-        model = made.build_model(len(task.classes))
+    if settings.dry_run:
+        model = settings.build_model(len(task.classes))
         params = models.abstract(model, shape)
         console.mask_table(task.name, params, masks.by_path(params, lambda path: True))
         console.notes(task.findings)
         return []
-    with directory.opened(made, "pretrain") as folder:
+    with directory.opened(settings, "pretrain") as folder:
         if process.first():
             directory.record_environment(folder, {task.name: task.fingerprint})
-        lines = fit.train_sources(made, task, folder, execution)
+        results = fit.train_sources(settings, task, folder, execution)
         if process.first():
-            directory.supersede(folder, list(lines.values()))
-        accuracy = [100 * line.test_accuracy for line in lines.values() if line.test_accuracy is not None]
-        held = budgets.notes(["all"], task, made.source_recipe.validation)
-        noted = [*([task.note] if task.note else []), *held]
-        mean = [f"mean {np.mean(accuracy):.2f} [{min(accuracy):.2f}, {max(accuracy):.2f}]"] if accuracy else []
+            directory.supersede(folder, list(results.values()))
+        accuracies = [result.test_accuracy for result in results.values()]
+        percent = [100 * accuracy for accuracy in accuracies if accuracy is not None]
+        short = budgets.notes(["all"], task, settings.source_recipe.validation)
+        notes = [*([task.note] if task.note else []), *short]
+        mean = [f"mean {np.mean(percent):.2f} [{min(percent):.2f}, {max(percent):.2f}]"] if percent else []
         from experiments.pages import tables  # scipy takes a second to import
 
-        console.show(tables.source_fits(task.name, folder, lines), [*mean, *noted])
-    return list(lines.values())
+        console.show(tables.source_fits(task.name, folder, results), [*mean, *notes])
+    return list(results.values())
 
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    flags.main(argv, str(__doc__), lambda given, _: run(**given), PretrainFlags, refused=["source_checkpoint"])
+    flags.main(argv, str(__doc__), lambda flags, _: run(**flags), PretrainFlags, refused=["source_checkpoint"])

@@ -10,7 +10,7 @@ checkpoint for --source_checkpoint and a card, cards/NAME.json: what it was trai
 
 from experiments import run_program
 
-if __name__ == "__main__":  # before the other imports, so that what fails in them is said in a line
+if __name__ == "__main__":  # before the other imports, so that a failure in them is reported in one line
     run_program(__file__)
 import dataclasses
 from collections.abc import Mapping, Sequence

@@ -34,7 +34,8 @@ class Features(NamedTuple):
 
 
 def sidecar(loaded: LoadedSource, task: Task, stage: str, dtype: str = "float32") -> dict[str, Any]:
-    """The record in features.json, but for the SHA-256 of the arrays."""
+    """The record in features.json, but for the SHA-256 of the arrays; raises InputError if there is no such stage."""
+    sources.require_stage(loaded.model, stage)
     abstract = models.abstract(loaded.model, loaded.source.shape)
     image = jax.ShapeDtypeStruct((1, *task.train.images.shape[1:]), task.train.images.dtype)
     outputs = jax.eval_shape(functools.partial(models.features, loaded.model), abstract, image)
@@ -56,7 +57,7 @@ def write(loaded: LoadedSource, task: Task, folders: Mapping[str, Path], dtype: 
     """
     if dtype not in DTYPES:
         raise InputError(f"--dtype={dtype}: give one of {', '.join(DTYPES)}")
-    records = {stage: _record(loaded, task, stage, dtype) for stage in folders}
+    records = {stage: sidecar(loaded, task, stage, dtype) for stage in folders}
     missing = {stage: folder for stage, folder in folders.items() if not _written(folder, records[stage])}
     names = models.names(loaded.model)
     at = tuple(names.index(stage) for stage in missing)
@@ -89,12 +90,6 @@ def _checksums(folder: Path) -> dict[str, str]:
         with (folder / f"{split}.npy").open("rb") as stream:
             sums[split] = hashlib.file_digest(stream, "sha256").hexdigest()
     return sums
-
-
-def _record(loaded: LoadedSource, task: Task, stage: str, dtype: str) -> dict[str, Any]:
-    """The sidecar of features; raises InputError if the model has no such stage."""
-    sources.require_stage(loaded.model, stage)
-    return sidecar(loaded, task, stage, dtype)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "at"))
@@ -144,7 +139,7 @@ def read(folder: Path, loaded: LoadedSource, task: Task, stage: str, dtype: str 
 
     Raises InputError if features.json names others, or if the arrays differ from it in a byte.
     """
-    record = _record(loaded, task, stage, dtype)
+    record = sidecar(loaded, task, stage, dtype)
     difference = _difference(folder, record)
     if difference:
         raise InputError(f"{difference}: compute them with experiments.features")

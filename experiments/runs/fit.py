@@ -380,7 +380,7 @@ def _train_group(
     last, names = points[-1], _names(group)
     saved = [point for point in points if point not in {step for step, _ in group[0].trial.phases}]
     progress = process.in_turn(
-        lambda: resume.found(place.parent, keys, group[0].spec, [fit.trial for fit in group], console.say)
+        lambda: resume.load(place.parent, keys, group[0].spec, [fit.trial for fit in group], console.say)
     )
     if progress:
         console.say(f"{names}: goes on from step {min(part.step for part in progress.parts)} of {last}")
