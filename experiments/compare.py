@@ -30,7 +30,6 @@ from experiments.runs import (
     fit,
     flags,
     looks,
-    methods,
     plan,
     predictions,
     process,
@@ -82,7 +81,7 @@ def run(given: Mapping[str, Any], asked: CompareFlags, typed: Collection[str] | 
     parts = planned(given, asked, made, execution, typed)
     for part in parts:
         require_variation(part.todo)
-    method = methods.one(base)
+    method = plan.read_strategy(base)
     against = Result(name="", target="", strategy=method.name, options=method.options, spec=method.spec or None, seed=0)
     judging = replace(asked, against=summary.label(against))
     if whence := tuned.origin_note(given, asked.tuned, ("scratch", *made.strategies)):
@@ -187,7 +186,7 @@ def _several(text: str | None) -> list[str]:
 
 def _judged(
     part: Part, lines: Sequence[Result], more: Sequence[evaluations.Evaluation], folder: Path, execution: Any
-) -> predictions.Found:
+) -> predictions.Predictions:
     """What there is of a part to judge by: rows, and which test examples each fit gets right."""
     found = predictions.of_run(folder, lines, part.todo.target)
     if part.longer:
@@ -225,7 +224,7 @@ def _say_looks(parts: Sequence[Part], judging: Judging) -> None:
         for job in plan.planned(todo).values():
             if (name := summary.label(job.result)) != "scratch" or judging.against == "scratch":
                 (bases if name == judging.against else fits_of).add(job.result.key)
-    seen = [looks.Seen(name, *map(frozenset, sets)) for name, sets in keys.items() if sets[0]]
+    seen = [looks.JudgedFits(name, *map(frozenset, sets)) for name, sets in keys.items() if sets[0]]
     look = looks.count(seen, judging, [looks.place()])
     if look > judging.looks:
         console.say(

@@ -43,7 +43,7 @@ from experiments.runs import (
 from experiments.runs import predictions as fits_of
 from experiments.runs.flags import flag
 from experiments.runs.judging import Judging, require_valid, spoken_of, to_record, variation_by_flags
-from experiments.runs.predictions import Found
+from experiments.runs.predictions import Predictions
 from experiments.runs.settings import FLAGS, Settings
 from tljax import files, npz, plugins
 from tljax.study.results import Result, extended, from_json
@@ -74,7 +74,7 @@ class ReportFlags:
 class Read(NamedTuple):
     """What run directories hold."""
 
-    runs: list[list[Found]]
+    runs: list[list[Predictions]]
     notes: list[str]
     """What is to be said of it, and of each that is left out."""
     judging: dict[str, dict[str, Any]]
@@ -93,22 +93,23 @@ def run(asked: ReportFlags) -> None:
         runs.append([theirs(Path(asked.results), asked.predictions or "")])
         notes.append(f"fits of {Path(asked.results).name} were made elsewhere, and their table was believed")
         notes.append("what differs between their seeds is not known here")
-    found = [part for parts in runs for part in parts]
-    if not any(part.rows for part in found):
+    parts = [part for run in runs for part in run]
+    if not any(part.rows for part in parts):
         reasons = "; ".join(notes) or "give --runs=DIR, or --results=CSV with --predictions='DIR/*.npz'"
         raise InputError(f"there is no fit to judge: {reasons}")
     folder = Path(asked.output)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output={asked.output} is a file: name a folder")
     judging = _judging(asked, read.judging)
-    fits_of.right(found)  # raises InputError for what is no study, before it counts as looked at
-    fits, places = looks.apart(runs, judging.against), (folder / "looks", looks.place())
+    table = fits_of.right(parts)  # raises InputError for what is no study, before it counts as looked at
+    fits, places = looks.judged_fits_of_runs(runs, judging.against), (folder / "looks", looks.place())
     look = max(read.looks, looks.count(fits, judging, places))
     folder.mkdir(parents=True, exist_ok=True)
-    notes += looks.keep(fits, judging, look, places)
+    notes += looks.write(fits, judging, look, places)
     from experiments.pages import compare as page  # draws: matplotlib takes a second to import
 
-    study = page.judged(found, judging, list(dict.fromkeys([*notes, "they speak of these tasks alone"])), look)
+    notes = list(dict.fromkeys([*notes, "they speak of these tasks alone"]))
+    study = page.judged(parts, judging, notes, look, table)
     page.write(folder, study, {})
     page.print_tables(study)
     console.say(f"  report: {folder / 'report.html'}")
@@ -134,7 +135,7 @@ def _of_runs(runs: Sequence[str]) -> Read:
     looked, seen = 0, dict[Any, Result]()
     for name in (place for run in runs for place in _with_winners(run, found.notes)):
         try:
-            kept = fits_of.of_directory(Path(name))
+            kept = fits_of.read_study(Path(name))
             judging = kept.judging
             if judging is None and kept.looks:  # by an older tljax, which kept it nowhere else
                 judging = to_record(Judging(**_flags(Path(name), flags.kinds(Judging))))
@@ -143,12 +144,12 @@ def _of_runs(runs: Sequence[str]) -> Read:
         except (InputError, OSError) as error:
             found.notes.append(f"{name} is left out: {error}")
             continue
-        if not any(part.rows for part in kept.found):
+        if not any(part.rows for part in kept.parts):
             why = "; ".join(kept.notes) or f"'{name}' holds no fit: run its command again"
             found.notes.append(f"{name} is left out: {why}")
             continue
         parts = []
-        for part in kept.found:
+        for part in kept.parts:
             places = [(fits_of.cell(row, part.longer), row.seed) for row in part.rows]
             new = [row for row, place in zip(part.rows, places, strict=True) if not _known(row, seen.get(place))]
             seen |= dict(zip(places, part.rows, strict=True))
@@ -192,7 +193,7 @@ def _flags(run: Path, known: Mapping[str, flags.Kind]) -> dict[str, Any]:
     return flags.parse(["report", *own], known)
 
 
-def theirs(csv_file: Path, predictions: str) -> Found:
+def theirs(csv_file: Path, predictions: str) -> Predictions:
     """Fits made elsewhere; raises InputError for a table or predictions that are not as this program's text says."""
     try:
         table = csv.DictReader(io.StringIO(files.text(csv_file), newline=""))
@@ -226,10 +227,10 @@ def theirs(csv_file: Path, predictions: str) -> Found:
         accuracy = None if result.diverged else float((predicted == own).mean())
         measured.append(extended(result, {"test_accuracy": accuracy, "key": _key(result, predicted, own)}))
         groups = fits_of.groups_in(file_of)
-        parts.append(Found([], {}, {}, {} if groups is None else {result.target: groups}))
+        parts.append(Predictions([], {}, {}, {} if groups is None else {result.target: groups}))
     settled = [result for each in measured for result in with_share([each], labels[each.target])]
     predicted_classes = {result.name: known[result.name][0] for result in results if not result.diverged}
-    return Found(settled, predicted_classes, labels, fits_of.all_groups(parts))
+    return Predictions(settled, predicted_classes, labels, fits_of.all_groups(parts))
 
 
 def _matching(pattern: str) -> list[str]:

@@ -27,7 +27,6 @@ from experiments.runs import (
     directory,
     fit,
     flags,
-    methods,
     plan,
     process,
     range_test,
@@ -78,7 +77,9 @@ def run(given: Mapping[str, Any], asked: Search) -> list[Result]:
         trained = {}
         for arm in arms:
             flags_of = {**hunting, "strategies": (arm.strategy,), "train_examples": (arm.budget,)}
-            base = whole._replace(settings=Settings.from_flags(**flags_of), strategies=(methods.one(arm.strategy),))
+            base = whole._replace(
+                settings=Settings.from_flags(**flags_of), strategies=(plan.read_strategy(arm.strategy),)
+            )
             _hunt(arm, studies[arm], base, flags_of, asked, folder)
             known = {(arm.label, arm.budget): search.trials(one.study) for arm, one in studies.items()}
             directory.replace(folder / "trials.csv", export.trials(known))
@@ -229,7 +230,7 @@ def _hunt(
         own, trained = source(made.hidden, made.activation, made.source_recipe)
         model = made.build_model(len(base.target.classes))
         [strategy] = made.strategies
-        named = base.strategies if made.strategies == base.settings.strategies else (methods.one(strategy),)
+        named = base.strategies if made.strategies == base.settings.strategies else (plan.read_strategy(strategy),)
         return base._replace(settings=made, source=own, model=model, strategies=named), trained
 
     with console.progress(f"search {arm.label}", asked.trials, "trials") as advance:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.runs import console, fit, methods, plan, process
+from experiments.runs import console, fit, plan, process
 from experiments.runs import flags as flags_of_programs
 from experiments.runs.plan import Experiment
 from experiments.runs.settings import ExperimentFlags, Settings
@@ -52,7 +52,7 @@ def _show_starts(experiment: Experiment) -> None:
         same = next((label for label, grafted in plans.items() if grafted == start.plan), None)
         plans.setdefault(strategy.label, start.plan)
         console.plan(strategy.label, start.plan, start.params, start.phases, same, names)
-        if paths := methods.left_out(strategy, start, experiment.model):
+        if paths := plan.left_out(strategy, start, experiment.model):
             console.say(f"  {strategy.label}: left out, and so frozen: {', '.join(paths)}\n")
     console.notes(plan.title_and_notes(settings, experiment.source, experiment.target)[1])
 

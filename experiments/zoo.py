@@ -80,7 +80,7 @@ def entry(text: str, flags: Mapping[str, Any]) -> Entry:
         parsed = parse_flags(["zoo", *(f"--{name}={value}" for name, value in changed.items())])
         settings = Settings.from_flags(**{**flags, **parsed, "source": ":".join(data)})
     except InputError as error:
-        raise InputError(f"--zoo={text}: {error}") from error
+        raise InputError(f"--zoo={text}: {flags_of_programs.in_flags(error)}") from error
     if len(settings.seeds) > 1:
         raise InputError(
             f"--zoo={text} has {len(settings.seeds)} seeds: give one, and other sources as {data[0]}:seed=1"
@@ -134,7 +134,7 @@ def _load(source: Entry) -> Task:
     try:
         return plan.source_task(source.settings)
     except InputError as error:
-        raise InputError(f"--zoo={source.name}: {error}") from error
+        raise InputError(f"--zoo={source.name}: {flags_of_programs.in_flags(error)}") from error
 
 
 def _print_plan(entries: Sequence[Entry], tasks: Sequence[Task]) -> None:

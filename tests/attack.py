@@ -464,9 +464,9 @@ def _of_study(tasks: Path, study: Path, folder: Path) -> list[Attack]:
     def looked() -> Any:
         look.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(spare, look)
-        found = predictions.of_directory(study)
+        found = predictions.read_study(study)
         judging = report._judging(report.ReportFlags(), {"x": found.judging or {}})
-        return looks.count(looks.seen(found.found, "scratch"), judging, (kept,))
+        return looks.count(looks.judged_fits(found.parts, "scratch"), judging, (kept,))
 
     again: Callable[[], Any] = lambda: compare.main(argv)  # noqa: E731
     eval_file = next(iter((study / "evals").iterdir()))

@@ -114,8 +114,8 @@ def of_run(folder: Path, settings: Any, program: str, more: Sequence[str] = ()) 
             return lines, directory.recorded_environment(folder), curves, masks, flags
 
     def judged() -> Any:
-        kept = predictions.of_directory(folder)
-        parts = [[part.rows, dict(part.predicted), dict(part.curves)] for part in kept.found]
+        kept = predictions.read_study(folder)
+        parts = [[part.rows, dict(part.predicted), dict(part.curves)] for part in kept.parts]
         return parts, kept.notes, kept.judging, kept.looks
 
     found, seen = [], Counter[str]()
@@ -193,9 +193,9 @@ def every(tasks: Path, folder: Path) -> Iterator[tuple[Path, list[Attack]]]:
         compare.main(argv)
     own = flags.flagfile_lines(flags.read(argv, compare.CompareFlags)[1])
     found = of_run(study, settings(**pair, strategies="scratch,full", workdir=study), "compare", own)
-    right = predictions.right(predictions.of_directory(study).found)
-    found.append(Attack(study / "looks.json", "experiments.compare", lambda: predictions.looked(study, right)))
-    found.append(Attack(study / "study.json", "experiments.compare", lambda: predictions.looked(study, right)))
+    right = predictions.right(predictions.read_study(study).parts)
+    found.append(Attack(study / "looks.json", "experiments.compare", lambda: predictions.count_look(study, right)))
+    found.append(Attack(study / "study.json", "experiments.compare", lambda: predictions.count_look(study, right)))
     for file in (study / "evals").iterdir():
         record = directory.read_record(file) or {}
         about = {name: value for name, value in record.items() if name != "accuracy"}

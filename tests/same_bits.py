@@ -2,6 +2,7 @@
 
     python tests/same_bits.py record FOLDER      in the old tree, and in the new one with another FOLDER
     python tests/same_bits.py compare OLD NEW    what differs; exit code 1 if anything does
+    python tests/same_bits.py digest FOLDER      takes the digests again of what is there
 
 The commands cover each driver of a fit: the quick start, strategies with phases, penalties, fits side by side and over
 devices, a search, a comparison with further test sets, a ranking, features, predictions and an export. Digests are of
@@ -10,7 +11,9 @@ numbers. Keys of fits may change between trees, so names are taken without them.
 digests to be read, and not compared. About four minutes on two cores.
 """
 
+import csv
 import hashlib
+import io
 import json
 import os
 import re
@@ -55,8 +58,11 @@ COMMANDS = {
     "export": "export --checkpoint=W/pretrain --fit=pretrain-mnist_10k-seed0 --output=W/mnist.safetensors",
     "predict": "predict --checkpoint=W/mnist.safetensors --images=W/images.npz --output=W/predicted.csv",
 }
-TIMES = ("seconds", "source_seconds", "features_seconds", "sha256", "key", "recipe", "predictions_sha256", "started")
-"""What differs between two runs of one tree, and what is a digest of it."""
+TIMES = (
+    *("seconds", "source_seconds", "features_seconds", "owner", "begin", "end", "place"),
+    *("sha256", "key", "recipe", "predictions_sha256", "masks_sha256"),
+)
+"""What differs between two runs of one tree, and digests of what has a key in it."""
 KEY = re.compile(r"-[0-9a-f]{8}(?![0-9a-f])")
 
 
@@ -98,7 +104,7 @@ def digests(folder: Path) -> dict[str, str]:
                         found[f"{name} {KEY.sub('', fit)} parameters"] = of_arrays(flat)
         elif file.suffix == ".npz" and "images" not in file.name:
             with np.load(file) as arrays:
-                found[name] = of_arrays({key: arrays[key] for key in arrays.files if key != "seconds"})
+                found[name] = of_arrays({key: arrays[key] for key in arrays.files if key not in TIMES})
         elif file.suffix == ".npy":
             found[name] = of_arrays({"": np.load(file)})
         elif (file.parent.name in ("evals", "masks") and file.suffix == ".json") or file.name in (
@@ -113,9 +119,9 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def _without_times(table: bytes) -> bytes:
-    rows = [line.split(",") for line in KEY.sub("", table.decode()).splitlines()]
+    rows = list(csv.reader(io.StringIO(KEY.sub("", table.decode()))))
     times = {i for i, heading in enumerate(rows[0]) if "second" in heading or heading in TIMES}
-    return "\n".join(",".join(cell for i, cell in enumerate(row) if i not in times) for row in rows).encode()
+    return json.dumps([[cell for i, cell in enumerate(row) if i not in times] for row in rows]).encode()
 
 
 def record(folder: Path, only: list[str]) -> None:
@@ -134,6 +140,11 @@ def record(folder: Path, only: list[str]) -> None:
         print(f"{name}: exit code {done.returncode}, {time.monotonic() - start:.1f} s", flush=True)
         if done.returncode:
             sys.exit(done.stderr[-2000:])
+    keep_digests(folder)
+
+
+def keep_digests(folder: Path) -> None:
+    """Leave digests.json of what the commands left in a folder."""
     result = digests(folder)
     (folder / "digests.json").write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
     print(f"{len(result)} digests")
@@ -152,6 +163,8 @@ def compare(old: Path, new: Path) -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["record"] and sys.argv[2:]:
         record(Path(sys.argv[2]).absolute(), sys.argv[3:])
+    elif sys.argv[1:2] == ["digest"] and len(sys.argv) == 3:
+        keep_digests(Path(sys.argv[2]))
     elif sys.argv[1:2] == ["compare"] and len(sys.argv) == 4:
         compare(Path(sys.argv[2]), Path(sys.argv[3]))
     else:

@@ -66,9 +66,9 @@ def judged(folder: Path, labels, **change) -> None:
     ]
     (folder / "report.html").write_text("")
     fits = [from_json(row) for row in rows]
-    found = predictions.Found(fits, {fit.name: labels for fit in fits}, {"t": labels})
-    predictions.looked(folder, predictions.right([found]))
-    predictions.keep(folder, [found], ["a note"], {"against": "scratch"}, 1)
+    found = predictions.Predictions(fits, {fit.name: labels for fit in fits}, {"t": labels})
+    predictions.count_look(folder, predictions.right([found]))
+    predictions.write_study(folder, [found], ["a note"], {"against": "scratch"}, 1)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_a_study_of_other_types_under_a_right_sum_is_refused_with_its_field(chan
     change(record)
     directory.write_record(tmp_path / "study.json", record)
     with pytest.raises(InputError, match=rf"study.json': .*{words}.*: restore it"):
-        predictions.of_directory(tmp_path)
+        predictions.read_study(tmp_path)
 
 
 @pytest.mark.parametrize("record", [{}, {"looks": None}, {"looks": [3]}, {"looks": {"x": 1}}, {"looks": [[], "x"]}])
@@ -108,7 +108,7 @@ def test_looks_of_other_types_under_a_right_sum_are_refused(record, tmp_path):
     judged(tmp_path, np.arange(6) % 3)
     directory.write_record(tmp_path / "looks.json", record)
     with pytest.raises(InputError, match=r"looks.json': looks.* (is|not)"):
-        predictions.looked(tmp_path, {})
+        predictions.count_look(tmp_path, {})
 
 
 def test_a_table_of_fits_that_is_empty_is_refused(tmp_path):
@@ -118,9 +118,9 @@ def test_a_table_of_fits_that_is_empty_is_refused(tmp_path):
 
 
 def test_looks_of_the_user_of_other_types_are_refused(tmp_path):
-    seen = looks.Seen("0" * 16, frozenset("a"), frozenset("b"))
+    seen = looks.JudgedFits("0" * 16, frozenset("a"), frozenset("b"))
     judging = report.Judging()
-    assert not looks.keep([seen], judging, 1, (tmp_path,))
+    assert not looks.write([seen], judging, 1, (tmp_path,))
     [file] = tmp_path.glob("*/*.json")
     record = directory.read_record(file)
     for name, other in (("look", "x"), ("fits", [1]), ("judging", {}), ("judging", None), ("base_predictions", {})):

@@ -386,11 +386,11 @@ def test_after_an_edit_of_a_strategy_the_fits_of_its_present_code_are_reported(t
     )  # two sources; scratch of seed 0 is the same
 
     def reported():
-        kept = predictions.of_directory(tmp_path / "w").found
+        kept = predictions.read_study(tmp_path / "w").parts
         return sorted(row.key for part in kept for row in part.rows)
 
     assert reported() == sorted(line.key for line in second)
-    predictions.right(predictions.of_directory(tmp_path / "w").found)
+    predictions.right(predictions.read_study(tmp_path / "w").parts)
     file.write_text(code)
     third = transfer.run(**{**flags, "seeds": (0, 1)})
     assert {line.key for line in first} <= {line.key for line in third}

@@ -200,6 +200,20 @@ def test_helpfull_answers_within_3_seconds():
     assert min(took) <= 3
 
 
+def test_the_library_knows_no_flag():
+    """Errors name an argument as their field or in backquotes; programs write it as a flag. `cut` is a script."""
+    strategies = ROOT / "tljax" / "strategies"  # their bytes are in the keys of fits
+    for file in FILES:
+        if module(file).startswith("tljax.") and file.name != "cut.py" and file.parent != strategies:
+            texts = [
+                node.value
+                for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+                if isinstance(node, ast.Constant)
+            ]
+            found = [text for text in texts if isinstance(text, str) and re.search(r"(?<![\w-])--\w", text)]
+            assert not found, f"{module(file)} speaks of flags: {found}"
+
+
 @pytest.mark.parametrize("file", FILES, ids=module)
 def test_every_public_name_has_a_docstring(file):
     tree = ast.parse(file.read_text(encoding="utf-8"))

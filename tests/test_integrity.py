@@ -249,7 +249,7 @@ def test_predictions_that_were_changed_are_left_out_of_a_report_aloud(copy):
     kept["probabilities"][0] = kept["probabilities"][0][::-1]
     np.savez_compressed(copy / line.predictions, **kept)
     with pytest.raises(InputError, match="are not as they were written"):
-        predictions.of_directory(copy)
+        predictions.read_study(copy)
 
 
 def test_curves_that_were_changed_are_left_out_aloud(copy, capsys):
@@ -328,19 +328,19 @@ def test_exported_weights_and_their_card_are_held_against_their_sums(tmp_path):
 
 def test_looks_cannot_be_forgotten_by_deleting_one_file(tmp_path):
     cell = predictions.Cell("digits", "clothes", "full", 40)
-    found = predictions.Found([], {}, {})
+    found = predictions.Predictions([], {}, {})
     tables = [{cell: dict.fromkeys(range(count), np.array([True]))} for count in (2, 3)]
-    assert predictions.looked(tmp_path, tables[0]) == 1
-    predictions.keep(tmp_path, [found], [], {}, 1)
-    assert predictions.looked(tmp_path, tables[1]) == 2
-    predictions.keep(tmp_path, [found], [], {}, 2)
+    assert predictions.count_look(tmp_path, tables[0]) == 1
+    predictions.write_study(tmp_path, [found], [], {}, 1)
+    assert predictions.count_look(tmp_path, tables[1]) == 2
+    predictions.write_study(tmp_path, [found], [], {}, 2)
     kept = (tmp_path / "looks.json").read_bytes()
     (tmp_path / "looks.json").unlink()
     with pytest.raises(InputError, match=r"0 looks at these results, 'study.json' of 2"):
-        predictions.looked(tmp_path, tables[1])
+        predictions.count_look(tmp_path, tables[1])
     (tmp_path / "looks.json").write_bytes(kept)
     (tmp_path / "study.json").unlink()
-    assert predictions.looked(tmp_path, tables[1]) == 2
+    assert predictions.count_look(tmp_path, tables[1]) == 2
 
 
 def test_single_flipped_bits_of_a_run_are_refused_said_or_change_nothing(copy, tasks):

@@ -1,6 +1,8 @@
 """Penalties equal their closed forms and gradients; one in a file of one's own is as good as those of tljax."""
 
 import re
+import shlex
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import pytest
 from test_programs import arguments, command, refused
 
 from experiments import transfer
+from experiments.runs import process
 from tljax import masks, models, objective, optimizers, penalties, train
 from tljax.types import InputError
 
@@ -214,6 +217,20 @@ def test_a_penalty_of_ones_own_that_cannot_be_is_refused_before_training(text, m
     given = {"seeds": (0,), "strategies": ("full",)}
     assert re.search(message, refused(command(tasks, tmp_path, **given, penalty=f"{mine}:{text}"), capsys))
     assert not (tmp_path / "w" / "checkpoints").exists()
+
+
+def test_the_penalty_of_the_page_is_one_and_its_command_runs(tmp_path, monkeypatch, capsys):
+    text = (Path(__file__).parent.parent / "tljax/README.md").read_text(encoding="utf-8")
+    [code], [line] = re.findall(r"```python\n(.*?)```", text, re.S), re.findall(r"```sh\n(.*?)```", text, re.S)
+    monkeypatch.chdir(tmp_path)
+    Path("relative.py").write_text(code)
+    [term], [weights] = penalties.read("relative.py:penalty:weight=4")
+    value = penalties.on_leaves(term, weights, {"a": jnp.array([2.0, 0.0])}, {"a": jnp.array([1.0, 0.0])}, None, {})
+    np.testing.assert_allclose(value, 2, rtol=1e-5)
+    _, _, program, *argv = shlex.split(line)
+    assert program == "experiments.transfer"
+    process.run_main(transfer.main, ["transfer", *argv, "--dry_run"])
+    assert not capsys.readouterr().err
 
 
 def test_a_need_that_there_is_not_is_refused_by_name():

@@ -103,7 +103,7 @@ BAD = [
     (["--space=activation:in:"], "give two values or more"),
     (["--space=activation:in:relu,rleu"], "rleu"),
     (["--space=momentum:between:0"], "write momentum:between:LOW:HIGH"),
-    (["--space=strategy.last_k.k:int:1:3"], "'last_k' is not in --strategies"),
+    (["--space=strategy.last_k.k:int:1:3"], "'last_k' is not in `strategies=`"),
     (["--space=learning_rate:log:1e-2:1"], "names 'learning_rate' twice"),
     (["--trials=0"], "--trials=0: give 1 or more"),
     (["--sampler=TEP"], "nearest: 'TPE'"),

@@ -12,7 +12,7 @@ from safetensors.numpy import save
 from test_programs import arguments, command, results, write_task
 
 from experiments import report, transfer
-from experiments.runs import methods, process, sources
+from experiments.runs import plan, process, sources
 from experiments.runs.settings import Settings, parse_flags
 from tljax import data, plugins, weights
 from tljax.study import space
@@ -47,7 +47,7 @@ def test_any_path_can_be_written_in_quotes(name, tasks, tmp_path):
     assert plugins.split(f"full,LN={spec},{spec},scratch", ",") == ["full", f"LN={spec}", spec, "scratch"]
     assert plugins.method(spec)[1] == {"k": 2} and plugins.named(spec) == ("", spec)
     assert plugins.named(f"LN={spec}") == ("LN", spec)
-    label = methods.one(spec).label
+    label = plan.read_strategy(spec).label
     assert plugins.method(label)[1] == {"k": 2}, "a label is a spec too"
     of_space = space.applied({"strategies": (f"LN={spec}",)}, {"strategy.LN.k": 3})["strategies"]
     assert plugins.method(of_space[0])[1] == {"k": 3}
@@ -176,7 +176,7 @@ def test_what_becomes_of_the_head_is_known_without_a_draw(tasks, tmp_path, monke
     monkeypatch.setattr("tljax.models.init", lambda *_, **__: pytest.fail("it draws"))
     for target, head, expected in (("same", "auto", True), ("clothes", "auto", False), ("same", "fresh", False)):
         made = Settings.from_flags(**arguments(tasks, tmp_path / "w", target=str(tasks / f"{target}.npz"), head=head))
-        head_is_copied = methods.head_of(made, data.load(made.source), data.load(made.target)) == "copy"
+        head_is_copied = plan.head_of(made, data.load(made.source), data.load(made.target)) == "copy"
         assert head_is_copied == expected
 
 

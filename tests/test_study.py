@@ -53,7 +53,7 @@ def found(table, **more):
         f"{one.strategy}-{one.budget}-{s}": right.astype(int) for one, of in table.items() for s, right in of.items()
     }
     items = len(next(iter(predicted.values())))
-    return predictions.Found(rows_of(table), predicted, {"b": np.ones(items, int)}, **more)
+    return predictions.Predictions(rows_of(table), predicted, {"b": np.ones(items, int)}, **more)
 
 
 def test_differences_are_paired_by_seed():
@@ -130,7 +130,7 @@ def test_looks_beyond_those_planned_judge_nothing(tmp_path):
     more = {cell(): fits([0.9] * 4), cell("scratch"): fits([0.5] * 4)}
 
     def look(table):
-        return compare_page.judged([found(table)], judging, [], predictions.looked(tmp_path, table))
+        return compare_page.judged([found(table)], judging, [], predictions.count_look(tmp_path, table))
 
     for _ in range(2):  # to look at the same again is no further look
         assert [one.word for one in look(few).family] == ["positive"]

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from test_programs import arguments, command
 
-from experiments import compare, pretrain, report, search, transfer
+from experiments import compare, predict, pretrain, report, search, transfer
 from experiments.pages import figures
 from experiments.pages import report as pages
-from experiments.runs import console, directory, methods, process
+from experiments.runs import console, directory, plan, process, sources
 from experiments.runs.settings import FLAGS, Settings, parse_flags
 from tljax import masks, models, paths, plugins
 from tljax.study import search as studies
@@ -118,8 +118,8 @@ def test_a_path_with_an_equals_sign_is_a_path(tmp_path, monkeypatch, mine):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a=b.py").write_text(MINE)
     assert plugins.named("seed=3/mine.py:strategy") == ("", "seed=3/mine.py:strategy")
-    assert methods.one("a=b.py:strategy").label == "a=b.py:strategy"
-    assert methods.one("x=seed=3/mine.py:strategy:k=2").spec == "seed=3/mine.py:strategy:k=2"
+    assert plan.read_strategy("a=b.py:strategy").label == "a=b.py:strategy"
+    assert plan.read_strategy("x=seed=3/mine.py:strategy:k=2").spec == "seed=3/mine.py:strategy:k=2"
 
 
 def test_a_space_reaches_into_a_strategy_by_its_name():
@@ -666,3 +666,61 @@ def test_a_program_runs_from_the_folder_that_holds_the_checkout(tmp_path):
     command_line = [sys.executable, "-c", finder]
     done = subprocess.run(command_line, cwd=tmp_path, env=alone, capture_output=True, text=True)
     assert done.returncode == 0 and "strategy" in done.stdout, done.stdout + done.stderr
+
+
+def test_a_run_is_had_again_from_another_folder(tasks, tmp_path, monkeypatch, capsys):
+    """Its flagfile says from where its paths are, a strategy's file, a model's and a data set's; so do checkpoints."""
+    for name in ("project", "code", "deep/er"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "code" / "mine.py").write_text(MINE)
+    (tmp_path / "code" / "blocks.py").write_text(BLOCKS)
+    (tmp_path / "project" / "data.npz").write_bytes((tasks / "digits.npz").read_bytes())
+    monkeypatch.chdir(tmp_path / "project")
+    common = ["--source=data.npz", "--model=../code/blocks.py:model", "--steps=4", "--points=1"]
+    pretrain.main(["pretrain", *common, "--workdir=../runs/pre"])
+    common += ["--target=data.npz:invert", "--strategies=../code/mine.py:strategy:k=2"]
+    transfer.main(["transfer", *common, "--workdir=../runs/tr"])
+    file = tmp_path / "runs" / "tr" / "flags.flags"
+    assert f"\n# paths are from {tmp_path / 'project'}\n" in file.read_text()
+    assert str(tmp_path / "project") not in (file.parent / "report.html").read_text()
+    before = file.read_bytes()
+    transfer.main(["transfer", f"--flagfile={file}", "--workdir=../runs/tr"])  # from where it began nothing changes
+    assert file.read_bytes() == before and len(directory.results(file.parent)) == 3
+    monkeypatch.chdir(tmp_path / "deep" / "er")
+    transfer.main(["transfer", "--flagfile=../../runs/tr/flags.flags", "--workdir=again"])
+    first, again = (directory.results(place) for place in (file.parent, Path("again")))
+    assert [line.test_loss for line in first] == [line.test_loss for line in again]
+    pictures = f"--images={tasks / 'digits.npz'}"
+    predict.main(["predict", "--checkpoint=../../runs/pre", pictures, "--output=p.csv"])
+    [place] = (tmp_path / "runs" / "pre" / "checkpoints").iterdir()
+    predict.main(["predict", f"--checkpoint={place}", pictures, "--output=q.csv"])
+    assert Path("p.csv").read_text() == Path("q.csv").read_text()
+    (tmp_path / "code").rename(tmp_path / "gone")
+    began = re.escape(f"'{tmp_path / 'project'}'")
+    with pytest.raises(
+        InputError, match=rf"mine.py' does not exist.*working directory, from '../../runs/tr', from {began}\)"
+    ):
+        transfer.main(["transfer", "--flagfile=../../runs/tr/flags.flags", "--workdir=more"])
+    with pytest.raises(
+        InputError, match=rf"'../code/blocks.py', which is not there from the working directory, nor from {began}"
+    ):
+        predict.main(["predict", "--checkpoint=../../runs/pre", pictures, "--output=r.csv"])
+
+
+def test_the_flags_of_a_winner_run_from_another_folder(tasks, tmp_path, monkeypatch):
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "mine.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path / "project")
+    common = command(tasks, tmp_path, hidden=(8,), steps=4, points=1, seeds=(0,), strategies=("mine.py:strategy",))
+    search.main(["search", *common, "--space=learning_rate:in:0.1,0.2", "--trials=1"])
+    monkeypatch.chdir(tmp_path)
+    assert parse_flags(["", "--flagfile=w/best.flags"])["strategies"] == (f"{tmp_path}/project/mine.py:strategy",)
+    monkeypatch.chdir(tmp_path / "w")  # where the flagfile has no folder of its own
+    assert parse_flags(["", "--flagfile=best.flags"])["strategies"] == (f"{tmp_path}/project/mine.py:strategy",)
+
+
+def test_weights_find_the_file_of_their_model_beside_them(tmp_path, monkeypatch):
+    (tmp_path / "blocks.py").write_text(BLOCKS)
+    assert sources._model_file("blocks.py:model", tmp_path / "net.safetensors") == f"{tmp_path}/blocks.py:model"
+    with pytest.raises(InputError, match=f"not there from the working directory, nor from '{tmp_path}': give its file"):
+        sources._model_file("other.py:model", tmp_path / "net.safetensors")

@@ -15,7 +15,7 @@ from test_programs import arguments, command, results
 
 from experiments import pretrain, transfer
 from experiments.runs import directory, plan
-from experiments.runs.settings import Recipe, Settings
+from experiments.runs.settings import Settings
 from tljax import models, plugins, switches
 from tljax.types import InputError
 
@@ -45,8 +45,8 @@ ABOUT = {"target": "b", "strategy": "full", "seed": 0}
 
 def test_as_jax_comes_nothing_enters_a_key():
     assert switches.changed() == {}
-    known = plan.identify("one", ABOUT, {"recipe": Recipe()}, {})
-    text = json.dumps({**ABOUT, "recipe": Recipe(), "tljax": "0.1.0"}, sort_keys=True, default=str)
+    known = plan.identify("one", ABOUT, {}, {})
+    text = json.dumps({**ABOUT, "format": directory.FORMAT}, sort_keys=True)
     assert known.key == hashlib.sha256(text.encode()).hexdigest()
 
 

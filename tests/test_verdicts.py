@@ -13,7 +13,7 @@ from test_programs import command, write_task
 from test_report import bare, curve, visible
 from test_study import cell, fits, found
 
-from experiments import compare, report, transfer
+from experiments import compare, report
 from experiments.compare import CompareFlags
 from experiments.pages import compare as compare_page
 from experiments.pages import report as pages
@@ -157,24 +157,24 @@ def test_other_fits_from_scratch_beside_the_same_fits_are_another_look():
     part = found(table)
     keyed = [part._replace(rows=[replace(row, key=row.name) for row in part.rows])]
     places, judging = [looks.place()], Judging()
-    looks.keep(looks.seen(keyed, "scratch"), judging, 1, places)
-    assert looks.count(looks.seen(keyed, "scratch"), judging, places) == 1
+    looks.write(looks.judged_fits(keyed, "scratch"), judging, 1, places)
+    assert looks.count(looks.judged_fits(keyed, "scratch"), judging, places) == 1
     worse = found({**table, cell("scratch"): fits([0.2, 0.21, 0.22], seed=2)})
     swapped = [worse._replace(rows=[replace(row, key=f"other {row.name}") for row in worse.rows])]
-    assert looks.count(looks.seen(swapped, "scratch"), judging, places) == 2
+    assert looks.count(looks.judged_fits(swapped, "scratch"), judging, places) == 2
 
 
 def test_fits_are_known_by_what_they_predict_whatever_they_are_called():
     table = {cell(): fits([0.5, 0.51, 0.52]), cell("scratch"): fits([0.4, 0.41, 0.42], seed=1)}
     part, places = found(table), [looks.place()]
     part = part._replace(rows=[replace(row, key=row.name) for row in part.rows])
-    looks.keep(looks.seen([part], "scratch"), Judging(), 1, places)
+    looks.write(looks.judged_fits([part], "scratch"), Judging(), 1, places)
     named = {cell("mine_v2"): table[cell()], cell("scratch"): table[cell("scratch")]}
     again = found(named)
     again = again._replace(rows=[replace(row, key=f"of a table, {row.name}") for row in again.rows])
-    assert looks.count(looks.seen([again], "scratch"), Judging(), places) == 1
+    assert looks.count(looks.judged_fits([again], "scratch"), Judging(), places) == 1
     with pytest.raises(InputError, match=r"judged before with --margin=0\.5, not 3\.0"):
-        looks.count(looks.seen([again], "scratch"), Judging(margin=3.0), places)
+        looks.count(looks.judged_fits([again], "scratch"), Judging(margin=3.0), places)
 
 
 def test_a_strategy_that_equals_failures_is_not_called_equivalent():
@@ -212,15 +212,15 @@ def failing(tasks, tmp_path_factory):
 
 def test_a_strategy_that_diverged_stands_in_the_study_with_its_share(failing, tasks):
     folder, _ = failing
-    kept = predictions.of_directory(folder / "w")
-    odd = [row for part in kept.found for row in part.rows if row.diverged]
+    kept = predictions.read_study(folder / "w")
+    odd = [row for part in kept.parts for row in part.rows if row.diverged]
     with np.load(tasks / "clothes.npz") as target, np.load(tasks / "digits.npz") as source:
         share, of_source = (np.bincount(data["test_labels"]).max() / 40 for data in (target, source))
     assert len(odd) == 3 and {row.majority_share for row in odd} == {share}
     assert {row.retention for row in odd} == {of_source}
     text = visible((folder / "w" / "report.html").read_text())
     assert f"3 of 3 fits diverged and count as {100 * share:.1f} %" in text
-    scratch = np.mean([row.test_accuracy for part in kept.found for row in part.rows if row.strategy == "scratch"])
+    scratch = np.mean([row.test_accuracy for part in kept.parts for row in part.rows if row.strategy == "scratch"])
     [told] = [row for row in csv_rows(folder / "w" / "comparisons.csv") if "boom" in row["strategy"]]
     assert float(told["mean"]) == pytest.approx(share - scratch) and json.loads(told["diverged"]) == [3, 0]
 
@@ -375,7 +375,7 @@ def test_items_in_groups_are_judged_as_groups_and_told(tasks, tmp_path):
     compare.main(["compare", *command(tasks, tmp_path, **flags), "--longer_scratch=false"])
     text = visible((tmp_path / "w" / "report.html").read_text())
     assert "40 test items in 10 groups" in text and "items are taken as independent" not in text
-    kept = predictions.of_directory(tmp_path / "w").found
+    kept = predictions.read_study(tmp_path / "w").parts
     [part] = [part for part in kept if part.rows[0].strategy == "full"]
     assert part.groups[part.rows[0].target].tolist() == (np.arange(40) // 4).tolist()  # from its predictions
     [told] = csv_rows(tmp_path / "w" / "comparisons.csv")
@@ -511,7 +511,7 @@ def test_a_target_of_one_seed_beside_others_is_no_look():
         assert able == targets
     of_mine = ((c, seed) for c, of in judged.items() for seed in of)
     assert looks.judgeable(of_mine, "mine") == set()  # compared with what is not there
-    assert looks.seen([found(single)], "scratch") == [] and looks.count([], Judging(), []) == 0
+    assert looks.judged_fits([found(single)], "scratch") == [] and looks.count([], Judging(), []) == 0
 
 
 @pytest.mark.slow
@@ -588,11 +588,11 @@ def test_runs_side_by_side_are_no_look_but_pooled_seeds_are():
         part = found(table)
         rows = [replace(row, key=f"{row.strategy}{row.seed}") for row in part.rows]
         runs.append([part._replace(rows=rows)])
-        looks.keep(looks.seen(runs[number], "scratch"), judging, 1, [looks.place()])
-    assert looks.count(looks.apart(runs[:2], "scratch"), judging, [looks.place()]) == 1
-    assert looks.count(looks.apart([runs[0], runs[2]], "scratch"), judging, [looks.place()]) == 3
+        looks.write(looks.judged_fits(runs[number], "scratch"), judging, 1, [looks.place()])
+    assert looks.count(looks.judged_fits_of_runs(runs[:2], "scratch"), judging, [looks.place()]) == 1
+    assert looks.count(looks.judged_fits_of_runs([runs[0], runs[2]], "scratch"), judging, [looks.place()]) == 3
     assert (
-        looks.count(looks.seen([*runs[0], *runs[1]], "mine"), Judging(against="mine"), [looks.place()]) == 1
+        looks.count(looks.judged_fits([*runs[0], *runs[1]], "mine"), Judging(against="mine"), [looks.place()]) == 1
     )  # another
 
 
@@ -675,7 +675,7 @@ def test_a_report_of_a_transfer_says_what_its_seeds_vary(finished, tmp_path, cap
 def test_the_base_is_found_however_its_options_are_written(tasks, tmp_path, monkeypatch):
     """A fit is known by the options as they were read: 0.50 is 0.5."""
     judgings: list[Judging] = []
-    monkeypatch.setattr(transfer, "within", lambda *given: [])
+    monkeypatch.setattr("experiments.runs.fit.within", lambda *given: [])
     monkeypatch.setattr(compare, "_judged", lambda *given: None)
     monkeypatch.setattr(compare_page, "show", lambda folder, found, judging, notes: judgings.append(judging))
     given = command(tasks, tmp_path, strategies=("full", "lp_ft:start=0.50"))

@@ -17,7 +17,7 @@ from experiments import compare, features, pretrain, rank, report, transfer
 from experiments.benchmark.__main__ import BenchmarkFlags
 from experiments.pages import ranking as ranking_page
 from experiments.pages import search as search_page
-from experiments.runs import flags, methods, predictions, sources, tuned
+from experiments.runs import flags, plan, predictions, sources, tuned
 from experiments.runs.scores import Score, Scored
 from experiments.runs.settings import Settings, parse_flags
 from tljax import data, npz, plugins
@@ -172,7 +172,7 @@ def readers(folder):
             lambda: parse_flags(["transfer", f"--flagfile={folder / 'outer.flags'}"]),
         ),
         "card": (beside, card, lambda: sources.weights_card(folder / "w.npz")),
-        "strategy": (code, STRATEGY, lambda: methods.one(f"{code}:strategy")),
+        "strategy": (code, STRATEGY, lambda: plan.read_strategy(f"{code}:strategy")),
     }
 
 
@@ -393,7 +393,7 @@ def test_an_error_names_the_flag_that_was_given(tasks, tmp_path):
     with pytest.raises(InputError, match=f"^--sources={tmp_path / 'none.npz'} does not exist"):
         rank.run(given, rank.RankFlags(sources=(str(tmp_path / "none.npz"),)))
     wide = arguments(tasks, tmp_path / "w", source_batch_size=1000, source_epochs=2)
-    with pytest.raises(InputError, match=r"^--source_batch_size=1000 .* or give --source_steps"):
+    with pytest.raises(InputError, match=r"^--source_batch_size=1000: .* or give --source_steps"):
         transfer.run(**wide)
     assert not (tmp_path / "w").exists()
 

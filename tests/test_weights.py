@@ -61,7 +61,7 @@ BAD = {
         RULES,
         "'4.bias' of the file's arrays has no place in the model",
     ),
-    "how to leave it out": ({"4.bias": np.ones(2, np.float32)}, RULES, "such as --source_rename=4.bias:drop"),
+    "how to leave it out": ({"4.bias": np.ones(2, np.float32)}, RULES, "such as `source_rename=4.bias:drop`"),
     "a leaf too many": ({}, [*RULES, "2:drop"], "'head/bias', 'head/kernel' of the model's leaves have no array"),
     "a rule after one that does its work": (
         {},
@@ -105,7 +105,7 @@ def test_without_rules_a_few_names_and_a_rule_are_shown():
     with pytest.raises(InputError) as refused:
         weights.grafted(arrays, [], like)
     text = str(refused.value)
-    assert "--source_rename=layers_0.kernel:to=block_0/kernel:transpose" in text
+    assert "`source_rename=layers_0.kernel:to=block_0/kernel:transpose`" in text
     assert len(text) < 600 and "and 76 more" in text and "and 36 more" in text
     with pytest.raises(InputError) as refused:
         weights.grafted(arrays, [weights.rule("zzz:drop")], like)

@@ -172,7 +172,7 @@ def parse(text: str) -> Spec:
 
 
 def named(text: str) -> tuple[str, str]:
-    """(name, spec) of a strategy as --strategies has it, NAME=SPEC or SPEC; without a name it is "".
+    """(name, spec) of a strategy, from NAME=SPEC or SPEC; without a name it is "".
 
     A path may have a "=" too: what has a "/" before it, or is a file with it, is no name. Raises InputError for a name
     that is a strategy's of tljax, or has other characters than letters, digits, '_', '-', '.' and '+'.
@@ -195,7 +195,7 @@ def named(text: str) -> tuple[str, str]:
 
 
 def called(text: str) -> str:
-    """What a strategy of --strategies is called: its name if it has one, else its spec as it stands.
+    """What a strategy in a list of them is called: its name if it has one, else its spec as it stands.
 
     >>> called("LN_QV=mine.py:strategy:k=2"), called("last_k:k=2")
     ('LN_QV', 'last_k:k=2')
@@ -414,7 +414,7 @@ def attribute(spec: Spec, found: ModuleType, kind: str) -> Callable[..., Any]:
 
 
 def method(text: str) -> tuple[Method, dict[str, Any]]:
-    """The Method that `--strategies` names, with a name before it or without, and its options.
+    """The Method that a strategy's spec stands for, with a name before it or without, and its options.
 
     >>> method("last_k:k=2")[1]
     {'k': 2}

@@ -82,7 +82,7 @@ class Method(NamedTuple):
     reinit: Callable[..., Sequence[str]] | None = None
     """(context, **options) -> path prefixes to draw anew beside the head."""
     left_out: Callable[..., Sequence[str]] | None = None
-    """(params, context, **options) -> paths of the leaves that it cannot treat though it is meant to; `--dry_run` lists
+    """(params, context, **options) -> paths of the leaves that it cannot treat though it is meant to; a dry run lists
     them."""
     data_driven: bool = False
     """The module's DATA_DRIVEN: the strategy needs context.gradient or context.fisher."""

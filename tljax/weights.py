@@ -9,7 +9,7 @@ bn.num_batches_tracked:drop                   left out
 A rule is of one array, or of all below a name: `encoder:to=hidden_0` takes encoder/kernel to hidden_0/kernel, and
 encoder.layer.kernel, as PyTorch writes names, to hidden_0/layer/kernel. ('.' separates the parts of a name that has
 no '/'.) A name with a ":" stands in double quotes: `"dense/kernel:0":to=hidden_0/kernel`. Where several rules rename
-an array, the first does. `experiments.transfer --dry_run` shows what went where.
+an array, the first does. A dry run of `experiments.transfer` shows what went where.
 
 Pixels reach the first stage divided by 255 and nothing else, so that a network which learnt on other inputs has to be
 given them by its first stage. What is pickled is never read.
@@ -174,12 +174,12 @@ def _require_all_placed(arrays: Mapping[str, np.ndarray], targets: Mapping[str, 
         example = f"{plugins.quoted(name)}:to={plugins.quoted(path)}" + (":transpose" if turned and not alike else "")
         raise InputError(
             f"{arrays_left} no place in the model, and {leaves_left} no array: say which is which by rules, such as "
-            f"--source_rename={example}"
+            f"`source_rename={example}`"
         )
     if homeless:
         raise InputError(
             f"{arrays_left} no place in the model: build the model that they are of, or leave them out by rules, "
-            f"such as --source_rename={plugins.quoted(homeless[0])}:drop"
+            f"such as `source_rename={plugins.quoted(homeless[0])}:drop`"
         )
     if empty:
         raise InputError(f"{leaves_left} no array in the file: it is of another model; build that one")

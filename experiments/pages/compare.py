@@ -14,7 +14,7 @@ from experiments.pages.report import Block, Provenance, Section, figure
 from experiments.runs import console, directory, looks, predictions
 from experiments.runs.console import Table
 from experiments.runs.judging import Judging, to_record
-from experiments.runs.predictions import Found
+from experiments.runs.predictions import Predictions
 from tljax import files
 from tljax.study import milestones, summary
 from tljax.study.results import Result
@@ -27,14 +27,14 @@ Pair = tuple[Any, str]
 """(source or None, target)."""
 
 
-def show(folder: Path, parts: Sequence[Found], judging: Judging, notes: Sequence[str]) -> Study:
+def show(folder: Path, parts: Sequence[Predictions], judging: Judging, notes: Sequence[str]) -> Study:
     """Judge the fits of a run directory, print what came of it, and write the report."""
-    fits, places = looks.seen(parts, judging.against), (looks.place(),)
+    fits, places = looks.judged_fits(parts, judging.against), (looks.place(),)
     table = predictions.right(parts)
     able = looks.judgeable(((cell, seed) for cell, each in table.items() for seed in each), judging.against)
-    look = max(predictions.looked(folder, table, able), looks.count(fits, judging, places))
-    study = judged(parts, judging, [*notes, *looks.keep(fits, judging, look, places)], look)
-    predictions.keep(folder, parts, notes, to_record(judging), look)
+    look = max(predictions.count_look(folder, table, able), looks.count(fits, judging, places))
+    study = judged(parts, judging, [*notes, *looks.write(fits, judging, look, places)], look, table)
+    predictions.write_study(folder, parts, notes, to_record(judging), look)
     classes = {part.rows[0].target: part.classes for part in parts if part.rows}
     write(folder, study, classes, report.provenance_of(folder))
     print_tables(study)
@@ -42,12 +42,16 @@ def show(folder: Path, parts: Sequence[Found], judging: Judging, notes: Sequence
     return study
 
 
-def judged(parts: Sequence[Found], judging: Judging, notes: Sequence[str], look: int = 1) -> Study:
+def judged(
+    parts: Sequence[Predictions], judging: Judging, notes: Sequence[str], look: int = 1, table: Right | None = None
+) -> Study:
     """The fits with their verdicts; `look` is how often they have been looked at, this time counted.
 
-    0 stands for fits of which no verdict can be given: to report them is no look.
+    0 stands for fits of which no verdict can be given: to report them is no look. `table` has the scores of the fits
+    where they are known already.
     """
-    table, groups = predictions.right(parts), predictions.all_groups(parts)
+    table = predictions.right(parts) if table is None else table
+    groups = predictions.all_groups(parts)
     rows = [row for part in parts if not part.longer for row in part.rows]
     against, margin, level = judging.against, judging.margin / 100, 1 - (1 - judging.level) / judging.looks
     more: Any = {"looks": judging.looks, "groups": groups}

@@ -12,6 +12,7 @@ from jinja2 import Environment, StrictUndefined
 from experiments.pages import figures
 from experiments.runs import directory
 from experiments.runs.console import Table
+from experiments.runs.flags import PATHS_FROM
 
 
 class Block(NamedTuple):
@@ -113,8 +114,9 @@ def figure(
 
 def provenance_of(folder: Path) -> Provenance:
     """How the page of a run directory came about."""
-    flags = directory.flags_text(folder / "flags.flags")
-    return Provenance(directory.recorded_environment(folder) or {}, flags, flags.splitlines()[0].removeprefix("# "))
+    lines = directory.flags_text(folder / "flags.flags").splitlines(keepends=True)
+    text = "".join(line for line in lines if not line.startswith(PATHS_FROM))
+    return Provenance(directory.recorded_environment(folder) or {}, text, lines[0].rstrip("\n").removeprefix("# "))
 
 
 def _text(value: Any) -> str:

@@ -69,7 +69,7 @@ def _opened(
     _refuse_links(workdir)
     _flags(workdir, settings, program, more, older, leave)
     _refuse_other_switches(workdir)
-    results(workdir)
+    _refuse_other_format(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     with process.locked(workdir):
         replace(workdir / "flags.flags", signed(_flags(workdir, settings, program, more, older, leave)))
@@ -115,6 +115,27 @@ def _refuse_links(workdir: Path) -> None:
                     raise InputError(f"'{workdir}' holds a link or a device, '{entry}': remove it")
 
 
+FORMAT = 2
+"""Of the keys of fits: it goes up when code comes to give other bits under the same settings, or other things enter a
+key. Format 1 was a digest of the text of dataclasses, their names among it."""
+
+
+def _refuse_other_format(workdir: Path) -> None:
+    """Raise InputError where the run's fits have keys of another format, by which none could be found again.
+
+    Whether it has the format of now is not known where environment.json is gone; then its fits have other keys than
+    those that are planned, and are superseded aloud.
+    """
+    known, fits = _provenance(workdir), results(workdir)
+    number = known.get("format", 1) if known else FORMAT
+    if fits and number != FORMAT:
+        age = "an older" if number < FORMAT else "a newer"
+        raise InputError(
+            f"'{workdir}' holds fits of {age} tljax (format {number} of their keys): report reads them; choose another "
+            "--workdir to go on"
+        )
+
+
 def make_folder(place: Path) -> Path:
     """The folder at `place`, made unless it is there; raises InputError for a link, which may lead anywhere."""
     if place.is_symlink() or (place.exists() and not place.is_dir()):
@@ -155,9 +176,11 @@ def _flags(
         files.to_bytes(line).decode() for line in [*settings.flagfile_lines(), *more]
     ]  # as they are in the file
     current = {name: values for name, values in _values(current_lines).items() if name not in leave}
+    written_from: list[str] = []
     if file.is_file():
         text = flags_text(file)
         head = text.splitlines()[0] + "\n" if text.startswith("#") else head
+        written_from = flags.written_from(file)[::-1]
         every_recorded = _values(line for line in text.splitlines() if line.startswith("--"))
         recorded = {name: values for name, values in every_recorded.items() if name not in leave}
         lists: Sequence[str] = GROWING
@@ -176,7 +199,18 @@ def _flags(
             old, new = recorded_text.split(","), current[name][-1].split(",")
             current[name] = [",".join([*old, *(value for value in new if value not in old)])]
         refuse_shared_names([text for text in plugins.split(current["strategies"][-1], ",") if text])
+    folders = dict.fromkeys([*written_from, *working_directory()])
+    head += "".join(f"{flags.PATHS_FROM}{folder}\n" for folder in folders)
     return head + "".join(f"--{name}={value}\n" for name, values in current.items() for value in values)
+
+
+def working_directory() -> list[str]:
+    """The working directory, from which the paths in a flagfile are; none where it is gone, or no line can say it."""
+    try:
+        folder = files.to_bytes(os.getcwd()).decode()
+    except OSError:
+        return []
+    return [] if "\n" in folder else [folder]
 
 
 def of_another_experiment(workdir: Path, settings: Settings) -> bool:
@@ -235,7 +269,7 @@ def flags_text(file: Path) -> str:
     lines, mark, _ = text.rpartition("\n" + _SUM)
     if mark and signed(f"{lines}\n") == text:
         return f"{lines}\n"
-    comments = [line for line in text.split("\n")[1:] if line and not line.startswith("--")]
+    comments = [line for line in text.split("\n")[1:] if line and not line.startswith(("--", flags.PATHS_FROM))]
     if mark or comments or "sha256" in text:
         raise InputError(
             f"'{file}' is not as it was written: restore it; if the change is meant, give the file as --flagfile with "
@@ -541,7 +575,8 @@ def record_environment(workdir: Path, fingerprints: Mapping[str, str]) -> None:
     others = [part for part in parts if part not in alike and part["fits"]]
     fits = [name for part in alike for name in part["fits"]]
     data = {name: mark for part in alike for name, mark in part["data"].items()} | now["data"]
-    after = {**now, "data": data, "fits": fits, "earlier": others, "seconds": before["seconds"] if before else {}}
+    seconds = before["seconds"] if before else {}
+    after = {"format": FORMAT, **now, "data": data, "fits": fits, "earlier": others, "seconds": seconds}
     if before and before["fits"] and parts[-1] not in alike:
         for line in _differences([*others, now]):
             console.say(f"'{workdir}' goes on in another environment: {line}")
@@ -572,7 +607,7 @@ def recorded_environment(workdir: Path) -> dict[str, Any] | None:
     known = _provenance(workdir)
     if known is None:
         return None
-    last = {name: value for name, value in known.items() if name not in ("fits", "earlier", "seconds")}
+    last = {name: value for name, value in known.items() if name not in ("format", "fits", "earlier", "seconds")}
     earlier = [{name: value for name, value in part.items() if name != "fits"} for part in known["earlier"]]
     return {**last, **({"earlier": earlier} if earlier else {})}
 
@@ -604,7 +639,7 @@ _ENVIRONMENT: fields.Form = {
     **{"python": str, "platform": str, "cores": (int, None), "devices": [str], "versions": {str: str}},
     **{"data": {str: str}, "commit": (str, None), "variables?": {str: str}, "switches?": dict, "fits": [str]},
 }
-_PROVENANCE: fields.Form = {**_ENVIRONMENT, "earlier": [_ENVIRONMENT], "seconds": {str: [float]}}
+_PROVENANCE: fields.Form = {**_ENVIRONMENT, "earlier": [_ENVIRONMENT], "seconds": {str: [float]}, "format?": int}
 
 
 def _provenance(workdir: Path) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.runs import console, directory, fit, methods, plan, sources
+from experiments.runs import console, directory, fit, plan, sources
 from experiments.runs.plan import Experiment
 from experiments.runs.settings import Settings
 from tljax import checkpoint, evaluate, models, train
@@ -105,7 +105,7 @@ def _wanted(experiment: Experiment, evaluations: Sequence[Evaluation]) -> list[t
         key = source.name if name == "source" and source else experiment.target.name
         if key in tasks and not (name == "source" and from_scratch):
             wanted.append((name, tasks[key]))
-    if source and methods.head_of(experiment.settings, source, experiment.target) == "copy" and not from_scratch:
+    if source and plan.head_of(experiment.settings, source, experiment.target) == "copy" and not from_scratch:
         wanted.append(("start", experiment.target))
     return wanted
 
@@ -123,8 +123,8 @@ def _judge(experiment: Experiment, results: Sequence[Result], name: str, task: T
         of_strategy = [r for r in results if r.strategy == strategy.name and r.options == strategy.options]
         for result in of_strategy:
             if name == "start":
-                ground = methods.with_source(plan.ground(experiment, result.seed), trained[result.seed])
-                params = merge(methods.start(strategy, ground).params)
+                initial = plan.initialization_of(experiment, result.seed, trained[result.seed])
+                params = merge(plan.start_of(strategy, initial).params)
             else:
                 file = result.checkpoint
                 loaded = loaded if file in loaded else {file: checkpoint.load(folder / file)[0]}

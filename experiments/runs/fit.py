@@ -16,13 +16,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.runs import console, directory, methods, metrics, plan, process, resume
+from experiments.runs import console, directory, metrics, plan, process, resume
 from experiments.runs.plan import Experiment, PlannedFit
 from experiments.runs.resume import Progress, Record
 from experiments.runs.settings import Recipe, Settings
 from experiments.runs.sources import Source, Trained, from_state
 from tljax import checkpoint, evaluate, masks, models, objective, penalties, seeds, train
 from tljax.data import draw
+from tljax.initialization import Look, Start
 from tljax.study.results import Result
 from tljax.train import gradients, vectorize
 from tljax.types import Mask, Model, Params, Task
@@ -83,15 +84,14 @@ def _train_missing(experiment: Experiment, missing: Mapping[str, PlannedFit], fo
     settings, model, target = experiment.settings, experiment.model, experiment.target
     trained = obtain_source(settings, experiment.source, folder, experiment.execution)
     on_device = load(target, settings.recipe, experiment.execution)
-    grounds = {seed: plan.ground(experiment, seed) for seed in {fit.seed for fit in missing.values()}}
-    for seed in grounds.keys() & trained.keys():
-        grounds[seed] = methods.with_source(grounds[seed], trained[seed])
+    seeds_of_fits = {fit.seed for fit in missing.values()}
+    initial = {seed: plan.initialization_of(experiment, seed, trained.get(seed)) for seed in seeds_of_fits}
     groups: dict[Any, list[PreparedFit]] = {}
     keeps_dropout = plan.stages_with_dropout(settings, model, plan.example_shape(target))
     for planned in missing.values():
         streams = plan.streams(settings, planned.seed)
         look = look_at(on_device, model, streams, planned.budget)
-        start = methods.start(planned.strategy, grounds[planned.seed], look)
+        start = plan.start_of(planned.strategy, initial[planned.seed], look)
         accuracy = trained[planned.seed].accuracy if planned.seed in trained else None
         result = replace(planned.result, source_accuracy=accuracy)
         fit = build(on_device, model, start, streams, planned.budget, result, keeps_dropout)
@@ -167,7 +167,7 @@ def _prepare_source(settings: Settings, on_device: "DeviceData", seed: int, resu
     streams, model = plan.source_streams(settings, seed), settings.build_model(len(on_device.task.classes))
     params = models.init(model, jax.random.key(streams.head), on_device.train.inputs.shape[2:])
     mask = masks.by_path(params, lambda path: True)
-    start = methods.Start(params, ((0.0, mask),), fresh=mask)
+    start = Start(params, ((0.0, mask),), fresh=mask)
     return build(on_device, model, start, streams, "all", result)
 
 
@@ -208,7 +208,7 @@ class PreparedFit(NamedTuple):
 def build(
     on_device: DeviceData,
     model: Model,
-    start: methods.Start,
+    start: Start,
     streams: seeds.Seeds,
     budget: str,
     result: Result,
@@ -249,7 +249,7 @@ def split(on_device: DeviceData, streams: seeds.Seeds, budget: str) -> tuple[np.
     return np.sort(subset), validation
 
 
-def look_at(on_device: DeviceData, model: Model, streams: seeds.Seeds, budget: str) -> methods.Look:
+def look_at(on_device: DeviceData, model: Model, streams: seeds.Seeds, budget: str) -> Look:
     """What a data-driven strategy may look at: gradients on the training split, never on validation or test data."""
     subset, _ = split(on_device, streams, budget)
 

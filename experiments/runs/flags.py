@@ -160,8 +160,16 @@ def main(
     """
     if asks_help(argv):
         print(help_text(about, form, refused, full=asks_help(argv, ["helpfull"])))
-    else:
+        return
+    try:
         run(*read(argv, form))
+    except InputError as error:
+        if folders := _sought(str(error), argv, kinds(form)):
+            text = ", from ".join(f"'{folder}'" for folder in folders)
+            raise InputError(
+                f"{error} (a path in a flagfile: sought from the working directory, from {text})"
+            ) from error
+        raise
 
 
 def read(argv: Sequence[str], form: type[Form]) -> tuple[dict[str, Any], Form]:
@@ -413,7 +421,8 @@ def _with_paths(argv: Sequence[str]) -> list[str]:
 def _expanded(argv: Sequence[str], kinds: Mapping[str, Kind], pass_over: Collection[str]) -> list[str]:
     """A command line with the lines of its flagfiles in their places, and their relative paths found.
 
-    A path in a flagfile is sought from the working directory, and where it is not there from the flagfile's folder.
+    A path in a flagfile is sought from the working directory, where it is not there from the flagfile's folder, and
+    then from where the run began that wrote the flagfile.
     """
     arguments: list[str] = []
     skipped = {*pass_over, *(f"no{name}" for name in pass_over)}
@@ -422,9 +431,9 @@ def _expanded(argv: Sequence[str], kinds: Mapping[str, Kind], pass_over: Collect
         if flag_name not in ("--flagfile", "-flagfile") or not file:
             arguments.append(argument)
             continue
-        folder = os.path.dirname(file)
+        folders = _folders(file)
         lines = [line for line in _lines(file) if _name(line) not in skipped]
-        arguments += [_from_folder(line, folder, kinds) for line in lines] if folder else lines
+        arguments += [_from_folders(line, folders, kinds) for line in lines]
     return arguments
 
 
@@ -465,8 +474,55 @@ def _require_utf8(flagfile: Path, seen: set[Path]) -> None:
             _require_utf8(Path(line.partition("=")[2].strip()).expanduser(), seen)
 
 
-def _from_folder(line: str, folder: str, kinds: Mapping[str, Kind]) -> str:
-    """A line of a flagfile, with `folder` before the paths that are there and not in the working directory."""
+PATHS_FROM = "# paths are from "
+"""How the comment of a flagfile begins that says in which working directory its paths were written."""
+
+
+def written_from(file: str | os.PathLike[str]) -> list[str]:
+    """The working directories in which the paths of a run's flagfile were written; none where it does not say."""
+    try:
+        with open(file, encoding="utf-8", errors="replace") as lines:
+            found = [line.strip().removeprefix(PATHS_FROM) for line in lines if line.startswith(PATHS_FROM)]
+    except OSError:
+        return []
+    return found[::-1]
+
+
+def _folders(file: str) -> list[str]:
+    """The folders beside the working directory from which the paths in a flagfile are sought."""
+    folder = os.path.dirname(file)
+    return [*([folder] if folder else []), *written_from(file)]
+
+
+def _from_folders(line: str, folders: Sequence[str], kinds: Mapping[str, Kind]) -> str:
+    """A line of a flagfile, its paths after the first folder in which they are, if not in the working directory."""
+    return _path_pieces(line, kinds, lambda piece, certain: _joined(piece, folders, certain))
+
+
+def _sought(text: str, argv: Sequence[str], kinds: Mapping[str, Kind]) -> list[str]:
+    """From where a path was sought that a flagfile gives, that is nowhere, and that the text of an error names."""
+    missing: list[str] = []
+
+    def note(piece: str, certain: bool) -> str:
+        for path in map(plugins.unquoted, (piece.strip(), piece.partition("=")[2])):
+            named = path and any(mark + path in text for mark in ("'", "="))
+            if named and _is_path(path, certain) and not os.path.lexists(path):
+                missing.append(path)
+        return piece
+
+    for argument in _with_paths(argv):
+        flag_name, _, file = argument.partition("=")
+        if flag_name in ("--flagfile", "-flagfile") and os.path.isfile(file):
+            folders = _folders(file)
+            for line in _lines(file):
+                _path_pieces(_from_folders(line, folders, kinds), kinds, note)
+            if missing:
+                return folders
+    return []
+
+
+def _path_pieces(line: str, kinds: Mapping[str, Kind], change: Callable[[str, bool], str]) -> str:
+    """A line of a flagfile after a `change` of each piece of its value that may be a path; True of one that is one."""
     name, equals, value = line.partition("=")
     place = kinds[_name(name)].place if _name(name) in kinds else ""
     if not equals or place == "new":
@@ -476,23 +532,37 @@ def _from_folder(line: str, folder: str, kinds: Mapping[str, Kind]) -> str:
         pieces = plugins.split(part, ":")
         for i, piece in enumerate(pieces):
             certain = (place == "path" and i == 0) or (i == 1 and pieces[0].strip() == "folder")
-            pieces[i] = _joined(piece, folder, certain)
+            pieces[i] = change(piece, certain)
         parts.append(":".join(pieces))
     return f"{name}={','.join(parts)}"
 
 
-def _joined(piece: str, folder: str, certain: bool) -> str:
+def _joined(piece: str, folders: Sequence[str], certain: bool) -> str:
     """A piece of a value, whose path is all of it or what is after a '='; only what is `certain` may be a bare word."""
     halves = [piece.partition("=")[::2]] if "=" in piece and not piece.startswith('"') else []
     for before, written in (("", piece.strip()), *halves):
         path = plugins.unquoted(written)
-        if os.path.lexists(path) or os.path.isabs(path) or not (certain or "/" in path or os.path.splitext(path)[1]):
+        if os.path.lexists(path) or not _is_path(path, certain):
             continue
-        joined = os.path.join(folder, path)
-        if path and (os.path.lexists(joined) or glob.glob(joined)):
-            joined = joined if path == written else f'"{joined}"'
+        if path and (joined := found_from(path, folders)):
+            joined = plugins.quoted(joined) if path == written else f'"{joined}"'
             return f"{before}={joined}" if before else joined
     return piece
+
+
+def _is_path(text: str, certain: bool) -> bool:
+    """Whether a text is taken for a relative path."""
+    return not os.path.isabs(text) and (certain or "/" in text or bool(os.path.splitext(text)[1]))
+
+
+def found_from(path: str, folders: Sequence[str]) -> str:
+    """A relative path after the first of the folders in which it is; "" where it is in none."""
+    for folder in folders:
+        joined = os.path.join(folder, path)
+        if os.path.lexists(joined) or glob.glob(joined):
+            plain = os.path.normpath(joined)
+            return plain if os.path.isabs(folder) and os.path.lexists(plain) else joined
+    return ""
 
 
 # ---- Help
@@ -514,7 +584,8 @@ def help_text(about: str, form: type, refused: Collection[str] = (), full: bool 
     if "flagfile" not in kinds(form):
         lines += [
             "--flagfile=FILE reads flags from a file, one a line; what comes later counts. Paths in it are sought",
-            "from the working directory, and where they are not there from the folder of the file.",
+            "from the working directory, where they are not there from the folder of the file, and then from where the",
+            "run began that wrote it.",
         ]
     if shared and full and of_programs()["transfer"].keys() - kinds(form).keys():
         lines += ["Flagfiles can be shared: in one, flags of experiments.transfer that are not listed are passed over."]

@@ -17,14 +17,14 @@ import numpy as np
 
 from experiments.runs import directory
 from experiments.runs.judging import Judging, to_record
-from experiments.runs.predictions import JUDGING, Found, cell
+from experiments.runs.predictions import JUDGING, Predictions, cell
 from tljax import files
 from tljax.study.summary import label
 from tljax.study.verdicts import Cell
 from tljax.types import InputError
 
 
-class Seen(NamedTuple):
+class JudgedFits(NamedTuple):
     """Fits that are judged together on one test set."""
 
     test_set: str
@@ -32,34 +32,34 @@ class Seen(NamedTuple):
     fits: frozenset[str]
     """Keys of the fits, but for those that all others are compared with."""
     bases: frozenset[str]
-    """Keys of those: with others it is another look."""
+    """Keys of the fits that all others are compared with: beside others it is another look."""
     predictions: frozenset[str] = frozenset()
-    """Digests of what the first predict, where they are trained: a fit is known by it under any name."""
+    """Digests of what `fits` predict, where they are trained: a fit is known by them under any name."""
     base_predictions: frozenset[str] = frozenset()
-    """Likewise of the second."""
+    """Digests of what `bases` predict."""
 
 
-def seen(found: Sequence[Found], against: str) -> list[Seen]:
-    """What is judged where `found` is judged against a strategy: a set of fits for each test set.
+def judged_fits(parts: Sequence[Predictions], against: str) -> list[JudgedFits]:
+    """The fits that are judged where `parts` are judged against a strategy: a set for each test set.
 
-    A target without two seeds of any strategy, each beside one of what it is compared with, has none: it gets no
+    A target without two seeds of any strategy, each beside one of what it is compared with, has no set: it gets no
     verdict.
     """
-    able = judgeable(((cell(row, part.longer), row.seed) for part in found for row in part.rows), against)
-    each: dict[str, tuple[set[str], set[str], set[str], set[str]]] = {}
-    for part in found:
+    able = judgeable(((cell(row, part.longer), row.seed) for part in parts for row in part.rows), against)
+    by_test_set: dict[str, tuple[set[str], set[str], set[str], set[str]]] = {}
+    for part in parts:
         for row in part.rows:
             if row.target not in part.labels or part.longer or (label(row) == "scratch" != against):
                 continue
             if row.target not in able:
                 continue
-            sets = each.setdefault(test_set(part.labels[row.target]), (set(), set(), set(), set()))
+            sets = by_test_set.setdefault(test_set(part.labels[row.target]), (set(), set(), set(), set()))
             base = label(row) == against
             sets[base].add(row.key)
             if row.name in part.predicted:
-                taken = np.ascontiguousarray(part.predicted[row.name], np.int64)
-                sets[2 + base].add(hashlib.sha256(taken.tobytes()).hexdigest()[:16])
-    return [Seen(name, *map(frozenset, sets)) for name, sets in each.items() if sets[0]]
+                predicted = np.ascontiguousarray(part.predicted[row.name], np.int64)
+                sets[2 + base].add(hashlib.sha256(predicted.tobytes()).hexdigest()[:16])
+    return [JudgedFits(name, *map(frozenset, sets)) for name, sets in by_test_set.items() if sets[0]]
 
 
 def judgeable(fits: Iterable[tuple[Cell, int]], against: str) -> set[str]:
@@ -72,83 +72,85 @@ def judgeable(fits: Iterable[tuple[Cell, int]], against: str) -> set[str]:
     (set(), {'b'})
     """
     seeds: dict[Cell, set[int]] = {}
-    for where, seed in fits:
-        seeds.setdefault(where, set()).add(seed)
+    for of_fit, seed in fits:
+        seeds.setdefault(of_fit, set()).add(seed)
     able = set()
-    for where, own in seeds.items():
-        base = where._replace(source=None if against == "scratch" else where.source, strategy=against)
-        if where.strategy not in ("scratch", against) and not where.longer and len(own & seeds.get(base, set())) > 1:
-            able.add(where.target)
+    for of_strategy, its_seeds in seeds.items():
+        source = None if against == "scratch" else of_strategy.source
+        shared = its_seeds & seeds.get(of_strategy._replace(source=source, strategy=against), set())
+        if of_strategy.strategy not in ("scratch", against) and not of_strategy.longer and len(shared) > 1:
+            able.add(of_strategy.target)
     return able
 
 
 def test_set(labels: np.ndarray) -> str:
-    """What a test set is known by, of its labels, int [items]: sixteen hexadecimal digits."""
+    """The digest that a test set is known by, of its labels, int [items]: sixteen hexadecimal digits."""
     return hashlib.sha256(np.ascontiguousarray(labels, np.int64).tobytes()).hexdigest()[:16]
 
 
 def place() -> Path | None:
-    """Where looks are kept beside other things of the user; None where there is no home."""
+    """The folder of looks in the cache of the user; None where there is no home."""
     try:
         return files.place(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "tljax" / "looks"
     except InputError:
         return None
 
 
-def apart(runs: Sequence[Sequence[Found]], against: str) -> list[Seen]:
-    """What was judged of several runs: each by itself, but together where they share a cell, such as with other seeds.
+def judged_fits_of_runs(runs: Sequence[Sequence[Predictions]], against: str) -> list[JudgedFits]:
+    """The fits that are judged of several runs: each run by itself, but together where runs share a cell.
 
-    Runs that share no cell are tabled together: no comparison has other fits than when its run was judged. To pool the
-    seeds of one cell is to look at it again.
+    Runs share a cell where one has other seeds of it: to pool the seeds of one cell is to look at it again. Runs that
+    share no cell are tabled together: no comparison has other fits than when its run was judged.
     """
     cells = [{(cell(row, part.longer), row.key) for part in run for row in part.rows} for run in runs]
     pooled: list[list[int]] = []
     for i in range(len(runs)):
-        own = {where for where, _ in cells[i] if where.strategy not in ("scratch", against) and not where.longer}
-        near = [group for group in pooled if any(own & {where for where, _ in cells[j]} for j in group)]
+        judged = {of for of, _ in cells[i] if of.strategy not in ("scratch", against) and not of.longer}
+        near = [group for group in pooled if any(judged & {of for of, _ in cells[j]} for j in group)]
         pooled = [group for group in pooled if group not in near] + [[i, *(j for group in near for j in group)]]
-    return [one for group in pooled for one in seen([part for i in sorted(group) for part in runs[i]], against)]
+    together = ([part for i in sorted(group) for part in runs[i]] for group in pooled)
+    return [fits for parts in together for fits in judged_fits(parts, against)]
 
 
-def count(judged: Sequence[Seen], judging: Judging, places: Collection[Path | None]) -> int:
+def count(judged: Sequence[JudgedFits], judging: Judging, places: Collection[Path | None]) -> int:
     """Which look this is, the first being 1, by the records in `places`; 0 where nothing is judged. It writes nothing.
 
     Fits that were judged before are the same look again; where other fits were judged among them, each such judgement
     was a look. Against another strategy it is another question, and no look at this one. Raises InputError where they
     were judged by another margin, level, family or number of looks.
     """
-    most = 0
-    for one in judged:
-        records = _records(one, judging.against, places)
+    look = 0
+    for fits in judged:
+        records = _records(fits, judging.against, places)
         for record in records:
             refuse_other(judging, record["judging"], "these fits were judged before")
-        same = [record["look"] for record in records if _same(one, record)]
+        same = [record["look"] for record in records if _same(fits, record)]
         others = {(*record["fits"], *record["bases"]) for record in records}
-        most = max(most, min(same) if same else 1 + len(others))
-    return most
+        look = max(look, min(same) if same else 1 + len(others))
+    return look
 
 
-def keep(judged: Sequence[Seen], judging: Judging, look: int, places: Collection[Path | None]) -> list[str]:
-    """Leave a record of a judgement in each place; what is to be said where that cannot be."""
-    lacking = []
+def write(judged: Sequence[JudgedFits], judging: Judging, look: int, places: Collection[Path | None]) -> list[str]:
+    """Leave a record of a judgement in each place; returns notes for where that cannot be."""
+    notes = []
     for folder in places:
-        for one in judged:
-            sets = {name: sorted(keys) for name, keys in one._asdict().items() if name != "test_set"}
+        for fits in judged:
+            sets = {name: sorted(keys) for name, keys in fits._asdict().items() if name != "test_set"}
             record = {"look": look, "judging": to_record(judging), **sets}
             try:
                 if folder is None:
                     raise OSError("there is no home")
-                file = folder / one.test_set / f"{_digest([judging.against, *one.fits, *one.bases])}.json"
+                file = folder / fits.test_set / f"{_digest([judging.against, *fits.fits, *fits.bases])}.json"
                 if not file.is_file():
                     file.parent.mkdir(parents=True, exist_ok=True)
                     directory.write_record(file, record)
             except OSError as error:
-                lacking.append(f"looks are counted in this run's folder alone ({error.strerror or error})")
-    return list(dict.fromkeys(lacking))
+                notes.append(f"looks are counted in this run's folder alone ({error.strerror or error})")
+    return list(dict.fromkeys(notes))
 
 
 def refuse_other(judging: Judging, before: Mapping[str, Any], what: str) -> None:
-    """Raise InputError unless it is judged as it was before."""
+    """Raise InputError unless fits are judged as they were before; `what` begins the message."""
     now = to_record(judging)
     differ = [
         f"--{name}={before[name]}, not {now[name]}" for name in now if name in before and now[name] != before[name]
@@ -161,31 +163,31 @@ def refuse_other(judging: Judging, before: Mapping[str, Any], what: str) -> None
 
 
 _RECORD: dict[str, Any] = {"look": int, "judging": {**JUDGING, "against": str}}
-_RECORD |= {name: [str] for name in Seen._fields if name != "test_set"}
-"""What `keep` writes."""
+_RECORD |= {name: [str] for name in JudgedFits._fields if name != "test_set"}
+"""The form of a record, which `write` writes."""
 
 
-def _records(one: Seen, against: str, places: Collection[Path | None]) -> list[dict[str, Any]]:
-    """Of judgements of such a comparison that share a fit; raises InputError for a record that is damaged."""
-    found = []
+def _records(judged: JudgedFits, against: str, places: Collection[Path | None]) -> list[dict[str, Any]]:
+    """The judgements of such a comparison that share a fit; raises InputError for a record that is damaged."""
+    records = []
     for folder in places:
-        places_of = sorted((folder / one.test_set).glob("*.json")) if folder else []
-        found += [record for file in places_of if (record := directory.read_record(file, _RECORD)) is not None]
-    mine = {*one.fits, *one.predictions}
+        files_of = sorted((folder / judged.test_set).glob("*.json")) if folder else []
+        records += [record for file in files_of if (record := directory.read_record(file, _RECORD)) is not None]
+    known_by = {*judged.fits, *judged.predictions}
     return [
         record
-        for record in found
-        if mine & {*record["fits"], *record["predictions"]}
-        and (record["judging"]["against"] == against or one.base_predictions & set(record["base_predictions"]))
+        for record in records
+        if known_by & {*record["fits"], *record["predictions"]}
+        and (record["judging"]["against"] == against or judged.base_predictions & set(record["base_predictions"]))
     ]
 
 
-def _same(one: Seen, record: Mapping[str, Any]) -> bool:
+def _same(judged: JudgedFits, record: Mapping[str, Any]) -> bool:
     """Whether a record is of the same fits, and of the same beside them: by their keys, or by what they predict."""
-    there = {name: frozenset(record[name]) for name in Seen._fields if name != "test_set"}
-    keys = one.fits == there["fits"] and one.bases == there["bases"]
-    taken = (one.predictions, one.base_predictions)
-    return keys or (all(taken) and taken == (there["predictions"], there["base_predictions"]))
+    before = {name: frozenset(record[name]) for name in JudgedFits._fields if name != "test_set"}
+    same_keys = judged.fits == before["fits"] and judged.bases == before["bases"]
+    predictions = (judged.predictions, judged.base_predictions)
+    return same_keys or (all(predictions) and predictions == (before["predictions"], before["base_predictions"]))
 
 
 def _digest(texts: Collection[str]) -> str:

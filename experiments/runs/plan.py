@@ -3,6 +3,7 @@
 `prepare` reads an `Experiment`, `planned` names its fits; `experiments.runs.fit` trains them.
 """
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -15,16 +16,117 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.runs import budgets, console, flags, methods, sources
-from experiments.runs.methods import Start
+from experiments.runs import budgets, console, directory, flags, process, sources
 from experiments.runs.settings import MOST_STEPS, Recipe, Settings
-from experiments.runs.sources import Source
-from tljax import __version__, data, models, objective, optimizers, paths, penalties, plugins, seeds, switches, train
+from experiments.runs.sources import Source, Trained
+from tljax import (
+    checkpoint,
+    data,
+    initialization,
+    models,
+    objective,
+    optimizers,
+    paths,
+    penalties,
+    plugins,
+    seeds,
+    switches,
+    train,
+)
 from tljax.data import draw
 from tljax.data.files import NO_PIXELS
+from tljax.initialization import Initialization, Look, Start
 from tljax.models import randomness
 from tljax.study.results import Result
-from tljax.types import InputError, Model, Params, Task
+from tljax.types import Context, InputError, Method, Model, Params, Task
+
+# ---- A strategy, as the settings name it
+
+
+class NamedStrategy(NamedTuple):
+    """A strategy as the flags name it."""
+
+    label: str
+    """Its name, if the flags give it one; else with its options: 'last_k:k=2'."""
+    name: str
+    options: Mapping[str, Any]
+    method: Method
+    code: str
+    """Digest of its files: what an edit changes."""
+    spec: str = ""
+    """What stands after NAME= if the flags give it a name, else "": a line of results keeps both."""
+
+
+def read_strategies(texts: Sequence[str]) -> tuple[NamedStrategy, ...]:
+    """The strategies of `--strategies`, with scratch among them: a number without it says nothing about transfer."""
+    if "scratch" not in texts:
+        console.say("scratch is added: what it reaches with the same budget is what transfer must beat")
+        texts = ("scratch", *texts)
+    return tuple(map(read_strategy, texts))
+
+
+def read_strategy(text: str) -> NamedStrategy:
+    """One strategy of `--strategies`."""
+    method, options = plugins.method(text)
+    given_name, text = plugins.named(text)
+    if given_name:
+        return NamedStrategy(given_name, given_name, options, method, method.code, text)
+    spec = plugins.parse(text)
+    name = ":".join(map(plugins.quoted, (spec.name, *spec.words)))
+    label = ":".join([name, *(f"{key}={value}" for key, value in spec.options.items())])
+    return NamedStrategy(label, name, options, method, method.code)
+
+
+def refuse_without_source(strategies: Sequence[NamedStrategy], model: Model) -> None:
+    """Raise InputError for a strategy that keeps something of a source, where there is none."""
+    stages = models.names(model)
+    for strategy in strategies:
+        redrawn = _call_of(strategy, "reinit", initialization.redrawn, strategy.method, strategy.options, stages)
+        if set(redrawn) != set(stages):
+            raise InputError(
+                f"strategy '{strategy.label}' needs a source: give --source=NAME or --source_checkpoint=DIR"
+            )
+
+
+def _call_of(strategy: NamedStrategy, part: str, function: Any, *arguments: Any, **options: Any) -> Any:
+    """Call a function of a strategy's file; what it raises becomes one line that says whose it is, and where."""
+    what = f"{part} of strategy '{strategy.label}'" if part else f"strategy '{strategy.label}'"
+    try:
+        with switches.guarded(what):
+            result = function(*arguments, **options)
+    except (KeyboardInterrupt, process.Stopped):
+        raise
+    except InputError as error:
+        grafted_alone = part == "reinit or adapt" and not (strategy.method.reinit or strategy.method.adapt)
+        raise error if grafted_alone else _with_name(strategy, error) from error
+    except BaseException as error:  # of whatever class: somebody may have made one
+        raise InputError(f"{what} fails: {plugins.said(error, strategy.method.strategy)}") from error
+    if result is None:
+        raise InputError(f"{what} returned None: return {_RETURNS.get(part, 'a mask')}")
+    return result
+
+
+_RETURNS = {"left_out": "a list of paths, or []", "merge": "ordinary parameters"}
+"""What a function of a strategy's file gives, if not a mask."""
+
+
+def _with_name(strategy: NamedStrategy, error: InputError) -> InputError:
+    """An error of a function of a strategy's file, naming the strategy unless it does."""
+    text, name = str(error), strategy.name.partition(":")[0]
+    if f"'{strategy.label}'" in text or f"'{name}'" in text or text.startswith(f"{name}:"):
+        return error
+    return InputError(f"strategy '{strategy.label}': {text}")
+
+
+def left_out(strategy: NamedStrategy, start: Start, model: Model) -> list[str]:
+    """The paths of leaves that a strategy was to treat and cannot, as its module's `left_out` says."""
+    function = strategy.method.left_out
+    if function is None:
+        return []
+    context = initialization.shown(Context(models.names(model), fresh=start.fresh))
+    options = plugins.taken(function, strategy.options)
+    return list(_call_of(strategy, "left_out", function, initialization.own(start.params), context, **options))
+
 
 # ---- An experiment
 
@@ -36,7 +138,7 @@ class Experiment(NamedTuple):
     source: Source | None
     target: Task
     model: Model
-    strategies: tuple[methods.Named, ...]
+    strategies: tuple[NamedStrategy, ...]
     execution: train.Execution
 
 
@@ -53,7 +155,7 @@ def prepare(
     if settings.source and settings.source_checkpoint:
         raise InputError("--source and --source_checkpoint are both given: keep one")
     sources.refuse_rules(settings)
-    strategies = tuple(map(methods.one, settings.strategies)) if only else methods.read(settings.strategies)
+    strategies = tuple(map(read_strategy, settings.strategies)) if only else read_strategies(settings.strategies)
     source = None
     if settings.source_checkpoint:
         source = sources.from_checkpoint(settings, stand_ins)
@@ -65,7 +167,7 @@ def prepare(
         raise InputError(f"target '{target.name}' has shape {shape}, the source {source.shape}: features must agree")
     model = settings.build_model(len(target.classes))
     if source is None:
-        methods.refuse_without_source(strategies, model)
+        refuse_without_source(strategies, model)
     terms, _ = penalties.read(settings.recipe.penalty)
     if source and not source.fisher and (names := [term.name for term in terms if "fisher" in term.needs]):
         raise InputError(
@@ -174,17 +276,40 @@ def source_streams(settings: Settings, seed: int) -> seeds.Seeds:
     return seeds.streams(seeds.streams(seed, source=settings.source_seed).source)
 
 
-def ground(experiment: Experiment, seed: int) -> methods.Ground:
-    """What every strategy starts from under one seed, with a draw in place of a source that is still to be trained."""
-    settings, source, target = experiment.settings, experiment.source, experiment.target
-    return methods.ground(settings, experiment.model, source, target, streams(settings, seed))
+def initialization_of(experiment: Experiment, seed: int, trained: Trained | None = None) -> Initialization:
+    """What every strategy starts from under one seed, with a draw in place of a source that is still to be trained.
+
+    Raises InputError where the `trained` parameters are of another model.
+    """
+    settings, model, source, target = experiment.settings, experiment.model, experiment.source, experiment.target
+    shape = example_shape(target)
+    key = jax.random.key(streams(settings, seed).head)
+    params = models.init(settings.build_model(len(source.classes)), key, shape) if source else None
+    if trained:
+        params = checkpoint.unflatten(trained.flat, params)
+    drawn, own_key = models.init(model, key, shape), jax.random.fold_in(key, len(model))
+    head, fisher = head_of(settings, source, target), trained.fisher if trained else None
+    return Initialization(models.names(model), params, drawn, own_key, head, fisher)
 
 
-def first_starts(experiment: Experiment) -> Iterator[tuple[methods.Named, Start]]:
+def head_of(settings: Settings, source: Source | None, target: Task) -> str:
+    """What becomes of the head: 'copy', 'fresh' or 'zero', as --head says; under 'auto' by the names of the classes."""
+    if settings.head != "auto":
+        return settings.head
+    return "copy" if source and source.classes == target.classes else "fresh"
+
+
+def start_of(strategy: NamedStrategy, initial: Initialization, look: Look | None = None) -> Start:
+    """Graft, adapt, ask the strategy, and lint; raises InputError for a mask that cannot be trained."""
+    call, name = functools.partial(_call_of, strategy), f"strategy '{strategy.label}'"
+    return initialization.start(strategy.method, strategy.options, initial, look, name, call)
+
+
+def first_starts(experiment: Experiment) -> Iterator[tuple[NamedStrategy, Start]]:
     """How every strategy starts under the first seed, from a source that is drawn and not trained."""
-    first = ground(experiment, experiment.settings.seeds[0])
+    first = initialization_of(experiment, experiment.settings.seeds[0])
     for strategy in experiment.strategies:
-        yield strategy, methods.start(strategy, first)
+        yield strategy, start_of(strategy, first)
 
 
 # ---- What a recipe comes to
@@ -324,7 +449,7 @@ def stages_with_dropout(settings: Settings, model: Model, shape: tuple[int, ...]
 class PlannedFit(NamedTuple):
     """A fit that the settings ask for."""
 
-    strategy: methods.Named
+    strategy: NamedStrategy
     budget: str
     seed: int
     result: Result
@@ -342,7 +467,7 @@ def planned(experiment: Experiment) -> dict[str, PlannedFit]:
     return fits
 
 
-def _identified(experiment: Experiment, strategy: methods.Named, budget: str, seed: int) -> Result:
+def _identified(experiment: Experiment, strategy: NamedStrategy, budget: str, seed: int) -> Result:
     """A fit that the settings ask for, by all that decides its bits."""
     settings, source, target = experiment.settings, experiment.source, experiment.target
     fields: dict[str, Any] = {
@@ -357,10 +482,10 @@ def _identified(experiment: Experiment, strategy: methods.Named, budget: str, se
     decisive = {
         "identity": source.identity[seed] if source else None,
         "fingerprint": target.fingerprint,
-        "model": [settings.model, settings.hidden, settings.activation],
+        "model": {"model": settings.model, "hidden": settings.hidden, "activation": settings.activation},
         "head": settings.head,
-        "recipe": settings.recipe,
-        "streams": streams(settings, seed)._replace(source=0),
+        "recipe": _beyond_neutral(settings.recipe),
+        "streams": {name: value for name, value in streams(settings, seed)._asdict().items() if name != "source"},
         "code": [strategy.code, *code_digests(settings.recipe, settings.model)],
         "many": _company(settings),
         **draws(settings, experiment.model, example_shape(target)),
@@ -391,8 +516,8 @@ def planned_sources(settings: Settings, task: Task) -> dict[int, Result]:
         decisive = {
             "fingerprint": task.fingerprint,
             "model": settings.architecture(),
-            "recipe": settings.source_recipe,
-            "streams": source_streams(settings, seed),
+            "recipe": _beyond_neutral(settings.source_recipe),
+            "streams": source_streams(settings, seed)._asdict(),
             "fisher": settings.save_fisher,
             "code": code_digests(settings.source_recipe, settings.model),
             "many": _company(settings),
@@ -406,17 +531,37 @@ def planned_sources(settings: Settings, task: Task) -> dict[int, Result]:
 def identify(name: str, fields: Mapping[str, Any], decisive: Mapping[str, Any], recipe: Mapping[str, Any]) -> Result:
     """A fit that is to be trained, with the key of everything that decides its bits, and a name from both.
 
-    `fields` are fields of the `Result`. `recipe` is what fits that differ in their seed alone have in common: its
-    digest lets whoever reads the results refuse fits of two recipes in one cell of a table.
+    The key is a digest of plain values under the names of settings, with the number of its format: no name of a class,
+    no version and no setting at its neutral value is in it. `fields` are fields of the `Result`. `recipe` is what fits
+    that differ in their seed alone have in common: its digest lets whoever reads the results refuse fits of two recipes
+    in one cell of a table. Raises TypeError for a value that is not plain.
     """
     changed = {"switches": values} if (values := switches.changed()) else {}
-    key = _digest({**fields, **decisive, **changed, "tljax": __version__})
+    key = _digest({**fields, **decisive, **changed, "format": directory.FORMAT})
     digest = _digest({**recipe, **changed})[:16]
     return Result(name=f"{file_name(name)}-{key[:8]}", key=key, recipe=digest, **fields)
 
 
 def _digest(record: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()
+    """SHA-256 of canonical JSON; raises TypeError for a value that is not plain, whose text its class may change."""
+    return hashlib.sha256(json.dumps(_plain(record), sort_keys=True).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """None, a bool, a number or a text as it is, and lists and dicts of such with texts as keys; a tuple is a list."""
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if type(value) in (list, tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, Mapping) and all(type(name) is str for name in value):
+        return {name: _plain(part) for name, part in value.items()}
+    raise TypeError(f"a fit's key takes plain values, and {value!r} is of {type(value).__name__}")
+
+
+def _beyond_neutral(group: Any) -> dict[str, Any]:
+    """{flag: value} of a group of flags, without those that have a neutral value and stand at it."""
+    values = {f.name: (getattr(group, f.name), f.metadata.get("neutral")) for f in dataclasses.fields(group)}
+    return {name: value for name, (value, neutral) in values.items() if neutral is None or value != neutral}
 
 
 def draws(settings: Settings, model: Model, shape: tuple[int, ...]) -> dict[str, Any]:

@@ -1,4 +1,9 @@
-"""What fits are judged by: their rows, curves, and what they predict for each test example."""
+"""Predictions: what fits are judged by, and what a run directory keeps of it.
+
+Of each fit its result, its curves, and the class it takes each test example for (`Predictions`); from these the scores
+that verdicts are of (`right`). A study writes study.json and looks.json beside them (`write_study`, `count_look`), and
+a report reads all again (`read_study`).
+"""
 
 import hashlib
 import io
@@ -15,20 +20,20 @@ from experiments.runs import budgets, console, directory, fields, metrics
 from experiments.runs.settings import FLAGS, Settings, parse_flags
 from tljax import npz
 from tljax.study import results
-from tljax.study import verdicts as comparisons
 from tljax.study.results import Result
 from tljax.study.summary import accuracy, counts, label, require_one_recipe, with_share
-from tljax.study.verdicts import Cell, Right
+from tljax.study.verdicts import TOTAL, Cell, Comparison, Groups, Right, alone, sorted_cells
 from tljax.types import InputError, Task
 
 MOST_WRONG = 16
-"""Images shown of a target."""
+"""How many images of a target are shown."""
 
 
-class Found(NamedTuple):
-    """Of fits on one test set."""
+class Predictions(NamedTuple):
+    """Fits with what they predict for the test examples of their target."""
 
     rows: Sequence[Result]
+    """The results of the fits."""
     predicted: Mapping[str, np.ndarray]
     """{fit: the class it takes each test example for, int [items]}."""
     labels: Mapping[str, np.ndarray]
@@ -36,90 +41,95 @@ class Found(NamedTuple):
     groups: Mapping[str, np.ndarray] = {}
     """{target: which of its test examples are alike, [items]}, where that is known."""
     curves: Mapping[str, Mapping[str, np.ndarray]] = {}
+    """{fit: its learning curves}."""
     images: np.ndarray | None = None
     classes: Sequence[str] = ()
     longer: bool = False
-    """Whether they are scratch with the source's steps added to its own."""
+    """Whether the fits are scratch with the source's steps added to its own."""
 
 
-def of_run(folder: Path, lines: Sequence[Result], task: Task) -> Found:
-    """Of fits in a run directory."""
-    found = _kept(folder, lines)._replace(images=np.asarray(task.test.images), classes=task.classes)
-    return found if task.test.groups is None else found._replace(groups={task.name: np.asarray(task.test.groups)})
+def of_run(folder: Path, results: Sequence[Result], task: Task) -> Predictions:
+    """The predictions of fits in a run directory, with the images and classes of their target."""
+    fits = _read_fits(folder, results)._replace(images=np.asarray(task.test.images), classes=task.classes)
+    return fits if task.test.groups is None else fits._replace(groups={task.name: np.asarray(task.test.groups)})
 
 
-def _kept(folder: Path, rows: Sequence[Result]) -> Found:
+def _read_fits(folder: Path, rows: Sequence[Result]) -> Predictions:
     """What a run directory keeps of these fits."""
-    known_rows = [row for row in rows if counts(row) or row.diverged]
-    both = {row.name: read(folder / row.predictions, row.predictions_sha256) for row in known_rows}
-    files = {row.target: folder / row.predictions for row in known_rows}
-    labels = {row.target: both[row.name][1] for row in rows if row.name in both}
+    settled_rows = [row for row in rows if counts(row) or row.diverged]
+    arrays = {row.name: read(folder / row.predictions, row.predictions_sha256) for row in settled_rows}
+    files = {row.target: folder / row.predictions for row in settled_rows}
+    labels = {row.target: arrays[row.name][1] for row in rows if row.name in arrays}
     groups = {target: known for target, file in files.items() if (known := groups_in(file)) is not None}
     curves = {row.name: curve for row in rows if (curve := metrics.curves(folder, row.name)) is not None}
-    bare = [replace(row, source=None) if row.strategy == "scratch" else row for row in rows]
-    settled = [row for one in bare for row in with_share([one], labels.get(one.target, np.zeros(0, int)))]
-    predicted = {row.name: both[row.name][0] for row in settled if row.name in both and not row.diverged}
-    return Found(settled, predicted, labels, groups, curves)
+    sourced = [replace(row, source=None) if row.strategy == "scratch" else row for row in rows]
+    settled = [full for row in sourced for full in with_share([row], labels.get(row.target, np.zeros(0, int)))]
+    predicted = {row.name: arrays[row.name][0] for row in settled if row.name in arrays and not row.diverged}
+    return Predictions(settled, predicted, labels, groups, curves)
 
 
-class Kept(NamedTuple):
+class StudyRecord(NamedTuple):
     """What a run directory holds of a study."""
 
-    found: list[Found]
+    parts: list[Predictions]
     notes: list[str]
-    """What is to be said of them."""
+    """What a report of the fits must say."""
     judging: dict[str, Any] | None
-    """How they were judged; None where they were not."""
+    """How the fits were judged; None where they were not."""
     looks: int
-    """How often they had been looked at then."""
+    """How often the fits had been looked at then."""
 
 
 JUDGING: fields.Form = {"margin?": float, "level?": float, "family?": str, "looks?": int, "against?": str}
-"""How fits are judged: fields of `judging.Judging`."""
+"""How fits are judged: the fields of `judging.Judging`."""
 STUDY: fields.Form = {
     **{"notes": [str], "parts": [{"longer": bool, "rows": [{"seconds?": float}]}]},
     **{"judging?": (None, JUDGING), "look?": int, "looks?": int},
 }
-"""What `keep` writes."""
+"""The form of study.json, which `write_study` writes."""
 
 
-def keep(folder: Path, found: Sequence[Found], notes: Sequence[str], judging: Mapping[str, Any], looks: int) -> None:
+def write_study(
+    folder: Path, parts: Sequence[Predictions], notes: Sequence[str], judging: Mapping[str, Any], looks: int
+) -> None:
     """Write what else is known of the fits of a study, and how they were judged, to `folder`/study.json.
 
     `looks` is how often they have been looked at, this time counted, wherever that is known from.
     """
-    parts = [{"longer": part.longer, "rows": [results.to_json(row) for row in part.rows]} for part in found]
-    here = {"looks": len(_looks(folder)), "look": looks, "judging": dict(judging)}
-    directory.write_record(folder / "study.json", {"notes": list(notes), "parts": parts, **here})
+    records = [{"longer": part.longer, "rows": [results.to_json(row) for row in part.rows]} for part in parts]
+    looked_at = {"looks": len(_looks(folder)), "look": looks, "judging": dict(judging)}
+    directory.write_record(folder / "study.json", {"notes": list(notes), "parts": records, **looked_at})
 
 
-def of_directory(folder: Path) -> Kept:
+def read_study(folder: Path) -> StudyRecord:
     """What a run directory holds of a study; raises InputError for one damaged or not at its end."""
     if not (folder / "report.html").is_file() and not _whole(folder):
         raise InputError(f"'{folder}' holds no run that has ended: run its command again")
-    file, gone = folder / "study.json", directory.superseded(folder)
-    done = [line for key, line in directory.finished(folder).items() if key not in gone]
-    parts = [(False, [line for line in done if line.strategy != "pretrain"])]
-    notes = _lost(folder, done, gone)
+    file, superseded = folder / "study.json", directory.superseded(folder)
+    finished = [result for key, result in directory.finished(folder).items() if key not in superseded]
+    parts = [(False, [result for result in finished if result.strategy != "pretrain"])]
+    notes = _lost(folder, finished, superseded)
     judging, looks = None, 0
-    if (known := _study(file)) is not None:
-        notes, judging = known["notes"], known.get("judging")
-        parts = [(part["longer"], list(map(results.from_json, part["rows"]))) for part in known["parts"]]
-        looks = max(known.get("look", 0), known.get("looks", 0))
+    if (record := _study(file)) is not None:
+        notes, judging = record["notes"], record.get("judging")
+        parts = [(part["longer"], list(map(results.from_json, part["rows"]))) for part in record["parts"]]
+        looks = max(record.get("look", 0), record.get("looks", 0))
     elif _looks(folder):
         raise InputError(f"'{file}' is gone: run the study's command again")
-    about = directory.recorded_environment(folder)
-    if around := (about or {}).get("switches"):
-        notes = [*notes, f"{folder.name} was trained under " + ", ".join(f"{name}={around[name]}" for name in around)]
+    environment = directory.recorded_environment(folder)
+    if switches := (environment or {}).get("switches"):
+        listed = ", ".join(f"{name}={value}" for name, value in switches.items())
+        notes = [*notes, f"{folder.name} was trained under {listed}"]
     mixed = directory.mixed_environments(folder, [row.name for _, rows in parts for row in rows])
     notes = [*notes, *(note for note in mixed if note not in notes)]
-    found = [_kept(folder, rows)._replace(longer=longer) for longer, rows in parts]
-    return Kept(found, notes, judging, looks)
+    return StudyRecord(
+        [_read_fits(folder, rows)._replace(longer=longer) for longer, rows in parts], notes, judging, looks
+    )
 
 
-def _lost(folder: Path, done: Sequence[Result], gone: Collection[str]) -> list[str]:
-    """What is to be said of fits in results.jsonl whose checkpoint or predictions are gone; none if all are there."""
-    known = {result.key for result in done} | set(gone)
+def _lost(folder: Path, finished: Sequence[Result], superseded: Collection[str]) -> list[str]:
+    """A note on the fits in results.jsonl whose checkpoint or predictions are gone; none if all are there."""
+    known = {result.key for result in finished} | set(superseded)
     others = [result for result in directory.results(folder) if result.strategy != "pretrain"]
     lost = [result.name for result in others if result.key not in known]
     if not lost:
@@ -129,7 +139,7 @@ def _lost(folder: Path, done: Sequence[Result], gone: Collection[str]) -> list[s
 
 
 def _study(file: Path) -> dict[str, Any] | None:
-    """What `keep` wrote; None if there is no such file. Raises InputError for one damaged or of other types."""
+    """study.json; None if there is no such file. Raises InputError if it is damaged or of other types."""
     record = directory.read_record(file, STUDY)
     for i, part in enumerate(record["parts"] if record else ()):
         for j, row in enumerate(part["rows"]):
@@ -144,34 +154,38 @@ def _whole(folder: Path) -> bool:
     if not file.is_file() or not (folder / "results.jsonl").is_file():
         return False
     lines = directory.flags_text(file).splitlines()
-    known = FLAGS
-    named = [line for line in lines if line.startswith("--") and line[2:].partition("=")[0] in known]
+    named = [line for line in lines if line.startswith("--") and line[2:].partition("=")[0] in FLAGS]
     settings = Settings.from_flags(**parse_flags(["report", *named]))
-    there = Counter(row.seed for row in directory.finished(folder).values() if row.strategy != "pretrain")
+    trained = Counter(row.seed for row in directory.finished(folder).values() if row.strategy != "pretrain")
     wanted = Counter(seed for budget in settings.train_examples for seed in budgets.seeds(budget, settings.seeds))
-    return all(there[seed] >= count * len(settings.strategies) for seed, count in wanted.items())
+    return all(trained[seed] >= count * len(settings.strategies) for seed, count in wanted.items())
 
 
 def read(file: Path, sha256: str | None = None) -> tuple[np.ndarray, np.ndarray]:
     """(predicted classes, labels), int [items] each, of a .npz of `probabilities` or `predicted`, and `labels`.
 
-    Raises InputError for a file that has them not, or not of one length, and for one that has not this SHA-256.
+    Raises InputError for a file without them, or with arrays of other lengths, and for one of another SHA-256.
     """
-    kept = _arrays(file, ("probabilities", "predicted", "labels"), sha256)
-    labels = kept.get("labels", np.zeros((0, 0)))
-    probabilities = kept.get("probabilities")
-    found = kept.get("predicted")
+    arrays = _arrays(file, ("probabilities", "predicted", "labels"), sha256)
+    labels = arrays.get("labels", np.zeros((0, 0)))
+    probabilities = arrays.get("probabilities")
+    predicted = arrays.get("predicted")
     if probabilities is not None and probabilities.ndim == 2 and probabilities.shape[1] and _ordered(probabilities):
-        found = probabilities.argmax(-1)
-    if found is None or labels.ndim != 1 or found.shape != labels.shape or not np.issubdtype(labels.dtype, np.integer):
+        predicted = probabilities.argmax(-1)
+    if (
+        predicted is None
+        or labels.ndim != 1
+        or predicted.shape != labels.shape
+        or not np.issubdtype(labels.dtype, np.integer)
+    ):
         raise InputError(
             f"predictions '{file}': give labels [items] and predicted [items] or probabilities [items, classes]"
         )
-    return found, labels
+    return predicted, labels
 
 
 def _ordered(array: np.ndarray) -> bool:
-    """Whether it has numbers, of which one can be the largest."""
+    """Whether an array has numbers of which one can be the largest."""
     return array.dtype.kind in "biuf"
 
 
@@ -180,11 +194,11 @@ def groups_in(file: Path) -> np.ndarray | None:
 
     Raises InputError for a file that cannot be read, and for groups that are no integers or words, one an example.
     """
-    kept = _arrays(file, ("groups", "labels"))
-    groups = kept.get("groups")
+    arrays = _arrays(file, ("groups", "labels"))
+    groups = arrays.get("groups")
     if groups is None:
         return None
-    if "labels" not in kept or groups.shape != kept["labels"].shape or groups.dtype.kind not in "iuU":
+    if "labels" not in arrays or groups.shape != arrays["labels"].shape or groups.dtype.kind not in "iuU":
         raise InputError(
             f"predictions '{file}': groups are {groups.dtype} {list(groups.shape)}: give integers or words, [items]"
         )
@@ -196,7 +210,7 @@ _MEMBERS = ("probabilities", "predicted", "labels", "groups")
 
 
 def _arrays(file: Path, names: Sequence[str], sha256: str | None = None) -> dict[str, np.ndarray]:
-    """Those of the arrays that a .npz has; raises InputError for one that cannot be read or has not this SHA-256."""
+    """Those of the arrays that a .npz has; raises InputError if it cannot be read or has another SHA-256."""
     try:
         if file.exists() and not file.is_file():
             raise ValueError("it is no file")
@@ -208,23 +222,24 @@ def _arrays(file: Path, names: Sequence[str], sha256: str | None = None) -> dict
         raise InputError(f"predictions '{file}' cannot be read ({error}): write it again") from error
 
 
-def all_groups(found: Sequence[Found]) -> dict[str, np.ndarray]:
+def all_groups(parts: Sequence[Predictions]) -> dict[str, np.ndarray]:
     """{target: which of its test examples are alike}; raises InputError where fits of one target say otherwise."""
     groups: dict[str, np.ndarray] = {}
-    for part in found:
-        for target, own in part.groups.items():
-            known = groups.setdefault(target, own)
-            pairs = np.unique(np.stack([known, own]), axis=1).shape[1] if known.shape == own.shape else 0
-            if not pairs == len(np.unique(known)) == len(np.unique(own)):
+    for part in parts:
+        for target, of_part in part.groups.items():
+            known = groups.setdefault(target, of_part)
+            pairs = np.unique(np.stack([known, of_part]), axis=1).shape[1] if known.shape == of_part.shape else 0
+            if not pairs == len(np.unique(known)) == len(np.unique(of_part)):
                 raise InputError(f"fits of '{target}' have their test examples in different groups: give all the same")
     return groups
 
 
-def _require_one_study(found: Sequence[Found]) -> None:
+def _require_one_study(parts: Sequence[Predictions]) -> None:
+    """Raise InputError, as `right` says, for fits that cannot be of one study."""
     cells: dict[Cell, list[Result]] = {}
     labels: dict[str, np.ndarray] = {}
     sizes: dict[str, int] = {}
-    for part in found:
+    for part in parts:
         for row in part.rows:
             cells.setdefault(cell(row, part.longer), []).append(row)
             classes = sizes.setdefault(row.target, len(row.confusion or ()))
@@ -232,9 +247,9 @@ def _require_one_study(found: Sequence[Found]) -> None:
                 raise InputError(
                     f"fits of '{row.target}' have {classes} and {len(row.confusion)} classes: report those of one"
                 )
-        for target, theirs in part.labels.items():
-            known = labels.setdefault(target, theirs)
-            if known.shape != theirs.shape or (known != theirs).any():
+        for target, of_part in part.labels.items():
+            known = labels.setdefault(target, of_part)
+            if known.shape != of_part.shape or (known != of_part).any():
                 raise InputError(
                     f"fits of '{target}' were judged on two sets of test examples: report those of one set alone"
                 )
@@ -242,15 +257,15 @@ def _require_one_study(found: Sequence[Found]) -> None:
         require_one_recipe(rows)
 
 
-def right(found: Sequence[Found]) -> dict[Cell, dict[int, np.ndarray]]:
-    """{cell: {seed: scores on the test examples, as `comparisons.Right` has them}} of the fits that count.
+def right(parts: Sequence[Predictions]) -> dict[Cell, dict[int, np.ndarray]]:
+    """{cell: {seed: scores on the test examples, as `verdicts.Right` has them}} of the fits that count.
 
     Raises InputError for two fits of one cell and seed, fits of several recipes in one cell, and fits of one target
     that were judged on other test examples.
     """
-    _require_one_study(found)
+    _require_one_study(parts)
     table: dict[Cell, dict[int, np.ndarray]] = {}
-    for part in found:
+    for part in parts:
         for row in part.rows:
             scores = _scores(part, row)
             if scores is not None:
@@ -258,8 +273,8 @@ def right(found: Sequence[Found]) -> dict[Cell, dict[int, np.ndarray]]:
     return table
 
 
-def _scores(part: Found, row: Result) -> np.ndarray | None:
-    """Which test examples a fit gets right, bool [items]; of a diverged one what it counts as, float [items]."""
+def _scores(part: Predictions, row: Result) -> np.ndarray | None:
+    """Which test examples a fit gets right, bool [items]; for a diverged fit what it counts as, float [items]."""
     labels, share = part.labels.get(row.target), accuracy(row)
     if row.diverged:
         return None if labels is None or share is None else np.full(len(labels), share)
@@ -279,45 +294,47 @@ def longer_name(steps: int | None) -> str:
 
 
 def at_equal_total(
-    table: Right, rows: Sequence[Result], margin: float, level: float, groups: comparisons.Groups
-) -> list[comparisons.Comparison]:
+    table: Right, rows: Sequence[Result], margin: float, level: float, groups: Groups
+) -> list[Comparison]:
     """Each strategy against scratch that was given the source's steps too, a budget at a time."""
     steps = {}
     for row in rows:
         if row.steps is not None and row.source_steps is not None and row.strategy != "scratch":
             steps[cell(row)] = row.steps + row.source_steps
-    found = []
-    for where in comparisons.sorted_cells(table):
-        if where in steps:
-            name = longer_name(steps[where])
-            more: dict[str, Any] = {"against": comparisons.TOTAL, "longer": True, "groups": groups}
-            one = comparisons.alone(table, [where], margin, level, name, **more)
-            found += [one] if one else []
-    return found
+    beside = []
+    for cell_of_fit in sorted_cells(table):
+        if cell_of_fit in steps:
+            name = longer_name(steps[cell_of_fit])
+            more: dict[str, Any] = {"against": TOTAL, "longer": True, "groups": groups}
+            comparison = alone(table, [cell_of_fit], margin, level, name, **more)
+            beside += [comparison] if comparison else []
+    return beside
 
 
-def most_wrong(found: Sequence[Found]) -> dict[str, tuple[np.ndarray, list[str]]]:
+def most_wrong(parts: Sequence[Predictions]) -> dict[str, tuple[np.ndarray, list[str]]]:
     """{target: (the test images most often taken for another class, a caption each)}."""
-    shown = {}
-    for target in dict.fromkeys(part.rows[0].target for part in found if part.rows and part.images is not None):
-        parts = [part for part in found if part.rows and part.rows[0].target == target and part.images is not None]
-        first, taken = parts[0], np.array([one for part in parts for one in part.predicted.values()])
-        if not len(taken) or first.images is None or first.images.ndim != 4:
+    worst_of = {}
+    with_images = [part for part in parts if part.rows and part.images is not None]
+    for target in dict.fromkeys(part.rows[0].target for part in with_images):
+        of_target = [part for part in with_images if part.rows[0].target == target]
+        first, predicted = of_target[0], np.array([fit for part in of_target for fit in part.predicted.values()])
+        if not len(predicted) or first.images is None or first.images.ndim != 4:
             continue
         labels = first.labels[target]
-        wrong = taken != labels
+        wrong = predicted != labels
         worst = np.argsort(-wrong.sum(0), kind="stable")[:MOST_WRONG]
         captions = []
         for i in worst:
-            other, _ = Counter(taken[wrong[:, i], i].tolist()).most_common(1)[0] if wrong[:, i].any() else (0, 0)
-            names = (first.classes[labels[i]], first.classes[other])
-            captions.append(f"{names[0]} taken for {names[1]}; {100 * wrong[:, i].mean():.0f} % of fits are wrong")
-        shown[target] = (first.images[worst], captions)
-    return shown
+            taken = Counter(predicted[wrong[:, i], i].tolist()).most_common(1) if wrong[:, i].any() else [(0, 0)]
+            right_class, wrong_class = first.classes[labels[i]], first.classes[taken[0][0]]
+            share = f"{100 * wrong[:, i].mean():.0f} % of fits are wrong"
+            captions.append(f"{right_class} taken for {wrong_class}; {share}")
+        worst_of[target] = (first.images[worst], captions)
+    return worst_of
 
 
-def looked(folder: Path, table: Right, able: Collection[str] | None = None) -> int:
-    """How often results have been looked at, this time counted: another set of fits is another look.
+def count_look(folder: Path, table: Right, able: Collection[str] | None = None) -> int:
+    """How often results in a run directory have been looked at, this time counted: another set of fits is another look.
 
     `able` are the targets of which a verdict can be given, None for all: fits of others are no look.
     `folder`/looks.json holds the fits of each look, and study.json how many there were: looks.json cannot be
@@ -338,11 +355,11 @@ def looked(folder: Path, table: Right, able: Collection[str] | None = None) -> i
             "it, or take fresh --seeds and a new --workdir"
         )
     judged = {cell: fits for cell, fits in table.items() if able is None or cell.target in able}
-    now = json.loads(json.dumps(sorted([*map(str, cell), seed] for cell, fits in judged.items() for seed in fits)))
+    fits_now = json.loads(json.dumps(sorted([*map(str, cell), seed] for cell, fits in judged.items() for seed in fits)))
     # An older tljax wrote down the fits of every target.
     last = [fit for fit in looks[-1] if able is None or fit[1] in able] if looks else None
-    if now and last != now:
-        looks.append(now)
+    if fits_now and last != fits_now:
+        looks.append(fits_now)
         directory.write_record(file, {"looks": looks})
     return len(looks)
 

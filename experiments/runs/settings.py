@@ -144,7 +144,10 @@ class Recipe:
     points: int = flag(10, "how many points the curves have under --steps", bounds=(1, 10**6))
     loss: str = flag("softmax_cross_entropy", "L (nats): a loss of optax, or package.module:attribute")
     label_smoothing: float = flag(0.0, "fraction of each label spread over all classes; for losses of one-hot labels")
-    penalty: str = flag("", "lambda R over the trained leaves: l2:weight=1e-4:on=head/**, several with commas")
+    penalty: str = flag(
+        "",
+        "lambda R over the trained leaves: l2:weight=1e-4:on=head/**, several with commas, or FILE.py:penalty:weight=1",
+    )
     validation: float = flag(0.0, "fraction of the training examples held out; they count as labels used")
 
 
@@ -180,7 +183,9 @@ class RunFlags:
         place="new",
         often=True,
     )
-    save_fisher: bool = flag(False, "leave the source's Fisher information in its checkpoint, for --penalty=ewc")
+    save_fisher: bool = flag(
+        False, "leave the source's Fisher information in its checkpoint, for --penalty=ewc and its like"
+    )
     checkpoint_every: int = flag(
         5, "segments (epochs, or between --points) after which fits are saved", role="free", bounds=(1, None)
     )
@@ -322,7 +327,8 @@ class Settings(
 
     def beyond_neutral(self) -> dict[str, Any]:
         """{flag: value} of those with a neutral value that have another one: what enters a fit's key of them."""
-        return {name: getattr(self, name) for name, value in NEUTRAL.items() if getattr(self, name) != value}
+        known = {name: value for name, value in NEUTRAL.items() if name in vars(self)}
+        return {name: getattr(self, name) for name, value in known.items() if getattr(self, name) != value}
 
 
 def parse_flags(argv: Sequence[str]) -> dict[str, Any]:
@@ -338,7 +344,12 @@ GROWING = tuple(f.name for f in _FIELDS if f.metadata["role"] == "grows")
 """The lists that may grow from one run to the next in one run directory."""
 FREE = tuple(f.name for f in _FIELDS if f.metadata["role"] == "free")
 """What may change, since it decides no bit of a result."""
-NEUTRAL = {f.name: f.metadata["neutral"] for f in _FIELDS if f.metadata["neutral"] is not None}
+NEUTRAL = {
+    prefix + f.name: f.metadata["neutral"]
+    for prefix, group in (("", _FIELDS), (Recipe.TWIN, flags.fields(Recipe)))
+    for f in group
+    if f.metadata["neutral"] is not None
+}
 """{flag: the value under which all is as before there was the flag}: it enters no key, and old runs are of it."""
 
 

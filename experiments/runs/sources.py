@@ -13,6 +13,7 @@ the SHA-256 of the weights and of itself, and both are held against them; one th
 
 import hashlib
 import json
+import os.path
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple
 import jax
 
 from experiments.runs import console, directory, fields, process
-from experiments.runs.flags import flag
+from experiments.runs.flags import flag, found_from, written_from
 from experiments.runs.settings import Recipe, Settings
 from tljax import checkpoint, files, models, paths, plugins, weights
 from tljax.study.results import Result
@@ -453,8 +454,29 @@ def settings_of(flags: Mapping[str, Any], place: str, *, several: bool = False) 
     described = about.get("model", {})
     of_model = {name: described[name] for name in MODEL_FLAGS if name in described}
     of_model |= {"hidden": tuple(of_model["hidden"])} if "hidden" in of_model else {}
+    if "model" in of_model and (several or "model" not in flags):
+        of_model["model"] = _model_file(of_model["model"], Path(place))
     both = {**flags, **of_model} if several else {**of_model, **flags}
     return Settings.from_flags(**{**both, "source_checkpoint": place})
+
+
+def _model_file(model: str, place: Path) -> str:
+    """The model that a source says of itself, its file found from where the run began, or from beside the weights.
+
+    Raises InputError, with the folders, where it is in none of them.
+    """
+    file = plugins.parse(model).name
+    if not file.endswith(".py") or os.path.lexists(file):
+        return model
+    run = place if (place / "flags.flags").is_file() else place.parent.parent
+    folders = [str(place.parent)] if is_weights_file(str(place)) else written_from(run / "flags.flags")
+    if not os.path.isabs(file) and (found := found_from(file, folders)):
+        return plugins.quoted(found) + model.removeprefix(plugins.quoted(file))
+    sought = "".join(f", nor from '{folder}'" for folder in folders)
+    raise InputError(
+        f"the model of '{place}' is '{file}', which is not there from the working directory{sought}: give its file as "
+        "--model=FILE.py:model"
+    )
 
 
 def load(settings: Settings) -> LoadedSource:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.runs import fit, methods, plan
+from experiments.runs import fit, plan
 from experiments.runs.fit import DeviceData, PreparedFit
 from experiments.runs.plan import Experiment
 from experiments.runs.sources import Trained
@@ -113,11 +113,9 @@ def prepare(task: SearchTask, experiment: Experiment, seed: int, trained: Mappin
     identity = source.identity[seed] if source and seed in trained else None
     of_start = (strategy.label, model, settings.head, seed, identity, recipe)
     if of_start not in task.shared:
-        ground = methods.ground(settings, model, source, target, streams)
-        if seed in trained:
-            ground = methods.with_source(ground, trained[seed])
+        initial = plan.initialization_of(experiment, seed, trained.get(seed))
         look = fit.look_at(on_device, model, streams, task.budget)
-        task.shared[of_start] = methods.start(strategy, ground, look)
+        task.shared[of_start] = plan.start_of(strategy, initial, look)
     keeps_dropout = plan.stages_with_dropout(settings, model, plan.example_shape(target))
     result = Result(name=strategy.label, target=target.name, strategy=strategy.name, seed=seed)
     prepared = fit.build(on_device, model, task.shared[of_start], streams, task.budget, result, keeps_dropout)

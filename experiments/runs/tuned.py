@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.runs import directory, plan
+from experiments.runs.flags import PATHS_FROM
 from experiments.runs.search_flags import FIRST_SEED
 from experiments.runs.settings import FLAGS, Recipe, Settings, parse_flags
 from tljax import plugins
@@ -48,7 +49,8 @@ def write_winners(folder: Path, winners: Mapping[Arm, Winner]) -> None:
         if len(winners) > 1:
             directory.make_folder(file.parent)
         head = f"# python -m experiments.transfer --flagfile={file} --workdir=NEW"
-        directory.replace(file, directory.signed("\n".join([head, *winner.settings.flagfile_lines(), ""])))
+        where = [f"{PATHS_FROM}{place}" for place in directory.working_directory()]
+        directory.replace(file, directory.signed("\n".join([head, *where, *winner.settings.flagfile_lines(), ""])))
 
 
 def study_flags(

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from tljax import masks, ready
+from tljax import initialization, masks
 from tljax.audit.grounds import Ground
 from tljax.audit.lines import copy
 from tljax.types import Context, Mask, Method, Params, Phase
@@ -36,7 +36,8 @@ class Case(NamedTuple):
 
 def case(method: Method, options: Mapping[str, Any], ground: Ground) -> Case:
     """As in an experiment whose head is new."""
-    made = ready.target(method, options, ground.stages, ground.source, ground.drawn, jax.random.key(2))
+    initial = initialization.Initialization(ground.stages, ground.source, ground.drawn, jax.random.key(2))
+    made = initialization.initialize(method, options, initial)
     context = Context(ground.stages, ground.source, made.fresh, jax.random.key(3), *ground.look(made.merge))
     return Case(ground, method, options, made.ordinary, made.params, context, made.must, made.merge)
 
@@ -50,8 +51,8 @@ def ask(
     """
     with _global_randomness(state):
         own = copy(case.params) if params is None else params
-        given = case.method.strategy(own, context or ready.shown(case.context), **case.options)
-    return ready.phases(given)
+        given = case.method.strategy(own, context or initialization.shown(case.context), **case.options)
+    return initialization.phases(given)
 
 
 def evaluate(case: Case, phases: tuple[Phase, ...], *, state: int = 0) -> tuple[Phase, ...]:
@@ -63,7 +64,7 @@ def evaluate(case: Case, phases: tuple[Phase, ...], *, state: int = 0) -> tuple[
 def at_boundary(case: Case, phase: Phase) -> Callable[[Params], Mask]:
     """The mask of a phase as a function of the parameters at its start."""
     if masks.is_strategy(phase.mask):
-        return lambda params: phase.mask(copy(params), ready.shown(case.context))
+        return lambda params: phase.mask(copy(params), initialization.shown(case.context))
     return lambda params: phase.mask
 
 

@@ -43,7 +43,7 @@ def data(shape: tuple[int, ...]) -> train.Data:
 
 
 def of_model(name: str) -> Ground:
-    """The ground of a model as `--model` names it, for images 8 x 8 (an MLP gets 2 x 2 x 2).
+    """The ground of a model by its name, for images 8 x 8 (an MLP gets 2 x 2 x 2).
 
     Its activation is tanh, if it takes one, so that no unit is dead.
     """

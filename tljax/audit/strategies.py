@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from tljax import masks, models, paths, plugins, ready, train
+from tljax import initialization, masks, models, paths, plugins, train
 from tljax.audit import fits, grounds
 from tljax.audit.cases import Case, ask, at_boundary, case, evaluate
 from tljax.audit.lines import Check, changed, copy, line, same_bytes
@@ -24,7 +24,7 @@ _BOOKKEEPING = 16
 def check_strategy(
     strategy: str | Method | Callable[..., Any], options: Mapping[str, Any] | None = None, *, model: str = "mlp"
 ) -> list[Check]:
-    """A line a check of a strategy: a text as `--strategies` takes, a Method, or the function itself.
+    """A line a check of a strategy: a spec, a Method, or the function itself.
 
     It is tried on `model`, a small CNN with norms, and five odd pytrees. Where it says in an InputError what a ground
     lacks, it does not apply (`passed` is None); it must apply to a model, the first of which carries the proofs that
@@ -125,7 +125,7 @@ def _fresh(found: Case) -> None:
 
 
 def _untouched(found: Case) -> None:
-    params, context = copy(found.params), ready.shown(found.context)
+    params, context = copy(found.params), initialization.shown(found.context)
     for phase in ask(found, params, context):
         if masks.is_strategy(phase.mask):
             phase.mask(params, context)
@@ -148,7 +148,7 @@ def _deterministic(found: Case) -> None:
 def _abstract(found: Case) -> None:
     shapes, source = jax.eval_shape(lambda: (found.params, found.ground.source))
     remedy = "shapes alone do not give the same mask: if it depends on values, set DATA_DRIVEN = True"
-    context: Context = ready.shown(found.context)._replace(source_params=source, gradient=None, fisher=None)
+    context: Context = initialization.shown(found.context)._replace(source_params=source, gradient=None, fisher=None)
     try:
         abstract = ask(found, shapes, context)
     except (Exception, SystemExit) as error:

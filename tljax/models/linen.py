@@ -33,7 +33,7 @@ def stage(
     With a key the module trains, without one it is evaluated. It is told so by each of `train`, `training`,
     `is_training`, `is_train` and `deterministic` that its `__call__` or its fields take; a field that is set by hand
     to the value of evaluation, other than its default, stays. What the module hands on to its submodules is its own
-    affair (`experiments.check --model` says which dropout never fires), but for three things: Flax's dropout and
+    affair (`experiments.check` says which dropout never fires), but for three things: Flax's dropout and
     attention drop nothing in evaluation, drop in training where nobody says, and Flax's norms use their running
     statistics at all times. These become the leaves 'batch_stats/...', which never train.
 

@@ -53,7 +53,7 @@ class Journal(BaseJournalBackend):
 
     def _opened(self, flags: int) -> Any:
         """The file, opened anew; raises InputError if it is a link, which may lead anywhere, or no regular file."""
-        not_a_file = InputError(f"--storage={self._file} is a link or no file: name another")
+        not_a_file = InputError("it is a link or no file: name another", field="storage", value=self._file)
         if os.path.lexists(self._file) and not stat.S_ISREG(os.lstat(self._file).st_mode):
             raise not_a_file
         return open(os.open(self._file, flags | os.O_NOFOLLOW, 0o644), "r+b" if flags & os.O_RDWR else "rb")
@@ -76,7 +76,7 @@ class Journal(BaseJournalBackend):
     def _checked(self, line: bytes) -> dict[str, Any]:
         """The entry of a line, without its SHA-256; raises InputError if it was altered, or is no entry."""
         number = len(self._ends)
-        remedy = "restore it, or begin another with --storage or a new --workdir"
+        remedy = "restore it, or begin another with `storage=` or a new `workdir=`"
         try:
             entry = json.loads(line)
             digest = entry.pop("sha256", None)

@@ -75,7 +75,8 @@ def opened(
         except Exception as error:  # of the storage's own libraries, which have no type in common
             at_once = any(word in str(error) for word in ("UNIQUE", "already exists", "locked"))
             if not at_once or attempt == _ATTEMPTS - 1:
-                raise InputError(f"--storage={storage} cannot be reached: {plugins.said(error)}") from error
+                reason = f"it cannot be reached: {plugins.said(error)}"
+                raise InputError(reason, field="storage", value=storage) from error
             time.sleep(0.5 * (attempt + 1))
     before = study.user_attrs.get("about")
     if before is None:
@@ -83,7 +84,8 @@ def opened(
     elif before != about:
         differ = [key for key in about if before.get(key) != about[key]]
         listed = "; ".join(f"{key} {before.get(key)} there, {about[key]} here" for key in differ)
-        raise InputError(f"study '{name}' in --storage={storage} is of another search ({listed}): name another --study")
+        reason = f"its study '{name}' is of another search ({listed}): name another with `study=`"
+        raise InputError(reason, field="storage", value=storage)
     return Search(study, spec, seed, lease)
 
 
@@ -141,7 +143,7 @@ def _in_one_line(called: _Called) -> _Called:
             return called(*args, **options)
         except StorageInternalError as error:
             cause = getattr(error.__cause__, "orig", None) or error.__cause__ or error
-            raise InputError(f"--storage fails ({cause}): see to it, and run the same command again") from error
+            raise InputError(f"`storage=` fails ({cause}): see to it, and run the same command again") from error
 
     return wrapped  # type: ignore[return-value]  # it takes and gives what `called` does
 
@@ -272,7 +274,7 @@ def best(study: Any) -> Any:
     finite = [trial for trial in finished if not trial.user_attrs.get("diverged")]
     if not finite:
         name = study.study_name
-        raise InputError(f"all {len(finished)} trials of study '{name}' diverged: lower the rates of --space")
+        raise InputError(f"all {len(finished)} trials of study '{name}' diverged: lower the rates of `space=`")
     return max(finite, key=lambda trial: (trial.value, -trial.number))
 
 

@@ -78,10 +78,11 @@ def read(texts: Sequence[str]) -> tuple[Range, ...]:
     ranges = tuple(parse(text) for text in texts)
     names = [dimension.name for dimension in ranges]
     if not names:
-        raise InputError("--space is not given: name a flag and its range, such as --space=learning_rate:log:1e-3:1")
+        example = "`space=learning_rate:log:1e-3:1`"
+        raise InputError(f"`space=` is not given: name a flag and its range, such as {example}")
     for name in names:
         if names.count(name) > 1:
-            raise InputError(f"--space names '{name}' twice: keep one")
+            raise InputError(f"`space=` names '{name}' twice: keep one")
     return ranges
 
 
@@ -100,9 +101,9 @@ def applied(flags: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, An
             changed[name] = value
         elif flag == "penalty":
             terms = [term for term in plugins.split(changed.get("penalty", ""), ",") if term]
-            changed["penalty"] = ",".join(_with(terms, inner, value, "--penalty"))
+            changed["penalty"] = ",".join(_with(terms, inner, value, "penalty"))
         elif flag == "strategy":
-            changed["strategies"] = tuple(_with(list(changed.get("strategies", ())), inner, value, "--strategies"))
+            changed["strategies"] = tuple(_with(list(changed.get("strategies", ())), inner, value, "strategies"))
         else:
             raise InputError(f"space '{name}': only penalty.NAME.OPTION and strategy.NAME.OPTION have dots")
     return changed
@@ -111,12 +112,12 @@ def applied(flags: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, An
 def _with(specs: Sequence[str], inner: str, value: Any, flag: str) -> list[str]:
     """The specs, where that of one name has another value of one option; `inner` is NAME.OPTION."""
     name, _, option = inner.rpartition(".")
-    names = [own_name(spec) if flag == "--strategies" else plugins.parse(spec).name for spec in specs]
+    names = [own_name(spec) if flag == "strategies" else plugins.parse(spec).name for spec in specs]
     if name not in names:
-        raise InputError(f"space '{inner}': '{name}' is not in {flag}{plugins.nearest(name, names)}")
+        raise InputError(f"space '{inner}': '{name}' is not in `{flag}=`{plugins.nearest(name, names)}")
     changed = []
     for text, own in zip(specs, names, strict=True):
-        alias, rest = plugins.named(text) if flag == "--strategies" else ("", text)
+        alias, rest = plugins.named(text) if flag == "strategies" else ("", text)
         spec = plugins.parse(rest)
         options = {**spec.options, option: value} if own == name else spec.options
         words = map(plugins.quoted, (spec.name, *spec.words))
@@ -126,7 +127,7 @@ def _with(specs: Sequence[str], inner: str, value: Any, flag: str) -> list[str]:
 
 
 def own_name(strategy: str) -> str:
-    """What a strategy of --strategies is called in strategy.NAME.OPTION: its name, or its spec's without options.
+    """The name of a strategy in strategy.NAME.OPTION: its name, or its spec's without options.
 
     >>> own_name("LN_QV=mine.py:strategy:k=2"), own_name("mine.py:strategy"), own_name("last_k:k=2")
     ('LN_QV', 'mine.py', 'last_k')

@@ -193,11 +193,10 @@ def compared(
 def require_family(kind: str) -> None:
     """Raise InputError unless `kind` is area or budgets: nothing else can be what a family is of."""
     if kind in ("tasks", "targets", "sources"):
-        raise InputError(
-            f"--family={kind}: a claim over {kind} needs them drawn at random; these speak of themselves alone"
-        )
+        reason = f"a claim over {kind} needs them drawn at random; these speak of themselves alone"
+        raise InputError(reason, field="family", value=kind)
     if kind not in ("area", "budgets"):
-        raise InputError(f"--family={kind}: it is area or budgets")
+        raise InputError("it is area or budgets", field="family", value=kind)
 
 
 def sorted_cells(right: Right) -> list[Cell]:

@@ -1,0 +1,200 @@
+"""Where a fit of a strategy starts: graft, adapt, what the strategy answers, and lint, in this order.
+
+`start` is all of it; `initialize` ends before the strategy is asked.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tljax import graft, masks, paths, plugins, switches
+from tljax.types import Context, InputError, Mask, Method, Params, Phase
+
+
+class Initialization(NamedTuple):
+    """What every strategy starts from under one seed."""
+
+    stages: tuple[str, ...]
+    """Path prefixes in the order of the model; the last is the head."""
+    source: Params | None
+    drawn: Params
+    """The target's parameters, drawn anew."""
+    key: jax.Array
+    """Of what a strategy draws."""
+    head: str = "fresh"
+    """'copy', 'fresh' or 'zero'."""
+    fisher: Params | None = None
+    """The source's Fisher information, if there is any."""
+
+
+class Initialized(NamedTuple):
+    """A target after graft and adapt."""
+
+    plan: graft.Plan
+    ordinary: Params
+    """Before adapt."""
+    params: Params
+    fresh: Mask
+    """Which leaves were drawn anew, or added by adapt."""
+    must: Mask
+    """Those that have to train: all of them, or the head's if `reinit` drew others, which may be frozen on purpose."""
+    merge: Callable[[Params], Params] | None
+
+
+class Start(NamedTuple):
+    """Where a fit begins."""
+
+    params: Params
+    phases: tuple[tuple[float, Mask | Callable[[Params], Mask]], ...]
+    """(fraction of training, mask); a function is called with the parameters at that point. Empty where the strategy
+    looks at data and there were none."""
+    fresh: Mask
+    """Which leaves were drawn anew."""
+    plan: graft.Plan = ()
+    merge: Callable[[Params], Params] | None = None
+    fisher: Params | None = None
+    """The source's Fisher information, for a penalty: a tree like the parameters."""
+
+
+Look = Callable[[Callable[[Params], Params] | None], tuple[Callable[[Params], Params], Callable[[Params], Params]]]
+"""merge -> (gradient, fisher): what a data-driven strategy may look at."""
+
+
+def _call_plainly(part: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    return function(*arguments, **options)
+
+
+def start(
+    method: Method,
+    options: Mapping[str, Any],
+    initialization: Initialization,
+    look: Look | None = None,
+    name: str = "the strategy",
+    call: Callable[..., Any] = _call_plainly,
+) -> Start:
+    """Graft, adapt, ask the strategy, and lint its answer; masks that it leaves to their boundary are linted there.
+
+    A strategy that looks at data is asked only with a `look`. Functions of the strategy's file are called by
+    `call(part, function, ...)`, which may say of an exception whose it is. Raises InputError, which begins with `name`,
+    for a mask that cannot be trained, and where the model does not find its leaves again after adapt and merge.
+    """
+    initialized = call("reinit or adapt", initialize, method, options, initialization)
+    if method.adapt:
+        _require_model(initialized, name, call)
+    params, rest = initialized.params, (initialized.fresh, initialized.plan, initialized.merge)
+    if method.data_driven and look is None:
+        return Start(params, (), *rest)
+    gradient, fisher = look(initialized.merge) if look else (None, None)
+    stages, source, key = initialization.stages, initialization.source, initialization.key
+    context = Context(stages, source, initialized.fresh, key, gradient, fisher)
+    given = jax.tree.map(jnp.asarray, params), shown(context)
+    answered = phases(call("", method.strategy, *given, **options))
+
+    def linted(params: Params, mask: Mask) -> Mask:
+        try:
+            masks.lint(params, mask, initialized.must)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+        return own(mask)
+
+    def later(phase: Phase) -> Callable[[Params], Mask]:
+        return lambda params: linted(params, call("a phase", phase.mask, own(params), shown(context)))
+
+    try:
+        masks.lint_phases(params, answered, initialized.must)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+    at = tuple((float(p.start), later(p) if masks.is_strategy(p.mask) else own(p.mask)) for p in answered)
+    return Start(params, at, *rest, initialization.fisher)
+
+
+def initialize(method: Method, options: Mapping[str, Any], initialization: Initialization) -> Initialized:
+    """Graft the source onto what was drawn, then adapt.
+
+    Raises InputError for what `graft.plan` refuses, and where `reinit` or `adapt` gives what it cannot mean.
+    """
+    stages, source, drawn, key, head, _ = initialization
+    again, last = redrawn(method, options, stages), stages[-1:]
+    fresh_stages, zero = (*again, *last) if head == "fresh" else again, last if head == "zero" else ()
+    plan = graft.plan(source, drawn, fresh=fresh_stages, zero=zero)
+    ordinary, fresh = graft.apply(plan, source, drawn)
+    params, merge = ordinary, None
+    if method.adapt:
+        known = dict(paths.items(fresh))
+        context = (Context(stages=stages, fresh=own(fresh)),) if plugins.takes(method.adapt, "context") else ()
+        params = _call(method.adapt, options, own(ordinary), key, *context)
+        if params is None:
+            raise InputError("adapt returned None: return the parameters with the new leaves")
+        for path, leaf in paths.items(params):
+            if not isinstance(leaf, int | float | np.generic | np.ndarray | jax.Array):
+                raise InputError(f"adapt gives {plugins.shown(leaf)} at '{path}': a leaf is an array")
+        fresh = paths.each(lambda path, leaf: known.get(path, True), params)
+        merge = Merge(method.merge, repr(options), options) if method.merge else None
+    must = masks.intersect(fresh, masks.under(params, last)) if again else fresh
+    return Initialized(plan, ordinary, params, fresh, must, merge)
+
+
+def _require_model(initialized: Initialized, name: str, call: Callable[..., Any]) -> None:
+    """Raise InputError unless the model finds its leaves again, in their shapes."""
+    merge: Any = initialized.merge or (lambda same: same)
+    after = call("merge", lambda: jax.eval_shape(merge, initialized.params))
+    if initialized.merge:
+        paths.same_structure(initialized.ordinary, after, "the model", f"what merge of {name} gives")
+    shapes = {path: leaf.shape for path, leaf in paths.items(after)}
+    for path, leaf in paths.items(initialized.ordinary):
+        if shapes.get(path) != leaf.shape:
+            there = f"of shape {shapes[path]}" if path in shapes else "missing"
+            last = "merge" if initialized.merge else "adapt"
+            raise InputError(f"{name}: '{path}' {leaf.shape} is {there} after {last}: keep it")
+
+
+def redrawn(method: Method, options: Mapping[str, Any], stages: tuple[str, ...]) -> tuple[str, ...]:
+    """The path prefixes that a method draws anew beside the head; raises InputError for what is no list of them."""
+    given: Any = _call(method.reinit, options, Context(stages=stages)) if method.reinit else ()
+    if not isinstance(given, Sequence) or isinstance(given, str) or not all(isinstance(name, str) for name in given):
+        raise InputError(f"reinit gives {plugins.shown(given)}: return a list of path prefixes, or []")
+    return tuple(given)
+
+
+@dataclass(frozen=True)
+class Merge:
+    """A merge with its options; equal ones share an executable."""
+
+    function: Callable[..., Params]
+    text: str
+    """The options as text: a list among them has no hash."""
+    options: Mapping[str, Any] = field(compare=False)
+
+    def __call__(self, params: Params) -> Params:
+        """Ordinary parameters."""
+        return _call(self.function, self.options, own(params))
+
+
+def _call(function: Callable[..., Any], options: Mapping[str, Any], *arguments: Any) -> Any:
+    """Call a function of a strategy's module with those of the options that it takes."""
+    with switches.guarded():
+        return function(*arguments, **plugins.taken(function, options))
+
+
+def phases(given: Any) -> tuple[Phase, ...]:
+    """What a strategy gave, as phases: a mask is one.
+
+    >>> phases({"head": True})
+    (Phase(start=0.0, mask={'head': True}),)
+    """
+    phased = isinstance(given, list | tuple) and any(isinstance(phase, Phase) for phase in given)
+    return tuple(given) if phased else (Phase(0.0, given),)
+
+
+def own(tree: Any) -> Any:
+    """A tree that somebody else's function may write into: containers and NumPy arrays of its own."""
+    return jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, tree)
+
+
+def shown(context: Context) -> Context:
+    """The context with trees of its own."""
+    return context._replace(source_params=own(context.source_params), fresh=own(context.fresh))
