@@ -47,4 +47,4 @@ def run(strategy: str | None, model: str = "mlp") -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    flags.main(argv, str(__doc__), lambda _, form: run(**vars(form)), CheckFlags)
+    flags.main(argv, str(__doc__), lambda _, check_flags: run(**vars(check_flags)), CheckFlags)

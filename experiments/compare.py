@@ -60,109 +60,112 @@ class CompareFlags(Judging, ExperimentFlags):
 class Part(NamedTuple):
     """Fits of one source (or none) and one target that share their flags."""
 
-    todo: Experiment
+    experiment: Experiment
     longer: bool = False
     """Whether it is scratch with the source's steps added to its own."""
 
 
-def run(given: Mapping[str, Any], asked: CompareFlags, typed: Collection[str] | None = None) -> list[Result]:
-    """Train what is missing, judge, and report; the results.
+def run(values: Mapping[str, Any], options: CompareFlags, typed: Collection[str] | None = None) -> list[Result]:
+    """Train what is missing, judge, and report; returns the results.
 
-    `typed` are the flags on the command line itself, whose values --tuned must not replace; None: all that are given.
+    `values` are of the flags that programs share, {flag: value}. `typed` are the flags on the command line itself,
+    whose values --tuned must not replace; None: all of `values`.
     """
-    made = Settings.from_flags(**given)
-    require_valid(asked)
-    base = asked.against
-    names = {plugins.called(text): text for text in ("scratch", *made.strategies)}
-    base = names.get(base, base)
+    settings = Settings.from_flags(**values)
+    require_valid(options)
+    names = {plugins.called(text): text for text in ("scratch", *settings.strategies)}
+    base = names.get(options.against, options.against)
     if base not in names.values():
         raise InputError(f"--against={base} is none of --strategies{plugins.nearest(base, names)}")
-    execution = process.prepare(made)
-    parts = planned(given, asked, made, execution, typed)
+    execution = process.prepare(settings)
+    parts = planned(values, options, settings, execution, typed)
     for part in parts:
-        require_variation(part.todo)
-    method = plan.read_strategy(base)
-    against = Result(name="", target="", strategy=method.name, options=method.options, spec=method.spec or None, seed=0)
-    judging = replace(asked, against=summary.label(against))
-    if whence := tuned.origin_note(given, asked.tuned, ("scratch", *made.strategies)):
-        console.say(whence)
-    if made.dry_run:
+        require_variation(part.experiment)
+    strategy = plan.read_strategy(base)
+    against = Result(
+        name="", target="", strategy=strategy.name, options=strategy.options, spec=strategy.spec or None, seed=0
+    )
+    judging = replace(options, against=summary.label(against))
+    if origin := tuned.origin_note(values, options.tuned, ("scratch", *settings.strategies)):
+        console.say(origin)
+    if settings.dry_run:
         _show(parts)
         return []
-    named = {name: mark for part in parts for name, mark in plan.fingerprints(part.todo).items()}
+    data = {name: mark for part in parts for name, mark in plan.fingerprints(part.experiment).items()}
     _say_looks(parts, judging)
-    more = evaluations.read(made, asked.eval, [part.todo for part in parts])
-    leave = tuned.searched_flags() if asked.tuned else ()
-    with directory.opened(made, "compare", flags.flagfile_lines(asked), leave=leave) as folder:
-        found = [(part, fit.within(part.todo, folder, {**named, **evaluations.fingerprints(more)})) for part in parts]
-        lines = [line for _, some in found for line in some]
+    evals = evaluations.read(settings, options.eval, [part.experiment for part in parts])
+    data |= evaluations.fingerprints(evals)
+    leave = tuned.searched_flags() if options.tuned else ()
+    with directory.opened(settings, "compare", flags.flagfile_lines(options), leave=leave) as folder:
+        results_of = [(part, fit.within(part.experiment, folder, data)) for part in parts]
+        results = [result for _, of_part in results_of for result in of_part]
         if process.first():
-            judged = [_judged(part, some, more, folder, execution) for part, some in found]
-            several = directory.mixed_environments(folder, [line.name for line in lines])
+            judged = [_predictions(part, of_part, evals, folder) for part, of_part in results_of]
+            several = directory.mixed_environments(folder, [result.name for result in results])
             from experiments.pages import compare as page  # draws: matplotlib takes a second to import
 
-            page.show(folder, judged, judging, [*notes(parts, asked), *several])
-    return lines
+            page.show(folder, judged, judging, [*notes(parts, options), *several])
+    return results
 
 
 def planned(
-    given: Mapping[str, Any],
-    asked: CompareFlags,
-    made: Settings,
+    values: Mapping[str, Any],
+    options: CompareFlags,
+    settings: Settings,
     execution: Any,
     typed: Collection[str] | None = None,
 ) -> list[Part]:
     """All parts, read and checked: scratch of each target first, then each source."""
-    sources = _several(made.source) or _several(made.source_checkpoint)
-    if not sources or not _several(made.target):
+    sources, targets = _several(settings.source) or _several(settings.source_checkpoint), _several(settings.target)
+    if not sources or not targets:
         raise InputError("--source (or --source_checkpoint) and --target are needed: name one data set or more of each")
-    if made.source and made.source_checkpoint:
+    if settings.source and settings.source_checkpoint:
         raise InputError("--source and --source_checkpoint are both given: keep one")
-    kind = "source" if made.source else "source_checkpoint"
+    kind = "source" if settings.source else "source_checkpoint"
     parts: list[Part] = []
     scratch: dict[Any, Part] = {}
-    for target in _several(made.target):
+    for target in targets:
         for source in sources:
-            pair = {**given, kind: source, "target": target}
-            arms = [
+            pair = {**values, kind: source, "target": target}
+            experiments = [
                 plan.prepare(Settings.from_flags(**arm), execution, only=True)
-                for arm in tuned.study_flags(pair, made, asked.tuned, typed)
+                for arm in tuned.study_flags(pair, settings, options.tuned, typed)
             ]
             # From scratch there is one fit a target, budget and seed, whatever the source, each with its own recipe.
-            bare = [_only(arm, lambda name: name == "scratch") for arm in arms]
-            rest = [_only(arm, lambda name: name != "scratch") for arm in arms]
-            extended = [part for arm in bare for other in filter(_named, rest) for part in longer(arm, other)]
-            for part in [*map(Part, filter(_named, bare)), *(extended if asked.longer_scratch else ())]:
-                scratch.setdefault(_key(part.todo), part)
-            parts += map(Part, filter(_named, rest))
+            from_scratch = [_only(each, lambda name: name == "scratch") for each in experiments]
+            from_source = [_only(each, lambda name: name != "scratch") for each in experiments]
+            with_source = [each for each in from_source if each.strategies]
+            added = [part for each in from_scratch for other in with_source for part in longer(each, other)]
+            bare = [Part(each) for each in from_scratch if each.strategies]
+            for part in [*bare, *(added if options.longer_scratch else ())]:
+                scratch.setdefault(_key(part.experiment), part)
+            parts += map(Part, with_source)
     parts = [*scratch.values(), *parts]
     _require_one_fit(parts)
     return parts
 
 
-def _only(todo: Experiment, keep: Callable[[str], bool]) -> Experiment:
-    return todo._replace(strategies=tuple(method for method in todo.strategies if keep(method.name)))
+def _only(experiment: Experiment, keep: Callable[[str], bool]) -> Experiment:
+    """An experiment with those of its strategies whose names are to be kept."""
+    return experiment._replace(strategies=tuple(each for each in experiment.strategies if keep(each.name)))
 
 
-def _named(todo: Experiment) -> bool:
-    return bool(todo.strategies)
-
-
-def _key(todo: Experiment) -> Any:
+def _key(experiment: Experiment) -> Any:
     """What tells the fits from scratch of one target apart."""
-    made = todo.settings
-    return made.recipe, made.model, made.hidden, made.activation, todo.target.fingerprint, made.train_examples
+    settings = experiment.settings
+    model = settings.model, settings.hidden, settings.activation
+    return settings.recipe, *model, experiment.target.fingerprint, settings.train_examples
 
 
 def _require_one_fit(parts: Sequence[Part]) -> None:
     """Raise InputError, before anything is trained, if two planned fits would be of one cell and seed."""
     cells: dict[Cell, list[Result]] = {}
     for part in parts:
-        for job in plan.planned(part.todo).values():
-            result = replace(job.result, steps=part.todo.settings.recipe.steps)
+        for job in plan.planned(part.experiment).values():
+            result = replace(job.result, steps=part.experiment.settings.recipe.steps)
             cells.setdefault(predictions.cell(result, part.longer), []).append(job.result)
-    for lines in cells.values():
-        summary.require_one_recipe(lines)
+    for results in cells.values():
+        summary.require_one_recipe(results)
 
 
 def longer(scratch: Experiment, other: Experiment) -> list[Part]:
@@ -175,57 +178,56 @@ def longer(scratch: Experiment, other: Experiment) -> list[Part]:
             subset, _ = plan.draw_examples(other.settings.recipe, budget, other.target, 0)
             steps = plan.count_steps(other.settings.recipe, len(subset)) + other.source.steps
             recipe = replace(scratch.settings.recipe, steps=steps)
-            made = replace(scratch.settings, train_examples=(budget,), recipe=recipe)
-            parts.append(Part(scratch._replace(settings=made), longer=True))
+            settings = replace(scratch.settings, train_examples=(budget,), recipe=recipe)
+            parts.append(Part(scratch._replace(settings=settings), longer=True))
     return parts
 
 
 def _several(text: str | None) -> list[str]:
+    """The names in a flag that takes several, with commas."""
     return [name for name in plugins.split(text or "", ",") if name]
 
 
-def _judged(
-    part: Part, lines: Sequence[Result], more: Sequence[evaluations.Evaluation], folder: Path, execution: Any
+def _predictions(
+    part: Part, results: Sequence[Result], evals: Sequence[evaluations.Evaluation], folder: Path
 ) -> predictions.Predictions:
-    """What there is of a part to judge by: rows, and which test examples each fit gets right."""
-    found = predictions.of_run(folder, lines, part.todo.target)
+    """What a part is judged by: its results, with evaluations and costs, and what each fit predicts."""
+    predicted = predictions.of_run(folder, results, part.experiment.target)
     if part.longer:
-        return found._replace(longer=True)
-    extra, cost = evaluations.accuracies(part.todo, lines, more, folder), costs.of_fits(part.todo, lines, folder)
-    return found._replace(rows=[extended(row, {**extra.get(row.name, {}), **cost[row.name]}) for row in found.rows])
+        return predicted._replace(longer=True)
+    further = evaluations.accuracies(part.experiment, results, evals, folder)
+    cost = costs.of_fits(part.experiment, results, folder)
+    rows = [extended(row, {**further.get(row.name, {}), **cost[row.name]}) for row in predicted.rows]
+    return predicted._replace(rows=rows)
 
 
-def notes(parts: Sequence[Part], asked: CompareFlags) -> list[str]:
+def notes(parts: Sequence[Part], options: CompareFlags) -> list[str]:
     """What every table must say: data in part, whether it was tuned, and what the verdicts speak of."""
-    todos = [part.todo for part in parts]
-    data = {f"{todo.target.name}: {todo.target.note}" for todo in todos if todo.target.note}
-    data |= {
-        f"{todo.target.name}: {line}"
-        for todo in todos
-        for line in budgets.notes(todo.settings.train_examples, todo.target, todo.settings.recipe.validation)
-    }
-    data |= {f"{todo.source.name}: {todo.source.note}" for todo in todos if todo.source and todo.source.note}
-    tuning = tuned.tuning_note(
-        asked.tuned, [budget for part in parts for budget in part.todo.settings.train_examples], asked.longer_scratch
-    )
-    spoken = spoken_of([variation(todo) for todo in todos])
+    data = set()
+    for (settings, source, target, *_), _ in parts:
+        of_budgets = budgets.notes(settings.train_examples, target, settings.recipe.validation)
+        data |= {f"{target.name}: {note}" for note in (target.note, *of_budgets) if note}
+        data |= {f"{source.name}: {source.note}"} if source and source.note else set()
+    train_examples = [budget for part in parts for budget in part.experiment.settings.train_examples]
+    tuning = tuned.tuning_note(options.tuned, train_examples, options.longer_scratch)
+    spoken = spoken_of([variation(part.experiment) for part in parts])
     return [tuning, *spoken, "they speak of these tasks alone", *sorted(data)]
 
 
 def _say_looks(parts: Sequence[Part], judging: Judging) -> None:
     """Say before anything is trained that there are no looks left; raises InputError as `looks.count` does."""
+    experiments = [part.experiment for part in parts if not part.longer and not part.experiment.settings.distributed]
+    jobs = [job for each in experiments for job in plan.planned(each).values()]
+    able = looks.judgeable(((predictions.cell(job.result), job.seed) for job in jobs), judging.against)
     keys: dict[str, tuple[set[str], set[str]]] = {}
-    todos = [part.todo for part in parts if not part.longer and not part.todo.settings.distributed]
-    jobs = [job for todo in todos for job in plan.planned(todo).values()]
-    cells = ((predictions.cell(job.result), job.seed) for job in jobs)
-    able = looks.judgeable(cells, judging.against)
-    for todo in (todo for todo in todos if todo.target.name in able):
-        fits_of, bases = keys.setdefault(looks.test_set(np.asarray(todo.target.test.labels)), (set(), set()))
-        for job in plan.planned(todo).values():
+    for experiment in (each for each in experiments if each.target.name in able):
+        test_set = looks.test_set(np.asarray(experiment.target.test.labels))
+        fits, bases = keys.setdefault(test_set, (set(), set()))
+        for job in plan.planned(experiment).values():
             if (name := summary.label(job.result)) != "scratch" or judging.against == "scratch":
-                (bases if name == judging.against else fits_of).add(job.result.key)
-    seen = [looks.JudgedFits(name, *map(frozenset, sets)) for name, sets in keys.items() if sets[0]]
-    look = looks.count(seen, judging, [looks.place()])
+                (bases if name == judging.against else fits).add(job.result.key)
+    judged = [looks.JudgedFits(name, *map(frozenset, sets)) for name, sets in keys.items() if sets[0]]
+    look = looks.count(judged, judging, [looks.place()])
     if look > judging.looks:
         console.say(
             f"this is look {look} at such fits with {judging.looks} planned: they will be described and not judged; "
@@ -234,14 +236,16 @@ def _say_looks(parts: Sequence[Part], judging: Judging) -> None:
 
 
 def _show(parts: Sequence[Part]) -> None:
+    """Print what would be trained."""
     rows, total = [], 0
     for part in parts:
-        todo, made = part.todo, part.todo.settings
-        count = len(plan.planned(todo))
+        settings, source, target, *_ = part.experiment
+        count = len(plan.planned(part.experiment))
         total += count
-        named = ", ".join(one.label for one in todo.strategies) + (" (longer)" if part.longer else "")
-        labels = ", ".join(made.train_examples)
-        rows.append((todo.source.name if todo.source else "-", todo.target.name, named, labels, str(count)))
+        strategies = ", ".join(strategy.label for strategy in part.experiment.strategies)
+        strategies += " (longer)" if part.longer else ""
+        labels = ", ".join(settings.train_examples)
+        rows.append((source.name if source else "-", target.name, strategies, labels, str(count)))
     console.table("study", ["source", "target", "strategies", "labels", "fits"], rows, [f"{total} fits in all"])
 
 

@@ -31,13 +31,13 @@ class ExportFlags(FitFlags, RenamingFlags, ModelFlags, ComputeFlags):
     output: str | None = flag(None, "a new .safetensors file; needed", place="new")
 
 
-def run(flags: Mapping[str, Any], form: ExportFlags) -> Path:
+def run(flags: Mapping[str, Any], export_flags: ExportFlags) -> Path:
     """Write the parameters and their card; returns the path of the parameters."""
     from safetensors.numpy import save
 
-    file = directory.new_file("output", form.output, ".safetensors")
+    file = directory.new_file("output", export_flags.output, ".safetensors")
     card = directory.new_file("output", f"{file}.json", ".json")
-    flat, source, model, accuracy = load_weights(flags, form.checkpoint, form.fit)
+    flat, source, model, accuracy = load_weights(flags, export_flags.checkpoint, export_flags.fit)
     weights = save(flat)
     record = {
         "task": source.name,

@@ -32,23 +32,23 @@ class FeaturesFlags(CheckpointFlags, RenamingFlags, DataFlags, ModelFlags, SeedF
     dtype: str = flag("float32", "of the arrays, float32 or float16")
 
 
-def run(flags: Mapping[str, Any], form: FeaturesFlags) -> Path:
+def run(flags: Mapping[str, Any], features_flags: FeaturesFlags) -> Path:
     """Compute the features unless the folder holds them; returns the folder."""
     place = flags.get("source_checkpoint")
-    for name, value in (("source_checkpoint", place), ("dataset", form.dataset), ("output", form.output)):
+    for name, value in (("source_checkpoint", place), ("dataset", features_flags.dataset), ("output", features_flags.output)):
         if not value:
             raise InputError(f"--{name} is not given: see --helpfull")
     settings = sources.settings_of(flags, str(place))
     process.prepare(settings)
     loaded = sources.load(settings)
-    task = plan.load_task(settings, str(form.dataset), settings.image_shape or loaded.source.shape)
+    task = plan.load_task(settings, str(features_flags.dataset), settings.image_shape or loaded.source.shape)
     features.same_shape(loaded, task)
-    folder, stage = Path(str(form.output)), form.stage or sources.before_head(loaded.model)
-    features.write(loaded, task, {stage: folder}, form.dtype)
-    arrays = features.read(folder, loaded, task, stage, form.dtype)
+    folder, stage = Path(str(features_flags.output)), features_flags.stage or sources.before_head(loaded.model)
+    features.write(loaded, task, {stage: folder}, features_flags.dtype)
+    arrays = features.read(folder, loaded, task, stage, features_flags.dtype)
     shapes = " and ".join(f"{split} {list(array.shape)}" for split, array in arrays._asdict().items())
     console.notes(task.findings)
-    console.say(f"{stage} of {loaded.source.name} on {task.name}: {shapes}, {form.dtype}, in {folder}")
+    console.say(f"{stage} of {loaded.source.name} on {task.name}: {shapes}, {features_flags.dtype}, in {folder}")
     return folder
 
 

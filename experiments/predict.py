@@ -73,13 +73,13 @@ def table(names: Sequence[str], classes: Sequence[str], predicted: np.ndarray) -
     return out.getvalue()
 
 
-def run(flags: Mapping[str, Any], form: PredictFlags) -> Path:
+def run(flags: Mapping[str, Any], predict_flags: PredictFlags) -> Path:
     """Predict the images and write the file; returns its path."""
-    if not form.images:
+    if not predict_flags.images:
         raise InputError("--images is not given: name a folder of pictures, one of them, or an .npz file")
-    file = directory.new_file("output", form.output, ".csv")
-    _, loaded = load_fit(flags, form.checkpoint, form.fit)
-    names, pixels, left_out = unlabelled.load(Path(form.images), loaded.source.shape)
+    file = directory.new_file("output", predict_flags.output, ".csv")
+    _, loaded = load_fit(flags, predict_flags.checkpoint, predict_flags.fit)
+    names, pixels, left_out = unlabelled.load(Path(predict_flags.images), loaded.source.shape)
     if left_out:
         several = len(left_out) > 1
         verbs = "files are no .png, .jpg or .jpeg and were" if several else "file is no .png, .jpg or .jpeg and was"

@@ -30,10 +30,11 @@ from experiments.runs import (
     sources,
     transfer_results,
 )
-from experiments.runs import scores as scores_of
 from experiments.runs.flags import flag
+from experiments.runs.scores import AS_IN_PAPERS, DEFAULT, check_scores, drawn, scored
 from experiments.runs.settings import ExperimentFlags, Settings
 from experiments.runs.sources import Card, LoadedSource
+from experiments.runs.transfer_results import TransferPlan
 from tljax import plugins
 from tljax.types import InputError, Task
 
@@ -46,8 +47,8 @@ class RankFlags(ExperimentFlags):
         (), "runs of experiments.zoo or pretrain, checkpoints, files of weights; needed", role="free", place="path"
     )
     scores: tuple[str, ...] = flag(
-        scores_of.DEFAULT,
-        f"what sources are ranked by; also {', '.join(scores_of.AS_IN_PAPERS)}, which grow with the width",
+        DEFAULT,
+        f"what sources are ranked by; also {', '.join(AS_IN_PAPERS)}, which grow with the width",
         role="free",
     )
     score_examples: int = flag(1000, "the most labelled examples that a score looks at", role="free")
@@ -55,129 +56,129 @@ class RankFlags(ExperimentFlags):
     resamples: int = flag(1000, "how many bootstrap samples of the sources", role="free")
 
 
-class Todo(NamedTuple):
+class Ranking(NamedTuple):
     """All of a ranking, read and checked."""
 
     settings: Settings
     cards: tuple[Card, ...]
-    origins: Mapping[str, LoadedSource]
+    sources: Mapping[str, LoadedSource]
+    """{name of a card: its source}."""
     targets: Mapping[str, Task]
-    plan: transfer_results.TransferPlan | None
+    transfers: TransferPlan | None
+    """What is trained to verify the scores; None without --verify."""
 
 
-def run(given: Mapping[str, Any], asked: RankFlags) -> dict[str, Any]:
-    """Score, verify and report; what ranking.json says."""
-    todo = prepared(given, asked)
-    if todo.settings.dry_run:
-        fits = [len(plan.planned(one)) for one in _experiments(todo.plan)]
-        rows = [(card.name, _percent(card.accuracy), f"{card.parameters:,}") for card in todo.cards]
-        notes = [f"{len(rows)} sources, {len(todo.targets)} targets, {sum(fits)} fits to verify"]
+def run(values: Mapping[str, Any], options: RankFlags) -> dict[str, Any]:
+    """Score, verify and report; returns what ranking.json says.
+
+    `values` are of the flags that programs share, {flag: value}.
+    """
+    ranking = prepared(values, options)
+    settings, cards, loaded, targets, transfers = ranking
+    if settings.dry_run:
+        fits = sum(len(plan.planned(each)) for each in transfers.experiments()) if transfers else 0
+        rows = [(card.name, _percent(card.accuracy), f"{card.parameters:,}") for card in cards]
+        notes = [f"{len(rows)} sources, {len(targets)} targets, {fits} fits to verify"]
         console.table("sources", ["source", "own test accuracy %", "parameters"], rows, notes)
         return {}
-    marks = {name: task.fingerprint for name, task in todo.targets.items()}
-    with directory.opened(todo.settings, "rank", flags.flagfile_lines(asked)) as folder:
+    fingerprints = {name: task.fingerprint for name, task in targets.items()}
+    with directory.opened(settings, "rank", flags.flagfile_lines(options)) as folder:
         if process.first():
-            directory.record_environment(folder, marks)
+            directory.record_environment(folder, fingerprints)
         table = {
-            (card.name, name): scores_of.scored(
-                folder, todo.origins[card.name], task, todo.settings, asked.scores, asked.score_examples
-            )
-            for name, task in todo.targets.items()
-            for card in todo.cards
+            (card.name, name): scored(folder, loaded[card.name], task, settings, options.scores, options.score_examples)
+            for name, task in targets.items()
+            for card in cards
         }
-        truths = transfer_results.obtain(todo.plan, folder, todo.cards, todo.settings) if todo.plan else []
+        truths = transfer_results.obtain(transfers, folder, cards, settings) if transfers else []
         if not process.first():
             return {}
-        notes = [line for task in todo.targets.values() for line in _noted(todo, task)]
         from experiments.pages import ranking as page  # draws: matplotlib takes a second to import
 
-        verdict = page.judged(todo.cards, todo.targets, table, truths, asked.scores, asked.resamples)
+        verdict = page.judged(cards, targets, table, truths, options.scores, options.resamples)
         directory.replace(folder / "ranking.json", json.dumps(page.plain(verdict.numbers), indent=1) + "\n")
-        page.show(verdict, folder, todo.cards, table, notes)
+        page.show(verdict, folder, cards, table, [note for task in targets.values() for note in _notes(ranking, task)])
     return verdict.numbers
 
 
-def _noted(todo: Todo, task: Task) -> list[str]:
-    held = todo.settings.recipe.validation if todo.plan else 0.0
-    return [task.note, *budgets.notes(todo.settings.train_examples, task, held)]
+def _notes(ranking: Ranking, task: Task) -> list[str]:
+    """What every table must say of a target: data in part, and label budgets that are not full."""
+    validation = ranking.settings.recipe.validation if ranking.transfers else 0.0
+    return [task.note, *budgets.notes(ranking.settings.train_examples, task, validation)]
 
 
-def prepared(given: Mapping[str, Any], asked: RankFlags) -> Todo:
+def prepared(values: Mapping[str, Any], options: RankFlags) -> Ranking:
     """Read sources and targets; raises InputError for what cannot be ranked."""
-    made = Settings.from_flags(**given)
-    scores_of.check(asked.scores)
-    names = [name for name in plugins.split(made.target or "", ",") if name]
-    if not asked.sources or not names:
+    settings = Settings.from_flags(**values)
+    check_scores(options.scores)
+    names = [name for name in plugins.split(settings.target or "", ",") if name]
+    if not options.sources or not names:
         raise InputError("--sources and --target are needed: name run directories, and one data set or more")
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise InputError(f"--target names {twice[0]} twice: give each once")
-    if made.source or made.source_checkpoint:
+    if settings.source or settings.source_checkpoint:
         raise InputError("--sources names what is ranked: leave out --source and --source_checkpoint")
-    if asked.score_examples < 2 or asked.resamples < 10:
+    if options.score_examples < 2 or options.resamples < 10:
         raise InputError("--score_examples must be at least 2, --resamples at least 10")
-    if made.source_rename and not any(sources.is_weights_file(place) for place in asked.sources):
+    if settings.source_rename and not any(sources.is_weights_file(place) for place in options.sources):
         raise InputError("--source_rename is for weights from elsewhere: leave it out, or name a file in --sources")
-    execution = process.prepare(made)
-    found = _named([card for place in asked.sources for card in _read(place, given)])
-    if asked.verify and len(found) < 3:
-        raise InputError(f"--sources names {len(found)}: to judge scores give three or more")
-    alone = {**given, "seeds": (0,)}  # each place holds one source, whatever the seeds of the targets
-    origins = {card.name: _loaded(alone, card.place) for card in found}
-    _refuse_copies(origins)
-    shape = made.image_shape or next(iter(origins.values())).source.shape
-    targets = {name: plan.load_task(made, name, shape) for name in names}
+    execution = process.prepare(settings)
+    cards = _with_names([card for place in options.sources for card in _read_cards(place, values)])
+    if options.verify and len(cards) < 3:
+        raise InputError(f"--sources names {len(cards)}: to judge scores give three or more")
+    one_seed = {**values, "seeds": (0,)}  # each place holds one source, whatever the seeds of the targets
+    loaded = {card.name: _load(one_seed, card.place) for card in cards}
+    _refuse_copies(loaded)
+    shape = settings.image_shape or next(iter(loaded.values())).source.shape
+    targets = {name: plan.load_task(settings, name, shape) for name in names}
     for task in targets.values():
-        for name, one in origins.items():
+        for name, source in loaded.items():
             try:
-                features.same_shape(one, task)
+                features.same_shape(source, task)
             except InputError as error:
                 raise InputError(f"source '{name}': {error}") from error
-        for budget in made.train_examples:
-            scores_of.drawn(made, budget, task, asked.score_examples)
-    transfers = transfer_results.planned(given, made, found, targets, execution) if asked.verify else None
-    return Todo(made, tuple(found), origins, targets, transfers)
+        for budget in settings.train_examples:
+            drawn(settings, budget, task, options.score_examples)
+    transfers = transfer_results.planned(values, settings, cards, targets, execution) if options.verify else None
+    return Ranking(settings, tuple(cards), loaded, targets, transfers)
 
 
-def _read(place: str, given: Mapping[str, Any]) -> list[Card]:
+def _read_cards(place: str, values: Mapping[str, Any]) -> list[Card]:
     """`sources.read_cards`, whose errors name the flag of this program."""
     try:
-        return sources.read_cards(place, given)
+        return sources.read_cards(place, values)
     except InputError as error:
         raise InputError(str(error).replace("--source_checkpoint", "--sources")) from error
 
 
-def _loaded(given: Mapping[str, Any], place: str) -> LoadedSource:
+def _load(values: Mapping[str, Any], place: str) -> LoadedSource:
     """`sources.load`, whose errors name the flag of this program."""
     try:
-        return sources.load(sources.settings_of(given, place, several=True))
+        return sources.load(sources.settings_of(values, place, several=True))
     except InputError as error:
         raise InputError(str(error).replace("--source_checkpoint", "--sources")) from error
 
 
-def _named(found: Sequence[Card]) -> list[Card]:
-    """Cards by names of their own: where two are called the same, with their places."""
-    names = [card.name for card in found]
+def _with_names(cards: Sequence[Card]) -> list[Card]:
+    """Cards of different names: where two have the same, their places are added."""
+    names = [card.name for card in cards]
     named = [
-        card._replace(name=f"{card.name} in {card.place}") if names.count(card.name) > 1 else card for card in found
+        card._replace(name=f"{card.name} in {card.place}") if names.count(card.name) > 1 else card for card in cards
     ]
-    twice = [card.name for card in named if [one.name for one in named].count(card.name) > 1]
+    twice = [card.name for card in named if [other.name for other in named].count(card.name) > 1]
     if twice:
         raise InputError(f"--sources names '{twice[0]}' twice: give each once")
     return named
 
 
-def _refuse_copies(origins: Mapping[str, LoadedSource]) -> None:
+def _refuse_copies(loaded: Mapping[str, LoadedSource]) -> None:
     """Raise InputError if two sources are one: they would tie with themselves, and count twice."""
     names: dict[str, str] = {}
-    for name, one in origins.items():
-        if one.identity in names:
-            raise InputError(f"--sources names one source twice, as '{names[one.identity]}' and '{name}': keep one")
-        names[one.identity] = name
-
-
-def _experiments(transfers: transfer_results.TransferPlan | None) -> list[plan.Experiment]:
-    return [*transfers.scratch.values(), *transfers.transfers.values()] if transfers else []
+    for name, source in loaded.items():
+        if source.identity in names:
+            raise InputError(f"--sources names one source twice, as '{names[source.identity]}' and '{name}': keep one")
+        names[source.identity] = name
 
 
 def _percent(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Verdicts and one page of many runs, or of fits made elsewhere.
+"""Judge fits of many runs, or fits made elsewhere, and write one page of their verdicts.
 
     python -m experiments.report --runs=runs/compared --output=runs/pages
     python -m experiments.report --results=theirs.csv --predictions='runs/*.npz' --output=runs/theirs
@@ -56,7 +56,7 @@ _WHOLE = ("seed", "train_examples", "steps")
 
 @dataclass(frozen=True)
 class ReportFlags:
-    """Which fits are judged, and how."""
+    """The flags of a report: which fits are judged, and how."""
 
     runs: tuple[str, ...] = flag(
         (), "run directories; one that is broken or half finished is left out, aloud", place="path"
@@ -71,39 +71,40 @@ class ReportFlags:
     against: str | None = flag(None, "what the others are compared with; default the run's, else scratch")
 
 
-class Read(NamedTuple):
-    """What run directories hold."""
+class Runs(NamedTuple):
+    """The fits of run directories, and how they were judged."""
 
-    runs: list[list[Predictions]]
+    parts: list[list[Predictions]]
+    """The fits of each run directory."""
     notes: list[str]
-    """What is to be said of it, and of each that is left out."""
+    """The notes on the fits, and on each directory that is left out."""
     judging: dict[str, dict[str, Any]]
-    """{run: how it was judged}."""
+    """{run directory: how it was judged}."""
     looks: int
-    """How often the most looked at had been."""
+    """The number of looks of the run that was looked at most often."""
 
 
-def run(asked: ReportFlags) -> None:
+def run(options: ReportFlags) -> None:
     """Judge the fits, print the verdicts, write the report."""
-    if not asked.output:
+    if not options.output:
         raise InputError("--output is not given: name a folder for the report")
-    read = _of_runs(asked.runs)
-    runs, notes = read.runs, read.notes
-    if asked.results:
-        runs.append([theirs(Path(asked.results), asked.predictions or "")])
-        notes.append(f"fits of {Path(asked.results).name} were made elsewhere, and their table was believed")
+    runs = _read_runs(options.runs)
+    run_parts, notes = runs.parts, runs.notes
+    if options.results:
+        run_parts.append([read_fits(Path(options.results), options.predictions or "")])
+        notes.append(f"fits of {Path(options.results).name} were made elsewhere, and their table was believed")
         notes.append("what differs between their seeds is not known here")
-    parts = [part for run in runs for part in run]
+    parts = [part for each in run_parts for part in each]
     if not any(part.rows for part in parts):
         reasons = "; ".join(notes) or "give --runs=DIR, or --results=CSV with --predictions='DIR/*.npz'"
         raise InputError(f"there is no fit to judge: {reasons}")
-    folder = Path(asked.output)
+    folder = Path(options.output)
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"--output={asked.output} is a file: name a folder")
-    judging = _judging(asked, read.judging)
+        raise InputError(f"--output={options.output} is a file: name a folder")
+    judging = _judging(options, runs.judging)
     table = fits_of.right(parts)  # raises InputError for what is no study, before it counts as looked at
-    fits, places = looks.judged_fits_of_runs(runs, judging.against), (folder / "looks", looks.place())
-    look = max(read.looks, looks.count(fits, judging, places))
+    fits, places = looks.judged_fits_of_runs(run_parts, judging.against), (folder / "looks", looks.place())
+    look = max(runs.looks, looks.count(fits, judging, places))
     folder.mkdir(parents=True, exist_ok=True)
     notes += looks.write(fits, judging, look, places)
     from experiments.pages import compare as page  # draws: matplotlib takes a second to import
@@ -115,86 +116,89 @@ def run(asked: ReportFlags) -> None:
     console.say(f"  report: {folder / 'report.html'}")
 
 
-def _judging(asked: ReportFlags, runs: Mapping[str, Mapping[str, Any]]) -> Judging:
+def _judging(options: ReportFlags, runs: Mapping[str, Mapping[str, Any]]) -> Judging:
     """How the fits are judged: as their runs were, else as the flags say.
 
-    Raises InputError for flags that say otherwise than a run, and for runs that were judged otherwise than each other.
+    Raises InputError if the flags differ from a run, or if runs were judged differently.
     """
-    values = {f.name: getattr(asked, f.name) for f in fields(Judging)}
-    given = {name: value for name, value in values.items() if value is not None}
-    judging = Judging(**{**next(iter(runs.values()), {}), **given})
+    values = {f.name: getattr(options, f.name) for f in fields(Judging)}
+    flag_values = {name: value for name, value in values.items() if value is not None}
+    judging = Judging(**{**next(iter(runs.values()), {}), **flag_values})
     require_valid(judging)
     for name, before in runs.items():
         looks.refuse_other(judging, before, f"'{name}' was judged")
     return judging
 
 
-def _of_runs(runs: Sequence[str]) -> Read:
-    """What run directories hold."""
-    found = Read([], [], {}, 0)
-    looked, seen = 0, dict[Any, Result]()
-    for name in (place for run in runs for place in _with_winners(run, found.notes)):
+def _read_runs(runs: Sequence[str]) -> Runs:
+    """Read run directories; a directory that cannot be read, or holds no fit, becomes a note."""
+    contents = Runs([], [], {}, 0)
+    most_looks, seen = 0, dict[Any, Result]()
+    for name in (place for run in runs for place in _run_or_winners(run, contents.notes)):
         try:
-            kept = fits_of.read_study(Path(name))
-            judging = kept.judging
-            if judging is None and kept.looks:  # by an older tljax, which kept it nowhere else
+            study = fits_of.read_study(Path(name))
+            judging = study.judging
+            if judging is None and study.looks:  # by an older tljax, which wrote it to the flags alone
                 judging = to_record(Judging(**_flags(Path(name), flags.kinds(Judging))))
-            known = {} if judging else _flags(Path(name), FLAGS)
-            spoken = [] if judging else spoken_of([variation_by_flags(Settings.from_flags(**known))])
+            flag_values = {} if judging else _flags(Path(name), FLAGS)
+            variation_notes = [] if judging else spoken_of([variation_by_flags(Settings.from_flags(**flag_values))])
         except (InputError, OSError) as error:
-            found.notes.append(f"{name} is left out: {error}")
+            contents.notes.append(f"{name} is left out: {error}")
             continue
-        if not any(part.rows for part in kept.parts):
-            why = "; ".join(kept.notes) or f"'{name}' holds no fit: run its command again"
-            found.notes.append(f"{name} is left out: {why}")
+        if not any(part.rows for part in study.parts):
+            why = "; ".join(study.notes) or f"'{name}' holds no fit: run its command again"
+            contents.notes.append(f"{name} is left out: {why}")
             continue
         parts = []
-        for part in kept.parts:
+        for part in study.parts:
             places = [(fits_of.cell(row, part.longer), row.seed) for row in part.rows]
-            new = [row for row, place in zip(part.rows, places, strict=True) if not _known(row, seen.get(place))]
+            new = [row for row, place in zip(part.rows, places, strict=True) if not _is_repeated(row, seen.get(place))]
             seen |= dict(zip(places, part.rows, strict=True))
             parts.append(part._replace(rows=new))
-        found.runs.append(parts)
-        found.judging.update({name: judging} if judging else {})
-        looked = max(looked, kept.looks)
-        found.notes.extend(note for note in [*kept.notes, *spoken] if note not in found.notes)
-    return found._replace(looks=looked)
+        contents.parts.append(parts)
+        contents.judging.update({name: judging} if judging else {})
+        most_looks = max(most_looks, study.looks)
+        contents.notes.extend(note for note in [*study.notes, *variation_notes] if note not in contents.notes)
+    return contents._replace(looks=most_looks)
 
 
-def _with_winners(run: str, notes: list[str]) -> list[str]:
-    """A run directory; in place of a search's those of its winners, of which a note is added."""
+def _run_or_winners(run: str, notes: list[str]) -> list[str]:
+    """[the run directory], or for a search the run directories of its winners, and then a note is added."""
     winners = tuned.winners(Path(run)) if (Path(run) / "final").is_dir() else {}
     if not winners:
         return [run]
-    places = [
-        str(place)
-        for place in sorted((Path(run) / "final").iterdir())
+    folders = [
+        str(folder)
+        for folder in sorted((Path(run) / "final").iterdir())
         for name, values in winners.items()
-        if (len(winners) == 1 or place.name == name or place.name.startswith(f"{name}-"))
-        and (place / "flags.flags").is_file()
-        and not directory.of_another_experiment(place, Settings.from_flags(**values))
+        if (len(winners) == 1 or folder.name == name or folder.name.startswith(f"{name}-"))
+        and (folder / "flags.flags").is_file()
+        and not directory.of_another_experiment(folder, Settings.from_flags(**values))
     ]
     notes.append(f"tuned: every strategy has what {Path(run).name} found best for it")
-    return list(dict.fromkeys(places)) or [run]
+    return list(dict.fromkeys(folders)) or [run]
 
 
-def _known(row: Result, other: Result | None) -> bool:
-    """Whether a fit is one that another run directory holds too, and so enters once."""
+def _is_repeated(row: Result, other: Result | None) -> bool:
+    """Whether two run directories hold the same fit, so that it enters once."""
     if other is None:
         return False
-    prints = [(each.recipe, each.predictions_sha256) for each in (row, other)]
-    return row.key == other.key or (None not in prints[0] and prints[0] == prints[1])
+    digests = [(each.recipe, each.predictions_sha256) for each in (row, other)]
+    return row.key == other.key or (None not in digests[0] and digests[0] == digests[1])
 
 
-def _flags(run: Path, known: Mapping[str, flags.Kind]) -> dict[str, Any]:
-    """What flags.flags of a run directory says of the flags that are `known`, {flag: its kind}."""
-    lines = directory.flags_text(run / "flags.flags").splitlines()
-    own = [line for line in lines if line.startswith("--") and line[2:].partition("=")[0] in known]
-    return flags.parse(["report", *own], known)
+def _flags(run: Path, kinds: Mapping[str, flags.Kind]) -> dict[str, Any]:
+    """The values in flags.flags of a run directory of the flags in `kinds`, {flag: its kind}."""
+    text = directory.flags_text(run / "flags.flags")
+    lines = [line for line in text.splitlines() if line.startswith("--") and line[2:].partition("=")[0] in kinds]
+    return flags.parse(["report", *lines], kinds)
 
 
-def theirs(csv_file: Path, predictions: str) -> Predictions:
-    """Fits made elsewhere; raises InputError for a table or predictions that are not as this program's text says."""
+def read_fits(csv_file: Path, predictions: str) -> Predictions:
+    """Read fits made elsewhere: a CSV, and the files of predictions that a pattern names.
+
+    Raises InputError if the table or the predictions are not of the form that the help of this program describes.
+    """
     try:
         table = csv.DictReader(io.StringIO(files.text(csv_file), newline=""))
         names = [str(name) for name in table.fieldnames or ()]
@@ -206,53 +210,53 @@ def theirs(csv_file: Path, predictions: str) -> Predictions:
     others = [name for name in names if name not in (*_NEEDED, *_KNOWN, "diverged")]
     if others:
         console.say(f"'{csv_file}' has columns that are not read: {', '.join(others)[:200]}")
-    _refuse_twice(results)
-    places = {Path(file).stem: Path(file) for file in _matching(predictions)}
-    lacking = [result.name for result in results if result.name not in places]
-    if lacking or not results:
+    _refuse_repeated(results)
+    files_by_name = {Path(file).stem: Path(file) for file in _matching(predictions)}
+    missing = [result.name for result in results if result.name not in files_by_name]
+    if missing or not results:
         what = (
-            f"--predictions={predictions} names no '{lacking[0]}.npz'"
-            if lacking
+            f"--predictions={predictions} names no '{missing[0]}.npz'"
+            if missing
             else f"--results={csv_file} has no row"
         )
         raise InputError(f"{what}: a fit is a row and a file of its name")
-    known = {result.name: fits_of.read(places[result.name]) for result in results}
+    predictions_by_name = {result.name: fits_of.read(files_by_name[result.name]) for result in results}
     labels: dict[str, np.ndarray] = {}
     measured, parts = [], []
     for result in results:
-        file_of, (predicted, own) = places[result.name], known[result.name]
-        first = labels.setdefault(result.target, own)
-        if first.shape != own.shape or (first != own).any():
-            raise InputError(f"'{file_of}' has other labels than the other fits of '{result.target}'")
-        accuracy = None if result.diverged else float((predicted == own).mean())
-        measured.append(extended(result, {"test_accuracy": accuracy, "key": _key(result, predicted, own)}))
-        groups = fits_of.groups_in(file_of)
+        file, (predicted, its_labels) = files_by_name[result.name], predictions_by_name[result.name]
+        labels_of_first = labels.setdefault(result.target, its_labels)
+        if labels_of_first.shape != its_labels.shape or (labels_of_first != its_labels).any():
+            raise InputError(f"'{file}' has other labels than the other fits of '{result.target}'")
+        accuracy = None if result.diverged else float((predicted == its_labels).mean())
+        measured.append(extended(result, {"test_accuracy": accuracy, "key": _key(result, predicted, its_labels)}))
+        groups = fits_of.groups_in(file)
         parts.append(Predictions([], {}, {}, {} if groups is None else {result.target: groups}))
     settled = [result for each in measured for result in with_share([each], labels[each.target])]
-    predicted_classes = {result.name: known[result.name][0] for result in results if not result.diverged}
+    predicted_classes = {result.name: predictions_by_name[result.name][0] for result in results if not result.diverged}
     return Predictions(settled, predicted_classes, labels, fits_of.all_groups(parts))
 
 
 def _matching(pattern: str) -> list[str]:
-    """The files that a pattern names; a folder that is there is taken by its name, whatever brackets are in it."""
+    """The files that a pattern matches; brackets in the name of an existing folder are taken literally."""
     folder, name = os.path.split(pattern)
     literal = glob.escape(folder) if os.path.isdir(folder) else folder
     return [pattern] if os.path.isfile(pattern) else glob.glob(os.path.join(literal, name))
 
 
 def _require_columns(what: str, headings: Sequence[str]) -> None:
-    """Raise InputError for a table without a column that is needed, naming those that it has."""
-    lacking = [name for name in _NEEDED if name not in headings]
-    if headings and lacking:
-        there = ", ".join(map(repr, headings))[:200]
+    """Raise InputError if a table lacks a column that is needed; the error names the columns that it has."""
+    missing = [name for name in _NEEDED if name not in headings]
+    if headings and missing:
+        listed = ", ".join(map(repr, headings))[:200]
         raise InputError(
-            f"{what} has no column {lacking[0]}: the columns {', '.join(_NEEDED)} are needed, with commas between "
-            f"them; those there are: {there}"
+            f"{what} has no column {missing[0]}: the columns {', '.join(_NEEDED)} are needed, with commas between "
+            f"them; the table has: {listed}"
         )
 
 
 def _key(result: Result, predicted: np.ndarray, labels: np.ndarray) -> str:
-    """What a fit made elsewhere is known by: what its table says of it, and what it predicts."""
+    """The key of a fit made elsewhere: a digest of its row of the table and its predictions."""
     about = [*_cell(result), result.diverged]
     digest = hashlib.sha256(repr(about).encode())
     for part in (predicted, labels):
@@ -261,15 +265,15 @@ def _key(result: Result, predicted: np.ndarray, labels: np.ndarray) -> str:
 
 
 def _cell(result: Result) -> tuple[Any, ...]:
-    """What no two fits of a table have in common."""
+    """The fields that no two fits of a table have in common."""
     return result.source, result.target, result.strategy, result.seed, result.train_examples
 
 
-def _result(where: str, given: dict[str, Any]) -> Result:
-    """The fit of a row of the table, known by `where` it stands until its predictions are read."""
-    lacking = [name for name in _NEEDED if not (given.get(name) or "").strip()]
-    if lacking:
-        raise InputError(f"{where} has no {lacking[0]}: the columns {', '.join(_NEEDED)} are needed")
+def _result(where: str, cells: dict[str, Any]) -> Result:
+    """The fit of a row of the table; its key is `where` the row stands, until its predictions are read."""
+    missing = [name for name in _NEEDED if not (cells.get(name) or "").strip()]
+    if missing:
+        raise InputError(f"{where} has no {missing[0]}: the columns {', '.join(_NEEDED)} are needed")
     row: dict[str, Any] = {
         "source": None,
         "options": {},
@@ -278,11 +282,11 @@ def _result(where: str, given: dict[str, Any]) -> Result:
         "diverged": False,
         "key": where,
     }
-    if None in given:
+    if None in cells:
         raise InputError(f"{where} has more cells than the table has columns: give each a heading")
-    for name in (name for name in (*_NEEDED, *_KNOWN) if (given.get(name) or "").strip()):
-        row[name] = _value(where, name, given[name].strip())
-    row["diverged"] = _whether(where, "diverged", given.get("diverged"))
+    for name in (name for name in (*_NEEDED, *_KNOWN) if (cells.get(name) or "").strip()):
+        row[name] = _value(where, name, cells[name].strip())
+    row["diverged"] = _yes_or_no(where, "diverged", cells.get("diverged"))
     if row.get("selected_on") == "test":
         raise InputError(
             f"{where}: its epoch was chosen on the test set, so that set says nothing more: choose on another"
@@ -292,8 +296,8 @@ def _result(where: str, given: dict[str, Any]) -> Result:
     return from_json(row)
 
 
-def _whether(where: str, name: str, text: str | None) -> bool:
-    """A cell that says yes or no, or nothing for no; raises InputError for another."""
+def _yes_or_no(where: str, name: str, text: str | None) -> bool:
+    """Whether a cell says yes; an empty one says no. Raises InputError if it says anything else."""
     word = (text or "").strip().lower() or "no"
     if word not in _YES | _NO:
         raise InputError(f"{where}: {name} '{text}' is neither true nor false: write one of them")
@@ -304,11 +308,11 @@ _YES, _NO = {"true", "yes", "1"}, {"false", "no", "0"}
 _FRACTIONS = ("source_accuracy",)
 _NUMBERS = ("seconds", "trained_parameters", "total_parameters", "source_steps", "step_flops", *_FRACTIONS)
 _KNOWN = ("source", "steps", "selected_on", "tuning_seeds", *_NUMBERS)
-"""Columns that are read where they are there."""
+"""Optional columns."""
 
 
 def _value(where: str, name: str, text: str) -> Any:
-    """What a cell says; raises InputError for what cannot be in its column.
+    """The value of a cell; raises InputError if it cannot be in its column.
 
     >>> _value("line 2", "seed", "3"), _value("line 2", "seconds", "0.5")
     (3, 0.5)
@@ -326,8 +330,8 @@ def _value(where: str, name: str, text: str) -> Any:
     return number
 
 
-def _refuse_twice(results: Sequence[Result]) -> None:
-    """Raise InputError for a name that two rows have, and for two rows that tell of one fit."""
+def _refuse_repeated(results: Sequence[Result]) -> None:
+    """Raise InputError if two rows have the same name, or are of the same fit."""
     seen: dict[Any, Result] = {}
     for result in results:
         for what in (("name", result.name), _cell(result)):
@@ -337,4 +341,4 @@ def _refuse_twice(results: Sequence[Result]) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    flags.main(argv, str(__doc__), lambda _, asked: run(asked), ReportFlags)
+    flags.main(argv, str(__doc__), lambda _, options: run(options), ReportFlags)

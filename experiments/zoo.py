@@ -56,10 +56,10 @@ class Entry(NamedTuple):
     """Whether it learnt nothing of its task: it is untrained, or all its labels are shuffled."""
 
 
-def entry(text: str, flags: Mapping[str, Any]) -> Entry:
+def read_entry(text: str, flags: Mapping[str, Any]) -> Entry:
     """The source that a name of --zoo means, with the flags that all sources share; raises InputError for bad text.
 
-    >>> source = entry("mnist:labels=0-4:steps=50:hidden=64+64", {})
+    >>> source = read_entry("mnist:labels=0-4:steps=50:hidden=64+64", {})
     >>> source.settings.source, source.settings.source_recipe.steps, source.settings.hidden
     ('mnist:labels=0-4', 50, (64, 64))
     """
@@ -98,22 +98,22 @@ def _number(text: str) -> float:
         return 0.0
 
 
-def run(flags: Mapping[str, Any], form: ZooFlags) -> list[dict[str, Any]]:
+def run(flags: Mapping[str, Any], zoo_flags: ZooFlags) -> list[dict[str, Any]]:
     """Train the sources that the run directory lacks; returns the cards of all."""
-    base, zoo = Settings.from_flags(**flags), form.zoo
+    base, zoo = Settings.from_flags(**flags), zoo_flags.zoo
     twice = [text for text in zoo if zoo.count(text) > 1]
     if twice or not zoo:
         raise InputError(f"--zoo names {f'{twice[0]} twice: give each once' if twice else 'nothing: name sources'}")
     if base.source or base.source_checkpoint or base.target:
         raise InputError("--zoo names what is trained: leave out --source, --source_checkpoint and --target")
     execution = process.prepare(base)
-    entries = [entry(text, flags) for text in zoo]
+    entries = [read_entry(text, flags) for text in zoo]
     tasks = [_load(source) for source in entries]
     if base.dry_run:
         _print_plan(entries, tasks)
         return []
     fingerprints = {task.name: task.fingerprint for task in tasks}
-    with directory.opened(base, "zoo", flags_of_programs.flagfile_lines(form)) as folder:
+    with directory.opened(base, "zoo", flags_of_programs.flagfile_lines(zoo_flags)) as folder:
         if process.first():
             directory.record_environment(folder, fingerprints)
         cards = []

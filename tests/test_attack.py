@@ -114,7 +114,7 @@ def test_looks_of_other_types_under_a_right_sum_are_refused(record, tmp_path):
 def test_a_table_of_fits_that_is_empty_is_refused(tmp_path):
     (tmp_path / "rows.csv").write_text("")
     with pytest.raises(InputError, match="has no row"):
-        report.theirs(tmp_path / "rows.csv", "")
+        report.read_fits(tmp_path / "rows.csv", "")
 
 
 def test_looks_of_the_user_of_other_types_are_refused(tmp_path):

@@ -12,7 +12,7 @@ import optax
 import pytest
 from flax import nnx
 
-from tljax import masks, optimizer, optimizers, paths
+from tljax import masks, optimizer, paths, schedules
 from tljax.types import InputError, Phase
 
 
@@ -779,8 +779,8 @@ def test_real_numbers_of_numpy_and_jax_are_real_numbers(number):
     moved = optimizer.apply(params, step, mask)
     np.testing.assert_array_equal(moved["a"], np.full(4, 0.5))
     with np.errstate(all="raise"):
-        rates = optimizers.rates("linear", number(0.5), number(0.25), np.int64(8))
-    np.testing.assert_array_equal(rates, optimizers.rates("linear", 0.5, 0.25, 8))
+        rates = schedules.rates("linear", number(0.5), number(0.25), np.int64(8))
+    np.testing.assert_array_equal(rates, schedules.rates("linear", 0.5, 0.25, 8))
 
 
 @pytest.mark.parametrize("truth", TRUTH)

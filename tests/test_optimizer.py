@@ -11,7 +11,7 @@ import optax
 import pytest
 from flax import nnx
 
-from tljax import masks, optimizer, optimizers, paths
+from tljax import masks, optimizer, optimizers, paths, schedules
 from tljax.strategies import bias_only, head_only, lp_ft, random_mask
 from tljax.types import Context, InputError
 
@@ -154,11 +154,11 @@ def test_what_cannot_be_is_refused(arguments, message):
 
 def test_schedules_equal_their_formulas():
     t = np.arange(90)
-    cosine = optimizers.rates("cosine", 0.5, 0.1, 100)
+    cosine = schedules.rates("cosine", 0.5, 0.1, 100)
     np.testing.assert_allclose(cosine[:10], 0.5 * np.arange(10) / 10, atol=1e-6)
     np.testing.assert_allclose(cosine[10:], 0.25 * (1 + np.cos(np.pi * t / 90)), atol=1e-6)
-    np.testing.assert_allclose(optimizers.rates("linear", 2.0, 0.0, 90), 2 * (1 - t / 90), atol=1e-6)
-    assert (optimizers.rates("constant", 0.25, 0.0, 5) == 0.25).all()
+    np.testing.assert_allclose(schedules.rates("linear", 2.0, 0.0, 90), 2 * (1 - t / 90), atol=1e-6)
+    assert (schedules.rates("constant", 0.25, 0.0, 5) == 0.25).all()
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_schedules_equal_their_formulas():
 )
 def test_schedules_refuse_what_cannot_be(arguments, message):
     with pytest.raises(InputError, match=message):
-        optimizers.rates(*arguments)
+        schedules.rates(*arguments)
 
 
 RATES = np.array([[0.1], [0.0], [0.5], [2.0]])

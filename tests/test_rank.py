@@ -120,11 +120,16 @@ def test_truths_are_the_accuracies_of_transfer_and_scratch_is_trained_once_a_tar
 @pytest.mark.slow
 def test_scores_and_rivals_are_judged_by_the_truth(done):
     for board in told(done)["judged"]:
-        assert set(board["scores"]) == {*SCORES, ranking_page.OWN, ranking_page.SIZE, ranking_page.OTHERS}
+        assert set(board["scores"]) == {
+            *SCORES,
+            ranking_page.OWN_ACCURACY,
+            ranking_page.PARAMETERS,
+            ranking_page.OTHER_TARGETS,
+        }
         first, second = board["truths"].values()
         # By the truth of the other of two targets, tau is that of the two truths.
         expected = float(ranking.kendall(first, second))
-        found = board["scores"][ranking_page.OTHERS]["tau"]["value"]
+        found = board["scores"][ranking_page.OTHER_TARGETS]["tau"]["value"]
         assert (found is None and np.isnan(expected)) or found == pytest.approx(expected)
         for one in board["scores"].values():
             assert 0 <= one["regret_3"]["value"] <= one["regret"]["value"] <= 1

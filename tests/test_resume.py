@@ -227,14 +227,14 @@ def test_masks_of_every_kind_and_moments_of_every_phase_are_saved_and_restored(t
     ]
     data = train.load(np.ones((5, 2, 2, 1), np.float32), np.arange(5, dtype=np.int32) % 3)
     state = next(state for state, _ in train.fit(program, trials, data, [3, 6, 9]) if state.step == 6)
-    progress = resume.none(2)
-    progress = progress._replace(parts=resume.joined(progress.parts, resume.held(state)))
+    now = resume.nothing(2)
+    now = now._replace(parts=resume.joined(now.parts, resume.held(state)))
     with resume.saving(tmp_path / "group", ["a", "b"]) as save:
-        save(progress)
-    loaded = resume.load(tmp_path, ["a", "b"], program, trials, pytest.fail)
-    assert loaded is not None
-    jax.tree.map(np.testing.assert_array_equal, loaded.parts, progress.parts)
-    assert jax.tree.structure(loaded.parts) == jax.tree.structure(progress.parts)
-    assert resume.load(tmp_path, ["a", "c"], program, trials, pytest.fail) is None
-    grown = resume.load(tmp_path, ["c", "b", "a"], program, [trials[0], trials[1], trials[0]], pytest.fail)
+        save(now)
+    found = resume.find(tmp_path, ["a", "b"], program, trials, pytest.fail)
+    assert found is not None
+    jax.tree.map(np.testing.assert_array_equal, found.parts, now.parts)
+    assert jax.tree.structure(found.parts) == jax.tree.structure(now.parts)
+    assert resume.find(tmp_path, ["a", "c"], program, trials, pytest.fail) is None
+    grown = resume.find(tmp_path, ["c", "b", "a"], program, [trials[0], trials[1], trials[0]], pytest.fail)
     assert grown is not None and [part.fits for part in grown.parts] == [(2, 1)]

@@ -216,7 +216,7 @@ def test_the_flags_of_a_search_give_it_again(pretrained, tasks, tmp_path, capsys
 def test_a_search_directory_of_an_older_tljax_goes_on(pretrained, tasks, tmp_path, capsys):
     """It held the settings of the trials and none of the search's own flags."""
     given, asked = flags.read(of_checkpoint(tasks, tmp_path, pretrained), search.SearchFlags)
-    trials_of = search._hunting(given, Settings.from_flags(**given), asked)
+    trials_of = search._trial_flags(given, Settings.from_flags(**given), asked)
     with directory.opened(Settings.from_flags(**trials_of), "search") as folder:
         pass
     assert "--space" not in (folder / "flags.flags").read_text()

@@ -168,7 +168,7 @@ def test_predictions_lie_in_folders_of_any_name(name, tmp_path):
 def test_a_table_without_the_columns_needed_is_told_those_it_has(how, there, tmp_path):
     with pytest.raises(InputError) as refused:
         report.main(fits_made_elsewhere(tmp_path / "of", **how))
-    assert "t.csv' has no column name: " in str(refused.value) and f"those there are: {there}" in str(refused.value)
+    assert "t.csv' has no column name: " in str(refused.value) and f"the table has: {there}" in str(refused.value)
 
 
 def test_what_becomes_of_the_head_is_known_without_a_draw(tasks, tmp_path, monkeypatch):
@@ -192,7 +192,7 @@ def test_many_seeds_are_read_at_once_and_more_are_told_how_many_may_be():
 def test_a_run_directory_is_opened_by_the_first_of_several_processes_alone():
     """Every program opens it through `directory.opened`, a search and its range test too."""
     files = Path(process.__file__).parent.parent.rglob("*.py")
-    texts = {file.name: file.read_text(encoding="utf-8") for file in files}
-    openers = {name for name, text in texts.items() if "process.locked(" in text}
+    texts = {file: file.read_text(encoding="utf-8") for file in files}
+    openers = {file.name for file, text in texts.items() if "process.locked(" in text}
     assert openers == {"directory.py"}
-    assert len([name for name, text in texts.items() if "directory.opened(" in text]) > 5
+    assert len([file for file, text in texts.items() if "directory.opened(" in text]) > 5

@@ -21,7 +21,7 @@ from test_programs import arguments, command
 from experiments import report, transfer
 from experiments.runs import console, process
 from experiments.runs.settings import Settings, parse_flags
-from tljax import checkpoint, files, masks, npz, optimizers, penalties, switches
+from tljax import checkpoint, files, masks, npz, optimizers, penalties, schedules, switches
 from tljax.types import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -144,7 +144,7 @@ def test_numbers_that_float32_has_not_are_refused_before_jax_warns(number):
         lambda: optimizers.spec("sgd", weight_decay=number),
         lambda: optimizers.spec("sgd", clip=number),
         lambda: optimizers.spec("sgd", momentum=number),
-        lambda: optimizers.rates("constant", number, 0.0, 3),
+        lambda: schedules.rates("constant", number, 0.0, 3),
         lambda: penalties.read(f"l2:weight={number}"),
         lambda: masks.lint({"w": np.ones(2, np.float32)}, {"w": number}),
         lambda: masks.lint({"w": np.ones(2, np.float32)}, {"w": np.array([1.0, number])}),

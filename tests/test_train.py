@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tljax import masks, models, objective, optimizer, optimizers, penalties, train
+from tljax import masks, models, objective, optimizer, optimizers, penalties, schedules, train
 from tljax.data import draw
 from tljax.train import gradients, loop, vectorize
 from tljax.train.step import Hyper
@@ -31,7 +31,7 @@ def fitted(mask_of, *, seeds=(0,), batch=16, steps=12, ends=None, penalty="", re
         params = models.init(model, jax.random.key(seed), (3, 4, 1))
         mask = mask_of(params)
         order = lambda start, stop, seed=seed: draw.order(seed, 50, batch, start, stop, epochs=True, subset=None)  # noqa: E731
-        rates = optimizers.rates("linear", rate, 0.0, steps)
+        rates = schedules.rates("linear", rate, 0.0, steps)
         fits.append(train.Fit(params, ((0, mask),), order, rates, weights, numbers, jax.random.key(seed)))
     spec = train.Spec(model, objective.loss("softmax_cross_entropy"), optimizer_spec, terms)
     logs = []
@@ -136,7 +136,7 @@ def test_a_stop_and_resume_gives_the_bits_of_no_stop(name):
     spec = train.Spec(MODEL, objective.loss("softmax_cross_entropy"), optimizer_spec)
     order = lambda a, b: draw.order(0, 50, 16, a, b, epochs=True, subset=None)  # noqa: E731
     fit = train.Fit(
-        params, ((0, mask),), order, optimizers.rates("linear", 0.1, 0.0, 12), (), numbers, jax.random.key(0)
+        params, ((0, mask),), order, schedules.rates("linear", 0.1, 0.0, 12), (), numbers, jax.random.key(0)
     )
     state, _ = next(train.fit(spec, [fit], DATA, [5, 12]))
     kept = jax.tree.map(np.array, state)
@@ -307,7 +307,7 @@ def phased(phases_of, *, optimizer="adam", seeds=(0,), ends=(4, 6, 12)):
     for seed in seeds:
         params = models.init(MODEL, jax.random.key(seed), (3, 4, 1))
         order = lambda a, b, seed=seed: draw.order(seed, 50, 16, a, b, epochs=True, subset=None)  # noqa: E731
-        rates = optimizers.rates("constant", 0.1, 0.0, ends[-1])
+        rates = schedules.rates("constant", 0.1, 0.0, ends[-1])
         fits.append(train.Fit(params, phases_of(seed, params), order, rates, (), numbers, jax.random.key(seed)))
     return spec, fits, DATA, list(ends)
 

@@ -612,7 +612,7 @@ def speaks(tasks, **flags):
     made = Settings.from_flags(**given)
     parts = compare.planned(given, CompareFlags(), made, process.prepare(made))
     for part in parts:
-        judging.require_variation(part.todo)
+        judging.require_variation(part.experiment)
     return compare.notes(parts, CompareFlags())
 
 
@@ -676,7 +676,7 @@ def test_the_base_is_found_however_its_options_are_written(tasks, tmp_path, monk
     """A fit is known by the options as they were read: 0.50 is 0.5."""
     judgings: list[Judging] = []
     monkeypatch.setattr("experiments.runs.fit.within", lambda *given: [])
-    monkeypatch.setattr(compare, "_judged", lambda *given: None)
+    monkeypatch.setattr(compare, "_predictions", lambda *given: None)
     monkeypatch.setattr(compare_page, "show", lambda folder, found, judging, notes: judgings.append(judging))
     given = command(tasks, tmp_path, strategies=("full", "lp_ft:start=0.50"))
     compare.main(["compare", *given, "--against=lp_ft:start=0.50"])

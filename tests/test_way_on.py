@@ -93,7 +93,7 @@ def test_a_slip_in_predictions_and_their_table_is_refused(tmp_path):
     assert predictions.groups_in(tmp_path / "a.npz") is None and len(predictions.read(tmp_path / "a.npz")[0]) == 20
     (tmp_path / "t.csv").write_text("name,target,strategy,seed,train_examples,divergd\na,b,full,0,10,yes\n")
     with pytest.raises(InputError, match="the column 'divergd', which nothing reads; did you mean 'diverged'"):
-        report.theirs(tmp_path / "t.csv", f"{tmp_path}/*.npz")
+        report.read_fits(tmp_path / "t.csv", f"{tmp_path}/*.npz")
 
 
 def folder_of_pictures(folder):
@@ -160,7 +160,7 @@ def readers(folder):
             "\n".join(map(",".join, rows)),
             lambda: data.load(f"folder:{folder / 'pictures'}:splits={splits}", data_dir=folder),
         ),
-        "results": (results, table, lambda: report.theirs(results, f"{folder}/*[!w].npz")),
+        "results": (results, table, lambda: report.read_fits(results, f"{folder}/*[!w].npz")),
         "flagfile": (
             flags,
             "--seeds=0\n--target=caf\u00e9\n",

@@ -117,4 +117,4 @@ def test_bad_cards_are_refused(made, tmp_path):
 
 def test_the_flagfile_holds_sixteen_sources():
     [names] = re.findall(r"^--zoo=(.*)$", (FLAGS / "zoo.flags").read_text(), re.M)
-    assert len({zoo.entry(text, {}).settings for text in names.split(",")}) == 16
+    assert len({zoo.read_entry(text, {}).settings for text in names.split(",")}) == 16

@@ -281,4 +281,4 @@ def _about() -> str:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    flags.main(argv, str(__doc__), lambda _, form: run(**vars(form)), BenchmarkFlags)
+    flags.main(argv, str(__doc__), lambda _, benchmark_flags: run(**vars(benchmark_flags)), BenchmarkFlags)

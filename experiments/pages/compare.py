@@ -1,6 +1,6 @@
-"""From fits to verdicts: judge them, print the tables, write the report of a study and its files.
+"""Judge fits, print the tables of a study, and write its report and files.
 
-The page says the verdict first, then shows tables and figures of every source and target.
+The page begins with the verdict; tables and figures of every source and target follow.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ Pair = tuple[Any, str]
 
 
 def show(folder: Path, parts: Sequence[Predictions], judging: Judging, notes: Sequence[str]) -> Study:
-    """Judge the fits of a run directory, print what came of it, and write the report."""
+    """Judge the fits of a run directory, print the tables, and write the report."""
     fits, places = looks.judged_fits(parts, judging.against), (looks.place(),)
     table = predictions.right(parts)
     able = looks.judgeable(((cell, seed) for cell, each in table.items() for seed in each), judging.against)
@@ -45,17 +45,17 @@ def show(folder: Path, parts: Sequence[Predictions], judging: Judging, notes: Se
 def judged(
     parts: Sequence[Predictions], judging: Judging, notes: Sequence[str], look: int = 1, table: Right | None = None
 ) -> Study:
-    """The fits with their verdicts; `look` is how often they have been looked at, this time counted.
+    """The study of these fits, with verdicts; `look` counts the looks at them, this one included.
 
-    0 stands for fits of which no verdict can be given: to report them is no look. `table` has the scores of the fits
-    where they are known already.
+    A `look` of 0 stands for fits of which no verdict can be given: to report them is no look. `table` has the scores of
+    the fits, if they are known already.
     """
     table = predictions.right(parts) if table is None else table
     groups = predictions.all_groups(parts)
     rows = [row for part in parts if not part.longer for row in part.rows]
     against, margin, level = judging.against, judging.margin / 100, 1 - (1 - judging.level) / judging.looks
     more: Any = {"looks": judging.looks, "groups": groups}
-    family, others = compared(_of_transfer(table), margin, judging.level, judging.family, against, **more)
+    family, others = compared(_without_longer(table), margin, judging.level, judging.family, against, **more)
     if look > judging.looks:
         reason = f"looked at {look} times with {judging.looks} planned"
         family = [comparison._replace(**NO_WORD, reason=reason) for comparison in family]
@@ -70,24 +70,24 @@ def judged(
         sentence(family, judging.level),
         [
             *notes,
-            *_sources(rows),
-            *_looks(look, judging),
-            *_of_items(table, groups),
-            *_diverged(rows),
-            *_of_family(family),
-            *_alone(_of_transfer(table), family, judging.against),
+            *_source_notes(rows),
+            *_look_notes(look, judging),
+            *_group_notes(table, groups),
+            *_divergence_notes(rows),
+            *_family_notes(family),
+            *_uncompared_notes(_without_longer(table), family, judging.against),
         ],
         predictions.most_wrong([part for part in parts if not part.longer]),
     )
 
 
-def _of_transfer(table: Right) -> Right:
-    """The scores without those of scratch with the source's steps added."""
+def _without_longer(table: Right) -> Right:
+    """The scores, except those of scratch with the source's steps added."""
     return {cell: fits for cell, fits in table.items() if not cell.longer}
 
 
-def _alone(table: Right, family: Sequence[Comparison], against: str) -> list[str]:
-    """Strategies that are compared with nothing, since no seed has a fit at each budget of both."""
+def _uncompared_notes(table: Right, family: Sequence[Comparison], against: str) -> list[str]:
+    """The note on strategies that are compared with nothing, since no seed has a fit at each budget of both."""
     judged = {(comparison.source, comparison.target, comparison.strategy) for comparison in family}
     every = dict.fromkeys((cell.source, cell.target, cell.strategy) for cell in table)
     lacking = [
@@ -97,8 +97,8 @@ def _alone(table: Right, family: Sequence[Comparison], against: str) -> list[str
     return [f"{names}: no seed has a fit at every budget, and one of {against} beside it"] if names else []
 
 
-def _sources(rows: Sequence[Result]) -> list[str]:
-    """How well the sources do their own tasks, so that nobody takes a poor source for a poor strategy."""
+def _source_notes(rows: Sequence[Result]) -> list[str]:
+    """Notes on how well the sources do their own tasks, so that nobody takes a poor source for a poor strategy."""
     each: dict[str, list[float]] = {}
     for row in rows:
         if row.strategy != "scratch" and row.source and row.source_accuracy is not None:
@@ -106,8 +106,8 @@ def _sources(rows: Sequence[Result]) -> list[str]:
     return [f"{name}: the source's own test accuracy is {min(a):.2f} to {max(a):.2f} %" for name, a in each.items()]
 
 
-def _looks(look: int, judging: Judging) -> list[str]:
-    """What is said of looking again: each planned look spends its share of the errors allowed."""
+def _look_notes(look: int, judging: Judging) -> list[str]:
+    """Notes on how often the fits were looked at: each planned look spends its share of the allowed errors."""
     if look > judging.looks:
         return [
             f"looked at {look} times with {judging.looks} planned: fits were added after a look, so nothing is judged "
@@ -119,8 +119,8 @@ def _looks(look: int, judging: Judging) -> list[str]:
     return [f"look {look} of {judging.looks} planned"] if judging.looks > 1 else []
 
 
-def _of_items(table: Right, groups: Groups) -> list[str]:
-    """What is said of the test examples: in how many groups, or that they are taken as independent."""
+def _group_notes(table: Right, groups: Groups) -> list[str]:
+    """Notes on the test examples: how many groups they form, or that they are taken as independent."""
     items = {cell.target: len(scores) for cell, fits in table.items() for scores in fits.values()}
     counts = {target: len(np.unique(which)) for target, which in groups.items() if which is not None}
     unknown = [target for target in items if target not in counts]
@@ -129,8 +129,8 @@ def _of_items(table: Right, groups: Groups) -> list[str]:
     return known + ([f"groups of test items {where}are not known: items are taken as independent"] if unknown else [])
 
 
-def _diverged(rows: Sequence[Result]) -> list[str]:
-    """How many fits of each strategy and budget diverged, and what they count as."""
+def _divergence_notes(rows: Sequence[Result]) -> list[str]:
+    """Notes on how many fits of each strategy and budget diverged, and the accuracy that they count with."""
     texts = []
     several = len({(row.source, row.target) for row in rows if row.strategy != "scratch"}) > 1
     for group in summary.groups(rows):
@@ -142,8 +142,8 @@ def _diverged(rows: Sequence[Result]) -> list[str]:
     return [*texts, *([summary.COUNTS_AS] if texts else [])]
 
 
-def _of_family(family: Sequence[Comparison]) -> list[str]:
-    """What is said of the comparisons: shares of the budgets, fits that enter no area, equal methods, reserves."""
+def _family_notes(family: Sequence[Comparison]) -> list[str]:
+    """Notes on the comparisons: shares of the budgets, fits that enter no area, equal methods, warnings."""
     base, areas = (
         base_of(family),
         dict.fromkeys(comparison.budgets for comparison in family if len(comparison.budgets) > 1),
@@ -168,7 +168,7 @@ def _of_family(family: Sequence[Comparison]) -> list[str]:
 
 
 def print_tables(study: Study) -> None:
-    """Print the verdicts, and each budget by itself."""
+    """Print the verdicts, the comparisons at each budget by itself, and the notes."""
     against = study.family[0].against if study.family else "scratch"
     level = f", intervals at {100 * study.family[0].level:.4g} % together" if study.family else ""
     console.show(tables.verdicts_in_short(f"against {against}{level}", study.family))
@@ -187,7 +187,7 @@ def print_tables(study: Study) -> None:
 
 
 def write(folder: Path, study: Study, classes: Classes, provenance: Provenance | None = None) -> None:
-    """Write the report of a study, and the same as Markdown, tables, figures and numbers."""
+    """Write the report of a study as a page, Markdown, LaTeX tables, figures and CSV files."""
     targets = dict.fromkeys(result.target for result in study.rows)
     sources = dict.fromkeys(result.source for result in study.rows if result.source)
     title = f"{', '.join(sources) or 'no source'} to {', '.join(targets)}"
@@ -248,38 +248,38 @@ MILESTONES = (
 
 @figures.style()
 def sections(study: Study, classes: Classes) -> list[Section]:
-    """All sections between the verdict and the way to reproduce it, for page and files alike; empty ones too."""
+    """All sections between the verdict and the command that reproduces it, for page and files; also empty ones."""
     fits = [fit for fit in study.rows if fit.strategy != "pretrain"]
     notes = report.sentences(study.notes)
     strokes = figures.strokes(list(map(label, fits)))
     every = [
         Section("Verdicts", "verdicts", _verdicts(study.family, notes)),
-        Section("Accuracy by label budget", "labels", _labels(fits, strokes, notes)),
+        Section("Accuracy by label budget", "labels", _accuracy_by_labels(fits, strokes, notes)),
         Section(
             "Sources and targets",
             "gains",
             figure(GAINS.format(base=base_of(study.family)) + notes, [figures.gains(study.family)], "box wide"),
         ),
-        Section("Each comparison by itself", "each", _each(study.others, notes)),
-        Section("Milestones", "milestones", _table(MILESTONES + notes, tables.milestones(study.milestones))),
-        *_at_most_labels(study, fits, classes, strokes, notes),
-        Section("Most often wrong", "wrong", _wrong(study, notes)),
-        _trained(fits),
+        Section("Each comparison by itself", "each", _single_comparisons(study.others, notes)),
+        Section("Milestones", "milestones", _table_block(MILESTONES + notes, tables.milestones(study.milestones))),
+        *_sections_at_largest_budget(study, fits, classes, strokes, notes),
+        Section("Most often wrong", "wrong", _most_wrong(study, notes)),
+        _trained_parameters(fits),
         transfer.origins(study.rows, notes),
     ]
     return report.brief(every, study.notes)
 
 
-def _at_most_labels(
+def _sections_at_largest_budget(
     study: Study, fits: Sequence[Result], classes: Classes, strokes: figures.Strokes, notes: str
 ) -> list[Section]:
-    """Sections of pictures at the largest label budget of each target."""
+    """The sections of pictures at the largest label budget of each target."""
     pictures: dict[str, list[figures.Picture | None]] = {key: [] for key in ("cut", "cost", "shifted", "kept", "sure")}
     learning: list[Block] = []
     by_class: list[Block] = []
     for pair in _pairs(fits):
-        members = _members(fits, pair, _most(fits, pair[1]))
-        where = f"{tables.place(*pair)}, {tables.count(_most(fits, pair[1]))} labels"
+        members = _members(fits, pair, _largest_budget(fits, pair[1]))
+        where = f"{tables.place(*pair)}, {tables.count(_largest_budget(fits, pair[1]))} labels"
         curves = [
             figures.learning_curves(members, study.curves, f, f", {where}", strokes) for f in ("accuracy", "train_loss")
         ]
@@ -308,7 +308,7 @@ def _at_most_labels(
 
 
 def _verdicts(family: Sequence[Comparison], notes: str) -> list[Block]:
-    """The table of verdicts and its forest plot."""
+    """The table of verdicts, and its forest plot."""
     if not family:
         return []
     area = any(len(comparison.budgets) > 1 for comparison in family)
@@ -323,8 +323,8 @@ def _verdicts(family: Sequence[Comparison], notes: str) -> list[Block]:
     ]
 
 
-def _labels(fits: Sequence[Result], strokes: figures.Strokes, notes: str) -> list[Block]:
-    """Accuracy against labels: a table a target, and figures."""
+def _accuracy_by_labels(fits: Sequence[Result], strokes: figures.Strokes, notes: str) -> list[Block]:
+    """Accuracy against labels: a table for each target, and figures."""
     blocks = []
     for target in dict.fromkeys(fit.target for fit in fits):
         table = tables.accuracies([fit for fit in fits if fit.target == target], target)
@@ -333,7 +333,7 @@ def _labels(fits: Sequence[Result], strokes: figures.Strokes, notes: str) -> lis
     return [*blocks, *figure(LABELS_PICTURE + notes, drawn)]
 
 
-def _each(others: Sequence[Comparison], notes: str) -> list[Block]:
+def _single_comparisons(others: Sequence[Comparison], notes: str) -> list[Block]:
     """A table for each strategy that others are compared with."""
     levels = {comparison.against: f"{100 * comparison.level:.4g}" for comparison in others}
     return [
@@ -346,7 +346,7 @@ def _each(others: Sequence[Comparison], notes: str) -> list[Block]:
     ]
 
 
-def _table(caption: str, table: Table) -> list[Block]:
+def _table_block(caption: str, table: Table) -> list[Block]:
     """The table as a block; no block if it has no rows."""
     return [Block(caption, table)] if table.rows else []
 
@@ -355,7 +355,7 @@ def _confusion(fits: Sequence[Result], classes: Classes, notes: str) -> list[Blo
     """Confusion matrices of scratch and of the best strategy at the largest budget, for each target."""
     blocks = []
     for target in dict.fromkeys(fit.target for fit in fits):
-        at_most = [fit for fit in fits if fit.target == target and fit.train_examples == _most(fits, target)]
+        at_most = [fit for fit in fits if fit.target == target and fit.train_examples == _largest_budget(fits, target)]
         groups = [group for group in summary.summary(at_most) if group.accuracy]
         groups.sort(key=lambda group: group.accuracy[0] if group.accuracy else 0.0)
         scratch = [group.members for group in groups if group.strategy == "scratch"][-1:]
@@ -363,7 +363,7 @@ def _confusion(fits: Sequence[Result], classes: Classes, notes: str) -> list[Blo
         named = {_name(members[0]): members for members in (*scratch, *best)}
         drawn = [figures.confusion(name, each, classes.get(target, ()), f", {target}") for name, each in named.items()]
         blocks += figure(
-            CONFUSION + notes, drawn, "grid small", f"{target}, {tables.count(_most(fits, target))} labels"
+            CONFUSION + notes, drawn, "grid small", f"{target}, {tables.count(_largest_budget(fits, target))} labels"
         )
     return blocks
 
@@ -374,8 +374,8 @@ def _name(fit: Result) -> str:
     return label(fit) + (f" from {source}" if source is not None else "")
 
 
-def _wrong(study: Study, notes: str) -> list[Block]:
-    """The test images that are most often wrong, a figure a target."""
+def _most_wrong(study: Study, notes: str) -> list[Block]:
+    """The test images that are most often wrong, a figure for each target."""
     drawn = [figures.most_wrong(images, captions, target) for target, (images, captions) in study.images.items()]
     return [
         block
@@ -384,8 +384,8 @@ def _wrong(study: Study, notes: str) -> list[Block]:
     ]
 
 
-def _trained(fits: Sequence[Result]) -> Section:
-    """What was trained on the first target, because the heads of others have other sizes."""
+def _trained_parameters(fits: Sequence[Result]) -> Section:
+    """The section on the trained parameters for the first target, since the heads of others have other sizes."""
     groups = summary.summary(fits)
     first = groups[0].target if groups else ""
     several = len({group.target for group in groups}) > 1
@@ -393,7 +393,7 @@ def _trained(fits: Sequence[Result]) -> Section:
 
 
 def _pairs(fits: Sequence[Result]) -> list[Pair]:
-    """Every source and target between which something was transferred; of a target without a source, (None, target)."""
+    """Every (source, target) of the fits; (None, target) for a target that has no source."""
     pairs = dict.fromkeys((fit.source, fit.target) for fit in fits if fit.strategy != "scratch")
     pairs |= dict.fromkeys((fit.source, fit.target) for fit in fits)
     with_source = {target for source, target in pairs if source is not None}
@@ -401,7 +401,7 @@ def _pairs(fits: Sequence[Result]) -> list[Pair]:
 
 
 def _members(fits: Sequence[Result], pair: Pair, budget: Any = None) -> dict[str, list[Result]]:
-    """Fits of a pair by strategy, at one budget or at all; with those from scratch, whatever source they stand by."""
+    """The fits of a pair by strategy, at one budget or at all; fits from scratch belong to every source."""
     source, target = pair
     chosen: dict[tuple[str, int, int], Result] = {}
     for fit in sorted(fits, key=lambda fit: fit.source == source):  # the pair's own come last, and replace
@@ -414,6 +414,6 @@ def _members(fits: Sequence[Result], pair: Pair, budget: Any = None) -> dict[str
     return {name: each for name, each in members.items() if each}
 
 
-def _most(fits: Sequence[Result], target: str) -> Any:
+def _largest_budget(fits: Sequence[Result], target: str) -> Any:
     """The largest budget of a target."""
     return max((fit.train_examples for fit in fits if fit.target == target), key=lambda budget: budget or 0)

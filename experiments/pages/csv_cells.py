@@ -8,7 +8,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\N{FULLWIDTH EQUALS SIGN}", "
 
 
 def cell(text: str) -> str:
-    """The text for a cell of a CSV file: an apostrophe goes before what a spreadsheet takes for a formula.
+    """The text for a cell of a CSV file, after an apostrophe if a spreadsheet would take it for a formula.
 
     That is text that begins with = + - @, a tab or a line break (OWASP, "CSV Injection"); numbers stay as they are.
 

@@ -33,7 +33,7 @@ LATEX = {
     "\N{MINUS SIGN}": "$-$",
     "\N{EN DASH}": "--",
 }
-"""What a character is in LaTeX where it is not itself."""
+"""The characters that LaTeX writes otherwise: {character: LaTeX}."""
 
 
 @figures.style()
@@ -73,7 +73,7 @@ def table(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _value(value: Any) -> Any:
-    """A value as a cell of a CSV file has it."""
+    """A value as it is written in a cell of a CSV file."""
     if hasattr(value, "tolist"):  # of NumPy
         value = value.tolist()
     if isinstance(value, dict | list | tuple):
@@ -81,11 +81,11 @@ def _value(value: Any) -> Any:
     return cell(value) if isinstance(value, str) else value
 
 
-def latex(shown: Table, caption: str) -> str:
-    """A table for booktabs; what is said below a number stands beside it in brackets."""
-    heads = len(shown.columns)
+def latex(table: Table, caption: str) -> str:
+    """A table for booktabs; the text below a number stands beside it in brackets."""
+    heads = len(table.columns)
     body = []
-    for row in shown.rows:
+    for row in table.rows:
         if len(row) < heads:
             body.append(f"\\addlinespace\\multicolumn{{{heads}}}{{l}}{{\\emph{{{escaped(row[0].text)}}}}} \\\\")
         else:
@@ -94,10 +94,10 @@ def latex(shown: Table, caption: str) -> str:
         [
             r"\begin{table}",
             r"\centering\small",
-            rf"\caption{{{escaped(shown.label)}. {escaped(caption)}}}",
-            rf"\begin{{tabular}}{{{'l' * shown.words + 'r' * (heads - shown.words)}}}",
+            rf"\caption{{{escaped(table.label)}. {escaped(caption)}}}",
+            rf"\begin{{tabular}}{{{'l' * table.words + 'r' * (heads - table.words)}}}",
             r"\toprule",
-            " & ".join(map(escaped, shown.columns)) + r" \\",
+            " & ".join(map(escaped, table.columns)) + r" \\",
             r"\midrule",
             *body,
             r"\bottomrule",
@@ -127,7 +127,7 @@ def marked(text: str) -> str:
 
 
 def _inline(cell: Cell) -> str:
-    """What a cell says, and in brackets what stands below it."""
+    """The text of a cell, and in brackets the text below it."""
     return f"{cell.text} ({cell.below})" if cell.below else cell.text
 
 
@@ -144,11 +144,11 @@ def _markdown(study: Study, title: str, sections: Sequence[Section], names: Mapp
     return "\n\n".join(lines) + "\n"
 
 
-def _pipes(shown: Table) -> str:
-    """A table in Markdown."""
-    heads = len(shown.columns)
-    lines = [list(map(marked, shown.columns)), ["---"] * shown.words + ["---:"] * (heads - shown.words)]
-    for row in shown.rows:
+def _pipes(table: Table) -> str:
+    """The table in Markdown."""
+    heads = len(table.columns)
+    lines = [list(map(marked, table.columns)), ["---"] * table.words + ["---:"] * (heads - table.words)]
+    for row in table.rows:
         heading = [f"**{marked(row[0].text)}**"] + [""] * (heads - 1)
         lines.append(heading if len(row) < heads else [marked(_inline(cell)) for cell in row])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -238,21 +238,21 @@ def learning_curves(members: Members, curves: Curves, field: str, where: str, st
 def accuracy_by_class(members: Members, classes: Sequence[str], where: str) -> Picture | None:
     """A heat map of test accuracy, strategy x class, over the fits that ended."""
     measured = {name: _measured(fits, "per_class_accuracy") for name, fits in members.items()}
-    means = {name: np.array(values, float).mean(0) for name, values in measured.items() if values}
-    if not means:
+    by_strategy = {name: np.array(values, float).mean(0) for name, values in measured.items() if values}
+    if not by_strategy:
         return None
-    table = 100 * np.array(list(means.values()))
+    table = 100 * np.array(list(by_strategy.values()))
     names = _class_names(classes, table.shape[1])
     longest = max(map(len, _short_names(names)))
-    figure = _canvas(7.6, 0.5 + 0.075 * longest + 0.15 * (len(table) + _line_count(means)))
+    figure = _canvas(7.6, 0.5 + 0.075 * longest + 0.15 * (len(table) + _line_count(by_strategy)))
     axes = figure.add_subplot()
     known = table[np.isfinite(table)]
     low, high = (known.min(), known.max()) if known.size else (0.0, 100.0)
     _heat_map(axes, table, low, max(high, low + 1))
     _name_ticks(axes, names)
-    axes.set_yticks(range(len(means)), [_wrapped(name) for name in means])
+    axes.set_yticks(range(len(by_strategy)), [_wrapped(name) for name in by_strategy])
     texts = []
-    for name, values in zip(means, table, strict=True):
+    for name, values in zip(by_strategy, table, strict=True):
         if np.isfinite(values).any():
             worst, best = int(np.nanargmin(values)), int(np.nanargmax(values))
             texts.append(f"{name} from {values[worst]:.0f} % ({names[worst]}) to {values[best]:.0f} % ({names[best]})")
@@ -283,7 +283,7 @@ def confusion(name: str, members: Sequence[Result], classes: Sequence[str], wher
 
 
 def trained_shares(parameters: Mapping[str, Sequence[tuple[str, int, int]]]) -> Picture | None:
-    """What each strategy trains, a bar of its leaves (path, numbers, trained numbers) as shares of the parameters."""
+    """A bar for each strategy, of its leaves (path, numbers, trained numbers) as shares of the parameters."""
     if not parameters:
         return None
     figure = _canvas(7.6, 0.9 + 0.15 * (len(parameters) + _line_count(parameters)))
@@ -313,7 +313,7 @@ def trained_shares(parameters: Mapping[str, Sequence[tuple[str, int, int]]]) -> 
 
 
 def _measured(members: Sequence[Result], field: str) -> list[Any]:
-    """What was measured of the fits that ended."""
+    """The values of a measured field, over the fits that ended."""
     values = (getattr(result, field) for result in members if ended(result))
     return [value for value in values if value is not None]
 
@@ -345,7 +345,7 @@ def accuracy_by_labels(members: Members, where: str, strokes: Strokes) -> Pictur
 
 
 def _cut(fit: Result) -> tuple[str, int] | None:
-    """How a fit cut the model, and after how many stages; None where it did not.
+    """(how a fit cut the model, after how many stages); None if it did not cut the model.
 
     >>> options = {"redraw": "above", "copy": 2, "freeze": False}
     >>> _cut(Result(name="a", target="b", strategy="stages", options=options, seed=0))
@@ -477,7 +477,7 @@ def _interval(axes: Axes, y: float, tall: int, comparison: Comparison) -> None:
 
 
 def _in_words(comparison: Comparison) -> str:
-    """What the forest plot shows of a comparison."""
+    """The words on a comparison that the forest plot shows."""
     size = f", {SIZES[comparison.size]}," if comparison.word in ("positive", "negative") and comparison.size else ""
     word = f" {comparison.word}{size}" if comparison.word else ""
     ends = f" ({100 * comparison.low:+.2f} to {100 * comparison.high:+.2f})" if np.isfinite(comparison.low) else ""
@@ -579,7 +579,7 @@ def shifted(members: Members, name: str, where: str, strokes: Strokes) -> Pictur
 
 
 def retention(members: Members, where: str, strokes: Strokes) -> Picture | None:
-    """Target accuracy against what is left of the source's; the strategies that none beats in both are joined."""
+    """Target accuracy against the share of source accuracy that is left; a line joins those that none beats in both."""
     points = _points(members, lambda fit: _hundred(fit.retention))
     if not points:
         return None

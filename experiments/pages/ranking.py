@@ -1,4 +1,4 @@
-"""What a ranking ends with: its numbers, its tables, and its page."""
+"""The numbers, the tables and the page of a ranking."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ from tljax.study.ranking import Board
 from tljax.study.summary import listed
 from tljax.types import Task
 
-OWN, SIZE, OTHERS = "(own accuracy)", "(parameters)", "(other targets)"
+OWN_ACCURACY, PARAMETERS, OTHER_TARGETS = "(own accuracy)", "(parameters)", "(other targets)"
 """The plain rivals; the last ranks by the mean truth on the other targets."""
 
 Table = Mapping[tuple[str, str], Scored]
@@ -25,11 +25,11 @@ Table = Mapping[tuple[str, str], Scored]
 
 
 class Verdict(NamedTuple):
-    """What a ranking comes to."""
+    """The outcome of a ranking."""
 
     boards: tuple[Board, ...]
     numbers: dict[str, Any]
-    """The same for ranking.json."""
+    """The outcome as ranking.json has it."""
     notes: tuple[str, ...]
 
 
@@ -49,17 +49,17 @@ def judged(
         every = np.ones(len(cards), bool)
         not_trivial = ~np.array([card.trivial for card in cards])
         accuracies = np.stack([truth.accuracies[name] for name in targets])  # [targets, seeds, sources]
-        for kept, which in ((every, "all"), (not_trivial, "without trivial")):
-            if kept.sum() < 3 or (which != "all" and kept.all()):
+        for chosen, which in ((every, "all"), (not_trivial, "without trivial")):
+            if chosen.sum() < 3 or (which != "all" and chosen.all()):
                 continue
-            scores = {name: values[:, kept] for name, values in columns.items()}
-            means = np.stack([ranking.mean(values) for values in accuracies])[:, kept]
+            scores = {name: values[:, chosen] for name, values in columns.items()}
+            mean_accuracies = np.stack([ranking.mean(values) for values in accuracies])[:, chosen]
             scratch = [truth.scratch[name] for name in targets]
-            worth = ranking.judged(scores, means, scratch, count=resamples)
-            half = float(np.mean([ranking.split_half(values[:, kept]) for values in accuracies]))
-            trivial = np.array([card.trivial for card in cards])[kept]
-            about = (truth.strategy, truth.budget, which)
-            boards.append(Board(*about, worth, half, scores, means, tuple(targets), trivial))
+            worth = ranking.judged(scores, mean_accuracies, scratch, count=resamples)
+            half_tau = float(np.mean([ranking.split_half(values[:, chosen]) for values in accuracies]))
+            trivial = np.array([card.trivial for card in cards])[chosen]
+            title = (truth.strategy, truth.budget, which)
+            boards.append(Board(*title, worth, half_tau, scores, mean_accuracies, tuple(targets), trivial))
     for count in dict.fromkeys(board.truths.shape[1] for board in boards):
         error = ranking.error_of_none(count)
         few = "" if count >= ranking.LEAST else "; they are too few for intervals, and for telling scores apart"
@@ -76,32 +76,34 @@ def _columns(
     names: Sequence[str],
     notes: dict[str, None],
 ) -> dict[str, np.ndarray]:
-    """{score or rival: float [targets, sources]}, those without that have no value somewhere."""
+    """{score or rival: float [targets, sources]}, except those that lack a value for a source or target."""
     columns = {}
     for name in names:
         values = []
         for target in targets:
             each = [table[card.name, target].scores[truth.budget][name] for card in cards]
-            lacking = [score.reason for score in each if score.value is None]
-            if lacking:
-                notes[f"{name} at {truth.budget} is not judged: {lacking[0]}"] = None
+            reasons = [score.reason for score in each if score.value is None]
+            if reasons:
+                notes[f"{name} at {truth.budget} is not judged: {reasons[0]}"] = None
             values.append([np.nan if score.value is None else score.value for score in each])
         if not np.isnan(values).any():
             columns[name] = np.array(values, float)
     accuracies = [card.accuracy for card in cards]
     if None not in accuracies:
-        columns[OWN] = np.tile(np.array(accuracies, float), (len(targets), 1))
+        columns[OWN_ACCURACY] = np.tile(np.array(accuracies, float), (len(targets), 1))
     else:
-        notes[f"{OWN} is not judged: not every source says its own"] = None
-    columns[SIZE] = np.tile(np.array([card.parameters for card in cards], float), (len(targets), 1))
+        notes[f"{OWN_ACCURACY} is not judged: not every source says its own"] = None
+    columns[PARAMETERS] = np.tile(np.array([card.parameters for card in cards], float), (len(targets), 1))
     if len(targets) > 1:
-        means = np.stack([ranking.mean(truth.accuracies[name]) for name in targets])
-        columns[OTHERS] = np.stack([ranking.mean(np.delete(means, i, axis=0)) for i in range(len(targets))])
+        mean_accuracies = np.stack([ranking.mean(truth.accuracies[name]) for name in targets])
+        columns[OTHER_TARGETS] = np.stack(
+            [ranking.mean(np.delete(mean_accuracies, i, axis=0)) for i in range(len(targets))]
+        )
     return columns
 
 
 def _numbers(cards: Sequence[Card], table: Table, boards: Sequence[Board]) -> dict[str, Any]:
-    """What ranking.json says, but for what JSON cannot hold (`plain`)."""
+    """The content of ranking.json, before `plain` replaces the values that JSON cannot hold."""
     return {
         "sources": [card._asdict() for card in cards],
         "scores": [
@@ -133,7 +135,7 @@ def _numbers(cards: Sequence[Card], table: Table, boards: Sequence[Board]) -> di
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON can hold it: None for what is no number, words for what is infinite.
+    """`value` as JSON can hold it: None in place of NaN, a word in place of an infinity.
 
     >>> plain({"tau": [float("nan"), float("inf"), 0.5]})
     {'tau': [None, 'inf', 0.5]}
@@ -148,7 +150,7 @@ def plain(value: Any) -> Any:
 
 
 def show(verdict: Verdict, folder: Path, cards: Sequence[Card], table: Table, notes: Sequence[str]) -> None:
-    """Print the tables, and write the report where there is a truth."""
+    """Print the tables; with --verify, write the report."""
     for target in dict.fromkeys(target for _, target in table):
         budgets = table[cards[0].name, target].scores
         for budget, names in budgets.items():
@@ -167,7 +169,7 @@ def show(verdict: Verdict, folder: Path, cards: Sequence[Card], table: Table, no
 
 
 def _why(cards: Sequence[Card], table: Table, target: str, budget: str) -> list[str]:
-    """What the default, or the first score asked for, ranks first; and why scores have no value."""
+    """The notes below a table: which sources the first score ranks first, and why scores have no value."""
     scores = {card.name: table[card.name, target].scores[budget] for card in cards}
     each = [(name, score) for of_source in scores.values() for name, score in of_source.items()]
     lacking = {f"{name}: {score.reason}": None for name, score in each if score.value is None}
@@ -177,7 +179,7 @@ def _why(cards: Sequence[Card], table: Table, target: str, budget: str) -> list[
 
 
 def _first(values: Mapping[str, float], places: int = 3, most: int = 6) -> str:
-    """The sources on the first places, {source: score}; those whose scores are printed alike are said to be tied.
+    """The words on the first places of {source: score}; sources whose scores are printed alike are tied.
 
     >>> _first({"a": 0.5, "b": 0.9, "c": 0.50001, "d": 0.1}), _first({"a": 0.5, "b": 0.9, "c": 0.7})
     ('b, a and c (tied)', 'b, c, a')
@@ -185,7 +187,7 @@ def _first(values: Mapping[str, float], places: int = 3, most: int = 6) -> str:
     ranks: dict[str, list[str]] = {}
     for source in sorted(values, key=lambda source: -values[source]):
         ranks.setdefault(_digits(values[source]), []).append(source)
-    shown, taken = [], 0
+    texts, taken = [], 0
     for tied in ranks.values():
         if taken >= places:
             break
@@ -193,8 +195,8 @@ def _first(values: Mapping[str, float], places: int = 3, most: int = 6) -> str:
         named = sorted(tied, key=list(values).index)
         more = f"{len(named) - most} more" if len(named) > most else ""
         text = listed([*named[: most if more else None], *([more] if more else [])])
-        shown.append(f"{text} (tied)" if len(tied) > 1 else text)
-    return ", ".join(shown)
+        texts.append(f"{text} (tied)" if len(tied) > 1 else text)
+    return ", ".join(texts)
 
 
 def _row(card: Card, scored: Scored, budget: str) -> tuple[str, ...]:
@@ -225,7 +227,7 @@ INTERVALS = "The same tau and regret with their intervals; the dotted line is ta
 
 @figures.style()
 def page(boards: Sequence[Board], notes: Sequence[str], provenance: Provenance) -> str:
-    """HTML of a ranking; `notes` go with every table."""
+    """The HTML of a ranking; `notes` go with every table."""
     targets = boards[0].targets
     lead = (
         f"{boards[0].truths.shape[1]} sources were ranked for {', '.join(targets)} by {len(boards[0].judged)} scores "

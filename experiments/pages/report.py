@@ -1,6 +1,6 @@
 """A report as one HTML file, pictures inside, no network and no script: sections of tables and figures.
 
-What a page of a program says is in the file of its name: transfer, compare, search, ranking.
+The text of a program's page is in the file of its name: transfer, compare, search, ranking.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from experiments.runs.flags import PATHS_FROM
 
 
 class Block(NamedTuple):
-    """A table, or pictures in one figure; no picture is None."""
+    """A table, or pictures in one figure; none of the pictures is None."""
 
     caption: str
     table: Table | None = None
@@ -35,7 +35,7 @@ class Section(NamedTuple):
 
 
 class Provenance(NamedTuple):
-    """How a page came about; what is empty is not said."""
+    """How a page came about; the page leaves out a field that is empty."""
 
     environment: Mapping[str, Any] = {}
     """Texts, and lists and mappings of them."""
@@ -53,7 +53,7 @@ def render(
     source_note: str = "",
     lists: Sequence[tuple[str, Sequence[tuple[str, str]]]] = (),
 ) -> str:
-    """HTML of any sections; `lists` are (heading, (name, what it did)) below the lead."""
+    """The HTML of any sections; `lists` are (heading, [(name, text)]) below the lead."""
     template = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
     html = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return html.from_string(template).render(
@@ -70,23 +70,24 @@ def render(
 
 
 def sentences(notes: Sequence[str]) -> str:
-    """Notes as sentences after a caption."""
+    """The notes as sentences that follow a caption."""
     return "".join(f" {note}" + ("" if note[-1:] in tuple(".!?") else ".") for note in notes)
 
 
 MOST_NOTES = 25
-"""Words of notes that every caption repeats; those beyond are said at the first table alone."""
+"""The most words of notes that every caption repeats; the first table alone has the notes beyond them."""
 
 
 def brief(sections: Sequence[Section], notes: Sequence[str]) -> list[Section]:
-    """Sections whose captions say once what they have in common.
+    """The sections with shorter captions: what captions have in common is written once.
 
-    The first caption with the `notes` keeps them all; later ones keep the first notes, up to 25 words. What a caption
-    says before them is "As above." where another of its section said the same. Nothing that fits on a line changes.
+    The first caption with the `notes` keeps them all; later ones keep the first notes, up to 25 words. The text of a
+    caption before its notes becomes "As above." if another caption of its section has the same text of more than 12
+    words.
     """
     whole, words = sentences(notes), [len(note.split()) for note in notes]
-    shown = [note for i, note in enumerate(notes) if i == 0 or sum(words[: i + 1]) <= MOST_NOTES]
-    short = whole if len(shown) == len(notes) else sentences([*shown, "Further notes are at the first table"])
+    first = [note for i, note in enumerate(notes) if i == 0 or sum(words[: i + 1]) <= MOST_NOTES]
+    short = whole if len(first) == len(notes) else sentences([*first, "Further notes are at the first table"])
     with_notes = 0
     shortened = []
     for section in sections:
@@ -107,13 +108,13 @@ def brief(sections: Sequence[Section], notes: Sequence[str]) -> list[Section]:
 def figure(
     caption: str, pictures: Sequence[figures.Picture | None], kind: str = "grid", heading: str = ""
 ) -> list[Block]:
-    """The pictures that are not None as one block; no block where there are none."""
+    """[a block of the pictures that are not None]; [] if all are None."""
     drawn = [picture for picture in pictures if picture]
     return [Block(caption, None, drawn, kind, heading)] if drawn else []
 
 
 def provenance_of(folder: Path) -> Provenance:
-    """How the page of a run directory came about."""
+    """The provenance of the page of a run directory."""
     lines = directory.flags_text(folder / "flags.flags").splitlines(keepends=True)
     text = "".join(line for line in lines if not line.startswith(PATHS_FROM))
     return Provenance(directory.recorded_environment(folder) or {}, text, lines[0].rstrip("\n").removeprefix("# "))

@@ -1,4 +1,4 @@
-"""The pages of a search and of a learning-rate range test, and what a search says below its table."""
+"""The pages of a search and of a learning-rate range test, and the notes below a search's table."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,7 +30,7 @@ class Study(NamedTuple):
     ranges: Sequence[space.Range]
     trials: Sequence[TrialRecord]
     best: int
-    """Number of the trial that won."""
+    """The number of the trial that won."""
 
 
 def write(
@@ -41,9 +41,9 @@ def write(
     results: Sequence[Result],
     base: Experiment,
 ) -> list[str]:
-    """Write report.html; what is said below the table. `results` are the last fits of the winners."""
+    """Write report.html; returns the notes below the table. `results` are the last fits of the winners."""
     lines = [
-        (f"{arm.label}, {arm.budget}", line) for arm, winner in winners.items() for line in _of_winner(arm, winner)
+        (f"{arm.label}, {arm.budget}", line) for arm, winner in winners.items() for line in _winner_notes(arm, winner)
     ]
     several = len({arm.budget for arm in winners}) > 1
     studies = [
@@ -72,7 +72,7 @@ def write(
 
 
 def provenance_of(flags: Sequence[str], environment: Mapping[str, Any]) -> Provenance:
-    """How the page of a search with these flagfile lines came about."""
+    """The provenance of the page of a search with these flagfile lines."""
     command = "python -m experiments.search --flagfile=FLAGS --workdir=NEW"
     return Provenance(environment, "\n".join(flags), command)
 
@@ -87,15 +87,17 @@ def _lead(settings: Settings, flags: Search, base: Experiment) -> str:
     )
 
 
-def _of_winner(arm: Arm, winner: Winner) -> list[str]:
-    """The values of a winner, how many trials tie with it, and which of its values is at an edge."""
+def _winner_notes(arm: Arm, winner: Winner) -> list[str]:
+    """The notes on a winner: its values, how many trials tie with it, and which values are at an edge."""
     values = ", ".join(f"{name}={value}" for name, value in winner.trial.params.items())
-    shown = f"{100 * winner.trial.value:.2f}"
-    notes = [f"{values}; validation accuracy {shown} %"]
+    percent = f"{100 * winner.trial.value:.2f}"
+    notes = [f"{values}; validation accuracy {percent} %"]
     tied = [
         trial.number
         for trial in search.trials(winner.study)
-        if trial.accuracy is not None and f"{100 * trial.accuracy:.2f}" == shown and trial.number != winner.trial.number
+        if trial.accuracy is not None
+        and f"{100 * trial.accuracy:.2f}" == percent
+        and trial.number != winner.trial.number
     ]
     if tied:
         several = f"{len(tied)} other trials have" if len(tied) > 1 else "another trial has"
@@ -131,7 +133,10 @@ def page(
     notes: Sequence[str],
     provenance: Provenance,
 ) -> str:
-    """HTML of a search: `results` are the winners' last fits, `lines` (study, what won), `notes` of the data."""
+    """The HTML of a search: `results` are the winners' last fits, `lines` (study, note on its winner).
+
+    `notes` are those on the data.
+    """
     progress = figures.search_progress({study.name: study.trials for study in studies})
     rates = [picture for study in studies for picture in _curves(study)]
     sections = [
@@ -149,14 +154,14 @@ def page(
 def range_page(
     name: str, lead: str, rates: np.ndarray, losses: np.ndarray, result: Found, provenance: Provenance
 ) -> str:
-    """HTML of a range test: `rates` and `losses` are those of its steps, [steps] both."""
+    """The HTML of a range test: `rates` and `losses` are those of its steps, float [steps] both."""
     picture = figures.range_test(name, rates, losses, result)
     sections = [Section("Loss", "loss", report.figure(RANGE, [picture]))]
     return report.render(sections, title=f"learning-rate range test: {name}", lead=lead, provenance=provenance)
 
 
 def _curves(study: Study) -> list[figures.Picture | None]:
-    """Accuracy and loss against the rate, if that was searched."""
+    """The charts of accuracy and loss against the learning rate; [] if the rate was not searched."""
     return [
         figures.searched_values(study.name, study.trials, RATE, field, dimension.kind == "log")
         for dimension in study.ranges
@@ -166,14 +171,14 @@ def _curves(study: Study) -> list[figures.Picture | None]:
 
 
 def _tuned(results: Sequence[Result], notes: str) -> list[Block]:
-    """A table a label budget, a row a strategy."""
+    """The tables of results, one for each label budget, with a row for each strategy."""
     caption = f"Tuned against tuned. {transfer.RESULTS}{notes}"
     panels = transfer.panels(results).items()
     return [Block(caption, tables.results(panel, heading), heading=heading) for heading, panel in panels]
 
 
 def _best(studies: Sequence[Study]) -> Table:
-    """The values that won, a row a study."""
+    """The table of the values that won, a row for each study."""
     names = list(dict.fromkeys(dimension.name for study in studies for dimension in study.ranges))
     rows = []
     for study in studies:
@@ -183,13 +188,13 @@ def _best(studies: Sequence[Study]) -> Table:
         accuracy = NOTHING if won.accuracy is None else tables.percent(won.accuracy)
         loss = NOTHING if won.loss is None else f"{won.loss:.3f}"
         values = [Cell(searched(won.values.get(name)), edges.get(name, "")) for name in names]
-        measured = [Cell(accuracy), Cell(loss), _counted(study.trials)]
+        measured = [Cell(accuracy), Cell(loss), _trial_count(study.trials)]
         rows.append([Cell(study.name, f"trial {won.number}"), *values, *measured])
     return Table("Best values", ["Study", *names, "Validation accuracy (%)", "Validation loss (nats)", "Trials"], rows)
 
 
-def _counted(trials: Sequence[TrialRecord]) -> Cell:
-    """How many trials there are that count, and what became of those that gave no accuracy."""
+def _trial_count(trials: Sequence[TrialRecord]) -> Cell:
+    """The cell with the number of trials that count, and below it how many diverged or were pruned."""
     pruned = sum(trial.state == "PRUNED" for trial in trials)
     diverged = sum(trial.diverged for trial in trials)
     complete = sum(trial.state == "COMPLETE" for trial in trials)
@@ -198,7 +203,7 @@ def _counted(trials: Sequence[TrialRecord]) -> Cell:
 
 
 def searched(value: Any) -> str:
-    """A searched value as it is shown.
+    """The text of a searched value in a table.
 
     >>> searched(0.0123456), searched("relu")
     ('0.01235', 'relu')

@@ -1,4 +1,4 @@
-"""Every table of the reports, made once as data: for the page, for the console, and for Markdown and TeX.
+"""The tables of the reports as data, which the page, the console, Markdown and LaTeX write alike.
 
 The console has fewer columns than the page, of the same cells: `results` and `results_in_short`, `verdicts` and
 `verdicts_in_short`. Accuracies and their differences are in % and points with two decimals.
@@ -53,7 +53,7 @@ def count(value: float | None) -> str:
 
 
 def ranged(values: Spread | None, form: Callable[[float], str], several: bool = True) -> Cell:
-    """A mean, and where it is of `several` values their range or interval; a dash for none.
+    """The cell of a mean, with a range or interval if it is of `several` values; a dash for None.
 
     >>> ranged((0.5, 0.25, 0.75), percent).below
     '25.00 to 75.00'
@@ -76,7 +76,7 @@ FROM_SCRATCH = "Difference from scratch (points)"
 
 
 def results(groups: Sequence[Summary], where: str) -> Table:
-    """A row a strategy, for a page; `where` names their target and budget."""
+    """The results for a page, a row for each strategy; `where` names their target and budget."""
     columns = ["Strategy", "Test accuracy (%)", FROM_SCRATCH, "Test loss (nats)", "Calibration error"]
     columns += ["Trained parameters", "Steps", "Time (s)"]
     names = ("accuracy", "gain", "loss", "calibration", "trained", "steps", "seconds")
@@ -84,7 +84,10 @@ def results(groups: Sequence[Summary], where: str) -> Table:
 
 
 def results_in_short(title: str, groups: Sequence[Summary], narrow: bool = False) -> Table:
-    """A row a strategy and label budget, for the console; a narrow one leaves out what results.jsonl has too."""
+    """The results for the console, a row for each strategy and label budget.
+
+    A narrow table leaves out columns, which results.jsonl has.
+    """
     columns = ["strategy", "labels", "seeds", "test accuracy %", "against scratch", "trained"]
     names = ["accuracy", "gain", "trained"]
     if not narrow:
@@ -100,7 +103,7 @@ def results_in_short(title: str, groups: Sequence[Summary], narrow: bool = False
 
 
 def sources(groups: Sequence[Summary]) -> Table:
-    """A row a source; `groups` are those of `summary.sources`."""
+    """The sources, a row each; `groups` are those of `summary.sources`."""
     named = [
         replace(group, name=f"{group.target}, {count(group.train_examples)} training examples") for group in groups
     ]
@@ -117,7 +120,7 @@ def sources(groups: Sequence[Summary]) -> Table:
 
 
 def source_fits(name: str, folder: Path, fits: Mapping[int, Result]) -> Table:
-    """A row a seed of the fits that trained one source, for the console; `folder` is their run directory."""
+    """The fits that trained one source, a row for each seed, for the console; `folder` is their run directory."""
     rows = []
     for seed, fit in fits.items():
         accuracy = "diverged" if fit.test_accuracy is None else percent(fit.test_accuracy)
@@ -127,7 +130,7 @@ def source_fits(name: str, folder: Path, fits: Mapping[int, Result]) -> Table:
 
 
 def _of_groups(title: str, groups: Sequence[Summary], columns: Sequence[str], names: Sequence[str]) -> Table:
-    """A row a group: its name, with what of its means was not measured, and the cells of these names."""
+    """The groups, a row each: the name, with the note of `state` below it, and the cells of these names."""
     rows = []
     for group in groups:
         cells = _cells(group)
@@ -136,7 +139,7 @@ def _of_groups(title: str, groups: Sequence[Summary], columns: Sequence[str], na
 
 
 def _cells(group: Summary) -> dict[str, Cell]:
-    """Every cell of a strategy; with a mean over two seeds or more stands its range."""
+    """All cells of a strategy; a mean over two seeds or more has its range."""
     trained, total = group.trained_parameters, group.total_parameters
     share = f"{100 * trained / total:.1f} %" if trained is not None and total else ""
     diverged = group.diverged and group.diverged == group.seeds and group.accuracy is None
@@ -154,7 +157,7 @@ def _cells(group: Summary) -> dict[str, Cell]:
 
 
 def state(group: Summary) -> str:
-    """What of the means was not measured: diverged and unmeasured fits, seeds without a fit from scratch; or ''."""
+    """The note on what the means lack: diverged and unmeasured fits, seeds without a fit from scratch; or ''."""
     texts = []
     unmeasured = group.seeds - group.counted - (group.diverged if group.counts_as is None else 0)
     if group.counted < group.seeds:
@@ -169,7 +172,7 @@ def state(group: Summary) -> str:
 
 
 def diverged(number: int, fits: int, counts_as: float | None) -> str:
-    """What is said of the fits that diverged: how many of all, and the accuracy that they count with.
+    """The note on the fits that diverged: how many of all, and the accuracy that they count with.
 
     >>> diverged(2, 5, 0.1)
     '2 of 5 fits diverged and count as 10.0 %'
@@ -180,7 +183,7 @@ def diverged(number: int, fits: int, counts_as: float | None) -> str:
 
 
 def accuracies(fits: Sequence[Result], target: str) -> Table:
-    """A row a strategy, under its source, a column a budget: mean test accuracy over the fits that count."""
+    """Mean test accuracies over the fits that count, a row for each strategy under its source, a column a budget."""
     members: dict[tuple[str, str], dict[int, list[Result]]] = {}
     for fit in fits:
         source = None if fit.strategy == "scratch" else fit.source
@@ -204,7 +207,7 @@ def _accuracy(fits: Sequence[Result]) -> Cell:
 
 
 def _across(title: str, cells: Mapping[tuple[str, str], Mapping[Any, Cell]], budgets: Mapping[Any, str]) -> Table:
-    """A row a strategy, under its heading, and a column a budget: {(heading, strategy): {budget: cell}}."""
+    """The table of {(heading, strategy): {budget: cell}}: a row a strategy, under its heading, a column a budget."""
     rows = [
         (heading, [Cell(name), *(row.get(budget, Cell(NOTHING)) for budget in budgets)])
         for (heading, name), row in cells.items()
@@ -219,11 +222,11 @@ SIZES = {
     "within": "by less than the margin",
     "open": "by what of the margin is open",
 }
-"""Of a difference that is there: how it stands to the margin."""
+"""{size of a difference: its words}: how a difference compares with the margin."""
 
 
 def verdicts(family: Sequence[Comparison]) -> Table:
-    """A row a comparison of the family, with its verdict and its size, under its source and target; for a page."""
+    """The verdicts for a page: a row for each comparison of the family, under its source and target."""
     from_base = f"Difference from {base_of(family)} (points)"
     power = ["Power (%)", "Power to call equivalent (%)"]
     numbers = [from_base, "p, adjusted", *power, "Margin (points)", "Labels", "Pairs of fits", "Test examples"]
@@ -247,7 +250,7 @@ def verdicts(family: Sequence[Comparison]) -> Table:
 
 
 def verdicts_in_short(title: str, family: Sequence[Comparison]) -> Table:
-    """A row a comparison of the family, for the console."""
+    """The verdicts for the console: a row for each comparison of the family."""
     rows = []
     for comparison in family:
         word, size, power = comparison.word or NOTHING, comparison.size or NOTHING, comparison.power
@@ -258,7 +261,7 @@ def verdicts_in_short(title: str, family: Sequence[Comparison]) -> Table:
 
 
 def singly(title: str, comparisons: Sequence[Comparison]) -> Table:
-    """A row a comparison that is not judged, with McNemar's p where it is of one pair; for the console."""
+    """The comparisons that are not judged, for the console; with McNemar's p if there is one pair of fits."""
     rows = [[*_compared(comparison), Cell(chance(comparison.p))] for comparison in comparisons]
     return Table(title, [*_COMPARED, "p of the one pair"], rows)
 
@@ -275,7 +278,7 @@ def _compared(comparison: Comparison) -> list[Cell]:
 
 
 def between(chances: tuple[float, float] | None) -> str:
-    """Probabilities from and to, in %.
+    """A range of probabilities, in %.
 
     >>> between((0.052, 0.54))
     '5 to 54'
@@ -294,7 +297,7 @@ def shares(budgets: Sequence[int]) -> str:
 
 
 def same(table: Table, first: int) -> tuple[Table, str]:
-    """The table without those columns, from the `first`, that say the same in every row; and what they say.
+    """(the table without the columns, from the `first`, that are the same in every row, the words on these columns).
 
     >>> table = Table("", ["Strategy", "p", "Pairs"], [[Cell("a"), Cell("0.1"), Cell("5")]])
     >>> same(table, 2)[1]
@@ -309,7 +312,7 @@ def same(table: Table, first: int) -> tuple[Table, str]:
 
 
 def by_budget(comparisons: Sequence[Comparison], against: str) -> Table:
-    """A row a strategy, under its source and target, a column a budget: differences from what they are against."""
+    """Differences from `against`: a row for each strategy, under its source and target, a column for each budget."""
     chosen = [comparison for comparison in comparisons if comparison.against == against]
     cells: dict[tuple[str, str], dict[Any, Cell]] = {}
     for comparison in chosen:
@@ -333,11 +336,14 @@ MILESTONES: Mapping[str, tuple[str, Callable[[float], str]]] = {
     "flops": ("FLOPs", lambda value: f"{value:.3g}"),
     "seconds": ("Time (s)", lambda value: f"{value:,.1f}"),
 }
-"""Key -> its column, and how its numbers are written."""
+"""{key: (column, how its numbers are written)}."""
 
 
 def milestones(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A row a strategy and budget, under its source and target; what is None is a dash, what is words stays so."""
+    """The milestones, a row for each strategy and budget, under its source and target.
+
+    None is written as a dash, and words as they are.
+    """
     keys = [key for key in MILESTONES if any(key in row for row in rows)]
     grouped_rows = []
     for row in rows:
@@ -349,7 +355,7 @@ def milestones(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _milestone(row: Mapping[str, Any], key: str, form: Callable[[float], str]) -> Cell:
-    """A number, and what it is with the source's below."""
+    """The cell of a milestone; below it stands the milestone with the source's cost."""
     whole = row.get(f"{key}_with_source")
     return Cell(_written(row.get(key), form), "" if whole is None else _written(whole, form))
 
@@ -367,11 +373,11 @@ WORTH = {
     **{"regret": 100, "regret of 3": 100, "over scratch": 100},
     "behind": 1,
 }
-"""What a score is judged by, in the order of `Judged`, and what its numbers are shown times: accuracies in points."""
+"""{column: factor} of what scores are judged by, in the order of `Judged`; the factor turns accuracies into points."""
 
 
 def worth(board: Board) -> Table:
-    """A row a score, the highest tau first; below them tau between halves of the truth's seeds; for a page."""
+    """The worth of scores for a page, a row each, the highest tau first; last, tau of the truth's halves."""
     table = worth_in_short(board)
     half = NOTHING if np.isnan(board.half) else f"{board.half:.2f}"
     halves = [Cell("the truth's own halves"), Cell(half), *([Cell(NOTHING)] * (len(WORTH) - 1))]
@@ -380,7 +386,7 @@ def worth(board: Board) -> Table:
 
 
 def worth_in_short(board: Board) -> Table:
-    """A row a score, the highest tau first; for the console."""
+    """The worth of scores for the console, a row each, the highest tau first."""
     rows = [[Cell(name), *map(estimate, board.judged[name], WORTH.values())] for name in board.ordered()]
     title = f"{board.strategy}, {board.budget}: {board.truths.shape[1]} sources, {board.which}"
     return Table(title, ["score", *WORTH], rows)
@@ -402,7 +408,7 @@ def estimate(value: Estimate, scale: float = 1.0) -> Cell:
 
 
 def grouped(rows: Iterable[tuple[str, Sequence[Cell]]]) -> list[Sequence[Cell]]:
-    """(heading, row) to rows: those of one heading together, below it; none where it is ''."""
+    """The rows of (heading, row): rows of a heading stand together below it; an empty heading has no row."""
     members: dict[str, list[Sequence[Cell]]] = {}
     for heading, row in rows:
         members.setdefault(heading, [[Cell(heading)]] if heading else []).append(row)
@@ -410,5 +416,5 @@ def grouped(rows: Iterable[tuple[str, Sequence[Cell]]]) -> list[Sequence[Cell]]:
 
 
 def place(source: Any, target: str) -> str:
-    """A source and a target as words."""
+    """The words for a source and a target."""
     return target if source is None else f"{source} to {target}"

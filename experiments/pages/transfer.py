@@ -1,4 +1,4 @@
-"""The page and the table that a run of experiments.transfer ends with; its parts serve the pages of studies too."""
+"""The page and the table at the end of a run of experiments.transfer; pages of studies use its parts too."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -63,8 +63,8 @@ def print_results(title: str, results: Sequence[Result], notes: Sequence[str]) -
         if group.diverged
     ]
     narrow = console.is_narrow()
-    shown = tables.results_in_short(title, groups, narrow)
-    console.show(shown, [*lost, *([summary.COUNTS_AS] if lost else []), *notes], narrow)
+    table = tables.results_in_short(title, groups, narrow)
+    console.show(table, [*lost, *([summary.COUNTS_AS] if lost else []), *notes], narrow)
 
 
 @figures.style()
@@ -78,7 +78,7 @@ def page(
     provenance: Provenance,
     classes: Sequence[str] = (),
 ) -> str:
-    """HTML of a run: `curves` are [points] arrays by a fit's name; every table says the `notes`."""
+    """The HTML of a run: `curves` are [points] arrays by a fit's name; the `notes` follow every table."""
     each = panels(results)
     return render(
         brief(_sections(each, results, curves, classes, sentences(notes)), notes),
@@ -138,30 +138,30 @@ def _sections(
 
 
 def trained(panel: Sequence[Summary], heading: str = "") -> Section:
-    """The section of what each strategy trains."""
+    """The section on the parameters that each strategy trains."""
     drawn = figure(SHARES, [figures.trained_shares(_parameters(panel))], "box wide", heading)
     return Section("What was trained", "trained", drawn)
 
 
 def origins(results: Sequence[Result], notes: str) -> Section:
-    """The section of the sources' own fits."""
+    """The section on the fits that trained the sources."""
     table = tables.sources(summary.sources(results))
     return Section("Sources", "sources", [Block(SOURCES + notes, table)] if table.rows else [])
 
 
 def panels(results: Sequence[Result]) -> dict[str, list[Summary]]:
-    """Strategies of each target and budget, which are never averaged or compared, under a heading if several."""
+    """{heading: strategies} of each target and budget; none are averaged or compared; one panel has no heading."""
     groups = summary.summary(results)
     several = len({group.source for group in groups} - {None}) > 1
     panels: dict[tuple[str, int], list[Summary]] = {}
     for group in groups:
         origin = f" from {group.source}" if several and group.source is not None else ""
-        named = replace(group, name=group.strategy + origin)
-        panels.setdefault((group.target, group.train_examples), []).append(named)
-    return {_where(key, list(panels)) if len(panels) > 1 else "": panel for key, panel in panels.items()}
+        renamed = replace(group, name=group.strategy + origin)
+        panels.setdefault((group.target, group.train_examples), []).append(renamed)
+    return {_heading(key, list(panels)) if len(panels) > 1 else "": panel for key, panel in panels.items()}
 
 
-def _where(key: tuple[str, int], keys: Sequence[tuple[str, int]]) -> str:
+def _heading(key: tuple[str, int], keys: Sequence[tuple[str, int]]) -> str:
     """The heading of a target and budget; the target is named only where there are several."""
     target, budget = key
     examples = f"{count(budget)} training examples"
@@ -169,7 +169,7 @@ def _where(key: tuple[str, int], keys: Sequence[tuple[str, int]]) -> str:
 
 
 def _lead(panel: Sequence[Summary]) -> str:
-    """The first sentence: what was compared, over how many seeds, and what was not done."""
+    """The lead: which strategies were compared, over how many seeds, and that no test of significance was made."""
     if not panel:
         return "No fit of a target has been made yet."
     scratch = [group for group in panel if _is_scratch(group)]
@@ -194,7 +194,7 @@ def _is_scratch(group: Summary) -> bool:
 
 
 def _seeds(panel: Sequence[Summary]) -> str:
-    """How many seeds the ranges are over, as words."""
+    """The words on how many seeds the ranges are over."""
     counted = [group.counted for group in panel if group.counted]
     if not counted:
         return "no fit reached the end"
@@ -205,7 +205,7 @@ def _seeds(panel: Sequence[Summary]) -> str:
 
 
 def _in_words(group: Summary) -> str:
-    """What the lead says of a strategy, after its name."""
+    """The words on the results of a strategy that follow its name in the lead."""
     if group.accuracy is None:
         return tables.state(group)
     cell = ranged(group.accuracy, percent, group.counted > 1)
@@ -217,7 +217,7 @@ def _in_words(group: Summary) -> str:
 
 
 def _parameters(panel: Sequence[Summary]) -> dict[str, list[tuple[str, int, int]]]:
-    """{strategy: (leaf, numbers, trained numbers) of each leaf}; of all leaves as one where they are not known."""
+    """{strategy: (leaf, numbers, trained numbers) of each leaf}; unknown leaves count together as one."""
     leaves: dict[str, list[tuple[str, int, int]]] = {}
     for group in panel:
         trained, total = group.trained_parameters, group.total_parameters

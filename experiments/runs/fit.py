@@ -380,11 +380,11 @@ def _train_group(
     last, names = points[-1], _names(group)
     saved = [point for point in points if point not in {step for step, _ in group[0].trial.phases}]
     progress = process.in_turn(
-        lambda: resume.load(place.parent, keys, group[0].spec, [fit.trial for fit in group], console.say)
+        lambda: resume.find(place.parent, keys, group[0].spec, [fit.trial for fit in group], console.say)
     )
     if progress:
         console.say(f"{names}: goes on from step {min(part.step for part in progress.parts)} of {last}")
-    progress = progress or resume.none(len(group))
+    progress = progress or resume.nothing(len(group))
     advance(sum(part.step * len(part.fits) for part in progress.parts))
     final: dict[int, np.ndarray] = {}
     with resume.saving(place, keys) as save:

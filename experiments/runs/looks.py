@@ -105,8 +105,8 @@ def judged_fits_of_runs(runs: Sequence[Sequence[Predictions]], against: str) -> 
     cells = [{(cell(row, part.longer), row.key) for part in run for row in part.rows} for run in runs]
     pooled: list[list[int]] = []
     for i in range(len(runs)):
-        judged = {of for of, _ in cells[i] if of.strategy not in ("scratch", against) and not of.longer}
-        near = [group for group in pooled if any(judged & {of for of, _ in cells[j]} for j in group)]
+        judged = {where for where, _ in cells[i] if where.strategy not in ("scratch", against) and not where.longer}
+        near = [group for group in pooled if any(judged & {where for where, _ in cells[j]} for j in group)]
         pooled = [group for group in pooled if group not in near] + [[i, *(j for group in near for j in group)]]
     together = ([part for i in sorted(group) for part in runs[i]] for group in pooled)
     return [fits for parts in together for fits in judged_fits(parts, against)]
@@ -151,9 +151,9 @@ def write(judged: Sequence[JudgedFits], judging: Judging, look: int, places: Col
 
 def refuse_other(judging: Judging, before: Mapping[str, Any], what: str) -> None:
     """Raise InputError unless fits are judged as they were before; `what` begins the message."""
-    now = to_record(judging)
+    record = to_record(judging)
     differ = [
-        f"--{name}={before[name]}, not {now[name]}" for name in now if name in before and now[name] != before[name]
+        f"--{name}={before[name]}, not {value}" for name, value in record.items() if before.get(name, value) != value
     ]
     if differ:
         raise InputError(

@@ -29,6 +29,7 @@ from tljax import (
     paths,
     penalties,
     plugins,
+    schedules,
     seeds,
     switches,
     train,
@@ -377,7 +378,7 @@ def build_optimizer(recipe: Recipe) -> tuple[optimizers.OptimizerSpec, dict[str,
 
 def learning_rates(recipe: Recipe, total: int) -> np.ndarray:
     """The learning rate of each of `total` steps, float32 [total]."""
-    return optimizers.rates(recipe.schedule, recipe.learning_rate, recipe.warmup, total)
+    return schedules.rates(recipe.schedule, recipe.learning_rate, recipe.warmup, total)
 
 
 def count_steps(recipe: Recipe, examples: int) -> int:

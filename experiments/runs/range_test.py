@@ -18,45 +18,46 @@ LEAST = 10
 
 
 def run(
-    given: Mapping[str, Any],
-    flags_of: Mapping[str, Any],
-    asked: Search,
+    flag_values: Mapping[str, Any],
+    trial_flags: Mapping[str, Any],
+    search: Search,
     execution: train.Execution,
     stand_ins: Mapping[int, int] | None = None,
 ) -> range_test.Found:
     """Train the first strategy once, as the trials are but at a rising rate; print and draw what its loss says.
 
-    `given` are the flags, `flags_of` those of the trials, and `stand_ins` as `plan.prepare` takes them. The run
-    directory gets lr_range_test.html, and the source if it is not there yet. Raises InputError for a fit of too few
+    `flag_values` are the flags, `trial_flags` those of the trials, and `stand_ins` as `plan.prepare` takes them. The
+    run directory gets lr_range_test.html, and the source if it is not there yet. Raises InputError for a fit of too few
     steps, and for a loss that is not finite at the lowest rate.
     """
     from experiments.pages import search as page  # draws: matplotlib takes a second to import
 
-    every = Settings.from_flags(**flags_of)
-    first = {name: getattr(every, name)[:1] for name in GROWING}
-    made = Settings.from_flags(**{**flags_of, **first})
-    todo = plan.prepare(made, execution, only=True, stand_ins=stand_ins)
-    settings = Settings.from_flags(**given)
-    own_lines = [*search_flags.to_flags(asked), *_own_flags(asked)]
-    with directory.opened(settings, "search", _kept_flags(settings, own_lines), older=made) as folder:
-        rates, losses = swept(todo, asked, folder)
-        found = range_test.suggested(rates, losses)
-        name = f"{plugins.called(made.strategies[0])} at {made.train_examples[0]}"
-        said = [*_said(name, rates, found), *plan.title_and_notes(made, todo.source, todo.target)[1]]
-        for line in said:
+    several = Settings.from_flags(**trial_flags)
+    first = {name: getattr(several, name)[:1] for name in GROWING}
+    trial_settings = Settings.from_flags(**{**trial_flags, **first})
+    experiment = plan.prepare(trial_settings, execution, only=True, stand_ins=stand_ins)
+    settings = Settings.from_flags(**flag_values)
+    own_lines = [*search_flags.to_flags(search), *_range_flags(search)]
+    with directory.opened(settings, "search", _kept_flags(settings, own_lines), older=trial_settings) as folder:
+        rates, losses = swept(experiment, search, folder)
+        result = range_test.suggested(rates, losses)
+        name = f"{plugins.called(trial_settings.strategies[0])} at {trial_settings.train_examples[0]}"
+        _, notes = plan.title_and_notes(trial_settings, experiment.source, experiment.target)
+        lines = [*_sentences(name, rates, result), *notes]
+        for line in lines:
             console.say(line)
         provenance = page.provenance_of(
-            [*own_lines, *settings.flagfile_lines()], directory.environment(plan.fingerprints(todo))
+            [*own_lines, *settings.flagfile_lines()], directory.environment(plan.fingerprints(experiment))
         )
-        text = page.range_page(name, ". ".join(said) + ".", rates, losses, found, provenance)
+        text = page.range_page(name, ". ".join(lines) + ".", rates, losses, result, provenance)
         if process.first():
             directory.replace(folder / "lr_range_test.html", text)
         console.say(f"report: {folder / 'lr_range_test.html'}")
-    return found
+    return result
 
 
-def _own_flags(asked: Search) -> list[str]:
-    return ["--lr_range_test=true", f"--lr_low={asked.lr_low!r}", f"--lr_high={asked.lr_high!r}"]
+def _range_flags(search: Search) -> list[str]:
+    return ["--lr_range_test=true", f"--lr_low={search.lr_low!r}", f"--lr_high={search.lr_high!r}"]
 
 
 def _kept_flags(settings: Settings, own_lines: Sequence[str]) -> Sequence[str]:
@@ -64,41 +65,41 @@ def _kept_flags(settings: Settings, own_lines: Sequence[str]) -> Sequence[str]:
     file = Path(settings.workdir or "") / "flags.flags"
     lines = directory.flags_text(file).splitlines() if file.is_file() else []
     names = flags.kinds(Search)
-    there = [line for line in lines if line.startswith("--") and line[2:].partition("=")[0] in names]
-    searched = there and not any(line.startswith("--lr_range_test") for line in there)
-    return there if searched else own_lines
+    lines_of_search = [line for line in lines if line.startswith("--") and line[2:].partition("=")[0] in names]
+    searched = lines_of_search and not any(line.startswith("--lr_range_test") for line in lines_of_search)
+    return lines_of_search if searched else own_lines
 
 
-def swept(todo: plan.Experiment, asked: Search, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+def swept(experiment: plan.Experiment, search: Search, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """(rate, training loss) of each step, float32 [steps] both."""
-    [seed], [budget] = todo.settings.seeds, todo.settings.train_examples
-    task = trials.search_task(todo, budget)
-    trained = fit.obtain_source(todo.settings, todo.source, folder, todo.execution)
-    prepared = trials.prepare(task, todo, seed, trained)
+    [seed], [budget] = experiment.settings.seeds, experiment.settings.train_examples
+    task = trials.search_task(experiment, budget)
+    trained = fit.obtain_source(experiment.settings, experiment.source, folder, experiment.execution)
+    prepared = trials.prepare(task, experiment, seed, trained)
     steps = len(prepared.trial.rates)
     if steps < LEAST:
         raise InputError(f"--lr_range_test has {steps} steps: give more --epochs or --steps, {LEAST} at least")
-    rates = range_test.rates(asked.lr_low, asked.lr_high, steps)
+    rates = range_test.rates(search.lr_low, search.lr_high, steps)
     rising = prepared._replace(trial=prepared.trial._replace(rates=rates))
     logs = [point.log for point in fit.drive(task.on_device, [rising], evaluated=False)]
     losses = np.hstack([log.loss[0] for log in logs])
     if not np.isfinite(losses[0]):
-        raise InputError(f"--lr_low={asked.lr_low:g}: the loss is not finite from the first step on: lower it")
+        raise InputError(f"--lr_low={search.lr_low:g}: the loss is not finite from the first step on: lower it")
     return rates, losses
 
 
-def _said(name: str, rates: np.ndarray, found: range_test.Found) -> list[str]:
+def _sentences(name: str, rates: np.ndarray, result: range_test.Found) -> list[str]:
     """The suggestion, by which rule, and what was in its way."""
     lines = [
         f"learning-rate range test of {name}: {len(rates)} steps, the rate rising exponentially from {rates[0]:.3g} "
         f"to {rates[-1]:.3g}",
-        f"the smoothed loss is lowest, {found.smooth.min():.3f}, at {found.lowest:.3g}; suggested: "
-        f"--learning_rate={found.rate:.2g}, {range_test.SHARE:g} of it",
+        f"the smoothed loss is lowest, {result.smooth.min():.3f}, at {result.lowest:.3g}; suggested: "
+        f"--learning_rate={result.rate:.2g}, {range_test.SHARE:g} of it",
     ]
-    if found.diverged is not None:
-        lines.append(f"the loss is not finite from {found.diverged:.3g} on")
-    if found.edge == "highest":
+    if result.diverged is not None:
+        lines.append(f"the loss is not finite from {result.diverged:.3g} on")
+    if result.edge == "highest":
         lines.append("the loss falls up to the highest rate: raise --lr_high")
-    if found.edge == "lowest":
+    if result.edge == "lowest":
         lines.append("the suggestion is below the lowest rate: lower --lr_low")
     return lines

@@ -44,7 +44,7 @@ class Progress(NamedTuple):
     records: tuple[Record, ...]
 
 
-def none(trials: int) -> Progress:
+def nothing(trials: int) -> Progress:
     """The progress of a group that has not begun."""
     return Progress((), (Record([], 0.0, None, None, None, None),) * trials)
 
@@ -154,14 +154,14 @@ def _saves(place: Path) -> list[Path]:
     return sorted((folder for folder in folders if folder.name.isdecimal()), reverse=True)
 
 
-def load(
+def find(
     root: Path, keys: Sequence[str], program: train.Spec, trials: Sequence[train.Fit], say: Callable[[str], None]
 ) -> Progress | None:
     """The progress of these fits in the folders under `root`, from the newest whole save of each; None without any.
 
     A group that has grown takes the saves of the smaller one. A damaged save is set aside, and `say` gets a line on it.
     """
-    progress, restored = none(len(keys)), set[int]()
+    progress, restored = nothing(len(keys)), set[int]()
     for place in sorted(root.iterdir()) if root.is_dir() else ():
         for folder in _saves(place):
             try:

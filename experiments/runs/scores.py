@@ -79,7 +79,7 @@ AS_IN_PAPERS = ("n_leep", "h_score", "transrate", "gbc")
 DEFAULT = tuple(name for name in SCORES if name not in AS_IN_PAPERS)
 
 
-def check(names: Sequence[str]) -> None:
+def check_scores(names: Sequence[str]) -> None:
     """Raise InputError if no score is named, or an unknown one, or one twice."""
     if not names:
         raise InputError(f"--scores names none: give some of {','.join(SCORES)}")

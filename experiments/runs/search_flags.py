@@ -1,4 +1,4 @@
-"""The flags of a search: what is asked for, and whether it can be and would be fair."""
+"""The flags of a search, and the checks that the search is possible and fair."""
 
 import math
 from collections.abc import Mapping
@@ -23,7 +23,8 @@ PINS = ("source_seed", "head_seed", "order_seed", "draw_seed")
 
 @dataclass(frozen=True)
 class Search:
-    """What is searched, and how. Each study keeps its own space and seeds, and refuses others, so all may change."""
+    """The flags of a search. They may all change between runs, since each study records its space and seeds and refuses
+    others."""
 
     space: tuple[str, ...] = flag(
         (),
@@ -60,25 +61,25 @@ class Search:
 
     @property
     def ranges(self) -> tuple[Range, ...]:
-        """The dimensions of the space; raises InputError for a text that is no dimension."""
+        """The dimensions of the space; raises InputError if a text of --space is not a dimension."""
         return () if self.lr_range_test and not self.space else space.read(self.space)
 
     @property
     def trial_seeds(self) -> tuple[int, ...]:
-        """Those that a trial is judged under."""
+        """The seeds that each trial is judged under."""
         return tuple(range(FIRST_SEED, FIRST_SEED + self.search_seeds))
 
 
-def with_values(given: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags of a run with the values of a trial; raises InputError for a text that is no value of its flag."""
+def with_values(flag_values: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags of a run with the values of a trial; raises InputError if a value is not one of its flag."""
     plain = {name: value for name, value in values.items() if "." not in name}
     typed = parse_flags(["search", *(f"--{name}={value}" for name, value in plain.items())])
     inner = {name: value for name, value in values.items() if "." in name}
-    return space.applied({**given, **typed}, inner)
+    return space.applied({**flag_values, **typed}, inner)
 
 
-def check(given: Mapping[str, Any], settings: Settings, search: Search) -> None:
-    """Raise InputError for a search that cannot be, or would not be fair."""
+def check(flag_values: Mapping[str, Any], settings: Settings, search: Search) -> None:
+    """Raise InputError if the search is impossible, or would not be fair."""
     for name in ("trials", "group"):
         if getattr(search, name) < 1:
             raise InputError(f"--{name}={getattr(search, name)}: give 1 or more")
@@ -103,29 +104,29 @@ def check(given: Mapping[str, Any], settings: Settings, search: Search) -> None:
             raise InputError(f"--space={dimension}: '{name}' is the source's too, and --source_checkpoint is trained")
         numbers = (_typed(dimension, dimension.low), _typed(dimension, dimension.high))
         for value in dimension.choices if dimension.kind == "in" else numbers:
-            Settings.from_flags(**with_values(given, {name: value}))
+            Settings.from_flags(**with_values(flag_values, {name: value}))
 
 
 def _typed(dimension: Range, value: float) -> float:
     return int(value) if dimension.kind == "int" else value
 
 
-def shapes(given: Mapping[str, Any], dimension: Range) -> int:
-    """How many shapes, at most, the values of a dimension give a fit: those of one shape are trained together.
+def shapes(flag_values: Mapping[str, Any], dimension: Range) -> int:
+    """The largest number of shapes that the values of a dimension give a fit; fits of one shape are trained together.
 
-    A real number is passed to what is compiled, and gives one.
+    A real number is an argument of the compiled function, so its values are of one shape.
     """
     low, high, kind = dimension.low, dimension.high, dimension.kind
     if kind in ("log", "between"):
         return 1
     values = dimension.choices if kind == "in" else (int(low), int(high))
-    settings = [Settings.from_flags(**with_values(given, {dimension.name: value})) for value in values]
+    settings = [Settings.from_flags(**with_values(flag_values, {dimension.name: value})) for value in values]
     count = len(set(map(_shape, settings)))
     return int(high - low) + 1 if kind == "int" and count > 1 else count
 
 
 def _shape(settings: Settings) -> tuple[Any, ...]:
-    """What of the settings is compiled."""
+    """The part of the settings that the compiled function depends on."""
     recipe = settings.recipe
     numbers = {"momentum": recipe.momentum, "weight_decay": recipe.weight_decay, "clip": recipe.clip}
     fit = (recipe.batch_size, recipe.epochs, recipe.steps, recipe.loss, recipe.label_smoothing > 0)
@@ -135,5 +136,5 @@ def _shape(settings: Settings) -> tuple[Any, ...]:
 
 
 def to_flags(search: Search) -> list[str]:
-    """The flagfile lines that give this search again, but for where it is kept and how long it waits."""
+    """The flagfile lines that repeat this search, except where its study is stored and how long it waits."""
     return flags.flagfile_lines(search, ("lr_range_test", "lr_low", "lr_high"))

@@ -17,7 +17,7 @@ from tljax.train.step import Hyper, trained_leaves
 from tljax.types import Mask, Model, Params
 
 STEPS = 3
-"""Of a phase."""
+"""Steps of a phase."""
 
 # A large eps keeps rounding small where a gradient is next to nothing.
 _SPEC, _NUMBERS = optimizers.spec("adamw:eps=1e-3", weight_decay=0.5, clip=0.5)
@@ -25,25 +25,25 @@ _TERMS, _WEIGHTS = penalties.read("l2:weight=0.1")
 
 
 class Fitted(NamedTuple):
-    """What a fit gave."""
+    """The outcome of a fit."""
 
     params: tuple[Params, ...]
-    """At the start, and at the end of each phase."""
+    """The parameters at the start, and at the end of each phase."""
     masks: tuple[Mask, ...]
-    """Of each phase."""
+    """The mask of each phase."""
     programs: tuple[train.Spec, ...]
-    """Of each phase."""
+    """The spec of each phase."""
     compiled: int
-    """How many executables the fit added."""
+    """The number of executables that the fit added."""
 
 
 def program(model: Model, merge: Callable[[Params], Params] | None) -> train.Spec:
-    """AdamW with decay, clipping and L2, all but the mask."""
+    """The spec of a fit by AdamW with decay, clipping and L2, without a mask."""
     return train.Spec(model, objective.loss(grounds.LOSS), _SPEC, _TERMS, False, merge)
 
 
 def fit(wanted: train.Spec, params: Params, phases: Sequence[Any], data: train.Data, steps: int = STEPS) -> Fitted:
-    """Each of the phases (masks, or functions of the parameters) for so many steps: one, and then the rest."""
+    """Train each phase (a mask, or a function of the parameters) for so many steps: the first, and then the rest."""
     trial = _trial(params, phases, steps)
     ends = [steps * i + more for i in range(len(phases)) for more in sorted({1, steps})]
     before = _executables()
@@ -57,7 +57,7 @@ def fit(wanted: train.Spec, params: Params, phases: Sequence[Any], data: train.D
 
 
 def under(wanted: train.Spec, params: Params, mask: Mask) -> train.Spec:
-    """The program with a mask that is the only one."""
+    """The spec of a fit whose only mask is `mask`."""
     return train.specialize(wanted, _trial(params, [mask], 1), (mask,))
 
 
@@ -77,7 +77,7 @@ def _trial(params: Params, phases: Sequence[Any], steps: int) -> train.Fit:
 
 @contextmanager
 def quick_compilation() -> Iterator[None]:
-    """Without XLA's optimisations: operations that run once are not worth them."""
+    """Compile without XLA's optimisations, which do not pay for operations that run once."""
     before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", True)
     try:
@@ -87,22 +87,22 @@ def quick_compilation() -> Iterator[None]:
 
 
 def _executables() -> int:
-    """How many the one compiled function has in its cache."""
+    """The number of executables in the cache of the compiled training function."""
     size: Any = vectorize.segment
     return size._cache_size()
 
 
 def flops(wanted: train.Spec, params: Params, mask: Mask, shape: tuple[int, ...]) -> float:
-    """Of one training step under a mask, compiled, by XLA's own count (which counts the body of a loop once).
+    """The FLOPs of a compiled training step under a mask, as XLA counts them (the body of a loop once).
 
-    Where `fit` ran the phase, this is the executable that it ran.
+    If `fit` ran the phase, this is the executable that it ran.
     """
     traced = [m for m, kind in zip(jax.tree.leaves(mask), wanted.mask, strict=True) if kind is None]
     return _flops(wanted, _of_one_trial(jax.tree.leaves(params)), _of_one_trial(traced), shape)
 
 
 def _of_one_trial(leaves: Sequence[Any]) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """What `fit` passes for them: with a leading axis of trials."""
+    """The shapes of these leaves as `fit` passes them: with a leading axis of trials."""
     return jax.eval_shape(lambda: tuple(jnp.stack([jnp.asarray(leaf)]) for leaf in leaves))
 
 
@@ -115,7 +115,7 @@ def _flops(
 ) -> float:
     number = jax.ShapeDtypeStruct((1,), jnp.float32)
     hyper = Hyper(
-        weights=tuple(dict.fromkeys(given, number) for given in _WEIGHTS),
+        weights=tuple(dict.fromkeys(weights, number) for weights in _WEIGHTS),
         numbers=dict.fromkeys((*_NUMBERS, "label_smoothing"), number),
         scales=scales,
         key=jax.eval_shape(lambda: jax.random.key(0)[None]),

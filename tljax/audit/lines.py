@@ -1,4 +1,4 @@
-"""A check: a promise, whether it was kept, and what was seen."""
+"""A check: the name of a promise, whether it holds, and the detail that shows it."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from tljax.types import InputError
 
 
 class Check(NamedTuple):
-    """One line."""
+    """The outcome of one promise: a line."""
 
     name: str
     passed: bool | None
@@ -20,7 +20,7 @@ class Check(NamedTuple):
 
 
 def line(name: str, promise: Callable[..., str], *arguments: Any) -> Check:
-    """Make a check of a function that gives what it saw, or raises what is wrong.
+    """Make a check of a function that returns the detail, or raises an error that says what is wrong.
 
     >>> line("small", lambda: "1 of 1"), line("large", lambda: 1 / 0)[1:]
     (Check(name='small', passed=True, detail='1 of 1'), (False, 'ZeroDivisionError: division by zero'))
@@ -33,13 +33,13 @@ def line(name: str, promise: Callable[..., str], *arguments: Any) -> Check:
 
 
 def copy(tree: Any) -> Any:
-    """The tree with containers of its own, and NumPy arrays of its own for arrays; bools, numbers and tracers stay."""
+    """A tree of new containers and new NumPy arrays; bools, numbers and tracers stay as they are."""
 
-    def own(leaf: Any) -> Any:
+    def copied(leaf: Any) -> Any:
         array = isinstance(leaf, np.ndarray | jax.Array) and not isinstance(leaf, jax.core.Tracer)
         return np.array(leaf) if array else leaf
 
-    return jax.tree.map(own, tree)
+    return jax.tree.map(copied, tree)
 
 
 def same_bytes(a: Any, b: Any) -> bool:
@@ -49,6 +49,6 @@ def same_bytes(a: Any, b: Any) -> bool:
 
 
 def changed(before: Any, after: Any) -> list[str]:
-    """The paths of the leaves that differ in a bit; raises InputError for trees of different structure."""
+    """The paths of the leaves that differ in a bit; raises InputError if the trees differ in structure."""
     paths.same_structure(before, after, "the tree before", "the tree after")
-    return [path for path, one, other in paths.items(before, after) if not same_bytes(one, other)]
+    return [path for path, old, new in paths.items(before, after) if not same_bytes(old, new)]

@@ -1,4 +1,4 @@
-"""`check_optimizer`: what a mask promises of any optimizer."""
+"""`check_optimizer`: the promises of a masked optimizer, proven for any optimizer."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,10 +18,10 @@ Wrap = Callable[[optax.GradientTransformation, Mask], optax.GradientTransformati
 def check_optimizer(
     tx: optax.GradientTransformation, *, wrap: Wrap = optimizer.masked, penalty: str = "", steps: int = 4
 ) -> list[Check]:
-    """The promises of `wrap(tx, mask)` on a small model, a line each; the gradients have `penalty` in them.
+    """The checks of `wrap(tx, mask)` on a small model, a line each; the loss includes `penalty`.
 
-    `wrap` is tljax's, or your own to prove. The model has frozen leaves of -0.0, NaN and infinity, an integer and a
-    None. What `tx` itself raises is raised.
+    `wrap` is `optimizer.masked`, or your own to prove. The model has frozen leaves of -0.0, NaN and infinity, an
+    integer and a None. An error that `tx` itself raises passes through.
 
     >>> [check.passed for check in check_optimizer(optax.adam(0.1))]
     [True, True, True, True, True]
@@ -35,9 +35,9 @@ def check_optimizer(
         """The parameters after each step. Frozen leaves are put back before the next, so that a fault stays one."""
         seen, state = [params], wrapped.init(params)
         for _ in range(steps):
-            now = masks.join(masks.split(seen[-1], mask)[0], masks.split(params, mask)[1])
-            updates, state = step(now, state, disturbance)
-            seen.append(jax.tree.map(_added, now, updates))
+            start = masks.join(masks.split(seen[-1], mask)[0], masks.split(params, mask)[1])
+            updates, state = step(start, state, disturbance)
+            seen.append(jax.tree.map(_added, start, updates))
         return seen
 
     plain, loud, spoilt = (run(disturbance) for disturbance in (0.0, 1e30, float("nan")))
@@ -51,8 +51,11 @@ def check_optimizer(
 
 
 def _added(leaf: Any, update: Any) -> np.ndarray:
-    """Their sum, by NumPy: what an update does to bits must be seen. `optimizer.apply` passes frozen leaves by, XLA
-    drops an addition of 0.0, which turns -0.0 into 0.0, and a GPU changes a NaN's payload."""
+    """The sum of a leaf and its update, by NumPy, so that every change of a bit is seen.
+
+    `optimizer.apply` passes frozen leaves by, XLA drops an addition of 0.0, which turns -0.0 into 0.0, and a GPU
+    changes a NaN's payload.
+    """
     whole = np.asarray(leaf)
     with np.errstate(all="ignore"):
         return (whole + np.asarray(update)).astype(whole.dtype)
@@ -72,7 +75,7 @@ def _params() -> Params:
 def _step(
     wrapped: optax.GradientTransformation, mask: Mask, penalty: str, traced: list[str]
 ) -> Callable[..., tuple[Params, Any]]:
-    """(params, state, disturbance of the frozen gradients) -> (updates, state)."""
+    """Make the jitted step: (params, state, disturbance of the frozen gradients) -> (updates, state)."""
     terms, weights = penalties.read(penalty)
     floats = masks.by_path(_params(), lambda path: True)
 
@@ -98,7 +101,7 @@ def _step(
 
 
 def _stateless(wrap: Wrap, tx: optax.GradientTransformation, params: Params, mask: Mask) -> str:
-    """The state is that of parameters without the frozen leaves."""
+    """Check that the state is that of parameters without the frozen leaves."""
     alone = jax.tree.map(lambda m, leaf: leaf if m else None, mask, params)
     without = wrap(tx, jax.tree.map(lambda m: True if m else None, mask)).init(alone)
     whole = wrap(tx, mask).init(params)
