@@ -35,7 +35,11 @@ class FeaturesFlags(CheckpointFlags, RenamingFlags, DataFlags, ModelFlags, SeedF
 def run(flags: Mapping[str, Any], features_flags: FeaturesFlags) -> Path:
     """Compute the features unless the folder holds them; returns the folder."""
     place = flags.get("source_checkpoint")
-    for name, value in (("source_checkpoint", place), ("dataset", features_flags.dataset), ("output", features_flags.output)):
+    for name, value in (
+        ("source_checkpoint", place),
+        ("dataset", features_flags.dataset),
+        ("output", features_flags.output),
+    ):
         if not value:
             raise InputError(f"--{name} is not given: see --helpfull")
     settings = sources.settings_of(flags, str(place))
