@@ -1,12 +1,12 @@
-"""Which source? Scores of many for a target, and with --verify what they were worth.
+"""Rank sources for a target by scores, and with --verify judge the scores.
 
     python -m experiments.rank --sources=runs/zoo_10k --target=fashion_mnist_10k --workdir=runs/ranked
 
-Scores of every source for every target, from its features at the last stage before the head, and their seconds. With
---verify also the truth: each source is transferred by --strategies (full and head_only) at the same label budgets
-under all --seeds, and each score is judged by it, beside three plain rivals: the source's own accuracy, the number of
-its parameters, and the truth of the other targets, which ignores this one. --target takes several
-names, with commas.
+It computes the scores of every source for every target, from its features at the last stage before the head, and their
+seconds. With --verify it also trains for the truth: each source is transferred by --strategies (full and head_only) at
+the same label budgets under all --seeds, and each score is judged by the accuracies, beside three plain rivals: the
+source's own accuracy, the number of its parameters, and the truth of the other targets, which ignores this one.
+--target takes several names, with commas.
 """
 
 from experiments import run_program
@@ -41,7 +41,7 @@ from tljax.types import InputError, Task
 
 @dataclass(frozen=True)
 class RankFlags(ExperimentFlags):
-    """What is ranked, and how."""
+    """The flags of a ranking, and of the fits that verify it."""
 
     sources: tuple[str, ...] = flag(
         (), "runs of experiments.zoo or pretrain, checkpoints, files of weights; needed", role="free", place="path"
@@ -57,7 +57,7 @@ class RankFlags(ExperimentFlags):
 
 
 class Ranking(NamedTuple):
-    """All of a ranking, read and checked."""
+    """All that a ranking needs, read and checked."""
 
     settings: Settings
     cards: tuple[Card, ...]
@@ -65,15 +65,15 @@ class Ranking(NamedTuple):
     """{name of a card: its source}."""
     targets: Mapping[str, Task]
     transfers: TransferPlan | None
-    """What is trained to verify the scores; None without --verify."""
+    """The fits that verify the scores; None without --verify."""
 
 
 def run(values: Mapping[str, Any], options: RankFlags) -> dict[str, Any]:
-    """Score, verify and report; returns what ranking.json says.
+    """Score, verify and report; returns the numbers of ranking.json.
 
-    `values` are of the flags that programs share, {flag: value}.
+    `values` has {flag: value} of the flags that programs share.
     """
-    ranking = prepared(values, options)
+    ranking = prepare(values, options)
     settings, cards, loaded, targets, transfers = ranking
     if settings.dry_run:
         fits = sum(len(plan.planned(each)) for each in transfers.experiments()) if transfers else 0
@@ -102,13 +102,13 @@ def run(values: Mapping[str, Any], options: RankFlags) -> dict[str, Any]:
 
 
 def _notes(ranking: Ranking, task: Task) -> list[str]:
-    """What every table must say of a target: data in part, and label budgets that are not full."""
+    """The notes on a target: data that is taken in part, and label budgets that are not full."""
     validation = ranking.settings.recipe.validation if ranking.transfers else 0.0
     return [task.note, *budgets.notes(ranking.settings.train_examples, task, validation)]
 
 
-def prepared(values: Mapping[str, Any], options: RankFlags) -> Ranking:
-    """Read sources and targets; raises InputError for what cannot be ranked."""
+def prepare(values: Mapping[str, Any], options: RankFlags) -> Ranking:
+    """Read the sources and targets; raises InputError if they cannot be ranked."""
     settings = Settings.from_flags(**values)
     check_scores(options.scores)
     names = [name for name in plugins.split(settings.target or "", ",") if name]
@@ -124,7 +124,7 @@ def prepared(values: Mapping[str, Any], options: RankFlags) -> Ranking:
     if settings.source_rename and not any(sources.is_weights_file(place) for place in options.sources):
         raise InputError("--source_rename is for weights from elsewhere: leave it out, or name a file in --sources")
     execution = process.prepare(settings)
-    cards = _with_names([card for place in options.sources for card in _read_cards(place, values)])
+    cards = _distinct_names([card for place in options.sources for card in _read_cards(place, values)])
     if options.verify and len(cards) < 3:
         raise InputError(f"--sources names {len(cards)}: to judge scores give three or more")
     one_seed = {**values, "seeds": (0,)}  # each place holds one source, whatever the seeds of the targets
@@ -145,7 +145,7 @@ def prepared(values: Mapping[str, Any], options: RankFlags) -> Ranking:
 
 
 def _read_cards(place: str, values: Mapping[str, Any]) -> list[Card]:
-    """`sources.read_cards`, whose errors name the flag of this program."""
+    """Read cards by `sources.read_cards`; its errors name the flag of this program."""
     try:
         return sources.read_cards(place, values)
     except InputError as error:
@@ -153,27 +153,31 @@ def _read_cards(place: str, values: Mapping[str, Any]) -> list[Card]:
 
 
 def _load(values: Mapping[str, Any], place: str) -> LoadedSource:
-    """`sources.load`, whose errors name the flag of this program."""
+    """Load a source by `sources.load`; its errors name the flag of this program."""
     try:
         return sources.load(sources.settings_of(values, place, several=True))
     except InputError as error:
         raise InputError(str(error).replace("--source_checkpoint", "--sources")) from error
 
 
-def _with_names(cards: Sequence[Card]) -> list[Card]:
-    """Cards of different names: where two have the same, their places are added."""
+def _distinct_names(cards: Sequence[Card]) -> list[Card]:
+    """The cards under distinct names: cards that share a name get their places added to it.
+
+    Raises InputError if one card is given twice.
+    """
     names = [card.name for card in cards]
-    named = [
+    renamed = [
         card._replace(name=f"{card.name} in {card.place}") if names.count(card.name) > 1 else card for card in cards
     ]
-    twice = [card.name for card in named if [other.name for other in named].count(card.name) > 1]
-    if twice:
-        raise InputError(f"--sources names '{twice[0]}' twice: give each once")
-    return named
+    distinct = [card.name for card in renamed]
+    repeated = [name for name in distinct if distinct.count(name) > 1]
+    if repeated:
+        raise InputError(f"--sources names '{repeated[0]}' twice: give each once")
+    return renamed
 
 
 def _refuse_copies(loaded: Mapping[str, LoadedSource]) -> None:
-    """Raise InputError if two sources are one: they would tie with themselves, and count twice."""
+    """Raise InputError if two sources are the same: they would tie, and count twice."""
     names: dict[str, str] = {}
     for name, source in loaded.items():
         if source.identity in names:

@@ -206,7 +206,7 @@ def read_fits(csv_file: Path, predictions: str) -> Predictions:
         _require_columns(f"'{csv_file}'", names)
         results = [_result(f"'{csv_file}', line {table.line_num}", cells) for cells in table]
     except (OSError, csv.Error) as error:
-        raise InputError(f"--results={csv_file} cannot be read: {plugins.said(error)}") from error
+        raise InputError(f"--results={csv_file} cannot be read: {plugins.describe(error)}") from error
     others = [name for name in names if name not in (*_NEEDED, *_KNOWN, "diverged")]
     if others:
         console.say(f"'{csv_file}' has columns that are not read: {', '.join(others)[:200]}")

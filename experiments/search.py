@@ -46,11 +46,11 @@ from tljax.types import InputError, Task
 
 @dataclass(frozen=True)
 class SearchFlags(Search, ExperimentFlags):
-    """A search has its own flags, and those of the fits that it tries."""
+    """The flags of a search, and those of the fits that it tries."""
 
 
 def run(flags: Mapping[str, Any], options: Search) -> list[Result]:
-    """Search, then train each winner anew; the results of those."""
+    """Search, then train each winner anew; returns the results of the winners' fits."""
     settings = Settings.from_flags(**flags)
     search_flags.check(flags, settings, options)
     trial_flags = _trial_flags(flags, settings, options)
@@ -61,7 +61,7 @@ def run(flags: Mapping[str, Any], options: Search) -> list[Result]:
         return []
     arms = _arms(settings, options)
     if settings.dry_run:
-        _show(flags, arms, options)
+        _print_plan(flags, arms, options)
         return []
     from experiments.pages import export
     from experiments.pages import search as page  # draws: matplotlib takes a second to import
@@ -70,10 +70,10 @@ def run(flags: Mapping[str, Any], options: Search) -> list[Result]:
     own_flags = search_flags.to_flags(options)
     with directory.opened(settings, "search", own_flags, older=Settings.from_flags(**trial_flags)) as folder:
         if stand_ins:
-            console.say(_sentence_on_sources(stand_ins, settings.seeds))
+            console.say(_sources_note(stand_ins, settings.seeds))
         experiment = plan.prepare(Settings.from_flags(**trial_flags), execution, only=True, stand_ins=stand_ins)
-        _require_own_totals(arms, experiment.target)
-        studies = {arm: _opened(arm, options, settings, folder) for arm in arms}
+        _require_distinct_totals(arms, experiment.target)
+        studies = {arm: _open_study(arm, options, settings, folder) for arm in arms}
         trained = {}
         for arm in arms:
             arm_flags = {**trial_flags, "strategies": (arm.strategy,), "train_examples": (arm.budget,)}
@@ -84,19 +84,19 @@ def run(flags: Mapping[str, Any], options: Search) -> list[Result]:
             known = {(each.label, each.budget): search.trials(opened.study) for each, opened in studies.items()}
             directory.replace(folder / "trials.csv", export.trials(known))
             best = search.best(studies[arm].study)
-            final = Settings.from_flags(**search_flags.with_values(_final(flags, settings, arm), best.params))
-            place = _place_of_final(final, arm, folder)
+            final = Settings.from_flags(**search_flags.with_values(_final_flags(flags, settings, arm), best.params))
+            place = _final_workdir(final, arm, folder)
             trained[arm] = Winner(studies[arm].study, best, replace(final, workdir=str(place)))
         tuned.write_winners(folder, trained)
-        results = [result for winner in trained.values() for result in _train_anew(winner.settings, execution)]
+        results = [result for winner in trained.values() for result in _train_winner(winner.settings, execution)]
         settled = summary.with_share(results, experiment.target.test.labels)
         notes = page.write(folder, Settings.from_flags(**flags), options, trained, settled, experiment)
     results_page.print_results("tuned against tuned", settled, notes)
     return results
 
 
-def _show(flags: Mapping[str, Any], arms: Sequence[Arm], options: Search) -> None:
-    """Print what would be searched, and what of it parts the trials into groups."""
+def _print_plan(flags: Mapping[str, Any], arms: Sequence[Arm], options: Search) -> None:
+    """Print the space of each study, and which of its dimensions part the trials into groups."""
     rows = [(dimension.name, dimension.kind, *space.ends(dimension), "")[:4] for dimension in options.ranges]
     console.table("space", ["name", "kind", "from", "to"], rows)
     for arm in arms:
@@ -109,8 +109,8 @@ def _show(flags: Mapping[str, Any], arms: Sequence[Arm], options: Search) -> Non
         console.say(f"{arm.label} at {arm.budget}: {options.trials} trials in groups of {options.group}; {parted}")
 
 
-def _sentence_on_sources(stand_ins: Mapping[int, int], final_seeds: Sequence[int]) -> str:
-    """Which sources trials start from, since none was trained under the seeds of a search."""
+def _sources_note(stand_ins: Mapping[int, int], final_seeds: Sequence[int]) -> str:
+    """The note on the sources that trials start from, since none was trained under the seeds of a search."""
     source_seeds = sorted(set(stand_ins.values()))
     shared = set(source_seeds) & set(final_seeds)
     why = "the final fits start from them too, as there are no others" if shared else "no final fit starts from them"
@@ -120,16 +120,22 @@ def _sentence_on_sources(stand_ins: Mapping[int, int], final_seeds: Sequence[int
 def _trial_flags(flags: Mapping[str, Any], settings: Settings, options: Search) -> dict[str, Any]:
     """The flags under which trials run: seeds of their own, a validation split, and the source's recipe as it is."""
     validation = settings.recipe.validation or 0.2
-    return {**_source(settings), **flags, "seeds": options.trial_seeds, "validation": validation, "dry_run": False}
+    return {
+        **_source_flags(settings),
+        **flags,
+        "seeds": options.trial_seeds,
+        "validation": validation,
+        "dry_run": False,
+    }
 
 
-def _source(settings: Settings) -> dict[str, Any]:
+def _source_flags(settings: Settings) -> dict[str, Any]:
     """The flags that leave the source's recipe as it is, whatever the target's becomes."""
     return {f"source_{name}": value for name, value in vars(settings.source_recipe).items()}
 
 
-def _place_of_final(final: Settings, arm: Arm, folder: Path) -> Path:
-    """Where the last fits are kept: beside those of the former winner, if the search has grown and found another."""
+def _final_workdir(final: Settings, arm: Arm, folder: Path) -> Path:
+    """The run directory of a winner's fits: a new one if a grown search has found another winner."""
     place = folder / "final" / arm.file_name
     if not directory.of_another_experiment(place, final):
         return place
@@ -144,14 +150,18 @@ def _place_of_final(final: Settings, arm: Arm, folder: Path) -> Path:
     return other
 
 
-def _final(flags: Mapping[str, Any], settings: Settings, arm: Arm) -> dict[str, Any]:
-    """The flags of the last fits: all training examples, and the seeds that the search has not seen."""
+def _final_flags(flags: Mapping[str, Any], settings: Settings, arm: Arm) -> dict[str, Any]:
+    """The flags of a winner's fits: all training examples, and the seeds that the search has not seen."""
     of_arm = {"strategies": (arm.strategy,), "train_examples": (arm.budget,)}
-    return {**_source(settings), **flags, **of_arm, "validation": 0.0, "seeds": settings.seeds}
+    return {**_source_flags(settings), **flags, **of_arm, "validation": 0.0, "seeds": settings.seeds}
 
 
 def _arms(settings: Settings, options: Search) -> list[Arm]:
-    """A study for each strategy and label budget that are to be told apart."""
+    """A study for each strategy and label budget.
+
+    Raises InputError for several strategies or budgets without --per_strategy or --per_budget, for a strategy without
+    a dimension to search, and for a strategy given twice whose options are searched.
+    """
     strategies = settings.strategies
     if options.per_strategy and "scratch" not in strategies:
         strategies = ("scratch", *strategies)
@@ -168,15 +178,15 @@ def _arms(settings: Settings, options: Search) -> list[Arm]:
         chooses = any(space.of_strategy(r.name) == name for r in ranges)
         if chooses and sum(space.own_name(other) == name for other in strategies) > 1:
             raise InputError(
-                f"--strategies={','.join(strategies)}: --space chooses the options of {name}, which stands there more "
+                f"--strategies={','.join(strategies)}: --space chooses the options of {name}, which is given more "
                 "than once, so two winners may be the same strategy: name it once"
             )
         arms += [Arm(strategy, budget, ranges) for budget in settings.train_examples]
     return arms
 
 
-def _require_own_totals(arms: Sequence[Arm], target: Task) -> None:
-    """Raise InputError for two ways to write one label budget: their winners would be of one row."""
+def _require_distinct_totals(arms: Sequence[Arm], target: Task) -> None:
+    """Raise InputError if two label budgets are the same number of examples: their winners would share one row."""
     totals: dict[int, str] = {}
     for arm in arms:
         written = totals.setdefault(budgets.total(arm.budget, target), arm.budget)
@@ -184,8 +194,9 @@ def _require_own_totals(arms: Sequence[Arm], target: Task) -> None:
             raise InputError(f"--train_examples: {written} and {arm.budget} are the same labels: keep one of them")
 
 
-def _opened(arm: Arm, options: Search, settings: Settings, folder: Path) -> search.Search:
-    neutral = {f"--{name}={value}" for name, value in NEUTRAL.items()}  # studies of before know none of them
+def _open_study(arm: Arm, options: Search, settings: Settings, folder: Path) -> search.Search:
+    """Open the study of an arm, which refuses another space, other search seeds and other flags of its fits."""
+    neutral = {f"--{name}={value}" for name, value in NEUTRAL.items()}  # older studies do not name these flags
     about = {
         "space": [str(dimension) for dimension in arm.ranges],
         "flags": sorted(
@@ -197,11 +208,12 @@ def _opened(arm: Arm, options: Search, settings: Settings, folder: Path) -> sear
     }
     storage = str(folder / "study.journal") if options.storage is None else options.storage
     name = f"{options.study}/{arm.strategy}/{arm.budget}"
-    where = None if storage == "memory" else storage
-    return search.opened(name, where, options.sampler, options.pruner, 0, options.lease, about, console.say)
+    address = None if storage == "memory" else storage
+    return search.opened(name, address, options.sampler, options.pruner, 0, options.lease, about, console.say)
 
 
 _FREE = (*GROWING, *FREE)
+"""Flags that may change when a search goes on."""
 
 
 def _run_trials(
@@ -212,7 +224,7 @@ def _run_trials(
     options: Search,
     folder: Path,
 ) -> None:
-    """Ask, train, judge and tell until the study has its trials."""
+    """Ask the study for trials, train and judge them, and tell it the results, until it has all its trials."""
     study = searched.study
     task = trials.search_task(base, arm.budget)
     began = time.monotonic()
@@ -252,10 +264,10 @@ def _judge(
     experiments: Sequence[tuple[Experiment, Any]],
     task: trials.SearchTask,
 ) -> None:
-    """Train a group of trials and tell what came of them; whatever ends it leaves them to be tried again."""
+    """Train a group of trials and tell the study their results; after any error the trials are given back to it."""
 
-    def report(which: int, step: int, accuracy: float) -> bool:
-        return search.report(running[which], accuracy, step)
+    def report(index: int, step: int, accuracy: float) -> bool:
+        return search.report(running[index], accuracy, step)
 
     try:
         with search.held(running, searched.lease):
@@ -269,8 +281,8 @@ def _judge(
         search.tell(searched.study, trial, judgement.accuracy, judgement.pruned, judgement.loss)
 
 
-def _train_anew(settings: Settings, execution: Any) -> list[Result]:
-    """The winner on all training examples, under the seeds of --seeds: the only time the test set is read."""
+def _train_winner(settings: Settings, execution: Any) -> list[Result]:
+    """Train a winner on all training examples under --seeds: only here the search reads the test set."""
     return fit.complete(plan.prepare(settings, execution, only=True))
 
 

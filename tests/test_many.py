@@ -119,7 +119,7 @@ def with_one_order(seeds=2, rates=3):
 def test_trials_of_one_order_one_after_another_have_the_bits_of_fits_alone(devices):
     together, messages = fitted(with_one_order(), devices=DEVICES[:devices], many="map")
     where = "on one device" if devices == 1 else "on each of 2 devices"
-    assert messages == [f"6 fits, one after another {where}"]
+    assert messages == [f"6 fits, one after another {where}: those of one order of examples share a device"]
     for i, fit_alone in enumerate(with_one_order()):
         assert_same(together[i], fitted([fit_alone])[0][0])
 

@@ -14,13 +14,14 @@ import pytest
 from test_programs import arguments, command
 
 from experiments import compare, predict, pretrain, report, search, transfer
-from experiments.pages import figures
+from experiments.pages import figures, tables
 from experiments.pages import report as pages
 from experiments.runs import console, directory, plan, process, sources
 from experiments.runs.settings import FLAGS, Settings, parse_flags
 from tljax import masks, models, paths, plugins
 from tljax.study import search as studies
 from tljax.study import space as spaces
+from tljax.train import vectorize
 from tljax.types import InputError
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -724,3 +725,65 @@ def test_weights_find_the_file_of_their_model_beside_them(tmp_path, monkeypatch)
     assert sources._model_file("blocks.py:model", tmp_path / "net.safetensors") == f"{tmp_path}/blocks.py:model"
     with pytest.raises(InputError, match=f"not there from the working directory, nor from '{tmp_path}': give its file"):
         sources._model_file("other.py:model", tmp_path / "net.safetensors")
+
+
+def test_scratch_is_said_to_be_added_once_all_is_well(tasks, tmp_path, capsys):
+    with pytest.raises(InputError, match="needs the source's Fisher information"):
+        transfer.run(**quick(tasks, tmp_path, strategies=("full",), penalty="ewc:weight=1", source_penalty=""))
+    assert "scratch is added" not in capsys.readouterr().out
+    transfer.run(**quick(tasks, tmp_path, strategies=("full",), dry_run=True))
+    assert "scratch is added" in capsys.readouterr().out
+
+
+def test_another_experiment_is_told_by_the_flags_that_were_given(tmp_path):
+    """A twin that follows its flag is no second difference, and means nothing where the source is trained."""
+    given = {"source": "mnist_10k", "learning_rate": 0.1, "steps": 4}
+    for source in ({}, {"source": None, "source_checkpoint": "runs/pre"}):
+        place = tmp_path / f"w{len(source)}"
+        with directory.opened(Settings.from_flags(**given | source, workdir=str(place)), "transfer"):
+            pass
+        changed = Settings.from_flags(**given | source | {"learning_rate": 0.2, "steps": 5}, workdir=str(place))
+        text = r"experiment \(--learning_rate=0.1 there, 0.2 here; --steps=4 there, 5 here\)"
+        with pytest.raises(InputError, match=text), directory.opened(changed, "transfer"):
+            pass
+        twin = Settings.from_flags(**given | source, source_steps=9, workdir=str(place))
+        if source:
+            with directory.opened(twin, "transfer"):
+                pass
+        else:
+            with (
+                pytest.raises(InputError, match=r"experiment \(--source_steps=4 there, 9 here\)"),
+                directory.opened(twin, "transfer"),
+            ):
+                pass
+
+
+def test_one_seed_has_no_range(tasks, tmp_path, capsys):
+    transfer.run(**quick(tasks, tmp_path, strategies=("scratch", "full")))
+    out = capsys.readouterr().out
+    [row] = [line for line in out.splitlines() if line.startswith(" full ")]
+    assert "[" not in row and re.search(r"own test accuracy [0-9.]+ %\n", out)
+    assert tables.span([82.15, 82.15]) == "82.15" and tables.span([0.0, 1.0]) == "0.00 to 1.00"
+
+
+def test_fits_that_share_a_device_say_why():
+    said = vectorize.describe(4, 4, 4, None, "map")
+    assert said == "4 fits, one after another on one device: those of one order of examples share a device"
+    assert vectorize.describe(4, 4, 1, None, "map") == "4 fits, one after another on one device"
+
+
+def test_the_text_beside_a_picture_folds_repeated_blocks():
+    leaves = [(f"block_{i}/Dense_{j}/{leaf}", 8, 8) for i in range(12) for j in (0, 1) for leaf in ("bias", "kernel")]
+    _, alt = figures.trained_shares({"full": [*leaves, ("head/bias", 2, 2)]})
+    assert "(386 of 386: block_{0..11}/Dense_{0,1}/bias, block_{0..11}/Dense_{0,1}/kernel, head/bias)" in alt
+    _, alt = figures.trained_shares({"full": [(f"{letter}/kernel", 8, 8) for letter in "abcdefghijklmnopq"]})
+    assert alt.endswith("l/kernel and 5 more).") and len(alt) < 300
+
+
+def test_the_first_trials_of_every_study_are_the_same_draws():
+    ranges = spaces.read(["learning_rate:log:1e-3:1"])
+    drawn = [
+        [trial.chosen for trial in studies.ask(studies.opened(name, None, "TPE", "Nop", 0, 60.0, {}), ranges, 4, 4)]
+        for name in ("search/scratch/all", "search/full/all")
+    ]
+    assert drawn[0] == drawn[1] and len(drawn[0]) == 4

@@ -91,24 +91,24 @@ def start(
     gradient, fisher = look(initialized.merge) if look else (None, None)
     stages, source, key = initialization.stages, initialization.source, initialization.key
     context = Context(stages, source, initialized.fresh, key, gradient, fisher)
-    given = jax.tree.map(jnp.asarray, params), shown(context)
-    answered = phases(call("", method.strategy, *given, **options))
+    arguments = jax.tree.map(jnp.asarray, params), shown(context)
+    answered = phases(call("", method.strategy, *arguments, **options))
 
     def linted(params: Params, mask: Mask) -> Mask:
         try:
             masks.lint(params, mask, initialized.must)
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
-        return own(mask)
+        return writable(mask)
 
     def later(phase: Phase) -> Callable[[Params], Mask]:
-        return lambda params: linted(params, call("a phase", phase.mask, own(params), shown(context)))
+        return lambda params: linted(params, call("a phase", phase.mask, writable(params), shown(context)))
 
     try:
         masks.lint_phases(params, answered, initialized.must)
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
-    at = tuple((float(p.start), later(p) if masks.is_strategy(p.mask) else own(p.mask)) for p in answered)
+    at = tuple((float(p.start), later(p) if masks.is_strategy(p.mask) else writable(p.mask)) for p in answered)
     return Start(params, at, *rest, initialization.fisher)
 
 
@@ -125,8 +125,8 @@ def initialize(method: Method, options: Mapping[str, Any], initialization: Initi
     params, merge = ordinary, None
     if method.adapt:
         known = dict(paths.items(fresh))
-        context = (Context(stages=stages, fresh=own(fresh)),) if plugins.takes(method.adapt, "context") else ()
-        params = _call(method.adapt, options, own(ordinary), key, *context)
+        context = (Context(stages=stages, fresh=writable(fresh)),) if plugins.takes(method.adapt, "context") else ()
+        params = _call(method.adapt, options, writable(ordinary), key, *context)
         if params is None:
             raise InputError("adapt returned None: return the parameters with the new leaves")
         for path, leaf in paths.items(params):
@@ -147,17 +147,17 @@ def _require_model(initialized: Initialized, name: str, call: Callable[..., Any]
     shapes = {path: leaf.shape for path, leaf in paths.items(after)}
     for path, leaf in paths.items(initialized.ordinary):
         if shapes.get(path) != leaf.shape:
-            there = f"of shape {shapes[path]}" if path in shapes else "missing"
+            change = f"of shape {shapes[path]}" if path in shapes else "missing"
             last = "merge" if initialized.merge else "adapt"
-            raise InputError(f"{name}: '{path}' {leaf.shape} is {there} after {last}: keep it")
+            raise InputError(f"{name}: '{path}' {leaf.shape} is {change} after {last}: keep it")
 
 
 def redrawn(method: Method, options: Mapping[str, Any], stages: tuple[str, ...]) -> tuple[str, ...]:
-    """The path prefixes that a method draws anew beside the head; raises InputError for what is no list of them."""
-    given: Any = _call(method.reinit, options, Context(stages=stages)) if method.reinit else ()
-    if not isinstance(given, Sequence) or isinstance(given, str) or not all(isinstance(name, str) for name in given):
-        raise InputError(f"reinit gives {plugins.shown(given)}: return a list of path prefixes, or []")
-    return tuple(given)
+    """The path prefixes that a method draws anew beside the head; raises InputError unless `reinit` gives a list."""
+    names: Any = _call(method.reinit, options, Context(stages=stages)) if method.reinit else ()
+    if not isinstance(names, Sequence) or isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"reinit gives {plugins.shown(names)}: return a list of path prefixes, or []")
+    return tuple(names)
 
 
 @dataclass(frozen=True)
@@ -170,8 +170,8 @@ class Merge:
     options: Mapping[str, Any] = field(compare=False)
 
     def __call__(self, params: Params) -> Params:
-        """Ordinary parameters."""
-        return _call(self.function, self.options, own(params))
+        """The ordinary parameters that the strategy's `merge` makes of its own."""
+        return _call(self.function, self.options, writable(params))
 
 
 def _call(function: Callable[..., Any], options: Mapping[str, Any], *arguments: Any) -> Any:
@@ -180,21 +180,21 @@ def _call(function: Callable[..., Any], options: Mapping[str, Any], *arguments: 
         return function(*arguments, **plugins.taken(function, options))
 
 
-def phases(given: Any) -> tuple[Phase, ...]:
-    """What a strategy gave, as phases: a mask is one.
+def phases(answer: Any) -> tuple[Phase, ...]:
+    """What a strategy answers, as phases: a mask is one.
 
     >>> phases({"head": True})
     (Phase(start=0.0, mask={'head': True}),)
     """
-    phased = isinstance(given, list | tuple) and any(isinstance(phase, Phase) for phase in given)
-    return tuple(given) if phased else (Phase(0.0, given),)
+    phased = isinstance(answer, list | tuple) and any(isinstance(phase, Phase) for phase in answer)
+    return tuple(answer) if phased else (Phase(0.0, answer),)
 
 
-def own(tree: Any) -> Any:
+def writable(tree: Any) -> Any:
     """A tree that somebody else's function may write into: containers and NumPy arrays of its own."""
     return jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, tree)
 
 
 def shown(context: Context) -> Context:
-    """The context with trees of its own."""
-    return context._replace(source_params=own(context.source_params), fresh=own(context.fresh))
+    """The context with trees that somebody else's function may write into."""
+    return context._replace(source_params=writable(context.source_params), fresh=writable(context.fresh))

@@ -272,7 +272,7 @@ def _diagnose_update(
     if trees:
         raise InputError(
             f"update's extra argument '{trees[0]}' is not a tree like the parameters, so that its part for the leaves "
-            f"that train is not known ({plugins.said(error)}): give it the parameters' structure"
+            f"that train is not known ({plugins.describe(error)}): give it the parameters' structure"
         ) from error
     raise _wants_all(error) from error
 
@@ -293,7 +293,7 @@ def _is_leaf_or_function(value: Any) -> bool:
 def _wants_all(error: Exception) -> InputError:
     return InputError(
         "the optimizer inside `masked` works on a tree of all parameters and not on that of the leaves that train, "
-        f"where a frozen one is None ({plugins.said(error)}): where it holds a tree (labels, a decay mask), give a "
+        f"where a frozen one is None ({plugins.describe(error)}): where it holds a tree (labels, a decay mask), give a "
         "function of the tree in its place, such as lambda tree: jax.tree.map(.., tree)"
     )
 

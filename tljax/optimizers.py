@@ -74,7 +74,7 @@ def _resolve(name: str) -> tuple[Callable[..., optax.GradientTransformation], di
             raise InputError(f"unknown optimizer '{name}'{plugins.nearest(parsed.name, known)}")
         function = getattr(optax, parsed.name)
     what = f"optimizer '{parsed.name}'"
-    options = plugins.bind(function, parsed.options, what, given=("learning_rate",))
+    options = plugins.bind(function, parsed.options, what, excluded=("learning_rate",))
     for key, value in options.items():
         if isinstance(value, int | float) and not abs(value) <= _LARGEST:
             raise InputError(f"{what}: {key}={value}: it must be finite, in float32")

@@ -205,7 +205,7 @@ def called(text: str) -> str:
 
 
 def bind(
-    function: Callable[..., Any], options: Mapping[str, str], what: str, given: Iterable[str] = ()
+    function: Callable[..., Any], options: Mapping[str, str], what: str, excluded: Iterable[str] = ()
 ) -> dict[str, Any]:
     """The options of a spec as keyword arguments of `function`, converted by its annotations.
 
@@ -218,7 +218,7 @@ def bind(
     parameters = {
         p.name: p
         for p in _parameters(function, what).values()
-        if p.name not in given and (p.kind is p.KEYWORD_ONLY or p.default is not p.empty)
+        if p.name not in excluded and (p.kind is p.KEYWORD_ONLY or p.default is not p.empty)
     }
     for name in options.keys() - parameters.keys():
         known = nearest(name, parameters) or "; it takes none"
@@ -257,7 +257,7 @@ def _parameters(function: Callable[..., Any], what: str) -> Mapping[str, inspect
             return p
         except Exception as error:
             raise InputError(
-                f"{what}: '{p.name}: {p.annotation!r}' is no annotation of a type: {said(error)}"
+                f"{what}: '{p.name}: {p.annotation!r}' is no annotation of a type: {describe(error)}"
             ) from error
 
     return {p.name: read(p) for p in _signature(function, what).values()}
@@ -276,9 +276,9 @@ def taken(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str,
     >>> taken(lambda params, *, k: None, {"k": 2, "n": 3}), taken(lambda params, **options: None, {"n": 3})
     ({'k': 2}, {'n': 3})
     """
-    own = _signature(function, f"function '{getattr(function, '__name__', function)}'")
-    every = any(p.kind is p.VAR_KEYWORD for p in own.values())
-    return {name: value for name, value in options.items() if every or name in own}
+    parameters = _signature(function, f"function '{getattr(function, '__name__', function)}'")
+    every = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return {name: value for name, value in options.items() if every or name in parameters}
 
 
 def takes(function: Callable[..., Any], name: str) -> bool:
@@ -290,20 +290,20 @@ def takes(function: Callable[..., Any], name: str) -> bool:
     return name in _signature(function, f"function '{getattr(function, '__name__', function)}'")
 
 
-def said(error: BaseException, function: Callable[..., Any] | None = None) -> str:
+def describe(error: BaseException, function: Callable[..., Any] | None = None) -> str:
     """An exception of somebody else's code in one line: its type, its words, and the last line of code it passed.
 
     With the `function` that was called it is the last line of that function's file, or, where it was not even entered,
     as its parameters are others, the line that defines it.
 
-    >>> said(KeyError("kernel"))
+    >>> describe(KeyError("kernel"))
     "KeyError: 'kernel'"
     """
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    if isinstance(own := getattr(_origin(function), "__code__", None) if function else None, CodeType):
-        inside = [frame for frame in frames if frame.filename == own.co_filename]
-        where = f" ({own.co_filename}:{inside[-1].lineno if inside else own.co_firstlineno})"
+    if isinstance(code := getattr(_origin(function), "__code__", None) if function else None, CodeType):
+        inside = [frame for frame in frames if frame.filename == code.co_filename]
+        where = f" ({code.co_filename}:{inside[-1].lineno if inside else code.co_firstlineno})"
     return f"{type(error).__name__}: {words(error)[:300]}{where}"
 
 
@@ -372,7 +372,7 @@ def _import(name: str, what: str) -> ModuleType:
     except InputError:
         raise
     except (Exception, SystemExit) as error:
-        raise InputError(f"{what} cannot be imported: {said(error)}") from error
+        raise InputError(f"{what} cannot be imported: {describe(error)}") from error
 
 
 def _from_file(file: Path, kind: str) -> ModuleType:
@@ -394,11 +394,11 @@ def _from_file(file: Path, kind: str) -> ModuleType:
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         remedy = ": save it as UTF-8" if isinstance(error, SyntaxError) and "(unicode error)" in str(error) else ""
-        raise InputError(f"{kind} file '{file}' fails when read: {said(error)}{remedy}") from error
+        raise InputError(f"{kind} file '{file}' fails when read: {describe(error)}{remedy}") from error
     return loaded
 
 
-def attribute(spec: Spec, found: ModuleType, kind: str) -> Callable[..., Any]:
+def attribute(spec: Spec, loaded: ModuleType, kind: str) -> Callable[..., Any]:
     """The function of a plugin's module that a spec names; without a name, the one called as its `kind`.
 
     Raises InputError where it is missing.
@@ -406,9 +406,9 @@ def attribute(spec: Spec, found: ModuleType, kind: str) -> Callable[..., Any]:
     if len(spec.words) > 1:
         raise InputError(f"{kind} '{spec.name}' is followed by {spec.words}: one attribute, then option=value")
     name = spec.words[0] if spec.words else kind
-    function = getattr(found, name, None)
+    function = getattr(loaded, name, None)
     if not callable(function):
-        functions = [n for n, value in vars(found).items() if inspect.isfunction(value) and not n.startswith("_")]
+        functions = [n for n, value in vars(loaded).items() if inspect.isfunction(value) and not n.startswith("_")]
         raise InputError(f"{kind} '{spec.name}' has no function '{name}'{nearest(name, functions)}")
     return function
 
@@ -420,16 +420,16 @@ def method(text: str) -> tuple[Method, dict[str, Any]]:
     {'k': 2}
     """
     spec = parse(named(text)[1])
-    found = module(spec, "tljax.strategies", "strategy")
-    strategy = attribute(spec, found, "strategy")
-    parts = {name: getattr(found, name, None) for name in ("adapt", "merge", "reinit", "left_out")}
+    loaded = module(spec, "tljax.strategies", "strategy")
+    strategy = attribute(spec, loaded, "strategy")
+    parts = {name: getattr(loaded, name, None) for name in ("adapt", "merge", "reinit", "left_out")}
     for name, part in parts.items():
         if part is not None and not callable(part):
             raise InputError(
                 f"strategy '{spec.name}': its `{name}` is {shown(part)}, not a function: write def {name}(...)"
             )
-    driven = bool(getattr(found, "DATA_DRIVEN", False))
-    edited = _digest(found, strategy, *parts.values())
+    driven = bool(getattr(loaded, "DATA_DRIVEN", False))
+    edited = _digest(loaded, strategy, *parts.values())
     options = bind(strategy, spec.options, f"strategy '{spec.name}'")
     return Method(strategy, **parts, data_driven=driven, code=edited), options
 
@@ -439,8 +439,8 @@ def outside_digest(text: str, package: str, kind: str) -> str:
     spec = parse(text)
     if "." not in spec.name:
         return ""
-    found = module(spec, package, kind)
-    return _digest(found, attribute(spec, found, kind))
+    loaded = module(spec, package, kind)
+    return _digest(loaded, attribute(spec, loaded, kind))
 
 
 def _origin(function: Any) -> Any:

@@ -103,7 +103,7 @@ def _source_notes(rows: Sequence[Result]) -> list[str]:
     for row in rows:
         if row.strategy != "scratch" and row.source and row.source_accuracy is not None:
             each.setdefault(row.source, []).append(100 * row.source_accuracy)
-    return [f"{name}: the source's own test accuracy is {min(a):.2f} to {max(a):.2f} %" for name, a in each.items()]
+    return [f"{name}: the source's own test accuracy is {tables.span(a)} %" for name, a in each.items()]
 
 
 def _look_notes(look: int, judging: Judging) -> list[str]:

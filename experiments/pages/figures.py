@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from experiments.pages.tables import SIZES, place
-from tljax import files
+from tljax import files, paths
 from tljax.study.range_test import Found
 from tljax.study.ranking import Board
 from tljax.study.results import Result
@@ -282,6 +282,21 @@ def confusion(name: str, members: Sequence[Result], classes: Sequence[str], wher
     return figure, f"Confusion matrix of {name}{where}: {right}{worst}."
 
 
+MOST_LEAVES = 12
+"""How many leaves, repeated blocks counted as one, the text beside a picture names."""
+
+
+def _in_short(leaves: Sequence[tuple[str, tuple[int, int]]]) -> str:
+    """The paths of leaves (path, numbers), those of repeated blocks as one, as --dry_run has them.
+
+    >>> _in_short([("block_0/kernel", (8, 8)), ("block_1/kernel", (8, 8)), ("head/kernel", (2, 2))])
+    'block_{0,1}/kernel, head/kernel'
+    """
+    names = [path for path, _ in paths.folded(leaves)]
+    more = len(names) - MOST_LEAVES
+    return ", ".join(names[:MOST_LEAVES]) + (f" and {more} more" if more > 0 else "")
+
+
 def trained_shares(parameters: Mapping[str, Sequence[tuple[str, int, int]]]) -> Picture | None:
     """A bar for each strategy, of its leaves (path, numbers, trained numbers) as shares of the parameters."""
     if not parameters:
@@ -300,7 +315,7 @@ def trained_shares(parameters: Mapping[str, Sequence[tuple[str, int, int]]]) -> 
             # A leaf ends where the bar is cut; thinner than the smallest leaf that can be seen.
             axes.vlines(left, row - 0.3, row + 0.3, color="white", linewidth=0.6)
         axes.text(102, row, f"{trained:,} of {total:,}", va="center")
-        which = ", ".join(leaf for leaf, _, part in leaves if part and leaf)
+        which = _in_short([(leaf, (size, part)) for leaf, size, part in leaves if part and leaf])
         texts.append(f"{name} {100 * trained / total:.1f} % ({trained:,} of {total:,}{': ' if which else ''}{which})")
     axes.set_yticks(range(len(parameters)), [_wrapped(name) for name in parameters])
     axes.set(xlim=(0, 100), xlabel="share of the parameters (%)")

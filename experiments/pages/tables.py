@@ -64,6 +64,15 @@ def ranged(values: Spread | None, form: Callable[[float], str], several: bool = 
     return Cell(mean, ends=(low, high) if several and math.isfinite(values[1]) else None)
 
 
+def span(values: Sequence[float]) -> str:
+    """The range of numbers, "least to most"; one number if both are written alike, "" if there are none.
+
+    >>> span([88.5, 89.153]), span([82.15, 82.15]), span([])
+    ('88.50 to 89.15', '82.15', '')
+    """
+    return " to ".join(dict.fromkeys(f"{end(values):.2f}" for end in (min, max))) if values else ""
+
+
 def difference(comparison: Comparison) -> Cell:
     """The difference of a comparison in points, with its interval."""
     interval = (comparison.mean, comparison.low, comparison.high)

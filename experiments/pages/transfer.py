@@ -34,7 +34,8 @@ def show(settings: Settings, target: Task, source: Source | None, results: Seque
         notes.insert(
             0, f"the source of seed {', '.join(diverged)} diverged: what was transferred is what it had before"
         )
-    source_note = f"source's own test accuracy {100 * min(known):.2f} to {100 * max(known):.2f} %" if known else ""
+    accuracies = tables.span([100 * value for value in known])
+    source_note = f"source's own test accuracy {accuracies} %" if known else ""
     every = [*pretrained, *settled]
     curves = {each.name: curve for each in every if (curve := metrics.curves(folder, each.name)) is not None}
     text = page(

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 
 from experiments.runs import console, fields, flags, process
-from experiments.runs.settings import GROWING, NEUTRAL, Settings, parse_flags, refuse_shared_names
+from experiments.runs.settings import GROWING, NEUTRAL, Recipe, Settings, parse_flags, refuse_shared_names
 from tljax import __version__, checkpoint, files, paths, plugins, switches
 from tljax.study.results import Result, from_json, to_json
 from tljax.types import InputError
@@ -242,10 +242,18 @@ def _refuse_another_experiment(
 ) -> None:
     """Raise InputError where the flags of the run directory, {flag: values}, differ from the current ones."""
     names = sorted((recorded.keys() | current.keys()) - flags.may_differ())
-    differ = [
-        f"--{name}={','.join(recorded.get(name, ()))} there, {','.join(current.get(name, ()))} here"
+    changes = {
+        name: (recorded.get(name, []), current.get(name, []))
         for name in names
         if recorded.get(name) != current.get(name)
+    }
+    # A twin that was not given follows its flag: it is the same change. The source in a checkpoint is trained already.
+    trained = "source_checkpoint" in recorded and recorded["source_checkpoint"] == current.get("source_checkpoint")
+    differ = [
+        f"--{name}={','.join(there)} there, {','.join(here)} here"
+        for name, (there, here) in changes.items()
+        if changes.get(name.removeprefix("source_"), ()) != (there, here) or not name.startswith("source_")
+        if not (trained and name.startswith("source_") and name.removeprefix("source_") in vars(Recipe()))
     ]
     if differ:
         listed = "; ".join(differ[:8]) + (f" and {len(differ) - 8} more" if differ[8:] else "")

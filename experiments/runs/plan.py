@@ -60,10 +60,7 @@ class NamedStrategy(NamedTuple):
 
 def read_strategies(texts: Sequence[str]) -> tuple[NamedStrategy, ...]:
     """The strategies of `--strategies`, with scratch among them: a number without it says nothing about transfer."""
-    if "scratch" not in texts:
-        console.say("scratch is added: what it reaches with the same budget is what transfer must beat")
-        texts = ("scratch", *texts)
-    return tuple(map(read_strategy, texts))
+    return tuple(map(read_strategy, texts if "scratch" in texts else ("scratch", *texts)))
 
 
 def read_strategy(text: str) -> NamedStrategy:
@@ -101,7 +98,7 @@ def _call_of(strategy: NamedStrategy, part: str, function: Any, *arguments: Any,
         grafted_alone = part == "reinit or adapt" and not (strategy.method.reinit or strategy.method.adapt)
         raise error if grafted_alone else _with_name(strategy, error) from error
     except BaseException as error:  # of whatever class: somebody may have made one
-        raise InputError(f"{what} fails: {plugins.said(error, strategy.method.strategy)}") from error
+        raise InputError(f"{what} fails: {plugins.describe(error, strategy.method.strategy)}") from error
     if result is None:
         raise InputError(f"{what} returned None: return {_RETURNS.get(part, 'a mask')}")
     return result
@@ -126,7 +123,7 @@ def left_out(strategy: NamedStrategy, start: Start, model: Model) -> list[str]:
         return []
     context = initialization.shown(Context(models.names(model), fresh=start.fresh))
     options = plugins.taken(function, strategy.options)
-    return list(_call_of(strategy, "left_out", function, initialization.own(start.params), context, **options))
+    return list(_call_of(strategy, "left_out", function, initialization.writable(start.params), context, **options))
 
 
 # ---- An experiment
@@ -180,6 +177,8 @@ def prepare(
     for _, start in first_starts(experiment):
         for budget in settings.train_examples:
             check_recipe(settings.recipe, budget, target, start)
+    if not only and "scratch" not in settings.strategies:
+        console.say("scratch is added: what it reaches with the same budget is what transfer must beat")
     return experiment
 
 
@@ -355,7 +354,7 @@ def _flagged(prefix: str, flag: str, attempt: Callable[[], Any]) -> Any:
         text = flags.in_flags(error, prefix)
         raise InputError(text if text.startswith("--") else f"--{prefix}{flag}: {text}") from error
     except Exception as error:
-        raise InputError(f"--{prefix}{flag} cannot be used as it is given: {plugins.said(error)}") from error
+        raise InputError(f"--{prefix}{flag} cannot be used as it is given: {plugins.describe(error)}") from error
 
 
 def _try_optimizer(spec: optimizers.OptimizerSpec, numbers: Mapping[str, float]) -> None:

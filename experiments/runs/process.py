@@ -802,8 +802,8 @@ def _message(error: BaseException) -> str | None:
     if isinstance(error, RuntimeError | AssertionError) and (fault := _no_device()):
         return fault
     if strict := _strict():
-        return f"{plugins.said(error)}; tljax does not run with {strict} in the environment: unset it"
-    return None if isinstance(error, Exception) else plugins.said(error)
+        return f"{plugins.describe(error)}; tljax does not run with {strict} in the environment: unset it"
+    return None if isinstance(error, Exception) else plugins.describe(error)
 
 
 def _no_device() -> str:

@@ -12,52 +12,53 @@ _SPELLINGS = {"images": ("images", *files.SPELLINGS["test images"])}
 
 
 class Unlabelled(NamedTuple):
-    """Images, and what of the place was none."""
+    """Images without labels, and the files beside them that are not pictures."""
 
     names: list[str]
+    """The name of each image: its path in the folder, or its row in the .npz file."""
     images: np.ndarray
     """uint8 or float32 [n, *shape]."""
     left_out: list[str]
-    """Files that are no .png, .jpg or .jpeg, and links to folders."""
+    """Files that are not .png, .jpg or .jpeg, and links to folders."""
 
 
 def load(place: Path, shape: tuple[int, ...]) -> Unlabelled:
-    """Images [n, *shape] of a place: uint8 pixels brought to the shape, or float32 features that have it.
+    """Images [n, *shape] of a folder or file: uint8 pixels brought to the shape, or float32 features that have it.
 
     A folder gives its pictures and those of its sub-folders, sorted, named by their paths in it; hidden ones are left
     out, and other files are named in `left_out`. An .npz file gives its images, test_images, test_features or x_test,
-    named by their rows from 0. Raises InputError for a place without images, a file that cannot be read, and what
-    cannot be brought to the shape.
+    named by their rows from 0. Raises InputError for a folder without images, a file that cannot be read, and
+    images that cannot be brought to the shape.
     """
     if not place.exists():
         raise InputError(f"'{place}' does not exist: give a folder of pictures, one of them, or an .npz file")
     if place.suffix == ".npz" and place.is_file():
         return _npz(place, shape)
-    found = (
+    entries = (
         {place.name: place}
         if not place.is_dir()
         else {filenames.text(file.relative_to(place)): file for file in place.rglob("*")}
     )
-    names = sorted(name for name, file in found.items() if files.is_picture(Path(name)) and file.is_file())
-    others = found.keys() - set(names)
-    others = {name for name in others if found[name].is_symlink() or not found[name].is_dir()}
+    names = sorted(name for name, file in entries.items() if files.is_picture(Path(name)) and file.is_file())
+    others = entries.keys() - set(names)
+    others = {name for name in others if entries[name].is_symlink() or not entries[name].is_dir()}
     left_out = sorted(name for name in others if not any(part.startswith(".") for part in Path(name).parts))
     kinds = ", ".join(files.PICTURES)
     if not names:
         raise InputError(f"'{place}' holds no picture ({kinds}): give a folder that does, one of them, or an .npz file")
     if len(shape) != 3:
         raise InputError(f"'{place}' holds pictures, the model takes features {list(shape)}: give them as .npz")
-    pictures = ((f"'{found[name]}'", images.read(found[name])) for name in names)
+    pictures = ((f"'{entries[name]}'", images.read(entries[name])) for name in names)
     return Unlabelled(names, images.gather(pictures, len(names), (shape[0], shape[1], shape[2])), left_out)
 
 
 def _npz(file: Path, shape: tuple[int, ...]) -> Unlabelled:
-    found = checks.images(f"'{file}'", files.arrays(file, _SPELLINGS)["images"])
-    if found.dtype == np.uint8 and len(shape) == 3:
-        found = images.to_shape(found, (shape[0], shape[1], shape[2]))
-    if found.shape[1:] != shape:
+    array = checks.images(f"'{file}'", files.arrays(file, _SPELLINGS)["images"])
+    if array.dtype == np.uint8 and len(shape) == 3:
+        array = images.to_shape(array, (shape[0], shape[1], shape[2]))
+    if array.shape[1:] != shape:
         raise InputError(
-            f"'{file}': images are {found.dtype}{list(found.shape[1:])}, the model takes {list(shape)}: "
+            f"'{file}': images are {array.dtype}{list(array.shape[1:])}, the model takes {list(shape)}: "
             "give uint8 pixels for a model of pictures, or features of its shape"
         )
-    return Unlabelled([str(row) for row in range(len(found))], found, [])
+    return Unlabelled([str(row) for row in range(len(array))], array, [])

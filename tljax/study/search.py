@@ -75,7 +75,7 @@ def opened(
         except Exception as error:  # of the storage's own libraries, which have no type in common
             at_once = any(word in str(error) for word in ("UNIQUE", "already exists", "locked"))
             if not at_once or attempt == _ATTEMPTS - 1:
-                reason = f"it cannot be reached: {plugins.said(error)}"
+                reason = f"it cannot be reached: {plugins.describe(error)}"
                 raise InputError(reason, field="storage", value=storage) from error
             time.sleep(0.5 * (attempt + 1))
     before = study.user_attrs.get("about")
@@ -117,7 +117,7 @@ def _component(module: Any, kind: str, spec: plugins.Spec, seed: int | None) -> 
     try:
         return getattr(module, name + ending)(**{**seeded, **options})
     except Exception as error:
-        raise InputError(f"{what} cannot be made: {plugins.said(error)}") from error
+        raise InputError(f"{what} cannot be made: {plugins.describe(error)}") from error
 
 
 def _draw(trial: Any, dimension: Range) -> Any:

@@ -385,6 +385,7 @@ def describe(fits: int, total: int, width: int, mesh: Mesh | None, mode: Mode) -
         else (f"group of {devices_per_batch} devices", f"groups of {devices_per_batch} devices")
     )
     where = f"on one {singular}" if count == 1 else f"on each of {count} {plural}"
+    where += ": those of one order of examples share a device" if width > 1 else ""
     if fits == count > 1:
         return f"{number} at once, one on each of {count} {plural}"
     if mode == "vmap":
