@@ -1,4 +1,4 @@
-"""The programs, a line each: `python -m experiments`."""
+"""Print a line about each program: `python -m experiments`."""
 
 from experiments.runs import flags, process
 
