@@ -1,4 +1,4 @@
-"""Programs: flags in, a run directory out. All input and output is here."""
+"""Programs: they read flags and write a run directory. All input and output is in this package."""
 
 import importlib
 import importlib.util
@@ -7,19 +7,19 @@ import sys
 from pathlib import Path
 
 INSTALL = "install it with python -m pip install 'tljax[experiments]', or '.[experiments]' in a checkout"
-"""The remedy for a library that is not there, or cannot be loaded."""
+"""The remedy for a library that is missing, or cannot be loaded."""
 _PARTS = (
     *("absl", "orbax", "scipy", "sklearn", "threadpoolctl"),
     *("rich", "jinja2", "matplotlib", "optuna", "tensorboardX"),
 )
-"""Modules of the extra `experiments`. Some are loaded when a run ends, and it would be late to miss them then; what
-reads data sets is missed before anything is trained."""
+"""Modules of the extra `experiments`. Some are loaded only when a run ends, which is late to miss them; those that read
+data sets are not listed, since they are missed before anything is trained."""
 
 
 def run_program(file: str) -> None:
-    """Import the program of this file, run it, and end the process; what fails in its imports is said in a line.
+    """Import the program of this file, run it, and end the process; a failure of its imports is reported in one line.
 
-    A program calls this before its other imports, where it is run and not imported: `python -m experiments.NAME`.
+    A program calls this before its other imports, if it is run and not imported: `python -m experiments.NAME`.
     """
     if line := _missing_parts() or _too_little_memory():
         print(f"error: {line}", file=sys.stderr, flush=True)
@@ -42,7 +42,7 @@ def run_program(file: str) -> None:
 
 
 def _missing_parts() -> str:
-    """A sentence that names what is not installed, with the remedy; "" where nothing is missing."""
+    """The sentence that names the libraries that are not installed, with the remedy; "" if all are."""
     missing = [name for name in _PARTS if importlib.util.find_spec(name) is None]
     return f"there is no {', '.join(missing)}: {INSTALL}" if missing else ""
 
@@ -50,8 +50,8 @@ def _missing_parts() -> str:
 def _find_library() -> None:
     """Let `import tljax` find the library beside this package where a folder tljax of the working directory hides it.
 
-    So it is in the folder that holds the checkout: its ./tljax has no __init__.py, and Python takes it for a package
-    in parts. A whole package wins over such a one from anywhere on the path, so the end of the path will do.
+    This happens in the folder that holds the checkout: its ./tljax has no __init__.py, and Python takes it for a
+    namespace package. A regular package wins over a namespace package from anywhere on the path, so its end will do.
     """
     spec = None if "tljax" in sys.modules else importlib.util.find_spec("tljax")
     beside = Path(__file__).resolve().parent.parent
@@ -60,7 +60,7 @@ def _find_library() -> None:
 
 
 def _remedy(error: BaseException) -> str:
-    """What can be done about an exception of the imports, in one line; "" for a fault of tljax's own."""
+    """The remedy for an exception of the imports, in one line; "" for a fault in tljax itself."""
     files, trace = [], error.__traceback__
     while trace is not None:
         files.append(trace.tb_frame.f_code.co_filename)
@@ -79,14 +79,14 @@ def _remedy(error: BaseException) -> str:
 
 _LEAST = {"RLIMIT_AS": ("ulimit -v", 2 * 2**30), "RLIMIT_DATA": ("ulimit -d", 650 * 10**6)}
 """{limit of the system: (how a shell sets it, bytes with which JAX starts on two cores)}. With less its libraries end
-the process without a word of what is wrong, or wait for a thread that there is not."""
+the process without naming the cause, or wait for a thread that does not exist."""
 
 
 def _too_little_memory() -> str:
-    """A sentence that says which limit of memory is too low for JAX to start, with the remedy; "" where none is."""
+    """The sentence that names the limit of memory that is too low for JAX to start, with the remedy; "" if none is."""
     try:
         import resource
-    except ImportError:  # of a system without such limits
+    except ImportError:  # a system without such limits
         return ""
     for name, (command, least) in _LEAST.items():
         limit, _ = resource.getrlimit(getattr(resource, name))

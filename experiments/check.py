@@ -1,26 +1,26 @@
-"""Prove a strategy, a line a promise.
+"""Prove a strategy, a line for each check.
 
     python -m experiments.check --strategy=last_k:k=2
 
-A line a check: ok, FAILED with the reason, or - where the check does not apply. Exit code 1 if any fails.
+Each check prints a line: ok, FAILED with the reason, or - where the check does not apply. Exit code 1 if any fails.
 """
 
 from experiments import run_program
 
-if __name__ == "__main__":  # before the other imports, so that what fails in them is said in a line
+if __name__ == "__main__":  # before the other imports, so that a failure in them is reported in one line
     run_program(__file__)
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from experiments.runs import console, flags
-from experiments.runs.flags import flag
+from experiments.runs import command_line, console
+from experiments.runs.command_line import flag
 from tljax.types import InputError
 
 
 @dataclass(frozen=True)
 class CheckFlags:
-    """What is checked."""
+    """Which strategy is checked, on which model."""
 
     strategy: str | None = flag(None, "a file of tljax/strategies, or FILE.py:strategy, with options; needed")
     model: str = flag(
@@ -31,7 +31,7 @@ class CheckFlags:
 
 
 def run(strategy: str | None, model: str = "mlp") -> None:
-    """Print a line a check; raises InputError if any fails."""
+    """Print a line for each check; raises InputError if any fails."""
     if not strategy:
         raise InputError("--strategy is not given: name what to check, such as --strategy=mine.py:strategy")
     from tljax import audit  # after the flags are read, so that help is quick
@@ -47,4 +47,4 @@ def run(strategy: str | None, model: str = "mlp") -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    flags.main(argv, str(__doc__), lambda _, asked: run(**vars(asked)), CheckFlags)
+    command_line.main(argv, str(__doc__), lambda _, check_flags: run(**vars(check_flags)), CheckFlags)

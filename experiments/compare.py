@@ -23,19 +23,19 @@ import numpy as np
 
 from experiments.runs import (
     budgets,
+    command_line,
     console,
     costs,
     directory,
     evaluations,
     fit,
-    flags,
     looks,
     plan,
     predictions,
     process,
     tuned,
 )
-from experiments.runs.flags import flag
+from experiments.runs.command_line import flag
 from experiments.runs.judging import Judging, require_valid, require_variation, spoken_of, variation
 from experiments.runs.plan import Experiment
 from experiments.runs.settings import ExperimentFlags, Settings
@@ -86,7 +86,7 @@ def run(values: Mapping[str, Any], options: CompareFlags, typed: Collection[str]
         name="", target="", strategy=strategy.name, options=strategy.options, spec=strategy.spec or None, seed=0
     )
     judging = replace(options, against=summary.label(against))
-    if origin := tuned.from_search(values, options.tuned, ("scratch", *settings.strategies)):
+    if origin := tuned.origin_note(values, options.tuned, ("scratch", *settings.strategies)):
         console.say(origin)
     if settings.dry_run:
         _show(parts)
@@ -95,8 +95,8 @@ def run(values: Mapping[str, Any], options: CompareFlags, typed: Collection[str]
     _say_looks(parts, judging)
     evals = evaluations.read(settings, options.eval, [part.experiment for part in parts])
     data |= evaluations.fingerprints(evals)
-    leave = tuned.of_the_search() if options.tuned else ()
-    with directory.opened(settings, "compare", flags.flagfile_lines(options), leave=leave) as folder:
+    leave = tuned.searched_flags() if options.tuned else ()
+    with directory.opened(settings, "compare", command_line.flagfile_lines(options), leave=leave) as folder:
         results_of = [(part, fit.within(part.experiment, folder, data)) for part in parts]
         results = [result for _, of_part in results_of for result in of_part]
         if process.first():
@@ -129,7 +129,7 @@ def planned(
             pair = {**values, kind: source, "target": target}
             experiments = [
                 plan.prepare(Settings.from_flags(**arm), execution, only=True)
-                for arm in tuned.arms(pair, settings, options.tuned, typed)
+                for arm in tuned.study_flags(pair, settings, options.tuned, typed)
             ]
             # From scratch there is one fit a target, budget and seed, whatever the source, each with its own recipe.
             from_scratch = [_only(each, lambda name: name == "scratch") for each in experiments]
@@ -209,7 +209,7 @@ def notes(parts: Sequence[Part], options: CompareFlags) -> list[str]:
         data |= {f"{target.name}: {note}" for note in (target.note, *of_budgets) if note}
         data |= {f"{source.name}: {source.note}"} if source and source.note else set()
     train_examples = [budget for part in parts for budget in part.experiment.settings.train_examples]
-    tuning = tuned.sentence(options.tuned, train_examples, options.longer_scratch)
+    tuning = tuned.tuning_note(options.tuned, train_examples, options.longer_scratch)
     spoken = spoken_of([variation(part.experiment) for part in parts])
     return [tuning, *spoken, "they speak of these tasks alone", *sorted(data)]
 
@@ -251,4 +251,4 @@ def _show(parts: Sequence[Part]) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    flags.main(argv, str(__doc__), functools.partial(run, typed=flags.typed(argv)), CompareFlags)
+    command_line.main(argv, str(__doc__), functools.partial(run, typed=command_line.typed(argv)), CompareFlags)

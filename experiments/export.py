@@ -1,15 +1,15 @@
-"""A fit's parameters as safetensors.
+"""Write a fit's parameters as safetensors.
 
     python -m experiments.export --checkpoint=runs/mnist_10k --output=mnist.safetensors
 
 The parameters of a trained fit in one file of named arrays ("hidden_0/kernel"), and beside it FILE.safetensors.json,
-the card that says what they are of (experiments/runs/sources.py): a source for experiments.transfer, and a fit for
+the card that describes them (experiments/runs/sources.py): a source for experiments.transfer, and a fit for
 experiments.predict. What a strategy added to the model is merged into its ordinary parameters.
 """
 
 from experiments import run_program
 
-if __name__ == "__main__":  # before the other imports, so that what fails in them is said in a line
+if __name__ == "__main__":  # before the other imports, so that a failure in them is reported in one line
     run_program(__file__)
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -17,29 +17,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.runs import console, directory
-from experiments.runs import flags as flags_of_programs
-from experiments.runs.flags import flag
+from experiments.runs import command_line, console, directory
+from experiments.runs.command_line import flag
 from experiments.runs.settings import ComputeFlags, ModelFlags, RenamingFlags
 from experiments.runs.sources import FitFlags, load_weights
 
 
 @dataclass(frozen=True)
 class ExportFlags(FitFlags, RenamingFlags, ModelFlags, ComputeFlags):
-    """Which fit, and where to."""
+    """Which fit is exported, and where to."""
 
     output: str | None = flag(None, "a new .safetensors file; needed", place="new")
 
 
 def run(flags: Mapping[str, Any], export_flags: ExportFlags) -> Path:
-    """Write what the flags say; the file."""
+    """Write the parameters and their card; returns the path of the parameters."""
     from safetensors.numpy import save
 
     file = directory.new_file("output", export_flags.output, ".safetensors")
     card = directory.new_file("output", f"{file}.json", ".json")
     flat, source, model, accuracy = load_weights(flags, export_flags.checkpoint, export_flags.fit)
     weights = save(flat)
-    card_fields = {
+    record = {
         "task": source.name,
         "classes": source.classes,
         "shape": source.shape,
@@ -52,9 +51,9 @@ def run(flags: Mapping[str, Any], export_flags: ExportFlags) -> Path:
     }
     directory.replace(file, weights)
     try:
-        directory.write_record(card, {name: value for name, value in card_fields.items() if value is not None})
+        directory.write_record(card, {name: value for name, value in record.items() if value is not None})
     except OSError:
-        file.unlink()  # without its card it is of no use
+        file.unlink()  # it is useless without its card
         raise
     console.say(f"{len(flat)} arrays, {sum(leaf.size for leaf in flat.values()):,} numbers of {source.name}: {file}")
     return file
@@ -62,4 +61,4 @@ def run(flags: Mapping[str, Any], export_flags: ExportFlags) -> Path:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    flags_of_programs.main(argv, str(__doc__), run, ExportFlags)
+    command_line.main(argv, str(__doc__), run, ExportFlags)

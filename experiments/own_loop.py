@@ -21,7 +21,7 @@ BATCH_SIZE, STEPS = 100, 200
 
 
 class State(NamedTuple):
-    """What changes in training."""
+    """The parameters and the state of the optimizer, which change in training."""
 
     params: Params
     optimizer_state: optax.OptState
@@ -73,12 +73,12 @@ def predict(model: Model, params: Params, images: jax.Array) -> jax.Array:
 
 
 def accuracy(model: Model, params: Params, split: Split) -> float:
-    """The fraction of a split's examples that are classified rightly."""
+    """The fraction of a split's examples that are classified correctly."""
     return float((predict(model, params, jnp.asarray(split.images)) == split.labels).mean())
 
 
 def run() -> None:
-    """Learn digits, transfer to clothes by each of three masks, and print what came of it."""
+    """Learn digits, transfer to clothes by each of three masks, and print the test accuracies."""
     source, target = data.load("mnist_10k"), data.load("fashion_mnist_10k")
     model = models.build("mlp", len(source.classes), hidden=(128, 64), activation="relu")
     shape = source.train.images.shape[1:]
@@ -96,13 +96,13 @@ def run() -> None:
         mask = trains.mask(start)
         masks.lint(start, mask, fresh)  # raises InputError for a mask that freezes the new head, and the like
         params = train(model, start, trains, target.train, seed=1)
-        for path, kept in frozen_bytes(start, params, mask).items():
-            assert kept, f"'{path}' is frozen and moved"
+        for path, same in frozen_bytes(start, params, mask).items():
+            assert same, f"'{path}' is frozen and moved"
         print(f"{target.name}, {' and '.join(trains.prefixes)}: {accuracy(model, params, target.test):.3f}")
 
 
 def frozen_bytes(start: Params, end: Params, mask: Mask) -> dict[str, bool]:
-    """{path of a frozen leaf: whether it has the bytes that it had}."""
+    """{path of a frozen leaf: whether its bytes are the same before and after}."""
     before, after = (jax.tree_util.tree_leaves_with_path(masks.split(tree, mask)[1]) for tree in (start, end))
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): np.array_equal(

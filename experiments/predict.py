@@ -1,15 +1,15 @@
-"""Classes and probabilities of images, from a fit.
+"""Predict classes and probabilities of images with a fit.
 
     python -m experiments.predict --checkpoint=runs/mnist_10k --images=FOLDER --output=predicted.csv
 
-What a trained fit says of every image: a CSV with a row an image, of its name (or row from 0), the class that is
-predicted, and the probability of each class in a column p(CLASS). A cell that a spreadsheet would take for a formula
-begins with an apostrophe. The model is the fit's, unless its flags are given.
+The predictions of a trained fit for every image: a CSV with a row for each image, with its name (or row from 0), the
+predicted class, and the probability of each class in a column p(CLASS). A cell that a spreadsheet would take for a
+formula begins with an apostrophe. The model is the fit's, unless its flags are given.
 """
 
 from experiments import run_program
 
-if __name__ == "__main__":  # before the other imports, so that what fails in them is said in a line
+if __name__ == "__main__":  # before the other imports, so that a failure in them is reported in one line
     run_program(__file__)
 import csv
 import io
@@ -22,9 +22,8 @@ import jax
 import numpy as np
 
 from experiments.pages.csv_cells import cell
-from experiments.runs import console, directory
-from experiments.runs import flags as flags_of_programs
-from experiments.runs.flags import flag
+from experiments.runs import command_line, console, directory
+from experiments.runs.command_line import flag
 from experiments.runs.settings import ComputeFlags, ModelFlags, RenamingFlags
 from experiments.runs.sources import FitFlags, LoadedSource, load_fit
 from tljax import evaluate, paths, train
@@ -41,26 +40,24 @@ class PredictFlags(FitFlags, RenamingFlags, ModelFlags, ComputeFlags):
 
 
 def probabilities(loaded: LoadedSource, images: np.ndarray) -> np.ndarray:
-    """float64 [n, classes] of images [n, ...] as the fit takes them: the softmax of its logits.
+    """Probabilities float64 [n, classes] of images [n, ...] as the fit takes them: the softmax of its logits.
 
-    Raises InputError for an image of which the logits are not finite.
+    Raises InputError for an image whose logits are not finite.
     """
     from scipy.special import softmax
 
     params = jax.tree.map(lambda leaf: np.asarray(leaf)[None], loaded.params)
     logits = evaluate.logits(train.forward(loaded.model), params, evaluate.padded(images), len(images))[0]
-    faulty = np.flatnonzero(~np.isfinite(logits).all(-1))
-    if len(faulty):
-        raise InputError(
-            f"image {faulty[0]} gives logits that are not finite: its numbers are too large, so scale them"
-        )
+    odd = np.flatnonzero(~np.isfinite(logits).all(-1))
+    if len(odd):
+        raise InputError(f"image {odd[0]} gives logits that are not finite: its numbers are too large, so scale them")
     return np.asarray(softmax(logits.astype(np.float64), axis=-1))
 
 
-def table(names: Sequence[str], classes: Sequence[str], values: np.ndarray) -> str:
-    """The CSV of probabilities [n, classes], with nine digits.
+def table(names: Sequence[str], classes: Sequence[str], predicted: np.ndarray) -> str:
+    """The CSV of predicted probabilities [n, classes], with nine digits.
 
-    Raises InputError for a class that is there twice.
+    Raises InputError if two classes have one name.
 
     >>> table(["a.png"], ["cat", "dog"], np.array([[0.25, 0.75]])).splitlines()
     ['image,predicted,p(cat),p(dog)', 'a.png,dog,0.25,0.75']
@@ -70,13 +67,13 @@ def table(names: Sequence[str], classes: Sequence[str], values: np.ndarray) -> s
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["image", "predicted", *(f"p({name})" for name in classes)])
-    for name, row in zip(names, values, strict=True):
+    for name, row in zip(names, predicted, strict=True):
         writer.writerow([cell(name), cell(classes[row.argmax()]), *(f"{value:.9g}" for value in row)])
     return out.getvalue()
 
 
 def run(flags: Mapping[str, Any], predict_flags: PredictFlags) -> Path:
-    """Predict what the flags say; the file."""
+    """Predict the images and write the file; returns its path."""
     if not predict_flags.images:
         raise InputError("--images is not given: name a folder of pictures, one of them, or an .npz file")
     file = directory.new_file("output", predict_flags.output, ".csv")
@@ -96,4 +93,4 @@ def run(flags: Mapping[str, Any], predict_flags: PredictFlags) -> Path:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    flags_of_programs.main(argv, str(__doc__), run, PredictFlags)
+    command_line.main(argv, str(__doc__), run, PredictFlags)

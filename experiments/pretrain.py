@@ -1,4 +1,4 @@
-"""Train a source: a checkpoint a seed.
+"""Train a source, with a checkpoint for each seed.
 
     python -m experiments.pretrain --source=mnist_10k --workdir=runs/mnist_10k
 
@@ -8,7 +8,7 @@ source's here, by either of their names.
 
 from experiments import run_program
 
-if __name__ == "__main__":  # before the other imports, so that what fails in them is said in a line
+if __name__ == "__main__":  # before the other imports, so that a failure in them is reported in one line
     run_program(__file__)
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.runs import budgets, console, directory, fit, plan, process
-from experiments.runs import flags as flags_of_programs
+from experiments.runs import budgets, command_line, console, directory, fit, plan, process
 from experiments.runs.settings import CheckpointFlags, DataFlags, ModelFlags, Settings, SourceFlags, TrainFlags
 from tljax import masks, models
 from tljax.study.results import Result
@@ -30,7 +29,7 @@ class PretrainFlags(SourceFlags, CheckpointFlags, DataFlags, ModelFlags, TrainFl
 
 
 def run(**flags: Any) -> list[Result]:
-    """Train a source for each seed; their results. Keyword arguments are named like the flags."""
+    """Train a source for each seed; returns their results. Keyword arguments are named like the flags."""
     settings = Settings.from_flags(**flags)
     if settings.source is None or settings.source_checkpoint:
         raise InputError("--source is what this program trains: name a data set, and leave out --source_checkpoint")
@@ -51,10 +50,11 @@ def run(**flags: Any) -> list[Result]:
         results = fit.train_sources(settings, task, folder, execution)
         if process.first():
             directory.supersede(folder, list(results.values()))
-        accuracy = [100 * result.test_accuracy for result in results.values() if result.test_accuracy is not None]
+        accuracies = [result.test_accuracy for result in results.values()]
+        percent = [100 * accuracy for accuracy in accuracies if accuracy is not None]
         short = budgets.notes(["all"], task, settings.source_recipe.validation)
         notes = [*([task.note] if task.note else []), *short]
-        mean = [f"mean {np.mean(accuracy):.2f} [{min(accuracy):.2f}, {max(accuracy):.2f}]"] if accuracy else []
+        mean = [f"mean {np.mean(percent):.2f} [{min(percent):.2f}, {max(percent):.2f}]"] if percent else []
         from experiments.pages import tables  # scipy takes a second to import
 
         console.show(tables.source_fits(task.name, folder, results), [*mean, *notes])
@@ -63,6 +63,4 @@ def run(**flags: Any) -> list[Result]:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    flags_of_programs.main(
-        argv, str(__doc__), lambda flags, _: run(**flags), PretrainFlags, refused=["source_checkpoint"]
-    )
+    command_line.main(argv, str(__doc__), lambda flags, _: run(**flags), PretrainFlags, refused=["source_checkpoint"])

@@ -23,6 +23,7 @@ from typing import Any
 
 from experiments.runs import (
     budgets,
+    command_line,
     console,
     directory,
     fit,
@@ -34,7 +35,6 @@ from experiments.runs import (
     trials,
     tuned,
 )
-from experiments.runs import flags as flags_of_programs
 from experiments.runs.plan import Experiment
 from experiments.runs.search_flags import Search
 from experiments.runs.settings import FREE, GROWING, NEUTRAL, ExperimentFlags, Settings
@@ -88,7 +88,7 @@ def run(flags: Mapping[str, Any], options: Search) -> list[Result]:
             place = _final_workdir(final, arm, folder)
             trained[arm] = Winner(studies[arm].study, best, replace(final, workdir=str(place)))
         tuned.write_winners(folder, trained)
-        results = [result for winner in trained.values() for result in _train_winner(winner.made, execution)]
+        results = [result for winner in trained.values() for result in _train_winner(winner.settings, execution)]
         settled = summary.with_share(results, experiment.target.test.labels)
         notes = page.write(folder, Settings.from_flags(**flags), options, trained, settled, experiment)
     results_page.print_results("tuned against tuned", settled, notes)
@@ -288,4 +288,4 @@ def _train_winner(settings: Settings, execution: Any) -> list[Result]:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    flags_of_programs.main(argv, str(__doc__), run, SearchFlags, refused=search_flags.PINS)
+    command_line.main(argv, str(__doc__), run, SearchFlags, refused=search_flags.PINS)

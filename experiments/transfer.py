@@ -8,15 +8,14 @@ run directory holds everything; a finished fit in it is not trained again.
 
 from experiments import run_program
 
-if __name__ == "__main__":  # before the other imports, so that what fails in them is said in a line
+if __name__ == "__main__":  # before the other imports, so that a failure in them is reported in one line
     run_program(__file__)
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.runs import console, fit, plan, process
-from experiments.runs import flags as flags_of_programs
+from experiments.runs import command_line, console, fit, plan, process
 from experiments.runs.plan import Experiment
 from experiments.runs.settings import ExperimentFlags, Settings
 from tljax import graft
@@ -29,7 +28,7 @@ class TransferFlags(ExperimentFlags):
 
 
 def run(**flags: Any) -> list[Result]:
-    """Run what the flags say; the results. Keyword arguments are named like the flags."""
+    """Train the strategies and report; returns the results. Keyword arguments are named like the flags."""
     settings = Settings.from_flags(**flags)
     experiment = plan.prepare(settings, process.prepare(settings))
     if settings.dry_run:
@@ -45,12 +44,12 @@ def run(**flags: Any) -> list[Result]:
 
 
 def _show_starts(experiment: Experiment) -> None:
-    """Print the graft plan and the mask table of each strategy; a plan that was printed before is named."""
-    settings, shown = experiment.settings, dict[str, graft.Plan]()
+    """Print the graft plan and the mask table of each strategy; for a plan that was printed before, its strategy."""
+    settings, plans = experiment.settings, dict[str, graft.Plan]()
     names = experiment.source.names if experiment.source else None
     for strategy, start in plan.first_starts(experiment):
-        same = next((label for label, grafted in shown.items() if grafted == start.plan), None)
-        shown.setdefault(strategy.label, start.plan)
+        same = next((label for label, grafted in plans.items() if grafted == start.plan), None)
+        plans.setdefault(strategy.label, start.plan)
         console.plan(strategy.label, start.plan, start.params, start.phases, same, names)
         if paths := plan.left_out(strategy, start, experiment.model):
             console.say(f"  {strategy.label}: left out, and so frozen: {', '.join(paths)}\n")
@@ -59,4 +58,4 @@ def _show_starts(experiment: Experiment) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    flags_of_programs.main(argv, str(__doc__), lambda flags, _: run(**flags), TransferFlags)
+    command_line.main(argv, str(__doc__), lambda flags, _: run(**flags), TransferFlags)

@@ -10,15 +10,14 @@ checkpoint for --source_checkpoint and a card, cards/NAME.json: what it was trai
 
 from experiments import run_program
 
-if __name__ == "__main__":  # before the other imports, so that what fails in them is said in a line
+if __name__ == "__main__":  # before the other imports, so that a failure in them is reported in one line
     run_program(__file__)
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments.runs import console, directory, fit, plan, process, sources
-from experiments.runs import flags as flags_of_programs
-from experiments.runs.flags import flag
+from experiments.runs import command_line, console, directory, fit, plan, process, sources
+from experiments.runs.command_line import flag
 from experiments.runs.settings import (
     CheckpointFlags,
     DataFlags,
@@ -34,7 +33,7 @@ from tljax import plugins
 from tljax.types import InputError, Task
 
 UNTRAINED = {"source_steps": "1", "source_learning_rate": "0", "source_warmup": "0"}
-"""A step at rate 0 leaves what was drawn."""
+"""Flags of an untrained source: a step at learning rate 0 leaves the parameters as they were drawn."""
 _RECIPE = {f.name for f in dataclasses.fields(Recipe)}
 
 
@@ -53,10 +52,11 @@ class Entry(NamedTuple):
     name: str
     settings: Settings
     trivial: bool
+    """Whether it learnt nothing of its task: it is untrained, or all its labels are shuffled."""
 
 
 def read_entry(text: str, flags: Mapping[str, Any]) -> Entry:
-    """A source as it is written, with the flags that all have; raises InputError for a text that is no source.
+    """The source that a name of --zoo means, with the flags that all sources share; raises InputError for bad text.
 
     >>> source = read_entry("mnist:labels=0-4:steps=50:hidden=64+64", {})
     >>> source.settings.source, source.settings.source_recipe.steps, source.settings.hidden
@@ -64,32 +64,33 @@ def read_entry(text: str, flags: Mapping[str, Any]) -> Entry:
     """
     plugins.parse(text)
     data: list[str] = []
-    flags_of_source: dict[str, str] = {}
+    changed: dict[str, str] = {}
     for part in (part.strip() for part in plugins.split(text, ":")):
         name, equals, value = part.partition("=")
         if data and part == "untrained":
-            flags_of_source |= UNTRAINED
+            changed |= UNTRAINED
         elif data and equals and name in _RECIPE:
-            flags_of_source[f"source_{name}"] = value
+            changed[f"source_{name}"] = value
         elif data and equals and name in ("hidden", "activation", "seed"):
-            flags_of_source["seeds" if name == "seed" else name] = value.replace("+", ",")
+            changed["seeds" if name == "seed" else name] = value.replace("+", ",")
         else:
             data.append(part)
     try:
-        more = parse_flags(["zoo", *(f"--{name}={value}" for name, value in flags_of_source.items())])
-        settings = Settings.from_flags(**{**flags, **more, "source": ":".join(data)})
+        parsed = parse_flags(["zoo", *(f"--{name}={value}" for name, value in changed.items())])
+        settings = Settings.from_flags(**{**flags, **parsed, "source": ":".join(data)})
     except InputError as error:
-        raise InputError(f"--zoo={text}: {flags_of_programs.in_flags(error)}") from error
+        raise InputError(f"--zoo={text}: {command_line.in_flags(error)}") from error
     if len(settings.seeds) > 1:
         raise InputError(
             f"--zoo={text} has {len(settings.seeds)} seeds: give one, and other sources as {data[0]}:seed=1"
         )
-    changes = dict(part.partition("=")[::2] for part in data[1:])
-    shuffled = _number(changes.get("shuffle_labels", "0")) >= 1
+    options = dict(part.partition("=")[::2] for part in data[1:])
+    shuffled = _number(options.get("shuffle_labels", "0")) >= 1
     return Entry(text, settings, shuffled or settings.source_recipe.learning_rate == 0)
 
 
 def _number(text: str) -> float:
+    """The number in a text, or 0 if it holds none."""
     try:
         return float(text)
     except ValueError:
@@ -97,7 +98,7 @@ def _number(text: str) -> float:
 
 
 def run(flags: Mapping[str, Any], zoo_flags: ZooFlags) -> list[dict[str, Any]]:
-    """Train what of the list is missing in the run directory; the cards."""
+    """Train the sources that the run directory lacks; returns the cards of all."""
     base, zoo = Settings.from_flags(**flags), zoo_flags.zoo
     twice = [text for text in zoo if zoo.count(text) > 1]
     if twice or not zoo:
@@ -106,46 +107,47 @@ def run(flags: Mapping[str, Any], zoo_flags: ZooFlags) -> list[dict[str, Any]]:
         raise InputError("--zoo names what is trained: leave out --source, --source_checkpoint and --target")
     execution = process.prepare(base)
     entries = [read_entry(text, flags) for text in zoo]
-    tasks = [_checked(entry) for entry in entries]
+    tasks = [_load(source) for source in entries]
     if base.dry_run:
-        _show(entries, tasks)
+        _print_plan(entries, tasks)
         return []
-    named = {task.name: task.fingerprint for task in tasks}
-    with directory.opened(base, "zoo", flags_of_programs.flagfile_lines(zoo_flags)) as folder:
+    fingerprints = {task.name: task.fingerprint for task in tasks}
+    with directory.opened(base, "zoo", command_line.flagfile_lines(zoo_flags)) as folder:
         if process.first():
-            directory.record_environment(folder, named)
+            directory.record_environment(folder, fingerprints)
         cards = []
-        for number, (entry, task) in enumerate(zip(entries, tasks, strict=True)):
-            [result] = fit.train_sources(entry.settings, task, folder, execution).values()
-            about = fit.about(entry.settings, task)
-            card = {"number": number, "name": entry.name, "trivial": entry.trivial, **about}
+        for number, (source, task) in enumerate(zip(entries, tasks, strict=True)):
+            [result] = fit.train_sources(source.settings, task, folder, execution).values()
+            about = fit.about(source.settings, task)
+            card = {"number": number, "name": source.name, "trivial": source.trivial, **about}
             if process.first():
-                card = sources.write_card(folder, card, result, entry.settings.source_recipe)
+                card = sources.write_card(folder, card, result, source.settings.source_recipe)
             cards.append(card)
         if process.first():
-            _show_cards(cards, [str(folder / "cards"), *sorted({task.note for task in tasks if task.note})])
+            _print_cards(cards, [str(folder / "cards"), *sorted({task.note for task in tasks if task.note})])
     return cards
 
 
-def _checked(entry: Entry) -> Task:
+def _load(source: Entry) -> Task:
+    """The task of a source; an InputError names the source in --zoo."""
     try:
-        return plan.source_task(entry.settings)
+        return plan.source_task(source.settings)
     except InputError as error:
-        raise InputError(f"--zoo={entry.name}: {flags_of_programs.in_flags(error)}") from error
+        raise InputError(f"--zoo={source.name}: {command_line.in_flags(error)}") from error
 
 
-def _show(entries: Sequence[Entry], tasks: Sequence[Task]) -> None:
+def _print_plan(entries: Sequence[Entry], tasks: Sequence[Task]) -> None:
+    """Print the table of a dry run: each source with its examples and its steps."""
     rows = []
-    for entry, task in zip(entries, tasks, strict=True):
-        recipe = entry.settings.source_recipe
+    for source, task in zip(entries, tasks, strict=True):
+        recipe, hidden = source.settings.source_recipe, source.settings.hidden
         steps = plan.count_steps(recipe, len(plan.draw_examples(recipe, "all", task, 0)[0]))
-        rows.append(
-            (entry.name, ",".join(map(str, entry.settings.hidden)), f"{len(task.train.labels):,}", f"{steps:,}")
-        )
+        rows.append((source.name, ",".join(map(str, hidden)), f"{len(task.train.labels):,}", f"{steps:,}"))
     console.table("zoo", ["source", "hidden", "examples", "steps"], rows, [f"{len(rows)} sources"])
 
 
-def _show_cards(cards: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> None:
+def _print_cards(cards: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> None:
+    """Print the table of the trained sources."""
     rows = [
         (
             card["name"],
@@ -164,4 +166,4 @@ def _show_cards(cards: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> Non
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    flags_of_programs.main(argv, str(__doc__), run, ZooFlags, refused=["source", "source_checkpoint", "target"])
+    command_line.main(argv, str(__doc__), run, ZooFlags, refused=["source", "source_checkpoint", "target"])

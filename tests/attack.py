@@ -86,7 +86,7 @@ def _lines(documents: Any) -> bytes:
 
 
 def _checkpoint(document: Any) -> bytes:
-    return json.dumps({**document, "digest": checkpoint._of_json(document)}).encode()
+    return json.dumps({**document, "digest": checkpoint._meta_digest(document)}).encode()
 
 
 def _journal(documents: Any) -> bytes:
@@ -116,7 +116,7 @@ RECORD = Form(json.loads, _record)
 LINES = Form(_of_lines, _lines)
 JOURNAL = Form(_of_lines, _journal)
 CHECKPOINT = Form(json.loads, _checkpoint)
-NOTE = Form(json.loads, lambda note: cache._noted({name: part for name, part in note.items() if name != "sha256"}))
+NOTE = Form(json.loads, lambda note: cache._note_bytes({name: part for name, part in note.items() if name != "sha256"}))
 SAFETENSORS = Form(
     lambda raw: json.loads(raw[8 : 8 + struct.unpack("<Q", raw[:8])[0]]),
     lambda head: struct.pack("<Q", len(text := json.dumps(head).encode())) + text + bytes(4000),

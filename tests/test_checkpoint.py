@@ -54,7 +54,7 @@ def rewrite(folder, change):
     file = folder / "meta" / "metadata"
     meta = json.loads(file.read_text())
     change(meta)
-    meta["digest"] = checkpoint._of_json(meta)
+    meta["digest"] = checkpoint._meta_digest(meta)
     file.write_text(json.dumps(meta))
 
 

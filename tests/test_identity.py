@@ -10,7 +10,7 @@ from test_programs import results, snapshot
 
 from experiments import export, pretrain, report, transfer
 from experiments.runs import directory, plan, sources
-from experiments.runs.flags import flag
+from experiments.runs.command_line import flag
 from experiments.runs.settings import Recipe, Settings
 from tljax import train
 from tljax.types import InputError
@@ -70,7 +70,9 @@ def test_each_setting_of_a_recipe_is_in_the_key(older):
     assert len(set(of_target)) == len(of_target)
 
 
-@pytest.mark.parametrize("value", [Recipe(), Path("a"), {1: 2}, {"a": [object()]}], ids=str)
+@pytest.mark.parametrize(
+    "value", [Recipe(), Path("a"), {1: 2}, {"a": [object()]}], ids=["dataclass", "path", "number", "object"]
+)
 def test_a_key_takes_plain_values_alone(value):
     with pytest.raises(TypeError, match="a fit's key takes plain values"):
         plan.identify("a", {"target": "b", "strategy": "c", "seed": 0}, {"value": value}, {})

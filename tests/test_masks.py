@@ -278,7 +278,7 @@ def test_by_size_takes_both_ends_and_says_what_sizes_there_are():
         "hidden_0/bias": True,
         "hidden_0/kernel": False,
     }
-    with pytest.raises(InputError, match=r"holds 7 to inf numbers; there are \[4, 2, 6\]"):
+    with pytest.raises(InputError, match=r"holds 7 to inf numbers; leaves hold \[4, 2, 6\]"):
         masks.by_size(PARAMS, at_least=7)
     with pytest.raises(InputError, match="no leaf that can train"):
         masks.by_size({"steps": np.array(3), "kernel": np.ones(2)}, at_most=1)

@@ -176,7 +176,7 @@ def test_turns_are_taken_one_after_the_other_and_the_first_is_not_counted():
 
 
 def test_ratios_are_medians_over_rounds():
-    rows = benchmark.compared("s", {"tljax": [1.0, 2.0, 4.0], "other": [3.0, 4.0, 20.0]}, "tljax")
+    rows = benchmark.medians("s", {"tljax": [1.0, 2.0, 4.0], "other": [3.0, 4.0, 20.0]}, "tljax")
     assert [(row.side, row.value, row.ratio) for row in rows] == [("tljax", 2.0, 1.0), ("other", 4.0, 3.0)]
 
 
@@ -220,7 +220,7 @@ def test_the_benchmark_writes_its_table_and_names_what_is_left_out(complete_data
     text = capsys.readouterr().out
     assert "linear probe, s/epoch" in text and (tmp_path / "b.json").is_file()
     left = re.findall(r"(\w+) is not installed, so its columns are left out", text)
-    assert set(left) == {name for name in ("torch", "keras") if not benchmark._there(name)}
+    assert set(left) == {name for name in ("torch", "keras") if not benchmark._installed(name)}
 
 
 def test_jax_has_eight_devices_in_these_tests():

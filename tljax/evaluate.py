@@ -15,7 +15,7 @@ from tljax.train.vectorize import divide, host, mesh_of_group, mesh_under, over,
 from tljax.types import Params
 
 BATCH = 1000
-"""Examples a compiled batch: the last is padded, so that one executable serves every data set of a shape."""
+"""Examples in a compiled batch: the last is padded, so that one executable serves every data set of a shape."""
 
 
 def padded(images: np.ndarray) -> train.Data:
@@ -35,7 +35,7 @@ def logits_of(
 ) -> np.ndarray:
     """Logits float32 [fits of the state, count, classes] of the first `count` examples of data made by `padded`.
 
-    The features of what the state's masks freeze are computed once, and kept in the cache for later states.
+    The features of the stages that the state's masks freeze are computed once, and cached for later states.
     """
     execution = execution or train.Execution()
     members = [fits[i] for i in state.fits]
@@ -139,11 +139,11 @@ def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -
     confidence, correct, bin_of = _binned(probabilities, labels, bins)
     counts = np.bincount(bin_of, minlength=bins).tolist()
 
-    def means(values: np.ndarray) -> list[float | None]:
+    def bin_means(values: np.ndarray) -> list[float | None]:
         sums = np.bincount(bin_of, weights=values, minlength=bins).tolist()
         return [total / count if count else None for total, count in zip(sums, counts, strict=True)]
 
-    return {"confidence": means(confidence), "accuracy": means(correct), "count": counts}
+    return {"confidence": bin_means(confidence), "accuracy": bin_means(correct), "count": counts}
 
 
 def _binned(probabilities: np.ndarray, labels: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from tljax.types import InputError
 
-_LEFT = re.compile(r"\.[0-9a-f]{16}\..*partial")
-"""Names of `partial`."""
+_PARTIAL = re.compile(r"\.[0-9a-f]{16}\..*partial")
+"""The form of names that `partial` gives."""
 
 
 def place(text: str | os.PathLike[str], field: str = "") -> Path:
@@ -37,7 +37,7 @@ def _refused(text: str | os.PathLike[str], reason: str, field: str) -> InputErro
 
 
 def to_bytes(text: str) -> bytes:
-    """UTF-8 of a text that may hold names of files that are none: their bytes are written as \\udcff.
+    """UTF-8 of a text; bytes of file names that are not UTF-8 are written as \\udcff.
 
     >>> to_bytes("caf\\udce9")
     b'caf\\\\udce9'
@@ -46,16 +46,19 @@ def to_bytes(text: str) -> bytes:
 
 
 def text(file: Path, errors: str = "strict") -> str:
-    """What a file says that somebody wrote in UTF-8, with or without a byte order mark.
+    """The text of a file in UTF-8, with or without a byte order mark.
 
-    `errors` is what becomes of bytes that are no UTF-8, as `bytes.decode` has it. Raises InputError for a file in
+    `errors` is how `bytes.decode` treats bytes that are not UTF-8. Raises InputError for a file in
     another encoding, and OSError for one that cannot be read.
     """
     return decoded(Path(file).read_bytes(), f"'{file}'", errors)
 
 
 def decoded(data: bytes, what: str, errors: str = "strict") -> str:
-    """The same of its bytes; `what` they are is a word of the InputError.
+    """The text of bytes in UTF-8, with or without a byte order mark.
+
+    `errors` is how `bytes.decode` treats bytes that are not UTF-8. Raises InputError, in which `what` names the bytes,
+    for another encoding.
 
     >>> decoded("caf\\u00e9".encode("utf-8-sig"), "'a.csv'")
     'café'
@@ -80,7 +83,7 @@ _MARKS = {
 
 
 def require_bytes_of_text(data: bytes, what: str) -> None:
-    """Raise InputError for UTF-16 and UTF-32, with or without their mark, which no reader of UTF-8 takes."""
+    """Raise InputError if bytes are in UTF-16 or UTF-32, with or without their mark; `what` names the bytes."""
     marked = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "")
     if not marked and b"\0" in data[:1000]:
         raise InputError(f"{what} has zero bytes, as UTF-16 has and no text in UTF-8: save it as UTF-8")
@@ -89,7 +92,7 @@ def require_bytes_of_text(data: bytes, what: str) -> None:
 
 
 def not_text(file: Path) -> str | None:
-    """The first part of an absolute path whose bytes are no UTF-8, which Orbax and XLA cannot take; None if all are.
+    """The first part of an absolute path whose bytes are not UTF-8, which Orbax and XLA cannot take, or None.
 
     >>> not_text(Path("/data/café")), not_text(Path("/data/caf\\udce9/a"))
     (None, 'caf\\udce9')
@@ -103,7 +106,7 @@ def not_text(file: Path) -> str | None:
 
 
 def partial(file: Path) -> Path:
-    """A name beside `file`, ending in NAME.partial, that nobody can guess: nothing lies in wait there.
+    """A path beside `file`, ending in NAME.partial, that nobody can guess, so that no planted file lies there.
 
     >>> partial(Path("runs/report.html")).name[18:]
     'report.html.partial'
@@ -112,9 +115,9 @@ def partial(file: Path) -> Path:
 
 
 def replace(file: Path, data: bytes) -> None:
-    """Write a file whole: its bytes go to a new file beside it, which then takes its place.
+    """Write a file whole: the bytes go to a new file beside it, which is then renamed to it.
 
-    A link at its place is replaced, and what it leads to stays as it is. Raises OSError, and leaves nothing behind.
+    A link of that name is replaced, and its target stays as it is. Raises OSError, and leaves no partial file behind.
     """
     new = partial(file)
     try:
@@ -128,18 +131,18 @@ def replace(file: Path, data: bytes) -> None:
         new.unlink(missing_ok=True)
         raise IsADirectoryError(error.errno, error.strerror, str(file)) from error
     except BaseException:
-        new.unlink(missing_ok=True)  # on a full disk it is in the way
+        new.unlink(missing_ok=True)  # on a full disk it takes room
         raise
 
 
 def sweep(folder: Path, name: str = "", seconds: float = 0.0) -> None:
-    """Delete what killed processes left of files that were to become `name`, or any, and have not touched since.
+    """Delete the partial files of `name`, or of any file, that killed processes left in a folder.
 
-    `seconds` is how long they must have been left alone, where another process may be writing in the folder.
+    Only files that are unchanged for `seconds` are deleted, as another process may be writing in the folder.
     """
     for entry in folder.iterdir() if folder.is_dir() else ():
-        if _LEFT.fullmatch(entry.name) and entry.name.endswith(f"{name}.partial"):
+        if _PARTIAL.fullmatch(entry.name) and entry.name.endswith(f"{name}.partial"):
             with contextlib.suppress(FileNotFoundError):
-                told = entry.lstat()
-                if stat.S_ISREG(told.st_mode) and time.time() - told.st_mtime >= seconds:
+                status = entry.lstat()
+                if stat.S_ISREG(status.st_mode) and time.time() - status.st_mtime >= seconds:
                     entry.unlink()

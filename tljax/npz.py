@@ -13,21 +13,21 @@ from tljax.types import InputError
 
 
 def read(file: Path, wanted: Collection[str] | None = None, known: Collection[str] = ()) -> dict[str, np.ndarray]:
-    """{name: array} of an .npz file, all of it or what it has of `wanted`.
+    """{name: array} of an .npz file: all its arrays, or those of `wanted` that it has.
 
-    What it has beside that is not read; a name that is nearly one of `wanted` or `known`, those that others read,
-    is refused, as what it was to say would be lost. Raises InputError for a file that cannot be read, is damaged or
-    a single array, and for Python objects in it.
+    Other arrays are not read. `known` are the names that other readers take. Raises InputError for a name that is
+    nearly one of `wanted` or `known`, as its array would be lost without a word; for a file that cannot be read, is
+    damaged or a single array; and for Python objects.
     """
     try:
-        if file.exists() and not file.is_file():  # a pipe would be waited for
+        if file.exists() and not file.is_file():  # opening a pipe would wait for its writer
             raise ValueError("it is no file")
         # Opened here: np.load leaves a damaged file open.
         with file.open("rb") as stream:
             return unpack(stream, f"'{file}'", wanted, known)
     except InputError:
         raise
-    except (OSError, ValueError) as error:  # the second of a name with a zero byte
+    except (OSError, ValueError) as error:  # a name with a zero byte raises ValueError
         raise InputError(f"'{file}' cannot be read as .npz ({error}): save it again with numpy.savez") from error
 
 
@@ -38,7 +38,9 @@ def unpack(
     known: Collection[str] = (),
     remedy: str = "save it again with numpy.savez",
 ) -> dict[str, np.ndarray]:
-    """The same of the bytes of an .npz; `what` they are and the `remedy` are words of the InputError that it raises.
+    """{name: array} of the bytes of an .npz file: all its arrays, or those of `wanted` that it has.
+
+    Raises InputError as `read` does; in its message `what` names the bytes and `remedy` says what to do.
 
     >>> import io
     >>> unpack(io.BytesIO(b"PK"), "'x.npz'")
@@ -49,7 +51,7 @@ numpy.savez
     name = ""
     arrays = {}
     try:
-        with warnings.catch_warnings(action="ignore"):  # of the parser, about a damaged head
+        with warnings.catch_warnings(action="ignore"):  # the parser warns about a damaged header
             archive = np.load(stream, allow_pickle=False)
             if isinstance(archive, np.ndarray):
                 raise InputError(f"{what} is a single array (.npy): save named arrays with numpy.savez")
@@ -60,13 +62,15 @@ numpy.savez
                 for name in archive.files:
                     if wanted is None or name in wanted:
                         arrays[name] = archive[name]
-                        if not isinstance(arrays[name], np.ndarray):  # a member that is no .npy: its bytes
+                        if not isinstance(
+                            arrays[name], np.ndarray
+                        ):  # np.load gives the bytes of a member that is no .npy
                             raise InputError(f"{what}: '{name}' is no array: {remedy}")
     except InputError:
         raise
     except MemoryError as error:
         raise InputError(f"{what}: '{name}' says that it is larger than the memory: {remedy}") from error
-    except Exception as error:  # of NumPy, zipfile and what unpacks: they have no type in common
+    except Exception as error:  # the errors of NumPy, zipfile and zlib have no type in common
         if "Object arrays" in str(error):
             raise InputError(
                 f"{what}: '{name}' holds Python objects (pickle): save it as numbers or strings"
@@ -78,9 +82,9 @@ numpy.savez
 
 
 def _refuse_larger(archive: Any, wanted: Collection[str] | None, what: str, remedy: str) -> None:
-    """Raises InputError for members that unpacked are larger than the memory that is free: small files may hold much.
+    """Raises InputError if the wanted members, unpacked, are larger than the free memory: a small file may hold much.
 
-    What the directory of an archive says is enough: no more of a member is unpacked.
+    The sizes are those in the archive's directory, beyond which `zipfile` unpacks nothing of a member.
     """
     members = [
         item for item in archive.zip.infolist() if wanted is None or item.filename.removesuffix(".npy") in wanted
@@ -96,14 +100,14 @@ def _refuse_larger(archive: Any, wanted: Collection[str] | None, what: str, reme
 def _free_memory() -> int | None:
     """Bytes of memory that the system can give without swapping; None where it does not say."""
     try:
-        line = re.search(r"^MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text(), re.M)
+        match = re.search(r"^MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text(), re.M)
     except OSError:
         return None
-    return int(line[1]) * 1024 if line else None
+    return int(match[1]) * 1024 if match else None
 
 
 def refuse_slips(names: Collection[str], known: Collection[str], what: str, kind: str = "array") -> None:
-    """Raise InputError for a name that is nearly a known one: it would be left out without a word.
+    """Raise InputError if a name is nearly a known one: its `kind` would be left out without a word.
 
     >>> refuse_slips(["notes", "train_group"], ["train_images", "train_groups"], "'x.npz'")
     Traceback (most recent call last):
@@ -111,19 +115,19 @@ def refuse_slips(names: Collection[str], known: Collection[str], what: str, kind
 Rename it, or leave it out
     """
     for name in names:
-        if (near := plugins.meant(name, sorted(known))) is not None:
+        if (likely := plugins.meant(name, sorted(known))) is not None:
             raise InputError(
-                f"{what} has the {kind} '{name}', which nothing reads; did you mean '{near}'? Rename it, or leave it "
+                f"{what} has the {kind} '{name}', which nothing reads; did you mean '{likely}'? Rename it, or leave it "
                 "out"
             )
 
 
 def mapped(file: Path) -> np.ndarray:
-    """The array of an .npy file, memory-mapped, read only; raises InputError for a file that is damaged or none."""
+    """The array of an .npy file, memory-mapped, read only. Raises InputError if the file is missing or damaged."""
     try:
         if file.exists() and not file.is_file():
             raise ValueError("it is no file")
         return np.load(file, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # of NumPy: a damaged head, or one that does not fit the file
+    except Exception as error:  # NumPy raises many types for a damaged header, or one that does not fit the file
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"'{file}' cannot be read as .npy ({reason})") from error

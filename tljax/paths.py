@@ -24,25 +24,27 @@ def names(tree: Any) -> list[str]:
     >>> names({"head": {"kernel": 1.0, "bias": 0.0}})
     ['head/bias', 'head/kernel']
     """
-    every = [_name(path) for path, _ in _walked(jax.tree_util.tree_leaves_with_path, tree)]
+    leaf_paths = [_name(path) for path, _ in _walked(jax.tree_util.tree_leaves_with_path, tree)]
     seen: set[str] = set()
-    for path in every:
+    for path in leaf_paths:
         if path in seen:
             raise InputError(f"two leaves are named '{path}': rename the key that contains '/'")
         seen.add(path)
-    return every
+    return leaf_paths
 
 
 def _walked(walk: Callable[[Any], Any], tree: Any) -> Any:
-    """walk(tree); raises InputError for a tree without an end."""
+    """The result of walk(tree). Raises InputError if the tree holds itself or is nested too deep."""
     try:
         return walk(tree)
-    except (RecursionError, SystemError) as error:  # the second where JAX's own code meets the first
+    except (RecursionError, SystemError) as error:  # JAX's compiled code turns the first into the second
         raise InputError("a tree holds itself, or is nested too deep: make one with an end") from error
 
 
 def items(tree: Any, *rest: Any) -> Iterator[tuple[Any, ...]]:
-    """(path, leaf, ...) of each leaf, over trees of one structure; raises InputError as `names` does.
+    """(path, leaf, ...) of each leaf, over trees of one structure.
+
+    Raises InputError where two leaves have one path.
 
     >>> list(items({"head": {"bias": 0.0}}, {"head": {"bias": True}}))
     [('head/bias', 0.0, True)]
@@ -51,6 +53,7 @@ def items(tree: Any, *rest: Any) -> Iterator[tuple[Any, ...]]:
 
 
 def _name(path: tuple[Any, ...]) -> str:
+    """JAX's path of a leaf as text: names separated by '/'."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
@@ -75,11 +78,11 @@ def glob(pattern: str) -> Callable[[str], bool]:
 
 
 MOST_ALTERNATIVES = 1000
-"""Patterns that the braces of one may stand for: beyond is a slip, not a rule."""
+"""The most patterns that the braces of one pattern may stand for: more are a slip of the pen, not a rule."""
 
 
 def _expanded(pattern: str) -> list[str]:
-    """The patterns that the braces of a pattern stand for, inner ones first.
+    """The patterns that the braces of a pattern stand for; inner braces are expanded first.
 
     >>> _expanded("{q,{k,v}x}/w")
     ['q/w', 'kx/w', 'vx/w']
@@ -117,7 +120,7 @@ def _automaton(pattern: str) -> list[_Token]:
     tokens: list[_Token] = []
     for piece in re.split(r"(\*\*+/|\*\*+|\*|\?)", pattern):
         if piece.startswith("**") and piece.endswith("/"):
-            # Nothing at all, or any names and the '/' after them: only what went in by the second state may stay.
+            # '**/' is nothing at all, or any names and the '/' after them: only the second state may stay.
             tokens += [_Token("", "", 2), _Token("all", "/", 0)]
         elif piece.startswith("**"):
             tokens.append(_Token("all", "", 1))
@@ -129,18 +132,18 @@ def _automaton(pattern: str) -> list[_Token]:
 
 
 def _accepts(tokens: Sequence[_Token], path: str) -> bool:
-    """Whether a path is read to its end: the set of states that can be reached is carried along it."""
+    """Whether the automaton reads a path to its end: the set of states that it may be in is carried along the path."""
 
     def reached(states: Iterable[int]) -> set[int]:
-        known: set[int] = set()
+        visited: set[int] = set()
         for state in states:
-            while state not in known:
-                known.add(state)
+            while state not in visited:
+                visited.add(state)
                 if state < len(tokens) and (skip := tokens[state].skip):
                     if skip == 2:  # '**/' may be skipped, or entered
-                        known.add(state + 1)
+                        visited.add(state + 1)
                     state += skip
-        return known
+        return visited
 
     states = reached([0])
     for character in path:
@@ -157,21 +160,21 @@ def _accepts(tokens: Sequence[_Token], path: str) -> bool:
 
 
 def inside(prefixes: Iterable[str]) -> Callable[[str], bool]:
-    """The predicate of path prefixes: whole names, so that 'head' does not hold 'head_2/bias'."""
+    """The predicate of path prefixes, which are whole names: 'head' does not hold 'head_2/bias'."""
     prefixes = tuple(prefixes)
     return lambda path: any(path == p or path.startswith(p + "/") for p in prefixes)
 
 
 def require_globs(tree: Any, patterns: Iterable[str]) -> None:
-    """Raise InputError for a pattern that matches no leaf, with the nearest paths."""
-    known = list(dict.fromkeys([*unboxed_names(tree), *names(tree)]))
+    """Raise InputError, with the nearest paths, if a pattern matches no leaf."""
+    leaf_paths = list(dict.fromkeys([*unboxed_names(tree), *names(tree)]))
     for pattern in patterns:
-        if not any(test(path) for test in map(glob, forms(pattern)) for path in known):
-            raise InputError(f"pattern '{pattern}' matches no leaf{nearest(pattern.replace('*', ''), known)}")
+        if not any(test(path) for test in map(glob, forms(pattern)) for path in leaf_paths):
+            raise InputError(f"pattern '{pattern}' matches no leaf{nearest(pattern.replace('*', ''), leaf_paths)}")
 
 
 def forms(pattern: str) -> tuple[str, ...]:
-    """A pattern as it is, and without the `/value` of what a leaf may be boxed in.
+    """A pattern as it is and, where it ends in the `/value` of a boxed leaf, also without that.
 
     >>> forms("**/kernel/value"), forms("**/bias")
     (('**/kernel/value', '**/kernel'), ('**/bias',))
@@ -180,12 +183,12 @@ def forms(pattern: str) -> tuple[str, ...]:
 
 
 def require_prefixes(tree: Any, prefixes: Iterable[str]) -> None:
-    """Raise InputError for a prefix that holds no leaf, with the nearest prefixes."""
-    known = names(tree)
+    """Raise InputError, with the nearest prefixes, if a prefix holds no leaf."""
+    leaf_paths = names(tree)
     for prefix in prefixes:
-        if not any(map(inside((prefix,)), known)):
-            places = {path[: match.start()] for path in known for match in re.finditer("/|$", path)}
-            raise InputError(f"prefix '{prefix}' holds no leaf{nearest(prefix, places)}")
+        if not any(map(inside((prefix,)), leaf_paths)):
+            prefixes_of_leaves = {path[: match.start()] for path in leaf_paths for match in re.finditer("/|$", path)}
+            raise InputError(f"prefix '{prefix}' holds no leaf{nearest(prefix, prefixes_of_leaves)}")
 
 
 _STATISTIC = re.compile(r"batch_stats|(running|moving)_(mean|var|variance|std)|num_batches_tracked|ema_.*|.*_ema")
@@ -193,9 +196,9 @@ _STATISTIC = re.compile(r"batch_stats|(running|moving)_(mean|var|variance|std)|n
 
 
 def can_train(path: str, leaf: Any) -> bool:
-    """Whether a leaf may train, by its own path and dtype: not None, no array, integers, nor a running statistic.
+    """Whether a leaf may train, by its own path and dtype: an array of floats that is not a running statistic.
 
-    `trainable` knows more of a leaf, from the tree that it is in.
+    `trainable` decides by the whole tree, which says more of a leaf.
 
     >>> can_train("head/kernel", 1.0), can_train("norm/batch_stats/mean", 1.0), can_train("bn1.running_var", 1.0)
     (True, False, False)
@@ -217,16 +220,15 @@ def trainable(tree: Any) -> list[bool]:
     rows = list(items(tree))
     parameter = _variables(tree)
     shapes = {unboxed: np.shape(leaf) for unboxed, (_, leaf) in zip(unboxed_names(tree), rows, strict=True)}
-    known = zip(rows, shapes, parameter, strict=True)
     return [
         can_train(path, leaf) and (is_param is True or (is_param is None and not _is_moment(unboxed, shapes)))
-        for (path, leaf), unboxed, is_param in known
+        for (path, leaf), unboxed, is_param in zip(rows, shapes, parameter, strict=True)
     ]
 
 
 def _variables(tree: Any) -> list[bool | None]:
-    """For each leaf whether it is in an `nnx.Param`; None for a leaf that is in no variable of NNX."""
-    nnx = sys.modules.get("flax.nnx")  # whoever has variables has imported it, which takes two seconds
+    """For each leaf, whether it is in an `nnx.Param`; None for a leaf outside variables of NNX."""
+    nnx = sys.modules.get("flax.nnx")  # a caller with variables has imported it; importing it takes two seconds
     if nnx is None:
         return [None] * len(jax.tree.leaves(tree))
     flags: list[bool | None] = []
@@ -237,13 +239,16 @@ def _variables(tree: Any) -> list[bool | None]:
 
 
 def _is_moment(path: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether a leaf is the running mean or variance of a norm: both are there, and scale, bias or the name says so."""
-    place, _, name = path.rpartition("/")
+    """Whether a leaf is the running mean or variance of a norm.
+
+    It is if its container holds both, of one shape, and either a scale or bias of that shape or the name of a norm.
+    """
+    container, _, name = path.rpartition("/")
     if name not in ("mean", "var"):
         return False
-    beside = [f"{place}/{other}" if place else other for other in ("mean", "var", "scale", "bias")]
-    alike = [shapes.get(other) == shapes[path] for other in beside]
-    return alike[0] and alike[1] and (alike[2] or alike[3] or is_norm(place.rpartition("/")[2]))
+    siblings = [f"{container}/{sibling}" if container else sibling for sibling in ("mean", "var", "scale", "bias")]
+    mean, var, scale, bias = (shapes.get(sibling) == shapes[path] for sibling in siblings)
+    return mean and var and (scale or bias or is_norm(container.rpartition("/")[2]))
 
 
 def is_norm(name: str) -> bool:
@@ -257,17 +262,18 @@ def is_norm(name: str) -> bool:
 
 
 def unboxed_names(tree: Any) -> list[str]:
-    """The path of each leaf, without the `value` of what a leaf is boxed in: a variable of NNX, `nn.Partitioned`.
+    """The path of each leaf, without the `value` of its box: a variable of NNX, `nn.Partitioned`.
 
     >>> unboxed_names({"head": {"kernel": 1.0, "value": 0.0}})
     ['head/kernel', 'head/value']
     """
-    rows = jax.tree_util.tree_leaves_with_path(tree)
-    short = [_name(_unboxed(path)) for path, _ in rows]
-    return short if len(set(short)) == len(short) else [_name(path) for path, _ in rows]
+    leaf_paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    short = [_name(_unboxed(path)) for path in leaf_paths]
+    return short if len(set(short)) == len(short) else [_name(path) for path in leaf_paths]
 
 
 def _unboxed(path: tuple[Any, ...]) -> tuple[Any, ...]:
+    """JAX's path of a leaf without the attribute `value` at its end."""
     boxed = path and isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name == "value"
     return path[:-1] if boxed else path
 
@@ -282,18 +288,18 @@ def placed(tree: Any, like: Any) -> Any:
     ({'a': True, 'b': None}, None)
     """
     slots, structure = jax.tree_util.tree_flatten_with_path(like, is_leaf=_is_none)
-    structure_of_tree: Any = jax.tree.structure(tree)
-    if structure_of_tree == structure:
+    tree_structure: Any = jax.tree.structure(tree)
+    if tree_structure == structure:
         return tree
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_none)
     for short in (_same, _unboxed):
         names = [_name(short(path)) for path, _ in slots]
-        known = {_name(short(path)): leaf for path, leaf in leaves}
+        by_name = {_name(short(path)): leaf for path, leaf in leaves}
         filled = {name for name, (_, leaf) in zip(names, slots, strict=True) if leaf is not None}
-        within = inside(set(names) - filled)
-        unique = len(set(names)) == len(names) and len(known) == len(leaves)
-        if unique and filled <= set(known) and all(within(name) for name in set(known) - filled):
-            return jax.tree.unflatten(structure, [known.get(name) for name in names])
+        within_empty = inside(set(names) - filled)
+        unique = len(set(names)) == len(names) and len(by_name) == len(leaves)
+        if unique and filled <= set(by_name) and all(within_empty(name) for name in set(by_name) - filled):
+            return jax.tree.unflatten(structure, [by_name.get(name) for name in names])
     return None
 
 
@@ -305,59 +311,54 @@ def _same(path: tuple[Any, ...]) -> tuple[Any, ...]:
     return path
 
 
-def same_structure(expected: Any, other: Any, expected_name: str, found_name: str) -> None:
+def same_structure(expected: Any, actual: Any, expected_name: str, actual_name: str) -> None:
     """Raise InputError, with the paths, unless both trees are the same but for their leaves."""
-    if _walked(jax.tree.structure, expected) == _walked(jax.tree.structure, other):
+    if _walked(jax.tree.structure, expected) == _walked(jax.tree.structure, actual):
         return
-    expected_paths, other_paths = set(names(expected)), set(names(other))
-    differences = (
-        [f"{some(sorted(expected_paths - other_paths))} only in {expected_name}"]
-        if expected_paths - other_paths
-        else []
-    )
-    differences += (
-        [f"{some(sorted(other_paths - expected_paths))} only in {found_name}"] if other_paths - expected_paths else []
-    )
+    missing = sorted(set(names(expected)) - set(names(actual)))
+    extra = sorted(set(names(actual)) - set(names(expected)))
+    differences = [f"{some(missing)} only in {expected_name}"] if missing else []
+    differences += [f"{some(extra)} only in {actual_name}"] if extra else []
     what = "; ".join(differences) or "their containers differ (a list for a tuple, say)"
-    raise InputError(f"{found_name} and {expected_name} are different trees: {what}; make one from the other")
+    raise InputError(f"{actual_name} and {expected_name} are different trees: {what}; make one from the other")
 
 
 def some(names: list[str], most: int = 6) -> str:
-    """The first of the names, quoted, for a message."""
-    shown = ", ".join(f"'{name}'" for name in names[:most])
-    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+    """The first `most` of the names, quoted, and how many more there are, for a message."""
+    first = ", ".join(f"'{name}'" for name in names[:most])
+    return first + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def folded(rows: Sequence[tuple[str, Hashable]]) -> list[tuple[str, list[int]]]:
-    """Rows of a table whose paths differ in one number alone, and in nothing else, as one.
+    """Fold rows of a table whose paths differ in one number alone, and in nothing else, into one row.
 
-    `rows` are (path, all else that a row says). Returns (path, which rows), in the order of their first; numbers that
-    were folded are in braces, `{0..3}` where none is missing, so that nothing is lost.
+    `rows` are (path, all else that a row says). Returns (path, indices of the rows), in the order of their first row;
+    numbers that were folded are in braces, `{0..3}` where none is missing, so that nothing is lost.
 
     >>> folded([("block_0/kernel", 8), ("block_1/kernel", 8), ("block_2/kernel", 8), ("head/kernel", 2)])
     [('block_{0..2}/kernel', [0, 1, 2]), ('head/kernel', [3])]
     >>> folded([("block_0/bias", "frozen"), ("block_1/bias", "trained"), ("block_3/bias", "frozen")])
     [('block_{0,3}/bias', [0, 2]), ('block_1/bias', [1])]
     """
-    entries = [(tuple(re.split(r"([0-9]+)", path)), also, [i]) for i, (path, also) in enumerate(rows)]
-    for place in range(1, max((len(parts) for parts, _, _ in entries), default=0), 2):
+    entries = [(tuple(re.split(r"([0-9]+)", path)), rest, [i]) for i, (path, rest) in enumerate(rows)]
+    for position in range(1, max((len(parts) for parts, _, _ in entries), default=0), 2):
         groups: dict[Hashable, list[Any]] = {}
         for i, entry in enumerate(entries):
-            parts, also, _ = entry
-            key = (parts[:place], parts[place + 1 :], also) if place < len(parts) else i
+            parts, rest, _ = entry
+            key = (parts[:position], parts[position + 1 :], rest) if position < len(parts) else i
             groups.setdefault(key, []).append(entry)
         entries = []
         for members in groups.values():
-            parts, also, _ = members[0]
+            parts, rest, _ = members[0]
             if len(members) > 1:
-                number = _numbers([member[0][place] for member in members])
-                parts = (*parts[:place], number, *parts[place + 1 :])
-            entries.append((parts, also, sorted(i for member in members for i in member[2])))
-    return [("".join(parts), which) for parts, _, which in entries]
+                number = _numbers([member[0][position] for member in members])
+                parts = (*parts[:position], number, *parts[position + 1 :])
+            entries.append((parts, rest, sorted(i for member in members for i in member[2])))
+    return [("".join(parts), indices) for parts, _, indices in entries]
 
 
 def _numbers(texts: Sequence[str]) -> str:
-    """Several numbers in braces.
+    """Several numbers as one text in braces.
 
     >>> _numbers(["2", "0", "1"]), _numbers(["1", "3"]), _numbers(["0", "1"])
     ('{0..2}', '{1,3}', '{0,1}')

@@ -4,12 +4,12 @@
 
 Sides take turns, an epoch each, in one process on the complete MNIST; medians, and the median ratio of the pairs.
 Whole programs, peak memory and growth are measured in processes of their own. Peers that are not installed
-(`pip install 'tljax[benchmark]'`) are left out, and said to be.
+(`pip install 'tljax[benchmark]'`) are left out, and a note names them.
 """
 
 from experiments import run_program
 
-if __name__ == "__main__":  # before the other imports, so that what fails in them is said in a line
+if __name__ == "__main__":  # before the other imports, so that a failure in them is reported in one line
     run_program(__file__)
 import importlib.util
 import json
@@ -26,9 +26,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.benchmark import peers as sides
-from experiments.runs import console, directory, flags, process
-from experiments.runs.flags import flag
+from experiments.benchmark import peers
+from experiments.runs import command_line, console, directory, process
+from experiments.runs.command_line import flag
 from experiments.runs.settings import Settings
 from tljax.types import InputError
 
@@ -37,7 +37,7 @@ ROWS = ("full", "probe", "probes", "trials", "whole", "growth")
 
 @dataclass(frozen=True)
 class BenchmarkFlags:
-    """What is measured."""
+    """Which rows are measured, on which data, and where they are written."""
 
     manual_dir: str | None = flag(
         None, "DIR/mnist and DIR/fashion_mnist hold the four .gz files of each; needed", place="path"
@@ -47,23 +47,24 @@ class BenchmarkFlags:
     output: str | None = flag(None, "a JSON file for all that was measured", place="new")
 
 
-class Measured(NamedTuple):
+class Measurement(NamedTuple):
     """One line of the table."""
 
     row: str
     side: str
     value: float
-    """Seconds, GFLOP/s, a share or MB, as `row` says."""
+    """In seconds, GFLOP/s or MB, or a share: `row` names the unit."""
     ratio: float | None = None
     """The side's median over that of tljax: how many times as long, or as much, it takes."""
     values: Sequence[float] = ()
 
 
 Side = Iterator[Any]
+"""A side of the comparison: an iterator that works for one turn (an epoch) each time it is advanced."""
 
 
 def ceiling() -> Side:
-    """A product of 4096 x 4096 float32 matrices each time it is asked: what the machine can do."""
+    """A side that multiplies 4096 x 4096 float32 matrices: the most that the machine can do."""
     import jax
     import jax.numpy as jnp
 
@@ -74,16 +75,16 @@ def ceiling() -> Side:
 
 
 PRODUCT = 2 * 4096**3
-"""FLOPs of it."""
+"""FLOPs of the product in `ceiling`."""
 EPOCH = 600 * 2 * 100 * (2 * 784 * 512 + 3 * 512 * 10)
 """FLOPs of the products in an epoch of the reference, 600 steps of 100: the input needs no gradient."""
 
 
-def turns(taking: Mapping[str, Side], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each side's turns, after a first that is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in taking}
+def turns(sides: Mapping[str, Side], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each side's turns, after a first turn that is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
     for round in range(rounds + 1):
-        for name, side in taking.items():
+        for name, side in sides.items():
             start = time.perf_counter()
             next(side)
             took = time.perf_counter() - start
@@ -92,113 +93,118 @@ def turns(taking: Mapping[str, Side], rounds: int) -> dict[str, list[float]]:
     return seconds
 
 
-def compared(row: str, seconds: Mapping[str, Sequence[float]], base: str) -> list[Measured]:
-    """Medians, and medians of the ratios in each round."""
+def medians(row: str, seconds: Mapping[str, Sequence[float]], base: str) -> list[Measurement]:
+    """Each side's median, and the median over rounds of its ratio to the base."""
     return [
-        Measured(row, name, float(np.median(took)), float(np.median(np.divide(took, seconds[base]))), took)
+        Measurement(row, name, float(np.median(took)), float(np.median(np.divide(took, seconds[base]))), took)
         for name, took in seconds.items()
     ]
 
 
-def full(data: sides.Arrays, rounds: int) -> list[Measured]:
-    """Full fine-tuning, and its share of what the machine can do."""
-    taking: dict[str, Side] = {
+def full(data: peers.Arrays, rounds: int) -> list[Measurement]:
+    """Measure full fine-tuning, and its share of the most that the machine can do."""
+    sides: dict[str, Side] = {
         "large product": ceiling(),
-        "tljax": sides.epochs(1, data=data),
-        "tljax, 4 at once": sides.epochs(4, data=data),
+        "tljax": peers.epochs(1, data=data),
+        "tljax, 4 at once": peers.epochs(4, data=data),
     }
-    if _there("torch"):
-        taking |= {"PyTorch": sides.pytorch(data), "PyTorch, compiled": sides.pytorch(data, compiled=True)}
-    if _there("keras"):
-        taking |= {"Keras on JAX": sides.keras(data)}
-    taking |= {"a plain jitted step": sides.plain(data)}
-    seconds = turns(taking, rounds)
+    if _installed("torch"):
+        sides |= {"PyTorch": peers.pytorch(data), "PyTorch, compiled": peers.pytorch(data, compiled=True)}
+    if _installed("keras"):
+        sides |= {"Keras on JAX": peers.keras(data)}
+    sides |= {"a plain jitted step": peers.plain(data)}
+    seconds = turns(sides, rounds)
     products = np.array(seconds.pop("large product"))
     seconds["tljax, 4 at once"] = [took / 4 for took in seconds["tljax, 4 at once"]]
-    found = [Measured("large product, GFLOP/s", "JAX", float(np.median(PRODUCT / products / 1e9)))]
-    found += compared("full fine-tune, s/epoch", seconds, "tljax")
+    measurements = [Measurement("large product, GFLOP/s", "JAX", float(np.median(PRODUCT / products / 1e9)))]
+    measurements += medians("full fine-tune, s/epoch", seconds, "tljax")
     for name in ("tljax", "tljax, 4 at once"):
         share = EPOCH / np.array(seconds[name]) / (PRODUCT / products)
-        found += [Measured("full fine-tune, share of the large product", name, float(np.median(share)))]
-    return found
+        measurements += [Measurement("full fine-tune, share of the large product", name, float(np.median(share)))]
+    return measurements
 
 
-def probe(data: sides.Arrays, rounds: int) -> list[Measured]:
-    """A linear probe."""
-    taking = {"tljax": sides.epochs(1, "head_only", data=data)}
-    if _there("torch"):
-        taking |= {"PyTorch, layer frozen": sides.pytorch(data, frozen=True)}
-        taking |= {"PyTorch, on features": sides.pytorch(data, features=True)}
-    return compared("linear probe, s/epoch", turns(taking, rounds), "tljax")
+def probe(data: peers.Arrays, rounds: int) -> list[Measurement]:
+    """Measure a linear probe."""
+    sides = {"tljax": peers.epochs(1, "head_only", data=data)}
+    if _installed("torch"):
+        sides |= {"PyTorch, layer frozen": peers.pytorch(data, frozen=True)}
+        sides |= {"PyTorch, on features": peers.pytorch(data, features=True)}
+    return medians("linear probe, s/epoch", turns(sides, rounds), "tljax")
 
 
-def many(data: sides.Arrays) -> list[Measured]:
-    """32 linear probes of 10 epochs; PyTorch trains two of them, and is counted 16 times."""
-    seconds = {"tljax": [sides.probes(data)]}
-    if _there("torch"):
+def probes(data: peers.Arrays) -> list[Measurement]:
+    """Measure 32 linear probes of 10 epochs; PyTorch trains two of them, and its time counts 16 times."""
+    seconds = {"tljax": [peers.probes(data)]}
+    if _installed("torch"):
         start = time.perf_counter()
         for _ in range(2):
-            side = sides.pytorch(data, frozen=True)
+            side = peers.pytorch(data, frozen=True)
             for _ in range(10):
                 next(side)
         seconds["PyTorch, one after another (2 x 16)"] = [16 * (time.perf_counter() - start)]
-    return compared("32 linear probes of 10 epochs, s", seconds, "tljax")
+    return medians("32 linear probes of 10 epochs, s", seconds, "tljax")
 
 
-def trials(rounds: int) -> list[Measured]:
-    """64 trials of a search, together and one by one, and how far their accuracies differ."""
-    side = sides.searched()
-    found = [next(side) for _ in range(rounds)]
-    seconds = {"tljax, together": [one[0] for one in found], "tljax, one by one": [one[1] for one in found]}
-    together, alone = found[-1][2]
+def trials(rounds: int) -> list[Measurement]:
+    """Measure 64 trials of a search, together and one by one, and how far their accuracies differ."""
+    side = peers.search_trials()
+    results = [next(side) for _ in range(rounds)]
+    seconds = {
+        "tljax, together": [result[0] for result in results],
+        "tljax, one by one": [result[1] for result in results],
+    }
+    together, alone = results[-1][2]
     row = "64 trials of a linear probe"
     return [
-        *compared(f"{row}, s", seconds, "tljax, together"),
-        Measured(f"{row}: accuracies differ by at most, points", "tljax", float(100 * np.abs(together - alone).max())),
-        Measured(f"{row}: on average by, points", "tljax", float(100 * abs((together - alone).mean()))),
+        *medians(f"{row}, s", seconds, "tljax, together"),
+        Measurement(
+            f"{row}: accuracies differ by at most, points", "tljax", float(100 * np.abs(together - alone).max())
+        ),
+        Measurement(f"{row}: on average by, points", "tljax", float(100 * abs((together - alone).mean()))),
     ]
 
 
-def whole(folder: Path) -> list[Measured]:
-    """The reference experiment, one seed, from shell to table, and the peak memory of its process."""
-    here = str(Path(__file__).parent.parent / "flags" / "reference.flags")
-    found: dict[str, tuple[float, float]] = {}
-    with tempfile.TemporaryDirectory() as place:
+def whole(folder: Path) -> list[Measurement]:
+    """Measure the reference experiment, one seed, from shell to table, and the peak memory of its process."""
+    flagfile = str(Path(__file__).parent.parent / "flags" / "reference.flags")
+    costs: dict[str, tuple[float, float]] = {}
+    with tempfile.TemporaryDirectory() as temporary:
         for name in ("tljax, cold", "tljax, warm"):
-            command = ["experiments.transfer", f"--flagfile={here}", "--seeds=0", f"--manual_dir={folder}"]
-            command += [f"--data_dir={place}/data", f"--compilation_cache={place}/compiled"]
-            found[name] = _process([*command, f"--workdir={place}/{name[-4:]}"])
-    if _there("torch"):
-        found["PyTorch"] = _process(["experiments.benchmark.peers", "reference", str(folder)])
+            command = ["experiments.transfer", f"--flagfile={flagfile}", "--seeds=0", f"--manual_dir={folder}"]
+            command += [f"--data_dir={temporary}/data", f"--compilation_cache={temporary}/compiled"]
+            costs[name] = _process([*command, f"--workdir={temporary}/{name[-4:]}"])
+    if _installed("torch"):
+        costs["PyTorch"] = _process(["experiments.benchmark.peers", "reference", str(folder)])
     rows = []
-    for name, (seconds, peak) in found.items():
+    for name, (seconds, peak) in costs.items():
         rows.append(
-            Measured("reference.flags from shell to table, s", name, seconds, seconds / found["tljax, warm"][0])
+            Measurement("reference.flags from shell to table, s", name, seconds, seconds / costs["tljax, warm"][0])
         )
-        rows.append(Measured("reference.flags, peak memory, MB", name, peak, peak / found["tljax, warm"][1]))
+        rows.append(Measurement("reference.flags, peak memory, MB", name, peak, peak / costs["tljax, warm"][1]))
     return rows
 
 
-def growth(folder: Path) -> list[Measured]:
-    """Seconds an epoch and peak memory of full fine-tuning, by examples and by width, each in its own process."""
+def growth(folder: Path) -> list[Measurement]:
+    """Measure time and peak memory of full fine-tuning, by examples and by width, each in its own process."""
     rows = []
     cases = [(6_000, 512), (60_000, 512), (600_000, 512), *((60_000, width) for width in (128, 1024, 4096))]
     for examples, width in cases:
-        found = {}
-        for side in ("tljax", *(("PyTorch",) if _there("torch") else ())):
+        costs = {}
+        for side in ("tljax", *(("PyTorch",) if _installed("torch") else ())):
             call = ["experiments.benchmark.peers", "growth", side, str(examples), str(width), str(folder / "mnist")]
             output: dict[str, float] = {}
             _, peak = _process(call, output)
-            found[side] = (output["seconds"], peak)
-        for side, (seconds, peak) in found.items():
-            what = f"{examples:,} examples, width {width}"
-            rows.append(Measured(f"{what}: s/epoch", side, seconds, seconds / found["tljax"][0]))
-            rows.append(Measured(f"{what}: peak memory, MB", side, peak, peak / found["tljax"][1]))
+            costs[side] = (output["seconds"], peak)
+        for side, (seconds, peak) in costs.items():
+            case = f"{examples:,} examples, width {width}"
+            rows.append(Measurement(f"{case}: s/epoch", side, seconds, seconds / costs["tljax"][0]))
+            rows.append(Measurement(f"{case}: peak memory, MB", side, peak, peak / costs["tljax"][1]))
     return rows
 
 
 def _process(arguments: Sequence[str], output: dict[str, float] | None = None) -> tuple[float, float]:
-    """(seconds, peak memory in MB) of a Python module run by itself; its last line as JSON into `output`."""
+    """(seconds, peak memory in MB) of a Python module in its own process; its last line, as JSON, goes to `output`."""
     start, peak = time.perf_counter(), 0.0
     with tempfile.TemporaryFile("w+") as log:
         running = subprocess.Popen([sys.executable, "-m", *arguments], stdout=log, stderr=subprocess.STDOUT, text=True)
@@ -216,7 +222,7 @@ def _process(arguments: Sequence[str], output: dict[str, float] | None = None) -
 
 
 def _peak(process: int) -> float:
-    """Its most memory so far, in MB: what `getrusage` tells of a child begins with the memory of its parent."""
+    """The most memory of a process so far, in MB: `getrusage` of a child begins with the memory of its parent."""
     try:
         text = Path(f"/proc/{process}/status").read_text()
         return float(text.split("VmHWM:")[1].split()[0]) / 1024
@@ -224,12 +230,13 @@ def _peak(process: int) -> float:
         return 0.0
 
 
-def _there(name: str) -> bool:
+def _installed(name: str) -> bool:
+    """Whether a library is installed; it is not imported."""
     return importlib.util.find_spec(name) is not None
 
 
 def run(manual_dir: str | None, rows: Sequence[str] = ROWS, rounds: int = 5, output: str | None = None) -> None:
-    """Measure, print the table, write the JSON."""
+    """Measure the rows, print the table and write the JSON; raises InputError for a wrong flag."""
     if not manual_dir:
         raise InputError("--manual_dir is not given: name the folder with the complete mnist/ and fashion_mnist/")
     for name in rows:
@@ -243,34 +250,35 @@ def run(manual_dir: str | None, rows: Sequence[str] = ROWS, rounds: int = 5, out
     train = data.load("mnist", manual_dir=manual_dir).train
     arrays = (np.asarray(train.images), np.asarray(train.labels))
     folder = Path(manual_dir).absolute()
-    left = [name for name in ("torch", "keras") if not _there(name)]
-    work: dict[str, Callable[[], list[Measured]]] = {
+    missing = [name for name in ("torch", "keras") if not _installed(name)]
+    work: dict[str, Callable[[], list[Measurement]]] = {
         "full": lambda: full(arrays, rounds),
         "probe": lambda: probe(arrays, rounds),
-        "probes": lambda: many(arrays),
+        "probes": lambda: probes(arrays),
         "trials": lambda: trials(rounds),
         "whole": lambda: whole(folder),
         "growth": lambda: growth(folder),
     }
-    found: list[Measured] = []
+    measurements: list[Measurement] = []
     for name in rows:
-        found += work[name]()
-    notes = [_about(), *(f"{name} is not installed, so its columns are left out" for name in left)]
+        measurements += work[name]()
+    notes = [_about(), *(f"{name} is not installed, so its columns are left out" for name in missing)]
     cells = [
         (m.row, m.side, f"{m.value:.3g}" if m.value < 100 else f"{m.value:,.0f}", f"{m.ratio:.2f}" if m.ratio else "-")
-        for m in found
+        for m in measurements
     ]
     console.table("benchmark", ["what", "side", "median", "over tljax"], cells, notes)
     if output:
-        Path(output).write_text(json.dumps({"about": _about(), "rows": [m._asdict() for m in found]}, indent=1))
+        Path(output).write_text(json.dumps({"about": _about(), "rows": [m._asdict() for m in measurements]}, indent=1))
 
 
 def _about() -> str:
-    names = [name for name in ("jax", "torch", "keras") if _there(name)]
+    """The line on the date, the versions and the machine."""
+    names = [name for name in ("jax", "torch", "keras") if _installed(name)]
     versions = ", ".join(f"{name} {directory.version(name)}" for name in names)
     return f"{time.strftime('%Y-%m-%d')}, Python {platform.python_version()}, {versions}, {os.cpu_count()} cores"
 
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    flags.main(argv, str(__doc__), lambda _, asked: run(**vars(asked)), BenchmarkFlags)
+    command_line.main(argv, str(__doc__), lambda _, benchmark_flags: run(**vars(benchmark_flags)), BenchmarkFlags)

@@ -1,6 +1,6 @@
 """The sides of the benchmark: fits in tljax, and the same in PyTorch, Keras and a plain jitted step.
 
-Each side is an iterator that trains one epoch when it is asked for the next; importing this loads none of them.
+Each side is an iterator that trains one epoch each time it is advanced; importing this module loads no peer.
 """
 
 import gzip
@@ -23,7 +23,7 @@ Arrays = tuple[np.ndarray, np.ndarray]
 def epochs(
     count: int, mask: str = "full", *, data: Arrays, widths: Sequence[int] = (512,), most: int = 50
 ) -> Iterator[Any]:
-    """tljax: an epoch of `count` fits, of everything or of the head alone, each of the `most` times it is asked."""
+    """The side of tljax, for at most `most` epochs: `count` fits, of everything or of the head alone."""
     import jax
 
     from experiments.runs import process
@@ -43,6 +43,7 @@ def epochs(
 
 
 def _fit(params: Any, tree: Any, seed: int, examples: int, steps: int, numbers: Any, rate: float = RATE) -> Any:
+    """A fit with a mask `tree`, a constant learning rate and the order of examples that `seed` draws."""
     import jax
 
     from tljax import train
@@ -57,7 +58,7 @@ def _fit(params: Any, tree: Any, seed: int, examples: int, steps: int, numbers: 
 
 
 def probes(data: Arrays, rates: int = 8, seeds: int = 4, passes: int = 10) -> float:
-    """Seconds for rates x seeds linear probes in tljax, with what is compiled and the features."""
+    """Seconds for rates x seeds linear probes in tljax, with compilation and the features."""
     import jax
 
     from experiments.runs import process
@@ -81,10 +82,11 @@ def probes(data: Arrays, rates: int = 8, seeds: int = 4, passes: int = 10) -> fl
     return time.perf_counter() - start
 
 
-def searched(passes: int = 10) -> Iterator[tuple[float, float, np.ndarray]]:
+def search_trials(passes: int = 10) -> Iterator[tuple[float, float, np.ndarray]]:
     """Linear probes over 4 rates x 4 penalties x 4 seeds on the shipped data, together and then one by one.
 
-    Each time: (seconds together, seconds alone, test accuracies [2, 64] of both); compiled and on features before.
+    Each turn gives (seconds together, seconds alone, test accuracies [2, 64] of both). Compilation and the features
+    are done before the first.
     """
     import jax
 
@@ -112,24 +114,24 @@ def searched(passes: int = 10) -> Iterator[tuple[float, float, np.ndarray]]:
     examples = train.load(target.train.images, target.train.labels)
     test, execution = evaluate.padded(target.test.images), process.prepare(Settings.from_flags())
 
-    def judged(group: list[Any]) -> np.ndarray:
+    def accuracies(group: list[Any]) -> np.ndarray:
         for state, _ in train.fit(spec, group, examples, [steps], execution=execution):
             logits = evaluate.logits_of(spec, group, state, test, len(target.test.labels), execution)
         return np.array((logits.argmax(-1) == target.test.labels).mean(-1))
 
-    judged(fits), judged(fits[:1])
+    accuracies(fits), accuracies(fits[:1])
     while True:
         start = time.perf_counter()
-        together = judged(fits)
+        together = accuracies(fits)
         between = time.perf_counter()
-        alone = np.concatenate([judged([fit]) for fit in fits])
+        alone = np.concatenate([accuracies([fit]) for fit in fits])
         yield between - start, time.perf_counter() - between, np.stack([together, alone])
 
 
 def pytorch(
     data: Arrays, widths: Sequence[int] = (512,), frozen: bool = False, features: bool = False, compiled: bool = False
 ) -> Iterator[None]:
-    """Eager PyTorch on tensors in memory: everything trains, or the head alone, on features computed once or not."""
+    """The side of PyTorch on tensors in memory: everything trains, or the head alone, on stored features or not."""
     import torch
 
     images = torch.tensor(data[0].reshape(len(data[0]), -1)).float().div_(255)
@@ -152,6 +154,7 @@ def pytorch(
 
 
 def _layers(inputs: int, widths: Sequence[int]) -> tuple[Any, Any]:
+    """(body, head) of the perceptron in PyTorch."""
     import torch
 
     pairs = list(pairwise((inputs, *widths)))
@@ -160,7 +163,7 @@ def _layers(inputs: int, widths: Sequence[int]) -> tuple[Any, Any]:
 
 
 def keras(data: Arrays, width: int = 512) -> Iterator[None]:
-    """Keras 3 on JAX."""
+    """The side of Keras 3 on JAX: everything trains."""
     import os
 
     os.environ["KERAS_BACKEND"] = "jax"
@@ -178,7 +181,7 @@ def keras(data: Arrays, width: int = 512) -> Iterator[None]:
 
 
 def plain(data: Arrays, width: int = 512) -> Iterator[None]:
-    """A jitted step of one's own, called from Python, on an array in memory."""
+    """The side of a jitted step without tljax, called from Python, on an array in memory."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -253,14 +256,14 @@ def read(folder: Path, part: str) -> Arrays:
     return raw[0].reshape(-1, 784), raw[1]
 
 
-def grown(side: str, examples: int, width: int, folder: Path) -> None:
-    """Print seconds an epoch of one side, on so many examples (repeated) at a width, as JSON."""
+def growth(side: str, examples: int, width: int, folder: Path) -> None:
+    """Print the seconds per epoch of one side as JSON, on this number of examples (repeated as needed) at a width."""
     data = read(folder, "train")
     times = -(-examples // len(data[1]))
     images, labels = (np.tile(part, (times, *[1] * (part.ndim - 1)))[:examples] for part in data)
-    given = (images, labels.astype(np.int32))
-    training = epochs(1, data=given, widths=(width,)) if side == "tljax" else pytorch(given, (width,))
-    del data, images, labels, given
+    arrays = (images, labels.astype(np.int32))
+    training = epochs(1, data=arrays, widths=(width,)) if side == "tljax" else pytorch(arrays, (width,))
+    del data, images, labels, arrays
     seconds = []
     for _ in range(4):
         start = time.perf_counter()
@@ -273,4 +276,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "reference":
         reference(Path(sys.argv[2]))
     else:
-        grown(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), Path(sys.argv[5]))
+        growth(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), Path(sys.argv[5]))

@@ -56,7 +56,7 @@ def write(
         for arm, winner in winners.items()
     ]
     title, notes = plan.title_and_notes(base.settings, base.source, base.target)
-    last = list(winners.values())[-1].made.workdir
+    last = list(winners.values())[-1].settings.workdir
     environment = directory.recorded_environment(Path(last or "")) or {}
     text = page(
         f"search: {title}",

@@ -8,15 +8,22 @@ import numpy as np
 
 from tljax.types import InputError, Task
 
-_FORM = re.compile(r"(?:all|([0-9]+)(/class)?)(?::seeds=([0-9]+))?")
+_BUDGET = re.compile(r"(?:all|([0-9]+)(/class)?)(?::seeds=([0-9]+))?")
+
+
+def _match(text: str) -> re.Match[str]:
+    """The match of a label budget that was checked: its number, whether it is for each class, its number of seeds."""
+    match = _BUDGET.fullmatch(text)
+    assert match
+    return match
 
 
 def check(text: str) -> None:
-    """Raise InputError unless the text is a label budget.
+    """Raise InputError if the text is not a label budget.
 
     >>> check("5/class:seeds=30")
     """
-    match = _FORM.fullmatch(text)
+    match = _BUDGET.fullmatch(text)
     if not match or any(number is not None and int(number) < 1 for number in (match[1], match[3])):
         raise InputError(
             f"--train_examples={text}: write all, a whole number of examples above 0, or so many a class as in "
@@ -25,22 +32,21 @@ def check(text: str) -> None:
 
 
 def total(text: str, task: Task) -> int:
-    """How many labelled examples of a task a label budget has."""
-    match = _FORM.fullmatch(text)
-    assert match
+    """The number of labelled examples that a label budget takes of a task."""
+    match = _match(text)
     if match[1] is None:
         return len(task.train.labels)
     return int(match[1]) * (len(task.classes) if match[2] else 1)
 
 
 def notes(texts: Sequence[str], task: Task, validation: float = 0.0) -> list[str]:
-    """What every table must say of label budgets and the validation split: classes that cannot give their share.
+    """The lines of every table on classes that have too few examples for a label budget or the validation split.
 
     `draw.label_budget` takes an example of each class in turn, so a class with fewer gives all that it has and the
     others give more; `draw.validation_split` holds out floor(k * validation) of the k examples of a class. Classes
     without any example are left to the findings of the data.
     """
-    sentences = []
+    lines = []
     counts = np.bincount(np.asarray(task.train.labels), minlength=len(task.classes))
     present = counts[counts > 0]
     for text in texts:
@@ -48,14 +54,13 @@ def notes(texts: Sequence[str], task: Task, validation: float = 0.0) -> list[str
         if not len(present) <= amount <= present.sum():
             continue  # refused when it is drawn
         share = _share(present, amount)
-        match = _FORM.fullmatch(text)
-        assert match
+        match = _match(text)
         wanted = int(match[1]) if match[2] else amount // len(present)
         short = np.flatnonzero((counts > 0) & (counts < wanted)) if match[1] else np.empty(0, int)
         if len(short):
-            shares = _named(task, short, counts[short])
-            sentences.append(
-                f"{text.partition(':')[0]} training examples: {shares}, all that there are, so the other classes give "
+            classes = _class_counts(task, short, counts[short])
+            lines.append(
+                f"{text.partition(':')[0]} training examples: {classes}, all that there are, so the other classes give "
                 f"more; {amount:,} in all"
             )
         # As the decimal that was written, as the split itself has it.
@@ -64,15 +69,15 @@ def notes(texts: Sequence[str], task: Task, validation: float = 0.0) -> list[str
         held = least * exact.numerator // exact.denominator
         unheld = np.flatnonzero((counts > 0) & (held == 0)) if validation else np.empty(0, int)
         if len(unheld):
-            sentences.append(
+            lines.append(
                 f"{text.partition(':')[0]} training examples, validation {validation:g}: "
-                f"{_named(task, unheld, least[unheld])}, so none need be held out to validate on"
+                f"{_class_counts(task, unheld, least[unheld])}, so none need be held out to validate on"
             )
-    return sentences
+    return lines
 
 
 def _share(counts: np.ndarray, amount: int) -> int:
-    """How many rounds, an example of each class in turn, `amount` examples fill."""
+    """The number of rounds that `amount` examples fill when each class in turn gives one."""
     rounds, left = 0, amount
     for size in np.unique(counts):
         classes = int((counts > rounds).sum())
@@ -83,21 +88,23 @@ def _share(counts: np.ndarray, amount: int) -> int:
     return rounds
 
 
-def _named(task: Task, labels: np.ndarray, counts: np.ndarray) -> str:
-    named = [f"class '{task.classes[label]}' gives {count}" for label, count in zip(labels, counts, strict=True)]
-    return ", ".join(named[:6]) + (f" and {len(named) - 6} more such" if len(named) > 6 else "")
+def _class_counts(task: Task, labels: np.ndarray, counts: np.ndarray) -> str:
+    """The words on how many examples each of these classes gives."""
+    texts = [f"class '{task.classes[label]}' gives {count}" for label, count in zip(labels, counts, strict=True)]
+    return ", ".join(texts[:6]) + (f" and {len(texts) - 6} more such" if len(texts) > 6 else "")
 
 
-def seeds(text: str, seeds_of_run: Sequence[int]) -> tuple[int, ...]:
-    """Which of the seeds are drawn at this budget: the first, if it says how many; raises InputError for too few.
+def seeds(text: str, all_seeds: Sequence[int]) -> tuple[int, ...]:
+    """The seeds that are drawn at a label budget: the first N of --seeds if it ends in :seeds=N, or else all.
+
+    Raises InputError if there are fewer than N.
 
     >>> seeds("5/class:seeds=2", (0, 1, 2)), seeds("all", (0, 1, 2))
     ((0, 1), (0, 1, 2))
     """
-    match = _FORM.fullmatch(text)
-    assert match
-    most = int(match[3] or len(seeds_of_run))
-    if most > len(seeds_of_run):
-        count = len(seeds_of_run)
-        raise InputError(f"--train_examples={text}: there are {count} --seeds, not {most}: give more, as in 0-29")
-    return tuple(seeds_of_run[:most])
+    most = int(_match(text)[3] or len(all_seeds))
+    if most > len(all_seeds):
+        raise InputError(
+            f"--train_examples={text}: there are {len(all_seeds)} --seeds, not {most}: give more, as in 0-29"
+        )
+    return tuple(all_seeds[:most])

@@ -1,7 +1,6 @@
-"""Features: what a stage of a source gives for every image of a data set, on disk.
+"""Features on disk: the outputs of a stage of a source for every image of a data set.
 
-A folder has train.npy and test.npy (memory maps [n, d]) beside features.json, which says of which source, stage and
-data they are.
+A folder holds train.npy and test.npy (memory maps [n, d]) and features.json, which names their source, stage and data.
 """
 
 import functools
@@ -22,24 +21,25 @@ from tljax import files, models, npz
 from tljax.types import InputError, Model, Params, Task
 
 BATCH = 1000
-"""Examples a compiled batch; the last is filled up."""
+"""Examples in a compiled batch; the last batch is filled up."""
 DTYPES = ("float32", "float16")
 _FORMAT = 2
 
 
 class Features(NamedTuple):
-    """What a stage gives, float [n, d] each, memory-mapped."""
+    """The outputs of a stage, float [n, d] for each split, memory-mapped."""
 
     train: np.ndarray
     test: np.ndarray
 
 
 def sidecar(loaded: LoadedSource, task: Task, stage: str, dtype: str = "float32") -> dict[str, Any]:
-    """What features.json says."""
+    """The record in features.json, but for the SHA-256 of the arrays; raises InputError if there is no such stage."""
+    sources.require_stage(loaded.model, stage)
     abstract = models.abstract(loaded.model, loaded.source.shape)
     image = jax.ShapeDtypeStruct((1, *task.train.images.shape[1:]), task.train.images.dtype)
-    out = jax.eval_shape(functools.partial(models.features, loaded.model), abstract, image)
-    size = math.prod(out[models.names(loaded.model).index(stage)].shape)
+    outputs = jax.eval_shape(functools.partial(models.features, loaded.model), abstract, image)
+    size = math.prod(outputs[models.names(loaded.model).index(stage)].shape)
     return {
         "format": _FORMAT,
         "source": {"task": loaded.source.name, "identity": loaded.identity},
@@ -51,59 +51,56 @@ def sidecar(loaded: LoadedSource, task: Task, stage: str, dtype: str = "float32"
 
 
 def write(loaded: LoadedSource, task: Task, folders: Mapping[str, Path], dtype: str = "float32") -> None:
-    """Write the features of {stage: folder} in one compiled pass; a folder that holds them already is left as it is.
+    """Write the features of {stage: folder} in one compiled pass, except where a folder holds them already.
 
-    Raises InputError for an unknown stage or dtype, and a folder with something else in it.
+    Raises InputError for an unknown stage or dtype, and for a folder that holds anything else.
     """
     if dtype not in DTYPES:
         raise InputError(f"--dtype={dtype}: give one of {', '.join(DTYPES)}")
-    wanted = {stage: _wanted(loaded, task, stage, dtype) for stage in folders}
-    missing = {stage: folder for stage, folder in folders.items() if not _is_there(folder, wanted[stage])}
+    records = {stage: sidecar(loaded, task, stage, dtype) for stage in folders}
+    missing = {stage: folder for stage, folder in folders.items() if not _written(folder, records[stage])}
     names = models.names(loaded.model)
     at = tuple(names.index(stage) for stage in missing)
     for split, part in (("train", task.train), ("test", task.test)):
-        outs, places = [], []
+        arrays, places = [], []
         for stage, folder in missing.items():
             folder.mkdir(parents=True, exist_ok=True)
             files.sweep(folder, f"{split}.npy", seconds=3600)
-            shape = tuple(wanted[stage]["shape"][split])
+            shape = tuple(records[stage]["shape"][split])
             # Beside its place, under a name that nobody can guess: a link there would be followed.
             places.append((files.partial(folder / f"{split}.npy"), folder / f"{split}.npy"))
-            outs.append(np.lib.format.open_memmap(places[-1][0], mode="w+", dtype=np.dtype(dtype), shape=shape))
+            arrays.append(np.lib.format.open_memmap(places[-1][0], mode="w+", dtype=np.dtype(dtype), shape=shape))
         for start in range(0, len(part.labels) if missing else 0, BATCH):
             rows = np.minimum(np.arange(start, start + BATCH), len(part.labels) - 1)
-            outputs = _batch(loaded.model[: max(at) + 1], at, loaded.params, np.asarray(part.images[rows]))
-            for out, values in zip(outs, outputs, strict=True):
-                out[start : start + BATCH] = np.asarray(values)[: len(out) - start]
-        for out, (partial, file) in zip(outs, places, strict=True):
-            out.flush()
+            batches = _batch(loaded.model[: max(at) + 1], at, loaded.params, np.asarray(part.images[rows]))
+            for array, batch in zip(arrays, batches, strict=True):
+                array[start : start + BATCH] = np.asarray(batch)[: len(array) - start]
+        for array, (partial, file) in zip(arrays, places, strict=True):
+            array.flush()
             os.replace(partial, file)
-    for stage, folder in missing.items():  # last: only then they are there
-        whole = {**wanted[stage], "sha256": _sums(folder)}
-        directory.replace(folder / "features.json", json.dumps(whole, indent=1) + "\n")
+    for stage, folder in missing.items():  # last, since a folder with features.json counts as complete
+        record = {**records[stage], "sha256": _checksums(folder)}
+        directory.replace(folder / "features.json", json.dumps(record, indent=1) + "\n")
 
 
-def _sums(folder: Path) -> dict[str, str]:
-    digests = {}
+def _checksums(folder: Path) -> dict[str, str]:
+    """{split: SHA-256 of its file} of a folder of features."""
+    sums = {}
     for split in ("train", "test"):
         with (folder / f"{split}.npy").open("rb") as stream:
-            digests[split] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return digests
-
-
-def _wanted(loaded: LoadedSource, task: Task, stage: str, dtype: str) -> dict[str, Any]:
-    sources.require_stage(loaded.model, stage)
-    return sidecar(loaded, task, stage, dtype)
+            sums[split] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return sums
 
 
 @functools.partial(jax.jit, static_argnames=("model", "at"))
 def _batch(model: Model, at: tuple[int, ...], params: Params, images: jax.Array) -> list[jax.Array]:
+    """The features [batch, d] of the stages at these places in the model."""
     outputs = models.features(model, params, images)
     return [outputs[i].reshape(len(images), -1) for i in at]
 
 
-def _is_there(folder: Path, wanted: Mapping[str, Any]) -> bool:
-    """Whether the folder holds these features; raises InputError where it holds anything else."""
+def _written(folder: Path, record: Mapping[str, Any]) -> bool:
+    """Whether the folder holds the features of a record; raises InputError if it holds anything else."""
     if folder.is_dir() and not (folder / "features.json").is_file():
         others = {file.name for file in folder.iterdir() if not file.name.endswith(".npy.partial")}
         others -= {"train.npy", "test.npy"}
@@ -112,39 +109,40 @@ def _is_there(folder: Path, wanted: Mapping[str, Any]) -> bool:
         return False
     if not folder.exists():
         return False
-    differs = _difference(folder, wanted)
-    if differs:
-        raise InputError(f"{differs}: name a new folder")
+    difference = _difference(folder, record)
+    if difference:
+        raise InputError(f"{difference}: name a new folder")
     return True
 
 
-def _difference(folder: Path, wanted: Mapping[str, Any]) -> str:
-    """What of features.json is not as told; '' for nothing. Raises InputError where it cannot be read."""
+def _difference(folder: Path, record: Mapping[str, Any]) -> str:
+    """How features.json differs from a record; "" if it does not. Raises InputError if it cannot be read."""
     if not folder.is_dir():
         return f"'{folder}' holds no features"
     try:
-        record = json.loads((folder / "features.json").read_text(encoding="utf-8"))
-        for name, value in wanted.items():
-            if record[name] != value:
-                return f"'{folder}' holds features of {name} {_short(record[name])}, not {_short(value)}"
+        on_disk = json.loads((folder / "features.json").read_text(encoding="utf-8"))
+        for name, value in record.items():
+            if on_disk[name] != value:
+                return f"'{folder}' holds features of {name} {_short(on_disk[name])}, not {_short(value)}"
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise InputError(f"'{folder}/features.json' cannot be read ({error}): compute the features again") from error
     return ""
 
 
 def _short(value: Any) -> str:
+    """A value of a record in a few words."""
     return ", ".join(str(part)[-40:] for part in value.values()) if isinstance(value, dict) else str(value)[:60]
 
 
 def read(folder: Path, loaded: LoadedSource, task: Task, stage: str, dtype: str = "float32") -> Features:
-    """Features that were written before, of this source, data and stage: float [n, d], memory-mapped.
+    """The features of this source, data and stage that `write` wrote: float [n, d], memory-mapped.
 
-    Raises InputError where features.json says of another one, or the arrays are not as it says, to the byte.
+    Raises InputError if features.json names others, or if the arrays differ from it in a byte.
     """
-    wanted = _wanted(loaded, task, stage, dtype)
-    differs = _difference(folder, wanted)
-    if differs:
-        raise InputError(f"{differs}: compute them with experiments.features")
+    record = sidecar(loaded, task, stage, dtype)
+    difference = _difference(folder, record)
+    if difference:
+        raise InputError(f"{difference}: compute them with experiments.features")
     arrays = []
     for split in ("train", "test"):
         file = folder / f"{split}.npy"
@@ -152,12 +150,12 @@ def read(folder: Path, loaded: LoadedSource, task: Task, stage: str, dtype: str 
             array = npz.mapped(file)
         except InputError as error:
             raise InputError(f"{error}: delete '{folder}', and compute the features again") from error
-        if list(array.shape) != wanted["shape"][split] or str(array.dtype) != dtype:
+        if list(array.shape) != record["shape"][split] or str(array.dtype) != dtype:
             raise InputError(
                 f"'{file}' is {array.dtype}{list(array.shape)}, not as features.json says: compute it again"
             )
         arrays.append(array)
-    if json.loads((folder / "features.json").read_text(encoding="utf-8")).get("sha256") != _sums(folder):
+    if json.loads((folder / "features.json").read_text(encoding="utf-8")).get("sha256") != _checksums(folder):
         raise InputError(f"'{folder}' is not as it was written: delete it, and compute the features again")
     return Features(*arrays)
 

@@ -1,4 +1,4 @@
-"""Half-trained groups: saved while they train, and taken up by the next run with the same bits."""
+"""Half-trained groups: saved while they train, and resumed by the next run with the same bits."""
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,10 +16,10 @@ from tljax.train import vectorize
 from tljax.types import InputError, Mask, Params
 
 Curve = list[dict[str, float]]
-"""A point a segment."""
+"""The points of a fit's curve, one for each segment."""
 
-KEPT = 2
-"""Saves that are kept of a group: the latest, and the one before it, should the latest be damaged."""
+MOST_SAVES = 2
+"""Saves of a group on disk: the latest, and the one before it, should the latest be damaged."""
 
 
 class Record(NamedTuple):
@@ -28,11 +28,11 @@ class Record(NamedTuple):
     curve: Curve
     seconds: float
     since: train.Log | None
-    """What happened since the last point of the curve: float32 [steps] each."""
+    """The log since the last point of the curve: float32 [steps] each."""
     diverged: int | None
     """The first step that was not finite."""
     finite: Params | None
-    """Its parameters at the last point of its curve, of a fit that diverged after it, or was stopped between points."""
+    """The parameters at the last point of the curve, of a fit that diverged after it, or was stopped between points."""
     best: tuple[int, float, Params] | None
     """Where there is a validation split: the step of the best accuracy on it, that accuracy, and the parameters."""
 
@@ -45,12 +45,12 @@ class Progress(NamedTuple):
 
 
 def nothing(trials: int) -> Progress:
-    """Of a group that has not begun."""
+    """The progress of a group that has not begun."""
     return Progress((), (Record([], 0.0, None, None, None, None),) * trials)
 
 
 def held(state: train.State) -> train.State:
-    """A copy on the host, which later segments leave alone."""
+    """A copy of a state on the host, which later segments leave alone."""
     return state._replace(params=jax.tree.map(_copy, state.params), optimizer=jax.tree.map(_copy, state.optimizer))
 
 
@@ -59,7 +59,7 @@ def _copy(leaf: Any) -> Any:
 
 
 def joined(parts: Sequence[train.State], new: train.State) -> tuple[train.State, ...]:
-    """The parts with a newer state, which takes the place of those it came from once it has all their trials."""
+    """The parts with a newer state, which replaces those it came from once it has all their trials."""
     rest = []
     for part in parts:
         rows = [row for row, i in enumerate(part.fits) if i not in new.fits]
@@ -69,7 +69,7 @@ def joined(parts: Sequence[train.State], new: train.State) -> tuple[train.State,
 
 
 def _rows(state: train.State, rows: Sequence[int]) -> train.State:
-    """Some of a state's trials."""
+    """The state of some of its trials: those in these rows."""
     params, optimizer = jax.tree.map(lambda leaf: leaf[np.array(rows)], (state.params, state.optimizer))
     return train.State(
         state.step,
@@ -83,9 +83,9 @@ def _rows(state: train.State, rows: Sequence[int]) -> train.State:
 
 @contextmanager
 def saving(place: Path, keys: Sequence[str]) -> Iterator[Callable[[Progress], None]]:
-    """Gives the function that saves in the background; at the end all that was given to it is on disk.
+    """Yield a function that saves progress in the background; at the end all its saves are on disk.
 
-    One save at a time: a next one waits for the last, and raises the InputError that it ended with.
+    There is one save at a time: the next waits for the last, and raises the InputError that it ended with.
     """
     pending: list[Future[None]] = []
     with ThreadPoolExecutor(1) as worker:
@@ -103,6 +103,7 @@ def saving(place: Path, keys: Sequence[str]) -> Iterator[Callable[[Progress], No
 
 
 def _save(place: Path, keys: Sequence[str], progress: Progress) -> None:
+    """Write the next numbered save of a group, and delete those that it makes superfluous."""
     arrays: dict[str, Params] = {}
     for number, state in enumerate(progress.parts):
         arrays[f"part{number}.params"] = state.params
@@ -112,16 +113,16 @@ def _save(place: Path, keys: Sequence[str], progress: Progress) -> None:
         arrays[f"fit{number}.since"] = record.since
         arrays[f"fit{number}.finite"] = record.finite
         arrays[f"fit{number}.best"] = record.best and record.best[2]
-    trees = {name: tree for name, tree in arrays.items() if jax.tree.leaves(tree)}  # Orbax takes no empty tree
+    filled = {name: tree for name, tree in arrays.items() if jax.tree.leaves(tree)}  # Orbax takes no empty tree
     about = {
         "keys": list(keys),
-        "parts": [_plain_of_state(state) for state in progress.parts],
+        "parts": [_numbers(state) for state in progress.parts],
         "records": [(r.curve, r.seconds, r.diverged, r.best and r.best[:2]) for r in progress.records],
     }
     place.mkdir(parents=True, exist_ok=True)
     number = 1 + max((int(folder.name[:8]) for folder in place.iterdir() if folder.name[:8].isdecimal()), default=0)
-    checkpoint.save(place / f"{number:08d}", trees, about)
-    for old in _saves(place)[KEPT:]:
+    checkpoint.save(place / f"{number:08d}", filled, about)
+    for old in _saves(place)[MOST_SAVES:]:
         shutil.rmtree(old, ignore_errors=True)
 
 
@@ -135,8 +136,8 @@ def _leaves(histories: Sequence[Sequence[Mask]]) -> dict[str, Any]:
     }
 
 
-def _plain_of_state(state: train.State) -> dict[str, Any]:
-    """What of a state is no array."""
+def _numbers(state: train.State) -> dict[str, Any]:
+    """The parts of a state that are not arrays: what JSON holds."""
     numbers = {name: np.asarray(m).item() for name, m in _leaves(state.masks).items() if not np.ndim(m)}
     return {
         "step": state.step,
@@ -148,7 +149,7 @@ def _plain_of_state(state: train.State) -> dict[str, Any]:
 
 
 def _saves(place: Path) -> list[Path]:
-    """The newest first."""
+    """The folders of a group's saves, the newest first."""
     folders = place.iterdir() if place.is_dir() else ()
     return sorted((folder for folder in folders if folder.name.isdecimal()), reverse=True)
 
@@ -156,20 +157,20 @@ def _saves(place: Path) -> list[Path]:
 def find(
     root: Path, keys: Sequence[str], program: train.Spec, trials: Sequence[train.Fit], say: Callable[[str], None]
 ) -> Progress | None:
-    """What the folders under `root` hold of these fits: the newest save of each that is whole, if there is one.
+    """The progress of these fits in the folders under `root`, from the newest whole save of each; None without any.
 
-    A group that has grown finds what was saved of the smaller one. What is damaged is set aside, aloud.
+    A group that has grown takes the saves of the smaller one. A damaged save is set aside, and `say` gets a line on it.
     """
-    progress, known = nothing(len(keys)), set[int]()
+    progress, restored = nothing(len(keys)), set[int]()
     for place in sorted(root.iterdir()) if root.is_dir() else ():
         for folder in _saves(place):
             try:
                 arrays, about = checkpoint.load(folder)
                 if not set(about["keys"]) <= set(keys):
-                    break  # of another group
+                    break  # a save of another group
                 which = [keys.index(key) for key in about["keys"]]
-                if not known & set(which):
-                    known |= set(which)
+                if not restored & set(which):
+                    restored |= set(which)
                     progress = _with(progress, which, _restored(program, [trials[i] for i in which], arrays, about))
                 break
             except InputError as error:
@@ -179,7 +180,7 @@ def find(
 
 
 def _with(progress: Progress, which: Sequence[int], part: Progress) -> Progress:
-    """Progress with that of some of the group's fits: its fit j is the group's `which[j]`."""
+    """Progress with that of some of the group's fits: fit j of `part` is fit `which[j]` of the group."""
     states = [state._replace(fits=tuple(which[j] for j in state.fits)) for state in part.parts]
     records = list(progress.records)
     for i, record in zip(which, part.records, strict=True):
@@ -193,6 +194,7 @@ def _restored(
     arrays: Mapping[str, checkpoint.Flat],
     about: Mapping[str, Any],
 ) -> Progress:
+    """The progress in a save: its arrays, and the record beside them."""
     parts = []
     for number, part in enumerate(about["parts"]):
         members = [trials[i] for i in part["trials"]]
@@ -205,16 +207,17 @@ def _restored(
         parts.append(train.State(part["step"], params, optimizer, trained, masks, diverged))
     records = []
     for number, (curve, seconds, diverged, best) in enumerate(about["records"]):
-        since, finite, kept = (arrays.get(f"fit{number}.{name}") for name in ("since", "finite", "best"))
-        like_one = jax.tree.map(np.asarray, trials[number].params)
-        of_best = (*best, checkpoint.unflatten(kept or {}, like_one)) if best else None
-        last = checkpoint.unflatten(finite, like_one) if finite else None
+        since, finite, best_params = (arrays.get(f"fit{number}.{name}") for name in ("since", "finite", "best"))
+        params = jax.tree.map(np.asarray, trials[number].params)
+        best = (*best, checkpoint.unflatten(best_params or {}, params)) if best else None
+        last = checkpoint.unflatten(finite, params) if finite else None
         log = _log(since, len(program.penalties)) if since else None
-        records.append(Record(curve, seconds, log, diverged, last, of_best))
+        records.append(Record(curve, seconds, log, diverged, last, best))
     return Progress(tuple(parts), tuple(records))
 
 
 def _log(flat: checkpoint.Flat, terms: int) -> train.Log:
+    """The log in the arrays of a save, with this number of penalties."""
     each = tuple(flat[f"terms/{number}"] for number in range(terms))
     return train.Log(flat["loss"], flat["penalty"], each, flat["gradient_norm"])
 

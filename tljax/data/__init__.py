@@ -28,7 +28,7 @@ from tljax.types import InputError, Task
 __all__ = ["load"]
 
 _FORMAT = {"idx": 1, "npz": 2, "folder": 2, "tfds": 2}
-"""Goes up when the same source is to be decoded to other arrays, so that what was kept before is not read."""
+"""Each number goes up when its sources are decoded to other arrays, so that arrays cached before are not read."""
 
 
 def load(
@@ -45,9 +45,8 @@ def load(
     int32 [n]. `data_dir` ($TFDS_DATA_DIR, else ~/tensorflow_datasets) is where TFDS keeps its files, and where the
     decoded arrays are kept, to be memory-mapped next time; rotated or blurred ones too. `manual_dir` holds files
     fetched by hand: manual_dir/mnist/train-images-idx3-ubyte.gz and so on. `image_shape` (height, width, channels) is
-    what images are brought to (see `images.to_shape`), before any change. `say` is told, in a line, of kept arrays that
-    are not as they were written, and are decoded again. Raises InputError for whatever is wrong
-    with any of them, or the data.
+    the shape that images are brought to (see `images.to_shape`), before any change. `say` gets a line where cached
+    arrays are not as they were written, and are decoded again. Raises InputError if an argument or the data are wrong.
 
     >>> task = load("mnist_10k")
     >>> task.train.images.shape, task.test.labels.shape
@@ -61,7 +60,7 @@ def load(
         reason = "it is no folder: give the one that holds mnist/ and the like"
         raise InputError(reason, field="manual_dir", value=f"'{manual}'")
     if spec.name in idx.SHIPPED:
-        _takes(spec, ())
+        _require_options(spec, ())
         return derive.derived(idx.shipped(spec.name, shape), name, changes)
     home = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     root = place(home, "data_dir")
@@ -76,23 +75,23 @@ def load(
 
 
 def _source(name: str, spec: Spec, root: Path, manual: Path | None, shape: Shape | None) -> tuple[list[str], Prepare]:
-    """What tells the source from every other, and how to prepare it."""
+    """(identity, prepare): the texts that tell the source from every other, and how to prepare it."""
     if spec.name == "folder":
         if not spec.words:
             equals = "; a path with a '=' stands in double quotes: folder:\"DIR\"" if spec.options else ""
             raise InputError(f"'{name}' names no folder: write folder:DIR{equals}")
-        _takes(Spec(spec.name, spec.words[1:], spec.options), ("splits",), "FILE.csv", spec.words)
+        _require_options(Spec(spec.name, spec.words[1:], spec.options), ("splits",), "FILE.csv", spec.words)
         folder = place(spec.words[0])
         if "splits" in spec.options:
             table = place(unquoted(spec.options["splits"]))
-            listed = ["folder", filenames.text(folder), filenames.text(table)]
-            return listed, lambda: files.prepare_listed(name, folder, table, shape)
+            identity = ["folder", filenames.text(folder), filenames.text(table)]
+            return identity, lambda: files.prepare_listed(name, folder, table, shape)
         return ["folder", filenames.text(folder)], lambda: files.prepare_folder(name, folder, shape)
     if spec.name.endswith(".npz"):
-        _takes(spec, ())
+        _require_options(spec, ())
         file = place(spec.name)
         return ["npz", str(file)], lambda: files.prepare_npz(name, file, shape)
-    _takes(spec, ("train", "test"))
+    _require_options(spec, ("train", "test"))
     splits = spec.options.get("train", ""), spec.options.get("test", "")
     if spec.name in idx.COMPLETE and manual and not any(splits) and _by_hand(spec.name, manual, root):
         folder = manual / spec.name
@@ -101,7 +100,7 @@ def _source(name: str, spec: Spec, root: Path, manual: Path | None, shape: Shape
 
 
 def _by_hand(name: str, manual: Path, root: Path) -> bool:
-    """Whether the IDX files are to be read; they need not be there if TFDS has the data set prepared."""
+    """Whether to read the IDX files in `manual`. Raises InputError if neither they nor a copy of TFDS' are there."""
     if (manual / name).is_dir():
         return True
     if any((root / name).glob("*/dataset_info.json")):
@@ -110,15 +109,17 @@ def _by_hand(name: str, manual: Path, root: Path) -> bool:
     raise InputError(f"it has no folder '{name}': make it, with {expected}", field="manual_dir", value=f"'{manual}'")
 
 
-def _takes(spec: Spec, options: tuple[str, ...], value: str = "SPLIT", path: tuple[str, ...] = ()) -> None:
-    for word in (*spec.words, *spec.options):
-        if word in spec.words or word not in options:
-            known = in_quotes(path or [spec.name, *spec.words])
-            known = known or nearest(word, [*(f"{option}={value}" for option in options), *derive.FORMS])
-            raise InputError(f"data set '{spec.name}' has no option '{word}'{known}")
+def _require_options(spec: Spec, options: tuple[str, ...], value: str = "SPLIT", path: tuple[str, ...] = ()) -> None:
+    """Raises InputError if the name has an option that is none of `options`; `value` and `path` shape the message."""
+    for option in (*spec.words, *spec.options):
+        if option in spec.words or option not in options:
+            hint = in_quotes(path or [spec.name, *spec.words])
+            hint = hint or nearest(option, [*(f"{known}={value}" for known in options), *derive.FORMS])
+            raise InputError(f"data set '{spec.name}' has no option '{option}'{hint}")
 
 
 def _checked_shape(shape: Shape | None) -> Shape | None:
+    """The shape as a tuple. Raises InputError unless it is three positive whole numbers."""
     if shape is None:
         return None
     if len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
@@ -128,7 +129,7 @@ def _checked_shape(shape: Shape | None) -> Shape | None:
 
 
 def _key(spec: Spec, identity: list[str]) -> str:
-    """The folder's name: legible, and of one source, shape and format alone."""
+    """The name of a source's folder in the cache: legible, and different for every source, shape and format."""
     digest = hashlib.sha256(json.dumps([_FORMAT[identity[0]], *identity]).encode()).hexdigest()[:16]
     stem = Path(spec.words[0] if spec.name == "folder" else spec.name).stem
     return "".join(c if c.isalnum() else "_" for c in stem)[:40] + "-" + digest

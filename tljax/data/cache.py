@@ -1,4 +1,4 @@
-"""Decoded once, then memory-mapped: arrays that were read, kept beside a note of what they were read from."""
+"""A cache of decoded data sets: arrays to memory-map, and beside them a note of the sources that they come from."""
 
 import contextlib
 import errno
@@ -23,28 +23,29 @@ Prepare = Callable[[], tuple[list[Path], Callable[[], Task]]]
 
 _NOTE = "task.json"
 _OLD = {"name", "note", "classes", "fingerprint", "arrays", "sources"}
-"""What a note says that was written before there were digests."""
+"""The keys of a note that was written before notes had digests."""
 _STALE_SECONDS = 24 * 3600
 
 
 def cached(name: str, folder: Path, prepare: Prepare, say: Callable[[str], None] = lambda line: None) -> Task:
-    """The task kept in `folder`, or else decoded and kept there; its arrays are memory-mapped, read only.
+    """The task that `folder` holds, or else decoded and written there; its arrays are memory-mapped, read only.
 
-    What is kept holds as long as every source has the size and the modification time that it had before it was
+    A cached task is valid as long as every source has the size and the modification time that it had before it was
     decoded, and every file in the folder the SHA-256 that it was written with: all bytes are read once, whenever it is
-    loaded (47 MB in about 0.04 s). What is not as it was written is decoded again, and `say` is told in one line. It
-    is written beside and renamed, so a crash or a second process never leaves half of it; of two at once, both decode
-    and one is kept. Raises InputError where `folder` cannot be written.
+    loaded (47 MB in about 0.04 s). A task whose files are not as they were written is decoded again, and `say` gets a
+    line about it. The folder is written under another name and renamed, so a crash or a second process never leaves
+    half of it; of two processes at once, both decode and the folder of one stays. Raises InputError where `folder`
+    cannot be written.
     """
     try:
-        prepared = _read(name, folder)
+        task = _read(name, folder)
     except _Damaged as damaged:
         say(f"'{damaged}' is not as it was written: {name} is decoded again")
-        prepared = None
-    if prepared is not None:
-        return prepared
+        task = None
+    if task is not None:
+        return task
     sources, decode = prepare()
-    stamps = _stamps(sources)  # before decoding: what changes meanwhile is decoded again next time
+    stamps = _stamps(sources)  # before decoding: a source that changes meanwhile is decoded again next time
     task = decode()
     temporary = _temporary(folder)
     try:
@@ -64,60 +65,64 @@ class _Damaged(Exception):
 
 
 def _stamps(sources: Iterable[Path]) -> dict[str, list[int]]:
+    """{source: [size in bytes, modification time in ns]}."""
     stats = ((source, source.stat()) for source in sources)
     return {filenames.text(source): [stat.st_size, stat.st_mtime_ns] for source, stat in stats}
 
 
 def _read(name: str, folder: Path) -> Task | None:
-    """What `folder` holds; None if there is nothing, or it is of old, or its sources have changed.
+    """The task that `folder` holds; None if it holds none, or one of an old format or of sources that have changed.
 
     Raises _Damaged for a file that is not as it was written.
     """
-    place = folder / _NOTE
+    file = folder / _NOTE
     try:
-        text = place.read_bytes()
+        text = file.read_bytes()
     except OSError:
         return None
-    note = _checked_note(text, place)
+    note = _checked_note(text, file)
     try:
         if note is None or _stamps(Path(filenames.place(source)) for source in note["sources"]) != note["sources"]:
             return None
-        arrays = {file: _mapped(folder / f"{file}.npy", sha256) for file, sha256 in note["arrays"].items()}
-        # A folder renamed into place while we read it would mix two: the note tells.
-        if place.read_bytes() != text:
+        arrays = {array: _mapped(folder / f"{array}.npy", sha256) for array, sha256 in note["arrays"].items()}
+        # If another folder was renamed to this one meanwhile, the arrays are of both, and the note is another.
+        if file.read_bytes() != text:
             return None
     except _Damaged:
-        # Another process may have put a newer one there: then it is only out of date.
-        if place.is_file() and place.read_bytes() != text:
+        # Another process may have put a newer folder there: then what we read is not damaged, only out of date.
+        if file.is_file() and file.read_bytes() != text:
             return None
         raise
-    except (OSError, UnicodeError):  # a source that is gone, or of another locale's name
+    except (OSError, UnicodeError):  # a source is gone, or its name is in another locale's encoding
         return None
     train, test = (
         Split(arrays[f"{split}_images"], arrays[f"{split}_labels"], arrays.get(f"{split}_groups"))
         for split in ("train", "test")
     )
-    lists = tuple(note["classes"]), tuple(note["findings"])
-    return Task(name, train, test, lists[0], note["fingerprint"], note["note"], lists[1])
+    classes, findings = tuple(note["classes"]), tuple(note["findings"])
+    return Task(name, train, test, classes, note["fingerprint"], note["note"], findings)
 
 
-def _checked_note(text: bytes, place: Path) -> dict[str, Any] | None:
-    """The note, if it is as it was written; None if it is of a version that kept no digests."""
+def _checked_note(text: bytes, file: Path) -> dict[str, Any] | None:
+    """The note in `text`; None if it is of a version that wrote no digests.
+
+    Raises _Damaged, with the `file`, unless the note is as it was written.
+    """
     try:
         note = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise _Damaged(place) from error
+        raise _Damaged(file) from error
     if isinstance(note, dict) and "sha256" not in note and note.keys() == _OLD:
         return None
-    if not isinstance(note, dict) or text != _noted({key: note[key] for key in note if key != "sha256"}):
-        raise _Damaged(place)
+    if not isinstance(note, dict) or text != _note_bytes({key: note[key] for key in note if key != "sha256"}):
+        raise _Damaged(file)
     if not _is_note(note):
-        raise _Damaged(place)
+        raise _Damaged(file)
     return note
 
 
 def _is_note(note: dict[str, Any]) -> bool:
-    """Whether what a note says, as it was written by whomever, is of the types that `_write` gives it."""
+    """Whether the entries of a note, which anybody may have written, have the types that `_write` gives them."""
     texts = [note.get(name) for name in ("name", "note", "fingerprint")]
     findings, classes, arrays = note.get("findings"), note.get("classes"), note.get("arrays")
     if not (isinstance(findings, list) and isinstance(classes, list) and isinstance(arrays, dict)):
@@ -132,17 +137,17 @@ def _is_note(note: dict[str, Any]) -> bool:
 _OPTIONAL = {"train_groups", "test_groups"}
 
 
-def _noted(note: dict[str, Any]) -> bytes:
-    """The note with its own digest, as it is written."""
+def _note_bytes(note: dict[str, Any]) -> bytes:
+    """The bytes of a note's file: the note, with its SHA-256."""
     sha256 = hashlib.sha256(json.dumps(note, sort_keys=True).encode()).hexdigest()
     return json.dumps({**note, "sha256": sha256}, indent=1).encode()
 
 
 def _mapped(file: Path, sha256: str) -> np.ndarray:
-    """The array in a file, memory-mapped; raises _Damaged unless the file's SHA-256 is `sha256`."""
+    """The array in a file, memory-mapped. Raises _Damaged unless the file's SHA-256 is `sha256`."""
     try:
         data = np.memmap(file, np.uint8, mode="r")
-    except (OSError, ValueError) as error:  # none there, or empty
+    except (OSError, ValueError) as error:  # the file is missing or empty
         raise _Damaged(file) from error
     if hashlib.sha256(data.data).hexdigest() != sha256:
         raise _Damaged(file)
@@ -153,18 +158,19 @@ def _mapped(file: Path, sha256: str) -> np.ndarray:
 
 
 class _Summed:
-    """A file with the SHA-256 of what was given to be written, whatever the disk makes of it."""
+    """A file with the SHA-256 of the bytes that it was handed, whatever the disk makes of them."""
 
     def __init__(self, out: IO[bytes]) -> None:
         self.out, self.sha256 = out, hashlib.sha256()
 
     def write(self, data: bytes) -> int:
-        """Write and add to the sum."""
+        """Write bytes and add them to the sum."""
         self.sha256.update(data)
         return self.out.write(data)
 
 
 def _write(task: Task, stamps: dict[str, list[int]], folder: Path) -> None:
+    """Write the arrays of a task and its note to a folder."""
     sums = {}
     for word, split in (("train", task.train), ("test", task.test)):
         for what, array in split._asdict().items():
@@ -182,11 +188,11 @@ def _write(task: Task, stamps: dict[str, list[int]], folder: Path) -> None:
         "arrays": sums,
         "sources": stamps,
     }
-    (folder / _NOTE).write_bytes(_noted(note))
+    (folder / _NOTE).write_bytes(_note_bytes(note))
 
 
 def _publish(temporary: Path, folder: Path) -> None:
-    """Rename `temporary` to `folder`; what is there goes, and of two processes either may win."""
+    """Rename `temporary` to `folder`, in the place of an older one; of two processes either may win."""
     for _ in range(10):
         try:
             os.rename(temporary, folder)
@@ -201,6 +207,7 @@ def _publish(temporary: Path, folder: Path) -> None:
 
 
 def _temporary(folder: Path) -> Path:
+    """A new folder beside `folder`, after leftovers are deleted. Raises InputError if it cannot be made."""
     parent = folder.parent
     try:
         parent.mkdir(parents=True, exist_ok=True)

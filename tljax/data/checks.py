@@ -1,4 +1,4 @@
-"""What every data set must be before anything learns from it: checked once, here, on the host."""
+"""The checks that every data set passes once, on the host, before anything learns from it."""
 
 import hashlib
 import json
@@ -11,12 +11,12 @@ from tljax.types import InputError, Split, Task
 
 
 def checked(name: str, train: Split, test: Split, classes: tuple[str, ...], note: str = "") -> Task:
-    """The Task of two splits that are fit to learn from, with its fingerprint.
+    """The Task of two splits, with its fingerprint, after all checks.
 
     Images become uint8 [n, height, width, channels] (a grey [n, height, width] gets a channel axis) or
-    float32 [n, ...]; labels become int32 [n]. Raises InputError with the row and the value where a label is no
-    class or a feature is not finite: the softmax loss would turn either into NaN or a wrong number without a word.
-    What can hardly be meant ends the note (see `findings`). Groups, integers or strings [n], become int32 [n]: the
+    float32 [n, ...]; labels become int32 [n]. Raises InputError with the row and the value where a label is not
+    a class or a feature is not finite: the softmax loss would turn either into NaN or a wrong number without a word.
+    The note ends with what can hardly be meant (see `findings`). Groups, integers or strings [n], become int32 [n]: the
     names of both splits together are numbered in sorted order.
     """
     train = train._replace(images=images(f"{name}: train", train.images), labels=np.asarray(train.labels))
@@ -35,13 +35,13 @@ def checked(name: str, train: Split, test: Split, classes: tuple[str, ...], note
     if len(np.unique(train.labels)) < 2:
         raise InputError(f"{name}: train holds one class only: there is nothing to tell apart, give two or more")
     train, test = _numbered(name, train, test)
-    lines = findings.lines(train, test, classes)
-    whole = "; ".join(line for line in (note, *lines) if line)
-    return Task(name, train, test, classes, fingerprint(train, test, classes), whole, lines)
+    warnings = findings.lines(train, test, classes)
+    full_note = "; ".join(line for line in (note, *warnings) if line)
+    return Task(name, train, test, classes, fingerprint(train, test, classes), full_note, warnings)
 
 
 def fingerprint(train: Split, test: Split, classes: tuple[str, ...]) -> str:
-    """SHA-256 of what a task holds: 64 hexadecimal digits.
+    """SHA-256 of the contents of a task: 64 hexadecimal digits.
 
     Over, in this order: train images, train labels, test images, test labels, each as the ASCII line
     "<dtype as '|u1', '<f4' or '<i4'> <shape as JSON>\\n" and then its little-endian bytes in C order; then the
@@ -66,7 +66,10 @@ def fingerprint(train: Split, test: Split, classes: tuple[str, ...]) -> str:
 
 
 def images(where: str, images: np.ndarray) -> np.ndarray:
-    """Images as `checked` has them; raises InputError, with `where`, as it does."""
+    """Images as uint8 [n, height, width, channels] or float32 [n, ...].
+
+    Raises InputError, in which `where` names the split, for any other images, none, and features that are not finite.
+    """
     if images.dtype == np.uint8:
         if images.ndim not in (3, 4):
             raise InputError(f"{where}: uint8 images are [n, height, width, channels], not {list(images.shape)}")
@@ -83,7 +86,7 @@ def images(where: str, images: np.ndarray) -> np.ndarray:
 
 
 def require_channels_last(where: str, images: np.ndarray) -> None:
-    """Raise InputError for [n, channels, height, width], such as PyTorch's: it would be taken as many channels.
+    """Raise InputError if images are [n, channels, height, width], as PyTorch's: they would be taken as many channels.
 
     Feature maps [n, height, width, channels] of at most 4 pixels a side are let through.
 
@@ -101,18 +104,20 @@ def require_channels_last(where: str, images: np.ndarray) -> None:
 
 
 def _features(where: str, features: np.ndarray) -> np.ndarray:
+    """Features as float32. Raises InputError, with the row and the value, where one is not finite."""
     if features.ndim < 2:
         raise InputError(f"{where}: float features are [n, ...], not {list(features.shape)}")
     with np.errstate(over="ignore"):
-        narrow = np.asarray(features, dtype=np.float32)
-    bad = np.argwhere(~np.isfinite(narrow))
+        converted = np.asarray(features, dtype=np.float32)
+    bad = np.argwhere(~np.isfinite(converted))
     if len(bad):
         value = features[tuple(bad[0])]
         raise InputError(f"{where}: row {bad[0, 0]} holds {value}, no finite float32: replace the {len(bad)} such")
-    return narrow
+    return converted
 
 
 def _require_a_label_each(where: str, split: Split) -> None:
+    """Raises InputError, with the likely remedy, unless a split has one label for each image."""
     labels, n = split.labels, len(split.images)
     if labels.shape != (n,):
         remedy = "give one label an image"
@@ -124,6 +129,7 @@ def _require_a_label_each(where: str, split: Split) -> None:
 
 
 def _labels(where: str, split: Split, classes: tuple[str, ...]) -> np.ndarray:
+    """Labels as int32. Raises InputError, with the row and the value, where one is not a class."""
     labels = split.labels
     if labels.dtype.kind not in "iu":
         raise InputError(f"{where}: labels are {labels.dtype}, row 0 is {labels[0]!s}: give integers 0..classes-1")
@@ -138,26 +144,27 @@ def _labels(where: str, split: Split, classes: tuple[str, ...]) -> np.ndarray:
 
 def _numbered(name: str, train: Split, test: Split) -> tuple[Split, Split]:
     """Both splits with their groups as numbers, one numbering for both."""
-    places: list[tuple[list[str] | list[int], np.ndarray] | None] = []
+    coded: list[tuple[list[str] | list[int], np.ndarray] | None] = []  # (group names, code of each item)
     for where, split in ((f"{name}: train", train), (f"{name}: test", test)):
         if split.groups is None:
-            places.append(None)
+            coded.append(None)
             continue
         groups, n = np.asarray(split.groups), len(split.labels)
         if groups.shape != (n,):
             raise InputError(f"{where}: groups have shape {list(groups.shape)}, labels [{n}]: give one group an item")
         if groups.dtype.kind not in "iuU":
             raise InputError(f"{where}: groups are {groups.dtype}: give integers or strings, one an item")
-        unique, places_of_items = np.unique(groups, return_inverse=True)
-        places.append((unique.tolist(), places_of_items.reshape(-1)))
-    names = {group for known in places if known for group in known[0]}
+        unique, codes = np.unique(groups, return_inverse=True)
+        coded.append((unique.tolist(), codes.reshape(-1)))
+    names = {group for split_groups in coded if split_groups for group in split_groups[0]}
     if len({type(group) for group in names}) > 1:
         raise InputError(f"{name}: groups are integers in one split and strings in the other: give both alike")
     numbers = {group: number for number, group in enumerate(sorted(names))}
     splits = []
-    for split, known in zip((train, test), places, strict=True):
-        if known is not None:
-            table = np.array([numbers[group] for group in known[0]], np.int32)
-            split = split._replace(groups=table[known[1]])
+    for split, split_groups in zip((train, test), coded, strict=True):
+        if split_groups is not None:
+            unique_groups, codes = split_groups
+            table = np.array([numbers[group] for group in unique_groups], np.int32)
+            split = split._replace(groups=table[codes])
         splits.append(split)
     return splits[0], splits[1]

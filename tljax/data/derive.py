@@ -31,7 +31,7 @@ from tljax.types import InputError, Split, Task
 
 _SEED = 0
 _CHUNK = 2**22
-"""Pixels that are changed at once."""
+"""How many pixels are changed at once."""
 
 
 def divide(name: str) -> tuple[str, list[str]]:
@@ -44,21 +44,21 @@ def divide(name: str) -> tuple[str, list[str]]:
     """
     parse(name)
     parts = [part.strip() for part in split(name, ":")]
-    first = 2 if parts[0] == "folder" else 1  # folder:DIR, whatever DIR is called
+    first = 2 if parts[0] == "folder" else 1  # the second part of folder:DIR is DIR, even if it is named like a change
     changes = [part for part in parts[first:] if part.partition("=")[0] in _CHANGES]
-    unchanged = [part for at, part in enumerate(parts) if at < first or part not in changes]
-    return (":".join(unchanged), changes) if changes else (name, [])
+    source = [part for i, part in enumerate(parts) if i < first or part not in changes]
+    return (":".join(source), changes) if changes else (name, [])
 
 
 def slow(changes: Sequence[str]) -> bool:
-    """Whether they take seconds where others take tenths: those that go through the pictures one by one."""
+    """Whether any change goes through the pictures one by one, which takes seconds where others take tenths."""
     return any(change.partition("=")[0] in ("rotate", "blur") for change in changes)
 
 
 def derived(task: Task, name: str, changes: Sequence[str]) -> Task:
-    """`task` after the changes, one after another, under the `name` that asks for them; `task` stays as it is.
+    """A new task: `task` after the changes, one after another. Its name is `name`, the text that asks for them.
 
-    Raises InputError for a change that cannot be made, and for a result that is no task (see `checks.checked`).
+    Raises InputError for a change that cannot be made, and for a result that is not a task (see `checks.checked`).
 
     >>> from tljax.data import load
     >>> task = derived(load("mnist_10k"), "odd", ["labels=1+3+5", "group=1/3+5"])
@@ -67,17 +67,18 @@ def derived(task: Task, name: str, changes: Sequence[str]) -> Task:
     """
     if not changes:
         return task
-    changed = task
+    result = task
     for change in changes:
-        changed = _changed(changed, change)
-    sizes = f"{len(changed.train.labels):,} training and {len(changed.test.labels):,} test examples"
-    note = f"{sizes} after {':'.join(changes)}"
-    before = task.note.removesuffix("; ".join(task.findings)).removesuffix("; ")  # what still holds is found again
-    return checked(name, changed.train, changed.test, changed.classes, f"{note}; before: {before}" if before else note)
+        result = _changed(result, change)
+    train, test = len(result.train.labels), len(result.test.labels)
+    note = f"{train:,} training and {test:,} test examples after {':'.join(changes)}"
+    # `checked` finds again those findings that still hold.
+    before = task.note.removesuffix("; ".join(task.findings)).removesuffix("; ")
+    return checked(name, result.train, result.test, result.classes, f"{note}; before: {before}" if before else note)
 
 
 def select(split: Split, rows: np.ndarray | slice) -> Split:
-    """The items of a split that `rows` (bool [n], indices or a slice) names, with their groups.
+    """The items of a split that `rows` (bool [n], indices or a slice) selects, with their groups.
 
     >>> select(Split(np.zeros((3, 2)), np.arange(3), np.array([5, 6, 7])), np.array([2, 0])).groups.tolist()
     [7, 5]
@@ -89,14 +90,15 @@ def select(split: Split, rows: np.ndarray | slice) -> Split:
 
 
 def _changed(task: Task, change: str) -> Task:
+    """The task after one change. Raises InputError for a change in another form, and one of pixels on features."""
     key, _, value = change.partition("=")
-    change_of, form = _CHANGES[key]
+    function, form = _CHANGES[key]
     if bool(value) != ("=" in form):
         raise InputError(f"data set '{task.name}' has no option '{change}': write it as {form}")
     if key in _PIXELS and task.train.images.dtype != np.uint8:
         raise InputError(f"option '{key}' of data set '{task.name}' changes pixels, and these are features: drop it")
     options = {key: value} if value else {}
-    return change_of(task, **bind(change_of, options, f"data set '{task.name}'"))
+    return function(task, **bind(function, options, f"data set '{task.name}'"))
 
 
 def _refusal(task: Task, option: str, value: Any, remedy: str) -> InputError:
@@ -119,19 +121,19 @@ def _group(task: Task, *, group: str) -> Task:
 
 
 def _groups(task: Task, option: str, text: str, separators: str) -> list[list[int]]:
-    """The labels of the classes that `text` calls, in their groups."""
+    """The labels of the classes that `text` names, in its groups. Raises InputError for a text that names none."""
     labels = {name: label for label, name in enumerate(task.classes) if name}
     if not any(name.isdecimal() for name in labels):
         labels |= {str(label): label for label in range(len(task.classes))}
-    # Names may hold separators (T-shirt/top), so the longest that fits is taken.
+    # Names may hold separators (T-shirt/top), so the longest name that fits is taken.
     name = "|".join(map(re.escape, sorted(labels, key=len, reverse=True)))
     item = re.compile(rf"({name})(?:-({name}))?([{separators}]|\Z)")
     groups: list[list[int]] = [[]]
-    at, end = 0, "+"
+    position, end = 0, "+"
     while end:
-        match = item.match(text, at)
+        match = item.match(text, position)
         if not match:
-            unknown = re.split(f"[{separators}]", text[at:])[0]
+            unknown = re.split(f"[{separators}]", text[position:])[0]
             raise _refusal(task, option, text, f"names no class by '{unknown}'{nearest(unknown, task.classes)}")
         first, last, end = match.groups()
         members = range(labels[first], labels[last or first] + 1)
@@ -143,12 +145,12 @@ def _groups(task: Task, option: str, text: str, separators: str) -> list[list[in
             groups[-1].append(label)
         if end == "/":
             groups.append([])
-        at = match.end()
+        position = match.end()
     return groups
 
 
 def _regrouped(task: Task, option: str, value: str, groups: Sequence[Sequence[int]]) -> Task:
-    """Each group a class, in this order; examples of no group go."""
+    """The task whose classes are the groups, in this order, without examples of no group."""
     if len(groups) < 2:
         raise _refusal(task, option, value, "leaves one class: there is nothing to tell apart, leave two or more")
     table = np.full(len(task.classes), -1, np.int32)
@@ -157,8 +159,8 @@ def _regrouped(task: Task, option: str, value: str, groups: Sequence[Sequence[in
 
     def regrouped(part: Split) -> Split:
         labels = table[part.labels]
-        grouped = labels >= 0
-        return select(part, grouped)._replace(labels=labels[grouped])
+        in_group = labels >= 0
+        return select(part, in_group)._replace(labels=labels[in_group])
 
     names = tuple("+".join(task.classes[label] for label in members) for members in groups)
     return replace(task, train=regrouped(task.train), test=regrouped(task.test), classes=names)
@@ -176,7 +178,7 @@ def _take(task: Task, *, take: int) -> Task:
 
 
 def _shuffle_labels(task: Task, *, shuffle_labels: float) -> Task:
-    """Labels are permuted among drawn examples: class counts stay, and some get the label that they had."""
+    """Permute the labels of drawn examples: class counts stay, and some examples get the label that they had."""
     if not 0 <= shuffle_labels <= 1:
         raise _refusal(task, "shuffle_labels", shuffle_labels, "is no share: give 0 to 1")
     before = task.train.labels
@@ -215,7 +217,7 @@ def _blur(task: Task, *, blur: float) -> Task:
 
 
 def _by_picture(images: np.ndarray, change: Callable[[Any], Any]) -> np.ndarray:
-    """Each channel by itself: PIL would take a second or a fourth for alpha."""
+    """Change each channel of each image by itself: PIL would take a second or a fourth channel for alpha."""
     from PIL import Image
 
     changed = np.empty(images.shape, np.uint8)
@@ -226,7 +228,7 @@ def _by_picture(images: np.ndarray, change: Callable[[Any], Any]) -> np.ndarray:
 
 
 def _noise(task: Task, *, noise: float) -> Task:
-    """The quantiles of the normal distribution at 65,536 equal steps, so that an integer draws one, in whole greys."""
+    """Add normal noise in whole greys: an integer draws one of the quantiles at 65,536 equal steps."""
     from scipy.special import ndtri
 
     if not 0 <= noise < math.inf:
@@ -242,10 +244,10 @@ def _noisy(images: np.ndarray, greys: np.ndarray, stream: int) -> np.ndarray:
     size = math.prod(images.shape[1:])
     rows = max(1, _CHUNK // size)
     for first in range(0, len(images), rows):
-        some = images[first : first + rows]
-        words = draw.words(_SEED, stream, first, len(some), -(-size // 4))  # four pixels a word
-        drawn = words.astype("<u8").view("<u2")[:, :size].reshape(some.shape)
-        noisy[first : first + rows] = np.clip(some + greys[drawn], 0, 255)
+        chunk = images[first : first + rows]
+        words = draw.words(_SEED, stream, first, len(chunk), -(-size // 4))  # four pixels a word
+        drawn = words.astype("<u8").view("<u2")[:, :size].reshape(chunk.shape)
+        noisy[first : first + rows] = np.clip(chunk + greys[drawn], 0, 255)
     return noisy
 
 

@@ -1,4 +1,4 @@
-"""What is drawn from a seed: the order of the examples, and which of them a label budget holds.
+"""Draws from a seed: the order of the examples, and which of them a label budget holds.
 
 All of it comes from the words of Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"),
 sorted. NumPy promises the words of a bit generator to stay the same in every version, which it does not promise of
@@ -16,7 +16,7 @@ _ORDER, _MEMBERS, _TURNS, SHUFFLE, PIXELS, TRAIN_NOISE, TEST_NOISE = range(7)
 
 
 def words(seed: int, stream: int, first: int, rows: int, n: int) -> np.ndarray:
-    """uint64 [rows, n]: rows first .. first + rows of a stream of Philox, each its own counters.
+    """uint64 [rows, n]: rows first .. first + rows of a stream of Philox; each row has its own counters.
 
     Raises InputError for a seed outside 0..2**64-1.
 
@@ -61,7 +61,7 @@ def order(
 
 
 def label_budget(seed: int, labels: np.ndarray, total: int) -> np.ndarray:
-    """Which `total` examples are labelled, balanced over the classes: int32 [total] indices.
+    """The `total` examples that are labelled, balanced over the classes: int32 [total] indices.
 
     One sequence a seed, cut at `total`: a smaller budget is the beginning of a larger one. The sequence goes in
     rounds, and in a round each class gives one example that it has not given, in an order of classes drawn for the
@@ -85,7 +85,7 @@ def label_budget(seed: int, labels: np.ndarray, total: int) -> np.ndarray:
 
 
 def validation_split(labels: np.ndarray, chosen: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
-    """`chosen` (int32 [m]) in two, training and validation, each in the order of `chosen`.
+    """`chosen` (int32 [m]) in two parts, training and validation, each in the order of `chosen`.
 
     Within a class, example r = 0, 1, ... of `chosen` validates if floor((r + 1) * fraction) > floor(r * fraction),
     so both parts are balanced, and the parts of a smaller label budget lie within those of a larger. Raises

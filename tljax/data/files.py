@@ -1,4 +1,4 @@
-"""Data of one's own: a folder of pictures, or an .npz file of arrays."""
+"""The user's own data: a folder of pictures, or an .npz file of arrays."""
 
 import csv
 from collections.abc import Callable, Mapping
@@ -26,9 +26,9 @@ SPELLINGS = {
     "test groups": ("test_groups",),
 }
 MEMBERS = ("images", *(name for names in SPELLINGS.values() for name in names))
-"""All that is read of an .npz file of data: `images` are those without labels."""
+"""The names of all arrays that are read from an .npz file of data; `images` are images without labels."""
 NO_PIXELS = ", as only uint8 pixels are resized: give uint8 images, or features of that shape"
-"""The end of what is said of features that are to be brought to a shape."""
+"""The end of the messages that refuse to resize features."""
 _OPTIONAL = ("class names", "train groups", "test groups")
 
 
@@ -36,41 +36,44 @@ def prepare_folder(name: str, folder: Path, shape: Shape | None) -> tuple[list[P
     """The pictures under `folder`, sorted by split, class and file name, and how to decode them.
 
     The classes are the sub-folders' names, sorted. Palette, RGBA and CMYK pictures become RGB. Raises InputError
-    for another layout, a class in one split only or without a picture, and a file that is no picture.
+    for another layout, a class in one split only or without a picture, and a file that is not a picture.
     """
     if not folder.is_dir():
         raise InputError(f"'{folder}' is no folder: {_LAYOUT}")
-    pictures_by_class: dict[str, dict[str, list[Path]]] = {}
+    splits: dict[str, dict[str, list[Path]]] = {}  # {split: {class: its pictures}}
     for split in ("train", "test"):
         if not (folder / split).is_dir():
             raise InputError(f"'{folder}' has no folder '{split}': {_LAYOUT}")
-        pictures_by_class[split] = {filenames.text(c.name): _pictures(c) for c in _visible(folder / split)}
-    for name_, other in (("train", "test"), ("test", "train")):
-        for lacking in sorted(pictures_by_class[other].keys() - pictures_by_class[name_].keys()):
-            raise InputError(f"'{folder / name_}' lacks class '{lacking}' of {other}: both need the same classes")
-    if not pictures_by_class["train"]:
+        splits[split] = {filenames.text(c.name): _pictures(c) for c in _visible(folder / split)}
+    for split, other in (("train", "test"), ("test", "train")):
+        for lacking in sorted(splits[other].keys() - splits[split].keys()):
+            raise InputError(f"'{folder / split}' lacks class '{lacking}' of {other}: both need the same classes")
+    if not splits["train"]:
         raise InputError(f"'{folder / 'train'}' holds no class folders: {_LAYOUT}")
-    every = [file for split in pictures_by_class.values() for files in split.values() for file in files]
-    classes_of = [files[0].parent for split in pictures_by_class.values() for files in split.values()]
-    folders = [folder, *(folder / split for split in pictures_by_class), *classes_of]
+    files = [file for by_class in splits.values() for pictures in by_class.values() for file in pictures]
+    class_folders = [pictures[0].parent for by_class in splits.values() for pictures in by_class.values()]
+    folders = [folder, *(folder / split for split in splits), *class_folders]
 
     def decode() -> Task:
-        pictures = images.gather(((f"'{f}'", images.read(f)) for f in every), len(every), shape)
-        labels = [
-            np.repeat(np.arange(len(s)), [len(files) for files in s.values()]) for s in pictures_by_class.values()
-        ]
-        n = len(labels[0])
-        classes = tuple(pictures_by_class["train"])
-        return checked(name, Split(pictures[:n], labels[0]), Split(pictures[n:], labels[1]), classes)
+        pixels = images.gather(((f"'{file}'", images.read(file)) for file in files), len(files), shape)
+        train_labels, test_labels = (
+            np.repeat(np.arange(len(by_class)), [len(pictures) for pictures in by_class.values()])
+            for by_class in splits.values()
+        )
+        n = len(train_labels)
+        classes = tuple(splits["train"])
+        return checked(name, Split(pixels[:n], train_labels), Split(pixels[n:], test_labels), classes)
 
-    return folders + every, decode
+    return folders + files, decode
 
 
 def _visible(folder: Path) -> list[Path]:
+    """What a folder holds, sorted by name, without hidden entries."""
     return sorted((f for f in folder.iterdir() if not f.name.startswith(".")), key=lambda f: filenames.text(f.name))
 
 
 def _pictures(folder: Path) -> list[Path]:
+    """The pictures of a class folder, sorted. Raises InputError if it has none, or holds anything else."""
     if not folder.is_dir():
         raise InputError(f"'{folder}' is no class folder: {_LAYOUT}")
     files = _visible(folder)
@@ -83,61 +86,62 @@ def _pictures(folder: Path) -> list[Path]:
 
 
 class _Listed(NamedTuple):
-    """A line of the file that says which pictures are in which split."""
+    """One picture, as a line of the file that assigns pictures to splits describes it."""
 
     split: str
     label: str
     file: Path
     order: tuple[str, ...]
-    """The parts of the path as it is written, to sort by."""
+    """The parts of the path as the line has it, to sort by."""
     group: str | None
 
 
 def prepare_listed(name: str, folder: Path, table: Path, shape: Shape | None) -> tuple[list[Path], Callable[[], Task]]:
-    """The pictures under `folder` that `table` puts into a split, sorted as in a folder's, and how to decode them.
+    """The pictures under `folder` that `table` puts into a split, sorted as by `prepare_folder`, and their decoder.
 
     `table` is a CSV file (UTF-8) with the columns file, split and, if wanted, group; columns of other names are not
     read, but a name that is nearly one of these is refused. `file` is the path of a picture from `folder`,
     CLASS/x.png or train/CLASS/x.png: its folder's name is the class. `split` is train or test; without that column
     the path begins with it. `group` is any text. Pictures that no line names are left out, and the note says how
-    many. Raises InputError, with the line, for whatever is wrong.
+    many. Raises InputError, with the line, where the table is wrong.
     """
     if not folder.is_dir():
         raise InputError(f"'{folder}' is no folder: {_LAYOUT}, or DIR/CLASS/*.png with splits=FILE.csv")
     if not table.is_file():
-        near = folder / table.name
-        remedy = f"write splits={near}" if near.is_file() else "give its path from the working directory"
+        in_folder = folder / table.name
+        remedy = f"write splits={in_folder}" if in_folder.is_file() else "give its path from the working directory"
         raise InputError(f"'{table}' does not exist: {remedy}")
     listed = sorted(_listed(folder, table), key=lambda line: (line.split == "test", line.label, line.order))
-    every = [line.file for line in listed]
+    files = [line.file for line in listed]
     classes = sorted({line.label for line in listed})
     for split, other in (("train", "test"), ("test", "train")):
-        classes_of_split = {line.label for line in listed if line.split == split}
+        labels_of_split = {line.label for line in listed if line.split == split}
         for lacking in classes:
-            if lacking not in classes_of_split:
+            if lacking not in labels_of_split:
                 raise InputError(f"'{table}' puts no picture of class '{lacking}' into {split}, but into {other}: "
                                  "both need the same classes")  # fmt: skip
-    folders = sorted({parent for file in every for parent in file.parents if parent.is_relative_to(folder)})
+    folders = sorted({parent for file in files for parent in file.parents if parent.is_relative_to(folder)})
     present = sum(is_picture(file.relative_to(folder)) and file.is_file() for file in folder.rglob("*"))
 
     def decode() -> Task:
-        pictures = images.gather(((f"'{file}'", images.read(file)) for file in every), len(every), shape)
+        pixels = images.gather(((f"'{file}'", images.read(file)) for file in files), len(files), shape)
         numbers = {label: number for number, label in enumerate(classes)}
         labels = np.array([numbers[line.label] for line in listed])
         groups = np.array([line.group for line in listed]) if listed[0].group is not None else None
         n = sum(line.split == "train" for line in listed)
         parts = (slice(n), slice(n, None))
-        train, test = (Split(pictures[p], labels[p], None if groups is None else groups[p]) for p in parts)
+        train, test = (Split(pixels[part], labels[part], None if groups is None else groups[part]) for part in parts)
         left_out = f", {present - len(listed):,} of {present:,} in neither" if present > len(listed) else ""
         note = f"{n:,} training and {len(listed) - n:,} test pictures as {filenames.text(table.name)} says{left_out}"
         if not left_out and all(line.split == line.order[0] for line in listed):
             note = ""
         return checked(name, train, test, tuple(classes), note)
 
-    return [table, *folders, *every], decode
+    return [table, *folders, *files], decode
 
 
 def _listed(folder: Path, table: Path) -> list[_Listed]:
+    """The pictures that the table lists, in its order. Raises InputError, with the line, where it is wrong."""
     try:
         text = text_files.text(table, errors="surrogateescape")
         rows = csv.reader(text.splitlines(), strict=True)
@@ -163,6 +167,7 @@ def _listed(folder: Path, table: Path) -> list[_Listed]:
 
 
 def _line(folder: Path, where: str, columns: list[str], cells: list[str]) -> _Listed:
+    """The picture of one line. Raises InputError, in which `where` names the line, where the line is wrong."""
     if len(cells) != len(columns):
         raise InputError(f"{where} has {len(cells)} cells, the first line {len(columns)}: quote commas within a cell")
     row = dict(zip(columns, cells, strict=True))
@@ -185,14 +190,14 @@ def _line(folder: Path, where: str, columns: list[str], cells: list[str]) -> _Li
 
 
 def is_picture(path: PurePath) -> bool:
-    """Whether the name is that of a picture, and nothing on the path (relative) is hidden."""
+    """Whether a relative path ends in the name of a picture and has no hidden part."""
     return path.suffix.lower() in PICTURES and not any(part.startswith(".") for part in path.parts)
 
 
 def prepare_npz(name: str, file: Path, shape: Shape | None) -> tuple[list[Path], Callable[[], Task]]:
-    """The .npz file, and how to read it.
+    """The .npz file, and how to read it as a task.
 
-    Its arrays are train_images (or train_features, x_train): uint8 [n, height, width] or [n, height, width,
+    The file's arrays are train_images (or train_features, x_train): uint8 [n, height, width] or [n, height, width,
     channels], or floats [n, ...], which become float32; train_labels (y_train): integers [n]; the same for test;
     and, if wanted, class_names: strings [classes], train_groups and test_groups: integers or strings [n], which items
     are alike. Without names the classes are "0", "1", ... up to the largest training label, each with an example.
@@ -203,33 +208,41 @@ def prepare_npz(name: str, file: Path, shape: Shape | None) -> tuple[list[Path],
         raise InputError(f"'{file}' does not exist: give the path of an .npz file from the working directory")
 
     def decode() -> Task:
-        parts = arrays(file, SPELLINGS)
-        train = Split(_shaped(name, parts["train images"], shape), parts["train labels"], parts.get("train groups"))
-        test = Split(_shaped(name, parts["test images"], shape), parts["test labels"], parts.get("test groups"))
-        return checked(name, train, test, _classes(name, train.labels, parts.get("class names")))
+        contents = arrays(file, SPELLINGS)
+        train, test = (
+            Split(
+                _shaped(name, contents[f"{split} images"], shape),
+                contents[f"{split} labels"],
+                contents.get(f"{split} groups"),
+            )
+            for split in ("train", "test")
+        )
+        return checked(name, train, test, _classes(name, train.labels, contents.get("class names")))
 
     return [file], decode
 
 
 def arrays(file: Path, wanted: Mapping[str, tuple[str, ...]]) -> dict[str, np.ndarray]:
-    """{what: array} of an .npz file for {what: names it may have}; only class names and groups may be missing.
+    """{what: array} of an .npz file for {what: names that its array may have}.
 
-    Raises InputError for a file that cannot be read, one that lacks an array or has it twice, and Python objects.
+    Class names and groups may be missing. Raises InputError for a file that cannot be read, one that lacks an array or
+    has it twice, and Python objects.
     """
     members = npz.read(file, [spelling for names in wanted.values() for spelling in names], MEMBERS)
-    chosen = {}
+    contents = {}
     for what, spellings in wanted.items():
-        present = [s for s in spellings if s in members]
+        present = [spelling for spelling in spellings if spelling in members]
         if len(present) > 1:
             raise InputError(f"'{file}' has both {' and '.join(present)}: keep one as the {what}")
         if not present and what not in _OPTIONAL:
             raise InputError(f"'{file}' has no {what}: name an array {' or '.join(spellings)}")
         if present:
-            chosen[what] = members[present[0]]
-    return chosen
+            contents[what] = members[present[0]]
+    return contents
 
 
 def _shaped(name: str, array: np.ndarray, shape: Shape | None) -> np.ndarray:
+    """Images brought to a shape, if one is given. Raises InputError for features of another shape."""
     if not shape:
         return array
     checks.require_channels_last(name, array)
@@ -241,6 +254,7 @@ def _shaped(name: str, array: np.ndarray, shape: Shape | None) -> np.ndarray:
 
 
 def _classes(name: str, labels: np.ndarray, names: np.ndarray | None) -> tuple[str, ...]:
+    """The class names: `names`, or the numbers up to the largest label. Raises InputError if labels leave gaps."""
     if names is not None:
         if names.dtype.kind != "U" or names.ndim != 1:
             raise InputError(f"{name}: class_names is {names.dtype} {list(names.shape)}: give strings [classes]")

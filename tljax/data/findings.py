@@ -1,4 +1,4 @@
-"""What data say that can hardly be meant, and still might be: it is said, in every table, and nothing is refused."""
+"""Findings in data that can hardly be meant, and still might be: every table says them, and nothing is refused."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -9,21 +9,21 @@ from tljax.paths import some
 from tljax.types import Split
 
 _CHUNK = 2**24
-"""Bytes that are looked at at once."""
+"""How many bytes are read at once."""
 _LARGE, _SMALL = 10.0, 0.02
-"""A root mean square above the one, a largest number of at most the other: far from the unit scale that models take."""
+"""A root mean square above _LARGE, or a largest number of at most _SMALL, is far from the unit scale of models."""
 _DARK = 25
-"""Of 255: no picture that people see is darker throughout."""
+"""Of 255. A data set whose brightest pixel is at most this is nearly black."""
 _RATIO = 10.0
-"""Of root mean squares, between splits of one scale."""
+"""The largest ratio of the root mean squares of two splits of one scale."""
 
 
 def lines(train: Split, test: Split, classes: tuple[str, ...]) -> tuple[str, ...]:
-    """A line for each; none for data that are as they ought to be. Splits are as `checks.checked` makes them.
+    """The findings, a line each; none for data as they ought to be. Splits are as `checks.checked` makes them.
 
-    Classes without an example, images that are all the same or of one value each, numbers or pixels far from the scale
-    that models take or of two scales, test examples or groups that are in the training set too (equal to the byte),
-    and training examples that are there with two labels.
+    Findings are: classes without an example; images that are all the same or of one value each; numbers or pixels far
+    from the scale that models take, or of two scales; test examples or groups that are in the training set too (equal
+    to the byte); and training examples that occur with two labels.
     """
     splits = {"train": train, "test": test}
     return (
@@ -57,7 +57,7 @@ def _constant(word: str, split: Split) -> Iterator[str]:
 
 
 def _chunks(images: np.ndarray) -> Iterator[np.ndarray]:
-    """Rows of it [some, ...], so few that memory-mapped data need not fit into memory."""
+    """The images in chunks [rows, ...], so small that memory-mapped data need not fit into memory."""
     rows = max(1, _CHUNK // max(1, images[0].nbytes))
     for first in range(0, len(images), rows):
         yield np.asarray(images[first : first + rows])
@@ -92,7 +92,7 @@ def _numbers(train: Split, test: Split) -> Iterator[str]:
 
 
 def _measured(images: np.ndarray) -> tuple[float, float, float, float]:
-    """(least, largest, mean square, share of negative numbers)."""
+    """(least, largest, mean square, share of negative numbers) of all numbers."""
     parts = [
         (rows.min(), rows.max(), np.sum(np.square(rows, dtype=np.float64)), np.count_nonzero(rows < 0))
         for rows in _chunks(images)

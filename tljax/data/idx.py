@@ -64,7 +64,7 @@ SHA256: dict[str, tuple[str, ...]] = {
         "1494af875df37d5350bc5e571d89763c0bfe4a503e3276c67202b6ca21f3fbdd",
     ),
 }
-"""Of the contents, uncompressed, in the order of FILES: how they were compressed does not matter."""
+"""SHA-256 of the uncompressed contents, in the order of FILES: how they were compressed does not matter."""
 
 ARCHIVE_SHA256: dict[str, tuple[str, ...]] = {
     "kmnist": (
@@ -74,7 +74,7 @@ ARCHIVE_SHA256: dict[str, tuple[str, ...]] = {
         "20bb9a0ef54c7db3efc55a92eef5582c109615df22683c380526788f98e42a1c",
     ),
 }
-"""Of the .gz files, as TFDS registers them (url_checksums/kmnist.txt): those of the contents are not published."""
+"""SHA-256 of the .gz files, as TFDS registers them (url_checksums/kmnist.txt); none of the contents is published."""
 
 _AGAIN = "copy or download it again"
 
@@ -82,7 +82,7 @@ _AGAIN = "copy or download it again"
 def read(file: Traversable, sha256: str = "", archive_sha256: str = "") -> np.ndarray:
     """The array in an IDX file, gzipped if its name ends in .gz: uint8 [n, ...].
 
-    `sha256` is that of the contents, `archive_sha256` that of the file as it lies; "" asks for no check. Raises
+    `sha256` is that of the contents, `archive_sha256` that of the file as it is stored; "" asks for no check. Raises
     InputError for a file that is missing, cut short, altered, or not IDX.
     """
     try:
@@ -103,6 +103,7 @@ def read(file: Traversable, sha256: str = "", archive_sha256: str = "") -> np.nd
 
 
 def _parse(data: bytes, file: str) -> np.ndarray:
+    """The array in the bytes of an IDX file. Raises InputError, naming the file, if they are not IDX of uint8."""
     if len(data) < 4 or data[:3] != b"\0\0\x08" or not data[3]:
         raise InputError(f"'{file}' is not IDX of uint8 (it begins with {data[:4].hex() or 'nothing'}): {_AGAIN}")
     start = 4 + 4 * data[3]
@@ -112,7 +113,7 @@ def _parse(data: bytes, file: str) -> np.ndarray:
         raise InputError(f"'{file}' has {len(data)} bytes where its header says {size}: {_AGAIN}")
     try:
         return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
-    except ValueError as error:  # more dimensions than NumPy has, or larger ones, of which one is 0
+    except ValueError as error:  # more dimensions than NumPy has, or a size of 0 beside sizes too large for it
         raise InputError(f"'{file}' has a header that no array has ({error}): {_AGAIN}") from error
 
 
@@ -131,25 +132,26 @@ def shipped(name: str, shape: Shape | None) -> Task:
     folder = importlib.resources.files("tljax.data") / "shipped" / name
     note = f"10,000 training and 2,000 test images of {SHIPPED[name]}, shipped with tljax; not the complete data set"
     files = [folder / f"{file}.gz" for file in FILES]
-    return _task(name, [read(f, sha) for f, sha in zip(files, SHA256[name], strict=True)], shape, note)
+    return _task(name, [read(file, sha256) for file, sha256 in zip(files, SHA256[name], strict=True)], shape, note)
 
 
 def prepare(name: str, folder: Path, shape: Shape | None) -> tuple[list[Path], Callable[[], Task]]:
     """The four files of a complete data set in `folder`, .gz first, and how to decode them.
 
-    Raises InputError for one that is missing.
+    Raises InputError if a file is missing.
     """
     files = [_find(name, folder, file) for file in FILES]
 
     def decode() -> Task:
         contents = SHA256.get(name, ("",) * 4)
         archives = ARCHIVE_SHA256.get(name, ("",) * 4)
-        return _task(name, [read(*parts) for parts in zip(files, contents, archives, strict=True)], shape)
+        return _task(name, [read(file, *sums) for file, *sums in zip(files, contents, archives, strict=True)], shape)
 
     return files, decode
 
 
 def _find(name: str, folder: Path, file: str) -> Path:
+    """The path of an IDX file, .gz first. Raises InputError if it is missing."""
     endings = (".gz",) if name in ARCHIVE_SHA256 else (".gz", "")
     for ending in endings:
         if (folder / (file + ending)).is_file():
@@ -161,10 +163,11 @@ def _find(name: str, folder: Path, file: str) -> Path:
 
 
 def _task(name: str, arrays: list[np.ndarray], shape: Shape | None, note: str = "") -> Task:
+    """The task of the four arrays. Raises InputError if their dimensions say that two files are exchanged."""
     for file, array, dimensions in zip(FILES, arrays, (3, 1, 3, 1), strict=True):
         if array.ndim != dimensions:
             raise InputError(f"{name}: {file} has {array.ndim} dimensions, not {dimensions}: are two files exchanged?")
-    images = [a[..., None] for a in arrays[::2]]
+    train_images, test_images = (array[..., None] for array in arrays[::2])
     if shape:
-        images = [to_shape(i, shape) for i in images]
-    return checked(name, Split(images[0], arrays[1]), Split(images[1], arrays[3]), CLASSES[name], note)
+        train_images, test_images = (to_shape(images, shape) for images in (train_images, test_images))
+    return checked(name, Split(train_images, arrays[1]), Split(test_images, arrays[3]), CLASSES[name], note)

@@ -13,7 +13,7 @@ Shape = tuple[int, int, int]
 """Height and width in pixels, and channels."""
 
 FORMATS = ("PNG", "JPEG")
-"""What is read, whatever a file is called."""
+"""The formats that are read, by their content, whatever a file is called."""
 
 
 def to_shape(images: np.ndarray, shape: Shape) -> np.ndarray:
@@ -22,7 +22,7 @@ def to_shape(images: np.ndarray, shape: Shape) -> np.ndarray:
     The rule, in this order: if the channels differ, alpha (the last of 2 or 4) is dropped and colour becomes grey by
     the luma of ITU-R 601-2, L = 0.299 R + 0.587 G + 0.114 B, in the fixed point of PIL's mode "L"; a bilinear
     resize, antialiased when it shrinks (PIL's BILINEAR); and grey becomes three channels by repetition. Images that
-    have the shape already come back untouched. Raises InputError for channels that the rule does not know.
+    have the shape already are returned as they are. Raises InputError for channels that the rule does not cover.
 
     >>> to_shape(np.full((1, 2, 2, 3), (255, 0, 0), np.uint8), (1, 1, 1)).ravel().tolist()
     [76]
@@ -44,12 +44,14 @@ def to_shape(images: np.ndarray, shape: Shape) -> np.ndarray:
 
 
 def _luma(images: np.ndarray) -> np.ndarray:
-    wide = images.astype(np.uint32)
-    sums = wide[..., 0] * 19595 + wide[..., 1] * 38470 + wide[..., 2] * 7471 + 0x8000
+    """uint8 [..., 3] -> uint8 [..., 1], with PIL's rounding."""
+    rgb = images.astype(np.uint32)
+    sums = rgb[..., 0] * 19595 + rgb[..., 1] * 38470 + rgb[..., 2] * 7471 + 0x8000
     return (sums >> 16).astype(np.uint8)[..., None]
 
 
 def _resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """uint8 [height, width, channels] -> uint8 [*size, channels]."""
     from PIL import Image
 
     def bilinear(pixels: np.ndarray) -> np.ndarray:
@@ -57,17 +59,17 @@ def _resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
     if image.shape[-1] == 3:
         return bilinear(np.ascontiguousarray(image))
-    # Plane by plane: PIL would weigh the colours of RGBA by alpha.
+    # Channel by channel: PIL would weigh the colours of RGBA by alpha.
     return np.stack([bilinear(np.ascontiguousarray(plane)) for plane in np.moveaxis(image, -1, 0)], axis=-1)
 
 
 def decode(data: bytes, channels: int | None, what: str) -> np.ndarray:
     """An encoded picture (PNG, JPEG) to uint8 [height, width, channels], upright as a viewer shows it.
 
-    It is turned and mirrored as its EXIF orientation says (tag 274, CIPA DC-008). `channels` 1 or 3 asks for grey or
-    colour; None leaves grey grey and makes every other kind (palette, RGBA, CMYK) RGB; alpha is dropped. Raises
-    InputError for a picture that cannot be read, has over 8 bits a channel, or is of another format, whatever its name:
-    PIL reads dozens, and hands some of them to other programs.
+    The picture is turned and mirrored as its EXIF orientation says (tag 274, CIPA DC-008). `channels` 1 or 3 makes it
+    grey or colour; None leaves grey grey and makes every other kind (palette, RGBA, CMYK) RGB; alpha is dropped.
+    Raises InputError, in which `what` names the picture, if it cannot be read, has over 8 bits a channel, or is of
+    another format, whatever its name: PIL reads dozens, and hands some of them to other programs.
     """
     from PIL import Image
 
@@ -76,10 +78,10 @@ def decode(data: bytes, channels: int | None, what: str) -> np.ndarray:
             mode = picture.mode
             if mode.startswith("I") or mode == "F":
                 raise InputError(f"{what} has more than 8 bits a channel (mode {mode}): save it with 8")
-            wanted = {1: "L", 3: "RGB"}.get(channels or 0, "L" if mode in ("1", "L", "LA", "La") else "RGB")
-            # By way of RGBA, or PIL warns; it blends nothing: RGBA -> RGB and LA -> L drop the alpha.
+            new_mode = {1: "L", 3: "RGB"}.get(channels or 0, "L" if mode in ("1", "L", "LA", "La") else "RGB")
+            # Through RGBA, or PIL warns; nothing is blended: RGBA -> RGB and LA -> L drop the alpha.
             plain = picture.convert("RGBA") if "transparency" in picture.info else picture
-            array = np.asarray(plain if plain.mode == wanted else plain.convert(wanted))
+            array = np.asarray(plain if plain.mode == new_mode else plain.convert(new_mode))
             array = upright(array, _orientation(picture))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, InputError):
@@ -90,16 +92,16 @@ def decode(data: bytes, channels: int | None, what: str) -> np.ndarray:
 
 
 def _orientation(picture: Any) -> int:
-    """What the picture's EXIF says of it, 1 to 8; 1 where it says nothing that can be read, as viewers have it."""
+    """The orientation in a picture's EXIF, 1 to 8; 1 where none can be read, as viewers do."""
     try:
         orientation = picture.getexif().get(0x0112, 1)
-    except Exception:  # PIL raises what it happens to of EXIF that is damaged, and the picture itself is whole
+    except Exception:  # PIL raises many types for damaged EXIF, while the picture itself is whole
         return 1
     return orientation if orientation in range(1, 9) else 1
 
 
 def upright(image: np.ndarray, orientation: int) -> np.ndarray:
-    """The image [height, width, ...] as it is to be seen, of one that is kept in an EXIF orientation, 1 to 8.
+    """The image as it is to be seen, from an image [height, width, ...] that is stored in an EXIF orientation, 1 to 8.
 
     The orientation says where row 0 and column 0 are seen: 1 top left, 2 top right, 3 bottom right, 4 bottom left,
     5 left top, 6 right top, 7 right bottom, 8 left bottom (CIPA DC-008-2019, 4.6.4).
@@ -117,9 +119,9 @@ def upright(image: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def gather(pictures: Iterable[tuple[str, np.ndarray]], count: int, shape: Shape | None) -> np.ndarray:
-    """`count` pictures, each with the word for it in an error, to uint8 [count, *shape].
+    """`count` pairs (name for errors, picture) to uint8 [count, *shape].
 
-    Without a shape the first picture's is everyone's; raises InputError where another differs.
+    Without a shape all pictures have the first one's. Raises InputError where another differs.
     """
     images = np.empty((0,), np.uint8)
     for row, (what, picture) in enumerate(pictures):
@@ -141,7 +143,7 @@ def _size(shape: tuple[int, ...]) -> str:
 
 
 def read(file: Path) -> np.ndarray:
-    """A picture file to uint8 [height, width, channels]; raises InputError as `decode` does."""
+    """A picture file to uint8 [height, width, channels], by `decode`. Raises InputError if it cannot be read."""
     try:
         return decode(file.read_bytes(), None, f"'{file}'")
     except OSError as error:

@@ -23,34 +23,34 @@ from tljax.types import InputError, Split, Task
 def prepare(
     name: str, splits: tuple[str, str], data_dir: Path, manual_dir: Path | None, shape: Shape | None
 ) -> tuple[list[Path], Callable[[], Task]]:
-    """The files of a data set under `data_dir`, downloaded and prepared if they are not there, and how to decode them.
+    """The files of a data set under `data_dir`, downloaded and prepared if need be, and how to decode them.
 
-    `name` is `name` or `name/config`. `splits`, to train and to test on, are in TFDS' own words, slices too; those of
-    "" are "train", and "test", else "validation".
-    Raises InputError for an unknown name, config or split, a data set without an image and a class label, splits
-    that share examples, one that needs the network or TensorFlow to be prepared and cannot have it, and damaged files.
+    `name` is `name` or `name/config`. `splits`, to train and to test on, are written as TFDS writes splits and
+    slices; "" stands for "train", and for "test" or, without such a split, "validation". Raises InputError for an
+    unknown name, config or split, a data set without an image and a class label, splits that share examples, a data set
+    that needs the network or TensorFlow to be prepared and cannot have it, and damaged files.
     """
-    with _damage_named(name, data_dir):
+    with _damage_as_input_error(name, data_dir):
         builder = _builder(name, data_dir)
         image, label = _features(name, builder)
         prepared = builder.is_prepared()
     if not prepared:
         _download(name, builder, data_dir, manual_dir)
-    with _damage_named(name, data_dir):
+    with _damage_as_input_error(name, data_dir):
         train, test = _splits(name, builder.info.splits, splits)
     note = f"trained on '{train}', tested on '{test}'" if (train, test) != ("train", "test") else ""
 
     def decode() -> Task:
-        with _damage_named(name, data_dir):
-            first, second = (_read(name, builder, split, image, label, shape) for split in (train, test))
-            return checked(name, first, second, tuple(builder.info.features[label].names), note)
+        with _damage_as_input_error(name, data_dir):
+            training, testing = (_read(name, builder, split, image, label, shape) for split in (train, test))
+            return checked(name, training, testing, tuple(builder.info.features[label].names), note)
 
     return sorted(Path(str(builder.data_path)).iterdir()), decode
 
 
 @contextmanager
-def _damage_named(name: str, data_dir: Path) -> Iterator[None]:
-    """What TFDS raises for files that are not as it wrote them, which has no type in common, becomes an InputError."""
+def _damage_as_input_error(name: str, data_dir: Path) -> Iterator[None]:
+    """Raises InputError for any error of TFDS about files not as it wrote them: they have no type in common."""
     try:
         yield
     except (InputError, MemoryError, ImportError):
@@ -63,6 +63,7 @@ def _damage_named(name: str, data_dir: Path) -> Iterator[None]:
 
 
 def _builder(name: str, data_dir: Path) -> Any:
+    """TFDS' builder of a data set, or ours for MNIST and its kin. Raises InputError for an unknown name or config."""
     import tensorflow_datasets as tfds
 
     base, _, config = name.partition("/")
@@ -72,17 +73,17 @@ def _builder(name: str, data_dir: Path) -> Any:
         return tfds.builder(name, data_dir=data_dir)
     except tfds.core.registered.DatasetNotFoundError as error:
         known = [*idx.SHIPPED, *tfds.list_builders(with_community_datasets=False)]
-        near = nearest(name, known)
-        near = near if near.startswith("; nearest") else nearest(name, [*idx.SHIPPED, *idx.COMPLETE])
-        raise InputError(f"unknown data set '{name}', and none such under '{data_dir}'{near}") from error
+        hint = nearest(name, known)
+        hint = hint if hint.startswith("; nearest") else nearest(name, [*idx.SHIPPED, *idx.COMPLETE])
+        raise InputError(f"unknown data set '{name}', and none such under '{data_dir}'{hint}") from error
     except ValueError as error:
         try:
             configs = list(tfds.builder_cls(base).builder_configs)
         except ValueError:
             configs = []
         if configs or config:
-            what = nearest(config, configs) or "; it has none"
-            raise InputError(f"data set '{base}' has no config '{config}'{what}") from error
+            hint = nearest(config, configs) or "; it has none"
+            raise InputError(f"data set '{base}' has no config '{config}'{hint}") from error
         raise InputError(f"'{name}' is no data set's name: {_line(error)}") from error
 
 
@@ -96,13 +97,13 @@ def _idx_builder(name: str, data_dir: Path) -> Any:
 
     stock: Any = tfds.builder_cls(name)
 
-    # Every builder's class enters TFDS' registry, where ours would take the place of the stock one.
+    # Every builder's class enters TFDS' registry, where ours would replace the stock one.
     with tfds.core.registered.skip_registration():
 
         class Builder(stock):
             name = stock.name
             pkg_dir_path = stock._get_pkg_dir_path()
-            url_infos = stock.url_infos  # the registered checksums, else looked for beside this file
+            url_infos = stock.url_infos  # the registered checksums; TFDS would look for them beside this file
 
             def _info(self) -> Any:
                 info = super()._info()
@@ -125,13 +126,13 @@ def _idx_builder(name: str, data_dir: Path) -> Any:
 
 
 def _features(name: str, builder: Any) -> tuple[str, str]:
-    """The names of the image and of the class label among the features."""
+    """The names of the image and of the class label among the features. Raises InputError if either is not unique."""
     import tensorflow_datasets as tfds
 
     features = builder.info.features
     kinds = {key: type(features[key]) for key in (features or {})}
     supervised = [k for k in builder.info.supervised_keys or () if isinstance(k, str)]
-    keys_of_kind = []
+    chosen = []
     for kind in (tfds.features.Image, tfds.features.ClassLabel):
         keys = [key for key in kinds if kinds[key] is kind]
         keys = [key for key in keys if key in supervised] or keys
@@ -140,25 +141,25 @@ def _features(name: str, builder: Any) -> tuple[str, str]:
                 f"data set '{name}' is no image classification: it has {len(keys)} features of kind {kind.__name__} "
                 f"({', '.join(sorted(kinds))}), not one: choose another"
             )
-        keys_of_kind.append(keys[0])
-    if features[keys_of_kind[0]].np_dtype != np.uint8:
-        raise InputError(
-            f"data set '{name}' has images of {features[keys_of_kind[0]].np_dtype}, not uint8: choose another"
-        )
-    return keys_of_kind[0], keys_of_kind[1]
+        chosen.append(keys[0])
+    image, label = chosen
+    if features[image].np_dtype != np.uint8:
+        raise InputError(f"data set '{name}' has images of {features[image].np_dtype}, not uint8: choose another")
+    return image, label
 
 
-def _splits(name: str, splits: Any, wanted: tuple[str, str]) -> tuple[str, str]:
-    train = wanted[0] or "train"
-    test = wanted[1] or ("test" if "test" in splits else "validation")
+def _splits(name: str, available: Any, splits: tuple[str, str]) -> tuple[str, str]:
+    """The splits to train and to test on, with defaults for "". Raises InputError if one is unknown or both overlap."""
+    train = splits[0] or "train"
+    test = splits[1] or ("test" if "test" in available else "validation")
     spans = []
     for option, split in (("train", train), ("test", test)):
         try:
-            spans.append(splits[split].file_instructions)
+            spans.append(available[split].file_instructions)
         except (KeyError, ValueError, AssertionError) as error:
             raise InputError(
-                f"data set '{name}' has no split '{split}' to {option} on, but {', '.join(map(repr, splits))}: "
-                f"choose with {name}:{option}=SPLIT, such as {option}={next(iter(splits), 'train')}[80%:]"
+                f"data set '{name}' has no split '{split}' to {option} on, but {', '.join(map(repr, available))}: "
+                f"choose with {name}:{option}=SPLIT, such as {option}={next(iter(available), 'train')}[80%:]"
             ) from error
     for a in spans[0]:
         for b in spans[1]:
@@ -168,9 +169,10 @@ def _splits(name: str, splits: Any, wanted: tuple[str, str]) -> tuple[str, str]:
 
 
 def _read(name: str, builder: Any, split: str, image: str, label: str, shape: Shape | None) -> Split:
+    """The decoded images and labels of a split, images brought to the shape."""
     import tensorflow_datasets as tfds
 
-    # The encoded bytes, so that one decoder serves: TFDS takes OpenCV's where it finds it, and JPEGs then differ.
+    # We decode the bytes ourselves: TFDS takes OpenCV's decoder where it is installed, and JPEGs then differ.
     decoders = {image: tfds.decode.SkipDecoding()}
     try:
         source = builder.as_data_source(split=split, decoders=decoders)
@@ -193,16 +195,19 @@ def _read(name: str, builder: Any, split: str, image: str, label: str, shape: Sh
 
 
 def _download(name: str, builder: Any, data_dir: Path, manual_dir: Path | None) -> None:
+    """Download and prepare a data set. Raises InputError, with what else to do, where that fails."""
     import tensorflow_datasets as tfds
 
-    way = f"or put its files into DIR/{name} and give `manual_dir=DIR`" if name in idx.COMPLETE else (
+    alternative = f"or put its files into DIR/{name} and give `manual_dir=DIR`" if name in idx.COMPLETE else (
         "or prepare it elsewhere as array_record and give its `data_dir=`"
     )  # fmt: skip
     host = _unreachable(builder.url_infos or {})
     downloads = data_dir / "downloads"
     if host and not manual_dir and not (downloads / "manual").exists() and not any(downloads.rglob("*.INFO")):
         # TFDS would try for over three minutes.
-        raise InputError(f"data set '{name}' is not under '{data_dir}', and {host} cannot be reached: connect, {way}")
+        raise InputError(
+            f"data set '{name}' is not under '{data_dir}', and {host} cannot be reached: connect, {alternative}"
+        )
     manual = manual_dir / name if manual_dir and name in idx.COMPLETE else manual_dir
     config = tfds.download.DownloadConfig(
         try_download_gcs=False, manual_dir=manual, force_checksums_validation=name in idx.COMPLETE
@@ -211,16 +216,18 @@ def _download(name: str, builder: Any, data_dir: Path, manual_dir: Path | None) 
         builder.download_and_prepare(download_config=config, file_format="array_record")
     except InputError:
         raise
-    except Exception as error:  # whatever a builder of TFDS raises: hundreds of them, by many authors
+    except Exception as error:  # TFDS has hundreds of builders, by many authors
         if _lacks_tensorflow(error):
             raise InputError(
-                f"data set '{name}' needs TensorFlow to be prepared: pip install 'tljax[tensorflow]', {way}"
+                f"data set '{name}' needs TensorFlow to be prepared: pip install 'tljax[tensorflow]', {alternative}"
             ) from error
-        raise InputError(f"data set '{name}' could not be prepared ({_line(error)}): try again, {way}") from error
+        raise InputError(
+            f"data set '{name}' could not be prepared ({_line(error)}): try again, {alternative}"
+        ) from error
 
 
 def _unreachable(urls: Any) -> str:
-    """The host of the first URL if its name does not resolve and no proxy would do that, else ""."""
+    """The host of the first URL if its name does not resolve and no proxy would resolve it, else ""."""
     from urllib.request import getproxies
 
     host = urllib.parse.urlparse(next(iter(urls), "")).hostname
@@ -233,6 +240,7 @@ def _unreachable(urls: Any) -> str:
 
 
 def _lacks_tensorflow(error: BaseException | None) -> bool:
+    """Whether an error, or one that caused it, is that TensorFlow cannot be imported."""
     while error is not None:
         if isinstance(error, ImportError) and "tensorflow" in f"{error.name} {error}".lower():
             return True
@@ -241,4 +249,5 @@ def _lacks_tensorflow(error: BaseException | None) -> bool:
 
 
 def _line(error: BaseException) -> str:
+    """The first line of an error's message, or its type."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

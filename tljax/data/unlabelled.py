@@ -12,22 +12,23 @@ _SPELLINGS = {"images": ("images", *files.SPELLINGS["test images"])}
 
 
 class Unlabelled(NamedTuple):
-    """Images, and what of the place was none."""
+    """Images without labels, and the files beside them that are not pictures."""
 
     names: list[str]
+    """The name of each image: its path in the folder, or its row in the .npz file."""
     images: np.ndarray
     """uint8 or float32 [n, *shape]."""
     left_out: list[str]
-    """Files that are no .png, .jpg or .jpeg, and links to folders."""
+    """Files that are not .png, .jpg or .jpeg, and links to folders."""
 
 
 def load(place: Path, shape: tuple[int, ...]) -> Unlabelled:
-    """Images [n, *shape] of a place: uint8 pixels brought to the shape, or float32 features that have it.
+    """Images [n, *shape] of a folder or file: uint8 pixels brought to the shape, or float32 features that have it.
 
     A folder gives its pictures and those of its sub-folders, sorted, named by their paths in it; hidden ones are left
     out, and other files are named in `left_out`. An .npz file gives its images, test_images, test_features or x_test,
-    named by their rows from 0. Raises InputError for a place without images, a file that cannot be read, and what
-    cannot be brought to the shape.
+    named by their rows from 0. Raises InputError for a folder without images, a file that cannot be read, and
+    images that cannot be brought to the shape.
     """
     if not place.exists():
         raise InputError(f"'{place}' does not exist: give a folder of pictures, one of them, or an .npz file")

@@ -15,25 +15,25 @@ from tljax.types import InputError, Mask, Params
 
 
 def by_path(params: Params, predicate: Callable[[str], bool]) -> Mask:
-    """Train the leaves whose path makes `predicate` true; raise InputError if it is true for none.
+    """Train the leaves for whose path `predicate` is true. Raises InputError if it is true for none.
 
     >>> by_path({"head": {"kernel": 1.0, "bias": 0.0}}, lambda path: path.endswith("bias"))
     {'head': {'bias': True, 'kernel': False}}
     """
-    known = paths.names(params)
-    flags = [able and bool(predicate(path)) for path, able in zip(known, paths.trainable(params), strict=True)]
+    leaf_paths = paths.names(params)
+    flags = [able and bool(predicate(path)) for path, able in zip(leaf_paths, paths.trainable(params), strict=True)]
     mask = jax.tree.unflatten(jax.tree.structure(params), flags)
     if not any(flags):
         name = getattr(predicate, "__name__", "predicate")
-        raise InputError(f"by_path: {name} is true for no leaf that can train; leaves: {paths.some(known)}")
+        raise InputError(f"by_path: {name} is true for no leaf that can train; leaves: {paths.some(leaf_paths)}")
     return mask
 
 
 def by_glob(params: Params, *patterns: str) -> Mask:
     """Train the leaves that match any pattern: `*` within one name, `**` across names, `{a,b}` for either.
 
-    The `value` of what a leaf is boxed in (a variable of NNX) may be written or left out. Raises InputError for a
-    pattern that matches nothing.
+    The `value` at the end of a boxed leaf's path (a variable of NNX) may be written or left out. Raises InputError for
+    a pattern that matches nothing.
 
     >>> by_glob({"a": {"kernel": 1.0}, "b": {"bias": 0.0}}, "**/bias")
     {'a': {'kernel': False}, 'b': {'bias': True}}
@@ -45,7 +45,7 @@ def by_glob(params: Params, *patterns: str) -> Mask:
 
 
 def under(params: Params, prefixes: str | Iterable[str]) -> Mask:
-    """Train the leaves under any of the path prefixes; raise InputError for a prefix that holds none.
+    """Train the leaves under any of the path prefixes. Raises InputError for a prefix that holds none.
 
     >>> under({"hidden_0": {"bias": 0.0}, "head": {"bias": 0.0}}, ["head"])
     {'head': {'bias': True}, 'hidden_0': {'bias': False}}
@@ -58,12 +58,12 @@ def under(params: Params, prefixes: str | Iterable[str]) -> Mask:
 
 
 def layers(params: Params, prefix: str, which: slice | int | Sequence[int]) -> Mask:
-    """Train these layers of a stack: of the leaves under `prefix`, whose first axis counts the layers.
+    """Train the layers `which` of a stack: the leaves under `prefix`, whose first axis counts the layers.
 
-    That is how `flax.linen.scan` and `nnx.vmap` keep equal layers. A leaf under the prefix becomes a bool array
-    [layers, 1, ..], True where all are meant; the others are False: combine with `union`, and give rates with `scale`.
-    Raises InputError for a prefix that holds no leaf that can train, leaves without one first axis, and a choice that
-    is empty or out of range.
+    `flax.linen.scan` and `nnx.vmap` stack equal layers so. A leaf under the prefix becomes a bool array [layers, 1,
+    ..], or True where `which` is all layers; the other leaves are False. Combine such masks with `union`, and give
+    rates with `scale`. Raises InputError for a prefix that holds no leaf that can train, leaves without one first axis,
+    and a choice that is empty or out of range.
 
     >>> params = {"blocks": {"bias": np.ones((3, 2))}, "head": {"bias": np.ones(2)}}
     >>> layers(params, "blocks", slice(-1, None))
@@ -75,8 +75,8 @@ def layers(params: Params, prefix: str, which: slice | int | Sequence[int]) -> M
     shapes = {path: jnp.shape(leaf) for path, leaf, able in paths.items(params, inside) if able}
     counts = {shape[0] if shape else 0 for shape in shapes.values()}
     if len(counts) > 1 or 0 in counts:
-        shown = ", ".join(f"'{path}' {shape}" for path, shape in list(shapes.items())[:6])
-        raise InputError(f"layers: the leaves under '{prefix}' have no first axis of one length: {shown}")
+        first = ", ".join(f"'{path}' {shape}" for path, shape in list(shapes.items())[:6])
+        raise InputError(f"layers: the leaves under '{prefix}' have no first axis of one length: {first}")
     [count] = counts
     on = np.zeros(count, bool)
     index: Any = plain(which)  # a whole number of NumPy or JAX too
@@ -94,7 +94,7 @@ def layers(params: Params, prefix: str, which: slice | int | Sequence[int]) -> M
 
 
 def kept(params: Params, fresh: Mask | None) -> Mask:
-    """Train every leaf that can train, but those that the bools `fresh` name; None stands for nothing.
+    """Train every leaf that can train, but those that `fresh`, a mask of bools, trains; None stands for no leaf.
 
     >>> kept({"body": 1.0, "head": 1.0, "step": 1}, {"body": False, "head": True, "step": False})
     {'body': True, 'head': False, 'step': False}
@@ -104,7 +104,7 @@ def kept(params: Params, fresh: Mask | None) -> Mask:
 
 
 def leaf_name(path: str) -> str:
-    """The last name of a path, but for the 'value' that NNX puts behind it.
+    """The last name of a path, without the 'value' that NNX puts behind it.
 
     >>> leaf_name("head/bias"), leaf_name("head/bias/value"), leaf_name("value")
     ('bias', 'bias', 'value')
@@ -113,7 +113,7 @@ def leaf_name(path: str) -> str:
 
 
 def by_size(params: Params, *, at_least: int = 0, at_most: int | None = None) -> Mask:
-    """Train the leaves that hold so many numbers, both ends included; raise InputError if none does.
+    """Train the leaves that hold `at_least` to `at_most` numbers, both included. Raises InputError if none does.
 
     >>> by_size({"kernel": np.ones((2, 3)), "bias": np.ones(3)}, at_most=3)
     {'bias': True, 'kernel': False}
@@ -123,19 +123,18 @@ def by_size(params: Params, *, at_least: int = 0, at_most: int | None = None) ->
     try:
         return by_path(params, lambda path: at_least <= sizes[path] <= most)
     except InputError as error:
-        counts = list(sizes.values())
         raise InputError(
-            f"by_size: no leaf that can train holds {at_least} to {most} numbers; there are {counts}"
+            f"by_size: no leaf that can train holds {at_least} to {most} numbers; leaves hold {list(sizes.values())}"
         ) from error
 
 
 def top(scores: Any, fraction: float, *, among: Mask | None = None) -> Mask:
     """Select the `fraction` of all elements that score highest: bool arrays, exactly round(fraction * elements).
 
-    The fraction is of the elements that can train, over all leaves together, and of those that the bools `among`
-    trains, if given; then the mask has its tree, and `scores` may have None in places. At least one element is
-    selected; ties go to the first leaf and element. A leaf of which nothing is selected is False, a scalar a bool.
-    Raises InputError for a fraction outside (0, 1], a score of NaN, scores where `among` has no leaf, and no
+    The fraction is of the elements that can train, over all leaves together. With `among`, a mask of bools, it is of
+    the leaves that this trains; then the result has its tree, and `scores` may have None in places. At least one
+    element is selected; ties go to the first leaf and element. A leaf of which nothing is selected is False, a scalar a
+    bool. Raises InputError for a fraction outside (0, 1], a score of NaN, scores where `among` has no leaf, and no
     elements at all.
 
     >>> top({"a": np.array([3.0, 1.0]), "b": np.array([2.0, 0.5]), "c": np.array([0.1])}, 0.4)
@@ -144,27 +143,30 @@ def top(scores: Any, fraction: float, *, among: Mask | None = None) -> Mask:
     if not 0 < fraction <= 1:
         raise InputError(f"top: fraction={fraction}: it must be above 0 and at most 1")
     tree = scores if among is None else among
-    known = paths.names(tree)
-    eligible = _eligible(scores, among, known)
+    leaf_paths = paths.names(tree)
+    eligible = _eligible(scores, among, leaf_paths)
     if not sum(score.size for score in eligible.values()):
-        raise InputError(f"top: there are no elements to choose among; leaves: {paths.some(known)}")
+        raise InputError(f"top: there are no elements to choose among; leaves: {paths.some(leaf_paths)}")
     chosen = _largest(np.concatenate([score.ravel() for score in eligible.values()]), fraction)
     pieces = np.split(chosen, np.cumsum([score.size for score in eligible.values()])[:-1])
     picked = {path: _shaped(piece, eligible[path].shape) for path, piece in zip(eligible, pieces, strict=True)}
-    return jax.tree.unflatten(jax.tree.structure(tree), [picked.get(path, False) for path in known])
+    return jax.tree.unflatten(jax.tree.structure(tree), [picked.get(path, False) for path in leaf_paths])
 
 
-def _eligible(scores: Any, among: Mask | None, known: list[str]) -> dict[str, np.ndarray]:
-    """{path: float64 scores} of the leaves to choose among, in the order of the mask."""
-    of_path = dict(paths.items(scores))
-    able = dict(zip(of_path, paths.trainable(scores), strict=True))
+def _eligible(scores: Any, among: Mask | None, leaf_paths: list[str]) -> dict[str, np.ndarray]:
+    """{path: float64 scores} of the leaves to choose among, in the order of the mask.
+
+    Raises InputError for a score of NaN, and for scores where `among` has no leaf.
+    """
+    candidates = dict(paths.items(scores))
+    able = dict(zip(candidates, paths.trainable(scores), strict=True))
     if among is not None:
         require_bools("top: among", among)
-        if extra := sorted(set(of_path) - set(known)):
+        if extra := sorted(set(candidates) - set(leaf_paths)):
             raise InputError(f"top: the scores have {paths.some(extra)}, and `among` has not: give both of one tree")
-        of_path = {path: of_path[path] for path, may in paths.items(among) if may and path in of_path}
+        candidates = {path: candidates[path] for path, may in paths.items(among) if may and path in candidates}
     eligible = {}
-    for path, score in of_path.items():
+    for path, score in candidates.items():
         if able[path]:
             eligible[path] = np.asarray(score).astype(np.float64)
             if np.isnan(eligible[path]).any():
@@ -173,7 +175,7 @@ def _eligible(scores: Any, among: Mask | None, known: list[str]) -> dict[str, np
 
 
 def _largest(flat: np.ndarray, fraction: float) -> np.ndarray:
-    """bool [n]: where the largest of n values are; ties go to the first."""
+    """bool [n], True where the largest of n values are; ties go to the first."""
     count = max(1, round(fraction * flat.size))
     least = np.partition(flat, -count)[-count]
     chosen = flat > least
@@ -182,5 +184,6 @@ def _largest(flat: np.ndarray, fraction: float) -> np.ndarray:
 
 
 def _shaped(piece: np.ndarray, shape: tuple[int, ...]) -> Any:
+    """The selected elements of a leaf as the leaf of a mask: a bool array, False if none is, a bool for a scalar."""
     # All selected stays an array, so that a mask's kinds, which decide what is compiled, depend less on the scores.
     return piece.reshape(shape) if shape and piece.any() else bool(piece.any())

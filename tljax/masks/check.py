@@ -15,9 +15,9 @@ from tljax.types import InputError, Mask, Params, Phase
 def lint(params: Params, mask: Mask, fresh: Mask | None = None) -> None:
     """Raise InputError, naming the leaf, for a mask that cannot be meant.
 
-    Another tree than `params`; a leaf that is neither bool, number nor array; a number that is negative or not
-    finite, in an array too; an array that does not fit its leaf, or is all zero; nothing trained; a leaf that `fresh`
-    says was drawn anew, frozen.
+    Such a mask has another tree than `params`; a leaf that is neither bool, number nor array; a number that is negative
+    or not finite, in an array too; an array that does not fit its leaf, or is all zero. Or it trains nothing, or
+    freezes a leaf that `fresh` says was drawn anew.
     """
     if mask is None and params is not None:
         raise InputError("the mask is None, as of a function that forgets to return: return a mask")
@@ -30,10 +30,10 @@ def lint(params: Params, mask: Mask, fresh: Mask | None = None) -> None:
     if fresh is not None:
         paths.same_structure(params, fresh, "the parameters", "the fresh mask")
         rows = zip(paths.items(fresh, trained), paths.trainable(params), strict=True)
-        lost = [path for (path, drawn, trains), able in rows if drawn and not trains and able]
-        if lost:
+        frozen = [path for (path, drawn, trains), able in rows if drawn and not trains and able]
+        if frozen:
             raise InputError(
-                f"the mask freezes {paths.some(lost)}, which was drawn anew: return masks.union(mask, context.fresh)"
+                f"the mask freezes {paths.some(frozen)}, which was drawn anew: return masks.union(mask, context.fresh)"
             )
 
 
@@ -46,6 +46,7 @@ def require_leaf(path: str, leaf: Any, m: Any) -> None:
 
 
 def _lint_leaf(path: str, leaf: Any, m: Any) -> None:
+    """Raises InputError, naming the leaf, for a leaf of a mask that cannot be meant."""
     require_leaf(path, leaf, m)
     if selects(m) and not np.asarray(m).any():
         raise InputError(f"the mask's array at '{path}' is all zero: write False")
@@ -54,9 +55,9 @@ def _lint_leaf(path: str, leaf: Any, m: Any) -> None:
 def lint_phases(params: Params, phases: Sequence[Phase], fresh: Mask | None = None) -> None:
     """Raise InputError, naming the phase where there are several, for phases that cannot be meant.
 
-    Anything but a sequence of one Phase or more; starts that are not finite, do not begin at 0, do not strictly
-    increase or reach 1; a mask that `lint` refuses, a fresh leaf that is frozen in any phase among it. A mask that
-    is a strategy is known at its boundary only: lint what it gives there.
+    Such phases are anything but a sequence of one Phase or more; have starts that are not finite, do not begin at 0,
+    do not strictly increase, or reach 1; or have a mask that `lint` refuses: no phase may freeze a fresh leaf. A mask
+    that is a strategy is known at its boundary only: lint the mask that it returns there.
     """
     if not isinstance(phases, Sequence) or not phases or not all(isinstance(phase, Phase) for phase in phases):
         raise InputError("phases are a list of one Phase(start, mask) or more, from tljax.types")
@@ -82,7 +83,7 @@ def lint_phases(params: Params, phases: Sequence[Phase], fresh: Mask | None = No
 
 
 def is_strategy(mask: Any) -> bool:
-    """Whether a phase's mask is a strategy, evaluated at its boundary: a function, not a tree that can be called.
+    """Whether a phase's mask is a strategy, evaluated at its boundary: a function, and not a tree that is callable.
 
     (The mask of an Equinox module is a module, so it is callable.)
 

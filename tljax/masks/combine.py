@@ -14,7 +14,7 @@ from tljax.types import InputError, Mask, Params
 
 
 def union(*parts: Mask | None) -> Mask:
-    """Train what any of the masks trains. Leaves of bools and bool arrays; None stands for a mask of nothing.
+    """Train what any of the masks trains. Leaves are bools or bool arrays; None stands for a mask that trains nothing.
 
     >>> union({"a": True, "b": False}, {"a": False, "b": np.array([True, False])}, None)
     {'a': True, 'b': array([ True, False])}
@@ -23,7 +23,7 @@ def union(*parts: Mask | None) -> Mask:
 
 
 def intersect(*parts: Mask) -> Mask:
-    """Train what all of the masks train. Leaves of bools and bool arrays.
+    """Train what all of the masks train. Leaves are bools or bool arrays.
 
     >>> intersect({"a": True, "b": False}, {"a": True, "b": True})
     {'a': True, 'b': False}
@@ -32,8 +32,9 @@ def intersect(*parts: Mask) -> Mask:
 
 
 def invert(mask: Mask) -> Mask:
-    """Train what the mask freezes. Leaves of bools and bool arrays; integers and running statistics stay frozen all
-    the same.
+    """Train what the mask freezes. Leaves are bools or bool arrays.
+
+    Integers and running statistics stay frozen all the same.
 
     >>> invert({"a": True, "b": np.array([True, False])})
     {'a': False, 'b': array([False,  True])}
@@ -43,11 +44,12 @@ def invert(mask: Mask) -> Mask:
 
 
 def _inverted(m: Any) -> Any:
+    """The opposite of a bool or a bool array."""
     return ~m if selects(m) else not m
 
 
 def require_bools(what: str, mask: Mask) -> None:
-    """Raise InputError, naming the leaf, for a mask with leaves that are no bools."""
+    """Raise InputError, naming the leaf, if a leaf of the mask is not a bool; `what` names the caller."""
     for path, leaf in paths.items(mask):
         if isinstance(leaf, jax.core.Tracer):
             raise traced(path)
@@ -58,7 +60,7 @@ def require_bools(what: str, mask: Mask) -> None:
 
 
 def _combine(name: str, decisive: bool, parts: tuple[Mask | None, ...]) -> Mask:
-    """`decisive` is the bool that decides alone: True in a union, False in an intersection."""
+    """The union or intersection of masks; `decisive` is the bool that decides alone: True in a union, else False."""
     masks = [part for part in parts if part is not None]
     if not masks:
         raise InputError(f"{name}: no mask given")
@@ -74,17 +76,17 @@ def _combine(name: str, decisive: bool, parts: tuple[Mask | None, ...]) -> Mask:
         if not arrays:
             return not decisive
         try:
-            whole = np.broadcast_arrays(*arrays)
+            same_shape = np.broadcast_arrays(*arrays)
         except ValueError as error:
             shapes = " and ".join(str(m.shape) for m in arrays)
             raise InputError(f"{name}: the arrays at '{path}' have the shapes {shapes}: give them one shape") from error
-        return np.any(whole, axis=0) if decisive else np.all(whole, axis=0)
+        return np.any(same_shape, axis=0) if decisive else np.all(same_shape, axis=0)
 
     return paths.each(combined, *masks)
 
 
 def _bools(what: str, path: str, leaf: Any) -> Any:
-    """A leaf as a bool or a NumPy bool array; raises InputError for a rate."""
+    """A leaf as a bool or a NumPy bool array. Raises InputError for a rate."""
     if isinstance(leaf, jax.core.Tracer):
         raise traced(path)
     leaf = plain(leaf)
@@ -96,7 +98,7 @@ def _bools(what: str, path: str, leaf: Any) -> Any:
 
 
 def also(mask: Mask, fresh: Mask | None) -> Mask:
-    """The mask, of leaves of any kind, with True wherever the bools `fresh` are; None stands for nothing.
+    """The mask, with leaves of any kind, but True wherever `fresh`, a mask of bools, is; None stands for no leaf.
 
     >>> also({"a": 0.1, "b": 0.5}, {"a": False, "b": True})
     {'a': 0.1, 'b': True}
@@ -111,8 +113,7 @@ def also(mask: Mask, fresh: Mask | None) -> Mask:
 def scale(mask: Mask, factor: Any) -> Mask:
     """The mask with every number times `factor`: True becomes `factor`, False stays, and so in arrays.
 
-    Raises InputError for a factor that is negative or not finite, and for a traced bool; a traced factor is taken as it
-    is.
+    A traced factor is not checked. Raises InputError for a factor that is negative or not finite, and a traced bool.
 
     >>> scale({"a": True, "b": False, "c": 0.5, "d": np.array([True, False])}, 0.1)
     {'a': 0.1, 'b': False, 'c': 0.05, 'd': array([0.1, 0. ])}
@@ -136,13 +137,13 @@ def scale(mask: Mask, factor: Any) -> Mask:
 
 
 def canonical(params: Params, mask: Mask) -> Mask:
-    """The mask in the structure of `params`, matched by path, each leaf of one of four kinds: what all rooms work with.
+    """The mask in the structure of `params`, matched by path, with leaves of four kinds. All of tljax works with these.
 
-    A bool; a float (a rate, other than 0 and 1); a NumPy bool array, which selects elements; a NumPy float array, which
-    scales by element, where 0 freezes exactly. Arrays broadcast to their leaf; one of zeros and ones alone is of bools.
-    `params` may be boxed or wrapped otherwise than the mask (FrozenDict, `nn.Partitioned`, variables of NNX), and have
-    None in places, as gradients of the trained part have. Raises InputError, naming the leaf, for different paths, an
-    array that does not fit, a rate that is negative or not finite, and a traced bool.
+    The kinds are a bool; a float (a rate, other than 0 and 1); a NumPy bool array, which selects elements; a NumPy
+    float array, which scales by element, where 0 freezes exactly. Arrays broadcast to their leaf; one of zeros and ones
+    alone is of bools. `params` may be boxed or wrapped otherwise than the mask (FrozenDict, `nn.Partitioned`, variables
+    of NNX), and have None in places, as gradients of the trained part have. Raises InputError, naming the leaf, for
+    different paths, an array that does not fit, a rate that is negative or not finite, and a traced bool.
 
     >>> canonical({"a": np.ones(2), "b": np.ones(2)}, {"a": 1.0, "b": np.array([0.5, 0.0])})
     {'a': True, 'b': array([0.5, 0. ])}
@@ -151,12 +152,12 @@ def canonical(params: Params, mask: Mask) -> Mask:
 
 
 def _canonical(params: Params, mask: Mask) -> tuple[Any, list[Any]]:
-    """(structure of the mask, canonical leaves); where `params` has None, a leaf of the mask fits anyway."""
+    """(structure of the mask, canonical leaves). Where `params` has None, any leaf of the mask fits."""
     placed = _placed(params, mask)
     structure: Any = jax.tree.structure(placed)
-    known = set(paths.names(placed))
+    mask_paths = set(paths.names(placed))
     for path in paths.names(params):
-        if path not in known:
+        if path not in mask_paths:
             raise InputError(f"the mask's leaf at '{path}' is None: give True, False, a number or an array")
     leaves = [canonical_leaf(path, m) for path, m in paths.items(placed)]
     for path, leaf, m in zip(paths.names(placed), structure.flatten_up_to(params), leaves, strict=True):
@@ -166,7 +167,7 @@ def _canonical(params: Params, mask: Mask) -> tuple[Any, list[Any]]:
 
 
 def require_fit(path: str, leaf: Any, m: Any) -> None:
-    """Raise InputError for an array in a mask that does not broadcast to its leaf."""
+    """Raise InputError, naming the leaf, if a mask's array does not broadcast to its leaf."""
     if not selects(m):
         return
     shape = jnp.shape(leaf)
@@ -192,18 +193,18 @@ def split(params: Params, mask: Mask) -> tuple[Params, Params]:
 
 
 def parted(params: Params, mask: Mask, trains: Sequence[bool]) -> tuple[Params, Params]:
-    """The parts of `split`, for a mask in the structure of `params` and whether each leaf of it trains."""
+    """The two trees of `split`, for a mask in the structure of `params`; `trains` says which of its leaves train."""
     structure: Any = jax.tree.structure(mask)
     leaves = structure.flatten_up_to(params)
     able = iter(paths.trainable(params))
-    selected = [leaf is not None and next(able) and m for leaf, m in zip(leaves, trains, strict=True)]
-    trained = [leaf if keep else None for leaf, keep in zip(leaves, selected, strict=True)]
-    frozen = [None if keep else leaf for leaf, keep in zip(leaves, selected, strict=True)]
+    flags = [leaf is not None and next(able) and train for leaf, train in zip(leaves, trains, strict=True)]
+    trained = [leaf if train else None for leaf, train in zip(leaves, flags, strict=True)]
+    frozen = [None if train else leaf for leaf, train in zip(leaves, flags, strict=True)]
     return jax.tree.unflatten(structure, trained), jax.tree.unflatten(structure, frozen)
 
 
 def _placed(params: Params, mask: Mask) -> Mask:
-    """The mask in the structure of `params`, in which None may stand for a leaf; InputError for other paths."""
+    """The mask in the structure of `params`, in which None may stand for a leaf. Raises InputError for other paths."""
     treedef: Any = jax.tree.structure(mask)
     try:
         parts = treedef.flatten_up_to(params)
@@ -218,7 +219,7 @@ def _placed(params: Params, mask: Mask) -> Mask:
 
 
 def join(trained: Params, frozen: Params) -> Params:
-    """The whole tree again from the two parts of `split`.
+    """The whole tree, from the two parts of `split`.
 
     >>> join({"a": 1.0, "b": None}, {"a": None, "b": 2.0})
     {'a': 1.0, 'b': 2.0}
@@ -227,7 +228,7 @@ def join(trained: Params, frozen: Params) -> Params:
 
 
 def static(params: Params, mask: Mask) -> Mask:
-    """The bool tree of a mask: does the leaf have anything to train. This is what compilation depends on.
+    """For each leaf, True if the mask trains any of it. Compilation depends on this tree of bools.
 
     Raises InputError for trees of different paths, and for a traced bool.
 
@@ -243,11 +244,11 @@ def static(params: Params, mask: Mask) -> Mask:
 
 
 def since(*history: Mask) -> Any:
-    """The ages at the last mask of a history, a mask a phase: for each leaf the phase since which it trains.
+    """The ages after a history of masks, one a phase: for each leaf the phase since which it trains without a gap.
 
-    Without a gap, that is; -1 where the last mask freezes the leaf. An age is an int, or where arrays freed elements of
-    a leaf in several phases an int array, which broadcasts to the leaf, of -1 where an element is frozen. A mask's
-    number of 0 freezes. Raises InputError for no mask, or masks of different trees.
+    An age is an int, and -1 if the last mask freezes the leaf. Where arrays freed elements of a leaf in several phases
+    it is an int array, which broadcasts to the leaf, and -1 where an element is frozen. A mask's number of 0 freezes.
+    Raises InputError for no mask, or masks of different trees.
 
     >>> since({"head": True, "body": False}, {"head": True, "body": 0.1})
     {'body': 1, 'head': 0}
@@ -263,9 +264,10 @@ def since(*history: Mask) -> Any:
 
 
 def _age(path: str, *leaves: Any) -> Any:
+    """The age of one leaf, from its leaves in the masks of all phases."""
     age: Any = -1
     for phase, leaf in enumerate(leaves):
-        trains_at(path, leaf)  # refuses what is traced
+        trains_at(path, leaf)  # raises InputError for a traced bool
         on = chosen(leaf)
         age = np.where(on, np.where(age < 0, phase, age), -1)
     ages = np.unique(age[age >= 0])

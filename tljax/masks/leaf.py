@@ -12,7 +12,7 @@ from tljax.types import InputError
 
 
 def plain(leaf: Any) -> Any:
-    """A leaf of a mask, but for an array without axes the bool or number that it holds, unless it is traced.
+    """A leaf of a mask as it is; of an array without axes, unless it is traced, the bool or number that it holds.
 
     >>> plain(np.array(0.5)), plain(np.array(False)), plain(True)
     (0.5, False, True)
@@ -22,7 +22,7 @@ def plain(leaf: Any) -> Any:
 
 
 def numeric(array: Any) -> bool:
-    """Whether an array is of bools or real numbers: not of objects, text or keys."""
+    """Whether an array holds bools or real numbers: not objects, text or keys."""
     return any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating))
 
 
@@ -33,9 +33,9 @@ LARGEST = float(np.finfo(np.float32).max)
 def canonical_leaf(path: str, leaf: Any) -> Any:
     """A leaf of a mask as a bool, a float of another value than 0 and 1, a NumPy bool array or a NumPy float array.
 
-    Numbers of 0 and 1 become bools, and so do the numbers of an array that has no others. What is traced stays, if it
-    is a float, or an array of bools (for each element by itself). Raises InputError, naming `path`, for a rate that is
-    negative or not finite, a traced bool or whole number, and what is neither bool, number nor array.
+    Numbers of 0 and 1 become bools, and so do the numbers of an array that has no others. A traced leaf stays, if it is
+    a float or an array of bools. Raises InputError, naming `path`, for a rate that is negative or not finite, a traced
+    bool or whole number, and a leaf that is neither bool, number nor array.
 
     >>> canonical_leaf("w", 1.0), canonical_leaf("w", np.array([1.0, 0.0])), canonical_leaf("w", [0.5])
     Traceback (most recent call last):
@@ -53,8 +53,8 @@ def canonical_leaf(path: str, leaf: Any) -> Any:
     if isinstance(m, int | float | np.integer | np.floating):
         m = int(m) if isinstance(m, int | np.integer) else float(m)
         if not 0 <= m <= LARGEST:
-            shown = math.inf if isinstance(m, int) and m > 0 else m  # a whole number may have too many digits to print
-            raise InputError(f"the mask's number at '{path}' is {shown}: it must be finite and at least 0, in float32")
+            rate = math.inf if isinstance(m, int) and m > 0 else m  # a whole number may have too many digits to print
+            raise InputError(f"the mask's number at '{path}' is {rate}: it must be finite and at least 0, in float32")
         return bool(m) if m in (0, 1) else float(m)
     if not isinstance(m, np.ndarray | jax.Array) or not numeric(m):
         raise InputError(
@@ -71,15 +71,15 @@ def canonical_leaf(path: str, leaf: Any) -> Any:
 
 
 def traced(path: str) -> InputError:
-    """The error of a mask whose values are not known."""
+    """The error for a traced leaf of a mask, whose value is not known."""
     where = f" at '{path}'" if path else ""
     return InputError(f"the mask's leaf{where} is traced, so its value is unknown: build masks outside jax.jit")
 
 
 def trains(leaf: Any) -> bool:
-    """Whether a leaf of a mask leaves something to train; a traced float or an array does.
+    """Whether a leaf of a mask trains anything; a traced float or an array does.
 
-    Raises InputError for a traced bool, and for what is neither bool, number nor array.
+    Raises InputError for a traced bool, and for a leaf that is neither bool, number nor array.
 
     >>> trains(True), trains(0.5), trains(0.0), trains(np.array([True, False]))
     (True, True, False, True)
@@ -88,7 +88,7 @@ def trains(leaf: Any) -> bool:
 
 
 def trains_at(path: str, leaf: Any) -> bool:
-    """The same; an error names the path."""
+    """Whether a leaf of a mask trains anything, as by `trains`; errors name the path."""
     if isinstance(leaf, jax.core.Tracer) and leaf.dtype == jnp.bool_:
         raise traced(path)
     return bool(m) if isinstance(m := canonical_leaf(path, leaf), bool) else True
@@ -114,9 +114,9 @@ def chosen(leaf: Any) -> Any:
 
 
 def value(leaf: Any) -> Any:
-    """What the leaf of a mask comes to: a NumPy array where it is one, of bools or of rates; else a float.
+    """The value of a leaf of a mask: an array as NumPy array of bools or of rates; a bool or number as float.
 
-    Raises InputError for what is neither bool, number nor array.
+    Raises InputError for a leaf that is neither bool, number nor array.
 
     >>> value(True), value(np.float32(0.5)), value(np.array([1.0, 0.0]))
     (1.0, 0.5, array([ True, False]))
@@ -127,4 +127,4 @@ def value(leaf: Any) -> Any:
         raise InputError(f"a mask's leaf is {plugins.shown(leaf)}: give True, False, a number or an array")
     if selects(leaf):
         return canonical_leaf("", leaf)
-    return float(leaf) + 0.0  # -0.0 becomes 0.0, which is what it means here
+    return float(leaf) + 0.0  # -0.0 becomes 0.0

@@ -19,7 +19,7 @@ from tljax.types import InputError, Mask, Params
 
 
 class Row(NamedTuple):
-    """A line of the mask table."""
+    """A row of the mask table: one leaf."""
 
     path: str
     shape: tuple[int, ...]
@@ -28,11 +28,11 @@ class Row(NamedTuple):
     size: int
     """How many numbers the leaf holds."""
     trained_size: int
-    """Numbers of it that train."""
+    """How many of these numbers train."""
 
 
 def table(params: Params, mask: Mask) -> list[Row]:
-    """A row for each leaf: path, shape, trained or frozen, how many numbers.
+    """The mask table: for each leaf its path, its shape, whether it trains, and how many numbers it holds.
 
     >>> table({"b": np.zeros(3)}, {"b": True})
     [Row(path='b', shape=(3,), trained='trained', size=3, trained_size=3)]
@@ -67,38 +67,38 @@ def equal(a: Mask, b: Mask) -> bool:
 
 
 def digest(mask: Mask) -> str:
-    """SHA-256, in hexadecimal, over paths, kinds, shapes and values: the same for masks that train alike.
+    """SHA-256, in hexadecimal, of a mask's paths, kinds, shapes and values: the same for masks that train alike.
 
     >>> digest({"a": True}) == digest({"a": 1.0}) != digest({"a": np.array([True])})
     True
     """
-    whole = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for path, leaf in paths.items(mask):
         m = value(leaf)
         shape = m.shape if selects(m) else None
         kind = None if not selects(m) or m.dtype == bool else "rates"
-        whole.update(json.dumps([path, shape, kind if selects(m) else m]).encode())
-        whole.update(m.tobytes() if selects(m) else b"")
-    return whole.hexdigest()
+        sha256.update(json.dumps([path, shape, kind if selects(m) else m]).encode())
+        sha256.update(m.tobytes() if selects(m) else b"")
+    return sha256.hexdigest()
 
 
 def to_json(mask: Mask) -> str:
-    """A mask of bools and numbers as JSON, {path: value}; raises InputError for an array leaf.
+    """A mask of bools and numbers as JSON, {path: value}. Raises InputError for a leaf that is an array.
 
     >>> to_json({"head": {"bias": True, "kernel": 0.5}})
     '{"head/bias": true, "head/kernel": 0.5}'
     """
-    values, arrays = _written(mask)
+    values, arrays = _parts(mask)
     if arrays:
         path = next(path for path, m in values.items() if isinstance(m, str))
         raise InputError(f"the mask's leaf at '{path}' is an array: save it as .npz")
     return json.dumps(values)
 
 
-def _written(mask: Mask) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """({path: bool, number or name of an array}, {name: array}).
+def _parts(mask: Mask) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """({path: bool, number or name of an array}, {name: array}), as `save` writes them.
 
-    Paths are no names for the parts of an .npz: one may be empty, or the name of an argument.
+    Arrays have names of their own, as a path may be empty, or the name of an argument of `numpy.savez`.
     """
     values: dict[str, Any] = {}
     arrays: dict[str, np.ndarray] = {}
@@ -113,7 +113,7 @@ def _written(mask: Mask) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 
 def from_json(text: str, params: Params) -> Mask:
-    """The mask that `to_json` wrote, for parameters of the same paths; raises InputError for anything else.
+    """The mask that `to_json` wrote, for parameters of the same paths. Raises InputError for any other text.
 
     >>> from_json('{"a": true}', {"a": 1.0})
     {'a': True}
@@ -122,10 +122,11 @@ def from_json(text: str, params: Params) -> Mask:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"the mask's text is no JSON of to_json: {plugins.describe(error)}") from error
-    return _placed(values, params)
+    return _from_values(values, params)
 
 
-def _placed(values: Any, params: Params) -> Mask:
+def _from_values(values: Any, params: Params) -> Mask:
+    """The mask of {path: value} in the tree of `params`. Raises InputError for other paths, and for no such mapping."""
     if not isinstance(values, dict):
         raise InputError("the mask in JSON is not of the form {path: value}: write it with to_json or save")
     if odd := sorted(set(values) ^ set(paths.names(params))):
@@ -140,9 +141,9 @@ def _placed(values: Any, params: Params) -> Mask:
 def save(mask: Mask, file: str | Path) -> None:
     """Write a mask to `file`.json, and its arrays, if it has any, beside it to `file`.npz.
 
-    What is read back is `equal`; an array comes back as NumPy bools, or float64 rates.
+    `load` gives an `equal` mask, with arrays of NumPy bools or of float64 rates.
     """
-    values, arrays = _written(mask)
+    values, arrays = _parts(mask)
     if arrays:
         packed = io.BytesIO()
         np.savez_compressed(packed, **arrays)  # type: ignore[arg-type]  # no array is called allow_pickle
@@ -151,7 +152,7 @@ def save(mask: Mask, file: str | Path) -> None:
 
 
 def load(file: str | Path, params: Params) -> Mask:
-    """The mask that `save` wrote to `file`.json, for parameters of the same paths; raises InputError for others."""
+    """The mask that `save` wrote to `file`.json, for parameters of the same paths. Raises InputError for any other."""
     try:
         values = json.loads(Path(f"{file}.json").read_text(encoding="utf-8"))
         if isinstance(values, dict) and any(isinstance(m, str) for m in values.values()):
@@ -160,8 +161,8 @@ def load(file: str | Path, params: Params) -> Mask:
                 values = {path: arrays[m] if isinstance(m, str) else m for path, m in values.items()}
     except FileNotFoundError as error:
         raise InputError(f"the mask's file '{error.filename}' does not exist: give the name without .json") from error
-    except Exception as error:  # what NumPy, zlib and the unpacking raise for a damaged file has no common type
+    except Exception as error:  # the errors of NumPy, zlib and zipfile for a damaged file have no type in common
         raise InputError(
             f"the mask's files '{file}.*' are damaged: {plugins.describe(error)}: save the mask anew"
         ) from error
-    return _placed(values, params)
+    return _from_values(values, params)

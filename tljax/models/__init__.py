@@ -21,13 +21,13 @@ ACTIVATIONS = (
 
 
 def build(name: str, classes: int, *, hidden: Sequence[int], activation: str) -> Model:
-    """The model of a name, with so many classes.
+    """The model that `name` stands for, with so many classes.
 
     A model is a function `model(classes, *, ...)`; it gets `hidden` and `activation` if it takes them. Two calls
-    with the same arguments give the same object, so that equal fits share an executable. Raises InputError for an
-    unknown model, option or activation, for a width below 1, and where the function fails or gives no stages. So do
-    the stages where their own code fails, naming the model, the stage and its inputs, and where the head gives anything
-    but an array [batch, classes].
+    with the same arguments return the same object, so that equal fits share an executable. Raises InputError for an
+    unknown model, option or activation, for a width below 1, and where the function fails or returns no stages. The
+    stages raise InputError, naming the model, the stage and its inputs, where their own code fails, and where the head
+    returns anything but an array [batch, classes].
 
     >>> [stage.name for stage in build("mlp", 10, hidden=(512,), activation="relu")]
     ['hidden_0', 'head']
@@ -44,29 +44,29 @@ def _build(name: str, digest: str, classes: int, hidden: tuple[int, ...], activa
     if any(width < 1 for width in hidden):
         raise InputError("a width is at least 1", field="hidden", value=",".join(map(str, hidden)))
     shared: dict[str, Any] = {"hidden": hidden, "activation": activation}
-    own = inspect.signature(function).parameters
+    parameters = inspect.signature(function).parameters
     options = plugins.bind(function, spec.options, f"model '{spec.name}'", excluded=shared)
-    given = {key: value for key, value in shared.items() if key in own}
+    keywords = {name: value for name, value in shared.items() if name in parameters}
     try:
         with switches.guarded(f"model '{spec.name}'"):
-            stages = function(classes, **given, **options)
+            stages = function(classes, **keywords, **options)
             stages = tuple(stages) if isinstance(stages, Iterable) else stages
-    except _OWN_ERRORS:
+    except _CLEAR_ERRORS:
         raise
-    except Exception as error:  # of somebody's code
-        raise InputError(f"model '{name}' cannot be built: {_said(error, function)}") from error
+    except Exception as error:  # a model's code may raise anything
+        raise InputError(f"model '{name}' cannot be built: {_summary(error, function)}") from error
     _require_stages(name, stages)
     return tuple(
         _guarded(stage, name, function, classes if i == len(stages) else None) for i, stage in enumerate(stages, 1)
     )
 
 
-_OWN_ERRORS = (InputError, jax.errors.JaxRuntimeError, MemoryError)
-"""What says itself what it is: bad input, and a device or a machine without room."""
+_CLEAR_ERRORS = (InputError, jax.errors.JaxRuntimeError, MemoryError)
+"""Errors whose message is clear as it is: bad input, and a device or a machine without memory."""
 
 
 def _require_stages(name: str, stages: Any) -> None:
-    """Raises InputError for what is no tuple of stages, each with a name of its own."""
+    """Raises InputError unless `stages` is a tuple of stages with different names."""
     example = "return Stage(name, init, apply), as tljax.models.linen.stage makes one of a module, the head last"
     if not isinstance(stages, tuple) or not stages:
         raise InputError(f"model '{name}' gives {plugins.shown(stages)} for its stages: {example}")
@@ -79,17 +79,20 @@ def _require_stages(name: str, stages: Any) -> None:
 
 
 def _guarded(stage: Stage, name: str, function: Callable[..., Any], classes: int | None) -> Stage:
-    """The stage of a model, which says in one line where its own code fails; `classes` of the head alone."""
+    """The stage of model `name`, whose errors become one line with the place in `function`'s file.
+
+    `classes` is the number of classes that the head has to return; None for other stages.
+    """
 
     def call(part: Callable[..., Any], first: Any, x: Any, **keywords: Any) -> Any:
         try:
             return part(first, x, **keywords)
-        except _OWN_ERRORS:
+        except _CLEAR_ERRORS:
             raise
-        except Exception as error:  # of somebody's code
+        except Exception as error:  # a model's code may raise anything
             inputs = f" on inputs {x.dtype}{list(x.shape)}" if hasattr(x, "dtype") else ""
             raise InputError(
-                f"model '{name}' fails in stage '{stage.name}'{inputs}: {_said(error, function)}"
+                f"model '{name}' fails in stage '{stage.name}'{inputs}: {_summary(error, function)}"
             ) from error
 
     def init(key: jax.Array, x: jax.Array) -> Params:
@@ -112,13 +115,13 @@ def _guarded(stage: Stage, name: str, function: Callable[..., Any], classes: int
 _LIBRARIES = str(Path(jax.__file__).parent.parent)
 
 
-def _said(error: Exception, function: Callable[..., Any]) -> str:
-    """An exception of a model's code in one line, with the last line that it passed outside of libraries."""
-    own = getattr(getattr(inspect.unwrap(function), "__code__", None), "co_filename", "")
+def _summary(error: Exception, function: Callable[..., Any]) -> str:
+    """An exception of a model's code in one line, with the last line of code outside of libraries that it passed."""
+    model_file = getattr(getattr(inspect.unwrap(function), "__code__", None), "co_filename", "")
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename == own
+        if frame.filename == model_file
         or not (frame.filename.startswith(_LIBRARIES) or Path(frame.filename).parent == Path(__file__).parent)
     ]
     where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
@@ -126,7 +129,7 @@ def _said(error: Exception, function: Callable[..., Any]) -> str:
 
 
 def activation(name: str) -> Callable[[jax.Array], jax.Array]:
-    """The function of `jax.nn` by its name."""
+    """The function of `jax.nn` that has this name."""
     return getattr(jax.nn, name)
 
 
@@ -140,12 +143,13 @@ def init(model: Model, key: jax.Array, shape: tuple[int, ...]) -> Params:
 
     Each stage draws from its own key, so that two models that differ in one stage share the draws of the others.
     """
-    # Compiled by itself it may be compiled in a hurry, which JAX refuses within another function that is compiled.
+    # JAX refuses compiler options within another function that is compiled.
     return (_draw if isinstance(key, jax.core.Tracer) else _drawn)(model, key, shape)
 
 
 @switches.guarded("the model")
 def _draw(model: Model, key: jax.Array, shape: tuple[int, ...]) -> Params:
+    """The parameters that `init` returns."""
     params = {}
     x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     for i, stage in enumerate(model):
@@ -156,14 +160,14 @@ def _draw(model: Model, key: jax.Array, shape: tuple[int, ...]) -> Params:
     return params
 
 
-# It runs once a seed: a third of the time to compile, and the same bits.
+# It runs once a seed: at this level it compiles in a third of the time, and gives the same bits.
 _drawn = partial(jax.jit, static_argnames=("model", "shape"), compiler_options={"xla_backend_optimization_level": 1})(
     _draw
 )
 
 
 def abstract(model: Model, shape: tuple[int, ...]) -> Params:
-    """The shapes and dtypes that `init` gives, without drawing anything."""
+    """The shapes and dtypes of the parameters that `init` draws, without drawing them."""
     return jax.eval_shape(lambda key: init(model, key, shape), jax.random.key(0))
 
 
@@ -178,10 +182,10 @@ def apply(
 def features(
     model: Model, params: Params, x: jax.Array, *, key: jax.Array | None = None, frozen: Sequence[str] = ()
 ) -> list[jax.Array]:
-    """What each stage gives, [batch, ...] each, for inputs [batch, ...].
+    """The output of each stage, [batch, ...], for inputs [batch, ...].
 
-    uint8 pixels are divided by 255, which belongs to no stage. A key means training; the stages named in `frozen` run
-    without it, as in evaluation. A stage draws the same whether or not the stages before it are there.
+    uint8 pixels are divided by 255, before the first stage. A key stands for training; the stages named in `frozen` run
+    without it, as in evaluation. The draws of a stage do not depend on whether stages precede it.
     """
     if x.dtype == jnp.uint8:
         x = x.astype(jnp.float32) / 255

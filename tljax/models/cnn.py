@@ -9,7 +9,7 @@ from tljax.types import InputError, Model
 
 
 class _Convolution(nn.Module):
-    """A 3 x 3 convolution, and a LayerNorm over channels if it is asked for (leaves 'norm/scale', 'norm/bias')."""
+    """A 3 x 3 convolution and, if `norm`, a LayerNorm over channels (leaves 'norm/scale', 'norm/bias')."""
 
     width: int
     norm: bool
@@ -23,8 +23,8 @@ class _Convolution(nn.Module):
 def model(classes: int, *, activation: str = "relu", width: int = 8, dense: int = 32, norm: bool = False) -> Model:
     """Two convolutions of `width` and `2 * width` channels, each pooled by 2 x 2; a dense layer; a linear head.
 
-    It takes images [batch, height, width, channels] of any size. Kernels are LeCun normal, biases zero. Raises
-    InputError for a width below 1, and for inputs that are no images. After LeCun et al. 1998, "Gradient-based
+    The inputs are images [batch, height, width, channels] of any size. Kernels are LeCun normal, biases zero. Raises
+    InputError for a width below 1, and for inputs that are not images. After LeCun et al. 1998, "Gradient-based
     learning applied to document recognition", section 2; the norm is Ba et al. 2016, arXiv:1607.06450.
     """
     if width < 1 or dense < 1:
@@ -41,6 +41,7 @@ def model(classes: int, *, activation: str = "relu", width: int = 8, dense: int 
 
 
 def _images(x: jax.Array) -> jax.Array:
+    """The inputs. Raises InputError if they are not images [batch, height, width, channels]."""
     if x.ndim != 4:
         raise InputError(f"cnn: an example has shape {x.shape[1:]}: it takes images [height, width, channels]")
     return x

@@ -15,9 +15,9 @@ import jax
 from tljax.types import InputError, Params, Stage
 
 _IN_TRAINING = {"train": True, "training": True, "is_training": True, "is_train": True, "deterministic": False}
-"""The names by which modules are told that they train, and what they are then told; in evaluation the opposite."""
+"""{argument or field that tells a module whether it trains: its value in training}; in evaluation the opposite."""
 _AVERAGES = "use_running_average"
-"""Always true: running statistics stay as they are."""
+"""The argument that is always true: running statistics stay as they are."""
 
 
 def stage(
@@ -30,10 +30,10 @@ def stage(
 ) -> Stage:
     """A Linen module of one input as a stage; `before` and `after` have no parameters (flatten, activation).
 
-    With a key the module trains, without one it is evaluated. It is told so by each of `train`, `training`,
-    `is_training`, `is_train` and `deterministic` that its `__call__` or its fields take; a field that is set by hand
-    to the value of evaluation, other than its default, stays. What the module hands on to its submodules is its own
-    affair (`experiments.check` says which dropout never fires), but for three things: Flax's dropout and
+    With a key the module trains, without one it is evaluated. The arguments of its `__call__` and the fields that say
+    so are `train`, `training`, `is_training`, `is_train` and `deterministic`; each that it has is set. A field that is
+    set by hand to the value of evaluation, other than its default, stays. What the module hands on to its submodules is
+    its author's affair (`experiments.check` says which dropout never fires), but for three things: Flax's dropout and
     attention drop nothing in evaluation, drop in training where nobody says, and Flax's norms use their running
     statistics at all times. These become the leaves 'batch_stats/...', which never train.
 
@@ -50,32 +50,33 @@ def stage(
     (1000.0, True)
     """
 
-    def run(method: str, variables: Any, x: jax.Array, key: jax.Array | None, with_mode: bool = True) -> Any:
-        chosen, flags = _in_mode(module, key is not None) if with_mode else (module, {})
+    def run(method: str, variables: Any, x: jax.Array, key: jax.Array | None, set_mode: bool = True) -> Any:
+        configured, flags = _in_mode(module, key is not None) if set_mode else (module, {})
         inputs = before(x) if before else x
-        # The last is the name under which Flax looks for keys that it does not find.
-        every = ("dropout", *rngs, "params")
-        keys = None if key is None else _keys(key, every[:-1])
-        with nn.intercept_methods(_settled(key is not None)):
-            if with_mode and _takes_any(chosen):
-                flags |= _accepted(chosen, method, variables, inputs, flags, None if key is None else _keys(key, every))
-            args, kwargs = _arranged(chosen, inputs, flags)
+        # Flax takes the key 'params' for names that have no key.
+        key_names = ("dropout", *rngs, "params")
+        keys = None if key is None else _keys(key, key_names[:-1])
+        with nn.intercept_methods(_interceptor(key is not None)):
+            if set_mode and _takes_any(configured):
+                all_keys = None if key is None else _keys(key, key_names)
+                flags |= _accepted(configured, method, variables, inputs, flags, all_keys)
+            args, kwargs = _arguments(configured, inputs, flags)
             try:
                 if method == "init":
-                    return chosen.init(variables, *args, **kwargs)
-                return chosen.apply(variables, *args, **kwargs, rngs=keys)
+                    return configured.init(variables, *args, **kwargs)
+                return configured.apply(variables, *args, **kwargs, rngs=keys)
             except jax.errors.TracerBoolConversionError:
                 if not flags:
                     raise
-                # Within nn.remat or nn.jit without static_argnums it is told nothing; `randomness.faults` says so.
-                return run(method, variables, x, key, with_mode=False)
+                # Within nn.remat or nn.jit without static_argnums no mode can be set; `randomness.faults` says so.
+                return run(method, variables, x, key, set_mode=False)
             except flax.errors.InvalidRngError as error:
                 if key is None:
                     raise InputError(
-                        f"stage '{name}' draws in evaluation ({_first(error)}): let it draw only where it is told that "
-                        "it trains, by an argument such as `train`"
+                        f"stage '{name}' draws in evaluation ({_first(error)}): let it draw only in training, "
+                        "as an argument such as `train` says"
                     ) from error
-                return chosen.apply(variables, *args, **kwargs, rngs=_keys(key, every))
+                return configured.apply(variables, *args, **kwargs, rngs=_keys(key, key_names))
 
     def init(key: jax.Array, x: jax.Array) -> Params:
         variables = dict(run("init", key, x, None))
@@ -107,33 +108,35 @@ _STATISTICS = "batch_stats"
 
 
 def _keys(key: jax.Array, names: Sequence[str]) -> dict[str, jax.Array]:
-    """A key for each name: 'dropout' has the key itself, others what follows from it and their name."""
+    """A key for each name: 'dropout' has the key itself, others have one that follows from it and their name."""
     keys = {name: jax.random.fold_in(key, zlib.crc32(name.encode()) >> 1) for name in names if name != "dropout"}
     return keys | ({"dropout": key} if "dropout" in names else {})
 
 
 def _first(error: Exception) -> str:
+    """The message of one of Flax's errors, without its link to a page."""
     return str(error).split("(https://")[0].strip()
 
 
 def _in_mode(module: nn.Module, train: bool) -> tuple[nn.Module, dict[str, bool]]:
-    """(the module with its fields, the keywords of its call) as in training or in evaluation."""
+    """(the module with its fields set, the keywords of its call) for training or for evaluation."""
     parameters = _keywords(module)
     fields = {field.name: field for field in dataclasses.fields(module)}
-    changes: dict[str, Any] = {}
+    new_fields: dict[str, Any] = {}
     flags: dict[str, bool] = {}
-    for name, wanted in _modes(train).items():
+    for name, mode in _modes(train).items():
         value = getattr(module, name) if name in fields else None
         if name in parameters and value is None:
-            flags[name] = wanted
+            flags[name] = mode
         elif name in fields and isinstance(value, bool | None):
             by_hand = value is not None and value is not fields[name].default
             if not (train and by_hand and value is _modes(False)[name]):
-                changes[name] = wanted
-    return (module.clone(**changes) if changes else module), flags
+                new_fields[name] = mode
+    return (module.clone(**new_fields) if new_fields else module), flags
 
 
 def _modes(train: bool) -> dict[str, bool]:
+    """{argument or field: its value} in training or in evaluation."""
     return {**{name: value is train for name, value in _IN_TRAINING.items()}, _AVERAGES: True}
 
 
@@ -143,8 +146,8 @@ def _keywords(module: nn.Module) -> tuple[str, ...]:
     return tuple(p.name for p in rest if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
 
 
-def _arranged(module: nn.Module, x: jax.Array, flags: Mapping[str, bool]) -> tuple[list[Any], dict[str, Any]]:
-    """(positional arguments, keywords) of a call: what can stand by position does, as `static_argnums` needs it."""
+def _arguments(module: nn.Module, x: jax.Array, flags: Mapping[str, bool]) -> tuple[list[Any], dict[str, Any]]:
+    """(positional arguments, keywords) of a call: positional where that is possible, as `static_argnums` needs it."""
     args, kwargs = [x], dict(flags)
     waiting: list[Any] = []
     _, *rest = inspect.signature(module.__call__).parameters.values()
@@ -168,25 +171,25 @@ def _takes_any(module: nn.Module) -> bool:
 def _accepted(
     module: nn.Module, method: str, variables: Any, x: jax.Array, flags: Mapping[str, bool], keys: Any
 ) -> dict[str, bool]:
-    """What a module that takes any keyword can be told: each name is tried, since its signature does not say."""
-    taken = {}
+    """The keywords of `_modes` that a module of any keyword takes: each is tried, since its signature does not say."""
+    accepted = {}
     for name, value in _modes(keys is not None).items():
         if name in flags or hasattr(module, name):
             continue
 
-        def attempt(variables: Any, x: jax.Array, keys: Any, more: Mapping[str, Any]) -> Any:
+        def attempt(variables: Any, x: jax.Array, keys: Any, keywords: Mapping[str, Any]) -> Any:
             if method == "init":
-                return module.init(variables, x, **more)
-            return module.apply(variables, x, **more, rngs=keys)
+                return module.init(variables, x, **keywords)
+            return module.apply(variables, x, **keywords, rngs=keys)
 
-        with contextlib.suppress(Exception):  # whatever it raises, it does not take the name
-            jax.eval_shape(functools.partial(attempt, more={**flags, name: value}), variables, x, keys)
-            taken[name] = value
-    return taken
+        with contextlib.suppress(Exception):  # a module that raises anything does not take the name
+            jax.eval_shape(functools.partial(attempt, keywords={**flags, name: value}), variables, x, keys)
+            accepted[name] = value
+    return accepted
 
 
-def _settled(train: bool) -> Callable[..., Any]:
-    """What Flax's own modules do wherever they stand in a module: an interceptor of their calls."""
+def _interceptor(train: bool) -> Callable[..., Any]:
+    """An interceptor that sets the mode of Flax's own norms, dropout and attention wherever they are in a module."""
 
     def interceptor(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         module = context.module
@@ -199,9 +202,9 @@ def _settled(train: bool) -> Callable[..., Any]:
         if isinstance(module, nn.SpectralNorm):
             return call(*args, **{**kwargs, "update_stats": False})
         if isinstance(module, nn.Dropout | nn.MultiHeadDotProductAttention):
-            args, kwargs, deterministic = _without("deterministic", call, args, kwargs)
-            still = module.deterministic if deterministic is None else deterministic
-            with _field(module, "deterministic", not train or bool(still)):
+            args, kwargs, argument = _without("deterministic", call, args, kwargs)
+            deterministic = module.deterministic if argument is None else argument
+            with _field(module, "deterministic", not train or bool(deterministic)):
                 return call(*args, **kwargs)
         return call(*args, **kwargs)
 
@@ -209,7 +212,7 @@ def _settled(train: bool) -> Callable[..., Any]:
 
 
 def _without(name: str, call: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
-    """(positional arguments, keywords, value) of a call from which one argument is taken."""
+    """(positional arguments, keywords, value) of a call in which the argument `name`, of this value, becomes None."""
     bound = inspect.signature(call).bind(*args, **kwargs)
     value = bound.arguments.get(name)
     if name in bound.arguments:
@@ -219,10 +222,10 @@ def _without(name: str, call: Callable[..., Any], args: Any, kwargs: Any) -> tup
 
 @contextlib.contextmanager
 def _field(module: nn.Module, name: str, value: bool) -> Iterator[None]:
-    """A module with another value in a field; modules are frozen, and these are copies of Flax's for one call."""
-    before = getattr(module, name)
+    """Set a field of a module for one call. Modules are frozen, but Flax calls copies of them."""
+    old = getattr(module, name)
     object.__setattr__(module, name, value)
     try:
         yield
     finally:
-        object.__setattr__(module, name, before)
+        object.__setattr__(module, name, old)

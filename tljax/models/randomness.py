@@ -1,4 +1,4 @@
-"""What a model draws in training (dropout, noise), read off what JAX traces: nothing is computed."""
+"""The random draws of a model in training (dropout, noise), read from the traced program: nothing is computed."""
 
 import functools
 from collections.abc import Iterator
@@ -16,121 +16,127 @@ def stages(model: Model, shape: tuple[int, ...]) -> tuple[str, ...]:
     """The stages whose output depends on their key, for inputs of one example's `shape`.
 
     >>> from tljax.models.linen import stage
-    >>> stages((stage("one", nn.Dense(3)), stage("drop", nn.Dropout(0.5)), stage("head", nn.Dense(2))), (4,))
+    >>> stages((stage("dense", nn.Dense(3)), stage("drop", nn.Dropout(0.5)), stage("head", nn.Dense(2))), (4,))
     ('drop',)
     """
-    return tuple(name for name, seen in _seen(model, shape) if seen.depends)
+    return tuple(name for name, draws in _draws_by_stage(model, shape) if draws.depends)
 
 
 def faults(model: Model, shape: tuple[int, ...]) -> list[str]:
-    """What draws in training, or would, and does not as its key says; a sentence each.
+    """A sentence for each layer or stage that does not draw in training as its key says, or does not draw at all.
 
-    A Flax dropout (or attention that drops) of a rate above 0 that is off in training; a stage that draws by its key
-    and whose output does not depend on it; draws in training alone that do not follow from the key, so that they are
-    the same at every step.
+    Such are: a Flax dropout (or attention that drops) of a rate above 0 that is off in training; a stage that draws by
+    its key and whose output does not depend on it; draws in training alone that do not follow from the key, so that
+    they are the same at every step.
 
     >>> from tljax.models.linen import stage
     >>> faults((stage("drop", nn.Dropout(0.5, deterministic=True)), stage("head", nn.Dense(2))), (4,))
     ["'drop' is a dropout of rate 0.5 that never drops"]
     """
     sentences = []
-    for name, seen in _seen(model, shape):
+    for name, draws in _draws_by_stage(model, shape):
         sentences += [
-            f"'{'/'.join((name, *path))}' is a dropout of rate {rate:g} that never drops" for path, rate in seen.off
+            f"'{'/'.join((name, *path))}' is a dropout of rate {rate:g} that never drops" for path, rate in draws.off
         ]
-        if seen.drawn and not seen.depends:
+        if draws.by_key and not draws.depends:
             sentences.append(f"stage '{name}' draws by its key, and its output does not depend on it")
-        if seen.fixed:
+        if draws.fixed:
             sentences.append(f"stage '{name}' draws what does not follow from its key, so the same at every step")
     return sentences
 
 
-class _Seen(NamedTuple):
-    """Of one stage in training."""
+class _Draws(NamedTuple):
+    """The draws of one stage in training."""
 
     depends: bool
-    """Whether its output depends on its key."""
-    drawn: bool
-    """Whether it draws by its key at all."""
+    """Whether the stage's output depends on its key."""
+    by_key: bool
+    """Whether the stage draws by its key at all."""
     fixed: bool
-    """Whether it draws in training alone, and not by the key."""
+    """Whether the stage draws in training alone, and not by its key."""
     off: tuple[tuple[tuple[str, ...], float], ...]
     """(path of the module, rate) of each dropout that is off."""
 
 
 @functools.lru_cache(maxsize=64)
 @switches.guarded("the model")
-def _seen(model: Model, shape: tuple[int, ...]) -> tuple[tuple[str, _Seen], ...]:
+def _draws_by_stage(model: Model, shape: tuple[int, ...]) -> tuple[tuple[str, _Draws], ...]:
+    """(name, draws) of each stage, for inputs of one example's `shape`."""
     params = models.abstract(model, shape)
     x: Any = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
-    results = []
+    draws = []
     for stage in model:
-        results.append((stage.name, _stage(stage, params[stage.name], x)))
+        draws.append((stage.name, _stage_draws(stage, params[stage.name], x)))
         x = jax.eval_shape(stage.apply, params[stage.name], x)
-    return tuple(results)
+    return tuple(draws)
 
 
-def _stage(stage: Stage, params: Params, x: Any) -> _Seen:
+def _stage_draws(stage: Stage, params: Params, x: Any) -> _Draws:
+    """The draws of one stage, for its inputs `x`."""
     off: dict[tuple[str, ...], float] = {}
 
     def watch(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         module = context.module
         if isinstance(module, nn.Dropout | nn.MultiHeadDotProductAttention) and context.method_name == "__call__":
             rate = module.rate if isinstance(module, nn.Dropout) else module.dropout_rate
-            deterministic = kwargs.get(
-                "deterministic", args[1] if isinstance(module, nn.Dropout) and args[1:] else None
-            )
-            if rate > 0 and (module.deterministic if deterministic is None else deterministic):
+            argument = kwargs.get("deterministic", args[1] if isinstance(module, nn.Dropout) and args[1:] else None)
+            if rate > 0 and (module.deterministic if argument is None else argument):
                 off[tuple(module.path)] = rate
         return call(*args, **kwargs)
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     with nn.intercept_methods(watch):
-        trains = jax.make_jaxpr(lambda key, params, x: stage.apply(params, x, key=key))(key, params, x).jaxpr
-    evaluated = jax.make_jaxpr(lambda params, x: stage.apply(params, x))(params, x).jaxpr
-    flow = _flow(trains, [True] + [False] * (len(trains.invars) - 1))
-    calm = _flow(evaluated, [False] * len(evaluated.invars))
-    return _Seen(any(flow.outputs), flow.drawn > 0, flow.fixed > calm.fixed, tuple(off.items()))
+        training = jax.make_jaxpr(lambda key, params, x: stage.apply(params, x, key=key))(key, params, x).jaxpr
+    evaluation = jax.make_jaxpr(lambda params, x: stage.apply(params, x))(params, x).jaxpr
+    flow = _flow(training, [True] + [False] * (len(training.invars) - 1))
+    evaluation_flow = _flow(evaluation, [False] * len(evaluation.invars))
+    return _Draws(any(flow.outputs), flow.by_key > 0, flow.fixed > evaluation_flow.fixed, tuple(off.items()))
 
 
 class _Flow(NamedTuple):
-    """Of values that follow from a key, through a traced function."""
+    """How values that follow from a key go through a traced function."""
 
     outputs: tuple[bool, ...]
-    drawn: int
-    """How many draws follow from it,"""
+    """Whether each output follows from the key."""
+    by_key: int
+    """How many draws follow from the key."""
     fixed: int
-    """and how many do not."""
+    """How many draws do not follow from the key."""
 
 
-_DRAWS = ("random_bits", "threefry2x32", "rng_bit_generator")
-_LOOPS = ("scan", "while", "cond")
+_DRAW_PRIMITIVES = ("random_bits", "threefry2x32", "rng_bit_generator")
+_LOOP_PRIMITIVES = ("scan", "while", "cond")
 
 
 def _flow(jaxpr: Any, marked: list[bool]) -> _Flow:
-    """A function within it is followed too; a loop that is given the key counts as if all it gives followed from it."""
+    """The flow through a traced function whose inputs follow from the key where they are marked.
+
+    Functions within it are followed too. All outputs of a loop count as following from the key if one of its inputs
+    does.
+    """
     follows = {var for var, mark in zip(jaxpr.invars, marked, strict=True) if mark}
-    drawn = fixed = 0
+    by_key = fixed = 0
     for eqn in jaxpr.eqns:
-        marks = [not _literal(var) and var in follows for var in eqn.invars]
-        outputs: Any = [any(marks)] * len(eqn.outvars)
-        if eqn.primitive.name in _DRAWS:
-            drawn, fixed = drawn + any(marks), fixed + (not any(marks))
-        for part in _within(eqn):
-            alike = eqn.primitive.name not in _LOOPS and len(part.invars) == len(marks)
-            flow = _flow(part, marks if alike else [any(marks)] * len(part.invars))
-            drawn, fixed = drawn + flow.drawn, fixed + flow.fixed
+        inputs = [not _literal(var) and var in follows for var in eqn.invars]
+        outputs: Any = [any(inputs)] * len(eqn.outvars)
+        if eqn.primitive.name in _DRAW_PRIMITIVES:
+            by_key, fixed = by_key + any(inputs), fixed + (not any(inputs))
+        for function in _functions(eqn):
+            alike = eqn.primitive.name not in _LOOP_PRIMITIVES and len(function.invars) == len(inputs)
+            flow = _flow(function, inputs if alike else [any(inputs)] * len(function.invars))
+            by_key, fixed = by_key + flow.by_key, fixed + flow.fixed
             outputs = flow.outputs if alike and len(flow.outputs) == len(outputs) else outputs
         follows |= {var for var, mark in zip(eqn.outvars, outputs, strict=True) if mark}
-    return _Flow(tuple(not _literal(var) and var in follows for var in jaxpr.outvars), drawn, fixed)
+    return _Flow(tuple(not _literal(var) and var in follows for var in jaxpr.outvars), by_key, fixed)
 
 
 def _literal(var: Any) -> bool:
+    """Whether an input or output of a traced operation is a constant."""
     return hasattr(var, "val")
 
 
-def _within(eqn: Any) -> Iterator[Any]:
-    """The functions that an operation calls."""
+def _functions(eqn: Any) -> Iterator[Any]:
+    """The traced functions that an operation calls."""
     for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
         if hasattr(value, "eqns"):
             yield getattr(value, "jaxpr", value)

@@ -18,16 +18,16 @@ PER_CLASS = (1000, 200)
 
 
 def rows(labels: np.ndarray, per_class: int) -> np.ndarray:
-    """Which rows are kept: int64 [classes * per_class], ascending.
+    """The rows that are shipped: int64 [classes * per_class], ascending.
 
-    Of the m examples of a class those at floor(i * m / per_class): evenly spread, because the first half of MNIST's
-    test set is easier than the second.
+    Of the m examples of a class they are those at floor(i * m / per_class): evenly spread, because the first half of
+    MNIST's test set is easier than the second.
 
     >>> rows(np.array([0, 1, 0, 1, 0, 1, 0, 1]), 2).tolist()
     [0, 1, 4, 5]
     """
-    kept = [np.flatnonzero(labels == c) for c in np.unique(labels)]
-    return np.sort(np.concatenate([k[np.arange(per_class) * len(k) // per_class] for k in kept]))
+    by_class = [np.flatnonzero(labels == c) for c in np.unique(labels)]
+    return np.sort(np.concatenate([members[np.arange(per_class) * len(members) // per_class] for members in by_class]))
 
 
 def cut(name: str, source: Path, target: Path) -> None:
@@ -36,9 +36,9 @@ def cut(name: str, source: Path, target: Path) -> None:
     arrays = [idx.read(file, sha256) for file, sha256 in zip(files, idx.SHA256[name], strict=True)]
     target.mkdir(parents=True, exist_ok=True)
     for split, per_class in enumerate(PER_CLASS):
-        kept = rows(arrays[2 * split + 1], per_class)
+        chosen = rows(arrays[2 * split + 1], per_class)
         for i in (2 * split, 2 * split + 1):
-            packed = gzip.compress(idx.to_bytes(arrays[i][kept]), compresslevel=9, mtime=0)
+            packed = gzip.compress(idx.to_bytes(arrays[i][chosen]), compresslevel=9, mtime=0)
             (target / f"{idx.FILES[i]}.gz").write_bytes(packed)
 
 
