@@ -298,7 +298,7 @@ def test_a_tie_of_the_best_trials_of_a_search_is_said():
         study = optuna.create_study(direction="maximize")
         for accuracy in accuracies:
             study.add_trial(optuna.trial.create_trial(value=accuracy))
-        return search_page._of_winner(arm, tuned.Winner(study, study.trials[0], Settings.from_flags()))
+        return search_page._winner_notes(arm, tuned.Winner(study, study.trials[0], Settings.from_flags()))
 
     assert len(told(0.9, 0.8)) == 1
     assert told(0.9, 0.9, 0.8)[1] == "another trial has this accuracy: trials.csv has their values"
