@@ -13,8 +13,8 @@ if __name__ == "__main__":  # before the other imports, so that a failure in the
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from experiments.runs import console, flags
-from experiments.runs.flags import flag
+from experiments.runs import command_line, console
+from experiments.runs.command_line import flag
 from tljax.types import InputError
 
 
@@ -47,4 +47,4 @@ def run(strategy: str | None, model: str = "mlp") -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    flags.main(argv, str(__doc__), lambda _, check_flags: run(**vars(check_flags)), CheckFlags)
+    command_line.main(argv, str(__doc__), lambda _, check_flags: run(**vars(check_flags)), CheckFlags)

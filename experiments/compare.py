@@ -23,19 +23,19 @@ import numpy as np
 
 from experiments.runs import (
     budgets,
+    command_line,
     console,
     costs,
     directory,
     evaluations,
     fit,
-    flags,
     looks,
     plan,
     predictions,
     process,
     tuned,
 )
-from experiments.runs.flags import flag
+from experiments.runs.command_line import flag
 from experiments.runs.judging import Judging, require_valid, require_variation, spoken_of, variation
 from experiments.runs.plan import Experiment
 from experiments.runs.settings import ExperimentFlags, Settings
@@ -96,7 +96,7 @@ def run(values: Mapping[str, Any], options: CompareFlags, typed: Collection[str]
     evals = evaluations.read(settings, options.eval, [part.experiment for part in parts])
     data |= evaluations.fingerprints(evals)
     leave = tuned.searched_flags() if options.tuned else ()
-    with directory.opened(settings, "compare", flags.flagfile_lines(options), leave=leave) as folder:
+    with directory.opened(settings, "compare", command_line.flagfile_lines(options), leave=leave) as folder:
         results_of = [(part, fit.within(part.experiment, folder, data)) for part in parts]
         results = [result for _, of_part in results_of for result in of_part]
         if process.first():
@@ -251,4 +251,4 @@ def _show(parts: Sequence[Part]) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    flags.main(argv, str(__doc__), functools.partial(run, typed=flags.typed(argv)), CompareFlags)
+    command_line.main(argv, str(__doc__), functools.partial(run, typed=command_line.typed(argv)), CompareFlags)

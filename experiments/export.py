@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.runs import console, directory
-from experiments.runs import flags as flags_of_programs
-from experiments.runs.flags import flag
+from experiments.runs import command_line, console, directory
+from experiments.runs.command_line import flag
 from experiments.runs.settings import ComputeFlags, ModelFlags, RenamingFlags
 from experiments.runs.sources import FitFlags, load_weights
 
@@ -62,4 +61,4 @@ def run(flags: Mapping[str, Any], export_flags: ExportFlags) -> Path:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    flags_of_programs.main(argv, str(__doc__), run, ExportFlags)
+    command_line.main(argv, str(__doc__), run, ExportFlags)

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.runs import console, features, plan, process, sources
-from experiments.runs import flags as flags_of_programs
-from experiments.runs.flags import flag
+from experiments.runs import command_line, console, features, plan, process, sources
+from experiments.runs.command_line import flag
 from experiments.runs.settings import CheckpointFlags, ComputeFlags, DataFlags, ModelFlags, RenamingFlags, SeedFlags
 from tljax.types import InputError
 
@@ -58,4 +57,4 @@ def run(flags: Mapping[str, Any], features_flags: FeaturesFlags) -> Path:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    flags_of_programs.main(argv, str(__doc__), run, FeaturesFlags)
+    command_line.main(argv, str(__doc__), run, FeaturesFlags)

@@ -22,9 +22,8 @@ import jax
 import numpy as np
 
 from experiments.pages.csv_cells import cell
-from experiments.runs import console, directory
-from experiments.runs import flags as flags_of_programs
-from experiments.runs.flags import flag
+from experiments.runs import command_line, console, directory
+from experiments.runs.command_line import flag
 from experiments.runs.settings import ComputeFlags, ModelFlags, RenamingFlags
 from experiments.runs.sources import FitFlags, LoadedSource, load_fit
 from tljax import evaluate, paths, train
@@ -94,4 +93,4 @@ def run(flags: Mapping[str, Any], predict_flags: PredictFlags) -> Path:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    flags_of_programs.main(argv, str(__doc__), run, PredictFlags)
+    command_line.main(argv, str(__doc__), run, PredictFlags)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.runs import budgets, console, directory, fit, flags, plan, process
+from experiments.runs import budgets, command_line, console, directory, fit, plan, process
 from experiments.runs.settings import CheckpointFlags, DataFlags, ModelFlags, Settings, SourceFlags, TrainFlags
 from tljax import masks, models
 from tljax.study.results import Result
@@ -63,4 +63,4 @@ def run(**flags: Any) -> list[Result]:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    flags.main(argv, str(__doc__), lambda flags, _: run(**flags), PretrainFlags, refused=["source_checkpoint"])
+    command_line.main(argv, str(__doc__), lambda flags, _: run(**flags), PretrainFlags, refused=["source_checkpoint"])

@@ -21,16 +21,16 @@ from typing import Any, NamedTuple
 
 from experiments.runs import (
     budgets,
+    command_line,
     console,
     directory,
     features,
-    flags,
     plan,
     process,
     sources,
     transfer_results,
 )
-from experiments.runs.flags import flag
+from experiments.runs.command_line import flag
 from experiments.runs.scores import AS_IN_PAPERS, DEFAULT, check_scores, drawn, scored
 from experiments.runs.settings import ExperimentFlags, Settings
 from experiments.runs.sources import Card, LoadedSource
@@ -82,7 +82,7 @@ def run(values: Mapping[str, Any], options: RankFlags) -> dict[str, Any]:
         console.table("sources", ["source", "own test accuracy %", "parameters"], rows, notes)
         return {}
     fingerprints = {name: task.fingerprint for name, task in targets.items()}
-    with directory.opened(settings, "rank", flags.flagfile_lines(options)) as folder:
+    with directory.opened(settings, "rank", command_line.flagfile_lines(options)) as folder:
         if process.first():
             directory.record_environment(folder, fingerprints)
         table = {
@@ -191,4 +191,4 @@ def _percent(value: float | None) -> str:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    flags.main(argv, str(__doc__), run, RankFlags, refused=["source", "source_checkpoint"])
+    command_line.main(argv, str(__doc__), run, RankFlags, refused=["source", "source_checkpoint"])

@@ -34,14 +34,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.runs import (
+    command_line,
     console,
     directory,
-    flags,
     looks,
     tuned,
 )
 from experiments.runs import predictions as fits_of
-from experiments.runs.flags import flag
+from experiments.runs.command_line import flag
 from experiments.runs.judging import Judging, require_valid, spoken_of, to_record, variation_by_flags
 from experiments.runs.predictions import Predictions
 from experiments.runs.settings import FLAGS, Settings
@@ -139,7 +139,7 @@ def _read_runs(runs: Sequence[str]) -> Runs:
             study = fits_of.read_study(Path(name))
             judging = study.judging
             if judging is None and study.looks:  # by an older tljax, which wrote it to the flags alone
-                judging = to_record(Judging(**_flags(Path(name), flags.kinds(Judging))))
+                judging = to_record(Judging(**_flags(Path(name), command_line.kinds(Judging))))
             flag_values = {} if judging else _flags(Path(name), FLAGS)
             variation_notes = [] if judging else spoken_of([variation_by_flags(Settings.from_flags(**flag_values))])
         except (InputError, OSError) as error:
@@ -187,11 +187,11 @@ def _is_repeated(row: Result, other: Result | None) -> bool:
     return row.key == other.key or (None not in digests[0] and digests[0] == digests[1])
 
 
-def _flags(run: Path, kinds: Mapping[str, flags.Kind]) -> dict[str, Any]:
+def _flags(run: Path, kinds: Mapping[str, command_line.Kind]) -> dict[str, Any]:
     """The values in flags.flags of a run directory of the flags in `kinds`, {flag: its kind}."""
     text = directory.flags_text(run / "flags.flags")
     lines = [line for line in text.splitlines() if line.startswith("--") and line[2:].partition("=")[0] in kinds]
-    return flags.parse(["report", *lines], kinds)
+    return command_line.parse(["report", *lines], kinds)
 
 
 def read_fits(csv_file: Path, predictions: str) -> Predictions:
@@ -341,4 +341,4 @@ def _refuse_repeated(results: Sequence[Result]) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    flags.main(argv, str(__doc__), lambda _, options: run(options), ReportFlags)
+    command_line.main(argv, str(__doc__), lambda _, options: run(options), ReportFlags)

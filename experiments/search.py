@@ -23,6 +23,7 @@ from typing import Any
 
 from experiments.runs import (
     budgets,
+    command_line,
     console,
     directory,
     fit,
@@ -34,7 +35,6 @@ from experiments.runs import (
     trials,
     tuned,
 )
-from experiments.runs import flags as flags_of_programs
 from experiments.runs.plan import Experiment
 from experiments.runs.search_flags import Search
 from experiments.runs.settings import FREE, GROWING, NEUTRAL, ExperimentFlags, Settings
@@ -288,4 +288,4 @@ def _train_winner(settings: Settings, execution: Any) -> list[Result]:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    flags_of_programs.main(argv, str(__doc__), run, SearchFlags, refused=search_flags.PINS)
+    command_line.main(argv, str(__doc__), run, SearchFlags, refused=search_flags.PINS)

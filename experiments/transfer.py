@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.runs import console, fit, plan, process
-from experiments.runs import flags as flags_of_programs
+from experiments.runs import command_line, console, fit, plan, process
 from experiments.runs.plan import Experiment
 from experiments.runs.settings import ExperimentFlags, Settings
 from tljax import graft
@@ -59,4 +58,4 @@ def _show_starts(experiment: Experiment) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    flags_of_programs.main(argv, str(__doc__), lambda flags, _: run(**flags), TransferFlags)
+    command_line.main(argv, str(__doc__), lambda flags, _: run(**flags), TransferFlags)

@@ -16,9 +16,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments.runs import console, directory, fit, plan, process, sources
-from experiments.runs import flags as flags_of_programs
-from experiments.runs.flags import flag
+from experiments.runs import command_line, console, directory, fit, plan, process, sources
+from experiments.runs.command_line import flag
 from experiments.runs.settings import (
     CheckpointFlags,
     DataFlags,
@@ -80,7 +79,7 @@ def read_entry(text: str, flags: Mapping[str, Any]) -> Entry:
         parsed = parse_flags(["zoo", *(f"--{name}={value}" for name, value in changed.items())])
         settings = Settings.from_flags(**{**flags, **parsed, "source": ":".join(data)})
     except InputError as error:
-        raise InputError(f"--zoo={text}: {flags_of_programs.in_flags(error)}") from error
+        raise InputError(f"--zoo={text}: {command_line.in_flags(error)}") from error
     if len(settings.seeds) > 1:
         raise InputError(
             f"--zoo={text} has {len(settings.seeds)} seeds: give one, and other sources as {data[0]}:seed=1"
@@ -113,7 +112,7 @@ def run(flags: Mapping[str, Any], zoo_flags: ZooFlags) -> list[dict[str, Any]]:
         _print_plan(entries, tasks)
         return []
     fingerprints = {task.name: task.fingerprint for task in tasks}
-    with directory.opened(base, "zoo", flags_of_programs.flagfile_lines(zoo_flags)) as folder:
+    with directory.opened(base, "zoo", command_line.flagfile_lines(zoo_flags)) as folder:
         if process.first():
             directory.record_environment(folder, fingerprints)
         cards = []
@@ -134,7 +133,7 @@ def _load(source: Entry) -> Task:
     try:
         return plan.source_task(source.settings)
     except InputError as error:
-        raise InputError(f"--zoo={source.name}: {flags_of_programs.in_flags(error)}") from error
+        raise InputError(f"--zoo={source.name}: {command_line.in_flags(error)}") from error
 
 
 def _print_plan(entries: Sequence[Entry], tasks: Sequence[Task]) -> None:
@@ -167,4 +166,4 @@ def _print_cards(cards: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> No
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    flags_of_programs.main(argv, str(__doc__), run, ZooFlags, refused=["source", "source_checkpoint", "target"])
+    command_line.main(argv, str(__doc__), run, ZooFlags, refused=["source", "source_checkpoint", "target"])

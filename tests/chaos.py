@@ -20,8 +20,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-from experiments.runs import console, directory, flags, process
-from experiments.runs.flags import flag, flagfile
+from experiments.runs import command_line, console, directory, process
+from experiments.runs.command_line import flag, flagfile
 from tljax import checkpoint
 from tljax.study.results import to_json
 from tljax.types import InputError
@@ -265,7 +265,7 @@ def main(argv: Sequence[str]) -> None:
     files = [argument.partition("=")[2] for argument in argv if argument.startswith("--flagfile=")]
     rest = [argument for argument in argv if not argument.startswith("--flagfile=")]
     flagfile = files[-1] if files else None
-    flags.main(rest, str(__doc__), lambda _, asked: run(replace(asked, flagfile=flagfile)), ChaosFlags)
+    command_line.main(rest, str(__doc__), lambda _, asked: run(replace(asked, flagfile=flagfile)), ChaosFlags)
 
 
 if __name__ == "__main__":

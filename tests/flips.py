@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import compare, export, pretrain, rank, search, transfer, zoo
-from experiments.runs import directory, evaluations, flags, metrics, predictions, process, scores, sources, tuned
+from experiments.runs import command_line, directory, evaluations, metrics, predictions, process, scores, sources, tuned
 from experiments.runs import features as on_disk
 from experiments.runs.settings import Settings, parse_flags
 from tljax import checkpoint, data
@@ -191,7 +191,7 @@ def every(tasks: Path, folder: Path) -> Iterator[tuple[Path, list[Attack]]]:
     with contextlib.redirect_stdout(io.StringIO()):
         argv = [*line("compare", **pair, strategies="full", workdir=study), *more]
         compare.main(argv)
-    own = flags.flagfile_lines(flags.read(argv, compare.CompareFlags)[1])
+    own = command_line.flagfile_lines(command_line.read(argv, compare.CompareFlags)[1])
     found = of_run(study, settings(**pair, strategies="scratch,full", workdir=study), "compare", own)
     right = predictions.right(predictions.read_study(study).parts)
     found.append(Attack(study / "looks.json", "experiments.compare", lambda: predictions.count_look(study, right)))

@@ -20,6 +20,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,32 +91,34 @@ def of_arrays(arrays: Any) -> str:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """{file or fit: digest} of all results below a folder."""
-    found = {}
+    """{file or fit: digest} of all results below a folder; those of one name (less the keys) are sorted and joined."""
+    every: dict[str, list[str]] = {}
     for file in sorted(folder.rglob("*")):
-        name = KEY.sub("", str(file.relative_to(folder)))
-        if file.name == "results.jsonl":
-            for text in file.read_text().splitlines():
-                line = json.loads(text)
-                found[f"{name} {KEY.sub('', line['name'])}"] = of_json(line)
-                state = checkpoint.load(file.parent / line["checkpoint"])[0]
-                for fit, flat in state.items():
-                    if fit.startswith(line["name"]):
-                        found[f"{name} {KEY.sub('', fit)} parameters"] = of_arrays(flat)
-        elif file.suffix == ".npz" and "images" not in file.name:
-            with np.load(file) as arrays:
-                found[name] = of_arrays({key: arrays[key] for key in arrays.files if key not in TIMES})
-        elif file.suffix == ".npy":
-            found[name] = of_arrays({"": np.load(file)})
-        elif (file.parent.name in ("evals", "masks") and file.suffix == ".json") or file.name in (
-            "ranking.json",
-            "study.json",
-        ):
-            found[name] = of_json(json.loads(file.read_text()))
-        elif file.suffix in (".csv", ".safetensors"):
-            text = file.read_bytes()
-            found[name] = hashlib.sha256(text if file.suffix != ".csv" else _without_times(text)).hexdigest()[:16]
-    return found
+        for name, digest in _of_file(file):
+            every.setdefault(KEY.sub("", f"{file.relative_to(folder)}{name}"), []).append(digest)
+    return {name: " ".join(sorted(parts)) for name, parts in every.items()}
+
+
+def _of_file(file: Path) -> Iterator[tuple[str, str]]:
+    """(what of a file, its digest) for all that is compared."""
+    if file.name == "results.jsonl":
+        for text in file.read_text().splitlines():
+            line = json.loads(text)
+            yield f" {line['name']}", of_json(line)
+            for fit, flat in checkpoint.load(file.parent / line["checkpoint"])[0].items():
+                if fit.startswith(line["name"]):
+                    yield f" {fit} parameters", of_arrays(flat)
+    elif file.suffix == ".npz" and "images" not in file.name:
+        with np.load(file) as arrays:
+            yield "", of_arrays({key: arrays[key] for key in arrays.files if key not in TIMES})
+    elif file.suffix == ".npy":
+        yield "", of_arrays({"": np.load(file)})
+    elif file.suffix == ".json" and (file.parent.name in ("evals", "masks") or file.stem in ("ranking", "study")):
+        yield "", of_json(json.loads(file.read_text()))
+    elif file.suffix == ".csv":
+        yield "", hashlib.sha256(_without_times(file.read_bytes())).hexdigest()[:16]
+    elif file.suffix == ".safetensors":
+        yield "", hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 def _without_times(table: bytes) -> bytes:

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from experiments import compare
-from experiments.runs import flags, process
+from experiments.runs import command_line, process
 from experiments.runs.settings import Recipe, Settings, parse_flags
 from tljax.types import InputError
 
 ROOT = Path(__file__).parent.parent
-PROGRAMS = {name: importlib.import_module(f"experiments.{name}") for name in flags.programs()}
-ALL = {name for taken in flags.of_programs().values() for name in taken}
+PROGRAMS = {name: importlib.import_module(f"experiments.{name}") for name in command_line.programs()}
+ALL = {name for taken in command_line.of_programs().values() for name in taken}
 """The flags of all programs."""
 program = pytest.mark.parametrize("program", PROGRAMS)
 
@@ -38,8 +38,8 @@ def form(program):
 
 def given(program, *argv):
     """What a program would run with: (settings, its own flags)."""
-    values, filled = flags.read([program, *argv], form(program))
-    own = {name: getattr(filled, name) for name in flags.own_flags(form(program))}
+    values, filled = command_line.read([program, *argv], form(program))
+    own = {name: getattr(filled, name) for name in command_line.own_flags(form(program))}
     return Settings.from_flags(**values), own
 
 
@@ -106,16 +106,16 @@ def test_in_a_flagfile_that_programs_share_flags_of_a_transfer_are_passed_over_a
 def test_a_flag_has_one_role_whichever_program_has_it():
     """Whether runs of one run directory may differ in it: report's flags judge, and are in none."""
     roles = {}
-    for program, taken in flags.of_programs().items():
+    for program, taken in command_line.of_programs().items():
         for name, role in taken.items():
             assert roles.setdefault(name, role) == role, name
         assert {
-            name: f.metadata["role"] for f in flags.fields(form(program)) for name in [f.name]
+            name: f.metadata["role"] for f in command_line.fields(form(program)) for name in [f.name]
         }.items() <= taken.items()
-        assert {*taken} == {*flags.kinds(form(program))}
+        assert {*taken} == {*command_line.kinds(form(program))}
     assert {name for name, role in roles.items() if role == "grows"} == {"strategies", "seeds", "train_examples"}
-    assert {"data_dir", "mesh", "trials", "verify", "eval"} <= flags.may_differ()
-    assert not {"workdir", "learning_rate", "margin", "tuned", "zoo"} & flags.may_differ()
+    assert {"data_dir", "mesh", "trials", "verify", "eval"} <= command_line.may_differ()
+    assert not {"workdir", "learning_rate", "margin", "tuned", "zoo"} & command_line.may_differ()
 
 
 @program
@@ -157,7 +157,7 @@ def test_short_help_has_the_own_flags_and_points_on(program, capsys):
 @program
 def test_help_names_every_strategy_where_there_are_some(program, capsys):
     text = said(program, capsys)
-    strategies = flags.strategies()
+    strategies = command_line.strategies()
     assert len(strategies) > 15
     for name, about in strategies.items():
         assert (f"  {name} " in text and about in text) == bool({"strategy", "strategies"} & listed(text).keys())
@@ -203,12 +203,14 @@ def test_a_text_that_ends_in_a_zero_is_written_as_it_is():
     again = Settings.from_flags(**parse_flags(["x", *made.flagfile_lines()]))
     assert (again.strategies, again.source, again.manual_dir) == (made.strategies, made.source, made.manual_dir)
     asked = compare.CompareFlags(tuned="runs/search-v1.0", against="lora:scale=4.0", margin=1.0)
-    assert flags.read(["x", *flags.flagfile_lines(asked)], compare.CompareFlags)[1] == asked
-    assert "--margin=1" in flags.flagfile_lines(asked)
+    assert command_line.read(["x", *command_line.flagfile_lines(asked)], compare.CompareFlags)[1] == asked
+    assert "--margin=1" in command_line.flagfile_lines(asked)
 
 
 def test_flags_written_are_flags_read():
     asked = form("search")(space=("momentum:in:0,0.9", "clip:log:1e-3:1"), timeout=60.0, per_budget=True, lr_low=1e-7)
-    assert flags.read(["x", *flags.flagfile_lines(asked)], form("search"))[1] == asked
-    assert "--timeout=60" in flags.flagfile_lines(asked) and "--per_budget=true" in flags.flagfile_lines(asked)
-    assert not any("lr_low" in line for line in flags.flagfile_lines(asked, ["lr_low"]))
+    assert command_line.read(["x", *command_line.flagfile_lines(asked)], form("search"))[1] == asked
+    assert "--timeout=60" in command_line.flagfile_lines(asked) and "--per_budget=true" in command_line.flagfile_lines(
+        asked
+    )
+    assert not any("lr_low" in line for line in command_line.flagfile_lines(asked, ["lr_low"]))

@@ -10,7 +10,7 @@ from test_programs import results, snapshot
 
 from experiments import export, pretrain, report, transfer
 from experiments.runs import directory, plan, sources
-from experiments.runs.flags import flag
+from experiments.runs.command_line import flag
 from experiments.runs.settings import Recipe, Settings
 from tljax import train
 from tljax.types import InputError

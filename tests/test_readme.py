@@ -133,7 +133,7 @@ def test_links_lead_somewhere(page):
 
 
 def test_the_table_names_strategies_that_there_are():
-    from experiments.runs import flags
+    from experiments.runs import command_line
 
     named = {name.split(":")[0] for name in re.findall(r"^\| `([^`]+)` \|", TEXT, re.M)}
-    assert len(named) > 15 and named <= set(flags.strategies())
+    assert len(named) > 15 and named <= set(command_line.strategies())

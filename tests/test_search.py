@@ -13,7 +13,7 @@ import pytest
 from test_programs import command
 
 from experiments import pretrain, search
-from experiments.runs import directory, fit, flags, search_flags, sources, trials
+from experiments.runs import command_line, directory, fit, search_flags, sources, trials
 from experiments.runs.settings import FLAGS, Settings
 from tljax.study import search as studies
 from tljax.study import space
@@ -198,7 +198,7 @@ def test_the_flags_of_a_search_give_it_again(pretrained, tasks, tmp_path, capsys
     more = ["--space=momentum:between:0:0.9", "--sampler=Random", "--pruner=Median", "--trials=2"]
     search.main(of_checkpoint(tasks, tmp_path, pretrained, *more, seeds="0,2"))
     file = tmp_path / "w" / "flags.flags"
-    written = flags.parse(["", f"--flagfile={file}"], FLAGS | flags.kinds(search.SearchFlags))
+    written = command_line.parse(["", f"--flagfile={file}"], FLAGS | command_line.kinds(search.SearchFlags))
     assert written["space"] == (SPACE[0].removeprefix("--space="), "momentum:between:0:0.9")
     assert (written["trials"], written["sampler"], written["seeds"]) == (2, "Random", (0, 2))
     again = tmp_path / "again"
@@ -215,7 +215,7 @@ def test_the_flags_of_a_search_give_it_again(pretrained, tasks, tmp_path, capsys
 
 def test_a_search_directory_of_an_older_tljax_goes_on(pretrained, tasks, tmp_path, capsys):
     """It held the settings of the trials and none of the search's own flags."""
-    given, asked = flags.read(of_checkpoint(tasks, tmp_path, pretrained), search.SearchFlags)
+    given, asked = command_line.read(of_checkpoint(tasks, tmp_path, pretrained), search.SearchFlags)
     trials_of = search._trial_flags(given, Settings.from_flags(**given), asked)
     with directory.opened(Settings.from_flags(**trials_of), "search") as folder:
         pass

@@ -16,7 +16,7 @@ from experiments import search, transfer
 from experiments.pages import export, figures
 from experiments.pages import search as search_page
 from experiments.pages.report import Provenance
-from experiments.runs import directory, flags, search_flags, tuned
+from experiments.runs import command_line, directory, search_flags, tuned
 from experiments.runs.settings import Settings, parse_flags
 from tljax import train
 from tljax.study import range_test, space
@@ -143,7 +143,7 @@ def test_the_flags_on_the_page_are_those_of_the_search(searched, tmp_path):
     lines = re.findall(r"<pre>(.*?)</pre>", (folder / "report.html").read_text(), re.S)[1]
     (tmp_path / "again.flags").write_text(html.unescape(lines))
     before = len(study_of(folder).trials)
-    _, asked = flags.read(["search", f"--flagfile={tmp_path / 'again.flags'}"], search.SearchFlags)
+    _, asked = command_line.read(["search", f"--flagfile={tmp_path / 'again.flags'}"], search.SearchFlags)
     assert [str(one) for one in asked.ranges] == study_of(folder).user_attrs["about"]["space"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("experiments.pages.figures.svg", lambda figure: DRAWN)

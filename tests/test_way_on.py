@@ -17,7 +17,7 @@ from experiments import compare, features, pretrain, rank, report, transfer
 from experiments.benchmark.__main__ import BenchmarkFlags
 from experiments.pages import ranking as ranking_page
 from experiments.pages import search as search_page
-from experiments.runs import flags, plan, predictions, sources, tuned
+from experiments.runs import command_line, plan, predictions, sources, tuned
 from experiments.runs.scores import Score, Scored
 from experiments.runs.settings import Settings, parse_flags
 from tljax import data, npz, plugins
@@ -327,9 +327,9 @@ def messages(file):
 
 OF_GIT = {"always", "dirty", "abbrev", "exclude"}
 FILES = [file for folder in ("experiments", "tljax") for file in (ROOT / folder).rglob("*.py")]
-OF_ALL = {name for names in flags.of_programs().values() for name in names} | {*flags.HELP, "flagfile"}
-OF_ALL |= flags.kinds(BenchmarkFlags).keys()
-PROGRAMS = flags.programs()
+OF_ALL = {name for names in command_line.of_programs().values() for name in names} | {*command_line.HELP, "flagfile"}
+OF_ALL |= command_line.kinds(BenchmarkFlags).keys()
+PROGRAMS = command_line.programs()
 
 
 def named(text):
@@ -356,9 +356,9 @@ def test_every_flag_and_program_that_a_message_names_is_there():
 def test_a_program_names_flags_that_it_takes(program, monkeypatch):
     """In its own file, but in a sentence that names another program."""
     taken = {}
-    monkeypatch.setattr(flags, "main", lambda argv, about, run, form, *how, **named: taken.update(form=form))
+    monkeypatch.setattr(command_line, "main", lambda argv, about, run, form, *how, **named: taken.update(form=form))
     importlib.import_module(f"experiments.{program}").main([program])
-    kinds = {*flags.kinds(taken["form"]), *flags.HELP}
+    kinds = {*command_line.kinds(taken["form"]), *command_line.HELP}
     for number, text in messages(ROOT / "experiments" / f"{program}.py"):
         if "experiments." not in text and " " in text.strip():  # no argument for another program
             assert named(text) <= kinds | {"flagfile"}, f"{program}.py:{number}: {text}"

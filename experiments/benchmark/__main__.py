@@ -27,8 +27,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.benchmark import peers
-from experiments.runs import console, directory, flags, process
-from experiments.runs.flags import flag
+from experiments.runs import command_line, console, directory, process
+from experiments.runs.command_line import flag
 from experiments.runs.settings import Settings
 from tljax.types import InputError
 
@@ -281,4 +281,4 @@ def _about() -> str:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    flags.main(argv, str(__doc__), lambda _, benchmark_flags: run(**vars(benchmark_flags)), BenchmarkFlags)
+    command_line.main(argv, str(__doc__), lambda _, benchmark_flags: run(**vars(benchmark_flags)), BenchmarkFlags)

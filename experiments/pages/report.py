@@ -11,8 +11,8 @@ from jinja2 import Environment, StrictUndefined
 
 from experiments.pages import figures
 from experiments.runs import directory
+from experiments.runs.command_line import PATHS_FROM
 from experiments.runs.console import Table
-from experiments.runs.flags import PATHS_FROM
 
 
 class Block(NamedTuple):

@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 
-from experiments.runs import console, fields, flags, process
+from experiments.runs import command_line, console, fields, process
 from experiments.runs.settings import GROWING, NEUTRAL, Recipe, Settings, parse_flags, refuse_shared_names
 from tljax import __version__, checkpoint, files, paths, plugins, switches
 from tljax.study.results import Result, from_json, to_json
@@ -180,7 +180,7 @@ def _flags(
     if file.is_file():
         text = flags_text(file)
         head = text.splitlines()[0] + "\n" if text.startswith("#") else head
-        written_from = flags.written_from(file)[::-1]
+        written_from = command_line.written_from(file)[::-1]
         every_recorded = _values(line for line in text.splitlines() if line.startswith("--"))
         recorded = {name: values for name, values in every_recorded.items() if name not in leave}
         lists: Sequence[str] = GROWING
@@ -200,7 +200,7 @@ def _flags(
             current[name] = [",".join([*old, *(value for value in new if value not in old)])]
         refuse_shared_names([text for text in plugins.split(current["strategies"][-1], ",") if text])
     folders = dict.fromkeys([*written_from, *working_directory()])
-    head += "".join(f"{flags.PATHS_FROM}{folder}\n" for folder in folders)
+    head += "".join(f"{command_line.PATHS_FROM}{folder}\n" for folder in folders)
     return head + "".join(f"--{name}={value}\n" for name, values in current.items() for value in values)
 
 
@@ -241,7 +241,7 @@ def _refuse_another_experiment(
     workdir: Path, recorded: Mapping[str, list[str]], current: Mapping[str, list[str]]
 ) -> None:
     """Raise InputError where the flags of the run directory, {flag: values}, differ from the current ones."""
-    names = sorted((recorded.keys() | current.keys()) - flags.may_differ())
+    names = sorted((recorded.keys() | current.keys()) - command_line.may_differ())
     changes = {
         name: (recorded.get(name, []), current.get(name, []))
         for name in names
@@ -277,7 +277,7 @@ def flags_text(file: Path) -> str:
     lines, mark, _ = text.rpartition("\n" + _SUM)
     if mark and signed(f"{lines}\n") == text:
         return f"{lines}\n"
-    comments = [line for line in text.split("\n")[1:] if line and not line.startswith(("--", flags.PATHS_FROM))]
+    comments = [line for line in text.split("\n")[1:] if line and not line.startswith(("--", command_line.PATHS_FROM))]
     if mark or comments or "sha256" in text:
         raise InputError(
             f"'{file}' is not as it was written: restore it; if the change is meant, give the file as --flagfile with "

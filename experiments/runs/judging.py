@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from experiments.runs import budgets, plan
-from experiments.runs.flags import flag
+from experiments.runs.command_line import flag
 from experiments.runs.plan import Experiment
 from experiments.runs.settings import Settings
 from tljax.study.verdicts import require_family

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.runs import budgets, console, directory, flags, process, sources
+from experiments.runs import budgets, command_line, console, directory, process, sources
 from experiments.runs.settings import MOST_STEPS, Recipe, Settings
 from experiments.runs.sources import Source, Trained
 from tljax import (
@@ -351,7 +351,7 @@ def _flagged(prefix: str, flag: str, attempt: Callable[[], Any]) -> Any:
         with switches.guarded(f"what --{prefix}{flag} names"):
             return attempt()
     except InputError as error:
-        text = flags.in_flags(error, prefix)
+        text = command_line.in_flags(error, prefix)
         raise InputError(text if text.startswith("--") else f"--{prefix}{flag}: {text}") from error
     except Exception as error:
         raise InputError(f"--{prefix}{flag} cannot be used as it is given: {plugins.describe(error)}") from error

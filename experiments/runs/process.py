@@ -39,7 +39,7 @@ import jax
 from jaxlib import xla_client
 
 from experiments import INSTALL
-from experiments.runs import flags
+from experiments.runs import command_line
 from experiments.runs.settings import MOST_DEVICES, Settings
 from tljax import files, heartbeat, plugins, switches, train
 from tljax.types import InputError
@@ -60,10 +60,10 @@ def run_main(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None =
     _quieten_orbax()
     _spare_the_collector()
     code = 0
-    with lasting_streams(quiet=flags.asks_help(arguments)):
+    with lasting_streams(quiet=command_line.asks_help(arguments)):
         try:
             with termination_raised():
-                if not flags.asks_help(arguments):
+                if not command_line.asks_help(arguments):
                     refuse_unknown_xla_flags()
                 main(arguments)
         except KeyboardInterrupt:
@@ -786,7 +786,7 @@ def message(error: BaseException) -> str | None:
 
 def _message(error: BaseException) -> str | None:
     if isinstance(error, InputError):
-        return plugins.words(flags.in_flags(error))
+        return plugins.words(command_line.in_flags(error))
     text = plugins.words(error)
     if isinstance(error, jax.errors.JaxRuntimeError) and jax.distributed.is_initialized():
         return f"{LOST} ({text[:120]})"

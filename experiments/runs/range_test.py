@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.runs import console, directory, fit, flags, plan, process, search_flags, trials
+from experiments.runs import command_line, console, directory, fit, plan, process, search_flags, trials
 from experiments.runs.search_flags import Search
 from experiments.runs.settings import GROWING, Settings
 from tljax import plugins, train
@@ -64,7 +64,7 @@ def _kept_flags(settings: Settings, own_lines: Sequence[str]) -> Sequence[str]:
     """The search's own lines of the run directory's flagfile: those of a search that it holds stay as they are."""
     file = Path(settings.workdir or "") / "flags.flags"
     lines = directory.flags_text(file).splitlines() if file.is_file() else []
-    names = flags.kinds(Search)
+    names = command_line.kinds(Search)
     lines_of_search = [line for line in lines if line.startswith("--") and line[2:].partition("=")[0] in names]
     searched = lines_of_search and not any(line.startswith("--lr_range_test") for line in lines_of_search)
     return lines_of_search if searched else own_lines

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.runs import flags
-from experiments.runs.flags import flag
+from experiments.runs import command_line
+from experiments.runs.command_line import flag
 from experiments.runs.settings import Settings, parse_flags
 from tljax import optimizers, penalties
 from tljax.study import space
@@ -137,4 +137,4 @@ def _shape(settings: Settings) -> tuple[Any, ...]:
 
 def to_flags(search: Search) -> list[str]:
     """The flagfile lines that repeat this search, except where its study is stored and how long it waits."""
-    return flags.flagfile_lines(search, ("lr_range_test", "lr_low", "lr_high"))
+    return command_line.flagfile_lines(search, ("lr_range_test", "lr_low", "lr_high"))

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from experiments.runs import budgets, flags
-from experiments.runs.flags import Kind, flag
+from experiments.runs import budgets, command_line
+from experiments.runs.command_line import Kind, flag
 from tljax import models, plugins
 from tljax.types import InputError, Model
 
@@ -260,7 +260,7 @@ class ExperimentFlags(
     """All flags that programs share: those of experiments.transfer."""
 
 
-FLAGS: Mapping[str, Kind] = flags.kinds(ExperimentFlags)
+FLAGS: Mapping[str, Kind] = command_line.kinds(ExperimentFlags)
 """{flag: its kind} of all that programs share, the twins of a fit's flags among them."""
 
 # ---- The settings
@@ -297,8 +297,8 @@ class Settings(
         5
         """
         for name in values.keys() - FLAGS.keys():
-            raise InputError(flags.unknown(name, FLAGS))
-        values = {name: flags.at_home(name, FLAGS[name], value) for name, value in values.items()}
+            raise InputError(command_line.unknown(name, FLAGS))
+        values = {name: command_line.at_home(name, FLAGS[name], value) for name, value in values.items()}
         names = {f.name for f in dataclasses.fields(Recipe)}
         recipe = {name: values[name] for name in names & values.keys()}
         twin = {name: values[f"source_{name}"] for name in names if f"source_{name}" in values}
@@ -333,10 +333,10 @@ class Settings(
 
 def parse_flags(argv: Sequence[str]) -> dict[str, Any]:
     """{flag: value} of the shared flags that a command line and its flagfiles give. Raises InputError."""
-    return flags.parse(argv, FLAGS)
+    return command_line.parse(argv, FLAGS)
 
 
-_FIELDS = flags.fields(ExperimentFlags)
+_FIELDS = command_line.fields(ExperimentFlags)
 _LOCAL = {f.name for f in _FIELDS if f.metadata["role"] == "local"}
 WRITTEN = tuple(name for name in FLAGS if name not in _LOCAL)
 """The flags that stand in the flagfile of a run directory."""
@@ -346,7 +346,7 @@ FREE = tuple(f.name for f in _FIELDS if f.metadata["role"] == "free")
 """What may change, since it decides no bit of a result."""
 NEUTRAL = {
     prefix + f.name: f.metadata["neutral"]
-    for prefix, group in (("", _FIELDS), (Recipe.TWIN, flags.fields(Recipe)))
+    for prefix, group in (("", _FIELDS), (Recipe.TWIN, command_line.fields(Recipe)))
     for f in group
     if f.metadata["neutral"] is not None
 }
@@ -364,7 +364,7 @@ def _written(value: Any) -> str:
 def _check(settings: Settings) -> None:
     """Raise InputError for settings out of bounds, and for those that contradict each other."""
     for prefix, group in (("", settings), ("", settings.recipe), ("source_", settings.source_recipe)):
-        for f in flags.fields(group):
+        for f in command_line.fields(group):
             _check_value(prefix + f.name, getattr(group, f.name), f.metadata["choices"], f.metadata["bounds"])
     for name in GROWING:
         values = getattr(settings, name)

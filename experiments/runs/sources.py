@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import jax
 
 from experiments.runs import console, directory, fields, process
-from experiments.runs.flags import flag, found_from, written_from
+from experiments.runs.command_line import flag, found_from, written_from
 from experiments.runs.settings import Recipe, Settings
 from tljax import checkpoint, files, models, paths, plugins, weights
 from tljax.study.results import Result

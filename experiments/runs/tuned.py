@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.runs import directory, plan
-from experiments.runs.flags import PATHS_FROM
+from experiments.runs.command_line import PATHS_FROM
 from experiments.runs.search_flags import FIRST_SEED
 from experiments.runs.settings import FLAGS, Recipe, Settings, parse_flags
 from tljax import plugins

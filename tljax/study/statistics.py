@@ -285,11 +285,11 @@ def verdicts(
     if not len(scores):
         return []
     family = _family(scores, groups)
-    wide, narrow = _intervals(family, level), _intervals(family, round(2 * level - 1, 12))
+    outer, inner = _intervals(family, level), _intervals(family, round(2 * level - 1, 12))
     sizes = None if groups is None else np.unique(groups, return_counts=True)[1]
     return [
-        _verdict(outer, inner, margin, _adjusted(outer, family.beyond), len(values), sizes)
-        for outer, inner, values in zip(wide, narrow, scores, strict=True)
+        _verdict(interval, narrow, margin, _adjusted(interval, family.beyond), len(values), sizes)
+        for interval, narrow, values in zip(outer, inner, scores, strict=True)
     ]
 
 

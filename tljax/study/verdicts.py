@@ -236,9 +236,9 @@ def _judged(
         comparisons[i] = _with_verdict(comparisons[i], verdict)._replace(**changes)
     for i, equal in zip(able, first, strict=True):
         if equal is not None:
-            other, own = comparisons[able[equal]], comparisons[i]
-            source = f" from {other.source}" if other.source != own.source else ""
-            comparisons[i] = other._replace(source=own.source, strategy=own.strategy, equals=other.strategy + source)
+            other, source, strategy = comparisons[able[equal]], comparisons[i].source, comparisons[i].strategy
+            equals = other.strategy + (f" from {other.source}" if other.source != source else "")
+            comparisons[i] = other._replace(source=source, strategy=strategy, equals=equals)
     return list(comparisons.values())
 
 
