@@ -450,11 +450,15 @@ def _lines(flagfile: str, above: tuple[str, ...] = ()) -> list[str]:
     """The flags of a flagfile and of those that it names, without comments.
 
     Byte order marks that editors put before text are left out; `above` are the flagfiles that named this one after such
-    a mark. Raises InputError for a file that is not in UTF-8.
+    a mark. Raises InputError for a file that is not in UTF-8, and for one that cannot be opened.
     """
     _require_utf8(Path(flagfile), set())
+    try:
+        texts = absl_flags.FlagValues().read_flags_from_files([f"--flagfile={flagfile}"])
+    except absl_flags.Error as error:
+        raise InputError(_words_of_absl(error)) from error
     lines = []
-    for line in absl_flags.FlagValues().read_flags_from_files([f"--flagfile={flagfile}"]):
+    for line in texts:
         text = line.removeprefix("\ufeff").strip()
         if text == line:
             lines.append(_unescaped(line))
