@@ -149,7 +149,7 @@ def _read_cards(place: str, values: Mapping[str, Any]) -> list[Card]:
     try:
         return sources.read_cards(place, values)
     except InputError as error:
-        raise InputError(str(error).replace("--source_checkpoint", "--sources")) from error
+        raise command_line.flag_renamed(error, "source_checkpoint", "sources") from error
 
 
 def _load(values: Mapping[str, Any], place: str) -> LoadedSource:
@@ -157,7 +157,7 @@ def _load(values: Mapping[str, Any], place: str) -> LoadedSource:
     try:
         return sources.load(sources.settings_of(values, place, several=True))
     except InputError as error:
-        raise InputError(str(error).replace("--source_checkpoint", "--sources")) from error
+        raise command_line.flag_renamed(error, "source_checkpoint", "sources") from error
 
 
 def _distinct_names(cards: Sequence[Card]) -> list[Card]:

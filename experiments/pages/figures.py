@@ -22,7 +22,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocat
 
 from experiments.pages.tables import SIZES, place
 from tljax import files, paths
-from tljax.study.range_test import Found
+from tljax.study.range_test import Suggestion
 from tljax.study.ranking import Board
 from tljax.study.results import Result
 from tljax.study.search import TrialRecord
@@ -729,7 +729,7 @@ def searched_values(name: str, trials: Sequence[TrialRecord], dimension: str, fi
     )
 
 
-def range_test(name: str, rates: np.ndarray, losses: np.ndarray, result: Found) -> Picture:
+def range_test(name: str, rates: np.ndarray, losses: np.ndarray, result: Suggestion) -> Picture:
     """Loss against the rate of its step, both [steps], smoothed, with the suggestion."""
     figure, axes = _chart([], name)
     most = losses[0] + abs(losses[0])

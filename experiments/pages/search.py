@@ -16,7 +16,7 @@ from experiments.runs.search_flags import Search
 from experiments.runs.settings import Settings
 from experiments.runs.tuned import Arm, Winner
 from tljax.study import search, space
-from tljax.study.range_test import SHARE, Found
+from tljax.study.range_test import SHARE, Suggestion
 from tljax.study.results import Result
 from tljax.study.search import TrialRecord
 
@@ -152,7 +152,7 @@ def page(
 
 @figures.style()
 def range_page(
-    name: str, lead: str, rates: np.ndarray, losses: np.ndarray, result: Found, provenance: Provenance
+    name: str, lead: str, rates: np.ndarray, losses: np.ndarray, result: Suggestion, provenance: Provenance
 ) -> str:
     """The HTML of a range test: `rates` and `losses` are those of its steps, float [steps] both."""
     picture = figures.range_test(name, rates, losses, result)

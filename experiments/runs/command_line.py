@@ -250,6 +250,15 @@ def in_flags(error: InputError, prefix: str = "") -> str:
     return f"--{prefix}{error.field}={error.value}: {text}" if error.field else text
 
 
+def flag_renamed(error: InputError, flag: str, name: str) -> InputError:
+    """An error that names a flag by the name that another program has for it.
+
+    >>> str(flag_renamed(InputError("--source_checkpoint=x is a file"), "source_checkpoint", "checkpoint"))
+    '--checkpoint=x is a file'
+    """
+    return InputError(re.sub(rf"--{flag}\b", f"--{name}", in_flags(error)))
+
+
 def _name(argument: str) -> str:
     return argument.lstrip("-").partition("=")[0]
 

@@ -23,7 +23,7 @@ def run(
     search: Search,
     execution: train.Execution,
     stand_ins: Mapping[int, int] | None = None,
-) -> range_test.Found:
+) -> range_test.Suggestion:
     """Train the first strategy once, as the trials are but at a rising rate; print and draw what its loss says.
 
     `flag_values` are the flags, `trial_flags` those of the trials, and `stand_ins` as `plan.prepare` takes them. The
@@ -88,7 +88,7 @@ def swept(experiment: plan.Experiment, search: Search, folder: Path) -> tuple[np
     return rates, losses
 
 
-def _sentences(name: str, rates: np.ndarray, result: range_test.Found) -> list[str]:
+def _sentences(name: str, rates: np.ndarray, result: range_test.Suggestion) -> list[str]:
     """The suggestion, by which rule, and what was in its way."""
     lines = [
         f"learning-rate range test of {name}: {len(rates)} steps, the rate rising exponentially from {rates[0]:.3g} "

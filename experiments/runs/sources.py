@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments.runs import console, directory, fields, process
+from experiments.runs import command_line, console, directory, fields, process
 from experiments.runs.command_line import flag, found_from, written_from
 from experiments.runs.settings import Recipe, Settings
 from tljax import checkpoint, files, models, paths, plugins, weights
@@ -522,7 +522,7 @@ def load_fit(flags: Mapping[str, Any], place: str | None, fit: str | None) -> tu
         process.prepare(settings)
         return settings, load(settings)
     except InputError as error:
-        raise InputError(str(error).replace("--source_checkpoint", "--checkpoint")) from error
+        raise command_line.flag_renamed(error, "source_checkpoint", "checkpoint") from error
 
 
 def load_weights(
@@ -541,7 +541,7 @@ def load_weights(
     try:
         source = _from_run(settings, model_too=False)
     except InputError as error:
-        raise InputError(str(error).replace("--source_checkpoint", "--checkpoint")) from error
+        raise command_line.flag_renamed(error, "source_checkpoint", "checkpoint") from error
     trained = source.trained[seed]
     return trained.flat, source, first_about(folder)["model"], trained.accuracy
 

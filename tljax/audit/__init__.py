@@ -1,6 +1,6 @@
 """The proofs that every strategy and every optimizer gets, a line each.
 
-A room of four files: `lines` (a check and how it is made), `optimizers`, `grounds` (what strategies are tried on),
+A room of four files: `lines` (a check and how it is made), `optimizers`, `problems` (what strategies are tried on),
 `strategies`, which fits by `fits`.
 """
 

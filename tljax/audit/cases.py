@@ -1,4 +1,4 @@
-"""A strategy on one ground, and what it answers."""
+"""A strategy on one problem, and what it answers."""
 
 import dataclasses
 import random
@@ -10,15 +10,15 @@ import jax
 import numpy as np
 
 from tljax import initialization, masks
-from tljax.audit.grounds import Ground
 from tljax.audit.lines import copy
+from tljax.audit.problems import Problem
 from tljax.types import Context, Mask, Method, Params, Phase
 
 
 class Case(NamedTuple):
-    """A strategy on one ground: after init, graft and adapt."""
+    """A strategy on one problem: after init, graft and adapt."""
 
-    ground: Ground
+    problem: Problem
     method: Method
     options: Mapping[str, Any]
     ordinary: Params
@@ -34,12 +34,16 @@ class Case(NamedTuple):
     """The same with masks in place of strategies, as at `params`."""
 
 
-def case(method: Method, options: Mapping[str, Any], ground: Ground) -> Case:
+def case(method: Method, options: Mapping[str, Any], problem: Problem) -> Case:
     """As in an experiment whose head is new."""
-    initial = initialization.Initialization(ground.stages, ground.source, ground.drawn, jax.random.key(2))
-    made = initialization.initialize(method, options, initial)
-    context = Context(ground.stages, ground.source, made.fresh, jax.random.key(3), *ground.look(made.merge))
-    return Case(ground, method, options, made.ordinary, made.params, context, made.must, made.merge)
+    initial = initialization.Initialization(problem.stages, problem.source, problem.drawn, jax.random.key(2))
+    initialized = initialization.initialize(method, options, initial)
+    context = Context(
+        problem.stages, problem.source, initialized.fresh, jax.random.key(3), *problem.look(initialized.merge)
+    )
+    return Case(
+        problem, method, options, initialized.ordinary, initialized.params, context, initialized.must, initialized.merge
+    )
 
 
 def ask(

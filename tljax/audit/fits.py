@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tljax import masks, objective, optimizers, penalties, train
-from tljax.audit import grounds
+from tljax.audit import problems
 from tljax.audit.lines import copy
 from tljax.train import vectorize
 from tljax.train.step import Hyper, trained_leaves
@@ -39,7 +39,7 @@ class Fitted(NamedTuple):
 
 def program(model: Model, merge: Callable[[Params], Params] | None) -> train.Spec:
     """The spec of a fit by AdamW with decay, clipping and L2, without a mask."""
-    return train.Spec(model, objective.loss(grounds.LOSS), _SPEC, _TERMS, False, merge)
+    return train.Spec(model, objective.loss(problems.LOSS), _SPEC, _TERMS, False, merge)
 
 
 def fit(wanted: train.Spec, params: Params, phases: Sequence[Any], data: train.Data, steps: int = STEPS) -> Fitted:
@@ -63,7 +63,7 @@ def under(wanted: train.Spec, params: Params, mask: Mask) -> train.Spec:
 
 def _trial(params: Params, phases: Sequence[Any], steps: int) -> train.Fit:
     total = steps * len(phases)
-    order = np.arange(total * grounds.BATCH, dtype=np.int32).reshape(total, grounds.BATCH) % grounds.EXAMPLES
+    order = np.arange(total * problems.BATCH, dtype=np.int32).reshape(total, problems.BATCH) % problems.EXAMPLES
     return train.Fit(
         params,
         tuple((steps * i, mask) for i, mask in enumerate(phases)),
@@ -125,9 +125,9 @@ def _flops(
     params = jax.tree.unflatten(wanted.structure, leaves)
     trained, frozen = masks.split(params, trained_leaves(wanted))
     state = jax.eval_shape(functools.partial(vectorize.begin, wanted), params, hyper, number)
-    rows = train.capacity(grounds.BATCH)
-    data = grounds.data(shape)
-    order = jax.ShapeDtypeStruct((1, rows, grounds.BATCH), jnp.int32)
+    rows = train.capacity(problems.BATCH)
+    data = problems.data(shape)
+    order = jax.ShapeDtypeStruct((1, rows, problems.BATCH), jnp.int32)
     rates = jax.ShapeDtypeStruct((1, rows), jnp.float32)
     lowered = vectorize.segment.lower(
         *(wanted, None, 1, "map"),

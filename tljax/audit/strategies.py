@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from tljax import initialization, masks, models, paths, plugins, train
-from tljax.audit import fits, grounds
+from tljax.audit import fits, problems
 from tljax.audit.cases import Case, ask, at_boundary, evaluate
 from tljax.audit.cases import case as build_case
 from tljax.audit.lines import Check, changed, copy, line, same_bytes
@@ -36,8 +36,8 @@ def check_strategy(
     ['lint on mlp', 'lint on cnn:norm=true']
     """
     method, options = _method_and_options(strategy, options)
-    of_models = [grounds.of_model(name) for name in dict.fromkeys((model, CNN))]
-    linted = [_lint(method, options, ground) for ground in [*of_models, *grounds.trees()]]
+    of_models = [problems.of_model(name) for name in dict.fromkeys((model, CNN))]
+    linted = [_lint(method, options, problem) for problem in [*of_models, *problems.trees()]]
     checks = [check for check, _ in linted]
     checks.append(line("applies to a model", _applies_to_a_model, checks[: len(of_models)]))
     cases = [case for _, case in linted if case]
@@ -53,7 +53,7 @@ def check_strategy(
     return [
         *checks,
         *_randomness_checks(of_models[0]),
-        *next((_training_checks(case) for case in cases if case.ground.model), []),
+        *next((_training_checks(case) for case in cases if case.problem.model), []),
     ]
 
 
@@ -64,11 +64,11 @@ def _method_and_options(strategy: Any, options: Mapping[str, Any] | None) -> tup
     return strategy if isinstance(strategy, Method) else Method(strategy), options or {}
 
 
-def _lint(method: Method, options: Mapping[str, Any], ground: grounds.Ground) -> tuple[Check, Case | None]:
+def _lint(method: Method, options: Mapping[str, Any], problem: problems.Problem) -> tuple[Check, Case | None]:
     """Lint a strategy on one pytree; returns the line, and the case if it passed."""
-    name = f"lint on {ground.name}"
+    name = f"lint on {problem.name}"
     try:
-        case = build_case(method, options, ground)
+        case = build_case(method, options, problem)
         phases = ask(case)
     except InputError as error:
         return Check(name, None, f"does not apply: {error}"), None
@@ -96,20 +96,20 @@ def _applies_to_a_model(tried: Sequence[Check]) -> str:
     return ", ".join(check.name.removeprefix("lint on ") for check in tried if check.passed is not None)
 
 
-def _randomness_checks(ground: grounds.Ground) -> list[Check]:
+def _randomness_checks(problem: problems.Problem) -> list[Check]:
     """The line on what a model draws in training (dropout, noise); [] if the model draws nothing."""
-    assert ground.model is not None
-    faults = randomness.faults(ground.model, ground.shape)
-    stages = randomness.stages(ground.model, ground.shape)
-    return [line("dropout follows its key", _follows_key, ground, faults, stages)] if faults or stages else []
+    assert problem.model is not None
+    faults = randomness.faults(problem.model, problem.shape)
+    stages = randomness.stages(problem.model, problem.shape)
+    return [line("dropout follows its key", _follows_key, problem, faults, stages)] if faults or stages else []
 
 
-def _follows_key(ground: grounds.Ground, faults: Sequence[str], stages: Sequence[str]) -> str:
+def _follows_key(problem: problems.Problem, faults: Sequence[str], stages: Sequence[str]) -> str:
     assert not faults, "; ".join(faults)
-    assert ground.model is not None
-    model, images = ground.model, grounds.data(ground.shape).inputs[0]
+    assert problem.model is not None
+    model, images = problem.model, problems.data(problem.shape).inputs[0]
     keys = (None, *map(jax.random.key, (0, 0, 1)))
-    without, first, repeated, other = (np.asarray(models.apply(model, ground.drawn, images, key=key)) for key in keys)
+    without, first, repeated, other = (np.asarray(models.apply(model, problem.drawn, images, key=key)) for key in keys)
     assert np.array_equal(first, repeated), "one key gives two outputs"
     assert not np.array_equal(first, without), "its output with a key is its output without one"
     assert not np.array_equal(first, other), "two keys give one output"
@@ -121,8 +121,8 @@ def _on_all(proof: Callable[[Case], None], cases: Sequence[Case]) -> str:
         try:
             proof(case)
         except (AssertionError, InputError) as error:
-            raise AssertionError(f"on {case.ground.name}: {error}") from error
-    return "on " + ", ".join(case.ground.name for case in cases)
+            raise AssertionError(f"on {case.problem.name}: {error}") from error
+    return "on " + ", ".join(case.problem.name for case in cases)
 
 
 def _fresh_trains(case: Case) -> None:
@@ -151,7 +151,7 @@ def _deterministic(case: Case) -> None:
 
 
 def _same_from_shapes(case: Case) -> None:
-    shapes, source = jax.eval_shape(lambda: (case.params, case.ground.source))
+    shapes, source = jax.eval_shape(lambda: (case.params, case.problem.source))
     remedy = "shapes alone do not give the same mask: if it depends on values, set DATA_DRIVEN = True"
     context: Context = initialization.shown(case.context)._replace(source_params=source, gradient=None, fisher=None)
     try:
@@ -183,7 +183,7 @@ class _Proof(NamedTuple):
 
 def _training_checks(case: Case) -> list[Check]:
     """Train a case's model for a few steps; returns the lines on that."""
-    model, data = case.ground.model, grounds.data(case.ground.shape)
+    model, data = case.problem.model, problems.data(case.problem.shape)
     assert model is not None
     names = ["frozen leaves keep their bytes", "trained leaves move", "one compilation a phase", "jit equals no jit"]
     try:
@@ -193,7 +193,7 @@ def _training_checks(case: Case) -> list[Check]:
         fitted = fits.fit(program, start, phases, data)
         short = fits.fit(program, case.params, fitted.masks, data, 1)
     except (Exception, SystemExit) as error:
-        return [Check(f"trains on {case.ground.name}", False, f"{type(error).__name__}: {error}")]
+        return [Check(f"trains on {case.problem.name}", False, f"{type(error).__name__}: {error}")]
     proof = _Proof(case, model, fitted, short, start, data)
     promises = [_frozen_kept, _trained_moved, _compiled_once, _equals_without_jit]
     checks = [line(name, promise, proof) for name, promise in zip(names, promises, strict=True)]
@@ -222,7 +222,7 @@ def _frozen_kept(proof: _Proof) -> str:
         count += int(frozen.sum())
     wrote = changed(proof.case.params, proof.start)
     assert not wrote, f"the fit wrote into the parameters it began from: {paths.some(wrote)}"
-    return f"{count} frozen numbers on {proof.case.ground.name}, under AdamW with decay, clipping and L2"
+    return f"{count} frozen numbers on {proof.case.problem.name}, under AdamW with decay, clipping and L2"
 
 
 def _trained_moved(proof: _Proof) -> str:
@@ -252,7 +252,7 @@ def _equals_without_jit(proof: _Proof) -> str:
 
 
 def _flops_bounded(proof: _Proof) -> str:
-    case, shape = proof.case, proof.case.ground.shape
+    case, shape = proof.case, proof.case.problem.shape
     everything = masks.by_path(case.ordinary, lambda path: True)
     wanted = fits.under(fits.program(proof.model, None), case.ordinary, everything)
     whole = fits.flops(wanted, case.ordinary, everything, shape)
@@ -261,7 +261,7 @@ def _flops_bounded(proof: _Proof) -> str:
     counted = f"{', then '.join(f'{count:,.0f}' for count in counts)}; full training {whole:,.0f}"
     numbers = sum(row.size for row in masks.table(case.ordinary, everything))
     assert max(counts) <= whole + _BOOKKEEPING * numbers, counted
-    return f"{counted} (batch {grounds.BATCH})"
+    return f"{counted} (batch {problems.BATCH})"
 
 
 def _outputs_kept(proof: _Proof) -> str:
@@ -278,4 +278,4 @@ def _outputs_kept(proof: _Proof) -> str:
     for what, wanted, outputs in (("adapt changes", source, before), ("merge changes", ran, after)):
         difference = float(np.abs(wanted - outputs).max())
         assert difference <= _ROUNDING, f"{what} the outputs by {difference:.1e}"
-    return f"on {case.ground.name}, to rounding"
+    return f"on {case.problem.name}, to rounding"

@@ -16,7 +16,7 @@ WIDTH = 0.02
 """Of the smoothing, a standard deviation as a fraction of the steps."""
 
 
-class Found(NamedTuple):
+class Suggestion(NamedTuple):
     """What a range test says."""
 
     rate: float
@@ -40,7 +40,7 @@ def rates(low: float, high: float, steps: int) -> np.ndarray:
     return np.geomspace(low, high, steps).astype(np.float32)
 
 
-def suggested(rates: np.ndarray, losses: np.ndarray) -> Found:
+def suggested(rates: np.ndarray, losses: np.ndarray) -> Suggestion:
     """A rate, from the rates and the loss of each step, [steps] both.
 
     The loss is smoothed by a Gaussian of WIDTH. What is above the first loss by more than its size, or not finite,
@@ -58,4 +58,4 @@ def suggested(rates: np.ndarray, losses: np.ndarray) -> Found:
     rate = SHARE * float(rates[lowest])
     near = WIDTH * (len(rates) - 1)
     edge = "highest" if lowest >= len(rates) - 1 - near else "lowest" if rate < rates[0] else ""
-    return Found(rate, float(rates[lowest]), smooth, float(rates[odd[0]]) if len(odd) else None, edge)
+    return Suggestion(rate, float(rates[lowest]), smooth, float(rates[odd[0]]) if len(odd) else None, edge)

@@ -21,7 +21,7 @@ _WIDTH = 8
 """Of inputs, hidden layers, classes and batches alike: without jit, JAX compiles each operation once a shape."""
 
 
-class Ground(NamedTuple):
+class Problem(NamedTuple):
     """A pytree twice, as a source and as a draw, and what a strategy may look at."""
 
     name: str
@@ -42,8 +42,8 @@ def data(shape: tuple[int, ...]) -> train.Data:
     return train.load(images, np.arange(EXAMPLES, dtype=np.int32) % _WIDTH)
 
 
-def of_model(name: str) -> Ground:
-    """The ground of a model by its name, for images 8 x 8 (an MLP gets 2 x 2 x 2).
+def of_model(name: str) -> Problem:
+    """The problem of a model by its name, for images 8 x 8 (an MLP gets 2 x 2 x 2).
 
     Its activation is tanh, if it takes one, so that no unit is dead.
     """
@@ -56,7 +56,7 @@ def of_model(name: str) -> Ground:
         split = (model, objective.loss(LOSS), examples, np.arange(EXAMPLES), merge)
         return gradients.mean_gradient(*split), gradients.mean_squared_gradient(*split)
 
-    return Ground(name, models.names(model), source, drawn, look, model, shape)
+    return Problem(name, models.names(model), source, drawn, look, model, shape)
 
 
 def _draw(shapes: Params, seed: int) -> Params:
@@ -84,7 +84,7 @@ class _Record:
     head: Any
 
 
-def trees() -> list[Ground]:
+def trees() -> list[Problem]:
     """Lists and tuples; a NamedTuple; a dataclass; None, integers and an empty dict; scalars."""
     named = ("body", "head")
     with_holes = {"body": {**_layer(), "none": None, "empty": {}, "count": np.int32(3)}, "head": _layer()}
@@ -102,9 +102,9 @@ def _layer() -> dict[str, np.ndarray]:
     return {"kernel": np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4), "bias": np.full(4, 0.5, np.float32)}
 
 
-def _of_tree(name: str, stages: tuple[str, ...], tree: Params) -> Ground:
+def _of_tree(name: str, stages: tuple[str, ...], tree: Params) -> Problem:
     drawn = jax.tree.map(lambda leaf: leaf if jnp.result_type(leaf) == jnp.int32 else leaf / 2, tree)
-    return Ground(name, stages, tree, drawn, lambda merge: (_gradient, _fisher))
+    return Problem(name, stages, tree, drawn, lambda merge: (_gradient, _fisher))
 
 
 @jax.jit
