@@ -299,7 +299,7 @@ def outcome(read: Callable[[], Any]) -> tuple[str, str]:
                 where = where.tb_next
             at = f"{where.tb_frame.f_code.co_filename}:{where.tb_lineno}" if where else ""
             return "escaped", f"{error!r} {at}"
-    good = line.strip() and "\n" not in line and "Traceback" not in line and len(line) < 1500
+    good = line.strip() and "\n" not in line and "Traceback" not in line and len(line) < 3100
     return ("refused" if good else "escaped"), line
 
 
