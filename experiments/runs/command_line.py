@@ -495,10 +495,10 @@ def written_from(file: str | os.PathLike[str]) -> list[str]:
     """The working directories in which the paths of a run's flagfile were written; none where it does not say."""
     try:
         with open(file, encoding="utf-8", errors="replace") as lines:
-            found = [line.strip().removeprefix(PATHS_FROM) for line in lines if line.startswith(PATHS_FROM)]
+            folders = [line.strip().removeprefix(PATHS_FROM) for line in lines if line.startswith(PATHS_FROM)]
     except OSError:
         return []
-    return found[::-1]
+    return folders[::-1]
 
 
 def _folders(file: str) -> list[str]:

@@ -171,12 +171,14 @@ def graft_plan(title: str, rows: graft.Plan, names: Mapping[str, str] | None = N
     """
     sources = [(names or {}).get(r.source or "-", r.source or "-") for r in rows]
     same = [source == r.target for r, source in zip(rows, sources, strict=True)]
-    actions = ["renamed" if r.action == "copied" and not own else r.action for r, own in zip(rows, same, strict=True)]
+    actions = [
+        "renamed" if r.action == "copied" and not equal else r.action for r, equal in zip(rows, same, strict=True)
+    ]
     about = [(action, _shape(r.shape), str(r.dtype)) for r, action in zip(rows, actions, strict=True)]
     # Numbers are left out: block_0 from layers_0 and block_1 from layers_1 are to have one row.
     alike = [
-        (None if own else re.sub("[0-9]+", "#", source), *more)
-        for own, source, more in zip(same, sources, about, strict=True)
+        (None if equal else re.sub("[0-9]+", "#", source), *more)
+        for equal, source, more in zip(same, sources, about, strict=True)
     ]
     targets = [r.target or r.source or "-" for r in rows]
     lines = []

@@ -53,7 +53,7 @@ def judged_fits(parts: Sequence[Predictions], against: str) -> list[JudgedFits]:
                 continue
             if row.target not in able:
                 continue
-            sets = by_test_set.setdefault(test_set(part.labels[row.target]), (set(), set(), set(), set()))
+            sets = by_test_set.setdefault(name_of_test_set(part.labels[row.target]), (set(), set(), set(), set()))
             base = label(row) == against
             sets[base].add(row.key)
             if row.name in part.predicted:
@@ -83,7 +83,7 @@ def judgeable(fits: Iterable[tuple[Cell, int]], against: str) -> set[str]:
     return able
 
 
-def test_set(labels: np.ndarray) -> str:
+def name_of_test_set(labels: np.ndarray) -> str:
     """The digest that a test set is known by, of its labels, int [items]: sixteen hexadecimal digits."""
     return hashlib.sha256(np.ascontiguousarray(labels, np.int64).tobytes()).hexdigest()[:16]
 

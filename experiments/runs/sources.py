@@ -470,8 +470,8 @@ def _model_file(model: str, place: Path) -> str:
         return model
     run = place if (place / "flags.flags").is_file() else place.parent.parent
     folders = [str(place.parent)] if is_weights_file(str(place)) else written_from(run / "flags.flags")
-    if not os.path.isabs(file) and (found := found_from(file, folders)):
-        return plugins.quoted(found) + model.removeprefix(plugins.quoted(file))
+    if not os.path.isabs(file) and (path := found_from(file, folders)):
+        return plugins.quoted(path) + model.removeprefix(plugins.quoted(file))
     sought = "".join(f", nor from '{folder}'" for folder in folders)
     raise InputError(
         f"the model of '{place}' is '{file}', which is not there from the working directory{sought}: give its file as "

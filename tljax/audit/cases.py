@@ -54,9 +54,9 @@ def ask(
     Python's and NumPy's global randomness is as a seed of `state` leaves it.
     """
     with _global_randomness(state):
-        own = copy(case.params) if params is None else params
-        given = case.method.strategy(own, context or initialization.shown(case.context), **case.options)
-    return initialization.phases(given)
+        leaves = copy(case.params) if params is None else params
+        answer = case.method.strategy(leaves, context or initialization.shown(case.context), **case.options)
+    return initialization.phases(answer)
 
 
 def evaluate(case: Case, phases: tuple[Phase, ...], *, state: int = 0) -> tuple[Phase, ...]:
