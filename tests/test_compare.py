@@ -243,12 +243,18 @@ def test_each_strategy_is_tuned_by_a_search(tasks, tmp_path, capsys):
     for strategy, rate in (("scratch", 0.3), ("full", 0.05)):
         given = command(tasks, tmp_path, strategies=(strategy,), train_examples=("all",), learning_rate=rate, steps=20)
         (best / f"{strategy}-all.flags").write_text("\n".join(part for part in given if "workdir" not in part))
-    compare.main(line(tasks, tmp_path, f"--tuned={best.parent}", train_examples=("all",), seeds=(0, 1)))
+
+    def tuned(**flags):
+        """A command line without the rate, which is the search's."""
+        arguments = line(tasks, tmp_path, f"--tuned={best.parent}", **flags)
+        return [argument for argument in arguments if not argument.startswith("--learning_rate")]
+
+    compare.main(tuned(train_examples=("all",), seeds=(0, 1)))
     assert "tuned: every strategy has what search found best for it" in capsys.readouterr().out
     with pytest.raises(InputError, match="nothing for 'head_only'"):
-        compare.main(line(tasks, tmp_path, f"--tuned={best.parent}", strategies=("head_only",)))
+        compare.main(tuned(strategies=("head_only",)))
     with pytest.raises(InputError, match="are those of searches"):
-        compare.main(line(tasks, tmp_path, f"--tuned={best.parent}", seeds=(0, 1_000_000)))
+        compare.main(tuned(seeds=(0, 1_000_000)))
 
 
 BAD = [
