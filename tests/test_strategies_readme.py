@@ -86,7 +86,7 @@ def copy(tmp_path_factory):
     [
         ("experiments.transfer", ("--helpfull",), r"  kin +Train the biases, and the stage below the head\."),
         ("experiments.check", ("--strategy=kin",), "frozen leaves keep their bytes"),
-        ("pytest", ("-m", "slow or not slow", "-k", "kin and not kind", "tests/test_strategies.py"), "5 passed"),
+        ("pytest", ("-m", "slow or not slow", "-k", "kin and not kind", "tests/test_strategies.py"), "7 passed"),
         ("pytest", ("-m", "slow", "-k", "kin", "tests/test_check.py"), "1 passed"),
         ("pytest", ("tests/test_readme.py", "-k", "table"), "1 passed"),
         (
