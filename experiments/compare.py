@@ -221,7 +221,7 @@ def _say_looks(parts: Sequence[Part], judging: Judging) -> None:
     able = looks.judgeable(((predictions.cell(job.result), job.seed) for job in jobs), judging.against)
     keys: dict[str, tuple[set[str], set[str]]] = {}
     for experiment in (each for each in experiments if each.target.name in able):
-        test_set = looks.name_of_test_set(np.asarray(experiment.target.test.labels))
+        test_set = looks.name_of_test_set(np.asarray(experiment.target.test.targets))
         fits, bases = keys.setdefault(test_set, (set(), set()))
         for job in plan.planned(experiment).values():
             if (name := summary.label(job.result)) != "scratch" or judging.against == "scratch":

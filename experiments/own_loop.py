@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from tljax import data, graft, masks, models, optimizer
-from tljax.types import Mask, Model, Params, Split
+from tljax.types import Examples, Mask, Model, Params
 
 BATCH_SIZE, STEPS = 100, 200
 
@@ -55,14 +55,14 @@ class Trains(NamedTuple):
         return masks.union(*(masks.under(params, prefix) for prefix in self.prefixes))
 
 
-def train(model: Model, params: Params, trains: Trains, split: Split, seed: int) -> Params:
+def train(model: Model, params: Params, trains: Trains, split: Examples, seed: int) -> Params:
     """The parameters after STEPS steps of Adam on random batches of a split."""
     tx = optimizer.masked(optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3)), trains.mask(params))
     state = State(params, tx.init(params))
     rng = np.random.default_rng(seed)
     for _ in range(STEPS):
-        rows = rng.choice(len(split.labels), BATCH_SIZE, replace=False)
-        state = step(model, tx, trains, state, split.images[rows], split.labels[rows])
+        rows = rng.choice(len(split.targets), BATCH_SIZE, replace=False)
+        state = step(model, tx, trains, state, split.arrays[rows], split.targets[rows])
     return state.params
 
 
@@ -72,16 +72,16 @@ def predict(model: Model, params: Params, images: jax.Array) -> jax.Array:
     return models.apply(model, params, images).argmax(-1)
 
 
-def accuracy(model: Model, params: Params, split: Split) -> float:
+def accuracy(model: Model, params: Params, split: Examples) -> float:
     """The fraction of a split's examples that are classified correctly."""
-    return float((predict(model, params, jnp.asarray(split.images)) == split.labels).mean())
+    return float((predict(model, params, jnp.asarray(split.arrays)) == split.targets).mean())
 
 
 def run() -> None:
     """Learn digits, transfer to clothes by each of three masks, and print the test accuracies."""
     source, target = data.load("mnist_10k"), data.load("fashion_mnist_10k")
     model = models.build("mlp", len(source.classes), hidden=(128, 64), activation="relu")
-    shape = source.train.images.shape[1:]
+    shape = source.train.arrays.shape[1:]
 
     everything = Trains(models.names(model))
     source_params = train(model, models.init(model, jax.random.key(0), shape), everything, source.train, seed=0)

@@ -35,7 +35,7 @@ def run(**flags: Any) -> list[Result]:
         raise InputError("--source is what this program trains: name a data set, and leave out --source_checkpoint")
     execution = process.prepare(settings)
     task = plan.source_task(settings)
-    shape = tuple(task.train.images.shape[1:])
+    shape = tuple(task.train.arrays.shape[1:])
     for fault in plan.model_faults(settings, settings.build_model(len(task.classes)), shape):
         execution.on_message(fault)
     if settings.dry_run:

@@ -89,7 +89,7 @@ def run(flags: Mapping[str, Any], options: Search) -> list[Result]:
             trained[arm] = Winner(studies[arm].study, best, replace(final, workdir=str(place)))
         tuned.write_winners(folder, trained)
         results = [result for winner in trained.values() for result in _train_winner(winner.settings, execution)]
-        settled = summary.with_share(results, experiment.target.test.labels)
+        settled = summary.with_share(results, experiment.target.test.targets)
         notes = page.write(folder, Settings.from_flags(**flags), options, trained, settled, experiment)
     results_page.print_results("tuned against tuned", settled, notes)
     return results

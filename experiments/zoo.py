@@ -142,7 +142,7 @@ def _print_plan(entries: Sequence[Entry], tasks: Sequence[Task]) -> None:
     for source, task in zip(entries, tasks, strict=True):
         recipe, hidden = source.settings.source_recipe, source.settings.hidden
         steps = plan.count_steps(recipe, len(plan.draw_examples(recipe, "all", task, 0)[0]))
-        rows.append((source.name, ",".join(map(str, hidden)), f"{len(task.train.labels):,}", f"{steps:,}"))
+        rows.append((source.name, ",".join(map(str, hidden)), f"{len(task.train.targets):,}", f"{steps:,}"))
     console.table("zoo", ["source", "hidden", "examples", "steps"], rows, [f"{len(rows)} sources"])
 
 

@@ -7,12 +7,12 @@ from test_programs import arguments
 from experiments import transfer
 from experiments.runs import budgets
 from tljax.data import draw, load
-from tljax.types import Split, Task
+from tljax.types import ArrayExamples, Task
 
 
 def task(*counts: int) -> Task:
     labels = np.repeat(np.arange(len(counts)), counts).astype(np.int32)
-    split = Split(np.zeros((len(labels), 1), np.float32), labels)
+    split = ArrayExamples(np.zeros((len(labels), 1), np.float32), labels)
     return Task("t", split, split, tuple("abcdefgh"[: len(counts)]), "")
 
 
@@ -28,7 +28,7 @@ def test_short_classes_are_named_with_what_they_give() -> None:
 @pytest.mark.parametrize("validation", [0.2, 0.25, 0.29, 0.5])
 def test_classes_that_are_named_are_those_that_hold_nothing_out(counts: tuple[int, ...], validation: float) -> None:
     of = task(*counts)
-    labels = of.train.labels
+    labels = of.train.targets
     for amount in range(sum(count > 0 for count in counts), len(labels) + 1):
         held = np.zeros(len(counts), bool)
         for seed in range(12):
@@ -47,8 +47,8 @@ def test_classes_that_are_named_are_those_that_hold_nothing_out(counts: tuple[in
 
 def test_the_table_and_the_report_say_it(tasks, tmp_path, capsys, no_pictures) -> None:
     clothes = load(str(tasks / "clothes.npz"))
-    keep = np.r_[np.flatnonzero(clothes.train.labels == 0), np.flatnonzero(clothes.train.labels > 0)[:9]]
-    x, y = np.asarray(clothes.train.images)[keep], np.asarray(clothes.train.labels)[keep]
+    keep = np.r_[np.flatnonzero(clothes.train.targets == 0), np.flatnonzero(clothes.train.targets > 0)[:9]]
+    x, y = np.asarray(clothes.train.arrays)[keep], np.asarray(clothes.train.targets)[keep]
     file = tmp_path / "few.npz"
     np.savez(file, x_train=x, y_train=y, x_test=x[:12], y_test=y[:12], class_names=np.array(clothes.classes))
     flags = {"target": str(file), "train_examples": ("8/class",), "seeds": (0,), "strategies": ("full",)}

@@ -19,7 +19,7 @@ def right():
     model = models.build("mlp", 10, hidden=(8,), activation="relu")
     optimizer_spec, numbers = optimizers.spec("sgd")
     spec = train.Spec(model, objective.loss("softmax_cross_entropy"), optimizer_spec)
-    labels = np.asarray(task.train.labels)
+    labels = np.asarray(task.train.targets)
 
     def fit(seed):
         subset = draw.label_budget(seed, labels, LABELS)
@@ -32,10 +32,10 @@ def right():
         )
 
     fits = [fit(seed) for seed in range(2 * GROUPS * FITS)]
-    test, count = evaluate.padded(task.test.images[:1000]), 1000
-    for state, _ in train.fit(spec, fits, train.load(task.train.images, labels), [STEPS]):
+    test, count = evaluate.padded(task.test.arrays[:1000]), 1000
+    for state, _ in train.fit(spec, fits, train.load(task.train.arrays, labels), [STEPS]):
         logits = evaluate.logits_of(spec, fits, state, test, count)
-    return logits.argmax(-1) == task.test.labels[:count]
+    return logits.argmax(-1) == task.test.targets[:count]
 
 
 @pytest.mark.slow

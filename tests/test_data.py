@@ -13,7 +13,7 @@ import pytest
 
 from tljax.data import checks, idx, load
 from tljax.data.shipped import cut
-from tljax.types import InputError, Split
+from tljax.types import ArrayExamples, InputError
 
 COMPLETE = os.environ.get("TLJAX_COMPLETE_DATA", "")
 needs_complete = pytest.mark.skipif(not COMPLETE, reason="TLJAX_COMPLETE_DATA names no folder with the complete data")
@@ -53,10 +53,10 @@ def one_line(error: pytest.ExceptionInfo[InputError]) -> str:
 @pytest.mark.parametrize("name", idx.SHIPPED)
 def test_shipped_data_is_balanced_and_says_that_it_is_a_part(name: str) -> None:
     task = load(name)
-    assert task.train.images.shape == (10_000, 28, 28, 1) and task.test.images.shape == (2_000, 28, 28, 1)
-    assert task.train.images.dtype == np.uint8 and task.train.labels.dtype == np.int32
-    assert np.bincount(task.train.labels).tolist() == [1000] * 10
-    assert np.bincount(task.test.labels).tolist() == [200] * 10
+    assert task.train.arrays.shape == (10_000, 28, 28, 1) and task.test.arrays.shape == (2_000, 28, 28, 1)
+    assert task.train.arrays.dtype == np.uint8 and task.train.targets.dtype == np.int32
+    assert np.bincount(task.train.targets).tolist() == [1000] * 10
+    assert np.bincount(task.test.targets).tolist() == [200] * 10
     assert "not the complete data set" in task.note
     assert task.classes == idx.CLASSES[name.removesuffix("_10k")]
 
@@ -105,7 +105,7 @@ def test_shipped_images_are_true_rows_of_the_originals(name: str, tmp_path: Path
 @needs_complete
 def test_complete_data_loads_and_then_is_there_at_once(tmp_path: Path) -> None:
     first = load("mnist", data_dir=tmp_path, manual_dir=COMPLETE)
-    assert first.train.images.shape == (60_000, 28, 28, 1) and first.note == ""
+    assert first.train.arrays.shape == (60_000, 28, 28, 1) and first.note == ""
     begin = time.perf_counter()
     again = load("mnist", data_dir=tmp_path, manual_dir=COMPLETE)
     assert time.perf_counter() - begin < 0.1
@@ -116,7 +116,7 @@ def test_files_are_read_gzipped_or_not_and_compressed_anyhow(
     manual: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = load("mnist", data_dir=tmp_path / "a", manual_dir=manual)
-    np.testing.assert_array_equal(first.train.images[..., 0], small()[0])
+    np.testing.assert_array_equal(first.train.arrays[..., 0], small()[0])
     put(manual, small(), monkeypatch, level=1)
     assert load("mnist", data_dir=tmp_path / "b", manual_dir=manual).fingerprint == first.fingerprint
     for file in idx.FILES:
@@ -203,14 +203,14 @@ def test_stray_options_and_words_are_refused_with_what_there_is() -> None:
 
 def test_shipped_data_is_brought_to_a_shape() -> None:
     task = load("mnist_10k", image_shape=(32, 30, 3))
-    assert task.train.images.shape == (10_000, 32, 30, 3)
+    assert task.train.arrays.shape == (10_000, 32, 30, 3)
     assert task.fingerprint != load("mnist_10k").fingerprint
     assert load("mnist_10k", image_shape=(28, 28, 1)).fingerprint == load("mnist_10k").fingerprint
 
 
 def test_the_fingerprint_is_the_one_that_is_written_down() -> None:
-    train = Split(np.array([[1.5]], np.float32), np.array([0], np.int32))
-    test = Split(np.array([[2.0]], np.float32), np.array([1], np.int32))
+    train = ArrayExamples(np.array([[1.5]], np.float32), np.array([0], np.int32))
+    test = ArrayExamples(np.array([[2.0]], np.float32), np.array([1], np.int32))
     whole = b"".join(
         b"<f4 [1, 1]\n" + f.tobytes() + b"<i4 [1]\n" + bytes([y, 0, 0, 0])
         for f, y in ((np.float32(1.5), 0), (np.float32(2), 1))

@@ -35,7 +35,7 @@ def test_the_second_load_is_memory_mapped_and_decodes_nothing(
     first = load("mnist", data_dir=tmp_path / "data", manual_dir=manual)
     monkeypatch.setattr(idx, "read", None)
     again = load("mnist", data_dir=tmp_path / "data", manual_dir=manual)
-    for array in (*again.train[:2], *again.test[:2]):
+    for array in (again.train.arrays, again.train.targets, again.test.arrays, again.test.targets):
         assert isinstance(array, np.memmap) and not array.flags.writeable
     assert again.fingerprint == first.fingerprint == checks.fingerprint(again.train, again.test, again.classes)
     assert (again.name, again.note, again.classes) == (first.name, first.note, first.classes)
@@ -73,7 +73,7 @@ def test_a_damaged_cache_is_decoded_again(damage: str, manual: Path, tmp_path: P
     else:
         np.save(images, np.array([{}], dtype=object), allow_pickle=True)
     again = load("mnist", data_dir=tmp_path / "data", manual_dir=manual)
-    np.testing.assert_array_equal(again.train.images[..., 0], small()[0])
+    np.testing.assert_array_equal(again.train.arrays[..., 0], small()[0])
     assert checks.fingerprint(again.train, again.test, again.classes) == again.fingerprint == first.fingerprint
     assert kept(tmp_path / "data") == folder
     assert json.loads(note.read_text())["fingerprint"] == first.fingerprint
@@ -157,7 +157,7 @@ def tiny(tmp_path: Path) -> str:
 
 def same(task: Task, other: Task) -> bool:
     pairs = [(getattr(a, what), getattr(b, what)) for a, b in ((task.train, other.train), (task.test, other.test))
-             for what in ("images", "labels", "groups")]  # fmt: skip
+             for what in ("arrays", "targets", "groups")]  # fmt: skip
     words = [(t.name, t.classes, t.fingerprint, t.note, t.findings) for t in (task, other)]
     return words[0] == words[1] and all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in pairs)
 
@@ -211,7 +211,7 @@ def test_what_was_kept_before_there_were_digests_is_decoded_again_without_a_word
     images = kept(tmp_path) / "train_images.npy"
     images.write_bytes(images.read_bytes()[:-1] + b"x")
     del note["sha256"], note["findings"]
-    arrays = [first.train.images, first.train.labels, first.test.images, first.test.labels]
+    arrays = [first.train.arrays, first.train.targets, first.test.arrays, first.test.targets]
     note["arrays"] = [[array.dtype.str, list(array.shape)] for array in arrays]
     place.write_text(json.dumps(note, indent=1))
     assert same(load(name, data_dir=tmp_path, say=said.append), first) and not said
@@ -245,7 +245,7 @@ def test_what_a_disk_alters_as_it_is_written_is_not_kept_as_good(
 
     monkeypatch.setattr(cache._Summed, "write", write_zeros)
     first = load(name, data_dir=tmp_path)
-    assert first.train.images.any() and checks.fingerprint(first.train, first.test, first.classes) == first.fingerprint
+    assert first.train.arrays.any() and checks.fingerprint(first.train, first.test, first.classes) == first.fingerprint
     monkeypatch.setattr(cache._Summed, "write", write)
     assert same(load(name, data_dir=tmp_path, say=said.append), first) and len(said) == 1
 

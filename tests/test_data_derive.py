@@ -11,7 +11,7 @@ from test_programs import command, results
 
 from experiments import transfer
 from tljax.data import checks, derive, draw, load
-from tljax.types import InputError, Split, Task
+from tljax.types import ArrayExamples, InputError, Task
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -23,7 +23,9 @@ NAMES = ("T-shirt/top", "Trouser", "Pull-over", "Coat", "cat+dog", "Bag")
 def small(images: np.ndarray = COLOUR, classes: tuple[str, ...] = NAMES) -> Task:
     """60 training and 30 test examples of six classes."""
     labels = np.arange(90, dtype=np.int32) % 6
-    return checks.checked("small", Split(images[:60], labels[:60]), Split(images[60:], labels[60:]), classes)
+    return checks.checked(
+        "small", ArrayExamples(images[:60], labels[:60]), ArrayExamples(images[60:], labels[60:]), classes
+    )
 
 
 def made(*changes: str, task: Task | None = None) -> Task:
@@ -54,7 +56,7 @@ def test_a_task_is_called_by_the_whole_text_and_says_what_it_is_made_of() -> Non
     assert task.name == "mnist_10k:labels=0-4:rotate=30"
     assert task.note == (f"5,000 training and 1,000 test examples after labels=0-4:rotate=30; before: {PLAIN.note}")
     assert task.fingerprint == checks.fingerprint(task.train, task.test, task.classes)
-    assert task.train.images.dtype == np.uint8 and task.train.labels.dtype == np.int32
+    assert task.train.arrays.dtype == np.uint8 and task.train.targets.dtype == np.int32
 
 
 # Classes.
@@ -68,17 +70,17 @@ def test_labels_keeps_these_classes_and_numbers_them_from_zero(text: str, kept: 
     task = mnist(f"labels={text}")
     assert task.classes == tuple(map(str, kept))
     for part, plain in ((task.train, PLAIN.train), (task.test, PLAIN.test)):
-        rows = [row for row, label in enumerate(plain.labels) if label in kept]
-        np.testing.assert_array_equal(part.images, plain.images[rows])
-        assert part.labels.tolist() == [kept.index(plain.labels[row]) for row in rows]
+        rows = [row for row, label in enumerate(plain.targets) if label in kept]
+        np.testing.assert_array_equal(part.arrays, plain.arrays[rows])
+        assert part.targets.tolist() == [kept.index(plain.targets[row]) for row in rows]
 
 
 def test_group_makes_a_class_of_each_group() -> None:
     task = mnist("group=0+2+4+6+8/1+3+5+7+9")
     assert task.classes == ("0+2+4+6+8", "1+3+5+7+9")
     for part, plain in ((task.train, PLAIN.train), (task.test, PLAIN.test)):
-        np.testing.assert_array_equal(part.labels, plain.labels % 2)
-        assert part.images is plain.images or (part.images == plain.images).all()
+        np.testing.assert_array_equal(part.targets, plain.targets % 2)
+        assert part.arrays is plain.arrays or (part.arrays == plain.arrays).all()
 
 
 @pytest.mark.parametrize(
@@ -105,34 +107,34 @@ def test_of_names_that_hold_separators_the_longest_is_meant() -> None:
 
 def test_a_number_that_is_a_name_is_the_name() -> None:
     task = mnist("labels=5-9:group=5+6/7-9")
-    assert task.classes == ("5+6", "7+8+9") and np.bincount(task.test.labels).tolist() == [400, 600]
+    assert task.classes == ("5+6", "7+8+9") and np.bincount(task.test.targets).tolist() == [400, 600]
     with pytest.raises(InputError, match=r"'labels=0-4' .* names no class by '0-4'; known: 5, 6, 7, 8, 9"):
         made("labels=5-9", "labels=0-4", task=PLAIN)
 
 
 def test_take_is_balanced_nested_and_leaves_the_test_split() -> None:
     few, more = mnist("take=50"), mnist("take=203")
-    assert np.bincount(few.train.labels).tolist() == [5] * 10
-    np.testing.assert_array_equal(few.train.images, more.train.images[:50])
-    chosen = draw.label_budget(0, PLAIN.train.labels, 203)
-    np.testing.assert_array_equal(more.train.images, PLAIN.train.images[chosen])
-    assert more.test.images is PLAIN.test.images or (more.test.images == PLAIN.test.images).all()
+    assert np.bincount(few.train.targets).tolist() == [5] * 10
+    np.testing.assert_array_equal(few.train.arrays, more.train.arrays[:50])
+    chosen = draw.label_budget(0, PLAIN.train.targets, 203)
+    np.testing.assert_array_equal(more.train.arrays, PLAIN.train.arrays[chosen])
+    assert more.test.arrays is PLAIN.test.arrays or (more.test.arrays == PLAIN.test.arrays).all()
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
 def test_shuffled_labels_keep_the_counts_and_change_the_stated_share(share: float) -> None:
     task = mnist(f"shuffle_labels={share}")
-    assert np.bincount(task.train.labels).tolist() == [1000] * 10
+    assert np.bincount(task.train.targets).tolist() == [1000] * 10
     # Each of the drawn gets a label of the ten at random, so nine in ten change: 9000 +- 30 of all.
-    changed = (task.train.labels != PLAIN.train.labels).sum()
+    changed = (task.train.targets != PLAIN.train.targets).sum()
     assert abs(changed - 9000 * share) <= 120 * math.sqrt(share)
-    np.testing.assert_array_equal(task.test.labels, PLAIN.test.labels)
-    np.testing.assert_array_equal(task.train.images, PLAIN.train.images)
+    np.testing.assert_array_equal(task.test.targets, PLAIN.test.targets)
+    np.testing.assert_array_equal(task.train.arrays, PLAIN.train.arrays)
 
 
 def test_a_smaller_share_shuffles_among_the_examples_of_a_larger() -> None:
-    before = small().train.labels
-    some, more = (made(f"shuffle_labels={share}").train.labels != before for share in (0.5, 1))
+    before = small().train.targets
+    some, more = (made(f"shuffle_labels={share}").train.targets != before for share in (0.5, 1))
     order = np.argsort(np.random.Philox(key=np.array([0, 3], np.uint64)).random_raw(60), kind="stable")
     assert 0 < some.sum() < more.sum() and set(np.flatnonzero(some)) <= set(order[:30].tolist())
 
@@ -144,15 +146,15 @@ def test_a_smaller_share_shuffles_among_the_examples_of_a_larger() -> None:
 def test_a_right_angle_is_exact_and_counter_clockwise(turns: int) -> None:
     task = made(f"rotate={90 * turns}")
     for part, plain in ((task.train, small().train), (task.test, small().test)):
-        np.testing.assert_array_equal(part.images, np.rot90(plain.images, turns, axes=(1, 2)))
-    np.testing.assert_array_equal(made(f"rotate={90 * turns - 360}").train.images, task.train.images)
+        np.testing.assert_array_equal(part.arrays, np.rot90(plain.arrays, turns, axes=(1, 2)))
+    np.testing.assert_array_equal(made(f"rotate={90 * turns - 360}").train.arrays, task.train.arrays)
 
 
 @pytest.mark.parametrize("degrees", [30, -17.5, 123])
 def test_a_rotation_is_bilinear_about_the_centre(degrees: float) -> None:
     """As scipy's, its fractions dropped, where all four neighbours are within the picture; 0 where none is."""
-    got = made(f"rotate={degrees}").train.images.astype(int)
-    plain = small().train.images.astype(float)
+    got = made(f"rotate={degrees}").train.arrays.astype(int)
+    plain = small().train.arrays.astype(float)
     expected = ndimage.rotate(plain, degrees, axes=(2, 1), reshape=False, order=1, cval=np.nan)
     inside = ~np.isnan(expected)
     assert inside.mean() > 0.6
@@ -168,10 +170,10 @@ def test_a_rotation_is_bilinear_about_the_centre(degrees: float) -> None:
 def test_a_blur_is_gaussian_within_and_goes_on_as_the_edge_is(radius: float) -> None:
     """As scipy's to a few of the 255 greys, for PIL takes three boxes for the Gaussian."""
     large = small(np.tile(COLOUR, (1, 4, 4, 1)) // 2 + np.arange(90, dtype=np.uint8)[:, None, None, None])
-    got = made(f"blur={radius}", task=large).train.images.astype(float)
-    expected = ndimage.gaussian_filter(large.train.images.astype(float), radius, axes=(1, 2))
+    got = made(f"blur={radius}", task=large).train.arrays.astype(float)
+    expected = ndimage.gaussian_filter(large.train.arrays.astype(float), radius, axes=(1, 2))
     within = np.abs(got - expected)[:, 12:-12, 12:-12]
-    assert within.mean() < 1 and within.max() < 4 and expected.std() < 0.6 * large.train.images.std()
+    assert within.mean() < 1 and within.max() < 4 and expected.std() < 0.6 * large.train.arrays.std()
     even = small(np.full((90, 12, 12, 3), (10, 200, 255), np.uint8))
     assert made(f"blur={radius}", task=even).fingerprint == even.fingerprint
 
@@ -181,14 +183,14 @@ def test_no_blur_is_nothing() -> None:
 
 
 def test_invert_is_255_minus_x_and_twice_is_nothing() -> None:
-    np.testing.assert_array_equal(mnist("invert").train.images, ~PLAIN.train.images)
+    np.testing.assert_array_equal(mnist("invert").train.arrays, ~PLAIN.train.arrays)
     assert made("invert", "invert").fingerprint == small().fingerprint != made("invert").fingerprint
 
 
 def test_noise_is_normal_with_the_stated_deviation() -> None:
     grey = np.full((90, 12, 12, 3), 128, np.uint8)
     for noise in (0.02, 0.1):
-        got = (made(f"noise={noise}", task=small(grey)).train.images.astype(float).ravel() - 128) / 255
+        got = (made(f"noise={noise}", task=small(grey)).train.arrays.astype(float).ravel() - 128) / 255
         # 25,920 draws: the mean is 0 +- 0.006 deviations and the deviation right to 0.45 %, once each; the
         # rounding to greys adds their twelfth to the variance.
         assert abs(got.mean()) < 0.025 * noise
@@ -198,9 +200,9 @@ def test_noise_is_normal_with_the_stated_deviation() -> None:
 
 def test_noise_is_clipped_and_zero_noise_is_nothing() -> None:
     bright = np.full((90, 12, 12, 3), 250, np.uint8)
-    got = made("noise=0.1", task=small(bright)).train.images
+    got = made("noise=0.1", task=small(bright)).train.arrays
     assert got.max() == 255 and (got == 255).mean() == pytest.approx(stats.norm.sf(4.5 / 25.5), abs=0.015)
-    assert set(np.unique(made("noise=1e300", task=small(bright)).train.images)) == {0, 255}
+    assert set(np.unique(made("noise=1e300", task=small(bright)).train.arrays)) == {0, 255}
     assert made("noise=0").fingerprint == small().fingerprint
 
 
@@ -212,12 +214,12 @@ def test_noise_differs_between_splits_rows_and_pixels_and_is_the_same_every_time
     words = np.random.Philox(key=np.array([0, 5], np.uint64)).random_raw(108)
     sixteenths = [int(word) >> shift & 0xFFFF for word in words for shift in (0, 16, 32, 48)]
     drawn = stats.norm.ppf((np.array(sixteenths) + 0.5) / 2**16)
-    np.testing.assert_array_equal(task.train.images[0].ravel(), np.clip(128 + np.rint(25.5 * drawn), 0, 255))
+    np.testing.assert_array_equal(task.train.arrays[0].ravel(), np.clip(128 + np.rint(25.5 * drawn), 0, 255))
     for one, other in (
-        (task.train.images[:30], task.test.images),
-        (task.train.images[:-1], task.train.images[1:]),
-        (task.train.images[:, :-1], task.train.images[:, 1:]),
-        (task.train.images[..., 0], task.train.images[..., 1]),
+        (task.train.arrays[:30], task.test.arrays),
+        (task.train.arrays[:-1], task.train.arrays[1:]),
+        (task.train.arrays[:, :-1], task.train.arrays[:, 1:]),
+        (task.train.arrays[..., 0], task.train.arrays[..., 1]),
     ):
         assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 0.04
     monkeypatch.setattr(derive, "_CHUNK", 1000)
@@ -229,15 +231,15 @@ def test_permute_exchanges_pixels_alike_in_both_splits() -> None:
     order = np.argsort(np.random.Philox(key=np.array([7, 4], np.uint64)).random_raw(784), kind="stable")
     assert sorted(order.tolist()) == list(range(784))
     for part, before in ((task.train, plain.train), (task.test, plain.test)):
-        np.testing.assert_array_equal(part.images.reshape(-1, 784), before.images.reshape(-1, 784)[:, order])
+        np.testing.assert_array_equal(part.arrays.reshape(-1, 784), before.arrays.reshape(-1, 784)[:, order])
     # NumPy 2.4.6 (Philox4x64-10): they change only if the definition does.
     assert order[:8].tolist() == [587, 330, 776, 538, 781, 578, 487, 67]
     assert mnist("permute=8").fingerprint != task.fingerprint
 
 
 def test_permute_keeps_the_channels_of_a_pixel_together() -> None:
-    got = made("permute=1").train.images.reshape(60, 144, 3)
-    plain = small().train.images.reshape(60, 144, 3)
+    got = made("permute=1").train.arrays.reshape(60, 144, 3)
+    plain = small().train.arrays.reshape(60, 144, 3)
     assert sorted(map(tuple, got[5].tolist())) == sorted(map(tuple, plain[5].tolist()))
     assert (got != plain).any()
 
@@ -247,7 +249,7 @@ def test_permute_keeps_the_channels_of_a_pixel_together() -> None:
 
 def test_changes_are_made_in_the_order_written() -> None:
     first, second = made("invert", "rotate=30"), made("rotate=30", "invert")
-    assert first.train.images[0, 0, 0, 0] == 0 and second.train.images[0, 0, 0, 0] == 255  # a corner
+    assert first.train.arrays[0, 0, 0, 0] == 0 and second.train.arrays[0, 0, 0, 0] == 255  # a corner
     assert first.fingerprint != second.fingerprint
     mixed = mnist("permute=3:invert:labels=0+1:noise=0.1")
     assert mixed.fingerprint == made("permute=3", "invert", "labels=0+1", "noise=0.1", task=PLAIN).fingerprint
@@ -268,7 +270,7 @@ def test_a_fingerprint_is_of_the_change_and_equal_for_equal_text() -> None:
 def test_what_is_changed_may_be_memory_mapped_and_stays_as_it_is(change: str, tmp_path: Path) -> None:
     name = write(tmp_path / "own.npz", COLOUR)
     plain = load(name, data_dir=tmp_path)
-    assert not plain.train.images.flags.writeable
+    assert not plain.train.arrays.flags.writeable
     task = load(f"{name}:{change}", data_dir=tmp_path)
     assert task.name == f"{name}:{change}" and task.fingerprint == made(change, task=plain).fingerprint
     assert checks.fingerprint(plain.train, plain.test, plain.classes) == plain.fingerprint
@@ -280,7 +282,7 @@ def test_what_takes_seconds_is_kept_until_its_source_changes(tmp_path: Path, mon
     with monkeypatch.context() as patch:
         patch.setattr(derive, "_by_picture", None)
         again = load(f"{file}:rotate=30:invert", data_dir=tmp_path)
-    assert isinstance(again.train.images, np.memmap) and not again.train.images.flags.writeable
+    assert isinstance(again.train.arrays, np.memmap) and not again.train.arrays.flags.writeable
     assert (again.name, again.note, again.fingerprint) == (first.name, first.note, first.fingerprint)
     assert load(f"{file}:invert:rotate=30", data_dir=tmp_path).fingerprint != first.fingerprint
     other = load(f"{write(file, 255 - COLOUR)}:rotate=30:invert", data_dir=tmp_path)
@@ -304,12 +306,12 @@ def test_changes_come_after_the_options_of_the_data_set_and_after_the_shape(tmp_
 def test_features_may_be_permuted_and_their_labels_changed() -> None:
     task = small(COLOUR.astype(np.float32))
     got = made("permute=5", "labels=0+1", "shuffle_labels=1", "take=10", task=task)
-    assert got.train.images.dtype == np.float32 and got.train.images.shape == (10, 12, 12, 3)
-    whole = made("permute=5", task=task).test.images
+    assert got.train.arrays.dtype == np.float32 and got.train.arrays.shape == (10, 12, 12, 3)
+    whole = made("permute=5", task=task).test.arrays
     flat = small(COLOUR.reshape(90, -1).astype(np.float32))
     order = np.argsort(np.random.Philox(key=np.array([5, 4], np.uint64)).random_raw(432), kind="stable")
-    np.testing.assert_array_equal(made("permute=5", task=flat).test.images, flat.test.images[:, order])
-    np.testing.assert_array_equal(whole.reshape(30, 432), flat.test.images[:, order])
+    np.testing.assert_array_equal(made("permute=5", task=flat).test.arrays, flat.test.arrays[:, order])
+    np.testing.assert_array_equal(whole.reshape(30, 432), flat.test.arrays[:, order])
     for change in ("rotate=30", "blur=1", "invert", "noise=0.1"):
         with pytest.raises(InputError, match=rf"option '{change.partition('=')[0]}' .*'small'.* features: drop it"):
             made(change, task=flat)
@@ -363,7 +365,7 @@ def test_what_cannot_be_made_is_refused_in_a_line(changes: str, words: str) -> N
 
 def test_a_class_without_examples_is_refused() -> None:
     task = small()
-    lacking = checks.checked("lacking", task.train, Split(task.test.images[:2], task.test.labels[:2]), NAMES)
+    lacking = checks.checked("lacking", task.train, ArrayExamples(task.test.arrays[:2], task.test.targets[:2]), NAMES)
     with pytest.raises(InputError, match="made: test: is empty"):
         made("labels=Coat+Bag", task=lacking)
 

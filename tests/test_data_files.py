@@ -34,9 +34,9 @@ def test_a_folder_is_read_sorted(pictures: Path, tmp_path: Path) -> None:
     (pictures / "train" / "dog" / ".DS_Store").write_text("hidden")
     task = load(f"folder:{pictures}", data_dir=tmp_path)
     assert task.classes == ("cat", "dog") and task.name == f"folder:{pictures}"
-    assert task.train.labels.tolist() == [0, 0, 0, 1, 1, 1] and task.test.labels.tolist() == [0, 0, 1, 1]
-    np.testing.assert_array_equal(task.train.images, PIXELS[[3, 4, 5, 0, 1, 2]])
-    np.testing.assert_array_equal(task.test.images, PIXELS[[8, 9, 6, 7]])
+    assert task.train.targets.tolist() == [0, 0, 0, 1, 1, 1] and task.test.targets.tolist() == [0, 0, 1, 1]
+    np.testing.assert_array_equal(task.train.arrays, PIXELS[[3, 4, 5, 0, 1, 2]])
+    np.testing.assert_array_equal(task.test.arrays, PIXELS[[8, 9, 6, 7]])
 
 
 def test_a_picture_added_removed_or_changed_is_noticed(pictures: Path, tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_sizes_that_differ_need_image_shape(pictures: Path, tmp_path: Path) -> N
     with pytest.raises(InputError, match=r"odd.png' is 9x9x3, the first 6x4x3.*image_shape"):
         load(f"folder:{pictures}", data_dir=tmp_path)
     grey = load(f"folder:{pictures}", data_dir=tmp_path, image_shape=(5, 5, 1))
-    assert grey.train.images.shape == (6, 5, 5, 1)
+    assert grey.train.arrays.shape == (6, 5, 5, 1)
     colour = load(f"folder:{pictures}", data_dir=tmp_path, image_shape=(5, 5, 3))
     assert colour.fingerprint != grey.fingerprint
 
@@ -139,8 +139,8 @@ def saved(tmp_path: Path, **changes: Any) -> Task:
 
 def test_an_npz_file_is_read(tmp_path: Path) -> None:
     task = saved(tmp_path)
-    np.testing.assert_array_equal(task.train.images, PIXELS[:6])
-    assert task.test.labels.tolist() == [2, 1, 0] and task.test.labels.dtype == np.int32
+    np.testing.assert_array_equal(task.train.arrays, PIXELS[:6])
+    assert task.test.targets.tolist() == [2, 1, 0] and task.test.targets.dtype == np.int32
     assert task.classes == ("0", "1", "2")
     assert saved(tmp_path, class_names=np.array(["a", "b", "c", "d"])).classes == ("a", "b", "c", "d")
 
@@ -148,16 +148,16 @@ def test_an_npz_file_is_read(tmp_path: Path) -> None:
 def test_common_spellings_and_grey_pictures(tmp_path: Path) -> None:
     x, y = PIXELS[..., 0], np.array([0, 1, 2, 0, 1, 2])
     np.savez(tmp_path / "d.npz", x_train=x[:6], y_train=y, x_test=x[6:9], y_test=y[:3])
-    assert load(f"{tmp_path}/d.npz", data_dir=tmp_path).train.images.shape == (6, 6, 4, 1)
+    assert load(f"{tmp_path}/d.npz", data_dir=tmp_path).train.arrays.shape == (6, 6, 4, 1)
     task = load(f"{tmp_path}/d.npz", data_dir=tmp_path, image_shape=(3, 3, 3))
-    assert task.train.images.shape == (6, 3, 3, 3)
+    assert task.train.arrays.shape == (6, 3, 3, 3)
 
 
 def test_features_become_float32(tmp_path: Path) -> None:
     x = np.linspace(0, 1, 6 * 5).reshape(6, 5)
     task = saved(tmp_path, train_images=None, test_images=None, train_features=x, test_features=x[:3])
-    assert task.train.images.dtype == np.float32
-    np.testing.assert_array_equal(task.train.images, x.astype(np.float32))
+    assert task.train.arrays.dtype == np.float32
+    np.testing.assert_array_equal(task.train.arrays, x.astype(np.float32))
     with pytest.raises(InputError, match=r"features \[5\] cannot become \[5, 1, 1\], as only uint8 pixels"):
         load(str(tmp_path / "d.npz"), data_dir=tmp_path, image_shape=(5, 1, 1))
 

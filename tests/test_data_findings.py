@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tljax.data import checks, load
-from tljax.types import InputError, Split, Task
+from tljax.types import ArrayExamples, InputError, Task
 
 RNG = np.random.default_rng(0)
 Y = np.arange(20) % 4
@@ -199,7 +199,10 @@ def test_changed_data_say_what_is_true_of_them_and_nothing_that_no_longer_is(tmp
 
 def test_images_larger_than_what_is_looked_at_at_once_are_counted_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     x = RNG.uniform(0, 1, (30, 5)).astype(np.float32)
-    train, test = Split(x, (np.arange(30) % 2).astype(np.int32)), Split(x[5:15], (np.arange(10) % 2).astype(np.int32))
+    train, test = (
+        ArrayExamples(x, (np.arange(30) % 2).astype(np.int32)),
+        ArrayExamples(x[5:15], (np.arange(10) % 2).astype(np.int32)),
+    )
     whole = checks.checked("d", train, test, ("a", "b")).findings
     for size in (1, 20, 60, 100):
         monkeypatch.setattr("tljax.data.findings._CHUNK", size)

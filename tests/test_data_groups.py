@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tljax.data import checks, derive, load
-from tljax.types import InputError, Split
+from tljax.types import ArrayExamples, InputError
 
 X = np.random.Philox(key=[5, 0]).random_raw(18 * 2).view(np.uint8).reshape(18, 4, 4)
 Y = np.arange(18) % 3
@@ -49,18 +50,18 @@ def test_without_groups_they_are_unknown_and_the_fingerprint_stays(tmp_path: Pat
 
 
 def test_the_fingerprint_with_groups_is_the_one_that_is_written_down() -> None:
-    train = Split(np.array([[1.5]], np.float32), np.array([0], np.int32), np.array([1], np.int32))
-    test = Split(np.array([[2.0]], np.float32), np.array([1], np.int32), np.array([0], np.int32))
+    train = ArrayExamples(np.array([[1.5]], np.float32), np.array([0], np.int32), np.array([1], np.int32))
+    test = ArrayExamples(np.array([[2.0]], np.float32), np.array([1], np.int32), np.array([0], np.int32))
     whole = b"".join(
         b"<f4 [1, 1]\n" + f.tobytes() + b"<i4 [1]\n" + bytes([y, 0, 0, 0])
         for f, y in ((np.float32(1.5), 0), (np.float32(2), 1))
     )
     whole += b'["a", "b"]' + b"\ntrain_groups\n<i4 [1]\n\1\0\0\0" + b"\ntest_groups\n<i4 [1]\n\0\0\0\0"
     assert checks.fingerprint(train, test, ("a", "b")) == hashlib.sha256(whole).hexdigest()
-    swapped = checks.fingerprint(train._replace(groups=test.groups), test._replace(groups=train.groups), ("a", "b"))
+    swapped = checks.fingerprint(replace(train, groups=test.groups), replace(test, groups=train.groups), ("a", "b"))
     assert swapped != checks.fingerprint(train, test, ("a", "b"))
-    of_train = checks.fingerprint(train._replace(groups=test.groups), test._replace(groups=None), ("a", "b"))
-    assert of_train != checks.fingerprint(train._replace(groups=None), test, ("a", "b"))
+    of_train = checks.fingerprint(replace(train, groups=test.groups), replace(test, groups=None), ("a", "b"))
+    assert of_train != checks.fingerprint(replace(train, groups=None), test, ("a", "b"))
 
 
 @pytest.mark.parametrize(
@@ -89,28 +90,28 @@ def test_whatever_selects_items_takes_their_groups_along(change: str, tmp_path: 
     before, task = load(name, data_dir=tmp_path), load(f"{name}:{change}", data_dir=tmp_path)
     again = load(f"{name}:{change}", data_dir=tmp_path)
     for split, other in ((task.train, again.train), (task.test, again.test)):
-        assert split.groups is not None and other.groups is not None and len(split.groups) == len(split.labels)
+        assert split.groups is not None and other.groups is not None and len(split.groups) == len(split.targets)
         np.testing.assert_array_equal(split.groups, other.groups)
         assert len(np.unique(split.groups)) == len(split.groups)
     if change == "labels=2+0":
         chosen = np.flatnonzero(Y[:12] != 1)
         assert task.train.groups is not None
         assert [int(chosen[group]) for group in task.train.groups] == chosen.tolist()
-        np.testing.assert_array_equal(task.train.images[..., 0], X[chosen])
+        np.testing.assert_array_equal(task.train.arrays[..., 0], X[chosen])
     if change in ("rotate=30", "shuffle_labels=1", "permute=3"):
         np.testing.assert_array_equal(task.train.groups, before.train.groups)
 
 
 def test_selected_rows_keep_their_groups() -> None:
-    split = Split(X, Y, np.arange(18))
+    split = ArrayExamples(X, Y, np.arange(18))
     rows = np.array([4, 1, 17])
     for chosen, expected in ((rows, rows), (Y == 2, np.flatnonzero(Y == 2)), (slice(0), rows[:0])):
         part = derive.select(split, chosen)
         assert part.groups is not None
         np.testing.assert_array_equal(part.groups, expected)
-        np.testing.assert_array_equal(part.images, X[expected])
-        np.testing.assert_array_equal(part.labels, Y[expected])
-    assert derive.select(split._replace(groups=None), rows).groups is None
+        np.testing.assert_array_equal(part.arrays, X[expected])
+        np.testing.assert_array_equal(part.targets, Y[expected])
+    assert derive.select(replace(split, groups=None), rows).groups is None
 
 
 # A folder and a file that says which pictures are in which split.
@@ -142,9 +143,9 @@ def test_a_file_says_which_pictures_are_in_which_split_and_group(pictures: Path,
     table = write(tmp_path / "splits.csv", ROWS)
     task = load(f"folder:{pictures}:splits={table}", data_dir=tmp_path)
     assert task.classes == ("cat", "dog")
-    np.testing.assert_array_equal(task.train.images[..., 0], X[[5, 9, 1, 3]])  # by class, then by file
-    np.testing.assert_array_equal(task.test.images[..., 0], X[[6, 7, 0]])
-    assert task.train.labels.tolist() == [0, 0, 1, 1] and task.test.labels.tolist() == [0, 0, 1]
+    np.testing.assert_array_equal(task.train.arrays[..., 0], X[[5, 9, 1, 3]])  # by class, then by file
+    np.testing.assert_array_equal(task.test.arrays[..., 0], X[[6, 7, 0]])
+    assert task.train.targets.tolist() == [0, 0, 1, 1] and task.test.targets.tolist() == [0, 0, 1]
     assert task.train.groups is not None and task.test.groups is not None
     assert task.train.groups.tolist() == [3, 1, 2, 2] and task.test.groups.tolist() == [3, 1, 0]
     shared = "2 of 3 groups of the test examples are in the training set too"
@@ -171,8 +172,8 @@ def test_the_splits_of_the_folders_are_kept_where_the_file_has_groups_alone(tmp_
     plain = load(f"folder:{tmp_path}/pets", data_dir=tmp_path)
     task = load(f"folder:{tmp_path}/pets:splits={table}", data_dir=tmp_path)
     for split, other in ((plain.train, task.train), (plain.test, task.test)):
-        np.testing.assert_array_equal(split.images, other.images)
-        np.testing.assert_array_equal(split.labels, other.labels)
+        np.testing.assert_array_equal(split.arrays, other.arrays)
+        np.testing.assert_array_equal(split.targets, other.targets)
     assert task.train.groups is not None and task.train.groups.tolist() == [0, 2, 4, 6]
     assert task.note == plain.note == ""
 

@@ -65,24 +65,24 @@ def make(data_dir: Path, splits: dict[str, list[dict[str, Any]]], features: Any 
 def test_a_prepared_data_set_is_read_by_name_and_then_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path, {"train": [record(r) for r in range(20)], "test": [record(r) for r in range(20, 30)]})
     task = load("tljax_tiny", data_dir=tmp_path)
-    np.testing.assert_array_equal(task.train.images, PIXELS[:20])
-    np.testing.assert_array_equal(task.test.images, PIXELS[20:])
-    assert task.train.labels.tolist() == [r % 3 for r in range(20)]
+    np.testing.assert_array_equal(task.train.arrays, PIXELS[:20])
+    np.testing.assert_array_equal(task.test.arrays, PIXELS[20:])
+    assert task.train.targets.tolist() == [r % 3 for r in range(20)]
     assert task.classes == ("ant", "bee", "cat") and task.note == ""
     monkeypatch.setattr(ours, "prepare", None)
     again = load("tljax_tiny", data_dir=tmp_path)
-    assert isinstance(again.train.images, np.memmap) and again.fingerprint == task.fingerprint
+    assert isinstance(again.train.arrays, np.memmap) and again.fingerprint == task.fingerprint
     assert "tensorflow" not in sys.modules
 
 
 def test_slices_and_the_validation_split(tmp_path: Path) -> None:
     make(tmp_path, {"train": [record(r) for r in range(20)], "validation": [record(r) for r in range(20, 30)]})
     task = load("tljax_tiny", data_dir=tmp_path)
-    np.testing.assert_array_equal(task.test.images, PIXELS[20:])
+    np.testing.assert_array_equal(task.test.arrays, PIXELS[20:])
     assert task.note == "trained on 'train', tested on 'validation'"
     task = load("tljax_tiny:train=train[:80%]:test=train[80%:]", data_dir=tmp_path)
-    np.testing.assert_array_equal(task.train.images, PIXELS[:16])
-    np.testing.assert_array_equal(task.test.images, PIXELS[16:20])
+    np.testing.assert_array_equal(task.train.arrays, PIXELS[:16])
+    np.testing.assert_array_equal(task.test.arrays, PIXELS[16:20])
     assert "train[:80%]" in task.note
     with pytest.raises(InputError, match="share examples"):
         load("tljax_tiny:train=train[:80%]:test=train[70%:]", data_dir=tmp_path)
@@ -104,8 +104,8 @@ def test_name_and_config(tmp_path: Path) -> None:
     for config, first in (("one", 0), ("two", 10)):
         splits = {"train": [record(r) for r in range(first, first + 6)], "test": [record(r) for r in range(25, 30)]}
         make(tmp_path, splits, config=config)
-    np.testing.assert_array_equal(load("tljax_tiny_configs/two", data_dir=tmp_path).train.images, PIXELS[10:16])
-    np.testing.assert_array_equal(load("tljax_tiny_configs/one", data_dir=tmp_path).train.images, PIXELS[:6])
+    np.testing.assert_array_equal(load("tljax_tiny_configs/two", data_dir=tmp_path).train.arrays, PIXELS[10:16])
+    np.testing.assert_array_equal(load("tljax_tiny_configs/one", data_dir=tmp_path).train.arrays, PIXELS[:6])
 
 
 def test_sizes_that_differ_need_image_shape_and_colour_becomes_grey(tmp_path: Path) -> None:
@@ -113,9 +113,9 @@ def test_sizes_that_differ_need_image_shape_and_colour_becomes_grey(tmp_path: Pa
     with pytest.raises(InputError, match=r"picture 1 of train is 7x6x3, the first 8x6x3.*image_shape"):
         load("tljax_tiny", data_dir=tmp_path)
     task = load("tljax_tiny", data_dir=tmp_path, image_shape=(8, 6, 1))
-    assert task.train.images.shape == (20, 8, 6, 1)
+    assert task.train.arrays.shape == (20, 8, 6, 1)
     luma = PIXELS[20:] @ np.array([0.299, 0.587, 0.114])
-    assert np.abs(task.test.images[..., 0] - luma).max() <= 0.51
+    assert np.abs(task.test.arrays[..., 0] - luma).max() <= 0.51
 
 
 def test_a_label_of_no_class_is_named(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_tfds_and_idx_give_one_fingerprint(tmp_path: Path, monkeypatch: pytest.M
     assert load("mnist", data_dir=tmp_path / "b", manual_dir=tmp_path / "a").fingerprint == task.fingerprint
     assert tfds.builder_cls("mnist").__module__.startswith("tensorflow_datasets")
     sliced = load("mnist:train=train[:30]:test=train[30:]", data_dir=tmp_path / "b")
-    np.testing.assert_array_equal(sliced.test.images[..., 0], small()[0][30:])
+    np.testing.assert_array_equal(sliced.test.arrays[..., 0], small()[0][30:])
 
 
 def test_the_class_names_and_checksums_are_those_of_tfds() -> None:

@@ -43,7 +43,7 @@ def test_features_are_what_the_stage_gives_for_every_image(made, finished, tasks
     flat = parameters(finished[0], source_of(finished))
     task = data.load(str(tasks / "clothes.npz"))
     for split, part in (("train", task.train), ("test", task.test)):
-        images = part.images.reshape(len(part.labels), -1) / 255
+        images = part.arrays.reshape(len(part.targets), -1) / 255
         expected = np.maximum(images @ flat["hidden_0/kernel"].astype(float) + flat["hidden_0/bias"], 0)
         np.testing.assert_allclose(np.load(made / f"{split}.npy"), expected, atol=1e-5)
     told = json.loads((made / "features.json").read_text())

@@ -156,7 +156,7 @@ def test_without_a_home_what_needs_one_says_so_and_the_rest_goes_on(monkeypatch,
     for name in ("HOME", "XDG_CACHE_HOME", "TFDS_DATA_DIR", "JAX_COMPILATION_CACHE_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("pwd.getpwuid", nobody)
-    assert data.load("mnist_10k").train.images.shape == (10000, 28, 28, 1)
+    assert data.load("mnist_10k").train.arrays.shape == (10000, 28, 28, 1)
     with pytest.raises(InputError, match=r"data_dir='~/tensorflow_datasets': .* no home"):
         data.load(str(tmp_path / "x.npz"))
     for name in ("~nosuchuser/x.npz", "folder:~nosuchuser/x"):

@@ -63,7 +63,7 @@ def lora(tasks, finished, tmp_path_factory):
 def test_probabilities_are_the_softmax_of_the_network(finished, tasks, tmp_path):
     of = finished[1][0]
     flat = {path: leaf.astype(float) for path, leaf in parameters(finished[0], of).items()}
-    pixels = data.load(str(tasks / "clothes.npz")).test.images.reshape(40, -1) / 255
+    pixels = data.load(str(tasks / "clothes.npz")).test.arrays.reshape(40, -1) / 255
     hidden = np.maximum(pixels @ flat["hidden_0/kernel"] + flat["hidden_0/bias"], 0)
     expected = softmax(hidden @ flat["head/kernel"] + flat["head/bias"], axis=1)
     table = predicted(tmp_path, finished[0], tasks / "clothes.npz", of.name)
@@ -74,7 +74,7 @@ def test_probabilities_are_the_softmax_of_the_network(finished, tasks, tmp_path)
 
 
 def test_the_accuracy_is_that_of_the_results(finished, tasks, tmp_path):
-    labels = data.load(str(tasks / "clothes.npz")).test.labels
+    labels = data.load(str(tasks / "clothes.npz")).test.targets
     for of in finished[1][::3]:
         table = predicted(tmp_path, finished[0] / of.checkpoint, tasks / "clothes.npz", of.name)
         assert np.mean([name == CLASSES[label] for name, label in zip(table["predicted"], labels, strict=True)]) == (
@@ -89,14 +89,14 @@ def test_a_fit_may_be_named_without_the_digest_at_its_end(finished, tasks, tmp_p
 
 
 def test_floats_beyond_0_to_1_are_said(finished, tasks, tmp_path, capsys):
-    pixels = data.load(str(tasks / "clothes.npz")).test.images[:2].astype(np.float32)
+    pixels = data.load(str(tasks / "clothes.npz")).test.arrays[:2].astype(np.float32)
     np.savez(tmp_path / "f.npz", images=pixels)
     predicted(tmp_path, finished[0], tmp_path / "f.npz", finished[1][0].name)
     assert f"pixels as 0 to 1: the largest here is {pixels.max():.6g}" in capsys.readouterr().out
 
 
 def test_pictures_are_brought_to_the_shape_of_the_model_and_sorted(finished, tasks, tmp_path):
-    name, given = finished[1][0].name, data.load(str(tasks / "clothes.npz")).test.images
+    name, given = finished[1][0].name, data.load(str(tasks / "clothes.npz")).test.arrays
     folder = tmp_path / "pictures"
     (folder / "b").mkdir(parents=True)
     (folder / ".hidden").mkdir()
@@ -117,7 +117,7 @@ def test_pictures_are_brought_to_the_shape_of_the_model_and_sorted(finished, tas
 
 
 def test_files_that_are_left_out_are_said(finished, tasks, tmp_path, capsys):
-    name, pixels = finished[1][0].name, data.load(str(tasks / "clothes.npz")).test.images[0, ..., 0]
+    name, pixels = finished[1][0].name, data.load(str(tasks / "clothes.npz")).test.arrays[0, ..., 0]
     folder = tmp_path / "pictures"
     (folder / "sub").mkdir(parents=True)
     for place in ("a.png", "sub/b.PNG", "c.webp", "d.bmp", "sub/e.tif", "f.gif"):

@@ -32,7 +32,7 @@ def case(seed: int, n: int = 40, d: int = 6, classes: int = 3) -> tuple[np.ndarr
 def digits(n: int) -> tuple[np.ndarray, np.ndarray]:
     train = load("mnist_10k").train
     weights = np.random.default_rng(0).normal(size=(784, 100)) / 28
-    return np.maximum(train.images[:n].reshape(-1, 784) / 255 @ weights, 0), np.asarray(train.labels[:n])
+    return np.maximum(train.arrays[:n].reshape(-1, 784) / 255 @ weights, 0), np.asarray(train.targets[:n])
 
 
 def solved(x: np.ndarray, targets: np.ndarray, penalty: float) -> np.ndarray:

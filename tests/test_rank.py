@@ -76,7 +76,7 @@ def by_hand(many, card, task):
     else:
         [flat] = checkpoint.load(card.place)[0].values()
         k0, b0, k1, b1 = (flat[name] for name in ("hidden_0/kernel", "hidden_0/bias", "head/kernel", "head/bias"))
-    x = task.train.images.reshape(len(task.train.labels), -1) / 255
+    x = task.train.arrays.reshape(len(task.train.targets), -1) / 255
     features = np.maximum(x @ k0.astype(float) + b0, 0)
     logits = np.exp(features @ k1 + b1)
     return features, logits / logits.sum(1, keepdims=True)
@@ -88,7 +88,7 @@ def test_scores_are_those_of_the_features_of_the_labelled_examples(ranked, many,
     assert len(everyone) == 5 and len(found) == 5 * 2 * 2
     name = str(tasks / "clothes.npz")
     task = data.load(name)
-    labels = np.asarray(task.train.labels)
+    labels = np.asarray(task.train.targets)
     streams = plan.streams(Settings.from_flags(), 0)
     for card in everyone:
         features, p = by_hand(many, card, task)

@@ -59,8 +59,8 @@ def test_the_test_set_cannot_be_searched_on(tasks, tmp_path, monkeypatch):
 
     def watched(task, *given):
         seen.append(task.on_device.task)
-        assert len(task.on_device.task.test.labels) == len(task.on_device.task.test.images) == 0
-        train = np.asarray(task.on_device.task.train.images)
+        assert len(task.on_device.task.test.targets) == len(task.on_device.task.test.arrays) == 0
+        train = np.asarray(task.on_device.task.train.arrays)
         np.testing.assert_array_equal(np.asarray(task.on_device.test.inputs[0])[: len(task.rows)], train[task.rows])
         return judge(task, *given)
 

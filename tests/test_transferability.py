@@ -44,7 +44,7 @@ def digits(n: int, d: int) -> Case:
     """Random ReLU features of handwritten digits."""
     train = load("mnist_10k").train
     weights = np.random.default_rng(0).normal(size=(784, d)) / 28
-    return np.maximum(train.images[:n].reshape(n, 784) / 255 @ weights, 0), np.asarray(train.labels[:n])
+    return np.maximum(train.arrays[:n].reshape(n, 784) / 255 @ weights, 0), np.asarray(train.targets[:n])
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -11,18 +11,22 @@ import numpy as np
 from tljax import train
 from tljax.train.features import skip_frozen_prefix
 from tljax.train.step import specialize
-from tljax.train.vectorize import divide, host, mesh_of_group, mesh_under, over, place, shared_width
+from tljax.train.vectorize import divide, examples_of, host, mesh_of_group, mesh_under, over, place, shared_width
 from tljax.types import Params
 
 BATCH = 1000
 """Examples in a compiled batch: the last is padded, so that one executable serves every data set of a shape."""
 
 
-def padded(images: np.ndarray) -> train.Data:
-    """Images [n, ...] on the device, with zeros after them up to a multiple of BATCH."""
-    whole = np.zeros((-(-len(images) // BATCH) * BATCH, *images.shape[1:]), images.dtype)
-    whole[: len(images)] = images
-    return train.Data(jax.device_put(whole[None]), None)
+def padded(arrays: Any) -> train.Data:
+    """Inputs, leaves [n, ...], on the device, with zeros after them up to a multiple of BATCH."""
+
+    def whole(leaf: np.ndarray) -> jax.Array:
+        rows = np.zeros((-(-len(leaf) // BATCH) * BATCH, *leaf.shape[1:]), leaf.dtype)
+        rows[: len(leaf)] = leaf
+        return jax.device_put(rows[None])
+
+    return train.Data(jax.tree.map(whole, arrays), None)
 
 
 def logits_of(
@@ -42,7 +46,7 @@ def logits_of(
     specialized = specialize(spec, members[0], state.masks[0])
     width = shared_width(specialized, members, state.masks)
     mesh = mesh_of_group(len(members) // width, execution.devices, execution.devices_per_batch)
-    params, passes = place(mesh, state.params), data.inputs.shape[1]
+    params, passes = place(mesh, state.params), examples_of(data.inputs)
     short, features = skip_frozen_prefix(
         specialized, members[0], params, width, data, passes, execution.cache, lambda line: None
     )
@@ -61,23 +65,21 @@ def logits(
 
 
 @functools.partial(jax.jit, static_argnames=("forward", "mesh"))
-def _all_logits(
-    forward: Callable[[Params, jax.Array], jax.Array], mesh: Any, params: Params, inputs: jax.Array
-) -> jax.Array:
-    batched = inputs.reshape(len(inputs), -1, BATCH, *inputs.shape[2:])
+def _all_logits(forward: Callable[[Params, jax.Array], jax.Array], mesh: Any, params: Params, inputs: Any) -> jax.Array:
+    batched = jax.tree.map(lambda leaf: leaf.reshape(len(leaf), -1, BATCH, *leaf.shape[2:]), inputs)
+    views, batches = jax.tree.leaves(batched)[0].shape[:2]
 
-    def of_fits(params: Params, batched: jax.Array) -> jax.Array:
+    def of_fits(params: Params, batched: Any) -> jax.Array:
         def of_fit(item: Any) -> jax.Array:
             params, view = item
-            fetch = lambda i: divide(mesh, batched[view, i])  # noqa: E731
-            return jax.lax.map(lambda i: forward(params, fetch(i)), jnp.arange(batched.shape[1]))
+            fetch = lambda i: jax.tree.map(lambda leaf: divide(mesh, leaf[view, i]), batched)  # noqa: E731
+            return jax.lax.map(lambda i: forward(params, fetch(i)), jnp.arange(batches))
 
-        fits = len(jax.tree.leaves(params)[0])
-        views = jnp.arange(fits) // (fits // len(batched))
-        outputs = jax.lax.map(of_fit, (params, views))
-        return outputs.reshape(len(outputs), -1, outputs.shape[-1])
+        fits, of_device = len(jax.tree.leaves(params)[0]), len(jax.tree.leaves(batched)[0])
+        outputs = jax.lax.map(of_fit, (params, jnp.arange(fits) // (fits // of_device)))
+        return outputs.reshape(len(outputs), -1, *outputs.shape[3:])
 
-    by_fit, common = ((params, batched), ()) if len(inputs) > 1 else ((params,), (batched,))
+    by_fit, common = ((params, batched), ()) if views > 1 else ((params,), (batched,))
     return over(mesh, of_fits, by_fit, common)
 
 

@@ -19,6 +19,10 @@ OptState = Any
 """The state of an optax transformation: a pytree."""
 
 
+PyTree = Any
+"""A tree of arrays."""
+
+
 class InputError(ValueError):
     """Bad input: one line that names the thing, the place and the remedy.
 
@@ -104,16 +108,99 @@ Model = tuple[Stage, ...]
 """Its parameters are {stage.name: parameters of the stage}; the last stage is the head."""
 
 
-class Split(NamedTuple):
-    """Examples and their labels."""
+class Batch(NamedTuple):
+    """What a step sees of the examples."""
 
-    images: np.ndarray
-    """uint8 [n, height, width, channels], or float32 features [n, ...]. May be memory-mapped: read only."""
-    labels: np.ndarray
-    """int32 [n], each in 0 .. classes - 1."""
+    inputs: PyTree
+    """Leaves [batch, ...] of any dtype: pixels uint8, tokens int32, features float32, or a dict of such."""
+    targets: PyTree
+    """Leaves [batch, ...]; what they mean is the objective's: classes int32 [batch], several labels bool [batch,
+    labels], values float32 [batch, values], tokens int32 [batch, length]."""
+    weight: jax.Array
+    """float32 [batch]; 0 is padding."""
+
+
+class Examples(Protocol):
+    """A split of a task, as arrays or read by row."""
+
+    @property
+    def arrays(self) -> Any:
+        """All inputs, leaves [n, ...], where they are arrays or memory maps; None where they are read by row alone."""
+
+    @property
+    def targets(self) -> Any:
+        """All targets, leaves [n, ...]: label budgets and validation splits read no inputs."""
+
+    @property
+    def groups(self) -> np.ndarray | None:
+        """int32 [n]: which items are alike (a writer, a patient, a font family); one numbering for both splits of a
+        task. None if that is not known."""
+
+    @property
+    def spec(self) -> Any:
+        """Shapes and dtypes of the inputs of one example: a tree of `jax.ShapeDtypeStruct`."""
+
+    def __len__(self) -> int: ...
+
+    def inputs(self, rows: np.ndarray) -> Any:
+        """The inputs of some rows (int [k]), leaves [k, ...], in NumPy, on the host, in any thread."""
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayExamples:
+    """Examples in arrays, which may be memory-mapped: read only.
+
+    >>> split = ArrayExamples(np.zeros((3, 28, 28, 1), np.uint8), np.array([0, 1, 0], np.int32))
+    >>> len(split), split.spec.shape, split.inputs(np.array([2, 0])).shape
+    (3, (28, 28, 1), (2, 28, 28, 1))
+    """
+
+    arrays: Any
+    """uint8 [n, height, width, channels], float32 features [n, ...], int32 tokens [n, length], or a tree of such."""
+    targets: Any
+    """As `Batch.targets`, of all examples."""
     groups: np.ndarray | None = None
-    """int32 [n]: which items are alike (a writer, a patient, a font family); one numbering for both splits of a task.
-    None if that is not known."""
+
+    @property
+    def spec(self) -> Any:
+        """Shapes and dtypes of the inputs of one example."""
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), self.arrays)
+
+    def __len__(self) -> int:
+        return len(jax.tree.leaves(self.arrays)[0])
+
+    def inputs(self, rows: np.ndarray) -> Any:
+        """The inputs of some rows (int [k])."""
+        return jax.tree.map(lambda leaf: np.asarray(leaf[rows]), self.arrays)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A measure of outputs against targets. Hashable."""
+
+    name: str
+    """As flags and tables call it: accuracy, r_squared."""
+    unit: str = "%"
+    """'%' for fractions, which tables show a hundredfold; else what the numbers are in, such as nats."""
+    larger_is_better: bool = True
+    item: Callable[..., Any] | None = None
+    """(outputs [n, ...], targets [n, ...], reference) -> a score of each item, float [n], in NumPy; its mean is the
+    metric. None for a metric of a whole split, which cannot be primary. `reference` are the targets of the whole test
+    split, for scores that are relative to them."""
+    whole: Callable[..., float] | None = None
+    """(outputs, targets) -> the metric of a split, in NumPy, where it is no mean over items."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised, and what is measured. Hashable; `loss` is static in the compiled step."""
+
+    loss: Callable[..., jax.Array]
+    """(outputs, targets) -> loss of each example, float32 [batch]; with a third argument the smoothing of labels."""
+    num_outputs: int
+    """The length of the last axis of the head's outputs."""
+    metrics: tuple[Metric, ...] = ()
+    """The first is the primary: what verdicts are of, so it has a score an item."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,12 +208,16 @@ class Task:
     """A data set to learn."""
 
     name: str
-    train: Split
-    test: Split
+    train: Examples
+    test: Examples
     classes: tuple[str, ...]
+    """The names of the classes, of the labels of `several`, or of the values; () where they have none."""
     fingerprint: str
     """SHA-256 over shapes, dtypes, bytes, class names and groups of both splits: 64 hexadecimal digits."""
     note: str = ""
     """What every table must say of this data, such as that it is a part of the complete set."""
     findings: tuple[str, ...] = ()
     """Suspicious facts, such as test examples that are in the training set too; the note ends with them."""
+    kind: str = "classes"
+    """What its targets are: 'classes' (int32 [n]), 'labels' (several labels an item, bool [n, labels]), 'values'
+    (float32 [n, values]) or 'tokens' (int32 [n, length], the inputs moved by one; -1 has no weight)."""

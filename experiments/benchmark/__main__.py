@@ -248,7 +248,7 @@ def run(manual_dir: str | None, rows: Sequence[str] = ROWS, rounds: int = 5, out
 
     process.prepare(Settings.from_flags())
     train = data.load("mnist", manual_dir=manual_dir).train
-    arrays = (np.asarray(train.images), np.asarray(train.labels))
+    arrays = (np.asarray(train.arrays), np.asarray(train.targets))
     folder = Path(manual_dir).absolute()
     missing = [name for name in ("torch", "keras") if not _installed(name)]
     work: dict[str, Callable[[], list[Measurement]]] = {

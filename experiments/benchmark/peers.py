@@ -95,29 +95,29 @@ def search_trials(passes: int = 10) -> Iterator[tuple[float, float, np.ndarray]]
     from tljax import data, evaluate, masks, models, objective, optimizers, penalties, train
 
     source, target = data.load("mnist_10k"), data.load("fashion_mnist_10k")
-    [state] = epochs(1, data=(source.train.images, source.train.labels), most=1)
+    [state] = epochs(1, data=(source.train.arrays, source.train.targets), most=1)
     model = models.build("mlp", 10, hidden=(512,), activation="relu")
     optimizer_spec, numbers = optimizers.spec("sgd")
     terms, _ = penalties.read("l2:weight=1")
     spec = train.Spec(model, objective.loss("softmax_cross_entropy"), optimizer_spec, terms)
-    steps = passes * len(target.train.labels) // BATCH
+    steps = passes * len(target.train.targets) // BATCH
     body = jax.tree.map(lambda leaf: leaf[0], state[0].params)["hidden_0"]
     fits = []
     for seed in range(4):
         params = {**models.init(model, jax.random.key(seed), (28, 28, 1)), "hidden_0": body}
-        first = _fit(params, masks.under(params, "head"), seed, len(target.train.labels), steps, numbers, 1.0)
+        first = _fit(params, masks.under(params, "head"), seed, len(target.train.targets), steps, numbers, 1.0)
         fits += [
             first._replace(rates=first.rates * rate, weights=({"weight": weight},))
             for rate in (0.003, 0.01, 0.03, 0.1)
             for weight in (1e-5, 1e-4, 1e-3, 1e-2)
         ]
-    examples = train.load(target.train.images, target.train.labels)
-    test, execution = evaluate.padded(target.test.images), process.prepare(Settings.from_flags())
+    examples = train.load(target.train.arrays, target.train.targets)
+    test, execution = evaluate.padded(target.test.arrays), process.prepare(Settings.from_flags())
 
     def accuracies(group: list[Any]) -> np.ndarray:
         for state, _ in train.fit(spec, group, examples, [steps], execution=execution):
-            logits = evaluate.logits_of(spec, group, state, test, len(target.test.labels), execution)
-        return np.array((logits.argmax(-1) == target.test.labels).mean(-1))
+            logits = evaluate.logits_of(spec, group, state, test, len(target.test.targets), execution)
+        return np.array((logits.argmax(-1) == target.test.targets).mean(-1))
 
     accuracies(fits), accuracies(fits[:1])
     while True:

@@ -26,7 +26,7 @@ def show(settings: Settings, target: Task, source: Source | None, results: Seque
     title, notes = plan.title_and_notes(settings, source, target)
     identities = set(source.identity.values()) if source else set()
     pretrained = [result for result in directory.results(folder) if result.key in identities]
-    settled = summary.with_share(results, np.asarray(target.test.labels))
+    settled = summary.with_share(results, np.asarray(target.test.targets))
     source_accuracies = [result.source_accuracy for result in results if result.source_accuracy is not None]
     notes += directory.mixed_environments(folder, [result.name for result in (*pretrained, *results)])
     seeds_diverged = [str(result.seed) for result in pretrained if result.diverged]

@@ -35,7 +35,7 @@ def total(text: str, task: Task) -> int:
     """The number of labelled examples that a label budget takes of a task."""
     match = _match(text)
     if match[1] is None:
-        return len(task.train.labels)
+        return len(task.train.targets)
     return int(match[1]) * (len(task.classes) if match[2] else 1)
 
 
@@ -47,7 +47,7 @@ def notes(texts: Sequence[str], task: Task, validation: float = 0.0) -> list[str
     without any example are left to the findings of the data.
     """
     lines = []
-    counts = np.bincount(np.asarray(task.train.labels), minlength=len(task.classes))
+    counts = np.bincount(np.asarray(task.train.targets), minlength=len(task.classes))
     present = counts[counts > 0]
     for text in texts:
         amount = total(text, task)

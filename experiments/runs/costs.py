@@ -16,7 +16,7 @@ def of_fits(experiment: Experiment, results: Sequence[Result], folder: Path) -> 
     """{fit: its step_flops (a mean over its phases), and source_steps, source_flops, source_seconds}."""
     of_source = _of_source(experiment, folder)
     settings, model = experiment.settings, experiment.model
-    shape = tuple(experiment.target.train.images.shape[1:])
+    shape = tuple(experiment.target.train.arrays.shape[1:])
     keeps_dropout = plan.stages_with_dropout(settings, model, shape)
     costs: dict[str, dict[str, Any]] = {}
     flops_of: dict[Any, float] = {}

@@ -38,9 +38,9 @@ def read(settings: Settings, names: Sequence[str], experiments: Sequence[Experim
             evaluations.append(Evaluation(name, tasks))
             continue
         targets = {each.target.name: each.target for each in experiments}
-        tasks = {key: plan.load_task(settings, name, target.train.images.shape[1:]) for key, target in targets.items()}
+        tasks = {key: plan.load_task(settings, name, target.train.arrays.shape[1:]) for key, target in targets.items()}
         for key, task in tasks.items():
-            shape, of_target = (tuple(data.train.images.shape[1:]) for data in (task, targets[key]))
+            shape, of_target = (tuple(data.train.arrays.shape[1:]) for data in (task, targets[key]))
             if shape != of_target:
                 raise InputError(f"--eval={name} has shape {shape}, '{key}' {of_target}: give one of that shape")
             classes, wanted = len(task.classes), len(targets[key].classes)
@@ -74,7 +74,7 @@ def accuracies(
             known |= _judge(experiment, missing, name, task, folder)
             directory.make_folder(file.parent)
             directory.write_record(file, {**about, "accuracy": known})
-        share = majority_share(task.test.labels)
+        share = majority_share(task.test.targets)
         for result in results:
             value = share if result.diverged and not of_start else known.get(result.name)
             of_fit = fields.setdefault(result.name, {"evals": {}})
@@ -115,7 +115,7 @@ def _judge(experiment: Experiment, results: Sequence[Result], name: str, task: T
     trained = fit.obtain_source(experiment.settings, experiment.source, folder, experiment.execution)
     of_source = name == "source"
     model = experiment.settings.build_model(len(task.classes)) if of_source else experiment.model
-    images, labels = evaluate.padded(task.test.images), np.asarray(task.test.labels)
+    images, labels = evaluate.padded(task.test.arrays), np.asarray(task.test.targets)
     loaded: dict[str, Any] = {}
     accuracy = {}
     for strategy, start in plan.first_starts(experiment):
@@ -130,7 +130,7 @@ def _judge(experiment: Experiment, results: Sequence[Result], name: str, task: T
                 loaded = loaded if file in loaded else {file: checkpoint.load(folder / file)[0]}
                 params = merge(checkpoint.unflatten(loaded[file][result.name], start.params))
             if of_source:
-                params = _head_back(model, params, trained[result.seed], task.train.images.shape[1:])
+                params = _head_back(model, params, trained[result.seed], task.train.arrays.shape[1:])
             stacked = jax.tree.map(lambda leaf: np.asarray(leaf)[None], params)
             logits = evaluate.logits(train.forward(model), stacked, images, len(labels))[0]
             accuracy[result.name] = float((logits.argmax(-1) == labels).mean())

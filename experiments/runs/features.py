@@ -37,7 +37,7 @@ def sidecar(loaded: LoadedSource, task: Task, stage: str, dtype: str = "float32"
     """The record in features.json, but for the SHA-256 of the arrays; raises InputError if there is no such stage."""
     sources.require_stage(loaded.model, stage)
     abstract = models.abstract(loaded.model, loaded.source.shape)
-    image = jax.ShapeDtypeStruct((1, *task.train.images.shape[1:]), task.train.images.dtype)
+    image = jax.ShapeDtypeStruct((1, *task.train.arrays.shape[1:]), task.train.arrays.dtype)
     outputs = jax.eval_shape(functools.partial(models.features, loaded.model), abstract, image)
     size = math.prod(outputs[models.names(loaded.model).index(stage)].shape)
     return {
@@ -46,7 +46,7 @@ def sidecar(loaded: LoadedSource, task: Task, stage: str, dtype: str = "float32"
         "stage": stage,
         "data": {"name": task.name, "fingerprint": task.fingerprint},
         "dtype": dtype,
-        "shape": {"train": [len(task.train.labels), size], "test": [len(task.test.labels), size]},
+        "shape": {"train": [len(task.train.targets), size], "test": [len(task.test.targets), size]},
     }
 
 
@@ -70,9 +70,9 @@ def write(loaded: LoadedSource, task: Task, folders: Mapping[str, Path], dtype: 
             # Beside its place, under a name that nobody can guess: a link there would be followed.
             places.append((files.partial(folder / f"{split}.npy"), folder / f"{split}.npy"))
             arrays.append(np.lib.format.open_memmap(places[-1][0], mode="w+", dtype=np.dtype(dtype), shape=shape))
-        for start in range(0, len(part.labels) if missing else 0, BATCH):
-            rows = np.minimum(np.arange(start, start + BATCH), len(part.labels) - 1)
-            batches = _batch(loaded.model[: max(at) + 1], at, loaded.params, np.asarray(part.images[rows]))
+        for start in range(0, len(part.targets) if missing else 0, BATCH):
+            rows = np.minimum(np.arange(start, start + BATCH), len(part.targets) - 1)
+            batches = _batch(loaded.model[: max(at) + 1], at, loaded.params, np.asarray(part.arrays[rows]))
             for array, batch in zip(arrays, batches, strict=True):
                 array[start : start + BATCH] = np.asarray(batch)[: len(array) - start]
         for array, (partial, file) in zip(arrays, places, strict=True):
@@ -162,6 +162,6 @@ def read(folder: Path, loaded: LoadedSource, task: Task, stage: str, dtype: str 
 
 def same_shape(loaded: LoadedSource, task: Task) -> None:
     """Raise InputError unless the images of a task have the shape that a source takes."""
-    shape = tuple(task.train.images.shape[1:])
+    shape = tuple(task.train.arrays.shape[1:])
     if shape != loaded.source.shape:
         raise InputError(f"data set '{task.name}' has shape {shape}, the source {loaded.source.shape}: they must agree")

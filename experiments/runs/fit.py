@@ -190,8 +190,8 @@ class DeviceData(NamedTuple):
 
 def load(task: Task, recipe: Recipe, execution: train.Execution) -> DeviceData:
     """Put a task on the device, once for all its fits."""
-    examples = train.load(task.train.images, task.train.labels)
-    return DeviceData(task, recipe, examples, evaluate.padded(task.test.images), len(task.test.labels), execution)
+    examples = train.load(task.train.arrays, task.train.targets)
+    return DeviceData(task, recipe, examples, evaluate.padded(task.test.arrays), len(task.test.targets), execution)
 
 
 class PreparedFit(NamedTuple):
@@ -460,7 +460,7 @@ def _at_point(
 ) -> Record:
     """A record with one more point of its curve, and perhaps a new best."""
     validated = _validate(on_device, fit.spec, params, fit.validation)
-    point = _curve_point(step, since, fit.spec, validated or evaluate.metrics(logits, on_device.task.test.labels))
+    point = _curve_point(step, since, fit.spec, validated or evaluate.metrics(logits, on_device.task.test.targets))
     best = record.best
     if validated and validated["accuracy"] is not None and (best is None or validated["accuracy"] > best[1]):
         best = (step, validated["accuracy"], params)
@@ -479,7 +479,7 @@ def _outcome(on_device: DeviceData, fit: PreparedFit, progress: Progress, i: int
         part.masks[row],
         record,
         logits,
-        evaluate.metrics(logits, on_device.task.test.labels),
+        evaluate.metrics(logits, on_device.task.test.targets),
         _validate(on_device, fit.spec, params, fit.validation) if record.diverged is None else None,
     )
 
@@ -503,10 +503,10 @@ def _validate(
     """Metrics of one fit on the examples held out of its training; None where there are none."""
     if not len(validation):
         return None
-    images = evaluate.padded(np.asarray(on_device.task.train.images)[validation])
+    images = evaluate.padded(np.asarray(on_device.task.train.arrays)[validation])
     stacked = jax.tree.map(lambda leaf: leaf[None], params)
     logits = evaluate.logits(train.forward(spec.model, spec.merge), stacked, images, len(validation))[0]
-    return evaluate.metrics(logits, np.asarray(on_device.task.train.labels)[validation])
+    return evaluate.metrics(logits, np.asarray(on_device.task.train.targets)[validation])
 
 
 def _fisher(on_device: DeviceData, fit: PreparedFit, outcome: Outcome) -> Params:
@@ -553,7 +553,7 @@ def _leave(
         checkpoint.save(place, trees, {**about, "fits": in_checkpoint})
     for row, outcome in enumerate(outcomes):
         name = results[row].name
-        test = (np.asarray(task.test.labels), task.test.groups)
+        test = (np.asarray(task.test.targets), task.test.groups)
         predictions, sha256 = metrics.write_predictions(folder, name, outcome.logits, *test)
         metrics.write_curves(folder, name, outcome.record.curve)
         for number, mask in enumerate(outcome.masks):

@@ -69,7 +69,7 @@ _PINNED = {
 def variation(experiment: Experiment) -> Variation:
     """What differs between the fits of an experiment."""
     settings, source = experiment.settings, experiment.source
-    count = len(experiment.target.train.labels)
+    count = len(experiment.target.train.targets)
     whole = tuple(budget for budget in settings.train_examples if budgets.total(budget, experiment.target) == count)
     different = None
     if source:

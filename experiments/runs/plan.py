@@ -201,7 +201,7 @@ def load_task(settings: Settings, name: str, shape: Any) -> Task:
 
 def example_shape(task: Task) -> tuple[int, ...]:
     """The shape of one example."""
-    return tuple(task.train.images.shape[1:])
+    return tuple(task.train.arrays.shape[1:])
 
 
 def fingerprints(experiment: Experiment) -> dict[str, str]:
@@ -239,7 +239,7 @@ def source_from_data(settings: Settings) -> Source:
 def source_task(settings: Settings) -> Task:
     """The task of `--source`; raises InputError for settings under which it cannot be learnt."""
     task = load_task(settings, settings.source or "", settings.image_shape)
-    params = models.abstract(settings.build_model(len(task.classes)), task.train.images.shape[1:])
+    params = models.abstract(settings.build_model(len(task.classes)), task.train.arrays.shape[1:])
     start = Start(params, ((0.0, None),), fresh=None)
     # As dicts, since dataclasses that share a nan differ from Python 3.13 on.
     is_own = vars(settings.source_recipe) != vars(settings.recipe)
@@ -423,7 +423,7 @@ def phases_at_steps(phases: Sequence[tuple[float, Any]], total: int) -> tuple[tu
 
 def draw_examples(recipe: Recipe, budget: str, task: Task, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """(training, validation) examples of a label budget under a seed of the draw, int32 each."""
-    labels = np.asarray(task.train.labels)
+    labels = np.asarray(task.train.targets)
     labelled = draw.label_budget(seed, labels, budgets.total(budget, task))
     subset, validation = draw.validation_split(labels, labelled, recipe.validation)
     if not len(subset):
@@ -511,7 +511,7 @@ def planned_sources(settings: Settings, task: Task) -> dict[int, Result]:
             "strategy": "pretrain",
             "options": {},
             "seed": seed,
-            "train_examples": len(task.train.labels),
+            "train_examples": len(task.train.targets),
         }
         decisive = {
             "fingerprint": task.fingerprint,

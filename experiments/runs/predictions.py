@@ -50,7 +50,7 @@ class Predictions(NamedTuple):
 
 def of_run(folder: Path, results: Sequence[Result], task: Task) -> Predictions:
     """The predictions of fits in a run directory, with the images and classes of their target."""
-    fits = _read_fits(folder, results)._replace(images=np.asarray(task.test.images), classes=task.classes)
+    fits = _read_fits(folder, results)._replace(images=np.asarray(task.test.arrays), classes=task.classes)
     return fits if task.test.groups is None else fits._replace(groups={task.name: np.asarray(task.test.groups)})
 
 

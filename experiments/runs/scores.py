@@ -95,7 +95,7 @@ def drawn(settings: Settings, budget: str, task: Task, most: int) -> dict[int, n
 
     Such a part is drawn under the first seed alone.
     """
-    labels, total = np.asarray(task.train.labels), budgets.total(budget, task)
+    labels, total = np.asarray(task.train.targets), budgets.total(budget, task)
     seeds = budgets.seeds(budget, settings.seeds)
     streams = {seed: plan.streams(settings, seed).draw for seed in seeds}
     if total > most:
@@ -125,14 +125,14 @@ def scored(
     seconds = round(time.perf_counter() - start, 3) if seconds_before is None else seconds_before
     hidden = features.read(place / stage, source, task, stage).train
     logits = features.read(place / head, source, task, head).train
-    labels, values = np.asarray(task.train.labels), dict(known)
+    labels, values = np.asarray(task.train.targets), dict(known)
     wanted: dict[str, dict[str, list[str]]] = {}
     missing: list[tuple[str, str, ScoredExamples]] = []
     for budget in settings.train_examples:
         wanted[budget] = {name: [] for name in names}
         for seed, rows in drawn(settings, budget, task, most).items():
             probabilities = softmax(logits[rows].astype(float), axis=1)
-            examples = ScoredExamples(hidden[rows], probabilities, labels[rows], _copies(task.train.images[rows]))
+            examples = ScoredExamples(hidden[rows], probabilities, labels[rows], _copies(task.train.arrays[rows]))
             for name in names:
                 key = f"{name} {budget} {seed} {len(rows)} {_digest(rows)}"
                 wanted[budget][name].append(key)

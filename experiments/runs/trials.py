@@ -53,7 +53,7 @@ def search_task(experiment: Experiment, budget: str) -> SearchTask:
     on_device = fit.load(task, settings.recipe, experiment.execution)
     validation = [fit.split(on_device, plan.streams(settings, seed), budget)[1] for seed in settings.seeds]
     rows = np.unique(np.concatenate(validation))
-    images = evaluate.padded(np.asarray(task.train.images)[rows])
+    images = evaluate.padded(np.asarray(task.train.arrays)[rows])
     return SearchTask(on_device._replace(test=images, tests=len(rows)), rows, budget, {})
 
 
@@ -136,7 +136,7 @@ def _train(
     settings = {member.setting for member in group}
     on_device = task.on_device._replace(recipe=experiment.settings.recipe)
     last = len(group[0].fit.trial.rates)
-    labels = np.asarray(on_device.task.train.labels)
+    labels = np.asarray(on_device.task.train.targets)
     accuracies: dict[int, dict[int, list[float]]] = {}
     fits = [member.fit for member in group]
     for state, _, logits in fit.drive(on_device, fits, should_stop=lambda: settings <= pruned):

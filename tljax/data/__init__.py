@@ -49,7 +49,7 @@ def load(
     arrays are not as they were written, and are decoded again. Raises InputError if an argument or the data are wrong.
 
     >>> task = load("mnist_10k")
-    >>> task.train.images.shape, task.test.labels.shape
+    >>> task.train.arrays.shape, task.test.targets.shape
     ((10000, 28, 28, 1), (2000,))
     """
     base, changes = derive.divide(name)

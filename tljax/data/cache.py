@@ -16,7 +16,7 @@ import numpy as np
 
 from tljax import npz
 from tljax.data import filenames
-from tljax.types import InputError, Split, Task
+from tljax.types import ArrayExamples, InputError, Task
 
 Prepare = Callable[[], tuple[list[Path], Callable[[], Task]]]
 """() -> the files and folders that the data comes from, and how to decode it."""
@@ -96,7 +96,7 @@ def _read(name: str, folder: Path) -> Task | None:
     except (OSError, UnicodeError):  # a source is gone, or its name is in another locale's encoding
         return None
     train, test = (
-        Split(arrays[f"{split}_images"], arrays[f"{split}_labels"], arrays.get(f"{split}_groups"))
+        ArrayExamples(arrays[f"{split}_images"], arrays[f"{split}_labels"], arrays.get(f"{split}_groups"))
         for split in ("train", "test")
     )
     classes, findings = tuple(note["classes"]), tuple(note["findings"])
@@ -173,7 +173,7 @@ def _write(task: Task, stamps: dict[str, list[int]], folder: Path) -> None:
     """Write the arrays of a task and its note to a folder."""
     sums = {}
     for word, split in (("train", task.train), ("test", task.test)):
-        for what, array in split._asdict().items():
+        for what, array in (("images", split.arrays), ("labels", split.targets), ("groups", split.groups)):
             if array is not None:
                 with open(folder / f"{word}_{what}.npy", "wb") as out:
                     summed = _Summed(out)

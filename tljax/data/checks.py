@@ -2,15 +2,16 @@
 
 import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 
 from tljax.data import findings
 from tljax.paths import some
-from tljax.types import InputError, Split, Task
+from tljax.types import ArrayExamples, InputError, Task
 
 
-def checked(name: str, train: Split, test: Split, classes: tuple[str, ...], note: str = "") -> Task:
+def checked(name: str, train: ArrayExamples, test: ArrayExamples, classes: tuple[str, ...], note: str = "") -> Task:
     """The Task of two splits, with its fingerprint, after all checks.
 
     Images become uint8 [n, height, width, channels] (a grey [n, height, width] gets a channel axis) or
@@ -19,20 +20,20 @@ def checked(name: str, train: Split, test: Split, classes: tuple[str, ...], note
     The note ends with what can hardly be meant (see `findings`). Groups, integers or strings [n], become int32 [n]: the
     names of both splits together are numbered in sorted order.
     """
-    train = train._replace(images=images(f"{name}: train", train.images), labels=np.asarray(train.labels))
-    test = test._replace(images=images(f"{name}: test", test.images), labels=np.asarray(test.labels))
+    train = replace(train, arrays=images(f"{name}: train", train.arrays), targets=np.asarray(train.targets))
+    test = replace(test, arrays=images(f"{name}: test", test.arrays), targets=np.asarray(test.targets))
     for word, split in (("train", train), ("test", test)):
         _require_a_label_each(f"{name}: {word}", split)
-    if train.images.shape[1:] != test.images.shape[1:] or train.images.dtype != test.images.dtype:
+    if train.arrays.shape[1:] != test.arrays.shape[1:] or train.arrays.dtype != test.arrays.dtype:
         raise InputError(
-            f"{name}: train has {train.images.dtype} {train.images.shape[1:]}, test {test.images.dtype} "
-            f"{test.images.shape[1:]}: bring both to one shape"
+            f"{name}: train has {train.arrays.dtype} {train.arrays.shape[1:]}, test {test.arrays.dtype} "
+            f"{test.arrays.shape[1:]}: bring both to one shape"
         )
     if len(set(classes)) < len(classes):
         raise InputError(f"{name}: a class name occurs twice in {some(list(classes))}: give each class its own name")
-    train = train._replace(labels=_labels(f"{name}: train", train, classes))
-    test = test._replace(labels=_labels(f"{name}: test", test, classes))
-    if len(np.unique(train.labels)) < 2:
+    train = replace(train, targets=_labels(f"{name}: train", train, classes))
+    test = replace(test, targets=_labels(f"{name}: test", test, classes))
+    if len(np.unique(train.targets)) < 2:
         raise InputError(f"{name}: train holds one class only: there is nothing to tell apart, give two or more")
     train, test = _numbered(name, train, test)
     warnings = findings.lines(train, test, classes)
@@ -40,7 +41,7 @@ def checked(name: str, train: Split, test: Split, classes: tuple[str, ...], note
     return Task(name, train, test, classes, fingerprint(train, test, classes), full_note, warnings)
 
 
-def fingerprint(train: Split, test: Split, classes: tuple[str, ...]) -> str:
+def fingerprint(train: ArrayExamples, test: ArrayExamples, classes: tuple[str, ...]) -> str:
     """SHA-256 of the contents of a task: 64 hexadecimal digits.
 
     Over, in this order: train images, train labels, test images, test labels, each as the ASCII line
@@ -55,7 +56,7 @@ def fingerprint(train: Split, test: Split, classes: tuple[str, ...]) -> str:
         digest.update(f"{little.dtype.str} {json.dumps(little.shape)}\n".encode())
         digest.update(little.reshape(-1).view(np.uint8).data)
 
-    for array in (train.images, train.labels, test.images, test.labels):
+    for array in (train.arrays, train.targets, test.arrays, test.targets):
         update(array)
     digest.update(json.dumps(list(classes)).encode())
     for word, split in (("train", train), ("test", test)):
@@ -116,21 +117,21 @@ def _features(where: str, features: np.ndarray) -> np.ndarray:
     return converted
 
 
-def _require_a_label_each(where: str, split: Split) -> None:
+def _require_a_label_each(where: str, split: ArrayExamples) -> None:
     """Raises InputError, with the likely remedy, unless a split has one label for each image."""
-    labels, n = split.labels, len(split.images)
+    labels, n = split.targets, len(split.arrays)
     if labels.shape != (n,):
         remedy = "give one label an image"
         if labels.ndim == 2 and len(labels) == n:
             remedy = "give labels[:, 0]" if labels.shape[1] == 1 else "of one-hot labels give labels.argmax(1)"
-        elif labels.ndim == 1 and len(labels) == split.images.shape[-1]:
+        elif labels.ndim == 1 and len(labels) == split.arrays.shape[-1]:
             remedy = "the images are along the last axis, so give numpy.moveaxis(images, -1, 0)"
         raise InputError(f"{where}: labels have shape {list(labels.shape)}, images say [{n}]: {remedy}")
 
 
-def _labels(where: str, split: Split, classes: tuple[str, ...]) -> np.ndarray:
+def _labels(where: str, split: ArrayExamples, classes: tuple[str, ...]) -> np.ndarray:
     """Labels as int32. Raises InputError, with the row and the value, where one is not a class."""
-    labels = split.labels
+    labels = split.targets
     if labels.dtype.kind not in "iu":
         raise InputError(f"{where}: labels are {labels.dtype}, row 0 is {labels[0]!s}: give integers 0..classes-1")
     bad = np.flatnonzero((labels < 0) | (labels >= len(classes)))
@@ -142,14 +143,14 @@ def _labels(where: str, split: Split, classes: tuple[str, ...]) -> np.ndarray:
     return np.ascontiguousarray(labels, dtype=np.int32)
 
 
-def _numbered(name: str, train: Split, test: Split) -> tuple[Split, Split]:
+def _numbered(name: str, train: ArrayExamples, test: ArrayExamples) -> tuple[ArrayExamples, ArrayExamples]:
     """Both splits with their groups as numbers, one numbering for both."""
     coded: list[tuple[list[str] | list[int], np.ndarray] | None] = []  # (group names, code of each item)
     for where, split in ((f"{name}: train", train), (f"{name}: test", test)):
         if split.groups is None:
             coded.append(None)
             continue
-        groups, n = np.asarray(split.groups), len(split.labels)
+        groups, n = np.asarray(split.groups), len(split.targets)
         if groups.shape != (n,):
             raise InputError(f"{where}: groups have shape {list(groups.shape)}, labels [{n}]: give one group an item")
         if groups.dtype.kind not in "iuU":
@@ -165,6 +166,6 @@ def _numbered(name: str, train: Split, test: Split) -> tuple[Split, Split]:
         if split_groups is not None:
             unique_groups, codes = split_groups
             table = np.array([numbers[group] for group in unique_groups], np.int32)
-            split = split._replace(groups=table[codes])
+            split = replace(split, groups=table[codes])
         splits.append(split)
     return splits[0], splits[1]

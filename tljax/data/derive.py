@@ -27,7 +27,7 @@ import numpy as np
 from tljax.data import draw
 from tljax.data.checks import checked
 from tljax.plugins import bind, nearest, parse, split
-from tljax.types import InputError, Split, Task
+from tljax.types import ArrayExamples, Examples, InputError, Task
 
 _SEED = 0
 _CHUNK = 2**22
@@ -62,7 +62,7 @@ def derived(task: Task, name: str, changes: Sequence[str]) -> Task:
 
     >>> from tljax.data import load
     >>> task = derived(load("mnist_10k"), "odd", ["labels=1+3+5", "group=1/3+5"])
-    >>> task.classes, task.train.images.shape, np.bincount(task.test.labels).tolist()
+    >>> task.classes, task.train.arrays.shape, np.bincount(task.test.targets).tolist()
     (('1', '3+5'), (3000, 28, 28, 1), [200, 400])
     """
     if not changes:
@@ -70,23 +70,33 @@ def derived(task: Task, name: str, changes: Sequence[str]) -> Task:
     result = task
     for change in changes:
         result = _changed(result, change)
-    train, test = len(result.train.labels), len(result.test.labels)
+    train, test = len(result.train.targets), len(result.test.targets)
     note = f"{train:,} training and {test:,} test examples after {':'.join(changes)}"
     # `checked` finds again those findings that still hold.
     before = task.note.removesuffix("; ".join(task.findings)).removesuffix("; ")
-    return checked(name, result.train, result.test, result.classes, f"{note}; before: {before}" if before else note)
+    return checked(
+        name, whole(result.train), whole(result.test), result.classes, f"{note}; before: {before}" if before else note
+    )
 
 
-def select(split: Split, rows: np.ndarray | slice) -> Split:
+def select(split: Examples, rows: np.ndarray | slice) -> ArrayExamples:
     """The items of a split that `rows` (bool [n], indices or a slice) selects, with their groups.
 
-    >>> select(Split(np.zeros((3, 2)), np.arange(3), np.array([5, 6, 7])), np.array([2, 0])).groups.tolist()
+    >>> select(ArrayExamples(np.zeros((3, 2)), np.arange(3), np.array([5, 6, 7])), np.array([2, 0])).groups.tolist()
     [7, 5]
     """
+    split = whole(split)
     if isinstance(rows, np.ndarray) and rows.dtype == bool and rows.all():
         return split
     groups = None if split.groups is None else split.groups[rows]
-    return Split(split.images[rows], split.labels[rows], groups)
+    return ArrayExamples(split.arrays[rows], split.targets[rows], groups)
+
+
+def whole(split: Examples) -> ArrayExamples:
+    """A split as arrays. Raises InputError for one that is read by row: it cannot be changed."""
+    if not isinstance(split, ArrayExamples):
+        raise InputError("examples that are read by row cannot be changed: give arrays, or change them in the source")
+    return split
 
 
 def _changed(task: Task, change: str) -> Task:
@@ -95,7 +105,7 @@ def _changed(task: Task, change: str) -> Task:
     function, form = _CHANGES[key]
     if bool(value) != ("=" in form):
         raise InputError(f"data set '{task.name}' has no option '{change}': write it as {form}")
-    if key in _PIXELS and task.train.images.dtype != np.uint8:
+    if key in _PIXELS and task.train.arrays.dtype != np.uint8:
         raise InputError(f"option '{key}' of data set '{task.name}' changes pixels, and these are features: drop it")
     options = {key: value} if value else {}
     return function(task, **bind(function, options, f"data set '{task.name}'"))
@@ -157,17 +167,17 @@ def _regrouped(task: Task, option: str, value: str, groups: Sequence[Sequence[in
     for number, members in enumerate(groups):
         table[list(members)] = number
 
-    def regrouped(part: Split) -> Split:
-        labels = table[part.labels]
+    def regrouped(part: Examples) -> ArrayExamples:
+        labels = table[part.targets]
         in_group = labels >= 0
-        return select(part, in_group)._replace(labels=labels[in_group])
+        return replace(select(part, in_group), targets=labels[in_group])
 
     names = tuple("+".join(task.classes[label] for label in members) for members in groups)
     return replace(task, train=regrouped(task.train), test=regrouped(task.test), classes=names)
 
 
 def _take(task: Task, *, take: int) -> Task:
-    labels = task.train.labels
+    labels = task.train.targets
     least = len(np.unique(labels))
     if not least <= take <= len(labels):
         raise _refusal(
@@ -181,16 +191,16 @@ def _shuffle_labels(task: Task, *, shuffle_labels: float) -> Task:
     """Permute the labels of drawn examples: class counts stay, and some examples get the label that they had."""
     if not 0 <= shuffle_labels <= 1:
         raise _refusal(task, "shuffle_labels", shuffle_labels, "is no share: give 0 to 1")
-    before = task.train.labels
+    before = task.train.targets
     n = len(before)
     drawn = np.argsort(draw.words(_SEED, draw.SHUFFLE, 0, 1, n)[0], kind="stable")[: round(shuffle_labels * n)]
     after = np.array(before)
     after[np.sort(drawn)] = before[drawn]
-    return replace(task, train=task.train._replace(labels=after))
+    return replace(task, train=replace(whole(task.train), targets=after))
 
 
 def _images(task: Task, change: Callable[[np.ndarray], np.ndarray]) -> Task:
-    train, test = (part._replace(images=change(part.images)) for part in (task.train, task.test))
+    train, test = (replace(whole(part), arrays=change(part.arrays)) for part in (task.train, task.test))
     return replace(task, train=train, test=test)
 
 
@@ -209,7 +219,7 @@ def _rotate(task: Task, *, rotate: float) -> Task:
 def _blur(task: Task, *, blur: float) -> Task:
     from PIL import ImageFilter
 
-    most = max(task.train.images.shape[1:3])
+    most = max(task.train.arrays.shape[1:3])
     if not 0 <= blur <= most:
         raise _refusal(task, "blur", blur, f"is outside 0..{most}: give a standard deviation in pixels")
     gaussian = ImageFilter.GaussianBlur(blur)
@@ -235,8 +245,10 @@ def _noise(task: Task, *, noise: float) -> Task:
         raise _refusal(task, "noise", noise, "is no standard deviation: give 0 or more, such as 0.3")
     quantiles = ndtri((np.arange(2**16) + 0.5) / 2**16)
     greys = np.clip(np.rint(255 * noise * quantiles), -255, 255).astype(np.int16)
-    train = task.train._replace(images=_noisy(task.train.images, greys, draw.TRAIN_NOISE))
-    return replace(task, train=train, test=task.test._replace(images=_noisy(task.test.images, greys, draw.TEST_NOISE)))
+    train = replace(whole(task.train), arrays=_noisy(task.train.arrays, greys, draw.TRAIN_NOISE))
+    return replace(
+        task, train=train, test=replace(whole(task.test), arrays=_noisy(task.test.arrays, greys, draw.TEST_NOISE))
+    )
 
 
 def _noisy(images: np.ndarray, greys: np.ndarray, stream: int) -> np.ndarray:
@@ -254,7 +266,7 @@ def _noisy(images: np.ndarray, greys: np.ndarray, stream: int) -> np.ndarray:
 def _permute(task: Task, *, permute: int) -> Task:
     if not 0 <= permute < 2**64:
         raise _refusal(task, "permute", permute, "is no seed: give a whole number that is not negative")
-    images = task.train.images
+    images = task.train.arrays
     n = math.prod(images.shape[1:3] if images.dtype == np.uint8 else images.shape[1:])
     order = np.argsort(draw.words(permute, draw.PIXELS, 0, 1, n)[0], kind="stable")
     return _images(task, lambda images: images.reshape(len(images), n, -1)[:, order].reshape(images.shape))

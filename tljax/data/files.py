@@ -12,7 +12,7 @@ from tljax import npz, paths
 from tljax.data import checks, filenames, images
 from tljax.data.checks import checked
 from tljax.data.images import Shape
-from tljax.types import InputError, Split, Task
+from tljax.types import ArrayExamples, InputError, Task
 
 _LAYOUT = "expected is DIR/train/CLASS/*.png (.jpg, .jpeg) and DIR/test/CLASS/*.png"
 PICTURES = (".png", ".jpg", ".jpeg")
@@ -62,7 +62,7 @@ def prepare_folder(name: str, folder: Path, shape: Shape | None) -> tuple[list[P
         )
         n = len(train_labels)
         classes = tuple(splits["train"])
-        return checked(name, Split(pixels[:n], train_labels), Split(pixels[n:], test_labels), classes)
+        return checked(name, ArrayExamples(pixels[:n], train_labels), ArrayExamples(pixels[n:], test_labels), classes)
 
     return folders + files, decode
 
@@ -130,7 +130,9 @@ def prepare_listed(name: str, folder: Path, table: Path, shape: Shape | None) ->
         groups = np.array([line.group for line in listed]) if listed[0].group is not None else None
         n = sum(line.split == "train" for line in listed)
         parts = (slice(n), slice(n, None))
-        train, test = (Split(pixels[part], labels[part], None if groups is None else groups[part]) for part in parts)
+        train, test = (
+            ArrayExamples(pixels[part], labels[part], None if groups is None else groups[part]) for part in parts
+        )
         left_out = f", {present - len(listed):,} of {present:,} in neither" if present > len(listed) else ""
         note = f"{n:,} training and {len(listed) - n:,} test pictures as {filenames.text(table.name)} says{left_out}"
         if not left_out and all(line.split == line.order[0] for line in listed):
@@ -210,14 +212,14 @@ def prepare_npz(name: str, file: Path, shape: Shape | None) -> tuple[list[Path],
     def decode() -> Task:
         contents = arrays(file, SPELLINGS)
         train, test = (
-            Split(
+            ArrayExamples(
                 _shaped(name, contents[f"{split} images"], shape),
                 contents[f"{split} labels"],
                 contents.get(f"{split} groups"),
             )
             for split in ("train", "test")
         )
-        return checked(name, train, test, _classes(name, train.labels, contents.get("class names")))
+        return checked(name, train, test, _classes(name, train.targets, contents.get("class names")))
 
     return [file], decode
 

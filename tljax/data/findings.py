@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from tljax.paths import some
-from tljax.types import Split
+from tljax.types import ArrayExamples
 
 _CHUNK = 2**24
 """How many bytes are read at once."""
@@ -18,7 +18,7 @@ _RATIO = 10.0
 """The largest ratio of the root mean squares of two splits of one scale."""
 
 
-def lines(train: Split, test: Split, classes: tuple[str, ...]) -> tuple[str, ...]:
+def lines(train: ArrayExamples, test: ArrayExamples, classes: tuple[str, ...]) -> tuple[str, ...]:
     """The findings, a line each; none for data as they ought to be. Splits are as `checks.checked` makes them.
 
     Findings are: classes without an example; images that are all the same or of one value each; numbers or pixels far
@@ -29,7 +29,7 @@ def lines(train: Split, test: Split, classes: tuple[str, ...]) -> tuple[str, ...
     return (
         *(line for word, split in splits.items() for line in _lacking(word, split, classes)),
         *(line for word, split in splits.items() for line in _constant(word, split)),
-        *(_pixels(train, test) if train.images.dtype == np.uint8 else _numbers(train, test)),
+        *(_pixels(train, test) if train.arrays.dtype == np.uint8 else _numbers(train, test)),
         *_twice(train, test),
         *_groups(train, test),
     )
@@ -39,8 +39,8 @@ def _word(split: str) -> str:
     return "training" if split == "train" else split
 
 
-def _lacking(word: str, split: Split, classes: tuple[str, ...]) -> Iterator[str]:
-    counts = np.bincount(split.labels, minlength=len(classes))
+def _lacking(word: str, split: ArrayExamples, classes: tuple[str, ...]) -> Iterator[str]:
+    counts = np.bincount(split.targets, minlength=len(classes))
     lacking = [name for name, count in zip(classes, counts, strict=True) if not count]
     if lacking:
         several = "es" * (len(lacking) > 1)
@@ -48,11 +48,11 @@ def _lacking(word: str, split: Split, classes: tuple[str, ...]) -> Iterator[str]
         yield f"class{several} {some(lacking, 6)} of {len(classes)} {verb} no {_word(word)} example"
 
 
-def _constant(word: str, split: Split) -> Iterator[str]:
-    n = len(split.images)
-    if n > 1 and _all(split.images, lambda rows: (rows == np.asarray(split.images[:1])).all()):
+def _constant(word: str, split: ArrayExamples) -> Iterator[str]:
+    n = len(split.arrays)
+    if n > 1 and _all(split.arrays, lambda rows: (rows == np.asarray(split.arrays[:1])).all()):
         yield f"all {n:,} {_word(word)} examples are the same"
-    elif np.size(split.images[0]) > 1 and _all(split.images, lambda rows: (rows == rows[:, :1]).all(), flat=True):
+    elif np.size(split.arrays[0]) > 1 and _all(split.arrays, lambda rows: (rows == rows[:, :1]).all(), flat=True):
         yield f"every {_word(word)} example is of one value"
 
 
@@ -67,24 +67,24 @@ def _all(images: np.ndarray, holds: Callable[[np.ndarray], np.bool_], flat: bool
     return all(holds(rows.reshape(len(rows), -1) if flat else rows) for rows in _chunks(images))
 
 
-def _pixels(train: Split, test: Split) -> Iterator[str]:
-    brightest = [int(split.images.max()) for split in (train, test)]
+def _pixels(train: ArrayExamples, test: ArrayExamples) -> Iterator[str]:
+    brightest = [int(split.arrays.max()) for split in (train, test)]
     if (brightest[0] > _DARK) != (brightest[1] > _DARK) and min(brightest):
         yield f"the brightest pixel of train is {brightest[0]}, of test {brightest[1]}: are they of one scale?"
     elif 0 < max(brightest) <= _DARK:
         yield f"the brightest pixel is {max(brightest)}, and pixels are taken as 0 to 255: nearly black"
 
 
-def _numbers(train: Split, test: Split) -> Iterator[str]:
-    low, high, square, negative = np.array([_measured(split.images) for split in (train, test)]).T
+def _numbers(train: ArrayExamples, test: ArrayExamples) -> Iterator[str]:
+    low, high, square, negative = np.array([_measured(split.arrays) for split in (train, test)]).T
     size = np.sqrt(square)
     spans = [f"{low[i]:.4g} to {high[i]:.4g}" for i in (0, 1)]
-    many = min(train.images.size, test.images.size) >= 100
+    many = min(train.arrays.size, test.arrays.size) >= 100
     one_sided = many and negative.min() == 0 and negative.max() > 0.01
     if size.min() and (size.max() > _RATIO * size.min() or one_sided):
         yield f"the numbers of train go from {spans[0]}, of test from {spans[1]}: are they of one scale?"
         return
-    pictures = train.images.ndim > 2 and low.min() >= 0 and high.max() > 100
+    pictures = train.arrays.ndim > 2 and low.min() >= 0 and high.max() > 100
     largest = max(abs(low).max(), abs(high).max())
     if size.max() > _LARGE or pictures or 0 < largest <= _SMALL:
         span = f"{low.min():.4g} to {high.max():.4g}"
@@ -101,16 +101,16 @@ def _measured(images: np.ndarray) -> tuple[float, float, float, float]:
     return float(min(low)), float(max(high)), float(sum(squares)) / images.size, sum(negative) / images.size
 
 
-def _twice(train: Split, test: Split) -> Iterator[str]:
+def _twice(train: ArrayExamples, test: ArrayExamples) -> Iterator[str]:
     labels: dict[bytes, int] = {}
     ambiguous: set[bytes] = set()
-    digests = list(_digests(train.images))
-    for digest, label in zip(digests, train.labels.tolist(), strict=True):
+    digests = list(_digests(train.arrays))
+    for digest, label in zip(digests, train.targets.tolist(), strict=True):
         if labels.setdefault(digest, label) != label:
             ambiguous.add(digest)
-    both = sum(digest in labels for digest in _digests(test.images))
+    both = sum(digest in labels for digest in _digests(test.arrays))
     if both:
-        yield f"{both:,} of {len(test.labels):,} test examples are in the training set too"
+        yield f"{both:,} of {len(test.targets):,} test examples are in the training set too"
     if ambiguous:
         several = sum(digest in ambiguous for digest in digests)
         yield f"{several:,} of {len(digests):,} training examples are there with another label too"
@@ -122,7 +122,7 @@ def _digests(images: np.ndarray) -> Iterator[bytes]:
         yield from (hashlib.sha256(row.data).digest() for row in plain)
 
 
-def _groups(train: Split, test: Split) -> Iterator[str]:
+def _groups(train: ArrayExamples, test: ArrayExamples) -> Iterator[str]:
     if train.groups is not None and test.groups is not None:
         groups = np.unique(test.groups)
         both = len(np.intersect1d(groups, train.groups))

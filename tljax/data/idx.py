@@ -17,7 +17,7 @@ import numpy as np
 
 from tljax.data.checks import checked
 from tljax.data.images import Shape, to_shape
-from tljax.types import InputError, Split, Task
+from tljax.types import ArrayExamples, InputError, Task
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
@@ -170,4 +170,6 @@ def _task(name: str, arrays: list[np.ndarray], shape: Shape | None, note: str = 
     train_images, test_images = (array[..., None] for array in arrays[::2])
     if shape:
         train_images, test_images = (to_shape(images, shape) for images in (train_images, test_images))
-    return checked(name, Split(train_images, arrays[1]), Split(test_images, arrays[3]), CLASSES[name], note)
+    return checked(
+        name, ArrayExamples(train_images, arrays[1]), ArrayExamples(test_images, arrays[3]), CLASSES[name], note
+    )

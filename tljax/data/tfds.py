@@ -17,7 +17,7 @@ from tljax.data import idx, images
 from tljax.data.checks import checked
 from tljax.data.images import Shape
 from tljax.plugins import nearest
-from tljax.types import InputError, Split, Task
+from tljax.types import ArrayExamples, InputError, Task
 
 
 def prepare(
@@ -168,7 +168,7 @@ def _splits(name: str, available: Any, splits: tuple[str, str]) -> tuple[str, st
     return train, test
 
 
-def _read(name: str, builder: Any, split: str, image: str, label: str, shape: Shape | None) -> Split:
+def _read(name: str, builder: Any, split: str, image: str, label: str, shape: Shape | None) -> ArrayExamples:
     """The decoded images and labels of a split, images brought to the shape."""
     import tensorflow_datasets as tfds
 
@@ -191,7 +191,7 @@ def _read(name: str, builder: Any, split: str, image: str, label: str, shape: Sh
             what = f"{name}: picture {row} of {split}"
             yield what, images.decode(example[image], channels, what)
 
-    return Split(images.gather(pictures(), len(source), shape), labels)
+    return ArrayExamples(images.gather(pictures(), len(source), shape), labels)
 
 
 def _download(name: str, builder: Any, data_dir: Path, manual_dir: Path | None) -> None:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from tljax import models
 from tljax.train.step import Fit, Spec, frozen_prefix_of
-from tljax.train.vectorize import Data, divide, host, mesh_under, over, place, sharing
+from tljax.train.vectorize import Data, batch_spec, divide, examples_of, host, mesh_under, over, place, sharing
 from tljax.types import Model, Params
 
 _BATCH = 1000
@@ -34,7 +34,7 @@ class FeatureCache:
     """Bytes."""
     dtype: str = "float32"
     """Or bfloat16, half as large; fits compute in float32 all the same."""
-    arrays: dict[Any, jax.Array] = field(default_factory=dict)
+    arrays: dict[Any, Any] = field(default_factory=dict)
     """{everything that features follow from: features [views, n, ...]}, least recently used first."""
 
 
@@ -58,7 +58,7 @@ def skip_frozen_prefix(
     wanted = features_bytes(spec, fit, data, passes, cache)
     if cache is None or not wanted:
         return spec, replace(data, inputs=place(mesh, data.inputs, by_fit=False))
-    prefix, examples = frozen_prefix_of(spec), data.inputs.shape[1]
+    prefix, examples = frozen_prefix_of(spec), examples_of(data.inputs)
     verb = "is" if len(prefix) == 1 else "are"
     text = f"{', '.join(prefix)} {verb} frozen: features of {examples:,} examples"
     if wanted > cache.budget:
@@ -66,7 +66,7 @@ def skip_frozen_prefix(
         return spec, replace(data, inputs=place(mesh, data.inputs, by_fit=False))
     first_of_each = jax.tree.map(lambda leaf: leaf[::width], params)
     features = compute(cache, spec.model[: len(prefix)], spec.merge, first_of_each, data)
-    on_message(f"{text} are computed once, {_mb(features.nbytes)}")
+    on_message(f"{text} are computed once, {_mb(_nbytes(features))}")
     return replace(spec, model=spec.model[len(prefix) :]), replace(data, inputs=features)
 
 
@@ -74,7 +74,7 @@ def features_bytes(spec: Spec, fit: Fit, data: Data, passes: int, cache: Feature
     """Bytes of one view of features, or 0 if there is none that is worth it: fewer examples pass through than there
     are. It depends on one fit alone, and so then do its bits."""
     count = len(frozen_prefix_of(spec))
-    if cache is None or not count or passes < data.inputs.shape[1]:
+    if cache is None or not count or passes < examples_of(data.inputs):
         return 0
     return _view_bytes(
         cache, spec.model[:count], jax.eval_shape(spec.merge or (lambda params: params), fit.params), data
@@ -83,15 +83,15 @@ def features_bytes(spec: Spec, fit: Fit, data: Data, passes: int, cache: Feature
 
 def _view_bytes(cache: FeatureCache, model: Model, params: Params, data: Data) -> int:
     """`params` without an axis of fits."""
-    _, examples, *shape = data.inputs.shape
-    example = jax.ShapeDtypeStruct((1, *shape), data.inputs.dtype)
-    output = jax.eval_shape(functools.partial(models.apply, model), params, example)
+    examples = examples_of(data.inputs)
+    outputs = jax.eval_shape(functools.partial(models.apply, model), params, batch_spec(data, 1))
     batch = _batch(examples)
-    return -(-examples // batch) * batch * math.prod(output.shape[1:]) * jnp.dtype(cache.dtype).itemsize
+    numbers = sum(math.prod(output.shape[1:]) for output in jax.tree.leaves(outputs))
+    return -(-examples // batch) * batch * numbers * jnp.dtype(cache.dtype).itemsize
 
 
-def compute(cache: FeatureCache, model: Model, merge: Any, params: Params, data: Data) -> jax.Array:
-    """The outputs of the stages of `model` for all inputs, [views, rows, ...], at least as many rows as examples.
+def compute(cache: FeatureCache, model: Model, merge: Any, params: Params, data: Data) -> Any:
+    """The outputs of the stages of `model` for all inputs, leaves [views, rows, ...], at least as many as examples.
 
     `params` has a leading axis of fits; there is a view for each of them, or one for all if all have the same bytes.
     `merge` is as in `Spec`. What was computed before is not computed again.
@@ -108,7 +108,7 @@ def compute(cache: FeatureCache, model: Model, merge: Any, params: Params, data:
         return cache.arrays[key]
     first = jax.tree.map(lambda leaf: leaf[0], used)
     wanted = _view_bytes(cache, model, merge(first) if merge else first, data) * len(digests)
-    while cache.arrays and sum(array.nbytes for array in cache.arrays.values()) + wanted > cache.budget:
+    while cache.arrays and sum(map(_nbytes, cache.arrays.values())) + wanted > cache.budget:
         del cache.arrays[next(iter(cache.arrays))]
     inputs = place(mesh, data.inputs, by_fit=False)
     divided = mesh if several or sharing(mesh) > 1 else None
@@ -118,24 +118,37 @@ def compute(cache: FeatureCache, model: Model, merge: Any, params: Params, data:
 
 
 @functools.partial(jax.jit, static_argnames=("mesh", "model", "merge", "dtype", "several"))
-def _compute(
-    mesh: Any, model: Model, merge: Any, dtype: str, several: bool, params: Params, inputs: jax.Array
-) -> jax.Array:
-    examples = inputs.shape[1]
+def _compute(mesh: Any, model: Model, merge: Any, dtype: str, several: bool, params: Params, inputs: Any) -> Any:
+    examples = examples_of(inputs)
     batch = _batch(examples)
     # Rows beyond the last example hold it again: nothing refers to them.
     chosen = jnp.minimum(jnp.arange(-(-examples // batch) * batch), examples - 1).reshape(-1, batch)
 
-    def of_fits(params: Params, inputs: jax.Array) -> jax.Array:
-        def of_fit(params: Params) -> jax.Array:
+    def of_fits(params: Params, inputs: Any) -> Any:
+        def of_fit(params: Params) -> Any:
             whole = merge(params) if merge else params
-            fetch = lambda rows: inputs[0][divide(mesh, rows)]  # noqa: E731
-            outputs = jax.lax.map(lambda rows: models.apply(model, whole, fetch(rows)).astype(dtype), chosen)
-            return outputs.reshape(-1, *outputs.shape[2:])
+
+            def of_rows(rows: jax.Array) -> Any:
+                divided = divide(mesh, rows)
+                outputs = models.apply(model, whole, jax.tree.map(lambda leaf: leaf[0][divided], inputs))
+                return jax.tree.map(lambda output: output.astype(_kept_as(output.dtype, dtype)), outputs)
+
+            outputs = jax.lax.map(of_rows, chosen)
+            return jax.tree.map(lambda output: output.reshape(-1, *output.shape[2:]), outputs)
 
         return jax.lax.map(of_fit, params)
 
     return over(mesh, of_fits, (params,), (inputs,)) if several else of_fits(params, inputs)
+
+
+def _nbytes(features: Any) -> int:
+    """Bytes of features."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(features))
+
+
+def _kept_as(computed: Any, dtype: str) -> Any:
+    """The dtype in which an output is kept: `dtype` for floats, its own for whole numbers and bools."""
+    return dtype if jnp.issubdtype(computed, jnp.floating) else computed
 
 
 def _batch(examples: int) -> int:

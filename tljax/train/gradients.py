@@ -23,7 +23,7 @@ def mean_gradient(
 
     `merge` is as in `Spec`. The gradient is None where a leaf cannot train.
     """
-    return functools.partial(_mean, model, loss, merge, False, (data.inputs, data.labels), _rows(chosen, 256))
+    return functools.partial(_mean, model, loss, merge, False, (data.inputs, data.targets), _rows(chosen, 256))
 
 
 def mean_squared_gradient(
@@ -35,7 +35,7 @@ def mean_squared_gradient(
     [n]), evenly spread; None where a leaf cannot train.
     """
     some = chosen[:: -(-len(chosen) // MOST_SQUARED)]
-    return functools.partial(_mean, model, loss, merge, True, (data.inputs, data.labels), _rows(some, 16))
+    return functools.partial(_mean, model, loss, merge, True, (data.inputs, data.targets), _rows(some, 16))
 
 
 def _rows(chosen: np.ndarray, size: int) -> jax.Array:
@@ -51,18 +51,19 @@ def _mean(
     loss: objective.Loss,
     merge: Any,
     squared: bool,
-    arrays: tuple[jax.Array, jax.Array],
+    arrays: tuple[Any, Any],
     rows: jax.Array,
     params: Params,
 ) -> Params:
-    inputs, labels = arrays
+    inputs, targets = arrays
     trained, fixed = masks.split(params, paths.each(lambda path, leaf: True, params))
 
     def total(trained: Params, chosen: jax.Array) -> jax.Array:
         whole = masks.join(trained, fixed)
         at = jnp.maximum(chosen, 0)
-        logits = models.apply(model, merge(whole) if merge else whole, inputs[0][at])
-        return jnp.vdot(loss(logits, labels[at]), (chosen >= 0).astype(logits.dtype))
+        x, of_rows = jax.tree.map(lambda leaf: leaf[0][at], inputs), jax.tree.map(lambda leaf: leaf[at], targets)
+        values = loss(models.apply(model, merge(whole) if merge else whole, x), of_rows)
+        return jnp.vdot(values, (chosen >= 0).astype(values.dtype))
 
     def squares(trained: Params, chosen: jax.Array) -> Params:
         each = jax.vmap(jax.grad(total), in_axes=(None, 0))(trained, chosen[:, None])

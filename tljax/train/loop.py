@@ -209,12 +209,12 @@ def _phase(
     short, inputs = features.skip_frozen_prefix(
         specialized, members[0], params, width, data, passes, execution.cache, execution.on_message
     )
-    labels = place(mesh, data.labels, by_fit=False)
+    targets = place(mesh, data.targets, by_fit=False)
     hyper = place(mesh, stack_hyper(specialized, members, state.masks))
 
     def call(trained: Params, opt_state: OptState, frozen: Params, start: int, stop: int) -> Any:
         order, rates = vectorize.order_and_rates(members, width, mesh, start, stop)
-        arrays = (trained, opt_state, frozen, hyper, inputs.inputs, labels, order, rates)
+        arrays = (trained, opt_state, frozen, hyper, inputs.inputs, targets, order, rates)
         return vectorize.run(short, mesh, width, mode, *arrays, (start, 0, stop - start))
 
     def train(end: int, state: State, most: int) -> tuple[State, Log, int]:

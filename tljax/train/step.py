@@ -17,7 +17,7 @@ import optax
 
 from tljax import masks, models, objective, optimizer, optimizers, paths, penalties
 from tljax.penalties import Penalty
-from tljax.types import InputError, Mask, Model, OptState, Params
+from tljax.types import Batch, InputError, Mask, Model, OptState, Params
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def step(
     trained: Params,
     frozen: Params,
     opt_state: OptState,
-    batch: tuple[jax.Array, jax.Array, jax.Array],
+    batch: Batch,
     rate: jax.Array,
     number: jax.Array,
     axis: str | None = None,
@@ -124,9 +124,8 @@ def step(
     """One training step: (trained leaves, optimizer state, log) after it.
 
     `trained` and `frozen` are the two parts of the parameters as `masks.split` gives them; the objective is
-    differentiated with respect to the former alone. The batch is (inputs [batch, ...], labels int32 [batch], weights
-    float32 [batch], 0 for padding); `rate` is the learning rate, `number` that of the step. With an `axis` of devices
-    the batch is one device's part, and the step is that of the whole batch.
+    differentiated with respect to the former alone. `rate` is the learning rate, `number` that of the step. With an
+    `axis` of devices the batch is one device's part, and the step is that of the whole batch.
     """
 
     def loss_fn(trained: Params) -> tuple[jax.Array, Any]:
@@ -141,20 +140,20 @@ def step(
 
 
 def _objective(
-    spec: Spec, hyper: Hyper, trained: Params, frozen: Params, batch: Any, number: jax.Array, axis: str | None
+    spec: Spec, hyper: Hyper, trained: Params, frozen: Params, batch: Batch, number: jax.Array, axis: str | None
 ) -> tuple[jax.Array, tuple[jax.Array, tuple[jax.Array, ...]]]:
     """L + lambda R of a batch, beside it L and the terms of lambda R.
 
     With an `axis` of devices each has a part of the batch and gives a part of each value: the parts add up to it.
     """
-    x, labels, weight = batch
-    x = x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x
+    x, targets, weight = batch
+    x = jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if leaf.dtype == jnp.bfloat16 else leaf, x)
     key = jax.random.fold_in(hyper.key, number)
     key = key if axis is None else jax.random.fold_in(key, jax.lax.axis_index(axis))
     merge = spec.merge or (lambda params: params)
     outputs = models.features(spec.model, merge(masks.join(trained, frozen)), x, key=key, frozen=_without_dropout(spec))
     smoothing = (hyper.numbers["label_smoothing"],) if spec.smooth_labels else ()
-    summed = jnp.vdot(spec.loss(outputs[-1], labels, *smoothing), weight)
+    summed = jnp.vdot(spec.loss(outputs[-1], targets, *smoothing), weight)
     count = total(weight.sum(), axis)
     loss = summed / count
     terms = []

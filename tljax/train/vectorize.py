@@ -32,7 +32,7 @@ from tljax.train.step import (
     traced_leaves,
     transformation,
 )
-from tljax.types import Mask, OptState, Params
+from tljax.types import Batch, Mask, OptState, Params
 
 Mode = Literal["map", "vmap_shared", "vmap", "pmap"]
 """How the fits of one device are trained: one after another; those that share an order side by side under `vmap`, which
@@ -43,24 +43,39 @@ rounds in another way; all side by side; or one after another under `jax.pmap`, 
 class Data:
     """Examples on the device. `load` makes it of arrays."""
 
-    inputs: jax.Array
-    """[views, n, ...]: one view for all fits, or, of the features of the frozen prefix, one for each that differs."""
-    labels: jax.Array | None
-    """int32 [n], common to all views. None where nothing is trained."""
+    inputs: Any
+    """Leaves [views, n, ...]: one view for all fits, or of features of frozen prefixes one for each that differs."""
+    targets: Any
+    """Leaves [n, ...], common to all views. None where nothing is trained."""
     name: Hashable = field(default_factory=object)
     """What the features computed of the inputs are kept under: equal names mean equal inputs."""
 
 
-def load(images: np.ndarray | jax.Array, labels: np.ndarray | jax.Array | None = None, name: Hashable = None) -> Data:
-    """Examples [n, ...] (arrays, memory maps) and labels int32 [n] on this process's first device, each whole.
+def load(arrays: Any, targets: Any = None, name: Hashable = None) -> Data:
+    """Inputs and targets, leaves [n, ...] (arrays, memory maps), on this process's first device, each whole.
 
     Without a `name` the data have one of their own. Of many processes each reads its share of the rows from the file,
     and they exchange them once. They all need the whole: the next batch is any rows, and gathered from other machines
     it would be waited for in every step.
     """
-    inputs = jax.device_put(_whole(images)[None])
-    on_device = None if labels is None else jax.device_put(_whole(labels))
+    inputs = jax.tree.map(lambda leaf: jax.device_put(_whole(leaf)[None]), arrays)
+    on_device = jax.tree.map(lambda leaf: jax.device_put(_whole(leaf)), targets)
     return Data(inputs, on_device) if name is None else Data(inputs, on_device, name)
+
+
+def views_of(inputs: Any) -> int:
+    """How many views there are of inputs [views, n, ...]."""
+    return len(jax.tree.leaves(inputs)[0])
+
+
+def examples_of(inputs: Any) -> int:
+    """How many examples a view of inputs [views, n, ...] has."""
+    return int(jax.tree.leaves(inputs)[0].shape[1])
+
+
+def batch_spec(data: Data, batch: int) -> Any:
+    """Shapes and dtypes of the inputs of a batch of so many examples."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch, *leaf.shape[2:]), leaf.dtype), data.inputs)
 
 
 def _whole(array: np.ndarray | jax.Array) -> np.ndarray:
@@ -93,8 +108,8 @@ def segment(
     opt_state: OptState,
     frozen: Params,
     hyper: Hyper,
-    inputs: jax.Array,
-    labels: jax.Array,
+    inputs: Any,
+    targets: Any,
     order: jax.Array,
     rates: jax.Array,
     steps: tuple[int, int, int],
@@ -102,15 +117,15 @@ def segment(
     """The one compiled training function: (trained leaves, optimizer state, log [fits, rows]) after some steps.
 
     `steps` is (first, begin, end): rows `begin` to `end` of `order` int32 [fits / width, rows, batch] are the steps
-    from `first + begin` on; so many neighbours as `width` share an order. `rates` is [fits, rows], `inputs` [views, n,
-    ...] with one view for all or one for each order, `labels` int32 [n].
+    from `first + begin` on; so many neighbours as `width` share an order. `rates` is [fits, rows]; the leaves of
+    `inputs` are [views, n, ...] with one view for all or one for each order, of `targets` [n, ...].
     """
-    one_view = len(inputs) == 1
+    one_view = views_of(inputs) == 1
     run = functools.partial(_on_device, spec, mesh, width, mode, one_view)
     by_fit = (trained, opt_state, frozen, hyper, rates)
     if one_view:
-        return over(mesh, run, (by_fit, order), (inputs, labels, steps))
-    return over(mesh, run, (by_fit, order, inputs), (labels, steps))
+        return over(mesh, run, (by_fit, order), (inputs, targets, steps))
+    return over(mesh, run, (by_fit, order, inputs), (targets, steps))
 
 
 def run(spec: Spec, mesh: Mesh | None, width: int, mode: Mode, *arguments: Any) -> tuple[Params, OptState, Log]:
@@ -127,8 +142,8 @@ def _on_device(
     one_view: bool,
     by_fit: Any,
     order: jax.Array,
-    inputs: jax.Array,
-    labels: jax.Array,
+    inputs: Any,
+    targets: Any,
     steps: Any,
 ) -> Any:
     """All fits of one device: order by order, fit by fit, step by step."""
@@ -142,8 +157,9 @@ def _on_device(
         def one_step(trained: Any, opt_state: Any, frozen: Any, hyper: Any, rate: Any, row: jax.Array) -> Any:
             chosen = divide(mesh, rows[row]) if axis is None else rows[row]
             at = jnp.maximum(chosen, 0)
-            x = inputs[0][at] if one_view else inputs[view, at]
-            batch = (x, labels[at], (chosen >= 0).astype(jnp.float32))
+            x = jax.tree.map(lambda leaf: leaf[0][at] if one_view else leaf[view, at], inputs)
+            of_rows = jax.tree.map(lambda leaf: leaf[at], targets)
+            batch = Batch(x, of_rows, (chosen >= 0).astype(jnp.float32))
             return step(spec, hyper, trained, frozen, opt_state, batch, rate, first + row, axis)
 
         def train(of_fit: Any, axes: tuple[int, ...] = ()) -> Any:
@@ -184,10 +200,10 @@ def _side_by_side(train: Callable[..., Any], of_fits: Any) -> Any:
 
 def _segment_by_pmap(spec: Spec, mesh: Mesh, width: int, mode: Mode, *arguments: Any) -> tuple[Params, OptState, Log]:
     """`segment` under `jax.pmap`: the devices of the mesh share each batch of each fit."""
-    trained, opt_state, frozen, hyper, inputs, labels, order, rates, steps = arguments
+    trained, opt_state, frozen, hyper, inputs, targets, order, rates, steps = arguments
     devices = tuple(mesh.devices.flat)
     parts = order.reshape(*order.shape[:2], len(devices), -1)
-    rest = (frozen, hyper, inputs, labels, rates, steps)
+    rest = (frozen, hyper, inputs, targets, rates, steps)
     return _pmapped(devices)(spec, mesh, width, mode, trained, opt_state, parts, rest)
 
 
@@ -216,9 +232,9 @@ def _on_device_of_pmap(
     rest: Any,
 ) -> tuple[Params, OptState, Log]:
     """On one device, with its part of each row of the order."""
-    frozen, hyper, inputs, labels, rates, steps = rest
+    frozen, hyper, inputs, targets, rates, steps = rest
     by_fit = (trained, opt_state, frozen, hyper, rates)
-    return _on_device(spec, mesh, width, mode, len(inputs) == 1, by_fit, order, inputs, labels, steps)
+    return _on_device(spec, mesh, width, mode, views_of(inputs) == 1, by_fit, order, inputs, targets, steps)
 
 
 # What is passed to the segment.
@@ -328,7 +344,7 @@ def step_work(spec: Spec, fit: Fit, data: Data) -> float:
     """FLOPs of a step, about: the forward pass of the stages that train, three times."""
     count = len(frozen_prefix_of(spec))
     whole = jax.eval_shape(spec.merge or (lambda params: params), fit.params)
-    x: Any = jax.ShapeDtypeStruct((batch_size(fit), *data.inputs.shape[2:]), data.inputs.dtype)
+    x = batch_spec(data, batch_size(fit))
     if count:
         x = jax.eval_shape(functools.partial(models.apply, spec.model[:count]), whole, x)
     cost: Any = jax.jit(functools.partial(models.apply, spec.model[count:])).lower(whole, x).cost_analysis()
