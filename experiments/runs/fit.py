@@ -21,12 +21,12 @@ from experiments.runs.plan import Experiment, PlannedFit
 from experiments.runs.resume import Progress, Record
 from experiments.runs.settings import Recipe, Settings
 from experiments.runs.sources import Source, Trained, from_state
-from tljax import checkpoint, evaluate, masks, models, objective, penalties, seeds, train
+from tljax import batch_stats, checkpoint, evaluate, masks, models, objective, penalties, seeds, train
 from tljax.data import draw
 from tljax.initialization import Look, Start
 from tljax.study.results import Result
 from tljax.train import gradients, vectorize
-from tljax.types import Mask, Model, Params, Task
+from tljax.types import Mask, Model, ModelState, Params, Task
 
 # ---- An experiment
 
@@ -165,9 +165,10 @@ def train_sources(settings: Settings, task: Task, folder: Path, execution: train
 
 def _prepare_source(settings: Settings, on_device: "DeviceData", seed: int, result: Result) -> "PreparedFit":
     streams, model = plan.source_streams(settings, seed), settings.build_model(len(on_device.task.classes))
-    params = models.init(model, jax.random.key(streams.head), on_device.train.inputs.shape[2:])
+    drawn = models.init(model, jax.random.key(streams.head), on_device.train.inputs.shape[2:])
+    params, model_state = batch_stats.split(drawn)
     mask = masks.by_path(params, lambda path: True)
-    start = Start(params, ((0.0, mask),), fresh=mask)
+    start = Start(params, ((0.0, mask),), fresh=mask, model_state=model_state)
     return build(on_device, model, start, streams, "all", result)
 
 
@@ -238,6 +239,7 @@ def build(
         jax.random.key(streams.order),
         start.fresh,
         start.fisher,
+        model_state=start.model_state,
     )
     begins = [step for step, _ in trial.phases]
     return PreparedFit(replace(result, steps=total, phase_steps=begins), spec, trial, validation)
@@ -253,8 +255,8 @@ def look_at(on_device: DeviceData, model: Model, streams: seeds.Seeds, budget: s
     """What a data-driven strategy may look at: gradients on the training split, never on validation or test data."""
     subset, _ = split(on_device, streams, budget)
 
-    def look(merge: Any) -> tuple[Any, Any]:
-        examples = (model, objective.loss(on_device.recipe.loss), on_device.train, subset, merge)
+    def look(merge: Any, state: Any) -> tuple[Any, Any]:
+        examples = (model, objective.loss(on_device.recipe.loss), on_device.train, subset, merge, state)
         return gradients.mean_gradient(*examples), gradients.mean_squared_gradient(*examples)
 
     return look
@@ -324,6 +326,8 @@ class Outcome(NamedTuple):
 
     params: Params
     """The last; of a fit that diverged, the last that were finite."""
+    model_state: ModelState
+    """The model's state that goes with them."""
     masks: tuple[Mask, ...]
     """One a phase."""
     record: Record
@@ -434,19 +438,19 @@ def advanced(
             before = _before(progress, i, group[i].trial) if record.finite is None else record.finite
             record = record._replace(diverged=step, finite=before if step is not None or logits is None else None)
         if logits is not None:
-            params = jax.tree.map(lambda leaf, row=row: leaf[row], on_host.params)
-            record = _at_point(on_device, group[i], record, state.step, since, logits[row], params)
+            variables = jax.tree.map(lambda leaf, row=row: leaf[row], on_host.variables)
+            record = _at_point(on_device, group[i], record, state.step, since, logits[row], variables)
         records[i] = record
     return Progress(resume.joined(progress.parts, on_host), tuple(records))
 
 
 def _before(progress: Progress, i: int, trial: train.Fit) -> Params:
-    """The parameters of fit `i` of a group when it was last seen, or where it starts."""
+    """The variables of fit `i` of a group when it was last seen, or where it starts."""
     for part in progress.parts:
         if i in part.fits:
             row = part.fits.index(i)
-            return jax.tree.map(lambda leaf, row=row: leaf[row], part.params)
-    return jax.tree.map(np.asarray, trial.params)
+            return jax.tree.map(lambda leaf, row=row: leaf[row], part.variables)
+    return jax.tree.map(np.asarray, batch_stats.join(trial.params, trial.model_state))
 
 
 def _at_point(
@@ -456,14 +460,14 @@ def _at_point(
     step: int,
     since: train.Log,
     logits: np.ndarray,
-    params: Params,
+    variables: Params,
 ) -> Record:
     """A record with one more point of its curve, and perhaps a new best."""
-    validated = _validate(on_device, fit.spec, params, fit.validation)
+    validated = _validate(on_device, fit.spec, variables, fit.validation)
     point = _curve_point(step, since, fit.spec, validated or evaluate.metrics(logits, on_device.task.test.targets))
     best = record.best
     if validated and validated["accuracy"] is not None and (best is None or validated["accuracy"] > best[1]):
-        best = (step, validated["accuracy"], params)
+        best = (step, validated["accuracy"], variables)
     return record._replace(curve=[*record.curve, point], since=None, best=best)
 
 
@@ -471,16 +475,16 @@ def _outcome(on_device: DeviceData, fit: PreparedFit, progress: Progress, i: int
     """What fit `i` of a group that has ended gives, with its logits of the test images."""
     [part] = [part for part in progress.parts if i in part.fits]
     row, record = part.fits.index(i), progress.records[i]
-    params = jax.tree.map(lambda leaf: leaf[row], part.params)
+    variables = jax.tree.map(lambda leaf: leaf[row], part.variables)
     if record.diverged is not None:
-        params, logits = record.finite, np.full_like(logits, np.nan)
+        variables, logits = record.finite, np.full_like(logits, np.nan)
     return Outcome(
-        params,
+        *batch_stats.split(variables),
         part.masks[row],
         record,
         logits,
         evaluate.metrics(logits, on_device.task.test.targets),
-        _validate(on_device, fit.spec, params, fit.validation) if record.diverged is None else None,
+        _validate(on_device, fit.spec, variables, fit.validation) if record.diverged is None else None,
     )
 
 
@@ -498,13 +502,13 @@ def _curve_point(step: int, log: train.Log, spec: train.Spec, measured: Mapping[
 
 
 def _validate(
-    on_device: DeviceData, spec: train.Spec, params: Params, validation: np.ndarray
+    on_device: DeviceData, spec: train.Spec, variables: Params, validation: np.ndarray
 ) -> Mapping[str, Any] | None:
     """Metrics of one fit on the examples held out of its training; None where there are none."""
     if not len(validation):
         return None
     images = evaluate.padded(np.asarray(on_device.task.train.arrays)[validation])
-    stacked = jax.tree.map(lambda leaf: leaf[None], params)
+    stacked = jax.tree.map(lambda leaf: leaf[None], variables)
     logits = evaluate.logits(train.forward(spec.model, spec.merge), stacked, images, len(validation))[0]
     return evaluate.metrics(logits, np.asarray(on_device.task.train.targets)[validation])
 
@@ -513,7 +517,8 @@ def _fisher(on_device: DeviceData, fit: PreparedFit, outcome: Outcome) -> Params
     """The Fisher information of a fit on its training examples."""
     rows = np.unique(fit.trial.order(0, len(fit.trial.rates)))
     spec = fit.spec
-    information = gradients.mean_squared_gradient(spec.model, spec.loss, on_device.train, rows[rows >= 0], spec.merge)
+    examples = (on_device.train, rows[rows >= 0], spec.merge, outcome.model_state)
+    information = gradients.mean_squared_gradient(spec.model, spec.loss, *examples)
     return information(outcome.params)
 
 
@@ -541,10 +546,11 @@ def _leave(
         trees: dict[str, Params] = {}
         for row in rows:
             name, best, merge = results[row].name, outcomes[row].record.best, group[row].spec.merge
-            trees |= {name: outcomes[row].params}
+            params, model_state = outcomes[row].params, outcomes[row].model_state
+            trees |= {name: batch_stats.join(params, model_state)}
             trees |= {f"{name}.best": best[2]} if best else {}
             trees |= {f"{name}.fisher": fishers[row]} if fishers else {}
-            trees |= {f"{name}.merged": merge(outcomes[row].params)} if merge else {}
+            trees |= {f"{name}.merged": batch_stats.join(merge(params), model_state)} if merge else {}
             results[row] = replace(results[row], checkpoint=f"checkpoints/{place.name}")
         in_checkpoint = {
             result.name: {"seed": result.seed, "accuracy": result.test_accuracy, "steps": result.steps}

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from experiments.runs import directory, process
-from tljax import checkpoint, paths, train
+from tljax import batch_stats, checkpoint, paths, train
 from tljax.train import vectorize
 from tljax.types import InputError, Mask, Params
 
@@ -32,9 +32,9 @@ class Record(NamedTuple):
     diverged: int | None
     """The first step that was not finite."""
     finite: Params | None
-    """The parameters at the last point of the curve, of a fit that diverged after it, or was stopped between points."""
+    """The variables at the last point of the curve, of a fit that diverged after it, or was stopped between points."""
     best: tuple[int, float, Params] | None
-    """Where there is a validation split: the step of the best accuracy on it, that accuracy, and the parameters."""
+    """Where there is a validation split: the step of the best accuracy on it, that accuracy, and the variables."""
 
 
 class Progress(NamedTuple):
@@ -51,7 +51,8 @@ def nothing(trials: int) -> Progress:
 
 def held(state: train.State) -> train.State:
     """A copy of a state on the host, which later segments leave alone."""
-    return state._replace(params=jax.tree.map(_copy, state.params), optimizer=jax.tree.map(_copy, state.optimizer))
+    arrays = {"params": state.params, "optimizer": state.optimizer, "model_state": state.model_state}
+    return state._replace(**{name: jax.tree.map(_copy, tree) for name, tree in arrays.items()})
 
 
 def _copy(leaf: Any) -> Any:
@@ -70,7 +71,8 @@ def joined(parts: Sequence[train.State], new: train.State) -> tuple[train.State,
 
 def _rows(state: train.State, rows: Sequence[int]) -> train.State:
     """The state of some of its trials: those in these rows."""
-    params, optimizer = jax.tree.map(lambda leaf: leaf[np.array(rows)], (state.params, state.optimizer))
+    arrays = (state.params, state.optimizer, state.model_state)
+    params, optimizer, model_state = jax.tree.map(lambda leaf: leaf[np.array(rows)], arrays)
     return train.State(
         state.step,
         params,
@@ -78,6 +80,7 @@ def _rows(state: train.State, rows: Sequence[int]) -> train.State:
         tuple(state.fits[row] for row in rows),
         tuple(state.masks[row] for row in rows),
         tuple(state.diverged[row] for row in rows),
+        model_state,
     )
 
 
@@ -108,6 +111,7 @@ def _save(place: Path, keys: Sequence[str], progress: Progress) -> None:
     for number, state in enumerate(progress.parts):
         arrays[f"part{number}.params"] = state.params
         arrays[f"part{number}.optimizer"] = state.optimizer
+        arrays[f"part{number}.model_state"] = state.model_state
         arrays[f"part{number}.masks"] = {name: m for name, m in _leaves(state.masks).items() if np.ndim(m)}
     for number, record in enumerate(progress.records):
         arrays[f"fit{number}.since"] = record.since
@@ -201,16 +205,17 @@ def _restored(
         leaves = {**part["masks"], **arrays.get(f"part{number}.masks", {})}
         masks = tuple(_masks(trial, row, part["phases"], leaves) for row, trial in enumerate(members))
         like = train.abstract(program, members, masks)
-        flat = (arrays.get(f"part{number}.{name}", {}) for name in ("params", "optimizer"))
-        params, optimizer = (checkpoint.unflatten(*each) for each in zip(flat, like, strict=True))
+        flat = (arrays.get(f"part{number}.{name}", {}) for name in ("params", "optimizer", "model_state"))
+        params, optimizer, model_state = (checkpoint.unflatten(*each) for each in zip(flat, like, strict=True))
         trained, diverged = tuple(part["trials"]), tuple(part["diverged"])
-        parts.append(train.State(part["step"], params, optimizer, trained, masks, diverged))
+        parts.append(train.State(part["step"], params, optimizer, trained, masks, diverged, model_state))
     records = []
     for number, (curve, seconds, diverged, best) in enumerate(about["records"]):
         since, finite, best_params = (arrays.get(f"fit{number}.{name}") for name in ("since", "finite", "best"))
-        params = jax.tree.map(np.asarray, trials[number].params)
-        best = (*best, checkpoint.unflatten(best_params or {}, params)) if best else None
-        last = checkpoint.unflatten(finite, params) if finite else None
+        variables = batch_stats.join(trials[number].params, trials[number].model_state)
+        like = jax.tree.map(np.asarray, variables)
+        best = (*best, checkpoint.unflatten(best_params or {}, like)) if best else None
+        last = checkpoint.unflatten(finite, like) if finite else None
         log = _log(since, len(program.penalties)) if since else None
         records.append(Record(curve, seconds, log, diverged, last, best))
     return Progress(tuple(parts), tuple(records))

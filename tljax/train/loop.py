@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from tljax import masks, optimizer, optimizers, switches
+from tljax import batch_stats, masks, optimizer, optimizers, switches
 from tljax.train import features, vectorize
 from tljax.train.features import FeatureCache
 from tljax.train.step import Fit, Log, Spec, batch_size, group_key, specialize, trained_leaves
 from tljax.train.vectorize import Data, Mode, agreed, begin, capacity, host, place, stack, stack_hyper
-from tljax.types import InputError, Mask, OptState, Params
+from tljax.types import InputError, Mask, ModelState, OptState, Params
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,13 @@ class State(NamedTuple):
     """For each of them the masks of the phases that have begun."""
     diverged: tuple[int | None, ...]
     """For each of them the first step whose objective or gradient was not finite; its parameters mean nothing since."""
+    model_state: Mapping[str, Any] = {}
+    """The model's state, apart from its parameters."""
+
+    @property
+    def variables(self) -> Params:
+        """Parameters and the model's state in one tree, as files keep them."""
+        return batch_stats.join(self.params, self.model_state)
 
 
 def fit(
@@ -121,11 +128,10 @@ def _check_group(fits: Sequence[Fit], ends: Sequence[int]) -> None:
 
 def _restored(state: State) -> State:
     """A state with arrays of its own on the device; one that went through NumPy has arrays for bools and numbers."""
-    params, opt_state = jax.tree.map(jnp.array, (state.params, state.optimizer))
+    params, opt_state, model_state = jax.tree.map(jnp.array, (state.params, state.optimizer, state.model_state))
     rest = (state.fits, state.masks, state.diverged)
-    return State(
-        int(state.step), params, opt_state, *jax.tree.map(lambda m: m if np.ndim(m) else np.asarray(m).item(), rest)
-    )
+    fits, histories, diverged = jax.tree.map(lambda m: m if np.ndim(m) else np.asarray(m).item(), rest)
+    return State(int(state.step), params, opt_state, fits, histories, diverged, model_state)
 
 
 Part = Sequence[tuple[int, tuple[Mask, ...]]]
@@ -171,18 +177,22 @@ def _first_state(spec: Spec, fits: Sequence[Fit], part: Part) -> State:
     params = stack([fit.params for fit in members])
     rates = jnp.asarray([fit.rates[0] for fit in members])
     opt_state = begin(specialized, params, stack_hyper(specialized, members, histories), rates)
-    return State(0, params, opt_state, tuple(i for i, _ in part), histories, (None,) * len(part))
+    model_state = stack([fit.model_state for fit in members])
+    return State(0, params, opt_state, tuple(i for i, _ in part), histories, (None,) * len(part), model_state)
 
 
-def abstract(spec: Spec, fits: Sequence[Fit], histories: Sequence[Sequence[Mask]]) -> tuple[Params, OptState]:
-    """Shapes and dtypes of a state's parameters and optimizer, for fits whose masks so far are `histories`."""
+def abstract(
+    spec: Spec, fits: Sequence[Fit], histories: Sequence[Sequence[Mask]]
+) -> tuple[Params, OptState, ModelState]:
+    """Shapes and dtypes of a state's parameters, optimizer and model state, for fits whose masks so far are
+    `histories`."""
     specialized = specialize(spec, fits[0], histories[0])
     hyper = stack_hyper(specialized, fits, histories)
 
-    def state(params: Params) -> Any:
-        return params, begin(specialized, params, hyper, jnp.zeros(len(fits)))
+    def state(params: Params, model_state: ModelState) -> Any:
+        return params, begin(specialized, params, hyper, jnp.zeros(len(fits))), model_state
 
-    return jax.eval_shape(state, stack([fit.params for fit in fits]))
+    return jax.eval_shape(state, stack([fit.params for fit in fits]), stack([fit.model_state for fit in fits]))
 
 
 LONGEST = 3.0
@@ -204,17 +214,19 @@ def _phase(
     mesh, mode = layout(specialized, members, width, data, execution)
     if len(members) > 1:
         execution.on_message(vectorize.describe(len(members), len(fits), width, mesh, mode))
-    params = place(mesh, state.params)
+    variables = place(mesh, state.variables)
     passes = _passes(fits, ends, state.step)
     short, inputs = features.skip_frozen_prefix(
-        specialized, members[0], params, width, data, passes, execution.cache, execution.on_message
+        specialized, members[0], variables, width, data, passes, execution.cache, execution.on_message
     )
     targets = place(mesh, data.targets, by_fit=False)
     hyper = place(mesh, stack_hyper(specialized, members, state.masks))
 
-    def call(trained: Params, opt_state: OptState, frozen: Params, start: int, stop: int) -> Any:
+    def call(
+        trained: Params, opt_state: OptState, model_state: ModelState, frozen: Params, start: int, stop: int
+    ) -> Any:
         order, rates = vectorize.order_and_rates(members, width, mesh, start, stop)
-        arrays = (trained, opt_state, frozen, hyper, inputs.inputs, targets, order, rates)
+        arrays = (trained, opt_state, model_state, frozen, hyper, inputs.inputs, targets, order, rates)
         return vectorize.run(short, mesh, width, mode, *arrays, (start, 0, stop - start))
 
     def train(end: int, state: State, most: int) -> tuple[State, Log, int]:
@@ -246,7 +258,7 @@ def _advance(
 
     It goes by calls of the compiled segment, each short enough that a fit can be stopped between two.
     """
-    params, opt_state = place(mesh, (state.params, state.optimizer))
+    params, opt_state, model_state = place(mesh, (state.params, state.optimizer, state.model_state))
     trained, frozen = masks.split(params, trained_leaves(spec))
     step, diverged = state.step, state.diverged
     logs: list[Log] = []
@@ -257,7 +269,7 @@ def _advance(
             step = end
             break
         start, stop = time.perf_counter(), min(end, step + most)
-        trained, opt_state, log = call(trained, opt_state, frozen, step, stop)
+        trained, opt_state, model_state, log = call(trained, opt_state, model_state, frozen, step, stop)
         log = jax.tree.map(lambda curve, steps=stop - step: curve[:, :steps], host(log))
         diverged = _first_not_finite(diverged, step, log)
         logs.append(_without_diverged(diverged, step, log))
@@ -265,7 +277,8 @@ def _advance(
         step = stop
     log = jax.tree.map(lambda *curves: np.hstack(curves), *logs)
     params = masks.join(trained, frozen)
-    return state._replace(step=step, params=params, optimizer=opt_state, diverged=diverged), log, most
+    changed = {"params": params, "optimizer": opt_state, "diverged": diverged, "model_state": model_state}
+    return state._replace(step=step, **changed), log, most
 
 
 def _steps_for_longest(steps: int, seconds: float) -> int:
@@ -300,7 +313,8 @@ def _next_phase(
 ) -> Iterator[tuple[State, list[int]]]:
     """The states at the beginning of the phase that begins at the state's step, and for each its rows of the state."""
     number = [start for start, _ in fits[0].phases].index(state.step)
-    params, opt_state = jax.tree.map(jnp.asarray, host((state.params, state.optimizer)))
+    on_host = host((state.params, state.optimizer, state.model_state))
+    params, opt_state, model_state = jax.tree.map(jnp.asarray, on_host)
     params_of = [jax.tree.map(lambda leaf, row=row: leaf[row], params) for row in range(len(state.fits))]
     histories = [
         (*history, _evaluated(fits[i].phases[number][1], params))
@@ -323,6 +337,7 @@ def _next_phase(
             tuple(state.fits[row] for row in rows),
             tuple(histories[row] for row in rows),
             tuple(state.diverged[row] for row in rows),
+            jax.tree.map(lambda leaf, rows=rows: leaf[np.array(rows)], model_state),
         )
         yield next_state, rows
 
