@@ -353,8 +353,11 @@ class Settings(
                 effect = vars(recipe.in_effect())
             except InputError:  # it is refused where the recipe is checked
                 continue
-            same = [name for name in effect if NEUTRAL.get(prefix + name) == effect[name]]
-            values |= {prefix + name: getattr(recipe, name) for name in same}
+            values |= {
+                prefix + name: getattr(recipe, name)
+                for name, value in effect.items()
+                if prefix + name in NEUTRAL and NEUTRAL[prefix + name] == value
+            }
         return values
 
     def beyond_neutral(self) -> dict[str, Any]:
