@@ -119,11 +119,11 @@ def fit(
     waiting = itertools.chain(restored, (_first_state(spec, fits, part) for part in parts))
     while (state := next(waiting, None)) is not None:
         if ended := _ended(fits, state, last):
-            begins = list(_after_end(spec, fits, data, ends, execution, state, ended))
+            following = list(_after_end(spec, fits, data, ends, execution, state, ended))
             rest = [row for row in range(len(state.fits)) if row not in ended]
-            for next_state in begins:
+            for next_state in following:
                 yield next_state, _empty_log(len(next_state.fits), 0, len(spec.penalties))
-            waiting = itertools.chain([_taken(state, rest)] if rest else [], begins, waiting)
+            waiting = itertools.chain([_taken(state, rest)] if rest else [], following, waiting)
             continue
         if state.step == last:
             continue

@@ -170,7 +170,7 @@ def _on_device(
         def train(of_fit: Any, axes: tuple[int, ...] = ()) -> Any:
             """State and log of one fit after the steps, or of several along the last axis of everything."""
             trained, opt_state, average, frozen, hyper, rates = of_fit
-            every = jax.vmap(one_step, in_axes=(-1,) * 6 + (None,), out_axes=-1) if axes else one_step
+            every: Any = jax.vmap(one_step, in_axes=(-1,) * 6 + (None,), out_axes=-1) if axes else one_step
 
             def body(row: jax.Array, carry: Any) -> Any:
                 *state, log = carry
