@@ -39,7 +39,7 @@ def lowered(strategy, hidden=(512,), cached=False, optimizer="sgd"):
     trained, frozen = masks.split(whole, trained_leaves(spec))
     rows = train.capacity(BATCH)
     order_, rates = jnp.zeros((1, rows, BATCH), jnp.int32), jnp.zeros((1, rows))
-    arrays = (trained, state, {}, frozen, hyper, data.inputs, data.targets, order_, rates, (0, 0, 1))
+    arrays = (trained, state, frozen, hyper, data.inputs, data.targets, order_, rates, (0, 0, 1))
     return vectorize.segment.lower(short, None, 1, "map", *arrays), state
 
 

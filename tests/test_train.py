@@ -278,7 +278,7 @@ def test_the_head_alone_does_half_of_the_work():
         hyper = Hyper((), {}, (), jax.random.key(0), None, None)
         run = partial(training_step, spec, hyper)
         state = optimizer.masked(optimizers.build(spec.optimizer, 0.1, {}), mask).init(params)
-        executable = jax.jit(run).lower(trained, frozen, state, {}, batch, 0.1, 0).compile()
+        executable = jax.jit(run).lower(trained, frozen, state, batch, 0.1, 0).compile()
         flops[name] = executable.cost_analysis()["flops"]
     assert 160e6 < flops["full"] <= 168e6
     assert 80e6 < flops["head"] <= 84e6

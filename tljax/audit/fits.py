@@ -131,7 +131,7 @@ def _flops(
     rates = jax.ShapeDtypeStruct((1, rows), jnp.float32)
     lowered = vectorize.segment.lower(
         *(wanted, None, 1, "map"),
-        *(trained, state, {}, frozen, hyper, data.inputs, data.targets, order, rates, (0, 0, 1)),
+        *(trained, state, frozen, hyper, data.inputs, data.targets, order, rates, (0, 0, 1)),
     )
     costs: Any = lowered.compile().cost_analysis()
     return float(costs["flops"])

@@ -91,7 +91,7 @@ def _guarded(stage: Stage, name: str, function: Callable[..., Any], classes: int
         except _CLEAR_ERRORS:
             raise
         except Exception as error:  # a model's code may raise anything
-            inputs = f" on inputs {x.dtype}{list(x.shape)}" if hasattr(x, "dtype") else ""
+            inputs = f" on inputs {_shown(x)}"
             raise InputError(
                 f"model '{name}' fails in stage '{stage.name}'{inputs}: {_summary(error, function)}"
             ) from error
@@ -115,14 +115,14 @@ def _guarded(stage: Stage, name: str, function: Callable[..., Any], classes: int
             raise InputError(
                 f"model '{name}': stage '{stage.name}' gives a {kind}: let it give one array, or a dict of arrays"
             )
-        if classes is not None:
-            batch = len(jax.tree.leaves(x)[0])
-            if getattr(y, "shape", None) != (batch, classes):
-                of_inputs = f" of inputs {list(x.shape)}" if hasattr(x, "shape") else ""
-                raise InputError(
-                    f"model '{name}': its head, stage '{stage.name}', gives {list(getattr(y, 'shape', ()))}{of_inputs}"
-                    f": let it give [batch, classes], here {[batch, classes]}"
-                )
+        batch, shape = len(jax.tree.leaves(x)[0]), getattr(y, "shape", ())
+        # Outputs of a model of tokens are [batch, length, tokens].
+        if classes is not None and (len(shape) not in (2, 3) or shape != (batch, *shape[1:-1], classes)):
+            raise InputError(
+                f"model '{name}': its head, stage '{stage.name}', gives {list(shape)} of inputs "
+                f"{list(x.shape) if hasattr(x, 'shape') else _shown(x)}: let "
+                f"it give [batch, classes], here {[batch, classes]}"
+            )
         return y, new_state
 
     return Stage(stage.name, init, _with_momentum(apply) if takes_momentum(stage) else apply)
@@ -181,6 +181,14 @@ def takes_momentum(stage: Stage) -> bool:
     return "momentum" in inspect.signature(stage.apply).parameters
 
 
+def _shown(x: Any) -> str:
+    """The dtypes and shapes of inputs in words."""
+    if hasattr(x, "dtype"):
+        return f"{x.dtype}{list(x.shape)}"
+    leaves = ((path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(x) if hasattr(leaf, "dtype"))
+    return ", ".join(f"{jax.tree_util.keystr(path)} {leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves)
+
+
 _LIBRARIES = str(Path(jax.__file__).parent.parent)
 
 
@@ -207,40 +215,45 @@ def names(model: Model) -> tuple[str, ...]:
     return tuple(stage.name for stage in model)
 
 
-def init(model: Model, key: jax.Array, shape: Any) -> Params:
+Shape = Any
+"""The inputs of one example: the shape of pixels or float features (a tuple of whole numbers), or a tree of
+`jax.ShapeDtypeStruct`, as `Examples.spec` is, for inputs of other dtypes and for several of them."""
+
+
+def batch_of(shape: Shape, size: int) -> Any:
+    """Shapes and dtypes of a batch of `size` examples as the first stage sees it: pixels are float32 there.
+
+    >>> batch_of((28, 28, 1), 2).dtype.name, batch_of(jax.ShapeDtypeStruct((16,), jnp.int32), 2).shape
+    ('float32', (2, 16))
+    """
+
+    def batched(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((size, *leaf.shape), jnp.float32 if leaf.dtype == jnp.uint8 else leaf.dtype)
+
+    is_shape = isinstance(shape, tuple) and all(isinstance(length, int) for length in shape)
+    return jax.tree.map(batched, jax.ShapeDtypeStruct(shape, jnp.float32) if is_shape else shape)
+
+
+def init(model: Model, key: jax.Array, shape: Shape) -> Params:
     """The variables for inputs of one example's `shape`: {stage.name: parameters of the stage}, and its state, if it
     has one, under 'batch_stats' beside them (`batch_stats.split` parts them).
 
-    `shape` is a tuple, of float32 or pixels, or a tree of `jax.ShapeDtypeStruct`. Each stage draws from its own key, so
-    that two models that differ in one stage share the draws of the others.
+    Each stage draws from its own key, so that two models that differ in one stage share the draws of the others.
     """
-    if not isinstance(shape, tuple) or hasattr(shape, "_fields"):
-        leaves, structure = jax.tree.flatten(shape)
-        shape = (structure, tuple(leaves))
+    leaves, structure = jax.tree.flatten(batch_of(shape, 1))
     # JAX refuses compiler options within another function that is compiled.
-    return (_draw if isinstance(key, jax.core.Tracer) else _drawn)(model, key, shape)
-
-
-def _example(shape: Any) -> Any:
-    """A batch of one example, of zeros; pixels are those that the model sees."""
-    if shape and isinstance(shape[0], jax.tree_util.PyTreeDef):
-        leaves = [
-            jnp.zeros((1, *leaf.shape), jnp.float32 if leaf.dtype == jnp.uint8 else leaf.dtype) for leaf in shape[1]
-        ]
-        return jax.tree.unflatten(shape[0], leaves)
-    return jnp.zeros((1, *shape), jnp.float32)
+    return (_draw if isinstance(key, jax.core.Tracer) else _drawn)(model, key, (structure, tuple(leaves)))
 
 
 @switches.guarded("the model")
-def _draw(model: Model, key: jax.Array, shape: Any) -> Params:
-    """The variables that `init` returns."""
+def _draw(model: Model, key: jax.Array, inputs: tuple[Any, tuple[jax.ShapeDtypeStruct, ...]]) -> Params:
+    """The variables that `init` returns, for a flattened batch, which is hashable."""
     params: dict[str, Params] = {}
     states: dict[str, Any] = {}
-    x: Any = jax.eval_shape(lambda: _example(shape))
+    x = jax.tree.unflatten(*inputs)
     for i, stage in enumerate(map(full_form, model)):
-        stage_key = jax.random.fold_in(key, i)
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), x)
-        params[stage.name], state = stage.init(stage_key, zeros)
+        params[stage.name], state = stage.init(jax.random.fold_in(key, i), zeros)
         states |= {stage.name: state} if jax.tree.leaves(state) else {}
         x, _ = jax.eval_shape(_evaluated(stage), params[stage.name], state, x)
     variables = batch_stats.join(params, states)
@@ -249,7 +262,7 @@ def _draw(model: Model, key: jax.Array, shape: Any) -> Params:
 
 
 # It runs once a seed: at this level it compiles in a third of the time, and gives the same bits.
-_drawn = partial(jax.jit, static_argnames=("model", "shape"), compiler_options={"xla_backend_optimization_level": 1})(
+_drawn = partial(jax.jit, static_argnames=("model", "inputs"), compiler_options={"xla_backend_optimization_level": 1})(
     _draw
 )
 
@@ -259,7 +272,7 @@ def _evaluated(stage: Stage) -> Callable[..., Any]:
     return partial(stage.apply, key=None, train=False, weight=None)
 
 
-def abstract(model: Model, shape: Any) -> Params:
+def abstract(model: Model, shape: Shape) -> Params:
     """The shapes and dtypes of the variables that `init` draws, without drawing them."""
     return jax.eval_shape(lambda key: init(model, key, shape), jax.random.key(0))
 
@@ -273,7 +286,7 @@ def apply(
     frozen: Sequence[str] = (),
     state: ModelState | None = None,
 ) -> Any:
-    """Logits float32 [batch, classes] of inputs [batch, ...]: the last of `features`."""
+    """Outputs of the head, float32 [batch, classes], of inputs with leaves [batch, ...]: the last of `features`."""
     return features(model, params, x, key=key, frozen=frozen, state=state)[-1]
 
 
@@ -286,7 +299,7 @@ def features(
     frozen: Sequence[str] = (),
     state: ModelState | None = None,
 ) -> list[Any]:
-    """The output of each stage, [batch, ...], for inputs [batch, ...]; running statistics are used as they are.
+    """The output of each stage, [batch, ...], for inputs with leaves [batch, ...]; a state is used as it is.
 
     uint8 pixels are divided by 255, before the first stage. A key stands for training; the stages named in `frozen` run
     without it, as in evaluation. The draws of a stage do not depend on whether stages precede it. Without a `state` it

@@ -16,7 +16,7 @@ def step_flops(
     model: Model,
     params: Params,
     mask: Mask,
-    shape: tuple[int, ...],
+    shape: models.Shape,
     batch: int,
     merge: Callable[[Params], Params] | None = None,
     cached: bool = True,
@@ -37,7 +37,7 @@ def step_flops(
     """
     skipped = len(frozen_prefix(model, mask, keeps_dropout)) if cached and merge is None else 0
     trained, frozen = masks.split(params, jax.tree.map(masks.trains, mask))
-    inputs = jax.ShapeDtypeStruct((batch, *shape), jnp.float32)
+    inputs = models.batch_of(shape, batch)
     if skipped:
         of_prefix = functools.partial(models.apply, model[:skipped])
         inputs = jax.eval_shape(of_prefix, batch_stats.join(params, state or {}), inputs)

@@ -17,7 +17,7 @@ import optax
 
 from tljax import batch_stats, masks, models, objective, optimizer, optimizers, paths, penalties
 from tljax.penalties import Penalty
-from tljax.types import Batch, InputError, Mask, Model, ModelState, OptState, Params
+from tljax.types import Batch, InputError, Mask, Model, ModelState, OptState, Params, PhaseRule
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,9 @@ class Spec:
     """The stages whose state follows the batches of this phase: they normalise by the batch."""
     reestimated: tuple[str, ...] = ()
     """The stages whose state is computed anew wherever the parameters are evaluated or saved."""
+    averages: bool = False
+    """Whether there is an average of what trains; the weight of the newest values in it is the number
+    'average_weight'."""
 
 
 class Hyper(NamedTuple):
@@ -94,7 +97,7 @@ class Fit(NamedTuple):
     weights: tuple[Mapping[str, float], ...]
     """The weights of each penalty, by name."""
     numbers: Mapping[str, float]
-    """The optimizer's numbers by name, and 'label_smoothing'."""
+    """The optimizer's numbers by name, 'label_smoothing', and with an average 'average_weight': 1 less its decay."""
     key: jax.Array
     """The key of dropout."""
     fresh: Mask | None = None
@@ -106,6 +109,8 @@ class Fit(NamedTuple):
     the batches and the features of the frozen prefix are then passed once for all of them."""
     model_state: Mapping[str, Any] = {}
     """The model's state at the start, apart from its parameters."""
+    rules: tuple[PhaseRule, ...] = ()
+    """How each phase ends, and its rate; () for phases that end where the next begins, all at the rate of `rates`."""
 
 
 class Log(NamedTuple):
@@ -127,14 +132,16 @@ def step(
     trained: Params,
     frozen: Params,
     opt_state: OptState,
-    model_state: ModelState,
     batch: Batch,
     rate: jax.Array,
     number: jax.Array,
     axis: str | None = None,
-) -> tuple[Params, OptState, ModelState, Log]:
-    """One training step: (trained leaves, optimizer state, model state, log) after it.
+    average: Params | None = None,
+    model_state: ModelState | None = None,
+) -> tuple[Params, OptState, Params | None, ModelState | None, Log]:
+    """One training step: (trained leaves, optimizer state, average, model state, log) after it.
 
+    `average` is that of the trained leaves, None in a fit without; `model_state` is {} or None of a model without.
     `trained` and `frozen` are the two parts of the parameters as `masks.split` gives them; the objective is
     differentiated with respect to the former alone. `rate` is the learning rate, `number` that of the step. With an
     `axis` of devices the batch is one device's part, and the step is that of the whole batch.
@@ -148,7 +155,10 @@ def step(
     loss, terms, gradients = total((loss, terms, gradients), axis)
     updates, opt_state = transformation(spec, hyper, rate).update(gradients, opt_state, trained)
     trained = optimizer.apply(trained, updates, _selection(spec, hyper))
-    return trained, opt_state, model_state, Log(loss, sum(terms, start=jnp.zeros(())), terms, _norm(gradients))
+    if spec.averages:
+        average = averaged(average, trained, hyper.numbers["average_weight"], _selection(spec, hyper))
+    log = Log(loss, sum(terms, start=jnp.zeros(())), terms, _norm(gradients))
+    return trained, opt_state, average, model_state, log
 
 
 def _objective(
@@ -156,11 +166,11 @@ def _objective(
     hyper: Hyper,
     trained: Params,
     frozen: Params,
-    model_state: ModelState,
+    model_state: ModelState | None,
     batch: Batch,
     number: jax.Array,
     axis: str | None,
-) -> tuple[jax.Array, tuple[jax.Array, tuple[jax.Array, ...], ModelState]]:
+) -> tuple[jax.Array, tuple[jax.Array, tuple[jax.Array, ...], ModelState | None]]:
     """L + lambda R of a batch, beside it L, the terms of lambda R, and the model's state after the batch.
 
     With an `axis` of devices each has a part of the batch and gives a part of each value: the parts add up to it.
@@ -171,7 +181,7 @@ def _objective(
     merge = spec.merge or (lambda params: params)
     whole, start_state = merge(masks.join(trained, frozen)), hyper.start_state or {}
     how: Any = {"key": key, "frozen": _without_dropout(spec), "tracked": spec.tracked, "weight": weight, "axis": axis}
-    outputs, model_state = models.run(spec.model, whole, model_state, x, **how)
+    outputs, new_state = models.run(spec.model, whole, model_state or {}, x, **how)
     smoothing = (hyper.numbers["label_smoothing"],) if spec.smooth_labels else ()
     summed = jnp.vdot(spec.loss(outputs[-1], targets, *smoothing), weight)
     count = total(weight.sum(), axis)
@@ -186,7 +196,7 @@ def _objective(
             fresh = dict.fromkeys(spec.fresh, True)
             value = penalties.on_leaves(penalty, weights, trained, hyper.start, hyper.fisher, fresh)
             terms.append(value if axis is None else value / jax.lax.axis_size(axis))
-    return sum(terms, start=loss), (loss, tuple(terms), model_state)
+    return sum(terms, start=loss), (loss, tuple(terms), new_state if model_state else model_state)
 
 
 def total(tree: Any, axis: str | None) -> Any:
@@ -213,6 +223,46 @@ def _mask(spec: Spec, hyper: Hyper) -> Mask:
 def _selection(spec: Spec, hyper: Hyper) -> Mask:
     """The mask in which a number for a whole leaf, which is never 0 here, is True: which elements move."""
     return jax.tree.map(lambda m: m if isinstance(m, bool) or masks.selects(m) else True, _mask(spec, hyper))
+
+
+def averaged(average: Params, trained: Params, weight: Any, selection: Mask) -> Params:
+    """The exponential average a + weight * (p - a) of what trains, after a step that gave the values p.
+
+    It begins with the values at the start, and so has no bias to correct: after t steps they weigh (1 - weight)^t.
+    `selection` says what trains, as in `optimizer.apply`: elements that do not keep their bits. At a constant weight it
+    is the average of Tarvainen & Valpola 2017, "Mean teachers are better role models" (arXiv:1703.01780); of iterates,
+    Polyak & Juditsky 1992.
+
+    >>> averaged({"w": jnp.zeros(2)}, {"w": jnp.ones(2)}, 0.25, {"w": np.array([True, False])})["w"].tolist()
+    [0.25, 0.0]
+    """
+    toward = jax.tree.map(lambda mean, leaf: weight * (leaf - mean), average, trained)
+    return optimizer.apply(average, toward, selection)
+
+
+def entered(average: Params | None, params: Params, mask: Mask) -> Params:
+    """The average of a fit when a phase begins, a tree like `params` with None where a leaf has never trained.
+
+    A leaf that trains under `mask` for the first time enters as a copy, in float32 or wider; the others stay.
+    """
+    trained, _ = masks.split(params, jax.tree.map(masks.trains, mask))
+    copies = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.promote_types(jnp.result_type(leaf), jnp.float32)), trained)
+    return copies if average is None else masks.join(average, copies)
+
+
+def with_average(params: Params, average: Params) -> Params:
+    """The parameters with the average in place of every leaf that has one, in the leaf's own dtype."""
+    return jax.tree.map(
+        lambda mean, leaf: leaf if mean is None else jnp.asarray(mean).astype(jnp.result_type(leaf)),
+        average,
+        params,
+        is_leaf=lambda leaf: leaf is None,
+    )
+
+
+def rule(fit: Fit, phase: int) -> PhaseRule:
+    """How a phase of a fit ends, and its rate."""
+    return fit.rules[phase] if fit.rules else PhaseRule()
 
 
 def _norm(tree: Params) -> jax.Array:
@@ -320,8 +370,10 @@ def _without_dropout(spec: Spec) -> tuple[str, ...]:
 def specialize(spec: Spec, fit: Fit, history: Sequence[Mask]) -> Spec:
     """The spec of a fit in the phase of the last mask of `history`, the masks of all phases that have begun.
 
-    Raises InputError for a penalty that covers no leaf, or lacks the Fisher information that it needs.
+    Raises InputError for a rule of decay or a penalty that covers no leaf, and for a penalty that lacks the Fisher
+    information that it needs.
     """
+    optimizers.require_decay(spec.optimizer.decay, fit.params)
     for penalty in spec.penalties:
         paths.require_globs(fit.params, (penalty.on,))
         if "fisher" in penalty.needs and fit.fisher is None:
