@@ -36,10 +36,10 @@ def run(**flags: Any) -> list[Result]:
     execution = process.prepare(settings)
     task = plan.source_task(settings)
     shape = tuple(task.train.arrays.shape[1:])
-    for fault in plan.model_faults(settings, settings.build_model(len(task.classes)), shape):
+    for fault in plan.model_faults(settings, settings.build_model(task.outputs, task.kind), shape):
         execution.on_message(fault)
     if settings.dry_run:
-        model = settings.build_model(len(task.classes))
+        model = settings.build_model(task.outputs, task.kind)
         params = models.abstract(model, shape)
         console.mask_table(task.name, params, masks.by_path(params, lambda path: True))
         console.notes(task.findings)

@@ -37,7 +37,7 @@ from experiments.runs import (
 )
 from experiments.runs.plan import Experiment
 from experiments.runs.search_flags import Search
-from experiments.runs.settings import FREE, GROWING, NEUTRAL, ExperimentFlags, Settings
+from experiments.runs.settings import FREE, GROWING, NEUTRAL_TEXTS, ExperimentFlags, Settings, as_compared
 from experiments.runs.tuned import Arm, Winner
 from tljax.study import search, space, summary
 from tljax.study.results import Result
@@ -196,11 +196,11 @@ def _require_distinct_totals(arms: Sequence[Arm], target: Task) -> None:
 
 def _open_study(arm: Arm, options: Search, settings: Settings, folder: Path) -> search.Search:
     """Open the study of an arm, which refuses another space, other search seeds and other flags of its fits."""
-    neutral = {f"--{name}={value}" for name, value in NEUTRAL.items()}  # older studies do not name these flags
+    neutral = {f"--{name}={text}" for name, text in NEUTRAL_TEXTS.items()}  # older studies do not name these flags
     about = {
         "space": [str(dimension) for dimension in arm.ranges],
         "flags": sorted(
-            line
+            _as_compared(line)
             for line in settings.flagfile_lines()
             if not line.startswith(tuple(f"--{n}=" for n in _FREE)) and line not in neutral
         ),
@@ -210,6 +210,12 @@ def _open_study(arm: Arm, options: Search, settings: Settings, folder: Path) -> 
     name = f"{options.study}/{arm.strategy}/{arm.budget}"
     address = None if storage == "memory" else storage
     return search.opened(name, address, options.sampler, options.pruner, 0, options.lease, about, console.say)
+
+
+def _as_compared(line: str) -> str:
+    """A line of a flagfile by which two studies are compared."""
+    name, _, text = line.removeprefix("--").partition("=")
+    return f"--{name}={as_compared(name, text)}"
 
 
 _FREE = (*GROWING, *FREE)
@@ -240,7 +246,7 @@ def _run_trials(
     def experiment_of(chosen: Mapping[str, Any]) -> tuple[Experiment, Any]:
         settings = Settings.from_flags(**search_flags.with_values(arm_flags, chosen))
         source, trained = obtained(settings.hidden, settings.activation, settings.source_recipe)
-        model = settings.build_model(len(base.target.classes))
+        model = settings.build_model(base.target.outputs, base.target.kind)
         strategies = base.strategies
         if settings.strategies != base.settings.strategies:
             strategies = tuple(map(plan.read_strategy, settings.strategies))

@@ -45,7 +45,7 @@ def _of_source(experiment: Experiment, folder: Path) -> dict[int, dict[str, Any]
         return {}
     results = {result.key: result for result in directory.results(folder)}
     costs: dict[int, dict[str, Any]] = {}
-    model = experiment.settings.build_model(len(source.classes))
+    model = experiment.settings.build_model(source.num_outputs, source.kind)
     params = models.abstract(model, source.shape)
     everything = masks.by_path(params, lambda path: True)
     flops = step_flops(model, params, everything, source.shape, experiment.settings.source_recipe.batch_size)

@@ -39,7 +39,7 @@ from tljax.data.files import NO_PIXELS
 from tljax.initialization import Initialization, Look, Start
 from tljax.models import randomness
 from tljax.study.results import Result
-from tljax.types import Context, InputError, Method, Model, Params, Task
+from tljax.types import Context, InputError, Method, Model, Objective, Params, Task
 
 # ---- A strategy, as the settings name it
 
@@ -163,7 +163,7 @@ def prepare(
     shape = example_shape(target)
     if source and shape != source.shape:
         raise InputError(f"target '{target.name}' has shape {shape}, the source {source.shape}: features must agree")
-    model = settings.build_model(len(target.classes))
+    model = settings.build_model(target.outputs, target.kind)
     if source is None:
         refuse_without_source(strategies, model)
     terms, _ = penalties.read(settings.recipe.penalty)
@@ -233,13 +233,15 @@ def source_from_data(settings: Settings) -> Source:
         count_steps(recipe, len(draw_examples(recipe, "all", task, 0)[0])),
         next(iter(planned.values())).recipe or "",
         task=task,
+        kind=task.kind,
+        outputs=task.outputs,
     )
 
 
 def source_task(settings: Settings) -> Task:
     """The task of `--source`; raises InputError for settings under which it cannot be learnt."""
     task = load_task(settings, settings.source or "", settings.image_shape)
-    params = models.abstract(settings.build_model(len(task.classes)), task.train.arrays.shape[1:])
+    params = models.abstract(settings.build_model(task.outputs, task.kind), example_shape(task))
     start = Start(params, ((0.0, None),), fresh=None)
     # As dicts, since dataclasses that share a nan differ from Python 3.13 on.
     is_own = vars(settings.source_recipe) != vars(settings.recipe)
@@ -284,7 +286,7 @@ def initialization_of(experiment: Experiment, seed: int, trained: Trained | None
     settings, model, source, target = experiment.settings, experiment.model, experiment.source, experiment.target
     shape = example_shape(target)
     key = jax.random.key(streams(settings, seed).head)
-    params = models.init(settings.build_model(len(source.classes)), key, shape) if source else None
+    params = models.init(settings.build_model(source.num_outputs, source.kind), key, shape) if source else None
     if trained:
         params = checkpoint.unflatten(trained.flat, params)
     drawn, own_key = models.init(model, key, shape), jax.random.fold_in(key, len(model))
@@ -293,10 +295,14 @@ def initialization_of(experiment: Experiment, seed: int, trained: Trained | None
 
 
 def head_of(settings: Settings, source: Source | None, target: Task) -> str:
-    """What becomes of the head: 'copy', 'fresh' or 'zero', as --head says; under 'auto' by the names of the classes."""
+    """What becomes of the head: 'copy', 'fresh' or 'zero', as --head says.
+
+    Under 'auto' it is copied if the names of the classes, labels, values or tokens are known and the same.
+    """
     if settings.head != "auto":
         return settings.head
-    return "copy" if source and source.classes == target.classes else "fresh"
+    same = source and source.kind == target.kind and source.classes and source.classes == target.classes
+    return "copy" if same else "fresh"
 
 
 def start_of(strategy: NamedStrategy, initial: Initialization, look: Look | None = None) -> Start:
@@ -315,14 +321,32 @@ def first_starts(experiment: Experiment) -> Iterator[tuple[NamedStrategy, Start]
 # ---- What a recipe comes to
 
 
+def objective_of(task: Task, recipe: Recipe) -> Objective:
+    """What a recipe minimises and measures of a task; raises InputError for what does not fit its targets."""
+    return objective.of(task, recipe.loss, recipe.metric, recipe.primary)
+
+
+def recipe_values(recipe: Recipe, kind: str) -> dict[str, Any]:
+    """{flag: value} of a recipe as keys have it: without what is neutral, and the loss by its own name."""
+    return {**_beyond_neutral(recipe), "loss": objective.resolved(recipe.loss, kind)}
+
+
 def check_recipe(recipe: Recipe, budget: str, task: Task, start: Start, prefix: str = "") -> None:
     """Raise InputError for what of a recipe cannot be trained, before anything is trained or written.
 
     `prefix` is 'source_' where the flags are those of the source's fit.
     """
     spec, numbers = _flagged(prefix, "optimizer", lambda: build_optimizer(recipe))
-    loss = _flagged(prefix, "loss", lambda: objective.loss(recipe.loss))
-    _flagged(prefix, "label_smoothing", lambda: objective.check_smoothing(recipe.loss, recipe.label_smoothing))
+    loss_name = objective.resolved(recipe.loss, task.kind)
+    loss = _flagged(prefix, "loss", lambda: objective.loss(loss_name, task.kind))
+    _flagged(prefix, "metric", lambda: objective_of(task, recipe))
+    smoothing = (loss_name, recipe.label_smoothing, task.kind)
+    _flagged(prefix, "label_smoothing", lambda: objective.check_smoothing(*smoothing))
+    if recipe.class_weights != "none" and task.kind != "classes":
+        raise InputError(
+            f"--{prefix}class_weights={recipe.class_weights}: the targets of '{task.name}' are {task.kind}, "
+            f"not classes: leave it out{'' if prefix else ', for the source with --source_class_weights=none'}"
+        )
     terms, weights = _flagged(prefix, "penalty", lambda: penalties.read(recipe.penalty))
     fresh = dict(paths.items(start.fresh)) if start.fresh is not None else {}
     for term, numbers_of_term in zip(terms, weights, strict=True):
@@ -337,9 +361,8 @@ def check_recipe(recipe: Recipe, budget: str, task: Task, start: Start, prefix: 
     total = _flagged(prefix, "batch_size", lambda: count_steps(recipe, len(subset)))
     phases_at_steps(start.phases, total)
     _flagged(prefix, "schedule", lambda: learning_rates(recipe, total))
-    logits = jax.ShapeDtypeStruct((2, len(task.classes)), jnp.float32)
-    labels = jax.ShapeDtypeStruct((2,), jnp.int32)
-    values = _flagged(prefix, "loss", lambda: jax.eval_shape(loss, logits, labels))
+    outputs, targets = objective.example(task.kind, task.outputs, 2)
+    values = _flagged(prefix, "loss", lambda: jax.eval_shape(loss, outputs, targets))
     if getattr(values, "shape", None) != (2,):
         raise InputError(f"--{prefix}loss={recipe.loss} does not give a number an example: see --helpfull")
     _flagged(prefix, "optimizer", lambda: _try_optimizer(spec, numbers))
@@ -484,7 +507,7 @@ def _identified(experiment: Experiment, strategy: NamedStrategy, budget: str, se
         "fingerprint": target.fingerprint,
         "model": {"model": settings.model, "hidden": settings.hidden, "activation": settings.activation},
         "head": settings.head,
-        "recipe": _beyond_neutral(settings.recipe),
+        "recipe": recipe_values(settings.recipe, target.kind),
         "streams": {name: value for name, value in streams(settings, seed)._asdict().items() if name != "source"},
         "code": [strategy.code, *code_digests(settings.recipe, settings.model)],
         "many": _company(settings),
@@ -503,7 +526,7 @@ def _identified(experiment: Experiment, strategy: NamedStrategy, budget: str, se
 def planned_sources(settings: Settings, task: Task) -> dict[int, Result]:
     """{seed: the fit that is to train its source}."""
     results = {}
-    model_draws = draws(settings, settings.build_model(len(task.classes)), example_shape(task))
+    model_draws = draws(settings, settings.build_model(task.outputs, task.kind), example_shape(task))
     for seed in settings.seeds:
         fields: dict[str, Any] = {
             "source": None,
@@ -516,7 +539,7 @@ def planned_sources(settings: Settings, task: Task) -> dict[int, Result]:
         decisive = {
             "fingerprint": task.fingerprint,
             "model": settings.architecture(),
-            "recipe": _beyond_neutral(settings.source_recipe),
+            "recipe": recipe_values(settings.source_recipe, task.kind),
             "streams": source_streams(settings, seed)._asdict(),
             "fisher": settings.save_fisher,
             "code": code_digests(settings.source_recipe, settings.model),
@@ -586,7 +609,12 @@ def _company(settings: Settings) -> list[Any]:
 def code_digests(recipe: Recipe, model: str) -> list[str]:
     """Digests of what the flags name outside tljax: an edit of such a file makes another fit."""
     plugs = ((model, "tljax.models", "model"), (recipe.loss, "optax", "loss"), (recipe.optimizer, "optax", "optimizer"))
-    return [*(plugins.outside_digest(*plug) for plug in plugs), *penalties.digests(recipe.penalty)]
+    measures = [text for text in (*recipe.metric, recipe.primary) if text]
+    return [
+        *(plugins.outside_digest(*plug) for plug in plugs),
+        *penalties.digests(recipe.penalty),
+        *(plugins.outside_digest(text, "tljax.metrics", "metric") for text in measures),
+    ]
 
 
 def group_name(keys: Iterable[str]) -> str:

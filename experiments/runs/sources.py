@@ -61,6 +61,15 @@ class Source(NamedTuple):
     """What it learns, if it is to be trained in the run directory: `fit.obtain_source` has its parameters."""
     names: Mapping[str, str] = {}
     """{path: name of its array in a file of weights}; a path that is not in it is its own name."""
+    kind: str = "classes"
+    """What its targets were, as `Task.kind` has it."""
+    outputs: int = 0
+    """How many outputs its head gives; 0 stands for as many as there are classes."""
+
+    @property
+    def num_outputs(self) -> int:
+        """How many outputs its head gives."""
+        return self.outputs or len(self.classes)
 
 
 def from_checkpoint(settings: Settings, stand_ins: Mapping[int, int] | None = None) -> Source:
@@ -102,7 +111,7 @@ def stand_ins(settings: Settings, trial_seeds: Sequence[int]) -> dict[int, int]:
         return {}
     _require_seeds(settings, list(places), settings.seeds)
     fits = {place: _read_about(place)["fits"] for place in {place for place, _ in places.values()}}
-    sound = [seed for seed, (place, name) in sorted(places.items()) if fits[place].get(name, {}).get("accuracy")]
+    sound = [seed for seed, (place, name) in sorted(places.items()) if not _is_diverged(fits[place].get(name, {}))]
     ranked = [seed for seed in sound if seed not in settings.seeds] or sound or sorted(places)
     return {seed: ranked[i % len(ranked)] for i, seed in enumerate(trial_seeds)}
 
@@ -143,8 +152,8 @@ def _from_run(settings: Settings, model_too: bool = True, stand_ins: Mapping[int
         seed: from_state(loaded[place][0], name, loaded[place][1]["fits"][name]["accuracy"])
         for seed, (place, name) in chosen.items()
     }
-    for seed, source in trained.items():
-        if source.accuracy is None:
+    for seed, (place, name) in chosen.items():
+        if _is_diverged(abouts[place]["fits"][name]):
             raise InputError(
                 f"--source_checkpoint={settings.source_checkpoint}: the source of seed {seed} diverged: train it again"
             )
@@ -161,6 +170,8 @@ def _from_run(settings: Settings, model_too: bool = True, stand_ins: Mapping[int
         steps,
         f"{about['fingerprint']} {about['model']} {steps}" if len(places) > 1 else min(identity.values()),
         trained,
+        kind=about.get("kind", "classes"),
+        outputs=_outputs(about),
     )
 
 
@@ -178,10 +189,13 @@ MODEL: fields.Form = {"model?": str, "hidden?": [int], "activation?": str, "code
 """What a source says of its model; a file of weights may say less than `Settings.architecture`."""
 _ABOUT: fields.Form = {
     **{"task": str, "fingerprint": str, "classes": [str], "shape": [int], "model": MODEL, "fisher": bool},
-    **{"fits": dict, "note?": str},
+    **{"fits": dict, "note?": str, "kind?": str, "outputs?": int},
 }
 """What a checkpoint says of itself if it can be a source."""
-_FIT: fields.Form = {"seed": int, "accuracy": (float, None), "steps?": (int, None)}
+_FIT: fields.Form = {
+    **{"seed": int, "accuracy": (float, None), "steps?": (int, None)},
+    **{"score?": (float, None), "metric?": dict},
+}
 """What it says of each fit."""
 
 
@@ -190,12 +204,22 @@ def _read_about(place: Path) -> dict[str, Any]:
     about = checkpoint.about(place)
     if fault := fields.fault(about, _ABOUT):
         raise InputError(f"checkpoint '{place}' does not say enough ({fault}): give one that experiments.pretrain left")
-    if not about["classes"] or not about["shape"] or min(about["shape"]) < 1:
+    if not _outputs(about) or not about["shape"] or min(about["shape"]) < 1:
         raise InputError(f"checkpoint '{place}' has no classes or no shape: give one that experiments.pretrain left")
     for name, fit in about["fits"].items():
         if fields.fault(fit, _FIT) or name not in about["sha256"]:
             raise InputError(f"checkpoint '{place}' holds no fit '{name}': train it again")
     return about
+
+
+def _outputs(about: Mapping[str, Any]) -> int:
+    """How many outputs the head of a source gives, by what it says of itself."""
+    return int(about.get("outputs") or len(about["classes"]))
+
+
+def _is_diverged(fit: Mapping[str, Any]) -> bool:
+    """Whether a fit diverged, by what its checkpoint says of it."""
+    return (fit.get("score") if "metric" in fit else fit.get("accuracy")) is None
 
 
 def _say_superseded(folder: Path, places: Mapping[int, tuple[Path, str]]) -> None:
@@ -253,7 +277,8 @@ def _most_steps(fits: Sequence[Mapping[str, Any]]) -> int | None:
 
 def _require_leaves(settings: Settings, about: Mapping[str, Any], loaded: Mapping[Path, Any]) -> None:
     """Raise InputError unless all fits have the leaves of the model that the checkpoint names, if need be merged."""
-    like = models.abstract(settings.build_model(len(about["classes"])), tuple(about["shape"]))
+    model = settings.build_model(_outputs(about), about.get("kind", "classes"))
+    like = models.abstract(model, tuple(about["shape"]))
     for place, (state, _) in loaded.items():
         for name, flat in state.items():
             if f"{name.removesuffix('.best')}.merged" in state:
@@ -485,7 +510,7 @@ def load(settings: Settings) -> LoadedSource:
         raise InputError(f"--seeds={','.join(map(str, settings.seeds))}: these are of one source, so give one seed")
     source, [seed] = from_checkpoint(settings), settings.seeds
     trained = source.trained[seed]
-    model = settings.build_model(len(source.classes))
+    model = settings.build_model(source.num_outputs, source.kind)
     params = checkpoint.unflatten(trained.flat, models.abstract(model, source.shape))
     return LoadedSource(source, source.identity[seed], model, params, trained.accuracy)
 
@@ -562,7 +587,7 @@ def _find_fit(place: Path, fit: str | None) -> tuple[Path, int]:
     fits = first_about(folder)["fits"]
     if name not in fits:
         raise InputError(f"checkpoint '{folder}' holds no fit '{name}': train it again")
-    if fits[name]["accuracy"] is None:
+    if _is_diverged(fits[name]):
         raise InputError(f"fit '{name}' of '{folder}' diverged: train it again, at a lower rate, or choose another")
     return folder, fits[name]["seed"]
 
