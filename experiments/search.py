@@ -73,7 +73,8 @@ def run(flags: Mapping[str, Any], options: Search) -> list[Result]:
             console.say(_sources_note(stand_ins, settings.seeds))
         experiment = plan.prepare(Settings.from_flags(**trial_flags), execution, only=True, stand_ins=stand_ins)
         _require_distinct_totals(arms, experiment.target)
-        studies = {arm: _open_study(arm, options, settings, folder) for arm in arms}
+        primary = plan.objective_of(experiment.target, experiment.settings.recipe).metrics[0]
+        studies = {arm: _open_study(arm, options, settings, folder, primary.larger_is_better) for arm in arms}
         trained = {}
         for arm in arms:
             arm_flags = {**trial_flags, "strategies": (arm.strategy,), "train_examples": (arm.budget,)}
@@ -194,7 +195,7 @@ def _require_distinct_totals(arms: Sequence[Arm], target: Task) -> None:
             raise InputError(f"--train_examples: {written} and {arm.budget} are the same labels: keep one of them")
 
 
-def _open_study(arm: Arm, options: Search, settings: Settings, folder: Path) -> search.Search:
+def _open_study(arm: Arm, options: Search, settings: Settings, folder: Path, maximize: bool) -> search.Search:
     """Open the study of an arm, which refuses another space, other search seeds and other flags of its fits."""
     neutral = {f"--{name}={text}" for name, text in NEUTRAL_TEXTS.items()}  # older studies do not name these flags
     about = {
@@ -209,7 +210,7 @@ def _open_study(arm: Arm, options: Search, settings: Settings, folder: Path) -> 
     storage = str(folder / "study.journal") if options.storage is None else options.storage
     name = f"{options.study}/{arm.strategy}/{arm.budget}"
     address = None if storage == "memory" else storage
-    return search.opened(name, address, options.sampler, options.pruner, 0, options.lease, about, console.say)
+    return search.opened(name, address, options.sampler, options.pruner, 0, options.lease, about, console.say, maximize)
 
 
 def _as_compared(line: str) -> str:
@@ -246,7 +247,7 @@ def _run_trials(
     def experiment_of(chosen: Mapping[str, Any]) -> tuple[Experiment, Any]:
         settings = Settings.from_flags(**search_flags.with_values(arm_flags, chosen))
         source, trained = obtained(settings.hidden, settings.activation, settings.source_recipe)
-        model = settings.build_model(base.target.outputs, base.target.kind)
+        model = settings.build_model(base.target.outputs)
         strategies = base.strategies
         if settings.strategies != base.settings.strategies:
             strategies = tuple(map(plan.read_strategy, settings.strategies))
@@ -272,8 +273,8 @@ def _judge(
 ) -> None:
     """Train a group of trials and tell the study their results; after any error the trials are given back to it."""
 
-    def report(index: int, step: int, accuracy: float) -> bool:
-        return search.report(running[index], accuracy, step)
+    def report(index: int, step: int, score: float) -> bool:
+        return search.report(running[index], score, step)
 
     try:
         with search.held(running, searched.lease):
@@ -284,7 +285,7 @@ def _judge(
             search.give_back(searched.study, trial)
         raise
     for trial, judgement in zip(running, judgements, strict=True):
-        search.tell(searched.study, trial, judgement.accuracy, judgement.pruned, judgement.loss)
+        search.tell(searched.study, trial, judgement.score, judgement.pruned, judgement.loss, task.worst)
 
 
 def _train_winner(settings: Settings, execution: Any) -> list[Result]:

@@ -5,7 +5,7 @@ the metric; only such a metric can be what verdicts are of. A metric of a whole 
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -172,7 +172,7 @@ def mean_average_precision(outputs: np.ndarray, targets: np.ndarray) -> float:
     """
     from sklearn.metrics import average_precision_score
 
-    return _mean_over_columns(average_precision_score, outputs, targets, lambda column: column.any())
+    return _mean_over_columns(average_precision_score, outputs, targets, lambda column: bool(column.any()))
 
 
 def auc(outputs: np.ndarray, targets: np.ndarray) -> float:
@@ -181,7 +181,7 @@ def auc(outputs: np.ndarray, targets: np.ndarray) -> float:
     """
     from sklearn.metrics import roc_auc_score
 
-    return _mean_over_columns(roc_auc_score, outputs, targets, lambda column: column.any() and not column.all())
+    return _mean_over_columns(roc_auc_score, outputs, targets, lambda column: 0 < column.sum() < len(column))
 
 
 def _mean_over_columns(
@@ -211,8 +211,8 @@ PRIMARY: Mapping[str, Metric] = {
     "values": Metric("r_squared", "", item=r_squared),
     "tokens": Metric("token_cross_entropy", "nats", larger_is_better=False, item=token_cross_entropy),
 }
-"""{kind of targets: the metric that verdicts are of, unless another is chosen}. Of tokens it is the log-likelihood, which
-language models are compared by: it sees what an accuracy does not, how likely the other tokens were."""
+"""{kind of targets: the metric that verdicts are of, unless another is chosen}. Of tokens it is the log-likelihood,
+which language models are compared by: it sees what an accuracy does not, how likely the other tokens were."""
 
 _NAMED: Mapping[str, Mapping[str, Metric]] = {
     "classes": {
@@ -289,15 +289,15 @@ def _from_file(text: str, spec: plugins.Spec, outputs: np.ndarray, targets: np.n
         return offered
     if isinstance(offered, Metric) or not part:
         raise InputError(
-            f"metric '{text}' gives {result.dtype}{list(result.shape)} of {len(targets)} items: let it give a number an "
-            "item, or of a `whole` one number"
+            f"metric '{text}' gives {result.dtype}{list(result.shape)} of {len(targets)} items: let it give a number "
+            "an item, or of a `whole` one number"
         )
     options_text = [f"{name}={value}" for name, value in spec.options.items()]
     name = ":".join([*(spec.words or [spec.name.rpartition("/")[2].removesuffix(".py")]), *options_text])
     return Metric(name, "", item=measure) if part == "item" else Metric(name, "", whole=_of_split(measure))
 
 
-def _without_reference(measure: Callable[..., Any], outputs: np.ndarray, targets: np.ndarray, reference: Any) -> Any:
+def _without_reference(measure: Any, outputs: np.ndarray, targets: np.ndarray, reference: Any) -> Any:
     return measure(outputs, targets)
 
 

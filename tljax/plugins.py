@@ -398,7 +398,7 @@ def _from_file(file: Path, kind: str) -> ModuleType:
     return loaded
 
 
-def attribute(spec: Spec, loaded: ModuleType, kind: str) -> Callable[..., Any]:
+def attribute(spec: Spec, loaded: ModuleType, kind: str) -> Any:
     """The function of a plugin's module that a spec names; without a name, the one called as its `kind`.
 
     A metric may be a `Metric` too. Raises InputError where it is missing.

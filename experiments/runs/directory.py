@@ -20,7 +20,15 @@ from typing import Any
 import jax
 
 from experiments.runs import command_line, console, fields, process
-from experiments.runs.settings import GROWING, NEUTRAL_TEXTS, Recipe, Settings, as_compared, parse_flags, refuse_shared_names
+from experiments.runs.settings import (
+    GROWING,
+    NEUTRAL_TEXTS,
+    Recipe,
+    Settings,
+    as_compared,
+    parse_flags,
+    refuse_shared_names,
+)
 from tljax import __version__, checkpoint, files, paths, plugins, switches
 from tljax.study.results import Result, from_json, to_json
 from tljax.types import InputError
@@ -382,7 +390,9 @@ FIT: fields.Form = {
     **dict.fromkeys(("validation_accuracy?", "validation_loss?", "best_validation_accuracy?"), (float, None)),
     **{"leaves?": [[(str, int)]], "per_class_accuracy?": ([(float, None)], None), "confusion?": ([[int]], None)},
     **{"calibration?": ({"confidence": [(float, None)], "accuracy": [(float, None)], "count": [int]}, None)},
-    **{"evals?": {str: (float, None)}},
+    **{"evals?": {str: (float, None)}, "metrics?": {str: (float, None)}},
+    **{"metric?": ({"name": str, "unit": str, "larger_is_better": bool}, None), "test_score?": (float, None)},
+    **dict.fromkeys(("validation_score?", "best_validation_score?", "majority_share?"), (float, None)),
 }
 """A line of results.jsonl, and a fit of a study; what may be lacking, an older tljax did not write."""
 

@@ -20,7 +20,7 @@ from experiments.runs import console, directory, metrics, plan, process, resume
 from experiments.runs.plan import Experiment, PlannedFit
 from experiments.runs.resume import Progress, Record
 from experiments.runs.settings import Recipe, Settings
-from experiments.runs.sources import Source, Trained, from_state
+from experiments.runs.sources import Source, Trained, from_state, shape_to_json
 from tljax import checkpoint, evaluate, masks, models, objective, penalties, seeds, train
 from tljax.data import draw
 from tljax.initialization import Look, Start
@@ -123,8 +123,8 @@ def about(settings: Settings, task: Task) -> dict[str, Any]:
         "task": task.name,
         "fingerprint": task.fingerprint,
         "classes": list(task.classes),
-        **({} if task.kind == "classes" else {"kind": task.kind, "outputs": task.outputs}),
-        "shape": list(plan.example_shape(task)),
+        "shape": shape_to_json(plan.example_shape(task)),
+        **({"kind": task.kind, "outputs": task.outputs} if task.kind != "classes" else {}),
         "model": settings.architecture(),
         "note": task.note,
     }
@@ -167,8 +167,8 @@ def train_sources(settings: Settings, task: Task, folder: Path, execution: train
 
 def _prepare_source(settings: Settings, on_device: "DeviceData", seed: int, result: Result) -> "PreparedFit":
     task = on_device.task
-    streams, model = plan.source_streams(settings, seed), settings.build_model(task.outputs, task.kind)
-    params = models.init(model, jax.random.key(streams.head), on_device.train.inputs.shape[2:])
+    streams, model = plan.source_streams(settings, seed), settings.build_model(task.outputs)
+    params = models.init(model, jax.random.key(streams.head), plan.example_shape(task))
     mask = masks.by_path(params, lambda path: True)
     start = Start(params, ((0.0, mask),), fresh=mask)
     return build(on_device, model, start, streams, "all", result)
@@ -486,7 +486,11 @@ def _at_point(
     measured = validated or evaluate.measure(on_device.objective, logits, np.asarray(on_device.task.test.targets))
     primary, best = on_device.objective.metrics[0], record.best
     point = _curve_point(step, since, fit.spec, primary, measured["score"])
-    if validated and validated["score"] is not None and (best is None or is_better(primary, validated["score"], best[1])):
+    if (
+        validated
+        and validated["score"] is not None
+        and (best is None or is_better(primary, validated["score"], best[1]))
+    ):
         best = (step, validated["score"], params)
     return record._replace(curve=[*record.curve, point], since=None, best=best)
 
@@ -513,9 +517,7 @@ def _outcome(on_device: DeviceData, fit: PreparedFit, progress: Progress, i: int
     )
 
 
-def _curve_point(
-    step: int, log: train.Log, spec: train.Spec, primary: Metric, score: float | None
-) -> dict[str, float]:
+def _curve_point(step: int, log: train.Log, spec: train.Spec, primary: Metric, score: float | None) -> dict[str, float]:
     """A point of the curves: means over the segment, and the primary metric at its end, "accuracy" or else "score"."""
     return {
         "step": step,

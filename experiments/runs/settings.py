@@ -328,8 +328,8 @@ class Settings(
         values = {**vars(self), **vars(self.recipe), **source}
         return [f"--{name}={_written(values[name])}" for name in WRITTEN if values[name] is not None]
 
-    def build_model(self, num_outputs: int, kind: str = "classes") -> Model:
-        """The model that the settings describe, whose head gives so many outputs, for targets of this kind."""
+    def build_model(self, num_outputs: int) -> Model:
+        """The model that the settings describe, whose head gives so many outputs."""
         return models.build(self.model, num_outputs, hidden=self.hidden, activation=self.activation)
 
     def architecture(self) -> dict[str, Any]:
