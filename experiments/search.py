@@ -37,7 +37,7 @@ from experiments.runs import (
 )
 from experiments.runs.plan import Experiment
 from experiments.runs.search_flags import Search
-from experiments.runs.settings import FREE, GROWING, NEUTRAL_TEXTS, ExperimentFlags, Settings, as_compared
+from experiments.runs.settings import FREE, GROWING, NEUTRAL, ExperimentFlags, Settings, as_compared, written
 from experiments.runs.tuned import Arm, Winner
 from tljax.study import search, space, summary
 from tljax.study.results import Result
@@ -197,7 +197,11 @@ def _require_distinct_totals(arms: Sequence[Arm], target: Task) -> None:
 
 def _open_study(arm: Arm, options: Search, settings: Settings, folder: Path, maximize: bool) -> search.Search:
     """Open the study of an arm, which refuses another space, other search seeds and other flags of its fits."""
-    neutral = {f"--{name}={text}" for name, text in NEUTRAL_TEXTS.items()}  # older studies do not name these flags
+    searched = {dimension.name for dimension in arm.ranges}  # under their values an automatic one may be another
+    neutral_values = NEUTRAL if searched & {"optimizer", "weight_decay"} else settings.of_older_runs()
+    neutral = {
+        f"--{name}={written(value)}" for name, value in neutral_values.items()
+    }  # older studies do not name these flags
     about = {
         "space": [str(dimension) for dimension in arm.ranges],
         "flags": sorted(

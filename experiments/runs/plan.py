@@ -335,7 +335,7 @@ def objective_of(task: Task, recipe: Recipe) -> Objective:
 
 def recipe_values(recipe: Recipe, kind: str) -> dict[str, Any]:
     """{flag: value} of a recipe as keys have it: without what is neutral, and the loss by its own name."""
-    return {**_beyond_neutral(recipe), "loss": objective.resolved(recipe.loss, kind)}
+    return {**_beyond_neutral(recipe.in_effect()), "loss": objective.resolved(recipe.loss, kind)}
 
 
 def check_recipe(recipe: Recipe, budget: str, task: Task, start: Start, prefix: str = "") -> None:
@@ -343,7 +343,8 @@ def check_recipe(recipe: Recipe, budget: str, task: Task, start: Start, prefix: 
 
     `prefix` is 'source_' where the flags are those of the source's fit.
     """
-    spec, numbers = _flagged(prefix, "optimizer", lambda: build_optimizer(recipe))
+    spec, numbers = _flagged(prefix, "optimizer", recipe.optimizer_spec)
+    _flagged(prefix, "decay", lambda: optimizers.require_decay(spec.decay, start.params))
     loss_name = objective.resolved(recipe.loss, task.kind)
     loss = _flagged(prefix, "loss", lambda: objective.loss(loss_name, task.kind))
     _flagged(prefix, "metric", lambda: objective_of(task, recipe))
@@ -398,11 +399,10 @@ def _try_optimizer(spec: optimizers.OptimizerSpec, numbers: Mapping[str, float])
     jax.eval_shape(step, params)
 
 
-def build_optimizer(recipe: Recipe) -> tuple[optimizers.OptimizerSpec, dict[str, float]]:
-    """(optimizer as it is compiled, {number that is traced: its value})."""
-    return optimizers.spec(
-        recipe.optimizer, momentum=recipe.momentum, weight_decay=recipe.weight_decay, clip=recipe.clip
-    )
+def decays(recipe: Recipe, params: Params) -> Any:
+    """The tree of bools that says which leaves weight decay touches; None of a recipe without weight decay."""
+    spec, _ = recipe.optimizer_spec()
+    return optimizers.decays(spec.decay, params) if optimizers.has_decay(spec) else None
 
 
 def learning_rates(recipe: Recipe, total: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from experiments.runs import budgets, command_line
 from experiments.runs.command_line import Kind, flag
-from tljax import models, plugins
+from tljax import models, optimizers, plugins
 from tljax.objective import AUTO
 from tljax.types import InputError, Model
 
@@ -134,6 +134,12 @@ class Recipe:
     learning_rate: float = flag(0.01, "the peak of the schedule", often=True)
     momentum: float = flag(0.0, "for optimizers that take one, from 0 to below 1")
     weight_decay: float = flag(0.0, "decoupled where the optimizer has its own, else added to the gradient")
+    decay: str = flag(
+        "auto",
+        "which leaves weight decay touches: all, kernels (no biases, norms, position embeddings, class tokens), or "
+        "globs; auto: kernels where the optimizer has its own decay, as adamw has, else all",
+        neutral="all",
+    )
     clip: float = flag(0.0, "largest global norm of the trained gradient; 0 clips nothing")
     schedule: str = flag("constant", "constant, linear or cosine, the latter two down to 0")
     warmup: float = flag(0.0, "fraction of the steps over which the rate rises from 0")
@@ -162,6 +168,19 @@ class Recipe:
     primary: str = flag(
         "", "the metric that verdicts are of, if another than the targets have; with a score an item", neutral=""
     )
+
+    def optimizer_spec(self) -> tuple[optimizers.OptimizerSpec, dict[str, float]]:
+        """(optimizer as it is compiled, {number that is traced: its value}). Raises InputError as `optimizers.spec`."""
+        names = ("momentum", "weight_decay", "clip", "decay")
+        return optimizers.spec(self.optimizer, **{name: getattr(self, name) for name in names})
+
+    def in_effect(self) -> "Recipe":
+        """The recipe with what its automatic values come to: what enters a fit's key. Raises InputError likewise.
+
+        >>> Recipe(optimizer="adamw").in_effect().decay, Recipe(optimizer="adamw", weight_decay=0.1).in_effect().decay
+        ('all', 'kernels')
+        """
+        return dataclasses.replace(self, decay=self.optimizer_spec()[0].decay)
 
 
 @dataclass(frozen=True)
@@ -326,7 +345,7 @@ class Settings(
         """The flagfile lines that give these settings again, but for what is local to a call, such as --workdir."""
         source = {f"source_{name}": value for name, value in vars(self.source_recipe).items()}
         values = {**vars(self), **vars(self.recipe), **source}
-        return [f"--{name}={_written(values[name])}" for name in WRITTEN if values[name] is not None]
+        return [f"--{name}={written(values[name])}" for name in WRITTEN if values[name] is not None]
 
     def build_model(self, num_outputs: int) -> Model:
         """The model that the settings describe, whose head gives so many outputs."""
@@ -337,6 +356,22 @@ class Settings(
         code = plugins.outside_digest(self.model, "tljax.models", "model")
         described = {"model": self.model, "hidden": list(self.hidden), "activation": self.activation}
         return described | ({"code": code} if code else {})
+
+    def of_older_runs(self) -> dict[str, Any]:
+        """{flag: the value that runs from before the flag are of}: its neutral value, or this one's where it comes to
+        that."""
+        values = dict(NEUTRAL)
+        for prefix, recipe in (("", self.recipe), (Recipe.TWIN, self.source_recipe)):
+            try:
+                effect = vars(recipe.in_effect())
+            except InputError:  # it is refused where the recipe is checked
+                continue
+            values |= {
+                prefix + name: getattr(recipe, name)
+                for name, value in effect.items()
+                if prefix + name in NEUTRAL and NEUTRAL[prefix + name] == value
+            }
+        return values
 
     def beyond_neutral(self) -> dict[str, Any]:
         """{flag: value} of those with a neutral value that have another one: what enters a fit's key of them."""
@@ -366,13 +401,9 @@ NEUTRAL = {
 """{flag: the value under which all is as before there was the flag}: it enters no key, and old runs are of it."""
 
 
-def _written(value: Any) -> str:
+def written(value: Any) -> str:
     """A value as settings are written; the files of older runs are compared with it as text, so it stays so."""
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-NEUTRAL_TEXTS = {name: _written(value) for name, value in NEUTRAL.items()}
-"""The same, as flagfiles have them."""
 
 
 def as_compared(name: str, text: str) -> str:
