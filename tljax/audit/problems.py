@@ -53,8 +53,9 @@ def of_model(name: str) -> Problem:
     examples = data(shape)
 
     def look(merge: Any, state: Any) -> Any:
-        split = (model, objective.loss(LOSS), examples, np.arange(EXAMPLES), merge, state)
-        return gradients.mean_gradient(*split), gradients.mean_squared_gradient(*split)
+        split = (model, objective.loss(LOSS), examples, np.arange(EXAMPLES), merge)
+        gradient = gradients.mean_gradient(*split, state=state)
+        return gradient, gradients.mean_squared_gradient(*split, state=state)
 
     return Problem(name, models.names(model), source, drawn, look, model, shape)
 

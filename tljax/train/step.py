@@ -57,6 +57,8 @@ class Spec:
     averages: bool = False
     """Whether there is an average of what trains; the weight of the newest values in it is the number
     'average_weight'."""
+    weighs_classes: bool = False
+    """Whether L of an example is times the weight of its class, which is passed."""
 
 
 class Hyper(NamedTuple):
@@ -81,6 +83,8 @@ class Hyper(NamedTuple):
     """Arrays of ranks, one for each None in `Spec.cohorts`."""
     start_state: ModelState | None = None
     """The model's state at the start, if a penalty refers to it."""
+    class_weights: Any = None
+    """float32 [classes], if classes are weighed."""
 
 
 class Fit(NamedTuple):
@@ -111,13 +115,15 @@ class Fit(NamedTuple):
     """The model's state at the start, apart from its parameters."""
     rules: tuple[PhaseRule, ...] = ()
     """How each phase ends, and its rate; () for phases that end where the next begins, all at the rate of `rates`."""
+    class_weights: np.ndarray | None = None
+    """float32 [classes], if classes are weighed."""
 
 
 class Log(NamedTuple):
     """What happened: float32 scalars of one step, or arrays [fits, steps] of a segment."""
 
     loss: Any
-    """Mean L of the batch, in nats for a cross-entropy."""
+    """Mean L of the batch, in nats for a cross-entropy; with the weights of classes in it."""
     penalty: Any
     """lambda R at the parameters before the update."""
     terms: tuple[Any, ...]
@@ -183,7 +189,10 @@ def _objective(
     how: Any = {"key": key, "frozen": _without_dropout(spec), "tracked": spec.tracked, "weight": weight, "axis": axis}
     outputs, new_state = models.run(spec.model, whole, model_state or {}, x, **how)
     smoothing = (hyper.numbers["label_smoothing"],) if spec.smooth_labels else ()
-    summed = jnp.vdot(spec.loss(outputs[-1], targets, *smoothing), weight)
+    values = spec.loss(outputs[-1], targets, *smoothing)
+    if spec.weighs_classes:
+        values = values * hyper.class_weights[targets]
+    summed = jnp.vdot(values, weight)
     count = total(weight.sum(), axis)
     loss = summed / count
     terms = []

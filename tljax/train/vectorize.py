@@ -290,6 +290,7 @@ def stack_hyper(spec: Spec, fits: Sequence[Fit], histories: Sequence[Sequence[Ma
         fisher=stack([fit.fisher for fit in fits]) if needs_fisher else None,
         cohorts=stack(ranks),
         start_state=stack([fit.model_state for fit in fits]) if needs_start else None,
+        class_weights=stack([fit.class_weights for fit in fits]) if spec.weighs_classes else None,
     )
 
 
