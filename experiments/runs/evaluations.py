@@ -13,7 +13,8 @@ from experiments.runs.settings import Settings
 from tljax import checkpoint, evaluate, models, train
 from tljax.study.results import Result
 from tljax.study.summary import majority_share
-from tljax.types import InputError, Model, Params, Task
+from tljax.study.units import ACCURACY
+from tljax.types import InputError, Metric, Model, Params, Task
 
 
 class Evaluation(NamedTuple):
@@ -48,6 +49,11 @@ def read(settings: Settings, names: Sequence[str], experiments: Sequence[Experim
                 raise InputError(f"--eval={name} has {classes} classes, '{key}' {wanted}: give one of as many")
         evaluations.append(Evaluation(name, tasks))
     return evaluations
+
+
+def metric_of(experiment: Experiment, on: str = "target") -> Metric:
+    """The primary metric of an experiment's target, or of what is kept of its source where verdicts are on that."""
+    return ACCURACY
 
 
 def fingerprints(evaluations: Sequence[Evaluation]) -> dict[str, str]:
