@@ -196,7 +196,9 @@ def _require_distinct_totals(arms: Sequence[Arm], target: Task) -> None:
 
 def _open_study(arm: Arm, options: Search, settings: Settings, folder: Path) -> search.Search:
     """Open the study of an arm, which refuses another space, other search seeds and other flags of its fits."""
-    neutral = {f"--{name}={value}" for name, value in NEUTRAL.items()}  # older studies do not name these flags
+    searched = {dimension.name for dimension in arm.ranges}  # under their values an automatic one may be another
+    neutral_values = NEUTRAL if searched & {"optimizer", "weight_decay"} else settings.of_older_runs()
+    neutral = {f"--{name}={value}" for name, value in neutral_values.items()}  # older studies do not name these flags
     about = {
         "space": [str(dimension) for dimension in arm.ranges],
         "flags": sorted(
@@ -240,7 +242,7 @@ def _run_trials(
     def experiment_of(chosen: Mapping[str, Any]) -> tuple[Experiment, Any]:
         settings = Settings.from_flags(**search_flags.with_values(arm_flags, chosen))
         source, trained = obtained(settings.hidden, settings.activation, settings.source_recipe)
-        model = settings.build_model(len(base.target.classes))
+        model = settings.build_model(base.target.outputs)
         strategies = base.strategies
         if settings.strategies != base.settings.strategies:
             strategies = tuple(map(plan.read_strategy, settings.strategies))
