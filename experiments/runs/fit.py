@@ -253,6 +253,7 @@ def build(
         start.fresh,
         start.fisher,
         model_state=start.model_state,
+        pass_steps=-(-len(subset) // recipe.batch_size),
         class_weights=_class_weights(on_device, subset),
     )
     begins = [step for step, _ in trial.phases]

@@ -124,7 +124,8 @@ def fit(
     begun = {i for state in restored for i in state.fits}
     new = [(i, (_evaluated(fit.phases[0][1], fit.params),)) for i, fit in enumerate(fits) if i not in begun]
     parts = _parts(spec, fits, data, ends, execution, 0, new)
-    waiting = itertools.chain(restored, (_first_state(spec, fits, part) for part in parts))
+    first = (_reestimated(spec, fits, data, execution, _first_state(spec, fits, part)) for part in parts)
+    waiting = itertools.chain(restored, first)
     while (state := next(waiting, None)) is not None:
         if ended := _ended(fits, state, last):
             following = list(_after_end(spec, fits, data, ends, execution, state, ended))
@@ -413,6 +414,21 @@ def abstract(spec: Spec, fits: Sequence[Fit], histories: Sequence[Sequence[Mask]
     return state._replace(average=average, best=best, model_state=model_state)
 
 
+def _reestimated(spec: Spec, fits: Sequence[Fit], data: Data, execution: Execution, state: State) -> State:
+    """The state where a phase begins: what of the model's state is reestimated is so under the parameters of now."""
+    members = [fits[i] for i in state.fits]
+    specialized = specialize(spec, members[0], state.masks[0])
+    if not specialized.reestimated:
+        return state
+    width = vectorize.shared_width(specialized, members, state.masks)
+    mesh, _ = layout(specialized, members, width, data, execution)
+    inputs = place(mesh, data.inputs, by_fit=False)
+    params, model_state = place(mesh, (state.params, state.model_state))
+    stages = specialized.reestimated
+    model_state = vectorize.reestimate(specialized, stages, members, width, mesh, inputs, params, model_state)
+    return state._replace(model_state=model_state)
+
+
 LONGEST = 3.0
 """Seconds that a call of the compiled function is meant to take at most: between two of them a fit can be stopped."""
 FIRST_CALL = 16
@@ -456,7 +472,13 @@ def _phase(
         return vectorize.run(short, mesh, width, mode, *arrays, *further)
 
     def train(end: int, state: State, most: int) -> tuple[State, Log, int]:
-        return _advance(short, mesh, batch_size(members[0]), call, end, state, most, execution.should_stop)
+        state, log, most = _advance(short, mesh, batch_size(members[0]), call, end, state, most, execution.should_stop)
+        stages = [stage for stage in short.reestimated if stage in short.tracked]
+        if stages and state.step == end:
+            arrays = (inputs.inputs, *place(mesh, (state.params, state.model_state)))
+            model_state = vectorize.reestimate(short, stages, members, width, mesh, *arrays)
+            state = state._replace(model_state=model_state)
+        return state, log, most
 
     return train
 
@@ -575,7 +597,7 @@ def _next_phase(
             began=state.step,
             model_state=jax.tree.map(lambda leaf, rows=rows: leaf[np.array(rows)], model_state),
         )
-        yield next_state, rows
+        yield _reestimated(spec, fits, data, execution, next_state), rows
 
 
 def _evaluated(mask: Mask | Callable[[Params], Mask], params: Params) -> Mask:

@@ -53,7 +53,8 @@ class Spec:
     tracked: tuple[str, ...] = ()
     """The stages whose state follows the batches of this phase: they normalise by the batch."""
     reestimated: tuple[str, ...] = ()
-    """The stages whose state is computed anew wherever the parameters are evaluated or saved."""
+    """The stages whose state is computed anew (`vectorize.reestimate`): all where a phase begins, and those of them
+    that are tracked at the end of each segment too."""
     averages: bool = False
     """Whether there is an average of what trains; the weight of the newest values in it is the number
     'average_weight'."""
@@ -113,6 +114,9 @@ class Fit(NamedTuple):
     the batches and the features of the frozen prefix are then passed once for all of them."""
     model_state: Mapping[str, Any] = {}
     """The model's state at the start, apart from its parameters."""
+    pass_steps: int = 0
+    """How many of the first steps of the order see each training example once: the batches over which a state is
+    reestimated. 0 stands for all steps."""
     rules: tuple[PhaseRule, ...] = ()
     """How each phase ends, and its rate; () for phases that end where the next begins, all at the rate of `rates`."""
     class_weights: np.ndarray | None = None
