@@ -23,7 +23,7 @@ def augmented(text, inputs, targets=LABELS, weight=None, seed=0, classes=4):
     weight = np.ones(len(targets), np.float32) if weight is None else weight
     batch = Batch(*map(jnp.asarray, (inputs, targets, weight)))
     # Not compiled as one: then nothing is joined, and float32 values can be held against NumPy's to the bit.
-    return jax.tree.map(np.asarray, augment.apply(augment.read(text), jax.random.key(seed), batch, classes))
+    return jax.tree.map(np.asarray, augment.apply(augment.read(text, classes), jax.random.key(seed), batch))
 
 
 @BOTH
@@ -294,7 +294,7 @@ def test_those_that_cannot_be_are_refused_in_a_line(text, message, own):
         *(jax.ShapeDtypeStruct(*shape) for shape in (((8, 8, 3), np.uint8), ((), np.int32), ((), np.float32)))
     )
     with pytest.raises(InputError, match=message) as error:
-        augment.check(augment.read(text.replace("OWN", own)), example, 4)
+        augment.check(augment.read(text.replace("OWN", own)), example)
     assert "\n" not in str(error.value)
 
 
@@ -308,7 +308,7 @@ def test_those_of_images_refuse_features(text):
     with pytest.raises(
         InputError, match=r"is for images \[height, width, channels\], and the inputs are float32\[20\]"
     ):
-        augment.check(augment.read(text), example, 4)
+        augment.check(augment.read(text), example)
 
 
 def test_mixup_refuses_tokens():
@@ -316,4 +316,4 @@ def test_mixup_refuses_tokens():
         *(jax.ShapeDtypeStruct(*shape) for shape in (((20,), np.int32), ((20,), np.int32), ((), np.float32)))
     )
     with pytest.raises(InputError, match=r"mixup mixes pixels and floats, not int32\[20\]: leave it out"):
-        augment.check(augment.read("mixup"), example, 4)
+        augment.check(augment.read("mixup"), example)

@@ -245,6 +245,8 @@ class Augmentation(NamedTuple):
     """As it was named: 'crop:pad=4'."""
     function: Function
     options: tuple[tuple[str, Hashable], ...] = ()
+    classes: int = 0
+    """How long one-hot targets are, for one that mixes classes."""
 
     @property
     def example(self) -> Function | None:
@@ -257,8 +259,25 @@ class Augmentation(NamedTuple):
         return getattr(self.function, "mixes", False)
 
 
-def read(text: str) -> tuple[Augmentation, ...]:
+def resolved(text: str, inputs: Any) -> str:
+    """The text with what 'auto' stands for: crop and flip of pixels, nothing of other inputs.
+
+    `inputs` has the shapes and dtypes of one example. The crop's border is an eighth of the shorter side, as the 4 of
+    32 in `crop`.
+
+    >>> resolved("auto", jax.ShapeDtypeStruct((32, 48, 3), "uint8")), resolved("auto", jnp.zeros(20))
+    ('crop:pad=4,flip', '')
+    """
+    if text.strip() != "auto":
+        return text
+    pixels = getattr(inputs, "dtype", None) == jnp.uint8 and len(inputs.shape) == 3 and min(inputs.shape[:2]) >= 8
+    return f"crop:pad={round(min(inputs.shape[:2]) / 8)},flip" if pixels else ""
+
+
+def read(text: str, classes: int = 0) -> tuple[Augmentation, ...]:
     """The augmentations that a text names, with commas between them, in the order in which they are applied.
+
+    `classes` are those of the task, for what mixes targets.
 
     A name is one of `SHIPPED`, 'package.module:attribute' or 'FILE.py:attribute'. Two calls with one text give equal
     ones, unless the file was edited, so that equal fits share an executable. Raises InputError for an unknown one, and
@@ -267,7 +286,8 @@ def read(text: str) -> tuple[Augmentation, ...]:
     >>> [(augmentation.text, augmentation.options) for augmentation in read("crop:pad=2,flip")]
     [('crop:pad=2', (('pad', 2),)), ('flip', ())]
     """
-    return tuple(_read(part, plugins.outside_digest(part, "tljax", "augment")) for part in _parts(text))
+    every = [_read(part, plugins.outside_digest(part, "tljax", "augment")) for part in _parts(text)]
+    return tuple(one._replace(classes=classes) if one.mixes else one for one in every)
 
 
 def _parts(text: str) -> list[str]:
@@ -300,9 +320,7 @@ def digests(text: str) -> list[str]:
 # ---- In the step
 
 
-def apply(
-    augmentations: tuple[Augmentation, ...], key: jax.Array, batch: Batch, classes: int = 0, axis: str | None = None
-) -> Batch:
+def apply(augmentations: tuple[Augmentation, ...], key: jax.Array, batch: Batch, axis: str | None = None) -> Batch:
     """The batch after augmentations, one after another, each with a key of its own.
 
     Where one mixes targets, those that are classes become one-hot floats [batch, classes], and bools floats. With an
@@ -310,8 +328,9 @@ def apply(
     the whole batch on one device. Padding stays padding. Raises InputError for one that fails, that gives no Batch, or
     that changes shapes or dtypes.
     """
-    if any(augmentation.mixes for augmentation in augmentations):
-        batch = batch._replace(targets=jax.tree.map(functools.partial(_as_floats, classes), batch.targets))
+    if mixing := [augmentation for augmentation in augmentations if augmentation.mixes]:
+        as_floats = functools.partial(_as_floats, mixing[0].classes)
+        batch = batch._replace(targets=jax.tree.map(as_floats, batch.targets))
     weight = batch.weight
     for number, augmentation in enumerate(augmentations):
         batch = _one(augmentation, jax.random.fold_in(key, number), batch, axis)
@@ -367,10 +386,10 @@ def _described(tree: Any) -> str:
     return ", ".join(parts)
 
 
-def check(augmentations: tuple[Augmentation, ...], example: Batch, classes: int = 0) -> None:
+def check(augmentations: tuple[Augmentation, ...], example: Batch) -> None:
     """Raise InputError for augmentations that cannot be of such examples: nothing is computed.
 
     `example` has the shapes and dtypes of one example.
     """
     batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((2, *leaf.shape), leaf.dtype), example)
-    jax.eval_shape(lambda batch: apply(augmentations, jax.random.key(0), batch, classes), batch)
+    jax.eval_shape(lambda batch: apply(augmentations, jax.random.key(0), batch), batch)

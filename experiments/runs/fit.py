@@ -222,7 +222,16 @@ def build(
     terms, weights = penalties.read(recipe.penalty)
     smooth = recipe.label_smoothing > 0
     loss = objective.loss(recipe.loss)
-    spec = train.Spec(model, loss, optimizer, terms, smooth, start.merge, keeps_dropout=keeps_dropout)
+    spec = train.Spec(
+        model,
+        loss,
+        optimizer,
+        terms,
+        smooth,
+        start.merge,
+        keeps_dropout=keeps_dropout,
+        augment=plan.augmentations(recipe, on_device.task),
+    )
 
     def order(first: int, last: int) -> np.ndarray:
         by_epochs = recipe.steps is None

@@ -20,6 +20,7 @@ from experiments.runs import budgets, command_line, console, directory, process,
 from experiments.runs.settings import MOST_STEPS, Recipe, Settings
 from experiments.runs.sources import Source, Trained
 from tljax import (
+    augment,
     checkpoint,
     data,
     initialization,
@@ -39,7 +40,7 @@ from tljax.data.files import NO_PIXELS
 from tljax.initialization import Initialization, Look, Start
 from tljax.models import randomness
 from tljax.study.results import Result
-from tljax.types import Context, InputError, Method, Model, Params, Task
+from tljax.types import Batch, Context, InputError, Method, Model, Params, Task
 
 # ---- A strategy, as the settings name it
 
@@ -356,6 +357,21 @@ def check_recipe(recipe: Recipe, budget: str, task: Task, start: Start, prefix: 
     if getattr(values, "shape", None) != (2,):
         raise InputError(f"--{prefix}loss={recipe.loss} does not give a number an example: see --helpfull")
     _flagged(prefix, "optimizer", lambda: _try_optimizer(spec, numbers))
+    _flagged(prefix, "augment", lambda: _check_augment(recipe, task, loss))
+
+
+def augmentations(recipe: Recipe, task: Task) -> tuple[augment.Augmentation, ...]:
+    """What changes the batches of a task at random while it is learnt."""
+    return augment.read(augment.resolved(recipe.augment, task.train.spec), task.outputs)
+
+
+def _check_augment(recipe: Recipe, task: Task, loss: objective.Loss) -> None:
+    """Raise InputError for augmentations that do not fit a task, or that mix targets for a loss of whole labels."""
+    every = augmentations(recipe, task)
+    targets = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), task.train.targets)
+    augment.check(every, Batch(task.train.spec, targets, jax.ShapeDtypeStruct((), jnp.float32)))
+    if mixing := [augmentation.text for augmentation in every if augmentation.mixes]:
+        objective.check_mixed(recipe.loss, loss, task.outputs, mixing[0])
 
 
 def _flagged(prefix: str, flag: str, attempt: Callable[[], Any]) -> Any:
@@ -497,7 +513,7 @@ def _identified(experiment: Experiment, strategy: NamedStrategy, budget: str, se
         "fingerprint": target.fingerprint,
         "model": {"model": settings.model, "hidden": settings.hidden, "activation": settings.activation},
         "head": settings.head,
-        "recipe": _beyond_neutral(settings.recipe),
+        "recipe": _recipe_values(settings.recipe, target),
         "streams": {name: value for name, value in streams(settings, seed)._asdict().items() if name != "source"},
         "code": [strategy.code, *code_digests(settings.recipe, settings.model)],
         "many": _company(settings),
@@ -529,7 +545,7 @@ def planned_sources(settings: Settings, task: Task) -> dict[int, Result]:
         decisive = {
             "fingerprint": task.fingerprint,
             "model": settings.architecture(),
-            "recipe": _beyond_neutral(settings.source_recipe),
+            "recipe": _recipe_values(settings.source_recipe, task),
             "streams": source_streams(settings, seed)._asdict(),
             "fisher": settings.save_fisher,
             "code": code_digests(settings.source_recipe, settings.model),
@@ -577,6 +593,11 @@ def _beyond_neutral(group: Any) -> dict[str, Any]:
     return {name: value for name, (value, neutral) in values.items() if neutral is None or value != neutral}
 
 
+def _recipe_values(recipe: Recipe, task: Task) -> dict[str, Any]:
+    """{flag: value} of a recipe beyond neutral values, with what `auto` stands for on a task."""
+    return _beyond_neutral(dataclasses.replace(recipe, augment=augment.resolved(recipe.augment, task.train.spec)))
+
+
 def draws(settings: Settings, model: Model, shape: models.Shape) -> dict[str, Any]:
     """What decides the bits of a fit whose model draws (dropout, noise), and of no other; {} for one that does not.
 
@@ -599,7 +620,8 @@ def _company(settings: Settings) -> list[Any]:
 def code_digests(recipe: Recipe, model: str) -> list[str]:
     """Digests of what the flags name outside tljax: an edit of such a file makes another fit."""
     plugs = ((model, "tljax.models", "model"), (recipe.loss, "optax", "loss"), (recipe.optimizer, "optax", "optimizer"))
-    return [*(plugins.outside_digest(*plug) for plug in plugs), *penalties.digests(recipe.penalty)]
+    digests = [plugins.outside_digest(*plug) for plug in plugs]
+    return [*digests, *penalties.digests(recipe.penalty), *augment.digests(recipe.augment)]
 
 
 def group_name(keys: Iterable[str]) -> str:
