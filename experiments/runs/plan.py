@@ -334,7 +334,8 @@ def check_recipe(recipe: Recipe, budget: str, task: Task, start: Start, prefix: 
 
     `prefix` is 'source_' where the flags are those of the source's fit.
     """
-    spec, numbers = _flagged(prefix, "optimizer", lambda: build_optimizer(recipe))
+    spec, numbers = _flagged(prefix, "optimizer", recipe.optimizer_spec)
+    _flagged(prefix, "decay", lambda: optimizers.require_decay(spec.decay, start.params))
     loss = _flagged(prefix, "loss", lambda: objective.loss(recipe.loss))
     _flagged(prefix, "label_smoothing", lambda: objective.check_smoothing(recipe.loss, recipe.label_smoothing))
     terms, weights = _flagged(prefix, "penalty", lambda: penalties.read(recipe.penalty))
@@ -397,11 +398,10 @@ def _try_optimizer(spec: optimizers.OptimizerSpec, numbers: Mapping[str, float])
     jax.eval_shape(step, params)
 
 
-def build_optimizer(recipe: Recipe) -> tuple[optimizers.OptimizerSpec, dict[str, float]]:
-    """(optimizer as it is compiled, {number that is traced: its value})."""
-    return optimizers.spec(
-        recipe.optimizer, momentum=recipe.momentum, weight_decay=recipe.weight_decay, clip=recipe.clip
-    )
+def decays(recipe: Recipe, params: Params) -> Any:
+    """The tree of bools that says which leaves weight decay touches; None of a recipe without weight decay."""
+    spec, _ = recipe.optimizer_spec()
+    return optimizers.decays(spec.decay, params) if optimizers.has_decay(spec) else None
 
 
 def learning_rates(recipe: Recipe, total: int) -> np.ndarray:
@@ -595,7 +595,8 @@ def _beyond_neutral(group: Any) -> dict[str, Any]:
 
 def _recipe_values(recipe: Recipe, task: Task) -> dict[str, Any]:
     """{flag: value} of a recipe beyond neutral values, with what `auto` stands for on a task."""
-    return _beyond_neutral(dataclasses.replace(recipe, augment=augment.resolved(recipe.augment, task.train.spec)))
+    text = augment.resolved(recipe.augment, task.train.spec)
+    return _beyond_neutral(dataclasses.replace(recipe.in_effect(), augment=text))
 
 
 def draws(settings: Settings, model: Model, shape: models.Shape) -> dict[str, Any]:
