@@ -16,6 +16,7 @@ COUNT, SIDE = 600, 8
 PIXELS = RNG.integers(1, 256, (COUNT, SIDE, SIDE, 3)).astype(np.uint8)
 FLOATS = RNG.normal(size=(COUNT, SIDE, SIDE, 3)).astype(np.float32)
 LABELS = RNG.integers(0, 4, COUNT).astype(np.int32)
+SPEC, LABEL = jax.ShapeDtypeStruct((SIDE, SIDE, 3), np.uint8), jax.ShapeDtypeStruct((), np.int32)
 BOTH = pytest.mark.parametrize("images", [PIXELS, FLOATS], ids=["uint8", "float32"])
 
 
@@ -290,11 +291,8 @@ def test_padding_stays_padding(own):
     ],
 )
 def test_those_that_cannot_be_are_refused_in_a_line(text, message, own):
-    example = Batch(
-        *(jax.ShapeDtypeStruct(*shape) for shape in (((8, 8, 3), np.uint8), ((), np.int32), ((), np.float32)))
-    )
     with pytest.raises(InputError, match=message) as error:
-        augment.check(augment.read(text.replace("OWN", own)), example)
+        augment.check(augment.read(text.replace("OWN", own)), SPEC, LABEL)
     assert "\n" not in str(error.value)
 
 
@@ -302,18 +300,13 @@ def test_those_that_cannot_be_are_refused_in_a_line(text, message, own):
     "text", [text for text in augment.SHIPPED if text not in ("mixup", "jitter")] + ["jitter:contrast=0.1"]
 )
 def test_those_of_images_refuse_features(text):
-    example = Batch(
-        *(jax.ShapeDtypeStruct(*shape) for shape in (((20,), np.float32), ((), np.int32), ((), np.float32)))
-    )
     with pytest.raises(
         InputError, match=r"is for images \[height, width, channels\], and the inputs are float32\[20\]"
     ):
-        augment.check(augment.read(text), example)
+        augment.check(augment.read(text), jax.ShapeDtypeStruct((20,), np.float32), LABEL)
 
 
 def test_mixup_refuses_tokens():
-    example = Batch(
-        *(jax.ShapeDtypeStruct(*shape) for shape in (((20,), np.int32), ((20,), np.int32), ((), np.float32)))
-    )
+    tokens = jax.ShapeDtypeStruct((20,), np.int32)
     with pytest.raises(InputError, match=r"mixup mixes pixels and floats, not int32\[20\]: leave it out"):
-        augment.check(augment.read("mixup"), example)
+        augment.check(augment.read("mixup"), tokens, tokens)

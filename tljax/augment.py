@@ -386,10 +386,11 @@ def _described(tree: Any) -> str:
     return ", ".join(parts)
 
 
-def check(augmentations: tuple[Augmentation, ...], example: Batch) -> None:
+def check(augmentations: tuple[Augmentation, ...], inputs: Any, targets: Any) -> None:
     """Raise InputError for augmentations that cannot be of such examples: nothing is computed.
 
-    `example` has the shapes and dtypes of one example.
+    `inputs` and `targets` have the shapes and dtypes of one example.
     """
+    example: Any = Batch(inputs, targets, cast(Any, jax.ShapeDtypeStruct((), jnp.float32)))
     batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((2, *leaf.shape), leaf.dtype), example)
     jax.eval_shape(lambda batch: apply(augmentations, jax.random.key(0), batch), batch)

@@ -40,7 +40,7 @@ from tljax.data.files import NO_PIXELS
 from tljax.initialization import Initialization, Look, Start
 from tljax.models import randomness
 from tljax.study.results import Result
-from tljax.types import Batch, Context, InputError, Method, Model, Params, Task
+from tljax.types import Context, InputError, Method, Model, Params, Task
 
 # ---- A strategy, as the settings name it
 
@@ -370,7 +370,7 @@ def _check_augment(recipe: Recipe, task: Task, loss: objective.Loss) -> None:
     """Raise InputError for augmentations that do not fit a task, or that mix targets for a loss of whole labels."""
     every = augmentations(recipe, task)
     targets = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), task.train.targets)
-    augment.check(every, Batch(task.train.spec, targets, jax.ShapeDtypeStruct((), jnp.float32)))
+    augment.check(every, task.train.spec, targets)
     if mixing := [augmentation.text for augmentation in every if augmentation.mixes]:
         objective.check_mixed(recipe.loss, loss, task.outputs, mixing[0])
 

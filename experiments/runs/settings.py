@@ -162,20 +162,6 @@ class Recipe:
         neutral="",
     )
 
-
-@dataclass(frozen=True)
-class NamedRecipeFlags:
-    """A recipe of the field by its name, for flags of a fit that are not given. `Settings` hold the flags alone."""
-
-    THEME: ClassVar[str] = Recipe.THEME
-    TWIN: ClassVar[str] = Recipe.TWIN
-    recipe: str = flag(
-        "",
-        "values for flags of a fit that are not given: finetune (AdamW, cosine, label smoothing, crop and flip; see "
-        "experiments/flags/recipes)",
-        role="local",
-    )
-
     def optimizer_spec(self) -> tuple[optimizers.OptimizerSpec, dict[str, float]]:
         """(optimizer as it is compiled, {number that is traced: its value}). Raises InputError as `optimizers.spec`."""
         names = ("momentum", "weight_decay", "clip", "decay")
@@ -188,6 +174,20 @@ class NamedRecipeFlags:
         ('all', 'kernels')
         """
         return dataclasses.replace(self, decay=self.optimizer_spec()[0].decay)
+
+
+@dataclass(frozen=True)
+class NamedRecipeFlags:
+    """A recipe of the field by its name, for flags of a fit that are not given. `Settings` hold the flags alone."""
+
+    THEME: ClassVar[str] = Recipe.THEME
+    TWIN: ClassVar[str] = "source_"
+    recipe: str = flag(
+        "",
+        "values for flags of a fit that are not given: finetune (AdamW, cosine, label smoothing, crop and flip; see "
+        "experiments/flags/recipes); default no recipe",
+        role="local",
+    )
 
 
 @dataclass(frozen=True)
@@ -374,9 +374,9 @@ class Settings(
         described = {"model": self.model, "hidden": list(self.hidden), "activation": self.activation}
         return described | ({"code": code} if code else {})
 
-    def of_older_runs(self) -> dict[str, Any]:
-        """{flag: the value that runs from before the flag are of}: its neutral value, or this one's where it comes to
-        that."""
+    def of_older_runs(self) -> dict[str, str]:
+        """{flag: the value that runs from before the flag are of, as flagfiles have it}: its neutral value, or this
+        one's where it comes to that."""
         values = dict(NEUTRAL)
         for prefix, recipe in (("", self.recipe), (Recipe.TWIN, self.source_recipe)):
             try:
@@ -388,7 +388,7 @@ class Settings(
                 for name, value in effect.items()
                 if prefix + name in NEUTRAL and NEUTRAL[prefix + name] == value
             }
-        return values
+        return {name: _written(value) for name, value in values.items()}
 
     def beyond_neutral(self) -> dict[str, Any]:
         """{flag: value} of those with a neutral value that have another one: what enters a fit's key of them."""
