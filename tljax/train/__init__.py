@@ -6,8 +6,8 @@ frozen below.
 """
 
 from tljax.train.features import FeatureCache
-from tljax.train.loop import Execution, State, abstract, fit
-from tljax.train.step import Fit, Log, Spec, forward, group_key, specialize
+from tljax.train.loop import Execution, State, abstract, fit, select
+from tljax.train.step import Fit, Log, Spec, forward, group_key, specialize, with_average
 from tljax.train.vectorize import Data, capacity, load
 
 __all__ = [
@@ -24,5 +24,7 @@ __all__ = [
     "forward",
     "group_key",
     "load",
+    "select",
     "specialize",
+    "with_average",
 ]
