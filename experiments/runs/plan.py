@@ -40,7 +40,7 @@ from tljax.data.files import NO_PIXELS
 from tljax.initialization import Initialization, Look, Start
 from tljax.models import randomness
 from tljax.study.results import Result
-from tljax.types import Context, InputError, Method, Model, Params, Task
+from tljax.types import Context, InputError, Method, Model, Objective, Params, Task
 
 # ---- A strategy, as the settings name it
 
@@ -329,6 +329,18 @@ def first_starts(experiment: Experiment) -> Iterator[tuple[NamedStrategy, Start]
 # ---- What a recipe comes to
 
 
+def objective_of(task: Task, recipe: Recipe) -> Objective:
+    """What a recipe minimises and measures of a task; raises InputError for what does not fit its targets."""
+    return objective.of(task, recipe.loss, recipe.metric, recipe.primary)
+
+
+def recipe_values(recipe: Recipe, task: Task) -> dict[str, Any]:
+    """{flag: value} of a recipe as keys have it: without what is neutral, and with what 'auto' stands for on a task."""
+    text = augment.resolved(recipe.augment, task.train.spec)
+    in_effect = dataclasses.replace(recipe.in_effect(), augment=text)
+    return {**_beyond_neutral(in_effect), "loss": objective.resolved(recipe.loss, task.kind)}
+
+
 def check_recipe(recipe: Recipe, budget: str, task: Task, start: Start, prefix: str = "") -> None:
     """Raise InputError for what of a recipe cannot be trained, before anything is trained or written.
 
@@ -336,8 +348,16 @@ def check_recipe(recipe: Recipe, budget: str, task: Task, start: Start, prefix: 
     """
     spec, numbers = _flagged(prefix, "optimizer", recipe.optimizer_spec)
     _flagged(prefix, "decay", lambda: optimizers.require_decay(spec.decay, start.params))
-    loss = _flagged(prefix, "loss", lambda: objective.loss(recipe.loss))
-    _flagged(prefix, "label_smoothing", lambda: objective.check_smoothing(recipe.loss, recipe.label_smoothing))
+    loss_name = objective.resolved(recipe.loss, task.kind)
+    loss = _flagged(prefix, "loss", lambda: objective.loss(loss_name, task.kind))
+    _flagged(prefix, "metric", lambda: objective_of(task, recipe))
+    smoothing = (loss_name, recipe.label_smoothing, task.kind)
+    _flagged(prefix, "label_smoothing", lambda: objective.check_smoothing(*smoothing))
+    if recipe.class_weights != "none" and task.kind != "classes":
+        raise InputError(
+            f"--{prefix}class_weights={recipe.class_weights}: the targets of '{task.name}' are {task.kind}, "
+            f"not classes: leave it out{'' if prefix else ', for the source with --source_class_weights=none'}"
+        )
     terms, weights = _flagged(prefix, "penalty", lambda: penalties.read(recipe.penalty))
     fresh = dict(paths.items(start.fresh)) if start.fresh is not None else {}
     for term, numbers_of_term in zip(terms, weights, strict=True):
@@ -352,9 +372,8 @@ def check_recipe(recipe: Recipe, budget: str, task: Task, start: Start, prefix: 
     total = _flagged(prefix, "batch_size", lambda: count_steps(recipe, len(subset)))
     phases_at_steps(start.phases, total)
     _flagged(prefix, "schedule", lambda: learning_rates(recipe, total))
-    logits = jax.ShapeDtypeStruct((2, task.outputs), jnp.float32)
-    labels = jax.ShapeDtypeStruct((2,), jnp.int32)
-    values = _flagged(prefix, "loss", lambda: jax.eval_shape(loss, logits, labels))
+    outputs, targets = objective.example(task.kind, task.outputs, 2)
+    values = _flagged(prefix, "loss", lambda: jax.eval_shape(loss, outputs, targets))
     if getattr(values, "shape", None) != (2,):
         raise InputError(f"--{prefix}loss={recipe.loss} does not give a number an example: see --helpfull")
     _flagged(prefix, "optimizer", lambda: _try_optimizer(spec, numbers))
@@ -372,7 +391,9 @@ def _check_augment(recipe: Recipe, task: Task, loss: objective.Loss) -> None:
     targets = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), task.train.targets)
     augment.check(every, task.train.spec, targets)
     if mixing := [augmentation.text for augmentation in every if augmentation.mixes]:
-        objective.check_mixed(recipe.loss, loss, task.outputs, mixing[0])
+        objective.check_mixed(objective.resolved(recipe.loss, task.kind), loss, task.outputs, mixing[0])
+        if recipe.class_weights != "none":
+            raise InputError(f"{mixing[0]} mixes labels, and class weights are of whole ones: leave one of them out")
 
 
 def _flagged(prefix: str, flag: str, attempt: Callable[[], Any]) -> Any:
@@ -513,7 +534,7 @@ def _identified(experiment: Experiment, strategy: NamedStrategy, budget: str, se
         "fingerprint": target.fingerprint,
         "model": {"model": settings.model, "hidden": settings.hidden, "activation": settings.activation},
         "head": settings.head,
-        "recipe": _recipe_values(settings.recipe, target),
+        "recipe": recipe_values(settings.recipe, target),
         "streams": {name: value for name, value in streams(settings, seed)._asdict().items() if name != "source"},
         "code": [strategy.code, *code_digests(settings.recipe, settings.model)],
         "many": _company(settings),
@@ -545,7 +566,7 @@ def planned_sources(settings: Settings, task: Task) -> dict[int, Result]:
         decisive = {
             "fingerprint": task.fingerprint,
             "model": settings.architecture(),
-            "recipe": _recipe_values(settings.source_recipe, task),
+            "recipe": recipe_values(settings.source_recipe, task),
             "streams": source_streams(settings, seed)._asdict(),
             "fisher": settings.save_fisher,
             "code": code_digests(settings.source_recipe, settings.model),
@@ -593,12 +614,6 @@ def _beyond_neutral(group: Any) -> dict[str, Any]:
     return {name: value for name, (value, neutral) in values.items() if neutral is None or value != neutral}
 
 
-def _recipe_values(recipe: Recipe, task: Task) -> dict[str, Any]:
-    """{flag: value} of a recipe beyond neutral values, with what `auto` stands for on a task."""
-    text = augment.resolved(recipe.augment, task.train.spec)
-    return _beyond_neutral(dataclasses.replace(recipe.in_effect(), augment=text))
-
-
 def draws(settings: Settings, model: Model, shape: models.Shape) -> dict[str, Any]:
     """What decides the bits of a fit whose model draws (dropout, noise), and of no other; {} for one that does not.
 
@@ -621,8 +636,13 @@ def _company(settings: Settings) -> list[Any]:
 def code_digests(recipe: Recipe, model: str) -> list[str]:
     """Digests of what the flags name outside tljax: an edit of such a file makes another fit."""
     plugs = ((model, "tljax.models", "model"), (recipe.loss, "optax", "loss"), (recipe.optimizer, "optax", "optimizer"))
-    digests = [plugins.outside_digest(*plug) for plug in plugs]
-    return [*digests, *penalties.digests(recipe.penalty), *augment.digests(recipe.augment)]
+    measures = [text for text in (*recipe.metric, recipe.primary) if text]
+    return [
+        *(plugins.outside_digest(*plug) for plug in plugs),
+        *penalties.digests(recipe.penalty),
+        *augment.digests(recipe.augment),
+        *(plugins.outside_digest(text, "tljax.metrics", "metric") for text in measures),
+    ]
 
 
 def group_name(keys: Iterable[str]) -> str:
