@@ -21,12 +21,13 @@ from experiments.runs.plan import Experiment, PlannedFit
 from experiments.runs.resume import Progress, Record
 from experiments.runs.settings import Recipe, Settings
 from experiments.runs.sources import Source, Trained, from_state, shape_to_json
-from tljax import checkpoint, evaluate, masks, models, objective, penalties, seeds, train
+from tljax import batch_stats, checkpoint, evaluate, masks, models, objective, penalties, seeds, train
 from tljax.data import draw
 from tljax.initialization import Look, Start
 from tljax.study.results import Result
+from tljax.study.units import to_record
 from tljax.train import gradients, vectorize
-from tljax.types import Mask, Model, Params, Task
+from tljax.types import Mask, Metric, Model, ModelState, Objective, Params, Task
 
 # ---- An experiment
 
@@ -165,10 +166,12 @@ def train_sources(settings: Settings, task: Task, folder: Path, execution: train
 
 
 def _prepare_source(settings: Settings, on_device: "DeviceData", seed: int, result: Result) -> "PreparedFit":
-    streams, model = plan.source_streams(settings, seed), settings.build_model(on_device.task.outputs)
-    params = models.init(model, jax.random.key(streams.head), on_device.train.inputs.shape[2:])
+    task = on_device.task
+    streams, model = plan.source_streams(settings, seed), settings.build_model(task.outputs)
+    drawn = models.init(model, jax.random.key(streams.head), plan.example_shape(task))
+    params, model_state = batch_stats.split(drawn)
     mask = masks.by_path(params, lambda path: True)
-    start = Start(params, ((0.0, mask),), fresh=mask)
+    start = Start(params, ((0.0, mask),), fresh=mask, model_state=model_state)
     return build(on_device, model, start, streams, "all", result)
 
 
@@ -180,10 +183,12 @@ class DeviceData(NamedTuple):
 
     task: Task
     recipe: Recipe
+    objective: Objective
+    """What the recipe minimises and measures."""
     train: train.Data
     """The training examples."""
     test: train.Data
-    """The test images, as `evaluate.padded` gives them."""
+    """The test inputs, as `evaluate.padded` gives them."""
     tests: int
     """How many they are."""
     execution: train.Execution
@@ -192,7 +197,13 @@ class DeviceData(NamedTuple):
 def load(task: Task, recipe: Recipe, execution: train.Execution) -> DeviceData:
     """Put a task on the device, once for all its fits."""
     examples = train.load(task.train.arrays, task.train.targets)
-    return DeviceData(task, recipe, examples, evaluate.padded(task.test.arrays), len(task.test.targets), execution)
+    test, goal = evaluate.padded(task.test.arrays), plan.objective_of(task, recipe)
+    return DeviceData(task, recipe, goal, examples, test, len(task.test.targets), execution)
+
+
+def with_recipe(on_device: DeviceData, recipe: Recipe) -> DeviceData:
+    """The same task under another recipe."""
+    return on_device._replace(recipe=recipe, objective=plan.objective_of(on_device.task, recipe))
 
 
 class PreparedFit(NamedTuple):
@@ -220,9 +231,11 @@ def build(
     subset, validation = split(on_device, streams, budget)
     optimizer, numbers = recipe.optimizer_spec()
     terms, weights = penalties.read(recipe.penalty)
-    smooth = recipe.label_smoothing > 0
-    loss = objective.loss(recipe.loss)
-    spec = train.Spec(model, loss, optimizer, terms, smooth, start.merge, keeps_dropout=keeps_dropout)
+    smooth, balanced = recipe.label_smoothing > 0, recipe.class_weights == "balanced"
+    loss = on_device.objective.loss
+    spec = train.Spec(
+        model, loss, optimizer, terms, smooth, start.merge, keeps_dropout=keeps_dropout, weighs_classes=balanced
+    )
 
     def order(first: int, last: int) -> np.ndarray:
         by_epochs = recipe.steps is None
@@ -239,9 +252,19 @@ def build(
         jax.random.key(streams.order),
         start.fresh,
         start.fisher,
+        model_state=start.model_state,
+        class_weights=_class_weights(on_device, subset),
     )
     begins = [step for step, _ in trial.phases]
     return PreparedFit(replace(result, steps=total, phase_steps=begins), spec, trial, validation)
+
+
+def _class_weights(on_device: DeviceData, subset: np.ndarray) -> np.ndarray | None:
+    """The weights of the classes among the training examples `subset` (int32 [n]), where the recipe balances them."""
+    if on_device.recipe.class_weights == "none":
+        return None
+    classes = np.asarray(on_device.task.train.targets)[subset]
+    return objective.class_weights(classes, on_device.objective.num_outputs)
 
 
 def split(on_device: DeviceData, streams: seeds.Seeds, budget: str) -> tuple[np.ndarray, np.ndarray]:
@@ -254,9 +277,11 @@ def look_at(on_device: DeviceData, model: Model, streams: seeds.Seeds, budget: s
     """What a data-driven strategy may look at: gradients on the training split, never on validation or test data."""
     subset, _ = split(on_device, streams, budget)
 
-    def look(merge: Any) -> tuple[Any, Any]:
-        examples = (model, objective.loss(on_device.recipe.loss), on_device.train, subset, merge)
-        return gradients.mean_gradient(*examples), gradients.mean_squared_gradient(*examples)
+    def look(merge: Any, state: Any) -> tuple[Any, Any]:
+        examples = (model, on_device.objective.loss, on_device.train, subset, merge)
+        weights = _class_weights(on_device, subset)
+        gradient = gradients.mean_gradient(*examples, weights, state=state)
+        return gradient, gradients.mean_squared_gradient(*examples, state=state)
 
     return look
 
@@ -271,7 +296,7 @@ class Point(NamedTuple):
     log: train.Log
     """What happened in the segment, float32 [fits, steps] each."""
     logits: np.ndarray | None
-    """Of the test images, float32 [fits, images, classes], where the curves have a point."""
+    """Outputs of the head for the test inputs, float32 [fits, examples, ...], where the curves have a point."""
 
 
 def drive(
@@ -325,6 +350,8 @@ class Outcome(NamedTuple):
 
     params: Params
     """The last; of a fit that diverged, the last that were finite."""
+    model_state: ModelState
+    """The model's state that goes with them."""
     masks: tuple[Mask, ...]
     """One a phase."""
     record: Record
@@ -358,7 +385,7 @@ def train_groups(
             pairs = zip(group, outcomes, strict=True)
             fishers = [_fisher(on_device, fit, outcome) for fit, outcome in pairs] if fisher else []
             if process.first():
-                _leave(folder, group, outcomes, on_device.task, {**about, "fisher": fisher}, fishers)
+                _leave(folder, group, outcomes, on_device, {**about, "fisher": fisher}, fishers)
                 shutil.rmtree(place, ignore_errors=True)
                 with contextlib.suppress(OSError):  # others are half trained still
                     place.parent.rmdir()
@@ -435,19 +462,19 @@ def advanced(
             before = _before(progress, i, group[i].trial) if record.finite is None else record.finite
             record = record._replace(diverged=step, finite=before if step is not None or logits is None else None)
         if logits is not None:
-            params = jax.tree.map(lambda leaf, row=row: leaf[row], on_host.params)
-            record = _at_point(on_device, group[i], record, state.step, since, logits[row], params)
+            variables = jax.tree.map(lambda leaf, row=row: leaf[row], on_host.variables)
+            record = _at_point(on_device, group[i], record, state.step, since, logits[row], variables)
         records[i] = record
     return Progress(resume.joined(progress.parts, on_host), tuple(records))
 
 
 def _before(progress: Progress, i: int, trial: train.Fit) -> Params:
-    """The parameters of fit `i` of a group when it was last seen, or where it starts."""
+    """The variables of fit `i` of a group when it was last seen, or where it starts."""
     for part in progress.parts:
         if i in part.fits:
             row = part.fits.index(i)
-            return jax.tree.map(lambda leaf, row=row: leaf[row], part.params)
-    return jax.tree.map(np.asarray, trial.params)
+            return jax.tree.map(lambda leaf, row=row: leaf[row], part.variables)
+    return jax.tree.map(np.asarray, batch_stats.join(trial.params, trial.model_state))
 
 
 def _at_point(
@@ -457,64 +484,74 @@ def _at_point(
     step: int,
     since: train.Log,
     logits: np.ndarray,
-    params: Params,
+    variables: Params,
 ) -> Record:
     """A record with one more point of its curve, and perhaps a new best."""
-    validated = _validate(on_device, fit.spec, params, fit.validation)
-    point = _curve_point(step, since, fit.spec, validated or evaluate.metrics(logits, on_device.task.test.targets))
-    best = record.best
-    if validated and validated["accuracy"] is not None and (best is None or validated["accuracy"] > best[1]):
-        best = (step, validated["accuracy"], params)
+    validated = _validate(on_device, fit.spec, variables, fit.validation)
+    measured = validated or evaluate.measure(on_device.objective, logits, np.asarray(on_device.task.test.targets))
+    primary, best = on_device.objective.metrics[0], record.best
+    point = _curve_point(step, since, fit.spec, primary, measured["score"])
+    if (
+        validated
+        and validated["score"] is not None
+        and (best is None or is_better(primary, validated["score"], best[1]))
+    ):
+        best = (step, validated["score"], variables)
     return record._replace(curve=[*record.curve, point], since=None, best=best)
+
+
+def is_better(metric: Metric, score: float, other: float) -> bool:
+    """Whether one score of a metric is better than another."""
+    return score > other if metric.larger_is_better else score < other
 
 
 def _outcome(on_device: DeviceData, fit: PreparedFit, progress: Progress, i: int, logits: np.ndarray) -> Outcome:
     """What fit `i` of a group that has ended gives, with its logits of the test images."""
     [part] = [part for part in progress.parts if i in part.fits]
     row, record = part.fits.index(i), progress.records[i]
-    params = jax.tree.map(lambda leaf: leaf[row], part.params)
+    variables = jax.tree.map(lambda leaf: leaf[row], part.variables)
     if record.diverged is not None:
-        params, logits = record.finite, np.full_like(logits, np.nan)
+        variables, logits = record.finite, np.full_like(logits, np.nan)
     return Outcome(
-        params,
+        *batch_stats.split(variables),
         part.masks[row],
         record,
         logits,
-        evaluate.metrics(logits, on_device.task.test.targets),
-        _validate(on_device, fit.spec, params, fit.validation) if record.diverged is None else None,
+        evaluate.measure(on_device.objective, logits, np.asarray(on_device.task.test.targets)),
+        _validate(on_device, fit.spec, variables, fit.validation) if record.diverged is None else None,
     )
 
 
-def _curve_point(step: int, log: train.Log, spec: train.Spec, measured: Mapping[str, Any]) -> dict[str, float]:
-    """A point of the curves: means over the segment, and the accuracy at its end."""
-    accuracy = measured["accuracy"]
+def _curve_point(step: int, log: train.Log, spec: train.Spec, primary: Metric, score: float | None) -> dict[str, float]:
+    """A point of the curves: means over the segment, and the primary metric at its end, "accuracy" or else "score"."""
     return {
         "step": step,
         "train_loss": float(log.loss.mean()),
         "train_penalty": float(log.penalty.mean()),
         "gradient_norm": float(log.gradient_norm.mean()),
-        "accuracy": float("nan") if accuracy is None else accuracy,
+        "accuracy" if primary.name == "accuracy" else "score": float("nan") if score is None else score,
         **{f"train_penalty_{i}_{term.name}": float(log.terms[i].mean()) for i, term in enumerate(spec.penalties)},
     }
 
 
 def _validate(
-    on_device: DeviceData, spec: train.Spec, params: Params, validation: np.ndarray
+    on_device: DeviceData, spec: train.Spec, variables: Params, validation: np.ndarray
 ) -> Mapping[str, Any] | None:
     """Metrics of one fit on the examples held out of its training; None where there are none."""
     if not len(validation):
         return None
-    images = evaluate.padded(np.asarray(on_device.task.train.arrays)[validation])
-    stacked = jax.tree.map(lambda leaf: leaf[None], params)
-    logits = evaluate.logits(train.forward(spec.model, spec.merge), stacked, images, len(validation))[0]
-    return evaluate.metrics(logits, np.asarray(on_device.task.train.targets)[validation])
+    inputs = evaluate.padded(on_device.task.train.inputs(validation))
+    stacked = jax.tree.map(lambda leaf: leaf[None], variables)
+    logits = evaluate.logits(train.forward(spec.model, spec.merge), stacked, inputs, len(validation))[0]
+    return evaluate.measure(on_device.objective, logits, np.asarray(on_device.task.train.targets)[validation])
 
 
 def _fisher(on_device: DeviceData, fit: PreparedFit, outcome: Outcome) -> Params:
     """The Fisher information of a fit on its training examples."""
     rows = np.unique(fit.trial.order(0, len(fit.trial.rates)))
     spec = fit.spec
-    information = gradients.mean_squared_gradient(spec.model, spec.loss, on_device.train, rows[rows >= 0], spec.merge)
+    examples = (on_device.train, rows[rows >= 0], spec.merge)
+    information = gradients.mean_squared_gradient(spec.model, spec.loss, *examples, state=outcome.model_state)
     return information(outcome.params)
 
 
@@ -525,7 +562,7 @@ def _leave(
     folder: Path,
     group: Sequence[PreparedFit],
     outcomes: Sequence[Outcome],
-    task: Task,
+    on_device: DeviceData,
     about: Mapping[str, Any],
     fishers: Sequence[Params],
 ) -> None:
@@ -534,7 +571,8 @@ def _leave(
     A checkpoint a strategy, with the Fisher information of each fit if there are `fishers`, and the ordinary parameters
     of each if the strategy merges what it added; `about` is what the checkpoints say of themselves.
     """
-    results = [_measured(fit, outcome) for fit, outcome in zip(group, outcomes, strict=True)]
+    goal, task = on_device.objective, on_device.task
+    results = [_measured(goal, fit, outcome) for fit, outcome in zip(group, outcomes, strict=True)]
     for rows in _by_strategy(results):
         name_of_group = plan.group_name(results[row].key for row in rows)
         place = folder / "checkpoints" / f"{plan.file_name(results[rows[0]].strategy)}-{name_of_group}"
@@ -542,20 +580,24 @@ def _leave(
         trees: dict[str, Params] = {}
         for row in rows:
             name, best, merge = results[row].name, outcomes[row].record.best, group[row].spec.merge
-            trees |= {name: outcomes[row].params}
+            params, model_state = outcomes[row].params, outcomes[row].model_state
+            trees |= {name: batch_stats.join(params, model_state)}
             trees |= {f"{name}.best": best[2]} if best else {}
             trees |= {f"{name}.fisher": fishers[row]} if fishers else {}
-            trees |= {f"{name}.merged": merge(outcomes[row].params)} if merge else {}
+            trees |= {f"{name}.merged": batch_stats.join(merge(params), model_state)} if merge else {}
             results[row] = replace(results[row], checkpoint=f"checkpoints/{place.name}")
         in_checkpoint = {
-            result.name: {"seed": result.seed, "accuracy": result.test_accuracy, "steps": result.steps}
+            result.name: {
+                **{"seed": result.seed, "accuracy": result.test_accuracy, "steps": result.steps},
+                **({} if result.metric is None else {"score": result.test_score, "metric": result.metric}),
+            }
             for result in (results[row] for row in rows)
         }
         checkpoint.save(place, trees, {**about, "fits": in_checkpoint})
     for row, outcome in enumerate(outcomes):
         name = results[row].name
         test = (np.asarray(task.test.targets), task.test.groups)
-        predictions, sha256 = metrics.write_predictions(folder, name, outcome.logits, *test)
+        predictions, sha256 = metrics.write_predictions(folder, name, goal, outcome.logits, *test)
         metrics.write_curves(folder, name, outcome.record.curve)
         for number, mask in enumerate(outcome.masks):
             masks.save(mask, directory.make_folder(folder / "masks") / f"{name}-phase{number}")
@@ -566,9 +608,16 @@ def _leave(
     directory.add(folder, results)
 
 
-def _measured(fit: PreparedFit, outcome: Outcome) -> Result:
+def _measured(goal: Objective, fit: PreparedFit, outcome: Outcome) -> Result:
     """A fit with what training it gave, but for the places of its files."""
     record, test, validation = outcome.record, outcome.test, outcome.validation
+    metric, best = to_record(goal.metrics[0]), record.best
+    scores = {
+        "metric": metric,
+        "test_score": test["score"],
+        "validation_score": validation["score"] if validation else None,
+        "best_validation_score": best[1] if best else None,
+    }
     diverged = record.diverged is not None
     last = {name: value if np.isfinite(value) else None for name, value in record.curve[-1].items()}
     terms = {name: value for name, value in last.items() if name.startswith("train_penalty_")}
@@ -586,12 +635,14 @@ def _measured(fit: PreparedFit, outcome: Outcome) -> Result:
         train_loss=last["train_loss"],
         train_penalty=last["train_penalty"],
         penalties={name.removeprefix("train_penalty_"): value for name, value in terms.items()},
-        best_step=record.best[0] if record.best else None,
-        best_validation_accuracy=record.best[1] if record.best else None,
+        best_step=best[0] if best else None,
+        best_validation_accuracy=best[1] if best and metric is None else None,
         train_total=None if diverged else record.curve[-1]["train_loss"] + record.curve[-1]["train_penalty"],
         diverged=diverged,
         diverged_step=record.diverged,
         seconds=round(record.seconds, 3),
+        metrics=test["metrics"],
+        **(scores if metric is not None else {}),
     )
 
 
