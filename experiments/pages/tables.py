@@ -87,8 +87,8 @@ FROM_SCRATCH = "Difference from scratch (points)"
 def results(groups: Sequence[Summary], where: str) -> Table:
     """The results for a page, a row for each strategy; `where` names their target and budget."""
     columns = ["Strategy", "Test accuracy (%)", FROM_SCRATCH, "Test loss (nats)", "Calibration error"]
-    columns += ["Trained parameters", "Steps", "Time (s)"]
-    names = ("accuracy", "gain", "loss", "calibration", "trained", "steps", "seconds")
+    columns += ["Trained parameters", "Steps", "Time (s)", "Peak memory (MB)"]
+    names = ("accuracy", "gain", "loss", "calibration", "trained", "steps", "seconds", "peak")
     return _of_groups(f"Results, {where}" if where else "Results", groups, columns, names)
 
 
@@ -124,8 +124,10 @@ def sources(groups: Sequence[Summary]) -> Table:
         "Parameters",
         "Steps",
         "Time (s)",
+        "Peak memory (MB)",
     ]
-    return _of_groups("Sources", named, columns, ("accuracy", "loss", "calibration", "total", "steps", "seconds"))
+    names = ("accuracy", "loss", "calibration", "total", "steps", "seconds", "peak")
+    return _of_groups("Sources", named, columns, names)
 
 
 def source_fits(name: str, folder: Path, fits: Mapping[int, Result]) -> Table:
@@ -162,6 +164,7 @@ def _cells(group: Summary) -> dict[str, Cell]:
         "total": Cell(count(total)),
         "steps": Cell(count(group.steps)),
         "seconds": Cell(NOTHING if group.seconds is None else f"{group.seconds:,.1f}"),
+        "peak": Cell(NOTHING if group.peak_bytes is None else f"{group.peak_bytes / 1e6:,.1f}"),
     }
 
 

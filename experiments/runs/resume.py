@@ -35,6 +35,8 @@ class Record(NamedTuple):
     """The parameters at the last point of the curve, of a fit that diverged after it, or was stopped between points."""
     best: tuple[int, float, Params] | None
     """Where there is a validation split: the step of the best accuracy on it, that accuracy, and the parameters."""
+    peak_bytes: int | None = None
+    """The most memory that its training program took on a device so far."""
 
 
 class Progress(NamedTuple):
@@ -117,7 +119,7 @@ def _save(place: Path, keys: Sequence[str], progress: Progress) -> None:
     about = {
         "keys": list(keys),
         "parts": [_numbers(state) for state in progress.parts],
-        "records": [(r.curve, r.seconds, r.diverged, r.best and r.best[:2]) for r in progress.records],
+        "records": [(r.curve, r.seconds, r.diverged, r.best and r.best[:2], r.peak_bytes) for r in progress.records],
     }
     place.mkdir(parents=True, exist_ok=True)
     number = 1 + max((int(folder.name[:8]) for folder in place.iterdir() if folder.name[:8].isdecimal()), default=0)
@@ -206,13 +208,14 @@ def _restored(
         trained, diverged = tuple(part["trials"]), tuple(part["diverged"])
         parts.append(train.State(part["step"], params, optimizer, trained, masks, diverged))
     records = []
-    for number, (curve, seconds, diverged, best) in enumerate(about["records"]):
+    for number, (curve, seconds, diverged, best, *more) in enumerate(about["records"]):
         since, finite, best_params = (arrays.get(f"fit{number}.{name}") for name in ("since", "finite", "best"))
         params = jax.tree.map(np.asarray, trials[number].params)
         best = (*best, checkpoint.unflatten(best_params or {}, params)) if best else None
         last = checkpoint.unflatten(finite, params) if finite else None
         log = _log(since, len(program.penalties)) if since else None
-        records.append(Record(curve, seconds, log, diverged, last, best))
+        peak_bytes = more[0] if more else None  # an older tljax did not save it
+        records.append(Record(curve, seconds, log, diverged, last, best, peak_bytes))
     return Progress(tuple(parts), tuple(records))
 
 

@@ -58,6 +58,8 @@ class Summary:
     steps: float | None
     """A mean, as are the seconds."""
     seconds: float | None
+    peak_bytes: int | None
+    """The largest of its fits: the memory of a training program on a device."""
 
 
 def summary(results: Sequence[Result]) -> list[Summary]:
@@ -235,6 +237,7 @@ def _aggregate(members: Sequence[Result], scratch: Sequence[Result]) -> Summary:
         leaves=first.leaves,
         steps=mean(result.steps for result in counted),
         seconds=mean(result.seconds for result in counted),
+        peak_bytes=max((result.peak_bytes for result in members if result.peak_bytes is not None), default=None),
     )
 
 

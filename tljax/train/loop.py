@@ -12,7 +12,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tljax import masks, optimizer, optimizers, switches
-from tljax.train import features, vectorize
+from tljax.train import cost, features, vectorize
+from tljax.train.cost import Cost
 from tljax.train.features import FeatureCache
 from tljax.train.step import Fit, Log, Spec, batch_size, group_key, specialize, trained_leaves
 from tljax.train.vectorize import Data, Mode, agreed, begin, capacity, host, place, stack, stack_hyper
@@ -37,6 +38,8 @@ class Execution:
     """Where the features of frozen prefixes are kept; None computes them anew in every step."""
     on_message: Callable[[str], None] = lambda line: None
     """Called with a line for each decision."""
+    on_compiled: Callable[[tuple[int, ...], Cost], None] = lambda fits, cost: None
+    """Called with what the executable of a phase costs on each device, and which of the group's fits it trains."""
     should_stop: Callable[[], bool] = lambda: False
     """Asked every few seconds whether to end before the last step."""
 
@@ -185,6 +188,23 @@ def abstract(spec: Spec, fits: Sequence[Fit], histories: Sequence[Sequence[Mask]
     return jax.eval_shape(state, stack([fit.params for fit in fits]))
 
 
+def cost_of(spec: Spec, fit: Fit, data: Data, history: Sequence[Mask], cache: FeatureCache | None = None) -> Cost:
+    """What the phase of the last mask of `history` costs one fit by itself, on one device. Nothing is trained.
+
+    The leaves of `data` may be shapes and dtypes.
+    """
+    step = fit.phases[len(history) - 1][0]
+    specialized = specialize(spec, fit, history)
+    short, inputs = features.shapes(specialized, fit, data, _passes([fit], [len(fit.rates)], step), cache)
+    params, opt_state = abstract(spec, [fit], [history])
+    trained, frozen = masks.split(params, trained_leaves(specialized))
+    rows, batch = capacity(batch_size(fit)), batch_size(fit)
+    order = jax.ShapeDtypeStruct((1, rows, batch), jnp.int32)
+    rates = jax.ShapeDtypeStruct((1, rows), jnp.float32)
+    arrays = (trained, opt_state, frozen, stack_hyper(specialized, [fit], [history]), inputs.inputs, data.targets)
+    return cost.of(vectorize.executable(short, None, 1, "map", *arrays, order, rates, (0, 0, 1)))
+
+
 LONGEST = 3.0
 """Seconds that a call of the compiled function is meant to take at most: between two of them a fit can be stopped."""
 FIRST_CALL = 16
@@ -212,10 +232,16 @@ def _phase(
     targets = place(mesh, data.targets, by_fit=False)
     hyper = place(mesh, stack_hyper(specialized, members, state.masks))
 
+    costs: list[Cost] = []
+
     def call(trained: Params, opt_state: OptState, frozen: Params, start: int, stop: int) -> Any:
         order, rates = vectorize.order_and_rates(members, width, mesh, start, stop)
         arrays = (trained, opt_state, frozen, hyper, inputs.inputs, targets, order, rates)
-        return vectorize.run(short, mesh, width, mode, *arrays, (start, 0, stop - start))
+        steps = (start, 0, stop - start)
+        if not costs:
+            costs.append(cost.of(vectorize.executable(short, mesh, width, mode, *arrays, steps)))
+            execution.on_compiled(state.fits, costs[0])
+        return vectorize.run(short, mesh, width, mode, *arrays, steps)
 
     def train(end: int, state: State, most: int) -> tuple[State, Log, int]:
         return _advance(short, mesh, batch_size(members[0]), call, end, state, most, execution.should_stop)
