@@ -75,7 +75,7 @@ def test_a_peak_has_the_examples_in_it_and_the_moments_once():
     adam, fit_of_adam = a_fit(optimizer="adam")
     of_adam = train.cost_of(adam, fit_of_adam, data(), [fit.phases[0][1]])
     numbers = sum(leaf.size for leaf in jax.tree.leaves(fit.params))
-    assert 2 * 4 * numbers <= of_adam.peak_bytes - of_sgd.peak_bytes <= 5 * 4 * numbers
+    assert 2 * 4 * numbers <= of_adam.peak_bytes - of_sgd.peak_bytes < 3.5 * 4 * numbers  # not twice, in and out
     products = 2 * BATCH * (2 * 5 * 16 + 3 * 16 * 4)
     assert products <= of_sgd.flops <= 2 * products
 

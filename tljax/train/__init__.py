@@ -7,8 +7,8 @@ frozen below, `cost` asks what was compiled for FLOPs and memory.
 
 from tljax.train.cost import Cost
 from tljax.train.features import FeatureCache
-from tljax.train.loop import Execution, State, abstract, cost_of, fit
-from tljax.train.step import Fit, Log, Spec, forward, group_key, specialize
+from tljax.train.loop import Execution, State, abstract, cost_of, fit, select
+from tljax.train.step import Fit, Log, Spec, forward, group_key, specialize, with_average
 from tljax.train.vectorize import Data, capacity, load
 
 __all__ = [
@@ -27,5 +27,7 @@ __all__ = [
     "forward",
     "group_key",
     "load",
+    "select",
     "specialize",
+    "with_average",
 ]

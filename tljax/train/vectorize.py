@@ -98,7 +98,9 @@ def _whole(array: np.ndarray | jax.Array) -> np.ndarray:
 #   unrolled four times       1.04           0.94
 # All within the noise: one-hot labels take smoothing and every loss of optax, an order as an argument serves every
 # label budget, and a loop whose bounds are traced serves every length.
-@functools.partial(jax.jit, static_argnames=("spec", "mesh", "width", "mode"), donate_argnames=("trained", "opt_state"))
+@functools.partial(
+    jax.jit, static_argnames=("spec", "mesh", "width", "mode"), donate_argnames=("trained", "opt_state", "average")
+)
 def segment(
     spec: Spec,
     mesh: Mesh | None,
@@ -113,8 +115,9 @@ def segment(
     order: jax.Array,
     rates: jax.Array,
     steps: tuple[int, int, int],
-) -> tuple[Params, OptState, Log]:
-    """The one compiled training function: (trained leaves, optimizer state, log [fits, rows]) after some steps.
+    average: Params | None = None,
+) -> tuple[Params, OptState, Params | None, Log]:
+    """The one compiled training function: (trained leaves, optimizer state, average, log [fits, rows]) after steps.
 
     `steps` is (first, begin, end): rows `begin` to `end` of `order` int32 [fits / width, rows, batch] are the steps
     from `first + begin` on; so many neighbours as `width` share an order. `rates` is [fits, rows]; the leaves of
@@ -122,13 +125,13 @@ def segment(
     """
     one_view = views_of(inputs) == 1
     run = functools.partial(_on_device, spec, mesh, width, mode, one_view)
-    by_fit = (trained, opt_state, frozen, hyper, rates)
+    by_fit = (trained, opt_state, average, frozen, hyper, rates)
     if one_view:
         return over(mesh, run, (by_fit, order), (inputs, targets, steps))
     return over(mesh, run, (by_fit, order, inputs), (targets, steps))
 
 
-def run(spec: Spec, mesh: Mesh | None, width: int, mode: Mode, *arguments: Any) -> tuple[Params, OptState, Log]:
+def run(spec: Spec, mesh: Mesh | None, width: int, mode: Mode, *arguments: Any) -> Any:
     """The compiled segment in either mode: `segment`, or what takes and gives the same under `jax.pmap`."""
     compiled: Any = _segment_by_pmap if mode == "pmap" else segment
     return compiled(spec, mesh, width, mode, *arguments)
@@ -160,28 +163,30 @@ def _on_device(
         """The fits of one order int32 [rows, batch], which read one view."""
         of_fits, rows, view = item
 
-        def one_step(trained: Any, opt_state: Any, frozen: Any, hyper: Any, rate: Any, row: jax.Array) -> Any:
+        def one_step(
+            trained: Any, opt_state: Any, average: Any, frozen: Any, hyper: Any, rate: Any, row: jax.Array
+        ) -> Any:
             chosen = divide(mesh, rows[row]) if axis is None else rows[row]
             at = jnp.maximum(chosen, 0)
             x = jax.tree.map(lambda leaf: leaf[0][at] if one_view else leaf[view, at], inputs)
             of_rows = jax.tree.map(lambda leaf: leaf[at], targets)
             batch = Batch(x, of_rows, (chosen >= 0).astype(jnp.float32))
-            return step(spec, hyper, trained, frozen, opt_state, batch, rate, first + row, axis)
+            return step(spec, hyper, trained, frozen, opt_state, batch, rate, first + row, axis, average)
 
         def train(of_fit: Any, axes: tuple[int, ...] = ()) -> Any:
             """State and log of one fit after the steps, or of several along the last axis of everything."""
-            trained, opt_state, frozen, hyper, rates = of_fit
-            every = jax.vmap(one_step, in_axes=(-1, -1, -1, -1, -1, None), out_axes=-1) if axes else one_step
+            trained, opt_state, average, frozen, hyper, rates = of_fit
+            every: Any = jax.vmap(one_step, in_axes=(-1,) * 6 + (None,), out_axes=-1) if axes else one_step
 
             def body(row: jax.Array, carry: Any) -> Any:
-                trained, opt_state, log = carry
-                trained, opt_state, values = every(trained, opt_state, frozen, hyper, rates[row], row)
+                *state, log = carry
+                *state, values = every(*state, frozen, hyper, rates[row], row)
                 log = jax.tree.map(lambda curve, value: curve.at[row].set(value.astype(curve.dtype)), log, values)
-                return trained, opt_state, log
+                return *state, log
 
             curve = jnp.zeros((len(rows), *axes), jnp.float32)
             log = Log(curve, curve, (curve,) * len(spec.penalties), curve)
-            return jax.lax.fori_loop(begin, end, body, (trained, opt_state, log))
+            return jax.lax.fori_loop(begin, end, body, (trained, opt_state, average, log))
 
         if width == 1:
             return jax.tree.map(lambda leaf: leaf[None], train(jax.tree.map(lambda leaf: leaf[0], of_fits)))
@@ -204,13 +209,13 @@ def _side_by_side(train: Callable[..., Any], of_fits: Any) -> Any:
 # The second mode: jax.pmap.
 
 
-def _segment_by_pmap(spec: Spec, mesh: Mesh, width: int, mode: Mode, *arguments: Any) -> tuple[Params, OptState, Log]:
+def _segment_by_pmap(spec: Spec, mesh: Mesh, width: int, mode: Mode, *arguments: Any) -> Any:
     """`segment` under `jax.pmap`: the devices of the mesh share each batch of each fit."""
-    trained, opt_state, frozen, hyper, inputs, targets, order, rates, steps = arguments
+    trained, opt_state, frozen, hyper, inputs, targets, order, rates, steps, *average = arguments
     devices = tuple(mesh.devices.flat)
     parts = order.reshape(*order.shape[:2], len(devices), -1)
     rest = (frozen, hyper, inputs, targets, rates, steps)
-    return _pmapped(devices)(spec, mesh, width, mode, trained, opt_state, parts, rest)
+    return _pmapped(devices)(spec, mesh, width, mode, trained, opt_state, *(average or [None]), parts, rest)
 
 
 @functools.lru_cache
@@ -219,10 +224,10 @@ def _pmapped(devices: tuple[Any, ...]) -> Callable[..., Any]:
     return jax.pmap(
         _on_device_of_pmap,
         axis_name="data",
-        in_axes=(None, None, None, None, None, None, 2, None),
+        in_axes=(None, None, None, None, None, None, None, 2, None),
         out_axes=None,
         static_broadcasted_argnums=(0, 1, 2, 3),
-        donate_argnums=(4, 5),
+        donate_argnums=(4, 5, 6),
         devices=devices,
     )
 
@@ -234,12 +239,13 @@ def _on_device_of_pmap(
     mode: Mode,
     trained: Params,
     opt_state: OptState,
+    average: Params | None,
     order: jax.Array,
     rest: Any,
-) -> tuple[Params, OptState, Log]:
+) -> tuple[Params, OptState, Params | None, Log]:
     """On one device, with its part of each row of the order."""
     frozen, hyper, inputs, targets, rates, steps = rest
-    by_fit = (trained, opt_state, frozen, hyper, rates)
+    by_fit = (trained, opt_state, average, frozen, hyper, rates)
     return _on_device(spec, mesh, width, mode, views_of(inputs) == 1, by_fit, order, inputs, targets, steps)
 
 
