@@ -11,7 +11,7 @@ from experiments.runs import console, directory, fit, plan, sources
 from experiments.runs.plan import Experiment
 from experiments.runs.settings import Settings
 from tljax import checkpoint, evaluate, models, train
-from tljax.study.results import Result
+from tljax.study.results import Result, tree_of
 from tljax.study.summary import majority_share
 from tljax.types import InputError, Model, Params, Task
 
@@ -131,7 +131,7 @@ def _judge(experiment: Experiment, results: Sequence[Result], name: str, task: T
             else:
                 file = result.checkpoint
                 loaded = loaded if file in loaded else {file: checkpoint.load(folder / file)[0]}
-                params = merge(checkpoint.unflatten(loaded[file][result.name], start.params))
+                params = merge(checkpoint.unflatten(loaded[file][tree_of(result)], start.params))
             if of_source:
                 params = _head_back(model, params, trained[result.seed], plan.example_shape(task))
             stacked = jax.tree.map(lambda leaf: np.asarray(leaf)[None], params)

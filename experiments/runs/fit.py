@@ -24,7 +24,7 @@ from experiments.runs.sources import Source, Trained, from_state, shape_to_json
 from tljax import checkpoint, evaluate, masks, models, objective, penalties, seeds, train
 from tljax.data import draw
 from tljax.initialization import Look, Start
-from tljax.study.results import Result
+from tljax.study.results import Result, at_end
 from tljax.train import gradients, vectorize
 from tljax.types import Mask, Model, Params, Task
 
@@ -51,7 +51,7 @@ def complete(
 def within(experiment: Experiment, folder: Path, fingerprints: Mapping[str, str]) -> list[Result]:
     """Train what is missing in a run directory that this process holds; the results of all fits of the experiment.
 
-    `fingerprints` are those of all the data of the run directory.
+    `fingerprints` are those of all the data of the run directory. Results are those of the end that the settings name.
     """
     planned = plan.planned(experiment)
     finished = directory.finished(folder)
@@ -64,7 +64,7 @@ def within(experiment: Experiment, folder: Path, fingerprints: Mapping[str, str]
     finished = directory.finished(folder)
     if process.first():
         shutil.rmtree(folder / "progress", ignore_errors=True)  # of a group that ended as it was killed
-    return [finished[key] for key in planned]
+    return [at_end(finished[key], experiment.settings.verdict_of) for key in planned]
 
 
 def _missing(planned: Mapping[str, PlannedFit], finished: Set[str], together: bool) -> dict[str, PlannedFit]:
@@ -95,6 +95,7 @@ def _train_missing(experiment: Experiment, missing: Mapping[str, PlannedFit], fo
         accuracy = trained[planned.seed].accuracy if planned.seed in trained else None
         result = replace(planned.result, source_accuracy=accuracy)
         fit = build(on_device, model, start, streams, planned.budget, result, keeps_dropout)
+        fit = fit._replace(keeps_best=settings.verdict_of == "best")
         begins = fit.result.phase_steps
         if len(begins) > 1 and planned.seed == settings.seeds[0]:
             console.say(f"{planned.strategy.label}: phases begin at the steps {', '.join(map(str, begins))}")
@@ -111,7 +112,7 @@ def _train_missing(experiment: Experiment, missing: Mapping[str, PlannedFit], fo
 def _company(fit: "PreparedFit", label: str, many: str) -> Any:
     """What fits are trained together: those of a strategy, and of others whose one mask compiles to the same."""
     (_, mask), *later = fit.trial.phases
-    if later or masks.is_strategy(mask) or many == "vmap":
+    if later or fit.trial.rules or masks.is_strategy(mask) or many == "vmap":
         return label
     return train.group_key(fit.spec, fit.trial, (mask,))
 
@@ -204,6 +205,10 @@ class PreparedFit(NamedTuple):
     trial: train.Fit
     validation: np.ndarray
     """int32: the training examples that are held out."""
+    finish: Callable[[Params], Mapping[str, Params]] | None = None
+    """The parameters after training -> {name: parameters to evaluate and keep beside them}."""
+    keeps_best: bool = False
+    """Whether what the best point predicts is kept."""
 
 
 def build(
@@ -217,12 +222,15 @@ def build(
 ) -> PreparedFit:
     """One fit, from where it starts; the stages `keeps_dropout` keep their dropout while they are frozen."""
     recipe = on_device.recipe
+    plan.require_validation(recipe, start)
     subset, validation = split(on_device, streams, budget)
     optimizer, numbers = recipe.optimizer_spec()
     terms, weights = penalties.read(recipe.penalty)
     smooth = recipe.label_smoothing > 0
     loss = objective.loss(recipe.loss)
-    spec = train.Spec(model, loss, optimizer, terms, smooth, start.merge, keeps_dropout=keeps_dropout)
+    spec = train.Spec(
+        model, loss, optimizer, terms, smooth, start.merge, keeps_dropout=keeps_dropout, averages=recipe.ema > 0
+    )
 
     def order(first: int, last: int) -> np.ndarray:
         by_epochs = recipe.steps is None
@@ -235,13 +243,18 @@ def build(
         order,
         plan.learning_rates(recipe, total),
         weights,
-        {**numbers, "label_smoothing": recipe.label_smoothing},
+        {
+            **numbers,
+            "label_smoothing": recipe.label_smoothing,
+            **({"average_weight": 1 - recipe.ema} if recipe.ema else {}),
+        },
         jax.random.key(streams.order),
         start.fresh,
         start.fisher,
+        rules=start.rules,
     )
     begins = [step for step, _ in trial.phases]
-    return PreparedFit(replace(result, steps=total, phase_steps=begins), spec, trial, validation)
+    return PreparedFit(replace(result, steps=total, phase_steps=begins), spec, trial, validation, start.finish)
 
 
 def split(on_device: DeviceData, streams: seeds.Seeds, budget: str) -> tuple[np.ndarray, np.ndarray]:
@@ -272,6 +285,10 @@ class Point(NamedTuple):
     """What happened in the segment, float32 [fits, steps] each."""
     logits: np.ndarray | None
     """Of the test images, float32 [fits, images, classes], where the curves have a point."""
+    of_average: np.ndarray | None = None
+    """The same of the average of what trains, where there is one and no validation split to measure it by."""
+    validated: Mapping[int, Mapping[str, Any] | None] = {}
+    """{fit: its metrics on the validation split}, where a phase asked for them."""
 
 
 def drive(
@@ -290,9 +307,33 @@ def drive(
     points = curve_points(on_device.recipe, group)
     stops = sorted({*points, *(step for step, _ in trials[0].phases if step)})
     execution = replace(on_device.execution, should_stop=should_stop) if should_stop else on_device.execution
-    for state, log in train.fit(spec, trials, on_device.train, stops, tuple(parts), execution):
-        at_point = evaluated and state.step in points
-        yield Point(state, log, _logits(on_device, group, state) if at_point else None)
+    validated: dict[int, Mapping[str, Any] | None] = {}
+
+    def validate(state: train.State) -> list[float | None] | None:
+        """The scores at a point, whose metrics go with the point that follows."""
+        validated.clear()
+        if state.step not in points:
+            return None
+        for row, i in enumerate(state.fits):
+            params = jax.tree.map(lambda leaf, row=row: np.asarray(leaf[row]), vectorize.host(state.params))
+            validated[i] = _validate(on_device, group[i].spec, params, group[i].validation)
+        return [_score(validated[i]) for i in state.fits]
+
+    for state, log in train.fit(spec, trials, on_device.train, stops, tuple(parts), execution, validate):
+        has_trained = log.loss.shape[1] > 0
+        at_point = evaluated and state.step in points and (has_trained or state.step == points[-1])
+        logits = _logits(on_device, group, state) if at_point else None
+        of_average = None
+        if at_point and state.average is not None and not len(group[0].validation):
+            averaged = state._replace(params=train.with_average(state.params, state.average))
+            of_average = _logits(on_device, group, averaged)
+        yield Point(state, log, logits, of_average, dict(validated) if has_trained else {})
+        validated.clear()
+
+
+def _score(measured: Mapping[str, Any] | None) -> float | None:
+    """The primary metric, of which larger is better here."""
+    return measured["accuracy"] if measured else None
 
 
 def curve_points(recipe: Recipe, group: Sequence[PreparedFit]) -> list[int]:
@@ -332,6 +373,18 @@ class Outcome(NamedTuple):
     test: Mapping[str, Any]
     validation: Mapping[str, Any] | None
     """Metrics on the validation split, if there is one."""
+    ends: Mapping[str, "End"] = {}
+    """{name: what else it ended with}, where that was asked for; none of a fit that diverged."""
+
+
+class End(NamedTuple):
+    """What a fit ended with beside its last parameters, and was asked for."""
+
+    step: int
+    params: Params
+    logits: np.ndarray
+    test: Mapping[str, Any]
+    validation: Mapping[str, Any] | None
 
 
 def train_groups(
@@ -392,7 +445,7 @@ def _train_group(
         start = time.perf_counter()
         for point in drive(on_device, group, progress.parts, lambda: bool(vectorize.agreed(signal_number()))):
             state, logits = point.state, point.logits
-            advance(len(state.fits) * point.log.loss.shape[1])
+            advance(_steps_gone(progress, state))
             progress = advanced(on_device, group, progress, point, (time.perf_counter() - start) / len(state.fits))
             if logits is not None and state.step == last:
                 final |= dict(zip(state.fits, logits, strict=True))
@@ -414,6 +467,12 @@ def _train_group(
     return [_outcome(on_device, group[i], progress, i, final[i]) for i in range(len(group))]
 
 
+def _steps_gone(progress: Progress, state: train.State) -> int:
+    """The steps of a state's fits since they were last seen; of those that a fit is not trained for, all at once."""
+    seen = {i: part.step for part in progress.parts for i in part.fits}
+    return sum(state.step - seen.get(i, 0) for i in state.fits)
+
+
 def _names(group: Sequence[PreparedFit]) -> str:
     return ", ".join(dict.fromkeys(fit.result.strategy for fit in group))
 
@@ -422,13 +481,20 @@ def advanced(
     on_device: DeviceData, group: Sequence[PreparedFit], progress: Progress, point: Point, seconds: float
 ) -> Progress:
     """The progress of a group with a later state, which took so many seconds a fit; at a point the curves grow."""
-    state, log, logits = point
+    state, log, logits = point.state, point.log, point.logits
     records, on_host = list(progress.records), resume.held(state)
+    if not log.loss.shape[1]:  # a phase has ended by validation: nothing was trained since these fits were last seen
+        for row, i in enumerate(state.fits):
+            records[i] = _with_phases(records[i], group[i], state, row)
+            if state.over and records[i].curve[-1]["step"] < state.step:
+                records[i] = _stopped(on_device, group, records[i], group[i], on_host, row, logits)
+        return Progress(resume.joined(progress.parts, on_host), tuple(records))
     for row, i in enumerate(state.fits):
         since = jax.tree.map(lambda curve, row=row: curve[row], log)
         if records[i].since is not None:
             since = jax.tree.map(lambda *curves: np.concatenate(curves), records[i].since, since)
         record = records[i]._replace(seconds=records[i].seconds + seconds, since=since)
+        record = _with_phases(record, group[i], state, row)
         if record.diverged is None:
             step = diverged_at(state, row, logits)
             # From point to point, wherever a fit was stopped between them: what is kept of it must not depend on that.
@@ -436,9 +502,73 @@ def advanced(
             record = record._replace(diverged=step, finite=before if step is not None or logits is None else None)
         if logits is not None:
             params = jax.tree.map(lambda leaf, row=row: leaf[row], on_host.params)
-            record = _at_point(on_device, group[i], record, state.step, since, logits[row], params)
+            validated = (
+                point.validated[i]
+                if i in point.validated
+                else _validate(on_device, group[i].spec, params, group[i].validation)
+            )
+            average = _score_of_average(on_device, group[i], on_host, row, point.of_average)
+            record = _at_point(on_device, group[i], record, state.step, since, logits[row], params, validated, average)
         records[i] = record
     return Progress(resume.joined(progress.parts, on_host), tuple(records))
+
+
+def _with_phases(record: Record, fit: PreparedFit, state: train.State, row: int) -> Record:
+    """A record in which stands when the phase of a state began, of a fit whose phases end by validation."""
+    if not fit.trial.rules:
+        return record
+    began = record.began or (0,)
+    return record._replace(began=began if len(began) == len(state.masks[row]) else (*began, state.began))
+
+
+def _stopped(
+    on_device: DeviceData,
+    group: Sequence[PreparedFit],
+    record: Record,
+    fit: PreparedFit,
+    state: train.State,
+    row: int,
+    logits: np.ndarray | None,
+) -> Record:
+    """The record of a fit whose last phase was over before the last step: its curve goes on as it stands then."""
+    assert logits is not None
+    stopped = int(record.curve[-1]["step"])
+    params = jax.tree.map(lambda leaf: leaf[row], state.params)
+    validated = _validate(on_device, fit.spec, params, fit.validation)
+    rest = [step for step in curve_points(on_device.recipe, group) if step > stopped]
+    stands = {
+        **record.curve[-1],
+        "accuracy": _score(validated or evaluate.metrics(logits[row], on_device.task.test.targets)),
+    }
+    if fit.spec.averages:
+        stands["average"] = _score_of_average(on_device, fit, state, row, None)
+    stands = {name: float("nan") if value is None else value for name, value in stands.items()}
+    return record._replace(curve=[*record.curve, *({**stands, "step": step} for step in rest)], stopped=stopped)
+
+
+def _averaged(state: train.State, row: int) -> Params:
+    """The parameters of a fit in a row of a state, with its average in place of what ever trained."""
+    params, average = (jax.tree.map(lambda leaf: np.asarray(leaf[row]), tree) for tree in (state.params, state.average))
+    return jax.tree.map(np.asarray, train.with_average(params, average))
+
+
+def _score_of_average(
+    on_device: DeviceData, fit: PreparedFit, state: train.State, row: int, logits: np.ndarray | None
+) -> float | None:
+    """The score of a fit's average on its validation split, or without one by its `logits` of the test images."""
+    if state.average is None:
+        return None
+    if len(fit.validation):
+        return _score(_validate(on_device, fit.spec, _averaged(state, row), fit.validation))
+    of_row = _logits_of(on_device, fit, _averaged(state, row)) if logits is None else logits[row]
+    return _score(evaluate.metrics(of_row, on_device.task.test.targets))
+
+
+def _logits_of(on_device: DeviceData, fit: PreparedFit, params: Params) -> np.ndarray:
+    """Logits of the test images under these parameters of one fit, float32 [images, classes]."""
+    stacked = jax.tree.map(lambda leaf: np.asarray(leaf)[None], params)
+    forward = train.forward(fit.spec.model, fit.spec.merge)
+    return evaluate.logits(forward, stacked, on_device.test, on_device.tests)[0]
 
 
 def _before(progress: Progress, i: int, trial: train.Fit) -> Params:
@@ -458,10 +588,15 @@ def _at_point(
     since: train.Log,
     logits: np.ndarray,
     params: Params,
+    validated: Mapping[str, Any] | None,
+    average: float | None,
 ) -> Record:
-    """A record with one more point of its curve, and perhaps a new best."""
-    validated = _validate(on_device, fit.spec, params, fit.validation)
+    """A record with one more point of its curve, and perhaps a new best.
+
+    `validated` are the metrics on the validation split, if there is one; `average` is the score of the average.
+    """
     point = _curve_point(step, since, fit.spec, validated or evaluate.metrics(logits, on_device.task.test.targets))
+    point |= {"average": float("nan") if average is None else average} if fit.spec.averages else {}
     best = record.best
     if validated and validated["accuracy"] is not None and (best is None or validated["accuracy"] > best[1]):
         best = (step, validated["accuracy"], params)
@@ -473,8 +608,14 @@ def _outcome(on_device: DeviceData, fit: PreparedFit, progress: Progress, i: int
     [part] = [part for part in progress.parts if i in part.fits]
     row, record = part.fits.index(i), progress.records[i]
     params = jax.tree.map(lambda leaf: leaf[row], part.params)
+    ends: dict[str, tuple[int, Params]] = {}
     if record.diverged is not None:
         params, logits = record.finite, np.full_like(logits, np.nan)
+    else:
+        last = record.stopped or part.step
+        ends |= {"best": (record.best[0], record.best[2])} if record.best and fit.keeps_best else {}
+        ends |= {"average": (last, _averaged(part, row))} if part.average is not None else {}
+        ends |= {name: (last, tree) for name, tree in (fit.finish(params) if fit.finish else {}).items()}
     return Outcome(
         params,
         part.masks[row],
@@ -482,7 +623,15 @@ def _outcome(on_device: DeviceData, fit: PreparedFit, progress: Progress, i: int
         logits,
         evaluate.metrics(logits, on_device.task.test.targets),
         _validate(on_device, fit.spec, params, fit.validation) if record.diverged is None else None,
+        {name: _end(on_device, fit, *step_and_params) for name, step_and_params in ends.items()},
     )
+
+
+def _end(on_device: DeviceData, fit: PreparedFit, step: int, params: Params) -> End:
+    """One of a fit's ends, evaluated."""
+    logits = _logits_of(on_device, fit, params)
+    test = evaluate.metrics(logits, on_device.task.test.targets)
+    return End(step, params, logits, test, _validate(on_device, fit.spec, params, fit.validation))
 
 
 def _curve_point(step: int, log: train.Log, spec: train.Spec, measured: Mapping[str, Any]) -> dict[str, float]:
@@ -545,6 +694,7 @@ def _leave(
             trees |= {name: outcomes[row].params}
             trees |= {f"{name}.best": best[2]} if best else {}
             trees |= {f"{name}.fisher": fishers[row]} if fishers else {}
+            trees |= {f"{name}.{end}": of_end.params for end, of_end in outcomes[row].ends.items()}
             trees |= {f"{name}.merged": merge(outcomes[row].params)} if merge else {}
             results[row] = replace(results[row], checkpoint=f"checkpoints/{place.name}")
         in_checkpoint = {
@@ -559,9 +709,24 @@ def _leave(
         metrics.write_curves(folder, name, outcome.record.curve)
         for number, mask in enumerate(outcome.masks):
             masks.save(mask, directory.make_folder(folder / "masks") / f"{name}-phase{number}")
+        ends = {
+            end: {"step": of_end.step, **_measures(of_end.test, of_end.validation)}
+            | dict(
+                zip(
+                    ("predictions", "predictions_sha256"),
+                    metrics.write_predictions(folder, f"{name}.{end}", of_end.logits, *test),
+                    strict=True,
+                )
+            )
+            for end, of_end in outcome.ends.items()
+        }
         masks_sha256 = directory.masks_digest(folder, name, len(outcome.masks))
         results[row] = replace(
-            results[row], predictions=predictions, predictions_sha256=sha256, masks_sha256=masks_sha256
+            results[row],
+            predictions=predictions,
+            predictions_sha256=sha256,
+            masks_sha256=masks_sha256,
+            ends=ends or None,
         )
     directory.add(folder, results)
 
@@ -575,14 +740,7 @@ def _measured(fit: PreparedFit, outcome: Outcome) -> Result:
     return replace(
         fit.result,
         **_counts(outcome.params, outcome.masks),
-        test_accuracy=test["accuracy"],
-        test_loss=test["loss"],
-        calibration_error=test["calibration_error"],
-        calibration=test["calibration"],
-        per_class_accuracy=test["per_class_accuracy"],
-        confusion=test["confusion"],
-        validation_accuracy=validation["accuracy"] if validation else None,
-        validation_loss=validation["loss"] if validation else None,
+        **_measures(test, validation),
         train_loss=last["train_loss"],
         train_penalty=last["train_penalty"],
         penalties={name.removeprefix("train_penalty_"): value for name, value in terms.items()},
@@ -591,8 +749,24 @@ def _measured(fit: PreparedFit, outcome: Outcome) -> Result:
         train_total=None if diverged else record.curve[-1]["train_loss"] + record.curve[-1]["train_penalty"],
         diverged=diverged,
         diverged_step=record.diverged,
+        began=list(record.began) or None,
+        stopped_step=record.stopped,
         seconds=round(record.seconds, 3),
     )
+
+
+def _measures(test: Mapping[str, Any], validation: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The fields of a result that say how good parameters are, from their metrics."""
+    return {
+        "test_accuracy": test["accuracy"],
+        "test_loss": test["loss"],
+        "calibration_error": test["calibration_error"],
+        "calibration": test["calibration"],
+        "per_class_accuracy": test["per_class_accuracy"],
+        "confusion": test["confusion"],
+        "validation_accuracy": validation["accuracy"] if validation else None,
+        "validation_loss": validation["loss"] if validation else None,
+    }
 
 
 def _counts(params: Params, phases: Sequence[Mask]) -> dict[str, Any]:
