@@ -536,14 +536,12 @@ def _stopped(
     params = jax.tree.map(lambda leaf: leaf[row], state.params)
     validated = _validate(on_device, fit.spec, params, fit.validation)
     rest = [step for step in curve_points(on_device.recipe, group) if step > stopped]
-    stands = {
-        **record.curve[-1],
-        "accuracy": _score(validated or evaluate.metrics(logits[row], on_device.task.test.targets)),
-    }
+    scores = {"accuracy": _score(validated or evaluate.metrics(logits[row], on_device.task.test.targets))}
     if fit.spec.averages:
-        stands["average"] = _score_of_average(on_device, fit, state, row, None)
-    stands = {name: float("nan") if value is None else value for name, value in stands.items()}
-    return record._replace(curve=[*record.curve, *({**stands, "step": step} for step in rest)], stopped=stopped)
+        scores["average"] = _score_of_average(on_device, fit, state, row, None)
+    known = {name: float("nan") if score is None else score for name, score in scores.items()}
+    points = ({**record.curve[-1], **known, "step": step} for step in rest)
+    return record._replace(curve=[*record.curve, *points], stopped=stopped)
 
 
 def _averaged(state: train.State, row: int) -> Params:
