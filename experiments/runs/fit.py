@@ -25,8 +25,9 @@ from tljax import checkpoint, evaluate, masks, models, objective, penalties, see
 from tljax.data import draw
 from tljax.initialization import Look, Start
 from tljax.study.results import Result, at_end
+from tljax.study.units import to_record
 from tljax.train import gradients, vectorize
-from tljax.types import Mask, Model, Params, Task
+from tljax.types import Mask, Metric, Model, Objective, Params, Task
 
 # ---- An experiment
 
@@ -166,8 +167,9 @@ def train_sources(settings: Settings, task: Task, folder: Path, execution: train
 
 
 def _prepare_source(settings: Settings, on_device: "DeviceData", seed: int, result: Result) -> "PreparedFit":
-    streams, model = plan.source_streams(settings, seed), settings.build_model(on_device.task.outputs)
-    params = models.init(model, jax.random.key(streams.head), on_device.train.inputs.shape[2:])
+    task = on_device.task
+    streams, model = plan.source_streams(settings, seed), settings.build_model(task.outputs)
+    params = models.init(model, jax.random.key(streams.head), plan.example_shape(task))
     mask = masks.by_path(params, lambda path: True)
     start = Start(params, ((0.0, mask),), fresh=mask)
     return build(on_device, model, start, streams, "all", result)
@@ -181,10 +183,12 @@ class DeviceData(NamedTuple):
 
     task: Task
     recipe: Recipe
+    objective: Objective
+    """What the recipe minimises and measures."""
     train: train.Data
     """The training examples."""
     test: train.Data
-    """The test images, as `evaluate.padded` gives them."""
+    """The test inputs, as `evaluate.padded` gives them."""
     tests: int
     """How many they are."""
     execution: train.Execution
@@ -193,7 +197,13 @@ class DeviceData(NamedTuple):
 def load(task: Task, recipe: Recipe, execution: train.Execution) -> DeviceData:
     """Put a task on the device, once for all its fits."""
     examples = train.load(task.train.arrays, task.train.targets)
-    return DeviceData(task, recipe, examples, evaluate.padded(task.test.arrays), len(task.test.targets), execution)
+    test, goal = evaluate.padded(task.test.arrays), plan.objective_of(task, recipe)
+    return DeviceData(task, recipe, goal, examples, test, len(task.test.targets), execution)
+
+
+def with_recipe(on_device: DeviceData, recipe: Recipe) -> DeviceData:
+    """The same task under another recipe."""
+    return on_device._replace(recipe=recipe, objective=plan.objective_of(on_device.task, recipe))
 
 
 class PreparedFit(NamedTuple):
@@ -226,10 +236,18 @@ def build(
     subset, validation = split(on_device, streams, budget)
     optimizer, numbers = recipe.optimizer_spec()
     terms, weights = penalties.read(recipe.penalty)
-    smooth = recipe.label_smoothing > 0
-    loss = objective.loss(recipe.loss)
+    smooth, balanced = recipe.label_smoothing > 0, recipe.class_weights == "balanced"
+    loss = on_device.objective.loss
     spec = train.Spec(
-        model, loss, optimizer, terms, smooth, start.merge, keeps_dropout=keeps_dropout, averages=recipe.ema > 0
+        model,
+        loss,
+        optimizer,
+        terms,
+        smooth,
+        start.merge,
+        keeps_dropout=keeps_dropout,
+        weighs_classes=balanced,
+        averages=recipe.ema > 0,
     )
 
     def order(first: int, last: int) -> np.ndarray:
@@ -251,10 +269,19 @@ def build(
         jax.random.key(streams.order),
         start.fresh,
         start.fisher,
+        class_weights=_class_weights(on_device, subset),
         rules=start.rules,
     )
     begins = [step for step, _ in trial.phases]
     return PreparedFit(replace(result, steps=total, phase_steps=begins), spec, trial, validation, start.finish)
+
+
+def _class_weights(on_device: DeviceData, subset: np.ndarray) -> np.ndarray | None:
+    """The weights of the classes among the training examples `subset` (int32 [n]), where the recipe balances them."""
+    if on_device.recipe.class_weights == "none":
+        return None
+    classes = np.asarray(on_device.task.train.targets)[subset]
+    return objective.class_weights(classes, on_device.objective.num_outputs)
 
 
 def split(on_device: DeviceData, streams: seeds.Seeds, budget: str) -> tuple[np.ndarray, np.ndarray]:
@@ -268,8 +295,9 @@ def look_at(on_device: DeviceData, model: Model, streams: seeds.Seeds, budget: s
     subset, _ = split(on_device, streams, budget)
 
     def look(merge: Any) -> tuple[Any, Any]:
-        examples = (model, objective.loss(on_device.recipe.loss), on_device.train, subset, merge)
-        return gradients.mean_gradient(*examples), gradients.mean_squared_gradient(*examples)
+        examples = (model, on_device.objective.loss, on_device.train, subset, merge)
+        weights = _class_weights(on_device, subset)
+        return gradients.mean_gradient(*examples, weights), gradients.mean_squared_gradient(*examples)
 
     return look
 
@@ -284,7 +312,7 @@ class Point(NamedTuple):
     log: train.Log
     """What happened in the segment, float32 [fits, steps] each."""
     logits: np.ndarray | None
-    """Of the test images, float32 [fits, images, classes], where the curves have a point."""
+    """Outputs of the head for the test inputs, float32 [fits, examples, ...], where the curves have a point."""
     of_average: np.ndarray | None = None
     """The same of the average of what trains, where there is one and no validation split to measure it by."""
     validated: Mapping[int, Mapping[str, Any] | None] = {}
@@ -317,7 +345,8 @@ def drive(
         for row, i in enumerate(state.fits):
             params = jax.tree.map(lambda leaf, row=row: np.asarray(leaf[row]), vectorize.host(state.params))
             validated[i] = _validate(on_device, group[i].spec, params, group[i].validation)
-        return [_score(validated[i]) for i in state.fits]
+        sign = 1 if on_device.objective.metrics[0].larger_is_better else -1
+        return [None if (score := _score(validated[i])) is None else sign * score for i in state.fits]
 
     for state, log in train.fit(spec, trials, on_device.train, stops, tuple(parts), execution, validate):
         has_trained = log.loss.shape[1] > 0
@@ -332,8 +361,8 @@ def drive(
 
 
 def _score(measured: Mapping[str, Any] | None) -> float | None:
-    """The primary metric, of which larger is better here."""
-    return measured["accuracy"] if measured else None
+    """The primary metric among metrics; None of none, and of outputs that are not finite."""
+    return measured["score"] if measured else None
 
 
 def curve_points(recipe: Recipe, group: Sequence[PreparedFit]) -> list[int]:
@@ -411,7 +440,7 @@ def train_groups(
             pairs = zip(group, outcomes, strict=True)
             fishers = [_fisher(on_device, fit, outcome) for fit, outcome in pairs] if fisher else []
             if process.first():
-                _leave(folder, group, outcomes, on_device.task, {**about, "fisher": fisher}, fishers)
+                _leave(folder, group, outcomes, on_device, {**about, "fisher": fisher}, fishers)
                 shutil.rmtree(place, ignore_errors=True)
                 with contextlib.suppress(OSError):  # others are half trained still
                     place.parent.rmdir()
@@ -536,7 +565,8 @@ def _stopped(
     params = jax.tree.map(lambda leaf: leaf[row], state.params)
     validated = _validate(on_device, fit.spec, params, fit.validation)
     rest = [step for step in curve_points(on_device.recipe, group) if step > stopped]
-    scores = {"accuracy": _score(validated or evaluate.metrics(logits[row], on_device.task.test.targets))}
+    column = score_column(on_device.objective.metrics[0])
+    scores = {column: _score(validated or _measure(on_device, logits[row]))}
     if fit.spec.averages:
         scores["average"] = _score_of_average(on_device, fit, state, row, None)
     known = {name: float("nan") if score is None else score for name, score in scores.items()}
@@ -559,7 +589,7 @@ def _score_of_average(
     if len(fit.validation):
         return _score(_validate(on_device, fit.spec, _averaged(state, row), fit.validation))
     of_row = _logits_of(on_device, fit, _averaged(state, row)) if logits is None else logits[row]
-    return _score(evaluate.metrics(of_row, on_device.task.test.targets))
+    return _score(_measure(on_device, of_row))
 
 
 def _logits_of(on_device: DeviceData, fit: PreparedFit, params: Params) -> np.ndarray:
@@ -593,12 +623,22 @@ def _at_point(
 
     `validated` are the metrics on the validation split, if there is one; `average` is the score of the average.
     """
-    point = _curve_point(step, since, fit.spec, validated or evaluate.metrics(logits, on_device.task.test.targets))
+    measured = validated or _measure(on_device, logits)
+    primary, best = on_device.objective.metrics[0], record.best
+    point = _curve_point(step, since, fit.spec, primary, measured["score"])
     point |= {"average": float("nan") if average is None else average} if fit.spec.averages else {}
-    best = record.best
-    if validated and validated["accuracy"] is not None and (best is None or validated["accuracy"] > best[1]):
-        best = (step, validated["accuracy"], params)
+    if (
+        validated
+        and validated["score"] is not None
+        and (best is None or is_better(primary, validated["score"], best[1]))
+    ):
+        best = (step, validated["score"], params)
     return record._replace(curve=[*record.curve, point], since=None, best=best)
+
+
+def is_better(metric: Metric, score: float, other: float) -> bool:
+    """Whether one score of a metric is better than another."""
+    return score > other if metric.larger_is_better else score < other
 
 
 def _outcome(on_device: DeviceData, fit: PreparedFit, progress: Progress, i: int, logits: np.ndarray) -> Outcome:
@@ -619,7 +659,7 @@ def _outcome(on_device: DeviceData, fit: PreparedFit, progress: Progress, i: int
         part.masks[row],
         record,
         logits,
-        evaluate.metrics(logits, on_device.task.test.targets),
+        _measure(on_device, logits),
         _validate(on_device, fit.spec, params, fit.validation) if record.diverged is None else None,
         {name: _end(on_device, fit, *step_and_params) for name, step_and_params in ends.items()},
     )
@@ -628,19 +668,29 @@ def _outcome(on_device: DeviceData, fit: PreparedFit, progress: Progress, i: int
 def _end(on_device: DeviceData, fit: PreparedFit, step: int, params: Params) -> End:
     """One of a fit's ends, evaluated."""
     logits = _logits_of(on_device, fit, params)
-    test = evaluate.metrics(logits, on_device.task.test.targets)
-    return End(step, params, logits, test, _validate(on_device, fit.spec, params, fit.validation))
+    return End(
+        step, params, logits, _measure(on_device, logits), _validate(on_device, fit.spec, params, fit.validation)
+    )
 
 
-def _curve_point(step: int, log: train.Log, spec: train.Spec, measured: Mapping[str, Any]) -> dict[str, float]:
-    """A point of the curves: means over the segment, and the accuracy at its end."""
-    accuracy = measured["accuracy"]
+def _measure(on_device: DeviceData, logits: np.ndarray) -> Mapping[str, Any]:
+    """The metrics of a fit on the test set, from its outputs for it."""
+    return evaluate.measure(on_device.objective, logits, np.asarray(on_device.task.test.targets))
+
+
+def score_column(primary: Metric) -> str:
+    """What the primary metric is called in the curves."""
+    return "accuracy" if primary.name == "accuracy" else "score"
+
+
+def _curve_point(step: int, log: train.Log, spec: train.Spec, primary: Metric, score: float | None) -> dict[str, float]:
+    """A point of the curves: means over the segment, and the primary metric at its end, "accuracy" or else "score"."""
     return {
         "step": step,
         "train_loss": float(log.loss.mean()),
         "train_penalty": float(log.penalty.mean()),
         "gradient_norm": float(log.gradient_norm.mean()),
-        "accuracy": float("nan") if accuracy is None else accuracy,
+        score_column(primary): float("nan") if score is None else score,
         **{f"train_penalty_{i}_{term.name}": float(log.terms[i].mean()) for i, term in enumerate(spec.penalties)},
     }
 
@@ -651,10 +701,10 @@ def _validate(
     """Metrics of one fit on the examples held out of its training; None where there are none."""
     if not len(validation):
         return None
-    images = evaluate.padded(np.asarray(on_device.task.train.arrays)[validation])
+    inputs = evaluate.padded(on_device.task.train.inputs(validation))
     stacked = jax.tree.map(lambda leaf: leaf[None], params)
-    logits = evaluate.logits(train.forward(spec.model, spec.merge), stacked, images, len(validation))[0]
-    return evaluate.metrics(logits, np.asarray(on_device.task.train.targets)[validation])
+    logits = evaluate.logits(train.forward(spec.model, spec.merge), stacked, inputs, len(validation))[0]
+    return evaluate.measure(on_device.objective, logits, np.asarray(on_device.task.train.targets)[validation])
 
 
 def _fisher(on_device: DeviceData, fit: PreparedFit, outcome: Outcome) -> Params:
@@ -672,7 +722,7 @@ def _leave(
     folder: Path,
     group: Sequence[PreparedFit],
     outcomes: Sequence[Outcome],
-    task: Task,
+    on_device: DeviceData,
     about: Mapping[str, Any],
     fishers: Sequence[Params],
 ) -> None:
@@ -681,7 +731,8 @@ def _leave(
     A checkpoint a strategy, with the Fisher information of each fit if there are `fishers`, and the ordinary parameters
     of each if the strategy merges what it added; `about` is what the checkpoints say of themselves.
     """
-    results = [_measured(fit, outcome) for fit, outcome in zip(group, outcomes, strict=True)]
+    goal, task = on_device.objective, on_device.task
+    results = [_measured(goal, fit, outcome) for fit, outcome in zip(group, outcomes, strict=True)]
     for rows in _by_strategy(results):
         name_of_group = plan.group_name(results[row].key for row in rows)
         place = folder / "checkpoints" / f"{plan.file_name(results[rows[0]].strategy)}-{name_of_group}"
@@ -696,23 +747,26 @@ def _leave(
             trees |= {f"{name}.merged": merge(outcomes[row].params)} if merge else {}
             results[row] = replace(results[row], checkpoint=f"checkpoints/{place.name}")
         in_checkpoint = {
-            result.name: {"seed": result.seed, "accuracy": result.test_accuracy, "steps": result.steps}
+            result.name: {
+                **{"seed": result.seed, "accuracy": result.test_accuracy, "steps": result.steps},
+                **({} if result.metric is None else {"score": result.test_score, "metric": result.metric}),
+            }
             for result in (results[row] for row in rows)
         }
         checkpoint.save(place, trees, {**about, "fits": in_checkpoint})
     for row, outcome in enumerate(outcomes):
         name = results[row].name
         test = (np.asarray(task.test.targets), task.test.groups)
-        predictions, sha256 = metrics.write_predictions(folder, name, outcome.logits, *test)
+        predictions, sha256 = metrics.write_predictions(folder, name, goal, outcome.logits, *test)
         metrics.write_curves(folder, name, outcome.record.curve)
         for number, mask in enumerate(outcome.masks):
             masks.save(mask, directory.make_folder(folder / "masks") / f"{name}-phase{number}")
         ends = {
-            end: {"step": of_end.step, **_measures(of_end.test, of_end.validation)}
+            end: {"step": of_end.step, **_measures(goal, of_end.test, of_end.validation)}
             | dict(
                 zip(
                     ("predictions", "predictions_sha256"),
-                    metrics.write_predictions(folder, f"{name}.{end}", of_end.logits, *test),
+                    metrics.write_predictions(folder, f"{name}.{end}", goal, of_end.logits, *test),
                     strict=True,
                 )
             )
@@ -729,32 +783,39 @@ def _leave(
     directory.add(folder, results)
 
 
-def _measured(fit: PreparedFit, outcome: Outcome) -> Result:
+def _measured(goal: Objective, fit: PreparedFit, outcome: Outcome) -> Result:
     """A fit with what training it gave, but for the places of its files."""
     record, test, validation = outcome.record, outcome.test, outcome.validation
+    metric, best = to_record(goal.metrics[0]), record.best
+    of_best: dict[str, Any] = {
+        f"best_validation_{'accuracy' if metric is None else 'score'}": best[1] if best else None
+    }
     diverged = record.diverged is not None
     last = {name: value if np.isfinite(value) else None for name, value in record.curve[-1].items()}
     terms = {name: value for name, value in last.items() if name.startswith("train_penalty_")}
     return replace(
         fit.result,
         **_counts(outcome.params, outcome.masks),
-        **_measures(test, validation),
+        **_measures(goal, test, validation),
         train_loss=last["train_loss"],
         train_penalty=last["train_penalty"],
         penalties={name.removeprefix("train_penalty_"): value for name, value in terms.items()},
-        best_step=record.best[0] if record.best else None,
-        best_validation_accuracy=record.best[1] if record.best else None,
+        best_step=best[0] if best else None,
+        **of_best,
         train_total=None if diverged else record.curve[-1]["train_loss"] + record.curve[-1]["train_penalty"],
         diverged=diverged,
         diverged_step=record.diverged,
         began=list(record.began) or None,
         stopped_step=record.stopped,
         seconds=round(record.seconds, 3),
+        metric=metric,
     )
 
 
-def _measures(test: Mapping[str, Any], validation: Mapping[str, Any] | None) -> dict[str, Any]:
+def _measures(goal: Objective, test: Mapping[str, Any], validation: Mapping[str, Any] | None) -> dict[str, Any]:
     """The fields of a result that say how good parameters are, from their metrics."""
+    is_accuracy = to_record(goal.metrics[0]) is None
+    scores = {"test_score": test["score"], "validation_score": validation["score"] if validation else None}
     return {
         "test_accuracy": test["accuracy"],
         "test_loss": test["loss"],
@@ -764,6 +825,8 @@ def _measures(test: Mapping[str, Any], validation: Mapping[str, Any] | None) -> 
         "confusion": test["confusion"],
         "validation_accuracy": validation["accuracy"] if validation else None,
         "validation_loss": validation["loss"] if validation else None,
+        "metrics": test["metrics"],
+        **({} if is_accuracy else scores),
     }
 
 

@@ -17,13 +17,20 @@ MOST_SQUARED = 4096
 
 
 def mean_gradient(
-    model: Model, loss: objective.Loss, data: Data, chosen: np.ndarray, merge: Any = None
+    model: Model,
+    loss: objective.Loss,
+    data: Data,
+    chosen: np.ndarray,
+    merge: Any = None,
+    class_weights: np.ndarray | None = None,
 ) -> Callable[[Params], Params]:
     """The function params -> gradient of the mean L over the examples `chosen` (int [n]).
 
-    `merge` is as in `Spec`. The gradient is None where a leaf cannot train.
+    `merge` is as in `Spec`; L of an example is times the weight of its class, if there are weights float32 [classes].
+    The gradient is None where a leaf cannot train.
     """
-    return functools.partial(_mean, model, loss, merge, False, (data.inputs, data.targets), _rows(chosen, 256))
+    arrays = (data.inputs, data.targets, class_weights)
+    return functools.partial(_mean, model, loss, merge, False, arrays, _rows(chosen, 256))
 
 
 def mean_squared_gradient(
@@ -32,10 +39,10 @@ def mean_squared_gradient(
     """The function params -> mean over examples of the squared gradient of L.
 
     It is the diagonal of the empirical Fisher information, over at most MOST_SQUARED of the examples `chosen` (int
-    [n]), evenly spread; None where a leaf cannot train.
+    [n]), evenly spread, whose L has no weights of classes; None where a leaf cannot train.
     """
     some = chosen[:: -(-len(chosen) // MOST_SQUARED)]
-    return functools.partial(_mean, model, loss, merge, True, (data.inputs, data.targets), _rows(some, 16))
+    return functools.partial(_mean, model, loss, merge, True, (data.inputs, data.targets, None), _rows(some, 16))
 
 
 def _rows(chosen: np.ndarray, size: int) -> jax.Array:
@@ -51,11 +58,11 @@ def _mean(
     loss: objective.Loss,
     merge: Any,
     squared: bool,
-    arrays: tuple[Any, Any],
+    arrays: tuple[Any, Any, Any],
     rows: jax.Array,
     params: Params,
 ) -> Params:
-    inputs, targets = arrays
+    inputs, targets, class_weights = arrays
     trained, fixed = masks.split(params, paths.each(lambda path, leaf: True, params))
 
     def total(trained: Params, chosen: jax.Array) -> jax.Array:
@@ -63,6 +70,7 @@ def _mean(
         at = jnp.maximum(chosen, 0)
         x, of_rows = jax.tree.map(lambda leaf: leaf[0][at], inputs), jax.tree.map(lambda leaf: leaf[at], targets)
         values = loss(models.apply(model, merge(whole) if merge else whole, x), of_rows)
+        values = values if class_weights is None else values * class_weights[of_rows]
         return jnp.vdot(values, (chosen >= 0).astype(values.dtype))
 
     def squares(trained: Params, chosen: jax.Array) -> Params:
