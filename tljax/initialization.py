@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tljax import graft, masks, paths, plugins, switches
-from tljax.types import END_NAMES, Context, InputError, Mask, Method, Params, Phase, PhaseRule
+from tljax import batch_stats, graft, masks, paths, plugins, switches
+from tljax.types import END_NAMES, Context, InputError, Mask, Method, ModelState, Params, Phase, PhaseRule
 
 
 class Initialization(NamedTuple):
@@ -23,8 +23,9 @@ class Initialization(NamedTuple):
     stages: tuple[str, ...]
     """Path prefixes in the order of the model; the last is the head."""
     source: Params | None
+    """The source's variables: parameters, and the model's state among them."""
     drawn: Params
-    """The target's parameters, drawn anew."""
+    """The target's variables, drawn anew."""
     key: jax.Array
     """Of what a strategy draws."""
     head: str = "fresh"
@@ -45,6 +46,8 @@ class Initialized(NamedTuple):
     must: Mask
     """Those that have to train: all of them, or the head's if `reinit` drew others, which may be frozen on purpose."""
     merge: Callable[[Params], Params] | None
+    model_state: ModelState
+    """The model's state; all else here is of parameters alone."""
 
 
 class Start(NamedTuple):
@@ -60,14 +63,23 @@ class Start(NamedTuple):
     merge: Callable[[Params], Params] | None = None
     fisher: Params | None = None
     """The source's Fisher information, for a penalty: a tree like the parameters."""
+    model_state: Mapping[str, Any] = {}
+    """The model's state, which neither a mask nor a strategy sees."""
     rules: tuple[PhaseRule, ...] = ()
     """How each phase ends, and its rate; () if all end where the next begins, at the recipe's rate."""
     finish: Callable[[Params], dict[str, Params]] | None = None
     """The parameters after training -> {name: parameters to evaluate and keep beside them}."""
 
+    @property
+    def variables(self) -> Params:
+        """Parameters and the model's state in one tree, as files keep them."""
+        return batch_stats.join(self.params, self.model_state)
 
-Look = Callable[[Callable[[Params], Params] | None], tuple[Callable[[Params], Params], Callable[[Params], Params]]]
-"""merge -> (gradient, fisher): what a data-driven strategy may look at."""
+
+Look = Callable[
+    [Callable[[Params], Params] | None, ModelState], tuple[Callable[[Params], Params], Callable[[Params], Params]]
+]
+"""(merge, model state) -> (gradient, fisher): what a data-driven strategy may look at."""
 
 
 def _call_plainly(part: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
@@ -93,11 +105,12 @@ def start(
         _require_model(initialized, name, call)
     params, rest = initialized.params, (initialized.fresh, initialized.plan, initialized.merge)
     stages, source, key = initialization.stages, initialization.source, initialization.key
+    source = source if source is None else batch_stats.split(source)[0]
     context = Context(stages, source, initialized.fresh, key)
     finish = functools.partial(_finished, method, options, params, context, name, call) if method.finish else None
     if method.data_driven and look is None:
-        return Start(params, (), *rest, finish=finish)
-    gradient, fisher = look(initialized.merge) if look else (None, None)
+        return Start(params, (), *rest, model_state=initialized.model_state, finish=finish)
+    gradient, fisher = look(initialized.merge, initialized.model_state) if look else (None, None)
     context = context._replace(gradient=gradient, fisher=fisher)
     arguments = jax.tree.map(jnp.asarray, params), shown(context)
     answered = phases(call("", method.strategy, *arguments, **options))
@@ -120,7 +133,7 @@ def start(
     at = tuple((float(p.start), later(p) if masks.is_strategy(p.mask) else writable(p.mask)) for p in answered)
     if all(rule == PhaseRule() for rule in rules):
         rules = ()
-    return Start(params, at, *rest, initialization.fisher, rules, finish)
+    return Start(params, at, *rest, initialization.fisher, initialized.model_state, rules, finish)
 
 
 def _rule(phase: Phase, call: Callable[..., Any]) -> PhaseRule:
@@ -176,7 +189,7 @@ def initialize(method: Method, options: Mapping[str, Any], initialization: Initi
     again, last = redrawn(method, options, stages), stages[-1:]
     fresh_stages, zero = (*again, *last) if head == "fresh" else again, last if head == "zero" else ()
     plan = graft.plan(source, drawn, fresh=fresh_stages, zero=zero)
-    ordinary, fresh = graft.apply(plan, source, drawn)
+    (ordinary, model_state), (fresh, _) = map(batch_stats.split, graft.apply(plan, source, drawn))
     params, merge = ordinary, None
     if method.adapt:
         known = dict(paths.items(fresh))
@@ -190,7 +203,7 @@ def initialize(method: Method, options: Mapping[str, Any], initialization: Initi
         fresh = paths.each(lambda path, leaf: known.get(path, True), params)
         merge = Merge(method.merge, repr(options), options) if method.merge else None
     must = masks.intersect(fresh, masks.under(params, last)) if again else fresh
-    return Initialized(plan, ordinary, params, fresh, must, merge)
+    return Initialized(plan, ordinary, params, fresh, must, merge, model_state)
 
 
 def _require_model(initialized: Initialized, name: str, call: Callable[..., Any]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from experiments.runs import console, directory, fit, plan, sources
 from experiments.runs.plan import Experiment
 from experiments.runs.settings import Settings
-from tljax import checkpoint, evaluate, metrics, models, train
+from tljax import batch_stats, checkpoint, evaluate, metrics, models, train
 from tljax.study.results import Result, tree_of
 from tljax.types import InputError, Metric, Model, Params, Task
 
@@ -50,6 +50,12 @@ def read(settings: Settings, names: Sequence[str], experiments: Sequence[Experim
                 raise InputError(f"--eval={name} has {classes} classes, '{key}' {wanted}: give one of as many")
         evaluations.append(Evaluation(name, tasks))
     return evaluations
+
+
+def metric_of(experiment: Experiment, on: str = "target") -> Metric:
+    """The primary metric of an experiment's target, or of what is kept of its source where verdicts are on that."""
+    settings = experiment.settings
+    return plan.objective_of(experiment.target, settings.recipe).metrics[0]
 
 
 def fingerprints(evaluations: Sequence[Evaluation]) -> dict[str, str]:
@@ -140,11 +146,14 @@ def _judge(
         for result in of_strategy:
             if name == "start":
                 initial = plan.initialization_of(experiment, result.seed, trained[result.seed])
-                params = merge(plan.start_of(strategy, initial).params)
+                start = plan.start_of(strategy, initial)
+                params = batch_stats.join(merge(start.params), start.model_state)
             else:
                 file = result.checkpoint
                 loaded = loaded if file in loaded else {file: checkpoint.load(folder / file)[0]}
-                params = merge(checkpoint.unflatten(loaded[file][tree_of(result)], start.params))
+                variables = checkpoint.unflatten(loaded[file][tree_of(result)], start.variables)
+                params, model_state = batch_stats.split(variables)
+                params = batch_stats.join(merge(params), model_state)
             if of_source:
                 params = _head_back(model, params, trained[result.seed], plan.example_shape(task))
             stacked = jax.tree.map(lambda leaf: np.asarray(leaf)[None], params)

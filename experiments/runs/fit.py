@@ -21,13 +21,13 @@ from experiments.runs.plan import Experiment, PlannedFit
 from experiments.runs.resume import Progress, Record
 from experiments.runs.settings import Recipe, Settings
 from experiments.runs.sources import Source, Trained, from_state, shape_to_json
-from tljax import checkpoint, evaluate, masks, models, objective, penalties, seeds, train
+from tljax import batch_stats, checkpoint, evaluate, masks, models, objective, penalties, seeds, train
 from tljax.data import draw
 from tljax.initialization import Look, Start
 from tljax.study.results import Result, at_end
 from tljax.study.units import to_record
 from tljax.train import gradients, vectorize
-from tljax.types import Mask, Metric, Model, Objective, Params, Task
+from tljax.types import Mask, Metric, Model, ModelState, Objective, Params, Task
 
 # ---- An experiment
 
@@ -169,9 +169,10 @@ def train_sources(settings: Settings, task: Task, folder: Path, execution: train
 def _prepare_source(settings: Settings, on_device: "DeviceData", seed: int, result: Result) -> "PreparedFit":
     task = on_device.task
     streams, model = plan.source_streams(settings, seed), settings.build_model(task.outputs)
-    params = models.init(model, jax.random.key(streams.head), plan.example_shape(task))
+    drawn = models.init(model, jax.random.key(streams.head), plan.example_shape(task))
+    params, model_state = batch_stats.split(drawn)
     mask = masks.by_path(params, lambda path: True)
-    start = Start(params, ((0.0, mask),), fresh=mask)
+    start = Start(params, ((0.0, mask),), fresh=mask, model_state=model_state)
     return build(on_device, model, start, streams, "all", result)
 
 
@@ -269,6 +270,7 @@ def build(
         jax.random.key(streams.order),
         start.fresh,
         start.fisher,
+        model_state=start.model_state,
         class_weights=_class_weights(on_device, subset),
         rules=start.rules,
     )
@@ -294,10 +296,11 @@ def look_at(on_device: DeviceData, model: Model, streams: seeds.Seeds, budget: s
     """What a data-driven strategy may look at: gradients on the training split, never on validation or test data."""
     subset, _ = split(on_device, streams, budget)
 
-    def look(merge: Any) -> tuple[Any, Any]:
+    def look(merge: Any, state: Any) -> tuple[Any, Any]:
         examples = (model, on_device.objective.loss, on_device.train, subset, merge)
         weights = _class_weights(on_device, subset)
-        return gradients.mean_gradient(*examples, weights), gradients.mean_squared_gradient(*examples)
+        gradient = gradients.mean_gradient(*examples, weights, state=state)
+        return gradient, gradients.mean_squared_gradient(*examples, state=state)
 
     return look
 
@@ -343,8 +346,8 @@ def drive(
         if state.step not in points:
             return None
         for row, i in enumerate(state.fits):
-            params = jax.tree.map(lambda leaf, row=row: np.asarray(leaf[row]), vectorize.host(state.params))
-            validated[i] = _validate(on_device, group[i].spec, params, group[i].validation)
+            variables = jax.tree.map(lambda leaf, row=row: np.asarray(leaf[row]), vectorize.host(state.variables))
+            validated[i] = _validate(on_device, group[i].spec, variables, group[i].validation)
         sign = 1 if on_device.objective.metrics[0].larger_is_better else -1
         return [None if (score := _score(validated[i])) is None else sign * score for i in state.fits]
 
@@ -395,6 +398,8 @@ class Outcome(NamedTuple):
 
     params: Params
     """The last; of a fit that diverged, the last that were finite."""
+    model_state: ModelState
+    """The model's state that goes with them."""
     masks: tuple[Mask, ...]
     """One a phase."""
     record: Record
@@ -410,7 +415,7 @@ class End(NamedTuple):
     """What a fit ended with beside its last parameters, and was asked for."""
 
     step: int
-    params: Params
+    variables: Params
     logits: np.ndarray
     test: Mapping[str, Any]
     validation: Mapping[str, Any] | None
@@ -530,14 +535,15 @@ def advanced(
             before = _before(progress, i, group[i].trial) if record.finite is None else record.finite
             record = record._replace(diverged=step, finite=before if step is not None or logits is None else None)
         if logits is not None:
-            params = jax.tree.map(lambda leaf, row=row: leaf[row], on_host.params)
+            variables = jax.tree.map(lambda leaf, row=row: leaf[row], on_host.variables)
             validated = (
                 point.validated[i]
                 if i in point.validated
-                else _validate(on_device, group[i].spec, params, group[i].validation)
+                else _validate(on_device, group[i].spec, variables, group[i].validation)
             )
             average = _score_of_average(on_device, group[i], on_host, row, point.of_average)
-            record = _at_point(on_device, group[i], record, state.step, since, logits[row], params, validated, average)
+            more = (variables, validated, average)
+            record = _at_point(on_device, group[i], record, state.step, since, logits[row], *more)
         records[i] = record
     return Progress(resume.joined(progress.parts, on_host), tuple(records))
 
@@ -562,8 +568,8 @@ def _stopped(
     """The record of a fit whose last phase was over before the last step: its curve goes on as it stands then."""
     assert logits is not None
     stopped = int(record.curve[-1]["step"])
-    params = jax.tree.map(lambda leaf: leaf[row], state.params)
-    validated = _validate(on_device, fit.spec, params, fit.validation)
+    variables = jax.tree.map(lambda leaf: leaf[row], state.variables)
+    validated = _validate(on_device, fit.spec, variables, fit.validation)
     rest = [step for step in curve_points(on_device.recipe, group) if step > stopped]
     column = score_column(on_device.objective.metrics[0])
     scores = {column: _score(validated or _measure(on_device, logits[row]))}
@@ -575,9 +581,10 @@ def _stopped(
 
 
 def _averaged(state: train.State, row: int) -> Params:
-    """The parameters of a fit in a row of a state, with its average in place of what ever trained."""
-    params, average = (jax.tree.map(lambda leaf: np.asarray(leaf[row]), tree) for tree in (state.params, state.average))
-    return jax.tree.map(np.asarray, train.with_average(params, average))
+    """The variables of a fit in a row of a state, with its average in place of what ever trained."""
+    trees = (state.params, state.average, state.model_state)
+    params, average, model_state = (jax.tree.map(lambda leaf: np.asarray(leaf[row]), tree) for tree in trees)
+    return batch_stats.join(jax.tree.map(np.asarray, train.with_average(params, average)), model_state)
 
 
 def _score_of_average(
@@ -592,20 +599,20 @@ def _score_of_average(
     return _score(_measure(on_device, of_row))
 
 
-def _logits_of(on_device: DeviceData, fit: PreparedFit, params: Params) -> np.ndarray:
-    """Logits of the test images under these parameters of one fit, float32 [images, classes]."""
-    stacked = jax.tree.map(lambda leaf: np.asarray(leaf)[None], params)
+def _logits_of(on_device: DeviceData, fit: PreparedFit, variables: Params) -> np.ndarray:
+    """Outputs of the head for the test inputs under these variables of one fit, float32 [examples, ...]."""
+    stacked = jax.tree.map(lambda leaf: np.asarray(leaf)[None], variables)
     forward = train.forward(fit.spec.model, fit.spec.merge)
     return evaluate.logits(forward, stacked, on_device.test, on_device.tests)[0]
 
 
 def _before(progress: Progress, i: int, trial: train.Fit) -> Params:
-    """The parameters of fit `i` of a group when it was last seen, or where it starts."""
+    """The variables of fit `i` of a group when it was last seen, or where it starts."""
     for part in progress.parts:
         if i in part.fits:
             row = part.fits.index(i)
-            return jax.tree.map(lambda leaf, row=row: leaf[row], part.params)
-    return jax.tree.map(np.asarray, trial.params)
+            return jax.tree.map(lambda leaf, row=row: leaf[row], part.variables)
+    return jax.tree.map(np.asarray, batch_stats.join(trial.params, trial.model_state))
 
 
 def _at_point(
@@ -615,7 +622,7 @@ def _at_point(
     step: int,
     since: train.Log,
     logits: np.ndarray,
-    params: Params,
+    variables: Params,
     validated: Mapping[str, Any] | None,
     average: float | None,
 ) -> Record:
@@ -632,7 +639,7 @@ def _at_point(
         and validated["score"] is not None
         and (best is None or is_better(primary, validated["score"], best[1]))
     ):
-        best = (step, validated["score"], params)
+        best = (step, validated["score"], variables)
     return record._replace(curve=[*record.curve, point], since=None, best=best)
 
 
@@ -645,32 +652,33 @@ def _outcome(on_device: DeviceData, fit: PreparedFit, progress: Progress, i: int
     """What fit `i` of a group that has ended gives, with its logits of the test images."""
     [part] = [part for part in progress.parts if i in part.fits]
     row, record = part.fits.index(i), progress.records[i]
-    params = jax.tree.map(lambda leaf: leaf[row], part.params)
+    variables = jax.tree.map(lambda leaf: leaf[row], part.variables)
     ends: dict[str, tuple[int, Params]] = {}
     if record.diverged is not None:
-        params, logits = record.finite, np.full_like(logits, np.nan)
+        variables, logits = record.finite, np.full_like(logits, np.nan)
     else:
         last = record.stopped or part.step
         ends |= {"best": (record.best[0], record.best[2])} if record.best and fit.keeps_best else {}
         ends |= {"average": (last, _averaged(part, row))} if part.average is not None else {}
-        ends |= {name: (last, tree) for name, tree in (fit.finish(params) if fit.finish else {}).items()}
+        params, model_state = batch_stats.split(variables)
+        finished = fit.finish(params) if fit.finish else {}
+        ends |= {name: (last, batch_stats.join(tree, model_state)) for name, tree in finished.items()}
     return Outcome(
-        params,
+        *batch_stats.split(variables),
         part.masks[row],
         record,
         logits,
         _measure(on_device, logits),
-        _validate(on_device, fit.spec, params, fit.validation) if record.diverged is None else None,
-        {name: _end(on_device, fit, *step_and_params) for name, step_and_params in ends.items()},
+        _validate(on_device, fit.spec, variables, fit.validation) if record.diverged is None else None,
+        {name: _end(on_device, fit, *step_and_variables) for name, step_and_variables in ends.items()},
     )
 
 
-def _end(on_device: DeviceData, fit: PreparedFit, step: int, params: Params) -> End:
+def _end(on_device: DeviceData, fit: PreparedFit, step: int, variables: Params) -> End:
     """One of a fit's ends, evaluated."""
-    logits = _logits_of(on_device, fit, params)
-    return End(
-        step, params, logits, _measure(on_device, logits), _validate(on_device, fit.spec, params, fit.validation)
-    )
+    logits = _logits_of(on_device, fit, variables)
+    validated = _validate(on_device, fit.spec, variables, fit.validation)
+    return End(step, variables, logits, _measure(on_device, logits), validated)
 
 
 def _measure(on_device: DeviceData, logits: np.ndarray) -> Mapping[str, Any]:
@@ -696,13 +704,13 @@ def _curve_point(step: int, log: train.Log, spec: train.Spec, primary: Metric, s
 
 
 def _validate(
-    on_device: DeviceData, spec: train.Spec, params: Params, validation: np.ndarray
+    on_device: DeviceData, spec: train.Spec, variables: Params, validation: np.ndarray
 ) -> Mapping[str, Any] | None:
     """Metrics of one fit on the examples held out of its training; None where there are none."""
     if not len(validation):
         return None
     inputs = evaluate.padded(on_device.task.train.inputs(validation))
-    stacked = jax.tree.map(lambda leaf: leaf[None], params)
+    stacked = jax.tree.map(lambda leaf: leaf[None], variables)
     logits = evaluate.logits(train.forward(spec.model, spec.merge), stacked, inputs, len(validation))[0]
     return evaluate.measure(on_device.objective, logits, np.asarray(on_device.task.train.targets)[validation])
 
@@ -711,7 +719,8 @@ def _fisher(on_device: DeviceData, fit: PreparedFit, outcome: Outcome) -> Params
     """The Fisher information of a fit on its training examples."""
     rows = np.unique(fit.trial.order(0, len(fit.trial.rates)))
     spec = fit.spec
-    information = gradients.mean_squared_gradient(spec.model, spec.loss, on_device.train, rows[rows >= 0], spec.merge)
+    examples = (on_device.train, rows[rows >= 0], spec.merge)
+    information = gradients.mean_squared_gradient(spec.model, spec.loss, *examples, state=outcome.model_state)
     return information(outcome.params)
 
 
@@ -740,11 +749,12 @@ def _leave(
         trees: dict[str, Params] = {}
         for row in rows:
             name, best, merge = results[row].name, outcomes[row].record.best, group[row].spec.merge
-            trees |= {name: outcomes[row].params}
+            params, model_state = outcomes[row].params, outcomes[row].model_state
+            trees |= {name: batch_stats.join(params, model_state)}
             trees |= {f"{name}.best": best[2]} if best else {}
             trees |= {f"{name}.fisher": fishers[row]} if fishers else {}
-            trees |= {f"{name}.{end}": of_end.params for end, of_end in outcomes[row].ends.items()}
-            trees |= {f"{name}.merged": merge(outcomes[row].params)} if merge else {}
+            trees |= {f"{name}.{end}": of_end.variables for end, of_end in outcomes[row].ends.items()}
+            trees |= {f"{name}.merged": batch_stats.join(merge(params), model_state)} if merge else {}
             results[row] = replace(results[row], checkpoint=f"checkpoints/{place.name}")
         in_checkpoint = {
             result.name: {

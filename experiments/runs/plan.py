@@ -20,6 +20,7 @@ from experiments.runs import budgets, command_line, console, directory, process,
 from experiments.runs.settings import MOST_STEPS, Recipe, Settings
 from experiments.runs.sources import Source, Trained
 from tljax import (
+    batch_stats,
     checkpoint,
     data,
     initialization,
@@ -254,7 +255,7 @@ def source_from_data(settings: Settings) -> Source:
 def source_task(settings: Settings) -> Task:
     """The task of `--source`; raises InputError for settings under which it cannot be learnt."""
     task = load_task(settings, settings.source or "", settings.image_shape)
-    params = models.abstract(settings.build_model(task.outputs), example_shape(task))
+    params, _ = batch_stats.split(models.abstract(settings.build_model(task.outputs), example_shape(task)))
     start = Start(params, ((0.0, None),), fresh=None)
     # As dicts, since dataclasses that share a nan differ from Python 3.13 on.
     is_own = vars(settings.source_recipe) != vars(settings.recipe)
