@@ -26,8 +26,8 @@ def of_fits(experiment: Experiment, results: Sequence[Result], folder: Path) -> 
     for result in results:
         assert result.steps is not None
         start = starts[result.strategy, str(result.options)]
-        total = 0.0
-        for number, (first, last) in enumerate(pairwise([*result.phase_steps, result.steps])):
+        total, bounds = 0.0, [*(result.began or result.phase_steps), result.stopped_step or result.steps]
+        for number, (first, last) in enumerate(pairwise(bounds)):
             mask = masks.load(folder / "masks" / f"{result.name}-phase{number}", start.params)
             # Features are computed once where at least as many examples are trained on as there are.
             cached = (last - first) * settings.recipe.batch_size >= result.train_examples

@@ -393,7 +393,9 @@ FIT: fields.Form = {
     **dict.fromkeys(("validation_accuracy?", "validation_loss?", "best_validation_accuracy?"), (float, None)),
     **{"leaves?": [[(str, int)]], "per_class_accuracy?": ([(float, None)], None), "confusion?": ([[int]], None)},
     **{"calibration?": ({"confidence": [(float, None)], "accuracy": [(float, None)], "count": [int]}, None)},
-    **{"evals?": {str: (float, None)}, "metrics?": {str: (float, None)}},
+    **{"evals?": {str: (float, None)}, "metrics?": {str: (float, None)}, "end?": (str, None)},
+    **{"began?": ([int], None), "stopped_step?": (int, None)},
+    **{"ends?": ({str: {"step": (int, None), "predictions": str, "predictions_sha256": str}}, None)},
     **{"metric?": ({"name": str, "unit": str, "larger_is_better": bool}, None), "test_score?": (float, None)},
     **dict.fromkeys(
         ("source_metric?", "retention_metric?"), ({"name": str, "unit": str, "larger_is_better": bool}, None)
@@ -485,7 +487,8 @@ def _cell(fit: Result) -> str:
 def _files(fit: Result) -> list[str]:
     """The files of a fit beside its checkpoint, without which it is not done; an older tljax did not want its masks."""
     phases = len(fit.phase_steps) if fit.masks_sha256 is not None else 0
-    return [fit.predictions, *(f"masks/{fit.name}-phase{number}.json" for number in range(phases))]
+    of_ends = (end["predictions"] for end in (fit.ends or {}).values())
+    return [fit.predictions, *of_ends, *(f"masks/{fit.name}-phase{number}.json" for number in range(phases))]
 
 
 def masks_digest(workdir: Path, name: str, phases: int) -> str:
@@ -514,9 +517,11 @@ def _set_damaged_aside(workdir: Path) -> None:
                 fault = str(error)
             _set_aside_if(workdir / name, fault)
     for fit in every:
-        file = workdir / fit.predictions
-        if file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() != fit.predictions_sha256:
-            _set_aside_if(file, f"'{file}' is not as it was written")
+        ends = [(end["predictions"], end["predictions_sha256"]) for end in (fit.ends or {}).values()]
+        for file, sha256 in [(fit.predictions, fit.predictions_sha256), *ends]:
+            raw = (workdir / file).read_bytes() if (workdir / file).is_file() else None
+            if raw is not None and hashlib.sha256(raw).hexdigest() != sha256:
+                _set_aside_if(workdir / file, f"'{workdir / file}' is not as it was written")
         mask_files = _mask_files(workdir, fit.name, len(fit.phase_steps))
         if fit.masks_sha256 not in (None, masks_digest(workdir, fit.name, len(fit.phase_steps))):
             for file in filter(Path.is_file, mask_files):
