@@ -1,6 +1,6 @@
 """The contracts that every room shares: types, no logic."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -94,6 +94,11 @@ class PhaseRule(NamedTuple):
     rate: float = 1.0
 
 
+END_NAMES = ("last", "best", "average")
+"""What any fit may end with: its parameters after the last step, those of the point with the best validation score, the
+average of what trained. A strategy's `finish` gives ends of other names."""
+
+
 class Method(NamedTuple):
     """What a strategy's module offers, as `plugins.method` reads it."""
 
@@ -108,6 +113,9 @@ class Method(NamedTuple):
     left_out: Callable[..., Sequence[str]] | None = None
     """(params, context, **options) -> paths of the leaves that it cannot treat though it is meant to; a dry run lists
     them."""
+    finish: Callable[..., Mapping[str, Params]] | None = None
+    """(params, start, context, **options) -> {name: parameters of the same structure}, after training; `start` is where
+    the fit began, after graft and adapt. Each of them is evaluated and kept."""
     data_driven: bool = False
     """The module's DATA_DRIVEN: the strategy needs context.gradient or context.fisher."""
     code: str = ""
