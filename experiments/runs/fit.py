@@ -260,6 +260,7 @@ def build(
         keeps_dropout=keeps_dropout,
         weighs_classes=balanced,
         averages=recipe.ema > 0,
+        microbatch=recipe.microbatch,
     )
 
     def order(first: int, last: int) -> np.ndarray:
