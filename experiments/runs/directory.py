@@ -392,6 +392,10 @@ FIT: fields.Form = {
     **{"calibration?": ({"confidence": [(float, None)], "accuracy": [(float, None)], "count": [int]}, None)},
     **{"evals?": {str: (float, None)}, "metrics?": {str: (float, None)}},
     **{"metric?": ({"name": str, "unit": str, "larger_is_better": bool}, None), "test_score?": (float, None)},
+    **dict.fromkeys(
+        ("source_metric?", "retention_metric?"), ({"name": str, "unit": str, "larger_is_better": bool}, None)
+    ),
+    **dict.fromkeys(("retention_scores?", "retention_sha256?"), (str, None)),
     **dict.fromkeys(("validation_score?", "best_validation_score?", "majority_share?"), (float, None)),
 }
 """A line of results.jsonl, and a fit of a study; what may be lacking, an older tljax did not write."""

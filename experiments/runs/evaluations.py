@@ -52,6 +52,12 @@ def read(settings: Settings, names: Sequence[str], experiments: Sequence[Experim
     return evaluations
 
 
+def metric_of(experiment: Experiment, on: str = "target") -> Metric:
+    """The primary metric of an experiment's target, or of what is kept of its source where verdicts are on that."""
+    settings = experiment.settings
+    return plan.objective_of(experiment.target, settings.recipe).metrics[0]
+
+
 def fingerprints(evaluations: Sequence[Evaluation]) -> dict[str, str]:
     """{data set: its fingerprint}."""
     return {task.name: task.fingerprint for evaluation in evaluations for task in evaluation.tasks.values()}
