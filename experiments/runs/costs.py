@@ -7,9 +7,10 @@ from typing import Any
 
 from experiments.runs import directory, plan
 from experiments.runs.plan import Experiment
-from tljax import masks, models
+from tljax import masks, models, objective
 from tljax.study.results import Result
 from tljax.train.flops import step_flops
+from tljax.types import Objective
 
 
 def of_fits(experiment: Experiment, results: Sequence[Result], folder: Path) -> dict[str, dict[str, Any]]:
@@ -18,6 +19,7 @@ def of_fits(experiment: Experiment, results: Sequence[Result], folder: Path) -> 
     settings, model = experiment.settings, experiment.model
     shape = plan.example_shape(experiment.target)
     keeps_dropout = plan.stages_with_dropout(settings, model, shape)
+    goal = plan.objective_of(experiment.target, settings.recipe)
     costs: dict[str, dict[str, Any]] = {}
     flops_of: dict[Any, float] = {}
     starts = {(strategy.name, str(strategy.options)): start for strategy, start in plan.first_starts(experiment)}
@@ -32,7 +34,7 @@ def of_fits(experiment: Experiment, results: Sequence[Result], folder: Path) -> 
             key = result.strategy, str(result.options), masks.digest(masks.static(start.params, mask)), cached
             if key not in flops_of:
                 step = (shape, settings.recipe.batch_size, start.merge, cached, keeps_dropout)
-                flops_of[key] = step_flops(model, start.params, mask, *step)
+                flops_of[key] = step_flops(model, start.params, mask, *step, goal)
             total += flops_of[key] * (last - first)
         costs[result.name] = {"step_flops": total / result.steps, **of_source.get(result.seed, {})}
     return costs
@@ -48,7 +50,10 @@ def _of_source(experiment: Experiment, folder: Path) -> dict[int, dict[str, Any]
     model = experiment.settings.build_model(source.outputs)
     params = models.abstract(model, source.shape)
     everything = masks.by_path(params, lambda path: True)
-    flops = step_flops(model, params, everything, source.shape, experiment.settings.source_recipe.batch_size)
+    recipe = experiment.settings.source_recipe
+    loss = objective.loss(objective.resolved(recipe.loss, source.kind), source.kind)
+    goal = Objective(loss, source.outputs, (), source.kind)
+    flops = step_flops(model, params, everything, source.shape, recipe.batch_size, objective=goal)
     for seed, key in source.identity.items():
         result = results.get(key)
         steps = result.steps if result else source.steps

@@ -165,6 +165,7 @@ def prepare(
         shapes = f"{sources.shown_shape(shape)}, the source {sources.shown_shape(source.shape)}"
         raise InputError(f"target '{target.name}' has shape {shapes}: features must agree")
     model = settings.build_model(target.outputs)
+    require_outputs(settings, model, target)
     if source is None:
         refuse_without_source(strategies, model)
     terms, _ = penalties.read(settings.recipe.penalty)
@@ -245,7 +246,9 @@ def source_from_data(settings: Settings) -> Source:
 def source_task(settings: Settings) -> Task:
     """The task of `--source`; raises InputError for settings under which it cannot be learnt."""
     task = load_task(settings, settings.source or "", settings.image_shape)
-    params = models.abstract(settings.build_model(task.outputs), example_shape(task))
+    model = settings.build_model(task.outputs)
+    require_outputs(settings, model, task)
+    params = models.abstract(model, example_shape(task))
     start = Start(params, ((0.0, None),), fresh=None)
     # As dicts, since dataclasses that share a nan differ from Python 3.13 on.
     is_own = vars(settings.source_recipe) != vars(settings.recipe)
@@ -331,6 +334,21 @@ def first_starts(experiment: Experiment) -> Iterator[tuple[NamedStrategy, Start]
 def objective_of(task: Task, recipe: Recipe) -> Objective:
     """What a recipe minimises and measures of a task; raises InputError for what does not fit its targets."""
     return objective.of(task, recipe.loss, recipe.metric, recipe.primary)
+
+
+def require_outputs(settings: Settings, model: Model, task: Task) -> None:
+    """Raise InputError for a head that gives something else than the targets of a task need."""
+    shape = example_shape(task)
+    inputs = models.batch_of(shape, 2)
+    length = task.train.targets.shape[1] if task.kind == "tokens" else 1
+    wanted, _ = objective.example(task.kind, task.outputs, 2, length)
+    outputs = jax.eval_shape(functools.partial(models.apply, model), models.abstract(model, shape), inputs)
+    if outputs.shape != wanted.shape:
+        axes = {"tokens": "[batch, length, vocabulary]"}.get(task.kind, f"[batch, {task.kind}]")
+        raise InputError(
+            f"model '{settings.model}': its head, stage '{models.names(model)[-1]}', gives {list(outputs.shape)} of 2 "
+            f"inputs {sources.shown_shape(shape)}: let it give {axes}, here {list(wanted.shape)}"
+        )
 
 
 def recipe_values(recipe: Recipe, kind: str) -> dict[str, Any]:
