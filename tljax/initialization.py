@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tljax import graft, masks, paths, plugins, switches
-from tljax.types import Context, InputError, Mask, Method, Params, Phase
+from tljax import batch_stats, graft, masks, paths, plugins, switches
+from tljax.types import Context, InputError, Mask, Method, ModelState, Params, Phase
 
 
 class Initialization(NamedTuple):
@@ -21,8 +21,9 @@ class Initialization(NamedTuple):
     stages: tuple[str, ...]
     """Path prefixes in the order of the model; the last is the head."""
     source: Params | None
+    """The source's variables: parameters, and the model's state among them."""
     drawn: Params
-    """The target's parameters, drawn anew."""
+    """The target's variables, drawn anew."""
     key: jax.Array
     """Of what a strategy draws."""
     head: str = "fresh"
@@ -43,6 +44,8 @@ class Initialized(NamedTuple):
     must: Mask
     """Those that have to train: all of them, or the head's if `reinit` drew others, which may be frozen on purpose."""
     merge: Callable[[Params], Params] | None
+    model_state: ModelState
+    """The model's state; all else here is of parameters alone."""
 
 
 class Start(NamedTuple):
@@ -58,10 +61,19 @@ class Start(NamedTuple):
     merge: Callable[[Params], Params] | None = None
     fisher: Params | None = None
     """The source's Fisher information, for a penalty: a tree like the parameters."""
+    model_state: Mapping[str, Any] = {}
+    """The model's state, which neither a mask nor a strategy sees."""
+
+    @property
+    def variables(self) -> Params:
+        """Parameters and the model's state in one tree, as files keep them."""
+        return batch_stats.join(self.params, self.model_state)
 
 
-Look = Callable[[Callable[[Params], Params] | None], tuple[Callable[[Params], Params], Callable[[Params], Params]]]
-"""merge -> (gradient, fisher): what a data-driven strategy may look at."""
+Look = Callable[
+    [Callable[[Params], Params] | None, ModelState], tuple[Callable[[Params], Params], Callable[[Params], Params]]
+]
+"""(merge, model state) -> (gradient, fisher): what a data-driven strategy may look at."""
 
 
 def _call_plainly(part: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
@@ -87,9 +99,10 @@ def start(
         _require_model(initialized, name, call)
     params, rest = initialized.params, (initialized.fresh, initialized.plan, initialized.merge)
     if method.data_driven and look is None:
-        return Start(params, (), *rest)
-    gradient, fisher = look(initialized.merge) if look else (None, None)
+        return Start(params, (), *rest, model_state=initialized.model_state)
+    gradient, fisher = look(initialized.merge, initialized.model_state) if look else (None, None)
     stages, source, key = initialization.stages, initialization.source, initialization.key
+    source = source if source is None else batch_stats.split(source)[0]
     context = Context(stages, source, initialized.fresh, key, gradient, fisher)
     arguments = jax.tree.map(jnp.asarray, params), shown(context)
     answered = phases(call("", method.strategy, *arguments, **options))
@@ -109,7 +122,7 @@ def start(
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
     at = tuple((float(p.start), later(p) if masks.is_strategy(p.mask) else writable(p.mask)) for p in answered)
-    return Start(params, at, *rest, initialization.fisher)
+    return Start(params, at, *rest, initialization.fisher, initialized.model_state)
 
 
 def initialize(method: Method, options: Mapping[str, Any], initialization: Initialization) -> Initialized:
@@ -121,7 +134,7 @@ def initialize(method: Method, options: Mapping[str, Any], initialization: Initi
     again, last = redrawn(method, options, stages), stages[-1:]
     fresh_stages, zero = (*again, *last) if head == "fresh" else again, last if head == "zero" else ()
     plan = graft.plan(source, drawn, fresh=fresh_stages, zero=zero)
-    ordinary, fresh = graft.apply(plan, source, drawn)
+    (ordinary, model_state), (fresh, _) = map(batch_stats.split, graft.apply(plan, source, drawn))
     params, merge = ordinary, None
     if method.adapt:
         known = dict(paths.items(fresh))
@@ -135,7 +148,7 @@ def initialize(method: Method, options: Mapping[str, Any], initialization: Initi
         fresh = paths.each(lambda path, leaf: known.get(path, True), params)
         merge = Merge(method.merge, repr(options), options) if method.merge else None
     must = masks.intersect(fresh, masks.under(params, last)) if again else fresh
-    return Initialized(plan, ordinary, params, fresh, must, merge)
+    return Initialized(plan, ordinary, params, fresh, must, merge, model_state)
 
 
 def _require_model(initialized: Initialized, name: str, call: Callable[..., Any]) -> None:

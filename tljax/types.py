@@ -22,6 +22,10 @@ OptState = Any
 PyTree = Any
 """A tree of arrays."""
 
+ModelState = Any
+"""{stage: its state} of the stages that have one, such as the running statistics of batch norms: arrays that training
+changes, and the optimizer does not. {} of a model without state."""
+
 
 class InputError(ValueError):
     """Bad input: one line that names the thing, the place and the remedy.
@@ -111,13 +115,23 @@ class Method(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """A named piece of a model, without state."""
+    """A named piece of a model.
+
+    A stage without state may have the short form, `init: (key, x) -> params` and `apply: (params, x, *, key=None) ->
+    y`: which of the two it is, the signature of `apply` says (`models.full_form`).
+    """
 
     name: str
-    init: Callable[[jax.Array, jax.Array], Params]
-    """(key, x) -> parameters of the stage."""
-    apply: Callable[..., jax.Array]
-    """(params, x, *, key=None) -> y. A key means training (dropout); a frozen stage is run without one."""
+    init: Callable[[jax.Array, PyTree], Any]
+    """(key, x) -> (parameters, state); the state is {} where there is none."""
+    apply: Callable[..., Any]
+    """(params, state, x, *, key, train, weight) -> (y, state); x and y are trees of arrays [batch, ...].
+
+    A key means training (dropout); a frozen stage is run without one. `train` concerns the state alone: True normalises
+    by the statistics of the batch, and returns the state after it; False uses the state, and returns it as it is.
+    `weight` float32 [batch] says which examples count (0 is padding); it is None in evaluation. With an optional
+    keyword `momentum`, a float, its running averages keep that much of the old value: under 0 they are those of the
+    batch."""
 
 
 Model = tuple[Stage, ...]

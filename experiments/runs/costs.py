@@ -7,7 +7,7 @@ from typing import Any
 
 from experiments.runs import directory, plan
 from experiments.runs.plan import Experiment
-from tljax import masks, models, objective
+from tljax import batch_stats, masks, models, objective
 from tljax.study.results import Result
 from tljax.train.flops import step_flops
 from tljax.types import Objective
@@ -34,7 +34,7 @@ def of_fits(experiment: Experiment, results: Sequence[Result], folder: Path) -> 
             key = result.strategy, str(result.options), masks.digest(masks.static(start.params, mask)), cached
             if key not in flops_of:
                 step = (shape, settings.recipe.batch_size, start.merge, cached, keeps_dropout)
-                flops_of[key] = step_flops(model, start.params, mask, *step, goal)
+                flops_of[key] = step_flops(model, start.params, mask, *step, goal, start.model_state)
             total += flops_of[key] * (last - first)
         costs[result.name] = {"step_flops": total / result.steps, **of_source.get(result.seed, {})}
     return costs
@@ -48,12 +48,12 @@ def _of_source(experiment: Experiment, folder: Path) -> dict[int, dict[str, Any]
     results = {result.key: result for result in directory.results(folder)}
     costs: dict[int, dict[str, Any]] = {}
     model = experiment.settings.build_model(source.outputs)
-    params = models.abstract(model, source.shape)
+    params, state = batch_stats.split(models.abstract(model, source.shape))
     everything = masks.by_path(params, lambda path: True)
     recipe = experiment.settings.source_recipe
     loss = objective.loss(objective.resolved(recipe.loss, source.kind), source.kind)
     goal = Objective(loss, source.outputs, (), source.kind)
-    flops = step_flops(model, params, everything, source.shape, recipe.batch_size, objective=goal)
+    flops = step_flops(model, params, everything, source.shape, recipe.batch_size, objective=goal, state=state)
     for seed, key in source.identity.items():
         result = results.get(key)
         steps = result.steps if result else source.steps

@@ -21,14 +21,14 @@ from experiments.runs.plan import Experiment, PlannedFit
 from experiments.runs.resume import Progress, Record
 from experiments.runs.settings import Recipe, Settings
 from experiments.runs.sources import Source, Trained, from_state, shape_to_json
-from tljax import checkpoint, evaluate, masks, models, objective, penalties, seeds, train
+from tljax import batch_stats, checkpoint, evaluate, masks, models, objective, penalties, seeds, train
 from tljax import metrics as measures
 from tljax.data import draw
 from tljax.initialization import Look, Start
 from tljax.study.results import Result
 from tljax.study.units import to_record
 from tljax.train import gradients, vectorize
-from tljax.types import Mask, Metric, Model, Objective, Params, Task
+from tljax.types import Mask, Metric, Model, ModelState, Objective, Params, Task
 
 # ---- An experiment
 
@@ -169,9 +169,10 @@ def train_sources(settings: Settings, task: Task, folder: Path, execution: train
 def _prepare_source(settings: Settings, on_device: "DeviceData", seed: int, result: Result) -> "PreparedFit":
     task = on_device.task
     streams, model = plan.source_streams(settings, seed), settings.build_model(task.outputs)
-    params = models.init(model, jax.random.key(streams.head), plan.example_shape(task))
+    drawn = models.init(model, jax.random.key(streams.head), plan.example_shape(task))
+    params, model_state = batch_stats.split(drawn)
     mask = masks.by_path(params, lambda path: True)
-    start = Start(params, ((0.0, mask),), fresh=mask)
+    start = Start(params, ((0.0, mask),), fresh=mask, model_state=model_state)
     return build(on_device, model, start, streams, "all", result)
 
 
@@ -252,6 +253,7 @@ def build(
         jax.random.key(streams.order),
         start.fresh,
         start.fisher,
+        model_state=start.model_state,
         class_weights=_class_weights(on_device, subset),
     )
     begins = [step for step, _ in trial.phases]
@@ -276,10 +278,11 @@ def look_at(on_device: DeviceData, model: Model, streams: seeds.Seeds, budget: s
     """What a data-driven strategy may look at: gradients on the training split, never on validation or test data."""
     subset, _ = split(on_device, streams, budget)
 
-    def look(merge: Any) -> tuple[Any, Any]:
+    def look(merge: Any, state: Any) -> tuple[Any, Any]:
         examples = (model, on_device.objective.loss, on_device.train, subset, merge)
         weights = _class_weights(on_device, subset)
-        return gradients.mean_gradient(*examples, weights), gradients.mean_squared_gradient(*examples)
+        gradient = gradients.mean_gradient(*examples, weights, state=state)
+        return gradient, gradients.mean_squared_gradient(*examples, state=state)
 
     return look
 
@@ -348,6 +351,8 @@ class Outcome(NamedTuple):
 
     params: Params
     """The last; of a fit that diverged, the last that were finite."""
+    model_state: ModelState
+    """The model's state that goes with them."""
     masks: tuple[Mask, ...]
     """One a phase."""
     record: Record
@@ -458,19 +463,19 @@ def advanced(
             before = _before(progress, i, group[i].trial) if record.finite is None else record.finite
             record = record._replace(diverged=step, finite=before if step is not None or logits is None else None)
         if logits is not None:
-            params = jax.tree.map(lambda leaf, row=row: leaf[row], on_host.params)
-            record = _at_point(on_device, group[i], record, state.step, since, logits[row], params)
+            variables = jax.tree.map(lambda leaf, row=row: leaf[row], on_host.variables)
+            record = _at_point(on_device, group[i], record, state.step, since, logits[row], variables)
         records[i] = record
     return Progress(resume.joined(progress.parts, on_host), tuple(records))
 
 
 def _before(progress: Progress, i: int, trial: train.Fit) -> Params:
-    """The parameters of fit `i` of a group when it was last seen, or where it starts."""
+    """The variables of fit `i` of a group when it was last seen, or where it starts."""
     for part in progress.parts:
         if i in part.fits:
             row = part.fits.index(i)
-            return jax.tree.map(lambda leaf, row=row: leaf[row], part.params)
-    return jax.tree.map(np.asarray, trial.params)
+            return jax.tree.map(lambda leaf, row=row: leaf[row], part.variables)
+    return jax.tree.map(np.asarray, batch_stats.join(trial.params, trial.model_state))
 
 
 def _at_point(
@@ -480,10 +485,10 @@ def _at_point(
     step: int,
     since: train.Log,
     logits: np.ndarray,
-    params: Params,
+    variables: Params,
 ) -> Record:
     """A record with one more point of its curve, and perhaps a new best."""
-    validated = _validate(on_device, fit.spec, params, fit.validation)
+    validated = _validate(on_device, fit.spec, variables, fit.validation)
     measured = validated or evaluate.measure(on_device.objective, logits, np.asarray(on_device.task.test.targets))
     primary, best = on_device.objective.metrics[0], record.best
     point = _curve_point(step, since, fit.spec, primary, measured["score"])
@@ -492,7 +497,7 @@ def _at_point(
         and validated["score"] is not None
         and (best is None or is_better(primary, validated["score"], best[1]))
     ):
-        best = (step, validated["score"], params)
+        best = (step, validated["score"], variables)
     return record._replace(curve=[*record.curve, point], since=None, best=best)
 
 
@@ -505,16 +510,16 @@ def _outcome(on_device: DeviceData, fit: PreparedFit, progress: Progress, i: int
     """What fit `i` of a group that has ended gives, with its logits of the test images."""
     [part] = [part for part in progress.parts if i in part.fits]
     row, record = part.fits.index(i), progress.records[i]
-    params = jax.tree.map(lambda leaf: leaf[row], part.params)
+    variables = jax.tree.map(lambda leaf: leaf[row], part.variables)
     if record.diverged is not None:
-        params, logits = record.finite, np.full_like(logits, np.nan)
+        variables, logits = record.finite, np.full_like(logits, np.nan)
     return Outcome(
-        params,
+        *batch_stats.split(variables),
         part.masks[row],
         record,
         logits,
         evaluate.measure(on_device.objective, logits, np.asarray(on_device.task.test.targets)),
-        _validate(on_device, fit.spec, params, fit.validation) if record.diverged is None else None,
+        _validate(on_device, fit.spec, variables, fit.validation) if record.diverged is None else None,
     )
 
 
@@ -531,13 +536,13 @@ def _curve_point(step: int, log: train.Log, spec: train.Spec, primary: Metric, s
 
 
 def _validate(
-    on_device: DeviceData, spec: train.Spec, params: Params, validation: np.ndarray
+    on_device: DeviceData, spec: train.Spec, variables: Params, validation: np.ndarray
 ) -> Mapping[str, Any] | None:
     """Metrics of one fit on the examples held out of its training; None where there are none."""
     if not len(validation):
         return None
     inputs = evaluate.padded(on_device.task.train.inputs(validation))
-    stacked = jax.tree.map(lambda leaf: leaf[None], params)
+    stacked = jax.tree.map(lambda leaf: leaf[None], variables)
     logits = evaluate.logits(train.forward(spec.model, spec.merge), stacked, inputs, len(validation))[0]
     return evaluate.measure(on_device.objective, logits, np.asarray(on_device.task.train.targets)[validation])
 
@@ -546,7 +551,8 @@ def _fisher(on_device: DeviceData, fit: PreparedFit, outcome: Outcome) -> Params
     """The Fisher information of a fit on its training examples."""
     rows = np.unique(fit.trial.order(0, len(fit.trial.rates)))
     spec = fit.spec
-    information = gradients.mean_squared_gradient(spec.model, spec.loss, on_device.train, rows[rows >= 0], spec.merge)
+    examples = (on_device.train, rows[rows >= 0], spec.merge)
+    information = gradients.mean_squared_gradient(spec.model, spec.loss, *examples, state=outcome.model_state)
     return information(outcome.params)
 
 
@@ -575,10 +581,11 @@ def _leave(
         trees: dict[str, Params] = {}
         for row in rows:
             name, best, merge = results[row].name, outcomes[row].record.best, group[row].spec.merge
-            trees |= {name: outcomes[row].params}
+            params, model_state = outcomes[row].params, outcomes[row].model_state
+            trees |= {name: batch_stats.join(params, model_state)}
             trees |= {f"{name}.best": best[2]} if best else {}
             trees |= {f"{name}.fisher": fishers[row]} if fishers else {}
-            trees |= {f"{name}.merged": merge(outcomes[row].params)} if merge else {}
+            trees |= {f"{name}.merged": batch_stats.join(merge(params), model_state)} if merge else {}
             results[row] = replace(results[row], checkpoint=f"checkpoints/{place.name}")
         in_checkpoint = {
             result.name: {

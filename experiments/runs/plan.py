@@ -20,6 +20,7 @@ from experiments.runs import budgets, command_line, console, directory, process,
 from experiments.runs.settings import MOST_STEPS, Recipe, Settings
 from experiments.runs.sources import Source, Trained
 from tljax import (
+    batch_stats,
     checkpoint,
     data,
     initialization,
@@ -248,7 +249,7 @@ def source_task(settings: Settings) -> Task:
     task = load_task(settings, settings.source or "", settings.image_shape)
     model = settings.build_model(task.outputs)
     require_outputs(settings, model, task)
-    params = models.abstract(model, example_shape(task))
+    params, _ = batch_stats.split(models.abstract(model, example_shape(task)))
     start = Start(params, ((0.0, None),), fresh=None)
     # As dicts, since dataclasses that share a nan differ from Python 3.13 on.
     is_own = vars(settings.source_recipe) != vars(settings.recipe)

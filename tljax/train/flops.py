@@ -1,5 +1,6 @@
 """FLOPs of a training step, counted by XLA and not measured."""
 
+import functools
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -7,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tljax import masks, models
+from tljax import batch_stats, masks, models
 from tljax import objective as objectives
 from tljax.train.step import frozen_prefix
-from tljax.types import Mask, Model, Objective, Params
+from tljax.types import Mask, Model, ModelState, Objective, Params
 
 
 def step_flops(
@@ -23,13 +24,14 @@ def step_flops(
     cached: bool = True,
     keeps_dropout: Collection[str] = (),
     objective: Objective | None = None,
+    state: ModelState | None = None,
 ) -> float:
     """FLOPs of the gradient of a loss with respect to what trains, on a batch of inputs of `shape`.
 
     The loss is that of the `objective` where its targets are no classes, else a cross-entropy.
     With `cached` the frozen prefix costs nothing: its outputs are computed once. It ends at the first of
-    `keeps_dropout`, the stages that keep their dropout while they are frozen. Nothing is compiled, and parameters may
-    be abstract. The update of the parameters is left out: two FLOPs each under SGD.
+    `keeps_dropout`, the stages that keep their dropout while they are frozen. Nothing is compiled; parameters and the
+    model's `state` may be abstract. The update of the parameters is left out: two FLOPs each under SGD.
 
     >>> model = models.build("mlp", 10, hidden=(512,), activation="relu")
     >>> params = models.abstract(model, (28, 28, 1))
@@ -40,12 +42,13 @@ def step_flops(
     skipped = len(frozen_prefix(model, mask, keeps_dropout)) if cached and merge is None else 0
     trained, frozen = masks.split(params, jax.tree.map(masks.trains, mask))
     inputs = models.batch_of(shape, batch)
-    for stage in model[:skipped]:
-        inputs = jax.eval_shape(stage.apply, params[stage.name], inputs)
+    if skipped:
+        of_prefix = functools.partial(models.apply, model[:skipped])
+        inputs = jax.eval_shape(of_prefix, batch_stats.join(params, state or {}), inputs)
 
     def outputs(trained: Params, frozen: Params, x: jax.Array) -> jax.Array:
         whole = masks.join(trained, frozen)
-        return models.apply(model[skipped:], merge(whole) if merge else whole, x)
+        return models.apply(model[skipped:], merge(whole) if merge else whole, x, state=state or {})
 
     of_batch, targets = _loss(objective, batch, lambda: jax.eval_shape(outputs, trained, frozen, inputs))
 
