@@ -1,6 +1,6 @@
 """The contracts that every room shares: types, no logic."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -94,6 +94,11 @@ class PhaseRule(NamedTuple):
     rate: float = 1.0
 
 
+END_NAMES = ("last", "best", "average")
+"""What any fit may end with: its parameters after the last step, those of the point with the best validation score, the
+average of what trained. A strategy's `finish` gives ends of other names."""
+
+
 class Method(NamedTuple):
     """What a strategy's module offers, as `plugins.method` reads it."""
 
@@ -108,6 +113,9 @@ class Method(NamedTuple):
     left_out: Callable[..., Sequence[str]] | None = None
     """(params, context, **options) -> paths of the leaves that it cannot treat though it is meant to; a dry run lists
     them."""
+    finish: Callable[..., Mapping[str, Params]] | None = None
+    """(params, start, context, **options) -> {name: parameters of the same structure}, after training; `start` is where
+    the fit began, after graft and adapt. Each of them is evaluated and kept."""
     data_driven: bool = False
     """The module's DATA_DRIVEN: the strategy needs context.gradient or context.fisher."""
     code: str = ""
@@ -202,6 +210,37 @@ class ArrayExamples:
     def inputs(self, rows: np.ndarray) -> Any:
         """The inputs of some rows (int [k])."""
         return jax.tree.map(lambda leaf: np.asarray(leaf[rows]), self.arrays)
+
+
+@dataclass(frozen=True, eq=False)
+class RowExamples:
+    """Examples that are read by row, and never held whole.
+
+    >>> split = RowExamples(lambda rows: np.ones((len(rows), 4)) * rows[:, None], np.array([0, 1, 0], np.int32),
+    ...                     jax.ShapeDtypeStruct((4,), np.float32))
+    >>> split.arrays is None, len(split), split.inputs(np.array([2, 0]))[:, 0].tolist()
+    (True, 3, [2.0, 0.0])
+    """
+
+    read: Callable[[np.ndarray], Any]
+    """rows (int [k]) -> the inputs of these rows, leaves [k, ...], in any thread."""
+    targets: Any
+    """As `Batch.targets`, of all examples."""
+    spec: Any
+    """Shapes and dtypes of the inputs of one example."""
+    groups: np.ndarray | None = None
+
+    @property
+    def arrays(self) -> None:
+        """They are in no arrays."""
+        return None
+
+    def __len__(self) -> int:
+        return len(jax.tree.leaves(self.targets)[0])
+
+    def inputs(self, rows: np.ndarray) -> Any:
+        """The inputs of some rows (int [k])."""
+        return self.read(np.asarray(rows))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from experiments.runs import console, directory, fit, plan, sources
 from experiments.runs.plan import Experiment
 from experiments.runs.settings import Settings
 from tljax import batch_stats, checkpoint, evaluate, metrics, models, train
-from tljax.study.results import Result
+from tljax.study.results import Result, tree_of
 from tljax.types import InputError, Metric, Model, Params, Task
 
 
@@ -151,7 +151,7 @@ def _judge(
             else:
                 file = result.checkpoint
                 loaded = loaded if file in loaded else {file: checkpoint.load(folder / file)[0]}
-                variables = checkpoint.unflatten(loaded[file][result.name], start.variables)
+                variables = checkpoint.unflatten(loaded[file][tree_of(result)], start.variables)
                 params, model_state = batch_stats.split(variables)
                 params = batch_stats.join(merge(params), model_state)
             if of_source:

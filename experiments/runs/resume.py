@@ -35,6 +35,12 @@ class Record(NamedTuple):
     """The variables at the last point of the curve, of a fit that diverged after it, or was stopped between points."""
     best: tuple[int, float, Params] | None
     """Where there is a validation split: the step of the best primary metric on it, that score, and the variables."""
+    began: tuple[int, ...] = ()
+    """The steps at which its phases began, where they end by validation."""
+    stopped: int | None = None
+    """The step at which its last phase was over, if that is before the last."""
+    peak_bytes: int | None = None
+    """The most memory that its training program took on a device so far."""
 
 
 class Progress(NamedTuple):
@@ -109,7 +115,10 @@ def _save(place: Path, keys: Sequence[str], progress: Progress) -> None:
     about = {
         "keys": list(keys),
         "parts": [_numbers(state) for state in progress.parts],
-        "records": [(r.curve, r.seconds, r.diverged, r.best and r.best[:2]) for r in progress.records],
+        "records": [
+            (r.curve, r.seconds, r.diverged, r.best and r.best[:2], r.began, r.stopped, r.peak_bytes)
+            for r in progress.records
+        ],
     }
     place.mkdir(parents=True, exist_ok=True)
     number = 1 + max((int(folder.name[:8]) for folder in place.iterdir() if folder.name[:8].isdecimal()), default=0)
@@ -204,20 +213,22 @@ def _restored(
             step=part["step"],
             fits=tuple(part["trials"]),
             diverged=tuple(part["diverged"]),
-            began=part["began"],
-            scores=tuple(map(tuple, part["scores"])),
-            over=part["over"],
+            began=part.get("began", 0),
+            scores=tuple(map(tuple, part.get("scores", ()))),
+            over=part.get("over", False),
         )
         parts.append(state._replace(**{"best": None, **trees}))
     records = []
-    for number, (curve, seconds, diverged, best) in enumerate(about["records"]):
+    for number, (curve, seconds, diverged, best, *more) in enumerate(about["records"]):
         since, finite, best_params = (arrays.get(f"fit{number}.{name}") for name in ("since", "finite", "best"))
         variables = batch_stats.join(trials[number].params, trials[number].model_state)
         like = jax.tree.map(np.asarray, variables)
         best = (*best, checkpoint.unflatten(best_params or {}, like)) if best else None
         last = checkpoint.unflatten(finite, like) if finite else None
         log = _log(since, len(program.penalties)) if since else None
-        records.append(Record(curve, seconds, log, diverged, last, best))
+        unsaid: tuple[Any, ...] = ((), None, None)  # an older tljax did not save them
+        began, stopped, peak_bytes = (*more, *unsaid[len(more) :])
+        records.append(Record(curve, seconds, log, diverged, last, best, tuple(began), stopped, peak_bytes))
     return Progress(tuple(parts), tuple(records))
 
 

@@ -70,6 +70,22 @@ def skip_frozen_prefix(
     return replace(spec, model=spec.model[len(prefix) :]), replace(data, inputs=features)
 
 
+def shapes(spec: Spec, fit: Fit, data: Data, passes: int, cache: FeatureCache | None) -> tuple[Spec, Data]:
+    """What `skip_frozen_prefix` gives for one fit, with shapes and dtypes in place of features; nothing is computed."""
+    wanted = features_bytes(spec, fit, data, passes, cache)
+    if cache is None or not 0 < wanted <= cache.budget:
+        return spec, data
+    count, batch = len(frozen_prefix_of(spec)), _batch(examples_of(data.inputs))
+    rows = -(-examples_of(data.inputs) // batch) * batch
+    whole = jax.eval_shape(spec.merge or (lambda params: params), fit.params)
+    variables = batch_stats.join(whole, fit.model_state)
+    outputs = jax.eval_shape(functools.partial(models.apply, spec.model[:count]), variables, batch_spec(data, rows))
+    inputs = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), _kept_as(leaf.dtype, cache.dtype)), outputs
+    )
+    return replace(spec, model=spec.model[count:]), replace(data, inputs=inputs)
+
+
 def features_bytes(spec: Spec, fit: Fit, data: Data, passes: int, cache: FeatureCache | None) -> int:
     """Bytes of one view of features, or 0 if there is none that is worth it: fewer examples pass through than there
     are. It depends on one fit alone, and so then do its bits."""
