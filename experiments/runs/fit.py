@@ -260,6 +260,7 @@ def build(
         start.merge,
         keeps_dropout=keeps_dropout,
         weighs_classes=balanced,
+        augment=plan.augmentations(recipe, on_device.task),
         averages=recipe.ema > 0,
     )
 
