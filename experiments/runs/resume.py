@@ -227,7 +227,7 @@ def _restored(
         last = checkpoint.unflatten(finite, like) if finite else None
         log = _log(since, len(program.penalties)) if since else None
         unsaid: list[Any] = [(), None, None]  # an older tljax did not save them
-        began, stopped, peak_bytes = [*more, *unsaid[len(more) :]]
+        began, stopped, peak_bytes = list(more) + unsaid[len(more) :]
         records.append(Record(curve, seconds, log, diverged, last, best, tuple(began), stopped, peak_bytes))
     return Progress(tuple(parts), tuple(records))
 
