@@ -55,6 +55,9 @@ def skip_frozen_prefix(
     at least as many as there are, and if the cache has room for them.
     """
     mesh = mesh_under(params)
+    if spec.augment and (kept := frozen_prefix_of(spec)):
+        verb = "is" if len(kept) == 1 else "are"
+        on_message(f"{', '.join(kept)} {verb} frozen, and computed in every step, since what comes in is augmented")
     wanted = features_bytes(spec, fit, data, passes, cache)
     if cache is None or not wanted:
         return spec, replace(data, inputs=place(mesh, data.inputs, by_fit=False))
@@ -90,7 +93,7 @@ def features_bytes(spec: Spec, fit: Fit, data: Data, passes: int, cache: Feature
     """Bytes of one view of features, or 0 if there is none that is worth it: fewer examples pass through than there
     are. It depends on one fit alone, and so then do its bits."""
     count = len(frozen_prefix_of(spec))
-    if cache is None or not count or passes < examples_of(data.inputs):
+    if cache is None or not count or spec.augment or passes < examples_of(data.inputs):
         return 0
     whole = jax.eval_shape(spec.merge or (lambda params: params), fit.params)
     return _view_bytes(cache, spec.model[:count], batch_stats.join(whole, fit.model_state), data)
