@@ -207,7 +207,7 @@ def test_a_search_on_two_processes_is_refused_by_both_at_once_and_its_advice_wor
 
 def test_one_process_loads_all_rows():
     rows = np.arange(10, dtype=np.uint8).reshape(5, 2)
-    np.testing.assert_array_equal(vectorize.load(rows).inputs, rows[None])
+    np.testing.assert_array_equal(train.load(rows).inputs, rows[None])
 
 
 BAD = [

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from tljax import train
+from tljax.train.data import examples_of
 from tljax.train.features import skip_frozen_prefix
 from tljax.train.step import specialize
-from tljax.train.vectorize import divide, examples_of, host, mesh_of_group, mesh_under, over, place, shared_width
+from tljax.train.vectorize import divide, host, mesh_of_group, mesh_under, over, place, shared_width
 from tljax.types import Params
 
 BATCH = 1000

@@ -5,10 +5,11 @@ of one fit, `vectorize` maps it over fits and devices, `loop` goes from segment 
 frozen below.
 """
 
+from tljax.train.data import Data, Reader, Rows, Stream, load
 from tljax.train.features import FeatureCache
 from tljax.train.loop import Execution, State, abstract, fit
 from tljax.train.step import Fit, Log, Spec, forward, group_key, specialize
-from tljax.train.vectorize import Data, capacity, load
+from tljax.train.vectorize import capacity
 
 __all__ = [
     "Data",
@@ -16,8 +17,11 @@ __all__ = [
     "FeatureCache",
     "Fit",
     "Log",
+    "Reader",
+    "Rows",
     "Spec",
     "State",
+    "Stream",
     "abstract",
     "capacity",
     "fit",

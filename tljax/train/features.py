@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from tljax import models
+from tljax.train.data import Data, Stream, batch_spec, examples_of
 from tljax.train.step import Fit, Spec, frozen_prefix_of
-from tljax.train.vectorize import Data, batch_spec, divide, examples_of, host, mesh_under, over, place, sharing
+from tljax.train.vectorize import divide, host, mesh_under, over, place, sharing
 from tljax.types import Model, Params
 
 _BATCH = 1000

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tljax import masks, models, objective, paths
-from tljax.train.vectorize import Data
+from tljax.train.data import Data, Stream
 from tljax.types import Model, Params
 
 MOST_SQUARED = 4096

@@ -1,5 +1,6 @@
 """`fit`: a group of fits, segment by segment and phase by phase."""
 
+import contextlib
 import itertools
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -13,9 +14,10 @@ from jax.sharding import Mesh
 
 from tljax import masks, optimizer, optimizers, switches
 from tljax.train import features, vectorize
+from tljax.train.data import MEMORY, Data, Stream
 from tljax.train.features import FeatureCache
 from tljax.train.step import Fit, Log, Spec, batch_size, group_key, specialize, trained_leaves
-from tljax.train.vectorize import Data, Mode, agreed, begin, capacity, host, place, stack, stack_hyper
+from tljax.train.vectorize import Mode, agreed, begin, capacity, host, place, stack, stack_hyper
 from tljax.types import InputError, Mask, OptState, Params
 
 
@@ -39,6 +41,12 @@ class Execution:
     """Called with a line for each decision."""
     should_stop: Callable[[], bool] = lambda: False
     """Asked every few seconds whether to end before the last step."""
+    data: str = "auto"
+    """Where examples are: 'resident' on the devices, 'streamed' to them, or 'auto' as there is room (`held`)."""
+    stream_memory: int = MEMORY
+    """Bytes of host memory for examples that are read ahead."""
+    on_wait: Callable[[float], None] = lambda seconds: None
+    """Called at the end of a phase with the seconds for which examples of a stream were waited for."""
 
 
 class State(NamedTuple):
@@ -58,7 +66,7 @@ class State(NamedTuple):
 def fit(
     spec: Spec,
     fits: Sequence[Fit],
-    data: Data,
+    data: Data | Stream,
     ends: Sequence[int],
     states: Sequence[State] = (),
     execution: Execution | None = None,
@@ -92,18 +100,19 @@ def fit(
             continue
         if execution.should_stop():
             return
-        train, most = _phase(spec, fits, data, ends, execution, state), FIRST_CALL
-        for end in (end for end in ends if end > state.step):
-            state, log, most = train(end, state, most)
-            if state.step in boundaries and state.step != last:
-                begins = list(_next_phase(spec, fits, data, ends, execution, state))
-                for next_state, rows in begins:
-                    yield next_state, jax.tree.map(lambda curve, rows=rows: curve[rows], log)
-                waiting = itertools.chain([next_state for next_state, _ in begins], waiting)
-                break
-            yield state, log
-            if execution.should_stop():
-                return
+        most = FIRST_CALL
+        with _phase(spec, fits, data, ends, execution, state) as train:
+            for end in (end for end in ends if end > state.step):
+                state, log, most = train(end, state, most)
+                if state.step in boundaries and state.step != last:
+                    begins = list(_next_phase(spec, fits, data, ends, execution, state))
+                    for next_state, rows in begins:
+                        yield next_state, jax.tree.map(lambda curve, rows=rows: curve[rows], log)
+                    waiting = itertools.chain([next_state for next_state, _ in begins], waiting)
+                    break
+                yield state, log
+                if execution.should_stop():
+                    return
 
 
 def _check_group(fits: Sequence[Fit], ends: Sequence[int]) -> None:
@@ -133,7 +142,7 @@ Part = Sequence[tuple[int, tuple[Mask, ...]]]
 
 
 def _parts(
-    spec: Spec, fits: Sequence[Fit], data: Data, ends: Sequence[int], execution: Execution, step: int, members: Part
+    spec: Spec, fits: Sequence[Fit], data: Data | Stream, ends: Sequence[int], execution: Execution, step: int, members: Part
 ) -> Iterator[Part]:
     """The members in parts that share an executable and stand on the devices together.
 
@@ -149,18 +158,39 @@ def _parts(
         bytes_of_one = features.features_bytes(specialized, of_part[0], data, passes, execution.cache)
         most = max(1, execution.cache.budget // bytes_of_one) if execution.cache and bytes_of_one else len(part)
         devices = vectorize.fits_at_once(execution.devices, execution.devices_per_batch)
-        start = 0
-        for size in vectorize.group_sizes(len(part) // width, devices, most):
-            yield part[start : start + width * size]
-            start += width * size
+        for company in [part] if isinstance(data, Data) else _by_order(part, fits, width, devices, execution.many):
+            start = 0
+            for size in vectorize.group_sizes(len(company) // width, devices, most):
+                yield company[start : start + width * size]
+                start += width * size
+
+
+def _by_order(part: Part, fits: Sequence[Fit], width: int, devices: int, many: str) -> list[Part]:
+    """The members of a part in companies that are trained on a stream together.
+
+    They are the fits of one order, so that each chunk is read once for all; where those are fewer than the devices,
+    one fit a device. All stay together where company decides bits: side by side, or where some of them share.
+    """
+    if many == "vmap" or (width == 1 and any(fits[i].shares is not None for i, _ in part)):
+        return [part]
+    companies: dict[Hashable, list[Any]] = {}
+    for start in range(0, len(part), width):
+        name = fits[part[start][0]].order_name
+        companies.setdefault(object() if name is None else name, []).extend(part[start : start + width])
+    if max(len(company) for company in companies.values()) // width >= devices:
+        return list(companies.values())
+    return [part[start : start + width * devices] for start in range(0, len(part), width * devices)]
 
 
 def _passes(fits: Sequence[Fit], ends: Sequence[int], step: int) -> int:
     """Examples that pass through a fit in the phase that a step is in."""
-    starts = [start for start, _ in fits[0].phases]
-    first = max(start for start in starts if start <= step)
-    end = min((start for start in starts if start > step), default=ends[-1])
-    return (end - first) * batch_size(fits[0])
+    first = max(start for start, _ in fits[0].phases if start <= step)
+    return (_phase_end(fits, ends, step) - first) * batch_size(fits[0])
+
+
+def _phase_end(fits: Sequence[Fit], ends: Sequence[int], step: int) -> int:
+    """The step at which the phase ends that a step is in."""
+    return min((start for start, _ in fits[0].phases if start > step), default=ends[-1])
 
 
 @switches.guarded()
@@ -191,12 +221,14 @@ FIRST_CALL = 16
 """Steps of the first call of a phase, whose duration says how many the others may have."""
 
 
+@contextlib.contextmanager
 def _phase(
-    spec: Spec, fits: Sequence[Fit], data: Data, ends: Sequence[int], execution: Execution, state: State
-) -> Callable[[int, State, int], tuple[State, Log, int]]:
+    spec: Spec, fits: Sequence[Fit], data: Data | Stream, ends: Sequence[int], execution: Execution, state: State
+) -> Iterator[Callable[[int, State, int], tuple[State, Log, int]]]:
     """The function that trains a state further within its phase: (end, state, most) -> (later state, log, most).
 
-    `most` is how many steps its first call of the compiled function may have.
+    `most` is how many steps its first call of the compiled function may have. Of a stream it reads ahead until the end
+    of the `with`.
     """
     members = [fits[i] for i in state.fits]
     specialized = specialize(spec, members[0], state.masks[0])
@@ -209,21 +241,37 @@ def _phase(
     short, inputs = features.skip_frozen_prefix(
         specialized, members[0], params, width, data, passes, execution.cache, execution.on_message
     )
-    targets = place(mesh, data.targets, by_fit=False)
     hyper = place(mesh, stack_hyper(specialized, members, state.masks))
+    with contextlib.ExitStack() as until_the_end:
+        if isinstance(inputs, Stream):
+            end_of_phase = _phase_end(fits, ends, state.step)
+            reader = vectorize.read_chunks(inputs, members, width, mesh, state.step, end_of_phase)
+            until_the_end.callback(lambda: execution.on_wait(reader.waited))
+            chunks: Iterator[vectorize.Chunk] = until_the_end.enter_context(reader)
+        else:
+            targets = place(mesh, inputs.targets, by_fit=False)
+        chunk: vectorize.Chunk | None = None
 
-    def call(trained: Params, opt_state: OptState, frozen: Params, start: int, stop: int) -> Any:
-        order, rates = vectorize.order_and_rates(members, width, mesh, start, stop)
-        arrays = (trained, opt_state, frozen, hyper, inputs.inputs, targets, order, rates)
-        return vectorize.run(short, mesh, width, mode, *arrays, (start, 0, stop - start))
+        def call(trained: Params, opt_state: OptState, frozen: Params, start: int, stop: int) -> Any:
+            nonlocal chunk
+            if isinstance(inputs, Data):
+                order, rates = vectorize.order_and_rates(members, width, mesh, start, stop)
+                arrays = (trained, opt_state, frozen, hyper, inputs.inputs, targets, order, rates)
+                return stop, vectorize.run(short, mesh, width, mode, *arrays, (start, 0, stop - start))
+            if chunk is None or start == chunk.stop:
+                chunk = next(chunks)
+            stop, first = min(stop, chunk.stop), chunk.start
+            arrays = (trained, opt_state, frozen, hyper, chunk.inputs, chunk.targets, chunk.order, chunk.rates)
+            steps = (first, start - first, stop - first)
+            return stop, vectorize.run(short, mesh, width, mode, *arrays, steps, fetch=vectorize.slice_chunk)
 
-    def train(end: int, state: State, most: int) -> tuple[State, Log, int]:
-        return _advance(short, mesh, batch_size(members[0]), call, end, state, most, execution.should_stop)
+        def train(end: int, state: State, most: int) -> tuple[State, Log, int]:
+            return _advance(short, mesh, batch_size(members[0]), call, end, state, most, execution.should_stop)
 
-    return train
+        yield train
 
 
-def layout(spec: Spec, fits: Sequence[Fit], width: int, data: Data, execution: Execution) -> tuple[Mesh | None, Mode]:
+def layout(spec: Spec, fits: Sequence[Fit], width: int, data: Data | Stream, execution: Execution) -> tuple[Mesh | None, Mode]:
     """The devices of a group, and how its fits share each of them."""
     mesh = vectorize.mesh_of_group(len(fits) // width, execution.devices, execution.devices_per_batch)
     if execution.mode == "pmap" and mesh is not None:
@@ -257,7 +305,7 @@ def _advance(
             step = end
             break
         start, stop = time.perf_counter(), min(end, step + most)
-        trained, opt_state, log = call(trained, opt_state, frozen, step, stop)
+        stop, (trained, opt_state, log) = call(trained, opt_state, frozen, step, stop)
         log = jax.tree.map(lambda curve, steps=stop - step: curve[:, :steps], host(log))
         diverged = _first_not_finite(diverged, step, log)
         logs.append(_without_diverged(diverged, step, log))
@@ -296,7 +344,7 @@ def _empty_log(fits: int, steps: int, terms: int) -> Log:
 
 
 def _next_phase(
-    spec: Spec, fits: Sequence[Fit], data: Data, ends: Sequence[int], execution: Execution, state: State
+    spec: Spec, fits: Sequence[Fit], data: Data | Stream, ends: Sequence[int], execution: Execution, state: State
 ) -> Iterator[tuple[State, list[int]]]:
     """The states at the beginning of the phase that begins at the state's step, and for each its rows of the state."""
     number = [start for start, _ in fits[0].phases].index(state.step)

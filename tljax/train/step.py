@@ -95,6 +95,8 @@ class Fit(NamedTuple):
     shares: Hashable = None
     """Neighbours in a group with equal values, other than None, have one order and equal parameters at the start:
     the batches and the features of the frozen prefix are then passed once for all of them."""
+    order_name: Hashable = None
+    """Fits with equal names, other than None, have one order: of a stream it is read once for all of them."""
 
 
 class Log(NamedTuple):
