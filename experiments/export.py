@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.runs import command_line, console, directory
+from experiments.runs import command_line, console, directory, sources
 from experiments.runs.command_line import flag
 from experiments.runs.settings import ComputeFlags, ModelFlags, RenamingFlags
 from experiments.runs.sources import FitFlags, load_weights
@@ -41,7 +41,9 @@ def run(flags: Mapping[str, Any], export_flags: ExportFlags) -> Path:
     record = {
         "task": source.name,
         "classes": source.classes,
-        "shape": source.shape,
+        "shape": sources.shape_to_json(source.shape),
+        "kind": source.kind if source.kind != "classes" else None,
+        "outputs": source.outputs if source.kind != "classes" else None,
         "model": model,
         "accuracy": accuracy,
         "steps": source.steps,

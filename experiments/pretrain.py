@@ -35,11 +35,11 @@ def run(**flags: Any) -> list[Result]:
         raise InputError("--source is what this program trains: name a data set, and leave out --source_checkpoint")
     execution = process.prepare(settings)
     task = plan.source_task(settings)
-    shape = tuple(task.train.arrays.shape[1:])
-    for fault in plan.model_faults(settings, settings.build_model(len(task.classes)), shape):
+    shape = plan.example_shape(task)
+    for fault in plan.model_faults(settings, settings.build_model(task.outputs), shape):
         execution.on_message(fault)
     if settings.dry_run:
-        model = settings.build_model(len(task.classes))
+        model = settings.build_model(task.outputs)
         params = models.abstract(model, shape)
         console.mask_table(task.name, params, masks.by_path(params, lambda path: True))
         console.notes(task.findings)

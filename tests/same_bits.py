@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from tljax import checkpoint
 
@@ -58,7 +59,13 @@ COMMANDS = {
     "--strategies=full,head_only --seeds=0,1 --workdir=W/from_checkpoint",
     "export": "export --checkpoint=W/pretrain --fit=pretrain-mnist_10k-seed0 --output=W/mnist.safetensors",
     "predict": "predict --checkpoint=W/mnist.safetensors --images=W/images.npz --output=W/predicted.csv",
+    "decay": f"transfer {MLP} --strategies=full,head_only --optimizer=adamw --weight_decay=0.05 --workdir=W/decay",
+    "photographs": "transfer --source=folder:W/photographs --target=folder:W/photographs:rotate=90 "
+    "--image_shape=24,16,3 "
+    "--model=cnn --strategies=full,head_only --steps=20 --batch_size=8 --data_dir=W/data --workdir=W/photographs_run",
 }
+NEUTRAL = {"resize": "squash", "decay": "all"}
+"""Flags whose default gives other bits than before there was the flag, at the value under which nothing changes."""
 TIMES = (
     *("seconds", "source_seconds", "features_seconds", "owner", "begin", "end", "place"),
     *("sha256", "key", "recipe", "predictions_sha256", "masks_sha256"),
@@ -132,18 +139,41 @@ def record(folder: Path, only: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     np.savez(folder / "images.npz", test_images=rng.integers(0, 256, (50, 28, 28, 1)).astype(np.uint8))
+    draw_photographs(folder / "photographs")
     environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache"), "COLUMNS": "200"}
     for name, text in COMMANDS.items():
         if only and name not in only:
             continue
         start = time.monotonic()
-        command = [sys.executable, "-m", *f"experiments.{text}".replace("W/", f"{folder}/").split()]
+        command = [sys.executable, "-m", *f"experiments.{text}".replace("W/", f"{folder}/").split(), *neutral(text)]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         (folder / f"{name}.txt").write_text(done.stdout + done.stderr)
         print(f"{name}: exit code {done.returncode}, {time.monotonic() - start:.1f} s", flush=True)
         if done.returncode:
             sys.exit(done.stderr[-2000:])
     keep_digests(folder)
+
+
+def neutral(text: str) -> list[str]:
+    """The flags at their neutral values that the program of a command has in the tree at hand."""
+    program, *_ = text.split()
+    command = [sys.executable, "-m", f"experiments.{program}", "--helpfull"]
+    known = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    return [f"--{name}={value}" for name, value in NEUTRAL.items() if re.search(rf"--(\[no\])?{name}\b", known)]
+
+
+def draw_photographs(folder: Path) -> None:
+    """Pictures of two classes and of many sizes, which no shape leaves as they are."""
+    rng = np.random.default_rng(1)
+    for split, count in (("train", 16), ("test", 8)):
+        for label in ("dark", "light"):
+            place = folder / split / label
+            place.mkdir(parents=True, exist_ok=True)
+            for i in range(count):
+                height, width = rng.integers(20, 60, 2)
+                low = 128 * (label == "light")
+                pixels = rng.integers(low, low + 128, (height, width, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(place / f"{i}.png")
 
 
 def keep_digests(folder: Path) -> None:

@@ -3,7 +3,7 @@
 import json
 from dataclasses import fields, replace
 
-from tljax.study.results import Result, extended, from_json, to_json
+from tljax.study.results import Result, extended, from_json, metric, score, to_json, validation_score
 
 WHOLE = {"name": "full-100-seed0-01234567", "key": "01234567", "recipe": "89", "source": "a", "target": "b"} | {
     "strategy": "full",
@@ -41,3 +41,20 @@ def test_a_fit_that_was_just_trained_has_all_fields_but_those_of_reports():
     assert "source_accuracy" not in to_json(replace(fit, strategy="pretrain"))
     order = [f.name for f in fields(Result) if f.name in names]
     assert [name for name in names if not name.startswith("train_penalty_")] == order
+
+
+NATS = {"name": "cross_entropy", "unit": "nats", "larger_is_better": False}
+
+
+def test_a_metric_is_written_where_it_is_not_accuracy():
+    fit = Result(name="a", target="b", strategy="full", seed=0, test_score=1.25, validation_score=1.5)
+    plain = Result(name="a", target="b", strategy="full", seed=0)
+    assert json.dumps(to_json(fit)) == json.dumps(to_json(plain))
+    of_metric = replace(fit, metric=NATS, metrics={"auc": 0.5})
+    record = to_json(of_metric)
+    assert set(record) - set(to_json(plain)) == {"metric", "test_score", "validation_score", "metrics"}
+    assert (record["metric"], record["test_score"], record["metrics"]) == (NATS, 1.25, {"auc": 0.5})
+    assert to_json(from_json(record)) == record
+    assert metric(from_json(record)).name == "cross_entropy" and score(of_metric) == 1.25
+    accurate = replace(fit, test_accuracy=0.5, validation_accuracy=0.25)
+    assert (score(accurate), validation_score(accurate), validation_score(of_metric)) == (0.5, 0.25, 1.5)

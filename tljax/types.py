@@ -221,3 +221,10 @@ class Task:
     kind: str = "classes"
     """What its targets are: 'classes' (int32 [n]), 'labels' (several labels an item, bool [n, labels]), 'values'
     (float32 [n, values]) or 'tokens' (int32 [n, length], the inputs moved by one; -1 has no weight)."""
+    outputs: int = 0
+    """How many numbers the head gives an item, or for 'tokens' each position: classes, labels, values, or tokens of the
+    vocabulary. 0 stands for as many as there are `classes`."""
+
+    def __post_init__(self) -> None:
+        if not self.outputs:
+            object.__setattr__(self, "outputs", len(self.classes))

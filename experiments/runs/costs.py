@@ -16,7 +16,7 @@ def of_fits(experiment: Experiment, results: Sequence[Result], folder: Path) -> 
     """{fit: its step_flops (a mean over its phases), and source_steps, source_flops, source_seconds}."""
     of_source = _of_source(experiment, folder)
     settings, model = experiment.settings, experiment.model
-    shape = tuple(experiment.target.train.arrays.shape[1:])
+    shape = plan.example_shape(experiment.target)
     keeps_dropout = plan.stages_with_dropout(settings, model, shape)
     costs: dict[str, dict[str, Any]] = {}
     flops_of: dict[Any, float] = {}
@@ -45,7 +45,7 @@ def _of_source(experiment: Experiment, folder: Path) -> dict[int, dict[str, Any]
         return {}
     results = {result.key: result for result in directory.results(folder)}
     costs: dict[int, dict[str, Any]] = {}
-    model = experiment.settings.build_model(len(source.classes))
+    model = experiment.settings.build_model(source.outputs)
     params = models.abstract(model, source.shape)
     everything = masks.by_path(params, lambda path: True)
     flops = step_flops(model, params, everything, source.shape, experiment.settings.source_recipe.batch_size)

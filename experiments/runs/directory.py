@@ -378,7 +378,9 @@ FIT: fields.Form = {
     **dict.fromkeys(("validation_accuracy?", "validation_loss?", "best_validation_accuracy?"), (float, None)),
     **{"leaves?": [[(str, int)]], "per_class_accuracy?": ([(float, None)], None), "confusion?": ([[int]], None)},
     **{"calibration?": ({"confidence": [(float, None)], "accuracy": [(float, None)], "count": [int]}, None)},
-    **{"evals?": {str: (float, None)}},
+    **{"evals?": {str: (float, None)}, "metrics?": {str: (float, None)}},
+    **{"metric?": ({"name": str, "unit": str, "larger_is_better": bool}, None), "test_score?": (float, None)},
+    **dict.fromkeys(("validation_score?", "best_validation_score?", "majority_share?"), (float, None)),
 }
 """A line of results.jsonl, and a fit of a study; what may be lacking, an older tljax did not write."""
 

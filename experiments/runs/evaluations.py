@@ -38,12 +38,15 @@ def read(settings: Settings, names: Sequence[str], experiments: Sequence[Experim
             evaluations.append(Evaluation(name, tasks))
             continue
         targets = {each.target.name: each.target for each in experiments}
-        tasks = {key: plan.load_task(settings, name, target.train.arrays.shape[1:]) for key, target in targets.items()}
+        tasks = {key: plan.load_task(settings, name, plan.example_shape(target)) for key, target in targets.items()}
         for key, task in tasks.items():
-            shape, of_target = (tuple(data.train.arrays.shape[1:]) for data in (task, targets[key]))
+            shape, of_target = (plan.example_shape(data) for data in (task, targets[key]))
             if shape != of_target:
-                raise InputError(f"--eval={name} has shape {shape}, '{key}' {of_target}: give one of that shape")
-            classes, wanted = len(task.classes), len(targets[key].classes)
+                words = f"{sources.shown_shape(shape)}, '{key}' {sources.shown_shape(of_target)}"
+                raise InputError(f"--eval={name} has shape {words}: give one of that shape")
+            if task.kind != targets[key].kind:
+                raise InputError(f"--eval={name} has {task.kind}, '{key}' {targets[key].kind}: give one of that kind")
+            classes, wanted = task.outputs, targets[key].outputs
             if classes != wanted:
                 raise InputError(f"--eval={name} has {classes} classes, '{key}' {wanted}: give one of as many")
         evaluations.append(Evaluation(name, tasks))
@@ -114,7 +117,7 @@ def _judge(experiment: Experiment, results: Sequence[Result], name: str, task: T
     """{fit: its accuracy} on one test set."""
     trained = fit.obtain_source(experiment.settings, experiment.source, folder, experiment.execution)
     of_source = name == "source"
-    model = experiment.settings.build_model(len(task.classes)) if of_source else experiment.model
+    model = experiment.settings.build_model(task.outputs) if of_source else experiment.model
     images, labels = evaluate.padded(task.test.arrays), np.asarray(task.test.targets)
     loaded: dict[str, Any] = {}
     accuracy = {}
@@ -130,14 +133,14 @@ def _judge(experiment: Experiment, results: Sequence[Result], name: str, task: T
                 loaded = loaded if file in loaded else {file: checkpoint.load(folder / file)[0]}
                 params = merge(checkpoint.unflatten(loaded[file][result.name], start.params))
             if of_source:
-                params = _head_back(model, params, trained[result.seed], task.train.arrays.shape[1:])
+                params = _head_back(model, params, trained[result.seed], plan.example_shape(task))
             stacked = jax.tree.map(lambda leaf: np.asarray(leaf)[None], params)
             logits = evaluate.logits(train.forward(model), stacked, images, len(labels))[0]
             accuracy[result.name] = float((logits.argmax(-1) == labels).mean())
     return accuracy
 
 
-def _head_back(model: Model, params: Params, source: sources.Trained, shape: tuple[int, ...]) -> Params:
+def _head_back(model: Model, params: Params, source: sources.Trained, shape: models.Shape) -> Params:
     """Parameters with the source's own head."""
     head = models.names(model)[-1]
     return {**params, head: checkpoint.unflatten(source.flat, models.abstract(model, shape))[head]}

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.runs import directory, sources
+from experiments.runs import directory, plan, sources
 from experiments.runs.sources import LoadedSource
 from tljax import files, models, npz
 from tljax.types import InputError, Model, Params, Task
@@ -37,8 +37,8 @@ def sidecar(loaded: LoadedSource, task: Task, stage: str, dtype: str = "float32"
     """The record in features.json, but for the SHA-256 of the arrays; raises InputError if there is no such stage."""
     sources.require_stage(loaded.model, stage)
     abstract = models.abstract(loaded.model, loaded.source.shape)
-    image = jax.ShapeDtypeStruct((1, *task.train.arrays.shape[1:]), task.train.arrays.dtype)
-    outputs = jax.eval_shape(functools.partial(models.features, loaded.model), abstract, image)
+    inputs = models.batch_of(plan.example_shape(task), 1)
+    outputs = jax.eval_shape(functools.partial(models.features, loaded.model), abstract, inputs)
     size = math.prod(outputs[models.names(loaded.model).index(stage)].shape)
     return {
         "format": _FORMAT,
@@ -72,7 +72,7 @@ def write(loaded: LoadedSource, task: Task, folders: Mapping[str, Path], dtype: 
             arrays.append(np.lib.format.open_memmap(places[-1][0], mode="w+", dtype=np.dtype(dtype), shape=shape))
         for start in range(0, len(part.targets) if missing else 0, BATCH):
             rows = np.minimum(np.arange(start, start + BATCH), len(part.targets) - 1)
-            batches = _batch(loaded.model[: max(at) + 1], at, loaded.params, np.asarray(part.arrays[rows]))
+            batches = _batch(loaded.model[: max(at) + 1], at, loaded.params, part.inputs(rows))
             for array, batch in zip(arrays, batches, strict=True):
                 array[start : start + BATCH] = np.asarray(batch)[: len(array) - start]
         for array, (partial, file) in zip(arrays, places, strict=True):
@@ -96,7 +96,7 @@ def _checksums(folder: Path) -> dict[str, str]:
 def _batch(model: Model, at: tuple[int, ...], params: Params, images: jax.Array) -> list[jax.Array]:
     """The features [batch, d] of the stages at these places in the model."""
     outputs = models.features(model, params, images)
-    return [outputs[i].reshape(len(images), -1) for i in at]
+    return [outputs[i].reshape(len(outputs[i]), -1) for i in at]
 
 
 def _written(folder: Path, record: Mapping[str, Any]) -> bool:
@@ -162,6 +162,7 @@ def read(folder: Path, loaded: LoadedSource, task: Task, stage: str, dtype: str 
 
 def same_shape(loaded: LoadedSource, task: Task) -> None:
     """Raise InputError unless the images of a task have the shape that a source takes."""
-    shape = tuple(task.train.arrays.shape[1:])
+    shape = plan.example_shape(task)
     if shape != loaded.source.shape:
-        raise InputError(f"data set '{task.name}' has shape {shape}, the source {loaded.source.shape}: they must agree")
+        shapes = f"{sources.shown_shape(shape)}, the source {sources.shown_shape(loaded.source.shape)}"
+        raise InputError(f"data set '{task.name}' has shape {shapes}: they must agree")

@@ -20,7 +20,7 @@ from experiments.runs import console, directory, metrics, plan, process, resume
 from experiments.runs.plan import Experiment, PlannedFit
 from experiments.runs.resume import Progress, Record
 from experiments.runs.settings import Recipe, Settings
-from experiments.runs.sources import Source, Trained, from_state
+from experiments.runs.sources import Source, Trained, from_state, shape_to_json
 from tljax import checkpoint, evaluate, masks, models, objective, penalties, seeds, train
 from tljax.data import draw
 from tljax.initialization import Look, Start
@@ -122,7 +122,8 @@ def about(settings: Settings, task: Task) -> dict[str, Any]:
         "task": task.name,
         "fingerprint": task.fingerprint,
         "classes": list(task.classes),
-        "shape": list(plan.example_shape(task)),
+        "shape": shape_to_json(plan.example_shape(task)),
+        **({"kind": task.kind, "outputs": task.outputs} if task.kind != "classes" else {}),
         "model": settings.architecture(),
         "note": task.note,
     }
@@ -164,7 +165,7 @@ def train_sources(settings: Settings, task: Task, folder: Path, execution: train
 
 
 def _prepare_source(settings: Settings, on_device: "DeviceData", seed: int, result: Result) -> "PreparedFit":
-    streams, model = plan.source_streams(settings, seed), settings.build_model(len(on_device.task.classes))
+    streams, model = plan.source_streams(settings, seed), settings.build_model(on_device.task.outputs)
     params = models.init(model, jax.random.key(streams.head), on_device.train.inputs.shape[2:])
     mask = masks.by_path(params, lambda path: True)
     start = Start(params, ((0.0, mask),), fresh=mask)

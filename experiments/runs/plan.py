@@ -162,8 +162,9 @@ def prepare(
     target = load_task(settings, settings.target, settings.image_shape or (source.shape if source else None))
     shape = example_shape(target)
     if source and shape != source.shape:
-        raise InputError(f"target '{target.name}' has shape {shape}, the source {source.shape}: features must agree")
-    model = settings.build_model(len(target.classes))
+        shapes = f"{sources.shown_shape(shape)}, the source {sources.shown_shape(source.shape)}"
+        raise InputError(f"target '{target.name}' has shape {shapes}: features must agree")
+    model = settings.build_model(target.outputs)
     if source is None:
         refuse_without_source(strategies, model)
     terms, _ = penalties.read(settings.recipe.penalty)
@@ -189,7 +190,8 @@ def load_task(settings: Settings, name: str, shape: Any) -> Task:
     than [height, width, channels], stay as they are.
     """
     places = {"data_dir": settings.data_dir, "manual_dir": settings.manual_dir}
-    image_shape = shape if shape and (len(shape) == 3 or shape == settings.image_shape) else None
+    is_image = isinstance(shape, tuple) and (len(shape) == 3 or shape == settings.image_shape)
+    image_shape = shape if shape and is_image else None
     try:
         return data.load(name, **places, image_shape=image_shape, say=console.say)
     except InputError as error:
@@ -199,9 +201,11 @@ def load_task(settings: Settings, name: str, shape: Any) -> Task:
         raise
 
 
-def example_shape(task: Task) -> tuple[int, ...]:
-    """The shape of one example."""
-    return tuple(task.train.arrays.shape[1:])
+def example_shape(task: Task) -> models.Shape:
+    """The inputs of one example: the shape of pixels or float features, else a tree of `jax.ShapeDtypeStruct`."""
+    spec = task.train.spec
+    is_shape = isinstance(spec, jax.ShapeDtypeStruct) and spec.dtype in (np.uint8, np.float32)
+    return tuple(spec.shape) if is_shape else spec
 
 
 def fingerprints(experiment: Experiment) -> dict[str, str]:
@@ -233,13 +237,15 @@ def source_from_data(settings: Settings) -> Source:
         count_steps(recipe, len(draw_examples(recipe, "all", task, 0)[0])),
         next(iter(planned.values())).recipe or "",
         task=task,
+        kind=task.kind,
+        outputs=task.outputs,
     )
 
 
 def source_task(settings: Settings) -> Task:
     """The task of `--source`; raises InputError for settings under which it cannot be learnt."""
     task = load_task(settings, settings.source or "", settings.image_shape)
-    params = models.abstract(settings.build_model(len(task.classes)), task.train.arrays.shape[1:])
+    params = models.abstract(settings.build_model(task.outputs), example_shape(task))
     start = Start(params, ((0.0, None),), fresh=None)
     # As dicts, since dataclasses that share a nan differ from Python 3.13 on.
     is_own = vars(settings.source_recipe) != vars(settings.recipe)
@@ -284,7 +290,7 @@ def initialization_of(experiment: Experiment, seed: int, trained: Trained | None
     settings, model, source, target = experiment.settings, experiment.model, experiment.source, experiment.target
     shape = example_shape(target)
     key = jax.random.key(streams(settings, seed).head)
-    params = models.init(settings.build_model(len(source.classes)), key, shape) if source else None
+    params = models.init(settings.build_model(source.outputs), key, shape) if source else None
     if trained:
         params = checkpoint.unflatten(trained.flat, params)
     drawn, own_key = models.init(model, key, shape), jax.random.fold_in(key, len(model))
@@ -293,10 +299,17 @@ def initialization_of(experiment: Experiment, seed: int, trained: Trained | None
 
 
 def head_of(settings: Settings, source: Source | None, target: Task) -> str:
-    """What becomes of the head: 'copy', 'fresh' or 'zero', as --head says; under 'auto' by the names of the classes."""
+    """What becomes of the head: 'copy', 'fresh' or 'zero', as --head says; under 'auto' by the names of the classes.
+
+    Of tokens without names the size of the vocabulary decides; a head of values without names is always fresh.
+    """
     if settings.head != "auto":
         return settings.head
-    return "copy" if source and source.classes == target.classes else "fresh"
+    if source is None or source.kind != target.kind:
+        return "fresh"
+    # Tokens without names are numbers of one vocabulary where there are as many; values without names are any.
+    named = source.classes or (source.outputs if source.kind == "tokens" else None)
+    return "copy" if named and named == (target.classes or target.outputs) else "fresh"
 
 
 def start_of(strategy: NamedStrategy, initial: Initialization, look: Look | None = None) -> Start:
@@ -337,7 +350,7 @@ def check_recipe(recipe: Recipe, budget: str, task: Task, start: Start, prefix: 
     total = _flagged(prefix, "batch_size", lambda: count_steps(recipe, len(subset)))
     phases_at_steps(start.phases, total)
     _flagged(prefix, "schedule", lambda: learning_rates(recipe, total))
-    logits = jax.ShapeDtypeStruct((2, len(task.classes)), jnp.float32)
+    logits = jax.ShapeDtypeStruct((2, task.outputs), jnp.float32)
     labels = jax.ShapeDtypeStruct((2,), jnp.int32)
     values = _flagged(prefix, "loss", lambda: jax.eval_shape(loss, logits, labels))
     if getattr(values, "shape", None) != (2,):
@@ -431,14 +444,14 @@ def draw_examples(recipe: Recipe, budget: str, task: Task, seed: int) -> tuple[n
     return subset, validation
 
 
-def model_faults(settings: Settings, model: Model, shape: tuple[int, ...]) -> list[str]:
+def model_faults(settings: Settings, model: Model, shape: models.Shape) -> list[str]:
     """What a model draws otherwise than its key says, a sentence each."""
     # The models of tljax draw nothing.
     sentences = randomness.faults(model, shape) if "." in plugins.parse(settings.model).name else []
     return [f"--model={settings.model}: {sentence}" for sentence in sentences]
 
 
-def stages_with_dropout(settings: Settings, model: Model, shape: tuple[int, ...]) -> tuple[str, ...]:
+def stages_with_dropout(settings: Settings, model: Model, shape: models.Shape) -> tuple[str, ...]:
     """The stages that keep their dropout while they are frozen, for inputs of one example's `shape`."""
     return randomness.stages(model, shape) if settings.frozen_dropout == "on" else ()
 
@@ -503,7 +516,7 @@ def _identified(experiment: Experiment, strategy: NamedStrategy, budget: str, se
 def planned_sources(settings: Settings, task: Task) -> dict[int, Result]:
     """{seed: the fit that is to train its source}."""
     results = {}
-    model_draws = draws(settings, settings.build_model(len(task.classes)), example_shape(task))
+    model_draws = draws(settings, settings.build_model(task.outputs), example_shape(task))
     for seed in settings.seeds:
         fields: dict[str, Any] = {
             "source": None,
@@ -564,7 +577,7 @@ def _beyond_neutral(group: Any) -> dict[str, Any]:
     return {name: value for name, (value, neutral) in values.items() if neutral is None or value != neutral}
 
 
-def draws(settings: Settings, model: Model, shape: tuple[int, ...]) -> dict[str, Any]:
+def draws(settings: Settings, model: Model, shape: models.Shape) -> dict[str, Any]:
     """What decides the bits of a fit whose model draws (dropout, noise), and of no other; {} for one that does not.
 
     Its number goes up when a key comes to reach more of a model, or other draws follow from it. Under pmap each device

@@ -44,7 +44,7 @@ class Source(NamedTuple):
 
     name: str
     classes: tuple[str, ...]
-    shape: tuple[int, ...]
+    shape: models.Shape
     identity: Mapping[int, str]
     """{seed: a digest of what its parameters follow from}."""
     fingerprint: str
@@ -61,6 +61,10 @@ class Source(NamedTuple):
     """What it learns, if it is to be trained in the run directory: `fit.obtain_source` has its parameters."""
     names: Mapping[str, str] = {}
     """{path: name of its array in a file of weights}; a path that is not in it is its own name."""
+    kind: str = "classes"
+    """What its targets are, as `Task.kind`."""
+    outputs: int = 0
+    """How many numbers its head gives, as `Task.outputs`."""
 
 
 def from_checkpoint(settings: Settings, stand_ins: Mapping[int, int] | None = None) -> Source:
@@ -150,10 +154,11 @@ def _from_run(settings: Settings, model_too: bool = True, stand_ins: Mapping[int
             )
     identity = {seed: hashlib.sha256(text.encode()).hexdigest() for seed, text in sums.items()}
     steps = _most_steps([abouts[place]["fits"][name] for place, name in chosen.values()])
+    kind, shape, outputs = _described(about)
     return Source(
         about["task"],
         tuple(about["classes"]),
-        tuple(about["shape"]),
+        shape,
         identity,
         about["fingerprint"],
         all(each["fisher"] for each in abouts.values()),
@@ -161,7 +166,62 @@ def _from_run(settings: Settings, model_too: bool = True, stand_ins: Mapping[int
         steps,
         f"{about['fingerprint']} {about['model']} {steps}" if len(places) > 1 else min(identity.values()),
         trained,
+        kind=kind,
+        outputs=outputs,
     )
+
+
+def shown_shape(shape: models.Shape) -> str:
+    """The inputs of one example in words.
+
+    >>> import jax.numpy as jnp
+    >>> shown_shape((28, 28, 1)), shown_shape({"text": jax.ShapeDtypeStruct((16,), jnp.int32)})
+    ('(28, 28, 1)', 'text int32[16]')
+    """
+    if isinstance(shape, tuple):
+        return str(shape)
+    if not isinstance(shape, dict):
+        return f"{shape.dtype}{list(shape.shape)}"
+    return ", ".join(f"{name} {leaf.dtype}{list(leaf.shape)}" for name, leaf in sorted(shape.items()))
+
+
+def shape_to_json(shape: models.Shape) -> Any:
+    """The inputs of one example as checkpoints and cards say them: [28, 28, 1], or {"dtype": "int32", "shape": [16]},
+    or {name: such} of several.
+
+    >>> shape_from_json(shape_to_json((28, 28, 1)))
+    (28, 28, 1)
+    """
+    if isinstance(shape, tuple):
+        return list(shape)
+    if isinstance(shape, dict):
+        return {name: shape_to_json(leaf) for name, leaf in shape.items()}
+    return {"dtype": str(shape.dtype), "shape": list(shape.shape)}
+
+
+def shape_from_json(record: Any) -> models.Shape:
+    """The inverse of `shape_to_json`. Raises ValueError for a record that it does not write."""
+    if isinstance(record, list) and record and all(type(length) is int and length > 0 for length in record):
+        return tuple(record)
+    if isinstance(record, dict) and record.keys() == {"dtype", "shape"} and isinstance(record["shape"], list):
+        if record["dtype"] in ("uint8", "int32", "float32") and all(type(n) is int and n > 0 for n in record["shape"]):
+            return jax.ShapeDtypeStruct(tuple(record["shape"]), record["dtype"])
+    elif isinstance(record, dict) and record and all(isinstance(leaf, dict) for leaf in record.values()):
+        return {name: shape_from_json(leaf) for name, leaf in record.items()}
+    raise ValueError(f"'shape' is {json.dumps(record)[:60]}, no inputs of an example")
+
+
+def _described(record: Mapping[str, Any]) -> tuple[str, models.Shape, int]:
+    """(kind, inputs, outputs) of what a checkpoint or card says. Raises ValueError where they cannot be."""
+    kind, outputs, classes = record.get("kind", "classes"), record.get("outputs"), record["classes"]
+    if kind not in ("classes", "labels", "values", "tokens"):
+        raise ValueError(f"kind is {json.dumps(kind)[:60]}: it is classes, labels, values or tokens")
+    outputs = len(classes) if outputs is None else outputs
+    if type(outputs) is not int or outputs < 1 or (classes and len(classes) != outputs):
+        raise ValueError(
+            f"outputs is {json.dumps(outputs)[:60]}: it is the number of classes, or of what the head gives"
+        )
+    return kind, shape_from_json(record["shape"]), outputs
 
 
 def from_state(state: Mapping[str, checkpoint.Flat], name: str, accuracy: float | None) -> Trained:
@@ -177,8 +237,8 @@ def first_about(place: Path) -> dict[str, Any]:
 MODEL: fields.Form = {"model?": str, "hidden?": [int], "activation?": str, "code?": str}
 """What a source says of its model; a file of weights may say less than `Settings.architecture`."""
 _ABOUT: fields.Form = {
-    **{"task": str, "fingerprint": str, "classes": [str], "shape": [int], "model": MODEL, "fisher": bool},
-    **{"fits": dict, "note?": str},
+    **{"task": str, "fingerprint": str, "classes": [str], "model": MODEL, "fisher": bool},
+    **{"shape": (list, dict), "fits": dict, "note?": str, "kind?": str, "outputs?": int},
 }
 """What a checkpoint says of itself if it can be a source."""
 _FIT: fields.Form = {"seed": int, "accuracy": (float, None), "steps?": (int, None)}
@@ -190,8 +250,11 @@ def _read_about(place: Path) -> dict[str, Any]:
     about = checkpoint.about(place)
     if fault := fields.fault(about, _ABOUT):
         raise InputError(f"checkpoint '{place}' does not say enough ({fault}): give one that experiments.pretrain left")
-    if not about["classes"] or not about["shape"] or min(about["shape"]) < 1:
-        raise InputError(f"checkpoint '{place}' has no classes or no shape: give one that experiments.pretrain left")
+    try:
+        _described(about)
+    except ValueError as error:
+        fault = f"has no classes or no shape ({error})"
+        raise InputError(f"checkpoint '{place}' {fault}: give one that experiments.pretrain left") from error
     for name, fit in about["fits"].items():
         if fields.fault(fit, _FIT) or name not in about["sha256"]:
             raise InputError(f"checkpoint '{place}' holds no fit '{name}': train it again")
@@ -253,7 +316,8 @@ def _most_steps(fits: Sequence[Mapping[str, Any]]) -> int | None:
 
 def _require_leaves(settings: Settings, about: Mapping[str, Any], loaded: Mapping[Path, Any]) -> None:
     """Raise InputError unless all fits have the leaves of the model that the checkpoint names, if need be merged."""
-    like = models.abstract(settings.build_model(len(about["classes"])), tuple(about["shape"]))
+    _, shape, outputs = _described(about)
+    like = models.abstract(settings.build_model(outputs), shape)
     for place, (state, _) in loaded.items():
         for name, flat in state.items():
             if f"{name.removesuffix('.best')}.merged" in state:
@@ -323,7 +387,8 @@ def _other_model(settings: Settings, described: Mapping[str, Any], names: Sequen
 # ---- A file of weights, and its card
 
 _CARD: Mapping[str, tuple[type, type | None]] = {
-    **{"task": (str, None), "classes": (list, str), "shape": (list, int)},
+    **{"task": (str, None), "classes": (list, str), "shape": (object, None)},
+    **{"kind": (str, None), "outputs": (int, None)},
     **{"model": (dict, None), "rename": (list, str), "accuracy": (float, None), "steps": (int, None)},
     **{"fingerprint": (str, None), "note": (str, None), "weights_sha256": (str, None), "sha256": (str, None)},
 }
@@ -343,8 +408,8 @@ def _from_weights_file(settings: Settings) -> Source:
     if "weights_sha256" in card and card["weights_sha256"] != hashlib.sha256(file.read_bytes()).hexdigest():
         raise InputError(f"'{file}' is not as it was written, or has another's card: restore it, or export it again")
     rules = [weights.rule(text) for text in settings.source_rename or card.get("rename", ())]
-    classes, shape = tuple(card["classes"]), tuple(card["shape"])
-    like = models.abstract(settings.build_model(len(classes)), shape)
+    kind, shape, outputs = _described(card)
+    like = models.abstract(settings.build_model(outputs), shape)
     try:
         arrays = weights.read(file)
         flat = checkpoint.flatten(weights.grafted(arrays, rules, like))
@@ -357,7 +422,7 @@ def _from_weights_file(settings: Settings) -> Source:
     identity = hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
     return Source(
         card["task"],
-        classes,
+        tuple(card["classes"]),
         shape,
         dict.fromkeys(settings.seeds, identity),
         card.get("fingerprint", ""),
@@ -367,6 +432,8 @@ def _from_weights_file(settings: Settings) -> Source:
         recipe=identity,
         trained=dict.fromkeys(settings.seeds, Trained(flat, card.get("accuracy"), None)),
         names={path: name for name, path in weights.placed(arrays, rules).items() if path is not None},
+        kind=kind,
+        outputs=outputs,
     )
 
 
@@ -408,7 +475,8 @@ def _check_card(place: Path, card: Mapping[str, Any]) -> None:
             raise InputError(f"'{place}' says '{name}', which no card does{plugins.nearest(name, _CARD)}")
         kind, within = _CARD[name]
         good = isinstance(value, kind) or (kind is float and type(value) is int)
-        if not good or (within and (not value or not all(type(part) is within for part in value))):
+        may_be_empty = name == "classes" and card.get("kind", "classes") != "classes"
+        if not good or (within and (not (value or may_be_empty) or not all(type(part) is within for part in value))):
             raise InputError(f"'{place}': '{name}' is {json.dumps(value)[:60]}: see experiments/runs/sources.py")
     for name in card.get("model", {}):
         if name not in ("model", "hidden", "activation", "code"):
@@ -416,8 +484,13 @@ def _check_card(place: Path, card: Mapping[str, Any]) -> None:
             raise InputError(f"'{place}': 'model' says '{name}', which no card's does{known}")
     if fault := fields.fault(card.get("model", {}), MODEL, "model"):
         raise InputError(f"'{place}': {fault}: see experiments/runs/sources.py")
-    if min(card["shape"]) < 1 or len(set(card["classes"])) < max(2, len(card["classes"])):
+    least = 2 if card.get("kind", "classes") == "classes" else 0
+    if len(set(card["classes"])) < max(least, len(card["classes"])):
         raise InputError(f"'{place}': give a shape of numbers above 0, and two classes or more, each once")
+    try:
+        _described(card)
+    except ValueError as error:
+        raise InputError(f"'{place}': give a shape of numbers above 0, as in [28, 28, 1] ({error})") from error
     if not _is_accuracy(card.get("accuracy")):
         raise InputError(f"'{place}': 'accuracy' is {card['accuracy']}: give a fraction, from 0 to 1")
 
@@ -485,7 +558,7 @@ def load(settings: Settings) -> LoadedSource:
         raise InputError(f"--seeds={','.join(map(str, settings.seeds))}: these are of one source, so give one seed")
     source, [seed] = from_checkpoint(settings), settings.seeds
     trained = source.trained[seed]
-    model = settings.build_model(len(source.classes))
+    model = settings.build_model(source.outputs)
     params = checkpoint.unflatten(trained.flat, models.abstract(model, source.shape))
     return LoadedSource(source, source.identity[seed], model, params, trained.accuracy)
 

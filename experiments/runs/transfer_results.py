@@ -52,7 +52,9 @@ def planned(
         raise InputError("--strategies names nothing but scratch: the truth is of full, head_only or others")
     scratch, transfers = {}, {}
     for target, task in targets.items():
-        shape = {"image_shape": tuple(task.train.arrays.shape[1:])} if task.train.arrays.dtype == np.uint8 else {}
+        spec = task.train.spec
+        is_image = getattr(spec, "dtype", None) == np.uint8
+        shape = {"image_shape": tuple(spec.shape)} if is_image else {}
         from_scratch = {**flags, **shape, "target": target, "strategies": (SCRATCH,)}
         scratch[target] = plan.prepare(Settings.from_flags(**from_scratch), execution, only=True)._replace(target=task)
         for card in cards:

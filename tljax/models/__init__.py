@@ -90,7 +90,7 @@ def _guarded(stage: Stage, name: str, function: Callable[..., Any], classes: int
         except _CLEAR_ERRORS:
             raise
         except Exception as error:  # a model's code may raise anything
-            inputs = f" on inputs {x.dtype}{list(x.shape)}" if hasattr(x, "dtype") else ""
+            inputs = f" on inputs {_shown(x)}"
             raise InputError(
                 f"model '{name}' fails in stage '{stage.name}'{inputs}: {_summary(error, function)}"
             ) from error
@@ -102,14 +102,25 @@ def _guarded(stage: Stage, name: str, function: Callable[..., Any], classes: int
         y = call(stage.apply, params, x, **keywords)
         if not hasattr(y, "shape") or not hasattr(y, "dtype"):
             raise InputError(f"model '{name}': stage '{stage.name}' gives a {type(y).__name__}: let it give one array")
-        if classes is not None and y.shape != (x.shape[0], classes):
+        batch = jax.tree.leaves(x)[0].shape[0]
+        # Outputs of a model of tokens are [batch, length, tokens].
+        if classes is not None and (y.ndim not in (2, 3) or y.shape != (batch, *y.shape[1:-1], classes)):
             raise InputError(
-                f"model '{name}': its head, stage '{stage.name}', gives {list(y.shape)} of inputs {list(x.shape)}: let "
-                f"it give [batch, classes], here {[x.shape[0], classes]}"
+                f"model '{name}': its head, stage '{stage.name}', gives {list(y.shape)} of inputs "
+                f"{list(x.shape) if hasattr(x, 'shape') else _shown(x)}: let "
+                f"it give [batch, classes], here {[batch, classes]}"
             )
         return y
 
     return Stage(stage.name, init, apply)
+
+
+def _shown(x: Any) -> str:
+    """The dtypes and shapes of inputs in words."""
+    if hasattr(x, "dtype"):
+        return f"{x.dtype}{list(x.shape)}"
+    leaves = ((path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(x) if hasattr(leaf, "dtype"))
+    return ", ".join(f"{jax.tree_util.keystr(path)} {leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves)
 
 
 _LIBRARIES = str(Path(jax.__file__).parent.parent)
@@ -138,35 +149,55 @@ def names(model: Model) -> tuple[str, ...]:
     return tuple(stage.name for stage in model)
 
 
-def init(model: Model, key: jax.Array, shape: tuple[int, ...]) -> Params:
+Shape = Any
+"""The inputs of one example: the shape of pixels or float features (a tuple of whole numbers), or a tree of
+`jax.ShapeDtypeStruct`, as `Examples.spec` is, for inputs of other dtypes and for several of them."""
+
+
+def batch_of(shape: Shape, size: int) -> Any:
+    """Shapes and dtypes of a batch of `size` examples as the first stage sees it: pixels are float32 there.
+
+    >>> batch_of((28, 28, 1), 2).dtype.name, batch_of(jax.ShapeDtypeStruct((16,), jnp.int32), 2).shape
+    ('float32', (2, 16))
+    """
+
+    def batched(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((size, *leaf.shape), jnp.float32 if leaf.dtype == jnp.uint8 else leaf.dtype)
+
+    is_shape = isinstance(shape, tuple) and all(isinstance(length, int) for length in shape)
+    return jax.tree.map(batched, jax.ShapeDtypeStruct(shape, jnp.float32) if is_shape else shape)
+
+
+def init(model: Model, key: jax.Array, shape: Shape) -> Params:
     """Parameters for inputs of one example's `shape`: {stage.name: parameters of the stage}.
 
     Each stage draws from its own key, so that two models that differ in one stage share the draws of the others.
     """
+    leaves, structure = jax.tree.flatten(batch_of(shape, 1))
     # JAX refuses compiler options within another function that is compiled.
-    return (_draw if isinstance(key, jax.core.Tracer) else _drawn)(model, key, shape)
+    return (_draw if isinstance(key, jax.core.Tracer) else _drawn)(model, key, (structure, tuple(leaves)))
 
 
 @switches.guarded("the model")
-def _draw(model: Model, key: jax.Array, shape: tuple[int, ...]) -> Params:
-    """The parameters that `init` returns."""
+def _draw(model: Model, key: jax.Array, inputs: tuple[Any, tuple[jax.ShapeDtypeStruct, ...]]) -> Params:
+    """The parameters that `init` returns, for a flattened batch, which is hashable."""
     params = {}
-    x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    x = jax.tree.unflatten(*inputs)
     for i, stage in enumerate(model):
         stage_key = jax.random.fold_in(key, i)
-        params[stage.name] = stage.init(stage_key, jnp.zeros(x.shape, x.dtype))
+        params[stage.name] = stage.init(stage_key, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), x))
         x = jax.eval_shape(stage.apply, params[stage.name], x)
     paths.names(params)
     return params
 
 
 # It runs once a seed: at this level it compiles in a third of the time, and gives the same bits.
-_drawn = partial(jax.jit, static_argnames=("model", "shape"), compiler_options={"xla_backend_optimization_level": 1})(
+_drawn = partial(jax.jit, static_argnames=("model", "inputs"), compiler_options={"xla_backend_optimization_level": 1})(
     _draw
 )
 
 
-def abstract(model: Model, shape: tuple[int, ...]) -> Params:
+def abstract(model: Model, shape: Shape) -> Params:
     """The shapes and dtypes of the parameters that `init` draws, without drawing them."""
     return jax.eval_shape(lambda key: init(model, key, shape), jax.random.key(0))
 
@@ -174,7 +205,7 @@ def abstract(model: Model, shape: tuple[int, ...]) -> Params:
 def apply(
     model: Model, params: Params, x: jax.Array, *, key: jax.Array | None = None, frozen: Sequence[str] = ()
 ) -> jax.Array:
-    """Logits float32 [batch, classes] of inputs [batch, ...]: the last of `features`."""
+    """Outputs of the head, float32 [batch, classes], of inputs with leaves [batch, ...]: the last of `features`."""
     return features(model, params, x, key=key, frozen=frozen)[-1]
 
 
@@ -182,13 +213,12 @@ def apply(
 def features(
     model: Model, params: Params, x: jax.Array, *, key: jax.Array | None = None, frozen: Sequence[str] = ()
 ) -> list[jax.Array]:
-    """The output of each stage, [batch, ...], for inputs [batch, ...].
+    """The output of each stage, [batch, ...], for inputs with leaves [batch, ...].
 
     uint8 pixels are divided by 255, before the first stage. A key stands for training; the stages named in `frozen` run
     without it, as in evaluation. The draws of a stage do not depend on whether stages precede it.
     """
-    if x.dtype == jnp.uint8:
-        x = x.astype(jnp.float32) / 255
+    x = jax.tree.map(lambda leaf: leaf.astype(jnp.float32) / 255 if leaf.dtype == jnp.uint8 else leaf, x)
     outputs = []
     for i, stage in enumerate(model):
         stage_key = None if key is None or stage.name in frozen else jax.random.fold_in(key, len(model) - i)

@@ -6,23 +6,22 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from tljax import models, switches
 from tljax.types import Model, Params, Stage
 
 
-def stages(model: Model, shape: tuple[int, ...]) -> tuple[str, ...]:
+def stages(model: Model, shape: models.Shape) -> tuple[str, ...]:
     """The stages whose output depends on their key, for inputs of one example's `shape`.
 
     >>> from tljax.models.linen import stage
     >>> stages((stage("dense", nn.Dense(3)), stage("drop", nn.Dropout(0.5)), stage("head", nn.Dense(2))), (4,))
     ('drop',)
     """
-    return tuple(name for name, draws in _draws_by_stage(model, shape) if draws.depends)
+    return tuple(name for name, draws in _of_stages(model, shape) if draws.depends)
 
 
-def faults(model: Model, shape: tuple[int, ...]) -> list[str]:
+def faults(model: Model, shape: models.Shape) -> list[str]:
     """A sentence for each layer or stage that does not draw in training as its key says, or does not draw at all.
 
     Such are: a Flax dropout (or attention that drops) of a rate above 0 that is off in training; a stage that draws by
@@ -34,7 +33,7 @@ def faults(model: Model, shape: tuple[int, ...]) -> list[str]:
     ["'drop' is a dropout of rate 0.5 that never drops"]
     """
     sentences = []
-    for name, draws in _draws_by_stage(model, shape):
+    for name, draws in _of_stages(model, shape):
         sentences += [
             f"'{'/'.join((name, *path))}' is a dropout of rate {rate:g} that never drops" for path, rate in draws.off
         ]
@@ -58,12 +57,21 @@ class _Draws(NamedTuple):
     """(path of the module, rate) of each dropout that is off."""
 
 
+def _of_stages(model: Model, shape: models.Shape) -> tuple[tuple[str, _Draws], ...]:
+    """(name, draws) of each stage, for inputs of one example's `shape`."""
+    leaves, structure = jax.tree.flatten(models.batch_of(shape, 2))
+    return _draws_by_stage(model, structure, tuple(leaves))
+
+
 @functools.lru_cache(maxsize=64)
 @switches.guarded("the model")
-def _draws_by_stage(model: Model, shape: tuple[int, ...]) -> tuple[tuple[str, _Draws], ...]:
-    """(name, draws) of each stage, for inputs of one example's `shape`."""
-    params = models.abstract(model, shape)
-    x: Any = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+def _draws_by_stage(
+    model: Model, structure: Any, leaves: tuple[jax.ShapeDtypeStruct, ...]
+) -> tuple[tuple[str, _Draws], ...]:
+    """(name, draws) of each stage, for a flattened batch of inputs, which is hashable."""
+    x: Any = jax.tree.unflatten(structure, leaves)
+    example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), x)
+    params = models.abstract(model, example)
     draws = []
     for stage in model:
         draws.append((stage.name, _stage_draws(stage, params[stage.name], x)))

@@ -4,6 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from tljax.study import units
+from tljax.study.units import ACCURACY
+from tljax.types import Metric
+
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
@@ -75,10 +79,20 @@ class Result:
     predictions_sha256: str | None = None
     masks_sha256: str | None = None
     """One digest of the masks of all phases."""
+    metric: Mapping[str, Any] | None = None
+    """What it was measured by, where that is not accuracy: {"name", "unit", "larger_is_better"}, as `Metric` has them.
+    The four that follow are known then alone, and accuracies are None; `score` gives the one or the other."""
+    test_score: float | None = None
+    """The metric on the test set, as it is: of a metric in % a fraction."""
+    validation_score: float | None = None
+    best_validation_score: float | None = None
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
+    """{name of a further metric: its value on the test set}."""
 
     majority_share: float | None = None
-    """Of a fit that diverged: the share of the most frequent test class, which it counts with. This and what follows is
-    added for a report, and stands in study.json and fits.csv alone."""
+    """Of a fit that diverged, what it counts with: the share of the most frequent test class; where the metric is not
+    accuracy, the metric of the best constant answer. This and what follows is added for a report, and stands in
+    study.json and fits.csv alone."""
     evals: Mapping[str, float | None] | None = None
     """{further test set: accuracy on it}."""
     retention: float | None = None
@@ -101,6 +115,7 @@ _ADDED = (
     *("majority_share", "evals", "retention", "start_accuracy"),
     *("step_flops", "source_steps", "source_flops", "source_seconds"),
 )
+_OF_METRIC = ("metric", "test_score", "validation_score", "best_validation_score")
 _PENALTY = "train_penalty_"
 _NAMES = frozenset(f.name for f in fields(Result)) - {"penalties", "more", "record"}
 _BARE = Result(name="", target="", strategy="", seed=0)
@@ -132,13 +147,44 @@ def to_json(result: Result) -> dict[str, Any]:
             values |= {_PENALTY + name: value for name, value in result.penalties.items()}
         elif f.name == "more":
             values |= result.more
-        elif f.name != "record":
+        elif f.name != "record" and not (
+            f.name in _OF_METRIC and result.metric is None and f.name not in result.record
+        ):
             values[f.name] = getattr(result, f.name)
     if result.record:
         new = (name for name in values if name not in result.record and values[name] != getattr(_BARE, name, None))
         return {name: values[name] for name in (*result.record, *new)}
-    optional = {*_ADDED, "spec", *(["source_accuracy"] if result.strategy == "pretrain" else [])}
+    optional = {*_ADDED, *_OF_METRIC, "spec", *(["source_accuracy"] if result.strategy == "pretrain" else [])}
+    if not result.metrics:
+        del values["metrics"]
     return {name: value for name, value in values.items() if value is not None or name not in optional}
+
+
+def metric(result: Result) -> Metric:
+    """The primary metric of a fit: what verdicts of it are of.
+
+    >>> metric(Result(name="a", target="b", strategy="full", seed=0)) == ACCURACY
+    True
+    """
+    return ACCURACY if result.metric is None else units.from_record(result.metric)
+
+
+def score(result: Result) -> float | None:
+    """The primary metric of a fit on the test set; None where it is not known, as of a fit that diverged.
+
+    >>> values = {"name": "a", "target": "b", "strategy": "full", "seed": 0}
+    >>> score(Result(**values, test_accuracy=0.9))
+    0.9
+    >>> nats = {"name": "cross_entropy", "unit": "nats", "larger_is_better": False}
+    >>> score(Result(**values, metric=nats, test_score=1.5))
+    1.5
+    """
+    return result.test_accuracy if result.metric is None else result.test_score
+
+
+def validation_score(result: Result) -> float | None:
+    """The same on the validation split."""
+    return result.validation_accuracy if result.metric is None else result.validation_score
 
 
 def extended(result: Result, values: Mapping[str, Any]) -> Result:

@@ -15,7 +15,7 @@ def step_flops(
     model: Model,
     params: Params,
     mask: Mask,
-    shape: tuple[int, ...],
+    shape: models.Shape,
     batch: int,
     merge: Callable[[Params], Params] | None = None,
     cached: bool = True,
@@ -35,7 +35,7 @@ def step_flops(
     """
     skipped = len(frozen_prefix(model, mask, keeps_dropout)) if cached and merge is None else 0
     trained, frozen = masks.split(params, jax.tree.map(masks.trains, mask))
-    inputs = jax.ShapeDtypeStruct((batch, *shape), jnp.float32)
+    inputs = models.batch_of(shape, batch)
     for stage in model[:skipped]:
         inputs = jax.eval_shape(stage.apply, params[stage.name], inputs)
 
