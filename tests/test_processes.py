@@ -16,7 +16,7 @@ from test_resume import Killed, killed_after
 from experiments import pretrain, search, transfer
 from experiments.runs import directory, process, settings
 from experiments.runs.settings import Settings, parse_flags
-from tljax.train import vectorize
+from tljax import train
 from tljax.types import InputError
 
 ROOT = Path(__file__).parent.parent

@@ -11,9 +11,9 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -342,3 +342,76 @@ def growing(start: int, stop: int, first: int, most: int) -> Iterator[tuple[int,
     while start < stop:
         yield start, min(stop, start + length)
         start, length = start + length, min(most, 2 * length)
+
+
+def batch_within(stream: Stream, batch: int) -> int:
+    """So many examples as `batch`, or as many as memory holds two batches of."""
+    return max(1, min(batch, stream.memory // (2 * max(1, inputs_bytes(stream.examples.spec)))))
+
+
+def batches(stream: Stream, batch: int, finish: Callable[[Any], Any], most: int = 16) -> Reader:
+    """All examples in their order, read ahead: (how many, `finish(inputs)`) of each chunk.
+
+    Inputs are leaves [batches, batch, ...], at most `most` of them and as many in every chunk; the last is filled up
+    with row 0. The targets are not read.
+    """
+    size = max(1, inputs_bytes(stream.examples.spec)) * batch
+    total = -(-len(stream) // batch)
+    chunks = -(-total // max(1, min(most, stream.memory // (4 * size))))
+    length = -(-total // chunks) * batch
+    alone = replace(stream, examples=Rows(stream.examples, np.arange(len(stream)), len(stream)))
+
+    def requests() -> Iterator[tuple[int, np.ndarray]]:
+        for start in range(0, len(stream), length):
+            rows = np.arange(start, start + length)
+            yield min(length, len(stream) - start), np.where(rows < len(stream), rows, -1).reshape(-1, batch)
+
+    ahead = 2 if stream.memory >= 4 * size else 1
+    return Reader(alone, requests(), lambda count, rows, inputs, targets: (count, finish(inputs)), ahead)
+
+
+def total_bytes(examples: Examples) -> int:
+    """Bytes of all inputs."""
+    return inputs_bytes(examples.spec) * len(examples)
+
+
+PART_OF_MEMORY = 0.25
+"""The part of a device's memory up to which the inputs of a split are held on it."""
+
+
+def is_streamed(examples: Examples, data: str, devices: Sequence[Any] = ()) -> bool:
+    """Whether examples are streamed, where `data` is 'resident', 'streamed' or 'auto': as each device has room.
+
+    Raises InputError if they are to be resident and can only be read by row.
+    """
+    if data == "resident" and examples.arrays is None:
+        raise InputError("they are read by row: give streamed or auto", field="data", value=data)
+    if data != "auto":
+        return data == "streamed"
+    return examples.arrays is None or total_bytes(examples) > PART_OF_MEMORY * _memory_of(devices)
+
+
+def _memory_of(devices: Sequence[Any]) -> float:
+    """Bytes of memory of each of the devices; of those of a CPU, which share it, each has its part. Infinite if it is
+    not known."""
+    device = devices[0] if devices else jax.local_devices()[0]
+    if device.platform != "cpu":
+        return float((device.memory_stats() or {}).get("bytes_limit", math.inf))
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return math.inf
+    return memory / max(1, len(devices))
+
+
+def held(
+    examples: Examples,
+    data: str = "auto",
+    memory: int = MEMORY,
+    devices: Sequence[Any] = (),
+    what: str = "the examples",
+) -> Data | Stream:
+    """Examples for training, on the device or streamed to it (`is_streamed`)."""
+    if is_streamed(examples, data, devices):
+        return Stream(examples, memory, what)
+    return load(examples.arrays, examples.targets)

@@ -1,7 +1,7 @@
 """Gradients of L over a training split, for data-driven strategies and the EWC penalty."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tljax import masks, models, objective, paths
-from tljax.train.data import Data, Stream
+from tljax.train.data import Data, Reader, Stream, chunk_steps
 from tljax.types import Model, Params
 
 MOST_SQUARED = 4096
@@ -17,17 +17,17 @@ MOST_SQUARED = 4096
 
 
 def mean_gradient(
-    model: Model, loss: objective.Loss, data: Data, chosen: np.ndarray, merge: Any = None
+    model: Model, loss: objective.Loss, data: Data | Stream, chosen: np.ndarray, merge: Any = None
 ) -> Callable[[Params], Params]:
     """The function params -> gradient of the mean L over the examples `chosen` (int [n]).
 
     `merge` is as in `Spec`. The gradient is None where a leaf cannot train.
     """
-    return functools.partial(_mean, model, loss, merge, False, (data.inputs, data.targets), _rows(chosen, 256))
+    return _function(model, loss, merge, False, data, _rows(chosen, 256))
 
 
 def mean_squared_gradient(
-    model: Model, loss: objective.Loss, data: Data, chosen: np.ndarray, merge: Any = None
+    model: Model, loss: objective.Loss, data: Data | Stream, chosen: np.ndarray, merge: Any = None
 ) -> Callable[[Params], Params]:
     """The function params -> mean over examples of the squared gradient of L.
 
@@ -35,14 +35,54 @@ def mean_squared_gradient(
     [n]), evenly spread; None where a leaf cannot train.
     """
     some = chosen[:: -(-len(chosen) // MOST_SQUARED)]
-    return functools.partial(_mean, model, loss, merge, True, (data.inputs, data.targets), _rows(some, 16))
+    return _function(model, loss, merge, True, data, _rows(some, 16))
 
 
-def _rows(chosen: np.ndarray, size: int) -> jax.Array:
+def _function(
+    model: Model, loss: objective.Loss, merge: Any, squared: bool, data: Data | Stream, rows: np.ndarray
+) -> Callable[[Params], Params]:
+    """params -> mean over the examples of the rows, of resident data or of a stream."""
+    if isinstance(data, Stream):
+        return functools.partial(_mean_of_stream, model, loss, merge, squared, data, rows)
+    return functools.partial(_mean, model, loss, merge, squared, (data.inputs, data.targets), jnp.asarray(rows))
+
+
+def _rows(chosen: np.ndarray, size: int) -> np.ndarray:
     """The examples as int32 [chunks, size], -1 for padding."""
     rows = np.full(-(-len(chosen) // size) * size, -1, np.int32)
     rows[: len(chosen)] = chosen
-    return jnp.asarray(rows.reshape(-1, size))
+    return rows.reshape(-1, size)
+
+
+def _mean_of_stream(
+    model: Model, loss: objective.Loss, merge: Any, squared: bool, stream: Stream, rows: np.ndarray, params: Params
+) -> Params:
+    """As `_mean`, chunk by chunk of what is read ahead."""
+    length, ahead = chunk_steps(stream, rows.shape[1], min(16, len(rows)))
+    trained, _ = masks.split(params, paths.each(lambda path, leaf: True, params))
+    sums = jax.tree.map(jnp.zeros_like, trained)
+
+    def requests() -> Iterator[tuple[None, np.ndarray]]:
+        for start in range(0, len(rows), length):
+            chunk = np.full((length, rows.shape[1]), -1, np.int32)
+            chunk[: len(rows) - start] = rows[start : start + length]
+            yield None, chunk
+
+    def finish(_: None, chosen: np.ndarray, inputs: Any, targets: Any) -> Any:
+        return jax.device_put((inputs, targets, (chosen >= 0)))
+
+    with Reader(stream, requests(), finish, ahead) as reader:
+        for chunk in reader:
+            sums = _add_chunk(model, loss, merge, squared, sums, chunk, params)
+    return jax.tree.map(lambda leaf: leaf / (rows >= 0).sum(), sums)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "loss", "merge", "squared"))
+def _add_chunk(
+    model: Model, loss: objective.Loss, merge: Any, squared: bool, sums: Params, chunk: Any, params: Params
+) -> Params:
+    """The sums with those of a chunk: leaves [batches, batch, ...] of inputs, targets, and whether a row counts."""
+    return _added(model, loss, merge, squared, lambda item: item, sums, chunk, params)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "loss", "merge", "squared"))
@@ -56,23 +96,46 @@ def _mean(
     params: Params,
 ) -> Params:
     inputs, targets = arrays
-    trained, fixed = masks.split(params, paths.each(lambda path, leaf: True, params))
 
-    def total(trained: Params, chosen: jax.Array) -> jax.Array:
-        whole = masks.join(trained, fixed)
+    def gathered(chosen: jax.Array) -> Any:
         at = jnp.maximum(chosen, 0)
         x, of_rows = jax.tree.map(lambda leaf: leaf[0][at], inputs), jax.tree.map(lambda leaf: leaf[at], targets)
-        values = loss(models.apply(model, merge(whole) if merge else whole, x), of_rows)
-        return jnp.vdot(values, (chosen >= 0).astype(values.dtype))
+        return x, of_rows, chosen >= 0
 
-    def squares(trained: Params, chosen: jax.Array) -> Params:
-        each = jax.vmap(jax.grad(total), in_axes=(None, 0))(trained, chosen[:, None])
+    trained, _ = masks.split(params, paths.each(lambda path, leaf: True, params))
+    zeros = jax.tree.map(jnp.zeros_like, trained)
+    sums = _added(model, loss, merge, squared, gathered, zeros, rows, params)
+    return jax.tree.map(lambda leaf: leaf / (rows >= 0).sum(), sums)
+
+
+def _added(
+    model: Model,
+    loss: objective.Loss,
+    merge: Any,
+    squared: bool,
+    fetch: Callable[[Any], Any],
+    sums: Params,
+    items: Any,
+    params: Params,
+) -> Params:
+    """The sums with those of each item: `fetch(item)` is (inputs [batch, ...], targets [batch, ...], whether a row
+    counts [batch]), and the leaves of an item have an axis of the batch."""
+    trained, fixed = masks.split(params, paths.each(lambda path, leaf: True, params))
+
+    def total(trained: Params, item: Any) -> jax.Array:
+        whole = masks.join(trained, fixed)
+        x, of_rows, counts = fetch(item)
+        values = loss(models.apply(model, merge(whole) if merge else whole, x), of_rows)
+        return jnp.vdot(values, counts.astype(values.dtype))
+
+    def squares(trained: Params, item: Any) -> Params:
+        each = jax.vmap(jax.grad(total), in_axes=(None, 0))(trained, jax.tree.map(lambda leaf: leaf[:, None], item))
         return jax.tree.map(lambda g: jnp.square(g).sum(0), each)
 
-    of_chunk = squares if squared else jax.grad(total)
+    of_item = squares if squared else jax.grad(total)
 
-    def add(sums: Params, chosen: jax.Array) -> tuple[Params, None]:
-        return jax.tree.map(jnp.add, sums, of_chunk(trained, chosen)), None
+    def add(sums: Params, item: Any) -> tuple[Params, None]:
+        return jax.tree.map(jnp.add, sums, of_item(trained, item)), None
 
-    sums, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, trained), rows)
-    return jax.tree.map(lambda leaf: leaf / (rows >= 0).sum(), sums)
+    sums, _ = jax.lax.scan(add, sums, items)
+    return sums

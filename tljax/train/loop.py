@@ -142,7 +142,13 @@ Part = Sequence[tuple[int, tuple[Mask, ...]]]
 
 
 def _parts(
-    spec: Spec, fits: Sequence[Fit], data: Data | Stream, ends: Sequence[int], execution: Execution, step: int, members: Part
+    spec: Spec,
+    fits: Sequence[Fit],
+    data: Data | Stream,
+    ends: Sequence[int],
+    execution: Execution,
+    step: int,
+    members: Part,
 ) -> Iterator[Part]:
     """The members in parts that share an executable and stand on the devices together.
 
@@ -252,18 +258,21 @@ def _phase(
             targets = place(mesh, inputs.targets, by_fit=False)
         chunk: vectorize.Chunk | None = None
 
-        def call(trained: Params, opt_state: OptState, frozen: Params, start: int, stop: int) -> Any:
+        def call(trained: Params, opt_state: OptState, frozen: Params, start: int, stop: int) -> tuple[slice, Any]:
+            """(The rows that the steps from `start` on have in the log, as many as there are data for; the rest)."""
             nonlocal chunk
             if isinstance(inputs, Data):
                 order, rates = vectorize.order_and_rates(members, width, mesh, start, stop)
                 arrays = (trained, opt_state, frozen, hyper, inputs.inputs, targets, order, rates)
-                return stop, vectorize.run(short, mesh, width, mode, *arrays, (start, 0, stop - start))
+                rows = slice(0, stop - start)
+                return rows, vectorize.run(short, mesh, width, mode, *arrays, (start, 0, stop - start))
             if chunk is None or start == chunk.stop:
                 chunk = next(chunks)
-            stop, first = min(stop, chunk.stop), chunk.start
+            first = chunk.start
+            rows = slice(start - first, min(stop, chunk.stop) - first)
             arrays = (trained, opt_state, frozen, hyper, chunk.inputs, chunk.targets, chunk.order, chunk.rates)
-            steps = (first, start - first, stop - first)
-            return stop, vectorize.run(short, mesh, width, mode, *arrays, steps, fetch=vectorize.slice_chunk)
+            steps = (first, rows.start, rows.stop)
+            return rows, vectorize.run(short, mesh, width, mode, *arrays, steps, fetch=vectorize.slice_chunk)
 
         def train(end: int, state: State, most: int) -> tuple[State, Log, int]:
             return _advance(short, mesh, batch_size(members[0]), call, end, state, most, execution.should_stop)
@@ -271,7 +280,9 @@ def _phase(
         yield train
 
 
-def layout(spec: Spec, fits: Sequence[Fit], width: int, data: Data | Stream, execution: Execution) -> tuple[Mesh | None, Mode]:
+def layout(
+    spec: Spec, fits: Sequence[Fit], width: int, data: Data | Stream, execution: Execution
+) -> tuple[Mesh | None, Mode]:
     """The devices of a group, and how its fits share each of them."""
     mesh = vectorize.mesh_of_group(len(fits) // width, execution.devices, execution.devices_per_batch)
     if execution.mode == "pmap" and mesh is not None:
@@ -304,9 +315,10 @@ def _advance(
             logs.append(_empty_log(len(diverged), end - step, len(spec.penalties)))
             step = end
             break
-        start, stop = time.perf_counter(), min(end, step + most)
-        stop, (trained, opt_state, log) = call(trained, opt_state, frozen, step, stop)
-        log = jax.tree.map(lambda curve, steps=stop - step: curve[:, :steps], host(log))
+        start = time.perf_counter()
+        rows, (trained, opt_state, log) = call(trained, opt_state, frozen, step, min(end, step + most))
+        stop = step + rows.stop - rows.start
+        log = jax.tree.map(lambda curve, rows=rows: curve[:, rows], host(log))
         diverged = _first_not_finite(diverged, step, log)
         logs.append(_without_diverged(diverged, step, log))
         most = agreed(min(capacity(batch), _steps_for_longest(stop - step, time.perf_counter() - start)))

@@ -69,7 +69,9 @@ def slice_chunk(mesh: Mesh | None, inputs: Any, targets: Any, view: Any, row: ja
 #   unrolled four times       1.04           0.94
 # All within the noise: one-hot labels take smoothing and every loss of optax, an order as an argument serves every
 # label budget, and a loop whose bounds are traced serves every length.
-@functools.partial(jax.jit, static_argnames=("spec", "mesh", "width", "mode", "fetch"), donate_argnames=("trained", "opt_state"))
+@functools.partial(
+    jax.jit, static_argnames=("spec", "mesh", "width", "mode", "fetch"), donate_argnames=("trained", "opt_state")
+)
 def segment(
     spec: Spec,
     mesh: Mesh | None,
