@@ -41,7 +41,8 @@ def run(**flags: Any) -> list[Result]:
     if settings.dry_run:
         model = settings.build_model(task.outputs)
         params = models.abstract(model, shape)
-        console.mask_table(task.name, params, masks.by_path(params, lambda path: True))
+        everything, decays = masks.by_path(params, lambda path: True), plan.decays(settings.source_recipe, params)
+        console.mask_table(task.name, params, everything, decays)
         console.notes(task.findings)
         return []
     with directory.opened(settings, "pretrain") as folder:

@@ -196,7 +196,9 @@ def _require_distinct_totals(arms: Sequence[Arm], target: Task) -> None:
 
 def _open_study(arm: Arm, options: Search, settings: Settings, folder: Path) -> search.Search:
     """Open the study of an arm, which refuses another space, other search seeds and other flags of its fits."""
-    neutral = {f"--{name}={value}" for name, value in NEUTRAL.items()}  # older studies do not name these flags
+    searched = {dimension.name for dimension in arm.ranges}  # under their values an automatic one may be another
+    neutral_values = NEUTRAL if searched & {"optimizer", "weight_decay"} else settings.of_older_runs()
+    neutral = {f"--{name}={value}" for name, value in neutral_values.items()}  # older studies do not name these flags
     about = {
         "space": [str(dimension) for dimension in arm.ranges],
         "flags": sorted(

@@ -50,7 +50,8 @@ def _show_starts(experiment: Experiment) -> None:
     for strategy, start in plan.first_starts(experiment):
         same = next((label for label, grafted in plans.items() if grafted == start.plan), None)
         plans.setdefault(strategy.label, start.plan)
-        console.plan(strategy.label, start.plan, start.params, start.phases, same, names)
+        decays = plan.decays(settings.recipe, start.params)
+        console.plan(strategy.label, start.plan, start.params, start.phases, same, names, decays)
         if paths := plan.left_out(strategy, start, experiment.model):
             console.say(f"  {strategy.label}: left out, and so frozen: {', '.join(paths)}\n")
     console.notes(plan.title_and_notes(settings, experiment.source, experiment.target)[1])

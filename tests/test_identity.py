@@ -1,6 +1,7 @@
 """The keys of fits: over plain values that decide bits, and nothing else; run directories of an older format."""
 
 import dataclasses
+import re
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ OLDER = Path(__file__).parent / "older" / "run_of_format_1.zip"
 --steps=2 --points=1 --batch_size=4 --strategies=full --seeds=0,1 --workdir=run."""
 FLAGS = {"source": "digits.npz", "target": "clothes.npz", "hidden": (2,), "steps": 2, "points": 1, "batch_size": 4}
 FLAGS |= {"strategies": ("full",), "seeds": (0, 1)}
+SOURCE = {name: value for name, value in FLAGS.items() if name not in ("target", "strategies")} | {"seeds": (0,)}
 
 
 @pytest.fixture
@@ -68,6 +70,37 @@ def test_each_setting_of_a_recipe_is_in_the_key(older):
     every = [keys(replace(settings, recipe=replace(settings.recipe, **{n: v}))) for n, v in others.items()]
     of_target = [key for fits in (keys(settings), *every) for key, _ in fits[:4]]
     assert len(set(of_target)) == len(of_target)
+
+
+def test_a_rule_of_decay_is_in_the_key_only_where_it_changes_what_decays(older):
+    def keys_of(**recipe):
+        return keys(Settings.from_flags(**FLAGS, **recipe))
+
+    assert keys_of(decay="kernels") == keys_of(decay="**/bias") == keys_of(decay="auto") == keys_of(decay="all")
+    decay = {"optimizer": "adamw", "weight_decay": 0.01}
+    assert keys_of(**decay) == keys_of(**decay, decay="kernels")
+    assert not set(keys_of(**decay)) & set(keys_of(**decay, decay="all"))
+    assert keys_of(**decay, decay="all")[-1][0] == KEY_OF_ADAMW_WITH_DECAY
+    assert keys_of(weight_decay=0.01) == keys_of(weight_decay=0.01, decay="all")  # added to the gradient of all
+
+
+KEY_OF_ADAMW_WITH_DECAY = "91c3c7d69b6a031834268514f24a519c5607244dee8496706559810b4e5dbd8e"
+"""That of the source of seed 1 before there were rules of decay."""
+
+
+def test_what_is_automatic_goes_on_in_a_run_from_before_it_where_nothing_changes(older, tmp_path):
+    pretrain.run(**{**SOURCE, "workdir": str(tmp_path / "now")})
+    file = tmp_path / "now" / "flags.flags"
+    text = directory.flags_text(file)
+    older_text = re.sub("--(source_)?decay=.*\n", "", text)
+    assert older_text != text
+    file.write_text(directory.signed(older_text))
+    (fit,) = pretrain.run(**{**SOURCE, "workdir": str(tmp_path / "now")})
+    assert len(results(tmp_path / "now")) == 1 and fit.name == results(tmp_path / "now")[0].name
+    text_with_adamw = older_text.replace("optimizer=sgd", "optimizer=adamw").replace("decay=0.0", "decay=0.1")
+    file.write_text(directory.signed(text_with_adamw))
+    with pytest.raises(InputError, match=r"--decay=all there, auto here"):
+        pretrain.run(**SOURCE, optimizer="adamw", weight_decay=0.1, workdir=str(tmp_path / "now"))
 
 
 @pytest.mark.parametrize(

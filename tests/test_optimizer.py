@@ -115,6 +115,85 @@ def test_decay_of_adamw_is_off_unless_asked_for():
     np.testing.assert_array_equal(after["w"], params["w"])
 
 
+STACKED = {
+    "blocks": {
+        "attention": {"query": {"kernel": np.ones((2, 4, 2, 2)), "bias": np.ones((2, 2, 2))}},
+        "LayerNorm_0": {"scale": np.ones((2, 4)), "bias": np.ones((2, 4))},
+        "mlp": {"kernel": np.ones((2, 4, 4)), "lora_a": np.ones((2, 4, 1)), "lora_b": np.ones((2, 1, 4))},
+    },
+    "pos_embedding": np.ones((1, 5, 4)),
+    "cls_token": np.ones((1, 1, 4)),
+    "tokens": {"embedding": np.ones((9, 4))},
+    "head": {"kernel": np.ones((4, 3)), "bias": np.ones(3)},
+}
+"""Blocks that are stacked on one another: their biases and scales have two axes and more."""
+
+
+def test_kernels_decay_and_biases_norms_and_positions_do_not_stacked_or_not():
+    decaying = [path for path, decay in paths.items(optimizers.decays("kernels", STACKED)) if decay]
+    mlp = ["blocks/mlp/kernel", "blocks/mlp/lora_a", "blocks/mlp/lora_b"]
+    assert decaying == ["blocks/attention/query/kernel", *mlp, "head/kernel", "tokens/embedding"]
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion", "lamb", "lars", "sgd", "adafactor:weight_decay_rate=0.5"])
+def test_a_leaf_without_decay_moves_as_without_decay_and_one_with_it_as_with_it(name):
+    params = {"kernel": jnp.full((2, 2), 3.0), "bias": jnp.array([3.0, 1.0]), "still": jnp.ones(2)}
+    mask, gradients = {"kernel": True, "bias": True, "still": False}, jax.tree.map(jnp.ones_like, params)
+    plain, decaying = name.partition(":")[0], 0.0 if ":" in name else 0.5
+
+    def after(name, decay, rule):
+        spec, numbers = optimizers.spec(name, weight_decay=decay, decay=rule)
+        return steps(optimizer.masked(optimizers.build(spec, 0.1, numbers), mask), params, gradients)[0]
+
+    by_rule, with_decay, without = (
+        after(name, decaying, "kernel"),
+        after(name, decaying, "all"),
+        after(plain, 0.0, "all"),
+    )
+    np.testing.assert_array_equal(by_rule["kernel"], with_decay["kernel"])
+    np.testing.assert_array_equal(by_rule["bias"], without["bias"])
+    assert not np.array_equal(with_decay["bias"], without["bias"])
+
+
+def test_decay_by_rule_equals_the_recursion_when_a_leaf_is_freed_later():
+    """AdamW, algorithm 2 of arXiv:1711.05101, in NumPy; the kernel of b is freed after two steps, as a cohort."""
+    rate, decay, b1, b2, eps = 0.1, 0.5, 0.9, 0.999, 1e-8
+    params = {n: {"kernel": jnp.array([[2.0, -1.0]]), "bias": jnp.array([0.5])} for n in "ab"}
+    first = {"a": {"kernel": True, "bias": True}, "b": {"kernel": False, "bias": False}}
+    second = {"a": {"kernel": True, "bias": True}, "b": {"kernel": True, "bias": True}}
+    gradients = jax.tree.map(lambda leaf: jnp.full_like(leaf, 0.3), params)
+    spec, numbers = optimizers.spec("adamw", weight_decay=decay, decay="auto")
+    tx, freed = optimizers.build(spec, rate, numbers), masks.since(first, second)
+    state, after = optimizer.masked(tx, first).init(params), params
+    for number in range(4):
+        if number == 2:
+            state = optimizer.carry(tx, (first, None), (second, freed), state, after)
+        masked = optimizer.masked(tx, second, freed) if number > 1 else optimizer.masked(tx, first)
+        updates, state = masked.update(gradients, state, after)
+        after = optimizer.apply(after, updates, second if number > 1 else first)
+    for name, count in (("a", 4), ("b", 2)):
+        for leaf, factor in (("kernel", decay), ("bias", 0.0)):
+            w, m, v = np.asarray(params[name][leaf], np.float64), 0.0, 0.0
+            for t in range(1, count + 1):
+                m, v = b1 * m + (1 - b1) * 0.3, b2 * v + (1 - b2) * 0.3**2
+                w = w - rate * (m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps) + factor * w)
+            np.testing.assert_allclose(after[name][leaf], w, atol=1e-5)
+
+
+def test_a_rule_of_decay_that_cannot_be_meant_is_refused():
+    with pytest.raises(
+        InputError, match=r"decay=\*\*/bias,kernel/\*: pattern 'kernel/\*' matches no leaf; nearest: 'head/kernel'"
+    ):
+        optimizers.require_decay("**/bias,kernel/*", {"head": {"kernel": np.ones((2, 2)), "bias": np.ones(2)}})
+    with pytest.raises(InputError, match="decay=kernels: no leaf is a kernel, among 'w': give globs, or all"):
+        optimizers.require_decay("kernels", {"w": np.ones(2)})
+    with pytest.raises(InputError, match="decay=kernels: the decay of optimizer 'novograd' touches every leaf"):
+        optimizers.spec("novograd", weight_decay=0.1, decay="kernels")
+    with pytest.raises(InputError, match=r"pattern '\*\*/\{a': a brace is not closed"):
+        optimizers.spec("sgd", decay="**/{a")
+    assert optimizers.spec("novograd", weight_decay=0.1, decay="auto")[0].decay == "all"
+
+
 def test_momentum_equals_the_recursion():
     spec, numbers = optimizers.spec("sgd", momentum=0.9)
     after, _ = steps(optimizers.build(spec, 0.1, numbers), {"w": np.array([0.0])}, {"w": np.array([1.0])}, count=3)

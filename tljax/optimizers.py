@@ -1,14 +1,17 @@
-"""Optimizers by name, with their numbers passed when they are built."""
+"""Optimizers by name, with their numbers passed when they are built; which leaves weight decay touches."""
 
+import functools
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tljax import plugins
-from tljax.types import InputError
+from tljax import paths, plugins
+from tljax.types import InputError, Mask, Params
 
 
 class OptimizerSpec(NamedTuple):
@@ -18,18 +21,26 @@ class OptimizerSpec(NamedTuple):
     """A name of optax, with options ('sgd', 'adam:b1=0.95'), or 'package.module:attribute'."""
     numbers: tuple[str, ...] = ()
     """Which of 'momentum', 'weight_decay', 'clip' are in use."""
+    decay: str = "all"
+    """Which leaves weight decay touches: 'all', 'kernels' or globs, as `decays` reads them; 'all' where none decays."""
 
 
 def spec(
-    name: str, *, momentum: float = 0.0, weight_decay: float = 0.0, clip: float = 0.0
+    name: str, *, momentum: float = 0.0, weight_decay: float = 0.0, clip: float = 0.0, decay: str = "all"
 ) -> tuple[OptimizerSpec, dict]:
     """The spec of an optimizer and its numbers by name; a number of 0 is left out.
 
+    `decay` says which leaves weight decay touches: a rule of `decays`, or 'auto', which is 'kernels' for optimizers
+    with a decay of their own that can leave out leaves (AdamW, Lion, LAMB), and 'all' for the others.
+
     Raises InputError for an unknown optimizer or option, a number that is negative or not finite in float32, a
-    momentum or decay of moments that is not below 1, or a momentum that the optimizer does not take.
+    momentum or decay of moments that is not below 1, a momentum that the optimizer does not take, or a rule of decay
+    that is no glob or that the optimizer's own decay cannot keep.
 
     >>> spec("sgd", momentum=0.9)
-    (OptimizerSpec(name='sgd', numbers=('momentum',)), {'momentum': 0.9})
+    (OptimizerSpec(name='sgd', numbers=('momentum',), decay='all'), {'momentum': 0.9})
+    >>> spec("adamw", weight_decay=0.1, decay="auto")[0].decay, spec("adamw", decay="auto")[0].decay
+    ('kernels', 'all')
     """
     every = {"momentum": momentum, "weight_decay": weight_decay, "clip": clip}
     for key, value in every.items():
@@ -44,23 +55,136 @@ def spec(
         raise InputError(reason, field="momentum", value=momentum)
     if momentum and "momentum" in options:
         raise InputError(f"optimizer '{name}' sets the momentum too: keep one", field="momentum", value=momentum)
-    return OptimizerSpec(name, tuple(numbers)), numbers
+    return OptimizerSpec(name, tuple(numbers), _rule_of_decay(function, options, numbers, decay, name)), numbers
+
+
+def _rule_of_decay(
+    function: Callable[..., Any], options: Mapping[str, Any], numbers: Mapping[str, float], decay: str, name: str
+) -> str:
+    """The rule under which the leaves of a fit decay; 'all' where nothing decays."""
+    for pattern in _globs(decay):
+        paths.glob(pattern)
+    if not ("weight_decay" in numbers or _decays_by_options(options)):
+        return "all"
+    parameters = inspect.signature(function).parameters
+    own = [option for option in _DECAYS if option in parameters]
+    maskable = any(option in parameters for option in _DECAY_MASKS)
+    rule = ("kernels" if own and maskable else "all") if decay == "auto" else decay
+    if rule != "all" and own and not maskable:
+        reason = f"the decay of optimizer '{name}' touches every leaf: leave it at all"
+        raise InputError(reason, field="decay", value=decay)
+    return rule
+
+
+def _decays_by_options(options: Mapping[str, Any]) -> bool:
+    """Whether an optimizer's own decay is set by an option, as in 'adamw:weight_decay=0.1'."""
+    return any(options.get(option) for option in _DECAYS)
+
+
+def has_decay(spec: OptimizerSpec) -> bool:
+    """Whether weight decay touches anything."""
+    return "weight_decay" in spec.numbers or _decays_by_options(_resolve(spec.name)[1])
+
+
+_DECAYS = ("weight_decay", "weight_decay_rate")
+"""What optimizers of optax call a decay of their own; Adafactor the latter."""
+_DECAY_MASKS = ("mask", "weight_decay_mask")
+"""What they call the mask of the leaves that it touches."""
+
+
+def decays(rule: str, params: Params) -> Mask:
+    """The tree of bools that says which leaves weight decay touches under a rule; None stays None.
+
+    - 'all': every leaf.
+    - 'kernels': leaves of two or more axes, but for biases and the scales of norms (which have more than one axis
+      where layers are stacked, or heads have a bias each), position embeddings, class tokens and their like, by name.
+    - anything else: the leaves that a glob of `paths.glob` matches, of several with commas between them.
+
+    >>> params = {"dense": {"kernel": np.ones((2, 2)), "bias": np.ones(2)}, "pos_embedding": np.ones((1, 4, 2))}
+    >>> decays("kernels", params)
+    {'dense': {'bias': False, 'kernel': True}, 'pos_embedding': False}
+    >>> decays("dense/*", params)
+    {'dense': {'bias': True, 'kernel': True}, 'pos_embedding': False}
+    """
+    if rule == "all":
+        return paths.each(lambda path, leaf: True, params)
+    if rule == "kernels":
+        return paths.each(lambda path, leaf: jnp.ndim(leaf) > 1 and _is_kernel(path), params)
+    tests = [paths.glob(form) for pattern in _globs(rule) for form in paths.forms(pattern)]
+    return paths.each(lambda path, leaf: any(test(_unboxed(path)) or test(path) for test in tests), params)
+
+
+def require_decay(rule: str, params: Params) -> None:
+    """Raise InputError, with the nearest paths, for a rule of decay under which no leaf decays.
+
+    >>> require_decay("kernel/**", {"dense": {"kernel": np.ones((2, 2))}})
+    Traceback (most recent call last):
+    ...
+    tljax.types.InputError: decay=kernel/**: pattern 'kernel/**' matches no leaf; nearest: 'dense/kernel'
+    """
+    try:
+        paths.require_globs(params, _globs(rule))
+    except InputError as error:
+        raise InputError(str(error), field="decay", value=rule) from error
+    if rule == "kernels" and not any(decay for _, decay in paths.items(decays(rule, params))):
+        names = paths.some(paths.names(params))
+        raise InputError(f"no leaf is a kernel, among {names}: give globs, or all", field="decay", value=rule)
+
+
+def _globs(rule: str) -> list[str]:
+    """The globs of a rule of decay; none of the rules that have a name."""
+    return [] if rule in DECAY_RULES else plugins.split(rule, ",")
+
+
+DECAY_RULES = ("auto", "all", "kernels")
+"""The rules of decay that have a name; any other is of globs."""
+
+
+def _unboxed(path: str) -> str:
+    """A leaf's path without the `value` of its box."""
+    return path.removesuffix("/value")
+
+
+def _is_kernel(path: str) -> bool:
+    """Whether a leaf of two or more axes decays as kernels do, by its path.
+
+    >>> [_is_kernel(path) for path in ("query/kernel", "lora_a", "query/bias", "bn1.weight", "wpe/embedding")]
+    [True, True, False, False, False]
+    """
+    words = re.sub("(?<=[a-z])(?=[A-Z])", "_", _unboxed(path)).lower()
+    *containers, name = re.split("[/.]", words)
+    of_norm = bool(containers) and paths.is_norm(containers[-1]) and name == "weight"
+    return name not in _NOT_KERNELS and not of_norm and not any(map(_EMBEDDED.search, (*containers, name)))
+
+
+_NOT_KERNELS = ("bias", "scale", "beta", "gamma", "offset")
+_EMBEDDED = re.compile(
+    r"(^|_)(abs_|rel_)?(pos|positions?|positional)(_|$|emb|enc)|^wpe$"
+    r"|^cls$|(^|_)(cls|class|dist|distillation|reg|registers?|mask)_?tokens?$"
+)
+"""Names of position embeddings, and of class, distillation, register and mask tokens."""
 
 
 def build(spec: OptimizerSpec, learning_rate: Any, numbers: Mapping[str, Any]) -> optax.GradientTransformation:
     """The optax transformation: clip, then decay, then the optimizer. The numbers may be traced.
 
     Decay is the optimizer's own where it has one (decoupled in AdamW and Lion: Loshchilov and Hutter 2019,
-    arXiv:1711.05101), else it is added to the gradient, the L2 penalty's gradient. Clipping is by the global norm.
+    arXiv:1711.05101), else it is added to the gradient, the L2 penalty's gradient; it touches the leaves that the rule
+    of the spec says. Clipping is by the global norm.
     """
     function, options = _resolve(spec.name)
     parameters = inspect.signature(function).parameters
-    arguments = {key: numbers[key] for key in ("momentum", "weight_decay") if key in spec.numbers and key in parameters}
+    names = ("momentum", "weight_decay")
+    arguments: dict[str, Any] = {key: numbers[key] for key in names if key in spec.numbers and key in parameters}
     if "weight_decay" in parameters and "weight_decay" not in options:
         arguments.setdefault("weight_decay", 0.0)
     chain = [optax.clip_by_global_norm(numbers["clip"])] if "clip" in spec.numbers else []
+    # A function of the tree, and not a tree: the optimizer sees the leaves that train alone.
+    mask = None if spec.decay == "all" else functools.partial(decays, spec.decay)
     if "weight_decay" in spec.numbers and "weight_decay" not in parameters:
-        chain.append(optax.add_decayed_weights(numbers["weight_decay"]))
+        chain.append(optax.add_decayed_weights(numbers["weight_decay"], mask))
+    elif mask:
+        arguments[next(option for option in _DECAY_MASKS if option in parameters)] = mask
     return optax.chain(*chain, function(learning_rate, **arguments, **options))
 
 

@@ -145,10 +145,12 @@ def plan(
     phases: Sequence[tuple[float, Any]],
     same_as: str | None = None,
     names: Mapping[str, str] | None = None,
+    decays: Any = None,
 ) -> None:
     """The graft plan and the mask tables of one strategy, one a phase; repeated blocks have one row.
 
-    `same_as` is a strategy that was shown before and has the same graft plan; `names` as `graft_plan` takes them.
+    `same_as` is a strategy that was shown before and has the same graft plan; `names` as `graft_plan` takes them,
+    `decays` as `mask_table` does.
     """
     if same_as is None:
         graft_plan(f"{title}: graft", rows, names)
@@ -161,7 +163,7 @@ def plan(
         if masks.is_strategy(mask):
             say(f"  {when}: depends on the parameters then\n")
             continue
-        mask_table(when, params, mask)
+        mask_table(when, params, mask, decays)
 
 
 def graft_plan(title: str, rows: graft.Plan, names: Mapping[str, str] | None = None) -> None:
@@ -208,16 +210,20 @@ def _folded_alike(targets: Sequence[str], sources: Sequence[str]) -> str:
     return folded[0][0] if len(folded) == 1 and orders[0] == orders[1] else ""
 
 
-def mask_table(title: str, params: Any, mask: Any) -> None:
+def mask_table(title: str, params: Any, mask: Any, decays: Any = None) -> None:
     """A mask's leaves: path, shape, trained or frozen, how many numbers; a row for leaves that differ in a number of
-    their path alone."""
+    their path alone. With `decays`, a tree of bools, also whether weight decay touches what trains of a leaf."""
     rows = masks.table(params, mask)
     trained, total = sum(r.trained_size for r in rows), sum(r.size for r in rows)
+    touched = [True] * len(rows) if decays is None else [decay for _, decay in paths.items(decays)]
+    alike = [(r.shape, r.trained, r.trained_size, decay) for r, decay in zip(rows, touched, strict=True)]
     lines = []
-    for path, members in paths.folded([(r.path, (r.shape, r.trained, r.trained_size)) for r in rows]):
+    for path, members in paths.folded([(r.path, about) for r, about in zip(rows, alike, strict=True)]):
         first, several = rows[members[0]], f"{len(members)} x " if len(members) > 1 else ""
-        lines.append((path, _shape(first.shape), first.trained, f"{several}{first.size:,}"))
-    table(title, ["leaf", "shape", "trains", "count"], lines, [f"{trained:,} of {total:,} numbers train"])
+        decay = ("-" if not first.trained_size else "yes" if touched[members[0]] else "no",) * (decays is not None)
+        lines.append((path, _shape(first.shape), first.trained, *decay, f"{several}{first.size:,}"))
+    columns = ["leaf", "shape", "trains", *["decays"] * (decays is not None), "count"]
+    table(title, columns, lines, [f"{trained:,} of {total:,} numbers train"])
 
 
 def _shape(shape: Sequence[int]) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 
 from experiments.runs import command_line, console, fields, process
-from experiments.runs.settings import GROWING, NEUTRAL, Recipe, Settings, parse_flags, refuse_shared_names
+from experiments.runs.settings import GROWING, Recipe, Settings, parse_flags, refuse_shared_names
 from tljax import __version__, checkpoint, files, paths, plugins, switches
 from tljax.study.results import Result, from_json, to_json
 from tljax.types import InputError
@@ -184,12 +184,12 @@ def _flags(
         every_recorded = _values(line for line in text.splitlines() if line.startswith("--"))
         recorded = {name: values for name, values in every_recorded.items() if name not in leave}
         lists: Sequence[str] = GROWING
-        compared = current
+        compared, neutral = current, settings.of_older_runs()
         if older and not _values(more).keys() & recorded.keys():
-            compared = _values(older.flagfile_lines())
+            compared, neutral = _values(older.flagfile_lines()), older.of_older_runs()
             lists = tuple(name for name in GROWING if getattr(older, name) == getattr(settings, name))
-        neutral = {name: [value] for name, value in NEUTRAL.items() if name in compared}
-        _refuse_another_experiment(workdir, neutral | recorded, compared)
+        unsaid = {name: [value] for name, value in neutral.items() if name in compared}
+        _refuse_another_experiment(workdir, unsaid | recorded, compared)
         for name in lists:
             recorded_text = recorded.get(name, [""])[-1]
             try:
@@ -220,9 +220,9 @@ def of_another_experiment(workdir: Path, settings: Settings) -> bool:
     if not file.is_file():
         return False
     recorded = _values(line for line in flags_text(file).splitlines() if line.startswith("--"))
-    neutral = {name: [value] for name, value in NEUTRAL.items()}
+    unsaid = {name: [value] for name, value in settings.of_older_runs().items()}
     try:
-        _refuse_another_experiment(workdir, neutral | recorded, _values(settings.flagfile_lines()))
+        _refuse_another_experiment(workdir, unsaid | recorded, _values(settings.flagfile_lines()))
     except InputError:
         return True
     return False

@@ -218,7 +218,7 @@ def build(
     """One fit, from where it starts; the stages `keeps_dropout` keep their dropout while they are frozen."""
     recipe = on_device.recipe
     subset, validation = split(on_device, streams, budget)
-    optimizer, numbers = plan.build_optimizer(recipe)
+    optimizer, numbers = recipe.optimizer_spec()
     terms, weights = penalties.read(recipe.penalty)
     smooth = recipe.label_smoothing > 0
     loss = objective.loss(recipe.loss)

@@ -333,7 +333,8 @@ def check_recipe(recipe: Recipe, budget: str, task: Task, start: Start, prefix: 
 
     `prefix` is 'source_' where the flags are those of the source's fit.
     """
-    spec, numbers = _flagged(prefix, "optimizer", lambda: build_optimizer(recipe))
+    spec, numbers = _flagged(prefix, "optimizer", recipe.optimizer_spec)
+    _flagged(prefix, "decay", lambda: optimizers.require_decay(spec.decay, start.params))
     loss = _flagged(prefix, "loss", lambda: objective.loss(recipe.loss))
     _flagged(prefix, "label_smoothing", lambda: objective.check_smoothing(recipe.loss, recipe.label_smoothing))
     terms, weights = _flagged(prefix, "penalty", lambda: penalties.read(recipe.penalty))
@@ -381,11 +382,10 @@ def _try_optimizer(spec: optimizers.OptimizerSpec, numbers: Mapping[str, float])
     jax.eval_shape(step, params)
 
 
-def build_optimizer(recipe: Recipe) -> tuple[optimizers.OptimizerSpec, dict[str, float]]:
-    """(optimizer as it is compiled, {number that is traced: its value})."""
-    return optimizers.spec(
-        recipe.optimizer, momentum=recipe.momentum, weight_decay=recipe.weight_decay, clip=recipe.clip
-    )
+def decays(recipe: Recipe, params: Params) -> Any:
+    """The tree of bools that says which leaves weight decay touches; None of a recipe without weight decay."""
+    spec, _ = recipe.optimizer_spec()
+    return optimizers.decays(spec.decay, params) if optimizers.has_decay(spec) else None
 
 
 def learning_rates(recipe: Recipe, total: int) -> np.ndarray:
@@ -497,7 +497,7 @@ def _identified(experiment: Experiment, strategy: NamedStrategy, budget: str, se
         "fingerprint": target.fingerprint,
         "model": {"model": settings.model, "hidden": settings.hidden, "activation": settings.activation},
         "head": settings.head,
-        "recipe": _beyond_neutral(settings.recipe),
+        "recipe": _beyond_neutral(settings.recipe.in_effect()),
         "streams": {name: value for name, value in streams(settings, seed)._asdict().items() if name != "source"},
         "code": [strategy.code, *code_digests(settings.recipe, settings.model)],
         "many": _company(settings),
@@ -529,7 +529,7 @@ def planned_sources(settings: Settings, task: Task) -> dict[int, Result]:
         decisive = {
             "fingerprint": task.fingerprint,
             "model": settings.architecture(),
-            "recipe": _beyond_neutral(settings.source_recipe),
+            "recipe": _beyond_neutral(settings.source_recipe.in_effect()),
             "streams": source_streams(settings, seed)._asdict(),
             "fisher": settings.save_fisher,
             "code": code_digests(settings.source_recipe, settings.model),

@@ -8,7 +8,7 @@ from typing import Any
 from experiments.runs import command_line
 from experiments.runs.command_line import flag
 from experiments.runs.settings import Settings, parse_flags
-from tljax import optimizers, penalties
+from tljax import penalties
 from tljax.study import space
 from tljax.study.space import Range
 from tljax.types import InputError
@@ -133,9 +133,8 @@ def shapes(flag_values: Mapping[str, Any], dimension: Range) -> int:
 def _shape(settings: Settings) -> tuple[Any, ...]:
     """The part of the settings that the compiled function depends on."""
     recipe = settings.recipe
-    numbers = {"momentum": recipe.momentum, "weight_decay": recipe.weight_decay, "clip": recipe.clip}
     fit = (recipe.batch_size, recipe.epochs, recipe.steps, recipe.loss, recipe.label_smoothing > 0)
-    optimizer, _ = optimizers.spec(recipe.optimizer, **numbers)
+    optimizer, _ = recipe.optimizer_spec()
     terms, _ = penalties.read(recipe.penalty)
     return settings.hidden, settings.activation, settings.strategies, *fit, optimizer, terms
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from experiments.runs import budgets, command_line
 from experiments.runs.command_line import Kind, flag
-from tljax import models, plugins
+from tljax import models, optimizers, plugins
 from tljax.types import InputError, Model
 
 MOST_DEVICES = 1024
@@ -133,6 +133,12 @@ class Recipe:
     learning_rate: float = flag(0.01, "the peak of the schedule", often=True)
     momentum: float = flag(0.0, "for optimizers that take one, from 0 to below 1")
     weight_decay: float = flag(0.0, "decoupled where the optimizer has its own, else added to the gradient")
+    decay: str = flag(
+        "auto",
+        "which leaves weight decay touches: all, kernels (no biases, norms, position embeddings, class tokens), or "
+        "globs; auto: kernels where the optimizer has its own decay, as adamw has, else all",
+        neutral="all",
+    )
     clip: float = flag(0.0, "largest global norm of the trained gradient; 0 clips nothing")
     schedule: str = flag("constant", "constant, linear or cosine, the latter two down to 0")
     warmup: float = flag(0.0, "fraction of the steps over which the rate rises from 0")
@@ -149,6 +155,19 @@ class Recipe:
         "lambda R over the trained leaves: l2:weight=1e-4:on=head/**, several with commas, or FILE.py:penalty:weight=1",
     )
     validation: float = flag(0.0, "fraction of the training examples held out; they count as labels used")
+
+    def optimizer_spec(self) -> tuple[optimizers.OptimizerSpec, dict[str, float]]:
+        """(optimizer as it is compiled, {number that is traced: its value}). Raises InputError as `optimizers.spec`."""
+        names = ("momentum", "weight_decay", "clip", "decay")
+        return optimizers.spec(self.optimizer, **{name: getattr(self, name) for name in names})
+
+    def in_effect(self) -> "Recipe":
+        """The recipe with what its automatic values come to: what enters a fit's key. Raises InputError likewise.
+
+        >>> Recipe(optimizer="adamw").in_effect().decay, Recipe(optimizer="adamw", weight_decay=0.1).in_effect().decay
+        ('all', 'kernels')
+        """
+        return dataclasses.replace(self, decay=self.optimizer_spec()[0].decay)
 
 
 @dataclass(frozen=True)
@@ -324,6 +343,22 @@ class Settings(
         code = plugins.outside_digest(self.model, "tljax.models", "model")
         described = {"model": self.model, "hidden": list(self.hidden), "activation": self.activation}
         return described | ({"code": code} if code else {})
+
+    def of_older_runs(self) -> dict[str, Any]:
+        """{flag: the value that runs from before the flag are of}: its neutral value, or this one's where it comes to
+        that."""
+        values = dict(NEUTRAL)
+        for prefix, recipe in (("", self.recipe), (Recipe.TWIN, self.source_recipe)):
+            try:
+                effect = vars(recipe.in_effect())
+            except InputError:  # it is refused where the recipe is checked
+                continue
+            values |= {
+                prefix + name: getattr(recipe, name)
+                for name, value in effect.items()
+                if prefix + name in NEUTRAL and NEUTRAL[prefix + name] == value
+            }
+        return values
 
     def beyond_neutral(self) -> dict[str, Any]:
         """{flag: value} of those with a neutral value that have another one: what enters a fit's key of them."""

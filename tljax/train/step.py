@@ -271,8 +271,10 @@ def _without_dropout(spec: Spec) -> tuple[str, ...]:
 def specialize(spec: Spec, fit: Fit, history: Sequence[Mask]) -> Spec:
     """The spec of a fit in the phase of the last mask of `history`, the masks of all phases that have begun.
 
-    Raises InputError for a penalty that covers no leaf, or lacks the Fisher information that it needs.
+    Raises InputError for a rule of decay or a penalty that covers no leaf, and for a penalty that lacks the Fisher
+    information that it needs.
     """
+    optimizers.require_decay(spec.optimizer.decay, fit.params)
     for penalty in spec.penalties:
         paths.require_globs(fit.params, (penalty.on,))
         if "fisher" in penalty.needs and fit.fisher is None:
