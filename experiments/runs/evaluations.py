@@ -118,7 +118,8 @@ def _judge(experiment: Experiment, results: Sequence[Result], name: str, task: T
     trained = fit.obtain_source(experiment.settings, experiment.source, folder, experiment.execution)
     of_source = name == "source"
     model = experiment.settings.build_model(task.outputs) if of_source else experiment.model
-    images, labels = evaluate.padded(task.test.arrays), np.asarray(task.test.targets)
+    labels = np.asarray(task.test.targets)
+    images = evaluate.held(task.test, experiment.execution, what=f"the test examples of {task.name}")
     loaded: dict[str, Any] = {}
     accuracy = {}
     for strategy, start in plan.first_starts(experiment):

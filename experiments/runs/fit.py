@@ -166,7 +166,7 @@ def train_sources(settings: Settings, task: Task, folder: Path, execution: train
 
 def _prepare_source(settings: Settings, on_device: "DeviceData", seed: int, result: Result) -> "PreparedFit":
     streams, model = plan.source_streams(settings, seed), settings.build_model(on_device.task.outputs)
-    params = models.init(model, jax.random.key(streams.head), on_device.train.inputs.shape[2:])
+    params = models.init(model, jax.random.key(streams.head), plan.example_shape(on_device.task))
     mask = masks.by_path(params, lambda path: True)
     start = Start(params, ((0.0, mask),), fresh=mask)
     return build(on_device, model, start, streams, "all", result)
@@ -180,19 +180,23 @@ class DeviceData(NamedTuple):
 
     task: Task
     recipe: Recipe
-    train: train.Data
+    train: train.Data | train.Stream
     """The training examples."""
-    test: train.Data
-    """The test images, as `evaluate.padded` gives them."""
+    test: train.Data | train.Stream
+    """The test examples, as `evaluate.held` gives them."""
     tests: int
     """How many they are."""
     execution: train.Execution
 
 
 def load(task: Task, recipe: Recipe, execution: train.Execution) -> DeviceData:
-    """Put a task on the device, once for all its fits."""
-    examples = train.load(task.train.arrays, task.train.targets)
-    return DeviceData(task, recipe, examples, evaluate.padded(task.test.arrays), len(task.test.targets), execution)
+    """Put a task on the device, once for all its fits, or make it a stream."""
+    what = (f"the training examples of {task.name}", f"the test examples of {task.name}")
+    examples = train.held(task.train, execution, what[0])
+    test = evaluate.held(task.test, execution, what=what[1])
+    if isinstance(examples, train.Stream):
+        execution.on_message(f"{task.name} is streamed: at most {execution.stream_memory / 1e6:,.0f} MB are read ahead")
+    return DeviceData(task, recipe, examples, test, len(task.test), execution)
 
 
 class PreparedFit(NamedTuple):
@@ -239,6 +243,7 @@ def build(
         jax.random.key(streams.order),
         start.fresh,
         start.fisher,
+        order_name=(streams.order, recipe.batch_size, recipe.steps is None, subset.tobytes()),
     )
     begins = [step for step, _ in trial.phases]
     return PreparedFit(replace(result, steps=total, phase_steps=begins), spec, trial, validation)
@@ -504,7 +509,8 @@ def _validate(
     """Metrics of one fit on the examples held out of its training; None where there are none."""
     if not len(validation):
         return None
-    images = evaluate.padded(np.asarray(on_device.task.train.arrays)[validation])
+    what = f"the validation examples of {on_device.task.name}"
+    images = evaluate.held(on_device.task.train, on_device.execution, validation, what)
     stacked = jax.tree.map(lambda leaf: leaf[None], params)
     logits = evaluate.logits(train.forward(spec.model, spec.merge), stacked, images, len(validation))[0]
     return evaluate.metrics(logits, np.asarray(on_device.task.train.targets)[validation])

@@ -53,7 +53,7 @@ def search_task(experiment: Experiment, budget: str) -> SearchTask:
     on_device = fit.load(task, settings.recipe, experiment.execution)
     validation = [fit.split(on_device, plan.streams(settings, seed), budget)[1] for seed in settings.seeds]
     rows = np.unique(np.concatenate(validation))
-    images = evaluate.padded(np.asarray(task.train.arrays)[rows])
+    images = evaluate.held(task.train, experiment.execution, rows, f"the validation examples of {task.name}")
     return SearchTask(on_device._replace(test=images, tests=len(rows)), rows, budget, {})
 
 

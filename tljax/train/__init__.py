@@ -7,7 +7,7 @@ frozen below.
 
 from tljax.train.data import Data, Reader, Rows, Stream, load
 from tljax.train.features import FeatureCache
-from tljax.train.loop import Execution, State, abstract, fit
+from tljax.train.loop import Execution, State, abstract, fit, held
 from tljax.train.step import Fit, Log, Spec, forward, group_key, specialize
 from tljax.train.vectorize import capacity
 
@@ -27,6 +27,7 @@ __all__ = [
     "fit",
     "forward",
     "group_key",
+    "held",
     "load",
     "specialize",
 ]

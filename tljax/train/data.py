@@ -269,7 +269,9 @@ class Reader:
             length = len(examples)
         except (Exception, SystemExit) as error:
             reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-            raise InputError(f"{what}: {_listed(rows)} cannot be read ({' '.join(reason.split())})") from error
+            raise InputError(
+                f"{what}: {_listed(rows)} cannot be read ({' '.join(reason.split())}): correct the source"
+            ) from error
         if length != self._length:
             raise InputError(
                 f"{what}: they were {self._length:,} and are {length:,} now: give a source whose length stays"
@@ -402,16 +404,3 @@ def _memory_of(devices: Sequence[Any]) -> float:
     except (ValueError, OSError):
         return math.inf
     return memory / max(1, len(devices))
-
-
-def held(
-    examples: Examples,
-    data: str = "auto",
-    memory: int = MEMORY,
-    devices: Sequence[Any] = (),
-    what: str = "the examples",
-) -> Data | Stream:
-    """Examples for training, on the device or streamed to it (`is_streamed`)."""
-    if is_streamed(examples, data, devices):
-        return Stream(examples, memory, what)
-    return load(examples.arrays, examples.targets)

@@ -236,7 +236,9 @@ def on_disk(cache: FeatureCache, model: Model, merge: Any, params: Params, strea
         one = jax.tree.map(lambda leaf: leaf[:1], used)
         one = one if mesh is None else jax.device_put(host(one))
         chunks = _computed(None, model, merge, cache.dtype, False, one, stream)
-        arrays = _written(cache, cache.folder, (jax.tree.map(lambda leaf: leaf[0], chunk) for chunk in chunks), len(stream))
+        arrays = _written(
+            cache, cache.folder, (jax.tree.map(lambda leaf: leaf[0], chunk) for chunk in chunks), len(stream)
+        )
         cache.files[key] = ArrayExamples(arrays, stream.examples.targets)
     return Stream(cache.files[key], stream.memory, f"the features of {stream.what}", stream.name)
 

@@ -14,11 +14,11 @@ from jax.sharding import Mesh
 
 from tljax import masks, optimizer, optimizers, switches
 from tljax.train import features, vectorize
-from tljax.train.data import MEMORY, Data, Stream
+from tljax.train.data import MEMORY, Data, Stream, is_streamed, load
 from tljax.train.features import FeatureCache
 from tljax.train.step import Fit, Log, Spec, batch_size, group_key, specialize, trained_leaves
 from tljax.train.vectorize import Mode, agreed, begin, capacity, host, place, stack, stack_hyper
-from tljax.types import InputError, Mask, OptState, Params
+from tljax.types import Examples, InputError, Mask, OptState, Params
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,16 @@ class Execution:
     """Bytes of host memory for examples that are read ahead."""
     on_wait: Callable[[float], None] = lambda seconds: None
     """Called at the end of a phase with the seconds for which examples of a stream were waited for."""
+
+
+def held(examples: Examples, execution: Execution, what: str = "the examples") -> Data | Stream:
+    """Examples to train on, on the device or streamed to it; `what` is how messages call them.
+
+    Raises InputError if they are to be resident and can only be read by row.
+    """
+    if is_streamed(examples, execution.data, execution.devices):
+        return Stream(examples, execution.stream_memory, what)
+    return load(examples.arrays, examples.targets)
 
 
 class State(NamedTuple):
