@@ -107,6 +107,9 @@ CASES = {
 }
 
 
+QUICK = ("one after another", "features")
+
+
 @pytest.mark.parametrize(
     "case",
     [
