@@ -15,7 +15,8 @@ from tljax.types import InputError
 def read(file: Path, wanted: Collection[str] | None = None, known: Collection[str] = ()) -> dict[str, np.ndarray]:
     """{name: array} of an .npz file: all its arrays, or those of `wanted` that it has.
 
-    Other arrays are not read. `known` are the names that other readers take. Raises InputError for a name that is
+    Other arrays are not read. A name of `wanted` that ends in "/" stands for all that begin with it. `known` are the
+    names that other readers take. Raises InputError for a name that is
     nearly one of `wanted` or `known`, as its array would be lost without a word; for a file that cannot be read, is
     damaged or a single array; and for Python objects.
     """
@@ -57,10 +58,12 @@ numpy.savez
                 raise InputError(f"{what} is a single array (.npy): save named arrays with numpy.savez")
             with archive:
                 if wanted is not None:
-                    refuse_slips(archive.files, {*wanted, *known}, what)
+                    refuse_slips(
+                        [name for name in archive.files if not _is_wanted(name, wanted)], {*wanted, *known}, what
+                    )
                 _refuse_larger(archive, wanted, what, remedy)
                 for name in archive.files:
-                    if wanted is None or name in wanted:
+                    if _is_wanted(name, wanted):
                         arrays[name] = archive[name]
                         if not isinstance(
                             arrays[name], np.ndarray
@@ -81,14 +84,17 @@ numpy.savez
     return arrays
 
 
+def _is_wanted(name: str, wanted: Collection[str] | None) -> bool:
+    """Whether an array is to be read: by its name, or by a beginning of it that ends in "/"."""
+    return wanted is None or name in wanted or any(name.startswith(part) for part in wanted if part.endswith("/"))
+
+
 def _refuse_larger(archive: Any, wanted: Collection[str] | None, what: str, remedy: str) -> None:
     """Raises InputError if the wanted members, unpacked, are larger than the free memory: a small file may hold much.
 
     The sizes are those in the archive's directory, beyond which `zipfile` unpacks nothing of a member.
     """
-    members = [
-        item for item in archive.zip.infolist() if wanted is None or item.filename.removesuffix(".npy") in wanted
-    ]
+    members = [item for item in archive.zip.infolist() if _is_wanted(item.filename.removesuffix(".npy"), wanted)]
     size, free = sum(item.file_size for item in members), _free_memory()
     if free is not None and size > free:
         raise InputError(

@@ -72,6 +72,22 @@ class Phase:
     """The fraction of training at which it begins: 0.0 for the first phase, then strictly increasing."""
     mask: Any
     """A Mask, or a Strategy that is evaluated at the boundary."""
+    until: Callable[[Sequence[float]], bool] | None = None
+    """The validation scores of the phase so far, one a point of the curve, the latest last -> whether the phase is
+    over: `plateau.plateau(patience=3)`. The `start` of the next phase is then the latest at which that begins, and the
+    steps that are left are its; after the last phase none are taken."""
+    restore: str | None = None
+    """'best': at the phase's end the parameters become those of its point with the best validation score."""
+    rate: float = 1.0
+    """The learning rate is multiplied by it in the phase."""
+
+
+class PhaseRule(NamedTuple):
+    """How a phase ends, and at which rate it trains: what a `Phase` says beside its start and mask."""
+
+    until: Callable[[Sequence[float]], bool] | None = None
+    restore: bool = False
+    rate: float = 1.0
 
 
 class Method(NamedTuple):

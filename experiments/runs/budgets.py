@@ -32,10 +32,18 @@ def check(text: str) -> None:
 
 
 def total(text: str, task: Task) -> int:
-    """The number of labelled examples that a label budget takes of a task."""
+    """The number of labelled examples that a label budget takes of a task.
+
+    Raises InputError for so many a class of a task without classes.
+    """
     match = _match(text)
     if match[1] is None:
         return len(task.train.targets)
+    if match[2] and task.kind != "classes":
+        raise InputError(
+            f"--train_examples={text}: the targets of '{task.name}' are {task.kind}, no classes: give a number of all "
+            f"examples, such as {match[1]}"
+        )
     return int(match[1]) * (len(task.classes) if match[2] else 1)
 
 
@@ -44,8 +52,10 @@ def notes(texts: Sequence[str], task: Task, validation: float = 0.0) -> list[str
 
     `draw.label_budget` takes an example of each class in turn, so a class with fewer gives all that it has and the
     others give more; `draw.validation_split` holds out floor(k * validation) of the k examples of a class. Classes
-    without any example are left to the findings of the data.
+    without any example are left to the findings of the data, and of targets that are no classes there are no lines.
     """
+    if task.kind != "classes":
+        return []
     lines = []
     counts = np.bincount(np.asarray(task.train.targets), minlength=len(task.classes))
     present = counts[counts > 0]

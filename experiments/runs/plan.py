@@ -436,9 +436,9 @@ def phases_at_steps(phases: Sequence[tuple[float, Any]], total: int) -> tuple[tu
 
 def draw_examples(recipe: Recipe, budget: str, task: Task, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """(training, validation) examples of a label budget under a seed of the draw, int32 each."""
-    labels = np.asarray(task.train.targets)
-    labelled = draw.label_budget(seed, labels, budgets.total(budget, task))
-    subset, validation = draw.validation_split(labels, labelled, recipe.validation)
+    strata = draw.strata(task)
+    labelled = draw.label_budget(seed, strata, budgets.total(budget, task))
+    subset, validation = draw.validation_split(strata, labelled, recipe.validation)
     if not len(subset):
         raise InputError("it leaves no example to train on: lower it", field="validation", value=recipe.validation)
     return subset, validation

@@ -51,7 +51,9 @@ def nothing(trials: int) -> Progress:
 
 def held(state: train.State) -> train.State:
     """A copy of a state on the host, which later segments leave alone."""
-    return state._replace(params=jax.tree.map(_copy, state.params), optimizer=jax.tree.map(_copy, state.optimizer))
+    arrays = (state.params, state.optimizer, state.average)
+    params, optimizer, average = jax.tree.map(_copy, arrays)
+    return state._replace(params=params, optimizer=optimizer, average=average)
 
 
 def _copy(leaf: Any) -> Any:
@@ -64,21 +66,8 @@ def joined(parts: Sequence[train.State], new: train.State) -> tuple[train.State,
     for part in parts:
         rows = [row for row, i in enumerate(part.fits) if i not in new.fits]
         if rows:
-            rest.append(part if len(rows) == len(part.fits) else _rows(part, rows))
+            rest.append(part if len(rows) == len(part.fits) else train.select(part, rows))
     return (*rest, new)
-
-
-def _rows(state: train.State, rows: Sequence[int]) -> train.State:
-    """The state of some of its trials: those in these rows."""
-    params, optimizer = jax.tree.map(lambda leaf: leaf[np.array(rows)], (state.params, state.optimizer))
-    return train.State(
-        state.step,
-        params,
-        optimizer,
-        tuple(state.fits[row] for row in rows),
-        tuple(state.masks[row] for row in rows),
-        tuple(state.diverged[row] for row in rows),
-    )
 
 
 @contextmanager
@@ -108,6 +97,8 @@ def _save(place: Path, keys: Sequence[str], progress: Progress) -> None:
     for number, state in enumerate(progress.parts):
         arrays[f"part{number}.params"] = state.params
         arrays[f"part{number}.optimizer"] = state.optimizer
+        arrays[f"part{number}.average"] = state.average
+        arrays[f"part{number}.best"] = state.best
         arrays[f"part{number}.masks"] = {name: m for name, m in _leaves(state.masks).items() if np.ndim(m)}
     for number, record in enumerate(progress.records):
         arrays[f"fit{number}.since"] = record.since
@@ -145,6 +136,9 @@ def _numbers(state: train.State) -> dict[str, Any]:
         "diverged": state.diverged,
         "phases": len(state.masks[0]),
         "masks": numbers,
+        "began": state.began,
+        "scores": state.scores,
+        "over": state.over,
     }
 
 
@@ -201,10 +195,19 @@ def _restored(
         leaves = {**part["masks"], **arrays.get(f"part{number}.masks", {})}
         masks = tuple(_masks(trial, row, part["phases"], leaves) for row, trial in enumerate(members))
         like = train.abstract(program, members, masks)
-        flat = (arrays.get(f"part{number}.{name}", {}) for name in ("params", "optimizer"))
-        params, optimizer = (checkpoint.unflatten(*each) for each in zip(flat, like, strict=True))
-        trained, diverged = tuple(part["trials"]), tuple(part["diverged"])
-        parts.append(train.State(part["step"], params, optimizer, trained, masks, diverged))
+        names = ("params", "optimizer", "average", *(["best"] if f"part{number}.best" in arrays else []))
+        trees = {
+            name: checkpoint.unflatten(arrays.get(f"part{number}.{name}", {}), getattr(like, name)) for name in names
+        }
+        state = like._replace(
+            step=part["step"],
+            fits=tuple(part["trials"]),
+            diverged=tuple(part["diverged"]),
+            began=part["began"],
+            scores=tuple(map(tuple, part["scores"])),
+            over=part["over"],
+        )
+        parts.append(state._replace(**{"best": None, **trees}))
     records = []
     for number, (curve, seconds, diverged, best) in enumerate(about["records"]):
         since, finite, best_params = (arrays.get(f"fit{number}.{name}") for name in ("since", "finite", "best"))

@@ -16,6 +16,7 @@ import numpy as np
 
 from tljax import npz
 from tljax.data import filenames
+from tljax.data.targets import KINDS
 from tljax.types import ArrayExamples, InputError, Task
 
 Prepare = Callable[[], tuple[list[Path], Callable[[], Task]]]
@@ -95,12 +96,20 @@ def _read(name: str, folder: Path) -> Task | None:
         raise
     except (OSError, UnicodeError):  # a source is gone, or its name is in another locale's encoding
         return None
+    names = note.get("inputs")
+
+    def inputs(split: str) -> Any:
+        if names is None:
+            return arrays[f"{split}_images"]
+        return {names[i]: arrays[f"{split}_images_{i}"] for i in range(len(names))}
+
     train, test = (
-        ArrayExamples(arrays[f"{split}_images"], arrays[f"{split}_labels"], arrays.get(f"{split}_groups"))
+        ArrayExamples(inputs(split), arrays[f"{split}_labels"], arrays.get(f"{split}_groups"))
         for split in ("train", "test")
     )
     classes, findings = tuple(note["classes"]), tuple(note["findings"])
-    return Task(name, train, test, classes, note["fingerprint"], note["note"], findings)
+    kind, outputs = note.get("kind", "classes"), note.get("outputs", 0)
+    return Task(name, train, test, classes, note["fingerprint"], note["note"], findings, kind, outputs)
 
 
 def _checked_note(text: bytes, file: Path) -> dict[str, Any] | None:
@@ -129,8 +138,16 @@ def _is_note(note: dict[str, Any]) -> bool:
         return False
     if not isinstance(note.get("sources"), dict):
         return False
-    texts += [*findings, *classes, *arrays.values()]
-    needed = {f"{split}_{what}" for split in ("train", "test") for what in ("images", "labels")}
+    names = note.get("inputs", [])
+    if (
+        not isinstance(names, list)
+        or type(note.get("outputs", 0)) is not int
+        or note.get("kind", "classes") not in KINDS
+    ):
+        return False
+    texts += [*findings, *classes, *arrays.values(), *names]
+    images = [f"images_{i}" for i in range(len(names))] if "inputs" in note else ["images"]
+    needed = {f"{split}_{what}" for split in ("train", "test") for what in (*images, "labels")}
     return all(isinstance(text, str) for text in texts) and needed <= arrays.keys() <= needed | _OPTIONAL
 
 
@@ -172,8 +189,12 @@ class _Summed:
 def _write(task: Task, stamps: dict[str, list[int]], folder: Path) -> None:
     """Write the arrays of a task and its note to a folder."""
     sums = {}
+    names = list(task.train.arrays) if isinstance(task.train.arrays, dict) else None
     for word, split in (("train", task.train), ("test", task.test)):
-        for what, array in (("images", split.arrays), ("labels", split.targets), ("groups", split.groups)):
+        inputs = {"images": split.arrays}
+        if names is not None:
+            inputs = {f"images_{i}": split.arrays[names[i]] for i in range(len(names))}
+        for what, array in (*inputs.items(), ("labels", split.targets), ("groups", split.groups)):
             if array is not None:
                 with open(folder / f"{word}_{what}.npy", "wb") as out:
                     summed = _Summed(out)
@@ -187,6 +208,8 @@ def _write(task: Task, stamps: dict[str, list[int]], folder: Path) -> None:
         "fingerprint": task.fingerprint,
         "arrays": sums,
         "sources": stamps,
+        **({"inputs": names} if names is not None else {}),
+        **({"kind": task.kind, "outputs": task.outputs} if task.kind != "classes" else {}),
     }
     (folder / _NOTE).write_bytes(_note_bytes(note))
 

@@ -2,52 +2,107 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
+import jax
 import numpy as np
 
-from tljax.data import findings
+from tljax.data import findings, targets
 from tljax.paths import some
 from tljax.types import ArrayExamples, InputError, Task
 
 
-def checked(name: str, train: ArrayExamples, test: ArrayExamples, classes: tuple[str, ...], note: str = "") -> Task:
+def checked(
+    name: str,
+    train: ArrayExamples,
+    test: ArrayExamples,
+    classes: tuple[str, ...],
+    note: str = "",
+    *,
+    kind: str = "classes",
+    outputs: int = 0,
+) -> Task:
     """The Task of two splits, with its fingerprint, after all checks.
 
-    Images become uint8 [n, height, width, channels] (a grey [n, height, width] gets a channel axis) or
+    `kind` is what its targets are (see `targets`), `classes` the names of the classes, labels, values or tokens; all
+    but classes need none. `outputs` is the size of a vocabulary, 0 that of its names or of the largest token. Images
+    become uint8 [n, height, width, channels] (a grey [n, height, width] gets a channel axis) or
     float32 [n, ...]; labels become int32 [n]. Raises InputError with the row and the value where a label is not
     a class or a feature is not finite: the softmax loss would turn either into NaN or a wrong number without a word.
     The note ends with what can hardly be meant (see `findings`). Groups, integers or strings [n], become int32 [n]: the
     names of both splits together are numbered in sorted order.
     """
-    train = replace(train, arrays=images(f"{name}: train", train.arrays), targets=np.asarray(train.targets))
-    test = replace(test, arrays=images(f"{name}: test", test.arrays), targets=np.asarray(test.targets))
+    train = replace(train, arrays=inputs(f"{name}: train", train.arrays), targets=np.asarray(train.targets))
+    test = replace(test, arrays=inputs(f"{name}: test", test.arrays), targets=np.asarray(test.targets))
     for word, split in (("train", train), ("test", test)):
-        _require_a_label_each(f"{name}: {word}", split)
-    if train.arrays.shape[1:] != test.arrays.shape[1:] or train.arrays.dtype != test.arrays.dtype:
-        raise InputError(
-            f"{name}: train has {train.arrays.dtype} {train.arrays.shape[1:]}, test {test.arrays.dtype} "
-            f"{test.arrays.shape[1:]}: bring both to one shape"
-        )
+        if kind == "classes":
+            _require_a_label_each(f"{name}: {word}", split)
+        else:
+            targets.require_one_each(f"{name}: {word}", split.targets, len(split))
+    _require_alike(name, train, test)
     if len(set(classes)) < len(classes):
         raise InputError(f"{name}: a class name occurs twice in {some(list(classes))}: give each class its own name")
-    train = replace(train, targets=_labels(f"{name}: train", train, classes))
-    test = replace(test, targets=_labels(f"{name}: test", test, classes))
-    if len(np.unique(train.targets)) < 2:
-        raise InputError(f"{name}: train holds one class only: there is nothing to tell apart, give two or more")
+    classes, outputs, train, test = _with_targets(name, train, test, classes, kind, outputs)
     train, test = _numbered(name, train, test)
-    warnings = findings.lines(train, test, classes)
+    warnings = findings.lines(train, test, classes, kind)
     full_note = "; ".join(line for line in (note, *warnings) if line)
-    return Task(name, train, test, classes, fingerprint(train, test, classes), full_note, warnings)
+    digest = fingerprint(train, test, classes, kind, outputs)
+    return Task(name, train, test, classes, digest, full_note, warnings, kind, outputs)
 
 
-def fingerprint(train: ArrayExamples, test: ArrayExamples, classes: tuple[str, ...]) -> str:
+def _require_alike(name: str, train: ArrayExamples, test: ArrayExamples) -> None:
+    """Raise InputError unless the inputs of both splits have the same names, dtypes and shapes."""
+    names = [list(part.arrays) if isinstance(part.arrays, dict) else None for part in (train, test)]
+    if names[0] != names[1]:
+        named = ["one array" if part is None else some(part) for part in names]
+        raise InputError(f"{name}: the inputs of train are {named[0]}, of test {named[1]}: give both the same")
+    for one, other in zip(jax.tree.leaves(train.arrays), jax.tree.leaves(test.arrays), strict=True):
+        if one.shape[1:] != other.shape[1:] or one.dtype != other.dtype:
+            raise InputError(
+                f"{name}: train has {one.dtype} {one.shape[1:]}, test {other.dtype} {other.shape[1:]}: bring both to "
+                "one shape"
+            )
+
+
+def _with_targets(
+    name: str, train: ArrayExamples, test: ArrayExamples, classes: tuple[str, ...], kind: str, outputs: int
+) -> tuple[tuple[str, ...], int, ArrayExamples, ArrayExamples]:
+    """(names, outputs, train, test) with the targets of both splits as `Task.kind` says. Raises InputError."""
+    both: Sequence[np.ndarray]
+    if kind == "classes":
+        both = [_labels(f"{name}: {word}", part, classes) for word, part in (("train", train), ("test", test))]
+        if len(np.unique(both[0])) < 2:
+            raise InputError(f"{name}: train holds one class only: there is nothing to tell apart, give two or more")
+        outputs = len(classes)
+    elif kind == "tokens":
+        parts = (train.arrays, test.arrays, train.targets, test.targets)
+        outputs = outputs or targets.vocabulary(name, parts, classes)
+        for word, part in (("train", train), ("test", test)):
+            targets.require_tokens(f"{name}: {word}", part.arrays, outputs)
+        splits = ((train.arrays, train.targets), (test.arrays, test.targets))
+        both = targets.following(name, splits, outputs)
+    else:
+        convert = targets.labels if kind == "labels" else targets.values
+        both = convert(name, train.targets, test.targets, classes)
+        outputs = both[0].shape[1]
+        if kind == "labels" and not classes:
+            classes = tuple(map(str, range(outputs)))
+    return classes, outputs, replace(train, targets=both[0]), replace(test, targets=both[1])
+
+
+def fingerprint(
+    train: ArrayExamples, test: ArrayExamples, classes: tuple[str, ...], kind: str = "classes", outputs: int = 0
+) -> str:
     """SHA-256 of the contents of a task: 64 hexadecimal digits.
 
     Over, in this order: train images, train labels, test images, test labels, each as the ASCII line
     "<dtype as '|u1', '<f4' or '<i4'> <shape as JSON>\\n" and then its little-endian bytes in C order; then the
     class names as a JSON list (ASCII). Where groups are known the ASCII line "\\ntrain_groups" and those of the
-    training split follow, likewise as an array, and "\\ntest_groups" and those of the test split.
+    training split follow, likewise as an array, and "\\ntest_groups" and those of the test split. Of several inputs
+    each stands in the order of their names, after the ASCII line "\\n<name as JSON>". Of targets that are no classes
+    the ASCII line "\\n<kind> <outputs>" is the last.
     """
     digest = hashlib.sha256()
 
@@ -56,14 +111,52 @@ def fingerprint(train: ArrayExamples, test: ArrayExamples, classes: tuple[str, .
         digest.update(f"{little.dtype.str} {json.dumps(little.shape)}\n".encode())
         digest.update(little.reshape(-1).view(np.uint8).data)
 
-    for array in (train.arrays, train.targets, test.arrays, test.targets):
-        update(array)
+    for split in (train, test):
+        if isinstance(split.arrays, dict):
+            for name, array in sorted(split.arrays.items()):
+                digest.update(f"\n{json.dumps(name)}\n".encode())
+                update(array)
+        else:
+            update(split.arrays)
+        update(split.targets)
     digest.update(json.dumps(list(classes)).encode())
     for word, split in (("train", train), ("test", test)):
         if split.groups is not None:
             digest.update(f"\n{word}_groups\n".encode())
             update(split.groups)
+    if kind != "classes":
+        digest.update(f"\n{kind} {outputs}\n".encode())
     return digest.hexdigest()
+
+
+def inputs(where: str, arrays: Any) -> Any:
+    """Inputs as `images` has them, or as int32 [n, length] if they are tokens, or a dict of such arrays.
+
+    Raises InputError, in which `where` names the split, as `images` does, for tokens below 0 or beyond int32, and for a
+    dict of arrays of different lengths or of none.
+    """
+    if not isinstance(arrays, dict):
+        return _tokens(where, arrays) if targets.tokens(np.asarray(arrays)) else images(where, arrays)
+    parts = {}
+    for name, array in sorted(arrays.items()):
+        is_whole = array.dtype.kind in "iu" and array.dtype != np.uint8 and array.ndim in (1, 2)
+        parts[name] = (_tokens if is_whole else images)(f"{where} input '{name}'", array)
+    lengths = {name: len(part) for name, part in parts.items()}
+    if len(set(lengths.values())) != 1:
+        words = ", ".join(f"'{name}' has {length}" for name, length in lengths.items())
+        raise InputError(f"{where}: inputs differ in length: {words or 'there are none'}: give each an item a row")
+    return parts
+
+
+def _tokens(where: str, array: np.ndarray) -> np.ndarray:
+    """Whole numbers as int32. Raises InputError, with the row and the number, for one outside 0..2**31-1."""
+    if not array.size:
+        raise InputError(f"{where}: is empty {list(array.shape)}: give at least one example")
+    bad = np.argwhere((array < 0) | (array > np.iinfo(np.int32).max))
+    if len(bad):
+        value = array[tuple(bad[0])]
+        raise InputError(f"{where}: row {bad[0, 0]} holds {value}, no token: give whole numbers from 0")
+    return np.ascontiguousarray(array, dtype=np.int32)
 
 
 def images(where: str, images: np.ndarray) -> np.ndarray:
@@ -119,12 +212,12 @@ def _features(where: str, features: np.ndarray) -> np.ndarray:
 
 def _require_a_label_each(where: str, split: ArrayExamples) -> None:
     """Raises InputError, with the likely remedy, unless a split has one label for each image."""
-    labels, n = split.targets, len(split.arrays)
+    labels, n = split.targets, len(split)
     if labels.shape != (n,):
         remedy = "give one label an image"
         if labels.ndim == 2 and len(labels) == n:
             remedy = "give labels[:, 0]" if labels.shape[1] == 1 else "of one-hot labels give labels.argmax(1)"
-        elif labels.ndim == 1 and len(labels) == split.arrays.shape[-1]:
+        elif labels.ndim == 1 and len(labels) == jax.tree.leaves(split.arrays)[0].shape[-1]:
             remedy = "the images are along the last axis, so give numpy.moveaxis(images, -1, 0)"
         raise InputError(f"{where}: labels have shape {list(labels.shape)}, images say [{n}]: {remedy}")
 

@@ -12,8 +12,9 @@ permute=7                 pixels in an order drawn from the seed 7, the same for
 
 They apply in the order written, each option once, after the images have their shape. A class is called by its name;
 by its number, from 0, where no name is a number. Of float features [n, ...], permute exchanges all numbers of an
-example, and invert, rotate, blur and noise are refused: features are no picture, and have no range. What is drawn
-comes from Philox as in `draw`, so it is the same on any machine.
+example, and invert, rotate, blur and noise are refused: features are no picture, and have no range. Tokens and several
+inputs are neither. labels and group are of classes alone; where there are none, take is a plain draw, and
+shuffle_labels exchanges whole targets. What is drawn comes from Philox as in `draw`, so it is the same on any machine.
 """
 
 import math
@@ -22,6 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import jax
 import numpy as np
 
 from tljax.data import draw
@@ -75,7 +77,13 @@ def derived(task: Task, name: str, changes: Sequence[str]) -> Task:
     # `checked` finds again those findings that still hold.
     before = task.note.removesuffix("; ".join(task.findings)).removesuffix("; ")
     return checked(
-        name, whole(result.train), whole(result.test), result.classes, f"{note}; before: {before}" if before else note
+        name,
+        whole(result.train),
+        whole(result.test),
+        result.classes,
+        f"{note}; before: {before}" if before else note,
+        kind=result.kind,
+        outputs=result.outputs,
     )
 
 
@@ -89,7 +97,7 @@ def select(split: Examples, rows: np.ndarray | slice) -> ArrayExamples:
     if isinstance(rows, np.ndarray) and rows.dtype == bool and rows.all():
         return split
     groups = None if split.groups is None else split.groups[rows]
-    return ArrayExamples(split.arrays[rows], split.targets[rows], groups)
+    return ArrayExamples(jax.tree.map(lambda leaf: leaf[rows], split.arrays), split.targets[rows], groups)
 
 
 def whole(split: Examples) -> ArrayExamples:
@@ -105,8 +113,12 @@ def _changed(task: Task, change: str) -> Task:
     function, form = _CHANGES[key]
     if bool(value) != ("=" in form):
         raise InputError(f"data set '{task.name}' has no option '{change}': write it as {form}")
-    if key in _PIXELS and task.train.arrays.dtype != np.uint8:
-        raise InputError(f"option '{key}' of data set '{task.name}' changes pixels, and these are features: drop it")
+    if key in _CLASSES and task.kind != "classes":
+        raise InputError(f"option '{key}' of data set '{task.name}' is of classes, and these are {task.kind}: drop it")
+    dtype = None if isinstance(task.train.arrays, dict) else task.train.arrays.dtype
+    if (key in _PIXELS and dtype != np.uint8) or (key == "permute" and dtype not in (np.uint8, np.float32)):
+        what = {None: "several inputs", np.dtype(np.int32): "tokens"}.get(dtype, "features")
+        raise InputError(f"option '{key}' of data set '{task.name}' changes pixels, and these are {what}: drop it")
     options = {key: value} if value else {}
     return function(task, **bind(function, options, f"data set '{task.name}'"))
 
@@ -177,13 +189,12 @@ def _regrouped(task: Task, option: str, value: str, groups: Sequence[Sequence[in
 
 
 def _take(task: Task, *, take: int) -> Task:
-    labels = task.train.targets
-    least = len(np.unique(labels))
-    if not least <= take <= len(labels):
-        raise _refusal(
-            task, "take", take, f"is not {least} (one a class) to {len(labels)} (all): give a number of these"
-        )
-    chosen = draw.label_budget(_SEED, labels, take)
+    strata = draw.strata(task)
+    least = len(np.unique(strata))
+    if not least <= take <= len(strata):
+        words = f"{least}{' (one a class)' if least > 1 else ''} to {len(strata)} (all)"
+        raise _refusal(task, "take", take, f"is not {words}: give a number of these")
+    chosen = draw.label_budget(_SEED, strata, take)
     return replace(task, train=select(task.train, chosen))
 
 
@@ -283,6 +294,7 @@ _CHANGES: Mapping[str, tuple[Callable[..., Task], str]] = {
     "noise": (_noise, "noise=0.3"),
     "permute": (_permute, "permute=7"),
 }
+_CLASSES = ("labels", "group")
 _PIXELS = ("rotate", "blur", "invert", "noise")
 
 FORMS = tuple(form for _, form in _CHANGES.values())

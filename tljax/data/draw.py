@@ -9,7 +9,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from tljax.types import InputError
+from tljax.types import InputError, Task
 
 # The second word of the Philox key keeps the streams of one seed apart.
 _ORDER, _MEMBERS, _TURNS, SHUFFLE, PIXELS, TRAIN_NOISE, TEST_NOISE = range(7)
@@ -60,14 +60,25 @@ def order(
     return rows.reshape(stop - start, batch)
 
 
+def strata(task: Task) -> np.ndarray:
+    """What a draw of training examples is balanced over, int [n]: the classes; one for all where there are none.
+
+    >>> from tljax.data import load
+    >>> strata(load("mnist_10k")).shape
+    (10000,)
+    """
+    targets = np.asarray(task.train.targets)
+    return targets if task.kind == "classes" else np.zeros(len(targets), np.int32)
+
+
 def label_budget(seed: int, labels: np.ndarray, total: int) -> np.ndarray:
     """The `total` examples that are labelled, balanced over the classes: int32 [total] indices.
 
     One sequence a seed, cut at `total`: a smaller budget is the beginning of a larger one. The sequence goes in
     rounds, and in a round each class gives one example that it has not given, in an order of classes drawn for the
     round; so total = k * classes holds k a class, and a remainder falls to drawn classes. A class that has given
-    all it has is passed over and the others go on. Raises InputError for more than there are, or less than one a
-    class that occurs in `labels` (int [n]).
+    all it has is passed over and the others go on. Of labels that are all the same it is a plain draw. Raises
+    InputError for more than there are, or less than one a class that occurs in `labels` (int [n]).
 
     >>> label_budget(0, np.array([0, 0, 0, 1, 1, 1]), 4).tolist()
     [5, 2, 3, 1]
@@ -75,7 +86,8 @@ def label_budget(seed: int, labels: np.ndarray, total: int) -> np.ndarray:
     n = len(labels)
     _, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
     if not len(counts) <= total <= n:
-        raise InputError(f"a label budget of {total}: give {len(counts)} (one a class) to {n} (all)")
+        least = f"{len(counts)} (one a class)" if len(counts) > 1 else "1"
+        raise InputError(f"a label budget of {total}: give {least} to {n} (all)")
     shuffled = np.argsort(words(seed, _MEMBERS, 0, 1, n)[0], kind="stable")
     grouped = shuffled[np.argsort(codes[shuffled], kind="stable")]
     codes = codes[grouped]

@@ -3,13 +3,13 @@
 import csv
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tljax import files as text_files
 from tljax import npz, paths
-from tljax.data import checks, filenames, images
+from tljax.data import checks, filenames, images, targets
 from tljax.data.checks import checked
 from tljax.data.images import Shape
 from tljax.types import ArrayExamples, InputError, Task
@@ -17,10 +17,10 @@ from tljax.types import ArrayExamples, InputError, Task
 _LAYOUT = "expected is DIR/train/CLASS/*.png (.jpg, .jpeg) and DIR/test/CLASS/*.png"
 PICTURES = (".png", ".jpg", ".jpeg")
 SPELLINGS = {
-    "train images": ("train_images", "train_features", "x_train"),
-    "train labels": ("train_labels", "y_train"),
-    "test images": ("test_images", "test_features", "x_test"),
-    "test labels": ("test_labels", "y_test"),
+    "train images": ("train_images", "train_features", "x_train", "train_inputs", "train_inputs/"),
+    "train labels": ("train_labels", "y_train", "train_targets"),
+    "test images": ("test_images", "test_features", "x_test", "test_inputs", "test_inputs/"),
+    "test labels": ("test_labels", "y_test", "test_targets"),
     "class names": ("class_names",),
     "train groups": ("train_groups",),
     "test groups": ("test_groups",),
@@ -29,7 +29,7 @@ MEMBERS = ("images", *(name for names in SPELLINGS.values() for name in names))
 """The names of all arrays that are read from an .npz file of data; `images` are images without labels."""
 NO_PIXELS = ", as only uint8 pixels are resized: give uint8 images, or features of that shape"
 """The end of the messages that refuse to resize features."""
-_OPTIONAL = ("class names", "train groups", "test groups")
+_OPTIONAL = ("class names", "train labels", "test labels", "train groups", "test groups")
 
 
 def prepare_folder(name: str, folder: Path, shape: Shape | None) -> tuple[list[Path], Callable[[], Task]]:
@@ -199,10 +199,14 @@ def is_picture(path: PurePath) -> bool:
 def prepare_npz(name: str, file: Path, shape: Shape | None) -> tuple[list[Path], Callable[[], Task]]:
     """The .npz file, and how to read it as a task.
 
-    The file's arrays are train_images (or train_features, x_train): uint8 [n, height, width] or [n, height, width,
-    channels], or floats [n, ...], which become float32; train_labels (y_train): integers [n]; the same for test;
-    and, if wanted, class_names: strings [classes], train_groups and test_groups: integers or strings [n], which items
-    are alike. Without names the classes are "0", "1", ... up to the largest training label, each with an example.
+    The file's arrays are train_images (or train_features, train_inputs, x_train): uint8 [n, height, width] or [n,
+    height, width, channels], or floats [n, ...], which become float32; as train_inputs also whole numbers [n, length],
+    which are tokens, from 0; and train_inputs/NAME for several inputs, a dict of arrays by NAME. train_targets are
+    classes, several labels, values or tokens by their dtype and shape, as `targets` says; train_labels (y_train) are
+    classes, integers [n], or several labels, bools [n, labels]. Tokens without any targets get the tokens that follow.
+    The same for test; and, if wanted, class_names: strings, the names of the classes, labels, values or tokens;
+    train_groups and test_groups: integers or strings [n], which items are alike. Without names classes and labels are
+    "0", "1", ...: classes up to the largest training label, each with an example.
     Other arrays are not read, but a name that is nearly one of these is refused. Raises InputError for anything else;
     pickled objects are never read.
     """
@@ -211,26 +215,78 @@ def prepare_npz(name: str, file: Path, shape: Shape | None) -> tuple[list[Path],
 
     def decode() -> Task:
         contents = arrays(file, SPELLINGS)
+        _require_whole_tokens_as_inputs(file, contents)
+        is_text = all(targets.tokens(contents[f"{split} images"].array) for split in ("train", "test"))
+        lacking = [split for split in ("train", "test") if f"{split} labels" not in contents]
+        if lacking and (len(lacking) == 1 or not is_text):
+            what = f"{lacking[0]} labels"
+            raise InputError(f"'{file}' has no {what}: name an array {' or '.join(SPELLINGS[what])}")
         train, test = (
             ArrayExamples(
-                _shaped(name, contents[f"{split} images"], shape),
-                contents[f"{split} labels"],
-                contents.get(f"{split} groups"),
+                _shaped(name, inputs, shape),
+                targets.next_tokens(inputs) if lacking else contents[f"{split} labels"].array,
+                contents[f"{split} groups"].array if f"{split} groups" in contents else None,
             )
             for split in ("train", "test")
+            for inputs in [contents[f"{split} images"].array]
         )
-        return checked(name, train, test, _classes(name, train.targets, contents.get("class names")))
+        names = contents["class names"].array if "class names" in contents else None
+        if lacking:
+            return checked(name, train, test, _names(name, names), kind="tokens")
+        kind = _kind(name, train, test, {contents[f"{split} labels"].name for split in ("train", "test")})
+        classes = _classes(name, train.targets, names) if kind == "classes" else _names(name, names)
+        return checked(name, train, test, classes, kind=kind)
 
     return [file], decode
 
 
-def arrays(file: Path, wanted: Mapping[str, tuple[str, ...]]) -> dict[str, np.ndarray]:
-    """{what: array} of an .npz file for {what: names that its array may have}.
+class Member(NamedTuple):
+    """What an .npz file holds under one name."""
 
-    Class names and groups may be missing. Raises InputError for a file that cannot be read, one that lacks an array or
-    has it twice, and Python objects.
+    name: str
+    array: Any
+    """An array, or {NAME: array} of those named train_inputs/NAME."""
+
+
+def _kind(name: str, train: ArrayExamples, test: ArrayExamples, spellings: set[str]) -> str:
+    """What the targets are: any kind as train_targets, but as train_labels or y_train classes or bools alone."""
+    pairs = ((train.arrays, train.targets), (test.arrays, test.targets))
+    are_labels = all(part.targets.dtype == bool and part.targets.ndim == 2 for part in (train, test))
+    if spellings <= {"train_targets", "test_targets"} or are_labels:
+        return targets.kind(name, *pairs)
+    for word, (_, part) in zip(("train", "test"), pairs, strict=True):
+        if part.dtype.kind == "f" and part.ndim == 1 and len(part):
+            raise InputError(
+                f"{name}: {word}: labels are {part.dtype}, row 0 is {part[0]!s}: give integers 0..classes-1, or name "
+                f"them {word}_targets if they are values"
+            )
+    return "classes"
+
+
+def _require_whole_tokens_as_inputs(file: Path, contents: Mapping[str, Member]) -> None:
+    """Raise InputError for whole numbers that are called images or features: they may be pixels as well as tokens."""
+    for split in ("train", "test"):
+        member = contents[f"{split} images"]
+        if targets.tokens(member.array) and member.name != f"{split}_inputs":
+            raise InputError(
+                f"'{file}': {split}: images are {member.array.dtype}: give uint8 pixels (0..255) or float features, or "
+                f"name them {split}_inputs if they are tokens"
+            )
+
+
+def arrays(file: Path, wanted: Mapping[str, tuple[str, ...]]) -> dict[str, Member]:
+    """{what: its name and array} of an .npz file for {what: names that its array may have}.
+
+    A name that ends in "/" stands for all that begin with it, a dict. Labels, class names and groups may be missing.
+    Raises InputError for a file that cannot be read, one that lacks an array or has it twice, and Python objects.
     """
-    members = npz.read(file, [spelling for names in wanted.values() for spelling in names], MEMBERS)
+    members: dict[str, Any] = npz.read(file, [spelling for names in wanted.values() for spelling in names], MEMBERS)
+    for prefix in [spelling for names in wanted.values() for spelling in names if spelling.endswith("/")]:
+        parts = {name: members[name] for name in members if name.startswith(prefix)}
+        if parts:
+            members[prefix] = {name.removeprefix(prefix): array for name, array in parts.items()}
+            if "" in members[prefix]:
+                raise InputError(f"'{file}' has an array '{prefix}' without a name: call it {prefix}NAME")
     contents = {}
     for what, spellings in wanted.items():
         present = [spelling for spelling in spellings if spelling in members]
@@ -239,20 +295,32 @@ def arrays(file: Path, wanted: Mapping[str, tuple[str, ...]]) -> dict[str, np.nd
         if not present and what not in _OPTIONAL:
             raise InputError(f"'{file}' has no {what}: name an array {' or '.join(spellings)}")
         if present:
-            contents[what] = members[present[0]]
+            contents[what] = Member(present[0], members[present[0]])
     return contents
 
 
-def _shaped(name: str, array: np.ndarray, shape: Shape | None) -> np.ndarray:
-    """Images brought to a shape, if one is given. Raises InputError for features of another shape."""
+def _shaped(name: str, array: Any, shape: Shape | None) -> Any:
+    """Images brought to a shape, if one is given. Raises InputError for features of another shape.
+
+    Of several inputs those that are pixels are brought to it.
+    """
     if not shape:
         return array
+    if isinstance(array, dict):
+        if not any(part.dtype == np.uint8 for part in array.values()):
+            raise InputError(f"{name}: none of its inputs can become {list(shape)}{NO_PIXELS}")
+        return {key: _shaped(name, part, shape) if part.dtype == np.uint8 else part for key, part in array.items()}
     checks.require_channels_last(name, array)
     if array.dtype != np.uint8:
         if array.shape[1:] == shape:
             return array
         raise InputError(f"{name}: features {list(array.shape[1:])} cannot become {list(shape)}{NO_PIXELS}")
     return images.to_shape(array[..., None], shape) if array.ndim == 3 else images.to_shape(array, shape)
+
+
+def _names(name: str, names: np.ndarray | None) -> tuple[str, ...]:
+    """The names of labels, values or tokens, or none. Raises InputError for what are no strings [n]."""
+    return () if names is None else _classes(name, np.empty(0, int), names)
 
 
 def _classes(name: str, labels: np.ndarray, names: np.ndarray | None) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -18,21 +19,41 @@ _RATIO = 10.0
 """The largest ratio of the root mean squares of two splits of one scale."""
 
 
-def lines(train: ArrayExamples, test: ArrayExamples, classes: tuple[str, ...]) -> tuple[str, ...]:
+def lines(
+    train: ArrayExamples, test: ArrayExamples, classes: tuple[str, ...], kind: str = "classes"
+) -> tuple[str, ...]:
     """The findings, a line each; none for data as they ought to be. Splits are as `checks.checked` makes them.
 
-    Findings are: classes without an example; images that are all the same or of one value each; numbers or pixels far
-    from the scale that models take, or of two scales; test examples or groups that are in the training set too (equal
-    to the byte); and training examples that occur with two labels.
+    Findings are: classes without an example, and labels that all examples of a split have, or none; images that are all
+    the same or of one value each; numbers or pixels far from the scale that models take, or of two scales; test
+    examples or groups that are in the training set too (equal to the byte); and training examples that occur with two
+    labels. Of several inputs each is looked at by itself.
     """
     splits = {"train": train, "test": test}
+    lacking = {"classes": _lacking, "labels": _one_sided}.get(kind)
     return (
-        *(line for word, split in splits.items() for line in _lacking(word, split, classes)),
-        *(line for word, split in splits.items() for line in _constant(word, split)),
-        *(_pixels(train, test) if train.arrays.dtype == np.uint8 else _numbers(train, test)),
-        *_twice(train, test),
+        *(line for word, split in splits.items() if lacking for line in lacking(word, split, classes)),
+        *(line for pair in _by_input(train, test) for line in _of_inputs(*pair)),
+        *_twice(train, test, kind),
         *_groups(train, test),
     )
+
+
+def _by_input(train: ArrayExamples, test: ArrayExamples) -> Iterator[tuple[str, ArrayExamples, ArrayExamples]]:
+    """(what its lines begin with, train, test) of each input."""
+    if not isinstance(train.arrays, dict):
+        yield "", train, test
+        return
+    for name in train.arrays:
+        parts = [ArrayExamples(split.arrays[name], split.targets) for split in (train, test)]
+        yield f"input '{name}': ", parts[0], parts[1]
+
+
+def _of_inputs(before: str, train: ArrayExamples, test: ArrayExamples) -> Iterator[str]:
+    """The findings in one array of inputs of each split."""
+    of_kind = {"u": _pixels, "f": _numbers}.get(train.arrays.dtype.kind)
+    lines = [line for word, split in (("train", train), ("test", test)) for line in _constant(word, split)]
+    yield from (f"{before}{line}" for line in (*lines, *(of_kind(train, test) if of_kind else ())))
 
 
 def _word(split: str) -> str:
@@ -48,11 +69,25 @@ def _lacking(word: str, split: ArrayExamples, classes: tuple[str, ...]) -> Itera
         yield f"class{several} {some(lacking, 6)} of {len(classes)} {verb} no {_word(word)} example"
 
 
+def _one_sided(word: str, split: ArrayExamples, labels: tuple[str, ...]) -> Iterator[str]:
+    share = split.targets.mean(axis=0)
+    for verb, names in (
+        ("no", [name for name, part in zip(labels, share, strict=True) if part == 0]),
+        ("every", [name for name, part in zip(labels, share, strict=True) if part == 1]),
+    ):
+        if names:
+            yield f"{verb} {_word(word)} example has label{'s' * (len(names) > 1)} {some(names, 6)}"
+
+
 def _constant(word: str, split: ArrayExamples) -> Iterator[str]:
     n = len(split.arrays)
     if n > 1 and _all(split.arrays, lambda rows: (rows == np.asarray(split.arrays[:1])).all()):
         yield f"all {n:,} {_word(word)} examples are the same"
-    elif np.size(split.arrays[0]) > 1 and _all(split.arrays, lambda rows: (rows == rows[:, :1]).all(), flat=True):
+    elif (
+        np.size(split.arrays[0]) > 1
+        and split.arrays.dtype != np.int32
+        and _all(split.arrays, lambda rows: (rows == rows[:, :1]).all(), flat=True)
+    ):
         yield f"every {_word(word)} example is of one value"
 
 
@@ -101,11 +136,12 @@ def _measured(images: np.ndarray) -> tuple[float, float, float, float]:
     return float(min(low)), float(max(high)), float(sum(squares)) / images.size, sum(negative) / images.size
 
 
-def _twice(train: ArrayExamples, test: ArrayExamples) -> Iterator[str]:
-    labels: dict[bytes, int] = {}
+def _twice(train: ArrayExamples, test: ArrayExamples, kind: str) -> Iterator[str]:
+    labels: dict[bytes, Any] = {}
     ambiguous: set[bytes] = set()
     digests = list(_digests(train.arrays))
-    for digest, label in zip(digests, train.targets.tolist(), strict=True):
+    targets = train.targets.tolist()
+    for digest, label in zip(digests, targets, strict=True):
         if labels.setdefault(digest, label) != label:
             ambiguous.add(digest)
     both = sum(digest in labels for digest in _digests(test.arrays))
@@ -113,10 +149,15 @@ def _twice(train: ArrayExamples, test: ArrayExamples) -> Iterator[str]:
         yield f"{both:,} of {len(test.targets):,} test examples are in the training set too"
     if ambiguous:
         several = sum(digest in ambiguous for digest in digests)
-        yield f"{several:,} of {len(digests):,} training examples are there with another label too"
+        what = "target" if kind in ("values", "tokens") else "label"
+        yield f"{several:,} of {len(digests):,} training examples are there with another {what} too"
 
 
-def _digests(images: np.ndarray) -> Iterator[bytes]:
+def _digests(images: Any) -> Iterator[bytes]:
+    if isinstance(images, dict):
+        for parts in zip(*map(_digests, images.values()), strict=True):
+            yield b"".join(parts)
+        return
     for rows in _chunks(images):
         plain = np.ascontiguousarray(rows).reshape(len(rows), -1)
         yield from (hashlib.sha256(row.data).digest() for row in plain)

@@ -8,7 +8,7 @@ import numpy as np
 from tljax.data import checks, filenames, files, images
 from tljax.types import InputError
 
-_SPELLINGS = {"images": ("images", *files.SPELLINGS["test images"])}
+_SPELLINGS = {"images": ("images", *(name for name in files.SPELLINGS["test images"] if not name.endswith("/")))}
 
 
 class Unlabelled(NamedTuple):
@@ -53,7 +53,7 @@ def load(place: Path, shape: tuple[int, ...]) -> Unlabelled:
 
 
 def _npz(file: Path, shape: tuple[int, ...]) -> Unlabelled:
-    array = checks.images(f"'{file}'", files.arrays(file, _SPELLINGS)["images"])
+    array = checks.images(f"'{file}'", files.arrays(file, _SPELLINGS)["images"].array)
     if array.dtype == np.uint8 and len(shape) == 3:
         array = images.to_shape(array, (shape[0], shape[1], shape[2]))
     if array.shape[1:] != shape:

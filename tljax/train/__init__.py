@@ -7,8 +7,8 @@ frozen below.
 
 from tljax.train.data import Data, Reader, Rows, Stream, load
 from tljax.train.features import FeatureCache
-from tljax.train.loop import Execution, State, abstract, fit, held
-from tljax.train.step import Fit, Log, Spec, forward, group_key, specialize
+from tljax.train.loop import Execution, State, abstract, fit, held, select
+from tljax.train.step import Fit, Log, Spec, forward, group_key, specialize, with_average
 from tljax.train.vectorize import capacity
 
 __all__ = [
@@ -29,5 +29,7 @@ __all__ = [
     "group_key",
     "held",
     "load",
+    "select",
     "specialize",
+    "with_average",
 ]

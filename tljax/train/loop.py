@@ -1,6 +1,7 @@
 """`fit`: a group of fits, segment by segment and phase by phase."""
 
 import contextlib
+import functools
 import itertools
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -16,9 +17,19 @@ from tljax import masks, optimizer, optimizers, switches
 from tljax.train import features, vectorize
 from tljax.train.data import MEMORY, Data, Stream, is_streamed, load
 from tljax.train.features import FeatureCache
-from tljax.train.step import Fit, Log, Spec, batch_size, group_key, specialize, trained_leaves
+from tljax.train.step import (
+    Fit,
+    Log,
+    Spec,
+    batch_size,
+    entered,
+    group_key,
+    rule,
+    specialize,
+    trained_leaves,
+)
 from tljax.train.vectorize import Mode, agreed, begin, capacity, host, place, stack, stack_hyper
-from tljax.types import Examples, InputError, Mask, OptState, Params
+from tljax.types import Examples, InputError, Mask, OptState, Params, PhaseRule
 
 
 @dataclass(frozen=True)
@@ -71,6 +82,22 @@ class State(NamedTuple):
     """For each of them the masks of the phases that have begun."""
     diverged: tuple[int | None, ...]
     """For each of them the first step whose objective or gradient was not finite; its parameters mean nothing since."""
+    average: Params | None = None
+    """With `Spec.averages` the average of what trains: a tree like the parameters, with None for a leaf that never
+    trained."""
+    began: int = 0
+    """The step at which its phase began."""
+    scores: tuple[tuple[float, ...], ...] = ()
+    """In a phase that ends by validation, or restores: for each fit its scores at the points so far."""
+    best: Any = None
+    """In a phase that restores: (what trains, its average) at the point with each fit's best score, in NumPy."""
+    over: bool = False
+    """Whether the last phase has ended, and restored what it was to restore."""
+
+
+Validate = Callable[[State], Sequence[float | None] | None]
+"""(a state) -> for each of its fits the score on its validation split, larger is better, None where there is none; None
+where no point of the curves is."""
 
 
 def fit(
@@ -80,6 +107,7 @@ def fit(
     ends: Sequence[int],
     states: Sequence[State] = (),
     execution: Execution | None = None,
+    validate: Validate | None = None,
 ) -> Iterator[tuple[State, Log]]:
     """Trains a group; yields at each step of `ends` (increasing, to the last) its state and the log since.
 
@@ -90,22 +118,31 @@ def fit(
     - Phases begin at steps of `ends`, and the state yielded there is the new phase's already. Where the masks of a
       phase differ in what is compiled, or the devices do not divide the fits, the group parts: the states of all parts
       are yielded, then each part is trained to its end in turn.
+    - Phases that end by validation, or restore (`Fit.rules`), ask `validate` at each step of `ends`. The state yielded
+      at their end is that phase's still; then the states of the fits that end it there are yielded once more, with a
+      log of no steps: restored, and in the next phase, or, as there is none, at the last step. The others go on.
     - Stopping: when `execution.should_stop()` is true, the state is yielded where it is, and the fit ends.
     - Ownership: the caller's arrays are copied first. A state that was yielded is given up to the next segment, so take
       what is wanted of it before the next one.
 
-    Raises InputError if the fits differ in steps, batch size or the first steps of phases, or if a phase begins at no
-    step of `ends`.
+    Raises InputError if the fits differ in steps, batch size or the first steps of phases, if a phase begins at no
+    step of `ends`, or if one asks for validation and there is no `validate`.
     """
-    execution = execution or Execution()
-    _check_group(fits, ends)
-    boundaries, last = {start for start, _ in fits[0].phases}, ends[-1]
+    execution, last = execution or Execution(), ends[-1]
+    _check_group(fits, ends, validate)
     restored = [_restored(state) for state in states]
     begun = {i for state in restored for i in state.fits}
     new = [(i, (_evaluated(fit.phases[0][1], fit.params),)) for i, fit in enumerate(fits) if i not in begun]
     parts = _parts(spec, fits, data, ends, execution, 0, new)
     waiting = itertools.chain(restored, (_first_state(spec, fits, part) for part in parts))
     while (state := next(waiting, None)) is not None:
+        if ended := _ended(fits, state, last):
+            following = list(_after_end(spec, fits, data, ends, execution, state, ended))
+            rest = [row for row in range(len(state.fits)) if row not in ended]
+            for next_state in following:
+                yield next_state, _empty_log(len(next_state.fits), 0, len(spec.penalties))
+            waiting = itertools.chain([_taken(state, rest)] if rest else [], following, waiting)
+            continue
         if state.step == last:
             continue
         if execution.should_stop():
@@ -114,7 +151,9 @@ def fit(
         with _phase(spec, fits, data, ends, execution, state) as train:
             for end in (end for end in ends if end > state.step):
                 state, log, most = train(end, state, most)
-                if state.step in boundaries and state.step != last:
+                if _is_watched(fits, state) and state.step == end and validate is not None:
+                    state = _observed(spec, fits, state, validate(state))
+                elif state.step == _latest_end(fits, state, last) != last:
                     begins = list(_next_phase(spec, fits, data, ends, execution, state))
                     for next_state, rows in begins:
                         yield next_state, jax.tree.map(lambda curve, rows=rows: curve[rows], log)
@@ -123,9 +162,12 @@ def fit(
                 yield state, log
                 if execution.should_stop():
                     return
+                if _ended(fits, state, last):
+                    waiting = itertools.chain([state], waiting)
+                    break
 
 
-def _check_group(fits: Sequence[Fit], ends: Sequence[int]) -> None:
+def _check_group(fits: Sequence[Fit], ends: Sequence[int], validate: Validate | None) -> None:
     batch = batch_size(fits[0])
     if any(len(fit.rates) != ends[-1] or batch_size(fit) != batch for fit in fits):
         raise InputError(f"the fits of a group need {ends[-1]} steps and batches of {batch} all: make another group")
@@ -136,14 +178,166 @@ def _check_group(fits: Sequence[Fit], ends: Sequence[int]) -> None:
         raise InputError(
             f"phases start at the steps {starts}: the first at 0, the others at segments' ends {list(ends)}"
         )
+    watched = [[_asks(rule(fit, phase)) for phase in range(len(starts))] for fit in fits]
+    if any(asks != watched[0] for asks in watched):
+        raise InputError("the fits of a group need `until` and `restore` in the same phases: make another group")
+    if any(watched[0]) and validate is None:
+        raise InputError("a phase has `until` or `restore`, and there is no validation: give fit `validate=`")
+
+
+def _asks(rule: PhaseRule) -> bool:
+    """Whether a phase of this rule looks at the validation split."""
+    return rule.until is not None or rule.restore
+
+
+def _phase_of(state: State) -> int:
+    """The number of the phase that a state is in."""
+    return len(state.masks[0]) - 1
+
+
+def _is_watched(fits: Sequence[Fit], state: State) -> bool:
+    """Whether the phase of a state looks at the validation split."""
+    return _asks(rule(fits[state.fits[0]], _phase_of(state)))
+
+
+def _latest_end(fits: Sequence[Fit], state: State, last: int) -> int:
+    """The step at which the phase of a state ends at the latest."""
+    starts = [start for start, _ in fits[0].phases]
+    return [*starts, last][_phase_of(state) + 1]
+
+
+def _ended(fits: Sequence[Fit], state: State, last: int) -> list[int]:
+    """The rows of a state whose phase ends at its step by validation, or is to be restored there.
+
+    A fit that diverged ends no phase before the latest step, and none of it is restored.
+    """
+    if state.over or not state.step or not _is_watched(fits, state) or state.step == state.began:
+        return []
+    latest, rows = _latest_end(fits, state, last), []
+    for row, i in enumerate(state.fits):
+        of_phase, goes_well = rule(fits[i], _phase_of(state)), state.diverged[row] is None
+        scores = state.scores[row] if state.scores else ()
+        if state.step == latest:
+            ends = latest != last or (of_phase.restore and goes_well and bool(scores))
+        else:
+            ends = goes_well and bool(scores) and of_phase.until is not None and bool(of_phase.until(scores))
+        rows += [row] if ends else []
+    return rows
+
+
+def _observed(spec: Spec, fits: Sequence[Fit], state: State, scores: Sequence[float | None] | None) -> State:
+    """The state with the scores of one more point, and what trains where a score is the best of the phase so far."""
+    if scores is None:
+        return state
+    before = state.scores or ((),) * len(state.fits)
+    counted = [
+        score is not None and np.isfinite(score) and since is None
+        for score, since in zip(scores, state.diverged, strict=True)
+    ]
+    rows = zip(before, scores, counted, strict=True)
+    after = tuple((*earlier, float(score)) if counts else earlier for earlier, score, counts in rows)  # type: ignore
+    if not any(rule(fits[i], _phase_of(state)).restore for i in state.fits):
+        return state._replace(scores=after)
+    better = [
+        counts and all(new[-1] > score for score in earlier)
+        for counts, new, earlier in zip(counted, after, before, strict=True)
+    ]
+    now = _trained_part(spec, fits, state)
+    best = now if state.best is None else jax.tree.map(functools.partial(_chosen_rows, better), now, state.best)
+    return state._replace(scores=after, best=best)
+
+
+def _trained_part(spec: Spec, fits: Sequence[Fit], state: State) -> Any:
+    """(What of a state's parameters trains in its phase, its average), copies in NumPy."""
+    trains = trained_leaves(specialize(spec, fits[state.fits[0]], state.masks[0]))
+    parts = _part(state.params, trains), _part(state.average, trains)
+    return jax.tree.map(np.array, host(parts))
+
+
+def _part(tree: Params | None, trains: Mask) -> Params | None:
+    """The part of a tree that trains, None of none."""
+    return None if tree is None else masks.split(tree, trains)[0]
+
+
+def _chosen_rows(chosen: Sequence[bool], new: np.ndarray, old: np.ndarray) -> np.ndarray:
+    """The rows of `new` where `chosen`, else those of `old`."""
+    return np.where(np.asarray(chosen).reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+
+
+def _after_end(
+    spec: Spec,
+    fits: Sequence[Fit],
+    data: Data | Stream,
+    ends: Sequence[int],
+    execution: Execution,
+    state: State,
+    rows: Sequence[int],
+) -> Iterator[State]:
+    """The states after the phase of these rows of a state: restored, and in the next phase or at the last step."""
+    ended = _taken(state, rows)
+    if ended.best is not None:
+        restores = [
+            rule(fits[i], _phase_of(state)).restore and since is None and bool(scores)
+            for i, since, scores in zip(ended.fits, ended.diverged, ended.scores, strict=True)
+        ]
+        now = host((ended.params, ended.average))
+        trains = trained_leaves(specialize(spec, fits[ended.fits[0]], ended.masks[0]))
+        params, average = (
+            None if tree is None else _put_back(best, tree, trains, restores)
+            for best, tree in zip(ended.best, now, strict=True)
+        )
+        ended = ended._replace(params=jax.tree.map(jnp.asarray, params), average=jax.tree.map(jnp.asarray, average))
+    ended = ended._replace(scores=(), best=None)
+    if _phase_of(state) + 1 == len(fits[0].phases):
+        yield ended._replace(step=ends[-1], over=True)
+    else:
+        yield from (next_state for next_state, _ in _next_phase(spec, fits, data, ends, execution, ended))
+
+
+def _put_back(best: Params, params: Params, trains: Mask, rows: Sequence[bool]) -> Params:
+    """The parameters with the best of what trains in these rows."""
+    trained, frozen = masks.split(params, trains)
+    return masks.join(jax.tree.map(functools.partial(_chosen_rows, rows), best, trained), frozen)
+
+
+def _taken(state: State, rows: Sequence[int]) -> State:
+    """The state of some of its fits, on the device, whatever devices it stood on."""
+    arrays = host((state.params, state.optimizer, state.average))
+    part = select(state._replace(params=arrays[0], optimizer=arrays[1], average=arrays[2]), rows)
+    params, opt_state, average = jax.tree.map(jnp.asarray, (part.params, part.optimizer, part.average))
+    return part._replace(params=params, optimizer=opt_state, average=average)
+
+
+def select(state: State, rows: Sequence[int]) -> State:
+    """The state of some of its fits: those in these rows."""
+    chosen = np.array(rows)
+    arrays = (state.params, state.optimizer, state.average, state.best)
+    params, opt_state, average, best = jax.tree.map(lambda leaf: leaf[chosen], arrays)
+    return state._replace(
+        params=params,
+        optimizer=opt_state,
+        fits=tuple(state.fits[row] for row in rows),
+        masks=tuple(state.masks[row] for row in rows),
+        diverged=tuple(state.diverged[row] for row in rows),
+        average=average,
+        scores=tuple(state.scores[row] for row in rows) if state.scores else (),
+        best=best,
+    )
 
 
 def _restored(state: State) -> State:
     """A state with arrays of its own on the device; one that went through NumPy has arrays for bools and numbers."""
-    params, opt_state = jax.tree.map(jnp.array, (state.params, state.optimizer))
+    params, opt_state, average = jax.tree.map(jnp.array, (state.params, state.optimizer, state.average))
     rest = (state.fits, state.masks, state.diverged)
-    return State(
-        int(state.step), params, opt_state, *jax.tree.map(lambda m: m if np.ndim(m) else np.asarray(m).item(), rest)
+    fits, histories, diverged = jax.tree.map(lambda m: m if np.ndim(m) else np.asarray(m).item(), rest)
+    return state._replace(
+        step=int(state.step),
+        params=params,
+        optimizer=opt_state,
+        fits=fits,
+        masks=histories,
+        diverged=diverged,
+        average=average,
     )
 
 
@@ -167,7 +361,8 @@ def _parts(
     parts: dict[tuple[Spec, Hashable], list[Any]] = {}
     for i, history in members:
         parts.setdefault(group_key(spec, fits[i], history), []).append((i, history))
-    passes = _passes(fits, ends, step)
+    phase = len(members[0][1]) - 1 if members else 0
+    passes = _passes(fits, ends, phase, step)
     for (specialized, _), part in parts.items():
         of_part = [fits[i] for i, _ in part]
         width = vectorize.shared_width(specialized, of_part, [history for _, history in part])
@@ -198,15 +393,10 @@ def _by_order(part: Part, fits: Sequence[Fit], width: int, devices: int, many: s
     return [part[start : start + width * devices] for start in range(0, len(part), width * devices)]
 
 
-def _passes(fits: Sequence[Fit], ends: Sequence[int], step: int) -> int:
-    """Examples that pass through a fit in the phase that a step is in."""
-    first = max(start for start, _ in fits[0].phases if start <= step)
-    return (_phase_end(fits, ends, step) - first) * batch_size(fits[0])
-
-
-def _phase_end(fits: Sequence[Fit], ends: Sequence[int], step: int) -> int:
-    """The step at which the phase ends that a step is in."""
-    return min((start for start, _ in fits[0].phases if start > step), default=ends[-1])
+def _passes(fits: Sequence[Fit], ends: Sequence[int], phase: int, began: int) -> int:
+    """Examples that pass at most through a fit in the phase of this number, which began at a step."""
+    starts = [start for start, _ in fits[0].phases]
+    return ([*starts, ends[-1]][phase + 1] - began) * batch_size(fits[0])
 
 
 @switches.guarded()
@@ -215,20 +405,39 @@ def _first_state(spec: Spec, fits: Sequence[Fit], part: Part) -> State:
     members, histories = [fits[i] for i, _ in part], tuple(history for _, history in part)
     specialized = specialize(spec, members[0], histories[0])
     params = stack([fit.params for fit in members])
-    rates = jnp.asarray([fit.rates[0] for fit in members])
+    rates = jnp.asarray([_rates(fit, 0)[0] for fit in members])
     opt_state = begin(specialized, params, stack_hyper(specialized, members, histories), rates)
-    return State(0, params, opt_state, tuple(i for i, _ in part), histories, (None,) * len(part))
+    average = entered(None, params, trained_leaves(specialized)) if spec.averages else None
+    return State(0, params, opt_state, tuple(i for i, _ in part), histories, (None,) * len(part), average)
 
 
-def abstract(spec: Spec, fits: Sequence[Fit], histories: Sequence[Sequence[Mask]]) -> tuple[Params, OptState]:
-    """Shapes and dtypes of a state's parameters and optimizer, for fits whose masks so far are `histories`."""
+def _rates(fit: Fit, phase: int) -> np.ndarray:
+    """The learning rate of each step, were it of this phase: float32 [steps]."""
+    factor = rule(fit, phase).rate
+    return fit.rates if factor == 1 else fit.rates * np.float32(factor)
+
+
+def abstract(spec: Spec, fits: Sequence[Fit], histories: Sequence[Sequence[Mask]]) -> State:
+    """Shapes and dtypes of the arrays of a state, for fits whose masks so far are `histories`.
+
+    The best of a phase is there, whether or not the phase keeps it.
+    """
     specialized = specialize(spec, fits[0], histories[0])
     hyper = stack_hyper(specialized, fits, histories)
+    trains = [
+        trained_leaves(specialize(spec, fits[0], histories[0][: phase + 1])) for phase in range(len(histories[0]))
+    ]
 
-    def state(params: Params) -> Any:
-        return params, begin(specialized, params, hyper, jnp.zeros(len(fits)))
+    def arrays(params: Params) -> Any:
+        opt_state, average = begin(specialized, params, hyper, jnp.zeros(len(fits))), None
+        for of_phase in trains if spec.averages else ():
+            average = entered(average, params, of_phase)
+        best = _part(params, trains[-1]), _part(average, trains[-1])
+        return params, opt_state, average, best
 
-    return jax.eval_shape(state, stack([fit.params for fit in fits]))
+    params, opt_state, average, best = jax.eval_shape(arrays, stack([fit.params for fit in fits]))
+    everyone = tuple(range(len(fits)))
+    return State(0, params, opt_state, everyone, tuple(map(tuple, histories)), (None,) * len(fits), average, best=best)
 
 
 LONGEST = 3.0
@@ -246,43 +455,48 @@ def _phase(
     `most` is how many steps its first call of the compiled function may have. Of a stream it reads ahead until the end
     of the `with`.
     """
-    members = [fits[i] for i in state.fits]
+    phase = _phase_of(state)
+    members = [fits[i]._replace(rates=_rates(fits[i], phase)) for i in state.fits]
     specialized = specialize(spec, members[0], state.masks[0])
     width = vectorize.shared_width(specialized, members, state.masks)
     mesh, mode = layout(specialized, members, width, data, execution)
     if len(members) > 1:
         execution.on_message(vectorize.describe(len(members), len(fits), width, mesh, mode))
     params = place(mesh, state.params)
-    passes = _passes(fits, ends, state.step)
+    passes = _passes(fits, ends, phase, state.began)
     short, inputs = features.skip_frozen_prefix(
         specialized, members[0], params, width, data, passes, execution.cache, execution.on_message
     )
     hyper = place(mesh, stack_hyper(specialized, members, state.masks))
     with contextlib.ExitStack() as until_the_end:
         if isinstance(inputs, Stream):
-            end_of_phase = _phase_end(fits, ends, state.step)
-            reader = vectorize.read_chunks(inputs, members, width, mesh, state.step, end_of_phase)
+            latest = _latest_end(fits, state, ends[-1])
+            reader = vectorize.read_chunks(inputs, members, width, mesh, state.step, latest)
             until_the_end.callback(lambda: execution.on_wait(reader.waited))
             chunks: Iterator[vectorize.Chunk] = until_the_end.enter_context(reader)
         else:
             targets = place(mesh, inputs.targets, by_fit=False)
         chunk: vectorize.Chunk | None = None
 
-        def call(trained: Params, opt_state: OptState, frozen: Params, start: int, stop: int) -> tuple[slice, Any]:
+        def call(
+            trained: Params, opt_state: OptState, average: Params | None, frozen: Params, start: int, stop: int
+        ) -> tuple[slice, Any]:
             """(The rows that the steps from `start` on have in the log, as many as there are data for; the rest)."""
             nonlocal chunk
+            averages = [] if average is None else [average]
             if isinstance(inputs, Data):
                 order, rates = vectorize.order_and_rates(members, width, mesh, start, stop)
                 arrays = (trained, opt_state, frozen, hyper, inputs.inputs, targets, order, rates)
                 rows = slice(0, stop - start)
-                return rows, vectorize.run(short, mesh, width, mode, *arrays, (start, 0, stop - start))
+                return rows, vectorize.run(short, mesh, width, mode, *arrays, (start, 0, stop - start), *averages)
             if chunk is None or start == chunk.stop:
                 chunk = next(chunks)
             first = chunk.start
             rows = slice(start - first, min(stop, chunk.stop) - first)
             arrays = (trained, opt_state, frozen, hyper, chunk.inputs, chunk.targets, chunk.order, chunk.rates)
             steps = (first, rows.start, rows.stop)
-            return rows, vectorize.run(short, mesh, width, mode, *arrays, steps, fetch=vectorize.slice_chunk)
+            fetch = vectorize.slice_chunk
+            return rows, vectorize.run(short, mesh, width, mode, *arrays, steps, *averages, fetch=fetch)
 
         def train(end: int, state: State, most: int) -> tuple[State, Log, int]:
             return _advance(short, mesh, batch_size(members[0]), call, end, state, most, execution.should_stop)
@@ -315,8 +529,9 @@ def _advance(
 
     It goes by calls of the compiled segment, each short enough that a fit can be stopped between two.
     """
-    params, opt_state = place(mesh, (state.params, state.optimizer))
+    params, opt_state, average = place(mesh, (state.params, state.optimizer, state.average))
     trained, frozen = masks.split(params, trained_leaves(spec))
+    moving, resting = (None, None) if average is None else masks.split(average, trained_leaves(spec))
     step, diverged = state.step, state.diverged
     logs: list[Log] = []
     most = min(most, capacity(batch))
@@ -326,7 +541,8 @@ def _advance(
             step = end
             break
         start = time.perf_counter()
-        rows, (trained, opt_state, log) = call(trained, opt_state, frozen, step, min(end, step + most))
+        rows, result = call(trained, opt_state, moving, frozen, step, min(end, step + most))
+        trained, opt_state, moving, log = result
         stop = step + rows.stop - rows.start
         log = jax.tree.map(lambda curve, rows=rows: curve[:, rows], host(log))
         diverged = _first_not_finite(diverged, step, log)
@@ -334,8 +550,8 @@ def _advance(
         most = agreed(min(capacity(batch), _steps_for_longest(stop - step, time.perf_counter() - start)))
         step = stop
     log = jax.tree.map(lambda *curves: np.hstack(curves), *logs)
-    params = masks.join(trained, frozen)
-    return state._replace(step=step, params=params, optimizer=opt_state, diverged=diverged), log, most
+    params, average = masks.join(trained, frozen), masks.join(moving, resting)
+    return state._replace(step=step, params=params, optimizer=opt_state, diverged=diverged, average=average), log, most
 
 
 def _steps_for_longest(steps: int, seconds: float) -> int:
@@ -369,9 +585,12 @@ def _next_phase(
     spec: Spec, fits: Sequence[Fit], data: Data | Stream, ends: Sequence[int], execution: Execution, state: State
 ) -> Iterator[tuple[State, list[int]]]:
     """The states at the beginning of the phase that begins at the state's step, and for each its rows of the state."""
-    number = [start for start, _ in fits[0].phases].index(state.step)
-    params, opt_state = jax.tree.map(jnp.asarray, host((state.params, state.optimizer)))
-    params_of = [jax.tree.map(lambda leaf, row=row: leaf[row], params) for row in range(len(state.fits))]
+    number = _phase_of(state) + 1
+    params, opt_state, average = jax.tree.map(jnp.asarray, host((state.params, state.optimizer, state.average)))
+    params_of, average_of = (
+        [jax.tree.map(lambda leaf, row=row: leaf[row], tree) for row in range(len(state.fits))]
+        for tree in (params, average)
+    )
     histories = [
         (*history, _evaluated(fits[i].phases[number][1], params))
         for i, params, history in zip(state.fits, params_of, state.masks, strict=True)
@@ -382,7 +601,7 @@ def _next_phase(
         carried = []
         for row in rows:
             fit, before, after = fits[state.fits[row]], histories[row][:-1], histories[row]
-            tx = optimizers.build(spec.optimizer, fit.rates[state.step], fit.numbers)
+            tx = optimizers.build(spec.optimizer, _rates(fit, number)[state.step], fit.numbers)
             opt_state_of = jax.tree.map(lambda leaf, row=row: leaf[row], opt_state)
             old, new = ((history[-1], masks.since(*history)) for history in (before, after))
             carried.append(optimizer.carry(tx, old, new, opt_state_of, params_of[row]))
@@ -393,6 +612,10 @@ def _next_phase(
             tuple(state.fits[row] for row in rows),
             tuple(histories[row] for row in rows),
             tuple(state.diverged[row] for row in rows),
+            stack([entered(average_of[row], params_of[row], histories[row][-1]) for row in rows])
+            if spec.averages
+            else None,
+            began=state.step,
         )
         yield next_state, rows
 

@@ -17,7 +17,7 @@ import optax
 
 from tljax import masks, models, objective, optimizer, optimizers, paths, penalties
 from tljax.penalties import Penalty
-from tljax.types import Batch, InputError, Mask, Model, OptState, Params
+from tljax.types import Batch, InputError, Mask, Model, OptState, Params, PhaseRule
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,9 @@ class Spec:
     cohort_count: int = 1
     fresh: tuple[str, ...] = ()
     """The paths of the leaves that were drawn anew, if a penalty refers to where the fit began."""
+    averages: bool = False
+    """Whether there is an average of what trains; the weight of the newest values in it is the number
+    'average_weight'."""
 
 
 class Hyper(NamedTuple):
@@ -85,7 +88,7 @@ class Fit(NamedTuple):
     weights: tuple[Mapping[str, float], ...]
     """The weights of each penalty, by name."""
     numbers: Mapping[str, float]
-    """The optimizer's numbers by name, and 'label_smoothing'."""
+    """The optimizer's numbers by name, 'label_smoothing', and with an average 'average_weight': 1 less its decay."""
     key: jax.Array
     """The key of dropout."""
     fresh: Mask | None = None
@@ -97,6 +100,8 @@ class Fit(NamedTuple):
     the batches and the features of the frozen prefix are then passed once for all of them."""
     order_name: Hashable = None
     """Fits with equal names, other than None, have one order: of a stream it is read once for all of them."""
+    rules: tuple[PhaseRule, ...] = ()
+    """How each phase ends, and its rate; () for phases that end where the next begins, all at the rate of `rates`."""
 
 
 class Log(NamedTuple):
@@ -122,12 +127,14 @@ def step(
     rate: jax.Array,
     number: jax.Array,
     axis: str | None = None,
-) -> tuple[Params, OptState, Log]:
-    """One training step: (trained leaves, optimizer state, log) after it.
+    average: Params | None = None,
+) -> tuple[Params, OptState, Params | None, Log]:
+    """One training step: (trained leaves, optimizer state, average, log) after it.
 
-    `trained` and `frozen` are the two parts of the parameters as `masks.split` gives them; the objective is
-    differentiated with respect to the former alone. `rate` is the learning rate, `number` that of the step. With an
-    `axis` of devices the batch is one device's part, and the step is that of the whole batch.
+    `average` is that of the trained leaves, None in a fit without. `trained` and `frozen` are the two parts of the
+    parameters as `masks.split` gives them; the objective is differentiated with respect to the former alone. `rate` is
+    the learning rate, `number` that of the step. With an `axis` of devices the batch is one device's part, and the step
+    is that of the whole batch.
     """
 
     def loss_fn(trained: Params) -> tuple[jax.Array, Any]:
@@ -138,7 +145,9 @@ def step(
     loss, terms, gradients = total((loss, terms, gradients), axis)
     updates, opt_state = transformation(spec, hyper, rate).update(gradients, opt_state, trained)
     trained = optimizer.apply(trained, updates, _selection(spec, hyper))
-    return trained, opt_state, Log(loss, sum(terms, start=jnp.zeros(())), terms, _norm(gradients))
+    if spec.averages:
+        average = averaged(average, trained, hyper.numbers["average_weight"], _selection(spec, hyper))
+    return trained, opt_state, average, Log(loss, sum(terms, start=jnp.zeros(())), terms, _norm(gradients))
 
 
 def _objective(
@@ -195,6 +204,46 @@ def _mask(spec: Spec, hyper: Hyper) -> Mask:
 def _selection(spec: Spec, hyper: Hyper) -> Mask:
     """The mask in which a number for a whole leaf, which is never 0 here, is True: which elements move."""
     return jax.tree.map(lambda m: m if isinstance(m, bool) or masks.selects(m) else True, _mask(spec, hyper))
+
+
+def averaged(average: Params, trained: Params, weight: Any, selection: Mask) -> Params:
+    """The exponential average a + weight * (p - a) of what trains, after a step that gave the values p.
+
+    It begins with the values at the start, and so has no bias to correct: after t steps they weigh (1 - weight)^t.
+    `selection` says what trains, as in `optimizer.apply`: elements that do not keep their bits. At a constant weight it
+    is the average of Tarvainen & Valpola 2017, "Mean teachers are better role models" (arXiv:1703.01780); of iterates,
+    Polyak & Juditsky 1992.
+
+    >>> averaged({"w": jnp.zeros(2)}, {"w": jnp.ones(2)}, 0.25, {"w": np.array([True, False])})["w"].tolist()
+    [0.25, 0.0]
+    """
+    toward = jax.tree.map(lambda mean, leaf: weight * (leaf - mean), average, trained)
+    return optimizer.apply(average, toward, selection)
+
+
+def entered(average: Params | None, params: Params, mask: Mask) -> Params:
+    """The average of a fit when a phase begins, a tree like `params` with None where a leaf has never trained.
+
+    A leaf that trains under `mask` for the first time enters as a copy, in float32 or wider; the others stay.
+    """
+    trained, _ = masks.split(params, jax.tree.map(masks.trains, mask))
+    copies = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.promote_types(jnp.result_type(leaf), jnp.float32)), trained)
+    return copies if average is None else masks.join(average, copies)
+
+
+def with_average(params: Params, average: Params) -> Params:
+    """The parameters with the average in place of every leaf that has one, in the leaf's own dtype."""
+    return jax.tree.map(
+        lambda mean, leaf: leaf if mean is None else jnp.asarray(mean).astype(jnp.result_type(leaf)),
+        average,
+        params,
+        is_leaf=lambda leaf: leaf is None,
+    )
+
+
+def rule(fit: Fit, phase: int) -> PhaseRule:
+    """How a phase of a fit ends, and its rate."""
+    return fit.rules[phase] if fit.rules else PhaseRule()
 
 
 def _norm(tree: Params) -> jax.Array:

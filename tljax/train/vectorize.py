@@ -70,7 +70,9 @@ def slice_chunk(mesh: Mesh | None, inputs: Any, targets: Any, view: Any, row: ja
 # All within the noise: one-hot labels take smoothing and every loss of optax, an order as an argument serves every
 # label budget, and a loop whose bounds are traced serves every length.
 @functools.partial(
-    jax.jit, static_argnames=("spec", "mesh", "width", "mode", "fetch"), donate_argnames=("trained", "opt_state")
+    jax.jit,
+    static_argnames=("spec", "mesh", "width", "mode", "fetch"),
+    donate_argnames=("trained", "opt_state", "average"),
 )
 def segment(
     spec: Spec,
@@ -86,9 +88,10 @@ def segment(
     order: jax.Array,
     rates: jax.Array,
     steps: tuple[int, int, int],
+    average: Params | None = None,
     fetch: Fetch = gather,
-) -> tuple[Params, OptState, Log]:
-    """The one compiled training function: (trained leaves, optimizer state, log [fits, rows]) after some steps.
+) -> tuple[Params, OptState, Params | None, Log]:
+    """The one compiled training function: (trained leaves, optimizer state, average, log [fits, rows]) after steps.
 
     `steps` is (first, begin, end): rows `begin` to `end` of `order` int32 [fits / width, rows, batch] are the steps
     from `first + begin` on; so many neighbours as `width` share an order. `rates` is [fits, rows]; the leaves of
@@ -97,7 +100,7 @@ def segment(
     """
     one_view = views_of(inputs) == 1
     run = functools.partial(_on_device, spec, mesh, width, mode, fetch, one_view)
-    by_fit = (trained, opt_state, frozen, hyper, rates)
+    by_fit = (trained, opt_state, average, frozen, hyper, rates)
     if one_view:
         return over(mesh, run, (by_fit, order), (inputs, targets, steps))
     if fetch is slice_chunk:
@@ -105,12 +108,10 @@ def segment(
     return over(mesh, run, (by_fit, order, inputs), (targets, steps))
 
 
-def run(
-    spec: Spec, mesh: Mesh | None, width: int, mode: Mode, *arguments: Any, fetch: Fetch = gather
-) -> tuple[Params, OptState, Log]:
+def run(spec: Spec, mesh: Mesh | None, width: int, mode: Mode, *arguments: Any, fetch: Fetch = gather) -> Any:
     """The compiled segment in either mode: `segment`, or what takes and gives the same under `jax.pmap`."""
     compiled: Any = _segment_by_pmap if mode == "pmap" else segment
-    return compiled(spec, mesh, width, mode, *arguments, fetch)
+    return compiled(spec, mesh, width, mode, *arguments, fetch=fetch)
 
 
 def _on_device(
@@ -134,26 +135,28 @@ def _on_device(
         """The fits of one order int32 [rows, batch], which read one view."""
         of_fits, rows, view = item
 
-        def one_step(trained: Any, opt_state: Any, frozen: Any, hyper: Any, rate: Any, row: jax.Array) -> Any:
+        def one_step(
+            trained: Any, opt_state: Any, average: Any, frozen: Any, hyper: Any, rate: Any, row: jax.Array
+        ) -> Any:
             chosen = divide(mesh, rows[row]) if axis is None else rows[row]
             divided = mesh if axis is None else None
             batch = fetch(divided, inputs, targets, None if one_view else view, row, chosen)
-            return step(spec, hyper, trained, frozen, opt_state, batch, rate, first + row, axis)
+            return step(spec, hyper, trained, frozen, opt_state, batch, rate, first + row, axis, average)
 
         def train(of_fit: Any, axes: tuple[int, ...] = ()) -> Any:
             """State and log of one fit after the steps, or of several along the last axis of everything."""
-            trained, opt_state, frozen, hyper, rates = of_fit
-            every = jax.vmap(one_step, in_axes=(-1, -1, -1, -1, -1, None), out_axes=-1) if axes else one_step
+            trained, opt_state, average, frozen, hyper, rates = of_fit
+            every: Any = jax.vmap(one_step, in_axes=(-1,) * 6 + (None,), out_axes=-1) if axes else one_step
 
             def body(row: jax.Array, carry: Any) -> Any:
-                trained, opt_state, log = carry
-                trained, opt_state, values = every(trained, opt_state, frozen, hyper, rates[row], row)
+                *state, log = carry
+                *state, values = every(*state, frozen, hyper, rates[row], row)
                 log = jax.tree.map(lambda curve, value: curve.at[row].set(value.astype(curve.dtype)), log, values)
-                return trained, opt_state, log
+                return *state, log
 
             curve = jnp.zeros((len(rows), *axes), jnp.float32)
             log = Log(curve, curve, (curve,) * len(spec.penalties), curve)
-            return jax.lax.fori_loop(begin, end, body, (trained, opt_state, log))
+            return jax.lax.fori_loop(begin, end, body, (trained, opt_state, average, log))
 
         if width == 1:
             return jax.tree.map(lambda leaf: leaf[None], train(jax.tree.map(lambda leaf: leaf[0], of_fits)))
@@ -176,18 +179,18 @@ def _side_by_side(train: Callable[..., Any], of_fits: Any) -> Any:
 # The second mode: jax.pmap.
 
 
-def _segment_by_pmap(spec: Spec, mesh: Mesh, width: int, mode: Mode, *arguments: Any) -> tuple[Params, OptState, Log]:
+def _segment_by_pmap(spec: Spec, mesh: Mesh, width: int, mode: Mode, *arguments: Any, fetch: Fetch = gather) -> Any:
     """`segment` under `jax.pmap`: the devices of the mesh share each batch of each fit."""
-    trained, opt_state, frozen, hyper, inputs, targets, order, rates, steps, fetch = arguments
-    devices = tuple(mesh.devices.flat)
-    chunked = fetch is slice_chunk
+    trained, opt_state, frozen, hyper, inputs, targets, order, rates, steps, *rest = arguments
+    devices, chunked = tuple(mesh.devices.flat), fetch is slice_chunk
     parts, *examples = jax.tree.map(
         lambda rows: rows.reshape(*rows.shape[:2], len(devices), -1, *rows.shape[3:]),
         (order, inputs, targets) if chunked else (order,),
     )
+    state = (trained, opt_state, *(rest or [None]))
+    common = (frozen, hyper, rates, steps)
     pmapped = _pmapped(devices, chunked)
-    rest = (frozen, hyper, rates, steps)
-    return pmapped(spec, mesh, width, mode, fetch, trained, opt_state, parts, examples or [inputs, targets], rest)
+    return pmapped(spec, mesh, width, mode, fetch, *state, parts, examples or [inputs, targets], common)
 
 
 @functools.lru_cache
@@ -196,10 +199,10 @@ def _pmapped(devices: tuple[Any, ...], chunked: bool) -> Callable[..., Any]:
     return jax.pmap(
         _on_device_of_pmap,
         axis_name="data",
-        in_axes=(None, None, None, None, None, None, None, 2, 2 if chunked else None, None),
+        in_axes=(None, None, None, None, None, None, None, None, 2, 2 if chunked else None, None),
         out_axes=None,
         static_broadcasted_argnums=(0, 1, 2, 3, 4),
-        donate_argnums=(5, 6),
+        donate_argnums=(5, 6, 7),
         devices=devices,
     )
 
@@ -212,13 +215,14 @@ def _on_device_of_pmap(
     fetch: Fetch,
     trained: Params,
     opt_state: OptState,
+    average: Params | None,
     order: jax.Array,
     examples: Any,
-    rest: Any,
-) -> tuple[Params, OptState, Log]:
+    common: Any,
+) -> tuple[Params, OptState, Params | None, Log]:
     """On one device, with its part of each row of the order; of a chunk with its part of each batch."""
-    (inputs, targets), (frozen, hyper, rates, steps) = examples, rest
-    by_fit = (trained, opt_state, frozen, hyper, rates)
+    (inputs, targets), (frozen, hyper, rates, steps) = examples, common
+    by_fit = (trained, opt_state, average, frozen, hyper, rates)
     one_view = views_of(inputs) == 1
     return _on_device(spec, mesh, width, mode, fetch, one_view, by_fit, order, inputs, targets, steps)
 
