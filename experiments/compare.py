@@ -36,7 +36,7 @@ from experiments.runs import (
     tuned,
 )
 from experiments.runs.command_line import flag
-from experiments.runs.judging import Judging, require_valid, require_variation, spoken_of, variation
+from experiments.runs.judging import Judging, require_valid, require_variation, spoken_of, variation, with_margin
 from experiments.runs.plan import Experiment
 from experiments.runs.settings import ExperimentFlags, Settings
 from tljax import plugins
@@ -85,6 +85,7 @@ def run(values: Mapping[str, Any], options: CompareFlags, typed: Collection[str]
     against = Result(
         name="", target="", strategy=strategy.name, options=strategy.options, spec=strategy.spec or None, seed=0
     )
+    options = with_margin(options, [evaluations.metric_of(part.experiment, options.verdict_on) for part in parts])
     judging = replace(options, against=summary.label(against))
     if origin := tuned.origin_note(values, options.tuned, ("scratch", *settings.strategies)):
         console.say(origin)

@@ -42,7 +42,7 @@ from experiments.runs import (
 )
 from experiments.runs import predictions as fits_of
 from experiments.runs.command_line import flag
-from experiments.runs.judging import Judging, require_valid, spoken_of, to_record, variation_by_flags
+from experiments.runs.judging import Judging, require_valid, spoken_of, to_record, variation_by_flags, with_margin
 from experiments.runs.predictions import Predictions
 from experiments.runs.settings import FLAGS, Settings
 from tljax import files, npz, plugins
@@ -65,12 +65,13 @@ class ReportFlags:
     predictions: str | None = flag(None, "the predictions of the fits in --results, such as 'runs/*.npz'", place="path")
     output: str | None = flag(None, "a folder for report.html, report.md, tables and figures; needed", place="new")
     margin: float | None = flag(
-        None, "the margin in points of accuracy, as in experiments.compare; default the run's, else 0.5"
+        None, "the margin, as in experiments.compare; default the run's, else 0.5 points, 0.01 of another unit"
     )
     level: float | None = flag(None, "the level of all intervals and verdicts together; default the run's, else 0.95")
     family: str | None = flag(None, "what is judged, area or budgets; default the run's, else area")
     looks: int | None = flag(None, "the number of planned looks at the results; default the run's, else 1")
     against: str | None = flag(None, "the strategy that the others are compared with; default the run's, else scratch")
+    verdict_on: str | None = flag(None, "what verdicts are on, target or retention; default the run's, else target")
 
 
 class Runs(NamedTuple):
@@ -103,9 +104,10 @@ def run(options: ReportFlags) -> None:
     folder = Path(options.output)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output={options.output} is a file: name a folder")
-    judging = _judging(options, runs.judging)
-    table = fits_of.right(parts)  # raises InputError for what is no study, before it counts as looked at
-    fits, places = looks.judged_fits_of_runs(run_parts, judging.against), (folder / "looks", looks.place())
+    judging = _judging(options, runs.judging, parts)
+    on = judging.verdict_on
+    table = fits_of.right(parts, on)  # raises InputError for what is no study, before it counts as looked at
+    fits, places = looks.judged_fits_of_runs(run_parts, judging.against, on), (folder / "looks", looks.place())
     look = max(runs.looks, looks.count(fits, judging, places))
     folder.mkdir(parents=True, exist_ok=True)
     notes += looks.write(fits, judging, look, places)
@@ -118,15 +120,22 @@ def run(options: ReportFlags) -> None:
     console.say(f"  report: {folder / 'report.html'}")
 
 
-def _judging(options: ReportFlags, runs: Mapping[str, Mapping[str, Any]]) -> Judging:
+def _judging(options: ReportFlags, runs: Mapping[str, Mapping[str, Any]], parts: Sequence[Predictions]) -> Judging:
     """How the fits are judged: as their runs were, else as the flags say.
 
-    Raises InputError if the flags differ from a run, or if runs were judged differently.
+    Raises InputError if the flags differ from a run, if runs were judged differently, and if verdicts are to be on
+    retention that was not measured.
     """
     values = {f.name: getattr(options, f.name) for f in fields(Judging)}
     flag_values = {name: value for name, value in values.items() if value is not None}
     judging = Judging(**{**next(iter(runs.values()), {}), **flag_values})
     require_valid(judging)
+    judging = with_margin(judging, fits_of.metrics_of(parts, judging.verdict_on).values())
+    if judging.verdict_on == "retention" and not any(part.kept for part in parts):
+        raise InputError(
+            "--verdict_on=retention: no scores of a source's test set are kept with these fits: run their "
+            "experiments.compare with --retention"
+        )
     for name, before in runs.items():
         looks.refuse_other(judging, before, f"'{name}' was judged")
     return judging

@@ -37,7 +37,7 @@ from experiments.runs import (
 )
 from experiments.runs.plan import Experiment
 from experiments.runs.search_flags import Search
-from experiments.runs.settings import FREE, GROWING, NEUTRAL, ExperimentFlags, Settings
+from experiments.runs.settings import FREE, GROWING, NEUTRAL, ExperimentFlags, Settings, as_compared, written
 from experiments.runs.tuned import Arm, Winner
 from tljax.study import search, space, summary
 from tljax.study.results import Result
@@ -73,7 +73,8 @@ def run(flags: Mapping[str, Any], options: Search) -> list[Result]:
             console.say(_sources_note(stand_ins, settings.seeds))
         experiment = plan.prepare(Settings.from_flags(**trial_flags), execution, only=True, stand_ins=stand_ins)
         _require_distinct_totals(arms, experiment.target)
-        studies = {arm: _open_study(arm, options, settings, folder) for arm in arms}
+        primary = plan.objective_of(experiment.target, experiment.settings.recipe).metrics[0]
+        studies = {arm: _open_study(arm, options, settings, folder, primary.larger_is_better) for arm in arms}
         trained = {}
         for arm in arms:
             arm_flags = {**trial_flags, "strategies": (arm.strategy,), "train_examples": (arm.budget,)}
@@ -194,15 +195,17 @@ def _require_distinct_totals(arms: Sequence[Arm], target: Task) -> None:
             raise InputError(f"--train_examples: {written} and {arm.budget} are the same labels: keep one of them")
 
 
-def _open_study(arm: Arm, options: Search, settings: Settings, folder: Path) -> search.Search:
+def _open_study(arm: Arm, options: Search, settings: Settings, folder: Path, maximize: bool) -> search.Search:
     """Open the study of an arm, which refuses another space, other search seeds and other flags of its fits."""
     searched = {dimension.name for dimension in arm.ranges}  # under their values an automatic one may be another
     neutral_values = NEUTRAL if searched & {"optimizer", "weight_decay"} else settings.of_older_runs()
-    neutral = {f"--{name}={value}" for name, value in neutral_values.items()}  # older studies do not name these flags
+    neutral = {
+        f"--{name}={written(value)}" for name, value in neutral_values.items()
+    }  # older studies do not name these flags
     about = {
         "space": [str(dimension) for dimension in arm.ranges],
         "flags": sorted(
-            line
+            _as_compared(line)
             for line in settings.flagfile_lines()
             if not line.startswith(tuple(f"--{n}=" for n in _FREE)) and line not in neutral
         ),
@@ -211,7 +214,13 @@ def _open_study(arm: Arm, options: Search, settings: Settings, folder: Path) -> 
     storage = str(folder / "study.journal") if options.storage is None else options.storage
     name = f"{options.study}/{arm.strategy}/{arm.budget}"
     address = None if storage == "memory" else storage
-    return search.opened(name, address, options.sampler, options.pruner, 0, options.lease, about, console.say)
+    return search.opened(name, address, options.sampler, options.pruner, 0, options.lease, about, console.say, maximize)
+
+
+def _as_compared(line: str) -> str:
+    """A line of a flagfile by which two studies are compared."""
+    name, _, text = line.removeprefix("--").partition("=")
+    return f"--{name}={as_compared(name, text)}"
 
 
 _FREE = (*GROWING, *FREE)
@@ -268,8 +277,8 @@ def _judge(
 ) -> None:
     """Train a group of trials and tell the study their results; after any error the trials are given back to it."""
 
-    def report(index: int, step: int, accuracy: float) -> bool:
-        return search.report(running[index], accuracy, step)
+    def report(index: int, step: int, score: float) -> bool:
+        return search.report(running[index], score, step)
 
     try:
         with search.held(running, searched.lease):
@@ -280,7 +289,7 @@ def _judge(
             search.give_back(searched.study, trial)
         raise
     for trial, judgement in zip(running, judgements, strict=True):
-        search.tell(searched.study, trial, judgement.accuracy, judgement.pruned, judgement.loss)
+        search.tell(searched.study, trial, judgement.score, judgement.pruned, judgement.loss, task.worst)
 
 
 def _train_winner(settings: Settings, execution: Any) -> list[Result]:

@@ -31,7 +31,7 @@ from tljax import checkpoint
 
 MLP = "--source=mnist_10k --target=fashion_mnist_10k --hidden=64 --steps=60 --batch_size=32 --learning_rate=0.1"
 COMMANDS = {
-    "quickstart": "transfer --flagfile=experiments/flags/quickstart.flags --workdir=W/quickstart",
+    "quickstart": "transfer --flagfile=ROOT/experiments/flags/quickstart.flags --workdir=W/quickstart",
     "phases": f"transfer {MLP} --strategies=lp_ft,gradual_unfreeze,auto_rgn,lora,random_mask --points=3 --seeds=0,1 "
     "--train_examples=5/class,all --momentum=0.9 --workdir=W/phases",
     "penalty": f"transfer {MLP} --strategies=full,layerwise_decay --penalty=l2:weight=1e-3,ewc:weight=1 "
@@ -60,7 +60,7 @@ COMMANDS = {
     "export": "export --checkpoint=W/pretrain --fit=pretrain-mnist_10k-seed0 --output=W/mnist.safetensors",
     "predict": "predict --checkpoint=W/mnist.safetensors --images=W/images.npz --output=W/predicted.csv",
     "decay": f"transfer {MLP} --strategies=full,head_only --optimizer=adamw --weight_decay=0.05 --workdir=W/decay",
-    "photographs": "transfer --source=folder:W/photographs --target=folder:W/photographs:rotate=90 "
+    "photographs": "transfer --source=folder:photographs --target=folder:photographs:rotate=90 "
     "--image_shape=24,16,3 "
     "--model=cnn --strategies=full,head_only --steps=20 --batch_size=8 --data_dir=W/data --workdir=W/photographs_run",
 }
@@ -71,7 +71,8 @@ TIMES = (
     *("sha256", "key", "recipe", "predictions_sha256", "masks_sha256"),
 )
 """What differs between two runs of one tree, and digests of what has a key in it."""
-KEY = re.compile(r"-[0-9a-f]{8}(?![0-9a-f])")
+KEY = re.compile(r"-[0-9a-f]{8}([0-9a-f]{8})?(?![0-9a-f])")
+ROOT = Path(__file__).absolute().parent.parent
 
 
 def plain(value: Any) -> Any:
@@ -140,13 +141,18 @@ def record(folder: Path, only: list[str]) -> None:
     rng = np.random.default_rng(0)
     np.savez(folder / "images.npz", test_images=rng.integers(0, 256, (50, 28, 28, 1)).astype(np.uint8))
     draw_photographs(folder / "photographs")
-    environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache"), "COLUMNS": "200"}
+    environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache"), "COLUMNS": "200", "PYTHONPATH": str(ROOT)}
     for name, text in COMMANDS.items():
         if only and name not in only:
             continue
         start = time.monotonic()
-        command = [sys.executable, "-m", *f"experiments.{text}".replace("W/", f"{folder}/").split(), *neutral(text)]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        command = [
+            sys.executable,
+            "-m",
+            *f"experiments.{text}".replace("W/", f"{folder}/").replace("ROOT", str(ROOT)).split(),
+            *neutral(text),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, check=False)
         (folder / f"{name}.txt").write_text(done.stdout + done.stderr)
         print(f"{name}: exit code {done.returncode}, {time.monotonic() - start:.1f} s", flush=True)
         if done.returncode:
@@ -158,7 +164,7 @@ def neutral(text: str) -> list[str]:
     """The flags at their neutral values that the program of a command has in the tree at hand."""
     program, *_ = text.split()
     command = [sys.executable, "-m", f"experiments.{program}", "--helpfull"]
-    known = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    known = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False).stdout
     return [f"--{name}={value}" for name, value in NEUTRAL.items() if re.search(rf"--(\[no\])?{name}\b", known)]
 
 

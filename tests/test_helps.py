@@ -130,6 +130,7 @@ def test_the_defaults_that_help_tells_are_those_that_hold(program, capsys):
                 None,
                 "",
                 (),
+                "none",
             )
         elif told:
             assert given(program, f"--{name}={told[1]}") == (settings, own), name

@@ -101,7 +101,7 @@ def test_summary_agrees_with_numpy() -> None:
     base, row = summary(rows)
     assert (base.strategy, row.strategy) == ("scratch", "last_k:k=2")
     assert base.gain is None
-    np.testing.assert_allclose(row.accuracy, (other.mean(), other.min(), other.max()))
+    np.testing.assert_allclose(row.score, (other.mean(), other.min(), other.max()))
     gain = 100 * (other - scratch)
     np.testing.assert_allclose(row.gain, (gain.mean(), gain.min(), gain.max()))
     np.testing.assert_allclose(row.test_loss, (0.65, 0.5, 0.8))
@@ -124,7 +124,7 @@ def test_budgets_and_targets_are_not_mixed() -> None:
 def test_a_lost_fit_enters_no_mean(lost: dict[str, Any]) -> None:
     rows = [fit("scratch", seed, 0.5) for seed in (0, 1, 2)] + [fit("full", seed, 0.6) for seed in (0, 1)]
     row = summary([*rows, fit("full", 2, 0.1, **{"test_loss": float("inf"), **lost})])[1]
-    assert row.accuracy == pytest.approx((0.6, 0.6, 0.6))
+    assert row.score == pytest.approx((0.6, 0.6, 0.6))
     assert row.test_loss == pytest.approx((0.55, 0.5, 0.6))
     assert (row.seeds, row.counted, row.gain_seeds) == (3, 2, 2)
     assert row.diverged == int("diverged" in lost)
@@ -139,7 +139,7 @@ def test_no_gain_without_scratch_of_the_same_seed() -> None:
 
 def test_sources_stand_apart(full_rows: list[Result]) -> None:
     assert [row.strategy for row in summary(full_rows)] == ["scratch", "last_k:k=2"]
-    assert [(row.target, row.accuracy[0]) for row in sources(full_rows)] == [("a", 0.97)]
+    assert [(row.target, row.score[0]) for row in sources(full_rows)] == [("a", 0.97)]
 
 
 def test_the_page_states_its_numbers(full_page: str) -> None:

@@ -90,7 +90,7 @@ def test_words_agree_with_intervals_and_each_target_has_its_share_of_the_level()
     assert not others and len(family) == 6
     for one in family:
         assert (one.word == "positive") == (one.low > 0) and (one.word == "negative") == (one.high < 0)
-        own = comparisons.alone(table, [cell(one.strategy, target=one.target)], 0.02, 0.975)
+        own = comparisons.alone(table, [cell(one.strategy, target=one.target)], comparisons.Conditions(0.02), 0.975)
         assert one.high - one.low > own.high - own.low  # the family's, wider than one by itself at the target's level
     assert {one.strategy: one.word for one in family}["full"] == "positive"
     assert {one.strategy: one.word for one in family}["worse"] == "negative"
@@ -101,7 +101,7 @@ def test_one_comparison_of_one_budget_is_the_t_interval_over_seeds_where_items_s
     gains = np.array([0.1, 0.3, 0.2, 0.5, 0.15])
     table = {cell("scratch"): {i: np.zeros(100, bool) for i in range(5)}}
     table[cell()] = {i: np.arange(100) < 100 * gain for i, gain in enumerate(gains)}
-    one = comparisons.alone(table, [cell()], 0.01, 0.95)
+    one = comparisons.alone(table, [cell()], comparisons.Conditions(0.01), 0.95)
     low, high = stats.t.interval(0.95, 4, gains.mean(), gains.std(ddof=1) / np.sqrt(5))
     assert one.low < low and high < one.high  # items are drawn anew too, so never narrower
     assert one.high - one.low < 1.3 * (high - low)
@@ -111,7 +111,9 @@ def test_a_single_pair_has_the_exact_p_of_mcnemar():
     table = {cell(): fits([0.55], 60), cell("scratch"): fits([0.45], 60, seed=0)}
     a, b = table[cell()][0], table[cell("scratch")][0]
     only, other = int((a & ~b).sum()), int((b & ~a).sum())
-    assert comparisons.alone(table, [cell()], 0.01, 0.95).p == pytest.approx(stats.binomtest(only, only + other).pvalue)
+    assert comparisons.alone(table, [cell()], comparisons.Conditions(0.01), 0.95).p == pytest.approx(
+        stats.binomtest(only, only + other).pvalue
+    )
 
 
 def test_a_single_pair_is_described_and_not_judged():

@@ -203,10 +203,10 @@ def test_accuracy_against_labels_is_the_mean_of_the_fits_that_count(styled):
     fits = rows()
     fits[0] = replace(fits[0], diverged=True)
     members = by_strategy(fits)
-    figure, alt = figures.accuracy_by_labels(members, "a to b", strokes(members)) or pytest.fail()
+    figure, alt = figures.scores_by_labels(members, "a to b", strokes(members)) or pytest.fail()
     np.testing.assert_allclose(drawn(figure, "scratch"), [[10, 1000], [52, 71]])
     assert figure.axes[0].get_xscale() == "log" and "scratch 52.0 % at 10 to 71.0 % at 1,000" in alt
-    assert figures.accuracy_by_labels(by_strategy(fits, 10), "", strokes(members)) is None
+    assert figures.scores_by_labels(by_strategy(fits, 10), "", strokes(members)) is None
 
 
 def test_every_source_is_held_against_scratch(no_pictures):

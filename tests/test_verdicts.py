@@ -48,7 +48,7 @@ def own_cache(tmp_path, monkeypatch):
 
 def lost(items=400, share=0.5):
     """The scores of a fit that diverged."""
-    return np.full(items, share)
+    return comparisons.of_diverged(share, items)
 
 
 def at(rate, items=400):
@@ -65,16 +65,16 @@ def test_a_diverged_fit_counts_as_the_share_of_the_most_frequent_test_class():
     rows = [bare("scratch", 0, 0.5), bare("scratch", 1, 0.7), bare("full", 0, 0.9)]
     rows += [bare("full", 1, None, diverged=True, test_loss=None)]
     base, row = summary.summary(summary.with_share(rows, labels))
-    assert row.accuracy == pytest.approx((0.75, 0.6, 0.9)) and row.test_loss == (0.5, 0.5, 0.5)
+    assert row.score == pytest.approx((0.75, 0.6, 0.9)) and row.test_loss == (0.5, 0.5, 0.5)
     assert row.gain == pytest.approx((15, -10, 40)) and row.gain_seeds == 2  # (40 - 10) / 2
     assert tables.state(row) == "1 of 2 fits diverged and count as 60.0 %" and tables.state(base) == ""
-    [cells] = [cells for cells in tables.accuracies(rows[:3] + summary.with_share(rows[3:], labels), "b").rows[1:2]]
+    [cells] = [cells for cells in tables.scores(rows[:3] + summary.with_share(rows[3:], labels), "b").rows[1:2]]
     assert cells[0][0] == "from a"
 
 
 def test_a_diverged_fit_scores_the_share_on_every_item_and_mcnemar_is_silent():
     table = {cell(): {0: lost(share=0.3)}, cell("scratch"): {0: at(0.8)}}
-    one = comparisons.alone(table, [cell()], 0.01, 0.95)
+    one = comparisons.alone(table, [cell()], comparisons.Conditions(0.01), 0.95)
     assert one.mean == pytest.approx(0.3 - 0.8) and one.p is None and one.diverged == (1, 0)
     items = 0.3 - at(0.8)
     low, high = stats.t.interval(0.95, 399, items.mean(), items.std(ddof=1) / 20)
@@ -168,11 +168,11 @@ def test_fits_are_known_by_what_they_predict_whatever_they_are_called():
     table = {cell(): fits([0.5, 0.51, 0.52]), cell("scratch"): fits([0.4, 0.41, 0.42], seed=1)}
     part, places = found(table), [looks.place()]
     part = part._replace(rows=[replace(row, key=row.name) for row in part.rows])
-    looks.write(looks.judged_fits([part], "scratch"), Judging(), 1, places)
+    looks.write(looks.judged_fits([part], "scratch"), Judging(margin=0.5), 1, places)
     named = {cell("mine_v2"): table[cell()], cell("scratch"): table[cell("scratch")]}
     again = found(named)
     again = again._replace(rows=[replace(row, key=f"of a table, {row.name}") for row in again.rows])
-    assert looks.count(looks.judged_fits([again], "scratch"), Judging(), places) == 1
+    assert looks.count(looks.judged_fits([again], "scratch"), Judging(margin=0.5), places) == 1
     with pytest.raises(InputError, match=r"judged before with --margin=0\.5, not 3\.0"):
         looks.count(looks.judged_fits([again], "scratch"), Judging(margin=3.0), places)
 
@@ -399,7 +399,7 @@ def test_items_that_come_together_are_counted_as_groups():
     [plain], [one] = (comparisons.compared(table, 0.02, 0.95, groups=known)[0] for known in ({}, {"b": groups}))
     assert one.groups == 20 and plain.groups is None
     assert one.mean == pytest.approx(plain.mean) and one.high - one.low > 2 * (plain.high - plain.low)
-    alone = comparisons.alone(table, [cell()], 0.02, 0.95, groups={"b": groups})
+    alone = comparisons.alone(table, [cell()], comparisons.Conditions(0.02, groups=groups), 0.95)
     means = comparisons.differences(table, cell(), cell("scratch")).reshape(4, 20, 20).mean(2)
     assert alone.low == pytest.approx(statistics.crossed(means, 0.95).low, rel=0.2)  # but for unseen disagreements
 

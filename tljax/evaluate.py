@@ -1,4 +1,8 @@
-"""Evaluation: logits of fits, and metrics of one fit from the logits of its test examples."""
+"""Evaluation: outputs of fits, and metrics of one fit from the outputs of its test examples.
+
+Logits stand for the outputs of any head: [examples, classes] of classes, [examples, labels], [examples, values], or
+[examples, length, vocabulary] of tokens.
+"""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -8,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tljax import metrics as measures
 from tljax import train
 from tljax.train.data import batch_within, batches, is_streamed
 from tljax.train.features import skip_frozen_prefix
 from tljax.train.step import specialize
 from tljax.train.vectorize import divide, host, mesh_of_group, mesh_under, over, place, shared_width
-from tljax.types import Examples, Params
+from tljax.types import Examples, Objective, Params
 
 BATCH = 1000
 """Examples in a compiled batch: the last is padded, so that one executable serves every data set of a shape."""
@@ -109,6 +114,25 @@ def _all_logits(
     return over(mesh, of_fits, by_fit, common)
 
 
+def measure(objective: Objective, outputs: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
+    """What an objective measures of a split: outputs and targets [n, ...].
+
+    "score" is its primary metric, "metrics" has the others by name, and the rest is as `metrics` has it. For targets
+    other than classes that is None, but for the loss: the mean over the items of the natural loss of their kind,
+    whatever the fit minimised. Where outputs are not finite, all is None.
+    """
+    first, *others = objective.metrics
+    finite = bool(np.isfinite(outputs).all())
+    measured = dict(metrics(outputs, targets)) if objective.kind == "classes" else dict.fromkeys(_NAMES)
+    if objective.kind != "classes" and finite:
+        measured["loss"] = float(measures.NATURAL[objective.kind](outputs, targets).mean())
+    values = {each.name: measures.value(each, outputs, targets) if finite else None for each in others}
+    return {**measured, "score": measures.value(first, outputs, targets) if finite else None, "metrics": values}
+
+
+_NAMES = ("accuracy", "loss", "calibration_error", "calibration", "per_class_accuracy", "confusion")
+
+
 def metrics(logits: np.ndarray, labels: np.ndarray) -> Mapping[str, Any]:
     """Accuracy (a fraction), loss (nats), calibration (its error and its bins), per-class accuracy, confusion matrix.
 
@@ -122,8 +146,7 @@ def metrics(logits: np.ndarray, labels: np.ndarray) -> Mapping[str, Any]:
     from scipy.special import log_softmax  # its import takes as long as a first segment
 
     if not np.isfinite(logits).all():
-        names = ("accuracy", "loss", "calibration_error", "calibration", "per_class_accuracy", "confusion")
-        return dict.fromkeys(names)
+        return dict.fromkeys(_NAMES)
     classes = logits.shape[-1]
     log_p = log_softmax(logits.astype(np.float64), axis=-1)
     predicted = logits.argmax(-1)

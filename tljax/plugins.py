@@ -22,7 +22,7 @@ from types import CodeType, ModuleType
 from typing import Any, NamedTuple
 
 from tljax import files, switches
-from tljax.types import InputError, Method
+from tljax.types import InputError, Method, Metric
 
 
 class Spec(NamedTuple):
@@ -398,16 +398,16 @@ def _from_file(file: Path, kind: str) -> ModuleType:
     return loaded
 
 
-def attribute(spec: Spec, loaded: ModuleType, kind: str) -> Callable[..., Any]:
+def attribute(spec: Spec, loaded: ModuleType, kind: str) -> Any:
     """The function of a plugin's module that a spec names; without a name, the one called as its `kind`.
 
-    Raises InputError where it is missing.
+    A metric may be a `Metric` too. Raises InputError where it is missing.
     """
     if len(spec.words) > 1:
         raise InputError(f"{kind} '{spec.name}' is followed by {spec.words}: one attribute, then option=value")
     name = spec.words[0] if spec.words else kind
     function = getattr(loaded, name, None)
-    if not callable(function):
+    if not (callable(function) or (kind == "metric" and isinstance(function, Metric))):
         functions = [n for n, value in vars(loaded).items() if inspect.isfunction(value) and not n.startswith("_")]
         raise InputError(f"{kind} '{spec.name}' has no function '{name}'{nearest(name, functions)}")
     return function
@@ -440,7 +440,8 @@ def outside_digest(text: str, package: str, kind: str) -> str:
     if "." not in spec.name:
         return ""
     loaded = module(spec, package, kind)
-    return _digest(loaded, attribute(spec, loaded, kind))
+    offered: Any = attribute(spec, loaded, kind)
+    return _digest(loaded, *((offered.item, offered.whole) if isinstance(offered, Metric) else (offered,)))
 
 
 def _origin(function: Any) -> Any:

@@ -217,6 +217,8 @@ class Objective:
     """The length of the last axis of the head's outputs."""
     metrics: tuple[Metric, ...] = ()
     """The first is the primary: what verdicts are of, so it has a score an item."""
+    kind: str = "classes"
+    """What its targets are, as `Task.kind` has it."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,13 +13,27 @@ from experiments.pages import export, figures, report, tables, transfer
 from experiments.pages.report import Block, Provenance, Section, figure
 from experiments.runs import console, directory, looks, predictions
 from experiments.runs.console import Table
-from experiments.runs.judging import Judging, to_record
+from experiments.runs.judging import Judging, margins, to_record, with_margin
 from experiments.runs.predictions import Predictions
 from tljax import files
-from tljax.study import milestones, summary
+from tljax.study import milestones, summary, units
+from tljax.study import results as of_results
 from tljax.study.results import Result
 from tljax.study.summary import label, listed
-from tljax.study.verdicts import NO_WORD, TOTAL, Comparison, Groups, Right, Study, base_of, compared, sentence
+from tljax.study.verdicts import (
+    NO_WORD,
+    TOTAL,
+    Comparison,
+    Groups,
+    Right,
+    Study,
+    base_of,
+    compared,
+    conditions_of,
+    constant_answer,
+    sentence,
+)
+from tljax.types import Metric
 
 Classes = Mapping[str, Sequence[str]]
 """Target -> names of its classes."""
@@ -29,8 +43,9 @@ Pair = tuple[Any, str]
 
 def show(folder: Path, parts: Sequence[Predictions], judging: Judging, notes: Sequence[str]) -> Study:
     """Judge the fits of a run directory, print the tables, and write the report."""
-    fits, places = looks.judged_fits(parts, judging.against), (looks.place(),)
-    table = predictions.right(parts)
+    judging = with_margin(judging, predictions.metrics_of(parts, judging.verdict_on).values())
+    fits, places = looks.judged_fits(parts, judging.against, judging.verdict_on), (looks.place(),)
+    table = predictions.right(parts, judging.verdict_on)
     able = looks.judgeable(((cell, seed) for cell, each in table.items() for seed in each), judging.against)
     look = max(predictions.count_look(folder, table, able), looks.count(fits, judging, places))
     study = judged(parts, judging, [*notes, *looks.write(fits, judging, look, places)], look, table)
@@ -50,26 +65,31 @@ def judged(
     A `look` of 0 stands for fits of which no verdict can be given: to report them is no look. `table` has the scores of
     the fits, if they are known already.
     """
-    table = predictions.right(parts) if table is None else table
-    groups = predictions.all_groups(parts)
+    on, metrics = judging.verdict_on, predictions.metrics_of(parts, judging.verdict_on)
+    judging = with_margin(judging, metrics.values())
+    table = predictions.right(parts, on) if table is None else table
+    groups = predictions.all_groups(parts, on)
     rows = [row for part in parts if not part.longer for row in part.rows]
-    against, margin, level = judging.against, judging.margin / 100, 1 - (1 - judging.level) / judging.looks
-    more: Any = {"looks": judging.looks, "groups": groups}
-    family, others = compared(_without_longer(table), margin, judging.level, judging.family, against, **more)
+    margin, level = margins(judging, metrics), 1 - (1 - judging.level) / judging.looks
+    by_set: Any = {"groups": groups, "metrics": metrics, "on": "source" if on == "retention" else "target"}
+    more: Any = {"looks": judging.looks, **by_set}
+    family, others = compared(_without_longer(table), margin, judging.level, judging.family, judging.against, **more)
     if look > judging.looks:
         reason = f"looked at {look} times with {judging.looks} planned"
         family = [comparison._replace(**NO_WORD, reason=reason) for comparison in family]
     curves = {name: curve for part in parts for name, curve in part.curves.items()}
-    longer = predictions.at_equal_total(table, rows, margin, level, groups)
+    of_targets = conditions_of(table, metrics, margin, **by_set)
+    longer = [] if on == "retention" else predictions.at_equal_total(table, rows, of_targets, level)
     return Study(
         rows,
         curves,
         family,
         [*others, *longer],
         milestones.milestones(rows, curves),
-        sentence(family, judging.level),
+        sentence(family, judging.level, on),
         [
             *notes,
+            *_metric_notes(metrics, family, on),
             *_source_notes(rows),
             *_look_notes(look, judging),
             *_group_notes(table, groups),
@@ -78,6 +98,7 @@ def judged(
             *_uncompared_notes(_without_longer(table), family, judging.against),
         ],
         predictions.most_wrong([part for part in parts if not part.longer]),
+        on,
     )
 
 
@@ -99,11 +120,36 @@ def _uncompared_notes(table: Right, family: Sequence[Comparison], against: str) 
 
 def _source_notes(rows: Sequence[Result]) -> list[str]:
     """Notes on how well the sources do their own tasks, so that nobody takes a poor source for a poor strategy."""
-    accuracies: dict[str, list[float]] = {}
+    scores: dict[str, tuple[Metric, list[float]]] = {}
     for row in rows:
         if row.strategy != "scratch" and row.source and row.source_accuracy is not None:
-            accuracies.setdefault(row.source, []).append(100 * row.source_accuracy)
-    return [f"{name}: the source's own test accuracy is {tables.span(values)} %" for name, values in accuracies.items()]
+            metric = units.from_record(row.source_metric)
+            scores.setdefault(row.source, (metric, []))[1].append(row.source_accuracy)
+    return [
+        f"{name}: the source's own test {units.spoken(metric)} is {tables.spanned(values, metric)}"
+        for name, (metric, values) in scores.items()
+    ]
+
+
+def _metric_notes(metrics: Mapping[str, Metric], family: Sequence[Comparison], on: str) -> list[str]:
+    """Notes on what is judged: the metric where it is not accuracy, which way it is turned, and on what."""
+    texts = []
+    if on == "retention":
+        texts.append(
+            "verdicts are on what is kept of the source: its own metric on its own test set, once its own head is put "
+            "back; of scratch it is not defined"
+        )
+    others = {metric: [name for name in metrics if metrics[name] == metric] for metric in metrics.values()}
+    for metric, names in others.items():
+        if metric != units.ACCURACY or len(others) > 1:
+            unit = f" in {metric.unit}" if metric.unit else ""
+            turned = (
+                "" if metric.larger_is_better else "; less is better, so differences are turned: positive is better"
+            )
+            texts.append(f"{listed(names)}: the metric is {units.spoken(metric)}{unit}{turned}")
+    if len(others) > 1:
+        texts.append("targets of different metrics are judged each in its own, and nothing is a mean over them")
+    return texts
 
 
 def _look_notes(look: int, judging: Judging) -> list[str]:
@@ -130,16 +176,17 @@ def _group_notes(table: Right, groups: Groups) -> list[str]:
 
 
 def _divergence_notes(rows: Sequence[Result]) -> list[str]:
-    """Notes on how many fits of each strategy and budget diverged, and the accuracy that they count with."""
+    """Notes on how many fits of each strategy and budget diverged, and the score that they count with."""
     texts = []
     several = len({(row.source, row.target) for row in rows if row.strategy != "scratch"}) > 1
     for group in summary.groups(rows):
         diverged = [row for row in group if row.diverged]
         if diverged:
-            counted = tables.diverged(len(diverged), len(group), summary.accuracy(diverged[0]))
+            score, metric = summary.counted_score(diverged[0]), of_results.metric(diverged[0])
+            counted = tables.diverged(len(diverged), len(group), score, metric)
             where = f", {tables.place(diverged[0].source, diverged[0].target)}" if several else ""
             texts.append(f"{label(diverged[0])} at {diverged[0].train_examples:,} labels{where}: {counted}")
-    return [*texts, *([summary.COUNTS_AS] if texts else [])]
+    return [*texts, *summary.counts_as(row for row in rows if row.diverged)]
 
 
 def _family_notes(family: Sequence[Comparison]) -> list[str]:
@@ -215,25 +262,23 @@ VERDICTS = (
     "equivalent."
 )
 FOREST = "The same: bars are the intervals, the grey band the margin of equivalence."
-LABELS = (
-    "Mean test accuracy over seeds, ranges below (of a single fit Wilson's 95 % interval over test examples, taken as "
-    "independent). A fit that diverged counts as the share of the most frequent test class."
-)
+LABELS = "Mean test {metric} over seeds, ranges below{single}. A fit that diverged counts as {constant}."
+SINGLE = " (of a single fit Wilson's 95 % interval over test examples, taken as independent)"
 LABELS_PICTURE = "The same. Lines are means over seeds, bands their range."
-GAINS = "Differences from {base} in points by source (rows) and target (columns), as in the table of verdicts."
+GAINS = "Differences from {base} in {unit} by source (rows) and target (columns), as in the table of verdicts."
 EACH = (
-    "Differences from {against} in points; the intervals are of {level} % each, unadjusted, and no verdict is drawn "
+    "Differences from {against} in {unit}; the intervals are of {level} % each, unadjusted, and no verdict is drawn "
     "from them."
 )
 CUT = (
-    "Test accuracy against how many stages, from the bottom, are kept from the source below the cut; bands are the "
+    "Test {metric} against how many stages, from the bottom, are kept from the source below the cut; bands are the "
     "range over seeds."
 )
-COST = "What a strategy costs, and its test accuracy: means over seeds, bars the range; FLOPs are of the target's fit."
-SHIFTED = "Accuracy on other test sets against that on the target's own; on the diagonal they are equal."
+COST = "What a strategy costs, and its test {metric}: means over seeds, bars the range; FLOPs are of the target's fit."
+SHIFTED = "{Metric} on other test sets against that on the target's own; on the diagonal they are equal."
 RETENTION = (
-    "What is left of the source's accuracy once its head is put back, against accuracy on the target; of a fit that "
-    "diverged, the share of the most frequent class of each. No strategy beats those on the line in both."
+    "What is left of the source's {of_source} once its head is put back, against {metric} on the target; of a fit that "
+    "diverged, {constant} of each. No strategy beats those on the line in both."
 )
 CONFUSION = (
     "Predicted class against true class in % of the true class, summed over the fits that did not diverge: scratch, "
@@ -243,7 +288,7 @@ RELIABILITY = "Accuracy against confidence, over all seeds; on the diagonal a fi
 WRONG = "Test images that most fits take for another class."
 MILESTONES = (
     "Taylor and Stone's measures of transfer (2009). What has a > was not reached within the steps that were trained. "
-    "A fit that diverged reaches no threshold, and counts as the share of the most frequent test class. "
+    "A fit that diverged reaches no threshold, and counts as {constant}. "
     "Costs are those of the target's fit and, below, with the source's."
 )
 
@@ -255,15 +300,15 @@ def sections(study: Study, classes: Classes) -> list[Section]:
     notes = report.sentences(study.notes)
     strokes = figures.strokes(list(map(label, fits)))
     every = [
-        Section("Verdicts", "verdicts", _verdicts(study.family, notes)),
-        Section("Accuracy by label budget", "labels", _accuracy_by_labels(fits, strokes, notes)),
+        Section("Verdicts", "verdicts", _verdicts(study.family, notes, study.verdict_on)),
+        Section(f"{_shared_name(fits)} by label budget", "labels", _scores_by_labels(fits, strokes, notes)),
         Section(
             "Sources and targets",
             "gains",
-            figure(GAINS.format(base=base_of(study.family)) + notes, [figures.gains(study.family)], "box wide"),
+            _gains(study.family, notes),
         ),
         Section("Each comparison by itself", "each", _single_comparisons(study.others, notes)),
-        Section("Milestones", "milestones", _table_block(MILESTONES + notes, tables.milestones(study.milestones))),
+        Section("Milestones", "milestones", _milestones(study, notes)),
         *_sections_at_largest_budget(study, fits, classes, strokes, notes),
         Section("Most often wrong", "wrong", _most_wrong(study, notes)),
         _trained_parameters(fits),
@@ -276,62 +321,123 @@ def _sections_at_largest_budget(
     study: Study, fits: Sequence[Result], classes: Classes, strokes: figures.Strokes, notes: str
 ) -> list[Section]:
     """The sections of pictures at the largest label budget of each target."""
-    pictures: dict[str, list[figures.Picture | None]] = {key: [] for key in ("cut", "cost", "shifted", "kept", "sure")}
+    blocks: dict[str, list[Block]] = {key: [] for key in ("cut", "cost", "shifted", "kept", "sure")}
+    pictures: dict[tuple[str, str], list[figures.Picture | None]] = {}
     learning: list[Block] = []
     by_class: list[Block] = []
     for pair in _pairs(fits):
         members = _members(fits, pair, _largest_budget(fits, pair[1]))
         where = f"{tables.place(*pair)}, {tables.count(_largest_budget(fits, pair[1]))} labels"
         curves = [
-            figures.learning_curves(members, study.curves, f, f", {where}", strokes) for f in ("accuracy", "train_loss")
+            figures.learning_curves(members, study.curves, f, f", {where}", strokes) for f in ("score", "train_loss")
         ]
-        learning += figure(transfer.LEARNING, curves, "grid", where)
+        metric = figures.metric_of(members)
+        learning += figure(transfer.learning(metric), curves, "grid", where)
         cells = figures.accuracy_by_class(members, classes.get(pair[1], ()), f", {where}")
         by_class += figure(transfer.BY_CLASS + notes, [cells], "box wide", where)
-        pictures["cut"].append(figures.layer_cut(members, where))
-        pictures["cost"] += [
-            figures.cost(members, "trained parameters", lambda fit: fit.trained_parameters, where, strokes),
-            figures.cost(members, "FLOPs of training", figures.training_flops, where, strokes),
-        ]
+        pictures.setdefault(("cut", _filled(CUT, metric)), []).append(figures.layer_cut(members, where))
+        pictures.setdefault(("cost", _filled(COST, metric)), []).extend(
+            [
+                figures.cost(members, "trained parameters", lambda fit: fit.trained_parameters, where, strokes),
+                figures.cost(members, "FLOPs of training", figures.training_flops, where, strokes),
+            ]
+        )
         names = dict.fromkeys(name for each in members.values() for fit in each for name in fit.evals or {})
-        pictures["shifted"] += [figures.shifted(members, name, where, strokes) for name in names]
-        pictures["kept"].append(figures.retention(members, where, strokes))
-        pictures["sure"].append(figures.reliability(members, where, strokes))
+        shifted = [figures.shifted(members, name, where, strokes) for name in names]
+        pictures.setdefault(("shifted", _filled(SHIFTED, metric)), []).extend(shifted)
+        of_source = figures.retention_metric_of(members)
+        kept = _filled(RETENTION, metric, of_source=units.spoken(of_source), constant=_of_each(metric))
+        pictures.setdefault(("kept", kept), []).append(figures.retention(members, where, strokes))
+        pictures.setdefault(("sure", RELIABILITY), []).append(figures.reliability(members, where, strokes))
+    for (key, caption), drawn in pictures.items():
+        blocks[key] += figure(caption + notes, drawn)
     return [
         Section("Learning curves", "learning", learning),
-        Section("Where to cut", "cut", figure(CUT + notes, pictures["cut"])),
-        Section("What it costs", "cost", figure(COST + notes, pictures["cost"])),
-        Section("Other test sets", "shifted", figure(SHIFTED + notes, pictures["shifted"])),
-        Section("What is kept of the source", "kept", figure(RETENTION + notes, pictures["kept"])),
+        Section("Where to cut", "cut", blocks["cut"]),
+        Section("What it costs", "cost", blocks["cost"]),
+        Section("Other test sets", "shifted", blocks["shifted"]),
+        Section("What is kept of the source", "kept", blocks["kept"]),
         Section("Accuracy by class", "class", by_class),
         Section("Confusion", "confusion", _confusion(fits, classes, notes)),
-        Section("Calibration", "calibration", figure(RELIABILITY + notes, pictures["sure"])),
+        Section("Calibration", "calibration", blocks["sure"]),
     ]
 
 
-def _verdicts(family: Sequence[Comparison], notes: str) -> list[Block]:
-    """The table of verdicts, and its forest plot."""
+def _filled(caption: str, metric: Metric, **values: str) -> str:
+    """A caption with the name of the metric, the unit of differences and what a fit that diverged counts as."""
+    name = units.spoken(metric)
+    unit = units.of_differences(metric) or "the metric's own unit"
+    known = {"metric": name, "Metric": name.capitalize(), "unit": unit, "constant": constant_answer(metric)}
+    return caption.format(**{**known, **values})
+
+
+def _of_each(metric: Metric) -> str:
+    return "the share of the most frequent class" if metric == units.ACCURACY else constant_answer(metric)
+
+
+def _shared_name(fits: Sequence[Result]) -> str:
+    """The name of the metric of these fits, as a title begins; "Score" where they have several."""
+    metrics = list(dict.fromkeys(map(of_results.metric, fits))) or [units.ACCURACY]
+    return units.spoken(metrics[0]).capitalize() if len(metrics) == 1 else "Score"
+
+
+def _by_metric(family: Sequence[Comparison]) -> dict[Metric, list[Comparison]]:
+    members: dict[Metric, list[Comparison]] = {}
+    for comparison in family:
+        members.setdefault(comparison.metric, []).append(comparison)
+    return members
+
+
+def _gains(family: Sequence[Comparison], notes: str) -> list[Block]:
+    """The heat maps of differences, those of each metric by themselves."""
+    return [
+        block
+        for metric, members in _by_metric(family).items()
+        for block in figure(_filled(GAINS, metric, base=base_of(family)) + notes, [figures.gains(members)], "box wide")
+    ]
+
+
+def _milestones(study: Study, notes: str) -> list[Block]:
+    """The table of milestones, that of each metric by itself."""
+    metric_of = {fit.target: of_results.metric(fit) for fit in study.rows if fit.strategy != "pretrain"}
+    rows: dict[Metric, list[Mapping[str, Any]]] = {}
+    for row in study.milestones:
+        rows.setdefault(metric_of.get(row["target"], units.ACCURACY), []).append(row)
+    return [
+        block
+        for metric, members in rows.items()
+        for block in _table_block(_filled(MILESTONES, metric) + notes, tables.milestones(members, metric))
+    ]
+
+
+def _verdicts(family: Sequence[Comparison], notes: str, verdict_on: str) -> list[Block]:
+    """The table of verdicts, and its forest plots, one a metric."""
     if not family:
         return []
     area = any(len(comparison.budgets) > 1 for comparison in family)
-    what = "area under accuracy against labels" if area else "test accuracy"
+    names = listed(units.spoken(metric) for metric in _by_metric(family))
+    names = f"retention ({names})" if verdict_on == "retention" else names
+    what = f"area under {names} against labels" if area else names if verdict_on == "retention" else f"test {names}"
     level = listed(f"{100 * comparison.level:.4g}" for comparison in family)
     against = f"Against {listed(comparison.against for comparison in family)}"
     caption = VERDICTS.format(against=against, what=what, level=level)
     table, shared = tables.same(tables.verdicts(family), 6)
     return [
         Block(caption + shared + notes, table),
-        *figure(FOREST + notes, [figures.forest(family)], "box wide"),
+        *figure(FOREST + notes, [figures.forest(members) for members in _by_metric(family).values()], "box wide"),
     ]
 
 
-def _accuracy_by_labels(fits: Sequence[Result], strokes: figures.Strokes, notes: str) -> list[Block]:
-    """Accuracy against labels: a table for each target, and figures."""
+def _scores_by_labels(fits: Sequence[Result], strokes: figures.Strokes, notes: str) -> list[Block]:
+    """The metric against labels: a table for each target, and figures."""
     blocks = []
     for target in dict.fromkeys(fit.target for fit in fits):
-        table = tables.accuracies([fit for fit in fits if fit.target == target], target)
-        blocks.append(Block(LABELS + notes, table, heading=f"Test accuracy on {target} (%)"))
-    drawn = [figures.accuracy_by_labels(_members(fits, pair), tables.place(*pair), strokes) for pair in _pairs(fits)]
+        of_target = [fit for fit in fits if fit.target == target]
+        metric = of_results.metric(of_target[0])
+        caption = _filled(LABELS, metric, single=SINGLE if metric == units.ACCURACY else "")
+        heading = tables.scores_heading(of_target, target)
+        blocks.append(Block(caption + notes, tables.scores(of_target, target), heading=heading))
+    drawn = [figures.scores_by_labels(_members(fits, pair), tables.place(*pair), strokes) for pair in _pairs(fits)]
     return [*blocks, *figure(LABELS_PICTURE + notes, drawn)]
 
 
@@ -340,11 +446,12 @@ def _single_comparisons(others: Sequence[Comparison], notes: str) -> list[Block]
     levels = {comparison.against: f"{100 * comparison.level:.4g}" for comparison in others}
     return [
         Block(
-            EACH.format(against=against, level=level) + notes,
-            tables.by_budget(others, against),
+            _filled(EACH, metric, against=against, level=level) + notes,
+            tables.by_budget(members, against),
             heading=f"Against {against}",
         )
         for against, level in levels.items()
+        for metric, members in _by_metric([each for each in others if each.against == against]).items()
     ]
 
 
@@ -358,8 +465,8 @@ def _confusion(fits: Sequence[Result], classes: Classes, notes: str) -> list[Blo
     blocks = []
     for target in dict.fromkeys(fit.target for fit in fits):
         at_most = [fit for fit in fits if fit.target == target and fit.train_examples == _largest_budget(fits, target)]
-        groups = [group for group in summary.summary(at_most) if group.accuracy]
-        groups.sort(key=lambda group: group.accuracy[0] if group.accuracy else 0.0)
+        groups = [group for group in summary.summary(at_most) if group.score]
+        groups.sort(key=lambda group: group.score[0] if group.score else 0.0)
         scratch = [group.members for group in groups if group.strategy == "scratch"][-1:]
         best = [group.members for group in groups if group.strategy != "scratch"][-1:]
         named = {_name(members[0]): members for members in (*scratch, *best)}

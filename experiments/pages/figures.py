@@ -22,12 +22,16 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocat
 
 from experiments.pages.tables import SIZES, place
 from tljax import files, paths
+from tljax.study import results as of_results
+from tljax.study import units
 from tljax.study.range_test import Suggestion
 from tljax.study.ranking import Board
 from tljax.study.results import Result
 from tljax.study.search import TrialRecord
-from tljax.study.summary import Curves, Members, Spread, accuracy, counts, ended, finite, spread
+from tljax.study.summary import Curves, Members, Spread, along, counted_score, counts, ended, finite, spread
+from tljax.study.units import ACCURACY
 from tljax.study.verdicts import Comparison, base_of
+from tljax.types import Metric
 
 Picture = tuple[Figure, str]
 """(figure, alternative text)."""
@@ -199,13 +203,46 @@ def _heat_map(
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=7.5, in_layout=False)
 
 
+# Metrics
+
+
+def metric_of(members: Members) -> Metric:
+    """The metric of fits of one target."""
+    fits = [fit for each in members.values() for fit in each]
+    return of_results.metric(fits[0]) if fits else ACCURACY
+
+
+def retention_metric_of(members: Members) -> Metric:
+    """The metric of the retention of fits of one source."""
+    fits = [fit for each in members.values() for fit in each if fit.retention is not None]
+    return units.from_record(fits[0].retention_metric) if fits else ACCURACY
+
+
+def _digits(metric: Metric) -> int:
+    """How many decimals a text beside a picture has."""
+    return 1 if metric.unit == "%" else 3
+
+
+def _said(metric: Metric, value: float) -> str:
+    """A value, as it is shown, with its unit, in the text beside a picture."""
+    return " ".join(filter(None, (f"{value:.{_digits(metric)}f}", metric.unit)))
+
+
+def _test(metric: Metric) -> str:
+    """The name of an axis of a metric on the test set."""
+    return units.headed(f"test {units.spoken(metric)}", metric.unit)
+
+
 # Training
 
 
 def _mean_curve(members: Iterable[Result], curves: Curves, field: str) -> np.ndarray | None:
     """Float [4, segments]: step, mean, lowest and highest over the fits that ended, at the steps that they share."""
     each = [curves[result.name] for result in members if ended(result) and result.name in curves]
-    tables = [dict(zip(np.asarray(c["step"]).tolist(), np.asarray(c[field], float), strict=True)) for c in each]
+    columns = [along(c) if field == "score" else np.asarray(c[field], float) for c in each]
+    tables = [
+        dict(zip(np.asarray(c["step"]).tolist(), values, strict=True)) for c, values in zip(each, columns, strict=True)
+    ]
     steps = sorted(set(tables[0]).intersection(*tables[1:])) if tables else []
     if not steps:
         return None
@@ -215,21 +252,22 @@ def _mean_curve(members: Iterable[Result], curves: Curves, field: str) -> np.nda
 
 
 def learning_curves(members: Members, curves: Curves, field: str, where: str, strokes: Strokes) -> Picture | None:
-    """Learning curves, a line a strategy: `field` ('accuracy' or 'train_loss') against the step."""
+    """Learning curves, a line a strategy: `field` ('score', the metric, or 'train_loss') against the step."""
     lines = {name: curve for name, fits in members.items() if (curve := _mean_curve(fits, curves, field)) is not None}
     if not lines:
         return None
-    percent = field == "accuracy"
-    what = "accuracy" if percent else "training loss"
-    unit = " %" if percent else " nats"
+    metric, of_metric = metric_of(members), field == "score"
+    what = units.spoken(metric) if of_metric else "training loss"
+    unit = metric.unit if of_metric else "nats" if metric == ACCURACY else ""
+    factor, digits = (units.factor(metric), _digits(metric)) if of_metric else (1.0, 3)
     figure, axes = _chart(lines)
     ends = []
     for name, curve in lines.items():
-        scaled = curve * np.array([[1], [100], [100], [100]]) if percent else curve
+        scaled = curve * np.array([[1], [factor], [factor], [factor]])
         _draw_line(axes, scaled, name, strokes[name], "o" if len(curve[0]) < 12 else "")
         if np.isfinite(scaled[1, -1]):
-            ends.append(f"{name} {scaled[1, -1]:.{1 if percent else 3}f}{unit}")
-    axes.set(xlabel="step", ylabel=f"{what} ({unit.strip()})")
+            ends.append(" ".join(filter(None, (name, f"{scaled[1, -1]:.{digits}f}", unit))))
+    axes.set(xlabel="step", ylabel=units.headed(what, unit))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     _legend(figure)
     return figure, f"Line chart of {what} against step{where}. Mean at the last step: {', '.join(ends)}."
@@ -339,8 +377,8 @@ WORDS = {"positive": (BLUE, "o"), "negative": (COLOURS[1], "s"), "equivalent": (
 """Verdict -> colour and marker; undecided is grey."""
 
 
-def accuracy_by_labels(members: Members, where: str, strokes: Strokes) -> Picture | None:
-    """Mean test accuracy against the number of labelled examples; `members` are of all budgets, two or more."""
+def scores_by_labels(members: Members, where: str, strokes: Strokes) -> Picture | None:
+    """The mean metric against the number of labelled examples; `members` are of all budgets, two or more."""
     lines = {name: _curve([(fit.train_examples, fit) for fit in fits]) for name, fits in members.items()}
     lines = {name: curve for name, curve in lines.items() if curve.shape[1]}
     budgets = sorted({int(x) for curve in lines.values() for x in curve[0]})
@@ -349,14 +387,16 @@ def accuracy_by_labels(members: Members, where: str, strokes: Strokes) -> Pictur
     figure, axes = _chart(lines, where)
     for name, curve in lines.items():
         _draw_line(axes, curve, name, strokes[name], "o")
-    axes.set(xscale="log", xlabel="labelled examples", ylabel="test accuracy (%)")
+    metric = metric_of(members)
+    axes.set(xscale="log", xlabel="labelled examples", ylabel=_test(metric))
     axes.set_xticks(budgets, [f"{budget:,}" for budget in budgets])
     axes.minorticks_off()
     _legend(figure)
     ends = ", ".join(
-        f"{name} {c[1, 0]:.1f} % at {c[0, 0]:,.0f} to {c[1, -1]:.1f} % at {c[0, -1]:,.0f}" for name, c in lines.items()
+        f"{name} {_said(metric, c[1, 0])} at {c[0, 0]:,.0f} to {_said(metric, c[1, -1])} at {c[0, -1]:,.0f}"
+        for name, c in lines.items()
     )
-    return figure, f"Line chart of test accuracy against labelled examples, {where}: {ends}."
+    return figure, f"Line chart of test {units.spoken(metric)} against labelled examples, {where}: {ends}."
 
 
 def _cut(fit: Result) -> tuple[str, int] | None:
@@ -378,7 +418,7 @@ def _cut(fit: Result) -> tuple[str, int] | None:
 
 
 def layer_cut(members: Members, where: str) -> Picture | None:
-    """Accuracy against how many stages are kept from the source, below the cut; scratch is a level.
+    """The metric against how many stages are kept from the source, below the cut; scratch is a level.
 
     Yosinski et al. 2014, "How transferable are features in deep neural networks?", arXiv:1411.1792, figure 2.
     """
@@ -393,21 +433,28 @@ def layer_cut(members: Members, where: str) -> Picture | None:
         return None
     figure, axes = _chart([*lines, "scratch"], where)
     texts = []
-    scratch = _percent(members.get("scratch", ()))
+    metric = metric_of(members)
+    scratch = _scores(members.get("scratch", ()))
     if scratch:
         level = np.array([[ticks[0], ticks[-1]], *([value] * 2 for value in scratch)], float)
         _draw_line(axes, level, "scratch", (INK, "--"))
-        texts.append(f"scratch {scratch[0]:.1f} %")
+        texts.append(f"scratch {_said(metric, scratch[0])}")
     for kind, curve in lines.items():
         _draw_line(axes, curve, kind, strokes(list(lines))[kind], "o")
-        texts += [f"{kind}: {', '.join(f'{y:.1f} % after {x:.0f}' for x, y in curve[:2].T)}"]
-    axes.set(xlabel="stages below the cut", ylabel="test accuracy (%)", xticks=ticks)
+        texts += [f"{kind}: {', '.join(f'{_said(metric, y)} after {x:.0f}' for x, y in curve[:2].T)}"]
+    axes.set(xlabel="stages below the cut", ylabel=_test(metric), xticks=ticks)
     _legend(figure)
-    return figure, f"Line chart of test accuracy against the stages kept from the source, {where}: {'; '.join(texts)}."
+    name = units.spoken(metric)
+    return figure, f"Line chart of test {name} against the stages kept from the source, {where}: {'; '.join(texts)}."
 
 
 def gains(family: Sequence[Comparison]) -> Picture | None:
-    """Heat maps of the differences, source x target, one a strategy, where there are two or more of either."""
+    """Heat maps of the differences, source x target, one a strategy, where there are two or more of either.
+
+    The family is of one metric.
+    """
+    metric = family[0].metric if family else ACCURACY
+    factor = units.factor(metric)
     sources = list(dict.fromkeys(str(comparison.source) for comparison in family))
     targets = list(dict.fromkeys(comparison.target for comparison in family))
     names = list(dict.fromkeys(comparison.strategy for comparison in family))
@@ -416,9 +463,9 @@ def gains(family: Sequence[Comparison]) -> Picture | None:
     tables = {name: np.full((len(sources), len(targets)), np.nan) for name in names}
     for comparison in family:
         tables[comparison.strategy][sources.index(str(comparison.source)), targets.index(comparison.target)] = (
-            100 * comparison.mean
+            factor * comparison.mean
         )
-    most = max((abs(100 * comparison.mean) for comparison in family if finite(comparison.mean)), default=1) or 1
+    most = max((abs(factor * comparison.mean) for comparison in family if finite(comparison.mean)), default=1) or 1
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
     longest = max(map(len, _short_names(targets)))
@@ -437,17 +484,20 @@ def gains(family: Sequence[Comparison]) -> Picture | None:
             tick.set_in_layout(False)
     base = base_of(family)
     text = "; ".join(
-        f"{comparison.strategy} from {comparison.source} to {comparison.target} {100 * comparison.mean:+.2f}"
+        f"{comparison.strategy} from {comparison.source} to {comparison.target} {_signed(comparison, comparison.mean)}"
         for comparison in family
     )
     return (
         figure,
-        f"Heat maps of the difference from {base} in points, sources in rows and targets in columns: {text}.",
+        f"Heat maps of the difference from {base}{_in_unit(metric)}, sources in rows and targets in columns: {text}.",
     )
 
 
 def forest(family: Sequence[Comparison]) -> Picture | None:
-    """A forest plot: a row a difference, with its interval and verdict; the band is the margin of equivalence."""
+    """A forest plot: a row a difference, with its interval and verdict; the band is the margin of equivalence.
+
+    The family is of one metric.
+    """
     if not family:
         return None
     places: dict[str, list[Comparison]] = {}
@@ -475,19 +525,33 @@ def forest(family: Sequence[Comparison]) -> Picture | None:
     axes.set_yticks(ticks, labels)
     for head in heads:
         axes.get_yticklabels()[head].set_fontweight("bold")
-    base = base_of(family)
-    axes.set(xlabel=_wrapped(f"difference from {base} (points of accuracy)", width=80), ylim=(y - 0.6, -0.8))
+    base, metric = base_of(family), family[0].metric
+    of_metric = " of ".join(filter(None, (units.of_differences(metric), units.spoken(metric))))
+    turned = "" if metric.larger_is_better else ", positive is better"
+    axes.set(xlabel=_wrapped(f"difference from {base} ({of_metric}{turned})", width=80), ylim=(y - 0.6, -0.8))
     axes.tick_params(axis="y", length=0)
     text = "; ".join(f"{where}: " + ", ".join(map(_in_words, members)) for where, members in places.items())
-    return figure, f"Forest plot of the differences from {base} in points, with intervals: {text}."
+    return figure, f"Forest plot of the differences from {base}{_in_unit(metric)}, with intervals: {text}."
+
+
+def _in_unit(metric: Metric) -> str:
+    unit = units.of_differences(metric)
+    return f" in {unit}" if unit else ""
+
+
+def _signed(comparison: Comparison, value: float) -> str:
+    """A difference of a comparison, as it is shown, with its sign."""
+    return f"{units.factor(comparison.metric) * value:+.{units.digits(comparison.metric)}f}"
 
 
 def _interval(axes: Axes, y: float, tall: int, comparison: Comparison) -> None:
     """Draw one row of the forest plot, at the height y and `tall` lines high."""
     colour, marker = WORDS.get(comparison.word, ("#707070", "o"))
-    axes.barh(y, 200 * comparison.margin, left=-100 * comparison.margin, height=tall, color=GREY, alpha=0.6, zorder=0)
-    axes.plot([100 * comparison.low, 100 * comparison.high], [y, y], color=colour, linewidth=1.5)
-    axes.plot(100 * comparison.mean, y, color=colour, marker=marker, markersize=4.5)
+    factor = units.factor(comparison.metric)
+    margin = factor * comparison.margin
+    axes.barh(y, 2 * margin, left=-margin, height=tall, color=GREY, alpha=0.6, zorder=0)
+    axes.plot([factor * comparison.low, factor * comparison.high], [y, y], color=colour, linewidth=1.5)
+    axes.plot(factor * comparison.mean, y, color=colour, marker=marker, markersize=4.5)
     axes.annotate(comparison.word, (1.01, y), xycoords=("axes fraction", "data"), va="center", color=colour)
 
 
@@ -495,8 +559,9 @@ def _in_words(comparison: Comparison) -> str:
     """The words on a comparison that the forest plot shows."""
     size = f", {SIZES[comparison.size]}," if comparison.word in ("positive", "negative") and comparison.size else ""
     word = f" {comparison.word}{size}" if comparison.word else ""
-    ends = f" ({100 * comparison.low:+.2f} to {100 * comparison.high:+.2f})" if np.isfinite(comparison.low) else ""
-    return f"{comparison.strategy}{word} {100 * comparison.mean:+.2f}{ends}"
+    low, mean, high = (_signed(comparison, end) for end in (comparison.low, comparison.mean, comparison.high))
+    ends = f" ({low} to {high})" if np.isfinite(comparison.low) else ""
+    return f"{comparison.strategy}{word} {mean}{ends}"
 
 
 def reliability(members: Members, where: str, strokes: Strokes) -> Picture | None:
@@ -543,17 +608,18 @@ def most_wrong(images: np.ndarray, captions: Sequence[str], where: str) -> Pictu
     return figure, f"Images of {where} that were most often wrong: {'; '.join(captions)}."
 
 
-def _percent(fits: Sequence[Result]) -> Spread | None:
-    """Test accuracy in % over the fits that count."""
-    return spread(100 * value for fit in fits if (value := accuracy(fit)) is not None)
+def _scores(fits: Sequence[Result]) -> Spread | None:
+    """The metric on the test set, as it is shown, over the fits that count."""
+    values = [(counted_score(fit), units.factor(of_results.metric(fit))) for fit in fits]
+    return spread(factor * value for value, factor in values if value is not None)
 
 
 def _curve(points: Iterable[tuple[float, Result]]) -> np.ndarray:
-    """Of (x, fit), float [4, n]: x, and mean, lowest and highest test accuracy in % of the fits that count there."""
+    """Of (x, fit), float [4, n]: x, and mean, lowest and highest score, as shown, of the fits that count there."""
     fits: dict[float, list[Result]] = {}
     for x, fit in points:
         fits.setdefault(x, []).append(fit)
-    values = [(x, *percent) for x in sorted(fits) if (percent := _percent(fits[x]))]
+    values = [(x, *scores) for x in sorted(fits) if (scores := _scores(fits[x]))]
     return np.array(values, float).reshape(-1, 4).T
 
 
@@ -564,9 +630,10 @@ Quantity = Callable[[Result], float | None]
 
 
 def cost(members: Members, what: str, quantity: Quantity, where: str, strokes: Strokes) -> Picture | None:
-    """Accuracy against a cost on a logarithmic axis; `what` names the cost."""
+    """The metric against a cost on a logarithmic axis; `what` names the cost."""
     points = {name: point for name, point in _points(members, quantity).items() if point[0][1] > 0}
-    return _scatter(points, (what, "test accuracy (%)"), where, strokes, log=True)[1] if points else None
+    names = (what, _test(metric_of(members)))
+    return _scatter(points, names, where, strokes, log=True, digits=_digits(metric_of(members)))[1] if points else None
 
 
 def training_flops(fit: Result) -> float | None:
@@ -581,12 +648,14 @@ def training_flops(fit: Result) -> float | None:
 
 
 def shifted(members: Members, name: str, where: str, strokes: Strokes) -> Picture | None:
-    """Accuracy on the further test set `name` against that on the target's own, with the diagonal."""
-    swapped = _points(members, lambda fit: _hundred((fit.evals or {}).get(name)))
+    """The metric on the further test set `name` against that on the target's own, with the diagonal."""
+    metric = metric_of(members)
+    swapped = _points(members, lambda fit: _shown(metric, (fit.evals or {}).get(name)))
     if not swapped:
         return None
     points = {strategy: (test, other) for strategy, (other, test) in swapped.items()}
-    axes, picture = _scatter(points, ("test accuracy (%)", f"accuracy on {name} (%)"), where, strokes)
+    other = units.headed(f"{units.spoken(metric)} on {name}", metric.unit)
+    axes, picture = _scatter(points, (_test(metric), other), where, strokes, digits=_digits(metric))
     ends = [pick(*axes.get_xlim(), *axes.get_ylim()) for pick in (min, max)]
     axes.plot(ends, ends, color=GREY, linewidth=1, zorder=0)
     axes.set(xlim=ends, ylim=ends)
@@ -594,13 +663,15 @@ def shifted(members: Members, name: str, where: str, strokes: Strokes) -> Pictur
 
 
 def retention(members: Members, where: str, strokes: Strokes) -> Picture | None:
-    """Target accuracy against the share of source accuracy that is left; a line joins those that none beats in both."""
-    points = _points(members, lambda fit: _hundred(fit.retention))
+    """The target's metric against what is left of the source's; a line joins those that none beats in both."""
+    metric, of_source = metric_of(members), retention_metric_of(members)
+    points = _points(members, lambda fit: _shown(of_source, fit.retention))
     if not points:
         return None
-    best = front({name: (x[0], y[0]) for name, (x, y) in points.items()})
-    names = ("source accuracy after transfer (%)", "test accuracy (%)")
-    axes, (figure, alt) = _scatter(points, names, where, strokes)
+    turned = units.sign(of_source), units.sign(metric)
+    best = front({name: (turned[0] * x[0], turned[1] * y[0]) for name, (x, y) in points.items()})
+    kept = units.headed(f"source {units.spoken(of_source)} after transfer", of_source.unit)
+    axes, (figure, alt) = _scatter(points, (kept, _test(metric)), where, strokes, digits=_digits(metric))
     line = sorted((points[name][0][0], points[name][1][0]) for name in best)
     axes.plot(*zip(*line, strict=True), color="#909090", linewidth=1, zorder=0)
     return figure, f"{alt[:-1]}; on the Pareto front: {', '.join(best)}."
@@ -619,16 +690,17 @@ def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
     ]
 
 
-def _hundred(fraction: float | None) -> float | None:
-    return 100 * fraction if fraction is not None and finite(fraction) else None
+def _shown(metric: Metric, value: float | None) -> float | None:
+    """A value of a metric as it is shown; None where there is none."""
+    return units.factor(metric) * value if value is not None and finite(value) else None
 
 
 def _points(members: Members, quantity: Quantity) -> dict[str, tuple[Spread, Spread]]:
-    """{strategy: (a quantity, test accuracy in %)}, over the fits that count and have both."""
+    """{strategy: (a quantity, the metric on the test set, as shown)}, over the fits that count and have both."""
     points = {}
     for name, fits in members.items():
         measured = [fit for fit in fits if counts(fit) and finite(quantity(fit))]
-        x, y = spread(map(quantity, measured)), _percent(measured)
+        x, y = spread(map(quantity, measured)), _scores(measured)
         if x and y:
             points[name] = (x, y)
     return points
@@ -640,8 +712,9 @@ def _scatter(
     where: str,
     strokes: Strokes,
     log: bool = False,
+    digits: int = 1,
 ) -> tuple[Axes, Picture]:
-    """A point a strategy with bars over seeds; `names` are those of the axes."""
+    """A point a strategy with bars over seeds; `names` are those of the axes, `digits` are for the text of y."""
     figure, axes = _chart(points, where)
     for name, ((x, left, right), (y, low, high)) in points.items():
         colour, dash = strokes[name]
@@ -655,7 +728,7 @@ def _scatter(
         axes.xaxis.set_major_formatter(EngFormatter())
         axes.minorticks_off()
     _legend(figure)
-    text = ", ".join(f"{name} {y[0]:.1f} at {_number(x[0])}" for name, (x, y) in points.items())
+    text = ", ".join(f"{name} {y[0]:.{digits}f} at {_number(x[0], digits)}" for name, (x, y) in points.items())
     return axes, (figure, f"Scatter plot of {names[1]} against {names[0]}, {where}: {text}.")
 
 
@@ -664,8 +737,8 @@ def _bar(mean: float, low: float, high: float) -> list[list[float]]:
     return [[max(mean - low, 0.0)], [max(high - mean, 0.0)]]
 
 
-def _number(value: float) -> str:
-    return f"{value:.2e}" if value >= 1e7 else f"{value:,.0f}" if value >= 1000 else f"{value:.1f}"
+def _number(value: float, digits: int = 1) -> str:
+    return f"{value:.2e}" if value >= 1e7 else f"{value:,.0f}" if value >= 1000 else f"{value:.{digits}f}"
 
 
 # Searches
@@ -790,7 +863,7 @@ def ranking_intervals(board: Board) -> Picture:
     names = board.ordered()[::-1]
     figure = _canvas(7.2, 0.9 + 0.26 * len(names))
     left, right = figure.subplots(1, 2, sharey=True)
-    for axes, key, scale in ((left, "tau", 1), (right, "regret", 100)):
+    for axes, key, scale in ((left, "tau", 1.0), (right, "regret", units.factor(board.metric))):
         for row, name in enumerate(names):
             estimate = getattr(board.judged[name], key)
             if not np.isnan(estimate.value):
@@ -801,7 +874,7 @@ def ranking_intervals(board: Board) -> Picture:
         left.axvline(board.half, color=INK, linewidth=0.8, linestyle=":")
     left.set_yticks(range(len(names)), names)
     left.set_xlabel("tau")
-    right.set_xlabel("regret of the first choice (points)")
+    right.set_xlabel(units.headed("regret of the first choice", units.of_differences(board.metric)))
     return figure, f"Tau and regret of {len(names)} scores, {board.title}."
 
 
@@ -819,9 +892,10 @@ def ranking_scatter(board: Board) -> Picture:
             for chosen, marker in ((known & ~board.trivial, "o"), (known & board.trivial, "x")):
                 label = _wrapped(target) if marker == "o" and not panel else None
                 colour = stroke[target][0]
-                axes.plot(score[chosen], 100 * truth[chosen], marker, color=colour, markersize=3.5, label=label)
+                shown = units.factor(board.metric) * units.sign(board.metric) * truth[chosen]
+                axes.plot(score[chosen], shown, marker, color=colour, markersize=3.5, label=label)
         axes.set_title(name)
         axes.tick_params(labelsize=7)
-    figure.supylabel("test accuracy (%)", fontsize=9)
+    figure.supylabel(_test(board.metric), fontsize=9)
     _legend(figure)
-    return figure, f"Scores against test accuracy, a point a source, {board.title}."
+    return figure, f"Scores against test {units.spoken(board.metric)}, a point a source, {board.title}."

@@ -172,9 +172,15 @@ def _curves(study: Study) -> list[figures.Picture | None]:
 
 def _tuned(results: Sequence[Result], notes: str) -> list[Block]:
     """The tables of results, one for each label budget, with a row for each strategy."""
-    caption = f"Tuned against tuned. {transfer.RESULTS}{notes}"
     panels = transfer.panels(results).items()
-    return [Block(caption, tables.results(panel, heading), heading=heading) for heading, panel in panels]
+    return [
+        Block(
+            f"Tuned against tuned. {transfer.results_caption(panel)}{notes}",
+            tables.results(panel, heading),
+            heading=heading,
+        )
+        for heading, panel in panels
+    ]
 
 
 def _best(studies: Sequence[Study]) -> Table:

@@ -1,7 +1,8 @@
 """The tables of the reports as data, which the page, the console, Markdown and LaTeX write alike.
 
 The console has fewer columns than the page, of the same cells: `results` and `results_in_short`, `verdicts` and
-`verdicts_in_short`. Accuracies and their differences are in % and points with two decimals.
+`verdicts_in_short`. Accuracies and their differences are in % and points with two decimals; headings name the metric
+and its unit.
 """
 
 import math
@@ -13,11 +14,14 @@ from typing import Any
 import numpy as np
 
 from experiments.runs.console import Cell, Table
-from tljax.study import statistics
+from tljax.study import results as of_results
+from tljax.study import statistics, units
 from tljax.study.ranking import Board, Estimate
 from tljax.study.results import Result
-from tljax.study.summary import Spread, Summary, accuracy, counts, ended, finite, label, spread
+from tljax.study.summary import Spread, Summary, counted_score, counts, ended, finite, label, spread
+from tljax.study.units import ACCURACY
 from tljax.study.verdicts import Comparison, base_of, weights
+from tljax.types import Metric
 
 # Numbers
 
@@ -29,13 +33,13 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.2f}"
 
 
-def signed(points: float) -> str:
+def signed(points: float, digits: int = 2) -> str:
     """A difference in points, two decimals, with its sign even at 0.00, so that it agrees with its verdict.
 
     >>> signed(0.001), signed(float("nan")) == NOTHING
     ('+0.00', True)
     """
-    return NOTHING if not math.isfinite(points) else f"{points:+.2f}".replace("-", "\N{MINUS SIGN}")
+    return NOTHING if not math.isfinite(points) else f"{points:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def chance(p: float | None) -> str:
@@ -73,23 +77,81 @@ def span(values: Sequence[float]) -> str:
     return " to ".join(dict.fromkeys(f"{end(values):.2f}" for end in (min, max))) if values else ""
 
 
+def spanned(values: Sequence[float], metric: Metric) -> str:
+    """The range of values of a metric, with its unit.
+
+    >>> spanned([0.885, 0.89153], ACCURACY)
+    '88.50 to 89.15 %'
+    """
+    texts = dict.fromkeys(units.shown(metric, end(values)) for end in (min, max)) if values else {}
+    return " ".join(filter(None, (" to ".join(texts), metric.unit)))
+
+
 def difference(comparison: Comparison) -> Cell:
-    """The difference of a comparison in points, with its interval."""
+    """The difference of a comparison in points, or the metric's unit, with its interval."""
     interval = (comparison.mean, comparison.low, comparison.high)
-    return ranged(interval, lambda fraction: signed(100 * fraction))
+    metric = comparison.metric
+    return ranged(interval, lambda value: signed(units.factor(metric) * value, units.digits(metric)))
 
 
 # Fits
 
-FROM_SCRATCH = "Difference from scratch (points)"
+
+def of_test(metric: Metric, what: str = "Test") -> str:
+    """The heading of a column of a metric on the test set.
+
+    >>> of_test(ACCURACY), of_test(Metric("cross_entropy", "nats", False), "Validation")
+    ('Test accuracy (%)', 'Validation cross entropy (nats)')
+    """
+    return units.headed(f"{what} {units.spoken(metric)}", metric.unit)
+
+
+def from_base(base: str, metric: Metric) -> str:
+    """The heading of a column of differences from what is compared with.
+
+    >>> from_base("scratch", ACCURACY)
+    'Difference from scratch (points)'
+    """
+    return units.headed(f"Difference from {base}", units.of_differences(metric))
+
+
+def of_loss(metric: Metric, what: str = "Test") -> str:
+    """The heading of a column of losses: in nats where classes are learnt."""
+    return units.headed(f"{what} loss", "nats" if metric == ACCURACY else "")
+
+
+def metric_of(groups: Sequence[Summary]) -> Metric:
+    """The metric of fits in one table."""
+    return groups[0].metric if groups else ACCURACY
+
+
+def further(groups: Sequence[Summary]) -> list[str]:
+    """The names of the further metrics that fits were measured by."""
+    return list(dict.fromkeys(name for group in groups for fit in group.members for name in fit.metrics))
+
+
+def retention_heading(groups: Sequence[Summary]) -> str | None:
+    """The heading of the column of retention; None where it was not measured."""
+    metrics = list(dict.fromkeys(group.retention_metric for group in groups if group.retention is not None))
+    if not metrics:
+        return None
+    [metric] = metrics if len(metrics) == 1 else [None]
+    return units.headed("Retention", "" if metric is None else _name_and_unit(metric))
+
+
+def _name_and_unit(metric: Metric) -> str:
+    return metric.unit if metric == ACCURACY else ", ".join(filter(None, (units.spoken(metric), metric.unit)))
 
 
 def results(groups: Sequence[Summary], where: str) -> Table:
     """The results for a page, a row for each strategy; `where` names their target and budget."""
-    columns = ["Strategy", "Test accuracy (%)", FROM_SCRATCH, "Test loss (nats)", "Calibration error"]
-    columns += ["Trained parameters", "Steps", "Time (s)"]
-    names = ("accuracy", "gain", "loss", "calibration", "trained", "steps", "seconds")
-    return _of_groups(f"Results, {where}" if where else "Results", groups, columns, names)
+    metric = metric_of(groups)
+    columns = {"score": of_test(metric), "gain": from_base("scratch", metric)}
+    columns |= {f"metric {name}": f"Test {name.replace('_', ' ')}" for name in further(groups)}
+    columns |= {"retention": heading} if (heading := retention_heading(groups)) else {}
+    columns |= {"loss": of_loss(metric)} | ({"calibration": "Calibration error"} if metric == ACCURACY else {})
+    columns |= {"trained": "Trained parameters", "steps": "Steps", "seconds": "Time (s)"}
+    return _of_groups(f"Results, {where}" if where else "Results", groups, columns)
 
 
 def results_in_short(title: str, groups: Sequence[Summary], narrow: bool = False) -> Table:
@@ -97,10 +159,17 @@ def results_in_short(title: str, groups: Sequence[Summary], narrow: bool = False
 
     A narrow table leaves out columns, which results.jsonl has.
     """
-    columns = ["strategy", "labels", "seeds", "test accuracy %", "against scratch", "trained"]
-    names = ["accuracy", "gain", "trained"]
+    metric = metric_of(groups)
+    in_unit = " ".join(filter(None, (f"test {units.spoken(metric)}", metric.unit)))
+    columns = ["strategy", "labels", "seeds", in_unit, "against scratch"]
+    names = ["score", "gain"]
+    if heading := retention_heading(groups):
+        columns.append(heading.lower().replace(" (%)", " %"))
+        names.append("retention")
+    columns += [*(name.replace("_", " ") for name in further(groups)), "trained"]
+    names += [*(f"metric {name}" for name in further(groups)), "trained"]
     if not narrow:
-        columns += ["loss (nats)", "steps", "seconds"]
+        columns += [of_loss(metric, "").strip(), "steps", "seconds"]
         names += ["loss", "steps", "seconds"]
     rows = []
     for group in groups:
@@ -116,46 +185,54 @@ def sources(groups: Sequence[Summary]) -> Table:
     named = [
         replace(group, name=f"{group.target}, {count(group.train_examples)} training examples") for group in groups
     ]
-    columns = [
-        "Source",
-        "Test accuracy (%)",
-        "Test loss (nats)",
-        "Calibration error",
-        "Parameters",
-        "Steps",
-        "Time (s)",
-    ]
-    return _of_groups("Sources", named, columns, ("accuracy", "loss", "calibration", "total", "steps", "seconds"))
+    metrics = list(dict.fromkeys(group.metric for group in named))
+    shared = metrics[0] if len(metrics) == 1 else None
+    columns = {"score": "Test score" if shared is None else of_test(shared)} if metrics else {}
+    columns |= {"loss": "Test loss" if shared is None else of_loss(shared)}
+    columns |= {"calibration": "Calibration error"} if ACCURACY in metrics else {}
+    columns |= {"total": "Parameters", "steps": "Steps", "seconds": "Time (s)"}
+    if shared is None:  # several: each score has its name and unit below it
+        named = [replace(group, name=f"{group.name}, by {units.spoken(group.metric)}") for group in named]
+    return _of_groups("Sources", named, columns, "Source")
 
 
 def source_fits(name: str, folder: Path, fits: Mapping[int, Result]) -> Table:
     """The fits that trained one source, a row for each seed, for the console; `folder` is their run directory."""
     rows = []
     for seed, fit in fits.items():
-        accuracy = "diverged" if fit.test_accuracy is None else percent(fit.test_accuracy)
+        value, metric = of_results.score(fit), of_results.metric(fit)
+        score = "diverged" if value is None else units.shown(metric, value)
         loss = NOTHING if fit.test_loss is None else f"{fit.test_loss:.3f}"
-        rows.append(list(map(Cell, (str(seed), accuracy, loss, count(fit.steps), str(folder / fit.checkpoint)))))
-    return Table(name, ["seed", "test accuracy %", "loss (nats)", "steps", "checkpoint"], rows)
+        rows.append(list(map(Cell, (str(seed), score, loss, count(fit.steps), str(folder / fit.checkpoint)))))
+    metric = of_results.metric(next(iter(fits.values()))) if fits else ACCURACY
+    heading = " ".join(filter(None, (f"test {units.spoken(metric)}", metric.unit)))
+    return Table(name, ["seed", heading, of_loss(metric, "").strip(), "steps", "checkpoint"], rows)
 
 
-def _of_groups(title: str, groups: Sequence[Summary], columns: Sequence[str], names: Sequence[str]) -> Table:
-    """The groups, a row each: the name, with the note of `state` below it, and the cells of these names."""
+def _of_groups(title: str, groups: Sequence[Summary], columns: Mapping[str, str], first: str = "Strategy") -> Table:
+    """The groups, a row each: the name, with the note of `state` below it, and the cells of these {name: column}."""
     rows = []
     for group in groups:
         cells = _cells(group)
-        rows.append([Cell(group.name, state(group)), *(cells[name] for name in names)])
-    return Table(title, columns, rows)
+        rows.append([Cell(group.name, state(group)), *(cells.get(name, Cell(NOTHING)) for name in columns)])
+    return Table(title, [first, *columns.values()], rows)
 
 
 def _cells(group: Summary) -> dict[str, Cell]:
     """All cells of a strategy; a mean over two seeds or more has its range."""
     trained, total = group.trained_parameters, group.total_parameters
     share = f"{100 * trained / total:.1f} %" if trained is not None and total else ""
-    diverged = group.diverged and group.diverged == group.seeds and group.accuracy is None
-    several = group.counted > 1
+    diverged = group.diverged and group.diverged == group.seeds and group.score is None
+    several, metric = group.counted > 1, group.metric
+    further_cells = {
+        f"metric {name}": ranged(spread(fit.metrics.get(name) for fit in group.members), "{:.4f}".format, several)
+        for name in further([group])
+    }
     return {
-        "accuracy": Cell("diverged") if diverged else ranged(group.accuracy, percent, several),
-        "gain": ranged(group.gain, signed, group.gain_seeds > 1),
+        **further_cells,
+        "score": Cell("diverged") if diverged else ranged(group.score, lambda x: units.shown(metric, x), several),
+        "gain": ranged(group.gain, lambda x: signed(x, units.digits(metric)), group.gain_seeds > 1),
+        "retention": ranged(group.retention, lambda x: units.shown(group.retention_metric, x), several),
         "loss": ranged(group.test_loss, "{:.3f}".format, several),
         "calibration": ranged(group.calibration_error, "{:.3f}".format, several),
         "trained": Cell(count(trained), share),
@@ -172,7 +249,7 @@ def state(group: Summary) -> str:
     if group.counted < group.seeds:
         texts.append(f"{group.counted} of {group.seeds} seeds")
     if group.diverged:
-        texts.append(diverged(group.diverged, group.seeds, group.counts_as))
+        texts.append(diverged(group.diverged, group.seeds, group.counts_as, group.metric))
     if unmeasured:
         texts.append(f"{unmeasured} not measured")
     if 0 < group.gain_seeds < group.counted:
@@ -180,39 +257,47 @@ def state(group: Summary) -> str:
     return ", ".join(texts)
 
 
-def diverged(number: int, fits: int, counts_as: float | None) -> str:
-    """The note on the fits that diverged: how many of all, and the accuracy that they count with.
+def diverged(number: int, fits: int, counts_as: float | None, metric: Metric = ACCURACY) -> str:
+    """The note on the fits that diverged: how many of all, and the score that they count with.
 
     >>> diverged(2, 5, 0.1)
     '2 of 5 fits diverged and count as 10.0 %'
     """
     if counts_as is None:
         return f"{number} diverged"
-    return f"{number} of {fits} fits diverged and count as {100 * counts_as:.1f} %"
+    value = f"{100 * counts_as:.1f} %" if metric.unit == "%" else units.with_unit(metric, counts_as)
+    return f"{number} of {fits} fits diverged and count as {value}"
 
 
-def accuracies(fits: Sequence[Result], target: str) -> Table:
-    """Mean test accuracies over the fits that count, a row for each strategy under its source, a column a budget."""
+def scores(fits: Sequence[Result], target: str) -> Table:
+    """Means of the target's metric over the fits that count, a row a strategy under its source, a column a budget."""
     members: dict[tuple[str, str], dict[int, list[Result]]] = {}
     for fit in fits:
         source = None if fit.strategy == "scratch" else fit.source
         where = "" if source is None else f"from {source}"
         members.setdefault((where, label(fit)), {}).setdefault(fit.train_examples, []).append(fit)
     budgets = sorted({fit.train_examples for fit in fits}, key=lambda budget: budget or 0)
-    cells = {key: {budget: _accuracy(each) for budget, each in known.items()} for key, known in members.items()}
-    return _across(f"Test accuracy on {target} (%)", cells, {budget: count(budget) for budget in budgets})
+    cells = {key: {budget: _score(each) for budget, each in known.items()} for key, known in members.items()}
+    return _across(scores_heading(fits, target), cells, {budget: count(budget) for budget in budgets})
 
 
-def _accuracy(fits: Sequence[Result]) -> Cell:
-    """The mean test accuracy; its range over seeds, or of a single fit Wilson's 95 % interval over test examples."""
+def scores_heading(fits: Sequence[Result], target: str) -> str:
+    """The heading of the scores of fits of one target."""
+    metric = of_results.metric(fits[0]) if fits else ACCURACY
+    return units.headed(f"Test {units.spoken(metric)} on {target}", metric.unit)
+
+
+def _score(fits: Sequence[Result]) -> Cell:
+    """The mean score; its range over seeds, or of a single fit Wilson's 95 % interval over test examples (accuracy)."""
     counted = [fit for fit in fits if counts(fit)]
-    values = spread(accuracy(fit) for fit in counted)
+    values = spread(counted_score(fit) for fit in counted)
     if values is None:
         return Cell("diverged" if all(fit.diverged for fit in fits) else NOTHING)
     items = sum(map(sum, counted[0].confusion or ()))
     if len(counted) == 1 and items and ended(counted[0]):
         values = (values[0], *statistics.wilson(round(values[0] * items), items))
-    return ranged(values, percent, len(counted) > 1 or items > 0)
+    metric = of_results.metric(counted[0])
+    return ranged(values, lambda value: units.shown(metric, value), len(counted) > 1 or items > 0)
 
 
 def _across(title: str, cells: Mapping[tuple[str, str], Mapping[Any, Cell]], budgets: Mapping[Any, str]) -> Table:
@@ -235,27 +320,35 @@ SIZES = {
 
 
 def verdicts(family: Sequence[Comparison]) -> Table:
-    """The verdicts for a page: a row for each comparison of the family, under its source and target."""
-    from_base = f"Difference from {base_of(family)} (points)"
+    """The verdicts for a page: a row for each comparison of the family, under its source and target.
+
+    Of verdicts of several metrics the headings have no unit, and each row says its own.
+    """
+    metrics = list(dict.fromkeys(comparison.metric for comparison in family))
+    shared = metrics[0] if len(metrics) == 1 else None
+    difference_heading = from_base(base_of(family), shared) if shared else f"Difference from {base_of(family)}"
+    margin = units.headed("Margin", units.of_differences(shared)) if shared else "Margin"
     power = ["Power (%)", "Power to call equivalent (%)"]
-    numbers = [from_base, "p, adjusted", *power, "Margin (points)", "Labels", "Pairs of fits", "Test examples"]
+    numbers = [difference_heading, "p, adjusted", *power, margin, "Labels", "Pairs of fits", "Test examples"]
+    numbers = numbers if shared else ["Metric", *numbers]
     rows = []
     for comparison in family:
-        word, groups = comparison.word, comparison.groups
+        word, groups, metric = comparison.word, comparison.groups, comparison.metric
         cells = [
             Cell(comparison.strategy, f"equals {comparison.equals}" if comparison.equals else ""),
             Cell(word or NOTHING, SIZES.get(comparison.size, "") if word in ("positive", "negative") else ""),
+            *([] if shared else [Cell(units.headed(units.spoken(metric), units.of_differences(metric)))]),
             difference(comparison),
             Cell(chance(comparison.p) if word else NOTHING),
             Cell(between(comparison.power)),
             Cell(between(comparison.power_equivalent)),
-            Cell(f"{100 * comparison.margin:.2f}"),
+            Cell(units.shown(metric, comparison.margin)),
             Cell(_labels(comparison.budgets)),
             Cell(count(comparison.fits)),
             Cell(count(comparison.items), "" if groups is None else f"in {count(groups)} groups"),
         ]
         rows.append((place(comparison.source, comparison.target), cells))
-    return Table("Verdicts", ["Strategy", "Verdict", *numbers], grouped(rows), 2)
+    return Table("Verdicts", ["Strategy", "Verdict", *numbers], grouped(rows), 2 if shared or not family else 3)
 
 
 def verdicts_in_short(title: str, family: Sequence[Comparison]) -> Table:
@@ -266,20 +359,28 @@ def verdicts_in_short(title: str, family: Sequence[Comparison]) -> Table:
         chances = NOTHING if power is None else f"{power[0]:.2f} to {power[1]:.2f}"
         p = chance(comparison.p) if comparison.word else NOTHING
         rows.append([*_compared(comparison), *map(Cell, (word, size, chances, p))])
-    return Table(title, [*_COMPARED, "verdict", "size", "power", "p, adjusted"], rows)
+    return Table(title, [*_compared_columns(family), "verdict", "size", "power", "p, adjusted"], rows)
 
 
 def singly(title: str, comparisons: Sequence[Comparison]) -> Table:
     """The comparisons that are not judged, for the console; with McNemar's p if there is one pair of fits."""
     rows = [[*_compared(comparison), Cell(chance(comparison.p))] for comparison in comparisons]
-    return Table(title, [*_COMPARED, "p of the one pair"], rows)
+    return Table(title, [*_compared_columns(comparisons), "p of the one pair"], rows)
 
 
-_COMPARED = ("strategy", "source", "target", "labels", "pairs", "points", "interval")
+def _compared_columns(comparisons: Sequence[Comparison]) -> tuple[str, ...]:
+    """The columns of `_compared`: points, or what the difference is of where that is not accuracy."""
+    metrics = list(dict.fromkeys(comparison.metric for comparison in comparisons)) or [ACCURACY]
+    what = "points"
+    if metrics != [ACCURACY]:
+        what = units.headed(units.spoken(metrics[0]), units.of_differences(metrics[0]))
+    if len(metrics) > 1:
+        what = "difference"
+    return ("strategy", "source", "target", "labels", "pairs", what, "interval")
 
 
 def _compared(comparison: Comparison) -> list[Cell]:
-    """The cells under `_COMPARED`."""
+    """The cells under `_compared_columns`."""
     points, _, ends = difference(comparison)
     interval = f"[{ends[0]}, {ends[1]}]" if ends else NOTHING
     about = (comparison.strategy, comparison.source or NOTHING, comparison.target)
@@ -336,30 +437,37 @@ def _labels(budgets: Sequence[int]) -> str:
     return count(low) if low == high else f"{count(low)} to {count(high)}"
 
 
-MILESTONES: Mapping[str, tuple[str, Callable[[float], str]]] = {
-    "jump_start": ("Jump-start (points)", lambda value: signed(100 * value)),
-    "asymptote": ("Asymptote (%)", percent),
-    "time_to_threshold": ("Steps to threshold", count),
-    "area": ("Area (%)", percent),
-    "examples_saved": ("Examples saved", count),
-    "flops": ("FLOPs", lambda value: f"{value:.3g}"),
-    "seconds": ("Time (s)", lambda value: f"{value:,.1f}"),
-}
-"""{key: (column, how its numbers are written)}."""
+def _milestone_columns(metric: Metric) -> dict[str, tuple[str, Callable[[float], str]]]:
+    """{key: (column, how its numbers are written)}."""
+    points, unit = units.of_differences(metric), metric.unit
+    columns: dict[str, tuple[str, Callable[[float], str]]] = {
+        "jump_start": (
+            units.headed("Jump-start", points),
+            lambda value: signed(units.factor(metric) * value, units.digits(metric)),
+        ),
+        "asymptote": (units.headed("Asymptote", unit), lambda value: units.shown(metric, value)),
+        "time_to_threshold": ("Steps to threshold", count),
+        "area": (units.headed("Area", unit), lambda value: units.shown(metric, value)),
+        "examples_saved": ("Examples saved", count),
+        "flops": ("FLOPs", lambda value: f"{value:.3g}"),
+        "seconds": ("Time (s)", lambda value: f"{value:,.1f}"),
+    }
+    return columns
 
 
-def milestones(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """The milestones, a row for each strategy and budget, under its source and target.
+def milestones(rows: Sequence[Mapping[str, Any]], metric: Metric = ACCURACY) -> Table:
+    """The milestones of targets of one metric, a row for each strategy and budget, under its source and target.
 
     None is written as a dash, and words as they are.
     """
-    keys = [key for key in MILESTONES if any(key in row for row in rows)]
+    known = _milestone_columns(metric)
+    keys = [key for key in known if any(key in row for row in rows)]
     grouped_rows = []
     for row in rows:
-        numbers = [_milestone(row, key, MILESTONES[key][1]) for key in keys]
+        numbers = [_milestone(row, key, known[key][1]) for key in keys]
         cells = [Cell(str(row["strategy"])), Cell(count(row["train_examples"])), *numbers]
         grouped_rows.append((place(row["source"], row["target"]), cells))
-    columns = ["Strategy", "Labels", *(MILESTONES[key][0] for key in keys)]
+    columns = ["Strategy", "Labels", *(known[key][0] for key in keys)]
     return Table("Milestones", columns, grouped(grouped_rows))
 
 
@@ -377,12 +485,10 @@ def _written(value: Any, form: Callable[[float], str]) -> str:
 
 # Rankings
 
-WORTH = {
-    **{"tau": 1, "weighted tau": 1, "Pearson": 1},
-    **{"regret": 100, "regret of 3": 100, "over scratch": 100},
-    "behind": 1,
-}
-"""{column: factor} of what scores are judged by, in the order of `Judged`; the factor turns accuracies into points."""
+WORTH = ("tau", "weighted tau", "Pearson", "regret", "regret of 3", "over scratch", "behind")
+"""The columns of what scores are judged by, in the order of `Judged`."""
+IN_POINTS = ("regret", "regret of 3", "over scratch")
+"""Those that are differences of the targets' metric."""
 
 
 def worth(board: Board) -> Table:
@@ -396,12 +502,17 @@ def worth(board: Board) -> Table:
 
 def worth_in_short(board: Board) -> Table:
     """The worth of scores for the console, a row each, the highest tau first."""
-    rows = [[Cell(name), *map(estimate, board.judged[name], WORTH.values())] for name in board.ordered()]
+    factor, digits = units.factor(board.metric), units.digits(board.metric)
+    forms = [(factor, digits) if column in IN_POINTS else (1.0, 2) for column in WORTH]
+    rows = [
+        [Cell(name), *(estimate(value, *form) for value, form in zip(board.judged[name], forms, strict=True))]
+        for name in board.ordered()
+    ]
     title = f"{board.strategy}, {board.budget}: {board.truths.shape[1]} sources, {board.which}"
     return Table(title, ["score", *WORTH], rows)
 
 
-def estimate(value: Estimate, scale: float = 1.0) -> Cell:
+def estimate(value: Estimate, scale: float = 1.0, digits: int = 2) -> Cell:
     """A value with its interval, two decimals.
 
     >>> estimate(Estimate(0.5, 0.25, 0.75))
@@ -409,7 +520,7 @@ def estimate(value: Estimate, scale: float = 1.0) -> Cell:
     """
     if np.isnan(value.value):
         return Cell(NOTHING)
-    number, low, high = (f"{scale * each:.2f}".replace("-", "\N{MINUS SIGN}") for each in value)
+    number, low, high = (f"{scale * each:.{digits}f}".replace("-", "\N{MINUS SIGN}") for each in value)
     return Cell(number, ends=None if np.isnan(value.low) else (low, high))
 
 

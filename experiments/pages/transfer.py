@@ -8,15 +8,17 @@ import numpy as np
 
 from experiments.pages import figures, tables
 from experiments.pages.report import Block, Provenance, Section, brief, figure, provenance_of, render, sentences
-from experiments.pages.tables import count, percent, ranged, signed
+from experiments.pages.tables import count, ranged, signed
 from experiments.runs import console, directory, metrics, plan
 from experiments.runs.settings import Settings
 from experiments.runs.sources import Source
 from tljax import files
-from tljax.study import summary
+from tljax.study import summary, units
 from tljax.study.results import Result
 from tljax.study.summary import Curves, Summary, listed
-from tljax.types import Task
+from tljax.study.units import ACCURACY
+from tljax.study.verdicts import constant_answer
+from tljax.types import Metric, Task
 
 NO_TEST = "no test of significance was made"
 
@@ -34,8 +36,11 @@ def show(settings: Settings, target: Task, source: Source | None, results: Seque
         notes.insert(
             0, f"the source of seed {', '.join(seeds_diverged)} diverged: what was transferred is what it had before"
         )
-    accuracies = tables.span([100 * value for value in source_accuracies])
-    source_note = f"source's own test accuracy {accuracies} %" if source_accuracies else ""
+    of_source = next(
+        (units.from_record(each.source_metric) for each in results if each.source_accuracy is not None), ACCURACY
+    )
+    own = f"{units.spoken(of_source)} {tables.spanned(source_accuracies, of_source)}"
+    source_note = f"source's own test {own}" if source_accuracies else ""
     with_sources = [*pretrained, *settled]
     curves = {each.name: curve for each in with_sources if (curve := metrics.curves(folder, each.name)) is not None}
     text = page(
@@ -59,13 +64,20 @@ def print_results(title: str, results: Sequence[Result], notes: Sequence[str]) -
     groups = summary.summary(results)
     diverged = [
         f"{group.name} at {group.train_examples:,} labels: "
-        + tables.diverged(group.diverged, group.seeds, group.counts_as)
+        + tables.diverged(group.diverged, group.seeds, group.counts_as, group.metric)
         for group in groups
         if group.diverged
     ]
     narrow = console.is_narrow()
     table = tables.results_in_short(title, groups, narrow)
-    console.show(table, [*diverged, *([summary.COUNTS_AS] if diverged else []), *notes], narrow)
+    counts_as = summary.counts_as(result for result in results if result.diverged) if diverged else []
+    console.show(table, [*diverged, *counts_as, *_directions(groups), *notes], narrow)
+
+
+def _directions(groups: Sequence[Summary]) -> list[str]:
+    """The notes on metrics of which less is better."""
+    lesser = dict.fromkeys(units.spoken(group.metric) for group in groups if not group.metric.larger_is_better)
+    return [f"of {name} less is better; differences are turned, so that positive is better" for name in lesser]
 
 
 @figures.style()
@@ -95,12 +107,35 @@ RESULTS = (
     "Means over seeds, ranges below them; differences are paired by seed. The calibration error is the expected one, "
     "a fraction. A diverged fit counts as the share of the most frequent test class; it has no loss and no calibration."
 )
+OTHER_RESULTS = (
+    "Means over seeds, ranges below them; differences are paired by seed{turned}. A diverged fit counts as {constant}; "
+    "it has no loss."
+)
+KEPT = (
+    " Retention is the source's {metric} on its own test set, with its own head put back; of scratch it is not defined."
+)
 LEARNING = (
-    "Accuracy at the end of each segment, on the test set (on the validation split where one was held out), and "
+    "{Metric} at the end of each segment, on the test set (on the validation split where one was held out), and "
     "training loss averaged over it. Lines are means over seeds, bands their range; diverged fits are left out."
 )
 BY_CLASS = "Test accuracy of each class in %, mean over the fits that did not diverge."
 CONFUSION = "Predicted class against true class in % of the true class, summed over the fits that did not diverge."
+
+
+def results_caption(panel: Sequence[Summary]) -> str:
+    """The caption of a table of results."""
+    metric = tables.metric_of(panel)
+    turned = "" if metric.larger_is_better else ", and turned, so that positive is better"
+    text = RESULTS if metric == ACCURACY else OTHER_RESULTS.format(turned=turned, constant=constant_answer(metric))
+    kept = dict.fromkeys(units.spoken(group.retention_metric) for group in panel if group.retention is not None)
+    return text + (KEPT.format(metric=" or ".join(kept)) if kept else "")
+
+
+def learning(metric: Metric) -> str:
+    """The caption of learning curves."""
+    return LEARNING.format(Metric=units.spoken(metric).capitalize())
+
+
 SHARES = (
     "Trained and frozen parameters of each strategy, leaf by leaf in the order of their paths; of phases, the one "
     "that trains most."
@@ -119,11 +154,10 @@ def _sections(
     for heading, panel in panels.items():
         members = {group.name: group.members for group in panel}
         where = f", {heading}" if heading else ""
-        blocks["results"].append(Block(RESULTS + notes, tables.results(panel, heading), heading=heading))
-        lines = [
-            figures.learning_curves(members, curves, field, where, strokes) for field in ("accuracy", "train_loss")
-        ]
-        blocks["learning"] += figure(LEARNING, lines, "grid", heading)
+        caption = results_caption(panel) + notes
+        blocks["results"].append(Block(caption, tables.results(panel, heading), heading=heading))
+        lines = [figures.learning_curves(members, curves, field, where, strokes) for field in ("score", "train_loss")]
+        blocks["learning"] += figure(learning(tables.metric_of(panel)), lines, "grid", heading)
         cells = figures.accuracy_by_class(members, classes, where)
         blocks["class"] += figure(BY_CLASS + notes, [cells], "box wide", heading)
         each = [figures.confusion(name, fits, classes, where) for name, fits in members.items()]
@@ -187,7 +221,9 @@ def _lead(panel: Sequence[Summary]) -> str:
         compared = f"Without training from scratch, there {'was' if len(names) == 1 else 'were'} measured {ways} {task}"
     budgets = listed([count(group.train_examples) for group in panel])
     difference = " and mean difference from scratch, paired by seed" if scratch and names else ""
-    return f"{compared}, at {budgets} training examples; mean test accuracy{difference} ({_seeds(panel)}; {NO_TEST}):"
+    names_of_metrics = listed(units.spoken(group.metric) for group in panel)
+    measured = f"mean test {names_of_metrics}{difference}"
+    return f"{compared}, at {budgets} training examples; {measured} ({_seeds(panel)}; {NO_TEST}):"
 
 
 def _is_scratch(group: Summary) -> bool:
@@ -207,13 +243,15 @@ def _seeds(panel: Sequence[Summary]) -> str:
 
 def _in_words(group: Summary) -> str:
     """The words on the results of a strategy that follow its name in the lead."""
-    if group.accuracy is None:
+    if group.score is None:
         return tables.state(group)
-    cell = ranged(group.accuracy, percent, group.counted > 1)
-    text = f"{cell.text} %" + (f" ({cell.below})" if cell.below else "")
+    metric = group.metric
+    cell = ranged(group.score, lambda value: units.shown(metric, value), group.counted > 1)
+    text = " ".join(filter(None, (cell.text, metric.unit))) + (f" ({cell.below})" if cell.below else "")
     if group.gain:
-        cell = ranged(group.gain, signed, group.gain_seeds > 1)
-        text += f", {cell.text} points from scratch" + (f" ({cell.below})" if cell.below else "")
+        cell = ranged(group.gain, lambda value: signed(value, units.digits(metric)), group.gain_seeds > 1)
+        gain = " ".join(filter(None, (cell.text, units.of_differences(metric))))
+        text += f", {gain} from scratch" + (f" ({cell.below})" if cell.below else "")
     return text + (f"; {tables.state(group)}" if tables.state(group) else "")
 
 

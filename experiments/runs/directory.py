@@ -21,7 +21,15 @@ from typing import Any
 import jax
 
 from experiments.runs import command_line, console, fields, process
-from experiments.runs.settings import GROWING, Recipe, Settings, parse_flags, refuse_shared_names
+from experiments.runs.settings import (
+    GROWING,
+    Recipe,
+    Settings,
+    as_compared,
+    parse_flags,
+    refuse_shared_names,
+    written,
+)
 from tljax import __version__, checkpoint, files, paths, plugins, switches
 from tljax.study.results import Result, from_json, to_json
 from tljax.types import InputError
@@ -192,7 +200,7 @@ def _flags(
         if older and not _values(more).keys() & recorded.keys():
             compared, neutral = _values(older.flagfile_lines()), older.of_older_runs()
             lists = tuple(name for name in GROWING if getattr(older, name) == getattr(settings, name))
-        unsaid = {name: [value] for name, value in neutral.items() if name in compared}
+        unsaid = {name: [written(value)] for name, value in neutral.items() if name in compared}
         _refuse_another_experiment(workdir, unsaid | recorded, compared)
         for name in lists:
             recorded_text = recorded.get(name, [""])[-1]
@@ -224,7 +232,7 @@ def of_another_experiment(workdir: Path, settings: Settings) -> bool:
     if not file.is_file():
         return False
     recorded = _values(line for line in flags_text(file).splitlines() if line.startswith("--"))
-    unsaid = {name: [value] for name, value in settings.of_older_runs().items()}
+    unsaid = {name: [written(value)] for name, value in settings.of_older_runs().items()}
     try:
         _refuse_another_experiment(workdir, unsaid | recorded, _values(settings.flagfile_lines()))
     except InputError:
@@ -245,6 +253,10 @@ def _refuse_another_experiment(
     workdir: Path, recorded: Mapping[str, list[str]], current: Mapping[str, list[str]]
 ) -> None:
     """Raise InputError where the flags of the run directory, {flag: values}, differ from the current ones."""
+    recorded, current = (
+        {name: [as_compared(name, value) for value in values] for name, values in flags.items()}
+        for flags in (recorded, current)
+    )
     names = sorted((recorded.keys() | current.keys()) - command_line.may_differ())
     changes = {
         name: (recorded.get(name, []), current.get(name, []))
@@ -384,6 +396,10 @@ FIT: fields.Form = {
     **{"calibration?": ({"confidence": [(float, None)], "accuracy": [(float, None)], "count": [int]}, None)},
     **{"evals?": {str: (float, None)}, "metrics?": {str: (float, None)}},
     **{"metric?": ({"name": str, "unit": str, "larger_is_better": bool}, None), "test_score?": (float, None)},
+    **dict.fromkeys(
+        ("source_metric?", "retention_metric?"), ({"name": str, "unit": str, "larger_is_better": bool}, None)
+    ),
+    **dict.fromkeys(("retention_scores?", "retention_sha256?"), (str, None)),
     **dict.fromkeys(("validation_score?", "best_validation_score?", "majority_share?"), (float, None)),
 }
 """A line of results.jsonl, and a fit of a study; what may be lacking, an older tljax did not write."""

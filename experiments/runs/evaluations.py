@@ -10,10 +10,9 @@ import numpy as np
 from experiments.runs import console, directory, fit, plan, sources
 from experiments.runs.plan import Experiment
 from experiments.runs.settings import Settings
-from tljax import checkpoint, evaluate, models, train
+from tljax import checkpoint, evaluate, metrics, models, train
 from tljax.study.results import Result
-from tljax.study.summary import majority_share
-from tljax.types import InputError, Model, Params, Task
+from tljax.types import InputError, Metric, Model, Params, Task
 
 
 class Evaluation(NamedTuple):
@@ -53,6 +52,12 @@ def read(settings: Settings, names: Sequence[str], experiments: Sequence[Experim
     return evaluations
 
 
+def metric_of(experiment: Experiment, on: str = "target") -> Metric:
+    """The primary metric of an experiment's target, or of what is kept of its source where verdicts are on that."""
+    settings = experiment.settings
+    return plan.objective_of(experiment.target, settings.recipe).metrics[0]
+
+
 def fingerprints(evaluations: Sequence[Evaluation]) -> dict[str, str]:
     """{data set: its fingerprint}."""
     return {task.name: task.fingerprint for evaluation in evaluations for task in evaluation.tasks.values()}
@@ -63,8 +68,9 @@ def accuracies(
 ) -> dict[str, dict[str, Any]]:
     """{fit: fields of its result}: evals, retention, and start_accuracy where the head is not drawn anew.
 
-    A diverged fit has the share of the most frequent class of each test set; how it began is measured like that of
-    others. What was judged before is read from `folder`/evals.
+    They are of the primary metric. A diverged fit has what answering always the same gives on each test set, such as
+    the share of its most frequent class; how it began is measured like that of others. What was judged before is read
+    from `folder`/evals.
     """
     fields: dict[str, dict[str, Any]] = {}
     for name, task in _wanted(experiment, evaluations):
@@ -77,7 +83,10 @@ def accuracies(
             known |= _judge(experiment, missing, name, task, folder)
             directory.make_folder(file.parent)
             directory.write_record(file, {**about, "accuracy": known})
-        share = majority_share(task.test.targets)
+        targets = np.asarray(task.test.targets)
+        share = metrics.value(
+            _primary(experiment, name, task), metrics.constant(task.kind, targets, task.outputs), targets
+        )
         for result in results:
             value = share if result.diverged and not of_start else known.get(result.name)
             of_fit = fields.setdefault(result.name, {"evals": {}})
@@ -88,10 +97,17 @@ def accuracies(
     return fields
 
 
-def _known(file: Path, about: Mapping[str, str]) -> dict[str, float]:
-    """{fit: accuracy} that `file` holds of this test set; a file that was altered is set aside, and said to be."""
+def _primary(experiment: Experiment, name: str, task: Task) -> Metric:
+    """What fits are measured by on a test set: the source's own by what the source's fit is measured by."""
+    recipe = experiment.settings.source_recipe if name == "source" else experiment.settings.recipe
+    return plan.objective_of(task, recipe).metrics[0]
+
+
+def _known(file: Path, about: Mapping[str, str]) -> dict[str, float | None]:
+    """{fit: accuracy, or another primary metric} that `file` holds of this test set; a file that was altered is set
+    aside, and said to be."""
     try:
-        record = directory.read_record(file, {"accuracy": {str: float}}) or {**about, "accuracy": {}}
+        record = directory.read_record(file, {"accuracy": {str: (float, None)}}) or {**about, "accuracy": {}}
         if {name: record.get(name) for name in about} != about:
             raise InputError(f"'{file}' is of another test set")
     except InputError as error:
@@ -113,15 +129,18 @@ def _wanted(experiment: Experiment, evaluations: Sequence[Evaluation]) -> list[t
     return wanted
 
 
-def _judge(experiment: Experiment, results: Sequence[Result], name: str, task: Task, folder: Path) -> dict[str, float]:
-    """{fit: its accuracy} on one test set."""
+def _judge(
+    experiment: Experiment, results: Sequence[Result], name: str, task: Task, folder: Path
+) -> dict[str, float | None]:
+    """{fit: its primary metric} on one test set."""
     trained = fit.obtain_source(experiment.settings, experiment.source, folder, experiment.execution)
     of_source = name == "source"
     model = experiment.settings.build_model(task.outputs) if of_source else experiment.model
-    labels = np.asarray(task.test.targets)
-    images = evaluate.held(task.test, experiment.execution, what=f"the test examples of {task.name}")
+    targets = np.asarray(task.test.targets)
+    inputs = evaluate.held(task.test, experiment.execution, what=f"the test examples of {task.name}")
+    primary = _primary(experiment, name, task)
     loaded: dict[str, Any] = {}
-    accuracy = {}
+    scores = {}
     for strategy, start in plan.first_starts(experiment):
         merge = start.merge or (lambda params: params)
         of_strategy = [r for r in results if r.strategy == strategy.name and r.options == strategy.options]
@@ -136,9 +155,9 @@ def _judge(experiment: Experiment, results: Sequence[Result], name: str, task: T
             if of_source:
                 params = _head_back(model, params, trained[result.seed], plan.example_shape(task))
             stacked = jax.tree.map(lambda leaf: np.asarray(leaf)[None], params)
-            logits = evaluate.logits(train.forward(model), stacked, images, len(labels))[0]
-            accuracy[result.name] = float((logits.argmax(-1) == labels).mean())
-    return accuracy
+            logits = evaluate.logits(train.forward(model), stacked, inputs, len(targets))[0]
+            scores[result.name] = metrics.value(primary, logits, targets)
+    return scores
 
 
 def _head_back(model: Model, params: Params, source: sources.Trained, shape: models.Shape) -> Params:

@@ -25,8 +25,9 @@ from tljax import checkpoint, evaluate, masks, models, objective, penalties, see
 from tljax.data import draw
 from tljax.initialization import Look, Start
 from tljax.study.results import Result
+from tljax.study.units import to_record
 from tljax.train import gradients, vectorize
-from tljax.types import Mask, Model, Params, Task
+from tljax.types import Mask, Metric, Model, Objective, Params, Task
 
 # ---- An experiment
 
@@ -165,8 +166,9 @@ def train_sources(settings: Settings, task: Task, folder: Path, execution: train
 
 
 def _prepare_source(settings: Settings, on_device: "DeviceData", seed: int, result: Result) -> "PreparedFit":
-    streams, model = plan.source_streams(settings, seed), settings.build_model(on_device.task.outputs)
-    params = models.init(model, jax.random.key(streams.head), plan.example_shape(on_device.task))
+    task = on_device.task
+    streams, model = plan.source_streams(settings, seed), settings.build_model(task.outputs)
+    params = models.init(model, jax.random.key(streams.head), plan.example_shape(task))
     mask = masks.by_path(params, lambda path: True)
     start = Start(params, ((0.0, mask),), fresh=mask)
     return build(on_device, model, start, streams, "all", result)
@@ -180,10 +182,12 @@ class DeviceData(NamedTuple):
 
     task: Task
     recipe: Recipe
+    objective: Objective
+    """What the recipe minimises and measures."""
     train: train.Data | train.Stream
     """The training examples."""
     test: train.Data | train.Stream
-    """The test examples, as `evaluate.held` gives them."""
+    """The test inputs, as `evaluate.held` gives them."""
     tests: int
     """How many they are."""
     execution: train.Execution
@@ -191,12 +195,16 @@ class DeviceData(NamedTuple):
 
 def load(task: Task, recipe: Recipe, execution: train.Execution) -> DeviceData:
     """Put a task on the device, once for all its fits, or make it a stream."""
-    what = (f"the training examples of {task.name}", f"the test examples of {task.name}")
-    examples = train.held(task.train, execution, what[0])
-    test = evaluate.held(task.test, execution, what=what[1])
+    examples = train.held(task.train, execution, f"the training examples of {task.name}")
+    test = evaluate.held(task.test, execution, what=f"the test examples of {task.name}")
     if isinstance(examples, train.Stream):
         execution.on_message(f"{task.name} is streamed: at most {execution.stream_memory / 1e6:,.0f} MB are read ahead")
-    return DeviceData(task, recipe, examples, test, len(task.test), execution)
+    return DeviceData(task, recipe, plan.objective_of(task, recipe), examples, test, len(task.test.targets), execution)
+
+
+def with_recipe(on_device: DeviceData, recipe: Recipe) -> DeviceData:
+    """The same task under another recipe."""
+    return on_device._replace(recipe=recipe, objective=plan.objective_of(on_device.task, recipe))
 
 
 class PreparedFit(NamedTuple):
@@ -224,9 +232,11 @@ def build(
     subset, validation = split(on_device, streams, budget)
     optimizer, numbers = recipe.optimizer_spec()
     terms, weights = penalties.read(recipe.penalty)
-    smooth = recipe.label_smoothing > 0
-    loss = objective.loss(recipe.loss)
-    spec = train.Spec(model, loss, optimizer, terms, smooth, start.merge, keeps_dropout=keeps_dropout)
+    smooth, balanced = recipe.label_smoothing > 0, recipe.class_weights == "balanced"
+    loss = on_device.objective.loss
+    spec = train.Spec(
+        model, loss, optimizer, terms, smooth, start.merge, keeps_dropout=keeps_dropout, weighs_classes=balanced
+    )
 
     def order(first: int, last: int) -> np.ndarray:
         by_epochs = recipe.steps is None
@@ -244,9 +254,18 @@ def build(
         start.fresh,
         start.fisher,
         order_name=(streams.order, recipe.batch_size, recipe.steps is None, subset.tobytes()),
+        class_weights=_class_weights(on_device, subset),
     )
     begins = [step for step, _ in trial.phases]
     return PreparedFit(replace(result, steps=total, phase_steps=begins), spec, trial, validation)
+
+
+def _class_weights(on_device: DeviceData, subset: np.ndarray) -> np.ndarray | None:
+    """The weights of the classes among the training examples `subset` (int32 [n]), where the recipe balances them."""
+    if on_device.recipe.class_weights == "none":
+        return None
+    classes = np.asarray(on_device.task.train.targets)[subset]
+    return objective.class_weights(classes, on_device.objective.num_outputs)
 
 
 def split(on_device: DeviceData, streams: seeds.Seeds, budget: str) -> tuple[np.ndarray, np.ndarray]:
@@ -260,8 +279,9 @@ def look_at(on_device: DeviceData, model: Model, streams: seeds.Seeds, budget: s
     subset, _ = split(on_device, streams, budget)
 
     def look(merge: Any) -> tuple[Any, Any]:
-        examples = (model, objective.loss(on_device.recipe.loss), on_device.train, subset, merge)
-        return gradients.mean_gradient(*examples), gradients.mean_squared_gradient(*examples)
+        examples = (model, on_device.objective.loss, on_device.train, subset, merge)
+        weights = _class_weights(on_device, subset)
+        return gradients.mean_gradient(*examples, weights), gradients.mean_squared_gradient(*examples)
 
     return look
 
@@ -276,7 +296,7 @@ class Point(NamedTuple):
     log: train.Log
     """What happened in the segment, float32 [fits, steps] each."""
     logits: np.ndarray | None
-    """Of the test images, float32 [fits, images, classes], where the curves have a point."""
+    """Outputs of the head for the test inputs, float32 [fits, examples, ...], where the curves have a point."""
 
 
 def drive(
@@ -363,7 +383,7 @@ def train_groups(
             pairs = zip(group, outcomes, strict=True)
             fishers = [_fisher(on_device, fit, outcome) for fit, outcome in pairs] if fisher else []
             if process.first():
-                _leave(folder, group, outcomes, on_device.task, {**about, "fisher": fisher}, fishers)
+                _leave(folder, group, outcomes, on_device, {**about, "fisher": fisher}, fishers)
                 shutil.rmtree(place, ignore_errors=True)
                 with contextlib.suppress(OSError):  # others are half trained still
                     place.parent.rmdir()
@@ -466,11 +486,21 @@ def _at_point(
 ) -> Record:
     """A record with one more point of its curve, and perhaps a new best."""
     validated = _validate(on_device, fit.spec, params, fit.validation)
-    point = _curve_point(step, since, fit.spec, validated or evaluate.metrics(logits, on_device.task.test.targets))
-    best = record.best
-    if validated and validated["accuracy"] is not None and (best is None or validated["accuracy"] > best[1]):
-        best = (step, validated["accuracy"], params)
+    measured = validated or evaluate.measure(on_device.objective, logits, np.asarray(on_device.task.test.targets))
+    primary, best = on_device.objective.metrics[0], record.best
+    point = _curve_point(step, since, fit.spec, primary, measured["score"])
+    if (
+        validated
+        and validated["score"] is not None
+        and (best is None or is_better(primary, validated["score"], best[1]))
+    ):
+        best = (step, validated["score"], params)
     return record._replace(curve=[*record.curve, point], since=None, best=best)
+
+
+def is_better(metric: Metric, score: float, other: float) -> bool:
+    """Whether one score of a metric is better than another."""
+    return score > other if metric.larger_is_better else score < other
 
 
 def _outcome(on_device: DeviceData, fit: PreparedFit, progress: Progress, i: int, logits: np.ndarray) -> Outcome:
@@ -485,20 +515,19 @@ def _outcome(on_device: DeviceData, fit: PreparedFit, progress: Progress, i: int
         part.masks[row],
         record,
         logits,
-        evaluate.metrics(logits, on_device.task.test.targets),
+        evaluate.measure(on_device.objective, logits, np.asarray(on_device.task.test.targets)),
         _validate(on_device, fit.spec, params, fit.validation) if record.diverged is None else None,
     )
 
 
-def _curve_point(step: int, log: train.Log, spec: train.Spec, measured: Mapping[str, Any]) -> dict[str, float]:
-    """A point of the curves: means over the segment, and the accuracy at its end."""
-    accuracy = measured["accuracy"]
+def _curve_point(step: int, log: train.Log, spec: train.Spec, primary: Metric, score: float | None) -> dict[str, float]:
+    """A point of the curves: means over the segment, and the primary metric at its end, "accuracy" or else "score"."""
     return {
         "step": step,
         "train_loss": float(log.loss.mean()),
         "train_penalty": float(log.penalty.mean()),
         "gradient_norm": float(log.gradient_norm.mean()),
-        "accuracy": float("nan") if accuracy is None else accuracy,
+        "accuracy" if primary.name == "accuracy" else "score": float("nan") if score is None else score,
         **{f"train_penalty_{i}_{term.name}": float(log.terms[i].mean()) for i, term in enumerate(spec.penalties)},
     }
 
@@ -510,10 +539,10 @@ def _validate(
     if not len(validation):
         return None
     what = f"the validation examples of {on_device.task.name}"
-    images = evaluate.held(on_device.task.train, on_device.execution, validation, what)
+    inputs = evaluate.held(on_device.task.train, on_device.execution, validation, what)
     stacked = jax.tree.map(lambda leaf: leaf[None], params)
-    logits = evaluate.logits(train.forward(spec.model, spec.merge), stacked, images, len(validation))[0]
-    return evaluate.metrics(logits, np.asarray(on_device.task.train.targets)[validation])
+    logits = evaluate.logits(train.forward(spec.model, spec.merge), stacked, inputs, len(validation))[0]
+    return evaluate.measure(on_device.objective, logits, np.asarray(on_device.task.train.targets)[validation])
 
 
 def _fisher(on_device: DeviceData, fit: PreparedFit, outcome: Outcome) -> Params:
@@ -531,7 +560,7 @@ def _leave(
     folder: Path,
     group: Sequence[PreparedFit],
     outcomes: Sequence[Outcome],
-    task: Task,
+    on_device: DeviceData,
     about: Mapping[str, Any],
     fishers: Sequence[Params],
 ) -> None:
@@ -540,7 +569,8 @@ def _leave(
     A checkpoint a strategy, with the Fisher information of each fit if there are `fishers`, and the ordinary parameters
     of each if the strategy merges what it added; `about` is what the checkpoints say of themselves.
     """
-    results = [_measured(fit, outcome) for fit, outcome in zip(group, outcomes, strict=True)]
+    goal, task = on_device.objective, on_device.task
+    results = [_measured(goal, fit, outcome) for fit, outcome in zip(group, outcomes, strict=True)]
     for rows in _by_strategy(results):
         name_of_group = plan.group_name(results[row].key for row in rows)
         place = folder / "checkpoints" / f"{plan.file_name(results[rows[0]].strategy)}-{name_of_group}"
@@ -554,14 +584,17 @@ def _leave(
             trees |= {f"{name}.merged": merge(outcomes[row].params)} if merge else {}
             results[row] = replace(results[row], checkpoint=f"checkpoints/{place.name}")
         in_checkpoint = {
-            result.name: {"seed": result.seed, "accuracy": result.test_accuracy, "steps": result.steps}
+            result.name: {
+                **{"seed": result.seed, "accuracy": result.test_accuracy, "steps": result.steps},
+                **({} if result.metric is None else {"score": result.test_score, "metric": result.metric}),
+            }
             for result in (results[row] for row in rows)
         }
         checkpoint.save(place, trees, {**about, "fits": in_checkpoint})
     for row, outcome in enumerate(outcomes):
         name = results[row].name
         test = (np.asarray(task.test.targets), task.test.groups)
-        predictions, sha256 = metrics.write_predictions(folder, name, outcome.logits, *test)
+        predictions, sha256 = metrics.write_predictions(folder, name, goal, outcome.logits, *test)
         metrics.write_curves(folder, name, outcome.record.curve)
         for number, mask in enumerate(outcome.masks):
             masks.save(mask, directory.make_folder(folder / "masks") / f"{name}-phase{number}")
@@ -572,9 +605,16 @@ def _leave(
     directory.add(folder, results)
 
 
-def _measured(fit: PreparedFit, outcome: Outcome) -> Result:
+def _measured(goal: Objective, fit: PreparedFit, outcome: Outcome) -> Result:
     """A fit with what training it gave, but for the places of its files."""
     record, test, validation = outcome.record, outcome.test, outcome.validation
+    metric, best = to_record(goal.metrics[0]), record.best
+    scores = {
+        "metric": metric,
+        "test_score": test["score"],
+        "validation_score": validation["score"] if validation else None,
+        "best_validation_score": best[1] if best else None,
+    }
     diverged = record.diverged is not None
     last = {name: value if np.isfinite(value) else None for name, value in record.curve[-1].items()}
     terms = {name: value for name, value in last.items() if name.startswith("train_penalty_")}
@@ -592,12 +632,14 @@ def _measured(fit: PreparedFit, outcome: Outcome) -> Result:
         train_loss=last["train_loss"],
         train_penalty=last["train_penalty"],
         penalties={name.removeprefix("train_penalty_"): value for name, value in terms.items()},
-        best_step=record.best[0] if record.best else None,
-        best_validation_accuracy=record.best[1] if record.best else None,
+        best_step=best[0] if best else None,
+        best_validation_accuracy=best[1] if best and metric is None else None,
         train_total=None if diverged else record.curve[-1]["train_loss"] + record.curve[-1]["train_penalty"],
         diverged=diverged,
         diverged_step=record.diverged,
         seconds=round(record.seconds, 3),
+        metrics=test["metrics"],
+        **(scores if metric is not None else {}),
     )
 
 

@@ -5,43 +5,100 @@ experiments.report. What verdicts speak of follows from which streams differ wit
 seeds (`Variation`): a verdict of fits whose labels are one draw says nothing of another draw.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple, TypeVar
 
 from experiments.runs import budgets, plan
 from experiments.runs.command_line import flag
 from experiments.runs.plan import Experiment
 from experiments.runs.settings import Settings
+from tljax.study import units
 from tljax.study.verdicts import require_family
-from tljax.types import InputError
+from tljax.types import InputError, Metric
 
 
 @dataclass(frozen=True)
 class Judging:
     """How fits are judged."""
 
-    margin: float = flag(0.5, "points of accuracy (hundredths) below which a difference does not matter")
+    margin: float | None = flag(
+        None,
+        "the difference below which none matters, in points where the metric is in % (as accuracy is), else in the "
+        f"metric's unit; default {units.MARGIN_OF_FRACTIONS:g} points, {units.MARGIN:g} of another unit",
+    )
     level: float = flag(0.95, "of all intervals and verdicts together, a fraction")
     family: str = flag("area", "what is judged: area under the budget curve of each strategy, or all budgets")
     looks: int = flag(1, "how often the results are to be looked at while seeds are added")
     against: str = flag("scratch", "the strategy that the others are compared with")
+    verdict_on: str = flag(
+        "target",
+        "what verdicts are on: target, or retention (the source's test set, under the source's own head)",
+        choices=("target", "retention"),
+        neutral="target",
+    )
 
 
 def require_valid(judging: Judging) -> None:
     """Raise InputError for values by which nothing can be judged."""
-    if not 0 < judging.margin < 100:
-        raise InputError(f"--margin={judging.margin:g}: give points above 0 and below 100")
+    if judging.margin is not None and not 0 < judging.margin < math.inf:
+        raise InputError(f"--margin={judging.margin:g}: {_MARGIN}")
     if not 0.5 <= judging.level < 1:
         raise InputError(f"--level={judging.level:g}: give 0.5 or more, below 1")
     if judging.looks < 1:
         raise InputError(f"--looks={judging.looks}: give 1 or more")
     require_family(judging.family)
+    if judging.verdict_on not in ON:
+        raise InputError(f"--verdict_on={judging.verdict_on}: give {' or '.join(ON)}")
+    if judging.verdict_on == "retention" and judging.against == "scratch":
+        raise InputError(
+            "--verdict_on=retention: what is kept of the source is not defined for scratch, which had none: name the "
+            "strategy that others are compared with, such as --against=full"
+        )
+
+
+_MARGIN = "give points above 0 and below 100, or a number above 0 in the unit of a metric that is not in %"
+AnyJudging = TypeVar("AnyJudging", bound=Judging)
+ON = ("target", "retention")
+"""What verdicts can be on."""
+
+
+def with_margin(judging: AnyJudging, metrics: Collection[Metric]) -> AnyJudging:
+    """Judging with the margin of these metrics, where it is one for all; else it stays None.
+
+    Raises InputError for a margin that is not below 100 points, and for one that is given for several units.
+
+    >>> with_margin(Judging(), [units.ACCURACY]).margin, with_margin(Judging(), [Metric("x", "nats")]).margin
+    (0.5, 0.01)
+    """
+    of_units = {units.of_differences(metric): units.default_margin(metric) for metric in metrics}
+    if judging.margin is None:
+        return replace(judging, margin=next(iter(of_units.values()))) if len(of_units) == 1 else judging
+    if len(of_units) > 1:
+        kinds = " and ".join(unit or "no unit" for unit in of_units)
+        raise InputError(
+            f"--margin={judging.margin:g} is one number, and the metrics of the targets are in {kinds}: leave --margin "
+            "out, or compare the targets one by one"
+        )
+    if "points" in of_units and judging.margin >= 100:
+        raise InputError(f"--margin={judging.margin:g}: {_MARGIN}")
+    return judging
+
+
+def margins(judging: Judging, metrics: Mapping[str, Metric]) -> dict[str, float]:
+    """{test set: the margin in what its metric is measured in}, of {test set: metric}."""
+    return {
+        name: (units.default_margin(metric) if judging.margin is None else judging.margin) / units.factor(metric)
+        for name, metric in metrics.items()
+    }
 
 
 def to_record(judging: Judging) -> dict[str, Any]:
-    """{field of `Judging`: value}, without what else a program's flags hold."""
-    return {field.name: getattr(judging, field.name) for field in fields(Judging)}
+    """{field of `Judging`: value}, without what else a program's flags hold, and without neutral values."""
+    values = {field.name: getattr(judging, field.name) for field in fields(Judging)}
+    neutral = {field.name: field.metadata["neutral"] for field in fields(Judging)}
+    return {name: value for name, value in values.items() if neutral[name] is None or value != neutral[name]}
 
 
 class Variation(NamedTuple):

@@ -19,6 +19,7 @@ from experiments.runs import directory
 from experiments.runs.judging import Judging, to_record
 from experiments.runs.predictions import JUDGING, Predictions, cell
 from tljax import files
+from tljax.study.results import Result
 from tljax.study.summary import label
 from tljax.study.verdicts import Cell
 from tljax.types import InputError
@@ -39,27 +40,36 @@ class JudgedFits(NamedTuple):
     """Digests of what `bases` predict."""
 
 
-def judged_fits(parts: Sequence[Predictions], against: str) -> list[JudgedFits]:
+def judged_fits(parts: Sequence[Predictions], against: str, on: str = "target") -> list[JudgedFits]:
     """The fits that are judged where `parts` are judged against a strategy: a set for each test set.
 
-    A target without two seeds of any strategy, each beside one of what it is compared with, has no set: it gets no
-    verdict.
+    `on` is what verdicts are on, as `Judging.verdict_on`. A target without two seeds of any strategy, each beside one
+    of what it is compared with, has no set: it gets no verdict.
     """
     able = judgeable(((cell(row, part.longer), row.seed) for part in parts for row in part.rows), against)
     by_test_set: dict[str, tuple[set[str], set[str], set[str], set[str]]] = {}
     for part in parts:
         for row in part.rows:
-            if row.target not in part.labels or part.longer or (label(row) == "scratch" != against):
+            test_set = _test_set(part, row, on)
+            if test_set is None or part.longer or (label(row) == "scratch" != against):
                 continue
             if row.target not in able:
                 continue
-            sets = by_test_set.setdefault(name_of_test_set(part.labels[row.target]), (set(), set(), set(), set()))
+            sets = by_test_set.setdefault(test_set, (set(), set(), set(), set()))
             base = label(row) == against
             sets[base].add(row.key)
             if row.name in part.predicted:
-                predicted = np.ascontiguousarray(part.predicted[row.name], np.int64)
-                sets[2 + base].add(hashlib.sha256(predicted.tobytes()).hexdigest()[:16])
+                sets[2 + base].add(name_of_test_set(part.predicted[row.name]))
+            elif row.name in part.scores:
+                sets[2 + base].add(name_of_test_set(part.scores[row.name]))
     return [JudgedFits(name, *map(frozenset, sets)) for name, sets in by_test_set.items() if sets[0]]
+
+
+def _test_set(part: Predictions, row: Result, on: str) -> str | None:
+    """The digest of the test set that a fit is judged on; None where it has no scores there."""
+    if on == "retention":
+        return part.kept_sets.get(row.source or "") if row.name in part.kept else None
+    return name_of_test_set(part.labels[row.target]) if row.target in part.labels else None
 
 
 def judgeable(fits: Iterable[tuple[Cell, int]], against: str) -> set[str]:
@@ -84,8 +94,15 @@ def judgeable(fits: Iterable[tuple[Cell, int]], against: str) -> set[str]:
 
 
 def name_of_test_set(labels: np.ndarray) -> str:
-    """The digest that a test set is known by, of its labels, int [items]: sixteen hexadecimal digits."""
-    return hashlib.sha256(np.ascontiguousarray(labels, np.int64).tobytes()).hexdigest()[:16]
+    """The digest that a test set is known by, of its labels, int [items], or other targets: sixteen hexadecimal digits.
+
+    Classes are the same whatever the type of their numbers.
+    """
+    array = np.asarray(labels)
+    if array.ndim == 1 and array.dtype.kind in "iu":
+        return hashlib.sha256(np.ascontiguousarray(array, np.int64).tobytes()).hexdigest()[:16]
+    about = f"{array.dtype.str} {array.shape} ".encode()
+    return hashlib.sha256(about + np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
 
 
 def place() -> Path | None:
@@ -96,7 +113,7 @@ def place() -> Path | None:
         return None
 
 
-def judged_fits_of_runs(runs: Sequence[Sequence[Predictions]], against: str) -> list[JudgedFits]:
+def judged_fits_of_runs(runs: Sequence[Sequence[Predictions]], against: str, on: str = "target") -> list[JudgedFits]:
     """The fits that are judged of several runs: each run by itself, but together where runs share a cell.
 
     Runs share a cell where one has other seeds of it: to pool the seeds of one cell is to look at it again. Runs that
@@ -109,7 +126,7 @@ def judged_fits_of_runs(runs: Sequence[Sequence[Predictions]], against: str) -> 
         near = [group for group in pooled if any(judged & {where for where, _ in cells[j]} for j in group)]
         pooled = [group for group in pooled if group not in near] + [[i, *(j for group in near for j in group)]]
     together = ([part for i in sorted(group) for part in runs[i]] for group in pooled)
-    return [fits for parts in together for fits in judged_fits(parts, against)]
+    return [fits for parts in together for fits in judged_fits(parts, against, on)]
 
 
 def count(judged: Sequence[JudgedFits], judging: Judging, places: Collection[Path | None]) -> int:
@@ -155,6 +172,8 @@ def refuse_other(judging: Judging, before: Mapping[str, Any], what: str) -> None
     differ = [
         f"--{name}={before[name]}, not {value}" for name, value in record.items() if before.get(name, value) != value
     ]
+    if before.get("verdict_on", "target") != judging.verdict_on:
+        differ.append(f"--verdict_on={before.get('verdict_on', 'target')}, not {judging.verdict_on}")
     if differ:
         raise InputError(
             f"{what} with {', '.join(differ)}: what counts as a difference is chosen before the first look; leave it "

@@ -20,12 +20,14 @@ import numpy as np
 
 from experiments.runs import console, directory
 from tljax import checkpoint, npz
+from tljax.types import Objective
 
 
 def write_curves(folder: Path, name: str, curve: Sequence[Mapping[str, float]]) -> None:
     """Write the curve of the fit `name`, a point a segment, to folder/metrics/name.
 
-    A point has step, train_loss, train_penalty, gradient_norm and accuracy, and each term of the penalty. They are
+    A point has step, train_loss, train_penalty, gradient_norm, accuracy (or the score of another primary metric), and
+    each term of the penalty. They are
     written as TensorBoard events, and as arrays (curves.npz) for the report.
     """
     place = directory.make_folder(folder / "metrics") / name
@@ -101,17 +103,33 @@ def _digest(name: str, columns: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def write_predictions(
-    folder: Path, name: str, logits: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None
+    folder: Path,
+    name: str,
+    objective: Objective,
+    outputs: np.ndarray,
+    targets: np.ndarray,
+    groups: np.ndarray | None = None,
 ) -> tuple[str, str]:
     """Write what the fit `name` predicts for the test examples; (its place in the run directory, its SHA-256).
 
-    `logits` are [items, classes], `labels` int [items]; `groups` say which examples are alike, [items], if that is
-    known. The file has `probabilities`, float32 [items, classes], `labels` and `groups`.
+    `outputs` and `targets` are [items, ...] as the objective's kind has them; `groups` say which examples are alike,
+    [items], if that is known. Of classes the file has `probabilities`, float32 [items, classes], `labels` and `groups`;
+    of other kinds `outputs` float32 [items, ...], `targets` and `groups`. Where the primary metric is not accuracy it
+    has `scores` too, float32 [items]: the metric of each item, nan of a fit that diverged.
     """
     file = directory.make_folder(folder / "predictions") / f"{name}.npz"
     packed = io.BytesIO()
-    probabilities = np.asarray(jax.nn.softmax(logits), np.float32)
     known: dict[str, Any] = {} if groups is None else {"groups": np.asarray(groups)}
-    np.savez_compressed(packed, probabilities=probabilities, labels=np.asarray(labels), **known)
+    primary = objective.metrics[0]
+    if primary.name != "accuracy":
+        assert primary.item is not None
+        finite = np.isfinite(outputs).all()
+        scores = primary.item(outputs, targets, targets) if finite else np.full(len(targets), np.nan)
+        known["scores"] = np.asarray(scores, np.float32)
+    if objective.kind == "classes":
+        probabilities = np.asarray(jax.nn.softmax(outputs), np.float32)
+        np.savez_compressed(packed, probabilities=probabilities, labels=np.asarray(targets), **known)
+    else:
+        np.savez_compressed(packed, outputs=np.asarray(outputs, np.float32), targets=np.asarray(targets), **known)
     directory.replace(file, packed.getvalue())
     return f"predictions/{file.name}", hashlib.sha256(packed.getvalue()).hexdigest()

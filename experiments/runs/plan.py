@@ -39,7 +39,7 @@ from tljax.data.files import NO_PIXELS
 from tljax.initialization import Initialization, Look, Start
 from tljax.models import randomness
 from tljax.study.results import Result
-from tljax.types import Context, InputError, Method, Model, Params, Task
+from tljax.types import Context, InputError, Method, Model, Objective, Params, Task
 
 # ---- A strategy, as the settings name it
 
@@ -328,6 +328,16 @@ def first_starts(experiment: Experiment) -> Iterator[tuple[NamedStrategy, Start]
 # ---- What a recipe comes to
 
 
+def objective_of(task: Task, recipe: Recipe) -> Objective:
+    """What a recipe minimises and measures of a task; raises InputError for what does not fit its targets."""
+    return objective.of(task, recipe.loss, recipe.metric, recipe.primary)
+
+
+def recipe_values(recipe: Recipe, kind: str) -> dict[str, Any]:
+    """{flag: value} of a recipe as keys have it: without what is neutral, and the loss by its own name."""
+    return {**_beyond_neutral(recipe.in_effect()), "loss": objective.resolved(recipe.loss, kind)}
+
+
 def check_recipe(recipe: Recipe, budget: str, task: Task, start: Start, prefix: str = "") -> None:
     """Raise InputError for what of a recipe cannot be trained, before anything is trained or written.
 
@@ -335,8 +345,16 @@ def check_recipe(recipe: Recipe, budget: str, task: Task, start: Start, prefix: 
     """
     spec, numbers = _flagged(prefix, "optimizer", recipe.optimizer_spec)
     _flagged(prefix, "decay", lambda: optimizers.require_decay(spec.decay, start.params))
-    loss = _flagged(prefix, "loss", lambda: objective.loss(recipe.loss))
-    _flagged(prefix, "label_smoothing", lambda: objective.check_smoothing(recipe.loss, recipe.label_smoothing))
+    loss_name = objective.resolved(recipe.loss, task.kind)
+    loss = _flagged(prefix, "loss", lambda: objective.loss(loss_name, task.kind))
+    _flagged(prefix, "metric", lambda: objective_of(task, recipe))
+    smoothing = (loss_name, recipe.label_smoothing, task.kind)
+    _flagged(prefix, "label_smoothing", lambda: objective.check_smoothing(*smoothing))
+    if recipe.class_weights != "none" and task.kind != "classes":
+        raise InputError(
+            f"--{prefix}class_weights={recipe.class_weights}: the targets of '{task.name}' are {task.kind}, "
+            f"not classes: leave it out{'' if prefix else ', for the source with --source_class_weights=none'}"
+        )
     terms, weights = _flagged(prefix, "penalty", lambda: penalties.read(recipe.penalty))
     fresh = dict(paths.items(start.fresh)) if start.fresh is not None else {}
     for term, numbers_of_term in zip(terms, weights, strict=True):
@@ -351,9 +369,8 @@ def check_recipe(recipe: Recipe, budget: str, task: Task, start: Start, prefix: 
     total = _flagged(prefix, "batch_size", lambda: count_steps(recipe, len(subset)))
     phases_at_steps(start.phases, total)
     _flagged(prefix, "schedule", lambda: learning_rates(recipe, total))
-    logits = jax.ShapeDtypeStruct((2, task.outputs), jnp.float32)
-    labels = jax.ShapeDtypeStruct((2,), jnp.int32)
-    values = _flagged(prefix, "loss", lambda: jax.eval_shape(loss, logits, labels))
+    outputs, targets = objective.example(task.kind, task.outputs, 2)
+    values = _flagged(prefix, "loss", lambda: jax.eval_shape(loss, outputs, targets))
     if getattr(values, "shape", None) != (2,):
         raise InputError(f"--{prefix}loss={recipe.loss} does not give a number an example: see --helpfull")
     _flagged(prefix, "optimizer", lambda: _try_optimizer(spec, numbers))
@@ -497,7 +514,7 @@ def _identified(experiment: Experiment, strategy: NamedStrategy, budget: str, se
         "fingerprint": target.fingerprint,
         "model": {"model": settings.model, "hidden": settings.hidden, "activation": settings.activation},
         "head": settings.head,
-        "recipe": _beyond_neutral(settings.recipe.in_effect()),
+        "recipe": recipe_values(settings.recipe, target.kind),
         "streams": {name: value for name, value in streams(settings, seed)._asdict().items() if name != "source"},
         "code": [strategy.code, *code_digests(settings.recipe, settings.model)],
         "many": _company(settings),
@@ -529,7 +546,7 @@ def planned_sources(settings: Settings, task: Task) -> dict[int, Result]:
         decisive = {
             "fingerprint": task.fingerprint,
             "model": settings.architecture(),
-            "recipe": _beyond_neutral(settings.source_recipe.in_effect()),
+            "recipe": recipe_values(settings.source_recipe, task.kind),
             "streams": source_streams(settings, seed)._asdict(),
             "fisher": settings.save_fisher,
             "code": code_digests(settings.source_recipe, settings.model),
@@ -599,7 +616,12 @@ def _company(settings: Settings) -> list[Any]:
 def code_digests(recipe: Recipe, model: str) -> list[str]:
     """Digests of what the flags name outside tljax: an edit of such a file makes another fit."""
     plugs = ((model, "tljax.models", "model"), (recipe.loss, "optax", "loss"), (recipe.optimizer, "optax", "optimizer"))
-    return [*(plugins.outside_digest(*plug) for plug in plugs), *penalties.digests(recipe.penalty)]
+    measures = [text for text in (*recipe.metric, recipe.primary) if text]
+    return [
+        *(plugins.outside_digest(*plug) for plug in plugs),
+        *penalties.digests(recipe.penalty),
+        *(plugins.outside_digest(text, "tljax.metrics", "metric") for text in measures),
+    ]
 
 
 def group_name(keys: Iterable[str]) -> str:

@@ -1,8 +1,8 @@
 """Predictions: what fits are judged by, and what a run directory keeps of it.
 
-Of each fit its result, its curves, and the class it takes each test example for (`Predictions`); from these the scores
-that verdicts are of (`right`). A study writes study.json and looks.json beside them (`write_study`, `count_look`), and
-a report reads all again (`read_study`).
+Of each fit its result, its curves, and the class it takes each test example for, or its score on each where the metric
+is not accuracy (`Predictions`); from these the scores that verdicts are of (`right`). A study writes study.json and
+looks.json beside them (`write_study`, `count_look`), and a report reads all again (`read_study`).
 """
 
 import hashlib
@@ -19,11 +19,20 @@ import numpy as np
 from experiments.runs import budgets, console, directory, fields, metrics
 from experiments.runs.settings import FLAGS, Settings, parse_flags
 from tljax import npz
-from tljax.study import results
+from tljax.study import results, units
 from tljax.study.results import Result
-from tljax.study.summary import accuracy, counts, label, require_one_recipe, with_share
-from tljax.study.verdicts import TOTAL, Cell, Comparison, Groups, Right, alone, sorted_cells
-from tljax.types import InputError, Task
+from tljax.study.summary import counted_score, counts, label, require_one_recipe, with_share
+from tljax.study.verdicts import (
+    TOTAL,
+    Cell,
+    Comparison,
+    Conditions,
+    Right,
+    alone,
+    of_diverged,
+    sorted_cells,
+)
+from tljax.types import InputError, Metric, Task
 
 MOST_WRONG = 16
 """How many images of a target are shown."""
@@ -35,9 +44,9 @@ class Predictions(NamedTuple):
     rows: Sequence[Result]
     """The results of the fits."""
     predicted: Mapping[str, np.ndarray]
-    """{fit: the class it takes each test example for, int [items]}."""
+    """{fit: the class it takes each test example for, int [items]}, of those whose metric is accuracy."""
     labels: Mapping[str, np.ndarray]
-    """{target: the classes of its test examples, int [items]}."""
+    """{target: the classes of its test examples, int [items]; of other kinds what they mean, [items, ...]}."""
     groups: Mapping[str, np.ndarray] = {}
     """{target: which of its test examples are alike, [items]}, where that is known."""
     curves: Mapping[str, Mapping[str, np.ndarray]] = {}
@@ -46,26 +55,94 @@ class Predictions(NamedTuple):
     classes: Sequence[str] = ()
     longer: bool = False
     """Whether the fits are scratch with the source's steps added to its own."""
+    scores: Mapping[str, np.ndarray] = {}
+    """{fit: its metric on each test example, float32 [items]}, of those whose metric is another than accuracy."""
+    kept: Mapping[str, np.ndarray] = {}
+    """{fit: its score on each of the source's test examples, [items]: bool, or float32 as above}, where retention was
+    measured."""
+    kept_groups: Mapping[str, np.ndarray] = {}
+    """{source: which of its test examples are alike, [items]}, where that is known."""
+    kept_sets: Mapping[str, str] = {}
+    """{source: the digest that its test set is known by}."""
 
 
 def of_run(folder: Path, results: Sequence[Result], task: Task) -> Predictions:
     """The predictions of fits in a run directory, with the images and classes of their target."""
-    fits = _read_fits(folder, results)._replace(images=np.asarray(task.test.arrays), classes=task.classes)
+    images = np.asarray(task.test.arrays) if task.kind == "classes" and _are_images(task.test.arrays) else None
+    fits = _read_fits(folder, results)._replace(images=images, classes=task.classes)
     return fits if task.test.groups is None else fits._replace(groups={task.name: np.asarray(task.test.groups)})
+
+
+def _are_images(arrays: Any) -> bool:
+    """Whether inputs are images, [n, height, width, channels], in one array."""
+    return getattr(arrays, "ndim", 0) == 4
 
 
 def _read_fits(folder: Path, rows: Sequence[Result]) -> Predictions:
     """What a run directory keeps of these fits."""
     settled_rows = [row for row in rows if counts(row) or row.diverged]
-    arrays = {row.name: read(folder / row.predictions, row.predictions_sha256) for row in settled_rows}
+    arrays = {row.name: _read(folder, row) for row in settled_rows}
     files = {row.target: folder / row.predictions for row in settled_rows}
     labels = {row.target: arrays[row.name][1] for row in rows if row.name in arrays}
     groups = {target: known for target, file in files.items() if (known := groups_in(file)) is not None}
     curves = {row.name: curve for row in rows if (curve := metrics.curves(folder, row.name)) is not None}
     sourced = [replace(row, source=None) if row.strategy == "scratch" else row for row in rows]
     settled = [full for row in sourced for full in with_share([row], labels.get(row.target, np.zeros(0, int)))]
-    predicted = {row.name: arrays[row.name][0] for row in settled if row.name in arrays and not row.diverged}
-    return Predictions(settled, predicted, labels, groups, curves)
+    ended = [row for row in settled if row.name in arrays and not row.diverged]
+    predicted = {row.name: arrays[row.name][0] for row in ended if row.metric is None}
+    scores = {row.name: arrays[row.name][0] for row in ended if row.metric is not None}
+    return with_kept(folder, Predictions(settled, predicted, labels, groups, curves, scores=scores))
+
+
+def _read(folder: Path, row: Result) -> tuple[np.ndarray, np.ndarray]:
+    """(what a fit of a run directory predicts, or its scores; the labels or other targets)."""
+    file = folder / row.predictions
+    if row.metric is None:
+        return read(file, row.predictions_sha256)
+    return read_scores(file, row.predictions_sha256, finite=not row.diverged)
+
+
+def with_kept(folder: Path, part: Predictions) -> Predictions:
+    """The same with the scores of its fits on their source's test set, where their results say where these lie."""
+    kept: dict[str, np.ndarray] = {}
+    groups: dict[str, np.ndarray] = {}
+    sets: dict[str, str] = {}
+    for row in part.rows:
+        if row.retention_scores and row.source:
+            scores = read_kept(folder / row.retention_scores, row.retention_sha256)
+            kept[row.name], sets[row.source] = scores.scores, scores.test_set
+            groups |= {} if scores.groups is None else {row.source: scores.groups}
+    return part._replace(kept=kept, kept_groups=groups, kept_sets=sets)
+
+
+class KeptScores(NamedTuple):
+    """The scores of one fit on its source's test set."""
+
+    scores: np.ndarray
+    """[items]: bool, which examples it gets right; float32 of a metric other than accuracy."""
+    test_set: str
+    """The digest that the test set is known by."""
+    groups: np.ndarray | None = None
+    """Which test examples are alike, int [items], if that is known."""
+
+
+def write_kept(file: Path, kept: KeptScores) -> str:
+    """Write such scores as .npz; returns its SHA-256."""
+    known: dict[str, Any] = {} if kept.groups is None else {"groups": kept.groups}
+    packed = io.BytesIO()
+    np.savez_compressed(packed, scores=kept.scores, test_set=np.array(kept.test_set), **known)
+    directory.make_folder(file.parent)
+    directory.replace(file, packed.getvalue())
+    return hashlib.sha256(packed.getvalue()).hexdigest()
+
+
+def read_kept(file: Path, sha256: str | None) -> KeptScores:
+    """Read such scores; raises InputError for a file that is not as it was written."""
+    arrays = _arrays(file, ("scores", "test_set", "groups"), sha256)
+    scores, test_set, groups = (arrays.get(name) for name in ("scores", "test_set", "groups"))
+    if scores is None or test_set is None or scores.ndim != 1 or not np.isfinite(scores).all():
+        raise InputError(f"predictions '{file}' hold no scores of a source's test set: run the command again")
+    return KeptScores(scores, str(test_set), groups)
 
 
 class StudyRecord(NamedTuple):
@@ -80,7 +157,9 @@ class StudyRecord(NamedTuple):
     """How often the fits had been looked at then."""
 
 
-JUDGING: fields.Form = {"margin?": float, "level?": float, "family?": str, "looks?": int, "against?": str}
+JUDGING: fields.Form = {
+    **{"margin?": (float, None), "level?": float, "family?": str, "looks?": int, "against?": str, "verdict_on?": str},
+}
 """How fits are judged: the fields of `judging.Judging`."""
 STUDY: fields.Form = {
     **{"notes": [str], "parts": [{"longer": bool, "rows": [{"seconds?": float}]}]},
@@ -184,6 +263,20 @@ def read(file: Path, sha256: str | None = None) -> tuple[np.ndarray, np.ndarray]
     return predicted, labels
 
 
+def read_scores(file: Path, sha256: str | None = None, finite: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """(`scores`, float [items], `targets`, [items, ...]) of a .npz of predictions whose metric is not accuracy.
+
+    Raises InputError for a file without them, with scores that are not `finite`, and for one of another SHA-256.
+    """
+    arrays = _arrays(file, ("scores", "targets"), sha256)
+    scores, targets = arrays.get("scores"), arrays.get("targets")
+    if scores is None or targets is None or scores.shape != targets.shape[:1] or scores.dtype.kind != "f":
+        raise InputError(f"predictions '{file}': give scores, floats [items], and targets [items, ...]")
+    if finite and not np.isfinite(scores).all():
+        raise InputError(f"predictions '{file}' have scores that are not finite: run the command of their run again")
+    return scores, targets
+
+
 def _ordered(array: np.ndarray) -> bool:
     """Whether an array has numbers of which one can be the largest."""
     return array.dtype.kind in "biuf"
@@ -194,18 +287,19 @@ def groups_in(file: Path) -> np.ndarray | None:
 
     Raises InputError for a file that cannot be read, and for groups that are no integers or words, one an example.
     """
-    arrays = _arrays(file, ("groups", "labels"))
+    arrays = _arrays(file, ("groups", "labels", "targets"))
     groups = arrays.get("groups")
     if groups is None:
         return None
-    if "labels" not in arrays or groups.shape != arrays["labels"].shape or groups.dtype.kind not in "iuU":
+    labels = arrays.get("labels", arrays.get("targets"))
+    if labels is None or groups.shape != labels.shape[:1] or groups.dtype.kind not in "iuU":
         raise InputError(
             f"predictions '{file}': groups are {groups.dtype} {list(groups.shape)}: give integers or words, [items]"
         )
     return np.unique(groups, return_inverse=True)[1]
 
 
-_MEMBERS = ("probabilities", "predicted", "labels", "groups")
+_MEMBERS = ("probabilities", "predicted", "labels", "groups", "outputs", "targets", "scores", "test_set")
 """All that is read of a .npz of predictions."""
 
 
@@ -222,11 +316,14 @@ def _arrays(file: Path, names: Sequence[str], sha256: str | None = None) -> dict
         raise InputError(f"predictions '{file}' cannot be read ({error}): write it again") from error
 
 
-def all_groups(parts: Sequence[Predictions]) -> dict[str, np.ndarray]:
-    """{target: which of its test examples are alike}; raises InputError where fits of one target say otherwise."""
+def all_groups(parts: Sequence[Predictions], on: str = "target") -> dict[str, np.ndarray]:
+    """{target: which of its test examples are alike}; raises InputError where fits of one target say otherwise.
+
+    Of verdicts `on` retention {source: the same}.
+    """
     groups: dict[str, np.ndarray] = {}
     for part in parts:
-        for target, of_part in part.groups.items():
+        for target, of_part in (part.kept_groups if on == "retention" else part.groups).items():
             known = groups.setdefault(target, of_part)
             pairs = np.unique(np.stack([known, of_part]), axis=1).shape[1] if known.shape == of_part.shape else 0
             if not pairs == len(np.unique(known)) == len(np.unique(of_part)):
@@ -239,10 +336,16 @@ def _require_one_study(parts: Sequence[Predictions]) -> None:
     cells: dict[Cell, list[Result]] = {}
     labels: dict[str, np.ndarray] = {}
     sizes: dict[str, int] = {}
+    metrics_of: dict[str, Metric] = {}
     for part in parts:
         for row in part.rows:
             cells.setdefault(cell(row, part.longer), []).append(row)
             classes = sizes.setdefault(row.target, len(row.confusion or ()))
+            if units.to_record(metrics_of.setdefault(row.target, results.metric(row))) != row.metric:
+                raise InputError(
+                    f"fits of '{row.target}' were measured by {metrics_of[row.target].name} and "
+                    f"{results.metric(row).name}: report those of one metric"
+                )
             if row.confusion and classes and len(row.confusion) != classes:
                 raise InputError(
                     f"fits of '{row.target}' have {classes} and {len(row.confusion)} classes: report those of one"
@@ -257,28 +360,52 @@ def _require_one_study(parts: Sequence[Predictions]) -> None:
         require_one_recipe(rows)
 
 
-def right(parts: Sequence[Predictions]) -> dict[Cell, dict[int, np.ndarray]]:
+def right(parts: Sequence[Predictions], on: str = "target") -> dict[Cell, dict[int, np.ndarray]]:
     """{cell: {seed: scores on the test examples, as `verdicts.Right` has them}} of the fits that count.
 
-    Raises InputError for two fits of one cell and seed, fits of several recipes in one cell, and fits of one target
-    that were judged on other test examples.
+    Of verdicts `on` retention they are on the source's test set, and no fit from scratch is among them. Scores of a
+    metric of which less is better are turned. Raises InputError for two fits of one cell and seed, fits of several
+    recipes in one cell, and fits of one target that were judged on other test examples.
     """
     _require_one_study(parts)
     table: dict[Cell, dict[int, np.ndarray]] = {}
     for part in parts:
         for row in part.rows:
-            scores = _scores(part, row)
+            scores = _kept_scores(part, row) if on == "retention" else _scores(part, row)
             if scores is not None:
                 table.setdefault(cell(row, part.longer), {})[row.seed] = scores
     return table
 
 
 def _scores(part: Predictions, row: Result) -> np.ndarray | None:
-    """Which test examples a fit gets right, bool [items]; for a diverged fit what it counts as, float [items]."""
-    labels, share = part.labels.get(row.target), accuracy(row)
+    """The scores of a fit: which test examples it gets right, or its turned metric; None where they are not known."""
+    labels, share, sign = part.labels.get(row.target), counted_score(row), units.sign(results.metric(row))
+    if labels is None:
+        return None
     if row.diverged:
-        return None if labels is None or share is None else np.full(len(labels), share)
-    return None if labels is None or row.name not in part.predicted else part.predicted[row.name] == labels
+        return None if share is None else of_diverged(sign * share, len(labels))
+    if row.name in part.scores:
+        return sign * part.scores[row.name]
+    return part.predicted[row.name] == labels if row.name in part.predicted else None
+
+
+def _kept_scores(part: Predictions, row: Result) -> np.ndarray | None:
+    """The scores of a fit on its source's test set, turned; None where they are not known, as of scratch."""
+    if part.longer or row.name not in part.kept:
+        return None
+    scores, sign = part.kept[row.name], units.sign(units.from_record(row.retention_metric))
+    if row.diverged:
+        return None if row.retention is None else of_diverged(sign * row.retention, len(scores))
+    return scores if scores.dtype == bool else sign * scores
+
+
+def metrics_of(parts: Sequence[Predictions], on: str = "target") -> dict[str, Metric]:
+    """{test set: its metric}, by the name of the target, or of the source where verdicts are on retention."""
+    rows = [row for part in parts for row in part.rows]
+    if on == "retention":
+        kept = [row for row in rows if row.source and row.retention is not None]
+        return {str(row.source): units.from_record(row.retention_metric) for row in kept}
+    return {row.target: results.metric(row) for row in rows}
 
 
 def cell(row: Result, longer: bool = False) -> Cell:
@@ -294,9 +421,12 @@ def longer_name(steps: int | None) -> str:
 
 
 def at_equal_total(
-    table: Right, rows: Sequence[Result], margin: float, level: float, groups: Groups
+    table: Right, rows: Sequence[Result], conditions: Mapping[str, Conditions], level: float
 ) -> list[Comparison]:
-    """Each strategy against scratch that was given the source's steps too, a budget at a time."""
+    """Each strategy against scratch that was given the source's steps too, a budget at a time.
+
+    `conditions` are by target.
+    """
     steps = {}
     for row in rows:
         if row.steps is not None and row.source_steps is not None and row.strategy != "scratch":
@@ -305,8 +435,8 @@ def at_equal_total(
     for cell_of_fit in sorted_cells(table):
         if cell_of_fit in steps:
             name = longer_name(steps[cell_of_fit])
-            more: dict[str, Any] = {"against": TOTAL, "longer": True, "groups": groups}
-            comparison = alone(table, [cell_of_fit], margin, level, name, **more)
+            of_target = conditions[cell_of_fit.target]
+            comparison = alone(table, [cell_of_fit], of_target, level, name, against=TOTAL, longer=True)
             beside += [comparison] if comparison else []
     return beside
 
@@ -314,7 +444,7 @@ def at_equal_total(
 def most_wrong(parts: Sequence[Predictions]) -> dict[str, tuple[np.ndarray, list[str]]]:
     """{target: (the test images most often taken for another class, a caption each)}."""
     worst_of = {}
-    with_images = [part for part in parts if part.rows and part.images is not None]
+    with_images = [part for part in parts if part.rows and part.images is not None and part.predicted]
     for target in dict.fromkeys(part.rows[0].target for part in with_images):
         of_target = [part for part in with_images if part.rows[0].target == target]
         first, predicted = of_target[0], np.array([fit for part in of_target for fit in part.predicted.values()])

@@ -34,7 +34,7 @@ class Record(NamedTuple):
     finite: Params | None
     """The parameters at the last point of the curve, of a fit that diverged after it, or was stopped between points."""
     best: tuple[int, float, Params] | None
-    """Where there is a validation split: the step of the best accuracy on it, that accuracy, and the parameters."""
+    """Where there is a validation split: the step of the best primary metric on it, that score, and the parameters."""
 
 
 class Progress(NamedTuple):

@@ -17,6 +17,8 @@ FIRST_SEED = 1_000_000
 """The search's seeds begin here."""
 _SEARCHED = ("hidden", "activation", "head")
 """Flags beside those of a recipe that a search may vary."""
+MEASURED = ("metric", "primary")
+"""Flags of a recipe that it may not: they say what is measured."""
 PINS = ("source_seed", "head_seed", "order_seed", "draw_seed")
 """Flags that a search and its final fits would share."""
 
@@ -102,7 +104,7 @@ def check(flag_values: Mapping[str, Any], settings: Settings, search: Search) ->
             raise InputError(f"--{name} is pinned: the search and the final fits would share it; leave it out")
     for dimension in search.ranges:
         name = dimension.name
-        of_recipe = name.removeprefix("source_") in {*vars(settings.recipe)} - {"validation", "penalty"}
+        of_recipe = name.removeprefix("source_") in {*vars(settings.recipe)} - {"validation", "penalty", *MEASURED}
         if "." not in name and not of_recipe and name not in _SEARCHED:
             raise InputError(f"--space={dimension}: '{name}' is no flag that can be searched; see --helpfull")
         if settings.source_checkpoint and (name in ("hidden", "activation") or name.startswith("source_")):
@@ -133,7 +135,14 @@ def shapes(flag_values: Mapping[str, Any], dimension: Range) -> int:
 def _shape(settings: Settings) -> tuple[Any, ...]:
     """The part of the settings that the compiled function depends on."""
     recipe = settings.recipe
-    fit = (recipe.batch_size, recipe.epochs, recipe.steps, recipe.loss, recipe.label_smoothing > 0)
+    fit = (
+        recipe.batch_size,
+        recipe.epochs,
+        recipe.steps,
+        recipe.loss,
+        recipe.label_smoothing > 0,
+        recipe.class_weights,
+    )
     optimizer, _ = recipe.optimizer_spec()
     terms, _ = penalties.read(recipe.penalty)
     return settings.hidden, settings.activation, settings.strategies, *fit, optimizer, terms

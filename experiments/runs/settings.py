@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from experiments.runs import budgets, command_line
 from experiments.runs.command_line import Kind, flag
 from tljax import models, optimizers, plugins
+from tljax.objective import AUTO
 from tljax.types import InputError, Model
 
 MOST_DEVICES = 1024
@@ -148,13 +149,25 @@ class Recipe:
         None, "steps (batches) instead of epochs, one permutation after another", bounds=(1, MOST_STEPS), often=True
     )
     points: int = flag(10, "how many points the curves have under --steps", bounds=(1, 10**6))
-    loss: str = flag("softmax_cross_entropy", "L (nats): a loss of optax, or package.module:attribute")
+    loss: str = flag("auto", "L: as the targets are, a loss of optax, or package.module:attribute")
     label_smoothing: float = flag(0.0, "fraction of each label spread over all classes; for losses of one-hot labels")
     penalty: str = flag(
         "",
         "lambda R over the trained leaves: l2:weight=1e-4:on=head/**, several with commas, or FILE.py:penalty:weight=1",
     )
     validation: float = flag(0.0, "fraction of the training examples held out; they count as labels used")
+    class_weights: str = flag(
+        "none",
+        "balanced: L of each example times n / (k n_c), so that all k classes weigh the same",
+        choices=("none", "balanced"),
+        neutral="none",
+    )
+    metric: tuple[str, ...] = flag(
+        (), "more to measure, with commas: macro_f1, auc, mae, token_accuracy, FILE.py:metric", neutral=()
+    )
+    primary: str = flag(
+        "", "the metric that verdicts are of, if another than the targets have; with a score an item", neutral=""
+    )
 
     def optimizer_spec(self) -> tuple[optimizers.OptimizerSpec, dict[str, float]]:
         """(optimizer as it is compiled, {number that is traced: its value}). Raises InputError as `optimizers.spec`."""
@@ -349,11 +362,11 @@ class Settings(
         """The flagfile lines that give these settings again, but for what is local to a call, such as --workdir."""
         source = {f"source_{name}": value for name, value in vars(self.source_recipe).items()}
         values = {**vars(self), **vars(self.recipe), **source}
-        return [f"--{name}={_written(values[name])}" for name in WRITTEN if values[name] is not None]
+        return [f"--{name}={written(values[name])}" for name in WRITTEN if values[name] is not None]
 
-    def build_model(self, classes: int) -> Model:
-        """The model that the settings describe, for so many classes."""
-        return models.build(self.model, classes, hidden=self.hidden, activation=self.activation)
+    def build_model(self, num_outputs: int) -> Model:
+        """The model that the settings describe, whose head gives so many outputs."""
+        return models.build(self.model, num_outputs, hidden=self.hidden, activation=self.activation)
 
     def architecture(self) -> dict[str, Any]:
         """What a checkpoint says of the model that the settings describe."""
@@ -405,9 +418,18 @@ NEUTRAL = {
 """{flag: the value under which all is as before there was the flag}: it enters no key, and old runs are of it."""
 
 
-def _written(value: Any) -> str:
+def written(value: Any) -> str:
     """A value as settings are written; the files of older runs are compared with it as text, so it stays so."""
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def as_compared(name: str, text: str) -> str:
+    """The text of a flag's value by which two runs are compared: old ones of classes have a loss where now is 'auto'.
+
+    >>> as_compared("source_loss", "auto"), as_compared("loss", "l2_loss")
+    ('softmax_cross_entropy', 'l2_loss')
+    """
+    return AUTO["classes"] if name.removeprefix(Recipe.TWIN) == "loss" and text == "auto" else text
 
 
 # ---- What cannot be

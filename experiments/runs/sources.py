@@ -106,7 +106,7 @@ def stand_ins(settings: Settings, trial_seeds: Sequence[int]) -> dict[int, int]:
         return {}
     _require_seeds(settings, list(places), settings.seeds)
     fits = {place: _read_about(place)["fits"] for place in {place for place, _ in places.values()}}
-    sound = [seed for seed, (place, name) in sorted(places.items()) if fits[place].get(name, {}).get("accuracy")]
+    sound = [seed for seed, (place, name) in sorted(places.items()) if not _is_diverged(fits[place].get(name, {}))]
     ranked = [seed for seed in sound if seed not in settings.seeds] or sound or sorted(places)
     return {seed: ranked[i % len(ranked)] for i, seed in enumerate(trial_seeds)}
 
@@ -147,8 +147,8 @@ def _from_run(settings: Settings, model_too: bool = True, stand_ins: Mapping[int
         seed: from_state(loaded[place][0], name, loaded[place][1]["fits"][name]["accuracy"])
         for seed, (place, name) in chosen.items()
     }
-    for seed, source in trained.items():
-        if source.accuracy is None:
+    for seed, (place, name) in chosen.items():
+        if _is_diverged(abouts[place]["fits"][name]):
             raise InputError(
                 f"--source_checkpoint={settings.source_checkpoint}: the source of seed {seed} diverged: train it again"
             )
@@ -241,7 +241,10 @@ _ABOUT: fields.Form = {
     **{"shape": (list, dict), "fits": dict, "note?": str, "kind?": str, "outputs?": int},
 }
 """What a checkpoint says of itself if it can be a source."""
-_FIT: fields.Form = {"seed": int, "accuracy": (float, None), "steps?": (int, None)}
+_FIT: fields.Form = {
+    **{"seed": int, "accuracy": (float, None), "steps?": (int, None)},
+    **{"score?": (float, None), "metric?": dict},
+}
 """What it says of each fit."""
 
 
@@ -259,6 +262,11 @@ def _read_about(place: Path) -> dict[str, Any]:
         if fields.fault(fit, _FIT) or name not in about["sha256"]:
             raise InputError(f"checkpoint '{place}' holds no fit '{name}': train it again")
     return about
+
+
+def _is_diverged(fit: Mapping[str, Any]) -> bool:
+    """Whether a fit diverged, by what its checkpoint says of it."""
+    return (fit.get("score") if "metric" in fit else fit.get("accuracy")) is None
 
 
 def _say_superseded(folder: Path, places: Mapping[int, tuple[Path, str]]) -> None:
@@ -635,7 +643,7 @@ def _find_fit(place: Path, fit: str | None) -> tuple[Path, int]:
     fits = first_about(folder)["fits"]
     if name not in fits:
         raise InputError(f"checkpoint '{folder}' holds no fit '{name}': train it again")
-    if fits[name]["accuracy"] is None:
+    if _is_diverged(fits[name]):
         raise InputError(f"fit '{name}' of '{folder}' diverged: train it again, at a lower rate, or choose another")
     return folder, fits[name]["seed"]
 

@@ -10,7 +10,7 @@ from experiments.runs import fit, plan
 from experiments.runs.fit import DeviceData, PreparedFit
 from experiments.runs.plan import Experiment
 from experiments.runs.sources import Trained
-from tljax import evaluate
+from tljax import evaluate, metrics
 from tljax.data import derive
 from tljax.study.results import Result
 from tljax.types import Task
@@ -20,26 +20,28 @@ class SearchTask(NamedTuple):
     """What the trials of a search learn: a task without its test examples."""
 
     on_device: DeviceData
-    """Its test images are the validation examples of all seeds."""
+    """Its test inputs are the validation examples of all seeds."""
     rows: np.ndarray
     """Which examples of the training set they are, ascending: int32."""
     budget: str
     shared: dict[Hashable, Any]
     """Starts and orders that trials share."""
+    worst: float
+    """The score that a fit that diverged has: of accuracy 0, else what answering always the same gives."""
 
 
 class Judgement(NamedTuple):
     """What training one setting gave."""
 
-    accuracy: float | None
-    """On validation examples, a mean over seeds; None if a fit diverged."""
+    score: float | None
+    """The primary metric on validation examples, a mean over seeds; None if a fit diverged."""
     pruned: bool
     loss: float | None = None
-    """Mean cross-entropy on them, in nats, a mean over seeds; None if a fit diverged."""
+    """Mean loss on them, as `evaluate.measure` has it, a mean over seeds; None if a fit diverged."""
 
 
 Report = Callable[[int, int, float], bool]
-"""(which setting, step, validation accuracy so far) -> whether to give it up."""
+"""(which setting, step, validation score so far) -> whether to give it up."""
 
 
 def without_test(task: Task) -> Task:
@@ -53,8 +55,11 @@ def search_task(experiment: Experiment, budget: str) -> SearchTask:
     on_device = fit.load(task, settings.recipe, experiment.execution)
     validation = [fit.split(on_device, plan.streams(settings, seed), budget)[1] for seed in settings.seeds]
     rows = np.unique(np.concatenate(validation))
-    images = evaluate.held(task.train, experiment.execution, rows, f"the validation examples of {task.name}")
-    return SearchTask(on_device._replace(test=images, tests=len(rows)), rows, budget, {})
+    inputs = evaluate.held(task.train, experiment.execution, rows, f"the validation examples of {task.name}")
+    goal, targets = on_device.objective, np.asarray(task.train.targets)[rows]
+    constant = metrics.value(goal.metrics[0], metrics.constant(goal.kind, targets, goal.num_outputs), targets)
+    worst = 0.0 if goal.metrics[0].name == "accuracy" else constant or 0.0
+    return SearchTask(on_device._replace(test=inputs, tests=len(rows)), rows, budget, {}, worst)
 
 
 def judge(
@@ -91,15 +96,15 @@ class Member(NamedTuple):
 
 
 Scores = dict[int, dict[int, tuple[float, float] | None]]
-"""{setting: {seed: (validation accuracy, validation loss)}}, None of a fit that diverged."""
+"""{setting: {seed: (validation score, validation loss)}}, None of a fit that diverged."""
 
 
 def _judgement(scores: Collection[tuple[float, float] | None], pruned: bool) -> Judgement:
     known = [score for score in scores if score is not None]
     if not known or len(known) < len(scores):
         return Judgement(None, pruned)
-    accuracy, loss = np.mean(known, axis=0).tolist()
-    return Judgement(accuracy, pruned, loss)
+    score, loss = np.mean(known, axis=0).tolist()
+    return Judgement(score, pruned, loss)
 
 
 def prepare(task: SearchTask, experiment: Experiment, seed: int, trained: Mapping[int, Trained]) -> PreparedFit:
@@ -107,7 +112,7 @@ def prepare(task: SearchTask, experiment: Experiment, seed: int, trained: Mappin
     settings, model, source, target = experiment.settings, experiment.model, experiment.source, experiment.target
     streams = plan.streams(settings, seed)
     [strategy] = experiment.strategies
-    on_device = task.on_device._replace(recipe=settings.recipe)
+    on_device = fit.with_recipe(task.on_device, settings.recipe)
     # A strategy that looks at data sees what the recipe makes of it.
     recipe = settings.recipe if strategy.method.data_driven else None
     identity = source.identity[seed] if source and seed in trained else None
@@ -134,10 +139,10 @@ def _train(
 ) -> None:
     """Train a group of fits, whose recipes have as many steps and points as that of `experiment`, and score them."""
     settings = {member.setting for member in group}
-    on_device = task.on_device._replace(recipe=experiment.settings.recipe)
+    on_device = fit.with_recipe(task.on_device, experiment.settings.recipe)
     last = len(group[0].fit.trial.rates)
-    labels = np.asarray(on_device.task.train.targets)
-    accuracies: dict[int, dict[int, list[float]]] = {}
+    targets = np.asarray(on_device.task.train.targets)
+    every_score: dict[int, dict[int, list[float]]] = {}
     fits = [member.fit for member in group]
     for state, _, logits in fit.drive(on_device, fits, should_stop=lambda: settings <= pruned):
         if logits is None:
@@ -145,13 +150,12 @@ def _train(
         for row, i in enumerate(state.fits):
             setting, seed, prepared = group[i]
             at = np.searchsorted(task.rows, prepared.validation)
-            accuracy = float((logits[row][at].argmax(-1) == labels[prepared.validation]).mean())
             diverged = fit.diverged_at(state, row, logits) is not None
+            measured = evaluate.measure(on_device.objective, logits[row][at], targets[prepared.validation])
             if state.step == last:
-                measured = evaluate.metrics(logits[row][at], labels[prepared.validation])
-                scores[setting][seed] = None if diverged else (measured["accuracy"], measured["loss"])
-            so_far = accuracies.setdefault(setting, {}).setdefault(state.step, [])
-            so_far.append(0.0 if diverged else accuracy)
+                scores[setting][seed] = None if diverged else (measured["score"], measured["loss"])
+            so_far = every_score.setdefault(setting, {}).setdefault(state.step, [])
+            so_far.append(task.worst if diverged or measured["score"] is None else measured["score"])
             whole = len(so_far) == len(experiment.settings.seeds) and state.step < last
             if whole and setting not in pruned and report(setting, state.step, float(np.mean(so_far))):
                 pruned.add(setting)

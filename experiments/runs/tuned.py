@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from experiments.runs import directory, plan
 from experiments.runs.command_line import PATHS_FROM
-from experiments.runs.search_flags import FIRST_SEED
+from experiments.runs.search_flags import FIRST_SEED, MEASURED
 from experiments.runs.settings import FLAGS, Recipe, Settings, parse_flags
 from tljax import plugins
 from tljax.study import space
@@ -189,7 +189,7 @@ _UNSET = ("steps", "source_steps")
 
 def searched_flags() -> set[str]:
     """Names of the flags that a search varies: both recipes', and those that are tied to them."""
-    names = set(vars(Recipe())) - {"validation"}
+    names = set(vars(Recipe())) - {"validation", *MEASURED}
     return names | {f"source_{name}" for name in names} | {"hidden", "activation", "head"}
 
 

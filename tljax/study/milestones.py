@@ -8,24 +8,28 @@ from typing import Any
 
 import numpy as np
 
+from tljax.study import results as of_results
+from tljax.study import units
 from tljax.study.results import Result
-from tljax.study.summary import Curves, accuracy, counts, groups, label, mean
+from tljax.study.summary import Curves, along, counted_score, counts, groups, label, mean
 
 
 def milestones(results: Sequence[Result], curves: Curves) -> list[dict[str, Any]]:
     """A row for each source, target, strategy and budget, scratch among them; accuracies are fractions.
 
-    jump_start: accuracy before the first step less that of scratch drawn anew (chance, 1/classes), 'not defined' where
-    the head is drawn anew; asymptote: mean accuracy at the end; time_to_threshold: steps until scratch's asymptote at
-    this budget is reached, a median over fits, '>600' where half of them or more never do; area: mean accuracy over
-    the steps; examples_saved: labels that scratch needs for the strategy's asymptote, less those it had; flops and
-    seconds: of training until the threshold, and with the source's training added. A diverged fit has the accuracy
-    that `summary.accuracy` says from where it diverged, and reaches no threshold.
+    Where a metric is not accuracy, that metric stands in its place, as it is measured; less is then reached from above
+    where less is better. jump_start: accuracy before the first step less that of scratch drawn anew (chance,
+    1/classes), 'not defined' where the head is drawn anew, or there are no classes; asymptote: mean accuracy at the
+    end; time_to_threshold: steps until scratch's asymptote at this budget is reached, a median over fits, '>600' where
+    half of them or more never do; area: mean accuracy over the steps; examples_saved: labels that scratch needs for the
+    strategy's asymptote, less those it had; flops and seconds: of training until the threshold, and with the source's
+    training added. A diverged fit has the accuracy that `summary.counted_score` says from where it diverged, and
+    reaches no threshold.
     """
     rows = []
     fits = [fit for fit in results if fit.strategy != "pretrain"]
     base = {
-        (group[0].target, group[0].train_examples): mean(accuracy(fit) for fit in group)
+        (group[0].target, group[0].train_examples): mean(_turned(fit) for fit in group)
         for group in groups(fits)
         if label(group[0]) == "scratch"
     }
@@ -37,18 +41,28 @@ def milestones(results: Sequence[Result], curves: Curves) -> list[dict[str, Any]
     return rows
 
 
+def _turned(fit: Result) -> float | None:
+    """The score that a fit counts with, turned so that more is better."""
+    value = counted_score(fit)
+    return None if value is None else units.sign(of_results.metric(fit)) * value
+
+
 def _scratch(base: Mapping[tuple[str, int], float | None], target: str) -> list[tuple[int, float]]:
-    """(labels, accuracy) of scratch on one target, labels ascending."""
+    """(labels, score, turned) of scratch on one target, labels ascending."""
     return sorted((budget, value) for (name, budget), value in base.items() if name == target and value is not None)
 
 
 def _milestone(
     members: Sequence[Result], curves: Curves, threshold: float | None, scratch: Sequence[tuple[int, float]]
 ) -> dict[str, Any]:
-    """The row of one strategy and budget; `threshold` is scratch's asymptote, `scratch` is (labels, accuracy) of it."""
+    """The row of one strategy and budget; `threshold` is scratch's asymptote, `scratch` is (labels, score) of it.
+
+    Both are turned so that more is better.
+    """
     first = members[0]
-    asymptote = mean(accuracy(fit) for fit in members)
-    times = [_time_to(fit, curves, threshold) for fit in members if fit.name in curves] if threshold else []
+    sign, asymptote = units.sign(of_results.metric(first)), mean(_turned(fit) for fit in members)
+    with_curves = [fit for fit in members if fit.name in curves]
+    times = [] if threshold is None else [_time_to(fit, curves, threshold) for fit in with_curves]
     steps = float(np.median(times)) if times else None
     per_step = mean(fit.step_flops for fit in members)
     seconds = None if steps is None else _per_step(members) * steps
@@ -61,7 +75,7 @@ def _milestone(
         "strategy": label(first),
         "train_examples": first.train_examples,
         "jump_start": "not defined" if start is None or classes is None else start - 1 / classes,
-        "asymptote": asymptote,
+        "asymptote": None if asymptote is None else sign * asymptote,
         "time_to_threshold": f">{first.steps}" if steps == np.inf else steps,
         "area": _area(members, curves),
         "examples_saved": None if label(first) == "scratch" else saved(scratch, first.train_examples, asymptote),
@@ -72,19 +86,21 @@ def _milestone(
     }
 
 
-def time_to(curve: Mapping[str, Any], threshold: float) -> float:
-    """The first recorded step whose accuracy is `threshold` or more; infinite where none is.
+def time_to(curve: Mapping[str, Any], threshold: float, sign: int = 1) -> float:
+    """The first recorded step whose accuracy (or other metric) is `threshold` or more; infinite where none is.
 
     >>> time_to({"step": [10, 20, 30], "accuracy": [0.5, 0.7, 0.8]}, 0.6)
     20.0
+
+    With a `sign` of -1 less is better, and the threshold is turned.
     """
-    reached = np.asarray(curve["accuracy"], float) >= threshold
+    reached = sign * along(curve) >= threshold
     return float(np.asarray(curve["step"])[reached.argmax()]) if reached.any() else np.inf
 
 
 def _time_to(fit: Result, curves: Curves, threshold: float) -> float:
     """The step at which a fit reaches the threshold; infinite where it never does, or diverged."""
-    return np.inf if fit.diverged else time_to(curves[fit.name], threshold)
+    return np.inf if fit.diverged else time_to(curves[fit.name], threshold, units.sign(of_results.metric(fit)))
 
 
 def saved(scratch: Sequence[tuple[int, float]], budget: int, accuracy: float | None) -> float | str | None:
@@ -112,13 +128,13 @@ def saved(scratch: Sequence[tuple[int, float]], budget: int, accuracy: float | N
 
 
 def _area(members: Sequence[Result], curves: Curves) -> float | None:
-    """Mean accuracy over the steps, by trapezoids between the recorded ones."""
+    """Mean accuracy (or other metric) over the steps, by trapezoids between the recorded ones."""
     areas = []
     for fit in members:
         if fit.name in curves:
             steps = np.asarray(curves[fit.name]["step"], float)
-            values = np.asarray(curves[fit.name]["accuracy"], float)
-            share = accuracy(fit)
+            values = along(curves[fit.name])
+            share = counted_score(fit)
             if fit.diverged and share is not None:
                 values = np.where(np.isfinite(values), values, share)
             width = steps[-1] - steps[0]

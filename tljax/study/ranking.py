@@ -20,7 +20,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tljax.types import InputError
+from tljax.study.units import ACCURACY
+from tljax.types import InputError, Metric
 
 LEAST = 5
 """The least number of sources for intervals: of four even a perfect ranking has a chance of 2 / 4!, more than 5 %."""
@@ -63,10 +64,12 @@ class Board(NamedTuple):
     scores: Mapping[str, np.ndarray]
     """{score: float [targets, sources]}."""
     truths: np.ndarray
-    """Float [targets, sources]: accuracies, means over seeds."""
+    """Float [targets, sources]: means over seeds of accuracy, or of another metric turned so that more is better."""
     targets: tuple[str, ...]
     trivial: np.ndarray
     """Bool [sources]."""
+    metric: Metric = ACCURACY
+    """What the truths are of."""
 
     @property
     def title(self) -> str:

@@ -38,7 +38,7 @@ class Result:
     spec: str | None = None
     """The strategy as a flag has it, where it was given a name of its own."""
     source_accuracy: float | None = None
-    """The source's own test accuracy."""
+    """The source's own test accuracy; where `source_metric` says another metric, that."""
     steps: int | None = None
     phase_steps: Sequence[int] = ()
     """The steps before which its phases begin."""
@@ -88,6 +88,8 @@ class Result:
     best_validation_score: float | None = None
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     """{name of a further metric: its value on the test set}."""
+    source_metric: Mapping[str, Any] | None = None
+    """What the source was measured by, where that is not accuracy, as `metric` has it."""
 
     majority_share: float | None = None
     """Of a fit that diverged, what it counts with: the share of the most frequent test class; where the metric is not
@@ -96,7 +98,12 @@ class Result:
     evals: Mapping[str, float | None] | None = None
     """{further test set: accuracy on it}."""
     retention: float | None = None
-    """Accuracy on the source's test set with the source's head put back."""
+    """The source's metric on the source's test set, with the source's head put back."""
+    retention_metric: Mapping[str, Any] | None = None
+    """That metric, as `metric` has it; None is accuracy."""
+    retention_scores: str | None = None
+    """Where the scores of the source's test examples lie in the run directory, and their SHA-256."""
+    retention_sha256: str | None = None
     start_accuracy: float | None = None
     """Test accuracy before the first step, where the head is not drawn anew."""
     step_flops: float | None = None
@@ -112,7 +119,8 @@ class Result:
 
 
 _ADDED = (
-    *("majority_share", "evals", "retention", "start_accuracy"),
+    *("majority_share", "evals", "retention", "retention_metric", "retention_scores", "retention_sha256"),
+    "start_accuracy",
     *("step_flops", "source_steps", "source_flops", "source_seconds"),
 )
 _OF_METRIC = ("metric", "test_score", "validation_score", "best_validation_score")
@@ -154,7 +162,13 @@ def to_json(result: Result) -> dict[str, Any]:
     if result.record:
         new = (name for name in values if name not in result.record and values[name] != getattr(_BARE, name, None))
         return {name: values[name] for name in (*result.record, *new)}
-    optional = {*_ADDED, *_OF_METRIC, "spec", *(["source_accuracy"] if result.strategy == "pretrain" else [])}
+    optional = {
+        *_ADDED,
+        *_OF_METRIC,
+        "source_metric",
+        "spec",
+        *(["source_accuracy"] if result.strategy == "pretrain" else []),
+    }
     if not result.metrics:
         del values["metrics"]
     return {name: value for name, value in values.items() if value is not None or name not in optional}

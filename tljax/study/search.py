@@ -48,9 +48,11 @@ def opened(
     lease: float,
     about: Mapping[str, Any],
     say: Callable[[str], None] = warnings.warn,
+    maximize: bool = True,
 ) -> Search:
     """The study of a name: in memory, in a journal file, or in the database of a URL; new, or taken up.
 
+    Values are the better the larger they are, or without `maximize` the smaller.
     `about` says what is searched. Raises InputError for a storage that cannot be reached, an unknown sampler or
     pruner, a journal that was altered, and a study of another search. `say` gets a line on what of a journal was never
     finished, and is cut off.
@@ -63,7 +65,7 @@ def opened(
         "sampler": _component(optuna.samplers, "sampler", spec, seed),
         "pruner": _component(optuna.pruners, "pruner", plugins.parse(pruner), None),
         "study_name": name,
-        "direction": "maximize",
+        "direction": "maximize" if maximize else "minimize",
         "load_if_exists": True,
     }
     for attempt in range(_ATTEMPTS):
@@ -231,10 +233,17 @@ def under_way(study: Any) -> int:
 
 
 @_in_one_line
-def tell(study: Any, trial: Running, value: float | None, pruned: bool = False, loss: float | None = None) -> None:
+def tell(
+    study: Any,
+    trial: Running,
+    value: float | None,
+    pruned: bool = False,
+    loss: float | None = None,
+    worst: float = 0.0,
+) -> None:
     """Hand in a trial's value, or that it diverged (None); nothing where it was taken from this process meanwhile.
 
-    `loss`, which the sampler does not learn from, is kept beside it.
+    `loss`, which the sampler does not learn from, is kept beside it. `worst` is the value of one that diverged.
     """
     from optuna.trial import TrialState
 
@@ -242,10 +251,10 @@ def tell(study: Any, trial: Running, value: float | None, pruned: bool = False, 
         if pruned:
             study.tell(trial.handle, state=TrialState.PRUNED)
             return
-        # A fit that diverged is a bad one, which the sampler is to learn from: the worst accuracy there is.
+        # A fit that diverged is a bad one, which the sampler is to learn from.
         trial.handle.set_user_attr("diverged", value is None)
         trial.handle.set_user_attr("loss", loss)
-        study.tell(trial.handle, 0.0 if value is None else value)
+        study.tell(trial.handle, worst if value is None else value)
 
 
 @_in_one_line
@@ -275,7 +284,8 @@ def best(study: Any) -> Any:
     if not finite:
         name = study.study_name
         raise InputError(f"all {len(finished)} trials of study '{name}' diverged: lower the rates of `space=`")
-    return max(finite, key=lambda trial: (trial.value, -trial.number))
+    sign = 1 if study.direction.name == "MAXIMIZE" else -1
+    return max(finite, key=lambda trial: (sign * trial.value, -trial.number))
 
 
 class TrialRecord(NamedTuple):
@@ -285,11 +295,11 @@ class TrialRecord(NamedTuple):
     state: str
     """COMPLETE, PRUNED, FAIL, RUNNING or WAITING, as Optuna names them."""
     value: float | None
-    """What the sampler learnt from: 0 of one that diverged, of a pruned one the last it reported."""
+    """What the sampler learnt from: the worst of one that diverged, of a pruned one the last it reported."""
     accuracy: float | None
-    """On validation examples, a fraction; None where the trial diverged or did not end."""
+    """On validation examples, a fraction (or another primary metric); None where the trial diverged or did not end."""
     loss: float | None
-    """On validation examples, mean cross-entropy in nats."""
+    """On validation examples, mean cross-entropy in nats (of other targets than classes the loss of their kind)."""
     diverged: bool
     owner: str
     """The process that had it last: 'process 12 on x'."""

@@ -7,11 +7,24 @@ from typing import Any
 
 import numpy as np
 
+from tljax.study import results as of_results
+from tljax.study import units
 from tljax.study.results import Result
-from tljax.types import InputError
+from tljax.study.units import ACCURACY
+from tljax.types import InputError, Metric
 
 Curves = Mapping[str, Mapping[str, Any]]
-"""Name of a fit -> step, train_loss, accuracy, each [segments]."""
+"""Name of a fit -> step, train_loss, and accuracy, or score where the metric is another, each [segments]."""
+
+
+def along(curve: Mapping[str, Any]) -> np.ndarray:
+    """The metric at the points of a curve, float [segments]: its accuracy, or the score where that is another.
+
+    >>> along({"step": [1, 2], "accuracy": [0.5, 1]}).tolist()
+    [0.5, 1.0]
+    """
+    return np.asarray(curve["score"] if "score" in curve else curve["accuracy"], float)
+
 
 Members = Mapping[str, Sequence[Result]]
 """Fits by strategy."""
@@ -38,17 +51,19 @@ class Summary:
     diverged: int
     """How many of them diverged."""
     counted: int
-    """How many entered the mean accuracy."""
+    """How many entered the mean score."""
     counts_as: float | None
-    """The accuracy that one that diverged counts with, a fraction; None where none did."""
-    accuracy: Spread | None
-    """Test accuracy, a fraction."""
+    """The score that one that diverged counts with; None where none did."""
+    metric: Metric
+    """What the scores are: accuracy, or another."""
+    score: Spread | None
+    """The metric on the test set; of one in '%' a fraction."""
     gain: Spread | None
-    """Points of accuracy above scratch, paired by seed."""
+    """How much better than scratch, paired by seed: in points, or the metric's unit."""
     gain_seeds: int
     """How many pairs there are."""
     test_loss: Spread | None
-    """In nats, over the fits that did not diverge, as is the next."""
+    """Of classes in nats; over the fits that did not diverge, as is the next."""
     calibration_error: Spread | None
     """A fraction."""
     trained_parameters: int | None
@@ -58,12 +73,15 @@ class Summary:
     steps: float | None
     """A mean, as are the seconds."""
     seconds: float | None
+    retention: Spread | None = None
+    """The source's metric on the source's test set, with the source's head put back; None where it is not known."""
+    retention_metric: Metric = ACCURACY
 
 
 def summary(results: Sequence[Result]) -> list[Summary]:
     """A summary for each budget, target and strategy, in the order of `groups`.
 
-    Fits of sources are left out, and diverged ones count as `accuracy` says.
+    Fits of sources are left out, and diverged ones count as `counted_score` says.
     """
     scratch = [result for result in results if result.strategy == "scratch"]
     return [_aggregate(members, scratch) for members in groups(results) if members[0].strategy != "pretrain"]
@@ -133,7 +151,15 @@ COUNTS_AS = (
     "a fit that diverged counts as the share of the most frequent test class, as if it always answered that; losses "
     "and curves are of the others"
 )
-"""What is said wherever a diverged fit entered a mean."""
+COUNTS_AS_CONSTANT = (
+    "a fit that diverged counts as the best constant answer, as if it always gave that; losses and curves are of the "
+    "others"
+)
+
+
+def counts_as(results: Iterable[Result]) -> list[str]:
+    """What is said wherever diverged fits, these, entered a mean: of accuracy, and of other metrics."""
+    return list(dict.fromkeys(COUNTS_AS if result.metric is None else COUNTS_AS_CONSTANT for result in results))
 
 
 def majority_share(labels: np.ndarray) -> float:
@@ -149,31 +175,38 @@ def majority_share(labels: np.ndarray) -> float:
 def with_share(results: Iterable[Result], labels: np.ndarray) -> list[Result]:
     """Fits of one target, the diverged ones with the `majority_share` of its test labels, int [items].
 
+    Where the metric is not accuracy, what they count with stands in their results since they were trained.
+
     >>> [fit] = with_share([Result(name="a", target="b", strategy="c", seed=0, diverged=True)], np.array([0, 1, 1, 1]))
     >>> fit.majority_share
     0.75
     """
-    share = majority_share(labels) if len(labels) else None
-    return [replace(result, majority_share=share) if result.diverged else result for result in results]
+    every = list(results)
+    of_classes = len(labels) and any(result.metric is None for result in every)
+    share = majority_share(labels) if of_classes else None
+    return [
+        replace(result, majority_share=share) if result.diverged and result.metric is None else result
+        for result in every
+    ]
 
 
-def accuracy(result: Result) -> float | None:
-    """The test accuracy that a fit counts with: its own, or of a diverged fit its `majority_share`.
+def counted_score(result: Result) -> float | None:
+    """The score that a fit counts with: its own on the test set, or of a diverged fit its `majority_share`.
 
     A fit that diverged answers nothing, and a strategy that diverges now and then is the worse for it: its failures
     are not missing at random, so they are not left out. None where it is not known.
 
     >>> fit = Result(name="a", target="b", strategy="full", seed=0, test_accuracy=0.9)
-    >>> accuracy(fit), accuracy(replace(fit, test_accuracy=None, diverged=True, majority_share=0.1))
+    >>> counted_score(fit), counted_score(replace(fit, test_accuracy=None, diverged=True, majority_share=0.1))
     (0.9, 0.1)
     """
-    value = result.majority_share if result.diverged else result.test_accuracy
+    value = result.majority_share if result.diverged else of_results.score(result)
     return value if finite(value) else None
 
 
 def counts(result: Result) -> bool:
-    """Whether a fit enters means of accuracy: it has one to count with."""
-    return accuracy(result) is not None
+    """Whether a fit enters means: it has a score to count with."""
+    return counted_score(result) is not None
 
 
 def ended(result: Result) -> bool:
@@ -224,8 +257,9 @@ def _aggregate(members: Sequence[Result], scratch: Sequence[Result]) -> Summary:
         seeds=len(members),
         diverged=sum(result.diverged for result in members),
         counted=len(counted),
-        counts_as=next((accuracy(result) for result in members if result.diverged), None),
-        accuracy=spread(accuracy(result) for result in counted),
+        counts_as=next((counted_score(result) for result in members if result.diverged), None),
+        metric=of_results.metric(first),
+        score=spread(counted_score(result) for result in counted),
         gain=spread(gains),
         gain_seeds=len(gains),
         test_loss=spread(result.test_loss for result in survivors),
@@ -235,14 +269,21 @@ def _aggregate(members: Sequence[Result], scratch: Sequence[Result]) -> Summary:
         leaves=first.leaves,
         steps=mean(result.steps for result in counted),
         seconds=mean(result.seconds for result in counted),
+        retention=spread(result.retention for result in counted),
+        retention_metric=units.from_record(first.retention_metric),
     )
 
 
 def _gains(counted: Sequence[Result], scratch: Sequence[Result]) -> list[float]:
-    """Points above the fit from scratch of the same target, budget and seed, where there is one."""
-    baseline = {_pair(result): value for result in scratch if (value := accuracy(result)) is not None}
-    values = [(_pair(result), accuracy(result)) for result in counted]
-    return [100 * (value - baseline[pair]) for pair, value in values if value is not None and pair in baseline]
+    """How much better than the fit from scratch of the same target, budget and seed, where there is one; in points, or
+    the metric's unit."""
+    baseline = {_pair(result): value for result in scratch if (value := counted_score(result)) is not None}
+    values = [(_pair(result), counted_score(result), of_results.metric(result)) for result in counted]
+    return [
+        units.factor(metric) * units.sign(metric) * (value - baseline[pair])
+        for pair, value, metric in values
+        if value is not None and pair in baseline
+    ]
 
 
 def _pair(result: Result) -> tuple[str, int, int]:

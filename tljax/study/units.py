@@ -111,3 +111,13 @@ def default_margin(metric: Metric) -> float:
     (0.5, 0.01)
     """
     return MARGIN_OF_FRACTIONS if metric.unit == "%" else MARGIN
+
+
+def difference(metric: Metric, value: float) -> str:
+    """A difference with its sign and unit.
+
+    >>> difference(ACCURACY, 0.0123), difference(Metric("cross_entropy", "nats", False), -0.05)
+    ('+1.23 points', '-0.0500 nats')
+    """
+    text = f"{factor(metric) * value:+.{digits(metric)}f}"
+    return " ".join(filter(None, (text, of_differences(metric))))

@@ -3,18 +3,24 @@
 A cell (`Cell`) is what fits that differ in their seed have in common, and `Right` holds the scores of all cells.
 `compared` pairs each strategy with what it is compared with, seed by seed, and gives the family with its verdicts and
 the comparisons without; `statistics` has the intervals and tests. `sentence` says the verdicts in words.
+
+Scores are those of the primary metric, an item each, turned so that more is better: right or wrong where it is
+accuracy, else real numbers. `statistics` takes scores of the size of 1. Real ones are so once they are divided by their
+`scale`, and what it says of them is multiplied by it again.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import stats
 
-from tljax.study import statistics
+from tljax.study import statistics, units
 from tljax.study.results import Result
 from tljax.study.summary import Curves, listed
-from tljax.types import InputError
+from tljax.study.units import ACCURACY
+from tljax.types import InputError, Metric
 
 STEPS = "{} at equal target steps"
 """What a comparison is against: the base, by its name."""
@@ -36,7 +42,8 @@ class Comparison(NamedTuple):
     items: int
     """Test examples."""
     mean: float
-    """A difference of accuracies, a fraction, as are the ends of its interval and the margin."""
+    """A difference of means of the metric, turned so that positive is better, in what the metric is measured in
+    (of one in '%' a fraction); as are the ends of its interval and the margin."""
     low: float
     high: float
     word: str
@@ -45,7 +52,8 @@ class Comparison(NamedTuple):
     power: tuple[float, float] | None
     """Probability of finding a difference of the margin: from and to, as it is itself estimated from these fits."""
     p: float | None
-    """In the family adjusted for all comparisons, targets and looks; for a single pair McNemar's exact p."""
+    """In the family adjusted for all comparisons, targets and looks; for a single pair McNemar's exact p, where scores
+    are no rights and wrongs that of t over test examples."""
     size: str = ""
     """The difference against the margin, either way: beyond, within or open; '' where there is no verdict."""
     power_equivalent: tuple[float, float] | None = None
@@ -64,6 +72,8 @@ class Comparison(NamedTuple):
     """Why there is no verdict."""
     warning: str = ""
     """With what reserve the verdict is to be read."""
+    metric: Metric = ACCURACY
+    """What the difference is of."""
 
 
 class Study(NamedTuple):
@@ -81,6 +91,8 @@ class Study(NamedTuple):
     notes: Sequence[str]
     images: Mapping[str, tuple[np.ndarray, Sequence[str]]]
     """{target: (the images most often taken for another class, uint8 [k, height, width, channels]; a caption each)}."""
+    verdict_on: str = "target"
+    """What the verdicts are on: target, or retention, which is the metric of the source on its own test set."""
 
 
 class Cell(NamedTuple):
@@ -95,29 +107,68 @@ class Cell(NamedTuple):
 
 
 Right = Mapping[Cell, Mapping[int, np.ndarray]]
-"""{cell: {seed: scores on the test examples, [items]}}: bool, which examples the fit gets right; of a diverged fit
-float, on every example the share of the most frequent test class (`summary.accuracy`), so that none is arbitrary."""
+"""{cell: {seed: scores on the test examples, [items]}}: bool, which examples the fit gets right; float of a metric
+other than accuracy, more is better; of a diverged fit `DivergedScores`."""
 
 Groups = Mapping[str, np.ndarray | None]
-"""{target: which test examples are alike, int [items], or None}."""
+"""{test set, by the name of its target (or source, of retention): which test examples are alike, int [items], or
+None}."""
+
+
+class DivergedScores(np.ndarray):
+    """Scores of a fit that diverged, float64 [items]: on every example what it counts with, so that none is arbitrary.
+
+    That is `summary.counted_score`."""
+
+
+def of_diverged(score: float, items: int) -> DivergedScores:
+    """The scores of a fit that diverged and counts with a score, turned so that more is better.
+
+    >>> diverged(of_diverged(0.5, items=3)), diverged(np.array([True, False, True])), diverged(np.full(3, 0.5))
+    (True, False, False)
+    """
+    return np.full(items, float(score)).view(DivergedScores)
 
 
 def diverged(scores: np.ndarray) -> bool:
-    """Whether a fit's scores, as `Right` has them, are those of a fit that diverged.
+    """Whether a fit's scores, as `Right` has them, are those of a fit that diverged."""
+    return isinstance(scores, DivergedScores)
 
-    >>> diverged(np.full(3, 0.5)), diverged(np.array([True, False, True]))
-    (True, False)
+
+def binary(right: Right, cells: Iterable[Cell]) -> bool:
+    """Whether the scores of these cells are rights and wrongs, but for those of fits that diverged."""
+    return all(
+        scores.dtype == bool for cell in cells for scores in right.get(cell, {}).values() if not diverged(scores)
+    )
+
+
+def scale(right: Right, cells: Iterable[Cell]) -> float:
+    """The size of the scores of a test set: 1 of rights and wrongs, else by how much items differ within a fit.
+
+    That is the root of the mean variance over items, over the fits that did not diverge. `statistics` adds what a
+    study may not have seen in units of it (`statistics.unseen_items`). 1 where nothing differs.
+
+    >>> cell = Cell("a", "b", "full", 10)
+    >>> scale({cell: {0: np.array([2.0, 6.0])}}, [cell]), scale({cell: {0: np.array([True, False])}}, [cell])
+    (2.0, 1.0)
     """
-    return np.asarray(scores).dtype.kind == "f"
+    of_cells = list(cells)
+    if binary(right, of_cells):
+        return 1.0
+    each = [scores for cell in of_cells for scores in right.get(cell, {}).values() if not diverged(scores)]
+    return float(np.sqrt(np.mean([np.var(np.asarray(scores, float)) for scores in each]))) or 1.0
 
 
 def differences(right: Right, cell: Cell, base: Cell) -> np.ndarray:
-    """Float64 [pairs, items]: 1 where the cell's fit alone is right, -1 where that of `base` alone, paired by seed."""
+    """Float64 [pairs, items]: the scores of the cell's fit less those of `base`, paired by seed.
+
+    Of rights and wrongs 1 where the cell's fit alone is right, -1 where that of `base` alone.
+    """
     common = sorted(right.get(cell, {}).keys() & right.get(base, {}).keys())
     items = {len(right[where][seed]) for seed in common for where in (cell, base)}
     if len(items) > 1:
         raise InputError(f"fits of {cell.target} were judged on {sorted(items)} test examples: give all the same")
-    pairs = [right[cell][seed].astype(float) - right[base][seed] for seed in common]
+    pairs = [np.asarray(right[cell][seed], float) - np.asarray(right[base][seed], float) for seed in common]
     return np.array(pairs) if pairs else np.zeros((0, 0))
 
 
@@ -152,17 +203,34 @@ def weights(budgets: Sequence[int]) -> np.ndarray:
     return shares / shares.sum()
 
 
+class Conditions(NamedTuple):
+    """What comparisons on one test set take beside the scores."""
+
+    margin: float
+    """In what the metric is measured in."""
+    metric: Metric = ACCURACY
+    groups: np.ndarray | None = None
+    """Which test examples are alike, int [items]."""
+    scale: float = 1.0
+    """The size of the scores, as `scale` has it."""
+
+
 def compared(
     right: Right,
-    margin: float,
+    margin: float | Mapping[str, float],
     level: float,
     kind: str = "area",
     base: str = "scratch",
     *,
     looks: int = 1,
     groups: Groups = MappingProxyType({}),
+    metrics: Mapping[str, Metric] = MappingProxyType({}),
+    on: str = "target",
 ) -> tuple[list[Comparison], list[Comparison]]:
     """(the family with its verdicts, each budget without): every strategy against `base` of its source and target.
+
+    `on` says whose test set the scores are on, target or source; `metrics` (accuracy where they say nothing), `groups`
+    and, where it is not one for all, the margin are by its name.
 
     `kind` is what the family is of: 'area' (one comparison a strategy and source, over all budgets) or 'budgets'
     (each budget by itself). The level is that of all verdicts together: within a target by max-t over correlated
@@ -176,18 +244,45 @@ def compared(
     for (cell,) in single:
         curves.setdefault((cell.source, cell.target, cell.strategy), []).append(cell)
     members = single if kind == "budgets" else list(curves.values())
-    targets = list(dict.fromkeys(cells[0].target for cells in members))
+    names = list(dict.fromkeys(_name_of_set(cells[0], on) for cells in members))
+    terms = conditions_of(right, names, margin, groups, metrics, on)
     each_look = 1 - (1 - level) / looks
-    share = looks * max(len(targets), 1)
+    share = looks * max(len(names), 1)
     family = []
-    for target in targets:
-        of_target = [cells for cells in members if cells[0].target == target]
-        for comparison in _judged(right, of_target, margin, 1 - (1 - level) / share, base, groups):
+    for name in names:
+        of_set = [cells for cells in members if _name_of_set(cells[0], on) == name]
+        for comparison in _judged(right, of_set, terms[name], 1 - (1 - level) / share, base):
             adjusted = comparison.p if comparison.p is None or not comparison.word else min(1.0, share * comparison.p)
             family.append(comparison._replace(p=adjusted))
-    each = (alone(right, cells, margin, each_look, base, groups=groups) for cells in single)
+    each = (alone(right, cells, terms[_name_of_set(cells[0], on)], each_look, base) for cells in single)
     others = [comparison for comparison in each if comparison is not None]
     return family, others if kind == "area" and len({cells[0].budget for cells in single}) > 1 else []
+
+
+def conditions_of(
+    right: Right,
+    names: Collection[str],
+    margin: float | Mapping[str, float],
+    groups: Groups = MappingProxyType({}),
+    metrics: Mapping[str, Metric] = MappingProxyType({}),
+    on: str = "target",
+) -> dict[str, Conditions]:
+    """{test set: what comparisons on it take}, of the test sets of these `names`, as `compared` has them."""
+    cells = {name: [cell for cell in right if _name_of_set(cell, on) == name] for name in names}
+    return {
+        name: Conditions(
+            margin[name] if isinstance(margin, Mapping) else margin,
+            metrics.get(name, ACCURACY),
+            groups.get(name),
+            scale(right, cells[name]),
+        )
+        for name in names
+    }
+
+
+def _name_of_set(cell: Cell, on: str) -> str:
+    """The name of the test set that a cell's scores are on."""
+    return cell.target if on == "target" else str(cell.source)
 
 
 def require_family(kind: str) -> None:
@@ -216,12 +311,12 @@ def _scores(right: Right, cells: Sequence[Cell], bases: Sequence[Cell]) -> np.nd
 
 
 def _judged(
-    right: Right, members: Sequence[Sequence[Cell]], margin: float, level: float, base: str, groups: Groups
+    right: Right, members: Sequence[Sequence[Cell]], conditions: Conditions, level: float, base: str
 ) -> list[Comparison]:
-    """The comparisons of one target, judged together; those of fewer than two pairs cannot be judged."""
+    """The comparisons on one test set, judged together; those of fewer than two pairs cannot be judged."""
     comparisons = {}
     for i, cells in enumerate(members):
-        if (comparison := alone(right, cells, margin, level, base, groups=groups)) is not None:
+        if (comparison := alone(right, cells, conditions, level, base)) is not None:
             reason = (
                 f"of one pair of fits; {TWO}" if comparison.fits < 2 else ONE_GROUP if comparison.groups == 1 else ""
             )
@@ -230,10 +325,11 @@ def _judged(
     able = [i for i, comparison in comparisons.items() if not comparison.reason]
     first = _first_equal(right, [members[i] for i in able], base)
     judged = [i for i, equal in zip(able, first, strict=True) if equal is None]
-    verdicts = _verdicts(right, [members[i] for i in judged], margin, level, base, groups)
-    withheld = _withheld(right, members, judged, verdicts, level, base, groups)
+    verdicts = _verdicts(right, [members[i] for i in judged], conditions, level, base)
+    withheld = _withheld(right, members, judged, verdicts, conditions, level, base)
+    bounded = binary(right, [cell for cells in members for cell in cells])
     for i, (verdict, changes) in zip(judged, withheld, strict=True):
-        comparisons[i] = _with_verdict(comparisons[i], verdict)._replace(**changes)
+        comparisons[i] = _with_verdict(comparisons[i], verdict, bounded)._replace(**changes)
     for i, equal in zip(able, first, strict=True):
         if equal is not None:
             other, source, strategy = comparisons[able[equal]], comparisons[i].source, comparisons[i].strategy
@@ -251,12 +347,11 @@ COPIES = "its fits and those beside them are the same under every seed, so they 
 TWO = "a verdict takes two seeds or more of a strategy and of what it is compared with"
 
 
-def _with_verdict(comparison: Comparison, verdict: statistics.Verdict) -> Comparison:
-    """A comparison with its verdict."""
-    mean, low, high = verdict.interval[:3]
-    comparison = comparison._replace(
-        mean=mean, low=_possible(low), high=_possible(high), word=verdict.word, p=verdict.p
-    )
+def _with_verdict(comparison: Comparison, verdict: statistics.Verdict, bounded: bool) -> Comparison:
+    """A comparison with its verdict; `bounded` says that its scores are rights and wrongs."""
+    mean, *ends = verdict.interval[:3]
+    low, high = map(_possible, ends) if bounded else ends
+    comparison = comparison._replace(mean=mean, low=low, high=high, word=verdict.word, p=verdict.p)
     if not verdict.word:
         return comparison._replace(**NO_WORD, reason=verdict.warning.rstrip("."))
     return comparison._replace(
@@ -275,13 +370,27 @@ def _copies(right: Right, cells: Sequence[Cell], bases: Sequence[Cell]) -> bool:
 
 
 def _verdicts(
-    right: Right, members: Sequence[Sequence[Cell]], margin: float, level: float, base: str, groups: Groups
+    right: Right, members: Sequence[Sequence[Cell]], conditions: Conditions, level: float, base: str
 ) -> list[statistics.Verdict]:
-    """The verdicts of members of one target, each of two pairs or more, all at once."""
+    """The verdicts of members on one test set, each of two pairs or more, all at once."""
     if not members:
         return []
-    scores = [_scores(right, cells, _bases(cells, base)) for cells in members]
-    return statistics.verdicts(scores, margin, level, groups=groups.get(members[0][0].target))
+    scores = [_scores(right, cells, _bases(cells, base)) / conditions.scale for cells in members]
+    verdicts = statistics.verdicts(scores, conditions.margin / conditions.scale, level, groups=conditions.groups)
+    return [
+        verdict._replace(
+            interval=_scaled(verdict.interval, conditions.scale),
+            narrow=_scaled(verdict.narrow, conditions.scale),
+            margin=conditions.margin,
+        )
+        for verdict in verdicts
+    ]
+
+
+def _scaled(interval: statistics.Interval, scale: float) -> statistics.Interval:
+    """An interval of scores that are so many times as large."""
+    mean, low, high, error = (scale * part for part in interval[:4])
+    return interval._replace(mean=mean, low=low, high=high, standard_error=error)
 
 
 def _withheld(
@@ -289,14 +398,15 @@ def _withheld(
     members: Sequence[Sequence[Cell]],
     judged: Sequence[int],
     verdicts: Sequence[statistics.Verdict],
+    conditions: Conditions,
     level: float,
     base: str,
-    groups: Groups,
 ) -> list[tuple[statistics.Verdict, dict[str, Any]]]:
     """Each verdict, and the fields of its comparison that change where it holds only because fits diverged.
 
     A base that fails makes everything look good beside it, and where one test class is most of the test set the share
-    that a diverged fit counts as may be more than other fits reach. So positive must be said too with each diverged fit
+    that a diverged fit counts as may be more than other fits reach; likewise the best constant answer of another
+    metric than accuracy. So positive must be said too with each diverged fit
     of the base replaced, test example by test example, by the best fit of its cell that did not diverge, and each of
     the strategy by its worst, if that is below the share; negative with those of the base at its worst; equivalent with
     both. Without such a fit there is no word, but that a strategy of which none is left may be negative. A difference
@@ -306,9 +416,9 @@ def _withheld(
     lost = {cell: sum(map(diverged, right.get(cell, {}).values())) for cell in cells | bases}
     if not any(lost.values()):
         return [(verdict, {}) for verdict in verdicts]
-    margin, chosen = verdicts[0].margin, [members[i] for i in judged]
-    hard = _verdicts(_replaced(_replaced(right, bases, _best), cells, _worst), chosen, margin, level, base, groups)
-    soft = _verdicts(_replaced(right, bases, _worst), chosen, margin, level, base, groups)
+    chosen = [members[i] for i in judged]
+    hard = _verdicts(_replaced(_replaced(right, bases, _best), cells, _worst), chosen, conditions, level, base)
+    soft = _verdicts(_replaced(right, bases, _worst), chosen, conditions, level, base)
     withheld: list[tuple[statistics.Verdict, dict[str, Any]]] = []
     for i, verdict, strict, lenient in zip(judged, verdicts, hard, soft, strict=True):
         gone = [each for each in (members[i], _bases(members[i], base)) if any(map(lost.get, each))]
@@ -325,10 +435,8 @@ def _withheld(
         instead = next((other.word for other in others if other.word != verdict.word), verdict.word)
         which = listed(f"{sum(lost[cell] for cell in each)} fits of {each[0].strategy}" for each in gone)
         without = "no other fit is left" if none_left else f"with other fits in their place it is {instead}"
-        reason = (
-            f"{verdict.word} only because {which} diverged, which count as the share of the most frequent test class: "
-            + without
-        )
+        counts_as = constant_answer(conditions.metric)
+        reason = f"{verdict.word} only because {which} diverged, which count as {counts_as}: {without}"
         withheld.append((verdict, {**NO_WORD, "reason": reason}))
     return withheld
 
@@ -382,18 +490,18 @@ def _same(right: Right, cells: Sequence[Cell], others: Sequence[Cell]) -> bool:
 def alone(
     right: Right,
     cells: Sequence[Cell],
-    margin: float,
+    conditions: Conditions,
     level: float,
     base: str = "scratch",
     against: str = STEPS,
     *,
     longer: bool = False,
-    groups: Groups = MappingProxyType({}),
 ) -> Comparison | None:
     """One comparison by itself, without a verdict; of a single pair over its test examples, with McNemar's exact p.
 
-    `longer` says that `base` is scratch with the source's steps added. McNemar's is of right and wrong: there is none
-    where a fit diverged. Where all test examples are of one group there is no interval. None without pairs.
+    `longer` says that `base` is scratch with the source's steps added. McNemar's is of right and wrong: where scores
+    are real numbers its place has that of t, of the interval (`statistics.over_items`). There is none where a fit
+    diverged. Where all test examples are of one group there is no interval. None without pairs.
     """
     bases = _bases(cells, base, longer)
     scores = _scores(right, cells, bases)
@@ -402,14 +510,18 @@ def alone(
     seeds = shared(right, (*cells, *bases))
     lost = [sum(diverged(right[cell][seed]) for cell in side for seed in seeds) for side in (cells, bases)]
     unused = sum(len(right[cell].keys() - seeds) for cell in (*cells, *bases)) if len(cells) > 1 else 0
-    of_items = groups.get(cells[0].target)
+    of_items, rights = conditions.groups, binary(right, (*cells, *bases))
     many = None if of_items is None else len(np.unique(of_items))
-    exact = len(scores) == len(cells) == 1 and not any(lost) and many != 1
+    single = len(scores) == len(cells) == 1 and not any(lost) and many != 1
+    p = statistics.mcnemar(scores[0] > 0, scores[0] < 0, of_items) if single and rights else None
     mean, low, high = float(scores.mean()), np.nan, np.nan
     if many != 1:  # of one group nothing is known of others
         several = len(scores) > 1
         judge = statistics.crossed if several else statistics.over_items
-        mean, low, high, *_ = judge(scores if several else scores[0], level, of_items)
+        interval = judge((scores if several else scores[0]) / conditions.scale, level, of_items)
+        mean, low, high, error, degrees, _ = _scaled(interval, conditions.scale)
+        if single and not rights:
+            p = 2 * float(stats.t.sf(abs(mean) / error, degrees))
     return Comparison(
         source=cells[0].source,
         target=cells[0].target,
@@ -419,16 +531,17 @@ def alone(
         fits=scores.shape[0],
         items=scores.shape[1],
         mean=mean,
-        low=_possible(low),
-        high=_possible(high),
+        low=_possible(low) if rights else low,
+        high=_possible(high) if rights else high,
         word="",
-        margin=margin,
+        margin=conditions.margin,
         power=None,
-        p=statistics.mcnemar(scores[0] > 0, scores[0] < 0, of_items) if exact else None,
+        p=p,
         level=level,
         groups=many,
         diverged=(lost[0], lost[1]),
         unused=unused,
+        metric=conditions.metric,
     )
 
 
@@ -437,42 +550,71 @@ def _possible(end: float) -> float:
     return float(np.clip(end, -1, 1))
 
 
+def constant_answer(metric: Metric) -> str:
+    """What a fit that diverged counts as, in words."""
+    return "the share of the most frequent test class" if metric == ACCURACY else "the best constant answer"
+
+
 def base_of(family: Sequence[Comparison]) -> str:
     """The name of what a family is compared with: scratch, or another strategy."""
     return family[0].against.removesuffix(STEPS.format("")) if family else "scratch"
 
 
-def sentence(family: Iterable[Comparison], level: float) -> str:
-    """The verdicts as one sentence: direction and size, what was not judged and why, and the level of them all."""
+def sentence(family: Iterable[Comparison], level: float, verdict_on: str = "target") -> str:
+    """The verdicts as one sentence: direction and size, what was not judged and why, and the level of them all.
+
+    Of verdicts on targets of several metrics, a sentence a metric.
+    """
     comparisons = list(family)
-    judged = sorted((each for each in comparisons if each.word), key=lambda each: -each.mean)
+    if not any(comparison.word for comparison in comparisons):
+        lacking = _lacking(comparisons)
+        whys = [reason if len(lacking) == 1 else f"{listed(names)} {reason}" for reason, names in lacking.items()]
+        return f"Nothing was judged: {'; '.join(whys) or TWO}."
+    metrics = list(dict.fromkeys(comparison.metric for comparison in comparisons))
+    by_metric = [[each for each in comparisons if each.metric == metric] for metric in metrics]
+    texts = [_of_one_metric(members, comparisons, level, len(metrics) > 1) for members in by_metric]
+    subject = "Of what is kept of the source: " if verdict_on == "retention" else ""
+    return subject + " ".join(text if subject else text[:1].upper() + text[1:] for text in texts)
+
+
+def _lacking(comparisons: Sequence[Comparison]) -> dict[str, list[str]]:
+    """{why there is no verdict: of what}."""
     lacking: dict[str, list[str]] = {}
     for each in comparisons:
         if not each.word and each.reason:
             lacking.setdefault(each.reason, []).append(_place(each, comparisons))
-    if not judged:
-        whys = [reason if len(lacking) == 1 else f"{listed(names)} {reason}" for reason, names in lacking.items()]
-        return f"Nothing was judged: {'; '.join(whys) or TWO}."
-    base = base_of(judged)
+    return lacking
+
+
+def _of_one_metric(members: Sequence[Comparison], among: Sequence[Comparison], level: float, several: bool) -> str:
+    """The sentence on verdicts of one metric; `several` says that there are others."""
+    judged = sorted((each for each in members if each.word), key=lambda each: -each.mean)
+    metric, base, with_words = members[0].metric, base_of(among), [each for each in among if each.word]
     meanings = _MEANING if base == "scratch" else _MEANING_OF_OTHERS
     clauses = []
     for (word, size), meaning in meanings.items():
         chosen = [each for each in judged if each.word == word and (each.size == size or not size)]
         if chosen:
-            clauses.append(f"{meaning.format(base)} {listed(_named(each, judged) for each in chosen)}")
-    clauses += [f"not judged: {listed(names)} ({reason})" for reason, names in lacking.items()]
-    points = f"a margin of {100 * judged[0].margin:g} points, {100 * level:g} % for all verdicts together"
-    text = f"{'; '.join(clauses)} ({points})."
-    return text[:1].upper() + text[1:]
+            raised = ("raised", "lowered") if metric.larger_is_better else ("improved", "worsened")
+            words = meaning.format(base, raised=raised[0], lowered=raised[1], metric=units.spoken(metric))
+            clauses.append(f"{words} {listed(_named(each, with_words) for each in chosen)}")
+    clauses += [f"not judged: {listed(names)} ({reason})" for reason, names in _lacking(members).items()]
+    unit, margin = units.of_differences(metric), units.factor(metric) * members[0].margin
+    points = f"a margin of {' '.join(filter(None, (f'{margin:g}', unit)))}"
+    if metric != ACCURACY or several:
+        points += f" of {units.spoken(metric)}"
+    if not metric.larger_is_better:
+        points += ", of which less is better: differences are turned, so that positive is better"
+    return f"{'; '.join(clauses)} ({points}, {100 * level:g} % for all verdicts together)."
 
 
 _MEANING = {
     ("positive", "beyond"): "transfer helped by more than the margin under",
     ("positive", "open"): "it helped, perhaps by less than the margin, under",
-    ("positive", "within"): "it raised accuracy, by less than the margin, under",
+    ("positive", "within"): "it {raised} {metric}, by less than the margin, under",
     ("negative", "beyond"): "it hurt by more than the margin under",
     ("negative", "open"): "it hurt, perhaps by less than the margin, under",
-    ("negative", "within"): "it lowered accuracy, by less than the margin, under",
+    ("negative", "within"): "it {lowered} {metric}, by less than the margin, under",
     ("equivalent", ""): "it made no difference that matters under",
     ("undecided", ""): "nothing can be said of",
 }
@@ -492,7 +634,7 @@ _MEANING_OF_OTHERS = {
 
 
 def _named(comparison: Comparison, among: Sequence[Comparison]) -> str:
-    return f"{_place(comparison, among)} ({100 * comparison.mean:+.2f} points)"
+    return f"{_place(comparison, among)} ({units.difference(comparison.metric, comparison.mean)})"
 
 
 def _place(comparison: Comparison, among: Sequence[Comparison]) -> str:

@@ -17,13 +17,19 @@ MOST_SQUARED = 4096
 
 
 def mean_gradient(
-    model: Model, loss: objective.Loss, data: Data | Stream, chosen: np.ndarray, merge: Any = None
+    model: Model,
+    loss: objective.Loss,
+    data: Data | Stream,
+    chosen: np.ndarray,
+    merge: Any = None,
+    class_weights: np.ndarray | None = None,
 ) -> Callable[[Params], Params]:
     """The function params -> gradient of the mean L over the examples `chosen` (int [n]).
 
-    `merge` is as in `Spec`. The gradient is None where a leaf cannot train.
+    `merge` is as in `Spec`; L of an example is times the weight of its class, if there are weights float32 [classes].
+    The gradient is None where a leaf cannot train.
     """
-    return _function(model, loss, merge, False, data, _rows(chosen, 256))
+    return _function(model, loss, merge, False, data, class_weights, _rows(chosen, 256))
 
 
 def mean_squared_gradient(
@@ -32,19 +38,26 @@ def mean_squared_gradient(
     """The function params -> mean over examples of the squared gradient of L.
 
     It is the diagonal of the empirical Fisher information, over at most MOST_SQUARED of the examples `chosen` (int
-    [n]), evenly spread; None where a leaf cannot train.
+    [n]), evenly spread, whose L has no weights of classes; None where a leaf cannot train.
     """
     some = chosen[:: -(-len(chosen) // MOST_SQUARED)]
-    return _function(model, loss, merge, True, data, _rows(some, 16))
+    return _function(model, loss, merge, True, data, None, _rows(some, 16))
 
 
 def _function(
-    model: Model, loss: objective.Loss, merge: Any, squared: bool, data: Data | Stream, rows: np.ndarray
+    model: Model,
+    loss: objective.Loss,
+    merge: Any,
+    squared: bool,
+    data: Data | Stream,
+    class_weights: np.ndarray | None,
+    rows: np.ndarray,
 ) -> Callable[[Params], Params]:
     """params -> mean over the examples of the rows, of resident data or of a stream."""
     if isinstance(data, Stream):
-        return functools.partial(_mean_of_stream, model, loss, merge, squared, data, rows)
-    return functools.partial(_mean, model, loss, merge, squared, (data.inputs, data.targets), jnp.asarray(rows))
+        return functools.partial(_mean_of_stream, model, loss, merge, squared, data, class_weights, rows)
+    arrays = (data.inputs, data.targets, class_weights)
+    return functools.partial(_mean, model, loss, merge, squared, arrays, jnp.asarray(rows))
 
 
 def _rows(chosen: np.ndarray, size: int) -> np.ndarray:
@@ -55,7 +68,14 @@ def _rows(chosen: np.ndarray, size: int) -> np.ndarray:
 
 
 def _mean_of_stream(
-    model: Model, loss: objective.Loss, merge: Any, squared: bool, stream: Stream, rows: np.ndarray, params: Params
+    model: Model,
+    loss: objective.Loss,
+    merge: Any,
+    squared: bool,
+    stream: Stream,
+    class_weights: np.ndarray | None,
+    rows: np.ndarray,
+    params: Params,
 ) -> Params:
     """As `_mean`, chunk by chunk of what is read ahead."""
     length, ahead = chunk_steps(stream, rows.shape[1], min(16, len(rows)))
@@ -73,16 +93,23 @@ def _mean_of_stream(
 
     with Reader(stream, requests(), finish, ahead) as reader:
         for chunk in reader:
-            sums = _add_chunk(model, loss, merge, squared, sums, chunk, params)
+            sums = _add_chunk(model, loss, merge, squared, class_weights, sums, chunk, params)
     return jax.tree.map(lambda leaf: leaf / (rows >= 0).sum(), sums)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "loss", "merge", "squared"))
 def _add_chunk(
-    model: Model, loss: objective.Loss, merge: Any, squared: bool, sums: Params, chunk: Any, params: Params
+    model: Model,
+    loss: objective.Loss,
+    merge: Any,
+    squared: bool,
+    class_weights: np.ndarray | None,
+    sums: Params,
+    chunk: Any,
+    params: Params,
 ) -> Params:
     """The sums with those of a chunk: leaves [batches, batch, ...] of inputs, targets, and whether a row counts."""
-    return _added(model, loss, merge, squared, lambda item: item, sums, chunk, params)
+    return _added(model, loss, merge, squared, class_weights, lambda item: item, sums, chunk, params)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "loss", "merge", "squared"))
@@ -91,11 +118,11 @@ def _mean(
     loss: objective.Loss,
     merge: Any,
     squared: bool,
-    arrays: tuple[Any, Any],
+    arrays: tuple[Any, Any, Any],
     rows: jax.Array,
     params: Params,
 ) -> Params:
-    inputs, targets = arrays
+    inputs, targets, class_weights = arrays
 
     def gathered(chosen: jax.Array) -> Any:
         at = jnp.maximum(chosen, 0)
@@ -104,7 +131,7 @@ def _mean(
 
     trained, _ = masks.split(params, paths.each(lambda path, leaf: True, params))
     zeros = jax.tree.map(jnp.zeros_like, trained)
-    sums = _added(model, loss, merge, squared, gathered, zeros, rows, params)
+    sums = _added(model, loss, merge, squared, class_weights, gathered, zeros, rows, params)
     return jax.tree.map(lambda leaf: leaf / (rows >= 0).sum(), sums)
 
 
@@ -113,6 +140,7 @@ def _added(
     loss: objective.Loss,
     merge: Any,
     squared: bool,
+    class_weights: Any,
     fetch: Callable[[Any], Any],
     sums: Params,
     items: Any,
@@ -126,6 +154,7 @@ def _added(
         whole = masks.join(trained, fixed)
         x, of_rows, counts = fetch(item)
         values = loss(models.apply(model, merge(whole) if merge else whole, x), of_rows)
+        values = values if class_weights is None else values * class_weights[of_rows]
         return jnp.vdot(values, counts.astype(values.dtype))
 
     def squares(trained: Params, item: Any) -> Params:

@@ -50,6 +50,8 @@ class Spec:
     averages: bool = False
     """Whether there is an average of what trains; the weight of the newest values in it is the number
     'average_weight'."""
+    weighs_classes: bool = False
+    """Whether L of an example is times the weight of its class, which is passed."""
 
 
 class Hyper(NamedTuple):
@@ -72,6 +74,8 @@ class Hyper(NamedTuple):
     """The source's Fisher information, if a penalty needs it."""
     cohorts: tuple[Any, ...] = ()
     """Arrays of ranks, one for each None in `Spec.cohorts`."""
+    class_weights: Any = None
+    """float32 [classes], if classes are weighed."""
 
 
 class Fit(NamedTuple):
@@ -102,13 +106,15 @@ class Fit(NamedTuple):
     """Fits with equal names, other than None, have one order: of a stream it is read once for all of them."""
     rules: tuple[PhaseRule, ...] = ()
     """How each phase ends, and its rate; () for phases that end where the next begins, all at the rate of `rates`."""
+    class_weights: np.ndarray | None = None
+    """float32 [classes], if classes are weighed."""
 
 
 class Log(NamedTuple):
     """What happened: float32 scalars of one step, or arrays [fits, steps] of a segment."""
 
     loss: Any
-    """Mean L of the batch, in nats for a cross-entropy."""
+    """Mean L of the batch, in nats for a cross-entropy; with the weights of classes in it."""
     penalty: Any
     """lambda R at the parameters before the update."""
     terms: tuple[Any, ...]
@@ -164,7 +170,10 @@ def _objective(
     merge = spec.merge or (lambda params: params)
     outputs = models.features(spec.model, merge(masks.join(trained, frozen)), x, key=key, frozen=_without_dropout(spec))
     smoothing = (hyper.numbers["label_smoothing"],) if spec.smooth_labels else ()
-    summed = jnp.vdot(spec.loss(outputs[-1], targets, *smoothing), weight)
+    values = spec.loss(outputs[-1], targets, *smoothing)
+    if spec.weighs_classes:
+        values = values * hyper.class_weights[targets]
+    summed = jnp.vdot(values, weight)
     count = total(weight.sum(), axis)
     loss = summed / count
     terms = []

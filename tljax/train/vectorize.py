@@ -260,6 +260,7 @@ def stack_hyper(spec: Spec, fits: Sequence[Fit], histories: Sequence[Sequence[Ma
         start=stack([fit.params for fit in fits]) if needs_start else None,
         fisher=stack([fit.fisher for fit in fits]) if needs_fisher else None,
         cohorts=stack(ranks),
+        class_weights=stack([fit.class_weights for fit in fits]) if spec.weighs_classes else None,
     )
 
 
