@@ -10,8 +10,8 @@ import numpy as np
 from experiments.runs import console, directory, fit, plan, sources
 from experiments.runs.plan import Experiment
 from experiments.runs.settings import Settings
-from tljax import checkpoint, evaluate, metrics, models, train
-from tljax.study.results import Result
+from tljax import batch_stats, checkpoint, evaluate, metrics, models, train
+from tljax.study.results import Result, tree_of
 from tljax.types import InputError, Metric, Model, Params, Task
 
 
@@ -147,11 +147,14 @@ def _judge(
         for result in of_strategy:
             if name == "start":
                 initial = plan.initialization_of(experiment, result.seed, trained[result.seed])
-                params = merge(plan.start_of(strategy, initial).params)
+                start = plan.start_of(strategy, initial)
+                params = batch_stats.join(merge(start.params), start.model_state)
             else:
                 file = result.checkpoint
                 loaded = loaded if file in loaded else {file: checkpoint.load(folder / file)[0]}
-                params = merge(checkpoint.unflatten(loaded[file][result.name], start.params))
+                variables = checkpoint.unflatten(loaded[file][tree_of(result)], start.variables)
+                params, model_state = batch_stats.split(variables)
+                params = batch_stats.join(merge(params), model_state)
             if of_source:
                 params = _head_back(model, params, trained[result.seed], plan.example_shape(task))
             stacked = jax.tree.map(lambda leaf: np.asarray(leaf)[None], params)

@@ -20,6 +20,7 @@ from experiments.runs import budgets, command_line, console, directory, process,
 from experiments.runs.settings import MOST_STEPS, Recipe, Settings
 from experiments.runs.sources import Source, Trained
 from tljax import (
+    batch_stats,
     checkpoint,
     data,
     initialization,
@@ -39,7 +40,7 @@ from tljax.data.files import NO_PIXELS
 from tljax.initialization import Initialization, Look, Start
 from tljax.models import randomness
 from tljax.study.results import Result
-from tljax.types import Context, InputError, Method, Model, Objective, Params, Task
+from tljax.types import END_NAMES, Context, InputError, Method, Model, Objective, Params, Task
 
 # ---- A strategy, as the settings name it
 
@@ -104,7 +105,12 @@ def _call_of(strategy: NamedStrategy, part: str, function: Any, *arguments: Any,
     return result
 
 
-_RETURNS = {"left_out": "a list of paths, or []", "merge": "ordinary parameters"}
+_RETURNS = {
+    "until": "whether the phase is over",
+    "finish": "a dict {name: parameters}",
+    "left_out": "a list of paths, or []",
+    "merge": "ordinary parameters",
+}
 """What a function of a strategy's file gives, if not a mask."""
 
 
@@ -175,9 +181,13 @@ def prepare(
     for fault in model_faults(settings, model, shape):
         execution.on_message(fault)
     experiment = Experiment(settings, source, target, model, strategies, execution)
-    for _, start in first_starts(experiment):
+    names_of_ends = {}
+    for strategy, start in first_starts(experiment):
         for budget in settings.train_examples:
             check_recipe(settings.recipe, budget, target, start)
+        if start.finish:
+            names_of_ends[strategy.label] = list(start.finish(start.params))
+    require_end(settings.verdict_of, names_of_ends)
     if not only and "scratch" not in settings.strategies:
         console.say("scratch is added: what it reaches with the same budget is what transfer must beat")
     return experiment
@@ -245,7 +255,7 @@ def source_from_data(settings: Settings) -> Source:
 def source_task(settings: Settings) -> Task:
     """The task of `--source`; raises InputError for settings under which it cannot be learnt."""
     task = load_task(settings, settings.source or "", settings.image_shape)
-    params = models.abstract(settings.build_model(task.outputs), example_shape(task))
+    params, _ = batch_stats.split(models.abstract(settings.build_model(task.outputs), example_shape(task)))
     start = Start(params, ((0.0, None),), fresh=None)
     # As dicts, since dataclasses that share a nan differ from Python 3.13 on.
     is_own = vars(settings.source_recipe) != vars(settings.recipe)
@@ -325,6 +335,22 @@ def first_starts(experiment: Experiment) -> Iterator[tuple[NamedStrategy, Start]
         yield strategy, start_of(strategy, first)
 
 
+def require_end(name: str, of_finish: Mapping[str, Sequence[str]]) -> None:
+    """Raise InputError where verdicts cannot be of an end; `of_finish` has {strategy: names that its `finish` gives}.
+
+    A strategy without `finish` has the ends of every fit alone: where verdicts are of what others' `finish` gives, it
+    is judged by its last step.
+    """
+    if name in END_NAMES:
+        return
+    if not of_finish:
+        remedy = f"none of the strategies has a `finish`: give one of {', '.join(END_NAMES)}"
+        raise InputError(f"--verdict_of={name}: {remedy}")
+    for label, names in of_finish.items():
+        if name not in names:
+            raise InputError(f"--verdict_of={name}: strategy '{label}' has no such end{plugins.nearest(name, names)}")
+
+
 # ---- What a recipe comes to
 
 
@@ -368,12 +394,21 @@ def check_recipe(recipe: Recipe, budget: str, task: Task, start: Start, prefix: 
     )
     total = _flagged(prefix, "batch_size", lambda: count_steps(recipe, len(subset)))
     phases_at_steps(start.phases, total)
+    require_validation(recipe, start)
     _flagged(prefix, "schedule", lambda: learning_rates(recipe, total))
     outputs, targets = objective.example(task.kind, task.outputs, 2)
     values = _flagged(prefix, "loss", lambda: jax.eval_shape(loss, outputs, targets))
     if getattr(values, "shape", None) != (2,):
         raise InputError(f"--{prefix}loss={recipe.loss} does not give a number an example: see --helpfull")
     _flagged(prefix, "optimizer", lambda: _try_optimizer(spec, numbers))
+
+
+def require_validation(recipe: Recipe, start: Start) -> None:
+    """Raise InputError for phases that look at a validation split, where there is none."""
+    if any(rule.until or rule.restore for rule in start.rules) and not recipe.validation:
+        raise InputError(
+            "a phase has `until` or `restore`, which look at a validation split: give --validation=0.1, say"
+        )
 
 
 def _flagged(prefix: str, flag: str, attempt: Callable[[], Any]) -> Any:

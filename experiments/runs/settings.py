@@ -122,6 +122,12 @@ class StrategyFlags:
         choices=("off", "on"),
         neutral="off",
     )
+    verdict_of: str = flag(
+        "last",
+        "which parameters results and verdicts are of: last, best (of the points, by --validation), average (of "
+        "--ema), or a name that the strategies' finish gives",
+        neutral="last",
+    )
 
 
 @dataclass(frozen=True)
@@ -167,6 +173,12 @@ class Recipe:
     )
     primary: str = flag(
         "", "the metric that verdicts are of, if another than the targets have; with a score an item", neutral=""
+    )
+    ema: float = flag(
+        0.0,
+        "decay of an exponential average of what trains, kept and evaluated beside it, such as 0.999; its start weighs "
+        "ema^n in it after n steps; 0 for none",
+        neutral=0.0,
     )
 
     def optimizer_spec(self) -> tuple[optimizers.OptimizerSpec, dict[str, float]]:
@@ -447,6 +459,13 @@ def _check(settings: Settings) -> None:
             raise InputError(
                 f"--{name} names {f'{twice} twice: give each once' if twice is not None else 'nothing: name one'}"
             )
+    for prefix, recipe in (("", settings.recipe), ("source_", settings.source_recipe)):
+        if not 0 <= recipe.ema < 1:
+            raise InputError(f"--{prefix}ema={recipe.ema}: give a decay of at least 0 and below 1, such as 0.999")
+    if settings.verdict_of == "best" and not settings.recipe.validation:
+        raise InputError("--verdict_of=best is by a validation split: give --validation=0.1, say")
+    if settings.verdict_of == "average" and not settings.recipe.ema:
+        raise InputError("--verdict_of=average is of --ema: give --ema=0.999, say")
     refuse_shared_names(settings.strategies)
     for seed in settings.seeds:
         _check_value("seeds", seed, (), _SEED)

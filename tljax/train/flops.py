@@ -1,14 +1,15 @@
 """FLOPs of a training step, counted by XLA and not measured."""
 
+import functools
 from collections.abc import Callable, Collection
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from tljax import masks, models
+from tljax import batch_stats, masks, models
 from tljax.train.step import frozen_prefix
-from tljax.types import Mask, Model, Params
+from tljax.types import Mask, Model, ModelState, Params
 
 
 def step_flops(
@@ -20,12 +21,13 @@ def step_flops(
     merge: Callable[[Params], Params] | None = None,
     cached: bool = True,
     keeps_dropout: Collection[str] = (),
+    state: ModelState | None = None,
 ) -> float:
     """FLOPs of the gradient of a cross-entropy with respect to what trains, on a batch of inputs of `shape`.
 
     With `cached` the frozen prefix costs nothing: its outputs are computed once. It ends at the first of
-    `keeps_dropout`, the stages that keep their dropout while they are frozen. Nothing is compiled, and parameters may
-    be abstract. The update of the parameters is left out: two FLOPs each under SGD.
+    `keeps_dropout`, the stages that keep their dropout while they are frozen. Nothing is compiled; parameters and the
+    model's `state` may be abstract. The update of the parameters is left out: two FLOPs each under SGD.
 
     >>> model = models.build("mlp", 10, hidden=(512,), activation="relu")
     >>> params = models.abstract(model, (28, 28, 1))
@@ -36,12 +38,13 @@ def step_flops(
     skipped = len(frozen_prefix(model, mask, keeps_dropout)) if cached and merge is None else 0
     trained, frozen = masks.split(params, jax.tree.map(masks.trains, mask))
     inputs = models.batch_of(shape, batch)
-    for stage in model[:skipped]:
-        inputs = jax.eval_shape(stage.apply, params[stage.name], inputs)
+    if skipped:
+        of_prefix = functools.partial(models.apply, model[:skipped])
+        inputs = jax.eval_shape(of_prefix, batch_stats.join(params, state or {}), inputs)
 
     def loss(trained: Params, frozen: Params, x: jax.Array, y: jax.Array) -> jax.Array:
         whole = masks.join(trained, frozen)
-        logits = models.apply(model[skipped:], merge(whole) if merge else whole, x)
+        logits = models.apply(model[skipped:], merge(whole) if merge else whole, x, state=state or {})
         return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
     labels = jax.ShapeDtypeStruct((batch,), jnp.int32)

@@ -10,7 +10,7 @@ import numpy as np
 
 from tljax import masks, models, objective, paths
 from tljax.train.data import Data, Reader, Stream, chunk_steps
-from tljax.types import Model, Params
+from tljax.types import Model, ModelState, Params
 
 MOST_SQUARED = 4096
 """Examples that a mean squared gradient is taken over, at most: it costs one gradient for each example."""
@@ -23,17 +23,25 @@ def mean_gradient(
     chosen: np.ndarray,
     merge: Any = None,
     class_weights: np.ndarray | None = None,
+    *,
+    state: ModelState | None = None,
 ) -> Callable[[Params], Params]:
     """The function params -> gradient of the mean L over the examples `chosen` (int [n]).
 
-    `merge` is as in `Spec`; L of an example is times the weight of its class, if there are weights float32 [classes].
-    The gradient is None where a leaf cannot train.
+    `merge` is as in `Spec`, `state` the model's, which stays as it is; L of an example is times the weight of its
+    class, if there are weights float32 [classes]. The gradient is None where a leaf cannot train.
     """
-    return _function(model, loss, merge, False, data, class_weights, _rows(chosen, 256))
+    return _function(model, loss, merge, False, data, class_weights, _rows(chosen, 256), state)
 
 
 def mean_squared_gradient(
-    model: Model, loss: objective.Loss, data: Data | Stream, chosen: np.ndarray, merge: Any = None
+    model: Model,
+    loss: objective.Loss,
+    data: Data | Stream,
+    chosen: np.ndarray,
+    merge: Any = None,
+    *,
+    state: ModelState | None = None,
 ) -> Callable[[Params], Params]:
     """The function params -> mean over examples of the squared gradient of L.
 
@@ -41,7 +49,7 @@ def mean_squared_gradient(
     [n]), evenly spread, whose L has no weights of classes; None where a leaf cannot train.
     """
     some = chosen[:: -(-len(chosen) // MOST_SQUARED)]
-    return _function(model, loss, merge, True, data, None, _rows(some, 16))
+    return _function(model, loss, merge, True, data, None, _rows(some, 16), state)
 
 
 def _function(
@@ -52,12 +60,13 @@ def _function(
     data: Data | Stream,
     class_weights: np.ndarray | None,
     rows: np.ndarray,
+    state: ModelState | None,
 ) -> Callable[[Params], Params]:
     """params -> mean over the examples of the rows, of resident data or of a stream."""
     if isinstance(data, Stream):
-        return functools.partial(_mean_of_stream, model, loss, merge, squared, data, class_weights, rows)
+        return functools.partial(_mean_of_stream, model, loss, merge, squared, data, class_weights, rows, state or {})
     arrays = (data.inputs, data.targets, class_weights)
-    return functools.partial(_mean, model, loss, merge, squared, arrays, jnp.asarray(rows))
+    return functools.partial(_mean, model, loss, merge, squared, arrays, jnp.asarray(rows), state or {})
 
 
 def _rows(chosen: np.ndarray, size: int) -> np.ndarray:
@@ -75,6 +84,7 @@ def _mean_of_stream(
     stream: Stream,
     class_weights: np.ndarray | None,
     rows: np.ndarray,
+    state: ModelState,
     params: Params,
 ) -> Params:
     """As `_mean`, chunk by chunk of what is read ahead."""
@@ -93,7 +103,7 @@ def _mean_of_stream(
 
     with Reader(stream, requests(), finish, ahead) as reader:
         for chunk in reader:
-            sums = _add_chunk(model, loss, merge, squared, class_weights, sums, chunk, params)
+            sums = _add_chunk(model, loss, merge, squared, class_weights, sums, chunk, state, params)
     return jax.tree.map(lambda leaf: leaf / (rows >= 0).sum(), sums)
 
 
@@ -106,10 +116,11 @@ def _add_chunk(
     class_weights: np.ndarray | None,
     sums: Params,
     chunk: Any,
+    state: ModelState,
     params: Params,
 ) -> Params:
     """The sums with those of a chunk: leaves [batches, batch, ...] of inputs, targets, and whether a row counts."""
-    return _added(model, loss, merge, squared, class_weights, lambda item: item, sums, chunk, params)
+    return _added(model, loss, merge, squared, class_weights, lambda item: item, sums, chunk, state, params)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "loss", "merge", "squared"))
@@ -120,6 +131,7 @@ def _mean(
     squared: bool,
     arrays: tuple[Any, Any, Any],
     rows: jax.Array,
+    state: ModelState,
     params: Params,
 ) -> Params:
     inputs, targets, class_weights = arrays
@@ -131,7 +143,7 @@ def _mean(
 
     trained, _ = masks.split(params, paths.each(lambda path, leaf: True, params))
     zeros = jax.tree.map(jnp.zeros_like, trained)
-    sums = _added(model, loss, merge, squared, class_weights, gathered, zeros, rows, params)
+    sums = _added(model, loss, merge, squared, class_weights, gathered, zeros, rows, state, params)
     return jax.tree.map(lambda leaf: leaf / (rows >= 0).sum(), sums)
 
 
@@ -144,6 +156,7 @@ def _added(
     fetch: Callable[[Any], Any],
     sums: Params,
     items: Any,
+    state: ModelState,
     params: Params,
 ) -> Params:
     """The sums with those of each item: `fetch(item)` is (inputs [batch, ...], targets [batch, ...], whether a row
@@ -153,7 +166,7 @@ def _added(
     def total(trained: Params, item: Any) -> jax.Array:
         whole = masks.join(trained, fixed)
         x, of_rows, counts = fetch(item)
-        values = loss(models.apply(model, merge(whole) if merge else whole, x), of_rows)
+        values = loss(models.apply(model, merge(whole) if merge else whole, x, state=state), of_rows)
         values = values if class_weights is None else values * class_weights[of_rows]
         return jnp.vdot(values, counts.astype(values.dtype))
 

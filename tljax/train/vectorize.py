@@ -18,7 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from tljax import masks, models
+from tljax import batch_stats, masks, models
 from tljax.train.data import UNSEEN, Data, Reader, Stream, batch_spec, chunk_steps, growing, views_of
 from tljax.train.step import (
     Fit,
@@ -32,7 +32,7 @@ from tljax.train.step import (
     traced_leaves,
     transformation,
 )
-from tljax.types import Batch, Mask, OptState, Params
+from tljax.types import Batch, Mask, ModelState, OptState, Params
 
 Mode = Literal["map", "vmap_shared", "vmap", "pmap"]
 """How the fits of one device are trained: one after another; those that share an order side by side under `vmap`, which
@@ -72,7 +72,7 @@ def slice_chunk(mesh: Mesh | None, inputs: Any, targets: Any, view: Any, row: ja
 @functools.partial(
     jax.jit,
     static_argnames=("spec", "mesh", "width", "mode", "fetch"),
-    donate_argnames=("trained", "opt_state", "average"),
+    donate_argnames=("trained", "opt_state", "average", "model_state"),
 )
 def segment(
     spec: Spec,
@@ -89,9 +89,11 @@ def segment(
     rates: jax.Array,
     steps: tuple[int, int, int],
     average: Params | None = None,
+    model_state: ModelState | None = None,
     fetch: Fetch = gather,
-) -> tuple[Params, OptState, Params | None, Log]:
-    """The one compiled training function: (trained leaves, optimizer state, average, log [fits, rows]) after steps.
+) -> tuple[Params, OptState, Params | None, ModelState | None, Log]:
+    """The one compiled training function: (trained leaves, optimizer state, average, model state, log [fits, rows])
+    after some steps.
 
     `steps` is (first, begin, end): rows `begin` to `end` of `order` int32 [fits / width, rows, batch] are the steps
     from `first + begin` on; so many neighbours as `width` share an order. `rates` is [fits, rows]; the leaves of
@@ -100,7 +102,7 @@ def segment(
     """
     one_view = views_of(inputs) == 1
     run = functools.partial(_on_device, spec, mesh, width, mode, fetch, one_view)
-    by_fit = (trained, opt_state, average, frozen, hyper, rates)
+    by_fit = (trained, opt_state, average, model_state, frozen, hyper, rates)
     if one_view:
         return over(mesh, run, (by_fit, order), (inputs, targets, steps))
     if fetch is slice_chunk:
@@ -112,6 +114,12 @@ def run(spec: Spec, mesh: Mesh | None, width: int, mode: Mode, *arguments: Any, 
     """The compiled segment in either mode: `segment`, or what takes and gives the same under `jax.pmap`."""
     compiled: Any = _segment_by_pmap if mode == "pmap" else segment
     return compiled(spec, mesh, width, mode, *arguments, fetch=fetch)
+
+
+def executable(spec: Spec, mesh: Mesh | None, width: int, mode: Mode, *arguments: Any, fetch: Fetch = gather) -> Any:
+    """The compiled segment that `run` calls with such arguments, which may be shapes and dtypes: compiled once for both
+    of them. None under `jax.pmap`, which does not share what is compiled ahead."""
+    return None if mode == "pmap" else segment.lower(spec, mesh, width, mode, *arguments, fetch=fetch).compile()
 
 
 def _on_device(
@@ -136,17 +144,24 @@ def _on_device(
         of_fits, rows, view = item
 
         def one_step(
-            trained: Any, opt_state: Any, average: Any, frozen: Any, hyper: Any, rate: Any, row: jax.Array
+            trained: Any,
+            opt_state: Any,
+            average: Any,
+            model_state: Any,
+            frozen: Any,
+            hyper: Any,
+            rate: Any,
+            row: jax.Array,
         ) -> Any:
             chosen = divide(mesh, rows[row]) if axis is None else rows[row]
             divided = mesh if axis is None else None
             batch = fetch(divided, inputs, targets, None if one_view else view, row, chosen)
-            return step(spec, hyper, trained, frozen, opt_state, batch, rate, first + row, axis, average)
+            return step(spec, hyper, trained, frozen, opt_state, batch, rate, first + row, axis, average, model_state)
 
         def train(of_fit: Any, axes: tuple[int, ...] = ()) -> Any:
             """State and log of one fit after the steps, or of several along the last axis of everything."""
-            trained, opt_state, average, frozen, hyper, rates = of_fit
-            every: Any = jax.vmap(one_step, in_axes=(-1,) * 6 + (None,), out_axes=-1) if axes else one_step
+            *state, frozen, hyper, rates = of_fit
+            every: Any = jax.vmap(one_step, in_axes=(-1,) * 7 + (None,), out_axes=-1) if axes else one_step
 
             def body(row: jax.Array, carry: Any) -> Any:
                 *state, log = carry
@@ -156,7 +171,7 @@ def _on_device(
 
             curve = jnp.zeros((len(rows), *axes), jnp.float32)
             log = Log(curve, curve, (curve,) * len(spec.penalties), curve)
-            return jax.lax.fori_loop(begin, end, body, (trained, opt_state, average, log))
+            return jax.lax.fori_loop(begin, end, body, (*state, log))
 
         if width == 1:
             return jax.tree.map(lambda leaf: leaf[None], train(jax.tree.map(lambda leaf: leaf[0], of_fits)))
@@ -182,13 +197,13 @@ def _side_by_side(train: Callable[..., Any], of_fits: Any) -> Any:
 def _segment_by_pmap(spec: Spec, mesh: Mesh, width: int, mode: Mode, *arguments: Any, fetch: Fetch = gather) -> Any:
     """`segment` under `jax.pmap`: the devices of the mesh share each batch of each fit."""
     trained, opt_state, frozen, hyper, inputs, targets, order, rates, steps, *rest = arguments
+    average, model_state = (*rest, None, None)[:2]
     devices, chunked = tuple(mesh.devices.flat), fetch is slice_chunk
     parts, *examples = jax.tree.map(
         lambda rows: rows.reshape(*rows.shape[:2], len(devices), -1, *rows.shape[3:]),
         (order, inputs, targets) if chunked else (order,),
     )
-    state = (trained, opt_state, *(rest or [None]))
-    common = (frozen, hyper, rates, steps)
+    state, common = (trained, opt_state, average, model_state), (frozen, hyper, rates, steps)
     pmapped = _pmapped(devices, chunked)
     return pmapped(spec, mesh, width, mode, fetch, *state, parts, examples or [inputs, targets], common)
 
@@ -199,10 +214,10 @@ def _pmapped(devices: tuple[Any, ...], chunked: bool) -> Callable[..., Any]:
     return jax.pmap(
         _on_device_of_pmap,
         axis_name="data",
-        in_axes=(None, None, None, None, None, None, None, None, 2, 2 if chunked else None, None),
+        in_axes=(*(None,) * 9, 2, 2 if chunked else None, None),
         out_axes=None,
         static_broadcasted_argnums=(0, 1, 2, 3, 4),
-        donate_argnums=(5, 6, 7),
+        donate_argnums=(5, 6, 7, 8),
         devices=devices,
     )
 
@@ -216,13 +231,14 @@ def _on_device_of_pmap(
     trained: Params,
     opt_state: OptState,
     average: Params | None,
+    model_state: ModelState | None,
     order: jax.Array,
     examples: Any,
     common: Any,
-) -> tuple[Params, OptState, Params | None, Log]:
+) -> tuple[Params, OptState, Params | None, ModelState | None, Log]:
     """On one device, with its part of each row of the order; of a chunk with its part of each batch."""
     (inputs, targets), (frozen, hyper, rates, steps) = examples, common
-    by_fit = (trained, opt_state, average, frozen, hyper, rates)
+    by_fit = (trained, opt_state, average, model_state, frozen, hyper, rates)
     one_view = views_of(inputs) == 1
     return _on_device(spec, mesh, width, mode, fetch, one_view, by_fit, order, inputs, targets, steps)
 
@@ -260,6 +276,7 @@ def stack_hyper(spec: Spec, fits: Sequence[Fit], histories: Sequence[Sequence[Ma
         start=stack([fit.params for fit in fits]) if needs_start else None,
         fisher=stack([fit.fisher for fit in fits]) if needs_fisher else None,
         cohorts=stack(ranks),
+        start_state=stack([fit.model_state for fit in fits]) if needs_start else None,
         class_weights=stack([fit.class_weights for fit in fits]) if spec.weighs_classes else None,
     )
 
@@ -367,6 +384,18 @@ def read_chunks(stream: Stream, fits: Sequence[Fit], width: int, mesh: Mesh | No
     return Reader(stream, requests(), finish, ahead)
 
 
+def chunk_shapes(stream: Stream, batch: int) -> tuple[int, tuple[Any, Any]]:
+    """(Rows, (inputs, targets)) of a chunk of one order, in shapes and dtypes."""
+    rows, _ = chunk_steps(stream, batch, capacity(batch))
+    targets = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], jax.dtypes.canonicalize_dtype(leaf.dtype)),
+        stream.examples.targets,
+    )
+    return rows, jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((1, rows, batch, *leaf.shape), leaf.dtype), (stream.examples.spec, targets)
+    )
+
+
 def _place_chunk(mesh: Mesh | None, examples: Any, order: np.ndarray, rates: np.ndarray) -> Any:
     """A chunk on its devices: each has the orders of its fits, or the one of all, and its part of each batch."""
     if mesh is None:
@@ -411,7 +440,7 @@ def choose_mode(spec: Spec, fits: Sequence[Fit], width: int, data: Data | Stream
 def step_work(spec: Spec, fit: Fit, data: Data | Stream) -> float:
     """FLOPs of a step, about: the forward pass of the stages that train, three times."""
     count = len(frozen_prefix_of(spec))
-    whole = jax.eval_shape(spec.merge or (lambda params: params), fit.params)
+    whole = batch_stats.join(jax.eval_shape(spec.merge or (lambda params: params), fit.params), fit.model_state)
     x = batch_spec(data, batch_size(fit))
     if count:
         x = jax.eval_shape(functools.partial(models.apply, spec.model[:count]), whole, x)
