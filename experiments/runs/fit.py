@@ -27,8 +27,8 @@ from tljax.initialization import Look, Start
 from tljax.study.results import Result, at_end
 from tljax.study.units import to_record
 from tljax.train import gradients, vectorize
-from tljax.train.data import is_streamed
 from tljax.train.cost import largest
+from tljax.train.data import is_streamed
 from tljax.types import Mask, Metric, Model, ModelState, Objective, Params, Task
 
 # ---- An experiment
