@@ -69,6 +69,9 @@ def skip_frozen_prefix(
     at least as many as there are, and if the cache has room for them, on disk where the data are a stream.
     """
     mesh = mesh_under(params)
+    if spec.augment and (kept := frozen_prefix_of(spec)):
+        verb = "is" if len(kept) == 1 else "are"
+        on_message(f"{', '.join(kept)} {verb} frozen, and computed in every step, since what comes in is augmented")
     wanted = features_bytes(spec, fit, data, passes, cache)
     if cache is None or not wanted:
         return spec, _on_mesh(mesh, data)
@@ -77,10 +80,10 @@ def skip_frozen_prefix(
     text = f"{', '.join(prefix)} {verb} frozen: features of {examples:,} examples"
     model, rest = spec.model[: len(prefix)], replace(spec, model=spec.model[len(prefix) :])
     if wanted > cache.budget and isinstance(data, Stream) and cache.folder is not None:
-        kept = on_disk(cache, model, spec.merge, params, data)
-        if kept is not None:
+        in_files = on_disk(cache, model, spec.merge, params, data)
+        if in_files is not None:
             on_message(f"{text} are computed once, {_mb(wanted)} in '{cache.folder}'")
-            return rest, kept
+            return rest, in_files
     if wanted > cache.budget:
         on_message(f"{text} are {_mb(wanted)} and the budget {_mb(cache.budget)}, so computed in every step")
         return spec, _on_mesh(mesh, data)
@@ -120,7 +123,7 @@ def features_bytes(spec: Spec, fit: Fit, data: Data | Stream, passes: int, cache
     """Bytes of one view of features, or 0 if there is none that is worth it: fewer examples pass through than there
     are. It depends on one fit alone, and so then do its bits."""
     count = len(frozen_prefix_of(spec))
-    if cache is None or not count or passes < len(data):
+    if cache is None or not count or spec.augment or passes < len(data):
         return 0
     whole = jax.eval_shape(spec.merge or (lambda params: params), fit.params)
     return _view_bytes(cache, spec.model[:count], batch_stats.join(whole, fit.model_state), data)

@@ -23,6 +23,7 @@ from tljax.train.step import (
     Log,
     Spec,
     batch_size,
+    check_microbatch,
     entered,
     group_key,
     rule,
@@ -141,6 +142,8 @@ def fit(
     """
     execution, last = execution or Execution(), ends[-1]
     _check_group(fits, ends, validate)
+    devices = len(execution.devices) if execution.mode == "pmap" else execution.devices_per_batch
+    check_microbatch(spec.microbatch, batch_size(fits[0]), max(1, devices))
     restored = [_restored(state) for state in states]
     begun = {i for state in restored for i in state.fits}
     new = [(i, (_evaluated(fit.phases[0][1], fit.params),)) for i, fit in enumerate(fits) if i not in begun]
@@ -468,6 +471,7 @@ def cost_of(
     """
     phase, specialized = len(history) - 1, specialize(spec, fit, history)
     passes = _passes([fit], [len(fit.rates)], phase, fit.phases[phase][0])
+    parts = batch_size(fit) // spec.microbatch if spec.microbatch else 1
     short, inputs = features.shapes(specialized, fit, data, passes, cache)
     state, trains = abstract(spec, [fit], [history]), trained_leaves(specialized)
     trained, frozen = masks.split(state.params, trains)
@@ -482,7 +486,8 @@ def cost_of(
     rates = jax.ShapeDtypeStruct((1, rows), jnp.float32)
     hyper = stack_hyper(specialized, [fit], [history])
     arrays = (trained, state.optimizer, frozen, hyper, examples, targets, order, rates, (0, 0, 1))
-    return cost.of(vectorize.executable(short, None, 1, "map", *arrays, *further, fetch=fetch))
+    of_step = cost.of(vectorize.executable(short, None, 1, "map", *arrays, *further, fetch=fetch))
+    return of_step._replace(flops=None if of_step.flops is None else parts * of_step.flops)
 
 
 LONGEST = 3.0
