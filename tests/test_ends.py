@@ -89,7 +89,7 @@ def last_states(spec, fits, ends, **more):
     """{number of the fit: (parameters, average, steps at which its phases began) at the end}."""
     last, began = {}, {}
     for state, _ in train.fit(spec, fits, train.load(FEATURES, LABELS), ends, validate=validate, **more):
-        averages = flat_rows(state.average) if state.average is not None else [None] * len(state.fits)
+        averages = flat_rows(state.average.params) if state.average is not None else [None] * len(state.fits)
         for row, i in enumerate(state.fits):
             began.setdefault(i, {})[len(state.masks[0]) - 1] = state.began
             last[i] = flat_rows(state.params)[row], averages[row], began[i], state.over
