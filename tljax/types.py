@@ -212,6 +212,37 @@ class ArrayExamples:
         return jax.tree.map(lambda leaf: np.asarray(leaf[rows]), self.arrays)
 
 
+@dataclass(frozen=True, eq=False)
+class RowExamples:
+    """Examples that are read by row, and never held whole.
+
+    >>> split = RowExamples(lambda rows: np.ones((len(rows), 4)) * rows[:, None], np.array([0, 1, 0], np.int32),
+    ...                     jax.ShapeDtypeStruct((4,), np.float32))
+    >>> split.arrays is None, len(split), split.inputs(np.array([2, 0]))[:, 0].tolist()
+    (True, 3, [2.0, 0.0])
+    """
+
+    read: Callable[[np.ndarray], Any]
+    """rows (int [k]) -> the inputs of these rows, leaves [k, ...], in any thread."""
+    targets: Any
+    """As `Batch.targets`, of all examples."""
+    spec: Any
+    """Shapes and dtypes of the inputs of one example."""
+    groups: np.ndarray | None = None
+
+    @property
+    def arrays(self) -> None:
+        """They are in no arrays."""
+        return None
+
+    def __len__(self) -> int:
+        return len(jax.tree.leaves(self.targets)[0])
+
+    def inputs(self, rows: np.ndarray) -> Any:
+        """The inputs of some rows (int [k])."""
+        return self.read(np.asarray(rows))
+
+
 @dataclass(frozen=True)
 class Metric:
     """A measure of outputs against targets. Hashable."""

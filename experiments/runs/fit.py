@@ -27,6 +27,7 @@ from tljax.initialization import Look, Start
 from tljax.study.results import Result, at_end
 from tljax.study.units import to_record
 from tljax.train import gradients, vectorize
+from tljax.train.cost import largest
 from tljax.types import Mask, Metric, Model, ModelState, Objective, Params, Task
 
 # ---- An experiment
@@ -158,7 +159,7 @@ def train_sources(settings: Settings, task: Task, folder: Path, execution: train
     if missing:
         missing = planned if settings.many == "vmap" else missing
         on_device = load(task, settings.source_recipe, execution)
-        fits = [_prepare_source(settings, on_device, seed, result) for seed, result in missing.items()]
+        fits = [prepare_source(settings, on_device, seed, result) for seed, result in missing.items()]
         with console.progress(f"source {task.name}", sum(len(fit.trial.rates) for fit in fits)) as advance:
             every, fisher = settings.checkpoint_every, settings.save_fisher
             train_groups(on_device, fits, folder, about(settings, task), advance, every, fisher)
@@ -166,7 +167,8 @@ def train_sources(settings: Settings, task: Task, folder: Path, execution: train
     return {seed: finished[result.key] for seed, result in planned.items()}
 
 
-def _prepare_source(settings: Settings, on_device: "DeviceData", seed: int, result: Result) -> "PreparedFit":
+def prepare_source(settings: Settings, on_device: "DeviceData", seed: int, result: Result) -> "PreparedFit":
+    """The fit that trains the source of a seed."""
     task = on_device.task
     streams, model = plan.source_streams(settings, seed), settings.build_model(task.outputs)
     drawn = models.init(model, jax.random.key(streams.head), plan.example_shape(task))
@@ -205,6 +207,15 @@ def load(task: Task, recipe: Recipe, execution: train.Execution) -> DeviceData:
 def with_recipe(on_device: DeviceData, recipe: Recipe) -> DeviceData:
     """The same task under another recipe."""
     return on_device._replace(recipe=recipe, objective=plan.objective_of(on_device.task, recipe))
+
+
+def outlined(task: Task, recipe: Recipe, execution: train.Execution) -> DeviceData:
+    """A task as `load` gives it, with shapes and dtypes in place of its training examples, and without test images."""
+    count = len(task.train)
+    inputs = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, count, *leaf.shape), leaf.dtype), task.train.spec)
+    targets = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), task.train.targets)
+    goal, nothing = plan.objective_of(task, recipe), train.Data(None, None)
+    return DeviceData(task, recipe, goal, train.Data(inputs, targets), nothing, 0, execution)
 
 
 class PreparedFit(NamedTuple):
@@ -248,6 +259,7 @@ def build(
         start.merge,
         keeps_dropout=keeps_dropout,
         weighs_classes=balanced,
+        augment=plan.augmentations(recipe, on_device.task),
         averages=recipe.ema > 0,
     )
 
@@ -329,6 +341,7 @@ def drive(
     should_stop: Callable[[], bool] | None = None,
     *,
     evaluated: bool = True,
+    on_compiled: Callable[[tuple[int, ...], train.Cost], None] | None = None,
 ) -> Iterator[Point]:
     """Train fits of one spec and as many steps each, from `parts` on if they are half trained.
 
@@ -338,6 +351,7 @@ def drive(
     points = curve_points(on_device.recipe, group)
     stops = sorted({*points, *(step for step, _ in trials[0].phases if step)})
     execution = replace(on_device.execution, should_stop=should_stop) if should_stop else on_device.execution
+    execution = replace(execution, on_compiled=on_compiled) if on_compiled else execution
     validated: dict[int, Mapping[str, Any] | None] = {}
 
     def validate(state: train.State) -> list[float | None] | None:
@@ -475,12 +489,20 @@ def _train_group(
     progress = progress or resume.nothing(len(group))
     advance(sum(part.step * len(part.fits) for part in progress.parts))
     final: dict[int, np.ndarray] = {}
+    peaks = {i: record.peak_bytes for i, record in enumerate(progress.records)}
+
+    def on_compiled(fits: tuple[int, ...], cost: train.Cost) -> None:
+        peaks.update({i: largest(peaks[i], cost.peak_bytes) for i in fits})
+
     with resume.saving(place, keys) as save:
         start = time.perf_counter()
-        for point in drive(on_device, group, progress.parts, lambda: bool(vectorize.agreed(signal_number()))):
+        should_stop = lambda: bool(vectorize.agreed(signal_number()))  # noqa: E731
+        for point in drive(on_device, group, progress.parts, should_stop, on_compiled=on_compiled):
             state, logits = point.state, point.logits
             advance(_steps_gone(progress, state))
             progress = advanced(on_device, group, progress, point, (time.perf_counter() - start) / len(state.fits))
+            records = (record._replace(peak_bytes=peaks[i]) for i, record in enumerate(progress.records))
+            progress = progress._replace(records=tuple(records))
             if logits is not None and state.step == last:
                 final |= dict(zip(state.fits, logits, strict=True))
             if state.step in saved and (points.index(state.step) + 1) % every == 0:
@@ -818,6 +840,7 @@ def _measured(goal: Objective, fit: PreparedFit, outcome: Outcome) -> Result:
         began=list(record.began) or None,
         stopped_step=record.stopped,
         seconds=round(record.seconds, 3),
+        peak_bytes=record.peak_bytes,
         metric=metric,
     )
 

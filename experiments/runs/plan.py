@@ -20,6 +20,7 @@ from experiments.runs import budgets, command_line, console, directory, process,
 from experiments.runs.settings import MOST_STEPS, Recipe, Settings
 from experiments.runs.sources import Source, Trained
 from tljax import (
+    augment,
     batch_stats,
     checkpoint,
     data,
@@ -359,9 +360,11 @@ def objective_of(task: Task, recipe: Recipe) -> Objective:
     return objective.of(task, recipe.loss, recipe.metric, recipe.primary)
 
 
-def recipe_values(recipe: Recipe, kind: str) -> dict[str, Any]:
-    """{flag: value} of a recipe as keys have it: without what is neutral, and the loss by its own name."""
-    return {**_beyond_neutral(recipe.in_effect()), "loss": objective.resolved(recipe.loss, kind)}
+def recipe_values(recipe: Recipe, task: Task) -> dict[str, Any]:
+    """{flag: value} of a recipe as keys have it: without what is neutral, and with what 'auto' stands for on a task."""
+    text = augment.resolved(recipe.augment, task.train.spec)
+    in_effect = dataclasses.replace(recipe.in_effect(), augment=text)
+    return {**_beyond_neutral(in_effect), "loss": objective.resolved(recipe.loss, task.kind)}
 
 
 def check_recipe(recipe: Recipe, budget: str, task: Task, start: Start, prefix: str = "") -> None:
@@ -401,6 +404,23 @@ def check_recipe(recipe: Recipe, budget: str, task: Task, start: Start, prefix: 
     if getattr(values, "shape", None) != (2,):
         raise InputError(f"--{prefix}loss={recipe.loss} does not give a number an example: see --helpfull")
     _flagged(prefix, "optimizer", lambda: _try_optimizer(spec, numbers))
+    _flagged(prefix, "augment", lambda: _check_augment(recipe, task, loss))
+
+
+def augmentations(recipe: Recipe, task: Task) -> tuple[augment.Augmentation, ...]:
+    """What changes the batches of a task at random while it is learnt."""
+    return augment.read(augment.resolved(recipe.augment, task.train.spec), task.outputs)
+
+
+def _check_augment(recipe: Recipe, task: Task, loss: objective.Loss) -> None:
+    """Raise InputError for augmentations that do not fit a task, or that mix targets for a loss of whole labels."""
+    every = augmentations(recipe, task)
+    targets = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), task.train.targets)
+    augment.check(every, task.train.spec, targets)
+    if mixing := [augmentation.text for augmentation in every if augmentation.mixes]:
+        objective.check_mixed(objective.resolved(recipe.loss, task.kind), loss, task.outputs, mixing[0])
+        if recipe.class_weights != "none":
+            raise InputError(f"{mixing[0]} mixes labels, and class weights are of whole ones: leave one of them out")
 
 
 def require_validation(recipe: Recipe, start: Start) -> None:
@@ -549,7 +569,7 @@ def _identified(experiment: Experiment, strategy: NamedStrategy, budget: str, se
         "fingerprint": target.fingerprint,
         "model": {"model": settings.model, "hidden": settings.hidden, "activation": settings.activation},
         "head": settings.head,
-        "recipe": recipe_values(settings.recipe, target.kind),
+        "recipe": recipe_values(settings.recipe, target),
         "streams": {name: value for name, value in streams(settings, seed)._asdict().items() if name != "source"},
         "code": [strategy.code, *code_digests(settings.recipe, settings.model)],
         "many": _company(settings),
@@ -581,7 +601,7 @@ def planned_sources(settings: Settings, task: Task) -> dict[int, Result]:
         decisive = {
             "fingerprint": task.fingerprint,
             "model": settings.architecture(),
-            "recipe": recipe_values(settings.source_recipe, task.kind),
+            "recipe": recipe_values(settings.source_recipe, task),
             "streams": source_streams(settings, seed)._asdict(),
             "fisher": settings.save_fisher,
             "code": code_digests(settings.source_recipe, settings.model),
@@ -655,6 +675,7 @@ def code_digests(recipe: Recipe, model: str) -> list[str]:
     return [
         *(plugins.outside_digest(*plug) for plug in plugs),
         *penalties.digests(recipe.penalty),
+        *augment.digests(recipe.augment),
         *(plugins.outside_digest(text, "tljax.metrics", "metric") for text in measures),
     ]
 

@@ -39,6 +39,8 @@ class Record(NamedTuple):
     """The steps at which its phases began, where they end by validation."""
     stopped: int | None = None
     """The step at which its last phase was over, if that is before the last."""
+    peak_bytes: int | None = None
+    """The most memory that its training program took on a device so far."""
 
 
 class Progress(NamedTuple):
@@ -114,7 +116,8 @@ def _save(place: Path, keys: Sequence[str], progress: Progress) -> None:
         "keys": list(keys),
         "parts": [_numbers(state) for state in progress.parts],
         "records": [
-            (r.curve, r.seconds, r.diverged, r.best and r.best[:2], r.began, r.stopped) for r in progress.records
+            (r.curve, r.seconds, r.diverged, r.best and r.best[:2], r.began, r.stopped, r.peak_bytes)
+            for r in progress.records
         ],
     }
     place.mkdir(parents=True, exist_ok=True)
@@ -223,8 +226,8 @@ def _restored(
         best = (*best, checkpoint.unflatten(best_params or {}, like)) if best else None
         last = checkpoint.unflatten(finite, like) if finite else None
         log = _log(since, len(program.penalties)) if since else None
-        began, stopped = more or ((), None)  # an older tljax saved neither
-        records.append(Record(curve, seconds, log, diverged, last, best, tuple(began), stopped))
+        began, stopped, peak_bytes = (*more, *((), None, None)[len(more) :])  # an older tljax did not save them
+        records.append(Record(curve, seconds, log, diverged, last, best, tuple(began), stopped, peak_bytes))
     return Progress(tuple(parts), tuple(records))
 
 

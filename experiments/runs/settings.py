@@ -162,6 +162,12 @@ class Recipe:
         "lambda R over the trained leaves: l2:weight=1e-4:on=head/**, several with commas, or FILE.py:penalty:weight=1",
     )
     validation: float = flag(0.0, "fraction of the training examples held out; they count as labels used")
+    augment: str = flag(
+        "",
+        "random changes of what is trained on: crop:pad=4,flip, erase, jitter:brightness=0.5, mixup, cutmix, or "
+        "FILE.py:augment; auto crops and flips pixels",
+        neutral="",
+    )
     class_weights: str = flag(
         "none",
         "balanced: L of each example times n / (k n_c), so that all k classes weigh the same",
@@ -193,6 +199,20 @@ class Recipe:
         ('all', 'kernels')
         """
         return dataclasses.replace(self, decay=self.optimizer_spec()[0].decay)
+
+
+@dataclass(frozen=True)
+class NamedRecipeFlags:
+    """A recipe of the field by its name, for flags of a fit that are not given. `Settings` hold the flags alone."""
+
+    THEME: ClassVar[str] = Recipe.THEME
+    TWIN: ClassVar[str] = "source_"
+    recipe: str = flag(
+        "",
+        "values for flags of a fit that are not given: finetune (AdamW, cosine, label smoothing, crop and flip; see "
+        "experiments/flags/recipes); default no recipe",
+        role="local",
+    )
 
 
 @dataclass(frozen=True)
@@ -282,10 +302,17 @@ class SharingFlags:
         10**9, "bytes for the output of frozen stages; 0 computes it in every step", bounds=(0, None)
     )
     features_dtype: str = flag("float32", "in which that is kept, or bfloat16", choices=("float32", "bfloat16"))
+    augment_views: int = flag(
+        0,
+        "augmented copies of each example whose output of frozen stages is kept; 0 augments anew in every step, which "
+        "then computes those stages",
+        bounds=(0, 10**6),
+        neutral=0,
+    )
 
 
 @dataclass(frozen=True)
-class TrainFlags(Recipe, SeedFlags, PinFlags, RunFlags, ComputeFlags, SharingFlags):
+class TrainFlags(NamedRecipeFlags, Recipe, SeedFlags, PinFlags, RunFlags, ComputeFlags, SharingFlags):
     """The flags of every program that trains."""
 
 
@@ -343,13 +370,16 @@ class Settings(
         for name in values.keys() - FLAGS.keys():
             raise InputError(command_line.unknown(name, FLAGS))
         values = {name: command_line.at_home(name, FLAGS[name], value) for name, value in values.items()}
+        named = named_recipe(values.pop("recipe", ""))
+        source_named = named_recipe(values.pop("source_recipe"), "source_") if "source_recipe" in values else named
         names = {f.name for f in dataclasses.fields(Recipe)}
         recipe = {name: values[name] for name in names & values.keys()}
         twin = {name: values[f"source_{name}"] for name in names if f"source_{name}" in values}
         if "epochs" in twin:
             twin.setdefault("steps", None)
         rest = {name: value for name, value in values.items() if name in cls.__dataclass_fields__}
-        settings = cls(**rest, recipe=Recipe(**recipe), source_recipe=Recipe(**{**recipe, **twin}))
+        source_recipe = Recipe(**{**source_named, **recipe, **twin})
+        settings = cls(**rest, recipe=Recipe(**{**named, **recipe}), source_recipe=source_recipe)
         _check(settings)
         return settings
 
@@ -391,13 +421,28 @@ class Settings(
         return {name: getattr(self, name) for name, value in known.items() if getattr(self, name) != value}
 
 
+def named_recipe(name: str, prefix: str = "") -> dict[str, Any]:
+    """{flag: value} of a recipe of the field, from its flagfile; {} for no name. Raises InputError for an unknown one.
+
+    >>> named_recipe("finetune")["optimizer"]
+    'adamw'
+    """
+    if not name:
+        return {}
+    folder = command_line.FLAGFILES / "recipes"
+    known = sorted(file.stem for file in folder.glob("*.flags"))
+    if name not in known:
+        raise InputError(f"--{prefix}recipe={name}{plugins.nearest(name, known)}")
+    return command_line.parse(["", f"--flagfile={folder / name}.flags"], command_line.kinds(Recipe))
+
+
 def parse_flags(argv: Sequence[str]) -> dict[str, Any]:
     """{flag: value} of the shared flags that a command line and its flagfiles give. Raises InputError."""
     return command_line.parse(argv, FLAGS)
 
 
 _FIELDS = command_line.fields(ExperimentFlags)
-_LOCAL = {f.name for f in _FIELDS if f.metadata["role"] == "local"}
+_LOCAL = {f.name for f in _FIELDS if f.metadata["role"] == "local"} | {Recipe.TWIN + "recipe"}
 WRITTEN = tuple(name for name in FLAGS if name not in _LOCAL)
 """The flags that stand in the flagfile of a run directory."""
 GROWING = tuple(f.name for f in _FIELDS if f.metadata["role"] == "grows")

@@ -117,6 +117,9 @@ class Result:
     """Test accuracy before the first step, where the head is not drawn anew."""
     step_flops: float | None = None
     """FLOPs of a step, a mean over all."""
+    peak_bytes: int | None = None
+    """The most memory that its training program took on a device, with all fits of its group: see `train.Cost`. A run
+    directory has it in environment.json, since it goes with the devices."""
     source_steps: int | None = None
     """What the training of its source took, as far as that is known."""
     source_flops: float | None = None
@@ -130,7 +133,7 @@ class Result:
 _ADDED = (
     *("majority_share", "end", "evals", "retention", "retention_metric", "retention_scores", "retention_sha256"),
     "start_accuracy",
-    *("step_flops", "source_steps", "source_flops", "source_seconds"),
+    *("step_flops", "peak_bytes", "source_steps", "source_flops", "source_seconds"),
 )
 _OF_METRIC = ("metric", "test_score", "validation_score", "best_validation_score")
 _PENALTY = "train_penalty_"

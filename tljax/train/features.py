@@ -55,6 +55,9 @@ def skip_frozen_prefix(
     at least as many as there are, and if the cache has room for them.
     """
     mesh = mesh_under(params)
+    if spec.augment and (kept := frozen_prefix_of(spec)):
+        verb = "is" if len(kept) == 1 else "are"
+        on_message(f"{', '.join(kept)} {verb} frozen, and computed in every step, since what comes in is augmented")
     wanted = features_bytes(spec, fit, data, passes, cache)
     if cache is None or not wanted:
         return spec, replace(data, inputs=place(mesh, data.inputs, by_fit=False))
@@ -70,11 +73,27 @@ def skip_frozen_prefix(
     return replace(spec, model=spec.model[len(prefix) :]), replace(data, inputs=features)
 
 
+def shapes(spec: Spec, fit: Fit, data: Data, passes: int, cache: FeatureCache | None) -> tuple[Spec, Data]:
+    """What `skip_frozen_prefix` gives for one fit, with shapes and dtypes in place of features; nothing is computed."""
+    wanted = features_bytes(spec, fit, data, passes, cache)
+    if cache is None or not 0 < wanted <= cache.budget:
+        return spec, data
+    count, batch = len(frozen_prefix_of(spec)), _batch(examples_of(data.inputs))
+    rows = -(-examples_of(data.inputs) // batch) * batch
+    whole = jax.eval_shape(spec.merge or (lambda params: params), fit.params)
+    variables = batch_stats.join(whole, fit.model_state)
+    outputs = jax.eval_shape(functools.partial(models.apply, spec.model[:count]), variables, batch_spec(data, rows))
+    inputs = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), _kept_as(leaf.dtype, cache.dtype)), outputs
+    )
+    return replace(spec, model=spec.model[count:]), replace(data, inputs=inputs)
+
+
 def features_bytes(spec: Spec, fit: Fit, data: Data, passes: int, cache: FeatureCache | None) -> int:
     """Bytes of one view of features, or 0 if there is none that is worth it: fewer examples pass through than there
     are. It depends on one fit alone, and so then do its bits."""
     count = len(frozen_prefix_of(spec))
-    if cache is None or not count or passes < examples_of(data.inputs):
+    if cache is None or not count or spec.augment or passes < examples_of(data.inputs):
         return 0
     whole = jax.eval_shape(spec.merge or (lambda params: params), fit.params)
     return _view_bytes(cache, spec.model[:count], batch_stats.join(whole, fit.model_state), data)

@@ -13,7 +13,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tljax import batch_stats, masks, optimizer, optimizers, switches
-from tljax.train import features, vectorize
+from tljax.train import cost, features, vectorize
+from tljax.train.cost import Cost
 from tljax.train.features import FeatureCache
 from tljax.train.step import (
     Average,
@@ -50,6 +51,8 @@ class Execution:
     """Where the features of frozen prefixes are kept; None computes them anew in every step."""
     on_message: Callable[[str], None] = lambda line: None
     """Called with a line for each decision."""
+    on_compiled: Callable[[tuple[int, ...], Cost], None] = lambda fits, cost: None
+    """Called with what the executable of a phase costs on each device, and which of the group's fits it trains."""
     should_stop: Callable[[], bool] = lambda: False
     """Asked every few seconds whether to end before the last step."""
 
@@ -405,6 +408,26 @@ def abstract(spec: Spec, fits: Sequence[Fit], histories: Sequence[Sequence[Mask]
     return state._replace(average=average, best=best, model_state=model_state)
 
 
+def cost_of(spec: Spec, fit: Fit, data: Data, history: Sequence[Mask], cache: FeatureCache | None = None) -> Cost:
+    """What the phase of the last mask of `history` costs one fit by itself, on one device. Nothing is trained.
+
+    The leaves of `data` may be shapes and dtypes.
+    """
+    phase, specialized = len(history) - 1, specialize(spec, fit, history)
+    passes = _passes([fit], [len(fit.rates)], phase, fit.phases[phase][0])
+    short, inputs = features.shapes(specialized, fit, data, passes, cache)
+    state, trains = abstract(spec, [fit], [history]), trained_leaves(specialized)
+    trained, frozen = masks.split(state.params, trains)
+    average = None if state.average is None else masks.split(state.average, trains)[0]
+    further = () if average is None and not state.model_state else (average, state.model_state)
+    rows, batch = capacity(batch_size(fit)), batch_size(fit)
+    order = jax.ShapeDtypeStruct((1, rows, batch), jnp.int32)
+    rates = jax.ShapeDtypeStruct((1, rows), jnp.float32)
+    hyper = stack_hyper(specialized, [fit], [history])
+    arrays = (trained, state.optimizer, frozen, hyper, inputs.inputs, data.targets, order, rates, (0, 0, 1))
+    return cost.of(vectorize.executable(short, None, 1, "map", *arrays, *further))
+
+
 LONGEST = 3.0
 """Seconds that a call of the compiled function is meant to take at most: between two of them a fit can be stopped."""
 FIRST_CALL = 16
@@ -433,6 +456,8 @@ def _phase(
     targets = place(mesh, data.targets, by_fit=False)
     hyper = place(mesh, stack_hyper(specialized, members, state.masks))
 
+    costs: list[Cost] = []
+
     def call(
         trained: Params,
         opt_state: OptState,
@@ -445,6 +470,9 @@ def _phase(
         order, rates = vectorize.order_and_rates(members, width, mesh, start, stop)
         arrays = (trained, opt_state, frozen, hyper, inputs.inputs, targets, order, rates, (start, 0, stop - start))
         further = () if average is None and not model_state else (average, model_state)
+        if not costs:
+            costs.append(cost.of(vectorize.executable(short, mesh, width, mode, *arrays, *further)))
+            execution.on_compiled(state.fits, costs[0])
         return vectorize.run(short, mesh, width, mode, *arrays, *further)
 
     def train(end: int, state: State, most: int) -> tuple[State, Log, int]:

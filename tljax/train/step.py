@@ -1,4 +1,4 @@
-"""One training step of one fit, read in the order in which it happens: loss, gradients, update, apply, log.
+"""One training step of one fit, read in the order in which it happens: augment, loss, gradients, update, apply, log.
 
 `step` knows nothing of other fits and of many devices: `vectorize` maps it over both. What decides its compilation is
 `Spec`, what is passed to it is `Hyper`; both follow from a `Fit` and its masks.
@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tljax import batch_stats, masks, models, objective, optimizer, optimizers, paths, penalties
+from tljax import augment, batch_stats, masks, models, objective, optimizer, optimizers, paths, penalties
+from tljax.augment import Augmentation
 from tljax.penalties import Penalty
 from tljax.types import Batch, InputError, Mask, Model, ModelState, OptState, Params, PhaseRule
 
@@ -47,6 +48,8 @@ class Spec:
     cohort_count: int = 1
     fresh: tuple[str, ...] = ()
     """The paths of the leaves that were drawn anew, if a penalty refers to where the fit began."""
+    augment: tuple[Augmentation, ...] = ()
+    """What changes each batch at random before it is trained on. The caller sets it."""
     batch_stats: tuple[tuple[str, str], ...] = ()
     """(stage, what becomes of its state): 'frozen', 'tracked', 'reestimated', or 'auto', which holds for stages that
     are not named (`state_modes`). The caller sets it."""
@@ -74,7 +77,7 @@ class Hyper(NamedTuple):
     scales: tuple[Any, ...]
     """The numbers and arrays of the mask, one for each None in `Spec.mask`."""
     key: Any
-    """The key of dropout."""
+    """The key of dropout and augmentations."""
     start: Params | None
     """The parameters at the start, if a penalty refers to them."""
     fisher: Params | None
@@ -103,7 +106,7 @@ class Fit(NamedTuple):
     numbers: Mapping[str, float]
     """The optimizer's numbers by name, 'label_smoothing', and with an average 'average_weight': 1 less its decay."""
     key: jax.Array
-    """The key of dropout."""
+    """The key of dropout and augmentations."""
     fresh: Mask | None = None
     """Which leaves were drawn anew, for penalties that treat them otherwise."""
     fisher: Params | None = None
@@ -153,6 +156,8 @@ def step(
     `axis` of devices the batch is one device's part, and the step is that of the whole batch.
     """
 
+    batch = augmented(spec, hyper.key, batch, number, axis)
+
     def loss_fn(trained: Params) -> tuple[jax.Array, Any]:
         return _objective(spec, hyper, trained, frozen, model_state, batch, number, axis)
 
@@ -166,6 +171,21 @@ def step(
         average = averaged(average, trained, model_state or {}, weight, _selection(spec, hyper))
     log = Log(loss, sum(terms, start=jnp.zeros(())), terms, _norm(gradients))
     return trained, opt_state, average, model_state, log
+
+
+_AUGMENT = 2**31 - 1
+"""What is folded into a step's key for augmentations: stages fold in their numbers, from 1 on."""
+
+
+def augmented(spec: Spec, key: jax.Array, batch: Batch, number: jax.Array, axis: str | None = None) -> Batch:
+    """The batch of step `number` after the augmentations of a fit with this key.
+
+    It follows from the key, the step and each example's place in the whole batch: fits of one seed see the same.
+    """
+    if not spec.augment:
+        return batch
+    step_key = jax.random.fold_in(jax.random.fold_in(key, number), _AUGMENT)
+    return augment.apply(spec.augment, step_key, batch, axis)
 
 
 def _objective(

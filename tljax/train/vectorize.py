@@ -142,6 +142,12 @@ def run(spec: Spec, mesh: Mesh | None, width: int, mode: Mode, *arguments: Any) 
     return compiled(spec, mesh, width, mode, *arguments)
 
 
+def executable(spec: Spec, mesh: Mesh | None, width: int, mode: Mode, *arguments: Any) -> Any:
+    """The compiled segment that `run` calls with such arguments, which may be shapes and dtypes: compiled once for both
+    of them. None under `jax.pmap`, which does not share what is compiled ahead."""
+    return None if mode == "pmap" else segment.lower(spec, mesh, width, mode, *arguments).compile()
+
+
 def _on_device(
     spec: Spec,
     mesh: Mesh | None,
