@@ -74,7 +74,7 @@ def skip_frozen_prefix(
         on_message(f"{', '.join(kept)} {verb} frozen, and computed in every step, since what comes in is augmented")
     wanted = features_bytes(spec, fit, data, passes, cache)
     if cache is None or not wanted:
-        return spec, _on_mesh(mesh, data)
+        return spec, on_mesh(mesh, data)
     prefix, examples = frozen_prefix_of(spec), len(data)
     verb = "is" if len(prefix) == 1 else "are"
     text = f"{', '.join(prefix)} {verb} frozen: features of {examples:,} examples"
@@ -86,7 +86,7 @@ def skip_frozen_prefix(
             return rest, in_files
     if wanted > cache.budget:
         on_message(f"{text} are {_mb(wanted)} and the budget {_mb(cache.budget)}, so computed in every step")
-        return spec, _on_mesh(mesh, data)
+        return spec, on_mesh(mesh, data)
     first_of_each = jax.tree.map(lambda leaf: leaf[::width], params)
     features = compute(cache, model, spec.merge, first_of_each, data)
     on_message(f"{text} are computed once, {_mb(_nbytes(features))}")
@@ -95,7 +95,7 @@ def skip_frozen_prefix(
     return rest, replace(data, inputs=features)
 
 
-def _on_mesh(mesh: Any, data: Data | Stream) -> Data | Stream:
+def on_mesh(mesh: Any, data: Data | Stream) -> Data | Stream:
     """Data whole on each device of a mesh; a stream stays where it is."""
     return data if isinstance(data, Stream) else replace(data, inputs=place(mesh, data.inputs, by_fit=False))
 

@@ -21,6 +21,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from tljax import batch_stats, masks, models
 from tljax.train.data import UNSEEN, Data, Reader, Stream, batch_spec, chunk_steps, growing, views_of
 from tljax.train.step import (
+    Average,
     Fit,
     Hyper,
     Log,
@@ -88,10 +89,10 @@ def segment(
     order: jax.Array,
     rates: jax.Array,
     steps: tuple[int, int, int],
-    average: Params | None = None,
+    average: Average | None = None,
     model_state: ModelState | None = None,
     fetch: Fetch = gather,
-) -> tuple[Params, OptState, Params | None, ModelState | None, Log]:
+) -> tuple[Params, OptState, Average | None, ModelState | None, Log]:
     """The one compiled training function: (trained leaves, optimizer state, average, model state, log [fits, rows])
     after some steps.
 
@@ -230,17 +231,111 @@ def _on_device_of_pmap(
     fetch: Fetch,
     trained: Params,
     opt_state: OptState,
-    average: Params | None,
+    average: Average | None,
     model_state: ModelState | None,
     order: jax.Array,
     examples: Any,
     common: Any,
-) -> tuple[Params, OptState, Params | None, ModelState | None, Log]:
+) -> tuple[Params, OptState, Average | None, ModelState | None, Log]:
     """On one device, with its part of each row of the order; of a chunk with its part of each batch."""
     (inputs, targets), (frozen, hyper, rates, steps) = examples, common
     by_fit = (trained, opt_state, average, model_state, frozen, hyper, rates)
     one_view = views_of(inputs) == 1
     return _on_device(spec, mesh, width, mode, fetch, one_view, by_fit, order, inputs, targets, steps)
+
+
+# The state of a model, computed anew.
+
+
+def reestimate(
+    spec: Spec,
+    stages: Sequence[str],
+    fits: Sequence[Fit],
+    width: int,
+    mesh: Mesh | None,
+    data: Data | Stream,
+    params: Params,
+    model_state: ModelState,
+) -> ModelState:
+    """The model's state, leading axis of fits, with that of `stages` computed anew under the parameters of now.
+
+    Running averages become the equal mean, over the batches of the first pass of a fit's order (`Fit.pass_steps`), of
+    the statistics of each batch: in a forward pass without dropout, in which these stages normalise by the batch, and
+    the others use their state. Of a Flax batch norm those are the mean and the biased variance of what of the batch is
+    no padding. After Wu & Johnson 2021, arXiv:2105.07576, section 3 (Precise BN), over the whole pass, and where the
+    parameters are the source's as they came, Li et al. 2016, arXiv:1603.04779 (AdaBN). `data` are on the devices of
+    the mesh, or a stream.
+    """
+    counts = [fit.pass_steps or len(fit.rates) for fit in fits]
+    means = {stage: jax.tree.map(jnp.zeros_like, model_state[stage]) for stage in stages}
+    total = max(counts)
+
+    def add(order: jax.Array, inputs: Any, start: int, stop: int, fetch: Fetch) -> None:
+        nonlocal means
+        until = place(mesh, jnp.minimum(jnp.asarray(counts, jnp.int32), stop))
+        static = {"mesh": mesh, "width": width, "fetch": fetch}
+        means = _reestimated(spec, tuple(stages), means, params, model_state, until, order, inputs, start, **static)
+
+    if isinstance(data, Stream):
+        with read_chunks(data, fits, width, mesh, 0, total) as chunks:
+            for chunk in chunks:
+                add(chunk.order, chunk.inputs, chunk.start, chunk.stop, slice_chunk)
+        return {**model_state, **means}
+    rows = capacity(batch_size(fits[0]))
+    for start in range(0, total, rows):
+        order, _ = order_and_rates(fits, width, mesh, start, min(start + rows, total))
+        add(order, data.inputs, start, total, gather)
+    return {**model_state, **means}
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "stages", "mesh", "width", "fetch"), donate_argnames=("means",))
+def _reestimated(
+    spec: Spec,
+    stages: tuple[str, ...],
+    means: ModelState,
+    params: Params,
+    model_state: ModelState,
+    counts: jax.Array,
+    order: jax.Array,
+    inputs: Any,
+    start: Any,
+    *,
+    mesh: Mesh | None,
+    width: int,
+    fetch: Fetch,
+) -> ModelState:
+    """The means of the statistics of the batches before step `start`, and of those in the rows of `order`."""
+    one_view = views_of(inputs) == 1
+
+    def on_device(by_fit: Any, order: jax.Array, *rest: Any) -> ModelState:
+        inputs, start = rest
+
+        def of_fit(item: Any) -> ModelState:
+            (means, params, model_state, count), number = item
+
+            def body(row: jax.Array, means: ModelState) -> ModelState:
+                chosen = divide(mesh, order[number, row])
+                x, _, weight = fetch(mesh, inputs, (), None if one_view else number, row, chosen)
+                how: Any = {"tracked": stages, "weight": weight, "momentum": 0.0}
+                _, state = models.run(spec.model, spec.merge(params) if spec.merge else params, model_state, x, **how)
+                of_batch = {stage: state[stage] for stage in stages}
+                # This form of a mean leaves what no batch changes as it is, to the bit.
+                return jax.tree.map(lambda mean, new: mean + (new - mean) / (start + row + 1), means, of_batch)
+
+            return jax.lax.fori_loop(0, jnp.clip(count - start, 0, order.shape[1]), body, means)
+
+        numbers = jnp.arange(len(order) * width) // width
+        return jax.lax.map(of_fit, (by_fit, numbers))
+
+    by_fit = (means, params, model_state, counts)
+    if one_view:
+        return over(mesh, on_device, (by_fit, order), (inputs, start))
+    return over(
+        mesh,
+        lambda by_fit, order, inputs, start: on_device(by_fit, order, inputs, start),
+        (by_fit, order, inputs),
+        (start,),
+    )
 
 
 # What is passed to the segment.
@@ -326,9 +421,9 @@ def _padded(orders: np.ndarray, rows: int, mesh: Mesh | None, beyond: int = -1) 
 
 
 def _rates(fits: Sequence[Fit], start: int, stop: int, rows: int) -> np.ndarray:
-    """The rates float32 [fits, rows] of some steps, zeros after them."""
+    """The rates float32 [fits, rows] of some steps, zeros after them and after the last step."""
     rates = np.zeros((len(fits), rows), np.float32)
-    rates[:, : stop - start] = [fit.rates[start:stop] for fit in fits]
+    rates[:, : max(0, min(stop, len(fits[0].rates)) - start)] = [fit.rates[start:stop] for fit in fits]
     return rates
 
 
