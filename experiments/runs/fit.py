@@ -22,6 +22,7 @@ from experiments.runs.resume import Progress, Record
 from experiments.runs.settings import Recipe, Settings
 from experiments.runs.sources import Source, Trained, from_state, shape_to_json
 from tljax import batch_stats, checkpoint, evaluate, masks, models, objective, penalties, seeds, train
+from tljax import metrics as measures
 from tljax.data import draw
 from tljax.initialization import Look, Start
 from tljax.study.results import Result, at_end
@@ -263,6 +264,7 @@ def build(
         weighs_classes=balanced,
         augment=plan.augmentations(recipe, on_device.task),
         averages=recipe.ema > 0,
+        microbatch=recipe.microbatch,
     )
 
     def order(first: int, last: int) -> np.ndarray:
@@ -285,6 +287,7 @@ def build(
         start.fresh,
         start.fisher,
         model_state=start.model_state,
+        pass_steps=-(-len(subset) // recipe.batch_size),
         class_weights=_class_weights(on_device, subset),
         rules=start.rules,
     )
@@ -765,7 +768,7 @@ def _leave(
     of each if the strategy merges what it added; `about` is what the checkpoints say of themselves.
     """
     goal, task = on_device.objective, on_device.task
-    results = [_measured(goal, fit, outcome) for fit, outcome in zip(group, outcomes, strict=True)]
+    results = [_measured(on_device, fit, outcome) for fit, outcome in zip(group, outcomes, strict=True)]
     for rows in _by_strategy(results):
         name_of_group = plan.group_name(results[row].key for row in rows)
         place = folder / "checkpoints" / f"{plan.file_name(results[rows[0]].strategy)}-{name_of_group}"
@@ -817,14 +820,18 @@ def _leave(
     directory.add(folder, results)
 
 
-def _measured(goal: Objective, fit: PreparedFit, outcome: Outcome) -> Result:
+def _measured(on_device: DeviceData, fit: PreparedFit, outcome: Outcome) -> Result:
     """A fit with what training it gave, but for the places of its files."""
     record, test, validation = outcome.record, outcome.test, outcome.validation
+    goal, targets = on_device.objective, np.asarray(on_device.task.test.targets)
     metric, best = to_record(goal.metrics[0]), record.best
-    of_best: dict[str, Any] = {
+    of_primary: dict[str, Any] = {
         f"best_validation_{'accuracy' if metric is None else 'score'}": best[1] if best else None
     }
     diverged = record.diverged is not None
+    if diverged and metric is not None:
+        constant = measures.constant(goal.kind, targets, goal.num_outputs)
+        of_primary["majority_share"] = measures.value(goal.metrics[0], constant, targets)
     last = {name: value if np.isfinite(value) else None for name, value in record.curve[-1].items()}
     terms = {name: value for name, value in last.items() if name.startswith("train_penalty_")}
     return replace(
@@ -835,7 +842,7 @@ def _measured(goal: Objective, fit: PreparedFit, outcome: Outcome) -> Result:
         train_penalty=last["train_penalty"],
         penalties={name.removeprefix("train_penalty_"): value for name, value in terms.items()},
         best_step=best[0] if best else None,
-        **of_best,
+        **of_primary,
         train_total=None if diverged else record.curve[-1]["train_loss"] + record.curve[-1]["train_penalty"],
         diverged=diverged,
         diverged_step=record.diverged,
