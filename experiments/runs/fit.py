@@ -174,7 +174,7 @@ def train_sources(settings: Settings, task: Task, folder: Path, execution: train
 def prepare_source(settings: Settings, on_device: "DeviceData", seed: int, result: Result) -> "PreparedFit":
     """The fit that trains the source of a seed."""
     task = on_device.task
-    streams, model = plan.source_streams(settings, seed), settings.build_model(task.outputs)
+    streams, model = plan.source_streams(settings, seed), settings.build_model(task.outputs, settings.source_recipe)
     drawn = models.init(model, jax.random.key(streams.head), plan.example_shape(task))
     params, model_state = batch_stats.split(drawn)
     mask = masks.by_path(params, lambda path: True)
