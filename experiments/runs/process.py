@@ -417,7 +417,8 @@ def prepare(settings: Settings) -> train.Execution:
         values = ", ".join(f"{name}={value}" for name, value in changed.items())
         say(f"results are those of {values}: it enters the keys of all fits, and environment.json")
     all_share_a_batch = settings.parallel == "pmap" or settings.distributed
-    store = train.FeatureCache(settings.features_budget, settings.features_dtype) if settings.features_budget else None
+    kept = (settings.features_budget, settings.features_dtype, settings.augment_views)
+    store = train.FeatureCache(*kept) if settings.features_budget else None
     batch = data or (len(devices) if all_share_a_batch else 1)
     return train.Execution(devices, batch, settings.parallel, settings.many, store, say)
 
