@@ -7,11 +7,11 @@ from typing import Any
 
 from experiments.runs import directory, fit, plan
 from experiments.runs.plan import Experiment
-from tljax import batch_stats, masks, models, train
+from tljax import batch_stats, masks, models, objective, train
 from tljax.initialization import Start
 from tljax.study.results import Result
 from tljax.train.flops import step_flops
-from tljax.types import Mask
+from tljax.types import Mask, Objective
 
 
 def of_fits(experiment: Experiment, results: Sequence[Result], folder: Path) -> dict[str, dict[str, Any]]:
@@ -20,6 +20,7 @@ def of_fits(experiment: Experiment, results: Sequence[Result], folder: Path) -> 
     settings, model = experiment.settings, experiment.model
     shape = plan.example_shape(experiment.target)
     keeps_dropout = plan.stages_with_dropout(settings, model, shape)
+    goal = plan.objective_of(experiment.target, settings.recipe)
     costs: dict[str, dict[str, Any]] = {}
     flops_of: dict[Any, float] = {}
     starts = {(strategy.name, str(strategy.options)): start for strategy, start in plan.first_starts(experiment)}
@@ -34,7 +35,7 @@ def of_fits(experiment: Experiment, results: Sequence[Result], folder: Path) -> 
             key = result.strategy, str(result.options), masks.digest(masks.static(start.params, mask)), cached
             if key not in flops_of:
                 step = (shape, settings.recipe.batch_size, start.merge, cached, keeps_dropout)
-                flops_of[key] = step_flops(model, start.params, mask, *step, state=start.model_state)
+                flops_of[key] = step_flops(model, start.params, mask, *step, goal, start.model_state)
             total += flops_of[key] * (last - first)
         costs[result.name] = {"step_flops": total / result.steps, **of_source.get(result.seed, {})}
     return costs
@@ -91,8 +92,10 @@ def _of_source(experiment: Experiment, folder: Path) -> dict[int, dict[str, Any]
     model = experiment.settings.build_model(source.outputs)
     params, state = batch_stats.split(models.abstract(model, source.shape))
     everything = masks.by_path(params, lambda path: True)
-    batch = experiment.settings.source_recipe.batch_size
-    flops = step_flops(model, params, everything, source.shape, batch, state=state)
+    recipe = experiment.settings.source_recipe
+    loss = objective.loss(objective.resolved(recipe.loss, source.kind), source.kind)
+    goal = Objective(loss, source.outputs, (), source.kind)
+    flops = step_flops(model, params, everything, source.shape, recipe.batch_size, objective=goal, state=state)
     for seed, key in source.identity.items():
         result = results.get(key)
         steps = result.steps if result else source.steps

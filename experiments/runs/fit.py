@@ -22,6 +22,7 @@ from experiments.runs.resume import Progress, Record
 from experiments.runs.settings import Recipe, Settings
 from experiments.runs.sources import Source, Trained, from_state, shape_to_json
 from tljax import batch_stats, checkpoint, evaluate, masks, models, objective, penalties, seeds, train
+from tljax import metrics as measures
 from tljax.data import draw
 from tljax.initialization import Look, Start
 from tljax.study.results import Result, at_end
@@ -121,11 +122,13 @@ def _company(fit: "PreparedFit", label: str, many: str) -> Any:
 
 def about(settings: Settings, task: Task) -> dict[str, Any]:
     """What a checkpoint says of itself, so that it can be a source."""
+    is_pixels = getattr(task.train.spec, "dtype", None) == np.uint8
     return {
         "task": task.name,
         "fingerprint": task.fingerprint,
         "classes": list(task.classes),
         "shape": shape_to_json(plan.example_shape(task)),
+        **({"resize": settings.resize} if settings.resize != "squash" and is_pixels else {}),
         **({"kind": task.kind, "outputs": task.outputs} if task.kind != "classes" else {}),
         "model": settings.architecture(),
         "note": task.note,
@@ -261,6 +264,7 @@ def build(
         weighs_classes=balanced,
         augment=plan.augmentations(recipe, on_device.task),
         averages=recipe.ema > 0,
+        microbatch=recipe.microbatch,
     )
 
     def order(first: int, last: int) -> np.ndarray:
@@ -283,6 +287,7 @@ def build(
         start.fresh,
         start.fisher,
         model_state=start.model_state,
+        pass_steps=-(-len(subset) // recipe.batch_size),
         class_weights=_class_weights(on_device, subset),
         rules=start.rules,
     )
@@ -371,8 +376,8 @@ def drive(
         logits = _logits(on_device, group, state) if at_point else None
         of_average = None
         if at_point and state.average is not None and not len(group[0].validation):
-            averaged = state._replace(params=train.with_average(state.params, state.average))
-            of_average = _logits(on_device, group, averaged)
+            params, model_state = train.with_average(state.params, state.model_state, state.average)
+            of_average = _logits(on_device, group, state._replace(params=params, model_state=model_state))
         yield Point(state, log, logits, of_average, dict(validated) if has_trained else {})
         validated.clear()
 
@@ -604,9 +609,9 @@ def _stopped(
 
 def _averaged(state: train.State, row: int) -> Params:
     """The variables of a fit in a row of a state, with its average in place of what ever trained."""
-    trees = (state.params, state.average, state.model_state)
-    params, average, model_state = (jax.tree.map(lambda leaf: np.asarray(leaf[row]), tree) for tree in trees)
-    return batch_stats.join(jax.tree.map(np.asarray, train.with_average(params, average)), model_state)
+    trees = (state.params, state.model_state, state.average)
+    of_row = (jax.tree.map(lambda leaf: np.asarray(leaf[row]), tree) for tree in trees)
+    return batch_stats.join(*jax.tree.map(np.asarray, train.with_average(*of_row)))
 
 
 def _score_of_average(
@@ -763,7 +768,7 @@ def _leave(
     of each if the strategy merges what it added; `about` is what the checkpoints say of themselves.
     """
     goal, task = on_device.objective, on_device.task
-    results = [_measured(goal, fit, outcome) for fit, outcome in zip(group, outcomes, strict=True)]
+    results = [_measured(on_device, fit, outcome) for fit, outcome in zip(group, outcomes, strict=True)]
     for rows in _by_strategy(results):
         name_of_group = plan.group_name(results[row].key for row in rows)
         place = folder / "checkpoints" / f"{plan.file_name(results[rows[0]].strategy)}-{name_of_group}"
@@ -815,14 +820,18 @@ def _leave(
     directory.add(folder, results)
 
 
-def _measured(goal: Objective, fit: PreparedFit, outcome: Outcome) -> Result:
+def _measured(on_device: DeviceData, fit: PreparedFit, outcome: Outcome) -> Result:
     """A fit with what training it gave, but for the places of its files."""
     record, test, validation = outcome.record, outcome.test, outcome.validation
+    goal, targets = on_device.objective, np.asarray(on_device.task.test.targets)
     metric, best = to_record(goal.metrics[0]), record.best
-    of_best: dict[str, Any] = {
+    of_primary: dict[str, Any] = {
         f"best_validation_{'accuracy' if metric is None else 'score'}": best[1] if best else None
     }
     diverged = record.diverged is not None
+    if diverged and metric is not None:
+        constant = measures.constant(goal.kind, targets, goal.num_outputs)
+        of_primary["majority_share"] = measures.value(goal.metrics[0], constant, targets)
     last = {name: value if np.isfinite(value) else None for name, value in record.curve[-1].items()}
     terms = {name: value for name, value in last.items() if name.startswith("train_penalty_")}
     return replace(
@@ -833,7 +842,7 @@ def _measured(goal: Objective, fit: PreparedFit, outcome: Outcome) -> Result:
         train_penalty=last["train_penalty"],
         penalties={name.removeprefix("train_penalty_"): value for name, value in terms.items()},
         best_step=best[0] if best else None,
-        **of_best,
+        **of_primary,
         train_total=None if diverged else record.curve[-1]["train_loss"] + record.curve[-1]["train_penalty"],
         diverged=diverged,
         diverged_step=record.diverged,

@@ -172,6 +172,7 @@ def prepare(
         shapes = f"{sources.shown_shape(shape)}, the source {sources.shown_shape(source.shape)}"
         raise InputError(f"target '{target.name}' has shape {shapes}: features must agree")
     model = settings.build_model(target.outputs)
+    require_outputs(settings, model, target)
     if source is None:
         refuse_without_source(strategies, model)
     terms, _ = penalties.read(settings.recipe.penalty)
@@ -182,6 +183,7 @@ def prepare(
     for fault in model_faults(settings, model, shape):
         execution.on_message(fault)
     experiment = Experiment(settings, source, target, model, strategies, execution)
+    require_shared_microbatches(settings, execution)
     names_of_ends = {}
     for strategy, start in first_starts(experiment):
         for budget in settings.train_examples:
@@ -194,6 +196,15 @@ def prepare(
     return experiment
 
 
+def require_shared_microbatches(settings: Settings, execution: train.Execution) -> None:
+    """Raise InputError for microbatches that the devices which share a batch do not divide."""
+    devices = len(execution.devices) if execution.mode == "pmap" else execution.devices_per_batch
+    recipes = {"": settings.recipe, "source_": settings.source_recipe} if settings.source else {"": settings.recipe}
+    for prefix, recipe in recipes.items():
+        size = recipe.microbatch
+        _flagged(prefix, "microbatch", functools.partial(train.check_microbatch, size, recipe.batch_size, devices))
+
+
 def load_task(settings: Settings, name: str, shape: Any) -> Task:
     """The data set of a name, from where the settings say that data sets are.
 
@@ -204,7 +215,7 @@ def load_task(settings: Settings, name: str, shape: Any) -> Task:
     is_image = isinstance(shape, tuple) and (len(shape) == 3 or shape == settings.image_shape)
     image_shape = shape if shape and is_image else None
     try:
-        return data.load(name, **places, image_shape=image_shape, say=console.say)
+        return data.load(name, **places, image_shape=image_shape, resize=settings.resize, say=console.say)
     except InputError as error:
         is_first = name == settings.source or not (settings.source or settings.source_checkpoint)
         if settings.image_shape and is_first and str(error).endswith(NO_PIXELS):
@@ -256,7 +267,9 @@ def source_from_data(settings: Settings) -> Source:
 def source_task(settings: Settings) -> Task:
     """The task of `--source`; raises InputError for settings under which it cannot be learnt."""
     task = load_task(settings, settings.source or "", settings.image_shape)
-    params, _ = batch_stats.split(models.abstract(settings.build_model(task.outputs), example_shape(task)))
+    model = settings.build_model(task.outputs)
+    require_outputs(settings, model, task)
+    params, _ = batch_stats.split(models.abstract(model, example_shape(task)))
     start = Start(params, ((0.0, None),), fresh=None)
     # As dicts, since dataclasses that share a nan differ from Python 3.13 on.
     is_own = vars(settings.source_recipe) != vars(settings.recipe)
@@ -360,6 +373,21 @@ def objective_of(task: Task, recipe: Recipe) -> Objective:
     return objective.of(task, recipe.loss, recipe.metric, recipe.primary)
 
 
+def require_outputs(settings: Settings, model: Model, task: Task) -> None:
+    """Raise InputError for a head that gives something else than the targets of a task need."""
+    shape = example_shape(task)
+    inputs = models.batch_of(shape, 2)
+    length = task.train.targets.shape[1] if task.kind == "tokens" else 1
+    wanted, _ = objective.example(task.kind, task.outputs, 2, length)
+    outputs = jax.eval_shape(functools.partial(models.apply, model), models.abstract(model, shape), inputs)
+    if outputs.shape != wanted.shape:
+        axes = {"tokens": "[batch, length, vocabulary]"}.get(task.kind, f"[batch, {task.kind}]")
+        raise InputError(
+            f"model '{settings.model}': its head, stage '{models.names(model)[-1]}', gives {list(outputs.shape)} of 2 "
+            f"inputs {sources.shown_shape(shape)}: let it give {axes}, here {list(wanted.shape)}"
+        )
+
+
 def recipe_values(recipe: Recipe, task: Task) -> dict[str, Any]:
     """{flag: value} of a recipe as keys have it: without what is neutral, and with what 'auto' stands for on a task."""
     text = augment.resolved(recipe.augment, task.train.spec)
@@ -396,6 +424,7 @@ def check_recipe(recipe: Recipe, budget: str, task: Task, start: Start, prefix: 
         lambda: draw_examples(recipe, budget, task, 0),
     )
     total = _flagged(prefix, "batch_size", lambda: count_steps(recipe, len(subset)))
+    _flagged(prefix, "microbatch", lambda: train.check_microbatch(recipe.microbatch, recipe.batch_size))
     phases_at_steps(start.phases, total)
     require_validation(recipe, start)
     _flagged(prefix, "schedule", lambda: learning_rates(recipe, total))

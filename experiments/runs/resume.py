@@ -226,7 +226,8 @@ def _restored(
         best = (*best, checkpoint.unflatten(best_params or {}, like)) if best else None
         last = checkpoint.unflatten(finite, like) if finite else None
         log = _log(since, len(program.penalties)) if since else None
-        began, stopped, peak_bytes = (*more, *((), None, None)[len(more) :])  # an older tljax did not save them
+        unsaid: list[Any] = [(), None, None]  # an older tljax did not save them
+        began, stopped, peak_bytes = list(more) + unsaid[len(more) :]
         records.append(Record(curve, seconds, log, diverged, last, best, tuple(began), stopped, peak_bytes))
     return Progress(tuple(parts), tuple(records))
 

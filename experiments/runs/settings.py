@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from experiments.runs import budgets, command_line
 from experiments.runs.command_line import Kind, flag
 from tljax import models, optimizers, plugins
+from tljax.data.images import RESIZES
 from tljax.objective import AUTO
 from tljax.types import InputError, Model
 
@@ -81,6 +82,12 @@ class DataFlags:
 
     THEME: ClassVar[str] = "Tasks"
     image_shape: tuple[int, ...] = flag((), "HEIGHT,WIDTH,CHANNELS to bring images to; default the source's")
+    resize: str = flag(
+        "crop",
+        "images of another aspect: by the short side and cropped at the centre, or squashed",
+        choices=RESIZES,
+        role="free",  # the fingerprint of the data says it
+    )
     data_dir: str | None = flag(None, "where data sets are kept; default as TFDS has it", role="free", place="path")
     manual_dir: str | None = flag(
         None, "where files put by hand are: DIR/mnist/train-images-idx3-ubyte.gz ...", role="free", place="path"
@@ -150,6 +157,12 @@ class Recipe:
     schedule: str = flag("constant", "constant, linear or cosine, the latter two down to 0")
     warmup: float = flag(0.0, "fraction of the steps over which the rate rises from 0")
     batch_size: int = flag(100, "examples a step", bounds=(1, 10**7), often=True)
+    microbatch: int = flag(
+        0,
+        "examples of a batch at a time, which divide it: less memory, the same gradient; 0: all at once",
+        bounds=(0, 10**7),
+        neutral=0,
+    )
     epochs: int = flag(10, "passes over the training examples", bounds=(1, 10**6), often=True)
     steps: int | None = flag(
         None, "steps (batches) instead of epochs, one permutation after another", bounds=(1, MOST_STEPS), often=True

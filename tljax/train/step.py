@@ -59,12 +59,15 @@ class Spec:
     tracked: tuple[str, ...] = ()
     """The stages whose state follows the batches of this phase: they normalise by the batch."""
     reestimated: tuple[str, ...] = ()
-    """The stages whose state is computed anew wherever the parameters are evaluated or saved."""
+    """The stages whose state is computed anew (`vectorize.reestimate`): all where a phase begins, and those of them
+    that are tracked at the end of each segment too."""
     averages: bool = False
     """Whether there is an average of what trains; the weight of the newest values in it is the number
     'average_weight'."""
     weighs_classes: bool = False
     """Whether L of an example is times the weight of its class, which is passed."""
+    microbatch: int = 0
+    """So many examples of the batch at a time give a part of its gradient; 0 for all at once."""
 
 
 class Hyper(NamedTuple):
@@ -119,6 +122,9 @@ class Fit(NamedTuple):
     start: the batches and the features of the frozen prefix are then passed once for all of them."""
     model_state: Mapping[str, Any] = {}
     """The model's state at the start, apart from its parameters."""
+    pass_steps: int = 0
+    """How many of the first steps of the order see each training example once: the batches over which a state is
+    reestimated. 0 stands for all steps."""
     rules: tuple[PhaseRule, ...] = ()
     """How each phase ends, and its rate; () for phases that end where the next begins, all at the rate of `rates`."""
     class_weights: np.ndarray | None = None
@@ -148,9 +154,9 @@ def step(
     rate: jax.Array,
     number: jax.Array,
     axis: str | None = None,
-    average: Params | None = None,
+    average: "Average | None" = None,
     model_state: ModelState | None = None,
-) -> tuple[Params, OptState, Params | None, ModelState | None, Log]:
+) -> "tuple[Params, OptState, Average | None, ModelState | None, Log]":
     """One training step: (trained leaves, optimizer state, average, model state, log) after it.
 
     `average` is that of the trained leaves, None in a fit without; `model_state` is {} or None of a model without.
@@ -164,13 +170,17 @@ def step(
     def loss_fn(trained: Params) -> tuple[jax.Array, Any]:
         return _objective(spec, hyper, trained, frozen, model_state, batch, number, axis)
 
-    (_, (loss, terms, model_state)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(trained)
+    if spec.microbatch:
+        (loss, terms), gradients = _accumulated(spec, hyper, trained, frozen, model_state, batch, number, axis)
+    else:
+        (_, (loss, terms, model_state)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(trained)
     # After differentiating: the gradient through a sum over devices would be so many times too large.
     loss, terms, gradients = total((loss, terms, gradients), axis)
     updates, opt_state = transformation(spec, hyper, rate).update(gradients, opt_state, trained)
     trained = optimizer.apply(trained, updates, _selection(spec, hyper))
-    if spec.averages:
-        average = averaged(average, trained, hyper.numbers["average_weight"], _selection(spec, hyper))
+    if average is not None:
+        weight = hyper.numbers["average_weight"]
+        average = averaged(average, trained, model_state or {}, weight, _selection(spec, hyper))
     log = Log(loss, sum(terms, start=jnp.zeros(())), terms, _norm(gradients))
     return trained, opt_state, average, model_state, log
 
@@ -201,14 +211,18 @@ def _objective(
     batch: Batch,
     number: jax.Array,
     axis: str | None,
+    part: tuple[jax.Array, jax.Array] | None = None,
 ) -> tuple[jax.Array, tuple[jax.Array, tuple[jax.Array, ...], ModelState | None]]:
     """L + lambda R of a batch, beside it L, the terms of lambda R, and the model's state after the batch.
 
-    With an `axis` of devices each has a part of the batch and gives a part of each value: the parts add up to it.
+    With an `axis` of devices each has a part of the batch and gives a part of each value: the parts add up to it. So
+    they do for a microbatch, whose `part` is (its number, the weight of the whole batch); penalties of leaves are 0 in
+    it, since they are of no example.
     """
     x, targets, weight = batch
     x = jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if leaf.dtype == jnp.bfloat16 else leaf, x)
     key = jax.random.fold_in(hyper.key, number)
+    key = key if part is None else jax.random.fold_in(key, part[0])
     merge = spec.merge or (lambda params: params)
     whole, start_state = merge(masks.join(trained, frozen)), hyper.start_state or {}
     how: Any = {"key": key, "frozen": _without_dropout(spec), "tracked": spec.tracked, "weight": weight, "axis": axis}
@@ -218,7 +232,7 @@ def _objective(
     if spec.weighs_classes:
         values = values * hyper.class_weights[targets]
     summed = jnp.vdot(values, weight)
-    count = total(weight.sum(), axis)
+    count = total(weight.sum(), axis) if part is None else part[1]
     loss = summed / count
     terms = []
     for penalty, weights in zip(spec.penalties, hyper.weights, strict=True):
@@ -226,11 +240,96 @@ def _objective(
             at_start = models.features(spec.model, merge(hyper.start), x, state=start_state)
             pairs = list(zip(outputs, at_start, strict=True))[len(frozen_prefix_of(spec)) : -1]
             terms.append(penalty.function(pairs, weight, count, **weights))
+        elif part is None:
+            terms.append(_of_leaves(spec, hyper, penalty, weights, trained, axis))
         else:
-            fresh = dict.fromkeys(spec.fresh, True)
-            value = penalties.on_leaves(penalty, weights, trained, hyper.start, hyper.fisher, fresh)
-            terms.append(value if axis is None else value / jax.lax.axis_size(axis))
+            terms.append(jnp.zeros_like(loss))
     return sum(terms, start=loss), (loss, tuple(terms), new_state if model_state else model_state)
+
+
+def _of_leaves(
+    spec: Spec, hyper: Hyper, penalty: Penalty, weights: Mapping[str, Any], trained: Params, axis: str | None
+) -> jax.Array:
+    """The term of a penalty of leaves; with an `axis` of devices each device's share of it."""
+    fresh = dict.fromkeys(spec.fresh, True)
+    value = penalties.on_leaves(penalty, weights, trained, hyper.start, hyper.fisher, fresh)
+    return value if axis is None else value / jax.lax.axis_size(axis)
+
+
+def _accumulated(
+    spec: Spec,
+    hyper: Hyper,
+    trained: Params,
+    frozen: Params,
+    model_state: ModelState | None,
+    batch: Batch,
+    number: jax.Array,
+    axis: str | None,
+) -> tuple[tuple[jax.Array, tuple[jax.Array, ...]], Params]:
+    """((L, the terms of lambda R), the gradient of their sum) of a batch, one microbatch after another.
+
+    Each gives its share of the whole batch's weighted mean, and shares add up in float32 or wider; penalties of leaves
+    are added once. It is the gradient of `_objective` but for rounding, and for what the model draws (dropout).
+    Raises InputError where the batch is not divided into microbatches.
+    """
+    devices = 1 if axis is None else jax.lax.axis_size(axis)
+    rows, size = len(batch.weight), spec.microbatch // devices
+    check_microbatch(spec.microbatch, rows * devices, devices)
+    weight = total(batch.weight.sum(), axis)
+
+    def split(leaf: jax.Array) -> jax.Array:
+        """Leaves [parts, size, ...]: each part has rows of every device that shares the batch, so that none moves."""
+        return leaf.reshape(size, rows // size, *leaf.shape[1:]).swapaxes(0, 1)
+
+    def of_part(item: tuple[jax.Array, Batch]) -> Any:
+        part, examples = item
+
+        def loss_fn(trained: Params) -> tuple[jax.Array, Any]:
+            return _objective(spec, hyper, trained, frozen, model_state, examples, number, axis, (part, weight))
+
+        (_, (loss, terms, _)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(trained)
+        return (loss, terms), gradients
+
+    def add(sums: Any, item: tuple[jax.Array, Batch]) -> tuple[Any, None]:
+        return jax.tree.map(lambda total, share: total + share.astype(total.dtype), sums, of_part(item)), None
+
+    items = jnp.arange(rows // size), jax.tree.map(split, batch)
+    shapes = jax.eval_shape(of_part, jax.tree.map(lambda leaf: leaf[0], items))
+    wide = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)), shapes)
+    ((loss, terms), gradients), _ = jax.lax.scan(add, wide, items)
+
+    def of_leaves(trained: Params) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        values = tuple(
+            jnp.zeros_like(loss)
+            if "features" in penalty.needs
+            else _of_leaves(spec, hyper, penalty, weights, trained, axis)
+            for penalty, weights in zip(spec.penalties, hyper.weights, strict=True)
+        )
+        return sum(values, start=jnp.zeros_like(loss)), values
+
+    if any("features" not in penalty.needs for penalty in spec.penalties):
+        (_, values), of_penalties = jax.value_and_grad(of_leaves, has_aux=True)(trained)
+        terms = tuple(term + value for term, value in zip(terms, values, strict=True))
+        gradients = jax.tree.map(lambda gradient, more: gradient + more, gradients, of_penalties)
+    return (loss, terms), jax.tree.map(lambda gradient, leaf: gradient.astype(leaf.dtype), gradients, trained)
+
+
+def check_microbatch(microbatch: int, batch: int, devices: int = 1) -> None:
+    """Raise InputError unless microbatches divide a batch, and devices that share it each microbatch.
+
+    >>> check_microbatch(40, 100)
+    Traceback (most recent call last):
+    ...
+    tljax.types.InputError: microbatch=40: it does not divide the batch of 100 examples: give 25 or 50, say
+    """
+    if microbatch and (batch % microbatch or microbatch > batch):
+        near = [size for size in range(1, batch + 1) if batch % size == 0 and size != batch]
+        below = [size for size in near if size < microbatch][-1:] + [size for size in near if size > microbatch][:1]
+        reason = f"it does not divide the batch of {batch} examples: give {' or '.join(map(str, below)) or 0}, say"
+        raise InputError(reason, field="microbatch", value=microbatch)
+    if microbatch % devices:
+        reason = f"{devices} devices share each batch and do not divide it: give a multiple of {devices}"
+        raise InputError(reason, field="microbatch", value=microbatch)
 
 
 def total(tree: Any, axis: str | None) -> Any:
@@ -259,39 +358,66 @@ def _selection(spec: Spec, hyper: Hyper) -> Mask:
     return jax.tree.map(lambda m: m if isinstance(m, bool) or masks.selects(m) else True, _mask(spec, hyper))
 
 
-def averaged(average: Params, trained: Params, weight: Any, selection: Mask) -> Params:
-    """The exponential average a + weight * (p - a) of what trains, after a step that gave the values p.
+class Average(NamedTuple):
+    """The exponential average of a fit, float32 or wider."""
+
+    params: Params
+    """A tree like the parameters, with None for a leaf that has never trained."""
+    model_state: ModelState
+    """The average of the model's state; as long as that stands still, the state itself."""
+
+
+def averaged(average: Average, trained: Params, model_state: ModelState, weight: Any, selection: Mask) -> Average:
+    """The average a + weight * (p - a) of what trains, after a step that gave the values p.
 
     It begins with the values at the start, and so has no bias to correct: after t steps they weigh (1 - weight)^t.
-    `selection` says what trains, as in `optimizer.apply`: elements that do not keep their bits. At a constant weight it
-    is the average of Tarvainen & Valpola 2017, "Mean teachers are better role models" (arXiv:1703.01780); of iterates,
-    Polyak & Juditsky 1992.
+    `selection` says what trains, as in `optimizer.apply`: the other elements keep their bits. It is the average of
+    Tarvainen & Valpola 2017, "Mean teachers are better role models" (arXiv:1703.01780), as state is averaged too; of
+    iterates, Polyak & Juditsky 1992, "Acceleration of stochastic approximation by averaging".
 
-    >>> averaged({"w": jnp.zeros(2)}, {"w": jnp.ones(2)}, 0.25, {"w": np.array([True, False])})["w"].tolist()
-    [0.25, 0.0]
+    >>> averaged(Average({"w": jnp.zeros(2)}, {}), {"w": jnp.ones(2)}, {}, 0.25, {"w": np.array([True, False])})
+    Average(params={'w': Array([0.25, 0.  ], dtype=float32)}, model_state={})
     """
-    toward = jax.tree.map(lambda mean, leaf: weight * (leaf - mean), average, trained)
-    return optimizer.apply(average, toward, selection)
+    toward = jax.tree.map(lambda mean, leaf: weight * (leaf - mean), average.params, trained)
+    params = optimizer.apply(average.params, toward, selection)
+
+    def moved(mean: Any, leaf: Any) -> Any:  # a state that stands still keeps its bits
+        return jnp.where(mean == leaf, mean, mean + weight * (leaf - mean)).astype(mean.dtype)
+
+    return Average(params, jax.tree.map(moved, average.model_state, model_state))
 
 
-def entered(average: Params | None, params: Params, mask: Mask) -> Params:
-    """The average of a fit when a phase begins, a tree like `params` with None where a leaf has never trained.
+def entered(average: Average | None, params: Params, model_state: ModelState, mask: Mask) -> Average:
+    """The average of a fit when a phase begins.
 
-    A leaf that trains under `mask` for the first time enters as a copy, in float32 or wider; the others stay.
+    A leaf that trains under `mask` for the first time enters as a copy; what was averaged before stays.
     """
-    trained, _ = masks.split(params, jax.tree.map(masks.trains, mask))
-    copies = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.promote_types(jnp.result_type(leaf), jnp.float32)), trained)
-    return copies if average is None else masks.join(average, copies)
+
+    def copy(leaf: Any) -> Any:
+        kind = jnp.result_type(leaf)
+        is_float = jnp.issubdtype(kind, jnp.floating)
+        return jnp.array(leaf, jnp.promote_types(kind, jnp.float32) if is_float else kind)
+
+    copies = jax.tree.map(copy, masks.split(params, mask)[0])
+    if average is None:
+        return Average(copies, jax.tree.map(copy, model_state))
+    return Average(masks.join(average.params, copies), average.model_state)
 
 
-def with_average(params: Params, average: Params) -> Params:
-    """The parameters with the average in place of every leaf that has one, in the leaf's own dtype."""
-    return jax.tree.map(
-        lambda mean, leaf: leaf if mean is None else jnp.asarray(mean).astype(jnp.result_type(leaf)),
-        average,
-        params,
-        is_leaf=lambda leaf: leaf is None,
-    )
+def part_of_average(average: Average, trains: Mask) -> tuple[Average, Params]:
+    """(The average of what trains in a phase, that of the parameters that do not)."""
+    moving, resting = masks.split(average.params, trains)
+    return Average(moving, average.model_state), resting
+
+
+def with_average(params: Params, model_state: ModelState, average: Average) -> tuple[Params, ModelState]:
+    """(Parameters, model state) with the average in place of what has one, each leaf in its own dtype."""
+
+    def placed(mean: Any, leaf: Any) -> Any:
+        return leaf if mean is None else jnp.asarray(mean).astype(jnp.result_type(leaf))
+
+    whole = jax.tree.map(placed, average.params, params, is_leaf=lambda leaf: leaf is None)
+    return whole, jax.tree.map(placed, average.model_state, model_state)
 
 
 def rule(fit: Fit, phase: int) -> PhaseRule:
@@ -404,8 +530,8 @@ def _without_dropout(spec: Spec) -> tuple[str, ...]:
 def specialize(spec: Spec, fit: Fit, history: Sequence[Mask]) -> Spec:
     """The spec of a fit in the phase of the last mask of `history`, the masks of all phases that have begun.
 
-    Raises InputError for a rule of decay or a penalty that covers no leaf, and for a penalty that lacks the Fisher
-    information that it needs.
+    Raises InputError for a rule of decay or a penalty that covers no leaf, for a penalty that lacks the Fisher
+    information that it needs, and for microbatches of a model whose state follows the batch.
     """
     optimizers.require_decay(spec.optimizer.decay, fit.params)
     for penalty in spec.penalties:
@@ -421,6 +547,12 @@ def specialize(spec: Spec, fit: Fit, history: Sequence[Mask]) -> Spec:
     modes = state_modes(spec.batch_stats, fit.params, fit.model_state, static)
     reestimated = tuple(stage for stage, mode in modes.items() if mode == "reestimated")
     frozen = frozen_stages(spec.model, static) if reestimated else ()
+    tracked = tuple(
+        stage for stage, mode in modes.items() if mode == "tracked" or (mode == "reestimated" and stage not in frozen)
+    )
+    if spec.microbatch and tracked:
+        reason = f"stage '{tracked[0]}' normalises by the whole batch: leave it at 0, or give `batch_stats=frozen`"
+        raise InputError(reason, field="microbatch", value=spec.microbatch)
     anchored = fit.fresh is not None and any(penalty.needs_start for penalty in spec.penalties)
     return replace(
         spec,
@@ -429,11 +561,7 @@ def specialize(spec: Spec, fit: Fit, history: Sequence[Mask]) -> Spec:
         cohorts=tuple(rank if isinstance(rank, int) else None for rank in ranks) if count > 1 else None,
         cohort_count=count,
         fresh=tuple(path for path, drawn in paths.items(fit.fresh) if drawn) if anchored else (),
-        tracked=tuple(
-            stage
-            for stage, mode in modes.items()
-            if mode == "tracked" or (mode == "reestimated" and stage not in frozen)
-        ),
+        tracked=tracked,
         reestimated=reestimated,
     )
 
