@@ -373,7 +373,7 @@ def plain_loop(text, steps):
             if augmentation.example:
                 changed = [
                     augmentation.example(
-                        jax.random.fold_in(key_of_one, i), jax.tree.map(lambda leaf: leaf[i], batch), **options
+                        jax.random.fold_in(key_of_one, i), jax.tree.map(lambda leaf, i=i: leaf[i], batch), **options
                     )
                     for i in range(len(rows))
                 ]

@@ -273,8 +273,8 @@ def resolved(text: str, inputs: Any) -> str:
     """
     if text.strip() != "auto":
         return text
-    pixels = getattr(inputs, "dtype", None) == jnp.uint8 and len(inputs.shape) == 3 and min(inputs.shape[:2]) >= 8
-    return f"crop:pad={round(min(inputs.shape[:2]) / 8)},flip" if pixels else ""
+    pixels = getattr(inputs, "dtype", None) == jnp.uint8 and len(inputs.shape) == 3 and min(inputs.shape[:2]) > 1
+    return f"crop:pad={max(1, round(min(inputs.shape[:2]) / 8))},flip" if pixels else ""
 
 
 def read(text: str, classes: int = 0) -> tuple[Augmentation, ...]:
