@@ -1,24 +1,33 @@
 """Features: the outputs of the frozen prefix, computed once and trained upon.
 
 The frozen prefix is the leading stages that are frozen whole (`step.frozen_prefix`). A linear probe on 784-512-10 then
-costs a fortieth of what it costs through its frozen stage.
+costs a fortieth of what it costs through its frozen stage. Of a stream they are computed from what is read ahead; those
+that are larger than the budget go to files, and are a stream themselves.
 """
 
+import contextlib
 import functools
 import hashlib
+import itertools
 import math
-from collections.abc import Callable
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tljax import augment, batch_stats, models
 from tljax.augment import Augmentation
+from tljax.train.data import Data, Stream, batch_spec, batch_within, batches, examples_of
 from tljax.train.step import Fit, Spec, frozen_prefix_of
-from tljax.train.vectorize import Data, batch_spec, divide, examples_of, host, mesh_under, over, place, sharing
-from tljax.types import Batch, Model, Params
+from tljax.train.vectorize import divide, host, mesh_under, over, place, sharing
+from tljax.types import ArrayExamples, Batch, InputError, Model, Params
 
 _BATCH = 1000
 """Examples that go through the frozen stages at once."""
@@ -35,11 +44,16 @@ class FeatureCache:
     """Bytes."""
     dtype: str = "float32"
     """Or bfloat16, half as large; fits compute in float32 all the same."""
+    folder: Path | None = None
+    """Where the features of a stream are kept that are larger than the budget; None computes them in every step. What
+    is in it is deleted with the cache."""
     views: int = 0
     """Of inputs that are augmented, so many views of each example pass the prefix, and each step draws one; 0 augments
     anew in every step, and so computes the prefix in it."""
     arrays: dict[Any, Any] = field(default_factory=dict)
     """{everything that features follow from: features [views, n, ...]}, least recently used first."""
+    files: dict[Any, Any] = field(default_factory=dict)
+    """Likewise, features [n, ...] in files."""
 
 
 def skip_frozen_prefix(
@@ -47,50 +61,67 @@ def skip_frozen_prefix(
     fit: Fit,
     params: Params,
     width: int,
-    data: Data,
+    data: Data | Stream,
     passes: int,
     cache: FeatureCache | None,
     on_message: Callable[[str], None],
     keys: jax.Array | None = None,
-) -> tuple[Spec, Data]:
+) -> tuple[Spec, Data | Stream]:
     """The spec without its frozen prefix, and the features in place of the inputs; or both as they are.
 
     `fit` is any of the group, `params` its variables with a leading axis of fits, on their devices; each `width`
     neighbours freeze equal leaves. `passes` examples are to pass through the stages: features are computed if that is
-    at least as many as there are, and if the cache has room for them. Of inputs that are augmented there are features
-    of as many views as the cache has, drawn from the fits' `keys`; without views the prefix is computed in every step.
+    at least as many as there are, and if the cache has room for them, on disk where the data are a stream.
+
+    Of inputs that are augmented there are features of as many views of each example as the cache has, drawn from the
+    fits' `keys`; without views, and of a stream, the prefix is computed in every step.
     """
     mesh = mesh_under(params)
     wanted = features_bytes(spec, fit, data, passes, cache)
-    prefix, examples = frozen_prefix_of(spec), examples_of(data.inputs)
+    prefix, examples = frozen_prefix_of(spec), len(data)
     verb = "is" if len(prefix) == 1 else "are"
     if cache is None or not wanted:
         if spec.augment and prefix:
-            why = "inputs are augmented" if cache is None or not cache.views else "fewer examples pass than views do"
+            few = cache is not None and cache.views and not isinstance(data, Stream)
+            why = "fewer examples pass than views do" if few else "inputs are augmented"
             on_message(f"{', '.join(prefix)} {verb} frozen, and computed in every step, since {why}")
-        return spec, replace(data, inputs=place(mesh, data.inputs, by_fit=False))
+        return spec, on_mesh(mesh, data)
     views = cache.views if spec.augment else 0
     of_views = f"{views} augmented views of " if views else ""
     text = f"{', '.join(prefix)} {verb} frozen: features of {of_views}{examples:,} examples"
+    model = spec.model[: len(prefix)]
+    rest = replace(spec, model=spec.model[len(prefix) :], augment=(), views=views)
+    if wanted > cache.budget and isinstance(data, Stream) and cache.folder is not None:
+        in_files = on_disk(cache, model, spec.merge, params, data)
+        if in_files is not None:
+            on_message(f"{text} are computed once, {_mb(wanted)} in '{cache.folder}'")
+            return rest, in_files
     if wanted > cache.budget:
         on_message(f"{text} are {_mb(wanted)} and the budget {_mb(cache.budget)}, so computed in every step")
-        return spec, replace(data, inputs=place(mesh, data.inputs, by_fit=False))
+        return spec, on_mesh(mesh, data)
     first_of_each = jax.tree.map(lambda leaf: leaf[::width], params)
-    model = spec.model[: len(prefix)]
-    features = compute(
-        cache, model, spec.merge, first_of_each, data, spec.augment, None if keys is None else keys[::width]
-    )
+    keys_of_each = None if keys is None else keys[::width]
+    features = compute(cache, model, spec.merge, first_of_each, data, spec.augment, keys_of_each)
     on_message(f"{text} are computed once, {_mb(_nbytes(features))}")
-    return replace(spec, model=spec.model[len(prefix) :], augment=(), views=views), replace(data, inputs=features)
+    if isinstance(data, Stream):
+        return rest, Data(features, jax.tree.map(jnp.asarray, data.examples.targets), data.name)
+    return rest, replace(data, inputs=features)
 
 
-def shapes(spec: Spec, fit: Fit, data: Data, passes: int, cache: FeatureCache | None) -> tuple[Spec, Data]:
+def on_mesh(mesh: Any, data: Data | Stream) -> Data | Stream:
+    """Data whole on each device of a mesh; a stream stays where it is."""
+    return data if isinstance(data, Stream) else replace(data, inputs=place(mesh, data.inputs, by_fit=False))
+
+
+def shapes(
+    spec: Spec, fit: Fit, data: Data | Stream, passes: int, cache: FeatureCache | None
+) -> tuple[Spec, Data | Stream]:
     """What `skip_frozen_prefix` gives for one fit, with shapes and dtypes in place of features; nothing is computed."""
     wanted = features_bytes(spec, fit, data, passes, cache)
     if cache is None or not 0 < wanted <= cache.budget:
         return spec, data
-    count, batch = len(frozen_prefix_of(spec)), _batch(examples_of(data.inputs))
-    rows = -(-examples_of(data.inputs) // batch) * batch
+    count, batch = len(frozen_prefix_of(spec)), _batch(len(data))
+    rows = -(-len(data) // batch) * batch
     whole = jax.eval_shape(spec.merge or (lambda params: params), fit.params)
     variables = batch_stats.join(whole, fit.model_state)
     outputs = jax.eval_shape(functools.partial(models.apply, spec.model[:count]), variables, batch_spec(data, rows))
@@ -100,26 +131,27 @@ def shapes(spec: Spec, fit: Fit, data: Data, passes: int, cache: FeatureCache | 
         shape = (1, len(leaf), *([views] if views else []), *leaf.shape[1:])
         return jax.ShapeDtypeStruct(shape, _kept_as(leaf.dtype, cache.dtype))
 
+    targets = data.examples.targets if isinstance(data, Stream) else data.targets
     short = replace(spec, model=spec.model[count:], augment=(), views=views)
-    return short, replace(data, inputs=jax.tree.map(kept, outputs))
+    return short, Data(jax.tree.map(kept, outputs), targets, data.name)
 
 
-def features_bytes(spec: Spec, fit: Fit, data: Data, passes: int, cache: FeatureCache | None) -> int:
+def features_bytes(spec: Spec, fit: Fit, data: Data | Stream, passes: int, cache: FeatureCache | None) -> int:
     """Bytes of one fit's features, or 0 if there are none that are worth it: fewer examples pass through than there
     are, or than augmented views of them. It depends on one fit alone, and so then do its bits."""
     count = len(frozen_prefix_of(spec))
-    if cache is None or not count:
+    if cache is None or not count or (spec.augment and isinstance(data, Stream)):
         return 0
     views = cache.views if spec.augment else 1
-    if not views or passes < views * examples_of(data.inputs):
+    if not views or passes < views * len(data):
         return 0
     whole = jax.eval_shape(spec.merge or (lambda params: params), fit.params)
     return views * _view_bytes(cache, spec.model[:count], batch_stats.join(whole, fit.model_state), data)
 
 
-def _view_bytes(cache: FeatureCache, model: Model, params: Params, data: Data) -> int:
+def _view_bytes(cache: FeatureCache, model: Model, params: Params, data: Data | Stream) -> int:
     """`params` without an axis of fits."""
-    examples = examples_of(data.inputs)
+    examples = len(data)
     outputs = jax.eval_shape(functools.partial(models.apply, model), params, batch_spec(data, 1))
     batch = _batch(examples)
     numbers = sum(math.prod(output.shape[1:]) for output in jax.tree.leaves(outputs))
@@ -131,7 +163,7 @@ def compute(
     model: Model,
     merge: Any,
     params: Params,
-    data: Data,
+    data: Data | Stream,
     augmentations: tuple[Augmentation, ...] = (),
     keys: jax.Array | None = None,
 ) -> Any:
@@ -139,35 +171,60 @@ def compute(
 
     `params` are variables with a leading axis of fits; there is a view for each of them, or one for all if all have the
     same bytes. `merge` is as in `Spec`. What was computed before is not computed again. Under augmentations, with a key
-    for each fit, the leaves are [views, rows, cache.views, ...]: the outputs for augmented examples.
+    of each fit, the leaves are [views, rows, cache.views, ...]: the outputs for augmented examples.
     """
     mesh = mesh_under(params)
     used = {stage.name: params[stage.name] for stage in model} if merge is None else params
     drawn_from = jax.random.key_data(keys) if augmentations and keys is not None else None
     digests = _digests((used, drawn_from))
     if len(set(digests)) == 1:
-        used, drawn_from, digests = jax.tree.map(lambda leaf: leaf[:1], (used, drawn_from, digests))
+        (used, drawn_from), digests = jax.tree.map(lambda leaf: leaf[:1], (used, drawn_from)), digests[:1]
     several = len(digests) > 1
-    key = (model, merge, tuple(digests), data.name, cache.dtype, mesh, augmentations, cache.views)
+    key: tuple[Any, ...] = (model, merge, tuple(digests), data.name, cache.dtype, mesh)
+    key += (augmentations, cache.views) if augmentations else ()
     if key in cache.arrays:
         cache.arrays[key] = cache.arrays.pop(key)
         return cache.arrays[key]
     first = jax.tree.map(lambda leaf: leaf[0], used)
-    views = cache.views if augmentations else 1
-    wanted = _view_bytes(cache, model, _merged(merge, first), data) * len(digests) * views
+    wanted = _view_bytes(cache, model, _merged(merge, first), data) * len(digests)
+    wanted *= cache.views if augmentations else 1
     while cache.arrays and sum(map(_nbytes, cache.arrays.values())) + wanted > cache.budget:
         del cache.arrays[next(iter(cache.arrays))]
-    inputs = place(mesh, data.inputs, by_fit=False)
     divided = mesh if several or sharing(mesh) > 1 else None
-    targets = place(mesh, data.targets, by_fit=False) if augmentations else None
-    fixed = (divided, model, merge, cache.dtype, several, augmentations, views)
-    features = _compute(*fixed, (used, drawn_from), (inputs, targets))
+    if isinstance(data, Stream):
+        parts = list(_computed(mesh, model, merge, cache.dtype, several, used, data))
+        features = jax.tree.map(lambda *leaves: np.concatenate(leaves, 1), *parts)
+        features = features if mesh else jax.device_put(features)
+    else:
+        inputs = place(mesh, data.inputs, by_fit=False)
+        fixed = (divided, model, merge, cache.dtype, several)
+        if augmentations:
+            examples = (inputs, place(mesh, data.targets, by_fit=False))
+            features = _compute_views(*fixed, augmentations, cache.views, (used, drawn_from), examples)
+        else:
+            features = _compute(*fixed, used, inputs)
     cache.arrays[key] = features if several else place(mesh, features, by_fit=False)
     return cache.arrays[key]
 
 
+@functools.partial(jax.jit, static_argnames=("mesh", "model", "merge", "dtype", "several"))
+def _compute(mesh: Any, model: Model, merge: Any, dtype: str, several: bool, params: Params, inputs: Any) -> Any:
+    def gathered(rows: jax.Array, inputs: Any) -> Any:
+        divided = divide(mesh, rows)
+        return jax.tree.map(lambda leaf: leaf[0][divided], inputs)
+
+    return _outputs(mesh, model, merge, dtype, several, params, _rows(inputs), inputs, gathered)
+
+
+def _rows(inputs: Any) -> jax.Array:
+    """All examples, int32 [batches, batch]; rows beyond the last hold it again: nothing refers to them."""
+    examples = examples_of(inputs)
+    batch = _batch(examples)
+    return jnp.minimum(jnp.arange(-(-examples // batch) * batch), examples - 1).reshape(-1, batch)
+
+
 @functools.partial(jax.jit, static_argnums=range(7))
-def _compute(
+def _compute_views(
     mesh: Any,
     model: Model,
     merge: Any,
@@ -176,44 +233,37 @@ def _compute(
     augmentations: tuple[Augmentation, ...],
     views: int,
     of_each_fit: tuple[Params, Any],
-    data: tuple[Any, Any],
+    examples: tuple[Any, Any],
 ) -> Any:
-    """The features that `compute` keeps: `of_each_fit` has (variables, data of the key), `data` (inputs, targets)."""
-    examples = examples_of(data[0])
-    batch = _batch(examples)
-    # Rows beyond the last example hold it again: nothing refers to them.
-    chosen = jnp.minimum(jnp.arange(-(-examples // batch) * batch), examples - 1).reshape(-1, batch)
+    """As `_compute`, of augmented views of the examples (inputs, targets): leaves [fits, rows, views, ...].
 
-    def of_fits(of_each_fit: tuple[Params, Any], data: tuple[Any, Any]) -> Any:
-        inputs, targets = data
+    `of_each_fit` has its variables and the data of its key.
+    """
 
+    def of_fits(of_each_fit: tuple[Params, Any], examples: tuple[Any, Any]) -> Any:
         def of_fit(of_one: tuple[Params, Any]) -> Any:
-            variables, key_data = of_one
-            whole = _merged(merge, variables)
+            whole, key = _merged(merge, of_one[0]), jax.random.wrap_key_data(of_one[1])
+            keys = jax.vmap(functools.partial(view_key, key))(jnp.arange(views))
 
-            def passed(x: Any) -> Any:
-                outputs = models.apply(model, whole, x)
-                return jax.tree.map(lambda output: output.astype(_kept_as(output.dtype, dtype)), outputs)
-
-            def of_rows(rows: jax.Array) -> Any:
-                divided = divide(mesh, rows)
+            def of_batch(rows: jax.Array) -> Any:
+                divided, (inputs, targets) = divide(mesh, rows), examples
                 x = jax.tree.map(lambda leaf: leaf[0][divided], inputs)
-                if not augmentations:
-                    return passed(x)
                 batch = Batch(x, jax.tree.map(lambda leaf: leaf[divided], targets), jnp.ones(len(rows)))
-                key = jax.random.wrap_key_data(key_data)
-                keys = jax.vmap(functools.partial(view_key, key))(jnp.arange(views))
-                drawn = jax.lax.map(
-                    lambda key: passed(augment.apply(augmentations, key, batch, places=divided).inputs), keys
-                )
-                return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), drawn)
 
-            outputs = jax.lax.map(of_rows, chosen)
+                def of_view(key: jax.Array) -> Any:
+                    outputs = models.apply(
+                        model, whole, augment.apply(augmentations, key, batch, places=divided).inputs
+                    )
+                    return jax.tree.map(lambda output: output.astype(_kept_as(output.dtype, dtype)), outputs)
+
+                return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), jax.lax.map(of_view, keys))
+
+            outputs = jax.lax.map(of_batch, _rows(examples[0]))
             return jax.tree.map(lambda output: output.reshape(-1, *output.shape[2:]), outputs)
 
         return jax.lax.map(of_fit, of_each_fit)
 
-    return over(mesh, of_fits, (of_each_fit,), (data,)) if several else of_fits(of_each_fit, data)
+    return over(mesh, of_fits, (of_each_fit,), (examples,)) if several else of_fits(of_each_fit, examples)
 
 
 def view_key(key: jax.Array, view: Any) -> jax.Array:
@@ -225,10 +275,135 @@ _VIEWS = 2**31 - 2
 """What is folded into a fit's key for views: steps fold in their numbers, from 0 on."""
 
 
+@functools.partial(jax.jit, static_argnames=("mesh", "model", "merge", "dtype", "several"))
+def _compute_chunk(mesh: Any, model: Model, merge: Any, dtype: str, several: bool, params: Params, inputs: Any) -> Any:
+    """As `_compute`, of inputs [batches, batch, ...]."""
+
+    def of_batch(batch: jax.Array, inputs: Any) -> Any:
+        return jax.tree.map(lambda leaf: divide(mesh, leaf[batch]), inputs)
+
+    batches = jnp.arange(len(jax.tree.leaves(inputs)[0]))
+    return _outputs(mesh, model, merge, dtype, several, params, batches, inputs, of_batch)
+
+
+def _outputs(
+    mesh: Any,
+    model: Model,
+    merge: Any,
+    dtype: str,
+    several: bool,
+    params: Params,
+    batches: jax.Array,
+    inputs: Any,
+    fetch: Callable[[jax.Array, Any], Any],
+) -> Any:
+    """The outputs for `fetch(batch, inputs)` of each of the batches, leaves [fits, rows, ...]."""
+
+    def of_fits(params: Params, inputs: Any) -> Any:
+        def of_fit(params: Params) -> Any:
+            whole = _merged(merge, params)
+
+            def of_batch(batch: jax.Array) -> Any:
+                outputs = models.apply(model, whole, fetch(batch, inputs))
+                return jax.tree.map(lambda output: output.astype(_kept_as(output.dtype, dtype)), outputs)
+
+            outputs = jax.lax.map(of_batch, batches)
+            return jax.tree.map(lambda output: output.reshape(-1, *output.shape[2:]), outputs)
+
+        return jax.lax.map(of_fit, params)
+
+    return over(mesh, of_fits, (params,), (inputs,)) if several else of_fits(params, inputs)
+
+
 def _merged(merge: Any, variables: Params) -> Params:
     """The variables whose parameters `merge`, which is as in `Spec`, has made ordinary."""
     params, state = batch_stats.split(variables)
     return batch_stats.join(merge(params), state) if merge else variables
+
+
+# Of a stream.
+
+
+def _computed(
+    mesh: Any, model: Model, merge: Any, dtype: str, several: bool, params: Params, stream: Stream
+) -> Iterator[Any]:
+    """The outputs for all inputs of a stream in NumPy, chunk after chunk, leaves [fits, rows, ...]; together as many
+    rows as examples."""
+    size = batch_within(stream, _batch(len(stream)))
+    divided = mesh if several or sharing(mesh) > 1 else None
+    # What has no mesh of its own is computed on one device, whatever stands on the others.
+    place_chunk = functools.partial(place, divided, by_fit=False) if divided else jax.device_put
+    with batches(stream, size, lambda inputs: place_chunk(inputs)) as reader:
+        for count, inputs in reader:
+            outputs = host(_compute_chunk(divided, model, merge, dtype, several, params, inputs))
+            yield jax.tree.map(lambda leaf, count=count: leaf[:, :count], outputs)
+
+
+def on_disk(cache: FeatureCache, model: Model, merge: Any, params: Params, stream: Stream) -> Stream | None:
+    """The features of a stream as a stream of files in the cache's folder; None for fits that do not share them.
+
+    Raises InputError if they cannot be written; nothing of them is left then.
+    """
+    used = {stage.name: params[stage.name] for stage in model} if merge is None else params
+    digests = set(_digests(used))
+    if len(digests) > 1 or cache.folder is None or jax.process_count() > 1:
+        return None
+    key = (model, merge, *digests, stream.name, cache.dtype)
+    if key not in cache.files:
+        mesh = mesh_under(params)
+        one = jax.tree.map(lambda leaf: leaf[:1], used)
+        one = one if mesh is None else jax.device_put(host(one))
+        chunks = _computed(None, model, merge, cache.dtype, False, one, stream)
+        arrays = _written(
+            cache, cache.folder, (jax.tree.map(lambda leaf: leaf[0], chunk) for chunk in chunks), len(stream)
+        )
+        cache.files[key] = ArrayExamples(arrays, stream.examples.targets)
+    return Stream(cache.files[key], stream.memory, f"the features of {stream.what}", stream.name)
+
+
+def _written(cache: FeatureCache, within: Path, chunks: Iterator[Any], examples: int) -> Any:
+    """Chunks, leaves [rows, ...], one after another in files; the memory-mapped arrays [examples, ...].
+
+    Written as files are: in a memory map a full disk would end the process.
+    """
+    try:
+        within.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="features-", dir=within))
+    except OSError as error:
+        raise _unwritable(within, error) from error
+    delete = weakref.finalize(cache, _delete, folder)
+    try:
+        first = next(chunks)
+        leaves, structure = jax.tree.flatten(first)
+        files = [folder / f"{number}.bin" for number in range(len(leaves))]
+        with contextlib.ExitStack() as opened:
+            outs = [opened.enter_context(open(file, "wb")) for file in files]
+            for chunk in itertools.chain([first], chunks):
+                for out, leaf in zip(outs, jax.tree.leaves(chunk), strict=True):
+                    out.write(np.ascontiguousarray(leaf).view(np.uint8).data)
+        arrays = [
+            np.memmap(file, leaf.dtype, "r", shape=(examples, *leaf.shape[1:]))
+            for file, leaf in zip(files, leaves, strict=True)
+        ]
+    except BaseException as error:
+        delete()
+        if isinstance(error, OSError):
+            raise _unwritable(within, error) from error
+        raise
+    return jax.tree.unflatten(structure, arrays)
+
+
+def _unwritable(folder: Path, error: OSError) -> InputError:
+    reason = error.strerror or str(error)
+    remedy = "make room, or compute them in every step with `features_budget=0`"
+    return InputError(f"features cannot be kept in '{folder}' ({reason}): {remedy}")
+
+
+def _delete(folder: Path) -> None:
+    """Delete a folder of features, and the one around it if it is empty then."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        folder.parent.rmdir()
 
 
 def _nbytes(features: Any) -> int:
