@@ -86,7 +86,7 @@ def run(values: Mapping[str, Any], options: CompareFlags, typed: Collection[str]
         name="", target="", strategy=strategy.name, options=strategy.options, spec=strategy.spec or None, seed=0
     )
     options = with_margin(options, [evaluations.metric_of(part.experiment, options.verdict_on) for part in parts])
-    judging = replace(options, against=summary.label(against))
+    judging = replace(options, against=summary.label(against), end=settings.verdict_of)
     if origin := tuned.origin_note(values, options.tuned, ("scratch", *settings.strategies)):
         console.say(origin)
     if settings.dry_run:
