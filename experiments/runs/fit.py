@@ -122,11 +122,13 @@ def _company(fit: "PreparedFit", label: str, many: str) -> Any:
 
 def about(settings: Settings, task: Task) -> dict[str, Any]:
     """What a checkpoint says of itself, so that it can be a source."""
+    is_pixels = getattr(task.train.spec, "dtype", None) == np.uint8
     return {
         "task": task.name,
         "fingerprint": task.fingerprint,
         "classes": list(task.classes),
         "shape": shape_to_json(plan.example_shape(task)),
+        **({"resize": settings.resize} if settings.resize != "squash" and is_pixels else {}),
         **({"kind": task.kind, "outputs": task.outputs} if task.kind != "classes" else {}),
         "model": settings.architecture(),
         "note": task.note,
