@@ -24,7 +24,7 @@ from experiments.runs.sources import Source, Trained, from_state, shape_to_json
 from tljax import checkpoint, evaluate, masks, models, objective, penalties, seeds, train
 from tljax.data import draw
 from tljax.initialization import Look, Start
-from tljax.study.results import Result
+from tljax.study.results import Result, score
 from tljax.study.units import to_record
 from tljax.train import gradients, vectorize
 from tljax.types import Mask, Metric, Model, Objective, Params, Task
@@ -93,8 +93,9 @@ def _train_missing(experiment: Experiment, missing: Mapping[str, PlannedFit], fo
         streams = plan.streams(settings, planned.seed)
         look = look_at(on_device, model, streams, planned.budget)
         start = plan.start_of(planned.strategy, initial[planned.seed], look)
-        accuracy = trained[planned.seed].accuracy if planned.seed in trained else None
-        result = replace(planned.result, source_accuracy=accuracy)
+        of_source = trained.get(planned.seed)
+        score, metric = (of_source.score, of_source.metric) if of_source else (None, None)
+        result = replace(planned.result, source_accuracy=score, source_metric=metric)
         fit = build(on_device, model, start, streams, planned.budget, result, keeps_dropout)
         begins = fit.result.phase_steps
         if len(begins) > 1 and planned.seed == settings.seeds[0]:
@@ -144,7 +145,7 @@ def obtain_source(
     results = train_sources(settings, source.task, folder, execution)
     states = {place: checkpoint.load(folder / place)[0] for place in {result.checkpoint for result in results.values()}}
     return {
-        seed: from_state(states[result.checkpoint], result.name, result.test_accuracy)
+        seed: from_state(states[result.checkpoint], result.name, score(result), result.metric)
         for seed, result in results.items()
     }
 
