@@ -278,6 +278,7 @@ CUT = (
 )
 COST = "What a strategy costs, and its test {metric}: means over seeds, bars the range; FLOPs are of the target's fit."
 SHIFTED = "{Metric} on other test sets against that on the target's own; on the diagonal they are equal."
+FURTHER = "Means over seeds, ranges below them, over the fits that did not diverge; no verdict is of these metrics."
 KEPT = (
     "The source's metric on its own test set after transfer, with its own head put back: means over seeds, ranges "
     "below them. Of scratch, which had no source, it is not defined."
@@ -308,6 +309,7 @@ def sections(study: Study, classes: Classes) -> list[Section]:
     every = [
         Section("Verdicts", "verdicts", _verdicts(study.family, notes, study.verdict_on)),
         Section(f"{_shared_name(fits)} by label budget", "labels", _scores_by_labels(fits, strokes, notes)),
+        Section("Further metrics", "metrics", _further_metrics(fits, notes)),
         Section(
             "Sources and targets",
             "gains",
@@ -464,6 +466,11 @@ def _single_comparisons(others: Sequence[Comparison], notes: str) -> list[Block]
 def _table_block(caption: str, table: Table) -> list[Block]:
     """The table as a block; no block if it has no rows."""
     return [Block(caption, table)] if table.rows else []
+
+
+def _further_metrics(fits: Sequence[Result], notes: str) -> list[Block]:
+    """The tables of the metrics that were measured beside the one that verdicts are of."""
+    return [Block(FURTHER + notes, table, heading=table.label) for table in tables.further_metrics(fits)]
 
 
 def _kept(fits: Sequence[Result], notes: str) -> list[Block]:

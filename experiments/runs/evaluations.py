@@ -128,7 +128,7 @@ def measured(
             or (of_source and not _is_kept(places[result.name], known.scores.get(result.name)))
         ]
         targets, primary = np.asarray(task.test.targets), _primary(experiment, name, task)
-        share = metrics.value(primary, metrics.constant(task.kind, targets, task.outputs), targets)
+        share = metrics.value_of_constant(primary, task.kind, targets, task.outputs)
         if missing:
             ended = [result for result in missing if of_start or not result.diverged]
             directory.make_folder(file.parent)

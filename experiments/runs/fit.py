@@ -24,6 +24,7 @@ from experiments.runs.sources import Source, Trained, from_state, shape_to_json
 from tljax import checkpoint, evaluate, masks, models, objective, penalties, seeds, train
 from tljax.data import draw
 from tljax.initialization import Look, Start
+from tljax.metrics import value_of_constant
 from tljax.study.results import Result, score
 from tljax.study.units import to_record
 from tljax.train import gradients, vectorize
@@ -567,7 +568,8 @@ def _leave(
     of each if the strategy merges what it added; `about` is what the checkpoints say of themselves.
     """
     goal, task = on_device.objective, on_device.task
-    results = [_measured(goal, fit, outcome) for fit, outcome in zip(group, outcomes, strict=True)]
+    measured = [_measured(goal, fit, outcome) for fit, outcome in zip(group, outcomes, strict=True)]
+    results = [_counting(goal, result, np.asarray(task.test.targets)) for result in measured]
     for rows in _by_strategy(results):
         name_of_group = plan.group_name(results[row].key for row in rows)
         place = folder / "checkpoints" / f"{plan.file_name(results[rows[0]].strategy)}-{name_of_group}"
@@ -600,6 +602,13 @@ def _leave(
             results[row], predictions=predictions, predictions_sha256=sha256, masks_sha256=masks_sha256
         )
     directory.add(folder, results)
+
+
+def _counting(goal: Objective, result: Result, targets: np.ndarray) -> Result:
+    """A fit that diverged with the metric of the best constant answer, which it counts with; accuracy has its own."""
+    if result.metric is None or not result.diverged:
+        return result
+    return replace(result, majority_share=value_of_constant(goal.metrics[0], goal.kind, targets, goal.num_outputs))
 
 
 def _measured(goal: Objective, fit: PreparedFit, outcome: Outcome) -> Result:
