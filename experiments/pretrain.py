@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.runs import budgets, command_line, console, directory, fit, plan, process
+from experiments.runs import budgets, command_line, console, costs, directory, fit, plan, process
 from experiments.runs.settings import CheckpointFlags, DataFlags, ModelFlags, Settings, SourceFlags, TrainFlags
 from tljax import masks, models
 from tljax.study import units
@@ -44,7 +44,10 @@ def run(**flags: Any) -> list[Result]:
         model = settings.build_model(task.outputs)
         params = models.abstract(model, shape)
         everything, decays = masks.by_path(params, lambda path: True), plan.decays(settings.source_recipe, params)
-        console.mask_table(task.name, params, everything, decays)
+        outlined = fit.outlined(task, settings.source_recipe, execution)
+        blank = Result(name="", target="", strategy="", seed=0)
+        prepared = fit.prepare_source(settings, outlined, settings.seeds[0], blank)
+        console.mask_table(task.name, params, everything, decays, costs.in_words(outlined, prepared))
         console.notes(task.findings)
         return []
     with directory.opened(settings, "pretrain") as folder:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.runs import command_line, console, evaluations, fit, plan, process
+from experiments.runs import command_line, console, costs, evaluations, fit, plan, process
 from experiments.runs.command_line import flag
 from experiments.runs.plan import Experiment
 from experiments.runs.settings import ExperimentFlags, Settings
@@ -78,7 +78,8 @@ def _show_starts(experiment: Experiment) -> None:
         same = next((label for label, grafted in plans.items() if grafted == start.plan), None)
         plans.setdefault(strategy.label, start.plan)
         decays = plan.decays(settings.recipe, start.params)
-        console.plan(strategy.label, start.plan, start.params, start.phases, same, names, decays)
+        costs_of_phases = costs.of_start(experiment, start)
+        console.plan(strategy.label, start.plan, start.params, start.phases, same, names, decays, costs_of_phases)
         if paths := plan.left_out(strategy, start, experiment.model):
             console.say(f"  {strategy.label}: left out, and so frozen: {', '.join(paths)}\n")
     console.notes(plan.title_and_notes(settings, experiment.source, experiment.target)[1])

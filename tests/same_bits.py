@@ -68,7 +68,7 @@ NEUTRAL = {"resize": "squash", "decay": "all"}
 """Flags whose default gives other bits than before there was the flag, at the value under which nothing changes."""
 TIMES = (
     *("seconds", "source_seconds", "features_seconds", "owner", "begin", "end", "place"),
-    *("sha256", "key", "recipe", "predictions_sha256", "masks_sha256"),
+    *("sha256", "key", "recipe", "predictions_sha256", "masks_sha256", "peak_bytes"),
 )
 """What differs between two runs of one tree, and digests of what has a key in it."""
 KEY = re.compile(r"-[0-9a-f]{8}([0-9a-f]{8})?(?![0-9a-f])")

@@ -143,17 +143,17 @@ IDIOMS = {
 @pytest.mark.parametrize("idiom", IDIOMS)
 def test_a_key_drops_the_fraction_that_is_asked_for_and_keeps_the_mean(idiom):
     module = stage("drop", IDIOMS[idiom])
-    params = module.init(jax.random.key(0), X)
-    calm = np.asarray(module.apply(params, X))
+    variables = module.init(jax.random.key(0), X)
+    calm = np.asarray(module.apply(*variables, X)[0])
     np.testing.assert_allclose(calm, X, rtol=1e-4)
-    noisy = np.asarray(module.apply(params, X, key=KEY))
+    noisy = np.asarray(module.apply(*variables, X, key=KEY)[0])
     kept = noisy != 0
     # Of 20,000 draws; a standard deviation of the mean is 0.0032.
     assert abs(kept.mean() - (1 - RATE)) < 0.013
     np.testing.assert_allclose(noisy[kept], calm[kept] / (1 - RATE), rtol=1e-5)
     assert abs(noisy.mean() - 1) < 0.02
-    np.testing.assert_array_equal(module.apply(params, X, key=KEY), noisy)
-    assert not np.array_equal(module.apply(params, X, key=jax.random.key(4)), noisy)
+    np.testing.assert_array_equal(module.apply(*variables, X, key=KEY)[0], noisy)
+    assert not np.array_equal(module.apply(*variables, X, key=jax.random.key(4))[0], noisy)
 
 
 def test_draws_under_another_name_follow_from_the_key():
@@ -161,11 +161,11 @@ def test_draws_under_another_name_follow_from_the_key():
     for module, rngs, each in ((Depth(), (), 1), (Asking(), ("noise",), 400)):
         drawing = stage("drop", module, rngs=rngs)
         x = jnp.ones((2000, 400 if each > 1 else 3))
-        noisy = np.asarray(drawing.apply({}, x, key=KEY))
-        np.testing.assert_array_equal(drawing.apply({}, x), x)
+        noisy = np.asarray(drawing.apply({}, {}, x, key=KEY)[0])
+        np.testing.assert_array_equal(drawing.apply({}, {}, x)[0], x)
         assert abs((noisy != 0).mean() - (1 - RATE)) < 5 * np.sqrt(RATE * (1 - RATE) / (len(x) * each))
-        np.testing.assert_array_equal(drawing.apply({}, x, key=KEY), noisy)
-        assert not np.array_equal(drawing.apply({}, x, key=jax.random.key(4)), noisy)
+        np.testing.assert_array_equal(drawing.apply({}, {}, x, key=KEY)[0], noisy)
+        assert not np.array_equal(drawing.apply({}, {}, x, key=jax.random.key(4))[0], noisy)
 
 
 class Attention(nn.Module):
@@ -177,29 +177,29 @@ class Attention(nn.Module):
 def test_attention_drops_its_weights_in_training_and_none_in_evaluation():
     attention = stage("attention", Attention())
     x = jax.random.normal(jax.random.key(0), (4, 6, 8))
-    params = attention.init(jax.random.key(1), x)
+    params, _ = variables = attention.init(jax.random.key(1), x)
     plain = nn.MultiHeadDotProductAttention(num_heads=2, deterministic=True)
     [own] = params.values()
-    np.testing.assert_array_equal(attention.apply(params, x), plain.apply({"params": own}, x))
-    assert not np.allclose(attention.apply(params, x, key=KEY), attention.apply(params, x))
+    np.testing.assert_array_equal(attention.apply(*variables, x)[0], plain.apply({"params": own}, x))
+    assert not np.allclose(attention.apply(*variables, x, key=KEY)[0], attention.apply(*variables, x)[0])
 
 
 def test_running_statistics_are_used_and_left_in_training_too():
     """Batch norm by hand, from statistics that are not of the batch."""
     module = stage("norm", Averaged())
     x = jax.random.normal(jax.random.key(0), (8, 5)) * 3 + 1
-    params = module.init(jax.random.key(1), x)
+    variables = module.init(jax.random.key(1), x)
     mean, var = np.arange(5.0), np.arange(1.0, 6.0)
-    params["batch_stats"]["BatchNorm_0"] = {"mean": jnp.asarray(mean), "var": jnp.asarray(var)}
+    variables[1]["BatchNorm_0"] = {"mean": jnp.asarray(mean), "var": jnp.asarray(var)}
     expected = (np.asarray(x) - mean) / np.sqrt(var + 1e-5)
-    np.testing.assert_allclose(module.apply(params, x), expected, rtol=1e-5)
-    noisy = np.asarray(module.apply(params, x, key=KEY))
+    np.testing.assert_allclose(module.apply(*variables, x)[0], expected, rtol=1e-5)
+    noisy = np.asarray(module.apply(*variables, x, key=KEY)[0])
     np.testing.assert_allclose(noisy[noisy != 0], (expected / (1 - RATE))[noisy != 0], rtol=1e-5)
 
 
 def test_what_a_person_turns_off_by_hand_stays_off():
     off = stage("off", nn.Dropout(RATE, deterministic=True))
-    np.testing.assert_array_equal(off.apply({}, X, key=KEY), X)
+    np.testing.assert_array_equal(off.apply({}, {}, X, key=KEY)[0], X)
 
 
 class Always(nn.Module):
@@ -219,12 +219,12 @@ class Counting(nn.Module):
 
 def test_modules_that_cannot_be_stages_are_refused_with_a_remedy():
     with pytest.raises(InputError, match=r"stage 'noise' draws in evaluation .*needs PRNG"):
-        stage("noise", Always()).apply({}, X)
+        stage("noise", Always()).apply({}, {}, X)[0]
     counting = stage("own", Counting())
-    params = counting.init(KEY, X)
-    counting.apply(params, X)
-    with pytest.raises(InputError, match=r"stage 'own' changes its state .*: stages keep none"):
-        counting.apply(params, X, key=KEY)
+    variables = counting.init(KEY, X)
+    counting.apply(*variables, X)[0]
+    with pytest.raises(InputError, match=r"stage 'own' changes its state .*`use_running_average`"):
+        counting.apply(*variables, X, key=KEY)[0]
 
 
 def test_a_module_without_dropout_has_the_bits_of_the_module_alone():
@@ -235,10 +235,10 @@ def test_a_module_without_dropout_has_the_bits_of_the_module_alone():
 
     x = jax.random.normal(KEY, (5, 3))
     plain, own = Plain(), stage("plain", Plain())
-    params = own.init(jax.random.key(1), x)
+    params, _ = variables = own.init(jax.random.key(1), x)
     jax.tree.map(np.testing.assert_array_equal, params, plain.init(jax.random.key(1), x)["params"])
     for key in (None, KEY):
-        np.testing.assert_array_equal(own.apply(params, x, key=key), plain.apply({"params": params}, x))
+        np.testing.assert_array_equal(own.apply(*variables, x, key=key)[0], plain.apply({"params": params}, x))
 
 
 def test_a_stage_draws_the_same_whatever_stands_before_it():
@@ -398,7 +398,7 @@ def first_loss(still):
     x = np.asarray(IMAGES)[rows].astype(np.float32) / 255
     for i, one in enumerate(NOISY):
         own = None if one.name in still else jax.random.fold_in(key, len(NOISY) - i)
-        x = one.apply(params[one.name], x, key=own)
+        x, _ = one.apply(params[one.name], {}, x, key=own)
     x = np.asarray(x, np.float64)
     logits = x - np.log(np.exp(x).sum(1, keepdims=True))
     return -logits[np.arange(30), np.asarray(LABELS)[rows]].mean()

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tljax import masks, models, paths
+from tljax import batch_stats, masks, models, paths
 from tljax.models import linen
-from tljax.types import InputError
+from tljax.types import InputError, Stage
 
 
 def mlp(hidden=(6, 4), classes=3):
@@ -80,13 +80,16 @@ class Block(nn.Module):
 
 def test_a_linen_module_is_a_stage_and_its_running_statistics_never_train():
     stage = linen.stage("block", Block(), after=jax.nn.relu)
-    params = stage.init(jax.random.key(0), jnp.ones((1, 3)))
-    mask = masks.by_path(params, lambda path: True)
+    params, state = stage.init(jax.random.key(0), jnp.ones((1, 3)))
+    assert paths.names(state) == ["BatchNorm_0/mean", "BatchNorm_0/var"]
+    mixed = batch_stats.join({"block": params}, {"block": state})
+    mask = masks.by_path(mixed, lambda path: True)
     frozen = [path for path, m in paths.items(mask) if not m]
-    assert frozen == ["batch_stats/BatchNorm_0/mean", "batch_stats/BatchNorm_0/var"]
-    still = stage.apply(params, jnp.ones((2, 3)))
-    np.testing.assert_array_equal(still, stage.apply(params, jnp.ones((2, 3))))
-    dropped = stage.apply(params, jnp.ones((2, 3)), key=jax.random.key(1))
+    assert frozen == ["block/batch_stats/BatchNorm_0/mean", "block/batch_stats/BatchNorm_0/var"]
+    still, _ = stage.apply(params, state, jnp.ones((2, 3)))
+    np.testing.assert_array_equal(still, stage.apply(params, state, jnp.ones((2, 3)))[0])
+    dropped, same = stage.apply(params, state, jnp.ones((2, 3)), key=jax.random.key(1))
+    assert same is state
     assert dropped.shape == (2, 4) and not np.array_equal(dropped, still)
 
 
@@ -110,3 +113,59 @@ def test_frozen_leading_stages_run_without_a_key():
     calm = models.apply(model, params, x)
     np.testing.assert_array_equal(models.apply(model, params, x, key=jax.random.key(1), frozen=["noisy"]), calm)
     assert not np.array_equal(models.apply(model, params, x, key=jax.random.key(1)), calm)
+
+
+def test_a_stage_of_the_short_form_goes_on_working():
+    """`init: (key, x) -> params` and `apply: (params, x, *, key=None) -> y`, beside others of the full form."""
+
+    def init(key, x):
+        return {"scale": jnp.full(x.shape[-1], 2.0)}
+
+    def apply(params, x, *, key=None):
+        y = params["scale"][None] * x
+        return y if key is None else y + jax.random.normal(key, y.shape)
+
+    model = (Stage("short", init, apply), linen.stage("head", nn.Dense(2)))
+    params = models.init(model, jax.random.key(0), (3,))
+    np.testing.assert_array_equal(params["short"]["scale"], [2, 2, 2])
+    x = jnp.ones((4, 3))
+    np.testing.assert_array_equal(models.features(model, params, x)[0], 2 * x)
+    noise = jax.random.normal(jax.random.fold_in(jax.random.key(5), 2), (4, 3))
+    np.testing.assert_array_equal(models.features(model, params, x, key=jax.random.key(5))[0], 2 * x + noise)
+    assert models.full_form(model[1]) is model[1]
+    short = models.full_form(model[0])
+    assert short.apply(params["short"], {}, x, key=None, train=True, weight=jnp.ones(4))[1] == {}
+    with pytest.raises(InputError, match=r"stage 'odd': its `apply` takes 1 positional"):
+        models.full_form(Stage("odd", init, lambda x: x))
+
+
+def test_statistics_among_the_parameters_of_a_short_stage_are_a_state_that_stays():
+    def init(key, x):
+        return {"scale": jnp.ones(3), "batch_stats": {"mean": jnp.full(3, 0.5)}}
+
+    def apply(params, x, *, key=None):
+        return params["scale"][None] * (x - params["batch_stats"]["mean"][None])
+
+    model = (Stage("norm", init, apply),)
+    params, state = batch_stats.split(models.init(model, jax.random.key(0), (3,)))
+    assert set(params["norm"]) == {"scale"} and set(state["norm"]) == {"mean"}
+    [y], after = models.run(model, params, state, jnp.ones((2, 3)), tracked=["norm"], weight=jnp.ones(2))
+    np.testing.assert_array_equal(y, np.full((2, 3), 0.5))
+    np.testing.assert_array_equal(after["norm"]["mean"], state["norm"]["mean"])
+
+
+def test_inputs_and_outputs_of_stages_are_trees():
+    def init(key, x):
+        return {"table": jnp.arange(12.0).reshape(4, 3)}, {}
+
+    def embed(params, state, x, *, key, train, weight):
+        return {"rows": params["table"][x["tokens"]], "pixels": x["pixels"]}, state
+
+    def join(params, state, x, *, key, train, weight):
+        return x["rows"].sum(1) + x["pixels"], state
+
+    model = (Stage("embed", init, embed), Stage("head", lambda key, x: ({}, {}), join))
+    spec = {"tokens": jax.ShapeDtypeStruct((2,), jnp.int32), "pixels": jax.ShapeDtypeStruct((3,), jnp.uint8)}
+    params = models.init(model, jax.random.key(0), spec)
+    x = {"tokens": jnp.array([[1, 2]]), "pixels": jnp.array([[255, 0, 51]], jnp.uint8)}
+    np.testing.assert_allclose(models.apply(model, params, x), [[3 + 6 + 1, 4 + 7, 5 + 8 + 0.2]], rtol=1e-6)

@@ -1,10 +1,53 @@
-"""What fits cost and in which precision they are computed, as flags say it."""
+"""What fits cost and in which precision they are computed."""
 
+import json
+from types import SimpleNamespace
+
+import jax
+import numpy as np
 import pytest
 from test_programs import arguments
 
 from experiments import transfer
+from experiments.runs import directory
+from tljax import masks, models, objective, optimizers, train
+from tljax.train import cost
 from tljax.types import InputError
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
+MODEL = models.build("mlp", 4, hidden=(16,), activation="relu")
+BATCH = 8
+
+
+def a_fit(mask="full", optimizer="sgd", steps=6, model=MODEL, phases=None, **recipe):
+    """(spec, fit) on inputs of 5 numbers and 4 classes."""
+    params = models.init(model, jax.random.key(0), (5,))
+    tree = masks.under(params, "head") if mask == "head" else masks.by_path(params, lambda path: True)
+    optimizer_spec, numbers = optimizers.spec(optimizer, **recipe)
+    spec = train.Spec(model, objective.loss("softmax_cross_entropy"), optimizer_spec)
+
+    def order(start, stop):
+        return np.arange(start * BATCH, stop * BATCH, dtype=np.int32).reshape(-1, BATCH) % 40
+
+    fit = train.Fit(
+        params,
+        phases or ((0, tree),),
+        order,
+        np.full(steps, 0.1, np.float32),
+        (),
+        {**numbers, "label_smoothing": 0.0},
+        jax.random.key(1),
+    )
+    return spec, fit
+
+
+def data(examples=40):
+    rng = np.random.default_rng(0)
+    return train.load(rng.normal(size=(examples, 5)).astype(np.float32), (np.arange(examples) % 4).astype(np.int32))
+
+
+# ---- Which leaves decay
 
 
 def test_a_dry_run_shows_what_decays(tasks, tmp_path, capsys):
@@ -20,3 +63,70 @@ def test_a_rule_of_decay_that_matches_nothing_is_refused_by_the_name_of_its_flag
     with pytest.raises(InputError, match=r"^--decay=heads/\*\*: pattern 'heads/\*\*' matches no leaf; nearest: 'head/"):
         transfer.run(**arguments(tasks, tmp_path / "w", decay="heads/**", **flags))
     assert not (tmp_path / "w").exists()
+
+
+# ---- What a fit costs
+
+
+def test_a_peak_has_the_examples_in_it_and_the_moments_once():
+    spec, fit = a_fit()
+    of_sgd, of_more = (train.cost_of(spec, fit, data(n), [fit.phases[0][1]]) for n in (40, 1040))
+    assert of_more.peak_bytes - of_sgd.peak_bytes == 1000 * (5 * 4 + 4)
+    adam, fit_of_adam = a_fit(optimizer="adam")
+    of_adam = train.cost_of(adam, fit_of_adam, data(), [fit.phases[0][1]])
+    numbers = sum(leaf.size for leaf in jax.tree.leaves(fit.params))
+    assert 2 * 4 * numbers <= of_adam.peak_bytes - of_sgd.peak_bytes < 3.5 * 4 * numbers  # not twice, in and out
+    products = 2 * BATCH * (2 * 5 * 16 + 3 * 16 * 4)
+    assert products <= of_sgd.flops <= 2 * products
+
+
+def test_a_fit_asks_what_it_compiled_and_compiles_nothing_for_it(monkeypatch):
+    """Two phases, of which the second trains on features and then more: one executable each, as without asking."""
+    params = models.init(MODEL, jax.random.key(0), (5,))
+    phases = ((0, masks.under(params, "head")), (4, masks.by_path(params, lambda path: True)))
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(lambda name, _, **about: compiled.append(name))
+
+    def compilations(ask, hidden):
+        model = models.build("mlp", 4, hidden=(hidden,), activation="relu")
+        spec, fit = a_fit(model=model, steps=9)
+        phases = ((0, masks.under(fit.params, "head")), (4, masks.by_path(fit.params, lambda path: True)))
+        costs = []
+        execution = train.Execution(cache=train.FeatureCache(10**6), on_compiled=lambda fits, of: costs.append(of))
+        with monkeypatch.context() as patch:
+            if not ask:
+                patch.setattr(train.vectorize, "executable", lambda *arguments: None)
+            compiled.clear()
+            for state, _ in train.fit(spec, [fit._replace(phases=phases)], data(), [2, 4, 9], execution=execution):
+                jax.block_until_ready(state.params)
+        return sum("backend_compile" in name for name in compiled), costs, (spec, fit, phases)
+
+    compilations(True, 31)  # what any fit compiles once
+    asked, costs, (spec, fit, phases) = compilations(True, 33)
+    silent, nothing, _ = compilations(False, 34)
+    assert asked == silent > 1
+    assert nothing == [train.Cost(None, None)] * 2
+    fit = fit._replace(phases=phases)
+    history = [mask for _, mask in phases]
+    cache = train.FeatureCache(10**6)
+    assert costs == [train.cost_of(spec, fit, data(), history[:n], cache) for n in (1, 2)]
+    assert costs[0].peak_bytes != costs[1].peak_bytes
+
+
+def test_where_a_backend_does_not_say_what_a_program_takes_nothing_is_known():
+    program = SimpleNamespace(cost_analysis=lambda: {"flops": 0.0}, memory_analysis=lambda: None)
+    assert cost.of(program) == cost.of(None) == train.Cost(None, None)
+
+
+def test_peak_memory_is_in_the_dry_run_the_report_and_no_line_of_results(tasks, tmp_path, capsys):
+    flags = {"strategies": ("head_only",), "seeds": (0,), "devices": 1}
+    transfer.run(**arguments(tasks, tmp_path / "w", dry_run=True, **flags))
+    dry = [line.split("peak memory ")[1].split()[0] for line in capsys.readouterr().out.splitlines() if "peak" in line]
+    transfer.run(**arguments(tasks, tmp_path / "w", **flags))
+    fits = {fit.strategy: fit for fit in directory.results(tmp_path / "w")}
+    written = [f"{fits[name].peak_bytes / 1e6:.1f}" for name in ("scratch", "head_only")]
+    assert dry == written and "0.0" not in written
+    lines = (tmp_path / "w" / "results.jsonl").read_text().splitlines()
+    assert not any("peak_bytes" in json.loads(line) for line in lines)
+    page = (tmp_path / "w" / "report.html").read_text()
+    assert "Peak memory (MB)" in page and all(f">{number}<" in page for number in written)

@@ -14,7 +14,7 @@ import pytest
 from test_programs import arguments, command, parameters, results
 
 from experiments import transfer
-from experiments.runs import fit, process, resume
+from experiments.runs import directory, fit, process, resume
 from tljax import masks, models, objective, optimizers, train
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -75,6 +75,8 @@ def test_a_run_that_is_killed_goes_on_with_the_same_bits(tasks, undisturbed, tmp
     transfer.run(**flags)
     assert "goes on from step" in capsys.readouterr().out
     same_run(tmp_path / "w", undisturbed)
+    peaks = [{fit.name: fit.peak_bytes for fit in directory.results(w)} for w in (tmp_path / "w", undisturbed)]
+    assert peaks[0] == peaks[1] and all(peaks[0].values())
     assert not (tmp_path / "w" / "progress").exists()
 
 

@@ -51,7 +51,7 @@ def logits_of(
     specialized = specialize(spec, members[0], state.masks[0])
     width = shared_width(specialized, members, state.masks)
     mesh = mesh_of_group(len(members) // width, execution.devices, execution.devices_per_batch)
-    params, passes = place(mesh, state.params), examples_of(data.inputs)
+    params, passes = place(mesh, state.variables), examples_of(data.inputs)
     short, features = skip_frozen_prefix(
         specialized, members[0], params, width, data, passes, execution.cache, lambda line: None
     )
@@ -61,7 +61,8 @@ def logits_of(
 def logits(
     forward: Callable[[Params, jax.Array], jax.Array], params: Params, data: train.Data, count: int
 ) -> np.ndarray:
-    """Logits float32 [fits, count, classes]: `params` with a leading axis of fits, on the devices of a mesh or not.
+    """Logits float32 [fits, count, classes]: `params` are variables with a leading axis of fits, on the devices of a
+    mesh or not.
 
     A view of the data has a multiple of BATCH examples, as `padded` gives them. `forward` is (params, inputs [batch,
     ...]) -> logits [batch, classes], and compiled once for each object.

@@ -3,6 +3,8 @@
 `start` is all of it; `initialize` ends before the strategy is asked.
 """
 
+import functools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -11,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tljax import graft, masks, paths, plugins, switches
-from tljax.types import Context, InputError, Mask, Method, Params, Phase
+from tljax import batch_stats, graft, masks, paths, plugins, switches
+from tljax.types import END_NAMES, Context, InputError, Mask, Method, ModelState, Params, Phase, PhaseRule
 
 
 class Initialization(NamedTuple):
@@ -21,8 +23,9 @@ class Initialization(NamedTuple):
     stages: tuple[str, ...]
     """Path prefixes in the order of the model; the last is the head."""
     source: Params | None
+    """The source's variables: parameters, and the model's state among them."""
     drawn: Params
-    """The target's parameters, drawn anew."""
+    """The target's variables, drawn anew."""
     key: jax.Array
     """Of what a strategy draws."""
     head: str = "fresh"
@@ -43,6 +46,8 @@ class Initialized(NamedTuple):
     must: Mask
     """Those that have to train: all of them, or the head's if `reinit` drew others, which may be frozen on purpose."""
     merge: Callable[[Params], Params] | None
+    model_state: ModelState
+    """The model's state; all else here is of parameters alone."""
 
 
 class Start(NamedTuple):
@@ -58,10 +63,23 @@ class Start(NamedTuple):
     merge: Callable[[Params], Params] | None = None
     fisher: Params | None = None
     """The source's Fisher information, for a penalty: a tree like the parameters."""
+    model_state: Mapping[str, Any] = {}
+    """The model's state, which neither a mask nor a strategy sees."""
+    rules: tuple[PhaseRule, ...] = ()
+    """How each phase ends, and its rate; () if all end where the next begins, at the recipe's rate."""
+    finish: Callable[[Params], dict[str, Params]] | None = None
+    """The parameters after training -> {name: parameters to evaluate and keep beside them}."""
+
+    @property
+    def variables(self) -> Params:
+        """Parameters and the model's state in one tree, as files keep them."""
+        return batch_stats.join(self.params, self.model_state)
 
 
-Look = Callable[[Callable[[Params], Params] | None], tuple[Callable[[Params], Params], Callable[[Params], Params]]]
-"""merge -> (gradient, fisher): what a data-driven strategy may look at."""
+Look = Callable[
+    [Callable[[Params], Params] | None, ModelState], tuple[Callable[[Params], Params], Callable[[Params], Params]]
+]
+"""(merge, model state) -> (gradient, fisher): what a data-driven strategy may look at."""
 
 
 def _call_plainly(part: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
@@ -86,11 +104,14 @@ def start(
     if method.adapt:
         _require_model(initialized, name, call)
     params, rest = initialized.params, (initialized.fresh, initialized.plan, initialized.merge)
-    if method.data_driven and look is None:
-        return Start(params, (), *rest)
-    gradient, fisher = look(initialized.merge) if look else (None, None)
     stages, source, key = initialization.stages, initialization.source, initialization.key
-    context = Context(stages, source, initialized.fresh, key, gradient, fisher)
+    source = source if source is None else batch_stats.split(source)[0]
+    context = Context(stages, source, initialized.fresh, key)
+    finish = functools.partial(_finished, method, options, params, context, name, call) if method.finish else None
+    if method.data_driven and look is None:
+        return Start(params, (), *rest, model_state=initialized.model_state, finish=finish)
+    gradient, fisher = look(initialized.merge, initialized.model_state) if look else (None, None)
+    context = context._replace(gradient=gradient, fisher=fisher)
     arguments = jax.tree.map(jnp.asarray, params), shown(context)
     answered = phases(call("", method.strategy, *arguments, **options))
 
@@ -108,8 +129,55 @@ def start(
         masks.lint_phases(params, answered, initialized.must)
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
+    rules = tuple(_rule(phase, call) for phase in answered)
     at = tuple((float(p.start), later(p) if masks.is_strategy(p.mask) else writable(p.mask)) for p in answered)
-    return Start(params, at, *rest, initialization.fisher)
+    if all(rule == PhaseRule() for rule in rules):
+        rules = ()
+    return Start(params, at, *rest, initialization.fisher, initialized.model_state, rules, finish)
+
+
+def _rule(phase: Phase, call: Callable[..., Any]) -> PhaseRule:
+    """How a phase ends, with an `until` that is called as the functions of a strategy's file are."""
+
+    def until(scores: Sequence[float]) -> bool:
+        return bool(call("until", phase.until, tuple(scores)))
+
+    if phase.until is not None:
+        until([0.5])  # it may fail: then before anything is trained
+    return PhaseRule(until if phase.until is not None else None, phase.restore == "best", float(phase.rate))
+
+
+_SUFFIXES = ("fisher", "merged")
+"""What stands after the name of a fit in its checkpoint beside the ends."""
+
+
+def _finished(
+    method: Method,
+    options: Mapping[str, Any],
+    start: Params,
+    context: Context,
+    name: str,
+    call: Callable[..., Any],
+    params: Params,
+) -> dict[str, Params]:
+    """What a strategy's `finish` makes of the parameters after training; raises InputError for what cannot be meant."""
+    assert method.finish is not None
+    trees = (writable(jax.tree.map(jnp.asarray, tree)) for tree in (params, start))
+    answer = call("finish", method.finish, *trees, shown(context), **plugins.taken(method.finish, options))
+    if not isinstance(answer, dict) or not answer:
+        raise InputError(f"{name}: finish gives {plugins.shown(answer)}: return a dict {{name: parameters}}")
+    for end, tree in answer.items():
+        if not isinstance(end, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", end):
+            raise InputError(f"{name}: finish names a result {plugins.shown(end)}: take letters, digits, '_', '-', '.'")
+        if end in (*END_NAMES, *_SUFFIXES):
+            raise InputError(f"{name}: finish names a result '{end}', which has a meaning: choose another name")
+        paths.same_structure(params, tree, "the parameters", f"what finish of {name} gives as '{end}'")
+        for path, leaf in paths.items(params):
+            other = dict(paths.items(tree))[path]
+            if jnp.shape(other) != jnp.shape(leaf) or jnp.result_type(other) != jnp.result_type(leaf):
+                kinds = (f"{jnp.result_type(each)}{list(jnp.shape(each))}" for each in (other, leaf))
+                raise InputError("{}: finish gives '{}' with '{}' of {}, not {}".format(name, end, path, *kinds))
+    return {end: jax.tree.map(np.asarray, tree) for end, tree in answer.items()}
 
 
 def initialize(method: Method, options: Mapping[str, Any], initialization: Initialization) -> Initialized:
@@ -121,7 +189,7 @@ def initialize(method: Method, options: Mapping[str, Any], initialization: Initi
     again, last = redrawn(method, options, stages), stages[-1:]
     fresh_stages, zero = (*again, *last) if head == "fresh" else again, last if head == "zero" else ()
     plan = graft.plan(source, drawn, fresh=fresh_stages, zero=zero)
-    ordinary, fresh = graft.apply(plan, source, drawn)
+    (ordinary, model_state), (fresh, _) = map(batch_stats.split, graft.apply(plan, source, drawn))
     params, merge = ordinary, None
     if method.adapt:
         known = dict(paths.items(fresh))
@@ -135,7 +203,7 @@ def initialize(method: Method, options: Mapping[str, Any], initialization: Initi
         fresh = paths.each(lambda path, leaf: known.get(path, True), params)
         merge = Merge(method.merge, repr(options), options) if method.merge else None
     must = masks.intersect(fresh, masks.under(params, last)) if again else fresh
-    return Initialized(plan, ordinary, params, fresh, must, merge)
+    return Initialized(plan, ordinary, params, fresh, must, merge, model_state)
 
 
 def _require_model(initialized: Initialized, name: str, call: Callable[..., Any]) -> None:

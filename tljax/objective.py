@@ -130,7 +130,8 @@ def _one_hot(name: str) -> Loss:
     function, elementwise = getattr(optax.losses, name), name in ELEMENTWISE
 
     def one_hot(logits: jax.Array, labels: jax.Array, smoothing: Any = None) -> jax.Array:
-        targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+        mixed = labels.ndim == logits.ndim  # as mixup gives them
+        targets = labels.astype(logits.dtype) if mixed else jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
         if smoothing is not None:
             targets = optax.smooth_labels(targets, smoothing)
         values = function(logits, targets)
@@ -196,6 +197,17 @@ def check_smoothing(name: str, smoothing: float, kind: str = "classes") -> None:
     if not takes:
         reason = f"loss '{name}' takes whole labels; use one of {list(ONE_HOT)}"
         raise InputError(reason, field="label_smoothing", value=smoothing)
+
+
+def check_mixed(name: str, function: Loss, classes: int, what: str) -> None:
+    """Raise InputError for a loss that takes whole labels, where `what` mixes them to floats [batch, classes]."""
+    mixed = jax.ShapeDtypeStruct((2, classes), jnp.float32)
+    try:
+        takes = name not in INTEGER and jax.eval_shape(function, mixed, mixed).shape == (2,)
+    except Exception:  # a loss of a file of one's own may raise anything
+        takes = False
+    if not takes:
+        raise InputError(f"{what} mixes labels, and loss '{name}' takes whole ones: use one of {list(ONE_HOT)}")
 
 
 def class_weights(classes: np.ndarray, num_classes: int) -> np.ndarray:

@@ -422,7 +422,7 @@ def method(text: str) -> tuple[Method, dict[str, Any]]:
     spec = parse(named(text)[1])
     loaded = module(spec, "tljax.strategies", "strategy")
     strategy = attribute(spec, loaded, "strategy")
-    parts = {name: getattr(loaded, name, None) for name in ("adapt", "merge", "reinit", "left_out")}
+    parts = {name: getattr(loaded, name, None) for name in ("adapt", "merge", "reinit", "left_out", "finish")}
     for name, part in parts.items():
         if part is not None and not callable(part):
             raise InputError(

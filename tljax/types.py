@@ -1,6 +1,6 @@
 """The contracts that every room shares: types, no logic."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -21,6 +21,10 @@ OptState = Any
 
 PyTree = Any
 """A tree of arrays."""
+
+ModelState = Any
+"""{stage: its state} of the stages that have one, such as the running statistics of batch norms: arrays that training
+changes, and the optimizer does not. {} of a model without state."""
 
 
 class InputError(ValueError):
@@ -90,6 +94,11 @@ class PhaseRule(NamedTuple):
     rate: float = 1.0
 
 
+END_NAMES = ("last", "best", "average")
+"""What any fit may end with: its parameters after the last step, those of the point with the best validation score, the
+average of what trained. A strategy's `finish` gives ends of other names."""
+
+
 class Method(NamedTuple):
     """What a strategy's module offers, as `plugins.method` reads it."""
 
@@ -104,6 +113,9 @@ class Method(NamedTuple):
     left_out: Callable[..., Sequence[str]] | None = None
     """(params, context, **options) -> paths of the leaves that it cannot treat though it is meant to; a dry run lists
     them."""
+    finish: Callable[..., Mapping[str, Params]] | None = None
+    """(params, start, context, **options) -> {name: parameters of the same structure}, after training; `start` is where
+    the fit began, after graft and adapt. Each of them is evaluated and kept."""
     data_driven: bool = False
     """The module's DATA_DRIVEN: the strategy needs context.gradient or context.fisher."""
     code: str = ""
@@ -111,13 +123,23 @@ class Method(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """A named piece of a model, without state."""
+    """A named piece of a model.
+
+    A stage without state may have the short form, `init: (key, x) -> params` and `apply: (params, x, *, key=None) ->
+    y`: which of the two it is, the signature of `apply` says (`models.full_form`).
+    """
 
     name: str
-    init: Callable[[jax.Array, jax.Array], Params]
-    """(key, x) -> parameters of the stage."""
-    apply: Callable[..., jax.Array]
-    """(params, x, *, key=None) -> y. A key means training (dropout); a frozen stage is run without one."""
+    init: Callable[[jax.Array, PyTree], Any]
+    """(key, x) -> (parameters, state); the state is {} where there is none."""
+    apply: Callable[..., Any]
+    """(params, state, x, *, key, train, weight) -> (y, state); x and y are trees of arrays [batch, ...].
+
+    A key means training (dropout); a frozen stage is run without one. `train` concerns the state alone: True normalises
+    by the statistics of the batch, and returns the state after it; False uses the state, and returns it as it is.
+    `weight` float32 [batch] says which examples count (0 is padding); it is None in evaluation. With an optional
+    keyword `momentum`, a float, its running averages keep that much of the old value: under 0 they are those of the
+    batch."""
 
 
 Model = tuple[Stage, ...]
@@ -188,6 +210,37 @@ class ArrayExamples:
     def inputs(self, rows: np.ndarray) -> Any:
         """The inputs of some rows (int [k])."""
         return jax.tree.map(lambda leaf: np.asarray(leaf[rows]), self.arrays)
+
+
+@dataclass(frozen=True, eq=False)
+class RowExamples:
+    """Examples that are read by row, and never held whole.
+
+    >>> split = RowExamples(lambda rows: np.ones((len(rows), 4)) * rows[:, None], np.array([0, 1, 0], np.int32),
+    ...                     jax.ShapeDtypeStruct((4,), np.float32))
+    >>> split.arrays is None, len(split), split.inputs(np.array([2, 0]))[:, 0].tolist()
+    (True, 3, [2.0, 0.0])
+    """
+
+    read: Callable[[np.ndarray], Any]
+    """rows (int [k]) -> the inputs of these rows, leaves [k, ...], in any thread."""
+    targets: Any
+    """As `Batch.targets`, of all examples."""
+    spec: Any
+    """Shapes and dtypes of the inputs of one example."""
+    groups: np.ndarray | None = None
+
+    @property
+    def arrays(self) -> None:
+        """They are in no arrays."""
+        return None
+
+    def __len__(self) -> int:
+        return len(jax.tree.leaves(self.targets)[0])
+
+    def inputs(self, rows: np.ndarray) -> Any:
+        """The inputs of some rows (int [k])."""
+        return self.read(np.asarray(rows))
 
 
 @dataclass(frozen=True)

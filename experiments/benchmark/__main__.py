@@ -103,9 +103,10 @@ def medians(row: str, seconds: Mapping[str, Sequence[float]], base: str) -> list
 
 def full(data: peers.Arrays, rounds: int) -> list[Measurement]:
     """Measure full fine-tuning, and its share of the most that the machine can do."""
+    costs: list[Any] = []
     sides: dict[str, Side] = {
         "large product": ceiling(),
-        "tljax": peers.epochs(1, data=data),
+        "tljax": peers.epochs(1, data=data, costs=costs),
         "tljax, 4 at once": peers.epochs(4, data=data),
     }
     if _installed("torch"):
@@ -121,6 +122,8 @@ def full(data: peers.Arrays, rounds: int) -> list[Measurement]:
     for name in ("tljax", "tljax, 4 at once"):
         share = EPOCH / np.array(seconds[name]) / (PRODUCT / products)
         measurements += [Measurement("full fine-tune, share of the large product", name, float(np.median(share)))]
+    units = (("million FLOPs a step", costs[0].flops), ("peak memory of the program, MB", costs[0].peak_bytes))
+    measurements += [Measurement(f"full fine-tune, {unit}", "tljax", value / 1e6) for unit, value in units if value]
     return measurements
 
 

@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,18 @@ Arrays = tuple[np.ndarray, np.ndarray]
 
 
 def epochs(
-    count: int, mask: str = "full", *, data: Arrays, widths: Sequence[int] = (512,), most: int = 50
+    count: int,
+    mask: str = "full",
+    *,
+    data: Arrays,
+    widths: Sequence[int] = (512,),
+    most: int = 50,
+    costs: list[Any] | None = None,
 ) -> Iterator[Any]:
-    """The side of tljax, for at most `most` epochs: `count` fits, of everything or of the head alone."""
+    """The side of tljax, for at most `most` epochs: `count` fits, of everything or of the head alone.
+
+    What their training program costs is added to `costs`.
+    """
     import jax
 
     from experiments.runs import process
@@ -39,7 +49,10 @@ def epochs(
     most = most * len(data[1]) // BATCH
     fits = [_fit(params, tree, seed, len(data[1]), most, numbers) for seed in range(count)]
     ends = range(len(data[1]) // BATCH, most + 1, len(data[1]) // BATCH)
-    yield from train.fit(spec, fits, train.load(*data), ends, execution=process.prepare(Settings.from_flags()))
+    execution = process.prepare(Settings.from_flags())
+    if costs is not None:
+        execution = replace(execution, on_compiled=lambda _, cost: costs.append(cost))
+    yield from train.fit(spec, fits, train.load(*data), ends, execution=execution)
 
 
 def _fit(params: Any, tree: Any, seed: int, examples: int, steps: int, numbers: Any, rate: float = RATE) -> Any:

@@ -143,6 +143,9 @@ def _name_and_unit(metric: Metric) -> str:
     return metric.unit if metric == ACCURACY else ", ".join(filter(None, (units.spoken(metric), metric.unit)))
 
 
+PEAK = "Peak memory (MB)"
+
+
 def results(groups: Sequence[Summary], where: str) -> Table:
     """The results for a page, a row for each strategy; `where` names their target and budget."""
     metric = metric_of(groups)
@@ -150,7 +153,7 @@ def results(groups: Sequence[Summary], where: str) -> Table:
     columns |= {f"metric {name}": f"Test {name.replace('_', ' ')}" for name in further(groups)}
     columns |= {"retention": heading} if (heading := retention_heading(groups)) else {}
     columns |= {"loss": of_loss(metric)} | ({"calibration": "Calibration error"} if metric == ACCURACY else {})
-    columns |= {"trained": "Trained parameters", "steps": "Steps", "seconds": "Time (s)"}
+    columns |= {"trained": "Trained parameters", "steps": "Steps", "seconds": "Time (s)", "peak": PEAK}
     return _of_groups(f"Results, {where}" if where else "Results", groups, columns)
 
 
@@ -190,7 +193,7 @@ def sources(groups: Sequence[Summary]) -> Table:
     columns = {"score": "Test score" if shared is None else of_test(shared)} if metrics else {}
     columns |= {"loss": "Test loss" if shared is None else of_loss(shared)}
     columns |= {"calibration": "Calibration error"} if ACCURACY in metrics else {}
-    columns |= {"total": "Parameters", "steps": "Steps", "seconds": "Time (s)"}
+    columns |= {"total": "Parameters", "steps": "Steps", "seconds": "Time (s)", "peak": PEAK}
     if shared is None:  # several: each score has its name and unit below it
         named = [replace(group, name=f"{group.name}, by {units.spoken(group.metric)}") for group in named]
     return _of_groups("Sources", named, columns, "Source")
@@ -239,6 +242,7 @@ def _cells(group: Summary) -> dict[str, Cell]:
         "total": Cell(count(total)),
         "steps": Cell(count(group.steps)),
         "seconds": Cell(NOTHING if group.seconds is None else f"{group.seconds:,.1f}"),
+        "peak": Cell(NOTHING if group.peak_bytes is None else f"{group.peak_bytes / 1e6:,.1f}"),
     }
 
 

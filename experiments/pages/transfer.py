@@ -105,7 +105,8 @@ def page(
 
 RESULTS = (
     "Means over seeds, ranges below them; differences are paired by seed. The calibration error is the expected one, "
-    "a fraction. A diverged fit counts as the share of the most frequent test class; it has no loss and no calibration."
+    "a fraction. A diverged fit counts as the share of the most frequent test class; it has no loss and no "
+    "calibration. Peak memory is the most that a training program took on a device, with the data and all fits there."
 )
 OTHER_RESULTS = (
     "Means over seeds, ranges below them; differences are paired by seed{turned}. A diverged fit counts as {constant}; "

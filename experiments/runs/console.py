@@ -146,11 +146,12 @@ def plan(
     same_as: str | None = None,
     names: Mapping[str, str] | None = None,
     decays: Any = None,
+    costs: Sequence[str] = (),
 ) -> None:
     """The graft plan and the mask tables of one strategy, one a phase; repeated blocks have one row.
 
     `same_as` is a strategy that was shown before and has the same graft plan; `names` as `graft_plan` takes them,
-    `decays` as `mask_table` does.
+    `decays` as `mask_table` does. `costs` has a line for each phase, as far as that is known.
     """
     if same_as is None:
         graft_plan(f"{title}: graft", rows, names)
@@ -158,12 +159,12 @@ def plan(
         say(f"{title}: graft as of {same_as}\n")
     if not phases:
         say(f"  {title}: the mask depends on gradients, and is not known before the source is trained\n")
-    for start, mask in phases:
+    for number, (start, mask) in enumerate(phases):
         when = f"{title}: mask" if len(phases) == 1 else f"{title}: mask from {100 * start:g} % of training"
         if masks.is_strategy(mask):
             say(f"  {when}: depends on the parameters then\n")
             continue
-        mask_table(when, params, mask, decays)
+        mask_table(when, params, mask, decays, costs[number : number + 1])
 
 
 def graft_plan(title: str, rows: graft.Plan, names: Mapping[str, str] | None = None) -> None:
@@ -210,9 +211,10 @@ def _folded_alike(targets: Sequence[str], sources: Sequence[str]) -> str:
     return folded[0][0] if len(folded) == 1 and orders[0] == orders[1] else ""
 
 
-def mask_table(title: str, params: Any, mask: Any, decays: Any = None) -> None:
+def mask_table(title: str, params: Any, mask: Any, decays: Any = None, notes: Sequence[str] = ()) -> None:
     """A mask's leaves: path, shape, trained or frozen, how many numbers; a row for leaves that differ in a number of
-    their path alone. With `decays`, a tree of bools, also whether weight decay touches what trains of a leaf."""
+    their path alone. With `decays`, a tree of bools, also whether weight decay touches what trains of a leaf. Notes
+    stand below."""
     rows = masks.table(params, mask)
     trained, total = sum(r.trained_size for r in rows), sum(r.size for r in rows)
     touched = [True] * len(rows) if decays is None else [decay for _, decay in paths.items(decays)]
@@ -223,7 +225,7 @@ def mask_table(title: str, params: Any, mask: Any, decays: Any = None) -> None:
         decay = ("-" if not first.trained_size else "yes" if touched[members[0]] else "no",) * (decays is not None)
         lines.append((path, _shape(first.shape), first.trained, *decay, f"{several}{first.size:,}"))
     columns = ["leaf", "shape", "trains", *["decays"] * (decays is not None), "count"]
-    table(title, columns, lines, [f"{trained:,} of {total:,} numbers train"])
+    table(title, columns, lines, [f"{trained:,} of {total:,} numbers train", *notes])
 
 
 def _shape(shape: Sequence[int]) -> str:

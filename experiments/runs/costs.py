@@ -1,15 +1,17 @@
-"""What fits cost: the FLOPs of their steps, and what the training of their source took."""
+"""What fits cost: the FLOPs of their steps, their peak memory, and what the training of their source took."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from experiments.runs import directory, plan
+from experiments.runs import directory, fit, plan
 from experiments.runs.plan import Experiment
-from tljax import masks, models
+from tljax import batch_stats, masks, models, objective, train
+from tljax.initialization import Start
 from tljax.study.results import Result
 from tljax.train.flops import step_flops
+from tljax.types import Mask, Objective
 
 
 def of_fits(experiment: Experiment, results: Sequence[Result], folder: Path) -> dict[str, dict[str, Any]]:
@@ -18,24 +20,66 @@ def of_fits(experiment: Experiment, results: Sequence[Result], folder: Path) -> 
     settings, model = experiment.settings, experiment.model
     shape = plan.example_shape(experiment.target)
     keeps_dropout = plan.stages_with_dropout(settings, model, shape)
+    goal = plan.objective_of(experiment.target, settings.recipe)
     costs: dict[str, dict[str, Any]] = {}
     flops_of: dict[Any, float] = {}
     starts = {(strategy.name, str(strategy.options)): start for strategy, start in plan.first_starts(experiment)}
     for result in results:
         assert result.steps is not None
         start = starts[result.strategy, str(result.options)]
-        total = 0.0
-        for number, (first, last) in enumerate(pairwise([*result.phase_steps, result.steps])):
+        total, bounds = 0.0, [*(result.began or result.phase_steps), result.stopped_step or result.steps]
+        for number, (first, last) in enumerate(pairwise(bounds)):
             mask = masks.load(folder / "masks" / f"{result.name}-phase{number}", start.params)
             # Features are computed once where at least as many examples are trained on as there are.
             cached = (last - first) * settings.recipe.batch_size >= result.train_examples
             key = result.strategy, str(result.options), masks.digest(masks.static(start.params, mask)), cached
             if key not in flops_of:
                 step = (shape, settings.recipe.batch_size, start.merge, cached, keeps_dropout)
-                flops_of[key] = step_flops(model, start.params, mask, *step)
+                flops_of[key] = step_flops(model, start.params, mask, *step, goal, start.model_state)
             total += flops_of[key] * (last - first)
         costs[result.name] = {"step_flops": total / result.steps, **of_source.get(result.seed, {})}
     return costs
+
+
+def of_start(experiment: Experiment, start: Start) -> list[str]:
+    """What each phase of a fit costs that starts so, in words: `in_words`."""
+    if not start.phases:  # the strategy looks at data
+        return []
+    settings, model = experiment.settings, experiment.model
+    keeps_dropout = plan.stages_with_dropout(settings, model, plan.example_shape(experiment.target))
+    outlined = fit.outlined(experiment.target, settings.recipe, experiment.execution)
+    streams, blank = plan.streams(settings, settings.seeds[0]), Result(name="", target="", strategy="", seed=0)
+    return in_words(
+        outlined, fit.build(outlined, model, start, streams, settings.train_examples[-1], blank, keeps_dropout)
+    )
+
+
+def in_words(outlined: fit.DeviceData, prepared: fit.PreparedFit) -> list[str]:
+    """What each phase of a fit costs, a line each, up to the first whose mask is not known before it begins.
+
+    It is that of one fit by itself on one device, as `fit.outlined` gives its data; the segment is compiled for it.
+    """
+    return [
+        f"{_in_millions(cost.flops)} million FLOPs a step, peak memory {_in_millions(cost.peak_bytes)} MB (one fit on "
+        "one device, with its data)"
+        for cost in _of_phases(outlined, prepared)
+    ]
+
+
+def _in_millions(number: float | None) -> str:
+    return "-" if number is None else f"{number / 1e6:,.1f}"
+
+
+def _of_phases(outlined: fit.DeviceData, prepared: fit.PreparedFit) -> Iterator[train.Cost]:
+    spec, trial = prepared.spec, prepared.trial
+    if trial.fisher is None and any("fisher" in penalty.needs for penalty in spec.penalties):
+        trial = trial._replace(fisher=trial.params)  # of the same shapes; its values come with the trained source
+    history: tuple[Mask, ...] = ()
+    for _, mask in trial.phases:
+        if masks.is_strategy(mask):
+            return
+        history = (*history, mask)
+        yield train.cost_of(spec, trial, outlined.train, history, outlined.execution.cache)
 
 
 def _of_source(experiment: Experiment, folder: Path) -> dict[int, dict[str, Any]]:
@@ -46,9 +90,12 @@ def _of_source(experiment: Experiment, folder: Path) -> dict[int, dict[str, Any]
     results = {result.key: result for result in directory.results(folder)}
     costs: dict[int, dict[str, Any]] = {}
     model = experiment.settings.build_model(source.outputs)
-    params = models.abstract(model, source.shape)
+    params, state = batch_stats.split(models.abstract(model, source.shape))
     everything = masks.by_path(params, lambda path: True)
-    flops = step_flops(model, params, everything, source.shape, experiment.settings.source_recipe.batch_size)
+    recipe = experiment.settings.source_recipe
+    loss = objective.loss(objective.resolved(recipe.loss, source.kind), source.kind)
+    goal = Objective(loss, source.outputs, (), source.kind)
+    flops = step_flops(model, params, everything, source.shape, recipe.batch_size, objective=goal, state=state)
     for seed, key in source.identity.items():
         result = results.get(key)
         steps = result.steps if result else source.steps

@@ -3,6 +3,7 @@
 First who may write to it and with which flags, then signed files, results, and the environments of its fits.
 """
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -371,11 +372,12 @@ def results(workdir: Path) -> list[Result]:
                 raise InputError(f"'{file}', line {number} is no JSON ({error}): restore or delete it") from error
             fits.append(_checked(workdir, line, f"'{file}', line {number}"))
     # What a fit took is outside the line's SHA-256, and so is kept in a second place.
-    seconds = (_provenance(workdir) or {}).get("seconds", {})
+    known = _provenance(workdir) or {}
+    seconds, peaks = known.get("seconds", {}), known.get("peak_bytes", {})
     for number, fit in enumerate(fits, 1):
         if fit.seconds not in seconds.get(fit.name, [fit.seconds]):
             raise InputError(f"'{file}', line {number} is not as it was written (seconds): restore or delete it")
-    return fits
+    return [dataclasses.replace(fit, peak_bytes=peaks.get(fit.name)) for fit in fits]
 
 
 FIT: fields.Form = {
@@ -384,13 +386,16 @@ FIT: fields.Form = {
     **{"test_accuracy": (float, None), "source?": (str, None), "spec?": (str, None), "phase_steps?": [int]},
     **dict.fromkeys(("recipe?", "masks_sha256?", "selected_on?", "tuning_seeds?"), (str, None)),
     **dict.fromkeys(("trained_parameters?", "total_parameters?", "source_steps?", "best_step?"), (int, None)),
+    "peak_bytes?": (int, None),
     **dict.fromkeys(("diverged_step?", "step_flops?", "source_flops?", "source_seconds?"), (float, None)),
     **dict.fromkeys(("test_loss?", "calibration_error?", "train_loss?", "train_penalty?"), (float, None)),
     **dict.fromkeys(("train_total?", "source_accuracy?", "start_accuracy?", "retention?"), (float, None)),
     **dict.fromkeys(("validation_accuracy?", "validation_loss?", "best_validation_accuracy?"), (float, None)),
     **{"leaves?": [[(str, int)]], "per_class_accuracy?": ([(float, None)], None), "confusion?": ([[int]], None)},
     **{"calibration?": ({"confidence": [(float, None)], "accuracy": [(float, None)], "count": [int]}, None)},
-    **{"evals?": {str: (float, None)}, "metrics?": {str: (float, None)}},
+    **{"evals?": {str: (float, None)}, "metrics?": {str: (float, None)}, "end?": (str, None)},
+    **{"began?": ([int], None), "stopped_step?": (int, None)},
+    **{"ends?": ({str: {"step": (int, None), "predictions": str, "predictions_sha256": str}}, None)},
     **{"metric?": ({"name": str, "unit": str, "larger_is_better": bool}, None), "test_score?": (float, None)},
     **dict.fromkeys(
         ("source_metric?", "retention_metric?"), ({"name": str, "unit": str, "larger_is_better": bool}, None)
@@ -482,7 +487,8 @@ def _cell(fit: Result) -> str:
 def _files(fit: Result) -> list[str]:
     """The files of a fit beside its checkpoint, without which it is not done; an older tljax did not want its masks."""
     phases = len(fit.phase_steps) if fit.masks_sha256 is not None else 0
-    return [fit.predictions, *(f"masks/{fit.name}-phase{number}.json" for number in range(phases))]
+    of_ends = (end["predictions"] for end in (fit.ends or {}).values())
+    return [fit.predictions, *of_ends, *(f"masks/{fit.name}-phase{number}.json" for number in range(phases))]
 
 
 def masks_digest(workdir: Path, name: str, phases: int) -> str:
@@ -511,9 +517,11 @@ def _set_damaged_aside(workdir: Path) -> None:
                 fault = str(error)
             _set_aside_if(workdir / name, fault)
     for fit in every:
-        file = workdir / fit.predictions
-        if file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() != fit.predictions_sha256:
-            _set_aside_if(file, f"'{file}' is not as it was written")
+        ends = [(end["predictions"], end["predictions_sha256"]) for end in (fit.ends or {}).values()]
+        for file, sha256 in [(fit.predictions, fit.predictions_sha256), *ends]:
+            raw = (workdir / file).read_bytes() if (workdir / file).is_file() else None
+            if raw is not None and hashlib.sha256(raw).hexdigest() != sha256:
+                _set_aside_if(workdir / file, f"'{workdir / file}' is not as it was written")
         mask_files = _mask_files(workdir, fit.name, len(fit.phase_steps))
         if fit.masks_sha256 not in (None, masks_digest(workdir, fit.name, len(fit.phase_steps))):
             for file in filter(Path.is_file, mask_files):
@@ -555,7 +563,8 @@ def add(workdir: Path, new: Sequence[Result]) -> None:
     before = {fit.key: fit for fit in results(workdir)}
     whole = before | {fit.key: fit for fit in new}
     _attribute(workdir, before, new)
-    records = map(to_json, whole.values())
+    # What a fit took of a device's memory is no part of its line, which a repetition on other devices is to have too.
+    records = (to_json(dataclasses.replace(fit, peak_bytes=None)) for fit in whole.values())
     text = "".join(json.dumps({**each, "sha256": digest(each)}, allow_nan=False) + "\n" for each in records)
     replace(workdir / "results.jsonl", text)
 
@@ -601,8 +610,8 @@ def record_environment(workdir: Path, fingerprints: Mapping[str, str]) -> None:
     others = [part for part in parts if part not in alike and part["fits"]]
     fits = [name for part in alike for name in part["fits"]]
     data = {name: mark for part in alike for name, mark in part["data"].items()} | now["data"]
-    seconds = before["seconds"] if before else {}
-    after = {"format": FORMAT, **now, "data": data, "fits": fits, "earlier": others, "seconds": seconds}
+    taken = {"seconds": before["seconds"], "peak_bytes": before.get("peak_bytes", {})} if before else {"seconds": {}}
+    after = {"format": FORMAT, **now, "data": data, "fits": fits, "earlier": others, "peak_bytes": {}, **taken}
     if before and before["fits"] and parts[-1] not in alike:
         for line in _differences([*others, now]):
             console.say(f"'{workdir}' goes on in another environment: {line}")
@@ -625,6 +634,7 @@ def _attribute(workdir: Path, before: Mapping[str, Result], new: Sequence[Result
     for fit in new:
         replaced = [before[fit.key].seconds] if fit.key in before else []
         known["seconds"][fit.name] = [*replaced, fit.seconds]
+        known.setdefault("peak_bytes", {})[fit.name] = fit.peak_bytes
     write_record(workdir / "environment.json", known)
 
 
@@ -633,7 +643,8 @@ def recorded_environment(workdir: Path) -> dict[str, Any] | None:
     known = _provenance(workdir)
     if known is None:
         return None
-    last = {name: value for name, value in known.items() if name not in ("format", "fits", "earlier", "seconds")}
+    of_fits = ("format", "fits", "earlier", "seconds", "peak_bytes")
+    last = {name: value for name, value in known.items() if name not in of_fits}
     earlier = [{name: value for name, value in part.items() if name != "fits"} for part in known["earlier"]]
     return {**last, **({"earlier": earlier} if earlier else {})}
 
@@ -665,7 +676,10 @@ _ENVIRONMENT: fields.Form = {
     **{"python": str, "platform": str, "cores": (int, None), "devices": [str], "versions": {str: str}},
     **{"data": {str: str}, "commit": (str, None), "variables?": {str: str}, "switches?": dict, "fits": [str]},
 }
-_PROVENANCE: fields.Form = {**_ENVIRONMENT, "earlier": [_ENVIRONMENT], "seconds": {str: [float]}, "format?": int}
+_PROVENANCE: fields.Form = {
+    **{**_ENVIRONMENT, "earlier": [_ENVIRONMENT], "seconds": {str: [float]}, "format?": int},
+    "peak_bytes?": {str: (int, None)},
+}
 
 
 def _provenance(workdir: Path) -> dict[str, Any] | None:

@@ -15,9 +15,9 @@ import numpy as np
 from experiments.runs import console, directory, fit, plan, predictions, sources
 from experiments.runs.plan import Experiment
 from experiments.runs.settings import Settings
-from tljax import checkpoint, evaluate, metrics, models, train
+from tljax import batch_stats, checkpoint, evaluate, metrics, models, train
 from tljax.study import units
-from tljax.study.results import Result
+from tljax.study.results import Result, tree_of
 from tljax.types import Examples, InputError, Metric, Model, Params, Task
 
 
@@ -120,12 +120,13 @@ def measured(
         about = {"test_set": name, "of": task.name, "fingerprint": task.fingerprint}
         known = _known(file, about)
         of_start, of_source = name == "start", name == "source"
-        places = {result.name: file.parent / file.stem / f"{result.name}.npz" for result in results}
+        trees = {result.name: tree_of(result) for result in results}
+        places = {fit_name: file.parent / file.stem / f"{tree}.npz" for fit_name, tree in trees.items()}
         missing = [
             result
             for result in results
-            if (result.name not in known.means and (of_start or not result.diverged))
-            or (of_source and not _is_kept(places[result.name], known.scores.get(result.name)))
+            if (trees[result.name] not in known.means and (of_start or not result.diverged))
+            or (of_source and not _is_kept(places[result.name], known.scores.get(trees[result.name])))
         ]
         targets, primary = np.asarray(task.test.targets), _primary(experiment, name, task)
         share = metrics.value_of_constant(primary, task.kind, targets, task.outputs)
@@ -133,25 +134,25 @@ def measured(
             ended = [result for result in missing if of_start or not result.diverged]
             directory.make_folder(file.parent)
             for result, outputs in _judge(experiment, ended, name, task, folder):
-                known.means[result.name] = metrics.value(primary, outputs, targets)
+                known.means[trees[result.name]] = metrics.value(primary, outputs, targets)
                 if of_source:
                     scores = _scores(primary, outputs, targets)
-                    known.scores[result.name] = _keep(places[result.name], scores, task)
+                    known.scores[trees[result.name]] = _keep(places[result.name], scores, task)
             for result in missing if of_source else ():
                 if result.diverged:
                     scores = np.full(len(targets), share, np.float32)
-                    known.scores[result.name] = _keep(places[result.name], scores, task)
+                    known.scores[trees[result.name]] = _keep(places[result.name], scores, task)
             scores_of = {"scores": known.scores} if of_source else {}
             directory.write_record(file, {**about, "accuracy": known.means, **scores_of})
         for result in results:
-            value = share if result.diverged and not of_start else known.means.get(result.name)
+            value = share if result.diverged and not of_start else known.means.get(trees[result.name])
             of_fit = fields.setdefault(result.name, {"evals": {}})
             if of_source:
                 of_fit |= {
                     "retention": value,
                     "retention_metric": units.to_record(primary),
                     "retention_scores": places[result.name].relative_to(folder).as_posix(),
-                    "retention_sha256": known.scores.get(result.name),
+                    "retention_sha256": known.scores.get(trees[result.name]),
                 }
             elif of_start:
                 of_fit["start_accuracy"] = value
@@ -182,9 +183,9 @@ class Known(NamedTuple):
     """What was judged before on one test set."""
 
     means: dict[str, float | None]
-    """{fit: accuracy, or another primary metric}."""
+    """{fit, as its checkpoint names what is measured: accuracy, or another primary metric}."""
     scores: dict[str, str]
-    """{fit: SHA-256 of its scores of the test examples}, of the source's test set."""
+    """{the same: SHA-256 of its scores of the test examples}, of the source's test set."""
 
 
 def _primary(experiment: Experiment, name: str, task: Task) -> Metric:
@@ -234,11 +235,14 @@ def _judge(
         for result in of_strategy:
             if name == "start":
                 initial = plan.initialization_of(experiment, result.seed, trained[result.seed])
-                params = merge(plan.start_of(strategy, initial).params)
+                start = plan.start_of(strategy, initial)
+                params = batch_stats.join(merge(start.params), start.model_state)
             else:
                 file = result.checkpoint
                 loaded = loaded if file in loaded else {file: checkpoint.load(folder / file)[0]}
-                params = merge(checkpoint.unflatten(loaded[file][result.name], start.params))
+                variables = checkpoint.unflatten(loaded[file][tree_of(result)], start.variables)
+                params, model_state = batch_stats.split(variables)
+                params = batch_stats.join(merge(params), model_state)
             if of_source:
                 params = _head_back(model, params, trained[result.seed], plan.example_shape(task))
             stacked = jax.tree.map(lambda leaf: np.asarray(leaf)[None], params)

@@ -21,14 +21,15 @@ from experiments.runs.plan import Experiment, PlannedFit
 from experiments.runs.resume import Progress, Record
 from experiments.runs.settings import Recipe, Settings
 from experiments.runs.sources import Source, Trained, from_state, shape_to_json
-from tljax import checkpoint, evaluate, masks, models, objective, penalties, seeds, train
+from tljax import batch_stats, checkpoint, evaluate, masks, models, objective, penalties, seeds, train
+from tljax import metrics as measures
 from tljax.data import draw
 from tljax.initialization import Look, Start
-from tljax.metrics import value_of_constant
-from tljax.study.results import Result, score
+from tljax.study.results import Result, at_end, score
 from tljax.study.units import to_record
 from tljax.train import gradients, vectorize
-from tljax.types import Mask, Metric, Model, Objective, Params, Task
+from tljax.train.cost import largest
+from tljax.types import Mask, Metric, Model, ModelState, Objective, Params, Task
 
 # ---- An experiment
 
@@ -53,7 +54,7 @@ def complete(
 def within(experiment: Experiment, folder: Path, fingerprints: Mapping[str, str]) -> list[Result]:
     """Train what is missing in a run directory that this process holds; the results of all fits of the experiment.
 
-    `fingerprints` are those of all the data of the run directory.
+    `fingerprints` are those of all the data of the run directory. Results are those of the end that the settings name.
     """
     planned = plan.planned(experiment)
     finished = directory.finished(folder)
@@ -66,7 +67,7 @@ def within(experiment: Experiment, folder: Path, fingerprints: Mapping[str, str]
     finished = directory.finished(folder)
     if process.first():
         shutil.rmtree(folder / "progress", ignore_errors=True)  # of a group that ended as it was killed
-    return [finished[key] for key in planned]
+    return [at_end(finished[key], experiment.settings.verdict_of) for key in planned]
 
 
 def _missing(planned: Mapping[str, PlannedFit], finished: Set[str], together: bool) -> dict[str, PlannedFit]:
@@ -98,6 +99,7 @@ def _train_missing(experiment: Experiment, missing: Mapping[str, PlannedFit], fo
         score, metric = (of_source.score, of_source.metric) if of_source else (None, None)
         result = replace(planned.result, source_accuracy=score, source_metric=metric)
         fit = build(on_device, model, start, streams, planned.budget, result, keeps_dropout)
+        fit = fit._replace(keeps_best=settings.verdict_of == "best")
         begins = fit.result.phase_steps
         if len(begins) > 1 and planned.seed == settings.seeds[0]:
             console.say(f"{planned.strategy.label}: phases begin at the steps {', '.join(map(str, begins))}")
@@ -114,7 +116,7 @@ def _train_missing(experiment: Experiment, missing: Mapping[str, PlannedFit], fo
 def _company(fit: "PreparedFit", label: str, many: str) -> Any:
     """What fits are trained together: those of a strategy, and of others whose one mask compiles to the same."""
     (_, mask), *later = fit.trial.phases
-    if later or masks.is_strategy(mask) or many == "vmap":
+    if later or fit.trial.rules or masks.is_strategy(mask) or many == "vmap":
         return label
     return train.group_key(fit.spec, fit.trial, (mask,))
 
@@ -159,7 +161,7 @@ def train_sources(settings: Settings, task: Task, folder: Path, execution: train
     if missing:
         missing = planned if settings.many == "vmap" else missing
         on_device = load(task, settings.source_recipe, execution)
-        fits = [_prepare_source(settings, on_device, seed, result) for seed, result in missing.items()]
+        fits = [prepare_source(settings, on_device, seed, result) for seed, result in missing.items()]
         with console.progress(f"source {task.name}", sum(len(fit.trial.rates) for fit in fits)) as advance:
             every, fisher = settings.checkpoint_every, settings.save_fisher
             train_groups(on_device, fits, folder, about(settings, task), advance, every, fisher)
@@ -167,12 +169,14 @@ def train_sources(settings: Settings, task: Task, folder: Path, execution: train
     return {seed: finished[result.key] for seed, result in planned.items()}
 
 
-def _prepare_source(settings: Settings, on_device: "DeviceData", seed: int, result: Result) -> "PreparedFit":
+def prepare_source(settings: Settings, on_device: "DeviceData", seed: int, result: Result) -> "PreparedFit":
+    """The fit that trains the source of a seed."""
     task = on_device.task
     streams, model = plan.source_streams(settings, seed), settings.build_model(task.outputs)
-    params = models.init(model, jax.random.key(streams.head), plan.example_shape(task))
+    drawn = models.init(model, jax.random.key(streams.head), plan.example_shape(task))
+    params, model_state = batch_stats.split(drawn)
     mask = masks.by_path(params, lambda path: True)
-    start = Start(params, ((0.0, mask),), fresh=mask)
+    start = Start(params, ((0.0, mask),), fresh=mask, model_state=model_state)
     return build(on_device, model, start, streams, "all", result)
 
 
@@ -207,6 +211,15 @@ def with_recipe(on_device: DeviceData, recipe: Recipe) -> DeviceData:
     return on_device._replace(recipe=recipe, objective=plan.objective_of(on_device.task, recipe))
 
 
+def outlined(task: Task, recipe: Recipe, execution: train.Execution) -> DeviceData:
+    """A task as `load` gives it, with shapes and dtypes in place of its training examples, and without test images."""
+    count = len(task.train)
+    inputs = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, count, *leaf.shape), leaf.dtype), task.train.spec)
+    targets = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), task.train.targets)
+    goal, nothing = plan.objective_of(task, recipe), train.Data(None, None)
+    return DeviceData(task, recipe, goal, train.Data(inputs, targets), nothing, 0, execution)
+
+
 class PreparedFit(NamedTuple):
     """One fit, ready to train."""
 
@@ -216,6 +229,10 @@ class PreparedFit(NamedTuple):
     trial: train.Fit
     validation: np.ndarray
     """int32: the training examples that are held out."""
+    finish: Callable[[Params], Mapping[str, Params]] | None = None
+    """The parameters after training -> {name: parameters to evaluate and keep beside them}."""
+    keeps_best: bool = False
+    """Whether what the best point predicts is kept."""
 
 
 def build(
@@ -229,13 +246,23 @@ def build(
 ) -> PreparedFit:
     """One fit, from where it starts; the stages `keeps_dropout` keep their dropout while they are frozen."""
     recipe = on_device.recipe
+    plan.require_validation(recipe, start)
     subset, validation = split(on_device, streams, budget)
     optimizer, numbers = recipe.optimizer_spec()
     terms, weights = penalties.read(recipe.penalty)
     smooth, balanced = recipe.label_smoothing > 0, recipe.class_weights == "balanced"
     loss = on_device.objective.loss
     spec = train.Spec(
-        model, loss, optimizer, terms, smooth, start.merge, keeps_dropout=keeps_dropout, weighs_classes=balanced
+        model,
+        loss,
+        optimizer,
+        terms,
+        smooth,
+        start.merge,
+        keeps_dropout=keeps_dropout,
+        weighs_classes=balanced,
+        augment=plan.augmentations(recipe, on_device.task),
+        averages=recipe.ema > 0,
     )
 
     def order(first: int, last: int) -> np.ndarray:
@@ -249,14 +276,20 @@ def build(
         order,
         plan.learning_rates(recipe, total),
         weights,
-        {**numbers, "label_smoothing": recipe.label_smoothing},
+        {
+            **numbers,
+            "label_smoothing": recipe.label_smoothing,
+            **({"average_weight": 1 - recipe.ema} if recipe.ema else {}),
+        },
         jax.random.key(streams.order),
         start.fresh,
         start.fisher,
+        model_state=start.model_state,
         class_weights=_class_weights(on_device, subset),
+        rules=start.rules,
     )
     begins = [step for step, _ in trial.phases]
-    return PreparedFit(replace(result, steps=total, phase_steps=begins), spec, trial, validation)
+    return PreparedFit(replace(result, steps=total, phase_steps=begins), spec, trial, validation, start.finish)
 
 
 def _class_weights(on_device: DeviceData, subset: np.ndarray) -> np.ndarray | None:
@@ -277,10 +310,11 @@ def look_at(on_device: DeviceData, model: Model, streams: seeds.Seeds, budget: s
     """What a data-driven strategy may look at: gradients on the training split, never on validation or test data."""
     subset, _ = split(on_device, streams, budget)
 
-    def look(merge: Any) -> tuple[Any, Any]:
+    def look(merge: Any, state: Any) -> tuple[Any, Any]:
         examples = (model, on_device.objective.loss, on_device.train, subset, merge)
         weights = _class_weights(on_device, subset)
-        return gradients.mean_gradient(*examples, weights), gradients.mean_squared_gradient(*examples)
+        gradient = gradients.mean_gradient(*examples, weights, state=state)
+        return gradient, gradients.mean_squared_gradient(*examples, state=state)
 
     return look
 
@@ -296,6 +330,10 @@ class Point(NamedTuple):
     """What happened in the segment, float32 [fits, steps] each."""
     logits: np.ndarray | None
     """Outputs of the head for the test inputs, float32 [fits, examples, ...], where the curves have a point."""
+    of_average: np.ndarray | None = None
+    """The same of the average of what trains, where there is one and no validation split to measure it by."""
+    validated: Mapping[int, Mapping[str, Any] | None] = {}
+    """{fit: its metrics on the validation split}, where a phase asked for them."""
 
 
 def drive(
@@ -305,6 +343,7 @@ def drive(
     should_stop: Callable[[], bool] | None = None,
     *,
     evaluated: bool = True,
+    on_compiled: Callable[[tuple[int, ...], train.Cost], None] | None = None,
 ) -> Iterator[Point]:
     """Train fits of one spec and as many steps each, from `parts` on if they are half trained.
 
@@ -314,9 +353,35 @@ def drive(
     points = curve_points(on_device.recipe, group)
     stops = sorted({*points, *(step for step, _ in trials[0].phases if step)})
     execution = replace(on_device.execution, should_stop=should_stop) if should_stop else on_device.execution
-    for state, log in train.fit(spec, trials, on_device.train, stops, tuple(parts), execution):
-        at_point = evaluated and state.step in points
-        yield Point(state, log, _logits(on_device, group, state) if at_point else None)
+    execution = replace(execution, on_compiled=on_compiled) if on_compiled else execution
+    validated: dict[int, Mapping[str, Any] | None] = {}
+
+    def validate(state: train.State) -> list[float | None] | None:
+        """The scores at a point, whose metrics go with the point that follows."""
+        validated.clear()
+        if state.step not in points:
+            return None
+        for row, i in enumerate(state.fits):
+            variables = jax.tree.map(lambda leaf, row=row: np.asarray(leaf[row]), vectorize.host(state.variables))
+            validated[i] = _validate(on_device, group[i].spec, variables, group[i].validation)
+        sign = 1 if on_device.objective.metrics[0].larger_is_better else -1
+        return [None if (score := _score(validated[i])) is None else sign * score for i in state.fits]
+
+    for state, log in train.fit(spec, trials, on_device.train, stops, tuple(parts), execution, validate):
+        has_trained = log.loss.shape[1] > 0
+        at_point = evaluated and state.step in points and (has_trained or state.step == points[-1])
+        logits = _logits(on_device, group, state) if at_point else None
+        of_average = None
+        if at_point and state.average is not None and not len(group[0].validation):
+            averaged = state._replace(params=train.with_average(state.params, state.average))
+            of_average = _logits(on_device, group, averaged)
+        yield Point(state, log, logits, of_average, dict(validated) if has_trained else {})
+        validated.clear()
+
+
+def _score(measured: Mapping[str, Any] | None) -> float | None:
+    """The primary metric among metrics; None of none, and of outputs that are not finite."""
+    return measured["score"] if measured else None
 
 
 def curve_points(recipe: Recipe, group: Sequence[PreparedFit]) -> list[int]:
@@ -349,6 +414,8 @@ class Outcome(NamedTuple):
 
     params: Params
     """The last; of a fit that diverged, the last that were finite."""
+    model_state: ModelState
+    """The model's state that goes with them."""
     masks: tuple[Mask, ...]
     """One a phase."""
     record: Record
@@ -356,6 +423,18 @@ class Outcome(NamedTuple):
     test: Mapping[str, Any]
     validation: Mapping[str, Any] | None
     """Metrics on the validation split, if there is one."""
+    ends: Mapping[str, "End"] = {}
+    """{name: what else it ended with}, where that was asked for; none of a fit that diverged."""
+
+
+class End(NamedTuple):
+    """What a fit ended with beside its last parameters, and was asked for."""
+
+    step: int
+    variables: Params
+    logits: np.ndarray
+    test: Mapping[str, Any]
+    validation: Mapping[str, Any] | None
 
 
 def train_groups(
@@ -412,12 +491,20 @@ def _train_group(
     progress = progress or resume.nothing(len(group))
     advance(sum(part.step * len(part.fits) for part in progress.parts))
     final: dict[int, np.ndarray] = {}
+    peaks = {i: record.peak_bytes for i, record in enumerate(progress.records)}
+
+    def on_compiled(fits: tuple[int, ...], cost: train.Cost) -> None:
+        peaks.update({i: largest(peaks[i], cost.peak_bytes) for i in fits})
+
     with resume.saving(place, keys) as save:
         start = time.perf_counter()
-        for point in drive(on_device, group, progress.parts, lambda: bool(vectorize.agreed(signal_number()))):
+        should_stop = lambda: bool(vectorize.agreed(signal_number()))  # noqa: E731
+        for point in drive(on_device, group, progress.parts, should_stop, on_compiled=on_compiled):
             state, logits = point.state, point.logits
-            advance(len(state.fits) * point.log.loss.shape[1])
+            advance(_steps_gone(progress, state))
             progress = advanced(on_device, group, progress, point, (time.perf_counter() - start) / len(state.fits))
+            records = (record._replace(peak_bytes=peaks[i]) for i, record in enumerate(progress.records))
+            progress = progress._replace(records=tuple(records))
             if logits is not None and state.step == last:
                 final |= dict(zip(state.fits, logits, strict=True))
             if state.step in saved and (points.index(state.step) + 1) % every == 0:
@@ -438,6 +525,12 @@ def _train_group(
     return [_outcome(on_device, group[i], progress, i, final[i]) for i in range(len(group))]
 
 
+def _steps_gone(progress: Progress, state: train.State) -> int:
+    """The steps of a state's fits since they were last seen; of those that a fit is not trained for, all at once."""
+    seen = {i: part.step for part in progress.parts for i in part.fits}
+    return sum(state.step - seen.get(i, 0) for i in state.fits)
+
+
 def _names(group: Sequence[PreparedFit]) -> str:
     return ", ".join(dict.fromkeys(fit.result.strategy for fit in group))
 
@@ -446,32 +539,104 @@ def advanced(
     on_device: DeviceData, group: Sequence[PreparedFit], progress: Progress, point: Point, seconds: float
 ) -> Progress:
     """The progress of a group with a later state, which took so many seconds a fit; at a point the curves grow."""
-    state, log, logits = point
+    state, log, logits = point.state, point.log, point.logits
     records, on_host = list(progress.records), resume.held(state)
+    if not log.loss.shape[1]:  # a phase has ended by validation: nothing was trained since these fits were last seen
+        for row, i in enumerate(state.fits):
+            records[i] = _with_phases(records[i], group[i], state, row)
+            if state.over and records[i].curve[-1]["step"] < state.step:
+                records[i] = _stopped(on_device, group, records[i], group[i], on_host, row, logits)
+        return Progress(resume.joined(progress.parts, on_host), tuple(records))
     for row, i in enumerate(state.fits):
         since = jax.tree.map(lambda curve, row=row: curve[row], log)
         if records[i].since is not None:
             since = jax.tree.map(lambda *curves: np.concatenate(curves), records[i].since, since)
         record = records[i]._replace(seconds=records[i].seconds + seconds, since=since)
+        record = _with_phases(record, group[i], state, row)
         if record.diverged is None:
             step = diverged_at(state, row, logits)
             # From point to point, wherever a fit was stopped between them: what is kept of it must not depend on that.
             before = _before(progress, i, group[i].trial) if record.finite is None else record.finite
             record = record._replace(diverged=step, finite=before if step is not None or logits is None else None)
         if logits is not None:
-            params = jax.tree.map(lambda leaf, row=row: leaf[row], on_host.params)
-            record = _at_point(on_device, group[i], record, state.step, since, logits[row], params)
+            variables = jax.tree.map(lambda leaf, row=row: leaf[row], on_host.variables)
+            validated = (
+                point.validated[i]
+                if i in point.validated
+                else _validate(on_device, group[i].spec, variables, group[i].validation)
+            )
+            average = _score_of_average(on_device, group[i], on_host, row, point.of_average)
+            more = (variables, validated, average)
+            record = _at_point(on_device, group[i], record, state.step, since, logits[row], *more)
         records[i] = record
     return Progress(resume.joined(progress.parts, on_host), tuple(records))
 
 
+def _with_phases(record: Record, fit: PreparedFit, state: train.State, row: int) -> Record:
+    """A record in which stands when the phase of a state began, of a fit whose phases end by validation."""
+    if not fit.trial.rules:
+        return record
+    began = record.began or (0,)
+    return record._replace(began=began if len(began) == len(state.masks[row]) else (*began, state.began))
+
+
+def _stopped(
+    on_device: DeviceData,
+    group: Sequence[PreparedFit],
+    record: Record,
+    fit: PreparedFit,
+    state: train.State,
+    row: int,
+    logits: np.ndarray | None,
+) -> Record:
+    """The record of a fit whose last phase was over before the last step: its curve goes on as it stands then."""
+    assert logits is not None
+    stopped = int(record.curve[-1]["step"])
+    variables = jax.tree.map(lambda leaf: leaf[row], state.variables)
+    validated = _validate(on_device, fit.spec, variables, fit.validation)
+    rest = [step for step in curve_points(on_device.recipe, group) if step > stopped]
+    column = score_column(on_device.objective.metrics[0])
+    scores = {column: _score(validated or _measure(on_device, logits[row]))}
+    if fit.spec.averages:
+        scores["average"] = _score_of_average(on_device, fit, state, row, None)
+    known = {name: float("nan") if score is None else score for name, score in scores.items()}
+    points = ({**record.curve[-1], **known, "step": step} for step in rest)
+    return record._replace(curve=[*record.curve, *points], stopped=stopped)
+
+
+def _averaged(state: train.State, row: int) -> Params:
+    """The variables of a fit in a row of a state, with its average in place of what ever trained."""
+    trees = (state.params, state.average, state.model_state)
+    params, average, model_state = (jax.tree.map(lambda leaf: np.asarray(leaf[row]), tree) for tree in trees)
+    return batch_stats.join(jax.tree.map(np.asarray, train.with_average(params, average)), model_state)
+
+
+def _score_of_average(
+    on_device: DeviceData, fit: PreparedFit, state: train.State, row: int, logits: np.ndarray | None
+) -> float | None:
+    """The score of a fit's average on its validation split, or without one by its `logits` of the test images."""
+    if state.average is None:
+        return None
+    if len(fit.validation):
+        return _score(_validate(on_device, fit.spec, _averaged(state, row), fit.validation))
+    of_row = _logits_of(on_device, fit, _averaged(state, row)) if logits is None else logits[row]
+    return _score(_measure(on_device, of_row))
+
+
+def _logits_of(on_device: DeviceData, fit: PreparedFit, variables: Params) -> np.ndarray:
+    """Outputs of the head for the test inputs under these variables of one fit, float32 [examples, ...]."""
+    stacked = jax.tree.map(lambda leaf: np.asarray(leaf)[None], variables)
+    forward = train.forward(fit.spec.model, fit.spec.merge)
+    return evaluate.logits(forward, stacked, on_device.test, on_device.tests)[0]
+
+
 def _before(progress: Progress, i: int, trial: train.Fit) -> Params:
-    """The parameters of fit `i` of a group when it was last seen, or where it starts."""
+    """The variables of fit `i` of a group when it was last seen, or where it starts."""
     for part in progress.parts:
         if i in part.fits:
             row = part.fits.index(i)
-            return jax.tree.map(lambda leaf, row=row: leaf[row], part.params)
-    return jax.tree.map(np.asarray, trial.params)
+            return jax.tree.map(lambda leaf, row=row: leaf[row], part.variables)
+    return jax.tree.map(np.asarray, batch_stats.join(trial.params, trial.model_state))
 
 
 def _at_point(
@@ -481,19 +646,24 @@ def _at_point(
     step: int,
     since: train.Log,
     logits: np.ndarray,
-    params: Params,
+    variables: Params,
+    validated: Mapping[str, Any] | None,
+    average: float | None,
 ) -> Record:
-    """A record with one more point of its curve, and perhaps a new best."""
-    validated = _validate(on_device, fit.spec, params, fit.validation)
-    measured = validated or evaluate.measure(on_device.objective, logits, np.asarray(on_device.task.test.targets))
+    """A record with one more point of its curve, and perhaps a new best.
+
+    `validated` are the metrics on the validation split, if there is one; `average` is the score of the average.
+    """
+    measured = validated or _measure(on_device, logits)
     primary, best = on_device.objective.metrics[0], record.best
     point = _curve_point(step, since, fit.spec, primary, measured["score"])
+    point |= {"average": float("nan") if average is None else average} if fit.spec.averages else {}
     if (
         validated
         and validated["score"] is not None
         and (best is None or is_better(primary, validated["score"], best[1]))
     ):
-        best = (step, validated["score"], params)
+        best = (step, validated["score"], variables)
     return record._replace(curve=[*record.curve, point], since=None, best=best)
 
 
@@ -506,17 +676,43 @@ def _outcome(on_device: DeviceData, fit: PreparedFit, progress: Progress, i: int
     """What fit `i` of a group that has ended gives, with its logits of the test images."""
     [part] = [part for part in progress.parts if i in part.fits]
     row, record = part.fits.index(i), progress.records[i]
-    params = jax.tree.map(lambda leaf: leaf[row], part.params)
+    variables = jax.tree.map(lambda leaf: leaf[row], part.variables)
+    ends: dict[str, tuple[int, Params]] = {}
     if record.diverged is not None:
-        params, logits = record.finite, np.full_like(logits, np.nan)
+        variables, logits = record.finite, np.full_like(logits, np.nan)
+    else:
+        last = record.stopped or part.step
+        ends |= {"best": (record.best[0], record.best[2])} if record.best and fit.keeps_best else {}
+        ends |= {"average": (last, _averaged(part, row))} if part.average is not None else {}
+        params, model_state = batch_stats.split(variables)
+        finished = fit.finish(params) if fit.finish else {}
+        ends |= {name: (last, batch_stats.join(tree, model_state)) for name, tree in finished.items()}
     return Outcome(
-        params,
+        *batch_stats.split(variables),
         part.masks[row],
         record,
         logits,
-        evaluate.measure(on_device.objective, logits, np.asarray(on_device.task.test.targets)),
-        _validate(on_device, fit.spec, params, fit.validation) if record.diverged is None else None,
+        _measure(on_device, logits),
+        _validate(on_device, fit.spec, variables, fit.validation) if record.diverged is None else None,
+        {name: _end(on_device, fit, *step_and_variables) for name, step_and_variables in ends.items()},
     )
+
+
+def _end(on_device: DeviceData, fit: PreparedFit, step: int, variables: Params) -> End:
+    """One of a fit's ends, evaluated."""
+    logits = _logits_of(on_device, fit, variables)
+    validated = _validate(on_device, fit.spec, variables, fit.validation)
+    return End(step, variables, logits, _measure(on_device, logits), validated)
+
+
+def _measure(on_device: DeviceData, logits: np.ndarray) -> Mapping[str, Any]:
+    """The metrics of a fit on the test set, from its outputs for it."""
+    return evaluate.measure(on_device.objective, logits, np.asarray(on_device.task.test.targets))
+
+
+def score_column(primary: Metric) -> str:
+    """What the primary metric is called in the curves."""
+    return "accuracy" if primary.name == "accuracy" else "score"
 
 
 def _curve_point(step: int, log: train.Log, spec: train.Spec, primary: Metric, score: float | None) -> dict[str, float]:
@@ -526,19 +722,19 @@ def _curve_point(step: int, log: train.Log, spec: train.Spec, primary: Metric, s
         "train_loss": float(log.loss.mean()),
         "train_penalty": float(log.penalty.mean()),
         "gradient_norm": float(log.gradient_norm.mean()),
-        "accuracy" if primary.name == "accuracy" else "score": float("nan") if score is None else score,
+        score_column(primary): float("nan") if score is None else score,
         **{f"train_penalty_{i}_{term.name}": float(log.terms[i].mean()) for i, term in enumerate(spec.penalties)},
     }
 
 
 def _validate(
-    on_device: DeviceData, spec: train.Spec, params: Params, validation: np.ndarray
+    on_device: DeviceData, spec: train.Spec, variables: Params, validation: np.ndarray
 ) -> Mapping[str, Any] | None:
     """Metrics of one fit on the examples held out of its training; None where there are none."""
     if not len(validation):
         return None
     inputs = evaluate.padded(on_device.task.train.inputs(validation))
-    stacked = jax.tree.map(lambda leaf: leaf[None], params)
+    stacked = jax.tree.map(lambda leaf: leaf[None], variables)
     logits = evaluate.logits(train.forward(spec.model, spec.merge), stacked, inputs, len(validation))[0]
     return evaluate.measure(on_device.objective, logits, np.asarray(on_device.task.train.targets)[validation])
 
@@ -547,7 +743,8 @@ def _fisher(on_device: DeviceData, fit: PreparedFit, outcome: Outcome) -> Params
     """The Fisher information of a fit on its training examples."""
     rows = np.unique(fit.trial.order(0, len(fit.trial.rates)))
     spec = fit.spec
-    information = gradients.mean_squared_gradient(spec.model, spec.loss, on_device.train, rows[rows >= 0], spec.merge)
+    examples = (on_device.train, rows[rows >= 0], spec.merge)
+    information = gradients.mean_squared_gradient(spec.model, spec.loss, *examples, state=outcome.model_state)
     return information(outcome.params)
 
 
@@ -568,8 +765,7 @@ def _leave(
     of each if the strategy merges what it added; `about` is what the checkpoints say of themselves.
     """
     goal, task = on_device.objective, on_device.task
-    measured = [_measured(goal, fit, outcome) for fit, outcome in zip(group, outcomes, strict=True)]
-    results = [_counting(goal, result, np.asarray(task.test.targets)) for result in measured]
+    results = [_measured(on_device, fit, outcome) for fit, outcome in zip(group, outcomes, strict=True)]
     for rows in _by_strategy(results):
         name_of_group = plan.group_name(results[row].key for row in rows)
         place = folder / "checkpoints" / f"{plan.file_name(results[rows[0]].strategy)}-{name_of_group}"
@@ -577,10 +773,12 @@ def _leave(
         trees: dict[str, Params] = {}
         for row in rows:
             name, best, merge = results[row].name, outcomes[row].record.best, group[row].spec.merge
-            trees |= {name: outcomes[row].params}
+            params, model_state = outcomes[row].params, outcomes[row].model_state
+            trees |= {name: batch_stats.join(params, model_state)}
             trees |= {f"{name}.best": best[2]} if best else {}
             trees |= {f"{name}.fisher": fishers[row]} if fishers else {}
-            trees |= {f"{name}.merged": merge(outcomes[row].params)} if merge else {}
+            trees |= {f"{name}.{end}": of_end.variables for end, of_end in outcomes[row].ends.items()}
+            trees |= {f"{name}.merged": batch_stats.join(merge(params), model_state)} if merge else {}
             results[row] = replace(results[row], checkpoint=f"checkpoints/{place.name}")
         in_checkpoint = {
             result.name: {
@@ -597,56 +795,78 @@ def _leave(
         metrics.write_curves(folder, name, outcome.record.curve)
         for number, mask in enumerate(outcome.masks):
             masks.save(mask, directory.make_folder(folder / "masks") / f"{name}-phase{number}")
+        ends = {
+            end: {"step": of_end.step, **_measures(goal, of_end.test, of_end.validation)}
+            | dict(
+                zip(
+                    ("predictions", "predictions_sha256"),
+                    metrics.write_predictions(folder, f"{name}.{end}", goal, of_end.logits, *test),
+                    strict=True,
+                )
+            )
+            for end, of_end in outcome.ends.items()
+        }
         masks_sha256 = directory.masks_digest(folder, name, len(outcome.masks))
         results[row] = replace(
-            results[row], predictions=predictions, predictions_sha256=sha256, masks_sha256=masks_sha256
+            results[row],
+            predictions=predictions,
+            predictions_sha256=sha256,
+            masks_sha256=masks_sha256,
+            ends=ends or None,
         )
     directory.add(folder, results)
 
 
-def _counting(goal: Objective, result: Result, targets: np.ndarray) -> Result:
-    """A fit that diverged with the metric of the best constant answer, which it counts with; accuracy has its own."""
-    if result.metric is None or not result.diverged:
-        return result
-    return replace(result, majority_share=value_of_constant(goal.metrics[0], goal.kind, targets, goal.num_outputs))
-
-
-def _measured(goal: Objective, fit: PreparedFit, outcome: Outcome) -> Result:
+def _measured(on_device: DeviceData, fit: PreparedFit, outcome: Outcome) -> Result:
     """A fit with what training it gave, but for the places of its files."""
     record, test, validation = outcome.record, outcome.test, outcome.validation
+    goal, targets = on_device.objective, np.asarray(on_device.task.test.targets)
     metric, best = to_record(goal.metrics[0]), record.best
-    scores = {
-        "metric": metric,
-        "test_score": test["score"],
-        "validation_score": validation["score"] if validation else None,
-        "best_validation_score": best[1] if best else None,
+    of_primary: dict[str, Any] = {
+        f"best_validation_{'accuracy' if metric is None else 'score'}": best[1] if best else None
     }
     diverged = record.diverged is not None
+    if diverged and metric is not None:
+        constant = measures.constant(goal.kind, targets, goal.num_outputs)
+        of_primary["majority_share"] = measures.value(goal.metrics[0], constant, targets)
     last = {name: value if np.isfinite(value) else None for name, value in record.curve[-1].items()}
     terms = {name: value for name, value in last.items() if name.startswith("train_penalty_")}
     return replace(
         fit.result,
         **_counts(outcome.params, outcome.masks),
-        test_accuracy=test["accuracy"],
-        test_loss=test["loss"],
-        calibration_error=test["calibration_error"],
-        calibration=test["calibration"],
-        per_class_accuracy=test["per_class_accuracy"],
-        confusion=test["confusion"],
-        validation_accuracy=validation["accuracy"] if validation else None,
-        validation_loss=validation["loss"] if validation else None,
+        **_measures(goal, test, validation),
         train_loss=last["train_loss"],
         train_penalty=last["train_penalty"],
         penalties={name.removeprefix("train_penalty_"): value for name, value in terms.items()},
         best_step=best[0] if best else None,
-        best_validation_accuracy=best[1] if best and metric is None else None,
+        **of_primary,
         train_total=None if diverged else record.curve[-1]["train_loss"] + record.curve[-1]["train_penalty"],
         diverged=diverged,
         diverged_step=record.diverged,
+        began=list(record.began) or None,
+        stopped_step=record.stopped,
         seconds=round(record.seconds, 3),
-        metrics=test["metrics"],
-        **(scores if metric is not None else {}),
+        peak_bytes=record.peak_bytes,
+        metric=metric,
     )
+
+
+def _measures(goal: Objective, test: Mapping[str, Any], validation: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The fields of a result that say how good parameters are, from their metrics."""
+    is_accuracy = to_record(goal.metrics[0]) is None
+    scores = {"test_score": test["score"], "validation_score": validation["score"] if validation else None}
+    return {
+        "test_accuracy": test["accuracy"],
+        "test_loss": test["loss"],
+        "calibration_error": test["calibration_error"],
+        "calibration": test["calibration"],
+        "per_class_accuracy": test["per_class_accuracy"],
+        "confusion": test["confusion"],
+        "validation_accuracy": validation["accuracy"] if validation else None,
+        "validation_loss": validation["loss"] if validation else None,
+        "metrics": test["metrics"],
+        **({} if is_accuracy else scores),
+    }
 
 
 def _counts(params: Params, phases: Sequence[Mask]) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def write_predictions(
     `outputs` and `targets` are [items, ...] as the objective's kind has them; `groups` say which examples are alike,
     [items], if that is known. Of classes the file has `probabilities`, float32 [items, classes], `labels` and `groups`;
     of other kinds `outputs` float32 [items, ...], `targets` and `groups`. Where the primary metric is not accuracy it
-    has `scores` too, float32 [items]: the metric of each item, nan of a fit that diverged.
+    has `targets` and `scores` in any case, float32 [items]: the metric of each item, nan of a fit that diverged.
     """
     file = directory.make_folder(folder / "predictions") / f"{name}.npz"
     packed = io.BytesIO()
@@ -125,11 +125,13 @@ def write_predictions(
         assert primary.item is not None
         finite = np.isfinite(outputs).all()
         scores = primary.item(outputs, targets, targets) if finite else np.full(len(targets), np.nan)
-        known["scores"] = np.asarray(scores, np.float32)
+        known |= {"scores": np.asarray(scores, np.float32), "targets": np.asarray(targets)}
     if objective.kind == "classes":
         probabilities = np.asarray(jax.nn.softmax(outputs), np.float32)
         np.savez_compressed(packed, probabilities=probabilities, labels=np.asarray(targets), **known)
     else:
-        np.savez_compressed(packed, outputs=np.asarray(outputs, np.float32), targets=np.asarray(targets), **known)
+        np.savez_compressed(
+            packed, outputs=np.asarray(outputs, np.float32), **{"targets": np.asarray(targets), **known}
+        )
     directory.replace(file, packed.getvalue())
     return f"predictions/{file.name}", hashlib.sha256(packed.getvalue()).hexdigest()

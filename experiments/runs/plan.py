@@ -20,6 +20,8 @@ from experiments.runs import budgets, command_line, console, directory, process,
 from experiments.runs.settings import MOST_STEPS, Recipe, Settings
 from experiments.runs.sources import Source, Trained
 from tljax import (
+    augment,
+    batch_stats,
     checkpoint,
     data,
     initialization,
@@ -39,7 +41,7 @@ from tljax.data.files import NO_PIXELS
 from tljax.initialization import Initialization, Look, Start
 from tljax.models import randomness
 from tljax.study.results import Result
-from tljax.types import Context, InputError, Method, Model, Objective, Params, Task
+from tljax.types import END_NAMES, Context, InputError, Method, Model, Objective, Params, Task
 
 # ---- A strategy, as the settings name it
 
@@ -104,7 +106,12 @@ def _call_of(strategy: NamedStrategy, part: str, function: Any, *arguments: Any,
     return result
 
 
-_RETURNS = {"left_out": "a list of paths, or []", "merge": "ordinary parameters"}
+_RETURNS = {
+    "until": "whether the phase is over",
+    "finish": "a dict {name: parameters}",
+    "left_out": "a list of paths, or []",
+    "merge": "ordinary parameters",
+}
 """What a function of a strategy's file gives, if not a mask."""
 
 
@@ -165,6 +172,7 @@ def prepare(
         shapes = f"{sources.shown_shape(shape)}, the source {sources.shown_shape(source.shape)}"
         raise InputError(f"target '{target.name}' has shape {shapes}: features must agree")
     model = settings.build_model(target.outputs)
+    require_outputs(settings, model, target)
     if source is None:
         refuse_without_source(strategies, model)
     terms, _ = penalties.read(settings.recipe.penalty)
@@ -175,9 +183,13 @@ def prepare(
     for fault in model_faults(settings, model, shape):
         execution.on_message(fault)
     experiment = Experiment(settings, source, target, model, strategies, execution)
-    for _, start in first_starts(experiment):
+    names_of_ends = {}
+    for strategy, start in first_starts(experiment):
         for budget in settings.train_examples:
             check_recipe(settings.recipe, budget, target, start)
+        if start.finish:
+            names_of_ends[strategy.label] = list(start.finish(start.params))
+    require_end(settings.verdict_of, names_of_ends)
     if not only and "scratch" not in settings.strategies:
         console.say("scratch is added: what it reaches with the same budget is what transfer must beat")
     return experiment
@@ -245,7 +257,9 @@ def source_from_data(settings: Settings) -> Source:
 def source_task(settings: Settings) -> Task:
     """The task of `--source`; raises InputError for settings under which it cannot be learnt."""
     task = load_task(settings, settings.source or "", settings.image_shape)
-    params = models.abstract(settings.build_model(task.outputs), example_shape(task))
+    model = settings.build_model(task.outputs)
+    require_outputs(settings, model, task)
+    params, _ = batch_stats.split(models.abstract(model, example_shape(task)))
     start = Start(params, ((0.0, None),), fresh=None)
     # As dicts, since dataclasses that share a nan differ from Python 3.13 on.
     is_own = vars(settings.source_recipe) != vars(settings.recipe)
@@ -325,6 +339,22 @@ def first_starts(experiment: Experiment) -> Iterator[tuple[NamedStrategy, Start]
         yield strategy, start_of(strategy, first)
 
 
+def require_end(name: str, of_finish: Mapping[str, Sequence[str]]) -> None:
+    """Raise InputError where verdicts cannot be of an end; `of_finish` has {strategy: names that its `finish` gives}.
+
+    A strategy without `finish` has the ends of every fit alone: where verdicts are of what others' `finish` gives, it
+    is judged by its last step.
+    """
+    if name in END_NAMES:
+        return
+    if not of_finish:
+        remedy = f"none of the strategies has a `finish`: give one of {', '.join(END_NAMES)}"
+        raise InputError(f"--verdict_of={name}: {remedy}")
+    for label, names in of_finish.items():
+        if name not in names:
+            raise InputError(f"--verdict_of={name}: strategy '{label}' has no such end{plugins.nearest(name, names)}")
+
+
 # ---- What a recipe comes to
 
 
@@ -333,9 +363,26 @@ def objective_of(task: Task, recipe: Recipe) -> Objective:
     return objective.of(task, recipe.loss, recipe.metric, recipe.primary)
 
 
-def recipe_values(recipe: Recipe, kind: str) -> dict[str, Any]:
-    """{flag: value} of a recipe as keys have it: without what is neutral, and the loss by its own name."""
-    return {**_beyond_neutral(recipe.in_effect()), "loss": objective.resolved(recipe.loss, kind)}
+def require_outputs(settings: Settings, model: Model, task: Task) -> None:
+    """Raise InputError for a head that gives something else than the targets of a task need."""
+    shape = example_shape(task)
+    inputs = models.batch_of(shape, 2)
+    length = task.train.targets.shape[1] if task.kind == "tokens" else 1
+    wanted, _ = objective.example(task.kind, task.outputs, 2, length)
+    outputs = jax.eval_shape(functools.partial(models.apply, model), models.abstract(model, shape), inputs)
+    if outputs.shape != wanted.shape:
+        axes = {"tokens": "[batch, length, vocabulary]"}.get(task.kind, f"[batch, {task.kind}]")
+        raise InputError(
+            f"model '{settings.model}': its head, stage '{models.names(model)[-1]}', gives {list(outputs.shape)} of 2 "
+            f"inputs {sources.shown_shape(shape)}: let it give {axes}, here {list(wanted.shape)}"
+        )
+
+
+def recipe_values(recipe: Recipe, task: Task) -> dict[str, Any]:
+    """{flag: value} of a recipe as keys have it: without what is neutral, and with what 'auto' stands for on a task."""
+    text = augment.resolved(recipe.augment, task.train.spec)
+    in_effect = dataclasses.replace(recipe.in_effect(), augment=text)
+    return {**_beyond_neutral(in_effect), "loss": objective.resolved(recipe.loss, task.kind)}
 
 
 def check_recipe(recipe: Recipe, budget: str, task: Task, start: Start, prefix: str = "") -> None:
@@ -368,12 +415,38 @@ def check_recipe(recipe: Recipe, budget: str, task: Task, start: Start, prefix: 
     )
     total = _flagged(prefix, "batch_size", lambda: count_steps(recipe, len(subset)))
     phases_at_steps(start.phases, total)
+    require_validation(recipe, start)
     _flagged(prefix, "schedule", lambda: learning_rates(recipe, total))
     outputs, targets = objective.example(task.kind, task.outputs, 2)
     values = _flagged(prefix, "loss", lambda: jax.eval_shape(loss, outputs, targets))
     if getattr(values, "shape", None) != (2,):
         raise InputError(f"--{prefix}loss={recipe.loss} does not give a number an example: see --helpfull")
     _flagged(prefix, "optimizer", lambda: _try_optimizer(spec, numbers))
+    _flagged(prefix, "augment", lambda: _check_augment(recipe, task, loss))
+
+
+def augmentations(recipe: Recipe, task: Task) -> tuple[augment.Augmentation, ...]:
+    """What changes the batches of a task at random while it is learnt."""
+    return augment.read(augment.resolved(recipe.augment, task.train.spec), task.outputs)
+
+
+def _check_augment(recipe: Recipe, task: Task, loss: objective.Loss) -> None:
+    """Raise InputError for augmentations that do not fit a task, or that mix targets for a loss of whole labels."""
+    every = augmentations(recipe, task)
+    targets = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), task.train.targets)
+    augment.check(every, task.train.spec, targets)
+    if mixing := [augmentation.text for augmentation in every if augmentation.mixes]:
+        objective.check_mixed(objective.resolved(recipe.loss, task.kind), loss, task.outputs, mixing[0])
+        if recipe.class_weights != "none":
+            raise InputError(f"{mixing[0]} mixes labels, and class weights are of whole ones: leave one of them out")
+
+
+def require_validation(recipe: Recipe, start: Start) -> None:
+    """Raise InputError for phases that look at a validation split, where there is none."""
+    if any(rule.until or rule.restore for rule in start.rules) and not recipe.validation:
+        raise InputError(
+            "a phase has `until` or `restore`, which look at a validation split: give --validation=0.1, say"
+        )
 
 
 def _flagged(prefix: str, flag: str, attempt: Callable[[], Any]) -> Any:
@@ -514,7 +587,7 @@ def _identified(experiment: Experiment, strategy: NamedStrategy, budget: str, se
         "fingerprint": target.fingerprint,
         "model": {"model": settings.model, "hidden": settings.hidden, "activation": settings.activation},
         "head": settings.head,
-        "recipe": recipe_values(settings.recipe, target.kind),
+        "recipe": recipe_values(settings.recipe, target),
         "streams": {name: value for name, value in streams(settings, seed)._asdict().items() if name != "source"},
         "code": [strategy.code, *code_digests(settings.recipe, settings.model)],
         "many": _company(settings),
@@ -546,7 +619,7 @@ def planned_sources(settings: Settings, task: Task) -> dict[int, Result]:
         decisive = {
             "fingerprint": task.fingerprint,
             "model": settings.architecture(),
-            "recipe": recipe_values(settings.source_recipe, task.kind),
+            "recipe": recipe_values(settings.source_recipe, task),
             "streams": source_streams(settings, seed)._asdict(),
             "fisher": settings.save_fisher,
             "code": code_digests(settings.source_recipe, settings.model),
@@ -620,6 +693,7 @@ def code_digests(recipe: Recipe, model: str) -> list[str]:
     return [
         *(plugins.outside_digest(*plug) for plug in plugs),
         *penalties.digests(recipe.penalty),
+        *augment.digests(recipe.augment),
         *(plugins.outside_digest(text, "tljax.metrics", "metric") for text in measures),
     ]
 

@@ -80,7 +80,7 @@ def swept(experiment: plan.Experiment, search: Search, folder: Path) -> tuple[np
     if steps < LEAST:
         raise InputError(f"--lr_range_test has {steps} steps: give more --epochs or --steps, {LEAST} at least")
     rates = range_test.rates(search.lr_low, search.lr_high, steps)
-    rising = prepared._replace(trial=prepared.trial._replace(rates=rates))
+    rising = prepared._replace(trial=prepared.trial._replace(rates=rates, rules=()))
     logs = [point.log for point in fit.drive(task.on_device, [rising], evaluated=False)]
     losses = np.hstack([log.loss[0] for log in logs])
     if not np.isfinite(losses[0]):

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from experiments.runs import directory, process
-from tljax import checkpoint, paths, train
+from tljax import batch_stats, checkpoint, paths, train
 from tljax.train import vectorize
 from tljax.types import InputError, Mask, Params
 
@@ -32,9 +32,15 @@ class Record(NamedTuple):
     diverged: int | None
     """The first step that was not finite."""
     finite: Params | None
-    """The parameters at the last point of the curve, of a fit that diverged after it, or was stopped between points."""
+    """The variables at the last point of the curve, of a fit that diverged after it, or was stopped between points."""
     best: tuple[int, float, Params] | None
-    """Where there is a validation split: the step of the best primary metric on it, that score, and the parameters."""
+    """Where there is a validation split: the step of the best primary metric on it, that score, and the variables."""
+    began: tuple[int, ...] = ()
+    """The steps at which its phases began, where they end by validation."""
+    stopped: int | None = None
+    """The step at which its last phase was over, if that is before the last."""
+    peak_bytes: int | None = None
+    """The most memory that its training program took on a device so far."""
 
 
 class Progress(NamedTuple):
@@ -51,9 +57,9 @@ def nothing(trials: int) -> Progress:
 
 def held(state: train.State) -> train.State:
     """A copy of a state on the host, which later segments leave alone."""
-    arrays = (state.params, state.optimizer, state.average)
-    params, optimizer, average = jax.tree.map(_copy, arrays)
-    return state._replace(params=params, optimizer=optimizer, average=average)
+    arrays = (state.params, state.optimizer, state.average, state.model_state)
+    params, optimizer, average, model_state = jax.tree.map(_copy, arrays)
+    return state._replace(params=params, optimizer=optimizer, average=average, model_state=model_state)
 
 
 def _copy(leaf: Any) -> Any:
@@ -97,6 +103,7 @@ def _save(place: Path, keys: Sequence[str], progress: Progress) -> None:
     for number, state in enumerate(progress.parts):
         arrays[f"part{number}.params"] = state.params
         arrays[f"part{number}.optimizer"] = state.optimizer
+        arrays[f"part{number}.model_state"] = state.model_state
         arrays[f"part{number}.average"] = state.average
         arrays[f"part{number}.best"] = state.best
         arrays[f"part{number}.masks"] = {name: m for name, m in _leaves(state.masks).items() if np.ndim(m)}
@@ -108,7 +115,10 @@ def _save(place: Path, keys: Sequence[str], progress: Progress) -> None:
     about = {
         "keys": list(keys),
         "parts": [_numbers(state) for state in progress.parts],
-        "records": [(r.curve, r.seconds, r.diverged, r.best and r.best[:2]) for r in progress.records],
+        "records": [
+            (r.curve, r.seconds, r.diverged, r.best and r.best[:2], r.began, r.stopped, r.peak_bytes)
+            for r in progress.records
+        ],
     }
     place.mkdir(parents=True, exist_ok=True)
     number = 1 + max((int(folder.name[:8]) for folder in place.iterdir() if folder.name[:8].isdecimal()), default=0)
@@ -195,7 +205,7 @@ def _restored(
         leaves = {**part["masks"], **arrays.get(f"part{number}.masks", {})}
         masks = tuple(_masks(trial, row, part["phases"], leaves) for row, trial in enumerate(members))
         like = train.abstract(program, members, masks)
-        names = ("params", "optimizer", "average", *(["best"] if f"part{number}.best" in arrays else []))
+        names = ("params", "optimizer", "model_state", "average", *(["best"] if f"part{number}.best" in arrays else []))
         trees = {
             name: checkpoint.unflatten(arrays.get(f"part{number}.{name}", {}), getattr(like, name)) for name in names
         }
@@ -203,19 +213,22 @@ def _restored(
             step=part["step"],
             fits=tuple(part["trials"]),
             diverged=tuple(part["diverged"]),
-            began=part["began"],
-            scores=tuple(map(tuple, part["scores"])),
-            over=part["over"],
+            began=part.get("began", 0),
+            scores=tuple(map(tuple, part.get("scores", ()))),
+            over=part.get("over", False),
         )
         parts.append(state._replace(**{"best": None, **trees}))
     records = []
-    for number, (curve, seconds, diverged, best) in enumerate(about["records"]):
+    for number, (curve, seconds, diverged, best, *more) in enumerate(about["records"]):
         since, finite, best_params = (arrays.get(f"fit{number}.{name}") for name in ("since", "finite", "best"))
-        params = jax.tree.map(np.asarray, trials[number].params)
-        best = (*best, checkpoint.unflatten(best_params or {}, params)) if best else None
-        last = checkpoint.unflatten(finite, params) if finite else None
+        variables = batch_stats.join(trials[number].params, trials[number].model_state)
+        like = jax.tree.map(np.asarray, variables)
+        best = (*best, checkpoint.unflatten(best_params or {}, like)) if best else None
+        last = checkpoint.unflatten(finite, like) if finite else None
         log = _log(since, len(program.penalties)) if since else None
-        records.append(Record(curve, seconds, log, diverged, last, best))
+        unsaid: list[Any] = [(), None, None]  # an older tljax did not save them
+        began, stopped, peak_bytes = list(more) + unsaid[len(more) :]
+        records.append(Record(curve, seconds, log, diverged, last, best, tuple(began), stopped, peak_bytes))
     return Progress(tuple(parts), tuple(records))
 
 

@@ -122,6 +122,12 @@ class StrategyFlags:
         choices=("off", "on"),
         neutral="off",
     )
+    verdict_of: str = flag(
+        "last",
+        "which parameters results and verdicts are of: last, best (of the points, by --validation), average (of "
+        "--ema), or a name that the strategies' finish gives",
+        neutral="last",
+    )
 
 
 @dataclass(frozen=True)
@@ -156,6 +162,12 @@ class Recipe:
         "lambda R over the trained leaves: l2:weight=1e-4:on=head/**, several with commas, or FILE.py:penalty:weight=1",
     )
     validation: float = flag(0.0, "fraction of the training examples held out; they count as labels used")
+    augment: str = flag(
+        "",
+        "random changes of what is trained on: crop:pad=4,flip, erase, jitter:brightness=0.5, mixup, cutmix, or "
+        "FILE.py:augment; auto crops and flips pixels",
+        neutral="",
+    )
     class_weights: str = flag(
         "none",
         "balanced: L of each example times n / (k n_c), so that all k classes weigh the same",
@@ -167,6 +179,12 @@ class Recipe:
     )
     primary: str = flag(
         "", "the metric that verdicts are of, if another than the targets have; with a score an item", neutral=""
+    )
+    ema: float = flag(
+        0.0,
+        "decay of an exponential average of what trains, kept and evaluated beside it, such as 0.999; its start weighs "
+        "ema^n in it after n steps; 0 for none",
+        neutral=0.0,
     )
 
     def optimizer_spec(self) -> tuple[optimizers.OptimizerSpec, dict[str, float]]:
@@ -181,6 +199,20 @@ class Recipe:
         ('all', 'kernels')
         """
         return dataclasses.replace(self, decay=self.optimizer_spec()[0].decay)
+
+
+@dataclass(frozen=True)
+class NamedRecipeFlags:
+    """A recipe of the field by its name, for flags of a fit that are not given. `Settings` hold the flags alone."""
+
+    THEME: ClassVar[str] = Recipe.THEME
+    TWIN: ClassVar[str] = "source_"
+    recipe: str = flag(
+        "",
+        "values for flags of a fit that are not given: finetune (AdamW, cosine, label smoothing, crop and flip; see "
+        "experiments/flags/recipes); default no recipe",
+        role="local",
+    )
 
 
 @dataclass(frozen=True)
@@ -270,10 +302,17 @@ class SharingFlags:
         10**9, "bytes for the output of frozen stages; 0 computes it in every step", bounds=(0, None)
     )
     features_dtype: str = flag("float32", "in which that is kept, or bfloat16", choices=("float32", "bfloat16"))
+    augment_views: int = flag(
+        0,
+        "augmented copies of each example whose output of frozen stages is kept; 0 augments anew in every step, which "
+        "then computes those stages",
+        bounds=(0, 10**6),
+        neutral=0,
+    )
 
 
 @dataclass(frozen=True)
-class TrainFlags(Recipe, SeedFlags, PinFlags, RunFlags, ComputeFlags, SharingFlags):
+class TrainFlags(NamedRecipeFlags, Recipe, SeedFlags, PinFlags, RunFlags, ComputeFlags, SharingFlags):
     """The flags of every program that trains."""
 
 
@@ -331,13 +370,16 @@ class Settings(
         for name in values.keys() - FLAGS.keys():
             raise InputError(command_line.unknown(name, FLAGS))
         values = {name: command_line.at_home(name, FLAGS[name], value) for name, value in values.items()}
+        named = named_recipe(values.pop("recipe", ""))
+        source_named = named_recipe(values.pop("source_recipe"), "source_") if "source_recipe" in values else named
         names = {f.name for f in dataclasses.fields(Recipe)}
         recipe = {name: values[name] for name in names & values.keys()}
         twin = {name: values[f"source_{name}"] for name in names if f"source_{name}" in values}
         if "epochs" in twin:
             twin.setdefault("steps", None)
         rest = {name: value for name, value in values.items() if name in cls.__dataclass_fields__}
-        settings = cls(**rest, recipe=Recipe(**recipe), source_recipe=Recipe(**{**recipe, **twin}))
+        source_recipe = Recipe(**{**source_named, **recipe, **twin})
+        settings = cls(**rest, recipe=Recipe(**{**named, **recipe}), source_recipe=source_recipe)
         _check(settings)
         return settings
 
@@ -379,13 +421,28 @@ class Settings(
         return {name: getattr(self, name) for name, value in known.items() if getattr(self, name) != value}
 
 
+def named_recipe(name: str, prefix: str = "") -> dict[str, Any]:
+    """{flag: value} of a recipe of the field, from its flagfile; {} for no name. Raises InputError for an unknown one.
+
+    >>> named_recipe("finetune")["optimizer"]
+    'adamw'
+    """
+    if not name:
+        return {}
+    folder = command_line.FLAGFILES / "recipes"
+    known = sorted(file.stem for file in folder.glob("*.flags"))
+    if name not in known:
+        raise InputError(f"--{prefix}recipe={name}{plugins.nearest(name, known)}")
+    return command_line.parse(["", f"--flagfile={folder / name}.flags"], command_line.kinds(Recipe))
+
+
 def parse_flags(argv: Sequence[str]) -> dict[str, Any]:
     """{flag: value} of the shared flags that a command line and its flagfiles give. Raises InputError."""
     return command_line.parse(argv, FLAGS)
 
 
 _FIELDS = command_line.fields(ExperimentFlags)
-_LOCAL = {f.name for f in _FIELDS if f.metadata["role"] == "local"}
+_LOCAL = {f.name for f in _FIELDS if f.metadata["role"] == "local"} | {Recipe.TWIN + "recipe"}
 WRITTEN = tuple(name for name in FLAGS if name not in _LOCAL)
 """The flags that stand in the flagfile of a run directory."""
 GROWING = tuple(f.name for f in _FIELDS if f.metadata["role"] == "grows")
@@ -430,6 +487,13 @@ def _check(settings: Settings) -> None:
             raise InputError(
                 f"--{name} names {f'{twice} twice: give each once' if twice is not None else 'nothing: name one'}"
             )
+    for prefix, recipe in (("", settings.recipe), ("source_", settings.source_recipe)):
+        if not 0 <= recipe.ema < 1:
+            raise InputError(f"--{prefix}ema={recipe.ema}: give a decay of at least 0 and below 1, such as 0.999")
+    if settings.verdict_of == "best" and not settings.recipe.validation:
+        raise InputError("--verdict_of=best is by a validation split: give --validation=0.1, say")
+    if settings.verdict_of == "average" and not settings.recipe.ema:
+        raise InputError("--verdict_of=average is of --ema: give --ema=0.999, say")
     refuse_shared_names(settings.strategies)
     for seed in settings.seeds:
         _check_value("seeds", seed, (), _SEED)

@@ -340,7 +340,7 @@ def _require_leaves(settings: Settings, about: Mapping[str, Any], loaded: Mappin
     like = models.abstract(settings.build_model(outputs), shape)
     for place, (state, _) in loaded.items():
         for name, flat in state.items():
-            if f"{name.removesuffix('.best')}.merged" in state:
+            if any(f"{fit}.merged" in state for fit in about["fits"] if name == fit or name.startswith(f"{fit}.")):
                 continue  # it has the leaves of its strategy too
             try:
                 checkpoint.unflatten(flat, like)

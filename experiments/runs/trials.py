@@ -144,7 +144,8 @@ def _train(
     targets = np.asarray(on_device.task.train.targets)
     every_score: dict[int, dict[int, list[float]]] = {}
     fits = [member.fit for member in group]
-    for state, _, logits in fit.drive(on_device, fits, should_stop=lambda: settings <= pruned):
+    for point in fit.drive(on_device, fits, should_stop=lambda: settings <= pruned):
+        state, logits = point.state, point.logits
         if logits is None:
             continue
         for row, i in enumerate(state.fits):

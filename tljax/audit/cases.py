@@ -39,7 +39,11 @@ def case(method: Method, options: Mapping[str, Any], problem: Problem) -> Case:
     initial = initialization.Initialization(problem.stages, problem.source, problem.drawn, jax.random.key(2))
     initialized = initialization.initialize(method, options, initial)
     context = Context(
-        problem.stages, problem.source, initialized.fresh, jax.random.key(3), *problem.look(initialized.merge)
+        problem.stages,
+        problem.source,
+        initialized.fresh,
+        jax.random.key(3),
+        *problem.look(initialized.merge, initialized.model_state),
     )
     return Case(
         problem, method, options, initialized.ordinary, initialized.params, context, initialized.must, initialized.merge

@@ -28,8 +28,8 @@ class Problem(NamedTuple):
     stages: tuple[str, ...]
     source: Params
     drawn: Params
-    look: Callable[[Any], tuple[Callable[[Params], Params], Callable[[Params], Params]]]
-    """merge -> (gradient, fisher)."""
+    look: Callable[[Any, Any], tuple[Callable[[Params], Params], Callable[[Params], Params]]]
+    """(merge, model state) -> (gradient, fisher)."""
     model: Model | None = None
     shape: tuple[int, ...] = ()
     """Of an example of the model's."""
@@ -52,9 +52,10 @@ def of_model(name: str) -> Problem:
     source, drawn = (_draw(models.abstract(model, shape), seed) for seed in (0, 1))
     examples = data(shape)
 
-    def look(merge: Any) -> Any:
+    def look(merge: Any, state: Any) -> Any:
         split = (model, objective.loss(LOSS), examples, np.arange(EXAMPLES), merge)
-        return gradients.mean_gradient(*split), gradients.mean_squared_gradient(*split)
+        gradient = gradients.mean_gradient(*split, state=state)
+        return gradient, gradients.mean_squared_gradient(*split, state=state)
 
     return Problem(name, models.names(model), source, drawn, look, model, shape)
 
@@ -104,7 +105,7 @@ def _layer() -> dict[str, np.ndarray]:
 
 def _of_tree(name: str, stages: tuple[str, ...], tree: Params) -> Problem:
     drawn = jax.tree.map(lambda leaf: leaf if jnp.result_type(leaf) == jnp.int32 else leaf / 2, tree)
-    return Problem(name, stages, tree, drawn, lambda merge: (_gradient, _fisher))
+    return Problem(name, stages, tree, drawn, lambda merge, state: (_gradient, _fisher))
 
 
 @jax.jit

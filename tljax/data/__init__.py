@@ -5,7 +5,9 @@ mnist, fashion_mnist, kmnist      complete, from `manual_dir` (IDX files) or TFD
 cifar10, NAME/CONFIG              any image classification of TFDS; NAME:train=train[:80%]:test=train[80%:]
 folder:DIR                        DIR/train/CLASS/*.png and DIR/test/CLASS/*.png
 folder:DIR:splits=FILE.csv        of the pictures in DIR those that FILE.csv lists: file,split,group (see `files`)
-FILE.npz                          train_images, train_labels, test_images, test_labels, class_names, train_groups, ...
+FILE.npz                          train_images, train_labels, test_images, test_labels, class_names, train_groups, ...;
+                                  or train_inputs and train_targets of any kind (see `files.prepare_npz`, `targets`)
+package.module:attribute          random-access sources, such as Grain's; FILE.py:attribute:option=value (see `by_row`)
 
 A path with a ":" or "=" of its own stands in double quotes: folder:"/data/a:b", "a=b.npz".
 
@@ -18,7 +20,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from tljax.data import derive, filenames, files, idx, tfds
+from tljax.data import by_row, derive, filenames, files, idx, tfds
 from tljax.data.cache import Prepare, cached
 from tljax.data.images import Shape
 from tljax.files import place
@@ -62,6 +64,8 @@ def load(
     if spec.name in idx.SHIPPED:
         _require_options(spec, ())
         return derive.derived(idx.shipped(spec.name, shape), name, changes)
+    if by_row.is_name(spec):
+        return derive.derived(by_row.load(base, spec, shape, say), name, changes)
     home = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     root = place(home, "data_dir")
     identity, prepare = _source(base, spec, root, manual, shape)

@@ -4,20 +4,22 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
-from tljax.data import findings, targets
+from tljax.data import draw, findings, targets
 from tljax.paths import some
-from tljax.types import ArrayExamples, InputError, Task
+from tljax.types import ArrayExamples, Examples, InputError, RowExamples, Task
+
+Split = TypeVar("Split", bound=ArrayExamples | RowExamples)
 
 
 def checked(
     name: str,
-    train: ArrayExamples,
-    test: ArrayExamples,
+    train: Split,
+    test: Split,
     classes: tuple[str, ...],
     note: str = "",
     *,
@@ -34,8 +36,7 @@ def checked(
     The note ends with what can hardly be meant (see `findings`). Groups, integers or strings [n], become int32 [n]: the
     names of both splits together are numbered in sorted order.
     """
-    train = replace(train, arrays=inputs(f"{name}: train", train.arrays), targets=np.asarray(train.targets))
-    test = replace(test, arrays=inputs(f"{name}: test", test.arrays), targets=np.asarray(test.targets))
+    train, test = _with_inputs(f"{name}: train", train), _with_inputs(f"{name}: test", test)
     for word, split in (("train", train), ("test", test)):
         if kind == "classes":
             _require_a_label_each(f"{name}: {word}", split)
@@ -48,27 +49,33 @@ def checked(
     train, test = _numbered(name, train, test)
     warnings = findings.lines(train, test, classes, kind)
     full_note = "; ".join(line for line in (note, *warnings) if line)
-    digest = fingerprint(train, test, classes, kind, outputs)
+    digest = fingerprint(train, test, classes, kind, outputs, name.rpartition("/")[2])
     return Task(name, train, test, classes, digest, full_note, warnings, kind, outputs)
 
 
-def _require_alike(name: str, train: ArrayExamples, test: ArrayExamples) -> None:
+def _with_inputs(where: str, split: Split) -> Split:
+    """A split with its inputs as `inputs` has them; those that are read by row are so already."""
+    changed = {} if split.arrays is None else {"arrays": inputs(where, split.arrays)}
+    return replace(split, targets=np.asarray(split.targets), **changed)
+
+
+def _require_alike(name: str, train: Examples, test: Examples) -> None:
     """Raise InputError unless the inputs of both splits have the same names, dtypes and shapes."""
-    names = [list(part.arrays) if isinstance(part.arrays, dict) else None for part in (train, test)]
+    names = [list(part.spec) if isinstance(part.spec, dict) else None for part in (train, test)]
     if names[0] != names[1]:
         named = ["one array" if part is None else some(part) for part in names]
         raise InputError(f"{name}: the inputs of train are {named[0]}, of test {named[1]}: give both the same")
-    for one, other in zip(jax.tree.leaves(train.arrays), jax.tree.leaves(test.arrays), strict=True):
-        if one.shape[1:] != other.shape[1:] or one.dtype != other.dtype:
+    for leaf, other in zip(jax.tree.leaves(train.spec), jax.tree.leaves(test.spec), strict=True):
+        if leaf != other:
             raise InputError(
-                f"{name}: train has {one.dtype} {one.shape[1:]}, test {other.dtype} {other.shape[1:]}: bring both to "
-                "one shape"
+                f"{name}: train has {leaf.dtype} {leaf.shape}, test {other.dtype} {other.shape}: bring both to one "
+                "shape"
             )
 
 
 def _with_targets(
-    name: str, train: ArrayExamples, test: ArrayExamples, classes: tuple[str, ...], kind: str, outputs: int
-) -> tuple[tuple[str, ...], int, ArrayExamples, ArrayExamples]:
+    name: str, train: Split, test: Split, classes: tuple[str, ...], kind: str, outputs: int
+) -> tuple[tuple[str, ...], int, Split, Split]:
     """(names, outputs, train, test) with the targets of both splits as `Task.kind` says. Raises InputError."""
     both: Sequence[np.ndarray]
     if kind == "classes":
@@ -77,12 +84,14 @@ def _with_targets(
             raise InputError(f"{name}: train holds one class only: there is nothing to tell apart, give two or more")
         outputs = len(classes)
     elif kind == "tokens":
-        parts = (train.arrays, test.arrays, train.targets, test.targets)
+        parts = [array for part in (train, test) for array in (part.arrays, part.targets) if array is not None]
         outputs = outputs or targets.vocabulary(name, parts, classes)
         for word, part in (("train", train), ("test", test)):
             targets.require_tokens(f"{name}: {word}", part.arrays, outputs)
-        splits = ((train.arrays, train.targets), (test.arrays, test.targets))
-        both = targets.following(name, splits, outputs)
+            if part.targets.shape != (len(part), *part.spec.shape):
+                shapes = f"targets are {targets.shown(part.targets)}, tokens {[len(part), *part.spec.shape]}"
+                raise InputError(f"{name}: {word}: {shapes}: give a target a token")
+        both = targets.following(name, train.targets, test.targets, outputs)
     else:
         convert = targets.labels if kind == "labels" else targets.values
         both = convert(name, train.targets, test.targets, classes)
@@ -92,8 +101,17 @@ def _with_targets(
     return classes, outputs, replace(train, targets=both[0]), replace(test, targets=both[1])
 
 
+SAMPLED = 1000
+"""How many rows of examples that are read by row are in a fingerprint."""
+
+
 def fingerprint(
-    train: ArrayExamples, test: ArrayExamples, classes: tuple[str, ...], kind: str = "classes", outputs: int = 0
+    train: Examples,
+    test: Examples,
+    classes: tuple[str, ...],
+    kind: str = "classes",
+    outputs: int = 0,
+    name: str = "",
 ) -> str:
     """SHA-256 of the contents of a task: 64 hexadecimal digits.
 
@@ -103,6 +121,11 @@ def fingerprint(
     training split follow, likewise as an array, and "\\ntest_groups" and those of the test split. Of several inputs
     each stands in the order of their names, after the ASCII line "\\n<name as JSON>". Of targets that are no classes
     the ASCII line "\\n<kind> <outputs>" is the last.
+
+    Of splits that are read by row the inputs of SAMPLED rows stand for all, those that are the first words of Philox
+    with key (0, 7) modulo the number of examples, in ascending order, each once; before them comes the ASCII line
+    "\\nsampled <examples>", and at the end the line "\\n" and the `name`: whoever shows the fingerprint says that it is
+    sampled.
     """
     digest = hashlib.sha256()
 
@@ -112,12 +135,16 @@ def fingerprint(
         digest.update(little.reshape(-1).view(np.uint8).data)
 
     for split in (train, test):
-        if isinstance(split.arrays, dict):
-            for name, array in sorted(split.arrays.items()):
-                digest.update(f"\n{json.dumps(name)}\n".encode())
+        arrays = split.arrays
+        if arrays is None:
+            digest.update(f"\nsampled {len(split)}\n".encode())
+            arrays = split.inputs(np.unique(draw.words(0, draw.SAMPLE, 0, 1, SAMPLED)[0] % np.uint64(len(split))))
+        if isinstance(arrays, dict):
+            for input_name, array in sorted(arrays.items()):
+                digest.update(f"\n{json.dumps(input_name)}\n".encode())
                 update(array)
         else:
-            update(split.arrays)
+            update(arrays)
         update(split.targets)
     digest.update(json.dumps(list(classes)).encode())
     for word, split in (("train", train), ("test", test)):
@@ -126,6 +153,8 @@ def fingerprint(
             update(split.groups)
     if kind != "classes":
         digest.update(f"\n{kind} {outputs}\n".encode())
+    if train.arrays is None:
+        digest.update(f"\n{name}".encode())
     return digest.hexdigest()
 
 
@@ -210,19 +239,19 @@ def _features(where: str, features: np.ndarray) -> np.ndarray:
     return converted
 
 
-def _require_a_label_each(where: str, split: ArrayExamples) -> None:
+def _require_a_label_each(where: str, split: Examples) -> None:
     """Raises InputError, with the likely remedy, unless a split has one label for each image."""
     labels, n = split.targets, len(split)
     if labels.shape != (n,):
         remedy = "give one label an image"
         if labels.ndim == 2 and len(labels) == n:
             remedy = "give labels[:, 0]" if labels.shape[1] == 1 else "of one-hot labels give labels.argmax(1)"
-        elif labels.ndim == 1 and len(labels) == jax.tree.leaves(split.arrays)[0].shape[-1]:
+        elif labels.ndim == 1 and [len(labels)] == list(jax.tree.leaves(split.spec)[0].shape[-1:]):
             remedy = "the images are along the last axis, so give numpy.moveaxis(images, -1, 0)"
         raise InputError(f"{where}: labels have shape {list(labels.shape)}, images say [{n}]: {remedy}")
 
 
-def _labels(where: str, split: ArrayExamples, classes: tuple[str, ...]) -> np.ndarray:
+def _labels(where: str, split: Examples, classes: tuple[str, ...]) -> np.ndarray:
     """Labels as int32. Raises InputError, with the row and the value, where one is not a class."""
     labels = split.targets
     if labels.dtype.kind not in "iu":
@@ -236,7 +265,7 @@ def _labels(where: str, split: ArrayExamples, classes: tuple[str, ...]) -> np.nd
     return np.ascontiguousarray(labels, dtype=np.int32)
 
 
-def _numbered(name: str, train: ArrayExamples, test: ArrayExamples) -> tuple[ArrayExamples, ArrayExamples]:
+def _numbered(name: str, train: Split, test: Split) -> tuple[Split, Split]:
     """Both splits with their groups as numbers, one numbering for both."""
     coded: list[tuple[list[str] | list[int], np.ndarray] | None] = []  # (group names, code of each item)
     for where, split in ((f"{name}: train", train), (f"{name}: test", test)):

@@ -28,9 +28,10 @@ import numpy as np
 
 from tljax.data import draw
 from tljax.data.checks import checked
-from tljax.plugins import bind, nearest, parse, split
-from tljax.types import ArrayExamples, Examples, InputError, Task
+from tljax.plugins import bind, nearest, parse, split, unquoted
+from tljax.types import ArrayExamples, Examples, InputError, RowExamples, Task
 
+Split = ArrayExamples | RowExamples
 _SEED = 0
 _CHUNK = 2**22
 """How many pixels are changed at once."""
@@ -46,7 +47,8 @@ def divide(name: str) -> tuple[str, list[str]]:
     """
     parse(name)
     parts = [part.strip() for part in split(name, ":")]
-    first = 2 if parts[0] == "folder" else 1  # the second part of folder:DIR is DIR, even if it is named like a change
+    # The second part of folder:DIR is DIR, and of FILE.py:ATTRIBUTE an attribute, even if it is named like a change.
+    first = 2 if parts[0] == "folder" or unquoted(parts[0]).endswith(".py") else 1
     changes = [part for part in parts[first:] if part.partition("=")[0] in _CHANGES]
     source = [part for i, part in enumerate(parts) if i < first or part not in changes]
     return (":".join(source), changes) if changes else (name, [])
@@ -78,8 +80,8 @@ def derived(task: Task, name: str, changes: Sequence[str]) -> Task:
     before = task.note.removesuffix("; ".join(task.findings)).removesuffix("; ")
     return checked(
         name,
-        whole(result.train),
-        whole(result.test),
+        _either(result.train),
+        _either(result.test),
         result.classes,
         f"{note}; before: {before}" if before else note,
         kind=result.kind,
@@ -87,23 +89,33 @@ def derived(task: Task, name: str, changes: Sequence[str]) -> Task:
     )
 
 
-def select(split: Examples, rows: np.ndarray | slice) -> ArrayExamples:
+def select(split: Examples, rows: np.ndarray | slice) -> Split:
     """The items of a split that `rows` (bool [n], indices or a slice) selects, with their groups.
 
     >>> select(ArrayExamples(np.zeros((3, 2)), np.arange(3), np.array([5, 6, 7])), np.array([2, 0])).groups.tolist()
     [7, 5]
     """
-    split = whole(split)
+    split = _either(split)
     if isinstance(rows, np.ndarray) and rows.dtype == bool and rows.all():
         return split
+    if isinstance(split, RowExamples):
+        chosen, read = np.arange(len(split))[rows], split.read
+        groups = None if split.groups is None else split.groups[chosen]
+        return RowExamples(lambda rows: read(chosen[rows]), split.targets[chosen], split.spec, groups)
     groups = None if split.groups is None else split.groups[rows]
     return ArrayExamples(jax.tree.map(lambda leaf: leaf[rows], split.arrays), split.targets[rows], groups)
 
 
+def _either(split: Examples) -> Split:
+    """The split, of the two kinds that tasks are made of."""
+    assert isinstance(split, Split)
+    return split
+
+
 def whole(split: Examples) -> ArrayExamples:
-    """A split as arrays. Raises InputError for one that is read by row: it cannot be changed."""
+    """A split as arrays. Raises InputError for one that is read by row: its inputs cannot be changed."""
     if not isinstance(split, ArrayExamples):
-        raise InputError("examples that are read by row cannot be changed: give arrays, or change them in the source")
+        raise InputError("inputs that are read by row cannot be changed: change them in the source")
     return split
 
 
@@ -115,7 +127,9 @@ def _changed(task: Task, change: str) -> Task:
         raise InputError(f"data set '{task.name}' has no option '{change}': write it as {form}")
     if key in _CLASSES and task.kind != "classes":
         raise InputError(f"option '{key}' of data set '{task.name}' is of classes, and these are {task.kind}: drop it")
-    dtype = None if isinstance(task.train.arrays, dict) else task.train.arrays.dtype
+    if key in _PIXELS or key == "permute":
+        whole(task.train)
+    dtype = getattr(task.train.spec, "dtype", None)
     if (key in _PIXELS and dtype != np.uint8) or (key == "permute" and dtype not in (np.uint8, np.float32)):
         what = {None: "several inputs", np.dtype(np.int32): "tokens"}.get(dtype, "features")
         raise InputError(f"option '{key}' of data set '{task.name}' changes pixels, and these are {what}: drop it")
@@ -179,7 +193,7 @@ def _regrouped(task: Task, option: str, value: str, groups: Sequence[Sequence[in
     for number, members in enumerate(groups):
         table[list(members)] = number
 
-    def regrouped(part: Examples) -> ArrayExamples:
+    def regrouped(part: Examples) -> Split:
         labels = table[part.targets]
         in_group = labels >= 0
         return replace(select(part, in_group), targets=labels[in_group])
@@ -207,7 +221,7 @@ def _shuffle_labels(task: Task, *, shuffle_labels: float) -> Task:
     drawn = np.argsort(draw.words(_SEED, draw.SHUFFLE, 0, 1, n)[0], kind="stable")[: round(shuffle_labels * n)]
     after = np.array(before)
     after[np.sort(drawn)] = before[drawn]
-    return replace(task, train=replace(whole(task.train), targets=after))
+    return replace(task, train=replace(_either(task.train), targets=after))
 
 
 def _images(task: Task, change: Callable[[np.ndarray], np.ndarray]) -> Task:

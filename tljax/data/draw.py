@@ -12,7 +12,7 @@ import numpy as np
 from tljax.types import InputError, Task
 
 # The second word of the Philox key keeps the streams of one seed apart.
-_ORDER, _MEMBERS, _TURNS, SHUFFLE, PIXELS, TRAIN_NOISE, TEST_NOISE = range(7)
+_ORDER, _MEMBERS, _TURNS, SHUFFLE, PIXELS, TRAIN_NOISE, TEST_NOISE, SAMPLE = range(8)
 
 
 def words(seed: int, stream: int, first: int, rows: int, n: int) -> np.ndarray:

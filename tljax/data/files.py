@@ -250,11 +250,10 @@ class Member(NamedTuple):
 
 def _kind(name: str, train: ArrayExamples, test: ArrayExamples, spellings: set[str]) -> str:
     """What the targets are: any kind as train_targets, but as train_labels or y_train classes or bools alone."""
-    pairs = ((train.arrays, train.targets), (test.arrays, test.targets))
     are_labels = all(part.targets.dtype == bool and part.targets.ndim == 2 for part in (train, test))
     if spellings <= {"train_targets", "test_targets"} or are_labels:
-        return targets.kind(name, *pairs)
-    for word, (_, part) in zip(("train", "test"), pairs, strict=True):
+        return targets.kind(name, train, test)
+    for word, part in (("train", train.targets), ("test", test.targets)):
         if part.dtype.kind == "f" and part.ndim == 1 and len(part):
             raise InputError(
                 f"{name}: {word}: labels are {part.dtype}, row 0 is {part[0]!s}: give integers 0..classes-1, or name "

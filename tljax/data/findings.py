@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tljax.paths import some
-from tljax.types import ArrayExamples
+from tljax.types import ArrayExamples, Examples
 
 _CHUNK = 2**24
 """How many bytes are read at once."""
@@ -19,24 +19,28 @@ _RATIO = 10.0
 """The largest ratio of the root mean squares of two splits of one scale."""
 
 
-def lines(
-    train: ArrayExamples, test: ArrayExamples, classes: tuple[str, ...], kind: str = "classes"
-) -> tuple[str, ...]:
+def lines(train: Examples, test: Examples, classes: tuple[str, ...], kind: str = "classes") -> tuple[str, ...]:
     """The findings, a line each; none for data as they ought to be. Splits are as `checks.checked` makes them.
 
     Findings are: classes without an example, and labels that all examples of a split have, or none; images that are all
     the same or of one value each; numbers or pixels far from the scale that models take, or of two scales; test
     examples or groups that are in the training set too (equal to the byte); and training examples that occur with two
-    labels. Of several inputs each is looked at by itself.
+    labels. Of several inputs each is looked at by itself; of examples that are read by row no input is.
     """
     splits = {"train": train, "test": test}
     lacking = {"classes": _lacking, "labels": _one_sided}.get(kind)
     return (
         *(line for word, split in splits.items() if lacking for line in lacking(word, split, classes)),
-        *(line for pair in _by_input(train, test) for line in _of_inputs(*pair)),
-        *_twice(train, test, kind),
+        *_in_inputs(train, test, kind),
         *_groups(train, test),
     )
+
+
+def _in_inputs(train: Examples, test: Examples, kind: str) -> Iterator[str]:
+    if isinstance(train, ArrayExamples) and isinstance(test, ArrayExamples):
+        for pair in _by_input(train, test):
+            yield from _of_inputs(*pair)
+        yield from _twice(train, test, kind)
 
 
 def _by_input(train: ArrayExamples, test: ArrayExamples) -> Iterator[tuple[str, ArrayExamples, ArrayExamples]]:
@@ -60,7 +64,7 @@ def _word(split: str) -> str:
     return "training" if split == "train" else split
 
 
-def _lacking(word: str, split: ArrayExamples, classes: tuple[str, ...]) -> Iterator[str]:
+def _lacking(word: str, split: Examples, classes: tuple[str, ...]) -> Iterator[str]:
     counts = np.bincount(split.targets, minlength=len(classes))
     lacking = [name for name, count in zip(classes, counts, strict=True) if not count]
     if lacking:
@@ -69,7 +73,7 @@ def _lacking(word: str, split: ArrayExamples, classes: tuple[str, ...]) -> Itera
         yield f"class{several} {some(lacking, 6)} of {len(classes)} {verb} no {_word(word)} example"
 
 
-def _one_sided(word: str, split: ArrayExamples, labels: tuple[str, ...]) -> Iterator[str]:
+def _one_sided(word: str, split: Examples, labels: tuple[str, ...]) -> Iterator[str]:
     share = split.targets.mean(axis=0)
     for verb, names in (
         ("no", [name for name, part in zip(labels, share, strict=True) if part == 0]),
@@ -163,7 +167,7 @@ def _digests(images: Any) -> Iterator[bytes]:
         yield from (hashlib.sha256(row.data).digest() for row in plain)
 
 
-def _groups(train: ArrayExamples, test: ArrayExamples) -> Iterator[str]:
+def _groups(train: Examples, test: Examples) -> Iterator[str]:
     if train.groups is not None and test.groups is not None:
         groups = np.unique(test.groups)
         both = len(np.intersect1d(groups, train.groups))

@@ -9,31 +9,32 @@ whole numbers [n, length] beside tokens
 What might be two of these is refused, with how to write either.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from tljax.types import InputError
+from tljax.types import Examples, InputError
 
 KINDS = ("classes", "labels", "values", "tokens")
 
 
-def kind(name: str, train: tuple[Any, np.ndarray], test: tuple[Any, np.ndarray]) -> str:
-    """The kind of the targets of a task, from (inputs, targets) of both splits; one of KINDS.
+def kind(name: str, train: Examples, test: Examples) -> str:
+    """The kind of the targets of a task, one of KINDS.
 
     Raises InputError for targets of no kind, of two kinds, and for those that might be of two.
 
-    >>> kind("d", (np.zeros((2, 3)), np.array([0.5, 1.5])), (np.zeros((1, 3)), np.array([[2.5]])))
+    >>> from tljax.types import ArrayExamples
+    >>> kind("d", ArrayExamples(np.zeros((2, 3)), np.array([0.5, 1.5])), ArrayExamples(np.zeros(1), np.array([2.5])))
     'values'
     """
-    kinds = [_kind(f"{name}: {word}", *split) for word, split in (("train", train), ("test", test))]
+    splits = (("train", train), ("test", test))
+    kinds = [_kind(f"{name}: {word}", split.spec, split.targets) for word, split in splits]
     if kinds[0] != kinds[1]:
-        words = " and ".join(f"{word} targets are {shown(split[1])} ({kind})" for word, split, kind in zip(
-            ("train", "test"), (train, test), kinds, strict=True
-        ))  # fmt: skip
-        raise InputError(f"{name}: {words}: give both splits targets of one kind")
-    both = [np.asarray(split[1]) for split in (train, test)]
+        words = [f"{splits[i][0]} targets are {shown(splits[i][1].targets)} ({kinds[i]})" for i in (0, 1)]
+        raise InputError(f"{name}: {' and '.join(words)}: give both splits targets of one kind")
+    both = [np.asarray(split.targets) for _, split in splits]
     if kinds[0] == "labels" and both[0].dtype != bool and all((part.sum(axis=1) == 1).all() for part in both):
         raise InputError(
             f"{name}: every row of the targets has one 1: of one-hot classes give targets.argmax(1), of several labels "
@@ -42,7 +43,7 @@ def kind(name: str, train: tuple[Any, np.ndarray], test: tuple[Any, np.ndarray])
     return kinds[0]
 
 
-def _kind(where: str, inputs: Any, targets: np.ndarray) -> str:
+def _kind(where: str, spec: Any, targets: np.ndarray) -> str:
     letter, dimensions = targets.dtype.kind, targets.ndim
     if letter == "f" and dimensions in (1, 2):
         return "values"
@@ -54,7 +55,8 @@ def _kind(where: str, inputs: Any, targets: np.ndarray) -> str:
     if letter in "iu" and dimensions == 1:
         return "classes"
     if letter in "iu" and dimensions == 2:
-        if tokens(inputs) and np.shape(inputs) == targets.shape:
+        are_tokens = isinstance(spec, jax.ShapeDtypeStruct) and tokens(np.empty((0, *spec.shape), spec.dtype))
+        if are_tokens and spec.shape == targets.shape[1:]:
             return "tokens"
         if targets.shape[1] == 1:
             remedy = "give targets[:, 0] for classes, or targets.astype(float) for values"
@@ -158,16 +160,14 @@ def values(name: str, train: np.ndarray, test: np.ndarray, names: tuple[str, ...
     return both[0], both[1]
 
 
-def following(name: str, splits: tuple[tuple[np.ndarray, np.ndarray], ...], outputs: int) -> list[np.ndarray]:
-    """Targets that are tokens as int32 [n, length], of (inputs, targets) of each split.
+def following(name: str, train: np.ndarray, test: np.ndarray, outputs: int) -> list[np.ndarray]:
+    """Targets that are tokens as int32 [n, length], of both splits.
 
     `outputs` is the size of the vocabulary. Raises InputError for one outside -1 .. outputs - 1, and for an item, or a
     split, without any token to predict.
     """
     both = []
-    for word, (inputs, part) in zip(("train", "test"), splits, strict=True):
-        if part.shape != inputs.shape:
-            raise InputError(f"{name}: {word}: targets are {shown(part)}, tokens {list(inputs.shape)}: give one each")
+    for word, part in (("train", train), ("test", test)):
         bad = np.argwhere((part < -1) | (part >= outputs))
         if len(bad):
             row, column = bad[0]
@@ -184,7 +184,7 @@ def following(name: str, splits: tuple[tuple[np.ndarray, np.ndarray], ...], outp
     return both
 
 
-def vocabulary(name: str, parts: tuple[np.ndarray, ...], names: tuple[str, ...]) -> int:
+def vocabulary(name: str, parts: Sequence[np.ndarray], names: tuple[str, ...]) -> int:
     """The number of tokens: that of `names`, or the largest of all arrays and one. Raises InputError for one only."""
     size = len(names) or 1 + max(int(part.max(initial=0)) for part in parts)
     if size < 2:

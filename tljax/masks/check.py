@@ -56,8 +56,9 @@ def lint_phases(params: Params, phases: Sequence[Phase], fresh: Mask | None = No
     """Raise InputError, naming the phase where there are several, for phases that cannot be meant.
 
     Such phases are anything but a sequence of one Phase or more; have starts that are not finite, do not begin at 0,
-    do not strictly increase, or reach 1; or have a mask that `lint` refuses: no phase may freeze a fresh leaf. A mask
-    that is a strategy is known at its boundary only: lint the mask that it returns there.
+    do not strictly increase, or reach 1; have an `until` that is no function, another `restore` than 'best', or a rate
+    that is not above 0; or have a mask that `lint` refuses: no phase may freeze a fresh leaf. A mask that is a strategy
+    is known at its boundary only: lint the mask that it returns there.
     """
     if not isinstance(phases, Sequence) or not phases or not all(isinstance(phase, Phase) for phase in phases):
         raise InputError("phases are a list of one Phase(start, mask) or more, from tljax.types")
@@ -75,6 +76,15 @@ def lint_phases(params: Params, phases: Sequence[Phase], fresh: Mask | None = No
         if start <= before:
             raise InputError(f"phase {i} starts at {start}, and phase {i - 1} at {before}: starts strictly increase")
         before = float(start)
+        if phase.until is not None and not callable(phase.until):
+            raise InputError(
+                f"phase {i}: until is {plugins.shown(phase.until)}: give a function of the scores so far, such as "
+                "plateau(patience=3) of tljax.plateau"
+            )
+        if phase.restore not in (None, "best"):
+            raise InputError(f"phase {i}: restore is {plugins.shown(phase.restore)}: give 'best', or leave it out")
+        if not isinstance(phase.rate, int | float) or not 0 < phase.rate < np.inf:
+            raise InputError(f"phase {i}: rate is {plugins.shown(phase.rate)}: give a number above 0, as rate=0.1")
         if not is_strategy(phase.mask):
             try:
                 lint(params, phase.mask, fresh)

@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tljax import paths, plugins, switches
-from tljax.types import InputError, Model, Params, Stage
+from tljax import batch_stats, paths, plugins, switches
+from tljax.types import InputError, Model, ModelState, Params, PyTree, Stage
 
 ACTIVATIONS = (
     *("celu", "elu", "gelu", "hard_tanh", "leaky_relu", "mish", "relu"),
@@ -79,14 +79,15 @@ def _require_stages(name: str, stages: Any) -> None:
 
 
 def _guarded(stage: Stage, name: str, function: Callable[..., Any], classes: int | None) -> Stage:
-    """The stage of model `name`, whose errors become one line with the place in `function`'s file.
+    """The stage of model `name` in its full form, whose errors become one line with the place in `function`'s file.
 
     `classes` is the number of classes that the head has to return; None for other stages.
     """
+    stage = full_form(stage)
 
-    def call(part: Callable[..., Any], first: Any, x: Any, **keywords: Any) -> Any:
+    def call(part: Callable[..., Any], x: Any, *arguments: Any, **keywords: Any) -> Any:
         try:
-            return part(first, x, **keywords)
+            return part(*arguments, x, **keywords)
         except _CLEAR_ERRORS:
             raise
         except Exception as error:  # a model's code may raise anything
@@ -95,24 +96,89 @@ def _guarded(stage: Stage, name: str, function: Callable[..., Any], classes: int
                 f"model '{name}' fails in stage '{stage.name}'{inputs}: {_summary(error, function)}"
             ) from error
 
-    def init(key: jax.Array, x: jax.Array) -> Params:
-        return call(stage.init, key, x)
+    def init(key: jax.Array, x: PyTree) -> tuple[Params, ModelState]:
+        variables = call(stage.init, x, key)
+        if not isinstance(variables, tuple) or len(variables) != 2:
+            shown = plugins.shown(variables)
+            raise InputError(f"model '{name}': stage '{stage.name}' draws {shown}: let `init` give (params, state)")
+        return variables
 
-    def apply(params: Params, x: jax.Array, **keywords: Any) -> jax.Array:
-        y = call(stage.apply, params, x, **keywords)
-        if not hasattr(y, "shape") or not hasattr(y, "dtype"):
-            raise InputError(f"model '{name}': stage '{stage.name}' gives a {type(y).__name__}: let it give one array")
-        batch = jax.tree.leaves(x)[0].shape[0]
-        # Outputs of a model of tokens are [batch, length, tokens].
-        if classes is not None and (y.ndim not in (2, 3) or y.shape != (batch, *y.shape[1:-1], classes)):
+    def apply(params: Params, state: ModelState, x: PyTree, **keywords: Any) -> tuple[PyTree, ModelState]:
+        outputs = call(stage.apply, x, params, state, **keywords)
+        if not isinstance(outputs, tuple) or len(outputs) != 2:
+            shown = plugins.shown(outputs)
+            raise InputError(f"model '{name}': stage '{stage.name}' gives {shown}: let `apply` give (y, state)")
+        y, new_state = outputs
+        leaves = jax.tree.leaves(y)
+        if type(y) is tuple or not leaves or not all(hasattr(leaf, "dtype") for leaf in leaves):
+            kind = type(y).__name__
             raise InputError(
-                f"model '{name}': its head, stage '{stage.name}', gives {list(y.shape)} of inputs "
+                f"model '{name}': stage '{stage.name}' gives a {kind}: let it give one array, or a dict of arrays"
+            )
+        batch, shape = len(jax.tree.leaves(x)[0]), getattr(y, "shape", ())
+        # Outputs of a model of tokens are [batch, length, tokens].
+        if classes is not None and (len(shape) not in (2, 3) or shape != (batch, *shape[1:-1], classes)):
+            raise InputError(
+                f"model '{name}': its head, stage '{stage.name}', gives {list(shape)} of inputs "
                 f"{list(x.shape) if hasattr(x, 'shape') else _shown(x)}: let "
                 f"it give [batch, classes], here {[batch, classes]}"
             )
-        return y
+        return y, new_state
+
+    return Stage(stage.name, init, _with_momentum(apply) if takes_momentum(stage) else apply)
+
+
+def _with_momentum(apply: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, whose signature names `momentum`."""
+
+    def applied(params: Params, state: ModelState, x: PyTree, *, momentum: float | None = None, **keywords: Any) -> Any:
+        return apply(params, state, x, **keywords, **({} if momentum is None else {"momentum": momentum}))
+
+    return applied
+
+
+@lru_cache(maxsize=4096)
+def full_form(stage: Stage) -> Stage:
+    """The stage with `init: (key, x) -> (params, state)` and `apply: (params, state, x, *, key, train, weight)`.
+
+    One whose `apply` takes two positional arguments, (params, x), is of the short form and has no state; running
+    statistics that it keeps among its parameters, under 'batch_stats', become a state that never changes. Raises
+    InputError for an `apply` of any other signature.
+
+    >>> double = full_form(Stage("double", lambda key, x: {}, lambda params, x, *, key=None: 2 * x))
+    >>> double.init(jax.random.key(0), 1.0), double.apply({}, {}, 1.0, key=None, train=False, weight=None)
+    (({}, {}), (2.0, {}))
+    """
+    try:
+        parameters = inspect.signature(stage.apply).parameters.values()
+    except (TypeError, ValueError) as error:
+        raise InputError(f"stage '{stage.name}': its `apply` is no function with a signature: write one") from error
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    needed = [p for p in positional if p.default is p.empty and p.name not in ("key", "train", "weight")]
+    if len(needed) == 3:
+        return stage
+    if len(needed) != 2:
+        raise InputError(
+            f"stage '{stage.name}': its `apply` takes {len(needed)} positional arguments: let it take (params, x, *, "
+            "key=None), or (params, state, x, *, key, train, weight)"
+        )
+
+    def init(key: jax.Array, x: PyTree) -> tuple[Params, ModelState]:
+        params, state = batch_stats.split({stage.name: stage.init(key, x)})
+        return params[stage.name], state.get(stage.name, {})
+
+    def apply(
+        params: Params, state: ModelState, x: PyTree, *, key: jax.Array | None, train: bool, weight: jax.Array | None
+    ) -> tuple[PyTree, ModelState]:
+        variables = batch_stats.join({stage.name: params}, {stage.name: state} if state else {})[stage.name]
+        return stage.apply(variables, x, key=key), state
 
     return Stage(stage.name, init, apply)
+
+
+def takes_momentum(stage: Stage) -> bool:
+    """Whether the `apply` of a stage takes the keyword `momentum`."""
+    return "momentum" in inspect.signature(stage.apply).parameters
 
 
 def _shown(x: Any) -> str:
@@ -169,7 +235,8 @@ def batch_of(shape: Shape, size: int) -> Any:
 
 
 def init(model: Model, key: jax.Array, shape: Shape) -> Params:
-    """Parameters for inputs of one example's `shape`: {stage.name: parameters of the stage}.
+    """The variables for inputs of one example's `shape`: {stage.name: parameters of the stage}, and its state, if it
+    has one, under 'batch_stats' beside them (`batch_stats.split` parts them).
 
     Each stage draws from its own key, so that two models that differ in one stage share the draws of the others.
     """
@@ -180,15 +247,18 @@ def init(model: Model, key: jax.Array, shape: Shape) -> Params:
 
 @switches.guarded("the model")
 def _draw(model: Model, key: jax.Array, inputs: tuple[Any, tuple[jax.ShapeDtypeStruct, ...]]) -> Params:
-    """The parameters that `init` returns, for a flattened batch, which is hashable."""
-    params = {}
+    """The variables that `init` returns, for a flattened batch, which is hashable."""
+    params: dict[str, Params] = {}
+    states: dict[str, Any] = {}
     x = jax.tree.unflatten(*inputs)
-    for i, stage in enumerate(model):
-        stage_key = jax.random.fold_in(key, i)
-        params[stage.name] = stage.init(stage_key, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), x))
-        x = jax.eval_shape(stage.apply, params[stage.name], x)
-    paths.names(params)
-    return params
+    for i, stage in enumerate(map(full_form, model)):
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), x)
+        params[stage.name], state = stage.init(jax.random.fold_in(key, i), zeros)
+        states |= {stage.name: state} if jax.tree.leaves(state) else {}
+        x, _ = jax.eval_shape(_evaluated(stage), params[stage.name], state, x)
+    variables = batch_stats.join(params, states)
+    paths.names(variables)
+    return variables
 
 
 # It runs once a seed: at this level it compiles in a third of the time, and gives the same bits.
@@ -197,31 +267,102 @@ _drawn = partial(jax.jit, static_argnames=("model", "inputs"), compiler_options=
 )
 
 
+def _evaluated(stage: Stage) -> Callable[..., Any]:
+    """(params, state, x) -> (y, state) of a stage in its full form, as in evaluation."""
+    return partial(stage.apply, key=None, train=False, weight=None)
+
+
 def abstract(model: Model, shape: Shape) -> Params:
-    """The shapes and dtypes of the parameters that `init` draws, without drawing them."""
+    """The shapes and dtypes of the variables that `init` draws, without drawing them."""
     return jax.eval_shape(lambda key: init(model, key, shape), jax.random.key(0))
 
 
 def apply(
-    model: Model, params: Params, x: jax.Array, *, key: jax.Array | None = None, frozen: Sequence[str] = ()
-) -> jax.Array:
+    model: Model,
+    params: Params,
+    x: PyTree,
+    *,
+    key: jax.Array | None = None,
+    frozen: Sequence[str] = (),
+    state: ModelState | None = None,
+) -> Any:
     """Outputs of the head, float32 [batch, classes], of inputs with leaves [batch, ...]: the last of `features`."""
-    return features(model, params, x, key=key, frozen=frozen)[-1]
+    return features(model, params, x, key=key, frozen=frozen, state=state)[-1]
+
+
+def features(
+    model: Model,
+    params: Params,
+    x: PyTree,
+    *,
+    key: jax.Array | None = None,
+    frozen: Sequence[str] = (),
+    state: ModelState | None = None,
+) -> list[Any]:
+    """The output of each stage, [batch, ...], for inputs with leaves [batch, ...]; a state is used as it is.
+
+    uint8 pixels are divided by 255, before the first stage. A key stands for training; the stages named in `frozen` run
+    without it, as in evaluation. The draws of a stage do not depend on whether stages precede it. Without a `state` it
+    is among the `params`, if the model has one.
+    """
+    return run(model, params, {} if state is None else state, x, key=key, frozen=frozen)[0]
 
 
 @switches.guarded("the model")
-def features(
-    model: Model, params: Params, x: jax.Array, *, key: jax.Array | None = None, frozen: Sequence[str] = ()
-) -> list[jax.Array]:
-    """The output of each stage, [batch, ...], for inputs with leaves [batch, ...].
+def run(
+    model: Model,
+    params: Params,
+    state: ModelState,
+    x: PyTree,
+    *,
+    key: jax.Array | None = None,
+    frozen: Sequence[str] = (),
+    tracked: Sequence[str] = (),
+    weight: jax.Array | None = None,
+    axis: str | None = None,
+    momentum: float | None = None,
+) -> tuple[list[Any], ModelState]:
+    """(the output of each stage as `features` has them, the state after it).
 
-    uint8 pixels are divided by 255, before the first stage. A key stands for training; the stages named in `frozen` run
-    without it, as in evaluation. The draws of a stage do not depend on whether stages precede it.
+    The stages named in `tracked` normalise by the statistics of the batch, in which an example counts as `weight`
+    [batch] says, and their state follows it; with a `momentum` in place of their own. Under an `axis` of devices, each
+    of which has a part of the batch, each computes these stages for the whole batch: no statistic is of a part.
     """
     x = jax.tree.map(lambda leaf: leaf.astype(jnp.float32) / 255 if leaf.dtype == jnp.uint8 else leaf, x)
-    outputs = []
-    for i, stage in enumerate(model):
-        stage_key = None if key is None or stage.name in frozen else jax.random.fold_in(key, len(model) - i)
-        x = stage.apply(params[stage.name], x, key=stage_key)
+    params, mixed = batch_stats.split(params)
+    new_state, outputs = {**state}, []
+    part_key = key if key is None or axis is None else jax.random.fold_in(key, jax.lax.axis_index(axis))
+    for i, stage in enumerate(map(full_form, model)):
+        key_of_batch = key if stage.name in tracked and stage.name in state else part_key
+        stage_key = None
+        if key_of_batch is not None and stage.name not in frozen:
+            stage_key = jax.random.fold_in(key_of_batch, len(model) - i)
+        own_state = state.get(stage.name, mixed.get(stage.name, {}))
+        arguments = {"key": stage_key, "train": False, "weight": weight}
+        if stage.name in tracked and stage.name in state:
+            apply = stage.apply
+            if momentum is not None:
+                if not takes_momentum(stage):
+                    raise InputError(
+                        f"stage '{stage.name}' cannot be reestimated: let its `apply` take `momentum`, under which its "
+                        "running averages are those of the batch, or give `batch_stats=tracked`"
+                    )
+                apply = partial(apply, momentum=momentum)
+            apply = apply if axis is None else _on_whole_batch(apply, axis)
+            x, new_state[stage.name] = apply(params[stage.name], own_state, x, **{**arguments, "train": True})
+        else:
+            x, _ = stage.apply(params[stage.name], own_state, x, **arguments)
         outputs.append(x)
-    return outputs
+    return outputs, new_state
+
+
+def _on_whole_batch(apply: Callable[..., Any], axis: str) -> Callable[..., Any]:
+    """`apply` for the whole batch, of which each device along the axis has a part and gets its part of the output."""
+
+    def applied(params: Params, state: ModelState, x: PyTree, *, weight: jax.Array, **keywords: Any) -> Any:
+        gather = partial(jax.lax.all_gather, axis_name=axis, tiled=True)
+        y, new_state = apply(params, state, jax.tree.map(gather, x), weight=gather(weight), **keywords)
+        size, start = len(weight), jax.lax.axis_index(axis) * len(weight)
+        return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, size), y), new_state
+
+    return applied

@@ -6,18 +6,18 @@ import functools
 import inspect
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.errors
 import flax.linen as nn
 import jax
 
-from tljax.types import InputError, Params, Stage
+from tljax.types import InputError, Params, PyTree, Stage
 
 _IN_TRAINING = {"train": True, "training": True, "is_training": True, "is_train": True, "deterministic": False}
 """{argument or field that tells a module whether it trains: its value in training}; in evaluation the opposite."""
 _AVERAGES = "use_running_average"
-"""The argument that is always true: running statistics stay as they are."""
+"""The argument or field that is true where running statistics are used as they are."""
 
 
 def stage(
@@ -33,70 +33,120 @@ def stage(
     With a key the module trains, without one it is evaluated. The arguments of its `__call__` and the fields that say
     so are `train`, `training`, `is_training`, `is_train` and `deterministic`; each that it has is set. A field that is
     set by hand to the value of evaluation, other than its default, stays. What the module hands on to its submodules is
-    its author's affair (`experiments.check` says which dropout never fires), but for three things: Flax's dropout and
-    attention drop nothing in evaluation, drop in training where nobody says, and Flax's norms use their running
-    statistics at all times. These become the leaves 'batch_stats/...', which never train.
+    its author's affair (`experiments.check` says which dropout never fires), but for this: Flax's dropout and
+    attention drop nothing in evaluation, and drop in training where nobody says.
+
+    The collection 'batch_stats' is the stage's state. With `train` Flax's batch norms normalise by the statistics of
+    the batch and update their running averages, without it they use them, whatever anybody says; `use_running_average`
+    is set likewise wherever the module takes it. Examples of weight 0 do not count. With `momentum` batch norms take it
+    in place of their own. What a spectral norm keeps there stays as it is.
 
     The key is the module's 'dropout' key. Keys under other names, for `make_rng`, follow from it; name in `rngs` those
-    that the module looks for by `has_rng`. `init` raises InputError for a collection beside parameters and running
-    statistics, and `apply` for a module that changes its state, or draws without a key.
+    that the module looks for by `has_rng`. `init` raises InputError for any other collection, and `apply` for a module
+    that changes its state without `train`, draws without a key, or has a batch norm of rows that are not the batch's.
 
     >>> dense = stage("head", nn.Dense(2))
     >>> jax.tree.map(jax.numpy.shape, dense.init(jax.random.key(0), jax.numpy.zeros((1, 3))))
-    {'bias': (2,), 'kernel': (3, 2)}
+    ({'bias': (2,), 'kernel': (3, 2)}, {})
     >>> drop = stage("drop", nn.Dropout(0.5))
     >>> x = jax.numpy.ones((1, 1000))
-    >>> drop.apply({}, x).sum().item(), 900 < drop.apply({}, x, key=jax.random.key(0)).sum().item() < 1100
+    >>> (calm, _), (noisy, _) = drop.apply({}, {}, x), drop.apply({}, {}, x, key=jax.random.key(0))
+    >>> calm.sum().item(), 900 < noisy.sum().item() < 1100
     (1000.0, True)
     """
 
-    def run(method: str, variables: Any, x: jax.Array, key: jax.Array | None, set_mode: bool = True) -> Any:
-        configured, flags = _in_mode(module, key is not None) if set_mode else (module, {})
+    def run(method: str, variables: Any, x: jax.Array, mode: _Mode, set_mode: bool = True) -> Any:
+        key = mode.key
+        configured, flags = _in_mode(module, mode) if set_mode else (module, {})
         inputs = before(x) if before else x
         # Flax takes the key 'params' for names that have no key.
         key_names = ("dropout", *rngs, "params")
         keys = None if key is None else _keys(key, key_names[:-1])
-        with nn.intercept_methods(_interceptor(key is not None)):
+        with nn.intercept_methods(_interceptor(name, mode)):
             if set_mode and _takes_any(configured):
                 all_keys = None if key is None else _keys(key, key_names)
-                flags |= _accepted(configured, method, variables, inputs, flags, all_keys)
+                flags |= _accepted(configured, method, variables, inputs, flags, all_keys, mode)
             args, kwargs = _arguments(configured, inputs, flags)
+            mutable: Any = {"mutable": [_STATISTICS]} if mode.train else {}
             try:
                 if method == "init":
                     return configured.init(variables, *args, **kwargs)
-                return configured.apply(variables, *args, **kwargs, rngs=keys)
+                return configured.apply(variables, *args, **kwargs, rngs=keys, **mutable)
             except jax.errors.TracerBoolConversionError:
                 if not flags:
                     raise
                 # Within nn.remat or nn.jit without static_argnums no mode can be set; `randomness.faults` says so.
-                return run(method, variables, x, key, set_mode=False)
+                return run(method, variables, x, mode, set_mode=False)
             except flax.errors.InvalidRngError as error:
                 if key is None:
                     raise InputError(
                         f"stage '{name}' draws in evaluation ({_first(error)}): let it draw only in training, "
                         "as an argument such as `train` says"
                     ) from error
-                return configured.apply(variables, *args, **kwargs, rngs=_keys(key, key_names))
+                return configured.apply(variables, *args, **kwargs, rngs=_keys(key, key_names), **mutable)
 
-    def init(key: jax.Array, x: jax.Array) -> Params:
-        variables = dict(run("init", key, x, None))
+    def init(key: jax.Array, x: jax.Array) -> tuple[Params, PyTree]:
+        variables = dict(run("init", key, x, _Mode()))
         params = dict(variables.pop("params", {}))
-        statistics = dict(variables.pop(_STATISTICS, {}))
+        state = dict(variables.pop(_STATISTICS, {}))
         if variables:
-            raise InputError(f"stage '{name}' has the collections {sorted(variables)}: stages keep no state")
-        return params | ({_STATISTICS: statistics} if statistics else {})
+            raise InputError(
+                f"stage '{name}' has the collections {sorted(variables)}: stages keep none but batch_stats"
+            )
+        return params, state
 
-    def apply(params: Params, x: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
-        weights = {leaf: value for leaf, value in params.items() if leaf != _STATISTICS}
+    def apply(
+        params: Params,
+        state: PyTree,
+        x: jax.Array,
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
+        weight: jax.Array | None = None,
+        momentum: float | None = None,
+    ) -> tuple[jax.Array, PyTree]:
+        mode = _Mode(key, train, weight, momentum, [])
         try:
-            y = run("apply", {"params": weights, _STATISTICS: params.get(_STATISTICS, {})}, x, key)
+            y = run("apply", {"params": params, _STATISTICS: state}, x, mode)
         except flax.errors.ModifyScopeVariableError as error:
             raise InputError(
-                f"stage '{name}' changes its state ({_first(error)}): stages keep none, so let it read its statistics"
+                f"stage '{name}' changes its state ({_first(error)}) where it is not to: let it do so only where its "
+                "argument `use_running_average` is False"
             ) from error
-        return after(y) if after else y
+        if train:
+            y, variables = y
+            if momentum is not None:
+                _require_momentum(name, state, mode.norms)
+            state = dict(variables.get(_STATISTICS, state))
+        return (after(y) if after else y), state
 
     return Stage(name, init, apply)
+
+
+class _Mode(NamedTuple):
+    """How a module is called."""
+
+    key: jax.Array | None = None
+    """Of dropout: with one the module trains."""
+    train: bool = False
+    """Whether its batch norms normalise by the batch, and their averages follow it."""
+    weight: jax.Array | None = None
+    """float32 [batch]: examples of weight 0 do not count."""
+    momentum: float | None = None
+    """What batch norms take in place of their own."""
+    norms: list[tuple[str, ...]] | None = None
+    """Filled with the paths of the modules whose state is as `momentum` says."""
+
+
+def _require_momentum(name: str, state: PyTree, norms: Sequence[tuple[str, ...]] | None) -> None:
+    """Raise InputError if a state has a leaf outside the modules at the paths `norms`."""
+    for path, _ in jax.tree_util.tree_leaves_with_path(state):
+        keys = tuple(key.key for key in path)
+        if not any(keys[: len(norm)] == norm for norm in norms or ()):
+            raise InputError(
+                f"stage '{name}' cannot be reestimated: '{'/'.join(keys)}' of its state is of no flax.linen.BatchNorm: "
+                "give `batch_stats=tracked`"
+            )
 
 
 def flat(x: jax.Array) -> jax.Array:
@@ -118,26 +168,28 @@ def _first(error: Exception) -> str:
     return str(error).split("(https://")[0].strip()
 
 
-def _in_mode(module: nn.Module, train: bool) -> tuple[nn.Module, dict[str, bool]]:
+def _in_mode(module: nn.Module, called: _Mode) -> tuple[nn.Module, dict[str, bool]]:
     """(the module with its fields set, the keywords of its call) for training or for evaluation."""
+    train = called.key is not None
     parameters = _keywords(module)
     fields = {field.name: field for field in dataclasses.fields(module)}
     new_fields: dict[str, Any] = {}
     flags: dict[str, bool] = {}
-    for name, mode in _modes(train).items():
+    for name, mode in _modes(called).items():
         value = getattr(module, name) if name in fields else None
         if name in parameters and value is None:
             flags[name] = mode
         elif name in fields and isinstance(value, bool | None):
             by_hand = value is not None and value is not fields[name].default
-            if not (train and by_hand and value is _modes(False)[name]):
+            if not (train and by_hand and value is _modes(_Mode())[name]):
                 new_fields[name] = mode
     return (module.clone(**new_fields) if new_fields else module), flags
 
 
-def _modes(train: bool) -> dict[str, bool]:
+def _modes(mode: _Mode) -> dict[str, bool]:
     """{argument or field: its value} in training or in evaluation."""
-    return {**{name: value is train for name, value in _IN_TRAINING.items()}, _AVERAGES: True}
+    train = mode.key is not None
+    return {**{name: value is train for name, value in _IN_TRAINING.items()}, _AVERAGES: not mode.train}
 
 
 def _keywords(module: nn.Module) -> tuple[str, ...]:
@@ -169,18 +221,18 @@ def _takes_any(module: nn.Module) -> bool:
 
 
 def _accepted(
-    module: nn.Module, method: str, variables: Any, x: jax.Array, flags: Mapping[str, bool], keys: Any
+    module: nn.Module, method: str, variables: Any, x: jax.Array, flags: Mapping[str, bool], keys: Any, mode: _Mode
 ) -> dict[str, bool]:
     """The keywords of `_modes` that a module of any keyword takes: each is tried, since its signature does not say."""
     accepted = {}
-    for name, value in _modes(keys is not None).items():
+    for name, value in _modes(mode).items():
         if name in flags or hasattr(module, name):
             continue
 
         def attempt(variables: Any, x: jax.Array, keys: Any, keywords: Mapping[str, Any]) -> Any:
             if method == "init":
                 return module.init(variables, x, **keywords)
-            return module.apply(variables, x, **keywords, rngs=keys)
+            return module.apply(variables, x, **keywords, rngs=keys, mutable=[_STATISTICS])
 
         with contextlib.suppress(Exception):  # a module that raises anything does not take the name
             jax.eval_shape(functools.partial(attempt, keywords={**flags, name: value}), variables, x, keys)
@@ -188,8 +240,10 @@ def _accepted(
     return accepted
 
 
-def _interceptor(train: bool) -> Callable[..., Any]:
-    """An interceptor that sets the mode of Flax's own norms, dropout and attention wherever they are in a module."""
+def _interceptor(name: str, mode: _Mode) -> Callable[..., Any]:
+    """An interceptor that sets the mode of Flax's own norms, dropout and attention wherever they are in stage `name`'s
+    module."""
+    train = mode.key is not None
 
     def interceptor(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         module = context.module
@@ -197,9 +251,16 @@ def _interceptor(train: bool) -> Callable[..., Any]:
             return call(*args, **kwargs)
         if isinstance(module, nn.BatchNorm):
             args, kwargs, _ = _without(_AVERAGES, call, args, kwargs)
-            with _field(module, _AVERAGES, True):
-                return call(*args, **kwargs)
+            momentum = module.momentum if mode.momentum is None else mode.momentum
+            with _field(module, _AVERAGES, not mode.train), _field(module, "momentum", momentum):
+                if not mode.train:
+                    return call(*args, **kwargs)
+                if mode.norms is not None:
+                    mode.norms.append(tuple(module.path))
+                return call(*args, **{**kwargs, "mask": _counted(name, mode.weight, args[0], kwargs.get("mask"))})
         if isinstance(module, nn.SpectralNorm):
+            if mode.norms is not None:
+                mode.norms.append(tuple(module.path))
             return call(*args, **{**kwargs, "update_stats": False})
         if isinstance(module, nn.Dropout | nn.MultiHeadDotProductAttention):
             args, kwargs, argument = _without("deterministic", call, args, kwargs)
@@ -209,6 +270,22 @@ def _interceptor(train: bool) -> Callable[..., Any]:
         return call(*args, **kwargs)
 
     return interceptor
+
+
+def _counted(name: str, weight: jax.Array | None, x: jax.Array, mask: jax.Array | None) -> jax.Array | None:
+    """Which elements of a batch norm's input count in its statistics: those of a mask that are of examples with weight.
+
+    Raises InputError for an input whose rows are not those of the batch.
+    """
+    if weight is None:
+        return mask
+    if x.shape[:1] != weight.shape:
+        raise InputError(
+            f"stage '{name}': a batch norm sees {list(x.shape)} of a batch of {len(weight)}, so which of it is padding "
+            "is not known: let its first axis be that of the batch, or give `batch_stats=frozen`"
+        )
+    counts = (weight > 0).reshape(-1, *(1,) * (x.ndim - 1))
+    return counts if mask is None else counts & mask
 
 
 def _without(name: str, call: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
@@ -221,7 +298,7 @@ def _without(name: str, call: Callable[..., Any], args: Any, kwargs: Any) -> tup
 
 
 @contextlib.contextmanager
-def _field(module: nn.Module, name: str, value: bool) -> Iterator[None]:
+def _field(module: nn.Module, name: str, value: Any) -> Iterator[None]:
     """Set a field of a module for one call. Modules are frozen, but Flax calls copies of them."""
     old = getattr(module, name)
     object.__setattr__(module, name, value)

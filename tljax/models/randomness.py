@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 
-from tljax import models, switches
-from tljax.types import Model, Params, Stage
+from tljax import batch_stats, models, switches
+from tljax.types import Model, ModelState, Params, Stage
 
 
 def stages(model: Model, shape: models.Shape) -> tuple[str, ...]:
@@ -71,16 +71,22 @@ def _draws_by_stage(
     """(name, draws) of each stage, for a flattened batch of inputs, which is hashable."""
     x: Any = jax.tree.unflatten(structure, leaves)
     example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), x)
-    params = models.abstract(model, example)
+    params, state = batch_stats.split(models.abstract(model, example))
     draws = []
-    for stage in model:
-        draws.append((stage.name, _stage_draws(stage, params[stage.name], x)))
-        x = jax.eval_shape(stage.apply, params[stage.name], x)
+    for stage in map(models.full_form, model):
+        variables = params[stage.name], state.get(stage.name, {})
+        draws.append((stage.name, _stage_draws(stage, variables, x)))
+        x, _ = jax.eval_shape(lambda variables, x, stage=stage: _run(stage, None, variables, x), variables, x)
     return tuple(draws)
 
 
-def _stage_draws(stage: Stage, params: Params, x: Any) -> _Draws:
-    """The draws of one stage, for its inputs `x`."""
+def _run(stage: Stage, key: jax.Array | None, variables: tuple[Params, ModelState], x: Any) -> Any:
+    """(y, state) of a stage in its full form, whose state stays as it is."""
+    return stage.apply(*variables, x, key=key, train=False, weight=None)
+
+
+def _stage_draws(stage: Stage, variables: tuple[Params, ModelState], x: Any) -> _Draws:
+    """The draws of one stage in its full form, for its inputs `x`."""
     off: dict[tuple[str, ...], float] = {}
 
     def watch(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
@@ -94,8 +100,8 @@ def _stage_draws(stage: Stage, params: Params, x: Any) -> _Draws:
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     with nn.intercept_methods(watch):
-        training = jax.make_jaxpr(lambda key, params, x: stage.apply(params, x, key=key))(key, params, x).jaxpr
-    evaluation = jax.make_jaxpr(lambda params, x: stage.apply(params, x))(params, x).jaxpr
+        training = jax.make_jaxpr(lambda key, variables, x: _run(stage, key, variables, x)[0])(key, variables, x).jaxpr
+    evaluation = jax.make_jaxpr(lambda variables, x: _run(stage, None, variables, x)[0])(variables, x).jaxpr
     flow = _flow(training, [True] + [False] * (len(training.invars) - 1))
     evaluation_flow = _flow(evaluation, [False] * len(evaluation.invars))
     return _Draws(any(flow.outputs), flow.by_key > 0, flow.fixed > evaluation_flow.fixed, tuple(off.items()))

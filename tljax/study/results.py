@@ -6,7 +6,7 @@ from typing import Any
 
 from tljax.study import units
 from tljax.study.units import ACCURACY
-from tljax.types import Metric
+from tljax.types import END_NAMES, InputError, Metric
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,11 +90,20 @@ class Result:
     """{name of a further metric: its value on the test set}."""
     source_metric: Mapping[str, Any] | None = None
     """What the source was measured by, where that is not accuracy, as `metric` has it."""
+    began: Sequence[int] | None = None
+    """The steps at which its phases began, where validation decided that: `phase_steps` are the latest then."""
+    stopped_step: int | None = None
+    """The step after which nothing trained any more, as the last phase was over."""
+    ends: Mapping[str, Mapping[str, Any]] | None = None
+    """{name: fields of this record} of what else it ended with, and was asked for: 'best', the 'average', what its
+    strategy's `finish` gave; each has "step", its measures, and the place and SHA-256 of its predictions."""
 
     majority_share: float | None = None
     """Of a fit that diverged, what it counts with: the share of the most frequent test class; where the metric is not
     accuracy, the metric of the best constant answer. This and what follows is added for a report, and stands in
     study.json and fits.csv alone."""
+    end: str | None = None
+    """What of `ends` its measures and predictions are of; None for the last step."""
     evals: Mapping[str, float | None] | None = None
     """{further test set: accuracy on it}."""
     retention: float | None = None
@@ -108,6 +117,9 @@ class Result:
     """Test accuracy before the first step, where the head is not drawn anew."""
     step_flops: float | None = None
     """FLOPs of a step, a mean over all."""
+    peak_bytes: int | None = None
+    """The most memory that its training program took on a device, with all fits of its group: see `train.Cost`. A run
+    directory has it in environment.json, since it goes with the devices."""
     source_steps: int | None = None
     """What the training of its source took, as far as that is known."""
     source_flops: float | None = None
@@ -119,9 +131,9 @@ class Result:
 
 
 _ADDED = (
-    *("majority_share", "evals", "retention", "retention_metric", "retention_scores", "retention_sha256"),
+    *("majority_share", "end", "evals", "retention", "retention_metric", "retention_scores", "retention_sha256"),
     "start_accuracy",
-    *("step_flops", "source_steps", "source_flops", "source_seconds"),
+    *("step_flops", "peak_bytes", "source_steps", "source_flops", "source_seconds"),
 )
 _OF_METRIC = ("metric", "test_score", "validation_score", "best_validation_score")
 _PENALTY = "train_penalty_"
@@ -167,6 +179,9 @@ def to_json(result: Result) -> dict[str, Any]:
         *_OF_METRIC,
         "source_metric",
         "spec",
+        "began",
+        "stopped_step",
+        "ends",
         *(["source_accuracy"] if result.strategy == "pretrain" else []),
     }
     if not result.metrics:
@@ -199,6 +214,33 @@ def score(result: Result) -> float | None:
 def validation_score(result: Result) -> float | None:
     """The same on the validation split."""
     return result.validation_accuracy if result.metric is None else result.validation_score
+
+
+def at_end(result: Result, name: str) -> Result:
+    """A fit with the measures and predictions of one of its ends.
+
+    A fit that diverged stays as it is, and so does one without any end that a `finish` gave, where `name` is such a
+    one. Raises InputError for an end that the fit does not have.
+
+    >>> best = {"step": 3, "test_accuracy": 0.9, "predictions": "predictions/a.best.npz"}
+    >>> fit = Result(name="a", target="b", strategy="full", seed=0, test_accuracy=0.8, ends={"best": best})
+    >>> at_end(fit, "best").test_accuracy, at_end(fit, "best").end, at_end(fit, "alpha_0.5").test_accuracy
+    (0.9, 'best', 0.8)
+    """
+    ends = result.ends or {}
+    if name == "last" or result.diverged or result.end == name:
+        return result
+    if name not in ends:
+        if name not in END_NAMES and not {*ends} - {*END_NAMES}:
+            return result
+        raise InputError(f"'{result.name}' has no end '{name}' to be judged by: it has {', '.join(['last', *ends])}")
+    values = {field: value for field, value in ends[name].items() if field != "step"}
+    return replace(result, **values, end=name)
+
+
+def tree_of(result: Result) -> str:
+    """The name, in its checkpoint, of the parameters that a fit's measures are of."""
+    return f"{result.name}.{result.end}" if result.end else result.name
 
 
 def extended(result: Result, values: Mapping[str, Any]) -> Result:

@@ -76,6 +76,8 @@ class Summary:
     retention: Spread | None = None
     """The source's metric on the source's test set, with the source's head put back; None where it is not known."""
     retention_metric: Metric = ACCURACY
+    peak_bytes: int | None = None
+    """The largest of its fits: the memory of a training program on a device."""
 
 
 def summary(results: Sequence[Result]) -> list[Summary]:
@@ -271,6 +273,7 @@ def _aggregate(members: Sequence[Result], scratch: Sequence[Result]) -> Summary:
         seconds=mean(result.seconds for result in counted),
         retention=spread(result.retention for result in counted),
         retention_metric=units.from_record(first.retention_metric),
+        peak_bytes=max((result.peak_bytes for result in members if result.peak_bytes is not None), default=None),
     )
 
 

@@ -2,15 +2,17 @@
 
 A group is fits that share everything that decides compilation, but for what their masks add to it. `step` is one step
 of one fit, `vectorize` maps it over fits and devices, `loop` goes from segment to segment, `features` skips what is
-frozen below.
+frozen below, `cost` asks what was compiled for FLOPs and memory.
 """
 
+from tljax.train.cost import Cost
 from tljax.train.features import FeatureCache
-from tljax.train.loop import Execution, State, abstract, fit, select
+from tljax.train.loop import Execution, State, abstract, cost_of, fit, select
 from tljax.train.step import Fit, Log, Spec, forward, group_key, specialize, with_average
 from tljax.train.vectorize import Data, capacity, load
 
 __all__ = [
+    "Cost",
     "Data",
     "Execution",
     "FeatureCache",
@@ -20,6 +22,7 @@ __all__ = [
     "State",
     "abstract",
     "capacity",
+    "cost_of",
     "fit",
     "forward",
     "group_key",

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tljax import models
+from tljax import batch_stats, models
 from tljax.train.step import Fit, Spec, frozen_prefix_of
 from tljax.train.vectorize import Data, batch_spec, divide, examples_of, host, mesh_under, over, place, sharing
 from tljax.types import Model, Params
@@ -50,11 +50,14 @@ def skip_frozen_prefix(
 ) -> tuple[Spec, Data]:
     """The spec without its frozen prefix, and the features in place of the inputs; or both as they are.
 
-    `fit` is any of the group, `params` its parameters with a leading axis of fits, on their devices; each `width`
+    `fit` is any of the group, `params` its variables with a leading axis of fits, on their devices; each `width`
     neighbours freeze equal leaves. `passes` examples are to pass through the stages: features are computed if that is
     at least as many as there are, and if the cache has room for them.
     """
     mesh = mesh_under(params)
+    if spec.augment and (kept := frozen_prefix_of(spec)):
+        verb = "is" if len(kept) == 1 else "are"
+        on_message(f"{', '.join(kept)} {verb} frozen, and computed in every step, since what comes in is augmented")
     wanted = features_bytes(spec, fit, data, passes, cache)
     if cache is None or not wanted:
         return spec, replace(data, inputs=place(mesh, data.inputs, by_fit=False))
@@ -70,15 +73,30 @@ def skip_frozen_prefix(
     return replace(spec, model=spec.model[len(prefix) :]), replace(data, inputs=features)
 
 
+def shapes(spec: Spec, fit: Fit, data: Data, passes: int, cache: FeatureCache | None) -> tuple[Spec, Data]:
+    """What `skip_frozen_prefix` gives for one fit, with shapes and dtypes in place of features; nothing is computed."""
+    wanted = features_bytes(spec, fit, data, passes, cache)
+    if cache is None or not 0 < wanted <= cache.budget:
+        return spec, data
+    count, batch = len(frozen_prefix_of(spec)), _batch(examples_of(data.inputs))
+    rows = -(-examples_of(data.inputs) // batch) * batch
+    whole = jax.eval_shape(spec.merge or (lambda params: params), fit.params)
+    variables = batch_stats.join(whole, fit.model_state)
+    outputs = jax.eval_shape(functools.partial(models.apply, spec.model[:count]), variables, batch_spec(data, rows))
+    inputs = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), _kept_as(leaf.dtype, cache.dtype)), outputs
+    )
+    return replace(spec, model=spec.model[count:]), replace(data, inputs=inputs)
+
+
 def features_bytes(spec: Spec, fit: Fit, data: Data, passes: int, cache: FeatureCache | None) -> int:
     """Bytes of one view of features, or 0 if there is none that is worth it: fewer examples pass through than there
     are. It depends on one fit alone, and so then do its bits."""
     count = len(frozen_prefix_of(spec))
-    if cache is None or not count or passes < examples_of(data.inputs):
+    if cache is None or not count or spec.augment or passes < examples_of(data.inputs):
         return 0
-    return _view_bytes(
-        cache, spec.model[:count], jax.eval_shape(spec.merge or (lambda params: params), fit.params), data
-    )
+    whole = jax.eval_shape(spec.merge or (lambda params: params), fit.params)
+    return _view_bytes(cache, spec.model[:count], batch_stats.join(whole, fit.model_state), data)
 
 
 def _view_bytes(cache: FeatureCache, model: Model, params: Params, data: Data) -> int:
@@ -93,8 +111,8 @@ def _view_bytes(cache: FeatureCache, model: Model, params: Params, data: Data) -
 def compute(cache: FeatureCache, model: Model, merge: Any, params: Params, data: Data) -> Any:
     """The outputs of the stages of `model` for all inputs, leaves [views, rows, ...], at least as many as examples.
 
-    `params` has a leading axis of fits; there is a view for each of them, or one for all if all have the same bytes.
-    `merge` is as in `Spec`. What was computed before is not computed again.
+    `params` are variables with a leading axis of fits; there is a view for each of them, or one for all if all have the
+    same bytes. `merge` is as in `Spec`. What was computed before is not computed again.
     """
     mesh = mesh_under(params)
     used = {stage.name: params[stage.name] for stage in model} if merge is None else params
@@ -107,7 +125,7 @@ def compute(cache: FeatureCache, model: Model, merge: Any, params: Params, data:
         cache.arrays[key] = cache.arrays.pop(key)
         return cache.arrays[key]
     first = jax.tree.map(lambda leaf: leaf[0], used)
-    wanted = _view_bytes(cache, model, merge(first) if merge else first, data) * len(digests)
+    wanted = _view_bytes(cache, model, _merged(merge, first), data) * len(digests)
     while cache.arrays and sum(map(_nbytes, cache.arrays.values())) + wanted > cache.budget:
         del cache.arrays[next(iter(cache.arrays))]
     inputs = place(mesh, data.inputs, by_fit=False)
@@ -126,7 +144,7 @@ def _compute(mesh: Any, model: Model, merge: Any, dtype: str, several: bool, par
 
     def of_fits(params: Params, inputs: Any) -> Any:
         def of_fit(params: Params) -> Any:
-            whole = merge(params) if merge else params
+            whole = _merged(merge, params)
 
             def of_rows(rows: jax.Array) -> Any:
                 divided = divide(mesh, rows)
@@ -139,6 +157,12 @@ def _compute(mesh: Any, model: Model, merge: Any, dtype: str, several: bool, par
         return jax.lax.map(of_fit, params)
 
     return over(mesh, of_fits, (params,), (inputs,)) if several else of_fits(params, inputs)
+
+
+def _merged(merge: Any, variables: Params) -> Params:
+    """The variables whose parameters `merge`, which is as in `Spec`, has made ordinary."""
+    params, state = batch_stats.split(variables)
+    return batch_stats.join(merge(params), state) if merge else variables
 
 
 def _nbytes(features: Any) -> int:

@@ -1,14 +1,17 @@
 """FLOPs of a training step, counted by XLA and not measured."""
 
+import functools
 from collections.abc import Callable, Collection
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from tljax import masks, models
+from tljax import batch_stats, masks, models
+from tljax import objective as objectives
 from tljax.train.step import frozen_prefix
-from tljax.types import Mask, Model, Params
+from tljax.types import Mask, Model, ModelState, Objective, Params
 
 
 def step_flops(
@@ -20,12 +23,15 @@ def step_flops(
     merge: Callable[[Params], Params] | None = None,
     cached: bool = True,
     keeps_dropout: Collection[str] = (),
+    objective: Objective | None = None,
+    state: ModelState | None = None,
 ) -> float:
-    """FLOPs of the gradient of a cross-entropy with respect to what trains, on a batch of inputs of `shape`.
+    """FLOPs of the gradient of a loss with respect to what trains, on a batch of inputs of `shape`.
 
+    The loss is that of the `objective` where its targets are no classes, else a cross-entropy.
     With `cached` the frozen prefix costs nothing: its outputs are computed once. It ends at the first of
-    `keeps_dropout`, the stages that keep their dropout while they are frozen. Nothing is compiled, and parameters may
-    be abstract. The update of the parameters is left out: two FLOPs each under SGD.
+    `keeps_dropout`, the stages that keep their dropout while they are frozen. Nothing is compiled; parameters and the
+    model's `state` may be abstract. The update of the parameters is left out: two FLOPs each under SGD.
 
     >>> model = models.build("mlp", 10, hidden=(512,), activation="relu")
     >>> params = models.abstract(model, (28, 28, 1))
@@ -36,14 +42,26 @@ def step_flops(
     skipped = len(frozen_prefix(model, mask, keeps_dropout)) if cached and merge is None else 0
     trained, frozen = masks.split(params, jax.tree.map(masks.trains, mask))
     inputs = models.batch_of(shape, batch)
-    for stage in model[:skipped]:
-        inputs = jax.eval_shape(stage.apply, params[stage.name], inputs)
+    if skipped:
+        of_prefix = functools.partial(models.apply, model[:skipped])
+        inputs = jax.eval_shape(of_prefix, batch_stats.join(params, state or {}), inputs)
+
+    def outputs(trained: Params, frozen: Params, x: jax.Array) -> jax.Array:
+        whole = masks.join(trained, frozen)
+        return models.apply(model[skipped:], merge(whole) if merge else whole, x, state=state or {})
+
+    of_batch, targets = _loss(objective, batch, lambda: jax.eval_shape(outputs, trained, frozen, inputs))
 
     def loss(trained: Params, frozen: Params, x: jax.Array, y: jax.Array) -> jax.Array:
-        whole = masks.join(trained, frozen)
-        logits = models.apply(model[skipped:], merge(whole) if merge else whole, x)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+        return of_batch(outputs(trained, frozen, x), y).mean()
 
-    labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
-    costs = jax.jit(jax.grad(loss)).lower(trained, frozen, inputs, labels).cost_analysis() or {}
+    costs = jax.jit(jax.grad(loss)).lower(trained, frozen, inputs, targets).cost_analysis() or {}
     return float(costs.get("flops", jnp.nan))
+
+
+def _loss(goal: Objective | None, batch: int, outputs: Callable[[], Any]) -> tuple[Callable[..., jax.Array], Any]:
+    """(loss, shapes and dtypes of the targets of a batch); `outputs` are those of the head."""
+    if goal is None or goal.kind == "classes":
+        return optax.softmax_cross_entropy_with_integer_labels, jax.ShapeDtypeStruct((batch,), jnp.int32)
+    length = outputs().shape[1]
+    return goal.loss, objectives.example(goal.kind, goal.num_outputs, batch, length)[1]

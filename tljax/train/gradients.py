@@ -10,7 +10,7 @@ import numpy as np
 
 from tljax import masks, models, objective, paths
 from tljax.train.vectorize import Data
-from tljax.types import Model, Params
+from tljax.types import Model, ModelState, Params
 
 MOST_SQUARED = 4096
 """Examples that a mean squared gradient is taken over, at most: it costs one gradient for each example."""
@@ -23,18 +23,26 @@ def mean_gradient(
     chosen: np.ndarray,
     merge: Any = None,
     class_weights: np.ndarray | None = None,
+    *,
+    state: ModelState | None = None,
 ) -> Callable[[Params], Params]:
     """The function params -> gradient of the mean L over the examples `chosen` (int [n]).
 
-    `merge` is as in `Spec`; L of an example is times the weight of its class, if there are weights float32 [classes].
-    The gradient is None where a leaf cannot train.
+    `merge` is as in `Spec`, `state` the model's, which stays as it is; L of an example is times the weight of its
+    class, if there are weights float32 [classes]. The gradient is None where a leaf cannot train.
     """
     arrays = (data.inputs, data.targets, class_weights)
-    return functools.partial(_mean, model, loss, merge, False, arrays, _rows(chosen, 256))
+    return functools.partial(_mean, model, loss, merge, False, arrays, _rows(chosen, 256), state or {})
 
 
 def mean_squared_gradient(
-    model: Model, loss: objective.Loss, data: Data, chosen: np.ndarray, merge: Any = None
+    model: Model,
+    loss: objective.Loss,
+    data: Data,
+    chosen: np.ndarray,
+    merge: Any = None,
+    *,
+    state: ModelState | None = None,
 ) -> Callable[[Params], Params]:
     """The function params -> mean over examples of the squared gradient of L.
 
@@ -42,7 +50,8 @@ def mean_squared_gradient(
     [n]), evenly spread, whose L has no weights of classes; None where a leaf cannot train.
     """
     some = chosen[:: -(-len(chosen) // MOST_SQUARED)]
-    return functools.partial(_mean, model, loss, merge, True, (data.inputs, data.targets, None), _rows(some, 16))
+    arrays = (data.inputs, data.targets, None)
+    return functools.partial(_mean, model, loss, merge, True, arrays, _rows(some, 16), state or {})
 
 
 def _rows(chosen: np.ndarray, size: int) -> jax.Array:
@@ -60,6 +69,7 @@ def _mean(
     squared: bool,
     arrays: tuple[Any, Any, Any],
     rows: jax.Array,
+    state: ModelState,
     params: Params,
 ) -> Params:
     inputs, targets, class_weights = arrays
@@ -69,7 +79,7 @@ def _mean(
         whole = masks.join(trained, fixed)
         at = jnp.maximum(chosen, 0)
         x, of_rows = jax.tree.map(lambda leaf: leaf[0][at], inputs), jax.tree.map(lambda leaf: leaf[at], targets)
-        values = loss(models.apply(model, merge(whole) if merge else whole, x), of_rows)
+        values = loss(models.apply(model, merge(whole) if merge else whole, x, state=state), of_rows)
         values = values if class_weights is None else values * class_weights[of_rows]
         return jnp.vdot(values, (chosen >= 0).astype(values.dtype))
 

@@ -3,7 +3,7 @@
 import functools
 import itertools
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from tljax import masks, optimizer, optimizers, switches
-from tljax.train import features, vectorize
+from tljax import batch_stats, masks, optimizer, optimizers, switches
+from tljax.train import cost, features, vectorize
+from tljax.train.cost import Cost
 from tljax.train.features import FeatureCache
 from tljax.train.step import (
     Fit,
@@ -27,7 +28,7 @@ from tljax.train.step import (
     trained_leaves,
 )
 from tljax.train.vectorize import Data, Mode, agreed, begin, capacity, host, place, stack, stack_hyper
-from tljax.types import InputError, Mask, OptState, Params, PhaseRule
+from tljax.types import InputError, Mask, ModelState, OptState, Params, PhaseRule
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Execution:
     """Where the features of frozen prefixes are kept; None computes them anew in every step."""
     on_message: Callable[[str], None] = lambda line: None
     """Called with a line for each decision."""
+    on_compiled: Callable[[tuple[int, ...], Cost], None] = lambda fits, cost: None
+    """Called with what the executable of a phase costs on each device, and which of the group's fits it trains."""
     should_stop: Callable[[], bool] = lambda: False
     """Asked every few seconds whether to end before the last step."""
 
@@ -72,9 +75,17 @@ class State(NamedTuple):
     scores: tuple[tuple[float, ...], ...] = ()
     """In a phase that ends by validation, or restores: for each fit its scores at the points so far."""
     best: Any = None
-    """In a phase that restores: (what trains, its average) at the point with each fit's best score, in NumPy."""
+    """In a phase that restores: (what trains, its average, the model's state) at the point with each fit's best score,
+    in NumPy."""
     over: bool = False
     """Whether the last phase has ended, and restored what it was to restore."""
+    model_state: Mapping[str, Any] = {}
+    """The model's state, apart from its parameters."""
+
+    @property
+    def variables(self) -> Params:
+        """Parameters and the model's state in one tree, as files keep them."""
+        return batch_stats.join(self.params, self.model_state)
 
 
 Validate = Callable[[State], Sequence[float | None] | None]
@@ -229,9 +240,9 @@ def _observed(spec: Spec, fits: Sequence[Fit], state: State, scores: Sequence[fl
 
 
 def _trained_part(spec: Spec, fits: Sequence[Fit], state: State) -> Any:
-    """(What of a state's parameters trains in its phase, its average), copies in NumPy."""
+    """(What of a state's parameters trains in its phase, its average, the model's state), copies in NumPy."""
     trains = trained_leaves(specialize(spec, fits[state.fits[0]], state.masks[0]))
-    parts = _part(state.params, trains), _part(state.average, trains)
+    parts = _part(state.params, trains), _part(state.average, trains), state.model_state
     return jax.tree.map(np.array, host(parts))
 
 
@@ -261,13 +272,16 @@ def _after_end(
             rule(fits[i], _phase_of(state)).restore and since is None and bool(scores)
             for i, since, scores in zip(ended.fits, ended.diverged, ended.scores, strict=True)
         ]
-        now = host((ended.params, ended.average))
+        *now, state_now = host((ended.params, ended.average, ended.model_state))
         trains = trained_leaves(specialize(spec, fits[ended.fits[0]], ended.masks[0]))
+        *best_parts, best_state = ended.best
         params, average = (
             None if tree is None else _put_back(best, tree, trains, restores)
-            for best, tree in zip(ended.best, now, strict=True)
+            for best, tree in zip(best_parts, now, strict=True)
         )
-        ended = ended._replace(params=jax.tree.map(jnp.asarray, params), average=jax.tree.map(jnp.asarray, average))
+        model_state = jax.tree.map(functools.partial(_chosen_rows, restores), best_state, state_now)
+        params, average, model_state = jax.tree.map(jnp.asarray, (params, average, model_state))
+        ended = ended._replace(params=params, average=average, model_state=model_state)
     ended = ended._replace(scores=(), best=None)
     if _phase_of(state) + 1 == len(fits[0].phases):
         yield ended._replace(step=ends[-1], over=True)
@@ -283,17 +297,16 @@ def _put_back(best: Params, params: Params, trains: Mask, rows: Sequence[bool]) 
 
 def _taken(state: State, rows: Sequence[int]) -> State:
     """The state of some of its fits, on the device, whatever devices it stood on."""
-    arrays = host((state.params, state.optimizer, state.average))
-    part = select(state._replace(params=arrays[0], optimizer=arrays[1], average=arrays[2]), rows)
-    params, opt_state, average = jax.tree.map(jnp.asarray, (part.params, part.optimizer, part.average))
-    return part._replace(params=params, optimizer=opt_state, average=average)
+    names = ("params", "optimizer", "average", "model_state")
+    part = select(state._replace(**{name: host(getattr(state, name)) for name in names}), rows)
+    return part._replace(**{name: jax.tree.map(jnp.asarray, getattr(part, name)) for name in names})
 
 
 def select(state: State, rows: Sequence[int]) -> State:
     """The state of some of its fits: those in these rows."""
     chosen = np.array(rows)
-    arrays = (state.params, state.optimizer, state.average, state.best)
-    params, opt_state, average, best = jax.tree.map(lambda leaf: leaf[chosen], arrays)
+    arrays = (state.params, state.optimizer, state.average, state.best, state.model_state)
+    params, opt_state, average, best, model_state = jax.tree.map(lambda leaf: leaf[chosen], arrays)
     return state._replace(
         params=params,
         optimizer=opt_state,
@@ -303,12 +316,14 @@ def select(state: State, rows: Sequence[int]) -> State:
         average=average,
         scores=tuple(state.scores[row] for row in rows) if state.scores else (),
         best=best,
+        model_state=model_state,
     )
 
 
 def _restored(state: State) -> State:
     """A state with arrays of its own on the device; one that went through NumPy has arrays for bools and numbers."""
-    params, opt_state, average = jax.tree.map(jnp.array, (state.params, state.optimizer, state.average))
+    arrays = (state.params, state.optimizer, state.average, state.model_state)
+    params, opt_state, average, model_state = jax.tree.map(jnp.array, arrays)
     rest = (state.fits, state.masks, state.diverged)
     fits, histories, diverged = jax.tree.map(lambda m: m if np.ndim(m) else np.asarray(m).item(), rest)
     return state._replace(
@@ -319,6 +334,7 @@ def _restored(state: State) -> State:
         masks=histories,
         diverged=diverged,
         average=average,
+        model_state=model_state,
     )
 
 
@@ -365,7 +381,9 @@ def _first_state(spec: Spec, fits: Sequence[Fit], part: Part) -> State:
     rates = jnp.asarray([_rates(fit, 0)[0] for fit in members])
     opt_state = begin(specialized, params, stack_hyper(specialized, members, histories), rates)
     average = entered(None, params, trained_leaves(specialized)) if spec.averages else None
-    return State(0, params, opt_state, tuple(i for i, _ in part), histories, (None,) * len(part), average)
+    model_state = stack([fit.model_state for fit in members])
+    numbers, undiverged = tuple(i for i, _ in part), (None,) * len(part)
+    return State(0, params, opt_state, numbers, histories, undiverged, average, model_state=model_state)
 
 
 def _rates(fit: Fit, phase: int) -> np.ndarray:
@@ -385,16 +403,37 @@ def abstract(spec: Spec, fits: Sequence[Fit], histories: Sequence[Sequence[Mask]
         trained_leaves(specialize(spec, fits[0], histories[0][: phase + 1])) for phase in range(len(histories[0]))
     ]
 
-    def arrays(params: Params) -> Any:
+    def arrays(params: Params, model_state: ModelState) -> Any:
         opt_state, average = begin(specialized, params, hyper, jnp.zeros(len(fits))), None
         for of_phase in trains if spec.averages else ():
             average = entered(average, params, of_phase)
-        best = _part(params, trains[-1]), _part(average, trains[-1])
-        return params, opt_state, average, best
+        best = _part(params, trains[-1]), _part(average, trains[-1]), model_state
+        return params, opt_state, average, best, model_state
 
-    params, opt_state, average, best = jax.eval_shape(arrays, stack([fit.params for fit in fits]))
-    everyone = tuple(range(len(fits)))
-    return State(0, params, opt_state, everyone, tuple(map(tuple, histories)), (None,) * len(fits), average, best=best)
+    stacked = stack([fit.params for fit in fits]), stack([fit.model_state for fit in fits])
+    params, opt_state, average, best, model_state = jax.eval_shape(arrays, *stacked)
+    state = State(0, params, opt_state, tuple(range(len(fits))), tuple(map(tuple, histories)), (None,) * len(fits))
+    return state._replace(average=average, best=best, model_state=model_state)
+
+
+def cost_of(spec: Spec, fit: Fit, data: Data, history: Sequence[Mask], cache: FeatureCache | None = None) -> Cost:
+    """What the phase of the last mask of `history` costs one fit by itself, on one device. Nothing is trained.
+
+    The leaves of `data` may be shapes and dtypes.
+    """
+    phase, specialized = len(history) - 1, specialize(spec, fit, history)
+    passes = _passes([fit], [len(fit.rates)], phase, fit.phases[phase][0])
+    short, inputs = features.shapes(specialized, fit, data, passes, cache)
+    state, trains = abstract(spec, [fit], [history]), trained_leaves(specialized)
+    trained, frozen = masks.split(state.params, trains)
+    average = None if state.average is None else masks.split(state.average, trains)[0]
+    further = () if average is None and not state.model_state else (average, state.model_state)
+    rows, batch = capacity(batch_size(fit)), batch_size(fit)
+    order = jax.ShapeDtypeStruct((1, rows, batch), jnp.int32)
+    rates = jax.ShapeDtypeStruct((1, rows), jnp.float32)
+    hyper = stack_hyper(specialized, [fit], [history])
+    arrays = (trained, state.optimizer, frozen, hyper, inputs.inputs, data.targets, order, rates, (0, 0, 1))
+    return cost.of(vectorize.executable(short, None, 1, "map", *arrays, *further))
 
 
 LONGEST = 3.0
@@ -417,20 +456,32 @@ def _phase(
     mesh, mode = layout(specialized, members, width, data, execution)
     if len(members) > 1:
         execution.on_message(vectorize.describe(len(members), len(fits), width, mesh, mode))
-    params = place(mesh, state.params)
+    variables = place(mesh, state.variables)
     passes = _passes(fits, ends, phase, state.began)
     short, inputs = features.skip_frozen_prefix(
-        specialized, members[0], params, width, data, passes, execution.cache, execution.on_message
+        specialized, members[0], variables, width, data, passes, execution.cache, execution.on_message
     )
     targets = place(mesh, data.targets, by_fit=False)
     hyper = place(mesh, stack_hyper(specialized, members, state.masks))
 
+    costs: list[Cost] = []
+
     def call(
-        trained: Params, opt_state: OptState, average: Params | None, frozen: Params, start: int, stop: int
+        trained: Params,
+        opt_state: OptState,
+        average: Params | None,
+        model_state: ModelState,
+        frozen: Params,
+        start: int,
+        stop: int,
     ) -> Any:
         order, rates = vectorize.order_and_rates(members, width, mesh, start, stop)
         arrays = (trained, opt_state, frozen, hyper, inputs.inputs, targets, order, rates, (start, 0, stop - start))
-        return vectorize.run(short, mesh, width, mode, *arrays, *([] if average is None else [average]))
+        further = () if average is None and not model_state else (average, model_state)
+        if not costs:
+            costs.append(cost.of(vectorize.executable(short, mesh, width, mode, *arrays, *further)))
+            execution.on_compiled(state.fits, costs[0])
+        return vectorize.run(short, mesh, width, mode, *arrays, *further)
 
     def train(end: int, state: State, most: int) -> tuple[State, Log, int]:
         return _advance(short, mesh, batch_size(members[0]), call, end, state, most, execution.should_stop)
@@ -461,7 +512,8 @@ def _advance(
 
     It goes by calls of the compiled segment, each short enough that a fit can be stopped between two.
     """
-    params, opt_state, average = place(mesh, (state.params, state.optimizer, state.average))
+    arrays = (state.params, state.optimizer, state.average, state.model_state)
+    params, opt_state, average, model_state = place(mesh, arrays)
     trained, frozen = masks.split(params, trained_leaves(spec))
     moving, resting = (None, None) if average is None else masks.split(average, trained_leaves(spec))
     step, diverged = state.step, state.diverged
@@ -473,7 +525,8 @@ def _advance(
             step = end
             break
         start, stop = time.perf_counter(), min(end, step + most)
-        trained, opt_state, moving, log = call(trained, opt_state, moving, frozen, step, stop)
+        trained, opt_state, moving, new_state, log = call(trained, opt_state, moving, model_state, frozen, step, stop)
+        model_state = new_state or model_state
         log = jax.tree.map(lambda curve, steps=stop - step: curve[:, :steps], host(log))
         diverged = _first_not_finite(diverged, step, log)
         logs.append(_without_diverged(diverged, step, log))
@@ -481,7 +534,8 @@ def _advance(
         step = stop
     log = jax.tree.map(lambda *curves: np.hstack(curves), *logs)
     params, average = masks.join(trained, frozen), masks.join(moving, resting)
-    return state._replace(step=step, params=params, optimizer=opt_state, diverged=diverged, average=average), log, most
+    state = state._replace(step=step, params=params, optimizer=opt_state, diverged=diverged, average=average)
+    return state._replace(model_state=model_state), log, most
 
 
 def _steps_for_longest(steps: int, seconds: float) -> int:
@@ -516,7 +570,8 @@ def _next_phase(
 ) -> Iterator[tuple[State, list[int]]]:
     """The states at the beginning of the phase that begins at the state's step, and for each its rows of the state."""
     number = _phase_of(state) + 1
-    params, opt_state, average = jax.tree.map(jnp.asarray, host((state.params, state.optimizer, state.average)))
+    on_host = host((state.params, state.optimizer, state.average, state.model_state))
+    params, opt_state, average, model_state = jax.tree.map(jnp.asarray, on_host)
     params_of, average_of = (
         [jax.tree.map(lambda leaf, row=row: leaf[row], tree) for row in range(len(state.fits))]
         for tree in (params, average)
@@ -546,6 +601,7 @@ def _next_phase(
             if spec.averages
             else None,
             began=state.step,
+            model_state=jax.tree.map(lambda leaf, rows=rows: leaf[np.array(rows)], model_state),
         )
         yield next_state, rows
 

@@ -1,4 +1,4 @@
-"""One training step of one fit, read in the order in which it happens: loss, gradients, update, apply, log.
+"""One training step of one fit, read in the order in which it happens: augment, loss, gradients, update, apply, log.
 
 `step` knows nothing of other fits and of many devices: `vectorize` maps it over both. What decides its compilation is
 `Spec`, what is passed to it is `Hyper`; both follow from a `Fit` and its masks.
@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tljax import masks, models, objective, optimizer, optimizers, paths, penalties
+from tljax import augment, batch_stats, masks, models, objective, optimizer, optimizers, paths, penalties
+from tljax.augment import Augmentation
 from tljax.penalties import Penalty
-from tljax.types import Batch, InputError, Mask, Model, OptState, Params, PhaseRule
+from tljax.types import Batch, InputError, Mask, Model, ModelState, OptState, Params, PhaseRule
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,15 @@ class Spec:
     cohort_count: int = 1
     fresh: tuple[str, ...] = ()
     """The paths of the leaves that were drawn anew, if a penalty refers to where the fit began."""
+    augment: tuple[Augmentation, ...] = ()
+    """What changes each batch at random before it is trained on. The caller sets it."""
+    batch_stats: tuple[tuple[str, str], ...] = ()
+    """(stage, what becomes of its state): 'frozen', 'tracked', 'reestimated', or 'auto', which holds for stages that
+    are not named (`state_modes`). The caller sets it."""
+    tracked: tuple[str, ...] = ()
+    """The stages whose state follows the batches of this phase: they normalise by the batch."""
+    reestimated: tuple[str, ...] = ()
+    """The stages whose state is computed anew wherever the parameters are evaluated or saved."""
     averages: bool = False
     """Whether there is an average of what trains; the weight of the newest values in it is the number
     'average_weight'."""
@@ -67,13 +77,15 @@ class Hyper(NamedTuple):
     scales: tuple[Any, ...]
     """The numbers and arrays of the mask, one for each None in `Spec.mask`."""
     key: Any
-    """The key of dropout."""
+    """The key of dropout and augmentations."""
     start: Params | None
     """The parameters at the start, if a penalty refers to them."""
     fisher: Params | None
     """The source's Fisher information, if a penalty needs it."""
     cohorts: tuple[Any, ...] = ()
     """Arrays of ranks, one for each None in `Spec.cohorts`."""
+    start_state: ModelState | None = None
+    """The model's state at the start, if a penalty refers to it."""
     class_weights: Any = None
     """float32 [classes], if classes are weighed."""
 
@@ -94,7 +106,7 @@ class Fit(NamedTuple):
     numbers: Mapping[str, float]
     """The optimizer's numbers by name, 'label_smoothing', and with an average 'average_weight': 1 less its decay."""
     key: jax.Array
-    """The key of dropout."""
+    """The key of dropout and augmentations."""
     fresh: Mask | None = None
     """Which leaves were drawn anew, for penalties that treat them otherwise."""
     fisher: Params | None = None
@@ -102,6 +114,8 @@ class Fit(NamedTuple):
     shares: Hashable = None
     """Neighbours in a group with equal values, other than None, have one order and equal parameters at the start:
     the batches and the features of the frozen prefix are then passed once for all of them."""
+    model_state: Mapping[str, Any] = {}
+    """The model's state at the start, apart from its parameters."""
     rules: tuple[PhaseRule, ...] = ()
     """How each phase ends, and its rate; () for phases that end where the next begins, all at the rate of `rates`."""
     class_weights: np.ndarray | None = None
@@ -132,41 +146,68 @@ def step(
     number: jax.Array,
     axis: str | None = None,
     average: Params | None = None,
-) -> tuple[Params, OptState, Params | None, Log]:
-    """One training step: (trained leaves, optimizer state, average, log) after it.
+    model_state: ModelState | None = None,
+) -> tuple[Params, OptState, Params | None, ModelState | None, Log]:
+    """One training step: (trained leaves, optimizer state, average, model state, log) after it.
 
-    `average` is that of the trained leaves, None in a fit without. `trained` and `frozen` are the two parts of the
-    parameters as `masks.split` gives them; the objective is differentiated with respect to the former alone. `rate` is
-    the learning rate, `number` that of the step. With an `axis` of devices the batch is one device's part, and the step
-    is that of the whole batch.
+    `average` is that of the trained leaves, None in a fit without; `model_state` is {} or None of a model without.
+    `trained` and `frozen` are the two parts of the parameters as `masks.split` gives them; the objective is
+    differentiated with respect to the former alone. `rate` is the learning rate, `number` that of the step. With an
+    `axis` of devices the batch is one device's part, and the step is that of the whole batch.
     """
 
-    def loss_fn(trained: Params) -> tuple[jax.Array, Any]:
-        return _objective(spec, hyper, trained, frozen, batch, number, axis)
+    batch = augmented(spec, hyper.key, batch, number, axis)
 
-    (_, (loss, terms)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(trained)
+    def loss_fn(trained: Params) -> tuple[jax.Array, Any]:
+        return _objective(spec, hyper, trained, frozen, model_state, batch, number, axis)
+
+    (_, (loss, terms, model_state)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(trained)
     # After differentiating: the gradient through a sum over devices would be so many times too large.
     loss, terms, gradients = total((loss, terms, gradients), axis)
     updates, opt_state = transformation(spec, hyper, rate).update(gradients, opt_state, trained)
     trained = optimizer.apply(trained, updates, _selection(spec, hyper))
     if spec.averages:
         average = averaged(average, trained, hyper.numbers["average_weight"], _selection(spec, hyper))
-    return trained, opt_state, average, Log(loss, sum(terms, start=jnp.zeros(())), terms, _norm(gradients))
+    log = Log(loss, sum(terms, start=jnp.zeros(())), terms, _norm(gradients))
+    return trained, opt_state, average, model_state, log
+
+
+_AUGMENT = 2**31 - 1
+"""What is folded into a step's key for augmentations: stages fold in their numbers, from 1 on."""
+
+
+def augmented(spec: Spec, key: jax.Array, batch: Batch, number: jax.Array, axis: str | None = None) -> Batch:
+    """The batch of step `number` after the augmentations of a fit with this key.
+
+    It follows from the key, the step and each example's place in the whole batch: fits of one seed see the same.
+    """
+    if not spec.augment:
+        return batch
+    step_key = jax.random.fold_in(jax.random.fold_in(key, number), _AUGMENT)
+    return augment.apply(spec.augment, step_key, batch, axis)
 
 
 def _objective(
-    spec: Spec, hyper: Hyper, trained: Params, frozen: Params, batch: Batch, number: jax.Array, axis: str | None
-) -> tuple[jax.Array, tuple[jax.Array, tuple[jax.Array, ...]]]:
-    """L + lambda R of a batch, beside it L and the terms of lambda R.
+    spec: Spec,
+    hyper: Hyper,
+    trained: Params,
+    frozen: Params,
+    model_state: ModelState | None,
+    batch: Batch,
+    number: jax.Array,
+    axis: str | None,
+) -> tuple[jax.Array, tuple[jax.Array, tuple[jax.Array, ...], ModelState | None]]:
+    """L + lambda R of a batch, beside it L, the terms of lambda R, and the model's state after the batch.
 
     With an `axis` of devices each has a part of the batch and gives a part of each value: the parts add up to it.
     """
     x, targets, weight = batch
     x = jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if leaf.dtype == jnp.bfloat16 else leaf, x)
     key = jax.random.fold_in(hyper.key, number)
-    key = key if axis is None else jax.random.fold_in(key, jax.lax.axis_index(axis))
     merge = spec.merge or (lambda params: params)
-    outputs = models.features(spec.model, merge(masks.join(trained, frozen)), x, key=key, frozen=_without_dropout(spec))
+    whole, start_state = merge(masks.join(trained, frozen)), hyper.start_state or {}
+    how: Any = {"key": key, "frozen": _without_dropout(spec), "tracked": spec.tracked, "weight": weight, "axis": axis}
+    outputs, new_state = models.run(spec.model, whole, model_state or {}, x, **how)
     smoothing = (hyper.numbers["label_smoothing"],) if spec.smooth_labels else ()
     values = spec.loss(outputs[-1], targets, *smoothing)
     if spec.weighs_classes:
@@ -177,14 +218,14 @@ def _objective(
     terms = []
     for penalty, weights in zip(spec.penalties, hyper.weights, strict=True):
         if "features" in penalty.needs:
-            at_start = models.features(spec.model, merge(hyper.start), x)
+            at_start = models.features(spec.model, merge(hyper.start), x, state=start_state)
             pairs = list(zip(outputs, at_start, strict=True))[len(frozen_prefix_of(spec)) : -1]
             terms.append(penalty.function(pairs, weight, count, **weights))
         else:
             fresh = dict.fromkeys(spec.fresh, True)
             value = penalties.on_leaves(penalty, weights, trained, hyper.start, hyper.fisher, fresh)
             terms.append(value if axis is None else value / jax.lax.axis_size(axis))
-    return sum(terms, start=loss), (loss, tuple(terms))
+    return sum(terms, start=loss), (loss, tuple(terms), new_state if model_state else model_state)
 
 
 def total(tree: Any, axis: str | None) -> Any:
@@ -271,8 +312,16 @@ def _norm(tree: Params) -> jax.Array:
 
 @functools.lru_cache
 def forward(model: Model, merge: Callable[[Params], Params] | None = None) -> Callable[[Params, jax.Array], jax.Array]:
-    """(params, inputs [batch, ...]) -> logits [batch, classes], as in evaluation; one object for equal arguments."""
-    return lambda params, inputs: models.apply(model, merge(params) if merge else params, inputs)
+    """(variables, inputs [batch, ...]) -> logits [batch, classes], as in evaluation; one object for equal arguments.
+
+    The variables are parameters and, where the model has one, its state among them (`batch_stats.join`).
+    """
+
+    def forward(variables: Params, inputs: Any) -> Any:
+        params, state = batch_stats.split(variables)
+        return models.apply(model, merge(params) if merge else params, inputs, state=state)
+
+    return forward
 
 
 def trained_leaves(spec: Spec) -> Mask:
@@ -301,8 +350,31 @@ def frozen_stages(model: Model, mask: Mask) -> tuple[str, ...]:
     return tuple(reversed(names))
 
 
+def state_modes(
+    requested: Sequence[tuple[str, str]], params: Params, model_state: ModelState, mask: Mask
+) -> dict[str, str]:
+    """{stage: 'frozen', 'tracked' or 'reestimated'} of the stages that have a state, in the phase of a mask.
+
+    Under 'auto', which is for stages that are not `requested`, a stage is tracked where every leaf of it trains that
+    can, and else frozen; one that has no such leaf where every leaf of the model does.
+    """
+    if not model_state:
+        return {}
+    modes = dict(requested)
+    train = zip(paths.names(mask), jax.tree.leaves(mask), paths.trainable(params), strict=True)
+    rows = [(path, masks.trains(leaf)) for path, leaf, able in train if able]
+
+    def whole(stage: str) -> bool:
+        return all([trains for path, trains in rows if path.startswith(f"{stage}/")] or [trains for _, trains in rows])
+
+    return {
+        stage: mode if mode != "auto" else "tracked" if whole(stage) else "frozen"
+        for stage, mode in ((stage, modes.get(stage, "auto")) for stage in model_state)
+    }
+
+
 def frozen_prefix(model: Model, mask: Mask, keeps_dropout: Collection[str] = ()) -> tuple[str, ...]:
-    """The leading stages that are frozen whole, up to the first that keeps its dropout.
+    """The leading stages that are frozen whole, up to the first that keeps its dropout, or whose state is tracked.
 
     Their outputs are the same at every step, and can be computed once.
 
@@ -316,7 +388,7 @@ def frozen_prefix(model: Model, mask: Mask, keeps_dropout: Collection[str] = ())
 
 def frozen_prefix_of(spec: Spec) -> tuple[str, ...]:
     """The frozen prefix of a spec's model under its mask."""
-    return frozen_prefix(spec.model, trained_leaves(spec), spec.keeps_dropout)
+    return frozen_prefix(spec.model, trained_leaves(spec), (*spec.keeps_dropout, *spec.tracked))
 
 
 def _without_dropout(spec: Spec) -> tuple[str, ...]:
@@ -340,6 +412,10 @@ def specialize(spec: Spec, fit: Fit, history: Sequence[Mask]) -> Spec:
     # A leaf of 1.0 compiles to the same as True, bit for bit: `canonical` makes it True.
     leaves = [(m is True or None) if t else False for m, t in zip(_mask_leaves(fit, history), trains, strict=True)]
     count, ranks = cohort_ranks(fit, history)
+    static = jax.tree.unflatten(jax.tree.structure(history[-1]), trains)
+    modes = state_modes(spec.batch_stats, fit.params, fit.model_state, static)
+    reestimated = tuple(stage for stage, mode in modes.items() if mode == "reestimated")
+    frozen = frozen_stages(spec.model, static) if reestimated else ()
     anchored = fit.fresh is not None and any(penalty.needs_start for penalty in spec.penalties)
     return replace(
         spec,
@@ -348,6 +424,12 @@ def specialize(spec: Spec, fit: Fit, history: Sequence[Mask]) -> Spec:
         cohorts=tuple(rank if isinstance(rank, int) else None for rank in ranks) if count > 1 else None,
         cohort_count=count,
         fresh=tuple(path for path, drawn in paths.items(fit.fresh) if drawn) if anchored else (),
+        tracked=tuple(
+            stage
+            for stage, mode in modes.items()
+            if mode == "tracked" or (mode == "reestimated" and stage not in frozen)
+        ),
+        reestimated=reestimated,
     )
 
 

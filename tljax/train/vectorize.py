@@ -19,7 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from tljax import masks, models
+from tljax import batch_stats, masks, models
 from tljax.train.step import (
     Fit,
     Hyper,
@@ -32,7 +32,7 @@ from tljax.train.step import (
     traced_leaves,
     transformation,
 )
-from tljax.types import Batch, Mask, OptState, Params
+from tljax.types import Batch, Mask, ModelState, OptState, Params
 
 Mode = Literal["map", "vmap_shared", "vmap", "pmap"]
 """How the fits of one device are trained: one after another; those that share an order side by side under `vmap`, which
@@ -99,7 +99,9 @@ def _whole(array: np.ndarray | jax.Array) -> np.ndarray:
 # All within the noise: one-hot labels take smoothing and every loss of optax, an order as an argument serves every
 # label budget, and a loop whose bounds are traced serves every length.
 @functools.partial(
-    jax.jit, static_argnames=("spec", "mesh", "width", "mode"), donate_argnames=("trained", "opt_state", "average")
+    jax.jit,
+    static_argnames=("spec", "mesh", "width", "mode"),
+    donate_argnames=("trained", "opt_state", "average", "model_state"),
 )
 def segment(
     spec: Spec,
@@ -116,8 +118,10 @@ def segment(
     rates: jax.Array,
     steps: tuple[int, int, int],
     average: Params | None = None,
-) -> tuple[Params, OptState, Params | None, Log]:
-    """The one compiled training function: (trained leaves, optimizer state, average, log [fits, rows]) after steps.
+    model_state: ModelState | None = None,
+) -> tuple[Params, OptState, Params | None, ModelState | None, Log]:
+    """The one compiled training function: (trained leaves, optimizer state, average, model state, log [fits, rows])
+    after some steps.
 
     `steps` is (first, begin, end): rows `begin` to `end` of `order` int32 [fits / width, rows, batch] are the steps
     from `first + begin` on; so many neighbours as `width` share an order. `rates` is [fits, rows]; the leaves of
@@ -125,7 +129,7 @@ def segment(
     """
     one_view = views_of(inputs) == 1
     run = functools.partial(_on_device, spec, mesh, width, mode, one_view)
-    by_fit = (trained, opt_state, average, frozen, hyper, rates)
+    by_fit = (trained, opt_state, average, model_state, frozen, hyper, rates)
     if one_view:
         return over(mesh, run, (by_fit, order), (inputs, targets, steps))
     return over(mesh, run, (by_fit, order, inputs), (targets, steps))
@@ -135,6 +139,12 @@ def run(spec: Spec, mesh: Mesh | None, width: int, mode: Mode, *arguments: Any) 
     """The compiled segment in either mode: `segment`, or what takes and gives the same under `jax.pmap`."""
     compiled: Any = _segment_by_pmap if mode == "pmap" else segment
     return compiled(spec, mesh, width, mode, *arguments)
+
+
+def executable(spec: Spec, mesh: Mesh | None, width: int, mode: Mode, *arguments: Any) -> Any:
+    """The compiled segment that `run` calls with such arguments, which may be shapes and dtypes: compiled once for both
+    of them. None under `jax.pmap`, which does not share what is compiled ahead."""
+    return None if mode == "pmap" else segment.lower(spec, mesh, width, mode, *arguments).compile()
 
 
 def _on_device(
@@ -158,19 +168,26 @@ def _on_device(
         of_fits, rows, view = item
 
         def one_step(
-            trained: Any, opt_state: Any, average: Any, frozen: Any, hyper: Any, rate: Any, row: jax.Array
+            trained: Any,
+            opt_state: Any,
+            average: Any,
+            model_state: Any,
+            frozen: Any,
+            hyper: Any,
+            rate: Any,
+            row: jax.Array,
         ) -> Any:
             chosen = divide(mesh, rows[row]) if axis is None else rows[row]
             at = jnp.maximum(chosen, 0)
             x = jax.tree.map(lambda leaf: leaf[0][at] if one_view else leaf[view, at], inputs)
             of_rows = jax.tree.map(lambda leaf: leaf[at], targets)
             batch = Batch(x, of_rows, (chosen >= 0).astype(jnp.float32))
-            return step(spec, hyper, trained, frozen, opt_state, batch, rate, first + row, axis, average)
+            return step(spec, hyper, trained, frozen, opt_state, batch, rate, first + row, axis, average, model_state)
 
         def train(of_fit: Any, axes: tuple[int, ...] = ()) -> Any:
             """State and log of one fit after the steps, or of several along the last axis of everything."""
-            trained, opt_state, average, frozen, hyper, rates = of_fit
-            every: Any = jax.vmap(one_step, in_axes=(-1,) * 6 + (None,), out_axes=-1) if axes else one_step
+            *state, frozen, hyper, rates = of_fit
+            every: Any = jax.vmap(one_step, in_axes=(-1,) * 7 + (None,), out_axes=-1) if axes else one_step
 
             def body(row: jax.Array, carry: Any) -> Any:
                 *state, log = carry
@@ -180,7 +197,7 @@ def _on_device(
 
             curve = jnp.zeros((len(rows), *axes), jnp.float32)
             log = Log(curve, curve, (curve,) * len(spec.penalties), curve)
-            return jax.lax.fori_loop(begin, end, body, (trained, opt_state, average, log))
+            return jax.lax.fori_loop(begin, end, body, (*state, log))
 
         if width == 1:
             return jax.tree.map(lambda leaf: leaf[None], train(jax.tree.map(lambda leaf: leaf[0], of_fits)))
@@ -205,11 +222,12 @@ def _side_by_side(train: Callable[..., Any], of_fits: Any) -> Any:
 
 def _segment_by_pmap(spec: Spec, mesh: Mesh, width: int, mode: Mode, *arguments: Any) -> Any:
     """`segment` under `jax.pmap`: the devices of the mesh share each batch of each fit."""
-    trained, opt_state, frozen, hyper, inputs, targets, order, rates, steps, *average = arguments
+    trained, opt_state, frozen, hyper, inputs, targets, order, rates, steps, *rest = arguments
+    average, model_state = (*rest, None, None)[:2]
     devices = tuple(mesh.devices.flat)
     parts = order.reshape(*order.shape[:2], len(devices), -1)
-    rest = (frozen, hyper, inputs, targets, rates, steps)
-    return _pmapped(devices)(spec, mesh, width, mode, trained, opt_state, *(average or [None]), parts, rest)
+    common = (frozen, hyper, inputs, targets, rates, steps)
+    return _pmapped(devices)(spec, mesh, width, mode, trained, opt_state, average, model_state, parts, common)
 
 
 @functools.lru_cache
@@ -218,10 +236,10 @@ def _pmapped(devices: tuple[Any, ...]) -> Callable[..., Any]:
     return jax.pmap(
         _on_device_of_pmap,
         axis_name="data",
-        in_axes=(None, None, None, None, None, None, None, 2, None),
+        in_axes=(*(None,) * 8, 2, None),
         out_axes=None,
         static_broadcasted_argnums=(0, 1, 2, 3),
-        donate_argnums=(4, 5, 6),
+        donate_argnums=(4, 5, 6, 7),
         devices=devices,
     )
 
@@ -234,12 +252,13 @@ def _on_device_of_pmap(
     trained: Params,
     opt_state: OptState,
     average: Params | None,
+    model_state: ModelState | None,
     order: jax.Array,
     rest: Any,
-) -> tuple[Params, OptState, Params | None, Log]:
+) -> tuple[Params, OptState, Params | None, ModelState | None, Log]:
     """On one device, with its part of each row of the order."""
     frozen, hyper, inputs, targets, rates, steps = rest
-    by_fit = (trained, opt_state, average, frozen, hyper, rates)
+    by_fit = (trained, opt_state, average, model_state, frozen, hyper, rates)
     return _on_device(spec, mesh, width, mode, views_of(inputs) == 1, by_fit, order, inputs, targets, steps)
 
 
@@ -276,6 +295,7 @@ def stack_hyper(spec: Spec, fits: Sequence[Fit], histories: Sequence[Sequence[Ma
         start=stack([fit.params for fit in fits]) if needs_start else None,
         fisher=stack([fit.fisher for fit in fits]) if needs_fisher else None,
         cohorts=stack(ranks),
+        start_state=stack([fit.model_state for fit in fits]) if needs_start else None,
         class_weights=stack([fit.class_weights for fit in fits]) if spec.weighs_classes else None,
     )
 
@@ -350,7 +370,7 @@ def choose_mode(spec: Spec, fits: Sequence[Fit], width: int, data: Data, many: s
 def step_work(spec: Spec, fit: Fit, data: Data) -> float:
     """FLOPs of a step, about: the forward pass of the stages that train, three times."""
     count = len(frozen_prefix_of(spec))
-    whole = jax.eval_shape(spec.merge or (lambda params: params), fit.params)
+    whole = batch_stats.join(jax.eval_shape(spec.merge or (lambda params: params), fit.params), fit.model_state)
     x = batch_spec(data, batch_size(fit))
     if count:
         x = jax.eval_shape(functools.partial(models.apply, spec.model[:count]), whole, x)

@@ -1,0 +1,396 @@
+"""Augmentations: random changes of a batch between its fetch and the model, in training alone. They are plug-ins.
+
+An augmentation is a function `(key, batch) -> Batch` with its options as keyword arguments. It gets the whole batch of
+a step, whatever devices share it, and keeps shapes and dtypes. Most change each example by itself; `by_example` makes
+an augmentation of a function of one example, which draws from the step's key and the example's place in the batch:
+
+    @by_example
+    def augment(key, example, *, size=0.1):  # example.inputs [height, width, channels]
+        noise = size * jax.random.normal(key, example.inputs.shape)
+        return example._replace(inputs=example.inputs + noise)
+
+Saved as mine.py it is 'mine.py:augment:size=0.2'. What mixes the targets of examples is marked by `mixes`, and gets
+classes as one-hot floats. Batches of one seed are augmented alike whatever is trained on them, so comparisons of
+strategies stay paired.
+"""
+
+import functools
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+
+from tljax import plugins
+from tljax.types import Batch, InputError
+
+Function = Callable[..., Batch]
+"""(key, batch, **options) -> Batch of the same shapes and dtypes."""
+
+
+def by_example(function: Function) -> Function:
+    """A decorator that makes an augmentation of batches of a function of one example, `(key, example) -> Batch`.
+
+    The example is a `Batch` whose leaves have no axis of the batch. Its key follows from the batch's and from its place
+    in it.
+
+    >>> halved = by_example(lambda key, example: example._replace(inputs=example.inputs / 2))
+    >>> halved(jax.random.key(0), Batch(jnp.ones((2, 3)), jnp.zeros(2), jnp.ones(2))).inputs.shape
+    (2, 3)
+    """
+
+    @functools.wraps(function)
+    def of_batch(key: jax.Array, batch: Batch, **options: Any) -> Batch:
+        return _each(function, key, batch, 0, options)
+
+    of_batch.example = function  # type: ignore[attr-defined]
+    return of_batch
+
+
+def mixes(function: Function) -> Function:
+    """A decorator that says that an augmentation mixes the targets of examples: classes come to it as one-hot floats
+    [batch, classes], several labels as floats."""
+    function.mixes = True  # type: ignore[attr-defined]
+    return function
+
+
+def _each(function: Function, key: jax.Array, batch: Batch, first: Any, options: Mapping[str, Any]) -> Batch:
+    """Each example of a batch, or of a part of one that begins at place `first`, changed by a function of one."""
+    places = first + jnp.arange(len(batch.weight))
+    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(places)
+    return jax.vmap(functools.partial(function, **options))(keys, batch)
+
+
+# ---- Those of tljax
+
+
+@by_example
+def crop(key: jax.Array, example: Batch, *, pad: int = 4, mode: str = "zero") -> Batch:
+    """A random part, as large as the image, of the image with `pad` pixels more on each side.
+
+    They are black, or with `mode` 'reflect' mirror the image. All places are as likely. Source: He et al. 2016, "Deep
+    residual learning for image recognition", arXiv:1512.03385, section 4.2.
+    """
+    image = _image(example, "crop")
+    modes = {"zero": "constant", "reflect": "reflect"}
+    if mode not in modes:
+        raise InputError(f"crop:mode={mode}{plugins.nearest(mode, modes)}")
+    if pad < 1 or (mode == "reflect" and pad >= min(image.shape[:2])):
+        most = f" and below {min(image.shape[:2])}, the image's side" if mode == "reflect" else ""
+        raise InputError(f"crop:pad={pad}: give at least 1{most}")
+    padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)), mode=modes[mode])
+    top, left = jax.random.randint(key, (2,), 0, 2 * pad + 1)
+    return example._replace(inputs=jax.lax.dynamic_slice(padded, (top, left, 0), image.shape))
+
+
+@by_example
+def flip(key: jax.Array, example: Batch, *, rate: float = 0.5) -> Batch:
+    """The image mirrored left to right, with probability `rate`."""
+    image = _image(example, "flip")
+    _fraction("flip", "rate", rate)
+    return example._replace(inputs=jnp.where(jax.random.bernoulli(key, rate), image[:, ::-1], image))
+
+
+@by_example
+def erase(
+    key: jax.Array, example: Batch, *, rate: float = 0.5, least: float = 0.02, most: float = 0.4, aspect: float = 0.3
+) -> Batch:
+    """A random rectangle made black, with probability `rate`.
+
+    Its area is uniform from `least` to `most` of the image, height by width uniform from `aspect` to 1 / `aspect`; a
+    side longer than the image's is cut to that. Source: Zhong et al. 2017, "Random erasing data augmentation",
+    arXiv:1708.04896, algorithm 1, which draws again where we cut.
+    """
+    image = _image(example, "erase")
+    for name, value in (("rate", rate), ("least", least), ("most", most)):
+        _fraction("erase", name, value)
+    if least > most:
+        raise InputError(f"erase:least={least} is above most={most}: give a smaller one")
+    if not 0 < aspect <= 1:
+        raise InputError(f"erase:aspect={aspect}: give one above 0 and at most 1")
+    height, width, _ = image.shape
+    on, areas, aspects, places = jax.random.split(key, 4)
+    area = height * width * jax.random.uniform(areas, minval=least, maxval=most)
+    ratio = jax.random.uniform(aspects, minval=aspect, maxval=1 / aspect)
+    tall = jnp.clip(jnp.round(jnp.sqrt(area * ratio)).astype(int), 0, height)
+    wide = jnp.clip(jnp.round(jnp.sqrt(area / ratio)).astype(int), 0, width)
+    top, left = jax.random.randint(places, (2,), 0, jnp.stack([height - tall, width - wide]) + 1)
+    inside = _box(image.shape, top, left, tall, wide) & jax.random.bernoulli(on, rate)
+    return example._replace(inputs=jnp.where(inside, jnp.zeros((), image.dtype), image))
+
+
+@by_example
+def jitter(key: jax.Array, example: Batch, *, brightness: float = 0.0, contrast: float = 0.0) -> Batch:
+    """The image with another brightness and contrast.
+
+    All its values are multiplied by a number uniform from 1 - `brightness` to 1 + `brightness`; then their distances
+    from their mean by one from 1 - `contrast` to 1 + `contrast`. Whole numbers are rounded and stay from 0 to 255.
+    Source: Howard 2013, "Some improvements on deep convolutional neural network based image classification",
+    arXiv:1312.5402, section 2, where both are 0.5.
+    """
+    image = _image(example, "jitter")
+    for name, value in (("brightness", brightness), ("contrast", contrast)):
+        _fraction("jitter", name, value)
+    if not brightness and not contrast:
+        raise InputError("jitter changes nothing: write jitter:brightness=0.5:contrast=0.5, or one of them")
+    by = jax.random.uniform(key, (2,), minval=-1, maxval=1) * jnp.array([brightness, contrast]) + 1
+    bright = image.astype(jnp.float32) * by[0]
+    return example._replace(inputs=_as(image.dtype, bright.mean() + by[1] * (bright - bright.mean())))
+
+
+@mixes
+def mixup(key: jax.Array, batch: Batch, *, alpha: float = 0.2) -> Batch:
+    """l times each example and 1 - l times another of the batch, targets too; l of the step is from Beta(alpha, alpha).
+
+    Pixels are rounded. Source: Zhang et al. 2018, "mixup: beyond empirical risk minimization", arXiv:1710.09412,
+    eq. 1 and figure 1.
+    """
+    share, partners = _share_and_partners(key, batch, "mixup", alpha)
+    return batch._replace(
+        inputs=jax.tree.map(lambda leaf: _mixed(leaf, partners, share, "mixup"), batch.inputs),
+        targets=jax.tree.map(lambda leaf: _mixed(leaf, partners, share, "mixup"), batch.targets),
+    )
+
+
+@mixes
+def cutmix(key: jax.Array, batch: Batch, *, alpha: float = 1.0) -> Batch:
+    """A rectangle of each image replaced by that of another of the batch; targets are mixed by the areas.
+
+    The rectangle of the step has the image's proportions, 1 - l of its area with l from Beta(alpha, alpha), and its
+    centre anywhere; what falls outside of the image is cut off and does not count. Source: Yun et al. 2019, "CutMix",
+    arXiv:1905.04899, eq. 1 and 2.
+    """
+    images = batch.inputs
+    if not hasattr(images, "shape") or images.ndim != 4:
+        raise InputError(_no_images("cutmix", batch.inputs, 1))
+    draw, centre = jax.random.split(key)
+    share, partners = _share_and_partners(draw, batch, "cutmix", alpha)
+    _, height, width, _ = images.shape
+    sides = jnp.array([height, width])
+    middle = jax.random.uniform(centre, (2,)) * sides
+    half = sides * jnp.sqrt(1 - share) / 2
+    start = jnp.clip(jnp.round(middle - half), 0, sides).astype(int)
+    end = jnp.clip(jnp.round(middle + half), 0, sides).astype(int)
+    inside = _box(images.shape[1:], *start, *(end - start))
+    kept = 1 - inside.mean()
+    return batch._replace(
+        inputs=jnp.where(inside, images[partners], images),
+        targets=jax.tree.map(lambda leaf: _mixed(leaf, partners, kept, "cutmix"), batch.targets),
+    )
+
+
+SHIPPED: dict[str, Function] = {f.__name__: f for f in (crop, flip, erase, jitter, mixup, cutmix)}
+"""The augmentations of tljax by name."""
+
+
+def _image(example: Batch, name: str) -> jax.Array:
+    """The image [height, width, channels] of an example."""
+    if not hasattr(example.inputs, "shape") or example.inputs.ndim != 3:
+        raise InputError(_no_images(name, example.inputs, 0))
+    return example.inputs
+
+
+def _no_images(name: str, inputs: Any, axes: int) -> str:
+    """Why an augmentation does not fit inputs whose first so many axes are not the example's."""
+    leaves = [f"{leaf.dtype}{list(leaf.shape[axes:])}" for leaf in jax.tree.leaves(inputs)]
+    return f"{name} is for images [height, width, channels], and the inputs are {', '.join(leaves)}: leave it out"
+
+
+def _fraction(name: str, option: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise InputError(f"{name}:{option}={value}: it must be from 0 to 1")
+
+
+def _box(shape: tuple[int, ...], top: Any, left: Any, tall: Any, wide: Any) -> jax.Array:
+    """Where a rectangle is in images of a shape [height, width, channels]: bool [height, width, 1]."""
+    rows, columns = jnp.arange(shape[0])[:, None, None], jnp.arange(shape[1])[None, :, None]
+    return (rows >= top) & (rows < top + tall) & (columns >= left) & (columns < left + wide)
+
+
+def _as(dtype: Any, values: jax.Array) -> jax.Array:
+    """Floats as pixels of a dtype: rounded and from 0 to 255, or as they are."""
+    return jnp.clip(jnp.round(values), 0, 255).astype(dtype) if dtype == jnp.uint8 else values.astype(dtype)
+
+
+def _mixed(leaf: jax.Array, partners: jax.Array, share: jax.Array, name: str) -> jax.Array:
+    """`share` of each row of a leaf and the rest of its partner's."""
+    if leaf.dtype != jnp.uint8 and not jnp.issubdtype(leaf.dtype, jnp.floating):
+        raise InputError(f"{name} mixes pixels and floats, not {leaf.dtype}{list(leaf.shape[1:])}: leave it out")
+    values = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+    return _as(leaf.dtype, share * values + (1 - share) * values[partners])
+
+
+def _share_and_partners(key: jax.Array, batch: Batch, name: str, alpha: float) -> tuple[jax.Array, jax.Array]:
+    """(The share that each example keeps, the row of each one's partner): a random permutation of what is no padding.
+
+    The draw of a row follows from its place, so it does not depend on how much padding there is.
+    """
+    if not 0 < alpha < float("inf"):
+        raise InputError(f"{name}:alpha={alpha}: it must be above 0")
+    of_share, of_rows = jax.random.split(key)
+    rows, real = jnp.arange(len(batch.weight)), batch.weight > 0
+    draws = jax.vmap(lambda row: jax.random.uniform(jax.random.fold_in(of_rows, row)))(rows)
+    shuffled = jnp.argsort(jnp.where(real, draws, jnp.inf))
+    partners = jnp.where(real, shuffled[jnp.cumsum(real) - 1], rows)
+    return jax.random.beta(of_share, alpha, alpha), partners
+
+
+# ---- As flags name them
+
+
+class Augmentation(NamedTuple):
+    """An augmentation with its options. Hashable: it is static in the compiled step."""
+
+    text: str
+    """As it was named: 'crop:pad=4'."""
+    function: Function
+    options: tuple[tuple[str, Hashable], ...] = ()
+    classes: int = 0
+    """How long one-hot targets are, for one that mixes classes."""
+
+    @property
+    def example(self) -> Function | None:
+        """The function of one example, where it is `by_example`."""
+        return getattr(self.function, "example", None)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether it mixes targets."""
+        return getattr(self.function, "mixes", False)
+
+
+def resolved(text: str, inputs: Any) -> str:
+    """The text with what 'auto' stands for: crop and flip of pixels, nothing of other inputs.
+
+    `inputs` has the shapes and dtypes of one example. The crop's border is an eighth of the shorter side, as the 4 of
+    32 in `crop`.
+
+    >>> resolved("auto", jax.ShapeDtypeStruct((32, 48, 3), "uint8")), resolved("auto", jnp.zeros(20))
+    ('crop:pad=4,flip', '')
+    """
+    if text.strip() != "auto":
+        return text
+    pixels = getattr(inputs, "dtype", None) == jnp.uint8 and len(inputs.shape) == 3 and min(inputs.shape[:2]) >= 8
+    return f"crop:pad={round(min(inputs.shape[:2]) / 8)},flip" if pixels else ""
+
+
+def read(text: str, classes: int = 0) -> tuple[Augmentation, ...]:
+    """The augmentations that a text names, with commas between them, in the order in which they are applied.
+
+    `classes` are those of the task, for what mixes targets.
+
+    A name is one of `SHIPPED`, 'package.module:attribute' or 'FILE.py:attribute'. Two calls with one text give equal
+    ones, unless the file was edited, so that equal fits share an executable. Raises InputError for an unknown one, and
+    for an option that it does not take.
+
+    >>> [(augmentation.text, augmentation.options) for augmentation in read("crop:pad=2,flip")]
+    [('crop:pad=2', (('pad', 2),)), ('flip', ())]
+    """
+    every = [_read(part, plugins.outside_digest(part, "tljax", "augment")) for part in _parts(text)]
+    return tuple(one._replace(classes=classes) if one.mixes else one for one in every)
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in plugins.split(text, ",")] if text.strip() else []
+
+
+@functools.lru_cache(maxsize=256)
+def _read(text: str, digest: str) -> Augmentation:
+    """One augmentation; `digest` is that of its file."""
+    spec = plugins.parse(text)
+    if "." not in spec.name:
+        if spec.name not in SHIPPED or spec.words:
+            raise InputError(f"unknown augmentation '{text}'{plugins.nearest(spec.name, SHIPPED)}")
+        function: Function = SHIPPED[spec.name]
+    else:
+        function = plugins.attribute(spec, plugins.module(spec, "tljax", "augment"), "augment")
+    options = plugins.bind(function, spec.options, f"augmentation '{spec.name}'")
+    try:
+        hash(tuple(options.values()))
+    except TypeError as error:
+        raise InputError(f"augmentation '{text}': give its options numbers or words") from error
+    return Augmentation(text, function, tuple(sorted(options.items())))
+
+
+def digests(text: str) -> list[str]:
+    """Digests of the files of those that are none of tljax: an edit of one makes another fit."""
+    return [digest for part in _parts(text) if (digest := plugins.outside_digest(part, "tljax", "augment"))]
+
+
+# ---- In the step
+
+
+def apply(augmentations: tuple[Augmentation, ...], key: jax.Array, batch: Batch, axis: str | None = None) -> Batch:
+    """The batch after augmentations, one after another, each with a key of its own.
+
+    Where one mixes targets, those that are classes become one-hot floats [batch, classes], and bools floats. With an
+    `axis` of devices the batch is one device's part of the whole, and so is what is returned; the changes are those of
+    the whole batch on one device. Padding stays padding. Raises InputError for one that fails, that gives no Batch, or
+    that changes shapes or dtypes.
+    """
+    if mixing := [augmentation for augmentation in augmentations if augmentation.mixes]:
+        as_floats = functools.partial(_as_floats, mixing[0].classes)
+        batch = batch._replace(targets=jax.tree.map(as_floats, batch.targets))
+    weight = batch.weight
+    for number, augmentation in enumerate(augmentations):
+        batch = _one(augmentation, jax.random.fold_in(key, number), batch, axis)
+    return batch._replace(weight=jnp.where(weight > 0, batch.weight, weight))
+
+
+def _as_floats(classes: int, targets: jax.Array) -> jax.Array:
+    """Targets that can be mixed."""
+    if targets.ndim == 1 and jnp.issubdtype(targets.dtype, jnp.integer):
+        return jax.nn.one_hot(targets, classes, dtype=jnp.float32)
+    return targets.astype(jnp.float32) if targets.dtype == bool else targets
+
+
+def _one(augmentation: Augmentation, key: jax.Array, batch: Batch, axis: str | None) -> Batch:
+    """The batch, or a device's part of it, after one augmentation."""
+    options, rows = dict(augmentation.options), len(batch.weight)
+    first = 0 if axis is None else jax.lax.axis_index(axis) * rows
+    function = augmentation.example
+    if function is not None:
+        return _checked(augmentation, lambda: _each(function, key, batch, first, options), batch)
+    if axis is None:
+        return _checked(augmentation, lambda: augmentation.function(key, batch, **options), batch)
+    whole = jax.lax.all_gather(batch, axis, tiled=True)
+    changed = _checked(augmentation, lambda: augmentation.function(key, whole, **options), whole)
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, rows), changed)
+
+
+def _checked(augmentation: Augmentation, call: Callable[[], Any], batch: Batch) -> Batch:
+    """What a call of an augmentation gives; raises InputError if it fails, or gives anything but a batch as it was."""
+    what = f"augmentation '{augmentation.text}'"
+    try:
+        changed = call()
+    except (InputError, jax.errors.JaxRuntimeError, MemoryError):
+        raise
+    except Exception as error:  # an augmentation's code may raise anything
+        place = plugins.describe(error, augmentation.example or augmentation.function)
+        raise InputError(f"{what} fails: {place}") from error
+    if not isinstance(changed, Batch):
+        raise InputError(f"{what} gives {plugins.shown(changed)}: return batch._replace(inputs=...)")
+    for name, before, after in zip(Batch._fields, batch, changed, strict=True):
+        if (was := _described(before)) != (becomes := _described(after)):
+            raise InputError(f"{what} makes of the {name} {was} {becomes}: keep shapes and dtypes")
+    return cast(Batch, jax.tree.map(jnp.asarray, changed))
+
+
+def _described(tree: Any) -> str:
+    """Shapes and dtypes of the examples of a tree, in words."""
+    try:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        parts = [f"{jax.tree_util.keystr(path)} {leaf.dtype}{list(leaf.shape)}".strip() for path, leaf in leaves]
+    except AttributeError:
+        return plugins.shown(tree)
+    return ", ".join(parts)
+
+
+def check(augmentations: tuple[Augmentation, ...], inputs: Any, targets: Any) -> None:
+    """Raise InputError for augmentations that cannot be of such examples: nothing is computed.
+
+    `inputs` and `targets` have the shapes and dtypes of one example.
+    """
+    example: Any = Batch(inputs, targets, cast(Any, jax.ShapeDtypeStruct((), jnp.float32)))
+    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((2, *leaf.shape), leaf.dtype), example)
+    jax.eval_shape(lambda batch: apply(augmentations, jax.random.key(0), batch), batch)

@@ -1,0 +1,42 @@
+"""What a compiled segment costs on one device, as its compiler says it: the executable that trains is asked."""
+
+from typing import Any, NamedTuple
+
+
+class Cost(NamedTuple):
+    """Of an executable, on one device; None is what its backend does not say."""
+
+    flops: float | None
+    """FLOPs of one step of the fits that stand side by side: the body of the loop is counted once. Compilers for GPUs
+    say 0, which is None here."""
+    peak_bytes: int | None
+    """The most memory at any time: arguments (data or features, parameters, optimizer state) of all its fits, results
+    and temporaries, less what results take over from arguments. What else lies on the device is not in it."""
+
+
+def of(executable: Any) -> Cost:
+    """The cost of an executable of `jax.jit(..).lower(..).compile()`; nothing is known of None.
+
+    >>> import jax, jax.numpy as jnp
+    >>> row = jax.ShapeDtypeStruct((10,), jnp.float32)
+    >>> of(jax.jit(lambda x: 2 * x).lower(row).compile())
+    Cost(flops=10.0, peak_bytes=80)
+    """
+    if executable is None:
+        return Cost(None, None)
+    flops = float((executable.cost_analysis() or {}).get("flops", 0.0))
+    memory = executable.memory_analysis()
+    parts = ("argument", "output", "temp")
+    if memory is None or not all(hasattr(memory, f"{part}_size_in_bytes") for part in (*parts, "alias")):
+        return Cost(flops or None, None)
+    used = sum(getattr(memory, f"{part}_size_in_bytes") for part in parts)
+    return Cost(flops or None, int(used - memory.alias_size_in_bytes) or None)
+
+
+def largest(first: int | None, second: int | None) -> int | None:
+    """The larger of two peaks, of which either may not be known.
+
+    >>> largest(None, 3), largest(4, 3), largest(None, None)
+    (3, 4, None)
+    """
+    return max((peak for peak in (first, second) if peak is not None), default=None)
