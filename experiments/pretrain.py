@@ -37,6 +37,7 @@ def run(**flags: Any) -> list[Result]:
         raise InputError("--source is what this program trains: name a data set, and leave out --source_checkpoint")
     execution = process.prepare(settings)
     task = plan.source_task(settings)
+    plan.require_shared_microbatches(settings, execution)
     shape = plan.example_shape(task)
     for fault in plan.model_faults(settings, settings.build_model(task.outputs), shape):
         execution.on_message(fault)

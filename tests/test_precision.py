@@ -1,8 +1,10 @@
 """What fits cost and in which precision they are computed."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ from test_programs import arguments
 
 from experiments import transfer
 from experiments.runs import directory
-from tljax import masks, models, objective, optimizers, train
+from tljax import batch_stats, masks, models, objective, optimizers, penalties, train
+from tljax.models import linen
 from tljax.train import cost
 from tljax.types import InputError
 
@@ -130,3 +133,81 @@ def test_peak_memory_is_in_the_dry_run_the_report_and_no_line_of_results(tasks, 
     assert not any("peak_bytes" in json.loads(line) for line in lines)
     page = (tmp_path / "w" / "report.html").read_text()
     assert "Peak memory (MB)" in page and all(f">{number}<" in page for number in written)
+
+
+# ---- Microbatches
+
+
+def trained(spec, fit, execution=None, ends=(6,), examples=None):
+    """The last state of a fit and its whole log, in NumPy."""
+    logs = []
+    for state, log in train.fit(spec, [fit], examples or data(), list(ends), execution=execution):
+        logs.append(log)
+        last = jax.device_get(state)
+    return last, jax.tree.map(lambda *curves: np.hstack(curves), *logs)
+
+
+PENALTIES = "l2:weight=0.01,behaviour:weight=0.3"
+
+
+def padded(start, stop):
+    """Batches of 8 of which every second ends with three rows of padding."""
+    rows = np.arange(start * BATCH, stop * BATCH, dtype=np.int32).reshape(-1, BATCH) % 40
+    rows[start % 2 :: 2, -3:] = -1
+    return rows
+
+
+@pytest.mark.parametrize("axes", [{}, {"devices": 4, "devices_per_batch": 4}, {"devices": 4, "mode": "pmap"}], ids=str)
+def test_microbatches_give_what_the_whole_batch_gives(axes):
+    """Clipped AdamW with decay of kernels, penalties of leaves and of features, smoothed labels; float64."""
+    terms, weights = penalties.read(PENALTIES)
+    with jax.enable_x64(True):
+        spec, fit = a_fit(optimizer="adamw", weight_decay=0.1, clip=0.3, decay="auto")
+        spec = replace(spec, penalties=terms, smooth_labels=True)
+        params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), fit.params)
+        fit = fit._replace(
+            params=params, order=padded, weights=weights, fresh=masks.under(params, "head"), numbers={**fit.numbers}
+        )
+        fit.numbers["label_smoothing"] = 0.1
+        execution = train.Execution(**{**axes, "devices": tuple(jax.devices()[: axes.get("devices", 1)])})
+        examples = train.load(np.asarray(data().inputs[0], np.float64), np.asarray(data().targets))
+        (whole, log), (parts, log_of_parts) = (
+            trained(replace(spec, microbatch=size), fit, execution, examples=examples) for size in (0, 4)
+        )
+        assert jax.tree.leaves(whole.params)[0].dtype == np.float64
+        for one, other in zip(jax.tree.leaves(whole.params), jax.tree.leaves(parts.params), strict=True):
+            np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
+        for one, other in zip(jax.tree.leaves(log), jax.tree.leaves(log_of_parts), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-6)
+        assert np.abs(params["head"]["kernel"] - whole.params["head"]["kernel"][0]).max() > 1e-2
+
+
+def test_microbatches_that_cannot_be_are_refused_before_anything_is_trained(tasks, tmp_path):
+    def refused(message, **flags):
+        with pytest.raises(InputError, match=message):
+            transfer.run(**arguments(tasks, tmp_path / "w", **flags))
+        assert not (tmp_path / "w").exists()
+
+    refused(r"^--microbatch=7: it does not divide the batch of 20 examples: give 5 or 10, say", microbatch=7)
+    refused(r"^--source_microbatch=30: it does not divide", microbatch=10, source_microbatch=30)
+    refused("^--microbatch=5: 4 devices share each batch", microbatch=5, mesh=("data:4",))
+    norm = nn.BatchNorm(use_running_average=False)
+    stages = (linen.stage("norm", norm), linen.stage("head", nn.Dense(4)))
+    spec, fit = a_fit(model=stages)
+    params, state = batch_stats.split(fit.params)
+    fit = fit._replace(params=params, model_state=state, phases=((0, masks.by_path(params, lambda path: True)),))
+    with pytest.raises(InputError, match="microbatch=4: stage 'norm' normalises by the whole batch: leave it at 0"):
+        trained(replace(spec, microbatch=4), fit)
+    frozen = replace(spec, microbatch=4, batch_stats=(("norm", "frozen"),))
+    assert np.isfinite(trained(frozen, fit)[1].loss).all()
+
+
+def test_microbatches_take_less_memory():
+    model = models.build("mlp", 4, hidden=(2000, 2000), activation="relu")
+    spec, fit = a_fit(model=model)
+    fit = fit._replace(order=lambda start, stop: np.zeros((stop - start, 1000), np.int32))
+    mask = [fit.phases[0][1]]
+    whole, parts = (train.cost_of(replace(spec, microbatch=size), fit, data(), mask) for size in (0, 100))
+    of_parameters = 4 * sum(leaf.size for leaf in jax.tree.leaves(fit.params))
+    assert parts.peak_bytes < whole.peak_bytes - 2 * 4 * 2000 * 1000 + of_parameters
+    assert whole.flops == pytest.approx(parts.flops, rel=0.5)

@@ -263,6 +263,7 @@ def build(
         weighs_classes=balanced,
         augment=plan.augmentations(recipe, on_device.task),
         averages=recipe.ema > 0,
+        microbatch=recipe.microbatch,
     )
 
     def order(first: int, last: int) -> np.ndarray:
@@ -285,6 +286,7 @@ def build(
         start.fresh,
         start.fisher,
         model_state=start.model_state,
+        pass_steps=-(-len(subset) // recipe.batch_size),
         class_weights=_class_weights(on_device, subset),
         rules=start.rules,
     )

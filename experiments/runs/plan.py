@@ -183,6 +183,7 @@ def prepare(
     for fault in model_faults(settings, model, shape):
         execution.on_message(fault)
     experiment = Experiment(settings, source, target, model, strategies, execution)
+    require_shared_microbatches(settings, execution)
     names_of_ends = {}
     for strategy, start in first_starts(experiment):
         for budget in settings.train_examples:
@@ -193,6 +194,15 @@ def prepare(
     if not only and "scratch" not in settings.strategies:
         console.say("scratch is added: what it reaches with the same budget is what transfer must beat")
     return experiment
+
+
+def require_shared_microbatches(settings: Settings, execution: train.Execution) -> None:
+    """Raise InputError for microbatches that the devices which share a batch do not divide."""
+    devices = len(execution.devices) if execution.mode == "pmap" else execution.devices_per_batch
+    recipes = {"": settings.recipe, "source_": settings.source_recipe} if settings.source else {"": settings.recipe}
+    for prefix, recipe in recipes.items():
+        size = recipe.microbatch
+        _flagged(prefix, "microbatch", functools.partial(train.check_microbatch, size, recipe.batch_size, devices))
 
 
 def load_task(settings: Settings, name: str, shape: Any) -> Task:
@@ -414,6 +424,7 @@ def check_recipe(recipe: Recipe, budget: str, task: Task, start: Start, prefix: 
         lambda: draw_examples(recipe, budget, task, 0),
     )
     total = _flagged(prefix, "batch_size", lambda: count_steps(recipe, len(subset)))
+    _flagged(prefix, "microbatch", lambda: train.check_microbatch(recipe.microbatch, recipe.batch_size))
     phases_at_steps(start.phases, total)
     require_validation(recipe, start)
     _flagged(prefix, "schedule", lambda: learning_rates(recipe, total))

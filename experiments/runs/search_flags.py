@@ -137,6 +137,7 @@ def _shape(settings: Settings) -> tuple[Any, ...]:
     recipe = settings.recipe
     fit = (
         recipe.batch_size,
+        recipe.microbatch,
         recipe.epochs,
         recipe.steps,
         recipe.loss,

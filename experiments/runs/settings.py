@@ -150,6 +150,12 @@ class Recipe:
     schedule: str = flag("constant", "constant, linear or cosine, the latter two down to 0")
     warmup: float = flag(0.0, "fraction of the steps over which the rate rises from 0")
     batch_size: int = flag(100, "examples a step", bounds=(1, 10**7), often=True)
+    microbatch: int = flag(
+        0,
+        "examples of a batch at a time, which divide it: less memory, the same gradient; 0: all at once",
+        bounds=(0, 10**7),
+        neutral=0,
+    )
     epochs: int = flag(10, "passes over the training examples", bounds=(1, 10**6), often=True)
     steps: int | None = flag(
         None, "steps (batches) instead of epochs, one permutation after another", bounds=(1, MOST_STEPS), often=True

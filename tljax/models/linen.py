@@ -14,9 +14,9 @@ import jax
 
 from tljax.types import InputError, Params, PyTree, Stage
 
-_IN_TRAINING = {"train": True, "training": True, "is_training": True, "is_train": True, "deterministic": False}
+IN_TRAINING = {"train": True, "training": True, "is_training": True, "is_train": True, "deterministic": False}
 """{argument or field that tells a module whether it trains: its value in training}; in evaluation the opposite."""
-_AVERAGES = "use_running_average"
+AVERAGES = "use_running_average"
 """The argument or field that is true where running statistics are used as they are."""
 
 
@@ -189,7 +189,7 @@ def _in_mode(module: nn.Module, called: _Mode) -> tuple[nn.Module, dict[str, boo
 def _modes(mode: _Mode) -> dict[str, bool]:
     """{argument or field: its value} in training or in evaluation."""
     train = mode.key is not None
-    return {**{name: value is train for name, value in _IN_TRAINING.items()}, _AVERAGES: not mode.train}
+    return {**{name: value is train for name, value in IN_TRAINING.items()}, AVERAGES: not mode.train}
 
 
 def _keywords(module: nn.Module) -> tuple[str, ...]:
@@ -250,14 +250,14 @@ def _interceptor(name: str, mode: _Mode) -> Callable[..., Any]:
         if context.method_name != "__call__":
             return call(*args, **kwargs)
         if isinstance(module, nn.BatchNorm):
-            args, kwargs, _ = _without(_AVERAGES, call, args, kwargs)
+            args, kwargs, _ = _without(AVERAGES, call, args, kwargs)
             momentum = module.momentum if mode.momentum is None else mode.momentum
-            with _field(module, _AVERAGES, not mode.train), _field(module, "momentum", momentum):
+            with _field(module, AVERAGES, not mode.train), _field(module, "momentum", momentum):
                 if not mode.train:
                     return call(*args, **kwargs)
                 if mode.norms is not None:
                     mode.norms.append(tuple(module.path))
-                return call(*args, **{**kwargs, "mask": _counted(name, mode.weight, args[0], kwargs.get("mask"))})
+                return call(*args, **{**kwargs, "mask": counted(name, mode.weight, args[0], kwargs.get("mask"))})
         if isinstance(module, nn.SpectralNorm):
             if mode.norms is not None:
                 mode.norms.append(tuple(module.path))
@@ -272,7 +272,7 @@ def _interceptor(name: str, mode: _Mode) -> Callable[..., Any]:
     return interceptor
 
 
-def _counted(name: str, weight: jax.Array | None, x: jax.Array, mask: jax.Array | None) -> jax.Array | None:
+def counted(name: str, weight: jax.Array | None, x: jax.Array, mask: jax.Array | None) -> jax.Array | None:
     """Which elements of a batch norm's input count in its statistics: those of a mask that are of examples with weight.
 
     Raises InputError for an input whose rows are not those of the batch.

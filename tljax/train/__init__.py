@@ -8,7 +8,7 @@ frozen below, `cost` asks what was compiled for FLOPs and memory.
 from tljax.train.cost import Cost
 from tljax.train.features import FeatureCache
 from tljax.train.loop import Execution, State, abstract, cost_of, fit, select
-from tljax.train.step import Fit, Log, Spec, forward, group_key, specialize, with_average
+from tljax.train.step import Fit, Log, Spec, check_microbatch, forward, group_key, specialize, with_average
 from tljax.train.vectorize import Data, capacity, load
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "State",
     "abstract",
     "capacity",
+    "check_microbatch",
     "cost_of",
     "fit",
     "forward",

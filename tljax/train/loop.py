@@ -21,6 +21,7 @@ from tljax.train.step import (
     Log,
     Spec,
     batch_size,
+    check_microbatch,
     entered,
     group_key,
     rule,
@@ -123,11 +124,14 @@ def fit(
     """
     execution, last = execution or Execution(), ends[-1]
     _check_group(fits, ends, validate)
+    devices = len(execution.devices) if execution.mode == "pmap" else execution.devices_per_batch
+    check_microbatch(spec.microbatch, batch_size(fits[0]), max(1, devices))
     restored = [_restored(state) for state in states]
     begun = {i for state in restored for i in state.fits}
     new = [(i, (_evaluated(fit.phases[0][1], fit.params),)) for i, fit in enumerate(fits) if i not in begun]
     parts = _parts(spec, fits, data, ends, execution, 0, new)
-    waiting = itertools.chain(restored, (_first_state(spec, fits, part) for part in parts))
+    first = (_reestimated(spec, fits, data, execution, _first_state(spec, fits, part)) for part in parts)
+    waiting = itertools.chain(restored, first)
     while (state := next(waiting, None)) is not None:
         if ended := _ended(fits, state, last):
             following = list(_after_end(spec, fits, data, ends, execution, state, ended))
@@ -416,6 +420,21 @@ def abstract(spec: Spec, fits: Sequence[Fit], histories: Sequence[Sequence[Mask]
     return state._replace(average=average, best=best, model_state=model_state)
 
 
+def _reestimated(spec: Spec, fits: Sequence[Fit], data: Data, execution: Execution, state: State) -> State:
+    """The state where a phase begins: what of the model's state is reestimated is so under the parameters of now."""
+    members = [fits[i] for i in state.fits]
+    specialized = specialize(spec, members[0], state.masks[0])
+    if not specialized.reestimated:
+        return state
+    width = vectorize.shared_width(specialized, members, state.masks)
+    mesh, _ = layout(specialized, members, width, data, execution)
+    inputs = place(mesh, data.inputs, by_fit=False)
+    params, model_state = place(mesh, (state.params, state.model_state))
+    stages = specialized.reestimated
+    model_state = vectorize.reestimate(specialized, stages, members, width, mesh, inputs, params, model_state)
+    return state._replace(model_state=model_state)
+
+
 def cost_of(spec: Spec, fit: Fit, data: Data, history: Sequence[Mask], cache: FeatureCache | None = None) -> Cost:
     """What the phase of the last mask of `history` costs one fit by itself, on one device. Nothing is trained.
 
@@ -423,6 +442,7 @@ def cost_of(spec: Spec, fit: Fit, data: Data, history: Sequence[Mask], cache: Fe
     """
     phase, specialized = len(history) - 1, specialize(spec, fit, history)
     passes = _passes([fit], [len(fit.rates)], phase, fit.phases[phase][0])
+    parts = batch_size(fit) // spec.microbatch if spec.microbatch else 1
     short, inputs = features.shapes(specialized, fit, data, passes, cache)
     state, trains = abstract(spec, [fit], [history]), trained_leaves(specialized)
     trained, frozen = masks.split(state.params, trains)
@@ -433,7 +453,8 @@ def cost_of(spec: Spec, fit: Fit, data: Data, history: Sequence[Mask], cache: Fe
     rates = jax.ShapeDtypeStruct((1, rows), jnp.float32)
     hyper = stack_hyper(specialized, [fit], [history])
     arrays = (trained, state.optimizer, frozen, hyper, inputs.inputs, data.targets, order, rates, (0, 0, 1))
-    return cost.of(vectorize.executable(short, None, 1, "map", *arrays, *further))
+    of_step = cost.of(vectorize.executable(short, None, 1, "map", *arrays, *further))
+    return of_step._replace(flops=None if of_step.flops is None else parts * of_step.flops)
 
 
 LONGEST = 3.0
@@ -484,7 +505,13 @@ def _phase(
         return vectorize.run(short, mesh, width, mode, *arrays, *further)
 
     def train(end: int, state: State, most: int) -> tuple[State, Log, int]:
-        return _advance(short, mesh, batch_size(members[0]), call, end, state, most, execution.should_stop)
+        state, log, most = _advance(short, mesh, batch_size(members[0]), call, end, state, most, execution.should_stop)
+        stages = [stage for stage in short.reestimated if stage in short.tracked]
+        if stages and state.step == end:
+            arrays = (inputs.inputs, *place(mesh, (state.params, state.model_state)))
+            model_state = vectorize.reestimate(short, stages, members, width, mesh, *arrays)
+            state = state._replace(model_state=model_state)
+        return state, log, most
 
     return train
 
@@ -603,7 +630,7 @@ def _next_phase(
             began=state.step,
             model_state=jax.tree.map(lambda leaf, rows=rows: leaf[np.array(rows)], model_state),
         )
-        yield next_state, rows
+        yield _reestimated(spec, fits, data, execution, next_state), rows
 
 
 def _evaluated(mask: Mask | Callable[[Params], Mask], params: Params) -> Mask:

@@ -56,12 +56,15 @@ class Spec:
     tracked: tuple[str, ...] = ()
     """The stages whose state follows the batches of this phase: they normalise by the batch."""
     reestimated: tuple[str, ...] = ()
-    """The stages whose state is computed anew wherever the parameters are evaluated or saved."""
+    """The stages whose state is computed anew (`vectorize.reestimate`): all where a phase begins, and those of them
+    that are tracked at the end of each segment too."""
     averages: bool = False
     """Whether there is an average of what trains; the weight of the newest values in it is the number
     'average_weight'."""
     weighs_classes: bool = False
     """Whether L of an example is times the weight of its class, which is passed."""
+    microbatch: int = 0
+    """So many examples of the batch at a time give a part of its gradient; 0 for all at once."""
 
 
 class Hyper(NamedTuple):
@@ -116,6 +119,9 @@ class Fit(NamedTuple):
     the batches and the features of the frozen prefix are then passed once for all of them."""
     model_state: Mapping[str, Any] = {}
     """The model's state at the start, apart from its parameters."""
+    pass_steps: int = 0
+    """How many of the first steps of the order see each training example once: the batches over which a state is
+    reestimated. 0 stands for all steps."""
     rules: tuple[PhaseRule, ...] = ()
     """How each phase ends, and its rate; () for phases that end where the next begins, all at the rate of `rates`."""
     class_weights: np.ndarray | None = None
@@ -161,7 +167,10 @@ def step(
     def loss_fn(trained: Params) -> tuple[jax.Array, Any]:
         return _objective(spec, hyper, trained, frozen, model_state, batch, number, axis)
 
-    (_, (loss, terms, model_state)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(trained)
+    if spec.microbatch:
+        (loss, terms), gradients = _accumulated(spec, hyper, trained, frozen, model_state, batch, number, axis)
+    else:
+        (_, (loss, terms, model_state)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(trained)
     # After differentiating: the gradient through a sum over devices would be so many times too large.
     loss, terms, gradients = total((loss, terms, gradients), axis)
     updates, opt_state = transformation(spec, hyper, rate).update(gradients, opt_state, trained)
@@ -196,14 +205,18 @@ def _objective(
     batch: Batch,
     number: jax.Array,
     axis: str | None,
+    part: tuple[jax.Array, jax.Array] | None = None,
 ) -> tuple[jax.Array, tuple[jax.Array, tuple[jax.Array, ...], ModelState | None]]:
     """L + lambda R of a batch, beside it L, the terms of lambda R, and the model's state after the batch.
 
-    With an `axis` of devices each has a part of the batch and gives a part of each value: the parts add up to it.
+    With an `axis` of devices each has a part of the batch and gives a part of each value: the parts add up to it. So
+    they do for a microbatch, whose `part` is (its number, the weight of the whole batch); penalties of leaves are 0 in
+    it, since they are of no example.
     """
     x, targets, weight = batch
     x = jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if leaf.dtype == jnp.bfloat16 else leaf, x)
     key = jax.random.fold_in(hyper.key, number)
+    key = key if part is None else jax.random.fold_in(key, part[0])
     merge = spec.merge or (lambda params: params)
     whole, start_state = merge(masks.join(trained, frozen)), hyper.start_state or {}
     how: Any = {"key": key, "frozen": _without_dropout(spec), "tracked": spec.tracked, "weight": weight, "axis": axis}
@@ -213,7 +226,7 @@ def _objective(
     if spec.weighs_classes:
         values = values * hyper.class_weights[targets]
     summed = jnp.vdot(values, weight)
-    count = total(weight.sum(), axis)
+    count = total(weight.sum(), axis) if part is None else part[1]
     loss = summed / count
     terms = []
     for penalty, weights in zip(spec.penalties, hyper.weights, strict=True):
@@ -221,11 +234,96 @@ def _objective(
             at_start = models.features(spec.model, merge(hyper.start), x, state=start_state)
             pairs = list(zip(outputs, at_start, strict=True))[len(frozen_prefix_of(spec)) : -1]
             terms.append(penalty.function(pairs, weight, count, **weights))
+        elif part is None:
+            terms.append(_of_leaves(spec, hyper, penalty, weights, trained, axis))
         else:
-            fresh = dict.fromkeys(spec.fresh, True)
-            value = penalties.on_leaves(penalty, weights, trained, hyper.start, hyper.fisher, fresh)
-            terms.append(value if axis is None else value / jax.lax.axis_size(axis))
+            terms.append(jnp.zeros_like(loss))
     return sum(terms, start=loss), (loss, tuple(terms), new_state if model_state else model_state)
+
+
+def _of_leaves(
+    spec: Spec, hyper: Hyper, penalty: Penalty, weights: Mapping[str, Any], trained: Params, axis: str | None
+) -> jax.Array:
+    """The term of a penalty of leaves; with an `axis` of devices each device's share of it."""
+    fresh = dict.fromkeys(spec.fresh, True)
+    value = penalties.on_leaves(penalty, weights, trained, hyper.start, hyper.fisher, fresh)
+    return value if axis is None else value / jax.lax.axis_size(axis)
+
+
+def _accumulated(
+    spec: Spec,
+    hyper: Hyper,
+    trained: Params,
+    frozen: Params,
+    model_state: ModelState | None,
+    batch: Batch,
+    number: jax.Array,
+    axis: str | None,
+) -> tuple[tuple[jax.Array, tuple[jax.Array, ...]], Params]:
+    """((L, the terms of lambda R), the gradient of their sum) of a batch, one microbatch after another.
+
+    Each gives its share of the whole batch's weighted mean, and shares add up in float32 or wider; penalties of leaves
+    are added once. It is the gradient of `_objective` but for rounding, and for what the model draws (dropout).
+    Raises InputError where the batch is not divided into microbatches.
+    """
+    devices = 1 if axis is None else jax.lax.axis_size(axis)
+    rows, size = len(batch.weight), spec.microbatch // devices
+    check_microbatch(spec.microbatch, rows * devices, devices)
+    weight = total(batch.weight.sum(), axis)
+
+    def split(leaf: jax.Array) -> jax.Array:
+        """Leaves [parts, size, ...]: each part has rows of every device that shares the batch, so that none moves."""
+        return leaf.reshape(size, rows // size, *leaf.shape[1:]).swapaxes(0, 1)
+
+    def of_part(item: tuple[jax.Array, Batch]) -> Any:
+        part, examples = item
+
+        def loss_fn(trained: Params) -> tuple[jax.Array, Any]:
+            return _objective(spec, hyper, trained, frozen, model_state, examples, number, axis, (part, weight))
+
+        (_, (loss, terms, _)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(trained)
+        return (loss, terms), gradients
+
+    def add(sums: Any, item: tuple[jax.Array, Batch]) -> tuple[Any, None]:
+        return jax.tree.map(lambda total, share: total + share.astype(total.dtype), sums, of_part(item)), None
+
+    items = jnp.arange(rows // size), jax.tree.map(split, batch)
+    shapes = jax.eval_shape(of_part, jax.tree.map(lambda leaf: leaf[0], items))
+    wide = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)), shapes)
+    ((loss, terms), gradients), _ = jax.lax.scan(add, wide, items)
+
+    def of_leaves(trained: Params) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        values = tuple(
+            jnp.zeros_like(loss)
+            if "features" in penalty.needs
+            else _of_leaves(spec, hyper, penalty, weights, trained, axis)
+            for penalty, weights in zip(spec.penalties, hyper.weights, strict=True)
+        )
+        return sum(values, start=jnp.zeros_like(loss)), values
+
+    if any("features" not in penalty.needs for penalty in spec.penalties):
+        (_, values), of_penalties = jax.value_and_grad(of_leaves, has_aux=True)(trained)
+        terms = tuple(term + value for term, value in zip(terms, values, strict=True))
+        gradients = jax.tree.map(lambda gradient, more: gradient + more, gradients, of_penalties)
+    return (loss, terms), jax.tree.map(lambda gradient, leaf: gradient.astype(leaf.dtype), gradients, trained)
+
+
+def check_microbatch(microbatch: int, batch: int, devices: int = 1) -> None:
+    """Raise InputError unless microbatches divide a batch, and devices that share it each microbatch.
+
+    >>> check_microbatch(40, 100)
+    Traceback (most recent call last):
+    ...
+    tljax.types.InputError: microbatch=40: it does not divide the batch of 100 examples: give 25 or 50, say
+    """
+    if microbatch and (batch % microbatch or microbatch > batch):
+        near = [size for size in range(1, batch + 1) if batch % size == 0 and size != batch]
+        below = [size for size in near if size < microbatch][-1:] + [size for size in near if size > microbatch][:1]
+        reason = f"it does not divide the batch of {batch} examples: give {' or '.join(map(str, below)) or 0}, say"
+        raise InputError(reason, field="microbatch", value=microbatch)
+    if microbatch % devices:
+        reason = f"{devices} devices share each batch and do not divide it: give a multiple of {devices}"
+        raise InputError(reason, field="microbatch", value=microbatch)
 
 
 def total(tree: Any, axis: str | None) -> Any:
@@ -399,8 +497,8 @@ def _without_dropout(spec: Spec) -> tuple[str, ...]:
 def specialize(spec: Spec, fit: Fit, history: Sequence[Mask]) -> Spec:
     """The spec of a fit in the phase of the last mask of `history`, the masks of all phases that have begun.
 
-    Raises InputError for a rule of decay or a penalty that covers no leaf, and for a penalty that lacks the Fisher
-    information that it needs.
+    Raises InputError for a rule of decay or a penalty that covers no leaf, for a penalty that lacks the Fisher
+    information that it needs, and for microbatches of a model whose state follows the batch.
     """
     optimizers.require_decay(spec.optimizer.decay, fit.params)
     for penalty in spec.penalties:
@@ -416,6 +514,12 @@ def specialize(spec: Spec, fit: Fit, history: Sequence[Mask]) -> Spec:
     modes = state_modes(spec.batch_stats, fit.params, fit.model_state, static)
     reestimated = tuple(stage for stage, mode in modes.items() if mode == "reestimated")
     frozen = frozen_stages(spec.model, static) if reestimated else ()
+    tracked = tuple(
+        stage for stage, mode in modes.items() if mode == "tracked" or (mode == "reestimated" and stage not in frozen)
+    )
+    if spec.microbatch and tracked:
+        reason = f"stage '{tracked[0]}' normalises by the whole batch: leave it at 0, or give `batch_stats=frozen`"
+        raise InputError(reason, field="microbatch", value=spec.microbatch)
     anchored = fit.fresh is not None and any(penalty.needs_start for penalty in spec.penalties)
     return replace(
         spec,
@@ -424,11 +528,7 @@ def specialize(spec: Spec, fit: Fit, history: Sequence[Mask]) -> Spec:
         cohorts=tuple(rank if isinstance(rank, int) else None for rank in ranks) if count > 1 else None,
         cohort_count=count,
         fresh=tuple(path for path, drawn in paths.items(fit.fresh) if drawn) if anchored else (),
-        tracked=tuple(
-            stage
-            for stage, mode in modes.items()
-            if mode == "tracked" or (mode == "reestimated" and stage not in frozen)
-        ),
+        tracked=tracked,
         reestimated=reestimated,
     )
 

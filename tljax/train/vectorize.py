@@ -262,6 +262,88 @@ def _on_device_of_pmap(
     return _on_device(spec, mesh, width, mode, views_of(inputs) == 1, by_fit, order, inputs, targets, steps)
 
 
+# The state of a model, computed anew.
+
+
+def reestimate(
+    spec: Spec,
+    stages: Sequence[str],
+    fits: Sequence[Fit],
+    width: int,
+    mesh: Mesh | None,
+    inputs: Any,
+    params: Params,
+    model_state: ModelState,
+) -> ModelState:
+    """The model's state, leading axis of fits, with that of `stages` computed anew under the parameters of now.
+
+    Running averages become the equal mean, over the batches of the first pass of a fit's order (`Fit.pass_steps`), of
+    the statistics of each batch: in a forward pass without dropout, in which these stages normalise by the batch, and
+    the others use their state. Of a Flax batch norm those are the mean and the biased variance of what of the batch is
+    no padding. After Wu & Johnson 2021, arXiv:2105.07576, section 3 (Precise BN), over the whole pass, and where the
+    parameters are the source's as they came, Li et al. 2016, arXiv:1603.04779 (AdaBN). `inputs` are [views, n, ...].
+    """
+    counts = [fit.pass_steps or len(fit.rates) for fit in fits]
+    means = {stage: jax.tree.map(jnp.zeros_like, model_state[stage]) for stage in stages}
+    rows = capacity(batch_size(fits[0]))
+    of_fits = place(mesh, jnp.asarray(counts, jnp.int32))
+    for start in range(0, max(counts), rows):
+        order, _ = order_and_rates(fits, width, mesh, start, min(start + rows, max(counts)))
+        means = _reestimated(
+            spec, tuple(stages), mesh, width, means, params, model_state, of_fits, order, inputs, start
+        )
+    return {**model_state, **means}
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "stages", "mesh", "width"), donate_argnames=("means",))
+def _reestimated(
+    spec: Spec,
+    stages: tuple[str, ...],
+    mesh: Mesh | None,
+    width: int,
+    means: ModelState,
+    params: Params,
+    model_state: ModelState,
+    counts: jax.Array,
+    order: jax.Array,
+    inputs: Any,
+    start: Any,
+) -> ModelState:
+    """The means of the statistics of the batches before step `start`, and of those in the rows of `order`."""
+    one_view = views_of(inputs) == 1
+
+    def on_device(by_fit: Any, order: jax.Array, *rest: Any) -> ModelState:
+        inputs, start = rest
+
+        def of_fit(item: Any) -> ModelState:
+            (means, params, model_state, count), number = item
+
+            def body(row: jax.Array, means: ModelState) -> ModelState:
+                chosen = divide(mesh, order[number, row])
+                at = jnp.maximum(chosen, 0)
+                x = jax.tree.map(lambda leaf: leaf[0][at] if one_view else leaf[number, at], inputs)
+                how: Any = {"tracked": stages, "weight": (chosen >= 0).astype(jnp.float32), "momentum": 0.0}
+                _, state = models.run(spec.model, spec.merge(params) if spec.merge else params, model_state, x, **how)
+                of_batch = {stage: state[stage] for stage in stages}
+                # This form of a mean leaves what no batch changes as it is, to the bit.
+                return jax.tree.map(lambda mean, new: mean + (new - mean) / (start + row + 1), means, of_batch)
+
+            return jax.lax.fori_loop(0, jnp.clip(count - start, 0, order.shape[1]), body, means)
+
+        numbers = jnp.arange(len(order) * width) // width
+        return jax.lax.map(of_fit, (by_fit, numbers))
+
+    by_fit = (means, params, model_state, counts)
+    if one_view:
+        return over(mesh, on_device, (by_fit, order), (inputs, start))
+    return over(
+        mesh,
+        lambda by_fit, order, inputs, start: on_device(by_fit, order, inputs, start),
+        (by_fit, order, inputs),
+        (start,),
+    )
+
+
 # What is passed to the segment.
 
 
