@@ -42,6 +42,7 @@ def run(flags: Mapping[str, Any], export_flags: ExportFlags) -> Path:
         "task": source.name,
         "classes": source.classes,
         "shape": sources.shape_to_json(source.shape),
+        "resize": source.resize if source.resize != "squash" else None,
         "kind": source.kind if source.kind != "classes" else None,
         "outputs": source.outputs if source.kind != "classes" else None,
         "model": model,

@@ -78,7 +78,7 @@ def run(flags: Mapping[str, Any], predict_flags: PredictFlags) -> Path:
         raise InputError("--images is not given: name a folder of pictures, one of them, or an .npz file")
     file = directory.new_file("output", predict_flags.output, ".csv")
     _, loaded = load_fit(flags, predict_flags.checkpoint, predict_flags.fit)
-    names, pixels, left_out = unlabelled.load(Path(predict_flags.images), loaded.source.shape)
+    names, pixels, left_out = unlabelled.load(Path(predict_flags.images), loaded.source.shape, loaded.source.resize)
     if left_out:
         several = len(left_out) > 1
         verbs = "files are no .png, .jpg or .jpeg and were" if several else "file is no .png, .jpg or .jpeg and was"

@@ -48,7 +48,7 @@ PLAIN = load("mnist_10k")
 
 @pytest.fixture(autouse=True)
 def unpacked_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tljax.data.idx.shipped", lambda name, shape: PLAIN)
+    monkeypatch.setattr("tljax.data.idx.shipped", lambda name, shape, resize: PLAIN)
 
 
 def test_a_task_is_called_by_the_whole_text_and_says_what_it_is_made_of() -> None:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tljax.data import load, unlabelled
+from tljax.data.images import to_shape
 from tljax.types import InputError, Task
 
 PIXELS = np.random.Philox(key=[2, 0]).random_raw(12 * 6 * 4 * 3 // 8).view(np.uint8).reshape(12, 6, 4, 3)
@@ -59,6 +60,15 @@ def test_sizes_that_differ_need_image_shape(pictures: Path, tmp_path: Path) -> N
     assert grey.train.arrays.shape == (6, 5, 5, 1)
     colour = load(f"folder:{pictures}", data_dir=tmp_path, image_shape=(5, 5, 3))
     assert colour.fingerprint != grey.fingerprint
+    words = "10 of 11 images are resized by their short side and cropped at the centre to 5x5"
+    assert grey.note == colour.note == words
+    squashed = load(f"folder:{pictures}", data_dir=tmp_path, image_shape=(5, 5, 3), resize="squash")
+    assert squashed.note == "" and squashed.fingerprint != colour.fingerprint
+    np.testing.assert_array_equal(squashed.train.arrays[0], to_shape(PIXELS[3:4], (5, 5, 3), "squash")[0])
+    same = [load(f"folder:{pictures}", data_dir=tmp_path, image_shape=(5, 5, 3), resize=r) for r in ("crop", "squash")]
+    assert [task.fingerprint for task in same] == [colour.fingerprint, squashed.fingerprint]
+    with pytest.raises(InputError, match="resize=pad: it is none of crop, squash"):
+        load(f"folder:{pictures}", data_dir=tmp_path, image_shape=(5, 5, 3), resize="pad")
 
 
 def spoil_class(folder: Path) -> None:
@@ -224,6 +234,7 @@ _LOADED = """
 import sys
 from pathlib import Path
 from tljax.data import load, unlabelled
+from tljax.data.images import to_shape
 print(sys.getfilesystemencoding())
 for data_dir in sys.argv[1:]:
     task = load("folder:pets", data_dir=data_dir)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from tljax.data.images import decode, gather, read, to_shape
+from tljax.data.images import crops, decode, gather, read, resized, to_shape
 from tljax.types import InputError
 
 PICTURES = np.random.Philox(key=[1, 0]).random_raw(2 * 24 * 20 * 4 // 8).view(np.uint8).reshape(2, 24, 20, 4)
@@ -19,7 +19,7 @@ PICTURES = np.random.Philox(key=[1, 0]).random_raw(2 * 24 * 20 * 4 // 8).view(np
 @pytest.mark.parametrize("channels", [1, 3])
 def test_resizing_is_antialiased_bilinear(size: tuple[int, int], channels: int) -> None:
     images = PICTURES[..., :channels]
-    got = to_shape(images, (*size, channels))
+    got = to_shape(images, (*size, channels), "squash")
     assert got.dtype == np.uint8
     reference = jax.image.resize(images.astype(np.float32), (2, *size, channels), "linear", antialias=True)
     assert np.abs(got - np.asarray(reference)).max() <= 1.5  # PIL rounds after each of two passes
@@ -97,9 +97,44 @@ def test_pictures_of_many_sizes_need_a_shape() -> None:
     pictures = [("a", PICTURES[0]), ("b", PICTURES[1, :10])]
     with pytest.raises(InputError, match=r"b is 10x20x4, the first 24x20x4: .*image_shape"):
         gather(pictures, 2, None)
-    got = gather(pictures, 2, (24, 20, 3))
-    np.testing.assert_array_equal(got[0], PICTURES[0, ..., :3])
-    np.testing.assert_array_equal(got[1], to_shape(PICTURES[1:, :10], (24, 20, 3))[0])
+    for resize, expected in (("crop", 1), ("squash", 0)):
+        got, cropped = gather(pictures, 2, (24, 20, 3), resize)
+        assert cropped == expected
+        np.testing.assert_array_equal(got[0], PICTURES[0, ..., :3])
+        np.testing.assert_array_equal(got[1], to_shape(PICTURES[1:, :10], (24, 20, 3), resize)[0])
+
+
+@pytest.mark.parametrize(
+    ("size", "shape", "resized_to", "corner"),
+    [
+        # As torchvision's Resize(224) and CenterCrop(224): the long side rounded down, the corner to the nearest even.
+        ((480, 640), (224, 224), (224, 298), (0, 37)),
+        ((640, 480), (224, 224), (298, 224), (37, 0)),
+        ((500, 333), (224, 224), (336, 224), (56, 0)),
+        ((224, 227), (224, 224), (224, 227), (0, 2)),
+        ((224, 225), (224, 224), (224, 225), (0, 0)),
+        ((10, 10), (20, 12), (20, 20), (0, 4)),
+        ((30, 90), (10, 20), (10, 30), (0, 5)),
+    ],
+)
+def test_the_aspect_is_kept_and_the_centre_cropped(
+    size: tuple[int, int], shape: tuple[int, int], resized_to: tuple[int, int], corner: tuple[int, int]
+) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    assert resized(size, shape) == resized_to and crops(size, (*shape, 3), "crop")
+    top, left = corner
+    reference = Image.fromarray(picture).resize(resized_to[::-1], Image.Resampling.BILINEAR)
+    reference = reference.crop((left, top, left + shape[1], top + shape[0]))
+    np.testing.assert_array_equal(to_shape(picture[None], (*shape, 3))[0], np.asarray(reference))
+    squashed = Image.fromarray(picture).resize(shape[::-1], Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(to_shape(picture[None], (*shape, 3), "squash")[0], np.asarray(squashed))
+
+
+@pytest.mark.parametrize(("size", "shape"), [((28, 28), (32, 32)), ((30, 60), (10, 20)), ((48, 36), (4, 3))])
+def test_pictures_of_the_aspect_keep_their_bits(size: tuple[int, int], shape: tuple[int, int]) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (2, *size, 1), np.uint8)
+    assert not crops(size, (*shape, 1), "crop") and not crops((9, 5), (4, 4, 1), "squash")
+    np.testing.assert_array_equal(to_shape(picture, (*shape, 3)), to_shape(picture, (*shape, 3), "squash"))
 
 
 # Upright, whatever the camera was held like, and nothing but PNG and JPEG.

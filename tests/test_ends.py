@@ -7,10 +7,10 @@ import pytest
 from test_parity import BATCH, FEATURES, LABELS, gradients
 
 from experiments.runs import resume
-from tljax import masks, models, objective, optimizers, paths, train
+from tljax import batch_stats, masks, models, objective, optimizers, paths, train
 from tljax.data import draw
 from tljax.plateau import plateau
-from tljax.types import PhaseRule
+from tljax.types import PhaseRule, Stage
 
 STEPS, EVERY, RATE, WEIGHT = 24, 2, 0.0625, 0.0625
 POINTS = [*range(EVERY, STEPS + 1, EVERY)]
@@ -89,7 +89,7 @@ def last_states(spec, fits, ends, **more):
     """{number of the fit: (parameters, average, steps at which its phases began) at the end}."""
     last, began = {}, {}
     for state, _ in train.fit(spec, fits, train.load(FEATURES, LABELS), ends, validate=validate, **more):
-        averages = flat_rows(state.average) if state.average is not None else [None] * len(state.fits)
+        averages = flat_rows(state.average.params) if state.average is not None else [None] * len(state.fits)
         for row, i in enumerate(state.fits):
             began.setdefault(i, {})[len(state.masks[0]) - 1] = state.began
             last[i] = flat_rows(state.params)[row], averages[row], began[i], state.over
@@ -183,6 +183,38 @@ def test_what_ends_a_fit_equals_numpy_in_float64(name):
         for path, leaf in (mean or {}).items():
             np.testing.assert_allclose(of_fit[1][path], leaf, rtol=0, atol=1e-11, err_msg=path)
         assert mean is None or of_fit[1].keys() == mean.keys()
+
+
+def centred(key, x):
+    return {"scale": jnp.ones(12)}, {"mean": jnp.zeros(12)}
+
+
+def centre(params, state, x, *, key, train, weight):
+    mean = state["mean"]
+    flat = x.reshape(len(x), -1)
+    if train:
+        mean = 0.75 * mean + 0.25 * (weight[:, None] * flat).sum(0) / weight.sum()
+    return params["scale"][None] * (flat - mean[None]), {"mean": mean}
+
+
+def test_the_average_of_a_models_state_is_that_of_the_states_after_each_step():
+    """Two phases: the state is tracked in the first, and stands still in the second."""
+    with jax.enable_x64(True):
+        model = (Stage("centre", centred, centre), *models.build("mlp", 3, hidden=(), activation="relu"))
+        variables = models.init(model, jax.random.key(0), (3, 4, 1))
+        params, state = batch_stats.split(jax.tree.map(lambda leaf: leaf.astype(jnp.float64), variables))
+        built, numbers = optimizers.spec("sgd")
+        numbers |= {"average_weight": WEIGHT}
+        rates = np.full(STEPS, RATE, np.float32)
+        phases = ((0, everything(params)), (16, head(params)))
+        fit = train.Fit(params, phases, order_of(0), rates, (), numbers, jax.random.key(0), model_state=state)
+        spec = train.Spec(model, objective.loss("softmax_cross_entropy"), built, averages=True)
+        mean, seen = np.zeros(12), []
+        for now, _ in train.fit(spec, [fit], train.load(FEATURES, LABELS), [*range(1, STEPS + 1)]):
+            seen.append(np.asarray(now.model_state["centre"]["mean"][0]))
+            mean = mean + WEIGHT * (seen[-1] - mean)
+            np.testing.assert_allclose(now.average.model_state["centre"]["mean"][0], mean, rtol=0, atol=1e-12)
+    assert len(seen) == STEPS and not np.array_equal(seen[0], seen[15]) and np.array_equal(seen[15], seen[-1])
 
 
 PARTS = (((0, head), (12, head_and_part), (20, everything)), (PhaseRule(plateau(2), restore=True),) * 3, True)

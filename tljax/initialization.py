@@ -251,8 +251,8 @@ def _call(function: Callable[..., Any], options: Mapping[str, Any], *arguments: 
 def phases(answer: Any) -> tuple[Phase, ...]:
     """What a strategy answers, as phases: a mask is one.
 
-    >>> phases({"head": True})
-    (Phase(start=0.0, mask={'head': True}),)
+    >>> [(phase.start, phase.mask) for phase in phases({"head": True})]
+    [(0.0, {'head': True})]
     """
     phased = isinstance(answer, list | tuple) and any(isinstance(phase, Phase) for phase in answer)
     return tuple(answer) if phased else (Phase(0.0, answer),)

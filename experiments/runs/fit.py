@@ -123,11 +123,13 @@ def _company(fit: "PreparedFit", label: str, many: str) -> Any:
 
 def about(settings: Settings, task: Task) -> dict[str, Any]:
     """What a checkpoint says of itself, so that it can be a source."""
+    is_pixels = getattr(task.train.spec, "dtype", None) == np.uint8
     return {
         "task": task.name,
         "fingerprint": task.fingerprint,
         "classes": list(task.classes),
         "shape": shape_to_json(plan.example_shape(task)),
+        **({"resize": settings.resize} if settings.resize != "squash" and is_pixels else {}),
         **({"kind": task.kind, "outputs": task.outputs} if task.kind != "classes" else {}),
         "model": settings.architecture(),
         "note": task.note,
@@ -375,8 +377,8 @@ def drive(
         logits = _logits(on_device, group, state) if at_point else None
         of_average = None
         if at_point and state.average is not None and not len(group[0].validation):
-            averaged = state._replace(params=train.with_average(state.params, state.average))
-            of_average = _logits(on_device, group, averaged)
+            params, model_state = train.with_average(state.params, state.model_state, state.average)
+            of_average = _logits(on_device, group, state._replace(params=params, model_state=model_state))
         yield Point(state, log, logits, of_average, dict(validated) if has_trained else {})
         validated.clear()
 
@@ -608,9 +610,9 @@ def _stopped(
 
 def _averaged(state: train.State, row: int) -> Params:
     """The variables of a fit in a row of a state, with its average in place of what ever trained."""
-    trees = (state.params, state.average, state.model_state)
-    params, average, model_state = (jax.tree.map(lambda leaf: np.asarray(leaf[row]), tree) for tree in trees)
-    return batch_stats.join(jax.tree.map(np.asarray, train.with_average(params, average)), model_state)
+    trees = (state.params, state.model_state, state.average)
+    of_row = (jax.tree.map(lambda leaf: np.asarray(leaf[row]), tree) for tree in trees)
+    return batch_stats.join(*jax.tree.map(np.asarray, train.with_average(*of_row)))
 
 
 def _score_of_average(

@@ -215,7 +215,7 @@ def load_task(settings: Settings, name: str, shape: Any) -> Task:
     is_image = isinstance(shape, tuple) and (len(shape) == 3 or shape == settings.image_shape)
     image_shape = shape if shape and is_image else None
     try:
-        return data.load(name, **places, image_shape=image_shape, say=console.say)
+        return data.load(name, **places, image_shape=image_shape, resize=settings.resize, say=console.say)
     except InputError as error:
         is_first = name == settings.source or not (settings.source or settings.source_checkpoint)
         if settings.image_shape and is_first and str(error).endswith(NO_PIXELS):

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from experiments.runs import budgets, command_line
 from experiments.runs.command_line import Kind, flag
 from tljax import models, optimizers, plugins
+from tljax.data.images import RESIZES
 from tljax.objective import AUTO
 from tljax.types import InputError, Model
 
@@ -81,6 +82,12 @@ class DataFlags:
 
     THEME: ClassVar[str] = "Tasks"
     image_shape: tuple[int, ...] = flag((), "HEIGHT,WIDTH,CHANNELS to bring images to; default the source's")
+    resize: str = flag(
+        "crop",
+        "images of another aspect: by the short side and cropped at the centre, or squashed",
+        choices=RESIZES,
+        role="free",  # the fingerprint of the data says it
+    )
     data_dir: str | None = flag(None, "where data sets are kept; default as TFDS has it", role="free", place="path")
     manual_dir: str | None = flag(
         None, "where files put by hand are: DIR/mnist/train-images-idx3-ubyte.gz ...", role="free", place="path"

@@ -25,6 +25,7 @@ from experiments.runs import command_line, console, directory, fields, process
 from experiments.runs.command_line import flag, found_from, written_from
 from experiments.runs.settings import Recipe, Settings
 from tljax import checkpoint, files, models, paths, plugins, weights
+from tljax.data.images import RESIZES
 from tljax.study import results, units
 from tljax.study.results import Result
 from tljax.study.units import ACCURACY
@@ -69,6 +70,8 @@ class Source(NamedTuple):
     """What its targets are, as `Task.kind`."""
     outputs: int = 0
     """How many numbers its head gives, as `Task.outputs`."""
+    resize: str = "squash"
+    """How images of another aspect were brought to its shape."""
 
 
 def from_checkpoint(settings: Settings, stand_ins: Mapping[int, int] | None = None) -> Source:
@@ -172,6 +175,7 @@ def _from_run(settings: Settings, model_too: bool = True, stand_ins: Mapping[int
         trained,
         kind=kind,
         outputs=outputs,
+        resize=about.get("resize", "squash"),
     )
 
 
@@ -218,6 +222,8 @@ def shape_from_json(record: Any) -> models.Shape:
 def _described(record: Mapping[str, Any]) -> tuple[str, models.Shape, int]:
     """(kind, inputs, outputs) of what a checkpoint or card says. Raises ValueError where they cannot be."""
     kind, outputs, classes = record.get("kind", "classes"), record.get("outputs"), record["classes"]
+    if record.get("resize", "crop") not in RESIZES:
+        raise ValueError(f"resize is {json.dumps(record['resize'])[:60]}: it is crop or squash")
     if kind not in ("classes", "labels", "values", "tokens"):
         raise ValueError(f"kind is {json.dumps(kind)[:60]}: it is classes, labels, values or tokens")
     outputs = len(classes) if outputs is None else outputs
@@ -244,7 +250,7 @@ MODEL: fields.Form = {"model?": str, "hidden?": [int], "activation?": str, "code
 """What a source says of its model; a file of weights may say less than `Settings.architecture`."""
 _ABOUT: fields.Form = {
     **{"task": str, "fingerprint": str, "classes": [str], "model": MODEL, "fisher": bool},
-    **{"shape": (list, dict), "fits": dict, "note?": str, "kind?": str, "outputs?": int},
+    **{"shape": (list, dict), "fits": dict, "note?": str, "kind?": str, "outputs?": int, "resize?": str},
 }
 """What a checkpoint says of itself if it can be a source."""
 _FIT: fields.Form = {
@@ -408,7 +414,7 @@ def _other_model(settings: Settings, described: Mapping[str, Any], names: Sequen
 
 _CARD: Mapping[str, tuple[type, type | None]] = {
     **{"task": (str, None), "classes": (list, str), "shape": (object, None)},
-    **{"kind": (str, None), "outputs": (int, None)},
+    **{"kind": (str, None), "outputs": (int, None), "resize": (str, None)},
     **{"model": (dict, None), "rename": (list, str), "accuracy": (float, None), "steps": (int, None)},
     **{"score": (float, None), "metric": (dict, None)},
     **{"fingerprint": (str, None), "note": (str, None), "weights_sha256": (str, None), "sha256": (str, None)},
@@ -455,6 +461,7 @@ def _from_weights_file(settings: Settings) -> Source:
         names={path: name for name, path in weights.placed(arrays, rules).items() if path is not None},
         kind=kind,
         outputs=outputs,
+        resize=card.get("resize", "squash"),
     )
 
 

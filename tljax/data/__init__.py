@@ -20,7 +20,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from tljax.data import by_row, derive, filenames, files, idx, tfds
+from tljax.data import by_row, derive, filenames, files, idx, images, tfds
 from tljax.data.cache import Prepare, cached
 from tljax.data.images import Shape
 from tljax.files import place
@@ -39,6 +39,7 @@ def load(
     data_dir: str | os.PathLike[str] | None = None,
     manual_dir: str | os.PathLike[str] | None = None,
     image_shape: Shape | None = None,
+    resize: str = "crop",
     say: Callable[[str], None] = lambda line: None,
 ) -> Task:
     """The data set that `name` stands for, changed as it says, checked, with its fingerprint.
@@ -47,7 +48,8 @@ def load(
     int32 [n]. `data_dir` ($TFDS_DATA_DIR, else ~/tensorflow_datasets) is where TFDS keeps its files, and where the
     decoded arrays are kept, to be memory-mapped next time; rotated or blurred ones too. `manual_dir` holds files
     fetched by hand: manual_dir/mnist/train-images-idx3-ubyte.gz and so on. `image_shape` (height, width, channels) is
-    the shape that images are brought to (see `images.to_shape`), before any change. `say` gets a line where cached
+    the shape that images are brought to before any change; `resize` says how one of another aspect is ('crop' or
+    'squash', see `images.to_shape`). `say` gets a line where cached
     arrays are not as they were written, and are decoded again. Raises InputError if an argument or the data are wrong.
 
     >>> task = load("mnist_10k")
@@ -57,19 +59,24 @@ def load(
     base, changes = derive.divide(name)
     spec = parse(base)
     shape = _checked_shape(image_shape)
+    if resize not in images.RESIZES:
+        raise InputError(f"it is none of {', '.join(images.RESIZES)}", field="resize", value=resize)
     manual = place(manual_dir, "manual_dir") if manual_dir else None
     if manual and not manual.is_dir():
         reason = "it is no folder: give the one that holds mnist/ and the like"
         raise InputError(reason, field="manual_dir", value=f"'{manual}'")
     if spec.name in idx.SHIPPED:
         _require_options(spec, ())
-        return derive.derived(idx.shipped(spec.name, shape), name, changes)
+        return derive.derived(idx.shipped(spec.name, shape, resize), name, changes)
     if by_row.is_name(spec):
-        return derive.derived(by_row.load(base, spec, shape, say), name, changes)
+        return derive.derived(by_row.load(base, spec, shape, resize, say), name, changes)
     home = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     root = place(home, "data_dir")
-    identity, prepare = _source(base, spec, root, manual, shape)
+    identity, prepare = _source(base, spec, root, manual, shape, resize)
     identity = [*identity, str(shape)]
+    # What nothing is cropped of stays where it was kept before there was a choice, as far as that is known beforehand.
+    if shape and resize == "crop" and not (identity[0] == "idx" and not images.crops((28, 28), shape, resize)):
+        identity = [*identity, "crop"]
     folder = root / "tljax" / _key(spec, identity)
     task = cached(base, folder, prepare, say)
     if not derive.slow(changes):
@@ -78,7 +85,9 @@ def load(
     return cached(name, changed, lambda: ([folder], lambda: derive.derived(task, name, changes)), say)
 
 
-def _source(name: str, spec: Spec, root: Path, manual: Path | None, shape: Shape | None) -> tuple[list[str], Prepare]:
+def _source(
+    name: str, spec: Spec, root: Path, manual: Path | None, shape: Shape | None, resize: str
+) -> tuple[list[str], Prepare]:
     """(identity, prepare): the texts that tell the source from every other, and how to prepare it."""
     if spec.name == "folder":
         if not spec.words:
@@ -89,18 +98,18 @@ def _source(name: str, spec: Spec, root: Path, manual: Path | None, shape: Shape
         if "splits" in spec.options:
             table = place(unquoted(spec.options["splits"]))
             identity = ["folder", filenames.text(folder), filenames.text(table)]
-            return identity, lambda: files.prepare_listed(name, folder, table, shape)
-        return ["folder", filenames.text(folder)], lambda: files.prepare_folder(name, folder, shape)
+            return identity, lambda: files.prepare_listed(name, folder, table, shape, resize)
+        return ["folder", filenames.text(folder)], lambda: files.prepare_folder(name, folder, shape, resize)
     if spec.name.endswith(".npz"):
         _require_options(spec, ())
         file = place(spec.name)
-        return ["npz", str(file)], lambda: files.prepare_npz(name, file, shape)
+        return ["npz", str(file)], lambda: files.prepare_npz(name, file, shape, resize)
     _require_options(spec, ("train", "test"))
     splits = spec.options.get("train", ""), spec.options.get("test", "")
     if spec.name in idx.COMPLETE and manual and not any(splits) and _by_hand(spec.name, manual, root):
         folder = manual / spec.name
-        return ["idx", spec.name, str(folder)], lambda: idx.prepare(spec.name, folder, shape)
-    return ["tfds", spec.name, *splits], lambda: tfds.prepare(spec.name, splits, root, manual, shape)
+        return ["idx", spec.name, str(folder)], lambda: idx.prepare(spec.name, folder, shape, resize)
+    return ["tfds", spec.name, *splits], lambda: tfds.prepare(spec.name, splits, root, manual, shape, resize)
 
 
 def _by_hand(name: str, manual: Path, root: Path) -> bool:

@@ -24,7 +24,7 @@ Small sources are read whole. Larger ones are read by row, in threads, as they a
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -54,24 +54,42 @@ def is_name(spec: plugins.Spec) -> bool:
     return spec.name.endswith(".py") or (dotted and bool(spec.words))
 
 
-def load(name: str, spec: plugins.Spec, shape: Shape | None, say: Callable[[str], None] = lambda line: None) -> Task:
+def load(
+    name: str,
+    spec: plugins.Spec,
+    shape: Shape | None,
+    resize: str = "crop",
+    say: Callable[[str], None] = lambda line: None,
+) -> Task:
     """The task of a name's two sources, checked; pixels are brought to `shape`. `say` gets a line before a long read.
 
     Raises InputError for an attribute that is missing, fails or gives no source, and for what `checks.checked` refuses.
     """
-    sources = {split: _Source(f"{name}: {split}", source, shape) for split, source in _sources(name, spec).items()}
+    sources = {
+        split: _Source(f"{name}: {split}", source, shape, resize) for split, source in _sources(name, spec).items()
+    }
     names = sources["train"].names()
     size = sum(len(source) * source.item_bytes() for source in sources.values())
     if size > WHOLE:
         say(f"{name}: {size / 1e9:,.1f} GB are read by row, as they are needed")
         train, test = (source.by_row(say) for source in sources.values())
         kind = targets.kind(name, train, test)
-        note = f"read by row, so its fingerprint is sampled ({checks.SAMPLED:,} rows of a split)"
+        sampled = f"read by row, so its fingerprint is sampled ({checks.SAMPLED:,} rows of a split)"
+        note = "; ".join(filter(None, (sampled, _crop_note(sources.values()))))
         return checks.checked(name, train, test, _classes(name, train.targets, names, kind), note, kind=kind)
     whole = [source.whole() for source in sources.values()]
     kind = _kind(name, *whole)
     first, second = (part if part.targets is not None else _predicted(part) for part in whole)
-    return checks.checked(name, first, second, _classes(name, first.targets, names, kind), kind=kind)
+    note = _crop_note(sources.values())
+    return checks.checked(name, first, second, _classes(name, first.targets, names, kind), note, kind=kind)
+
+
+def _crop_note(sources: Iterable["_Source"]) -> str:
+    """What tables say where an image that was read so far was cropped."""
+    shapes = [source.shape for source in sources if source.cropped and source.shape]
+    if not shapes:
+        return ""
+    return f"images are resized by their short side and cropped at the centre to {shapes[0][0]}x{shapes[0][1]}"
 
 
 def _kind(name: str, train: ArrayExamples, test: ArrayExamples) -> str:
@@ -149,10 +167,11 @@ class _Item(NamedTuple):
 class _Source:
     """A random-access source and what errors call it."""
 
-    def __init__(self, where: str, source: Any, shape: Shape | None) -> None:
+    def __init__(self, where: str, source: Any, shape: Shape | None, resize: str) -> None:
         if not hasattr(source, "__getitem__") or not hasattr(source, "__len__"):
             raise InputError(f"{where} is {plugins.shown(source)}: give a source with a length and items by number")
-        self.where, self.source, self.shape = where, source, shape
+        self.where, self.source, self.shape, self.resize = where, source, shape, resize
+        self.cropped = False
         if not len(self):
             raise InputError(f"{where}: is empty: give at least one item")
         self.first = self.normal(np.arange(1), [self.item(0)])
@@ -200,7 +219,9 @@ class _Source:
         def leaf_of(leaf: Any) -> np.ndarray:
             array = np.asarray(leaf)
             if self.shape and array.dtype == np.uint8 and array.ndim in (2, 3):
-                array = images.to_shape((array[..., None] if array.ndim == 2 else array)[None], self.shape)[0]
+                self.cropped |= images.crops(array.shape, self.shape, self.resize)
+                picture = (array[..., None] if array.ndim == 2 else array)[None]
+                array = images.to_shape(picture, self.shape, self.resize)[0]
             return array
 
         trees = [

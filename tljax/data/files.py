@@ -32,7 +32,9 @@ NO_PIXELS = ", as only uint8 pixels are resized: give uint8 images, or features 
 _OPTIONAL = ("class names", "train labels", "test labels", "train groups", "test groups")
 
 
-def prepare_folder(name: str, folder: Path, shape: Shape | None) -> tuple[list[Path], Callable[[], Task]]:
+def prepare_folder(
+    name: str, folder: Path, shape: Shape | None, resize: str = "crop"
+) -> tuple[list[Path], Callable[[], Task]]:
     """The pictures under `folder`, sorted by split, class and file name, and how to decode them.
 
     The classes are the sub-folders' names, sorted. Palette, RGBA and CMYK pictures become RGB. Raises InputError
@@ -55,14 +57,16 @@ def prepare_folder(name: str, folder: Path, shape: Shape | None) -> tuple[list[P
     folders = [folder, *(folder / split for split in splits), *class_folders]
 
     def decode() -> Task:
-        pixels = images.gather(((f"'{file}'", images.read(file)) for file in files), len(files), shape)
+        pictures = ((f"'{file}'", images.read(file)) for file in files)
+        pixels, cropped = images.gather(pictures, len(files), shape, resize)
         train_labels, test_labels = (
             np.repeat(np.arange(len(by_class)), [len(pictures) for pictures in by_class.values()])
             for by_class in splits.values()
         )
         n = len(train_labels)
         classes = tuple(splits["train"])
-        return checked(name, ArrayExamples(pixels[:n], train_labels), ArrayExamples(pixels[n:], test_labels), classes)
+        train, test = ArrayExamples(pixels[:n], train_labels), ArrayExamples(pixels[n:], test_labels)
+        return checked(name, train, test, classes, images.crop_note(cropped, len(files), shape))
 
     return folders + files, decode
 
@@ -96,7 +100,9 @@ class _Listed(NamedTuple):
     group: str | None
 
 
-def prepare_listed(name: str, folder: Path, table: Path, shape: Shape | None) -> tuple[list[Path], Callable[[], Task]]:
+def prepare_listed(
+    name: str, folder: Path, table: Path, shape: Shape | None, resize: str = "crop"
+) -> tuple[list[Path], Callable[[], Task]]:
     """The pictures under `folder` that `table` puts into a split, sorted as by `prepare_folder`, and their decoder.
 
     `table` is a CSV file (UTF-8) with the columns file, split and, if wanted, group; columns of other names are not
@@ -124,7 +130,8 @@ def prepare_listed(name: str, folder: Path, table: Path, shape: Shape | None) ->
     present = sum(is_picture(file.relative_to(folder)) and file.is_file() for file in folder.rglob("*"))
 
     def decode() -> Task:
-        pixels = images.gather(((f"'{file}'", images.read(file)) for file in files), len(files), shape)
+        pictures = ((f"'{file}'", images.read(file)) for file in files)
+        pixels, cropped = images.gather(pictures, len(files), shape, resize)
         numbers = {label: number for number, label in enumerate(classes)}
         labels = np.array([numbers[line.label] for line in listed])
         groups = np.array([line.group for line in listed]) if listed[0].group is not None else None
@@ -137,6 +144,7 @@ def prepare_listed(name: str, folder: Path, table: Path, shape: Shape | None) ->
         note = f"{n:,} training and {len(listed) - n:,} test pictures as {filenames.text(table.name)} says{left_out}"
         if not left_out and all(line.split == line.order[0] for line in listed):
             note = ""
+        note = "; ".join(filter(None, (note, images.crop_note(cropped, len(files), shape))))
         return checked(name, train, test, tuple(classes), note)
 
     return [table, *folders, *files], decode
@@ -196,7 +204,9 @@ def is_picture(path: PurePath) -> bool:
     return path.suffix.lower() in PICTURES and not any(part.startswith(".") for part in path.parts)
 
 
-def prepare_npz(name: str, file: Path, shape: Shape | None) -> tuple[list[Path], Callable[[], Task]]:
+def prepare_npz(
+    name: str, file: Path, shape: Shape | None, resize: str = "crop"
+) -> tuple[list[Path], Callable[[], Task]]:
     """The .npz file, and how to read it as a task.
 
     The file's arrays are train_images (or train_features, train_inputs, x_train): uint8 [n, height, width] or [n,
@@ -223,19 +233,21 @@ def prepare_npz(name: str, file: Path, shape: Shape | None) -> tuple[list[Path],
             raise InputError(f"'{file}' has no {what}: name an array {' or '.join(SPELLINGS[what])}")
         train, test = (
             ArrayExamples(
-                _shaped(name, inputs, shape),
+                _shaped(name, inputs, shape, resize),
                 targets.next_tokens(inputs) if lacking else contents[f"{split} labels"].array,
                 contents[f"{split} groups"].array if f"{split} groups" in contents else None,
             )
             for split in ("train", "test")
             for inputs in [contents[f"{split} images"].array]
         )
+        raw = [contents[f"{split} images"].array for split in ("train", "test")]
+        note = images.crop_note(sum(_cropped(array, shape, resize) for array in raw), len(train) + len(test), shape)
         names = contents["class names"].array if "class names" in contents else None
         if lacking:
-            return checked(name, train, test, _names(name, names), kind="tokens")
+            return checked(name, train, test, _names(name, names), note, kind="tokens")
         kind = _kind(name, train, test, {contents[f"{split} labels"].name for split in ("train", "test")})
         classes = _classes(name, train.targets, names) if kind == "classes" else _names(name, names)
-        return checked(name, train, test, classes, kind=kind)
+        return checked(name, train, test, classes, note, kind=kind)
 
     return [file], decode
 
@@ -298,7 +310,15 @@ def arrays(file: Path, wanted: Mapping[str, tuple[str, ...]]) -> dict[str, Membe
     return contents
 
 
-def _shaped(name: str, array: Any, shape: Shape | None) -> Any:
+def _cropped(array: Any, shape: Shape | None, resize: str) -> int:
+    """How many items of an input lose anything to the crop."""
+    if isinstance(array, dict):
+        return max((_cropped(part, shape, resize) for part in array.values()), default=0)
+    is_image = array.dtype == np.uint8 and array.ndim in (3, 4)
+    return len(array) if is_image and images.crops(array.shape[1:], shape, resize) else 0
+
+
+def _shaped(name: str, array: Any, shape: Shape | None, resize: str) -> Any:
     """Images brought to a shape, if one is given. Raises InputError for features of another shape.
 
     Of several inputs those that are pixels are brought to it.
@@ -308,13 +328,15 @@ def _shaped(name: str, array: Any, shape: Shape | None) -> Any:
     if isinstance(array, dict):
         if not any(part.dtype == np.uint8 for part in array.values()):
             raise InputError(f"{name}: none of its inputs can become {list(shape)}{NO_PIXELS}")
-        return {key: _shaped(name, part, shape) if part.dtype == np.uint8 else part for key, part in array.items()}
+        return {
+            key: _shaped(name, part, shape, resize) if part.dtype == np.uint8 else part for key, part in array.items()
+        }
     checks.require_channels_last(name, array)
     if array.dtype != np.uint8:
         if array.shape[1:] == shape:
             return array
         raise InputError(f"{name}: features {list(array.shape[1:])} cannot become {list(shape)}{NO_PIXELS}")
-    return images.to_shape(array[..., None], shape) if array.ndim == 3 else images.to_shape(array, shape)
+    return images.to_shape(array[..., None] if array.ndim == 3 else array, shape, resize)
 
 
 def _names(name: str, names: np.ndarray | None) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from tljax.data.checks import checked
-from tljax.data.images import Shape, to_shape
+from tljax.data.images import Shape, crop_note, crops, to_shape
 from tljax.types import ArrayExamples, InputError, Task
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -127,15 +127,19 @@ def to_bytes(array: np.ndarray) -> bytes:
     return header + np.ascontiguousarray(array, np.uint8).tobytes()
 
 
-def shipped(name: str, shape: Shape | None) -> Task:
+def shipped(name: str, shape: Shape | None, resize: str = "crop") -> Task:
     """The part of a data set that comes with tljax: 10,000 training and 2,000 test images, class-balanced."""
     folder = importlib.resources.files("tljax.data") / "shipped" / name
     note = f"10,000 training and 2,000 test images of {SHIPPED[name]}, shipped with tljax; not the complete data set"
     files = [folder / f"{file}.gz" for file in FILES]
-    return _task(name, [read(file, sha256) for file, sha256 in zip(files, SHA256[name], strict=True)], shape, note)
+    return _task(
+        name, [read(file, sha256) for file, sha256 in zip(files, SHA256[name], strict=True)], shape, resize, note
+    )
 
 
-def prepare(name: str, folder: Path, shape: Shape | None) -> tuple[list[Path], Callable[[], Task]]:
+def prepare(
+    name: str, folder: Path, shape: Shape | None, resize: str = "crop"
+) -> tuple[list[Path], Callable[[], Task]]:
     """The four files of a complete data set in `folder`, .gz first, and how to decode them.
 
     Raises InputError if a file is missing.
@@ -145,7 +149,8 @@ def prepare(name: str, folder: Path, shape: Shape | None) -> tuple[list[Path], C
     def decode() -> Task:
         contents = SHA256.get(name, ("",) * 4)
         archives = ARCHIVE_SHA256.get(name, ("",) * 4)
-        return _task(name, [read(file, *sums) for file, *sums in zip(files, contents, archives, strict=True)], shape)
+        arrays = [read(file, *sums) for file, *sums in zip(files, contents, archives, strict=True)]
+        return _task(name, arrays, shape, resize)
 
     return files, decode
 
@@ -162,14 +167,17 @@ def _find(name: str, folder: Path, file: str) -> Path:
     )
 
 
-def _task(name: str, arrays: list[np.ndarray], shape: Shape | None, note: str = "") -> Task:
+def _task(name: str, arrays: list[np.ndarray], shape: Shape | None, resize: str, note: str = "") -> Task:
     """The task of the four arrays. Raises InputError if their dimensions say that two files are exchanged."""
     for file, array, dimensions in zip(FILES, arrays, (3, 1, 3, 1), strict=True):
         if array.ndim != dimensions:
             raise InputError(f"{name}: {file} has {array.ndim} dimensions, not {dimensions}: are two files exchanged?")
     train_images, test_images = (array[..., None] for array in arrays[::2])
     if shape:
-        train_images, test_images = (to_shape(images, shape) for images in (train_images, test_images))
+        count = len(train_images) + len(test_images)
+        cropped = count * crops(train_images.shape[1:], shape, resize)
+        note = "; ".join(filter(None, (note, crop_note(cropped, count, shape))))
+        train_images, test_images = (to_shape(images, shape, resize) for images in (train_images, test_images))
     return checked(
         name, ArrayExamples(train_images, arrays[1]), ArrayExamples(test_images, arrays[3]), CLASSES[name], note
     )

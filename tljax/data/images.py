@@ -16,16 +16,25 @@ FORMATS = ("PNG", "JPEG")
 """The formats that are read, by their content, whatever a file is called."""
 
 
-def to_shape(images: np.ndarray, shape: Shape) -> np.ndarray:
+RESIZES = ("crop", "squash")
+"""How an image of another aspect is brought to a shape: by its short side, and cropped at the centre; or each side by
+itself."""
+
+
+def to_shape(images: np.ndarray, shape: Shape, resize: str = "crop") -> np.ndarray:
     """uint8 [n, height, width, channels] -> uint8 [n, *shape].
 
     The rule, in this order: if the channels differ, alpha (the last of 2 or 4) is dropped and colour becomes grey by
     the luma of ITU-R 601-2, L = 0.299 R + 0.587 G + 0.114 B, in the fixed point of PIL's mode "L"; a bilinear
-    resize, antialiased when it shrinks (PIL's BILINEAR); and grey becomes three channels by repetition. Images that
-    have the shape already are returned as they are. Raises InputError for channels that the rule does not cover.
+    resize, antialiased when it shrinks (PIL's BILINEAR); and grey becomes three channels by repetition. Under "crop"
+    the resize keeps the aspect (`resized`), and what is over is cropped, as much on both sides; under "squash" it does
+    not. Images that have the shape already are returned as they are. Raises InputError for channels that the rule does
+    not cover.
 
     >>> to_shape(np.full((1, 2, 2, 3), (255, 0, 0), np.uint8), (1, 1, 1)).ravel().tolist()
     [76]
+    >>> to_shape(np.uint8([[[[0], [7], [9], [0]]]]), (1, 2, 1)).ravel().tolist()
+    [7, 9]
     """
     if images.shape[1:] == shape:
         return images
@@ -38,9 +47,45 @@ def to_shape(images: np.ndarray, shape: Shape) -> np.ndarray:
         images = images[..., :-1] if images.shape[-1] in (2, 4) else images
         images = _luma(images) if shape[-1] < images.shape[-1] else images
     if images.shape[1:3] != shape[:2]:
-        images = np.stack([_resize(image, shape[:2]) for image in images])
+        size = resized(images.shape[1:3], shape) if resize == "crop" else shape[:2]
+        if images.shape[1:3] != size:
+            images = np.stack([_resize(image, size) for image in images])
+        # As torchvision's CenterCrop: a half is rounded to the even.
+        top, left = (round((size[i] - shape[i]) / 2) for i in (0, 1))
+        images = images[:, top : top + shape[0], left : left + shape[1]]
     # Grey is repeated last: one channel to resize in place of three.
     return np.ascontiguousarray(np.broadcast_to(images, (len(images), *shape)))
+
+
+def resized(size: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, int]:
+    """Height and width to which an image is resized before it is cropped to a shape: the least that cover it.
+
+    One side is the shape's, the other keeps the aspect, rounded down, as torchvision's Resize of the short side does.
+
+    >>> resized((480, 640), (224, 224, 3)), resized((28, 28), (32, 32, 1))
+    ((224, 298), (32, 32))
+    """
+    (height, width), (to_height, to_width) = size[:2], shape[:2]
+    if to_height * width >= to_width * height:
+        return to_height, max(to_width, to_height * width // height)
+    return max(to_height, to_width * height // width), to_width
+
+
+def crops(size: tuple[int, ...], shape: Shape | None, resize: str) -> bool:
+    """Whether an image of a height and width loses anything to the crop."""
+    return resize == "crop" and shape is not None and resized(size, shape) != shape[:2]
+
+
+def crop_note(cropped: int, count: int, shape: Shape | None) -> str:
+    """What tables say of images of which so many were cropped; "" for none.
+
+    >>> crop_note(3, 4, (64, 48, 3))
+    '3 of 4 images are resized by their short side and cropped at the centre to 64x48'
+    """
+    if not cropped or not shape:
+        return ""
+    which = f"{cropped:,} of {count:,} images are" if cropped < count else f"all {count:,} images are"
+    return f"{which} resized by their short side and cropped at the centre to {shape[0]}x{shape[1]}"
 
 
 def _luma(images: np.ndarray) -> np.ndarray:
@@ -118,24 +163,27 @@ def upright(image: np.ndarray, orientation: int) -> np.ndarray:
     return image
 
 
-def gather(pictures: Iterable[tuple[str, np.ndarray]], count: int, shape: Shape | None) -> np.ndarray:
-    """`count` pairs (name for errors, picture) to uint8 [count, *shape].
+def gather(
+    pictures: Iterable[tuple[str, np.ndarray]], count: int, shape: Shape | None, resize: str = "crop"
+) -> tuple[np.ndarray, int]:
+    """`count` pairs (name for errors, picture) to uint8 [count, *shape], and how many of them were cropped.
 
     Without a shape all pictures have the first one's. Raises InputError where another differs.
     """
-    images = np.empty((0,), np.uint8)
+    images, cropped = np.empty((0,), np.uint8), 0
     for row, (what, picture) in enumerate(pictures):
         if row == 0:
             images = np.empty((count, *(shape or picture.shape)), np.uint8)
         if shape:
-            picture = to_shape(picture[None], shape)[0]
+            cropped += crops(picture.shape, shape, resize)
+            picture = to_shape(picture[None], shape, resize)[0]
         if picture.shape != images.shape[1:]:
             raise InputError(
                 f"the images differ in size: {what} is {_size(picture.shape)}, the first {_size(images.shape[1:])}: "
                 "choose one with `image_shape=HEIGHT,WIDTH,CHANNELS`"
             )
         images[row] = picture
-    return images
+    return images, cropped
 
 
 def _size(shape: tuple[int, ...]) -> str:

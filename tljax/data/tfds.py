@@ -21,7 +21,12 @@ from tljax.types import ArrayExamples, InputError, Task
 
 
 def prepare(
-    name: str, splits: tuple[str, str], data_dir: Path, manual_dir: Path | None, shape: Shape | None
+    name: str,
+    splits: tuple[str, str],
+    data_dir: Path,
+    manual_dir: Path | None,
+    shape: Shape | None,
+    resize: str = "crop",
 ) -> tuple[list[Path], Callable[[], Task]]:
     """The files of a data set under `data_dir`, downloaded and prepared if need be, and how to decode them.
 
@@ -42,8 +47,11 @@ def prepare(
 
     def decode() -> Task:
         with _damage_as_input_error(name, data_dir):
-            training, testing = (_read(name, builder, split, image, label, shape) for split in (train, test))
-            return checked(name, training, testing, tuple(builder.info.features[label].names), note)
+            read = [_read(name, builder, split, image, label, shape, resize) for split in (train, test)]
+            (training, testing), cropped = (part for part, _ in read), sum(count for _, count in read)
+            crop_note = images.crop_note(cropped, len(training) + len(testing), shape)
+            full_note = "; ".join(filter(None, (note, crop_note)))
+            return checked(name, training, testing, tuple(builder.info.features[label].names), full_note)
 
     return sorted(Path(str(builder.data_path)).iterdir()), decode
 
@@ -168,8 +176,10 @@ def _splits(name: str, available: Any, splits: tuple[str, str]) -> tuple[str, st
     return train, test
 
 
-def _read(name: str, builder: Any, split: str, image: str, label: str, shape: Shape | None) -> ArrayExamples:
-    """The decoded images and labels of a split, images brought to the shape."""
+def _read(
+    name: str, builder: Any, split: str, image: str, label: str, shape: Shape | None, resize: str
+) -> tuple[ArrayExamples, int]:
+    """The decoded images and labels of a split, images brought to the shape, and how many of them were cropped."""
     import tensorflow_datasets as tfds
 
     # We decode the bytes ourselves: TFDS takes OpenCV's decoder where it is installed, and JPEGs then differ.
@@ -191,7 +201,8 @@ def _read(name: str, builder: Any, split: str, image: str, label: str, shape: Sh
             what = f"{name}: picture {row} of {split}"
             yield what, images.decode(example[image], channels, what)
 
-    return ArrayExamples(images.gather(pictures(), len(source), shape), labels)
+    pixels, cropped = images.gather(pictures(), len(source), shape, resize)
+    return ArrayExamples(pixels, labels), cropped
 
 
 def _download(name: str, builder: Any, data_dir: Path, manual_dir: Path | None) -> None:

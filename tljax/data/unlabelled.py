@@ -22,7 +22,7 @@ class Unlabelled(NamedTuple):
     """Files that are not .png, .jpg or .jpeg, and links to folders."""
 
 
-def load(place: Path, shape: tuple[int, ...]) -> Unlabelled:
+def load(place: Path, shape: tuple[int, ...], resize: str = "crop") -> Unlabelled:
     """Images [n, *shape] of a folder or file: uint8 pixels brought to the shape, or float32 features that have it.
 
     A folder gives its pictures and those of its sub-folders, sorted, named by their paths in it; hidden ones are left
@@ -33,7 +33,7 @@ def load(place: Path, shape: tuple[int, ...]) -> Unlabelled:
     if not place.exists():
         raise InputError(f"'{place}' does not exist: give a folder of pictures, one of them, or an .npz file")
     if place.suffix == ".npz" and place.is_file():
-        return _npz(place, shape)
+        return _npz(place, shape, resize)
     entries = (
         {place.name: place}
         if not place.is_dir()
@@ -49,13 +49,14 @@ def load(place: Path, shape: tuple[int, ...]) -> Unlabelled:
     if len(shape) != 3:
         raise InputError(f"'{place}' holds pictures, the model takes features {list(shape)}: give them as .npz")
     pictures = ((f"'{entries[name]}'", images.read(entries[name])) for name in names)
-    return Unlabelled(names, images.gather(pictures, len(names), (shape[0], shape[1], shape[2])), left_out)
+    pixels, _ = images.gather(pictures, len(names), (shape[0], shape[1], shape[2]), resize)
+    return Unlabelled(names, pixels, left_out)
 
 
-def _npz(file: Path, shape: tuple[int, ...]) -> Unlabelled:
+def _npz(file: Path, shape: tuple[int, ...], resize: str) -> Unlabelled:
     array = checks.images(f"'{file}'", files.arrays(file, _SPELLINGS)["images"].array)
     if array.dtype == np.uint8 and len(shape) == 3:
-        array = images.to_shape(array, (shape[0], shape[1], shape[2]))
+        array = images.to_shape(array, (shape[0], shape[1], shape[2]), resize)
     if array.shape[1:] != shape:
         raise InputError(
             f"'{file}': images are {array.dtype}{list(array.shape[1:])}, the model takes {list(shape)}: "

@@ -17,6 +17,7 @@ from tljax.train import cost, features, vectorize
 from tljax.train.cost import Cost
 from tljax.train.features import FeatureCache
 from tljax.train.step import (
+    Average,
     Fit,
     Log,
     Spec,
@@ -24,6 +25,7 @@ from tljax.train.step import (
     check_microbatch,
     entered,
     group_key,
+    part_of_average,
     rule,
     specialize,
     trained_leaves,
@@ -68,9 +70,8 @@ class State(NamedTuple):
     """For each of them the masks of the phases that have begun."""
     diverged: tuple[int | None, ...]
     """For each of them the first step whose objective or gradient was not finite; its parameters mean nothing since."""
-    average: Params | None = None
-    """With `Spec.averages` the average of what trains: a tree like the parameters, with None for a leaf that never
-    trained."""
+    average: Average | None = None
+    """With `Spec.averages` the average of what trains, and of the model's state."""
     began: int = 0
     """The step at which its phase began."""
     scores: tuple[tuple[float, ...], ...] = ()
@@ -246,13 +247,9 @@ def _observed(spec: Spec, fits: Sequence[Fit], state: State, scores: Sequence[fl
 def _trained_part(spec: Spec, fits: Sequence[Fit], state: State) -> Any:
     """(What of a state's parameters trains in its phase, its average, the model's state), copies in NumPy."""
     trains = trained_leaves(specialize(spec, fits[state.fits[0]], state.masks[0]))
-    parts = _part(state.params, trains), _part(state.average, trains), state.model_state
+    average = None if state.average is None else part_of_average(state.average, trains)[0]
+    parts = masks.split(state.params, trains)[0], average, state.model_state
     return jax.tree.map(np.array, host(parts))
-
-
-def _part(tree: Params | None, trains: Mask) -> Params | None:
-    """The part of a tree that trains, None of none."""
-    return None if tree is None else masks.split(tree, trains)[0]
 
 
 def _chosen_rows(chosen: Sequence[bool], new: np.ndarray, old: np.ndarray) -> np.ndarray:
@@ -276,14 +273,14 @@ def _after_end(
             rule(fits[i], _phase_of(state)).restore and since is None and bool(scores)
             for i, since, scores in zip(ended.fits, ended.diverged, ended.scores, strict=True)
         ]
-        *now, state_now = host((ended.params, ended.average, ended.model_state))
+        params, average, model_state = host((ended.params, ended.average, ended.model_state))
         trains = trained_leaves(specialize(spec, fits[ended.fits[0]], ended.masks[0]))
-        *best_parts, best_state = ended.best
-        params, average = (
-            None if tree is None else _put_back(best, tree, trains, restores)
-            for best, tree in zip(best_parts, now, strict=True)
-        )
-        model_state = jax.tree.map(functools.partial(_chosen_rows, restores), best_state, state_now)
+        moved, frozen = masks.split(params, trains)
+        moving, resting = (None, None) if average is None else part_of_average(average, trains)
+        now = moved, moving, model_state
+        moved, moving, model_state = jax.tree.map(functools.partial(_chosen_rows, restores), ended.best, now)
+        params = masks.join(moved, frozen)
+        average = None if moving is None else moving._replace(params=masks.join(moving.params, resting))
         params, average, model_state = jax.tree.map(jnp.asarray, (params, average, model_state))
         ended = ended._replace(params=params, average=average, model_state=model_state)
     ended = ended._replace(scores=(), best=None)
@@ -291,12 +288,6 @@ def _after_end(
         yield ended._replace(step=ends[-1], over=True)
     else:
         yield from (next_state for next_state, _ in _next_phase(spec, fits, data, ends, execution, ended))
-
-
-def _put_back(best: Params, params: Params, trains: Mask, rows: Sequence[bool]) -> Params:
-    """The parameters with the best of what trains in these rows."""
-    trained, frozen = masks.split(params, trains)
-    return masks.join(jax.tree.map(functools.partial(_chosen_rows, rows), best, trained), frozen)
 
 
 def _taken(state: State, rows: Sequence[int]) -> State:
@@ -384,8 +375,8 @@ def _first_state(spec: Spec, fits: Sequence[Fit], part: Part) -> State:
     params = stack([fit.params for fit in members])
     rates = jnp.asarray([_rates(fit, 0)[0] for fit in members])
     opt_state = begin(specialized, params, stack_hyper(specialized, members, histories), rates)
-    average = entered(None, params, trained_leaves(specialized)) if spec.averages else None
     model_state = stack([fit.model_state for fit in members])
+    average = entered(None, params, model_state, trained_leaves(specialized)) if spec.averages else None
     numbers, undiverged = tuple(i for i, _ in part), (None,) * len(part)
     return State(0, params, opt_state, numbers, histories, undiverged, average, model_state=model_state)
 
@@ -410,8 +401,9 @@ def abstract(spec: Spec, fits: Sequence[Fit], histories: Sequence[Sequence[Mask]
     def arrays(params: Params, model_state: ModelState) -> Any:
         opt_state, average = begin(specialized, params, hyper, jnp.zeros(len(fits))), None
         for of_phase in trains if spec.averages else ():
-            average = entered(average, params, of_phase)
-        best = _part(params, trains[-1]), _part(average, trains[-1]), model_state
+            average = entered(average, params, model_state, of_phase)
+        of_average = None if average is None else part_of_average(average, trains[-1])[0]
+        best = masks.split(params, trains[-1])[0], of_average, model_state
         return params, opt_state, average, best, model_state
 
     stacked = stack([fit.params for fit in fits]), stack([fit.model_state for fit in fits])
@@ -490,7 +482,7 @@ def _phase(
     def call(
         trained: Params,
         opt_state: OptState,
-        average: Params | None,
+        average: Average | None,
         model_state: ModelState,
         frozen: Params,
         start: int,
@@ -542,7 +534,7 @@ def _advance(
     arrays = (state.params, state.optimizer, state.average, state.model_state)
     params, opt_state, average, model_state = place(mesh, arrays)
     trained, frozen = masks.split(params, trained_leaves(spec))
-    moving, resting = (None, None) if average is None else masks.split(average, trained_leaves(spec))
+    moving, resting = (None, None) if average is None else part_of_average(average, trained_leaves(spec))
     step, diverged = state.step, state.diverged
     logs: list[Log] = []
     most = min(most, capacity(batch))
@@ -560,7 +552,8 @@ def _advance(
         most = agreed(min(capacity(batch), _steps_for_longest(stop - step, time.perf_counter() - start)))
         step = stop
     log = jax.tree.map(lambda *curves: np.hstack(curves), *logs)
-    params, average = masks.join(trained, frozen), masks.join(moving, resting)
+    params = masks.join(trained, frozen)
+    average = None if moving is None else moving._replace(params=masks.join(moving.params, resting))
     state = state._replace(step=step, params=params, optimizer=opt_state, diverged=diverged, average=average)
     return state._replace(model_state=model_state), log, most
 
@@ -624,7 +617,7 @@ def _next_phase(
             tuple(state.fits[row] for row in rows),
             tuple(histories[row] for row in rows),
             tuple(state.diverged[row] for row in rows),
-            stack([entered(average_of[row], params_of[row], histories[row][-1]) for row in rows])
+            stack([entered(average_of[row], params_of[row], {}, histories[row][-1]) for row in rows])
             if spec.averages
             else None,
             began=state.step,

@@ -151,9 +151,9 @@ def step(
     rate: jax.Array,
     number: jax.Array,
     axis: str | None = None,
-    average: Params | None = None,
+    average: "Average | None" = None,
     model_state: ModelState | None = None,
-) -> tuple[Params, OptState, Params | None, ModelState | None, Log]:
+) -> "tuple[Params, OptState, Average | None, ModelState | None, Log]":
     """One training step: (trained leaves, optimizer state, average, model state, log) after it.
 
     `average` is that of the trained leaves, None in a fit without; `model_state` is {} or None of a model without.
@@ -175,8 +175,9 @@ def step(
     loss, terms, gradients = total((loss, terms, gradients), axis)
     updates, opt_state = transformation(spec, hyper, rate).update(gradients, opt_state, trained)
     trained = optimizer.apply(trained, updates, _selection(spec, hyper))
-    if spec.averages:
-        average = averaged(average, trained, hyper.numbers["average_weight"], _selection(spec, hyper))
+    if average is not None:
+        weight = hyper.numbers["average_weight"]
+        average = averaged(average, trained, model_state or {}, weight, _selection(spec, hyper))
     log = Log(loss, sum(terms, start=jnp.zeros(())), terms, _norm(gradients))
     return trained, opt_state, average, model_state, log
 
@@ -352,39 +353,66 @@ def _selection(spec: Spec, hyper: Hyper) -> Mask:
     return jax.tree.map(lambda m: m if isinstance(m, bool) or masks.selects(m) else True, _mask(spec, hyper))
 
 
-def averaged(average: Params, trained: Params, weight: Any, selection: Mask) -> Params:
-    """The exponential average a + weight * (p - a) of what trains, after a step that gave the values p.
+class Average(NamedTuple):
+    """The exponential average of a fit, float32 or wider."""
+
+    params: Params
+    """A tree like the parameters, with None for a leaf that has never trained."""
+    model_state: ModelState
+    """The average of the model's state; as long as that stands still, the state itself."""
+
+
+def averaged(average: Average, trained: Params, model_state: ModelState, weight: Any, selection: Mask) -> Average:
+    """The average a + weight * (p - a) of what trains, after a step that gave the values p.
 
     It begins with the values at the start, and so has no bias to correct: after t steps they weigh (1 - weight)^t.
-    `selection` says what trains, as in `optimizer.apply`: elements that do not keep their bits. At a constant weight it
-    is the average of Tarvainen & Valpola 2017, "Mean teachers are better role models" (arXiv:1703.01780); of iterates,
-    Polyak & Juditsky 1992.
+    `selection` says what trains, as in `optimizer.apply`: the other elements keep their bits. It is the average of
+    Tarvainen & Valpola 2017, "Mean teachers are better role models" (arXiv:1703.01780), as state is averaged too; of
+    iterates, Polyak & Juditsky 1992, "Acceleration of stochastic approximation by averaging".
 
-    >>> averaged({"w": jnp.zeros(2)}, {"w": jnp.ones(2)}, 0.25, {"w": np.array([True, False])})["w"].tolist()
-    [0.25, 0.0]
+    >>> averaged(Average({"w": jnp.zeros(2)}, {}), {"w": jnp.ones(2)}, {}, 0.25, {"w": np.array([True, False])})
+    Average(params={'w': Array([0.25, 0.  ], dtype=float32)}, model_state={})
     """
-    toward = jax.tree.map(lambda mean, leaf: weight * (leaf - mean), average, trained)
-    return optimizer.apply(average, toward, selection)
+    toward = jax.tree.map(lambda mean, leaf: weight * (leaf - mean), average.params, trained)
+    params = optimizer.apply(average.params, toward, selection)
+
+    def moved(mean: Any, leaf: Any) -> Any:  # a state that stands still keeps its bits
+        return jnp.where(mean == leaf, mean, mean + weight * (leaf - mean)).astype(mean.dtype)
+
+    return Average(params, jax.tree.map(moved, average.model_state, model_state))
 
 
-def entered(average: Params | None, params: Params, mask: Mask) -> Params:
-    """The average of a fit when a phase begins, a tree like `params` with None where a leaf has never trained.
+def entered(average: Average | None, params: Params, model_state: ModelState, mask: Mask) -> Average:
+    """The average of a fit when a phase begins.
 
-    A leaf that trains under `mask` for the first time enters as a copy, in float32 or wider; the others stay.
+    A leaf that trains under `mask` for the first time enters as a copy; what was averaged before stays.
     """
-    trained, _ = masks.split(params, jax.tree.map(masks.trains, mask))
-    copies = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.promote_types(jnp.result_type(leaf), jnp.float32)), trained)
-    return copies if average is None else masks.join(average, copies)
+
+    def copy(leaf: Any) -> Any:
+        kind = jnp.result_type(leaf)
+        is_float = jnp.issubdtype(kind, jnp.floating)
+        return jnp.array(leaf, jnp.promote_types(kind, jnp.float32) if is_float else kind)
+
+    copies = jax.tree.map(copy, masks.split(params, mask)[0])
+    if average is None:
+        return Average(copies, jax.tree.map(copy, model_state))
+    return Average(masks.join(average.params, copies), average.model_state)
 
 
-def with_average(params: Params, average: Params) -> Params:
-    """The parameters with the average in place of every leaf that has one, in the leaf's own dtype."""
-    return jax.tree.map(
-        lambda mean, leaf: leaf if mean is None else jnp.asarray(mean).astype(jnp.result_type(leaf)),
-        average,
-        params,
-        is_leaf=lambda leaf: leaf is None,
-    )
+def part_of_average(average: Average, trains: Mask) -> tuple[Average, Params]:
+    """(The average of what trains in a phase, that of the parameters that do not)."""
+    moving, resting = masks.split(average.params, trains)
+    return Average(moving, average.model_state), resting
+
+
+def with_average(params: Params, model_state: ModelState, average: Average) -> tuple[Params, ModelState]:
+    """(Parameters, model state) with the average in place of what has one, each leaf in its own dtype."""
+
+    def placed(mean: Any, leaf: Any) -> Any:
+        return leaf if mean is None else jnp.asarray(mean).astype(jnp.result_type(leaf))
+
+    whole = jax.tree.map(placed, average.params, params, is_leaf=lambda leaf: leaf is None)
+    return whole, jax.tree.map(placed, average.model_state, model_state)
 
 
 def rule(fit: Fit, phase: int) -> PhaseRule:

@@ -21,6 +21,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tljax import batch_stats, masks, models
 from tljax.train.step import (
+    Average,
     Fit,
     Hyper,
     Log,
@@ -117,9 +118,9 @@ def segment(
     order: jax.Array,
     rates: jax.Array,
     steps: tuple[int, int, int],
-    average: Params | None = None,
+    average: Average | None = None,
     model_state: ModelState | None = None,
-) -> tuple[Params, OptState, Params | None, ModelState | None, Log]:
+) -> tuple[Params, OptState, Average | None, ModelState | None, Log]:
     """The one compiled training function: (trained leaves, optimizer state, average, model state, log [fits, rows])
     after some steps.
 
@@ -251,11 +252,11 @@ def _on_device_of_pmap(
     mode: Mode,
     trained: Params,
     opt_state: OptState,
-    average: Params | None,
+    average: Average | None,
     model_state: ModelState | None,
     order: jax.Array,
     rest: Any,
-) -> tuple[Params, OptState, Params | None, ModelState | None, Log]:
+) -> tuple[Params, OptState, Average | None, ModelState | None, Log]:
     """On one device, with its part of each row of the order."""
     frozen, hyper, inputs, targets, rates, steps = rest
     by_fit = (trained, opt_state, average, model_state, frozen, hyper, rates)
