@@ -42,7 +42,7 @@ def run(**flags: Any) -> list[Result]:
     for fault in plan.model_faults(settings, settings.build_model(task.outputs), shape):
         execution.on_message(fault)
     if settings.dry_run:
-        model = settings.build_model(task.outputs)
+        model = settings.build_model(task.outputs, settings.source_recipe)
         params = models.abstract(model, shape)
         everything, decays = masks.by_path(params, lambda path: True), plan.decays(settings.source_recipe, params)
         outlined = fit.outlined(task, settings.source_recipe, execution)

@@ -251,7 +251,7 @@ def _run_trials(
     def experiment_of(chosen: Mapping[str, Any]) -> tuple[Experiment, Any]:
         settings = Settings.from_flags(**search_flags.with_values(arm_flags, chosen))
         source, trained = obtained(settings.hidden, settings.activation, settings.source_recipe)
-        model = settings.build_model(base.target.outputs)
+        model = settings.build_model(base.target.outputs, settings.recipe)
         strategies = base.strategies
         if settings.strategies != base.settings.strategies:
             strategies = tuple(map(plan.read_strategy, settings.strategies))

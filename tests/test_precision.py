@@ -6,12 +6,14 @@ from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_programs import arguments
 
 from experiments import transfer
-from experiments.runs import directory
+from experiments.runs import directory, plan
+from experiments.runs.settings import Settings, parse_flags
 from tljax import batch_stats, masks, models, objective, optimizers, penalties, train
 from tljax.models import linen
 from tljax.train import cost
@@ -211,3 +213,142 @@ def test_microbatches_take_less_memory():
     of_parameters = 4 * sum(leaf.size for leaf in jax.tree.leaves(fit.params))
     assert parts.peak_bytes < whole.peak_bytes - 2 * 4 * 2000 * 1000 + of_parameters
     assert whole.flops == pytest.approx(parts.flops, rel=0.5)
+
+
+# ---- The dtype in which a model computes
+
+
+def built(name="mlp", **more):
+    return models.build(name, 4, hidden=(16,), activation="relu", **more)
+
+
+def products(jaxpr):
+    """(dtypes of the operands, precision) of each product and convolution of a program, in the order of the program."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
+            yield tuple(str(v.aval.dtype) for v in eqn.invars), eqn.params["precision"]
+        for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")):
+            if hasattr(value, "eqns") or hasattr(value, "jaxpr"):
+                yield from products(getattr(value, "jaxpr", value))
+
+
+def program_of_gradient(model, params, x):
+    loss = lambda params: jnp.square(models.apply(model, params, x)).sum()  # noqa: E731
+    return jax.make_jaxpr(jax.grad(loss))(params)
+
+
+def rounded(x):
+    return np.asarray(jnp.asarray(x, jnp.float32).astype(jnp.bfloat16).astype(jnp.float32))
+
+
+def test_a_perceptron_in_bfloat16_is_that_of_rounded_numbers():
+    """Against NumPy: operands and hidden outputs rounded to bfloat16, logits summed in float32."""
+    model, x = built(compute_dtype="bfloat16"), np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
+    params = models.init(model, jax.random.key(0), (5,))
+    drawn = models.init(built(), jax.random.key(0), (5,))
+    for one, other in zip(jax.tree.leaves(params), jax.tree.leaves(drawn), strict=True):
+        assert one.dtype == jnp.float32
+        np.testing.assert_array_equal(one, other)
+    params = jax.tree.map(lambda leaf: leaf + 0.1, params)
+    hidden = rounded(rounded(x) @ rounded(params["hidden_0"]["kernel"]))
+    hidden = np.maximum(rounded(hidden + rounded(params["hidden_0"]["bias"])), 0)
+    logits = hidden @ rounded(params["head"]["kernel"]) + rounded(params["head"]["bias"])
+    outputs = models.features(model, params, x)
+    assert [str(leaf.dtype) for leaf in outputs] == ["float32", "float32"]
+    np.testing.assert_allclose(outputs[0], hidden, rtol=2**-7)
+    np.testing.assert_allclose(outputs[1], logits, rtol=1e-2, atol=1e-2)
+    np.testing.assert_array_equal(outputs[0], rounded(outputs[0]))
+    assert not np.array_equal(outputs[1], rounded(outputs[1]))
+    assert np.abs(models.apply(built(), params, x) - outputs[1]).max() > 1e-4
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn:norm=true", "own"])
+def test_every_product_is_of_bfloat16_and_every_gradient_float32(name, tmp_path):
+    shape = (5,) if name != "cnn:norm=true" else (4, 4, 1)
+    if name == "own":
+        (tmp_path / "own.py").write_text(OWN)
+        name = f"{tmp_path / 'own.py'}:model"
+    model = built(name, compute_dtype="bfloat16")
+    params, state = batch_stats.split(models.init(model, jax.random.key(0), shape))
+    variables, x = batch_stats.join(params, state), jnp.ones((3, *shape))
+    program = program_of_gradient(model, variables, x)
+    assert {str(leaf.dtype) for leaf in program.out_avals} == {"float32"}
+    dtypes = [dtypes for dtypes, _ in products(program.jaxpr)]
+    forward = [dtypes for dtypes, _ in products(jax.make_jaxpr(lambda p: models.apply(model, p, x))(variables).jaxpr)]
+    assert len(dtypes) > len(forward) >= 2 and set(forward) == {("bfloat16", "bfloat16")}
+    assert all("bfloat16" in pair for pair in dtypes)
+    if state:
+        _, after = models.run(model, params, state, x, key=jax.random.key(0), tracked=("norm",), weight=jnp.ones(3))
+        assert {str(leaf.dtype) for leaf in jax.tree.leaves(after)} == {"float32"}
+
+
+OWN = """
+import flax.linen as nn
+from tljax.models import linen
+
+
+def model(classes):
+    head = linen.stage("head", nn.Dense(classes))
+    return linen.stage("hidden", nn.Dense(7)), linen.stage("norm", nn.BatchNorm(momentum=0.5)), head
+"""
+"""A model that knows nothing of dtypes."""
+
+
+@pytest.mark.parametrize("precision", ["high", "highest"])
+def test_products_have_the_precision_forwards_and_backwards(precision):
+    x = jnp.ones((3, 5))
+    params = models.init(built(), jax.random.key(0), (5,))
+    wanted = getattr(jax.lax.Precision, precision.upper())
+    for model, expected in ((built(matmul_precision=precision), wanted), (built(), None)):
+        found = [given for _, given in products(program_of_gradient(model, params, x).jaxpr)]
+        assert len(found) == 5 and set(found) <= {expected, (expected, expected)}
+    np.testing.assert_allclose(
+        models.apply(built(matmul_precision=precision), params, x), models.apply(built(), params, x)
+    )
+
+
+def test_dtype_and_precision_are_in_the_key_and_refused_where_they_are_none(tasks, tmp_path):
+    def keys(**flags):
+        settings = Settings.from_flags(**arguments(tasks, tmp_path / "w", **flags))
+        return set(plan.planned(plan.prepare(settings, train.Execution())))
+
+    plain = keys()
+    assert plain == keys(compute_dtype="float32", matmul_precision="default", microbatch=0)
+    for flags in ({"compute_dtype": "bfloat16"}, {"matmul_precision": "highest"}, {"microbatch": 10}):
+        assert not plain & keys(**flags)
+    for name, message in (
+        ("float16", "are 0 without a scale of the loss: give bfloat16"),
+        ("int8", "in float32 or bf"),
+    ):
+        with pytest.raises(InputError, match=f"^--source_compute_dtype={name}: .*{message}"):
+            Settings.from_flags(**arguments(tasks, tmp_path / "w", source_compute_dtype=name))
+    with pytest.raises(InputError, match=r"^--matmul_precision=tf32"):
+        Settings.from_flags(**arguments(tasks, tmp_path / "w", matmul_precision="tf32"))
+
+
+def test_a_fit_in_bfloat16_learns_on_features_as_without_them_and_keeps_float32():
+    spec, fit = a_fit("head", "adam", steps=20, model=built(compute_dtype="bfloat16"))
+    stages, cache = train.forward(spec.model), train.FeatureCache(10**6)
+    (state, log), (on_features, other_log) = (
+        trained(spec, fit, train.Execution(cache=kept), ends=(20,)) for kept in (None, cache)
+    )
+    assert cache.arrays and log.loss[0, -1] < 0.9 * log.loss[0, 0]
+    np.testing.assert_allclose(log.loss, other_log.loss, rtol=1e-5)
+    kept = jax.tree.leaves((state.params, state.optimizer, on_features.params))
+    assert {leaf.dtype.name for leaf in kept} == {"float32", "int32"}
+    assert stages(jax.tree.map(lambda leaf: leaf[0], state.params), jnp.ones((1, 5))).dtype == jnp.float32
+    in_float32 = trained(*a_fit("head", "adam", steps=20, model=built()), ends=(20,))[1]
+    assert (log.loss != in_float32.loss).any()
+    np.testing.assert_allclose(log.loss, in_float32.loss, rtol=0.05)
+
+
+@pytest.mark.slow
+def test_the_quick_start_in_bfloat16_ends_within_half_a_point(tmp_path):
+    flags = ["x", "--flagfile=experiments/flags/quickstart.flags", "--strategies=scratch,full,head_only", "--seeds=0"]
+    means = {}
+    for name in models.DTYPES:
+        settings = parse_flags([*flags, f"--compute_dtype={name}", f"--workdir={tmp_path / name}"])
+        fits = transfer.run(**settings)
+        means[name] = np.array([fit.test_accuracy for fit in fits] + [fits[-1].source_accuracy])
+    assert np.abs(means["bfloat16"] - means["float32"]).max() < 0.005
+    assert (means["bfloat16"] != means["float32"]).any()

@@ -59,8 +59,8 @@ def judged(
             half_tau = float(np.mean([ranking.split_half(values[:, chosen]) for values in accuracies]))
             trivial = np.array([card.trivial for card in cards])[chosen]
             title = (truth.strategy, truth.budget, which)
-            rest = (worth, half_tau, scores, mean_accuracies, tuple(targets), trivial, truth.metric)
-            boards.append(Board(*title, *rest))
+            board = Board(*title, worth, half_tau, scores, mean_accuracies, tuple(targets), trivial)
+            boards.append(board._replace(metric=truth.metric))
     for count in dict.fromkeys(board.truths.shape[1] for board in boards):
         error = ranking.error_of_none(count)
         few = "" if count >= ranking.LEAST else "; they are too few for intervals, and for telling scores apart"

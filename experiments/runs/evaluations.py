@@ -18,7 +18,7 @@ from experiments.runs.settings import Settings
 from tljax import batch_stats, checkpoint, evaluate, metrics, models, train
 from tljax.study import units
 from tljax.study.results import Result, tree_of
-from tljax.types import Examples, InputError, Metric, Model, Params, Task
+from tljax.types import InputError, Metric, Model, Params, Task
 
 
 class Evaluation(NamedTuple):
@@ -226,8 +226,8 @@ def _judge(
     """(fit, its outputs [items, ...]) on one test set."""
     trained = fit.obtain_source(experiment.settings, experiment.source, folder, experiment.execution)
     of_source = name == "source"
-    model = experiment.settings.build_model(task.outputs) if of_source else experiment.model
-    parts = list(_inputs(task.test))
+    model = experiment.settings.build_model(task.outputs, experiment.settings.recipe) if of_source else experiment.model
+    inputs = evaluate.held(task.test, experiment.execution, what=f"the test examples of {task.name}")
     loaded: dict[str, Any] = {}
     for strategy, start in plan.first_starts(experiment):
         merge = start.merge or (lambda params: params)
@@ -246,24 +246,7 @@ def _judge(
             if of_source:
                 params = _head_back(model, params, trained[result.seed], plan.example_shape(task))
             stacked = jax.tree.map(lambda leaf: np.asarray(leaf)[None], params)
-            forward = train.forward(model)
-            outputs = [evaluate.logits(forward, stacked, inputs, count)[0] for inputs, count in parts]
-            yield result, np.concatenate(outputs) if len(outputs) > 1 else outputs[0]
-
-
-_AT_ONCE = 10_000
-"""Examples that are read at once of a test set that is read by row."""
-
-
-def _inputs(examples: Examples) -> Iterator[tuple[train.Data, int]]:
-    """(inputs as `evaluate.padded` gives them, how many): all at once, or part by part where they are read by row."""
-    count = len(examples)
-    if examples.arrays is not None:
-        yield evaluate.padded(examples.arrays), count
-        return
-    for first in range(0, count, _AT_ONCE):
-        rows = np.arange(first, min(first + _AT_ONCE, count))
-        yield evaluate.padded(examples.inputs(rows)), len(rows)
+            yield result, evaluate.logits(train.forward(model), stacked, inputs, len(task.test))[0]
 
 
 def _head_back(model: Model, params: Params, source: sources.Trained, shape: models.Shape) -> Params:

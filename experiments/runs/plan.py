@@ -171,7 +171,7 @@ def prepare(
     if source and shape != source.shape:
         shapes = f"{sources.shown_shape(shape)}, the source {sources.shown_shape(source.shape)}"
         raise InputError(f"target '{target.name}' has shape {shapes}: features must agree")
-    model = settings.build_model(target.outputs)
+    model = settings.build_model(target.outputs, settings.recipe)
     require_outputs(settings, model, target)
     if source is None:
         refuse_without_source(strategies, model)

@@ -163,6 +163,17 @@ class Recipe:
         bounds=(0, 10**7),
         neutral=0,
     )
+    compute_dtype: str = flag(
+        "float32",
+        "in which the model computes: float32, or bfloat16 with parameters, losses and sums in float32",
+        neutral="float32",
+    )
+    matmul_precision: str = flag(
+        "default",
+        "of the model's float32 products on devices with faster ones (tf32): default, high, highest",
+        choices=models.PRECISIONS,
+        neutral="default",
+    )
     epochs: int = flag(10, "passes over the training examples", bounds=(1, 10**6), often=True)
     steps: int | None = flag(
         None, "steps (batches) instead of epochs, one permutation after another", bounds=(1, MOST_STEPS), often=True
@@ -325,7 +336,23 @@ class SharingFlags:
 
 
 @dataclass(frozen=True)
-class TrainFlags(NamedRecipeFlags, Recipe, SeedFlags, PinFlags, RunFlags, ComputeFlags, SharingFlags):
+class StreamFlags:
+    """Where the examples are that are computed on."""
+
+    THEME: ClassVar[str] = "Speed"
+    data: str = flag(
+        "auto",
+        "examples: resident on the devices, streamed to them, or as there is room",
+        role="free",
+        choices=("auto", "resident", "streamed"),
+    )
+    stream_memory: int = flag(
+        5 * 10**8, "bytes of host memory for streamed examples that are read ahead", role="free", bounds=(1, None)
+    )
+
+
+@dataclass(frozen=True)
+class TrainFlags(NamedRecipeFlags, Recipe, SeedFlags, PinFlags, RunFlags, ComputeFlags, SharingFlags, StreamFlags):
     """The flags of every program that trains."""
 
 
@@ -352,6 +379,7 @@ FLAGS: Mapping[str, Kind] = command_line.kinds(ExperimentFlags)
 
 @dataclass(frozen=True)
 class Settings(
+    StreamFlags,
     SharingFlags,
     ComputeFlags,
     RunFlags,
@@ -402,9 +430,10 @@ class Settings(
         values = {**vars(self), **vars(self.recipe), **source}
         return [f"--{name}={written(values[name])}" for name in WRITTEN if values[name] is not None]
 
-    def build_model(self, num_outputs: int) -> Model:
+    def build_model(self, num_outputs: int, recipe: Recipe | None = None) -> Model:
         """The model that the settings describe, whose head gives so many outputs."""
-        return models.build(self.model, num_outputs, hidden=self.hidden, activation=self.activation)
+        computed = {name: getattr(recipe, name) for name in ("compute_dtype", "matmul_precision")} if recipe else {}
+        return models.build(self.model, num_outputs, hidden=self.hidden, activation=self.activation, **computed)
 
     def architecture(self) -> dict[str, Any]:
         """What a checkpoint says of the model that the settings describe."""
@@ -493,6 +522,11 @@ def _check(settings: Settings) -> None:
     for prefix, group in (("", settings), ("", settings.recipe), ("source_", settings.source_recipe)):
         for f in command_line.fields(group):
             _check_value(prefix + f.name, getattr(group, f.name), f.metadata["choices"], f.metadata["bounds"])
+        if isinstance(group, Recipe):
+            try:
+                models.require_dtype(group.compute_dtype)
+            except InputError as error:
+                raise InputError(command_line.in_flags(error, prefix)) from error
     for name in GROWING:
         values = getattr(settings, name)
         twice = next((value for value, count in Counter(values).items() if count > 1), None)

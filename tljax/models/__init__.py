@@ -1,5 +1,6 @@
 """Models: a tuple of named stages, the last of them the head. One file, one model."""
 
+import contextlib
 import inspect
 import traceback
 from collections.abc import Callable, Iterable, Sequence
@@ -20,23 +21,70 @@ ACTIVATIONS = (
 """The elementwise functions of `jax.nn` that models take as `activation`."""
 
 
-def build(name: str, classes: int, *, hidden: Sequence[int], activation: str) -> Model:
+def build(
+    name: str,
+    classes: int,
+    *,
+    hidden: Sequence[int],
+    activation: str,
+    compute_dtype: str = "float32",
+    matmul_precision: str = "default",
+) -> Model:
     """The model that `name` stands for, with so many classes.
 
     A model is a function `model(classes, *, ...)`; it gets `hidden` and `activation` if it takes them. Two calls
-    with the same arguments return the same object, so that equal fits share an executable. Raises InputError for an
-    unknown model, option or activation, for a width below 1, and where the function fails or returns no stages. The
-    stages raise InputError, naming the model, the stage and its inputs, where their own code fails, and where the head
-    returns anything but an array [batch, classes].
+    with the same arguments return the same object, so that equal fits share an executable.
+
+    Under another `compute_dtype` than float32, one of `DTYPES`, stages get their inputs in it and give float32; the
+    parameters that are drawn, graded and stored are float32 all the same, and so is any state. A function that takes
+    `dtype` gets it and casts the parameters itself, as Flax's modules do; for others they are cast before each stage.
+    `matmul_precision` is that of `jax.default_matmul_precision`, in products and convolutions, forwards and backwards.
+
+    Raises InputError for an unknown model, option, activation or dtype, for a width below 1, and where the function
+    fails or returns no stages. The stages raise InputError, naming the model, the stage and its inputs, where their own
+    code fails, and where the head returns anything but an array [batch, classes].
 
     >>> [stage.name for stage in build("mlp", 10, hidden=(512,), activation="relu")]
     ['hidden_0', 'head']
     """
-    return _build(name, plugins.outside_digest(name, "tljax.models", "model"), classes, tuple(hidden), activation)
+    require_dtype(compute_dtype)
+    digest = plugins.outside_digest(name, "tljax.models", "model")
+    return _build(name, digest, classes, tuple(hidden), activation, compute_dtype, matmul_precision)
+
+
+DTYPES = ("float32", "bfloat16")
+"""In which models compute."""
+PRECISIONS = ("default", "high", "highest")
+"""Of products of float32 on devices that have faster ones: as many bits as the device likes, more, or all."""
+
+
+def require_dtype(name: str) -> None:
+    """Raise InputError for a dtype in which models do not compute.
+
+    >>> require_dtype("float16")
+    Traceback (most recent call last):
+    ...
+    tljax.types.InputError: compute_dtype=float16: its small gradients are 0 without a scale of the loss: give bfloat16
+    """
+    if name == "float16":
+        reason = "its small gradients are 0 without a scale of the loss: give bfloat16"
+        raise InputError(reason, field="compute_dtype", value=name)
+    if name not in DTYPES:
+        raise InputError(
+            f"models compute in {' or '.join(DTYPES)}: give one of them", field="compute_dtype", value=name
+        )
 
 
 @lru_cache(maxsize=256)
-def _build(name: str, digest: str, classes: int, hidden: tuple[int, ...], activation: str) -> Model:
+def _build(
+    name: str,
+    digest: str,
+    classes: int,
+    hidden: tuple[int, ...],
+    activation: str,
+    compute_dtype: str,
+    matmul_precision: str,
+) -> Model:
     spec = plugins.parse(name)
     function = plugins.attribute(spec, plugins.module(spec, "tljax.models", "model"), "model")
     if activation not in ACTIVATIONS:
@@ -45,8 +93,11 @@ def _build(name: str, digest: str, classes: int, hidden: tuple[int, ...], activa
         raise InputError("a width is at least 1", field="hidden", value=",".join(map(str, hidden)))
     shared: dict[str, Any] = {"hidden": hidden, "activation": activation}
     parameters = inspect.signature(function).parameters
-    options = plugins.bind(function, spec.options, f"model '{spec.name}'", excluded=shared)
+    excluded = shared if "." in spec.name else (*shared, "dtype")
+    options = plugins.bind(function, spec.options, f"model '{spec.name}'", excluded=excluded)
     keywords = {name: value for name, value in shared.items() if name in parameters}
+    takes_dtype = "dtype" in parameters and "dtype" not in options and compute_dtype != "float32"
+    keywords |= {"dtype": jnp.dtype(compute_dtype)} if takes_dtype else {}
     try:
         with switches.guarded(f"model '{spec.name}'"):
             stages = function(classes, **keywords, **options)
@@ -56,9 +107,31 @@ def _build(name: str, digest: str, classes: int, hidden: tuple[int, ...], activa
     except Exception as error:  # a model's code may raise anything
         raise InputError(f"model '{name}' cannot be built: {_summary(error, function)}") from error
     _require_stages(name, stages)
-    return tuple(
+    guarded = tuple(
         _guarded(stage, name, function, classes if i == len(stages) else None) for i, stage in enumerate(stages, 1)
     )
+    if (compute_dtype, matmul_precision) == ("float32", "default"):
+        return guarded
+    dtype = None if compute_dtype == "float32" else jnp.dtype(compute_dtype)
+    return tuple(_computed(stage, dtype, matmul_precision, casts=not takes_dtype) for stage in guarded)
+
+
+def _computed(stage: Stage, dtype: Any, precision: str, casts: bool) -> Stage:
+    """The stage, computed in a dtype (None: as it is) and at a precision of products; `casts` its parameters too."""
+
+    def apply(params: Params, state: ModelState, x: PyTree, **keywords: Any) -> tuple[PyTree, ModelState]:
+        if dtype is not None:
+            params, x = _cast(params, dtype) if casts else params, _cast(x, dtype)
+        with contextlib.nullcontext() if precision == "default" else jax.default_matmul_precision(precision):
+            y, new_state = stage.apply(params, state, x, **keywords)
+        return (y, new_state) if dtype is None else (_cast(y, jnp.float32), _cast(new_state, jnp.float32))
+
+    return Stage(stage.name, stage.init, _with_momentum(apply) if takes_momentum(stage) else apply)
+
+
+def _cast(tree: PyTree, dtype: Any) -> PyTree:
+    """The tree with its float leaves in a dtype."""
+    return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree)
 
 
 _CLEAR_ERRORS = (InputError, jax.errors.JaxRuntimeError, MemoryError)

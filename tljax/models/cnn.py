@@ -1,10 +1,12 @@
 """A small convolutional network: `conv_0`, `conv_1`, `dense` and `head`."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 
 from tljax.models import activation as by_name
-from tljax.models.linen import flat, stage
+from tljax.models.linen import flat, linear_head, stage
 from tljax.types import InputError, Model
 
 
@@ -13,18 +15,28 @@ class _Convolution(nn.Module):
 
     width: int
     norm: bool
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = nn.Conv(self.width, (3, 3), name="conv")(x)
-        return nn.LayerNorm(name="norm")(x) if self.norm else x
+        x = nn.Conv(self.width, (3, 3), dtype=self.dtype, name="conv")(x)
+        return nn.LayerNorm(dtype=self.dtype, name="norm")(x) if self.norm else x
 
 
-def model(classes: int, *, activation: str = "relu", width: int = 8, dense: int = 32, norm: bool = False) -> Model:
+def model(
+    classes: int,
+    *,
+    activation: str = "relu",
+    width: int = 8,
+    dense: int = 32,
+    norm: bool = False,
+    dtype: Any = None,
+) -> Model:
     """Two convolutions of `width` and `2 * width` channels, each pooled by 2 x 2; a dense layer; a linear head.
 
     The inputs are images [batch, height, width, channels] of any size. Kernels are LeCun normal, biases zero. Raises
-    InputError for a width below 1, and for inputs that are not images. After LeCun et al. 1998, "Gradient-based
+    InputError for a width below 1, and for inputs that are not images. Products are computed in `dtype`, statistics of
+    the norm and logits in float32. After LeCun et al. 1998, "Gradient-based
     learning applied to document recognition", section 2; the norm is Ba et al. 2016, arXiv:1607.06450.
     """
     if width < 1 or dense < 1:
@@ -35,9 +47,10 @@ def model(classes: int, *, activation: str = "relu", width: int = 8, dense: int 
         return nn.max_pool(act(x), (2, 2), strides=(2, 2), padding="SAME")
 
     convolutions = [
-        stage(f"conv_{i}", _Convolution(width * (i + 1), norm), before=_images, after=pooled) for i in (0, 1)
+        stage(f"conv_{i}", _Convolution(width * (i + 1), norm, dtype), before=_images, after=pooled) for i in (0, 1)
     ]
-    return (*convolutions, stage("dense", nn.Dense(dense), before=flat, after=act), stage("head", nn.Dense(classes)))
+    hidden = stage("dense", nn.Dense(dense, dtype=dtype), before=flat, after=act)
+    return (*convolutions, hidden, stage("head", linear_head(classes, dtype)))
 
 
 def _images(x: jax.Array) -> jax.Array:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import flax.errors
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from tljax.types import InputError, Params, PyTree, Stage
 
@@ -147,6 +148,15 @@ def _require_momentum(name: str, state: PyTree, norms: Sequence[tuple[str, ...]]
                 f"stage '{name}' cannot be reestimated: '{'/'.join(keys)}' of its state is of no flax.linen.BatchNorm: "
                 "give `batch_stats=tracked`"
             )
+
+
+def linear_head(classes: int, dtype: Any = None) -> nn.Dense:
+    """A linear layer whose products are of `dtype` and are summed in float32, in which its outputs are."""
+    if dtype is None:
+        return nn.Dense(classes)
+    return nn.Dense(
+        classes, dtype=dtype, dot_general=functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
+    )
 
 
 def flat(x: jax.Array) -> jax.Array:
