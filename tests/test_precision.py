@@ -342,6 +342,52 @@ def test_a_fit_in_bfloat16_learns_on_features_as_without_them_and_keeps_float32(
     np.testing.assert_allclose(log.loss, in_float32.loss, rtol=0.05)
 
 
+# ---- Rematerialisation
+
+
+DEEP = """
+import flax.linen as nn
+import jax
+from tljax.models import linen
+
+
+class Block(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        for _ in range(4):
+            x = jax.nn.tanh(nn.Dense(100)(x))
+        return nn.Dropout(0.2, deterministic=not train)(x)
+
+
+def model(classes):
+    return *(linen.stage(f"deep_{i}", Block()) for i in range(4)), linen.stage("head", nn.Dense(classes))
+"""
+DEEP_STAGES = tuple(f"deep_{i}" for i in range(4))
+
+
+def test_a_stage_that_is_computed_again_gives_the_same_in_less_memory(tmp_path):
+    (tmp_path / "deep.py").write_text(DEEP)
+    name = f"{tmp_path / 'deep.py'}:model"
+    fits = [a_fit(model=built(name, remat=stages)) for stages in ((), DEEP_STAGES)]
+    (kept, log), (again, other_log) = (trained(*each) for each in fits)
+    np.testing.assert_allclose(log.loss, other_log.loss, rtol=1e-6)
+    for one, other in zip(jax.tree.leaves(kept.params), jax.tree.leaves(again.params), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    x = jnp.ones((2000, 5))
+
+    def bytes_kept(spec, params):
+        """What the gradient keeps of the forward pass, the parameters and the inputs with it."""
+        of_params = jax.eval_shape(lambda params: jax.vjp(lambda p: models.apply(spec.model, p, x), params)[1], params)
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(of_params))
+
+    kept, again = (bytes_kept(spec, fit.params) for spec, fit in fits)
+    assert kept - again > 12 * 4 * 2000 * 100  # of the outputs of 16 layers those of 4 stages
+    programs = [program_of_gradient(spec.model, fit.params, x).jaxpr for spec, fit in fits]
+    assert len(list(products(programs[1]))) == len(list(products(programs[0]))) + 16
+    with pytest.raises(InputError, match=r"remat=dep_0: model '.*' has no such stage; nearest: 'deep_0'"):
+        built(name, remat=("dep_0",))
+
+
 @pytest.mark.slow
 def test_the_quick_start_in_bfloat16_ends_within_half_a_point(tmp_path):
     flags = ["x", "--flagfile=experiments/flags/quickstart.flags", "--strategies=scratch,full,head_only", "--seeds=0"]
