@@ -136,7 +136,8 @@ def _judge(
     trained = fit.obtain_source(experiment.settings, experiment.source, folder, experiment.execution)
     of_source = name == "source"
     model = experiment.settings.build_model(task.outputs, experiment.settings.recipe) if of_source else experiment.model
-    inputs, targets = evaluate.padded(task.test.arrays), np.asarray(task.test.targets)
+    targets = np.asarray(task.test.targets)
+    inputs = evaluate.held(task.test, experiment.execution, what=f"the test examples of {task.name}")
     primary = _primary(experiment, name, task)
     loaded: dict[str, Any] = {}
     scores = {}

@@ -29,6 +29,7 @@ from tljax.study.results import Result, at_end
 from tljax.study.units import to_record
 from tljax.train import gradients, vectorize
 from tljax.train.cost import largest
+from tljax.train.data import is_streamed
 from tljax.types import Mask, Metric, Model, ModelState, Objective, Params, Task
 
 # ---- An experiment
@@ -191,20 +192,22 @@ class DeviceData(NamedTuple):
     recipe: Recipe
     objective: Objective
     """What the recipe minimises and measures."""
-    train: train.Data
+    train: train.Data | train.Stream
     """The training examples."""
-    test: train.Data
-    """The test inputs, as `evaluate.padded` gives them."""
+    test: train.Data | train.Stream
+    """The test inputs, as `evaluate.held` gives them."""
     tests: int
     """How many they are."""
     execution: train.Execution
 
 
 def load(task: Task, recipe: Recipe, execution: train.Execution) -> DeviceData:
-    """Put a task on the device, once for all its fits."""
-    examples = train.load(task.train.arrays, task.train.targets)
-    test, goal = evaluate.padded(task.test.arrays), plan.objective_of(task, recipe)
-    return DeviceData(task, recipe, goal, examples, test, len(task.test.targets), execution)
+    """Put a task on the device, once for all its fits, or make it a stream."""
+    examples = train.held(task.train, execution, f"the training examples of {task.name}")
+    test = evaluate.held(task.test, execution, what=f"the test examples of {task.name}")
+    if isinstance(examples, train.Stream):
+        execution.on_message(f"{task.name} is streamed: at most {execution.stream_memory / 1e6:,.0f} MB are read ahead")
+    return DeviceData(task, recipe, plan.objective_of(task, recipe), examples, test, len(task.test.targets), execution)
 
 
 def with_recipe(on_device: DeviceData, recipe: Recipe) -> DeviceData:
@@ -218,7 +221,9 @@ def outlined(task: Task, recipe: Recipe, execution: train.Execution) -> DeviceDa
     inputs = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, count, *leaf.shape), leaf.dtype), task.train.spec)
     targets = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), task.train.targets)
     goal, nothing = plan.objective_of(task, recipe), train.Data(None, None)
-    return DeviceData(task, recipe, goal, train.Data(inputs, targets), nothing, 0, execution)
+    streamed = is_streamed(task.train, execution.data, execution.devices)
+    examples = train.Stream(task.train, execution.stream_memory) if streamed else train.Data(inputs, targets)
+    return DeviceData(task, recipe, goal, examples, nothing, 0, execution)
 
 
 class PreparedFit(NamedTuple):
@@ -287,6 +292,7 @@ def build(
         start.fresh,
         start.fisher,
         model_state=start.model_state,
+        order_name=(streams.order, recipe.batch_size, recipe.steps is None, subset.tobytes()),
         pass_steps=-(-len(subset) // recipe.batch_size),
         class_weights=_class_weights(on_device, subset),
         rules=start.rules,
@@ -736,7 +742,8 @@ def _validate(
     """Metrics of one fit on the examples held out of its training; None where there are none."""
     if not len(validation):
         return None
-    inputs = evaluate.padded(on_device.task.train.inputs(validation))
+    what = f"the validation examples of {on_device.task.name}"
+    inputs = evaluate.held(on_device.task.train, on_device.execution, validation, what)
     stacked = jax.tree.map(lambda leaf: leaf[None], variables)
     logits = evaluate.logits(train.forward(spec.model, spec.merge), stacked, inputs, len(validation))[0]
     return evaluate.measure(on_device.objective, logits, np.asarray(on_device.task.train.targets)[validation])
