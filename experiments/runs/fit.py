@@ -25,7 +25,7 @@ from tljax import batch_stats, checkpoint, evaluate, masks, models, objective, p
 from tljax import metrics as measures
 from tljax.data import draw
 from tljax.initialization import Look, Start
-from tljax.study.results import Result, at_end
+from tljax.study.results import Result, at_end, score
 from tljax.study.units import to_record
 from tljax.train import gradients, vectorize
 from tljax.train.cost import largest
@@ -88,6 +88,8 @@ def _train_missing(experiment: Experiment, missing: Mapping[str, PlannedFit], fo
     settings, model, target = experiment.settings, experiment.model, experiment.target
     trained = obtain_source(settings, experiment.source, folder, experiment.execution)
     on_device = load(target, settings.recipe, experiment.execution)
+    for line in plan.augment_notes(settings.recipe, target):
+        console.say(line)
     seeds_of_fits = {fit.seed for fit in missing.values()}
     initial = {seed: plan.initialization_of(experiment, seed, trained.get(seed)) for seed in seeds_of_fits}
     groups: dict[Any, list[PreparedFit]] = {}
@@ -96,8 +98,9 @@ def _train_missing(experiment: Experiment, missing: Mapping[str, PlannedFit], fo
         streams = plan.streams(settings, planned.seed)
         look = look_at(on_device, model, streams, planned.budget)
         start = plan.start_of(planned.strategy, initial[planned.seed], look)
-        accuracy = trained[planned.seed].accuracy if planned.seed in trained else None
-        result = replace(planned.result, source_accuracy=accuracy)
+        of_source = trained.get(planned.seed)
+        score, metric = (of_source.score, of_source.metric) if of_source else (None, None)
+        result = replace(planned.result, source_accuracy=score, source_metric=metric)
         fit = build(on_device, model, start, streams, planned.budget, result, keeps_dropout)
         fit = fit._replace(keeps_best=settings.verdict_of == "best")
         begins = fit.result.phase_steps
@@ -150,7 +153,7 @@ def obtain_source(
     results = train_sources(settings, source.task, folder, execution)
     states = {place: checkpoint.load(folder / place)[0] for place in {result.checkpoint for result in results.values()}}
     return {
-        seed: from_state(states[result.checkpoint], result.name, result.test_accuracy)
+        seed: from_state(states[result.checkpoint], result.name, score(result), result.metric)
         for seed, result in results.items()
     }
 
@@ -162,6 +165,8 @@ def train_sources(settings: Settings, task: Task, folder: Path, execution: train
     missing = {seed: result for seed, result in planned.items() if result.key not in finished}
     if missing:
         missing = planned if settings.many == "vmap" else missing
+        for line in plan.augment_notes(settings.source_recipe, task):
+            console.say(line)
         on_device = load(task, settings.source_recipe, execution)
         fits = [prepare_source(settings, on_device, seed, result) for seed, result in missing.items()]
         with console.progress(f"source {task.name}", sum(len(fit.trial.rates) for fit in fits)) as advance:
