@@ -16,7 +16,7 @@ from test_resume import Killed, killed_after
 from experiments import pretrain, search, transfer
 from experiments.runs import directory, process, settings
 from experiments.runs.settings import Settings, parse_flags
-from tljax.train import vectorize
+from tljax import train
 from tljax.types import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -207,7 +207,7 @@ def test_a_search_on_two_processes_is_refused_by_both_at_once_and_its_advice_wor
 
 def test_one_process_loads_all_rows():
     rows = np.arange(10, dtype=np.uint8).reshape(5, 2)
-    np.testing.assert_array_equal(vectorize.load(rows).inputs, rows[None])
+    np.testing.assert_array_equal(train.load(rows).inputs, rows[None])
 
 
 BAD = [

@@ -14,10 +14,11 @@ import numpy as np
 
 from tljax import metrics as measures
 from tljax import train
+from tljax.train.data import batch_within, batches, is_streamed
 from tljax.train.features import skip_frozen_prefix
 from tljax.train.step import specialize
-from tljax.train.vectorize import divide, examples_of, host, mesh_of_group, mesh_under, over, place, shared_width
-from tljax.types import Objective, Params
+from tljax.train.vectorize import divide, host, mesh_of_group, mesh_under, over, place, shared_width
+from tljax.types import Examples, Objective, Params
 
 BATCH = 1000
 """Examples in a compiled batch: the last is padded, so that one executable serves every data set of a shape."""
@@ -34,15 +35,27 @@ def padded(arrays: Any) -> train.Data:
     return train.Data(jax.tree.map(whole, arrays), None)
 
 
+def held(
+    examples: Examples, execution: train.Execution, rows: np.ndarray | None = None, what: str = "the test examples"
+) -> train.Data | train.Stream:
+    """Examples, or some rows of them (int [k]), to be evaluated: as `padded` gives them, or streamed."""
+    rows = np.arange(len(examples)) if rows is None else rows
+    if is_streamed(examples, execution.data, execution.devices):
+        length = -(-len(rows) // BATCH) * BATCH
+        return train.Stream(train.Rows(examples, rows, length), execution.stream_memory, what)
+    whole = len(rows) == len(examples)
+    return padded(examples.arrays if whole else jax.tree.map(lambda leaf: np.asarray(leaf)[rows], examples.arrays))
+
+
 def logits_of(
     spec: train.Spec,
     fits: Sequence[train.Fit],
     state: train.State,
-    data: train.Data,
+    data: train.Data | train.Stream,
     count: int,
     execution: train.Execution | None = None,
 ) -> np.ndarray:
-    """Logits float32 [fits of the state, count, classes] of the first `count` examples of data made by `padded`.
+    """Logits float32 [fits of the state, count, classes] of the first `count` examples of data made by `held`.
 
     The features of the stages that the state's masks freeze are computed once, and cached for later states.
     """
@@ -51,7 +64,7 @@ def logits_of(
     specialized = specialize(spec, members[0], state.masks[0])
     width = shared_width(specialized, members, state.masks)
     mesh = mesh_of_group(len(members) // width, execution.devices, execution.devices_per_batch)
-    params, passes = place(mesh, state.variables), examples_of(data.inputs)
+    params, passes = place(mesh, state.variables), len(data)
     short, features = skip_frozen_prefix(
         specialized, members[0], params, width, data, passes, execution.cache, lambda line: None
     )
@@ -59,7 +72,7 @@ def logits_of(
 
 
 def logits(
-    forward: Callable[[Params, jax.Array], jax.Array], params: Params, data: train.Data, count: int
+    forward: Callable[[Params, jax.Array], jax.Array], params: Params, data: train.Data | train.Stream, count: int
 ) -> np.ndarray:
     """Logits float32 [fits, count, classes]: `params` are variables with a leading axis of fits, on the devices of a
     mesh or not.
@@ -67,12 +80,25 @@ def logits(
     A view of the data has a multiple of BATCH examples, as `padded` gives them. `forward` is (params, inputs [batch,
     ...]) -> logits [batch, classes], and compiled once for each object.
     """
-    return host(_all_logits(forward, mesh_under(params), params, data.inputs))[:, :count]
+    mesh = mesh_under(params)
+    if isinstance(data, train.Data):
+        return host(_all_logits(forward, mesh, BATCH, params, data.inputs))[:, :count]
+    size = batch_within(data, BATCH)
+
+    def one_view(inputs: Any) -> Any:
+        view = jax.tree.map(lambda leaf: leaf.reshape(1, -1, *leaf.shape[2:]), inputs)
+        return jax.device_put(view) if mesh is None else place(mesh, view, by_fit=False)
+
+    with batches(data, size, one_view) as reader:
+        parts = [host(_all_logits(forward, mesh, size, params, inputs))[:, :rows] for rows, inputs in reader]
+    return np.concatenate(parts, 1)[:, :count]
 
 
-@functools.partial(jax.jit, static_argnames=("forward", "mesh"))
-def _all_logits(forward: Callable[[Params, jax.Array], jax.Array], mesh: Any, params: Params, inputs: Any) -> jax.Array:
-    batched = jax.tree.map(lambda leaf: leaf.reshape(len(leaf), -1, BATCH, *leaf.shape[2:]), inputs)
+@functools.partial(jax.jit, static_argnames=("forward", "mesh", "batch"))
+def _all_logits(
+    forward: Callable[[Params, jax.Array], jax.Array], mesh: Any, batch: int, params: Params, inputs: Any
+) -> jax.Array:
+    batched = jax.tree.map(lambda leaf: leaf.reshape(len(leaf), -1, batch, *leaf.shape[2:]), inputs)
     views, batches = jax.tree.leaves(batched)[0].shape[:2]
 
     def of_fits(params: Params, batched: Any) -> jax.Array:

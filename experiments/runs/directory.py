@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import stat
 import subprocess
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -85,16 +86,19 @@ def _opened(
         for name in ("", *FOLDERS):
             files.sweep(workdir / name)
         _set_damaged_aside(workdir)
+        shutil.rmtree(workdir / process.STREAMS, ignore_errors=True)  # of a process that was killed
         try:
             yield workdir
         except OSError as error:
             error.filename = error.filename or str(workdir)  # a write into an open file does not say where
             raise
+        finally:
+            shutil.rmtree(workdir / process.STREAMS, ignore_errors=True)
 
 
 FOLDERS = (
     *("checkpoints", "predictions", "masks", "metrics", "progress", "evals", "cards", "features", "best", "final"),
-    *("figures", "tables"),
+    *("figures", "tables", process.STREAMS),
 )
 """The folders that programs write in a run directory."""
 

@@ -25,10 +25,11 @@ from tljax import batch_stats, checkpoint, evaluate, masks, models, objective, p
 from tljax import metrics as measures
 from tljax.data import draw
 from tljax.initialization import Look, Start
-from tljax.study.results import Result, at_end
+from tljax.study.results import Result, at_end, score
 from tljax.study.units import to_record
 from tljax.train import gradients, vectorize
 from tljax.train.cost import largest
+from tljax.train.data import is_streamed
 from tljax.types import Mask, Metric, Model, ModelState, Objective, Params, Task
 
 # ---- An experiment
@@ -95,8 +96,9 @@ def _train_missing(experiment: Experiment, missing: Mapping[str, PlannedFit], fo
         streams = plan.streams(settings, planned.seed)
         look = look_at(on_device, model, streams, planned.budget)
         start = plan.start_of(planned.strategy, initial[planned.seed], look)
-        accuracy = trained[planned.seed].accuracy if planned.seed in trained else None
-        result = replace(planned.result, source_accuracy=accuracy)
+        of_source = trained.get(planned.seed)
+        score, metric = (of_source.score, of_source.metric) if of_source else (None, None)
+        result = replace(planned.result, source_accuracy=score, source_metric=metric)
         fit = build(on_device, model, start, streams, planned.budget, result, keeps_dropout)
         fit = fit._replace(keeps_best=settings.verdict_of == "best")
         begins = fit.result.phase_steps
@@ -149,7 +151,7 @@ def obtain_source(
     results = train_sources(settings, source.task, folder, execution)
     states = {place: checkpoint.load(folder / place)[0] for place in {result.checkpoint for result in results.values()}}
     return {
-        seed: from_state(states[result.checkpoint], result.name, result.test_accuracy)
+        seed: from_state(states[result.checkpoint], result.name, score(result), result.metric)
         for seed, result in results.items()
     }
 
@@ -191,20 +193,22 @@ class DeviceData(NamedTuple):
     recipe: Recipe
     objective: Objective
     """What the recipe minimises and measures."""
-    train: train.Data
+    train: train.Data | train.Stream
     """The training examples."""
-    test: train.Data
-    """The test inputs, as `evaluate.padded` gives them."""
+    test: train.Data | train.Stream
+    """The test inputs, as `evaluate.held` gives them."""
     tests: int
     """How many they are."""
     execution: train.Execution
 
 
 def load(task: Task, recipe: Recipe, execution: train.Execution) -> DeviceData:
-    """Put a task on the device, once for all its fits."""
-    examples = train.load(task.train.arrays, task.train.targets)
-    test, goal = evaluate.padded(task.test.arrays), plan.objective_of(task, recipe)
-    return DeviceData(task, recipe, goal, examples, test, len(task.test.targets), execution)
+    """Put a task on the device, once for all its fits, or make it a stream."""
+    examples = train.held(task.train, execution, f"the training examples of {task.name}")
+    test = evaluate.held(task.test, execution, what=f"the test examples of {task.name}")
+    if isinstance(examples, train.Stream):
+        execution.on_message(f"{task.name} is streamed: at most {execution.stream_memory / 1e6:,.0f} MB are read ahead")
+    return DeviceData(task, recipe, plan.objective_of(task, recipe), examples, test, len(task.test.targets), execution)
 
 
 def with_recipe(on_device: DeviceData, recipe: Recipe) -> DeviceData:
@@ -218,7 +222,9 @@ def outlined(task: Task, recipe: Recipe, execution: train.Execution) -> DeviceDa
     inputs = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, count, *leaf.shape), leaf.dtype), task.train.spec)
     targets = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), task.train.targets)
     goal, nothing = plan.objective_of(task, recipe), train.Data(None, None)
-    return DeviceData(task, recipe, goal, train.Data(inputs, targets), nothing, 0, execution)
+    streamed = is_streamed(task.train, execution.data, execution.devices)
+    examples = train.Stream(task.train, execution.stream_memory) if streamed else train.Data(inputs, targets)
+    return DeviceData(task, recipe, goal, examples, nothing, 0, execution)
 
 
 class PreparedFit(NamedTuple):
@@ -287,6 +293,7 @@ def build(
         start.fresh,
         start.fisher,
         model_state=start.model_state,
+        order_name=(streams.order, recipe.batch_size, recipe.steps is None, subset.tobytes()),
         pass_steps=-(-len(subset) // recipe.batch_size),
         class_weights=_class_weights(on_device, subset),
         rules=start.rules,
@@ -736,7 +743,8 @@ def _validate(
     """Metrics of one fit on the examples held out of its training; None where there are none."""
     if not len(validation):
         return None
-    inputs = evaluate.padded(on_device.task.train.inputs(validation))
+    what = f"the validation examples of {on_device.task.name}"
+    inputs = evaluate.held(on_device.task.train, on_device.execution, validation, what)
     stacked = jax.tree.map(lambda leaf: leaf[None], variables)
     logits = evaluate.logits(train.forward(spec.model, spec.merge), stacked, inputs, len(validation))[0]
     return evaluate.measure(on_device.objective, logits, np.asarray(on_device.task.train.targets)[validation])

@@ -397,6 +397,9 @@ def _handlers(handler: Callable[[int, FrameType | None], None], numbers: tuple[s
 
 # ---- Devices, and where compiled programs are kept
 
+STREAMS = "streams"
+"""The folder of a run directory that holds, while a process trains, the features that are streamed from disk."""
+
 
 def prepare(settings: Settings) -> train.Execution:
     """How a run computes; the first call in a process decides how many devices a CPU makes.
@@ -417,9 +420,20 @@ def prepare(settings: Settings) -> train.Execution:
         values = ", ".join(f"{name}={value}" for name, value in changed.items())
         say(f"results are those of {values}: it enters the keys of all fits, and environment.json")
     all_share_a_batch = settings.parallel == "pmap" or settings.distributed
-    store = train.FeatureCache(settings.features_budget, settings.features_dtype) if settings.features_budget else None
+    folder = Path(settings.workdir) / STREAMS if settings.workdir else None
+    budget, dtype = settings.features_budget, settings.features_dtype
+    store = train.FeatureCache(budget, dtype, folder) if budget else None
     batch = data or (len(devices) if all_share_a_batch else 1)
-    return train.Execution(devices, batch, settings.parallel, settings.many, store, say)
+    return train.Execution(
+        devices,
+        batch,
+        settings.parallel,
+        settings.many,
+        store,
+        say,
+        data=settings.data,
+        stream_memory=settings.stream_memory,
+    )
 
 
 def _mesh(settings: Settings) -> tuple[int, int]:

@@ -336,7 +336,23 @@ class SharingFlags:
 
 
 @dataclass(frozen=True)
-class TrainFlags(NamedRecipeFlags, Recipe, SeedFlags, PinFlags, RunFlags, ComputeFlags, SharingFlags):
+class StreamFlags:
+    """Where the examples are that are computed on."""
+
+    THEME: ClassVar[str] = "Speed"
+    data: str = flag(
+        "auto",
+        "examples: resident on the devices, streamed to them, or as there is room",
+        role="free",
+        choices=("auto", "resident", "streamed"),
+    )
+    stream_memory: int = flag(
+        5 * 10**8, "bytes of host memory for streamed examples that are read ahead", role="free", bounds=(1, None)
+    )
+
+
+@dataclass(frozen=True)
+class TrainFlags(NamedRecipeFlags, Recipe, SeedFlags, PinFlags, RunFlags, ComputeFlags, SharingFlags, StreamFlags):
     """The flags of every program that trains."""
 
 
@@ -363,6 +379,7 @@ FLAGS: Mapping[str, Kind] = command_line.kinds(ExperimentFlags)
 
 @dataclass(frozen=True)
 class Settings(
+    StreamFlags,
     SharingFlags,
     ComputeFlags,
     RunFlags,

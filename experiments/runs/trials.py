@@ -55,8 +55,8 @@ def search_task(experiment: Experiment, budget: str) -> SearchTask:
     on_device = fit.load(task, settings.recipe, experiment.execution)
     validation = [fit.split(on_device, plan.streams(settings, seed), budget)[1] for seed in settings.seeds]
     rows = np.unique(np.concatenate(validation))
-    inputs, goal = evaluate.padded(task.train.inputs(rows)), on_device.objective
-    targets = np.asarray(task.train.targets)[rows]
+    inputs = evaluate.held(task.train, experiment.execution, rows, f"the validation examples of {task.name}")
+    goal, targets = on_device.objective, np.asarray(task.train.targets)[rows]
     constant = metrics.value(goal.metrics[0], metrics.constant(goal.kind, targets, goal.num_outputs), targets)
     worst = 0.0 if goal.metrics[0].name == "accuracy" else constant or 0.0
     return SearchTask(on_device._replace(test=inputs, tests=len(rows)), rows, budget, {}, worst)

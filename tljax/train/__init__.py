@@ -6,10 +6,11 @@ frozen below, `cost` asks what was compiled for FLOPs and memory.
 """
 
 from tljax.train.cost import Cost
+from tljax.train.data import Data, Reader, Rows, Stream, load
 from tljax.train.features import FeatureCache
-from tljax.train.loop import Execution, State, abstract, cost_of, fit, select
+from tljax.train.loop import Execution, State, abstract, cost_of, fit, held, select
 from tljax.train.step import Fit, Log, Spec, check_microbatch, forward, group_key, specialize, with_average
-from tljax.train.vectorize import Data, capacity, load
+from tljax.train.vectorize import capacity
 
 __all__ = [
     "Cost",
@@ -18,8 +19,11 @@ __all__ = [
     "FeatureCache",
     "Fit",
     "Log",
+    "Reader",
+    "Rows",
     "Spec",
     "State",
+    "Stream",
     "abstract",
     "capacity",
     "check_microbatch",
@@ -27,6 +31,7 @@ __all__ = [
     "fit",
     "forward",
     "group_key",
+    "held",
     "load",
     "select",
     "specialize",

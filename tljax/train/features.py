@@ -1,23 +1,32 @@
 """Features: the outputs of the frozen prefix, computed once and trained upon.
 
 The frozen prefix is the leading stages that are frozen whole (`step.frozen_prefix`). A linear probe on 784-512-10 then
-costs a fortieth of what it costs through its frozen stage.
+costs a fortieth of what it costs through its frozen stage. Of a stream they are computed from what is read ahead; those
+that are larger than the budget go to files, and are a stream themselves.
 """
 
+import contextlib
 import functools
 import hashlib
+import itertools
 import math
-from collections.abc import Callable
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tljax import batch_stats, models
+from tljax.train.data import Data, Stream, batch_spec, batch_within, batches, examples_of
 from tljax.train.step import Fit, Spec, frozen_prefix_of
-from tljax.train.vectorize import Data, batch_spec, divide, examples_of, host, mesh_under, over, place, sharing
-from tljax.types import Model, Params
+from tljax.train.vectorize import divide, host, mesh_under, over, place, sharing
+from tljax.types import ArrayExamples, InputError, Model, Params
 
 _BATCH = 1000
 """Examples that go through the frozen stages at once."""
@@ -34,8 +43,13 @@ class FeatureCache:
     """Bytes."""
     dtype: str = "float32"
     """Or bfloat16, half as large; fits compute in float32 all the same."""
+    folder: Path | None = None
+    """Where the features of a stream are kept that are larger than the budget; None computes them in every step. What
+    is in it is deleted with the cache."""
     arrays: dict[Any, Any] = field(default_factory=dict)
     """{everything that features follow from: features [views, n, ...]}, least recently used first."""
+    files: dict[Any, Any] = field(default_factory=dict)
+    """Likewise, features [n, ...] in files."""
 
 
 def skip_frozen_prefix(
@@ -43,16 +57,16 @@ def skip_frozen_prefix(
     fit: Fit,
     params: Params,
     width: int,
-    data: Data,
+    data: Data | Stream,
     passes: int,
     cache: FeatureCache | None,
     on_message: Callable[[str], None],
-) -> tuple[Spec, Data]:
+) -> tuple[Spec, Data | Stream]:
     """The spec without its frozen prefix, and the features in place of the inputs; or both as they are.
 
     `fit` is any of the group, `params` its variables with a leading axis of fits, on their devices; each `width`
     neighbours freeze equal leaves. `passes` examples are to pass through the stages: features are computed if that is
-    at least as many as there are, and if the cache has room for them.
+    at least as many as there are, and if the cache has room for them, on disk where the data are a stream.
     """
     mesh = mesh_under(params)
     if spec.augment and (kept := frozen_prefix_of(spec)):
@@ -60,55 +74,71 @@ def skip_frozen_prefix(
         on_message(f"{', '.join(kept)} {verb} frozen, and computed in every step, since what comes in is augmented")
     wanted = features_bytes(spec, fit, data, passes, cache)
     if cache is None or not wanted:
-        return spec, replace(data, inputs=place(mesh, data.inputs, by_fit=False))
-    prefix, examples = frozen_prefix_of(spec), examples_of(data.inputs)
+        return spec, on_mesh(mesh, data)
+    prefix, examples = frozen_prefix_of(spec), len(data)
     verb = "is" if len(prefix) == 1 else "are"
     text = f"{', '.join(prefix)} {verb} frozen: features of {examples:,} examples"
+    model, rest = spec.model[: len(prefix)], replace(spec, model=spec.model[len(prefix) :])
+    if wanted > cache.budget and isinstance(data, Stream) and cache.folder is not None:
+        in_files = on_disk(cache, model, spec.merge, params, data)
+        if in_files is not None:
+            on_message(f"{text} are computed once, {_mb(wanted)} in '{cache.folder}'")
+            return rest, in_files
     if wanted > cache.budget:
         on_message(f"{text} are {_mb(wanted)} and the budget {_mb(cache.budget)}, so computed in every step")
-        return spec, replace(data, inputs=place(mesh, data.inputs, by_fit=False))
+        return spec, on_mesh(mesh, data)
     first_of_each = jax.tree.map(lambda leaf: leaf[::width], params)
-    features = compute(cache, spec.model[: len(prefix)], spec.merge, first_of_each, data)
+    features = compute(cache, model, spec.merge, first_of_each, data)
     on_message(f"{text} are computed once, {_mb(_nbytes(features))}")
-    return replace(spec, model=spec.model[len(prefix) :]), replace(data, inputs=features)
+    if isinstance(data, Stream):
+        return rest, Data(features, jax.tree.map(jnp.asarray, data.examples.targets), data.name)
+    return rest, replace(data, inputs=features)
 
 
-def shapes(spec: Spec, fit: Fit, data: Data, passes: int, cache: FeatureCache | None) -> tuple[Spec, Data]:
+def on_mesh(mesh: Any, data: Data | Stream) -> Data | Stream:
+    """Data whole on each device of a mesh; a stream stays where it is."""
+    return data if isinstance(data, Stream) else replace(data, inputs=place(mesh, data.inputs, by_fit=False))
+
+
+def shapes(
+    spec: Spec, fit: Fit, data: Data | Stream, passes: int, cache: FeatureCache | None
+) -> tuple[Spec, Data | Stream]:
     """What `skip_frozen_prefix` gives for one fit, with shapes and dtypes in place of features; nothing is computed."""
     wanted = features_bytes(spec, fit, data, passes, cache)
     if cache is None or not 0 < wanted <= cache.budget:
         return spec, data
-    count, batch = len(frozen_prefix_of(spec)), _batch(examples_of(data.inputs))
-    rows = -(-examples_of(data.inputs) // batch) * batch
+    count, batch = len(frozen_prefix_of(spec)), _batch(len(data))
+    rows = -(-len(data) // batch) * batch
     whole = jax.eval_shape(spec.merge or (lambda params: params), fit.params)
     variables = batch_stats.join(whole, fit.model_state)
     outputs = jax.eval_shape(functools.partial(models.apply, spec.model[:count]), variables, batch_spec(data, rows))
     inputs = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), _kept_as(leaf.dtype, cache.dtype)), outputs
     )
-    return replace(spec, model=spec.model[count:]), replace(data, inputs=inputs)
+    targets = data.examples.targets if isinstance(data, Stream) else data.targets
+    return replace(spec, model=spec.model[count:]), Data(inputs, targets, data.name)
 
 
-def features_bytes(spec: Spec, fit: Fit, data: Data, passes: int, cache: FeatureCache | None) -> int:
+def features_bytes(spec: Spec, fit: Fit, data: Data | Stream, passes: int, cache: FeatureCache | None) -> int:
     """Bytes of one view of features, or 0 if there is none that is worth it: fewer examples pass through than there
     are. It depends on one fit alone, and so then do its bits."""
     count = len(frozen_prefix_of(spec))
-    if cache is None or not count or spec.augment or passes < examples_of(data.inputs):
+    if cache is None or not count or spec.augment or passes < len(data):
         return 0
     whole = jax.eval_shape(spec.merge or (lambda params: params), fit.params)
     return _view_bytes(cache, spec.model[:count], batch_stats.join(whole, fit.model_state), data)
 
 
-def _view_bytes(cache: FeatureCache, model: Model, params: Params, data: Data) -> int:
+def _view_bytes(cache: FeatureCache, model: Model, params: Params, data: Data | Stream) -> int:
     """`params` without an axis of fits."""
-    examples = examples_of(data.inputs)
+    examples = len(data)
     outputs = jax.eval_shape(functools.partial(models.apply, model), params, batch_spec(data, 1))
     batch = _batch(examples)
     numbers = sum(math.prod(output.shape[1:]) for output in jax.tree.leaves(outputs))
     return -(-examples // batch) * batch * numbers * jnp.dtype(cache.dtype).itemsize
 
 
-def compute(cache: FeatureCache, model: Model, merge: Any, params: Params, data: Data) -> Any:
+def compute(cache: FeatureCache, model: Model, merge: Any, params: Params, data: Data | Stream) -> Any:
     """The outputs of the stages of `model` for all inputs, leaves [views, rows, ...], at least as many as examples.
 
     `params` are variables with a leading axis of fits; there is a view for each of them, or one for all if all have the
@@ -128,9 +158,14 @@ def compute(cache: FeatureCache, model: Model, merge: Any, params: Params, data:
     wanted = _view_bytes(cache, model, _merged(merge, first), data) * len(digests)
     while cache.arrays and sum(map(_nbytes, cache.arrays.values())) + wanted > cache.budget:
         del cache.arrays[next(iter(cache.arrays))]
-    inputs = place(mesh, data.inputs, by_fit=False)
     divided = mesh if several or sharing(mesh) > 1 else None
-    features = _compute(divided, model, merge, cache.dtype, several, used, inputs)
+    if isinstance(data, Stream):
+        parts = list(_computed(mesh, model, merge, cache.dtype, several, used, data))
+        features = jax.tree.map(lambda *leaves: np.concatenate(leaves, 1), *parts)
+        features = features if mesh else jax.device_put(features)
+    else:
+        inputs = place(mesh, data.inputs, by_fit=False)
+        features = _compute(divided, model, merge, cache.dtype, several, used, inputs)
     cache.arrays[key] = features if several else place(mesh, features, by_fit=False)
     return cache.arrays[key]
 
@@ -142,16 +177,46 @@ def _compute(mesh: Any, model: Model, merge: Any, dtype: str, several: bool, par
     # Rows beyond the last example hold it again: nothing refers to them.
     chosen = jnp.minimum(jnp.arange(-(-examples // batch) * batch), examples - 1).reshape(-1, batch)
 
+    def gathered(rows: jax.Array, inputs: Any) -> Any:
+        divided = divide(mesh, rows)
+        return jax.tree.map(lambda leaf: leaf[0][divided], inputs)
+
+    return _outputs(mesh, model, merge, dtype, several, params, chosen, inputs, gathered)
+
+
+@functools.partial(jax.jit, static_argnames=("mesh", "model", "merge", "dtype", "several"))
+def _compute_chunk(mesh: Any, model: Model, merge: Any, dtype: str, several: bool, params: Params, inputs: Any) -> Any:
+    """As `_compute`, of inputs [batches, batch, ...]."""
+
+    def of_batch(batch: jax.Array, inputs: Any) -> Any:
+        return jax.tree.map(lambda leaf: divide(mesh, leaf[batch]), inputs)
+
+    batches = jnp.arange(len(jax.tree.leaves(inputs)[0]))
+    return _outputs(mesh, model, merge, dtype, several, params, batches, inputs, of_batch)
+
+
+def _outputs(
+    mesh: Any,
+    model: Model,
+    merge: Any,
+    dtype: str,
+    several: bool,
+    params: Params,
+    batches: jax.Array,
+    inputs: Any,
+    fetch: Callable[[jax.Array, Any], Any],
+) -> Any:
+    """The outputs for `fetch(batch, inputs)` of each of the batches, leaves [fits, rows, ...]."""
+
     def of_fits(params: Params, inputs: Any) -> Any:
         def of_fit(params: Params) -> Any:
             whole = _merged(merge, params)
 
-            def of_rows(rows: jax.Array) -> Any:
-                divided = divide(mesh, rows)
-                outputs = models.apply(model, whole, jax.tree.map(lambda leaf: leaf[0][divided], inputs))
+            def of_batch(batch: jax.Array) -> Any:
+                outputs = models.apply(model, whole, fetch(batch, inputs))
                 return jax.tree.map(lambda output: output.astype(_kept_as(output.dtype, dtype)), outputs)
 
-            outputs = jax.lax.map(of_rows, chosen)
+            outputs = jax.lax.map(of_batch, batches)
             return jax.tree.map(lambda output: output.reshape(-1, *output.shape[2:]), outputs)
 
         return jax.lax.map(of_fit, params)
@@ -163,6 +228,91 @@ def _merged(merge: Any, variables: Params) -> Params:
     """The variables whose parameters `merge`, which is as in `Spec`, has made ordinary."""
     params, state = batch_stats.split(variables)
     return batch_stats.join(merge(params), state) if merge else variables
+
+
+# Of a stream.
+
+
+def _computed(
+    mesh: Any, model: Model, merge: Any, dtype: str, several: bool, params: Params, stream: Stream
+) -> Iterator[Any]:
+    """The outputs for all inputs of a stream in NumPy, chunk after chunk, leaves [fits, rows, ...]; together as many
+    rows as examples."""
+    size = batch_within(stream, _batch(len(stream)))
+    divided = mesh if several or sharing(mesh) > 1 else None
+    # What has no mesh of its own is computed on one device, whatever stands on the others.
+    place_chunk = functools.partial(place, divided, by_fit=False) if divided else jax.device_put
+    with batches(stream, size, lambda inputs: place_chunk(inputs)) as reader:
+        for count, inputs in reader:
+            outputs = host(_compute_chunk(divided, model, merge, dtype, several, params, inputs))
+            yield jax.tree.map(lambda leaf, count=count: leaf[:, :count], outputs)
+
+
+def on_disk(cache: FeatureCache, model: Model, merge: Any, params: Params, stream: Stream) -> Stream | None:
+    """The features of a stream as a stream of files in the cache's folder; None for fits that do not share them.
+
+    Raises InputError if they cannot be written; nothing of them is left then.
+    """
+    used = {stage.name: params[stage.name] for stage in model} if merge is None else params
+    digests = set(_digests(used))
+    if len(digests) > 1 or cache.folder is None or jax.process_count() > 1:
+        return None
+    key = (model, merge, *digests, stream.name, cache.dtype)
+    if key not in cache.files:
+        mesh = mesh_under(params)
+        one = jax.tree.map(lambda leaf: leaf[:1], used)
+        one = one if mesh is None else jax.device_put(host(one))
+        chunks = _computed(None, model, merge, cache.dtype, False, one, stream)
+        arrays = _written(
+            cache, cache.folder, (jax.tree.map(lambda leaf: leaf[0], chunk) for chunk in chunks), len(stream)
+        )
+        cache.files[key] = ArrayExamples(arrays, stream.examples.targets)
+    return Stream(cache.files[key], stream.memory, f"the features of {stream.what}", stream.name)
+
+
+def _written(cache: FeatureCache, within: Path, chunks: Iterator[Any], examples: int) -> Any:
+    """Chunks, leaves [rows, ...], one after another in files; the memory-mapped arrays [examples, ...].
+
+    Written as files are: in a memory map a full disk would end the process.
+    """
+    try:
+        within.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="features-", dir=within))
+    except OSError as error:
+        raise _unwritable(within, error) from error
+    delete = weakref.finalize(cache, _delete, folder)
+    try:
+        first = next(chunks)
+        leaves, structure = jax.tree.flatten(first)
+        files = [folder / f"{number}.bin" for number in range(len(leaves))]
+        with contextlib.ExitStack() as opened:
+            outs = [opened.enter_context(open(file, "wb")) for file in files]
+            for chunk in itertools.chain([first], chunks):
+                for out, leaf in zip(outs, jax.tree.leaves(chunk), strict=True):
+                    out.write(np.ascontiguousarray(leaf).view(np.uint8).data)
+        arrays = [
+            np.memmap(file, leaf.dtype, "r", shape=(examples, *leaf.shape[1:]))
+            for file, leaf in zip(files, leaves, strict=True)
+        ]
+    except BaseException as error:
+        delete()
+        if isinstance(error, OSError):
+            raise _unwritable(within, error) from error
+        raise
+    return jax.tree.unflatten(structure, arrays)
+
+
+def _unwritable(folder: Path, error: OSError) -> InputError:
+    reason = error.strerror or str(error)
+    remedy = "make room, or compute them in every step with `features_budget=0`"
+    return InputError(f"features cannot be kept in '{folder}' ({reason}): {remedy}")
+
+
+def _delete(folder: Path) -> None:
+    """Delete a folder of features, and the one around it if it is empty then."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        folder.parent.rmdir()
 
 
 def _nbytes(features: Any) -> int:

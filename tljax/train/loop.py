@@ -1,10 +1,11 @@
 """`fit`: a group of fits, segment by segment and phase by phase."""
 
+import contextlib
 import functools
 import itertools
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ from jax.sharding import Mesh
 from tljax import batch_stats, masks, optimizer, optimizers, switches
 from tljax.train import cost, features, vectorize
 from tljax.train.cost import Cost
+from tljax.train.data import MEMORY, Data, Stream, is_streamed, load
 from tljax.train.features import FeatureCache
 from tljax.train.step import (
     Average,
@@ -30,8 +32,8 @@ from tljax.train.step import (
     specialize,
     trained_leaves,
 )
-from tljax.train.vectorize import Data, Mode, agreed, begin, capacity, host, place, stack, stack_hyper
-from tljax.types import InputError, Mask, ModelState, OptState, Params, PhaseRule
+from tljax.train.vectorize import Mode, agreed, begin, capacity, host, place, stack, stack_hyper
+from tljax.types import Examples, InputError, Mask, ModelState, OptState, Params, PhaseRule
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,22 @@ class Execution:
     """Called with what the executable of a phase costs on each device, and which of the group's fits it trains."""
     should_stop: Callable[[], bool] = lambda: False
     """Asked every few seconds whether to end before the last step."""
+    data: str = "auto"
+    """Where examples are: 'resident' on the devices, 'streamed' to them, or 'auto' as there is room (`held`)."""
+    stream_memory: int = MEMORY
+    """Bytes of host memory for examples that are read ahead."""
+    on_wait: Callable[[float], None] = lambda seconds: None
+    """Called at the end of a phase with the seconds for which examples of a stream were waited for."""
+
+
+def held(examples: Examples, execution: Execution, what: str = "the examples") -> Data | Stream:
+    """Examples to train on, on the device or streamed to it; `what` is how messages call them.
+
+    Raises InputError if they are to be resident and can only be read by row.
+    """
+    if is_streamed(examples, execution.data, execution.devices):
+        return Stream(examples, execution.stream_memory, what)
+    return load(examples.arrays, examples.targets)
 
 
 class State(NamedTuple):
@@ -98,7 +116,7 @@ where no point of the curves is."""
 def fit(
     spec: Spec,
     fits: Sequence[Fit],
-    data: Data,
+    data: Data | Stream,
     ends: Sequence[int],
     states: Sequence[State] = (),
     execution: Execution | None = None,
@@ -145,23 +163,24 @@ def fit(
             continue
         if execution.should_stop():
             return
-        train, most = _phase(spec, fits, data, ends, execution, state), FIRST_CALL
-        for end in (end for end in ends if end > state.step):
-            state, log, most = train(end, state, most)
-            if _is_watched(fits, state) and state.step == end and validate is not None:
-                state = _observed(spec, fits, state, validate(state))
-            elif state.step == _latest_end(fits, state, last) != last:
-                begins = list(_next_phase(spec, fits, data, ends, execution, state))
-                for next_state, rows in begins:
-                    yield next_state, jax.tree.map(lambda curve, rows=rows: curve[rows], log)
-                waiting = itertools.chain([next_state for next_state, _ in begins], waiting)
-                break
-            yield state, log
-            if execution.should_stop():
-                return
-            if _ended(fits, state, last):
-                waiting = itertools.chain([state], waiting)
-                break
+        most = FIRST_CALL
+        with _phase(spec, fits, data, ends, execution, state) as train:
+            for end in (end for end in ends if end > state.step):
+                state, log, most = train(end, state, most)
+                if _is_watched(fits, state) and state.step == end and validate is not None:
+                    state = _observed(spec, fits, state, validate(state))
+                elif state.step == _latest_end(fits, state, last) != last:
+                    begins = list(_next_phase(spec, fits, data, ends, execution, state))
+                    for next_state, rows in begins:
+                        yield next_state, jax.tree.map(lambda curve, rows=rows: curve[rows], log)
+                    waiting = itertools.chain([next_state for next_state, _ in begins], waiting)
+                    break
+                yield state, log
+                if execution.should_stop():
+                    return
+                if _ended(fits, state, last):
+                    waiting = itertools.chain([state], waiting)
+                    break
 
 
 def _check_group(fits: Sequence[Fit], ends: Sequence[int], validate: Validate | None) -> None:
@@ -260,7 +279,7 @@ def _chosen_rows(chosen: Sequence[bool], new: np.ndarray, old: np.ndarray) -> np
 def _after_end(
     spec: Spec,
     fits: Sequence[Fit],
-    data: Data,
+    data: Data | Stream,
     ends: Sequence[int],
     execution: Execution,
     state: State,
@@ -338,7 +357,13 @@ Part = Sequence[tuple[int, tuple[Mask, ...]]]
 
 
 def _parts(
-    spec: Spec, fits: Sequence[Fit], data: Data, ends: Sequence[int], execution: Execution, step: int, members: Part
+    spec: Spec,
+    fits: Sequence[Fit],
+    data: Data | Stream,
+    ends: Sequence[int],
+    execution: Execution,
+    step: int,
+    members: Part,
 ) -> Iterator[Part]:
     """The members in parts that share an executable and stand on the devices together.
 
@@ -355,10 +380,28 @@ def _parts(
         bytes_of_one = features.features_bytes(specialized, of_part[0], data, passes, execution.cache)
         most = max(1, execution.cache.budget // bytes_of_one) if execution.cache and bytes_of_one else len(part)
         devices = vectorize.fits_at_once(execution.devices, execution.devices_per_batch)
-        start = 0
-        for size in vectorize.group_sizes(len(part) // width, devices, most):
-            yield part[start : start + width * size]
-            start += width * size
+        for company in [part] if isinstance(data, Data) else _by_order(part, fits, width, devices, execution.many):
+            start = 0
+            for size in vectorize.group_sizes(len(company) // width, devices, most):
+                yield company[start : start + width * size]
+                start += width * size
+
+
+def _by_order(part: Part, fits: Sequence[Fit], width: int, devices: int, many: str) -> list[Part]:
+    """The members of a part in companies that are trained on a stream together.
+
+    They are the fits of one order, so that each chunk is read once for all; where those are fewer than the devices,
+    one fit a device. All stay together where company decides bits: side by side, or where some of them share.
+    """
+    if many == "vmap" or (width == 1 and any(fits[i].shares is not None for i, _ in part)):
+        return [part]
+    companies: dict[Hashable, list[Any]] = {}
+    for start in range(0, len(part), width):
+        name = fits[part[start][0]].order_name
+        companies.setdefault(object() if name is None else name, []).extend(part[start : start + width])
+    if max(len(company) for company in companies.values()) // width >= devices:
+        return list(companies.values())
+    return [part[start : start + width * devices] for start in range(0, len(part), width * devices)]
 
 
 def _passes(fits: Sequence[Fit], ends: Sequence[int], phase: int, began: int) -> int:
@@ -412,7 +455,7 @@ def abstract(spec: Spec, fits: Sequence[Fit], histories: Sequence[Sequence[Mask]
     return state._replace(average=average, best=best, model_state=model_state)
 
 
-def _reestimated(spec: Spec, fits: Sequence[Fit], data: Data, execution: Execution, state: State) -> State:
+def _reestimated(spec: Spec, fits: Sequence[Fit], data: Data | Stream, execution: Execution, state: State) -> State:
     """The state where a phase begins: what of the model's state is reestimated is so under the parameters of now."""
     members = [fits[i] for i in state.fits]
     specialized = specialize(spec, members[0], state.masks[0])
@@ -420,14 +463,15 @@ def _reestimated(spec: Spec, fits: Sequence[Fit], data: Data, execution: Executi
         return state
     width = vectorize.shared_width(specialized, members, state.masks)
     mesh, _ = layout(specialized, members, width, data, execution)
-    inputs = place(mesh, data.inputs, by_fit=False)
     params, model_state = place(mesh, (state.params, state.model_state))
-    stages = specialized.reestimated
-    model_state = vectorize.reestimate(specialized, stages, members, width, mesh, inputs, params, model_state)
+    stages, on_mesh = specialized.reestimated, features.on_mesh(mesh, data)
+    model_state = vectorize.reestimate(specialized, stages, members, width, mesh, on_mesh, params, model_state)
     return state._replace(model_state=model_state)
 
 
-def cost_of(spec: Spec, fit: Fit, data: Data, history: Sequence[Mask], cache: FeatureCache | None = None) -> Cost:
+def cost_of(
+    spec: Spec, fit: Fit, data: Data | Stream, history: Sequence[Mask], cache: FeatureCache | None = None
+) -> Cost:
     """What the phase of the last mask of `history` costs one fit by itself, on one device. Nothing is trained.
 
     The leaves of `data` may be shapes and dtypes.
@@ -441,11 +485,15 @@ def cost_of(spec: Spec, fit: Fit, data: Data, history: Sequence[Mask], cache: Fe
     average = None if state.average is None else masks.split(state.average, trains)[0]
     further = () if average is None and not state.model_state else (average, state.model_state)
     rows, batch = capacity(batch_size(fit)), batch_size(fit)
+    if isinstance(inputs, Stream):
+        rows, (examples, targets), fetch = *vectorize.chunk_shapes(inputs, batch), vectorize.slice_chunk
+    else:
+        examples, targets, fetch = inputs.inputs, inputs.targets, vectorize.gather
     order = jax.ShapeDtypeStruct((1, rows, batch), jnp.int32)
     rates = jax.ShapeDtypeStruct((1, rows), jnp.float32)
     hyper = stack_hyper(specialized, [fit], [history])
-    arrays = (trained, state.optimizer, frozen, hyper, inputs.inputs, data.targets, order, rates, (0, 0, 1))
-    of_step = cost.of(vectorize.executable(short, None, 1, "map", *arrays, *further))
+    arrays = (trained, state.optimizer, frozen, hyper, examples, targets, order, rates, (0, 0, 1))
+    of_step = cost.of(vectorize.executable(short, None, 1, "map", *arrays, *further, fetch=fetch))
     return of_step._replace(flops=None if of_step.flops is None else parts * of_step.flops)
 
 
@@ -455,12 +503,14 @@ FIRST_CALL = 16
 """Steps of the first call of a phase, whose duration says how many the others may have."""
 
 
+@contextlib.contextmanager
 def _phase(
-    spec: Spec, fits: Sequence[Fit], data: Data, ends: Sequence[int], execution: Execution, state: State
-) -> Callable[[int, State, int], tuple[State, Log, int]]:
+    spec: Spec, fits: Sequence[Fit], data: Data | Stream, ends: Sequence[int], execution: Execution, state: State
+) -> Iterator[Callable[[int, State, int], tuple[State, Log, int]]]:
     """The function that trains a state further within its phase: (end, state, most) -> (later state, log, most).
 
-    `most` is how many steps its first call of the compiled function may have.
+    `most` is how many steps its first call of the compiled function may have. Of a stream it reads ahead until the end
+    of the `with`.
     """
     phase = _phase_of(state)
     members = [fits[i]._replace(rates=_rates(fits[i], phase)) for i in state.fits]
@@ -474,41 +524,65 @@ def _phase(
     short, inputs = features.skip_frozen_prefix(
         specialized, members[0], variables, width, data, passes, execution.cache, execution.on_message
     )
-    targets = place(mesh, data.targets, by_fit=False)
     hyper = place(mesh, stack_hyper(specialized, members, state.masks))
+    renewed = [stage for stage in short.reestimated if stage in short.tracked]
+    if renewed and isinstance(inputs, Stream):  # which is read for the estimate while it is read ahead
+        inputs = replace(inputs, memory=inputs.memory // 2)
+    with contextlib.ExitStack() as until_the_end:
+        if isinstance(inputs, Stream):
+            latest = _latest_end(fits, state, ends[-1])
+            reader = vectorize.read_chunks(inputs, members, width, mesh, state.step, latest)
+            until_the_end.callback(lambda: execution.on_wait(reader.waited))
+            chunks: Iterator[vectorize.Chunk] = until_the_end.enter_context(reader)
+        else:
+            targets = place(mesh, inputs.targets, by_fit=False)
+        chunk: vectorize.Chunk | None = None
 
-    costs: list[Cost] = []
+        costs: list[Cost] = []
 
-    def call(
-        trained: Params,
-        opt_state: OptState,
-        average: Average | None,
-        model_state: ModelState,
-        frozen: Params,
-        start: int,
-        stop: int,
-    ) -> Any:
-        order, rates = vectorize.order_and_rates(members, width, mesh, start, stop)
-        arrays = (trained, opt_state, frozen, hyper, inputs.inputs, targets, order, rates, (start, 0, stop - start))
-        further = () if average is None and not model_state else (average, model_state)
-        if not costs:
-            costs.append(cost.of(vectorize.executable(short, mesh, width, mode, *arrays, *further)))
-            execution.on_compiled(state.fits, costs[0])
-        return vectorize.run(short, mesh, width, mode, *arrays, *further)
+        def call(
+            trained: Params,
+            opt_state: OptState,
+            average: Average | None,
+            model_state: ModelState,
+            frozen: Params,
+            start: int,
+            stop: int,
+        ) -> tuple[slice, Any]:
+            """(The rows that the steps from `start` on have in the log, as many as there are data for; the rest)."""
+            nonlocal chunk
+            if isinstance(inputs, Data):
+                order, rates = vectorize.order_and_rates(members, width, mesh, start, stop)
+                first, rows, fetch = start, slice(0, stop - start), vectorize.gather
+                examples = (inputs.inputs, targets, order, rates)
+            else:
+                chunk = next(chunks) if chunk is None or start == chunk.stop else chunk
+                first, fetch = chunk.start, vectorize.slice_chunk
+                rows = slice(start - first, min(stop, chunk.stop) - first)
+                examples = (chunk.inputs, chunk.targets, chunk.order, chunk.rates)
+            arrays = (trained, opt_state, frozen, hyper, *examples, (first, rows.start, rows.stop))
+            further = () if average is None and not model_state else (average, model_state)
+            if not costs:
+                costs.append(cost.of(vectorize.executable(short, mesh, width, mode, *arrays, *further, fetch=fetch)))
+                execution.on_compiled(state.fits, costs[0])
+            return rows, vectorize.run(short, mesh, width, mode, *arrays, *further, fetch=fetch)
 
-    def train(end: int, state: State, most: int) -> tuple[State, Log, int]:
-        state, log, most = _advance(short, mesh, batch_size(members[0]), call, end, state, most, execution.should_stop)
-        stages = [stage for stage in short.reestimated if stage in short.tracked]
-        if stages and state.step == end:
-            arrays = (inputs.inputs, *place(mesh, (state.params, state.model_state)))
-            model_state = vectorize.reestimate(short, stages, members, width, mesh, *arrays)
-            state = state._replace(model_state=model_state)
-        return state, log, most
+        def train(end: int, state: State, most: int) -> tuple[State, Log, int]:
+            state, log, most = _advance(
+                short, mesh, batch_size(members[0]), call, end, state, most, execution.should_stop
+            )
+            if renewed and state.step == end:
+                arrays = (inputs, *place(mesh, (state.params, state.model_state)))
+                model_state = vectorize.reestimate(short, renewed, members, width, mesh, *arrays)
+                state = state._replace(model_state=model_state)
+            return state, log, most
 
-    return train
+        yield train
 
 
-def layout(spec: Spec, fits: Sequence[Fit], width: int, data: Data, execution: Execution) -> tuple[Mesh | None, Mode]:
+def layout(
+    spec: Spec, fits: Sequence[Fit], width: int, data: Data | Stream, execution: Execution
+) -> tuple[Mesh | None, Mode]:
     """The devices of a group, and how its fits share each of them."""
     mesh = vectorize.mesh_of_group(len(fits) // width, execution.devices, execution.devices_per_batch)
     if execution.mode == "pmap" and mesh is not None:
@@ -543,10 +617,11 @@ def _advance(
             logs.append(_empty_log(len(diverged), end - step, len(spec.penalties)))
             step = end
             break
-        start, stop = time.perf_counter(), min(end, step + most)
-        trained, opt_state, moving, new_state, log = call(trained, opt_state, moving, model_state, frozen, step, stop)
-        model_state = new_state or model_state
-        log = jax.tree.map(lambda curve, steps=stop - step: curve[:, :steps], host(log))
+        start = time.perf_counter()
+        rows, result = call(trained, opt_state, moving, model_state, frozen, step, min(end, step + most))
+        trained, opt_state, moving, new_state, log = result
+        stop, model_state = step + rows.stop - rows.start, new_state or model_state
+        log = jax.tree.map(lambda curve, rows=rows: curve[:, rows], host(log))
         diverged = _first_not_finite(diverged, step, log)
         logs.append(_without_diverged(diverged, step, log))
         most = agreed(min(capacity(batch), _steps_for_longest(stop - step, time.perf_counter() - start)))
@@ -586,7 +661,7 @@ def _empty_log(fits: int, steps: int, terms: int) -> Log:
 
 
 def _next_phase(
-    spec: Spec, fits: Sequence[Fit], data: Data, ends: Sequence[int], execution: Execution, state: State
+    spec: Spec, fits: Sequence[Fit], data: Data | Stream, ends: Sequence[int], execution: Execution, state: State
 ) -> Iterator[tuple[State, list[int]]]:
     """The states at the beginning of the phase that begins at the state's step, and for each its rows of the state."""
     number = _phase_of(state) + 1

@@ -119,6 +119,8 @@ class Fit(NamedTuple):
     the batches and the features of the frozen prefix are then passed once for all of them."""
     model_state: Mapping[str, Any] = {}
     """The model's state at the start, apart from its parameters."""
+    order_name: Hashable = None
+    """Fits with equal names, other than None, have one order: of a stream it is read once for all of them."""
     pass_steps: int = 0
     """How many of the first steps of the order see each training example once: the batches over which a state is
     reestimated. 0 stands for all steps."""

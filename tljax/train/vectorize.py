@@ -9,9 +9,8 @@ over devices are written out (`axis` in `step`).
 import functools
 import itertools
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +19,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tljax import batch_stats, masks, models
+from tljax.train.data import UNSEEN, Data, Reader, Stream, batch_spec, chunk_steps, growing, views_of
 from tljax.train.step import (
     Average,
     Fit,
@@ -40,54 +40,25 @@ Mode = Literal["map", "vmap_shared", "vmap", "pmap"]
 rounds in another way; all side by side; or one after another under `jax.pmap`, all devices sharing each batch."""
 
 
-@dataclass(frozen=True, eq=False)
-class Data:
-    """Examples on the device. `load` makes it of arrays."""
-
-    inputs: Any
-    """Leaves [views, n, ...]: one view for all fits, or of features of frozen prefixes one for each that differs."""
-    targets: Any
-    """Leaves [n, ...], common to all views. None where nothing is trained."""
-    name: Hashable = field(default_factory=object)
-    """What the features computed of the inputs are kept under: equal names mean equal inputs."""
+Fetch = Callable[[Mesh | None, Any, Any, Any, jax.Array, jax.Array], Batch]
+"""(mesh, inputs, targets, view, row, chosen) -> the batch of a step: `gather` or `slice_chunk`."""
 
 
-def load(arrays: Any, targets: Any = None, name: Hashable = None) -> Data:
-    """Inputs and targets, leaves [n, ...] (arrays, memory maps), on this process's first device, each whole.
+def gather(mesh: Mesh | None, inputs: Any, targets: Any, view: Any, row: jax.Array, chosen: jax.Array) -> Batch:
+    """The batch of resident data: of inputs [views, n, ...] and targets [n, ...] the rows `chosen` int32 [batch].
 
-    Without a `name` the data have one of their own. Of many processes each reads its share of the rows from the file,
-    and they exchange them once. They all need the whole: the next batch is any rows, and gathered from other machines
-    it would be waited for in every step.
+    `view` is None where there is one view.
     """
-    inputs = jax.tree.map(lambda leaf: jax.device_put(_whole(leaf)[None]), arrays)
-    on_device = jax.tree.map(lambda leaf: jax.device_put(_whole(leaf)), targets)
-    return Data(inputs, on_device) if name is None else Data(inputs, on_device, name)
+    at = jnp.maximum(chosen, 0)
+    x = jax.tree.map(lambda leaf: leaf[0][at] if view is None else leaf[view, at], inputs)
+    return Batch(x, jax.tree.map(lambda leaf: leaf[at], targets), (chosen >= 0).astype(jnp.float32))
 
 
-def views_of(inputs: Any) -> int:
-    """How many views there are of inputs [views, n, ...]."""
-    return len(jax.tree.leaves(inputs)[0])
-
-
-def examples_of(inputs: Any) -> int:
-    """How many examples a view of inputs [views, n, ...] has."""
-    return int(jax.tree.leaves(inputs)[0].shape[1])
-
-
-def batch_spec(data: Data, batch: int) -> Any:
-    """Shapes and dtypes of the inputs of a batch of so many examples."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch, *leaf.shape[2:]), leaf.dtype), data.inputs)
-
-
-def _whole(array: np.ndarray | jax.Array) -> np.ndarray:
-    count = jax.process_count()
-    if count == 1:
-        return np.asarray(array)
-    rows = -(-len(array) // count)
-    start = rows * jax.process_index()
-    share = np.zeros((rows, *array.shape[1:]), array.dtype)
-    share[: max(0, min(rows, len(array) - start))] = array[start : start + rows]
-    return multihost_utils.process_allgather(share, tiled=True)[: len(array)]
+def slice_chunk(mesh: Mesh | None, inputs: Any, targets: Any, view: Any, row: jax.Array, chosen: jax.Array) -> Batch:
+    """The batch of a stream: `row` of a chunk, whose inputs and targets are [orders, rows, batch, ...]."""
+    order = 0 if view is None else view
+    x, of_rows = jax.tree.map(lambda leaf: divide(mesh, leaf[order, row]), (inputs, targets))
+    return Batch(x, of_rows, (chosen >= 0).astype(jnp.float32))
 
 
 # Why the loop has this form (2026-11-23, jax 0.10.2, two cores; medians of eight rounds in turn, over the form chosen:
@@ -101,7 +72,7 @@ def _whole(array: np.ndarray | jax.Array) -> np.ndarray:
 # label budget, and a loop whose bounds are traced serves every length.
 @functools.partial(
     jax.jit,
-    static_argnames=("spec", "mesh", "width", "mode"),
+    static_argnames=("spec", "mesh", "width", "mode", "fetch"),
     donate_argnames=("trained", "opt_state", "average", "model_state"),
 )
 def segment(
@@ -120,32 +91,36 @@ def segment(
     steps: tuple[int, int, int],
     average: Average | None = None,
     model_state: ModelState | None = None,
+    fetch: Fetch = gather,
 ) -> tuple[Params, OptState, Average | None, ModelState | None, Log]:
     """The one compiled training function: (trained leaves, optimizer state, average, model state, log [fits, rows])
     after some steps.
 
     `steps` is (first, begin, end): rows `begin` to `end` of `order` int32 [fits / width, rows, batch] are the steps
     from `first + begin` on; so many neighbours as `width` share an order. `rates` is [fits, rows]; the leaves of
-    `inputs` are [views, n, ...] with one view for all or one for each order, of `targets` [n, ...].
+    `inputs` are [views, n, ...] with one view for all or one for each order, of `targets` [n, ...]; where `fetch` is
+    `slice_chunk`, of both [views, rows, batch, ...].
     """
     one_view = views_of(inputs) == 1
-    run = functools.partial(_on_device, spec, mesh, width, mode, one_view)
+    run = functools.partial(_on_device, spec, mesh, width, mode, fetch, one_view)
     by_fit = (trained, opt_state, average, model_state, frozen, hyper, rates)
     if one_view:
         return over(mesh, run, (by_fit, order), (inputs, targets, steps))
+    if fetch is slice_chunk:
+        return over(mesh, run, (by_fit, order, inputs, targets), (steps,))
     return over(mesh, run, (by_fit, order, inputs), (targets, steps))
 
 
-def run(spec: Spec, mesh: Mesh | None, width: int, mode: Mode, *arguments: Any) -> Any:
+def run(spec: Spec, mesh: Mesh | None, width: int, mode: Mode, *arguments: Any, fetch: Fetch = gather) -> Any:
     """The compiled segment in either mode: `segment`, or what takes and gives the same under `jax.pmap`."""
     compiled: Any = _segment_by_pmap if mode == "pmap" else segment
-    return compiled(spec, mesh, width, mode, *arguments)
+    return compiled(spec, mesh, width, mode, *arguments, fetch=fetch)
 
 
-def executable(spec: Spec, mesh: Mesh | None, width: int, mode: Mode, *arguments: Any) -> Any:
+def executable(spec: Spec, mesh: Mesh | None, width: int, mode: Mode, *arguments: Any, fetch: Fetch = gather) -> Any:
     """The compiled segment that `run` calls with such arguments, which may be shapes and dtypes: compiled once for both
     of them. None under `jax.pmap`, which does not share what is compiled ahead."""
-    return None if mode == "pmap" else segment.lower(spec, mesh, width, mode, *arguments).compile()
+    return None if mode == "pmap" else segment.lower(spec, mesh, width, mode, *arguments, fetch=fetch).compile()
 
 
 def _on_device(
@@ -153,6 +128,7 @@ def _on_device(
     mesh: Mesh | None,
     width: int,
     mode: Mode,
+    fetch: Fetch,
     one_view: bool,
     by_fit: Any,
     order: jax.Array,
@@ -179,10 +155,8 @@ def _on_device(
             row: jax.Array,
         ) -> Any:
             chosen = divide(mesh, rows[row]) if axis is None else rows[row]
-            at = jnp.maximum(chosen, 0)
-            x = jax.tree.map(lambda leaf: leaf[0][at] if one_view else leaf[view, at], inputs)
-            of_rows = jax.tree.map(lambda leaf: leaf[at], targets)
-            batch = Batch(x, of_rows, (chosen >= 0).astype(jnp.float32))
+            divided = mesh if axis is None else None
+            batch = fetch(divided, inputs, targets, None if one_view else view, row, chosen)
             return step(spec, hyper, trained, frozen, opt_state, batch, rate, first + row, axis, average, model_state)
 
         def train(of_fit: Any, axes: tuple[int, ...] = ()) -> Any:
@@ -221,26 +195,30 @@ def _side_by_side(train: Callable[..., Any], of_fits: Any) -> Any:
 # The second mode: jax.pmap.
 
 
-def _segment_by_pmap(spec: Spec, mesh: Mesh, width: int, mode: Mode, *arguments: Any) -> Any:
+def _segment_by_pmap(spec: Spec, mesh: Mesh, width: int, mode: Mode, *arguments: Any, fetch: Fetch = gather) -> Any:
     """`segment` under `jax.pmap`: the devices of the mesh share each batch of each fit."""
     trained, opt_state, frozen, hyper, inputs, targets, order, rates, steps, *rest = arguments
     average, model_state = (*rest, None, None)[:2]
-    devices = tuple(mesh.devices.flat)
-    parts = order.reshape(*order.shape[:2], len(devices), -1)
-    common = (frozen, hyper, inputs, targets, rates, steps)
-    return _pmapped(devices)(spec, mesh, width, mode, trained, opt_state, average, model_state, parts, common)
+    devices, chunked = tuple(mesh.devices.flat), fetch is slice_chunk
+    parts, *examples = jax.tree.map(
+        lambda rows: rows.reshape(*rows.shape[:2], len(devices), -1, *rows.shape[3:]),
+        (order, inputs, targets) if chunked else (order,),
+    )
+    state, common = (trained, opt_state, average, model_state), (frozen, hyper, rates, steps)
+    pmapped = _pmapped(devices, chunked)
+    return pmapped(spec, mesh, width, mode, fetch, *state, parts, examples or [inputs, targets], common)
 
 
 @functools.lru_cache
-def _pmapped(devices: tuple[Any, ...]) -> Callable[..., Any]:
+def _pmapped(devices: tuple[Any, ...], chunked: bool) -> Callable[..., Any]:
     """State and the rest go in whole and come out once: they have the shapes that they have under `jit`."""
     return jax.pmap(
         _on_device_of_pmap,
         axis_name="data",
-        in_axes=(*(None,) * 8, 2, None),
+        in_axes=(*(None,) * 9, 2, 2 if chunked else None, None),
         out_axes=None,
-        static_broadcasted_argnums=(0, 1, 2, 3),
-        donate_argnums=(4, 5, 6, 7),
+        static_broadcasted_argnums=(0, 1, 2, 3, 4),
+        donate_argnums=(5, 6, 7, 8),
         devices=devices,
     )
 
@@ -250,17 +228,20 @@ def _on_device_of_pmap(
     mesh: Mesh,
     width: int,
     mode: Mode,
+    fetch: Fetch,
     trained: Params,
     opt_state: OptState,
     average: Average | None,
     model_state: ModelState | None,
     order: jax.Array,
-    rest: Any,
+    examples: Any,
+    common: Any,
 ) -> tuple[Params, OptState, Average | None, ModelState | None, Log]:
-    """On one device, with its part of each row of the order."""
-    frozen, hyper, inputs, targets, rates, steps = rest
+    """On one device, with its part of each row of the order; of a chunk with its part of each batch."""
+    (inputs, targets), (frozen, hyper, rates, steps) = examples, common
     by_fit = (trained, opt_state, average, model_state, frozen, hyper, rates)
-    return _on_device(spec, mesh, width, mode, views_of(inputs) == 1, by_fit, order, inputs, targets, steps)
+    one_view = views_of(inputs) == 1
+    return _on_device(spec, mesh, width, mode, fetch, one_view, by_fit, order, inputs, targets, steps)
 
 
 # The state of a model, computed anew.
@@ -272,7 +253,7 @@ def reestimate(
     fits: Sequence[Fit],
     width: int,
     mesh: Mesh | None,
-    inputs: Any,
+    data: Data | Stream,
     params: Params,
     model_state: ModelState,
 ) -> ModelState:
@@ -282,26 +263,35 @@ def reestimate(
     the statistics of each batch: in a forward pass without dropout, in which these stages normalise by the batch, and
     the others use their state. Of a Flax batch norm those are the mean and the biased variance of what of the batch is
     no padding. After Wu & Johnson 2021, arXiv:2105.07576, section 3 (Precise BN), over the whole pass, and where the
-    parameters are the source's as they came, Li et al. 2016, arXiv:1603.04779 (AdaBN). `inputs` are [views, n, ...].
+    parameters are the source's as they came, Li et al. 2016, arXiv:1603.04779 (AdaBN). `data` are on the devices of
+    the mesh, or a stream.
     """
     counts = [fit.pass_steps or len(fit.rates) for fit in fits]
     means = {stage: jax.tree.map(jnp.zeros_like, model_state[stage]) for stage in stages}
+    total = max(counts)
+
+    def add(order: jax.Array, inputs: Any, start: int, stop: int, fetch: Fetch) -> None:
+        nonlocal means
+        until = place(mesh, jnp.minimum(jnp.asarray(counts, jnp.int32), stop))
+        static = {"mesh": mesh, "width": width, "fetch": fetch}
+        means = _reestimated(spec, tuple(stages), means, params, model_state, until, order, inputs, start, **static)
+
+    if isinstance(data, Stream):
+        with read_chunks(data, fits, width, mesh, 0, total) as chunks:
+            for chunk in chunks:
+                add(chunk.order, chunk.inputs, chunk.start, chunk.stop, slice_chunk)
+        return {**model_state, **means}
     rows = capacity(batch_size(fits[0]))
-    of_fits = place(mesh, jnp.asarray(counts, jnp.int32))
-    for start in range(0, max(counts), rows):
-        order, _ = order_and_rates(fits, width, mesh, start, min(start + rows, max(counts)))
-        means = _reestimated(
-            spec, tuple(stages), mesh, width, means, params, model_state, of_fits, order, inputs, start
-        )
+    for start in range(0, total, rows):
+        order, _ = order_and_rates(fits, width, mesh, start, min(start + rows, total))
+        add(order, data.inputs, start, total, gather)
     return {**model_state, **means}
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "stages", "mesh", "width"), donate_argnames=("means",))
+@functools.partial(jax.jit, static_argnames=("spec", "stages", "mesh", "width", "fetch"), donate_argnames=("means",))
 def _reestimated(
     spec: Spec,
     stages: tuple[str, ...],
-    mesh: Mesh | None,
-    width: int,
     means: ModelState,
     params: Params,
     model_state: ModelState,
@@ -309,6 +299,10 @@ def _reestimated(
     order: jax.Array,
     inputs: Any,
     start: Any,
+    *,
+    mesh: Mesh | None,
+    width: int,
+    fetch: Fetch,
 ) -> ModelState:
     """The means of the statistics of the batches before step `start`, and of those in the rows of `order`."""
     one_view = views_of(inputs) == 1
@@ -321,9 +315,8 @@ def _reestimated(
 
             def body(row: jax.Array, means: ModelState) -> ModelState:
                 chosen = divide(mesh, order[number, row])
-                at = jnp.maximum(chosen, 0)
-                x = jax.tree.map(lambda leaf: leaf[0][at] if one_view else leaf[number, at], inputs)
-                how: Any = {"tracked": stages, "weight": (chosen >= 0).astype(jnp.float32), "momentum": 0.0}
+                x, _, weight = fetch(mesh, inputs, (), None if one_view else number, row, chosen)
+                how: Any = {"tracked": stages, "weight": weight, "momentum": 0.0}
                 _, state = models.run(spec.model, spec.merge(params) if spec.merge else params, model_state, x, **how)
                 of_batch = {stage: state[stage] for stage in stages}
                 # This form of a mean leaves what no batch changes as it is, to the bit.
@@ -411,14 +404,103 @@ def order_and_rates(
 ) -> tuple[jax.Array, jax.Array]:
     """The order and the rates of some steps, padded to the capacity, and batches to what the devices divide."""
     orders = np.stack([fit.order(start, stop) for fit in fits[::width]])
-    batch, devices = orders.shape[-1], sharing(mesh)
-    rows = capacity(batch)
-    padded = np.full((len(orders), rows, -(-batch // devices) * devices), -1, np.int32)
-    padded[:, : stop - start, :batch] = orders
-    rates = np.zeros((len(fits), rows), np.float32)
-    rates[:, : stop - start] = [fit.rates[start:stop] for fit in fits]
-    arrays = jax.device_put((padded, rates))
+    rows = capacity(orders.shape[-1])
+    arrays = jax.device_put((_padded(orders, rows, mesh), _rates(fits, start, stop, rows)))
     return arrays if jax.process_count() == 1 else place(mesh, arrays)
+
+
+def _padded(orders: np.ndarray, rows: int, mesh: Mesh | None, beyond: int = -1) -> np.ndarray:
+    """Orders int32 [orders, steps, batch] with so many rows, the further ones of `beyond`, and batches that the devices
+    divide, the further places of -1."""
+    count, steps, batch = orders.shape
+    devices = sharing(mesh)
+    padded = np.full((count, rows, -(-batch // devices) * devices), -1, np.int32)
+    padded[:, steps:] = beyond
+    padded[:, :steps, :batch] = orders
+    return padded
+
+
+def _rates(fits: Sequence[Fit], start: int, stop: int, rows: int) -> np.ndarray:
+    """The rates float32 [fits, rows] of some steps, zeros after them and after the last step."""
+    rates = np.zeros((len(fits), rows), np.float32)
+    rates[:, : max(0, min(stop, len(fits[0].rates)) - start)] = [fit.rates[start:stop] for fit in fits]
+    return rates
+
+
+class Chunk(NamedTuple):
+    """The examples of some steps, on the devices: what `slice_chunk` takes a batch of."""
+
+    start: int
+    stop: int
+    inputs: Any
+    """Leaves [orders, rows, batch, ...]; one order where all fits have the same."""
+    targets: Any
+    order: jax.Array
+    rates: jax.Array
+    """Both as `order_and_rates` gives them, of as many rows as the chunk has."""
+
+
+FIRST_CHUNK = 16
+"""Steps of the first chunk of a stream, which is waited for; each of the following has twice as many as the one before
+it, up to what memory holds."""
+
+
+def read_chunks(stream: Stream, fits: Sequence[Fit], width: int, mesh: Mesh | None, start: int, stop: int) -> Reader:
+    """The chunks of the steps from `start` to `stop`, read ahead; an order that several fits have is read once."""
+    with_orders = fits[::width]
+    names = [object() if fit.order_name is None else fit.order_name for fit in with_orders]
+    distinct = list(dict.fromkeys(names))
+    which = [distinct.index(name) for name in names] if len(distinct) > 1 else [0]
+    chosen = [with_orders[names.index(name)] for name in distinct]
+    batch = batch_size(fits[0])
+    of_batch = -(-batch // sharing(mesh)) * sharing(mesh)
+    rows, ahead = chunk_steps(stream, len(which) * of_batch, capacity(batch))
+
+    def requests() -> Iterator[tuple[tuple[int, int], np.ndarray]]:
+        drawn = start
+        orders = np.empty((len(chosen), 0, batch), np.int32)
+        for begin, end in growing(start, stop, FIRST_CHUNK, rows):
+            if end > drawn:  # so many at once, since an epoch is drawn whole whatever is asked of it
+                further = min(stop, max(end, drawn + capacity(batch)))
+                more = np.stack([fit.order(drawn, further) for fit in chosen])
+                orders, drawn = np.concatenate([orders, more], 1), further
+            yield (begin, end), _padded(orders[:, : end - begin], rows, mesh, UNSEEN)
+            orders = orders[:, end - begin :]
+
+    def finish(steps: tuple[int, int], order: np.ndarray, inputs: Any, targets: Any) -> Chunk:
+        begin, end = steps
+        if len(which) > len(distinct):
+            inputs, targets = jax.tree.map(lambda leaf: leaf[np.asarray(which)], (inputs, targets))
+        each = order[np.asarray([distinct.index(name) for name in names])]
+        arrays = (inputs, targets), np.maximum(each, -1), _rates(fits, begin, end, rows)
+        (inputs, targets), placed_order, rates = _place_chunk(mesh, *arrays)
+        return Chunk(begin, end, inputs, targets, placed_order, rates)
+
+    return Reader(stream, requests(), finish, ahead)
+
+
+def chunk_shapes(stream: Stream, batch: int) -> tuple[int, tuple[Any, Any]]:
+    """(Rows, (inputs, targets)) of a chunk of one order, in shapes and dtypes."""
+    rows, _ = chunk_steps(stream, batch, capacity(batch))
+    targets = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], jax.dtypes.canonicalize_dtype(leaf.dtype)),
+        stream.examples.targets,
+    )
+    return rows, jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((1, rows, batch, *leaf.shape), leaf.dtype), (stream.examples.spec, targets)
+    )
+
+
+def _place_chunk(mesh: Mesh | None, examples: Any, order: np.ndarray, rates: np.ndarray) -> Any:
+    """A chunk on its devices: each has the orders of its fits, or the one of all, and its part of each batch."""
+    if mesh is None:
+        return jax.device_put((examples, order, rates))
+    shared = len(jax.tree.leaves(examples)[0]) == 1
+    spec = PartitionSpec(None if shared else "fits", None, "data" if sharing(mesh) > 1 else None)
+    sharding = NamedSharding(mesh, spec)
+    if jax.process_count() == 1:
+        return jax.device_put(examples, sharding), *jax.device_put((order, rates))
+    return jax.tree.map(lambda leaf: _place_leaf(leaf, sharding), examples), *place(mesh, (order, rates))
 
 
 # How many fits go together, and on which devices.
@@ -442,7 +524,7 @@ QUICKER_SIDE_BY_SIDE = 2e7
 """FLOPs of a step up to which fits side by side are quicker than one after another."""
 
 
-def choose_mode(spec: Spec, fits: Sequence[Fit], width: int, data: Data, many: str) -> Mode:
+def choose_mode(spec: Spec, fits: Sequence[Fit], width: int, data: Data | Stream, many: str) -> Mode:
     """How fits share a device under `jit`, where `many` is 'map', 'vmap' or 'auto' as in `train.Execution`."""
     if many == "vmap":
         return "vmap"
@@ -450,7 +532,7 @@ def choose_mode(spec: Spec, fits: Sequence[Fit], width: int, data: Data, many: s
     return "vmap_shared" if quicker else "map"
 
 
-def step_work(spec: Spec, fit: Fit, data: Data) -> float:
+def step_work(spec: Spec, fit: Fit, data: Data | Stream) -> float:
     """FLOPs of a step, about: the forward pass of the stages that train, three times."""
     count = len(frozen_prefix_of(spec))
     whole = batch_stats.join(jax.eval_shape(spec.merge or (lambda params: params), fit.params), fit.model_state)

@@ -1,0 +1,283 @@
+"""Data that are streamed: read ahead by row in threads, with the bits of data that are resident."""
+
+import gc
+import resource
+import signal
+import threading
+import time
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+from tljax import evaluate, masks, models, objective, optimizers, train
+from tljax.data import draw
+from tljax.train import data, gradients
+from tljax.types import ArrayExamples, InputError
+
+RNG = np.random.default_rng(0)
+COUNT = 203
+IMAGES = RNG.integers(0, 256, (COUNT, 6, 6, 1)).astype(np.uint8)
+LABELS = RNG.integers(0, 3, COUNT).astype(np.int32)
+OPTIMIZER, NUMBERS = optimizers.spec("adam", clip=0.5)
+DEVICES = tuple(jax.devices())
+STEPS = 60
+MLP = models.build("mlp", 3, hidden=(16,), activation="relu")
+CNN = models.build("cnn", 3, hidden=(4, 8), activation="relu")
+
+
+class ByRow:
+    """Examples without arrays that count what is read of them."""
+
+    arrays = None
+    groups = None
+
+    def __init__(self, images=IMAGES, labels=LABELS, change=None):
+        self.images, self.targets, self.change = images, labels, change
+        self.spec = jax.ShapeDtypeStruct(images.shape[1:], images.dtype)
+        self.lock, self.read, self.under_way, self.most, self.length = threading.Lock(), 0, 0, 0, len(images)
+
+    def __len__(self):
+        return self.length
+
+    def inputs(self, rows):
+        with self.lock:
+            self.read += len(rows)
+        return self.images[rows] if self.change is None else self.change(self, rows)
+
+
+def fits(model, seeds, strategy="full", shares=False, batch=10):
+    group = []
+    for seed, rate in seeds:
+        params = models.init(model, jax.random.key(seed), (6, 6, 1))
+        everything, head = masks.by_path(params, lambda path: True), masks.under(params, "head")
+        phases = {"full": ((0, everything),), "head_only": ((0, head),), "lp_ft": ((0, head), (25, everything))}
+        order, name = partial(draw.order, seed, COUNT, batch, epochs=True), (seed, batch)
+        rates = np.full(STEPS, rate, np.float32)
+        numbers, key = {**NUMBERS, "label_smoothing": 0.0}, jax.random.key(seed)
+        shared = seed if shares else None
+        group.append(
+            train.Fit(params, phases[strategy], order, rates, (), numbers, key, shares=shared, order_name=name)
+        )
+    return group
+
+
+def outcome(group, examples, model=MLP, memory=10**7, batch=10, **settings):
+    """(of each fit its parameters, state and losses; logits of the test examples; messages)."""
+    messages = []
+    execution = train.Execution(
+        on_message=messages.append,
+        data="resident" if isinstance(examples, ArrayExamples) else "streamed",
+        stream_memory=memory,
+        **settings,
+    )
+    spec = train.Spec(model, objective.loss("softmax_cross_entropy"), OPTIMIZER)
+    results, logits = {}, {}
+    on_device = train.held(examples, execution)
+    test = evaluate.held(examples, execution)
+    for state, log in train.fit(spec, group, on_device, [25, STEPS], execution=execution):
+        rows = evaluate.logits_of(spec, group, state, test, COUNT, execution)
+        for row, i in enumerate(state.fits):
+            results.setdefault(i, []).append(jax.tree.map(lambda leaf, r=row: np.array(leaf[r]), (state[1:3], log)))
+            logits.setdefault(i, []).append(rows[row])
+    return [results[i] for i in range(len(group))], [logits[i] for i in range(len(group))], messages
+
+
+def assert_same(one, other):
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+WHOLE = ArrayExamples(IMAGES, LABELS)
+SEEDS = [(0, 0.01), (1, 0.01), (0, 0.02), (1, 0.02)]
+GROUPED = [(0, 0.01), (0, 0.02), (1, 0.01), (1, 0.02)]
+CASES = {
+    "one after another": (SEEDS, {}),
+    "a convolution": (SEEDS[:1], {"model": CNN}),
+    "phases": (SEEDS, {"strategy": "lp_ft"}),
+    "features": (SEEDS, {"strategy": "lp_ft", "cache": 10**7}),
+    "shared, side by side": (GROUPED, {"shares": True}),
+    "side by side": (SEEDS, {"many": "vmap"}),
+    "three devices": (SEEDS, {"devices": DEVICES[:3]}),
+    "eight devices": (SEEDS, {"devices": DEVICES, "cache": 10**7, "strategy": "head_only"}),
+    "batches over devices": (SEEDS[:2], {"devices": DEVICES[:8], "devices_per_batch": 4}),
+    "pmap": (SEEDS[:2], {"devices": DEVICES[:4], "devices_per_batch": 4, "mode": "pmap"}),
+}
+
+
+QUICK = ("one after another", "features")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        case if case in ("one after another", "features") else pytest.param(case, marks=pytest.mark.slow)
+        for case in CASES
+    ],
+)
+def test_streamed_data_give_the_bits_of_resident_data(case):
+    seeds, settings = CASES[case]
+    settings = dict(settings)
+    group = fits(settings.get("model", MLP), seeds, settings.pop("strategy", "full"), settings.pop("shares", False))
+    budget = settings.pop("cache", 0)
+
+    def cache():
+        return {"cache": train.FeatureCache(budget)} if budget else {}
+
+    resident, resident_logits, _ = outcome(group, WHOLE, **settings, **cache())
+    streamed, streamed_logits, _ = outcome(group, ByRow(), memory=20_000, **settings, **cache())
+    assert_same(resident, streamed)
+    assert_same(resident_logits, streamed_logits)
+
+
+def test_features_beyond_the_budget_go_to_disk_with_the_same_bits(tmp_path):
+    group = fits(MLP, [(0, 0.01), (0, 0.02)], "head_only", shares=True)
+    resident = outcome(group, WHOLE, cache=train.FeatureCache(10**7))
+    cache = train.FeatureCache(10_000, folder=tmp_path / "streams")
+    streamed = outcome(group, ByRow(), memory=20_000, cache=cache)
+    assert_same(resident[:2], streamed[:2])
+    assert any(f"computed once, 0 MB in '{tmp_path / 'streams'}'" in message for message in streamed[2])
+    assert len(list((tmp_path / "streams").iterdir())) == 2  # of the training and of the test examples
+    del cache
+    gc.collect()
+    assert not (tmp_path / "streams").exists()
+
+
+@pytest.mark.slow
+def test_features_of_bfloat16_are_kept_on_disk_as_they_are_in_memory(tmp_path):
+    group = fits(MLP, [(0, 0.01)], "head_only")
+    resident = outcome(group, WHOLE, cache=train.FeatureCache(10**7, "bfloat16"))
+    cache = train.FeatureCache(5_000, "bfloat16", tmp_path)
+    assert_same(resident[:2], outcome(group, ByRow(), memory=20_000, cache=cache)[:2])
+
+
+def test_a_disk_that_is_full_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing then raises, as on a full disk
+    cache = train.FeatureCache(5_000, folder=tmp_path / "streams")
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, limit[1]))
+        with pytest.raises(InputError, match=r"^features cannot be kept in '.*streams' \(File too large\): make room"):
+            outcome(fits(MLP, [(0, 0.01)], "head_only"), ByRow(), memory=20_000, cache=cache)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not (tmp_path / "streams").exists()
+
+
+@pytest.mark.parametrize("function", [gradients.mean_gradient, gradients.mean_squared_gradient])
+def test_gradients_over_a_stream_are_those_over_resident_data(function):
+    params, loss = models.init(MLP, jax.random.key(0), (6, 6, 1)), objective.loss("softmax_cross_entropy")
+    rows = np.arange(0, COUNT, 2)
+    resident = function(MLP, loss, train.load(IMAGES, LABELS), rows)(params)
+    for memory in (10**7, 45_000):
+        assert_same(resident, function(MLP, loss, train.Stream(ByRow(), memory), rows)(params))
+
+
+def test_each_chunk_is_read_once_for_fits_of_one_order():
+    examples = ByRow()
+    execution = train.Execution(data="streamed", stream_memory=20_000)
+    group = fits(MLP, [(0, rate) for rate in (0.01, 0.02, 0.03)])
+    for _ in train.fit(
+        train.Spec(MLP, objective.loss("softmax_cross_entropy"), OPTIMIZER),
+        group,
+        train.held(examples, execution),
+        [STEPS],
+        execution=execution,
+    ):
+        pass
+    steps = group[0].order(0, STEPS)
+    assert examples.read == (steps >= 0).sum() + 1  # and row 0, in the places of padding
+
+
+def test_examples_are_read_ahead_within_the_bound_and_in_order():
+    chunk = 10 * data.inputs_bytes(ByRow().spec)
+    examples, alive, most = ByRow(), 0, 0
+
+    def finish(number, rows, inputs, targets):
+        nonlocal alive, most
+        alive += 1
+        most = max(most, alive)
+        np.testing.assert_array_equal(inputs, IMAGES[rows])
+        np.testing.assert_array_equal(targets, LABELS[rows])
+        return number, inputs.nbytes
+
+    requests = [(i, RNG.integers(0, COUNT, 10)) for i in range(30)]
+    seen = []
+    with data.Reader(train.Stream(examples), requests, finish, ahead=2) as reader:
+        for number, size in reader:
+            assert size == chunk
+            seen.append(number)
+            time.sleep(0.005)
+            alive -= 1
+    assert seen == list(range(30)) and most == 3  # the one in use and two ahead
+
+
+def test_memory_that_holds_no_two_batches_is_refused():
+    with pytest.raises(InputError, match=r"^stream_memory=700: two batches of the examples are 800 bytes: give as"):
+        outcome(fits(MLP, [(0, 0.01)]), ByRow(), memory=700)
+    assert data.chunk_steps(train.Stream(ByRow(), 800), 10, 100) == (1, 1)
+
+
+def fail(examples, rows):
+    if 7 in rows:
+        raise OSError("the disk\nis gone")
+    return examples.images[rows]
+
+
+def shrink(examples, rows):
+    examples.length = COUNT - 1 if examples.read > 100 else COUNT
+    return examples.images[rows]
+
+
+def retype(examples, rows):
+    return examples.images[rows].astype(np.float32) if 7 in rows else examples.images[rows]
+
+
+def reshape(examples, rows):
+    return examples.images[rows][:, :5] if 7 in rows else examples.images[rows]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            fail,
+            r"^the examples: rows? [\d, and more]+ cannot be read \(OSError: the disk is gone\): correct the source$",
+        ),
+        (shrink, r"^the examples: they were 203 and are 202 now: give a source whose length stays$"),
+        (retype, r"^the examples: rows? .* are float32\[\d+, 6, 6, 1\], and were declared uint8\[\d+, 6, 6, 1\]: give"),
+        (reshape, r"^the examples: rows? .* are uint8\[\d+, 5, 6, 1\], and were declared uint8\[\d+, 6, 6, 1\]: give"),
+    ],
+)
+def test_what_a_source_does_wrong_is_one_line_and_ends_the_threads(change, message):
+    before = threading.active_count()
+    with pytest.raises(InputError, match=message):
+        outcome(fits(MLP, [(0, 0.01)]), ByRow(change=change), memory=20_000)
+    deadline = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() <= before
+
+
+def test_a_fit_that_is_stopped_ends_its_threads():
+    before, execution = threading.active_count(), train.Execution(data="streamed", should_stop=lambda: True)
+    spec = train.Spec(MLP, objective.loss("softmax_cross_entropy"), OPTIMIZER)
+    fitting = train.fit(spec, fits(MLP, [(0, 0.01)]), train.held(ByRow(), execution), [25, STEPS])
+    next(fitting)
+    assert threading.active_count() > before
+    fitting.close()
+    deadline = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() <= before
+
+
+def test_what_is_streamed_follows_from_the_flag_and_the_memory():
+    large = ArrayExamples(np.lib.stride_tricks.as_strided(np.zeros(1), (10**9, 10**6), (0, 0)), LABELS)
+    assert [data.is_streamed(examples, "auto") for examples in (WHOLE, ByRow(), large)] == [False, True, True]
+    assert data.is_streamed(WHOLE, "streamed") and not data.is_streamed(large, "resident")
+    with pytest.raises(InputError, match=r"^data=resident: they are read by row: give streamed or auto$"):
+        data.is_streamed(ByRow(), "resident")
