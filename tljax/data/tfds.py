@@ -196,7 +196,7 @@ def _flat(features: Any) -> dict[str, Any]:
     import tensorflow_datasets as tfds
 
     known: dict[str, Any] = {}
-    for key in features:
+    for key in sorted(features):
         inner = features[key]
         is_dict = isinstance(inner, tfds.features.FeaturesDict)
         known |= {f"{key}/{part}": found for part, found in _flat(inner).items()} if is_dict else {key: inner}
@@ -267,7 +267,7 @@ def _read(
 ) -> tuple[ArrayExamples, int]:
     """The decoded inputs and targets of a split, images brought to the shape, and how many of them were cropped.
 
-    One picture is an array; numbers are one vector [n, d], in the order of their names, or tokens if they are one
+    One picture is an array; numbers are one vector [n, d], in the order chosen (or of their names), or tokens if they are one
     vector of whole numbers; pictures beside others are a dict by their names.
     """
     import tensorflow_datasets as tfds
@@ -340,8 +340,8 @@ def _targets(where: str, column: list[np.ndarray], chosen: _Chosen) -> np.ndarra
             numbers = labels.astype(np.int64)  # none of them is an empty array of floats
             if numbers.size and (numbers.min() < 0 or numbers.max() >= len(chosen.classes)):
                 raise InputError(
-                    f"{where}: row {row} has the labels {numbers.tolist()}, outside 0..{len(chosen.classes) - 1}: choose "
-                    "a split whose labels are known"
+                    f"{where}: row {row} has the labels {numbers.tolist()}, outside 0..{len(chosen.classes) - 1}: "
+                    "choose a split whose labels are known"
                 )
             several[row, numbers] = True
         return several
