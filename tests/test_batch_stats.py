@@ -8,8 +8,9 @@ import optax
 import pytest
 import residual
 
-from tljax import batch_stats, masks, models, objective, optimizers, paths, train
+from tljax import batch_stats, evaluate, masks, models, objective, optimizers, paths, train
 from tljax.data import draw
+from tljax.train.step import frozen_prefix_of, state_modes
 
 RNG = np.random.default_rng(0)
 EXAMPLES, BATCH, STEPS, RATE = 70, 20, 30, 0.05
@@ -142,3 +143,113 @@ def test_nnx_gives_what_linen_gives(mode):
     params, _ = variables()
     [(_, got)] = fitted(mode, ((0, masks.under(params, EVERYTHING)),), model=nnx_model)
     near(jax.tree.map(lambda leaf: leaf[0], got), plainly(mode, EVERYTHING))
+
+
+def plainly_in_phases():
+    """The head for 12 steps, with the state as it is, then everything, tracked."""
+    params, state = variables()
+    tx = optax.sgd(RATE, momentum=0.9)
+    opt_state = tx.init(params)
+    for number, rows in enumerate(order(0, STEPS)):
+        rows, freed = rows[rows >= 0], number >= 12
+
+        def loss(params, rows=rows, freed=freed, state=state):
+            logits, after = plain_outputs(params, state, IMAGES[rows], tuple(MODULES) if freed else ())
+            return optax.softmax_cross_entropy_with_integer_labels(logits, LABELS[rows]).mean(), after
+
+        gradient, state = jax.grad(loss, has_aux=True)(params)
+        if not freed:
+            gradient = {name: jax.tree.map(lambda g, on=name == "head": g * on, gradient[name]) for name in gradient}
+        updates, opt_state = tx.update(gradient, opt_state)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+def test_a_phase_boundary_changes_the_mode_with_the_mask():
+    params, _ = variables()
+    phases = ((0, masks.under(params, HEAD)), (12, masks.under(params, EVERYTHING)))
+    *_, (_, got) = fitted("auto", phases, ends=(12, STEPS))
+    near(jax.tree.map(lambda leaf: leaf[0], got), plainly_in_phases())
+
+
+def test_auto_tracks_stages_that_train_whole():
+    params, state = variables()
+    mask = masks.under(params, EVERYTHING)
+    mask["stem"]["conv"]["kernel"] = False
+    expected = {"stem": "frozen", "block_0": "tracked"}
+    assert state_modes((), params, state, mask) == expected
+    assert state_modes((("block_0", "auto"), ("stem", "tracked")), params, state, mask) == dict.fromkeys(
+        expected, "tracked"
+    )
+    numbers = jax.tree.map(lambda leaf: 0.5 if leaf else False, mask)
+    assert state_modes((), params, state, numbers) == expected
+
+
+def test_a_state_is_estimated_at_every_point_and_where_a_phase_begins():
+    """Under the parameters of then; what the head is trained on is the output of an estimated body, cached or not."""
+    params, state = variables()
+    phases = ((0, masks.under(params, HEAD)), (8, masks.under(params, EVERYTHING)))
+    cache = train.FeatureCache(10**8)
+    spec = train.Spec(
+        MODEL,
+        objective.loss("softmax_cross_entropy"),
+        OPTIMIZER,
+        batch_stats=tuple((stage, "reestimated") for stage in MODULES),
+    )
+    fits = [fit_of(*variables(seed), phases) for seed in (0, 1)]
+    seen = {}
+    for name, execution in (("anew", train.Execution()), ("cached", train.Execution(cache=cache))):
+        for now, _ in train.fit(spec, fits, DATA, [4, 8, 20, STEPS], execution=execution):
+            for row in range(2):
+                params, state = jax.tree.map(lambda leaf, row=row: leaf[row], (now.params, now.model_state))
+                near(state, estimated(params, variables(row)[1], tuple(MODULES)))
+            logits = evaluate.logits_of(spec, fits, now, evaluate.padded(IMAGES), EXAMPLES)
+            np.testing.assert_allclose(logits[1], plain_outputs(params, state, IMAGES)[0], rtol=1e-4, atol=1e-5)
+            seen.setdefault(name, []).append(jax.tree.map(np.asarray, (now.params, now.model_state)))
+    assert len(cache.arrays) == 1
+    for anew, cached in zip(seen["anew"], seen["cached"], strict=True):
+        near(anew, cached)
+
+
+def test_a_fit_that_is_taken_up_again_and_one_in_company_have_the_same_bits():
+    params, _ = variables()
+    phases = ((0, masks.under(params, EVERYTHING)),)
+    spec = train.Spec(MODEL, objective.loss("softmax_cross_entropy"), OPTIMIZER)
+    fits = [fit_of(*variables(seed), phases) for seed in (0, 1)]
+    ends = [12, STEPS]
+    together = {}
+    for now, _ in train.fit(spec, fits, DATA, ends):
+        together[now.step] = jax.tree.map(np.array, now)
+    [(again, _)] = train.fit(spec, fits, DATA, ends, [together[12]])
+    jax.tree.map(np.testing.assert_array_equal, again.variables, together[STEPS].variables)
+    *_, (alone, _) = train.fit(spec, fits[1:], DATA, ends)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[0], b[1]), alone.variables, together[STEPS].variables)
+
+
+def test_a_stage_whose_state_is_tracked_is_in_no_frozen_prefix():
+    params, state = variables()
+    mask = masks.under(params, HEAD)
+    fit = fit_of(params, state, ((0, mask),))
+    of = lambda *modes: frozen_prefix_of(  # noqa: E731
+        train.specialize(train.Spec(MODEL, None, OPTIMIZER, batch_stats=modes), fit, (mask,))
+    )
+    assert of() == ("stem", "block_0") and of(("block_0", "tracked")) == ("stem",) and of(("stem", "tracked")) == ()
+    assert of(("stem", "reestimated"), ("block_0", "reestimated")) == ("stem", "block_0")
+
+
+def test_the_average_of_a_reestimated_fit_has_a_state_of_its_own():
+    params, _ = variables()
+    spec = train.Spec(
+        MODEL,
+        objective.loss("softmax_cross_entropy"),
+        OPTIMIZER,
+        averages=True,
+        batch_stats=tuple((stage, "reestimated") for stage in MODULES),
+    )
+    fit = fit_of(*variables(), ((0, masks.under(params, EVERYTHING)),))
+    fit = fit._replace(numbers={**fit.numbers, "average_weight": 0.1})
+    [(now, _)] = train.fit(spec, [fit], DATA, [STEPS])
+    of_fit = jax.tree.map(lambda leaf: leaf[0], (now.params, now.model_state, now.average))
+    params, state = train.with_average(*of_fit)
+    near(state, estimated(params, variables()[1], tuple(MODULES)), atol=1e-5)
+    assert not np.allclose(state["stem"]["norm"]["mean"], of_fit[1]["stem"]["norm"]["mean"], atol=1e-4)
