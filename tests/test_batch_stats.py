@@ -7,10 +7,14 @@ import numpy as np
 import optax
 import pytest
 import residual
+from flax import nnx
 
 from tljax import batch_stats, evaluate, masks, models, objective, optimizers, paths, train
 from tljax.data import draw
+from tljax.models import linen
+from tljax.models import nnx as nnx_stages
 from tljax.train.step import frozen_prefix_of, state_modes
+from tljax.types import InputError, Stage
 
 RNG = np.random.default_rng(0)
 EXAMPLES, BATCH, STEPS, RATE = 70, 20, 30, 0.05
@@ -165,6 +169,7 @@ def plainly_in_phases():
     return params, state
 
 
+@pytest.mark.slow
 def test_a_phase_boundary_changes_the_mode_with_the_mask():
     params, _ = variables()
     phases = ((0, masks.under(params, HEAD)), (12, masks.under(params, EVERYTHING)))
@@ -185,6 +190,7 @@ def test_auto_tracks_stages_that_train_whole():
     assert state_modes((), params, state, numbers) == expected
 
 
+@pytest.mark.slow
 def test_a_state_is_estimated_at_every_point_and_where_a_phase_begins():
     """Under the parameters of then; what the head is trained on is the output of an estimated body, cached or not."""
     params, state = variables()
@@ -211,6 +217,7 @@ def test_a_state_is_estimated_at_every_point_and_where_a_phase_begins():
         near(anew, cached)
 
 
+@pytest.mark.slow
 def test_a_fit_that_is_taken_up_again_and_one_in_company_have_the_same_bits():
     params, _ = variables()
     phases = ((0, masks.under(params, EVERYTHING)),)
@@ -237,6 +244,7 @@ def test_a_stage_whose_state_is_tracked_is_in_no_frozen_prefix():
     assert of(("stem", "reestimated"), ("block_0", "reestimated")) == ("stem", "block_0")
 
 
+@pytest.mark.slow
 def test_the_average_of_a_reestimated_fit_has_a_state_of_its_own():
     params, _ = variables()
     spec = train.Spec(
@@ -253,3 +261,114 @@ def test_the_average_of_a_reestimated_fit_has_a_state_of_its_own():
     params, state = train.with_average(*of_fit)
     near(state, estimated(params, variables()[1], tuple(MODULES)), atol=1e-5)
     assert not np.allclose(state["stem"]["norm"]["mean"], of_fit[1]["stem"]["norm"]["mean"], atol=1e-4)
+
+
+class Noisy(nnx.Module):
+    """Two dropouts, and one that is off by hand."""
+
+    def __init__(self, rngs):
+        self.first, self.second = nnx.Dropout(0.5, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+        self.off = nnx.Dropout(0.9, deterministic=True, rngs=rngs)
+
+    def __call__(self, x):
+        return self.off(jnp.stack([self.first(x), self.second(x)]))
+
+
+def test_dropout_of_nnx_follows_its_key_and_stays_off_by_hand():
+    noisy, x, key = nnx_stages.stage("noisy", Noisy), jnp.ones((1, 20_000)), jax.random.key(3)
+    np.testing.assert_array_equal(noisy.apply({}, {}, x)[0], np.ones((2, 1, 20_000)))
+    first, second = np.asarray(noisy.apply({}, {}, x, key=key)[0])
+    for kept in (first != 0, second != 0):  # a standard deviation of the mean is 0.0035
+        assert abs(kept.mean() - 0.5) < 0.014
+    np.testing.assert_array_equal(first[first != 0], 2)
+    assert abs(((first != 0) & (second != 0)).mean() - 0.25) < 0.014  # they draw apart
+    np.testing.assert_array_equal(noisy.apply({}, {}, x, key=key)[0][0], first)
+    assert not np.array_equal(noisy.apply({}, {}, x, key=jax.random.key(4))[0][0], first)
+
+
+class Ordered(nnx.Module):
+    """Its call takes the mode, and says it to a batch norm."""
+
+    def __init__(self, rngs):
+        self.norm = nnx.BatchNorm(3, momentum=0.5, rngs=rngs)
+        self.layers = nnx.List([nnx.Linear(3, 3, rngs=rngs)])
+
+    def __call__(self, x, train: bool):
+        return self.layers[0](self.norm(x, use_running_average=not train))
+
+
+def test_batch_norms_of_nnx_are_in_the_mode_of_the_state_whatever_their_call_is_told():
+    """Against NumPy, with a weight of 0."""
+    stage, rng = nnx_stages.stage("ordered", Ordered), np.random.default_rng(0)
+    params, state = stage.init(jax.random.key(0), jnp.zeros((1, 3)))
+    assert paths.names(params) == ["layers/0/bias", "layers/0/kernel", "norm/bias", "norm/scale"]
+    x, weight = rng.normal(2, 3, (4, 3)).astype(np.float32), np.array([1, 1, 0, 1], np.float32)
+    y, same = stage.apply(params, state, x, key=jax.random.key(0), weight=weight)
+    assert same is state
+    kernel = np.asarray(params["layers"]["0"]["kernel"])
+    np.testing.assert_allclose(y, x / np.sqrt(1 + 1e-5) @ kernel, rtol=1e-5, atol=1e-5)
+    counted = x[weight > 0]
+    mean, var = counted.mean(0), counted.var(0)
+    for momentum, kept in ((None, 0.5), (0.0, 0.0)):
+        y, after = stage.apply(params, state, x, train=True, weight=weight, momentum=momentum)
+        np.testing.assert_allclose(y, (x - mean) / np.sqrt(var + 1e-5) @ kernel, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(after["norm"]["mean"], (1 - kept) * mean, rtol=1e-5)
+        np.testing.assert_allclose(after["norm"]["var"], kept + (1 - kept) * var, rtol=1e-4)
+
+
+def test_what_of_nnx_cannot_be_a_stage_is_refused():
+    class Counting(nnx.Module):
+        def __init__(self):
+            self.count = nnx.Cache(jnp.zeros(()))
+
+    class Drawing(nnx.Module):
+        def __init__(self, rngs):
+            self.rngs = rngs
+
+        def __call__(self, x):
+            return x + jax.random.normal(self.rngs.noise(), x.shape)
+
+    with pytest.raises(InputError, match=r"stage 'counting' has a variable of kind Cache, 'count'"):
+        nnx_stages.stage("counting", Counting).init(jax.random.key(0), jnp.zeros((1, 3)))
+    with pytest.raises(InputError, match=r"stage 'drawing' draws in evaluation"):
+        nnx_stages.stage("drawing", Drawing).apply({}, {}, jnp.zeros((1, 3)))
+    with pytest.raises(InputError, match=r"not of Dense"):
+        nnx_stages.stage("linen", lambda: nn.Dense(3)).init(jax.random.key(0), jnp.zeros((1, 3)))
+    patches = nnx_stages.stage("patches", lambda rngs: nnx.BatchNorm(3, rngs=rngs), before=lambda x: x.reshape(-1, 3))
+    params, state = patches.init(jax.random.key(0), jnp.zeros((1, 2, 3)))
+    with pytest.raises(InputError, match=r"stage 'patches': a batch norm sees \[4, 3\] of a batch of 2"):
+        patches.apply(params, state, jnp.zeros((2, 2, 3)), train=True, weight=jnp.ones(2))
+
+
+def test_a_module_of_nnx_that_is_made_has_its_parameters_under_every_key():
+    module = nnx.Linear(3, 2, rngs=nnx.Rngs(7))
+    stage = nnx_stages.stage("head", module)
+    for seed in (0, 1):
+        params, _ = stage.init(jax.random.key(seed), jnp.zeros((1, 3)))
+        np.testing.assert_array_equal(params["kernel"], module.kernel[...])
+    drawing = nnx_stages.stage("head", lambda rngs: nnx.Linear(3, 2, rngs=rngs))
+    first, second = (drawing.init(jax.random.key(seed), jnp.zeros((1, 3)))[0] for seed in (0, 1))
+    assert not np.array_equal(first["kernel"], second["kernel"])
+
+
+class Averaging(nn.Module):
+    """Running statistics of its own, by a flag."""
+
+    @nn.compact
+    def __call__(self, x, use_running_average=True):
+        mean = self.variable("batch_stats", "mean", jnp.zeros, x.shape[1:])
+        if not use_running_average:
+            mean.value = 0.5 * mean.value + 0.5 * x.mean(0)
+        return x - mean.value[None]
+
+
+def test_statistics_of_ones_own_are_tracked_and_cannot_be_reestimated():
+    stage, x = linen.stage("own", Averaging()), jnp.full((2, 3), 4.0)
+    params, state = stage.init(jax.random.key(0), x)
+    np.testing.assert_array_equal(stage.apply(params, state, x)[1]["mean"], np.zeros(3))
+    np.testing.assert_array_equal(stage.apply(params, state, x, train=True)[1]["mean"], np.full(3, 2.0))
+    with pytest.raises(InputError, match=r"stage 'own' cannot be reestimated: 'mean' of its state is of no flax"):
+        stage.apply(params, state, x, train=True, momentum=0.0)
+    full = Stage("other", stage.init, lambda params, state, x, *, key, train, weight: (x, state))
+    with pytest.raises(InputError, match=r"stage 'other' cannot be reestimated: let its `apply` take `momentum`"):
+        models.run((full,), {"other": params}, {"other": state}, x, tracked=["other"], momentum=0.0)
