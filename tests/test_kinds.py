@@ -204,7 +204,7 @@ def test_fits_of_classes_have_the_keys_and_lines_that_they_had(tmp_path):
 
 
 REFUSED = {
-    "--metric=mae: metric=mae: it is of values": ("labels", {"metric": ("mae",)}),
+    "--metric=mae: it is of values, and the targets are labels": ("labels", {"metric": ("mae",)}),
     "a score an item": ("labels", {"primary": "macro_f1"}),
     "loss 'sigmoid_binary_cross_entropy' is none of values": ("values", {"loss": "sigmoid_binary_cross_entropy"}),
     "--label_smoothing=0.1: it is for classes, labels and tokens": ("values", {"label_smoothing": 0.1}),
@@ -229,11 +229,13 @@ def test_a_head_of_another_form_than_the_targets_is_refused(tmp_path):
 
 
 def test_a_search_takes_the_least_where_less_is_better(tmp_path):
-    values = flags(tmp_path, "tokens", steps=3, points=1)
-    text = [f"--{name}={','.join(v) if isinstance(v, tuple) else v}" for name, v in values.items()]
-    search.main(["search", *text, "--space=learning_rate:in:1e-6,0.1", "--trials=2", "--sampler=Random"])
+    values = flags(tmp_path, "values", steps=3, points=1, primary="mae")
+    text = [f"--{name}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for name, v in values.items()]
+    search.main(["search", *text, "--space=learning_rate:in:1e-6,0.1", "--trials=5", "--sampler=Random"])
     with (tmp_path / "w" / "trials.csv").open() as file:
         rows = list(csv.DictReader(file))
     by_rate = {float(row["learning_rate"]): float(row["value"]) for row in rows}
     assert len(by_rate) == 2 and by_rate[0.1] < by_rate[1e-6]
+    assert [row["validation_mae"] for row in rows] == [row["value"] for row in rows]
     assert "--learning_rate=0.1" in (tmp_path / "w" / "best.flags").read_text()
+    assert "validation mae" in (tmp_path / "w" / "report.html").read_text()

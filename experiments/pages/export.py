@@ -21,6 +21,7 @@ from tljax.study.results import Result, metric, to_json
 from tljax.study.search import TrialRecord
 from tljax.study.units import ACCURACY
 from tljax.study.verdicts import Study
+from tljax.types import Metric
 
 LATEX = {
     **{c: f"\\{c}" for c in "&%$#_{}"},
@@ -203,7 +204,7 @@ def _pictures(sections: Sequence[Section]) -> Iterator[tuple[str, figures.Pictur
             yield (f"{section.key}-{number}" if len(drawn) > 1 else section.key), picture
 
 
-def trials(studies: Mapping[tuple[str, str], Sequence[TrialRecord]]) -> str:
+def trials(studies: Mapping[tuple[str, str], Sequence[TrialRecord]], metric: Metric = ACCURACY) -> str:
     """All trials of a search as CSV, a row each; studies are known by (strategy, budget).
 
     A field that is not known, or was not searched, is empty.
@@ -214,7 +215,8 @@ def trials(studies: Mapping[tuple[str, str], Sequence[TrialRecord]]) -> str:
     names = dict.fromkeys(name for each in studies.values() for trial in each for name in trial.values)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    fields = ["number", "state", "value", "validation_accuracy", "validation_loss", "diverged", "owner", "begin", "end"]
+    measured = [f"validation_{metric.name}", "validation_loss"]
+    fields = ["number", "state", "value", *measured, "diverged", "owner", "begin", "end"]
     writer.writerow(["strategy", "budget", *fields, *map(cell, names)])
     for arm, each in studies.items():
         for trial in each:

@@ -750,8 +750,8 @@ def _number(value: float, digits: int = 1) -> str:
 # Searches
 
 
-def search_progress(studies: Mapping[str, Sequence[TrialRecord]]) -> Picture | None:
-    """Validation accuracy against a trial's number, and the best so far, a line a study."""
+def search_progress(studies: Mapping[str, Sequence[TrialRecord]], metric: Metric = ACCURACY) -> Picture | None:
+    """The metric on validation examples against a trial's number, and the best so far, a line a study."""
     known = {name: ended for name, trials in studies.items() if (ended := _with_accuracy(trials))}
     if not known:
         return None
@@ -760,22 +760,31 @@ def search_progress(studies: Mapping[str, Sequence[TrialRecord]]) -> Picture | N
     texts = []
     for name, trials in known.items():
         colour, dash = stroke[name]
-        numbers, values = np.array([(trial.number, 100 * (trial.accuracy or 0.0)) for trial in trials]).T
-        best = np.maximum.accumulate(values)
+        scores = [(trial.number, units.factor(metric) * (trial.accuracy or 0.0)) for trial in trials]
+        numbers, values = np.array(scores).T
+        best = (np.maximum if metric.larger_is_better else np.minimum).accumulate(values)
         axes.plot(numbers, values, "o", color=colour, alpha=0.4, markersize=2.5)
         axes.plot(numbers, best, color=colour, linestyle=dash, drawstyle="steps-post", label=_wrapped(name))
-        first = int(numbers[best.argmax()])
-        texts.append(f"{name} {best[-1]:.1f} %, first at trial {first}")
+        first = int(numbers[(units.sign(metric) * best).argmax()])
+        texts.append(f"{name} {_of_trial(metric, best[-1])}, first at trial {first}")
     for name, every in studies.items():
         _cross(axes, [trial.number for trial in every if trial.diverged], stroke[name][0], 0.03)
-    axes.set(xlabel="trial", ylabel="validation accuracy (%)")
+    what = f"validation {units.spoken(metric)}"
+    axes.set(xlabel="trial", ylabel=units.headed(what, metric.unit))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     _legend(figure)
-    return figure, f"Line chart of the best validation accuracy so far against trials: {'; '.join(texts)}."
+    return figure, f"Line chart of the best {what} so far against trials: {'; '.join(texts)}."
 
 
-def searched_values(name: str, trials: Sequence[TrialRecord], dimension: str, field: str, log: bool) -> Picture | None:
-    """Accuracy or loss (`field`) of a study's trials against a dimension that was searched.
+def _of_trial(metric: Metric, shown: float) -> str:
+    """A score as it is shown, with its unit."""
+    return f"{shown:.1f} %" if metric.unit == "%" else f"{shown:.4g} {metric.unit}".rstrip()
+
+
+def searched_values(
+    name: str, trials: Sequence[TrialRecord], dimension: str, field: str, log: bool, metric: Metric = ACCURACY
+) -> Picture | None:
+    """The metric ("accuracy") or the loss of a study's trials against a dimension that was searched.
 
     Points are joined where nothing else was searched. Trials that diverged are crosses at the edge.
     """
@@ -783,23 +792,27 @@ def searched_values(name: str, trials: Sequence[TrialRecord], dimension: str, fi
     known = [trial for trial in known if dimension in trial.values]
     if not known:
         return None
-    percent = field == "accuracy"
-    what, unit = ("validation accuracy", "%") if percent else ("validation loss", "nats")
-    points = sorted((trial.values[dimension], (100 if percent else 1) * getattr(trial, field)) for trial in known)
+    of_loss = field == "loss"
+    what, unit = f"validation {units.spoken(metric)}", metric.unit
+    if of_loss:
+        what, unit = "validation loss", "nats" if metric == ACCURACY else ""
+    factor = 1 if of_loss else units.factor(metric)
+    points = sorted((trial.values[dimension], factor * getattr(trial, field)) for trial in known)
     x, y = np.array(points, float).T
     alone = all(len(trial.values) == 1 for trial in known)
     figure, axes = _chart([], name)
     axes.plot(x, y, "o-" if alone else "o", color=BLUE, markersize=3, linewidth=1)
     diverged = [trial.values[dimension] for trial in trials if trial.diverged and dimension in trial.values]
-    _cross(axes, diverged, INK, 0.03 if percent else 0.97)
-    best = int(y.argmax() if percent else y.argmin())
+    largest = metric.larger_is_better and not of_loss
+    _cross(axes, diverged, INK, 0.03 if largest else 0.97)
+    best = int(y.argmax() if largest else y.argmin())
     axes.plot(x[best], y[best], "o", markersize=8, markerfacecolor="none", markeredgecolor=INK)
     if log:
         _decades(axes, "x")
-    if not percent and 0 < 10 * y.min() < y.max():  # a rate that is too high must not flatten the others
+    if of_loss and 0 < 10 * y.min() < y.max():  # a rate that is too high must not flatten the others
         _decades(axes, "y", (1, 2, 5))
-    axes.set(xlabel=dimension, ylabel=f"{what} ({unit})")
-    highest = f"{y[best]:.1f} %" if percent else f"{y[best]:.3f} nats"
+    axes.set(xlabel=dimension, ylabel=units.headed(what, unit))
+    highest = f"{y[best]:.3f} {unit}".rstrip() if of_loss else _of_trial(metric, y[best])
     lost = f"; {len(diverged)} diverged, from {min(diverged):.3g} on" if diverged else ""
     return (
         figure,

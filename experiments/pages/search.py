@@ -15,10 +15,12 @@ from experiments.runs.plan import Experiment
 from experiments.runs.search_flags import Search
 from experiments.runs.settings import Settings
 from experiments.runs.tuned import Arm, Winner
-from tljax.study import search, space
+from tljax.study import search, space, units
 from tljax.study.range_test import SHARE, Suggestion
 from tljax.study.results import Result
 from tljax.study.search import TrialRecord
+from tljax.study.units import ACCURACY
+from tljax.types import Metric
 
 RATE = "learning_rate"
 
@@ -31,6 +33,8 @@ class Study(NamedTuple):
     trials: Sequence[TrialRecord]
     best: int
     """The number of the trial that won."""
+    metric: Metric = ACCURACY
+    """What trials are judged by."""
 
 
 def write(
@@ -42,8 +46,11 @@ def write(
     base: Experiment,
 ) -> list[str]:
     """Write report.html; returns the notes below the table. `results` are the last fits of the winners."""
+    metric = plan.objective_of(base.target, base.settings.recipe).metrics[0]
     lines = [
-        (f"{arm.label}, {arm.budget}", line) for arm, winner in winners.items() for line in _winner_notes(arm, winner)
+        (f"{arm.label}, {arm.budget}", line)
+        for arm, winner in winners.items()
+        for line in _winner_notes(arm, winner, metric)
     ]
     several = len({arm.budget for arm in winners}) > 1
     studies = [
@@ -52,6 +59,7 @@ def write(
             arm.ranges,
             search.trials(winner.study),
             winner.trial.number,
+            metric,
         )
         for arm, winner in winners.items()
     ]
@@ -87,21 +95,21 @@ def _lead(settings: Settings, flags: Search, base: Experiment) -> str:
     )
 
 
-def _winner_notes(arm: Arm, winner: Winner) -> list[str]:
+def _winner_notes(arm: Arm, winner: Winner, metric: Metric) -> list[str]:
     """The notes on a winner: its values, how many trials tie with it, and which values are at an edge."""
     values = ", ".join(f"{name}={value}" for name, value in winner.trial.params.items())
-    percent = f"{100 * winner.trial.value:.2f}"
-    notes = [f"{values}; validation accuracy {percent} %"]
+    shown = units.shown(metric, winner.trial.value)
+    notes = [f"{values}; validation {units.spoken(metric)} {units.with_unit(metric, winner.trial.value)}"]
     tied = [
         trial.number
         for trial in search.trials(winner.study)
         if trial.accuracy is not None
-        and f"{100 * trial.accuracy:.2f}" == percent
+        and units.shown(metric, trial.accuracy) == shown
         and trial.number != winner.trial.number
     ]
     if tied:
         several = f"{len(tied)} other trials have" if len(tied) > 1 else "another trial has"
-        notes.append(f"{several} this accuracy: trials.csv has their values")
+        notes.append(f"{several} this {units.spoken(metric)}: trials.csv has their values")
     for dimension in arm.ranges:
         if edge := space.at_edge(dimension, winner.trial.params[dimension.name]):
             notes.append(f"{dimension.name} is the {edge} of its range: widen it")
@@ -137,7 +145,8 @@ def page(
 
     `notes` are those on the data.
     """
-    progress = figures.search_progress({study.name: study.trials for study in studies})
+    metric = studies[0].metric if studies else ACCURACY
+    progress = figures.search_progress({study.name: study.trials for study in studies}, metric)
     rates = [picture for study in studies for picture in _curves(study)]
     sections = [
         Section("Results", "results", _tuned(results, report.sentences(notes))),
@@ -163,7 +172,7 @@ def range_page(
 def _curves(study: Study) -> list[figures.Picture | None]:
     """The charts of accuracy and loss against the learning rate; [] if the rate was not searched."""
     return [
-        figures.searched_values(study.name, study.trials, RATE, field, dimension.kind == "log")
+        figures.searched_values(study.name, study.trials, RATE, field, dimension.kind == "log", study.metric)
         for dimension in study.ranges
         if dimension.name == RATE and dimension.kind != "in"
         for field in ("accuracy", "loss")
@@ -191,12 +200,14 @@ def _best(studies: Sequence[Study]) -> Table:
         [won] = [trial for trial in study.trials if trial.number == study.best]
         ends = {dimension.name: space.at_edge(dimension, won.values[dimension.name]) for dimension in study.ranges}
         edges = {name: f"the {end} of its range" for name, end in ends.items() if end}
-        accuracy = NOTHING if won.accuracy is None else tables.percent(won.accuracy)
+        score = NOTHING if won.accuracy is None else units.shown(study.metric, won.accuracy)
         loss = NOTHING if won.loss is None else f"{won.loss:.3f}"
         values = [Cell(searched(won.values.get(name)), edges.get(name, "")) for name in names]
-        measured = [Cell(accuracy), Cell(loss), _trial_count(study.trials)]
+        measured = [Cell(score), Cell(loss), _trial_count(study.trials)]
         rows.append([Cell(study.name, f"trial {won.number}"), *values, *measured])
-    return Table("Best values", ["Study", *names, "Validation accuracy (%)", "Validation loss (nats)", "Trials"], rows)
+    metric = studies[0].metric if studies else ACCURACY
+    headings = [tables.of_test(metric, "Validation"), tables.of_loss(metric, "Validation")]
+    return Table("Best values", ["Study", *names, *headings, "Trials"], rows)
 
 
 def _trial_count(trials: Sequence[TrialRecord]) -> Cell:
