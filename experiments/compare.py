@@ -94,7 +94,7 @@ def run(values: Mapping[str, Any], options: CompareFlags, typed: Collection[str]
     evals = evaluations.read(settings, further, experiments)
     metrics = evaluations.metrics_of(experiments, evals, options.verdict_on)
     options = with_margin(options, metrics.values())
-    judging = replace(options, against=summary.label(against))
+    judging = replace(options, against=summary.label(against), end=settings.verdict_of)
     if origin := tuned.origin_note(values, options.tuned, ("scratch", *settings.strategies)):
         console.say(origin)
     if settings.dry_run:

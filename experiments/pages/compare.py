@@ -13,7 +13,7 @@ from experiments.pages import export, figures, report, tables, transfer
 from experiments.pages.report import Block, Provenance, Section, figure
 from experiments.runs import console, directory, looks, predictions
 from experiments.runs.console import Table
-from experiments.runs.judging import Judging, margins, to_record, with_margin
+from experiments.runs.judging import Judging, end_notes, margins, to_record, with_margin
 from experiments.runs.predictions import Predictions
 from tljax import files
 from tljax.study import milestones, summary, units
@@ -88,6 +88,7 @@ def judged(
         milestones.milestones(rows, curves),
         sentence(family, judging.level, on),
         [
+            *end_notes(judging.end),
             *notes,
             *_metric_notes(metrics, family, on),
             *_source_notes(rows),
