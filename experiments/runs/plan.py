@@ -269,7 +269,7 @@ def source_from_data(settings: Settings) -> Source:
 def source_task(settings: Settings) -> Task:
     """The task of `--source`; raises InputError for settings under which it cannot be learnt."""
     task = load_task(settings, settings.source or "", settings.image_shape)
-    model = settings.build_model(task.outputs)
+    model = settings.build_model(task.outputs, settings.source_recipe)
     require_outputs(settings, model, task)
     params, _ = batch_stats.split(models.abstract(model, example_shape(task)))
     start = Start(params, ((0.0, None),), fresh=None)
