@@ -17,7 +17,8 @@ from experiments.pages.csv_cells import cell
 from experiments.pages.report import Section
 from experiments.runs.console import Cell, Table
 from tljax.files import to_bytes
-from tljax.study.results import Result, metric, to_json
+from tljax.study.results import Result, to_json
+from tljax.study.results import metric as metric_of
 from tljax.study.search import TrialRecord
 from tljax.study.units import ACCURACY
 from tljax.study.verdicts import Study
@@ -91,7 +92,7 @@ def _fit(fit: Result) -> dict[str, Any]:
 
 def _milestones(study: Study) -> list[dict[str, Any]]:
     """The milestones as rows; where the metric of a target is not accuracy, with its name."""
-    metrics = {fit.target: metric(fit) for fit in study.rows}
+    metrics = {fit.target: metric_of(fit) for fit in study.rows}
     others = {target: each for target, each in metrics.items() if each != ACCURACY}
     return [
         {**row, **({"metric": metrics[row["target"]].name} if others and row["target"] in metrics else {})}
@@ -215,8 +216,8 @@ def trials(studies: Mapping[tuple[str, str], Sequence[TrialRecord]], metric: Met
     names = dict.fromkeys(name for each in studies.values() for trial in each for name in trial.values)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    measured = [f"validation_{metric.name}", "validation_loss"]
-    fields = ["number", "state", "value", *measured, "diverged", "owner", "begin", "end"]
+    validation = "validation_accuracy" if metric == ACCURACY else f"validation_{metric.name}"
+    fields = ["number", "state", "value", validation, "validation_loss", "diverged", "owner", "begin", "end"]
     writer.writerow(["strategy", "budget", *fields, *map(cell, names)])
     for arm, each in studies.items():
         for trial in each:

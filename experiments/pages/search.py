@@ -33,8 +33,6 @@ class Study(NamedTuple):
     trials: Sequence[TrialRecord]
     best: int
     """The number of the trial that won."""
-    metric: Metric = ACCURACY
-    """What trials are judged by."""
 
 
 def write(
@@ -59,7 +57,6 @@ def write(
             arm.ranges,
             search.trials(winner.study),
             winner.trial.number,
-            metric,
         )
         for arm, winner in winners.items()
     ]
@@ -74,6 +71,7 @@ def write(
         lines,
         notes,
         provenance_of([*search_flags.to_flags(flags), *settings.flagfile_lines()], environment),
+        metric,
     )
     directory.replace(folder / "report.html", text)
     return [*(f"{name}: {line}" for name, line in lines), *notes, f"report: {folder / 'report.html'}"]
@@ -95,7 +93,7 @@ def _lead(settings: Settings, flags: Search, base: Experiment) -> str:
     )
 
 
-def _winner_notes(arm: Arm, winner: Winner, metric: Metric) -> list[str]:
+def _winner_notes(arm: Arm, winner: Winner, metric: Metric = ACCURACY) -> list[str]:
     """The notes on a winner: its values, how many trials tie with it, and which values are at an edge."""
     values = ", ".join(f"{name}={value}" for name, value in winner.trial.params.items())
     shown = units.shown(metric, winner.trial.value)
@@ -140,17 +138,17 @@ def page(
     lines: Sequence[tuple[str, str]],
     notes: Sequence[str],
     provenance: Provenance,
+    metric: Metric = ACCURACY,
 ) -> str:
     """The HTML of a search: `results` are the winners' last fits, `lines` (study, note on its winner).
 
     `notes` are those on the data.
     """
-    metric = studies[0].metric if studies else ACCURACY
     progress = figures.search_progress({study.name: study.trials for study in studies}, metric)
-    rates = [picture for study in studies for picture in _curves(study)]
+    rates = [picture for study in studies for picture in _curves(study, metric)]
     sections = [
         Section("Results", "results", _tuned(results, report.sentences(notes))),
-        Section("Best values", "best", [Block(BEST, _best(studies))]),
+        Section("Best values", "best", [Block(BEST, _best(studies, metric))]),
         Section("The search", "search", report.figure(PROGRESS, [progress])),
         Section("Learning rate", "rate", report.figure(CURVES, rates)),
     ]
@@ -161,18 +159,24 @@ def page(
 
 @figures.style()
 def range_page(
-    name: str, lead: str, rates: np.ndarray, losses: np.ndarray, result: Suggestion, provenance: Provenance
+    name: str,
+    lead: str,
+    rates: np.ndarray,
+    losses: np.ndarray,
+    result: Suggestion,
+    provenance: Provenance,
+    unit: str = "nats",
 ) -> str:
-    """The HTML of a range test: `rates` and `losses` are those of its steps, float [steps] both."""
-    picture = figures.range_test(name, rates, losses, result)
+    """The HTML of a range test: `rates` and `losses` (in `unit`) are those of its steps, float [steps] both."""
+    picture = figures.range_test(name, rates, losses, result, unit)
     sections = [Section("Loss", "loss", report.figure(RANGE, [picture]))]
     return report.render(sections, title=f"learning-rate range test: {name}", lead=lead, provenance=provenance)
 
 
-def _curves(study: Study) -> list[figures.Picture | None]:
-    """The charts of accuracy and loss against the learning rate; [] if the rate was not searched."""
+def _curves(study: Study, metric: Metric) -> list[figures.Picture | None]:
+    """The charts of the metric and of loss against the learning rate; [] if the rate was not searched."""
     return [
-        figures.searched_values(study.name, study.trials, RATE, field, dimension.kind == "log", study.metric)
+        figures.searched_values(study.name, study.trials, RATE, field, dimension.kind == "log", metric)
         for dimension in study.ranges
         if dimension.name == RATE and dimension.kind != "in"
         for field in ("accuracy", "loss")
@@ -192,7 +196,7 @@ def _tuned(results: Sequence[Result], notes: str) -> list[Block]:
     ]
 
 
-def _best(studies: Sequence[Study]) -> Table:
+def _best(studies: Sequence[Study], metric: Metric) -> Table:
     """The table of the values that won, a row for each study."""
     names = list(dict.fromkeys(dimension.name for study in studies for dimension in study.ranges))
     rows = []
@@ -200,14 +204,13 @@ def _best(studies: Sequence[Study]) -> Table:
         [won] = [trial for trial in study.trials if trial.number == study.best]
         ends = {dimension.name: space.at_edge(dimension, won.values[dimension.name]) for dimension in study.ranges}
         edges = {name: f"the {end} of its range" for name, end in ends.items() if end}
-        score = NOTHING if won.accuracy is None else units.shown(study.metric, won.accuracy)
+        score = NOTHING if won.accuracy is None else units.shown(metric, won.accuracy)
         loss = NOTHING if won.loss is None else f"{won.loss:.3f}"
         values = [Cell(searched(won.values.get(name)), edges.get(name, "")) for name in names]
         measured = [Cell(score), Cell(loss), _trial_count(study.trials)]
         rows.append([Cell(study.name, f"trial {won.number}"), *values, *measured])
-    metric = studies[0].metric if studies else ACCURACY
-    headings = [tables.of_test(metric, "Validation"), tables.of_loss(metric, "Validation")]
-    return Table("Best values", ["Study", *names, *headings, "Trials"], rows)
+    columns = ["Study", *names, tables.of_test(metric, "Validation"), tables.of_loss(metric, "Validation"), "Trials"]
+    return Table("Best values", columns, rows)
 
 
 def _trial_count(trials: Sequence[TrialRecord]) -> Cell:
