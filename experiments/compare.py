@@ -53,6 +53,9 @@ class CompareFlags(Judging, ExperimentFlags):
     eval: tuple[str, ...] = flag(
         (), "further test sets: data sets, or source (its own, its head put back)", role="free"
     )
+    retention: bool = flag(
+        False, "measure what is left of the source: its metric on its own test set, its own head put back", role="free"
+    )
     longer_scratch: bool = flag(True, "scratch with the source's steps added to its own, for the second comparison")
     tuned: str | None = flag(None, "run directory of a search: each strategy with what was best for it", place="path")
 
@@ -85,16 +88,20 @@ def run(values: Mapping[str, Any], options: CompareFlags, typed: Collection[str]
     against = Result(
         name="", target="", strategy=strategy.name, options=strategy.options, spec=strategy.spec or None, seed=0
     )
-    options = with_margin(options, [evaluations.metric_of(part.experiment, options.verdict_on) for part in parts])
-    judging = replace(options, against=summary.label(against))
+    experiments = [part.experiment for part in parts]
+    retention = options.retention or options.verdict_on == "retention" or "source" in options.eval
+    further = [*options.eval, *(["source"] if retention and "source" not in options.eval else [])]
+    evals = evaluations.read(settings, further, experiments)
+    metrics = evaluations.metrics_of(experiments, evals, options.verdict_on)
+    options = with_margin(options, metrics.values())
+    judging = replace(options, against=summary.label(against), end=settings.verdict_of)
     if origin := tuned.origin_note(values, options.tuned, ("scratch", *settings.strategies)):
         console.say(origin)
     if settings.dry_run:
         _show(parts)
         return []
     data = {name: mark for part in parts for name, mark in plan.fingerprints(part.experiment).items()}
-    _say_looks(parts, judging)
-    evals = evaluations.read(settings, options.eval, [part.experiment for part in parts])
+    _say_looks(parts, judging, evals)
     data |= evaluations.fingerprints(evals)
     leave = tuned.searched_flags() if options.tuned else ()
     with directory.opened(settings, "compare", command_line.flagfile_lines(options), leave=leave) as folder:
@@ -196,10 +203,10 @@ def _predictions(
     predicted = predictions.of_run(folder, results, part.experiment.target)
     if part.longer:
         return predicted._replace(longer=True)
-    further = evaluations.accuracies(part.experiment, results, evals, folder)
+    further = evaluations.measured(part.experiment, results, evals, folder)
     cost = costs.of_fits(part.experiment, results, folder)
     rows = [extended(row, {**further.get(row.name, {}), **cost[row.name]}) for row in predicted.rows]
-    return predicted._replace(rows=rows)
+    return predictions.with_kept(folder, predicted._replace(rows=rows))
 
 
 def notes(parts: Sequence[Part], options: CompareFlags) -> list[str]:
@@ -215,7 +222,7 @@ def notes(parts: Sequence[Part], options: CompareFlags) -> list[str]:
     return [tuning, *spoken, "they speak of these tasks alone", *sorted(data)]
 
 
-def _say_looks(parts: Sequence[Part], judging: Judging) -> None:
+def _say_looks(parts: Sequence[Part], judging: Judging, evals: Sequence[evaluations.Evaluation]) -> None:
     """Say before anything is trained that there are no looks left; raises InputError as `looks.count` does."""
     experiments = [part.experiment for part in parts if not part.longer and not part.experiment.settings.distributed]
     jobs = [job for each in experiments for job in plan.planned(each).values()]
@@ -223,6 +230,10 @@ def _say_looks(parts: Sequence[Part], judging: Judging) -> None:
     keys: dict[str, tuple[set[str], set[str]]] = {}
     for experiment in (each for each in experiments if each.target.name in able):
         test_set = looks.name_of_test_set(np.asarray(experiment.target.test.targets))
+        if judging.verdict_on == "retention":
+            if experiment.source is None:
+                continue
+            test_set = evaluations.source_task(evals, experiment.source.name).fingerprint[:16]
         fits, bases = keys.setdefault(test_set, (set(), set()))
         for job in plan.planned(experiment).values():
             if (name := summary.label(job.result)) != "scratch" or judging.against == "scratch":

@@ -36,7 +36,7 @@ def run(flags: Mapping[str, Any], export_flags: ExportFlags) -> Path:
 
     file = directory.new_file("output", export_flags.output, ".safetensors")
     card = directory.new_file("output", f"{file}.json", ".json")
-    flat, source, model, accuracy = load_weights(flags, export_flags.checkpoint, export_flags.fit)
+    flat, source, model, measured = load_weights(flags, export_flags.checkpoint, export_flags.fit)
     weights = save(flat)
     record = {
         "task": source.name,
@@ -46,7 +46,7 @@ def run(flags: Mapping[str, Any], export_flags: ExportFlags) -> Path:
         "kind": source.kind if source.kind != "classes" else None,
         "outputs": source.outputs if source.kind != "classes" else None,
         "model": model,
-        "accuracy": accuracy,
+        **measured,
         "steps": source.steps,
         "fingerprint": source.fingerprint or None,
         "note": source.note or None,

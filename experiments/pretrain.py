@@ -19,7 +19,9 @@ import numpy as np
 from experiments.runs import budgets, command_line, console, costs, directory, fit, plan, process
 from experiments.runs.settings import CheckpointFlags, DataFlags, ModelFlags, Settings, SourceFlags, TrainFlags
 from tljax import masks, models
-from tljax.study.results import Result
+from tljax.study import units
+from tljax.study.results import Result, score
+from tljax.study.results import metric as metric_of
 from tljax.types import InputError
 
 
@@ -55,11 +57,14 @@ def run(**flags: Any) -> list[Result]:
         results = fit.train_sources(settings, task, folder, execution)
         if process.first():
             directory.supersede(folder, list(results.values()))
-        accuracies = [result.test_accuracy for result in results.values()]
-        percent = [100 * accuracy for accuracy in accuracies if accuracy is not None]
+        metric = metric_of(next(iter(results.values())))
+        values = [units.factor(metric) * value for each in results.values() if (value := score(each)) is not None]
         short = budgets.notes(["all"], task, settings.source_recipe.validation)
         notes = [*([task.note] if task.note else []), *short]
-        mean = [f"mean {np.mean(percent):.2f} [{min(percent):.2f}, {max(percent):.2f}]"] if percent else []
+        numbers = (np.mean(values), min(values), max(values)) if values else ()
+        mean = (
+            ["mean {} [{}, {}]".format(*(f"{number:.{units.digits(metric)}f}" for number in numbers))] if values else []
+        )
         from experiments.pages import tables  # scipy takes a second to import
 
         console.show(tables.source_fits(task.name, folder, results), [*mean, *notes])

@@ -36,6 +36,7 @@ from experiments.runs.settings import ExperimentFlags, Settings
 from experiments.runs.sources import Card, LoadedSource
 from experiments.runs.transfer_results import TransferPlan
 from tljax import plugins
+from tljax.study import units
 from tljax.types import InputError, Task
 
 
@@ -77,9 +78,10 @@ def run(values: Mapping[str, Any], options: RankFlags) -> dict[str, Any]:
     settings, cards, loaded, targets, transfers = ranking
     if settings.dry_run:
         fits = sum(len(plan.planned(each)) for each in transfers.experiments()) if transfers else 0
-        rows = [(card.name, _percent(card.accuracy), f"{card.parameters:,}") for card in cards]
+        rows = [(card.name, _own(card), f"{card.parameters:,}") for card in cards]
         notes = [f"{len(rows)} sources, {len(targets)} targets, {fits} fits to verify"]
-        console.table("sources", ["source", "own test accuracy %", "parameters"], rows, notes)
+        own = "own test accuracy %" if {card.metric for card in cards} == {units.ACCURACY} else "own test score"
+        console.table("sources", ["source", own, "parameters"], rows, notes)
         return {}
     fingerprints = {name: task.fingerprint for name, task in targets.items()}
     with directory.opened(settings, "rank", command_line.flagfile_lines(options)) as folder:
@@ -133,6 +135,11 @@ def prepare(values: Mapping[str, Any], options: RankFlags) -> Ranking:
     shape = settings.image_shape or next(iter(loaded.values())).source.shape
     targets = {name: plan.load_task(settings, name, shape) for name in names}
     for task in targets.values():
+        if task.kind != "classes":
+            raise InputError(
+                f"--target={task.name}: its targets are {task.kind}, and scores of sources are of classes: rank such "
+                "sources by what experiments.compare says of them"
+            )
         for name, source in loaded.items():
             try:
                 features.same_shape(source, task)
@@ -185,8 +192,13 @@ def _refuse_copies(loaded: Mapping[str, LoadedSource]) -> None:
         names[source.identity] = name
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f}"
+def _own(card: Card) -> str:
+    """How good a source is at its own task: its accuracy in %, or another metric with its name."""
+    if card.accuracy is None:
+        return "-"
+    if card.metric == units.ACCURACY:
+        return units.shown(card.metric, card.accuracy)
+    return f"{units.with_unit(card.metric, card.accuracy)} ({units.spoken(card.metric)})"
 
 
 def main(argv: Sequence[str]) -> None:

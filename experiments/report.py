@@ -27,7 +27,7 @@ import hashlib
 import io
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,7 +42,15 @@ from experiments.runs import (
 )
 from experiments.runs import predictions as fits_of
 from experiments.runs.command_line import flag
-from experiments.runs.judging import Judging, require_valid, spoken_of, to_record, variation_by_flags, with_margin
+from experiments.runs.judging import (
+    Judging,
+    from_record,
+    require_valid,
+    spoken_of,
+    to_record,
+    variation_by_flags,
+    with_margin,
+)
 from experiments.runs.predictions import Predictions
 from experiments.runs.settings import FLAGS, Settings
 from tljax import files, npz, plugins
@@ -126,9 +134,10 @@ def _judging(options: ReportFlags, runs: Mapping[str, Mapping[str, Any]], parts:
     Raises InputError if the flags differ from a run, if runs were judged differently, and if verdicts are to be on
     retention that was not measured.
     """
-    values = {f.name: getattr(options, f.name) for f in fields(Judging)}
+    values = {f.name: getattr(options, f.name) for f in command_line.fields(Judging)}
     flag_values = {name: value for name, value in values.items() if value is not None}
-    judging = Judging(**{**next(iter(runs.values()), {}), **flag_values})
+    of_fits = {} if (end := fits_of.end_of(parts)) == "last" else {"verdict_of": end}
+    judging = from_record({**next(iter(runs.values()), {}), **of_fits, **flag_values})
     require_valid(judging)
     judging = with_margin(judging, fits_of.metrics_of(parts, judging.verdict_on).values())
     if judging.verdict_on == "retention" and not any(part.kept for part in parts):

@@ -15,22 +15,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.runs import command_line, console, costs, fit, plan, process
+from experiments.runs import command_line, console, costs, evaluations, fit, plan, process
+from experiments.runs.command_line import flag
 from experiments.runs.plan import Experiment
 from experiments.runs.settings import ExperimentFlags, Settings
 from tljax import graft
-from tljax.study.results import Result
+from tljax.study.results import Result, extended
 
 
 @dataclass(frozen=True)
 class TransferFlags(ExperimentFlags):
     """A transfer has all flags that programs share."""
 
+    retention: bool = flag(
+        False, "measure what is left of the source: its metric on its own test set, its own head put back", role="free"
+    )
 
-def run(**flags: Any) -> list[Result]:
+
+def run(*, retention: bool = False, **flags: Any) -> list[Result]:
     """Train the strategies and report; returns the results. Keyword arguments are named like the flags."""
     settings = Settings.from_flags(**flags)
     experiment = plan.prepare(settings, process.prepare(settings))
+    evals = evaluations.read(settings, ["source"], [experiment]) if retention else []
     if settings.dry_run:
         _show_starts(experiment)
         return []
@@ -38,9 +44,30 @@ def run(**flags: Any) -> list[Result]:
     def show(results: list[Result], folder: Path) -> None:
         from experiments.pages import transfer as page  # draws: matplotlib takes a second to import
 
+        if evals:
+            kept = _retention(experiment, results, evals, folder)
+            results = [extended(result, kept.get(result.name, {})) for result in results]
         page.show(settings, experiment.target, experiment.source, results, folder)
 
     return fit.complete(experiment, "transfer", show)
+
+
+def _retention(
+    experiment: Experiment,
+    results: Sequence[Result],
+    evals: Sequence[evaluations.Evaluation],
+    folder: Path,
+) -> dict[str, dict[str, Any]]:
+    """{fit: what its result says of its retention}; scratch has none."""
+    strategies = tuple(each for each in experiment.strategies if each.name != "scratch")
+    transferred = [result for result in results if result.strategy != "scratch"]
+    if not strategies:
+        return {}
+    from_source = experiment._replace(strategies=strategies)
+    measured = evaluations.measured(from_source, transferred, evals, folder, start=False)
+    return {
+        name: {key: of_fit[key] for key in of_fit if key.startswith("retention")} for name, of_fit in measured.items()
+    }
 
 
 def _show_starts(experiment: Experiment) -> None:
@@ -60,4 +87,6 @@ def _show_starts(experiment: Experiment) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
-    command_line.main(argv, str(__doc__), lambda flags, _: run(**flags), TransferFlags)
+    command_line.main(
+        argv, str(__doc__), lambda flags, options: run(retention=options.retention, **flags), TransferFlags
+    )

@@ -30,6 +30,7 @@ from experiments.runs.settings import (
     parse_flags,
 )
 from tljax import plugins
+from tljax.study import units
 from tljax.types import InputError, Task
 
 UNTRAINED = {"source_steps": "1", "source_learning_rate": "0", "source_warmup": "0"}
@@ -151,7 +152,7 @@ def _print_cards(cards: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> No
     rows = [
         (
             card["name"],
-            "diverged" if card["accuracy"] is None else f"{100 * card['accuracy']:.2f}",
+            _own_score(card),
             f"{card['parameters']:,}",
             f"{card['steps']:,}",
             f"{card['seconds']:.1f}",
@@ -160,8 +161,21 @@ def _print_cards(cards: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> No
         )
         for card in cards
     ]
-    columns = ["source", "own test accuracy %", "parameters", "steps", "seconds", "trivial", "checkpoint"]
+    metrics = {units.from_record(card.get("metric")) for card in cards}
+    own = "own test accuracy %" if metrics == {units.ACCURACY} else "own test score"
+    columns = ["source", own, "parameters", "steps", "seconds", "trivial", "checkpoint"]
     console.table("zoo", columns, rows, notes)
+
+
+def _own_score(card: Mapping[str, Any]) -> str:
+    """How good a source is at its own task: its accuracy in %, or another metric with its name."""
+    metric = units.from_record(card.get("metric"))
+    value = card["accuracy"] if metric == units.ACCURACY else card["score"]
+    if value is None:
+        return "diverged"
+    if metric == units.ACCURACY:
+        return units.shown(metric, value)
+    return f"{units.with_unit(metric, value)} ({units.spoken(metric)})"
 
 
 def main(argv: Sequence[str]) -> None:

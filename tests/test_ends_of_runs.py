@@ -1,11 +1,14 @@
 """Averages, ends by validation and what `finish` gives, from flags to results, and after a run was killed."""
 
+import csv
+import json
+
 import numpy as np
 import pytest
-from test_programs import arguments, parameters, results
+from test_programs import arguments, command, parameters, results
 from test_resume import Killed, killed_after, same_run
 
-from experiments import transfer
+from experiments import compare, report, transfer
 from experiments.runs import metrics, predictions
 from tljax import checkpoint
 from tljax.types import InputError
@@ -167,3 +170,34 @@ def test_ends_that_cannot_be_meant_are_refused_before_anything_is_trained(name, 
     with pytest.raises(InputError, match=message) as refused:
         transfer.run(**arguments(tasks, tmp_path / "w", **flags))
     assert "\n" not in str(refused.value) and not (tmp_path / "w").exists()
+
+
+def test_a_study_and_its_report_are_of_the_end_that_was_planned(tasks, tmp_path, capsys):
+    flags = {"strategies": ("full",), "seeds": (0, 1), "steps": 40, "epochs": None, "points": 8, "validation": 0.3}
+    flags |= {"optimizer": "adam", "learning_rate": 0.05, "train_examples": ("20:seeds=2",), "batch_size": 5}
+    line = [*command(tasks, tmp_path, **flags, verdict_of="best"), "--longer_scratch=false"]
+    compare.main(["compare", *line])
+    said = "test results and verdicts are of the best step by validation of each fit"
+    assert said in " ".join(capsys.readouterr().out.split())
+    record = json.loads((tmp_path / "w" / "study.json").read_text())
+    assert record["judging"]["verdict_of"] == "best"
+    lines = {line.name: line for line in results(tmp_path / "w")}
+    judged = [row for part in record["parts"] for row in part["rows"]]
+    assert len(judged) == 4
+    for row in judged:
+        best = lines[row["name"]].ends["best"]
+        assert row["end"] == "best" and row["test_accuracy"] == best["test_accuracy"]
+        assert row["predictions"] == best["predictions"] != lines[row["name"]].predictions
+    report.main(["report", f"--runs={tmp_path / 'w'}", f"--output={tmp_path / 'r'}"])
+    assert said in " ".join(capsys.readouterr().out.split())
+    with (tmp_path / "r" / "fits.csv").open(encoding="utf-8") as file:
+        of_report = {row["name"]: float(row["test_accuracy"]) for row in csv.DictReader(file)}
+    assert of_report == {row["name"]: row["test_accuracy"] for row in judged}
+    other = [*command(tasks, tmp_path, **flags, verdict_of="last"), "--longer_scratch=false"]
+    with pytest.raises(InputError, match="--verdict_of"):
+        compare.main(["compare", *other])
+    last = {**flags, "workdir": tmp_path / "last", "seeds": (2, 3), "strategies": ("full", "scratch")}
+    transfer.run(**arguments(tasks, **last))
+    runs = f"--runs={tmp_path / 'w'},{tmp_path / 'last'}"
+    with pytest.raises(InputError, match="several ends, best and last"):
+        report.main(["report", runs, f"--output={tmp_path / 'both'}"])

@@ -100,7 +100,7 @@ def test_a_fit_asks_what_it_compiled_and_compiles_nothing_for_it(monkeypatch):
         execution = train.Execution(cache=train.FeatureCache(10**6), on_compiled=lambda fits, of: costs.append(of))
         with monkeypatch.context() as patch:
             if not ask:
-                patch.setattr(train.vectorize, "executable", lambda *arguments: None)
+                patch.setattr(train.vectorize, "executable", lambda *arguments, **options: None)
             compiled.clear()
             for state, _ in train.fit(spec, [fit._replace(phases=phases)], data(), [2, 4, 9], execution=execution):
                 jax.block_until_ready(state.params)
@@ -340,6 +340,57 @@ def test_a_fit_in_bfloat16_learns_on_features_as_without_them_and_keeps_float32(
     in_float32 = trained(*a_fit("head", "adam", steps=20, model=built()), ends=(20,))[1]
     assert (log.loss != in_float32.loss).any()
     np.testing.assert_allclose(log.loss, in_float32.loss, rtol=0.05)
+
+
+# ---- Rematerialisation
+
+
+DEEP = """
+import flax.linen as nn
+import jax
+from tljax.models import linen
+
+
+class Block(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        for _ in range(2):
+            x = jax.nn.tanh(nn.Dense(100)(x))
+        return nn.Dropout(0.2, deterministic=not train)(x)
+
+
+def model(classes):
+    return *(linen.stage(f"deep_{i}", Block()) for i in range(4)), linen.stage("head", nn.Dense(classes))
+"""
+DEEP_STAGES = tuple(f"deep_{i}" for i in range(4))
+
+
+def test_a_stage_that_is_computed_again_gives_the_same_in_less_memory(tmp_path):
+    (tmp_path / "deep.py").write_text(DEEP)
+    name = f"{tmp_path / 'deep.py'}:model"
+    several = [built(name, remat=stages) for stages in ((), DEEP_STAGES)]
+    params, key = models.init(several[0], jax.random.key(0), (5,)), jax.random.key(1)
+
+    def gradient(model):
+        outputs = lambda params: models.apply(model, params, jnp.ones((3, 5)), key=key)  # noqa: E731
+        return jax.jit(jax.grad(lambda params: jnp.square(outputs(params)).sum()))(params)
+
+    for one, other in zip(*map(jax.tree.leaves, map(gradient, several)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+        assert np.abs(one).max() > 0
+    x = jnp.ones((2000, 5))
+
+    def bytes_kept(model):
+        """What the gradient keeps of the forward pass, the parameters and the inputs with it."""
+        of_params = jax.eval_shape(lambda params: jax.vjp(lambda p: models.apply(model, p, x), params)[1], params)
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(of_params))
+
+    kept, again = map(bytes_kept, several)
+    assert kept - again > 4 * 4 * 2000 * 100  # of the outputs of 8 layers those of 4 stages
+    programs = [program_of_gradient(model, params, x).jaxpr for model in several]
+    assert len(list(products(programs[1]))) == len(list(products(programs[0]))) + 8
+    with pytest.raises(InputError, match=r"remat=dep_0: model '.*' has no such stage; nearest: 'deep_0'"):
+        built(name, remat=("dep_0",))
 
 
 @pytest.mark.slow

@@ -255,7 +255,7 @@ def test_the_range_test_is_one_fit_at_rising_rates(tasks, tmp_path, no_pictures,
     fit, suggested = train.fit, range_test.suggested
 
     def watched(program, trials, data, *rest):
-        seen.update(trial=trials[0], images=np.asarray(data.inputs[0]), labels=np.asarray(data.labels))
+        seen.update(trial=trials[0], images=np.asarray(data.inputs[0]), labels=np.asarray(data.targets))
         return fit(program, trials, data, *rest)
 
     monkeypatch.setattr(train, "fit", watched)

@@ -136,7 +136,7 @@ def test_milestones_keep_their_words(whole):
 
 def test_every_table_says_the_notes_and_every_picture_has_words(whole):
     tables = whole.count("<table>")
-    assert tables == 6
+    assert tables == 7
     assert visible(whole).count("untuned. looked once of 1 planned.") >= tables
     found = alts(whole)
     assert len(found) == whole.count("<img") == 15

@@ -323,6 +323,15 @@ def value(metric: Metric, outputs: np.ndarray, targets: np.ndarray) -> float | N
     return result if np.isfinite(result) else None
 
 
+def value_of_constant(metric: Metric, kind: str, targets: np.ndarray, num_outputs: int) -> float | None:
+    """A metric of answering always the same, as `constant` has it: what is reached without having learnt.
+
+    >>> value_of_constant(PRIMARY["classes"], "classes", np.array([0, 0, 1]), 2)
+    0.6666666666666666
+    """
+    return value(metric, constant(kind, targets, num_outputs), targets)
+
+
 def constant(kind: str, targets: np.ndarray, num_outputs: int) -> np.ndarray:
     """The outputs [n, ...] that answer always the same: how often each class, label or token occurs, or the mean.
 

@@ -13,7 +13,7 @@ from experiments.pages import export, figures, report, tables, transfer
 from experiments.pages.report import Block, Provenance, Section, figure
 from experiments.runs import console, directory, looks, predictions
 from experiments.runs.console import Table
-from experiments.runs.judging import Judging, margins, to_record, with_margin
+from experiments.runs.judging import Judging, end_notes, margins, to_record, with_margin
 from experiments.runs.predictions import Predictions
 from tljax import files
 from tljax.study import milestones, summary, units
@@ -88,6 +88,7 @@ def judged(
         milestones.milestones(rows, curves),
         sentence(family, judging.level, on),
         [
+            *end_notes(judging.end),
             *notes,
             *_metric_notes(metrics, family, on),
             *_source_notes(rows),
@@ -231,6 +232,8 @@ def print_tables(study: Study) -> None:
         if comparisons:
             heading = f"{title}, each interval at {100 * comparisons[0].level:.4g} %"
             console.show(tables.singly(heading, comparisons))
+    for table in tables.kept(study.rows):
+        console.show(table)
     for line in (study.verdict, *study.notes):
         console.say(f"  {line}")
 
@@ -276,6 +279,11 @@ CUT = (
 )
 COST = "What a strategy costs, and its test {metric}: means over seeds, bars the range; FLOPs are of the target's fit."
 SHIFTED = "{Metric} on other test sets against that on the target's own; on the diagonal they are equal."
+FURTHER = "Means over seeds, ranges below them, over the fits that did not diverge; no verdict is of these metrics."
+KEPT = (
+    "The source's metric on its own test set after transfer, with its own head put back: means over seeds, ranges "
+    "below them. Of scratch, which had no source, it is not defined."
+)
 RETENTION = (
     "What is left of the source's {of_source} once its head is put back, against {metric} on the target; of a fit that "
     "diverged, {constant} of each. No strategy beats those on the line in both."
@@ -302,6 +310,7 @@ def sections(study: Study, classes: Classes) -> list[Section]:
     every = [
         Section("Verdicts", "verdicts", _verdicts(study.family, notes, study.verdict_on)),
         Section(f"{_shared_name(fits)} by label budget", "labels", _scores_by_labels(fits, strokes, notes)),
+        Section("Further metrics", "metrics", _further_metrics(fits, notes)),
         Section(
             "Sources and targets",
             "gains",
@@ -356,7 +365,7 @@ def _sections_at_largest_budget(
         Section("Where to cut", "cut", blocks["cut"]),
         Section("What it costs", "cost", blocks["cost"]),
         Section("Other test sets", "shifted", blocks["shifted"]),
-        Section("What is kept of the source", "kept", blocks["kept"]),
+        Section("What is kept of the source", "kept", [*_kept(fits, notes), *blocks["kept"]]),
         Section("Accuracy by class", "class", by_class),
         Section("Confusion", "confusion", _confusion(fits, classes, notes)),
         Section("Calibration", "calibration", blocks["sure"]),
@@ -458,6 +467,16 @@ def _single_comparisons(others: Sequence[Comparison], notes: str) -> list[Block]
 def _table_block(caption: str, table: Table) -> list[Block]:
     """The table as a block; no block if it has no rows."""
     return [Block(caption, table)] if table.rows else []
+
+
+def _further_metrics(fits: Sequence[Result], notes: str) -> list[Block]:
+    """The tables of the metrics that were measured beside the one that verdicts are of."""
+    return [Block(FURTHER + notes, table, heading=table.label) for table in tables.further_metrics(fits)]
+
+
+def _kept(fits: Sequence[Result], notes: str) -> list[Block]:
+    """The tables of retention."""
+    return [Block(KEPT + notes, table, heading=table.label) for table in tables.kept(fits)]
 
 
 def _confusion(fits: Sequence[Result], classes: Classes, notes: str) -> list[Block]:

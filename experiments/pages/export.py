@@ -17,8 +17,9 @@ from experiments.pages.csv_cells import cell
 from experiments.pages.report import Section
 from experiments.runs.console import Cell, Table
 from tljax.files import to_bytes
-from tljax.study.results import to_json
+from tljax.study.results import Result, metric, to_json
 from tljax.study.search import TrialRecord
+from tljax.study.units import ACCURACY
 from tljax.study.verdicts import Study
 
 LATEX = {
@@ -50,11 +51,51 @@ def files(study: Study, sections: Sequence[Section], title: str) -> dict[str, by
     texts = {
         "report.md": _markdown(study, title, filled, names),
         "tables.tex": "\n".join(["% \\usepackage{booktabs}", "% \\usepackage[T1]{fontenc}", *tables]),
-        "comparisons.csv": table(comparison._asdict() for comparison in (*study.family, *study.others)),
-        "fits.csv": table(map(to_json, study.rows)),
-        "milestones.csv": table(study.milestones),
+        "comparisons.csv": table(_comparisons(study)),
+        "fits.csv": table(map(_fit, study.rows)),
+        "milestones.csv": table(_milestones(study)),
     }
     return {**{name: to_bytes(text) for name, text in texts.items()}, **drawn}
+
+
+def _comparisons(study: Study) -> list[dict[str, Any]]:
+    """The comparisons as rows; where a metric is not accuracy, with its name and unit."""
+    comparisons = [*study.family, *study.others]
+    all_of_accuracy = all(comparison.metric == ACCURACY for comparison in comparisons)
+    rows = []
+    for comparison in comparisons:
+        row = {name: value for name, value in comparison._asdict().items() if name != "metric"}
+        metric = comparison.metric
+        about = {"metric": metric.name, "unit": metric.unit, "larger_is_better": metric.larger_is_better}
+        rows.append(row if all_of_accuracy else row | about)
+    return rows
+
+
+_OF_CLASSES = ("calibration_error", "calibration", "per_class_accuracy", "confusion")
+_OF_ACCURACY = ("test_accuracy", "validation_accuracy", "best_validation_accuracy")
+
+
+def _fit(fit: Result) -> dict[str, Any]:
+    """A fit as a row: what it was measured by where that is not accuracy, and nothing that is of accuracy alone."""
+    row = to_json(fit)
+    if fit.metric is not None:
+        row = {
+            key: value for key, value in row.items() if key not in (*_OF_CLASSES, *_OF_ACCURACY) or value is not None
+        }
+        row = {"start_score" if key == "start_accuracy" else key: value for key, value in row.items()}
+    if fit.source_metric is not None or (fit.metric is not None and fit.source_accuracy is None):
+        row = {"source_score" if key == "source_accuracy" else key: value for key, value in row.items()}
+    return row
+
+
+def _milestones(study: Study) -> list[dict[str, Any]]:
+    """The milestones as rows; where the metric of a target is not accuracy, with its name."""
+    metrics = {fit.target: metric(fit) for fit in study.rows}
+    others = {target: each for target, each in metrics.items() if each != ACCURACY}
+    return [
+        {**row, **({"metric": metrics[row["target"]].name} if others and row["target"] in metrics else {})}
+        for row in study.milestones
+    ]
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> str:

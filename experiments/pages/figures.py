@@ -633,7 +633,11 @@ def cost(members: Members, what: str, quantity: Quantity, where: str, strokes: S
     """The metric against a cost on a logarithmic axis; `what` names the cost."""
     points = {name: point for name, point in _points(members, quantity).items() if point[0][1] > 0}
     names = (what, _test(metric_of(members)))
-    return _scatter(points, names, where, strokes, log=True, digits=_digits(metric_of(members)))[1] if points else None
+    return (
+        _scatter(points, names, where, strokes, log=True, digits=(1, _digits(metric_of(members))))[1]
+        if points
+        else None
+    )
 
 
 def training_flops(fit: Result) -> float | None:
@@ -655,7 +659,7 @@ def shifted(members: Members, name: str, where: str, strokes: Strokes) -> Pictur
         return None
     points = {strategy: (test, other) for strategy, (other, test) in swapped.items()}
     other = units.headed(f"{units.spoken(metric)} on {name}", metric.unit)
-    axes, picture = _scatter(points, (_test(metric), other), where, strokes, digits=_digits(metric))
+    axes, picture = _scatter(points, (_test(metric), other), where, strokes, digits=(_digits(metric), _digits(metric)))
     ends = [pick(*axes.get_xlim(), *axes.get_ylim()) for pick in (min, max)]
     axes.plot(ends, ends, color=GREY, linewidth=1, zorder=0)
     axes.set(xlim=ends, ylim=ends)
@@ -671,7 +675,9 @@ def retention(members: Members, where: str, strokes: Strokes) -> Picture | None:
     turned = units.sign(of_source), units.sign(metric)
     best = front({name: (turned[0] * x[0], turned[1] * y[0]) for name, (x, y) in points.items()})
     kept = units.headed(f"source {units.spoken(of_source)} after transfer", of_source.unit)
-    axes, (figure, alt) = _scatter(points, (kept, _test(metric)), where, strokes, digits=_digits(metric))
+    axes, (figure, alt) = _scatter(
+        points, (kept, _test(metric)), where, strokes, digits=(_digits(of_source), _digits(metric))
+    )
     line = sorted((points[name][0][0], points[name][1][0]) for name in best)
     axes.plot(*zip(*line, strict=True), color="#909090", linewidth=1, zorder=0)
     return figure, f"{alt[:-1]}; on the Pareto front: {', '.join(best)}."
@@ -712,9 +718,9 @@ def _scatter(
     where: str,
     strokes: Strokes,
     log: bool = False,
-    digits: int = 1,
+    digits: tuple[int, int] = (1, 1),
 ) -> tuple[Axes, Picture]:
-    """A point a strategy with bars over seeds; `names` are those of the axes, `digits` are for the text of y."""
+    """A point a strategy with bars over seeds; `names` are those of the axes, `digits` are for the text of x and y."""
     figure, axes = _chart(points, where)
     for name, ((x, left, right), (y, low, high)) in points.items():
         colour, dash = strokes[name]
@@ -728,7 +734,7 @@ def _scatter(
         axes.xaxis.set_major_formatter(EngFormatter())
         axes.minorticks_off()
     _legend(figure)
-    text = ", ".join(f"{name} {y[0]:.{digits}f} at {_number(x[0], digits)}" for name, (x, y) in points.items())
+    text = ", ".join(f"{name} {y[0]:.{digits[1]}f} at {_number(x[0], digits[0])}" for name, (x, y) in points.items())
     return axes, (figure, f"Scatter plot of {names[1]} against {names[0]}, {where}: {text}.")
 
 

@@ -12,7 +12,7 @@ from experiments.runs import console, directory
 from experiments.runs.scores import Score, Scored
 from experiments.runs.sources import Card
 from experiments.runs.transfer_results import TransferResults
-from tljax.study import ranking
+from tljax.study import ranking, units
 from tljax.study.ranking import Board
 from tljax.study.summary import listed
 from tljax.types import Task
@@ -59,7 +59,8 @@ def judged(
             half_tau = float(np.mean([ranking.split_half(values[:, chosen]) for values in accuracies]))
             trivial = np.array([card.trivial for card in cards])[chosen]
             title = (truth.strategy, truth.budget, which)
-            boards.append(Board(*title, worth, half_tau, scores, mean_accuracies, tuple(targets), trivial))
+            board = Board(*title, worth, half_tau, scores, mean_accuracies, tuple(targets), trivial)
+            boards.append(board._replace(metric=truth.metric))
     for count in dict.fromkeys(board.truths.shape[1] for board in boards):
         error = ranking.error_of_none(count)
         few = "" if count >= ranking.LEAST else "; they are too few for intervals, and for telling scores apart"
@@ -89,8 +90,11 @@ def _columns(
         if not np.isnan(values).any():
             columns[name] = np.array(values, float)
     accuracies = [card.accuracy for card in cards]
-    if None not in accuracies:
-        columns[OWN_ACCURACY] = np.tile(np.array(accuracies, float), (len(targets), 1))
+    if len({card.metric for card in cards}) > 1:
+        notes[f"{OWN_ACCURACY} is not judged: the sources are measured by different metrics"] = None
+    elif None not in accuracies:
+        turned = units.sign(cards[0].metric) * np.array(accuracies, float)
+        columns[OWN_ACCURACY] = np.tile(turned, (len(targets), 1))
     else:
         notes[f"{OWN_ACCURACY} is not judged: not every source says its own"] = None
     columns[PARAMETERS] = np.tile(np.array([card.parameters for card in cards], float), (len(targets), 1))
@@ -105,7 +109,7 @@ def _columns(
 def _numbers(cards: Sequence[Card], table: Table, boards: Sequence[Board]) -> dict[str, Any]:
     """The content of ranking.json, before `plain` replaces the values that JSON cannot hold."""
     return {
-        "sources": [card._asdict() for card in cards],
+        "sources": [_card(card) for card in cards],
         "scores": [
             {
                 "source": source,
@@ -132,6 +136,15 @@ def _numbers(cards: Sequence[Card], table: Table, boards: Sequence[Board]) -> di
             for board in boards
         ],
     }
+
+
+def _card(card: Card) -> dict[str, Any]:
+    """A card as ranking.json has it: with its metric where that is not accuracy."""
+    record = {name: value for name, value in card._asdict().items() if name != "metric"}
+    if card.metric == units.ACCURACY:
+        return record
+    score = record.pop("accuracy")
+    return {**record, "score": score, "metric": units.to_record(card.metric)}
 
 
 def plain(value: Any) -> Any:
@@ -215,13 +228,13 @@ def _digits(value: float) -> str:
 
 
 WORTH = (
-    "Means over targets, below them 95 % percentile intervals of a bootstrap over sources. Regret is the accuracy lost "
+    "Means over targets, below them 95 % percentile intervals of a bootstrap over sources. Regret is the {metric} lost "
     "by trusting the score's first choice, or the best of its first three; its intervals lean low. Over scratch is the "
-    "accuracy of its first choice less that of training from scratch (points). Behind is the highest tau less this "
+    "{metric} of its first choice less that of training from scratch{unit}. Behind is the highest tau less this "
     "one, on the same draws. Its intervals hold together, for all pairs of scores and rivals, as the best is found by "
     "looking: one that holds 0 cannot tell the two apart. Names in brackets are plain rivals."
 )
-AGAINST = "A point is a source; crosses are sources that learnt nothing. Test accuracy is a mean over seeds."
+AGAINST = "A point is a source; crosses are sources that learnt nothing. Test {metric} is a mean over seeds."
 INTERVALS = "The same tau and regret with their intervals; the dotted line is tau between halves of the truth's seeds."
 
 
@@ -231,11 +244,14 @@ def page(boards: Sequence[Board], notes: Sequence[str], provenance: Provenance) 
     targets = boards[0].targets
     lead = (
         f"{boards[0].truths.shape[1]} sources were ranked for {', '.join(targets)} by {len(boards[0].judged)} scores "
-        "and rivals, and each ranking was held against the accuracy that the sources lead to:"
+        f"and rivals, and each ranking was held against the {units.spoken(boards[0].metric)} that the sources lead to:"
     )
     lines = [(board.title, board.apart()) for board in boards]
     whole = [board for board in boards if board.which == "all"]  # the others are parts of them
-    blocks = [Block(WORTH + report.sentences(notes), tables.worth(board), heading=board.title) for board in boards]
+    blocks = [
+        Block(_filled(WORTH, board) + report.sentences(notes), tables.worth(board), heading=board.title)
+        for board in boards
+    ]
     sections = [
         Section("What the scores are worth", "worth", blocks),
         Section(
@@ -244,11 +260,17 @@ def page(boards: Sequence[Board], notes: Sequence[str], provenance: Provenance) 
         Section(
             "Scores against the truth",
             "scatter",
-            [_drawn(AGAINST, board, figures.ranking_scatter(board)) for board in whole],
+            [_drawn(_filled(AGAINST, board), board, figures.ranking_scatter(board)) for board in whole],
         ),
     ]
     title = f"which source for {', '.join(targets)}"
     return report.render(sections, title=title, lead=lead, lists=[("", lines)], provenance=provenance)
+
+
+def _filled(caption: str, board: Board) -> str:
+    """A caption with the name of the metric of a board, and the unit of its differences."""
+    unit = units.of_differences(board.metric)
+    return caption.format(metric=units.spoken(board.metric), unit=f" ({unit})" if unit else "")
 
 
 def _drawn(caption: str, board: Board, picture: figures.Picture) -> Block:

@@ -304,6 +304,54 @@ def _score(fits: Sequence[Result]) -> Cell:
     return ranged(values, lambda value: units.shown(metric, value), len(counted) > 1 or items > 0)
 
 
+def further_metrics(fits: Sequence[Result]) -> list[Table]:
+    """The further metrics of fits on the test set: a table each, a row a strategy under its source and target."""
+    tables = []
+    for name in dict.fromkeys(name for fit in fits for name in fit.metrics):
+        cells: dict[tuple[str, str], dict[int, list[Result]]] = {}
+        for fit in fits:
+            if name in fit.metrics:
+                row = cells.setdefault((place(fit.source, fit.target), label(fit)), {})
+                row.setdefault(fit.train_examples, []).append(fit)
+        budgets = {budget: count(budget) for budget in sorted({b for row in cells.values() for b in row})}
+        by_cell = {key: {b: _further(name, members) for b, members in row.items()} for key, row in cells.items()}
+        tables.append(_across(f"Test {name.replace('_', ' ')}", by_cell, budgets))
+    return tables
+
+
+def _further(name: str, fits: Sequence[Result]) -> Cell:
+    return ranged(spread(fit.metrics.get(name) for fit in fits), "{:.4f}".format, len(fits) > 1)
+
+
+def kept(fits: Sequence[Result]) -> list[Table]:
+    """The retention of fits: a table for each metric of sources, a row a strategy under its source and target."""
+    measured = [fit for fit in fits if fit.retention is not None]
+    tables = []
+    for metric in dict.fromkeys(units.from_record(fit.retention_metric) for fit in measured):
+        cells: dict[tuple[str, str], dict[int, list[Result]]] = {}
+        of_metric = [fit for fit in measured if units.from_record(fit.retention_metric) == metric]
+        for fit in of_metric:
+            row = cells.setdefault((place(fit.source, fit.target), label(fit)), {})
+            row.setdefault(fit.train_examples, []).append(fit)
+        budgets = {budget: count(budget) for budget in sorted({fit.train_examples for fit in of_metric})}
+        title = units.headed("Retention", _name_and_unit(metric))
+        tables.append(
+            _across(
+                title,
+                {
+                    key: {budget: _kept(members, metric) for budget, members in row.items()}
+                    for key, row in cells.items()
+                },
+                budgets,
+            )
+        )
+    return tables
+
+
+def _kept(fits: Sequence[Result], metric: Metric) -> Cell:
+    return ranged(spread(fit.retention for fit in fits), lambda value: units.shown(metric, value), len(fits) > 1)
+
+
 def _across(title: str, cells: Mapping[tuple[str, str], Mapping[Any, Cell]], budgets: Mapping[Any, str]) -> Table:
     """The table of {(heading, strategy): {budget: cell}}: a row a strategy, under its heading, a column a budget."""
     rows = [

@@ -10,6 +10,7 @@ from experiments.pages import figures, tables
 from experiments.pages.report import Block, Provenance, Section, brief, figure, provenance_of, render, sentences
 from experiments.pages.tables import count, ranged, signed
 from experiments.runs import console, directory, metrics, plan
+from experiments.runs.judging import end_notes
 from experiments.runs.settings import Settings
 from experiments.runs.sources import Source
 from tljax import files
@@ -26,6 +27,7 @@ NO_TEST = "no test of significance was made"
 def show(settings: Settings, target: Task, source: Source | None, results: Sequence[Result], folder: Path) -> None:
     """Write report.html and print the table; `results` are those of the target, `folder` is the run directory."""
     title, notes = plan.title_and_notes(settings, source, target)
+    notes[:0] = end_notes(settings.verdict_of)
     identities = set(source.identity.values()) if source else set()
     pretrained = [result for result in directory.results(folder) if result.key in identities]
     settled = summary.with_share(results, np.asarray(target.test.targets))

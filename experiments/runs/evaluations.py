@@ -1,16 +1,22 @@
-"""Fits judged on further test sets: shifted ones, and the source's own with its head put back."""
+"""Fits judged on further test sets: shifted ones, and the source's own with its head put back.
 
-from collections.abc import Mapping, Sequence
+The last is retention: what is left of the source's own metric. Its scores of each test example are kept beside the
+means, since verdicts can be on them.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from experiments.runs import console, directory, fit, plan, sources
+from experiments.runs import console, directory, fit, plan, predictions, sources
 from experiments.runs.plan import Experiment
 from experiments.runs.settings import Settings
 from tljax import batch_stats, checkpoint, evaluate, metrics, models, train
+from tljax.study import units
 from tljax.study.results import Result, tree_of
 from tljax.types import InputError, Metric, Model, Params, Task
 
@@ -25,15 +31,18 @@ class Evaluation(NamedTuple):
 
 
 def read(settings: Settings, names: Sequence[str], experiments: Sequence[Experiment]) -> list[Evaluation]:
-    """The data sets of `--eval`; raises InputError for one whose images or classes are not those of a target."""
+    """The data sets of `--eval`, where source is retention.
+
+    Raises InputError for one whose inputs or targets are not those of a target, and for a source whose data are not
+    there by their name, or are others by now.
+    """
     evaluations = []
     for name in names:
         if name == "source":
             sources_of = {each.source.name: each.source for each in experiments if each.source}
-            tasks = {key: plan.load_task(settings, key, source.shape) for key, source in sources_of.items()}
-            for key, source in sources_of.items():
-                if tasks[key].fingerprint != source.fingerprint:
-                    raise InputError(f"--eval=source: '{key}' is not the data that the source was trained on any more")
+            if not sources_of:
+                raise InputError("--retention: there is no source, so nothing that could be kept of it: leave it out")
+            tasks = {key: _source_task(settings, source) for key, source in sources_of.items()}
             evaluations.append(Evaluation(name, tasks))
             continue
         targets = {each.target.name: each.target for each in experiments}
@@ -52,10 +61,39 @@ def read(settings: Settings, names: Sequence[str], experiments: Sequence[Experim
     return evaluations
 
 
-def metric_of(experiment: Experiment, on: str = "target") -> Metric:
-    """The primary metric of an experiment's target, or of what is kept of its source where verdicts are on that."""
-    settings = experiment.settings
-    return plan.objective_of(experiment.target, settings.recipe).metrics[0]
+def _source_task(settings: Settings, source: sources.Source) -> Task:
+    """The data that a source was trained on."""
+    if source.task is not None:
+        return source.task
+    try:
+        task = plan.load_task(settings, source.name, source.shape)
+    except InputError as error:
+        raise InputError(
+            f"--retention: the data '{source.name}' that the source was trained on are not there ({error}): name where "
+            "they are with --data_dir, or leave --retention out"
+        ) from error
+    if task.fingerprint != source.fingerprint:
+        raise InputError(
+            f"--retention: '{source.name}' is not the data that the source was trained on any more: restore them, or "
+            "leave --retention out"
+        )
+    return task
+
+
+def source_task(evaluations: Sequence[Evaluation], source: str) -> Task:
+    """The data of a source, of evaluations with retention among them."""
+    return next(tasks[source] for name, tasks in evaluations if name == "source")
+
+
+def metrics_of(
+    experiments: Sequence[Experiment], evaluations: Sequence[Evaluation], on: str = "target"
+) -> dict[str, Metric]:
+    """{test set: primary metric} of what verdicts are on: the targets, or the sources by the data of `evaluations`."""
+    if on == "target":
+        return {each.target.name: _primary(each, "", each.target) for each in experiments}
+    of_source = {key: task for name, tasks in evaluations if name == "source" for key, task in tasks.items()}
+    by_source = {each.source.name: each for each in experiments if each.source}
+    return {key: _primary(by_source[key], "source", task) for key, task in of_source.items() if key in by_source}
 
 
 def fingerprints(evaluations: Sequence[Evaluation]) -> dict[str, str]:
@@ -63,38 +101,91 @@ def fingerprints(evaluations: Sequence[Evaluation]) -> dict[str, str]:
     return {task.name: task.fingerprint for evaluation in evaluations for task in evaluation.tasks.values()}
 
 
-def accuracies(
-    experiment: Experiment, results: Sequence[Result], evaluations: Sequence[Evaluation], folder: Path
+def measured(
+    experiment: Experiment,
+    results: Sequence[Result],
+    evaluations: Sequence[Evaluation],
+    folder: Path,
+    start: bool = True,
 ) -> dict[str, dict[str, Any]]:
-    """{fit: fields of its result}: evals, retention, and start_accuracy where the head is not drawn anew.
+    """{fit: fields of its result}: evals, retention, and with `start` start_accuracy where the head is not drawn anew.
 
     They are of the primary metric. A diverged fit has what answering always the same gives on each test set, such as
     the share of its most frequent class; how it began is measured like that of others. What was judged before is read
     from `folder`/evals.
     """
     fields: dict[str, dict[str, Any]] = {}
-    for name, task in _wanted(experiment, evaluations):
+    for name, task in _wanted(experiment, evaluations, start):
         file = folder / "evals" / f"{plan.file_name(f'{name}-{task.name}')}-{task.fingerprint[:8]}.json"
         about = {"test_set": name, "of": task.name, "fingerprint": task.fingerprint}
         known = _known(file, about)
-        of_start = name == "start"
-        missing = [result for result in results if result.name not in known and (of_start or not result.diverged)]
+        of_start, of_source = name == "start", name == "source"
+        trees = {result.name: tree_of(result) for result in results}
+        places = {fit_name: file.parent / file.stem / f"{tree}.npz" for fit_name, tree in trees.items()}
+        missing = [
+            result
+            for result in results
+            if (trees[result.name] not in known.means and (of_start or not result.diverged))
+            or (of_source and not _is_kept(places[result.name], known.scores.get(trees[result.name])))
+        ]
+        targets, primary = np.asarray(task.test.targets), _primary(experiment, name, task)
+        share = metrics.value_of_constant(primary, task.kind, targets, task.outputs)
         if missing:
-            known |= _judge(experiment, missing, name, task, folder)
+            ended = [result for result in missing if of_start or not result.diverged]
             directory.make_folder(file.parent)
-            directory.write_record(file, {**about, "accuracy": known})
-        targets = np.asarray(task.test.targets)
-        share = metrics.value(
-            _primary(experiment, name, task), metrics.constant(task.kind, targets, task.outputs), targets
-        )
+            for result, outputs in _judge(experiment, ended, name, task, folder):
+                known.means[trees[result.name]] = metrics.value(primary, outputs, targets)
+                if of_source:
+                    scores = _scores(primary, outputs, targets)
+                    known.scores[trees[result.name]] = _keep(places[result.name], scores, task)
+            for result in missing if of_source else ():
+                if result.diverged:
+                    scores = np.full(len(targets), share, np.float32)
+                    known.scores[trees[result.name]] = _keep(places[result.name], scores, task)
+            scores_of = {"scores": known.scores} if of_source else {}
+            directory.write_record(file, {**about, "accuracy": known.means, **scores_of})
         for result in results:
-            value = share if result.diverged and not of_start else known.get(result.name)
+            value = share if result.diverged and not of_start else known.means.get(trees[result.name])
             of_fit = fields.setdefault(result.name, {"evals": {}})
-            if name in ("source", "start"):
-                of_fit |= {"retention" if name == "source" else "start_accuracy": value}
+            if of_source:
+                of_fit |= {
+                    "retention": value,
+                    "retention_metric": units.to_record(primary),
+                    "retention_scores": places[result.name].relative_to(folder).as_posix(),
+                    "retention_sha256": known.scores.get(trees[result.name]),
+                }
+            elif of_start:
+                of_fit["start_accuracy"] = value
             else:
                 of_fit["evals"][name] = value
     return fields
+
+
+def _scores(primary: Metric, outputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """The scores of test examples, [items]: bool, right or wrong, where the metric is accuracy, else float32."""
+    assert primary.item is not None
+    scores = primary.item(outputs, targets, targets)
+    return scores > 0 if primary.name == units.ACCURACY.name else np.asarray(scores, np.float32)
+
+
+def _keep(file: Path, scores: np.ndarray, task: Task) -> str:
+    """Write the scores of a fit on the test set of a source's task; returns their SHA-256."""
+    groups = None if task.test.groups is None else np.asarray(task.test.groups)
+    return predictions.write_kept(file, predictions.KeptScores(scores, task.fingerprint[:16], groups))
+
+
+def _is_kept(file: Path, sha256: str | None) -> bool:
+    """Whether the scores of a fit lie there as they were written."""
+    return sha256 is not None and file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() == sha256
+
+
+class Known(NamedTuple):
+    """What was judged before on one test set."""
+
+    means: dict[str, float | None]
+    """{fit, as its checkpoint names what is measured: accuracy, or another primary metric}."""
+    scores: dict[str, str]
+    """{the same: SHA-256 of its scores of the test examples}, of the source's test set."""
 
 
 def _primary(experiment: Experiment, name: str, task: Task) -> Metric:
@@ -103,20 +194,20 @@ def _primary(experiment: Experiment, name: str, task: Task) -> Metric:
     return plan.objective_of(task, recipe).metrics[0]
 
 
-def _known(file: Path, about: Mapping[str, str]) -> dict[str, float | None]:
-    """{fit: accuracy, or another primary metric} that `file` holds of this test set; a file that was altered is set
-    aside, and said to be."""
+def _known(file: Path, about: Mapping[str, str]) -> Known:
+    """What `file` holds of this test set; a file that was altered is set aside, and said to be."""
+    form = {"accuracy": {str: (float, None)}, "scores?": {str: str}}
     try:
-        record = directory.read_record(file, {"accuracy": {str: (float, None)}}) or {**about, "accuracy": {}}
+        record = directory.read_record(file, form) or {**about, "accuracy": {}}
         if {name: record.get(name) for name in about} != about:
             raise InputError(f"'{file}' is of another test set")
     except InputError as error:
         console.say(f"{error}. It is set aside as '{directory.set_aside(file).name}', and its fits are judged again")
-        return {}
-    return record["accuracy"]
+        return Known({}, {})
+    return Known(record["accuracy"], record.get("scores", {}))
 
 
-def _wanted(experiment: Experiment, evaluations: Sequence[Evaluation]) -> list[tuple[str, Task]]:
+def _wanted(experiment: Experiment, evaluations: Sequence[Evaluation], start: bool) -> list[tuple[str, Task]]:
     """(name, test set) of all by which the fits of an experiment are judged."""
     source, from_scratch = experiment.source, experiment.strategies[0].name == "scratch"
     wanted = []
@@ -124,23 +215,20 @@ def _wanted(experiment: Experiment, evaluations: Sequence[Evaluation]) -> list[t
         key = source.name if name == "source" and source else experiment.target.name
         if key in tasks and not (name == "source" and from_scratch):
             wanted.append((name, tasks[key]))
-    if source and plan.head_of(experiment.settings, source, experiment.target) == "copy" and not from_scratch:
+    if start and source and plan.head_of(experiment.settings, source, experiment.target) == "copy" and not from_scratch:
         wanted.append(("start", experiment.target))
     return wanted
 
 
 def _judge(
     experiment: Experiment, results: Sequence[Result], name: str, task: Task, folder: Path
-) -> dict[str, float | None]:
-    """{fit: its primary metric} on one test set."""
+) -> Iterator[tuple[Result, np.ndarray]]:
+    """(fit, its outputs [items, ...]) on one test set."""
     trained = fit.obtain_source(experiment.settings, experiment.source, folder, experiment.execution)
     of_source = name == "source"
     model = experiment.settings.build_model(task.outputs, experiment.settings.recipe) if of_source else experiment.model
-    targets = np.asarray(task.test.targets)
     inputs = evaluate.held(task.test, experiment.execution, what=f"the test examples of {task.name}")
-    primary = _primary(experiment, name, task)
     loaded: dict[str, Any] = {}
-    scores = {}
     for strategy, start in plan.first_starts(experiment):
         merge = start.merge or (lambda params: params)
         of_strategy = [r for r in results if r.strategy == strategy.name and r.options == strategy.options]
@@ -158,9 +246,7 @@ def _judge(
             if of_source:
                 params = _head_back(model, params, trained[result.seed], plan.example_shape(task))
             stacked = jax.tree.map(lambda leaf: np.asarray(leaf)[None], params)
-            logits = evaluate.logits(train.forward(model), stacked, inputs, len(targets))[0]
-            scores[result.name] = metrics.value(primary, logits, targets)
-    return scores
+            yield result, evaluate.logits(train.forward(model), stacked, inputs, len(task.test))[0]
 
 
 def _head_back(model: Model, params: Params, source: sources.Trained, shape: models.Shape) -> Params:

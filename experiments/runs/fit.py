@@ -25,7 +25,7 @@ from tljax import batch_stats, checkpoint, evaluate, masks, models, objective, p
 from tljax import metrics as measures
 from tljax.data import draw
 from tljax.initialization import Look, Start
-from tljax.study.results import Result, at_end
+from tljax.study.results import Result, at_end, score
 from tljax.study.units import to_record
 from tljax.train import gradients, vectorize
 from tljax.train.cost import largest
@@ -96,8 +96,9 @@ def _train_missing(experiment: Experiment, missing: Mapping[str, PlannedFit], fo
         streams = plan.streams(settings, planned.seed)
         look = look_at(on_device, model, streams, planned.budget)
         start = plan.start_of(planned.strategy, initial[planned.seed], look)
-        accuracy = trained[planned.seed].accuracy if planned.seed in trained else None
-        result = replace(planned.result, source_accuracy=accuracy)
+        of_source = trained.get(planned.seed)
+        score, metric = (of_source.score, of_source.metric) if of_source else (None, None)
+        result = replace(planned.result, source_accuracy=score, source_metric=metric)
         fit = build(on_device, model, start, streams, planned.budget, result, keeps_dropout)
         fit = fit._replace(keeps_best=settings.verdict_of == "best")
         begins = fit.result.phase_steps
@@ -150,7 +151,7 @@ def obtain_source(
     results = train_sources(settings, source.task, folder, execution)
     states = {place: checkpoint.load(folder / place)[0] for place in {result.checkpoint for result in results.values()}}
     return {
-        seed: from_state(states[result.checkpoint], result.name, result.test_accuracy)
+        seed: from_state(states[result.checkpoint], result.name, score(result), result.metric)
         for seed, result in results.items()
     }
 

@@ -7,10 +7,10 @@ seeds (`Variation`): a verdict of fits whose labels are one draw says nothing of
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
-from experiments.runs import budgets, plan
+from experiments.runs import budgets, command_line, plan
 from experiments.runs.command_line import flag
 from experiments.runs.plan import Experiment
 from experiments.runs.settings import Settings
@@ -38,6 +38,8 @@ class Judging:
         choices=("target", "retention"),
         neutral="target",
     )
+    end: str = "last"
+    """Which parameters of the fits are judged, as --verdict_of of their run says; no flag, but a part of the record."""
 
 
 def require_valid(judging: Judging) -> None:
@@ -96,9 +98,30 @@ def margins(judging: Judging, metrics: Mapping[str, Metric]) -> dict[str, float]
 
 def to_record(judging: Judging) -> dict[str, Any]:
     """{field of `Judging`: value}, without what else a program's flags hold, and without neutral values."""
-    values = {field.name: getattr(judging, field.name) for field in fields(Judging)}
-    neutral = {field.name: field.metadata["neutral"] for field in fields(Judging)}
-    return {name: value for name, value in values.items() if neutral[name] is None or value != neutral[name]}
+    flags = command_line.fields(Judging)
+    values = {f.name: (getattr(judging, f.name), f.metadata["neutral"]) for f in flags}
+    record = {name: value for name, (value, neutral) in values.items() if neutral is None or value != neutral}
+    return record if judging.end == "last" else {**record, "verdict_of": judging.end}
+
+
+def from_record(record: Mapping[str, Any]) -> Judging:
+    """The judging of such a record; what it does not say is at its default.
+
+    >>> from_record(to_record(Judging(margin=1.0, end="best"))) == Judging(margin=1.0, end="best")
+    True
+    """
+    values = {name: value for name, value in record.items() if name != "verdict_of"}
+    return Judging(**values, end=record.get("verdict_of", "last"))
+
+
+def end_notes(end: str) -> list[str]:
+    """What every table must say of the parameters that its numbers are of; nothing where these are the last."""
+    words = {
+        "best": "the best step by validation of each fit",
+        "average": "the average of what trained (--ema) of each fit",
+    }
+    named = f"'{end}', which the strategies' finish gave, and of the last step where there is no finish"
+    return [] if end == "last" else [f"test results and verdicts are of {words.get(end, named)}"]
 
 
 class Variation(NamedTuple):

@@ -168,7 +168,8 @@ def write(judged: Sequence[JudgedFits], judging: Judging, look: int, places: Col
 
 def refuse_other(judging: Judging, before: Mapping[str, Any], what: str) -> None:
     """Raise InputError unless fits are judged as they were before; `what` begins the message."""
-    record = to_record(judging)
+    record = to_record(judging) | {"verdict_of": judging.end}
+    before = {"verdict_of": "last", **before}
     differ = [
         f"--{name}={before[name]}, not {value}" for name, value in record.items() if before.get(name, value) != value
     ]

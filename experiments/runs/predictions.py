@@ -32,7 +32,7 @@ from tljax.study.verdicts import (
     of_diverged,
     sorted_cells,
 )
-from tljax.types import InputError, Metric, Task
+from tljax.types import END_NAMES, InputError, Metric, Task
 
 MOST_WRONG = 16
 """How many images of a target are shown."""
@@ -159,6 +159,7 @@ class StudyRecord(NamedTuple):
 
 JUDGING: fields.Form = {
     **{"margin?": (float, None), "level?": float, "family?": str, "looks?": int, "against?": str, "verdict_on?": str},
+    **{"verdict_of?": str},
 }
 """How fits are judged: the fields of `judging.Judging`."""
 STUDY: fields.Form = {
@@ -186,7 +187,8 @@ def read_study(folder: Path) -> StudyRecord:
         raise InputError(f"'{folder}' holds no run that has ended: run its command again")
     file, superseded = folder / "study.json", directory.superseded(folder)
     finished = [result for key, result in directory.finished(folder).items() if key not in superseded]
-    parts = [(False, [result for result in finished if result.strategy != "pretrain"])]
+    end = _end_of_run(folder)
+    parts = [(False, [results.at_end(result, end) for result in finished if result.strategy != "pretrain"])]
     notes = _lost(folder, finished, superseded)
     judging, looks = None, 0
     if (record := _study(file)) is not None:
@@ -204,6 +206,26 @@ def read_study(folder: Path) -> StudyRecord:
     return StudyRecord(
         [_read_fits(folder, rows)._replace(longer=longer) for longer, rows in parts], notes, judging, looks
     )
+
+
+def _end_of_run(folder: Path) -> str:
+    """Which parameters of its fits a run directory's verdicts are of, as its flags say."""
+    file = folder / "flags.flags"
+    lines = directory.flags_text(file).splitlines() if file.is_file() else []
+    return next((line.partition("=")[2] for line in lines if line.startswith("--verdict_of=")), "last")
+
+
+def end_of(parts: Sequence[Predictions]) -> str:
+    """Which parameters of these fits their measures are of; raises InputError for fits of several ends."""
+    rows = [row for part in parts for row in part.rows if not row.diverged]
+    ends = {row.end or "last" for row in rows}
+    named = ends - {"last"}
+    of_every_fit = named <= {*END_NAMES}
+    if len(named) > 1 or (named and of_every_fit and "last" in ends):
+        raise InputError(
+            f"fits are of several ends, {' and '.join(sorted(ends))} (--verdict_of of their runs): report those of one"
+        )
+    return next(iter(named), "last")
 
 
 def _lost(folder: Path, finished: Sequence[Result], superseded: Collection[str]) -> list[str]:

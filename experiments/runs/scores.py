@@ -38,7 +38,7 @@ class ScoredExamples(NamedTuple):
     features: np.ndarray
     """float [n, d], of the last stage before the head."""
     probabilities: np.ndarray
-    """float64 [n, source classes], of the source's own head."""
+    """float64 [n, source classes], of the source's own head; [n, 0] of a source of other targets than classes."""
     labels: np.ndarray
     """int [n], of the target."""
     groups: np.ndarray
@@ -55,12 +55,19 @@ class Score(NamedTuple):
     """Why the value is not defined, or what its computation warned of."""
 
 
+def _of_source(examples: ScoredExamples) -> np.ndarray:
+    """The probabilities of the source's classes; raises InputError where it has none."""
+    if not examples.probabilities.shape[1]:
+        raise InputError("it is of the classes of the source, whose targets are no classes")
+    return examples.probabilities
+
+
 SCORES: Mapping[str, Callable[[ScoredExamples], float]] = {
     "knn": lambda x: transferability.knn(x.features, x.labels, groups=x.groups),
     "logme": lambda x: transferability.logme(x.features, x.labels),
-    "leep": lambda x: transferability.leep(x.probabilities, x.labels),
+    "leep": lambda x: transferability.leep(_of_source(x), x.labels),
     "n_leep_left_out": lambda x: transferability.n_leep_left_out(x.features, x.labels, groups=x.groups),
-    "nce": lambda x: transferability.nce(x.probabilities.argmax(axis=1), x.labels),
+    "nce": lambda x: transferability.nce(_of_source(x).argmax(axis=1), x.labels),
     "h_score_adjusted": lambda x: transferability.h_score_adjusted(x.features, x.labels),
     "h_score_shrunk": lambda x: transferability.h_score_shrunk(x.features, x.labels),
     "transrate_adjusted": lambda x: transferability.transrate_adjusted(x.features, x.labels),
@@ -131,7 +138,8 @@ def scored(
     for budget in settings.train_examples:
         wanted[budget] = {name: [] for name in names}
         for seed, rows in drawn(settings, budget, task, most).items():
-            probabilities = softmax(logits[rows].astype(float), axis=1)
+            of_classes = source.source.kind == "classes"
+            probabilities = softmax(logits[rows].astype(float), axis=1) if of_classes else np.zeros((len(rows), 0))
             examples = ScoredExamples(hidden[rows], probabilities, labels[rows], _copies(task.train.arrays[rows]))
             for name in names:
                 key = f"{name} {budget} {seed} {len(rows)} {_digest(rows)}"

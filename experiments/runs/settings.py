@@ -174,6 +174,12 @@ class Recipe:
         choices=models.PRECISIONS,
         neutral="default",
     )
+    remat: tuple[str, ...] = flag(
+        (),
+        "stages whose insides are computed again for the gradient and not kept: less memory, more time; XLA undoes it "
+        "on a CPU",
+        neutral=(),
+    )
     epochs: int = flag(10, "passes over the training examples", bounds=(1, 10**6), often=True)
     steps: int | None = flag(
         None, "steps (batches) instead of epochs, one permutation after another", bounds=(1, MOST_STEPS), often=True
@@ -432,7 +438,9 @@ class Settings(
 
     def build_model(self, num_outputs: int, recipe: Recipe | None = None) -> Model:
         """The model that the settings describe, whose head gives so many outputs."""
-        computed = {name: getattr(recipe, name) for name in ("compute_dtype", "matmul_precision")} if recipe else {}
+        computed = (
+            {name: getattr(recipe, name) for name in ("compute_dtype", "matmul_precision", "remat")} if recipe else {}
+        )
         return models.build(self.model, num_outputs, hidden=self.hidden, activation=self.activation, **computed)
 
     def architecture(self) -> dict[str, Any]:

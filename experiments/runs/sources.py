@@ -26,18 +26,22 @@ from experiments.runs.command_line import flag, found_from, written_from
 from experiments.runs.settings import Recipe, Settings
 from tljax import checkpoint, files, models, paths, plugins, weights
 from tljax.data.images import RESIZES
+from tljax.study import results, units
 from tljax.study.results import Result
-from tljax.types import InputError, Model, Params, Task
+from tljax.study.units import ACCURACY
+from tljax.types import InputError, Metric, Model, Params, Task
 
 
 class Trained(NamedTuple):
     """The parameters of one source, and how well it does its own task."""
 
     flat: checkpoint.Flat
-    accuracy: float | None
-    """On its own test set, a fraction; None if it diverged, or if that is not known."""
+    score: float | None
+    """Accuracy (a fraction) or its metric on its own test set; None if it diverged, or if that is not known."""
     fisher: checkpoint.Flat | None
     """Its Fisher information, if it was saved."""
+    metric: Mapping[str, Any] | None = None
+    """What the score is, where it is not accuracy, as `Result.metric` has it."""
 
 
 class Source(NamedTuple):
@@ -147,7 +151,7 @@ def _from_run(settings: Settings, model_too: bool = True, stand_ins: Mapping[int
     if difference:
         console.say(f"{difference}; the paths and shapes of its parameters are the same, so it is used")
     trained = {
-        seed: from_state(loaded[place][0], name, loaded[place][1]["fits"][name]["accuracy"])
+        seed: from_state(loaded[place][0], name, *_measured(loaded[place][1]["fits"][name]))
         for seed, (place, name) in chosen.items()
     }
     for seed, (place, name) in chosen.items():
@@ -230,9 +234,11 @@ def _described(record: Mapping[str, Any]) -> tuple[str, models.Shape, int]:
     return kind, shape_from_json(record["shape"]), outputs
 
 
-def from_state(state: Mapping[str, checkpoint.Flat], name: str, accuracy: float | None) -> Trained:
+def from_state(
+    state: Mapping[str, checkpoint.Flat], name: str, score: float | None, metric: Mapping[str, Any] | None = None
+) -> Trained:
     """A fit of a checkpoint as a source: its merged parameters, if its strategy added some to the model."""
-    return Trained(state.get(f"{name}.merged", state[name]), accuracy, state.get(f"{name}.fisher"))
+    return Trained(state.get(f"{name}.merged", state[name]), score, state.get(f"{name}.fisher"), metric)
 
 
 def first_about(place: Path) -> dict[str, Any]:
@@ -249,7 +255,7 @@ _ABOUT: fields.Form = {
 """What a checkpoint says of itself if it can be a source."""
 _FIT: fields.Form = {
     **{"seed": int, "accuracy": (float, None), "steps?": (int, None)},
-    **{"score?": (float, None), "metric?": dict},
+    **{"score?": (float, None), "metric?": {"name": str, "unit": str, "larger_is_better": bool}},
 }
 """What it says of each fit."""
 
@@ -272,7 +278,13 @@ def _read_about(place: Path) -> dict[str, Any]:
 
 def _is_diverged(fit: Mapping[str, Any]) -> bool:
     """Whether a fit diverged, by what its checkpoint says of it."""
-    return (fit.get("score") if "metric" in fit else fit.get("accuracy")) is None
+    return _measured(fit)[0] is None
+
+
+def _measured(about: Mapping[str, Any]) -> tuple[float | None, Mapping[str, Any] | None]:
+    """(score, metric; None for accuracy) of what a checkpoint or a card says of a fit."""
+    metric = about.get("metric")
+    return (about.get("accuracy") if metric is None else about.get("score")), metric
 
 
 def _say_superseded(folder: Path, places: Mapping[int, tuple[Path, str]]) -> None:
@@ -404,6 +416,7 @@ _CARD: Mapping[str, tuple[type, type | None]] = {
     **{"task": (str, None), "classes": (list, str), "shape": (object, None)},
     **{"kind": (str, None), "outputs": (int, None), "resize": (str, None)},
     **{"model": (dict, None), "rename": (list, str), "accuracy": (float, None), "steps": (int, None)},
+    **{"score": (float, None), "metric": (dict, None)},
     **{"fingerprint": (str, None), "note": (str, None), "weights_sha256": (str, None), "sha256": (str, None)},
 }
 """What a card may say: its type, and that of what is in it."""
@@ -444,7 +457,7 @@ def _from_weights_file(settings: Settings) -> Source:
         note="; ".join([f"weights from elsewhere, '{file.name}'", *filter(None, [card.get("note")])]),
         steps=card.get("steps"),
         recipe=identity,
-        trained=dict.fromkeys(settings.seeds, Trained(flat, card.get("accuracy"), None)),
+        trained=dict.fromkeys(settings.seeds, Trained(flat, *_by_card(card))),
         names={path: name for name, path in weights.placed(arrays, rules).items() if path is not None},
         kind=kind,
         outputs=outputs,
@@ -506,8 +519,17 @@ def _check_card(place: Path, card: Mapping[str, Any]) -> None:
         _described(card)
     except ValueError as error:
         raise InputError(f"'{place}': give a shape of numbers above 0, as in [28, 28, 1] ({error})") from error
+    form = {"name": str, "unit": str, "larger_is_better": bool}
+    if card.get("metric") is not None and (odd := fields.fault(card["metric"], form, "metric")):
+        raise InputError(f"'{place}': {odd}: give its name, its unit and whether larger is better")
     if not _is_accuracy(card.get("accuracy")):
         raise InputError(f"'{place}': 'accuracy' is {card['accuracy']}: give a fraction, from 0 to 1")
+
+
+def _by_card(card: Mapping[str, Any]) -> tuple[float | None, None, Mapping[str, Any] | None]:
+    """(score, no Fisher information, metric) of a card."""
+    score, metric = _measured(card)
+    return score, None, metric
 
 
 def _is_accuracy(value: Any) -> bool:
@@ -528,8 +550,10 @@ class LoadedSource(NamedTuple):
     """Digest of its parameters."""
     model: Model
     params: Params
-    accuracy: float | None
-    """On its own test set, a fraction, if that is known."""
+    score: float | None
+    """Accuracy (a fraction), or its metric on its own test set, if that is known."""
+    metric: Mapping[str, Any] | None = None
+    """What the score is, where it is not accuracy, as `Result.metric` has it."""
 
 
 def settings_of(flags: Mapping[str, Any], place: str, *, several: bool = False) -> Settings:
@@ -575,7 +599,7 @@ def load(settings: Settings) -> LoadedSource:
     trained = source.trained[seed]
     model = settings.build_model(source.outputs)
     params = checkpoint.unflatten(trained.flat, models.abstract(model, source.shape))
-    return LoadedSource(source, source.identity[seed], model, params, trained.accuracy)
+    return LoadedSource(source, source.identity[seed], model, params, trained.score, trained.metric)
 
 
 # ---- One trained fit, by where it lies and its name
@@ -615,15 +639,22 @@ def load_fit(flags: Mapping[str, Any], place: str | None, fit: str | None) -> tu
 
 def load_weights(
     flags: Mapping[str, Any], place: str | None, fit: str | None
-) -> tuple[checkpoint.Flat, Source, Mapping[str, Any], float | None]:
-    """(parameters by their paths, source, description of its model, accuracy) of a fit, to be written elsewhere.
+) -> tuple[checkpoint.Flat, Source, Mapping[str, Any], dict[str, Any]]:
+    """(parameters by their paths, source, description of its model, its metric) of a fit, to be written elsewhere.
+
+    Of the metric {"accuracy"}, or where it is another {"score", "metric"}.
 
     Where no flag of the model is given, the parameters are taken as they are: they can be had even when the file of
     the model is changed or gone. Raises InputError as `load_fit` does.
     """
     if not place or is_weights_file(place) or any(name in flags for name in MODEL_FLAGS):
         settings, loaded = load_fit(flags, place, fit)
-        return checkpoint.flatten(loaded.params), loaded.source, settings.architecture(), loaded.accuracy
+        return (
+            checkpoint.flatten(loaded.params),
+            loaded.source,
+            settings.architecture(),
+            said(loaded.score, loaded.metric),
+        )
     folder, seed = _find_fit(Path(place), fit)
     settings = Settings.from_flags(**{**flags, "seeds": (seed,), "source_checkpoint": str(folder)})
     try:
@@ -631,7 +662,16 @@ def load_weights(
     except InputError as error:
         raise command_line.flag_renamed(error, "source_checkpoint", "checkpoint") from error
     trained = source.trained[seed]
-    return trained.flat, source, first_about(folder)["model"], trained.accuracy
+    return trained.flat, source, first_about(folder)["model"], said(trained.score, trained.metric)
+
+
+def said(score: float | None, metric: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a card says of how good a fit is on its own test set.
+
+    >>> said(0.5, None), list(said(1.5, {"name": "mae", "unit": "", "larger_is_better": False}))
+    ({'accuracy': 0.5}, ['score', 'metric'])
+    """
+    return {"accuracy": score} if metric is None else {"score": score, "metric": dict(metric)}
 
 
 def _find_fit(place: Path, fit: str | None) -> tuple[Path, int]:
@@ -665,11 +705,13 @@ class Card(NamedTuple):
     place: str
     """For `--source_checkpoint`."""
     accuracy: float | None
-    """On its own test set, a fraction, if that is known."""
+    """On its own test set, a fraction (or another metric), if that is known."""
     parameters: int
     """How many numbers it has."""
     trivial: bool
     """Whether there is nothing in it to transfer: it was not trained, or on labels at random."""
+    metric: Metric = ACCURACY
+    """What is in place of accuracy, where it is another."""
 
 
 def write_card(folder: Path, about: Mapping[str, Any], result: Result, recipe: Recipe) -> dict[str, Any]:
@@ -682,7 +724,7 @@ def write_card(folder: Path, about: Mapping[str, Any], result: Result, recipe: R
         **about,
         "checkpoint": result.checkpoint,
         "seed": result.seed,
-        "accuracy": result.test_accuracy,
+        **said(results.score(result), result.metric),
         "loss": result.test_loss,
         "steps": result.steps,
         "seconds": result.seconds,
@@ -711,7 +753,8 @@ def read_cards(place: str, flags: Mapping[str, Any] | None = None) -> list[Card]
         raise InputError(f"'{place}' holds sources of several seeds: take one out with experiments.export --fit=NAME")
     loaded = load(settings_of({**(flags or {}), "seeds": (0,)}, place, several=True))
     size = sum(leaf.size for leaf in jax.tree.leaves(loaded.params))
-    return [Card(f"{loaded.source.name} ({path.name})", place, loaded.accuracy, size, trivial=False)]
+    metric = units.from_record(loaded.metric)
+    return [Card(f"{loaded.source.name} ({path.name})", place, loaded.score, size, trivial=False, metric=metric)]
 
 
 _UNSIGNED = {
@@ -725,24 +768,27 @@ def _read_card(file: Path, folder: Path) -> tuple[int, Card]:
     """(its place in the list, card) of a source of a zoo."""
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
-        name, accuracy, parameters, trivial, place, number = (
-            record[key] for key in ("name", "accuracy", "parameters", "trivial", "checkpoint", "number")
+        name, parameters, trivial, place, number = (
+            record[key] for key in ("name", "parameters", "trivial", "checkpoint", "number")
         )
+        score, metric = _measured(record)
+        is_score = isinstance(score, float | int | None) and (metric is not None or _is_accuracy(record["accuracy"]))
+        odd = metric is not None and fields.fault(metric, {"name": str, "unit": str, "larger_is_better": bool})
         known = isinstance(name, str) and isinstance(parameters, int) and isinstance(trivial, bool)
-        if not known or not _is_accuracy(accuracy) or not isinstance(number, int):
+        if not known or odd or not is_score or not isinstance(number, int):
             raise ValueError("not the types of a card")
         inside = Path(place)
         if inside.is_absolute() or ".." in inside.parts:
             raise ValueError("its checkpoint is outside the run directory")
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise InputError(f"card '{file}' cannot be read ({error}): run experiments.zoo again") from error
-    if accuracy is None:
+    if score is None:
         raise InputError(f"card '{file}': the source '{name}' diverged: remove the card, or train it at a lower rate")
     if record.keys() == _UNSIGNED:
         console.say(f"card '{file}' has no SHA-256, since an older tljax wrote it, and is believed as it stands")
     else:
         directory.read_record(file)  # raises InputError for one that is not as it was written
-    return number, Card(name, str(folder / inside), accuracy, parameters, trivial)
+    return number, Card(name, str(folder / inside), score, parameters, trivial, units.from_record(metric))
 
 
 # ---- The stage whose features are taken

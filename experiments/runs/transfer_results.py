@@ -1,4 +1,4 @@
-"""Transfer results: the accuracy that each source leads to, as experiments.transfer trains it.
+"""Transfer results: the accuracy (or primary metric) that each source leads to, as experiments.transfer trains it.
 
 They are the truth that experiments.rank --verify holds the scores of sources to.
 """
@@ -14,7 +14,10 @@ from experiments.runs import budgets, directory, fit, plan, sources
 from experiments.runs.plan import Experiment
 from experiments.runs.settings import Settings
 from experiments.runs.sources import Card
-from tljax.types import InputError, Task
+from tljax.study import units
+from tljax.study.results import metric, score
+from tljax.study.units import ACCURACY
+from tljax.types import InputError, Metric, Task
 
 SCRATCH = "scratch"
 
@@ -38,9 +41,11 @@ class TransferResults(NamedTuple):
     strategy: str
     budget: str
     accuracies: Mapping[str, np.ndarray]
-    """{target: test accuracy, a fraction, float [seeds, sources]}."""
+    """{target: test accuracy, a fraction, or another metric turned so that more is better, float [seeds, sources]}."""
     scratch: Mapping[str, float]
-    """{target: the test accuracy from scratch, the mean over the same seeds}."""
+    """{target: the same from scratch, the mean over the same seeds}."""
+    metric: Metric = ACCURACY
+    """What they are of."""
 
 
 def planned(
@@ -93,6 +98,8 @@ def obtain(
     }
     of_scratch = {target: _accuracies(each, folder, data) for target, each in transfer_plan.scratch.items()}
     of_sources = {key: _accuracies(each, folder, data) for key, each in transfer_plan.transfers.items()}
+    some = next(iter(transfer_plan.transfers.values()))
+    measured_by = plan.objective_of(some.target, some.settings.recipe).metrics[0]
     results = []
     for strategy in [strategy.label for strategy in next(iter(transfer_plan.transfers.values())).strategies]:
         for budget in settings.train_examples:
@@ -107,7 +114,7 @@ def obtain(
                 target: float(np.mean([of_scratch[target][SCRATCH, budget, seed] for seed in seeds]))
                 for target in transfer_plan.scratch
             }
-            results.append(TransferResults(strategy, budget, accuracies, scratch))
+            results.append(TransferResults(strategy, budget, accuracies, scratch, measured_by))
     return results
 
 
@@ -127,16 +134,17 @@ def _refuse_doubles(folder: Path) -> None:
 def _accuracies(
     experiment: Experiment, folder: Path, fingerprints: Mapping[str, str]
 ) -> dict[tuple[str, str, int], float]:
-    """{(strategy, budget, seed): test accuracy}, after what is missing was trained."""
+    """{(strategy, budget, seed): test accuracy, or another metric, turned}, after what is missing was trained."""
     results = {result.key: result for result in fit.within(experiment, folder, fingerprints)}
     accuracies: dict[tuple[str, str, int], float] = {}
     for key, job in plan.planned(experiment).items():
         result = results[key]
-        if result.test_accuracy is None:
+        value = score(result)
+        if value is None:
             source = experiment.settings.source_checkpoint
             raise InputError(
                 f"fit '{result.name}' of source {source} diverged, so there is no truth: leave the source out, or "
                 "lower --learning_rate"
             )
-        accuracies[job.strategy.label, job.budget, job.seed] = result.test_accuracy
+        accuracies[job.strategy.label, job.budget, job.seed] = units.sign(metric(result)) * value
     return accuracies

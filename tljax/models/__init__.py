@@ -29,6 +29,7 @@ def build(
     activation: str,
     compute_dtype: str = "float32",
     matmul_precision: str = "default",
+    remat: Sequence[str] = (),
 ) -> Model:
     """The model that `name` stands for, with so many classes.
 
@@ -39,17 +40,19 @@ def build(
     parameters that are drawn, graded and stored are float32 all the same, and so is any state. A function that takes
     `dtype` gets it and casts the parameters itself, as Flax's modules do; for others they are cast before each stage.
     `matmul_precision` is that of `jax.default_matmul_precision`, in products and convolutions, forwards and backwards.
+    What the stages of `remat` compute within is not kept for the gradient, but computed again (`jax.checkpoint`: Chen
+    et al. 2016, "Training deep nets with sublinear memory cost", arXiv:1604.06174): less memory, more time.
 
-    Raises InputError for an unknown model, option, activation or dtype, for a width below 1, and where the function
-    fails or returns no stages. The stages raise InputError, naming the model, the stage and its inputs, where their own
-    code fails, and where the head returns anything but an array [batch, classes].
+    Raises InputError for an unknown model, option, activation, dtype or stage, for a width below 1, and where the
+    function fails or returns no stages. The stages raise InputError, naming the model, the stage and its inputs, where
+    their own code fails, and where the head returns anything but an array [batch, classes].
 
     >>> [stage.name for stage in build("mlp", 10, hidden=(512,), activation="relu")]
     ['hidden_0', 'head']
     """
     require_dtype(compute_dtype)
     digest = plugins.outside_digest(name, "tljax.models", "model")
-    return _build(name, digest, classes, tuple(hidden), activation, compute_dtype, matmul_precision)
+    return _build(name, digest, classes, tuple(hidden), activation, compute_dtype, matmul_precision, tuple(remat))
 
 
 DTYPES = ("float32", "bfloat16")
@@ -84,6 +87,7 @@ def _build(
     activation: str,
     compute_dtype: str,
     matmul_precision: str,
+    remat: tuple[str, ...],
 ) -> Model:
     spec = plugins.parse(name)
     function = plugins.attribute(spec, plugins.module(spec, "tljax.models", "model"), "model")
@@ -110,6 +114,11 @@ def _build(
     guarded = tuple(
         _guarded(stage, name, function, classes if i == len(stages) else None) for i, stage in enumerate(stages, 1)
     )
+    for stage_name in remat:
+        if stage_name not in names(guarded):
+            reason = f"model '{name}' has no such stage{plugins.nearest(stage_name, names(guarded))}"
+            raise InputError(reason, field="remat", value=stage_name)
+    guarded = tuple(_rematerialised(stage) if stage.name in remat else stage for stage in guarded)
     if (compute_dtype, matmul_precision) == ("float32", "default"):
         return guarded
     dtype = None if compute_dtype == "float32" else jnp.dtype(compute_dtype)
@@ -125,6 +134,26 @@ def _computed(stage: Stage, dtype: Any, precision: str, casts: bool) -> Stage:
         with contextlib.nullcontext() if precision == "default" else jax.default_matmul_precision(precision):
             y, new_state = stage.apply(params, state, x, **keywords)
         return (y, new_state) if dtype is None else (_cast(y, jnp.float32), _cast(new_state, jnp.float32))
+
+    return Stage(stage.name, stage.init, _with_momentum(apply) if takes_momentum(stage) else apply)
+
+
+def _rematerialised(stage: Stage) -> Stage:
+    """The stage, of which the gradient keeps its inputs alone and computes the rest again."""
+
+    def apply(
+        params: Params,
+        state: ModelState,
+        x: PyTree,
+        *,
+        key: jax.Array | None,
+        weight: jax.Array | None,
+        **keywords: Any,
+    ) -> tuple[PyTree, ModelState]:
+        def computed(params: Params, state: ModelState, x: PyTree, key: Any, weight: Any) -> Any:
+            return stage.apply(params, state, x, key=key, weight=weight, **keywords)
+
+        return jax.checkpoint(computed)(params, state, x, key, weight)
 
     return Stage(stage.name, stage.init, _with_momentum(apply) if takes_momentum(stage) else apply)
 
