@@ -82,7 +82,8 @@ def _show_starts(experiment: Experiment) -> None:
         console.plan(strategy.label, start.plan, start.params, start.phases, same, names, decays, costs_of_phases)
         if paths := plan.left_out(strategy, start, experiment.model):
             console.say(f"  {strategy.label}: left out, and so frozen: {', '.join(paths)}\n")
-    console.notes(plan.title_and_notes(settings, experiment.source, experiment.target)[1])
+    augmented = plan.augment_notes(settings.recipe, experiment.target)
+    console.notes([*augmented, *plan.title_and_notes(settings, experiment.source, experiment.target)[1]])
 
 
 def main(argv: Sequence[str]) -> None:

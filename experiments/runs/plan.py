@@ -191,6 +191,8 @@ def prepare(
         if start.finish:
             names_of_ends[strategy.label] = list(start.finish(start.params))
     require_end(settings.verdict_of, names_of_ends)
+    if settings.augment_views:
+        _flagged("", "augment_views", lambda: _check_views(settings.recipe, target))
     if not only and "scratch" not in settings.strategies:
         console.say("scratch is added: what it reaches with the same budget is what transfer must beat")
     return experiment
@@ -267,7 +269,7 @@ def source_from_data(settings: Settings) -> Source:
 def source_task(settings: Settings) -> Task:
     """The task of `--source`; raises InputError for settings under which it cannot be learnt."""
     task = load_task(settings, settings.source or "", settings.image_shape)
-    model = settings.build_model(task.outputs)
+    model = settings.build_model(task.outputs, settings.source_recipe)
     require_outputs(settings, model, task)
     params, _ = batch_stats.split(models.abstract(model, example_shape(task)))
     start = Start(params, ((0.0, None),), fresh=None)
@@ -441,11 +443,31 @@ def augmentations(recipe: Recipe, task: Task) -> tuple[augment.Augmentation, ...
     return augment.read(augment.resolved(recipe.augment, task.train.spec), task.outputs)
 
 
+def augment_notes(recipe: Recipe, task: Task) -> list[str]:
+    """How the training examples of a task are augmented, in a line; none where they are not."""
+    text = augment.resolved(recipe.augment, task.train.spec)
+    if text:
+        return [f"augmented in training: {text}; validation and test examples of '{task.name}' stay as they are"]
+    return [f"not augmented: the inputs of '{task.name}' are no pixels"] if recipe.augment.strip() else []
+
+
+def _example(task: Task) -> tuple[Any, Any]:
+    """(inputs, targets): shapes and dtypes of one training example of a task."""
+    targets = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), task.train.targets)
+    return task.train.spec, targets
+
+
+def _check_views(recipe: Recipe, task: Task) -> None:
+    """Raise InputError where there is nothing that views of a task's examples could be of."""
+    if not (every := augmentations(recipe, task)):
+        raise InputError("there is nothing to augment: give `augment=crop,flip`, or leave the views out")
+    augment.require_views(every, *_example(task))
+
+
 def _check_augment(recipe: Recipe, task: Task, loss: objective.Loss) -> None:
     """Raise InputError for augmentations that do not fit a task, or that mix targets for a loss of whole labels."""
     every = augmentations(recipe, task)
-    targets = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), task.train.targets)
-    augment.check(every, task.train.spec, targets)
+    augment.check(every, *_example(task))
     if mixing := [augmentation.text for augmentation in every if augmentation.mixes]:
         objective.check_mixed(objective.resolved(recipe.loss, task.kind), loss, task.outputs, mixing[0])
         if recipe.class_weights != "none":

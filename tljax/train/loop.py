@@ -522,7 +522,15 @@ def _phase(
     variables = place(mesh, state.variables)
     passes = _passes(fits, ends, phase, state.began)
     short, inputs = features.skip_frozen_prefix(
-        specialized, members[0], variables, width, data, passes, execution.cache, execution.on_message
+        specialized,
+        members[0],
+        variables,
+        width,
+        data,
+        passes,
+        execution.cache,
+        execution.on_message,
+        jnp.stack([fit.key for fit in members]),
     )
     hyper = place(mesh, stack_hyper(specialized, members, state.masks))
     renewed = [stage for stage in short.reestimated if stage in short.tracked]
