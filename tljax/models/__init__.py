@@ -379,6 +379,20 @@ def abstract(model: Model, shape: Shape) -> Params:
     return jax.eval_shape(lambda key: init(model, key, shape), jax.random.key(0))
 
 
+def stateful(model: Model, shape: Shape) -> tuple[str, ...]:
+    """The stages that have a state, for inputs of one example's `shape`."""
+    leaves, structure = jax.tree.flatten(batch_of(shape, 1))
+    return _stateful(model, structure, tuple(leaves))
+
+
+@lru_cache(maxsize=256)
+def _stateful(model: Model, structure: Any, leaves: tuple[jax.ShapeDtypeStruct, ...]) -> tuple[str, ...]:
+    """The stages that have a state, for a flattened batch of inputs, which is hashable."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    variables = jax.eval_shape(lambda key: _draw(model, key, (structure, leaves)), key)
+    return tuple(batch_stats.split(variables)[1])
+
+
 def apply(
     model: Model,
     params: Params,
