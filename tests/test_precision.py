@@ -124,7 +124,7 @@ def test_where_a_backend_does_not_say_what_a_program_takes_nothing_is_known():
 
 
 def test_peak_memory_is_in_the_dry_run_the_report_and_no_line_of_results(tasks, tmp_path, capsys):
-    flags = {"strategies": ("head_only",), "seeds": (0,), "devices": 1}
+    flags = {"strategies": ("head_only",), "seeds": (0,), "devices": 1, "ema": 0.9}
     transfer.run(**arguments(tasks, tmp_path / "w", dry_run=True, **flags))
     dry = [line.split("peak memory ")[1].split()[0] for line in capsys.readouterr().out.splitlines() if "peak" in line]
     transfer.run(**arguments(tasks, tmp_path / "w", **flags))
