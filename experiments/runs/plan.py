@@ -280,8 +280,15 @@ def source_task(settings: Settings) -> Task:
     task = load_task(settings, settings.source or "", settings.image_shape)
     model = settings.build_model(task.outputs, settings.source_recipe)
     require_outputs(settings, model, task)
-    params, _ = batch_stats.split(models.abstract(model, example_shape(task)))
+    params, model_state = batch_stats.split(models.abstract(model, example_shape(task)))
     start = Start(params, ((0.0, None),), fresh=None)
+    if settings.source_recipe.microbatch and model_state:
+        stage = next(iter(model_state))
+        raise InputError(
+            f"stage '{stage}' normalises by the whole batch while the source is trained: leave it at 0",
+            field="source_microbatch" if settings.target else "microbatch",
+            value=settings.source_recipe.microbatch,
+        )
     # As dicts, since dataclasses that share a nan differ from Python 3.13 on.
     is_own = vars(settings.source_recipe) != vars(settings.recipe)
     terms, _ = penalties.read(settings.source_recipe.penalty)
@@ -451,6 +458,7 @@ def check_recipe(recipe: Recipe, budget: str, task: Task, start: Start, prefix: 
     )
     total = _flagged(prefix, "batch_size", lambda: count_steps(recipe, len(subset)))
     _flagged(prefix, "microbatch", lambda: train.check_microbatch(recipe.microbatch, recipe.batch_size))
+    _flagged(prefix, "microbatch", lambda: _refuse_whole_batches(recipe, start))
     phases_at_steps(start.phases, total)
     require_validation(recipe, start)
     _flagged(prefix, "schedule", lambda: learning_rates(recipe, total))
@@ -460,6 +468,14 @@ def check_recipe(recipe: Recipe, budget: str, task: Task, start: Start, prefix: 
         raise InputError(f"--{prefix}loss={recipe.loss} does not give a number an example: see --helpfull")
     _flagged(prefix, "optimizer", lambda: _try_optimizer(spec, numbers))
     _flagged(prefix, "augment", lambda: _check_augment(recipe, task, loss))
+
+
+def _refuse_whole_batches(recipe: Recipe, start: Start) -> None:
+    """Raise InputError for microbatches in a phase in which a stage normalises by the whole batch."""
+    for _, mask in start.phases:
+        if recipe.microbatch and start.model_state and not masks.is_strategy(mask):
+            modes = state_modes(start.batch_stats, start.params, start.model_state, mask)
+            train.refuse_microbatch(recipe.microbatch, [stage for stage, mode in modes.items() if mode == "tracked"])
 
 
 def augmentations(recipe: Recipe, task: Task) -> tuple[augment.Augmentation, ...]:

@@ -160,7 +160,11 @@ def _rematerialised(stage: Stage) -> Stage:
 
 def _cast(tree: PyTree, dtype: Any) -> PyTree:
     """The tree with its float leaves in a dtype."""
-    return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree)
+
+    def cast(leaf: Any) -> Any:
+        return leaf.astype(dtype) if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(cast, tree)
 
 
 _CLEAR_ERRORS = (InputError, jax.errors.JaxRuntimeError, MemoryError)
