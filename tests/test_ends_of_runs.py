@@ -90,7 +90,7 @@ def test_phases_end_by_validation_restore_their_best_and_leave_the_rest_to_the_n
                 np.testing.assert_allclose(state[f"{line.name}.between"][path], expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("count", [5, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 9, 17, 24))])
+@pytest.mark.parametrize("count", [5, *(pytest.param(n, marks=pytest.mark.slow) for n in (9, 24))])
 def test_a_run_with_ends_that_is_killed_goes_on_with_the_same_bits(with_ends, tasks, tmp_path, monkeypatch, count):
     flags, undisturbed = with_ends
     with monkeypatch.context() as patch:
@@ -107,6 +107,7 @@ def test_a_run_with_ends_that_is_killed_goes_on_with_the_same_bits(with_ends, ta
             assert (tmp_path / "w" / file).read_bytes() == (undisturbed / file).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_fit_with_ends_has_the_same_bits_alone(with_ends, tasks, tmp_path):
     flags, folder = with_ends
     transfer.run(**arguments(tasks, tmp_path / "w", **{**flags, "seeds": (1,), "devices": 1}))
@@ -172,6 +173,7 @@ def test_ends_that_cannot_be_meant_are_refused_before_anything_is_trained(name, 
     assert "\n" not in str(refused.value) and not (tmp_path / "w").exists()
 
 
+@pytest.mark.slow
 def test_a_study_and_its_report_are_of_the_end_that_was_planned(tasks, tmp_path, capsys):
     flags = {"strategies": ("full",), "seeds": (0, 1), "steps": 40, "epochs": None, "points": 8, "validation": 0.3}
     flags |= {"optimizer": "adam", "learning_rate": 0.05, "train_examples": ("20:seeds=2",), "batch_size": 5}
