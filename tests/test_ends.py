@@ -10,7 +10,7 @@ from experiments.runs import resume
 from tljax import batch_stats, masks, models, objective, optimizers, paths, train
 from tljax.data import draw
 from tljax.plateau import plateau
-from tljax.types import PhaseRule, Stage
+from tljax.types import InputError, PhaseRule, Stage
 
 STEPS, EVERY, RATE, WEIGHT = 24, 2, 0.0625, 0.0625
 POINTS = [*range(EVERY, STEPS + 1, EVERY)]
@@ -218,6 +218,20 @@ def test_the_average_of_a_models_state_is_that_of_the_states_after_each_step():
             mean = mean + WEIGHT * (seen[-1] - mean)
             np.testing.assert_allclose(now.average.model_state["centre"]["mean"][0], mean, rtol=0, atol=1e-12)
     assert len(seen) == STEPS and not np.array_equal(seen[0], seen[15]) and np.array_equal(seen[15], seen[-1])
+
+
+def test_a_plateau_is_that_nothing_of_late_is_better_than_what_was_before():
+    rng = np.random.default_rng(0)
+    for patience in (1, 2, 3):
+        for count in range(8):
+            scores = rng.integers(0, 4, count).tolist()
+            before, late = scores[: max(count - patience, 0)], scores[max(count - patience, 0) :]
+            expected = bool(before) and max(late) <= max(before)
+            assert plateau(patience)(scores) == expected
+    assert plateau(1, min_delta=0.1)([0.5, 0.6]) and not plateau(1, min_delta=0.05)([0.5, 0.6])
+    for wrong in ({"patience": 0}, {"patience": 1.5}, {"patience": 1, "min_delta": -1}):
+        with pytest.raises(InputError):
+            plateau(**wrong)
 
 
 @pytest.mark.slow
