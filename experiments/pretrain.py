@@ -49,7 +49,7 @@ def run(**flags: Any) -> list[Result]:
         blank = Result(name="", target="", strategy="", seed=0)
         prepared = fit.prepare_source(settings, outlined, settings.seeds[0], blank)
         console.mask_table(task.name, params, everything, decays, costs.in_words(outlined, prepared))
-        console.notes(task.findings)
+        console.notes([*plan.augment_notes(settings.source_recipe, task), *task.findings])
         return []
     with directory.opened(settings, "pretrain") as folder:
         if process.first():

@@ -1,6 +1,8 @@
 """Augmentations against NumPy written from their definitions; draws that do not depend on devices and padding."""
 
+import functools
 import itertools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from tljax import augment
+from tljax import augment, evaluate, masks, models, objective, optimizers, train
+from tljax.data import draw
+from tljax.train import features
+from tljax.train import step as step_room
 from tljax.types import Batch, InputError
 
 RNG = np.random.default_rng(0)
@@ -119,8 +124,6 @@ def test_mixup_is_the_convex_combination_of_inputs_and_targets(targets):
 
 def test_the_loss_under_mixup_is_the_mixture_of_losses():
     """l CE(y_i) + (1 - l) CE(y_j), the form of the paper's figure 1, with smoothing too."""
-    from tljax import objective
-
     shares, partners = mixture("mixup:alpha=1", FLOATS)
     share = np.median(shares)
     logits = RNG.normal(size=(COUNT, 4))
@@ -134,6 +137,7 @@ def test_the_loss_under_mixup_is_the_mixture_of_losses():
         np.testing.assert_allclose(got, closed.sum(1), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_share_of_mixup_is_of_the_beta_distribution():
     augmentation = augment.read("mixup:alpha=0.4")
     batch = Batch(jnp.zeros((2, 1)), jnp.eye(2), jnp.ones(2))
@@ -310,3 +314,251 @@ def test_mixup_refuses_tokens():
     tokens = jax.ShapeDtypeStruct((20,), np.int32)
     with pytest.raises(InputError, match=r"mixup mixes pixels and floats, not int32\[20\]: leave it out"):
         augment.check(augment.read("mixup"), tokens, tokens)
+
+
+# ---- In training
+
+EIGHT = PIXELS[:, :, :, :1]
+MODEL = models.build("mlp", 4, hidden=(16,), activation="relu")
+DATA = train.load(EIGHT, LABELS)
+STEPS, BATCH = 30, 13
+OPTIMIZER, NUMBERS = optimizers.spec("sgd", momentum=0.9)
+DEVICES = tuple(jax.devices())
+
+
+def spec_of(text, model=MODEL):
+    return train.Spec(
+        model, objective.loss("softmax_cross_entropy"), OPTIMIZER, augment=augment.read(text, 4), smooth_labels=True
+    )
+
+
+def fit_of(seed=0, head_only=False, model=MODEL, rate=0.05, batch=BATCH, shares=None):
+    params = models.init(model, jax.random.key(seed), (SIDE, SIDE, 1))
+    mask = masks.under(params, "head") if head_only else masks.by_path(params, lambda path: True)
+    order = functools.partial(draw.order, seed, COUNT, batch, epochs=True)
+    numbers = {**NUMBERS, "label_smoothing": 0.1}
+    rates = np.full(STEPS, rate, np.float32)
+    return train.Fit(params, ((0, mask),), order, rates, (), numbers, jax.random.key(seed), shares=shares)
+
+
+def trained(spec, fits, execution=None, ends=(STEPS,), states=()):
+    """{number of the fit: its parameters and its losses} at the end."""
+    of_fits = {}
+    for state, log in train.fit(spec, fits, DATA, ends, states, execution):
+        for row, i in enumerate(state.fits):
+            params = jax.device_get(jax.tree.map(lambda leaf, row=row: leaf[row], state.params))
+            of_fits[i] = (params, np.asarray(log.loss)[row])
+    return of_fits
+
+
+def plain_loop(text, steps):
+    """The same fit by a loop over jax.grad, with augmentations called as their definition says: one example after
+    another, with its key, and no padding."""
+    fit, augmentations = fit_of(), augment.read(text, 4)
+    params, velocity = fit.params, jax.tree.map(jnp.zeros_like, fit.params)
+
+    def loss(params, x, targets):
+        x = x.reshape(len(x), -1) / 255
+        hidden = jax.nn.relu(x @ params["hidden_0"]["kernel"] + params["hidden_0"]["bias"][None])
+        logits = hidden @ params["head"]["kernel"] + params["head"]["bias"][None]
+        return -(targets * jax.nn.log_softmax(logits)).sum(-1).mean()
+
+    losses = []
+    for step, rows in enumerate(fit.order(0, steps)):
+        rows = rows[rows >= 0]
+        key = jax.random.fold_in(jax.random.fold_in(fit.key, step), step_room._AUGMENT)
+        batch = Batch(jnp.asarray(EIGHT[rows]), jnp.asarray(LABELS[rows]), jnp.ones(len(rows)))
+        for number, augmentation in enumerate(augmentations):
+            key_of_one, options = jax.random.fold_in(key, number), dict(augmentation.options)
+            if augmentation.example:
+                changed = [
+                    augmentation.example(
+                        jax.random.fold_in(key_of_one, i), jax.tree.map(lambda leaf, i=i: leaf[i], batch), **options
+                    )
+                    for i in range(len(rows))
+                ]
+                batch = batch._replace(inputs=jnp.stack([example.inputs for example in changed]))
+            else:
+                one_hot = jnp.eye(4)[batch.targets] if batch.targets.ndim == 1 else batch.targets
+                batch = augmentation.function(key_of_one, batch._replace(targets=one_hot), **options)
+        targets = jnp.eye(4)[batch.targets] if batch.targets.ndim == 1 else batch.targets
+        targets = 0.9 * targets + 0.1 / 4
+        value, gradients = jax.value_and_grad(loss)(params, batch.inputs.astype(jnp.float32), targets)
+        velocity = jax.tree.map(lambda v, g: 0.9 * v + g, velocity, gradients)
+        params = jax.tree.map(lambda w, v: w - 0.05 * v, params, velocity)
+        losses.append(float(value))
+    return params, np.array(losses)
+
+
+def assert_near(got, expected, atol=1e-5):
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=atol), got, expected)
+
+
+@pytest.mark.parametrize("text", ["crop:pad=2,flip", pytest.param("flip,mixup:alpha=1", marks=pytest.mark.slow)])
+def test_an_augmented_fit_is_that_of_a_plain_loop(text):
+    params, losses = plain_loop(text, 10)
+    fit = fit_of()
+    fit = fit._replace(rates=fit.rates[:10])
+    got, got_losses = trained(spec_of(text), [fit], ends=(10,))[0]
+    assert_near(got_losses, losses)
+    assert_near(got, params)
+    without, _ = trained(spec_of(""), [fit], ends=(10,))[0]
+    assert max(np.abs(a - b).max() for a, b in zip(jax.tree.leaves(without), jax.tree.leaves(got), strict=True)) > 0.01
+
+
+HOW = {
+    "jit data:8": train.Execution(DEVICES, 8),
+    "jit data:4, trial:2": train.Execution(DEVICES, 4),
+    "pmap": train.Execution(DEVICES, 8, "pmap"),
+}
+
+
+@pytest.mark.parametrize(
+    ("how", "text"),
+    [
+        ("pmap", "crop:pad=2,flip"),
+        pytest.param("jit data:8", "crop:pad=2,cutmix", marks=pytest.mark.slow),
+        *(
+            pytest.param(how, text, marks=pytest.mark.slow)
+            for how, text in (
+                ("jit data:8", "erase,mixup"),
+                ("jit data:4, trial:2", "jitter:contrast=0.5,mixup"),
+                ("pmap", "flip,mixup:alpha=1"),
+            )
+        ),
+    ],
+)
+def test_devices_that_share_padded_batches_see_what_one_device_sees(how, text):
+    """Thirteen examples, and two in the last batch of an epoch, on eight devices."""
+    one = trained(spec_of(text), [fit_of(0), fit_of(1)])
+    many = trained(spec_of(text), [fit_of(0), fit_of(1)], HOW[how])
+    for i in (0, 1):
+        assert_near(many[i], one[i], 2e-5)
+
+
+def test_a_fit_has_the_same_bits_alone_beside_others_and_taken_up_from_the_middle():
+    spec = spec_of("crop:pad=2,flip")
+    group = [fit_of(0), fit_of(0, rate=0.01), fit_of(1)]
+    together, [alone] = trained(spec, group), trained(spec, group[:1]).values()
+    assert jax.tree.map(np.ndarray.tolist, together[0]) == jax.tree.map(np.ndarray.tolist, alone)
+    for state, _ in train.fit(spec, group[:1], DATA, [17, STEPS]):
+        halfway = jax.device_get(state)
+        break
+    (params, losses), whole = trained(spec, group[:1], ends=(17, STEPS), states=[halfway])[0], alone
+    assert jax.tree.map(np.ndarray.tolist, params) == jax.tree.map(np.ndarray.tolist, whole[0])
+    assert losses.tolist() == whole[1][17:].tolist()
+
+
+@pytest.mark.slow
+def test_fits_of_one_seed_are_augmented_alike_and_those_side_by_side_as_well():
+    """Under a rate of 0 the losses of steps are those of one network on what it sees."""
+    spec, seen = spec_of("crop:pad=2,flip,erase"), {}
+    fits = [fit_of(0, rate=0.0, shares=0), fit_of(0, rate=0.0, shares=0)]
+    for many in ("map", "auto", "vmap"):
+        seen[many] = [losses for _, losses in trained(spec, fits, train.Execution(many=many)).values()]
+    for losses in itertools.chain(*seen.values()):
+        np.testing.assert_allclose(losses, seen["map"][0], rtol=1e-6)
+    [(_, other)] = trained(spec, [fit_of(0, rate=0.0)._replace(key=jax.random.key(9))]).values()
+    assert np.abs(other - seen["map"][0]).max() > 0.01
+
+
+def test_evaluation_sees_images_as_they_are():
+    spec, fits = spec_of("flip:rate=1,crop:pad=3"), [fit_of()]
+    for cache in (None, train.FeatureCache(10**8, views=2)):
+        execution = train.Execution(cache=cache)
+        for state, _ in train.fit(spec, fits, DATA, [STEPS], execution=execution):
+            got = evaluate.logits_of(spec, fits, state, evaluate.padded(EIGHT), COUNT, execution)
+    expected = models.apply(MODEL, jax.tree.map(lambda leaf: leaf[0], state.params), jnp.asarray(EIGHT))
+    np.testing.assert_allclose(got[0], expected, atol=1e-5)
+
+
+# ---- On features of a frozen prefix
+
+
+def test_by_default_a_frozen_prefix_is_computed_in_every_step():
+    said, spec = [], spec_of("crop:pad=2,flip")
+    cache = train.FeatureCache(10**8)
+    execution = train.Execution(cache=cache, on_message=said.append)
+    assert_near(trained(spec, [fit_of(head_only=True)], execution), trained(spec, [fit_of(head_only=True)]))
+    assert said == ["hidden_0 is frozen, and computed in every step, since inputs are augmented"] and not cache.arrays
+
+
+@pytest.mark.parametrize("how", [None, "jit data:8", pytest.param("pmap", marks=pytest.mark.slow)])
+def test_features_of_views_give_what_the_prefix_gives_of_the_same_views(how):
+    """30 steps of 40 are two passes and so enough for two views; a loop without a cache augments each example with the
+    key of its view, and draws the view that the step draws."""
+    said, views, fit = [], 2, fit_of(head_only=True, batch=40)
+    cache = train.FeatureCache(10**8, views=views)
+    execution = replace(HOW[how] if how else train.Execution(), cache=cache, on_message=said.append)
+    got, losses = trained(spec_of("crop:pad=2,flip"), [fit], execution)[0]
+    assert said == ["hidden_0 is frozen: features of 2 augmented views of 600 examples are computed once, 0 MB"]
+    [kept] = cache.arrays.values()
+    assert kept.shape == (1, COUNT, views, 16)
+
+    augmentations, images = augment.read("crop:pad=2,flip"), []
+    for view in range(views):
+        batch = Batch(jnp.asarray(EIGHT), jnp.asarray(LABELS), jnp.ones(COUNT))
+        images.append(augment.apply(augmentations, features.view_key(fit.key, view), batch).inputs)
+    images = np.stack(images, 1)
+    params, velocity = fit.params, jax.tree.map(jnp.zeros_like, fit.params["head"])
+    assert len({image.tobytes() for image in images.reshape(-1, SIDE, SIDE)}) > 1.9 * COUNT
+
+    def loss(head, x, targets):
+        logits = models.apply(MODEL, {**params, "head": head}, x)
+        return -(targets * jax.nn.log_softmax(logits)).sum(-1).mean()
+
+    head, expected, drawn = params["head"], [], []
+    for step, rows in enumerate(fit.order(0, STEPS)):
+        key = jax.random.fold_in(jax.random.fold_in(fit.key, step), step_room._AUGMENT)
+        chosen = [int(jax.random.randint(jax.random.fold_in(key, i), (), 0, views)) for i in range(len(rows))]
+        drawn += chosen
+        targets = 0.9 * jnp.eye(4)[LABELS[rows]] + 0.1 / 4
+        value, gradient = jax.value_and_grad(loss)(head, jnp.asarray(images[rows, chosen]), targets)
+        velocity = jax.tree.map(lambda v, g: 0.9 * v + g, velocity, gradient)
+        head = jax.tree.map(lambda w, v: w - 0.05 * v, head, velocity)
+        expected.append(float(value))
+    assert_near(losses, np.array(expected))
+    assert_near(got["head"], head)
+    assert scipy.stats.binomtest(sum(drawn), len(drawn), 0.5).pvalue > 0.001
+
+
+def test_each_seed_has_views_of_its_own_and_strategies_of_one_seed_share_them():
+    cache = train.FeatureCache(10**8, views=2)
+    execution = train.Execution(cache=cache)
+    params = fit_of(0).params
+    fits = [fit_of(seed, head_only=True, batch=40)._replace(params=params) for seed in (0, 1)]
+    trained(spec_of("flip"), fits, execution)
+    [both] = cache.arrays.values()
+    assert both.shape[0] == 2 and (both[0] != both[1]).any()
+    trained(spec_of("flip"), [fits[0], fits[0]._replace(rates=fits[0].rates * 2)], execution)
+    assert len(cache.arrays) == 2 and [*cache.arrays.values()][1].shape[0] == 1
+    np.testing.assert_allclose([*cache.arrays.values()][1][0], both[0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("batch", "budget", "message"),
+    [
+        (BATCH, 10**8, "hidden_0 is frozen, and computed in every step, since fewer examples pass than views do"),
+        (40, 100, "hidden_0 is frozen: features of 2 augmented views of 600 examples are 0 MB and the budget 0 MB, so"),
+    ],
+)
+def test_views_that_are_not_worth_it_or_too_large_are_not_computed(batch, budget, message):
+    said, fit = [], fit_of(head_only=True, batch=batch)
+    cache = train.FeatureCache(budget, views=2)
+    got = trained(spec_of("flip"), [fit], train.Execution(cache=cache, on_message=said.append))
+    assert said[0].startswith(message) and not cache.arrays
+    assert_near(got, trained(spec_of("flip"), [fit]))
+
+
+def test_views_are_kept_of_augmentations_of_inputs_of_one_example(own, tmp_path):
+    augment.require_views(
+        augment.read(f"crop,flip,erase,{own}:noise"), jax.ShapeDtypeStruct((8, 8, 3), np.float32), LABEL
+    )
+    with pytest.raises(InputError, match="views are of examples, and 'mixup' changes whole batches"):
+        augment.require_views(augment.read("flip,mixup"), SPEC, LABEL)
+    (tmp_path / "labels.py").write_text(
+        "from tljax.augment import by_example\n\n"
+        "@by_example\ndef augment(key, example):\n    return example._replace(targets=example.targets * 0)\n"
+    )
+    with pytest.raises(InputError, match=r"views are of inputs, and .* changes targets"):
+        augment.require_views(augment.read(f"{tmp_path}/labels.py:augment"), SPEC, LABEL)

@@ -41,7 +41,7 @@ def by_example(function: Function) -> Function:
 
     @functools.wraps(function)
     def of_batch(key: jax.Array, batch: Batch, **options: Any) -> Batch:
-        return _each(function, key, batch, 0, options)
+        return _each(function, key, batch, jnp.arange(len(batch.weight)), options)
 
     of_batch.example = function  # type: ignore[attr-defined]
     return of_batch
@@ -54,11 +54,14 @@ def mixes(function: Function) -> Function:
     return function
 
 
-def _each(function: Function, key: jax.Array, batch: Batch, first: Any, options: Mapping[str, Any]) -> Batch:
-    """Each example of a batch, or of a part of one that begins at place `first`, changed by a function of one."""
-    places = first + jnp.arange(len(batch.weight))
-    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(places)
-    return jax.vmap(functools.partial(function, **options))(keys, batch)
+def _each(function: Function, key: jax.Array, batch: Batch, places: jax.Array, options: Mapping[str, Any]) -> Batch:
+    """Each example of a batch changed by a function of one, which draws from the key and the example's place."""
+    return jax.vmap(functools.partial(function, **options))(_keys(key, places), batch)
+
+
+def _keys(key: jax.Array, places: jax.Array) -> jax.Array:
+    """A key for each place (int [n])."""
+    return jax.vmap(functools.partial(jax.random.fold_in, key))(places)
 
 
 # ---- Those of tljax
@@ -229,7 +232,7 @@ def _share_and_partners(key: jax.Array, batch: Batch, name: str, alpha: float) -
         raise InputError(f"{name}:alpha={alpha}: it must be above 0")
     of_share, of_rows = jax.random.split(key)
     rows, real = jnp.arange(len(batch.weight)), batch.weight > 0
-    draws = jax.vmap(lambda row: jax.random.uniform(jax.random.fold_in(of_rows, row)))(rows)
+    draws = jax.vmap(jax.random.uniform)(_keys(of_rows, rows))
     shuffled = jnp.argsort(jnp.where(real, draws, jnp.inf))
     partners = jnp.where(real, shuffled[jnp.cumsum(real) - 1], rows)
     return jax.random.beta(of_share, alpha, alpha), partners
@@ -270,8 +273,8 @@ def resolved(text: str, inputs: Any) -> str:
     """
     if text.strip() != "auto":
         return text
-    pixels = getattr(inputs, "dtype", None) == jnp.uint8 and len(inputs.shape) == 3 and min(inputs.shape[:2]) >= 8
-    return f"crop:pad={round(min(inputs.shape[:2]) / 8)},flip" if pixels else ""
+    pixels = getattr(inputs, "dtype", None) == jnp.uint8 and len(inputs.shape) == 3 and min(inputs.shape[:2]) > 1
+    return f"crop:pad={max(1, round(min(inputs.shape[:2]) / 8))},flip" if pixels else ""
 
 
 def read(text: str, classes: int = 0) -> tuple[Augmentation, ...]:
@@ -320,20 +323,27 @@ def digests(text: str) -> list[str]:
 # ---- In the step
 
 
-def apply(augmentations: tuple[Augmentation, ...], key: jax.Array, batch: Batch, axis: str | None = None) -> Batch:
+def apply(
+    augmentations: tuple[Augmentation, ...],
+    key: jax.Array,
+    batch: Batch,
+    axis: str | None = None,
+    places: jax.Array | None = None,
+) -> Batch:
     """The batch after augmentations, one after another, each with a key of its own.
 
     Where one mixes targets, those that are classes become one-hot floats [batch, classes], and bools floats. With an
     `axis` of devices the batch is one device's part of the whole, and so is what is returned; the changes are those of
-    the whole batch on one device. Padding stays padding. Raises InputError for one that fails, that gives no Batch, or
-    that changes shapes or dtypes.
+    the whole batch on one device. `places` (int [batch]) are those from which examples draw, where they are other than
+    the batch's, and all augmentations `by_example`. Padding stays padding. Raises InputError for one that fails, that
+    gives no Batch, or that changes shapes or dtypes.
     """
     if mixing := [augmentation for augmentation in augmentations if augmentation.mixes]:
         as_floats = functools.partial(_as_floats, mixing[0].classes)
         batch = batch._replace(targets=jax.tree.map(as_floats, batch.targets))
     weight = batch.weight
     for number, augmentation in enumerate(augmentations):
-        batch = _one(augmentation, jax.random.fold_in(key, number), batch, axis)
+        batch = _one(augmentation, jax.random.fold_in(key, number), batch, axis, places)
     return batch._replace(weight=jnp.where(weight > 0, batch.weight, weight))
 
 
@@ -344,18 +354,33 @@ def _as_floats(classes: int, targets: jax.Array) -> jax.Array:
     return targets.astype(jnp.float32) if targets.dtype == bool else targets
 
 
-def _one(augmentation: Augmentation, key: jax.Array, batch: Batch, axis: str | None) -> Batch:
+def view(views: int, key: jax.Array, batch: Batch, axis: str | None = None) -> Batch:
+    """The batch with one of so many views of each example, whose inputs are [batch, views, ...], as likely as another.
+
+    `axis` is as in `apply`.
+    """
+    places = _places(batch, axis)
+    drawn = jax.vmap(lambda key: jax.random.randint(key, (), 0, views))(_keys(key, places))
+    return batch._replace(inputs=jax.tree.map(lambda leaf: leaf[jnp.arange(len(places)), drawn], batch.inputs))
+
+
+def _places(batch: Batch, axis: str | None) -> jax.Array:
+    """The places in the whole batch, int [batch]."""
+    places = jnp.arange(len(batch.weight))
+    return places if axis is None else places + jax.lax.axis_index(axis) * len(places)
+
+
+def _one(augmentation: Augmentation, key: jax.Array, batch: Batch, axis: str | None, places: jax.Array | None) -> Batch:
     """The batch, or a device's part of it, after one augmentation."""
-    options, rows = dict(augmentation.options), len(batch.weight)
-    first = 0 if axis is None else jax.lax.axis_index(axis) * rows
-    function = augmentation.example
+    options, function = dict(augmentation.options), augmentation.example
     if function is not None:
-        return _checked(augmentation, lambda: _each(function, key, batch, first, options), batch)
+        at = _places(batch, axis) if places is None else places
+        return _checked(augmentation, lambda: _each(function, key, batch, at, options), batch)
     if axis is None:
         return _checked(augmentation, lambda: augmentation.function(key, batch, **options), batch)
     whole = jax.lax.all_gather(batch, axis, tiled=True)
     changed = _checked(augmentation, lambda: augmentation.function(key, whole, **options), whole)
-    return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, rows), changed)
+    return jax.tree.map(lambda leaf: leaf[_places(batch, axis)], changed)
 
 
 def _checked(augmentation: Augmentation, call: Callable[[], Any], batch: Batch) -> Batch:
@@ -394,3 +419,23 @@ def check(augmentations: tuple[Augmentation, ...], inputs: Any, targets: Any) ->
     example: Any = Batch(inputs, targets, cast(Any, jax.ShapeDtypeStruct((), jnp.float32)))
     batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((2, *leaf.shape), leaf.dtype), example)
     jax.eval_shape(lambda batch: apply(augmentations, jax.random.key(0), batch), batch)
+
+
+def require_views(augmentations: tuple[Augmentation, ...], inputs: Any, targets: Any) -> None:
+    """Raise InputError for augmentations that views of examples cannot be kept of: those that do not change the inputs
+    of each example by itself.
+
+    `inputs` and `targets` have the shapes and dtypes of one example.
+    """
+    for augmentation in augmentations:
+        if augmentation.example is None:
+            raise InputError(
+                f"views are of examples, and '{augmentation.text}' changes whole batches: leave it or the views out"
+            )
+        example: Any = Batch(inputs, targets, cast(Any, jax.ShapeDtypeStruct((), jnp.float32)))
+        function = functools.partial(augmentation.example, **dict(augmentation.options))
+        traced: Any = jax.make_jaxpr(lambda batch, call=function: call(jax.random.key(0), batch).targets)(example)
+        if any(out not in traced.jaxpr.invars for out in traced.jaxpr.outvars):
+            raise InputError(
+                f"views are of inputs, and '{augmentation.text}' changes targets: leave it or the views out"
+            )

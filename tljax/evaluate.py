@@ -6,6 +6,7 @@ Logits stand for the outputs of any head: [examples, classes] of classes, [examp
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -61,7 +62,7 @@ def logits_of(
     """
     execution = execution or train.Execution()
     members = [fits[i] for i in state.fits]
-    specialized = specialize(spec, members[0], state.masks[0])
+    specialized = replace(specialize(spec, members[0], state.masks[0]), augment=())
     width = shared_width(specialized, members, state.masks)
     mesh = mesh_of_group(len(members) // width, execution.devices, execution.devices_per_batch)
     params, passes = place(mesh, state.variables), len(data)

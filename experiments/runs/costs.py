@@ -21,6 +21,7 @@ def of_fits(experiment: Experiment, results: Sequence[Result], folder: Path) -> 
     shape = plan.example_shape(experiment.target)
     keeps_dropout = plan.stages_with_dropout(settings, model, shape)
     goal = plan.objective_of(experiment.target, settings.recipe)
+    augmented = bool(plan.augmentations(settings.recipe, experiment.target))
     costs: dict[str, dict[str, Any]] = {}
     flops_of: dict[Any, float] = {}
     starts = {(strategy.name, str(strategy.options)): start for strategy, start in plan.first_starts(experiment)}
@@ -31,7 +32,9 @@ def of_fits(experiment: Experiment, results: Sequence[Result], folder: Path) -> 
         for number, (first, last) in enumerate(pairwise(bounds)):
             mask = masks.load(folder / "masks" / f"{result.name}-phase{number}", start.params)
             # Features are computed once where at least as many examples are trained on as there are.
-            cached = (last - first) * settings.recipe.batch_size >= result.train_examples
+            passes = (last - first) * settings.recipe.batch_size
+            cached = passes >= result.train_examples * (settings.augment_views or 1)
+            cached &= not augmented or settings.augment_views > 0
             key = result.strategy, str(result.options), masks.digest(masks.static(start.params, mask)), cached
             if key not in flops_of:
                 step = (shape, settings.recipe.batch_size, start.merge, cached, keeps_dropout)

@@ -88,6 +88,8 @@ def _train_missing(experiment: Experiment, missing: Mapping[str, PlannedFit], fo
     settings, model, target = experiment.settings, experiment.model, experiment.target
     trained = obtain_source(settings, experiment.source, folder, experiment.execution)
     on_device = load(target, settings.recipe, experiment.execution)
+    for line in plan.augment_notes(settings.recipe, target):
+        console.say(line)
     seeds_of_fits = {fit.seed for fit in missing.values()}
     initial = {seed: plan.initialization_of(experiment, seed, trained.get(seed)) for seed in seeds_of_fits}
     groups: dict[Any, list[PreparedFit]] = {}
@@ -163,6 +165,8 @@ def train_sources(settings: Settings, task: Task, folder: Path, execution: train
     missing = {seed: result for seed, result in planned.items() if result.key not in finished}
     if missing:
         missing = planned if settings.many == "vmap" else missing
+        for line in plan.augment_notes(settings.source_recipe, task):
+            console.say(line)
         on_device = load(task, settings.source_recipe, execution)
         fits = [prepare_source(settings, on_device, seed, result) for seed, result in missing.items()]
         with console.progress(f"source {task.name}", sum(len(fit.trial.rates) for fit in fits)) as advance:
@@ -271,6 +275,7 @@ def build(
         augment=plan.augmentations(recipe, on_device.task),
         averages=recipe.ema > 0,
         microbatch=recipe.microbatch,
+        batch_stats=start.batch_stats,
     )
 
     def order(first: int, last: int) -> np.ndarray:

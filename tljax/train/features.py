@@ -22,11 +22,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tljax import batch_stats, models
+from tljax import augment, batch_stats, models
+from tljax.augment import Augmentation
 from tljax.train.data import Data, Stream, batch_spec, batch_within, batches, examples_of
 from tljax.train.step import Fit, Spec, frozen_prefix_of
 from tljax.train.vectorize import divide, host, mesh_under, over, place, sharing
-from tljax.types import ArrayExamples, InputError, Model, Params
+from tljax.types import ArrayExamples, Batch, InputError, Model, Params
 
 _BATCH = 1000
 """Examples that go through the frozen stages at once."""
@@ -46,6 +47,9 @@ class FeatureCache:
     folder: Path | None = None
     """Where the features of a stream are kept that are larger than the budget; None computes them in every step. What
     is in it is deleted with the cache."""
+    views: int = 0
+    """Of inputs that are augmented, so many views of each example pass the prefix, and each step draws one; 0 augments
+    anew in every step, and so computes the prefix in it."""
     arrays: dict[Any, Any] = field(default_factory=dict)
     """{everything that features follow from: features [views, n, ...]}, least recently used first."""
     files: dict[Any, Any] = field(default_factory=dict)
@@ -61,24 +65,32 @@ def skip_frozen_prefix(
     passes: int,
     cache: FeatureCache | None,
     on_message: Callable[[str], None],
+    keys: jax.Array | None = None,
 ) -> tuple[Spec, Data | Stream]:
     """The spec without its frozen prefix, and the features in place of the inputs; or both as they are.
 
     `fit` is any of the group, `params` its variables with a leading axis of fits, on their devices; each `width`
     neighbours freeze equal leaves. `passes` examples are to pass through the stages: features are computed if that is
     at least as many as there are, and if the cache has room for them, on disk where the data are a stream.
+
+    Of inputs that are augmented there are features of as many views of each example as the cache has, drawn from the
+    fits' `keys`; without views, and of a stream, the prefix is computed in every step.
     """
     mesh = mesh_under(params)
-    if spec.augment and (kept := frozen_prefix_of(spec)):
-        verb = "is" if len(kept) == 1 else "are"
-        on_message(f"{', '.join(kept)} {verb} frozen, and computed in every step, since what comes in is augmented")
     wanted = features_bytes(spec, fit, data, passes, cache)
-    if cache is None or not wanted:
-        return spec, on_mesh(mesh, data)
     prefix, examples = frozen_prefix_of(spec), len(data)
     verb = "is" if len(prefix) == 1 else "are"
-    text = f"{', '.join(prefix)} {verb} frozen: features of {examples:,} examples"
-    model, rest = spec.model[: len(prefix)], replace(spec, model=spec.model[len(prefix) :])
+    if cache is None or not wanted:
+        if spec.augment and prefix:
+            few = cache is not None and cache.views and not isinstance(data, Stream)
+            why = "fewer examples pass than views do" if few else "inputs are augmented"
+            on_message(f"{', '.join(prefix)} {verb} frozen, and computed in every step, since {why}")
+        return spec, on_mesh(mesh, data)
+    views = cache.views if spec.augment else 0
+    of_views = f"{views} augmented views of " if views else ""
+    text = f"{', '.join(prefix)} {verb} frozen: features of {of_views}{examples:,} examples"
+    model = spec.model[: len(prefix)]
+    rest = replace(spec, model=spec.model[len(prefix) :], augment=(), views=views)
     if wanted > cache.budget and isinstance(data, Stream) and cache.folder is not None:
         in_files = on_disk(cache, model, spec.merge, params, data)
         if in_files is not None:
@@ -88,7 +100,8 @@ def skip_frozen_prefix(
         on_message(f"{text} are {_mb(wanted)} and the budget {_mb(cache.budget)}, so computed in every step")
         return spec, on_mesh(mesh, data)
     first_of_each = jax.tree.map(lambda leaf: leaf[::width], params)
-    features = compute(cache, model, spec.merge, first_of_each, data)
+    keys_of_each = None if keys is None else keys[::width]
+    features = compute(cache, model, spec.merge, first_of_each, data, spec.augment, keys_of_each)
     on_message(f"{text} are computed once, {_mb(_nbytes(features))}")
     if isinstance(data, Stream):
         return rest, Data(features, jax.tree.map(jnp.asarray, data.examples.targets), data.name)
@@ -112,21 +125,28 @@ def shapes(
     whole = jax.eval_shape(spec.merge or (lambda params: params), fit.params)
     variables = batch_stats.join(whole, fit.model_state)
     outputs = jax.eval_shape(functools.partial(models.apply, spec.model[:count]), variables, batch_spec(data, rows))
-    inputs = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), _kept_as(leaf.dtype, cache.dtype)), outputs
-    )
+    views = cache.views if spec.augment else 0
+
+    def kept(leaf: Any) -> jax.ShapeDtypeStruct:
+        shape = (1, len(leaf), *([views] if views else []), *leaf.shape[1:])
+        return jax.ShapeDtypeStruct(shape, _kept_as(leaf.dtype, cache.dtype))
+
     targets = data.examples.targets if isinstance(data, Stream) else data.targets
-    return replace(spec, model=spec.model[count:]), Data(inputs, targets, data.name)
+    short = replace(spec, model=spec.model[count:], augment=(), views=views)
+    return short, Data(jax.tree.map(kept, outputs), targets, data.name)
 
 
 def features_bytes(spec: Spec, fit: Fit, data: Data | Stream, passes: int, cache: FeatureCache | None) -> int:
-    """Bytes of one view of features, or 0 if there is none that is worth it: fewer examples pass through than there
-    are. It depends on one fit alone, and so then do its bits."""
+    """Bytes of one fit's features, or 0 if there are none that are worth it: fewer examples pass through than there
+    are, or than augmented views of them. It depends on one fit alone, and so then do its bits."""
     count = len(frozen_prefix_of(spec))
-    if cache is None or not count or spec.augment or passes < len(data):
+    if cache is None or not count or (spec.augment and isinstance(data, Stream)):
+        return 0
+    views = cache.views if spec.augment else 1
+    if not views or passes < views * len(data):
         return 0
     whole = jax.eval_shape(spec.merge or (lambda params: params), fit.params)
-    return _view_bytes(cache, spec.model[:count], batch_stats.join(whole, fit.model_state), data)
+    return views * _view_bytes(cache, spec.model[:count], batch_stats.join(whole, fit.model_state), data)
 
 
 def _view_bytes(cache: FeatureCache, model: Model, params: Params, data: Data | Stream) -> int:
@@ -138,24 +158,36 @@ def _view_bytes(cache: FeatureCache, model: Model, params: Params, data: Data | 
     return -(-examples // batch) * batch * numbers * jnp.dtype(cache.dtype).itemsize
 
 
-def compute(cache: FeatureCache, model: Model, merge: Any, params: Params, data: Data | Stream) -> Any:
+def compute(
+    cache: FeatureCache,
+    model: Model,
+    merge: Any,
+    params: Params,
+    data: Data | Stream,
+    augmentations: tuple[Augmentation, ...] = (),
+    keys: jax.Array | None = None,
+) -> Any:
     """The outputs of the stages of `model` for all inputs, leaves [views, rows, ...], at least as many as examples.
 
     `params` are variables with a leading axis of fits; there is a view for each of them, or one for all if all have the
-    same bytes. `merge` is as in `Spec`. What was computed before is not computed again.
+    same bytes. `merge` is as in `Spec`. What was computed before is not computed again. Under augmentations, with a key
+    of each fit, the leaves are [views, rows, cache.views, ...]: the outputs for augmented examples.
     """
     mesh = mesh_under(params)
     used = {stage.name: params[stage.name] for stage in model} if merge is None else params
-    digests = _digests(used)
+    drawn_from = jax.random.key_data(keys) if augmentations and keys is not None else None
+    digests = _digests((used, drawn_from))
     if len(set(digests)) == 1:
-        used, digests = jax.tree.map(lambda leaf: leaf[:1], used), digests[:1]
+        (used, drawn_from), digests = jax.tree.map(lambda leaf: leaf[:1], (used, drawn_from)), digests[:1]
     several = len(digests) > 1
-    key = (model, merge, tuple(digests), data.name, cache.dtype, mesh)
+    key: tuple[Any, ...] = (model, merge, tuple(digests), data.name, cache.dtype, mesh)
+    key += (augmentations, cache.views) if augmentations else ()
     if key in cache.arrays:
         cache.arrays[key] = cache.arrays.pop(key)
         return cache.arrays[key]
     first = jax.tree.map(lambda leaf: leaf[0], used)
     wanted = _view_bytes(cache, model, _merged(merge, first), data) * len(digests)
+    wanted *= cache.views if augmentations else 1
     while cache.arrays and sum(map(_nbytes, cache.arrays.values())) + wanted > cache.budget:
         del cache.arrays[next(iter(cache.arrays))]
     divided = mesh if several or sharing(mesh) > 1 else None
@@ -165,23 +197,82 @@ def compute(cache: FeatureCache, model: Model, merge: Any, params: Params, data:
         features = features if mesh else jax.device_put(features)
     else:
         inputs = place(mesh, data.inputs, by_fit=False)
-        features = _compute(divided, model, merge, cache.dtype, several, used, inputs)
+        fixed = (divided, model, merge, cache.dtype, several)
+        if augmentations:
+            examples = (inputs, place(mesh, data.targets, by_fit=False))
+            features = _compute_views(*fixed, augmentations, cache.views, (used, drawn_from), examples)
+        else:
+            features = _compute(*fixed, used, inputs)
     cache.arrays[key] = features if several else place(mesh, features, by_fit=False)
     return cache.arrays[key]
 
 
 @functools.partial(jax.jit, static_argnames=("mesh", "model", "merge", "dtype", "several"))
 def _compute(mesh: Any, model: Model, merge: Any, dtype: str, several: bool, params: Params, inputs: Any) -> Any:
-    examples = examples_of(inputs)
-    batch = _batch(examples)
-    # Rows beyond the last example hold it again: nothing refers to them.
-    chosen = jnp.minimum(jnp.arange(-(-examples // batch) * batch), examples - 1).reshape(-1, batch)
-
     def gathered(rows: jax.Array, inputs: Any) -> Any:
         divided = divide(mesh, rows)
         return jax.tree.map(lambda leaf: leaf[0][divided], inputs)
 
-    return _outputs(mesh, model, merge, dtype, several, params, chosen, inputs, gathered)
+    return _outputs(mesh, model, merge, dtype, several, params, _rows(inputs), inputs, gathered)
+
+
+def _rows(inputs: Any) -> jax.Array:
+    """All examples, int32 [batches, batch]; rows beyond the last hold it again: nothing refers to them."""
+    examples = examples_of(inputs)
+    batch = _batch(examples)
+    return jnp.minimum(jnp.arange(-(-examples // batch) * batch), examples - 1).reshape(-1, batch)
+
+
+@functools.partial(jax.jit, static_argnums=range(7))
+def _compute_views(
+    mesh: Any,
+    model: Model,
+    merge: Any,
+    dtype: str,
+    several: bool,
+    augmentations: tuple[Augmentation, ...],
+    views: int,
+    of_each_fit: tuple[Params, Any],
+    examples: tuple[Any, Any],
+) -> Any:
+    """As `_compute`, of augmented views of the examples (inputs, targets): leaves [fits, rows, views, ...].
+
+    `of_each_fit` has its variables and the data of its key.
+    """
+
+    def of_fits(of_each_fit: tuple[Params, Any], examples: tuple[Any, Any]) -> Any:
+        def of_fit(of_one: tuple[Params, Any]) -> Any:
+            whole, key = _merged(merge, of_one[0]), jax.random.wrap_key_data(of_one[1])
+            keys = jax.vmap(functools.partial(view_key, key))(jnp.arange(views))
+
+            def of_batch(rows: jax.Array) -> Any:
+                divided, (inputs, targets) = divide(mesh, rows), examples
+                x = jax.tree.map(lambda leaf: leaf[0][divided], inputs)
+                batch = Batch(x, jax.tree.map(lambda leaf: leaf[divided], targets), jnp.ones(len(rows)))
+
+                def of_view(key: jax.Array) -> Any:
+                    outputs = models.apply(
+                        model, whole, augment.apply(augmentations, key, batch, places=divided).inputs
+                    )
+                    return jax.tree.map(lambda output: output.astype(_kept_as(output.dtype, dtype)), outputs)
+
+                return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), jax.lax.map(of_view, keys))
+
+            outputs = jax.lax.map(of_batch, _rows(examples[0]))
+            return jax.tree.map(lambda output: output.reshape(-1, *output.shape[2:]), outputs)
+
+        return jax.lax.map(of_fit, of_each_fit)
+
+    return over(mesh, of_fits, (of_each_fit,), (examples,)) if several else of_fits(of_each_fit, examples)
+
+
+def view_key(key: jax.Array, view: Any) -> jax.Array:
+    """The key of one augmented view of all examples, of a fit with this key: no step's, and no stage's."""
+    return jax.random.fold_in(jax.random.fold_in(key, _VIEWS), view)
+
+
+_VIEWS = 2**31 - 2
+"""What is folded into a fit's key for views: steps fold in their numbers, from 0 on."""
 
 
 @functools.partial(jax.jit, static_argnames=("mesh", "model", "merge", "dtype", "several"))

@@ -482,7 +482,7 @@ def cost_of(
     short, inputs = features.shapes(specialized, fit, data, passes, cache)
     state, trains = abstract(spec, [fit], [history]), trained_leaves(specialized)
     trained, frozen = masks.split(state.params, trains)
-    average = None if state.average is None else masks.split(state.average, trains)[0]
+    average = None if state.average is None else part_of_average(state.average, trains)[0]
     further = () if average is None and not state.model_state else (average, state.model_state)
     rows, batch = capacity(batch_size(fit)), batch_size(fit)
     if isinstance(inputs, Stream):
@@ -522,7 +522,15 @@ def _phase(
     variables = place(mesh, state.variables)
     passes = _passes(fits, ends, phase, state.began)
     short, inputs = features.skip_frozen_prefix(
-        specialized, members[0], variables, width, data, passes, execution.cache, execution.on_message
+        specialized,
+        members[0],
+        variables,
+        width,
+        data,
+        passes,
+        execution.cache,
+        execution.on_message,
+        jnp.stack([fit.key for fit in members]),
     )
     hyper = place(mesh, stack_hyper(specialized, members, state.masks))
     renewed = [stage for stage in short.reestimated if stage in short.tracked]

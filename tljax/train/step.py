@@ -50,6 +50,9 @@ class Spec:
     """The paths of the leaves that were drawn anew, if a penalty refers to where the fit began."""
     augment: tuple[Augmentation, ...] = ()
     """What changes each batch at random before it is trained on. The caller sets it."""
+    views: int = 0
+    """How many augmented views of each example the inputs have, [batch, views, ...]: a step draws one. 0 of inputs
+    without such an axis; features of a frozen prefix may have one (`features.skip_frozen_prefix`)."""
     batch_stats: tuple[tuple[str, str], ...] = ()
     """(stage, what becomes of its state): 'frozen', 'tracked', 'reestimated', or 'auto', which holds for stages that
     are not named (`state_modes`). The caller sets it."""
@@ -115,8 +118,8 @@ class Fit(NamedTuple):
     fisher: Params | None = None
     """The source's Fisher information, for penalties: {path: array} or a tree."""
     shares: Hashable = None
-    """Neighbours in a group with equal values, other than None, have one order and equal parameters at the start:
-    the batches and the features of the frozen prefix are then passed once for all of them."""
+    """Neighbours in a group with equal values, other than None, have one order, one key and equal parameters at the
+    start: the batches and the features of the frozen prefix are then passed once for all of them."""
     model_state: Mapping[str, Any] = {}
     """The model's state at the start, apart from its parameters."""
     order_name: Hashable = None
@@ -193,9 +196,11 @@ def augmented(spec: Spec, key: jax.Array, batch: Batch, number: jax.Array, axis:
 
     It follows from the key, the step and each example's place in the whole batch: fits of one seed see the same.
     """
-    if not spec.augment:
+    if not spec.augment and not spec.views:
         return batch
     step_key = jax.random.fold_in(jax.random.fold_in(key, number), _AUGMENT)
+    if spec.views:
+        return augment.view(spec.views, step_key, batch, axis)
     return augment.apply(spec.augment, step_key, batch, axis)
 
 
@@ -309,6 +314,13 @@ def _accumulated(
         terms = tuple(term + value for term, value in zip(terms, values, strict=True))
         gradients = jax.tree.map(lambda gradient, more: gradient + more, gradients, of_penalties)
     return (loss, terms), jax.tree.map(lambda gradient, leaf: gradient.astype(leaf.dtype), gradients, trained)
+
+
+def refuse_microbatch(microbatch: int, tracked: Sequence[str]) -> None:
+    """Raise InputError for microbatches where the state of stages follows the batch: they normalise by all of it."""
+    if microbatch and tracked:
+        reason = f"stage '{tracked[0]}' normalises by the whole batch: leave it at 0, or give `batch_stats=frozen`"
+        raise InputError(reason, field="microbatch", value=microbatch)
 
 
 def check_microbatch(microbatch: int, batch: int, devices: int = 1) -> None:
@@ -547,9 +559,7 @@ def specialize(spec: Spec, fit: Fit, history: Sequence[Mask]) -> Spec:
     tracked = tuple(
         stage for stage, mode in modes.items() if mode == "tracked" or (mode == "reestimated" and stage not in frozen)
     )
-    if spec.microbatch and tracked:
-        reason = f"stage '{tracked[0]}' normalises by the whole batch: leave it at 0, or give `batch_stats=frozen`"
-        raise InputError(reason, field="microbatch", value=spec.microbatch)
+    refuse_microbatch(spec.microbatch, tracked)
     anchored = fit.fresh is not None and any(penalty.needs_start for penalty in spec.penalties)
     return replace(
         spec,
