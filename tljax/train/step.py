@@ -1,4 +1,4 @@
-"""One training step of one fit, read in the order in which it happens: augment, loss, gradients, update, apply, log.
+"""One training step of one fit, read in the order in which it happens: loss, gradients, update, apply, log.
 
 `step` knows nothing of other fits and of many devices: `vectorize` maps it over both. What decides its compilation is
 `Spec`, what is passed to it is `Hyper`; both follow from a `Fit` and its masks.
@@ -166,8 +166,6 @@ def step(
     differentiated with respect to the former alone. `rate` is the learning rate, `number` that of the step. With an
     `axis` of devices the batch is one device's part, and the step is that of the whole batch.
     """
-
-    batch = augmented(spec, hyper.key, batch, number, axis)
 
     def loss_fn(trained: Params) -> tuple[jax.Array, Any]:
         return _objective(spec, hyper, trained, frozen, model_state, batch, number, axis)
