@@ -195,7 +195,7 @@ def test_the_splits_of_the_folders_are_kept_where_the_file_has_groups_alone(tmp_
         ([(*row, "dog") for row in ROWS], ("file", "split", "group", "target"),
          r"line 3: target is 'dog', the folder says 'cat'"),
         (ROWS, ("picture", "split", "group"), r"has the columns picture, split, group: it needs file, split"),
-        (ROWS, ("file", "split", "split"), r"it needs file, split and, if wanted, group, each once"),
+        (ROWS, ("file", "split", "split"), r"it needs file, split and, if wanted, group and target, each once"),
         (ROWS[:1] + ROWS[2:3] + ROWS[4:5], None, r"puts no picture of class 'cat' into test, but into train"),
         ([], None, r"lists no picture"),
     ],
@@ -219,3 +219,92 @@ def test_a_file_that_is_not_there_or_no_csv_is_named(pictures: Path, tmp_path: P
             load(f"folder:{pictures}:splits={tmp_path}/odd.csv", data_dir=tmp_path)
     with pytest.raises(InputError, match=r"has no option 'split'; nearest: 'splits=FILE.csv'"):
         load(f"folder:{pictures}:split={tmp_path}/odd.csv", data_dir=tmp_path)
+
+
+# A column of targets.
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Path:
+    """DIR/0.png .. 7.png and DIR/deep/er/8.png."""
+    for row in range(9):
+        file = tmp_path / "plain" / ("deep/er" if row == 8 else ".") / f"{row}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(X[row]).save(file)
+    return tmp_path / "plain"
+
+
+def with_targets(folder: Path, cells: list[str]) -> Any:
+    """The task of DIR's pictures with these targets: 0 to 4 train, the others test; pictures 7 and 8 stand first."""
+    files = [*(f"{row}.png" for row in range(8)), "deep/er/8.png"]
+    rows = [(files[row], "train" if row < 5 else "test", cells[row]) for row in (8, 7, *range(7))]
+    table = write(folder.parent / "targets.csv", rows, ("file", "split", "target"))
+    return load(f"folder:{folder}:splits={table}", data_dir=folder.parent / "kept")
+
+
+def test_texts_are_classes_of_pictures_anywhere(plain: Path) -> None:
+    task = with_targets(plain, ["b", "a", "b", "2", "a", "2", "a", "b", "a"])
+    assert task.kind == "classes" and task.classes == ("2", "a", "b")
+    np.testing.assert_array_equal(task.train.arrays[..., 0], X[[3, 1, 4, 0, 2]])  # by class, then by file
+    assert task.train.targets.tolist() == [0, 1, 1, 2, 2] and task.test.targets.tolist() == [0, 1, 1, 2]
+
+
+def test_texts_with_bars_are_labels(plain: Path) -> None:
+    task = with_targets(plain, ["cat|dog", "cat", "", "dog | ape", "ape|", "cat", "ape", "dog", "cat|ape|dog"])
+    assert task.kind == "labels" and task.classes == ("ape", "cat", "dog")
+    np.testing.assert_array_equal(task.train.arrays[..., 0], X[:5])  # by file
+    assert task.train.targets.astype(int).tolist() == [[0, 1, 1], [0, 1, 0], [0, 0, 0], [1, 0, 1], [1, 0, 0]]
+    assert task.test.targets[3].tolist() == [True, True, True]
+    assert with_targets(plain, ["1|2", "1", "2", "2|3", "3", "1", "2", "3", "1|3"]).classes == ("1", "2", "3")
+
+
+def test_numbers_are_values(plain: Path) -> None:
+    cells = ["1.5", "-2", "3e2", "+4", ".5", "6", "7", "8", "9.25"]
+    task = with_targets(plain, cells)
+    assert task.kind == "values" and task.classes == () and task.outputs == 1
+    np.testing.assert_array_equal(task.train.targets, np.array([[1.5], [-2], [300], [4], [0.5]], np.float32))
+    np.testing.assert_array_equal(task.test.targets[:, 0], np.float32([6, 7, 8, 9.25]))
+    pairs = with_targets(plain, [f"{cell} | {row}" for row, cell in enumerate(cells)])
+    assert pairs.kind == "values" and pairs.outputs == 2
+    np.testing.assert_array_equal(pairs.train.targets[:, 1], np.arange(5))
+
+
+@pytest.mark.parametrize(
+    ("cells", "words"),
+    [
+        (
+            list("123123123"),
+            r"targets are whole numbers, which may be classes or values: write a decimal point.*\(3.0\)",
+        ),
+        (["1.5", "2", "x", *"456789"], r"line 6: target is 'x', most are numbers: write a number"),
+        (["1.5", "2", "", *"456789"], r"line 6: target is empty: write it, or leave out the line"),
+        (["a", "b", "", *"abbaab"], r"line 6: target is empty"),
+        (["1.5", "nan", *"3456789"], r"line 5: target is 'nan', no finite float32: leave out the line"),
+        (["1.5", "1e39", *"3456789"], r"line 5: target is '1e39', no finite float32"),
+        (["a|a", "b", *"abbaabb"], r"line 4: target names a label twice"),
+        (["1.5|2", "2|1", "1|1", "4", "5|5", "6|6", "7|7", "8|8", "9|9"], r"line 7: target has 1 values, others 2"),
+        ([*"abab", "c", *"abba"], r"puts no picture of class 'c' into test"),
+        (["a|", *"abbabbab"], None),
+    ],
+)
+def test_targets_that_cannot_be_meant_are_named(cells: list[str], words: str | None, plain: Path) -> None:
+    if words is None:
+        assert with_targets(plain, cells).kind == "labels"
+        return
+    with pytest.raises(InputError, match=words) as error:
+        with_targets(plain, cells)
+    assert "\n" not in str(error.value)
+
+
+def test_a_target_may_repeat_the_folder_or_have_nothing_to_do_with_it(pictures: Path, tmp_path: Path) -> None:
+    for names, classes in (
+        ({"dog": "dog", "cat": "cat"}, ("cat", "dog")),
+        ({"dog": "ill", "cat": "well"}, ("ill", "well")),
+    ):
+        rows = [(*row, names[row[0][:3]]) for row in ROWS]
+        table = write(tmp_path / "t.csv", rows, ("file", "split", "group", "target"))
+        task = load(f"folder:{pictures}:splits={table}", data_dir=tmp_path)
+        assert task.classes == classes and task.train.groups is not None
+    rows = [(row[0], str(i % 2 + 0.5)) for i, row in enumerate(ROWS)]
+    with pytest.raises(InputError, match="line 2: split is 'dog': add the column split"):
+        load(f"folder:{pictures}:splits={write(tmp_path / 't.csv', rows, ('file', 'target'))}", data_dir=tmp_path)

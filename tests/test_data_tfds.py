@@ -39,10 +39,17 @@ with tfds.core.registered.skip_registration():
         pkg_dir_path = Path(__file__).parent
         splits: dict[str, list[dict[str, Any]]]
         features: Any
+        supervised: Any = None
 
         def _info(self) -> Any:
             features = tfds.features.FeaturesDict(self.features)
-            return tfds.core.DatasetInfo(builder=self, features=features, description="", disable_shuffling=True)
+            return tfds.core.DatasetInfo(
+                builder=self,
+                features=features,
+                description="",
+                disable_shuffling=True,
+                supervised_keys=self.supervised,
+            )
 
         def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
             return {split: self._generate_examples(records) for split, records in self.splits.items()}
@@ -131,8 +138,107 @@ def test_what_is_no_image_classification_is_refused(tmp_path: Path) -> None:
     make(tmp_path, {"train": rows, "test": rows[:5]}, features)
     with pytest.raises(InputError, match=r"no image classification: it has 0 features of kind Image \(id, label\)"):
         load("tljax_tiny", data_dir=tmp_path)
-    with pytest.raises(InputError, match=r"'imdb_reviews' is no image classification"):
+    with pytest.raises(InputError, match=r"'imdb_reviews' has text as input 'text': tokenise it, and give the tokens"):
         load("imdb_reviews", data_dir=tmp_path)
+
+
+X = np.random.default_rng(5).normal(size=(30, 4)).astype(np.float32)
+MANY = {
+    "vector": tfds.features.Tensor(shape=(4,), dtype=np.float32),
+    "number": tfds.features.Scalar(np.float64),
+    "count": tfds.features.Scalar(np.int64),
+    "ids": tfds.features.Tensor(shape=(5,), dtype=np.int32),
+    "image": tfds.features.Image(shape=(8, 6, 3)),
+    "label": tfds.features.ClassLabel(names=["ant", "bee", "cat"]),
+    "several": tfds.features.Sequence(tfds.features.ClassLabel(names=["a", "b", "c"])),
+    "text": tfds.features.Text(),
+    "ragged": tfds.features.Tensor(shape=(None,), dtype=np.float32),
+    "both": tfds.features.FeaturesDict({"b": tfds.features.Scalar(np.float32), "a": tfds.features.Scalar(np.int32)}),
+}
+
+
+def of_many(row: int) -> dict[str, Any]:
+    return {
+        **{
+            "vector": X[row],
+            "number": float(X[row, 0]),
+            "count": row,
+            "ids": np.arange(row, row + 5, dtype=np.int32) % 7,
+        },
+        **{"image": Image.fromarray(PIXELS[row]), "label": row % 3, "text": "x", "ragged": X[row, : row % 4]},
+        **{"several": [k for k in range(3) if row >> k & 1], "both": {"a": row, "b": X[row, 1]}},
+    }
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set with features of many kinds."""
+    folder = tmp_path_factory.mktemp("many")
+    make(folder, {"train": [of_many(r) for r in range(20)], "test": [of_many(r) for r in range(20, 30)]}, MANY)
+    return folder
+
+
+def test_features_of_other_kinds_are_chosen_by_name(many: Path) -> None:
+    rows = np.arange(20)
+    default = load("tljax_tiny", data_dir=many)
+    assert default.kind == "classes" and default.classes == ("ant", "bee", "cat")
+    np.testing.assert_array_equal(default.train.arrays, PIXELS[:20])
+    several = load("tljax_tiny:target=several", data_dir=many)
+    assert several.kind == "labels" and several.classes == ("a", "b", "c")
+    np.testing.assert_array_equal(several.train.targets, rows[:, None] >> np.arange(3) & 1 == 1)
+    for name, values in (("number", X[:20, :1]), ("count", rows[:, None]), ("vector", X[:20])):
+        task = load(f"tljax_tiny:target={name}", data_dir=many)
+        assert task.kind == "values" and task.outputs == values.shape[1]
+        np.testing.assert_array_equal(task.train.targets, values.astype(np.float32))
+    vector = load("tljax_tiny:inputs=vector", data_dir=many)
+    np.testing.assert_array_equal(vector.test.arrays, X[20:])
+    joined = load("tljax_tiny:inputs=both+number+count:target=vector", data_dir=many)
+    np.testing.assert_array_equal(
+        joined.train.arrays, np.stack([rows, X[:20, 1], X[:20, 0], rows], 1).astype(np.float32)
+    )
+    tokens = load("tljax_tiny:inputs=ids", data_dir=many)
+    assert tokens.kind == "classes" and tokens.train.arrays.dtype == np.int32
+    beside = load("tljax_tiny:inputs=image+number+vector", data_dir=many)
+    assert list(beside.train.arrays) == ["image", "numbers"] and beside.train.arrays["numbers"].shape == (20, 5)
+    np.testing.assert_array_equal(beside.train.arrays["image"], PIXELS[:20])
+    assert "tensorflow" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (":inputs=text", r"has text as input 'text': tokenise it, and give the tokens as train_inputs of an .npz file"),
+        (":inputs=ragged", r"has input 'ragged' of many lengths"),
+        (":inputs=several", r"has a Sequence as input 'several': choose pictures or numbers"),
+        (":inputs=vektor", r"has no feature 'vektor'; nearest: 'vector'"),
+        (":target=text", r"has a Text as target 'text': choose a ClassLabel"),
+        (":target=ragged", r"has a Tensor as target 'ragged'"),
+        (":target=both", r"target 'both' is several features: choose one with target=A/B"),
+        (":inputs=both:target=both/a", r"feature 'both/a' is target and input"),
+    ],
+)
+def test_features_that_cannot_be_learnt_are_named(options: str, words: str, many: Path) -> None:
+    with pytest.raises(InputError, match=words) as error:
+        load(f"tljax_tiny{options}", data_dir=many)
+    assert "\n" not in str(error.value)
+
+
+def test_hidden_labels_are_named(tmp_path: Path) -> None:
+    features = {key: MANY[key] for key in ("vector", "several")}
+    rows = [{"vector": X[row], "several": [0] if row != 23 else [-1]} for row in range(30)]
+    make(tmp_path, {"train": rows[:20], "test": rows[20:]}, features)
+    with pytest.raises(InputError, match=r"test: row 3 has the labels \[-1\], outside 0..2"):
+        load("tljax_tiny:inputs=vector:target=several", data_dir=tmp_path)
+
+
+def test_what_the_builder_supervises_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tiny, "supervised", ("vector", "number"))
+    features = {key: MANY[key] for key in ("vector", "number", "count", "text")}
+    rows = [{key: of_many(r)[key] for key in features} for r in range(30)]
+    make(tmp_path, {"train": rows[:20], "test": rows[20:]}, features)
+    task = load("tljax_tiny", data_dir=tmp_path)
+    assert task.kind == "values"
+    np.testing.assert_array_equal(task.train.arrays, X[:20])
 
 
 def test_unknown_names_and_configs_come_with_the_nearest(tmp_path: Path) -> None:

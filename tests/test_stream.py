@@ -42,6 +42,7 @@ class ByRow:
         return self.length
 
     def inputs(self, rows):
+        assert len(rows), "a source need not know how to read nothing"
         with self.lock:
             self.read += len(rows)
         return self.images[rows] if self.change is None else self.change(self, rows)

@@ -138,6 +138,9 @@ def _shape(settings: Settings) -> tuple[Any, ...]:
     fit = (
         recipe.batch_size,
         recipe.microbatch,
+        recipe.compute_dtype,
+        recipe.matmul_precision,
+        recipe.remat,
         recipe.epochs,
         recipe.steps,
         recipe.loss,

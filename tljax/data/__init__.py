@@ -2,9 +2,11 @@
 
 mnist_10k, fashion_mnist_10k      10,000 + 2,000 images that come with tljax; no network, nothing written
 mnist, fashion_mnist, kmnist      complete, from `manual_dir` (IDX files) or TFDS
-cifar10, NAME/CONFIG              any image classification of TFDS; NAME:train=train[:80%]:test=train[80%:]
+cifar10, NAME/CONFIG              of TFDS; NAME:train=train[:80%]:test=train[80%:]; NAME:inputs=A+B:target=C names its
+                                  features: pictures or numbers, a class, several labels or values (see `tfds`)
 folder:DIR                        DIR/train/CLASS/*.png and DIR/test/CLASS/*.png
-folder:DIR:splits=FILE.csv        of the pictures in DIR those that FILE.csv lists: file,split,group (see `files`)
+folder:DIR:splits=FILE.csv        of the pictures in DIR those that FILE.csv lists: file,split,target,group, of which
+                                  target may be classes, several labels or values (see `files.prepare_listed`)
 FILE.npz                          train_images, train_labels, test_images, test_labels, class_names, train_groups, ...;
                                   or train_inputs and train_targets of any kind (see `files.prepare_npz`, `targets`)
 package.module:attribute          random-access sources, such as Grain's; FILE.py:attribute:option=value (see `by_row`)
@@ -104,12 +106,14 @@ def _source(
         _require_options(spec, ())
         file = place(spec.name)
         return ["npz", str(file)], lambda: files.prepare_npz(name, file, shape, resize)
-    _require_options(spec, ("train", "test"))
+    _require_options(spec, ("train", "test", "inputs", "target"))
     splits = spec.options.get("train", ""), spec.options.get("test", "")
-    if spec.name in idx.COMPLETE and manual and not any(splits) and _by_hand(spec.name, manual, root):
+    features = spec.options.get("inputs", ""), spec.options.get("target", "")
+    if spec.name in idx.COMPLETE and manual and not any((*splits, *features)) and _by_hand(spec.name, manual, root):
         folder = manual / spec.name
         return ["idx", spec.name, str(folder)], lambda: idx.prepare(spec.name, folder, shape, resize)
-    return ["tfds", spec.name, *splits], lambda: tfds.prepare(spec.name, splits, root, manual, shape, resize)
+    identity = ["tfds", spec.name, *splits, *(features if any(features) else ())]
+    return identity, lambda: tfds.prepare(spec.name, splits, root, manual, shape, resize, features)
 
 
 def _by_hand(name: str, manual: Path, root: Path) -> bool:

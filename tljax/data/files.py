@@ -1,7 +1,8 @@
 """The user's own data: a folder of pictures, or an .npz file of arrays."""
 
 import csv
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -92,12 +93,16 @@ def _pictures(folder: Path) -> list[Path]:
 class _Listed(NamedTuple):
     """One picture, as a line of the file that assigns pictures to splits describes it."""
 
+    number: int
+    """Of the line."""
     split: str
-    label: str
+    folder: str
+    """The name of the folder that it is in: its class, unless there is a column target."""
     file: Path
     order: tuple[str, ...]
     """The parts of the path as the line has it, to sort by."""
     group: str | None
+    target: str | None
 
 
 def prepare_listed(
@@ -105,11 +110,15 @@ def prepare_listed(
 ) -> tuple[list[Path], Callable[[], Task]]:
     """The pictures under `folder` that `table` puts into a split, sorted as by `prepare_folder`, and their decoder.
 
-    `table` is a CSV file (UTF-8) with the columns file, split and, if wanted, group; columns of other names are not
-    read, but a name that is nearly one of these is refused. `file` is the path of a picture from `folder`,
+    `table` is a CSV file (UTF-8) with the columns file, split and, if wanted, target and group; columns of other names
+    are not read, but a name that is nearly one of these is refused. `file` is the path of a picture from `folder`,
     CLASS/x.png or train/CLASS/x.png: its folder's name is the class. `split` is train or test; without that column
-    the path begins with it. `group` is any text. Pictures that no line names are left out, and the note says how
-    many. Raises InputError, with the line, where the table is wrong.
+    the path begins with it. With a column `target` the path is any, and the targets are what that column says: texts
+    are classes; texts with a "|" in one of them, cat|dog, are several labels (cat| is one label, an empty cell none);
+    numbers with a decimal point in one of them are values, several of them with "|" between. Whole numbers alone may be
+    classes or values, and are refused unless they are the folders' names; classes of which some are folders' names
+    must be those of the pictures in them. `group` is any text. Pictures that no line
+    names are left out, and the note says how many. Raises InputError, with the line, where the table is wrong.
     """
     if not folder.is_dir():
         raise InputError(f"'{folder}' is no folder: {_LAYOUT}, or DIR/CLASS/*.png with splits=FILE.csv")
@@ -117,35 +126,42 @@ def prepare_listed(
         in_folder = folder / table.name
         remedy = f"write splits={in_folder}" if in_folder.is_file() else "give its path from the working directory"
         raise InputError(f"'{table}' does not exist: {remedy}")
-    listed = sorted(_listed(folder, table), key=lambda line: (line.split == "test", line.label, line.order))
+    listed = _listed(folder, table)
+    kind = _kind_of_cells(f"'{table}'", listed)
+    by_class = {line: line.folder if line.target is None else line.target for line in listed}
+    listed.sort(key=lambda line: (line.split == "test", by_class[line] if kind == "classes" else "", line.order))
     files = [line.file for line in listed]
-    classes = sorted({line.label for line in listed})
+    classes = sorted(set(by_class.values())) if kind == "classes" else []
     for split, other in (("train", "test"), ("test", "train")):
-        labels_of_split = {line.label for line in listed if line.split == split}
+        classes_of_split = {by_class[line] for line in listed if line.split == split}
         for lacking in classes:
-            if lacking not in labels_of_split:
-                raise InputError(f"'{table}' puts no picture of class '{lacking}' into {split}, but into {other}: "
-                                 "both need the same classes")  # fmt: skip
+            if lacking not in classes_of_split:
+                raise InputError(
+                    f"'{table}' puts no picture of class '{lacking}' into {split}, but into {other}: both need the "
+                    "same classes"
+                )
+        if not classes_of_split:
+            raise InputError(f"'{table}' puts no picture into {split}: both splits need some")
     folders = sorted({parent for file in files for parent in file.parents if parent.is_relative_to(folder)})
     present = sum(is_picture(file.relative_to(folder)) and file.is_file() for file in folder.rglob("*"))
 
     def decode() -> Task:
         pictures = ((f"'{file}'", images.read(file)) for file in files)
         pixels, cropped = images.gather(pictures, len(files), shape, resize)
-        numbers = {label: number for number, label in enumerate(classes)}
-        labels = np.array([numbers[line.label] for line in listed])
+        cells = [by_class[line] for line in listed]
+        names, all_targets = _targets_of_cells(f"'{table}'", kind, cells, [line.number for line in listed])
         groups = np.array([line.group for line in listed]) if listed[0].group is not None else None
         n = sum(line.split == "train" for line in listed)
         parts = (slice(n), slice(n, None))
         train, test = (
-            ArrayExamples(pixels[part], labels[part], None if groups is None else groups[part]) for part in parts
+            ArrayExamples(pixels[part], all_targets[part], None if groups is None else groups[part]) for part in parts
         )
         left_out = f", {present - len(listed):,} of {present:,} in neither" if present > len(listed) else ""
         note = f"{n:,} training and {len(listed) - n:,} test pictures as {filenames.text(table.name)} says{left_out}"
         if not left_out and all(line.split == line.order[0] for line in listed):
             note = ""
         note = "; ".join(filter(None, (note, images.crop_note(cropped, len(files), shape))))
-        return checked(name, train, test, tuple(classes), note)
+        return checked(name, train, test, names, note, kind=kind)
 
     return [table, *folders, *files], decode
 
@@ -162,10 +178,10 @@ def _listed(folder: Path, table: Path) -> list[_Listed]:
     npz.refuse_slips(columns, ("file", "split", "group", "target"), f"'{table}'", "column")
     if "file" not in columns or len(set(columns)) < len(columns):
         raise InputError(
-            f"'{table}' has the columns {', '.join(columns) or 'none'}: it needs file, split and, if wanted, group, "
-            "each once and with commas between"
+            f"'{table}' has the columns {', '.join(columns) or 'none'}: it needs file, split and, if wanted, group and "
+            "target, each once and with commas between"
         )
-    listed = [_line(folder, f"'{table}', line {number}", columns, cells) for number, cells in lines]
+    listed = [_line(folder, f"'{table}'", number, columns, cells) for number, cells in lines]
     seen: dict[Path, int] = {}
     for (number, _), line in zip(lines, listed, strict=True):
         if line.file in seen:
@@ -176,27 +192,98 @@ def _listed(folder: Path, table: Path) -> list[_Listed]:
     return listed
 
 
-def _line(folder: Path, where: str, columns: list[str], cells: list[str]) -> _Listed:
-    """The picture of one line. Raises InputError, in which `where` names the line, where the line is wrong."""
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE)
+_WHOLE = re.compile(r"[+-]?\d+")
+
+
+def _parts(cell: str) -> list[str]:
+    """The labels or values in a cell: those between "|", without empty ones."""
+    return [part.strip() for part in cell.split("|") if part.strip()]
+
+
+def _kind_of_cells(where: str, listed: Sequence[_Listed]) -> str:
+    """What the column target holds, as `Task.kind`; 'classes' without that column.
+
+    Raises InputError, with the line, for what may be classes or values, or is neither.
+    """
+    cells = [line.target for line in listed if line.target is not None]
+    if not cells or all(line.target == line.folder for line in listed):
+        return "classes"
+    several = any("|" in cell for cell in cells)
+    are_numbers = [bool(parts) and all(_NUMBER.fullmatch(part) for part in parts) for parts in map(_parts, cells)]
+    are_whole = all(_WHOLE.fullmatch(part) for cell in cells for part in _parts(cell))
+    if several and (are_whole or not sum(are_numbers) > len(cells) / 2):
+        return "labels"
+    for line, cell, is_number in zip(listed, cells, are_numbers, strict=True):
+        if not cell:
+            raise InputError(f"{where}, line {line.number}: target is empty: write it, or leave out the line")
+        if sum(are_numbers) > len(cells) / 2 and not is_number:
+            raise InputError(f"{where}, line {line.number}: target is '{cell}', most are numbers: write a number")
+    if not any(are_numbers):
+        return _classes_beside_folders(where, listed)
+    if are_whole:
+        raise InputError(
+            f"{where}: targets are whole numbers, which may be classes or values: write a decimal point for values "
+            f"({cells[0]}.0), or a name for classes (c{cells[0]})"
+        )
+    return "values" if all(are_numbers) else _classes_beside_folders(where, listed)
+
+
+def _classes_beside_folders(where: str, listed: Sequence[_Listed]) -> str:
+    """'classes'. Raises InputError for a target that is another folder's name than that of its picture."""
+    folders = {line.folder for line in listed}
+    if folders & {line.target for line in listed}:
+        for line in listed:
+            if line.target != line.folder:
+                words = f"target is '{line.target}', the folder says '{line.folder}'"
+                raise InputError(f"{where}, line {line.number}: {words}: correct it, or drop the column")
+    return "classes"
+
+
+def _targets_of_cells(
+    where: str, kind: str, cells: Sequence[str], lines: Sequence[int]
+) -> tuple[tuple[str, ...], np.ndarray]:
+    """(names of classes or labels, targets of all lines) that the cells say. Raises InputError, with the line."""
+    if kind == "classes":
+        names = sorted(set(cells))
+        return tuple(names), np.array([names.index(cell) for cell in cells])
+    parts = [_parts(cell) for cell in cells]
+    if kind == "labels":
+        names = sorted({part for each in parts for part in each})
+        for line, each in zip(lines, parts, strict=True):
+            if len(set(each)) < len(each):
+                raise InputError(f"{where}, line {line}: target names a label twice: name it once")
+        return tuple(names), np.array([[label in each for label in names] for each in parts], bool)
+    for line, each in zip(lines, parts, strict=True):
+        if len(each) != len(parts[0]):
+            raise InputError(f"{where}, line {line}: target has {len(each)} values, others {len(parts[0])}: write all")
+        for part in each:
+            if not abs(float(part)) <= float(np.finfo(np.float32).max):
+                raise InputError(f"{where}, line {line}: target is '{part}', no finite float32: leave out the line")
+    return (), np.array([[float(part) for part in each] for each in parts])
+
+
+def _line(folder: Path, table: str, number: int, columns: list[str], cells: list[str]) -> _Listed:
+    """The picture of one line. Raises InputError, with the line, where the line is wrong."""
+    where = f"{table}, line {number}"
     if len(cells) != len(columns):
         raise InputError(f"{where} has {len(cells)} cells, the first line {len(columns)}: quote commas within a cell")
     row = dict(zip(columns, cells, strict=True))
     path = PurePosixPath(row["file"])
     parts = path.parts[1:] if path.parts[:1] in (("train",), ("test",)) else path.parts
-    if len(parts) != 2 or path.is_absolute() or ".." in parts:
+    any_place = "target" in row and len(parts) >= 1
+    if not (len(parts) == 2 or any_place) or path.is_absolute() or ".." in parts:
         raise InputError(f"{where}: file '{path}' is no CLASS/x.png or train/CLASS/x.png in '{folder}': write it so")
-    split = row.get("split", path.parts[0])
+    split = row.get("split", path.parts[0] if path.parts else "")
     if split not in ("train", "test"):
         remedy = "write train or test, or leave out the line" if "split" in row else "add the column split"
         raise InputError(f"{where}: split is '{split}': {remedy}")
     if row.get("group") == "":
         raise InputError(f"{where}: group is empty: name one for every picture, or drop the column")
-    if row.get("target", parts[0]) != parts[0]:
-        raise InputError(f"{where}: target is '{row['target']}', the folder says '{parts[0]}': drop the column")
     file = folder / filenames.place(str(path))
     if not is_picture(path) or not file.is_file():
         raise InputError(f"{where}: '{file}' is no {', '.join(PICTURES)} file that is there: correct the path")
-    return _Listed(split, parts[0], file, path.parts, row.get("group"))
+    return _Listed(number, split, parts[0], file, path.parts, row.get("group"), row.get("target"))
 
 
 def is_picture(path: PurePath) -> bool:

@@ -1,4 +1,4 @@
-"""Image classification from TensorFlow Datasets (TFDS), without TensorFlow.
+"""Data sets from TensorFlow Datasets (TFDS), without TensorFlow: pictures or numbers, to classes, labels or values.
 
 Reading is `tfds.data_source` on array_record files. Preparing is TFDS' own where it does without TensorFlow, and for
 MNIST and its kin the builder below: TFDS unpacks gzip with TensorFlow, Python does not need it.
@@ -9,7 +9,7 @@ import urllib.parse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,17 +27,21 @@ def prepare(
     manual_dir: Path | None,
     shape: Shape | None,
     resize: str = "crop",
+    features: tuple[str, str] = ("", ""),
 ) -> tuple[list[Path], Callable[[], Task]]:
     """The files of a data set under `data_dir`, downloaded and prepared if need be, and how to decode them.
 
     `name` is `name` or `name/config`. `splits`, to train and to test on, are written as TFDS writes splits and
-    slices; "" stands for "train", and for "test" or, without such a split, "validation". Raises InputError for an
-    unknown name, config or split, a data set without an image and a class label, splits that share examples, a data set
-    that needs the network or TensorFlow to be prepared and cannot have it, and damaged files.
+    slices; "" stands for "train", and for "test" or, without such a split, "validation". `features` are the names of
+    those that are inputs, with "+" between, and of the target: an Image, numbers or vectors; a ClassLabel, a Sequence
+    of them (several labels), or a number or vector (values). "" stands for the only Image and the only ClassLabel, or
+    for what the builder supervises. Raises InputError for an unknown name, config, split or feature, text and other
+    features that are no inputs or targets, splits that share examples, a data set that needs the network or TensorFlow
+    to be prepared and cannot have it, and damaged files.
     """
     with _damage_as_input_error(name, data_dir):
         builder = _builder(name, data_dir)
-        image, label = _features(name, builder)
+        chosen = _features(name, builder, features)
         prepared = builder.is_prepared()
     if not prepared:
         _download(name, builder, data_dir, manual_dir)
@@ -47,11 +51,11 @@ def prepare(
 
     def decode() -> Task:
         with _damage_as_input_error(name, data_dir):
-            read = [_read(name, builder, split, image, label, shape, resize) for split in (train, test)]
+            read = [_read(name, builder, split, chosen, shape, resize) for split in (train, test)]
             (training, testing), cropped = (part for part, _ in read), sum(count for _, count in read)
             crop_note = images.crop_note(cropped, len(training) + len(testing), shape)
             full_note = "; ".join(filter(None, (note, crop_note)))
-            return checked(name, training, testing, tuple(builder.info.features[label].names), full_note)
+            return checked(name, training, testing, chosen.classes, full_note, kind=chosen.kind)
 
     return sorted(Path(str(builder.data_path)).iterdir()), decode
 
@@ -133,27 +137,109 @@ def _idx_builder(name: str, data_dir: Path) -> Any:
     return Builder(data_dir=data_dir)
 
 
-def _features(name: str, builder: Any) -> tuple[str, str]:
-    """The names of the image and of the class label among the features. Raises InputError if either is not unique."""
+class _Chosen(NamedTuple):
+    """What of a data set is learnt from what."""
+
+    inputs: tuple[str, ...]
+    """Names of features; a feature within another is OUTER/INNER."""
+    target: str
+    kind: str
+    """As `Task.kind`."""
+    classes: tuple[str, ...]
+
+
+def _features(name: str, builder: Any, options: tuple[str, str]) -> _Chosen:
+    """The features that are inputs and target, as the `options` name them.
+
+    Without, they are the only image and the only class label, else those that the builder supervises. Raises InputError
+    where that leaves none, several, or what cannot be learnt.
+    """
     import tensorflow_datasets as tfds
 
-    features = builder.info.features
-    kinds = {key: type(features[key]) for key in (features or {})}
-    supervised = [k for k in builder.info.supervised_keys or () if isinstance(k, str)]
-    chosen = []
-    for kind in (tfds.features.Image, tfds.features.ClassLabel):
-        keys = [key for key in kinds if kinds[key] is kind]
-        keys = [key for key in keys if key in supervised] or keys
-        if len(keys) != 1:
-            raise InputError(
-                f"data set '{name}' is no image classification: it has {len(keys)} features of kind {kind.__name__} "
-                f"({', '.join(sorted(kinds))}), not one: choose another"
+    features = builder.info.features or {}
+    kinds = {key: type(features[key]) for key in features}
+    supervised = [key for key in builder.info.supervised_keys or () if isinstance(key, str)]
+    inputs, target = ([key.strip() for key in options[0].split("+")] if options[0] else []), options[1].strip()
+    if not inputs or not target:
+        only = []
+        for kind in (tfds.features.Image, tfds.features.ClassLabel):
+            keys = [key for key in kinds if kinds[key] is kind]
+            only.append([key for key in keys if key in supervised] or keys)
+        if (inputs or len(only[0]) == 1) and (target or len(only[1]) == 1):
+            inputs, target = inputs or only[0], target or only[1][0]
+        elif len(supervised) == 2:
+            inputs, target = inputs or supervised[:1], target or supervised[1]
+        else:
+            word, keys = next(
+                (kind, keys) for kind, keys in zip(("Image", "ClassLabel"), only, strict=True) if len(keys) != 1
             )
-        chosen.append(keys[0])
-    image, label = chosen
-    if features[image].np_dtype != np.uint8:
-        raise InputError(f"data set '{name}' has images of {features[image].np_dtype}, not uint8: choose another")
-    return image, label
+            raise InputError(
+                f"data set '{name}' is no image classification: it has {len(keys)} features of kind {word} "
+                f"({', '.join(sorted(kinds))}), not one: choose its features with {name}:inputs=A+B:target=C"
+            )
+    known = _flat(features)
+    for key in (*inputs, target):
+        if not any(part == key or part.startswith(f"{key}/") for part in known):
+            raise InputError(f"data set '{name}' has no feature '{key}'{nearest(key, known)}")
+    within = [part for key in inputs for part in known if part == key or part.startswith(f"{key}/")]
+    if target in within:
+        raise InputError(f"data set '{name}': feature '{target}' is target and input: choose others with inputs=A+B")
+    for key in within:
+        _require_input(name, key, known[key])
+    if target not in known:
+        raise InputError(f"data set '{name}': target '{target}' is several features: choose one with target=A/B")
+    return _Chosen(tuple(within), target, *_target(name, target, known[target]))
+
+
+def _flat(features: Any) -> dict[str, Any]:
+    """{name: feature} of all features, those within a dict of them as OUTER/INNER."""
+    import tensorflow_datasets as tfds
+
+    known: dict[str, Any] = {}
+    for key in sorted(features):
+        inner = features[key]
+        is_dict = isinstance(inner, tfds.features.FeaturesDict)
+        known |= {f"{key}/{part}": found for part, found in _flat(inner).items()} if is_dict else {key: inner}
+    return known
+
+
+def _require_input(name: str, key: str, feature: Any) -> None:
+    """Raise InputError for a feature that is neither a picture of bytes nor numbers."""
+    import tensorflow_datasets as tfds
+
+    if isinstance(feature, tfds.features.Text):
+        raise InputError(
+            f"data set '{name}' has text as input '{key}': tokenise it, and give the tokens as train_inputs of an .npz "
+            "file, or choose other features with inputs=A+B"
+        )
+    if isinstance(feature, tfds.features.Image):
+        if feature.np_dtype != np.uint8:
+            raise InputError(f"data set '{name}' has images of {feature.np_dtype}, not uint8: choose another")
+    elif type(feature) not in (tfds.features.Tensor, tfds.features.Scalar) or feature.np_dtype.kind not in "iuf":
+        raise InputError(
+            f"data set '{name}' has a {type(feature).__name__} as input '{key}': choose pictures or numbers with "
+            "inputs=A+B"
+        )
+    elif None in feature.shape:
+        raise InputError(f"data set '{name}' has input '{key}' of many lengths: choose others with inputs=A+B")
+
+
+def _target(name: str, key: str, feature: Any) -> tuple[str, tuple[str, ...]]:
+    """(kind, names of classes or labels) of a target. Raises InputError for a feature that is none."""
+    import tensorflow_datasets as tfds
+
+    inner = getattr(feature, "feature", None)
+    if isinstance(feature, tfds.features.ClassLabel):
+        return "classes", tuple(feature.names)
+    if isinstance(feature, tfds.features.Sequence) and isinstance(inner, tfds.features.ClassLabel):
+        return "labels", tuple(inner.names)
+    is_tensor = type(feature) in (tfds.features.Tensor, tfds.features.Scalar)
+    if is_tensor and len(feature.shape) < 2 and None not in feature.shape and feature.np_dtype.kind in "iuf":
+        return "values", ()
+    raise InputError(
+        f"data set '{name}' has a {type(feature).__name__} as target '{key}': choose a ClassLabel, a Sequence of them, "
+        "or a number or vector with target=NAME"
+    )
 
 
 def _splits(name: str, available: Any, splits: tuple[str, str]) -> tuple[str, str]:
@@ -177,32 +263,89 @@ def _splits(name: str, available: Any, splits: tuple[str, str]) -> tuple[str, st
 
 
 def _read(
-    name: str, builder: Any, split: str, image: str, label: str, shape: Shape | None, resize: str
+    name: str, builder: Any, split: str, chosen: _Chosen, shape: Shape | None, resize: str
 ) -> tuple[ArrayExamples, int]:
-    """The decoded images and labels of a split, images brought to the shape, and how many of them were cropped."""
+    """The decoded inputs and targets of a split, images brought to the shape, and how many of them were cropped.
+
+    One picture is an array; numbers are one vector [n, d], in the order chosen (or of their names), or tokens if they are one
+    vector of whole numbers; pictures beside others are a dict by their names.
+    """
     import tensorflow_datasets as tfds
 
+    features = _flat(builder.info.features)
+    pictures = [key for key in chosen.inputs if isinstance(features[key], tfds.features.Image)]
     # We decode the bytes ourselves: TFDS takes OpenCV's decoder where it is installed, and JPEGs then differ.
-    decoders = {image: tfds.decode.SkipDecoding()}
+    skipped: dict[str, Any] = {}
+    for key in pictures:
+        place = skipped
+        *outer, last = key.split("/")
+        for part in outer:
+            place = place.setdefault(part, {})
+        place[last] = tfds.decode.SkipDecoding()
     try:
-        source = builder.as_data_source(split=split, decoders=decoders)
+        source = builder.as_data_source(split=split, decoders=skipped or None)
     except NotImplementedError as error:
         raise InputError(
             f"'{builder.data_path}' is prepared as {builder.info.file_format.value}, which needs TensorFlow: "
             "prepare it as array_record, or give another `data_dir=`"
         ) from error
-    channels = builder.info.features[image].shape[-1]
-    labels = np.empty(len(source), np.int64)
+    others = [key for key in (*chosen.inputs, chosen.target) if key not in pictures]
+    columns: dict[str, list[Any]] = {key: [None] * len(source) for key in others}
 
-    def pictures() -> Iterator[tuple[str, np.ndarray]]:
+    def read(row: int) -> Any:
+        example = source[row]
+        for key in others:
+            columns[key][row] = np.asarray(_at(example, key))
+        return example
+
+    def decoded(key: str) -> Iterator[tuple[str, np.ndarray]]:
+        channels = features[key].shape[-1]
         for row in range(len(source)):
-            example = source[row]
-            labels[row] = example[label]
             what = f"{name}: picture {row} of {split}"
-            yield what, images.decode(example[image], channels, what)
+            yield what, images.decode(_at(read(row), key), channels, what)
 
-    pixels, cropped = images.gather(pictures(), len(source), shape, resize)
-    return ArrayExamples(pixels, labels), cropped
+    inputs: dict[str, np.ndarray] = {}
+    cropped = 0
+    for key in pictures:
+        inputs[key], count = images.gather(decoded(key), len(source), shape, resize)
+        cropped = max(cropped, count)
+    for row in range(len(source) if not pictures else 0):
+        read(row)
+    if numbers := [key for key in chosen.inputs if key not in pictures]:
+        arrays = [np.stack(columns[key]) for key in numbers]
+        whole = len(arrays) == 1 and arrays[0].ndim == 2 and arrays[0].dtype.kind in "iu"
+        vector = arrays[0] if whole or (len(arrays) == 1 and arrays[0].ndim > 1) else _vector(arrays)
+        inputs[numbers[0] if len(numbers) == 1 else "numbers"] = vector.astype(np.int64 if whole else np.float64)
+    arrays_of_split = next(iter(inputs.values())) if len(inputs) == 1 else inputs
+    return ArrayExamples(arrays_of_split, _targets(f"{name}: {split}", columns[chosen.target], chosen)), cropped
+
+
+def _at(example: Any, key: str) -> Any:
+    """What an example has under a name such as OUTER/INNER."""
+    for part in key.split("/"):
+        example = example[part]
+    return example
+
+
+def _vector(arrays: list[np.ndarray]) -> np.ndarray:
+    """Numbers and vectors beside each other: float64 [n, d]."""
+    return np.concatenate([array.reshape(len(array), -1).astype(np.float64) for array in arrays], axis=1)
+
+
+def _targets(where: str, column: list[np.ndarray], chosen: _Chosen) -> np.ndarray:
+    """The targets of all examples, as their kind has them."""
+    if chosen.kind == "labels":
+        several = np.zeros((len(column), len(chosen.classes)), bool)
+        for row, labels in enumerate(column):
+            numbers = labels.astype(np.int64)  # none of them is an empty array of floats
+            if numbers.size and (numbers.min() < 0 or numbers.max() >= len(chosen.classes)):
+                raise InputError(
+                    f"{where}: row {row} has the labels {numbers.tolist()}, outside 0..{len(chosen.classes) - 1}: "
+                    "choose a split whose labels are known"
+                )
+            several[row, numbers] = True
+        return several
+    return np.stack(column).astype(np.int64 if chosen.kind == "classes" else np.float64)
 
 
 def _download(name: str, builder: Any, data_dir: Path, manual_dir: Path | None) -> None:

@@ -482,7 +482,7 @@ def cost_of(
     short, inputs = features.shapes(specialized, fit, data, passes, cache)
     state, trains = abstract(spec, [fit], [history]), trained_leaves(specialized)
     trained, frozen = masks.split(state.params, trains)
-    average = None if state.average is None else masks.split(state.average, trains)[0]
+    average = None if state.average is None else part_of_average(state.average, trains)[0]
     further = () if average is None and not state.model_state else (average, state.model_state)
     rows, batch = capacity(batch_size(fit)), batch_size(fit)
     if isinstance(inputs, Stream):

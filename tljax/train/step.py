@@ -314,6 +314,13 @@ def _accumulated(
     return (loss, terms), jax.tree.map(lambda gradient, leaf: gradient.astype(leaf.dtype), gradients, trained)
 
 
+def refuse_microbatch(microbatch: int, tracked: Sequence[str]) -> None:
+    """Raise InputError for microbatches where the state of stages follows the batch: they normalise by all of it."""
+    if microbatch and tracked:
+        reason = f"stage '{tracked[0]}' normalises by the whole batch: leave it at 0, or give `batch_stats=frozen`"
+        raise InputError(reason, field="microbatch", value=microbatch)
+
+
 def check_microbatch(microbatch: int, batch: int, devices: int = 1) -> None:
     """Raise InputError unless microbatches divide a batch, and devices that share it each microbatch.
 
@@ -550,9 +557,7 @@ def specialize(spec: Spec, fit: Fit, history: Sequence[Mask]) -> Spec:
     tracked = tuple(
         stage for stage, mode in modes.items() if mode == "tracked" or (mode == "reestimated" and stage not in frozen)
     )
-    if spec.microbatch and tracked:
-        reason = f"stage '{tracked[0]}' normalises by the whole batch: leave it at 0, or give `batch_stats=frozen`"
-        raise InputError(reason, field="microbatch", value=spec.microbatch)
+    refuse_microbatch(spec.microbatch, tracked)
     anchored = fit.fresh is not None and any(penalty.needs_start for penalty in spec.penalties)
     return replace(
         spec,
