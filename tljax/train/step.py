@@ -163,8 +163,9 @@ def step(
 
     `average` is that of the trained leaves, None in a fit without; `model_state` is {} or None of a model without.
     `trained` and `frozen` are the two parts of the parameters as `masks.split` gives them; the objective is
-    differentiated with respect to the former alone. `rate` is the learning rate, `number` that of the step. With an
-    `axis` of devices the batch is one device's part, and the step is that of the whole batch.
+    differentiated with respect to the former alone. The batch is as `augmented` gives it, `rate` is the learning rate,
+    `number` that of the step. With an `axis` of devices the batch is one device's part, and the step is that of the
+    whole batch.
     """
 
     def loss_fn(trained: Params) -> tuple[jax.Array, Any]:
