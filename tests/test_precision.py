@@ -119,8 +119,9 @@ def test_a_fit_asks_what_it_compiled_and_compiles_nothing_for_it(monkeypatch):
 
 
 def test_where_a_backend_does_not_say_what_a_program_takes_nothing_is_known():
-    program = SimpleNamespace(cost_analysis=lambda: {"flops": 0.0}, memory_analysis=lambda: None)
-    assert cost.of(program) == cost.of(None) == train.Cost(None, None)
+    for flops in ({"flops": 0.0}, {"flops": -1.0}, {}, None):
+        program = SimpleNamespace(cost_analysis=lambda flops=flops: flops, memory_analysis=lambda: None)
+        assert cost.of(program) == cost.of(None) == train.Cost(None, None)
 
 
 def test_peak_memory_is_in_the_dry_run_the_report_and_no_line_of_results(tasks, tmp_path, capsys):
