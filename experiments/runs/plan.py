@@ -215,11 +215,18 @@ def load_task(settings: Settings, name: str, shape: Any) -> Task:
     Its pixels are brought to `shape`, that of --image_shape or of what it goes with; features, which have other shapes
     than [height, width, channels], stay as they are.
     """
-    places = {"data_dir": settings.data_dir, "manual_dir": settings.manual_dir}
     is_image = isinstance(shape, tuple) and (len(shape) == 3 or shape == settings.image_shape)
     image_shape = shape if shape and is_image else None
     try:
-        return data.load(name, **places, image_shape=image_shape, resize=settings.resize, say=console.say)
+        return data.load(
+            name,
+            data_dir=settings.data_dir,
+            manual_dir=settings.manual_dir,
+            image_shape=image_shape,
+            resize=settings.resize,
+            streamed=settings.data == "streamed",
+            say=console.say,
+        )
     except InputError as error:
         is_first = name == settings.source or not (settings.source or settings.source_checkpoint)
         if settings.image_shape and is_first and str(error).endswith(NO_PIXELS):
