@@ -215,11 +215,18 @@ def load_task(settings: Settings, name: str, shape: Any) -> Task:
     Its pixels are brought to `shape`, that of --image_shape or of what it goes with; features, which have other shapes
     than [height, width, channels], stay as they are.
     """
-    places = {"data_dir": settings.data_dir, "manual_dir": settings.manual_dir}
     is_image = isinstance(shape, tuple) and (len(shape) == 3 or shape == settings.image_shape)
     image_shape = shape if shape and is_image else None
     try:
-        return data.load(name, **places, image_shape=image_shape, resize=settings.resize, say=console.say)
+        return data.load(
+            name,
+            data_dir=settings.data_dir,
+            manual_dir=settings.manual_dir,
+            image_shape=image_shape,
+            resize=settings.resize,
+            streamed=settings.data == "streamed",
+            say=console.say,
+        )
     except InputError as error:
         is_first = name == settings.source or not (settings.source or settings.source_checkpoint)
         if settings.image_shape and is_first and str(error).endswith(NO_PIXELS):
@@ -333,7 +340,7 @@ def initialization_of(experiment: Experiment, seed: int, trained: Trained | None
     return Initialization(models.names(model), params, drawn, own_key, head, fisher, settings.batch_stats)
 
 
-def state_lines(start: Start) -> list[str]:
+def state_lines(start: Start, model: Model) -> list[str]:
     """What becomes of the state of each stage that has one, a line for each phase; [] of a model without."""
     lines = []
     for _, mask in start.phases:
@@ -341,8 +348,8 @@ def state_lines(start: Start) -> list[str]:
         if start.model_state and not masks.is_strategy(mask):
             modes = state_modes(start.batch_stats, start.params, start.model_state, mask)
         stages: dict[str, list[str]] = {}
-        for stage, mode in modes.items():
-            stages.setdefault(mode, []).append(stage)
+        for stage in filter(modes.__contains__, models.names(model)):
+            stages.setdefault(modes[stage], []).append(stage)
         parts = [f"{mode} in {', '.join(of_mode)}" for mode, of_mode in stages.items()]
         lines.append(f"running averages: {'; '.join(parts)}" if parts else "")
     return lines if any(lines) else []
