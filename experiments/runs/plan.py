@@ -340,7 +340,7 @@ def initialization_of(experiment: Experiment, seed: int, trained: Trained | None
     return Initialization(models.names(model), params, drawn, own_key, head, fisher, settings.batch_stats)
 
 
-def state_lines(start: Start) -> list[str]:
+def state_lines(start: Start, model: Model) -> list[str]:
     """What becomes of the state of each stage that has one, a line for each phase; [] of a model without."""
     lines = []
     for _, mask in start.phases:
@@ -348,8 +348,8 @@ def state_lines(start: Start) -> list[str]:
         if start.model_state and not masks.is_strategy(mask):
             modes = state_modes(start.batch_stats, start.params, start.model_state, mask)
         stages: dict[str, list[str]] = {}
-        for stage, mode in modes.items():
-            stages.setdefault(mode, []).append(stage)
+        for stage in filter(modes.__contains__, models.names(model)):
+            stages.setdefault(modes[stage], []).append(stage)
         parts = [f"{mode} in {', '.join(of_mode)}" for mode, of_mode in stages.items()]
         lines.append(f"running averages: {'; '.join(parts)}" if parts else "")
     return lines if any(lines) else []
