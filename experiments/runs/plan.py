@@ -202,11 +202,11 @@ def prepare(
 
 def require_shared_microbatches(settings: Settings, execution: train.Execution) -> None:
     """Raise InputError for microbatches that the devices which share a batch do not divide."""
-    devices = len(execution.devices) if execution.mode == "pmap" else execution.devices_per_batch
     recipes = {"": settings.recipe, "source_": settings.source_recipe} if settings.source else {"": settings.recipe}
     for prefix, recipe in recipes.items():
-        size = recipe.microbatch
-        _flagged(prefix, "microbatch", functools.partial(train.check_microbatch, size, recipe.batch_size, devices))
+        if size := recipe.microbatch:
+            devices = len(execution.devices) if execution.mode == "pmap" else execution.devices_per_batch
+            _flagged(prefix, "microbatch", functools.partial(train.check_microbatch, size, recipe.batch_size, devices))
 
 
 def load_task(settings: Settings, name: str, shape: Any) -> Task:
