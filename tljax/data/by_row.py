@@ -244,6 +244,8 @@ class _Source:
 
     def read(self, rows: np.ndarray) -> Any:
         """The inputs of some rows. Raises InputError for inputs of another shape than the first item's."""
+        if not len(rows):
+            return jax.tree.map(lambda leaf: leaf[:0], self.first)
         inputs = self.normal(rows, [self.item(row) for row in rows])
         for leaf, first in zip(jax.tree.leaves(inputs), jax.tree.leaves(self.first), strict=True):
             if leaf.shape[1:] != first.shape[1:] or leaf.dtype != first.dtype:
