@@ -1,10 +1,13 @@
-"""Predict classes and probabilities of images with a fit.
+"""Predict classes and probabilities of images with a fit, or whatever its targets are.
 
     python -m experiments.predict --checkpoint=runs/mnist_10k --images=FOLDER --output=predicted.csv
 
 The predictions of a trained fit for every image: a CSV with a row for each image, with its name (or row from 0), the
 predicted class, and the probability of each class in a column p(CLASS). A cell that a spreadsheet would take for a
 formula begins with an apostrophe. The model is the fit's, unless its flags are given.
+
+A fit of several labels writes all labels that are more likely than not, with semicolons, and p(LABEL) of each; one of
+values writes each value; one of tokens the likeliest token after each token, as numbers with spaces.
 """
 
 from experiments import run_program
@@ -35,7 +38,9 @@ from tljax.types import InputError
 class PredictFlags(FitFlags, RenamingFlags, ModelFlags, ComputeFlags):
     """Which fit predicts which images."""
 
-    images: str | None = flag(None, "a folder of .png and .jpg, one of them, or an .npz with test_images; needed")
+    images: str | None = flag(
+        None, "a folder of .png and .jpg, one of them, or an .npz with test_images (or test_inputs); needed"
+    )
     output: str | None = flag(None, "a new .csv file; needed", place="new")
 
 
@@ -46,12 +51,18 @@ def probabilities(loaded: LoadedSource, images: np.ndarray) -> np.ndarray:
     """
     from scipy.special import softmax
 
+    return np.asarray(softmax(outputs(loaded, images).astype(np.float64), axis=-1))
+
+
+def outputs(loaded: LoadedSource, inputs: Any) -> np.ndarray:
+    """The outputs float32 [n, ...] of a fit for inputs, leaves [n, ...]; raises InputError unless they are finite."""
     params = jax.tree.map(lambda leaf: np.asarray(leaf)[None], loaded.params)
-    logits = evaluate.logits(train.forward(loaded.model), params, evaluate.padded(images), len(images))[0]
-    odd = np.flatnonzero(~np.isfinite(logits).all(-1))
+    count = len(jax.tree.leaves(inputs)[0])
+    logits = evaluate.logits(train.forward(loaded.model), params, evaluate.padded(inputs), count)[0]
+    odd = np.flatnonzero(~np.isfinite(logits).reshape(count, -1).all(-1))
     if len(odd):
         raise InputError(f"image {odd[0]} gives logits that are not finite: its numbers are too large, so scale them")
-    return np.asarray(softmax(logits.astype(np.float64), axis=-1))
+    return logits
 
 
 def table(names: Sequence[str], classes: Sequence[str], predicted: np.ndarray) -> str:
@@ -72,6 +83,40 @@ def table(names: Sequence[str], classes: Sequence[str], predicted: np.ndarray) -
     return out.getvalue()
 
 
+def table_of(kind: str, names: Sequence[str], labels: Sequence[str], predicted: np.ndarray) -> str:
+    """The CSV of the outputs float [n, ...] of a fit whose targets are labels, values or tokens, with nine digits.
+
+    >>> table_of("values", ["0"], ["height"], np.array([[1.5]])).splitlines()
+    ['item,height', '0,1.5']
+    >>> table_of("labels", ["0"], ["red", "round"], np.array([[2.0, -2.0]])).splitlines()
+    ['item,predicted,p(red),p(round)', '0,red,0.880797078,0.119202922']
+    >>> table_of("tokens", ["0"], [], np.array([[[0.0, 1.0], [3.0, 1.0]]])).splitlines()
+    ['item,predicted', '0,1 0']
+    """
+    from scipy.special import expit
+
+    several = [str(number) for number in range(predicted.shape[-1])]
+    called = list(labels) or several
+    if len(set(called)) < len(called):
+        raise InputError(f"a name occurs twice in {paths.some(called)}: give each its own name")
+    rows: list[list[str]] = []
+    if kind == "labels":
+        header = ["item", "predicted", *(f"p({name})" for name in called)]
+        for name, chances in zip(names, expit(predicted.astype(np.float64)), strict=True):
+            likely = ";".join(label for label, chance in zip(called, chances, strict=True) if chance > 0.5)
+            rows.append([cell(name), cell(likely), *(f"{chance:.9g}" for chance in chances)])
+    elif kind == "values":
+        header = ["item", *(map(cell, called) if labels else (f"value {number}" for number in several))]
+        rows = [[cell(name), *(f"{value:.9g}" for value in row)] for name, row in zip(names, predicted, strict=True)]
+    else:
+        header = ["item", "predicted"]
+        likeliest = predicted.argmax(-1)
+        rows = [[cell(name), " ".join(map(str, row))] for name, row in zip(names, likeliest, strict=True)]
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows([header, *rows])
+    return out.getvalue()
+
+
 def run(flags: Mapping[str, Any], predict_flags: PredictFlags) -> Path:
     """Predict the images and write the file; returns its path."""
     if not predict_flags.images:
@@ -83,11 +128,18 @@ def run(flags: Mapping[str, Any], predict_flags: PredictFlags) -> Path:
         several = len(left_out) > 1
         verbs = "files are no .png, .jpg or .jpeg and were" if several else "file is no .png, .jpg or .jpeg and was"
         console.say(f"  {len(left_out):,} {verbs} left out: {paths.some(left_out)}")
-    if np.issubdtype(pixels.dtype, np.floating) and pixels.ndim == 4 and pixels.max(initial=0) > 1:
+    is_array = isinstance(pixels, np.ndarray)
+    if is_array and np.issubdtype(pixels.dtype, np.floating) and pixels.ndim == 4 and pixels.max(initial=0) > 1:
         console.say(f"  floats are taken as they are, and pixels as 0 to 1: the largest here is {pixels.max():.6g}")
-    text = table(names, loaded.source.classes, probabilities(loaded, pixels))
+    source, kind = loaded.source, loaded.source.kind
+    if kind == "classes":
+        text = table(names, source.classes, probabilities(loaded, pixels))
+    else:
+        text = table_of(kind, names, source.classes, outputs(loaded, pixels))
     directory.replace(file, text.encode("utf-8", "surrogateescape"))  # a file's name need not be text
-    console.say(f"{len(names):,} images, {len(loaded.source.classes)} classes of {loaded.source.name}: {file}")
+    things = "images" if is_array and pixels.ndim == 4 else "items"
+    what = f"{len(source.classes)} classes" if kind == "classes" else f"{kind}"
+    console.say(f"{len(names):,} {things if kind != 'classes' else 'images'}, {what} of {source.name}: {file}")
     return file
 
 

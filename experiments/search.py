@@ -83,7 +83,7 @@ def run(flags: Mapping[str, Any], options: Search) -> list[Result]:
             )
             _run_trials(arm, studies[arm], base, arm_flags, options, folder)
             known = {(each.label, each.budget): search.trials(opened.study) for each, opened in studies.items()}
-            directory.replace(folder / "trials.csv", export.trials(known))
+            directory.replace(folder / "trials.csv", export.trials(known, primary))
             best = search.best(studies[arm].study)
             final = Settings.from_flags(**search_flags.with_values(_final_flags(flags, settings, arm), best.params))
             place = _final_workdir(final, arm, folder)

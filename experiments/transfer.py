@@ -79,7 +79,8 @@ def _show_starts(experiment: Experiment) -> None:
         plans.setdefault(strategy.label, start.plan)
         decays = plan.decays(settings.recipe, start.params)
         costs_of_phases = costs.of_start(experiment, start)
-        console.plan(strategy.label, start.plan, start.params, start.phases, same, names, decays, costs_of_phases)
+        notes = (costs_of_phases, plan.state_lines(start, experiment.model))
+        console.plan(strategy.label, start.plan, start.params, start.phases, same, names, decays, *notes)
         if paths := plan.left_out(strategy, start, experiment.model):
             console.say(f"  {strategy.label}: left out, and so frozen: {', '.join(paths)}\n")
     augmented = plan.augment_notes(settings.recipe, experiment.target)

@@ -469,7 +469,7 @@ def _of_study(tasks: Path, study: Path, folder: Path) -> list[Attack]:
         return looks.count(looks.judged_fits(found.parts, "scratch"), judging, (kept,))
 
     again: Callable[[], Any] = lambda: compare.main(argv)  # noqa: E731
-    eval_file = next(iter((study / "evals").iterdir()))
+    eval_file = next(iter((study / "evals").glob("*.json")))
     return [
         Attack("study.json", "experiments.report --runs", study / "study.json", _page(study, folder), RECORD),
         Attack("study.json", "experiments.compare again", study / "study.json", again, RECORD),

@@ -196,9 +196,9 @@ def every(tasks: Path, folder: Path) -> Iterator[tuple[Path, list[Attack]]]:
     right = predictions.right(predictions.read_study(study).parts)
     found.append(Attack(study / "looks.json", "experiments.compare", lambda: predictions.count_look(study, right)))
     found.append(Attack(study / "study.json", "experiments.compare", lambda: predictions.count_look(study, right)))
-    for file in (study / "evals").iterdir():
+    for file in (study / "evals").glob("*.json"):
         record = directory.read_record(file) or {}
-        about = {name: value for name, value in record.items() if name != "accuracy"}
+        about = {name: value for name, value in record.items() if name not in ("accuracy", "scores")}
         found.append(
             Attack(file, "experiments.compare", lambda file=file, about=about: evaluations._known(file, about))
         )

@@ -111,7 +111,8 @@ def test_an_interval_can_be_computed_by_hand_from_what_a_run_leaves(tasks, tmp_p
 
 
 def test_fits_are_judged_on_further_test_sets_and_on_the_source_with_its_head(done):
-    files = {file.name.split("-")[0]: directory.read_record(file)["accuracy"] for file in (done / "evals").iterdir()}
+    records = (done / "evals").glob("*.json")
+    files = {file.name.split("-")[0]: directory.read_record(file)["accuracy"] for file in records}
     fulls = {line.name for line in results(done) if line.strategy == "full"}
     assert set(files["source"]) == fulls
     assert all(0 <= value <= 1 for known in files.values() for value in known.values())

@@ -1,5 +1,8 @@
 """Metrics: held against scikit-learn on random cases with ties, and against formulas written anew."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy.special import softmax
@@ -198,3 +201,21 @@ def test_class_weights_are_those_of_scikit_learn():
     got = objective.class_weights(classes, 5)
     np.testing.assert_allclose(got[[0, 1, 3]], expected, rtol=1e-6)
     assert got[2] == got[4] == 0
+
+
+def test_the_metrics_of_the_page_are_metrics(tmp_path, monkeypatch):
+    from sklearn.metrics import mean_pinball_loss
+
+    text = (Path(__file__).parent.parent / "tljax" / "README.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    Path("quantile.py").write_text(re.findall(r"```python\n(.*?)```", text, re.S)[1])
+    values = task("values", RNG.normal(size=(9, 2)).astype(np.float32), 2)
+    [line] = re.findall(r"`--metric=(\S+) --primary=(\S+)`", text)
+    [option] = re.findall(r"`--metric=(\S+quantile=0.5)`", text)
+    primary, worst, median = objective.of(values, metric_names=[line[0], option], primary=line[1]).metrics
+    outputs, targets = coarse(9, 2), values.test.targets
+    got = [metrics.value(metric, outputs, targets) for metric in (primary, median)]
+    expected = [mean_pinball_loss(targets, outputs, alpha=alpha) for alpha in (0.9, 0.5)]
+    np.testing.assert_allclose(got, expected, **TOLERANCE)
+    assert (primary.unit, primary.larger_is_better) == ("mm", False)
+    assert metrics.value(worst, outputs, targets) == pytest.approx(peer.max_error(targets.ravel(), outputs.ravel()))

@@ -1,10 +1,13 @@
 """The objective: losses equal their formulas."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn.metrics import log_loss
 
-from tljax import objective
+from tljax import masks, models, objective, optimizers, train
+from tljax.train import vectorize
 from tljax.types import InputError
 
 LOGITS = np.array([[2.0, -1.0, 0.5], [0.0, 3.0, -2.0]])
@@ -45,3 +48,78 @@ def test_label_smoothing_spreads_a_share_of_the_label():
 def test_unknown_losses_are_refused():
     with pytest.raises(InputError, match="unknown loss 'softmax_cross_entrpy'; nearest: 'softmax_cross_entropy'"):
         objective.loss("softmax_cross_entrpy")
+
+
+RNG = np.random.default_rng(1)
+
+
+def test_the_loss_of_several_labels_is_minus_the_log_likelihood_of_all():
+    outputs, labels = RNG.normal(size=(4, 3)), RNG.random((4, 3)) < 0.5
+    log_p = lambda x: -np.log1p(np.exp(-x))  # noqa: E731
+    expected = -np.where(labels, log_p(outputs), log_p(-outputs)).sum(1)
+    got = objective.loss("sigmoid_binary_cross_entropy", "labels")(jnp.asarray(outputs), jnp.asarray(labels))
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+    smooth = 0.8 * labels + 0.1
+    expected = -(smooth * log_p(outputs) + (1 - smooth) * log_p(-outputs)).sum(1)
+    got = objective.loss("sigmoid_binary_cross_entropy", "labels")(jnp.asarray(outputs), jnp.asarray(labels), 0.2)
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_the_loss_of_values_is_a_sum_of_squares():
+    outputs, values = RNG.normal(size=(2, 4, 3))
+    got = objective.loss("squared_error", "values")(jnp.asarray(outputs), jnp.asarray(values))
+    np.testing.assert_allclose(got, ((outputs - values) ** 2).sum(1), rtol=1e-5)
+    with pytest.raises(InputError, match="it is for classes, labels and tokens"):
+        objective.check_smoothing("squared_error", 0.1, "values")
+
+
+@pytest.mark.parametrize("name", ["softmax_cross_entropy", "softmax_cross_entropy_with_integer_labels"])
+def test_a_sequence_weighs_the_same_however_many_tokens_it_has(name):
+    outputs, tokens = RNG.normal(size=(3, 5, 4)), RNG.integers(0, 4, (3, 5))
+    tokens[1, 1:], tokens[2] = -1, -1
+    got = objective.loss(name, "tokens")(jnp.asarray(outputs), jnp.asarray(tokens))
+    p = np.exp(outputs) / np.exp(outputs).sum(-1, keepdims=True)
+    expected = [log_loss(tokens[i][tokens[i] >= 0], p[i][tokens[i] >= 0], labels=range(4)) for i in (0, 1)]
+    np.testing.assert_allclose(got, [*expected, 0], rtol=1e-5)
+    assert objective.loss(name, "tokens") is objective.loss(name, "tokens")
+
+
+def test_every_loss_of_a_kind_gives_a_number_an_example():
+    for kind in ("labels", "values", "tokens"):
+        outputs, targets = objective.example(kind, 3, 2, 4)
+        for name in objective._LOSSES[kind]:
+            assert jax.eval_shape(objective.loss(name, kind), outputs, targets).shape == (2,), (kind, name)
+
+
+def test_a_loss_of_other_targets_is_refused():
+    with pytest.raises(InputError, match="loss 'softmax_cross_entropy' is none of labels"):
+        objective.loss("softmax_cross_entropy", "labels")
+
+
+def test_balanced_classes_are_a_weighted_objective_and_weights_compile_nothing_new():
+    """One step of SGD against the gradient of 1/n sum w L in NumPy; two fits of other weights, one program."""
+    x, classes = RNG.normal(size=(8, 3)).astype(np.float32), np.array([0, 0, 0, 0, 0, 1, 1, 2])
+    model = models.build("mlp", 3, hidden=(), activation="relu")
+    params = models.init(model, jax.random.key(0), (3,))
+    spec, numbers = optimizers.spec("sgd")
+    spec = train.Spec(model, objective.loss("softmax_cross_entropy"), spec, weighs_classes=True)
+    kernel = np.asarray(params["head"]["kernel"], float)
+    ends = []
+    for chosen in (np.arange(8), np.array([0, 1, 5, 7])):
+        weights = objective.class_weights(classes[chosen], 3)
+        order = lambda start, stop, chosen=chosen: np.resize(chosen, (1, 8)).astype(np.int32)  # noqa: E731
+        phases = ((0, masks.by_path(params, lambda path: True)),)
+        fit = train.Fit(
+            params, phases, order, np.ones(1, np.float32), (), {**numbers, "label_smoothing": 0.0}, jax.random.key(0),
+            class_weights=weights,
+        )  # fmt: skip
+        before = vectorize.segment._cache_size()
+        [(state, _)] = train.fit(spec, [fit], train.load(x, classes), [1])
+        ends.append(vectorize.segment._cache_size() - before)
+        rows = np.resize(chosen, 8)
+        logits = x[rows] @ kernel
+        p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        w = (len(chosen) / (3 * np.bincount(classes[chosen])))[classes[rows]]
+        gradient = x[rows].T @ ((p - np.eye(3)[classes[rows]]) * w[:, None]) / 8
+        np.testing.assert_allclose(state.params["head"]["kernel"][0], kernel - gradient, rtol=1e-4, atol=1e-6)
+    assert ends == [1, 0]

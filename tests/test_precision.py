@@ -1,6 +1,5 @@
 """What fits cost and in which precision they are computed."""
 
-import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -119,20 +118,24 @@ def test_a_fit_asks_what_it_compiled_and_compiles_nothing_for_it(monkeypatch):
 
 
 def test_where_a_backend_does_not_say_what_a_program_takes_nothing_is_known():
-    program = SimpleNamespace(cost_analysis=lambda: {"flops": 0.0}, memory_analysis=lambda: None)
-    assert cost.of(program) == cost.of(None) == train.Cost(None, None)
+    for flops in ({"flops": 0.0}, {"flops": -1.0}, {}, None):
+        program = SimpleNamespace(cost_analysis=lambda flops=flops: flops, memory_analysis=lambda: None)
+        assert cost.of(program) == cost.of(None) == train.Cost(None, None)
 
 
-def test_peak_memory_is_in_the_dry_run_the_report_and_no_line_of_results(tasks, tmp_path, capsys):
-    flags = {"strategies": ("head_only",), "seeds": (0,), "devices": 1}
+def test_peak_memory_is_in_the_dry_run_the_report_and_the_results_and_cannot_be_changed(tasks, tmp_path, capsys):
+    flags = {"strategies": ("head_only",), "seeds": (0,), "devices": 1, "ema": 0.9}
     transfer.run(**arguments(tasks, tmp_path / "w", dry_run=True, **flags))
     dry = [line.split("peak memory ")[1].split()[0] for line in capsys.readouterr().out.splitlines() if "peak" in line]
     transfer.run(**arguments(tasks, tmp_path / "w", **flags))
     fits = {fit.strategy: fit for fit in directory.results(tmp_path / "w")}
     written = [f"{fits[name].peak_bytes / 1e6:.1f}" for name in ("scratch", "head_only")]
     assert dry == written and "0.0" not in written
-    lines = (tmp_path / "w" / "results.jsonl").read_text().splitlines()
-    assert not any("peak_bytes" in json.loads(line) for line in lines)
+    file, peak = tmp_path / "w" / "results.jsonl", fits["scratch"].peak_bytes
+    text = file.read_text()
+    file.write_text(text.replace(f'"peak_bytes": {peak}', f'"peak_bytes": {peak + 1}'))
+    with pytest.raises(InputError, match=r"line \d is not as it was written \(peak_bytes\)"):
+        directory.results(tmp_path / "w")
     page = (tmp_path / "w" / "report.html").read_text()
     assert "Peak memory (MB)" in page and all(f">{number}<" in page for number in written)
 
@@ -184,6 +187,10 @@ def test_microbatches_give_what_the_whole_batch_gives(axes):
         assert np.abs(params["head"]["kernel"] - whole.params["head"]["kernel"][0]).max() > 1e-2
 
 
+def without_source(model):
+    return {"model": model, "source": None, "strategies": ("scratch",)}
+
+
 def test_microbatches_that_cannot_be_are_refused_before_anything_is_trained(tasks, tmp_path):
     def refused(message, **flags):
         with pytest.raises(InputError, match=message):
@@ -193,6 +200,11 @@ def test_microbatches_that_cannot_be_are_refused_before_anything_is_trained(task
     refused(r"^--microbatch=7: it does not divide the batch of 20 examples: give 5 or 10, say", microbatch=7)
     refused(r"^--source_microbatch=30: it does not divide", microbatch=10, source_microbatch=30)
     refused("^--microbatch=5: 4 devices share each batch", microbatch=5, mesh=("data:4",))
+    (tmp_path / "own.py").write_text(OWN)
+    model = f"{tmp_path / 'own.py'}:model"
+    whole = ": stage 'norm' normalises by the whole batch"
+    refused(rf"source_microbatch=10{whole} while the source is trained", microbatch=10, model=model)
+    refused(rf"microbatch=10{whole}: leave it at 0, or give --batch_stats=froz", microbatch=10, **without_source(model))
     norm = nn.BatchNorm(use_running_average=False)
     stages = (linen.stage("norm", norm), linen.stage("head", nn.Dense(4)))
     spec, fit = a_fit(model=stages)
@@ -289,7 +301,7 @@ from tljax.models import linen
 
 def model(classes):
     head = linen.stage("head", nn.Dense(classes))
-    return linen.stage("hidden", nn.Dense(7)), linen.stage("norm", nn.BatchNorm(momentum=0.5)), head
+    return linen.stage("hidden", nn.Dense(7), before=linen.flat), linen.stage("norm", nn.BatchNorm(momentum=0.5)), head
 """
 """A model that knows nothing of dtypes."""
 
@@ -332,6 +344,8 @@ def test_a_fit_in_bfloat16_learns_on_features_as_without_them_and_keeps_float32(
     (state, log), (on_features, other_log) = (
         trained(spec, fit, train.Execution(cache=kept), ends=(20,)) for kept in (None, cache)
     )
+    half = train.Execution(cache=train.FeatureCache(10**6, "bfloat16"))  # which is what the hidden stage gives
+    np.testing.assert_array_equal(trained(spec, fit, half, ends=(20,))[1].loss, other_log.loss)
     assert cache.arrays and log.loss[0, -1] < 0.9 * log.loss[0, 0]
     np.testing.assert_allclose(log.loss, other_log.loss, rtol=1e-5)
     kept = jax.tree.leaves((state.params, state.optimizer, on_features.params))

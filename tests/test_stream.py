@@ -1,18 +1,27 @@
 """Data that are streamed: read ahead by row in threads, with the bits of data that are resident."""
 
 import gc
+import os
 import resource
 import signal
+import subprocess
+import sys
 import threading
 import time
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
+from test_programs import arguments
+from test_resume import FLAGS, Killed, killed_after, same_run
 
+from experiments import pretrain, transfer
 from tljax import evaluate, masks, models, objective, optimizers, train
 from tljax.data import draw
+from tljax.data import load as load_task
 from tljax.train import data, gradients
 from tljax.types import ArrayExamples, InputError
 
@@ -23,6 +32,7 @@ LABELS = RNG.integers(0, 3, COUNT).astype(np.int32)
 OPTIMIZER, NUMBERS = optimizers.spec("adam", clip=0.5)
 DEVICES = tuple(jax.devices())
 STEPS = 60
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
 MLP = models.build("mlp", 3, hidden=(16,), activation="relu")
 CNN = models.build("cnn", 3, hidden=(4, 8), activation="relu")
 
@@ -42,6 +52,7 @@ class ByRow:
         return self.length
 
     def inputs(self, rows):
+        assert len(rows), "a source need not know how to read nothing"
         with self.lock:
             self.read += len(rows)
         return self.images[rows] if self.change is None else self.change(self, rows)
@@ -281,3 +292,137 @@ def test_what_is_streamed_follows_from_the_flag_and_the_memory():
     assert data.is_streamed(WHOLE, "streamed") and not data.is_streamed(large, "resident")
     with pytest.raises(InputError, match=r"^data=resident: they are read by row: give streamed or auto$"):
         data.is_streamed(ByRow(), "resident")
+
+
+def write_pictures(folder, count=6):
+    for split in ("train", "test"):
+        for number, name in enumerate(("cat", "dog")):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(count):
+                size = (9 + i, 8 + 2 * number, 3)
+                picture = Image.fromarray(np.random.default_rng([number, i]).integers(0, 256, size).astype(np.uint8))
+                picture.save(folder / split / name / f"{i}.png")
+
+
+def test_pictures_of_a_folder_are_decoded_when_they_are_read(tmp_path):
+    write_pictures(tmp_path / "pets")
+    name, places = f"folder:{tmp_path / 'pets'}", {"data_dir": tmp_path / "data", "image_shape": (8, 8, 3)}
+    streamed = load_task(name, **places, streamed=True)
+    assert streamed.train.arrays is None and not (tmp_path / "data").exists()
+    assert "decoded as they are read, so their fingerprint is sampled (1,000 rows of a split)" in streamed.note
+    assert "cropped at the centre to 8x8" in streamed.note
+    whole = load_task(name, **places)
+    for split, other in ((streamed.train, whole.train), (streamed.test, whole.test)):
+        rows = np.array([5, 0, 11])
+        np.testing.assert_array_equal(split.inputs(rows), other.inputs(rows))
+        np.testing.assert_array_equal(split.targets, other.targets)
+        assert split.spec == other.spec
+    assert streamed.classes == whole.classes == ("cat", "dog")
+    damaged = tmp_path / "pets" / "train" / "dog" / "2.png"
+    damaged.write_bytes(b"no picture")
+    damage = pytest.raises(
+        InputError, match=r"^the examples: rows .* cannot be read \('.*2.png' is no readable picture"
+    )
+    reader = data.Reader(train.Stream(streamed.train), [(None, np.arange(12))], lambda *result: result)
+    with reader, damage:
+        next(reader)
+    with pytest.raises(InputError, match=r"the images differ in size: '.*' is \d+x"):
+        load_task(f"folder:{tmp_path / 'pets'}", data_dir=tmp_path / "data", streamed=True)
+
+
+@pytest.mark.slow
+def test_a_streamed_run_that_is_killed_ends_with_the_bits_of_a_resident_one(tasks, tmp_path, monkeypatch, no_pictures):
+    flags = {**FLAGS, "strategies": ("lp_ft", "head_only"), "epochs": 3}
+    transfer.run(**arguments(tasks, tmp_path / "resident", **flags, data="resident"))
+    streamed = arguments(tasks, tmp_path / "streamed", **flags, data="streamed", stream_memory=10**6)
+    with monkeypatch.context() as patch:
+        killed_after(5, patch)
+        with pytest.raises(Killed):
+            transfer.run(**streamed)
+    transfer.run(**streamed)
+    same_run(tmp_path / "streamed", tmp_path / "resident")
+
+
+BIG = """
+import atexit
+
+import jax.numpy as jnp
+import numpy as np
+
+from tljax.types import Stage
+
+READ = []
+atexit.register(lambda: print("READ", sum(READ)))
+
+
+class Pictures:
+    def __init__(self, count):
+        self.count, self.targets = count, np.arange(count, dtype=np.int32) % 2
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, i):
+        READ.append(4 * 2**20)
+        return np.full((1024, 1024, 4), 100 * (i % 2) + i % 100, np.uint8), self.targets[i]
+
+
+def pictures(split, *, count=20):
+    return Pictures(count if split == "train" else 20)
+
+
+def means(params, x, *, key=None):
+    return x[:, ::64, ::64].astype(jnp.float32).mean((2, 3)) / 255
+
+
+def model(classes):
+    def init(key, x):
+        return {"kernel": jnp.zeros((16, classes)), "bias": jnp.zeros(classes)}
+
+    return Stage("means", lambda key, x: {}, means), Stage("head", init, lambda p, x, *, key=None: x @ p["kernel"])
+"""
+"""Pictures of 4 MiB that are made when they are asked for."""
+PEAK = """
+import resource
+import sys
+
+from experiments import pretrain
+
+pretrain.main(sys.argv)
+print("PEAK", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.slow
+def test_a_source_of_20_gb_trains_in_the_memory_of_a_small_one(tmp_path):
+    (tmp_path / "big.py").write_text(BIG)
+    peaks = []
+    for count in (70, 5_000):
+        flags = (
+            f"--source=big.py:pictures:count={count} --model=big.py:model --epochs=1 --batch_size=10 --workdir=w{count}"
+        )
+        done = subprocess.run([sys.executable, "-c", PEAK, *flags.split()], cwd=tmp_path, env=ENVIRONMENT, check=False,
+                              capture_output=True, text=True)  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        words = done.stdout.split()
+        peak, read = (
+            sum(int(words[i + 1]) for i, word in enumerate(words) if word == name) for name in ("PEAK", "READ")
+        )
+        assert read >= count * 4 * 2**20  # each picture of the pass, beside the sample of the fingerprint
+        peaks.append(peak)
+    assert peaks[1] < peaks[0] + 1.5e9
+
+
+@pytest.mark.complete
+@pytest.mark.slow
+def test_the_complete_mnist_streamed_gives_the_bits_of_resident_data(complete_data, tmp_path, monkeypatch, no_pictures):
+    flags = {"source": "mnist", "manual_dir": str(complete_data), "data_dir": str(tmp_path / "data"), "hidden": (32,),
+             "epochs": 2, "checkpoint_every": 1, "optimizer": "adam", "validation": 0.1}  # fmt: skip
+    pretrain.run(**flags, data="resident", workdir=str(tmp_path / "resident"))
+    streamed = {**flags, "data": "streamed", "stream_memory": 10**7, "workdir": str(tmp_path / "streamed")}
+    with monkeypatch.context() as patch:
+        killed_after(1, patch)
+        with pytest.raises(Killed):
+            pretrain.run(**streamed)
+    pretrain.run(**streamed)
+    same_run(tmp_path / "streamed", tmp_path / "resident")

@@ -9,6 +9,12 @@ from collections.abc import Mapping
 
 from tljax.types import InputError, ModelState, Params
 
+MODES = ("auto", "frozen", "tracked", "reestimated")
+"""What becomes of the state of a stage in training. 'frozen': it is used as it is. 'tracked': the stage normalises by
+the batch, and its running averages follow. 'reestimated': a stage that trains normalises by the batch, and the state is
+computed anew wherever the parameters are evaluated or saved; one that is frozen whole has it computed where its phase
+begins (`train.vectorize.reestimate`). 'auto': tracked where every leaf of the stage trains, else frozen."""
+
 NAME = "batch_stats"
 """What stands between a stage and its state in the path of a leaf."""
 

@@ -32,6 +32,8 @@ class Initialization(NamedTuple):
     """'copy', 'fresh' or 'zero'."""
     fisher: Params | None = None
     """The source's Fisher information, if there is any."""
+    batch_stats: str = "auto"
+    """What becomes of the state of stages of which the strategy does not say it: one of `batch_stats.MODES`."""
 
 
 class Initialized(NamedTuple):
@@ -65,6 +67,8 @@ class Start(NamedTuple):
     """The source's Fisher information, for a penalty: a tree like the parameters."""
     model_state: Mapping[str, Any] = {}
     """The model's state, which neither a mask nor a strategy sees."""
+    batch_stats: tuple[tuple[str, str], ...] = ()
+    """(stage, what becomes of its state) of the stages that have one."""
     rules: tuple[PhaseRule, ...] = ()
     """How each phase ends, and its rate; () if all end where the next begins, at the recipe's rate."""
     finish: Callable[[Params], dict[str, Params]] | None = None
@@ -109,7 +113,8 @@ def start(
     context = Context(stages, source, initialized.fresh, key)
     finish = functools.partial(_finished, method, options, params, context, name, call) if method.finish else None
     if method.data_driven and look is None:
-        return Start(params, (), *rest, model_state=initialized.model_state, finish=finish)
+        state = initialized.model_state, _modes(method, options, initialization, initialized, context, name, call)
+        return Start(params, (), *rest, None, *state, finish=finish)
     gradient, fisher = look(initialized.merge, initialized.model_state) if look else (None, None)
     context = context._replace(gradient=gradient, fisher=fisher)
     arguments = jax.tree.map(jnp.asarray, params), shown(context)
@@ -133,7 +138,38 @@ def start(
     at = tuple((float(p.start), later(p) if masks.is_strategy(p.mask) else writable(p.mask)) for p in answered)
     if all(rule == PhaseRule() for rule in rules):
         rules = ()
-    return Start(params, at, *rest, initialization.fisher, initialized.model_state, rules, finish)
+    state = initialized.model_state, _modes(method, options, initialization, initialized, context, name, call)
+    return Start(params, at, *rest, initialization.fisher, *state, rules, finish)
+
+
+def _modes(
+    method: Method,
+    options: Mapping[str, Any],
+    initialization: Initialization,
+    initialized: Initialized,
+    context: Context,
+    name: str,
+    call: Callable[..., Any],
+) -> tuple[tuple[str, str], ...]:
+    """(stage, what becomes of its state) of the stages that have one: as the strategy says, else as all are.
+
+    Raises InputError for a stage that the model has not, and for a word that is none of `batch_stats.MODES`.
+    """
+    modes = dict.fromkeys(initialized.model_state, initialization.batch_stats)
+    if method.batch_stats is not None:
+        taken = plugins.taken(method.batch_stats, options)
+        answer = call("batch_stats", method.batch_stats, shown(context), **taken)
+        if not isinstance(answer, Mapping):
+            raise InputError(f"{name}: batch_stats gives {plugins.shown(answer)}: return a dict {{stage: mode}}")
+        for stage, mode in answer.items():
+            if stage not in initialization.stages:
+                near = plugins.nearest(str(stage), initialization.stages)
+                raise InputError(f"{name}: batch_stats names '{stage}', which is no stage{near}")
+            if mode not in batch_stats.MODES:
+                near = plugins.nearest(str(mode), batch_stats.MODES)
+                raise InputError(f"{name}: batch_stats says {plugins.shown(mode)} of '{stage}'{near}")
+        modes |= {stage: mode for stage, mode in answer.items() if stage in modes}
+    return tuple(sorted(modes.items()))
 
 
 def _rule(phase: Phase, call: Callable[..., Any]) -> PhaseRule:
@@ -185,7 +221,7 @@ def initialize(method: Method, options: Mapping[str, Any], initialization: Initi
 
     Raises InputError for what `graft.plan` refuses, and where `reinit` or `adapt` gives what it cannot mean.
     """
-    stages, source, drawn, key, head, _ = initialization
+    stages, source, drawn, key, head, *_ = initialization
     again, last = redrawn(method, options, stages), stages[-1:]
     fresh_stages, zero = (*again, *last) if head == "fresh" else again, last if head == "zero" else ()
     plan = graft.plan(source, drawn, fresh=fresh_stages, zero=zero)

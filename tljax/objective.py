@@ -163,7 +163,8 @@ def _per_token(name: str) -> Loss:
 
     def mean(outputs: jax.Array, tokens: jax.Array, *smoothing: Any) -> jax.Array:
         weights = (tokens >= 0).astype(outputs.dtype)
-        values = function(outputs, jnp.maximum(tokens, 0), *smoothing)
+        flat = outputs.reshape(-1, outputs.shape[-1]), jnp.maximum(tokens, 0).reshape(-1)
+        values = function(*flat, *smoothing).reshape(tokens.shape)
         return (values * weights).sum(-1) / jnp.maximum(weights.sum(-1), 1)
 
     if name in INTEGER:

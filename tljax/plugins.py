@@ -413,6 +413,10 @@ def attribute(spec: Spec, loaded: ModuleType, kind: str) -> Any:
     return function
 
 
+_PARTS = ("adapt", "merge", "reinit", "left_out", "finish", "batch_stats")
+"""The functions that a strategy's file may offer beside the strategy."""
+
+
 def method(text: str) -> tuple[Method, dict[str, Any]]:
     """The Method that a strategy's spec stands for, with a name before it or without, and its options.
 
@@ -422,7 +426,7 @@ def method(text: str) -> tuple[Method, dict[str, Any]]:
     spec = parse(named(text)[1])
     loaded = module(spec, "tljax.strategies", "strategy")
     strategy = attribute(spec, loaded, "strategy")
-    parts = {name: getattr(loaded, name, None) for name in ("adapt", "merge", "reinit", "left_out", "finish")}
+    parts = {name: getattr(loaded, name, None) for name in _PARTS}
     for name, part in parts.items():
         if part is not None and not callable(part):
             raise InputError(

@@ -116,6 +116,9 @@ class Method(NamedTuple):
     finish: Callable[..., Mapping[str, Params]] | None = None
     """(params, start, context, **options) -> {name: parameters of the same structure}, after training; `start` is where
     the fit began, after graft and adapt. Each of them is evaluated and kept."""
+    batch_stats: Callable[..., Mapping[str, str]] | None = None
+    """(context, **options) -> {stage: what becomes of its state: one of `batch_stats.MODES`}; stages that it does not
+    name are as all others are."""
     data_driven: bool = False
     """The module's DATA_DRIVEN: the strategy needs context.gradient or context.fisher."""
     code: str = ""

@@ -32,7 +32,7 @@ from experiments.runs.command_line import flag
 from experiments.runs.settings import Settings
 from tljax.types import InputError
 
-ROWS = ("full", "probe", "probes", "trials", "whole", "growth")
+ROWS = ("full", "probe", "probes", "trials", "stream", "whole", "growth")
 
 
 @dataclass(frozen=True)
@@ -168,6 +168,38 @@ def trials(rounds: int) -> list[Measurement]:
     ]
 
 
+def stream(data: peers.Arrays, rounds: int) -> list[Measurement]:
+    """Measure a full fine-tune on data that are streamed, and which part of its time it waits for them.
+
+    Reading a batch costs a thread nothing more than copying it, or a tenth, or a fifth of a step.
+    """
+    resident = peers.stream(data)
+    next(resident)  # compiles
+    step = next(resident)[0] / (len(data[1]) // peers.BATCH)
+    shares = {"nothing": 0.0, "a tenth of a step": 0.1, "a fifth of a step": 0.2}
+    sides = {
+        "resident": resident,
+        **{f"streamed, a batch costs {cost}": peers.stream(data, share, step) for cost, share in shares.items()},
+    }
+    turns_of: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
+    for round in range(rounds + 1):
+        for name, side in sides.items():
+            turn = next(side)
+            if round:
+                turns_of[name].append(turn)
+    seconds = {name: [took for took, _ in turns] for name, turns in turns_of.items()}
+    waiting = {
+        name: [waited / took for took, waited in turns] for name, turns in turns_of.items() if name != "resident"
+    }
+    return [
+        *medians("full fine-tune of a stream, s/epoch", seconds, "resident"),
+        *(
+            Measurement("of it waiting for data, a share", name, float(np.median(parts)), values=parts)
+            for name, parts in waiting.items()
+        ),
+    ]
+
+
 def whole(folder: Path) -> list[Measurement]:
     """Measure the reference experiment, one seed, from shell to table, and the peak memory of its process."""
     flagfile = str(Path(__file__).parent.parent / "flags" / "reference.flags")
@@ -259,6 +291,7 @@ def run(manual_dir: str | None, rows: Sequence[str] = ROWS, rounds: int = 5, out
         "probe": lambda: probe(arrays, rounds),
         "probes": lambda: probes(arrays),
         "trials": lambda: trials(rounds),
+        "stream": lambda: stream(arrays, rounds),
         "whole": lambda: whole(folder),
         "growth": lambda: growth(folder),
     }

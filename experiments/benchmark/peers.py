@@ -70,6 +70,50 @@ def _fit(params: Any, tree: Any, seed: int, examples: int, steps: int, numbers: 
     return train.Fit(params, ((0, tree),), order, rates, (), every, key, shares=seed)
 
 
+def stream(data: Arrays, share: float | None = None, step: float = 0.0) -> Iterator[tuple[float, float]]:
+    """One fit of everything for an epoch, anew in each turn: (seconds, seconds of them in which data were waited for).
+
+    Without a `share` the data are resident. With one they are streamed, and reading a batch takes a thread at least
+    that share of `step` seconds, in which it sorts numbers.
+    """
+    import jax
+
+    from experiments.runs import process
+    from experiments.runs.settings import Settings
+    from tljax import models, objective, optimizers, train
+    from tljax.types import ArrayExamples, RowExamples
+
+    whole = ArrayExamples(*data)
+
+    def slowly(rows: np.ndarray) -> Any:
+        until = time.perf_counter() + (share or 0.0) * step * len(rows) / BATCH
+        inputs = whole.inputs(rows)
+        while time.perf_counter() < until:
+            np.sort(_NUMBERS)
+        return inputs
+
+    model = models.build("mlp", 10, hidden=(512,), activation="relu")
+    params = models.init(model, jax.random.key(0), data[0].shape[1:])
+    optimizer_spec, numbers = optimizers.spec("sgd")
+    spec = train.Spec(model, objective.loss("softmax_cross_entropy"), optimizer_spec)
+    steps = len(data[1]) // BATCH
+    fit = _fit(params, jax.tree.map(lambda leaf: True, params), 0, len(data[1]), steps, numbers)
+    waited: list[float] = []
+    settings = Settings.from_flags(data="resident" if share is None else "streamed")
+    execution = replace(process.prepare(settings), on_wait=waited.append)
+    examples = whole if share is None else RowExamples(slowly, whole.targets, whole.spec)
+    held = train.held(examples, execution)
+    while True:
+        start = time.perf_counter()
+        for state, _ in train.fit(spec, [fit], held, [steps], execution=execution):
+            jax.block_until_ready(state.params)
+        yield time.perf_counter() - start, sum(waited)
+        waited.clear()
+
+
+_NUMBERS = np.random.default_rng(0).random(4096)
+
+
 def probes(data: Arrays, rates: int = 8, seeds: int = 4, passes: int = 10) -> float:
     """Seconds for rates x seeds linear probes in tljax, with compilation and the features."""
     import jax

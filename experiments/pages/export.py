@@ -17,10 +17,12 @@ from experiments.pages.csv_cells import cell
 from experiments.pages.report import Section
 from experiments.runs.console import Cell, Table
 from tljax.files import to_bytes
-from tljax.study.results import Result, metric, to_json
+from tljax.study.results import Result, to_json
+from tljax.study.results import metric as metric_of
 from tljax.study.search import TrialRecord
 from tljax.study.units import ACCURACY
 from tljax.study.verdicts import Study
+from tljax.types import Metric
 
 LATEX = {
     **{c: f"\\{c}" for c in "&%$#_{}"},
@@ -90,7 +92,7 @@ def _fit(fit: Result) -> dict[str, Any]:
 
 def _milestones(study: Study) -> list[dict[str, Any]]:
     """The milestones as rows; where the metric of a target is not accuracy, with its name."""
-    metrics = {fit.target: metric(fit) for fit in study.rows}
+    metrics = {fit.target: metric_of(fit) for fit in study.rows}
     others = {target: each for target, each in metrics.items() if each != ACCURACY}
     return [
         {**row, **({"metric": metrics[row["target"]].name} if others and row["target"] in metrics else {})}
@@ -203,7 +205,7 @@ def _pictures(sections: Sequence[Section]) -> Iterator[tuple[str, figures.Pictur
             yield (f"{section.key}-{number}" if len(drawn) > 1 else section.key), picture
 
 
-def trials(studies: Mapping[tuple[str, str], Sequence[TrialRecord]]) -> str:
+def trials(studies: Mapping[tuple[str, str], Sequence[TrialRecord]], metric: Metric = ACCURACY) -> str:
     """All trials of a search as CSV, a row each; studies are known by (strategy, budget).
 
     A field that is not known, or was not searched, is empty.
@@ -214,7 +216,8 @@ def trials(studies: Mapping[tuple[str, str], Sequence[TrialRecord]]) -> str:
     names = dict.fromkeys(name for each in studies.values() for trial in each for name in trial.values)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    fields = ["number", "state", "value", "validation_accuracy", "validation_loss", "diverged", "owner", "begin", "end"]
+    validation = "validation_accuracy" if metric == ACCURACY else f"validation_{metric.name}"
+    fields = ["number", "state", "value", validation, "validation_loss", "diverged", "owner", "begin", "end"]
     writer.writerow(["strategy", "budget", *fields, *map(cell, names)])
     for arm, each in studies.items():
         for trial in each:

@@ -750,9 +750,9 @@ def _number(value: float, digits: int = 1) -> str:
 # Searches
 
 
-def search_progress(studies: Mapping[str, Sequence[TrialRecord]]) -> Picture | None:
-    """Validation accuracy against a trial's number, and the best so far, a line a study."""
-    known = {name: ended for name, trials in studies.items() if (ended := _with_accuracy(trials))}
+def search_progress(studies: Mapping[str, Sequence[TrialRecord]], metric: Metric = ACCURACY) -> Picture | None:
+    """The metric on validation examples against a trial's number, and the best so far, a line a study."""
+    known = {name: ended for name, trials in studies.items() if (ended := _with_score(trials))}
     if not known:
         return None
     figure, axes = _chart(known)
@@ -760,46 +760,53 @@ def search_progress(studies: Mapping[str, Sequence[TrialRecord]]) -> Picture | N
     texts = []
     for name, trials in known.items():
         colour, dash = stroke[name]
-        numbers, values = np.array([(trial.number, 100 * (trial.accuracy or 0.0)) for trial in trials]).T
-        best = np.maximum.accumulate(values)
+        factor = units.factor(metric)
+        numbers, values = np.array([(trial.number, factor * (trial.accuracy or 0.0)) for trial in trials]).T
+        best = (np.maximum if metric.larger_is_better else np.minimum).accumulate(values)
         axes.plot(numbers, values, "o", color=colour, alpha=0.4, markersize=2.5)
         axes.plot(numbers, best, color=colour, linestyle=dash, drawstyle="steps-post", label=_wrapped(name))
-        first = int(numbers[best.argmax()])
-        texts.append(f"{name} {best[-1]:.1f} %, first at trial {first}")
+        first = int(numbers[(units.sign(metric) * best).argmax()])
+        texts.append(f"{name} {_said(metric, best[-1])}, first at trial {first}")
     for name, every in studies.items():
         _cross(axes, [trial.number for trial in every if trial.diverged], stroke[name][0], 0.03)
-    axes.set(xlabel="trial", ylabel="validation accuracy (%)")
+    what = f"validation {units.spoken(metric)}"
+    axes.set(xlabel="trial", ylabel=units.headed(what, metric.unit))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     _legend(figure)
-    return figure, f"Line chart of the best validation accuracy so far against trials: {'; '.join(texts)}."
+    return figure, f"Line chart of the best {what} so far against trials: {'; '.join(texts)}."
 
 
-def searched_values(name: str, trials: Sequence[TrialRecord], dimension: str, field: str, log: bool) -> Picture | None:
-    """Accuracy or loss (`field`) of a study's trials against a dimension that was searched.
+def searched_values(
+    name: str, trials: Sequence[TrialRecord], dimension: str, field: str, log: bool, metric: Metric = ACCURACY
+) -> Picture | None:
+    """The metric or the loss (`field`, accuracy or loss) of a study's trials against a dimension that was searched.
 
     Points are joined where nothing else was searched. Trials that diverged are crosses at the edge.
     """
-    known = [trial for trial in _with_accuracy(trials) if getattr(trial, field) is not None]
+    known = [trial for trial in _with_score(trials) if getattr(trial, field) is not None]
     known = [trial for trial in known if dimension in trial.values]
     if not known:
         return None
-    percent = field == "accuracy"
-    what, unit = ("validation accuracy", "%") if percent else ("validation loss", "nats")
-    points = sorted((trial.values[dimension], (100 if percent else 1) * getattr(trial, field)) for trial in known)
+    of_metric = field == "accuracy"
+    what = f"validation {units.spoken(metric) if of_metric else 'loss'}"
+    unit = metric.unit if of_metric else "nats" if metric == ACCURACY else ""
+    factor, digits = (units.factor(metric), _digits(metric)) if of_metric else (1.0, 3)
+    higher_is_better = of_metric and metric.larger_is_better
+    points = sorted((trial.values[dimension], factor * getattr(trial, field)) for trial in known)
     x, y = np.array(points, float).T
     alone = all(len(trial.values) == 1 for trial in known)
     figure, axes = _chart([], name)
     axes.plot(x, y, "o-" if alone else "o", color=BLUE, markersize=3, linewidth=1)
     diverged = [trial.values[dimension] for trial in trials if trial.diverged and dimension in trial.values]
-    _cross(axes, diverged, INK, 0.03 if percent else 0.97)
-    best = int(y.argmax() if percent else y.argmin())
+    _cross(axes, diverged, INK, 0.03 if higher_is_better else 0.97)
+    best = int(y.argmax() if higher_is_better else y.argmin())
     axes.plot(x[best], y[best], "o", markersize=8, markerfacecolor="none", markeredgecolor=INK)
     if log:
         _decades(axes, "x")
-    if not percent and 0 < 10 * y.min() < y.max():  # a rate that is too high must not flatten the others
+    if not of_metric and 0 < 10 * y.min() < y.max():  # a rate that is too high must not flatten the others
         _decades(axes, "y", (1, 2, 5))
-    axes.set(xlabel=dimension, ylabel=f"{what} ({unit})")
-    highest = f"{y[best]:.1f} %" if percent else f"{y[best]:.3f} nats"
+    axes.set(xlabel=dimension, ylabel=units.headed(what, unit))
+    highest = " ".join(filter(None, (f"{y[best]:.{digits}f}", unit)))
     lost = f"; {len(diverged)} diverged, from {min(diverged):.3g} on" if diverged else ""
     return (
         figure,
@@ -808,7 +815,7 @@ def searched_values(name: str, trials: Sequence[TrialRecord], dimension: str, fi
     )
 
 
-def range_test(name: str, rates: np.ndarray, losses: np.ndarray, result: Suggestion) -> Picture:
+def range_test(name: str, rates: np.ndarray, losses: np.ndarray, result: Suggestion, unit: str = "nats") -> Picture:
     """Loss against the rate of its step, both [steps], smoothed, with the suggestion."""
     figure, axes = _chart([], name)
     most = losses[0] + abs(losses[0])
@@ -819,7 +826,7 @@ def range_test(name: str, rates: np.ndarray, losses: np.ndarray, result: Suggest
     if result.diverged is not None:
         _cross(axes, [result.diverged], INK, 0.97)
     _decades(axes, "x")
-    axes.set(xlabel="learning_rate", ylabel="training loss (nats)")
+    axes.set(xlabel="learning_rate", ylabel=units.headed("training loss", unit))
     _legend(figure)
     lost = "" if result.diverged is None else f"; not finite from {result.diverged:.3g} on"
     return (
@@ -830,7 +837,7 @@ def range_test(name: str, rates: np.ndarray, losses: np.ndarray, result: Suggest
     )
 
 
-def _with_accuracy(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+def _with_score(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
     """The trials that ended and did not diverge."""
     return [trial for trial in trials if trial.accuracy is not None]
 

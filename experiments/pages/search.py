@@ -15,10 +15,12 @@ from experiments.runs.plan import Experiment
 from experiments.runs.search_flags import Search
 from experiments.runs.settings import Settings
 from experiments.runs.tuned import Arm, Winner
-from tljax.study import search, space
+from tljax.study import search, space, units
 from tljax.study.range_test import SHARE, Suggestion
 from tljax.study.results import Result
 from tljax.study.search import TrialRecord
+from tljax.study.units import ACCURACY
+from tljax.types import Metric
 
 RATE = "learning_rate"
 
@@ -42,8 +44,11 @@ def write(
     base: Experiment,
 ) -> list[str]:
     """Write report.html; returns the notes below the table. `results` are the last fits of the winners."""
+    metric = plan.objective_of(base.target, base.settings.recipe).metrics[0]
     lines = [
-        (f"{arm.label}, {arm.budget}", line) for arm, winner in winners.items() for line in _winner_notes(arm, winner)
+        (f"{arm.label}, {arm.budget}", line)
+        for arm, winner in winners.items()
+        for line in _winner_notes(arm, winner, metric)
     ]
     several = len({arm.budget for arm in winners}) > 1
     studies = [
@@ -66,6 +71,7 @@ def write(
         lines,
         notes,
         provenance_of([*search_flags.to_flags(flags), *settings.flagfile_lines()], environment),
+        metric,
     )
     directory.replace(folder / "report.html", text)
     return [*(f"{name}: {line}" for name, line in lines), *notes, f"report: {folder / 'report.html'}"]
@@ -87,21 +93,21 @@ def _lead(settings: Settings, flags: Search, base: Experiment) -> str:
     )
 
 
-def _winner_notes(arm: Arm, winner: Winner) -> list[str]:
+def _winner_notes(arm: Arm, winner: Winner, metric: Metric = ACCURACY) -> list[str]:
     """The notes on a winner: its values, how many trials tie with it, and which values are at an edge."""
     values = ", ".join(f"{name}={value}" for name, value in winner.trial.params.items())
-    percent = f"{100 * winner.trial.value:.2f}"
-    notes = [f"{values}; validation accuracy {percent} %"]
+    shown = units.shown(metric, winner.trial.value)
+    notes = [f"{values}; validation {units.spoken(metric)} {units.with_unit(metric, winner.trial.value)}"]
     tied = [
         trial.number
         for trial in search.trials(winner.study)
         if trial.accuracy is not None
-        and f"{100 * trial.accuracy:.2f}" == percent
+        and units.shown(metric, trial.accuracy) == shown
         and trial.number != winner.trial.number
     ]
     if tied:
         several = f"{len(tied)} other trials have" if len(tied) > 1 else "another trial has"
-        notes.append(f"{several} this accuracy: trials.csv has their values")
+        notes.append(f"{several} this {units.spoken(metric)}: trials.csv has their values")
     for dimension in arm.ranges:
         if edge := space.at_edge(dimension, winner.trial.params[dimension.name]):
             notes.append(f"{dimension.name} is the {edge} of its range: widen it")
@@ -132,16 +138,17 @@ def page(
     lines: Sequence[tuple[str, str]],
     notes: Sequence[str],
     provenance: Provenance,
+    metric: Metric = ACCURACY,
 ) -> str:
     """The HTML of a search: `results` are the winners' last fits, `lines` (study, note on its winner).
 
     `notes` are those on the data.
     """
-    progress = figures.search_progress({study.name: study.trials for study in studies})
-    rates = [picture for study in studies for picture in _curves(study)]
+    progress = figures.search_progress({study.name: study.trials for study in studies}, metric)
+    rates = [picture for study in studies for picture in _curves(study, metric)]
     sections = [
         Section("Results", "results", _tuned(results, report.sentences(notes))),
-        Section("Best values", "best", [Block(BEST, _best(studies))]),
+        Section("Best values", "best", [Block(BEST, _best(studies, metric))]),
         Section("The search", "search", report.figure(PROGRESS, [progress])),
         Section("Learning rate", "rate", report.figure(CURVES, rates)),
     ]
@@ -152,18 +159,24 @@ def page(
 
 @figures.style()
 def range_page(
-    name: str, lead: str, rates: np.ndarray, losses: np.ndarray, result: Suggestion, provenance: Provenance
+    name: str,
+    lead: str,
+    rates: np.ndarray,
+    losses: np.ndarray,
+    result: Suggestion,
+    provenance: Provenance,
+    unit: str = "nats",
 ) -> str:
-    """The HTML of a range test: `rates` and `losses` are those of its steps, float [steps] both."""
-    picture = figures.range_test(name, rates, losses, result)
+    """The HTML of a range test: `rates` and `losses` (in `unit`) are those of its steps, float [steps] both."""
+    picture = figures.range_test(name, rates, losses, result, unit)
     sections = [Section("Loss", "loss", report.figure(RANGE, [picture]))]
     return report.render(sections, title=f"learning-rate range test: {name}", lead=lead, provenance=provenance)
 
 
-def _curves(study: Study) -> list[figures.Picture | None]:
-    """The charts of accuracy and loss against the learning rate; [] if the rate was not searched."""
+def _curves(study: Study, metric: Metric) -> list[figures.Picture | None]:
+    """The charts of the metric and of loss against the learning rate; [] if the rate was not searched."""
     return [
-        figures.searched_values(study.name, study.trials, RATE, field, dimension.kind == "log")
+        figures.searched_values(study.name, study.trials, RATE, field, dimension.kind == "log", metric)
         for dimension in study.ranges
         if dimension.name == RATE and dimension.kind != "in"
         for field in ("accuracy", "loss")
@@ -183,7 +196,7 @@ def _tuned(results: Sequence[Result], notes: str) -> list[Block]:
     ]
 
 
-def _best(studies: Sequence[Study]) -> Table:
+def _best(studies: Sequence[Study], metric: Metric) -> Table:
     """The table of the values that won, a row for each study."""
     names = list(dict.fromkeys(dimension.name for study in studies for dimension in study.ranges))
     rows = []
@@ -191,12 +204,13 @@ def _best(studies: Sequence[Study]) -> Table:
         [won] = [trial for trial in study.trials if trial.number == study.best]
         ends = {dimension.name: space.at_edge(dimension, won.values[dimension.name]) for dimension in study.ranges}
         edges = {name: f"the {end} of its range" for name, end in ends.items() if end}
-        accuracy = NOTHING if won.accuracy is None else tables.percent(won.accuracy)
+        score = NOTHING if won.accuracy is None else units.shown(metric, won.accuracy)
         loss = NOTHING if won.loss is None else f"{won.loss:.3f}"
         values = [Cell(searched(won.values.get(name)), edges.get(name, "")) for name in names]
-        measured = [Cell(accuracy), Cell(loss), _trial_count(study.trials)]
+        measured = [Cell(score), Cell(loss), _trial_count(study.trials)]
         rows.append([Cell(study.name, f"trial {won.number}"), *values, *measured])
-    return Table("Best values", ["Study", *names, "Validation accuracy (%)", "Validation loss (nats)", "Trials"], rows)
+    columns = ["Study", *names, tables.of_test(metric, "Validation"), tables.of_loss(metric, "Validation"), "Trials"]
+    return Table("Best values", columns, rows)
 
 
 def _trial_count(trials: Sequence[TrialRecord]) -> Cell:

@@ -275,6 +275,7 @@ def build(
         augment=plan.augmentations(recipe, on_device.task),
         averages=recipe.ema > 0,
         microbatch=recipe.microbatch,
+        batch_stats=start.batch_stats,
     )
 
     def order(first: int, last: int) -> np.ndarray:

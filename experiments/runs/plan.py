@@ -25,6 +25,7 @@ from tljax import (
     checkpoint,
     data,
     initialization,
+    masks,
     models,
     objective,
     optimizers,
@@ -41,6 +42,7 @@ from tljax.data.files import NO_PIXELS
 from tljax.initialization import Initialization, Look, Start
 from tljax.models import randomness
 from tljax.study.results import Result
+from tljax.train.step import state_modes
 from tljax.types import END_NAMES, Context, InputError, Method, Model, Objective, Params, Task
 
 # ---- A strategy, as the settings name it
@@ -200,11 +202,11 @@ def prepare(
 
 def require_shared_microbatches(settings: Settings, execution: train.Execution) -> None:
     """Raise InputError for microbatches that the devices which share a batch do not divide."""
-    devices = len(execution.devices) if execution.mode == "pmap" else execution.devices_per_batch
     recipes = {"": settings.recipe, "source_": settings.source_recipe} if settings.source else {"": settings.recipe}
     for prefix, recipe in recipes.items():
-        size = recipe.microbatch
-        _flagged(prefix, "microbatch", functools.partial(train.check_microbatch, size, recipe.batch_size, devices))
+        if size := recipe.microbatch:
+            devices = len(execution.devices) if execution.mode == "pmap" else execution.devices_per_batch
+            _flagged(prefix, "microbatch", functools.partial(train.check_microbatch, size, recipe.batch_size, devices))
 
 
 def load_task(settings: Settings, name: str, shape: Any) -> Task:
@@ -213,11 +215,18 @@ def load_task(settings: Settings, name: str, shape: Any) -> Task:
     Its pixels are brought to `shape`, that of --image_shape or of what it goes with; features, which have other shapes
     than [height, width, channels], stay as they are.
     """
-    places = {"data_dir": settings.data_dir, "manual_dir": settings.manual_dir}
     is_image = isinstance(shape, tuple) and (len(shape) == 3 or shape == settings.image_shape)
     image_shape = shape if shape and is_image else None
     try:
-        return data.load(name, **places, image_shape=image_shape, resize=settings.resize, say=console.say)
+        return data.load(
+            name,
+            data_dir=settings.data_dir,
+            manual_dir=settings.manual_dir,
+            image_shape=image_shape,
+            resize=settings.resize,
+            streamed=settings.data == "streamed",
+            say=console.say,
+        )
     except InputError as error:
         is_first = name == settings.source or not (settings.source or settings.source_checkpoint)
         if settings.image_shape and is_first and str(error).endswith(NO_PIXELS):
@@ -269,10 +278,17 @@ def source_from_data(settings: Settings) -> Source:
 def source_task(settings: Settings) -> Task:
     """The task of `--source`; raises InputError for settings under which it cannot be learnt."""
     task = load_task(settings, settings.source or "", settings.image_shape)
-    model = settings.build_model(task.outputs)
+    model = settings.build_model(task.outputs, settings.source_recipe)
     require_outputs(settings, model, task)
-    params, _ = batch_stats.split(models.abstract(model, example_shape(task)))
+    params, model_state = batch_stats.split(models.abstract(model, example_shape(task)))
     start = Start(params, ((0.0, None),), fresh=None)
+    if settings.source_recipe.microbatch and model_state:
+        stage = next(iter(model_state))
+        raise InputError(
+            f"stage '{stage}' normalises by the whole batch while the source is trained: leave it at 0",
+            field="source_microbatch" if settings.target else "microbatch",
+            value=settings.source_recipe.microbatch,
+        )
     # As dicts, since dataclasses that share a nan differ from Python 3.13 on.
     is_own = vars(settings.source_recipe) != vars(settings.recipe)
     terms, _ = penalties.read(settings.source_recipe.penalty)
@@ -321,7 +337,22 @@ def initialization_of(experiment: Experiment, seed: int, trained: Trained | None
         params = checkpoint.unflatten(trained.flat, params)
     drawn, own_key = models.init(model, key, shape), jax.random.fold_in(key, len(model))
     head, fisher = head_of(settings, source, target), trained.fisher if trained else None
-    return Initialization(models.names(model), params, drawn, own_key, head, fisher)
+    return Initialization(models.names(model), params, drawn, own_key, head, fisher, settings.batch_stats)
+
+
+def state_lines(start: Start, model: Model) -> list[str]:
+    """What becomes of the state of each stage that has one, a line for each phase; [] of a model without."""
+    lines = []
+    for _, mask in start.phases:
+        modes = {}
+        if start.model_state and not masks.is_strategy(mask):
+            modes = state_modes(start.batch_stats, start.params, start.model_state, mask)
+        stages: dict[str, list[str]] = {}
+        for stage in filter(modes.__contains__, models.names(model)):
+            stages.setdefault(modes[stage], []).append(stage)
+        parts = [f"{mode} in {', '.join(of_mode)}" for mode, of_mode in stages.items()]
+        lines.append(f"running averages: {'; '.join(parts)}" if parts else "")
+    return lines if any(lines) else []
 
 
 def head_of(settings: Settings, source: Source | None, target: Task) -> str:
@@ -427,6 +458,7 @@ def check_recipe(recipe: Recipe, budget: str, task: Task, start: Start, prefix: 
     )
     total = _flagged(prefix, "batch_size", lambda: count_steps(recipe, len(subset)))
     _flagged(prefix, "microbatch", lambda: train.check_microbatch(recipe.microbatch, recipe.batch_size))
+    _flagged(prefix, "microbatch", lambda: _refuse_whole_batches(recipe, start))
     phases_at_steps(start.phases, total)
     require_validation(recipe, start)
     _flagged(prefix, "schedule", lambda: learning_rates(recipe, total))
@@ -436,6 +468,14 @@ def check_recipe(recipe: Recipe, budget: str, task: Task, start: Start, prefix: 
         raise InputError(f"--{prefix}loss={recipe.loss} does not give a number an example: see --helpfull")
     _flagged(prefix, "optimizer", lambda: _try_optimizer(spec, numbers))
     _flagged(prefix, "augment", lambda: _check_augment(recipe, task, loss))
+
+
+def _refuse_whole_batches(recipe: Recipe, start: Start) -> None:
+    """Raise InputError for microbatches in a phase in which a stage normalises by the whole batch."""
+    for _, mask in start.phases:
+        if recipe.microbatch and start.model_state and not masks.is_strategy(mask):
+            modes = state_modes(start.batch_stats, start.params, start.model_state, mask)
+            train.refuse_microbatch(recipe.microbatch, [stage for stage, mode in modes.items() if mode == "tracked"])
 
 
 def augmentations(recipe: Recipe, task: Task) -> tuple[augment.Augmentation, ...]:
@@ -625,7 +665,8 @@ def _identified(experiment: Experiment, strategy: NamedStrategy, budget: str, se
         "code": [strategy.code, *code_digests(settings.recipe, settings.model)],
         "many": _company(settings),
         **draws(settings, experiment.model, example_shape(target)),
-        **settings.beyond_neutral(),
+        **{name: value for name, value in settings.beyond_neutral().items() if name != "batch_stats"},
+        **states(experiment.model, example_shape(target), settings.batch_stats),
     }
     recipe = {name: value for name, value in decisive.items() if name not in ("identity", "streams", "many")}
     # What a source was does not matter to a fit from scratch: those beside several sources are alike.
@@ -639,7 +680,8 @@ def _identified(experiment: Experiment, strategy: NamedStrategy, budget: str, se
 def planned_sources(settings: Settings, task: Task) -> dict[int, Result]:
     """{seed: the fit that is to train its source}."""
     results = {}
-    model_draws = draws(settings, settings.build_model(task.outputs), example_shape(task))
+    model, shape = settings.build_model(task.outputs), example_shape(task)
+    model_draws = {**draws(settings, model, shape), **states(model, shape, "auto")}
     for seed in settings.seeds:
         fields: dict[str, Any] = {
             "source": None,
@@ -711,6 +753,14 @@ def draws(settings: Settings, model: Model, shape: models.Shape) -> dict[str, An
     axes = [int(axis.partition(":")[2]) for axis in settings.mesh]
     devices = settings.devices or math.prod(axes) if settings.devices or axes else len(jax.local_devices())
     return {"draws": [2, *([devices] if settings.parallel == "pmap" else [])]}
+
+
+def states(model: Model, shape: models.Shape, mode: str) -> dict[str, Any]:
+    """What decides the bits of a fit whose model has a state, and of no other; {} for one that has none.
+
+    Its number goes up when a mode comes to mean something else. Before there were modes all states were frozen.
+    """
+    return {"batch_stats": [1, mode]} if models.stateful(model, shape) else {}
 
 
 def _company(settings: Settings) -> list[Any]:

@@ -49,7 +49,8 @@ def run(
         provenance = page.provenance_of(
             [*own_lines, *settings.flagfile_lines()], directory.environment(plan.fingerprints(experiment))
         )
-        text = page.range_page(name, ". ".join(lines) + ".", rates, losses, result, provenance)
+        unit = "" if experiment.target.kind == "values" else "nats"
+        text = page.range_page(name, ". ".join(lines) + ".", rates, losses, result, provenance, unit)
         if process.first():
             directory.replace(folder / "lr_range_test.html", text)
         console.say(f"report: {folder / 'lr_range_test.html'}")

@@ -138,11 +138,15 @@ def _shape(settings: Settings) -> tuple[Any, ...]:
     fit = (
         recipe.batch_size,
         recipe.microbatch,
+        recipe.compute_dtype,
+        recipe.matmul_precision,
+        recipe.remat,
         recipe.epochs,
         recipe.steps,
         recipe.loss,
         recipe.label_smoothing > 0,
         recipe.class_weights,
+        recipe.augment,
     )
     optimizer, _ = recipe.optimizer_spec()
     terms, _ = penalties.read(recipe.penalty)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from experiments.runs import budgets, command_line
 from experiments.runs.command_line import Kind, flag
-from tljax import models, optimizers, plugins
+from tljax import batch_stats, models, optimizers, plugins
 from tljax.data.images import RESIZES
 from tljax.objective import AUTO
 from tljax.types import InputError, Model
@@ -34,7 +34,7 @@ class SourceFlags:
     THEME: ClassVar[str] = "Tasks"
     source: str | None = flag(
         None,
-        "data set to learn first: mnist_10k:rotate=30, of TFDS, folder:DIR, FILE.npz",
+        "data set to learn first: mnist_10k:rotate=30, of TFDS, folder:DIR, FILE.npz, FILE.py:attribute",
         place="data",
         often=True,
     )
@@ -128,6 +128,13 @@ class StrategyFlags:
         "in stages frozen whole: off, as in evaluation; on, and computed in every step",
         choices=("off", "on"),
         neutral="off",
+    )
+    batch_stats: str = flag(
+        "auto",
+        "running averages of batch norms: frozen, tracked or reestimated (anew at each point, from the training "
+        "examples); auto tracks those of stages that train whole, and freezes others",
+        choices=batch_stats.MODES,
+        neutral="auto",
     )
     verdict_of: str = flag(
         "last",

@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from experiments.runs import command_line, console, directory, fields, process
 from experiments.runs.command_line import flag, found_from, written_from
 from experiments.runs.settings import Recipe, Settings
-from tljax import checkpoint, files, models, paths, plugins, weights
+from tljax import batch_stats, checkpoint, files, models, paths, plugins, weights
 from tljax.data.images import RESIZES
 from tljax.study import results, units
 from tljax.study.results import Result
@@ -147,7 +148,7 @@ def _from_run(settings: Settings, model_too: bool = True, stand_ins: Mapping[int
     }
     loaded = {place: checkpoint.load(place) for place in {place for place, _ in chosen.values()}}
     if model_too:
-        _require_leaves(settings, about, loaded)
+        loaded = _require_leaves(settings, about, loaded)
     if difference:
         console.say(f"{difference}; the paths and shapes of its parameters are the same, so it is used")
     trained = {
@@ -340,19 +341,52 @@ def _most_steps(fits: Sequence[Mapping[str, Any]]) -> int | None:
     return max(steps) if all(type(number) is int for number in steps) else None  # type: ignore[type-var]
 
 
-def _require_leaves(settings: Settings, about: Mapping[str, Any], loaded: Mapping[Path, Any]) -> None:
-    """Raise InputError unless all fits have the leaves of the model that the checkpoint names, if need be merged."""
+def _require_leaves(settings: Settings, about: Mapping[str, Any], loaded: Mapping[Path, Any]) -> dict[Path, Any]:
+    """The checkpoints, with the state of their model: as they are, or for `_with_state`.
+
+    Raises InputError unless all fits have the leaves of the model that the checkpoint names, if need be merged.
+    """
     _, shape, outputs = _described(about)
-    like = models.abstract(settings.build_model(outputs), shape)
-    for place, (state, _) in loaded.items():
+    model = settings.build_model(outputs)
+    like = models.abstract(model, shape)
+    whole: dict[Path, Any] = {}
+    for place, (trees, about_place) in loaded.items():
+        fishers = [name for name in trees if name.endswith(".fisher")]
+        state = {
+            name: flat
+            if name in fishers
+            else _with_state(settings, flat, like, model, shape, f"checkpoint '{place}', fit '{name}',")
+            for name, flat in trees.items()
+        }
+        whole[place] = state, about_place
         for name, flat in state.items():
             if any(f"{fit}.merged" in state for fit in about["fits"] if name == fit or name.startswith(f"{fit}.")):
                 continue  # it has the leaves of its strategy too
             try:
-                checkpoint.unflatten(flat, like)
+                checkpoint.unflatten(flat, batch_stats.split(like)[0] if name in fishers else like)
             except InputError as error:
                 fault = InputError(f"checkpoint '{place}', fit '{name}': {error}")
                 raise _refusal_of_model(settings, about["model"], fault) from error
+    return whole
+
+
+def _with_state(
+    settings: Settings, flat: Mapping[str, Any], like: Params, model: Model, shape: models.Shape, what: str
+) -> dict[str, Any]:
+    """The leaves with those of the model's state that are not among them, as they are drawn: to be reestimated.
+
+    Raises InputError where they are missing and are not to be.
+    """
+    missing = [path for path in paths.names(like) if batch_stats.NAME in path.split("/") and path not in flat]
+    if not missing:
+        return dict(flat)
+    if settings.batch_stats != "reestimated":
+        raise InputError(
+            f"{what} lacks running averages of the model, {paths.some(missing)}: give --batch_stats=reestimated, which "
+            "computes them anew from the target's training examples, or weights that have them"
+        )
+    drawn = dict(paths.items(models.init(model, jax.random.key(0), shape)))
+    return {**flat, **{path: np.asarray(drawn[path]) for path in missing}}
 
 
 # ---- The model that a source is of
@@ -436,10 +470,15 @@ def _from_weights_file(settings: Settings) -> Source:
         raise InputError(f"'{file}' is not as it was written, or has another's card: restore it, or export it again")
     rules = [weights.rule(text) for text in settings.source_rename or card.get("rename", ())]
     kind, shape, outputs = _described(card)
-    like = models.abstract(settings.build_model(outputs), shape)
+    model = settings.build_model(outputs)
+    like = models.abstract(model, shape)
     try:
         arrays = weights.read(file)
-        flat = checkpoint.flatten(weights.grafted(arrays, rules, like))
+        params_like, state_like = batch_stats.split(like)
+        named = {path for path in weights.placed(arrays, rules).values() if path is not None}
+        has_state = not state_like or any(batch_stats.NAME in path.split("/") for path in named)
+        flat = checkpoint.flatten(weights.grafted(arrays, rules, like if has_state else params_like))
+        flat = _with_state(settings, flat, like, model, shape, f"--source_checkpoint={file}")
     except InputError as error:
         text = str(error) if str(file) in str(error) else f"--source_checkpoint={file}: {error}"
         raise _refusal_of_model(settings, card.get("model", settings.architecture()), InputError(text)) from error

@@ -116,7 +116,7 @@ def prepare(task: SearchTask, experiment: Experiment, seed: int, trained: Mappin
     # A strategy that looks at data sees what the recipe makes of it.
     recipe = settings.recipe if strategy.method.data_driven else None
     identity = source.identity[seed] if source and seed in trained else None
-    of_start = (strategy.label, model, settings.head, seed, identity, recipe)
+    of_start = (strategy.label, model, settings.head, settings.batch_stats, seed, identity, recipe)
     if of_start not in task.shared:
         initial = plan.initialization_of(experiment, seed, trained.get(seed))
         look = fit.look_at(on_device, model, streams, task.budget)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from tljax import initialization, masks
+from tljax import batch_stats, initialization, masks
 from tljax.audit.lines import copy
 from tljax.audit.problems import Problem
 from tljax.types import Context, Mask, Method, Params, Phase
@@ -28,6 +28,8 @@ class Case(NamedTuple):
     must: Mask
     """The fresh leaves that have to train: all of them, or the head's if the module's `reinit` drew others."""
     merge: Callable[[Params], Params] | None
+    model_state: Mapping[str, Any] = {}
+    """The model's state; all else here is of parameters alone."""
     phases: tuple[Phase, ...] = ()
     """What the strategy answered first."""
     evaluated: tuple[Phase, ...] = ()
@@ -40,14 +42,13 @@ def case(method: Method, options: Mapping[str, Any], problem: Problem) -> Case:
     initialized = initialization.initialize(method, options, initial)
     context = Context(
         problem.stages,
-        problem.source,
+        None if problem.source is None else batch_stats.split(problem.source)[0],
         initialized.fresh,
         jax.random.key(3),
         *problem.look(initialized.merge, initialized.model_state),
     )
-    return Case(
-        problem, method, options, initialized.ordinary, initialized.params, context, initialized.must, initialized.merge
-    )
+    ordinary, params, must, merge = initialized.ordinary, initialized.params, initialized.must, initialized.merge
+    return Case(problem, method, options, ordinary, params, context, must, merge, initialized.model_state)
 
 
 def ask(

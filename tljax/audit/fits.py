@@ -14,7 +14,7 @@ from tljax.audit import problems
 from tljax.audit.lines import copy
 from tljax.train import vectorize
 from tljax.train.step import Hyper, trained_leaves
-from tljax.types import Mask, Model, Params
+from tljax.types import Mask, Model, ModelState, Params
 
 STEPS = 3
 """Steps of a phase."""
@@ -42,9 +42,16 @@ def program(model: Model, merge: Callable[[Params], Params] | None) -> train.Spe
     return train.Spec(model, objective.loss(problems.LOSS), _SPEC, _TERMS, False, merge)
 
 
-def fit(wanted: train.Spec, params: Params, phases: Sequence[Any], data: train.Data, steps: int = STEPS) -> Fitted:
+def fit(
+    wanted: train.Spec,
+    params: Params,
+    phases: Sequence[Any],
+    data: train.Data,
+    steps: int = STEPS,
+    model_state: ModelState | None = None,
+) -> Fitted:
     """Train each phase (a mask, or a function of the parameters) for so many steps: the first, and then the rest."""
-    trial = _trial(params, phases, steps)
+    trial = _trial(params, phases, steps, model_state)
     ends = [steps * i + more for i in range(len(phases)) for more in sorted({1, steps})]
     before = _executables()
     seen = [copy(params)]
@@ -56,12 +63,12 @@ def fit(wanted: train.Spec, params: Params, phases: Sequence[Any], data: train.D
     return Fitted(tuple(seen), history, programs, _executables() - before)
 
 
-def under(wanted: train.Spec, params: Params, mask: Mask) -> train.Spec:
+def under(wanted: train.Spec, params: Params, mask: Mask, model_state: ModelState | None = None) -> train.Spec:
     """The spec of a fit whose only mask is `mask`."""
-    return train.specialize(wanted, _trial(params, [mask], 1), (mask,))
+    return train.specialize(wanted, _trial(params, [mask], 1, model_state), (mask,))
 
 
-def _trial(params: Params, phases: Sequence[Any], steps: int) -> train.Fit:
+def _trial(params: Params, phases: Sequence[Any], steps: int, model_state: ModelState | None) -> train.Fit:
     total = steps * len(phases)
     order = np.arange(total * problems.BATCH, dtype=np.int32).reshape(total, problems.BATCH) % problems.EXAMPLES
     return train.Fit(
@@ -72,6 +79,7 @@ def _trial(params: Params, phases: Sequence[Any], steps: int) -> train.Fit:
         _WEIGHTS,
         {**_NUMBERS, "label_smoothing": 0.0},
         jax.random.key(0),
+        model_state=model_state or {},
     )
 
 
@@ -92,13 +100,17 @@ def _executables() -> int:
     return size._cache_size()
 
 
-def flops(wanted: train.Spec, params: Params, mask: Mask, shape: tuple[int, ...]) -> float:
+def flops(
+    wanted: train.Spec, params: Params, mask: Mask, shape: tuple[int, ...], model_state: ModelState | None = None
+) -> float:
     """The FLOPs of a compiled training step under a mask, as XLA counts them (the body of a loop once).
 
     If `fit` ran the phase, this is the executable that it ran.
     """
     traced = [m for m, kind in zip(jax.tree.leaves(mask), wanted.mask, strict=True) if kind is None]
-    return _flops(wanted, _of_one_trial(jax.tree.leaves(params)), _of_one_trial(traced), shape)
+    leaves, structure = jax.tree.flatten(model_state or {})
+    state = structure, _of_one_trial(leaves)
+    return _flops(wanted, _of_one_trial(jax.tree.leaves(params)), _of_one_trial(traced), shape, state)
 
 
 def _of_one_trial(leaves: Sequence[Any]) -> tuple[jax.ShapeDtypeStruct, ...]:
@@ -112,6 +124,7 @@ def _flops(
     leaves: tuple[jax.ShapeDtypeStruct, ...],
     scales: tuple[jax.ShapeDtypeStruct, ...],
     shape: tuple[int, ...],
+    model_state: tuple[Any, tuple[jax.ShapeDtypeStruct, ...]],
 ) -> float:
     number = jax.ShapeDtypeStruct((1,), jnp.float32)
     hyper = Hyper(
@@ -132,6 +145,7 @@ def _flops(
     lowered = vectorize.segment.lower(
         *(wanted, None, 1, "map"),
         *(trained, state, frozen, hyper, data.inputs, data.targets, order, rates, (0, 0, 1)),
+        *((None, jax.tree.unflatten(*model_state)) if model_state[1] else ()),
     )
     costs: Any = lowered.compile().cost_analysis()
     return float(costs["flops"])

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from tljax import initialization, masks, models, paths, plugins, train
+from tljax import batch_stats, initialization, masks, models, paths, plugins, train
 from tljax.audit import fits, problems
 from tljax.audit.cases import Case, ask, at_boundary, evaluate
 from tljax.audit.cases import case as build_case
@@ -190,8 +190,8 @@ def _training_checks(case: Case) -> list[Check]:
         phases = [at_boundary(case, phase) for phase in case.phases]
         start = copy(case.params)
         program = fits.program(model, case.merge)
-        fitted = fits.fit(program, start, phases, data)
-        short = fits.fit(program, case.params, fitted.masks, data, 1)
+        fitted = fits.fit(program, start, phases, data, model_state=case.model_state)
+        short = fits.fit(program, case.params, fitted.masks, data, 1, case.model_state)
     except (Exception, SystemExit) as error:
         return [Check(f"trains on {case.problem.name}", False, f"{type(error).__name__}: {error}")]
     proof = _Proof(case, model, fitted, short, start, data)
@@ -242,9 +242,8 @@ def _compiled_once(proof: _Proof) -> str:
 
 def _equals_without_jit(proof: _Proof) -> str:
     with jax.disable_jit(), fits.quick_compilation():
-        plain = fits.fit(
-            fits.program(proof.model, proof.case.merge), proof.case.params, proof.short.masks, proof.data, 1
-        )
+        program, case = fits.program(proof.model, proof.case.merge), proof.case
+        plain = fits.fit(program, case.params, proof.short.masks, proof.data, 1, case.model_state)
     pairs = zip(jax.tree.leaves(proof.short.params[-1]), jax.tree.leaves(plain.params[-1]), strict=True)
     largest = max(float(np.max(np.abs(a - b), initial=0.0)) for a, b in pairs)
     assert largest <= _ROUNDING, f"they differ by {largest:.1e}, more than rounding ({_ROUNDING:g})"
@@ -254,10 +253,10 @@ def _equals_without_jit(proof: _Proof) -> str:
 def _flops_bounded(proof: _Proof) -> str:
     case, shape = proof.case, proof.case.problem.shape
     everything = masks.by_path(case.ordinary, lambda path: True)
-    wanted = fits.under(fits.program(proof.model, None), case.ordinary, everything)
-    whole = fits.flops(wanted, case.ordinary, everything, shape)
+    wanted = fits.under(fits.program(proof.model, None), case.ordinary, everything, case.model_state)
+    whole = fits.flops(wanted, case.ordinary, everything, shape, case.model_state)
     each = zip(proof.fitted.programs, proof.fitted.masks, strict=True)
-    counts = [fits.flops(program, case.params, mask, shape) for program, mask in each]
+    counts = [fits.flops(program, case.params, mask, shape, case.model_state) for program, mask in each]
     counted = f"{', then '.join(f'{count:,.0f}' for count in counts)}; full training {whole:,.0f}"
     numbers = sum(row.size for row in masks.table(case.ordinary, everything))
     assert max(counts) <= whole + _BOOKKEEPING * numbers, counted
@@ -271,10 +270,11 @@ def _outputs_kept(proof: _Proof) -> str:
     start, end = merge(case.params), merge(proof.fitted.params[-1])
     if case.merge:
         paths.same_structure(case.ordinary, start, "the tree before adapt", "the merged tree")
-    before, after = (np.asarray(models.apply(proof.model, tree, images)) for tree in (start, end))
-    source = np.asarray(models.apply(proof.model, case.ordinary, images))
+    state = case.model_state
+    trees = (start, end, case.ordinary)
+    before, after, source = (np.asarray(models.apply(proof.model, tree, images, state=state)) for tree in trees)
     forward = jax.jit(train.forward(proof.model, case.merge))
-    ran = np.asarray(forward(proof.fitted.params[-1], images))
+    ran = np.asarray(forward(batch_stats.join(proof.fitted.params[-1], state), images))
     for what, wanted, outputs in (("adapt changes", source, before), ("merge changes", ran, after)):
         difference = float(np.abs(wanted - outputs).max())
         assert difference <= _ROUNDING, f"{what} the outputs by {difference:.1e}"

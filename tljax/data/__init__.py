@@ -42,6 +42,7 @@ def load(
     manual_dir: str | os.PathLike[str] | None = None,
     image_shape: Shape | None = None,
     resize: str = "crop",
+    streamed: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Task:
     """The data set that `name` stands for, changed as it says, checked, with its fingerprint.
@@ -51,8 +52,9 @@ def load(
     decoded arrays are kept, to be memory-mapped next time; rotated or blurred ones too. `manual_dir` holds files
     fetched by hand: manual_dir/mnist/train-images-idx3-ubyte.gz and so on. `image_shape` (height, width, channels) is
     the shape that images are brought to before any change; `resize` says how one of another aspect is ('crop' or
-    'squash', see `images.to_shape`). `say` gets a line where cached
-    arrays are not as they were written, and are decoded again. Raises InputError if an argument or the data are wrong.
+    'squash', see `images.to_shape`). `streamed` pictures of a folder are decoded when they are read, and nothing is
+    written. `say` gets a line where cached arrays are not as they were written, and are decoded again. Raises
+    InputError if an argument or the data are wrong.
 
     >>> task = load("mnist_10k")
     >>> task.train.arrays.shape, task.test.targets.shape
@@ -74,11 +76,14 @@ def load(
         return derive.derived(by_row.load(base, spec, shape, resize, say), name, changes)
     home = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     root = place(home, "data_dir")
-    identity, prepare = _source(base, spec, root, manual, shape, resize)
+    identity, prepare = _source(base, spec, root, manual, shape, resize, streamed)
     identity = [*identity, str(shape)]
     # What nothing is cropped of stays where it was kept before there was a choice, as far as that is known beforehand.
     if shape and resize == "crop" and not (identity[0] == "idx" and not images.crops((28, 28), shape, resize)):
         identity = [*identity, "crop"]
+    if streamed and spec.name == "folder":
+        _, decode = prepare()
+        return derive.derived(decode(), name, changes)
     folder = root / "tljax" / _key(spec, identity)
     task = cached(base, folder, prepare, say)
     if not derive.slow(changes):
@@ -88,7 +93,13 @@ def load(
 
 
 def _source(
-    name: str, spec: Spec, root: Path, manual: Path | None, shape: Shape | None, resize: str
+    name: str,
+    spec: Spec,
+    root: Path,
+    manual: Path | None,
+    shape: Shape | None,
+    resize: str,
+    streamed: bool,
 ) -> tuple[list[str], Prepare]:
     """(identity, prepare): the texts that tell the source from every other, and how to prepare it."""
     if spec.name == "folder":
@@ -100,8 +111,8 @@ def _source(
         if "splits" in spec.options:
             table = place(unquoted(spec.options["splits"]))
             identity = ["folder", filenames.text(folder), filenames.text(table)]
-            return identity, lambda: files.prepare_listed(name, folder, table, shape, resize)
-        return ["folder", filenames.text(folder)], lambda: files.prepare_folder(name, folder, shape, resize)
+            return identity, lambda: files.prepare_listed(name, folder, table, shape, resize, streamed)
+        return ["folder", filenames.text(folder)], lambda: files.prepare_folder(name, folder, shape, resize, streamed)
     if spec.name.endswith(".npz"):
         _require_options(spec, ())
         file = place(spec.name)

@@ -172,7 +172,8 @@ class _Source:
             raise InputError(f"{where} is {plugins.shown(source)}: give a source with a length and items by number")
         self.where, self.source, self.shape, self.resize = where, source, shape, resize
         self.cropped = False
-        if not len(self):
+        self.count = len(self)
+        if not self.count:
             raise InputError(f"{where}: is empty: give at least one item")
         self.first = self.normal(np.arange(1), [self.item(0)])
 
@@ -243,7 +244,11 @@ class _Source:
         return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
 
     def read(self, rows: np.ndarray) -> Any:
-        """The inputs of some rows. Raises InputError for inputs of another shape than the first item's."""
+        """The inputs of some rows. Raises InputError for inputs of another shape than the first item's, and where the
+        source has another length than it had."""
+        if len(self) != self.count:
+            now = f"it had {self.count:,} items, and has {len(self):,} now"
+            raise InputError(f"{self.where}: {now}: give a source whose length stays")
         if not len(rows):
             return jax.tree.map(lambda leaf: leaf[:0], self.first)
         inputs = self.normal(rows, [self.item(row) for row in rows])

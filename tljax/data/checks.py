@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -129,33 +130,52 @@ def fingerprint(
     """
     digest = hashlib.sha256()
 
-    def update(array: np.ndarray) -> None:
+    def update(array: np.ndarray, rows: int | None = None) -> None:
         little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-        digest.update(f"{little.dtype.str} {json.dumps(little.shape)}\n".encode())
+        if rows is not None:
+            digest.update(f"{little.dtype.str} {json.dumps((rows, *little.shape[1:]))}\n".encode())
         digest.update(little.reshape(-1).view(np.uint8).data)
 
     for split in (train, test):
-        arrays = split.arrays
-        if arrays is None:
+        rows = np.arange(len(split)) if split.arrays is not None else sampled(split)
+        if split.arrays is None:
             digest.update(f"\nsampled {len(split)}\n".encode())
-            arrays = split.inputs(np.unique(draw.words(0, draw.SAMPLE, 0, 1, SAMPLED)[0] % np.uint64(len(split))))
-        if isinstance(arrays, dict):
-            for input_name, array in sorted(arrays.items()):
+        for input_name in sorted(split.spec) if isinstance(split.spec, dict) else [None]:
+            if input_name is not None:
                 digest.update(f"\n{json.dumps(input_name)}\n".encode())
-                update(array)
-        else:
-            update(arrays)
-        update(split.targets)
+            for number, part in enumerate(_parts(split, rows)):
+                update(part if input_name is None else part[input_name], None if number else len(rows))
+        update(split.targets, len(split.targets))
     digest.update(json.dumps(list(classes)).encode())
     for word, split in (("train", train), ("test", test)):
         if split.groups is not None:
             digest.update(f"\n{word}_groups\n".encode())
-            update(split.groups)
+            update(split.groups, len(split.groups))
     if kind != "classes":
         digest.update(f"\n{kind} {outputs}\n".encode())
     if train.arrays is None:
         digest.update(f"\n{name}".encode())
     return digest.hexdigest()
+
+
+def sampled(split: Examples) -> np.ndarray:
+    """The rows of a split that stand for all, ascending: see `fingerprint`."""
+    return np.unique(draw.words(0, draw.SAMPLE, 0, 1, SAMPLED)[0] % np.uint64(len(split))).astype(np.int64)
+
+
+def _parts(split: Examples, rows: np.ndarray) -> Iterator[Any]:
+    """The inputs of some rows, so many at once that large ones need not fit into memory; of arrays all at once."""
+    if split.arrays is not None:
+        yield split.arrays
+        return
+    size = sum(np.dtype(leaf.dtype).itemsize * math.prod(leaf.shape) for leaf in jax.tree.leaves(split.spec))
+    step = max(1, _AT_ONCE // max(1, size))
+    for start in range(0, len(rows), step):
+        yield split.inputs(rows[start : start + step])
+
+
+_AT_ONCE = 2**25
+"""Bytes of inputs that are read at once where they are read by row."""
 
 
 def inputs(where: str, arrays: Any) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from tljax import files as text_files
@@ -13,7 +14,7 @@ from tljax import npz, paths
 from tljax.data import checks, filenames, images, targets
 from tljax.data.checks import checked
 from tljax.data.images import Shape
-from tljax.types import ArrayExamples, InputError, Task
+from tljax.types import ArrayExamples, InputError, RowExamples, Task
 
 _LAYOUT = "expected is DIR/train/CLASS/*.png (.jpg, .jpeg) and DIR/test/CLASS/*.png"
 PICTURES = (".png", ".jpg", ".jpeg")
@@ -34,9 +35,10 @@ _OPTIONAL = ("class names", "train labels", "test labels", "train groups", "test
 
 
 def prepare_folder(
-    name: str, folder: Path, shape: Shape | None, resize: str = "crop"
+    name: str, folder: Path, shape: Shape | None, resize: str = "crop", by_row: bool = False
 ) -> tuple[list[Path], Callable[[], Task]]:
-    """The pictures under `folder`, sorted by split, class and file name, and how to decode them.
+    """The pictures under `folder`, sorted by split, class and file name, and how to decode them: all of them, or with
+    `by_row` each when it is asked for.
 
     The classes are the sub-folders' names, sorted. Palette, RGBA and CMYK pictures become RGB. Raises InputError
     for another layout, a class in one split only or without a picture, and a file that is not a picture.
@@ -58,18 +60,42 @@ def prepare_folder(
     folders = [folder, *(folder / split for split in splits), *class_folders]
 
     def decode() -> Task:
-        pictures = ((f"'{file}'", images.read(file)) for file in files)
-        pixels, cropped = images.gather(pictures, len(files), shape, resize)
-        train_labels, test_labels = (
+        labels = [
             np.repeat(np.arange(len(by_class)), [len(pictures) for pictures in by_class.values()])
             for by_class in splits.values()
-        )
-        n = len(train_labels)
-        classes = tuple(splits["train"])
-        train, test = ArrayExamples(pixels[:n], train_labels), ArrayExamples(pixels[n:], test_labels)
-        return checked(name, train, test, classes, images.crop_note(cropped, len(files), shape))
+        ]
+        decoded = _decoded_by_row if by_row else _decoded
+        train, test, note = decoded(files, len(labels[0]), np.concatenate(labels), None, shape, resize)
+        return checked(name, train, test, tuple(splits["train"]), note)
 
     return folders + files, decode
+
+
+def _decoded(
+    files: Sequence[Path], n: int, targets: np.ndarray, groups: np.ndarray | None, shape: Shape | None, resize: str
+) -> tuple[ArrayExamples, ArrayExamples, str]:
+    """(training examples, which the first `n` pictures are; test examples; what tables say of a crop)."""
+    pictures = ((f"'{file}'", images.read(file)) for file in files)
+    pixels, cropped = images.gather(pictures, len(files), shape, resize)
+    train, test = (
+        ArrayExamples(pixels[part], targets[part], None if groups is None else groups[part])
+        for part in (slice(n), slice(n, None))
+    )
+    return train, test, images.crop_note(cropped, len(files), shape)
+
+
+def _decoded_by_row(
+    files: Sequence[Path], n: int, targets: np.ndarray, groups: np.ndarray | None, shape: Shape | None, resize: str
+) -> tuple[RowExamples, RowExamples, str]:
+    """As `_decoded`, of pictures that are decoded when they are asked for."""
+    read, of_all, crop = images.pictures_by_row(files, shape, resize)
+    spec = jax.ShapeDtypeStruct(of_all, np.uint8)
+    train, test = (
+        RowExamples(rows, targets[part], spec, None if groups is None else groups[part])
+        for rows, part in ((read, slice(n)), (lambda rows: read(rows + n), slice(n, None)))
+    )
+    sampled = f"decoded as they are read, so their fingerprint is sampled ({checks.SAMPLED:,} rows of a split)"
+    return train, test, "; ".join(filter(None, (sampled, crop)))
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -106,7 +132,7 @@ class _Listed(NamedTuple):
 
 
 def prepare_listed(
-    name: str, folder: Path, table: Path, shape: Shape | None, resize: str = "crop"
+    name: str, folder: Path, table: Path, shape: Shape | None, resize: str = "crop", by_row: bool = False
 ) -> tuple[list[Path], Callable[[], Task]]:
     """The pictures under `folder` that `table` puts into a split, sorted as by `prepare_folder`, and their decoder.
 
@@ -146,21 +172,17 @@ def prepare_listed(
     present = sum(is_picture(file.relative_to(folder)) and file.is_file() for file in folder.rglob("*"))
 
     def decode() -> Task:
-        pictures = ((f"'{file}'", images.read(file)) for file in files)
-        pixels, cropped = images.gather(pictures, len(files), shape, resize)
         cells = [by_class[line] for line in listed]
         names, all_targets = _targets_of_cells(f"'{table}'", kind, cells, [line.number for line in listed])
         groups = np.array([line.group for line in listed]) if listed[0].group is not None else None
         n = sum(line.split == "train" for line in listed)
-        parts = (slice(n), slice(n, None))
-        train, test = (
-            ArrayExamples(pixels[part], all_targets[part], None if groups is None else groups[part]) for part in parts
-        )
+        decoded = _decoded_by_row if by_row else _decoded
+        train, test, crop = decoded(files, n, all_targets, groups, shape, resize)
         left_out = f", {present - len(listed):,} of {present:,} in neither" if present > len(listed) else ""
         note = f"{n:,} training and {len(listed) - n:,} test pictures as {filenames.text(table.name)} says{left_out}"
         if not left_out and all(line.split == line.order[0] for line in listed):
             note = ""
-        note = "; ".join(filter(None, (note, images.crop_note(cropped, len(files), shape))))
+        note = "; ".join(filter(None, (note, crop)))
         return checked(name, train, test, names, note, kind=kind)
 
     return [table, *folders, *files], decode

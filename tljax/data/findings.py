@@ -1,9 +1,11 @@
 """Findings in data that can hardly be meant, and still might be: every table says them, and nothing is refused."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 import numpy as np
 
 from tljax.paths import some
@@ -25,7 +27,8 @@ def lines(train: Examples, test: Examples, classes: tuple[str, ...], kind: str =
     Findings are: classes without an example, and labels that all examples of a split have, or none; images that are all
     the same or of one value each; numbers or pixels far from the scale that models take, or of two scales; test
     examples or groups that are in the training set too (equal to the byte); and training examples that occur with two
-    labels. Of several inputs each is looked at by itself; of examples that are read by row no input is.
+    labels. Of several inputs each is looked at by itself; of examples that are read by row some are, and the line says
+    so.
     """
     splits = {"train": train, "test": test}
     lacking = {"classes": _lacking, "labels": _one_sided}.get(kind)
@@ -41,6 +44,23 @@ def _in_inputs(train: Examples, test: Examples, kind: str) -> Iterator[str]:
         for pair in _by_input(train, test):
             yield from _of_inputs(*pair)
         yield from _twice(train, test, kind)
+    else:
+        some_of_each = _sample(train), _sample(test)
+        among = f"among {' and '.join(f'{len(part):,}' for part in some_of_each)} examples that were looked at: "
+        for before, *splits in _by_input(*some_of_each):
+            yield from _of_inputs(f"{among}{before}", *splits)
+
+
+_SAMPLED, _SAMPLE_BYTES = 100, 2**26
+"""Of examples that are read by row so many are looked at, or as many as are so many bytes."""
+
+
+def _sample(split: Examples) -> ArrayExamples:
+    """Some examples of a split, evenly spread."""
+    size = sum(np.dtype(leaf.dtype).itemsize * math.prod(leaf.shape) for leaf in jax.tree.leaves(split.spec))
+    count = min(len(split), _SAMPLED, max(2, _SAMPLE_BYTES // max(1, size)))
+    rows = np.linspace(0, len(split) - 1, count).astype(np.int64)
+    return ArrayExamples(split.inputs(rows), split.targets[rows])
 
 
 def _by_input(train: ArrayExamples, test: ArrayExamples) -> Iterator[tuple[str, ArrayExamples, ArrayExamples]]:

@@ -1,7 +1,7 @@
 """Images of any kind to uint8 arrays of one shape."""
 
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -196,3 +196,26 @@ def read(file: Path) -> np.ndarray:
         return decode(file.read_bytes(), None, f"'{file}'")
     except OSError as error:
         raise InputError(f"'{file}' cannot be read ({error.strerror}): check the file") from error
+
+
+def pictures_by_row(
+    files: Sequence[Path], shape: Shape | None, resize: str = "crop"
+) -> tuple[Callable[[np.ndarray], np.ndarray], Shape, str]:
+    """(the function rows int [k] -> uint8 [k, *shape], the shape, what tables say of a crop) of picture files.
+
+    A file is read and decoded when its row is asked for. Without a `shape` all pictures have the first one's; the
+    function raises InputError, as `gather` does, where another differs.
+    """
+    first = read(files[0]).shape
+    of_all: Shape = shape or (first[0], first[1], first[2])
+
+    def decoded(rows: np.ndarray) -> np.ndarray:
+        pictures = ((f"'{files[row]}'", read(files[row])) for row in rows.tolist())
+        images, _ = gather(pictures, len(rows), shape, resize)
+        if images.shape[1:] != of_all:
+            what = f"'{files[int(rows[0])]}' is {_size(images.shape[1:])}, the first {_size(of_all)}"
+            raise InputError(f"the images differ in size: {what}: choose one with `image_shape=HEIGHT,WIDTH,CHANNELS`")
+        return images
+
+    crop = f"images are resized by their short side and cropped at the centre to {_size(of_all[:2])}"
+    return decoded, of_all, crop if crops(first, shape, resize) else ""

@@ -160,7 +160,11 @@ def _rematerialised(stage: Stage) -> Stage:
 
 def _cast(tree: PyTree, dtype: Any) -> PyTree:
     """The tree with its float leaves in a dtype."""
-    return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree)
+
+    def cast(leaf: Any) -> Any:
+        return leaf.astype(dtype) if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(cast, tree)
 
 
 _CLEAR_ERRORS = (InputError, jax.errors.JaxRuntimeError, MemoryError)
@@ -377,6 +381,20 @@ def _evaluated(stage: Stage) -> Callable[..., Any]:
 def abstract(model: Model, shape: Shape) -> Params:
     """The shapes and dtypes of the variables that `init` draws, without drawing them."""
     return jax.eval_shape(lambda key: init(model, key, shape), jax.random.key(0))
+
+
+def stateful(model: Model, shape: Shape) -> tuple[str, ...]:
+    """The stages that have a state, for inputs of one example's `shape`."""
+    leaves, structure = jax.tree.flatten(batch_of(shape, 1))
+    return _stateful(model, structure, tuple(leaves))
+
+
+@lru_cache(maxsize=256)
+def _stateful(model: Model, structure: Any, leaves: tuple[jax.ShapeDtypeStruct, ...]) -> tuple[str, ...]:
+    """The stages that have a state, for a flattened batch of inputs, which is hashable."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    variables = jax.eval_shape(lambda key: _draw(model, key, (structure, leaves)), key)
+    return tuple(batch_stats.split(variables)[1])
 
 
 def apply(

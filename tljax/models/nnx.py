@@ -103,7 +103,7 @@ def _made(module: nnx.Module | Callable[..., nnx.Module], key: jax.Array) -> nnx
     if isinstance(module, nnx.Module):
         return nnx.clone(module)
     # The signature of a class is that of its metaclass, (*args, **kwargs).
-    function = module.__init__ if isinstance(module, type) else module
+    function = vars(module).get("__init__", module) if isinstance(module, type) else module
     takes_rngs = "rngs" in inspect.signature(function).parameters
     made = module(rngs=nnx.Rngs(key)) if takes_rngs else module()
     if not isinstance(made, nnx.Module):

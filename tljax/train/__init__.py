@@ -9,7 +9,17 @@ from tljax.train.cost import Cost
 from tljax.train.data import Data, Reader, Rows, Stream, load
 from tljax.train.features import FeatureCache
 from tljax.train.loop import Execution, State, abstract, cost_of, fit, held, select
-from tljax.train.step import Fit, Log, Spec, check_microbatch, forward, group_key, specialize, with_average
+from tljax.train.step import (
+    Fit,
+    Log,
+    Spec,
+    check_microbatch,
+    forward,
+    group_key,
+    refuse_microbatch,
+    specialize,
+    with_average,
+)
 from tljax.train.vectorize import capacity
 
 __all__ = [
@@ -33,6 +43,7 @@ __all__ = [
     "group_key",
     "held",
     "load",
+    "refuse_microbatch",
     "select",
     "specialize",
     "with_average",

@@ -152,14 +152,14 @@ class Rows:
     def inputs(self, rows: np.ndarray) -> Any:
         """The inputs of some rows (int [k]) of these; zeros beyond the last."""
         filled = rows < len(self.rows)
-        inputs = self.examples.inputs(self.rows[rows[filled]])
-
-        def with_zeros(leaf: np.ndarray) -> np.ndarray:
-            whole = np.zeros((len(rows), *leaf.shape[1:]), leaf.dtype)
-            whole[filled] = leaf
-            return whole
-
-        return inputs if filled.all() else jax.tree.map(with_zeros, inputs)
+        if filled.all():
+            return self.examples.inputs(self.rows[rows])
+        whole = jax.tree.map(lambda leaf: np.zeros((len(rows), *leaf.shape), leaf.dtype), self.spec)
+        if filled.any():
+            inputs = self.examples.inputs(self.rows[rows[filled]])
+            for leaf, part in zip(jax.tree.leaves(whole), jax.tree.leaves(inputs), strict=True):
+                leaf[filled] = part
+        return whole
 
 
 class Reader:

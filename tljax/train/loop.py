@@ -31,6 +31,7 @@ from tljax.train.step import (
     rule,
     specialize,
     trained_leaves,
+    with_average,
 )
 from tljax.train.vectorize import Mode, agreed, begin, capacity, host, place, stack, stack_hyper
 from tljax.types import Examples, InputError, Mask, ModelState, OptState, Params, PhaseRule
@@ -463,10 +464,17 @@ def _reestimated(spec: Spec, fits: Sequence[Fit], data: Data | Stream, execution
         return state
     width = vectorize.shared_width(specialized, members, state.masks)
     mesh, _ = layout(specialized, members, width, data, execution)
-    params, model_state = place(mesh, (state.params, state.model_state))
     stages, on_mesh = specialized.reestimated, features.on_mesh(mesh, data)
-    model_state = vectorize.reestimate(specialized, stages, members, width, mesh, on_mesh, params, model_state)
-    return state._replace(model_state=model_state)
+    estimate = functools.partial(vectorize.reestimate, specialized, stages, members, width, mesh, on_mesh)
+    return _with_estimates(state, mesh, estimate)
+
+
+def _with_estimates(state: State, mesh: Mesh | None, estimate: Callable[[Params, ModelState], ModelState]) -> State:
+    """The state with what `estimate` gives for its parameters, and for their average."""
+    params, model_state, average = place(mesh, (state.params, state.model_state, state.average))
+    if average is not None:
+        average = average._replace(model_state=estimate(*with_average(params, model_state, average)))
+    return state._replace(model_state=estimate(params, model_state), average=average)
 
 
 def cost_of(
@@ -482,7 +490,7 @@ def cost_of(
     short, inputs = features.shapes(specialized, fit, data, passes, cache)
     state, trains = abstract(spec, [fit], [history]), trained_leaves(specialized)
     trained, frozen = masks.split(state.params, trains)
-    average = None if state.average is None else masks.split(state.average, trains)[0]
+    average = None if state.average is None else part_of_average(state.average, trains)[0]
     further = () if average is None and not state.model_state else (average, state.model_state)
     rows, batch = capacity(batch_size(fit)), batch_size(fit)
     if isinstance(inputs, Stream):
@@ -580,9 +588,8 @@ def _phase(
                 short, mesh, batch_size(members[0]), call, end, state, most, execution.should_stop
             )
             if renewed and state.step == end:
-                arrays = (inputs, *place(mesh, (state.params, state.model_state)))
-                model_state = vectorize.reestimate(short, renewed, members, width, mesh, *arrays)
-                state = state._replace(model_state=model_state)
+                estimate = functools.partial(vectorize.reestimate, short, renewed, members, width, mesh, inputs)
+                state = _with_estimates(state, mesh, estimate)
             return state, log, most
 
         yield train

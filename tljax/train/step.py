@@ -1,4 +1,4 @@
-"""One training step of one fit, read in the order in which it happens: augment, loss, gradients, update, apply, log.
+"""One training step of one fit, read in the order in which it happens: loss, gradients, update, apply, log.
 
 `step` knows nothing of other fits and of many devices: `vectorize` maps it over both. What decides its compilation is
 `Spec`, what is passed to it is `Hyper`; both follow from a `Fit` and its masks.
@@ -163,11 +163,10 @@ def step(
 
     `average` is that of the trained leaves, None in a fit without; `model_state` is {} or None of a model without.
     `trained` and `frozen` are the two parts of the parameters as `masks.split` gives them; the objective is
-    differentiated with respect to the former alone. `rate` is the learning rate, `number` that of the step. With an
-    `axis` of devices the batch is one device's part, and the step is that of the whole batch.
+    differentiated with respect to the former alone. The batch is as `augmented` gives it, `rate` is the learning rate,
+    `number` that of the step. With an `axis` of devices the batch is one device's part, and the step is that of the
+    whole batch.
     """
-
-    batch = augmented(spec, hyper.key, batch, number, axis)
 
     def loss_fn(trained: Params) -> tuple[jax.Array, Any]:
         return _objective(spec, hyper, trained, frozen, model_state, batch, number, axis)
@@ -314,6 +313,13 @@ def _accumulated(
         terms = tuple(term + value for term, value in zip(terms, values, strict=True))
         gradients = jax.tree.map(lambda gradient, more: gradient + more, gradients, of_penalties)
     return (loss, terms), jax.tree.map(lambda gradient, leaf: gradient.astype(leaf.dtype), gradients, trained)
+
+
+def refuse_microbatch(microbatch: int, tracked: Sequence[str]) -> None:
+    """Raise InputError for microbatches where the state of stages follows the batch: they normalise by all of it."""
+    if microbatch and tracked:
+        reason = f"stage '{tracked[0]}' normalises by the whole batch: leave it at 0, or give `batch_stats=frozen`"
+        raise InputError(reason, field="microbatch", value=microbatch)
 
 
 def check_microbatch(microbatch: int, batch: int, devices: int = 1) -> None:
@@ -552,9 +558,7 @@ def specialize(spec: Spec, fit: Fit, history: Sequence[Mask]) -> Spec:
     tracked = tuple(
         stage for stage, mode in modes.items() if mode == "tracked" or (mode == "reestimated" and stage not in frozen)
     )
-    if spec.microbatch and tracked:
-        reason = f"stage '{tracked[0]}' normalises by the whole batch: leave it at 0, or give `batch_stats=frozen`"
-        raise InputError(reason, field="microbatch", value=spec.microbatch)
+    refuse_microbatch(spec.microbatch, tracked)
     anchored = fit.fresh is not None and any(penalty.needs_start for penalty in spec.penalties)
     return replace(
         spec,
