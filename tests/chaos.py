@@ -136,7 +136,7 @@ def _finish(process: subprocess.Popen[bytes], log: TextIO) -> None:
 def contents(folder: Path) -> dict[str, bytes]:
     """{what: bytes} of all that must not depend on interruptions: results less seconds, predictions, parameters ..."""
     lines = directory.results(folder)
-    found = {"results.jsonl": json.dumps([{**to_json(line), "seconds": 0} for line in lines]).encode()}
+    found = {"results.jsonl": json.dumps([{**to_json(line), "seconds": 0, "peak_bytes": 0} for line in lines]).encode()}
     for name in sorted({line.checkpoint for line in lines}):
         fits, told = checkpoint.load(folder / name)
         found |= {f"{name}/{fit}/{path}": leaf.tobytes() for fit, of in fits.items() for path, leaf in of.items()}

@@ -14,7 +14,7 @@ from tljax import augment, evaluate, masks, models, objective, optimizers, train
 from tljax.data import draw
 from tljax.train import features
 from tljax.train import step as step_room
-from tljax.types import Batch, InputError
+from tljax.types import ArrayExamples, Batch, InputError
 
 RNG = np.random.default_rng(0)
 COUNT, SIDE = 600, 8
@@ -341,10 +341,10 @@ def fit_of(seed=0, head_only=False, model=MODEL, rate=0.05, batch=BATCH, shares=
     return train.Fit(params, ((0, mask),), order, rates, (), numbers, jax.random.key(seed), shares=shares)
 
 
-def trained(spec, fits, execution=None, ends=(STEPS,), states=()):
+def trained(spec, fits, execution=None, ends=(STEPS,), states=(), examples=DATA):
     """{number of the fit: its parameters and its losses} at the end."""
     of_fits = {}
-    for state, log in train.fit(spec, fits, DATA, ends, states, execution):
+    for state, log in train.fit(spec, fits, examples, ends, states, execution):
         for row, i in enumerate(state.fits):
             params = jax.device_get(jax.tree.map(lambda leaf, row=row: leaf[row], state.params))
             of_fits[i] = (params, np.asarray(log.loss)[row])
@@ -396,13 +396,13 @@ def assert_near(got, expected, atol=1e-5):
 
 @pytest.mark.parametrize("text", ["crop:pad=2,flip", pytest.param("flip,mixup:alpha=1", marks=pytest.mark.slow)])
 def test_an_augmented_fit_is_that_of_a_plain_loop(text):
-    params, losses = plain_loop(text, 10)
+    params, losses = plain_loop(text, 5)
     fit = fit_of()
-    fit = fit._replace(rates=fit.rates[:10])
-    got, got_losses = trained(spec_of(text), [fit], ends=(10,))[0]
+    fit = fit._replace(rates=fit.rates[:5])
+    got, got_losses = trained(spec_of(text), [fit], ends=(5,))[0]
     assert_near(got_losses, losses)
     assert_near(got, params)
-    without, _ = trained(spec_of(""), [fit], ends=(10,))[0]
+    without, _ = trained(spec_of(""), [fit], ends=(5,))[0]
     assert max(np.abs(a - b).max() for a, b in zip(jax.tree.leaves(without), jax.tree.leaves(got), strict=True)) > 0.01
 
 
@@ -460,6 +460,19 @@ def test_fits_of_one_seed_are_augmented_alike_and_those_side_by_side_as_well():
         np.testing.assert_allclose(losses, seen["map"][0], rtol=1e-6)
     [(_, other)] = trained(spec, [fit_of(0, rate=0.0)._replace(key=jax.random.key(9))]).values()
     assert np.abs(other - seen["map"][0]).max() > 0.01
+
+
+def test_microbatches_and_streams_see_what_the_whole_batch_on_the_device_sees():
+    text, fit = "crop:pad=2,flip", fit_of(batch=12)
+    whole = trained(spec_of(text), [fit])[0]
+    assert_near(trained(replace(spec_of(text), microbatch=4), [fit])[0], whole)
+    stream = train.Stream(ArrayExamples(EIGHT, LABELS))
+    streamed = trained(spec_of(text), [fit], examples=stream)[0]
+    assert jax.tree.map(np.ndarray.tolist, streamed) == jax.tree.map(np.ndarray.tolist, whole)
+    said, cache = [], train.FeatureCache(10**8, views=2)
+    execution = train.Execution(cache=cache, on_message=said.append)
+    trained(spec_of(text), [fit_of(head_only=True, batch=40)], execution, examples=stream)
+    assert said == ["hidden_0 is frozen, and computed in every step, since inputs are augmented"] and not cache.arrays
 
 
 def test_evaluation_sees_images_as_they_are():

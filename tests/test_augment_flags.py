@@ -1,7 +1,11 @@
 """--augment, --augment_views and --recipe: what is refused in a line, what enters keys, what is said, what wins."""
 
 import re
+import shlex
+from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_programs import arguments, command, refused
@@ -10,6 +14,7 @@ from experiments import pretrain, transfer
 from experiments.runs import command_line, directory, plan, process
 from experiments.runs.settings import Recipe, Settings, named_recipe, parse_flags
 from tljax import augment, data, train
+from tljax.types import Batch
 
 OWN = """
 import jax.numpy as jnp
@@ -179,6 +184,22 @@ def test_the_run_holds_the_flags_and_no_recipe(tasks, tmp_path):
     assert Settings.from_flags(**again, workdir=str(tmp_path / "w")) == settings
     assert [result.key for result in transfer.run(**{**again, "workdir": flags["workdir"]})] == [r.key for r in results]
     assert directory.of_another_experiment(tmp_path / "w", Settings.from_flags(**{**flags, "recipe": ""}))
+
+
+def test_the_augmentation_of_the_page_is_one_and_its_command_runs(tmp_path, monkeypatch, capsys):
+    text = (Path(__file__).parent.parent / "tljax/README.md").read_text(encoding="utf-8")
+    page = text.partition("## An augmentation of your own")[2].partition("\n## ")[0]
+    [code], [line] = re.findall(r"```python\n(.*?)```", page, re.S), re.findall(r"```sh\n(.*?)```", page, re.S)
+    monkeypatch.chdir(tmp_path)
+    Path("noise.py").write_text(code)
+    grey = Batch(jnp.full((50, 8, 8, 1), 128, jnp.uint8), jnp.zeros(50, jnp.int32), jnp.ones(50))
+    noise = np.asarray(augment.apply(augment.read("noise.py:augment:size=16"), jax.random.key(0), grey).inputs) - 128.0
+    assert abs(noise.std() - 16) < 1 and abs(noise.mean() + 0.5) < 1 and noise.dtype == float  # cut to whole numbers
+    _, _, program, *argv = shlex.split(line)
+    assert program == "experiments.transfer"
+    process.run_main(transfer.main, ["transfer", *argv, "--dry_run"])
+    said = capsys.readouterr()
+    assert "augmented in training: flip,noise.py:augment:size=16" in said.out and not said.err
 
 
 def test_recipes_hold_flags_of_a_fit_alone():

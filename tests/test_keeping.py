@@ -62,7 +62,7 @@ def test_what_is_damaged_in_a_finished_run_is_set_aside_aloud_and_made_again(
     assert place in said and f"set aside as '{(copy / place).name}.damaged'" in said
     assert (copy / (place + ".damaged")).exists()
     assert [fit.result.strategy for fit in names] == [strategy] * trained
-    ignored = ("seconds", "sha256", "checkpoint")
+    ignored = ("seconds", "peak_bytes", "sha256", "checkpoint")
     by_key = [sorted(results(folder, ignored), key=lambda line: line.key) for folder in (finished[0], copy)]
     assert by_key[0] == by_key[1]
     for before, after in zip(results(finished[0]), results(copy), strict=True):

@@ -221,7 +221,7 @@ def test_a_penalty_of_ones_own_that_cannot_be_is_refused_before_training(text, m
 
 def test_the_penalty_of_the_page_is_one_and_its_command_runs(tmp_path, monkeypatch, capsys):
     text = (Path(__file__).parent.parent / "tljax/README.md").read_text(encoding="utf-8")
-    [code, _], [line] = re.findall(r"```python\n(.*?)```", text, re.S), re.findall(r"```sh\n(.*?)```", text, re.S)
+    [code, *_], [line, *_] = re.findall(r"```python\n(.*?)```", text, re.S), re.findall(r"```sh\n(.*?)```", text, re.S)
     monkeypatch.chdir(tmp_path)
     Path("relative.py").write_text(code)
     [term], [weights] = penalties.read("relative.py:penalty:weight=4")

@@ -1,6 +1,5 @@
 """What fits cost and in which precision they are computed."""
 
-import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -119,11 +118,12 @@ def test_a_fit_asks_what_it_compiled_and_compiles_nothing_for_it(monkeypatch):
 
 
 def test_where_a_backend_does_not_say_what_a_program_takes_nothing_is_known():
-    program = SimpleNamespace(cost_analysis=lambda: {"flops": 0.0}, memory_analysis=lambda: None)
-    assert cost.of(program) == cost.of(None) == train.Cost(None, None)
+    for flops in ({"flops": 0.0}, {"flops": -1.0}, {}, None):
+        program = SimpleNamespace(cost_analysis=lambda flops=flops: flops, memory_analysis=lambda: None)
+        assert cost.of(program) == cost.of(None) == train.Cost(None, None)
 
 
-def test_peak_memory_is_in_the_dry_run_the_report_and_no_line_of_results(tasks, tmp_path, capsys):
+def test_peak_memory_is_in_the_dry_run_the_report_and_the_results_and_cannot_be_changed(tasks, tmp_path, capsys):
     flags = {"strategies": ("head_only",), "seeds": (0,), "devices": 1, "ema": 0.9}
     transfer.run(**arguments(tasks, tmp_path / "w", dry_run=True, **flags))
     dry = [line.split("peak memory ")[1].split()[0] for line in capsys.readouterr().out.splitlines() if "peak" in line]
@@ -131,8 +131,11 @@ def test_peak_memory_is_in_the_dry_run_the_report_and_no_line_of_results(tasks, 
     fits = {fit.strategy: fit for fit in directory.results(tmp_path / "w")}
     written = [f"{fits[name].peak_bytes / 1e6:.1f}" for name in ("scratch", "head_only")]
     assert dry == written and "0.0" not in written
-    lines = (tmp_path / "w" / "results.jsonl").read_text().splitlines()
-    assert not any("peak_bytes" in json.loads(line) for line in lines)
+    file, peak = tmp_path / "w" / "results.jsonl", fits["scratch"].peak_bytes
+    text = file.read_text()
+    file.write_text(text.replace(f'"peak_bytes": {peak}', f'"peak_bytes": {peak + 1}'))
+    with pytest.raises(InputError, match=r"line \d is not as it was written \(peak_bytes\)"):
+        directory.results(tmp_path / "w")
     page = (tmp_path / "w" / "report.html").read_text()
     assert "Peak memory (MB)" in page and all(f">{number}<" in page for number in written)
 

@@ -69,7 +69,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def results(workdir: Path, without=("seconds",)) -> list[Result]:
+def results(workdir: Path, without=("seconds", "peak_bytes")) -> list[Result]:
     """The lines of a run directory, unchecked and less what two runs may differ in."""
     lines = [json.loads(line) for line in (workdir / "results.jsonl").read_text().splitlines()]
     return [from_json({name: value for name, value in line.items() if name not in without}) for line in lines]

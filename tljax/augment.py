@@ -217,10 +217,17 @@ def _as(dtype: Any, values: jax.Array) -> jax.Array:
 
 def _mixed(leaf: jax.Array, partners: jax.Array, share: jax.Array, name: str) -> jax.Array:
     """`share` of each row of a leaf and the rest of its partner's."""
-    if leaf.dtype != jnp.uint8 and not jnp.issubdtype(leaf.dtype, jnp.floating):
+    if leaf.dtype == jnp.uint8:  # in whole numbers, which round alike on any device
+        parts = jnp.round(share * _PARTS).astype(jnp.int32)
+        whole = leaf.astype(jnp.int32)
+        return ((parts * whole + (_PARTS - parts) * whole[partners] + _PARTS // 2) // _PARTS).astype(jnp.uint8)
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
         raise InputError(f"{name} mixes pixels and floats, not {leaf.dtype}{list(leaf.shape[1:])}: leave it out")
-    values = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
-    return _as(leaf.dtype, share * values + (1 - share) * values[partners])
+    return (share * leaf + (1 - share) * leaf[partners]).astype(leaf.dtype)
+
+
+_PARTS = 2**16
+"""Of so many equal parts the share of `mixup` is a whole number."""
 
 
 def _share_and_partners(key: jax.Array, batch: Batch, name: str, alpha: float) -> tuple[jax.Array, jax.Array]:
@@ -235,7 +242,7 @@ def _share_and_partners(key: jax.Array, batch: Batch, name: str, alpha: float) -
     draws = jax.vmap(jax.random.uniform)(_keys(of_rows, rows))
     shuffled = jnp.argsort(jnp.where(real, draws, jnp.inf))
     partners = jnp.where(real, shuffled[jnp.cumsum(real) - 1], rows)
-    return jax.random.beta(of_share, alpha, alpha), partners
+    return jnp.round(_PARTS * jax.random.beta(of_share, alpha, alpha)) / _PARTS, partners
 
 
 # ---- As flags name them

@@ -3,7 +3,6 @@
 First who may write to it and with which flags, then signed files, results, and the environments of its fits.
 """
 
-import dataclasses
 import hashlib
 import itertools
 import json
@@ -381,7 +380,9 @@ def results(workdir: Path) -> list[Result]:
     for number, fit in enumerate(fits, 1):
         if fit.seconds not in seconds.get(fit.name, [fit.seconds]):
             raise InputError(f"'{file}', line {number} is not as it was written (seconds): restore or delete it")
-    return [dataclasses.replace(fit, peak_bytes=peaks.get(fit.name)) for fit in fits]
+        if fit.peak_bytes not in peaks.get(fit.name, [fit.peak_bytes]):
+            raise InputError(f"'{file}', line {number} is not as it was written (peak_bytes): restore or delete it")
+    return fits
 
 
 FIT: fields.Form = {
@@ -439,10 +440,14 @@ def _checked(workdir: Path, line: Any, where: str) -> Result:
     return from_json(line)
 
 
+TAKEN = ("seconds", "peak_bytes")
+"""What a fit took, which goes with the machine."""
+
+
 def digest(line: Mapping[str, Any]) -> str:
     """SHA-256 of a line (or another record) less what it took, so that a run and its repetition agree."""
     return hashlib.sha256(
-        json.dumps({name: value for name, value in line.items() if name != "seconds"}, sort_keys=True).encode()
+        json.dumps({name: value for name, value in line.items() if name not in TAKEN}, sort_keys=True).encode()
     ).hexdigest()
 
 
@@ -567,8 +572,7 @@ def add(workdir: Path, new: Sequence[Result]) -> None:
     before = {fit.key: fit for fit in results(workdir)}
     whole = before | {fit.key: fit for fit in new}
     _attribute(workdir, before, new)
-    # What a fit took of a device's memory is no part of its line, which a repetition on other devices is to have too.
-    records = (to_json(dataclasses.replace(fit, peak_bytes=None)) for fit in whole.values())
+    records = map(to_json, whole.values())
     text = "".join(json.dumps({**each, "sha256": digest(each)}, allow_nan=False) + "\n" for each in records)
     replace(workdir / "results.jsonl", text)
 
@@ -636,9 +640,9 @@ def _attribute(workdir: Path, before: Mapping[str, Result], new: Sequence[Result
         part["fits"] = [name for name in part["fits"] if name not in names]
     known["fits"] = [*(name for name in known["fits"] if name not in names), *(fit.name for fit in new)]
     for fit in new:
-        replaced = [before[fit.key].seconds] if fit.key in before else []
-        known["seconds"][fit.name] = [*replaced, fit.seconds]
-        known.setdefault("peak_bytes", {})[fit.name] = fit.peak_bytes
+        replaced = [before[fit.key]] if fit.key in before else []
+        known["seconds"][fit.name] = [each.seconds for each in (*replaced, fit)]
+        known.setdefault("peak_bytes", {})[fit.name] = [each.peak_bytes for each in (*replaced, fit)]
     write_record(workdir / "environment.json", known)
 
 
@@ -682,7 +686,7 @@ _ENVIRONMENT: fields.Form = {
 }
 _PROVENANCE: fields.Form = {
     **{**_ENVIRONMENT, "earlier": [_ENVIRONMENT], "seconds": {str: [float]}, "format?": int},
-    "peak_bytes?": {str: (int, None)},
+    "peak_bytes?": {str: [(int, None)]},
 }
 
 

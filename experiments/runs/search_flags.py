@@ -146,6 +146,7 @@ def _shape(settings: Settings) -> tuple[Any, ...]:
         recipe.loss,
         recipe.label_smoothing > 0,
         recipe.class_weights,
+        recipe.augment,
     )
     optimizer, _ = recipe.optimizer_spec()
     terms, _ = penalties.read(recipe.penalty)

@@ -118,8 +118,8 @@ class Result:
     step_flops: float | None = None
     """FLOPs of a step, a mean over all."""
     peak_bytes: int | None = None
-    """The most memory that its training program took on a device, with all fits of its group: see `train.Cost`. A run
-    directory has it in environment.json, since it goes with the devices."""
+    """The most memory that its training program took on a device, with all fits of its group: see `train.Cost`. It goes
+    with the devices, and is no part of the line's digest."""
     source_steps: int | None = None
     """What the training of its source took, as far as that is known."""
     source_flops: float | None = None

@@ -8,7 +8,7 @@ class Cost(NamedTuple):
 
     flops: float | None
     """FLOPs of one step of the fits that stand side by side: the body of the loop is counted once. Compilers for GPUs
-    say 0, which is None here."""
+    say 0 or less, which is None here."""
     peak_bytes: int | None
     """The most memory at any time: arguments (data or features, parameters, optimizer state) of all its fits, results
     and temporaries, less what results take over from arguments. What else lies on the device is not in it."""
@@ -24,13 +24,14 @@ def of(executable: Any) -> Cost:
     """
     if executable is None:
         return Cost(None, None)
-    flops = float((executable.cost_analysis() or {}).get("flops", 0.0))
+    counted = float((executable.cost_analysis() or {}).get("flops", 0.0))
+    flops = counted if counted > 0 else None
     memory = executable.memory_analysis()
     parts = ("argument", "output", "temp")
     if memory is None or not all(hasattr(memory, f"{part}_size_in_bytes") for part in (*parts, "alias")):
-        return Cost(flops or None, None)
+        return Cost(flops, None)
     used = sum(getattr(memory, f"{part}_size_in_bytes") for part in parts)
-    return Cost(flops or None, int(used - memory.alias_size_in_bytes) or None)
+    return Cost(flops, int(used - memory.alias_size_in_bytes) or None)
 
 
 def largest(first: int | None, second: int | None) -> int | None:

@@ -1,4 +1,4 @@
-"""One training step of one fit, read in the order in which it happens: augment, loss, gradients, update, apply, log.
+"""One training step of one fit, read in the order in which it happens: loss, gradients, update, apply, log.
 
 `step` knows nothing of other fits and of many devices: `vectorize` maps it over both. What decides its compilation is
 `Spec`, what is passed to it is `Hyper`; both follow from a `Fit` and its masks.
@@ -163,11 +163,10 @@ def step(
 
     `average` is that of the trained leaves, None in a fit without; `model_state` is {} or None of a model without.
     `trained` and `frozen` are the two parts of the parameters as `masks.split` gives them; the objective is
-    differentiated with respect to the former alone. `rate` is the learning rate, `number` that of the step. With an
-    `axis` of devices the batch is one device's part, and the step is that of the whole batch.
+    differentiated with respect to the former alone. The batch is as `augmented` gives it, `rate` is the learning rate,
+    `number` that of the step. With an `axis` of devices the batch is one device's part, and the step is that of the
+    whole batch.
     """
-
-    batch = augmented(spec, hyper.key, batch, number, axis)
 
     def loss_fn(trained: Params) -> tuple[jax.Array, Any]:
         return _objective(spec, hyper, trained, frozen, model_state, batch, number, axis)

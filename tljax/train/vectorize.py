@@ -26,6 +26,7 @@ from tljax.train.step import (
     Hyper,
     Log,
     Spec,
+    augmented,
     batch_size,
     cohort_ranks,
     frozen_prefix_of,
@@ -153,20 +154,23 @@ def _on_device(
             hyper: Any,
             rate: Any,
             row: jax.Array,
+            batch: Batch,
         ) -> Any:
-            chosen = divide(mesh, rows[row]) if axis is None else rows[row]
-            divided = mesh if axis is None else None
-            batch = fetch(divided, inputs, targets, None if one_view else view, row, chosen)
             return step(spec, hyper, trained, frozen, opt_state, batch, rate, first + row, axis, average, model_state)
 
         def train(of_fit: Any, axes: tuple[int, ...] = ()) -> Any:
             """State and log of one fit after the steps, or of several along the last axis of everything."""
             *state, frozen, hyper, rates = of_fit
-            every: Any = jax.vmap(one_step, in_axes=(-1,) * 7 + (None,), out_axes=-1) if axes else one_step
+            every: Any = jax.vmap(one_step, in_axes=(-1,) * 7 + (None, None), out_axes=-1) if axes else one_step
+            key = hyper.key[..., 0] if axes else hyper.key  # those that share an order share it
 
             def body(row: jax.Array, carry: Any) -> Any:
                 *state, log = carry
-                *state, values = every(*state, frozen, hyper, rates[row], row)
+                chosen = divide(mesh, rows[row]) if axis is None else rows[row]
+                divided = mesh if axis is None else None
+                batch = fetch(divided, inputs, targets, None if one_view else view, row, chosen)
+                batch = augmented(spec, key, batch, first + row, axis)
+                *state, values = every(*state, frozen, hyper, rates[row], row, batch)
                 log = jax.tree.map(lambda curve, value: curve.at[row].set(value.astype(curve.dtype)), log, values)
                 return *state, log
 
@@ -262,9 +266,10 @@ def reestimate(
     Running averages become the equal mean, over the batches of the first pass of a fit's order (`Fit.pass_steps`), of
     the statistics of each batch: in a forward pass without dropout, in which these stages normalise by the batch, and
     the others use their state. Of a Flax batch norm those are the mean and the biased variance of what of the batch is
-    no padding. After Wu & Johnson 2021, arXiv:2105.07576, section 3 (Precise BN), over the whole pass, and where the
-    parameters are the source's as they came, Li et al. 2016, arXiv:1603.04779 (AdaBN). `data` are on the devices of
-    the mesh, or a stream.
+    no padding; the variance of the batches' means is left out, as running averages leave it out that are tracked. The
+    inputs are not augmented. After Wu & Johnson 2021, arXiv:2105.07576, section 3 (Precise BN), with a whole pass; and
+    where the parameters are the source's as they came, Li et al. 2016, arXiv:1603.04779 (AdaBN). `data` are on the
+    devices of the mesh, or a stream.
     """
     counts = [fit.pass_steps or len(fit.rates) for fit in fits]
     means = {stage: jax.tree.map(jnp.zeros_like, model_state[stage]) for stage in stages}
