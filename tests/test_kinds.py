@@ -208,7 +208,7 @@ REFUSED = {
     "a score an item": ("labels", {"primary": "macro_f1"}),
     "loss 'sigmoid_binary_cross_entropy' is none of values": ("values", {"loss": "sigmoid_binary_cross_entropy"}),
     "--label_smoothing=0.1: it is for classes, labels and tokens": ("values", {"label_smoothing": 0.1}),
-    "--class_weights=balanced: the targets of .* are tokens, not classes": ("tokens", {"class_weights": "balanced"}),
+    "--class_weights=balanced: it is of classes, the targets are tokens": ("tokens", {"class_weights": "balanced"}),
 }
 
 
@@ -218,6 +218,30 @@ def test_what_does_not_fit_the_targets_is_refused_before_training(words, tmp_pat
     with pytest.raises(InputError, match=words):
         transfer.run(**flags(tmp_path, kind, **values))
     assert not (tmp_path / "w").exists()
+
+
+def test_a_source_of_other_targets_has_flags_of_its_own(tmp_path):
+    """From several labels to values: its metric is refused with the remedy, and under the remedy it is trained."""
+    np.savez(tmp_path / "source.npz", **TASKS["labels"][0]())
+    values = flags(tmp_path, "values", source=str(tmp_path / "source.npz"), strategies=("full",), metric=("mae",))
+    with pytest.raises(InputError, match=r"--metric=mae: it is of values.*the source's too.*--source_NAME=VALUE"):
+        transfer.run(**values)
+    scratch, full = transfer.run(**values, source_metric=(), source_steps=20)
+    assert full.metric == scratch.metric and full.metric["name"] == "r_squared" and "mae" in full.metrics
+    [source] = [row for row in directory.results(tmp_path / "w") if row.strategy == "pretrain"]
+    assert source.metric["name"] == "label_ranking_average_precision" and full.test_score != scratch.test_score
+
+
+@pytest.mark.slow
+def test_strategies_and_penalties_that_look_at_gradients_take_other_targets(tmp_path):
+    np.savez(tmp_path / "source.npz", **TASKS["values"][0]())
+    several = ("fisher:fraction=0.1", "auto_rgn")
+    values = {"source": str(tmp_path / "source.npz"), "strategies": several, "penalty": "ewc:weight=1"}
+    more = {"source_penalty": "", "save_fisher": True, "source_steps": 5, "source_points": 1}
+    results = transfer.run(**flags(tmp_path, "values", **values, **more))
+    assert [row.strategy for row in results] == ["scratch", "fisher", "auto_rgn"]
+    assert results[1].trained_parameters < results[1].total_parameters
+    assert all(np.isfinite(row.test_score) and row.penalties for row in results)
 
 
 def test_a_head_of_another_form_than_the_targets_is_refused(tmp_path):

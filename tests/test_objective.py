@@ -7,8 +7,8 @@ import pytest
 from sklearn.metrics import log_loss
 
 from tljax import masks, models, objective, optimizers, train
-from tljax.train import vectorize
-from tljax.types import InputError
+from tljax.train import gradients, vectorize
+from tljax.types import InputError, Stage
 
 LOGITS = np.array([[2.0, -1.0, 0.5], [0.0, 3.0, -2.0]])
 LABELS = np.array([2, 1])
@@ -123,3 +123,25 @@ def test_balanced_classes_are_a_weighted_objective_and_weights_compile_nothing_n
         gradient = x[rows].T @ ((p - np.eye(3)[classes[rows]]) * w[:, None]) / 8
         np.testing.assert_allclose(state.params["head"]["kernel"][0], kernel - gradient, rtol=1e-4, atol=1e-6)
     assert ends == [1, 0]
+
+
+def test_gradients_and_fisher_information_are_of_the_loss_of_tokens():
+    """A model that is a table of logits by token: gradients are (p - y) / tokens of the sequence, in closed form."""
+    table = RNG.normal(size=(4, 4)).astype(np.float32)
+
+    def apply(params, x, *, key=None):
+        return params["table"][x]
+
+    model = (models.full_form(Stage("head", lambda key, x: {"table": jnp.asarray(table)}, apply)),)
+    inputs, tokens = RNG.integers(0, 4, (2, 6, 5)).astype(np.int32)
+    tokens[:, 4], tokens[0, 2:] = -1, -1
+    p = np.exp(table) / np.exp(table).sum(1, keepdims=True)
+    each = np.zeros((6, 4, 4))
+    for i, at in np.argwhere(tokens >= 0):
+        each[i, inputs[i, at]] += (p[inputs[i, at]] - np.eye(4)[tokens[i, at]]) / (tokens[i] >= 0).sum()
+    data, chosen = train.load(inputs, tokens), np.array([0, 1, 3, 5])
+    examples = (model, objective.loss("softmax_cross_entropy", "tokens"), data, chosen)
+    params = {"head": {"table": jnp.asarray(table)}}
+    got = [of(*examples)(params)["head"]["table"] for of in (gradients.mean_gradient, gradients.mean_squared_gradient)]
+    np.testing.assert_allclose(got[0], each[chosen].mean(0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(got[1], (each[chosen] ** 2).mean(0), rtol=1e-4, atol=1e-6)

@@ -301,7 +301,15 @@ def source_task(settings: Settings) -> Task:
             f"{flag}={settings.source_recipe.penalty} is the source's too, and {names[0]} holds a fit "
             f"to what another's Fisher information says, which nobody has before a source is trained: give {remedy}"
         )
-    check_recipe(settings.source_recipe, "all", task, start, "source_" if is_own else "")
+    prefix = "source_" if is_own else ""
+    try:
+        _check_objective(settings.source_recipe, task, prefix)
+    except InputError as error:
+        text = str(error)
+        if settings.target and not is_own:
+            text += f"; it is the source's too ('{task.name}'): --source_NAME=VALUE gives its fit its own"
+        raise InputError(text) from error
+    check_recipe(settings.source_recipe, "all", task, start, prefix)
     return task
 
 
@@ -435,16 +443,7 @@ def check_recipe(recipe: Recipe, budget: str, task: Task, start: Start, prefix: 
     """
     spec, numbers = _flagged(prefix, "optimizer", recipe.optimizer_spec)
     _flagged(prefix, "decay", lambda: optimizers.require_decay(spec.decay, start.params))
-    loss_name = objective.resolved(recipe.loss, task.kind)
-    loss = _flagged(prefix, "loss", lambda: objective.loss(loss_name, task.kind))
-    _flagged(prefix, "metric", lambda: objective_of(task, recipe))
-    smoothing = (loss_name, recipe.label_smoothing, task.kind)
-    _flagged(prefix, "label_smoothing", lambda: objective.check_smoothing(*smoothing))
-    if recipe.class_weights != "none" and task.kind != "classes":
-        raise InputError(
-            f"--{prefix}class_weights={recipe.class_weights}: the targets of '{task.name}' are {task.kind}, "
-            f"not classes: leave it out{'' if prefix else ', for the source with --source_class_weights=none'}"
-        )
+    loss = _check_objective(recipe, task, prefix)
     terms, weights = _flagged(prefix, "penalty", lambda: penalties.read(recipe.penalty))
     fresh = dict(paths.items(start.fresh)) if start.fresh is not None else {}
     for term, numbers_of_term in zip(terms, weights, strict=True):
@@ -520,6 +519,20 @@ def require_validation(recipe: Recipe, start: Start) -> None:
         raise InputError(
             "a phase has `until` or `restore`, which look at a validation split: give --validation=0.1, say"
         )
+
+
+def _check_objective(recipe: Recipe, task: Task, prefix: str = "") -> objective.Loss:
+    """The loss of a recipe; raises InputError for a loss, metrics and weights that do not fit a task's targets."""
+    name = objective.resolved(recipe.loss, task.kind)
+    loss = _flagged(prefix, "loss", lambda: objective.loss(name, task.kind))
+    _flagged(prefix, "metric", lambda: objective_of(task, recipe))
+    smoothing = (name, recipe.label_smoothing, task.kind)
+    _flagged(prefix, "label_smoothing", lambda: objective.check_smoothing(*smoothing))
+    if recipe.class_weights != "none" and task.kind != "classes":
+        raise InputError(
+            f"--{prefix}class_weights={recipe.class_weights}: it is of classes, the targets are {task.kind}"
+        )
+    return loss
 
 
 def _flagged(prefix: str, flag: str, attempt: Callable[[], Any]) -> Any:
