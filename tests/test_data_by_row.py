@@ -121,6 +121,7 @@ def test_a_large_source_is_read_by_row_and_no_item_for_what_is_known(mine: Path,
     assert isinstance(rows.train, RowExamples) and rows.train.arrays is None and rows.kind == "classes"
     assert "fingerprint is sampled (1,000 rows" in rows.note and any("by row" in line for line in lines)
     np.testing.assert_array_equal(rows.train.inputs(np.array([7, 3])), X[[7, 3]])
+    assert rows.train.inputs(np.array([], int)).shape == (0, 3)
     np.testing.assert_array_equal(rows.train.targets, np.arange(500) % 3)
     np.testing.assert_array_equal(rows.test.groups, np.arange(500, 600) // 7)
     assert rows.train.spec.shape == (3,) and rows.train.spec.dtype == np.float32

@@ -15,7 +15,7 @@ from tljax import models
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "tljax/models/README.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", TEXT, re.S) for line in block.splitlines()]
-FILES = dict(zip(("vit.py", "plain.py"), re.findall(r"```python\n(.*?)```", TEXT, re.S), strict=True))
+FILES = dict(zip(("vit.py", "plain.py", "residual.py"), re.findall(r"```python\n(.*?)```", TEXT, re.S), strict=True))
 PROGRAMS = {program.__name__: program.main for program in (pretrain, check, transfer, features, export)}
 
 

@@ -26,7 +26,9 @@ ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 PROJECT = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", TEXT + PROJECT, re.S) for line in block.splitlines()]
-[STRATEGY, LOOP], [WEIGHTS, ELSEWHERE] = (re.findall(r"```python\n(.*?)```", text, re.S) for text in (TEXT, PROJECT))
+[STRATEGY, LOOP], [SOURCE, WEIGHTS, ELSEWHERE] = (
+    re.findall(r"```python\n(.*?)```", text, re.S) for text in (TEXT, PROJECT)
+)
 PROGRAMS = {
     f"experiments.{program.__name__.split('.')[-1]}": program.main
     for program in (check, compare, export, features, predict, pretrain, rank, report, search, transfer, zoo)
@@ -47,6 +49,7 @@ def test_the_other_commands_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
     (tmp_path / "mine.py").write_text(STRATEGY)
+    (tmp_path / "waves.py").write_text(SOURCE)
     (tmp_path / "FOLDER").mkdir()
     Image.fromarray(np.eye(28, dtype=np.uint8)).save(tmp_path / "FOLDER" / "line.png")
     ran = 0
@@ -70,7 +73,7 @@ def test_the_other_commands_run(tmp_path, monkeypatch, capsys):
         enough = ("--steps=10",) if "--lr_range_test" in arguments else ()
         PROGRAMS[program]([program, *arguments, *quick, *fewer, *enough])
         ran += 1
-    assert ran == 19
+    assert ran == 23
     assert "mine.py:strategy" in capsys.readouterr().out
 
 
@@ -106,6 +109,14 @@ def test_the_weights_of_the_page_become_the_leaves_that_its_card_says(tmp_path, 
     assert ["hidden_0/kernel", "net.0.weight", "renamed", "784x16", "float32", "1"] in rows
     assert ["hidden_0/bias", "net.0.bias", "renamed", "16", "float32", "1"] in rows
     assert ["-", "net.2.weight", "dropped", "16x10", "float32", "1"] in rows
+
+
+def test_the_source_of_the_page_is_a_task_of_values(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "waves.py").write_text(SOURCE)
+    [line] = [line for line in COMMANDS if "--target=waves.py" in line]
+    transfer.main([*shlex.split(line)[2:], "--steps=50"])
+    assert "test r squared" in capsys.readouterr().out
 
 
 def test_the_strategy_is_one_of_ten_lines():

@@ -212,7 +212,9 @@ def test_where_all_have_diverged_nothing_more_is_computed(monkeypatch):
     spec, [fit], *data = phased(lambda seed, params: ((0, everything(params)),), optimizer="sgd")
     spec = replace(spec, loss=objective.loss("l2_loss"), optimizer=optimizers.OptimizerSpec("sgd"))
     calls = []
-    monkeypatch.setattr(vectorize, "run", lambda *given: calls.append(given[-1]) or vectorize.segment(*given))
+    monkeypatch.setattr(
+        vectorize, "run", lambda *given, **fetch: calls.append(given[-1]) or vectorize.segment(*given, **fetch)
+    )
     found = list(train.fit(spec, [fit._replace(rates=np.full(12, 1e30, np.float32))], *data))
     assert [state.step for state, _ in found] == [4, 6, 12] and [first for first, _, _ in calls] == [0]
     assert np.isnan(found[-1][1].loss).all() and found[-1][1].loss.shape == (1, 6)

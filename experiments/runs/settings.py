@@ -34,7 +34,7 @@ class SourceFlags:
     THEME: ClassVar[str] = "Tasks"
     source: str | None = flag(
         None,
-        "data set to learn first: mnist_10k:rotate=30, of TFDS, folder:DIR, FILE.npz",
+        "data set to learn first: mnist_10k:rotate=30, of TFDS, folder:DIR, FILE.npz, FILE.py:attribute",
         place="data",
         often=True,
     )

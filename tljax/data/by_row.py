@@ -249,6 +249,8 @@ class _Source:
         if len(self) != self.count:
             now = f"it had {self.count:,} items, and has {len(self):,} now"
             raise InputError(f"{self.where}: {now}: give a source whose length stays")
+        if not len(rows):
+            return jax.tree.map(lambda leaf: leaf[:0], self.first)
         inputs = self.normal(rows, [self.item(row) for row in rows])
         for leaf, first in zip(jax.tree.leaves(inputs), jax.tree.leaves(self.first), strict=True):
             if leaf.shape[1:] != first.shape[1:] or leaf.dtype != first.dtype:

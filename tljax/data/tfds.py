@@ -267,7 +267,7 @@ def _read(
 ) -> tuple[ArrayExamples, int]:
     """The decoded inputs and targets of a split, images brought to the shape, and how many of them were cropped.
 
-    One picture is an array; numbers are one vector [n, d], in the order chosen (or of their names), or tokens if they are one
+    One picture is an array; numbers are one vector [n, d], in the order chosen, or tokens if they are one
     vector of whole numbers; pictures beside others are a dict by their names.
     """
     import tensorflow_datasets as tfds

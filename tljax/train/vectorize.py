@@ -266,9 +266,10 @@ def reestimate(
     Running averages become the equal mean, over the batches of the first pass of a fit's order (`Fit.pass_steps`), of
     the statistics of each batch: in a forward pass without dropout, in which these stages normalise by the batch, and
     the others use their state. Of a Flax batch norm those are the mean and the biased variance of what of the batch is
-    no padding. After Wu & Johnson 2021, arXiv:2105.07576, section 3 (Precise BN), over the whole pass, and where the
-    parameters are the source's as they came, Li et al. 2016, arXiv:1603.04779 (AdaBN). `data` are on the devices of
-    the mesh, or a stream.
+    no padding; the variance of the batches' means is left out, as running averages leave it out that are tracked. The
+    inputs are not augmented. After Wu & Johnson 2021, arXiv:2105.07576, section 3 (Precise BN), with a whole pass; and
+    where the parameters are the source's as they came, Li et al. 2016, arXiv:1603.04779 (AdaBN). `data` are on the
+    devices of the mesh, or a stream.
     """
     counts = [fit.pass_steps or len(fit.rates) for fit in fits]
     means = {stage: jax.tree.map(jnp.zeros_like, model_state[stage]) for stage in stages}
