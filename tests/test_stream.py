@@ -14,12 +14,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import residual
 from PIL import Image
 from test_programs import arguments
 from test_resume import FLAGS, Killed, killed_after, same_run
 
 from experiments import pretrain, transfer
-from tljax import evaluate, masks, models, objective, optimizers, train
+from tljax import batch_stats, evaluate, masks, models, objective, optimizers, train
 from tljax.data import draw
 from tljax.data import load as load_task
 from tljax.train import data, gradients
@@ -426,3 +427,24 @@ def test_the_complete_mnist_streamed_gives_the_bits_of_resident_data(complete_da
             pretrain.run(**streamed)
     pretrain.run(**streamed)
     same_run(tmp_path / "streamed", tmp_path / "resident")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["tracked", "reestimated"])
+def test_the_state_of_batch_norms_is_that_of_resident_data(mode):
+    """Reestimated, it is read over a pass of the stream: where the phase begins, and at each end."""
+    model = residual.model(3)
+    requested = tuple((stage, mode) for stage in ("stem", "block_0"))
+    spec = train.Spec(model, objective.loss("softmax_cross_entropy"), OPTIMIZER, batch_stats=requested)
+    params, state = batch_stats.split(models.init(model, jax.random.key(0), (6, 6, 1)))
+    [fit] = fits(MLP, [(0, 0.01)])
+    mask = masks.by_path(params, lambda path: True)
+    fit = fit._replace(params=params, phases=((0, mask),), model_state=state, pass_steps=-(-COUNT // 10))
+    results = []
+    for examples, where in ((WHOLE, "resident"), (ByRow(), "streamed")):
+        execution = train.Execution(data=where, stream_memory=20_000)
+        on_device = train.held(examples, execution)
+        segments = train.fit(spec, [fit], on_device, [25, STEPS], execution=execution)
+        results.append([jax.tree.map(np.array, (s.params, s.model_state, log)) for s, log in segments])
+    assert_same(*results)
+    assert not np.array_equal(results[0][0][1]["stem"]["norm"]["mean"][0], state["stem"]["norm"]["mean"])
