@@ -298,7 +298,7 @@ def test_what_is_streamed_follows_from_the_flag_and_the_memory():
     large = ArrayExamples(np.lib.stride_tricks.as_strided(np.zeros(1), (10**9, 10**6), (0, 0)), LABELS)
     assert [data.is_streamed(examples, "auto") for examples in (WHOLE, ByRow(), large)] == [False, True, True]
     assert data.is_streamed(WHOLE, "streamed") and not data.is_streamed(large, "resident")
-    with pytest.raises(InputError, match=r"^data=resident: they are read by row: give streamed or auto$"):
+    with pytest.raises(InputError, match=r"^data=resident: the examples are read by row: give streamed or auto$"):
         data.is_streamed(ByRow(), "resident")
 
 

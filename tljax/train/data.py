@@ -391,13 +391,13 @@ PART_OF_MEMORY = 0.25
 """The part of a device's memory up to which the inputs of a split are held on it."""
 
 
-def is_streamed(examples: Examples, data: str, devices: Sequence[Any] = ()) -> bool:
+def is_streamed(examples: Examples, data: str, devices: Sequence[Any] = (), what: str = "the examples") -> bool:
     """Whether examples are streamed, where `data` is 'resident', 'streamed' or 'auto': as each device has room.
 
     Raises InputError if they are to be resident and can only be read by row.
     """
     if data == "resident" and examples.arrays is None:
-        raise InputError("they are read by row: give streamed or auto", field="data", value=data)
+        raise InputError(f"{what} are read by row: give streamed or auto", field="data", value=data)
     if data != "auto":
         return data == "streamed"
     return examples.arrays is None or total_bytes(examples) > PART_OF_MEMORY * _memory_of(devices)

@@ -75,7 +75,7 @@ def held(examples: Examples, execution: Execution, what: str = "the examples") -
 
     Raises InputError if they are to be resident and can only be read by row.
     """
-    if is_streamed(examples, execution.data, execution.devices):
+    if is_streamed(examples, execution.data, execution.devices, what):
         return Stream(examples, execution.stream_memory, what)
     return load(examples.arrays, examples.targets)
 
