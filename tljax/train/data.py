@@ -334,16 +334,26 @@ def chunk_steps(stream: Stream, examples: int, most: int) -> tuple[int, int]:
     return (steps, 2) if steps else (1, 1)
 
 
-def growing(start: int, stop: int, first: int, most: int) -> Iterator[tuple[int, int]]:
+LONGEST_READ = 3.0
+"""Seconds that reading a chunk is meant to take at most: until it is there a fit cannot be stopped."""
+
+
+def growing(
+    start: int, stop: int, first: int, most: int, clock: Callable[[], float] = time.perf_counter
+) -> Iterator[tuple[int, int]]:
     """Stretches (begin, end) of steps that grow from `first` twofold to `most`: the first is soon there.
+
+    They shrink again where it takes longer than LONGEST_READ until the next is asked for.
 
     >>> list(growing(0, 50, 8, 20))
     [(0, 8), (8, 24), (24, 44), (44, 50)]
     """
     length = min(first, most)
     while start < stop:
+        since = clock()
         yield start, min(stop, start + length)
-        start, length = start + length, min(most, 2 * length)
+        start, quick = start + length, clock() - since < LONGEST_READ
+        length = min(most, 2 * length) if quick else max(1, length // 2)
 
 
 def batch_within(stream: Stream, batch: int) -> int:
