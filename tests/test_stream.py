@@ -14,12 +14,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import residual
 from PIL import Image
 from test_programs import arguments
 from test_resume import FLAGS, Killed, killed_after, same_run
 
 from experiments import pretrain, transfer
-from tljax import evaluate, masks, models, objective, optimizers, train
+from tljax import batch_stats, evaluate, masks, models, objective, optimizers, train
 from tljax.data import draw
 from tljax.data import load as load_task
 from tljax.train import data, gradients
@@ -226,6 +227,13 @@ def test_examples_are_read_ahead_within_the_bound_and_in_order():
     assert seen == list(range(30)) and most == 3  # the one in use and two ahead
 
 
+def test_chunks_of_a_slow_source_stay_short():
+    took = [1.0, 4.0, 4.0, 0.5, 9.0]
+    times = iter(np.cumsum([0.0, *(seconds for each in took for seconds in (each, 0.0))]).tolist())
+    stretches = list(data.growing(0, 88, 16, 64, lambda: next(times)))
+    assert stretches == [(0, 16), (16, 48), (48, 64), (64, 72), (72, 88)]
+
+
 def test_memory_that_holds_no_two_batches_is_refused():
     with pytest.raises(InputError, match=r"^stream_memory=700: two batches of the examples are 800 bytes: give as"):
         outcome(fits(MLP, [(0, 0.01)]), ByRow(), memory=700)
@@ -290,7 +298,7 @@ def test_what_is_streamed_follows_from_the_flag_and_the_memory():
     large = ArrayExamples(np.lib.stride_tricks.as_strided(np.zeros(1), (10**9, 10**6), (0, 0)), LABELS)
     assert [data.is_streamed(examples, "auto") for examples in (WHOLE, ByRow(), large)] == [False, True, True]
     assert data.is_streamed(WHOLE, "streamed") and not data.is_streamed(large, "resident")
-    with pytest.raises(InputError, match=r"^data=resident: they are read by row: give streamed or auto$"):
+    with pytest.raises(InputError, match=r"^data=resident: the examples are read by row: give streamed or auto$"):
         data.is_streamed(ByRow(), "resident")
 
 
@@ -426,3 +434,24 @@ def test_the_complete_mnist_streamed_gives_the_bits_of_resident_data(complete_da
             pretrain.run(**streamed)
     pretrain.run(**streamed)
     same_run(tmp_path / "streamed", tmp_path / "resident")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["tracked", "reestimated"])
+def test_the_state_of_batch_norms_is_that_of_resident_data(mode):
+    """Reestimated, it is read over a pass of the stream: where the phase begins, and at each end."""
+    model = residual.model(3)
+    requested = tuple((stage, mode) for stage in ("stem", "block_0"))
+    spec = train.Spec(model, objective.loss("softmax_cross_entropy"), OPTIMIZER, batch_stats=requested)
+    params, state = batch_stats.split(models.init(model, jax.random.key(0), (6, 6, 1)))
+    [fit] = fits(MLP, [(0, 0.01)])
+    mask = masks.by_path(params, lambda path: True)
+    fit = fit._replace(params=params, phases=((0, mask),), model_state=state, pass_steps=-(-COUNT // 10))
+    results = []
+    for examples, where in ((WHOLE, "resident"), (ByRow(), "streamed")):
+        execution = train.Execution(data=where, stream_memory=20_000)
+        on_device = train.held(examples, execution)
+        segments = train.fit(spec, [fit], on_device, [25, STEPS], execution=execution)
+        results.append([jax.tree.map(np.array, (s.params, s.model_state, log)) for s, log in segments])
+    assert_same(*results)
+    assert not np.array_equal(results[0][0][1]["stem"]["norm"]["mean"][0], state["stem"]["norm"]["mean"])

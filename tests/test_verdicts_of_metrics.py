@@ -175,6 +175,7 @@ def test_an_interval_of_real_scores_may_end_beyond_one():
     table = {cell: {seed: 5 * rng.normal(size=30) + 9 * (cell == cells[0]) for seed in range(3)} for cell in cells}
     [one], _ = comparisons.compared(table, 0.05, 0.95)
     assert one.low > 1 and one.word == "positive" and one.size == "beyond"
+    assert (comparisons.alone(table, [cells[0]], Conditions(0.05), 0.95) or pytest.fail()).low > 1
 
 
 def test_scores_that_are_all_the_same_are_not_taken_for_a_fit_that_diverged():
@@ -305,6 +306,29 @@ def test_retention_is_the_trained_body_under_the_sources_head_on_the_sources_tes
             if strategy == "head_only":  # its body is the source's
                 assert row.retention == pytest.approx(trained[seed].test_score, abs=1e-6)
     assert all(row.retention is None for row in by_name(parts(run), "scratch").values())
+
+
+@pytest.mark.slow
+def test_retention_of_what_is_merged_of_phases_and_of_masks_of_elements(study, tmp_path):
+    folder, run = study
+    line = [
+        flag for flag in given(folder, "t") if not flag.startswith(("--longer_scratch", "--strategies", "--workdir"))
+    ]
+    strategies = "--strategies=lora:rank=2,lp_ft,random_mask:fraction=0.3"
+    transfer.main(["transfer", *line, strategies, "--retention", f"--workdir={tmp_path / 'w'}"])
+    trained = {row.seed: row for row in directory.results(run) if row.strategy == "pretrain"}
+    with np.load(folder / "src.npz") as file:
+        x, y = file["test_features"], file["test_targets"]
+    [record] = [directory.read_record(file) for file in (tmp_path / "w" / "evals").glob("source-*.json")]
+    rows = [row for row in directory.results(tmp_path / "w") if row.strategy not in ("scratch", "pretrain")]
+    assert len(rows) == 9 and record["accuracy"].keys() == {row.name for row in rows}
+    for row in rows:
+        trees = checkpoint.load(tmp_path / "w" / row.checkpoint)[0]
+        body = trees.get(f"{row.name}.merged", trees[row.name])
+        assert (f"{row.name}.merged" in trees) == (row.strategy == "lora")
+        source = checkpoint.load(run / trained[row.seed].checkpoint)[0][trained[row.seed].name]
+        head = {path: leaf for path, leaf in source.items() if path.startswith("head")}
+        assert record["accuracy"][row.name] == pytest.approx(r2_score(y, forward({**body, **head}, x)), abs=1e-5)
 
 
 @pytest.mark.slow

@@ -140,7 +140,7 @@ def scored(
         for seed, rows in drawn(settings, budget, task, most).items():
             of_classes = source.source.kind == "classes"
             probabilities = softmax(logits[rows].astype(float), axis=1) if of_classes else np.zeros((len(rows), 0))
-            examples = ScoredExamples(hidden[rows], probabilities, labels[rows], _copies(task.train.arrays[rows]))
+            examples = ScoredExamples(hidden[rows], probabilities, labels[rows], _copies(task.train.inputs(rows)))
             for name in names:
                 key = f"{name} {budget} {seed} {len(rows)} {_digest(rows)}"
                 wanted[budget][name].append(key)

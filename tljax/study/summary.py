@@ -283,7 +283,7 @@ def _gains(counted: Sequence[Result], scratch: Sequence[Result]) -> list[float]:
     baseline = {_pair(result): value for result in scratch if (value := counted_score(result)) is not None}
     values = [(_pair(result), counted_score(result), of_results.metric(result)) for result in counted]
     return [
-        units.factor(metric) * units.sign(metric) * (value - baseline[pair])
+        units.factor(metric) * units.better_by(metric, value, baseline[pair])
         for pair, value, metric in values
         if value is not None and pair in baseline
     ]

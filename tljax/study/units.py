@@ -63,6 +63,15 @@ def sign(metric: Metric) -> int:
     return 1 if metric.larger_is_better else -1
 
 
+def better_by(metric: Metric, value: float, other: float) -> float:
+    """By how much a value is better than another; negative where it is worse.
+
+    >>> better_by(ACCURACY, 0.75, 0.5), better_by(Metric("mae", "years", larger_is_better=False), 3.0, 3.0)
+    (0.25, 0.0)
+    """
+    return value - other if metric.larger_is_better else other - value
+
+
 def digits(metric: Metric) -> int:
     """How many decimals its values are shown with."""
     return 2 if metric.unit == "%" else 4
