@@ -476,13 +476,14 @@ def test_microbatches_and_streams_see_what_the_whole_batch_on_the_device_sees():
 
 
 def test_evaluation_sees_images_as_they_are():
-    spec, fits = spec_of("flip:rate=1,crop:pad=3"), [fit_of()]
-    for cache in (None, train.FeatureCache(10**8, views=2)):
+    spec, fits = spec_of("flip:rate=1,crop:pad=3"), [fit_of(head_only=True, batch=40)]
+    for cache in (None, train.FeatureCache(10**8), train.FeatureCache(10**8, views=1)):
         execution = train.Execution(cache=cache)
         for state, _ in train.fit(spec, fits, DATA, [STEPS], execution=execution):
             got = evaluate.logits_of(spec, fits, state, evaluate.padded(EIGHT), COUNT, execution)
-    expected = models.apply(MODEL, jax.tree.map(lambda leaf: leaf[0], state.params), jnp.asarray(EIGHT))
-    np.testing.assert_allclose(got[0], expected, atol=1e-5)
+        expected = models.apply(MODEL, jax.tree.map(lambda leaf: leaf[0], state.params), jnp.asarray(EIGHT))
+        np.testing.assert_allclose(got[0], expected, atol=1e-5)
+        assert cache is None or len(cache.arrays) == 1 + cache.views  # of the test images, and of the views
 
 
 # ---- On features of a frozen prefix
@@ -551,7 +552,7 @@ def test_each_seed_has_views_of_its_own_and_strategies_of_one_seed_share_them():
 @pytest.mark.parametrize(
     ("batch", "budget", "message"),
     [
-        (BATCH, 10**8, "hidden_0 is frozen, and computed in every step, since fewer examples pass than views do"),
+        (25, 10**8, "hidden_0 is frozen, and computed in every step, since fewer examples pass than views do"),
         (40, 100, "hidden_0 is frozen: features of 2 augmented views of 600 examples are 0 MB and the budget 0 MB, so"),
     ],
 )

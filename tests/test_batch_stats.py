@@ -1,5 +1,7 @@
 """The state of batch norms, in each mode, against a training loop of plain Flax; Linen and NNX."""
 
+from dataclasses import replace
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -190,18 +192,17 @@ def test_auto_tracks_stages_that_train_whole():
     assert state_modes((), params, state, numbers) == expected
 
 
+def reestimating():
+    modes = tuple((stage, "reestimated") for stage in MODULES)
+    return train.Spec(MODEL, objective.loss("softmax_cross_entropy"), OPTIMIZER, batch_stats=modes)
+
+
 @pytest.mark.slow
 def test_a_state_is_estimated_at_every_point_and_where_a_phase_begins():
     """Under the parameters of then; what the head is trained on is the output of an estimated body, cached or not."""
     params, state = variables()
     phases = ((0, masks.under(params, HEAD)), (8, masks.under(params, EVERYTHING)))
-    cache = train.FeatureCache(10**8)
-    spec = train.Spec(
-        MODEL,
-        objective.loss("softmax_cross_entropy"),
-        OPTIMIZER,
-        batch_stats=tuple((stage, "reestimated") for stage in MODULES),
-    )
+    cache, spec = train.FeatureCache(10**8), reestimating()
     fits = [fit_of(*variables(seed), phases) for seed in (0, 1)]
     seen = {}
     for name, execution in (("anew", train.Execution()), ("cached", train.Execution(cache=cache))):
@@ -215,6 +216,20 @@ def test_a_state_is_estimated_at_every_point_and_where_a_phase_begins():
     assert len(cache.arrays) == 1
     for anew, cached in zip(seen["anew"], seen["cached"], strict=True):
         near(anew, cached)
+
+
+@pytest.mark.slow
+def test_a_stage_that_is_frozen_whole_has_its_estimate_from_where_its_phase_begins():
+    """Also where stages below it train, and move what it gets."""
+    params, state = variables()
+    spec, phases = reestimating(), ((0, masks.under(params, ["stem", "head"])), (8, masks.under(params, EVERYTHING)))
+    ends = {4: None, 8: None, STEPS: None}
+    for now, _ in train.fit(spec, [fit_of(params, state, phases)], DATA, list(ends)):
+        ends[now.step] = jax.tree.map(lambda leaf: np.array(leaf[0]), (now.params, now.model_state))
+    at_start = estimated(params, state, tuple(MODULES))
+    near(ends[4][1], {**estimated(ends[4][0], at_start, ("stem",)), "block_0": at_start["block_0"]})
+    near(ends[8][1], estimated(ends[8][0], state, tuple(MODULES)))
+    assert not np.allclose(ends[8][1]["block_0"]["norm_0"]["mean"], at_start["block_0"]["norm_0"]["mean"], atol=1e-4)
 
 
 @pytest.mark.slow
@@ -247,13 +262,7 @@ def test_a_stage_whose_state_is_tracked_is_in_no_frozen_prefix():
 @pytest.mark.slow
 def test_the_average_of_a_reestimated_fit_has_a_state_of_its_own():
     params, _ = variables()
-    spec = train.Spec(
-        MODEL,
-        objective.loss("softmax_cross_entropy"),
-        OPTIMIZER,
-        averages=True,
-        batch_stats=tuple((stage, "reestimated") for stage in MODULES),
-    )
+    spec = replace(reestimating(), averages=True)
     fit = fit_of(*variables(), ((0, masks.under(params, EVERYTHING)),))
     fit = fit._replace(numbers={**fit.numbers, "average_weight": 0.1})
     [(now, _)] = train.fit(spec, [fit], DATA, [STEPS])

@@ -3,15 +3,16 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from test_programs import arguments
 
-from experiments import export, pretrain, transfer
-from experiments.runs import plan
+from experiments import check, export, pretrain, transfer
+from experiments.runs import plan, resume
 from experiments.runs.settings import Settings
-from tljax import checkpoint, models
+from tljax import batch_stats, checkpoint, masks, models, objective, optimizers, train
 from tljax.types import InputError
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -84,17 +85,11 @@ def test_the_mode_is_in_the_key_of_a_model_with_a_state_and_in_no_other(tasks):
     for model in ("mlp", MODEL):
         for mode in ("auto", "frozen"):
             given = flags(tasks, None, model=model, batch_stats=mode, strategies=("full",))
-            experiment = plan.prepare(Settings.from_flags(**given), None or _execution(), only=True)
+            experiment = plan.prepare(Settings.from_flags(**given), train.Execution(), only=True)
             [keys[model, mode]] = plan.planned(experiment)
     assert keys["mlp", "auto"] == keys["mlp", "frozen"] and keys[MODEL, "auto"] != keys[MODEL, "frozen"]
     task = plan.load_task(Settings.from_flags(**flags(tasks, None)), str(tasks / "digits.npz"), None)
     assert plan.states(models.build("mlp", 4, hidden=(8,), activation="relu"), plan.example_shape(task), "auto") == {}
-
-
-def _execution():
-    from tljax import train
-
-    return train.Execution()
 
 
 @pytest.fixture
@@ -174,3 +169,35 @@ def test_microbatches_are_refused_where_a_state_follows_the_batch(tasks, source,
     given = from_source(tasks, tmp_path / "w", source, microbatch=5, batch_size=20)
     with pytest.raises(InputError, match=r"microbatch=5: stage 'block_0' normalises by the whole batch"):
         transfer.run(**{**given, "strategies": ("full",)})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["full", "head_only", "norm_only"])
+def test_the_checks_of_strategies_pass_on_it(strategy, capsys):
+    check.main(["check", f"--strategy={strategy}", f"--model={MODEL}"])
+    text = capsys.readouterr().out
+    assert "FAILED" not in text and "numbers train" in text and "jit equals no jit" in text
+
+
+def test_half_trained_fits_keep_their_state_on_disk(tmp_path):
+    """Through the files of experiments.runs.resume, to the bit."""
+    model = models.build(MODEL, 3, hidden=(), activation="relu")
+    params, state = batch_stats.split(models.init(model, jax.random.key(0), (6, 6, 1)))
+    spec, numbers = optimizers.spec("sgd", momentum=0.9)
+    program = train.Spec(model, objective.loss("softmax_cross_entropy"), spec, averages=True)
+    mask = masks.by_path(params, lambda path: True)
+    order = lambda start, stop: np.tile(np.arange(5, dtype=np.int32), (stop - start, 1))  # noqa: E731
+    fit = train.Fit(params, ((0, mask),), order, np.full(8, 0.1, np.float32), (), numbers, jax.random.key(0))
+    fit = fit._replace(model_state=state, numbers={**numbers, "label_smoothing": 0.0, "average_weight": 0.1})
+    images = np.random.default_rng(0).integers(0, 256, (5, 6, 6, 1)).astype(np.uint8)
+    data = train.load(images, np.arange(5, dtype=np.int32) % 3)
+    half, end = (resume.held(now) for now, _ in train.fit(program, [fit], data, [4, 8]))
+    progress = resume.nothing(1)
+    progress = progress._replace(parts=resume.joined(progress.parts, half))
+    with resume.saving(tmp_path / "group", ["a"]) as save:
+        save(progress)
+    found = resume.find(tmp_path, ["a"], program, [fit], pytest.fail)
+    assert found is not None
+    [(again, _)] = train.fit(program, [fit], data, [4, 8], found.parts)
+    jax.tree.map(np.testing.assert_array_equal, (again.variables, again.average), (end.variables, end.average))
+    assert not np.array_equal(end.model_state["stem"]["norm"]["mean"], half.model_state["stem"]["norm"]["mean"])

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import re
 
+import jax
 import numpy as np
 import pytest
 from test_programs import arguments, command, parameters, results
@@ -214,3 +216,27 @@ def test_a_study_and_its_report_are_of_the_end_that_was_planned(tasks, tmp_path,
     runs = f"--runs={tmp_path / 'w'},{tmp_path / 'last'}"
     with pytest.raises(InputError, match="several ends, best and last"):
         report.main(["report", runs, f"--output={tmp_path / 'both'}"])
+
+
+def test_steps_are_traced_into_the_run_directory_and_change_no_bits(tasks, tmp_path, capsys):
+    flags = {"strategies": ("scratch",), "source": None, "seeds": (0,), "epochs": 3, "points": 3}
+    traced = transfer.run(**arguments(tasks, tmp_path / "w", **flags, profile="4:9"))
+    assert "steps 4 to 9 are traced in" in capsys.readouterr().out
+    assert list((tmp_path / "w" / "profile").rglob("*.xplane.pb"))
+    plain = transfer.run(**arguments(tasks, tmp_path / "plain", **flags))
+    assert traced[0].key == plain[0].key
+    for path, leaf in parameters(tmp_path / "w", traced[0]).items():
+        assert leaf.tobytes() == parameters(tmp_path / "plain", plain[0])[path].tobytes()
+    for wrong in ("4", "9:4", "a:b", "4:4"):
+        with pytest.raises(InputError, match=r"--profile=.*as 10:20"):
+            transfer.run(**arguments(tasks, tmp_path / "wrong", **flags, profile=wrong))
+
+
+@pytest.mark.parametrize(("rate", "words"), [(1e9, "all leaves still are"), (1e30, "is not finite after step")])
+def test_a_leaf_that_is_not_finite_is_named_under_debug_nans(rate, words, tasks, tmp_path):
+    flags = {"strategies": ("scratch",), "source": None, "seeds": (0,), "loss": "l2_loss", "learning_rate": rate}
+    with jax.debug_nans(True), pytest.raises(InputError) as refused:
+        transfer.run(**arguments(tasks, tmp_path / "w", **flags))
+    line = transfer.run(**arguments(tasks, tmp_path / "plain", **flags))[0]
+    assert line.diverged and f"step {line.diverged_step}" in str(refused.value)
+    assert words in str(refused.value) and re.search("'(hidden_0|head)/(kernel|bias)'", str(refused.value))

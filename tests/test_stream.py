@@ -227,6 +227,13 @@ def test_examples_are_read_ahead_within_the_bound_and_in_order():
     assert seen == list(range(30)) and most == 3  # the one in use and two ahead
 
 
+def test_chunks_of_a_slow_source_stay_short():
+    took = [1.0, 4.0, 4.0, 0.5, 9.0]
+    times = iter(np.cumsum([0.0, *(seconds for each in took for seconds in (each, 0.0))]).tolist())
+    stretches = list(data.growing(0, 88, 16, 64, lambda: next(times)))
+    assert stretches == [(0, 16), (16, 48), (48, 64), (64, 72), (72, 88)]
+
+
 def test_memory_that_holds_no_two_batches_is_refused():
     with pytest.raises(InputError, match=r"^stream_memory=700: two batches of the examples are 800 bytes: give as"):
         outcome(fits(MLP, [(0, 0.01)]), ByRow(), memory=700)
@@ -291,7 +298,7 @@ def test_what_is_streamed_follows_from_the_flag_and_the_memory():
     large = ArrayExamples(np.lib.stride_tricks.as_strided(np.zeros(1), (10**9, 10**6), (0, 0)), LABELS)
     assert [data.is_streamed(examples, "auto") for examples in (WHOLE, ByRow(), large)] == [False, True, True]
     assert data.is_streamed(WHOLE, "streamed") and not data.is_streamed(large, "resident")
-    with pytest.raises(InputError, match=r"^data=resident: they are read by row: give streamed or auto$"):
+    with pytest.raises(InputError, match=r"^data=resident: the examples are read by row: give streamed or auto$"):
         data.is_streamed(ByRow(), "resident")
 
 

@@ -86,7 +86,8 @@ def _source_keys(experiment: Experiment) -> set[str]:
 def _train_missing(experiment: Experiment, missing: Mapping[str, PlannedFit], folder: Path) -> None:
     """Train what is missing, a strategy and budget at a time."""
     settings, model, target = experiment.settings, experiment.model, experiment.target
-    trained = obtain_source(settings, experiment.source, folder, experiment.execution)
+    untraced = replace(experiment.execution, profile=None)  # what is traced is a fit of the target
+    trained = obtain_source(settings, experiment.source, folder, untraced)
     on_device = load(target, settings.recipe, experiment.execution)
     for line in plan.augment_notes(settings.recipe, target):
         console.say(line)
@@ -473,6 +474,7 @@ def train_groups(
         for group in groups.values():
             place = folder / "progress" / plan.group_name(fit.result.key for fit in group)
             outcomes = _train_group(on_device, group, place, every, signal_number, advance)
+            _end_trace(on_device.execution)
             pairs = zip(group, outcomes, strict=True)
             fishers = [_fisher(on_device, fit, outcome) for fit, outcome in pairs] if fisher else []
             if process.first():
@@ -483,6 +485,17 @@ def train_groups(
             process.wait("left")
             if number := vectorize.agreed(signal_number()):
                 raise process.Stopped(number, "stopped between two groups of fits; the same command goes on")
+
+
+def _end_trace(execution: train.Execution) -> None:
+    """End a trace that is under way, as the fits are; say where one is, once."""
+    if profile := execution.profile:
+        profile.close()
+        if profile.is_done and not profile.is_said:
+            profile.is_said = True
+            console.say(
+                f"steps {profile.first} to {profile.last} are traced in '{profile.folder}', for TensorBoard or xprof"
+            )
 
 
 def _train_group(

@@ -40,7 +40,7 @@ from jaxlib import xla_client
 
 from experiments import INSTALL
 from experiments.runs import command_line
-from experiments.runs.settings import MOST_DEVICES, Settings
+from experiments.runs.settings import MOST_DEVICES, Settings, profile_steps
 from tljax import files, heartbeat, plugins, switches, train
 from tljax.types import InputError
 
@@ -433,7 +433,14 @@ def prepare(settings: Settings) -> train.Execution:
         say,
         data=settings.data,
         stream_memory=settings.stream_memory,
+        profile=_profile(settings),
     )
+
+
+def _profile(settings: Settings) -> train.Profile | None:
+    """What --profile asks for, in the run directory."""
+    steps = profile_steps(settings)
+    return train.Profile(Path(settings.workdir) / "profile", *steps) if steps and settings.workdir else None
 
 
 def _mesh(settings: Settings) -> tuple[int, int]:

@@ -320,6 +320,9 @@ class ComputeFlags:
     heartbeat: int = flag(
         30, "seconds of silence after which another process counts as lost, and the run ends", role="local"
     )
+    profile: str | None = flag(
+        None, "steps to trace, as 10:20, of the first fits that take them, into WORKDIR/profile", role="local"
+    )
     compilation_cache: str | None = flag(
         None, "of compiled programs; default ~/.cache/tljax; off for none", role="free", place="new"
     )
@@ -552,6 +555,7 @@ def _check(settings: Settings) -> None:
     for prefix, recipe in (("", settings.recipe), ("source_", settings.source_recipe)):
         if not 0 <= recipe.ema < 1:
             raise InputError(f"--{prefix}ema={recipe.ema}: give a decay of at least 0 and below 1, such as 0.999")
+    profile_steps(settings)
     if settings.verdict_of == "best" and not settings.recipe.validation:
         raise InputError("--verdict_of=best is by a validation split: give --validation=0.1, say")
     if settings.verdict_of == "average" and not settings.recipe.ema:
@@ -567,6 +571,16 @@ def _check(settings: Settings) -> None:
     shape = settings.image_shape
     if shape and (len(shape) != 3 or min(shape) < 1 or shape[0] * shape[1] * shape[2] > _MOST_NUMBERS):
         raise InputError(f"--image_shape={','.join(map(str, shape))}: write HEIGHT,WIDTH,CHANNELS, below 10^7 in all")
+
+
+def profile_steps(settings: Settings) -> tuple[int, int] | None:
+    """(The first step of --profile, the step at which it ends), None without. Raises InputError for others."""
+    if settings.profile is None:
+        return None
+    first, _, last = settings.profile.partition(":")
+    if not (first.isdecimal() and last.isdecimal() and int(first) < int(last) <= MOST_STEPS):
+        raise InputError(f"--profile={settings.profile}: give the first step and the one at which it ends, as 10:20")
+    return int(first), int(last)
 
 
 def _check_value(name: str, value: Any, choices: Sequence[str], bounds: tuple[int, int | None] | None) -> None:

@@ -9,6 +9,7 @@ from tljax.train.cost import Cost
 from tljax.train.data import Data, Reader, Rows, Stream, load
 from tljax.train.features import FeatureCache
 from tljax.train.loop import Execution, State, abstract, cost_of, fit, held, select
+from tljax.train.profile import Profile
 from tljax.train.step import (
     Fit,
     Log,
@@ -29,6 +30,7 @@ __all__ = [
     "FeatureCache",
     "Fit",
     "Log",
+    "Profile",
     "Reader",
     "Rows",
     "Spec",

@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from tljax import batch_stats, masks, optimizer, optimizers, switches
+from tljax import batch_stats, masks, optimizer, optimizers, paths, switches
 from tljax.train import cost, features, vectorize
 from tljax.train.cost import Cost
-from tljax.train.data import MEMORY, Data, Stream, is_streamed, load
+from tljax.train.data import MEMORY, Data, Reader, Stream, is_streamed, load
 from tljax.train.features import FeatureCache
+from tljax.train.profile import Profile
 from tljax.train.step import (
     Average,
     Fit,
@@ -59,6 +60,8 @@ class Execution:
     """Called with what the executable of a phase costs on each device, and which of the group's fits it trains."""
     should_stop: Callable[[], bool] = lambda: False
     """Asked every few seconds whether to end before the last step."""
+    profile: Profile | None = None
+    """Which steps are traced, if any are."""
     data: str = "auto"
     """Where examples are: 'resident' on the devices, 'streamed' to them, or 'auto' as there is room (`held`)."""
     stream_memory: int = MEMORY
@@ -72,7 +75,7 @@ def held(examples: Examples, execution: Execution, what: str = "the examples") -
 
     Raises InputError if they are to be resident and can only be read by row.
     """
-    if is_streamed(examples, execution.data, execution.devices):
+    if is_streamed(examples, execution.data, execution.devices, what):
         return Stream(examples, execution.stream_memory, what)
     return load(examples.arrays, examples.targets)
 
@@ -548,7 +551,7 @@ def _phase(
         if isinstance(inputs, Stream):
             latest = _latest_end(fits, state, ends[-1])
             reader = vectorize.read_chunks(inputs, members, width, mesh, state.step, latest)
-            until_the_end.callback(lambda: execution.on_wait(reader.waited))
+            until_the_end.callback(_tell_waiting, execution, reader, time.perf_counter())
             chunks: Iterator[vectorize.Chunk] = until_the_end.enter_context(reader)
         else:
             targets = place(mesh, inputs.targets, by_fit=False)
@@ -584,15 +587,26 @@ def _phase(
             return rows, vectorize.run(short, mesh, width, mode, *arrays, *further, fetch=fetch)
 
         def train(end: int, state: State, most: int) -> tuple[State, Log, int]:
-            state, log, most = _advance(
-                short, mesh, batch_size(members[0]), call, end, state, most, execution.should_stop
-            )
+            state, log, most = _advance(short, mesh, batch_size(members[0]), call, end, state, most, execution)
             if renewed and state.step == end:
                 estimate = functools.partial(vectorize.reestimate, short, renewed, members, width, mesh, inputs)
                 state = _with_estimates(state, mesh, estimate)
             return state, log, most
 
         yield train
+
+
+def _tell_waiting(execution: Execution, reader: Reader, since: float) -> None:
+    """Say for how long examples were waited for, where that is worth a line."""
+    seconds, waited = time.perf_counter() - since, reader.waited
+    execution.on_wait(waited)
+    if waited > max(_WORTH_A_LINE, seconds / 10):
+        what = f"{reader.stream.what}: their source is slower than the steps"
+        execution.on_message(f"{waited:,.0f} of {seconds:,.0f} s were spent waiting for {what}")
+
+
+_WORTH_A_LINE = 10.0
+"""Seconds of waiting below which nothing is said of it."""
 
 
 def layout(
@@ -614,12 +628,14 @@ def _advance(
     end: int,
     state: State,
     most: int,
-    should_stop: Callable[[], bool],
+    execution: Execution,
 ) -> tuple[State, Log, int]:
     """(The state at step `end`, or earlier if it is to stop; the log of the way; steps that a call may have).
 
-    It goes by calls of the compiled segment, each short enough that a fit can be stopped between two.
+    It goes by calls of the compiled segment, each short enough that a fit can be stopped between two. Under
+    `jax.debug_nans` each is one step; raises InputError for the first leaf that is not finite then.
     """
+    should_stop, profile, debugs = execution.should_stop, execution.profile, bool(jax.config.values["jax_debug_nans"])
     arrays = (state.params, state.optimizer, state.average, state.model_state)
     params, opt_state, average, model_state = place(mesh, arrays)
     trained, frozen = masks.split(params, trained_leaves(spec))
@@ -632,20 +648,44 @@ def _advance(
             logs.append(_empty_log(len(diverged), end - step, len(spec.penalties)))
             step = end
             break
-        start = time.perf_counter()
-        rows, result = call(trained, opt_state, moving, model_state, frozen, step, min(end, step + most))
+        start, stop = time.perf_counter(), min(end, step + (1 if debugs else most))
+        stop = profile.before(step, stop) if profile else stop
+        before = jax.tree.map(np.array, host(trained)) if debugs else None
+        with jax.debug_nans(False):
+            rows, result = call(trained, opt_state, moving, model_state, frozen, step, stop)
         trained, opt_state, moving, new_state, log = result
         stop, model_state = step + rows.stop - rows.start, new_state or model_state
         log = jax.tree.map(lambda curve, rows=rows: curve[:, rows], host(log))
         diverged = _first_not_finite(diverged, step, log)
+        if debugs and any(since == step for since in diverged):
+            raise InputError(_not_finite(state.fits[diverged.index(step)], step, diverged.index(step), before, trained))
         logs.append(_without_diverged(diverged, step, log))
         most = agreed(min(capacity(batch), _steps_for_longest(stop - step, time.perf_counter() - start)))
         step = stop
+        if profile:
+            profile.after(step)
     log = jax.tree.map(lambda *curves: np.hstack(curves), *logs)
     params = masks.join(trained, frozen)
     average = None if moving is None else moving._replace(params=masks.join(moving.params, resting))
     state = state._replace(step=step, params=params, optimizer=opt_state, diverged=diverged, average=average)
     return state._replace(model_state=model_state), log, most
+
+
+def _not_finite(fit: int, step: int, row: int, before: Params, after: Params) -> str:
+    """What of a fit's parameters, in a row of these trees, is not finite before a step, or else after it."""
+    leaves: dict[str, Any] = {}
+    for when, tree in (("before", before), ("after", host(after))):
+        leaves = dict(paths.items(tree))
+        bad = [path for path, leaf in leaves.items() if not np.isfinite(np.asarray(leaf[row], np.float64)).all()]
+        if bad:
+            count = f"the first of {len(bad)} such leaves, of {len(leaves)} that train"
+            return f"jax.debug_nans: fit {fit} of its group: '{bad[0]}' is not finite {when} step {step}, {count}"
+    sizes = {path: float(np.abs(np.asarray(leaf[row], np.float64)).max(initial=0)) for path, leaf in leaves.items()}
+    path = max(sizes, key=lambda path: sizes[path])
+    return (
+        f"jax.debug_nans: fit {fit} of its group: the loss or the gradient is not finite in step {step}, and all leaves "
+        f"still are; the largest number is in '{path}', {sizes[path]:.3g}"
+    )
 
 
 def _steps_for_longest(steps: int, seconds: float) -> int:
