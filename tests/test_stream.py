@@ -182,9 +182,9 @@ def test_a_disk_that_is_full_is_one_line_and_leaves_nothing(tmp_path, monkeypatc
 @pytest.mark.parametrize("function", [gradients.mean_gradient, gradients.mean_squared_gradient])
 def test_gradients_over_a_stream_are_those_over_resident_data(function):
     params, loss = models.init(MLP, jax.random.key(0), (6, 6, 1)), objective.loss("softmax_cross_entropy")
-    rows = np.arange(0, COUNT, 2)
+    rows = np.arange(0, 1200, 2) % COUNT
     resident = function(MLP, loss, train.load(IMAGES, LABELS), rows)(params)
-    for memory in (10**7, 45_000):
+    for memory in (10**7, 25_000):
         assert_same(resident, function(MLP, loss, train.Stream(ByRow(), memory), rows)(params))
 
 
@@ -308,7 +308,9 @@ def write_pictures(folder, count=6):
             (folder / split / name).mkdir(parents=True)
             for i in range(count):
                 size = (9 + i, 8 + 2 * number, 3)
-                picture = Image.fromarray(np.random.default_rng([number, i]).integers(0, 256, size).astype(np.uint8))
+                picture = Image.fromarray(
+                    np.random.default_rng([number, i, len(split)]).integers(0, 256, size).astype(np.uint8)
+                )
                 picture.save(folder / split / name / f"{i}.png")
 
 

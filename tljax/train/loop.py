@@ -683,8 +683,8 @@ def _not_finite(fit: int, step: int, row: int, before: Params, after: Params) ->
     sizes = {path: float(np.abs(np.asarray(leaf[row], np.float64)).max(initial=0)) for path, leaf in leaves.items()}
     path = max(sizes, key=lambda path: sizes[path])
     return (
-        f"jax.debug_nans: fit {fit} of its group: the loss or the gradient is not finite in step {step}, and all leaves "
-        f"still are; the largest number is in '{path}', {sizes[path]:.3g}"
+        f"jax.debug_nans: fit {fit} of its group: the loss or the gradient is not finite in step {step}, and all "
+        f"leaves still are; the largest number is in '{path}', {sizes[path]:.3g}"
     )
 
 
