@@ -36,7 +36,10 @@ Case = tuple[str, list[str]]
 
 INTS = ("batch_size", "epochs", "steps", "source_steps", "source_epochs", "source_seed", "order_seed", "devices")
 FLOATS = ("learning_rate", "momentum", "weight_decay", "clip", "warmup", "validation", "source_learning_rate")
-WORDS = ("head", "many", "features_dtype", "optimizer", "schedule", "loss", "model", "activation", "penalty", "target")
+WORDS = (
+    *("head", "many", "features_dtype", "optimizer", "schedule", "loss", "model", "activation", "penalty", "target"),
+    *("metric", "primary", "class_weights"),
+)
 LISTS = ("seeds", "hidden", "train_examples", "image_shape", "strategies")
 GARBAGE = "abcxyz:=,.[](){}*?!%$#@/\\'\"~ \t\u00e4\u4e2d\U0001f600-_"
 """Of which no word that any of them accepts can be made."""

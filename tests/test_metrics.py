@@ -134,7 +134,7 @@ def test_a_metric_of_other_targets_is_refused():
     values = task("values", np.zeros((4, 1), np.float32), 1)
     with pytest.raises(InputError, match="metric=macro_f1: it is of classes and labels, and the targets are values"):
         objective.of(values, metric_names=["macro_f1"])
-    with pytest.raises(InputError, match="unknown metric 'maee'; nearest: 'mae'"):
+    with pytest.raises(InputError, match="metric=maee: there is no such metric; nearest: 'mae'"):
         objective.of(values, metric_names=["maee"])
 
 
@@ -142,6 +142,8 @@ def test_the_primary_metric_has_a_score_an_item():
     classes = task("classes", np.array([0, 1, 1, 0], np.int32), 2)
     with pytest.raises(InputError, match=r"primary=macro_f1: .*a score an item"):
         objective.of(classes, primary="macro_f1")
+    with pytest.raises(InputError, match="primary=mae: it is of values, and the targets are classes"):
+        objective.of(classes, primary="mae")
     values = task("values", np.zeros((4, 1), np.float32), 1)
     found = objective.of(values, metric_names=["r_squared", "mae"], primary="mae")
     assert [metric.name for metric in found.metrics] == ["mae", "r_squared"]

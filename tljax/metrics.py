@@ -241,13 +241,13 @@ def named(kind: str) -> dict[str, Metric]:
     return {primary.name: primary, **_NAMED[kind]}
 
 
-def read(text: str, kind: str, outputs: np.ndarray, targets: np.ndarray) -> Metric:
+def read(text: str, kind: str, outputs: np.ndarray, targets: np.ndarray, field: str = "metric") -> Metric:
     """The metric of a name, or of 'FILE.py:metric' or 'package.module:attribute', for a kind of targets.
 
     A file offers a `Metric`, or a function of outputs [n, ...] and targets [n, ...], and of `reference` if it takes
     that, with options after its name, of which larger is better: it gives a number an item [n], or one of a whole
-    split. It is tried on some `outputs` and `targets`. Raises InputError for an unknown name, for a metric of other
-    targets, and for a function that fails or gives anything else.
+    split. It is tried on some `outputs` and `targets`. Raises InputError, of this `field`, for an unknown name, for a
+    metric of other targets, and for a function that fails or gives anything else.
 
     >>> read("mae", "values", np.zeros((1, 1)), np.zeros((1, 1))).larger_is_better
     False
@@ -261,8 +261,8 @@ def read(text: str, kind: str, outputs: np.ndarray, targets: np.ndarray) -> Metr
     others = [other for other in KINDS if spec.name in named(other)]
     if others:
         reason = f"it is of {' and '.join(others)}, and the targets are {kind}: {kind} have {', '.join(known)}"
-        raise InputError(reason, field="metric", value=spec.name)
-    raise InputError(f"unknown metric '{text}'{plugins.nearest(spec.name, known)}")
+        raise InputError(reason, field=field, value=spec.name)
+    raise InputError(f"there is no such metric{plugins.nearest(spec.name, known)}", field=field, value=text)
 
 
 def _from_file(text: str, spec: plugins.Spec, outputs: np.ndarray, targets: np.ndarray) -> Metric:

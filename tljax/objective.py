@@ -16,7 +16,7 @@ sequence weighs the same, however long it is.
 
 import inspect
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -74,10 +74,8 @@ def of(task: Task, loss_name: str = "auto", metric_names: Sequence[str] = (), pr
     some = targets[:: -(-len(targets) // 512)]
     outputs = metrics.constant(task.kind, some, task.outputs)
 
-    def read(text: str) -> Any:
-        return metrics.read(text, task.kind, outputs, some)
-
-    first = read(primary) if primary else metrics.PRIMARY[task.kind]
+    read = partial(metrics.read, kind=task.kind, outputs=outputs, targets=some)
+    first = read(primary, field="primary") if primary else metrics.PRIMARY[task.kind]
     if first.item is None:
         reason = "it is of a whole split, and verdicts need a metric with a score an item: leave it to `metric=`"
         raise InputError(reason, field="primary", value=primary)
