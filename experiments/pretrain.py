@@ -18,7 +18,7 @@ import numpy as np
 
 from experiments.runs import budgets, command_line, console, costs, directory, fit, plan, process
 from experiments.runs.settings import CheckpointFlags, DataFlags, ModelFlags, Settings, SourceFlags, TrainFlags
-from tljax import masks, models
+from tljax import batch_stats, masks, models
 from tljax.study import units
 from tljax.study.results import Result, score
 from tljax.study.results import metric as metric_of
@@ -43,7 +43,7 @@ def run(**flags: Any) -> list[Result]:
         execution.on_message(fault)
     if settings.dry_run:
         model = settings.build_model(task.outputs, settings.source_recipe)
-        params = models.abstract(model, shape)
+        params, _ = batch_stats.split(models.abstract(model, shape))
         everything, decays = masks.by_path(params, lambda path: True), plan.decays(settings.source_recipe, params)
         outlined = fit.outlined(task, settings.source_recipe, execution)
         blank = Result(name="", target="", strategy="", seed=0)
