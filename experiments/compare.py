@@ -89,9 +89,9 @@ def run(values: Mapping[str, Any], options: CompareFlags, typed: Collection[str]
         name="", target="", strategy=strategy.name, options=strategy.options, spec=strategy.spec or None, seed=0
     )
     experiments = [part.experiment for part in parts]
-    retention = options.retention or options.verdict_on == "retention" or "source" in options.eval
+    retention = options.retention or options.verdict_on == "retention"
     further = [*options.eval, *(["source"] if retention and "source" not in options.eval else [])]
-    evals = evaluations.read(settings, further, experiments)
+    evals = evaluations.read(settings, further, experiments, retention)
     metrics = evaluations.metrics_of(experiments, evals, options.verdict_on)
     options = with_margin(options, metrics.values())
     judging = replace(options, against=summary.label(against), end=settings.verdict_of)

@@ -41,7 +41,7 @@ def held(
 ) -> train.Data | train.Stream:
     """Examples, or some rows of them (int [k]), to be evaluated: as `padded` gives them, or streamed."""
     rows = np.arange(len(examples)) if rows is None else rows
-    if is_streamed(examples, execution.data, execution.devices):
+    if is_streamed(examples, execution.data, execution.devices, what):
         length = -(-len(rows) // BATCH) * BATCH
         return train.Stream(train.Rows(examples, rows, length), execution.stream_memory, what)
     whole = len(rows) == len(examples)

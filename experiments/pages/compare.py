@@ -290,7 +290,7 @@ RETENTION = (
 )
 CONFUSION = (
     "Predicted class against true class in % of the true class, summed over the fits that did not diverge: scratch, "
-    "and the strategy with the highest mean accuracy, which was chosen by looking."
+    "and the strategy with the {best} mean {metric}, which was chosen by looking."
 )
 RELIABILITY = "Accuracy against confidence, over all seeds; on the diagonal a fit is as often right as it is sure."
 WRONG = "Test images that most fits take for another class."
@@ -485,13 +485,15 @@ def _confusion(fits: Sequence[Result], classes: Classes, notes: str) -> list[Blo
     for target in dict.fromkeys(fit.target for fit in fits):
         at_most = [fit for fit in fits if fit.target == target and fit.train_examples == _largest_budget(fits, target)]
         groups = [group for group in summary.summary(at_most) if group.score]
-        groups.sort(key=lambda group: group.score[0] if group.score else 0.0)
+        groups.sort(key=lambda group: units.sign(group.metric) * group.score[0] if group.score else 0.0)
+        metric = of_results.metric(at_most[0])
+        caption = _filled(CONFUSION, metric, best="highest" if metric.larger_is_better else "lowest")
         scratch = [group.members for group in groups if group.strategy == "scratch"][-1:]
         best = [group.members for group in groups if group.strategy != "scratch"][-1:]
         named = {_name(members[0]): members for members in (*scratch, *best)}
         drawn = [figures.confusion(name, each, classes.get(target, ()), f", {target}") for name, each in named.items()]
         blocks += figure(
-            CONFUSION + notes, drawn, "grid small", f"{target}, {tables.count(_largest_budget(fits, target))} labels"
+            caption + notes, drawn, "grid small", f"{target}, {tables.count(_largest_budget(fits, target))} labels"
         )
     return blocks
 

@@ -298,10 +298,11 @@ def _score(fits: Sequence[Result]) -> Cell:
     if values is None:
         return Cell("diverged" if all(fit.diverged for fit in fits) else NOTHING)
     items = sum(map(sum, counted[0].confusion or ()))
-    if len(counted) == 1 and items and ended(counted[0]):
+    of_accuracy = of_results.metric(counted[0]) == ACCURACY
+    if len(counted) == 1 and items and of_accuracy and ended(counted[0]):
         values = (values[0], *statistics.wilson(round(values[0] * items), items))
     metric = of_results.metric(counted[0])
-    return ranged(values, lambda value: units.shown(metric, value), len(counted) > 1 or items > 0)
+    return ranged(values, lambda value: units.shown(metric, value), len(counted) > 1 or (of_accuracy and items > 0))
 
 
 def further_metrics(fits: Sequence[Result]) -> list[Table]:

@@ -28,10 +28,14 @@ class Evaluation(NamedTuple):
     """A data set, or 'source'."""
     tasks: Mapping[str, Task]
     """{data set of fits: the data they are judged on}, by the target of the fits, or for 'source' by their source."""
+    keep: bool = False
+    """Whether the scores of each test example are kept, as verdicts on them need."""
 
 
-def read(settings: Settings, names: Sequence[str], experiments: Sequence[Experiment]) -> list[Evaluation]:
-    """The data sets of `--eval`, where source is retention.
+def read(
+    settings: Settings, names: Sequence[str], experiments: Sequence[Experiment], keep: bool = False
+) -> list[Evaluation]:
+    """The data sets of `--eval`, where source is retention, whose scores of test examples one may `keep`.
 
     Raises InputError for one whose inputs or targets are not those of a target, and for a source whose data are not
     there by their name, or are others by now.
@@ -43,7 +47,7 @@ def read(settings: Settings, names: Sequence[str], experiments: Sequence[Experim
             if not sources_of:
                 raise InputError("--retention: there is no source, so nothing that could be kept of it: leave it out")
             tasks = {key: _source_task(settings, source) for key, source in sources_of.items()}
-            evaluations.append(Evaluation(name, tasks))
+            evaluations.append(Evaluation(name, tasks, keep))
             continue
         targets = {each.target.name: each.target for each in experiments}
         tasks = {key: plan.load_task(settings, name, plan.example_shape(target)) for key, target in targets.items()}
@@ -82,7 +86,7 @@ def _source_task(settings: Settings, source: sources.Source) -> Task:
 
 def source_task(evaluations: Sequence[Evaluation], source: str) -> Task:
     """The data of a source, of evaluations with retention among them."""
-    return next(tasks[source] for name, tasks in evaluations if name == "source")
+    return next(tasks[source] for name, tasks, _ in evaluations if name == "source")
 
 
 def metrics_of(
@@ -91,7 +95,7 @@ def metrics_of(
     """{test set: primary metric} of what verdicts are on: the targets, or the sources by the data of `evaluations`."""
     if on == "target":
         return {each.target.name: _primary(each, "", each.target) for each in experiments}
-    of_source = {key: task for name, tasks in evaluations if name == "source" for key, task in tasks.items()}
+    of_source = {key: task for name, tasks, _ in evaluations if name == "source" for key, task in tasks.items()}
     by_source = {each.source.name: each for each in experiments if each.source}
     return {key: _primary(by_source[key], "source", task) for key, task in of_source.items() if key in by_source}
 
@@ -120,13 +124,14 @@ def measured(
         about = {"test_set": name, "of": task.name, "fingerprint": task.fingerprint}
         known = _known(file, about)
         of_start, of_source = name == "start", name == "source"
+        keep = any(each.keep and each.name == name for each in evaluations)
         trees = {result.name: tree_of(result) for result in results}
         places = {fit_name: file.parent / file.stem / f"{tree}.npz" for fit_name, tree in trees.items()}
         missing = [
             result
             for result in results
             if (trees[result.name] not in known.means and (of_start or not result.diverged))
-            or (of_source and not _is_kept(places[result.name], known.scores.get(trees[result.name])))
+            or (keep and not _is_kept(places[result.name], known.scores.get(trees[result.name])))
         ]
         targets, primary = np.asarray(task.test.targets), _primary(experiment, name, task)
         share = metrics.value_of_constant(primary, task.kind, targets, task.outputs)
@@ -135,25 +140,24 @@ def measured(
             directory.make_folder(file.parent)
             for result, outputs in _judge(experiment, ended, name, task, folder):
                 known.means[trees[result.name]] = metrics.value(primary, outputs, targets)
-                if of_source:
+                if keep:
                     scores = _scores(primary, outputs, targets)
                     known.scores[trees[result.name]] = _keep(places[result.name], scores, task)
-            for result in missing if of_source else ():
+            for result in missing if keep else ():
                 if result.diverged:
                     scores = np.full(len(targets), share, np.float32)
                     known.scores[trees[result.name]] = _keep(places[result.name], scores, task)
-            scores_of = {"scores": known.scores} if of_source else {}
+            scores_of = {"scores": known.scores} if known.scores else {}
             directory.write_record(file, {**about, "accuracy": known.means, **scores_of})
         for result in results:
             value = share if result.diverged and not of_start else known.means.get(trees[result.name])
             of_fit = fields.setdefault(result.name, {"evals": {}})
             if of_source:
-                of_fit |= {
-                    "retention": value,
-                    "retention_metric": units.to_record(primary),
-                    "retention_scores": places[result.name].relative_to(folder).as_posix(),
-                    "retention_sha256": known.scores.get(trees[result.name]),
-                }
+                of_fit |= {"retention": value}
+                of_fit |= {} if (metric := units.to_record(primary)) is None else {"retention_metric": metric}
+                if keep:
+                    place = places[result.name].relative_to(folder).as_posix()
+                    of_fit |= {"retention_scores": place, "retention_sha256": known.scores[trees[result.name]]}
             elif of_start:
                 of_fit["start_accuracy"] = value
             else:
@@ -211,7 +215,7 @@ def _wanted(experiment: Experiment, evaluations: Sequence[Evaluation], start: bo
     """(name, test set) of all by which the fits of an experiment are judged."""
     source, from_scratch = experiment.source, experiment.strategies[0].name == "scratch"
     wanted = []
-    for name, tasks in evaluations:
+    for name, tasks, _ in evaluations:
         key = source.name if name == "source" and source else experiment.target.name
         if key in tasks and not (name == "source" and from_scratch):
             wanted.append((name, tasks[key]))

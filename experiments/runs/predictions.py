@@ -44,7 +44,7 @@ class Predictions(NamedTuple):
     rows: Sequence[Result]
     """The results of the fits."""
     predicted: Mapping[str, np.ndarray]
-    """{fit: the class it takes each test example for, int [items]}, of those whose metric is accuracy."""
+    """{fit: the class it takes each test example for, int [items]}, where its targets are classes."""
     labels: Mapping[str, np.ndarray]
     """{target: the classes of its test examples, int [items]; of other kinds what they mean, [items, ...]}."""
     groups: Mapping[str, np.ndarray] = {}
@@ -91,6 +91,8 @@ def _read_fits(folder: Path, rows: Sequence[Result]) -> Predictions:
     ended = [row for row in settled if row.name in arrays and not row.diverged]
     predicted = {row.name: arrays[row.name][0] for row in ended if row.metric is None}
     scores = {row.name: arrays[row.name][0] for row in ended if row.metric is not None}
+    of_classes = [row for row in ended if row.metric is not None and row.confusion is not None]
+    predicted |= {row.name: read(folder / row.predictions)[0] for row in of_classes}
     return with_kept(folder, Predictions(settled, predicted, labels, groups, curves, scores=scores))
 
 
@@ -286,12 +288,12 @@ def read(file: Path, sha256: str | None = None) -> tuple[np.ndarray, np.ndarray]
 
 
 def read_scores(file: Path, sha256: str | None = None, finite: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """(`scores`, float [items], `targets`, [items, ...]) of a .npz of predictions whose metric is not accuracy.
+    """(`scores`, float [items], `targets` or `labels`, [items, ...]) of a .npz whose metric is not accuracy.
 
     Raises InputError for a file without them, with scores that are not `finite`, and for one of another SHA-256.
     """
-    arrays = _arrays(file, ("scores", "targets"), sha256)
-    scores, targets = arrays.get("scores"), arrays.get("targets")
+    arrays = _arrays(file, ("scores", "targets", "labels"), sha256)
+    scores, targets = arrays.get("scores"), arrays.get("targets", arrays.get("labels"))
     if scores is None or targets is None or scores.shape != targets.shape[:1] or scores.dtype.kind != "f":
         raise InputError(f"predictions '{file}': give scores, floats [items], and targets [items, ...]")
     if finite and not np.isfinite(scores).all():

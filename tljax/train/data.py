@@ -334,16 +334,26 @@ def chunk_steps(stream: Stream, examples: int, most: int) -> tuple[int, int]:
     return (steps, 2) if steps else (1, 1)
 
 
-def growing(start: int, stop: int, first: int, most: int) -> Iterator[tuple[int, int]]:
+LONGEST_READ = 3.0
+"""Seconds that reading a chunk is meant to take at most: until it is there a fit cannot be stopped."""
+
+
+def growing(
+    start: int, stop: int, first: int, most: int, clock: Callable[[], float] = time.perf_counter
+) -> Iterator[tuple[int, int]]:
     """Stretches (begin, end) of steps that grow from `first` twofold to `most`: the first is soon there.
+
+    They shrink again where it takes longer than LONGEST_READ until the next is asked for.
 
     >>> list(growing(0, 50, 8, 20))
     [(0, 8), (8, 24), (24, 44), (44, 50)]
     """
     length = min(first, most)
     while start < stop:
+        since = clock()
         yield start, min(stop, start + length)
-        start, length = start + length, min(most, 2 * length)
+        start, quick = start + length, clock() - since < LONGEST_READ
+        length = min(most, 2 * length) if quick else max(1, length // 2)
 
 
 def batch_within(stream: Stream, batch: int) -> int:
@@ -381,13 +391,13 @@ PART_OF_MEMORY = 0.25
 """The part of a device's memory up to which the inputs of a split are held on it."""
 
 
-def is_streamed(examples: Examples, data: str, devices: Sequence[Any] = ()) -> bool:
+def is_streamed(examples: Examples, data: str, devices: Sequence[Any] = (), what: str = "the examples") -> bool:
     """Whether examples are streamed, where `data` is 'resident', 'streamed' or 'auto': as each device has room.
 
     Raises InputError if they are to be resident and can only be read by row.
     """
     if data == "resident" and examples.arrays is None:
-        raise InputError("they are read by row: give streamed or auto", field="data", value=data)
+        raise InputError(f"{what} are read by row: give streamed or auto", field="data", value=data)
     if data != "auto":
         return data == "streamed"
     return examples.arrays is None or total_bytes(examples) > PART_OF_MEMORY * _memory_of(devices)

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from tljax import batch_stats, masks, optimizer, optimizers, paths, switches
 from tljax.train import cost, features, vectorize
 from tljax.train.cost import Cost
-from tljax.train.data import MEMORY, Data, Stream, is_streamed, load
+from tljax.train.data import MEMORY, Data, Reader, Stream, is_streamed, load
 from tljax.train.features import FeatureCache
 from tljax.train.profile import Profile
 from tljax.train.step import (
@@ -75,7 +75,7 @@ def held(examples: Examples, execution: Execution, what: str = "the examples") -
 
     Raises InputError if they are to be resident and can only be read by row.
     """
-    if is_streamed(examples, execution.data, execution.devices):
+    if is_streamed(examples, execution.data, execution.devices, what):
         return Stream(examples, execution.stream_memory, what)
     return load(examples.arrays, examples.targets)
 
@@ -551,7 +551,7 @@ def _phase(
         if isinstance(inputs, Stream):
             latest = _latest_end(fits, state, ends[-1])
             reader = vectorize.read_chunks(inputs, members, width, mesh, state.step, latest)
-            until_the_end.callback(lambda: execution.on_wait(reader.waited))
+            until_the_end.callback(_tell_waiting, execution, reader, time.perf_counter())
             chunks: Iterator[vectorize.Chunk] = until_the_end.enter_context(reader)
         else:
             targets = place(mesh, inputs.targets, by_fit=False)
@@ -594,6 +594,19 @@ def _phase(
             return state, log, most
 
         yield train
+
+
+def _tell_waiting(execution: Execution, reader: Reader, since: float) -> None:
+    """Say for how long examples were waited for, where that is worth a line."""
+    seconds, waited = time.perf_counter() - since, reader.waited
+    execution.on_wait(waited)
+    if waited > max(_WORTH_A_LINE, seconds / 10):
+        what = f"{reader.stream.what}: their source is slower than the steps"
+        execution.on_message(f"{waited:,.0f} of {seconds:,.0f} s were spent waiting for {what}")
+
+
+_WORTH_A_LINE = 10.0
+"""Seconds of waiting below which nothing is said of it."""
 
 
 def layout(
@@ -670,8 +683,8 @@ def _not_finite(fit: int, step: int, row: int, before: Params, after: Params) ->
     sizes = {path: float(np.abs(np.asarray(leaf[row], np.float64)).max(initial=0)) for path, leaf in leaves.items()}
     path = max(sizes, key=lambda path: sizes[path])
     return (
-        f"jax.debug_nans: fit {fit} of its group: the loss or the gradient is not finite in step {step}, and all leaves "
-        f"still are; the largest number is in '{path}', {sizes[path]:.3g}"
+        f"jax.debug_nans: fit {fit} of its group: the loss or the gradient is not finite in step {step}, and all "
+        f"leaves still are; the largest number is in '{path}', {sizes[path]:.3g}"
     )
 
 
