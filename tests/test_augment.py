@@ -421,7 +421,6 @@ HOW = {
         *(
             pytest.param(how, text, marks=pytest.mark.slow)
             for how, text in (
-                ("jit data:8", "erase,mixup"),
                 ("jit data:4, trial:2", "jitter:contrast=0.5,mixup"),
                 ("pmap", "flip,mixup:alpha=1"),
             )
@@ -462,6 +461,7 @@ def test_fits_of_one_seed_are_augmented_alike_and_those_side_by_side_as_well():
     assert np.abs(other - seen["map"][0]).max() > 0.01
 
 
+@pytest.mark.slow
 def test_microbatches_and_streams_see_what_the_whole_batch_on_the_device_sees():
     text, fit = "crop:pad=2,flip", fit_of(batch=12)
     whole = trained(spec_of(text), [fit])[0]
@@ -497,7 +497,7 @@ def test_by_default_a_frozen_prefix_is_computed_in_every_step():
     assert said == ["hidden_0 is frozen, and computed in every step, since inputs are augmented"] and not cache.arrays
 
 
-@pytest.mark.parametrize("how", [None, "jit data:8", pytest.param("pmap", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("how", [None, *(pytest.param(how, marks=pytest.mark.slow) for how in ("jit data:8", "pmap"))])
 def test_features_of_views_give_what_the_prefix_gives_of_the_same_views(how):
     """30 steps of 40 are two passes and so enough for two views; a loop without a cache augments each example with the
     key of its view, and draws the view that the step draws."""

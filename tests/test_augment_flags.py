@@ -174,6 +174,7 @@ def test_a_source_follows_the_recipe_or_has_its_own():
     assert settings.source_recipe == Recipe(**named) and settings.recipe == Recipe()
 
 
+@pytest.mark.slow
 def test_the_run_holds_the_flags_and_no_recipe(tasks, tmp_path):
     flags = arguments(tasks, tmp_path / "w", **ONCE, recipe="finetune")
     settings = Settings.from_flags(**flags)
