@@ -107,6 +107,7 @@ SEEDS = [(0, 0.01), (1, 0.01), (0, 0.02), (1, 0.02)]
 GROUPED = [(0, 0.01), (0, 0.02), (1, 0.01), (1, 0.02)]
 CASES = {
     "one after another": (SEEDS, {}),
+    "chunks of one step": (SEEDS[:1], {"memory": 4_000, "batch": 20}),
     "a convolution": (SEEDS[:1], {"model": CNN}),
     "phases": (SEEDS, {"strategy": "lp_ft"}),
     "features": (SEEDS, {"strategy": "lp_ft", "cache": 10**7}),
@@ -119,27 +120,26 @@ CASES = {
 }
 
 
-QUICK = ("one after another", "features")
+QUICK = ("one after another", "chunks of one step", "features")
 
 
 @pytest.mark.parametrize(
     "case",
-    [
-        case if case in ("one after another", "features") else pytest.param(case, marks=pytest.mark.slow)
-        for case in CASES
-    ],
+    [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in CASES],
 )
 def test_streamed_data_give_the_bits_of_resident_data(case):
     seeds, settings = CASES[case]
     settings = dict(settings)
-    group = fits(settings.get("model", MLP), seeds, settings.pop("strategy", "full"), settings.pop("shares", False))
+    model, batch = settings.get("model", MLP), settings.get("batch", 10)
+    group = fits(model, seeds, settings.pop("strategy", "full"), settings.pop("shares", False), batch)
     budget = settings.pop("cache", 0)
 
     def cache():
         return {"cache": train.FeatureCache(budget)} if budget else {}
 
+    memory = settings.pop("memory", 20_000)
     resident, resident_logits, _ = outcome(group, WHOLE, **settings, **cache())
-    streamed, streamed_logits, _ = outcome(group, ByRow(), memory=20_000, **settings, **cache())
+    streamed, streamed_logits, _ = outcome(group, ByRow(), memory=memory, **settings, **cache())
     assert_same(resident, streamed)
     assert_same(resident_logits, streamed_logits)
 
