@@ -271,6 +271,71 @@ def test_a_strategy_that_fails_says_which_where_and_what(name, text, line, tasks
             transfer.run(**quick(tasks, tmp_path, strategies=(spec,)))
 
 
+WRONG_PARAMETERS = '''"""Functions without their parameters."""
+
+from tljax import masks
+from tljax.types import Metric
+
+
+def strategy(params, context):
+    return masks.under(params, "head")
+
+
+def noargs():
+    return 0.0
+
+
+def penalty(*, weight):
+    return 0.0
+
+
+held = Metric("held", item=noargs)
+
+
+class Called:
+    def __call__(self):
+        return 0.0
+
+
+called = Called()
+
+
+def finish():
+    return {}
+
+
+def adapt():
+    return {}
+'''
+
+
+@pytest.mark.parametrize(
+    ("flags", "words", "line"),
+    [
+        ({"metric": ("FILE:noargs",)}, "metric", 11),
+        ({"metric": ("FILE:held",)}, "metric", 11),
+        ({"metric": ("FILE:called",)}, "metric", 23),
+        ({"loss": "FILE:noargs"}, "--loss", 11),
+        ({"penalty": "FILE:penalty:weight=1"}, "--penalty", 15),
+        ({"augment": "FILE:noargs"}, "augmentation", 11),
+        ({"optimizer": "FILE:noargs"}, "--optimizer", 11),
+        ({"strategies": ("FILE",)}, "adapt of strategy", 34),
+        ({"strategies": ("FINISHES",)}, "finish of strategy", 30),
+    ],
+)
+def test_a_function_of_the_wrong_parameters_is_found_at_its_own_line(flags, words, line, tasks, tmp_path):
+    file, finishes = tmp_path / "wrong.py", tmp_path / "finishes.py"
+    file.write_text(WRONG_PARAMETERS)
+    finishes.write_text(WRONG_PARAMETERS.partition("def adapt")[0])
+
+    def at(value):
+        return value.replace("FILE", str(file)).replace("FINISHES", str(finishes))
+
+    flags = {name: at(value) if isinstance(value, str) else tuple(map(at, value)) for name, value in flags.items()}
+    with pytest.raises(InputError, match=rf"{words}.*: TypeError: .*\({tmp_path}/\w+\.py:{line}\)"):
+        transfer.run(**quick(tasks, tmp_path, **{"strategies": ("head_only",), **flags}, dry_run=True))
+
+
 LACKING = '''"""Each function lacks something."""
 
 from tljax import masks

@@ -282,7 +282,8 @@ def _from_file(text: str, spec: plugins.Spec, outputs: np.ndarray, targets: np.n
     except InputError:
         raise
     except Exception as error:  # somebody's code may raise anything
-        raise InputError(f"metric '{text}' fails: {plugins.describe(error)}") from error
+        function = offered.item or offered.whole if isinstance(offered, Metric) else offered
+        raise InputError(f"metric '{text}' fails: {plugins.describe(error, function)}") from error
     shapes = {"item": (len(targets),), "whole": ()}
     part = next((part for part, shape in shapes.items() if result.shape == shape and result.dtype.kind in "biuf"), "")
     if isinstance(offered, Metric) and part and getattr(offered, part) is not None:
