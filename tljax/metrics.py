@@ -324,6 +324,23 @@ def value(metric: Metric, outputs: np.ndarray, targets: np.ndarray) -> float | N
     return result if np.isfinite(result) else None
 
 
+def without_number(metric: Metric, outputs: np.ndarray, targets: np.ndarray) -> str:
+    """What a metric of a split is where it is not finite, in words; "" where it is. Outputs and targets are [n, ...].
+
+    >>> first = Metric("first", item=lambda outputs, targets, reference: outputs[:, 0])
+    >>> without_number(first, np.array([[np.nan], [1]]), np.zeros(2)), without_number(first, np.ones((2, 1)), np.ones(2))
+    ('nan or infinite for 1 of 2 items, of which item 0 is the first', '')
+    """
+    if value(metric, outputs, targets) is not None:
+        return ""
+    if metric.item is None:
+        return "nan or infinite"
+    lacking = np.flatnonzero(~np.isfinite(np.asarray(metric.item(outputs, targets, targets), np.float64)))
+    if not len(lacking):
+        return "infinite in its mean"
+    return f"nan or infinite for {len(lacking):,} of {len(outputs):,} items, of which item {lacking[0]} is the first"
+
+
 def value_of_constant(metric: Metric, kind: str, targets: np.ndarray, num_outputs: int) -> float | None:
     """A metric of answering always the same, as `constant` has it: what is reached without having learnt.
 

@@ -315,7 +315,7 @@ def _plain(function: Any) -> Any:
             function = function.func
         elif hasattr(function, "__wrapped__"):
             function = function.__wrapped__
-        elif function is not None and not hasattr(function, "__name__") and hasattr(type(function), "__call__"):
+        elif function is not None and not hasattr(function, "__name__") and callable(function):
             return inspect.unwrap(type(function).__call__)
         else:
             return function
