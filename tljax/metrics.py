@@ -328,8 +328,8 @@ def without_number(metric: Metric, outputs: np.ndarray, targets: np.ndarray) -> 
     """What a metric of a split is where it is not finite, in words; "" where it is. Outputs and targets are [n, ...].
 
     >>> first = Metric("first", item=lambda outputs, targets, reference: outputs[:, 0])
-    >>> without_number(first, np.array([[np.nan], [1]]), np.zeros(2)), without_number(first, np.ones((2, 1)), np.ones(2))
-    ('nan or infinite for 1 of 2 items, of which item 0 is the first', '')
+    >>> without_number(first, np.array([[np.nan], [1]]), np.zeros(2))
+    'nan or infinite for 1 of 2 items, of which item 0 is the first'
     """
     if value(metric, outputs, targets) is not None:
         return ""
