@@ -107,7 +107,7 @@ SEEDS = [(0, 0.01), (1, 0.01), (0, 0.02), (1, 0.02)]
 GROUPED = [(0, 0.01), (0, 0.02), (1, 0.01), (1, 0.02)]
 CASES = {
     "one after another": (SEEDS, {}),
-    "chunks of one step": (SEEDS[:1], {"memory": 4_000, "batch": 20}),
+    "chunks of one step": ([(0, 0.05), (1, 0.05)], {"memory": 4_000, "batch": 20}),
     "a convolution": (SEEDS[:1], {"model": CNN}),
     "phases": (SEEDS, {"strategy": "lp_ft"}),
     "features": (SEEDS, {"strategy": "lp_ft", "cache": 10**7}),
