@@ -152,9 +152,9 @@ def test_chunks_of_one_step_give_the_bits_of_resident_data_as_xla_compiles_for_u
     flags = "--strategies=scratch --hidden=16 --steps=200 --batch_size=20 --learning_rate=0.05 --seeds=0,1 --devices=1"
     environment = {name: value for name, value in ENVIRONMENT.items() if name != "XLA_FLAGS"}
     predicted = []
-    for data in ("--data=resident", "--data=streamed --stream_memory=2500"):
-        command = [sys.executable, "-m", "experiments.transfer", *flags.split(), *data.split(), "--target=c.npz"]
-        workdir = tmp_path / data.partition(" ")[0].removeprefix("--data=")
+    for streaming in ("--data=resident", "--data=streamed --stream_memory=2500"):
+        command = [sys.executable, "-m", "experiments.transfer", *flags.split(), *streaming.split(), "--target=c.npz"]
+        workdir = tmp_path / streaming.partition(" ")[0].removeprefix("--data=")
         subprocess.run([*command, f"--workdir={workdir}"], cwd=tmp_path, env=environment, check=True)
         predicted.append([np.load(file)["probabilities"] for file in sorted((workdir / "predictions").iterdir())])
     assert_same(*predicted)
