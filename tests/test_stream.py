@@ -107,6 +107,7 @@ SEEDS = [(0, 0.01), (1, 0.01), (0, 0.02), (1, 0.02)]
 GROUPED = [(0, 0.01), (0, 0.02), (1, 0.01), (1, 0.02)]
 CASES = {
     "one after another": (SEEDS, {}),
+    "chunks of one step": ([(0, 0.05), (1, 0.05)], {"memory": 4_000, "batch": 20}),
     "a convolution": (SEEDS[:1], {"model": CNN}),
     "phases": (SEEDS, {"strategy": "lp_ft"}),
     "features": (SEEDS, {"strategy": "lp_ft", "cache": 10**7}),
@@ -119,27 +120,26 @@ CASES = {
 }
 
 
-QUICK = ("one after another", "features")
+QUICK = ("one after another", "chunks of one step", "features")
 
 
 @pytest.mark.parametrize(
     "case",
-    [
-        case if case in ("one after another", "features") else pytest.param(case, marks=pytest.mark.slow)
-        for case in CASES
-    ],
+    [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in CASES],
 )
 def test_streamed_data_give_the_bits_of_resident_data(case):
     seeds, settings = CASES[case]
     settings = dict(settings)
-    group = fits(settings.get("model", MLP), seeds, settings.pop("strategy", "full"), settings.pop("shares", False))
+    model, batch = settings.get("model", MLP), settings.get("batch", 10)
+    group = fits(model, seeds, settings.pop("strategy", "full"), settings.pop("shares", False), batch)
     budget = settings.pop("cache", 0)
 
     def cache():
         return {"cache": train.FeatureCache(budget)} if budget else {}
 
+    memory = settings.pop("memory", 20_000)
     resident, resident_logits, _ = outcome(group, WHOLE, **settings, **cache())
-    streamed, streamed_logits, _ = outcome(group, ByRow(), memory=20_000, **settings, **cache())
+    streamed, streamed_logits, _ = outcome(group, ByRow(), memory=memory, **settings, **cache())
     assert_same(resident, streamed)
     assert_same(resident_logits, streamed_logits)
 
@@ -251,6 +251,12 @@ def shrink(examples, rows):
     return examples.images[rows]
 
 
+def at_once(examples, rows):
+    if len(rows) > 1:
+        raise OSError("too many")
+    return examples.images[rows]
+
+
 def retype(examples, rows):
     return examples.images[rows].astype(np.float32) if 7 in rows else examples.images[rows]
 
@@ -264,11 +270,15 @@ def reshape(examples, rows):
     [
         (
             fail,
-            r"^the examples: rows? [\d, and more]+ cannot be read \(OSError: the disk is gone\): correct the source$",
+            r"^the examples: row 7 cannot be read \(OSError: the disk is gone\): correct the source$",
         ),
         (shrink, r"^the examples: they were 203 and are 202 now: give a source whose length stays$"),
-        (retype, r"^the examples: rows? .* are float32\[\d+, 6, 6, 1\], and were declared uint8\[\d+, 6, 6, 1\]: give"),
-        (reshape, r"^the examples: rows? .* are uint8\[\d+, 5, 6, 1\], and were declared uint8\[\d+, 6, 6, 1\]: give"),
+        (retype, r"^the examples: row 7 is float32\[1, 6, 6, 1\], and was declared uint8\[1, 6, 6, 1\]: give"),
+        (reshape, r"^the examples: row 7 is uint8\[1, 5, 6, 1\], and was declared uint8\[1, 6, 6, 1\]: give"),
+        (
+            at_once,
+            r"^the examples: rows [\d, ]+ and \d+ more cannot be read \(OSError: too many\): correct the source$",
+        ),
     ],
 )
 def test_what_a_source_does_wrong_is_one_line_and_ends_the_threads(change, message):
@@ -330,9 +340,7 @@ def test_pictures_of_a_folder_are_decoded_when_they_are_read(tmp_path):
     assert streamed.classes == whole.classes == ("cat", "dog")
     damaged = tmp_path / "pets" / "train" / "dog" / "2.png"
     damaged.write_bytes(b"no picture")
-    damage = pytest.raises(
-        InputError, match=r"^the examples: rows .* cannot be read \('.*2.png' is no readable picture"
-    )
+    damage = pytest.raises(InputError, match=r"^the examples: row 8 cannot be read \('.*2.png' is no readable picture")
     reader = data.Reader(train.Stream(streamed.train), [(None, np.arange(12))], lambda *result: result)
     with reader, damage:
         next(reader)

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from test_programs import arguments, command
@@ -18,7 +19,8 @@ from experiments.pages import figures, tables
 from experiments.pages import report as pages
 from experiments.runs import console, directory, plan, process, sources
 from experiments.runs.settings import FLAGS, Settings, parse_flags
-from tljax import masks, models, paths, plugins
+from tljax import initialization, masks, models, paths, plugins
+from tljax.initialization import Initialization
 from tljax.study import search as studies
 from tljax.study import space as spaces
 from tljax.train import vectorize
@@ -269,6 +271,114 @@ def test_a_strategy_that_fails_says_which_where_and_what(name, text, line, tasks
         expected = rf"strategy '{re.escape(label)}' fails: {text} \({re.escape(str(mine))}:{line}\)"
         with pytest.raises(InputError, match=expected):
             transfer.run(**quick(tasks, tmp_path, strategies=(spec,)))
+
+
+WRONG_PARAMETERS = '''"""Functions without their parameters."""
+
+from tljax import masks
+from tljax.types import Metric
+
+
+def strategy(params, context):
+    return masks.under(params, "head")
+
+
+def noargs():
+    return 0.0
+
+
+def penalty(*, weight):
+    return 0.0
+
+
+held = Metric("held", item=noargs)
+
+
+class Called:
+    def __call__(self):
+        return 0.0
+
+
+called = Called()
+
+
+def finish():
+    return {}
+
+
+def adapt():
+    return {}
+'''
+
+
+@pytest.mark.parametrize(
+    ("flags", "words", "line"),
+    [
+        ({"metric": ("FILE:noargs",)}, "metric", 11),
+        ({"metric": ("FILE:held",)}, "metric", 11),
+        ({"metric": ("FILE:called",)}, "metric", 23),
+        ({"loss": "FILE:noargs"}, "--loss", 11),
+        ({"penalty": "FILE:penalty:weight=1"}, "--penalty", 15),
+        ({"augment": "FILE:noargs"}, "augmentation", 11),
+        ({"optimizer": "FILE:noargs"}, "--optimizer", 11),
+        ({"strategies": ("FILE",)}, "adapt of strategy", 34),
+        ({"strategies": ("FINISHES",)}, "finish of strategy", 30),
+    ],
+)
+def test_a_function_of_the_wrong_parameters_is_found_at_its_own_line(flags, words, line, tasks, tmp_path):
+    file, finishes = tmp_path / "wrong.py", tmp_path / "finishes.py"
+    file.write_text(WRONG_PARAMETERS)
+    finishes.write_text(WRONG_PARAMETERS.partition("def adapt")[0])
+
+    def at(value):
+        return value.replace("FILE", str(file)).replace("FINISHES", str(finishes))
+
+    flags = {name: at(value) if isinstance(value, str) else tuple(map(at, value)) for name, value in flags.items()}
+    with pytest.raises(InputError, match=rf"{words}.*: TypeError: .*\({tmp_path}/\w+\.py:{line}\)"):
+        transfer.run(**quick(tasks, tmp_path, **{"strategies": ("head_only",), **flags}, dry_run=True))
+
+
+NO_NUMBER = '''"""Metrics that are not finite."""
+
+import numpy as np
+
+
+def whole(outputs, targets):
+    return float("nan")
+
+
+def item(outputs, targets):
+    return np.where(targets == 0, np.nan, 1.0)
+
+
+def learnt(outputs, targets):  # of what was learnt, not of a constant answer
+    return np.where((outputs != outputs[:1]).any() & (np.arange(len(targets)) < 2), np.nan, 0.5)
+'''
+
+
+def test_a_metric_that_is_no_number_is_said_once(tasks, tmp_path, capsys):
+    file = tmp_path / "no.py"
+    file.write_text(NO_NUMBER)
+    metrics = (f"{file}:whole", f"{file}:item", "macro_f1")
+    transfer.run(**quick(tasks, tmp_path, strategies=("head_only",), seeds=(0, 1), metric=metrics, source_metric=()))
+    text = " ".join(capsys.readouterr().out.split())
+    for name in ("whole", "item"):
+        line = f"metric {name} is nan or infinite in 4 of 4 fits (scratch, head_only): tables leave them out"
+        assert text.count(line) == 1
+    assert "metric macro_f1 is" not in text
+
+
+def test_a_primary_metric_that_is_no_number_is_refused_or_its_fit_counts_as_diverged(tasks, tmp_path, capsys):
+    file = tmp_path / "no.py"
+    file.write_text(NO_NUMBER)
+    own = {"strategies": ("head_only",), "source_primary": ""}
+    with pytest.raises(InputError, match=r"--primary=.*:item: .*it is nan or infinite for 40 of 120 items, .*item 0"):
+        transfer.run(**quick(tasks, tmp_path, primary=f"{file}:item", **own))
+    _, fit = transfer.run(**quick(tasks, tmp_path, primary=f"{file}:learnt", **own))
+    assert fit.diverged and fit.test_score is None and fit.majority_share == 0.5 and fit.diverged_step == fit.steps
+    text = " ".join(capsys.readouterr().out.split())
+    start = "head_only, seed 0: learnt on the test set is nan or infinite for 2 of "
+    assert text.count(start) == 1 and "item 0 is the first: the fit counts as diverged" in text
 
 
 LACKING = '''"""Each function lacks something."""
@@ -787,3 +897,26 @@ def test_the_first_trials_of_every_study_are_the_same_draws():
         for name in ("search/scratch/all", "search/full/all")
     ]
     assert drawn[0] == drawn[1] and len(drawn[0]) == 4
+
+
+def test_a_stage_without_parameters_is_drawn_anew_and_named_beside_others(tmp_path: Path) -> None:
+    """scratch draws every stage anew, and last_k names the last ones: those that can hold a leaf."""
+    file = tmp_path / "joined.py"
+    file.write_text(
+        "import flax.linen as nn\n"
+        "from tljax.models.linen import flat, stage\n"
+        "from tljax.types import Stage\n\n"
+        "def model(num_outputs):\n"
+        "    join = Stage('join', lambda key, x: {}, lambda params, x, *, key=None: x)\n"
+        "    hidden = stage('hidden', nn.Dense(4), before=flat, after=nn.relu)\n"
+        "    return join, hidden, stage('drop', nn.Dropout(0.1)), stage('head', nn.Dense(num_outputs))\n"
+    )
+    stages = models.build(f"{file}:model", 3, hidden=(), activation="relu")
+    params = models.init(stages, jax.random.key(0), (5,))
+    names = models.names(stages)
+    for text in ("scratch", "last_k:k=2", "gradual_unfreeze", "bottom_up"):
+        method, options = plugins.method(text)
+        start = initialization.start(method, options, Initialization(names, params, params, jax.random.key(1)))
+        assert {path for path, trains in paths.items(start.phases[-1][1]) if trains} >= {"head/bias", "head/kernel"}
+        if text == "last_k:k=2":
+            assert all(trains for _, trains in paths.items(start.phases[0][1]))

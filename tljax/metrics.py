@@ -282,7 +282,8 @@ def _from_file(text: str, spec: plugins.Spec, outputs: np.ndarray, targets: np.n
     except InputError:
         raise
     except Exception as error:  # somebody's code may raise anything
-        raise InputError(f"metric '{text}' fails: {plugins.describe(error)}") from error
+        function = offered.item or offered.whole if isinstance(offered, Metric) else offered
+        raise InputError(f"metric '{text}' fails: {plugins.describe(error, function)}") from error
     shapes = {"item": (len(targets),), "whole": ()}
     part = next((part for part, shape in shapes.items() if result.shape == shape and result.dtype.kind in "biuf"), "")
     if isinstance(offered, Metric) and part and getattr(offered, part) is not None:
@@ -321,6 +322,23 @@ def value(metric: Metric, outputs: np.ndarray, targets: np.ndarray) -> float | N
         assert metric.whole is not None
         result = float(metric.whole(outputs, targets))
     return result if np.isfinite(result) else None
+
+
+def without_number(metric: Metric, outputs: np.ndarray, targets: np.ndarray) -> str:
+    """What a metric of a split is where it is not finite, in words; "" where it is. Outputs and targets are [n, ...].
+
+    >>> first = Metric("first", item=lambda outputs, targets, reference: outputs[:, 0])
+    >>> without_number(first, np.array([[np.nan], [1]]), np.zeros(2))
+    'nan or infinite for 1 of 2 items, of which item 0 is the first'
+    """
+    if value(metric, outputs, targets) is not None:
+        return ""
+    if metric.item is None:
+        return "nan or infinite"
+    lacking = np.flatnonzero(~np.isfinite(np.asarray(metric.item(outputs, targets, targets), np.float64)))
+    if not len(lacking):
+        return "infinite in its mean"
+    return f"nan or infinite for {len(lacking):,} of {len(outputs):,} items, of which item {lacking[0]} is the first"
 
 
 def value_of_constant(metric: Metric, kind: str, targets: np.ndarray, num_outputs: int) -> float | None:

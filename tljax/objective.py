@@ -63,7 +63,8 @@ def of(task: Task, loss_name: str = "auto", metric_names: Sequence[str] = (), pr
     """What is minimised of a task, and what is measured: the primary metric first, then those of `metric_names`.
 
     `primary` names the primary metric, in place of that of the task's kind. Raises InputError for a loss or a metric
-    that is unknown or of other targets, for two of one name, and for a primary metric without a score an item.
+    that is unknown or of other targets, for two of one name, and for a primary metric without a score an item, or
+    whose score is not finite where the answer is always the same: that is what a fit that diverged counts with.
 
     >>> from tljax import data
     >>> objective = of(data.load("mnist_10k"), metric_names=["macro_f1"])
@@ -78,6 +79,9 @@ def of(task: Task, loss_name: str = "auto", metric_names: Sequence[str] = (), pr
     first = read(primary, field="primary") if primary else metrics.PRIMARY[task.kind]
     if first.item is None:
         reason = "it is of a whole split, and verdicts need a metric with a score an item: leave it to `metric=`"
+        raise InputError(reason, field="primary", value=primary)
+    if primary and (lacking := metrics.without_number(first, outputs, some)):
+        reason = f"where the answer is always the same it is {lacking}: let it give a finite number an item"
         raise InputError(reason, field="primary", value=primary)
     others = [read(text) for text in metric_names if text != primary]
     others = [metric for metric in others if metric != first]

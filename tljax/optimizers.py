@@ -188,6 +188,15 @@ def build(spec: OptimizerSpec, learning_rate: Any, numbers: Mapping[str, Any]) -
     return optax.chain(*chain, function(learning_rate, **arguments, **options))
 
 
+def function_of(name: str) -> Callable[..., optax.GradientTransformation]:
+    """The function that an optimizer's name stands for; raises InputError as `spec`.
+
+    >>> function_of("adam:b1=0.5").__name__
+    'adam'
+    """
+    return _resolve(name)[0]
+
+
 def _resolve(name: str) -> tuple[Callable[..., optax.GradientTransformation], dict[str, Any]]:
     parsed = plugins.parse(name)
     if "." in parsed.name:

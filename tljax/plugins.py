@@ -294,17 +294,31 @@ def describe(error: BaseException, function: Callable[..., Any] | None = None) -
     """An exception of somebody else's code in one line: its type, its words, and the last line of code it passed.
 
     With the `function` that was called it is the last line of that function's file, or, where it was not even entered,
-    as its parameters are others, the line that defines it.
+    as its parameters are others, the line that defines it. Options that are bound to it and decorators are looked
+    through, and an object stands for its `__call__`.
 
     >>> describe(KeyError("kernel"))
     "KeyError: 'kernel'"
     """
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    if isinstance(code := getattr(_origin(function), "__code__", None) if function else None, CodeType):
+    if isinstance(code := getattr(_plain(function), "__code__", None), CodeType):
         inside = [frame for frame in frames if frame.filename == code.co_filename]
         where = f" ({code.co_filename}:{inside[-1].lineno if inside else code.co_firstlineno})"
     return f"{type(error).__name__}: {words(error)[:300]}{where}"
+
+
+def _plain(function: Any) -> Any:
+    """The function behind partial arguments, decorators that say what they wrap, and an object that can be called."""
+    while True:
+        if isinstance(function, functools.partial):
+            function = function.func
+        elif hasattr(function, "__wrapped__"):
+            function = function.__wrapped__
+        elif function is not None and not hasattr(function, "__name__") and callable(function):
+            return inspect.unwrap(type(function).__call__)
+        else:
+            return function
 
 
 def words(value: Any, write: Callable[[Any], str] = str) -> str:

@@ -95,6 +95,7 @@ def judged(
             *_look_notes(look, judging),
             *_group_notes(table, groups),
             *_divergence_notes(rows),
+            *tables.metrics_without_number(rows),
             *_family_notes(family),
             *_uncompared_notes(_without_longer(table), family, judging.against),
         ],

@@ -320,6 +320,21 @@ def further_metrics(fits: Sequence[Result]) -> list[Table]:
     return tables
 
 
+def metrics_without_number(fits: Sequence[Result]) -> list[str]:
+    """A line for each further metric that is not finite in some fits that did not diverge: their cells leave it out."""
+    lines = []
+    for name in dict.fromkeys(name for fit in fits for name in fit.metrics):
+        measured = [fit for fit in fits if name in fit.metrics and not fit.diverged]
+        lacking = [fit for fit in measured if fit.metrics[name] is None]
+        if lacking:
+            strategies = ", ".join(dict.fromkeys(map(label, lacking)))
+            lines.append(
+                f"metric {name} is nan or infinite in {len(lacking)} of {len(measured)} fits ({strategies}): "
+                "tables leave them out"
+            )
+    return lines
+
+
 def _further(name: str, fits: Sequence[Result]) -> Cell:
     return ranged(spread(fit.metrics.get(name) for fit in fits), "{:.4f}".format, len(fits) > 1)
 

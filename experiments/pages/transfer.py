@@ -33,6 +33,7 @@ def show(settings: Settings, target: Task, source: Source | None, results: Seque
     settled = summary.with_share(results, np.asarray(target.test.targets))
     source_accuracies = [result.source_accuracy for result in results if result.source_accuracy is not None]
     notes += directory.mixed_environments(folder, [result.name for result in (*pretrained, *results)])
+    notes += tables.metrics_without_number(results)
     seeds_diverged = [str(result.seed) for result in pretrained if result.diverged]
     if seeds_diverged:
         notes.insert(

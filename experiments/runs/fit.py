@@ -706,6 +706,13 @@ def _outcome(on_device: DeviceData, fit: PreparedFit, progress: Progress, i: int
     row, record = part.fits.index(i), progress.records[i]
     variables = jax.tree.map(lambda leaf: leaf[row], part.variables)
     ends: dict[str, tuple[int, Params]] = {}
+    goal, targets = on_device.objective, np.asarray(on_device.task.test.targets)
+    if record.diverged is None and (lacking := measures.without_number(goal.metrics[0], logits, targets)):
+        console.say(
+            f"{fit.result.strategy}, seed {fit.result.seed}: {goal.metrics[0].name} on the test set is {lacking}: "
+            "the fit counts as diverged"
+        )
+        record = record._replace(diverged=record.stopped or part.step, finite=variables)
     if record.diverged is not None:
         variables, logits = record.finite, np.full_like(logits, np.nan)
     else:

@@ -103,10 +103,24 @@ def _call_of(strategy: NamedStrategy, part: str, function: Any, *arguments: Any,
         grafted_alone = part == "reinit or adapt" and not (strategy.method.reinit or strategy.method.adapt)
         raise error if grafted_alone else _with_name(strategy, error) from error
     except BaseException as error:  # of whatever class: somebody may have made one
-        raise InputError(f"{what} fails: {plugins.describe(error, strategy.method.strategy)}") from error
+        raise InputError(
+            f"{what} fails: {plugins.describe(error, _of_part(strategy, part, function, error))}"
+        ) from error
     if result is None:
         raise InputError(f"{what} returned None: return {_RETURNS.get(part, 'a mask')}")
     return result
+
+
+def _of_part(strategy: NamedStrategy, part: str, function: Any, error: BaseException) -> Any:
+    """The function of a strategy's file that a call of `part` was of, where `function` may be tljax's around it."""
+    method = strategy.method
+    if part == "reinit or adapt":  # the one that the error names, where it was not entered
+        both = [each for each in (method.reinit, method.adapt) if each]
+        named = [each for each in both if f"{getattr(each, '__name__', '')}()" in plugins.words(error)]
+        return [*named, *both, method.strategy][0]
+    if part in ("", "reinit", "merge"):
+        return {"": method.strategy, "reinit": method.reinit, "merge": method.merge}[part] or method.strategy
+    return function
 
 
 _RETURNS = {
@@ -454,7 +468,7 @@ def check_recipe(recipe: Recipe, budget: str, task: Task, start: Start, prefix: 
     for term, numbers_of_term in zip(terms, weights, strict=True):
         _flagged(prefix, "penalty", functools.partial(paths.require_globs, start.params, (term.on,)))
         tried = functools.partial(penalties.require_scalar, term, numbers_of_term, start.params, fresh)
-        _flagged(prefix, "penalty", tried)
+        _flagged(prefix, "penalty", tried, term.function)
     subset, _ = _flagged(
         prefix,
         "train_examples" if not budget.startswith("all") else "validation",
@@ -467,10 +481,10 @@ def check_recipe(recipe: Recipe, budget: str, task: Task, start: Start, prefix: 
     require_validation(recipe, start)
     _flagged(prefix, "schedule", lambda: learning_rates(recipe, total))
     outputs, targets = objective.example(task.kind, task.outputs, 2)
-    values = _flagged(prefix, "loss", lambda: jax.eval_shape(loss, outputs, targets))
+    values = _flagged(prefix, "loss", lambda: jax.eval_shape(loss, outputs, targets), loss)
     if getattr(values, "shape", None) != (2,):
         raise InputError(f"--{prefix}loss={recipe.loss} does not give a number an example: see --helpfull")
-    _flagged(prefix, "optimizer", lambda: _try_optimizer(spec, numbers))
+    _flagged(prefix, "optimizer", lambda: _try_optimizer(spec, numbers), optimizers.function_of(spec.name))
     _flagged(prefix, "augment", lambda: _check_augment(recipe, task, loss))
 
 
@@ -540,8 +554,11 @@ def _check_objective(recipe: Recipe, task: Task, prefix: str = "") -> objective.
     return loss
 
 
-def _flagged(prefix: str, flag: str, attempt: Callable[[], Any]) -> Any:
-    """What `attempt` returns; whatever it raises becomes an InputError that names the flag."""
+def _flagged(prefix: str, flag: str, attempt: Callable[[], Any], function: Callable[..., Any] | None = None) -> Any:
+    """What `attempt` returns; whatever it raises becomes an InputError that names the flag.
+
+    The error's place is in the file of the `function` that the flag names, if that is given.
+    """
     try:
         with switches.guarded(f"what --{prefix}{flag} names"):
             return attempt()
@@ -549,7 +566,8 @@ def _flagged(prefix: str, flag: str, attempt: Callable[[], Any]) -> Any:
         text = command_line.in_flags(error, prefix)
         raise InputError(text if text.startswith("--") else f"--{prefix}{flag}: {text}") from error
     except Exception as error:
-        raise InputError(f"--{prefix}{flag} cannot be used as it is given: {plugins.describe(error)}") from error
+        place = plugins.describe(error, function)
+        raise InputError(f"--{prefix}{flag} cannot be used as it is given: {place}") from error
 
 
 def _try_optimizer(spec: optimizers.OptimizerSpec, numbers: Mapping[str, float]) -> None:

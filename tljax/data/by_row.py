@@ -172,6 +172,7 @@ class _Source:
             raise InputError(f"{where} is {plugins.shown(source)}: give a source with a length and items by number")
         self.where, self.source, self.shape, self.resize = where, source, shape, resize
         self.cropped = False
+        self.like: Any = None  # the inputs of item 0, as `stacked` compares those of others with them
         self.count = len(self)
         if not self.count:
             raise InputError(f"{where}: is empty: give at least one item")
@@ -215,7 +216,10 @@ class _Source:
             raise
 
     def stacked(self, rows: np.ndarray, items: list[_Item]) -> Any:
-        """The inputs of items in arrays [k, ...]; pixels are brought to the shape."""
+        """The inputs of items in arrays [k, ...]; pixels are brought to the shape.
+
+        Raises InputError for inputs of another shape or dtype than item 0's, which is the first that is asked for.
+        """
 
         def leaf_of(leaf: Any) -> np.ndarray:
             array = np.asarray(leaf)
@@ -231,14 +235,14 @@ class _Source:
             else leaf_of(item.inputs)
             for item in items
         ]
-        first = trees[0]
+        first = self.like = trees[0] if self.like is None else self.like
         for row, tree in zip(rows, trees, strict=True):
             alike = _names(tree) == _names(first)
             for leaf, other in zip(jax.tree.leaves(tree), jax.tree.leaves(first), strict=True) if alike else ():
                 alike = alike and leaf.shape == other.shape and leaf.dtype == other.dtype
             if not alike:
                 raise InputError(
-                    f"{self.where}: item {row} has inputs {_shown(tree)}, item {rows[0]} {_shown(first)}: give all one "
+                    f"{self.where}: item {row} has inputs {_shown(tree)}, item 0 {_shown(first)}: give all one "
                     "shape and dtype" + ("" if self.shape else "; pixels are brought to one by `image_shape=`")
                 )
         return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
@@ -251,14 +255,7 @@ class _Source:
             raise InputError(f"{self.where}: {now}: give a source whose length stays")
         if not len(rows):
             return jax.tree.map(lambda leaf: leaf[:0], self.first)
-        inputs = self.normal(rows, [self.item(row) for row in rows])
-        for leaf, first in zip(jax.tree.leaves(inputs), jax.tree.leaves(self.first), strict=True):
-            if leaf.shape[1:] != first.shape[1:] or leaf.dtype != first.dtype:
-                raise InputError(
-                    f"{self.where}: item {rows[0]} has inputs {_shown(inputs)}, item 0 {_shown(self.first)}: give all "
-                    "one shape and dtype"
-                )
-        return inputs
+        return self.normal(rows, [self.item(row) for row in rows])
 
     def chunks(self) -> Iterator[tuple[np.ndarray, list[_Item]]]:
         """(rows, items) of all items, in order, read by threads a few chunks ahead."""
@@ -275,12 +272,7 @@ class _Source:
         for rows, chunk in self.chunks():
             inputs.append(self.normal(rows, chunk))
             items += [item._replace(inputs=None) for item in chunk]
-        try:
-            arrays = jax.tree.map(lambda *leaves: np.concatenate(leaves), *inputs)
-        except ValueError:  # chunks of different shapes: `read` says which item is another
-            for rows, _ in self.chunks():
-                self.read(rows)
-            raise
+        arrays = jax.tree.map(lambda *leaves: np.concatenate(leaves), *inputs)
         return ArrayExamples(arrays, self.column("targets", items), self.column("group", items))
 
     def by_row(self, say: Callable[[str], None]) -> RowExamples:

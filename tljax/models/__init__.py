@@ -299,15 +299,20 @@ _LIBRARIES = str(Path(jax.__file__).parent.parent)
 
 
 def _summary(error: Exception, function: Callable[..., Any]) -> str:
-    """An exception of a model's code in one line, with the last line of code outside of libraries that it passed."""
-    model_file = getattr(getattr(inspect.unwrap(function), "__code__", None), "co_filename", "")
+    """An exception of a model's code in one line, with the last line of code outside of libraries that it passed.
+
+    Where it passed none, as a part of a stage was not even entered, it is the line that defines the model's `function`.
+    """
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    model_file = getattr(code, "co_filename", "")
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
         if frame.filename == model_file
         or not (frame.filename.startswith(_LIBRARIES) or Path(frame.filename).parent == Path(__file__).parent)
     ]
-    where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    defined = f" ({model_file}:{code.co_firstlineno})" if code else ""
+    where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else defined
     return f"{type(error).__name__}: {plugins.words(error)[:300]}{where}"
 
 

@@ -170,8 +170,9 @@ class Reader:
     leaves [..., *item] in NumPy; `finish` is called in a thread. At most `ahead` requests are finished or under way
     beside the one that was given last. To be closed, or used in a `with`.
 
-    Raises InputError of one line, with the rows, where a source fails, where what it gives is not as its `spec` says,
-    or where its length has changed.
+    Raises InputError of one line, with the row, where a source fails, where what it gives is not as its `spec` says,
+    or where its length has changed. Rows that are read together are read one by one to find that row; where each is
+    right by itself, all are named.
     """
 
     def __init__(
@@ -263,6 +264,17 @@ class Reader:
 
     def _checked(self, rows: np.ndarray) -> Any:
         """The inputs of some rows. Raises InputError if they cannot be read, or are not as they were declared."""
+        try:
+            return self._checked_at_once(rows)
+        except InputError:
+            for row in rows if len(rows) > 1 else ():  # which of them is it?
+                if self._closing.is_set():
+                    break
+                self._checked_at_once(row[None])
+            raise
+
+    def _checked_at_once(self, rows: np.ndarray) -> Any:
+        """As `_checked`; an error names all rows."""
         examples, what = self.stream.examples, self.stream.what
         try:
             inputs = examples.inputs(rows)
@@ -279,8 +291,9 @@ class Reader:
         expected = jax.tree.map(lambda leaf: ((len(rows), *leaf.shape), np.dtype(leaf.dtype)), examples.spec)
         actual = jax.tree.map(lambda leaf: (np.shape(leaf), np.asarray(leaf).dtype), inputs)
         if actual != expected:
+            verb, past = ("is", "was") if len(rows) == 1 else ("are", "were")
             raise InputError(
-                f"{what}: {_listed(rows)} are {_described(actual)}, and were declared {_described(expected)}: "
+                f"{what}: {_listed(rows)} {verb} {_described(actual)}, and {past} declared {_described(expected)}: "
                 "give every item one shape and dtype"
             )
         return inputs
