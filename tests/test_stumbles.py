@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from test_programs import arguments, command
@@ -18,7 +19,8 @@ from experiments.pages import figures, tables
 from experiments.pages import report as pages
 from experiments.runs import console, directory, plan, process, sources
 from experiments.runs.settings import FLAGS, Settings, parse_flags
-from tljax import masks, models, paths, plugins
+from tljax import initialization, masks, models, paths, plugins
+from tljax.initialization import Initialization
 from tljax.study import search as studies
 from tljax.study import space as spaces
 from tljax.train import vectorize
@@ -895,3 +897,26 @@ def test_the_first_trials_of_every_study_are_the_same_draws():
         for name in ("search/scratch/all", "search/full/all")
     ]
     assert drawn[0] == drawn[1] and len(drawn[0]) == 4
+
+
+def test_a_stage_without_parameters_is_drawn_anew_and_named_beside_others(tmp_path: Path) -> None:
+    """scratch draws every stage anew, and last_k names the last ones: those that can hold a leaf."""
+    file = tmp_path / "joined.py"
+    file.write_text(
+        "import flax.linen as nn\n"
+        "from tljax.models.linen import flat, stage\n"
+        "from tljax.types import Stage\n\n"
+        "def model(num_outputs):\n"
+        "    join = Stage('join', lambda key, x: {}, lambda params, x, *, key=None: x)\n"
+        "    hidden = stage('hidden', nn.Dense(4), before=flat, after=nn.relu)\n"
+        "    return join, hidden, stage('drop', nn.Dropout(0.1)), stage('head', nn.Dense(num_outputs))\n"
+    )
+    stages = models.build(f"{file}:model", 3, hidden=(), activation="relu")
+    params = models.init(stages, jax.random.key(0), (5,))
+    names = models.names(stages)
+    for text in ("scratch", "last_k:k=2", "gradual_unfreeze", "bottom_up"):
+        method, options = plugins.method(text)
+        start = initialization.start(method, options, Initialization(names, params, params, jax.random.key(1)))
+        assert {path for path, trains in paths.items(start.phases[-1][1]) if trains} >= {"head/bias", "head/kernel"}
+        if text == "last_k:k=2":
+            assert all(trains for _, trains in paths.items(start.phases[0][1]))

@@ -108,7 +108,7 @@ def start(
     if method.adapt:
         _require_model(initialized, name, call)
     params, rest = initialized.params, (initialized.fresh, initialized.plan, initialized.merge)
-    stages, source, key = initialization.stages, initialization.source, initialization.key
+    stages, source, key = with_leaves(initialization), initialization.source, initialization.key
     source = source if source is None else batch_stats.split(source)[0]
     context = Context(stages, source, initialized.fresh, key)
     finish = functools.partial(_finished, method, options, params, context, name, call) if method.finish else None
@@ -221,7 +221,8 @@ def initialize(method: Method, options: Mapping[str, Any], initialization: Initi
 
     Raises InputError for what `graft.plan` refuses, and where `reinit` or `adapt` gives what it cannot mean.
     """
-    stages, source, drawn, key, head, *_ = initialization
+    _, source, drawn, key, head, *_ = initialization
+    stages = with_leaves(initialization)
     again, last = redrawn(method, options, stages), stages[-1:]
     fresh_stages, zero = (*again, *last) if head == "fresh" else again, last if head == "zero" else ()
     plan = graft.plan(source, drawn, fresh=fresh_stages, zero=zero)
@@ -254,6 +255,11 @@ def _require_model(initialized: Initialized, name: str, call: Callable[..., Any]
             change = f"of shape {shapes[path]}" if path in shapes else "missing"
             last = "merge" if initialized.merge else "adapt"
             raise InputError(f"{name}: '{path}' {leaf.shape} is {change} after {last}: keep it")
+
+
+def with_leaves(initialization: Initialization) -> tuple[str, ...]:
+    """The stages that a strategy is told of: those with parameters. Pooling, dropout and the like have none."""
+    return tuple(stage for stage in initialization.stages if jax.tree.leaves(initialization.drawn[stage]))
 
 
 def redrawn(method: Method, options: Mapping[str, Any], stages: tuple[str, ...]) -> tuple[str, ...]:

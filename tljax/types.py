@@ -49,7 +49,7 @@ class Context(NamedTuple):
     """What a strategy may know; every field is optional, so that any training loop can build one."""
 
     stages: tuple[str, ...] = ()
-    """Path prefixes in the order of the model (a dict forgets its order in every JAX call)."""
+    """Path prefixes, in the order of the model, of stages with parameters (a dict forgets its order in JAX calls)."""
     source_params: Params | None = None
     """The source's parameters as they were trained, before the graft."""
     fresh: Mask | None = None

@@ -343,16 +343,18 @@ def unknown(name: str, known: Iterable[str], argv: Sequence[str] = ()) -> str:
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
-    """The flag that a name is short for, or nearly is: by the first letters of its words, its spelling, its beginning,
-    one of its words; "" if there is none."""
+    """The flag that a name is short for, or nearly is: by the first letters of its words, as one of its words, by its
+    spelling, its beginning, words that both have; "" if there is none. Of several the shortest."""
     prefix = "source_" if name.startswith("source_") else ""
     short = {flag: "".join(word[:1] for word in flag.removeprefix(prefix).split("_")) for flag in known}
     rest = name.removeprefix(prefix)
     initials = [flag for flag in known if flag.startswith(prefix) and len(rest) > 1 and short[flag] == rest]
     spelt = difflib.get_close_matches(name, [*known, *HELP], n=1)
     begins = [flag for flag in known if len(name) > 1 and flag.startswith(name)]
+    whole = [flag for flag in known if name in flag.split("_")]
     words = [flag for flag in known if set(name.split("_")) & set(flag.split("_"))]
-    return next(iter([*initials, *spelt, *begins, *sorted(words, key=len)]), "")
+    ranked = [*sorted(initials, key=len), *sorted(whole, key=len), *spelt, *begins, *sorted(words, key=len)]
+    return next(iter(ranked), "")
 
 
 def _flagfile_of(name: str, argv: Sequence[str]) -> str:

@@ -39,6 +39,7 @@ from tljax import (
 )
 from tljax.data import draw
 from tljax.data.files import NO_PIXELS
+from tljax.data.images import OTHER_CHANNELS
 from tljax.initialization import Initialization, Look, Start
 from tljax.models import randomness
 from tljax.study.results import Result
@@ -245,6 +246,10 @@ def load_task(settings: Settings, name: str, shape: Any) -> Task:
         is_first = name == settings.source or not (settings.source or settings.source_checkpoint)
         if settings.image_shape and is_first and str(error).endswith(NO_PIXELS):
             raise InputError(f"{error}, or leave out --image_shape") from error
+        if settings.image_shape and OTHER_CHANNELS in str(error):
+            fits = settings.image_shape[-1] in (1, 3)
+            remedy = "leave out --image_shape" if fits else "1 or 3 channels with --image_shape"
+            raise InputError(f"{error}, or {remedy}") from error
         raise
 
 

@@ -498,6 +498,7 @@ def cost_of(
     rows, batch = capacity(batch_size(fit)), batch_size(fit)
     if isinstance(inputs, Stream):
         rows, (examples, targets), fetch = *vectorize.chunk_shapes(inputs, batch), vectorize.slice_chunk
+        rows = max(2, rows)
     else:
         examples, targets, fetch = inputs.inputs, inputs.targets, vectorize.gather
     order = jax.ShapeDtypeStruct((1, rows, batch), jnp.int32)

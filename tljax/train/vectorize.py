@@ -442,7 +442,7 @@ class Chunk(NamedTuple):
     targets: Any
     order: jax.Array
     rates: jax.Array
-    """Both as `order_and_rates` gives them, of as many rows as the chunk has."""
+    """Both as `order_and_rates` gives them, of as many rows as the chunk has, and two at least."""
 
 
 FIRST_CHUNK = 16
@@ -477,7 +477,9 @@ def read_chunks(stream: Stream, fits: Sequence[Fit], width: int, mesh: Mesh | No
         if len(which) > len(distinct):
             inputs, targets = jax.tree.map(lambda leaf: leaf[np.asarray(which)], (inputs, targets))
         each = order[np.asarray([distinct.index(name) for name in names])]
-        arrays = (inputs, targets), np.maximum(each, -1), _rates(fits, begin, end, rows)
+        # Of arrays with one row XLA would take what is the same in every step out of the loop, and round otherwise.
+        each = np.pad(np.maximum(each, -1), [(0, 0), (0, max(0, 2 - rows)), (0, 0)], constant_values=-1)
+        arrays = (inputs, targets), each, _rates(fits, begin, end, max(2, rows))
         (inputs, targets), placed_order, rates = _place_chunk(mesh, *arrays)
         return Chunk(begin, end, inputs, targets, placed_order, rates)
 
