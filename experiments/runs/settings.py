@@ -358,7 +358,8 @@ class StreamFlags:
     THEME: ClassVar[str] = "Speed"
     data: str = flag(
         "auto",
-        "examples: resident on the devices, streamed to them, or as there is room",
+        "examples: resident on the devices, streamed to them, or as there is room; a source in Python of at most "
+        "268 MB is read whole at the start in any case",
         role="free",
         choices=("auto", "resident", "streamed"),
     )
