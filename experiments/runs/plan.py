@@ -208,7 +208,7 @@ def prepare(
         if start.finish:
             names_of_ends[strategy.label] = list(start.finish(start.params))
     require_end(settings.verdict_of, names_of_ends)
-    _flagged("", "augment", lambda: _try_augment(settings.recipe, target))
+    _try_augment(settings.recipe, target)
     if settings.augment_views:
         _flagged("", "augment_views", lambda: _check_views(settings.recipe, target))
     if not only and "scratch" not in settings.strategies:
@@ -330,7 +330,7 @@ def source_task(settings: Settings) -> Task:
             text += f"; it is the source's too ('{task.name}'): --source_NAME=VALUE gives its fit its own"
         raise InputError(text) from error
     check_recipe(settings.source_recipe, "all", task, start, prefix)
-    _flagged(prefix, "augment", lambda: _try_augment(settings.source_recipe, task))
+    _try_augment(settings.source_recipe, task, prefix)
     return task
 
 
@@ -536,13 +536,14 @@ def _check_augment(recipe: Recipe, task: Task, loss: objective.Loss) -> None:
             raise InputError(f"{mixing[0]} mixes labels, and class weights are of whole ones: leave one of them out")
 
 
-def _try_augment(recipe: Recipe, task: Task) -> None:
+def _try_augment(recipe: Recipe, task: Task, prefix: str = "") -> None:
     """Raise InputError for augmentations that make something of the first training examples that cannot be learnt."""
     if every := augmentations(recipe, task):
         rows = np.arange(min(8, len(task.train)))
         targets = jax.tree.map(lambda leaf: jnp.asarray(leaf[rows]), task.train.targets)
         inputs = jax.tree.map(jnp.asarray, task.train.inputs(rows))
-        augment.try_on(every, Batch(inputs, targets, jnp.ones(len(rows), jnp.float32)), task.outputs)
+        batch = Batch(inputs, targets, jnp.ones(len(rows), jnp.float32))
+        _flagged(prefix, "augment", lambda: augment.try_on(every, batch, task.outputs))
 
 
 def require_validation(recipe: Recipe, start: Start) -> None:
