@@ -290,7 +290,7 @@ def test_padding_stays_padding(own):
         ("OWN:inputs_alone", "gives .*: return batch._replace"),
         ("OWN:nothing", "gives None: return batch._replace"),
         ("OWN:fails", r"fails: AttributeError: .*pixels.* \(.*own.py:34\)"),
-        ("OWN:absent", "has no function 'absent'"),
+        ("OWN:zzz", "has no function 'zzz'; known: augment, fails, inputs_alone, "),
         ("nowhere.py:augment", "augment file 'nowhere.py' does not exist"),
     ],
 )
@@ -576,3 +576,20 @@ def test_views_are_kept_of_augmentations_of_inputs_of_one_example(own, tmp_path)
     )
     with pytest.raises(InputError, match=r"views are of inputs, and .* changes targets"):
         augment.require_views(augment.read(f"{tmp_path}/labels.py:augment"), SPEC, LABEL)
+
+
+def test_numbers_that_cannot_be_trained_on_are_refused_on_a_batch(tmp_path):
+    (tmp_path / "odd.py").write_text(
+        "import jax.numpy as jnp\n\nfrom tljax.augment import mixes\n\n\n"
+        "def nans(key, batch):\n    return batch._replace(inputs=batch.inputs / 0)\n\n\n"
+        "@mixes\ndef doubled(key, batch):\n    return batch._replace(targets=2 * batch.targets)\n"
+    )
+    batch = Batch(jnp.asarray(FLOATS[:4]), jnp.arange(4), jnp.ones(4))
+    for name, message in (
+        ("nans", "makes an input (nan|-?inf): keep"),
+        ("doubled", "makes a target 2: keep .* 0 to 1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            augment.try_on(augment.read(f"{tmp_path}/odd.py:{name}", 4), batch, 4)
+    augment.try_on(augment.read("crop:pad=2,flip,erase,jitter:contrast=1,mixup,cutmix", 4), batch, 4)
+    assert augment.read("none") == () and augment.resolved("none", SPEC) == ""

@@ -30,6 +30,14 @@ def to_float(key, batch):
     return batch._replace(inputs=batch.inputs / 255)
 
 
+def weighs(key, batch):
+    return batch._replace(weight=0 * batch.weight)
+
+
+def off_classes(key, batch):
+    return batch._replace(targets=batch.targets + 9)
+
+
 def breaks(key, batch):
     return batch._replace(inputs=batch.pixels)
 """
@@ -74,6 +82,14 @@ def of_features(tmp_path):
             {"augment": "cutmix", "class_weights": "balanced"},
             "cutmix mixes labels, and class weights are of whole ones",
         ),
+        (
+            {"augment": "OWN:weighs", "source_augment": ""},
+            "weighs' makes a weight 0: weights say what is padding, so leave them as they are",
+        ),
+        ({"source_augment": "OWN:off_classes"}, "--source_augment: augmentation 'OWN:off_classes' makes a target 9"),
+        ({"augment": "auto,erase"}, "--augment: 'auto' stands alone: leave out it or 'erase'"),
+        ({"decay": "kernel"}, "--decay=kernel: pattern 'kernel' matches no leaf; nearest: "),
+        ({"decay": "kernel"}, "; or the rule 'kernels'"),
         ({"augment_views": 2}, "--augment_views: there is nothing to augment: give --augment=crop,flip"),
         (
             {"augment_views": 2, "augment": "flip,mixup"},
@@ -88,6 +104,7 @@ def test_what_cannot_be_is_refused_in_a_line_before_training(change, message, ta
     change = {
         name: value.replace("OWN", str(own)) if isinstance(value, str) else value for name, value in change.items()
     }
+    message = message.replace("OWN", str(own))
     assert message in refused(command(tasks, tmp_path, **ONCE, **change), capsys)
     assert not (tmp_path / "w").exists()
 
@@ -110,7 +127,7 @@ def keys(tasks, **flags):
 
 def test_a_key_holds_what_the_augmentation_is_and_nothing_where_there_is_none(tasks, own, of_features):
     without = keys(tasks)
-    assert keys(tasks, augment="", augment_views=0) == without
+    assert keys(tasks, augment="", augment_views=0) == keys(tasks, augment="none") == without
     target_alone = keys(tasks, augment="flip", source_augment="")
     assert target_alone["source"] == without["source"] and target_alone["full"] != without["full"]
     assert keys(tasks, augment="flip")["source"] != without["source"]

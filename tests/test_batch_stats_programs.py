@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from test_programs import arguments
 
-from experiments import check, export, pretrain, transfer
+from experiments import check, export, features, predict, pretrain, transfer
 from experiments.runs import plan, resume
 from experiments.runs.settings import Settings
 from tljax import batch_stats, checkpoint, masks, models, objective, optimizers, train
@@ -92,17 +92,24 @@ def test_the_mode_is_in_the_key_of_a_model_with_a_state_and_in_no_other(tasks):
     assert plan.states(models.build("mlp", 4, hidden=(8,), activation="relu"), plan.example_shape(task), "auto") == {}
 
 
-@pytest.fixture
-def without_state(source, tmp_path):
-    """Weights of the source without its running averages."""
-    file = tmp_path / "net.safetensors"
+def exported(source, file, change):
+    """Weights of the source in a file, their arrays changed by a function."""
     export.main(["export", f"--checkpoint={source}", f"--output={file}"])
     arrays = load_file(file)
     card = json.loads(Path(f"{file}.json").read_text())
-    save_file({name: array for name, array in arrays.items() if "batch_stats" not in name}, file)
+    save_file(change(arrays), file)
     kept = {name: card[name] for name in ("task", "classes", "shape", "model", "accuracy")}
     Path(f"{file}.json").write_text(json.dumps(kept))
     return file
+
+
+@pytest.fixture
+def without_state(source, tmp_path):
+    """Weights of the source without its running averages."""
+    averages = "batch_stats"
+    return exported(
+        source, tmp_path / "net.safetensors", lambda arrays: {n: a for n, a in arrays.items() if averages not in n}
+    )
 
 
 def test_a_source_without_its_running_averages_is_refused_or_has_them_computed_anew(tasks, without_state, tmp_path):
@@ -114,6 +121,39 @@ def test_a_source_without_its_running_averages_is_refused_or_has_them_computed_a
     assert not (tmp_path / "w").exists()
     ends = leaves(tmp_path / "w", transfer.run(**given, batch_stats="reestimated"))
     assert all(np.all(np.abs(ends["head_only"][path]) > 0) for path in STATE)
+
+
+def test_a_source_that_lacks_one_running_average_is_told_of_that_one_and_has_them_computed_anew(
+    tasks, source, tmp_path
+):
+    file = exported(source, tmp_path / "net.safetensors", lambda arrays: arrays.pop(STATE[1]) is None or arrays)
+    given = from_source(tasks, None, file, strategies=("full",), batch_stats="reestimated")
+    experiment = plan.prepare(Settings.from_flags(**given), train.Execution(), only=True)
+    assert STATE[1] in experiment.source.trained[0].flat
+    with pytest.raises(
+        InputError, match=rf"lacks running averages of the model, '{STATE[1]}': give --batch_stats=rees"
+    ):
+        plan.prepare(Settings.from_flags(**{**given, "batch_stats": "auto"}), train.Execution(), only=True)
+
+
+def test_programs_that_train_nothing_name_no_flag_that_they_have_not(without_state, tmp_path):
+    fit, output = {"checkpoint": str(without_state)}, str(tmp_path / "out")
+    calls = (
+        lambda: predict.run({}, predict.PredictFlags(**fit, images=str(tmp_path), output=f"{output}.csv")),
+        lambda: export.run({}, export.ExportFlags(**fit, output=f"{output}.safetensors")),
+        lambda: features.run(
+            {"source_checkpoint": str(without_state)}, features.FeaturesFlags(dataset="digits", output=output)
+        ),
+    )
+    for call in calls:
+        with pytest.raises(InputError, match=r"lacks running averages of the model, .*: give weights that have them$"):
+            call()
+
+
+def test_a_running_variance_below_0_is_refused(tasks, source, tmp_path):
+    file = exported(source, tmp_path / "net.safetensors", lambda arrays: {**arrays, STATE[1]: -arrays[STATE[1]]})
+    with pytest.raises(InputError, match=rf"has a variance of -.* in '{STATE[1]}': none is below 0"):
+        transfer.run(**from_source(tasks, tmp_path / "w", file))
 
 
 @pytest.mark.slow

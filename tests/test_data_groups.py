@@ -152,6 +152,15 @@ def test_a_file_says_which_pictures_are_in_which_split_and_group(pictures: Path,
     assert task.note == f"4 training and 3 test pictures as splits.csv says, 3 of 10 in neither; {shared}"
 
 
+@pytest.mark.parametrize("column", ["target", "group"])
+def test_targets_and_groups_that_are_no_utf8_are_refused(pictures: Path, tmp_path: Path, column: str) -> None:
+    table = write(tmp_path / "splits.csv", ROWS, ("file", "split", column))
+    table.write_bytes(table.read_bytes().replace(b"kit", b"k\xe9t"))
+    words = rf"splits.csv', line 7: {column} 'k\\udce9t' is no UTF-8, perhaps Latin-1: save it as UTF-8$"
+    with pytest.raises(InputError, match=words):
+        load(f"folder:{pictures}:splits={table}", data_dir=tmp_path)
+
+
 def test_the_file_is_read_again_when_it_changes_and_may_be_bare(pictures: Path, tmp_path: Path) -> None:
     table = write(tmp_path / "splits.csv", ROWS)
     first = load(f"folder:{pictures}:splits={table}:labels=dog+cat", data_dir=tmp_path)

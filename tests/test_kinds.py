@@ -207,7 +207,11 @@ REFUSED = {
     "--metric=mae: it is of values, and the targets are labels": ("labels", {"metric": ("mae",)}),
     "a score an item": ("labels", {"primary": "macro_f1"}),
     "loss 'sigmoid_binary_cross_entropy' is none of values": ("values", {"loss": "sigmoid_binary_cross_entropy"}),
-    "--label_smoothing=0.1: it is for classes, labels and tokens": ("values", {"label_smoothing": 0.1}),
+    "--label_smoothing=0.1: it is for classes, labels and tokens: give --label_smoothing=0": (
+        "values",
+        {"label_smoothing": 0.1},
+    ),
+    "give --label_smoothing=0 beside --recipe=finetune, which gives it": ("values", {"recipe": "finetune"}),
     "--class_weights=balanced: it is of classes, the targets are tokens": ("tokens", {"class_weights": "balanced"}),
 }
 

@@ -10,12 +10,13 @@ import pytest
 
 from experiments import check, export, features, pretrain, transfer
 from experiments.runs import process
-from tljax import models
+from tljax import data, models
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "tljax/models/README.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", TEXT, re.S) for line in block.splitlines()]
-FILES = dict(zip(("vit.py", "plain.py", "residual.py"), re.findall(r"```python\n(.*?)```", TEXT, re.S), strict=True))
+NAMES = ("vit.py", "plain.py", "residual.py", "two.py")
+FILES = dict(zip(NAMES, re.findall(r"```python\n(.*?)```", TEXT, re.S), strict=True))
 PROGRAMS = {program.__name__: program.main for program in (pretrain, check, transfer, features, export)}
 
 
@@ -28,13 +29,36 @@ def there(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", NAMES[:3])
 def test_the_file_is_a_model(name, there):
     model = models.build(f"{there / name}:model:width=8", 3, hidden=(), activation="relu")
     params = models.init(model, jax.random.key(0), (14, 14, 1))
     x = np.random.default_rng(0).uniform(size=(2, 14, 14, 1)).astype(np.float32)
     logits = models.apply(model, params, x)
     assert logits.shape == (2, 3) and models.names(model)[-1] == "head" and params.keys() == set(models.names(model))
+
+
+def test_a_model_of_a_dict_gets_each_input_by_its_name(there, capsys):
+    [line] = [line for line in COMMANDS if "two.py" in line]
+    transfer.main([*shlex.split(line)[2:], "--dry_run"])
+    assert {"body/picture/kernel", "body/table/kernel"} <= set(capsys.readouterr().out.split())
+    task = data.load("two.py:visits")
+    model = models.build("two.py:model:width=8", 2, hidden=(), activation="relu")
+    params = models.init(model, jax.random.key(0), task.train.spec)
+    some = {name: np.array(leaf[:2]) for name, leaf in task.train.arrays.items()}
+    assert {name: (leaf.shape, leaf.dtype) for name, leaf in some.items()} == {
+        "picture": ((2, 6, 6, 1), np.uint8),
+        "table": ((2, 3), np.float32),
+    }
+    outputs = models.apply(model, params, some)
+    hidden = np.concatenate(
+        [
+            some["picture"].reshape(2, -1) / 255 @ params["body"]["picture"]["kernel"],
+            some["table"] @ params["body"]["table"]["kernel"],
+        ],
+        1,
+    )
+    np.testing.assert_allclose(outputs, np.maximum(hidden, 0) @ params["head"]["kernel"], rtol=1e-4, atol=1e-5)
 
 
 def test_dropout_of_the_page_fires_in_training_alone(there):

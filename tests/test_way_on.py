@@ -245,7 +245,14 @@ def test_data_of_another_shape_are_told_what_can_be_done(tasks, tmp_path):
         ((pixels, f4, {}), r"features \[4\] cannot become \[6, 6, 1\], as only uint8 pixels .* of that shape$"),
         ((f4, pixels, {}), r"has shape \(6, 6, 1\), the source \(4,\): features must agree"),
         ((f4, f9, {}), r"has shape \(9,\), the source \(4,\): features must agree"),
-        ((deep, pixels, {}), r"images of 1 channels cannot become 4: .*; give 4$"),
+        (
+            (deep, pixels, {}),
+            r"images of 1 channels cannot become 4: .*; give images of 4 channels$",
+        ),
+        (
+            (None, pixels, {"image_shape": (6, 6, 2)}),
+            r"give images of 2 channels, or 1 or 3 channels with --image_shape$",
+        ),
         ((None, f4, {"image_shape": (2, 2, 1)}), r"of that shape, or leave out --image_shape$"),
         ((f4, f4, {"image_shape": (2, 2, 1)}), r"of that shape, or leave out --image_shape$"),
         ((pixels, f4, {"image_shape": (6, 6, 1)}), r"or features of that shape$"),

@@ -20,8 +20,9 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from tljax import plugins
+from tljax import paths, plugins
 from tljax.types import Batch, InputError
 
 Function = Callable[..., Batch]
@@ -270,7 +271,7 @@ class Augmentation(NamedTuple):
 
 
 def resolved(text: str, inputs: Any) -> str:
-    """The text with what 'auto' stands for: crop and flip of pixels, nothing of other inputs.
+    """The text with what 'auto' stands for: crop and flip of pixels, nothing of other inputs; "" for 'none'.
 
     `inputs` has the shapes and dtypes of one example. The crop's border is an eighth of the shorter side, as the 4 of
     32 in `crop`.
@@ -279,7 +280,7 @@ def resolved(text: str, inputs: Any) -> str:
     ('crop:pad=4,flip', '')
     """
     if text.strip() != "auto":
-        return text
+        return "" if text.strip() == "none" else text
     pixels = getattr(inputs, "dtype", None) == jnp.uint8 and len(inputs.shape) == 3 and min(inputs.shape[:2]) > 1
     return f"crop:pad={max(1, round(min(inputs.shape[:2]) / 8))},flip" if pixels else ""
 
@@ -301,7 +302,12 @@ def read(text: str, classes: int = 0) -> tuple[Augmentation, ...]:
 
 
 def _parts(text: str) -> list[str]:
-    return [part.strip() for part in plugins.split(text, ",")] if text.strip() else []
+    """The texts of single augmentations; raises InputError for 'auto' or 'none' beside others."""
+    parts = [part.strip() for part in plugins.split(text, ",")] if text.strip() not in ("", "none") else []
+    for part in parts:
+        if part in ("auto", "none") and len(parts) > 1:
+            raise InputError(f"'{part}' stands alone: leave out it or {paths.some([p for p in parts if p != part])}")
+    return parts
 
 
 @functools.lru_cache(maxsize=256)
@@ -345,13 +351,19 @@ def apply(
     the batch's, and all augmentations `by_example`. Padding stays padding. Raises InputError for one that fails, that
     gives no Batch, or that changes shapes or dtypes.
     """
-    if mixing := [augmentation for augmentation in augmentations if augmentation.mixes]:
-        as_floats = functools.partial(_as_floats, mixing[0].classes)
-        batch = batch._replace(targets=jax.tree.map(as_floats, batch.targets))
+    batch = _mixable(augmentations, batch)
     weight = batch.weight
     for number, augmentation in enumerate(augmentations):
         batch = _one(augmentation, jax.random.fold_in(key, number), batch, axis, places)
     return batch._replace(weight=jnp.where(weight > 0, batch.weight, weight))
+
+
+def _mixable(augmentations: tuple[Augmentation, ...], batch: Batch) -> Batch:
+    """The batch with targets that can be mixed, where an augmentation does so."""
+    if mixing := [augmentation for augmentation in augmentations if augmentation.mixes]:
+        as_floats = functools.partial(_as_floats, mixing[0].classes)
+        return batch._replace(targets=jax.tree.map(as_floats, batch.targets))
+    return batch
 
 
 def _as_floats(classes: int, targets: jax.Array) -> jax.Array:
@@ -426,6 +438,53 @@ def check(augmentations: tuple[Augmentation, ...], inputs: Any, targets: Any) ->
     example: Any = Batch(inputs, targets, cast(Any, jax.ShapeDtypeStruct((), jnp.float32)))
     batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((2, *leaf.shape), leaf.dtype), example)
     jax.eval_shape(lambda batch: apply(augmentations, jax.random.key(0), batch), batch)
+
+
+def try_on(augmentations: tuple[Augmentation, ...], batch: Batch, outputs: int) -> None:
+    """Raise InputError for augmentations that, on this batch, give numbers that cannot be trained on.
+
+    These are inputs and targets that are not finite where they were, targets that are whole numbers outside of 0 to
+    `outputs` - 1 or parts of classes and labels outside of 0 to 1, and other weights: they say what is padding.
+    """
+    are_parts = jax.tree.map(lambda leaf: not jnp.issubdtype(leaf.dtype, jnp.floating), batch.targets)
+    batch = _mixable(augmentations, batch)
+    for number, augmentation in enumerate(augmentations):
+        changed = _one(augmentation, jax.random.fold_in(jax.random.key(0), number), batch, None, None)
+        if fault := _fault(batch, changed, are_parts, outputs):
+            raise InputError(f"augmentation '{augmentation.text}' {fault}")
+        batch = changed
+
+
+def _fault(before: Batch, after: Batch, are_parts: Any, outputs: int) -> str:
+    """What is wrong with the numbers of a batch after an augmentation; "" where nothing is.
+
+    `are_parts` says of each leaf of the targets whether floats in it are parts of classes or labels.
+    """
+    weights = np.asarray(after.weight)
+    if not np.array_equal(weights, before.weight):
+        odd = weights[weights != np.asarray(before.weight)][0]
+        return f"makes a weight {odd:g}: weights say what is padding, so leave them as they are"
+    for name, was, becomes in (("input", before.inputs, after.inputs), ("target", before.targets, after.targets)):
+        for leaf, new in zip(jax.tree.leaves(was), jax.tree.leaves(becomes), strict=True):
+            if jnp.issubdtype(new.dtype, jnp.floating) and (bad := jnp.isfinite(leaf) & ~jnp.isfinite(new)).any():
+                return f"makes an {name} {new[bad][0]}: keep it finite".replace("an target", "a target")
+    leaves = (jax.tree.leaves(tree) for tree in (before.targets, after.targets, are_parts))
+    for leaf, new, is_part in zip(*leaves, strict=True):
+        numbers = np.asarray(new)
+        if jnp.issubdtype(new.dtype, jnp.integer):
+            least, most, slack = min(0, int(leaf.min())), outputs - 1, 0.0
+        elif is_part and jnp.issubdtype(new.dtype, jnp.floating):
+            least, most, slack = 0, 1, _ROUNDING
+        else:
+            continue
+        outside = numbers[(numbers < least - slack) | (numbers > most + slack)]
+        if outside.size:
+            return f"makes a target {outside[0]:g}: keep targets from {least} to {most}"
+    return ""
+
+
+_ROUNDING = 1e-3
+"""How far rounding may take a part of a class out of 0 to 1."""
 
 
 def require_views(augmentations: tuple[Augmentation, ...], inputs: Any, targets: Any) -> None:

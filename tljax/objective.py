@@ -195,7 +195,8 @@ def check_smoothing(name: str, smoothing: float, kind: str = "classes") -> None:
     if not smoothing:
         return
     if kind == "values":
-        raise InputError("it is for classes, labels and tokens", field="label_smoothing", value=smoothing)
+        reason = "it is for classes, labels and tokens: give `label_smoothing=0`"
+        raise InputError(reason, field="label_smoothing", value=smoothing)
     takes = name not in INTEGER and len(inspect.signature(loss(name, kind)).parameters) > 2
     if not takes:
         reason = f"loss '{name}' takes whole labels; use one of {list(ONE_HOT)}"

@@ -125,7 +125,9 @@ def require_decay(rule: str, params: Params) -> None:
     try:
         paths.require_globs(params, _globs(rule))
     except InputError as error:
-        raise InputError(str(error), field="decay", value=rule) from error
+        near = plugins.meant(rule, DECAY_RULES) if rule.isidentifier() else None
+        remedy = f"; or the rule '{near}'" if near else ""
+        raise InputError(f"{error}{remedy}", field="decay", value=rule) from error
     if rule == "kernels" and not any(decay for _, decay in paths.items(decays(rule, params))):
         names = paths.some(paths.names(params))
         raise InputError(f"no leaf is a kernel, among {names}: give globs, or all", field="decay", value=rule)

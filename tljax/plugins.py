@@ -422,7 +422,11 @@ def attribute(spec: Spec, loaded: ModuleType, kind: str) -> Any:
     name = spec.words[0] if spec.words else kind
     function = getattr(loaded, name, None)
     if not (callable(function) or (kind == "metric" and isinstance(function, Metric))):
-        functions = [n for n, value in vars(loaded).items() if inspect.isfunction(value) and not n.startswith("_")]
+        functions = [
+            n
+            for n, value in vars(loaded).items()
+            if inspect.isfunction(value) and value.__module__ == loaded.__name__ and not n.startswith("_")
+        ]
         raise InputError(f"{kind} '{spec.name}' has no function '{name}'{nearest(name, functions)}")
     return function
 

@@ -706,15 +706,17 @@ def _outcome(on_device: DeviceData, fit: PreparedFit, progress: Progress, i: int
     row, record = part.fits.index(i), progress.records[i]
     variables = jax.tree.map(lambda leaf: leaf[row], part.variables)
     ends: dict[str, tuple[int, Params]] = {}
-    goal, targets = on_device.objective, np.asarray(on_device.task.test.targets)
-    if record.diverged is None and (lacking := measures.without_number(goal.metrics[0], logits, targets)):
+    test = _measure(on_device, logits)
+    if record.diverged is None and test["score"] is None:
+        primary, targets = on_device.objective.metrics[0], np.asarray(on_device.task.test.targets)
         console.say(
-            f"{fit.result.strategy}, seed {fit.result.seed}: {goal.metrics[0].name} on the test set is {lacking}: "
-            "the fit counts as diverged"
+            f"{fit.result.strategy}, seed {fit.result.seed}: {primary.name} on the test set is "
+            f"{measures.without_number(primary, logits, targets)}: the fit counts as diverged"
         )
         record = record._replace(diverged=record.stopped or part.step, finite=variables)
     if record.diverged is not None:
         variables, logits = record.finite, np.full_like(logits, np.nan)
+        test = _measure(on_device, logits)
     else:
         last = record.stopped or part.step
         ends |= {"best": (record.best[0], record.best[2])} if record.best and fit.keeps_best else {}
@@ -727,7 +729,7 @@ def _outcome(on_device: DeviceData, fit: PreparedFit, progress: Progress, i: int
         part.masks[row],
         record,
         logits,
-        _measure(on_device, logits),
+        test,
         _validate(on_device, fit.spec, variables, fit.validation) if record.diverged is None else None,
         {name: _end(on_device, fit, *step_and_variables) for name, step_and_variables in ends.items()},
     )

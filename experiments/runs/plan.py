@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.runs import budgets, command_line, console, directory, process, sources
-from experiments.runs.settings import MOST_STEPS, Recipe, Settings
+from experiments.runs.settings import MOST_STEPS, Recipe, Settings, named_recipes_of
 from experiments.runs.sources import Source, Trained
 from tljax import (
     augment,
@@ -39,11 +39,12 @@ from tljax import (
 )
 from tljax.data import draw
 from tljax.data.files import NO_PIXELS
+from tljax.data.images import OTHER_CHANNELS
 from tljax.initialization import Initialization, Look, Start
 from tljax.models import randomness
 from tljax.study.results import Result
 from tljax.train.step import state_modes
-from tljax.types import END_NAMES, Context, InputError, Method, Model, Objective, Params, Task
+from tljax.types import END_NAMES, Batch, Context, InputError, Method, Model, Objective, Params, Task
 
 # ---- A strategy, as the settings name it
 
@@ -207,6 +208,7 @@ def prepare(
         if start.finish:
             names_of_ends[strategy.label] = list(start.finish(start.params))
     require_end(settings.verdict_of, names_of_ends)
+    _try_augment(settings.recipe, target)
     if settings.augment_views:
         _flagged("", "augment_views", lambda: _check_views(settings.recipe, target))
     if not only and "scratch" not in settings.strategies:
@@ -245,6 +247,10 @@ def load_task(settings: Settings, name: str, shape: Any) -> Task:
         is_first = name == settings.source or not (settings.source or settings.source_checkpoint)
         if settings.image_shape and is_first and str(error).endswith(NO_PIXELS):
             raise InputError(f"{error}, or leave out --image_shape") from error
+        if settings.image_shape and OTHER_CHANNELS in str(error):
+            fits = settings.image_shape[-1] in (1, 3)
+            remedy = "leave out --image_shape" if fits else "1 or 3 channels with --image_shape"
+            raise InputError(f"{error}, or {remedy}") from error
         raise
 
 
@@ -324,6 +330,7 @@ def source_task(settings: Settings) -> Task:
             text += f"; it is the source's too ('{task.name}'): --source_NAME=VALUE gives its fit its own"
         raise InputError(text) from error
     check_recipe(settings.source_recipe, "all", task, start, prefix)
+    _try_augment(settings.source_recipe, task, prefix)
     return task
 
 
@@ -456,7 +463,9 @@ def check_recipe(recipe: Recipe, budget: str, task: Task, start: Start, prefix: 
     `prefix` is 'source_' where the flags are those of the source's fit.
     """
     spec, numbers = _flagged(prefix, "optimizer", recipe.optimizer_spec)
-    _flagged(prefix, "decay", lambda: optimizers.require_decay(spec.decay, start.params))
+    # Globs are held against the leaves where nothing decays too: a slip in them is one there as well.
+    rule_of_decay = spec.decay if recipe.decay in optimizers.DECAY_RULES else recipe.decay
+    _flagged(prefix, "decay", lambda: optimizers.require_decay(rule_of_decay, start.params))
     loss = _check_objective(recipe, task, prefix)
     terms, weights = _flagged(prefix, "penalty", lambda: penalties.read(recipe.penalty))
     fresh = dict(paths.items(start.fresh)) if start.fresh is not None else {}
@@ -501,7 +510,7 @@ def augment_notes(recipe: Recipe, task: Task) -> list[str]:
     text = augment.resolved(recipe.augment, task.train.spec)
     if text:
         return [f"augmented in training: {text}; validation and test examples of '{task.name}' stay as they are"]
-    return [f"not augmented: the inputs of '{task.name}' are no pixels"] if recipe.augment.strip() else []
+    return [f"not augmented: the inputs of '{task.name}' are no pixels"] if recipe.augment.strip() == "auto" else []
 
 
 def _example(task: Task) -> tuple[Any, Any]:
@@ -527,6 +536,16 @@ def _check_augment(recipe: Recipe, task: Task, loss: objective.Loss) -> None:
             raise InputError(f"{mixing[0]} mixes labels, and class weights are of whole ones: leave one of them out")
 
 
+def _try_augment(recipe: Recipe, task: Task, prefix: str = "") -> None:
+    """Raise InputError for augmentations that make something of the first training examples that cannot be learnt."""
+    if every := augmentations(recipe, task):
+        rows = np.arange(min(8, len(task.train)))
+        targets = jax.tree.map(lambda leaf: jnp.asarray(leaf[rows]), task.train.targets)
+        inputs = jax.tree.map(jnp.asarray, task.train.inputs(rows))
+        batch = Batch(inputs, targets, jnp.ones(len(rows), jnp.float32))
+        _flagged(prefix, "augment", lambda: augment.try_on(every, batch, task.outputs))
+
+
 def require_validation(recipe: Recipe, start: Start) -> None:
     """Raise InputError for phases that look at a validation split, where there is none."""
     if any(rule.until or rule.restore for rule in start.rules) and not recipe.validation:
@@ -541,7 +560,12 @@ def _check_objective(recipe: Recipe, task: Task, prefix: str = "") -> objective.
     loss = _flagged(prefix, "loss", lambda: objective.loss(name, task.kind))
     _flagged(prefix, "metric", lambda: objective_of(task, recipe))
     smoothing = (name, recipe.label_smoothing, task.kind)
-    _flagged(prefix, "label_smoothing", lambda: objective.check_smoothing(*smoothing))
+    try:
+        _flagged(prefix, "label_smoothing", lambda: objective.check_smoothing(*smoothing))
+    except InputError as error:
+        if names := named_recipes_of(recipe, "label_smoothing"):
+            raise InputError(f"{error} beside --{prefix}recipe={names[0]}, which gives it") from error
+        raise
     if recipe.class_weights != "none" and task.kind != "classes":
         raise InputError(
             f"--{prefix}class_weights={recipe.class_weights}: it is of classes, the targets are {task.kind}"

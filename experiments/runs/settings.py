@@ -202,7 +202,7 @@ class Recipe:
     augment: str = flag(
         "",
         "random changes of what is trained on: crop:pad=4,flip, erase, jitter:brightness=0.5, mixup, cutmix, or "
-        "FILE.py:augment; auto crops and flips pixels",
+        "FILE.py:augment; auto crops and flips pixels; none changes nothing",
         neutral="",
     )
     class_weights: str = flag(
@@ -358,7 +358,8 @@ class StreamFlags:
     THEME: ClassVar[str] = "Speed"
     data: str = flag(
         "auto",
-        "examples: resident on the devices, streamed to them, or as there is room",
+        "examples: resident on the devices, streamed to them, or as there is room; a source in Python of at most "
+        "268 MB is read whole at the start in any case",
         role="free",
         choices=("auto", "resident", "streamed"),
     )
@@ -494,6 +495,21 @@ def named_recipe(name: str, prefix: str = "") -> dict[str, Any]:
     if name not in known:
         raise InputError(f"--{prefix}recipe={name}{plugins.nearest(name, known)}")
     return command_line.parse(["", f"--flagfile={folder / name}.flags"], command_line.kinds(Recipe))
+
+
+def named_recipes_of(recipe: Recipe, flag: str) -> list[str]:
+    """The names of the recipes of the field that give this value of a flag, and the optimizer and schedule of the fit.
+
+    >>> named_recipes_of(Recipe(**named_recipe("finetune")), "label_smoothing"), named_recipes_of(Recipe(), "epochs")
+    (['finetune'], [])
+    """
+    names = sorted(file.stem for file in (command_line.FLAGFILES / "recipes").glob("*.flags"))
+    alike = {flag, "optimizer", "schedule"}
+    return [
+        name
+        for name in names
+        if alike <= {key for key, value in named_recipe(name).items() if value == getattr(recipe, key)}
+    ]
 
 
 def parse_flags(argv: Sequence[str]) -> dict[str, Any]:

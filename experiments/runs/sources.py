@@ -75,15 +75,16 @@ class Source(NamedTuple):
     """How images of another aspect were brought to its shape."""
 
 
-def from_checkpoint(settings: Settings, stand_ins: Mapping[int, int] | None = None) -> Source:
+def from_checkpoint(settings: Settings, stand_ins: Mapping[int, int] | None = None, *, trains: bool = True) -> Source:
     """The source that `--source_checkpoint` names: one for all seeds, or one for each.
 
-    `stand_ins` has {seed: seed of the source that it takes} of seeds that have none of their own. Raises InputError for
-    a place that holds none, a source of another model, or no source for a seed.
+    `stand_ins` has {seed: seed of the source that it takes} of seeds that have none of their own. `trains` says whether
+    the program trains, and so has flags of a fit that a message can name. Raises InputError for a place that holds
+    none, a source of another model, or no source for a seed.
     """
     if is_weights_file(settings.source_checkpoint):
-        return _from_weights_file(settings)
-    return _from_run(settings, stand_ins=stand_ins)
+        return _from_weights_file(settings, trains)
+    return _from_run(settings, stand_ins=stand_ins, trains=trains)
 
 
 def is_weights_file(place: str | None) -> bool:
@@ -122,7 +123,9 @@ def stand_ins(settings: Settings, trial_seeds: Sequence[int]) -> dict[int, int]:
 # ---- A run directory, or a checkpoint in it
 
 
-def _from_run(settings: Settings, model_too: bool = True, stand_ins: Mapping[int, int] | None = None) -> Source:
+def _from_run(
+    settings: Settings, model_too: bool = True, stand_ins: Mapping[int, int] | None = None, trains: bool = True
+) -> Source:
     """The source in a run directory or checkpoint; as `from_checkpoint`.
 
     Without `model_too` its parameters are taken as they are, whatever model the settings describe, and even where the
@@ -148,7 +151,7 @@ def _from_run(settings: Settings, model_too: bool = True, stand_ins: Mapping[int
     }
     loaded = {place: checkpoint.load(place) for place in {place for place, _ in chosen.values()}}
     if model_too:
-        loaded = _require_leaves(settings, about, loaded)
+        loaded = _require_leaves(settings, about, loaded, trains)
     if difference:
         console.say(f"{difference}; the paths and shapes of its parameters are the same, so it is used")
     trained = {
@@ -341,7 +344,9 @@ def _most_steps(fits: Sequence[Mapping[str, Any]]) -> int | None:
     return max(steps) if all(type(number) is int for number in steps) else None  # type: ignore[type-var]
 
 
-def _require_leaves(settings: Settings, about: Mapping[str, Any], loaded: Mapping[Path, Any]) -> dict[Path, Any]:
+def _require_leaves(
+    settings: Settings, about: Mapping[str, Any], loaded: Mapping[Path, Any], trains: bool
+) -> dict[Path, Any]:
     """The checkpoints, with the state of their model: as they are, or for `_with_state`.
 
     Raises InputError unless all fits have the leaves of the model that the checkpoint names, if need be merged.
@@ -355,7 +360,7 @@ def _require_leaves(settings: Settings, about: Mapping[str, Any], loaded: Mappin
         state = {
             name: flat
             if name in fishers
-            else _with_state(settings, flat, like, model, shape, f"checkpoint '{place}', fit '{name}',")
+            else _with_state(settings, flat, like, model, shape, f"checkpoint '{place}', fit '{name}',", trains)
             for name, flat in trees.items()
         }
         whole[place] = state, about_place
@@ -371,22 +376,38 @@ def _require_leaves(settings: Settings, about: Mapping[str, Any], loaded: Mappin
 
 
 def _with_state(
-    settings: Settings, flat: Mapping[str, Any], like: Params, model: Model, shape: models.Shape, what: str
+    settings: Settings,
+    flat: Mapping[str, Any],
+    like: Params,
+    model: Model,
+    shape: models.Shape,
+    what: str,
+    trains: bool,
 ) -> dict[str, Any]:
     """The leaves with those of the model's state that are not among them, as they are drawn: to be reestimated.
 
-    Raises InputError where they are missing and are not to be.
+    Raises InputError where they are missing and are not to be, and for a variance below 0.
     """
+    for path, leaf in flat.items():
+        name = path.removesuffix("/value").rpartition("/")[2]
+        if batch_stats.NAME in path.split("/") and name in _VARIANCES and np.any(np.asarray(leaf) < 0):
+            raise InputError(
+                f"{what} has a variance of {np.asarray(leaf).min():.3g} in '{path}': none is below 0; give weights as "
+                "they were trained, with rules that do not mix up their arrays"
+            )
     missing = [path for path in paths.names(like) if batch_stats.NAME in path.split("/") and path not in flat]
     if not missing:
         return dict(flat)
-    if settings.batch_stats != "reestimated":
-        raise InputError(
-            f"{what} lacks running averages of the model, {paths.some(missing)}: give --batch_stats=reestimated, which "
-            "computes them anew from the target's training examples, or weights that have them"
-        )
+    if not trains or settings.batch_stats != "reestimated":
+        anew = "--batch_stats=reestimated, which computes them anew from the target's training examples, or "
+        remedy = f"give {anew if trains else ''}weights that have them"
+        raise InputError(f"{what} lacks running averages of the model, {paths.some(missing)}: {remedy}")
     drawn = dict(paths.items(models.init(model, jax.random.key(0), shape)))
     return {**flat, **{path: np.asarray(drawn[path]) for path in missing}}
+
+
+_VARIANCES = ("var", "running_var", "variance")
+"""What models call a running variance."""
 
 
 # ---- The model that a source is of
@@ -457,8 +478,8 @@ _CARD: Mapping[str, tuple[type, type | None]] = {
 _NEEDED = ("task", "classes", "shape")
 
 
-def _from_weights_file(settings: Settings) -> Source:
-    """The source in a file of weights, the same for all seeds.
+def _from_weights_file(settings: Settings, trains: bool = True) -> Source:
+    """The source in a file of weights, the same for all seeds; `trains` is as in `from_checkpoint`.
 
     Raises InputError for a file or card that cannot be read, a source of another model, and for whatever
     `weights.grafted` refuses.
@@ -474,11 +495,13 @@ def _from_weights_file(settings: Settings) -> Source:
     like = models.abstract(model, shape)
     try:
         arrays = weights.read(file)
-        params_like, state_like = batch_stats.split(like)
-        named = {path for path in weights.placed(arrays, rules).values() if path is not None}
-        has_state = not state_like or any(batch_stats.NAME in path.split("/") for path in named)
-        flat = checkpoint.flatten(weights.grafted(arrays, rules, like if has_state else params_like))
-        flat = _with_state(settings, flat, like, model, shape, f"--source_checkpoint={file}")
+        named = set(weights.placed(arrays, rules).values())
+        # Of the state whatever the file has: `_with_state` says what it lacks, or fills it in.
+        held = {
+            path: leaf for path, leaf in paths.items(like) if batch_stats.NAME not in path.split("/") or path in named
+        }
+        flat = checkpoint.flatten(weights.grafted(arrays, rules, held))
+        flat = _with_state(settings, flat, like, model, shape, f"--source_checkpoint={file}", trains)
     except InputError as error:
         text = str(error) if str(file) in str(error) else f"--source_checkpoint={file}: {error}"
         raise _refusal_of_model(settings, card.get("model", settings.architecture()), InputError(text)) from error
@@ -634,7 +657,7 @@ def load(settings: Settings) -> LoadedSource:
     """The one source of the one seed; raises InputError for several seeds, and as `from_checkpoint` does."""
     if len(settings.seeds) > 1:
         raise InputError(f"--seeds={','.join(map(str, settings.seeds))}: these are of one source, so give one seed")
-    source, [seed] = from_checkpoint(settings), settings.seeds
+    source, [seed] = from_checkpoint(settings, trains=False), settings.seeds
     trained = source.trained[seed]
     model = settings.build_model(source.outputs)
     params = checkpoint.unflatten(trained.flat, models.abstract(model, source.shape))

@@ -143,8 +143,9 @@ def prepare_listed(
     are classes; texts with a "|" in one of them, cat|dog, are several labels (cat| is one label, an empty cell none);
     numbers with a decimal point in one of them are values, several of them with "|" between. Whole numbers alone may be
     classes or values, and are refused unless they are the folders' names; classes of which some are folders' names
-    must be those of the pictures in them. `group` is any text. Pictures that no line
-    names are left out, and the note says how many. Raises InputError, with the line, where the table is wrong.
+    must be those of the pictures in them. `group` is any text. Targets and groups must be UTF-8; names of files need
+    not be. Pictures that no line names are left out, and the note says how many. Raises InputError, with the line,
+    where the table is wrong.
     """
     if not folder.is_dir():
         raise InputError(f"'{folder}' is no folder: {_LAYOUT}, or DIR/CLASS/*.png with splits=FILE.csv")
@@ -300,12 +301,25 @@ def _line(folder: Path, table: str, number: int, columns: list[str], cells: list
     if split not in ("train", "test"):
         remedy = "write train or test, or leave out the line" if "split" in row else "add the column split"
         raise InputError(f"{where}: split is '{split}': {remedy}")
+    for column in ("target", "group"):
+        if not _is_text(row.get(column, "")):
+            shown = row[column].encode("utf-8", "backslashreplace").decode()
+            raise InputError(f"{where}: {column} '{shown}' is no UTF-8, perhaps Latin-1: save it as UTF-8")
     if row.get("group") == "":
         raise InputError(f"{where}: group is empty: name one for every picture, or drop the column")
     file = folder / filenames.place(str(path))
     if not is_picture(path) or not file.is_file():
         raise InputError(f"{where}: '{file}' is no {', '.join(PICTURES)} file that is there: correct the path")
     return _Listed(number, split, parts[0], file, path.parts, row.get("group"), row.get("target"))
+
+
+def _is_text(text: str) -> bool:
+    """Whether a text can be written in UTF-8: bytes of another encoding are read as what cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def is_picture(path: PurePath) -> bool:

@@ -21,6 +21,10 @@ RESIZES = ("crop", "squash")
 itself."""
 
 
+OTHER_CHANNELS = ": images of 1 to 4 become grey or colour, 1 or 3, and no others"
+"""The middle of the message that refuses to change channels."""
+
+
 def to_shape(images: np.ndarray, shape: Shape, resize: str = "crop") -> np.ndarray:
     """uint8 [n, height, width, channels] -> uint8 [n, *shape].
 
@@ -40,8 +44,8 @@ def to_shape(images: np.ndarray, shape: Shape, resize: str = "crop") -> np.ndarr
         return images
     if images.shape[-1] != shape[-1] and (shape[-1] not in (1, 3) or images.shape[-1] not in (1, 2, 3, 4)):
         raise InputError(
-            f"images of {images.shape[-1]} channels cannot become {shape[-1]}: images of 1 to 4 become grey or colour, "
-            f"1 or 3, and no others; give {shape[-1]}"
+            f"images of {images.shape[-1]} channels cannot become {shape[-1]}{OTHER_CHANNELS}; give images of "
+            f"{shape[-1]} channels"
         )
     if images.shape[-1] != shape[-1]:
         images = images[..., :-1] if images.shape[-1] in (2, 4) else images
