@@ -107,8 +107,9 @@ def test_no_page_of_values_speaks_of_accuracy(study):
 
 
 @pytest.mark.slow
-def test_the_table_of_a_transfer_names_metric_retention_and_unit(study, capsys):
+def test_the_table_of_a_transfer_names_metric_retention_and_unit(study, capsys, monkeypatch):
     folder = study[0]
+    monkeypatch.setenv("COLUMNS", "200")  # a narrow terminal is shown fewer columns
     line = [flag for flag in given(folder, "t") if not flag.startswith("--longer_scratch")]
     transfer.main(["transfer", *line, "--retention"])
     said = capsys.readouterr().out
