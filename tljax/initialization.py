@@ -259,7 +259,8 @@ def _require_model(initialized: Initialized, name: str, call: Callable[..., Any]
 
 def with_leaves(initialization: Initialization) -> tuple[str, ...]:
     """The stages that a strategy is told of: those with parameters. Pooling, dropout and the like have none."""
-    return tuple(stage for stage in initialization.stages if jax.tree.leaves(initialization.drawn[stage]))
+    leaves = paths.names(initialization.drawn)
+    return tuple(stage for stage in initialization.stages if any(map(paths.inside((stage,)), leaves)))
 
 
 def redrawn(method: Method, options: Mapping[str, Any], stages: tuple[str, ...]) -> tuple[str, ...]:
