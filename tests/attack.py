@@ -465,7 +465,7 @@ def _of_study(tasks: Path, study: Path, folder: Path) -> list[Attack]:
         look.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(spare, look)
         found = predictions.read_study(study)
-        judging = report._judging(report.ReportFlags(), {"x": found.judging or {}})
+        judging = report._judging(report.ReportFlags(), {"x": found.judging or {}}, found.parts)
         return looks.count(looks.judged_fits(found.parts, "scratch"), judging, (kept,))
 
     again: Callable[[], Any] = lambda: compare.main(argv)  # noqa: E731

@@ -19,11 +19,23 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import compare, export, pretrain, rank, search, transfer, zoo
-from experiments.runs import command_line, directory, evaluations, metrics, predictions, process, scores, sources, tuned
+from experiments.runs import (
+    command_line,
+    directory,
+    evaluations,
+    judging,
+    metrics,
+    predictions,
+    process,
+    scores,
+    sources,
+    tuned,
+)
 from experiments.runs import features as on_disk
 from experiments.runs.settings import Settings, parse_flags
 from tljax import checkpoint, data
 from tljax.study import search as studies
+from tljax.study import units
 from tljax.types import InputError
 
 ALOUD = ("set aside", "left out", "cut off", "restore", "believed as", "taken over")
@@ -191,7 +203,8 @@ def every(tasks: Path, folder: Path) -> Iterator[tuple[Path, list[Attack]]]:
     with contextlib.redirect_stdout(io.StringIO()):
         argv = [*line("compare", **pair, strategies="full", workdir=study), *more]
         compare.main(argv)
-    own = command_line.flagfile_lines(command_line.read(argv, compare.CompareFlags)[1])
+    judging_flags = command_line.read(argv, compare.CompareFlags)[1]
+    own = command_line.flagfile_lines(judging.with_margin(judging_flags, [units.ACCURACY]))
     found = of_run(study, settings(**pair, strategies="scratch,full", workdir=study), "compare", own)
     right = predictions.right(predictions.read_study(study).parts)
     found.append(Attack(study / "looks.json", "experiments.compare", lambda: predictions.count_look(study, right)))
