@@ -142,6 +142,6 @@ def costs(spec, mesh, mode, fit):
     state = vectorize.begin(spec, params, hyper, jnp.ones(1))
     order, rates = jnp.zeros((1, 9, 1000), jnp.int32), jnp.zeros((1, 9))
     frozen = jax.tree.map(lambda leaf: None, params)
-    arrays = (params, state, frozen, hyper, DATA.inputs, DATA.labels, order, rates, (0, 0, 1))
+    arrays = (params, state, frozen, hyper, DATA.inputs, DATA.targets, order, rates, (0, 0, 1))
     run = jax.jit(vectorize.run, static_argnums=(0, 1, 2, 3))
     return run.lower(spec, mesh, 1, mode, *arrays).compile().cost_analysis()["flops"]
