@@ -92,8 +92,8 @@ def test_shipped_data_is_what_cut_makes_of_the_complete_data(tmp_path: Path) -> 
 def test_shipped_images_are_true_rows_of_the_originals(name: str, tmp_path: Path) -> None:
     part, whole = load(name), load(name.removesuffix("_10k"), data_dir=tmp_path, manual_dir=COMPLETE)
     for some, every in ((part.train, whole.train), (part.test, whole.test)):
-        rows = {(image.tobytes(), int(label)) for image, label in zip(every.images, every.labels, strict=True)}
-        kept = [(image.tobytes(), int(label)) for image, label in zip(some.images, some.labels, strict=True)]
+        rows = {(image.tobytes(), int(label)) for image, label in zip(every.arrays, every.targets, strict=True)}
+        kept = [(image.tobytes(), int(label)) for image, label in zip(some.arrays, some.targets, strict=True)]
         assert rows.issuperset(kept)
         assert len(set(kept)) > 0.999 * len(kept)
 

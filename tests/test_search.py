@@ -82,7 +82,7 @@ def test_trials_together_are_judged_as_trials_alone(tasks, tmp_path, monkeypatch
     monkeypatch.setattr(trials, "judge", both)
     search.main(line(tasks, tmp_path, "--trials=3", "--group=3", "--search_seeds=2"))
     told = [trial.value for trial in study_of(tmp_path / "w").trials]
-    np.testing.assert_allclose(told, [one.accuracy for one in alone], atol=0.05)
+    np.testing.assert_allclose(told, [one.score for one in alone], atol=0.05)
 
 
 def test_search_and_evaluation_share_no_seed(tasks, tmp_path, monkeypatch):

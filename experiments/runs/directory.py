@@ -72,6 +72,8 @@ def _opened(
     if settings.workdir is None:
         raise InputError("--workdir is not given: name a new folder for the run, such as --workdir=runs/first")
     workdir = Path(settings.workdir)
+    if "\0" in settings.workdir:
+        raise InputError(f"--workdir={settings.workdir!r} holds a zero byte, which no path may: name another")
     if (odd := files.not_text(workdir)) is not None:
         raise InputError(f"--workdir={workdir}: '{odd}' is no UTF-8, and checkpoints need a path that is: name another")
     _refuse_strangers(workdir)
