@@ -141,6 +141,7 @@ def test_a_key_holds_what_the_augmentation_is_and_nothing_where_there_is_none(ta
     assert keys(tasks, **features, augment="auto") == keys(tasks, **features)
 
 
+@pytest.mark.slow
 def test_a_dry_run_and_a_run_say_what_is_augmented(tasks, tmp_path, of_features, capsys):
     flags = {**ONCE, "augment": "flip", "source_augment": "", "strategies": ("scratch", "head_only")}
     transfer.run(**arguments(tasks, tmp_path / "w", **flags, dry_run=True))

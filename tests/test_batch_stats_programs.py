@@ -112,6 +112,7 @@ def without_state(source, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_source_without_its_running_averages_is_refused_or_has_them_computed_anew(tasks, without_state, tmp_path):
     given = from_source(tasks, tmp_path / "w", without_state, strategies=("full", "head_only"))
     with pytest.raises(

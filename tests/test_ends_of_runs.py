@@ -103,7 +103,8 @@ def test_phases_end_by_validation_restore_their_best_and_leave_the_rest_to_the_n
                 np.testing.assert_allclose(state[f"{line.name}.between"][path], expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("count", [24, *(pytest.param(n, marks=pytest.mark.slow) for n in (5, 9))])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [24, 5, 9])
 def test_a_run_with_ends_that_is_killed_goes_on_with_the_same_bits(with_ends, tasks, tmp_path, monkeypatch, count):
     flags, undisturbed = with_ends
     with monkeypatch.context() as patch:

@@ -119,7 +119,7 @@ CASES = {
 }
 
 
-QUICK = ("one after another", "features")
+QUICK = ("one after another",)
 
 
 @pytest.mark.parametrize(
