@@ -1,6 +1,6 @@
-"""Weights from elsewhere: a .safetensors or .npz file of named arrays becomes the parameters of a model.
+"""Named arrays become the parameters of a model by rules.
 
-Its leaves go through `graft`, by rules in the project's grammar; those that no rule names keep their name:
+The leaves go through `graft`, by rules in the project's grammar; those that no rule names keep their name:
 
 0.weight:to=hidden_0/kernel:transpose         renamed and transposed: PyTorch's nn.Linear keeps [out, in]
 conv1.weight:to=conv_0/kernel:transpose=2+3+1+0   axes in another order: PyTorch's nn.Conv2d keeps [out, in, h, w]
@@ -16,15 +16,12 @@ given them by its first stage. What is pickled is never read.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from tljax import graft, npz, paths, plugins
+from tljax import graft, paths, plugins
 from tljax.types import InputError, Params
-
-SUFFIXES = (".safetensors", ".npz")
 
 
 class Rule(NamedTuple):
@@ -57,34 +54,6 @@ def rule(text: str) -> Rule:
         raise InputError(f"rule '{text}' cannot be read: {form}")
     order = tuple(map(int, axes.split("+"))) if axes else () if "transpose" in words else None
     return Rule(name, plugins.unquoted(options.get("to", name)), order, "drop" in words)
-
-
-def read(file: Path) -> dict[str, np.ndarray]:
-    """{name: array} of a .safetensors or .npz file, as they are stored.
-
-    Raises InputError for a file that is missing, of another kind, damaged, or holds pickled objects.
-    """
-    file = Path(file)
-    if file.suffix not in SUFFIXES:
-        raise InputError(f"'{file}' is no {' or '.join(SUFFIXES)} file: convert it")
-    if not file.is_file():
-        raise InputError(f"'{file}' does not exist: give the path of a {file.suffix} file")
-    return _safetensors(file) if file.suffix == ".safetensors" else npz.read(file)
-
-
-def _safetensors(file: Path) -> dict[str, np.ndarray]:
-    """{name: array} of a .safetensors file. Raises InputError if it is damaged or has a dtype that NumPy lacks."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        return dict(load_file(file))
-    except AttributeError as error:  # safetensors asks NumPy for a dtype that NumPy lacks
-        kind = str(error).rpartition("attribute ")[2].strip("'")
-        raise InputError(f"'{file}' holds arrays of {kind}, a type that NumPy has not: save them as float32") from error
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"'{file}' cannot be read as safetensors ({reason}): save it again, as float32") from error
 
 
 def grafted(arrays: Mapping[str, np.ndarray], rules: Sequence[Rule], like: Params) -> Params:
