@@ -8,8 +8,9 @@ The card of net.safetensors is net.safetensors.json beside it: {"task": "mnist",
 [28, 28, 1]}, whose pixels it takes as 0 to 1; and, as far as they are known, "model" ({"model": "mlp", "hidden": [512],
 "activation": "relu"}), "rules" (a name or file of rules as `tljax.weights.rules` has them; --source_rules in its
 place), "rename" (rules that come before those; --source_rename in their place), "accuracy", "steps", the data's
-"fingerprint" and the "note" that every table must have of them. A card of experiments.export has the SHA-256 of the
-weights and of itself, and both are held against them; one that is written by hand has none.
+"fingerprint" and the "note" that every table must have of them, and of converted ones the "source" (file, SHA-256,
+package, version, licence). A card of experiments.export has the SHA-256 of the weights and of itself, and both are held
+against them; one that is written by hand has none.
 """
 
 import hashlib
@@ -490,18 +491,15 @@ def _other_model(settings: Settings, described: Mapping[str, Any], names: Sequen
 _CARD: Mapping[str, tuple[type, type | None]] = {
     **{"task": (str, None), "classes": (list, str), "shape": (object, None)},
     **{"kind": (str, None), "outputs": (int, None), "resize": (str, None)},
-    **{
-        "model": (dict, None),
-        "rename": (list, str),
-        "rules": (str, None),
-        "accuracy": (float, None),
-        "steps": (int, None),
-    },
+    **{"model": (dict, None), "rename": (list, str), "rules": (str, None)},
+    **{"accuracy": (float, None), "steps": (int, None)},
     **{"score": (float, None), "metric": (dict, None)},
     **{"fingerprint": (str, None), "note": (str, None), "weights_sha256": (str, None), "sha256": (str, None)},
+    **{"source": (dict, None)},
 }
 """What a card may say: its type, and that of what is in it."""
-_NEEDED = ("task", "classes", "shape")
+NEEDED = ("task", "classes", "shape")
+"""What a card must say."""
 
 
 def _from_weights_file(settings: Settings, trains: bool = True) -> Source:
@@ -574,8 +572,8 @@ def weights_card(file: Path) -> dict[str, Any]:
                 f"--source_checkpoint={file} does not exist: give the path of a file of weights"
             ) from error
         raise InputError(f"'{place}' is no JSON ({error}): write it again") from error
-    if not isinstance(card, dict) or not all(name in card for name in _NEEDED):
-        raise InputError(f"'{place}' must say {', '.join(_NEEDED)}: add what is missing")
+    if not isinstance(card, dict) or not all(name in card for name in NEEDED):
+        raise InputError(f"'{place}' must say {', '.join(NEEDED)}: add what is missing")
     if "sha256" in card and not directory.intact(card):
         raise InputError(
             f"'{place}' is not as it was written: restore it, or export it again; if the change is meant, take out its "

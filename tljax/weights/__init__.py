@@ -1,7 +1,7 @@
 """Weights from elsewhere: a file of named arrays (`files`) becomes the parameters of a model, and back (`layouts`), by
 rules (`rules`)."""
 
-from tljax.weights.files import SUFFIXES, read
+from tljax.weights.files import SUFFIXES, read, write
 from tljax.weights.layouts import Move, exported, grafted, moves, without_inverse
 from tljax.weights.rules import Rule, read_rules, rule, rules_of
 
@@ -17,4 +17,5 @@ __all__ = [
     "rule",
     "rules_of",
     "without_inverse",
+    "write",
 ]
