@@ -132,7 +132,7 @@ class _Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         width, stride = self.width, self.stride
-        layers = ((width, 3, stride), (width, 3, 1))
+        layers: tuple[tuple[int, int, int], ...] = ((width, 3, stride), (width, 3, 1))
         if self.bottleneck:
             layers = ((width, 1, 1), (width, 3, stride), (4 * width, 1, 1))
         y = x
