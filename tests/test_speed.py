@@ -14,8 +14,8 @@ from test_programs import arguments, command, results, write_task
 from experiments import pretrain, transfer
 from experiments.benchmark import __main__ as benchmark
 from experiments.benchmark import accelerator
-from experiments.benchmark.accelerator_sides import Work
 from experiments.benchmark import peers as sides
+from experiments.benchmark.accelerator_sides import Work
 from experiments.runs import process
 from experiments.runs.settings import Settings
 from tljax.train import vectorize
@@ -221,7 +221,7 @@ def test_the_benchmark_refuses_in_one_line(flags, message, capsys):
 def test_a_side_says_why_it_fails_and_is_ended_where_it_takes_too_long(tmp_path):
     """Of a folder without what sides share, and of a program that never answers."""
     process = accelerator.Process(tmp_path, Work("eager"), sys.executable)
-    with pytest.raises(accelerator.Failure, match="images.npy"):
+    with pytest.raises(accelerator.Failure, match=r"images\.npy"):
         process.answer(60)
     process.end()
     (tmp_path / "python").write_text("#!/bin/sh\nsleep 60\n")

@@ -108,7 +108,9 @@ class Process:
         """Ends the process."""
         self.process.kill()
         self.process.wait()
-        self.errors.close()
+        for stream in (self.process.stdin, self.process.stdout, self.errors):
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()  # type: ignore[union-attr]
 
 
 def works(row: str, options: Options, cuda: bool) -> dict[str, dict[str, Work]]:
