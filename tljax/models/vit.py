@@ -135,6 +135,7 @@ def model(
     gelu: str = "erf",
     eps: float = 1e-6,
     dropout: float = 0.0,
+    scan: bool = False,
     dtype: Any = None,
 ) -> Model:
     """A vision transformer of a size of the papers (Ti, S, B, L), or of any `width`, `depth`, `heads` and `mlp`.
@@ -198,7 +199,7 @@ def model(
     before, after = POOLS[pool]
     return (
         stage("embedding", embedding, before=functools.partial(_normalized, patch=patch, pixels=pixels)),
-        *(stage(f"block_{i}", block) for i in range(depth)),
+        *(stage(f"block_{i}", block)._replace(alike="block" if scan else None) for i in range(depth)),
         # Pooled here and not in the head, so that the features that a head is trained on are of one token.
         stage("norm", nn.LayerNorm(epsilon=eps, dtype=dtype), before=before, after=after),
         stage("head", linear_head(classes, dtype)),
