@@ -3,7 +3,7 @@ rules (`rules`)."""
 
 from tljax.weights.files import HUB, SUFFIXES, is_place, located, read, write
 from tljax.weights.layouts import Move, exported, grafted, moves, without_inverse
-from tljax.weights.rules import Rule, read_rules, rule, rules_of
+from tljax.weights.rules import Rule, names, read_rules, rule, rules_of
 
 __all__ = [
     "HUB",
@@ -15,6 +15,7 @@ __all__ = [
     "is_place",
     "located",
     "moves",
+    "names",
     "read",
     "read_rules",
     "rule",
