@@ -439,11 +439,11 @@ def _difference(settings: Settings, described: Mapping[str, Any]) -> str:
     """How the model of the settings differs in writing from the one that a source describes: '' where it does not.
 
     Whether it is another model is for the paths and shapes of its parameters to say (`_refusal_of_model`); but an
-    activation has none, so another is refused here. A file of the same code under another path is the same. Raises
-    InputError.
+    activation has none, so another is refused here. A file of the same code under another path is the same. What the
+    source does not say of its model, such as the `hidden` of one that has none, is not compared. Raises InputError.
     """
     here = settings.architecture()
-    names = [name for name in sorted(here.keys() | described.keys()) if described.get(name) != here.get(name)]
+    names = [name for name in sorted(described) if described[name] != here.get(name)]
     if "activation" in names:
         raise _other_model(settings, described, [name for name in names if name != "code"])
     same_code = "code" in here and here["code"] == described.get("code")
@@ -451,10 +451,7 @@ def _difference(settings: Settings, described: Mapping[str, Any]) -> str:
         names = [name for name in names if name != "model"]
     place = settings.source_checkpoint
     texts = [
-        f"--{name} is {_plain(here[name])} here and "
-        + (f"was {_plain(described[name])}" if name in described else "not known")
-        for name in names
-        if name != "code"
+        f"--{name} is {_plain(here[name])} here and was {_plain(described[name])}" for name in names if name != "code"
     ]
     texts = [f"{', '.join(texts)} when {place} was trained"] if texts else []
     if "code" in names and {"code"} <= here.keys() & described.keys() and "model" not in names:
