@@ -145,7 +145,7 @@ def left_out(strategy: NamedStrategy, start: Start, model: Model) -> list[str]:
     function = strategy.method.left_out
     if function is None:
         return []
-    context = initialization.shown(Context(models.names(model), fresh=start.fresh))
+    context = initialization.shown(Context(models.names(model), fresh=start.fresh, contracted=start.contracted))
     options = plugins.taken(function, strategy.options)
     return list(_call_of(strategy, "left_out", function, initialization.writable(start.params), context, **options))
 
@@ -366,7 +366,8 @@ def initialization_of(experiment: Experiment, seed: int, trained: Trained | None
         params = checkpoint.unflatten(trained.flat, params)
     drawn, own_key = models.init(model, key, shape), jax.random.fold_in(key, len(model))
     head, fisher = head_of(settings, source, target), trained.fisher if trained else None
-    return Initialization(models.names(model), params, drawn, own_key, head, fisher, settings.batch_stats)
+    contracted = functools.partial(models.contracted, model, shape)
+    return Initialization(models.names(model), params, drawn, own_key, head, fisher, settings.batch_stats, contracted)
 
 
 def state_lines(start: Start, model: Model) -> list[str]:

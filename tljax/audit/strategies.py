@@ -189,7 +189,7 @@ def _training_checks(case: Case) -> list[Check]:
     try:
         phases = [at_boundary(case, phase) for phase in case.phases]
         start = copy(case.params)
-        program = fits.program(model, case.merge)
+        program = fits.program(model, case.applied)
         fitted = fits.fit(program, start, phases, data, model_state=case.model_state)
         short = fits.fit(program, case.params, fitted.masks, data, 1, case.model_state)
     except (Exception, SystemExit) as error:
@@ -242,7 +242,7 @@ def _compiled_once(proof: _Proof) -> str:
 
 def _equals_without_jit(proof: _Proof) -> str:
     with jax.disable_jit(), fits.quick_compilation():
-        program, case = fits.program(proof.model, proof.case.merge), proof.case
+        program, case = fits.program(proof.model, proof.case.applied), proof.case
         plain = fits.fit(program, case.params, proof.short.masks, proof.data, 1, case.model_state)
     pairs = zip(jax.tree.leaves(proof.short.params[-1]), jax.tree.leaves(plain.params[-1]), strict=True)
     largest = max(float(np.max(np.abs(a - b), initial=0.0)) for a, b in pairs)
@@ -273,7 +273,7 @@ def _outputs_kept(proof: _Proof) -> str:
     state = case.model_state
     trees = (start, end, case.ordinary)
     before, after, source = (np.asarray(models.apply(proof.model, tree, images, state=state)) for tree in trees)
-    forward = jax.jit(train.forward(proof.model, case.merge))
+    forward = jax.jit(train.forward(proof.model, case.applied))
     ran = np.asarray(forward(batch_stats.join(proof.fitted.params[-1], state), images))
     for what, wanted, outputs in (("adapt changes", source, before), ("merge changes", ran, after)):
         difference = float(np.abs(wanted - outputs).max())

@@ -3,15 +3,15 @@
 import contextlib
 import inspect
 import traceback
-from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache, partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache, partial, wraps
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from tljax import batch_stats, paths, plugins, switches
+from tljax import batch_stats, low_rank, paths, plugins, switches
 from tljax.types import InputError, Model, ModelState, Params, PyTree, Stage
 
 ACTIVATIONS = (
@@ -135,7 +135,7 @@ def _computed(stage: Stage, dtype: Any, precision: str, casts: bool) -> Stage:
             y, new_state = stage.apply(params, state, x, **keywords)
         return (y, new_state) if dtype is None else (_cast(y, jnp.float32), _cast(new_state, jnp.float32))
 
-    return Stage(stage.name, stage.init, _with_momentum(apply) if takes_momentum(stage) else apply)
+    return Stage(stage.name, stage.init, wraps(stage.apply)(apply))
 
 
 def _rematerialised(stage: Stage) -> Stage:
@@ -155,7 +155,7 @@ def _rematerialised(stage: Stage) -> Stage:
 
         return jax.checkpoint(computed)(params, state, x, key, weight)
 
-    return Stage(stage.name, stage.init, _with_momentum(apply) if takes_momentum(stage) else apply)
+    return Stage(stage.name, stage.init, wraps(stage.apply)(apply))
 
 
 def _cast(tree: PyTree, dtype: Any) -> PyTree:
@@ -231,16 +231,7 @@ def _guarded(stage: Stage, name: str, function: Callable[..., Any], classes: int
             )
         return y, new_state
 
-    return Stage(stage.name, init, _with_momentum(apply) if takes_momentum(stage) else apply)
-
-
-def _with_momentum(apply: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function, whose signature names `momentum`."""
-
-    def applied(params: Params, state: ModelState, x: PyTree, *, momentum: float | None = None, **keywords: Any) -> Any:
-        return apply(params, state, x, **keywords, **({} if momentum is None else {"momentum": momentum}))
-
-    return applied
+    return Stage(stage.name, init, wraps(stage.apply)(apply))
 
 
 @lru_cache(maxsize=4096)
@@ -285,6 +276,11 @@ def full_form(stage: Stage) -> Stage:
 def takes_momentum(stage: Stage) -> bool:
     """Whether the `apply` of a stage takes the keyword `momentum`."""
     return "momentum" in inspect.signature(stage.apply).parameters
+
+
+def takes_low_rank(stage: Stage) -> bool:
+    """Whether a stage's parameters may have `LowRank` in them: its `apply` takes the keyword `contracted`."""
+    return "contracted" in inspect.signature(stage.apply).parameters
 
 
 def _shown(x: Any) -> str:
@@ -402,6 +398,38 @@ def _stateful(model: Model, structure: Any, leaves: tuple[jax.ShapeDtypeStruct, 
     return tuple(batch_stats.split(variables)[1])
 
 
+def contracted(model: Model, shape: Shape) -> Mapping[str, int]:
+    """{path of a kernel: how many of its first axes the model contracts with its inputs}, for inputs of one example's
+    `shape`.
+
+    It names the kernels of the stages that take `LowRank` in their place, and whose contraction does: 0 stands for one
+    that stacks several layers' (`flax.linen.scan`), which none of them contracts as it is.
+
+    >>> dict(contracted(build("mlp", 10, hidden=(8,), activation="relu"), (4,)))
+    {'hidden_0/kernel': 1, 'head/kernel': 1}
+    """
+    leaves, structure = jax.tree.flatten(batch_of(shape, 1))
+    return _contracted(model, structure, tuple(leaves))
+
+
+@lru_cache(maxsize=256)
+def _contracted(model: Model, structure: Any, leaves: tuple[jax.ShapeDtypeStruct, ...]) -> Mapping[str, int]:
+    """What `contracted` gives, for a flattened batch of inputs, which is hashable."""
+    axes: dict[str, int] = {}
+
+    def draw(key: jax.Array) -> None:
+        x = jax.tree.unflatten(structure, [jnp.zeros(leaf.shape, leaf.dtype) for leaf in leaves])
+        for i, stage in enumerate(map(full_form, model)):
+            params, state = stage.init(jax.random.fold_in(key, i), x)
+            of_stage: dict[str, int] = {}
+            noted = {"contracted": of_stage} if takes_low_rank(stage) else {}
+            x, _ = stage.apply(params, state, x, key=None, train=False, weight=None, **noted)
+            axes.update({f"{stage.name}/{path}": count for path, count in of_stage.items()})
+
+    jax.eval_shape(draw, jax.random.key(0))
+    return axes
+
+
 def apply(
     model: Model,
     params: Params,
@@ -464,6 +492,7 @@ def run(
             stage_key = jax.random.fold_in(key_of_batch, len(model) - i)
         own_state = state.get(stage.name, mixed.get(stage.name, {}))
         arguments = {"key": stage_key, "train": False, "weight": weight}
+        own_params = params[stage.name] if takes_low_rank(stage) else low_rank.merged(params[stage.name])
         if stage.name in tracked and stage.name in state:
             apply = stage.apply
             if momentum is not None:
@@ -474,9 +503,9 @@ def run(
                     )
                 apply = partial(apply, momentum=momentum)
             apply = apply if axis is None else _on_whole_batch(apply, axis)
-            x, new_state[stage.name] = apply(params[stage.name], own_state, x, **{**arguments, "train": True})
+            x, new_state[stage.name] = apply(own_params, own_state, x, **{**arguments, "train": True})
         else:
-            x, _ = stage.apply(params[stage.name], own_state, x, **arguments)
+            x, _ = stage.apply(own_params, own_state, x, **arguments)
         outputs.append(x)
     return outputs, new_state
 
