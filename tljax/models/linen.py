@@ -179,6 +179,14 @@ def linear_head(classes: int, dtype: Any = None) -> nn.Dense:
     )
 
 
+def images(model: str, x: jax.Array) -> jax.Array:
+    """Inputs that are images [batch, height, width, channels], as they are. Raises InputError if they are not."""
+    if getattr(x, "ndim", None) != 4:
+        shape = list(x.shape[1:]) if hasattr(x, "shape") else "no array"
+        raise InputError(f"{model}: an example is {shape}: it takes images [height, width, channels]")
+    return x
+
+
 def flat(x: jax.Array) -> jax.Array:
     """[batch, ...] -> [batch, features]."""
     return x.reshape(x.shape[0], -1)
