@@ -248,7 +248,8 @@ def initialize(method: Method, options: Mapping[str, Any], initialization: Initi
     (ordinary, model_state), (fresh, _) = map(batch_stats.split, graft.apply(plan, source, drawn))
     params, merge, factored = ordinary, None, None
     if method.adapt:
-        known, context = dict(paths.items(fresh)), ()
+        known = dict(paths.items(fresh))
+        context: tuple[Context, ...] = ()
         if plugins.takes(method.adapt, "context"):
             contracted = initialization.contracted() if initialization.contracted else {}
             context = (Context(stages=stages, fresh=writable(fresh), contracted=contracted),)

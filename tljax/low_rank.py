@@ -1,7 +1,7 @@
 """A kernel and a change of it of low rank, which are contracted one after the other: xW + (xA)B.
 
 Hu et al. 2021, "LoRA: low-rank adaptation of large language models", arXiv:2106.09685, section 4.1. The kernel has any
-number of axes: its first axes are contracted with the inputs, its last ones are the outputs, and A and B share one axis more.
+number of axes: the first are contracted with the inputs, the last are the outputs; A and B share one axis more.
 
 - A dense layer: kernel [in, out], A [in, rank], B [rank, out].
 - Attention: query, key and value [width, heads, channels], A [width, rank], B [rank, heads, channels]; the projection

@@ -359,7 +359,8 @@ def _with_change(module: nn.Module, function: Any, mode: _Mode) -> Any:
             mode.contracted[path] = min(mode.contracted.get(path, len(axes)), len(axes) if whole else 0)
         if not present:
             return function(lhs, kernel, how, *args, **keywords)
-        a, b = (module.get_variable(_CHANGES, name) for name in "ab")
+        a: jax.Array = module.get_variable(_CHANGES, "a")
+        b: jax.Array = module.get_variable(_CHANGES, "b")
         changed = low_rank.conv_general_dilated if convolves else low_rank.dot_general
         return changed(function, a, b)(lhs, kernel, how, *args, **keywords)
 

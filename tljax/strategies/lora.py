@@ -95,7 +95,7 @@ def adapt(params: Params, key: jax.Array, context: Context | None = None, *, ran
 
 def left_out(params: Params, context: Context, *, on: str = ALL) -> list[str]:
     """The paths of the leaves of two axes and more below the head that get no factors, of those that `on` matches if it
-    is given: stacked layers, embeddings, kernels whose inputs are not known."""
+    is given: stacked layers, embeddings, kernels whose inputs are not known. Biases are none, whatever their axes."""
     return list(_kernels(params, context, on)[1])
 
 
@@ -187,7 +187,7 @@ def _kernels(params: Params, context: Context, on: str) -> tuple[dict[str, int],
     below = {
         path: shape
         for path, shape in shapes.items()
-        if len(shape) > 1 and not in_head(path) and path.split("/")[-1] not in _FACTORS and wanted(path)
+        if len(shape) > 1 and not in_head(path) and path.split("/")[-1] not in (*_FACTORS, "bias") and wanted(path)
     }
     inputs = {path: _inputs(path, shape, shapes, context.contracted) for path, shape in below.items()}
     return (
