@@ -113,3 +113,22 @@ def test_the_script_writes_what_is_shipped(complete_data, tmp_path, monkeypatch)
     for file in tmp_path.rglob("*.gz"):
         assert gzip.decompress(file.read_bytes()) == gzip.decompress((root / file.relative_to(tmp_path)).read_bytes())
     assert len(list(tmp_path.rglob("*.gz"))) == 19
+
+
+@pytest.mark.slow
+def test_groups_reach_the_verdicts_and_fewer_than_eight_get_no_word(tmp_path, capsys, no_pictures):
+    """Of Latin 5 drawers are tested, under its other split 15; the report reads the groups from the run."""
+    from experiments import compare, report
+
+    flags = ["--target=omniglot_latin,omniglot_latin_few", "--source=omniglot_latin:take=60", "--image_shape=7,7,1"]
+    flags += ["--strategies=scratch,full", "--train_examples=26", "--hidden=4", "--steps=3", "--seeds=0,1"]
+    compare.main(["compare", *flags, "--longer_scratch=false", f"--workdir={tmp_path / 'run'}"])
+    of_run = capsys.readouterr().out
+    report.main(["report", f"--runs={tmp_path / 'run'}", f"--output={tmp_path / 'out'}"])
+    for printed in (of_run, capsys.readouterr().out):
+        for note in ("omniglot_latin: 130 test items in 5 groups", "omniglot_latin_few: 390 test items in 15 groups"):
+            assert f"\n  {note}\n" in printed
+        assert "(5 groups of test items are fewer than 8: no word is given)" in printed
+        words = {row.split()[2]: row for row in printed.splitlines() if row.split()[:1] == ["full"]}
+        assert "undecided" in words["omniglot_latin_few"] or "equivalent" in words["omniglot_latin_few"]
+        assert " - " in words["omniglot_latin"] and "undecided" not in words["omniglot_latin"]

@@ -14,18 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tljax.models.linen import linear_head, stage
+from tljax.models.linen import PIXELS, images, linear_head, stage
 from tljax.plugins import nearest
 from tljax.types import InputError, Model
 
 SIZES = {"Ti": (192, 12), "S": (384, 12), "B": (768, 12), "L": (1024, 24)}
 """{size: (width, depth)}; a head has 64 channels, and the hidden layer of a block four times the width."""
-PIXELS = {
-    "unit": ((0.0,), (1.0,)),
-    "signed": ((0.5,), (0.5,)),
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-}
-"""{pixels: (what is subtracted from channels of 0 to 1, what they are divided by then)}."""
 POSITIONS = ("learned", "sine")
 GELUS = ("erf", "tanh")
 
@@ -207,9 +201,8 @@ def model(
 
 def _normalized(x: jax.Array, patch: int, pixels: str) -> jax.Array:
     """The pixels as the network learnt on them. Raises InputError for what is no image, or not divided by the patch."""
-    if x.ndim != 4:
-        raise InputError(f"vit: an example has shape {x.shape[1:]}: it takes images [height, width, channels]")
-    _, rows, columns, channels = x.shape
+    x = images("vit", x, pixels)
+    _, rows, columns, _ = x.shape
     if rows % patch or columns % patch:
         both = [p for p in range(2, min(rows, columns) + 1) if rows % p == columns % p == 0]
         fits = min(both, key=lambda p: abs(p - patch)) if both else 1
@@ -217,12 +210,7 @@ def _normalized(x: jax.Array, patch: int, pixels: str) -> jax.Array:
             f"vit:patch={patch}: it does not divide images of {rows} x {columns} pixels: give patch={fits}, or other "
             "images"
         )
-    if pixels == "imagenet" and channels != 3:
-        raise InputError(
-            f"vit:pixels=imagenet: it is of 3 channels, and images have {channels}: give pixels=signed, say"
-        )
-    mean, deviation = (jnp.array(numbers, x.dtype).reshape(1, 1, 1, -1) for numbers in PIXELS[pixels])
-    return (x - mean) / deviation
+    return x
 
 
 def _divisor(width: int, heads: int) -> int:
