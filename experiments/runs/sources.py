@@ -438,11 +438,11 @@ def _difference(settings: Settings, described: Mapping[str, Any]) -> str:
     """How the model of the settings differs in writing from the one that a source describes: '' where it does not.
 
     Whether it is another model is for the paths and shapes of its parameters to say (`_refusal_of_model`); but an
-    activation has none, so another is refused here. A file of the same code under another path is the same. Raises
-    InputError.
+    activation has none, so another is refused here. A file of the same code under another path is the same, and what
+    the source does not say, as a card need not, is no difference. Raises InputError.
     """
     here = settings.architecture()
-    names = [name for name in sorted(here.keys() | described.keys()) if described.get(name) != here.get(name)]
+    names = [name for name in sorted(here.keys() & described.keys()) if described[name] != here[name]]
     if "activation" in names:
         raise _other_model(settings, described, [name for name in names if name != "code"])
     same_code = "code" in here and here["code"] == described.get("code")
@@ -450,10 +450,7 @@ def _difference(settings: Settings, described: Mapping[str, Any]) -> str:
         names = [name for name in names if name != "model"]
     place = settings.source_checkpoint
     texts = [
-        f"--{name} is {_plain(here[name])} here and "
-        + (f"was {_plain(described[name])}" if name in described else "not known")
-        for name in names
-        if name != "code"
+        f"--{name} is {_plain(here[name])} here and was {_plain(described[name])}" for name in names if name != "code"
     ]
     texts = [f"{', '.join(texts)} when {place} was trained"] if texts else []
     if "code" in names and {"code"} <= here.keys() & described.keys() and "model" not in names:
