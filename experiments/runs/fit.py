@@ -377,8 +377,11 @@ def drive(
         validated.clear()
         if state.step not in points:
             return None
+        on_host = state._replace(
+            **{name: vectorize.host(getattr(state, name)) for name in ("params", "model_state", "shared")}
+        )
         for row, i in enumerate(state.fits):
-            variables = jax.tree.map(lambda leaf, row=row: np.asarray(leaf[row]), vectorize.host(state.variables))
+            variables = jax.tree.map(np.asarray, on_host.variables_of(row))
             validated[i] = _validate(on_device, group[i].spec, variables, group[i].validation)
         sign = 1 if on_device.objective.metrics[0].larger_is_better else -1
         return [None if (score := _score(validated[i])) is None else sign * score for i in state.fits]
@@ -587,7 +590,7 @@ def advanced(
             before = _before(progress, i, group[i].trial) if record.finite is None else record.finite
             record = record._replace(diverged=step, finite=before if step is not None or logits is None else None)
         if logits is not None:
-            variables = jax.tree.map(lambda leaf, row=row: leaf[row], on_host.variables)
+            variables = on_host.variables_of(row)
             validated = (
                 point.validated[i]
                 if i in point.validated
@@ -620,7 +623,7 @@ def _stopped(
     """The record of a fit whose last phase was over before the last step: its curve goes on as it stands then."""
     assert logits is not None
     stopped = int(record.curve[-1]["step"])
-    variables = jax.tree.map(lambda leaf: leaf[row], state.variables)
+    variables = state.variables_of(row)
     validated = _validate(on_device, fit.spec, variables, fit.validation)
     rest = [step for step in curve_points(on_device.recipe, group) if step > stopped]
     column = score_column(on_device.objective.metrics[0])
@@ -634,8 +637,8 @@ def _stopped(
 
 def _averaged(state: train.State, row: int) -> Params:
     """The variables of a fit in a row of a state, with its average in place of what ever trained."""
-    trees = (state.params, state.model_state, state.average)
-    of_row = (jax.tree.map(lambda leaf: np.asarray(leaf[row]), tree) for tree in trees)
+    average = jax.tree.map(lambda leaf: leaf[row], state.average)
+    of_row = jax.tree.map(np.asarray, (*state.of(row), average))
     return batch_stats.join(*jax.tree.map(np.asarray, train.with_average(*of_row)))
 
 
@@ -662,8 +665,7 @@ def _before(progress: Progress, i: int, trial: train.Fit) -> Params:
     """The variables of fit `i` of a group when it was last seen, or where it starts."""
     for part in progress.parts:
         if i in part.fits:
-            row = part.fits.index(i)
-            return jax.tree.map(lambda leaf, row=row: leaf[row], part.variables)
+            return part.variables_of(part.fits.index(i))
     return jax.tree.map(np.asarray, batch_stats.join(trial.params, trial.model_state))
 
 
@@ -704,7 +706,7 @@ def _outcome(on_device: DeviceData, fit: PreparedFit, progress: Progress, i: int
     """What fit `i` of a group that has ended gives, with its logits of the test images."""
     [part] = [part for part in progress.parts if i in part.fits]
     row, record = part.fits.index(i), progress.records[i]
-    variables = jax.tree.map(lambda leaf: leaf[row], part.variables)
+    variables = part.variables_of(row)
     ends: dict[str, tuple[int, Params]] = {}
     test = _measure(on_device, logits)
     if record.diverged is None and test["score"] is None:
