@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.runs import console, directory, metrics, plan, process, resume
@@ -21,7 +22,7 @@ from experiments.runs.plan import Experiment, PlannedFit
 from experiments.runs.resume import Progress, Record
 from experiments.runs.settings import Recipe, Settings
 from experiments.runs.sources import Source, Trained, from_state, shape_to_json
-from tljax import batch_stats, checkpoint, evaluate, masks, models, objective, penalties, seeds, train
+from tljax import batch_stats, checkpoint, evaluate, masks, models, objective, paths, penalties, seeds, train
 from tljax import metrics as measures
 from tljax.data import draw
 from tljax.initialization import Look, Start
@@ -109,6 +110,7 @@ def _train_missing(experiment: Experiment, missing: Mapping[str, PlannedFit], fo
             console.say(f"{planned.strategy.label}: phases begin at the steps {', '.join(map(str, begins))}")
         company = _company(fit, planned.strategy.label, settings.many)
         groups.setdefault((planned.budget, company), []).append(fit)
+    del initial  # with a draw of the whole model for each seed
     for group in groups.values():
         names = _names(group)
         if len(groups) > 1:
@@ -150,13 +152,32 @@ def obtain_source(
     if source is None:
         return {}
     if source.task is None:
-        return source.trained
+        return _on_device(source.trained)
     results = train_sources(settings, source.task, folder, execution)
     states = {place: checkpoint.load(folder / place)[0] for place in {result.checkpoint for result in results.values()}}
-    return {
-        seed: from_state(states[result.checkpoint], result.name, score(result), result.metric)
-        for seed, result in results.items()
-    }
+    return _on_device(
+        {
+            seed: from_state(states[result.checkpoint], result.name, score(result), result.metric)
+            for seed, result in results.items()
+        }
+    )
+
+
+def _on_device(trained: Mapping[int, Trained]) -> dict[int, Trained]:
+    """Sources with arrays of JAX, one for each array however many seeds have it.
+
+    Nobody writes into them, so all fits go on holding the same, which a group then has once.
+    """
+    arrays: dict[int, jax.Array] = {}
+
+    def placed(leaf: np.ndarray) -> Any:
+        if leaf.dtype != jax.dtypes.canonicalize_dtype(leaf.dtype):
+            return leaf  # it is refused where it meets the model
+        if id(leaf) not in arrays:
+            arrays[id(leaf)] = jnp.array(leaf)
+        return arrays[id(leaf)]
+
+    return {seed: source._replace(flat=jax.tree.map(placed, source.flat)) for seed, source in trained.items()}
 
 
 def train_sources(settings: Settings, task: Task, folder: Path, execution: train.Execution) -> dict[int, Result]:
@@ -818,7 +839,7 @@ def _leave(
             trees |= {f"{name}.best": best[2]} if best else {}
             trees |= {f"{name}.fisher": fishers[row]} if fishers else {}
             trees |= {f"{name}.{end}": of_end.variables for end, of_end in outcomes[row].ends.items()}
-            trees |= {f"{name}.merged": batch_stats.join(merge(params), model_state)} if merge else {}
+            trees |= {f"{name}.merged": batch_stats.join(_merged(merge, params), model_state)} if merge else {}
             results[row] = replace(results[row], checkpoint=f"checkpoints/{place.name}")
         in_checkpoint = {
             result.name: {
@@ -855,6 +876,16 @@ def _leave(
             ends=ends or None,
         )
     directory.add(folder, results)
+
+
+def _merged(merge: Callable[[Params], Params], params: Params) -> Params:
+    """The ordinary parameters in NumPy; a leaf that the merge left alone is the very array of `params`."""
+    known = dict(paths.items(params))
+
+    def kept(path: str, leaf: np.ndarray) -> np.ndarray:
+        return known[path] if path in known and np.array_equal(known[path], leaf) else leaf
+
+    return paths.each(kept, jax.tree.map(np.asarray, merge(params)))
 
 
 def _measured(on_device: DeviceData, fit: PreparedFit, outcome: Outcome) -> Result:
