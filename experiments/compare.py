@@ -36,7 +36,15 @@ from experiments.runs import (
     tuned,
 )
 from experiments.runs.command_line import flag
-from experiments.runs.judging import Judging, require_valid, require_variation, spoken_of, variation, with_margin
+from experiments.runs.judging import (
+    Judging,
+    require_valid,
+    require_variation,
+    spoken_of,
+    variation,
+    with_family,
+    with_margin,
+)
 from experiments.runs.plan import Experiment
 from experiments.runs.settings import ExperimentFlags, Settings
 from tljax import plugins
@@ -94,6 +102,7 @@ def run(values: Mapping[str, Any], options: CompareFlags, typed: Collection[str]
     evals = evaluations.read(settings, further, experiments, retention)
     metrics = evaluations.metrics_of(experiments, evals, options.verdict_on)
     options = with_margin(options, metrics.values())
+    options = with_family(options, [part.experiment.target for part in parts], settings.train_examples)
     judging = replace(options, against=summary.label(against), end=settings.verdict_of)
     if origin := tuned.origin_note(values, options.tuned, ("scratch", *settings.strategies)):
         console.say(origin)

@@ -123,8 +123,9 @@ def prepare(values: Mapping[str, Any], options: RankFlags) -> Ranking:
         raise InputError("--sources names what is ranked: leave out --source and --source_checkpoint")
     if options.score_examples < 2 or options.resamples < 10:
         raise InputError("--score_examples must be at least 2, --resamples at least 10")
-    if settings.source_rename and not any(sources.is_weights_file(place) for place in options.sources):
-        raise InputError("--source_rename is for weights from elsewhere: leave it out, or name a file in --sources")
+    for name in sources.rule_flags(settings):
+        if not any(sources.is_weights_file(place) for place in options.sources):
+            raise InputError(f"--{name} is for weights from elsewhere: leave it out, or name a file in --sources")
     execution = process.prepare(settings)
     cards = _distinct_names([card for place in options.sources for card in _read_cards(place, values)])
     if options.verify and len(cards) < 3:

@@ -56,6 +56,7 @@ from experiments.runs.settings import FLAGS, Settings
 from tljax import files, npz, plugins
 from tljax.study.results import Result, extended, from_json
 from tljax.study.summary import with_share
+from tljax.study.verdicts import require_family
 from tljax.types import InputError
 
 _NEEDED = ("name", "target", "strategy", "seed", "train_examples")
@@ -76,7 +77,7 @@ class ReportFlags:
         None, "the margin, as in experiments.compare; default the run's, else 0.5 points, 0.01 of another unit"
     )
     level: float | None = flag(None, "the level of all intervals and verdicts together; default the run's, else 0.95")
-    family: str | None = flag(None, "what is judged, area or budgets; default the run's, else area")
+    family: str | None = flag(None, "what is judged, area, budgets or a number of labels; default the run's, else area")
     looks: int | None = flag(None, "the number of planned looks at the results; default the run's, else 1")
     against: str | None = flag(None, "the strategy that the others are compared with; default the run's, else scratch")
     verdict_on: str | None = flag(None, "what verdicts are on, target or retention; default the run's, else target")
@@ -139,6 +140,7 @@ def _judging(options: ReportFlags, runs: Mapping[str, Mapping[str, Any]], parts:
     of_fits = {} if (end := fits_of.end_of(parts)) == "last" else {"verdict_of": end}
     judging = from_record({**next(iter(runs.values()), {}), **of_fits, **flag_values})
     require_valid(judging)
+    require_family(judging.family)
     judging = with_margin(judging, fits_of.metrics_of(parts, judging.verdict_on).values())
     if judging.verdict_on == "retention" and not any(part.kept for part in parts):
         raise InputError(

@@ -264,6 +264,7 @@ BAD = [
     (["--looks=0"], "--looks=0: give 1"),
     (["--against=nobody"], "is none of --strategies"),
     (["--family=targets"], "speak of themselves alone"),
+    (["--family=7/class"], "--family=7/class is none of --train_examples"),
     (["--eval=nothing_such"], "nothing_such"),
     (["--tuned=/nowhere"], "holds no best.flags"),
     (["--train_examples=4/clas"], "5/class"),

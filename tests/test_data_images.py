@@ -1,7 +1,9 @@
 """Images brought to one shape, against references written apart from it."""
 
 import io
+import struct
 import subprocess
+import zlib
 from pathlib import Path
 
 import jax
@@ -78,8 +80,44 @@ def test_alpha_and_transparent_palettes_leave_the_colours_alone() -> None:
     np.testing.assert_array_equal(decode(transparent, None, "x.png"), np.asarray(palette.convert("RGB")))
 
 
-def test_cmyk_jpeg_becomes_colour() -> None:
-    assert decode(encoded(COLOUR.convert("CMYK"), format="JPEG"), None, "x.jpg").shape == (24, 20, 3)
+@pytest.mark.parametrize(
+    ("ink", "colour"),
+    [((0, 255, 255, 0), (255, 0, 0)), ((255, 0, 0, 0), (0, 255, 255)), ((0, 0, 0, 102), (153, 153, 153))],
+)
+def test_cmyk_jpeg_becomes_the_colour_that_its_inks_leave(ink: tuple[int, ...], colour: tuple[int, ...]) -> None:
+    inks = Image.new("CMYK", (24, 20), ink)
+    for channels in (None, 3):
+        got = decode(encoded(inks, format="JPEG", quality=100), channels, "x.jpg").astype(int)
+        assert got.shape == (20, 24, 3) and np.abs(got - colour).max() <= 3
+    assert decode(encoded(inks, format="JPEG"), 1, "x.jpg").shape == (20, 24, 1)
+
+
+def deep_png(colour_type: int, channels: int) -> bytes:
+    """A PNG of 2 x 1 pixels with 16 bits a channel, after the PNG specification (PIL writes none in colour)."""
+
+    def chunk(kind: bytes, contents: bytes) -> bytes:
+        return struct.pack(">I", len(contents)) + kind + contents + struct.pack(">I", zlib.crc32(kind + contents))
+
+    header = struct.pack(">IIBBBBB", 2, 1, 16, colour_type, 0, 0, 0)
+    row = zlib.compress(b"\0" + struct.pack(f">{2 * channels}H", *range(0, 600 * channels, 300)))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", row) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("colour_type", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)])
+def test_sixteen_bits_are_refused_in_every_kind_of_png(colour_type: int, channels: int) -> None:
+    data = deep_png(colour_type, channels)
+    Image.open(io.BytesIO(data)).load()  # it is a good picture
+    with pytest.raises(InputError, match=r"x.png has more than 8 bits a channel \(mode .*\): save it with 8"):
+        decode(data, None, "x.png")
+
+
+def test_an_animation_is_refused_in_one_line() -> None:
+    frames = [COLOUR.rotate(90 * i, expand=False) for i in range(3)]
+    data = encoded(frames[0], save_all=True, append_images=frames[1:])
+    with pytest.raises(InputError, match=r"x.png is an animation of 3 frames: save the frame that is meant by itself"):
+        decode(data, None, "x.png")
+    one_frame = encoded(frames[0], save_all=True)
+    np.testing.assert_array_equal(decode(one_frame, None, "x.png"), COLOUR)
 
 
 def test_sixteen_bits_and_damaged_pictures_are_refused() -> None:

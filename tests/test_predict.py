@@ -237,12 +237,17 @@ def spoilt(tmp_path, finished, what):
         "none at all": {"images": pixels[:0]},
     }
     np.savez(place, **arrays.get(what, {"images": pixels}))
-    if what in ("corrupt", "an empty folder", "another kind"):
+    if what in ("corrupt", "an empty folder", "another kind", "animated", "16 bits"):
         place = tmp_path / "pictures"
         place.mkdir()
         if what == "corrupt":
             Image.fromarray(np.arange(36, dtype=np.uint8).reshape(6, 6)).save(place / "a.png")
             (place / "b.png").write_bytes((place / "a.png").read_bytes()[:50])
+        if what == "animated":
+            frames = [Image.new("L", (6, 6), level) for level in (0, 90)]
+            frames[0].save(place / "b.png", save_all=True, append_images=frames[1:])
+        if what == "16 bits":
+            Image.fromarray(np.full((6, 6), 40_000, np.uint16)).save(place / "b.png")
         if what == "another kind":
             place = place / "a.txt"
             place.write_text("a")
@@ -260,6 +265,8 @@ BAD = {
     "no checkpoint": "is not a tljax checkpoint",
     "no images at all": "does not exist: give a folder",
     "corrupt": "b.png' is no readable picture",
+    "animated": "b.png' is an animation of 2 frames: save the frame that is meant",
+    "16 bits": r"b.png' has more than 8 bits a channel \(mode I;16\): save it with 8",
     "an empty folder": r"pictures' holds no picture \(.png, .jpg, .jpeg\)",
     "another kind": r"a.txt' holds no picture",
     "other floats": r"images are float32\[5\], the model takes \[6, 6, 1\]",
@@ -273,6 +280,21 @@ BAD = {
     "none at all": "is empty",
     "cut": "cannot be read as .npz",
 }
+
+
+def test_a_picture_is_predicted_the_same_rotated_and_as_a_transparent_palette(finished, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 6), np.uint8)
+    folder, exif = tmp_path / "pictures", Image.Exif()
+    folder.mkdir()
+    Image.fromarray(pixels).save(folder / "a.png")
+    exif[0x0112] = 6  # its first row is the right side of what is seen
+    Image.fromarray(np.rot90(pixels)).save(folder / "b.png", exif=exif)
+    palette = Image.fromarray(pixels).convert("P")
+    palette.save(folder / "c.png", transparency=bytes(range(256)))
+    table = predicted(tmp_path, finished[0], folder, finished[1][0].name)
+    for column in (name for name in table if name.startswith("p(")):
+        assert len(set(table[column])) == 1
+    assert table["image"] == ["a.png", "b.png", "c.png"]
 
 
 @pytest.mark.parametrize("what", BAD)

@@ -11,6 +11,7 @@ from PIL import Image
 from experiments import (
     check,
     compare,
+    convert,
     export,
     features,
     predict,
@@ -31,7 +32,7 @@ COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", TEXT + PROJECT, re.
 )
 PROGRAMS = {
     f"experiments.{program.__name__.split('.')[-1]}": program.main
-    for program in (check, compare, export, features, predict, pretrain, rank, report, search, transfer, zoo)
+    for program in (check, compare, convert, export, features, predict, pretrain, rank, report, search, transfer, zoo)
 }
 QUICK = ("--seeds=0", "--steps=3")
 

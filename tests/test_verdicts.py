@@ -16,8 +16,8 @@ from test_study import cell, fits, found
 from experiments import compare, report
 from experiments.compare import CompareFlags
 from experiments.pages import compare as compare_page
+from experiments.pages import figures, tables
 from experiments.pages import report as pages
-from experiments.pages import tables
 from experiments.pages import transfer as transfer_page
 from experiments.runs import console, directory, judging, looks, predictions, process
 from experiments.runs.judging import Judging
@@ -681,3 +681,58 @@ def test_the_base_is_found_however_its_options_are_written(tasks, tmp_path, monk
     given = command(tasks, tmp_path, strategies=("full", "lp_ft:start=0.50"))
     compare.main(["compare", *given, "--against=lp_ft:start=0.50"])
     assert [judging.against for judging in judgings] == ["lp_ft:start=0.5"]
+
+
+# One label budget, chosen before; and a band over all of them
+
+
+def of_three_budgets():
+    """Two strategies and scratch at 10, 50 and 200 labels, five seeds and 400 items each."""
+    rates = {"scratch": (0.5, 0.6, 0.8), "early": (0.7, 0.62, 0.8), "late": (0.5, 0.66, 0.7)}
+    return {
+        cell(name, budget): fits([rate + 0.004 * i for i in range(5)], seed=len(name) + budget)
+        for name, by_budget in rates.items()
+        for budget, rate in zip((10, 50, 200), by_budget, strict=True)
+    }
+
+
+def test_one_budget_is_judged_as_if_the_others_were_not_there():
+    table = of_three_budgets()
+    family, others = judgements(table, kind="50")
+    alone, none = judgements({where: scores for where, scores in table.items() if where.budget == 50})
+    assert [one.budgets for one in family] == [(50,), (50,)] and none == []
+    assert [(one.word, one.low, one.high, one.p) for one in family] == [
+        (one.word, one.low, one.high, one.p) for one in alone
+    ]
+    assert {(one.strategy, one.budgets[0]) for one in others} == {
+        (name, n) for name in ("early", "late") for n in (10, 200)
+    }
+    assert not any(one.word for one in others)
+    for wrong, message in (("70", "no fit has 70 labels: there are 10, 50 and 200"), ("0", "a number of labels")):
+        with pytest.raises(InputError, match=message):
+            judgements(table, kind=wrong)
+
+
+def test_the_band_over_budgets_covers_together_as_max_t_over_all_of_its_points():
+    """Each interval is mean -+ c se with a c beyond that of one alone and within Bonferroni's of the six."""
+    table = of_three_budgets()
+    band, _ = judgements(table, kind="budgets")
+    assert len(band) == 6
+    for one in band:
+        scores = comparisons.differences(table, cell(one.strategy, *one.budgets), cell("scratch", *one.budgets))
+        alone, bonferroni = (statistics.crossed(scores, level) for level in (0.95, 1 - 0.05 / 6))
+        assert one.mean == pytest.approx(scores.mean())
+        assert alone.high - alone.low < one.high - one.low <= (bonferroni.high - bonferroni.low) * 1.001
+
+
+def test_the_page_draws_the_band_and_names_the_labels_of_each_row():
+    family, _ = judgements(of_three_budgets(), kind="budgets")
+    drawn, text = figures.bands(family, figures.strokes(["early", "late"]))
+    [axes] = drawn.axes
+    assert "early, 10 labels +" in text and len(axes.lines) == 3  # 0 and a line each
+    for name, line in zip(("early", "late"), axes.lines[1:], strict=True):
+        of_strategy = [one for one in family if one.strategy == name]
+        np.testing.assert_allclose(line.get_ydata(), [100 * one.mean for one in of_strategy])
+    rows, _ = figures.forest(family)
+    assert "early, 50 labels" in [tick.get_text() for tick in rows.axes[0].get_yticklabels()]
+    assert figures.bands(judgements(of_three_budgets(), kind="50")[0], figures.strokes(["early", "late"])) is None

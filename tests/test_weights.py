@@ -96,7 +96,7 @@ def test_a_dot_parts_a_name_as_pytorch_writes_it():
     found = weights.grafted(arrays, [weights.rule(text) for text in rules], like)
     assert found["block_0"]["attn"]["query"]["kernel"].shape == (3, 2) and found["embed"]["pos"].sum() == 3
     with pytest.raises(InputError, match="rule 'odd' matches no array"):  # a name with '/' is parted by it alone
-        weights.placed(arrays, [weights.rule("odd:to=even")])
+        weights.moves(arrays, [weights.rule("odd:to=even")])
 
 
 def test_without_rules_a_few_names_and_a_rule_are_shown():

@@ -73,7 +73,7 @@ def glob(pattern: str) -> Callable[[str], bool]:
     >>> [glob("{head,body/*}/bias")(path) for path in ("head/bias", "body/0/bias", "body/bias")]
     [True, True, False]
     """
-    alternatives = [_automaton(text) for text in _expanded(pattern)]
+    alternatives = [_automaton(text) for text in expanded(pattern)]
     return lambda path: any(_accepts(tokens, path) for tokens in alternatives)
 
 
@@ -81,10 +81,10 @@ MOST_ALTERNATIVES = 1000
 """The most patterns that the braces of one pattern may stand for: more are a slip of the pen, not a rule."""
 
 
-def _expanded(pattern: str) -> list[str]:
+def expanded(pattern: str) -> list[str]:
     """The patterns that the braces of a pattern stand for; inner braces are expanded first.
 
-    >>> _expanded("{q,{k,v}x}/w")
+    >>> expanded("{q,{k,v}x}/w")
     ['q/w', 'kx/w', 'vx/w']
     """
     patterns = [pattern]

@@ -46,6 +46,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return "; known: " + ", ".join(sorted(known)) if known else ""
 
 
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The known name nearest to `name`, if one is near.
+
+    >>> closest("heed_only", ["scratch", "head_only"]), closest("x", ["scratch"])
+    ('head_only', None)
+    """
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)), None)
+
+
 def meant(name: str, known: Iterable[str]) -> str | None:
     """The known name that `name` is a slip of: another case, order or number of its words, or a letter or two.
 

@@ -266,6 +266,10 @@ VERDICTS = (
     "equivalent."
 )
 FOREST = "The same: bars are the intervals, the grey band the margin of equivalence."
+BANDS = (
+    "The same against the number of labels: bands are the intervals, which hold together over all labels and "
+    "strategies; the grey band is the margin."
+)
 LABELS = "Mean test {metric} over seeds, ranges below{single}. A fit that diverged counts as {constant}."
 SINGLE = " (of a single fit Wilson's 95 % interval over test examples, taken as independent)"
 LABELS_PICTURE = "The same. Lines are means over seeds, bands their range."
@@ -309,7 +313,7 @@ def sections(study: Study, classes: Classes) -> list[Section]:
     notes = report.sentences(study.notes)
     strokes = figures.strokes(list(map(label, fits)))
     every = [
-        Section("Verdicts", "verdicts", _verdicts(study.family, notes, study.verdict_on)),
+        Section("Verdicts", "verdicts", _verdicts(study.family, strokes, notes, study.verdict_on)),
         Section(f"{_shared_name(fits)} by label budget", "labels", _scores_by_labels(fits, strokes, notes)),
         Section("Further metrics", "metrics", _further_metrics(fits, notes)),
         Section(
@@ -420,7 +424,7 @@ def _milestones(study: Study, notes: str) -> list[Block]:
     ]
 
 
-def _verdicts(family: Sequence[Comparison], notes: str, verdict_on: str) -> list[Block]:
+def _verdicts(family: Sequence[Comparison], strokes: figures.Strokes, notes: str, verdict_on: str) -> list[Block]:
     """The table of verdicts, and its forest plots, one a metric."""
     if not family:
         return []
@@ -435,7 +439,17 @@ def _verdicts(family: Sequence[Comparison], notes: str, verdict_on: str) -> list
     return [
         Block(caption + shared + notes, table),
         *figure(FOREST + notes, [figures.forest(members) for members in _by_metric(family).values()], "box wide"),
+        *figure(BANDS + notes, _bands(family, strokes)),
     ]
+
+
+def _bands(family: Sequence[Comparison], strokes: figures.Strokes) -> list[figures.Picture | None]:
+    """The picture of each source and target whose strategies are judged at several label budgets, each by itself."""
+    by_place: dict[Any, list[Comparison]] = {}
+    for comparison in family:
+        by_place.setdefault((comparison.source, comparison.target), []).append(comparison)
+    alone = [members for members in by_place.values() if all(len(each.budgets) == 1 for each in members)]
+    return [figures.bands(members, strokes) for members in alone]
 
 
 def _scores_by_labels(fits: Sequence[Result], strokes: figures.Strokes, notes: str) -> list[Block]:

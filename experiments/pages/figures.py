@@ -457,12 +457,12 @@ def gains(family: Sequence[Comparison]) -> Picture | None:
     factor = units.factor(metric)
     sources = list(dict.fromkeys(str(comparison.source) for comparison in family))
     targets = list(dict.fromkeys(comparison.target for comparison in family))
-    names = list(dict.fromkeys(comparison.strategy for comparison in family))
+    names = list(dict.fromkeys(_row(comparison, family) for comparison in family))
     if max(len(sources), len(targets)) < 2:
         return None
     tables = {name: np.full((len(sources), len(targets)), np.nan) for name in names}
     for comparison in family:
-        tables[comparison.strategy][sources.index(str(comparison.source)), targets.index(comparison.target)] = (
+        tables[_row(comparison, family)][sources.index(str(comparison.source)), targets.index(comparison.target)] = (
             factor * comparison.mean
         )
     most = max((abs(factor * comparison.mean) for comparison in family if finite(comparison.mean)), default=1) or 1
@@ -506,7 +506,8 @@ def forest(family: Sequence[Comparison]) -> Picture | None:
     ticks: list[float] = []
     labels: list[str] = []
     heads: list[int] = []
-    figure = _canvas(7.6, 0.7 + 0.21 * (_line_count([*places, *(comparison.strategy for comparison in family)])))
+    rows = [_row(comparison, members) for members in places.values() for comparison in members]
+    figure = _canvas(7.6, 0.7 + 0.21 * (_line_count([*places, *rows])))
     axes = figure.add_subplot()
     y = 0.0
     for where, members in places.items():
@@ -514,11 +515,11 @@ def forest(family: Sequence[Comparison]) -> Picture | None:
         ticks.append(y)
         labels.append(_wrapped(where, width=40))
         for comparison in members:
-            tall = _line_count([comparison.strategy])
+            tall = _line_count([_row(comparison, members)])
             y += 0.5 + tall / 2
             _interval(axes, y, tall, comparison)
             ticks.append(y)
-            labels.append(_wrapped(comparison.strategy))
+            labels.append(_wrapped(_row(comparison, members)))
             y += tall / 2 - 0.5
         y += 1.3
     axes.axvline(0, color=INK, linewidth=0.8, zorder=1)
@@ -532,6 +533,41 @@ def forest(family: Sequence[Comparison]) -> Picture | None:
     axes.tick_params(axis="y", length=0)
     text = "; ".join(f"{where}: " + ", ".join(map(_in_words, members)) for where, members in places.items())
     return figure, f"Forest plot of the differences from {base}{_in_unit(metric)}, with intervals: {text}."
+
+
+def _row(comparison: Comparison, members: Sequence[Comparison]) -> str:
+    """The name of a row of the forest plot: the strategy, and its labels where others of its place have other ones."""
+    several = len({other.budgets for other in members if other.strategy == comparison.strategy}) > 1
+    return f"{comparison.strategy}, {comparison.budgets[0]:,} labels" if several else comparison.strategy
+
+
+def bands(members: Sequence[Comparison], strokes: Strokes) -> Picture | None:
+    """The differences against the number of labelled examples, with their intervals; the grey band is the margin.
+
+    `members` are of one source and target and a budget each: all their intervals hold together, so those of a strategy
+    are a simultaneous band over its budgets.
+    """
+    by_strategy: dict[str, list[Comparison]] = {}
+    for comparison in members:
+        if finite(comparison.mean) and finite(comparison.low) and finite(comparison.high):
+            by_strategy.setdefault(comparison.strategy, []).append(comparison)
+    budgets = sorted({comparison.budgets[0] for each in by_strategy.values() for comparison in each})
+    if len(budgets) < 2:
+        return None
+    metric, where = members[0].metric, place(members[0].source, members[0].target)
+    factor, margin = units.factor(metric), units.factor(metric) * members[0].margin
+    figure, axes = _chart(by_strategy, where)
+    axes.axhspan(-margin, margin, color=GREY, alpha=0.6, linewidth=0, zorder=0)
+    axes.axhline(0, color=INK, linewidth=0.8, zorder=1)
+    for name, each in by_strategy.items():
+        curve = np.array([(c.budgets[0], factor * c.mean, factor * c.low, factor * c.high) for c in each]).T
+        _draw_line(axes, curve, name, strokes[name], "o")
+    axes.set(xscale="log", xlabel="labelled examples", ylabel=f"difference from {base_of(members)}{_in_unit(metric)}")
+    axes.set_xticks(budgets, [f"{budget:,}" for budget in budgets])
+    axes.minorticks_off()
+    _legend(figure)
+    text = "; ".join(f"{_row(comparison, members)} {_signed(comparison, comparison.mean)}" for comparison in members)
+    return figure, f"Line chart of the differences from {base_of(members)} against labelled examples, {where}: {text}."
 
 
 def _in_unit(metric: Metric) -> str:

@@ -31,6 +31,16 @@ def check(text: str) -> None:
         )
 
 
+def is_budget(text: str) -> bool:
+    """Whether a text is a label budget, without seeds of its own.
+
+    >>> is_budget("5/class"), is_budget("area"), is_budget("5/class:seeds=2")
+    (True, False, False)
+    """
+    match = _BUDGET.fullmatch(text)
+    return match is not None and match[3] is None and (match[1] is None or int(match[1]) > 0)
+
+
 def total(text: str, task: Task) -> int:
     """The number of labelled examples that a label budget takes of a task.
 

@@ -26,7 +26,21 @@ from tljax.types import InputError
 
 FLAGFILES = Path(__file__).parent.parent / "flags"
 """The folder of the flagfiles that are shipped."""
-ORDER = ("pretrain", "zoo", "features", "rank", "search", "check", "transfer", "compare", "report", "export", "predict")
+ORDER = (
+    "pretrain",
+    "zoo",
+    "features",
+    "rank",
+    "search",
+    "check",
+    "transfer",
+    "compare",
+    "report",
+    "export",
+    "apply",
+    "convert",
+    "predict",
+)
 """The programs in the order of a project; others come after them."""
 HELP = ("help", "helpfull", "helpshort", "h")
 """The names by which help is asked for."""
@@ -175,10 +189,12 @@ def main(
 def read(argv: Sequence[str], form: type[Form]) -> tuple[dict[str, Any], Form]:
     """({flag: value} of the shared groups' flags that are given, the form) of a command line and its flagfiles.
 
-    In a flagfile, which programs may share, flags of experiments.transfer that the form has not are passed over. Raises
-    InputError as `parse` does.
+    In a flagfile, which programs may share, flags of experiments.transfer that the form has not are passed over. A
+    form's ARGUMENT is the flag that a first word without dashes is of. Raises InputError as `parse` does.
     """
     known = kinds(form)
+    if (name := vars(form).get("ARGUMENT", "")) and len(argv) > 1 and not argv[1].startswith("-"):
+        argv = [argv[0], f"--{name}={argv[1]}", *argv[2:]]
     alone = own_flags(form) == known.keys()
     values = parse(argv, known, () if alone else of_programs()["transfer"].keys() - known.keys())
     names, own_names = {f.name for f in fields(form)}, own_flags(form)

@@ -16,7 +16,7 @@ from experiments.runs.plan import Experiment
 from experiments.runs.settings import Settings
 from tljax.study import units
 from tljax.study.verdicts import require_family
-from tljax.types import InputError, Metric
+from tljax.types import InputError, Metric, Task
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,11 @@ class Judging:
         f"metric's unit; default {units.MARGIN_OF_FRACTIONS:g} points, {units.MARGIN:g} of another unit",
     )
     level: float = flag(0.95, "of all intervals and verdicts together, a fraction")
-    family: str = flag("area", "what is judged: area under the budget curve of each strategy, or all budgets")
+    family: str = flag(
+        "area",
+        "what is judged: area under the budget curve of each strategy, budgets (each of them, all intervals together), "
+        "or one of them alone, as 5/class",
+    )
     looks: int = flag(1, "how often the results are to be looked at while seeds are added")
     against: str = flag("scratch", "the strategy that the others are compared with")
     verdict_on: str = flag(
@@ -50,7 +54,8 @@ def require_valid(judging: Judging) -> None:
         raise InputError(f"--level={judging.level:g}: give 0.5 or more, below 1")
     if judging.looks < 1:
         raise InputError(f"--looks={judging.looks}: give 1 or more")
-    require_family(judging.family)
+    if not budgets.is_budget(judging.family):
+        require_family(judging.family)
     if judging.verdict_on not in ON:
         raise InputError(f"--verdict_on={judging.verdict_on}: give {' or '.join(ON)}")
     if judging.verdict_on == "retention" and judging.against == "scratch":
@@ -86,6 +91,23 @@ def with_margin(judging: AnyJudging, metrics: Collection[Metric]) -> AnyJudging:
     if "points" in of_units and judging.margin >= 100:
         raise InputError(f"--margin={judging.margin:g}: {_MARGIN}")
     return judging
+
+
+def with_family(judging: AnyJudging, targets: Collection[Task], train_examples: Collection[str]) -> AnyJudging:
+    """Judging with the number of labels of a family that is one label budget, such as 5/class; else as it is.
+
+    Raises InputError where none of `train_examples` is that budget, and where it is of several numbers of labels.
+    """
+    if not budgets.is_budget(judging.family):
+        return judging
+    numbers = {budgets.total(judging.family, target): target.name for target in targets}
+    if len(numbers) > 1:
+        texts = " and ".join(f"{number:,} labels of {name}" for number, name in numbers.items())
+        raise InputError(f"--family={judging.family} is {texts}: compare the targets one by one")
+    [number] = numbers
+    if not any(budgets.total(text, target) == number for text in train_examples for target in targets):
+        raise InputError(f"--family={judging.family} is none of --train_examples={','.join(train_examples)}")
+    return replace(judging, family=str(number))
 
 
 def margins(judging: Judging, metrics: Mapping[str, Metric]) -> dict[str, float]:

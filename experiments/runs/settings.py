@@ -55,7 +55,10 @@ class RenamingFlags:
     """How the arrays of a file of weights are called in the model."""
 
     THEME: ClassVar[str] = "Tasks"
-    source_rename: tuple[str, ...] = flag((), "of such a file: 0.weight:to=hidden_0/kernel:transpose, bn.t:drop")
+    source_rules: str = flag(
+        "", "which arrays of such a file are which leaves: vit_hf, vit_timm, resnet_torchvision, FILE.rules", neutral=""
+    )
+    source_rename: tuple[str, ...] = flag((), "rules of one's own, before those: 0.weight:to=hidden_0/kernel:transpose")
 
 
 @dataclass(frozen=True)

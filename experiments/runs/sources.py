@@ -6,9 +6,11 @@ still to be trained: `plan.source_from_data`, `fit.train_sources`.)
 
 The card of net.safetensors is net.safetensors.json beside it: {"task": "mnist", "classes": ["0", "1", ...], "shape":
 [28, 28, 1]}, whose pixels it takes as 0 to 1; and, as far as they are known, "model" ({"model": "mlp", "hidden": [512],
-"activation": "relu"}), "rename" (rules as in `tljax.weights`, those of --source_rename before them), "accuracy",
-"steps", the data's "fingerprint" and the "note" that every table must have of them. A card of experiments.export has
-the SHA-256 of the weights and of itself, and both are held against them; one that is written by hand has none.
+"activation": "relu"}), "rules" (a name or file of rules as `tljax.weights.rules` has them; --source_rules in its
+place), "rename" (rules that come before those; --source_rename in their place), "accuracy", "steps", the data's
+"fingerprint" and the "note" that every table must have of them, and of converted ones the "source" (file, SHA-256,
+package, version, licence). A card of experiments.export has the SHA-256 of the weights and of itself, and both are held
+against them; one that is written by hand has none.
 """
 
 import hashlib
@@ -93,11 +95,30 @@ def is_weights_file(place: str | None) -> bool:
 
 
 def refuse_rules(settings: Settings) -> None:
-    """Raise InputError for rules of renaming where there is no file of weights."""
-    if settings.source_rename and not is_weights_file(settings.source_checkpoint):
-        raise InputError(
-            "--source_rename is for weights from elsewhere: leave it out, or give --source_checkpoint=FILE.safetensors"
-        )
+    """Raise InputError for rules where there is no file of weights."""
+    for name in rule_flags(settings):
+        if not is_weights_file(settings.source_checkpoint):
+            raise InputError(
+                f"--{name} is for weights from elsewhere: leave it out, or give --source_checkpoint=FILE.safetensors"
+            )
+
+
+def rule_flags(settings: Settings) -> list[str]:
+    """The flags of rules that are given."""
+    return [name for name in ("source_rename", "source_rules") if getattr(settings, name)]
+
+
+def read_rules(settings: Settings, card: Mapping[str, Any], file: Path) -> tuple[weights.Rule, ...]:
+    """The rules of the flags, or else of the card: those by themselves, then those of a name or file.
+
+    A file that a card names is found from the working directory, or from beside the card. Raises InputError for what
+    is no rule.
+    """
+    own = [weights.rule(text) for text in settings.source_rename or card.get("rename", ())]
+    name = settings.source_rules or card.get("rules", "")
+    if not settings.source_rules and name and (file.parent / name).is_file() and not Path(name).is_file():
+        name = str(file.parent / name)
+    return (*own, *(weights.read_rules(name) if name else ()))
 
 
 def stand_ins(settings: Settings, trial_seeds: Sequence[int]) -> dict[int, int]:
@@ -470,12 +491,15 @@ def _other_model(settings: Settings, described: Mapping[str, Any], names: Sequen
 _CARD: Mapping[str, tuple[type, type | None]] = {
     **{"task": (str, None), "classes": (list, str), "shape": (object, None)},
     **{"kind": (str, None), "outputs": (int, None), "resize": (str, None)},
-    **{"model": (dict, None), "rename": (list, str), "accuracy": (float, None), "steps": (int, None)},
+    **{"model": (dict, None), "rename": (list, str), "rules": (str, None)},
+    **{"accuracy": (float, None), "steps": (int, None)},
     **{"score": (float, None), "metric": (dict, None)},
     **{"fingerprint": (str, None), "note": (str, None), "weights_sha256": (str, None), "sha256": (str, None)},
+    **{"source": (dict, None)},
 }
 """What a card may say: its type, and that of what is in it."""
-_NEEDED = ("task", "classes", "shape")
+NEEDED = ("task", "classes", "shape")
+"""What a card must say."""
 
 
 def _from_weights_file(settings: Settings, trains: bool = True) -> Source:
@@ -489,13 +513,14 @@ def _from_weights_file(settings: Settings, trains: bool = True) -> Source:
     difference = _difference(settings, card["model"]) if "model" in card else ""
     if "weights_sha256" in card and card["weights_sha256"] != hashlib.sha256(file.read_bytes()).hexdigest():
         raise InputError(f"'{file}' is not as it was written, or has another's card: restore it, or export it again")
-    rules = [weights.rule(text) for text in settings.source_rename or card.get("rename", ())]
+    rules = read_rules(settings, card, file)
     kind, shape, outputs = _described(card)
     model = settings.build_model(outputs)
     like = models.abstract(model, shape)
     try:
         arrays = weights.read(file)
-        named = set(weights.placed(arrays, rules).values())
+        moves, _ = weights.moves(arrays, rules)
+        named = {path for move in moves for path in move.leaves}
         # Of the state whatever the file has: `_with_state` says what it lacks, or fills it in.
         held = {
             path: leaf for path, leaf in paths.items(like) if batch_stats.NAME not in path.split("/") or path in named
@@ -520,7 +545,7 @@ def _from_weights_file(settings: Settings, trains: bool = True) -> Source:
         steps=card.get("steps"),
         recipe=identity,
         trained=dict.fromkeys(settings.seeds, Trained(flat, *_by_card(card))),
-        names={path: name for name, path in weights.placed(arrays, rules).items() if path is not None},
+        names={path: move.shown for move in moves for path in move.leaves},
         kind=kind,
         outputs=outputs,
         resize=card.get("resize", "squash"),
@@ -547,8 +572,8 @@ def weights_card(file: Path) -> dict[str, Any]:
                 f"--source_checkpoint={file} does not exist: give the path of a file of weights"
             ) from error
         raise InputError(f"'{place}' is no JSON ({error}): write it again") from error
-    if not isinstance(card, dict) or not all(name in card for name in _NEEDED):
-        raise InputError(f"'{place}' must say {', '.join(_NEEDED)}: add what is missing")
+    if not isinstance(card, dict) or not all(name in card for name in NEEDED):
+        raise InputError(f"'{place}' must say {', '.join(NEEDED)}: add what is missing")
     if "sha256" in card and not directory.intact(card):
         raise InputError(
             f"'{place}' is not as it was written: restore it, or export it again; if the change is meant, take out its "

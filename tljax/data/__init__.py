@@ -1,6 +1,10 @@
 """Data sets by name, as arrays: `load("mnist_10k")` gives a Task.
 
 mnist_10k, fashion_mnist_10k      10,000 + 2,000 images that come with tljax; no network, nothing written
+glyphs_capitals, glyphs_digits    letters and digits of 535 fonts, groups are font families; hand-written characters,
+omniglot_five, omniglot_latin     groups are drawers: shipped too. Each also as NAME_few, another split of the same
+                                  items: few groups for training, many for testing (see `shipped`)
+sklearn_digits                    the 1,797 digits of scikit-learn, 8x8, shipped
 mnist, fashion_mnist, kmnist      complete, from `manual_dir` (IDX files) or TFDS
 cifar10, NAME/CONFIG              of TFDS; NAME:train=train[:80%]:test=train[80%:]; NAME:inputs=A+B:target=C names its
                                   features: pictures or numbers, a class, several labels or values (see `tfds`)
@@ -22,7 +26,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from tljax.data import by_row, derive, filenames, files, idx, images, tfds
+from tljax.data import by_row, derive, filenames, files, idx, images, shipped, tfds
 from tljax.data.cache import Prepare, cached
 from tljax.data.images import Shape
 from tljax.files import place
@@ -72,6 +76,9 @@ def load(
     if spec.name in idx.SHIPPED:
         _require_options(spec, ())
         return derive.derived(idx.shipped(spec.name, shape, resize), name, changes)
+    if spec.name in shipped.NAMES:
+        _require_options(spec, ())
+        return derive.derived(shipped.load(spec.name, shape, resize), name, changes)
     if by_row.is_name(spec):
         return derive.derived(by_row.load(base, spec, shape, resize, say), name, changes)
     home = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"

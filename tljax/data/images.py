@@ -117,16 +117,21 @@ def decode(data: bytes, channels: int | None, what: str) -> np.ndarray:
 
     The picture is turned and mirrored as its EXIF orientation says (tag 274, CIPA DC-008). `channels` 1 or 3 makes it
     grey or colour; None leaves grey grey and makes every other kind (palette, RGBA, CMYK) RGB; alpha is dropped.
-    Raises InputError, in which `what` names the picture, if it cannot be read, has over 8 bits a channel, or is of
-    another format, whatever its name: PIL reads dozens, and hands some of them to other programs.
+    Raises InputError, in which `what` names the picture, if it cannot be read, has over 8 bits a channel, is animated,
+    or is of another format, whatever its name: PIL reads dozens, and hands some of them to other programs. Of a JPEG
+    that holds several pictures, as phones make them, it is the first, which viewers show.
     """
     from PIL import Image
 
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
             mode = picture.mode
-            if mode.startswith("I") or mode == "F":
+            # Of 16 bits PIL reads grey as "I;16", and keeps the upper 8 of every other kind without a word.
+            if mode.startswith("I") or mode == "F" or _bits(data) > 8:
                 raise InputError(f"{what} has more than 8 bits a channel (mode {mode}): save it with 8")
+            if picture.format == "PNG" and getattr(picture, "is_animated", False):
+                frames = getattr(picture, "n_frames", 0)
+                raise InputError(f"{what} is an animation of {frames} frames: save the frame that is meant by itself")
             new_mode = {1: "L", 3: "RGB"}.get(channels or 0, "L" if mode in ("1", "L", "LA", "La") else "RGB")
             # Through RGBA, or PIL warns; nothing is blended: RGBA -> RGB and LA -> L drop the alpha.
             plain = picture.convert("RGBA") if "transparency" in picture.info else picture
@@ -138,6 +143,11 @@ def decode(data: bytes, channels: int | None, what: str) -> np.ndarray:
         reason = f"no {' or '.join(FORMATS)}" if "BytesIO" in str(error) else error
         raise InputError(f"{what} is no readable picture ({reason}): replace or remove it") from error
     return array[..., None] if array.ndim == 2 else array
+
+
+def _bits(data: bytes) -> int:
+    """Bits a channel of a PNG, of the header that begins it; 8 of anything else."""
+    return data[24] if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > 24 else 8
 
 
 def _orientation(picture: Any) -> int:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tljax.data import idx, images
+from tljax.data import idx, images, shipped
 from tljax.data.checks import checked
 from tljax.data.images import Shape
 from tljax.plugins import nearest
@@ -84,9 +84,9 @@ def _builder(name: str, data_dir: Path) -> Any:
             return _idx_builder(base, data_dir)
         return tfds.builder(name, data_dir=data_dir)
     except tfds.core.registered.DatasetNotFoundError as error:
-        known = [*idx.SHIPPED, *tfds.list_builders(with_community_datasets=False)]
+        known = [*idx.SHIPPED, *shipped.NAMES, *tfds.list_builders(with_community_datasets=False)]
         hint = nearest(name, known)
-        hint = hint if hint.startswith("; nearest") else nearest(name, [*idx.SHIPPED, *idx.COMPLETE])
+        hint = hint if hint.startswith("; nearest") else nearest(name, [*idx.SHIPPED, *shipped.NAMES, *idx.COMPLETE])
         raise InputError(f"unknown data set '{name}', and none such under '{data_dir}'{hint}") from error
     except ValueError as error:
         try:

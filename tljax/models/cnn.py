@@ -1,12 +1,13 @@
 """A small convolutional network: `conv_0`, `conv_1`, `dense` and `head`."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
 import jax
 
 from tljax.models import activation as by_name
-from tljax.models.linen import flat, linear_head, stage
+from tljax.models.linen import flat, images, linear_head, stage
 from tljax.types import InputError, Model
 
 
@@ -47,14 +48,13 @@ def model(
         return nn.max_pool(act(x), (2, 2), strides=(2, 2), padding="SAME")
 
     convolutions = [
-        stage(f"conv_{i}", _Convolution(width * (i + 1), norm, dtype), before=_images, after=pooled) for i in (0, 1)
+        stage(
+            f"conv_{i}",
+            _Convolution(width * (i + 1), norm, dtype),
+            before=functools.partial(images, "cnn"),
+            after=pooled,
+        )
+        for i in (0, 1)
     ]
     hidden = stage("dense", nn.Dense(dense, dtype=dtype), before=flat, after=act)
     return (*convolutions, hidden, stage("head", linear_head(classes, dtype)))
-
-
-def _images(x: jax.Array) -> jax.Array:
-    """The inputs. Raises InputError if they are not images [batch, height, width, channels]."""
-    if x.ndim != 4:
-        raise InputError(f"cnn: an example has shape {x.shape[1:]}: it takes images [height, width, channels]")
-    return x

@@ -159,6 +159,35 @@ def linear_head(classes: int, dtype: Any = None) -> nn.Dense:
     )
 
 
+PIXELS = {
+    "unit": ((0.0,), (1.0,)),
+    "signed": ((0.5,), (0.5,)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+"""{pixels: (what is subtracted from channels of 0 to 1, what they are divided by then)}: what a network learnt on."""
+
+
+def images(model: str, x: jax.Array, pixels: str = "unit") -> jax.Array:
+    """Images [batch, height, width, channels] of 0 to 1, as `PIXELS` says that a network learnt them.
+
+    `model` is its name in errors. Raises InputError if the inputs are not images, or have other channels than that.
+
+    >>> images("resnet", jnp.full((1, 2, 2, 1), 0.75), "signed").ravel().tolist()
+    [0.5, 0.5, 0.5, 0.5]
+    """
+    if getattr(x, "ndim", None) != 4:
+        shape = f"shape {x.shape[1:]}" if hasattr(x, "shape") else "several inputs"
+        raise InputError(f"{model}: an example has {shape}: it takes images [height, width, channels]")
+    if pixels == "unit":
+        return x
+    if len(PIXELS[pixels][0]) not in (1, x.shape[-1]):
+        raise InputError(
+            f"{model}:pixels={pixels}: it is of 3 channels, and images have {x.shape[-1]}: give pixels=signed, say"
+        )
+    mean, deviation = (jnp.array(numbers, x.dtype).reshape(1, 1, 1, -1) for numbers in PIXELS[pixels])
+    return (x - mean) / deviation
+
+
 def flat(x: jax.Array) -> jax.Array:
     """[batch, ...] -> [batch, features]."""
     return x.reshape(x.shape[0], -1)

@@ -232,11 +232,13 @@ def compared(
     `on` says whose test set the scores are on, target or source; `metrics` (accuracy where they say nothing), `groups`
     and, where it is not one for all, the margin are by its name.
 
-    `kind` is what the family is of: 'area' (one comparison a strategy and source, over all budgets) or 'budgets'
-    (each budget by itself). The level is that of all verdicts together: within a target by max-t over correlated
-    differences, over targets (other test examples) and planned `looks` by Bonferroni. Comparisons whose scores are
-    the same enter the family once. Diverged fits count as `Right` says; where fits of `base` diverged, positive and
-    equivalent must stand with its best fit in their place, or the word is withheld. Raises InputError for another kind.
+    `kind` is what the family is of: 'area' (one comparison a strategy and source, over all budgets), 'budgets'
+    (each budget by itself: the intervals of a strategy are a simultaneous band over the budgets), or a number of
+    labels, such as '50' (that budget alone; the others get no verdict). The level is that of all verdicts together:
+    within a target by max-t over correlated differences, over targets (other test examples) and planned `looks` by
+    Bonferroni. Comparisons whose scores are the same enter the family once. Diverged fits count as `Right` says; where
+    fits of `base` diverged, positive and equivalent must stand with its best fit in their place, or the word is
+    withheld. Raises InputError for another kind, and for a number of labels that no fit has.
     """
     require_family(kind)
     single = [[cell] for cell in sorted_cells(right) if cell.strategy not in ("scratch", base)]
@@ -244,6 +246,11 @@ def compared(
     for (cell,) in single:
         curves.setdefault((cell.source, cell.target, cell.strategy), []).append(cell)
     members = single if kind == "budgets" else list(curves.values())
+    if kind.isdecimal():
+        members = [[cell] for (cell,) in single if cell.budget == int(kind)]
+        if single and not members:
+            present = listed(f"{budget:,}" for budget in sorted({cell.budget for (cell,) in single}))
+            raise InputError(f"no fit has {int(kind):,} labels: there are {present}", field="family", value=kind)
     names = list(dict.fromkeys(_name_of_set(cells[0], on) for cells in members))
     terms = conditions_of(right, names, margin, groups, metrics, on)
     each_look = 1 - (1 - level) / looks
@@ -254,9 +261,12 @@ def compared(
         for comparison in _judged(right, of_set, terms[name], 1 - (1 - level) / share, base):
             adjusted = comparison.p if comparison.p is None or not comparison.word else min(1.0, share * comparison.p)
             family.append(comparison._replace(p=adjusted))
-    each = (alone(right, cells, terms[_name_of_set(cells[0], on)], each_look, base) for cells in single)
-    others = [comparison for comparison in each if comparison is not None]
-    return family, others if kind == "area" and len({cells[0].budget for cells in single}) > 1 else []
+    if kind == "budgets" or len({cells[0].budget for cells in single}) < 2:
+        return family, []
+    unjudged = [cells for cells in single if cells not in members]
+    terms |= conditions_of(right, [_name_of_set(cells[0], on) for cells in unjudged], margin, groups, metrics, on)
+    each = (alone(right, cells, terms[_name_of_set(cells[0], on)], each_look, base) for cells in unjudged)
+    return family, [comparison for comparison in each if comparison is not None]
 
 
 def conditions_of(
@@ -286,12 +296,12 @@ def _name_of_set(cell: Cell, on: str) -> str:
 
 
 def require_family(kind: str) -> None:
-    """Raise InputError unless `kind` is area or budgets: nothing else can be what a family is of."""
+    """Raise InputError unless `kind` is area, budgets or a number of labels: what a family can be of."""
     if kind in ("tasks", "targets", "sources"):
         reason = f"a claim over {kind} needs them drawn at random; these speak of themselves alone"
         raise InputError(reason, field="family", value=kind)
-    if kind not in ("area", "budgets"):
-        raise InputError("it is area or budgets", field="family", value=kind)
+    if kind not in ("area", "budgets") and not (kind.isdecimal() and int(kind)):
+        raise InputError("it is area, budgets or a number of labels", field="family", value=kind)
 
 
 def sorted_cells(right: Right) -> list[Cell]:

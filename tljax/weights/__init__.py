@@ -1,6 +1,21 @@
-"""Weights from elsewhere: a file of named arrays (`files`) becomes the parameters of a model by rules (`rules`)."""
+"""Weights from elsewhere: a file of named arrays (`files`) becomes the parameters of a model, and back (`layouts`), by
+rules (`rules`)."""
 
-from tljax.weights.files import SUFFIXES, read
-from tljax.weights.rules import Rule, grafted, placed, rule
+from tljax.weights.files import SUFFIXES, read, write
+from tljax.weights.layouts import Move, exported, grafted, moves, without_inverse
+from tljax.weights.rules import Rule, read_rules, rule, rules_of
 
-__all__ = ["SUFFIXES", "Rule", "grafted", "placed", "read", "rule"]
+__all__ = [
+    "SUFFIXES",
+    "Move",
+    "Rule",
+    "exported",
+    "grafted",
+    "moves",
+    "read",
+    "read_rules",
+    "rule",
+    "rules_of",
+    "without_inverse",
+    "write",
+]

