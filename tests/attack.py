@@ -33,7 +33,7 @@ import flips
 import numpy as np
 from PIL import Image
 
-from experiments import compare, report, transfer
+from experiments import compare, convert, report, transfer
 from experiments.runs import directory, looks, predictions, process, sources
 from experiments.runs.settings import Settings, parse_flags
 from tljax import checkpoint, data, masks, models, objective, optimizers, plugins, weights
@@ -577,6 +577,9 @@ def of_weights(tasks: Path, folder: Path) -> Iterator[Ground]:
         ):
             what = "card.json" if of.suffix == ".json" else name
             found.append(Attack(what, reader, of, read, PLAIN if of.suffix == ".json" else FORMS.get(name)))
+    for name in ("pytorch_archive.pth", "pytorch_sequence.pth", "pytorch_checkpoint.pt"):
+        shutil.copy(Path(__file__).parent / "weights" / name, place)
+        found.append(Attack(name, "experiments.convert", place / name, functools.partial(_convert, place / name)))
     yield place, found
 
     place = folder / "theirs"
@@ -607,6 +610,14 @@ def of_weights(tasks: Path, folder: Path) -> Iterator[Ground]:
     file = place / "a.flags"
     file.write_text(f"# x\n--source={tasks / 'digits.npz'}\n--hidden=8,9\n--seeds=0-3\n--strategies=full,last_k:k=1\n")
     yield place, [Attack("*.flags", "--flagfile", file, lambda: parse_flags(["x", f"--flagfile={file}"]))]
+
+
+def _convert(file: Path) -> Any:
+    """What experiments.convert makes of all that a file of PyTorch holds, to the end."""
+    out = file.with_suffix(".safetensors")
+    for old in (out, Path(f"{out}.json")):
+        old.unlink(missing_ok=True)
+    convert.run({}, convert.ConvertFlags(file=str(file), output=str(out), key="."))
 
 
 def _flat() -> dict[str, np.ndarray]:

@@ -3,7 +3,7 @@ rules (`rules`)."""
 
 from tljax.weights.files import SUFFIXES, read, write
 from tljax.weights.layouts import Move, exported, grafted, moves, without_inverse
-from tljax.weights.rules import Rule, read_rules, rule, rules_of
+from tljax.weights.rules import Rule, names, read_rules, rule, rules_of
 
 __all__ = [
     "SUFFIXES",
@@ -12,6 +12,7 @@ __all__ = [
     "exported",
     "grafted",
     "moves",
+    "names",
     "read",
     "read_rules",
     "rule",

@@ -61,12 +61,12 @@ def write(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
             raise InputError(f"array '{name}' is of {array.dtype}, which safetensors lack: leave it out, or cast it")
     new = files.partial(Path(file))
     try:
-        os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644))
         try:
             save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, new)
         except SafetensorError as error:
             raise OSError(" ".join(str(error).split())[:200]) from error
         with new.open("rb") as written:
+            os.fchmod(written.fileno(), 0o644)  # safetensors make it readable by its owner alone
             os.fsync(written.fileno())
         os.replace(new, file)
     except BaseException:

@@ -7,7 +7,7 @@ as `vit:pixels=signed`. What is pickled is never read.
 import functools
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -531,8 +531,9 @@ def exported(
 ) -> dict[str, np.ndarray]:
     """{name: array} of {path: leaf} in the layout that the rules read: the way back of `grafted`.
 
-    Leaves that no rule names keep their path; what a rule drops is not there. `dtypes` has {name: dtype} of arrays
-    that are to have another dtype than the leaf. Raises InputError for a rule without a way back, a split of which
+    Leaves that no rule names keep their path; what a rule drops is not there. `dtypes` has {name: dtype} of a file in
+    this layout: its dtypes are taken, and its names where a rule reads several. Without it a leaf keeps its dtype and
+    gets the first of the names. Raises InputError for a rule without a way back, a split of which
     a leaf is not there, and rules of which none applies.
 
     >>> from tljax.weights.rules import rule
@@ -542,7 +543,8 @@ def exported(
     (4, 3)
     """
     separator = "/" if any("/" in pattern for rule in rules for pattern in rule.sources) else "."
-    found = [_move_home(path, params, rules, separator) for path in params]
+    known = set(dtypes or ())
+    found = [_move_home(path, params, rules, separator, known) for path in params]
     if rules and not any(move.rule for move in found):
         raise InputError(
             f"none of the rules is of the model's leaves, {paths.some(list(params), _MOST_NAMES)}: name those that are"
@@ -559,8 +561,18 @@ def exported(
     return arrays
 
 
-def _move_home(path: str, params: Mapping[str, Any], rules: Sequence[Rule], separator: str) -> Move:
-    """The move that a leaf came by."""
+def _move_home(path: str, params: Mapping[str, Any], rules: Sequence[Rule], separator: str, known: set[str]) -> Move:
+    """The move that a leaf came by: the first whose arrays are of the known names, or else the first."""
+    found = list(_moves_home(path, params, rules, separator, known))
+    if not found:
+        return Move((path,), (path,), _steps_of(path, rules))
+    return next((move for move in found if known.issuperset(move.names)), found[0])
+
+
+def _moves_home(
+    path: str, params: Mapping[str, Any], rules: Sequence[Rule], separator: str, known: Collection[str]
+) -> Iterator[Move]:
+    """The moves of all rules that give a leaf of this path."""
     for rule in rules:
         for i, pattern in enumerate(rule.to if rule.renames else ()):
             match = _leaf_expression(pattern).fullmatch(path)
@@ -571,14 +583,14 @@ def _move_home(path: str, params: Mapping[str, Any], rules: Sequence[Rule], sepa
                 continue
             rest = (match["rest"] or "").replace("/", separator)
             kinds = [step.kind for step in rule.steps]
-            sources = rule.sources if "join" in kinds else (rule.sources[i if "split" not in kinds else 0],)
-            names = tuple(_filled(source, stars, rule, path) + rest for source in sources)
+            names = [_filled(source, stars, rule, path) + rest for source in rule.sources]
+            if "join" not in kinds:
+                others = names if "split" in kinds else names[i :: len(rule.to)]
+                names = [next((name for name in others if name in known), others[0])]
             leaves = tuple(_filled(to, stars, rule, path) for to in rule.to) if "split" in kinds else (path,)
             if missing := [leaf for leaf in leaves if leaf not in params]:
                 raise InputError(f"{rule.shown} joins '{path}' and '{missing[0]}', and the model has no '{missing[0]}'")
-            return Move(names, leaves, rule.steps or _steps_of(names[0], rules), rule=rule)
-    modifiers = _steps_of(path, rules)
-    return Move((path,), (path,), modifiers)
+            yield Move(tuple(names), leaves, rule.steps or _steps_of(names[0], rules), rule=rule)
 
 
 def _steps_of(name: str, rules: Sequence[Rule]) -> tuple[Step, ...]:

@@ -11,6 +11,7 @@ The opcodes are those that Python documents in its module pickletools; a number 
 """
 
 import mmap
+import re
 import struct
 import sys
 import zipfile
@@ -561,7 +562,7 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 
 
 def dicts(contents: Contents) -> dict[str, int]:
-    """{key of each dict that has tensors for values: how many}, but for what is below one of them; '' is the whole.
+    """{key of each dict that has tensors for values: how many}; '' is the whole.
 
     Keys within keys have a '.' between them.
     """
@@ -575,12 +576,9 @@ def dicts(contents: Contents) -> dict[str, int]:
         seen.add(id(value))
         if count := sum(isinstance(child, Tensor) for child in value.values()):
             places[key] = count
-        else:
-            waiting += [
-                (_within(contents, key, name), child, depth + 1)
-                for name, child in _children(value)
-                if type(child) is dict
-            ]
+        waiting += [
+            (_within(contents, key, name), child, depth + 1) for name, child in _children(value) if type(child) is dict
+        ]
         if len(waiting) > _MOST_ENTRIES:
             raise InputError(f"'{contents.file}' holds more than {_MOST_ENTRIES:,} dicts: {_REMEDY}")
     return places
@@ -595,6 +593,8 @@ def _within(contents: Contents, name: str, part: str) -> str:
 
 _USUAL = ("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights")
 """What checkpoints call the dict of a model's arrays."""
+_AVERAGE = re.compile(r"(^|[._])ema")
+"""In the names of averages."""
 _ASIDE = ("optim", "sched", "scaler", "rng", "amp", "loss")
 """With which the names of what else they hold begin."""
 
@@ -602,23 +602,14 @@ _ASIDE = ("optim", "sched", "scaler", "rng", "amp", "loss")
 def state(contents: Contents, key: str | None = None) -> State:
     """The arrays of the dict under `key`, or of the one that holds a model's arrays; `WHOLE` takes all there is.
 
-    Without a key it is the whole, if that has arrays for values; else the only dict that has, apart from those of an
+    Without a key it is the one that is called as checkpoints call it (`model`, `state_dict`, ...), if there is no
+    average of it; else the whole, if that has arrays for values; else the only dict that has, apart from those of an
     optimizer and the like. Raises InputError where there is none, or several, with their keys; for a name that two
     arrays have; and for a tensor that is not within its storage.
     """
     places = dicts(contents)
     if key is None:
-        model = [name for name in places if not name.lower().startswith(_ASIDE)] or list(places)
-        usual = [name for name in model if name.partition(".")[0] in _USUAL]
-        if len(model) > 1 and not (len(usual) == 1 and not any("ema" in name.lower() for name in model)):
-            counted = [f"{name} ({places[name]:,} arrays)" for name in model]
-            raise InputError(
-                f"'{contents.file}' holds several dicts of arrays, {paths.some(counted, 6)}: choose with `key=`, or "
-                f"`key={WHOLE}` for all"
-            )
-        if not model:
-            raise InputError(f"'{contents.file}' holds no dict of arrays: {_REMEDY}")
-        key = (usual or model)[0] if len(model) > 1 else model[0]
+        key = _of_model(contents, places)
     key = "" if key == WHOLE else key
     chosen = contents.tree
     for name in key.split(".") if key and key not in dict(_children(chosen)) else filter(None, [key]):
@@ -633,6 +624,27 @@ def state(contents: Contents, key: str | None = None) -> State:
     if not arrays:
         raise InputError(f"`key={_shown(key)}` of '{contents.file}' holds no array: choose another")
     return State(key, arrays, tuple(others), tuple(left))
+
+
+def _of_model(contents: Contents, places: Mapping[str, int]) -> str:
+    """The key of the dict of a model's arrays. Raises InputError where there is none, or it is not clear which."""
+    model = [place for place in places if place and not place.lower().startswith(_ASIDE)]
+    usual = list(dict.fromkeys(place.partition(".")[0] for place in model if place.partition(".")[0] in _USUAL))
+    if len(usual) == 1 and not any(_AVERAGE.search(place.lower()) for place in model):
+        below = [place for place in model if place == usual[0] or place.startswith(f"{usual[0]}.")]
+        return below[0] if len(below) == 1 else usual[0]
+    if not usual and "" in places:
+        return ""
+    tops = [place for place in model or places if not any(place.startswith(f"{other}.") for other in model)]
+    if not tops:
+        raise InputError(f"'{contents.file}' holds no dict of arrays: {_REMEDY}")
+    if len(tops) > 1:
+        counted = [f"{place} ({places[place]:,} arrays)" for place in tops]
+        raise InputError(
+            f"'{contents.file}' holds several dicts of arrays, {paths.some(counted, 6)}: choose with `key=`, or "
+            f"`key={WHOLE}` for all"
+        )
+    return tops[0]
 
 
 def _names_beside(tree: Any, key: str) -> list[str]:
