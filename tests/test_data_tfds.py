@@ -1,6 +1,7 @@
 """Data sets of TFDS by name, without TensorFlow: made here, tiny, and read back."""
 
 import gzip
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from test_data import COMPLETE, needs_complete, put, small
 
+from tljax import plugins
 from tljax.data import checks, idx, load
 from tljax.data import tfds as ours
 from tljax.types import InputError
@@ -359,3 +361,25 @@ def test_complete_fashion_mnist_is_the_same_by_tfds_and_by_hand(
     by_hand = load("fashion_mnist", data_dir=tmp_path / "b", manual_dir=COMPLETE)
     assert task.fingerprint == by_hand.fingerprint
     assert task.fingerprint == checks.fingerprint(by_hand.train, by_hand.test, by_hand.classes)
+
+
+VTAB = {  # the numbers of classes in table 2 of arXiv:1910.04867
+    "caltech101": 102, "cifar100": 100, "dtd": 47, "oxford_flowers102": 102, "oxford_iiit_pet": 37, "svhn_cropped": 10,
+    "sun397/tfds": 397, "patch_camelyon": 2, "eurosat/rgb": 10, "resisc45": 45,
+    "diabetic_retinopathy_detection/btgraham-300": 5, "dmlab": 6, "label_azimuth": 18, "label_elevation": 9,
+}  # fmt: skip
+
+
+def test_the_targets_of_vtab_are_of_tfds_with_a_thousand_labels_and_the_classes_of_the_paper(tmp_path: Path) -> None:
+    file = Path(__file__).parent.parent / "experiments" / "flags" / "suites" / "vtab_1k.flags"
+    [line] = [line for line in file.read_text().splitlines() if line.startswith("--target=")]
+    counts = {}
+    for name in plugins.split(line.removeprefix("--target="), ","):
+        spec = plugins.parse(name)
+        slices = re.findall(r"\w+\[(\d*):(\d*)\]", spec.options["train"])
+        assert sum(int(end) - int(start or 0) for start, end in slices) == 1000
+        features = spec.options["inputs"], spec.options["target"]
+        chosen = ours._features(spec.name, tfds.builder(spec.name, data_dir=tmp_path), features)
+        assert chosen.kind == "classes"
+        counts[chosen.target if spec.name == "smallnorb" else spec.name] = len(chosen.classes)
+    assert counts == VTAB

@@ -44,6 +44,18 @@ def test_the_first_two_commands_make_their_environment_and_ci_runs_them():
     assert "grep '^python3 -m venv' README.md" in (ROOT / ".ci" / "run").read_text()
 
 
+def test_the_studies_of_the_first_page_are_planned_as_it_says():
+    """Eight seeds, sources anew with each, a margin of a point, and what is judged; the tables have those budgets."""
+    expected = {"helps": "5/class", "helps_cnn": "5/class", "hurts": "budgets"}
+    for name, family in expected.items():
+        assert f"--flagfile=experiments/flags/{name}.flags" in TEXT
+        lines = (ROOT / "experiments" / "flags" / f"{name}.flags").read_text().splitlines()
+        flags = dict(line[2:].split("=", 1) for line in lines if line.startswith("--"))
+        assert (flags["seeds"], flags["margin"], flags["family"], flags["looks"]) == ("0-7", "1", family, "1")
+        assert flags["strategies"].split(",") == ["scratch", "random_features", "head_only", "full"]
+        assert not any(flag.endswith("_seed") for flag in flags)
+
+
 @pytest.mark.slow
 def test_the_other_commands_run(tmp_path, monkeypatch, capsys):
     """All but those on the complete data, and chaos; three steps of one seed each."""
@@ -71,10 +83,12 @@ def test_the_other_commands_run(tmp_path, monkeypatch, capsys):
             else QUICK
         )
         fewer = ("--trials=2", "--strategies=head_only") if program.endswith("search") else ()
+        if program.endswith("compare") and "--flagfile" in line:
+            fewer = ("--source_steps=3", "--strategies=scratch,full", "--train_examples=5/class")
         enough = ("--steps=10",) if "--lr_range_test" in arguments else ()
         PROGRAMS[program]([program, *arguments, *quick, *fewer, *enough])
         ran += 1
-    assert ran == 23
+    assert ran == 26
     assert "mine.py:strategy" in capsys.readouterr().out
 
 

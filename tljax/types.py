@@ -1,6 +1,6 @@
 """The contracts that every room shares: types, no logic."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -143,6 +143,9 @@ class Stage(NamedTuple):
     `weight` float32 [batch] says which examples count (0 is padding); it is None in evaluation. With an optional
     keyword `momentum`, a float, its running averages keep that much of the old value: under 0 they are those of the
     batch."""
+    alike: Hashable = None
+    """Neighbours with equal values, other than None, are one function of parameters of the same shapes, which gives
+    what it takes in shape and dtype: it is compiled once for all of them (`jax.lax.scan`), where none has a state."""
 
 
 Model = tuple[Stage, ...]

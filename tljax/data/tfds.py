@@ -181,7 +181,8 @@ def _features(name: str, builder: Any, options: tuple[str, str]) -> _Chosen:
     for key in (*inputs, target):
         if not any(part == key or part.startswith(f"{key}/") for part in known):
             raise InputError(f"data set '{name}' has no feature '{key}'{nearest(key, known)}")
-    within = [part for key in inputs for part in known if part == key or part.startswith(f"{key}/")]
+    # caltech101 has a feature "image/file_name" beside "image", which is not within it.
+    within = [p for key in inputs for p in ([key] if key in known else known) if p == key or p.startswith(f"{key}/")]
     if target in within:
         raise InputError(f"data set '{name}': feature '{target}' is target and input: choose others with inputs=A+B")
     for key in within:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from tljax import batch_stats, masks, optimizer, optimizers, paths, switches
+from tljax import batch_stats, masks, models, optimizer, optimizers, paths, switches
 from tljax.train import cost, features, vectorize
 from tljax.train.cost import Cost
 from tljax.train.data import MEMORY, Data, Reader, Stream, is_streamed, load
@@ -554,7 +554,8 @@ def cost_of(
     rates = jax.ShapeDtypeStruct((1, rows), jnp.float32)
     hyper = stack_hyper(specialized, [fit], [history])
     arrays = (trained, state.optimizer, frozen, hyper, examples, targets, order, rates, (0, 0, 1))
-    of_step = cost.of(vectorize.executable(short, None, 1, "map", *arrays, *further, fetch=fetch))
+    executable = vectorize.executable(short, None, 1, "map", *arrays, *further, fetch=fetch)
+    of_step = cost.of(executable, short.model == models.unrolled(short.model))
     return of_step._replace(flops=None if of_step.flops is None else parts * of_step.flops)
 
 
@@ -642,7 +643,8 @@ def _phase(
             further = () if average is None and not model_state else (average, model_state)
             named: Any = {"fetch": fetch} if shared is None else {"fetch": fetch, "shared": shared}
             if not costs:
-                costs.append(cost.of(vectorize.executable(short, mesh, width, mode, *arrays, *further, **named)))
+                executable = vectorize.executable(short, mesh, width, mode, *arrays, *further, **named)
+                costs.append(cost.of(executable, short.model == models.unrolled(short.model)))
                 execution.on_compiled(state.fits, costs[0])
             return rows, vectorize.run(short, mesh, width, mode, *arrays, *further, **named)
 

@@ -227,7 +227,7 @@ def _objective(
     merge = spec.merge or (lambda params: params)
     whole, start_state = merge(masks.join(trained, frozen)), hyper.start_state or {}
     how: Any = {"key": key, "frozen": _without_dropout(spec), "tracked": spec.tracked, "weight": weight, "axis": axis}
-    outputs, new_state = models.run(spec.model, whole, model_state or {}, x, **how)
+    outputs, new_state = models.run(spec.model, whole, model_state or {}, x, trained=trained, **how)
     smoothing = (hyper.numbers["label_smoothing"],) if spec.smooth_labels else ()
     values = spec.loss(outputs[-1], targets, *smoothing)
     if spec.weighs_classes:

@@ -675,7 +675,8 @@ def step_work(spec: Spec, fit: Fit, data: Data | Stream) -> float:
     x = batch_spec(data, batch_size(fit))
     if count:
         x = jax.eval_shape(functools.partial(models.apply, spec.model[:count]), whole, x)
-    cost: Any = jax.jit(functools.partial(models.apply, spec.model[count:])).lower(whole, x).cost_analysis()
+    above = models.unrolled(spec.model[count:])
+    cost: Any = jax.jit(functools.partial(models.apply, above)).lower(whole, x).cost_analysis()
     return 3.0 * float((cost or {}).get("flops", 0.0))
 
 
