@@ -92,7 +92,9 @@ def unflatten(flat: Mapping[str, Any], like: Params) -> Params:
 def digest(path: str, leaf: np.ndarray) -> str:
     """SHA-256 of a leaf's path, dtype, shape and bytes."""
     head = json.dumps([path, str(leaf.dtype), list(leaf.shape)]).encode()
-    return hashlib.sha256(head + np.ascontiguousarray(leaf).tobytes()).hexdigest()
+    total = hashlib.sha256(head)
+    total.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)  # without a copy of it
+    return total.hexdigest()
 
 
 def save(directory: Path, fits: Mapping[str, Params], about: Mapping[str, Any]) -> None:

@@ -266,6 +266,8 @@ class PreparedFit(NamedTuple):
     """The parameters after training -> {name: parameters to evaluate and keep beside them}."""
     keeps_best: bool = False
     """Whether what the best point predicts is kept."""
+    merge: Callable[[Params], Params] | None = None
+    """The parameters -> the model's ordinary ones, which are kept beside them."""
 
 
 def build(
@@ -291,7 +293,7 @@ def build(
         optimizer,
         terms,
         smooth,
-        start.merge,
+        start.applied,
         keeps_dropout=keeps_dropout,
         weighs_classes=balanced,
         augment=plan.augmentations(recipe, on_device.task),
@@ -326,7 +328,8 @@ def build(
         rules=start.rules,
     )
     begins = [step for step, _ in trial.phases]
-    return PreparedFit(replace(result, steps=total, phase_steps=begins), spec, trial, validation, start.finish)
+    result = replace(result, steps=total, phase_steps=begins)
+    return PreparedFit(result, spec, trial, validation, start.finish, merge=start.merge)
 
 
 def _class_weights(on_device: DeviceData, subset: np.ndarray) -> np.ndarray | None:
@@ -833,7 +836,7 @@ def _leave(
         shutil.rmtree(place, ignore_errors=True)
         trees: dict[str, Params] = {}
         for row in rows:
-            name, best, merge = results[row].name, outcomes[row].record.best, group[row].spec.merge
+            name, best, merge = results[row].name, outcomes[row].record.best, group[row].merge
             params, model_state = outcomes[row].params, outcomes[row].model_state
             trees |= {name: batch_stats.join(params, model_state)}
             trees |= {f"{name}.best": best[2]} if best else {}
