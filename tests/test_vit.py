@@ -1,12 +1,17 @@
 """The vision transformer: a forward pass in NumPy written from the paper, the papers' numbers of parameters, and one
 line for what it refuses."""
 
+from functools import partial
+
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 import scipy.special
 
-from tljax import models
+from tljax import masks, models
+from tljax.models import linen
+from tljax.train.flops import step_flops
 from tljax.types import InputError
 
 X = np.random.default_rng(1).integers(0, 256, (2, 8, 12, 3)).astype(np.uint8)
@@ -202,3 +207,63 @@ def test_inputs_that_do_not_fit_are_one_line(options, shape, message):
     with pytest.raises(InputError) as error:
         models.abstract(vit(**options), shape)
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+def looped(program):
+    """How many loops a traced function has, and products of matrices outside of them."""
+    text = str(program)
+    return text.count("scan["), text.count("dot_general[")
+
+
+PLAIN, SCANNED = ({"depth": 3, "dropout": 0.3, **scan} for scan in ({}, {"scan": "true"}))
+
+
+def test_scanned_blocks_are_one_loop_with_the_same_draws_and_outputs():
+    plain, scanned = vit(**PLAIN), vit(**SCANNED)
+    params = models.init(plain, jax.random.key(3), X.shape[1:])
+    jax.tree.map(np.testing.assert_array_equal, params, models.init(scanned, jax.random.key(3), X.shape[1:]))
+    outputs = [jax.jit(partial(models.features, model))(params, X, key=jax.random.key(4)) for model in (plain, scanned)]
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), *outputs)
+    # A block by itself has 8 products: q, k, v, scores, sum, out and two of its MLP.
+    assert looped(jax.make_jaxpr(lambda params: models.apply(plain, params, X))(params)) == (0, 25)
+    assert looped(jax.make_jaxpr(lambda params: models.apply(scanned, params, X))(params)) == (1, 9)
+
+
+@pytest.mark.slow
+def test_scanned_blocks_have_the_same_gradients():
+    params = drawn(vit(**PLAIN))
+
+    def means(model, params):
+        outputs = models.features(model, params, X, key=jax.random.key(4), frozen=("block_0",))
+        return sum((y**2).mean() for y in outputs)
+
+    gradients = jax.jit(jax.grad(means, argnums=1), static_argnums=0)
+    both = (gradients(vit(**options), params) for options in (PLAIN, SCANNED))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), *both)
+
+
+@pytest.mark.parametrize(("frozen", "loops"), [((), 1), (("block_0", "block_1"), 2), (("block_1",), 1)])
+def test_blocks_of_which_other_leaves_train_are_not_in_one_loop(frozen, loops):
+    """Of blocks 0 to 3: two loops where the first two are frozen, and of what follows a lone block one."""
+    model = vit(depth=4, scan="true")
+    params = drawn(model)
+    trained = {name: dict.fromkeys(leaves) if name in frozen else leaves for name, leaves in params.items()}
+    program = jax.make_jaxpr(lambda params: models.run(model, params, {}, X, trained=trained)[0][-1])(params)
+    assert looped(program)[0] == loops
+
+
+def test_flops_of_scanned_blocks_are_counted_once_a_block():
+    counts = [
+        step_flops(model, params, masks.by_path(params, lambda path: True), X.shape[1:], 2)
+        for model in (vit(), vit(scan="true"))
+        for params in [models.abstract(model, X.shape[1:])]
+    ]
+    assert counts[0] == counts[1] > 0
+
+
+def test_stages_that_are_alike_and_change_the_shape_are_one_line():
+    halves = [linen.stage(f"half_{i}", nn.Dense(1))._replace(alike="half") for i in (0, 1)]
+    params = {"half_0": {"kernel": np.ones((2, 1)), "bias": np.ones(1)}}
+    params["half_1"] = params["half_0"]
+    with pytest.raises(InputError, match=r"stages 'half_0' to 'half_1' are alike, and give float32\[2, 1\] of float32"):
+        models.apply(tuple(halves), params, np.ones((2, 2), np.float32))

@@ -3,13 +3,14 @@
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tljax import masks, objective, optimizers, penalties, train
+from tljax import masks, models, objective, optimizers, penalties, train
 from tljax.audit import problems
 from tljax.audit.lines import copy
 from tljax.train import vectorize
@@ -105,8 +106,9 @@ def flops(
 ) -> float:
     """The FLOPs of a compiled training step under a mask, as XLA counts them (the body of a loop once).
 
-    If `fit` ran the phase, this is the executable that it ran.
+    If `fit` ran the phase, this is the executable that it ran; of a model with loops over stages, one without.
     """
+    wanted = replace(wanted, model=models.unrolled(wanted.model))
     traced = [m for m, kind in zip(jax.tree.leaves(mask), wanted.mask, strict=True) if kind is None]
     leaves, structure = jax.tree.flatten(model_state or {})
     state = structure, _of_one_trial(leaves)

@@ -2,16 +2,17 @@
 
 import contextlib
 import inspect
+import itertools
 import traceback
-from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache, partial
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from functools import lru_cache, partial, wraps
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from tljax import batch_stats, paths, plugins, switches
+from tljax import batch_stats, low_rank, paths, plugins, switches
 from tljax.types import InputError, Model, ModelState, Params, PyTree, Stage
 
 ACTIVATIONS = (
@@ -135,7 +136,7 @@ def _computed(stage: Stage, dtype: Any, precision: str, casts: bool) -> Stage:
             y, new_state = stage.apply(params, state, x, **keywords)
         return (y, new_state) if dtype is None else (_cast(y, jnp.float32), _cast(new_state, jnp.float32))
 
-    return Stage(stage.name, stage.init, _with_momentum(apply) if takes_momentum(stage) else apply)
+    return stage._replace(apply=wraps(stage.apply)(apply))
 
 
 def _rematerialised(stage: Stage) -> Stage:
@@ -155,7 +156,8 @@ def _rematerialised(stage: Stage) -> Stage:
 
         return jax.checkpoint(computed)(params, state, x, key, weight)
 
-    return Stage(stage.name, stage.init, _with_momentum(apply) if takes_momentum(stage) else apply)
+    alike = None if stage.alike is None else ("remat", stage.alike)
+    return stage._replace(apply=wraps(stage.apply)(apply), alike=alike)
 
 
 def _cast(tree: PyTree, dtype: Any) -> PyTree:
@@ -231,16 +233,7 @@ def _guarded(stage: Stage, name: str, function: Callable[..., Any], classes: int
             )
         return y, new_state
 
-    return Stage(stage.name, init, _with_momentum(apply) if takes_momentum(stage) else apply)
-
-
-def _with_momentum(apply: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function, whose signature names `momentum`."""
-
-    def applied(params: Params, state: ModelState, x: PyTree, *, momentum: float | None = None, **keywords: Any) -> Any:
-        return apply(params, state, x, **keywords, **({} if momentum is None else {"momentum": momentum}))
-
-    return applied
+    return stage._replace(init=init, apply=wraps(stage.apply)(apply))
 
 
 @lru_cache(maxsize=4096)
@@ -279,12 +272,17 @@ def full_form(stage: Stage) -> Stage:
         variables = batch_stats.join({stage.name: params}, {stage.name: state} if state else {})[stage.name]
         return stage.apply(variables, x, key=key), state
 
-    return Stage(stage.name, init, apply)
+    return stage._replace(init=init, apply=apply)
 
 
 def takes_momentum(stage: Stage) -> bool:
     """Whether the `apply` of a stage takes the keyword `momentum`."""
     return "momentum" in inspect.signature(stage.apply).parameters
+
+
+def takes_low_rank(stage: Stage) -> bool:
+    """Whether a stage's parameters may have `LowRank` in them: its `apply` takes the keyword `contracted`."""
+    return "contracted" in inspect.signature(stage.apply).parameters
 
 
 def _shown(x: Any) -> str:
@@ -362,14 +360,27 @@ def _draw(model: Model, key: jax.Array, inputs: tuple[Any, tuple[jax.ShapeDtypeS
     params: dict[str, Params] = {}
     states: dict[str, Any] = {}
     x = jax.tree.unflatten(*inputs)
-    for i, stage in enumerate(map(full_form, model)):
+    i = 0
+    for _, group in itertools.groupby(map(full_form, model), _kind):
+        stages = list(group)
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), x)
-        params[stage.name], state = stage.init(jax.random.fold_in(key, i), zeros)
-        states |= {stage.name: state} if jax.tree.leaves(state) else {}
-        x, _ = jax.eval_shape(_evaluated(stage), params[stage.name], state, x)
+        keys = [jax.random.fold_in(key, i + k) for k in range(len(stages))]
+        i += len(stages)
+        if len(stages) > 1:
+            drawn = unstacked(jax.vmap(stages[0].init, in_axes=(0, None))(jnp.stack(keys), zeros), len(stages))
+        else:
+            drawn = [stages[0].init(keys[0], zeros)]
+        for stage, (params[stage.name], state) in zip(stages, drawn, strict=True):
+            states |= {stage.name: state} if jax.tree.leaves(state) else {}
+        x, _ = jax.eval_shape(_evaluated(stages[-1]), params[stages[-1].name], state, x)
     variables = batch_stats.join(params, states)
     paths.names(variables)
     return variables
+
+
+def _kind(stage: Stage) -> Hashable:
+    """Equal for neighbours that are alike."""
+    return stage.name if stage.alike is None else (stage.alike,)
 
 
 # It runs once a seed: at this level it compiles in a third of the time, and gives the same bits.
@@ -400,6 +411,40 @@ def _stateful(model: Model, structure: Any, leaves: tuple[jax.ShapeDtypeStruct, 
     key = jax.eval_shape(lambda: jax.random.key(0))
     variables = jax.eval_shape(lambda key: _draw(model, key, (structure, leaves)), key)
     return tuple(batch_stats.split(variables)[1])
+
+
+def contracted(model: Model, shape: Shape) -> Mapping[str, int]:
+    """{path of a kernel: how many of its first axes the model contracts with its inputs}, for inputs of one example's
+    `shape`.
+
+    It names the kernels of the stages that take `LowRank` in their place, and whose contraction does: 0 stands for one
+    that stacks several layers' (`flax.linen.scan`), which none of them contracts as it is.
+
+    >>> dict(contracted(build("mlp", 10, hidden=(8,), activation="relu"), (4,)))
+    {'hidden_0/kernel': 1, 'head/kernel': 1}
+    """
+    leaves, structure = jax.tree.flatten(batch_of(shape, 1))
+    return _contracted(model, structure, tuple(leaves))
+
+
+@lru_cache(maxsize=256)
+def _contracted(model: Model, structure: Any, leaves: tuple[jax.ShapeDtypeStruct, ...]) -> Mapping[str, int]:
+    """What `contracted` gives, for a flattened batch of inputs, which is hashable."""
+    axes: dict[str, int] = {}
+
+    def draw(key: jax.Array) -> None:
+        x = jax.tree.unflatten(structure, [jnp.zeros(leaf.shape, leaf.dtype) for leaf in leaves])
+        for _, group in itertools.groupby(map(full_form, model), _kind):
+            stage, *others = group
+            params, state = stage.init(key, x)
+            of_stage: dict[str, int] = {}
+            noted = {"contracted": of_stage} if takes_low_rank(stage) else {}
+            x, _ = stage.apply(params, state, x, key=None, train=False, weight=None, **noted)
+            for each in (stage, *others):
+                axes.update({f"{each.name}/{path}": count for path, count in of_stage.items()})
+
+    jax.eval_shape(draw, jax.random.key(0))
+    return axes
 
 
 def apply(
@@ -446,24 +491,48 @@ def run(
     weight: jax.Array | None = None,
     axis: str | None = None,
     momentum: float | None = None,
+    trained: Params | None = None,
 ) -> tuple[list[Any], ModelState]:
     """(the output of each stage as `features` has them, the state after it).
 
     The stages named in `tracked` normalise by the statistics of the batch, in which an example counts as `weight`
     [batch] says, and their state follows it; with a `momentum` in place of their own. Under an `axis` of devices, each
     of which has a part of the batch, each computes these stages for the whole batch: no statistic is of a part.
+
+    `trained` is a tree of the stages with None for what is frozen: neighbours that are alike are one loop only where
+    the same leaves of them train, so that a frozen leaf has no gradient.
     """
     x = jax.tree.map(lambda leaf: leaf.astype(jnp.float32) / 255 if leaf.dtype == jnp.uint8 else leaf, x)
     params, mixed = batch_stats.split(params)
+    stages = [*map(full_form, model)]
+    merged = {stage.name: low_rank.merged(params[stage.name]) for stage in stages if not takes_low_rank(stage)}
+    params = {**params, **merged}
     new_state, outputs = {**state}, []
     part_key = key if key is None or axis is None else jax.random.fold_in(key, jax.lax.axis_index(axis))
-    for i, stage in enumerate(map(full_form, model)):
+    keys: dict[str, jax.Array | None] = {}
+    for i, stage in enumerate(model):
         key_of_batch = key if stage.name in tracked and stage.name in state else part_key
-        stage_key = None
+        keys[stage.name] = None
         if key_of_batch is not None and stage.name not in frozen:
-            stage_key = jax.random.fold_in(key_of_batch, len(model) - i)
+            keys[stage.name] = jax.random.fold_in(key_of_batch, len(model) - i)
+
+    def kind(stage: Stage) -> Hashable:
+        """Equal for neighbours that are one loop."""
+        if stage.alike is None or stage.name in state or stage.name in mixed:
+            return stage.name
+        leaves, structure = jax.tree.flatten(params[stage.name])
+        shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+        trains = None if trained is None else jax.tree.structure(trained[stage.name])
+        return _kind(stage), keys[stage.name] is None, structure, shapes, trains
+
+    for _, group in itertools.groupby(stages, kind):
+        stage, *others = group
+        if others:
+            outputs += _looped([stage, *others], params, keys, x, weight)
+            x = outputs[-1]
+            continue
         own_state = state.get(stage.name, mixed.get(stage.name, {}))
-        arguments = {"key": stage_key, "train": False, "weight": weight}
+        arguments = {"key": keys[stage.name], "train": False, "weight": weight}
         if stage.name in tracked and stage.name in state:
             apply = stage.apply
             if momentum is not None:
@@ -479,6 +548,40 @@ def run(
             x, _ = stage.apply(params[stage.name], own_state, x, **arguments)
         outputs.append(x)
     return outputs, new_state
+
+
+def _looped(
+    stages: Sequence[Stage], params: Params, keys: Mapping[str, Any], x: PyTree, weight: jax.Array | None
+) -> list[PyTree]:
+    """The output of each of some stages that are alike and have no state, one after another in one loop."""
+
+    def of_stage(x: PyTree, item: tuple[Params, Any]) -> tuple[PyTree, PyTree]:
+        y, _ = stages[0].apply(item[0], {}, x, key=item[1], train=False, weight=weight)
+        if _shown(x) != _shown(y):
+            names = f"'{stages[0].name}' to '{stages[-1].name}'"
+            raise InputError(
+                f"stages {names} are alike, and give {_shown(y)} of {_shown(x)}: let them give what they take, or "
+                "leave their `alike` at None"
+            )
+        return y, y
+
+    each = [(params[stage.name], keys[stage.name]) for stage in stages]
+    last, outputs = jax.lax.scan(of_stage, x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *each))
+    return [*unstacked(outputs, len(stages))[:-1], last]
+
+
+def unstacked(tree: PyTree, count: int) -> list[PyTree]:
+    """The trees whose leaves are stacked along the first axis."""
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(count)]
+
+
+def unrolled(model: Model) -> Model:
+    """The model without loops over stages that are alike: compilers count the FLOPs of a loop's body once.
+
+    >>> unrolled((Stage("block_0", None, None, alike="block"),))[0].alike is None
+    True
+    """
+    return tuple(stage._replace(alike=None) for stage in model)
 
 
 def _on_whole_batch(apply: Callable[..., Any], axis: str) -> Callable[..., Any]:

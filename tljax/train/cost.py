@@ -14,8 +14,10 @@ class Cost(NamedTuple):
     and temporaries, less what results take over from arguments. What else lies on the device is not in it."""
 
 
-def of(executable: Any) -> Cost:
+def of(executable: Any, counts: bool = True) -> Cost:
     """The cost of an executable of `jax.jit(..).lower(..).compile()`; nothing is known of None.
+
+    `counts` is False of a program with loops within a step, whose FLOPs compilers count once a loop.
 
     >>> import jax, jax.numpy as jnp
     >>> row = jax.ShapeDtypeStruct((10,), jnp.float32)
@@ -25,7 +27,7 @@ def of(executable: Any) -> Cost:
     if executable is None:
         return Cost(None, None)
     counted = float((executable.cost_analysis() or {}).get("flops", 0.0))
-    flops = counted if counted > 0 else None
+    flops = counted if counted > 0 and counts else None
     memory = executable.memory_analysis()
     parts = ("argument", "output", "temp")
     if memory is None or not all(hasattr(memory, f"{part}_size_in_bytes") for part in (*parts, "alias")):

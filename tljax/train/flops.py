@@ -39,6 +39,7 @@ def step_flops(
     >>> [round(step_flops(model, params, mask, (28, 28, 1), 100) / 1e6) for mask in (full, probe)]
     [164, 2]
     """
+    model = models.unrolled(model)
     skipped = len(frozen_prefix(model, mask, keeps_dropout)) if cached and merge is None else 0
     trained, frozen = masks.split(params, jax.tree.map(masks.trains, mask))
     inputs = models.batch_of(shape, batch)

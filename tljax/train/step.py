@@ -35,7 +35,8 @@ class Spec:
     smooth_labels: bool = False
     """Whether the labels are smoothed; by how much is passed as the number 'label_smoothing'."""
     merge: Callable[[Params], Params] | None = None
-    """Adapted parameters -> the model's own parameters, called before the model is applied."""
+    """Adapted parameters -> the model's own, or those with a `LowRank` in the place of kernels; it is called before the
+    model is applied."""
     keeps_dropout: tuple[str, ...] = ()
     """The stages that keep their dropout while they are frozen; other frozen stages run as in evaluation."""
     structure: Any = None
@@ -227,7 +228,7 @@ def _objective(
     merge = spec.merge or (lambda params: params)
     whole, start_state = merge(masks.join(trained, frozen)), hyper.start_state or {}
     how: Any = {"key": key, "frozen": _without_dropout(spec), "tracked": spec.tracked, "weight": weight, "axis": axis}
-    outputs, new_state = models.run(spec.model, whole, model_state or {}, x, **how)
+    outputs, new_state = models.run(spec.model, whole, model_state or {}, x, trained=trained, **how)
     smoothing = (hyper.numbers["label_smoothing"],) if spec.smooth_labels else ()
     values = spec.loss(outputs[-1], targets, *smoothing)
     if spec.weighs_classes:
