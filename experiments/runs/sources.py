@@ -528,6 +528,7 @@ def _from_weights_file(settings: Settings, trains: bool = True) -> Source:
         flat = _with_state(settings, flat, like, model, shape, f"--source_checkpoint={file}", trains)
     except InputError as error:
         text = str(error) if str(file) in str(error) else f"--source_checkpoint={file}: {error}"
+        text += _size_of_file(settings, rules, file, like)
         raise _refusal_of_model(settings, card.get("model", settings.architecture()), InputError(text)) from error
     if difference:
         console.say(f"{difference}, by its card; the paths and shapes of its parameters are the same, so it is used")
@@ -557,6 +558,21 @@ def file_digest(file: Path) -> str:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"'{file}' cannot be read ({error.strerror})") from error
+
+
+def _size_of_file(settings: Settings, rules: Sequence[weights.Rule], file: Path, like: Params) -> str:
+    """The end of a refusal: how the model is built that a file is of, where its leaves have other shapes or names."""
+    try:
+        shapes = weights.outline(weights.read(file), rules)
+    except InputError:
+        return ""
+    here = {path: tuple(np.shape(leaf)) for path, leaf in paths.items(like)}
+    differ = here.keys() != shapes.keys() or any(
+        len(shape) != len(here[path]) or any(a not in (None, b) for a, b in zip(shape, here[path], strict=True))
+        for path, shape in shapes.items()
+    )
+    size = models.size(settings.model, shapes) if differ else ""
+    return f"; the file is of --model={size}" if size else ""
 
 
 def weights_card(file: Path) -> dict[str, Any]:
