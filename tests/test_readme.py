@@ -107,7 +107,7 @@ def test_the_other_commands_run(tmp_path, monkeypatch, capsys):
         enough = ("--steps=10",) if "--lr_range_test" in arguments else ()
         PROGRAMS[program]([program, *arguments, *quick, *fewer, *enough])
         ran += 1
-    assert ran == 26
+    assert ran == 28
     assert "mine.py:strategy" in capsys.readouterr().out
 
 
