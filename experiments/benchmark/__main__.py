@@ -5,6 +5,12 @@
 Sides take turns, an epoch each, in one process on the complete MNIST; medians, and the median ratio of the pairs.
 Whole programs, peak memory and growth are measured in processes of their own. Peers that are not installed
 (`pip install 'tljax[benchmark]'`) are left out, and a note names them.
+
+    python -m experiments.benchmark --rows=accelerator --manual_dir=DIR --output=accelerator.json
+
+These rows are for a GPU: each side in a process of its own, in turn, at float32 and at tf32. `--turn_steps=20
+--fits=2,3,4` tries them out on a CPU. Without `--manual_dir` the images are those of `mnist_10k`, six times, and the
+row `study` is left out. The file is written after each row.
 """
 
 from experiments import run_program
@@ -22,11 +28,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from experiments.benchmark import peers
+from experiments.benchmark import accelerator, peers
+from experiments.benchmark.accelerator import Measurement
 from experiments.runs import command_line, console, directory, process
 from experiments.runs.command_line import flag
 from experiments.runs.settings import Settings
@@ -40,23 +47,18 @@ class BenchmarkFlags:
     """Which rows are measured, on which data, and where they are written."""
 
     manual_dir: str | None = flag(
-        None, "DIR/mnist and DIR/fashion_mnist hold the four .gz files of each; needed", place="path"
+        None, "DIR/mnist and DIR/fashion_mnist hold the four .gz files of each; needed on a CPU", place="path"
     )
-    rows: tuple[str, ...] = flag(ROWS, "what is measured")
+    rows: tuple[str, ...] = flag(ROWS, f"what is measured; accelerator stands for {','.join(accelerator.ROWS)}")
     rounds: int = flag(5, "turns (epochs) of each side")
+    fits: tuple[int, ...] = flag((8, 64, 512), "how many fits at once, in the accelerator's rows; the last alone")
+    turn_steps: int = flag(600, "steps of a turn in the accelerator's rows")
+    precisions: tuple[str, ...] = flag(
+        (), "of products in these rows: float32,tf32 where there is CUDA; bfloat16 of tljax"
+    )
+    patience: float = flag(60.0, "seconds for the first turn of a side in these rows, and for each later one")
+    torch_python: str | None = flag(None, "in these rows the Python that has PyTorch; default this one", place="path")
     output: str | None = flag(None, "a JSON file for all that was measured", place="new")
-
-
-class Measurement(NamedTuple):
-    """One line of the table."""
-
-    row: str
-    side: str
-    value: float
-    """In seconds, GFLOP/s or MB, or a share: `row` names the unit."""
-    ratio: float | None = None
-    """The side's median over that of tljax: how many times as long, or as much, it takes."""
-    values: Sequence[float] = ()
 
 
 Side = Iterator[Any]
@@ -270,22 +272,105 @@ def _installed(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
 
-def run(manual_dir: str | None, rows: Sequence[str] = ROWS, rounds: int = 5, output: str | None = None) -> None:
+def study(folder: Path, steps: int) -> Iterator[Measurement]:
+    """Measure study.flags from shell to table, cold and with its programs compiled; shorter where turns are."""
+    shorter = [] if steps == 600 else [f"--steps={steps}", f"--source_steps={steps}", "--seeds=0,1"]
+    flagfile = str(Path(__file__).parent.parent / "flags" / "study.flags")
+    row = " ".join(["study.flags", *shorter])
+    colds = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for name in ("tljax, cold", "tljax, warm"):
+            command = ["experiments.compare", f"--flagfile={flagfile}", f"--manual_dir={folder}", *shorter]
+            command += [f"--data_dir={temporary}/data", f"--compilation_cache={temporary}/compiled"]
+            seconds, peak = _process([*command, f"--workdir={temporary}/{name[-4:]}"])
+            colds += [(seconds, peak)]
+            yield Measurement(f"{row} from shell to table, s", name, seconds, seconds / colds[0][0])
+            yield Measurement(f"{row}, peak memory of the host, MB", name, peak, peak / colds[0][1])
+
+
+def run(
+    manual_dir: str | None,
+    rows: Sequence[str] = ROWS,
+    rounds: int = 5,
+    output: str | None = None,
+    fits: Sequence[int] = (8, 64, 512),
+    turn_steps: int = 600,
+    precisions: Sequence[str] = (),
+    patience: float = 60.0,
+    torch_python: str | None = None,
+) -> None:
     """Measure the rows, print the table and write the JSON; raises InputError for a wrong flag."""
-    if not manual_dir:
+    expanded = [name for row in rows for name in (accelerator.ROWS if row == "accelerator" else (row,))]
+    known = (*ROWS, "accelerator", *accelerator.ROWS)
+    if not manual_dir and set(expanded) & set(ROWS):
         raise InputError("--manual_dir is not given: name the folder with the complete mnist/ and fashion_mnist/")
-    for name in rows:
-        if name not in ROWS:
-            raise InputError(f"--rows={','.join(rows)}: '{name}' is none of {', '.join(ROWS)}")
-    if rounds < 1:
-        raise InputError(f"--rounds={rounds}: it must be at least 1")
+    for name in expanded:
+        if name not in known:
+            raise InputError(f"--rows={','.join(rows)}: '{name}' is none of {', '.join(known)}")
+    for name, number in {"rounds": rounds, "turn_steps": turn_steps}.items():
+        if number < 1:
+            raise InputError(f"--{name}={number}: it must be at least 1")
+    if len(fits) < 2 or min(fits) < 1 or list(fits) != sorted(fits):
+        raise InputError(f"--fits={','.join(map(str, fits))}: name at least two numbers of fits, rising")
+    if unknown := set(precisions) - set(accelerator.PRECISIONS):
+        raise InputError(
+            f"--precisions={','.join(precisions)}: '{min(unknown)}' is none of {', '.join(accelerator.PRECISIONS)}"
+        )
+    folder = Path(manual_dir).absolute() if manual_dir else None
+    missing = [name for name in ("torch", "keras") if not _installed(name)]
+    notes = [f"{name} is not installed, so its columns are left out" for name in missing]
+    measurements: list[Measurement] = []
+
+    def write() -> None:
+        if output:
+            about = {"about": _about(), "rows": [m._asdict() for m in measurements], "notes": notes}
+            Path(output).write_text(json.dumps(about, indent=1))
+
+    if on_host := [name for name in expanded if name in ROWS]:
+        for row in _of_the_host(on_host, Path(manual_dir or "").absolute(), rounds):
+            measurements += row
+            write()
+    if on_accelerator := [name for name in expanded if name in accelerator.ROWS]:
+        python = accelerator.python_with_torch(torch_python)
+        cuda = accelerator.cuda_there(python)
+        precisions = tuple(precisions) or (("float32", "tf32") if cuda else ("float32",))
+        options = accelerator.Options(rounds, turn_steps, tuple(fits), precisions, patience, python)
+        for rest in _of_the_accelerator(on_accelerator, folder, options, cuda, notes.append):
+            measurements.append(rest)
+            write()
+    cells = [
+        (
+            m.row,
+            m.side,
+            _number(m.value, 6 if " loss " in m.row else 3),
+            _range(m),
+            f"{m.ratio:.2f}" if m.ratio else "-",
+        )
+        for m in measurements
+    ]
+    devices = sorted({m.device for m in measurements if m.device})
+    about = f"{_about()}{''.join(f', {device}' for device in devices)}"
+    console.table("benchmark", ["what", "side", "median", "range", "over tljax"], cells, [about, *notes])
+    write()
+
+
+def _number(value: float, digits: int = 3) -> str:
+    return f"{value:.{digits}g}" if value < 100 else f"{value:,.0f}"
+
+
+def _range(measurement: Measurement) -> str:
+    """The least and the greatest of the values of which the median is."""
+    values = measurement.values
+    return f"{_number(min(values))} to {_number(max(values))}" if len(values) > 1 else "-"
+
+
+def _of_the_host(rows: Sequence[str], folder: Path, rounds: int) -> Iterator[list[Measurement]]:
+    """The measurements of each of the rows for a CPU."""
     from tljax import data
 
     process.prepare(Settings.from_flags())
-    train = data.load("mnist", manual_dir=manual_dir).train
+    train = data.load("mnist", manual_dir=str(folder)).train
     arrays = (np.asarray(train.arrays), np.asarray(train.targets))
-    folder = Path(manual_dir).absolute()
-    missing = [name for name in ("torch", "keras") if not _installed(name)]
     work: dict[str, Callable[[], list[Measurement]]] = {
         "full": lambda: full(arrays, rounds),
         "probe": lambda: probe(arrays, rounds),
@@ -295,17 +380,37 @@ def run(manual_dir: str | None, rows: Sequence[str] = ROWS, rounds: int = 5, out
         "whole": lambda: whole(folder),
         "growth": lambda: growth(folder),
     }
-    measurements: list[Measurement] = []
     for name in rows:
-        measurements += work[name]()
-    notes = [_about(), *(f"{name} is not installed, so its columns are left out" for name in missing)]
-    cells = [
-        (m.row, m.side, f"{m.value:.3g}" if m.value < 100 else f"{m.value:,.0f}", f"{m.ratio:.2f}" if m.ratio else "-")
-        for m in measurements
-    ]
-    console.table("benchmark", ["what", "side", "median", "over tljax"], cells, notes)
-    if output:
-        Path(output).write_text(json.dumps({"about": _about(), "rows": [m._asdict() for m in measurements]}, indent=1))
+        yield work[name]()
+
+
+def _of_the_accelerator(
+    rows: Sequence[str],
+    manual_dir: Path | None,
+    options: accelerator.Options,
+    cuda: bool,
+    note: Callable[[str], None],
+) -> Iterator[Measurement]:
+    """The measurements of the rows for an accelerator; this process leaves it to those of the sides."""
+    if not options.torch_python:
+        note("there is no Python with PyTorch, so the accelerator's rows are without it")
+    if not cuda:
+        note("there is no CUDA device, so nothing is captured in a CUDA graph")
+    sided = [name for name in rows if name != "study"]
+    if sided:
+        if not manual_dir:
+            note("the images are those of mnist_10k, six times")
+        with accelerator.prepared(str(manual_dir) if manual_dir else None, sided, options) as folder:
+            for name in sided:
+                yield from accelerator.measure(name, folder, options, cuda, note)
+    if "study" in rows:
+        if not manual_dir:
+            note("the row study is left out: --manual_dir is not given")
+            return
+        try:
+            yield from study(manual_dir, options.steps)
+        except InputError as error:
+            note(f"the row study is left out: {error}")
 
 
 def _about() -> str:

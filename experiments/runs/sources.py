@@ -16,6 +16,7 @@ against them; one that is written by hand has none.
 import hashlib
 import json
 import os.path
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,8 +91,8 @@ def from_checkpoint(settings: Settings, stand_ins: Mapping[int, int] | None = No
 
 
 def is_weights_file(place: str | None) -> bool:
-    """Whether `--source_checkpoint` names a file of weights."""
-    return Path(place or "").suffix in weights.SUFFIXES
+    """Whether `--source_checkpoint` names weights from elsewhere: a file, shards, or a model of the hub's cache."""
+    return place is not None and weights.is_place(place)
 
 
 def refuse_rules(settings: Settings) -> None:
@@ -438,11 +439,11 @@ def _difference(settings: Settings, described: Mapping[str, Any]) -> str:
     """How the model of the settings differs in writing from the one that a source describes: '' where it does not.
 
     Whether it is another model is for the paths and shapes of its parameters to say (`_refusal_of_model`); but an
-    activation has none, so another is refused here. A file of the same code under another path is the same. Raises
-    InputError.
+    activation has none, so another is refused here. A file of the same code under another path is the same. What the
+    source does not say of its model, such as the `hidden` of one that has none, is not compared. Raises InputError.
     """
     here = settings.architecture()
-    names = [name for name in sorted(here.keys() | described.keys()) if described.get(name) != here.get(name)]
+    names = [name for name in sorted(described) if described[name] != here.get(name)]
     if "activation" in names:
         raise _other_model(settings, described, [name for name in names if name != "code"])
     same_code = "code" in here and here["code"] == described.get("code")
@@ -450,10 +451,7 @@ def _difference(settings: Settings, described: Mapping[str, Any]) -> str:
         names = [name for name in names if name != "model"]
     place = settings.source_checkpoint
     texts = [
-        f"--{name} is {_plain(here[name])} here and "
-        + (f"was {_plain(described[name])}" if name in described else "not known")
-        for name in names
-        if name != "code"
+        f"--{name} is {_plain(here[name])} here and was {_plain(described[name])}" for name in names if name != "code"
     ]
     texts = [f"{', '.join(texts)} when {place} was trained"] if texts else []
     if "code" in names and {"code"} <= here.keys() & described.keys() and "model" not in names:
@@ -511,7 +509,7 @@ def _from_weights_file(settings: Settings, trains: bool = True) -> Source:
     file = Path(settings.source_checkpoint or "")
     card = weights_card(file)
     difference = _difference(settings, card["model"]) if "model" in card else ""
-    if "weights_sha256" in card and card["weights_sha256"] != hashlib.sha256(file.read_bytes()).hexdigest():
+    if "weights_sha256" in card and card["weights_sha256"] != file_digest(weights.located(file)):
         raise InputError(f"'{file}' is not as it was written, or has another's card: restore it, or export it again")
     rules = read_rules(settings, card, file)
     kind, shape, outputs = _described(card)
@@ -552,9 +550,90 @@ def _from_weights_file(settings: Settings, trains: bool = True) -> Source:
     )
 
 
+def file_digest(file: Path) -> str:
+    """SHA-256 of the bytes of a file. Raises InputError if it cannot be read."""
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"'{file}' cannot be read ({error.strerror})") from error
+
+
 def weights_card(file: Path) -> dict[str, Any]:
-    """What the card beside a file of weights says; raises InputError for none, or one that does not say enough."""
+    """What the card beside a file of weights says; raises InputError for none, or one that does not say enough.
+
+    The card of hf:OWNER/NAME is OWNER--NAME.json in the working directory, that of a folder FOLDER.json beside it.
+    Where there is none, the config.json that Hugging Face puts beside the arrays says the classes and the shape.
+    """
+    if str(file).startswith(weights.HUB):
+        repository = re.split("[@:]", str(file).removeprefix(weights.HUB))[0]
+        return _card_of_folder(file, Path(repository.replace("/", "--") + ".json"))
     place = file.with_name(file.name + ".json")
+    is_folder = is_weights_file(str(file)) and file.is_dir()
+    return _card_of_folder(file, place) if is_folder else _read_card_of_weights(file, place)
+
+
+def _card_of_folder(file: Path, place: Path) -> dict[str, Any]:
+    """The card of a model in the hub's cache or in a folder: `place`, or what its config.json says."""
+    within = weights.located(file)
+    if place.is_file():
+        return _read_card_of_weights(within, place)
+    if (beside := within.with_name(within.name + ".json")).is_file():
+        return _read_card_of_weights(within, beside)
+    record = _card_of_config(within.with_name("config.json"), str(file))
+    if missing := [name for name in NEEDED if name not in record]:
+        raise InputError(
+            f"'{within.with_name('config.json')}' does not say {', '.join(missing)} of '{file}': write '{place}', such "
+            'as {"task": "imagenet", "classes": ["cat", "dog"], "shape": [224, 224, 3]}'
+        )
+    _check_card(place, record)
+    console.say(
+        f"'{place}' is not there, so config.json of '{file}' says its classes, {len(record['classes']):,}, and its "
+        f"shape, {shown_shape(shape_from_json(record['shape']))}"
+    )
+    return record
+
+
+def _card_of_config(file: Path, name: str) -> dict[str, Any]:
+    """What a config.json of transformers or timm says of a model, as a card says it; nothing where there is none."""
+    try:
+        config = json.loads(files.text(file))
+        labels = config.get("id2label") or dict(enumerate(config.get("label_names") or ()))
+        if not labels and config.get("num_classes"):
+            labels = {number: str(number) for number in range(min(int(config["num_classes"]), 1_000_000))}
+        pretrained = config.get("pretrained_cfg") or {}
+        side = config.get("image_size") or (pretrained.get("input_size") or [None])[-1]
+        sides = [side, side] if isinstance(side, int) else list(side or ())
+        channels = config.get("num_channels") or (pretrained.get("input_size") or [3])[0]
+        record: dict[str, Any] = {"task": name}
+        if len(labels) > 1:
+            names = [str(labels[key]) for key in sorted(labels, key=int)]
+            record["classes"] = numbered(names)
+        if len(sides) == 2 and all(isinstance(length, int) and length > 0 for length in (*sides, channels)):
+            record["shape"] = [*sides, channels]
+        return record
+    except (OSError, InputError, ValueError, TypeError, AttributeError, LookupError, RecursionError):
+        return {}
+
+
+def numbered(names: Sequence[str]) -> list[str]:
+    """Names of classes, each once: ImageNet has two cranes, of which the second becomes 'crane (2)', and that is said.
+
+    >>> numbered(["crane", "cat"])
+    ['crane', 'cat']
+    """
+    counts: dict[str, int] = {}
+    distinct = []
+    for name in names:
+        counts[name] = counts.get(name, 0) + 1
+        distinct.append(name if counts[name] == 1 else f"{name} ({counts[name]})")
+    if twice := [name for name, count in counts.items() if count > 1]:
+        console.say(f"several classes are called {paths.some(twice, 4)}: each further one has its number after it")
+    return distinct
+
+
+def _read_card_of_weights(file: Path, place: Path) -> dict[str, Any]:
+    """The card at a place, of a file of weights."""
     if file.exists() and not file.is_file():  # a pipe would be waited for
         raise InputError(f"--source_checkpoint={file} is no file: give the path of a file of weights")
     if file.is_file() and not place.is_file():

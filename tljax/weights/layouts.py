@@ -288,7 +288,12 @@ def _carried(move: Move, arrays: Mapping[str, np.ndarray], leaves: Sequence[Any]
                 f"source leaf '{move.names[0]}' is {_kind(value)}, target leaf '{path}' is {_kind(leaf)}: nothing "
                 f"is cast that no rule casts; add the rule **:cast, or save it as {leaf.dtype}"
             )
-    return [np.ascontiguousarray(value) for value in values]
+    return [_in_memory(value) for value in values]
+
+
+def _in_memory(array: np.ndarray) -> np.ndarray:
+    """The array itself, or a contiguous copy of one that is a view, such as of a file, which may change on the disk."""
+    return array if array.flags.owndata and array.flags.c_contiguous else np.array(array, order="C")
 
 
 def _kind(array: Any) -> str:
