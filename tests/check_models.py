@@ -2,8 +2,8 @@
 
     python tests/check_models.py [MODEL ...]
 
-It is run by hand: ten seconds to some minutes for each pair on a core. A pair is green, or the strategy does not apply to the model
-and says why in one line; the exit code is 1 if a check fails.
+It is run by hand: ten seconds to some minutes for each pair on a core. A pair is green, or the strategy does not apply
+to the model and says why in one line; the exit code is 1 if a check fails.
 """
 
 import sys
@@ -34,7 +34,7 @@ def outcome(strategy: str, model: str) -> tuple[str, str]:
 
 
 def main(wanted: list[str]) -> int:
-    """Print a line for each pair and the count; 1 if a check failed. `wanted` are models, or the first words of some."""
+    """Print a line for each pair and the count; 1 if a check failed. `wanted` are models, or how they begin."""
     counts: Counter[str] = Counter()
     for model in MODELS:
         if wanted and not model.startswith(tuple(wanted)):

@@ -78,6 +78,8 @@ RATES = {
     "layerwise_decay": {"head": True, "hidden_1": 1 / 2.6, "hidden_0": 1 / 2.6**2},
     "layerwise_decay:decay=0.1": {"head": True, "hidden_1": 0.1, "hidden_0": 0.01},
     "layerwise_decay:decay=1": {"head": True, "hidden_1": 1.0, "hidden_0": 1.0},
+    "layerwise_decay:decay=0.1:lowest=hidden_1": {"head": True, "hidden_1": 0.1, "hidden_0": False},
+    "layerwise_decay:decay=0.1:lowest=hidden_0": {"head": True, "hidden_1": 0.1, "hidden_0": 0.01},
 }
 """The number of every leaf of a stage."""
 
@@ -217,6 +219,35 @@ def test_these_say_that_they_look_at_data():
     assert {name for name in DATA_DRIVEN if plugins.method(name)[0].data_driven} == DATA_DRIVEN
 
 
+LAYER = {"kernel": np.ones((4, 4), np.float32)}
+ATTENTIONS = {
+    "Flax": (
+        {"attention": {"query": LAYER, "query_norm": {"scale": np.ones(4)}, "out": LAYER}, "mlp": LAYER},
+        {"attention"},
+    ),
+    "timm": (
+        {"attn.qkv.weight": np.ones((12, 4)), "attn.proj.weight": np.ones(4), "mlp.fc1.weight": np.ones(4)},
+        {"attn"},
+    ),
+    "beside each other": ({"q": LAYER, "k": LAYER, "v": LAYER, "o": LAYER, "up": LAYER}, {*"qkvo"}),
+    "Hugging Face": ({"self": {"attention": {"output": {"dense": LAYER}}}, "output": {"dense": LAYER}}, {"self"}),
+}
+
+
+@pytest.mark.parametrize("case", ATTENTIONS)
+def test_attention_is_known_by_its_name_or_by_its_projections(case):
+    block, first = ATTENTIONS[case]
+    params = {"block_0": block, "head": LAYER}
+    within = trained(plugins.method("attention_only")[0].strategy(params, Context()))
+    assert {path.split("/")[1].split(".")[0] for path in within} == first
+    assert not any("norm" in path for path in within)
+
+
+def test_a_model_without_attention_is_told_what_it_lacks():
+    with pytest.raises(InputError, match="attention_only: the model has no attention, such as 'block_0/attention"):
+        plugins.method("attention_only")[0].strategy(PARAMS, CONTEXT)
+
+
 def test_a_bias_only_fit_with_a_copied_head_leaves_its_kernel():
     assert trained(given("bias_only", fresh=NOTHING)) == {"hidden_0/bias", "hidden_1/bias", "head/bias"}
 
@@ -269,6 +300,7 @@ def test_reinit_names_the_stages_to_draw_anew(text, expected):
         ("pattern:train=**/bias+", "pattern '' matches no leaf"),
         ("layerwise_decay:decay=0", "above 0 and at most 1"),
         ("layerwise_decay:decay=1.5", "above 0 and at most 1"),
+        ("layerwise_decay:lowest=hidden_2", "none of hidden_0, hidden_1, head; nearest"),
         ("lp_ft:start=0", "above 0 and below 1"),
         ("lp_ft:start=1", "above 0 and below 1"),
         ("gradual_unfreeze:every=0.5", "3 phases do not fit"),
