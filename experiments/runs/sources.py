@@ -34,6 +34,7 @@ from tljax.study import results, units
 from tljax.study.results import Result
 from tljax.study.units import ACCURACY
 from tljax.types import InputError, Metric, Model, Params, Task
+from tljax.weights import delta
 
 
 class Trained(NamedTuple):
@@ -545,8 +546,7 @@ def _from_weights_file(settings: Settings, trains: bool = True) -> Source:
         raise _refusal_of_model(settings, card.get("model", settings.architecture()), InputError(text)) from error
     if difference:
         console.say(f"{difference}, by its card; the paths and shapes of its parameters are the same, so it is used")
-    sums = {path: checkpoint.digest(path, leaf) for path, leaf in paths.items(flat)}
-    identity = hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
+    identity = delta.identity(flat)
     return Source(
         card["task"],
         tuple(card["classes"]),
@@ -684,6 +684,10 @@ def _read_card_of_weights(file: Path, place: Path) -> dict[str, Any]:
         raise InputError(f"'{place}' is no JSON ({error}): write it again") from error
     if not isinstance(card, dict) or not all(name in card for name in NEEDED):
         raise InputError(f"'{place}' must say {', '.join(NEEDED)}: add what is missing")
+    if "delta" in card:
+        raise InputError(
+            f"'{file}' is a delta, what differs from its base alone: put them together with experiments.apply"
+        )
     if "sha256" in card and not directory.intact(card):
         raise InputError(
             f"'{place}' is not as it was written: restore it, or export it again; if the change is meant, take out its "
@@ -892,6 +896,67 @@ def _find_fit(place: Path, fit: str | None) -> tuple[Path, int]:
     if _is_diverged(fits[name]):
         raise InputError(f"fit '{name}' of '{folder}' diverged: train it again, at a lower rate, or choose another")
     return folder, fits[name]["seed"]
+
+
+def started_from(place: str, fit: str | None) -> tuple[str, str | None]:
+    """(place, name; None of one that holds one fit) of the source that a fit of a run started from.
+
+    It was trained in the same run directory, or is the run's --source_checkpoint. Raises InputError where it is not
+    known.
+    """
+    folder, seed = _find_fit(Path(place), fit)
+    run = next((each for each in (Path(place), *folder.absolute().parents) if (each / "results.jsonl").is_file()), None)
+    unknown = InputError(f"the source that a fit of '{place}' started from is not known: name its base with --base")
+    if run is None:
+        raise unknown
+    names = first_about(folder)["fits"]
+    of_fit = [result for result in directory.results(run) if result.name in names and result.seed == seed]
+    if not of_fit or of_fit[0].source is None or of_fit[0].strategy in ("scratch", "pretrain"):
+        raise unknown
+    trained = [result for result in directory.results(run) if result.strategy == "pretrain"]
+    trained = [result for result in trained if result.key not in directory.superseded(run)]
+    trained = [result for result in trained if result.target == of_fit[0].source]
+    same_seed = [result for result in trained if result.seed == seed] or trained
+    if len(same_seed) == 1:
+        return str(run / same_seed[0].checkpoint), same_seed[0].name
+    lines = [line for line in directory.flags_text(run / "flags.flags").splitlines() if "=" in line]
+    checkpoints = [line.partition("=")[2] for line in lines if line.startswith("--source_checkpoint=")]
+    if trained or not checkpoints:
+        raise unknown
+    source = plugins.unquoted(checkpoints[-1])
+    if not source.startswith(weights.HUB) and not os.path.lexists(source):
+        source = found_from(source, written_from(run / "flags.flags")) or source
+    if is_weights_file(source):
+        return source, None
+    places = _places(Path(source))
+    at, name = places[seed] if seed in places else next(iter(places.values()))
+    return str(at), name
+
+
+def write_weights(
+    file: Path,
+    arrays: Mapping[str, np.ndarray],
+    record: Mapping[str, Any],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    signed: bool = True,
+) -> None:
+    """Write arrays as safetensors, and beside them their card: the record without None, and the file's digest.
+
+    A card that is to be completed by hand is not `signed`. Raises InputError and OSError as `weights.write` does.
+    """
+    card = directory.new_file("output", f"{file}.json", ".json")
+    weights.write(file, arrays, metadata)
+    try:
+        said = {name: value for name, value in record.items() if value is not None}
+        said |= {"weights_sha256": file_digest(file)}
+        if signed:
+            directory.write_record(card, said)
+        else:
+            directory.replace(card, json.dumps(said, indent=1) + "\n")
+    except BaseException:
+        file.unlink()  # it is useless without its card
+        raise
 
 
 # ---- Several sources, each with a card of its own, so that they can be ranked
