@@ -18,7 +18,6 @@ from experiments import run_program
 
 if __name__ == "__main__":  # before the other imports, so that a failure in them is reported in one line
     run_program(__file__)
-import json
 import os.path
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -69,23 +68,14 @@ def run(flags: Mapping[str, Any], convert_flags: ConvertFlags) -> Path:
     """Write the arrays and their card; returns the path of the arrays."""
     del flags
     file = directory.new_file("output", convert_flags.output, ".safetensors")
-    card = directory.new_file("output", f"{file}.json", ".json")
+    card = directory.new_file("output", f"{file}.json", ".json")  # before a large file is read
     record = _known(convert_flags)
     origin = _find(convert_flags.file)
     arrays, key = _read(origin.file, convert_flags.key)
     digest = sources.file_digest(origin.file)
     came_from = {"file": origin.file.name, "sha256": digest, **({"key": key} if key else {}), **origin.package}
-    weights.write(file, arrays)
-    try:
-        record |= {"source": came_from, "weights_sha256": sources.file_digest(file)}
-        missing = [name for name in sources.NEEDED if name not in record]
-        if missing:  # it is to be completed by hand, so it has no digest of itself
-            directory.replace(card, json.dumps(record, indent=1) + "\n")
-        else:
-            directory.write_record(card, record)
-    except BaseException:
-        file.unlink()  # it is useless without its card
-        raise
+    missing = [name for name in sources.NEEDED if name not in record]
+    sources.write_weights(file, arrays, record | {"source": came_from}, signed=not missing)
     kinds = Counter(array.dtype.name for array in arrays.values())
     counted = ", ".join(f"{count:,} of {kind}" for kind, count in kinds.most_common())
     numbers = sum(array.size for array in arrays.values())

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from experiments import (
+    apply,
     check,
     compare,
     convert,
@@ -35,7 +36,21 @@ COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", TEXT + PROJECT, re.
 )
 PROGRAMS = {
     f"experiments.{program.__name__.split('.')[-1]}": program.main
-    for program in (check, compare, convert, export, features, predict, pretrain, rank, report, search, transfer, zoo)
+    for program in (
+        apply,
+        check,
+        compare,
+        convert,
+        export,
+        features,
+        predict,
+        pretrain,
+        rank,
+        report,
+        search,
+        transfer,
+        zoo,
+    )
 }
 QUICK = ("--seeds=0", "--steps=3")
 
@@ -82,7 +97,8 @@ def test_the_other_commands_run(tmp_path, monkeypatch, capsys):
             exec(ELSEWHERE.replace("range(5)", "range(2)").replace("[:200]", "[:60]"), {})
         quick = (
             ()
-            if "--helpfull" in arguments or program.endswith(("check", "export", "features", "predict", "report"))
+            if "--helpfull" in arguments
+            or program.endswith(("apply", "check", "convert", "export", "features", "predict", "report"))
             else QUICK
         )
         fewer = ("--trials=2", "--strategies=head_only") if program.endswith("search") else ()
@@ -146,9 +162,9 @@ def test_the_weights_of_the_page_become_the_leaves_that_its_card_says(tmp_path, 
     [line] = [line for line in COMMANDS if "--source_checkpoint=net.npz" in line]
     transfer.main(shlex.split(line)[2:])
     rows = [row.split() for row in capsys.readouterr().out.splitlines()]
-    assert ["hidden_0/kernel", "net.0.weight", "renamed", "784x16", "float32", "1"] in rows
+    assert ["hidden_0/kernel", "net.0.weight:", "transpose", "renamed", "784x16", "float32", "1"] in rows
     assert ["hidden_0/bias", "net.0.bias", "renamed", "16", "float32", "1"] in rows
-    assert ["-", "net.2.weight", "dropped", "16x10", "float32", "1"] in rows
+    assert ["-", "net.2.weight:", "transpose", "dropped", "16x10", "float32", "1"] in rows
 
 
 def test_the_source_of_the_page_is_a_task_of_values(tmp_path, monkeypatch, capsys):

@@ -78,6 +78,8 @@ RATES = {
     "layerwise_decay": {"head": True, "hidden_1": 1 / 2.6, "hidden_0": 1 / 2.6**2},
     "layerwise_decay:decay=0.1": {"head": True, "hidden_1": 0.1, "hidden_0": 0.01},
     "layerwise_decay:decay=1": {"head": True, "hidden_1": 1.0, "hidden_0": 1.0},
+    "layerwise_decay:decay=0.1:lowest=hidden_1": {"head": True, "hidden_1": 0.1, "hidden_0": False},
+    "layerwise_decay:decay=0.1:lowest=hidden_0": {"head": True, "hidden_1": 0.1, "hidden_0": 0.01},
 }
 """The number of every leaf of a stage."""
 
@@ -298,6 +300,7 @@ def test_reinit_names_the_stages_to_draw_anew(text, expected):
         ("pattern:train=**/bias+", "pattern '' matches no leaf"),
         ("layerwise_decay:decay=0", "above 0 and at most 1"),
         ("layerwise_decay:decay=1.5", "above 0 and at most 1"),
+        ("layerwise_decay:lowest=hidden_2", "none of hidden_0, hidden_1, head; nearest"),
         ("lp_ft:start=0", "above 0 and below 1"),
         ("lp_ft:start=1", "above 0 and below 1"),
         ("gradual_unfreeze:every=0.5", "3 phases do not fit"),

@@ -10,8 +10,10 @@ import pytest
 from safetensors.numpy import load_file
 from test_programs import results
 
-from experiments import export, transfer
-from tljax import models, weights
+from experiments import export, predict, transfer
+from experiments.runs import plan, sources
+from experiments.runs.settings import Settings
+from tljax import data, models, weights
 from tljax.types import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -127,3 +129,76 @@ def test_an_error_in_a_file_of_rules_has_its_line_and_column(case):
     with pytest.raises(InputError) as refused:
         weights.rules_of(f"# mine\n{text}\n", "mine.rules")
     assert str(refused.value).startswith(message) and "\n" not in str(refused.value)
+
+
+SIZES = {
+    "width": ("vit:width=48:depth=2:heads=2:mlp=64:patch=7", "the model has another width"),
+    "depth": ("vit:width=32:depth=3:heads=2:mlp=64:patch=7", "of the model's leaves have no array"),
+    "patch": ("vit:width=32:depth=2:heads=2:mlp=64:patch=4", "'embedding/patch/kernel' is float32[4, 4, 1, 32]"),
+}
+
+
+@pytest.mark.parametrize("case", SIZES)
+def test_a_checkpoint_of_another_size_says_which_size_it_is(case, there):
+    model, message = SIZES[case]
+    (there / "mine.npz.json").write_text(
+        json.dumps({key: of for key, of in json.loads(CARD).items() if key != "model"})
+    )
+    with pytest.raises(InputError) as refused:
+        transfer.run(source_checkpoint="mine.npz", model=model, target="glyphs_digits", workdir="w")
+    text = str(refused.value)
+    assert message in text and "\n" not in text
+    assert text.endswith("; the file is of --model=vit:width=32:depth=2:mlp=64:patch=7, images of 28 x 28")
+
+
+def test_weights_without_a_head_are_a_source_of_all_below_it(there):
+    arrays = {name: array for name, array in weights.read(there / "mine.npz").items() if not name.startswith("out.")}
+    np.savez(there / "body.npz", **arrays)
+    (there / "body.rules").write_text("\n".join(line for line in RULES.splitlines() if not line.startswith("out.")))
+    card = json.loads(CARD) | {"classes": [], "head": False, "rules": "body.rules"}
+    (there / "body.npz.json").write_text(json.dumps(card))
+    flags = {"source_checkpoint": "body.npz", "model": card["model"]["model"], "target": "glyphs_digits"}
+    settings = Settings.from_flags(**flags)
+    source = sources.from_checkpoint(settings)
+    flat = source.trained[0].flat
+    assert (flat["norm/scale"] == arrays["ln_end.gain"]).all() and not flat["head/kernel"].any()
+    assert plan.head_of(settings, source, data.load("glyphs_digits")) == "fresh"
+    with pytest.raises(InputError, match="has no head, by its card"):
+        predict.run({}, predict.PredictFlags(checkpoint="body.npz", images="mine.npz", output="p.csv"))
+    for change, message in (
+        ({"classes": ["a", "b"]}, "leave one of them out"),
+        ({"rules": "mine.rules"}, "matches no"),
+    ):
+        (there / "body.npz.json").write_text(json.dumps(card | change))
+        with pytest.raises(InputError, match=message):
+            sources.from_checkpoint(settings)
+
+
+def changed(there, **change):
+    arrays = {name: change.get(name, array) for name, array in weights.read(there / "mine.npz").items()}
+    model = models.build(json.loads(CARD)["model"]["model"], 26, hidden=(), activation="relu")
+    return arrays, weights.read_rules(str(there / "mine.rules")), models.abstract(model, (28, 28, 1))
+
+
+def test_positions_of_a_grid_that_is_not_square_are_refused_until_a_rule_says_the_grid(there):
+    arrays, rules, like = changed(there, pos=np.ones((1, 1 + 2 * 6, 32), np.float32))
+    with pytest.raises(InputError) as refused:
+        weights.grafted(arrays, rules, like)
+    assert "'pos' is float32[1, 13, 32]" in str(refused.value)
+    assert "13 positions are no square grid" in str(refused.value) and "'embedding/position'" in str(refused.value)
+    assert "resize=14x28" in str(refused.value) and "mine.rules:3" in str(refused.value)
+    said = [weights.rule("pos:to=embedding/position:reshape=()+n+D:resize=2x6")]
+    params = weights.grafted(arrays, [*said, *(rule for rule in rules if rule.source != "pos")], like)
+    np.testing.assert_allclose(params["embedding"]["position"], 1, rtol=1e-6)
+
+
+def test_half_precision_needs_a_cast_and_its_infinities_are_said(there):
+    half = np.full((26, 32), 0.5, np.float16)
+    arrays, rules, like = changed(there, **{"out.weight": half})
+    with pytest.raises(InputError, match=r"'out.weight' is float16\[32, 26\].* nothing is cast.*\*\*:cast"):
+        weights.grafted(arrays, rules, like)
+    cast = weights.grafted(arrays, [*rules, weights.rule("**:cast")], like)["head"]["kernel"]
+    assert cast.dtype == np.float32 and (cast == 0.5).all()
+    half[3, 4] = np.inf
+    with pytest.raises(InputError, match=r"'out.weight' holds a number that is not finite: float16 ends at 65,504"):
+        weights.grafted(arrays, [*rules, weights.rule("**:cast")], like)

@@ -79,6 +79,18 @@ def require_dtype(name: str) -> None:
         )
 
 
+def size(name: str, shapes: Mapping[str, tuple[int | None, ...]]) -> str:
+    """How a model of one's own weights is built: what `size` of its file says of {path of a leaf: its shape}; '' where
+    the file has no such function, or the shapes do not say it.
+
+    >>> size("mlp", {"head/kernel": (512, 10)})
+    ''
+    """
+    spec = plugins.parse(name)
+    function = getattr(plugins.module(spec, "tljax.models", "model"), "size", None)
+    return function(shapes) if callable(function) and not spec.words else ""
+
+
 @lru_cache(maxsize=256)
 def _build(
     name: str,

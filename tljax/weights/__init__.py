@@ -2,7 +2,7 @@
 rules (`rules`)."""
 
 from tljax.weights.files import HUB, SUFFIXES, is_place, located, read, write
-from tljax.weights.layouts import Move, exported, grafted, moves, without_inverse
+from tljax.weights.layouts import Move, exported, grafted, moves, outline, without_inverse
 from tljax.weights.rules import Rule, names, read_rules, rule, rules_of
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "located",
     "moves",
     "names",
+    "outline",
     "read",
     "read_rules",
     "rule",
