@@ -10,8 +10,10 @@ import pytest
 from safetensors.numpy import load_file
 from test_programs import results
 
-from experiments import export, transfer
-from tljax import models, weights
+from experiments import export, predict, transfer
+from experiments.runs import plan, sources
+from experiments.runs.settings import Settings
+from tljax import data, models, weights
 from tljax.types import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -147,6 +149,29 @@ def test_a_checkpoint_of_another_size_says_which_size_it_is(case, there):
     text = str(refused.value)
     assert message in text and "\n" not in text
     assert text.endswith("; the file is of --model=vit:width=32:depth=2:mlp=64:patch=7, images of 28 x 28")
+
+
+def test_weights_without_a_head_are_a_source_of_all_below_it(there):
+    arrays = {name: array for name, array in weights.read(there / "mine.npz").items() if not name.startswith("out.")}
+    np.savez(there / "body.npz", **arrays)
+    (there / "body.rules").write_text("\n".join(line for line in RULES.splitlines() if not line.startswith("out.")))
+    card = json.loads(CARD) | {"classes": [], "head": False, "rules": "body.rules"}
+    (there / "body.npz.json").write_text(json.dumps(card))
+    flags = {"source_checkpoint": "body.npz", "model": card["model"]["model"], "target": "glyphs_digits"}
+    settings = Settings.from_flags(**flags)
+    source = sources.from_checkpoint(settings)
+    flat = source.trained[0].flat
+    assert (flat["norm/scale"] == arrays["ln_end.gain"]).all() and not flat["head/kernel"].any()
+    assert plan.head_of(settings, source, data.load("glyphs_digits")) == "fresh"
+    with pytest.raises(InputError, match="has no head, by its card"):
+        predict.run({}, predict.PredictFlags(checkpoint="body.npz", images="mine.npz", output="p.csv"))
+    for change, message in (
+        ({"classes": ["a", "b"]}, "leave one of them out"),
+        ({"rules": "mine.rules"}, "matches no"),
+    ):
+        (there / "body.npz.json").write_text(json.dumps(card | change))
+        with pytest.raises(InputError, match=message):
+            sources.from_checkpoint(settings)
 
 
 def changed(there, **change):

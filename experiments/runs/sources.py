@@ -7,10 +7,10 @@ still to be trained: `plan.source_from_data`, `fit.train_sources`.)
 The card of net.safetensors is net.safetensors.json beside it: {"task": "mnist", "classes": ["0", "1", ...], "shape":
 [28, 28, 1]}, whose pixels it takes as 0 to 1; and, as far as they are known, "model" ({"model": "mlp", "hidden": [512],
 "activation": "relu"}), "rules" (a name or file of rules as `tljax.weights.rules` has them; --source_rules in its
-place), "rename" (rules that come before those; --source_rename in their place), "accuracy", "steps", the data's
-"fingerprint" and the "note" that every table must have of them, and of converted ones the "source" (file, SHA-256,
-package, version, licence). A card of experiments.export has the SHA-256 of the weights and of itself, and both are held
-against them; one that is written by hand has none.
+place), "rename" (rules that come before those; --source_rename in their place), "head" (false, with "classes": [], of
+weights that have none), "accuracy", "steps", the data's "fingerprint" and the "note" that every table must have of
+them, and of converted ones the "source" (file, SHA-256, package, version, licence). A card of experiments.export has
+the SHA-256 of the weights and of itself, and both are held against them; one that is written by hand has none.
 """
 
 import hashlib
@@ -77,6 +77,8 @@ class Source(NamedTuple):
     """How many numbers its head gives, as `Task.outputs`."""
     resize: str = "squash"
     """How images of another aspect were brought to its shape."""
+    headless: bool = False
+    """Whether it has no head of its own, but zeros in its place."""
 
 
 def from_checkpoint(settings: Settings, stand_ins: Mapping[int, int] | None = None, *, trains: bool = True) -> Source:
@@ -249,6 +251,8 @@ def shape_from_json(record: Any) -> models.Shape:
 def _described(record: Mapping[str, Any]) -> tuple[str, models.Shape, int]:
     """(kind, inputs, outputs) of what a checkpoint or card says. Raises ValueError where they cannot be."""
     kind, outputs, classes = record.get("kind", "classes"), record.get("outputs"), record["classes"]
+    if record.get("head") is False:
+        return "values", shape_from_json(record["shape"]), 1  # which no target has the names of: its head is drawn anew
     if record.get("resize", "crop") not in RESIZES:
         raise ValueError(f"resize is {json.dumps(record['resize'])[:60]}: it is crop or squash")
     if kind not in ("classes", "labels", "values", "tokens"):
@@ -491,6 +495,7 @@ _CARD: Mapping[str, tuple[type, type | None]] = {
     **{"task": (str, None), "classes": (list, str), "shape": (object, None)},
     **{"kind": (str, None), "outputs": (int, None), "resize": (str, None)},
     **{"model": (dict, None), "rename": (list, str), "rules": (str, None)},
+    **{"head": (bool, None)},
     **{"accuracy": (float, None), "steps": (int, None)},
     **{"score": (float, None), "metric": (dict, None)},
     **{"fingerprint": (str, None), "note": (str, None), "weights_sha256": (str, None), "sha256": (str, None)},
@@ -520,11 +525,20 @@ def _from_weights_file(settings: Settings, trains: bool = True) -> Source:
         arrays = weights.read(file)
         moves, _ = weights.moves(arrays, rules)
         named = {path for move in moves for path in move.leaves}
+        head = models.names(model)[-1] if card.get("head") is False else ""
         # Of the state whatever the file has: `_with_state` says what it lacks, or fills it in.
         held = {
-            path: leaf for path, leaf in paths.items(like) if batch_stats.NAME not in path.split("/") or path in named
+            path: leaf
+            for path, leaf in paths.items(like)
+            if path in named or (batch_stats.NAME not in path.split("/") and not (head and path.startswith(f"{head}/")))
         }
+        if inside := [path for path in named if head and path.startswith(f"{head}/")]:
+            raise InputError(
+                f"its card says head: false, and its rules lead to '{inside[0]}': drop that array by a rule"
+            )
         flat = checkpoint.flatten(weights.grafted(arrays, rules, held))
+        missing = {path: leaf for path, leaf in paths.items(like) if head and path.startswith(f"{head}/")}
+        flat |= {path: np.zeros(leaf.shape, leaf.dtype) for path, leaf in missing.items()}
         flat = _with_state(settings, flat, like, model, shape, f"--source_checkpoint={file}", trains)
     except InputError as error:
         text = str(error) if str(file) in str(error) else f"--source_checkpoint={file}: {error}"
@@ -548,6 +562,7 @@ def _from_weights_file(settings: Settings, trains: bool = True) -> Source:
         kind=kind,
         outputs=outputs,
         resize=card.get("resize", "squash"),
+        headless=card.get("head") is False,
     )
 
 
@@ -689,7 +704,7 @@ def _check_card(place: Path, card: Mapping[str, Any]) -> None:
             raise InputError(f"'{place}' says '{name}', which no card does{plugins.nearest(name, _CARD)}")
         kind, within = _CARD[name]
         good = isinstance(value, kind) or (kind is float and type(value) is int)
-        may_be_empty = name == "classes" and card.get("kind", "classes") != "classes"
+        may_be_empty = name == "classes" and (card.get("kind", "classes") != "classes" or card.get("head") is False)
         if not good or (within and (not (value or may_be_empty) or not all(type(part) is within for part in value))):
             raise InputError(f"'{place}': '{name}' is {json.dumps(value)[:60]}: see experiments/runs/sources.py")
     for name in card.get("model", {}):
@@ -698,7 +713,9 @@ def _check_card(place: Path, card: Mapping[str, Any]) -> None:
             raise InputError(f"'{place}': 'model' says '{name}', which no card's does{known}")
     if fault := fields.fault(card.get("model", {}), MODEL, "model"):
         raise InputError(f"'{place}': {fault}: see experiments/runs/sources.py")
-    least = 2 if card.get("kind", "classes") == "classes" else 0
+    least = 2 if card.get("kind", "classes") == "classes" and card.get("head") is not False else 0
+    if card.get("head") is False and card["classes"]:
+        raise InputError(f"'{place}' says head: false, and has classes: they are the head's, so leave one of them out")
     if len(set(card["classes"])) < max(least, len(card["classes"])):
         raise InputError(f"'{place}': give a shape of numbers above 0, and two classes or more, each once")
     try:
