@@ -7,7 +7,7 @@
 
 The file (.pth, .pt or .bin, in both forms that PyTorch wrote; .npz and .safetensors too) lies at a path, or in an
 installed package: its name, or PACKAGE/FILE. Names, layouts and types of the arrays stay as they are; rules bring them
-to a model's (--rules, or --source_rules later). Nothing in the file is run, and a file with code in it is refused.
+to a model's (--rules says in the card by which). Nothing in the file is run, and a file with code in it is refused.
 
 Beside the output FILE.safetensors.json, its card, says what it is of (experiments/runs/sources.py), and which file of
 which package it was, with its SHA-256 and licence. Where --task, --classes and --shape are left out, write them into
@@ -18,8 +18,6 @@ from experiments import run_program
 
 if __name__ == "__main__":  # before the other imports, so that a failure in them is reported in one line
     run_program(__file__)
-import hashlib
-import json
 import os.path
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -55,7 +53,7 @@ class ConvertFlags:
     shape: tuple[int, ...] = flag((), "of an example: 224,224,3", often=True)
     resize: str | None = flag(None, "how pictures become that shape: crop or squash, as --resize of transfer has them")
     model: str | None = flag(None, "the model that it is of, as --model has it", often=True)
-    rules: str | None = flag(None, "the rules that bring its names to the model's, as --source_rules has them")
+    rules: str | None = flag(None, "which arrays are which leaves, for the card: vit_hf, vit_timm, FILE.rules")
 
 
 class _Origin(NamedTuple):
@@ -70,25 +68,14 @@ def run(flags: Mapping[str, Any], convert_flags: ConvertFlags) -> Path:
     """Write the arrays and their card; returns the path of the arrays."""
     del flags
     file = directory.new_file("output", convert_flags.output, ".safetensors")
-    card = directory.new_file("output", f"{file}.json", ".json")
+    card = directory.new_file("output", f"{file}.json", ".json")  # before a large file is read
     record = _known(convert_flags)
     origin = _find(convert_flags.file)
     arrays, key = _read(origin.file, convert_flags.key)
-    with origin.file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = sources.file_digest(origin.file)
     came_from = {"file": origin.file.name, "sha256": digest, **({"key": key} if key else {}), **origin.package}
-    weights.write(file, arrays)
-    try:
-        with file.open("rb") as stream:
-            record |= {"source": came_from, "weights_sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
-        missing = [name for name in sources.NEEDED if name not in record]
-        if missing:  # it is to be completed by hand, so it has no digest of itself
-            directory.replace(card, json.dumps(record, indent=1) + "\n")
-        else:
-            directory.write_record(card, record)
-    except BaseException:
-        file.unlink()  # it is useless without its card
-        raise
+    missing = [name for name in sources.NEEDED if name not in record]
+    sources.write_weights(file, arrays, record | {"source": came_from}, signed=not missing)
     kinds = Counter(array.dtype.name for array in arrays.values())
     counted = ", ".join(f"{count:,} of {kind}" for kind, count in kinds.most_common())
     numbers = sum(array.size for array in arrays.values())
@@ -108,7 +95,7 @@ def _known(convert_flags: ConvertFlags) -> dict[str, Any]:
             text = files.text(Path(convert_flags.classes))
         except (OSError, ValueError) as error:
             raise InputError(f"--classes={convert_flags.classes} cannot be read ({error}): name a text file") from error
-        record["classes"] = _numbered([line.strip() for line in text.splitlines() if line.strip()])
+        record["classes"] = sources.numbered([line.strip() for line in text.splitlines() if line.strip()])
         if len(record["classes"]) < 2:
             raise InputError(f"--classes={convert_flags.classes}: write two classes or more, a line each")
     if convert_flags.shape:
@@ -127,23 +114,7 @@ def _known(convert_flags: ConvertFlags) -> dict[str, Any]:
     return record
 
 
-def _numbered(names: Sequence[str]) -> list[str]:
-    """Names of classes, each once: ImageNet has two cranes, of which the second becomes 'crane (2)', and that is said.
-
-    >>> _numbered(["crane", "cat"])
-    ['crane', 'cat']
-    """
-    seen = Counter[str]()
-    numbered = []
-    for name in names:
-        seen[name] += 1
-        numbered.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
-    if twice := [name for name, count in seen.items() if count > 1]:
-        console.say(f"several classes are called {paths.some(twice)}: each further one has its number after it")
-    return numbered
-
-
-def _read(file: Path, key: str | None) -> tuple[dict[str, np.ndarray], str]:
+def _read(file: Path, key: str | None) -> tuple[Mapping[str, np.ndarray], str]:
     """(arrays, the key of their dict); says what is left out."""
     if file.suffix in weights.SUFFIXES:
         if key:

@@ -6,13 +6,17 @@ The parameters of a trained fit in one file of named arrays ("hidden_0/kernel"),
 the card that describes them (experiments/runs/sources.py): a source for experiments.transfer, and a fit for
 experiments.predict. What a strategy added to the model is merged into its ordinary parameters. With `--rules=vit_hf`
 the arrays have the names and layout that those rules read (`tljax.weights.rules`), so that the library reads them.
+
+    python -m experiments.export --checkpoint=runs/quickstart --fit=head_only --delta --output=head.safetensors
+
+writes what differs from the base alone, leaves, or places and values where few numbers of a leaf changed, with the
+digest of the base: the source that the fit started from, or --base. experiments.apply puts them together again.
 """
 
 from experiments import run_program
 
 if __name__ == "__main__":  # before the other imports, so that a failure in them is reported in one line
     run_program(__file__)
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +29,8 @@ from experiments.runs.command_line import flag
 from experiments.runs.settings import ComputeFlags, ModelFlags, RenamingFlags
 from experiments.runs.sources import FitFlags, load_weights
 from tljax import checkpoint, weights
+from tljax.types import InputError
+from tljax.weights import delta
 
 
 @dataclass(frozen=True)
@@ -33,17 +39,26 @@ class ExportFlags(FitFlags, RenamingFlags, ModelFlags, ComputeFlags):
 
     output: str | None = flag(None, "a new .safetensors file; needed", place="new")
     rules: str = flag("", "names and layout of the file: those that these rules read, vit_hf or FILE.rules")
+    delta: bool = flag(False, "write what differs from the base alone")
+    base: str | None = flag(
+        None, "of --delta: a run, a checkpoint or weights; default: the source that the fit started from", place="path"
+    )
+    base_fit: str | None = flag(None, "which of several fits of --base")
 
 
 def run(flags: Mapping[str, Any], export_flags: ExportFlags) -> Path:
     """Write the parameters and their card; returns the path of the parameters."""
-    from safetensors.numpy import save
-
     file = directory.new_file("output", export_flags.output, ".safetensors")
-    card = directory.new_file("output", f"{file}.json", ".json")
+    directory.new_file("output", f"{file}.json", ".json")
+    if export_flags.delta and export_flags.rules:
+        raise InputError("--delta and --rules are both given: a delta has the names of the model; leave --rules out")
+    if not export_flags.delta and (export_flags.base or export_flags.base_fit):
+        raise InputError("--base is of --delta: give both, or leave it out")
     flat, source, model, measured = load_weights(flags, export_flags.checkpoint, export_flags.fit)
     arrays, format_of_library = (_layout(flat, export_flags), {"format": "pt"}) if export_flags.rules else (flat, None)
-    bytes_of_weights = save(arrays, format_of_library)  # transformers reads no file that does not say its format
+    difference = None
+    if export_flags.delta:
+        arrays, difference = _delta(flat, flags, export_flags)
     record = {
         "task": source.name,
         "classes": source.classes,
@@ -57,16 +72,37 @@ def run(flags: Mapping[str, Any], export_flags: ExportFlags) -> Path:
         "steps": source.steps,
         "fingerprint": source.fingerprint or None,
         "note": source.note or None,
-        "weights_sha256": hashlib.sha256(bytes_of_weights).hexdigest(),
+        "delta": difference,
     }
-    directory.replace(file, bytes_of_weights)
-    try:
-        directory.write_record(card, {name: value for name, value in record.items() if value is not None})
-    except OSError:
-        file.unlink()  # it is useless without its card
-        raise
-    console.say(f"{len(arrays)} arrays, {sum(leaf.size for leaf in flat.values()):,} numbers of {source.name}: {file}")
+    # transformers reads no file that does not say its format
+    sources.write_weights(file, arrays, record, format_of_library)
+    written = sum(array.size for array in arrays.values())
+    total = sum(leaf.size for leaf in flat.values())
+    numbers = f"{written:,} of {total:,}" if export_flags.delta else f"{total:,}"
+    console.say(f"{len(arrays)} arrays, {numbers} numbers of {source.name}: {file}")
     return file
+
+
+def _delta(
+    flat: checkpoint.Flat, flags: Mapping[str, Any], export_flags: ExportFlags
+) -> tuple[checkpoint.Flat, dict[str, Any]]:
+    """(arrays, record) of what differs from the base."""
+    place, fit = export_flags.base, export_flags.base_fit
+    if place is None:
+        if fit or sources.is_weights_file(export_flags.checkpoint):
+            raise InputError("--base is not given: name what the delta is of, a run, a checkpoint or a file of weights")
+        place, fit = sources.started_from(export_flags.checkpoint or "", export_flags.fit)
+    try:
+        base, *_ = load_weights(flags, place, fit)
+    except InputError as error:
+        raise command_line.flag_renamed(error, "checkpoint", "base") from error
+    arrays, record = delta.between(base, flat)
+    whole = sum(name.startswith(delta.WHOLE) for name in arrays)
+    console.say(
+        f"of {len(flat):,} leaves {whole:,} are written whole and {(len(arrays) - whole) // 2:,} as places and values, "
+        f"as they differ from '{place}'"
+    )
+    return arrays, {"base": str(place), **record}
 
 
 def _layout(flat: checkpoint.Flat, export_flags: ExportFlags) -> dict[str, np.ndarray]:

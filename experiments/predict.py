@@ -123,6 +123,11 @@ def run(flags: Mapping[str, Any], predict_flags: PredictFlags) -> Path:
         raise InputError("--images is not given: name a folder of pictures, one of them, or an .npz file")
     file = directory.new_file("output", predict_flags.output, ".csv")
     _, loaded = load_fit(flags, predict_flags.checkpoint, predict_flags.fit)
+    if loaded.source.headless:
+        raise InputError(
+            f"'{predict_flags.checkpoint}' has no head, by its card, and so predicts nothing: train one with "
+            "experiments.transfer, or take its features with experiments.features"
+        )
     names, pixels, left_out = unlabelled.load(Path(predict_flags.images), loaded.source.shape, loaded.source.resize)
     if left_out:
         several = len(left_out) > 1

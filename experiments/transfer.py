@@ -19,7 +19,7 @@ from experiments.runs import command_line, console, costs, evaluations, fit, pla
 from experiments.runs.command_line import flag
 from experiments.runs.plan import Experiment
 from experiments.runs.settings import ExperimentFlags, Settings
-from tljax import graft
+from tljax import graft, paths
 from tljax.study.results import Result, extended
 
 
@@ -81,8 +81,14 @@ def _show_starts(experiment: Experiment) -> None:
         costs_of_phases = costs.of_start(experiment, start)
         notes = (costs_of_phases, plan.state_lines(start, experiment.model))
         console.plan(strategy.label, start.plan, start.params, start.phases, same, names, decays, *notes)
-        if paths := plan.left_out(strategy, start, experiment.model):
-            console.say(f"  {strategy.label}: left out, and so frozen: {', '.join(paths)}\n")
+        lists = {
+            "left out, and so frozen": plan.left_out(strategy, start, experiment.model),
+            "merged with their kernel in each step, as their stages take no factors": plan.merged(start),
+        }
+        for what, of_paths in lists.items():
+            if of_paths:
+                folded = (path for path, _ in paths.folded([(path, None) for path in of_paths]))
+                console.say(f"  {strategy.label}: {what}: {', '.join(folded)}\n")
     augmented = plan.augment_notes(settings.recipe, experiment.target)
     console.notes([*augmented, *plan.title_and_notes(settings, experiment.source, experiment.target)[1]])
 

@@ -32,6 +32,37 @@ def test_every_leaf_comes_back_with_its_bytes_and_dtype(saved):
             assert here.dtype == there.dtype and here.tobytes() == there.tobytes()
 
 
+def test_what_fits_share_is_stored_once_and_loaded_once_and_nobody_writes_into_it(tmp_path):
+    """A body of 4 MB and sixteen heads; the same bytes under another path, dtype or shape are another leaf."""
+    body = np.random.default_rng(0).normal(size=10**6).astype(np.float32)
+    fits = {f"seed-{i}": {"body": body.copy(), "head": np.full(100, i, np.float32)} for i in range(16)}
+    fits["other"] = {"body": body.view(np.int32), "head": np.full((10, 10), 0, np.float32)}
+    checkpoint.save(tmp_path / "group", fits, {})
+    size = sum(file.stat().st_size for file in (tmp_path / "group").rglob("*") if file.is_file())
+    assert 8e6 < size < 8.5e6
+    loaded, _ = checkpoint.load(tmp_path / "group")
+    for name, params in fits.items():
+        for path, leaf in params.items():
+            assert loaded[name][path].dtype == leaf.dtype and loaded[name][path].shape == leaf.shape
+            assert loaded[name][path].tobytes() == leaf.tobytes()
+    assert loaded["seed-3"]["body"] is loaded["seed-0"]["body"]
+    with pytest.raises(ValueError, match="read-only"):
+        loaded["seed-0"]["body"][0] = 1
+
+
+def test_a_checkpoint_in_which_each_fit_has_its_own_copy_is_read(tmp_path, monkeypatch):
+    """As earlier versions stored them."""
+    twice = {"a": {"w": np.ones(3)}, "b": {"w": np.ones(3)}}
+    with monkeypatch.context() as patched:
+        every = {f"{name}/w": (name, "w") for name in twice}
+        patched.setattr(checkpoint, "_first_places", lambda records: every)
+        patched.setattr(checkpoint, "_FORMAT", "tljax-parameters-2")
+        checkpoint.save(tmp_path / "old", twice, {})
+    fits, _ = checkpoint.load(tmp_path / "old")
+    np.testing.assert_equal(fits, twice)
+    assert fits["a"]["w"] is not fits["b"]["w"]
+
+
 def test_nothing_is_written_over(saved):
     with pytest.raises(InputError, match="exists already"):
         checkpoint.save(saved, FITS, {})
@@ -84,7 +115,8 @@ KERNEL, COUNT = np.zeros((2, 3), np.float32), np.int32(1)
 def test_arrays_that_are_not_those_declared_are_refused_before_they_are_read(
     saved, tmp_path, monkeypatch, other, message
 ):
-    checkpoint.save(tmp_path / "other", {name: {"head": other} for name in FITS}, {})
+    others = {name: {path: leaf + leaf.dtype.type(i) for path, leaf in other.items()} for i, name in enumerate(FITS)}
+    checkpoint.save(tmp_path / "other", {name: {"head": head} for name, head in others.items()}, {})
     shutil.rmtree(saved / "state")
     (tmp_path / "other" / "state").rename(saved / "state")
     monkeypatch.setattr("orbax.checkpoint.Checkpointer.restore", lambda *_, **__: pytest.fail("it reads"))

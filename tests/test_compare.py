@@ -16,7 +16,9 @@ from test_programs import arguments, command, results, snapshot
 from experiments import compare, report, search, transfer
 from experiments.pages import transfer as transfer_page
 from experiments.runs import directory, plan, predictions
+from experiments.runs.judging import Judging, with_family
 from experiments.runs.settings import Settings, parse_flags
+from tljax.data import load
 from tljax.study.results import Result, to_json
 from tljax.types import InputError
 
@@ -403,3 +405,17 @@ def test_after_an_edit_of_a_strategy_the_fits_of_its_present_code_are_reported(t
     third = transfer.run(**{**flags, "seeds": (0, 1)})
     assert {line.key for line in first} <= {line.key for line in third}
     assert reported() == sorted(line.key for line in third)
+
+
+def test_a_family_of_one_budget_is_recorded_as_its_number_of_labels():
+    digits, letters = (load(name) for name in ("omniglot_latin:labels=0-9", "omniglot_latin"))
+    budgets = ("1/class", "5/class", "all")
+    for text, number in (("5/class", "50"), ("all", "150"), ("10", "10"), ("area", "area"), ("budgets", "budgets")):
+        assert with_family(Judging(family=text), [digits], budgets).family == number
+    with pytest.raises(
+        InputError, match=r"5/class is 50 labels of .* and 130 labels of .*: compare the targets one by"
+    ):
+        with_family(Judging(family="5/class"), [digits, letters], budgets)
+    for text in ("7/class", "51"):
+        with pytest.raises(InputError, match=f"--family={text} is none of --train_examples=1/class,5/class,all"):
+            with_family(Judging(family=text), [digits], budgets)

@@ -15,7 +15,14 @@ from tljax import checkpoint, models, weights
 from tljax.weights import resize
 
 FOLDER = Path(__file__).parent / "layouts"
-SLOW = {"torchvision_resnet50", "torchvision_resnet18", "timm_resnet", "timm_resnet_basic", "timm_vit_avg", "hf_resnet"}
+SLOW = {
+    "torchvision_resnet50",
+    "torchvision_resnet18",
+    "timm_resnet_basic",
+    "timm_vit_avg",
+    "hf_resnet",
+    "hf_vit_in_memory",
+}
 CASES = [
     pytest.param(file.stem, marks=[pytest.mark.slow] * (file.stem in SLOW)) for file in sorted(FOLDER.glob("*.json"))
 ]

@@ -375,9 +375,12 @@ def test_phases_too_close_for_the_steps_are_refused(tasks, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_dry_run_lists_what_lora_leaves_out(tasks, tmp_path, capsys):
-    flags = arguments(tasks, tmp_path / "w", dry_run=True) | {"model": "cnn", "strategies": ["lora"]}
+    vit = "vit:width=8:depth=2:patch=3:heads=2"
+    flags = arguments(tasks, tmp_path / "w", dry_run=True) | {"model": vit, "strategies": ["lora"]}
     transfer.run(**flags)
-    assert "lora: left out, and so frozen: conv_0/conv/kernel, conv_1/conv/kernel" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "lora: left out, and so frozen: embedding/class_token, embedding/position\n" in shown
+    assert "block_{0,1}/attention/out/lora_a" in shown and "merged with their kernel" not in shown
 
 
 def test_data_driven_strategies_run_and_a_dry_run_says_what_they_wait_for(tasks, tmp_path, capsys):

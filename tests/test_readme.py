@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from experiments import (
+    apply,
     check,
     compare,
     convert,
@@ -35,7 +36,21 @@ COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", TEXT + PROJECT, re.
 )
 PROGRAMS = {
     f"experiments.{program.__name__.split('.')[-1]}": program.main
-    for program in (check, compare, convert, export, features, predict, pretrain, rank, report, search, transfer, zoo)
+    for program in (
+        apply,
+        check,
+        compare,
+        convert,
+        export,
+        features,
+        predict,
+        pretrain,
+        rank,
+        report,
+        search,
+        transfer,
+        zoo,
+    )
 }
 QUICK = ("--seeds=0", "--steps=3")
 
@@ -82,7 +97,8 @@ def test_the_other_commands_run(tmp_path, monkeypatch, capsys):
             exec(ELSEWHERE.replace("range(5)", "range(2)").replace("[:200]", "[:60]"), {})
         quick = (
             ()
-            if "--helpfull" in arguments or program.endswith(("check", "export", "features", "predict", "report"))
+            if "--helpfull" in arguments
+            or program.endswith(("apply", "check", "convert", "export", "features", "predict", "report"))
             else QUICK
         )
         fewer = ("--trials=2", "--strategies=head_only") if program.endswith("search") else ()

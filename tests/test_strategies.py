@@ -22,6 +22,9 @@ NAMES = plugins.names("tljax.strategies", "strategy")
 MODEL = models.build("mlp", 3, hidden=(5, 4), activation="relu")
 PARAMS = jax.tree.map(np.asarray, models.init(MODEL, jax.random.key(0), (2, 2, 1)))
 NORMS = {**PARAMS, "hidden_0": {**PARAMS["hidden_0"], "norm": {"scale": np.ones(5, np.float32), "bias": np.zeros(5)}}}
+ATTENTION = {f"hidden_0/attention/{name}/kernel" for name in ("query", "key", "value", "out")}
+PROJECTIONS = {path.split("/")[2]: {"kernel": np.ones((5, 1, 5), np.float32)} for path in ATTENTION}
+WITH_ATTENTION = {**PARAMS, "hidden_0": {**PARAMS["hidden_0"], "attention": PROJECTIONS}}
 FRESH = masks.under(PARAMS, "head")
 NOTHING = masks.invert(masks.by_path(PARAMS, lambda path: True))
 
@@ -57,10 +60,16 @@ TRAINED = {
     "stages:train=hidden_0+head": HEAD | ZERO,
     "stages:redraw=above:copy=1": HEAD | ONE,
     "stages:redraw=above:copy=2": HEAD,
+    "stages:redraw=above:copy=1:freeze=true": HEAD | ONE,
     "stages:redraw=above:copy=1:freeze=false": ALL,
+    "stages:freeze=hidden_0": HEAD | ONE,
+    "stages:freeze=hidden_0+hidden_1": HEAD,
     "norm_only": HEAD | NORM,
+    "attention_only": HEAD | ATTENTION,
     "pattern": {"hidden_0/kernel", "hidden_1/kernel"} | HEAD,
     "pattern:train=hidden_0/*+**/bias": ZERO | {"hidden_1/bias"} | HEAD,
+    "pattern:freeze=**/bias+hidden_1/*": HEAD | {"hidden_0/kernel"},
+    "pattern:train=hidden_*/*:freeze=**/bias": HEAD | {"hidden_0/kernel", "hidden_1/kernel"},
     "lora": HEAD | {f"hidden_{i}/lora_{factor}" for i in (0, 1) for factor in "ab"},
 }
 """What trains, by whole leaves."""
@@ -69,6 +78,8 @@ RATES = {
     "layerwise_decay": {"head": True, "hidden_1": 1 / 2.6, "hidden_0": 1 / 2.6**2},
     "layerwise_decay:decay=0.1": {"head": True, "hidden_1": 0.1, "hidden_0": 0.01},
     "layerwise_decay:decay=1": {"head": True, "hidden_1": 1.0, "hidden_0": 1.0},
+    "layerwise_decay:decay=0.1:lowest=hidden_1": {"head": True, "hidden_1": 0.1, "hidden_0": False},
+    "layerwise_decay:decay=0.1:lowest=hidden_0": {"head": True, "hidden_1": 0.1, "hidden_0": 0.01},
 }
 """The number of every leaf of a stage."""
 
@@ -88,14 +99,10 @@ ELEMENTS = {"gradient_mask", "fisher", "random_mask"}
 
 @functools.cache
 def start(name):
-    """(parameters, context) that the strategy starts from: adapted, and with norms where it does not do without."""
+    """(parameters, context) that the strategy starts from: adapted, and with norms or attention where it does not do
+    without."""
     method, _ = plugins.method(name)
-    params = PARAMS
-    if not method.adapt:
-        try:
-            method.strategy(PARAMS, CONTEXT)
-        except InputError:
-            params = NORMS
+    params = {"norm_only": NORMS, "attention_only": WITH_ATTENTION}.get(name, PARAMS)
     if adapt := method.adapt:
         params = adapt(params, jax.random.key(2))
     known = leaves(FRESH)
@@ -212,6 +219,35 @@ def test_these_say_that_they_look_at_data():
     assert {name for name in DATA_DRIVEN if plugins.method(name)[0].data_driven} == DATA_DRIVEN
 
 
+LAYER = {"kernel": np.ones((4, 4), np.float32)}
+ATTENTIONS = {
+    "Flax": (
+        {"attention": {"query": LAYER, "query_norm": {"scale": np.ones(4)}, "out": LAYER}, "mlp": LAYER},
+        {"attention"},
+    ),
+    "timm": (
+        {"attn.qkv.weight": np.ones((12, 4)), "attn.proj.weight": np.ones(4), "mlp.fc1.weight": np.ones(4)},
+        {"attn"},
+    ),
+    "beside each other": ({"q": LAYER, "k": LAYER, "v": LAYER, "o": LAYER, "up": LAYER}, {*"qkvo"}),
+    "Hugging Face": ({"self": {"attention": {"output": {"dense": LAYER}}}, "output": {"dense": LAYER}}, {"self"}),
+}
+
+
+@pytest.mark.parametrize("case", ATTENTIONS)
+def test_attention_is_known_by_its_name_or_by_its_projections(case):
+    block, first = ATTENTIONS[case]
+    params = {"block_0": block, "head": LAYER}
+    within = trained(plugins.method("attention_only")[0].strategy(params, Context()))
+    assert {path.split("/")[1].split(".")[0] for path in within} == first
+    assert not any("norm" in path for path in within)
+
+
+def test_a_model_without_attention_is_told_what_it_lacks():
+    with pytest.raises(InputError, match="attention_only: the model has no attention, such as 'block_0/attention"):
+        plugins.method("attention_only")[0].strategy(PARAMS, CONTEXT)
+
+
 def test_a_bias_only_fit_with_a_copied_head_leaves_its_kernel():
     assert trained(given("bias_only", fresh=NOTHING)) == {"hidden_0/bias", "hidden_1/bias", "head/bias"}
 
@@ -253,6 +289,10 @@ def test_reinit_names_the_stages_to_draw_anew(text, expected):
         ("stages:redraw=below", "the one value is 'above'"),
         ("stages:copy=1", "it goes with redraw=above"),
         ("stages:freeze=false", "it goes with redraw=above:copy=n"),
+        ("stages:freeze=hiden_1", "no stage 'hiden_1'; nearest: 'hidden_1'"),
+        ("stages:freeze=head:train=head", "train= and freeze= are two uses: keep one"),
+        ("stages:freeze=head:redraw=above:copy=1", "freeze= and redraw= are two uses: keep one"),
+        ("pattern:freeze=**/kernal", "matches no leaf; nearest"),
         ("stages:redraw=above", "of 3 stages copy 1 to 2"),
         ("stages:redraw=above:copy=3", "of 3 stages copy 1 to 2"),
         ("stages:redraw=above:copy=1:train=head", "keep one"),
@@ -260,6 +300,7 @@ def test_reinit_names_the_stages_to_draw_anew(text, expected):
         ("pattern:train=**/bias+", "pattern '' matches no leaf"),
         ("layerwise_decay:decay=0", "above 0 and at most 1"),
         ("layerwise_decay:decay=1.5", "above 0 and at most 1"),
+        ("layerwise_decay:lowest=hidden_2", "none of hidden_0, hidden_1, head; nearest"),
         ("lp_ft:start=0", "above 0 and below 1"),
         ("lp_ft:start=1", "above 0 and below 1"),
         ("gradual_unfreeze:every=0.5", "3 phases do not fit"),
@@ -270,6 +311,7 @@ def test_reinit_names_the_stages_to_draw_anew(text, expected):
         ("random_mask:fraction=-1", "above 0 and at most 1"),
         ("lora:rank=0", "at least 1"),
         ("lora:scale=0", "above 0 and finite"),
+        ("lora:ratio=0", "above 0 and finite"),
     ],
 )
 def test_options_out_of_range_are_refused(text, message):
@@ -434,18 +476,19 @@ def test_norm_only_of_nnx_and_equinox_modules():
 KERNEL = {"kernel": np.ones((4, 4), np.float32)}
 WIDE = {
     "stem": {"kernel": np.ones((3, 3, 1, 4))},
-    "attention": {"query": {"kernel": np.ones((4, 2, 2))}},
+    "series": {"kernel": np.ones((3, 2, 2))},
     "mlp": KERNEL,
     "embed": {"embedding": np.ones((5, 4))},
     "classifier": {"kernel": np.ones((4, 3))},
 }
-STAGES = Context(stages=("stem", "attention", "mlp", "embed", "classifier"))
+STAGES = Context(stages=("stem", "series", "mlp", "embed", "classifier"))
 
 
 def test_lora_takes_the_head_from_the_stages_and_says_what_it_leaves_out():
     adapted = lora.adapt(WIDE, jax.random.key(0), STAGES)
-    assert set(leaves(adapted)) - set(leaves(WIDE)) == {"mlp/lora_a", "mlp/lora_b"}
-    expected = {"stem/kernel", "attention/query/kernel", "embed/embedding"}
+    names = {f"{layer}/lora_{factor}" for layer in ("stem", "mlp") for factor in "ab"}
+    assert set(leaves(adapted)) - set(leaves(WIDE)) == names
+    expected = {"series/kernel", "embed/embedding"}  # a convolution of one axis, or a stack of dense layers
     assert set(lora.left_out(WIDE, STAGES)) == set(lora.left_out(adapted, STAGES)) == expected
     head_within = {"body": {"head": dict(KERNEL)}, "classifier": dict(KERNEL)}  # a head of attention, not the head
     adapted = lora.adapt(head_within, jax.random.key(0), Context(stages=("body", "classifier")))
@@ -455,14 +498,14 @@ def test_lora_takes_the_head_from_the_stages_and_says_what_it_leaves_out():
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"stem": WIDE["stem"], "head": KERNEL}, r"nothing to adapt; left out: 'stem/kernel' \(3, 3, 1, 4\)"),
+        ({"stem": WIDE["series"], "head": KERNEL}, r"nothing to adapt; left out: 'stem/kernel' \(3, 2, 2\)"),
         ({"l1": {"w": np.ones((3, 3))}, "head": KERNEL}, r"nothing to adapt; left out: 'l1/w' \(3, 3\)"),
         ([KERNEL, KERNEL], "no factors can stand beside '0/kernel', '1/kernel': a list"),
         (flax.core.freeze({"a": KERNEL, "head": KERNEL}), "no factors can stand beside 'a/kernel'"),
         (nnx.State({"a": {"kernel": nnx.Param(np.ones((2, 2)))}}), "no factors can stand beside 'a/kernel'"),
         ({"a": KERNEL, "b": [KERNEL], "head": KERNEL}, "no factors can stand beside 'b/0/kernel'"),
     ],
-    ids=["convolution", "another name", "list", "FrozenDict", "nnx.State", "a list in a dict"],
+    ids=["three axes", "another name", "list", "FrozenDict", "nnx.State", "a list in a dict"],
 )
 def test_lora_names_what_it_cannot_adapt(params, message):
     with pytest.raises(InputError, match=message):
@@ -666,9 +709,8 @@ def test_lora_draws_factors_of_the_right_size_one_key_a_kernel():
     assert not adapted["a"]["lora_b"].any() and one.dtype == jnp.result_type(params["a"]["kernel"])
 
 
-def test_lora_leaves_heads_convolutions_and_integers():
+def test_lora_leaves_heads_and_integers():
     params = {
-        "conv": {"kernel": np.ones((3, 3, 1, 2))},
         "codes": {"kernel": np.ones((2, 2), np.int32)},
         "dense": {"kernel": np.ones((2, 2))},
         "params": {"head": {"kernel": np.ones((2, 2))}},

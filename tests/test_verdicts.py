@@ -713,6 +713,15 @@ def test_one_budget_is_judged_as_if_the_others_were_not_there():
             judgements(table, kind=wrong)
 
 
+def test_a_strategy_of_one_budget_is_among_the_areas_and_among_the_budgets_by_themselves():
+    table = {
+        where: scores for where, scores in of_three_budgets().items() if where[2:4] not in (("late", 10), ("late", 50))
+    }
+    family, others = judgements(table)
+    assert [one.budgets for one in family if one.strategy == "late"] == [(200,)]
+    assert [one.budgets for one in others if one.strategy == "late"] == [(200,)] and len(others) == 4
+
+
 def test_the_band_over_budgets_covers_together_as_max_t_over_all_of_its_points():
     """Each interval is mean -+ c se with a c beyond that of one alone and within Bonferroni's of the six."""
     table = of_three_budgets()

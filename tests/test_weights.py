@@ -11,7 +11,7 @@ from test_programs import arguments, results
 from test_programs import parameters as parameters_of
 
 from experiments import compare, rank, transfer
-from tljax import models, weights
+from tljax import checkpoint, models, weights
 from tljax.types import InputError
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -200,3 +200,134 @@ def test_what_pytorch_trained_gets_a_verdict_and_is_ranked(tmp_path, capsys):
     given = [f"--sources={FILE}", "--target=fashion_mnist_10k", "--train_examples=10/class", "--scores=knn,leep,logme"]
     rank.main(["rank", *given, f"--workdir={tmp_path / 'r'}"])
     assert "mnist_10k (torch.safetensors)" in capsys.readouterr().out
+
+
+def of(arrays, rules, like):
+    """The leaves that rules make of arrays, and the arrays that they make of the leaves again."""
+    parsed = [weights.rule(text) for text in rules]
+    leaves = checkpoint.flatten(weights.grafted(arrays, parsed, like))
+    return leaves, weights.exported(leaves, parsed)
+
+
+RNG = np.random.default_rng(0)
+Q, K, V = (RNG.normal(size=(6, 2, 3)) for _ in range(3))
+"""Kernels [D, heads, d]."""
+
+
+def of_attention(array):
+    return {"attention": {name: {"kernel": array} for name in ("query", "key", "value")}}
+
+
+LAYOUTS = {
+    "fused, rows in turn": (
+        "split:transpose:reshape=D+(heads+d)",
+        lambda: np.concatenate([rows(k) for k in (Q, K, V)]),
+    ),
+    "fused, [in, out]": ("split=1:reshape=D+(heads+d)", lambda: np.concatenate([rows(k).T for k in (Q, K, V)], 1)),
+    "heads outside q, k, v": (
+        "reshape=D+(heads+3+d):split=2:reshape=D+heads+()+d",
+        lambda: np.stack([Q, K, V], 2).reshape(6, 18),
+    ),
+}
+
+
+def rows(kernel):
+    """As PyTorch keeps it: [heads x d, D]."""
+    return kernel.reshape(6, 6).T
+
+
+@pytest.mark.parametrize("case", LAYOUTS)
+def test_a_fused_layer_becomes_three_leaves_and_is_had_again(case):
+    steps, fused = LAYOUTS[case]
+    array = fused()
+    text = f"*.qkv:{steps}:to=*/attention/{{query,key,value}}/kernel"
+    leaves, back = of({"block.qkv": array}, [text], {"block": of_attention(np.zeros((6, 2, 3)))})
+    for name, kernel in zip(("query", "key", "value"), (Q, K, V), strict=True):
+        np.testing.assert_array_equal(leaves[f"block/attention/{name}/kernel"], kernel)
+    np.testing.assert_array_equal(back["block.qkv"], array)
+
+
+def test_arrays_are_joined_and_a_class_token_stands_before_its_positions():
+    token, grid = RNG.normal(size=(1, 1, 4)), RNG.normal(size=(1, 9, 4))
+    rules = [weights.rule("{token,grid}:join=1:reshape=()+n+D:to=position")]
+    found = weights.grafted({"token": token, "grid": grid}, rules, {"position": np.zeros((10, 4))})["position"]
+    np.testing.assert_array_equal(found, np.concatenate([token[0], grid[0]]))
+    halves = {"a.w": RNG.normal(size=(2, 3)), "b.w": RNG.normal(size=(2, 3))}
+    leaves, back = of(halves, ["{a,b}.w:join=1:to=both"], {"both": np.zeros((2, 6))})
+    assert leaves["both"].shape == (2, 6) and all((back[name] == halves[name]).all() for name in halves)
+    with pytest.raises(InputError, match=r"joins 'a.w' and 'b.w', and the file has no 'b.w'"):
+        of({"a.w": halves["a.w"]}, ["{a,b}.w:join=1:to=both"], {"both": np.zeros((2, 6))})
+
+
+def test_stars_go_to_their_places_and_numbers_move():
+    arrays = {
+        f"stages.{i}.layers.{k}.bn{n}.bias": np.full(2, 100 * i + 10 * k + n)
+        for i in (0, 1)
+        for k in (0, 11)
+        for n in (0, 1)
+    }
+    like = {
+        f"block_{i}_{k}": {f"norm_{n}": {"bias": np.zeros(2, int)} for n in (1, 2)} for i in (1, 2) for k in (0, 11)
+    }
+    leaves, back = of(arrays, ["stages.*.layers.*.bn*.bias:to=block_*+1_*/norm_*+1/bias"], like)
+    assert leaves["block_2_11/norm_2/bias"].tolist() == [211, 211]
+    assert back.keys() == arrays.keys() and all((back[name] == arrays[name]).all() for name in arrays)
+    with pytest.raises(InputError, match="let the star be a number there"):
+        of({"stages.a.w": np.ones(2)}, ["stages.*.w:to=block_*+1/w"], {"block_1": {"w": np.ones(2)}})
+
+
+def test_either_name_is_taken_and_the_first_is_written():
+    like = {"norm": {"scale": np.zeros(2), "bias": np.zeros(2)}}
+    rule = "{net.,}{norm,ln}.{weight,bias}:to=norm/{scale,bias}"
+    for prefix in ("net.norm", "ln"):
+        leaves, back = of({f"{prefix}.weight": np.ones(2), f"{prefix}.bias": np.zeros(2)}, [rule], like)
+        assert leaves["norm/scale"].sum() == 2 and back.keys() == {"net.norm.weight", "net.norm.bias"}
+    with pytest.raises(InputError, match="would both become 'norm/scale'"):
+        of({"norm.weight": np.ones(2), "ln.weight": np.ones(2), "ln.bias": np.ones(2)}, [rule], like)
+
+
+def test_a_kernel_of_colour_becomes_one_of_grey_and_of_more_channels():
+    kernel = RNG.normal(size=(5, 3, 2, 2)).astype(np.float32)
+    for channels in (1, 3, 4, 6):
+        like = {"kernel": np.zeros((2, 2, channels, 5), np.float32)}
+        leaves, _ = of({"w": kernel}, ["w:to=kernel:transpose=2+3+1+0:channels"], like)
+        grey = leaves["kernel"].sum(2)  # of an image whose channels are equal, at any number of them
+        if channels in (1, 3, 6):
+            np.testing.assert_allclose(grey, kernel.sum(1).transpose(1, 2, 0), rtol=1e-5, atol=1e-6)
+        if channels == 4:  # timm repeats the first and scales by 3 / 4
+            np.testing.assert_allclose(leaves["kernel"][:, :, 3], 0.75 * kernel[:, 0].transpose(1, 2, 0), rtol=1e-6)
+
+
+def test_rules_of_ones_own_come_before_those_of_a_file():
+    named = weights.rules_of("a.w:to=body/w\n**.w:to=rest/**/w:optional\nb:drop:optional\n", "theirs.rules")
+    found, _ = weights.moves(["a.w"], [weights.rule("a.w:to=mine/w"), *named])
+    assert [move.leaves for move in found] == [("mine/w",)]
+    with pytest.raises(InputError, match=r"theirs.rules:1: rule 'a.w' matches no array; nearest: 'a.v'"):
+        weights.moves(["a.v"], named)
+
+
+def test_a_refusal_has_both_paths_both_shapes_and_the_nearest_rule():
+    rules = weights.rules_of("layer.*.query:to=block_*/query:reshape=D+(heads+d)\n", "mine.rules")
+    with pytest.raises(InputError) as refused:
+        weights.grafted({"layer.0.query": np.zeros((8, 8))}, rules, {"block_0": {"query": np.zeros((6, 2, 3))}})
+    text = str(refused.value)
+    assert "'layer.0.query' is float64[8, 8]" in text and "'block_0/query' is float64[6, 2, 3]" in text
+    assert "mine.rules:1 'layer.*.query:to=block_*/query:reshape=D+(heads+d)'" in text
+    with pytest.raises(InputError) as refused:
+        weights.grafted(
+            {"layer.0.query": np.zeros((6, 6)), "layer.0.key": np.zeros((6, 6))},
+            rules,
+            {"block_0": {"query": np.zeros((6, 2, 3)), "key": np.zeros((6, 2, 3))}},
+        )
+    text = str(refused.value)
+    assert "'layer.0.key'" in text and "'block_0/key'" in text and "([6, 6] to [6, 2, 3])" in text
+    assert "the nearest rule is mine.rules:1" in text and "\n" not in text
+
+
+def test_a_rule_without_a_way_back_says_so():
+    rules = [weights.rule("w:to=kernel:reshape=2+3")]
+    assert weights.grafted({"w": np.zeros(6)}, rules, {"kernel": np.zeros((2, 3))})["kernel"].shape == (2, 3)
+    with pytest.raises(InputError, match=r"rule 'w:to=kernel:reshape=2\+3' has no way back: .*reshape=D\+\(heads\+d\)"):
+        weights.exported({"kernel": np.zeros((2, 3))}, rules)
+    with pytest.raises(InputError, match="none of the rules is of the model's leaves"):
+        weights.exported({"other": np.zeros(2)}, [weights.rule("w:to=kernel")])

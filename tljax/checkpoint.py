@@ -2,9 +2,10 @@
 
 Orbax restores flipped bytes, wrong dtypes and holed trees without a word, so each leaf's dtype, shape and SHA-256
 (path, dtype, shape, bytes) are stored beside it. At each load dtypes and shapes are held against Orbax's own before
-an array is read, and the sums after; nothing is converted. A checkpoint may come from anybody: no link in it is
-followed, no name in it leads out of its folder, and since arrays are stored as they are, without compression, it
-cannot ask for more memory than it takes on disk.
+an array is read, and the sums after; nothing is converted. A leaf of which several fits have the same bytes is stored
+once, with the first of them, and loaded once: what they share of a frozen model takes the room of one. A checkpoint may
+come from anybody: no link in it is followed, no name in it leads out of its folder, and since arrays are stored as they
+are, without compression, it cannot ask for more memory than it takes on disk.
 """
 
 import glob
@@ -29,7 +30,9 @@ from tljax.types import InputError, Params
 Flat = dict[str, np.ndarray]
 """{path of the leaf: array}."""
 
-_FORMAT = "tljax-parameters-2"
+_FORMAT = "tljax-parameters-3"
+_READ = ("tljax-parameters-2", _FORMAT)
+"""In the second format each fit's leaves were stored, whether or not another fit's had the same bytes."""
 
 
 class _Record(NamedTuple):
@@ -89,7 +92,9 @@ def unflatten(flat: Mapping[str, Any], like: Params) -> Params:
 def digest(path: str, leaf: np.ndarray) -> str:
     """SHA-256 of a leaf's path, dtype, shape and bytes."""
     head = json.dumps([path, str(leaf.dtype), list(leaf.shape)]).encode()
-    return hashlib.sha256(head + np.ascontiguousarray(leaf).tobytes()).hexdigest()
+    total = hashlib.sha256(head)
+    total.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)  # without a copy of it
+    return total.hexdigest()
 
 
 def save(directory: Path, fits: Mapping[str, Params], about: Mapping[str, Any]) -> None:
@@ -106,11 +111,17 @@ def save(directory: Path, fits: Mapping[str, Params], about: Mapping[str, Any]) 
     state = {name: flatten(params) for name, params in fits.items()}
     for name, flat in state.items():
         _require_plain(directory, name, flat)
-    records = {
-        name: {path: _Record(str(leaf.dtype), leaf.shape, digest(path, leaf)) for path, leaf in flat.items()}
-        for name, flat in state.items()
-    }
-    arrays = {name: {path: state[name][path] for path in flat} for name, flat in _not_empty(records).items()}
+    digests: dict[tuple[str, int], str] = {}  # of an array that several fits hold: taken once
+
+    def record(path: str, leaf: np.ndarray) -> _Record:
+        key = (path, id(leaf))
+        digests[key] = digests[key] if key in digests else digest(path, leaf)
+        return _Record(str(leaf.dtype), leaf.shape, digests[key])
+
+    records = {name: {path: record(path, leaf) for path, leaf in flat.items()} for name, flat in state.items()}
+    arrays: dict[str, Flat] = {}
+    for name, path in _first_places(records).values():
+        arrays.setdefault(name, {})[path] = state[name][path]
     meta = {"format": _FORMAT, "leaves": records, "about": dict(about)}
     meta["digest"] = _meta_digest(meta)
     try:
@@ -186,8 +197,9 @@ def _read(directory: Path) -> tuple[dict[str, Any], dict[str, dict[str, _Record]
     _size(directory)
     try:
         meta = json.loads((directory / "meta" / "metadata").read_text(encoding="utf-8"))
-        if meta["format"] != _FORMAT:
-            raise InputError(f"checkpoint '{directory}' has format {meta['format']!r}; this tljax reads {_FORMAT!r}")
+        if meta["format"] not in _READ:
+            known = " and ".join(map(repr, _READ))
+            raise InputError(f"checkpoint '{directory}' has format {meta['format']!r}; this tljax reads {known}")
         if meta["digest"] != _meta_digest(meta):
             raise InputError(f"checkpoint '{directory}': what it says of itself is damaged: train it again")
         records = {
@@ -234,17 +246,25 @@ def load(directory: Path) -> tuple[dict[str, Flat], dict[str, Any]]:
     directory = Path(directory).absolute()
     _, records = _read(directory)
     try:
-        _require_stored(directory, records)
+        stored = _require_stored(directory, records)
         with _checkpointer() as reader:
-            as_numpy = {
-                name: {path: ocp.RestoreArgs(np.ndarray) for path in flat} for name, flat in _not_empty(records).items()
-            }
+            as_numpy: dict[str, dict[str, Any]] = {}
+            for name, path in stored:
+                as_numpy.setdefault(name, {})[path] = ocp.RestoreArgs(np.ndarray)
             args = ocp.args.Composite(state=ocp.args.PyTreeRestore(restore_args=as_numpy))
             state = reader.restore(directory, args=args)["state"]
         fits: dict[str, Flat] = {name: {} for name in records}
+        places = _first_places(records)
         for name, path, record in _each(records):
-            array = np.zeros(record.shape, record.dtype) if 0 in record.shape else state[name][path]
-            if digest(path, array) != record.sha256:
+            if 0 in record.shape:
+                array = np.zeros(record.shape, record.dtype)
+            elif (name, path) in stored:
+                array = state[name][path]
+            else:
+                first, _ = places[record.sha256]
+                array = fits[first][path]
+                array.flags.writeable = False  # else who writes into one fit's would write into another's
+            if (name, path) in stored and digest(path, array) != record.sha256:
                 raise _damaged(directory, name, path, "is damaged")
             fits[name][path] = array
     except InputError:
@@ -261,26 +281,34 @@ def _each(records: _Records) -> Iterator[tuple[str, str, _Record]]:
     return ((name, path, record) for name, flat in records.items() for path, record in flat.items())
 
 
-def _not_empty(records: _Records) -> dict[str, dict[str, _Record]]:
-    """The records of leaves that hold numbers: Orbax stores no empty arrays, whose record says all that they are."""
-    return {
-        name: {path: record for path, record in flat.items() if 0 not in record.shape} for name, flat in records.items()
-    }
+def _first_places(records: _Records) -> dict[str, tuple[str, str]]:
+    """{digest: (name of the fit, path)} of the first leaf with that digest, of leaves that hold numbers.
+
+    Orbax stores no empty arrays, whose record says all that they are.
+    """
+    places: dict[str, tuple[str, str]] = {}
+    for name, path, record in _each(records):
+        if 0 not in record.shape:
+            places.setdefault(record.sha256, (name, path))
+    return places
 
 
-def _require_stored(directory: Path, records: _Records) -> None:
-    """Raises InputError unless Orbax's metadata agree with the records: paths, kinds, sizes. Reads no array."""
+def _require_stored(directory: Path, records: _Records) -> set[tuple[str, str]]:
+    """(name of the fit, path) of all that is stored. Raises InputError unless Orbax's metadata agree with the records:
+    paths, kinds, sizes. Reads no array."""
     import orbax.checkpoint as ocp
 
     notes = json.loads((directory / "state" / "_METADATA").read_text(encoding="utf-8"))
     if notes["use_ocdbt"] is not True:  # without this database Orbax takes names for paths
         raise InputError(f"checkpoint '{directory}' is not stored as tljax stores: train it again")
     entries = {tuple(key["key"] for key in entry["key_metadata"]) for entry in notes["tree_metadata"].values()}
-    for name, path in sorted(entries ^ {(name, path) for name, path, _ in _each(_not_empty(records))}):
+    every = {(name, path): record for name, path, record in _each(records) if 0 not in record.shape}
+    needed = set(_first_places(records).values())
+    for name, path in sorted((entries - every.keys()) | (needed - entries)):
         raise _damaged(directory, name, path, "is missing" if (name, path) not in entries else "is none of its own")
     stored = ocp.PyTreeCheckpointHandler().metadata(directory / "state").tree
     total = 0
-    for name, path, record in _each(_not_empty(records)):
+    for (name, path), record in ((place, every[place]) for place in sorted(entries)):
         array = stored[name][path]
         if _kind(array) != _kind(record):
             raise _damaged(directory, name, path, f"is {_kind(array)}, and said to be {_kind(record)}")
@@ -289,6 +317,7 @@ def _require_stored(directory: Path, records: _Records) -> None:
         total += math.prod(record.shape) * np.dtype(array.dtype).itemsize
     if total > _size(directory):
         raise InputError(f"checkpoint '{directory}' says it holds {total:,} bytes, more than are there: train it again")
+    return entries
 
 
 def _damaged(directory: Path, name: str, path: str, what: str) -> InputError:

@@ -18,7 +18,7 @@ from tljax import train
 from tljax.train.data import batch_within, batches, is_streamed
 from tljax.train.features import skip_frozen_prefix
 from tljax.train.step import specialize
-from tljax.train.vectorize import divide, host, mesh_of_group, mesh_under, over, place, shared_width
+from tljax.train.vectorize import divide, host, joined, mesh_of_group, mesh_under, over, place, shared_width
 from tljax.types import Examples, Objective, Params
 
 BATCH = 1000
@@ -66,24 +66,29 @@ def logits_of(
     width = shared_width(specialized, members, state.masks)
     mesh = mesh_of_group(len(members) // width, execution.devices, execution.devices_per_batch)
     params, passes = place(mesh, state.variables), len(data)
+    shared = place(mesh, state.shared_variables, by_fit=False)
     short, features = skip_frozen_prefix(
-        specialized, members[0], params, width, data, passes, execution.cache, lambda line: None
+        specialized, members[0], params, width, data, passes, execution.cache, lambda line: None, shared=shared
     )
-    return logits(train.forward(short.model, short.merge), params, features, count)
+    return logits(train.forward(short.model, short.merge), params, features, count, shared)
 
 
 def logits(
-    forward: Callable[[Params, jax.Array], jax.Array], params: Params, data: train.Data | train.Stream, count: int
+    forward: Callable[[Params, jax.Array], jax.Array],
+    params: Params,
+    data: train.Data | train.Stream,
+    count: int,
+    shared: Params | None = None,
 ) -> np.ndarray:
     """Logits float32 [fits, count, classes]: `params` are variables with a leading axis of fits, on the devices of a
-    mesh or not.
+    mesh or not, with None for those in `shared`, which are the same for all fits and have no such axis.
 
     A view of the data has a multiple of BATCH examples, as `padded` gives them. `forward` is (params, inputs [batch,
     ...]) -> logits [batch, classes], and compiled once for each object.
     """
     mesh = mesh_under(params)
     if isinstance(data, train.Data):
-        return host(_all_logits(forward, mesh, BATCH, params, data.inputs))[:, :count]
+        return host(_all_logits(forward, mesh, BATCH, params, data.inputs, shared))[:, :count]
     size = batch_within(data, BATCH)
 
     def one_view(inputs: Any) -> Any:
@@ -91,20 +96,28 @@ def logits(
         return jax.device_put(view) if mesh is None else place(mesh, view, by_fit=False)
 
     with batches(data, size, one_view) as reader:
-        parts = [host(_all_logits(forward, mesh, size, params, inputs))[:, :rows] for rows, inputs in reader]
+        parts = [host(_all_logits(forward, mesh, size, params, inputs, shared))[:, :rows] for rows, inputs in reader]
     return np.concatenate(parts, 1)[:, :count]
 
 
 @functools.partial(jax.jit, static_argnames=("forward", "mesh", "batch"))
 def _all_logits(
-    forward: Callable[[Params, jax.Array], jax.Array], mesh: Any, batch: int, params: Params, inputs: Any
+    forward: Callable[[Params, jax.Array], jax.Array],
+    mesh: Any,
+    batch: int,
+    params: Params,
+    inputs: Any,
+    shared: Params | None,
 ) -> jax.Array:
     batched = jax.tree.map(lambda leaf: leaf.reshape(len(leaf), -1, batch, *leaf.shape[2:]), inputs)
     views, batches = jax.tree.leaves(batched)[0].shape[:2]
 
-    def of_fits(params: Params, batched: Any) -> jax.Array:
+    def of_fits(params: Params, *common: Any) -> jax.Array:
+        batched, shared = common
+
         def of_fit(item: Any) -> jax.Array:
-            params, view = item
+            own, view = item
+            params = joined(own, shared)
             fetch = lambda i: jax.tree.map(lambda leaf: divide(mesh, leaf[view, i]), batched)  # noqa: E731
             return jax.lax.map(lambda i: forward(params, fetch(i)), jnp.arange(batches))
 
@@ -112,7 +125,7 @@ def _all_logits(
         outputs = jax.lax.map(of_fit, (params, jnp.arange(fits) // (fits // of_device)))
         return outputs.reshape(len(outputs), -1, *outputs.shape[3:])
 
-    by_fit, common = ((params, batched), ()) if views > 1 else ((params,), (batched,))
+    by_fit, common = ((params, batched), (shared,)) if views > 1 else ((params,), (batched, shared))
     return over(mesh, of_fits, by_fit, common)
 
 

@@ -34,6 +34,8 @@ class Initialization(NamedTuple):
     """The source's Fisher information, if there is any."""
     batch_stats: str = "auto"
     """What becomes of the state of stages of which the strategy does not say it: one of `batch_stats.MODES`."""
+    contracted: Callable[[], Mapping[str, int]] | None = None
+    """What gives `Context.contracted`, if the model is known."""
 
 
 class Initialized(NamedTuple):
@@ -50,6 +52,10 @@ class Initialized(NamedTuple):
     merge: Callable[[Params], Params] | None
     model_state: ModelState
     """The model's state; all else here is of parameters alone."""
+    factored: Callable[[Params], Params] | None = None
+    """What the model is applied with in place of what `merge` gives (`Method.factored`)."""
+    contracted: Mapping[str, int] = {}
+    """As `Context.contracted`, if the strategy adapts the parameters."""
 
 
 class Start(NamedTuple):
@@ -73,6 +79,15 @@ class Start(NamedTuple):
     """How each phase ends, and its rate; () if all end where the next begins, at the recipe's rate."""
     finish: Callable[[Params], dict[str, Params]] | None = None
     """The parameters after training -> {name: parameters to evaluate and keep beside them}."""
+    factored: Callable[[Params], Params] | None = None
+    """What the model is applied with in place of what `merge` gives (`Method.factored`)."""
+    contracted: Mapping[str, int] = {}
+    """As `Context.contracted`, if the strategy adapts the parameters."""
+
+    @property
+    def applied(self) -> Callable[[Params], Params] | None:
+        """Parameters -> those that the model is applied with; None where they are the same."""
+        return self.factored or self.merge
 
     @property
     def variables(self) -> Params:
@@ -112,10 +127,13 @@ def start(
     source = source if source is None else batch_stats.split(source)[0]
     context = Context(stages, source, initialized.fresh, key)
     finish = functools.partial(_finished, method, options, params, context, name, call) if method.finish else None
+    form = {"factored": initialized.factored, "contracted": initialized.contracted}
     if method.data_driven and look is None:
         state = initialized.model_state, _modes(method, options, initialization, initialized, context, name, call)
-        return Start(params, (), *rest, None, *state, finish=finish)
-    gradient, fisher = look(initialized.merge, initialized.model_state) if look else (None, None)
+        return Start(params, (), *rest, None, *state, finish=finish, **form)
+    gradient, fisher = (
+        look(initialized.factored or initialized.merge, initialized.model_state) if look else (None, None)
+    )
     context = context._replace(gradient=gradient, fisher=fisher)
     arguments = jax.tree.map(jnp.asarray, params), shown(context)
     answered = phases(call("", method.strategy, *arguments, **options))
@@ -139,7 +157,7 @@ def start(
     if all(rule == PhaseRule() for rule in rules):
         rules = ()
     state = initialized.model_state, _modes(method, options, initialization, initialized, context, name, call)
-    return Start(params, at, *rest, initialization.fisher, *state, rules, finish)
+    return Start(params, at, *rest, initialization.fisher, *state, rules, finish, **form)
 
 
 def _modes(
@@ -222,15 +240,19 @@ def initialize(method: Method, options: Mapping[str, Any], initialization: Initi
     Raises InputError for what `graft.plan` refuses, and where `reinit` or `adapt` gives what it cannot mean.
     """
     _, source, drawn, key, head, *_ = initialization
+    contracted: Mapping[str, int] = {}
     stages = with_leaves(initialization)
     again, last = redrawn(method, options, stages), stages[-1:]
     fresh_stages, zero = (*again, *last) if head == "fresh" else again, last if head == "zero" else ()
     plan = graft.plan(source, drawn, fresh=fresh_stages, zero=zero)
     (ordinary, model_state), (fresh, _) = map(batch_stats.split, graft.apply(plan, source, drawn))
-    params, merge = ordinary, None
+    params, merge, factored = ordinary, None, None
     if method.adapt:
         known = dict(paths.items(fresh))
-        context = (Context(stages=stages, fresh=writable(fresh)),) if plugins.takes(method.adapt, "context") else ()
+        context: tuple[Context, ...] = ()
+        if plugins.takes(method.adapt, "context"):
+            contracted = initialization.contracted() if initialization.contracted else {}
+            context = (Context(stages=stages, fresh=writable(fresh), contracted=contracted),)
         params = _call(method.adapt, options, writable(ordinary), key, *context)
         if params is None:
             raise InputError("adapt returned None: return the parameters with the new leaves")
@@ -239,8 +261,9 @@ def initialize(method: Method, options: Mapping[str, Any], initialization: Initi
                 raise InputError(f"adapt gives {plugins.shown(leaf)} at '{path}': a leaf is an array")
         fresh = paths.each(lambda path, leaf: known.get(path, True), params)
         merge = Merge(method.merge, repr(options), options) if method.merge else None
+        factored = Merge(method.factored, repr(options), options) if method.factored else None
     must = masks.intersect(fresh, masks.under(params, last)) if again else fresh
-    return Initialized(plan, ordinary, params, fresh, must, merge, model_state)
+    return Initialized(plan, ordinary, params, fresh, must, merge, model_state, factored, contracted)
 
 
 def _require_model(initialized: Initialized, name: str, call: Callable[..., Any]) -> None:
@@ -273,7 +296,7 @@ def redrawn(method: Method, options: Mapping[str, Any], stages: tuple[str, ...])
 
 @dataclass(frozen=True)
 class Merge:
-    """A merge with its options; equal ones share an executable."""
+    """A `merge` or `factored` with its options; equal ones share an executable."""
 
     function: Callable[..., Params]
     text: str
@@ -281,7 +304,7 @@ class Merge:
     options: Mapping[str, Any] = field(compare=False)
 
     def __call__(self, params: Params) -> Params:
-        """The ordinary parameters that the strategy's `merge` makes of its own."""
+        """What the strategy's function makes of its own parameters."""
         return _call(self.function, self.options, writable(params))
 
 

@@ -440,7 +440,7 @@ def attribute(spec: Spec, loaded: ModuleType, kind: str) -> Any:
     return function
 
 
-_PARTS = ("adapt", "merge", "reinit", "left_out", "finish", "batch_stats")
+_PARTS = ("adapt", "merge", "reinit", "left_out", "finish", "batch_stats", "factored")
 """The functions that a strategy's file may offer beside the strategy."""
 
 

@@ -60,6 +60,9 @@ class Context(NamedTuple):
     """params -> mean gradient of L on the target's training split."""
     fisher: Callable[[Params], Params] | None = None
     """params -> mean over the target's training split of the squared gradient of each example's L."""
+    contracted: Mapping[str, int] = {}
+    """{path of a kernel: how many of its first axes the model contracts with its inputs}, as `models.contracted` finds
+    it; `adapt` and `left_out` are told it."""
 
 
 class Strategy(Protocol):
@@ -105,7 +108,7 @@ class Method(NamedTuple):
     strategy: Callable[..., Any]
     adapt: Callable[..., Params] | None = None
     """(params, key, **options) -> params with more leaves in the same stages; the new ones are fresh. With a parameter
-    `context` it gets the stages and the fresh leaves."""
+    `context` it gets the stages, the fresh leaves and `contracted`."""
     merge: Callable[..., Params] | None = None
     """(params, **options) -> ordinary params with the same outputs."""
     reinit: Callable[..., Sequence[str]] | None = None
@@ -119,6 +122,9 @@ class Method(NamedTuple):
     batch_stats: Callable[..., Mapping[str, str]] | None = None
     """(context, **options) -> {stage: what becomes of its state: one of `batch_stats.MODES`}; stages that it does not
     name are as all others are."""
+    factored: Callable[..., Params] | None = None
+    """(params, **options) -> ordinary params with a `low_rank.LowRank` in the place of kernels: what `merge` gives, but
+    for the sums. The model is applied with it, in training and evaluation; without it, with what `merge` gives."""
     data_driven: bool = False
     """The module's DATA_DRIVEN: the strategy needs context.gradient or context.fisher."""
     code: str = ""
@@ -142,7 +148,8 @@ class Stage(NamedTuple):
     by the statistics of the batch, and returns the state after it; False uses the state, and returns it as it is.
     `weight` float32 [batch] says which examples count (0 is padding); it is None in evaluation. With an optional
     keyword `momentum`, a float, its running averages keep that much of the old value: under 0 they are those of the
-    batch."""
+    batch. With an optional keyword `contracted`, a dict, its parameters may have `low_rank.LowRank` in the place of
+    kernels, and it notes there how many axes of which kernels it contracts (`models.contracted`)."""
     alike: Hashable = None
     """Neighbours with equal values, other than None, are one function of parameters of the same shapes, which gives
     what it takes in shape and dtype: it is compiled once for all of them (`jax.lax.scan`), where none has a state."""

@@ -37,7 +37,7 @@ def of_fits(experiment: Experiment, results: Sequence[Result], folder: Path) -> 
             cached &= not augmented or settings.augment_views > 0
             key = result.strategy, str(result.options), masks.digest(masks.static(start.params, mask)), cached
             if key not in flops_of:
-                step = (shape, settings.recipe.batch_size, start.merge, cached, keeps_dropout)
+                step = (shape, settings.recipe.batch_size, start.applied, cached, keeps_dropout)
                 flops_of[key] = step_flops(model, start.params, mask, *step, goal, start.model_state)
             total += flops_of[key] * (last - first)
         costs[result.name] = {"step_flops": total / result.steps, **of_source.get(result.seed, {})}

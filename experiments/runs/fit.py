@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.runs import console, directory, metrics, plan, process, resume
@@ -21,7 +22,7 @@ from experiments.runs.plan import Experiment, PlannedFit
 from experiments.runs.resume import Progress, Record
 from experiments.runs.settings import Recipe, Settings
 from experiments.runs.sources import Source, Trained, from_state, shape_to_json
-from tljax import batch_stats, checkpoint, evaluate, masks, models, objective, penalties, seeds, train
+from tljax import batch_stats, checkpoint, evaluate, masks, models, objective, paths, penalties, seeds, train
 from tljax import metrics as measures
 from tljax.data import draw
 from tljax.initialization import Look, Start
@@ -109,6 +110,7 @@ def _train_missing(experiment: Experiment, missing: Mapping[str, PlannedFit], fo
             console.say(f"{planned.strategy.label}: phases begin at the steps {', '.join(map(str, begins))}")
         company = _company(fit, planned.strategy.label, settings.many)
         groups.setdefault((planned.budget, company), []).append(fit)
+    del initial  # with a draw of the whole model for each seed
     for group in groups.values():
         names = _names(group)
         if len(groups) > 1:
@@ -150,13 +152,32 @@ def obtain_source(
     if source is None:
         return {}
     if source.task is None:
-        return source.trained
+        return _on_device(source.trained)
     results = train_sources(settings, source.task, folder, execution)
     states = {place: checkpoint.load(folder / place)[0] for place in {result.checkpoint for result in results.values()}}
-    return {
-        seed: from_state(states[result.checkpoint], result.name, score(result), result.metric)
-        for seed, result in results.items()
-    }
+    return _on_device(
+        {
+            seed: from_state(states[result.checkpoint], result.name, score(result), result.metric)
+            for seed, result in results.items()
+        }
+    )
+
+
+def _on_device(trained: Mapping[int, Trained]) -> dict[int, Trained]:
+    """Sources with arrays of JAX, one for each array however many seeds have it.
+
+    Nobody writes into them, so all fits go on holding the same, which a group then has once.
+    """
+    arrays: dict[int, jax.Array] = {}
+
+    def placed(leaf: np.ndarray) -> Any:
+        if leaf.dtype != jax.dtypes.canonicalize_dtype(leaf.dtype):
+            return leaf  # it is refused where it meets the model
+        if id(leaf) not in arrays:
+            arrays[id(leaf)] = jnp.array(leaf)
+        return arrays[id(leaf)]
+
+    return {seed: source._replace(flat=jax.tree.map(placed, source.flat)) for seed, source in trained.items()}
 
 
 def train_sources(settings: Settings, task: Task, folder: Path, execution: train.Execution) -> dict[int, Result]:
@@ -245,6 +266,8 @@ class PreparedFit(NamedTuple):
     """The parameters after training -> {name: parameters to evaluate and keep beside them}."""
     keeps_best: bool = False
     """Whether what the best point predicts is kept."""
+    merge: Callable[[Params], Params] | None = None
+    """The parameters -> the model's ordinary ones, which are kept beside them."""
 
 
 def build(
@@ -270,7 +293,7 @@ def build(
         optimizer,
         terms,
         smooth,
-        start.merge,
+        start.applied,
         keeps_dropout=keeps_dropout,
         weighs_classes=balanced,
         augment=plan.augmentations(recipe, on_device.task),
@@ -305,7 +328,8 @@ def build(
         rules=start.rules,
     )
     begins = [step for step, _ in trial.phases]
-    return PreparedFit(replace(result, steps=total, phase_steps=begins), spec, trial, validation, start.finish)
+    result = replace(result, steps=total, phase_steps=begins)
+    return PreparedFit(result, spec, trial, validation, start.finish, merge=start.merge)
 
 
 def _class_weights(on_device: DeviceData, subset: np.ndarray) -> np.ndarray | None:
@@ -377,8 +401,11 @@ def drive(
         validated.clear()
         if state.step not in points:
             return None
+        on_host = state._replace(
+            **{name: vectorize.host(getattr(state, name)) for name in ("params", "model_state", "shared")}
+        )
         for row, i in enumerate(state.fits):
-            variables = jax.tree.map(lambda leaf, row=row: np.asarray(leaf[row]), vectorize.host(state.variables))
+            variables = jax.tree.map(np.asarray, on_host.variables_of(row))
             validated[i] = _validate(on_device, group[i].spec, variables, group[i].validation)
         sign = 1 if on_device.objective.metrics[0].larger_is_better else -1
         return [None if (score := _score(validated[i])) is None else sign * score for i in state.fits]
@@ -587,7 +614,7 @@ def advanced(
             before = _before(progress, i, group[i].trial) if record.finite is None else record.finite
             record = record._replace(diverged=step, finite=before if step is not None or logits is None else None)
         if logits is not None:
-            variables = jax.tree.map(lambda leaf, row=row: leaf[row], on_host.variables)
+            variables = on_host.variables_of(row)
             validated = (
                 point.validated[i]
                 if i in point.validated
@@ -620,7 +647,7 @@ def _stopped(
     """The record of a fit whose last phase was over before the last step: its curve goes on as it stands then."""
     assert logits is not None
     stopped = int(record.curve[-1]["step"])
-    variables = jax.tree.map(lambda leaf: leaf[row], state.variables)
+    variables = state.variables_of(row)
     validated = _validate(on_device, fit.spec, variables, fit.validation)
     rest = [step for step in curve_points(on_device.recipe, group) if step > stopped]
     column = score_column(on_device.objective.metrics[0])
@@ -634,8 +661,8 @@ def _stopped(
 
 def _averaged(state: train.State, row: int) -> Params:
     """The variables of a fit in a row of a state, with its average in place of what ever trained."""
-    trees = (state.params, state.model_state, state.average)
-    of_row = (jax.tree.map(lambda leaf: np.asarray(leaf[row]), tree) for tree in trees)
+    average = jax.tree.map(lambda leaf: leaf[row], state.average)
+    of_row = jax.tree.map(np.asarray, (*state.of(row), average))
     return batch_stats.join(*jax.tree.map(np.asarray, train.with_average(*of_row)))
 
 
@@ -662,8 +689,7 @@ def _before(progress: Progress, i: int, trial: train.Fit) -> Params:
     """The variables of fit `i` of a group when it was last seen, or where it starts."""
     for part in progress.parts:
         if i in part.fits:
-            row = part.fits.index(i)
-            return jax.tree.map(lambda leaf, row=row: leaf[row], part.variables)
+            return part.variables_of(part.fits.index(i))
     return jax.tree.map(np.asarray, batch_stats.join(trial.params, trial.model_state))
 
 
@@ -704,7 +730,7 @@ def _outcome(on_device: DeviceData, fit: PreparedFit, progress: Progress, i: int
     """What fit `i` of a group that has ended gives, with its logits of the test images."""
     [part] = [part for part in progress.parts if i in part.fits]
     row, record = part.fits.index(i), progress.records[i]
-    variables = jax.tree.map(lambda leaf: leaf[row], part.variables)
+    variables = part.variables_of(row)
     ends: dict[str, tuple[int, Params]] = {}
     test = _measure(on_device, logits)
     if record.diverged is None and test["score"] is None:
@@ -810,13 +836,13 @@ def _leave(
         shutil.rmtree(place, ignore_errors=True)
         trees: dict[str, Params] = {}
         for row in rows:
-            name, best, merge = results[row].name, outcomes[row].record.best, group[row].spec.merge
+            name, best, merge = results[row].name, outcomes[row].record.best, group[row].merge
             params, model_state = outcomes[row].params, outcomes[row].model_state
             trees |= {name: batch_stats.join(params, model_state)}
             trees |= {f"{name}.best": best[2]} if best else {}
             trees |= {f"{name}.fisher": fishers[row]} if fishers else {}
             trees |= {f"{name}.{end}": of_end.variables for end, of_end in outcomes[row].ends.items()}
-            trees |= {f"{name}.merged": batch_stats.join(merge(params), model_state)} if merge else {}
+            trees |= {f"{name}.merged": batch_stats.join(_merged(merge, params), model_state)} if merge else {}
             results[row] = replace(results[row], checkpoint=f"checkpoints/{place.name}")
         in_checkpoint = {
             result.name: {
@@ -853,6 +879,16 @@ def _leave(
             ends=ends or None,
         )
     directory.add(folder, results)
+
+
+def _merged(merge: Callable[[Params], Params], params: Params) -> Params:
+    """The ordinary parameters in NumPy; a leaf that the merge left alone is the very array of `params`."""
+    known = dict(paths.items(params))
+
+    def kept(path: str, leaf: np.ndarray) -> np.ndarray:
+        return known[path] if path in known and np.array_equal(known[path], leaf) else leaf
+
+    return paths.each(kept, jax.tree.map(np.asarray, merge(params)))
 
 
 def _measured(on_device: DeviceData, fit: PreparedFit, outcome: Outcome) -> Result:

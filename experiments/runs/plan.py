@@ -41,6 +41,7 @@ from tljax.data import draw
 from tljax.data.files import NO_PIXELS
 from tljax.data.images import OTHER_CHANNELS
 from tljax.initialization import Initialization, Look, Start
+from tljax.low_rank import LowRank
 from tljax.models import randomness
 from tljax.study.results import Result
 from tljax.train.step import state_modes
@@ -145,9 +146,21 @@ def left_out(strategy: NamedStrategy, start: Start, model: Model) -> list[str]:
     function = strategy.method.left_out
     if function is None:
         return []
-    context = initialization.shown(Context(models.names(model), fresh=start.fresh))
+    context = initialization.shown(Context(models.names(model), fresh=start.fresh, contracted=start.contracted))
     options = plugins.taken(function, strategy.options)
     return list(_call_of(strategy, "left_out", function, initialization.writable(start.params), context, **options))
+
+
+def merged(start: Start) -> list[str]:
+    """The paths of the adapted kernels that are merged before each step, since their stages contract with no others."""
+    if start.factored is None:
+        return []
+    form = jax.eval_shape(start.factored, start.params)
+    leaves = jax.tree_util.tree_leaves_with_path(form, is_leaf=lambda leaf: isinstance(leaf, LowRank))
+    adapted = [
+        jax.tree_util.keystr(path, simple=True, separator="/") for path, leaf in leaves if isinstance(leaf, LowRank)
+    ]
+    return [path for path in adapted if not start.contracted.get(path)]
 
 
 # ---- An experiment
@@ -366,7 +379,8 @@ def initialization_of(experiment: Experiment, seed: int, trained: Trained | None
         params = checkpoint.unflatten(trained.flat, params)
     drawn, own_key = models.init(model, key, shape), jax.random.fold_in(key, len(model))
     head, fisher = head_of(settings, source, target), trained.fisher if trained else None
-    return Initialization(models.names(model), params, drawn, own_key, head, fisher, settings.batch_stats)
+    contracted = functools.partial(models.contracted, model, shape)
+    return Initialization(models.names(model), params, drawn, own_key, head, fisher, settings.batch_stats, contracted)
 
 
 def state_lines(start: Start, model: Model) -> list[str]:

@@ -59,7 +59,8 @@ def held(state: train.State) -> train.State:
     """A copy of a state on the host, which later segments leave alone."""
     arrays = (state.params, state.optimizer, state.average, state.model_state)
     params, optimizer, average, model_state = jax.tree.map(_copy, arrays)
-    return state._replace(params=params, optimizer=optimizer, average=average, model_state=model_state)
+    shared = jax.tree.map(np.asarray, vectorize.host(state.shared))  # which no segment takes over
+    return state._replace(params=params, optimizer=optimizer, average=average, model_state=model_state, shared=shared)
 
 
 def _copy(leaf: Any) -> Any:
@@ -102,6 +103,7 @@ def _save(place: Path, keys: Sequence[str], progress: Progress) -> None:
     arrays: dict[str, Params] = {}
     for number, state in enumerate(progress.parts):
         arrays[f"part{number}.params"] = state.params
+        arrays[f"part{number}.shared"] = state.shared
         arrays[f"part{number}.optimizer"] = state.optimizer
         arrays[f"part{number}.model_state"] = state.model_state
         arrays[f"part{number}.average"] = state.average
@@ -204,11 +206,14 @@ def _restored(
         members = [trials[i] for i in part["trials"]]
         leaves = {**part["masks"], **arrays.get(f"part{number}.masks", {})}
         masks = tuple(_masks(trial, row, part["phases"], leaves) for row, trial in enumerate(members))
-        like = train.abstract(program, members, masks)
+        shared = arrays.get(f"part{number}.shared", {})
+        like = train.abstract(program, members, masks, shared)
         names = ("params", "optimizer", "model_state", "average", *(["best"] if f"part{number}.best" in arrays else []))
         trees = {
             name: checkpoint.unflatten(arrays.get(f"part{number}.{name}", {}), getattr(like, name)) for name in names
         }
+        if shared:
+            trees["shared"] = checkpoint.unflatten(shared, like.shared)
         state = like._replace(
             step=part["step"],
             fits=tuple(part["trials"]),

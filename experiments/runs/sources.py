@@ -7,15 +7,16 @@ still to be trained: `plan.source_from_data`, `fit.train_sources`.)
 The card of net.safetensors is net.safetensors.json beside it: {"task": "mnist", "classes": ["0", "1", ...], "shape":
 [28, 28, 1]}, whose pixels it takes as 0 to 1; and, as far as they are known, "model" ({"model": "mlp", "hidden": [512],
 "activation": "relu"}), "rules" (a name or file of rules as `tljax.weights.rules` has them; --source_rules in its
-place), "rename" (rules that come before those; --source_rename in their place), "accuracy", "steps", the data's
-"fingerprint" and the "note" that every table must have of them, and of converted ones the "source" (file, SHA-256,
-package, version, licence). A card of experiments.export has the SHA-256 of the weights and of itself, and both are held
-against them; one that is written by hand has none.
+place), "rename" (rules that come before those; --source_rename in their place), "head" (false, with "classes": [], of
+weights that have none), "accuracy", "steps", the data's "fingerprint" and the "note" that every table must have of
+them, and of converted ones the "source" (file, SHA-256, package, version, licence). A card of experiments.export has
+the SHA-256 of the weights and of itself, and both are held against them; one that is written by hand has none.
 """
 
 import hashlib
 import json
 import os.path
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ from tljax.study import results, units
 from tljax.study.results import Result
 from tljax.study.units import ACCURACY
 from tljax.types import InputError, Metric, Model, Params, Task
+from tljax.weights import delta
 
 
 class Trained(NamedTuple):
@@ -75,6 +77,8 @@ class Source(NamedTuple):
     """How many numbers its head gives, as `Task.outputs`."""
     resize: str = "squash"
     """How images of another aspect were brought to its shape."""
+    headless: bool = False
+    """Whether it has no head of its own, but zeros in its place."""
 
 
 def from_checkpoint(settings: Settings, stand_ins: Mapping[int, int] | None = None, *, trains: bool = True) -> Source:
@@ -90,8 +94,8 @@ def from_checkpoint(settings: Settings, stand_ins: Mapping[int, int] | None = No
 
 
 def is_weights_file(place: str | None) -> bool:
-    """Whether `--source_checkpoint` names a file of weights."""
-    return Path(place or "").suffix in weights.SUFFIXES
+    """Whether `--source_checkpoint` names weights from elsewhere: a file, shards, or a model of the hub's cache."""
+    return place is not None and weights.is_place(place)
 
 
 def refuse_rules(settings: Settings) -> None:
@@ -247,6 +251,8 @@ def shape_from_json(record: Any) -> models.Shape:
 def _described(record: Mapping[str, Any]) -> tuple[str, models.Shape, int]:
     """(kind, inputs, outputs) of what a checkpoint or card says. Raises ValueError where they cannot be."""
     kind, outputs, classes = record.get("kind", "classes"), record.get("outputs"), record["classes"]
+    if record.get("head") is False:
+        return "values", shape_from_json(record["shape"]), 1  # which no target has the names of: its head is drawn anew
     if record.get("resize", "crop") not in RESIZES:
         raise ValueError(f"resize is {json.dumps(record['resize'])[:60]}: it is crop or squash")
     if kind not in ("classes", "labels", "values", "tokens"):
@@ -489,6 +495,7 @@ _CARD: Mapping[str, tuple[type, type | None]] = {
     **{"task": (str, None), "classes": (list, str), "shape": (object, None)},
     **{"kind": (str, None), "outputs": (int, None), "resize": (str, None)},
     **{"model": (dict, None), "rename": (list, str), "rules": (str, None)},
+    **{"head": (bool, None)},
     **{"accuracy": (float, None), "steps": (int, None)},
     **{"score": (float, None), "metric": (dict, None)},
     **{"fingerprint": (str, None), "note": (str, None), "weights_sha256": (str, None), "sha256": (str, None)},
@@ -508,7 +515,7 @@ def _from_weights_file(settings: Settings, trains: bool = True) -> Source:
     file = Path(settings.source_checkpoint or "")
     card = weights_card(file)
     difference = _difference(settings, card["model"]) if "model" in card else ""
-    if "weights_sha256" in card and card["weights_sha256"] != hashlib.sha256(file.read_bytes()).hexdigest():
+    if "weights_sha256" in card and card["weights_sha256"] != file_digest(weights.located(file)):
         raise InputError(f"'{file}' is not as it was written, or has another's card: restore it, or export it again")
     rules = read_rules(settings, card, file)
     kind, shape, outputs = _described(card)
@@ -518,19 +525,28 @@ def _from_weights_file(settings: Settings, trains: bool = True) -> Source:
         arrays = weights.read(file)
         moves, _ = weights.moves(arrays, rules)
         named = {path for move in moves for path in move.leaves}
+        head = models.names(model)[-1] if card.get("head") is False else ""
         # Of the state whatever the file has: `_with_state` says what it lacks, or fills it in.
         held = {
-            path: leaf for path, leaf in paths.items(like) if batch_stats.NAME not in path.split("/") or path in named
+            path: leaf
+            for path, leaf in paths.items(like)
+            if path in named or (batch_stats.NAME not in path.split("/") and not (head and path.startswith(f"{head}/")))
         }
+        if inside := [path for path in named if head and path.startswith(f"{head}/")]:
+            raise InputError(
+                f"its card says head: false, and its rules lead to '{inside[0]}': drop that array by a rule"
+            )
         flat = checkpoint.flatten(weights.grafted(arrays, rules, held))
+        missing = {path: leaf for path, leaf in paths.items(like) if head and path.startswith(f"{head}/")}
+        flat |= {path: np.zeros(leaf.shape, leaf.dtype) for path, leaf in missing.items()}
         flat = _with_state(settings, flat, like, model, shape, f"--source_checkpoint={file}", trains)
     except InputError as error:
         text = str(error) if str(file) in str(error) else f"--source_checkpoint={file}: {error}"
+        text += _size_of_file(settings, rules, file, like)
         raise _refusal_of_model(settings, card.get("model", settings.architecture()), InputError(text)) from error
     if difference:
         console.say(f"{difference}, by its card; the paths and shapes of its parameters are the same, so it is used")
-    sums = {path: checkpoint.digest(path, leaf) for path, leaf in paths.items(flat)}
-    identity = hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
+    identity = delta.identity(flat)
     return Source(
         card["task"],
         tuple(card["classes"]),
@@ -546,12 +562,109 @@ def _from_weights_file(settings: Settings, trains: bool = True) -> Source:
         kind=kind,
         outputs=outputs,
         resize=card.get("resize", "squash"),
+        headless=card.get("head") is False,
     )
 
 
+def file_digest(file: Path) -> str:
+    """SHA-256 of the bytes of a file. Raises InputError if it cannot be read."""
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"'{file}' cannot be read ({error.strerror})") from error
+
+
+def _size_of_file(settings: Settings, rules: Sequence[weights.Rule], file: Path, like: Params) -> str:
+    """The end of a refusal: how the model is built that a file is of, where its leaves have other shapes or names."""
+    try:
+        shapes = weights.outline(weights.read(file), rules)
+    except InputError:
+        return ""
+    here = {path: tuple(np.shape(leaf)) for path, leaf in paths.items(like)}
+    differ = here.keys() != shapes.keys() or any(
+        len(shape) != len(here[path]) or any(a not in (None, b) for a, b in zip(shape, here[path], strict=True))
+        for path, shape in shapes.items()
+    )
+    size = models.size(settings.model, shapes) if differ else ""
+    return f"; the file is of --model={size}" if size else ""
+
+
 def weights_card(file: Path) -> dict[str, Any]:
-    """What the card beside a file of weights says; raises InputError for none, or one that does not say enough."""
+    """What the card beside a file of weights says; raises InputError for none, or one that does not say enough.
+
+    The card of hf:OWNER/NAME is OWNER--NAME.json in the working directory, that of a folder FOLDER.json beside it.
+    Where there is none, the config.json that Hugging Face puts beside the arrays says the classes and the shape.
+    """
+    if str(file).startswith(weights.HUB):
+        repository = re.split("[@:]", str(file).removeprefix(weights.HUB))[0]
+        return _card_of_folder(file, Path(repository.replace("/", "--") + ".json"))
     place = file.with_name(file.name + ".json")
+    is_folder = is_weights_file(str(file)) and file.is_dir()
+    return _card_of_folder(file, place) if is_folder else _read_card_of_weights(file, place)
+
+
+def _card_of_folder(file: Path, place: Path) -> dict[str, Any]:
+    """The card of a model in the hub's cache or in a folder: `place`, or what its config.json says."""
+    within = weights.located(file)
+    if place.is_file():
+        return _read_card_of_weights(within, place)
+    if (beside := within.with_name(within.name + ".json")).is_file():
+        return _read_card_of_weights(within, beside)
+    record = _card_of_config(within.with_name("config.json"), str(file))
+    if missing := [name for name in NEEDED if name not in record]:
+        raise InputError(
+            f"'{within.with_name('config.json')}' does not say {', '.join(missing)} of '{file}': write '{place}', such "
+            'as {"task": "imagenet", "classes": ["cat", "dog"], "shape": [224, 224, 3]}'
+        )
+    _check_card(place, record)
+    console.say(
+        f"'{place}' is not there, so config.json of '{file}' says its classes, {len(record['classes']):,}, and its "
+        f"shape, {shown_shape(shape_from_json(record['shape']))}"
+    )
+    return record
+
+
+def _card_of_config(file: Path, name: str) -> dict[str, Any]:
+    """What a config.json of transformers or timm says of a model, as a card says it; nothing where there is none."""
+    try:
+        config = json.loads(files.text(file))
+        labels = config.get("id2label") or dict(enumerate(config.get("label_names") or ()))
+        if not labels and config.get("num_classes"):
+            labels = {number: str(number) for number in range(min(int(config["num_classes"]), 1_000_000))}
+        pretrained = config.get("pretrained_cfg") or {}
+        side = config.get("image_size") or (pretrained.get("input_size") or [None])[-1]
+        sides = [side, side] if isinstance(side, int) else list(side or ())
+        channels = config.get("num_channels") or (pretrained.get("input_size") or [3])[0]
+        record: dict[str, Any] = {"task": name}
+        if len(labels) > 1:
+            names = [str(labels[key]) for key in sorted(labels, key=int)]
+            record["classes"] = numbered(names)
+        if len(sides) == 2 and all(isinstance(length, int) and length > 0 for length in (*sides, channels)):
+            record["shape"] = [*sides, channels]
+        return record
+    except (OSError, InputError, ValueError, TypeError, AttributeError, LookupError, RecursionError):
+        return {}
+
+
+def numbered(names: Sequence[str]) -> list[str]:
+    """Names of classes, each once: ImageNet has two cranes, of which the second becomes 'crane (2)', and that is said.
+
+    >>> numbered(["crane", "cat"])
+    ['crane', 'cat']
+    """
+    counts: dict[str, int] = {}
+    distinct = []
+    for name in names:
+        counts[name] = counts.get(name, 0) + 1
+        distinct.append(name if counts[name] == 1 else f"{name} ({counts[name]})")
+    if twice := [name for name, count in counts.items() if count > 1]:
+        console.say(f"several classes are called {paths.some(twice, 4)}: each further one has its number after it")
+    return distinct
+
+
+def _read_card_of_weights(file: Path, place: Path) -> dict[str, Any]:
+    """The card at a place, of a file of weights."""
     if file.exists() and not file.is_file():  # a pipe would be waited for
         raise InputError(f"--source_checkpoint={file} is no file: give the path of a file of weights")
     if file.is_file() and not place.is_file():
@@ -571,6 +684,10 @@ def weights_card(file: Path) -> dict[str, Any]:
         raise InputError(f"'{place}' is no JSON ({error}): write it again") from error
     if not isinstance(card, dict) or not all(name in card for name in NEEDED):
         raise InputError(f"'{place}' must say {', '.join(NEEDED)}: add what is missing")
+    if "delta" in card:
+        raise InputError(
+            f"'{file}' is a delta, what differs from its base alone: put them together with experiments.apply"
+        )
     if "sha256" in card and not directory.intact(card):
         raise InputError(
             f"'{place}' is not as it was written: restore it, or export it again; if the change is meant, take out its "
@@ -587,7 +704,7 @@ def _check_card(place: Path, card: Mapping[str, Any]) -> None:
             raise InputError(f"'{place}' says '{name}', which no card does{plugins.nearest(name, _CARD)}")
         kind, within = _CARD[name]
         good = isinstance(value, kind) or (kind is float and type(value) is int)
-        may_be_empty = name == "classes" and card.get("kind", "classes") != "classes"
+        may_be_empty = name == "classes" and (card.get("kind", "classes") != "classes" or card.get("head") is False)
         if not good or (within and (not (value or may_be_empty) or not all(type(part) is within for part in value))):
             raise InputError(f"'{place}': '{name}' is {json.dumps(value)[:60]}: see experiments/runs/sources.py")
     for name in card.get("model", {}):
@@ -596,7 +713,9 @@ def _check_card(place: Path, card: Mapping[str, Any]) -> None:
             raise InputError(f"'{place}': 'model' says '{name}', which no card's does{known}")
     if fault := fields.fault(card.get("model", {}), MODEL, "model"):
         raise InputError(f"'{place}': {fault}: see experiments/runs/sources.py")
-    least = 2 if card.get("kind", "classes") == "classes" else 0
+    least = 2 if card.get("kind", "classes") == "classes" and card.get("head") is not False else 0
+    if card.get("head") is False and card["classes"]:
+        raise InputError(f"'{place}' says head: false, and has classes: they are the head's, so leave one of them out")
     if len(set(card["classes"])) < max(least, len(card["classes"])):
         raise InputError(f"'{place}': give a shape of numbers above 0, and two classes or more, each once")
     try:
@@ -777,6 +896,67 @@ def _find_fit(place: Path, fit: str | None) -> tuple[Path, int]:
     if _is_diverged(fits[name]):
         raise InputError(f"fit '{name}' of '{folder}' diverged: train it again, at a lower rate, or choose another")
     return folder, fits[name]["seed"]
+
+
+def started_from(place: str, fit: str | None) -> tuple[str, str | None]:
+    """(place, name; None of one that holds one fit) of the source that a fit of a run started from.
+
+    It was trained in the same run directory, or is the run's --source_checkpoint. Raises InputError where it is not
+    known.
+    """
+    folder, seed = _find_fit(Path(place), fit)
+    run = next((each for each in (Path(place), *folder.absolute().parents) if (each / "results.jsonl").is_file()), None)
+    unknown = InputError(f"the source that a fit of '{place}' started from is not known: name its base with --base")
+    if run is None:
+        raise unknown
+    names = first_about(folder)["fits"]
+    of_fit = [result for result in directory.results(run) if result.name in names and result.seed == seed]
+    if not of_fit or of_fit[0].source is None or of_fit[0].strategy in ("scratch", "pretrain"):
+        raise unknown
+    trained = [result for result in directory.results(run) if result.strategy == "pretrain"]
+    trained = [result for result in trained if result.key not in directory.superseded(run)]
+    trained = [result for result in trained if result.target == of_fit[0].source]
+    same_seed = [result for result in trained if result.seed == seed] or trained
+    if len(same_seed) == 1:
+        return str(run / same_seed[0].checkpoint), same_seed[0].name
+    lines = [line for line in directory.flags_text(run / "flags.flags").splitlines() if "=" in line]
+    checkpoints = [line.partition("=")[2] for line in lines if line.startswith("--source_checkpoint=")]
+    if trained or not checkpoints:
+        raise unknown
+    source = plugins.unquoted(checkpoints[-1])
+    if not source.startswith(weights.HUB) and not os.path.lexists(source):
+        source = found_from(source, written_from(run / "flags.flags")) or source
+    if is_weights_file(source):
+        return source, None
+    places = _places(Path(source))
+    at, name = places[seed] if seed in places else next(iter(places.values()))
+    return str(at), name
+
+
+def write_weights(
+    file: Path,
+    arrays: Mapping[str, np.ndarray],
+    record: Mapping[str, Any],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    signed: bool = True,
+) -> None:
+    """Write arrays as safetensors, and beside them their card: the record without None, and the file's digest.
+
+    A card that is to be completed by hand is not `signed`. Raises InputError and OSError as `weights.write` does.
+    """
+    card = directory.new_file("output", f"{file}.json", ".json")
+    weights.write(file, arrays, metadata)
+    try:
+        said = {name: value for name, value in record.items() if value is not None}
+        said |= {"weights_sha256": file_digest(file)}
+        if signed:
+            directory.write_record(card, said)
+        else:
+            directory.replace(card, json.dumps(said, indent=1) + "\n")
+    except BaseException:
+        file.unlink()  # it is useless without its card
+        raise
 
 
 # ---- Several sources, each with a card of its own, so that they can be ranked

@@ -1,6 +1,7 @@
 """A strategy on one problem, and what it answers."""
 
 import dataclasses
+import functools
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from tljax import batch_stats, initialization, masks
+from tljax import batch_stats, initialization, masks, models
 from tljax.audit.lines import copy
 from tljax.audit.problems import Problem
 from tljax.types import Context, Mask, Method, Params, Phase
@@ -34,21 +35,28 @@ class Case(NamedTuple):
     """What the strategy answered first."""
     evaluated: tuple[Phase, ...] = ()
     """The same with masks in place of strategies, as at `params`."""
+    applied: Callable[[Params], Params] | None = None
+    """Parameters -> those that the model is applied with."""
 
 
 def case(method: Method, options: Mapping[str, Any], problem: Problem) -> Case:
     """As in an experiment whose head is new."""
-    initial = initialization.Initialization(problem.stages, problem.source, problem.drawn, jax.random.key(2))
+    contracted = functools.partial(models.contracted, problem.model, problem.shape) if problem.model else None
+    initial = initialization.Initialization(
+        problem.stages, problem.source, problem.drawn, jax.random.key(2), contracted=contracted
+    )
     initialized = initialization.initialize(method, options, initial)
+    applied = initialized.factored or initialized.merge
     context = Context(
         problem.stages,
         None if problem.source is None else batch_stats.split(problem.source)[0],
         initialized.fresh,
         jax.random.key(3),
-        *problem.look(initialized.merge, initialized.model_state),
+        *problem.look(applied, initialized.model_state),
     )
     ordinary, params, must, merge = initialized.ordinary, initialized.params, initialized.must, initialized.merge
-    return Case(problem, method, options, ordinary, params, context, must, merge, initialized.model_state)
+    state = initialized.model_state
+    return Case(problem, method, options, ordinary, params, context, must, merge, state, applied=applied)
 
 
 def ask(

@@ -17,6 +17,9 @@ from tljax.types import Context, InputError, Mask, Method, Params
 CNN = "cnn:norm=true"
 """The second model: norms, so that norm_only has something to train."""
 
+VIT = "vit:width=8:depth=1:heads=2:patch=4"
+"""The third, tried by what applies to neither of the others: it has attention."""
+
 _ROUNDING = 1e-5
 _UNITS = 8
 """Roundings of a step count as so many units in the last place of its parameters, where that is more."""
@@ -29,17 +32,22 @@ def check_strategy(
 ) -> list[Check]:
     """The checks of a strategy (a spec, a Method, or the function itself), a line each.
 
-    The strategy is tried on `model`, a small CNN with norms, and five odd pytrees. If it raises InputError for one of
-    them, it does not apply there (`passed` is None); it must apply to a model, the first of which carries the proofs
-    that train. For a model that draws in training (dropout), a line says whether all of its randomness follows its
-    key. Raises InputError if the text names no strategy, or `model` is unknown.
+    The strategy is tried on `model`, a small CNN with norms, and five odd pytrees; where it applies to neither model,
+    on a small vision transformer too. If it raises InputError for one of them, it does not apply there (`passed` is
+    None); it must apply to a model, the first of which carries the proofs that train. For a model that draws in
+    training (dropout), a line says whether all of its randomness follows its key. Raises InputError if the text names
+    no strategy, or `model` is unknown.
 
     >>> [check.name for check in check_strategy(lambda params, context: "head") if check.passed is False][:2]
     ['lint on mlp', 'lint on cnn:norm=true']
     """
     method, options = _method_and_options(strategy, options)
     of_models = [problems.of_model(name) for name in dict.fromkeys((model, CNN))]
-    linted = [_lint(method, options, problem) for problem in [*of_models, *problems.trees()]]
+    linted = [_lint(method, options, problem) for problem in of_models]
+    if all(check.passed is None for check, _ in linted):
+        of_models.append(problems.of_model(VIT))
+        linted.append(_lint(method, options, of_models[-1]))
+    linted += [_lint(method, options, problem) for problem in problems.trees()]
     checks = [check for check, _ in linted]
     checks.append(line("applies to a model", _applies_to_a_model, checks[: len(of_models)]))
     cases = [case for _, case in linted if case]
@@ -191,7 +199,7 @@ def _training_checks(case: Case) -> list[Check]:
     try:
         phases = [at_boundary(case, phase) for phase in case.phases]
         start = copy(case.params)
-        program = fits.program(model, case.merge)
+        program = fits.program(model, case.applied)
         fitted = fits.fit(program, start, phases, data, model_state=case.model_state)
         short = fits.fit(program, case.params, fitted.masks, data, 1, case.model_state)
     except (Exception, SystemExit) as error:
@@ -244,7 +252,7 @@ def _compiled_once(proof: _Proof) -> str:
 
 def _equals_without_jit(proof: _Proof) -> str:
     with jax.disable_jit(), fits.quick_compilation():
-        program, case = fits.program(proof.model, proof.case.merge), proof.case
+        program, case = fits.program(proof.model, proof.case.applied), proof.case
         plain = fits.fit(program, case.params, proof.short.masks, proof.data, 1, case.model_state)
     largest = _largest_difference(proof.short.params[-1], plain.params[-1])
     rounding = _ROUNDING if largest <= _ROUNDING else max(_ROUNDING, _UNITS * _moved_by_a_unit(proof))
@@ -296,7 +304,7 @@ def _outputs_kept(proof: _Proof) -> str:
     state = case.model_state
     trees = (start, end, case.ordinary)
     before, after, source = (np.asarray(models.apply(proof.model, tree, images, state=state)) for tree in trees)
-    forward = jax.jit(train.forward(proof.model, case.merge))
+    forward = jax.jit(train.forward(proof.model, case.applied))
     ran = np.asarray(forward(batch_stats.join(proof.fitted.params[-1], state), images))
     for what, wanted, outputs in (("adapt changes", source, before), ("merge changes", ran, after)):
         difference = float(np.abs(wanted - outputs).max())

@@ -5,14 +5,14 @@ import inspect
 import itertools
 import traceback
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache, partial, wraps
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from tljax import batch_stats, paths, plugins, switches
+from tljax import batch_stats, low_rank, paths, plugins, switches
 from tljax.types import InputError, Model, ModelState, Params, PyTree, Stage
 
 ACTIVATIONS = (
@@ -79,6 +79,18 @@ def require_dtype(name: str) -> None:
         )
 
 
+def size(name: str, shapes: Mapping[str, tuple[int | None, ...]]) -> str:
+    """How a model of one's own weights is built: what `size` of its file says of {path of a leaf: its shape}; '' where
+    the file has no such function, or the shapes do not say it.
+
+    >>> size("mlp", {"head/kernel": (512, 10)})
+    ''
+    """
+    spec = plugins.parse(name)
+    function = getattr(plugins.module(spec, "tljax.models", "model"), "size", None)
+    return function(shapes) if callable(function) and not spec.words else ""
+
+
 @lru_cache(maxsize=256)
 def _build(
     name: str,
@@ -136,7 +148,7 @@ def _computed(stage: Stage, dtype: Any, precision: str, casts: bool) -> Stage:
             y, new_state = stage.apply(params, state, x, **keywords)
         return (y, new_state) if dtype is None else (_cast(y, jnp.float32), _cast(new_state, jnp.float32))
 
-    return stage._replace(apply=_with_momentum(apply) if takes_momentum(stage) else apply)
+    return stage._replace(apply=wraps(stage.apply)(apply))
 
 
 def _rematerialised(stage: Stage) -> Stage:
@@ -157,7 +169,7 @@ def _rematerialised(stage: Stage) -> Stage:
         return jax.checkpoint(computed)(params, state, x, key, weight)
 
     alike = None if stage.alike is None else ("remat", stage.alike)
-    return stage._replace(apply=_with_momentum(apply) if takes_momentum(stage) else apply, alike=alike)
+    return stage._replace(apply=wraps(stage.apply)(apply), alike=alike)
 
 
 def _cast(tree: PyTree, dtype: Any) -> PyTree:
@@ -233,16 +245,7 @@ def _guarded(stage: Stage, name: str, function: Callable[..., Any], classes: int
             )
         return y, new_state
 
-    return stage._replace(init=init, apply=_with_momentum(apply) if takes_momentum(stage) else apply)
-
-
-def _with_momentum(apply: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function, whose signature names `momentum`."""
-
-    def applied(params: Params, state: ModelState, x: PyTree, *, momentum: float | None = None, **keywords: Any) -> Any:
-        return apply(params, state, x, **keywords, **({} if momentum is None else {"momentum": momentum}))
-
-    return applied
+    return stage._replace(init=init, apply=wraps(stage.apply)(apply))
 
 
 @lru_cache(maxsize=4096)
@@ -287,6 +290,11 @@ def full_form(stage: Stage) -> Stage:
 def takes_momentum(stage: Stage) -> bool:
     """Whether the `apply` of a stage takes the keyword `momentum`."""
     return "momentum" in inspect.signature(stage.apply).parameters
+
+
+def takes_low_rank(stage: Stage) -> bool:
+    """Whether a stage's parameters may have `LowRank` in them: its `apply` takes the keyword `contracted`."""
+    return "contracted" in inspect.signature(stage.apply).parameters
 
 
 def _shown(x: Any) -> str:
@@ -417,6 +425,40 @@ def _stateful(model: Model, structure: Any, leaves: tuple[jax.ShapeDtypeStruct, 
     return tuple(batch_stats.split(variables)[1])
 
 
+def contracted(model: Model, shape: Shape) -> Mapping[str, int]:
+    """{path of a kernel: how many of its first axes the model contracts with its inputs}, for inputs of one example's
+    `shape`.
+
+    It names the kernels of the stages that take `LowRank` in their place, and whose contraction does: 0 stands for one
+    that stacks several layers' (`flax.linen.scan`), which none of them contracts as it is.
+
+    >>> dict(contracted(build("mlp", 10, hidden=(8,), activation="relu"), (4,)))
+    {'hidden_0/kernel': 1, 'head/kernel': 1}
+    """
+    leaves, structure = jax.tree.flatten(batch_of(shape, 1))
+    return _contracted(model, structure, tuple(leaves))
+
+
+@lru_cache(maxsize=256)
+def _contracted(model: Model, structure: Any, leaves: tuple[jax.ShapeDtypeStruct, ...]) -> Mapping[str, int]:
+    """What `contracted` gives, for a flattened batch of inputs, which is hashable."""
+    axes: dict[str, int] = {}
+
+    def draw(key: jax.Array) -> None:
+        x = jax.tree.unflatten(structure, [jnp.zeros(leaf.shape, leaf.dtype) for leaf in leaves])
+        for _, group in itertools.groupby(map(full_form, model), _kind):
+            stage, *others = group
+            params, state = stage.init(key, x)
+            of_stage: dict[str, int] = {}
+            noted = {"contracted": of_stage} if takes_low_rank(stage) else {}
+            x, _ = stage.apply(params, state, x, key=None, train=False, weight=None, **noted)
+            for each in (stage, *others):
+                axes.update({f"{each.name}/{path}": count for path, count in of_stage.items()})
+
+    jax.eval_shape(draw, jax.random.key(0))
+    return axes
+
+
 def apply(
     model: Model,
     params: Params,
@@ -474,6 +516,9 @@ def run(
     """
     x = jax.tree.map(lambda leaf: leaf.astype(jnp.float32) / 255 if leaf.dtype == jnp.uint8 else leaf, x)
     params, mixed = batch_stats.split(params)
+    stages = [*map(full_form, model)]
+    merged = {stage.name: low_rank.merged(params[stage.name]) for stage in stages if not takes_low_rank(stage)}
+    params = {**params, **merged}
     new_state, outputs = {**state}, []
     part_key = key if key is None or axis is None else jax.random.fold_in(key, jax.lax.axis_index(axis))
     keys: dict[str, jax.Array | None] = {}
@@ -492,7 +537,7 @@ def run(
         trains = None if trained is None else jax.tree.structure(trained[stage.name])
         return _kind(stage), keys[stage.name] is None, structure, shapes, trains
 
-    for _, group in itertools.groupby(map(full_form, model), kind):
+    for _, group in itertools.groupby(stages, kind):
         stage, *others = group
         if others:
             outputs += _looped([stage, *others], params, keys, x, weight)

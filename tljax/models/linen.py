@@ -13,6 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from tljax import low_rank
+from tljax.low_rank import LowRank
 from tljax.types import InputError, Params, PyTree, Stage
 
 IN_TRAINING = {"train": True, "training": True, "is_training": True, "is_train": True, "deterministic": False}
@@ -41,6 +43,9 @@ def stage(
     the batch and update their running averages, without it they use them, whatever anybody says; `use_running_average`
     is set likewise wherever the module takes it. Examples of weight 0 do not count. With `momentum` batch norms take it
     in place of their own. What a spectral norm keeps there stays as it is.
+
+    Parameters may have `LowRank` in place of a kernel. Flax's `Dense`, `DenseGeneral` (so its attention) and `Conv`
+    contract with it as it is, xW + (xA)B, wherever in the module they are; to whatever else it is a merged kernel.
 
     The key is the module's 'dropout' key. Keys under other names, for `make_rng`, follow from it; name in `rngs` those
     that the module looks for by `has_rng`. `init` raises InputError for any other collection, and `apply` for a module
@@ -105,10 +110,19 @@ def stage(
         train: bool = False,
         weight: jax.Array | None = None,
         momentum: float | None = None,
+        contracted: dict[str, int] | None = None,
     ) -> tuple[jax.Array, PyTree]:
-        mode = _Mode(key, train, weight, momentum, [])
+        plain, changes = low_rank.without(params)
+        contracted = {} if changes and contracted is None else contracted
+        shapes = dict(_shapes(plain)) if contracted is not None else {}
+        mode = _Mode(key, train, weight, momentum, [], contracted, shapes, frozenset(changes))
+        variables = {"params": plain, _STATISTICS: state}
         try:
-            y = run("apply", {"params": params, _STATISTICS: state}, x, mode)
+            y = run("apply", {**variables, **_beside(changes)}, x, mode)
+            if left := {path: change for path, change in changes.items() if not (contracted or {}).get(path)}:
+                variables["params"] = low_rank.placed(plain, {path: node.merged() for path, node in left.items()})
+                rest = {path: change for path, change in changes.items() if path not in left}
+                y = run("apply", {**variables, **_beside(rest)}, x, mode)
         except flax.errors.ModifyScopeVariableError as error:
             raise InputError(
                 f"stage '{name}' changes its state ({_first(error)}) where it is not to: let it do so only where its "
@@ -137,6 +151,12 @@ class _Mode(NamedTuple):
     """What batch norms take in place of their own."""
     norms: list[tuple[str, ...]] | None = None
     """Filled with the paths of the modules whose state is as `momentum` says."""
+    contracted: dict[str, int] | None = None
+    """Filled with {path of a kernel: how many of its first axes are contracted}: 0 of one that stacks layers'."""
+    shapes: Mapping[str, tuple[int, ...]] = {}
+    """{path: shape} of the parameters, if `contracted` is to be filled."""
+    changed: frozenset[str] = frozenset()
+    """The paths of the kernels that have a change."""
 
 
 def _require_momentum(name: str, state: PyTree, norms: Sequence[tuple[str, ...]] | None) -> None:
@@ -194,6 +214,25 @@ def flat(x: jax.Array) -> jax.Array:
 
 
 _STATISTICS = "batch_stats"
+_CHANGES = "low_rank"
+"""The collection in which A and B of a module's kernel go to it, through remat and other transformations of Flax."""
+
+
+def _beside(changes: Mapping[str, LowRank]) -> dict[str, Any]:
+    """The collection of changes of kernels, {} without any."""
+    collection: dict[str, Any] = {}
+    for path, change in changes.items():
+        place = collection
+        for name in path.split("/")[:-1]:
+            place = place.setdefault(name, {})
+        place.update(a=change.a, b=change.b)
+    return {_CHANGES: collection} if changes else {}
+
+
+def _shapes(params: Params) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """(path, shape) of each leaf."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        yield jax.tree_util.keystr(path, simple=True, separator="/"), jnp.shape(leaf)
 
 
 def _keys(key: jax.Array, names: Sequence[str]) -> dict[str, jax.Array]:
@@ -297,6 +336,9 @@ def _interceptor(name: str, mode: _Mode) -> Callable[..., Any]:
                 if mode.norms is not None:
                     mode.norms.append(tuple(module.path))
                 return call(*args, **{**kwargs, "mask": counted(name, mode.weight, args[0], kwargs.get("mask"))})
+        if mode.contracted is not None and (field := _contraction(module)):
+            with _field(module, field, _with_change(module, getattr(module, field), mode)):
+                return call(*args, **kwargs)
         if isinstance(module, nn.SpectralNorm):
             if mode.norms is not None:
                 mode.norms.append(tuple(module.path))
@@ -309,6 +351,41 @@ def _interceptor(name: str, mode: _Mode) -> Callable[..., Any]:
         return call(*args, **kwargs)
 
     return interceptor
+
+
+def _contraction(module: nn.Module) -> str | None:
+    """The field with the function that contracts a module's inputs with its kernel, if it is one of Flax's that have
+    such a field, and contract with the kernel as it is."""
+    if type(module) in (nn.Dense, nn.DenseGeneral) and module.dot_general_cls is None:
+        return "dot_general"
+    if type(module) is nn.Conv and module.conv_general_dilated_cls is None and module.mask is None:
+        return "conv_general_dilated"
+    return None
+
+
+def _with_change(module: nn.Module, function: Any, mode: _Mode) -> Any:
+    """What contracts with a module's kernel, and with the change of it if there is one; it notes what it contracts."""
+    path, convolves = "/".join((*module.path, "kernel")), isinstance(module, nn.Conv)
+    function = function or (jax.lax.conv_general_dilated if convolves else jax.lax.dot_general)
+
+    def contraction(lhs: jax.Array, kernel: jax.Array, how: Any, *args: Any, **keywords: Any) -> jax.Array:
+        """`how` is the strides of a convolution, and the dimension numbers of a product."""
+        assert mode.contracted is not None
+        axes = tuple(range(kernel.ndim - 1)) if convolves else tuple(how[0][1])
+        known = path in mode.shapes and axes == tuple(range(len(axes))) and (convolves or not how[1][1])
+        present = known and module.has_variable(_CHANGES, "a")
+        if known:
+            # No change comes to a module whose transformation hands on no other collections than it names.
+            whole = mode.shapes[path] == kernel.shape and present == (path in mode.changed)
+            mode.contracted[path] = min(mode.contracted.get(path, len(axes)), len(axes) if whole else 0)
+        if not present:
+            return function(lhs, kernel, how, *args, **keywords)
+        a: jax.Array = module.get_variable(_CHANGES, "a")
+        b: jax.Array = module.get_variable(_CHANGES, "b")
+        changed = low_rank.conv_general_dilated if convolves else low_rank.dot_general
+        return changed(function, a, b)(lhs, kernel, how, *args, **keywords)
+
+    return contraction
 
 
 def counted(name: str, weight: jax.Array | None, x: jax.Array, mask: jax.Array | None) -> jax.Array | None:

@@ -5,6 +5,7 @@ resolution does so in its 3 x 3 convolution, as torchvision's do and not the pap
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -98,6 +99,23 @@ def model(
     ]
     first = stage("stem", _Stem(width, stem, layer, dtype), before=functools.partial(images, "resnet", pixels=pixels))
     return (first, *blocks, stage("head", linear_head(classes, dtype)))
+
+
+def size(shapes: Mapping[str, tuple[int | None, ...]]) -> str:
+    """How a model with leaves of these shapes, {path: shape}, is built; '' where they do not say it.
+
+    >>> size({"stem/conv/kernel": (7, 7, 3, 64)} | {f"block_{g}_0/conv_2/kernel": (3, 3, 64, 64) for g in range(1, 5)})
+    'resnet:depth=10:width=64:norm=group'
+    """
+    stem = shapes.get("stem/conv/kernel")
+    names = {path.partition("/")[0] for path in shapes}
+    repeats = tuple(sum(name.startswith(f"block_{group}_") for name in names) for group in (1, 2, 3, 4))
+    bottleneck = any(path.endswith("/conv_3/kernel") for path in shapes)
+    depth = next((depth for depth, numbers in DEPTHS.items() if numbers == (bottleneck, repeats)), None)
+    if stem is None or len(stem) != 4 or depth is None:
+        return ""
+    text = f"resnet:depth={depth}:width={stem[3]}" + (":stem=small" if stem[0] == 3 else "")
+    return text if "stem/batch_stats/norm/mean" in shapes else f"{text}:norm=group"
 
 
 def _mean(x: jax.Array) -> jax.Array:

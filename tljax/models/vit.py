@@ -6,6 +6,7 @@ for ImageNet-1k", arXiv:2205.01580.
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -201,6 +202,33 @@ def model(
         stage("norm", nn.LayerNorm(epsilon=eps, dtype=dtype), before=before, after=after),
         stage("head", linear_head(classes, dtype)),
     )
+
+
+def size(shapes: Mapping[str, tuple[int | None, ...]]) -> str:
+    """How a model with leaves of these shapes, {path: shape}, is built; '' where they do not say it.
+
+    The heads of another width than 64 are not in the shapes of a file.
+
+    >>> leaves = {"embedding/patch/kernel": (16, 16, 3, 384), "block_0/mlp/expand/kernel": (384, 1536)}
+    >>> size(leaves), size(leaves | {"embedding/class_token": (1, 384), "embedding/position": (197, 384)})
+    ('vit:width=384:depth=1:patch=16:pool=mean', 'vit:width=384:depth=1:patch=16, images of 224 x 224')
+    """
+    patch = shapes.get("embedding/patch/kernel")
+    blocks = {path.partition("/")[0] for path in shapes if path.startswith("block_")}
+    if patch is None or len(patch) != 4 or None in patch or not blocks:
+        return ""
+    side, width, depth = patch[0] or 0, patch[3] or 0, len(blocks)
+    known = next((name for name, numbers in SIZES.items() if numbers == (width, depth)), None)
+    text = f"vit:size={known}" if known else f"vit:width={width}:depth={depth}"
+    hidden = shapes.get("block_0/mlp/expand/kernel", (None,))[-1]
+    text += f":mlp={hidden}" if hidden and hidden != 4 * width else ""
+    text += f":patch={side}"
+    has_token = "embedding/class_token" in shapes
+    text += "" if has_token else ":pool=mean"
+    tokens = shapes.get("embedding/position", (None,))[0]
+    rows = math.isqrt(tokens - has_token) if tokens else 0
+    square = tokens is not None and rows > 0 and rows**2 == tokens - has_token
+    return f"{text}, images of {rows * side} x {rows * side}" if square else text
 
 
 def _normalized(x: jax.Array, patch: int, pixels: str) -> jax.Array:

@@ -4,17 +4,23 @@ Source: Howard and Ruder 2018, "Universal language model fine-tuning", arXiv:180
 """
 
 from tljax import masks, paths
+from tljax.plugins import nearest
 from tljax.types import Context, InputError, Mask, Params
 
 
-def strategy(params: Params, context: Context, *, decay: float = 1 / 2.6) -> Mask:
+def strategy(params: Params, context: Context, *, decay: float = 1 / 2.6, lowest: str = "") -> Mask:
     """The last stage at rate 1, each stage below at `decay` times the rate above, what was drawn anew at 1.
 
-    Raises InputError for a `decay` outside (0, 1], and a leaf that can train but is in no stage.
+    Stages below `lowest` stay frozen; without it all train. Raises InputError for a `decay` outside (0, 1], a `lowest`
+    that is no stage, and a leaf that can train but is in no stage.
     """
     if not 0 < decay <= 1:
         raise InputError(f"layerwise_decay:decay={decay}: it must be above 0 and at most 1")
-    rates = {name: decay**depth for depth, name in enumerate(reversed(context.stages))}
+    if lowest and lowest not in context.stages:
+        stages = ", ".join(context.stages)
+        raise InputError(f"layerwise_decay:lowest={lowest}: it is none of {stages}{nearest(lowest, context.stages)}")
+    rates: dict[str, float | bool] = {name: decay**depth for depth, name in enumerate(reversed(context.stages))}
+    rates |= dict.fromkeys(context.stages[: context.stages.index(lowest)] if lowest else (), False)
     inside = {name: paths.inside((name,)) for name in rates}
 
     def rate(path: str, trains: bool) -> float | bool:

@@ -1,63 +1,88 @@
-"""Train a low-rank change of each dense kernel below the head, and the head.
+"""Train a low-rank change of the kernels below the head, and the head.
 
-Source: Hu et al. 2021, "LoRA: low-rank adaptation of large language models", arXiv:2106.09685, section 4.1.
-Convolutions, attention and other kernels of more axes than two stay frozen; `--dry_run` lists them.
+Source: Hu et al. 2021, "LoRA: low-rank adaptation of large language models", arXiv:2106.09685, section 4.1;
+Kalajdzievski 2023, "A rank stabilization scaling factor for fine-tuning with LoRA", arXiv:2312.03732 (rank_stabilised);
+Hayou et al. 2024, "LoRA+: efficient low rank adaptation of large models", arXiv:2402.12354 (ratio).
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from tljax import masks, paths
+from tljax import low_rank, masks, paths
 from tljax.types import Context, InputError, Mask, Params
 
+ALL = "**/kernel"
 
-def strategy(params: Params, context: Context, *, rank: int = 4, scale: float = 4.0) -> Mask:
-    """The factors that `adapt` added train, and whatever was drawn anew; the options are those of adapt and merge.
 
-    Raises InputError for a rank below 1, a scale that is not above 0, and parameters without factors.
+def strategy(
+    params: Params,
+    context: Context,
+    *,
+    rank: int = 4,
+    scale: float = 4.0,
+    rank_stabilised: bool = False,
+    ratio: float = 1.0,
+    on: str = ALL,
+) -> Mask:
+    """The factors A and B that `adapt` added train, and whatever was drawn anew.
+
+    A kernel W with its factors means W + scale / rank A B; `rank_stabilised` divides by the root of the rank instead.
+    `on=block_*/attention/{query,value}/kernel` adapts the kernels that any of the globs matches, parted by '+'; the
+    head, which trains whole, is never among them. B learns at `ratio` times the rate of A and of the head: LoRA+ has
+    1 for LoRA, and 16 as a start. Raises InputError for a rank below 1, a scale or ratio that is not above 0, and
+    parameters without factors.
     """
-    if rank < 1:
-        raise InputError(f"lora:rank={rank}: it is at least 1")
-    if not 0 < scale < float("inf"):
-        raise InputError(f"lora:scale={scale}: it must be above 0 and finite")
+    _gain(rank, scale, rank_stabilised)
+    if not 0 < ratio < float("inf"):
+        raise InputError(f"lora:ratio={ratio}: it must be above 0 and finite")
     try:
         factors = masks.by_path(params, lambda path: masks.leaf_name(path) in _FACTORS)
     except InputError as error:
         raise InputError("lora: the parameters have no factors: call adapt(params, key) first") from error
-    return masks.union(factors, context.fresh)
+    mask = masks.union(factors, context.fresh)
+    if ratio == 1:
+        return mask
+    return paths.each(lambda path, trains: ratio if trains and masks.leaf_name(path) == "lora_b" else trains, mask)
 
 
-def adapt(params: Params, key: jax.Array, context: Context | None = None, *, rank: int = 4) -> Params:
-    """The parameters with `lora_a` [in, rank] and `lora_b` [rank, out] beside each 2-D `kernel` below the head.
+def adapt(params: Params, key: jax.Array, context: Context | None = None, *, rank: int = 4, on: str = ALL) -> Params:
+    """The parameters with factors `lora_a` [*inputs, rank] and `lora_b` [rank, *outputs] beside each `kernel`
+    [*inputs, *outputs] below the head that `on` matches.
 
-    The head is the last of context.stages; without stages it is whatever is called 'head'. lora_a is normal of
-    variance 1/in (LeCun), lora_b zero, so that the outputs are unchanged. Raises InputError for a rank below 1, where
-    there is no such kernel, for a kernel that is in no dict, where no leaf can be added, and for parameters that have
-    factors already, which would be lost.
-    `left_out` names the kernels of other ranks, which stay frozen.
+    The head is the last of context.stages; without stages it is whatever is called 'head'. Which axes of a kernel are
+    its inputs, context.contracted says; where it does not, they are all but the last of a kernel of two axes or four
+    (a convolution), and follow from the names of three (attention's query, key and value, which have one, and out,
+    which has two). lora_a is normal of variance 1 / inputs (LeCun), lora_b zero, so that the outputs are unchanged.
+
+    Raises InputError for a rank below 1, a glob that matches nothing, where there is no such kernel, for a kernel that
+    is in no dict, where no leaf can be added, and for parameters that have factors already, which would be lost.
+    `left_out` names the kernels whose inputs are not known, which stay frozen.
     """
-    if rank < 1:
-        raise InputError(f"lora:rank={rank}: it is at least 1")
+    _gain(rank, 1.0, False)
     if there := _factors(params):
         raise InputError(f"lora: the parameters have factors already, {paths.some(there)}: merge them first")
-    below, rest = _kernels(params, context or Context())
-    if not below:
+    inputs, rest = _kernels(params, context or Context(), on)
+    if not inputs:
         passed = f"; left out: {_shown(rest)}" if rest else ""
         raise InputError(
-            f"lora: no dict below the head has a 2-D leaf named 'kernel' [in, out]: there is nothing to adapt{passed}"
+            f"lora: no dict below the head has a leaf named 'kernel' [in, out] or of attention or of a convolution"
+            f"{'' if on == ALL else f', that on={on} matches'}: there is nothing to adapt{passed}"
         )
-    keys = dict(zip(below, jax.random.split(key, len(below)), strict=True))
+    keys = dict(zip(inputs, jax.random.split(key, len(inputs)), strict=True))
 
     def add(path: str, node: dict[str, Any]) -> dict[str, Any]:
         own = keys.pop(path + "kernel", None)
         if own is None:
             return node
-        (fan_in, fan_out), dtype = jnp.shape(node["kernel"]), jnp.result_type(node["kernel"])
+        shape, dtype = jnp.shape(node["kernel"]), jnp.result_type(node["kernel"])
+        ins, outs = shape[: inputs[path + "kernel"]], shape[inputs[path + "kernel"] :]
+        fan_in = math.prod(ins)
         a = jax.random.normal(own, (fan_in, rank), dtype) * fan_in**-0.5
-        return {**node, "lora_a": a, "lora_b": jnp.zeros((rank, fan_out), dtype)}
+        return {**node, "lora_a": a.reshape(*ins, rank), "lora_b": jnp.zeros((rank, *outs), dtype)}
 
     adapted = _each_dict(add, params)
     if keys:
@@ -68,17 +93,39 @@ def adapt(params: Params, key: jax.Array, context: Context | None = None, *, ran
     return adapted
 
 
-def left_out(params: Params, context: Context) -> list[str]:
-    """The paths of the leaves of two axes and more below the head that get no factors: convolutions, attention."""
-    return list(_kernels(params, context)[1])
+def left_out(params: Params, context: Context, *, on: str = ALL) -> list[str]:
+    """The paths of the leaves of two axes and more below the head that get no factors, of those that `on` matches if it
+    is given: stacked layers, embeddings, kernels whose inputs are not known. Biases are none, whatever their axes."""
+    return list(_kernels(params, context, on)[1])
 
 
-def merge(params: Params, *, rank: int = 4, scale: float = 4.0) -> Params:
+def merge(params: Params, *, rank: int = 4, scale: float = 4.0, rank_stabilised: bool = False) -> Params:
     """Ordinary parameters with the same outputs: kernel + scale/rank lora_a lora_b, without the factors.
 
     Raises InputError for parameters without factors, factors of another rank or shape, one without the other or without
     their kernel, and factors in no dict, such as those in a FrozenDict.
     """
+    gain = _gain(rank, scale, rank_stabilised)
+    return _folded(params, rank, lambda kernel, a, b: kernel + gain * low_rank.product(a, b))
+
+
+def factored(params: Params, *, rank: int = 4, scale: float = 4.0, rank_stabilised: bool = False) -> Params:
+    """What `merge` gives, with a `LowRank` in the place of each sum. Raises InputError as it does."""
+    gain = _gain(rank, scale, rank_stabilised)
+    return _folded(params, rank, lambda kernel, a, b: low_rank.LowRank(kernel, a, gain * b))
+
+
+def _gain(rank: int, scale: float, rank_stabilised: bool) -> float:
+    """What A B is multiplied by. Raises InputError for a rank below 1, and a scale that is not above 0."""
+    if rank < 1:
+        raise InputError(f"lora:rank={rank}: it is at least 1")
+    if not 0 < scale < float("inf"):
+        raise InputError(f"lora:scale={scale}: it must be above 0 and finite")
+    return scale / (rank**0.5 if rank_stabilised else rank)
+
+
+def _folded(params: Params, rank: int, folded: Callable[[Any, Any, Any], Any]) -> Params:
+    """The parameters with folded(kernel, lora_a, lora_b) in place of the three."""
     if not _factors(params):
         raise InputError("lora: the parameters have no factors lora_a and lora_b: merge those that adapt gave")
 
@@ -93,22 +140,24 @@ def merge(params: Params, *, rank: int = 4, scale: float = 4.0) -> Params:
             path + name: jnp.shape(node[name]) if jax.tree_util.all_leaves([node[name]]) else () for name in names
         }
         kernel, a, b = shapes.values()
-        if {len(kernel), len(a), len(b)} != {2} or (a[0], a[1], b[1]) != (kernel[0], b[0], kernel[1]):
-            raise InputError(f"lora: factors [in, rank] and [rank, out] do not fit their kernel: {_shown(shapes)}")
-        if a[1] != rank:
+        if not low_rank.fits(kernel, a, b):
             raise InputError(
-                f"lora: the factors at '{path}lora_a' have rank {a[1]}, not {rank}: merge with rank={a[1]}"
+                f"lora: factors [*inputs, rank] and [rank, *outputs] do not fit their kernel: {_shown(shapes)}"
+            )
+        if a[-1] != rank:
+            raise InputError(
+                f"lora: the factors at '{path}lora_a' have rank {a[-1]}, not {rank}: merge with rank={a[-1]}"
             )
         kept = {name: leaf for name, leaf in node.items() if name not in _FACTORS}
-        return {**kept, "kernel": node["kernel"] + scale / rank * (node["lora_a"] @ node["lora_b"])}
+        return {**kept, "kernel": folded(*(node[name] for name in names))}
 
-    merged = _each_dict(fold, params)
-    if left := _factors(merged):
+    ordinary = _each_dict(fold, params)
+    if left := _factors(ordinary):
         raise InputError(
             f"lora: {paths.some(left)} are in no dict of dicts: give nested dicts, as flax.core.unfreeze and "
             "nnx.to_pure_dict make them"
         )
-    return merged
+    return ordinary
 
 
 _FACTORS = ("lora_a", "lora_b")
@@ -119,8 +168,12 @@ def _factors(params: Params) -> list[str]:
     return [path for path in paths.names(params) if masks.leaf_name(path) in _FACTORS]
 
 
-def _kernels(params: Params, context: Context) -> tuple[list[str], dict[str, tuple[int, ...]]]:
-    """(the paths of 2-D kernels below the head, {path: shape} of all other leaves of two axes and more there)."""
+def _kernels(params: Params, context: Context, on: str) -> tuple[dict[str, int], dict[str, tuple[int, ...]]]:
+    """({path: how many of its first axes are inputs} of the kernels to adapt, {path: shape} of the leaves left out)."""
+    patterns = on.split("+")
+    if on != ALL:
+        paths.require_globs(params, patterns)
+    tests = [paths.glob(form) for pattern in patterns for form in paths.forms(pattern)]
     rows = zip(paths.items(params), paths.unboxed_names(params), paths.trainable(params), strict=True)
     shapes = {short.removesuffix("/value"): jnp.shape(leaf) for (_, leaf), short, able in rows if able}
     staged = paths.inside(context.stages[-1:])
@@ -128,12 +181,43 @@ def _kernels(params: Params, context: Context) -> tuple[list[str], dict[str, tup
     def in_head(path: str) -> bool:
         return staged(path) if context.stages else "head" in path.split("/")
 
-    below = {p: s for p, s in shapes.items() if len(s) > 1 and not in_head(p) and p.split("/")[-1] not in _FACTORS}
-    fit = [path for path, shape in below.items() if path.split("/")[-1] == "kernel" and len(shape) == 2]
-    return fit, {path: shape for path, shape in below.items() if path not in fit}
+    def wanted(path: str) -> bool:
+        return on == ALL or any(test(path) for test in tests)
+
+    below = {
+        path: shape
+        for path, shape in shapes.items()
+        if len(shape) > 1 and not in_head(path) and path.split("/")[-1] not in (*_FACTORS, "bias") and wanted(path)
+    }
+    inputs = {path: _inputs(path, shape, shapes, context.contracted) for path, shape in below.items()}
+    return (
+        {path: count for path, count in inputs.items() if count},
+        {path: shape for path, shape in below.items() if not inputs[path]},
+    )
 
 
-def _shown(shapes: dict[str, tuple[int, ...]], most: int = 6) -> str:
+_TO_HEADS = ("query", "key", "value")
+
+
+def _inputs(path: str, shape: tuple[int, ...], shapes: Mapping[str, Any], contracted: Mapping[str, int]) -> int:
+    """How many of a leaf's first axes are inputs; 0 where that is not known, and of what is no kernel.
+
+    >>> shapes = dict.fromkeys((f"attention/{name}/kernel" for name in (*_TO_HEADS, "out")), (8, 2, 4))
+    >>> [_inputs(path, shape, shapes, {}) for path, shape in shapes.items()]
+    [1, 1, 1, 2]
+    """
+    *places, name = path.split("/")
+    if name != "kernel" or path in contracted:
+        return contracted.get(path, 0) if name == "kernel" else 0
+    around = "/".join(places[:-1])
+    siblings = ["/".join(filter(None, (around, each, name))) for each in _TO_HEADS]
+    if places and places[-1] in (*_TO_HEADS, "out") and all(sibling in shapes for sibling in siblings):
+        # Of another number of axes they stack layers, or have the axes of heads in one: [width, width].
+        return {2: 1, 3: 2 if places[-1] == "out" else 1}.get(len(shape), 0)
+    return {2: 1, 4: 3}.get(len(shape), 0)
+
+
+def _shown(shapes: Mapping[str, tuple[int, ...]], most: int = 6) -> str:
     text = ", ".join(f"'{path}' {shape}" for path, shape in list(shapes.items())[:most])
     return text + (f" and {len(shapes) - most} more" if len(shapes) > most else "")
 

@@ -12,26 +12,34 @@ from tljax.types import Context, InputError, Mask, Params
 
 
 def strategy(
-    params: Params, context: Context, *, train: str = "", redraw: str = "", copy: int = 0, freeze: bool = True
+    params: Params, context: Context, *, train: str = "", freeze: str = "", redraw: str = "", copy: int = 0
 ) -> Mask:
-    """`train=hidden_0+head` trains these stages, by default the first, and what was drawn anew.
+    """`train=hidden_0+head` trains these stages, by default the first, and what was drawn anew; `freeze=hidden_0` all
+    others.
 
     `redraw=above:copy=n` copies the first n stages and draws the others anew, which train: with the copied ones
     frozen (Yosinski's AnB), or with `freeze=false` trained too (AnB+). Raises InputError for a stage that the model
-    has not, an n that leaves no stage to copy or to draw, and options of one use given with the other.
+    has not, an n that leaves no stage to copy or to draw, options of one use given with the other, and where no stage
+    is left to train.
     """
-    drawn = reinit(context, redraw=redraw, copy=copy)
-    if drawn and train:
-        raise InputError("stages: train= and redraw= are two uses: keep one")
-    if not drawn and not freeze:
+    drawn, word = reinit(context, redraw=redraw, copy=copy), str(freeze).lower()
+    frozen = freeze.split("+") if word not in ("", "true", "false") else []
+    uses = [f"{name}=" for name, value in (("train", train), ("freeze", frozen), ("redraw", drawn)) if value]
+    if len(uses) > 1:
+        raise InputError(f"stages: {' and '.join(uses)} are {('two', 'three')[len(uses) - 2]} uses: keep one")
+    if not drawn and word == "false":
         raise InputError("stages:freeze=false: it goes with redraw=above:copy=n")
     names = tuple(train.split("+")) if train else context.stages[:1]
     if drawn:
-        names = tuple(drawn) if freeze else context.stages
-    for name in names:
+        names = context.stages if word == "false" else tuple(drawn)
+    for name in (*names, *frozen):
         if name not in context.stages:
             raise InputError(f"stages: the model has no stage '{name}'{nearest(name, context.stages)}")
-    return masks.union(masks.under(params, names), context.fresh)
+    if frozen:
+        names = tuple(name for name in context.stages if name not in frozen)
+        if not names and context.fresh is None:
+            raise InputError(f"stages:freeze={freeze}: no stage is left to train")
+    return masks.union(masks.under(params, names) if names or not frozen else None, context.fresh)
 
 
 def reinit(context: Context, *, redraw: str = "", copy: int = 0) -> Sequence[str]:

@@ -263,7 +263,7 @@ def compared(
             family.append(comparison._replace(p=adjusted))
     if kind == "budgets" or len({cells[0].budget for cells in single}) < 2:
         return family, []
-    unjudged = [cells for cells in single if cells not in members]
+    unjudged = [cells for cells in single if kind == "area" or cells not in members]
     terms |= conditions_of(right, [_name_of_set(cells[0], on) for cells in unjudged], margin, groups, metrics, on)
     each = (alone(right, cells, terms[_name_of_set(cells[0], on)], each_look, base) for cells in unjudged)
     return family, [comparison for comparison in each if comparison is not None]

@@ -26,7 +26,7 @@ from tljax import augment, batch_stats, models
 from tljax.augment import Augmentation
 from tljax.train.data import Data, Stream, batch_spec, batch_within, batches, examples_of
 from tljax.train.step import Fit, Spec, frozen_prefix_of
-from tljax.train.vectorize import divide, host, mesh_under, over, place, sharing
+from tljax.train.vectorize import divide, host, joined, mesh_under, on_first_device, over, place, sharing
 from tljax.types import ArrayExamples, Batch, InputError, Model, Params
 
 _BATCH = 1000
@@ -66,12 +66,14 @@ def skip_frozen_prefix(
     cache: FeatureCache | None,
     on_message: Callable[[str], None],
     keys: jax.Array | None = None,
+    shared: Params | None = None,
 ) -> tuple[Spec, Data | Stream]:
     """The spec without its frozen prefix, and the features in place of the inputs; or both as they are.
 
-    `fit` is any of the group, `params` its variables with a leading axis of fits, on their devices; each `width`
-    neighbours freeze equal leaves. `passes` examples are to pass through the stages: features are computed if that is
-    at least as many as there are, and if the cache has room for them, on disk where the data are a stream.
+    `fit` is any of the group, `params` its variables with a leading axis of fits, on their devices, and `shared` those
+    that all fits share; each `width` neighbours freeze equal leaves. `passes` examples are to pass through the stages:
+    features are computed if that is at least as many as there are, and if the cache has room for them, on disk where
+    the data are a stream.
 
     Of inputs that are augmented there are features of as many views of each example as the cache has, drawn from the
     fits' `keys`; without views, and of a stream, the prefix is computed in every step.
@@ -92,7 +94,7 @@ def skip_frozen_prefix(
     model = spec.model[: len(prefix)]
     rest = replace(spec, model=spec.model[len(prefix) :], augment=(), views=views)
     if wanted > cache.budget and isinstance(data, Stream) and cache.folder is not None:
-        in_files = on_disk(cache, model, spec.merge, params, data)
+        in_files = on_disk(cache, model, spec.merge, params, data, shared)
         if in_files is not None:
             on_message(f"{text} are computed once, {_mb(wanted)} in '{cache.folder}'")
             return rest, in_files
@@ -101,7 +103,7 @@ def skip_frozen_prefix(
         return spec, on_mesh(mesh, data)
     first_of_each = jax.tree.map(lambda leaf: leaf[::width], params)
     keys_of_each = None if keys is None else keys[::width]
-    features = compute(cache, model, spec.merge, first_of_each, data, spec.augment, keys_of_each)
+    features = compute(cache, model, spec.merge, first_of_each, data, spec.augment, keys_of_each, shared)
     on_message(f"{text} are computed once, {_mb(_nbytes(features))}")
     if isinstance(data, Stream):
         return rest, Data(features, jax.tree.map(jnp.asarray, data.examples.targets), data.name)
@@ -166,17 +168,19 @@ def compute(
     data: Data | Stream,
     augmentations: tuple[Augmentation, ...] = (),
     keys: jax.Array | None = None,
+    shared: Params | None = None,
 ) -> Any:
     """The outputs of the stages of `model` for all inputs, leaves [views, rows, ...], at least as many as examples.
 
-    `params` are variables with a leading axis of fits; there is a view for each of them, or one for all if all have the
-    same bytes. `merge` is as in `Spec`. What was computed before is not computed again. Under augmentations, with a key
-    of each fit, the leaves are [views, rows, cache.views, ...]: the outputs for augmented examples.
+    `params` are variables with a leading axis of fits, with None for those that are in `shared`, which have none; there
+    is a view for each fit, or one for all if all have the same bytes. `merge` is as in `Spec`. What was computed before
+    is not computed again. Under augmentations, with a key of each fit, the leaves are [views, rows, cache.views, ...]:
+    the outputs for augmented examples.
     """
     mesh = mesh_under(params)
-    used = {stage.name: params[stage.name] for stage in model} if merge is None else params
+    used, common = _used(model, merge, params), None if shared is None else _used(model, merge, shared)
     drawn_from = jax.random.key_data(keys) if augmentations and keys is not None else None
-    digests = _digests((used, drawn_from))
+    digests = _digests((used, drawn_from), None if shared is None else (common, None))
     if len(set(digests)) == 1:
         (used, drawn_from), digests = jax.tree.map(lambda leaf: leaf[:1], (used, drawn_from)), digests[:1]
     several = len(digests) > 1
@@ -185,14 +189,14 @@ def compute(
     if key in cache.arrays:
         cache.arrays[key] = cache.arrays.pop(key)
         return cache.arrays[key]
-    first = jax.tree.map(lambda leaf: leaf[0], used)
+    first = joined(jax.tree.map(lambda leaf: leaf[0], used), common)
     wanted = _view_bytes(cache, model, _merged(merge, first), data) * len(digests)
     wanted *= cache.views if augmentations else 1
     while cache.arrays and sum(map(_nbytes, cache.arrays.values())) + wanted > cache.budget:
         del cache.arrays[next(iter(cache.arrays))]
     divided = mesh if several or sharing(mesh) > 1 else None
     if isinstance(data, Stream):
-        parts = list(_computed(mesh, model, merge, cache.dtype, several, used, data))
+        parts = list(_computed(mesh, model, merge, cache.dtype, several, used, common, data))
         features = jax.tree.map(lambda *leaves: np.concatenate(leaves, 1), *parts)
         features = features if mesh else jax.device_put(features)
     else:
@@ -200,20 +204,22 @@ def compute(
         fixed = (divided, model, merge, cache.dtype, several)
         if augmentations:
             examples = (inputs, place(mesh, data.targets, by_fit=False))
-            features = _compute_views(*fixed, augmentations, cache.views, (used, drawn_from), examples)
+            features = _compute_views(*fixed, augmentations, cache.views, (used, drawn_from), examples, common)
         else:
-            features = _compute(*fixed, used, inputs)
+            features = _compute(*fixed, used, common, inputs)
     cache.arrays[key] = features if several else place(mesh, features, by_fit=False)
     return cache.arrays[key]
 
 
 @functools.partial(jax.jit, static_argnames=("mesh", "model", "merge", "dtype", "several"))
-def _compute(mesh: Any, model: Model, merge: Any, dtype: str, several: bool, params: Params, inputs: Any) -> Any:
+def _compute(
+    mesh: Any, model: Model, merge: Any, dtype: str, several: bool, params: Params, shared: Params | None, inputs: Any
+) -> Any:
     def gathered(rows: jax.Array, inputs: Any) -> Any:
         divided = divide(mesh, rows)
         return jax.tree.map(lambda leaf: leaf[0][divided], inputs)
 
-    return _outputs(mesh, model, merge, dtype, several, params, _rows(inputs), inputs, gathered)
+    return _outputs(mesh, model, merge, dtype, several, params, shared, _rows(inputs), inputs, gathered)
 
 
 def _rows(inputs: Any) -> jax.Array:
@@ -234,15 +240,16 @@ def _compute_views(
     views: int,
     of_each_fit: tuple[Params, Any],
     examples: tuple[Any, Any],
+    shared: Params | None,
 ) -> Any:
     """As `_compute`, of augmented views of the examples (inputs, targets): leaves [fits, rows, views, ...].
 
     `of_each_fit` has its variables and the data of its key.
     """
 
-    def of_fits(of_each_fit: tuple[Params, Any], examples: tuple[Any, Any]) -> Any:
+    def of_fits(of_each_fit: tuple[Params, Any], examples: tuple[Any, Any], shared: Params | None) -> Any:
         def of_fit(of_one: tuple[Params, Any]) -> Any:
-            whole, key = _merged(merge, of_one[0]), jax.random.wrap_key_data(of_one[1])
+            whole, key = _merged(merge, joined(of_one[0], shared)), jax.random.wrap_key_data(of_one[1])
             keys = jax.vmap(functools.partial(view_key, key))(jnp.arange(views))
 
             def of_batch(rows: jax.Array) -> Any:
@@ -263,7 +270,9 @@ def _compute_views(
 
         return jax.lax.map(of_fit, of_each_fit)
 
-    return over(mesh, of_fits, (of_each_fit,), (examples,)) if several else of_fits(of_each_fit, examples)
+    if several:
+        return over(mesh, of_fits, (of_each_fit,), (examples, shared))
+    return of_fits(of_each_fit, examples, shared)
 
 
 def view_key(key: jax.Array, view: Any) -> jax.Array:
@@ -276,14 +285,16 @@ _VIEWS = 2**31 - 2
 
 
 @functools.partial(jax.jit, static_argnames=("mesh", "model", "merge", "dtype", "several"))
-def _compute_chunk(mesh: Any, model: Model, merge: Any, dtype: str, several: bool, params: Params, inputs: Any) -> Any:
+def _compute_chunk(
+    mesh: Any, model: Model, merge: Any, dtype: str, several: bool, params: Params, shared: Params | None, inputs: Any
+) -> Any:
     """As `_compute`, of inputs [batches, batch, ...]."""
 
     def of_batch(batch: jax.Array, inputs: Any) -> Any:
         return jax.tree.map(lambda leaf: divide(mesh, leaf[batch]), inputs)
 
     batches = jnp.arange(len(jax.tree.leaves(inputs)[0]))
-    return _outputs(mesh, model, merge, dtype, several, params, batches, inputs, of_batch)
+    return _outputs(mesh, model, merge, dtype, several, params, shared, batches, inputs, of_batch)
 
 
 def _outputs(
@@ -293,15 +304,19 @@ def _outputs(
     dtype: str,
     several: bool,
     params: Params,
+    shared: Params | None,
     batches: jax.Array,
     inputs: Any,
     fetch: Callable[[jax.Array, Any], Any],
 ) -> Any:
-    """The outputs for `fetch(batch, inputs)` of each of the batches, leaves [fits, rows, ...]."""
+    """The outputs for `fetch(batch, inputs)` of each of the batches, leaves [fits, rows, ...].
 
-    def of_fits(params: Params, inputs: Any) -> Any:
+    One fit stands for all where `params` have no leaf of their own.
+    """
+
+    def of_fits(params: Params, inputs: Any, shared: Params | None) -> Any:
         def of_fit(params: Params) -> Any:
-            whole = _merged(merge, params)
+            whole = _merged(merge, joined(params, shared))
 
             def of_batch(batch: jax.Array) -> Any:
                 outputs = models.apply(model, whole, fetch(batch, inputs))
@@ -310,9 +325,16 @@ def _outputs(
             outputs = jax.lax.map(of_batch, batches)
             return jax.tree.map(lambda output: output.reshape(-1, *output.shape[2:]), outputs)
 
+        if not jax.tree.leaves(params):
+            return jax.tree.map(lambda leaf: leaf[None], of_fit(params))
         return jax.lax.map(of_fit, params)
 
-    return over(mesh, of_fits, (params,), (inputs,)) if several else of_fits(params, inputs)
+    return over(mesh, of_fits, (params,), (inputs, shared)) if several else of_fits(params, inputs, shared)
+
+
+def _used(model: Model, merge: Any, variables: Params) -> Params:
+    """The variables that the stages of `model` read: all of them where parameters are merged first."""
+    return {stage.name: variables[stage.name] for stage in model} if merge is None else variables
 
 
 def _merged(merge: Any, variables: Params) -> Params:
@@ -325,7 +347,14 @@ def _merged(merge: Any, variables: Params) -> Params:
 
 
 def _computed(
-    mesh: Any, model: Model, merge: Any, dtype: str, several: bool, params: Params, stream: Stream
+    mesh: Any,
+    model: Model,
+    merge: Any,
+    dtype: str,
+    several: bool,
+    params: Params,
+    shared: Params | None,
+    stream: Stream,
 ) -> Iterator[Any]:
     """The outputs for all inputs of a stream in NumPy, chunk after chunk, leaves [fits, rows, ...]; together as many
     rows as examples."""
@@ -335,17 +364,19 @@ def _computed(
     place_chunk = functools.partial(place, divided, by_fit=False) if divided else jax.device_put
     with batches(stream, size, lambda inputs: place_chunk(inputs)) as reader:
         for count, inputs in reader:
-            outputs = host(_compute_chunk(divided, model, merge, dtype, several, params, inputs))
+            outputs = host(_compute_chunk(divided, model, merge, dtype, several, params, shared, inputs))
             yield jax.tree.map(lambda leaf, count=count: leaf[:, :count], outputs)
 
 
-def on_disk(cache: FeatureCache, model: Model, merge: Any, params: Params, stream: Stream) -> Stream | None:
+def on_disk(
+    cache: FeatureCache, model: Model, merge: Any, params: Params, stream: Stream, shared: Params | None = None
+) -> Stream | None:
     """The features of a stream as a stream of files in the cache's folder; None for fits that do not share them.
 
-    Raises InputError if they cannot be written; nothing of them is left then.
+    Variables are as in `compute`. Raises InputError if they cannot be written; nothing of them is left then.
     """
-    used = {stage.name: params[stage.name] for stage in model} if merge is None else params
-    digests = set(_digests(used))
+    used, common = _used(model, merge, params), None if shared is None else _used(model, merge, shared)
+    digests = set(_digests(used, common))
     if len(digests) > 1 or cache.folder is None or jax.process_count() > 1:
         return None
     key = (model, merge, *digests, stream.name, cache.dtype)
@@ -353,7 +384,7 @@ def on_disk(cache: FeatureCache, model: Model, merge: Any, params: Params, strea
         mesh = mesh_under(params)
         one = jax.tree.map(lambda leaf: leaf[:1], used)
         one = one if mesh is None else jax.device_put(host(one))
-        chunks = _computed(None, model, merge, cache.dtype, False, one, stream)
+        chunks = _computed(None, model, merge, cache.dtype, False, one, on_first_device(common), stream)
         arrays = _written(
             cache, cache.folder, (jax.tree.map(lambda leaf: leaf[0], chunk) for chunk in chunks), len(stream)
         )
@@ -421,10 +452,18 @@ def _batch(examples: int) -> int:
     return -(-examples // -(-examples // _BATCH))
 
 
-def _digests(params: Params) -> list[str]:
-    """The digest of each fit's bytes."""
-    leaves = host(jax.tree.leaves(params))
-    return [hashlib.sha256(b"".join(leaf[i].tobytes() for leaf in leaves)).hexdigest() for i in range(len(leaves[0]))]
+def _digests(own: Any, shared: Any = None) -> list[str]:
+    """The digest of each fit's bytes, in the order of the whole tree; one for all where they share every leaf."""
+    leaves: list[Any] = jax.tree.leaves(host(own), is_leaf=lambda leaf: leaf is None)
+    of_all = (
+        [None] * len(leaves) if shared is None else jax.tree.leaves(host(shared), is_leaf=lambda leaf: leaf is None)
+    )
+    digests = [hashlib.sha256() for _ in range(next((len(leaf) for leaf in leaves if leaf is not None), 1))]
+    for leaf, common in zip(leaves, of_all, strict=True):
+        for i, digest in enumerate(digests):
+            if leaf is not None or common is not None:
+                digest.update(np.asarray(common if leaf is None else leaf[i]).tobytes())
+    return [digest.hexdigest() for digest in digests]
 
 
 def _mb(count: int) -> str:

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import itertools
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -34,7 +34,21 @@ from tljax.train.step import (
     trained_leaves,
     with_average,
 )
-from tljax.train.vectorize import Mode, agreed, begin, capacity, host, place, stack, stack_hyper
+from tljax.train.vectorize import (
+    Mode,
+    agreed,
+    begin,
+    capacity,
+    host,
+    joined,
+    on_first_device,
+    place,
+    share,
+    share_hyper,
+    stack,
+    stack_hyper,
+    stack_numbers,
+)
 from tljax.types import Examples, InputError, Mask, ModelState, OptState, Params, PhaseRule
 
 
@@ -81,10 +95,11 @@ def held(examples: Examples, execution: Execution, what: str = "the examples") -
 
 
 class State(NamedTuple):
-    """A group, or a part of it, between two steps; arrays have a leading axis of fits."""
+    """A group, or a part of it, between two steps; arrays but those that are shared have a leading axis of fits."""
 
     step: int
     params: Params
+    """None for the leaves that are in `shared`: `of` gives all of a fit."""
     optimizer: OptState
     fits: tuple[int, ...]
     """Which of the group's fits these are: a phase whose masks differ in what is compiled parts a group."""
@@ -105,11 +120,29 @@ class State(NamedTuple):
     """Whether the last phase has ended, and restored what it was to restore."""
     model_state: Mapping[str, Any] = {}
     """The model's state, apart from its parameters."""
+    shared: Params | None = None
+    """The leaves that have never trained and are the same for all fits, without an axis of fits; None without any."""
+
+    def of(self, row: int) -> tuple[Params, ModelState]:
+        """(Parameters, model state) of the fit in a row."""
+        params, model_state = jax.tree.map(lambda leaf: leaf[row], (self.params, self.model_state))
+        return joined(params, self.shared), model_state
+
+    def variables_of(self, row: int) -> Params:
+        """Parameters and the model's state of the fit in a row in one tree, as files keep them."""
+        return batch_stats.join(*self.of(row))
 
     @property
     def variables(self) -> Params:
-        """Parameters and the model's state in one tree, as files keep them."""
+        """Parameters and the model's state in one tree, with a leading axis of fits; None for what is shared."""
         return batch_stats.join(self.params, self.model_state)
+
+    @property
+    def shared_variables(self) -> Params | None:
+        """What is shared, in a tree like `variables`."""
+        if self.shared is None:
+            return None
+        return batch_stats.join(self.shared, jax.tree.map(lambda leaf: None, self.model_state))
 
 
 Validate = Callable[[State], Sequence[float | None] | None]
@@ -314,10 +347,11 @@ def _after_end(
 
 
 def _taken(state: State, rows: Sequence[int]) -> State:
-    """The state of some of its fits, on the device, whatever devices it stood on."""
+    """The state of some of its fits, on the first device, whatever devices it stood on."""
     names = ("params", "optimizer", "average", "model_state")
     part = select(state._replace(**{name: host(getattr(state, name)) for name in names}), rows)
-    return part._replace(**{name: jax.tree.map(jnp.asarray, getattr(part, name)) for name in names})
+    part = part._replace(**{name: jax.tree.map(jnp.asarray, getattr(part, name)) for name in names})
+    return part._replace(shared=on_first_device(state.shared))
 
 
 def select(state: State, rows: Sequence[int]) -> State:
@@ -340,8 +374,8 @@ def select(state: State, rows: Sequence[int]) -> State:
 
 def _restored(state: State) -> State:
     """A state with arrays of its own on the device; one that went through NumPy has arrays for bools and numbers."""
-    arrays = (state.params, state.optimizer, state.average, state.model_state)
-    params, opt_state, average, model_state = jax.tree.map(jnp.array, arrays)
+    arrays = (state.params, state.optimizer, state.average, state.model_state, state.shared)
+    params, opt_state, average, model_state, shared = jax.tree.map(jnp.array, arrays)
     rest = (state.fits, state.masks, state.diverged)
     fits, histories, diverged = jax.tree.map(lambda m: m if np.ndim(m) else np.asarray(m).item(), rest)
     return state._replace(
@@ -353,6 +387,7 @@ def _restored(state: State) -> State:
         diverged=diverged,
         average=average,
         model_state=model_state,
+        shared=shared,
     )
 
 
@@ -419,13 +454,19 @@ def _first_state(spec: Spec, fits: Sequence[Fit], part: Part) -> State:
     """The state of a part before its first step."""
     members, histories = [fits[i] for i, _ in part], tuple(history for _, history in part)
     specialized = specialize(spec, members[0], histories[0])
-    params = stack([fit.params for fit in members])
+    params, shared = share([fit.params for fit in members], _never_trained(members[0], histories[0]))
     rates = jnp.asarray([_rates(fit, 0)[0] for fit in members])
-    opt_state = begin(specialized, params, stack_hyper(specialized, members, histories), rates)
+    opt_state = begin(specialized, params, stack_numbers(specialized, members, histories), rates)
     model_state = stack([fit.model_state for fit in members])
     average = entered(None, params, model_state, trained_leaves(specialized)) if spec.averages else None
     numbers, undiverged = tuple(i for i, _ in part), (None,) * len(part)
-    return State(0, params, opt_state, numbers, histories, undiverged, average, model_state=model_state)
+    return State(0, params, opt_state, numbers, histories, undiverged, average, model_state=model_state, shared=shared)
+
+
+def _never_trained(fit: Fit, history: Sequence[Mask]) -> Mask:
+    """A tree like the parameters: which leaves none of the masks trains."""
+    each = [masks.static(fit.params, mask) for mask in history]
+    return jax.tree.map(lambda *trains: not any(trains), *each)
 
 
 def _rates(fit: Fit, phase: int) -> np.ndarray:
@@ -434,13 +475,15 @@ def _rates(fit: Fit, phase: int) -> np.ndarray:
     return fit.rates if factor == 1 else fit.rates * np.float32(factor)
 
 
-def abstract(spec: Spec, fits: Sequence[Fit], histories: Sequence[Sequence[Mask]]) -> State:
+def abstract(
+    spec: Spec, fits: Sequence[Fit], histories: Sequence[Sequence[Mask]], shared: Collection[str] = ()
+) -> State:
     """Shapes and dtypes of the arrays of a state, for fits whose masks so far are `histories`.
 
-    The best of a phase is there, whether or not the phase keeps it.
+    They share the leaves of the paths `shared`. The best of a phase is there, whether or not the phase keeps it.
     """
     specialized = specialize(spec, fits[0], histories[0])
-    hyper = stack_hyper(specialized, fits, histories)
+    hyper = stack_numbers(specialized, fits, histories)
     trains = [
         trained_leaves(specialize(spec, fits[0], histories[0][: phase + 1])) for phase in range(len(histories[0]))
     ]
@@ -453,10 +496,15 @@ def abstract(spec: Spec, fits: Sequence[Fit], histories: Sequence[Sequence[Mask]
         best = masks.split(params, trains[-1])[0], of_average, model_state
         return params, opt_state, average, best, model_state
 
-    stacked = stack([fit.params for fit in fits]), stack([fit.model_state for fit in fits])
-    params, opt_state, average, best, model_state = jax.eval_shape(arrays, *stacked)
+    def of_fits(leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((len(fits), *leaf.shape), leaf.dtype)
+
+    first = jax.eval_shape(functools.partial(jax.tree.map, jnp.asarray), (fits[0].params, fits[0].model_state))
+    own = paths.each(lambda path, leaf: None if path in shared else of_fits(leaf), first[0])
+    params, opt_state, average, best, model_state = jax.eval_shape(arrays, own, jax.tree.map(of_fits, first[1]))
     state = State(0, params, opt_state, tuple(range(len(fits))), tuple(map(tuple, histories)), (None,) * len(fits))
-    return state._replace(average=average, best=best, model_state=model_state)
+    common = paths.each(lambda path, leaf: leaf if path in shared else None, first[0]) if shared else None
+    return state._replace(average=average, best=best, model_state=model_state, shared=common)
 
 
 def _reestimated(spec: Spec, fits: Sequence[Fit], data: Data | Stream, execution: Execution, state: State) -> State:
@@ -469,6 +517,7 @@ def _reestimated(spec: Spec, fits: Sequence[Fit], data: Data | Stream, execution
     mesh, _ = layout(specialized, members, width, data, execution)
     stages, on_mesh = specialized.reestimated, features.on_mesh(mesh, data)
     estimate = functools.partial(vectorize.reestimate, specialized, stages, members, width, mesh, on_mesh)
+    estimate = functools.partial(estimate, shared=place(mesh, state.shared, by_fit=False))
     return _with_estimates(state, mesh, estimate)
 
 
@@ -532,6 +581,8 @@ def _phase(
     mesh, mode = layout(specialized, members, width, data, execution)
     if len(members) > 1:
         execution.on_message(vectorize.describe(len(members), len(fits), width, mesh, mode))
+    shared_params = place(mesh, state.shared, by_fit=False)
+    state = state._replace(shared=shared_params)
     variables = place(mesh, state.variables)
     passes = _passes(fits, ends, phase, state.began)
     short, inputs = features.skip_frozen_prefix(
@@ -544,8 +595,15 @@ def _phase(
         execution.cache,
         execution.on_message,
         jnp.stack([fit.key for fit in members]),
+        state.shared_variables,
     )
-    hyper = place(mesh, stack_hyper(specialized, members, state.masks))
+    hyper, shared = share_hyper(specialized, members, state.masks, shared_params)
+    hyper = place(mesh, hyper)
+    if shared is not None:
+        frozen_of_all = (
+            masks.split(shared.params, trained_leaves(specialized))[1] if shared.params is not None else None
+        )
+        shared = place(mesh, shared._replace(params=frozen_of_all), by_fit=False)
     renewed = [stage for stage in short.reestimated if stage in short.tracked]
     if renewed and isinstance(inputs, Stream):  # which is read for the estimate while it is read ahead
         inputs = replace(inputs, memory=inputs.memory // 2)
@@ -583,16 +641,19 @@ def _phase(
                 examples = (chunk.inputs, chunk.targets, chunk.order, chunk.rates)
             arrays = (trained, opt_state, frozen, hyper, *examples, (first, rows.start, rows.stop))
             further = () if average is None and not model_state else (average, model_state)
+            named: Any = {"fetch": fetch} if shared is None else {"fetch": fetch, "shared": shared}
             if not costs:
-                executable = vectorize.executable(short, mesh, width, mode, *arrays, *further, fetch=fetch)
+                executable = vectorize.executable(short, mesh, width, mode, *arrays, *further, **named)
                 costs.append(cost.of(executable, short.model == models.unrolled(short.model)))
                 execution.on_compiled(state.fits, costs[0])
-            return rows, vectorize.run(short, mesh, width, mode, *arrays, *further, fetch=fetch)
+            return rows, vectorize.run(short, mesh, width, mode, *arrays, *further, **named)
 
         def train(end: int, state: State, most: int) -> tuple[State, Log, int]:
             state, log, most = _advance(short, mesh, batch_size(members[0]), call, end, state, most, execution)
+            state = state._replace(shared=shared_params)
             if renewed and state.step == end:
                 estimate = functools.partial(vectorize.reestimate, short, renewed, members, width, mesh, inputs)
+                estimate = functools.partial(estimate, shared=shared_params)
                 state = _with_estimates(state, mesh, estimate)
             return state, log, most
 
@@ -725,10 +786,12 @@ def _next_phase(
     number = _phase_of(state) + 1
     on_host = host((state.params, state.optimizer, state.average, state.model_state))
     params, opt_state, average, model_state = jax.tree.map(jnp.asarray, on_host)
+    shared = on_first_device(state.shared)
     params_of, average_of = (
         [jax.tree.map(lambda leaf, row=row: leaf[row], tree) for row in range(len(state.fits))]
         for tree in (params, average)
     )
+    params_of = [joined(params, shared) for params in params_of]
     histories = [
         (*history, _evaluated(fits[i].phases[number][1], params))
         for i, params, history in zip(state.fits, params_of, state.masks, strict=True)
@@ -743,9 +806,11 @@ def _next_phase(
             opt_state_of = jax.tree.map(lambda leaf, row=row: leaf[row], opt_state)
             old, new = ((history[-1], masks.since(*history)) for history in (before, after))
             carried.append(optimizer.carry(tx, old, new, opt_state_of, params_of[row]))
+        never = _never_trained(fits[state.fits[rows[0]]], histories[rows[0]])
+        own, same = share([params_of[row] for row in rows], never)
         next_state = State(
             state.step,
-            stack([params_of[row] for row in rows]),
+            own,
             stack(carried),
             tuple(state.fits[row] for row in rows),
             tuple(histories[row] for row in rows),
@@ -755,6 +820,7 @@ def _next_phase(
             else None,
             began=state.step,
             model_state=jax.tree.map(lambda leaf, rows=rows: leaf[np.array(rows)], model_state),
+            shared=same,
         )
         yield _reestimated(spec, fits, data, execution, next_state), rows
 

@@ -35,7 +35,8 @@ class Spec:
     smooth_labels: bool = False
     """Whether the labels are smoothed; by how much is passed as the number 'label_smoothing'."""
     merge: Callable[[Params], Params] | None = None
-    """Adapted parameters -> the model's own parameters, called before the model is applied."""
+    """Adapted parameters -> the model's own, or those with a `LowRank` in the place of kernels; it is called before the
+    model is applied."""
     keeps_dropout: tuple[str, ...] = ()
     """The stages that keep their dropout while they are frozen; other frozen stages run as in evaluation."""
     structure: Any = None

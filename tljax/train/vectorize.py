@@ -2,6 +2,7 @@
 
 State and numbers carry a leading axis of fits, which is divided over the devices; on each device `lax.map` runs fits
 one after another, so that a fit has the same bits in any group. Neighbours that share an order may run side by side.
+What is frozen, and the same for all fits of a group, has no such axis: each device holds it once (`Shared`).
 Where several devices share each batch, the compiler divides it under `jit`; under `jax.pmap`, the second mode, sums
 over devices are written out (`axis` in `step`).
 """
@@ -39,6 +40,17 @@ from tljax.types import Batch, Mask, ModelState, OptState, Params
 Mode = Literal["map", "vmap_shared", "vmap", "pmap"]
 """How the fits of one device are trained: one after another; those that share an order side by side under `vmap`, which
 rounds in another way; all side by side; or one after another under `jax.pmap`, all devices sharing each batch."""
+
+
+class Shared(NamedTuple):
+    """What all fits of a group have the same bytes of, without an axis of fits: trees with None for other leaves."""
+
+    params: Params | None
+    """Leaves that have never trained."""
+    start: Params | None = None
+    """Of `Hyper.start`, where a penalty refers to it."""
+    fisher: Params | None = None
+    """Of `Hyper.fisher`, likewise."""
 
 
 Fetch = Callable[[Mesh | None, Any, Any, Any, jax.Array, jax.Array], Batch]
@@ -93,6 +105,7 @@ def segment(
     average: Average | None = None,
     model_state: ModelState | None = None,
     fetch: Fetch = gather,
+    shared: Shared | None = None,
 ) -> tuple[Params, OptState, Average | None, ModelState | None, Log]:
     """The one compiled training function: (trained leaves, optimizer state, average, model state, log [fits, rows])
     after some steps.
@@ -100,28 +113,29 @@ def segment(
     `steps` is (first, begin, end): rows `begin` to `end` of `order` int32 [fits / width, rows, batch] are the steps
     from `first + begin` on; so many neighbours as `width` share an order. `rates` is [fits, rows]; the leaves of
     `inputs` are [views, n, ...] with one view for all or one for each order, of `targets` [n, ...]; where `fetch` is
-    `slice_chunk`, of both [views, rows, batch, ...].
+    `slice_chunk`, of both [views, rows, batch, ...]. A leaf of `shared` is None in `frozen`, or in the part of `hyper`.
     """
     one_view = views_of(inputs) == 1
     run = functools.partial(_on_device, spec, mesh, width, mode, fetch, one_view)
     by_fit = (trained, opt_state, average, model_state, frozen, hyper, rates)
     if one_view:
-        return over(mesh, run, (by_fit, order), (inputs, targets, steps))
+        return over(mesh, run, (by_fit, order), (inputs, targets, (steps, shared)))
     if fetch is slice_chunk:
-        return over(mesh, run, (by_fit, order, inputs, targets), (steps,))
-    return over(mesh, run, (by_fit, order, inputs), (targets, steps))
+        return over(mesh, run, (by_fit, order, inputs, targets), ((steps, shared),))
+    return over(mesh, run, (by_fit, order, inputs), (targets, (steps, shared)))
 
 
-def run(spec: Spec, mesh: Mesh | None, width: int, mode: Mode, *arguments: Any, fetch: Fetch = gather) -> Any:
-    """The compiled segment in either mode: `segment`, or what takes and gives the same under `jax.pmap`."""
+def run(spec: Spec, mesh: Mesh | None, width: int, mode: Mode, *arguments: Any, **further: Any) -> Any:
+    """The compiled segment in either mode: `segment`, or what takes and gives the same under `jax.pmap`; `further` is
+    its `fetch` and `shared`."""
     compiled: Any = _segment_by_pmap if mode == "pmap" else segment
-    return compiled(spec, mesh, width, mode, *arguments, fetch=fetch)
+    return compiled(spec, mesh, width, mode, *arguments, **further)
 
 
-def executable(spec: Spec, mesh: Mesh | None, width: int, mode: Mode, *arguments: Any, fetch: Fetch = gather) -> Any:
+def executable(spec: Spec, mesh: Mesh | None, width: int, mode: Mode, *arguments: Any, **further: Any) -> Any:
     """The compiled segment that `run` calls with such arguments, which may be shapes and dtypes: compiled once for both
     of them. None under `jax.pmap`, which does not share what is compiled ahead."""
-    return None if mode == "pmap" else segment.lower(spec, mesh, width, mode, *arguments, fetch=fetch).compile()
+    return None if mode == "pmap" else segment.lower(spec, mesh, width, mode, *arguments, **further).compile()
 
 
 def _on_device(
@@ -135,10 +149,10 @@ def _on_device(
     order: jax.Array,
     inputs: Any,
     targets: Any,
-    steps: Any,
+    common: Any,
 ) -> Any:
-    """All fits of one device: order by order, fit by fit, step by step."""
-    first, begin, end = steps
+    """All fits of one device: order by order, fit by fit, step by step. `common` is (the steps, what fits share)."""
+    (first, begin, end), shared = common
     axis = "data" if mode == "pmap" else None
 
     def train_order(item: Any) -> Any:
@@ -156,6 +170,7 @@ def _on_device(
             row: jax.Array,
             batch: Batch,
         ) -> Any:
+            frozen, hyper = _with_shared(frozen, hyper, shared)
             return step(spec, hyper, trained, frozen, opt_state, batch, rate, first + row, axis, average, model_state)
 
         def train(of_fit: Any, axes: tuple[int, ...] = ()) -> Any:
@@ -189,6 +204,20 @@ def _on_device(
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), result)
 
 
+def _with_shared(frozen: Params, hyper: Hyper, shared: Shared | None) -> tuple[Params, Hyper]:
+    """The frozen leaves and the numbers of a fit with what all fits share."""
+    if shared is None:
+        return frozen, hyper
+    pairs = ((frozen, shared.params), (hyper.start, shared.start), (hyper.fisher, shared.fisher))
+    frozen, start, fisher = (joined(own, rest) for own, rest in pairs)
+    return frozen, hyper._replace(start=start, fisher=fisher)
+
+
+def joined(own: Params, shared: Params | None) -> Params:
+    """The whole tree of the two that `share` gives."""
+    return own if shared is None else masks.join(own, shared)
+
+
 def _side_by_side(train: Callable[..., Any], of_fits: Any) -> Any:
     """Fits along the last axis: the kernels of many fits are then one matrix, and their products one product."""
     axes = (len(jax.tree.leaves(of_fits)[0]),)
@@ -199,7 +228,15 @@ def _side_by_side(train: Callable[..., Any], of_fits: Any) -> Any:
 # The second mode: jax.pmap.
 
 
-def _segment_by_pmap(spec: Spec, mesh: Mesh, width: int, mode: Mode, *arguments: Any, fetch: Fetch = gather) -> Any:
+def _segment_by_pmap(
+    spec: Spec,
+    mesh: Mesh,
+    width: int,
+    mode: Mode,
+    *arguments: Any,
+    fetch: Fetch = gather,
+    shared: Shared | None = None,
+) -> Any:
     """`segment` under `jax.pmap`: the devices of the mesh share each batch of each fit."""
     trained, opt_state, frozen, hyper, inputs, targets, order, rates, steps, *rest = arguments
     average, model_state = (*rest, None, None)[:2]
@@ -208,7 +245,7 @@ def _segment_by_pmap(spec: Spec, mesh: Mesh, width: int, mode: Mode, *arguments:
         lambda rows: rows.reshape(*rows.shape[:2], len(devices), -1, *rows.shape[3:]),
         (order, inputs, targets) if chunked else (order,),
     )
-    state, common = (trained, opt_state, average, model_state), (frozen, hyper, rates, steps)
+    state, common = (trained, opt_state, average, model_state), (frozen, hyper, rates, (steps, shared))
     pmapped = _pmapped(devices, chunked)
     return pmapped(spec, mesh, width, mode, fetch, *state, parts, examples or [inputs, targets], common)
 
@@ -242,10 +279,10 @@ def _on_device_of_pmap(
     common: Any,
 ) -> tuple[Params, OptState, Average | None, ModelState | None, Log]:
     """On one device, with its part of each row of the order; of a chunk with its part of each batch."""
-    (inputs, targets), (frozen, hyper, rates, steps) = examples, common
+    (inputs, targets), (frozen, hyper, rates, of_all) = examples, common
     by_fit = (trained, opt_state, average, model_state, frozen, hyper, rates)
     one_view = views_of(inputs) == 1
-    return _on_device(spec, mesh, width, mode, fetch, one_view, by_fit, order, inputs, targets, steps)
+    return _on_device(spec, mesh, width, mode, fetch, one_view, by_fit, order, inputs, targets, of_all)
 
 
 # The state of a model, computed anew.
@@ -260,6 +297,7 @@ def reestimate(
     data: Data | Stream,
     params: Params,
     model_state: ModelState,
+    shared: Params | None = None,
 ) -> ModelState:
     """The model's state, leading axis of fits, with that of `stages` computed anew under the parameters of now.
 
@@ -269,7 +307,7 @@ def reestimate(
     no padding; the variance of the batches' means is left out, as running averages leave it out that are tracked. The
     inputs are not augmented. After Wu & Johnson 2021, arXiv:2105.07576, section 3 (Precise BN), with a whole pass; and
     where the parameters are the source's as they came, Li et al. 2016, arXiv:1603.04779 (AdaBN). `data` are on the
-    devices of the mesh, or a stream.
+    devices of the mesh, or a stream; `shared` are the parameters that fits share.
     """
     counts = [fit.pass_steps or len(fit.rates) for fit in fits]
     means = {stage: jax.tree.map(jnp.zeros_like, model_state[stage]) for stage in stages}
@@ -279,7 +317,8 @@ def reestimate(
         nonlocal means
         until = place(mesh, jnp.minimum(jnp.asarray(counts, jnp.int32), stop))
         static = {"mesh": mesh, "width": width, "fetch": fetch}
-        means = _reestimated(spec, tuple(stages), means, params, model_state, until, order, inputs, start, **static)
+        by_fit = (means, params, model_state, until)
+        means = _reestimated(spec, tuple(stages), *by_fit, order, inputs, (start, shared), **static)
 
     if isinstance(data, Stream):
         with read_chunks(data, fits, width, mesh, 0, total) as chunks:
@@ -303,20 +342,24 @@ def _reestimated(
     counts: jax.Array,
     order: jax.Array,
     inputs: Any,
-    start: Any,
+    common: Any,
     *,
     mesh: Mesh | None,
     width: int,
     fetch: Fetch,
 ) -> ModelState:
-    """The means of the statistics of the batches before step `start`, and of those in the rows of `order`."""
+    """The means of the statistics of the batches before a step, and of those in the rows of `order`.
+
+    `common` is (the step, the parameters that fits share).
+    """
     one_view = views_of(inputs) == 1
 
     def on_device(by_fit: Any, order: jax.Array, *rest: Any) -> ModelState:
-        inputs, start = rest
+        inputs, (start, shared) = rest
 
         def of_fit(item: Any) -> ModelState:
             (means, params, model_state, count), number = item
+            params = joined(params, shared)
 
             def body(row: jax.Array, means: ModelState) -> ModelState:
                 chosen = divide(mesh, order[number, row])
@@ -334,13 +377,8 @@ def _reestimated(
 
     by_fit = (means, params, model_state, counts)
     if one_view:
-        return over(mesh, on_device, (by_fit, order), (inputs, start))
-    return over(
-        mesh,
-        lambda by_fit, order, inputs, start: on_device(by_fit, order, inputs, start),
-        (by_fit, order, inputs),
-        (start,),
-    )
+        return over(mesh, on_device, (by_fit, order), (inputs, common))
+    return over(mesh, on_device, (by_fit, order, inputs), (common,))
 
 
 # What is passed to the segment.
@@ -350,7 +388,7 @@ def _reestimated(
 def begin(spec: Spec, params: Params, hyper: Hyper, rates: jax.Array) -> OptState:
     """The optimizer's state before the first step, whose rate is `rates` [fits]: Rprop keeps it in its state.
 
-    `params` and `hyper` have a leading axis of fits.
+    `params` and `hyper` have a leading axis of fits; what is frozen may be None in `params`.
     """
 
     def of_fit(item: tuple[Params, Hyper, jax.Array]) -> OptState:
@@ -362,19 +400,60 @@ def begin(spec: Spec, params: Params, hyper: Hyper, rates: jax.Array) -> OptStat
 
 def stack_hyper(spec: Spec, fits: Sequence[Fit], histories: Sequence[Sequence[Mask]]) -> Hyper:
     """The traced numbers of fits whose masks so far are `histories`, under the spec of their phase."""
+    needs_start, needs_fisher = _needed(spec)
+    return stack_numbers(spec, fits, histories)._replace(
+        start=stack([fit.params for fit in fits]) if needs_start else None,
+        fisher=stack([fit.fisher for fit in fits]) if needs_fisher else None,
+    )
+
+
+def share_hyper(
+    spec: Spec, fits: Sequence[Fit], histories: Sequence[Sequence[Mask]], shared: Params | None
+) -> tuple[Hyper, Shared | None]:
+    """(What `stack_hyper` gives, less what all fits share; that), for fits whose parameters share `shared`.
+
+    The latter have never trained: they are as they were at the start.
+    """
+    needs_start, needs_fisher = _needed(spec)
+    hyper, start, fisher = stack_numbers(spec, fits, histories), None, None
+    if needs_start:
+        trees = [fit.params if shared is None else _without(fit.params, shared) for fit in fits]
+        own, start = share(trees)
+        start = shared if start is None else joined(start, shared)
+        hyper = hyper._replace(start=own)
+    if needs_fisher:
+        own, fisher = share([fit.fisher for fit in fits])
+        hyper = hyper._replace(fisher=own)
+    if shared is None and start is None and fisher is None:
+        return hyper, None
+    return hyper, Shared(shared, start, fisher)
+
+
+def _without(tree: Params, shared: Params) -> Params:
+    """The tree with None for the leaves that are shared."""
+    return jax.tree.map(lambda s, leaf: leaf if s is None else None, shared, tree, is_leaf=lambda s: s is None)
+
+
+def _needed(spec: Spec) -> tuple[bool, bool]:
+    """Whether penalties need (the parameters at the start, the source's Fisher information)."""
+    start = any(penalty.needs_start for penalty in spec.penalties)
+    return start, any("fisher" in penalty.needs for penalty in spec.penalties)
+
+
+def stack_numbers(spec: Spec, fits: Sequence[Fit], histories: Sequence[Sequence[Mask]]) -> Hyper:
+    """As `stack_hyper`, without the trees that penalties refer to: what an optimizer's state begins with."""
     scales, ranks = [], []
     for fit, history in zip(fits, histories, strict=True):
         scales.append(tuple(jnp.asarray(leaf) for leaf in traced_leaves(spec, fit, history)))
         ranks.append(tuple(rank for rank in cohort_ranks(fit, history)[1] if not isinstance(rank, int)))
-    needs_start = any(penalty.needs_start for penalty in spec.penalties)
-    needs_fisher = any("fisher" in penalty.needs for penalty in spec.penalties)
+    needs_start, _ = _needed(spec)
     return Hyper(
         weights=tuple(_columns([fit.weights[i] for fit in fits]) for i in range(len(spec.penalties))),
         numbers=_columns([fit.numbers for fit in fits]),
         scales=stack(scales),
         key=jnp.stack([fit.key for fit in fits]),
-        start=stack([fit.params for fit in fits]) if needs_start else None,
-        fisher=stack([fit.fisher for fit in fits]) if needs_fisher else None,
+        start=None,
+        fisher=None,
         cohorts=stack(ranks),
         start_state=stack([fit.model_state for fit in fits]) if needs_start else None,
         class_weights=stack([fit.class_weights for fit in fits]) if spec.weighs_classes else None,
@@ -391,6 +470,56 @@ def stack(trees: Sequence[Params]) -> Params:
     By way of the host, where nothing need be compiled for it.
     """
     return jax.tree.map(lambda *leaves: jax.device_put(np.stack([_on_host(leaf) for leaf in leaves])), *trees)
+
+
+def share(trees: Sequence[Params], may: Mask | None = None) -> tuple[Params, Params | None]:
+    """(The leaves of each fit, with a leading axis of fits; the leaves that all fits have the same bytes of, without).
+
+    Each tree has None where the other has the leaf; the second is None if there is nothing in it, as of one fit alone.
+    Only leaves that are True in `may`, a tree like the others, are shared. Those of the first are copies, as `stack`
+    gives them; of the second, an array of JAX is the caller's own, so it must not be donated.
+
+    >>> same = jnp.ones(2)
+    >>> own, shared = share([{"a": same, "b": jnp.zeros(1)}, {"a": same, "b": jnp.ones(1)}])
+    >>> shared["a"] is same, own["a"], own["b"].shape
+    (True, None, (2, 1))
+    """
+    if len(trees) == 1:
+        return stack(trees), None
+    structure: Any = jax.tree.structure(trees[0])
+    flat = [jax.tree.leaves(tree) for tree in trees]
+    allowed = [True] * structure.num_leaves if may is None else jax.tree.leaves(may)
+    same = [able and _same_bytes(leaves) for able, *leaves in zip(allowed, *flat, strict=True)]
+    if not any(same):
+        return stack(trees), None
+    own = [[None if shared else leaf for leaf, shared in zip(leaves, same, strict=True)] for leaves in flat]
+    shared = [_on_device_once(leaf) if shared else None for leaf, shared in zip(flat[0], same, strict=True)]
+    return stack([jax.tree.unflatten(structure, leaves) for leaves in own]), jax.tree.unflatten(structure, shared)
+
+
+def _same_bytes(leaves: Sequence[Any]) -> bool:
+    """Whether leaves have the same dtype, shape and bytes; one object is looked at once."""
+    distinct = [_on_host(leaf) for leaf in {id(leaf): leaf for leaf in leaves}.values()]
+    if len({(leaf.dtype, leaf.shape) for leaf in distinct}) > 1:
+        return False
+    first, *others = (np.ascontiguousarray(leaf).reshape(-1).view(np.uint8) for leaf in distinct)
+    return all(np.array_equal(first, other) for other in others)
+
+
+def _on_device_once(leaf: Any) -> jax.Array:
+    """An array of JAX that lies on no device in particular as it is; of anything else a copy on the first device."""
+    if isinstance(leaf, jax.Array) and not leaf.committed:
+        return leaf
+    return jnp.array(_on_host(leaf))
+
+
+def on_first_device(tree: Any) -> Any:
+    """A tree of which each device of a mesh has all, or a tree that no mesh has, on the first device."""
+
+    def alone(leaf: jax.Array) -> jax.Array:
+        return leaf if len(leaf.sharding.device_set) == 1 else jnp.asarray(host(leaf))
+
+    return jax.tree.map(alone, tree)
 
 
 def _on_host(leaf: Any) -> np.ndarray:

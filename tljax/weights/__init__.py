@@ -1,18 +1,22 @@
 """Weights from elsewhere: a file of named arrays (`files`) becomes the parameters of a model, and back (`layouts`), by
 rules (`rules`)."""
 
-from tljax.weights.files import SUFFIXES, read, write
-from tljax.weights.layouts import Move, exported, grafted, moves, without_inverse
+from tljax.weights.files import HUB, SUFFIXES, is_place, located, read, write
+from tljax.weights.layouts import Move, exported, grafted, moves, outline, without_inverse
 from tljax.weights.rules import Rule, names, read_rules, rule, rules_of
 
 __all__ = [
+    "HUB",
     "SUFFIXES",
     "Move",
     "Rule",
     "exported",
     "grafted",
+    "is_place",
+    "located",
     "moves",
     "names",
+    "outline",
     "read",
     "read_rules",
     "rule",

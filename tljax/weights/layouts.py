@@ -288,7 +288,12 @@ def _carried(move: Move, arrays: Mapping[str, np.ndarray], leaves: Sequence[Any]
                 f"source leaf '{move.names[0]}' is {_kind(value)}, target leaf '{path}' is {_kind(leaf)}: nothing "
                 f"is cast that no rule casts; add the rule **:cast, or save it as {leaf.dtype}"
             )
-    return [np.ascontiguousarray(value) for value in values]
+    return [_in_memory(value) for value in values]
+
+
+def _in_memory(array: np.ndarray) -> np.ndarray:
+    """The array itself, or a contiguous copy of one that is a view, such as of a file, which may change on the disk."""
+    return array if array.flags.owndata and array.flags.c_contiguous else np.array(array, order="C")
 
 
 def _kind(array: Any) -> str:
@@ -325,6 +330,57 @@ def _cast(array: np.ndarray, move: Move, leaf: Any) -> np.ndarray:
     if not np.isfinite(cast).all():
         raise InputError(f"array '{move.names[0]}' {_kind(array)} holds numbers beyond {dtype}: cast it to float32")
     return cast
+
+
+def outline(arrays: Mapping[str, Any], rules: Sequence[Rule]) -> dict[str, tuple[int | None, ...]]:
+    """{path: shape} of the leaves that arrays would become in a model of their own size, as far as that follows.
+
+    Lengths that only the model knows, such as how many heads share a width, are None. Raises InputError as `moves`
+    does.
+
+    >>> from tljax.weights.rules import rule
+    >>> rules = [rule("q.weight:to=query/kernel:transpose:reshape=D+(heads+d)")]
+    >>> outline({"q.weight": np.zeros((6, 4))}, rules)
+    {'query/kernel': (4, None, None)}
+    """
+    shapes: dict[str, tuple[int | None, ...]] = {}
+    found, _ = moves(arrays, rules)
+    for move in found:
+        after: list[Lengths] = [tuple(np.shape(arrays[name])) for name in move.names]
+        for step in move.steps:
+            after = _shapes_after(step, after, len(move.leaves))
+        shapes |= {path: shape for path, shape in zip(move.leaves, after, strict=False) if shape is not None}
+    return shapes
+
+
+def _shapes_after(step: Step, before: list[Lengths], leaves: int) -> list[Lengths]:
+    """The shapes after a step of those before it, as far as they follow from them."""
+    first = before[0]
+    if step.kind in ("split", "join") and (first is None or not _has(first, step)):
+        return [None] * (leaves if step.kind == "split" else 1)
+    if step.kind == "split" and first is not None:
+        length = first[step.value]
+        return [_with_length(first, step.value, length // leaves if length and not length % leaves else None)] * leaves
+    if step.kind == "join" and first is not None:
+        lengths = [None if shape is None or len(shape) != len(first) else shape[step.value] for shape in before]
+        return [_with_length(first, step.value, None if None in lengths else sum(filter(None, lengths)))]
+    return [None if shape is None else _shape_after(step, shape) for shape in before]
+
+
+def _shape_after(step: Step, before: tuple[int | None, ...]) -> Lengths:
+    """The shape after a step of one array."""
+    if step.kind == "transpose":
+        axes = step.value or tuple(range(len(before)))[::-1]
+        return tuple(before[axis] for axis in axes) if sorted(axes) == list(range(len(before))) else None
+    if step.kind != "reshape":
+        return before
+    shape: Shape | None = step.value
+    if shape is None or shape.groups is None or len(shape.groups) != len(before):
+        return None
+    lengths: list[int | None] = []
+    for group, whole in zip(shape.groups, before, strict=True):
+        lengths += [whole] if len(group) == 1 else [int(a) if (a := shape.axes[i]).isdecimal() else None for i in group]
+    return tuple(lengths)
 
 
 # ---- Shapes: from the leaf back to the array, as far as they follow from it

@@ -189,6 +189,9 @@ class _Fault(Exception):
 
 def _parsed(text: str) -> Rule:
     """Raises _Fault if the text is not a rule."""
+    for opening, closing in ("{}", "()"):
+        if text.count(opening) != text.count(closing) and '"' not in text:
+            raise _Fault("a bracket is not closed", max(text.find(opening), 0))
     parts = plugins.split(text, ":")
     columns = [sum(map(len, parts[:i])) + i for i in range(len(parts))]
     source = plugins.unquoted(parts[0].strip())

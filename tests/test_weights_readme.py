@@ -1,0 +1,204 @@
+"""tljax/weights/README.md is true: a transformer under names of its own goes from its file to a table, and back."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from test_programs import results
+
+from experiments import export, predict, transfer
+from experiments.runs import plan, sources
+from experiments.runs.settings import Settings
+from tljax import data, models, weights
+from tljax.types import InputError
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "tljax/weights/README.md").read_text(encoding="utf-8")
+COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", TEXT, re.S) for line in block.splitlines()]
+FILE, LOOK = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+[RULES], [CARD] = (re.findall(rf"```{kind}\n(.*?)```", TEXT, re.S) for kind in ("text", "json"))
+PROGRAMS = {program.__name__: program.main for program in (transfer, export)}
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
+
+@pytest.fixture
+def there(tmp_path, monkeypatch):
+    """A folder with the files as the page has them."""
+    monkeypatch.chdir(tmp_path)
+    exec(FILE, {})
+    (tmp_path / "mine.rules").write_text(RULES)
+    (tmp_path / "mine.npz.json").write_text(CARD)
+    return tmp_path
+
+
+def ran(line, *more):
+    python, dash, program, *arguments = shlex.split(line)
+    assert (python, dash) == ("python", "-m")
+    PROGRAMS[program]([program, *arguments, *more])
+
+
+@pytest.mark.slow
+def test_the_dry_run_says_what_became_of_every_array(there, capsys):
+    exec(LOOK, {})
+    text = capsys.readouterr().out
+    assert "trunk.1.mixer.qkv.weight (96, 32)" in text and "block_1/attention/query/kernel (32, 2, 16)" in text
+    ran(COMMANDS[0])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "block_{0,1}/attention/query/kernel trunk.{0,1}.mixer.qkv.weight: split, transpose, reshape renamed" in text
+    assert "embedding/position pos: reshape, resize renamed 17x32" in text
+
+
+def test_its_leaves_give_what_it_gives_by_hand(there):
+    """The whole network in NumPy, as whoever trained it wrote it: fused qkv, [out, in], a class token."""
+    a = {name: array.astype(np.float64) for name, array in weights.read(there / "mine.npz").items()}
+
+    def norm(x, name):
+        centred = x - x.mean(-1, keepdims=True)
+        return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6) * a[f"{name}.gain"] + a[f"{name}.shift"]
+
+    def linear(x, name):
+        return x @ a[f"{name}.weight"].T + a[f"{name}.bias"]
+
+    def gelu(x):
+        from scipy.special import erf
+
+        return x * (1 + erf(x / np.sqrt(2))) / 2
+
+    image = np.random.default_rng(1).uniform(size=(28, 28)).astype(np.float32)
+    patches = image.reshape(4, 7, 4, 7).transpose(0, 2, 1, 3).reshape(16, 49).astype(np.float64)
+    tokens = patches @ a["patchify.weight"].reshape(32, 49).T + a["patchify.bias"]
+    x = np.concatenate([a["cls"][0], tokens]) + a["pos"][0]
+    for i in range(2):
+        q, k, v = np.split(linear(norm(x, f"trunk.{i}.ln_a"), f"trunk.{i}.mixer.qkv"), 3, axis=-1)
+        heads = []
+        for head in (slice(0, 16), slice(16, 32)):
+            scores = q[:, head] @ k[:, head].T / 4
+            scores = np.exp(scores - scores.max(-1, keepdims=True))
+            heads.append(scores / scores.sum(-1, keepdims=True) @ v[:, head])
+        x = x + linear(np.concatenate(heads, -1), f"trunk.{i}.mixer.proj")
+        x = x + linear(gelu(linear(norm(x, f"trunk.{i}.ln_b"), f"trunk.{i}.ff.up")), f"trunk.{i}.ff.down")
+    expected = linear(norm(x, "ln_end")[0], "out")
+    model = models.build(json.loads(CARD)["model"]["model"], 26, hidden=(), activation="relu")
+    like = models.abstract(model, (28, 28, 1))
+    params = weights.grafted(weights.read(there / "mine.npz"), weights.read_rules(str(there / "mine.rules")), like)
+    found = models.apply(model, params, image[None, :, :, None])
+    np.testing.assert_allclose(found[0], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_page_ends_in_a_table_and_in_a_file_of_the_same_names(there, capsys):
+    ran(COMMANDS[1], "--steps=5", "--seeds=0")
+    assert "head_only" in capsys.readouterr().out
+    assert len(results(there / "runs/mine")) == 3
+    ran(COMMANDS[2])
+    mine, again = weights.read(there / "mine.npz"), load_file(there / "mine_digits.safetensors")
+    assert again.keys() == mine.keys() - {"epoch"}
+    assert {n: a.shape for n, a in again.items() if "out" not in n} == {
+        n: a.shape for n, a in mine.items() if n in again and "out" not in n
+    }
+    assert json.loads((there / "mine_digits.safetensors.json").read_text())["rename"][-1] == "epoch:drop"
+
+
+BAD = {
+    "an unknown word": (
+        "cls:to=a:transposed",
+        "mine.rules:2:10: 'transposed' is no word of rules; nearest: 'transpose'",
+    ),
+    "stars that differ": ("a.*.b:to=c/b", "mine.rules:2:10: 'a.*.b' and 'c/b' have other stars"),
+    "a split to one": ("qkv:split:to=a", "mine.rules:2:14: 'split' needs several paths"),
+    "a join of one": ("grid:join:to=a", "mine.rules:2:1: 'join' needs several names"),
+    "names and paths": ("{a,b,c}:to={d,e}", "mine.rules:2:12: 3 names and 2 paths"),
+    "a brace": ("{a,b:to=c", "mine.rules:2:1: a bracket is not closed"),
+    "a shape": ("a:reshape=D+(h+?)", "mine.rules:2:13: '?' is no length"),
+    "a grid": ("a:resize=14*14", "mine.rules:2:10: '14*14' is none of antialias, plain, corners, linear, nor a grid"),
+    "a dtype": ("a:cast=int8", "mine.rules:2:8: 'int8' is none of float32"),
+    "twice": ("a:drop:drop", "mine.rules:2:8: 'drop' is given twice"),
+    "two lines of a name": ("a:drop\n a:to=b", "mine.rules:3:2: line 2 is of 'a' too: keep one"),
+    "nothing": ("a", "mine.rules:2:2: nothing follows the name"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_an_error_in_a_file_of_rules_has_its_line_and_column(case):
+    text, message = BAD[case]
+    with pytest.raises(InputError) as refused:
+        weights.rules_of(f"# mine\n{text}\n", "mine.rules")
+    assert str(refused.value).startswith(message) and "\n" not in str(refused.value)
+
+
+SIZES = {
+    "width": ("vit:width=48:depth=2:heads=2:mlp=64:patch=7", "the model has another width"),
+    "depth": ("vit:width=32:depth=3:heads=2:mlp=64:patch=7", "of the model's leaves have no array"),
+    "patch": ("vit:width=32:depth=2:heads=2:mlp=64:patch=4", "'embedding/patch/kernel' is float32[4, 4, 1, 32]"),
+}
+
+
+@pytest.mark.parametrize("case", SIZES)
+def test_a_checkpoint_of_another_size_says_which_size_it_is(case, there):
+    model, message = SIZES[case]
+    (there / "mine.npz.json").write_text(
+        json.dumps({key: of for key, of in json.loads(CARD).items() if key != "model"})
+    )
+    with pytest.raises(InputError) as refused:
+        transfer.run(source_checkpoint="mine.npz", model=model, target="glyphs_digits", workdir="w")
+    text = str(refused.value)
+    assert message in text and "\n" not in text
+    assert text.endswith("; the file is of --model=vit:width=32:depth=2:mlp=64:patch=7, images of 28 x 28")
+
+
+def test_weights_without_a_head_are_a_source_of_all_below_it(there):
+    arrays = {name: array for name, array in weights.read(there / "mine.npz").items() if not name.startswith("out.")}
+    np.savez(there / "body.npz", **arrays)
+    (there / "body.rules").write_text("\n".join(line for line in RULES.splitlines() if not line.startswith("out.")))
+    card = json.loads(CARD) | {"classes": [], "head": False, "rules": "body.rules"}
+    (there / "body.npz.json").write_text(json.dumps(card))
+    flags = {"source_checkpoint": "body.npz", "model": card["model"]["model"], "target": "glyphs_digits"}
+    settings = Settings.from_flags(**flags)
+    source = sources.from_checkpoint(settings)
+    flat = source.trained[0].flat
+    assert (flat["norm/scale"] == arrays["ln_end.gain"]).all() and not flat["head/kernel"].any()
+    assert plan.head_of(settings, source, data.load("glyphs_digits")) == "fresh"
+    with pytest.raises(InputError, match="has no head, by its card"):
+        predict.run({}, predict.PredictFlags(checkpoint="body.npz", images="mine.npz", output="p.csv"))
+    for change, message in (
+        ({"classes": ["a", "b"]}, "leave one of them out"),
+        ({"rules": "mine.rules"}, "matches no"),
+    ):
+        (there / "body.npz.json").write_text(json.dumps(card | change))
+        with pytest.raises(InputError, match=message):
+            sources.from_checkpoint(settings)
+
+
+def changed(there, **change):
+    arrays = {name: change.get(name, array) for name, array in weights.read(there / "mine.npz").items()}
+    model = models.build(json.loads(CARD)["model"]["model"], 26, hidden=(), activation="relu")
+    return arrays, weights.read_rules(str(there / "mine.rules")), models.abstract(model, (28, 28, 1))
+
+
+def test_positions_of_a_grid_that_is_not_square_are_refused_until_a_rule_says_the_grid(there):
+    arrays, rules, like = changed(there, pos=np.ones((1, 1 + 2 * 6, 32), np.float32))
+    with pytest.raises(InputError) as refused:
+        weights.grafted(arrays, rules, like)
+    assert "'pos' is float32[1, 13, 32]" in str(refused.value)
+    assert "13 positions are no square grid" in str(refused.value) and "'embedding/position'" in str(refused.value)
+    assert "resize=14x28" in str(refused.value) and "mine.rules:3" in str(refused.value)
+    said = [weights.rule("pos:to=embedding/position:reshape=()+n+D:resize=2x6")]
+    params = weights.grafted(arrays, [*said, *(rule for rule in rules if rule.source != "pos")], like)
+    np.testing.assert_allclose(params["embedding"]["position"], 1, rtol=1e-6)
+
+
+def test_half_precision_needs_a_cast_and_its_infinities_are_said(there):
+    half = np.full((26, 32), 0.5, np.float16)
+    arrays, rules, like = changed(there, **{"out.weight": half})
+    with pytest.raises(InputError, match=r"'out.weight' is float16\[32, 26\].* nothing is cast.*\*\*:cast"):
+        weights.grafted(arrays, rules, like)
+    cast = weights.grafted(arrays, [*rules, weights.rule("**:cast")], like)["head"]["kernel"]
+    assert cast.dtype == np.float32 and (cast == 0.5).all()
+    half[3, 4] = np.inf
+    with pytest.raises(InputError, match=r"'out.weight' holds a number that is not finite: float16 ends at 65,504"):
+        weights.grafted(arrays, [*rules, weights.rule("**:cast")], like)
