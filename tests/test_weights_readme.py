@@ -165,6 +165,11 @@ def test_weights_without_a_head_are_a_source_of_all_below_it(there):
     assert plan.head_of(settings, source, data.load("glyphs_digits")) == "fresh"
     with pytest.raises(InputError, match="has no head, by its card"):
         predict.run({}, predict.PredictFlags(checkpoint="body.npz", images="mine.npz", output="p.csv"))
+    export.run({}, export.ExportFlags(checkpoint="body.npz", rules="body.rules", output="again.safetensors"))
+    again = load_file(there / "again.safetensors")
+    assert again.keys() == arrays.keys() - {"epoch"} and all((again[name] == arrays[name]).all() for name in again)
+    about = json.loads((there / "again.safetensors.json").read_text())
+    assert about["head"] is False and about["classes"] == [] and "kind" not in about
     for change, message in (
         ({"classes": ["a", "b"]}, "leave one of them out"),
         ({"rules": "mine.rules"}, "matches no"),
