@@ -162,9 +162,9 @@ def test_the_weights_of_the_page_become_the_leaves_that_its_card_says(tmp_path, 
     [line] = [line for line in COMMANDS if "--source_checkpoint=net.npz" in line]
     transfer.main(shlex.split(line)[2:])
     rows = [row.split() for row in capsys.readouterr().out.splitlines()]
-    assert ["hidden_0/kernel", "net.0.weight", "renamed", "784x16", "float32", "1"] in rows
+    assert ["hidden_0/kernel", "net.0.weight:", "transpose", "renamed", "784x16", "float32", "1"] in rows
     assert ["hidden_0/bias", "net.0.bias", "renamed", "16", "float32", "1"] in rows
-    assert ["-", "net.2.weight", "dropped", "16x10", "float32", "1"] in rows
+    assert ["-", "net.2.weight:", "transpose", "dropped", "16x10", "float32", "1"] in rows
 
 
 def test_the_source_of_the_page_is_a_task_of_values(tmp_path, monkeypatch, capsys):
