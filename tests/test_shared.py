@@ -189,14 +189,16 @@ VIT = models.build("vit:width=64:depth=1:patch=7", 4, hidden=(), activation="rel
 
 
 def started(name, source, seed):
-    """(A fit of a strategy of the folder from the source, its merge)."""
+    """(A fit of a strategy of the folder from the source, what the model is applied with)."""
     method, options = plugins.method(name)
     drawn, key = jax.tree.map(lambda leaf: leaf + seed / 8, source), jax.random.key(seed)
-    start = initialization.start(method, options, initialization.Initialization(models.names(VIT), source, drawn, key))
+    contracted = partial(models.contracted, VIT, (14, 14, 1))
+    initial = initialization.Initialization(models.names(VIT), source, drawn, key, contracted=contracted)
+    start = initialization.start(method, options, initial)
     order = lambda first, last: np.tile(np.arange(2, dtype=np.int32), (last - first, 1))  # noqa: E731
     numbers = {**optimizers.spec("adam")[1], "label_smoothing": 0.0}
     rates = np.full(2, 0.01, np.float32)
-    return train.Fit(start.params, ((0, start.phases[0][1]),), order, rates, (), numbers, key), start.merge
+    return train.Fit(start.params, ((0, start.phases[0][1]),), order, rates, (), numbers, key), start.applied
 
 
 def nbytes(tree):
