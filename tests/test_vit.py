@@ -267,3 +267,21 @@ def test_stages_that_are_alike_and_change_the_shape_are_one_line():
     params["half_1"] = params["half_0"]
     with pytest.raises(InputError, match=r"stages 'half_0' to 'half_1' are alike, and give float32\[2, 1\] of float32"):
         models.apply(tuple(halves), params, np.ones((2, 2), np.float32))
+
+
+def test_flops_of_the_tiny_model_are_those_of_its_products():
+    """A product [m, k] [k, n] has 2 m k n FLOPs; norms, softmax and GELU come to some five percent of them."""
+    model = models.build("vit", 1000, hidden=(), activation="relu")
+    params = models.abstract(model, (224, 224, 3))
+    patches, width, hidden, depth = 14 * 14, 192, 768, 12
+    tokens = patches + 1
+    patch = 2 * patches * 16 * 16 * 3 * width
+    attention = 4 * 2 * tokens * width * width + 2 * 2 * tokens * tokens * width
+    products = patch + depth * (attention + 2 * 2 * tokens * width * hidden) + 2 * width * 1000
+    images = jax.ShapeDtypeStruct((1, 224, 224, 3), np.float32)
+    forward = jax.jit(partial(models.apply, model)).lower(params, images).cost_analysis()["flops"]
+    assert products < forward < 1.07 * products
+    # Backwards each product has two, but for the patches', whose pixels need no gradient.
+    full, probe = (masks.under(params, names) for names in (models.names(model), "head"))
+    assert step_flops(model, params, full, (224, 224, 3), 1) == pytest.approx(1.05 * (3 * products - patch), rel=0.03)
+    assert step_flops(model, params, probe, (224, 224, 3), 1) < 1.1 * 2 * 2 * width * 1000

@@ -234,7 +234,15 @@ def _frozen_kept(proof: _Proof) -> str:
 
 
 def _trained_moved(proof: _Proof) -> str:
+    # The bias of an attention's keys has a gradient of rounding alone: a rate by gradients may be too small to move it.
+    tiny = {
+        (i, path)
+        for i, mask in enumerate(proof.fitted.masks)
+        for path, rate in paths.items(mask)
+        if not isinstance(rate, bool) and np.ndim(rate) == 0 and abs(rate) < np.finfo(np.float32).eps
+    }
     for i, path, before, after, trains in _leaves_by_phase(proof):
+        trains = trains if (i, path) not in tiny else False
         assert not np.any(trains) or not same_bytes(before, after), f"'{path}' trains in phase {i}, but did not move"
         assert np.isfinite(after).all(), f"'{path}' is not finite after phase {i}"
     return f"each in {fits.STEPS} steps of each of its phases"

@@ -7,17 +7,19 @@ sentiment, emotion and sarcasm", arXiv:1708.00524.
 from collections.abc import Sequence
 
 from tljax import masks
+from tljax.strategies import _layers as layers
 from tljax.types import Context, InputError, Params, Phase
 
 
 def strategy(params: Params, context: Context) -> Sequence[Phase]:
     """Evenly spaced phases, one more than there are stages; raises InputError without context.stages.
 
+    A stage that is nothing but a norm trains with the stage below it.
     What was drawn anew trains in every phase, where the paper freezes the new head while a stage trains alone.
     """
     if not context.stages:
         raise InputError("bottom_up needs context.stages: path prefixes in the order of the model")
-    order = (context.stages[-1], *context.stages[:-1])
-    alone = [masks.union(masks.under(params, name), context.fresh) for name in order]
+    *below, head = layers.with_block(params, context.stages)
+    alone = [masks.union(masks.under(params, names), context.fresh) for names in (head, *below)]
     parts = [*alone, masks.by_path(params, lambda path: True)]
     return [Phase(i / len(parts), part) for i, part in enumerate(parts)]
