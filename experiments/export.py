@@ -55,6 +55,8 @@ def run(flags: Mapping[str, Any], export_flags: ExportFlags) -> Path:
     if not export_flags.delta and (export_flags.base or export_flags.base_fit):
         raise InputError("--base is of --delta: give both, or leave it out")
     flat, source, model, measured = load_weights(flags, export_flags.checkpoint, export_flags.fit)
+    if source.headless:  # the zeros in the place of its head are not its own
+        flat = {path: leaf for path, leaf in flat.items() if path in source.names}
     arrays, format_of_library = (_layout(flat, export_flags), {"format": "pt"}) if export_flags.rules else (flat, None)
     difference = None
     if export_flags.delta:
@@ -64,8 +66,9 @@ def run(flags: Mapping[str, Any], export_flags: ExportFlags) -> Path:
         "classes": source.classes,
         "shape": sources.shape_to_json(source.shape),
         "resize": source.resize if source.resize != "squash" else None,
-        "kind": source.kind if source.kind != "classes" else None,
-        "outputs": source.outputs if source.kind != "classes" else None,
+        "head": False if source.headless else None,
+        "kind": source.kind if source.kind != "classes" and not source.headless else None,
+        "outputs": source.outputs if source.kind != "classes" and not source.headless else None,
         "model": model,
         **_rules_of_card(export_flags.rules),
         **measured,

@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from tljax import batch_stats, models, paths
+from tljax import batch_stats, masks, models, paths
 from tljax.models import efficientnet_lite
+from tljax.train.flops import step_flops
 from tljax.types import InputError
 
 LITE = "efficientnet_lite:width=0.1:depth=0.25:dropout=0"
@@ -229,3 +230,67 @@ def test_options(name, message):
 def test_inputs(name):
     with pytest.raises(InputError, match=r"an example has shape \(12,\): it takes images \[height, width, channels\]"):
         models.abstract(build(name), (12,))
+
+
+def taps(length, size, stride, padding):
+    """How many pairs of an output and a kernel's position, along one side, are of a pixel and not of padding."""
+    before, _ = padding(length, size, stride)
+    outputs = (length + sum(padding(length, size, stride)) - size) // stride + 1
+    return sum(0 <= i * stride + j - before < length for i in range(outputs) for j in range(size))
+
+
+def test_flops_of_a_resnet():
+    """A step takes three times the FLOPs of its convolutions, but for the gradient of the pixels: 2 a product."""
+    model, side, batch = build("resnet:depth=10", 10), 64, 2
+    params, state = batch_stats.split(models.abstract(model, (side, side, 3)))
+    lengths = {"stem": 64, "block_1_0": 16, "block_2_0": 16, "block_3_0": 8, "block_4_0": 4}
+    total = first = 0
+    for path, kernel in paths.items(params):
+        stage, *name = path.split("/")
+        if name[-1] != "kernel" or stage == "head":
+            continue
+        strided = stage == "stem" or (stage in ("block_2_0", "block_3_0", "block_4_0") and name[0] != "conv_2")
+        halved = stage.endswith("_0") and not stage.startswith("block_1") and name[0] == "conv_2"
+        length = lengths[stage] // (2 if halved else 1)
+        size, _, inputs, outputs = kernel.shape
+        flops = 2 * batch * taps(length, size, 2 if strided else 1, even) ** 2 * inputs * outputs
+        total, first = total + flops, flops if stage == "stem" else first
+    counted = step_flops(model, params, masks.under(params, models.names(model)), (side, side, 3), batch, state=state)
+    assert 1 <= counted / (3 * total - first) < 1.05
+
+
+def test_flops_of_grouped_convolutions():
+    """A convolution of g groups takes a g-th of the FLOPs, and so does its gradient."""
+
+    def flops(groups, gradient):
+        def outputs(x, kernel):
+            numbers = ("NHWC", "HWIO", "NHWC")
+            return jax.lax.conv_general_dilated(
+                x, kernel, (1, 1), "VALID", feature_group_count=groups, dimension_numbers=numbers
+            )
+
+        function = jax.grad(lambda x, kernel: outputs(x, kernel).sum(), (0, 1)) if gradient else outputs
+        shapes = (jax.ShapeDtypeStruct(shape, np.float32) for shape in ((2, 10, 10, 8), (3, 3, 8 // groups, 16)))
+        return jax.jit(function).lower(*shapes).cost_analysis()["flops"]
+
+    for groups in (1, 4, 8):
+        assert flops(groups, False) == 2 * 2 * 8 * 8 * 9 * 8 * 16 / groups
+        assert flops(groups, True) == 2 * flops(groups, False)
+
+
+@pytest.mark.slow
+def test_flops_of_lite():
+    """Forwards and backwards three times 2 a product: expansion, narrowing, top, stem, and each tap of each channel."""
+    model, side, batch = build("efficientnet_lite:depth=0.25", 10), 64, 2
+    params, state = batch_stats.split(models.abstract(model, (side, side, 3)))
+    total, length, strides = 0, side, (1, 2, 2, 2, 1, 2, 1)
+    for stage in models.names(model)[:-1]:
+        stride = 2 if stage == "stem" else strides[int(stage[6:])] if stage.startswith("block") else 1
+        kernels = {path: leaf.shape for path, leaf in paths.items(params[stage]) if path.endswith("kernel")}
+        after = -(-length // stride)
+        for path, (size, _, inputs, outputs) in kernels.items():
+            positions = length**2 if path.startswith("expand") else after**2
+            total += 2 * batch * positions * size * size * inputs * outputs
+        length = after
+    counted = step_flops(model, params, masks.under(params, models.names(model)), (side, side, 3), batch, state=state)
+    assert 1 <= counted / (3 * total) < 1.15

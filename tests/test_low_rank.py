@@ -91,7 +91,7 @@ CASES = {
     "of dilated inputs": (conv(input_dilation=(2, 1), padding=((2, 2), (0, 1))), IMAGES, {"kernel": 3}),
     "circular": (conv(padding="CIRCULAR"), IMAGES, {"kernel": 3}),
     "causal": (nn.Conv(6, (3,), padding="CAUSAL"), TOKENS, {"kernel": 2}),
-    "two groups": (conv(24, feature_group_count=2, strides=(1, 2)), IMAGES, {"kernel": 3}),
+    "two groups": (conv(32, feature_group_count=2, strides=(1, 2)), IMAGES, {"kernel": 3}),
     "two groups merged": (conv(4, feature_group_count=2), IMAGES, {"kernel": 3}),
     "depthwise": (conv(4, feature_group_count=4), IMAGES, {"kernel": 3}),
     "remat": (Wrapped(nn.remat), TOKENS, {"block/attention/out/kernel": 2, "block/dense/kernel": 1}),

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from tljax import masks, models, paths, plugins
-from tljax.strategies import layers
+from tljax.strategies import _layers as layers
 from tljax.types import Context, InputError
 
 MODEL = models.build("vit:width=8:heads=2:patch=4", 3, hidden=(), activation="relu")

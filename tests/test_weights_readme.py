@@ -151,20 +151,27 @@ def test_a_checkpoint_of_another_size_says_which_size_it_is(case, there):
     assert text.endswith("; the file is of --model=vit:width=32:depth=2:mlp=64:patch=7, images of 28 x 28")
 
 
-def test_weights_without_a_head_are_a_source_of_all_below_it(there):
+def test_weights_without_a_head_are_a_source_of_all_below_it(there, capsys):
     arrays = {name: array for name, array in weights.read(there / "mine.npz").items() if not name.startswith("out.")}
     np.savez(there / "body.npz", **arrays)
-    (there / "body.rules").write_text("\n".join(line for line in RULES.splitlines() if not line.startswith("out.")))
+    lines = [line for line in RULES.splitlines() if not line.startswith("out.")]
+    (there / "body.rules").write_text("\n".join(["# it learnt on pixels=signed", *lines]))
     card = json.loads(CARD) | {"classes": [], "head": False, "rules": "body.rules"}
     (there / "body.npz.json").write_text(json.dumps(card))
     flags = {"source_checkpoint": "body.npz", "model": card["model"]["model"], "target": "glyphs_digits"}
     settings = Settings.from_flags(**flags)
     source = sources.from_checkpoint(settings)
     flat = source.trained[0].flat
+    assert "as 0 to 1, and the rules body.rules say: it learnt on pixels=signed" in capsys.readouterr().out
     assert (flat["norm/scale"] == arrays["ln_end.gain"]).all() and not flat["head/kernel"].any()
     assert plan.head_of(settings, source, data.load("glyphs_digits")) == "fresh"
     with pytest.raises(InputError, match="has no head, by its card"):
         predict.run({}, predict.PredictFlags(checkpoint="body.npz", images="mine.npz", output="p.csv"))
+    export.run({}, export.ExportFlags(checkpoint="body.npz", rules="body.rules", output="again.safetensors"))
+    again = load_file(there / "again.safetensors")
+    assert again.keys() == arrays.keys() - {"epoch"} and all((again[name] == arrays[name]).all() for name in again)
+    about = json.loads((there / "again.safetensors.json").read_text())
+    assert about["head"] is False and about["classes"] == [] and "kind" not in about
     for change, message in (
         ({"classes": ["a", "b"]}, "leave one of them out"),
         ({"rules": "mine.rules"}, "matches no"),

@@ -544,6 +544,9 @@ def _from_weights_file(settings: Settings, trains: bool = True) -> Source:
         text = str(error) if str(file) in str(error) else f"--source_checkpoint={file}: {error}"
         text += _size_of_file(settings, rules, file, like)
         raise _refusal_of_model(settings, card.get("model", settings.architecture()), InputError(text)) from error
+    name = settings.source_rules or card.get("rules", "")
+    if name and "pixels=" not in settings.model and (comment := weights.pixels(name)):
+        console.say(f"pixels reach --model={settings.model} as 0 to 1, and the rules {name} say: {comment}")
     if difference:
         console.say(f"{difference}, by its card; the paths and shapes of its parameters are the same, so it is used")
     identity = delta.identity(flat)

@@ -7,7 +7,7 @@ sentiment, emotion and sarcasm", arXiv:1708.00524.
 from collections.abc import Sequence
 
 from tljax import masks
-from tljax.strategies import layers
+from tljax.strategies import _layers as layers
 from tljax.types import Context, InputError, Params, Phase
 
 

@@ -6,7 +6,7 @@ Source: Howard and Ruder 2018, "Universal language model fine-tuning", arXiv:180
 from collections.abc import Sequence
 
 from tljax import masks
-from tljax.strategies import layers
+from tljax.strategies import _layers as layers
 from tljax.types import Context, InputError, Params, Phase
 
 

@@ -5,7 +5,7 @@ transformer He et al. 2022, "Masked autoencoders are scalable vision learners", 
 """
 
 from tljax import masks
-from tljax.strategies import layers
+from tljax.strategies import _layers as layers
 from tljax.types import Context, InputError, Mask, Params
 
 

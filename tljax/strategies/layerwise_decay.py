@@ -7,7 +7,7 @@ transformer Bao et al. 2022, "BEiT: BERT pre-training of image transformers", ar
 
 from tljax import masks, paths
 from tljax.plugins import nearest
-from tljax.strategies import layers
+from tljax.strategies import _layers as layers
 from tljax.types import Context, InputError, Mask, Params
 
 

@@ -47,16 +47,16 @@ def step_flops(
         of_prefix = functools.partial(models.apply, model[:skipped])
         inputs = jax.eval_shape(of_prefix, batch_stats.join(params, state or {}), inputs)
 
-    def outputs(trained: Params, frozen: Params, x: jax.Array) -> jax.Array:
+    def outputs(trained: Params, frozen: Params, state: ModelState, x: jax.Array) -> jax.Array:
         whole = masks.join(trained, frozen)
-        return models.apply(model[skipped:], merge(whole) if merge else whole, x, state=state or {})
+        return models.apply(model[skipped:], merge(whole) if merge else whole, x, state=state)
 
-    of_batch, targets = _loss(objective, batch, lambda: jax.eval_shape(outputs, trained, frozen, inputs))
+    of_batch, targets = _loss(objective, batch, lambda: jax.eval_shape(outputs, trained, frozen, state or {}, inputs))
 
-    def loss(trained: Params, frozen: Params, x: jax.Array, y: jax.Array) -> jax.Array:
-        return of_batch(outputs(trained, frozen, x), y).mean()
+    def loss(trained: Params, frozen: Params, state: ModelState, x: jax.Array, y: jax.Array) -> jax.Array:
+        return of_batch(outputs(trained, frozen, state, x), y).mean()
 
-    costs = jax.jit(jax.grad(loss)).lower(trained, frozen, inputs, targets).cost_analysis() or {}
+    costs = jax.jit(jax.grad(loss)).lower(trained, frozen, state or {}, inputs, targets).cost_analysis() or {}
     return float(costs.get("flops", jnp.nan))
 
 

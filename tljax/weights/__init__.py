@@ -3,7 +3,7 @@ rules (`rules`)."""
 
 from tljax.weights.files import HUB, SUFFIXES, is_place, located, read, write
 from tljax.weights.layouts import Move, exported, grafted, moves, outline, without_inverse
-from tljax.weights.rules import Rule, names, read_rules, rule, rules_of
+from tljax.weights.rules import Rule, names, pixels, read_rules, rule, rules_of
 
 __all__ = [
     "HUB",
@@ -17,6 +17,7 @@ __all__ = [
     "moves",
     "names",
     "outline",
+    "pixels",
     "read",
     "read_rules",
     "rule",

@@ -163,6 +163,17 @@ def read_rules(name: str) -> tuple[Rule, ...]:
     return rules_of(files.text(file), file.name)
 
 
+def pixels(name: str) -> str:
+    """What the comments of a file of rules say of the pixels that its checkpoints learnt on; '' where they say nothing.
+
+    >>> pixels("resnet_hf")
+    "Hugging Face's ResNets learnt on pixels=imagenet."
+    """
+    file = rules_file(name)
+    lines = files.text(file).splitlines() if file else []
+    return " ".join(line.strip("# ") for line in lines if line.startswith("#") and "pixels=" in line)
+
+
 def rules_file(name: str) -> Path | None:
     """The file that a name or path of rules stands for; None if there is none."""
     shipped = FOLDER / f"{name}{SUFFIX}"
