@@ -90,6 +90,7 @@ def names(results):
     return {result.strategy.partition(":")[0]: result.name for result in results if result.seed == 0}
 
 
+@pytest.mark.slow
 def test_what_a_fit_changed_and_its_source_give_the_fit(tasks, tmp_path, capsys):
     flags = {"strategies": ("head_only", "random_mask:fraction=0.02"), "seeds": (0, 1), "steps": 3, "epochs": None}
     transfer.run(**arguments(tasks, tmp_path / "run", **flags))
