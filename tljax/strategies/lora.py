@@ -1,4 +1,4 @@
-"""Train a low-rank change of the kernels below the head, and the head.
+"""Train a low-rank change of the kernels below the head, and the head if it was drawn anew.
 
 Source: Hu et al. 2021, "LoRA: low-rank adaptation of large language models", arXiv:2106.09685, section 4.1;
 Kalajdzievski 2023, "A rank stabilization scaling factor for fine-tuning with LoRA", arXiv:2312.03732 (rank_stabilised);
@@ -32,7 +32,7 @@ def strategy(
 
     A kernel W with its factors means W + scale / rank A B; `rank_stabilised` divides by the root of the rank instead.
     `on=block_*/attention/{query,value}/kernel` adapts the kernels that any of the globs matches, parted by '+'; the
-    head, which trains whole, is never among them. B learns at `ratio` times the rate of A and of the head: LoRA+ has
+    head is never among them. B learns at `ratio` times the rate of A and of the head: LoRA+ has
     1 for LoRA, and 16 as a start. Raises InputError for a rank below 1, a scale or ratio that is not above 0, and
     parameters without factors.
     """
