@@ -48,10 +48,7 @@ def run(flags: Mapping[str, Any], apply_flags: ApplyFlags) -> Path:
         raise InputError("--delta and --base are needed: name the file of experiments.export, and what it is of")
     file = Path(apply_flags.delta)
     card = _card(file)
-    try:
-        base, *_ = sources.load_weights(flags, apply_flags.base, apply_flags.base_fit)
-    except InputError as error:
-        raise command_line.flag_renamed(error, "checkpoint", "base") from error
+    base = sources.load_base(flags, apply_flags.base, apply_flags.base_fit)
     try:
         params = deltas.applied(base, weights.read(file), card["delta"])
     except InputError as error:

@@ -20,7 +20,7 @@ if __name__ == "__main__":  # before the other imports, so that a failure in the
     run_program(__file__)
 import os.path
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -30,9 +30,10 @@ import numpy as np
 
 from experiments.runs import command_line, console, directory, sources
 from experiments.runs.command_line import flag
-from tljax import files, paths, weights
+from experiments.runs.settings import Settings
+from tljax import files, models, paths, weights
 from tljax.data.images import RESIZES
-from tljax.types import InputError
+from tljax.types import InputError, Model
 from tljax.weights import pytorch
 
 SUFFIXES = (*pytorch.SUFFIXES, *weights.SUFFIXES)
@@ -102,16 +103,37 @@ def _known(convert_flags: ConvertFlags) -> dict[str, Any]:
         if min(convert_flags.shape) < 1:
             shown = ",".join(map(str, convert_flags.shape))
             raise InputError(f"--shape={shown}: write numbers above 0, as 224,224,3")
+        try:
+            sources.shape_from_json(list(convert_flags.shape))
+        except ValueError as error:
+            raise InputError(f"--shape: {error}: write that of one example, as 224,224,3") from error
         record["shape"] = list(convert_flags.shape)
     if convert_flags.resize is not None:
         if convert_flags.resize not in RESIZES:
             raise InputError(f"--resize={convert_flags.resize}: it is crop or squash")
         record["resize"] = convert_flags.resize
     if convert_flags.model:
+        _require(f"--model={convert_flags.model}", lambda: _build(convert_flags.model or "", record))
         record["model"] = {"model": convert_flags.model}
     if convert_flags.rules:
+        beside = Path(convert_flags.output or "").parent / convert_flags.rules
+        found = str(beside) if beside.is_file() and not Path(convert_flags.rules).is_file() else convert_flags.rules
+        _require(f"--rules={convert_flags.rules}", lambda: weights.read_rules(found))
         record["rules"] = convert_flags.rules
     return record
+
+
+def _build(model: str, record: Mapping[str, Any]) -> Model:
+    """The model by its name, with so many classes as a card says, or two."""
+    return models.build(model, len(record.get("classes", "ab")), hidden=Settings.hidden, activation=Settings.activation)
+
+
+def _require(flag_text: str, check: Callable[[], Any]) -> None:
+    """Raise InputError, with the flag, where a check raises it."""
+    try:
+        check()
+    except InputError as error:
+        raise InputError(f"{flag_text}: {command_line.in_flags(error)}") from error
 
 
 def _read(file: Path, key: str | None) -> tuple[Mapping[str, np.ndarray], str]:
@@ -138,11 +160,28 @@ def _find(text: str | None) -> _Origin:
         raise InputError("no file is given: name a file of PyTorch, or an installed package that holds one")
     if os.path.lexists(text) or "\0" in text:
         file = Path(text)
+        if weights.is_place(text) and (file.is_dir() or file.name.endswith(weights.INDEX)):
+            raise InputError(
+                f"--file={text}: .safetensors in shards need no conversion; give their folder or index to "
+                "--source_checkpoint as it is"
+            )
+        if file.is_dir():
+            raise InputError(f"--file={text} is a folder, and one file is converted: name a file in it")
+        if file.name.endswith(".bin.index.json"):
+            raise InputError(
+                f"--file={text} is an index of shards, and one file is converted: save the model in PyTorch as one "
+                "file, or as safetensors"
+            )
         if not file.is_file():
             raise InputError(f"--file={text} is no file: name a file of PyTorch, or an installed package")
         if file.suffix not in SUFFIXES:
             raise InputError(f"--file={text}: name a file that ends in {', '.join(SUFFIXES)}")
         return _Origin(file, {})
+    if text.startswith(weights.HUB):
+        raise InputError(
+            f"--file={text}: .safetensors of the hub need no conversion, as --source_checkpoint takes this place; of "
+            "another file give the path"
+        )
     name, _, inside = text.partition("/")
     try:
         package = metadata.distribution(name)

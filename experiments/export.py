@@ -95,10 +95,7 @@ def _delta(
         if fit or sources.is_weights_file(export_flags.checkpoint):
             raise InputError("--base is not given: name what the delta is of, a run, a checkpoint or a file of weights")
         place, fit = sources.started_from(export_flags.checkpoint or "", export_flags.fit)
-    try:
-        base, *_ = load_weights(flags, place, fit)
-    except InputError as error:
-        raise command_line.flag_renamed(error, "checkpoint", "base") from error
+    base = sources.load_base(flags, place, fit)
     arrays, record = delta.between(base, flat)
     whole = sum(name.startswith(delta.WHOLE) for name in arrays)
     console.say(

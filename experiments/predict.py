@@ -61,8 +61,24 @@ def outputs(loaded: LoadedSource, inputs: Any) -> np.ndarray:
     logits = evaluate.logits(train.forward(loaded.model), params, evaluate.padded(inputs), count)[0]
     odd = np.flatnonzero(~np.isfinite(logits).reshape(count, -1).all(-1))
     if len(odd):
-        raise InputError(f"image {odd[0]} gives logits that are not finite: its numbers are too large, so scale them")
+        raise InputError(f"image {odd[0]} gives logits that are not finite: {_why_not_finite(loaded, inputs, odd[0])}")
     return logits
+
+
+def _why_not_finite(loaded: LoadedSource, inputs: Any, row: int) -> str:
+    """Whether the numbers of an input are too large, or the weights: outputs for the input scaled to 1 tell."""
+
+    def scaled(leaf: Any) -> np.ndarray:
+        part = np.asarray(leaf)[row : row + 1]
+        return part / np.maximum(np.abs(part).max(initial=0), 1) if np.issubdtype(part.dtype, np.floating) else part
+
+    params = jax.tree.map(lambda leaf: np.asarray(leaf)[None], loaded.params)
+    small = evaluate.padded(jax.tree.map(scaled, inputs))
+    if np.isfinite(evaluate.logits(train.forward(loaded.model), params, small, 1)).all():
+        return "its numbers are too large, so scale them"
+    sizes = {path: float(np.abs(leaf).max(initial=0)) for path, leaf in paths.items(loaded.params)}
+    largest = max(sizes, key=lambda path: sizes[path])
+    return f"the weights are too large, '{largest}' up to {sizes[largest]:.3g}, so give others"
 
 
 def table(names: Sequence[str], classes: Sequence[str], predicted: np.ndarray) -> str:

@@ -16,6 +16,7 @@ from safetensors import deserialize
 
 from experiments import convert
 from experiments.runs import sources
+from tljax import weights
 from tljax.types import InputError
 from tljax.weights import pytorch
 
@@ -101,6 +102,59 @@ def test_a_package_is_found_by_its_name(tmp_path, monkeypatch):
     assert source["licence"] == "Apache License 2.0 (the first line of its licence)"
 
 
+@pytest.mark.parametrize("name", ["__metadata__", "", "..", "a\nb", "\udcff"])
+def test_a_name_that_no_file_gives_back_is_refused_before_anything_is_written(name, tmp_path):
+    word = name.encode("utf-8", "surrogatepass")
+    (tmp_path / "x.pth").write_bytes(archive(b"\x80\x02}X" + struct.pack("<I", len(word)) + word + tensor() + b"s."))
+    with pytest.raises(InputError, match=r"^array '.*' has a name that a .safetensors file cannot give back: rename"):
+        convert.main(["convert", str(tmp_path / "x.pth"), f"--output={tmp_path / 'out.safetensors'}"])
+    assert [file.name for file in tmp_path.iterdir()] == ["x.pth"]
+
+
+def folder_of(tmp_path, *names):
+    folder = tmp_path / "net"
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_bytes(b"{}")
+    return folder
+
+
+SHARD = "model-00001-of-00002.safetensors"
+ASKED = {
+    "a model": (["--model=nomodel"], "--model=nomodel: unknown model 'nomodel'"),
+    "a size of a model": (["--model=vit:size=Q"], "--model=vit:size=Q: "),
+    "rules": (["--rules=norules"], "--rules=norules: there are no rules 'norules'"),
+    "a shape": (["--shape=99999999999999999999,1,1"], "--shape: 'shape' is .9*, 1, 1., more than 2,147,483,647"),
+}
+
+
+@pytest.mark.parametrize("case", ASKED)
+def test_what_the_card_would_say_is_checked(case, tmp_path):
+    flags, words = ASKED[case]
+    with pytest.raises(InputError, match=words) as refused:
+        convert.main(["convert", str(FOLDER / "pytorch_archive.pth"), f"--output={tmp_path / 'o.safetensors'}", *flags])
+    assert "\n" not in str(refused.value) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("names", "file", "words"),
+    [
+        ((SHARD,), "", "in shards need no conversion; give their folder or index to --source_checkpoint"),
+        ((f"x{weights.INDEX}",), f"x{weights.INDEX}", "in shards need no conversion"),
+        (("pytorch_model-00001-of-00002.bin",), "", "is a folder, and one file is converted"),
+        (("pytorch_model.bin.index.json",), "pytorch_model.bin.index.json", "is an index of shards, and one file is"),
+    ],
+)
+def test_several_files_are_not_converted_and_it_is_said_what_to_do(names, file, words, tmp_path):
+    folder = folder_of(tmp_path, *names)
+    if file.endswith(weights.INDEX):
+        (folder / SHARD).write_bytes(b"")
+    with pytest.raises(InputError, match=words):
+        convert.main(["convert", str(folder / file), f"--output={tmp_path / 'o.safetensors'}"])
+    with pytest.raises(InputError, match=r"of the hub need no conversion, as --source_checkpoint takes this place"):
+        convert.main(["convert", "hf:owner/net", f"--output={tmp_path / 'o.safetensors'}"])
+
+
 # ---- What is refused
 
 
@@ -161,7 +215,14 @@ BAD = {
     "a storage too short": (archive(of(tensor()), bytes(20)), "'w' is larger than its storage"),
     "too large": (archive(of(tensor(shape=(3, 3)))), "larger than its storage"),
     "from too far": (archive(of(tensor(start=1))), "larger than its storage"),
-    "a stride of 0": (archive(of(tensor(shape=(10**6, 10**6), strides=(0, 0)))), "(expanded): save it contiguous"),
+    "a stride of 0": (
+        archive(of(tensor(shape=(10**6, 10**6), strides=(0, 0)))),
+        "'w' has fewer numbers than its shape (expanded): save it contig",
+    ),
+    "conjugated": (
+        archive(of(tensor().replace(b")RtR", b")R\x88tR"))),
+        "'w' is kept conjugated or negated: save it resolved",
+    ),
     "a negative stride": (archive(of(tensor(strides=(-3, 1)))), "it has a tensor of no shape"),
     "a shape beyond all": (archive(of(tensor(shape=(2**62, 2)))), "it has a tensor of no shape"),
     "no tensor": (archive(of(number(3))), "holds no dict of arrays"),

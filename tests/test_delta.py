@@ -169,6 +169,17 @@ def signed_card(folder):
     directory.write_record(folder / "small.safetensors.json", card | {"delta": {"base": 3}})
 
 
+def test_a_base_of_several_fits_is_chosen_by_its_own_flag(files, monkeypatch):
+    def refuse(*_):
+        raise InputError("'runs/own' holds 2 fits, 'a', 'b': choose one with --fit=NAME")
+
+    monkeypatch.setattr(sources, "load_weights", refuse)
+    with pytest.raises(InputError, match=r"choose one with --base_fit=NAME$"):
+        apply.main(
+            ["apply", str(files / "small.safetensors"), "--base=runs/own", f"--output={files / 'o.safetensors'}"]
+        )
+
+
 BAD = {
     "no delta": (lambda _: None, {"delta": "base.safetensors"}, "says of no delta"),
     "not there": (lambda _: None, {"delta": "none.safetensors"}, "name a .safetensors file that"),

@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from scipy.special import softmax
 from test_programs import arguments, command, parameters, results, snapshot
 from test_weights import FILE, FOLDER
@@ -171,6 +171,18 @@ def test_weights_from_elsewhere_predict_what_pytorch_said(tmp_path):
     np.testing.assert_allclose(np.loadtxt(tmp_path / "p.csv", delimiter=",", skiprows=1)[:, 2:], expected, atol=1e-6)
 
 
+def test_weights_that_overflow_are_said_to_be_at_fault(tmp_path):
+    flat = {**load_file(FILE)} if FILE.suffix == ".safetensors" else dict(np.load(FILE))
+    bias = next(name for name, array in flat.items() if array.ndim == 1)
+    save_file({**flat, bias: np.full_like(flat[bias], 3e38)}, tmp_path / FILE.name)
+    shutil.copy(f"{FILE}.json", f"{tmp_path / FILE.name}.json")
+    with np.load(FOLDER / "logits.npz") as known:
+        np.savez(tmp_path / "images.npz", images=known["images"])
+    given = line("predict", checkpoint=tmp_path / FILE.name, images=tmp_path / "images.npz", output=tmp_path / "p.csv")
+    with pytest.raises(InputError, match=r"image 0 gives logits .*: the weights are too large, '.*bias' up to 3e\+38"):
+        predict.main([*given, "--hidden=16"])
+
+
 def test_what_a_strategy_added_is_merged(lora, tasks, tmp_path):
     folder, of = lora
     with np.load(folder / of.predictions) as known:
@@ -274,7 +286,7 @@ BAD = {
     "integers": "images are int64: give uint8 pixels",
     "no images": "i.npz' has no images: name an array images or test_images",
     "not finite": "row 0 holds nan, no finite float32",
-    "too large": "image 0 gives logits that are not finite",
+    "too large": "image 0 gives logits that are not finite: its numbers are too large, so scale them",
     "objects": r"holds Python objects \(pickle\)",
     "twice": "has both images and x_test",
     "none at all": "is empty",

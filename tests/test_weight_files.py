@@ -110,6 +110,38 @@ def test_shards_are_one_file_by_their_index_or_their_folder(tmp_path):
     assert list(weights.read(index)) == list(ARRAYS)
 
 
+def test_shards_without_their_usual_index_say_so(tmp_path):
+    index = shards(tmp_path / "net")
+    index.rename(index.with_name(f"other{weights.INDEX}"))
+    with pytest.raises(InputError, match=r"another name: give its path, '.*other.safetensors.index.json'"):
+        sources.settings_of({}, str(tmp_path / "net"))
+    index.with_name(f"other{weights.INDEX}").unlink()
+    with pytest.raises(InputError, match=rf"has shards, such as '{FIRST}', but not their index model.safetensors.ind"):
+        sources.settings_of({}, str(tmp_path / "net"))
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda raw: raw[:-1], lambda _: b"", lambda _: b"no weights", lambda raw: raw + b"x"]
+)
+def test_a_damaged_file_is_to_be_copied_again(damage, tmp_path):
+    file = tmp_path / "w.safetensors"
+    save_file({"a": np.ones(3, np.float32)}, file)
+    raw = file.read_bytes()
+    file.write_bytes(damage(raw))
+    with pytest.raises(InputError, match=r"cannot be read as safetensors .*: it is damaged, so download or copy it"):
+        weights.read(file)
+    file.write_bytes(raw.replace(b'"F32"', b'"Q32"'))
+    with pytest.raises(InputError, match=r"Q32.*: save it again, as float32"):
+        weights.read(file)
+
+
+def test_what_was_written_is_read_back_before_it_takes_its_name(tmp_path, monkeypatch):
+    monkeypatch.setattr("safetensors.numpy.save_file", lambda arrays, file, _: save_file({"b": arrays["a"]}, file))
+    with pytest.raises(OSError, match=r"w.safetensors' does not hold the arrays that were written into it"):
+        weights.write(tmp_path / "w.safetensors", {"a": np.ones(3)})
+    assert not list(tmp_path.iterdir())
+
+
 def changed(index: Path, **change) -> None:
     document = json.loads(index.read_text())
     entries = {**document["weight_map"], **change}
@@ -200,7 +232,7 @@ def test_a_model_of_the_hub_is_read_from_its_cache(hub, tmp_path):
     ("place", "words"),
     [
         ("hf:owner/absent", "has no 'model.safetensors.index.json' or .* of it, and .* run `hf download owner/absent`"),
-        ("hf:owner/net@v9", "of the revision 'v9', and nothing is downloaded here"),
+        ("hf:owner/net@v9", "of the revision 'v9', and nothing .* run `hf download owner/net --revision v9` first"),
         ("hf:owner/net:y.npz", "has no 'y.npz' of it, .*: run `hf download owner/net` first"),
         ("hf:net", "write hf:OWNER/NAME, hf:OWNER/NAME@REVISION or hf:OWNER/NAME:FILE"),
         ("hf:owner/net:", "write hf:OWNER/NAME"),
@@ -242,8 +274,8 @@ def test_a_model_of_the_hub_is_a_source_like_any_other(hub, tasks, tmp_path, cap
     given = arguments(tasks, tmp_path / "w", source=None, source_checkpoint="hf:owner/net", seeds=(0,))
     transfer.run(**given | {"source_rename": ("**:cast",), "dry_run": True})
     said = capsys.readouterr().out
-    assert "config.json of 'hf:owner/net' says its classes, 4, and its shape, (6, 6, 1)" in said
-    assert "several classes are called 'crane'" in said and "owner/net" in said
+    assert said.count("config.json of 'hf:owner/net' says its classes, 4, and its shape, (6, 6, 1)") == 1
+    assert said.count("several classes are called 'crane'") == 1
     assert sources.weights_card(Path("hf:owner/net"))["classes"] == ["cat", "crane", "crane (2)", "dog"]
     card = {"task": "mine", "classes": list("wxyz"), "shape": [6, 6, 1]}
     Path("owner--net.json").write_text(json.dumps(card))
@@ -258,6 +290,40 @@ def test_a_folder_without_what_a_card_says_asks_for_it(tmp_path):
     timm = mlp(tmp_path / "timm", num_classes=4, pretrained_cfg={"input_size": [1, 6, 6]})
     assert sources.weights_card(timm)["shape"] == [6, 6, 1]
     assert sources.weights_card(timm)["classes"] == ["0", "1", "2", "3"]
+
+
+def test_an_index_has_the_card_of_its_folder(tmp_path):
+    index = shards(tmp_path / "net")
+    (tmp_path / "net" / "config.json").write_text(json.dumps(CONFIG))
+    assert sources.weights_card(index) == {**sources.weights_card(tmp_path / "net"), "task": str(index)}
+    cards = [{"task": name, "classes": ["a", "b"], "shape": [6, 6, 1]} for name in ("folder", "index")]
+    for place, card in zip((tmp_path / "net.json", index.with_name(f"{index.name}.json")), cards, strict=True):
+        place.write_text(json.dumps(card))
+        assert sources.weights_card(index) == card
+    assert sources.weights_card(tmp_path / "net") == cards[0]
+
+
+def test_a_config_that_is_no_json_or_not_there_is_said(tmp_path):
+    folder = mlp(tmp_path / "net", image_size=6)
+    (folder / "config.json").write_text("{,")
+    with pytest.raises(InputError, match=r"config.json' is no JSON \(.*\): download it again, or write"):
+        sources.weights_card(folder)
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(InputError, match=r"config.json' does not say classes, shape of"):
+        sources.weights_card(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(InputError, match=r"config.json' is not there: write '.*net.json'"):
+        sources.weights_card(folder)
+
+
+def test_a_card_with_a_shape_beyond_all_memory_is_refused(tmp_path):
+    file = tmp_path / "w.safetensors"
+    save_file({"a": np.ones(3, np.float32)}, file)
+    for shape in ([28_000_000_000, 28_000_000_000, 1], {"dtype": "int32", "shape": [2**31]}):
+        card = {"task": "t", "classes": ["a", "b"], "shape": shape}
+        file.with_name(f"{file.name}.json").write_text(json.dumps(card))
+        with pytest.raises(InputError, match=r"more than 2,147,483,647 numbers an example"):
+            sources.weights_card(file)
 
 
 # ---- Memory

@@ -15,6 +15,7 @@ the SHA-256 of the weights and of itself, and both are held against them; one th
 
 import hashlib
 import json
+import math
 import os.path
 import re
 from collections.abc import Mapping, Sequence
@@ -237,15 +238,26 @@ def shape_to_json(shape: models.Shape) -> Any:
 
 
 def shape_from_json(record: Any) -> models.Shape:
-    """The inverse of `shape_to_json`. Raises ValueError for a record that it does not write."""
+    """The inverse of `shape_to_json`. Raises ValueError for a record that it does not write, and for too many numbers."""
     if isinstance(record, list) and record and all(type(length) is int and length > 0 for length in record):
+        _require_size(record)
         return tuple(record)
     if isinstance(record, dict) and record.keys() == {"dtype", "shape"} and isinstance(record["shape"], list):
         if record["dtype"] in ("uint8", "int32", "float32") and all(type(n) is int and n > 0 for n in record["shape"]):
+            _require_size(record["shape"])
             return jax.ShapeDtypeStruct(tuple(record["shape"]), record["dtype"])
     elif isinstance(record, dict) and record and all(isinstance(leaf, dict) for leaf in record.values()):
         return {name: shape_from_json(leaf) for name, leaf in record.items()}
     raise ValueError(f"'shape' is {json.dumps(record)[:60]}, no inputs of an example")
+
+
+_MOST_NUMBERS = 2**31 - 1
+"""Of one example: more are not to be counted in an int32, and no memory takes a batch of them."""
+
+
+def _require_size(lengths: Sequence[int]) -> None:
+    if math.prod(lengths) > _MOST_NUMBERS:
+        raise ValueError(f"'shape' is {json.dumps(list(lengths))[:60]}, more than {_MOST_NUMBERS:,} numbers an example")
 
 
 def _described(record: Mapping[str, Any]) -> tuple[str, models.Shape, int]:
@@ -513,7 +525,7 @@ def _from_weights_file(settings: Settings, trains: bool = True) -> Source:
     `weights.grafted` refuses.
     """
     file = Path(settings.source_checkpoint or "")
-    card = weights_card(file)
+    card = weights_card(file, aloud=True)
     difference = _difference(settings, card["model"]) if "model" in card else ""
     if "weights_sha256" in card and card["weights_sha256"] != file_digest(weights.located(file)):
         raise InputError(f"'{file}' is not as it was written, or has another's card: restore it, or export it again")
@@ -593,34 +605,44 @@ def _size_of_file(settings: Settings, rules: Sequence[weights.Rule], file: Path,
     return f"; the file is of --model={size}" if size else ""
 
 
-def weights_card(file: Path) -> dict[str, Any]:
+def weights_card(file: Path, *, aloud: bool = False) -> dict[str, Any]:
     """What the card beside a file of weights says; raises InputError for none, or one that does not say enough.
 
-    The card of hf:OWNER/NAME is OWNER--NAME.json in the working directory, that of a folder FOLDER.json beside it.
-    Where there is none, the config.json that Hugging Face puts beside the arrays says the classes and the shape.
+    The card of hf:OWNER/NAME is OWNER--NAME.json in the working directory, that of a folder FOLDER.json beside it, and
+    so is that of an index of shards which has none of its own. Where there is none, the config.json that Hugging Face
+    puts beside the arrays says the classes and the shape, and `aloud` says that it does.
     """
     if str(file).startswith(weights.HUB):
         repository = re.split("[@:]", str(file).removeprefix(weights.HUB))[0]
-        return _card_of_folder(file, Path(repository.replace("/", "--") + ".json"))
+        return _card_of_folder(file, Path(repository.replace("/", "--") + ".json"), aloud)
     place = file.with_name(file.name + ".json")
-    is_folder = is_weights_file(str(file)) and file.is_dir()
-    return _card_of_folder(file, place) if is_folder else _read_card_of_weights(file, place)
+    if is_weights_file(str(file)) and file.is_dir():
+        return _card_of_folder(file, place, aloud)
+    if file.name.endswith(weights.INDEX) and file.is_file():
+        folder = file.absolute().parent
+        of_folder = folder.parent / f"{folder.name}.json"
+        return _card_of_folder(file, of_folder if of_folder.is_file() and not place.is_file() else place, aloud)
+    return _read_card_of_weights(file, place)
 
 
-def _card_of_folder(file: Path, place: Path) -> dict[str, Any]:
+def _card_of_folder(file: Path, place: Path, aloud: bool) -> dict[str, Any]:
     """The card of a model in the hub's cache or in a folder: `place`, or what its config.json says."""
     within = weights.located(file)
     if place.is_file():
         return _read_card_of_weights(within, place)
     if (beside := within.with_name(within.name + ".json")).is_file():
         return _read_card_of_weights(within, beside)
-    record = _card_of_config(within.with_name("config.json"), str(file))
+    config = within.with_name("config.json")
+    record = _card_of_config(config, str(file), aloud)
     if missing := [name for name in NEEDED if name not in record]:
+        lacks = f"does not say {', '.join(missing)} of '{file}'" if config.is_file() else "is not there"
         raise InputError(
-            f"'{within.with_name('config.json')}' does not say {', '.join(missing)} of '{file}': write '{place}', such "
+            f"'{config}' {lacks}: write '{place}', such "
             'as {"task": "imagenet", "classes": ["cat", "dog"], "shape": [224, 224, 3]}'
         )
     _check_card(place, record)
+    if not aloud:
+        return record
     console.say(
         f"'{place}' is not there, so config.json of '{file}' says its classes, {len(record['classes']):,}, and its "
         f"shape, {shown_shape(shape_from_json(record['shape']))}"
@@ -628,10 +650,21 @@ def _card_of_folder(file: Path, place: Path) -> dict[str, Any]:
     return record
 
 
-def _card_of_config(file: Path, name: str) -> dict[str, Any]:
-    """What a config.json of transformers or timm says of a model, as a card says it; nothing where there is none."""
+def _card_of_config(file: Path, name: str, aloud: bool) -> dict[str, Any]:
+    """What a config.json of transformers or timm says of a model, as a card says it; nothing where there is none.
+
+    Raises InputError for one that is no JSON.
+    """
+    record: dict[str, Any] = {"task": name}
+    if not file.is_file():
+        return record
     try:
         config = json.loads(files.text(file))
+    except InputError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"'{file}' is no JSON ({error}): download it again, or write a card of '{name}'") from error
+    try:
         labels = config.get("id2label") or dict(enumerate(config.get("label_names") or ()))
         if not labels and config.get("num_classes"):
             labels = {number: str(number) for number in range(min(int(config["num_classes"]), 1_000_000))}
@@ -639,19 +672,18 @@ def _card_of_config(file: Path, name: str) -> dict[str, Any]:
         side = config.get("image_size") or (pretrained.get("input_size") or [None])[-1]
         sides = [side, side] if isinstance(side, int) else list(side or ())
         channels = config.get("num_channels") or (pretrained.get("input_size") or [3])[0]
-        record: dict[str, Any] = {"task": name}
         if len(labels) > 1:
             names = [str(labels[key]) for key in sorted(labels, key=int)]
-            record["classes"] = numbered(names)
+            record["classes"] = numbered(names, aloud=aloud)
         if len(sides) == 2 and all(isinstance(length, int) and length > 0 for length in (*sides, channels)):
             record["shape"] = [*sides, channels]
         return record
-    except (OSError, InputError, ValueError, TypeError, AttributeError, LookupError, RecursionError):
-        return {}
+    except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
+        return record
 
 
-def numbered(names: Sequence[str]) -> list[str]:
-    """Names of classes, each once: ImageNet has two cranes, of which the second becomes 'crane (2)', and that is said.
+def numbered(names: Sequence[str], *, aloud: bool = True) -> list[str]:
+    """Names of classes, each once: ImageNet has two cranes, of which the second becomes 'crane (2)'; `aloud` says so.
 
     >>> numbered(["crane", "cat"])
     ['crane', 'cat']
@@ -661,7 +693,7 @@ def numbered(names: Sequence[str]) -> list[str]:
     for name in names:
         counts[name] = counts.get(name, 0) + 1
         distinct.append(name if counts[name] == 1 else f"{name} ({counts[name]})")
-    if twice := [name for name, count in counts.items() if count > 1]:
+    if aloud and (twice := [name for name, count in counts.items() if count > 1]):
         console.say(f"several classes are called {paths.some(twice, 4)}: each further one has its number after it")
     return distinct
 
@@ -869,6 +901,15 @@ def load_weights(
         raise command_line.flag_renamed(error, "source_checkpoint", "checkpoint") from error
     trained = source.trained[seed]
     return trained.flat, source, first_about(folder)["model"], said(trained.score, trained.metric)
+
+
+def load_base(flags: Mapping[str, Any], place: str | None, fit: str | None) -> checkpoint.Flat:
+    """The parameters of the base of a delta. Raises InputError as `load_weights` does, of --base and --base_fit."""
+    try:
+        return load_weights(flags, place, fit)[0]
+    except InputError as error:
+        renamed = command_line.flag_renamed(error, "checkpoint", "base")
+        raise command_line.flag_renamed(renamed, "fit", "base_fit") from error
 
 
 def said(score: float | None, metric: Mapping[str, Any] | None) -> dict[str, Any]:

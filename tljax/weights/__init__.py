@@ -1,12 +1,13 @@
 """Weights from elsewhere: a file of named arrays (`files`) becomes the parameters of a model, and back (`layouts`), by
 rules (`rules`)."""
 
-from tljax.weights.files import HUB, SUFFIXES, is_place, located, read, write
+from tljax.weights.files import HUB, INDEX, SUFFIXES, is_place, located, read, write
 from tljax.weights.layouts import Move, exported, grafted, moves, outline, without_inverse
 from tljax.weights.rules import Rule, names, pixels, read_rules, rule, rules_of
 
 __all__ = [
     "HUB",
+    "INDEX",
     "SUFFIXES",
     "Move",
     "Rule",

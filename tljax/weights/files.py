@@ -8,6 +8,7 @@ made of it, so that a file as large as the memory can be cast leaf by leaf.
 import json
 import math
 import os
+import re
 import struct
 import warnings
 import zipfile
@@ -29,6 +30,8 @@ HUB = "hf:"
 """With which a place in the cache of huggingface_hub begins."""
 _USUAL = ("model.safetensors.index.json", "model.safetensors")
 """What a folder of Hugging Face calls a model's arrays."""
+_SHARD = re.compile(r"-\d+-of-\d+\.safetensors$")
+"""How the names of shards end."""
 
 DTYPES: Mapping[str, np.dtype] = {
     name: np.dtype(kind)
@@ -54,7 +57,14 @@ def is_place(place: str | Path) -> bool:
     name = str(place)
     if name.startswith(HUB) or name.endswith((*SUFFIXES, INDEX)):
         return True
-    return "\0" not in name and Path(place).is_dir() and _in_folder(Path(place)) is not None
+    if "\0" in name or not Path(place).is_dir():
+        return False
+    return _in_folder(Path(place)) is not None or bool(_stray_shards(Path(place)))
+
+
+def _stray_shards(folder: Path) -> list[str]:
+    """The names of the shards in a folder, whether or not their index is there."""
+    return sorted(file.name for file in folder.glob("*.safetensors") if _SHARD.search(file.name))
 
 
 def _in_folder(folder: Path) -> Path | None:
@@ -71,6 +81,12 @@ def located(place: str | Path) -> Path:
     if "\0" not in name and file.is_dir():
         within = _in_folder(file)
         if within is None:
+            if indices := sorted(file.glob(f"*{INDEX}")):
+                raise InputError(f"'{file}' has an index of shards by another name: give its path, '{indices[0]}'")
+            if shards := _stray_shards(file):
+                raise InputError(
+                    f"'{file}' has shards, such as '{shards[0]}', but not their index {_USUAL[0]}: download it too"
+                )
             raise InputError(f"'{file}' is a folder without {' or '.join(_USUAL)}: give the path of a file of weights")
         return within
     return file
@@ -100,9 +116,10 @@ def _in_hub(place: str) -> Path:
     wanted = f"'{file}'" if file else " or ".join(f"'{name}'" for name in _USUAL)
     of_revision = f" of the revision '{revision}'" if revision else ""
     other = "" if file else "name its file, as hf:OWNER/NAME:FILE, or "
+    command = f"hf download {repository}{f' --revision {revision}' if revision else ''}"
     raise InputError(
         f"'{place}': the cache of huggingface_hub has no {wanted} of it{of_revision}, and nothing is downloaded here: "
-        f"{other}run `hf download {repository}` first"
+        f"{other}run `{command}` first"
     )
 
 
@@ -159,7 +176,7 @@ class Arrays(Mapping[str, np.ndarray]):
             order: Any = entry.order
             return np.asarray(np.memmap(entry.file, entry.dtype, "r", entry.start, entry.shape, order))
         except (OSError, ValueError) as error:
-            raise InputError(f"'{entry.file}': '{name}' cannot be mapped ({error}): save it again") from error
+            raise InputError(f"'{entry.file}': '{name}' cannot be mapped ({error}): copy it again") from error
 
 
 def read(place: str | Path) -> Mapping[str, np.ndarray]:
@@ -202,7 +219,9 @@ def _of_safetensors(file: Path) -> dict[str, _Entry]:
         }
     except (SafetensorError, OSError, ValueError, TypeError, LookupError, struct.error, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"'{file}' cannot be read as safetensors ({reason}): save it again, as float32") from error
+        is_of_other_type = "unknown variant" in reason  # a type that the library has not
+        remedy = "save it again, as float32" if is_of_other_type else "it is damaged, so download or copy it again"
+        raise InputError(f"'{file}' cannot be read as safetensors ({reason}): {remedy}") from error
 
 
 def _of_shards(index: Path) -> dict[str, _Entry]:
@@ -295,12 +314,15 @@ def write(file: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, s
     """Write arrays as a .safetensors file, whole or not at all; each goes from where it is to the disk, without a copy
     if it is contiguous.
 
-    Raises InputError for an array of a type that safetensors lack, and OSError where the file cannot be written.
+    Raises InputError for an array of a type that safetensors lack, or of a name that no file can give back, and OSError
+    where the file cannot be written, or is not what was to be written when it is read again.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     for name, array in arrays.items():
+        if name == "__metadata__" or not name.strip(".") or not name.isprintable():
+            raise InputError(f"array {name[:80]!r} has a name that a .safetensors file cannot give back: rename it")
         if array.dtype not in DTYPES.values():
             raise InputError(f"array '{name}' is of {array.dtype}, which safetensors lack: leave it out, or cast it")
     new = files.partial(Path(file))
@@ -310,6 +332,9 @@ def write(file: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, s
             save_file(ordered, new, dict(metadata) if metadata else None)
         except SafetensorError as error:
             raise OSError(" ".join(str(error).split())[:200]) from error
+        heads = {name: (entry.dtype, entry.shape) for name, entry in _of_safetensors(new).items()}
+        if heads != {name: (array.dtype, array.shape) for name, array in ordered.items()}:
+            raise OSError(f"'{file}' does not hold the arrays that were written into it")
         with new.open("rb") as written:
             os.fchmod(written.fileno(), 0o644)  # safetensors make it readable by its owner alone
             os.fsync(written.fileno())

@@ -79,6 +79,8 @@ class Tensor:
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     """In numbers."""
+    fault: str = ""
+    """Why no array is made of it; the sentence's subject is its name."""
 
 
 class Contents(NamedTuple):
@@ -494,7 +496,8 @@ def _as_dict(pairs: Any) -> dict[Any, Any]:
 def _tensor(function: _Name, arguments: tuple[Any, ...]) -> Tensor:
     """The tensor that PyTorch would make of (storage, its first number, shape, strides, ...).
 
-    Raises ValueError for one that is not within its storage, and where numbers are to be changed as they are read.
+    One whose numbers are to be changed or repeated as they are read has a fault. Raises ValueError for one that is not
+    within its storage.
     """
     if len(arguments) < 4 or not isinstance(storage := arguments[0], _Storage):
         raise ValueError("it has a tensor of no storage")
@@ -509,8 +512,7 @@ def _tensor(function: _Name, arguments: tuple[Any, ...]) -> Tensor:
         dtype, extra = _DTYPES[extra[0]], extra[1:]
     if dtype is None:
         raise ValueError("it has a tensor of no type")
-    if extra and extra[0]:
-        raise _Refused("has a tensor that is kept conjugated or negated: save it resolved")
+    fault = "is kept conjugated or negated: save it resolved" if extra and extra[0] else ""
     length = storage.length // (1 if storage.dtype is not None else dtype.itemsize)
     last = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     if 0 not in shape and start + last >= length:
@@ -519,8 +521,8 @@ def _tensor(function: _Name, arguments: tuple[Any, ...]) -> Tensor:
     for side in shape:
         size *= side
     if size > max(length, 1):
-        raise _Refused("has a tensor of fewer numbers than its shape (expanded): save it contiguous")
-    return Tensor(storage.key, dtype, storage.shift + start, shape, strides)
+        fault = "has fewer numbers than its shape (expanded): save it contiguous"
+    return Tensor(storage.key, dtype, storage.shift + start, shape, strides, fault)
 
 
 def _is_count(value: Any) -> bool:
@@ -682,7 +684,9 @@ def _arrays(contents: Contents, tree: Any) -> tuple[dict[str, np.ndarray], list[
 
 
 def _array(contents: Contents, name: str, tensor: Tensor) -> np.ndarray:
-    """The array of a tensor, a view of the mapped file. Raises InputError where it is not within its storage."""
+    """The array of a tensor, a view of the mapped file. Raises InputError where it has a fault, or too few bytes."""
+    if tensor.fault:
+        raise InputError(f"'{contents.file}': '{_shown(name)}' {tensor.fault}")
     data = contents.storages[tensor.key]
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=True))
     size = tensor.dtype.itemsize
