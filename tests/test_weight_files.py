@@ -232,7 +232,10 @@ def test_a_model_of_the_hub_is_read_from_its_cache(hub, tmp_path):
     ("place", "words"),
     [
         ("hf:owner/absent", "has no 'model.safetensors.index.json' or .* of it, and .* run `hf download owner/absent`"),
-        ("hf:owner/net@v9", "of the revision 'v9', and nothing .* run `hf download owner/net --revision v9` first"),
+        (
+            "hf:owner/net@v9",
+            "of the revision 'v9', and nothing .* run `hf download owner/net` with `revision=v9` first",
+        ),
         ("hf:owner/net:y.npz", "has no 'y.npz' of it, .*: run `hf download owner/net` first"),
         ("hf:net", "write hf:OWNER/NAME, hf:OWNER/NAME@REVISION or hf:OWNER/NAME:FILE"),
         ("hf:owner/net:", "write hf:OWNER/NAME"),

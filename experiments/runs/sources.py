@@ -238,7 +238,7 @@ def shape_to_json(shape: models.Shape) -> Any:
 
 
 def shape_from_json(record: Any) -> models.Shape:
-    """The inverse of `shape_to_json`. Raises ValueError for a record that it does not write, and for too many numbers."""
+    """The inverse of `shape_to_json`. Raises ValueError for another record, and for too many numbers."""
     if isinstance(record, list) and record and all(type(length) is int and length > 0 for length in record):
         _require_size(record)
         return tuple(record)

@@ -116,10 +116,10 @@ def _in_hub(place: str) -> Path:
     wanted = f"'{file}'" if file else " or ".join(f"'{name}'" for name in _USUAL)
     of_revision = f" of the revision '{revision}'" if revision else ""
     other = "" if file else "name its file, as hf:OWNER/NAME:FILE, or "
-    command = f"hf download {repository}{f' --revision {revision}' if revision else ''}"
+    at_revision = f" with `revision={revision}`" if revision else ""
     raise InputError(
         f"'{place}': the cache of huggingface_hub has no {wanted} of it{of_revision}, and nothing is downloaded here: "
-        f"{other}run `{command}` first"
+        f"{other}run `hf download {repository}`{at_revision} first"
     )
 
 
