@@ -279,6 +279,9 @@ def test_a_model_of_the_hub_is_a_source_like_any_other(hub, tasks, tmp_path, cap
     said = capsys.readouterr().out
     assert said.count("config.json of 'hf:owner/net' says its classes, 4, and its shape, (6, 6, 1)") == 1
     assert said.count("several classes are called 'crane'") == 1
+    sources.load(sources.settings_of({"hidden": (8,), "source_rename": ("**:cast",), "seeds": (0,)}, "hf:owner/net"))
+    said = capsys.readouterr().out
+    assert said.count("config.json of 'hf:owner/net' says") == 1 == said.count("several classes are called 'crane'")
     assert sources.weights_card(Path("hf:owner/net"))["classes"] == ["cat", "crane", "crane (2)", "dog"]
     card = {"task": "mine", "classes": list("wxyz"), "shape": [6, 6, 1]}
     Path("owner--net.json").write_text(json.dumps(card))
