@@ -51,7 +51,9 @@ class ConvertFlags:
         None, "a text file of its classes in the order of the outputs, a line each", place="path"
     )
     shape: tuple[int, ...] = flag((), "of an example: 224,224,3", often=True)
-    resize: str | None = flag(None, "how pictures become that shape: crop or squash, as --resize of transfer has them")
+    resize: str | None = flag(
+        None, "how pictures become that shape: crop or squash, as --resize of transfer has them", role="free"
+    )
     model: str | None = flag(None, "the model that it is of, as --model has it", often=True)
     rules: str | None = flag(None, "which arrays are which leaves, for the card: vit_hf, vit_timm, FILE.rules")
 

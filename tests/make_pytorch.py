@@ -5,15 +5,15 @@ a checkpoint of a small net, its optimizer and an averaged copy; and a net that 
 """
 
 from pathlib import Path
-
-import torch
-from safetensors.torch import save_file
+from typing import Any
 
 FOLDER = Path(__file__).parent / "weights"
 
 
-def tensors() -> dict[str, torch.Tensor]:
+def tensors() -> dict[str, Any]:
     """Views that share a storage, transposed, strided and empty ones, and each type that both forms have."""
+    import torch
+
     base = torch.randn(6, 4)
     noted = torch.randn(3)
     noted.note = "has an attribute"  # which PyTorch writes by another function
@@ -29,6 +29,9 @@ def tensors() -> dict[str, torch.Tensor]:
 
 def main() -> None:
     """Write the files."""
+    import torch
+    from safetensors.torch import save_file
+
     torch.manual_seed(0)
     named = tensors()
     newer = {"uint16": torch.arange(5).to(torch.uint16), "float8": named["base"].to(torch.float8_e4m3fn)}
