@@ -352,8 +352,8 @@ def test_a_drop_with_a_star_leaves_what_an_earlier_rule_names_and_one_without_dr
     assert dropped == ("rest", "more.rest") and len(moves) == 2
     text = refusal(arrays, ["**:drop", *rules[1:3]], like)
     assert "rule '**:drop' leaves out 'w', which would become 'head/kernel'" in text
-    text = refusal(arrays, [*rules, "head.bias:drop"], like)
-    assert "rule 'head.bias:drop' leaves out 'head.bias', which would become 'head/bias'" in text
+    text = refusal(arrays, [*rules, "head:drop"], like)
+    assert "rule 'head:drop' leaves out 'head.bias', which would become 'head/bias'" in text
 
 
 def test_positions_go_to_the_grid_of_the_model_and_to_no_other():
