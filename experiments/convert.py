@@ -164,8 +164,8 @@ def _find(text: str | None) -> _Origin:
         file = Path(text)
         if weights.is_place(text) and (file.is_dir() or file.name.endswith(weights.INDEX)):
             raise InputError(
-                f"--file={text}: .safetensors in shards need no conversion; give their folder or index to "
-                "--source_checkpoint as it is"
+                f"--file={text}: .safetensors in shards need no conversion; experiments.transfer takes their "
+                "folder or index as --source_checkpoint"
             )
         if file.is_dir():
             raise InputError(f"--file={text} is a folder, and one file is converted: name a file in it")
@@ -181,8 +181,8 @@ def _find(text: str | None) -> _Origin:
         return _Origin(file, {})
     if text.startswith(weights.HUB):
         raise InputError(
-            f"--file={text}: .safetensors of the hub need no conversion, as --source_checkpoint takes this place; of "
-            "another file give the path"
+            f"--file={text}: .safetensors of the hub need no conversion; experiments.transfer takes this place as "
+            "--source_checkpoint; of another file give the path"
         )
     name, _, inside = text.partition("/")
     try:

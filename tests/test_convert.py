@@ -139,7 +139,11 @@ def test_what_the_card_would_say_is_checked(case, tmp_path):
 @pytest.mark.parametrize(
     ("names", "file", "words"),
     [
-        ((SHARD,), "", "in shards need no conversion; give their folder or index to --source_checkpoint"),
+        (
+            (SHARD,),
+            "",
+            "in shards need no conversion; experiments.transfer takes their folder or index as --source_checkpoint",
+        ),
         ((f"x{weights.INDEX}",), f"x{weights.INDEX}", "in shards need no conversion"),
         (("pytorch_model-00001-of-00002.bin",), "", "is a folder, and one file is converted"),
         (("pytorch_model.bin.index.json",), "pytorch_model.bin.index.json", "is an index of shards, and one file is"),
@@ -151,7 +155,9 @@ def test_several_files_are_not_converted_and_it_is_said_what_to_do(names, file, 
         (folder / SHARD).write_bytes(b"")
     with pytest.raises(InputError, match=words):
         convert.main(["convert", str(folder / file), f"--output={tmp_path / 'o.safetensors'}"])
-    with pytest.raises(InputError, match=r"of the hub need no conversion, as --source_checkpoint takes this place"):
+    with pytest.raises(
+        InputError, match=r"of the hub need no conversion; experiments.transfer takes this place as --source_checkpoint"
+    ):
         convert.main(["convert", "hf:owner/net", f"--output={tmp_path / 'o.safetensors'}"])
 
 

@@ -1,6 +1,7 @@
 """Weights from elsewhere: what PyTorch trained gives PyTorch's own logits, and is a source like any other."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -331,3 +332,82 @@ def test_a_rule_without_a_way_back_says_so():
         weights.exported({"kernel": np.zeros((2, 3))}, rules)
     with pytest.raises(InputError, match="none of the rules is of the model's leaves"):
         weights.exported({"other": np.zeros(2)}, [weights.rule("w:to=kernel")])
+
+
+def refusal(arrays, rules, like, *more):
+    """The line that refuses arrays."""
+    with pytest.raises(InputError) as refused:
+        weights.grafted(arrays, [weights.rule(text) for text in rules], like, *more)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def test_a_drop_with_a_star_leaves_what_an_earlier_rule_names_and_one_without_drops_it():
+    like = {"head": {"kernel": np.zeros((3, 2)), "bias": np.zeros(2)}}
+    arrays = {"w": np.ones((2, 3)), "head.bias": np.ones(2), "rest": np.ones(7), "more.rest": np.ones(1)}
+    rules = ["**:cast", "w:to=head/kernel:transpose", "head.bias:to=head/bias", "**:drop"]
+    params = weights.grafted(arrays, [weights.rule(text) for text in rules], like)
+    assert params["head"]["kernel"].shape == (3, 2) and params["head"]["bias"].sum() == 2
+    moves, dropped = weights.moves(arrays, [weights.rule(text) for text in rules])
+    assert dropped == ("rest", "more.rest") and len(moves) == 2
+    text = refusal(arrays, ["**:drop", *rules[1:3]], like)
+    assert "rule '**:drop' leaves out 'w', which would become 'head/kernel'" in text
+    text = refusal(arrays, [*rules, "head:drop"], like)
+    assert "rule 'head:drop' leaves out 'head.bias', which would become 'head/bias'" in text
+
+
+def test_positions_go_to_the_grid_of_the_model_and_to_no_other():
+    like = {"embedding": {"patch": {"kernel": np.zeros((7, 7, 1, 3))}, "position": np.zeros((17, 3))}}
+    arrays = {"embedding/patch/kernel": np.zeros((7, 7, 1, 3)), "position": RNG.normal(size=(1 + 36, 3))}
+    text = refusal(arrays, ["position:to=embedding/position:resize=6x6+2x8"], like, (28, 28, 1))
+    assert "the model's grid is 2x8, and it is 4x4: write resize=6x6+4x4" in text
+    rule = weights.rule("position:to=embedding/position:resize")
+    wide = weights.grafted(arrays, [rule], like, (14, 56, 1))["embedding"]["position"]
+    by_hand = weights.rule("position:to=embedding/position:resize=6x6+2x8")
+    np.testing.assert_array_equal(wide, weights.grafted(arrays, [by_hand], like)["embedding"]["position"])
+    square = weights.grafted(arrays, [rule], like, (28, 28, 1))["embedding"]["position"]
+    np.testing.assert_array_equal(square, weights.grafted(arrays, [rule], like)["embedding"]["position"])
+    assert not np.allclose(square, wide)
+
+
+REMEDIES = {
+    "an integer": ("w:cast", np.ones(2, np.int64), "only floats are cast; save it as float32"),
+    "a number beyond float32": ("w:cast", np.full(2, 1e300), "beyond float32, which ends at 3.4e+38: mend the file"),
+    "a number beyond float16": (
+        "w:cast=float16",
+        np.full(2, 1e5, np.float32),
+        "beyond float16, which ends at 6.55e+04",
+    ),
+    "another cast": ("w:cast=float16", np.ones(2, np.float32), "a rule casts it to float16; write `cast` alone"),
+}
+
+
+@pytest.mark.parametrize("case", REMEDIES)
+def test_the_remedy_of_a_cast_is_one(case):
+    rule, array, message = REMEDIES[case]
+    assert message in refusal({"w": array}, [rule], {"w": np.zeros(2, np.float32)})
+
+
+def test_what_a_rule_can_not_do_is_not_advised(tmp_path):
+    text = refusal({"block.1.w": np.ones(2)}, ["block.*.w:to=block_*-2/w"], {"block_0": {"w": np.ones(2)}})
+    assert "moves '1' of 'block.1.w' by -2, to -1: no number is below 0" in text
+    text = refusal({"": np.ones(2), "b": np.ones(2)}, ["b:to=b"], {"a": np.zeros(2), "b": np.zeros(2)})
+    assert "has no name" in text and "source_rename" not in text
+    text = refusal({"a" * 200_000: np.ones(2)}, [], {"b": np.zeros(2)})
+    assert len(text) < 1000 and "aaa...aaa" in text
+    text = refusal({"qkv": np.ones((4, 9))}, ["qkv:transpose:split:to={a,b}"], {"a": np.ones((4, 4)), "b": np.ones(4)})
+    assert "'qkv' is float64[4, 9], and becomes float64[9, 4]" in text
+    with pytest.raises(InputError, match="are a folder: give a file of rules in it"):
+        weights.read_rules(str(tmp_path))
+
+
+def test_query_key_and_value_that_lie_together_head_by_head_are_parted_as_the_page_says():
+    rules = re.findall(r"^blocks.*reshape=3\+3.*$", (Path(weights.__file__).parent / "README.md").read_text(), re.M)
+    rng = np.random.default_rng(3)
+    kernels = [rng.normal(size=(48, 3, 16)) for _ in range(3)]
+    rows = [kernel[:, head].T for head in range(3) for kernel in kernels]
+    attention = {name: {"kernel": np.zeros((48, 3, 16))} for name in ("query", "key", "value")}
+    like = {"block_0": {"attention": attention}}
+    found = weights.grafted({"blocks.0.qkv.weight": np.concatenate(rows)}, list(map(weights.rule, rules)), like)
+    for name, kernel in zip(attention, kernels, strict=True):
+        np.testing.assert_array_equal(found["block_0"]["attention"][name]["kernel"], kernel)

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "tljax/weights/README.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", TEXT, re.S) for line in block.splitlines()]
 FILE, LOOK = re.findall(r"```python\n(.*?)```", TEXT, re.S)
-[RULES], [CARD] = (re.findall(rf"```{kind}\n(.*?)```", TEXT, re.S) for kind in ("text", "json"))
+(RULES, _), [CARD] = (re.findall(rf"```{kind}\n(.*?)```", TEXT, re.S) for kind in ("text", "json"))
 PROGRAMS = {program.__name__: program.main for program in (transfer, export)}
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -148,7 +148,48 @@ def test_a_checkpoint_of_another_size_says_which_size_it_is(case, there):
         transfer.run(source_checkpoint="mine.npz", model=model, target="glyphs_digits", workdir="w")
     text = str(refused.value)
     assert message in text and "\n" not in text
-    assert text.endswith("; the file is of --model=vit:width=32:depth=2:mlp=64:patch=7, images of 28 x 28")
+    assert "; the file is of --model=vit:width=32:depth=2:mlp=64:patch=7:heads=?, images of 28 x 28" in text
+    assert text.endswith("(how many heads is not in the file; often width / 64)")
+
+
+def test_a_hint_is_the_cards_model_and_other_heads_are_said(there, capsys):
+    card = json.loads(CARD)
+    mine = card["model"]["model"]
+    given = {"source_checkpoint": "mine.npz", "target": "glyphs_digits"}
+    with pytest.raises(InputError, match=f"give --model={mine}$"):
+        sources.from_checkpoint(Settings.from_flags(**given, model="vit:width=48:depth=2:heads=2:mlp=64:patch=7"))
+    (there / "mine.rules").write_text(RULES.replace("reshape=D+(heads+d)", "reshape").replace("=(heads+d)", ""))
+    rules = (there / "mine.rules").read_text()
+    (there / "mine.rules").write_text(rules.replace("reshape+D", "reshape"))
+    sources.from_checkpoint(Settings.from_flags(**given, model=mine.replace("heads=2", "heads=4")))
+    line = next(line for line in capsys.readouterr().out.splitlines() if "is used" in line)
+    assert "heads=4:mlp=64:patch=7 here and was vit:width=32:depth=2:heads=2" in line
+    (there / "mine.rules").write_text(RULES.replace("epoch:drop\n", ""))
+    with pytest.raises(InputError) as refused:  # the model is right, the rules are not: no other is advised
+        sources.from_checkpoint(Settings.from_flags(**given, model=mine))
+    assert "'epoch'" in str(refused.value) and "the file is of" not in str(refused.value)
+
+
+def test_other_options_of_the_same_file_are_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("def model(classes, *, heads=2):\n    return ()\n")
+    here = Settings.from_flags(model="mine.py:model:heads=4", source_checkpoint="w.npz", target="glyphs_digits")
+    card = here.architecture()
+    (tmp_path / "elsewhere").mkdir()
+    assert sources._difference(here, card | {"model": "elsewhere/mine.py:model:heads=4"}) == ""
+    said = sources._difference(here, card | {"model": "elsewhere/mine.py:model:heads=2"})
+    assert (
+        said == "--model is mine.py:model:heads=4 here and was elsewhere/mine.py:model:heads=2 when w.npz was trained"
+    )
+
+
+def test_a_model_that_nobody_names_is_advised(there):
+    card = json.loads(CARD)
+    (there / "mine.npz.json").write_text(json.dumps({name: card[name] for name in card if name != "model"}))
+    with pytest.raises(InputError) as refused:
+        sources.load(sources.settings_of({}, "mine.npz"))
+    assert "give --model=vit:width=32:depth=2:mlp=64:patch=7:heads=?" in str(refused.value)
+    assert "source_rename" not in str(refused.value)
 
 
 def test_weights_without_a_head_are_a_source_of_all_below_it(there, capsys):

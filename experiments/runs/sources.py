@@ -464,7 +464,7 @@ def _difference(settings: Settings, described: Mapping[str, Any]) -> str:
     if "activation" in names:
         raise _other_model(settings, described, [name for name in names if name != "code"])
     same_code = "code" in here and here["code"] == described.get("code")
-    if same_code and _function(here["model"]) == _function(described["model"]):
+    if same_code and _options(here["model"]) == _options(described["model"]):
         names = [name for name in names if name != "model"]
     place = settings.source_checkpoint
     texts = [
@@ -476,9 +476,10 @@ def _difference(settings: Settings, described: Mapping[str, Any]) -> str:
     return "; ".join(texts)
 
 
-def _function(model_text: str) -> list[str]:
-    """What stands after the file or module in the name of a model."""
-    return list(plugins.parse(model_text).words)
+def _options(model_text: str) -> tuple[list[str], dict[str, str]]:
+    """What stands after the file or module in the name of a model: (words, options)."""
+    spec = plugins.parse(model_text)
+    return list(spec.words), dict(spec.options)
 
 
 def _plain(value: Any) -> str:
@@ -548,11 +549,13 @@ def _from_weights_file(settings: Settings, trains: bool = True) -> Source:
             raise InputError(
                 f"its card says head: false, and its rules lead to '{inside[0]}': drop that array by a rule"
             )
-        flat = checkpoint.flatten(weights.grafted(arrays, rules, held))
+        flat = checkpoint.flatten(weights.grafted(arrays, rules, held, shape if isinstance(shape, tuple) else ()))
         missing = {path: leaf for path, leaf in paths.items(like) if head and path.startswith(f"{head}/")}
         flat |= {path: np.zeros(leaf.shape, leaf.dtype) for path, leaf in missing.items()}
         flat = _with_state(settings, flat, like, model, shape, f"--source_checkpoint={file}", trains)
     except InputError as error:
+        if "model" not in card and (model_text := _unnamed_model(settings, rules, file)):
+            raise InputError(f"--source_checkpoint={file}: {model_text}") from error
         text = str(error) if str(file) in str(error) else f"--source_checkpoint={file}: {error}"
         text += _size_of_file(settings, rules, file, like)
         raise _refusal_of_model(settings, card.get("model", settings.architecture()), InputError(text)) from error
@@ -602,7 +605,39 @@ def _size_of_file(settings: Settings, rules: Sequence[weights.Rule], file: Path,
         for path, shape in shapes.items()
     )
     size = models.size(settings.model, shapes) if differ else ""
-    return f"; the file is of --model={size}" if size else ""
+    # The same leaves, known as far as those of the file: where they are of this size, the rules are at fault alone.
+    alike = {
+        path: tuple(None if a is None else b for a, b in zip(shapes[path], shape, strict=True))
+        if len(shapes.get(path, ())) == len(shape)
+        else shape
+        for path, shape in here.items()
+    }
+    return f"; the file is of --model={size}" if size and size != models.size(settings.model, alike) else ""
+
+
+def _unnamed_model(settings: Settings, rules: Sequence[weights.Rule], file: Path) -> str:
+    """What to give for a file that neither a flag nor its card calls a model of; '' where that does not follow.
+
+    Without rules those are tried that are shipped.
+    """
+    if settings.model != Settings.model:
+        return ""
+    tried = {"": rules} if rules else {name: weights.read_rules(name) for name in weights.names()}
+    for name, each in tried.items():
+        try:
+            shapes = weights.outline(weights.read(file), each)
+        except InputError:
+            continue
+        for model in plugins.names("tljax.models", "model"):
+            if size := models.size(model, shapes):
+                flag_text = f"--source_rules={name} " if name else ""
+                build = weights.comments(name or settings.source_rules or "", "Build ")
+                build = f"; the rules say: {build}" if build else ""
+                return (
+                    f"it is of no {settings.model}, and its card does not say its model: give "
+                    f"{flag_text}--model={size}{build}"
+                )
+    return ""
 
 
 def weights_card(file: Path, *, aloud: bool = False) -> dict[str, Any]:

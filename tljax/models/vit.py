@@ -207,11 +207,13 @@ def model(
 def size(shapes: Mapping[str, tuple[int | None, ...]]) -> str:
     """How a model with leaves of these shapes, {path: shape}, is built; '' where they do not say it.
 
-    The heads of another width than 64 are not in the shapes of a file.
+    What no shape says, of which the number of heads changes the numbers most, is said to be missing.
 
     >>> leaves = {"embedding/patch/kernel": (16, 16, 3, 384), "block_0/mlp/expand/kernel": (384, 1536)}
-    >>> size(leaves), size(leaves | {"embedding/class_token": (1, 384), "embedding/position": (197, 384)})
-    ('vit:width=384:depth=1:patch=16:pool=mean', 'vit:width=384:depth=1:patch=16, images of 224 x 224')
+    >>> size(leaves).partition(" ")[0]
+    'vit:width=384:depth=1:patch=16:pool=mean:heads=?'
+    >>> size(leaves | {"embedding/class_token": (1, 384), "embedding/position": (197, 384)})
+    'vit:width=384:depth=1:patch=16:heads=?, images of 224 x 224 (how many heads is not in the file; often width / 64)'
     """
     patch = shapes.get("embedding/patch/kernel")
     blocks = {path.partition("/")[0] for path in shapes if path.startswith("block_")}
@@ -228,7 +230,11 @@ def size(shapes: Mapping[str, tuple[int | None, ...]]) -> str:
     tokens = shapes.get("embedding/position", (None,))[0]
     rows = math.isqrt(tokens - has_token) if tokens else 0
     square = tokens is not None and rows > 0 and rows**2 == tokens - has_token
-    return f"{text}, images of {rows * side} x {rows * side}" if square else text
+    query = shapes.get("block_0/attention/query/kernel") or ()
+    heads = query[1] if len(query) == 3 else None
+    text += f":heads={heads or '?'}"  # '?' is refused, so that the rest is not copied without the number
+    text += f", images of {rows * side} x {rows * side}" if square else ""
+    return text if heads else f"{text} (how many heads is not in the file; often width / 64)"
 
 
 def _normalized(x: jax.Array, patch: int, pixels: str) -> jax.Array:

@@ -3,7 +3,7 @@ rules (`rules`)."""
 
 from tljax.weights.files import HUB, INDEX, SUFFIXES, is_place, located, read, write
 from tljax.weights.layouts import Move, exported, grafted, moves, outline, without_inverse
-from tljax.weights.rules import Rule, names, pixels, read_rules, rule, rules_of
+from tljax.weights.rules import Rule, comments, names, pixels, read_rules, rule, rules_of
 
 __all__ = [
     "HUB",
@@ -11,6 +11,7 @@ __all__ = [
     "SUFFIXES",
     "Move",
     "Rule",
+    "comments",
     "exported",
     "grafted",
     "is_place",

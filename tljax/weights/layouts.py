@@ -7,8 +7,8 @@ as `vit:pixels=signed`. What is pickled is never read.
 import functools
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,27 @@ from tljax.types import InputError, Params
 from tljax.weights import resize
 from tljax.weights.rules import STAR, Rule, Shape, Step, nearest
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 Lengths = tuple[int | None, ...] | None
 """A shape of which lengths, or all, are not known."""
+
+
+def _in_short(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """The function, whose refusals cut names of more than 200 letters: a file may hold any."""
+
+    @functools.wraps(function)
+    def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        try:
+            return function(*args, **kwargs)
+        except InputError as error:
+            text = _LONG.sub(lambda match: f"{match[0][:60]}...{match[0][-20:]}", str(error))
+            raise (error if text == str(error) else InputError(text)) from error.__cause__
+
+    return wrapped
+
+
+_LONG = re.compile(r"[^\s']{200,}")
 
 
 class Move(NamedTuple):
@@ -44,6 +63,7 @@ class Move(NamedTuple):
         return " + ".join(self.names) + (f": {', '.join(steps)}" if steps else "")
 
 
+@_in_short
 def moves(names: Iterable[str], rules: Sequence[Rule]) -> tuple[tuple[Move, ...], tuple[str, ...]]:
     """(what becomes of the arrays of these names, the names of those that are left out), by the rules.
 
@@ -57,7 +77,7 @@ def moves(names: Iterable[str], rules: Sequence[Rule]) -> tuple[tuple[Move, ...]
     ([('tok.pos', 'embed/pos'), ('tok.0.bias', 'embed/0/bias'), ('head.bias', 'head.bias')], ('steps',))
     """
     names = list(names)
-    sources = [(rule.source, rule.place.rpartition(":")[0]) for rule in rules]
+    sources = [(rule.source, rule.casts_alone, rule.place.rpartition(":")[0]) for rule in rules]
     if twice := [source for source in sources if sources.count(source) > 1]:
         raise InputError(f"two rules are of '{twice[0][0]}': keep one")
     matches = [{name: match for name in names if (match := _match(rule, name))} for rule in rules]
@@ -72,7 +92,7 @@ def moves(names: Iterable[str], rules: Sequence[Rule]) -> tuple[tuple[Move, ...]
     used: set[int] = set()
     for name in names:
         applying = [i for i, matched in enumerate(matches) if name in matched]
-        if any(rules[i].drop for i in applying):
+        if _dropping([rules[i] for i in applying]):
             dropped.append(name)
             used |= {i for i in applying if rules[i].renames}
             continue
@@ -91,6 +111,17 @@ def moves(names: Iterable[str], rules: Sequence[Rule]) -> tuple[tuple[Move, ...]
             raise InputError(f"rule '{rule.source}' renames nothing, as a rule before it does: put it first")
     _require_one_each(list(found.values()))
     return tuple(found.values()), tuple(dropped)
+
+
+def _dropping(applying: Sequence[Rule]) -> Rule | None:
+    """The rule that drops an array, of those that apply to it, in their order; None where none does.
+
+    One without a star drops it wherever it stands; one with stars leaves what an earlier rule renames or changes.
+    """
+    for i, rule in enumerate(applying):
+        if rule.drop and ("*" not in rule.source or not any(before.to or before.steps for before in applying[:i])):
+            return rule
+    return None
 
 
 _MOST_NAMES = 4
@@ -154,9 +185,15 @@ def _filled(path: str, stars: Sequence[str], rule: Rule, name: str) -> str:
         value = next(values)
         if star[2] is None:
             return value
-        if not value.isdecimal() or int(value) + int(star[2]) < 0:
+        if not value.isdecimal():
             raise InputError(f"{rule.shown} moves '{value}' of '{name}' by {star[2]}: let the star be a number there")
-        return str(int(value) + int(star[2]))
+        moved = int(value) + int(star[2])
+        if moved < 0:
+            raise InputError(
+                f"{rule.shown} moves '{value}' of '{name}' by {star[2]}, to {moved}: no number is below 0, so move it "
+                "by less, or give this array a rule of its own before it"
+            )
+        return str(moved)
 
     return STAR.sub(filled, path)
 
@@ -184,12 +221,16 @@ def _require_one_each(found: Sequence[Move]) -> None:
             taken[path] = move
 
 
-def grafted(arrays: Mapping[str, np.ndarray], rules: Sequence[Rule], like: Params) -> Params:
+@_in_short
+def grafted(
+    arrays: Mapping[str, np.ndarray], rules: Sequence[Rule], like: Params, image: tuple[int, ...] = ()
+) -> Params:
     """The arrays as parameters in the tree of `like` (abstract or real), by the rules.
 
-    Nothing is cast that no rule casts. Raises InputError, naming paths, shapes and the rule, for what `moves` refuses,
-    steps that do not fit the array, a number that is not finite, an array without a leaf, a leaf without an array, and
-    a shape or dtype that differs.
+    `image` is the shape [height, width, channels] of an example, where it is one: the grid to which positions are
+    resized follows from it (`grid_of`). Nothing is cast that no rule casts. Raises InputError, naming paths, shapes and
+    the rule, for what `moves` refuses, steps that do not fit the array, a number that is not finite, an array without a
+    leaf, a leaf without an array, and a shape or dtype that differs.
 
     >>> from tljax.weights.rules import rule
     >>> like = {"head": {"kernel": np.zeros((3, 2), np.float32)}}
@@ -203,8 +244,27 @@ def grafted(arrays: Mapping[str, np.ndarray], rules: Sequence[Rule], like: Param
     _require_all_placed(arrays, found, shapes, rules)
     values: dict[str, np.ndarray] = {}
     for move in found:
-        values |= zip(move.leaves, _carried(move, arrays, [leaves[path] for path in move.leaves]), strict=True)
+        grid = grid_of(move.leaves[0], shapes, image)
+        values |= zip(move.leaves, _carried(move, arrays, [leaves[path] for path in move.leaves], grid), strict=True)
     return jax.tree.unflatten(jax.tree.structure(like), [values[path] for path in leaves])
+
+
+def grid_of(position: str, shapes: Mapping[str, tuple[int, ...]], image: tuple[int, ...]) -> tuple[int, int] | None:
+    """(height, width) of the grid of patches that a leaf of positions [tokens, D] is of; None where it is not known.
+
+    It is the image cut by the kernel [h, w, in, out] of its stage, where so many tokens, or one more, are in the leaf.
+
+    >>> shapes = {"embedding/patch/kernel": (7, 7, 1, 32), "embedding/position": (17, 32)}
+    >>> grid_of("embedding/position", shapes, (14, 56, 1)), grid_of("embedding/position", shapes, (14, 28, 1))
+    ((2, 8), None)
+    """
+    if len(image) != 3 or len(shapes[position]) != 2:
+        return None
+    stage = position.partition("/")[0] + "/"
+    kernels = {shape[:2] for path, shape in shapes.items() if len(shape) == 4 and path.startswith(stage)}
+    grids = {(image[0] // h, image[1] // w) for h, w in kernels if image[0] % h == image[1] % w == 0}
+    grids = {grid for grid in grids if shapes[position][0] - math.prod(grid) in (0, 1)}
+    return grids.pop() if len(grids) == 1 else None
 
 
 def _require_all_placed(
@@ -223,6 +283,10 @@ def _require_all_placed(
     arrays_have = f"{paths.some(unplaced, _MOST_NAMES)} of the file's arrays {_has_or_have(unplaced)}"
     leaves_have = f"{paths.some(unfilled, _MOST_NAMES)} of the model's leaves {_has_or_have(unfilled)}"
     known = nearest((unplaced or unfilled)[0], rules)
+    if "" in unplaced:
+        raise InputError("an array of the file has no name, so that no rule can name it: save the file again with one")
+    if left_out := _left_out(arrays, rules, unfilled):
+        raise InputError(f"{leaves_have} no array, as {left_out}")
     if unplaced and unfilled:
         pairs = [(name, path) for name in unplaced for path in unfilled]
         alike = [pair for pair in pairs if arrays[pair[0]].shape == shapes[pair[1]]]
@@ -252,6 +316,22 @@ def _require_all_placed(
     )
 
 
+def _left_out(arrays: Mapping[str, Any], rules: Sequence[Rule], unfilled: Sequence[str]) -> str:
+    """Which rule drops the array that would become one of the leaves, in words; '' where none does."""
+    for name in arrays:
+        matches = {rule: match for rule in rules if (match := _match(rule, name))}
+        dropping = _dropping(list(matches))
+        if dropping is None:
+            continue
+        renaming = next((rule for rule in matches if rule.renames), None)
+        leaves: tuple[str, ...] = (name.replace(".", "/"),)
+        if renaming:
+            leaves = _move(renaming, {name: matches[renaming]}, name, list(arrays)).leaves
+        if leaf := next((leaf for leaf in leaves if leaf in unfilled), ""):
+            return f"{dropping.shown} leaves out '{name}', which would become '{leaf}': mend or move that rule"
+    return ""
+
+
 def _has_or_have(names: Sequence[str]) -> str:
     return "has" if len(names) == 1 else "have"
 
@@ -260,7 +340,9 @@ class _Misfit(Exception):
     """Why a step cannot be taken, and a remedy."""
 
 
-def _carried(move: Move, arrays: Mapping[str, np.ndarray], leaves: Sequence[Any]) -> list[np.ndarray]:
+def _carried(
+    move: Move, arrays: Mapping[str, np.ndarray], leaves: Sequence[Any], grid: tuple[int, int] | None
+) -> list[np.ndarray]:
     """The arrays of a move as its leaves. Raises InputError if they do not become of their shape and dtype."""
     given = [arrays[name] for name in move.names]
     for name, array in zip(move.names, given, strict=True):
@@ -269,14 +351,14 @@ def _carried(move: Move, arrays: Mapping[str, np.ndarray], leaves: Sequence[Any]
     try:
         shapes = _shapes_between(move, [tuple(np.shape(leaf)) for leaf in leaves])
         for step, after in zip(move.steps, shapes[1:], strict=True):
-            values = _taken(step, values, after)
+            values = _taken(step, values, after, grid)
         for value, leaf in zip(values, leaves, strict=True):
             if value.shape != tuple(np.shape(leaf)):
                 raise _Misfit(_remedy(value.shape, tuple(np.shape(leaf))))
     except _Misfit as misfit:
         names = " and ".join(f"'{name}' is {_kind(array)}" for name, array in zip(move.names, given, strict=True))
-        is_changed = len(values) == len(leaves) == 1 and move.steps and values[0].shape != given[0].shape
-        changed = f", and becomes {_kind(values[0])}" if is_changed else ""
+        reached = " and ".join(dict.fromkeys(map(_kind, values)))
+        changed = f", and becomes {reached}" if len(given) == 1 and values[0].shape != given[0].shape else ""
         where = "; ".join(
             f"target leaf '{path}' is {_kind(leaf)}" for path, leaf in zip(move.leaves, leaves, strict=True)
         )
@@ -284,9 +366,13 @@ def _carried(move: Move, arrays: Mapping[str, np.ndarray], leaves: Sequence[Any]
         raise InputError(f"source leaf {names}{changed}, {where}: {misfit}{by}") from misfit
     for value, path, leaf in zip(values, move.leaves, leaves, strict=True):
         if value.dtype != leaf.dtype:
+            remedy = f"nothing is cast that no rule casts; add the rule **:cast, or save it as {leaf.dtype}"
+            if not jnp.issubdtype(value.dtype, jnp.floating):
+                remedy = f"only floats are cast; save it as {leaf.dtype}, or leave it out by a rule"
+            elif move.cast:
+                remedy = f"a rule casts it to {move.cast}; write `cast` alone, which is the leaf's dtype"
             raise InputError(
-                f"source leaf '{move.names[0]}' is {_kind(value)}, target leaf '{path}' is {_kind(leaf)}: nothing "
-                f"is cast that no rule casts; add the rule **:cast, or save it as {leaf.dtype}"
+                f"source leaf '{move.names[0]}' is {_kind(value)}, target leaf '{path}' is {_kind(leaf)}: {remedy}"
             )
     return [_in_memory(value) for value in values]
 
@@ -328,7 +414,9 @@ def _cast(array: np.ndarray, move: Move, leaf: Any) -> np.ndarray:
     with np.errstate(over="ignore"):
         cast = array.astype(dtype)
     if not np.isfinite(cast).all():
-        raise InputError(f"array '{move.names[0]}' {_kind(array)} holds numbers beyond {dtype}: cast it to float32")
+        ends = f"which ends at {float(jnp.finfo(dtype).max):.3g}"
+        remedy = "mend the file" if dtype.itemsize >= 4 else "cast it to float32"
+        raise InputError(f"array '{move.names[0]}' {_kind(array)} holds numbers beyond {dtype}, {ends}: {remedy}")
     return cast
 
 
@@ -375,6 +463,8 @@ def _shape_after(step: Step, before: tuple[int | None, ...]) -> Lengths:
     if step.kind != "reshape":
         return before
     shape: Shape | None = step.value
+    if shape is not None and shape.groups is None and "-1" not in shape.axes:
+        return tuple(map(int, shape.axes))
     if shape is None or shape.groups is None or len(shape.groups) != len(before):
         return None
     lengths: list[int | None] = []
@@ -451,7 +541,9 @@ def _product(lengths: Sequence[int | None]) -> int | None:
 # ---- Steps
 
 
-def _taken(step: Step, values: list[np.ndarray], after: list[Lengths]) -> list[np.ndarray]:
+def _taken(
+    step: Step, values: list[np.ndarray], after: list[Lengths], grid: tuple[int, int] | None
+) -> list[np.ndarray]:
     """The arrays after a step, whose shapes are `after` as far as they are known. Raises _Misfit if it does not fit."""
     if step.kind == "split":
         return _split(values[0], step.value, after)
@@ -460,7 +552,7 @@ def _taken(step: Step, values: list[np.ndarray], after: list[Lengths]) -> list[n
             return [np.concatenate(values, axis=step.value)]
         except ValueError as error:
             raise _Misfit(f"they cannot be joined along axis {step.value}") from error
-    return [_step(step, value, shape) for value, shape in zip(values, after, strict=True)]
+    return [_step(step, value, shape, grid) for value, shape in zip(values, after, strict=True)]
 
 
 def _split(array: np.ndarray, axis: int, after: list[Lengths]) -> list[np.ndarray]:
@@ -481,8 +573,8 @@ def _split(array: np.ndarray, axis: int, after: list[Lengths]) -> list[np.ndarra
     return np.split(array, ends, axis=axis)
 
 
-def _step(step: Step, array: np.ndarray, after: Lengths) -> np.ndarray:
-    """One array after a step."""
+def _step(step: Step, array: np.ndarray, after: Lengths, grid: tuple[int, int] | None) -> np.ndarray:
+    """One array after a step; `grid` is the model's, if it is known."""
     if step.kind == "transpose":
         if step.value and sorted(step.value) != list(range(array.ndim)):
             raise _Misfit(f"it has no axes {'+'.join(map(str, step.value))}: name each of its {array.ndim} once")
@@ -492,8 +584,9 @@ def _step(step: Step, array: np.ndarray, after: Lengths) -> np.ndarray:
     if step.kind == "resize":
         if after is None or after[0] is None or array.ndim != 2:
             raise _Misfit("`resize` is of positions [tokens, D], and comes last")
+        convention, grids = step.value
         try:
-            return resize.positions(array, after[0], *step.value)
+            return resize.positions(array, after[0], convention, grids, grid)
         except InputError as error:
             raise _Misfit(str(error)) from error
     if after is None or not _has(after, step) or array.ndim != len(after):
@@ -582,6 +675,7 @@ def without_inverse(steps: Sequence[Step]) -> str:
     return ""
 
 
+@_in_short
 def exported(
     params: Mapping[str, np.ndarray], rules: Sequence[Rule], dtypes: Mapping[str, Any] | None = None
 ) -> dict[str, np.ndarray]:

@@ -81,18 +81,25 @@ def positions(
     tokens: int,
     convention: str = "antialias",
     grids: tuple[tuple[int, int], ...] = (),
+    model_grid: tuple[int, int] | None = None,
 ) -> np.ndarray:
     """[tokens of a grid and those before it, D] for so many `tokens`, in the array's dtype; itself if it has as many.
 
-    `grids` is the (height, width) of the array's grid, or that and the new one's. Without it both are square, and as
-    many tokens stand before each. Raises InputError where they are not.
+    `grids` is the (height, width) of the array's grid, or that and the new one's. Without it both are square, or the
+    new one is `model_grid` where that is known, and as many tokens stand before each. Raises InputError where they are
+    not, and for a new grid that is not `model_grid`.
 
     >>> positions(np.eye(5, 2, dtype=np.float32), 10).shape
     (10, 2)
     """
     if not grids and len(array) == tokens:
         return array
-    old, new = grid(len(array), grids[0] if grids else None), grid(tokens, grids[1] if len(grids) > 1 else None)
+    if model_grid and len(grids) > 1 and grids[1] != model_grid:
+        raise InputError(
+            f"the rule says that the model's grid is {shown(grids[1])}, and it is {shown(model_grid)}: write "
+            f"resize={shown(grids[0])}+{shown(model_grid)}"
+        )
+    old, new = grid(len(array), grids[0] if grids else None), grid(tokens, grids[1] if len(grids) > 1 else model_grid)
     before, after = len(array) - old[0] * old[1], tokens - new[0] * new[1]
     if before != after:
         raise InputError(

@@ -22,7 +22,9 @@ encoder.layer.kernel, as PyTorch writes names, to hidden_0/layer/kernel. ('.' se
 no '/'.) `*` stays within a part, `**` does not. Steps (transpose, reshape, split, join, resize, channels) are taken in
 the order in which they are written. A name with a ":" stands in double quotes: `"dense/kernel:0":to=hidden_0/kernel`.
 Where several rules rename an array, the first does, with its steps; if it has none, those of the last rule that applies
-and has some. Any rule that drops it does, and any that casts it. Arrays that no rule names keep their name.
+and has some. Any rule that casts it does. One that drops it does so wherever it stands, if it has no star; one with a
+star (`**:drop` in the last line) leaves what an earlier rule renames or changes. Arrays that no rule names keep their
+name.
 
 A file of rules (NAME.rules) has a rule a line; what follows a '#' at the beginning of a line or after a blank is a
 comment. Errors name the file, the line and the column.
@@ -87,6 +89,11 @@ class Rule(NamedTuple):
         return bool(self.to) and not self.drop and self.to != self.sources
 
     @property
+    def casts_alone(self) -> bool:
+        """Whether it casts and does nothing else, so that another rule may be of the same name."""
+        return self.cast is not None and not self.to and not self.steps
+
+    @property
     def shown(self) -> str:
         """The rule in a message."""
         return f"{self.place} '{self.text}'" if self.place else f"rule '{self.text}'"
@@ -129,7 +136,7 @@ def rules_of(text: str, name: str) -> tuple[Rule, ...]:
     tljax.types.InputError: mine.rules:2:36: 'x' is no number of an axis
     """
     rules: list[Rule] = []
-    lines: dict[str, int] = {}
+    lines: dict[tuple[str, bool], int] = {}
     for number, line in enumerate(text.splitlines(), 1):
         content = re.split(r"(?:^|\s)#", line, maxsplit=1)[0]
         if not content.strip():
@@ -137,11 +144,12 @@ def rules_of(text: str, name: str) -> tuple[Rule, ...]:
         indent = len(content) - len(content.lstrip())
         try:
             parsed = _parsed(content.strip())
-            if parsed.source in lines:
-                raise _Fault(f"line {lines[parsed.source]} is of '{parsed.source}' too: keep one")
+            source = parsed.source, parsed.casts_alone
+            if source in lines:
+                raise _Fault(f"line {lines[source]} is of '{parsed.source}' too: keep one")
         except _Fault as fault:
             raise InputError(f"{name}:{number}:{indent + fault.column + 1}: {fault.reason}") from fault
-        lines[parsed.source] = number
+        lines[source] = number
         rules.append(parsed._replace(place=f"{name}:{number}"))
     if not rules:
         raise InputError(f"'{name}' holds no rule: write one a line, such as 0.weight:to=hidden_0/kernel:transpose")
@@ -158,6 +166,8 @@ def read_rules(name: str) -> tuple[Rule, ...]:
     tljax.types.InputError: there are no rules 'vit_hff'; nearest: 'vit_hf', 'vit_timm', 'resnet_hf'
     """
     file = rules_file(name)
+    if file is None and Path(name).is_dir():
+        raise InputError(f"the rules '{name}' are a folder: give a file of rules in it")
     if file is None:
         raise InputError(f"there are no rules '{name}'{plugins.nearest(name, names())}")
     return rules_of(files.text(file), file.name)
@@ -169,9 +179,18 @@ def pixels(name: str) -> str:
     >>> pixels("resnet_hf")
     "Hugging Face's ResNets learnt on pixels=imagenet."
     """
+    return comments(name, "pixels=")
+
+
+def comments(name: str, word: str) -> str:
+    """The comment lines of a file of rules that have a word; '' where none has.
+
+    >>> comments("vit_hf", "Build ")
+    'Build vit:size=...:patch=...:eps=1e-12.'
+    """
     file = rules_file(name)
     lines = files.text(file).splitlines() if file else []
-    return " ".join(line.strip("# ") for line in lines if line.startswith("#") and "pixels=" in line)
+    return " ".join(line.strip("# ") for line in lines if line.startswith("#") and word in line)
 
 
 def rules_file(name: str) -> Path | None:
