@@ -5,9 +5,10 @@ import re
 import shlex
 from pathlib import Path
 
+import layout_values
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from test_programs import results
 
 from experiments import export, predict, transfer
@@ -250,3 +251,26 @@ def test_half_precision_needs_a_cast_and_its_infinities_are_said(there):
     half[3, 4] = np.inf
     with pytest.raises(InputError, match=r"'out.weight' holds a number that is not finite: float16 ends at 65,504"):
         weights.grafted(arrays, [*rules, weights.rule("**:cast")], like)
+
+
+def test_a_folder_of_hugging_face_says_its_rules_its_model_and_its_heads(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    about = json.loads((ROOT / "tests/layouts/hf_vit.json").read_text())
+    arrays = layout_values.arrays(about["layout"])
+    (tmp_path / "hf").mkdir()
+    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, "hf/one.safetensors")
+    index = {"weight_map": dict.fromkeys(arrays, "one.safetensors")}
+    (tmp_path / "hf/model.safetensors.index.json").write_text(json.dumps(index))
+    labels = {str(i): f"class {i}" for i in range(5)}
+    config = {"image_size": 32, "num_channels": 3, "num_attention_heads": 2, "id2label": labels}
+    (tmp_path / "hf/config.json").write_text(json.dumps(config))
+    for model in ({}, {"model": "vit:width=16:depth=1:heads=1:patch=8"}):
+        with pytest.raises(InputError) as refused:
+            sources.load(sources.settings_of(model, "hf"))
+        give = "give --source_rules=vit_hf --model=vit:width=32:depth=2:mlp=64:patch=8:heads=2, images of 32 x 32"
+        assert give in str(refused.value) and "eps=1e-12" in str(refused.value)
+    capsys.readouterr()
+    for heads, is_said in ((2, False), (4, True)):
+        model = f"vit:width=32:depth=2:heads={heads}:mlp=64:patch=8:eps=1e-12"
+        sources.load(sources.settings_of({"source_rules": "vit_hf", "model": model}, "hf"))
+        assert ("config.json of 'hf' says 2 heads" in capsys.readouterr().out) == is_said

@@ -554,11 +554,12 @@ def _from_weights_file(settings: Settings, trains: bool = True) -> Source:
         flat |= {path: np.zeros(leaf.shape, leaf.dtype) for path, leaf in missing.items()}
         flat = _with_state(settings, flat, like, model, shape, f"--source_checkpoint={file}", trains)
     except InputError as error:
-        if "model" not in card and (model_text := _unnamed_model(settings, rules, file)):
-            raise InputError(f"--source_checkpoint={file}: {model_text}") from error
+        if ("model" not in card or not rules) and (advice := _unnamed_model(settings, rules, file)):
+            raise InputError(f"--source_checkpoint={file}: {advice}") from error
         text = str(error) if str(file) in str(error) else f"--source_checkpoint={file}: {error}"
         text += _size_of_file(settings, rules, file, like)
         raise _refusal_of_model(settings, card.get("model", settings.architecture()), InputError(text)) from error
+    _say_other_heads(settings, file, like)
     name = settings.source_rules or card.get("rules", "")
     if name and "pixels=" not in settings.model and (comment := weights.pixels(name)):
         console.say(f"pixels reach --model={settings.model} as 0 to 1, and the rules {name} say: {comment}")
@@ -615,13 +616,36 @@ def _size_of_file(settings: Settings, rules: Sequence[weights.Rule], file: Path,
     return f"; the file is of --model={size}" if size and size != models.size(settings.model, alike) else ""
 
 
+def _heads_of_config(file: Path) -> int | None:
+    """How many heads the config.json beside shards, or a model of the hub, says; None where it says none."""
+    try:
+        is_folder = str(file).startswith(weights.HUB) or file.is_dir()
+        record = json.loads(files.text(weights.located(file).with_name("config.json"))) if is_folder else {}
+        heads = record.get("num_attention_heads")
+    except (OSError, InputError, ValueError, AttributeError, RecursionError):
+        return None
+    return heads if type(heads) is int else None
+
+
+def _say_other_heads(settings: Settings, file: Path, like: Params) -> None:
+    """Say so where a config.json says another number of heads than the model has: no shape of an array does."""
+    kernels = [np.shape(leaf) for path, leaf in paths.items(like) if path.endswith("attention/query/kernel")]
+    heads = _heads_of_config(file)
+    if other := {shape[1] for shape in kernels if heads and len(shape) == 3 and shape[1] != heads}:
+        console.say(
+            f"config.json of '{file}' says {heads} heads, and --model={settings.model} has {min(other)}, which its "
+            f"arrays fit too: give heads={heads} for what the network learnt"
+        )
+
+
 def _unnamed_model(settings: Settings, rules: Sequence[weights.Rule], file: Path) -> str:
-    """What to give for a file that neither a flag nor its card calls a model of; '' where that does not follow.
+    """Which rules and model to give for a file that has none; '' where that does not follow from its names and shapes.
 
     Without rules those are tried that are shipped.
     """
-    if settings.model != Settings.model:
+    if rules and settings.model != Settings.model:
         return ""
+    heads = _heads_of_config(file)
     tried = {"": rules} if rules else {name: weights.read_rules(name) for name in weights.names()}
     for name, each in tried.items():
         try:
@@ -633,10 +657,10 @@ def _unnamed_model(settings: Settings, rules: Sequence[weights.Rule], file: Path
                 flag_text = f"--source_rules={name} " if name else ""
                 build = weights.comments(name or settings.source_rules or "", "Build ")
                 build = f"; the rules say: {build}" if build else ""
-                return (
-                    f"it is of no {settings.model}, and its card does not say its model: give "
-                    f"{flag_text}--model={size}{build}"
-                )
+                if heads and "heads=?" in size:
+                    size = size.replace("heads=?", f"heads={heads}").partition(" (")[0]
+                why = f"the rules {name} fit its names, and none are given" if name else "its card says no model"
+                return f"it does not fit --model={settings.model}, and {why}: give {flag_text}--model={size}{build}"
     return ""
 
 
