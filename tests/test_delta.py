@@ -121,6 +121,7 @@ def test_what_a_fit_changed_and_its_source_give_the_fit(tasks, tmp_path, capsys)
         predict.main(["predict", f"--checkpoint={probe}", "--images=x", "--output=y.csv"])
 
 
+@pytest.mark.slow
 def test_the_base_is_the_checkpoint_that_the_run_started_from(tasks, tmp_path):
     pretrain.run(source=str(tasks / "digits.npz"), hidden=(8,), steps=2, seeds=(0, 1), workdir=str(tmp_path / "from"))
     given = arguments(tasks, tmp_path / "run", source=None, source_checkpoint=str(tmp_path / "from"))

@@ -22,6 +22,7 @@ SLOW = {
     "timm_vit_avg",
     "hf_resnet",
     "hf_vit_in_memory",
+    "hf_resnet_basic",
 }
 CASES = [
     pytest.param(file.stem, marks=[pytest.mark.slow] * (file.stem in SLOW)) for file in sorted(FOLDER.glob("*.json"))

@@ -121,7 +121,14 @@ def test_pixels_come_to_the_patches_as_the_network_learnt_on_them(pixels, mean, 
 
 
 @pytest.mark.parametrize(
-    ("size", "numbers"), [("Ti", 5_717_416), ("S", 22_050_664), ("B", 86_567_656), ("L", 304_326_632)]
+    ("size", "numbers"),
+    [
+        ("Ti", 5_717_416),
+        *(
+            pytest.param(size, numbers, marks=pytest.mark.slow)
+            for size, numbers in (("S", 22_050_664), ("B", 86_567_656), ("L", 304_326_632))
+        ),
+    ],
 )
 def test_the_papers_sizes_have_the_papers_numbers_of_parameters(size, numbers):
     """With 1000 classes: of timm's vit_tiny to vit_large_patch16_224, and of torchvision's vit_b_16 and vit_l_16."""
@@ -252,6 +259,7 @@ def test_blocks_of_which_other_leaves_train_are_not_in_one_loop(frozen, loops):
     assert looped(program)[0] == loops
 
 
+@pytest.mark.slow
 def test_flops_of_scanned_blocks_are_counted_once_a_block():
     counts = [
         step_flops(model, params, masks.by_path(params, lambda path: True), X.shape[1:], 2)
@@ -269,6 +277,7 @@ def test_stages_that_are_alike_and_change_the_shape_are_one_line():
         models.apply(tuple(halves), params, np.ones((2, 2), np.float32))
 
 
+@pytest.mark.slow
 def test_flops_of_the_tiny_model_are_those_of_its_products():
     """A product [m, k] [k, n] has 2 m k n FLOPs; norms, softmax and GELU come to some five percent of them."""
     model = models.build("vit", 1000, hidden=(), activation="relu")

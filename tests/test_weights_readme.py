@@ -193,6 +193,7 @@ def test_a_model_that_nobody_names_is_advised(there):
     assert "source_rename" not in str(refused.value)
 
 
+@pytest.mark.slow
 def test_weights_without_a_head_are_a_source_of_all_below_it(there, capsys):
     arrays = {name: array for name, array in weights.read(there / "mine.npz").items() if not name.startswith("out.")}
     np.savez(there / "body.npz", **arrays)
