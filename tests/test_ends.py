@@ -76,13 +76,18 @@ def flat_rows(tree):
     return [{path: leaf[row] for path, leaf in leaves.items()} for row in range(len(next(iter(leaves.values()))))]
 
 
+def params_of(state):
+    """{path: array} of each fit of a state."""
+    return [dict(paths.items(jax.tree.map(np.asarray, state.of(row)[0]))) for row in range(len(state.fits))]
+
+
 def score_of(flat, step):
     """A score that rises and falls in the middle of a phase, and follows from the parameters to the last bit."""
     return float(np.cos(step / 3.0 + 20 * loss_of(flat)))
 
 
 def validate(state):
-    return [score_of(flat, state.step) for flat in flat_rows(state.params)] if state.step in POINTS else None
+    return [score_of(flat, state.step) for flat in params_of(state)] if state.step in POINTS else None
 
 
 def last_states(spec, fits, ends, **more):
@@ -92,7 +97,7 @@ def last_states(spec, fits, ends, **more):
         averages = flat_rows(state.average.params) if state.average is not None else [None] * len(state.fits)
         for row, i in enumerate(state.fits):
             began.setdefault(i, {})[len(state.masks[0]) - 1] = state.began
-            last[i] = flat_rows(state.params)[row], averages[row], began[i], state.over
+            last[i] = params_of(state)[row], averages[row], began[i], state.over
     return last
 
 

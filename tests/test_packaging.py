@@ -12,7 +12,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
-LEFT_OUT = (".png", ".ipynb", ".md")
+LEFT_OUT = (".png", ".ipynb", ".md", ".json")
 """What a checkout has in the packages for its readers."""
 
 
