@@ -90,8 +90,13 @@ def _read(name: str, folder: Path) -> Task | None:
         if file.read_bytes() != text:
             return None
     except _Damaged:
-        # Another process may have put a newer folder there: then what we read is not damaged, only out of date.
-        if file.is_file() and file.read_bytes() != text:
+        # Another process may have put a newer folder there, or be about to: then what we read is not damaged, only out
+        # of date.
+        try:
+            replaced = file.read_bytes() != text
+        except FileNotFoundError:
+            replaced = True
+        if replaced:
             return None
         raise
     except (OSError, UnicodeError):  # a source is gone, or its name is in another locale's encoding
