@@ -221,13 +221,15 @@ def _write(task: Task, stamps: dict[str, list[int]], folder: Path) -> None:
 
 def _publish(temporary: Path, folder: Path) -> None:
     """Rename `temporary` to `folder`, in the place of an older one; of two processes either may win."""
-    for _ in range(10):
+    for attempt in range(10):
         try:
             os.rename(temporary, folder)
             return
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
+        if attempt == 9:
+            return  # what another process put there stays: taken aside now, nothing would follow it
         aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         with contextlib.suppress(FileNotFoundError):  # another process took it aside first
             os.rename(folder, aside / "old")
