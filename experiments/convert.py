@@ -202,8 +202,8 @@ def _find(text: str | None) -> _Origin:
 def _about(package: metadata.Distribution) -> dict[str, str]:
     """The name, version and licence of a package; where it names none, the first line of its file of the licence."""
     about = {"package": package.metadata["Name"], "version": package.version}
-    said = {name: text for name, text in package.metadata.json.items() if isinstance(text, str)}
-    licence = said.get("license_expression") or said.get("license") or ""
+    entries = {name: text for name, text in package.metadata.json.items() if isinstance(text, str)}
+    licence = entries.get("license_expression") or entries.get("license") or ""
     if licence.strip().upper() in ("", "UNKNOWN"):
         texts = [
             file for file in package.files or () if file.name.upper().startswith(("LICENSE", "LICENCE", "COPYING"))

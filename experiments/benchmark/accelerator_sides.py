@@ -406,11 +406,11 @@ def _torch_vit(params: Flat, x: Any) -> Any:
 
 def serve(folder: Path, work: Work) -> None:
     """Train turns as standard input asks for them; what is said goes to standard output, a line of JSON each."""
-    said = os.fdopen(os.dup(1), "w")
+    output = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print goes to standard error
 
     def say(**values: Any) -> None:
-        print(json.dumps(values), file=said, flush=True)
+        print(json.dumps(values), file=output, flush=True)
 
     start = time.perf_counter()
     shared = read(folder, work)

@@ -119,11 +119,11 @@ def read_rules(settings: Settings, card: Mapping[str, Any], file: Path) -> tuple
     A file that a card names is found from the working directory, or from beside the card. Raises InputError for what
     is no rule.
     """
-    own = [weights.rule(text) for text in settings.source_rename or card.get("rename", ())]
+    single = [weights.rule(text) for text in settings.source_rename or card.get("rename", ())]
     name = settings.source_rules or card.get("rules", "")
     if not settings.source_rules and name and (file.parent / name).is_file() and not Path(name).is_file():
         name = str(file.parent / name)
-    return (*own, *(weights.read_rules(name) if name else ()))
+    return (*single, *(weights.read_rules(name) if name else ()))
 
 
 def stand_ins(settings: Settings, trial_seeds: Sequence[int]) -> dict[int, int]:
@@ -1051,12 +1051,12 @@ def write_weights(
     card = directory.new_file("output", f"{file}.json", ".json")
     weights.write(file, arrays, metadata)
     try:
-        said = {name: value for name, value in record.items() if value is not None}
-        said |= {"weights_sha256": file_digest(file)}
+        complete = {name: value for name, value in record.items() if value is not None}
+        complete |= {"weights_sha256": file_digest(file)}
         if signed:
-            directory.write_record(card, said)
+            directory.write_record(card, complete)
         else:
-            directory.replace(card, json.dumps(said, indent=1) + "\n")
+            directory.replace(card, json.dumps(complete, indent=1) + "\n")
     except BaseException:
         file.unlink()  # it is useless without its card
         raise
