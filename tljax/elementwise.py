@@ -19,9 +19,9 @@ from jax.extend import core
 
 from tljax.types import Params
 
-Kind = Literal["", "elements", "sums"]
-"""Whether a transformation is elementwise: not (''), without sums, or with sums over elements, which round otherwise
-if some are left out."""
+Kind = Literal["", "exact", "rounding"]
+"""Whether a transformation is elementwise: not (''); to the bit, by operations that round to the nearest number; or but
+for rounding, where it sums over elements, or takes functions of them that compilers approximate in several ways."""
 
 
 def kind(tx: optax.GradientTransformation, whole: Params, part: Params) -> Kind:
@@ -32,7 +32,7 @@ def kind(tx: optax.GradientTransformation, whole: Params, part: Params) -> Kind:
 
     >>> leaves, fewer = ({"w": jax.ShapeDtypeStruct((1, size), np.float32)} for size in (9, 2))
     >>> kind(optax.adam(0.1), leaves, fewer), kind(optax.clip_by_global_norm(1.0), leaves, fewer)
-    ('elements', 'sums')
+    ('exact', 'rounding')
     >>> kind(optax.lamb(0.1), leaves, fewer), kind(optax.clip_by_block_rms(1.0), leaves, fewer)
     ('', '')
     """
@@ -80,18 +80,18 @@ class _TurnsOnOthers(Exception):
 
 def _kind(init: tuple[Any, Any], update: tuple[Any, Any], count: int) -> Kind:
     """The kind of a transformation whose programs are of `count` leaves."""
-    sums: list[str] = []
+    inexact: list[str] = []
     params = [_Value(leaf, False) for leaf in range(count)]
     gradients = [_Value(leaf, True) for leaf in range(count)]
     try:
-        state = _interpreted(*init, params, sums)
+        state = _interpreted(*init, params, inexact)
         while True:
-            outputs = _interpreted(*update, [*gradients, *state, *params], sums)
+            outputs = _interpreted(*update, [*gradients, *state, *params], inexact)
             if any(value.leaf not in (leaf, None) for leaf, value in enumerate(outputs[:count])):
                 return ""
             after = [_either(old, new) for old, new in zip(state, outputs[count:], strict=True)]
             if after == state:
-                return "sums" if sums else "elements"
+                return "rounding" if inexact else "exact"
             state = after
     except _TurnsOnOthers:
         return ""
@@ -110,8 +110,8 @@ def _one_leaf(values: Sequence[_Value]) -> int | None:
     return leaves.pop() if leaves else None
 
 
-def _interpreted(jaxpr: Any, consts: Sequence[Any], inputs: Sequence[_Value], sums: list[str]) -> list[_Value]:
-    """What is known of the outputs of a program; a name is added to `sums` for each sum over elements."""
+def _interpreted(jaxpr: Any, consts: Sequence[Any], inputs: Sequence[_Value], inexact: list[str]) -> list[_Value]:
+    """What is known of the outputs of a program; to `inexact` goes the name of what is not rounded in one way."""
     if any(np.size(const) != 1 for const in consts):
         raise _TurnsOnOthers
     known = dict(zip(jaxpr.invars, inputs, strict=True)) | dict.fromkeys(jaxpr.constvars, _Value(None, False))
@@ -121,34 +121,35 @@ def _interpreted(jaxpr: Any, consts: Sequence[Any], inputs: Sequence[_Value], su
 
     for equation in jaxpr.eqns:
         values = [read(atom) for atom in equation.invars]
-        known |= zip(equation.outvars, _outputs(equation, values, sums), strict=True)
+        known |= zip(equation.outvars, _outputs(equation, values, inexact), strict=True)
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _outputs(equation: Any, values: list[_Value], sums: list[str]) -> list[_Value]:
+def _outputs(equation: Any, values: list[_Value], inexact: list[str]) -> list[_Value]:
     """What is known of the outputs of one equation."""
     name, outputs = equation.primitive.name, equation.outvars
     if name == "cond":
         which, *inputs = values
         if which.leaf is not None:
             raise _TurnsOnOthers
-        branches = [_interpreted(b.jaxpr, b.consts, inputs, sums) for b in equation.params["branches"]]
+        branches = [_interpreted(b.jaxpr, b.consts, inputs, inexact) for b in equation.params["branches"]]
         return [_joined(results) for results in zip(*branches, strict=True)]
     if name in _CALLS and (called := next((equation.params[key] for key in _BODIES if key in equation.params), None)):
         body, consts = (called.jaxpr, called.consts) if hasattr(called, "jaxpr") else (called, ())
-        return _interpreted(body, consts, values, sums)
+        return _interpreted(body, consts, values, inexact)
     if name in ("reduce_sum", "dot_general") and any(value.leaf is not None for value in values):
         _one_leaf(values)
         (left, right), _ = equation.params.get("dimension_numbers", (((), ()), ()))
         if outputs[0].aval.size != 1 or left != right or not any(value.zero for value in values):
             raise _TurnsOnOthers
-        sums.append(name)
+        inexact.append(name)
         return [_Value(None, False)]
     if name in _SAME_ORDER:
         if values[0].leaf is not None and equation.invars[0].aval.size != outputs[0].aval.size:
             raise _TurnsOnOthers
         return [values[0]]
     if name in _ELEMENTWISE:
+        inexact += [name] if name in _APPROXIMATED and _one_leaf(values) is not None else []
         return [_Value(_one_leaf(values), _is_zero(name, values))]
     if all(atom.aval.size == 1 for atom in (*equation.invars, *outputs)) and _one_leaf(values) is None:
         return [_Value(None, False)] * len(outputs)
@@ -184,6 +185,10 @@ _ELEMENTWISE = {
     *("mul", "div", "rem", "pow", "integer_pow", "rsqrt", "exp", "exp2", "log", "logistic", "cos", "tan", "acos"),
     *("cosh", "acosh", "atanh", "atan2", "erfc", "clamp", "nextafter", "select_n", "is_finite", "and", "or", "not"),
     *("xor", "eq", "ne", "lt", "le", "gt", "ge", "reduce_precision"),
+}
+_APPROXIMATED = {
+    *("cbrt", "tanh", "sin", "asin", "atan", "sinh", "asinh", "expm1", "log1p", "erf", "pow", "rsqrt", "exp", "exp2"),
+    *("log", "logistic", "cos", "tan", "acos", "cosh", "acosh", "atanh", "atan2", "erfc"),
 }
 
 # Programs that are equal but for their shapes.
