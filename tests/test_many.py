@@ -79,6 +79,19 @@ def test_over_devices_a_fit_has_the_bits_of_a_fit_alone(count):
         assert_same(together[i], fitted([fit_alone])[0][0])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("many", ["map", "vmap"])
+def test_as_a_gpu_loops_over_steps_and_lays_fits_out_a_fit_is_the_same(many, monkeypatch):
+    def fits():
+        return [fit(start(0), order_of(0), rate=rate, shares="one") for rate in (0.05, 0.1, 0.2)]
+
+    here, _ = fitted(fits(), many=many)
+    monkeypatch.setattr(vectorize, "BLOCK", 8)
+    monkeypatch.setattr(vectorize, "_on_platform", lambda mesh: {"platform": "gpu"})
+    there, _ = fitted(fits(), many=many)
+    (assert_same if many == "map" else assert_near)(there, here)
+
+
 def test_what_differs_in_numbers_orders_or_examples_is_one_group_and_one_executable():
     """Seeds, rates, lambdas, label smoothing, and training subsets by index."""
     few = np.arange(0, 60, 7, dtype=np.int32)
