@@ -110,6 +110,7 @@ WAYS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "way", ["one device", *(pytest.param(w, marks=[pytest.mark.slow, pytest.mark.devices(3)]) for w in [*WAYS][1:])]
 )
@@ -126,6 +127,7 @@ def test_through_phases_and_averages_each_fit_has_the_bits_of_a_fit_alone(way):
         assert set(map(len, of_one.values())) == {0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("many", ["auto", "vmap"])
 def test_side_by_side_they_agree_with_fits_alone(many):
     fits, shared_too = fits_of(3), []
@@ -139,6 +141,7 @@ def test_side_by_side_they_agree_with_fits_alone(many):
             np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "penalty",
     [
@@ -207,6 +210,7 @@ def nbytes(tree):
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["bias_only", *(pytest.param(n, marks=pytest.mark.slow) for n in ("head_only", "lora"))]
 )

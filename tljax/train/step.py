@@ -435,19 +435,33 @@ def rule(fit: Fit, phase: int) -> PhaseRule:
 
 
 def _norm(tree: Params) -> jax.Array:
-    """Global norm, of the same bits however fits are divided over devices.
+    """Global norm; on a CPU of the same bits however fits are divided over devices.
 
-    Each leaf's sum is one product of the leaf with itself, behind a barrier. A product with ones adds in an order of
-    XLA's that goes with the devices (1e-7 apart); and a sum that XLA joins with what computes the gradient makes a step
-    at width 4096 half as long again (21.7 ms, not 14.4; with the barrier 15.6; without a norm 14.3; least of four
-    rounds, 2026-11-26, jax 0.10.2, two busy cores).
+    There each leaf's sum is one product of the leaf with itself, behind a barrier. A product with ones adds in an order
+    of XLA's that goes with the devices (1e-7 apart); and a sum that XLA joins with what computes the gradient makes a
+    step at width 4096 half as long again (21.7 ms, not 14.4; with the barrier 15.6; without a norm 14.3; least of four
+    rounds, 2026-11-26, jax 0.10.2, two busy cores). Elsewhere XLA joins the sum with the update, which reads the same
+    gradient: behind a barrier it would be read once more, by a kernel of its own for each leaf.
     """
+    leaves = jax.tree.leaves(tree)
+    if not leaves:
+        return jnp.zeros(())
+    return jnp.sqrt(jax.lax.platform_dependent(leaves, cpu=_sum_of_products, default=_sum_of_squares))
+
+
+def _sum_of_products(leaves: Sequence[jax.Array]) -> jax.Array:
+    """The sum of all squares, a product behind a barrier for each leaf."""
 
     def squared(leaf: jax.Array) -> jax.Array:
         flat = jax.lax.optimization_barrier(leaf.reshape(-1))
         return jnp.dot(flat, flat, precision="highest")
 
-    return jnp.sqrt(sum(map(squared, jax.tree.leaves(tree)), start=jnp.zeros(())))
+    return sum(map(squared, leaves), start=jnp.zeros(()))
+
+
+def _sum_of_squares(leaves: Sequence[jax.Array]) -> jax.Array:
+    """The sum of all squares, as XLA likes to add them."""
+    return sum((jnp.sum(leaf * leaf) for leaf in leaves), start=jnp.zeros(()))
 
 
 @functools.lru_cache
