@@ -64,8 +64,10 @@ class Execution:
     """'jit', where the compiler divides a batch, or 'pmap', for one fit at a time: all devices share its batches.
     Under pmap dropout draws otherwise than on one device."""
     many: str = "auto"
-    """How fits share a device: 'map' (one after another), 'vmap' (side by side), or 'auto': those with one order as
-    is quicker, others one after another, so that a fit has the same bits whatever it is trained with."""
+    """How fits share a device: 'map' (one after another), 'vmap' (side by side), or 'auto'. On a CPU that is as is
+    quicker for those with one order, and one after another for others, so that a fit has the same bits whatever it is
+    trained with; on other devices side by side up to `vectorize.QUICKER_ON_ACCELERATORS`, where a fit's bits are its
+    company's."""
     cache: FeatureCache | None = None
     """Where the features of frozen prefixes are kept; None computes them anew in every step."""
     on_message: Callable[[str], None] = lambda line: None
@@ -680,7 +682,8 @@ def layout(
     mesh = vectorize.mesh_of_group(len(fits) // width, execution.devices, execution.devices_per_batch)
     if execution.mode == "pmap" and mesh is not None:
         return mesh, "pmap"
-    return mesh, vectorize.choose_mode(spec, fits, width, data, execution.many)
+    platform = vectorize.platform_of(execution.devices)
+    return mesh, vectorize.choose_mode(spec, fits, width, data, execution.many, platform)
 
 
 @switches.guarded()
