@@ -28,7 +28,7 @@ from tljax.data import draw
 from tljax.initialization import Look, Start
 from tljax.study.results import Result, at_end, score
 from tljax.study.units import to_record
-from tljax.train import gradients, vectorize
+from tljax.train import ahead, gradients, vectorize
 from tljax.train.cost import largest
 from tljax.train.data import is_streamed
 from tljax.types import Mask, Metric, Model, ModelState, Objective, Params, Task
@@ -117,12 +117,22 @@ def _train_missing(experiment: Experiment, missing: Mapping[str, PlannedFit], fo
         company = _company(fit, planned.strategy.label, many)
         groups.setdefault((None if together else planned.budget, company), []).append(fit)
     del initial  # with a draw of the whole model for each seed
-    for group in groups.values():
-        names = _names(group)
-        if len(groups) > 1:
-            console.say(f"{names}: {len(group)} of the {len(missing)} fits, trained by themselves")
-        with console.progress(names, sum(len(fit.trial.rates) for fit in group)) as advance:
-            train_groups(on_device, group, folder, about(settings, target), advance, settings.checkpoint_every)
+    first_programs = [ahead.Group(group[0].spec, *_trials_and_stops(on_device, group)) for group in groups.values()]
+    is_ours = not any([*plan.code_digests(settings.recipe, settings.model), *(s.code for s in experiment.strategies)])
+    with ahead.compiled_ahead(first_programs if is_ours else (), on_device.train, on_device.execution) as wait:
+        for number, group in enumerate(groups.values()):
+            names = _names(group)
+            if len(groups) > 1:
+                console.say(f"{names}: {len(group)} of the {len(missing)} fits, trained by themselves")
+            with console.progress(names, sum(len(fit.trial.rates) for fit in group)) as advance:
+                wait(number)
+                train_groups(on_device, group, folder, about(settings, target), advance, settings.checkpoint_every)
+
+
+def _trials_and_stops(on_device: "DeviceData", group: Sequence["PreparedFit"]) -> tuple[list[train.Fit], list[int]]:
+    """The fits of the spec that a group is trained with first, and the steps at which their segments end."""
+    alike = [fit for fit in group if (fit.spec, len(fit.trial.rates)) == (group[0].spec, len(group[0].trial.rates))]
+    return [fit.trial for fit in alike], _stops(on_device, alike)
 
 
 def _company(fit: "PreparedFit", label: str, many: str) -> Any:
@@ -423,8 +433,7 @@ def drive(
     A segment ends at each point of the curves and where a phase begins. Without `evaluated` there are no logits.
     """
     spec, trials = group[0].spec, [fit.trial for fit in group]
-    points = curve_points(on_device.recipe, group)
-    stops = sorted({*points, *(step for step, _ in trials[0].phases if step)})
+    points, stops = curve_points(on_device.recipe, group), _stops(on_device, group)
     execution = replace(on_device.execution, should_stop=should_stop) if should_stop else on_device.execution
     execution = replace(execution, on_compiled=on_compiled) if on_compiled else execution
     validated: dict[int, Mapping[str, Any] | None] = {}
@@ -453,6 +462,12 @@ def drive(
             of_average = _logits(on_device, group, state._replace(params=params, model_state=model_state))
         yield Point(state, log, logits, of_average, dict(validated) if has_trained else {})
         validated.clear()
+
+
+def _stops(on_device: DeviceData, group: Sequence[PreparedFit]) -> list[int]:
+    """The steps at which the segments of a group end: the points of the curves, and where phases begin."""
+    begins = (step for step, _ in group[0].trial.phases if step)
+    return sorted({*curve_points(on_device.recipe, group), *begins})
 
 
 def _score(measured: Mapping[str, Any] | None) -> float | None:
