@@ -1,6 +1,9 @@
 """What is decided by the platform, by FLOPs and by bytes: how fits share a device, and how many examples go at once."""
 
+import contextlib
 import json
+import os
+import threading
 from functools import partial
 
 import jax
@@ -10,11 +13,12 @@ import pytest
 from test_programs import arguments, write_task
 
 from experiments import transfer
-from experiments.runs import directory
-from tljax import evaluate, masks, models, objective, optimizers, train
+from experiments.runs import directory, fit
+from tljax import evaluate, masks, models, objective, optimizers, switches, train
 from tljax.models import vit
-from tljax.train import features, flops, memory, vectorize
+from tljax.train import ahead, features, flops, memory, vectorize
 from tljax.train.step import forward
+from tljax.types import InputError
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -63,14 +67,14 @@ def test_side_by_side_follows_from_the_platform_and_the_flops_alone():
     mask = masks.by_path(params, lambda path: True)
     optimizer, numbers = optimizers.spec("sgd")
     order = lambda begin, end: np.zeros((end - begin, 100), np.int32)  # noqa: E731
-    fit = train.Fit(
+    member = train.Fit(
         params, ((0, mask),), order, np.ones(9, np.float32), (), {**numbers, "label_smoothing": 0.0}, jax.random.key(0)
     )
-    spec = train.specialize(train.Spec(WIDE, objective.loss("softmax_cross_entropy"), optimizer), fit, (mask,))
+    spec = train.specialize(train.Spec(WIDE, objective.loss("softmax_cross_entropy"), optimizer), member, (mask,))
     data = train.load(np.zeros((1, 28, 28, 1), np.uint8))
 
     def mode(platform, fits=2, width=1, many="auto"):
-        return vectorize.choose_mode(spec, [fit] * fits, width, data, many, platform)
+        return vectorize.choose_mode(spec, [member] * fits, width, data, many, platform)
 
     assert [mode("cpu"), mode("cpu", width=2), mode("cpu", many="vmap")] == ["map", "map", "vmap"]
     assert [mode("gpu"), mode("tpu", width=2), mode("gpu", fits=1), mode("gpu", many="map")] == [
@@ -152,3 +156,53 @@ def test_a_line_of_results_is_checked_once_however_often_fits_are_added(tasks, t
     results = transfer.run(**arguments(tasks, tmp_path / "w", seeds=(0, 1), devices=1))
     again = transfer.run(**arguments(tasks, tmp_path / "w", seeds=(0, 1), devices=1))
     assert again == results and len(checked) == len(set(checked)) >= len(results)
+
+
+@pytest.mark.slow
+def test_groups_after_the_first_are_compiled_in_threads_and_no_program_twice(tasks, tmp_path, monkeypatch):
+    compiled = []
+
+    def listen(name, _, **about):
+        if name.endswith("backend_compile_duration") and "segment" in str(about.get("fun_name")):
+            compiled.append(threading.current_thread().name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+
+    def threads(name, hidden):
+        compiled.clear()
+        flags = {"strategies": ("full", "bias_only", "last_k"), "seeds": (0,), "devices": 1, "hidden": (hidden, 5)}
+        results = transfer.run(**arguments(tasks, tmp_path / name, **flags, head="fresh", train_examples=("60",)))
+        return sorted("compile" in thread for thread in compiled), [fit.test_loss for fit in results]
+
+    ahead, losses = threads("ahead", 13)
+    monkeypatch.setattr(fit.ahead, "compiled_ahead", lambda *_: contextlib.nullcontext(lambda number: None))
+    in_turn, same_losses = threads("in_turn", 14)
+    assert not any(in_turn) and len(ahead) == len(in_turn) == 4  # the source, scratch and full, and two strategies
+    assert sum(ahead) == 1  # the head is trained on features, for which nothing goes ahead
+    monkeypatch.undo()
+    assert threads("again", 14) == ([], same_losses) and losses != same_losses
+
+
+def test_what_fails_ahead_of_its_turn_is_left_to_its_turn():
+    def fails(begin, end):
+        raise InputError("no order")
+
+    params = models.init(WIDE, jax.random.key(0), (28, 28, 1))
+    mask = masks.by_path(params, lambda path: True)
+    spec = train.Spec(WIDE, objective.loss("softmax_cross_entropy"), optimizers.spec("sgd")[0])
+    broken = train.Fit(params, ((0, mask),), fails, np.ones(9, np.float32), (), {}, jax.random.key(0))
+    data, group = train.load(np.zeros((1, 28, 28, 1), np.uint8)), ahead.Group(spec, [broken], [9])
+    with pytest.raises(InputError, match="no order"):
+        ahead._compile(group, data, train.Execution())
+    with ahead.compiled_ahead([group, group], data, train.Execution()) as wait:
+        wait(0)
+        wait(1)
+
+
+def test_in_a_thread_of_its_own_code_nothing_of_the_process_is_restored(monkeypatch):
+    with switches.trusted(), switches.guarded():
+        monkeypatch.setenv("XLA_FLAGS", "--of_another_thread")
+    assert os.environ["XLA_FLAGS"] == "--of_another_thread"
+    with switches.guarded():
+        monkeypatch.setenv("XLA_FLAGS", "--of_a_plugin")
+    assert os.environ["XLA_FLAGS"] == "--of_another_thread"

@@ -118,8 +118,9 @@ def _train_missing(experiment: Experiment, missing: Mapping[str, PlannedFit], fo
         groups.setdefault((None if together else planned.budget, company), []).append(fit)
     del initial  # with a draw of the whole model for each seed
     first_programs = [ahead.Group(group[0].spec, *_trials_and_stops(on_device, group)) for group in groups.values()]
-    is_ours = not any([*plan.code_digests(settings.recipe, settings.model), *(s.code for s in experiment.strategies)])
-    with ahead.compiled_ahead(first_programs if is_ours else (), on_device.train, on_device.execution) as wait:
+    if plan.has_code_from_outside(experiment):
+        first_programs = []
+    with ahead.compiled_ahead(first_programs, on_device.train, on_device.execution) as wait:
         for number, group in enumerate(groups.values()):
             names = _names(group)
             if len(groups) > 1:
@@ -290,7 +291,7 @@ def outlined(task: Task, recipe: Recipe, execution: train.Execution) -> DeviceDa
     goal, nothing = plan.objective_of(task, recipe), train.Data(None, None)
     streamed = is_streamed(task.train, execution.data, execution.devices)
     examples = train.Stream(task.train, execution.stream_memory) if streamed else train.Data(inputs, targets)
-    return DeviceData(task, recipe, goal, examples, nothing, 0, execution)
+    return DeviceData(task, recipe, goal, examples, nothing, 0, execution, {})
 
 
 class PreparedFit(NamedTuple):

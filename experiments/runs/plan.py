@@ -884,6 +884,14 @@ def code_digests(recipe: Recipe, model: str) -> list[str]:
     ]
 
 
+def has_code_from_outside(experiment: Experiment) -> bool:
+    """Whether the flags name functions outside tljax that training calls."""
+    names = [plugins.parse(strategy.spec or strategy.name).name for strategy in experiment.strategies]
+    return any("." in name for name in names) or any(
+        code_digests(experiment.settings.recipe, experiment.settings.model)
+    )
+
+
 def group_name(keys: Iterable[str]) -> str:
     """A name of fits that are trained or kept together, from their keys: eight hexadecimal digits."""
     return hashlib.sha256("".join(keys).encode()).hexdigest()[:8]

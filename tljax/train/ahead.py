@@ -48,7 +48,7 @@ def compiled_ahead(
 
     try:
         for number, group in enumerate(groups):
-            if number and _may_go_ahead(group, data, execution):
+            if number:
                 futures[number] = pool.submit(_compile, group, data, execution)
         yield wait
     finally:
@@ -78,4 +78,5 @@ def _compile(group: Group, data: Data | Stream, execution: loop.Execution) -> No
 
     silent = replace(execution, on_message=lambda line: None, on_compiled=stop, should_stop=lambda: False, profile=None)
     with contextlib.suppress(_Compiled), switches.trusted():
-        next(loop.fit(group.spec, group.fits, data, group.ends, (), silent, lambda state: None))
+        if _may_go_ahead(group, data, execution):
+            next(loop.fit(group.spec, group.fits, data, group.ends, (), silent, lambda state: None))

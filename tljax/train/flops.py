@@ -112,7 +112,7 @@ def _of_equation(equation: Any) -> float:
         (contracted, _), _ = parameters["dimension_numbers"]
         return 2.0 * math.prod(outputs[0]) * math.prod(inputs[0][axis] for axis in contracted)
     if name == "conv_general_dilated":
-        return _of_convolution(parameters, *inputs[:2], outputs[0])
+        return _of_convolution(parameters, inputs[0], inputs[1], outputs[0])
     if name in ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "argmax", "argmin"):
         return float(math.prod(inputs[0]))
     if name in ("scatter-add", "scatter_add"):
