@@ -1,6 +1,7 @@
 """What is decided by the platform, by FLOPs and by bytes: how fits share a device, and how many examples go at once."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import threading
@@ -206,3 +207,20 @@ def test_in_a_thread_of_its_own_code_nothing_of_the_process_is_restored(monkeypa
     with switches.guarded():
         monkeypatch.setenv("XLA_FLAGS", "--of_a_plugin")
     assert os.environ["XLA_FLAGS"] == "--of_another_thread"
+
+
+def test_where_a_compiler_says_no_flops_those_of_the_traced_step_are_told(monkeypatch):
+    params = models.init(WIDE, jax.random.key(0), (28, 28, 1))
+    optimizer, numbers = optimizers.spec("sgd")
+    mask, order = masks.by_path(params, lambda path: True), lambda begin, end: np.zeros((end - begin, 100), np.int32)
+    numbers = {**numbers, "label_smoothing": 0.0}
+    member = train.Fit(params, ((0, mask),), order, np.ones(9, np.float32), (), numbers, jax.random.key(0))
+    spec = train.Spec(WIDE, objective.loss("softmax_cross_entropy"), optimizer)
+    data = train.load(np.zeros((200, 28, 28, 1), np.uint8), np.zeros(200, np.int32))
+    monkeypatch.setattr(vectorize, "executable", lambda *arguments, **further: None)
+    products = 2 * 100 * (2 * 784 * 512 + 3 * 512 * 10)  # the first kernel's product and gradient, three of the head
+    numbers_of_model = 784 * 512 + 512 + 512 * 10 + 10
+    told = train.cost_of(spec, member, data, [mask]).flops
+    assert products < told < products + 6 * numbers_of_model + 100 * (3 * 784 + 30 * 512)
+    halves = train.cost_of(dataclasses.replace(spec, microbatch=50), member, data, [mask]).flops
+    assert halves == pytest.approx(told, rel=0.02)

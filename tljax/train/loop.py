@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tljax import batch_stats, masks, models, optimizer, optimizers, paths, switches
-from tljax.train import cost, features, vectorize
+from tljax.train import cost, features, flops, vectorize
 from tljax.train.cost import Cost
 from tljax.train.data import MEMORY, Data, Reader, Stream, is_streamed, load
 from tljax.train.features import FeatureCache
@@ -559,7 +559,10 @@ def cost_of(
     arrays = (trained, state.optimizer, frozen, hyper, examples, targets, order, rates, (0, 0, 1))
     executable = vectorize.executable(short, None, 1, "map", *arrays, *further, fetch=fetch)
     of_step = cost.of(executable, short.model == models.unrolled(short.model))
-    return of_step._replace(flops=None if of_step.flops is None else parts * of_step.flops)
+    if of_step.flops is None:
+        segment = functools.partial(vectorize.segment, short, None, 1, "map", fetch=fetch)
+        return of_step._replace(flops=flops.of(segment, *arrays, *further))
+    return of_step._replace(flops=parts * of_step.flops)
 
 
 LONGEST = 3.0
