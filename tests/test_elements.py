@@ -84,7 +84,7 @@ def tx_of(name, **numbers):
                 ("adamw", {"weight_decay": 0.1}),
                 ("adam", {"clip": 0.05}),
                 ("adamw", {"weight_decay": 0.1, "clip": 0.05, "decay": "auto"}),
-                *((name, {}) for name in ("rmsprop", "adagrad", "lion", "amsgrad", "adan", "novograd", "rprop")),
+                *((name, {}) for name in ("rmsprop", "lion", "adan", "novograd")),
             ]
         ),
     ],
@@ -217,10 +217,11 @@ def test_decay_by_axes_sees_a_kernel_and_extra_trees_are_gathered_too():
 
     noisy = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
     kernels = lambda tree: jax.tree.map(lambda leaf: leaf.ndim > 1, tree)  # noqa: E731
-    tx, mask = optax.chain(optax.sgd(1.0), optax.add_decayed_weights(-0.5, kernels)), drawn(1)
+    tx, mask = optax.chain(optax.trace(0.9), optax.add_decayed_weights(-0.5, kernels)), drawn(1)
     masked = optimizer.masked(tx, mask)
     zeros = jax.tree.map(np.zeros_like, PARAMS)
-    updates, _ = masked.update(zeros, masked.init(PARAMS), PARAMS)
+    updates, state = masked.update(zeros, masked.init(PARAMS), PARAMS)
+    assert state[0].trace["body"]["kernel"].shape[0] == 1
     expected = np.where(mask["body"]["kernel"], -0.5 * PARAMS["body"]["kernel"], 0)
     np.testing.assert_array_equal(updates["body"]["kernel"], expected)
     given = optimizer.gathered(lambda *shapes: True, PARAMS, mask)
@@ -299,8 +300,8 @@ def more(seed):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "execution",
-    [{}, {"many": "vmap"}, {"devices": tuple(jax.devices()[:2])}],
-    ids=["one after another", "side by side", "over devices"],
+    [{}, {"many": "vmap", "devices": tuple(jax.devices()[:2])}],
+    ids=["one after another", "side by side over devices"],
 )
 def test_fits_of_elements_agree_with_fits_on_whole_leaves_and_share_a_program(execution, monkeypatch):
     spec, fits = fits_of(2, ((0, trained_mask), (6, more)))
@@ -318,17 +319,13 @@ def test_fits_of_elements_agree_with_fits_on_whole_leaves_and_share_a_program(ex
 
 
 @pytest.mark.slow
-def test_clipped_fits_of_elements_agree_with_whole_leaves_and_a_saved_state_goes_on(monkeypatch):
+def test_a_saved_state_of_elements_goes_on_with_the_same_bits():
     spec, fits = fits_of(2, ((0, trained_mask), (6, more)), clip=0.1)
     few, _ = ends_of(spec, fits)
     first, _ = next(train.fit(spec, fits, DATA, [6, 12]))
     kept = jax.tree.map(np.array, first)
-    like = train.abstract(spec, fits, kept.masks)
+    like = train.abstract(spec, fits, first.masks)
     assert jax.tree.map(jnp.shape, kept.optimizer) == jax.tree.map(jnp.shape, like.optimizer)
     again, _ = ends_of(spec, fits, [kept])
-    monkeypatch.setattr(optimizer, "SHARE", 10**9)
-    every, _ = ends_of(spec, fits)
-    for i in every:
-        for got, resumed, expected in zip(few[i], again[i], every[i], strict=True):
-            assert got.tobytes() == resumed.tobytes()
-            np.testing.assert_allclose(got, expected, atol=1e-6)
+    for i in few:
+        assert all(got.tobytes() == other.tobytes() for got, other in zip(few[i], again[i], strict=True))
