@@ -86,7 +86,7 @@ def slice_chunk(mesh: Mesh | None, inputs: Any, targets: Any, view: Any, row: ja
 #   unrolled twice            1.01           0.93
 #   unrolled four times       1.04           0.94
 # All within the noise: one-hot labels take smoothing and every loss of optax, an order as an argument serves every
-# label budget, and a loop whose bounds are traced serves every length.
+# label budget, and a loop whose bounds are traced serves every length (of what that costs a GPU, see `_loop`).
 @functools.partial(
     jax.jit,
     static_argnames=("spec", "mesh", "width", "mode", "fetch", "platform"),
