@@ -302,15 +302,11 @@ def build(
         batch_stats=start.batch_stats,
     )
 
-    def order(first: int, last: int) -> np.ndarray:
-        by_epochs = recipe.steps is None
-        return draw.order(streams.order, len(subset), recipe.batch_size, first, last, epochs=by_epochs, subset=subset)
-
     total = plan.count_steps(recipe, len(subset))
     trial = train.Fit(
         start.params,
         plan.phases_at_steps(start.phases, total),
-        order,
+        draw.Order(streams.order, len(subset), recipe.batch_size, epochs=recipe.steps is None, subset=subset),
         plan.learning_rates(recipe, total),
         weights,
         {

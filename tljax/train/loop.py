@@ -4,6 +4,7 @@ import contextlib
 import functools
 import itertools
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -74,6 +75,9 @@ class Execution:
     """Called with what the executable of a phase costs on each device, and which of the group's fits it trains."""
     should_stop: Callable[[], bool] = lambda: False
     """Asked every few seconds whether to end before the last step."""
+    meanwhile: Callable[[], bool] = lambda: False
+    """Called while the devices train and the log of their steps is waited for: does a piece of other work, and says
+    whether it did. Of many processes it is not called."""
     profile: Profile | None = None
     """Which steps are traced, if any are."""
     data: str = "auto"
@@ -409,8 +413,12 @@ def _parts(
     A part is no larger than the cache has room for the features of its fits.
     """
     parts: dict[tuple[Spec, Hashable], list[Any]] = {}
+    keys: dict[Hashable, tuple[Spec, Hashable]] = {}
     for i, history in members:
-        parts.setdefault(group_key(spec, fits[i], history), []).append((i, history))
+        alike = vectorize.likeness(fits[i], history)
+        if alike not in keys:
+            keys[alike] = group_key(spec, fits[i], history)
+        parts.setdefault(keys[alike], []).append((i, history))
     phase = len(members[0][1]) - 1 if members else 0
     passes = _passes(fits, ends, phase, step)
     for (specialized, _), part in parts.items():
@@ -455,7 +463,7 @@ def _first_state(spec: Spec, fits: Sequence[Fit], part: Part) -> State:
     members, histories = [fits[i] for i, _ in part], tuple(history for _, history in part)
     specialized = specialize(spec, members[0], histories[0])
     params, shared = share([fit.params for fit in members], _never_trained(members[0], histories[0]))
-    rates = jnp.asarray([_rates(fit, 0)[0] for fit in members])
+    rates = jnp.asarray(np.array([_rates(fit, 0)[0] for fit in members]))
     opt_state = begin(specialized, params, stack_numbers(specialized, members, histories), rates)
     model_state = stack([fit.model_state for fit in members])
     average = entered(None, params, model_state, trained_leaves(specialized)) if spec.averages else None
@@ -559,8 +567,9 @@ def cost_of(
     return of_step._replace(flops=None if of_step.flops is None else parts * of_step.flops)
 
 
-LONGEST = 3.0
-"""Seconds that a call of the compiled function is meant to take at most: between two of them a fit can be stopped."""
+LONGEST = 1.5
+"""Seconds that a call of the compiled function is meant to take at most: between two of them a fit can be stopped, and
+two are under way."""
 FIRST_CALL = 16
 """Steps of the first call of a phase, whose duration says how many the others may have."""
 
@@ -594,7 +603,7 @@ def _phase(
         passes,
         execution.cache,
         execution.on_message,
-        jnp.stack([fit.key for fit in members]),
+        vectorize.stack_keys([fit.key for fit in members]),
         state.shared_variables,
     )
     hyper, shared = share_hyper(specialized, members, state.masks, shared_params)
@@ -608,13 +617,17 @@ def _phase(
     if renewed and isinstance(inputs, Stream):  # which is read for the estimate while it is read ahead
         inputs = replace(inputs, memory=inputs.memory // 2)
     with contextlib.ExitStack() as until_the_end:
+        latest = _latest_end(fits, state, ends[-1])
+        chunks: Iterator[vectorize.Chunk]
         if isinstance(inputs, Stream):
-            latest = _latest_end(fits, state, ends[-1])
             reader = vectorize.read_chunks(inputs, members, width, mesh, state.step, latest)
             until_the_end.callback(_tell_waiting, execution, reader, time.perf_counter())
-            chunks: Iterator[vectorize.Chunk] = until_the_end.enter_context(reader)
+            chunks, fetch = until_the_end.enter_context(reader), vectorize.slice_chunk
         else:
             targets = place(mesh, inputs.targets, by_fit=False)
+            segments = [state.step, *(end for end in ends if state.step < end <= latest)]
+            chunks = vectorize.resident_chunks(inputs, targets, members, width, mesh, segments)
+            fetch = vectorize.gather
         chunk: vectorize.Chunk | None = None
 
         costs: list[Cost] = []
@@ -627,18 +640,13 @@ def _phase(
             frozen: Params,
             start: int,
             stop: int,
-        ) -> tuple[slice, Any]:
-            """(The rows that the steps from `start` on have in the log, as many as there are data for; the rest)."""
+        ) -> tuple[slice, float, Any]:
+            """(The rows that the steps from `start` on have in the log, as many as there are data for; when the call
+            began; what it gives, which the devices are still computing)."""
             nonlocal chunk
-            if isinstance(inputs, Data):
-                order, rates = vectorize.order_and_rates(members, width, mesh, start, stop)
-                first, rows, fetch = start, slice(0, stop - start), vectorize.gather
-                examples = (inputs.inputs, targets, order, rates)
-            else:
-                chunk = next(chunks) if chunk is None or start == chunk.stop else chunk
-                first, fetch = chunk.start, vectorize.slice_chunk
-                rows = slice(start - first, min(stop, chunk.stop) - first)
-                examples = (chunk.inputs, chunk.targets, chunk.order, chunk.rates)
+            chunk = next(chunks) if chunk is None or start == chunk.stop else chunk
+            first, rows = chunk.start, slice(start - chunk.start, min(stop, chunk.stop) - chunk.start)
+            examples = (chunk.inputs, chunk.targets, chunk.order, chunk.rates)
             arrays = (trained, opt_state, frozen, hyper, *examples, (first, rows.start, rows.stop))
             further = () if average is None and not model_state else (average, model_state)
             named: Any = {"fetch": fetch} if shared is None else {"fetch": fetch, "shared": shared}
@@ -646,7 +654,11 @@ def _phase(
                 executable = vectorize.executable(short, mesh, width, mode, *arrays, *further, **named)
                 costs.append(cost.of(executable, short.model == models.unrolled(short.model)))
                 execution.on_compiled(state.fits, costs[0])
-            return rows, vectorize.run(short, mesh, width, mode, *arrays, *further, **named)
+            since = time.perf_counter()
+            result = vectorize.run(short, mesh, width, mode, *arrays, *further, **named)
+            if isinstance(inputs, Data) and first + rows.stop == chunk.stop:  # the host draws while the devices train
+                chunk = next(chunks, chunk)
+            return rows, since, result
 
         def train(end: int, state: State, most: int) -> tuple[State, Log, int]:
             state, log, most = _advance(short, mesh, batch_size(members[0]), call, end, state, most, execution)
@@ -683,6 +695,21 @@ def layout(
     return mesh, vectorize.choose_mode(spec, fits, width, data, execution.many)
 
 
+class _Running(NamedTuple):
+    """A call of the compiled function that was dispatched, and whose log is still to be read."""
+
+    start: int
+    stop: int
+    rows: slice
+    since: float
+    """When it was dispatched."""
+    log: Log
+
+
+AHEAD = 2
+"""Calls that are under way at once: the host reads the log of one while the devices train on in the next."""
+
+
 @switches.guarded()
 def _advance(
     spec: Spec,
@@ -696,8 +723,9 @@ def _advance(
 ) -> tuple[State, Log, int]:
     """(The state at step `end`, or earlier if it is to stop; the log of the way; steps that a call may have).
 
-    It goes by calls of the compiled segment, each short enough that a fit can be stopped between two. Under
-    `jax.debug_nans` each is one step; raises InputError for the first leaf that is not finite then.
+    It goes by calls of the compiled segment, each short enough that a fit can be stopped between two; the next is
+    dispatched before the log of one is read. Under `jax.debug_nans` each is one step; raises InputError for the first
+    leaf that is not finite then.
     """
     should_stop, profile, debugs = execution.should_stop, execution.profile, bool(jax.config.values["jax_debug_nans"])
     arrays = (state.params, state.optimizer, state.average, state.model_state)
@@ -706,28 +734,51 @@ def _advance(
     moving, resting = (None, None) if average is None else part_of_average(average, trained_leaves(spec))
     step, diverged = state.step, state.diverged
     logs: list[Log] = []
+    running: deque[_Running] = deque()
+    many = jax.process_count() > 1  # whose logs are gathered by all of them, after what was dispatched before
+    ended, before = 0.0, None
+
+    def read() -> None:
+        """Read the log of the earliest call that is under way."""
+        nonlocal diverged, most, ended
+        earliest, worked = running.popleft(), False
+        while not many and not earliest.log.loss.is_ready() and execution.meanwhile():
+            worked = True
+        log = jax.tree.map(lambda curve: curve[:, earliest.rows], host(earliest.log))
+        seconds, ended = time.perf_counter() - max(earliest.since, ended), time.perf_counter()
+        diverged = _first_not_finite(diverged, earliest.start, log)
+        if debugs and any(since == earliest.start for since in diverged):
+            row = diverged.index(earliest.start)
+            raise InputError(_not_finite(state.fits[row], earliest.start, row, before, trained))
+        logs.append(_without_diverged(diverged, earliest.start, log))
+        if not worked:  # else it may have ended before it was looked at
+            most = agreed(min(capacity(batch), _steps_for_longest(earliest.stop - earliest.start, seconds)))
+
     most = min(most, capacity(batch))
-    while step < end and not (logs and should_stop()):
+    while step < end and not ((logs or running) and should_stop()):
         if None not in diverged:
+            while running:
+                read()
             logs.append(_empty_log(len(diverged), end - step, len(spec.penalties)))
             step = end
             break
-        start, stop = time.perf_counter(), min(end, step + (1 if debugs else most))
+        stop = min(end, step + (1 if debugs else most))
         stop = profile.before(step, stop) if profile else stop
         before = jax.tree.map(np.array, host(trained)) if debugs else None
         with jax.debug_nans(False):
-            rows, result = call(trained, opt_state, moving, model_state, frozen, step, stop)
+            rows, since, result = call(trained, opt_state, moving, model_state, frozen, step, stop)
         trained, opt_state, moving, new_state, log = result
         stop, model_state = step + rows.stop - rows.start, new_state or model_state
-        log = jax.tree.map(lambda curve, rows=rows: curve[:, rows], host(log))
-        diverged = _first_not_finite(diverged, step, log)
-        if debugs and any(since == step for since in diverged):
-            raise InputError(_not_finite(state.fits[diverged.index(step)], step, diverged.index(step), before, trained))
-        logs.append(_without_diverged(diverged, step, log))
-        most = agreed(min(capacity(batch), _steps_for_longest(stop - step, time.perf_counter() - start)))
+        running.append(_Running(step, stop, rows, since, log))
+        # The first call of a phase says how many steps the next may have; a trace and a search are of one call.
+        alone = many or debugs or (profile and not profile.is_done) or most <= FIRST_CALL
+        while len(running) > (0 if alone else AHEAD - 1):
+            read()
         step = stop
         if profile:
             profile.after(step)
+    while running:
+        read()
     log = jax.tree.map(lambda *curves: np.hstack(curves), *logs)
     params = masks.join(trained, frozen)
     average = None if moving is None else moving._replace(params=masks.join(moving.params, resting))
