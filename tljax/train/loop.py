@@ -118,8 +118,8 @@ class State(NamedTuple):
     scores: tuple[tuple[float, ...], ...] = ()
     """In a phase that ends by validation, or restores: for each fit its scores at the points so far."""
     best: Any = None
-    """In a phase that restores: (what trains, its average, the model's state) at the point with each fit's best score,
-    in NumPy."""
+    """In a phase that restores: (what trains, its average, the model's state) at the point with each fit's best
+    score."""
     over: bool = False
     """Whether the last phase has ended, and restored what it was to restore."""
     model_state: Mapping[str, Any] = {}
@@ -305,16 +305,18 @@ def _observed(spec: Spec, fits: Sequence[Fit], state: State, scores: Sequence[fl
 
 
 def _trained_part(spec: Spec, fits: Sequence[Fit], state: State) -> Any:
-    """(What of a state's parameters trains in its phase, its average, the model's state), copies in NumPy."""
+    """(What of a state's parameters trains in its phase, its average, the model's state), copies on the devices; of
+    many processes in NumPy."""
     trains = trained_leaves(specialize(spec, fits[state.fits[0]], state.masks[0]))
     average = None if state.average is None else part_of_average(state.average, trains)[0]
     parts = masks.split(state.params, trains)[0], average, state.model_state
-    return jax.tree.map(np.array, host(parts))
+    return jax.tree.map(np.array, host(parts)) if jax.process_count() > 1 else vectorize.copied(parts)
 
 
-def _chosen_rows(chosen: Sequence[bool], new: np.ndarray, old: np.ndarray) -> np.ndarray:
+def _chosen_rows(chosen: Sequence[bool], new: Any, old: Any) -> Any:
     """The rows of `new` where `chosen`, else those of `old`."""
-    return np.where(np.asarray(chosen).reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+    where: Any = jnp.where if isinstance(new, jax.Array) or isinstance(old, jax.Array) else np.where
+    return where(np.asarray(chosen).reshape(-1, *(1,) * (new.ndim - 1)), new, old)
 
 
 def _after_end(
@@ -333,7 +335,7 @@ def _after_end(
             rule(fits[i], _phase_of(state)).restore and since is None and bool(scores)
             for i, since, scores in zip(ended.fits, ended.diverged, ended.scores, strict=True)
         ]
-        params, average, model_state = host((ended.params, ended.average, ended.model_state))
+        params, average, model_state = ended.params, ended.average, ended.model_state
         trains = trained_leaves(specialize(spec, fits[ended.fits[0]], ended.masks[0]))
         moved, frozen = masks.split(params, trains)
         moving, resting = (None, None) if average is None else part_of_average(average, trains)
@@ -341,7 +343,6 @@ def _after_end(
         moved, moving, model_state = jax.tree.map(functools.partial(_chosen_rows, restores), ended.best, now)
         params = masks.join(moved, frozen)
         average = None if moving is None else moving._replace(params=masks.join(moving.params, resting))
-        params, average, model_state = jax.tree.map(jnp.asarray, (params, average, model_state))
         ended = ended._replace(params=params, average=average, model_state=model_state)
     ended = ended._replace(scores=(), best=None)
     if _phase_of(state) + 1 == len(fits[0].phases):
@@ -353,9 +354,10 @@ def _after_end(
 def _taken(state: State, rows: Sequence[int]) -> State:
     """The state of some of its fits, on the first device, whatever devices it stood on."""
     names = ("params", "optimizer", "average", "model_state")
-    part = select(state._replace(**{name: host(getattr(state, name)) for name in names}), rows)
-    part = part._replace(**{name: jax.tree.map(jnp.asarray, getattr(part, name)) for name in names})
-    return part._replace(shared=on_first_device(state.shared))
+    if jax.process_count() > 1:
+        state = state._replace(**{name: host(getattr(state, name)) for name in names})
+    part = select(state, rows)
+    return part._replace(**{name: on_first_device(getattr(part, name)) for name in (*names, "shared")})
 
 
 def select(state: State, rows: Sequence[int]) -> State:
@@ -833,47 +835,98 @@ def _empty_log(fits: int, steps: int, terms: int) -> Log:
 def _next_phase(
     spec: Spec, fits: Sequence[Fit], data: Data | Stream, ends: Sequence[int], execution: Execution, state: State
 ) -> Iterator[tuple[State, list[int]]]:
-    """The states at the beginning of the phase that begins at the state's step, and for each its rows of the state."""
+    """The states at the beginning of the phase that begins at the state's step, and for each its rows of the state.
+
+    The arrays stay on the devices.
+    """
     number = _phase_of(state) + 1
-    on_host = host((state.params, state.optimizer, state.average, state.model_state))
-    params, opt_state, average, model_state = jax.tree.map(jnp.asarray, on_host)
-    shared = on_first_device(state.shared)
-    params_of, average_of = (
-        [jax.tree.map(lambda leaf, row=row: leaf[row], tree) for row in range(len(state.fits))]
-        for tree in (params, average)
-    )
-    params_of = [joined(params, shared) for params in params_of]
-    histories = [
-        (*history, _evaluated(fits[i].phases[number][1], params))
-        for i, params, history in zip(state.fits, params_of, state.masks, strict=True)
-    ]
+    entered_masks = []
+    for row, i in enumerate(state.fits):
+        mask = fits[i].phases[number][1]
+        looks = masks.is_strategy(mask)
+        entered_masks.append(_evaluated(mask, on_first_device(state.of(row)[0])) if looks else mask)
+    histories = [(*history, mask) for history, mask in zip(state.masks, entered_masks, strict=True)]
     members = list(zip(state.fits, histories, strict=True))
     for part in _parts(spec, fits, data, ends, execution, state.step, members):
         rows = [state.fits.index(i) for i, _ in part]
-        carried = []
-        for row in rows:
-            fit, before, after = fits[state.fits[row]], histories[row][:-1], histories[row]
-            tx = optimizers.build(spec.optimizer, _rates(fit, number)[state.step], fit.numbers)
-            opt_state_of = jax.tree.map(lambda leaf, row=row: leaf[row], opt_state)
-            old, new = ((history[-1], masks.since(*history)) for history in (before, after))
-            carried.append(optimizer.carry(tx, old, new, opt_state_of, params_of[row]))
-        never = _never_trained(fits[state.fits[rows[0]]], histories[rows[0]])
-        own, same = share([params_of[row] for row in rows], never)
-        next_state = State(
-            state.step,
-            own,
-            stack(carried),
-            tuple(state.fits[row] for row in rows),
-            tuple(histories[row] for row in rows),
-            tuple(state.diverged[row] for row in rows),
-            stack([entered(average_of[row], params_of[row], {}, histories[row][-1]) for row in rows])
-            if spec.averages
-            else None,
-            began=state.step,
-            model_state=jax.tree.map(lambda leaf, rows=rows: leaf[np.array(rows)], model_state),
-            shared=same,
+        next_state = _taken(state, rows) if jax.process_count() > 1 or len(rows) < len(state.fits) else state
+        first, of_part = fits[next_state.fits[0]], tuple(histories[row] for row in rows)
+        next_state = _with_own(next_state, _never_trained(first, of_part[0]))
+        trains = trained_leaves(specialize(spec, first, of_part[0]))
+        average = entered(next_state.average, next_state.params, {}, trains) if spec.averages else None
+        opt_state = _carried(spec, fits, number, next_state, of_part)
+        next_state = next_state._replace(
+            optimizer=opt_state, masks=of_part, average=average, began=state.step, scores=(), best=None
         )
-        yield _reestimated(spec, fits, data, execution, next_state), rows
+        yield _reestimated(spec, fits, data, execution, _settled(spec, fits, execution, next_state)), rows
+
+
+def _with_own(state: State, never: Mask) -> State:
+    """The state with an axis of fits for what is shared, but may train now: `never` says what has not. One fit alone
+    shares nothing."""
+    if state.shared is None:
+        return state
+    count = len(state.fits)
+
+    def none(leaf: Any) -> bool:
+        return leaf is None
+
+    own, structure = jax.tree.flatten(state.params, is_leaf=none)
+    shared = jax.tree.leaves(state.shared, is_leaf=none)
+    stays = [rests and count > 1 for rests in jax.tree.leaves(never)]
+    rows = list(zip(own, shared, stays, strict=True))
+    own = [jnp.broadcast_to(s, (count, *s.shape)) if leaf is None and not rests else leaf for leaf, s, rests in rows]
+    shared = [s if leaf is None and rests else None for leaf, s, rests in rows]
+    whole = jax.tree.unflatten(structure, shared) if any(leaf is not None for leaf in shared) else None
+    return state._replace(params=jax.tree.unflatten(structure, own), shared=whole)
+
+
+def _carried(
+    spec: Spec, fits: Sequence[Fit], number: int, state: State, histories: Sequence[tuple[Mask, ...]]
+) -> OptState:
+    """The optimizer's state of each fit, made fit for the phase of this number, which begins with these masks; for all
+    fits at once where their masks are the same."""
+    members = [fits[i] for i in state.fits]
+    rates = jnp.asarray(np.array([_rates(fit, number)[state.step] for fit in members], np.float32))
+    numbers = vectorize.columns([fit.numbers for fit in members])
+
+    def carry(history: tuple[Mask, ...], opt_state: OptState, own: Params, rate: jax.Array, numbers: Any) -> OptState:
+        tx = optimizers.build(spec.optimizer, rate, numbers)
+        old, new = ((masks_so_far[-1], masks.since(*masks_so_far)) for masks_so_far in (history[:-1], history))
+        return optimizer.carry(tx, old, new, opt_state, joined(own, state.shared))
+
+    of_fits = (state.optimizer, state.params, rates, numbers)
+    alike = {vectorize.likeness(fit, history) for fit, history in zip(members, histories, strict=True)}
+    if len(alike) == 1:
+        carried = jax.vmap(functools.partial(carry, histories[0]))(*of_fits)
+    else:
+        each = [
+            carry(history, *jax.tree.map(lambda leaf, row=row: leaf[row], of_fits))
+            for row, history in enumerate(histories)
+        ]
+        carried = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+    seen = {id(leaf) for leaf in jax.tree.leaves(state.params)}
+
+    def apart(leaf: jax.Array) -> jax.Array:
+        """The leaf, or a copy of one that another place has: it could not be given up to the segment twice."""
+        copied = jnp.array(leaf) if id(leaf) in seen else leaf
+        seen.add(id(copied))
+        return copied
+
+    return jax.tree.map(apart, carried)
+
+
+def _settled(spec: Spec, fits: Sequence[Fit], execution: Execution, state: State) -> State:
+    """The state on the devices on which it will be trained."""
+    members = [fits[i] for i in state.fits]
+    width = vectorize.shared_width(specialize(spec, members[0], state.masks[0]), members, state.masks)
+    mesh = vectorize.mesh_of_group(len(members) // width, execution.devices, execution.devices_per_batch)
+    by_fit = (state.params, state.optimizer, state.average, state.model_state)
+    by_fit = on_first_device(by_fit) if mesh is None else place(mesh, by_fit)
+    shared = on_first_device(state.shared) if mesh is None else place(mesh, state.shared, by_fit=False)
+    params, opt_state, average, model_state = by_fit
+    state = state._replace(params=params, optimizer=opt_state, average=average, model_state=model_state)
+    return state._replace(shared=shared)
 
 
 def _evaluated(mask: Mask | Callable[[Params], Mask], params: Params) -> Mask:

@@ -444,18 +444,18 @@ def _needed(spec: Spec) -> tuple[bool, bool]:
 def stack_numbers(spec: Spec, fits: Sequence[Fit], histories: Sequence[Sequence[Mask]]) -> Hyper:
     """As `stack_hyper`, without the trees that penalties refer to: what an optimizer's state begins with."""
     of_masks: dict[Hashable, tuple[Any, Any]] = {}
-    columns = []
+    of_each = []
     for fit, history in zip(fits, histories, strict=True):
         key = likeness(fit, history)
         if key not in of_masks:
             arrays = tuple(rank for rank in cohort_ranks(fit, history)[1] if not isinstance(rank, int))
             of_masks[key] = traced_leaves(spec, fit, history), arrays
-        columns.append(of_masks[key])
-    scales, ranks = zip(*columns, strict=True)
+        of_each.append(of_masks[key])
+    scales, ranks = zip(*of_each, strict=True)
     needs_start, _ = _needed(spec)
     return Hyper(
-        weights=tuple(_columns([fit.weights[i] for fit in fits]) for i in range(len(spec.penalties))),
-        numbers=_columns([fit.numbers for fit in fits]),
+        weights=tuple(columns([fit.weights[i] for fit in fits]) for i in range(len(spec.penalties))),
+        numbers=columns([fit.numbers for fit in fits]),
         scales=stack(scales),
         key=stack_keys([fit.key for fit in fits]),
         start=None,
@@ -485,7 +485,8 @@ def likeness(fit: Fit, history: Sequence[Mask]) -> Hashable:
     return of_fit, tuple(map(leaves, history))
 
 
-def _columns(rows: Sequence[Mapping[str, float]]) -> dict[str, jax.Array]:
+def columns(rows: Sequence[Mapping[str, float]]) -> dict[str, jax.Array]:
+    """{name: the numbers of each row, float32 [rows]}."""
     return {name: jnp.asarray(np.array([row[name] for row in rows], np.float32)) for name in rows[0]}
 
 
@@ -496,9 +497,7 @@ def stack_keys(keys: Sequence[jax.Array]) -> jax.Array:
     (2,)
     """
     distinct = {id(key): key for key in keys}
-    if len({(key.dtype, key.shape) for key in distinct.values()}) > 1 or not jnp.issubdtype(
-        keys[0].dtype, jax.dtypes.prng_key
-    ):
+    if len({(key.dtype, key.shape) for key in distinct.values()}) > 1 or not _is_key(keys[0]):
         return jnp.stack(keys)
     numbers = dict(zip(distinct, jax.device_get(list(map(jax.random.key_data, distinct.values()))), strict=True))
     data = np.stack([numbers[id(key)] for key in keys])
@@ -585,12 +584,23 @@ def _on_device_once(leaf: Any) -> jax.Array:
 
 
 def on_first_device(tree: Any) -> Any:
-    """A tree of which each device of a mesh has all, or a tree that no mesh has, on the first device."""
+    """A tree on the first device; what is on that device alone is as it is."""
 
-    def alone(leaf: jax.Array) -> jax.Array:
-        return leaf if len(leaf.sharding.device_set) == 1 else jnp.asarray(host(leaf))
+    def alone(leaf: Any) -> jax.Array:
+        on_one = isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) == 1
+        return leaf if on_one else jnp.asarray(host(leaf))
 
     return jax.tree.map(alone, tree)
+
+
+@jax.jit
+def copied(tree: Any) -> Any:
+    """A copy of a tree, in arrays of its own where the tree's are."""
+    return jax.tree.map(lambda leaf: jax.random.clone(leaf) if _is_key(leaf) else jnp.copy(leaf), tree)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _on_host(leaf: Any) -> np.ndarray:
