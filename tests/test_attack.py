@@ -38,6 +38,7 @@ def sums(grounds, count: int, patience: float = 10) -> Counter:
     return outcomes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of", [attack.of_data, attack.of_weights, attack.of_plugins])
 def test_data_weights_and_code_are_read_or_refused_in_one_line(of, tasks, tmp_path, monkeypatch):
     """A sample; the rest, and run directories of each kind, is slow."""
@@ -150,6 +151,7 @@ def test_kept_data_whose_note_is_of_other_types_is_decoded_again(tasks, tmp_path
         assert json.loads(note.read_text()) == good
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", ["os.close(1)", "os.closerange(0, 3)"])
 def test_a_strategy_that_closes_a_descriptor_ends_as_others_do(code, tasks, tmp_path):
     opened = f"out = os.open({str(tmp_path / 'out')!r}, os.O_CREAT | os.O_WRONLY)"

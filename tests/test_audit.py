@@ -121,6 +121,7 @@ def begins_late(params, context):
     return [Phase(0.5, everything(params, context))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "name", "reason"),
     [
@@ -152,6 +153,7 @@ def test_phases_and_exceptions_are_told_by_the_lint():
     assert first == lines.Check("lint on mlp", False, "raises KeyError: 'nowhere'")
 
 
+@pytest.mark.slow
 def test_a_merge_that_loses_something_is_found():
     from tljax.strategies import lora
 
@@ -182,6 +184,7 @@ def test_an_added_leaf_that_stays_frozen_is_found():
     assert failed(check_strategy(method)) == {"new leaves train in every phase"}
 
 
+@pytest.mark.slow
 def test_a_model_of_ones_own_goes_first(tmp_path):
     (tmp_path / "mine.py").write_text("from tljax.models.mlp import model\n")
     checks = check_strategy("head_only", model=f"{tmp_path}/mine.py:model")

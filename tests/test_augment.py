@@ -106,6 +106,7 @@ def mixture(text, images, weight=None, targets=LABELS):
     return shares, partners
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "targets", [LABELS, LABELS[:, None] > np.arange(3), FLOATS[:, 0, 0]], ids=["classes", "labels", "values"]
 )
@@ -150,6 +151,7 @@ def test_the_share_of_mixup_is_of_the_beta_distribution():
     assert scipy.stats.kstest(shares, scipy.stats.beta(0.4, 0.4).cdf).pvalue > 0.001
 
 
+@pytest.mark.slow
 @BOTH
 def test_cutmix_replaces_a_rectangle_and_mixes_targets_by_its_area(images):
     areas = []
@@ -170,6 +172,7 @@ def test_cutmix_replaces_a_rectangle_and_mixes_targets_by_its_area(images):
     assert max(areas) > 0.4 and min(areas) < 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["mixup", "cutmix"])
 def test_padding_is_no_partner_and_changes_nothing_of_what_is_mixed(text):
     images, labels = FLOATS[:13], LABELS[:13]
@@ -184,6 +187,7 @@ def test_padding_is_no_partner_and_changes_nothing_of_what_is_mixed(text):
     assert padded.weight.tolist() == weight.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["crop:pad=2", "flip", "erase", "jitter:brightness=0.5:contrast=0.5"])
 def test_an_example_is_changed_by_the_key_and_its_place_alone(text):
     whole = augmented(text, PIXELS).inputs
@@ -413,6 +417,7 @@ HOW = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "text"),
     [
@@ -435,6 +440,7 @@ def test_devices_that_share_padded_batches_see_what_one_device_sees(how, text):
         assert_near(many[i], one[i], 2e-5)
 
 
+@pytest.mark.slow
 def test_a_fit_has_the_same_bits_alone_beside_others_and_taken_up_from_the_middle():
     spec = spec_of("crop:pad=2,flip")
     group = [fit_of(0), fit_of(0, rate=0.01), fit_of(1)]
@@ -475,6 +481,7 @@ def test_microbatches_and_streams_see_what_the_whole_batch_on_the_device_sees():
     assert said == ["hidden_0 is frozen, and computed in every step, since inputs are augmented"] and not cache.arrays
 
 
+@pytest.mark.slow
 def test_evaluation_sees_images_as_they_are():
     spec, fits = spec_of("flip:rate=1,crop:pad=3"), [fit_of(head_only=True, batch=40)]
     for cache in (None, train.FeatureCache(10**8), train.FeatureCache(10**8, views=1)):
@@ -497,6 +504,7 @@ def test_by_default_a_frozen_prefix_is_computed_in_every_step():
     assert said == ["hidden_0 is frozen, and computed in every step, since inputs are augmented"] and not cache.arrays
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [None, *(pytest.param(how, marks=pytest.mark.slow) for how in ("jit data:8", "pmap"))])
 def test_features_of_views_give_what_the_prefix_gives_of_the_same_views(how):
     """30 steps of 40 are two passes and so enough for two views; a loop without a cache augments each example with the
@@ -536,6 +544,7 @@ def test_features_of_views_give_what_the_prefix_gives_of_the_same_views(how):
     assert scipy.stats.binomtest(sum(drawn), len(drawn), 0.5).pvalue > 0.001
 
 
+@pytest.mark.slow
 def test_each_seed_has_views_of_its_own_and_strategies_of_one_seed_share_them():
     cache = train.FeatureCache(10**8, views=2)
     execution = train.Execution(cache=cache)
@@ -549,6 +558,7 @@ def test_each_seed_has_views_of_its_own_and_strategies_of_one_seed_share_them():
     np.testing.assert_allclose([*cache.arrays.values()][1][0], both[0], atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("batch", "budget", "message"),
     [
@@ -578,6 +588,7 @@ def test_views_are_kept_of_augmentations_of_inputs_of_one_example(own, tmp_path)
         augment.require_views(augment.read(f"{tmp_path}/labels.py:augment"), SPEC, LABEL)
 
 
+@pytest.mark.slow
 def test_numbers_that_cannot_be_trained_on_are_refused_on_a_batch(tmp_path):
     (tmp_path / "odd.py").write_text(
         "import jax.numpy as jnp\n\nfrom tljax.augment import mixes\n\n\n"

@@ -125,6 +125,7 @@ def keys(tasks, **flags):
     return found | ({"source": experiment.source.identity[0]} if experiment.source else {})
 
 
+@pytest.mark.slow
 def test_a_key_holds_what_the_augmentation_is_and_nothing_where_there_is_none(tasks, own, of_features):
     without = keys(tasks)
     assert keys(tasks, augment="", augment_views=0) == keys(tasks, augment="none") == without
@@ -158,6 +159,7 @@ def test_a_dry_run_and_a_run_say_what_is_augmented(tasks, tmp_path, of_features,
     assert "augmented in training: crop" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_views_are_kept_for_fits_that_freeze_a_prefix(tasks, tmp_path, capsys):
     flags = {**ONCE, "augment": "flip", "source_augment": "", "strategies": ("head_only",), "epochs": 4}
     results = transfer.run(**arguments(tasks, tmp_path / "w", **flags, augment_views=2))
@@ -205,6 +207,7 @@ def test_the_run_holds_the_flags_and_no_recipe(tasks, tmp_path):
     assert directory.of_another_experiment(tmp_path / "w", Settings.from_flags(**{**flags, "recipe": ""}))
 
 
+@pytest.mark.slow
 def test_the_augmentation_of_the_page_is_one_and_its_command_runs(tmp_path, monkeypatch, capsys):
     text = (Path(__file__).parent.parent / "tljax/README.md").read_text(encoding="utf-8")
     page = text.partition("## An augmentation of your own")[2].partition("\n## ")[0]

@@ -143,6 +143,7 @@ def test_a_state_is_that_of_a_plain_loop_of_flax(mode, trained, on):
     near(jax.tree.map(lambda leaf: leaf[0], got), plainly(mode, trained))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["tracked", pytest.param("reestimated", marks=pytest.mark.slow)])
 def test_nnx_gives_what_linen_gives(mode):
     """The same paths, and from equal variables the same after 30 steps."""

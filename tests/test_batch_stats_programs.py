@@ -73,6 +73,7 @@ def test_it_is_pretrained_and_transferred_and_states_go_with_the_mode(tasks, sou
     assert len({losses[mode]["norm_only"] for mode in ("frozen", "tracked", "reestimated")}) == 3
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_becomes_of_running_averages(tasks, source, capsys):
     transfer.run(**from_source(tasks, None, source, dry_run=True))
     text = capsys.readouterr().out
@@ -80,6 +81,7 @@ def test_a_dry_run_says_what_becomes_of_running_averages(tasks, source, capsys):
     assert text.count("running averages: frozen in stem, block_0") == 2
 
 
+@pytest.mark.slow
 def test_the_mode_is_in_the_key_of_a_model_with_a_state_and_in_no_other(tasks):
     keys = {}
     for model in ("mlp", MODEL):
@@ -185,6 +187,7 @@ def batch_stats(context):
 '''
 
 
+@pytest.mark.slow
 def test_a_strategy_says_what_becomes_of_the_state_of_a_stage(tasks, source, tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(STRATEGY.replace("{answer}", "{context.stages[0]: 'frozen', 'head': 'tracked'}"))
@@ -220,6 +223,7 @@ def test_the_checks_of_strategies_pass_on_it(strategy, capsys):
     assert "FAILED" not in text and "numbers train" in text and "jit equals no jit" in text
 
 
+@pytest.mark.slow
 def test_half_trained_fits_keep_their_state_on_disk(tmp_path):
     """Through the files of experiments.runs.resume, to the bit."""
     model = models.build(MODEL, 3, hidden=(), activation="relu")

@@ -54,6 +54,7 @@ def trains(strategy, problem):
     return {row.path for row in masks.table(params, mask) if row.trained_size and not row.path.startswith("head/")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS[1:])
 def test_norms_and_biases_are_those_of_the_papers(model, tried):
     """Norms: each scale and bias (Frankle et al. 2020, arXiv:2003.00152). Convolutions have no bias: those of norms."""

@@ -83,6 +83,7 @@ def test_predictions_hold_what_the_page_says(done):
             assert arrays["probabilities"].dtype == np.float32 and right.mean() == line.test_accuracy
 
 
+@pytest.mark.slow
 def test_an_interval_can_be_computed_by_hand_from_what_a_run_leaves(tasks, tmp_path):
     """As section 8 of the page says it."""
     compare.main(line(tasks, tmp_path, train_examples=("all",), seeds=(0, 1, 2), steps=10))
@@ -120,6 +121,7 @@ def test_fits_are_judged_on_further_test_sets_and_on_the_source_with_its_head(do
     assert all(0 <= value <= 1 for known in files.values() for value in known.values())
 
 
+@pytest.mark.slow
 def test_a_study_run_again_trains_nothing_and_writes_the_same(done, tasks, monkeypatch, capsys):
     before = snapshot(done)
     monkeypatch.setattr("experiments.runs.fit.train_groups", lambda *given: pytest.fail("it trained again"))
@@ -152,6 +154,7 @@ def tuned(tasks, tmp_path_factory):
     return folder / "search", folder / "compare"
 
 
+@pytest.mark.slow
 def test_a_tuned_comparison_has_the_fits_of_the_search_and_their_differences_to_the_digit(tuned):
     searched = [line for run in sorted((tuned[0] / "final").iterdir()) for line in results(run)]
     compared = [line for line in results(tuned[1]) if line.steps == 20]
@@ -215,6 +218,7 @@ def test_two_fits_of_one_cell_and_seed_or_two_recipes_in_a_cell_are_refused(chan
         transfer_page.print_results("planted", lines, [])
 
 
+@pytest.mark.slow
 def test_flags_that_decide_the_bits_are_in_the_recipe_that_one_cell_must_share(tasks):
     """So that a report of two runs does not put fits with dropout in frozen stages beside fits without."""
 
@@ -382,6 +386,7 @@ def test_flags_of_seeds_are_ranges_too():
     assert parse_flags(["x", "--seeds=0-3,7"])["seeds"] == (0, 1, 2, 3, 7)
 
 
+@pytest.mark.slow
 def test_after_an_edit_of_a_strategy_the_fits_of_its_present_code_are_reported(tasks, tmp_path, capsys):
     """And after the edit is undone those of the first, which are not trained again."""
     file, code = tmp_path / "mine.py", "def strategy(params, context):\n    return context.fresh\n"

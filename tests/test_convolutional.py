@@ -106,6 +106,7 @@ def require_logits(model, variables, shape, expected):
 LITE_BLOCKS = [(3, 1), (3, 2), (5, 2), (3, 2), (5, 1), (5, 2), (3, 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(21, 34, 3), pytest.param((8, 9, 1), marks=pytest.mark.slow)])
 def test_lite(shape):
     """Odd and even sides, down to one pixel where strides end: padding is TensorFlow's."""
@@ -168,6 +169,7 @@ def resnet(variables, image, small, groups):
     return x.mean((0, 1)) @ params["head"]["kernel"] + params["head"]["bias"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "shape", "groups"),
     [

@@ -115,6 +115,7 @@ def test_many_at_once_agree(manual: Path, tmp_path: Path) -> None:
         os.utime(manual / "mnist" / "train-images-idx3-ubyte.gz")
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_agree(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", x_train=small()[0], y_train=small()[1], x_test=small()[2], y_test=small()[3])
     code = "import sys; from tljax.data import load; print(load(sys.argv[1], data_dir=sys.argv[2]).fingerprint)"
@@ -162,6 +163,7 @@ def same(task: Task, other: Task) -> bool:
     return words[0] == words[1] and all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "file", ["task.json", "train_images.npy", "train_labels.npy", "train_groups.npy", "test_images.npy",
              "test_labels.npy", "test_groups.npy"],

@@ -382,6 +382,7 @@ def test_a_changed_data_set_may_be_source_and_target(tasks: Path, tmp_path: Path
     assert {(line.source, line.target) for line in lines} == {(None, source), (source, target)}
 
 
+@pytest.mark.slow
 def test_the_program_goes_by_the_changed_classes(
     tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -260,6 +260,7 @@ def test_budgets_and_validation_of_what_has_no_classes_are_plain_draws(tmp_path:
     assert budgets.notes(["12"], task, 0.25) == []
 
 
+@pytest.mark.slow
 def test_a_model_is_drawn_for_any_inputs() -> None:
     seen = []
 

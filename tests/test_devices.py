@@ -71,6 +71,7 @@ def on_one_device():
     return of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", DIVIDED)
 @pytest.mark.parametrize(
     ("strategy", "batch"),
@@ -89,6 +90,7 @@ def test_devices_that_share_batches_give_what_one_gives(how, strategy, batch, on
     assert_near(outcome(fits(strategy, batch), DIVIDED[how]), on_one_device(strategy, batch))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["jit data:8", pytest.param("pmap", marks=pytest.mark.slow)])
 def test_on_the_features_of_a_frozen_prefix_as_well(how, on_one_device):
     execution = DIVIDED[how]
@@ -98,6 +100,7 @@ def test_on_the_features_of_a_frozen_prefix_as_well(how, on_one_device):
     assert len(cache.arrays) == 2  # of the training and of the test examples
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["pmap", pytest.param("jit data:8", marks=pytest.mark.slow)])
 def test_batches_smaller_than_the_devices_with_penalties_and_smoothing(how):
     """Five examples on eight devices; R of the parameters counts once, R of the features is a mean over the batch."""

@@ -416,6 +416,7 @@ QUICK = (("head",), ("low", "head"))
 SOME = [pytest.param(names, marks=() if names in QUICK else pytest.mark.slow) for names in STILL]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trained", SOME)
 def test_frozen_stages_drop_nothing_wherever_they_stand_and_whatever_is_kept(trained):
     cache = train.FeatureCache(10**8)
@@ -427,6 +428,7 @@ def test_frozen_stages_drop_nothing_wherever_they_stand_and_whatever_is_kept(tra
     np.testing.assert_allclose(kept[0, 0], first_loss(STILL[trained]), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trained", SOME)
 def test_on_request_frozen_stages_keep_their_dropout_and_only_what_draws_nothing_is_kept(trained):
     cache = train.FeatureCache(10**8)
@@ -462,6 +464,7 @@ def test_each_step_draws_anew_and_a_repetition_the_same():
     assert len(set(calm[0].tolist())) == 6  # the dropout below the head, which trains
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trained", [pytest.param(("low", "middle", "head"), marks=pytest.mark.slow), ("low", "head")])
 def test_company_and_devices_draw_the_same(trained):
     alone = [fitted(*trained, seeds=(seed,)) for seed in (0, 1)]

@@ -173,6 +173,7 @@ PLANS = {
 QUICK = ("average of phases that free and freeze", "plateau, restored and slower", "restored at the last step")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in PLANS])
 def test_what_ends_a_fit_equals_numpy_in_float64(name):
     phases, rules, average = PLANS[name]
@@ -205,6 +206,7 @@ def centre(params, state, x, *, key, train, weight):
     return params["scale"][None] * (flat - mean[None]), {"mean": mean}
 
 
+@pytest.mark.slow
 def test_the_average_of_a_models_state_is_that_of_the_states_after_each_step():
     """Two phases: the state is tracked in the first, and stands still in the second."""
     with jax.enable_x64(True):

@@ -61,6 +61,7 @@ def accuracy_of(flat, file):
     return ((hidden @ flat["head/kernel"] + flat["head/bias"]).argmax(1) == labels).mean()
 
 
+@pytest.mark.slow
 def test_a_run_keeps_every_end_and_its_results_are_of_the_one_that_was_named(with_ends, tasks):
     flags, folder = with_ends
     judged = {result.name: result for result in transfer.run(**arguments(tasks, folder, **flags))}

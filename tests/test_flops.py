@@ -64,6 +64,7 @@ FIRST = 2 * BATCH * 784 * 512 / 1e6
 """A product with the first layer's kernel, or its gradient: 80.3 MFLOP."""
 
 
+@pytest.mark.slow
 def test_the_last_two_of_three_stages_leave_the_first_without_a_gradient():
     full, two = (mflop(name, (512, 512)) for name in ("full", "last_k:k=2"))
     cached = mflop("last_k:k=2", (512, 512), cached=True)

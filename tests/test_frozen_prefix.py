@@ -106,6 +106,7 @@ def test_frozen_leaves_of_a_cached_fit_keep_their_bytes():
         jax.tree.map(np.testing.assert_array_equal, after[name], jax.tree.map(np.asarray, params[name]))
 
 
+@pytest.mark.slow
 def test_added_factors_are_merged_before_the_features_are_computed():
     """LoRA's frozen factors below a trained stage count as frozen, and their product is in the features."""
     method, _ = plugins.method("lora")

@@ -482,6 +482,7 @@ def test_labels_of_two_axes_are_no_probabilities(tmp_path):
 NOT_TEXT = "caf\udce9"
 
 
+@pytest.mark.slow
 def test_a_name_that_is_no_utf8_stands_in_every_file_and_the_run_goes_on(tasks, tmp_path, no_pictures):
     """A class, a folder of data and a strategy's file, in a run and in the same command again."""
     place = tmp_path / NOT_TEXT

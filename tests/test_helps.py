@@ -57,6 +57,7 @@ def examples(program):
     return [shlex.split(line.replace("\\\n", " ")) for line in lines]
 
 
+@pytest.mark.slow
 def test_all_programs_are_listed_in_a_line_each_in_the_order_of_a_project():
     done = subprocess.run([sys.executable, "-m", "experiments"], cwd=ROOT, capture_output=True, text=True, check=True)
     found = dict(re.findall(r"^  (\w+) +(\S.*)$", done.stdout, re.M))

@@ -125,6 +125,7 @@ def packages(extra: str) -> set[str]:
     return {re.match(r"[\w-]+", need)[0] for need in needs} - {"tljax"}
 
 
+@pytest.mark.slow
 def test_the_core_needs_no_more_than_its_dependencies():
     """What only data sets by name and programs need is hidden; the study of scores and searches lacks it, and says so
     when it is imported."""

@@ -64,6 +64,7 @@ def test_a_renamed_class_and_a_new_flag_at_its_neutral_value_train_nothing_again
     assert not set(keys(with_value(0.1))) & set(keys(settings))
 
 
+@pytest.mark.slow
 def test_each_setting_of_a_recipe_is_in_the_key(older):
     settings = Settings.from_flags(**FLAGS)
     others = {"learning_rate": 0.02, "steps": 3, "momentum": 0.5, "penalty": "l2:weight=1e-4", "points": 2}
@@ -72,6 +73,7 @@ def test_each_setting_of_a_recipe_is_in_the_key(older):
     assert len(set(of_target)) == len(of_target)
 
 
+@pytest.mark.slow
 def test_a_rule_of_decay_is_in_the_key_only_where_it_changes_what_decays(older):
     def keys_of(**recipe):
         return keys(Settings.from_flags(**FLAGS, **recipe))
@@ -88,6 +90,7 @@ KEY_OF_ADAMW_WITH_DECAY = "91c3c7d69b6a031834268514f24a519c5607244dee84967065598
 """That of the source of seed 1 before there were rules of decay."""
 
 
+@pytest.mark.slow
 def test_what_is_automatic_goes_on_in_a_run_from_before_it_where_nothing_changes(older, tmp_path):
     pretrain.run(**{**SOURCE, "workdir": str(tmp_path / "now")})
     file = tmp_path / "now" / "flags.flags"
@@ -111,6 +114,7 @@ def test_a_key_takes_plain_values_alone(value):
         plan.identify("a", {"target": "b", "strategy": "c", "seed": 0}, {"value": value}, {})
 
 
+@pytest.mark.slow
 def test_a_run_of_format_1_is_read(older, tmp_path, capsys):
     before = snapshot(older)
     report.main(["report", f"--runs={older}", f"--output={tmp_path / 'pages'}"])

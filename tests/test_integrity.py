@@ -137,6 +137,7 @@ def test_a_lock_that_is_no_text_is_taken_over(copy, tasks, capsys):
         assert "taken over" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*directory.FOLDERS])
 def test_a_folder_of_the_run_that_is_a_link_is_refused(copy, tasks, tmp_path, capsys, name):
     shutil.rmtree(copy / name, ignore_errors=True)

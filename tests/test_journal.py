@@ -36,6 +36,7 @@ def journal(tmp_path):
     return tmp_path / "study.journal", finished(searched)
 
 
+@pytest.mark.slow
 def test_a_journal_cut_anywhere_in_its_last_two_lines_goes_on_and_loses_what_was_cut_alone(journal):
     """As a full disk or a killed process cuts it: aloud, unless the cut is between two lines."""
     file, before = journal
@@ -135,6 +136,7 @@ def test_a_journal_of_an_older_tljax_is_read_aloud_and_goes_on(journal):
     assert len(finished(opened(file, said))) == 4
 
 
+@pytest.mark.slow
 def test_two_processes_may_write_one_journal(journal):
     file, before = journal
     code = (

@@ -41,6 +41,7 @@ def flip(place):
     file.write_bytes(raw)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "piece", "trained"),
     [("pretrain", "checkpoint", 2), ("head_only", "checkpoint", 2), ("head_only", "predictions", 1)],
@@ -89,6 +90,7 @@ def rewrite(folder, change):
     (folder / "results.jsonl").write_text(json.dumps({**line, "sha256": directory.digest(line)}) + "\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -221,6 +223,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(disk, ta
     assert results(place / "w") == results(finished[0])
 
 
+@pytest.mark.slow
 def test_results_that_cannot_be_written_stay_as_they_were(copy, tasks, tmp_path, capsys, monkeypatch):
     flip(copy / results(copy)[-1].predictions)
     before = (copy / "results.jsonl").read_bytes()

@@ -163,6 +163,7 @@ def flags(folder: Path, kind: str, **more: Any) -> dict[str, Any]:
     return {**shared, **model, **recipe, **more}
 
 
+@pytest.mark.slow
 def test_the_best_step_is_that_of_the_lowest_where_less_is_better(tmp_path):
     values = {"steps": 20, "points": 10, "learning_rate": 0.3, "validation": 0.3, "metric": ("mae",), "primary": "mae"}
     [result] = transfer.run(**flags(tmp_path, "values", **values))
@@ -173,6 +174,7 @@ def test_the_best_step_is_that_of_the_lowest_where_less_is_better(tmp_path):
     assert result.validation_score == curve["score"][-1] and result.best_validation_accuracy is None
 
 
+@pytest.mark.slow
 def test_a_fit_that_diverged_counts_as_the_constant_answer(tmp_path):
     [result] = transfer.run(**flags(tmp_path, "labels", learning_rate=1e38))
     assert result.diverged and result.test_score is None
@@ -183,6 +185,7 @@ def test_a_fit_that_diverged_counts_as_the_constant_answer(tmp_path):
         assert np.isnan(arrays["scores"]).all()
 
 
+@pytest.mark.slow
 def test_fits_of_classes_have_the_keys_and_lines_that_they_had(tmp_path):
     """The loss by its name and 'auto' are the same fit; no line of a fit of classes says a metric."""
     inputs, hidden = features(3, 90)
@@ -224,6 +227,7 @@ def test_what_does_not_fit_the_targets_is_refused_before_training(words, tmp_pat
     assert not (tmp_path / "w").exists()
 
 
+@pytest.mark.slow
 def test_a_source_of_other_targets_has_flags_of_its_own(tmp_path):
     """From several labels to values: its metric is refused with the remedy, and under the remedy it is trained."""
     np.savez(tmp_path / "source.npz", **TASKS["labels"][0]())
@@ -256,6 +260,7 @@ def test_a_head_of_another_form_than_the_targets_is_refused(tmp_path):
         transfer.run(**flags(tmp_path, "tokens", model=f"{tmp_path}/pooled.py:model"))
 
 
+@pytest.mark.slow
 def test_a_search_takes_the_least_where_less_is_better(tmp_path):
     values = flags(tmp_path, "values", steps=3, points=1, primary="mae")
     text = [f"--{name}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for name, v in values.items()]

@@ -238,6 +238,7 @@ def test_kernels_that_stack_layers_stay_frozen_since_no_layer_contracts_them_as_
     assert lora.left_out(params, context) == ["body/layers/dense/kernel"]
 
 
+@pytest.mark.slow
 def test_stages_that_know_no_factors_get_merged_kernels():
     """A function, and an NNX module: each is given what `merge` gives."""
 

@@ -72,6 +72,7 @@ def seeds(count):
     return [fit(start(i), order_of(i)) for i in range(count)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 8, 9))])
 def test_over_devices_a_fit_has_the_bits_of_a_fit_alone(count):
     together, _ = fitted(seeds(count), devices=DEVICES)
@@ -97,6 +98,7 @@ def test_what_differs_in_numbers_orders_or_examples_is_one_group_and_one_executa
     assert len({float(losses[-1]) for _, losses in together}) == 5
 
 
+@pytest.mark.slow
 def test_numbers_and_arrays_in_masks_part_a_group_though_they_compile_to_one_program():
     params = start()
     half = masks.scale(masks.by_path(params, lambda path: True), 0.5)
@@ -115,6 +117,7 @@ def with_one_order(seeds=2, rates=3):
     return fits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2, pytest.param(8, marks=pytest.mark.slow)])
 def test_trials_of_one_order_one_after_another_have_the_bits_of_fits_alone(devices):
     together, messages = fitted(with_one_order(), devices=DEVICES[:devices], many="map")
@@ -124,6 +127,7 @@ def test_trials_of_one_order_one_after_another_have_the_bits_of_fits_alone(devic
         assert_same(together[i], fitted([fit_alone])[0][0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2])
 @pytest.mark.parametrize("many", ["auto", "vmap"])
 def test_side_by_side_they_agree_with_fits_alone(many, devices):
@@ -170,6 +174,7 @@ def test_work_is_about_what_xla_counts_for_a_step():
         assert got == pytest.approx(expected, rel=0.03)
 
 
+@pytest.mark.slow
 def test_probes_on_the_features_of_several_sources_side_by_side_over_devices():
     def heads():
         return [fit._replace(phases=((0, masks.under(fit.params, "head")),)) for fit in with_one_order(4, 2)]
@@ -181,6 +186,7 @@ def test_probes_on_the_features_of_several_sources_side_by_side_over_devices():
         assert_near(together[i], fitted([fit_alone])[0][0])
 
 
+@pytest.mark.slow
 def test_lanes_part_where_the_frozen_stages_were_trained_before():
     """Two rates, one order: all trains, then the head on features that are now two."""
     params, order = start(), order_of(0)
@@ -193,6 +199,7 @@ def test_lanes_part_where_the_frozen_stages_were_trained_before():
         assert_near(together[i], fitted([fit_alone])[0][0])
 
 
+@pytest.mark.slow
 def test_a_stop_and_resume_over_devices_gives_the_bits_of_no_stop():
     whole, _ = fitted(seeds(4), devices=DEVICES[:2])
     execution = train.Execution(DEVICES[:2])
@@ -228,6 +235,7 @@ def test_logits_over_devices_are_those_of_each_fit():
         np.testing.assert_allclose(got[row], models.apply(MODEL, params, IMAGES), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_norm_of_the_gradient_too_has_the_bits_of_a_fit_alone():
     """At a width where a product with ones adds in an order that goes with the devices; and it is the norm.
 

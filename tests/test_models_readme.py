@@ -38,6 +38,7 @@ def test_the_file_is_a_model(name, there):
     assert logits.shape == (2, 3) and models.names(model)[-1] == "head" and params.keys() == set(models.names(model))
 
 
+@pytest.mark.slow
 def test_a_model_of_a_dict_gets_each_input_by_its_name(there, capsys):
     [line] = [line for line in COMMANDS if "two.py" in line]
     transfer.main([*shlex.split(line)[2:], "--dry_run"])
@@ -61,6 +62,7 @@ def test_a_model_of_a_dict_gets_each_input_by_its_name(there, capsys):
     np.testing.assert_allclose(outputs, np.maximum(hidden, 0) @ params["head"]["kernel"], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_dropout_of_the_page_fires_in_training_alone(there):
     model = models.build(f"{there / 'vit.py'}:model:width=8:dropout=0.5", 3, hidden=(), activation="relu")
     params = models.init(model, jax.random.key(0), (14, 14, 1))

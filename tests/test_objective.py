@@ -73,6 +73,7 @@ def test_the_loss_of_values_is_a_sum_of_squares():
         objective.check_smoothing("squared_error", 0.1, "values")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["softmax_cross_entropy", "softmax_cross_entropy_with_integer_labels"])
 def test_a_sequence_weighs_the_same_however_many_tokens_it_has(name):
     outputs, tokens = RNG.normal(size=(3, 5, 4)), RNG.integers(0, 4, (3, 5))

@@ -18,6 +18,17 @@ FEATURES = RNG.uniform(size=(40, 3, 4, 1))
 LABELS = RNG.integers(0, 3, 40).astype(np.int32)
 STRATEGIES = ("full", "head_only", "layerwise_decay", "bias_only", "lp_ft", "l2_sp")
 OPTIMIZERS = ("sgd", "momentum", "adam", "adamw")
+QUICK = (
+    ("full", "sgd"),
+    ("head_only", "momentum"),
+    ("layerwise_decay", "adam"),
+    ("lp_ft", "adamw"),
+    ("l2_sp", "adamw"),
+)
+PAIRS = [
+    pair if pair in QUICK else pytest.param(*pair, marks=pytest.mark.slow)
+    for pair in itertools.product(STRATEGIES, OPTIMIZERS)
+]
 
 
 def order(start, stop):
@@ -97,7 +108,7 @@ def trained_by_numpy(strategy, optimizer, start, phases, fresh):
     return p
 
 
-@pytest.mark.parametrize(("strategy", "optimizer"), [*itertools.product(STRATEGIES, OPTIMIZERS)])
+@pytest.mark.parametrize(("strategy", "optimizer"), PAIRS)
 def test_50_steps_equal_numpy(strategy, optimizer):
     with jax.enable_x64(True):
         start, end, phases, fresh = trained_by_tljax(strategy, optimizer)

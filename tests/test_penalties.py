@@ -186,6 +186,7 @@ def test_a_penalty_that_needs_fisher_information_gets_it_or_is_refused_by_name(m
         trained(f"{mine}:towards:weight=0.5")
 
 
+@pytest.mark.slow
 def test_transfer_refuses_and_trains_by_what_a_penalty_needs(tasks, tmp_path, mine, capsys):
     given = {"seeds": (0,), "strategies": ("full",), "epochs": 1}
     text = refused(command(tasks, tmp_path, **given, penalty=f"{mine}:towards:weight=0.1"), capsys)
@@ -219,6 +220,7 @@ def test_a_penalty_of_ones_own_that_cannot_be_is_refused_before_training(text, m
     assert not (tmp_path / "w" / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_the_penalty_of_the_page_is_one_and_its_command_runs(tmp_path, monkeypatch, capsys):
     text = (Path(__file__).parent.parent / "tljax/README.md").read_text(encoding="utf-8")
     [code, *_], [line, *_] = re.findall(r"```python\n(.*?)```", text, re.S), re.findall(r"```sh\n(.*?)```", text, re.S)

@@ -84,6 +84,7 @@ def test_a_peak_has_the_examples_in_it_and_the_moments_once():
     assert products <= of_sgd.flops <= 2 * products
 
 
+@pytest.mark.slow
 def test_a_fit_asks_what_it_compiled_and_compiles_nothing_for_it(monkeypatch):
     """Two phases, of which the second trains on features and then more: one executable each, as without asking."""
     params = models.init(MODEL, jax.random.key(0), (5,))
@@ -162,6 +163,7 @@ def padded(start, stop):
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", [{}, {"devices": 4, "devices_per_batch": 4}, {"devices": 4, "mode": "pmap"}], ids=str)
 def test_microbatches_give_what_the_whole_batch_gives(axes):
     """Clipped AdamW with decay of kernels, penalties of leaves and of features, smoothed labels; float64."""
@@ -274,6 +276,7 @@ def test_a_perceptron_in_bfloat16_is_that_of_rounded_numbers():
     assert np.abs(models.apply(built(), params, x) - outputs[1]).max() > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlp", "cnn:norm=true", "own"])
 def test_every_product_is_of_bfloat16_and_every_gradient_float32(name, tmp_path):
     shape = (5,) if name != "cnn:norm=true" else (4, 4, 1)
@@ -319,6 +322,7 @@ def test_products_have_the_precision_forwards_and_backwards(precision):
     )
 
 
+@pytest.mark.slow
 def test_dtype_and_precision_are_in_the_key_and_refused_where_they_are_none(tasks, tmp_path):
     def keys(**flags):
         settings = Settings.from_flags(**arguments(tasks, tmp_path / "w", **flags))
@@ -338,6 +342,7 @@ def test_dtype_and_precision_are_in_the_key_and_refused_where_they_are_none(task
         Settings.from_flags(**arguments(tasks, tmp_path / "w", matmul_precision="tf32"))
 
 
+@pytest.mark.slow
 def test_a_fit_in_bfloat16_learns_on_features_as_without_them_and_keeps_float32():
     spec, fit = a_fit("head", "adam", steps=20, model=built(compute_dtype="bfloat16"))
     stages, cache = train.forward(spec.model), train.FeatureCache(10**6)
@@ -379,6 +384,7 @@ def model(classes):
 DEEP_STAGES = tuple(f"deep_{i}" for i in range(4))
 
 
+@pytest.mark.slow
 def test_a_stage_that_is_computed_again_gives_the_same_in_less_memory(tmp_path):
     (tmp_path / "deep.py").write_text(DEEP)
     name = f"{tmp_path / 'deep.py'}:model"

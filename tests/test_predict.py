@@ -183,6 +183,7 @@ def test_weights_that_overflow_are_said_to_be_at_fault(tmp_path):
         predict.main([*given, "--hidden=16"])
 
 
+@pytest.mark.slow
 def test_what_a_strategy_added_is_merged(lora, tasks, tmp_path):
     folder, of = lora
     with np.load(folder / of.predictions) as known:
@@ -213,6 +214,7 @@ def test_an_export_is_the_fit_to_the_byte(finished, tasks, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_an_export_is_the_same_source_as_its_checkpoint(lora, tasks, tmp_path):
     """Of a fit with merged factors."""
     folder, of = lora
@@ -309,6 +311,7 @@ def test_a_picture_is_predicted_the_same_rotated_and_as_a_transparent_palette(fi
     assert table["image"] == ["a.png", "b.png", "c.png"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", BAD)
 def test_bad_input_is_one_line_and_nothing_is_written(what, finished, tmp_path):
     place, fit, pictures = spoilt(tmp_path, finished, what)
@@ -402,6 +405,7 @@ def transferred(tasks, folder, source, model):
     return transfer.run(**{**given, "model": f"{model}:model", "seeds": (0,)})
 
 
+@pytest.mark.slow
 def test_a_comment_in_the_file_of_a_model_is_said_and_not_refused(of_a_file, tasks, tmp_path, capsys):
     _, source = of_a_file
     edited = tmp_path / "elsewhere" / "edited.py"

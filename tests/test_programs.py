@@ -155,6 +155,7 @@ def test_a_finished_run_trains_nothing_and_prints_the_same_table(finished, tasks
     assert {name for name in before if before[name] != after[name]} <= {".lock"}
 
 
+@pytest.mark.slow
 def test_the_flagfile_in_a_new_workdir_gives_the_same_results_to_the_bit(finished, tmp_path):
     workdir, _ = finished
     transfer.main(["transfer", f"--flagfile={workdir / 'flags.flags'}", f"--workdir={tmp_path / 'again'}"])
@@ -179,6 +180,7 @@ def test_lists_may_grow_and_only_what_is_new_is_trained(tasks, tmp_path, monkeyp
     assert "--seeds=0,1,2\n" in text and "--strategies=scratch,full,last_k:k=1\n" in text
 
 
+@pytest.mark.slow
 def test_what_a_fit_is_does_not_depend_on_what_else_runs(tasks, finished, tmp_path):
     _, lines = finished
     alone = transfer.run(
@@ -195,6 +197,7 @@ def test_scratch_is_added_aloud(tasks, tmp_path, capsys):
     assert "scratch is added" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_strategy_outside_the_project_runs_and_its_edit_trains_again(tasks, tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(MINE)
@@ -333,6 +336,7 @@ def test_a_second_process_in_one_workdir_is_refused(tasks, tmp_path):
         transfer.run(**arguments(tasks, tmp_path / "w"))
 
 
+@pytest.mark.slow
 def test_a_shell_sees_one_line_and_exit_code_1(tasks, tmp_path):
     line = [sys.executable, "-m", "experiments.transfer", "--sedes=1"]
     done = subprocess.run(line, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
@@ -340,6 +344,7 @@ def test_a_shell_sees_one_line_and_exit_code_1(tasks, tmp_path):
     assert done.stderr == "error: unknown flag --sedes: did you mean --seeds?\n"
 
 
+@pytest.mark.slow
 def test_phases_begin_where_it_is_printed_and_both_masks_are_kept(tasks, tmp_path, capsys):
     flags = arguments(tasks, tmp_path / "w", strategies=("lp_ft:start=0.4",), seeds=(0,), epochs=3, optimizer="adam")
     line = transfer.run(**flags)[1]
@@ -349,6 +354,7 @@ def test_phases_begin_where_it_is_printed_and_both_masks_are_kept(tasks, tmp_pat
     assert '"hidden_0/bias": false' in first.read_text() and "false" not in second.read_text()
 
 
+@pytest.mark.slow
 def test_phases_begin_at_their_fraction_whatever_points_the_curves_have(tasks, tmp_path):
     """0.25 of 40 steps is step 10, a point of four but not of ten; the curves have their own points."""
     flags = {"strategies": ("lp_ft:start=0.25",), "seeds": (0,), "steps": 40, "optimizer": "adam"}
@@ -383,6 +389,7 @@ def test_a_dry_run_lists_what_lora_leaves_out(tasks, tmp_path, capsys):
     assert "block_{0,1}/attention/out/lora_a" in shown and "merged with their kernel" not in shown
 
 
+@pytest.mark.slow
 def test_data_driven_strategies_run_and_a_dry_run_says_what_they_wait_for(tasks, tmp_path, capsys):
     strategies = ("auto_rgn:phases=2", "gradient_mask:fraction=0.1", "fisher:fraction=0.1")
     flags = arguments(tasks, tmp_path / "w", strategies=strategies)
@@ -393,6 +400,7 @@ def test_data_driven_strategies_run_and_a_dry_run_says_what_they_wait_for(tasks,
     assert len({line.key for line in lines}) == 8
 
 
+@pytest.mark.slow
 def test_ewc_uses_the_fisher_information_that_pretrain_saved(tasks, tmp_path, capsys):
     pretrain.run(**arguments(tasks, tmp_path / "s", target=None, strategies=None, save_fisher=True))
     flags = {"source": None, "source_checkpoint": str(tmp_path / "s"), "strategies": ("full",), "seeds": (0,)}
@@ -466,6 +474,7 @@ def strategy(params, context):
 """
 
 
+@pytest.mark.slow
 def test_neither_a_strategy_nor_its_phases_change_what_others_start_from(tasks, tmp_path):
     file = tmp_path / "writes.py"
     file.write_text(WRITES)
@@ -492,6 +501,7 @@ def lacks(change):
     return ADAPTER.replace(before, after)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -540,6 +550,7 @@ def test_rprop_that_keeps_its_rate_in_its_state_trains(tasks, tmp_path):
     assert line.train_loss < still.train_loss - 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [80, 200])
 def test_the_table_is_whole_on_narrow_and_wide_terminals(finished, tasks, capsys, monkeypatch, columns):
     workdir, lines = finished
@@ -554,6 +565,7 @@ def test_the_table_is_whole_on_narrow_and_wide_terminals(finished, tasks, capsys
         assert len(rule.strip()) <= 80
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", ["environment.json", "curves.npz", "report.html", "predictions", "checkpoints"])
 def test_a_finished_run_with_a_piece_missing_or_damaged_is_mended(finished, tasks, tmp_path, broken):
     source, lines = finished

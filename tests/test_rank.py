@@ -303,6 +303,7 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_line(case, many, tasks, tmp_path):
     change, message = BAD[case]
@@ -316,6 +317,7 @@ def test_bad_input_is_one_line(case, many, tasks, tmp_path):
     assert not (tmp_path / "w").exists()
 
 
+@pytest.mark.slow
 def test_sources_given_twice_or_of_another_shape_are_refused(many, tasks, tmp_path):
     zoo_folder, weights = many.split(",")
     with pytest.raises(InputError, match="twice: give each once"):
@@ -384,6 +386,7 @@ def test_scores_apart_are_those_whose_difference_is_above_zero():
     assert board(judged={}).apart() == "no score ranks anything"
 
 
+@pytest.mark.slow
 def test_sources_and_scores_may_be_added_to_a_ranking(many, tasks, tmp_path, monkeypatch):
     first, *others = many.split(",")
     change = {"train_examples": "6/class", "target": tasks / "clothes.npz"}

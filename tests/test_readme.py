@@ -156,6 +156,7 @@ def test_the_commands_on_the_complete_data_run(complete_data, tmp_path, monkeypa
     assert "undecided" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_weights_of_the_page_become_the_leaves_that_its_card_says(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     exec(WEIGHTS, {})

@@ -233,6 +233,7 @@ def test_many_classes_are_drawn_without_numbers() -> None:
     assert "50 of 50 predictions over 1 seed were right." in alts(page([row], {}, **WORDS))[1]
 
 
+@pytest.mark.slow
 def test_the_summary_loads_neither_matplotlib_nor_jinja2() -> None:
     file = summary.__code__.co_filename  # alone, because tljax itself takes a second
     code = f"import runpy, sys; runpy.run_path({file!r}); assert not {{'matplotlib', 'jinja2'}} & set(sys.modules)"

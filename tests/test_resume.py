@@ -80,6 +80,7 @@ def test_a_run_that_is_killed_goes_on_with_the_same_bits(tasks, undisturbed, tmp
     assert not (tmp_path / "w" / "progress").exists()
 
 
+@pytest.mark.slow
 def test_what_was_saved_last_and_is_damaged_is_set_aside_for_what_was_saved_before(
     tasks,
     undisturbed,
@@ -103,6 +104,7 @@ def test_what_was_saved_last_and_is_damaged_is_set_aside_for_what_was_saved_befo
     same_run(tmp_path / "w", undisturbed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_and_the_same_command_goes_on(number, tasks, undisturbed, tmp_path, monkeypatch, capsys):
     flags = arguments(tasks, tmp_path / "w", **FLAGS)
@@ -148,6 +150,7 @@ def test_a_second_signal_leaves_at_once(tasks, tmp_path):
     assert run.returncode == 130
 
 
+@pytest.mark.slow
 def test_a_fit_that_diverges_keeps_its_last_finite_parameters_and_the_others_go_on(tasks, tmp_path):
     """L2 loss at a rate that is far too large."""
     lines = transfer.run(
@@ -161,6 +164,7 @@ def test_a_fit_that_diverges_keeps_its_last_finite_parameters_and_the_others_go_
         assert all(np.isfinite(leaf).all() for leaf in parameters(tmp_path / "w", line).values())
 
 
+@pytest.mark.slow
 def test_what_is_kept_of_a_fit_that_diverges_does_not_depend_on_where_it_was_stopped(tasks, tmp_path, monkeypatch):
     """Stopped in the middle of the segment in which it diverges."""
     flags = {"strategies": ("scratch",), "source": None, "loss": "l2_loss", "learning_rate": 30.0, "epochs": 3}
@@ -184,6 +188,7 @@ def asked_after_one_call():
     yield lambda: 15 * (next(calls) > 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 3])
 def test_a_run_that_is_killed_goes_on_over_another_number_of_devices(tasks, tmp_path, monkeypatch, devices):
     """Three fits over two devices part into two and one; the one had not begun."""
@@ -210,6 +215,7 @@ def test_lists_may_grow_after_a_kill_and_what_was_saved_is_used(tasks, tmp_path,
     same_run(tmp_path / "w", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_masks_of_every_kind_and_moments_of_every_phase_are_saved_and_restored(tmp_path):
     """Numbers, arrays, and two phases of Adam, through the disk."""
     model = models.build("mlp", 3, hidden=(4,), activation="relu")

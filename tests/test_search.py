@@ -116,6 +116,7 @@ BAD = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("more", "message"), BAD, ids=[" ".join(more) for more, _ in BAD])
 def test_bad_input_is_one_line_and_writes_no_study(more, message, tasks, tmp_path):
     with pytest.raises(InputError) as refused:
@@ -140,6 +141,7 @@ def of_checkpoint(tasks, folder, place, *more, seeds="0"):
     return ["search", *own, *task, SPACE[0], "--trials=1", "--group=1", *more]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("seeds", "said"),
     [
@@ -172,6 +174,7 @@ def test_one_checkpoint_of_several_seeds_serves_a_search_too(pretrained, tasks, 
     assert sources.stand_ins(Settings.from_flags(source_checkpoint=str(checkpoint)), (1_000_000,)) == {1_000_000: 1}
 
 
+@pytest.mark.slow
 def test_a_source_that_diverged_stands_in_for_none(tasks, tmp_path):
     given = {"source": str(tasks / "digits.npz"), "hidden": (8,), "seeds": (0, 1), "steps": 4, "points": 1}
     pretrain.run(**given, workdir=str(tmp_path / "sound"))
@@ -193,6 +196,7 @@ def test_a_final_fit_without_a_source_is_refused_before_any_trial(pretrained, ta
     assert not (tmp_path / "w").exists()
 
 
+@pytest.mark.slow
 def test_the_flags_of_a_search_give_it_again(pretrained, tasks, tmp_path, capsys):
     """flags.flags holds the search's own flags too, every --space among them, and the seeds of the final fits."""
     more = ["--space=momentum:between:0:0.9", "--sampler=Random", "--pruner=Median", "--trials=2"]
@@ -279,6 +283,7 @@ def test_a_study_of_another_space_is_refused_and_unharmed(tasks, tmp_path):
     assert (tmp_path / "w" / "study.journal").read_bytes().startswith(journal)
 
 
+@pytest.mark.slow
 def test_all_diverged_says_so(tasks, tmp_path):
     given = [part for part in line(tasks, tmp_path, "--trials=2") if not part.startswith("--space=learning")]
     with pytest.raises(InputError, match=r"all 2 trials of study .* diverged"):

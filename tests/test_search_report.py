@@ -46,6 +46,7 @@ def searched(tasks, tmp_path_factory):
     return folder / "w", out.getvalue()
 
 
+@pytest.mark.slow
 def test_best_flags_run_as_they_are_and_give_the_last_fits_again(searched, tmp_path, no_pictures):
     folder, _ = searched
     lines = transfer.run(

@@ -110,6 +110,7 @@ WAYS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["one device", *(pytest.param(w, marks=pytest.mark.slow) for w in [*WAYS][1:])])
 def test_through_phases_and_averages_each_fit_has_the_bits_of_a_fit_alone(way):
     """A leaf that is freed goes to each fit; one that is frozen again stays the fit's own; the best is restored."""
@@ -124,6 +125,7 @@ def test_through_phases_and_averages_each_fit_has_the_bits_of_a_fit_alone(way):
         assert set(map(len, of_one.values())) == {0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("many", ["auto", "vmap"])
 def test_side_by_side_they_agree_with_fits_alone(many):
     fits, shared_too = fits_of(3), []
@@ -137,6 +139,7 @@ def test_side_by_side_they_agree_with_fits_alone(many):
             np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "penalty",
     [
@@ -205,6 +208,7 @@ def nbytes(tree):
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["bias_only", *(pytest.param(n, marks=pytest.mark.slow) for n in ("head_only", "lora"))]
 )

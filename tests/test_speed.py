@@ -99,6 +99,7 @@ def test_any_number_of_devices_gives_the_same_bits_and_the_same_run(tasks, tmp_p
     assert len(again) == len(results(tmp_path / "one")) - 2
 
 
+@pytest.mark.slow
 def test_side_by_side_a_group_is_trained_whole(tasks, tmp_path):
     """Its bits depend on its company: a fit that is lost takes the group with it, and comes back the same."""
     flags = {"strategies": ("full",), "many": "vmap"}

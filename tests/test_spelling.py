@@ -53,6 +53,7 @@ def test_any_path_can_be_written_in_quotes(name, tasks, tmp_path):
     assert plugins.method(of_space[0])[1] == {"k": 3}
 
 
+@pytest.mark.slow
 def test_a_run_of_quoted_paths_is_given_again_by_its_flags(tasks, tmp_path):
     folder = tmp_path / "a:b,c"
     folder.mkdir()

@@ -3,6 +3,7 @@
 import gc
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -122,6 +123,7 @@ CASES = {
 QUICK = ("one after another",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in CASES],
@@ -160,6 +162,7 @@ def test_chunks_of_one_step_give_the_bits_of_resident_data_as_xla_compiles_for_u
     assert_same(*predicted)
 
 
+@pytest.mark.slow
 def test_features_beyond_the_budget_go_to_disk_with_the_same_bits(tmp_path):
     group = fits(MLP, [(0, 0.01), (0, 0.02)], "head_only", shares=True)
     resident = outcome(group, WHOLE, cache=train.FeatureCache(10**7))
@@ -198,6 +201,7 @@ def test_a_disk_that_is_full_is_one_line_and_leaves_nothing(tmp_path, monkeypatc
     assert not (tmp_path / "streams").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [gradients.mean_gradient, gradients.mean_squared_gradient])
 def test_gradients_over_a_stream_are_those_over_resident_data(function):
     params, loss = models.init(MLP, jax.random.key(0), (6, 6, 1)), objective.loss("softmax_cross_entropy")
@@ -421,6 +425,7 @@ def model(classes):
 """Pictures of 4 MiB that are made when they are asked for."""
 PEAK = """
 import resource
+import shutil
 import sys
 
 from experiments import pretrain

@@ -161,6 +161,7 @@ def test_what_was_not_measured_is_left_out(no_pictures):
     assert "Nothing has been measured." in empty and "Verdicts" not in empty
 
 
+@pytest.mark.slow
 def test_equal_studies_give_equal_bytes():
     bare = [replace(row, per_class_accuracy=None, confusion=None) for row in rows(extra=False)[:2]]
     small = study(rows=bare, family=FAMILY[:1], images={}, curves={}, milestones=[])
@@ -284,6 +285,7 @@ def test_reliability_pools_the_fits_by_their_counts(styled):
     np.testing.assert_allclose(drawn(figure, "scratch"), expected)
 
 
+@pytest.mark.slow
 def test_the_files_are_those_that_the_report_names(files):
     assert {name for name in files if "/" not in name} == {
         *("report.md", "tables.tex", "comparisons.csv", "fits.csv", "milestones.csv")

@@ -132,6 +132,7 @@ def test_a_space_reaches_into_a_strategy_by_its_name():
     assert spaces.applied({"strategies": ("mine.py:s",)}, {"strategy.mine.py.k": 3})["strategies"] == ("mine.py:s:k=3",)
 
 
+@pytest.mark.slow
 def test_search_compare_and_report_know_the_name(tasks, tmp_path, mine, capsys):
     """A tuned comparison against a named strategy; and the winners of the search are judged as they are."""
     named = f"LN_QV={mine}:strategy"
@@ -184,6 +185,7 @@ def model(classes):
 '''
 
 
+@pytest.mark.slow
 def test_a_dry_run_has_one_row_for_repeated_blocks(tasks, tmp_path, capsys):
     file = tmp_path / "blocks.py"
     file.write_text(BLOCKS)
@@ -405,6 +407,7 @@ def strays(params, context):
 FORGETS = "def strategy(params, context):\n    return context.fresh\n\n\ndef {}:\n    pass\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "text"),
     [
@@ -696,6 +699,7 @@ def test_steps_are_no_flag_of_a_search_that_counted_epochs(tasks, searched, tmp_
         compared(tasks, searched, tmp_path / "w", "--steps=50")
 
 
+@pytest.mark.slow
 def test_a_tuned_comparison_says_whose_its_flags_are_and_gives_itself_again(tasks, searched, tmp_path, capsys):
     """Flags that a flagfile gives are not used, which is said; its own flagfile holds none that say something else."""
     shared = tmp_path / "shared.flags"
@@ -724,6 +728,7 @@ def _own(file):
     return [line for line in lines if line.startswith("--") and line[2:].partition("=")[0] in FLAGS]
 
 
+@pytest.mark.slow
 def test_an_edit_of_a_model_is_said_where_its_sources_are_trained_and_where_they_are_taken(
     tasks, tmp_path, monkeypatch, capsys
 ):
@@ -779,6 +784,7 @@ def test_a_program_runs_from_the_folder_that_holds_the_checkout(tmp_path):
     assert done.returncode == 0 and "strategy" in done.stdout, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_is_had_again_from_another_folder(tasks, tmp_path, monkeypatch, capsys):
     """Its flagfile says from where its paths are, a strategy's file, a model's and a data set's; so do checkpoints."""
     for name in ("project", "code", "deep/er"):

@@ -73,6 +73,7 @@ def test_of_xla_the_flags_that_say_how_to_compute_are_in_the_key(monkeypatch, tm
     assert directory.environment({})["variables"]["XLA_FLAGS"] == str(tmp_path / "flags")
 
 
+@pytest.mark.slow
 def test_a_run_of_other_switches_is_not_added_to(finished, tasks, tmp_path, put_back):
     """Of one random stream and of another, seeds never meet in one table."""
     place, _ = finished
@@ -178,6 +179,7 @@ def with_dropout(tmp_path: Path, rate: float = 0.5, off: str = "not train") -> d
     return {"model": f"{tmp_path / 'drop.py'}:model", "activation": None, "seeds": (0,), "epochs": 1}
 
 
+@pytest.mark.slow
 def test_a_model_that_changes_the_directory_changes_no_place(tasks, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = arguments(tasks, "rel", target=None, strategies=None, **with_dropout(tmp_path))
@@ -205,6 +207,7 @@ def test_frozen_dropout_is_in_the_key_where_it_is_on_and_changes_what_freezes(ta
     assert [one == other for one, other in zip(losses["off"], losses["on"], strict=True)] == [True, False]
 
 
+@pytest.mark.slow
 def test_a_run_of_before_the_flag_goes_on(tasks, tmp_path):
     given = arguments(tasks, tmp_path / "w", strategies=("full",), seeds=(0,), epochs=1)
     lines = transfer.run(**given)
@@ -217,6 +220,7 @@ def test_a_run_of_before_the_flag_goes_on(tasks, tmp_path):
         transfer.run(**given, frozen_dropout="on")
 
 
+@pytest.mark.slow
 def test_dropout_that_never_drops_is_told_and_one_that_does_has_a_key_of_its_own(tasks, tmp_path, capsys):
     given = arguments(tasks, None, dry_run=True, **with_dropout(tmp_path, off="True"))
     transfer.run(**given)

@@ -217,6 +217,7 @@ for damage in (lambda data: data[: len(data) // 2], lambda data: b"", lambda dat
 """
 
 
+@pytest.mark.slow
 def test_what_cannot_be_read_of_what_is_kept_compiled_is_replaced(tmp_path):
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
     line = [sys.executable, "-c", DAMAGED_CACHE, str(tmp_path)]

@@ -40,6 +40,7 @@ def fitted(mask_of, *, seeds=(0,), batch=16, steps=12, ends=None, penalty="", re
     return fits, last, jax.tree.map(lambda *parts: np.hstack(parts), *logs)
 
 
+@pytest.mark.slow
 def test_a_batch_above_65536_trains():
     """With 50 examples the rest of the batch is padding, of weight 0: what is learnt is what a batch of 50 learns."""
     _, large, _ = fitted(everything, steps=20, batch=70_000)
@@ -88,6 +89,7 @@ def numpy_fit(fit, steps, batch, decay, clip, trains_hidden):
     return p, losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trains_hidden", [True, False])
 def test_clipped_sgd_with_decay_equals_numpy(trains_hidden):
     fits, state, log = fitted(
@@ -126,6 +128,7 @@ def test_bits_depend_neither_on_the_group_nor_on_the_segments():
     np.testing.assert_array_equal(log.loss, cut.loss)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sgd", "adam"])
 def test_a_stop_and_resume_gives_the_bits_of_no_stop(name):
     recipe = {"name": name, "clip": 1.0}
@@ -144,6 +147,7 @@ def test_a_stop_and_resume_gives_the_bits_of_no_stop(name):
     assert same_bytes(resumed.params, whole.params) and same_bytes(resumed.optimizer, whole.optimizer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("calls", [9, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 5))])
 def test_a_fit_that_is_asked_to_stop_does_so_where_it_is_and_goes_on_with_the_same_bits(calls, monkeypatch):
     """Each call of the compiled function is made one step long, so that it is stopped between any two."""
@@ -167,6 +171,7 @@ def test_a_stop_before_the_first_step_gives_nothing():
     assert not list(train.fit(*phased(head_then_all), execution=train.Execution(should_stop=lambda: True)))
 
 
+@pytest.mark.slow
 def test_parts_that_are_stopped_go_on_each_from_its_own_state():
     def by_seed(seed, params):
         return (
@@ -189,6 +194,7 @@ def test_parts_that_are_stopped_go_on_each_from_its_own_state():
     assert all(same_bytes(kept[fits].params, whole[fits].params) for fits in whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("many", ["map", "vmap"])
 def test_a_fit_whose_loss_is_not_finite_is_marked_at_its_step_and_the_others_go_on(many):
     """One of four has a rate at which it diverges at once, one has it from step 7 on."""
@@ -397,6 +403,7 @@ def test_gradients_equal_those_of_each_example_example_by_example():
             np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("penalty", ["l2_sp:weight=10", "ewc:weight=1000", "behaviour:weight=1"])
 def test_a_penalty_towards_the_source_keeps_a_fit_nearer_to_it(penalty):
     def distance(text):

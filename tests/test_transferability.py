@@ -179,6 +179,7 @@ def plain_n_leep(features: np.ndarray, labels: np.ndarray, seed: int, per_class:
     return plain_leep(mixture.predict_proba(z), labels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("score", "formula"),
     [
@@ -215,6 +216,7 @@ def test_leep_and_nce_are_the_papers_formulas() -> None:
         np.testing.assert_allclose(t.nce(source, labels), plain_nce(source, labels), atol=1e-8)
 
 
+@pytest.mark.slow
 def test_n_leep_is_leep_of_a_gaussian_mixture() -> None:
     for seed, (x, y) in enumerate(CASES):
         np.testing.assert_allclose(t.n_leep(x, y, seed=seed, components=2), plain_n_leep(x, y, seed, 2), atol=1e-8)

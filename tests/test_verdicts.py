@@ -210,6 +210,7 @@ def failing(tasks, tmp_path_factory):
     return folder, flags
 
 
+@pytest.mark.slow
 def test_a_strategy_that_diverged_stands_in_the_study_with_its_share(failing, tasks):
     folder, _ = failing
     kept = predictions.read_study(folder / "w")
@@ -366,6 +367,7 @@ def test_a_name_that_begins_with_scratch_keeps_its_source():
 # Groups of test items
 
 
+@pytest.mark.slow
 def test_items_in_groups_are_judged_as_groups_and_told(tasks, tmp_path):
     write_task(tmp_path / "plain.npz", 1, 3)
     with np.load(tmp_path / "plain.npz") as arrays:

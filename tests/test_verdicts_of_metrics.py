@@ -92,6 +92,7 @@ def by_name(found, strategy: str) -> dict[int, Result]:
 # Names
 
 
+@pytest.mark.slow
 def test_no_page_of_values_speaks_of_accuracy(study):
     folder = study[1]
     for name in ("report.html", "report.md", "tables.tex", "comparisons.csv", "fits.csv", "milestones.csv"):

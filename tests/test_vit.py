@@ -82,6 +82,7 @@ def forward(params, x, patch=4, pool="class_token", positions=None, eps=1e-6, ta
     return np.array(logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "keywords"),
     [
@@ -109,6 +110,7 @@ def test_sine_positions_are_of_columns_then_rows_and_none_of_the_class_token():
     np.testing.assert_allclose(apply(model, params, X), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pixels", "mean", "deviation"),
     [("signed", 0.5, 0.5), ("imagenet", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))],
@@ -120,6 +122,7 @@ def test_pixels_come_to_the_patches_as_the_network_learnt_on_them(pixels, mean, 
     np.testing.assert_allclose(apply(model, params, X), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "numbers"),
     [
@@ -136,6 +139,7 @@ def test_the_papers_sizes_have_the_papers_numbers_of_parameters(size, numbers):
     assert sum(leaf.size for leaf in jax.tree.leaves(models.abstract(model, (224, 224, 3)))) == numbers
 
 
+@pytest.mark.slow
 def test_dropout_falls_in_training_alone_and_every_stage_below_the_norm_drops():
     model = vit(dropout=0.5)
     params = drawn(model)
@@ -148,6 +152,7 @@ def test_dropout_falls_in_training_alone_and_every_stage_below_the_norm_drops():
         assert [bool(np.allclose(a, b)) for a, b in zip(still, noisy, strict=True)] == [j < i for j in range(5)]
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_to_its_precision_and_gives_float32():
     params = drawn(vit())
     exact, rounded = apply(vit(), params, X), apply(vit(compute_dtype="bfloat16"), params, X)
@@ -155,6 +160,7 @@ def test_bfloat16_computes_to_its_precision_and_gives_float32():
     assert 1e-4 < np.abs(exact - rounded).max() < 0.02 * np.abs(exact).max()
 
 
+@pytest.mark.slow
 def test_draws_are_those_of_the_reference():
     model = models.build("vit:width=256:depth=1:heads=4:patch=8", 1000, hidden=(), activation="relu")
     params = jax.tree.map(np.asarray, models.init(model, jax.random.key(0), (32, 32, 3)))
@@ -225,6 +231,7 @@ def looped(program):
 PLAIN, SCANNED = ({"depth": 3, "dropout": 0.3, **scan} for scan in ({}, {"scan": "true"}))
 
 
+@pytest.mark.slow
 def test_scanned_blocks_are_one_loop_with_the_same_draws_and_outputs():
     plain, scanned = vit(**PLAIN), vit(**SCANNED)
     params = models.init(plain, jax.random.key(3), X.shape[1:])

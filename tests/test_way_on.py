@@ -217,6 +217,7 @@ def small(source, target, folder, **flags):
     return {name: value for name, value in given.items() if value is not None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [4, pytest.param((5, 2), marks=pytest.mark.slow)])
 def test_features_transfer_to_features(width, tmp_path):
     """Of any shape that is no picture's, in transfer, beside other data to judge on, and as features."""
@@ -344,6 +345,7 @@ def named(text):
     return set(re.findall(r"--([a-z]\w*)(?![\w{])", text))
 
 
+@pytest.mark.slow
 def test_every_flag_and_program_that_a_message_names_is_there():
     there = 0
     for file in FILES:
@@ -371,6 +373,7 @@ def test_a_program_names_flags_that_it_takes(program, monkeypatch):
             assert named(text) <= kinds | {"flagfile"}, f"{program}.py:{number}: {text}"
 
 
+@pytest.mark.slow
 def test_a_penalty_that_a_source_cannot_have_is_refused_before_anything_is_written(tasks, tmp_path, capsys):
     """ewc of the target is the source's too, unless --source_penalty is given: the advice is tried."""
     given = arguments(tasks, tmp_path / "w", strategies=("full",), seeds=(0,), penalty="ewc:weight=1")

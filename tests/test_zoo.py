@@ -35,6 +35,7 @@ def made(tasks, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_each_source_is_trained_as_its_name_says_and_has_a_card(made, tasks):
     found, lines = sources.read_cards(str(made)), {each.checkpoint: each for each in results(made)}
     assert [card.name.removeprefix(str(tasks / "digits.npz")) for card in found] == list(NAMES)
