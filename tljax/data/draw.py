@@ -134,7 +134,7 @@ class _Drawn:
                 known |= {epoch: drawn[epoch - begin] for epoch in range(begin, end)}
             for epoch, row in known.items():
                 self._keep((seed, n, epoch), row)
-            return np.stack(list(known.values()))
+            return np.stack([row for row in known.values() if row is not None])
 
     def _keep(self, key: tuple[int, int, int], row: np.ndarray | None) -> None:
         """Remember an epoch as the latest, and forget the earliest beyond what there is room for."""

@@ -18,8 +18,8 @@ _MULTIPLIERS = 0xD2E7470EE14C6C93, 0xCA5A826395121157
 _BUMPS = 0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B
 _ROUNDS = 10
 
-Word = tuple[jax.Array, jax.Array]
-"""64 bits as (high, low), uint32 both."""
+Word = tuple[Any, Any]
+"""64 bits as (high, low), uint32 both: arrays or numbers."""
 
 
 def halves(number: int) -> tuple[np.uint32, np.uint32]:

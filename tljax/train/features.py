@@ -453,17 +453,25 @@ def _batch(examples: int) -> int:
 
 
 def _digests(own: Any, shared: Any = None) -> list[str]:
-    """The digest of each fit's bytes, in the order of the whole tree; one for all where they share every leaf."""
+    """The digest of each fit's bytes, in the order of the whole tree; one for all where they share every leaf. What
+    they share is looked at once."""
     leaves: list[Any] = jax.tree.leaves(host(own), is_leaf=lambda leaf: leaf is None)
     of_all = (
         [None] * len(leaves) if shared is None else jax.tree.leaves(host(shared), is_leaf=lambda leaf: leaf is None)
     )
-    digests = [hashlib.sha256() for _ in range(next((len(leaf) for leaf in leaves if leaf is not None), 1))]
+    count = next((len(leaf) for leaf in leaves if leaf is not None), 1)
+    digests = [hashlib.sha256() for _ in range(count)]
     for leaf, common in zip(leaves, of_all, strict=True):
-        for i, digest in enumerate(digests):
-            if leaf is not None or common is not None:
-                digest.update(np.asarray(common if leaf is None else leaf[i]).tobytes())
+        if leaf is None and common is None:
+            continue
+        of_leaf = [_digest(common)] * count if leaf is None else map(_digest, leaf)
+        for digest, part in zip(digests, of_leaf, strict=True):
+            digest.update(part)
     return [digest.hexdigest() for digest in digests]
+
+
+def _digest(array: Any) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).digest()
 
 
 def _mb(count: int) -> str:

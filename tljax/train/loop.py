@@ -305,12 +305,12 @@ def _observed(spec: Spec, fits: Sequence[Fit], state: State, scores: Sequence[fl
 
 
 def _trained_part(spec: Spec, fits: Sequence[Fit], state: State) -> Any:
-    """(What of a state's parameters trains in its phase, its average, the model's state), copies on the devices; of
-    many processes in NumPy."""
+    """(What of a state's parameters trains in its phase, its average, the model's state), as `vectorize.copied` has
+    it."""
     trains = trained_leaves(specialize(spec, fits[state.fits[0]], state.masks[0]))
     average = None if state.average is None else part_of_average(state.average, trains)[0]
     parts = masks.split(state.params, trains)[0], average, state.model_state
-    return jax.tree.map(np.array, host(parts)) if jax.process_count() > 1 else vectorize.copied(parts)
+    return vectorize.copied(parts)
 
 
 def _chosen_rows(chosen: Sequence[bool], new: Any, old: Any) -> Any:

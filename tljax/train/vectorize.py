@@ -593,9 +593,16 @@ def on_first_device(tree: Any) -> Any:
     return jax.tree.map(alone, tree)
 
 
-@jax.jit
 def copied(tree: Any) -> Any:
-    """A copy of a tree, in arrays of its own where the tree's are."""
+    """A copy of a tree that later segments leave alone: on the devices, which make it while nobody waits; of a CPU's,
+    and of many processes', in NumPy, where nothing is compiled for it."""
+    if jax.process_count() > 1 or jax.default_backend() == "cpu":
+        return jax.tree.map(lambda leaf: jax.random.clone(leaf) if _is_key(leaf) else np.array(host(leaf)), tree)
+    return _copied(tree)
+
+
+@jax.jit
+def _copied(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.random.clone(leaf) if _is_key(leaf) else jnp.copy(leaf), tree)
 
 
