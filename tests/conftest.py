@@ -1,4 +1,5 @@
-"""Tests run on 8 virtual CPU devices, with implicit rank promotion an error."""
+"""Tests run on 8 virtual CPU devices, or on what JAX finds where JAX_PLATFORMS or JAX_NUM_CPU_DEVICES says so, with
+implicit rank promotion an error."""
 
 import atexit
 import os
@@ -23,11 +24,40 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
+# Several workers and their programs share one GPU, of which a process otherwise takes three quarters.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-jax.config.update("jax_num_cpu_devices", 8)
+if "JAX_NUM_CPU_DEVICES" not in os.environ:
+    jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+if jax.default_backend() != "cpu":
+    # Accelerators multiply float32 with fewer bits unless they are asked, and results are held against NumPy's.
+    # Programs that tests start inherit it.
+    os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
+    jax.config.update("jax_default_matmul_precision", "highest")
+
+
+def pytest_configure(config) -> None:
+    """Declare the markers of what a machine must have."""
+    config.addinivalue_line("markers", "devices(count): needs so many devices, and is skipped where there are fewer")
+    config.addinivalue_line("markers", "counts: holds what compilers count of a program, which those for GPUs do not")
+    config.addinivalue_line("markers", "cpu: is about virtual devices of a CPU, or about a CPU's bits")
+
+
+def pytest_runtest_setup(item) -> None:
+    """Skip a test, with the reason, where the machine has not what its markers ask for."""
+    there = len(jax.devices())
+    for marker in item.iter_markers("devices"):
+        if there < marker.args[0]:
+            pytest.skip(f"it needs {marker.args[0]} devices, and JAX finds {there} ({jax.default_backend()})")
+    if jax.default_backend() != "cpu":
+        if item.get_closest_marker("counts"):
+            pytest.skip(f"compilers for {jax.default_backend()} do not count FLOPs as those for CPUs")
+        if item.get_closest_marker("cpu"):
+            pytest.skip("it is about a CPU")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -432,6 +432,7 @@ HOW = {
         ),
     ],
 )
+@pytest.mark.devices(8)
 def test_devices_that_share_padded_batches_see_what_one_device_sees(how, text):
     """Thirteen examples, and two in the last batch of an epoch, on eight devices."""
     one = trained(spec_of(text), [fit_of(0), fit_of(1)])
@@ -505,7 +506,10 @@ def test_by_default_a_frozen_prefix_is_computed_in_every_step():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [None, *(pytest.param(how, marks=pytest.mark.slow) for how in ("jit data:8", "pmap"))])
+@pytest.mark.parametrize(
+    "how",
+    [None, *(pytest.param(how, marks=[pytest.mark.slow, pytest.mark.devices(8)]) for how in ("jit data:8", "pmap"))],
+)
 def test_features_of_views_give_what_the_prefix_gives_of_the_same_views(how):
     """30 steps of 40 are two passes and so enough for two views; a loop without a cache augments each example with the
     key of its view, and draws the view that the step draws."""

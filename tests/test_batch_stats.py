@@ -132,7 +132,16 @@ SLOW = [
     *(("tracked", UPPER, "pmap over eight"), ("reestimated", UPPER, "pmap over eight")),
     *(("tracked", HEAD, "eight devices"), ("reestimated", HEAD, "one device")),
 ]
-CASES = [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)]
+CASES = [
+    pytest.param(
+        *case,
+        marks=[
+            *([pytest.mark.slow] if case in SLOW else []),
+            *([pytest.mark.devices(8)] if "eight" in case[-1] else []),
+        ],
+    )
+    for case in (*QUICK, *SLOW)
+]
 
 
 @pytest.mark.parametrize(("mode", "trained", "on"), CASES)

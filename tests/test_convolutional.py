@@ -241,6 +241,7 @@ def taps(length, size, stride, padding):
     return sum(0 <= i * stride + j - before < length for i in range(outputs) for j in range(size))
 
 
+@pytest.mark.counts
 def test_flops_of_a_resnet():
     """A step takes three times the FLOPs of its convolutions, but for the gradient of the pixels: 2 a product."""
     model, side, batch = build("resnet:depth=10", 10), 64, 2
@@ -261,6 +262,7 @@ def test_flops_of_a_resnet():
     assert 1 <= counted / (3 * total - first) < 1.05
 
 
+@pytest.mark.counts
 def test_flops_of_grouped_convolutions():
     """A convolution of g groups takes a g-th of the FLOPs, and so does its gradient."""
 
@@ -281,6 +283,7 @@ def test_flops_of_grouped_convolutions():
 
 
 @pytest.mark.slow
+@pytest.mark.counts
 def test_flops_of_lite():
     """Forwards and backwards three times 2 a product: expansion, narrowing, top, stem, and each tap of each channel."""
     model, side, batch = build("efficientnet_lite:depth=0.25", 10), 64, 2

@@ -21,6 +21,7 @@ MODEL = models.build("mlp", 3, hidden=(16,), activation="relu")
 OPTIMIZER, NUMBERS = optimizers.spec("adam", clip=0.5)
 SPEC = train.Spec(MODEL, objective.loss("softmax_cross_entropy"), OPTIMIZER)
 DEVICES = tuple(jax.devices())
+pytestmark = pytest.mark.devices(8)
 STEPS = 50
 
 DIVIDED = {
@@ -128,6 +129,7 @@ def test_under_jit_dropout_draws_what_it_draws_on_one_device():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["jit data:8", "pmap"])
+@pytest.mark.counts
 def test_each_device_does_its_share_of_the_work(how):
     """FLOPs of one device's program, at a batch that is most of the work."""
     flops = {}

@@ -466,6 +466,7 @@ def test_each_step_draws_anew_and_a_repetition_the_same():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trained", [pytest.param(("low", "middle", "head"), marks=pytest.mark.slow), ("low", "head")])
+@pytest.mark.devices(8)
 def test_company_and_devices_draw_the_same(trained):
     alone = [fitted(*trained, seeds=(seed,)) for seed in (0, 1)]
     together, ends = fitted(*trained, seeds=(0, 1), devices=tuple(jax.devices()[:2]))

@@ -242,7 +242,7 @@ def test_a_plateau_is_that_nothing_of_late_is_better_than_what_was_before():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("many", ["vmap", "data:2", "pmap"])
+@pytest.mark.parametrize("many", ["vmap", *(pytest.param(m, marks=pytest.mark.devices(2)) for m in ("data:2", "pmap"))])
 def test_an_average_is_the_same_however_fits_stand_on_devices(many):
     """But for rounding: side by side, with batches over two devices, and under pmap."""
     phases, rules, average = PLANS["average of phases that free and freeze"]
@@ -273,6 +273,7 @@ def arrays_of(spec, fits, ends, **more):
 
 
 @pytest.mark.slow
+@pytest.mark.devices(2)
 def test_a_fit_ends_its_phases_alike_whatever_it_is_trained_with_and_wherever_it_is_taken_up():
     phases, rules, average = PARTS
     fits, spec = [fit_of(seed, phases, rules, average) for seed in range(3)], spec_of(average)

@@ -12,6 +12,8 @@ from tljax.train import features, vectorize
 from tljax.train.step import trained_leaves
 from tljax.types import Context
 
+pytestmark = pytest.mark.counts
+
 BATCH, EXAMPLES = 100, 200
 IMAGES = jnp.zeros((EXAMPLES, 28, 28, 1), jnp.uint8)
 LABELS = jnp.zeros(EXAMPLES, jnp.int32)

@@ -186,6 +186,7 @@ def test_other_work_is_done_while_the_devices_train(monkeypatch):
     trained(fits([0], 48), [16, 32, 48], meanwhile=work)
     assert left[0] == -2 and sized == [16]  # three pieces; two and a question that finds none left; another such
     left[0] = 0
+    sized.clear()
     trained(fits([0], 48), [16, 32, 48], meanwhile=work)
     assert sized == [16, 16, 16]
 

@@ -259,6 +259,7 @@ def test_stages_that_know_no_factors_get_merged_kernels():
     assert plan.merged(start) == ["function/kernel", "module/kernel"]
 
 
+@pytest.mark.counts
 def test_factors_cost_half_of_what_a_merged_kernel_costs():
     """784-512-10 at batch 100: 80 MFLOP forwards, and as many again where the kernel has a gradient."""
     model = models.build("mlp", 10, hidden=(512,), activation="relu")

@@ -22,6 +22,7 @@ SPEC = train.Spec(
     MODEL, objective.loss("softmax_cross_entropy"), OPTIMIZER, penalties.read("l2:weight=1")[0], smooth_labels=True
 )
 DEVICES = tuple(jax.devices())
+TWO = pytest.param(2, marks=pytest.mark.devices(2))
 STEPS = 50
 
 
@@ -80,6 +81,19 @@ def test_over_devices_a_fit_has_the_bits_of_a_fit_alone(count):
         assert_same(together[i], fitted([fit_alone])[0][0])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("many", ["map", "vmap"])
+def test_as_a_gpu_loops_over_steps_and_lays_fits_out_a_fit_is_the_same(many, monkeypatch):
+    def fits():
+        return [fit(start(0), order_of(0), rate=rate, shares="one") for rate in (0.05, 0.1, 0.2)]
+
+    here, _ = fitted(fits(), many=many)
+    monkeypatch.setattr(vectorize, "BLOCK", 8)
+    monkeypatch.setattr(vectorize, "_on_platform", lambda mesh: {"platform": "gpu"})
+    there, _ = fitted(fits(), many=many)
+    (assert_same if many == "map" else assert_near)(there, here)
+
+
 def test_what_differs_in_numbers_orders_or_examples_is_one_group_and_one_executable():
     """Seeds, rates, lambdas, label smoothing, and training subsets by index."""
     few = np.arange(0, 60, 7, dtype=np.int32)
@@ -118,7 +132,7 @@ def with_one_order(seeds=2, rates=3):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [1, 2, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("devices", [1, TWO, pytest.param(8, marks=[pytest.mark.slow, pytest.mark.devices(8)])])
 def test_trials_of_one_order_one_after_another_have_the_bits_of_fits_alone(devices):
     together, messages = fitted(with_one_order(), devices=DEVICES[:devices], many="map")
     where = "on one device" if devices == 1 else "on each of 2 devices"
@@ -128,7 +142,7 @@ def test_trials_of_one_order_one_after_another_have_the_bits_of_fits_alone(devic
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [1, TWO])
 @pytest.mark.parametrize("many", ["auto", "vmap"])
 def test_side_by_side_they_agree_with_fits_alone(many, devices):
     together, messages = fitted(with_one_order(), devices=DEVICES[:devices], many=many)
@@ -175,6 +189,7 @@ def test_work_is_about_what_xla_counts_for_a_step():
 
 
 @pytest.mark.slow
+@pytest.mark.devices(2)
 def test_probes_on_the_features_of_several_sources_side_by_side_over_devices():
     def heads():
         return [fit._replace(phases=((0, masks.under(fit.params, "head")),)) for fit in with_one_order(4, 2)]
@@ -200,6 +215,7 @@ def test_lanes_part_where_the_frozen_stages_were_trained_before():
 
 
 @pytest.mark.slow
+@pytest.mark.devices(2)
 def test_a_stop_and_resume_over_devices_gives_the_bits_of_no_stop():
     whole, _ = fitted(seeds(4), devices=DEVICES[:2])
     execution = train.Execution(DEVICES[:2])
@@ -211,6 +227,7 @@ def test_a_stop_and_resume_over_devices_gives_the_bits_of_no_stop():
         assert_same(jax.tree.map(np.array, state.of(row)[0]), whole[row][0])
 
 
+@pytest.mark.devices(4)
 def test_what_goes_in_several_parts_says_of_how_many_fits_each_is():
     """Five fits on two devices are four and one; the one by itself is told by nobody."""
     assert fitted(seeds(5), devices=DEVICES[:2])[1] == ["4 of 5 fits, one after another on each of 2 devices"]
@@ -226,6 +243,7 @@ def test_devices_take_whole_rounds_and_the_rest_goes_on_as_many_as_it_needs():
     assert [vectorize.most_that_divide(n, 8) for n in (1, 7, 12, 16)] == [1, 7, 6, 8]
 
 
+@pytest.mark.devices(2)
 def test_logits_over_devices_are_those_of_each_fit():
     states = list(train.fit(SPEC, seeds(4), DATA, [STEPS], execution=train.Execution(DEVICES[:2])))
     padded = evaluate.padded(np.asarray(IMAGES))
@@ -236,6 +254,7 @@ def test_logits_over_devices_are_those_of_each_fit():
 
 
 @pytest.mark.slow
+@pytest.mark.devices(2)
 def test_the_norm_of_the_gradient_too_has_the_bits_of_a_fit_alone():
     """At a width where a product with ones adds in an order that goes with the devices; and it is the norm.
 

@@ -72,6 +72,7 @@ def test_a_rule_of_decay_that_matches_nothing_is_refused_by_the_name_of_its_flag
 # ---- What a fit costs
 
 
+@pytest.mark.counts
 def test_a_peak_has_the_examples_in_it_and_the_moments_once():
     spec, fit = a_fit()
     of_sgd, of_more = (train.cost_of(spec, fit, data(n), [fit.phases[0][1]]) for n in (40, 1040))
@@ -164,7 +165,17 @@ def padded(start, stop):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("axes", [{}, {"devices": 4, "devices_per_batch": 4}, {"devices": 4, "mode": "pmap"}], ids=str)
+@pytest.mark.parametrize(
+    "axes",
+    [
+        {},
+        *(
+            pytest.param({"devices": 4, **how}, marks=pytest.mark.devices(4))
+            for how in ({"devices_per_batch": 4}, {"mode": "pmap"})
+        ),
+    ],
+    ids=str,
+)
 def test_microbatches_give_what_the_whole_batch_gives(axes):
     """Clipped AdamW with decay of kernels, penalties of leaves and of features, smoothed labels; float64."""
     terms, weights = penalties.read(PENALTIES)
@@ -193,6 +204,7 @@ def without_source(model):
     return {"model": model, "source": None, "strategies": ("scratch",)}
 
 
+@pytest.mark.devices(4)
 def test_microbatches_that_cannot_be_are_refused_before_anything_is_trained(tasks, tmp_path):
     def refused(message, **flags):
         with pytest.raises(InputError, match=message):
@@ -218,6 +230,7 @@ def test_microbatches_that_cannot_be_are_refused_before_anything_is_trained(task
     assert np.isfinite(trained(frozen, fit)[1].loss).all()
 
 
+@pytest.mark.counts
 def test_microbatches_take_less_memory():
     model = models.build("mlp", 4, hidden=(2000, 2000), activation="relu")
     spec, fit = a_fit(model=model)

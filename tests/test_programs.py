@@ -726,5 +726,6 @@ def test_a_source_of_another_shape_is_refused_or_brought_to_it(tasks, tmp_path, 
     assert lines[0].total_parameters == 36 * 8 + 8 + 8 * 3 + 3
 
 
+@pytest.mark.devices(8)
 def test_every_device_setting_of_jax_is_left_alone():
     assert len(jax.devices()) == 8

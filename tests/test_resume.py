@@ -190,6 +190,7 @@ def asked_after_one_call():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 3])
+@pytest.mark.devices(3)
 def test_a_run_that_is_killed_goes_on_over_another_number_of_devices(tasks, tmp_path, monkeypatch, devices):
     """Three fits over two devices part into two and one; the one had not begun."""
     flags = {"strategies": ("scratch",), "source": None, "seeds": (0, 1, 2), "checkpoint_every": 1, "epochs": 3}

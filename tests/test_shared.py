@@ -111,7 +111,9 @@ WAYS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["one device", *(pytest.param(w, marks=pytest.mark.slow) for w in [*WAYS][1:])])
+@pytest.mark.parametrize(
+    "way", ["one device", *(pytest.param(w, marks=[pytest.mark.slow, pytest.mark.devices(3)]) for w in [*WAYS][1:])]
+)
 def test_through_phases_and_averages_each_fit_has_the_bits_of_a_fit_alone(way):
     """A leaf that is freed goes to each fit; one that is frozen again stays the fit's own; the best is restored."""
     rules = (PhaseRule(), PhaseRule(restore=True), PhaseRule())

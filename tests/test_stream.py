@@ -126,7 +126,14 @@ QUICK = ("one after another",)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
-    [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in CASES],
+    [
+        case
+        if case in QUICK
+        else pytest.param(
+            case, marks=[pytest.mark.slow, *([pytest.mark.devices(8)] if "devices" in CASES[case][1] else [])]
+        )
+        for case in CASES
+    ],
 )
 def test_streamed_data_give_the_bits_of_resident_data(case):
     seeds, settings = CASES[case]

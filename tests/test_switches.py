@@ -14,7 +14,7 @@ import pytest
 from test_programs import arguments, command, results
 
 from experiments import pretrain, transfer
-from experiments.runs import directory, plan
+from experiments.runs import directory, plan, process
 from experiments.runs.settings import Settings
 from tljax import models, plugins, switches
 from tljax.types import InputError
@@ -32,6 +32,16 @@ SETS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def as_jax_comes(monkeypatch):
+    """The switches of JAX, of which tests on an accelerator change one (see conftest)."""
+    before = jax.config.values["jax_default_matmul_precision"]
+    monkeypatch.delenv("JAX_DEFAULT_MATMUL_PRECISION", raising=False)
+    jax.config.update("jax_default_matmul_precision", None)
+    yield
+    jax.config.update("jax_default_matmul_precision", before)
+
+
 @pytest.fixture
 def put_back():
     before = {name: jax.config.values[name] for name in switches.NEUTRAL if name in jax.config.values}
@@ -40,6 +50,7 @@ def put_back():
         jax.config.update(name, value)
 
 
+DETERMINISTIC = f"--{switches.DETERMINISTIC}"
 ABOUT = {"target": "b", "strategy": "full", "seed": 0}
 
 
@@ -71,6 +82,67 @@ def test_of_xla_the_flags_that_say_how_to_compute_are_in_the_key(monkeypatch, tm
     monkeypatch.setenv("XLA_FLAGS", str(tmp_path / "flags"))
     assert switches.changed() == {"XLA_FLAGS": ordered}
     assert directory.environment({})["variables"]["XLA_FLAGS"] == str(tmp_path / "flags")
+
+
+def test_what_programs_ask_of_a_gpu_is_in_no_key_and_the_opposite_is(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", f"--xla_dump_to=/nowhere {DETERMINISTIC}")
+    assert switches.changed() == {}
+    assert DETERMINISTIC in directory.environment({})["variables"]["XLA_FLAGS"]
+    other = DETERMINISTIC.replace("true", "false")
+    monkeypatch.setenv("XLA_FLAGS", other)
+    assert switches.changed() == {"XLA_FLAGS": other}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", DETERMINISTIC),
+        ("--xla_dump_to=/nowhere", f"--xla_dump_to=/nowhere {DETERMINISTIC}"),
+        (other := "--xla_gpu_exclude_nondeterministic_ops=false", other),
+        (stronger := "--xla_gpu_deterministic_ops=true", stronger),
+        ("a_file_of_flags", "a_file_of_flags"),
+    ],
+)
+def test_deterministic_operations_are_asked_for_beside_what_the_user_asks(before, after, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", before)
+    monkeypatch.setattr(process, "_gpu_possible", lambda _: True)
+    process.ask_for_determinism()
+    assert os.environ["XLA_FLAGS"] == after
+    monkeypatch.setenv("XLA_FLAGS", before)
+    for name, value in (("_gpu_possible", False), ("_xla_fault", "an XLA that does not know the flag ends at it")):
+        monkeypatch.setattr(process, "_gpu_possible", lambda _: True)
+        monkeypatch.setattr(process, name, lambda *_, value=value: value)
+        process.ask_for_determinism()
+        assert os.environ["XLA_FLAGS"] == before
+
+
+ASKS = """
+import os, sys
+from experiments.runs import process
+process.run_main(lambda argv: print(os.environ.get("XLA_FLAGS", "none")))
+"""
+
+
+@pytest.mark.parametrize(
+    ("plugin", "kinds", "expected"),
+    [("xla_cuda12", None, True), ("xla_cuda12", "cuda,cpu", True), ("xla_cuda12", "cpu", False), ("mine", None, False)],
+)
+def test_a_gpu_is_possible_where_there_is_a_plugin_for_one(plugin, kinds, expected, tmp_path, monkeypatch):
+    (tmp_path / "jax_plugins" / plugin).mkdir(parents=True)
+    (tmp_path / "jax_plugins" / plugin / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(process.metadata, "entry_points", lambda group: ())
+    assert process._gpu_possible(kinds) == expected
+
+
+def test_a_program_asks_for_it_before_jax_starts(tmp_path, monkeypatch):
+    (tmp_path / "jax_plugins" / "xla_cuda12").mkdir(parents=True)
+    (tmp_path / "jax_plugins" / "xla_cuda12" / "__init__.py").touch()
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(__file__).parent.parent)]))
+    output = subprocess.run([sys.executable, "-c", ASKS], capture_output=True, text=True, cwd=tmp_path)
+    assert (output.stdout.strip(), output.returncode) == (DETERMINISTIC, 0), output.stderr
 
 
 @pytest.mark.slow

@@ -271,6 +271,7 @@ def test_a_segment_longer_than_the_compiled_capacity_is_cut_and_whole():
     assert log.loss.shape == (1, 1500) and np.isfinite(log.loss).all()
 
 
+@pytest.mark.counts
 def test_the_head_alone_does_half_of_the_work():
     """XLA counts a loop's body once, so this is one step: the frozen layer needs no weight gradient."""
     model = models.build("mlp", 10, hidden=(512,), activation="relu")

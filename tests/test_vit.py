@@ -267,6 +267,7 @@ def test_blocks_of_which_other_leaves_train_are_not_in_one_loop(frozen, loops):
 
 
 @pytest.mark.slow
+@pytest.mark.counts
 def test_flops_of_scanned_blocks_are_counted_once_a_block():
     counts = [
         step_flops(model, params, masks.by_path(params, lambda path: True), X.shape[1:], 2)
@@ -285,6 +286,7 @@ def test_stages_that_are_alike_and_change_the_shape_are_one_line():
 
 
 @pytest.mark.slow
+@pytest.mark.counts
 def test_flops_of_the_tiny_model_are_those_of_its_products():
     """A product [m, k] [k, n] has 2 m k n FLOPs; norms, softmax and GELU come to some five percent of them."""
     model = models.build("vit", 1000, hidden=(), activation="relu")

@@ -27,6 +27,9 @@ NEUTRAL: dict[str, Any] = {
     "jax_exec_time_optimization_effort": 0.0,
 }
 """{switch of JAX that decides random streams or rounding: its value as JAX 0.10.2 comes}."""
+DETERMINISTIC = "xla_gpu_exclude_nondeterministic_ops=true"
+"""The flag of XLA by which a GPU adds in the same order each time. Programs ask for it, so no key says it: a key says
+what differs from that."""
 _VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
 """Variables of the environment that are read when JAX looks for its devices."""
 _ARITHMETIC = ("fast", "precision", "determinis", "honor", "unsafe", "tf32", "denormal")
@@ -69,7 +72,8 @@ def _arithmetic(variable: str) -> str:
             text = Path(text).read_text(encoding="utf-8")
         except (OSError, ValueError):
             return ""
-    return " ".join(sorted(word for word in text.split() if any(part in word for part in _ARITHMETIC)))
+    words = [word for word in text.split() if any(part in word for part in _ARITHMETIC)]
+    return " ".join(sorted(word for word in words if word.lstrip("-") != DETERMINISTIC))
 
 
 @contextmanager

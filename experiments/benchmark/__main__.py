@@ -2,21 +2,27 @@
 
     python -m experiments.benchmark --manual_dir=DIR --output=benchmark.json
 
-Sides take turns, an epoch each, in one process on the complete MNIST; medians, and the median ratio of the pairs.
-Whole programs, peak memory and growth are measured in processes of their own. Peers that are not installed
-(`pip install 'tljax[benchmark]'`) are left out, and a note names them.
+Each side is a process of its own; one works at a time, and they take turns. Told are medians over rounds, and the
+median of the ratios of rounds, with their ranges. Peers that are not installed (`pip install 'tljax[benchmark]'`) are
+left out, and a note names them.
 
-    python -m experiments.benchmark --rows=accelerator --manual_dir=DIR --output=accelerator.json
+    python -m experiments.benchmark --rows=accelerator --manual_dir=DIR --minutes=9 --output=accelerator.json
 
-These rows are for a GPU: each side in a process of its own, in turn, at float32 and at tf32. `--turn_steps=20
---fits=2,3,4` tries them out on a CPU. Without `--manual_dir` the images are those of `mnist_10k`, six times, and the
-row `study` is left out. The file is written after each row.
+These rows are for a GPU, the most important first. Without `--manual_dir` the images are those of `mnist_10k`, six
+times, and the rows of whole programs are left out. The file is written after each case.
+
+    python -m experiments.benchmark --baseline=OTHER --manual_dir=DIR --output=before_and_after.json
+
+OTHER is another checkout of tljax, such as `git worktree add OTHER COMMIT` makes it: its sides take turns with those of
+this one, and the ratios of before to after have a table of their own. `--turn_steps=20 --rounds=1 --fits=2,3` tries
+rows out.
 """
 
 from experiments import run_program
 
 if __name__ == "__main__":  # before the other imports, so that a failure in them is reported in one line
     run_program(__file__)
+import contextlib
 import importlib.util
 import json
 import os
@@ -25,399 +31,246 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from experiments.benchmark import accelerator, peers
-from experiments.benchmark.accelerator import Measurement
-from experiments.runs import command_line, console, directory, process
+from experiments.benchmark.processes import CHECKOUT, SIDES, Patience, environment
+from experiments.benchmark.rows import (
+    OF_PROGRAMS,
+    ON_ACCELERATOR,
+    ON_HOST,
+    PRECISIONS,
+    Measurement,
+    Options,
+    cases,
+    measure,
+    shared,
+)
+from experiments.runs import command_line, console, directory
 from experiments.runs.command_line import flag
-from experiments.runs.settings import Settings
 from tljax.types import InputError
 
-ROWS = ("full", "probe", "probes", "trials", "stream", "whole", "growth")
+ALL = tuple(dict.fromkeys((*ON_HOST, *ON_ACCELERATOR)))
 
 
 @dataclass(frozen=True)
 class BenchmarkFlags:
-    """Which rows are measured, on which data, and where they are written."""
+    """Which rows are measured, on which data, beside what, and where they are written."""
 
     manual_dir: str | None = flag(
-        None, "DIR/mnist and DIR/fashion_mnist hold the four .gz files of each; needed on a CPU", place="path"
+        None, "DIR/mnist and DIR/fashion_mnist hold the four .gz files of each; rows of programs need it", place="path"
     )
-    rows: tuple[str, ...] = flag(ROWS, f"what is measured; accelerator stands for {','.join(accelerator.ROWS)}")
-    rounds: int = flag(5, "turns (epochs) of each side")
-    fits: tuple[int, ...] = flag((8, 64, 512), "how many fits at once, in the accelerator's rows; the last alone")
-    turn_steps: int = flag(600, "steps of a turn in the accelerator's rows")
+    rows: tuple[str, ...] = flag(
+        ON_HOST, f"what is measured: {','.join(ALL)}; accelerator stands for {','.join(ON_ACCELERATOR)}"
+    )
+    rounds: int = flag(7, "turns of each side that are counted")
+    program_rounds: int = flag(3, "how often whole programs run, in the rows whole and study")
+    fits: tuple[int, ...] = flag((8, 64, 512), "how many fits at once; the last alone is the row most_fits")
+    turn_steps: int = flag(600, "steps of a turn, of batches of 100")
     precisions: tuple[str, ...] = flag(
-        (), "of products in these rows: float32,tf32 where there is CUDA; bfloat16 of tljax"
+        (), "of products, where rows have several: float32,tf32 where there is CUDA, else float32; bfloat16 of tljax"
     )
-    patience: float = flag(60.0, "seconds for the first turn of a side in these rows, and for each later one")
-    torch_python: str | None = flag(None, "in these rows the Python that has PyTorch; default this one", place="path")
+    patience: float = flag(120.0, "seconds for the start and first turn of a side, and for each later one")
+    program_patience: float = flag(1800.0, "seconds for a turn of whole programs, cold and warm")
+    at_once: int = flag(1, "how many sides start at the same time; of several, what a start takes is no figure")
+    minutes: float | None = flag(None, "no case begins, and none goes on, after so many; default without end")
+    baseline: str | None = flag(None, "another checkout of tljax, measured in turn with this one", place="path")
+    torch_python: str | None = flag(None, "the Python that has PyTorch; default this one", place="path")
     output: str | None = flag(None, "a JSON file for all that was measured", place="new")
-
-
-Side = Iterator[Any]
-"""A side of the comparison: an iterator that works for one turn (an epoch) each time it is advanced."""
-
-
-def ceiling() -> Side:
-    """A side that multiplies 4096 x 4096 float32 matrices: the most that the machine can do."""
-    import jax
-    import jax.numpy as jnp
-
-    a = jnp.ones((4096, 4096))
-    product = jax.jit(jnp.matmul)
-    while True:
-        yield jax.block_until_ready(product(a, a))
-
-
-PRODUCT = 2 * 4096**3
-"""FLOPs of the product in `ceiling`."""
-EPOCH = 600 * 2 * 100 * (2 * 784 * 512 + 3 * 512 * 10)
-"""FLOPs of the products in an epoch of the reference, 600 steps of 100: the input needs no gradient."""
-
-
-def turns(sides: Mapping[str, Side], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each side's turns, after a first turn that is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for round in range(rounds + 1):
-        for name, side in sides.items():
-            start = time.perf_counter()
-            next(side)
-            took = time.perf_counter() - start
-            if round:
-                seconds[name].append(took)
-    return seconds
-
-
-def medians(row: str, seconds: Mapping[str, Sequence[float]], base: str) -> list[Measurement]:
-    """Each side's median, and the median over rounds of its ratio to the base."""
-    return [
-        Measurement(row, name, float(np.median(took)), float(np.median(np.divide(took, seconds[base]))), took)
-        for name, took in seconds.items()
-    ]
-
-
-def full(data: peers.Arrays, rounds: int) -> list[Measurement]:
-    """Measure full fine-tuning, and its share of the most that the machine can do."""
-    costs: list[Any] = []
-    sides: dict[str, Side] = {
-        "large product": ceiling(),
-        "tljax": peers.epochs(1, data=data, costs=costs),
-        "tljax, 4 at once": peers.epochs(4, data=data),
-    }
-    if _installed("torch"):
-        sides |= {"PyTorch": peers.pytorch(data), "PyTorch, compiled": peers.pytorch(data, compiled=True)}
-    if _installed("keras"):
-        sides |= {"Keras on JAX": peers.keras(data)}
-    sides |= {"a plain jitted step": peers.plain(data)}
-    seconds = turns(sides, rounds)
-    products = np.array(seconds.pop("large product"))
-    seconds["tljax, 4 at once"] = [took / 4 for took in seconds["tljax, 4 at once"]]
-    measurements = [Measurement("large product, GFLOP/s", "JAX", float(np.median(PRODUCT / products / 1e9)))]
-    measurements += medians("full fine-tune, s/epoch", seconds, "tljax")
-    for name in ("tljax", "tljax, 4 at once"):
-        share = EPOCH / np.array(seconds[name]) / (PRODUCT / products)
-        measurements += [Measurement("full fine-tune, share of the large product", name, float(np.median(share)))]
-    units = (("million FLOPs a step", costs[0].flops), ("peak memory of the program, MB", costs[0].peak_bytes))
-    measurements += [Measurement(f"full fine-tune, {unit}", "tljax", value / 1e6) for unit, value in units if value]
-    return measurements
-
-
-def probe(data: peers.Arrays, rounds: int) -> list[Measurement]:
-    """Measure a linear probe."""
-    sides = {"tljax": peers.epochs(1, "head_only", data=data)}
-    if _installed("torch"):
-        sides |= {"PyTorch, layer frozen": peers.pytorch(data, frozen=True)}
-        sides |= {"PyTorch, on features": peers.pytorch(data, features=True)}
-    return medians("linear probe, s/epoch", turns(sides, rounds), "tljax")
-
-
-def probes(data: peers.Arrays) -> list[Measurement]:
-    """Measure 32 linear probes of 10 epochs; PyTorch trains two of them, and its time counts 16 times."""
-    seconds = {"tljax": [peers.probes(data)]}
-    if _installed("torch"):
-        start = time.perf_counter()
-        for _ in range(2):
-            side = peers.pytorch(data, frozen=True)
-            for _ in range(10):
-                next(side)
-        seconds["PyTorch, one after another (2 x 16)"] = [16 * (time.perf_counter() - start)]
-    return medians("32 linear probes of 10 epochs, s", seconds, "tljax")
-
-
-def trials(rounds: int) -> list[Measurement]:
-    """Measure 64 trials of a search, together and one by one, and how far their accuracies differ."""
-    side = peers.search_trials()
-    results = [next(side) for _ in range(rounds)]
-    seconds = {
-        "tljax, together": [result[0] for result in results],
-        "tljax, one by one": [result[1] for result in results],
-    }
-    together, alone = results[-1][2]
-    row = "64 trials of a linear probe"
-    return [
-        *medians(f"{row}, s", seconds, "tljax, together"),
-        Measurement(
-            f"{row}: accuracies differ by at most, points", "tljax", float(100 * np.abs(together - alone).max())
-        ),
-        Measurement(f"{row}: on average by, points", "tljax", float(100 * abs((together - alone).mean()))),
-    ]
-
-
-def stream(data: peers.Arrays, rounds: int) -> list[Measurement]:
-    """Measure a full fine-tune on data that are streamed, and which part of its time it waits for them.
-
-    Reading a batch costs a thread nothing more than copying it, or a tenth, or a fifth of a step.
-    """
-    resident = peers.stream(data)
-    next(resident)  # compiles
-    step = next(resident)[0] / (len(data[1]) // peers.BATCH)
-    shares = {"nothing": 0.0, "a tenth of a step": 0.1, "a fifth of a step": 0.2}
-    sides = {
-        "resident": resident,
-        **{f"streamed, a batch costs {cost}": peers.stream(data, share, step) for cost, share in shares.items()},
-    }
-    turns_of: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
-    for round in range(rounds + 1):
-        for name, side in sides.items():
-            turn = next(side)
-            if round:
-                turns_of[name].append(turn)
-    seconds = {name: [took for took, _ in turns] for name, turns in turns_of.items()}
-    waiting = {
-        name: [waited / took for took, waited in turns] for name, turns in turns_of.items() if name != "resident"
-    }
-    return [
-        *medians("full fine-tune of a stream, s/epoch", seconds, "resident"),
-        *(
-            Measurement("of it waiting for data, a share", name, float(np.median(parts)), values=parts)
-            for name, parts in waiting.items()
-        ),
-    ]
-
-
-def whole(folder: Path) -> list[Measurement]:
-    """Measure the reference experiment, one seed, from shell to table, and the peak memory of its process."""
-    flagfile = str(Path(__file__).parent.parent / "flags" / "reference.flags")
-    costs: dict[str, tuple[float, float]] = {}
-    with tempfile.TemporaryDirectory() as temporary:
-        for name in ("tljax, cold", "tljax, warm"):
-            command = ["experiments.transfer", f"--flagfile={flagfile}", "--seeds=0", f"--manual_dir={folder}"]
-            command += [f"--data_dir={temporary}/data", f"--compilation_cache={temporary}/compiled"]
-            costs[name] = _process([*command, f"--workdir={temporary}/{name[-4:]}"])
-    if _installed("torch"):
-        costs["PyTorch"] = _process(["experiments.benchmark.peers", "reference", str(folder)])
-    rows = []
-    for name, (seconds, peak) in costs.items():
-        rows.append(
-            Measurement("reference.flags from shell to table, s", name, seconds, seconds / costs["tljax, warm"][0])
-        )
-        rows.append(Measurement("reference.flags, peak memory, MB", name, peak, peak / costs["tljax, warm"][1]))
-    return rows
-
-
-def growth(folder: Path) -> list[Measurement]:
-    """Measure time and peak memory of full fine-tuning, by examples and by width, each in its own process."""
-    rows = []
-    cases = [(6_000, 512), (60_000, 512), (600_000, 512), *((60_000, width) for width in (128, 1024, 4096))]
-    for examples, width in cases:
-        costs = {}
-        for side in ("tljax", *(("PyTorch",) if _installed("torch") else ())):
-            call = ["experiments.benchmark.peers", "growth", side, str(examples), str(width), str(folder / "mnist")]
-            output: dict[str, float] = {}
-            _, peak = _process(call, output)
-            costs[side] = (output["seconds"], peak)
-        for side, (seconds, peak) in costs.items():
-            case = f"{examples:,} examples, width {width}"
-            rows.append(Measurement(f"{case}: s/epoch", side, seconds, seconds / costs["tljax"][0]))
-            rows.append(Measurement(f"{case}: peak memory, MB", side, peak, peak / costs["tljax"][1]))
-    return rows
-
-
-def _process(arguments: Sequence[str], output: dict[str, float] | None = None) -> tuple[float, float]:
-    """(seconds, peak memory in MB) of a Python module in its own process; its last line, as JSON, goes to `output`."""
-    start, peak = time.perf_counter(), 0.0
-    with tempfile.TemporaryFile("w+") as log:
-        running = subprocess.Popen([sys.executable, "-m", *arguments], stdout=log, stderr=subprocess.STDOUT, text=True)
-        while running.poll() is None:
-            peak = max(peak, _peak(running.pid))
-            time.sleep(0.02)
-        seconds = time.perf_counter() - start
-        log.seek(0)
-        text = log.read()
-    if running.returncode:
-        raise InputError(f"python -m {' '.join(arguments)} fails: {text.strip().splitlines()[-1]}")
-    if output is not None:
-        output |= json.loads(text.strip().splitlines()[-1])
-    return seconds, peak
-
-
-def _peak(process: int) -> float:
-    """The most memory of a process so far, in MB: `getrusage` of a child begins with the memory of its parent."""
-    try:
-        text = Path(f"/proc/{process}/status").read_text()
-        return float(text.split("VmHWM:")[1].split()[0]) / 1024
-    except (OSError, IndexError):
-        return 0.0
-
-
-def _installed(name: str) -> bool:
-    """Whether a library is installed; it is not imported."""
-    return importlib.util.find_spec(name) is not None
-
-
-def study(folder: Path, steps: int) -> Iterator[Measurement]:
-    """Measure study.flags from shell to table, cold and with its programs compiled; shorter where turns are."""
-    shorter = [] if steps == 600 else [f"--steps={steps}", f"--source_steps={steps}", "--seeds=0,1"]
-    flagfile = str(Path(__file__).parent.parent / "flags" / "study.flags")
-    row = " ".join(["study.flags", *shorter])
-    colds = []
-    with tempfile.TemporaryDirectory() as temporary:
-        for name in ("tljax, cold", "tljax, warm"):
-            command = ["experiments.compare", f"--flagfile={flagfile}", f"--manual_dir={folder}", *shorter]
-            command += [f"--data_dir={temporary}/data", f"--compilation_cache={temporary}/compiled"]
-            seconds, peak = _process([*command, f"--workdir={temporary}/{name[-4:]}"])
-            colds += [(seconds, peak)]
-            yield Measurement(f"{row} from shell to table, s", name, seconds, seconds / colds[0][0])
-            yield Measurement(f"{row}, peak memory of the host, MB", name, peak, peak / colds[0][1])
 
 
 def run(
     manual_dir: str | None,
-    rows: Sequence[str] = ROWS,
-    rounds: int = 5,
-    output: str | None = None,
+    rows: Sequence[str] = ON_HOST,
+    rounds: int = 7,
+    program_rounds: int = 3,
     fits: Sequence[int] = (8, 64, 512),
     turn_steps: int = 600,
     precisions: Sequence[str] = (),
-    patience: float = 60.0,
+    patience: float = 120.0,
+    program_patience: float = 1800.0,
+    at_once: int = 1,
+    minutes: float | None = None,
+    baseline: str | None = None,
     torch_python: str | None = None,
+    output: str | None = None,
 ) -> None:
     """Measure the rows, print the table and write the JSON; raises InputError for a wrong flag."""
-    expanded = [name for row in rows for name in (accelerator.ROWS if row == "accelerator" else (row,))]
-    known = (*ROWS, "accelerator", *accelerator.ROWS)
-    if not manual_dir and set(expanded) & set(ROWS):
-        raise InputError("--manual_dir is not given: name the folder with the complete mnist/ and fashion_mnist/")
-    for name in expanded:
-        if name not in known:
-            raise InputError(f"--rows={','.join(rows)}: '{name}' is none of {', '.join(known)}")
-    for name, number in {"rounds": rounds, "turn_steps": turn_steps}.items():
+    until = time.monotonic() + (60 * minutes if minutes is not None else float("inf"))
+    names = _names(rows)
+    _check(manual_dir, names, rounds, program_rounds, fits, turn_steps, precisions, at_once, baseline)
+    python = torch_python or (sys.executable if importlib.util.find_spec("torch") else "")
+    cuda = _cuda_there()
+    options = Options(
+        rounds,
+        turn_steps,
+        tuple(fits),
+        tuple(precisions) or (("float32", "tf32") if cuda else ("float32",)),
+        python,
+        Path(baseline).absolute() if baseline else None,
+        cuda,
+        importlib.util.find_spec("keras") is not None,
+        program_rounds,
+        Path(manual_dir).absolute() if manual_dir else None,
+    )
+    notes = list(_absent(options, names))
+    if not manual_dir:
+        names = [name for name in names if name not in OF_PROGRAMS]
+    measurements: list[Measurement] = []
+    versions: dict[str, str] = {}
+
+    def write() -> None:
+        if output:
+            lines = [measurement._asdict() for measurement in measurements]
+            whole = {"about": _about(versions, measurements, options), "rows": lines, "notes": notes}
+            Path(output).write_text(json.dumps(whole, indent=1))
+
+    with _prepared(names, options) as folder:
+        for name, case, sides in [(row, *case) for row in names for case in cases(row, options).items()]:
+            if time.monotonic() > until:
+                notes.append(f"{case}: left out, as the time is over")
+                continue
+            seconds = program_patience if name in OF_PROGRAMS else patience
+            told, used = measure(
+                name, case, sides, folder, options, Patience(seconds, seconds, until), at_once, notes.append
+            )
+            measurements += told
+            versions |= used
+            console.say(f"{case}: measured")
+            write()
+    write()
+    _print(measurements, [_about(versions, measurements, options), *notes])
+
+
+def _names(rows: Sequence[str]) -> list[str]:
+    """The rows that are asked for, each once; raises InputError for a name of none."""
+    names = [name for row in rows for name in (ON_ACCELERATOR if row == "accelerator" else (row,))]
+    for name in names:
+        if name not in ALL:
+            raise InputError(f"--rows={','.join(rows)}: '{name}' is none of {', '.join((*ALL, 'accelerator'))}")
+    return list(dict.fromkeys(names))
+
+
+def _check(
+    manual_dir: str | None,
+    names: Sequence[str],
+    rounds: int,
+    program_rounds: int,
+    fits: Sequence[int],
+    turn_steps: int,
+    precisions: Sequence[str],
+    at_once: int,
+    baseline: str | None,
+) -> None:
+    """Raise InputError for a flag that cannot be."""
+    numbers = {"rounds": rounds, "program_rounds": program_rounds, "turn_steps": turn_steps, "at_once": at_once}
+    for name, number in numbers.items():
         if number < 1:
             raise InputError(f"--{name}={number}: it must be at least 1")
     if len(fits) < 2 or min(fits) < 1 or list(fits) != sorted(fits):
         raise InputError(f"--fits={','.join(map(str, fits))}: name at least two numbers of fits, rising")
-    if unknown := set(precisions) - set(accelerator.PRECISIONS):
-        raise InputError(
-            f"--precisions={','.join(precisions)}: '{min(unknown)}' is none of {', '.join(accelerator.PRECISIONS)}"
-        )
-    folder = Path(manual_dir).absolute() if manual_dir else None
-    missing = [name for name in ("torch", "keras") if not _installed(name)]
-    notes = [f"{name} is not installed, so its columns are left out" for name in missing]
-    measurements: list[Measurement] = []
+    if unknown := set(precisions) - set(PRECISIONS):
+        raise InputError(f"--precisions={','.join(precisions)}: '{min(unknown)}' is none of {', '.join(PRECISIONS)}")
+    if not manual_dir and "whole" in names:
+        raise InputError("--manual_dir is not given: name the folder with the complete mnist/ and fashion_mnist/")
+    if manual_dir and not Path(manual_dir).is_dir():
+        raise InputError(f"--manual_dir={manual_dir}: it is no folder")
+    if baseline and not (Path(baseline) / "tljax" / "__init__.py").is_file():
+        raise InputError(f"--baseline={baseline}: there is no tljax/ in it: name the folder of a checkout")
 
-    def write() -> None:
-        if output:
-            about = {"about": _about(), "rows": [m._asdict() for m in measurements], "notes": notes}
-            Path(output).write_text(json.dumps(about, indent=1))
 
-    if on_host := [name for name in expanded if name in ROWS]:
-        for row in _of_the_host(on_host, Path(manual_dir or "").absolute(), rounds):
-            measurements += row
-            write()
-    if on_accelerator := [name for name in expanded if name in accelerator.ROWS]:
-        python = accelerator.python_with_torch(torch_python)
-        cuda = accelerator.cuda_there(python)
-        precisions = tuple(precisions) or (("float32", "tf32") if cuda else ("float32",))
-        options = accelerator.Options(rounds, turn_steps, tuple(fits), precisions, patience, python)
-        for rest in _of_the_accelerator(on_accelerator, folder, options, cuda, notes.append):
-            measurements.append(rest)
-            write()
-    cells = [
-        (
-            m.row,
-            m.side,
-            _number(m.value, 6 if " loss " in m.row else 3),
-            _range(m),
-            f"{m.ratio:.2f}" if m.ratio else "-",
-        )
-        for m in measurements
+def _absent(options: Options, names: Sequence[str]) -> Iterator[str]:
+    """A line for each thing that is not there, and what is left out for it."""
+    if not options.torch_python:
+        yield "torch is not installed, so its sides are left out"
+    if not options.keras:
+        yield "keras is not installed, so its sides are left out"
+    if not options.cuda:
+        yield "there is no CUDA device, so nothing is captured in a CUDA graph"
+    if not options.manual_dir:
+        yield "the images are those of mnist_10k, six times"
+        yield from (f"the row {name} is left out: --manual_dir is not given" for name in names if name in OF_PROGRAMS)
+
+
+def _cuda_there() -> bool:
+    """Whether JAX finds a GPU, asked in another process, since whoever asks keeps memory of it."""
+    code = "import jax; print(jax.default_backend())"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(CHECKOUT))
+    return output.stdout.strip().endswith("gpu")
+
+
+@contextlib.contextmanager
+def _prepared(names: Sequence[str], options: Options) -> Iterator[Path]:
+    """A folder with what the sides of these rows share."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        call = [sys.executable, str(SIDES), "prepare", folder, json.dumps(shared(names, options))]
+        surroundings = environment(CHECKOUT, {"JAX_PLATFORMS": "cpu"})
+        output = subprocess.run(call, capture_output=True, text=True, env=surroundings)
+        if output.returncode:
+            lines = output.stderr.strip().splitlines() or ["it says nothing"]
+            raise InputError(f"what the sides share cannot be made: {lines[-1][:300]}")
+        yield Path(folder)
+
+
+def _about(versions: Mapping[str, str], measurements: Sequence[Measurement], options: Options) -> str:
+    """The line on the date, the versions, the checkouts, the machine and the kinds of its devices."""
+    devices = sorted({measurement.device for measurement in measurements if measurement.device})
+    parts = [
+        time.strftime("%Y-%m-%d"),
+        *devices,
+        f"{os.cpu_count()} cores",
+        f"Python {platform.python_version()}",
+        *(f"{name} {version}" for name, version in versions.items()),
+        f"tljax {directory.version('tljax')} {_commit(CHECKOUT)}".rstrip(),
     ]
-    devices = sorted({m.device for m in measurements if m.device})
-    about = f"{_about()}{''.join(f', {device}' for device in devices)}"
-    console.table("benchmark", ["what", "side", "median", "range", "over tljax"], cells, [about, *notes])
-    write()
+    return ", ".join([*parts, *([f"before {_commit(options.baseline)}"] if options.baseline else [])])
+
+
+def _commit(checkout: Path) -> str:
+    """The commit of a checkout, with a + where files are not as committed; "" where git knows none."""
+    try:
+        call = ["git", "-C", str(checkout), "describe", "--always", "--dirty=+", "--abbrev=7", "--exclude=*"]
+        return subprocess.run(call, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        return ""
+
+
+def _print(measurements: Sequence[Measurement], notes: Sequence[str]) -> None:
+    """A table for each case, with a line for each side, and with a baseline one of before over after."""
+    of_case: dict[str, list[Measurement]] = {}
+    for measurement in measurements:
+        of_case.setdefault(measurement.row.rpartition(": ")[0], []).append(measurement)
+    for case, several in of_case.items():
+        whats = list(dict.fromkeys(m.row.rpartition(": ")[2] for m in several))
+        cells = {(m.side, m.row.rpartition(": ")[2]): _cell(m) for m in several}
+        names = list(dict.fromkeys(m.side for m in several))
+        table = [(name, *(cells.get((name, what), "-") for what in whats)) for name in names]
+        console.table(case, ["side", *whats], table)
+    if pairs := [m for m in measurements if m.side.endswith(", before") and m.ratio]:
+        lines = [(m.row, m.over, f"{m.ratio:.2f}", _range(m.ratios)) for m in pairs]
+        console.table("before over after", ["what", "side", "ratio", "range"], lines)
+    for line in notes:
+        console.say(line)
+
+
+def _cell(measurement: Measurement) -> str:
+    """The median, and its ratio to that of another side with the ratio's range."""
+    number = _number(measurement.value, 6 if "loss" in measurement.row else 3)
+    if measurement.ratio is None or measurement.side == measurement.over:
+        spread = _range(measurement.values) if "loss" not in measurement.row else "-"
+        return number if spread == "-" else f"{number} ({spread})"
+    spread = _range(measurement.ratios)
+    return f"{number} = {measurement.ratio:.2f} x{'' if spread == '-' else f' ({spread})'}"
 
 
 def _number(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}g}" if value < 100 else f"{value:,.0f}"
 
 
-def _range(measurement: Measurement) -> str:
-    """The least and the greatest of the values of which the median is."""
-    values = measurement.values
+def _range(values: Sequence[float]) -> str:
+    """The least and the greatest of several values."""
     return f"{_number(min(values))} to {_number(max(values))}" if len(values) > 1 else "-"
-
-
-def _of_the_host(rows: Sequence[str], folder: Path, rounds: int) -> Iterator[list[Measurement]]:
-    """The measurements of each of the rows for a CPU."""
-    from tljax import data
-
-    process.prepare(Settings.from_flags())
-    train = data.load("mnist", manual_dir=str(folder)).train
-    arrays = (np.asarray(train.arrays), np.asarray(train.targets))
-    work: dict[str, Callable[[], list[Measurement]]] = {
-        "full": lambda: full(arrays, rounds),
-        "probe": lambda: probe(arrays, rounds),
-        "probes": lambda: probes(arrays),
-        "trials": lambda: trials(rounds),
-        "stream": lambda: stream(arrays, rounds),
-        "whole": lambda: whole(folder),
-        "growth": lambda: growth(folder),
-    }
-    for name in rows:
-        yield work[name]()
-
-
-def _of_the_accelerator(
-    rows: Sequence[str],
-    manual_dir: Path | None,
-    options: accelerator.Options,
-    cuda: bool,
-    note: Callable[[str], None],
-) -> Iterator[Measurement]:
-    """The measurements of the rows for an accelerator; this process leaves it to those of the sides."""
-    if not options.torch_python:
-        note("there is no Python with PyTorch, so the accelerator's rows are without it")
-    if not cuda:
-        note("there is no CUDA device, so nothing is captured in a CUDA graph")
-    sided = [name for name in rows if name != "study"]
-    if sided:
-        if not manual_dir:
-            note("the images are those of mnist_10k, six times")
-        with accelerator.prepared(str(manual_dir) if manual_dir else None, sided, options) as folder:
-            for name in sided:
-                yield from accelerator.measure(name, folder, options, cuda, note)
-    if "study" in rows:
-        if not manual_dir:
-            note("the row study is left out: --manual_dir is not given")
-            return
-        try:
-            yield from study(manual_dir, options.steps)
-        except InputError as error:
-            note(f"the row study is left out: {error}")
-
-
-def _about() -> str:
-    """The line on the date, the versions and the machine."""
-    names = [name for name in ("jax", "torch", "keras") if _installed(name)]
-    versions = ", ".join(f"{name} {directory.version(name)}" for name in names)
-    return f"{time.strftime('%Y-%m-%d')}, Python {platform.python_version()}, {versions}, {os.cpu_count()} cores"
 
 
 def main(argv: Sequence[str]) -> None:

@@ -16,9 +16,11 @@ import functools
 import gc
 import glob
 import hashlib
+import importlib.util
 import io
 import logging
 import os
+import pkgutil
 import platform
 import resource
 import select
@@ -31,6 +33,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TextIO
@@ -59,6 +62,8 @@ def run_main(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None =
     arguments = sys.argv if argv is None else argv
     _quieten_orbax()
     _spare_the_collector()
+    if argv is None:
+        ask_for_determinism()
     code = 0
     with lasting_streams(quiet=command_line.asks_help(arguments)):
         try:
@@ -126,6 +131,34 @@ def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):  # somebody's code has taken it away
             stream.flush()
+
+
+def ask_for_determinism() -> None:
+    """Ask XLA for deterministic operations where JAX may find a GPU, before it reads its flags.
+
+    XLA_FLAGS gets the word `switches.DETERMINISTIC` and keeps its others; environment.json holds it then. It stays as
+    it is where it says something of deterministic operations itself, where it names a file, and where XLA has no such
+    flag.
+    """
+    text = os.environ.get("XLA_FLAGS", "").strip()
+    if "deterministic_ops" in text or (text and not text.startswith("-")):
+        return
+    if not _gpu_possible(jax.config.values["jax_platforms"]):
+        return
+    longer = f"{text} --{switches.DETERMINISTIC}".strip()
+    if not _xla_fault(longer):
+        os.environ["XLA_FLAGS"] = longer
+
+
+def _gpu_possible(kinds: str | None) -> bool:
+    """Whether JAX may find a GPU: a plugin for one is installed, and JAX_PLATFORMS, `kinds`, names no others alone."""
+    makers = ("cuda", "rocm")
+    if kinds and not any(kind in kinds for kind in (*makers, "gpu")):
+        return False
+    names = [entry.name for entry in metadata.entry_points(group="jax_plugins")]
+    if (spec := importlib.util.find_spec("jax_plugins")) and spec.submodule_search_locations:
+        names += [module.name for module in pkgutil.iter_modules(list(spec.submodule_search_locations))]
+    return any(maker in name for name in names for maker in makers)
 
 
 _XLA_PATIENCE = 20.0

@@ -28,6 +28,7 @@ from tljax.train.step import (
     batch_size,
     check_microbatch,
     entered,
+    gathered,
     group_key,
     part_of_average,
     rule,
@@ -892,7 +893,8 @@ def _carried(
 
     def carry(history: tuple[Mask, ...], opt_state: OptState, own: Params, rate: jax.Array, numbers: Any) -> OptState:
         tx = optimizers.build(spec.optimizer, rate, numbers)
-        old, new = ((masks_so_far[-1], masks.since(*masks_so_far)) for masks_so_far in (history[:-1], history))
+        until_then = (history[:-1], history)
+        old, new = ((gathered(spec, members[0].params, each[-1]), masks.since(*each)) for each in until_then)
         return optimizer.carry(tx, old, new, opt_state, joined(own, state.shared))
 
     of_fits = (state.optimizer, state.params, rates, numbers)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tljax import augment, batch_stats, masks, models, objective, optimizer, optimizers, paths, penalties
+from tljax import augment, batch_stats, elementwise, masks, models, objective, optimizer, optimizers, paths, penalties
 from tljax.augment import Augmentation
 from tljax.data import draw
 from tljax.penalties import Penalty
@@ -83,7 +83,7 @@ class Hyper(NamedTuple):
     numbers: Mapping[str, Any]
     """The optimizer's numbers by name, and 'label_smoothing'."""
     scales: tuple[Any, ...]
-    """The numbers and arrays of the mask, one for each None in `Spec.mask`."""
+    """The numbers and arrays of the mask, one for each None in `Spec.mask`; (places, rates or None) of `Elements`."""
     key: Any
     """The key of dropout and augmentations."""
     start: Params | None
@@ -91,7 +91,7 @@ class Hyper(NamedTuple):
     fisher: Params | None
     """The source's Fisher information, if a penalty needs it."""
     cohorts: tuple[Any, ...] = ()
-    """Arrays of ranks, one for each None in `Spec.cohorts`."""
+    """Arrays of ranks, one for each None in `Spec.cohorts`; of `Elements` the ranks of their places."""
     start_state: ModelState | None = None
     """The model's state at the start, if a penalty refers to it."""
     class_weights: Any = None
@@ -359,13 +359,15 @@ def transformation(spec: Spec, hyper: Hyper, rate: Any) -> optax.GradientTransfo
 
 def _mask(spec: Spec, hyper: Hyper) -> Mask:
     """The mask with its traced numbers and arrays in place."""
-    traced = iter(hyper.scales)
+    traced = (masks.Elements(*leaf) if isinstance(leaf, tuple) else leaf for leaf in hyper.scales)
     return jax.tree.unflatten(spec.structure, [next(traced) if trains is None else trains for trains in spec.mask])
 
 
 def _selection(spec: Spec, hyper: Hyper) -> Mask:
     """The mask in which a number for a whole leaf, which is never 0 here, is True: which elements move."""
-    return jax.tree.map(lambda m: m if isinstance(m, bool) or masks.selects(m) else True, _mask(spec, hyper))
+    return jax.tree.map(
+        lambda m: m if isinstance(m, bool | masks.Elements) or masks.selects(m) else True, _mask(spec, hyper)
+    )
 
 
 class Average(NamedTuple):
@@ -436,19 +438,33 @@ def rule(fit: Fit, phase: int) -> PhaseRule:
 
 
 def _norm(tree: Params) -> jax.Array:
-    """Global norm, of the same bits however fits are divided over devices.
+    """Global norm; on a CPU of the same bits however fits are divided over devices.
 
-    Each leaf's sum is one product of the leaf with itself, behind a barrier. A product with ones adds in an order of
-    XLA's that goes with the devices (1e-7 apart); and a sum that XLA joins with what computes the gradient makes a step
-    at width 4096 half as long again (21.7 ms, not 14.4; with the barrier 15.6; without a norm 14.3; least of four
-    rounds, 2026-11-26, jax 0.10.2, two busy cores).
+    There each leaf's sum is one product of the leaf with itself, behind a barrier. A product with ones adds in an order
+    of XLA's that goes with the devices (1e-7 apart); and a sum that XLA joins with what computes the gradient makes a
+    step at width 4096 half as long again (21.7 ms, not 14.4; with the barrier 15.6; without a norm 14.3; least of four
+    rounds, 2026-11-26, jax 0.10.2, two busy cores). Elsewhere XLA joins the sum with the update, which reads the same
+    gradient: behind a barrier it would be read once more, by a kernel of its own for each leaf.
     """
+    leaves = jax.tree.leaves(tree)
+    if not leaves:
+        return jnp.zeros(())
+    return jnp.sqrt(jax.lax.platform_dependent(leaves, cpu=_sum_of_products, default=_sum_of_squares))
+
+
+def _sum_of_products(leaves: Sequence[jax.Array]) -> jax.Array:
+    """The sum of all squares, a product behind a barrier for each leaf."""
 
     def squared(leaf: jax.Array) -> jax.Array:
         flat = jax.lax.optimization_barrier(leaf.reshape(-1))
         return jnp.dot(flat, flat, precision="highest")
 
-    return jnp.sqrt(sum(map(squared, jax.tree.leaves(tree)), start=jnp.zeros(())))
+    return sum(map(squared, leaves), start=jnp.zeros(()))
+
+
+def _sum_of_squares(leaves: Sequence[jax.Array]) -> jax.Array:
+    """The sum of all squares, as XLA likes to add them."""
+    return sum((jnp.sum(leaf * leaf) for leaf in leaves), start=jnp.zeros(()))
 
 
 @functools.lru_cache
@@ -552,7 +568,7 @@ def specialize(spec: Spec, fit: Fit, history: Sequence[Mask]) -> Spec:
     trains = jax.tree.leaves(masks.static(fit.params, history[-1]))
     # A leaf of 1.0 compiles to the same as True, bit for bit: `canonical` makes it True.
     leaves = [(m is True or None) if t else False for m, t in zip(_mask_leaves(fit, history), trains, strict=True)]
-    count, ranks = cohort_ranks(fit, history)
+    count, ranks = cohort_ranks(spec, fit, history)
     static = jax.tree.unflatten(jax.tree.structure(history[-1]), trains)
     modes = state_modes(spec.batch_stats, fit.params, fit.model_state, static)
     reestimated = tuple(stage for stage, mode in modes.items() if mode == "reestimated")
@@ -575,8 +591,13 @@ def specialize(spec: Spec, fit: Fit, history: Sequence[Mask]) -> Spec:
 
 
 def traced_leaves(spec: Spec, fit: Fit, history: Sequence[Mask]) -> tuple[Any, ...]:
-    """The numbers and arrays of the last mask that are passed: one for each None in the mask of `spec`."""
-    return tuple(m for m, trains in zip(_mask_leaves(fit, history), spec.mask, strict=True) if trains is None)
+    """The numbers and arrays of the last mask that are passed: one for each None in the mask of `spec`.
+
+    Of an array that trains few elements of its leaf it is (places, rates or None), as of `masks.Elements`.
+    """
+    leaves = jax.tree.leaves(gathered(spec, fit.params, history[-1]))
+    passed = (m for m, trains in zip(leaves, spec.mask, strict=True) if trains is None)
+    return tuple((m.places, m.rates) if isinstance(m, masks.Elements) else m for m in passed)
 
 
 def _mask_leaves(fit: Fit, history: Sequence[Mask]) -> list[Any]:
@@ -584,16 +605,31 @@ def _mask_leaves(fit: Fit, history: Sequence[Mask]) -> list[Any]:
     return jax.tree.leaves(masks.canonical(fit.params, history[-1]))
 
 
-def cohort_ranks(fit: Fit, history: Sequence[Mask]) -> tuple[int, list[Any]]:
+def gathered(spec: Spec, params: Params, mask: Mask) -> Mask:
+    """The mask as the optimizer of a spec works with it: `optimizer.gathered`."""
+    return optimizer.gathered(functools.partial(_kind, spec.optimizer), params, mask)
+
+
+@functools.lru_cache(maxsize=256)
+def _kind(spec: optimizers.OptimizerSpec, *shapes: Any) -> elementwise.Kind:
+    """The kind of an optimizer, whatever its numbers."""
+    return elementwise.kind_of_shapes(optimizers.build(spec, 0.1, dict.fromkeys(spec.numbers, 0.5)), *shapes)
+
+
+def cohort_ranks(spec: Spec, fit: Fit, history: Sequence[Mask]) -> tuple[int, list[Any]]:
     """(how many cohorts there are; for each leaf its cohort's rank: an int, or an int32 array of its elements' ranks).
 
-    A cohort is the leaves freed at one phase boundary; what is frozen has the rank -1.
+    Of an array that trains few elements of its leaf it is the ranks of their places, as of `masks.Elements`. A cohort
+    is the leaves freed at one phase boundary; what is frozen has the rank -1.
     """
     trains = jax.tree.leaves(masks.static(fit.params, history[-1]))
     freed = jax.tree.leaves(masks.since(*history))
     phases = [np.asarray(phase) if t else np.asarray(-1) for phase, t in zip(freed, trains, strict=True)]
     boundaries = np.unique(np.concatenate([[], *(phase[phase >= 0] for phase in phases)])).astype(int)
     ranks = [np.where(phase < 0, -1, np.searchsorted(boundaries, phase)).astype(np.int32) for phase in phases]
+    if any(rank.ndim for rank in ranks):
+        leaves = zip(ranks, jax.tree.leaves(gathered(spec, fit.params, history[-1])), strict=True)
+        ranks = [optimizer.at_places(rank, m) if rank.ndim else rank for rank, m in leaves]
     return len(boundaries), [int(rank) if rank.ndim == 0 else rank for rank in ranks]
 
 
@@ -601,9 +637,9 @@ def group_key(spec: Spec, fit: Fit, history: Sequence[Mask]) -> tuple[Spec, Hash
     """What fits that are trained together have in common: the spec of their phase, and the shapes and kinds of the
     arrays that their masks pass."""
     spec = specialize(spec, fit, history)
-    arrays = [np.asarray(leaf) for leaf in traced_leaves(spec, fit, history)]
-    ranks = [rank for rank in cohort_ranks(fit, history)[1] if not isinstance(rank, int)]
-    return spec, tuple((leaf.shape, leaf.dtype.kind) for leaf in (*arrays, *ranks))
+    ranks = [rank for rank in cohort_ranks(spec, fit, history)[1] if not isinstance(rank, int)]
+    leaves, structure = jax.tree.flatten((traced_leaves(spec, fit, history), ranks))
+    return spec, (structure, tuple((leaf.shape, leaf.dtype.kind) for leaf in map(np.asarray, leaves)))
 
 
 def batch_size(fit: Fit) -> int:

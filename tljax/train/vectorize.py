@@ -61,11 +61,14 @@ Fetch = Callable[[Mesh | None, Any, Any, Any, jax.Array, jax.Array], Batch]
 def gather(mesh: Mesh | None, inputs: Any, targets: Any, view: Any, row: jax.Array, chosen: jax.Array) -> Batch:
     """The batch of resident data: of inputs [views, n, ...] and targets [n, ...] the rows `chosen` int32 [batch].
 
-    `view` is None where there is one view.
+    `view` is None where there is one view. Padding, -1, stands for row 0.
     """
-    at = jnp.maximum(chosen, 0)
-    x = jax.tree.map(lambda leaf: leaf[0][at] if view is None else leaf[view, at], inputs)
-    return Batch(x, jax.tree.map(lambda leaf: leaf[at], targets), (chosen >= 0).astype(jnp.float32))
+
+    def rows(leaf: jax.Array, *view: jax.Array) -> jax.Array:
+        return leaf.at[*view, chosen].get(mode="clip", wrap_negative_indices=False)
+
+    x = jax.tree.map(lambda leaf: rows(leaf[0]) if view is None else rows(leaf, view), inputs)
+    return Batch(x, jax.tree.map(rows, targets), (chosen >= 0).astype(jnp.float32))
 
 
 def slice_chunk(mesh: Mesh | None, inputs: Any, targets: Any, view: Any, row: jax.Array, chosen: jax.Array) -> Batch:
@@ -86,7 +89,7 @@ def slice_chunk(mesh: Mesh | None, inputs: Any, targets: Any, view: Any, row: ja
 # label budget, and a loop whose bounds are traced serves every length.
 @functools.partial(
     jax.jit,
-    static_argnames=("spec", "mesh", "width", "mode", "fetch"),
+    static_argnames=("spec", "mesh", "width", "mode", "fetch", "platform"),
     donate_argnames=("trained", "opt_state", "average", "model_state"),
 )
 def segment(
@@ -107,6 +110,7 @@ def segment(
     model_state: ModelState | None = None,
     fetch: Fetch = gather,
     shared: Shared | None = None,
+    platform: str = "cpu",
 ) -> tuple[Params, OptState, Average | None, ModelState | None, Log]:
     """The one compiled training function: (trained leaves, optimizer state, average, model state, log [fits, rows])
     after some steps.
@@ -115,9 +119,10 @@ def segment(
     from `first + begin` on; so many neighbours as `width` share an order. `rates` is [fits, rows]; the leaves of
     `inputs` are [views, n, ...] with one view for all or one for each order, of `targets` [n, ...]; where `fetch` is
     `slice_chunk`, of both [views, rows, batch, ...]. A leaf of `shared` is None in `frozen`, or in the part of `hyper`.
+    `platform` is that of the devices: the steps are the same, and how the loop over them is written is not.
     """
     one_view = views_of(inputs) == 1
-    run = functools.partial(_on_device, spec, mesh, width, mode, fetch, one_view)
+    run = functools.partial(_on_device, spec, mesh, width, mode, fetch, one_view, platform)
     by_fit = (trained, opt_state, average, model_state, frozen, hyper, rates)
     if one_view:
         return over(mesh, run, (by_fit, order), (inputs, targets, (steps, shared)))
@@ -130,13 +135,21 @@ def run(spec: Spec, mesh: Mesh | None, width: int, mode: Mode, *arguments: Any, 
     """The compiled segment in either mode: `segment`, or what takes and gives the same under `jax.pmap`; `further` is
     its `fetch` and `shared`."""
     compiled: Any = _segment_by_pmap if mode == "pmap" else segment
-    return compiled(spec, mesh, width, mode, *arguments, **further)
+    return compiled(spec, mesh, width, mode, *arguments, **further, **_on_platform(mesh))
 
 
 def executable(spec: Spec, mesh: Mesh | None, width: int, mode: Mode, *arguments: Any, **further: Any) -> Any:
     """The compiled segment that `run` calls with such arguments, which may be shapes and dtypes: compiled once for both
     of them. None under `jax.pmap`, which does not share what is compiled ahead."""
-    return None if mode == "pmap" else segment.lower(spec, mesh, width, mode, *arguments, **further).compile()
+    if mode == "pmap":
+        return None
+    return segment.lower(spec, mesh, width, mode, *arguments, **further, **_on_platform(mesh)).compile()
+
+
+def _on_platform(mesh: Mesh | None) -> dict[str, str]:
+    """The `platform` of the segment on the devices of a mesh; {} where that is the one without a word."""
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    return {} if platform == "cpu" else {"platform": platform}
 
 
 def _on_device(
@@ -146,6 +159,7 @@ def _on_device(
     mode: Mode,
     fetch: Fetch,
     one_view: bool,
+    platform: str,
     by_fit: Any,
     order: jax.Array,
     inputs: Any,
@@ -174,11 +188,15 @@ def _on_device(
             frozen, hyper = _with_shared(frozen, hyper, shared)
             return step(spec, hyper, trained, frozen, opt_state, batch, rate, first + row, axis, average, model_state)
 
-        def train(of_fit: Any, axes: tuple[int, ...] = ()) -> Any:
-            """State and log of one fit after the steps, or of several along the last axis of everything."""
+        def train(of_fit: Any, fits: tuple[int, ...] = (), along: int | None = None) -> Any:
+            """State and log of one fit after the steps, or of so many along an axis of everything but the log, in
+            which they are the last."""
             *state, frozen, hyper, rates = of_fit
-            every: Any = jax.vmap(one_step, in_axes=(-1,) * 7 + (None, None), out_axes=-1) if axes else one_step
-            key = hyper.key[..., 0] if axes else hyper.key  # those that share an order share it
+            every: Any = one_step
+            if along is not None:
+                every = jax.vmap(one_step, in_axes=(along,) * 7 + (None, None), out_axes=(along,) * 4 + (-1,))
+            key = hyper.key if along is None else hyper.key[0]  # those that share an order share it
+            rates = rates if along is None else jnp.moveaxis(rates, along, -1)
 
             def body(row: jax.Array, carry: Any) -> Any:
                 *state, log = carry
@@ -187,22 +205,62 @@ def _on_device(
                 batch = fetch(divided, inputs, targets, None if one_view else view, row, chosen)
                 batch = augmented(spec, key, batch, first + row, axis)
                 *state, values = every(*state, frozen, hyper, rates[row], row, batch)
-                log = jax.tree.map(lambda curve, value: curve.at[row].set(value.astype(curve.dtype)), log, values)
-                return *state, log
+                return *state, log.at[row].set(_columns_of_log(values))
 
-            curve = jnp.zeros((len(rows), *axes), jnp.float32)
-            log = Log(curve, curve, (curve,) * len(spec.penalties), curve)
-            return jax.lax.fori_loop(begin, end, body, (*state, log))
+            terms = len(spec.penalties)
+            log = jnp.zeros((len(rows), 3 + terms if terms else 2, *fits), jnp.float32)
+            *state, log = _loop(begin, end, body, (*state, log), platform)
+            return *state, _curves(log, terms)
 
         if width == 1:
             return jax.tree.map(lambda leaf: leaf[None], train(jax.tree.map(lambda leaf: leaf[0], of_fits)))
-        return _side_by_side(train, of_fits) if mode in ("vmap_shared", "vmap") else jax.lax.map(train, of_fits)
+        if mode in ("vmap_shared", "vmap"):
+            return _side_by_side(train, of_fits, platform)
+        return jax.lax.map(train, of_fits)
 
     by_order = jax.tree.map(lambda leaf: leaf.reshape(-1, width, *leaf.shape[1:]), by_fit)
     views = jnp.zeros(len(order), jnp.int32) if one_view else jnp.arange(len(order))
     items = (by_order, order, views)
     result = jax.vmap(train_order)(items) if mode == "vmap" else jax.lax.map(train_order, items)
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), result)
+
+
+BLOCK = 32
+"""Steps of a GPU between two looks at whether a loop goes on."""
+
+
+def _loop(
+    begin: jax.Array, end: jax.Array, body: Callable[[jax.Array, Any], Any], state: Any, platform: str = "cpu"
+) -> Any:
+    """`jax.lax.fori_loop`, on a GPU by blocks of steps.
+
+    Where the number of steps is not known to the compiler, the host of a GPU waits for each of them, copies from the
+    device whether the loop goes on, and only then launches the next. Of a block it launches all at once; the steps that
+    fill no block are left to a loop of the first kind. The steps are the same ones in the same order.
+    """
+    if platform != "gpu":
+        return jax.lax.fori_loop(begin, end, body, state)
+    step = jax.jit(body)  # traced once for both loops
+    blocks = (end - begin) // BLOCK
+
+    def of_block(block: jax.Array, state: Any) -> Any:
+        return jax.lax.fori_loop(0, BLOCK, lambda i, state: step(begin + block * BLOCK + i, state), state)
+
+    state = jax.lax.fori_loop(0, blocks, of_block, state)
+    return jax.lax.fori_loop(begin + blocks * BLOCK, end, step, state)
+
+
+def _columns_of_log(values: Log) -> jax.Array:
+    """The numbers of a step that are kept, [columns, ...]: one array, and so one write a step, for all of them."""
+    penalty = (values.penalty, *values.terms) if values.terms else ()
+    return jnp.stack([jnp.asarray(value, jnp.float32) for value in (values.loss, values.gradient_norm, *penalty)])
+
+
+def _curves(log: jax.Array, terms: int) -> Log:
+    """The log [rows, ...] of what `_columns_of_log` gave for each row; without terms there is no penalty."""
+    loss, norm, *rest = (log[:, i] for i in range(log.shape[1]))
+    penalty, *parts = rest if terms else [jnp.zeros_like(loss)]
+    return Log(loss, penalty, tuple(parts), norm)
 
 
 def _with_shared(frozen: Params, hyper: Hyper, shared: Shared | None) -> tuple[Params, Hyper]:
@@ -219,11 +277,17 @@ def joined(own: Params, shared: Params | None) -> Params:
     return own if shared is None else masks.join(own, shared)
 
 
-def _side_by_side(train: Callable[..., Any], of_fits: Any) -> Any:
-    """Fits along the last axis: the kernels of many fits are then one matrix, and their products one product."""
-    axes = (len(jax.tree.leaves(of_fits)[0]),)
-    result = train(jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -1), of_fits), axes)
-    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, -1, 0), result)
+def _side_by_side(train: Callable[..., Any], of_fits: Any, platform: str) -> Any:
+    """Fits along one axis of everything: on a CPU the last, elsewhere the first.
+
+    Along the last, the kernels of many fits are one matrix, and their products with a batch that they share one
+    product: on a CPU that is quicker. Libraries of a GPU multiply batches of matrices whose fits are not the innermost
+    axis, and would have to copy these in every step. Either way it is a rounding, and not that of one fit.
+    """
+    along, count = -1 if platform == "cpu" else 0, len(jax.tree.leaves(of_fits)[0])
+    *state, log = train(jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, along), of_fits), (count,), along)
+    moved = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, along, 0), state)
+    return *moved, jax.tree.map(lambda curve: jnp.moveaxis(curve, -1, 0), log)
 
 
 # The second mode: jax.pmap.
@@ -237,6 +301,7 @@ def _segment_by_pmap(
     *arguments: Any,
     fetch: Fetch = gather,
     shared: Shared | None = None,
+    platform: str = "cpu",
 ) -> Any:
     """`segment` under `jax.pmap`: the devices of the mesh share each batch of each fit."""
     trained, opt_state, frozen, hyper, inputs, targets, order, rates, steps, *rest = arguments
@@ -248,7 +313,7 @@ def _segment_by_pmap(
     )
     state, common = (trained, opt_state, average, model_state), (frozen, hyper, rates, (steps, shared))
     pmapped = _pmapped(devices, chunked)
-    return pmapped(spec, mesh, width, mode, fetch, *state, parts, examples or [inputs, targets], common)
+    return pmapped(spec, mesh, width, mode, fetch, platform, *state, parts, examples or [inputs, targets], common)
 
 
 @functools.lru_cache
@@ -257,10 +322,10 @@ def _pmapped(devices: tuple[Any, ...], chunked: bool) -> Callable[..., Any]:
     return jax.pmap(
         _on_device_of_pmap,
         axis_name="data",
-        in_axes=(*(None,) * 9, 2, 2 if chunked else None, None),
+        in_axes=(*(None,) * 10, 2, 2 if chunked else None, None),
         out_axes=None,
-        static_broadcasted_argnums=(0, 1, 2, 3, 4),
-        donate_argnums=(5, 6, 7, 8),
+        static_broadcasted_argnums=(0, 1, 2, 3, 4, 5),
+        donate_argnums=(6, 7, 8, 9),
         devices=devices,
     )
 
@@ -271,6 +336,7 @@ def _on_device_of_pmap(
     width: int,
     mode: Mode,
     fetch: Fetch,
+    platform: str,
     trained: Params,
     opt_state: OptState,
     average: Average | None,
@@ -283,7 +349,7 @@ def _on_device_of_pmap(
     (inputs, targets), (frozen, hyper, rates, of_all) = examples, common
     by_fit = (trained, opt_state, average, model_state, frozen, hyper, rates)
     one_view = views_of(inputs) == 1
-    return _on_device(spec, mesh, width, mode, fetch, one_view, by_fit, order, inputs, targets, of_all)
+    return _on_device(spec, mesh, width, mode, fetch, one_view, platform, by_fit, order, inputs, targets, of_all)
 
 
 # The state of a model, computed anew.
@@ -448,7 +514,7 @@ def stack_numbers(spec: Spec, fits: Sequence[Fit], histories: Sequence[Sequence[
     for fit, history in zip(fits, histories, strict=True):
         key = likeness(fit, history)
         if key not in of_masks:
-            arrays = tuple(rank for rank in cohort_ranks(fit, history)[1] if not isinstance(rank, int))
+            arrays = tuple(rank for rank in cohort_ranks(spec, fit, history)[1] if not isinstance(rank, int))
             of_masks[key] = traced_leaves(spec, fit, history), arrays
         of_each.append(of_masks[key])
     scales, ranks = zip(*of_each, strict=True)
