@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from experiments.runs import resume
-from tljax import masks, models, objective, optimizer, optimizers, paths, train
+from tljax import evaluate, masks, models, objective, optimizer, optimizers, paths, train
 from tljax.data import draw, philox
-from tljax.train import loop, vectorize
+from tljax.train import features, loop, vectorize
 
 MODEL = models.build("mlp", 3, hidden=(4,), activation="relu")
 RNG = np.random.default_rng(0)
@@ -243,6 +243,19 @@ def test_keys_are_stacked_as_jax_does_it():
     expected = jnp.stack([*keys, keys[0]])
     assert stacked.dtype == expected.dtype
     assert same(jax.random.key_data(stacked), jax.random.key_data(expected))
+
+
+def test_a_frozen_prefix_is_read_once_however_often_fits_are_evaluated(monkeypatch):
+    """The digests under which its features are kept are those of arrays that stay the same."""
+    read = []
+    host = features.host
+    monkeypatch.setattr(features, "host", lambda tree: read.append(tree) or host(tree))
+    group, execution = fits([0, 1], 6, ((0, head),)), train.Execution(cache=train.FeatureCache(10**9))
+    group = [fit._replace(params={**fit.params, "hidden_0": group[0].params["hidden_0"]}) for fit in group]
+    test = evaluate.padded(np.zeros((5, 2, 2, 1), np.uint8))
+    for state, _ in train.fit(SPEC, group, DATA, [3, 6], execution=execution):
+        evaluate.logits_of(SPEC, group, state, test, 5, execution)
+    assert len(read) == 2 and len(execution.cache.arrays) == 2  # what fits have, and what they share; two splits
 
 
 # ---- What is saved

@@ -54,6 +54,8 @@ class FeatureCache:
     """{everything that features follow from: features [views, n, ...]}, least recently used first."""
     files: dict[Any, Any] = field(default_factory=dict)
     """Likewise, features [n, ...] in files."""
+    digests: dict[Any, Any] = field(default_factory=dict)
+    """{which arrays: (weak references to them, what `_digests` gives)} of the latest."""
 
 
 def skip_frozen_prefix(
@@ -180,7 +182,7 @@ def compute(
     mesh = mesh_under(params)
     used, common = _used(model, merge, params), None if shared is None else _used(model, merge, shared)
     drawn_from = jax.random.key_data(keys) if augmentations and keys is not None else None
-    digests = _digests((used, drawn_from), None if shared is None else (common, None))
+    digests = _known_digests(cache, (used, drawn_from), None if shared is None else (common, None))
     if len(set(digests)) == 1:
         (used, drawn_from), digests = jax.tree.map(lambda leaf: leaf[:1], (used, drawn_from)), digests[:1]
     several = len(digests) > 1
@@ -376,7 +378,7 @@ def on_disk(
     Variables are as in `compute`. Raises InputError if they cannot be written; nothing of them is left then.
     """
     used, common = _used(model, merge, params), None if shared is None else _used(model, merge, shared)
-    digests = set(_digests(used, common))
+    digests = set(_known_digests(cache, used, common))
     if len(digests) > 1 or cache.folder is None or jax.process_count() > 1:
         return None
     key = (model, merge, *digests, stream.name, cache.dtype)
@@ -450,6 +452,24 @@ def _kept_as(computed: Any, dtype: str) -> Any:
 def _batch(examples: int) -> int:
     """Examples a batch: as many batches as are needed, as even as can be."""
     return -(-examples // -(-examples // _BATCH))
+
+
+_KNOWN = 8
+"""Trees of which the digests are remembered."""
+
+
+def _known_digests(cache: FeatureCache, own: Any, shared: Any) -> list[str]:
+    """What `_digests` gives; of the very arrays that were asked for before nothing is read again."""
+    arrays, structure = jax.tree.flatten((own, shared))
+    key = structure, tuple(map(id, arrays))
+    references, digests = cache.digests.get(key, ((), []))
+    if not digests or any(reference() is not leaf for reference, leaf in zip(references, arrays, strict=True)):
+        digests = _digests(own, shared)
+        if all(isinstance(leaf, jax.Array) for leaf in arrays):
+            cache.digests[key] = tuple(map(weakref.ref, arrays)), digests
+            while len(cache.digests) > _KNOWN:
+                del cache.digests[next(iter(cache.digests))]
+    return list(digests)
 
 
 def _digests(own: Any, shared: Any = None) -> list[str]:
