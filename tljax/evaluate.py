@@ -15,14 +15,16 @@ import numpy as np
 
 from tljax import metrics as measures
 from tljax import train
-from tljax.train.data import batch_within, batches, is_streamed
+from tljax.train import memory
+from tljax.train.data import batch_spec, batch_within, batches, is_streamed
 from tljax.train.features import skip_frozen_prefix
 from tljax.train.step import specialize
 from tljax.train.vectorize import divide, host, joined, mesh_of_group, mesh_under, over, place, shared_width
 from tljax.types import Examples, Objective, Params
 
-BATCH = 1000
-"""Examples in a compiled batch: the last is padded, so that one executable serves every data set of a shape."""
+BATCH = memory.EXAMPLES
+"""Examples in a compiled batch: the last is padded, so that one executable serves every data set of a shape. Of a model
+that needs much memory for them a divisor of it is (`memory.examples_at_once`)."""
 
 
 def padded(arrays: Any) -> train.Data:
@@ -83,7 +85,10 @@ def logits_of_begun(
     short, features = skip_frozen_prefix(
         specialized, members[0], params, width, data, passes, execution.cache, lambda line: None, shared=shared
     )
-    return begun(train.forward(short.model, short.merge), params, features, count, shared)
+    forward = train.forward(short.model, short.merge)
+    if (batch := _batch(forward, params, features, shared)) < BATCH:
+        execution.on_message(f"evaluated {batch} examples at a time: {BATCH:,} would need too much memory")
+    return begun(forward, params, features, count, shared)
 
 
 def logits(
@@ -111,11 +116,11 @@ def begun(
 ) -> Callable[[], np.ndarray]:
     """A function that waits for what `logits` gives, as `logits_of_begun` has it. Of a stream nothing is waited for:
     it is read before."""
-    mesh = mesh_under(params)
+    mesh, batch = mesh_under(params), _batch(forward, params, data, shared)
     if isinstance(data, train.Data):
-        outputs = _all_logits(forward, mesh, BATCH, params, data.inputs, shared)
+        outputs = _all_logits(forward, mesh, batch, params, data.inputs, shared)
         return lambda: host(outputs)[:, :count]
-    size = batch_within(data, BATCH)
+    size = batch_within(data, batch)
 
     def one_view(inputs: Any) -> Any:
         view = jax.tree.map(lambda leaf: leaf.reshape(1, -1, *leaf.shape[2:]), inputs)
@@ -125,6 +130,12 @@ def begun(
         parts = [host(_all_logits(forward, mesh, size, params, inputs, shared))[:, :rows] for rows, inputs in reader]
     whole = np.concatenate(parts, 1)[:, :count]
     return lambda: whole
+
+
+def _batch(forward: Callable[..., Any], params: Params, data: train.Data | train.Stream, shared: Params | None) -> int:
+    """Examples that go through `forward` at once: BATCH, or a divisor of it."""
+    own = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), params)
+    return memory.examples_at_once(forward, joined(own, shared), batch_spec(data, 1), BATCH)
 
 
 @functools.partial(jax.jit, static_argnames=("forward", "mesh", "batch"))
@@ -163,13 +174,18 @@ def measure(objective: Objective, outputs: np.ndarray, targets: np.ndarray) -> d
     other than classes that is None, but for the loss: the mean over the items of the natural loss of their kind,
     whatever the fit minimised. Where outputs are not finite, all is None.
     """
-    first, *others = objective.metrics
+    _, *others = objective.metrics
     finite = bool(np.isfinite(outputs).all())
     measured = dict(metrics(outputs, targets)) if objective.kind == "classes" else dict.fromkeys(_NAMES)
     if objective.kind != "classes" and finite:
         measured["loss"] = float(measures.NATURAL[objective.kind](outputs, targets).mean())
     values = {each.name: measures.value(each, outputs, targets) if finite else None for each in others}
-    return {**measured, "score": measures.value(first, outputs, targets) if finite else None, "metrics": values}
+    return {**measured, "score": score(objective, outputs, targets), "metrics": values}
+
+
+def score(objective: Objective, outputs: np.ndarray, targets: np.ndarray) -> float | None:
+    """The primary metric of a split, alone: "score" of `measure`, and None where outputs are not finite."""
+    return measures.value(objective.metrics[0], outputs, targets) if np.isfinite(outputs).all() else None
 
 
 _NAMES = ("accuracy", "loss", "calibration_error", "calibration", "per_class_accuracy", "confusion")
