@@ -229,9 +229,7 @@ BLOCK = 32
 """Steps of a GPU between two looks at whether a loop goes on."""
 
 
-def _loop(
-    begin: jax.Array, end: jax.Array, body: Callable[[jax.Array, Any], Any], state: Any, platform: str = "cpu"
-) -> Any:
+def _loop(begin: Any, end: Any, body: Callable[[jax.Array, Any], Any], state: Any, platform: str = "cpu") -> Any:
     """`jax.lax.fori_loop`, on a GPU by blocks of steps.
 
     Where the number of steps is not known to the compiler, the host of a GPU waits for each of them, copies from the
@@ -383,7 +381,7 @@ def reestimate(
     def add(order: jax.Array, inputs: Any, start: int, stop: int, fetch: Fetch) -> None:
         nonlocal means
         until = place(mesh, jnp.minimum(jnp.asarray(counts, jnp.int32), stop))
-        static = {"mesh": mesh, "width": width, "fetch": fetch}
+        static = {"mesh": mesh, "width": width, "fetch": fetch, **_on_platform(mesh)}
         by_fit = (means, params, model_state, until)
         means = _reestimated(spec, tuple(stages), *by_fit, order, inputs, (start, shared), **static)
 
@@ -399,7 +397,9 @@ def reestimate(
     return {**model_state, **means}
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "stages", "mesh", "width", "fetch"), donate_argnames=("means",))
+@functools.partial(
+    jax.jit, static_argnames=("spec", "stages", "mesh", "width", "fetch", "platform"), donate_argnames=("means",)
+)
 def _reestimated(
     spec: Spec,
     stages: tuple[str, ...],
@@ -414,6 +414,7 @@ def _reestimated(
     mesh: Mesh | None,
     width: int,
     fetch: Fetch,
+    platform: str = "cpu",
 ) -> ModelState:
     """The means of the statistics of the batches before a step, and of those in the rows of `order`.
 
@@ -437,7 +438,7 @@ def _reestimated(
                 # This form of a mean leaves what no batch changes as it is, to the bit.
                 return jax.tree.map(lambda mean, new: mean + (new - mean) / (start + row + 1), means, of_batch)
 
-            return jax.lax.fori_loop(0, jnp.clip(count - start, 0, order.shape[1]), body, means)
+            return _loop(0, jnp.clip(count - start, 0, order.shape[1]), body, means, platform)
 
         numbers = jnp.arange(len(order) * width) // width
         return jax.lax.map(of_fit, (by_fit, numbers))
