@@ -62,7 +62,8 @@ def within(experiment: Experiment, folder: Path, fingerprints: Mapping[str, str]
     planned = plan.planned(experiment)
     finished = directory.finished(folder)
     many, asked = plan.many_of(experiment), experiment.settings.many
-    missing = _missing(planned, finished.keys(), many == "vmap")
+    company = None if many != "vmap" else "strategy" if plan.budgets_together(experiment) else "budget"
+    missing = _missing(planned, finished.keys(), company)
     lost = _source_keys(experiment) & {result.key for result in directory.results(folder)} - finished.keys()
     if process.first() and (missing or lost or not directory.recorded_environment(folder)):
         directory.record_environment(folder, fingerprints, many if asked == "auto" else "auto")
@@ -77,11 +78,16 @@ def within(experiment: Experiment, folder: Path, fingerprints: Mapping[str, str]
     return [at_end(finished[key], experiment.settings.verdict_of) for key in planned]
 
 
-def _missing(planned: Mapping[str, PlannedFit], finished: Set[str], together: bool) -> dict[str, PlannedFit]:
-    """The fits to train: those not finished, and with `together` those of their groups."""
+def _missing(planned: Mapping[str, PlannedFit], finished: Set[str], company: str | None) -> dict[str, PlannedFit]:
+    """The fits to train: those not finished, and where the company of its "strategy", or of its "budget" too, decides a
+    fit's bits, those of their groups."""
+
+    def group(fit: PlannedFit) -> tuple[str, ...]:
+        return (fit.strategy.label,) if company == "strategy" else (fit.strategy.label, fit.budget)
+
     keys = planned.keys() - finished
-    groups = {(planned[key].strategy.label, planned[key].budget) for key in keys if together}
-    return {key: fit for key, fit in planned.items() if key in keys or (fit.strategy.label, fit.budget) in groups}
+    groups = {group(planned[key]) for key in keys if company}
+    return {key: fit for key, fit in planned.items() if key in keys or group(fit) in groups}
 
 
 def _source_keys(experiment: Experiment) -> set[str]:
@@ -102,7 +108,9 @@ def _train_missing(experiment: Experiment, missing: Mapping[str, PlannedFit], fo
     initial = {seed: plan.initialization_of(experiment, seed, trained.get(seed)) for seed in seeds_of_fits}
     groups: dict[Any, list[PreparedFit]] = {}
     keeps_dropout = plan.stages_with_dropout(settings, model, plan.example_shape(target))
-    together = _all_budgets_together(experiment, on_device)
+    # One after another, each budget of a stream reads its own examples.
+    is_alone = isinstance(on_device.train, train.Stream) and many != "vmap"
+    together = plan.budgets_together(experiment) and not is_alone
     for planned in missing.values():
         streams = plan.streams(settings, planned.seed)
         look = look_at(on_device, model, streams, planned.budget)
@@ -143,26 +151,6 @@ def _company(fit: "PreparedFit", label: str, many: str) -> Any:
     if later or fit.trial.rules or masks.is_strategy(mask) or many == "vmap":
         return label
     return train.group_key(fit.spec, fit.trial, (mask,))
-
-
-ALL_BUDGETS_BYTES = 2**28
-"""Of the parameters and the logits of all fits of a strategy, up to which its label budgets are trained together."""
-
-
-def _all_budgets_together(experiment: Experiment, on_device: "DeviceData") -> bool:
-    """Whether the fits of a strategy are one group, whatever their label budgets.
-
-    One executable then serves all of them, and the devices are idle once at its end and not at that of each budget. One
-    after another a fit has the same bits in any group. It is so as long as a group's states are small on the host and
-    on the device; of a stream each budget reads its own examples, and side by side a fit's bits are its company's.
-    """
-    settings = experiment.settings
-    if on_device.execution.many == "vmap" or isinstance(on_device.train, train.Stream):
-        return False
-    shapes = jax.tree.leaves(models.abstract(experiment.model, plan.example_shape(experiment.target)))
-    of_fit = sum(leaf.size * leaf.dtype.itemsize for leaf in shapes)
-    of_fit += 4 * on_device.tests * on_device.objective.num_outputs
-    return of_fit * len(settings.seeds) * len(settings.train_examples) <= ALL_BUDGETS_BYTES
 
 
 def about(settings: Settings, task: Task) -> dict[str, Any]:
