@@ -14,7 +14,7 @@ from tljax import masks, models, objective, optimizers, penalties, train
 from tljax.audit import problems
 from tljax.audit.lines import copy
 from tljax.train import vectorize
-from tljax.train.step import Hyper, trained_leaves
+from tljax.train.step import Hyper, traced_leaves, trained_leaves
 from tljax.types import Mask, Model, ModelState, Params
 
 STEPS = 3
@@ -109,22 +109,22 @@ def flops(
     If `fit` ran the phase, this is the executable that it ran; of a model with loops over stages, one without.
     """
     wanted = replace(wanted, model=models.unrolled(wanted.model))
-    traced = [m for m, kind in zip(jax.tree.leaves(mask), wanted.mask, strict=True) if kind is None]
+    traced = traced_leaves(wanted, _trial(params, [mask], 1, model_state), (mask,))
     leaves, structure = jax.tree.flatten(model_state or {})
     state = structure, _of_one_trial(leaves)
     return _flops(wanted, _of_one_trial(jax.tree.leaves(params)), _of_one_trial(traced), shape, state)
 
 
-def _of_one_trial(leaves: Sequence[Any]) -> tuple[jax.ShapeDtypeStruct, ...]:
+def _of_one_trial(leaves: Sequence[Any]) -> Any:
     """The shapes of these leaves as `fit` passes them: with a leading axis of trials."""
-    return jax.eval_shape(lambda: tuple(jnp.stack([jnp.asarray(leaf)]) for leaf in leaves))
+    return jax.eval_shape(lambda: jax.tree.map(lambda leaf: jnp.stack([jnp.asarray(leaf)]), tuple(leaves)))
 
 
 @functools.lru_cache(maxsize=256)
 def _flops(
     wanted: train.Spec,
     leaves: tuple[jax.ShapeDtypeStruct, ...],
-    scales: tuple[jax.ShapeDtypeStruct, ...],
+    scales: tuple[Any, ...],
     shape: tuple[int, ...],
     model_state: tuple[Any, tuple[jax.ShapeDtypeStruct, ...]],
 ) -> float:

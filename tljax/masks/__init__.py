@@ -23,10 +23,11 @@ from tljax.masks.combine import (
     static,
     union,
 )
-from tljax.masks.leaf import chosen, selects, trains, value
+from tljax.masks.leaf import Elements, chosen, selects, trains, value
 from tljax.masks.show import Row, digest, equal, from_json, load, save, table, to_json
 
 __all__ = [
+    "Elements",
     "Row",
     "also",
     "by_glob",

@@ -1,6 +1,7 @@
 """The kinds of a mask's leaf: a bool or a number for the whole leaf, an array for its elements."""
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -9,6 +10,22 @@ import numpy as np
 
 from tljax import plugins
 from tljax.types import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Elements:
+    """An array of a mask by the places of the elements that it trains: for an optimizer that keeps these alone.
+
+    It stands in a mask as a leaf; `optimizer.gathered` makes it.
+    """
+
+    places: Any
+    """int32 [room], ascending: the places of the elements in the flat leaf. Those that are beyond its size stand for
+    nothing: their number is not that of the elements, so that other masks share what is compiled."""
+    rates: Any
+    """float [room], the rates of the elements; None where the array is of bools."""
+    array: Any = None
+    """The array; None where places and rates are traced."""
 
 
 def plain(leaf: Any) -> Any:
@@ -42,6 +59,8 @@ def canonical_leaf(path: str, leaf: Any) -> Any:
     ...
     tljax.types.InputError: the mask's leaf at 'w' is '[0.5]': give True, False, a number or an array
     """
+    if isinstance(leaf, Elements):
+        return leaf
     m = plain(leaf)
     if isinstance(m, bool | np.bool_):
         return bool(m)
@@ -109,7 +128,7 @@ def chosen(leaf: Any) -> Any:
     >>> chosen(0.5), chosen(np.array([0.5, 0.0]))
     (True, array([ True, False]))
     """
-    m = canonical_leaf("", leaf)
+    m = canonical_leaf("", leaf.array if isinstance(leaf, Elements) else leaf)
     return m != 0 if selects(m) else bool(m)
 
 

@@ -27,6 +27,7 @@ from tljax.train.step import (
     batch_size,
     check_microbatch,
     entered,
+    gathered,
     group_key,
     part_of_average,
     rule,
@@ -804,7 +805,7 @@ def _next_phase(
             fit, before, after = fits[state.fits[row]], histories[row][:-1], histories[row]
             tx = optimizers.build(spec.optimizer, _rates(fit, number)[state.step], fit.numbers)
             opt_state_of = jax.tree.map(lambda leaf, row=row: leaf[row], opt_state)
-            old, new = ((history[-1], masks.since(*history)) for history in (before, after))
+            old, new = ((gathered(spec, fit.params, history[-1]), masks.since(*history)) for history in (before, after))
             carried.append(optimizer.carry(tx, old, new, opt_state_of, params_of[row]))
         never = _never_trained(fits[state.fits[rows[0]]], histories[rows[0]])
         own, same = share([params_of[row] for row in rows], never)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tljax import augment, batch_stats, masks, models, objective, optimizer, optimizers, paths, penalties
+from tljax import augment, batch_stats, elementwise, masks, models, objective, optimizer, optimizers, paths, penalties
 from tljax.augment import Augmentation
 from tljax.penalties import Penalty
 from tljax.types import Batch, InputError, Mask, Model, ModelState, OptState, Params, PhaseRule
@@ -82,7 +82,7 @@ class Hyper(NamedTuple):
     numbers: Mapping[str, Any]
     """The optimizer's numbers by name, and 'label_smoothing'."""
     scales: tuple[Any, ...]
-    """The numbers and arrays of the mask, one for each None in `Spec.mask`."""
+    """The numbers and arrays of the mask, one for each None in `Spec.mask`; (places, rates or None) of `Elements`."""
     key: Any
     """The key of dropout and augmentations."""
     start: Params | None
@@ -90,7 +90,7 @@ class Hyper(NamedTuple):
     fisher: Params | None
     """The source's Fisher information, if a penalty needs it."""
     cohorts: tuple[Any, ...] = ()
-    """Arrays of ranks, one for each None in `Spec.cohorts`."""
+    """Arrays of ranks, one for each None in `Spec.cohorts`; of `Elements` the ranks of their places."""
     start_state: ModelState | None = None
     """The model's state at the start, if a penalty refers to it."""
     class_weights: Any = None
@@ -358,13 +358,15 @@ def transformation(spec: Spec, hyper: Hyper, rate: Any) -> optax.GradientTransfo
 
 def _mask(spec: Spec, hyper: Hyper) -> Mask:
     """The mask with its traced numbers and arrays in place."""
-    traced = iter(hyper.scales)
+    traced = (masks.Elements(*leaf) if isinstance(leaf, tuple) else leaf for leaf in hyper.scales)
     return jax.tree.unflatten(spec.structure, [next(traced) if trains is None else trains for trains in spec.mask])
 
 
 def _selection(spec: Spec, hyper: Hyper) -> Mask:
     """The mask in which a number for a whole leaf, which is never 0 here, is True: which elements move."""
-    return jax.tree.map(lambda m: m if isinstance(m, bool) or masks.selects(m) else True, _mask(spec, hyper))
+    return jax.tree.map(
+        lambda m: m if isinstance(m, bool | masks.Elements) or masks.selects(m) else True, _mask(spec, hyper)
+    )
 
 
 class Average(NamedTuple):
@@ -565,7 +567,7 @@ def specialize(spec: Spec, fit: Fit, history: Sequence[Mask]) -> Spec:
     trains = jax.tree.leaves(masks.static(fit.params, history[-1]))
     # A leaf of 1.0 compiles to the same as True, bit for bit: `canonical` makes it True.
     leaves = [(m is True or None) if t else False for m, t in zip(_mask_leaves(fit, history), trains, strict=True)]
-    count, ranks = cohort_ranks(fit, history)
+    count, ranks = cohort_ranks(spec, fit, history)
     static = jax.tree.unflatten(jax.tree.structure(history[-1]), trains)
     modes = state_modes(spec.batch_stats, fit.params, fit.model_state, static)
     reestimated = tuple(stage for stage, mode in modes.items() if mode == "reestimated")
@@ -588,8 +590,13 @@ def specialize(spec: Spec, fit: Fit, history: Sequence[Mask]) -> Spec:
 
 
 def traced_leaves(spec: Spec, fit: Fit, history: Sequence[Mask]) -> tuple[Any, ...]:
-    """The numbers and arrays of the last mask that are passed: one for each None in the mask of `spec`."""
-    return tuple(m for m, trains in zip(_mask_leaves(fit, history), spec.mask, strict=True) if trains is None)
+    """The numbers and arrays of the last mask that are passed: one for each None in the mask of `spec`.
+
+    Of an array that trains few elements of its leaf it is (places, rates or None), as of `masks.Elements`.
+    """
+    leaves = jax.tree.leaves(gathered(spec, fit.params, history[-1]))
+    passed = (m for m, trains in zip(leaves, spec.mask, strict=True) if trains is None)
+    return tuple((m.places, m.rates) if isinstance(m, masks.Elements) else m for m in passed)
 
 
 def _mask_leaves(fit: Fit, history: Sequence[Mask]) -> list[Any]:
@@ -597,16 +604,31 @@ def _mask_leaves(fit: Fit, history: Sequence[Mask]) -> list[Any]:
     return jax.tree.leaves(masks.canonical(fit.params, history[-1]))
 
 
-def cohort_ranks(fit: Fit, history: Sequence[Mask]) -> tuple[int, list[Any]]:
+def gathered(spec: Spec, params: Params, mask: Mask) -> Mask:
+    """The mask as the optimizer of a spec works with it: `optimizer.gathered`."""
+    return optimizer.gathered(functools.partial(_kind, spec.optimizer), params, mask)
+
+
+@functools.lru_cache(maxsize=256)
+def _kind(spec: optimizers.OptimizerSpec, *shapes: Any) -> elementwise.Kind:
+    """The kind of an optimizer, whatever its numbers."""
+    return elementwise.kind_of_shapes(optimizers.build(spec, 0.1, dict.fromkeys(spec.numbers, 0.5)), *shapes)
+
+
+def cohort_ranks(spec: Spec, fit: Fit, history: Sequence[Mask]) -> tuple[int, list[Any]]:
     """(how many cohorts there are; for each leaf its cohort's rank: an int, or an int32 array of its elements' ranks).
 
-    A cohort is the leaves freed at one phase boundary; what is frozen has the rank -1.
+    Of an array that trains few elements of its leaf it is the ranks of their places, as of `masks.Elements`. A cohort
+    is the leaves freed at one phase boundary; what is frozen has the rank -1.
     """
     trains = jax.tree.leaves(masks.static(fit.params, history[-1]))
     freed = jax.tree.leaves(masks.since(*history))
     phases = [np.asarray(phase) if t else np.asarray(-1) for phase, t in zip(freed, trains, strict=True)]
     boundaries = np.unique(np.concatenate([[], *(phase[phase >= 0] for phase in phases)])).astype(int)
     ranks = [np.where(phase < 0, -1, np.searchsorted(boundaries, phase)).astype(np.int32) for phase in phases]
+    if any(rank.ndim for rank in ranks):
+        leaves = zip(ranks, jax.tree.leaves(gathered(spec, fit.params, history[-1])), strict=True)
+        ranks = [optimizer.at_places(rank, m) if rank.ndim else rank for rank, m in leaves]
     return len(boundaries), [int(rank) if rank.ndim == 0 else rank for rank in ranks]
 
 
@@ -614,9 +636,9 @@ def group_key(spec: Spec, fit: Fit, history: Sequence[Mask]) -> tuple[Spec, Hash
     """What fits that are trained together have in common: the spec of their phase, and the shapes and kinds of the
     arrays that their masks pass."""
     spec = specialize(spec, fit, history)
-    arrays = [np.asarray(leaf) for leaf in traced_leaves(spec, fit, history)]
-    ranks = [rank for rank in cohort_ranks(fit, history)[1] if not isinstance(rank, int)]
-    return spec, tuple((leaf.shape, leaf.dtype.kind) for leaf in (*arrays, *ranks))
+    ranks = [rank for rank in cohort_ranks(spec, fit, history)[1] if not isinstance(rank, int)]
+    leaves, structure = jax.tree.flatten((traced_leaves(spec, fit, history), ranks))
+    return spec, (structure, tuple((leaf.shape, leaf.dtype.kind) for leaf in map(np.asarray, leaves)))
 
 
 def batch_size(fit: Fit) -> int:

@@ -510,8 +510,8 @@ def stack_numbers(spec: Spec, fits: Sequence[Fit], histories: Sequence[Sequence[
     """As `stack_hyper`, without the trees that penalties refer to: what an optimizer's state begins with."""
     scales, ranks = [], []
     for fit, history in zip(fits, histories, strict=True):
-        scales.append(tuple(jnp.asarray(leaf) for leaf in traced_leaves(spec, fit, history)))
-        ranks.append(tuple(rank for rank in cohort_ranks(fit, history)[1] if not isinstance(rank, int)))
+        scales.append(jax.tree.map(jnp.asarray, traced_leaves(spec, fit, history)))
+        ranks.append(tuple(rank for rank in cohort_ranks(spec, fit, history)[1] if not isinstance(rank, int)))
     needs_start, _ = _needed(spec)
     return Hyper(
         weights=tuple(_columns([fit.weights[i] for fit in fits]) for i in range(len(spec.penalties))),
