@@ -53,6 +53,12 @@ PROGRAMS = {
     )
 }
 QUICK = ("--seeds=0", "--steps=3")
+KINDS_OF_LORA = {
+    "lora_source": ("--seeds=0,1,1000,1001", "--steps=3"),
+    "lora": ("--seeds=0,1", "--steps=3", "--trials=2", "--group=2", "--strategies=lora,lora_plus=lora:ratio=16"),
+    "lora_shared": ("--seeds=0,1", "--steps=3", "--strategies=lora,lora_plus=lora:ratio=16"),
+}
+"""What makes the third study of the page quick, by the name of its flagfile."""
 
 
 def test_the_first_two_commands_make_their_environment_and_ci_runs_them():
@@ -72,6 +78,21 @@ def test_the_studies_of_the_first_page_are_planned_as_it_says():
         assert (flags["seeds"], flags["margin"], flags["family"], flags["looks"]) == ("0-7", "1", family, "1")
         assert flags["strategies"].split(",") == ["scratch", "random_features", "head_only", "full"]
         assert not any(flag.endswith("_seed") for flag in flags)
+
+
+def test_the_kinds_of_lora_have_the_rates_seeds_and_margin_that_the_page_says():
+    """Six rates under two seeds that are not judged; twelve that are, each with a source of its own; then one rate."""
+    flags = {}
+    for name in KINDS_OF_LORA:
+        lines = (ROOT / "experiments" / "flags" / f"{name}.flags").read_text().splitlines()
+        flags[name] = dict(line[2:].split("=", 1) for line in lines if line.startswith("--") and "=" in line)
+    kind, *rates = flags["lora"]["space"].removeprefix("learning_rate:").replace(":", ",").split(",")
+    assert (kind, len(rates), flags["lora"]["search_seeds"]) == ("in", 6, "2")
+    assert flags["lora_source"]["seeds"] == "0-11,1000,1001" and flags["lora"]["seeds"] == "0-11"
+    same = {"source_checkpoint", "target", "train_examples", "strategies", "seeds", "model", "optimizer", "steps"}
+    assert all(flags["lora"][flag] == flags["lora_shared"][flag] for flag in same)
+    assert (flags["lora_shared"]["margin"], flags["lora_shared"]["learning_rate"]) == ("1", "0.003")
+    assert "--runs=runs/lora --margin=1 --against=lora" in TEXT and "all at\none rate, 0.003" in TEXT
 
 
 @pytest.mark.slow
@@ -104,10 +125,12 @@ def test_the_other_commands_run(tmp_path, monkeypatch, capsys):
         fewer = ("--trials=2", "--strategies=head_only") if program.endswith("search") else ()
         if program.endswith("compare") and "--flagfile" in line:
             fewer = ("--source_steps=3", "--strategies=scratch,full", "--train_examples=5/class")
+        if of_lora := KINDS_OF_LORA.get(Path(arguments[0]).stem):
+            quick, fewer = of_lora, ()
         enough = ("--steps=10",) if "--lr_range_test" in arguments else ()
         PROGRAMS[program]([program, *arguments, *quick, *fewer, *enough])
         ran += 1
-    assert ran == 28
+    assert ran == 32
     assert "mine.py:strategy" in capsys.readouterr().out
 
 

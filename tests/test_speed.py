@@ -165,3 +165,23 @@ def test_a_cache_folder_that_cannot_be_made_is_refused(tasks, tmp_path):
 @pytest.mark.devices(8)
 def test_jax_has_eight_devices_in_these_tests():
     assert len(jax.devices()) == 8
+
+
+@pytest.mark.slow
+@pytest.mark.devices(2)
+def test_all_label_budgets_of_a_strategy_are_one_group_with_one_executable(tasks, tmp_path, capsys):
+    """Three seeds of a budget were two on two devices and one: an executable more of `head_only`, and four groups."""
+    flags = {"strategies": ("full", "head_only"), "seeds": (0, 1, 2), "devices": 2, "hidden": (11,), "epochs": None}
+    flags |= {"train_examples": ("30", "60"), "steps": 8}
+    before = compiled()
+    results = transfer.run(**arguments(tasks, tmp_path / "w", **flags))
+    groups = [line for line in capsys.readouterr().out.splitlines() if "trained by themselves" in line]
+    assert compiled() - before == 2 + 2  # the sources are three fits: two on two devices and one
+    counts = {"scratch, full": 12, "head_only": 6}
+    assert groups == [f"{names}: {count} of the 18 fits, trained by themselves" for names, count in counts.items()]
+    alone = transfer.run(**arguments(tasks, tmp_path / "one", **flags | {"train_examples": ("60",), "seeds": (1,)}))
+    predictions = {(fit.strategy, fit.seed, fit.train_examples): fit.predictions_sha256 for fit in results}
+    assert {(fit.strategy, fit.seed, fit.train_examples): fit.predictions_sha256 for fit in alone}.items() <= (
+        predictions.items()
+    )
+    assert len({fit.checkpoint for fit in results}) == 3 * 2

@@ -15,14 +15,16 @@ import numpy as np
 
 from tljax import metrics as measures
 from tljax import train
-from tljax.train.data import batch_within, batches, is_streamed
+from tljax.train import memory
+from tljax.train.data import batch_spec, batch_within, batches, is_streamed
 from tljax.train.features import skip_frozen_prefix
 from tljax.train.step import specialize
 from tljax.train.vectorize import divide, host, joined, mesh_of_group, mesh_under, over, place, shared_width
 from tljax.types import Examples, Objective, Params
 
-BATCH = 1000
-"""Examples in a compiled batch: the last is padded, so that one executable serves every data set of a shape."""
+BATCH = memory.EXAMPLES
+"""Examples in a compiled batch: the last is padded, so that one executable serves every data set of a shape. Of a model
+that needs much memory for them a divisor of it is (`memory.examples_at_once`)."""
 
 
 def padded(arrays: Any) -> train.Data:
@@ -70,7 +72,10 @@ def logits_of(
     short, features = skip_frozen_prefix(
         specialized, members[0], params, width, data, passes, execution.cache, lambda line: None, shared=shared
     )
-    return logits(train.forward(short.model, short.merge), params, features, count, shared)
+    forward = train.forward(short.model, short.merge)
+    if (batch := _batch(forward, params, features, shared)) < BATCH:
+        execution.on_message(f"evaluated {batch} examples at a time: {BATCH:,} would need too much memory")
+    return logits(forward, params, features, count, shared)
 
 
 def logits(
@@ -86,10 +91,10 @@ def logits(
     A view of the data has a multiple of BATCH examples, as `padded` gives them. `forward` is (params, inputs [batch,
     ...]) -> logits [batch, classes], and compiled once for each object.
     """
-    mesh = mesh_under(params)
+    mesh, batch = mesh_under(params), _batch(forward, params, data, shared)
     if isinstance(data, train.Data):
-        return host(_all_logits(forward, mesh, BATCH, params, data.inputs, shared))[:, :count]
-    size = batch_within(data, BATCH)
+        return host(_all_logits(forward, mesh, batch, params, data.inputs, shared))[:, :count]
+    size = batch_within(data, batch)
 
     def one_view(inputs: Any) -> Any:
         view = jax.tree.map(lambda leaf: leaf.reshape(1, -1, *leaf.shape[2:]), inputs)
@@ -98,6 +103,12 @@ def logits(
     with batches(data, size, one_view) as reader:
         parts = [host(_all_logits(forward, mesh, size, params, inputs, shared))[:, :rows] for rows, inputs in reader]
     return np.concatenate(parts, 1)[:, :count]
+
+
+def _batch(forward: Callable[..., Any], params: Params, data: train.Data | train.Stream, shared: Params | None) -> int:
+    """Examples that go through `forward` at once: BATCH, or a divisor of it."""
+    own = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), params)
+    return memory.examples_at_once(forward, joined(own, shared), batch_spec(data, 1), BATCH)
 
 
 @functools.partial(jax.jit, static_argnames=("forward", "mesh", "batch"))
@@ -136,13 +147,18 @@ def measure(objective: Objective, outputs: np.ndarray, targets: np.ndarray) -> d
     other than classes that is None, but for the loss: the mean over the items of the natural loss of their kind,
     whatever the fit minimised. Where outputs are not finite, all is None.
     """
-    first, *others = objective.metrics
+    _, *others = objective.metrics
     finite = bool(np.isfinite(outputs).all())
     measured = dict(metrics(outputs, targets)) if objective.kind == "classes" else dict.fromkeys(_NAMES)
     if objective.kind != "classes" and finite:
         measured["loss"] = float(measures.NATURAL[objective.kind](outputs, targets).mean())
     values = {each.name: measures.value(each, outputs, targets) if finite else None for each in others}
-    return {**measured, "score": measures.value(first, outputs, targets) if finite else None, "metrics": values}
+    return {**measured, "score": score(objective, outputs, targets), "metrics": values}
+
+
+def score(objective: Objective, outputs: np.ndarray, targets: np.ndarray) -> float | None:
+    """The primary metric of a split, alone: "score" of `measure`, and None where outputs are not finite."""
+    return measures.value(objective.metrics[0], outputs, targets) if np.isfinite(outputs).all() else None
 
 
 _NAMES = ("accuracy", "loss", "calibration_error", "calibration", "per_class_accuracy", "confusion")

@@ -204,7 +204,7 @@ def _resolve(name: str) -> tuple[Callable[..., optax.GradientTransformation], di
     if "." in parsed.name:
         function = plugins.attribute(parsed, plugins.module(parsed, "optax", "optimizer"), "optimizer")
     else:
-        known = names()
+        known = _names()
         if parsed.name not in known or parsed.words:
             raise InputError(f"unknown optimizer '{name}'{plugins.nearest(parsed.name, known)}")
         function = getattr(optax, parsed.name)
@@ -240,6 +240,12 @@ def names() -> list[str]:
     >>> {"sgd", "adam", "adamw", "lion"} <= set(names())
     True
     """
+    return list(_names())
+
+
+@functools.cache
+def _names() -> tuple[str, ...]:
+    """`names`, looked for once: it asks for the signature of everything in optax."""
     offered = []
     for name, function in vars(optax).items():
         if inspect.isfunction(function) and not name.startswith(("_", "scale_by")):
@@ -248,7 +254,7 @@ def names() -> list[str]:
             first = parameters[0].name if parameters else ""
             if first == "learning_rate" and needed <= {first} and name not in _NOT_OFFERED:
                 offered.append(name)
-    return sorted(offered)
+    return tuple(sorted(offered))
 
 
 _NOT_OFFERED = ("lbfgs", "polyak_sgd", "optimistic_adam", "noisy_sgd")

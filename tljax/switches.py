@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,6 +91,9 @@ def guarded(whose: str = "a function that the flags name") -> Iterator[None]:
     tljax.types.InputError: mine.py sets jax_random_seed_offset from 0 to 1, which changes the results of \
 every fit: leave that out, and set JAX_RANDOM_SEED_OFFSET=1 in the environment if you mean it
     """
+    if getattr(_OF_THREAD, "is_trusted", False):
+        yield
+        return
     folder, handling = _directory(), np.geterr()
     streams = sys.stdin, sys.stdout, sys.stderr
     texts = {name: os.environ.get(name) for name in _VARIABLES}
@@ -114,6 +118,20 @@ every fit: leave that out, and set JAX_RANDOM_SEED_OFFSET=1 in the environment i
                 f"{whose} sets {name} from {before[name]} to {after[name]}, which changes the results of every fit: "
                 f"leave that out, and set {name.upper()}={after[name]} in the environment if you mean it"
             )
+
+
+_OF_THREAD = threading.local()
+
+
+@contextmanager
+def trusted() -> Iterator[None]:
+    """Within it `guarded` does nothing in this thread, as is right for code of tljax alone: what it restores is the
+    process's, and another thread may be changing it."""
+    _OF_THREAD.is_trusted = True
+    try:
+        yield
+    finally:
+        _OF_THREAD.is_trusted = False
 
 
 @contextmanager

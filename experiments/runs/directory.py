@@ -3,6 +3,7 @@
 First who may write to it and with which flags, then signed files, results, and the environments of its fits.
 """
 
+import functools
 import hashlib
 import itertools
 import json
@@ -367,15 +368,16 @@ def new_file(flag: str, value: str | None, suffix: str) -> Path:
 
 def results(workdir: Path) -> list[Result]:
     """The fits that were trained; raises InputError for a line that is no fit, or not as it was written."""
+    return [fit for fit, _ in _lines(workdir)]
+
+
+def _lines(workdir: Path) -> list[tuple[Result, str]]:
+    """The fits of `results`, each with its line."""
     file = workdir / "results.jsonl"
-    fits = []
-    for number, text in enumerate(_text(file).splitlines() if file.exists() else (), 1):
-        if text.strip():
-            try:
-                line = json.loads(text)
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"'{file}', line {number} is no JSON ({error}): restore or delete it") from error
-            fits.append(_checked(workdir, line, f"'{file}', line {number}"))
+    texts = enumerate(_text(file).splitlines() if file.exists() else (), 1)
+    lines = [(number, text) for number, text in texts if text.strip()]
+    inside = workdir.resolve()
+    fits = [_checked(workdir, inside, text, f"'{file}', line {number}") for number, text in lines]
     # What a fit took is outside the line's SHA-256, and so is kept in a second place.
     known = _provenance(workdir) or {}
     seconds, peaks = known.get("seconds", {}), known.get("peak_bytes", {})
@@ -384,7 +386,7 @@ def results(workdir: Path) -> list[Result]:
             raise InputError(f"'{file}', line {number} is not as it was written (seconds): restore or delete it")
         if fit.peak_bytes not in peaks.get(fit.name, [fit.peak_bytes]):
             raise InputError(f"'{file}', line {number} is not as it was written (peak_bytes): restore or delete it")
-    return fits
+    return [(fit, text) for fit, (_, text) in zip(fits, lines, strict=True)]
 
 
 FIT: fields.Form = {
@@ -426,20 +428,36 @@ def fault_of_fit(fit: Any) -> str:
     return "leaves are not a path and two numbers each" if any(leaf != [str, int, int] for leaf in kinds) else ""
 
 
-def _checked(workdir: Path, line: Any, where: str) -> Result:
-    """The fit of a line, once it is sure that it is one, and that its paths stay in the run directory."""
-    if odd := fault_of_fit(line):
-        raise InputError(f"{where} is no line of results ({odd}): restore or delete it")
+def _checked(workdir: Path, inside: Path, text: str, where: str) -> Result:
+    """The fit of a line, once it is sure that it is one, and that its paths stay in the run directory, which lies
+    `inside`."""
+    if fault := _fault_of_line(text):
+        raise InputError(f"{where} {fault}: restore or delete it")
+    line = json.loads(text)
     for name in ("checkpoint", "predictions", "name"):
         path = Path("metrics") / line[name] if name == "name" else Path(line[name])
-        inside = len(path.parts) == 2 and ".." not in path.parts and not path.is_absolute() and "\0" not in line[name]
-        if not inside or not (workdir / path).resolve().is_relative_to(workdir.resolve()):
+        within = len(path.parts) == 2 and ".." not in path.parts and not path.is_absolute() and "\0" not in line[name]
+        if not within or not (workdir / path).resolve().is_relative_to(inside):
             raise InputError(f"{where}: {name} '{line[name]}' is no place in the run directory: restore or delete it")
+    del line["sha256"]
+    return from_json(line)
+
+
+@functools.lru_cache(maxsize=4096)
+def _fault_of_line(text: str) -> str:
+    """What is wrong with a line of results.jsonl by itself, "" of one that is as it was written.
+
+    The file is read again whenever fits are added to it, and most of its lines are as they were.
+    """
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return f"is no JSON ({error})"
+    if odd := fault_of_fit(line):
+        return f"is no line of results ({odd})"
     seconds = line.get("seconds")
     known = isinstance(seconds, int | float) and 0 <= seconds < 1e15
-    if line.pop("sha256", None) != digest(line) or not known:
-        raise InputError(f"{where} is not as it was written: restore or delete it")
-    return from_json(line)
+    return "" if line.pop("sha256", None) == digest(line) and known else "is not as it was written"
 
 
 TAKEN = ("seconds", "peak_bytes")
@@ -571,12 +589,13 @@ def _text(file: Path) -> str:
 
 def add(workdir: Path, new: Sequence[Result]) -> None:
     """Add finished fits to results.jsonl, all or none; one that was there is replaced where it stands."""
-    before = {fit.key: fit for fit in results(workdir)}
-    whole = before | {fit.key: fit for fit in new}
-    _attribute(workdir, before, new)
-    records = map(to_json, whole.values())
-    text = "".join(json.dumps({**each, "sha256": digest(each)}, allow_nan=False) + "\n" for each in records)
-    replace(workdir / "results.jsonl", text)
+    lines = _lines(workdir)
+    _attribute(workdir, {fit.key: fit for fit, _ in lines}, new)
+    texts = {fit.key: text for fit, text in lines}
+    for fit in new:
+        record = to_json(fit)
+        texts[fit.key] = json.dumps({**record, "sha256": digest(record)}, allow_nan=False)
+    replace(workdir / "results.jsonl", "".join(f"{text}\n" for text in texts.values()))
 
 
 def environment(fingerprints: Mapping[str, str]) -> dict[str, Any]:
@@ -607,16 +626,18 @@ def version(package: str) -> str:
         return __version__ if package == "tljax" else "not installed"
 
 
-def record_environment(workdir: Path, fingerprints: Mapping[str, str]) -> None:
+def record_environment(workdir: Path, fingerprints: Mapping[str, str], many: str = "auto") -> None:
     """Write the environment of this process to environment.json, before it trains anything; `add` names its fits.
+
+    `many` is how `--many=auto` lets fits share the device at hand (`plan.many_of`); what it is on a CPU is not written.
 
     The environments of earlier processes, if they differ, are kept in it with the fits that they trained, and that is
     said aloud.
     """
-    now = environment(fingerprints)
+    now = environment(fingerprints) | ({"many": many} if many != "auto" else {})
     before = _provenance(workdir)
-    parts = [*before["earlier"], {name: before.get(name, {}) for name in (*now, "fits")}] if before else []
-    alike = [part for part in parts if all(part[name] == now[name] for name in now if name != "data")]
+    parts = [*before["earlier"], _part(before, now)] if before else []
+    alike = [part for part in parts if _is_alike(part, now)]
     others = [part for part in parts if part not in alike and part["fits"]]
     fits = [name for part in alike for name in part["fits"]]
     data = {name: mark for part in alike for name, mark in part["data"].items()} | now["data"]
@@ -627,6 +648,17 @@ def record_environment(workdir: Path, fingerprints: Mapping[str, str]) -> None:
             console.say(f"'{workdir}' goes on in another environment: {line}")
     if after != before or not (workdir / "environment.json").is_file():
         write_record(workdir / "environment.json", after)
+
+
+def _part(known: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """The last environment that environment.json holds, with what `now` says of one, and the fits trained in it."""
+    many = {"many": known["many"]} if "many" in known else {}
+    return {name: known.get(name, {}) for name in (*now, "fits") if name != "many"} | many
+
+
+def _is_alike(part: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether two environments differ in nothing but their data."""
+    return all(part.get(name) == now.get(name) for name in (*now, "many") if name != "data")
 
 
 def _attribute(workdir: Path, before: Mapping[str, Result], new: Sequence[Result]) -> None:
@@ -675,6 +707,7 @@ def _differences(parts: Sequence[Mapping[str, Any]]) -> list[str]:
         values = {**part["versions"], **{name: part[name] for name in ("python", "platform", "devices", "commit")}}
         # An older tljax did not say its variables and switches.
         values |= {name: part.get(name, {}) for name in ("variables", "switches")}
+        values |= {"many": part.get("many", "auto")}
         for name, value in values.items():
             text = ",".join(value) if isinstance(value, list) else str(value)
             columns.setdefault(name, []).append(text[:60])
@@ -685,6 +718,7 @@ def _differences(parts: Sequence[Mapping[str, Any]]) -> list[str]:
 _ENVIRONMENT: fields.Form = {
     **{"python": str, "platform": str, "cores": (int, None), "devices": [str], "versions": {str: str}},
     **{"data": {str: str}, "commit": (str, None), "variables?": {str: str}, "switches?": dict, "fits": [str]},
+    "many?": str,
 }
 _PROVENANCE: fields.Form = {
     **{**_ENVIRONMENT, "earlier": [_ENVIRONMENT], "seconds": {str: [float]}, "format?": int},

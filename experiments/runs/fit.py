@@ -28,7 +28,7 @@ from tljax.data import draw
 from tljax.initialization import Look, Start
 from tljax.study.results import Result, at_end, score
 from tljax.study.units import to_record
-from tljax.train import gradients, vectorize
+from tljax.train import ahead, gradients, vectorize
 from tljax.train.cost import largest
 from tljax.train.data import is_streamed
 from tljax.types import Mask, Metric, Model, ModelState, Objective, Params, Task
@@ -60,10 +60,14 @@ def within(experiment: Experiment, folder: Path, fingerprints: Mapping[str, str]
     """
     planned = plan.planned(experiment)
     finished = directory.finished(folder)
-    missing = _missing(planned, finished.keys(), experiment.settings.many == "vmap")
+    many, asked = plan.many_of(experiment), experiment.settings.many
+    missing = _missing(planned, finished.keys(), many == "vmap")
     lost = _source_keys(experiment) & {result.key for result in directory.results(folder)} - finished.keys()
     if process.first() and (missing or lost or not directory.recorded_environment(folder)):
-        directory.record_environment(folder, fingerprints)
+        directory.record_environment(folder, fingerprints, many if asked == "auto" else "auto")
+    if many != asked:
+        ways = {"vmap": "side by side", "map": "one after another"}
+        console.say(f"on {vectorize.platform_of(())} --many=auto trains fits {ways[many]}, which is in their keys")
     if missing or lost:
         _train_missing(experiment, missing, folder)
     finished = directory.finished(folder)
@@ -85,17 +89,19 @@ def _source_keys(experiment: Experiment) -> set[str]:
 
 
 def _train_missing(experiment: Experiment, missing: Mapping[str, PlannedFit], folder: Path) -> None:
-    """Train what is missing, a strategy and budget at a time."""
+    """Train what is missing, a strategy at a time, and where its fits are large a budget at a time."""
     settings, model, target = experiment.settings, experiment.model, experiment.target
     untraced = replace(experiment.execution, profile=None)  # what is traced is a fit of the target
     trained = obtain_source(settings, experiment.source, folder, untraced)
-    on_device = load(target, settings.recipe, experiment.execution)
+    many = plan.many_of(experiment)
+    on_device = load(target, settings.recipe, replace(experiment.execution, many=many))
     for line in plan.augment_notes(settings.recipe, target):
         console.say(line)
     seeds_of_fits = {fit.seed for fit in missing.values()}
     initial = {seed: plan.initialization_of(experiment, seed, trained.get(seed)) for seed in seeds_of_fits}
     groups: dict[Any, list[PreparedFit]] = {}
     keeps_dropout = plan.stages_with_dropout(settings, model, plan.example_shape(target))
+    together = _all_budgets_together(experiment, on_device)
     for planned in missing.values():
         streams = plan.streams(settings, planned.seed)
         look = look_at(on_device, model, streams, planned.budget)
@@ -108,15 +114,26 @@ def _train_missing(experiment: Experiment, missing: Mapping[str, PlannedFit], fo
         begins = fit.result.phase_steps
         if len(begins) > 1 and planned.seed == settings.seeds[0]:
             console.say(f"{planned.strategy.label}: phases begin at the steps {', '.join(map(str, begins))}")
-        company = _company(fit, planned.strategy.label, settings.many)
-        groups.setdefault((planned.budget, company), []).append(fit)
+        company = _company(fit, planned.strategy.label, many)
+        groups.setdefault((None if together else planned.budget, company), []).append(fit)
     del initial  # with a draw of the whole model for each seed
-    for group in groups.values():
-        names = _names(group)
-        if len(groups) > 1:
-            console.say(f"{names}: {len(group)} of the {len(missing)} fits, trained by themselves")
-        with console.progress(names, sum(len(fit.trial.rates) for fit in group)) as advance:
-            train_groups(on_device, group, folder, about(settings, target), advance, settings.checkpoint_every)
+    first_programs = [ahead.Group(group[0].spec, *_trials_and_stops(on_device, group)) for group in groups.values()]
+    if plan.has_code_from_outside(experiment):
+        first_programs = []
+    with ahead.compiled_ahead(first_programs, on_device.train, on_device.execution) as wait:
+        for number, group in enumerate(groups.values()):
+            names = _names(group)
+            if len(groups) > 1:
+                console.say(f"{names}: {len(group)} of the {len(missing)} fits, trained by themselves")
+            with console.progress(names, sum(len(fit.trial.rates) for fit in group)) as advance:
+                wait(number)
+                train_groups(on_device, group, folder, about(settings, target), advance, settings.checkpoint_every)
+
+
+def _trials_and_stops(on_device: "DeviceData", group: Sequence["PreparedFit"]) -> tuple[list[train.Fit], list[int]]:
+    """The fits of the spec that a group is trained with first, and the steps at which their segments end."""
+    alike = [fit for fit in group if (fit.spec, len(fit.trial.rates)) == (group[0].spec, len(group[0].trial.rates))]
+    return [fit.trial for fit in alike], _stops(on_device, alike)
 
 
 def _company(fit: "PreparedFit", label: str, many: str) -> Any:
@@ -125,6 +142,26 @@ def _company(fit: "PreparedFit", label: str, many: str) -> Any:
     if later or fit.trial.rules or masks.is_strategy(mask) or many == "vmap":
         return label
     return train.group_key(fit.spec, fit.trial, (mask,))
+
+
+ALL_BUDGETS_BYTES = 2**28
+"""Of the parameters and the logits of all fits of a strategy, up to which its label budgets are trained together."""
+
+
+def _all_budgets_together(experiment: Experiment, on_device: "DeviceData") -> bool:
+    """Whether the fits of a strategy are one group, whatever their label budgets.
+
+    One executable then serves all of them, and the devices are idle once at its end and not at that of each budget. One
+    after another a fit has the same bits in any group. It is so as long as a group's states are small on the host and
+    on the device; of a stream each budget reads its own examples, and side by side a fit's bits are its company's.
+    """
+    settings = experiment.settings
+    if on_device.execution.many == "vmap" or isinstance(on_device.train, train.Stream):
+        return False
+    shapes = jax.tree.leaves(models.abstract(experiment.model, plan.example_shape(experiment.target)))
+    of_fit = sum(leaf.size * leaf.dtype.itemsize for leaf in shapes)
+    of_fit += 4 * on_device.tests * on_device.objective.num_outputs
+    return of_fit * len(settings.seeds) * len(settings.train_examples) <= ALL_BUDGETS_BYTES
 
 
 def about(settings: Settings, task: Task) -> dict[str, Any]:
@@ -186,10 +223,11 @@ def train_sources(settings: Settings, task: Task, folder: Path, execution: train
     finished = directory.finished(folder)
     missing = {seed: result for seed, result in planned.items() if result.key not in finished}
     if missing:
-        missing = planned if settings.many == "vmap" else missing
+        many = plan.many_of_source(settings, task)
+        missing = planned if many == "vmap" else missing
         for line in plan.augment_notes(settings.source_recipe, task):
             console.say(line)
-        on_device = load(task, settings.source_recipe, execution)
+        on_device = load(task, settings.source_recipe, replace(execution, many=many))
         fits = [prepare_source(settings, on_device, seed, result) for seed, result in missing.items()]
         with console.progress(f"source {task.name}", sum(len(fit.trial.rates) for fit in fits)) as advance:
             every, fisher = settings.checkpoint_every, settings.save_fisher
@@ -226,6 +264,8 @@ class DeviceData(NamedTuple):
     tests: int
     """How many they are."""
     execution: train.Execution
+    draws: dict[Any, tuple[np.ndarray, np.ndarray]]
+    """{budget, seed of the draw, fraction held out: what `split` gives}: all strategies draw the same."""
 
 
 def load(task: Task, recipe: Recipe, execution: train.Execution) -> DeviceData:
@@ -234,7 +274,8 @@ def load(task: Task, recipe: Recipe, execution: train.Execution) -> DeviceData:
     test = evaluate.held(task.test, execution, what=f"the test examples of {task.name}")
     if isinstance(examples, train.Stream):
         execution.on_message(f"{task.name} is streamed: at most {execution.stream_memory / 1e6:,.0f} MB are read ahead")
-    return DeviceData(task, recipe, plan.objective_of(task, recipe), examples, test, len(task.test.targets), execution)
+    goal, tests = plan.objective_of(task, recipe), len(task.test.targets)
+    return DeviceData(task, recipe, goal, examples, test, tests, execution, {})
 
 
 def with_recipe(on_device: DeviceData, recipe: Recipe) -> DeviceData:
@@ -250,7 +291,7 @@ def outlined(task: Task, recipe: Recipe, execution: train.Execution) -> DeviceDa
     goal, nothing = plan.objective_of(task, recipe), train.Data(None, None)
     streamed = is_streamed(task.train, execution.data, execution.devices)
     examples = train.Stream(task.train, execution.stream_memory) if streamed else train.Data(inputs, targets)
-    return DeviceData(task, recipe, goal, examples, nothing, 0, execution)
+    return DeviceData(task, recipe, goal, examples, nothing, 0, execution, {})
 
 
 class PreparedFit(NamedTuple):
@@ -342,15 +383,18 @@ def _class_weights(on_device: DeviceData, subset: np.ndarray) -> np.ndarray | No
 
 def split(on_device: DeviceData, streams: seeds.Seeds, budget: str) -> tuple[np.ndarray, np.ndarray]:
     """(training, validation) examples of one fit, int32 each, the former in ascending order."""
-    subset, validation = plan.draw_examples(on_device.recipe, budget, on_device.task, streams.draw)
-    return np.sort(subset), validation
+    drawn = budget, streams.draw, on_device.recipe.validation
+    if drawn not in on_device.draws:
+        subset, validation = plan.draw_examples(on_device.recipe, budget, on_device.task, streams.draw)
+        on_device.draws[drawn] = np.sort(subset), validation
+    return on_device.draws[drawn]
 
 
 def look_at(on_device: DeviceData, model: Model, streams: seeds.Seeds, budget: str) -> Look:
     """What a data-driven strategy may look at: gradients on the training split, never on validation or test data."""
-    subset, _ = split(on_device, streams, budget)
 
     def look(merge: Any, state: Any) -> tuple[Any, Any]:
+        subset, _ = split(on_device, streams, budget)
         examples = (model, on_device.objective.loss, on_device.train, subset, merge)
         weights = _class_weights(on_device, subset)
         gradient = gradients.mean_gradient(*examples, weights, state=state)
@@ -390,8 +434,7 @@ def drive(
     A segment ends at each point of the curves and where a phase begins. Without `evaluated` there are no logits.
     """
     spec, trials = group[0].spec, [fit.trial for fit in group]
-    points = curve_points(on_device.recipe, group)
-    stops = sorted({*points, *(step for step, _ in trials[0].phases if step)})
+    points, stops = curve_points(on_device.recipe, group), _stops(on_device, group)
     execution = replace(on_device.execution, should_stop=should_stop) if should_stop else on_device.execution
     execution = replace(execution, on_compiled=on_compiled) if on_compiled else execution
     validated: dict[int, Mapping[str, Any] | None] = {}
@@ -420,6 +463,12 @@ def drive(
             of_average = _logits(on_device, group, state._replace(params=params, model_state=model_state))
         yield Point(state, log, logits, of_average, dict(validated) if has_trained else {})
         validated.clear()
+
+
+def _stops(on_device: DeviceData, group: Sequence[PreparedFit]) -> list[int]:
+    """The steps at which the segments of a group end: the points of the curves, and where phases begin."""
+    begins = (step for step, _ in group[0].trial.phases if step)
+    return sorted({*curve_points(on_device.recipe, group), *begins})
 
 
 def _score(measured: Mapping[str, Any] | None) -> float | None:
@@ -651,7 +700,7 @@ def _stopped(
     validated = _validate(on_device, fit.spec, variables, fit.validation)
     rest = [step for step in curve_points(on_device.recipe, group) if step > stopped]
     column = score_column(on_device.objective.metrics[0])
-    scores = {column: _score(validated or _measure(on_device, logits[row]))}
+    scores = {column: validated["score"] if validated else _test_score(on_device, logits[row])}
     if fit.spec.averages:
         scores["average"] = _score_of_average(on_device, fit, state, row, None)
     known = {name: float("nan") if score is None else score for name, score in scores.items()}
@@ -675,7 +724,7 @@ def _score_of_average(
     if len(fit.validation):
         return _score(_validate(on_device, fit.spec, _averaged(state, row), fit.validation))
     of_row = _logits_of(on_device, fit, _averaged(state, row)) if logits is None else logits[row]
-    return _score(_measure(on_device, of_row))
+    return _test_score(on_device, of_row)
 
 
 def _logits_of(on_device: DeviceData, fit: PreparedFit, variables: Params) -> np.ndarray:
@@ -708,9 +757,9 @@ def _at_point(
 
     `validated` are the metrics on the validation split, if there is one; `average` is the score of the average.
     """
-    measured = validated or _measure(on_device, logits)
     primary, best = on_device.objective.metrics[0], record.best
-    point = _curve_point(step, since, fit.spec, primary, measured["score"])
+    score = validated["score"] if validated else _test_score(on_device, logits)
+    point = _curve_point(step, since, fit.spec, primary, score)
     point |= {"average": float("nan") if average is None else average} if fit.spec.averages else {}
     if (
         validated
@@ -773,6 +822,11 @@ def _measure(on_device: DeviceData, logits: np.ndarray) -> Mapping[str, Any]:
     return evaluate.measure(on_device.objective, logits, np.asarray(on_device.task.test.targets))
 
 
+def _test_score(on_device: DeviceData, logits: np.ndarray) -> float | None:
+    """The primary metric of a fit on the test set, from its outputs for it; None where they are not finite."""
+    return evaluate.score(on_device.objective, logits, np.asarray(on_device.task.test.targets))
+
+
 def score_column(primary: Metric) -> str:
     """What the primary metric is called in the curves."""
     return "accuracy" if primary.name == "accuracy" else "score"
@@ -825,12 +879,12 @@ def _leave(
 ) -> None:
     """Write everything of a group, its results last and together: only then it is done.
 
-    A checkpoint a strategy, with the Fisher information of each fit if there are `fishers`, and the ordinary parameters
-    of each if the strategy merges what it added; `about` is what the checkpoints say of themselves.
+    A checkpoint a strategy and label budget, with the Fisher information of each fit if there are `fishers`, and the
+    ordinary parameters of each if the strategy merges what it added; `about` is what the checkpoints say of themselves.
     """
     goal, task = on_device.objective, on_device.task
     results = [_measured(on_device, fit, outcome) for fit, outcome in zip(group, outcomes, strict=True)]
-    for rows in _by_strategy(results):
+    for rows in _by_cell(results):
         name_of_group = plan.group_name(results[row].key for row in rows)
         place = folder / "checkpoints" / f"{plan.file_name(results[rows[0]].strategy)}-{name_of_group}"
         shutil.rmtree(place, ignore_errors=True)
@@ -953,9 +1007,10 @@ def _counts(params: Params, phases: Sequence[Mask]) -> dict[str, Any]:
     }
 
 
-def _by_strategy(results: Sequence[Result]) -> list[list[int]]:
-    """Which results are of one strategy with one set of options, in order."""
+def _by_cell(results: Sequence[Result]) -> list[list[int]]:
+    """Which results are of one strategy with one set of options at one label budget, in order."""
     rows: dict[str, list[int]] = {}
     for row, result in enumerate(results):
-        rows.setdefault(json.dumps([result.strategy, result.options], default=str), []).append(row)
+        cell = [result.strategy, result.options, result.train_examples]
+        rows.setdefault(json.dumps(cell, default=str), []).append(row)
     return list(rows.values())

@@ -44,6 +44,7 @@ from tljax.initialization import Initialization, Look, Start
 from tljax.low_rank import LowRank
 from tljax.models import randomness
 from tljax.study.results import Result
+from tljax.train import flops, vectorize
 from tljax.train.step import state_modes
 from tljax.types import END_NAMES, Batch, Context, InputError, Method, Model, Objective, Params, Task
 
@@ -709,17 +710,17 @@ class PlannedFit(NamedTuple):
 
 def planned(experiment: Experiment) -> dict[str, PlannedFit]:
     """{key: fit} of all fits, in the order of the flags: strategies, budgets, seeds."""
-    fits = {}
+    fits, many = {}, many_of(experiment)
     for strategy in experiment.strategies:
         for budget in experiment.settings.train_examples:
             for seed in budgets.seeds(budget, experiment.settings.seeds):
-                result = _identified(experiment, strategy, budget, seed)
+                result = _identified(experiment, strategy, budget, seed, many)
                 fits[result.key] = PlannedFit(strategy, budget, seed, result)
     return fits
 
 
-def _identified(experiment: Experiment, strategy: NamedStrategy, budget: str, seed: int) -> Result:
-    """A fit that the settings ask for, by all that decides its bits."""
+def _identified(experiment: Experiment, strategy: NamedStrategy, budget: str, seed: int, many: str) -> Result:
+    """A fit that the settings ask for, by all that decides its bits; `many` is `many_of` the experiment."""
     settings, source, target = experiment.settings, experiment.source, experiment.target
     fields: dict[str, Any] = {
         "source": source.name if source else None,
@@ -738,7 +739,7 @@ def _identified(experiment: Experiment, strategy: NamedStrategy, budget: str, se
         "recipe": recipe_values(settings.recipe, target),
         "streams": {name: value for name, value in streams(settings, seed)._asdict().items() if name != "source"},
         "code": [strategy.code, *code_digests(settings.recipe, settings.model)],
-        "many": _company(settings),
+        "many": _company(settings, many),
         **draws(settings, experiment.model, example_shape(target)),
         **{name: value for name, value in settings.beyond_neutral().items() if name != "batch_stats"},
         **states(experiment.model, example_shape(target), settings.batch_stats),
@@ -756,6 +757,7 @@ def planned_sources(settings: Settings, task: Task) -> dict[int, Result]:
     """{seed: the fit that is to train its source}."""
     results = {}
     model, shape = settings.build_model(task.outputs), example_shape(task)
+    many = many_of_source(settings, task)
     model_draws = {**draws(settings, model, shape), **states(model, shape, "auto")}
     for seed in settings.seeds:
         fields: dict[str, Any] = {
@@ -773,7 +775,7 @@ def planned_sources(settings: Settings, task: Task) -> dict[int, Result]:
             "streams": source_streams(settings, seed)._asdict(),
             "fisher": settings.save_fisher,
             "code": code_digests(settings.source_recipe, settings.model),
-            "many": _company(settings),
+            "many": _company(settings, many),
             **model_draws,
         }
         recipe = {name: value for name, value in decisive.items() if name not in ("streams", "many")}
@@ -838,10 +840,36 @@ def states(model: Model, shape: models.Shape, mode: str) -> dict[str, Any]:
     return {"batch_stats": [1, mode]} if models.stateful(model, shape) else {}
 
 
-def _company(settings: Settings) -> list[Any]:
+def _company(settings: Settings, many: str) -> list[Any]:
     """What of `train.Execution` and of the fits beside it decides a fit's bits: side by side, each rounds as its
     company does."""
-    return [settings.features_budget, settings.features_dtype, *(settings.seeds if settings.many == "vmap" else ())]
+    return [settings.features_budget, settings.features_dtype, *(settings.seeds if many == "vmap" else ())]
+
+
+def many_of(experiment: Experiment) -> str:
+    """`--many` of the fits of an experiment: 'map', 'vmap', or 'auto' of a CPU, where a fit's bits are not its
+    company's."""
+    return _many(experiment.settings, experiment.model, experiment.target, experiment.settings.recipe)
+
+
+def many_of_source(settings: Settings, task: Task) -> str:
+    """`many_of` the fits that train a source on a task."""
+    return _many(settings, settings.build_model(task.outputs), task, settings.source_recipe)
+
+
+def _many(settings: Settings, model: Model, task: Task, recipe: Recipe) -> str:
+    """What `auto` means on the device at hand, by its platform and the FLOPs of a step of the whole model.
+
+    It is one for all strategies of a table, which has no two ways of rounding then.
+    """
+    platform = vectorize.platform_of(())
+    if settings.many != "auto" or platform == "cpu":
+        return settings.many
+    shape = example_shape(task)
+    inputs = models.batch_of(shape, recipe.batch_size)
+    forward = functools.partial(models.apply, models.unrolled(model))
+    work = 3 * flops.of(forward, models.abstract(model, shape), inputs)
+    return "vmap" if vectorize.is_quicker_side_by_side(work, platform) else "map"
 
 
 def code_digests(recipe: Recipe, model: str) -> list[str]:
@@ -854,6 +882,14 @@ def code_digests(recipe: Recipe, model: str) -> list[str]:
         *augment.digests(recipe.augment),
         *(plugins.outside_digest(text, "tljax.metrics", "metric") for text in measures),
     ]
+
+
+def has_code_from_outside(experiment: Experiment) -> bool:
+    """Whether the flags name functions outside tljax that training calls."""
+    names = [plugins.parse(strategy.spec or strategy.name).name for strategy in experiment.strategies]
+    return any("." in name for name in names) or any(
+        code_digests(experiment.settings.recipe, experiment.settings.model)
+    )
 
 
 def group_name(keys: Iterable[str]) -> str:

@@ -338,7 +338,7 @@ class SharingFlags:
     THEME: ClassVar[str] = "Speed"
     many: str = flag(
         "auto",
-        "fits on one device: map (one after another), vmap (side by side), or as is quicker",
+        "fits on one device: map (one after another), vmap (side by side), or as is quicker on its platform",
         choices=("auto", "map", "vmap"),
     )
     features_budget: int = flag(

@@ -24,13 +24,14 @@ import numpy as np
 
 from tljax import augment, batch_stats, models
 from tljax.augment import Augmentation
+from tljax.train import memory
 from tljax.train.data import Data, Stream, batch_spec, batch_within, batches, examples_of
-from tljax.train.step import Fit, Spec, frozen_prefix_of
+from tljax.train.step import Fit, Spec, forward, frozen_prefix_of
 from tljax.train.vectorize import divide, host, joined, mesh_under, on_first_device, over, place, sharing
 from tljax.types import ArrayExamples, Batch, InputError, Model, Params
 
-_BATCH = 1000
-"""Examples that go through the frozen stages at once."""
+_BATCH = memory.EXAMPLES
+"""Examples that go through the frozen stages at once, where there is room for what they compute of them."""
 
 
 @dataclass
@@ -122,10 +123,11 @@ def shapes(
     wanted = features_bytes(spec, fit, data, passes, cache)
     if cache is None or not 0 < wanted <= cache.budget:
         return spec, data
-    count, batch = len(frozen_prefix_of(spec)), _batch(len(data))
-    rows = -(-len(data) // batch) * batch
+    count = len(frozen_prefix_of(spec))
     whole = jax.eval_shape(spec.merge or (lambda params: params), fit.params)
     variables = batch_stats.join(whole, fit.model_state)
+    batch = _batch(spec.model[:count], variables, data)
+    rows = -(-len(data) // batch) * batch
     outputs = jax.eval_shape(functools.partial(models.apply, spec.model[:count]), variables, batch_spec(data, rows))
     views = cache.views if spec.augment else 0
 
@@ -155,7 +157,7 @@ def _view_bytes(cache: FeatureCache, model: Model, params: Params, data: Data | 
     """`params` without an axis of fits."""
     examples = len(data)
     outputs = jax.eval_shape(functools.partial(models.apply, model), params, batch_spec(data, 1))
-    batch = _batch(examples)
+    batch = _batch(model, params, data)
     numbers = sum(math.prod(output.shape[1:]) for output in jax.tree.leaves(outputs))
     return -(-examples // batch) * batch * numbers * jnp.dtype(cache.dtype).itemsize
 
@@ -189,8 +191,8 @@ def compute(
     if key in cache.arrays:
         cache.arrays[key] = cache.arrays.pop(key)
         return cache.arrays[key]
-    first = joined(jax.tree.map(lambda leaf: leaf[0], used), common)
-    wanted = _view_bytes(cache, model, _merged(merge, first), data) * len(digests)
+    first = _of_first(merge, used, common)
+    wanted = _view_bytes(cache, model, first, data) * len(digests)
     wanted *= cache.views if augmentations else 1
     while cache.arrays and sum(map(_nbytes, cache.arrays.values())) + wanted > cache.budget:
         del cache.arrays[next(iter(cache.arrays))]
@@ -201,7 +203,7 @@ def compute(
         features = features if mesh else jax.device_put(features)
     else:
         inputs = place(mesh, data.inputs, by_fit=False)
-        fixed = (divided, model, merge, cache.dtype, several)
+        fixed = (divided, model, merge, cache.dtype, several, _batch(model, first, data))
         if augmentations:
             examples = (inputs, place(mesh, data.targets, by_fit=False))
             features = _compute_views(*fixed, augmentations, cache.views, (used, drawn_from), examples, common)
@@ -211,31 +213,45 @@ def compute(
     return cache.arrays[key]
 
 
-@functools.partial(jax.jit, static_argnames=("mesh", "model", "merge", "dtype", "several"))
+def _of_first(merge: Any, variables: Params, shared: Params | None) -> Any:
+    """Shapes and dtypes of the ordinary variables of one fit; `variables` have a leading axis of fits."""
+    own = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), variables)
+    return jax.eval_shape(lambda own, shared: _merged(merge, joined(own, shared)), own, shared)
+
+
+@functools.partial(jax.jit, static_argnames=("mesh", "model", "merge", "dtype", "several", "batch"))
 def _compute(
-    mesh: Any, model: Model, merge: Any, dtype: str, several: bool, params: Params, shared: Params | None, inputs: Any
+    mesh: Any,
+    model: Model,
+    merge: Any,
+    dtype: str,
+    several: bool,
+    batch: int,
+    params: Params,
+    shared: Params | None,
+    inputs: Any,
 ) -> Any:
     def gathered(rows: jax.Array, inputs: Any) -> Any:
         divided = divide(mesh, rows)
         return jax.tree.map(lambda leaf: leaf[0][divided], inputs)
 
-    return _outputs(mesh, model, merge, dtype, several, params, shared, _rows(inputs), inputs, gathered)
+    return _outputs(mesh, model, merge, dtype, several, params, shared, _rows(inputs, batch), inputs, gathered)
 
 
-def _rows(inputs: Any) -> jax.Array:
+def _rows(inputs: Any, batch: int) -> jax.Array:
     """All examples, int32 [batches, batch]; rows beyond the last hold it again: nothing refers to them."""
     examples = examples_of(inputs)
-    batch = _batch(examples)
     return jnp.minimum(jnp.arange(-(-examples // batch) * batch), examples - 1).reshape(-1, batch)
 
 
-@functools.partial(jax.jit, static_argnums=range(7))
+@functools.partial(jax.jit, static_argnums=range(8))
 def _compute_views(
     mesh: Any,
     model: Model,
     merge: Any,
     dtype: str,
     several: bool,
+    batch_size: int,
     augmentations: tuple[Augmentation, ...],
     views: int,
     of_each_fit: tuple[Params, Any],
@@ -265,7 +281,7 @@ def _compute_views(
 
                 return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), jax.lax.map(of_view, keys))
 
-            outputs = jax.lax.map(of_batch, _rows(examples[0]))
+            outputs = jax.lax.map(of_batch, _rows(examples[0], batch_size))
             return jax.tree.map(lambda output: output.reshape(-1, *output.shape[2:]), outputs)
 
         return jax.lax.map(of_fit, of_each_fit)
@@ -358,7 +374,7 @@ def _computed(
 ) -> Iterator[Any]:
     """The outputs for all inputs of a stream in NumPy, chunk after chunk, leaves [fits, rows, ...]; together as many
     rows as examples."""
-    size = batch_within(stream, _batch(len(stream)))
+    size = batch_within(stream, _batch(model, _of_first(merge, params, shared), stream))
     divided = mesh if several or sharing(mesh) > 1 else None
     # What has no mesh of its own is computed on one device, whatever stands on the others.
     place_chunk = functools.partial(place, divided, by_fit=False) if divided else jax.device_put
@@ -447,9 +463,11 @@ def _kept_as(computed: Any, dtype: str) -> Any:
     return dtype if jnp.issubdtype(computed, jnp.floating) else computed
 
 
-def _batch(examples: int) -> int:
-    """Examples a batch: as many batches as are needed, as even as can be."""
-    return -(-examples // -(-examples // _BATCH))
+def _batch(model: Model, variables: Params, data: Data | Stream) -> int:
+    """Examples a batch, of as many batches as are needed, as even as can be; `variables` are those of one fit."""
+    inputs = batch_spec(data, 1)
+    most = memory.examples_at_once(forward(model), _used(model, None, variables), inputs, _BATCH)
+    return -(-len(data) // -(-len(data) // most))
 
 
 def _digests(own: Any, shared: Any = None) -> list[str]:

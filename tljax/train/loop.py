@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tljax import batch_stats, masks, models, optimizer, optimizers, paths, switches
-from tljax.train import cost, features, vectorize
+from tljax.train import cost, features, flops, vectorize
 from tljax.train.cost import Cost
 from tljax.train.data import MEMORY, Data, Reader, Stream, is_streamed, load
 from tljax.train.features import FeatureCache
@@ -65,8 +65,10 @@ class Execution:
     """'jit', where the compiler divides a batch, or 'pmap', for one fit at a time: all devices share its batches.
     Under pmap dropout draws otherwise than on one device."""
     many: str = "auto"
-    """How fits share a device: 'map' (one after another), 'vmap' (side by side), or 'auto': those with one order as
-    is quicker, others one after another, so that a fit has the same bits whatever it is trained with."""
+    """How fits share a device: 'map' (one after another), 'vmap' (side by side), or 'auto'. On a CPU that is as is
+    quicker for those with one order, and one after another for others, so that a fit has the same bits whatever it is
+    trained with; on other devices side by side up to `vectorize.QUICKER_ON_ACCELERATORS`, where a fit's bits are its
+    company's."""
     cache: FeatureCache | None = None
     """Where the features of frozen prefixes are kept; None computes them anew in every step."""
     on_message: Callable[[str], None] = lambda line: None
@@ -557,7 +559,10 @@ def cost_of(
     arrays = (trained, state.optimizer, frozen, hyper, examples, targets, order, rates, (0, 0, 1))
     executable = vectorize.executable(short, None, 1, "map", *arrays, *further, fetch=fetch)
     of_step = cost.of(executable, short.model == models.unrolled(short.model))
-    return of_step._replace(flops=None if of_step.flops is None else parts * of_step.flops)
+    if of_step.flops is None:
+        segment = functools.partial(vectorize.segment, short, None, 1, "map", fetch=fetch)
+        return of_step._replace(flops=flops.of(segment, *arrays, *further))
+    return of_step._replace(flops=parts * of_step.flops)
 
 
 LONGEST = 3.0
@@ -681,7 +686,8 @@ def layout(
     mesh = vectorize.mesh_of_group(len(fits) // width, execution.devices, execution.devices_per_batch)
     if execution.mode == "pmap" and mesh is not None:
         return mesh, "pmap"
-    return mesh, vectorize.choose_mode(spec, fits, width, data, execution.many)
+    platform = vectorize.platform_of(execution.devices)
+    return mesh, vectorize.choose_mode(spec, fits, width, data, execution.many, platform)
 
 
 @switches.guarded()

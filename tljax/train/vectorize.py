@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tljax import batch_stats, masks, models
+from tljax.train import flops
 from tljax.train.data import UNSEEN, Data, Reader, Stream, batch_spec, chunk_steps, growing, views_of
 from tljax.train.step import (
     Average,
@@ -228,9 +229,7 @@ BLOCK = 32
 """Steps of a GPU between two looks at whether a loop goes on."""
 
 
-def _loop(
-    begin: jax.Array, end: jax.Array, body: Callable[[jax.Array, Any], Any], state: Any, platform: str = "cpu"
-) -> Any:
+def _loop(begin: Any, end: Any, body: Callable[[jax.Array, Any], Any], state: Any, platform: str = "cpu") -> Any:
     """`jax.lax.fori_loop`, on a GPU by blocks of steps.
 
     Where the number of steps is not known to the compiler, the host of a GPU waits for each of them, copies from the
@@ -382,7 +381,7 @@ def reestimate(
     def add(order: jax.Array, inputs: Any, start: int, stop: int, fetch: Fetch) -> None:
         nonlocal means
         until = place(mesh, jnp.minimum(jnp.asarray(counts, jnp.int32), stop))
-        static = {"mesh": mesh, "width": width, "fetch": fetch}
+        static = {"mesh": mesh, "width": width, "fetch": fetch, **_on_platform(mesh)}
         by_fit = (means, params, model_state, until)
         means = _reestimated(spec, tuple(stages), *by_fit, order, inputs, (start, shared), **static)
 
@@ -398,7 +397,9 @@ def reestimate(
     return {**model_state, **means}
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "stages", "mesh", "width", "fetch"), donate_argnames=("means",))
+@functools.partial(
+    jax.jit, static_argnames=("spec", "stages", "mesh", "width", "fetch", "platform"), donate_argnames=("means",)
+)
 def _reestimated(
     spec: Spec,
     stages: tuple[str, ...],
@@ -413,6 +414,7 @@ def _reestimated(
     mesh: Mesh | None,
     width: int,
     fetch: Fetch,
+    platform: str = "cpu",
 ) -> ModelState:
     """The means of the statistics of the batches before a step, and of those in the rows of `order`.
 
@@ -436,7 +438,7 @@ def _reestimated(
                 # This form of a mean leaves what no batch changes as it is, to the bit.
                 return jax.tree.map(lambda mean, new: mean + (new - mean) / (start + row + 1), means, of_batch)
 
-            return jax.lax.fori_loop(0, jnp.clip(count - start, 0, order.shape[1]), body, means)
+            return _loop(0, jnp.clip(count - start, 0, order.shape[1]), body, means, platform)
 
         numbers = jnp.arange(len(order) * width) // width
         return jax.lax.map(of_fit, (by_fit, numbers))
@@ -722,16 +724,46 @@ def shared_width(spec: Spec, fits: Sequence[Fit], histories: Sequence[Sequence[M
 #   million FLOPs a step      4.3    16    31    61   123   245
 #   one after another        0.19  0.33  0.24  0.38  0.74  1.25
 #   side by side             0.11  0.17  0.29  0.58  1.18  2.57
-QUICKER_SIDE_BY_SIDE = 2e7
-"""FLOPs of a step up to which fits side by side are quicker than one after another."""
+# On an NVIDIA H200 an epoch of 8 fits of 240 million FLOPs a step took 0.31 s one after another and 0.115 s side by
+# side (2026-11-26); one fit of 12,000 million did 43 TFLOP/s by itself, so more beside it find no room.
+QUICKER_SIDE_BY_SIDE = {"cpu": 2e7}
+"""FLOPs of a step of one fit up to which fits side by side are quicker than one after another, by platform."""
+QUICKER_ON_ACCELERATORS = 5e9
+"""Likewise on every platform that is not named."""
 
 
-def choose_mode(spec: Spec, fits: Sequence[Fit], width: int, data: Data | Stream, many: str) -> Mode:
-    """How fits share a device under `jit`, where `many` is 'map', 'vmap' or 'auto' as in `train.Execution`."""
+def is_quicker_side_by_side(flops_of_step: float, platform: str) -> bool:
+    """Whether fits of so many FLOPs a step are quicker side by side than one after another.
+
+    Side by side rounds otherwise, so what decides is known before a run: no time is measured, no free memory asked for.
+
+    >>> [is_quicker_side_by_side(2.4e8, platform) for platform in ("cpu", "gpu")]
+    [False, True]
+    """
+    return flops_of_step < QUICKER_SIDE_BY_SIDE.get(platform, QUICKER_ON_ACCELERATORS)
+
+
+def choose_mode(
+    spec: Spec, fits: Sequence[Fit], width: int, data: Data | Stream, many: str, platform: str = "cpu"
+) -> Mode:
+    """How fits share a device of a platform under `jit`, where `many` is as in `train.Execution`.
+
+    'map', 'vmap_shared' and 'vmap' round in three ways; in the first a fit rounds as it does alone, in the second as
+    those that share its order make it, in the last as all of its group.
+    """
     if many == "vmap":
         return "vmap"
-    quicker = width > 1 and many == "auto" and step_work(spec, fits[0], data) < QUICKER_SIDE_BY_SIDE
-    return "vmap_shared" if quicker else "map"
+    # One after another a CPU gives a fit the same bits in any company: of several orders nothing else is chosen there.
+    if many == "map" or (width == 1 and (platform == "cpu" or len(fits) == 1)):
+        return "map"
+    if not is_quicker_side_by_side(step_work(spec, fits[0], data), platform):
+        return "map"
+    return "vmap_shared" if platform == "cpu" else "vmap"
+
+
+def platform_of(devices: Sequence[Any]) -> str:
+    """The platform of the devices, by default of the first that JAX has: 'cpu', 'gpu', 'tpu', ..."""
+    return str((devices[0] if devices else jax.local_devices()[0]).platform)
 
 
 def step_work(spec: Spec, fit: Fit, data: Data | Stream) -> float:
@@ -742,8 +774,7 @@ def step_work(spec: Spec, fit: Fit, data: Data | Stream) -> float:
     if count:
         x = jax.eval_shape(functools.partial(models.apply, spec.model[:count]), whole, x)
     above = models.unrolled(spec.model[count:])
-    cost: Any = jax.jit(functools.partial(models.apply, above)).lower(whole, x).cost_analysis()
-    return 3.0 * float((cost or {}).get("flops", 0.0))
+    return 3.0 * flops.of(functools.partial(models.apply, above), whole, x)
 
 
 def fits_at_once(devices: Sequence[Any], devices_per_batch: int) -> int:

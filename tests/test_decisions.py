@@ -1,0 +1,226 @@
+"""What is decided by the platform, by FLOPs and by bytes: how fits share a device, and how many examples go at once."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import threading
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_programs import arguments, write_task
+
+from experiments import transfer
+from experiments.runs import directory, fit
+from tljax import evaluate, masks, models, objective, optimizers, switches, train
+from tljax.models import vit
+from tljax.train import ahead, features, flops, memory, vectorize
+from tljax.train.step import forward
+from tljax.types import InputError
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
+WIDE = models.build("mlp", 10, hidden=(512,), activation="relu")
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tasks")
+    write_task(folder / "digits.npz", 0, 4)
+    write_task(folder / "clothes.npz", 1, 4, ["shirt", "coat", "bag", "shoe"])
+    return folder
+
+
+def shaped(*shape):
+    return jax.ShapeDtypeStruct(shape, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("stride", "padding", "hole"), [(1, "VALID", 1), (2, "SAME", 1), (1, [(2, 0), (0, 1)], 2), (3, "SAME", 1)]
+)
+def test_flops_of_a_convolution_are_those_of_the_numbers_that_meet(stride, padding, hole):
+    """Held against a kernel of ones over ones: what it gives is how many numbers meet."""
+    convolve = partial(
+        jax.lax.conv_general_dilated,
+        window_strides=(stride, stride),
+        padding=padding,
+        lhs_dilation=(hole, hole),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    meet = float(convolve(jnp.ones((3, 7, 6, 4)), jnp.ones((3, 2, 4, 5))).sum())
+    assert flops.of(convolve, shaped(3, 7, 6, 4), shaped(3, 2, 4, 5)) == 2 * meet
+
+
+def test_flops_are_those_of_products_and_of_every_turn_of_a_loop():
+    product = lambda a, b: a @ b  # noqa: E731
+    assert flops.of(product, shaped(5, 7), shaped(7, 3)) == 2 * 5 * 7 * 3
+    turns = lambda a: jax.lax.fori_loop(0, 11, lambda _, x: x @ a, a)  # noqa: E731
+    assert flops.of(turns, shaped(4, 4)) == pytest.approx(11 * 2 * 4**3, abs=11)
+    choice = lambda a: jax.lax.cond(a[0, 0] > 0, lambda: a @ a, lambda: a)  # noqa: E731
+    assert flops.of(choice, shaped(4, 4)) == pytest.approx(2 * 4**3, abs=2)
+
+
+def test_side_by_side_follows_from_the_platform_and_the_flops_alone():
+    params = models.init(WIDE, jax.random.key(0), (28, 28, 1))
+    mask = masks.by_path(params, lambda path: True)
+    optimizer, numbers = optimizers.spec("sgd")
+    order = lambda begin, end: np.zeros((end - begin, 100), np.int32)  # noqa: E731
+    member = train.Fit(
+        params, ((0, mask),), order, np.ones(9, np.float32), (), {**numbers, "label_smoothing": 0.0}, jax.random.key(0)
+    )
+    spec = train.specialize(train.Spec(WIDE, objective.loss("softmax_cross_entropy"), optimizer), member, (mask,))
+    data = train.load(np.zeros((1, 28, 28, 1), np.uint8))
+
+    def mode(platform, fits=2, width=1, many="auto"):
+        return vectorize.choose_mode(spec, [member] * fits, width, data, many, platform)
+
+    assert [mode("cpu"), mode("cpu", width=2), mode("cpu", many="vmap")] == ["map", "map", "vmap"]
+    assert [mode("gpu"), mode("tpu", width=2), mode("gpu", fits=1), mode("gpu", many="map")] == [
+        *("vmap", "vmap", "map", "map")
+    ]
+    assert vectorize.is_quicker_side_by_side(1.9e7, "cpu") and not vectorize.is_quicker_side_by_side(1.2e10, "gpu")
+
+
+@pytest.mark.slow
+def test_on_an_accelerator_auto_is_side_by_side_in_the_keys_and_in_the_environment(
+    tasks, tmp_path, monkeypatch, capsys
+):
+    def keys_and_bits(name, many="auto"):
+        flags = {"strategies": ("full",), "seeds": (0, 1), "devices": 1, "many": many}
+        results = transfer.run(**arguments(tasks, tmp_path / name, **flags))
+        many_of_run = json.loads((tmp_path / name / "environment.json").read_text()).get("many")
+        return [(fit.key, fit.predictions_sha256) for fit in results], many_of_run
+
+    asked, silent = keys_and_bits("asked", "vmap")
+    alone, nothing = keys_and_bits("cpu")
+    assert silent is nothing is None and asked[0][0] != alone[0][0]
+    capsys.readouterr()
+    monkeypatch.setattr(vectorize, "platform_of", lambda devices: "gpu")
+    assert keys_and_bits("gpu") == (asked, "vmap")
+    assert "on gpu --many=auto trains fits side by side, which is in their keys" in capsys.readouterr().out
+
+
+def test_peak_bytes_are_those_of_what_is_held_at_once():
+    two_layers = lambda x, a, b: jnp.maximum(x @ a, 0) @ b  # noqa: E731
+    hidden, outputs = 4 * 10 * 50, 4 * 10 * 3
+    peak = memory.peak_bytes(two_layers, shaped(10, 8), shaped(8, 50), shaped(50, 3))
+    assert 2 * hidden <= peak <= 2 * hidden + outputs  # before and after the ReLU
+    residual = lambda x: x + jnp.sin(jnp.cos(x + 1))  # noqa: E731
+    assert memory.peak_bytes(residual, shaped(10)) == 80
+
+
+def test_a_large_vit_is_evaluated_in_the_memory_that_there_is_and_small_models_as_ever():
+    large, shape = vit.model(10, size="L", scan=True), (224, 224, 3)
+    variables, image = models.abstract(large, shape), models.batch_of(shape, 1)
+    at_once = memory.examples_at_once(forward(large), variables, image)
+    assert memory.EXAMPLES % at_once == 0 and 1 < at_once < memory.EXAMPLES
+    needed = memory.peak_bytes(forward(large), variables, models.batch_of(shape, at_once))
+    hidden = 4 * 197 * 4096 * at_once  # of one block, float32
+    assert hidden < needed <= memory.ACTIVATIONS < memory.EXAMPLES / at_once * needed
+    for width in (9, 512, 4096):
+        model = models.build("mlp", 10, hidden=(width,), activation="relu")
+        small = models.abstract(model, (28, 28, 1))
+        assert memory.examples_at_once(forward(model), small, models.batch_of((28, 28, 1), 1)) == evaluate.BATCH == 1000
+
+
+def test_where_memory_is_short_evaluation_and_features_go_in_smaller_batches_to_the_same(monkeypatch):
+    images = np.random.default_rng(0).integers(0, 256, (1500, 8, 8, 1)).astype(np.uint8)
+    model = models.build("mlp", 3, hidden=(40,), activation="relu")
+    params = models.init(model, jax.random.key(0), (8, 8, 1))
+    stacked = jax.tree.map(lambda leaf: np.asarray(leaf)[None], params)
+
+    def outputs():
+        data = evaluate.padded(images)
+        at_once = evaluate._batch(forward(model), stacked, data, None)
+        lowered = evaluate._all_logits.lower(forward(model), None, at_once, stacked, data.inputs, None)
+        cache = train.FeatureCache(10**8)
+        hidden = features.compute(cache, model[:1], None, stacked, train.load(images))
+        temporary = lowered.compile().memory_analysis().temp_size_in_bytes
+        return at_once, temporary, evaluate.logits(forward(model), stacked, data, 1500), np.asarray(hidden)[0, :1500]
+
+    at_once, temporary, logits, hidden = outputs()
+    monkeypatch.setattr(memory, "ACTIVATIONS", 200_000)
+    fewer, less, same_logits, same_hidden = outputs()
+    assert at_once == 1000 and fewer in (200, 250) and less < temporary / 2
+    np.testing.assert_allclose(same_logits, logits, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(same_hidden, hidden, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_line_of_results_is_checked_once_however_often_fits_are_added(tasks, tmp_path, monkeypatch):
+    checked, check = [], directory.fault_of_fit
+    monkeypatch.setattr(directory, "fault_of_fit", lambda line: checked.append(line["key"]) or check(line))
+    directory._fault_of_line.cache_clear()
+    results = transfer.run(**arguments(tasks, tmp_path / "w", seeds=(0, 1), devices=1))
+    again = transfer.run(**arguments(tasks, tmp_path / "w", seeds=(0, 1), devices=1))
+    assert again == results and len(checked) == len(set(checked)) >= len(results)
+
+
+@pytest.mark.slow
+def test_groups_after_the_first_are_compiled_in_threads_and_no_program_twice(tasks, tmp_path, monkeypatch):
+    compiled = []
+
+    def listen(name, _, **about):
+        if name.endswith("backend_compile_duration") and "segment" in str(about.get("fun_name")):
+            compiled.append(threading.current_thread().name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+
+    def threads(name, hidden):
+        compiled.clear()
+        flags = {"strategies": ("full", "bias_only", "last_k"), "seeds": (0,), "devices": 1, "hidden": (hidden, 5)}
+        results = transfer.run(**arguments(tasks, tmp_path / name, **flags, head="fresh", train_examples=("60",)))
+        return sorted("compile" in thread for thread in compiled), [fit.test_loss for fit in results]
+
+    ahead, losses = threads("ahead", 13)
+    monkeypatch.setattr(fit.ahead, "compiled_ahead", lambda *_: contextlib.nullcontext(lambda number: None))
+    in_turn, same_losses = threads("in_turn", 14)
+    assert not any(in_turn) and len(ahead) == len(in_turn) == 4  # the source, scratch and full, and two strategies
+    assert sum(ahead) == 1  # the head is trained on features, for which nothing goes ahead
+    monkeypatch.undo()
+    assert threads("again", 14) == ([], same_losses) and losses != same_losses
+
+
+def test_what_fails_ahead_of_its_turn_is_left_to_its_turn():
+    def fails(begin, end):
+        raise InputError("no order")
+
+    params = models.init(WIDE, jax.random.key(0), (28, 28, 1))
+    mask = masks.by_path(params, lambda path: True)
+    spec = train.Spec(WIDE, objective.loss("softmax_cross_entropy"), optimizers.spec("sgd")[0])
+    broken = train.Fit(params, ((0, mask),), fails, np.ones(9, np.float32), (), {}, jax.random.key(0))
+    data, group = train.load(np.zeros((1, 28, 28, 1), np.uint8)), ahead.Group(spec, [broken], [9])
+    with pytest.raises(InputError, match="no order"):
+        ahead._compile(group, data, train.Execution())
+    with ahead.compiled_ahead([group, group], data, train.Execution()) as wait:
+        wait(0)
+        wait(1)
+
+
+def test_in_a_thread_of_its_own_code_nothing_of_the_process_is_restored(monkeypatch):
+    with switches.trusted(), switches.guarded():
+        monkeypatch.setenv("XLA_FLAGS", "--of_another_thread")
+    assert os.environ["XLA_FLAGS"] == "--of_another_thread"
+    with switches.guarded():
+        monkeypatch.setenv("XLA_FLAGS", "--of_a_plugin")
+    assert os.environ["XLA_FLAGS"] == "--of_another_thread"
+
+
+def test_where_a_compiler_says_no_flops_those_of_the_traced_step_are_told(monkeypatch):
+    params = models.init(WIDE, jax.random.key(0), (28, 28, 1))
+    optimizer, numbers = optimizers.spec("sgd")
+    mask, order = masks.by_path(params, lambda path: True), lambda begin, end: np.zeros((end - begin, 100), np.int32)
+    numbers = {**numbers, "label_smoothing": 0.0}
+    member = train.Fit(params, ((0, mask),), order, np.ones(9, np.float32), (), numbers, jax.random.key(0))
+    spec = train.Spec(WIDE, objective.loss("softmax_cross_entropy"), optimizer)
+    data = train.load(np.zeros((200, 28, 28, 1), np.uint8), np.zeros(200, np.int32))
+    monkeypatch.setattr(vectorize, "executable", lambda *arguments, **further: None)
+    products = 2 * 100 * (2 * 784 * 512 + 3 * 512 * 10)  # the first kernel's product and gradient, three of the head
+    numbers_of_model = 784 * 512 + 512 + 512 * 10 + 10
+    told = train.cost_of(spec, member, data, [mask]).flops
+    assert products < told < products + 6 * numbers_of_model + 100 * (3 * 784 + 30 * 512)
+    halves = train.cost_of(dataclasses.replace(spec, microbatch=50), member, data, [mask]).flops
+    assert halves == pytest.approx(told, rel=0.02)
