@@ -88,9 +88,9 @@ def test_side_by_side_follows_from_the_platform_and_the_flops_alone():
 def test_on_an_accelerator_auto_is_side_by_side_in_the_keys_and_in_the_environment(
     tasks, tmp_path, monkeypatch, capsys
 ):
-    def keys_and_bits(name, many="auto"):
-        flags = {"strategies": ("full",), "seeds": (0, 1), "devices": 1, "many": many}
-        results = transfer.run(**arguments(tasks, tmp_path / name, **flags))
+    def keys_and_bits(name, many="auto", budgets=("all",)):
+        flags = {"strategies": ("full",), "seeds": (0, 1), "devices": 1, "many": many, "train_examples": budgets}
+        results = transfer.run(**arguments(tasks, tmp_path / name, **flags, epochs=None, steps=6))
         many_of_run = json.loads((tmp_path / name / "environment.json").read_text()).get("many")
         return [(fit.key, fit.predictions_sha256) for fit in results], many_of_run
 
@@ -101,6 +101,13 @@ def test_on_an_accelerator_auto_is_side_by_side_in_the_keys_and_in_the_environme
     monkeypatch.setattr(vectorize, "platform_of", lambda devices: "gpu")
     assert keys_and_bits("gpu") == (asked, "vmap")
     assert "on gpu --many=auto trains fits side by side, which is in their keys" in capsys.readouterr().out
+    both, _ = keys_and_bits("budgets", budgets=("60", "all"))
+    assert "4 fits, side by side on one device" in capsys.readouterr().out.splitlines()
+    assert not {key for key, _ in both} & {key for key, _ in asked}
+    # The company of a fit is its strategy at all budgets: where one of them is lost, all come back, and the same.
+    lost = next(fit for fit in directory.results(tmp_path / "budgets") if fit.strategy == "full")
+    (tmp_path / "budgets" / lost.predictions).unlink()
+    assert keys_and_bits("budgets", budgets=("60", "all")) == (both, "vmap")
 
 
 def test_peak_bytes_are_those_of_what_is_held_at_once():

@@ -10,7 +10,7 @@ import pytest
 from jaxlib.mlir import ir
 
 from tljax import models, objective, optimizers, train
-from tljax.train import vectorize
+from tljax.train import step, vectorize
 from tljax.train.step import Hyper
 
 STEPS, BATCH, EXAMPLES, RATE = 64, 20, 200, 0.01
@@ -159,6 +159,13 @@ def test_on_a_cpu_a_step_has_hardly_more_operations_than_in_plain_jax(mode):
     [(_, body)] = loops(ours(mode, "cpu"), "cpu")
     further = (BY_FIT if fits > 1 else Counter()) + (LAST_ON_CPU if width > 1 else Counter())
     assert body - base <= PADDING + LOG + NORM_ON_CPU + further
+
+
+@pytest.mark.parametrize("squares", [step._sum_of_products, step._sum_of_squares])
+def test_either_form_of_the_norm_sums_all_squares(squares):
+    leaves = [np.random.default_rng(i).normal(size=size) for i, size in enumerate([(30, 20), (20,), (1,)])]
+    exact = sum((leaf**2).sum() for leaf in leaves)
+    assert float(squares([jnp.asarray(leaf, jnp.float32) for leaf in leaves])) == pytest.approx(exact, rel=1e-6)
 
 
 @pytest.mark.parametrize("first, last", [(0, 0), (3, 8), (3, 35), (0, 64), (5, 106)])

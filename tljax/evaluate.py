@@ -62,6 +62,19 @@ def logits_of(
 
     The features of the stages that the state's masks freeze are computed once, and cached for later states.
     """
+    return logits_of_begun(spec, fits, state, data, count, execution)()
+
+
+def logits_of_begun(
+    spec: train.Spec,
+    fits: Sequence[train.Fit],
+    state: train.State,
+    data: train.Data | train.Stream,
+    count: int,
+    execution: train.Execution | None = None,
+) -> Callable[[], np.ndarray]:
+    """A function that waits for what `logits_of` gives, which the devices are computing from now on: the state may be
+    given up to a segment before it is called."""
     execution = execution or train.Execution()
     members = [fits[i] for i in state.fits]
     specialized = replace(specialize(spec, members[0], state.masks[0]), augment=())
@@ -75,7 +88,7 @@ def logits_of(
     forward = train.forward(short.model, short.merge)
     if (batch := _batch(forward, params, features, shared)) < BATCH:
         execution.on_message(f"evaluated {batch} examples at a time: {BATCH:,} would need too much memory")
-    return logits(forward, params, features, count, shared)
+    return begun(forward, params, features, count, shared)
 
 
 def logits(
@@ -91,9 +104,22 @@ def logits(
     A view of the data has a multiple of BATCH examples, as `padded` gives them. `forward` is (params, inputs [batch,
     ...]) -> logits [batch, classes], and compiled once for each object.
     """
+    return begun(forward, params, data, count, shared)()
+
+
+def begun(
+    forward: Callable[[Params, jax.Array], jax.Array],
+    params: Params,
+    data: train.Data | train.Stream,
+    count: int,
+    shared: Params | None = None,
+) -> Callable[[], np.ndarray]:
+    """A function that waits for what `logits` gives, as `logits_of_begun` has it. Of a stream nothing is waited for:
+    it is read before."""
     mesh, batch = mesh_under(params), _batch(forward, params, data, shared)
     if isinstance(data, train.Data):
-        return host(_all_logits(forward, mesh, batch, params, data.inputs, shared))[:, :count]
+        outputs = _all_logits(forward, mesh, batch, params, data.inputs, shared)
+        return lambda: host(outputs)[:, :count]
     size = batch_within(data, batch)
 
     def one_view(inputs: Any) -> Any:
@@ -102,7 +128,8 @@ def logits(
 
     with batches(data, size, one_view) as reader:
         parts = [host(_all_logits(forward, mesh, size, params, inputs, shared))[:, :rows] for rows, inputs in reader]
-    return np.concatenate(parts, 1)[:, :count]
+    whole = np.concatenate(parts, 1)[:, :count]
+    return lambda: whole
 
 
 def _batch(forward: Callable[..., Any], params: Params, data: train.Data | train.Stream, shared: Params | None) -> int:

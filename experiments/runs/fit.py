@@ -8,7 +8,8 @@ import contextlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,7 +62,8 @@ def within(experiment: Experiment, folder: Path, fingerprints: Mapping[str, str]
     planned = plan.planned(experiment)
     finished = directory.finished(folder)
     many, asked = plan.many_of(experiment), experiment.settings.many
-    missing = _missing(planned, finished.keys(), many == "vmap")
+    company = None if many != "vmap" else "strategy" if plan.budgets_together(experiment) else "budget"
+    missing = _missing(planned, finished.keys(), company)
     lost = _source_keys(experiment) & {result.key for result in directory.results(folder)} - finished.keys()
     if process.first() and (missing or lost or not directory.recorded_environment(folder)):
         directory.record_environment(folder, fingerprints, many if asked == "auto" else "auto")
@@ -76,11 +78,16 @@ def within(experiment: Experiment, folder: Path, fingerprints: Mapping[str, str]
     return [at_end(finished[key], experiment.settings.verdict_of) for key in planned]
 
 
-def _missing(planned: Mapping[str, PlannedFit], finished: Set[str], together: bool) -> dict[str, PlannedFit]:
-    """The fits to train: those not finished, and with `together` those of their groups."""
+def _missing(planned: Mapping[str, PlannedFit], finished: Set[str], company: str | None) -> dict[str, PlannedFit]:
+    """The fits to train: those not finished, and where the company of its "strategy", or of its "budget" too, decides a
+    fit's bits, those of their groups."""
+
+    def group(fit: PlannedFit) -> tuple[str, ...]:
+        return (fit.strategy.label,) if company == "strategy" else (fit.strategy.label, fit.budget)
+
     keys = planned.keys() - finished
-    groups = {(planned[key].strategy.label, planned[key].budget) for key in keys if together}
-    return {key: fit for key, fit in planned.items() if key in keys or (fit.strategy.label, fit.budget) in groups}
+    groups = {group(planned[key]) for key in keys if company}
+    return {key: fit for key, fit in planned.items() if key in keys or group(fit) in groups}
 
 
 def _source_keys(experiment: Experiment) -> set[str]:
@@ -101,7 +108,9 @@ def _train_missing(experiment: Experiment, missing: Mapping[str, PlannedFit], fo
     initial = {seed: plan.initialization_of(experiment, seed, trained.get(seed)) for seed in seeds_of_fits}
     groups: dict[Any, list[PreparedFit]] = {}
     keeps_dropout = plan.stages_with_dropout(settings, model, plan.example_shape(target))
-    together = _all_budgets_together(experiment, on_device)
+    # One after another, each budget of a stream reads its own examples.
+    is_alone = isinstance(on_device.train, train.Stream) and many != "vmap"
+    together = plan.budgets_together(experiment) and not is_alone
     for planned in missing.values():
         streams = plan.streams(settings, planned.seed)
         look = look_at(on_device, model, streams, planned.budget)
@@ -142,26 +151,6 @@ def _company(fit: "PreparedFit", label: str, many: str) -> Any:
     if later or fit.trial.rules or masks.is_strategy(mask) or many == "vmap":
         return label
     return train.group_key(fit.spec, fit.trial, (mask,))
-
-
-ALL_BUDGETS_BYTES = 2**28
-"""Of the parameters and the logits of all fits of a strategy, up to which its label budgets are trained together."""
-
-
-def _all_budgets_together(experiment: Experiment, on_device: "DeviceData") -> bool:
-    """Whether the fits of a strategy are one group, whatever their label budgets.
-
-    One executable then serves all of them, and the devices are idle once at its end and not at that of each budget. One
-    after another a fit has the same bits in any group. It is so as long as a group's states are small on the host and
-    on the device; of a stream each budget reads its own examples, and side by side a fit's bits are its company's.
-    """
-    settings = experiment.settings
-    if on_device.execution.many == "vmap" or isinstance(on_device.train, train.Stream):
-        return False
-    shapes = jax.tree.leaves(models.abstract(experiment.model, plan.example_shape(experiment.target)))
-    of_fit = sum(leaf.size * leaf.dtype.itemsize for leaf in shapes)
-    of_fit += 4 * on_device.tests * on_device.objective.num_outputs
-    return of_fit * len(settings.seeds) * len(settings.train_examples) <= ALL_BUDGETS_BYTES
 
 
 def about(settings: Settings, task: Task) -> dict[str, Any]:
@@ -343,15 +332,11 @@ def build(
         batch_stats=start.batch_stats,
     )
 
-    def order(first: int, last: int) -> np.ndarray:
-        by_epochs = recipe.steps is None
-        return draw.order(streams.order, len(subset), recipe.batch_size, first, last, epochs=by_epochs, subset=subset)
-
     total = plan.count_steps(recipe, len(subset))
     trial = train.Fit(
         start.params,
         plan.phases_at_steps(start.phases, total),
-        order,
+        draw.Order(streams.order, len(subset), recipe.batch_size, epochs=recipe.steps is None, subset=subset),
         plan.learning_rates(recipe, total),
         weights,
         {
@@ -412,9 +397,10 @@ class Point(NamedTuple):
     state: train.State
     log: train.Log
     """What happened in the segment, float32 [fits, steps] each."""
-    logits: np.ndarray | None
-    """Outputs of the head for the test inputs, float32 [fits, examples, ...], where the curves have a point."""
-    of_average: np.ndarray | None = None
+    logits: Callable[[], np.ndarray] | None
+    """Waits for the outputs of the head for the test inputs, float32 [fits, examples, ...], where the curves have a
+    point."""
+    of_average: Callable[[], np.ndarray] | None = None
     """The same of the average of what trains, where there is one and no validation split to measure it by."""
     validated: Mapping[int, Mapping[str, Any] | None] = {}
     """{fit: its metrics on the validation split}, where a phase asked for them."""
@@ -428,15 +414,18 @@ def drive(
     *,
     evaluated: bool = True,
     on_compiled: Callable[[tuple[int, ...], train.Cost], None] | None = None,
+    meanwhile: Callable[[], bool] | None = None,
 ) -> Iterator[Point]:
     """Train fits of one spec and as many steps each, from `parts` on if they are half trained.
 
-    A segment ends at each point of the curves and where a phase begins. Without `evaluated` there are no logits.
+    A segment ends at each point of the curves and where a phase begins. Without `evaluated` there are no logits. The
+    outputs of a point are computed before the next segment, and may be waited for in it (`Execution.meanwhile`).
     """
     spec, trials = group[0].spec, [fit.trial for fit in group]
     points, stops = curve_points(on_device.recipe, group), _stops(on_device, group)
     execution = replace(on_device.execution, should_stop=should_stop) if should_stop else on_device.execution
     execution = replace(execution, on_compiled=on_compiled) if on_compiled else execution
+    execution = replace(execution, meanwhile=meanwhile) if meanwhile else execution
     validated: dict[int, Mapping[str, Any] | None] = {}
 
     def validate(state: train.State) -> list[float | None] | None:
@@ -456,11 +445,11 @@ def drive(
     for state, log in train.fit(spec, trials, on_device.train, stops, tuple(parts), execution, validate):
         has_trained = log.loss.shape[1] > 0
         at_point = evaluated and state.step in points and (has_trained or state.step == points[-1])
-        logits = _logits(on_device, group, state) if at_point else None
+        logits = _logits_begun(on_device, group, state) if at_point else None
         of_average = None
         if at_point and state.average is not None and not len(group[0].validation):
             params, model_state = train.with_average(state.params, state.model_state, state.average)
-            of_average = _logits(on_device, group, state._replace(params=params, model_state=model_state))
+            of_average = _logits_begun(on_device, group, state._replace(params=params, model_state=model_state))
         yield Point(state, log, logits, of_average, dict(validated) if has_trained else {})
         validated.clear()
 
@@ -493,9 +482,9 @@ def diverged_at(state: train.State, row: int, logits: np.ndarray | None) -> int 
     return step
 
 
-def _logits(on_device: DeviceData, group: Sequence[PreparedFit], state: train.State) -> np.ndarray:
+def _logits_begun(on_device: DeviceData, group: Sequence[PreparedFit], state: train.State) -> Callable[[], np.ndarray]:
     trials = [fit.trial for fit in group]
-    return evaluate.logits_of(group[0].spec, trials, state, on_device.test, on_device.tests, on_device.execution)
+    return evaluate.logits_of_begun(group[0].spec, trials, state, on_device.test, on_device.tests, on_device.execution)
 
 
 # ---- All groups of a run
@@ -600,23 +589,60 @@ def _train_group(
     def on_compiled(fits: tuple[int, ...], cost: train.Cost) -> None:
         peaks.update({i: largest(peaks[i], cost.peak_bytes) for i in fits})
 
+    pending: deque[Iterator[None]] = deque()
+    """What is still to be done for the points before: fit after fit, while the devices train on."""
+    latest: list[tuple[tuple[int, ...], Any]] = []
+    """(Fits, optimizer's state) of the states that were yielded last."""
+
+    def meanwhile() -> bool:
+        if not pending:
+            return False
+        if next(pending[0], pending) is pending:
+            pending.popleft()
+        return True
+
+    def after(point: Point, held: train.State, seconds: float, is_due: bool) -> Iterator[None]:
+        nonlocal progress
+        state, logits = point.state, None if point.logits is None else point.logits()
+        later = yield from advanced(on_device, group, progress, held, point, logits, seconds)
+        records = (record._replace(peak_bytes=peaks[i]) for i, record in enumerate(later.records))
+        progress = later._replace(records=tuple(records))
+        if logits is not None and state.step == last:
+            final.update(zip(state.fits, logits, strict=True))
+        if is_due:
+            save(progress)
+
     with resume.saving(place, keys) as save:
         start = time.perf_counter()
         should_stop = lambda: bool(vectorize.agreed(signal_number()))  # noqa: E731
-        for point in drive(on_device, group, progress.parts, should_stop, on_compiled=on_compiled):
-            state, logits = point.state, point.logits
+        driven = drive(on_device, group, progress.parts, should_stop, on_compiled=on_compiled, meanwhile=meanwhile)
+        for point in driven:
+            seconds, state = (time.perf_counter() - start) / len(point.state.fits), point.state
+            while meanwhile():
+                pass
             advance(_steps_gone(progress, state))
-            progress = advanced(on_device, group, progress, point, (time.perf_counter() - start) / len(state.fits))
-            records = (record._replace(peak_bytes=peaks[i]) for i, record in enumerate(progress.records))
-            progress = progress._replace(records=tuple(records))
-            if logits is not None and state.step == last:
-                final |= dict(zip(state.fits, logits, strict=True))
-            if state.step in saved and (points.index(state.step) + 1) % every == 0:
-                save(progress)
+            is_due = state.step in saved and (points.index(state.step) + 1) % every == 0
+            if is_due:  # the other parts may train on before this is saved
+                progress = progress._replace(
+                    parts=tuple(
+                        part
+                        if set(part.fits) & set(state.fits)
+                        else resume.on_host(resume.with_optimizer(part, latest))
+                        for part in progress.parts
+                    )
+                )
+            latest = [entry for entry in latest if not set(entry[0]) <= set(state.fits)]
+            latest.append((state.fits, state.optimizer))
+            pending.append(after(point, resume.held(state, is_due, _moves(group, state)), seconds, is_due))
+            while jax.process_count() > 1 and meanwhile():  # who all do the same at the same time
+                pass
             start = time.perf_counter()
+        while meanwhile():
+            pass
         ended = sum(len(part.fits) for part in progress.parts if part.step == last) == len(group)
         if progress.parts and not ended:
-            save(progress)
+            parts = (resume.on_host(resume.with_optimizer(part, latest)) for part in progress.parts)
+            save(progress._replace(parts=tuple(parts)))
     if not ended:
         step = min(part.step for part in progress.parts) if progress.parts else None
         where = "before its first step" if step is None else f"at step {step} of {last}"
@@ -625,8 +651,17 @@ def _train_group(
         )
     for part in progress.parts:
         if part.fits[0] not in final:  # it had ended before this process began
-            final |= dict(zip(part.fits, _logits(on_device, group, part), strict=True))
+            final |= dict(zip(part.fits, _logits_begun(on_device, group, part)(), strict=True))
     return [_outcome(on_device, group[i], progress, i, final[i]) for i in range(len(group))]
+
+
+def _moves(group: Sequence[PreparedFit], state: train.State) -> list[bool] | None:
+    """Of each leaf of a state's parameters whether a later segment may take it over; None if any may."""
+    if len(group[0].trial.phases) > 1:
+        return None
+    here = jax.tree.leaves(state.params, is_leaf=lambda leaf: leaf is None)
+    each = zip(here, *(jax.tree.leaves(history[0]) for history in state.masks), strict=True)
+    return [any(map(masks.trains, of_fits)) for leaf, *of_fits in each if leaf is not None]
 
 
 def _steps_gone(progress: Progress, state: train.State) -> int:
@@ -640,17 +675,28 @@ def _names(group: Sequence[PreparedFit]) -> str:
 
 
 def advanced(
-    on_device: DeviceData, group: Sequence[PreparedFit], progress: Progress, point: Point, seconds: float
-) -> Progress:
-    """The progress of a group with a later state, which took so many seconds a fit; at a point the curves grow."""
-    state, log, logits = point.state, point.log, point.logits
-    records, on_host = list(progress.records), resume.held(state)
+    on_device: DeviceData,
+    group: Sequence[PreparedFit],
+    progress: Progress,
+    held: train.State,
+    point: Point,
+    logits: np.ndarray | None,
+    seconds: float,
+) -> Generator[None, None, Progress]:
+    """The progress of a group with a later state, which took so many seconds a fit; at a point, where there are the
+    `logits` of the test inputs, the curves grow. `held` is the state as `resume.held` gives it.
+
+    A generator that yields after each fit, so that its work can be done in pieces, and returns the progress.
+    """
+    state, log = point.state, point.log
+    records = list(progress.records)
     if not log.loss.shape[1]:  # a phase has ended by validation: nothing was trained since these fits were last seen
         for row, i in enumerate(state.fits):
             records[i] = _with_phases(records[i], group[i], state, row)
             if state.over and records[i].curve[-1]["step"] < state.step:
-                records[i] = _stopped(on_device, group, records[i], group[i], on_host, row, logits)
-        return Progress(resume.joined(progress.parts, on_host), tuple(records))
+                records[i] = _stopped(on_device, group, records[i], group[i], held, row, logits)
+        return Progress(resume.joined(progress.parts, held), tuple(records))
+    of_average = None if point.of_average is None else point.of_average()
     for row, i in enumerate(state.fits):
         since = jax.tree.map(lambda curve, row=row: curve[row], log)
         if records[i].since is not None:
@@ -663,17 +709,25 @@ def advanced(
             before = _before(progress, i, group[i].trial) if record.finite is None else record.finite
             record = record._replace(diverged=step, finite=before if step is not None or logits is None else None)
         if logits is not None:
-            variables = on_host.variables_of(row)
+            variables = _variables(held, row) if len(group[i].validation) else None
             validated = (
                 point.validated[i]
                 if i in point.validated
                 else _validate(on_device, group[i].spec, variables, group[i].validation)
             )
-            average = _score_of_average(on_device, group[i], on_host, row, point.of_average)
+            average = _score_of_average(on_device, group[i], held, row, of_average)
             more = (variables, validated, average)
             record = _at_point(on_device, group[i], record, state.step, since, logits[row], *more)
         records[i] = record
-    return Progress(resume.joined(progress.parts, on_host), tuple(records))
+        yield
+    return Progress(resume.joined(progress.parts, held), tuple(records))
+
+
+def _variables(state: train.State, row: int) -> Params:
+    """The variables of the fit in a row of a state, in NumPy: rows are taken on the host, where it costs nothing."""
+    names = ("params", "model_state", "shared")
+    on_host = {name: jax.tree.map(np.asarray, getattr(state, name)) for name in names}
+    return state._replace(**on_host).variables_of(row)
 
 
 def _with_phases(record: Record, fit: PreparedFit, state: train.State, row: int) -> Record:
@@ -696,7 +750,7 @@ def _stopped(
     """The record of a fit whose last phase was over before the last step: its curve goes on as it stands then."""
     assert logits is not None
     stopped = int(record.curve[-1]["step"])
-    variables = state.variables_of(row)
+    variables = _variables(state, row)
     validated = _validate(on_device, fit.spec, variables, fit.validation)
     rest = [step for step in curve_points(on_device.recipe, group) if step > stopped]
     column = score_column(on_device.objective.metrics[0])
@@ -710,8 +764,8 @@ def _stopped(
 
 def _averaged(state: train.State, row: int) -> Params:
     """The variables of a fit in a row of a state, with its average in place of what ever trained."""
-    average = jax.tree.map(lambda leaf: leaf[row], state.average)
-    of_row = jax.tree.map(np.asarray, (*state.of(row), average))
+    average = jax.tree.map(lambda leaf: np.asarray(leaf)[row], state.average)
+    of_row = (*batch_stats.split(_variables(state, row)), average)
     return batch_stats.join(*jax.tree.map(np.asarray, train.with_average(*of_row)))
 
 
@@ -738,7 +792,7 @@ def _before(progress: Progress, i: int, trial: train.Fit) -> Params:
     """The variables of fit `i` of a group when it was last seen, or where it starts."""
     for part in progress.parts:
         if i in part.fits:
-            return part.variables_of(part.fits.index(i))
+            return _variables(part, part.fits.index(i))
     return jax.tree.map(np.asarray, batch_stats.join(trial.params, trial.model_state))
 
 
@@ -749,13 +803,14 @@ def _at_point(
     step: int,
     since: train.Log,
     logits: np.ndarray,
-    variables: Params,
+    variables: Params | None,
     validated: Mapping[str, Any] | None,
     average: float | None,
 ) -> Record:
     """A record with one more point of its curve, and perhaps a new best.
 
-    `validated` are the metrics on the validation split, if there is one; `average` is the score of the average.
+    `validated` are the metrics on the validation split, if there is one, and `variables` are then the fit's; `average`
+    is the score of the average.
     """
     primary, best = on_device.objective.metrics[0], record.best
     score = validated["score"] if validated else _test_score(on_device, logits)
@@ -779,7 +834,7 @@ def _outcome(on_device: DeviceData, fit: PreparedFit, progress: Progress, i: int
     """What fit `i` of a group that has ended gives, with its logits of the test images."""
     [part] = [part for part in progress.parts if i in part.fits]
     row, record = part.fits.index(i), progress.records[i]
-    variables = part.variables_of(row)
+    variables = jax.tree.map(np.array, _variables(part, row))
     ends: dict[str, tuple[int, Params]] = {}
     test = _measure(on_device, logits)
     if record.diverged is None and test["score"] is None:
@@ -845,7 +900,7 @@ def _curve_point(step: int, log: train.Log, spec: train.Spec, primary: Metric, s
 
 
 def _validate(
-    on_device: DeviceData, spec: train.Spec, variables: Params, validation: np.ndarray
+    on_device: DeviceData, spec: train.Spec, variables: Params | None, validation: np.ndarray
 ) -> Mapping[str, Any] | None:
     """Metrics of one fit on the examples held out of its training; None where there are none."""
     if not len(validation):

@@ -711,16 +711,20 @@ class PlannedFit(NamedTuple):
 def planned(experiment: Experiment) -> dict[str, PlannedFit]:
     """{key: fit} of all fits, in the order of the flags: strategies, budgets, seeds."""
     fits, many = {}, many_of(experiment)
+    together = many == "vmap" and budgets_together(experiment)
     for strategy in experiment.strategies:
         for budget in experiment.settings.train_examples:
             for seed in budgets.seeds(budget, experiment.settings.seeds):
-                result = _identified(experiment, strategy, budget, seed, many)
+                result = _identified(experiment, strategy, budget, seed, many, together)
                 fits[result.key] = PlannedFit(strategy, budget, seed, result)
     return fits
 
 
-def _identified(experiment: Experiment, strategy: NamedStrategy, budget: str, seed: int, many: str) -> Result:
-    """A fit that the settings ask for, by all that decides its bits; `many` is `many_of` the experiment."""
+def _identified(
+    experiment: Experiment, strategy: NamedStrategy, budget: str, seed: int, many: str, together: bool
+) -> Result:
+    """A fit that the settings ask for, by all that decides its bits; `many` is `many_of` the experiment, and `together`
+    its `budgets_together`."""
     settings, source, target = experiment.settings, experiment.source, experiment.target
     fields: dict[str, Any] = {
         "source": source.name if source else None,
@@ -739,7 +743,7 @@ def _identified(experiment: Experiment, strategy: NamedStrategy, budget: str, se
         "recipe": recipe_values(settings.recipe, target),
         "streams": {name: value for name, value in streams(settings, seed)._asdict().items() if name != "source"},
         "code": [strategy.code, *code_digests(settings.recipe, settings.model)],
-        "many": _company(settings, many),
+        "many": _company(settings, many, together),
         **draws(settings, experiment.model, example_shape(target)),
         **{name: value for name, value in settings.beyond_neutral().items() if name != "batch_stats"},
         **states(experiment.model, example_shape(target), settings.batch_stats),
@@ -775,7 +779,7 @@ def planned_sources(settings: Settings, task: Task) -> dict[int, Result]:
             "streams": source_streams(settings, seed)._asdict(),
             "fisher": settings.save_fisher,
             "code": code_digests(settings.source_recipe, settings.model),
-            "many": _company(settings, many),
+            "many": _company(settings, many, False),
             **model_draws,
         }
         recipe = {name: value for name, value in decisive.items() if name not in ("streams", "many")}
@@ -840,10 +844,30 @@ def states(model: Model, shape: models.Shape, mode: str) -> dict[str, Any]:
     return {"batch_stats": [1, mode]} if models.stateful(model, shape) else {}
 
 
-def _company(settings: Settings, many: str) -> list[Any]:
+def _company(settings: Settings, many: str, together: bool) -> list[Any]:
     """What of `train.Execution` and of the fits beside it decides a fit's bits: side by side, each rounds as its
-    company does."""
-    return [settings.features_budget, settings.features_dtype, *(settings.seeds if many == "vmap" else ())]
+    company does, of all label budgets where they are trained `together`."""
+    beside = [*settings.seeds, *(settings.train_examples if together else ())] if many == "vmap" else []
+    return [settings.features_budget, settings.features_dtype, *beside]
+
+
+TOGETHER_BYTES = 2**28
+"""Of the parameters and the logits of all fits of a strategy, up to which its label budgets are trained together."""
+
+
+def budgets_together(experiment: Experiment) -> bool:
+    """Whether the fits of a strategy are one group, whatever their label budgets.
+
+    One executable then serves all of them, and the devices are idle once at its end and not at that of each budget. It
+    is so as long as a group's states are small on the host and on the device. Under `--many=vmap` each budget is a
+    group: there a fit's bits are its company's.
+    """
+    settings, target = experiment.settings, experiment.target
+    if settings.many == "vmap" or len(settings.train_examples) == 1:
+        return False
+    shapes = jax.tree.leaves(models.abstract(experiment.model, example_shape(target)))
+    of_fit = sum(leaf.size * leaf.dtype.itemsize for leaf in shapes) + 4 * len(target.test.targets) * target.outputs
+    return of_fit * len(settings.seeds) * len(settings.train_examples) <= TOGETHER_BYTES
 
 
 def many_of(experiment: Experiment) -> str:

@@ -44,7 +44,7 @@ class Record(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """A group so far: the latest states of its parts, on the host, and a record of each fit."""
+    """A group so far: the latest states of its parts, as `held` gives them, and a record of each fit."""
 
     parts: tuple[train.State, ...]
     records: tuple[Record, ...]
@@ -55,16 +55,44 @@ def nothing(trials: int) -> Progress:
     return Progress((), (Record([], 0.0, None, None, None, None),) * trials)
 
 
-def held(state: train.State) -> train.State:
-    """A copy of a state on the host, which later segments leave alone."""
-    arrays = (state.params, state.optimizer, state.average, state.model_state)
-    params, optimizer, average, model_state = jax.tree.map(_copy, arrays)
-    shared = jax.tree.map(np.asarray, vectorize.host(state.shared))  # which no segment takes over
-    return state._replace(params=params, optimizer=optimizer, average=average, model_state=model_state, shared=shared)
+def held(state: train.State, whole: bool = True, moves: Sequence[bool] | None = None) -> train.State:
+    """A copy of a state, which later segments leave alone, as `vectorize.copied` makes it.
+
+    Without `whole` it has no optimizer's state: None in its place. `moves` says of each leaf of the parameters whether
+    a later segment may take it over; where none does, it is that leaf itself.
+    """
+    leaves, structure = jax.tree.flatten(state.params)
+    goes = [True] * len(leaves) if moves is None else moves
+    moving = [leaf for leaf, moves in zip(leaves, goes, strict=True) if moves]
+    taken_over = (moving, state.model_state, state.average, state.optimizer if whole else None)
+    moving, model_state, average, optimizer = vectorize.copied(taken_over)
+    copies = iter(moving)
+    leaves = [next(copies) if moves else leaf for leaf, moves in zip(leaves, goes, strict=True)]
+    state = state._replace(params=jax.tree.unflatten(structure, leaves), model_state=model_state)
+    state = state._replace(average=average, optimizer=optimizer)
+    return state if jax.process_count() == 1 else on_host(state)
 
 
-def _copy(leaf: Any) -> Any:
-    return jax.random.clone(leaf) if checkpoint.is_key(leaf) else np.array(vectorize.host(leaf))
+def on_host(state: train.State) -> train.State:
+    """A state that `held` gave, in NumPy. It waits for the devices."""
+    arrays = (state.params, state.optimizer, state.average, state.best, state.model_state, state.shared)
+    arrays = jax.tree.map(lambda leaf: leaf if checkpoint.is_key(leaf) else np.asarray(vectorize.host(leaf)), arrays)
+    params, optimizer, average, best, model_state, shared = arrays
+    state = state._replace(params=params, optimizer=optimizer, average=average, best=best, model_state=model_state)
+    return state._replace(shared=shared)
+
+
+Optimizers = Sequence[tuple[tuple[int, ...], Any]]
+"""(Fits, their optimizer's state) of the states that were yielded last, as long as they are not trained on."""
+
+
+def with_optimizer(state: train.State, latest: Optimizers) -> train.State:
+    """The state with its optimizer's state, where `held` left that out, from the latest that has all its fits."""
+    if state.optimizer is not None:
+        return state
+    fits, optimizer = next(entry for entry in reversed(latest) if set(state.fits) <= set(entry[0]))
+    rows = np.array([fits.index(i) for i in state.fits])
+    return state._replace(optimizer=optimizer if state.fits == fits else jax.tree.map(lambda x: x[rows], optimizer))
 
 
 def joined(parts: Sequence[train.State], new: train.State) -> tuple[train.State, ...]:

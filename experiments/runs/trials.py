@@ -145,9 +145,9 @@ def _train(
     every_score: dict[int, dict[int, list[float]]] = {}
     fits = [member.fit for member in group]
     for point in fit.drive(on_device, fits, should_stop=lambda: settings <= pruned):
-        state, logits = point.state, point.logits
-        if logits is None:
+        if point.logits is None:
             continue
+        state, logits = point.state, point.logits()
         for row, i in enumerate(state.fits):
             setting, seed, prepared = group[i]
             at = np.searchsorted(task.rows, prepared.validation)

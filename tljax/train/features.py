@@ -55,6 +55,8 @@ class FeatureCache:
     """{everything that features follow from: features [views, n, ...]}, least recently used first."""
     files: dict[Any, Any] = field(default_factory=dict)
     """Likewise, features [n, ...] in files."""
+    digests: dict[Any, Any] = field(default_factory=dict)
+    """{which arrays: (weak references to them, what `_digests` gives)} of the latest."""
 
 
 def skip_frozen_prefix(
@@ -182,7 +184,7 @@ def compute(
     mesh = mesh_under(params)
     used, common = _used(model, merge, params), None if shared is None else _used(model, merge, shared)
     drawn_from = jax.random.key_data(keys) if augmentations and keys is not None else None
-    digests = _digests((used, drawn_from), None if shared is None else (common, None))
+    digests = _known_digests(cache, (used, drawn_from), None if shared is None else (common, None))
     if len(set(digests)) == 1:
         (used, drawn_from), digests = jax.tree.map(lambda leaf: leaf[:1], (used, drawn_from)), digests[:1]
     several = len(digests) > 1
@@ -392,7 +394,7 @@ def on_disk(
     Variables are as in `compute`. Raises InputError if they cannot be written; nothing of them is left then.
     """
     used, common = _used(model, merge, params), None if shared is None else _used(model, merge, shared)
-    digests = set(_digests(used, common))
+    digests = set(_known_digests(cache, used, common))
     if len(digests) > 1 or cache.folder is None or jax.process_count() > 1:
         return None
     key = (model, merge, *digests, stream.name, cache.dtype)
@@ -470,18 +472,44 @@ def _batch(model: Model, variables: Params, data: Data | Stream) -> int:
     return -(-len(data) // -(-len(data) // most))
 
 
+_KNOWN = 8
+"""Trees of which the digests are remembered."""
+
+
+def _known_digests(cache: FeatureCache, own: Any, shared: Any) -> list[str]:
+    """What `_digests` gives; of the very arrays that were asked for before nothing is read again."""
+    arrays, structure = jax.tree.flatten((own, shared))
+    key = structure, tuple(map(id, arrays))
+    references, digests = cache.digests.get(key, ((), []))
+    if not digests or any(reference() is not leaf for reference, leaf in zip(references, arrays, strict=True)):
+        digests = _digests(own, shared)
+        if all(isinstance(leaf, jax.Array) for leaf in arrays):
+            cache.digests[key] = tuple(map(weakref.ref, arrays)), digests
+            while len(cache.digests) > _KNOWN:
+                del cache.digests[next(iter(cache.digests))]
+    return list(digests)
+
+
 def _digests(own: Any, shared: Any = None) -> list[str]:
-    """The digest of each fit's bytes, in the order of the whole tree; one for all where they share every leaf."""
+    """The digest of each fit's bytes, in the order of the whole tree; one for all where they share every leaf. What
+    they share is looked at once."""
     leaves: list[Any] = jax.tree.leaves(host(own), is_leaf=lambda leaf: leaf is None)
     of_all = (
         [None] * len(leaves) if shared is None else jax.tree.leaves(host(shared), is_leaf=lambda leaf: leaf is None)
     )
-    digests = [hashlib.sha256() for _ in range(next((len(leaf) for leaf in leaves if leaf is not None), 1))]
+    count = next((len(leaf) for leaf in leaves if leaf is not None), 1)
+    digests = [hashlib.sha256() for _ in range(count)]
     for leaf, common in zip(leaves, of_all, strict=True):
-        for i, digest in enumerate(digests):
-            if leaf is not None or common is not None:
-                digest.update(np.asarray(common if leaf is None else leaf[i]).tobytes())
+        if leaf is None and common is None:
+            continue
+        of_leaf = [_digest(common)] * count if leaf is None else map(_digest, leaf)
+        for digest, part in zip(digests, of_leaf, strict=True):
+            digest.update(part)
     return [digest.hexdigest() for digest in digests]
+
+
+def _digest(array: Any) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).digest()
 
 
 def _mb(count: int) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import itertools
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -77,6 +78,9 @@ class Execution:
     """Called with what the executable of a phase costs on each device, and which of the group's fits it trains."""
     should_stop: Callable[[], bool] = lambda: False
     """Asked every few seconds whether to end before the last step."""
+    meanwhile: Callable[[], bool] = lambda: False
+    """Called while the devices train and the log of their steps is waited for: does a piece of other work, and says
+    whether it did. Of many processes it is not called."""
     profile: Profile | None = None
     """Which steps are traced, if any are."""
     data: str = "auto"
@@ -117,8 +121,8 @@ class State(NamedTuple):
     scores: tuple[tuple[float, ...], ...] = ()
     """In a phase that ends by validation, or restores: for each fit its scores at the points so far."""
     best: Any = None
-    """In a phase that restores: (what trains, its average, the model's state) at the point with each fit's best score,
-    in NumPy."""
+    """In a phase that restores: (what trains, its average, the model's state) at the point with each fit's best
+    score."""
     over: bool = False
     """Whether the last phase has ended, and restored what it was to restore."""
     model_state: Mapping[str, Any] = {}
@@ -304,16 +308,18 @@ def _observed(spec: Spec, fits: Sequence[Fit], state: State, scores: Sequence[fl
 
 
 def _trained_part(spec: Spec, fits: Sequence[Fit], state: State) -> Any:
-    """(What of a state's parameters trains in its phase, its average, the model's state), copies in NumPy."""
+    """(What of a state's parameters trains in its phase, its average, the model's state), as `vectorize.copied` has
+    it."""
     trains = trained_leaves(specialize(spec, fits[state.fits[0]], state.masks[0]))
     average = None if state.average is None else part_of_average(state.average, trains)[0]
     parts = masks.split(state.params, trains)[0], average, state.model_state
-    return jax.tree.map(np.array, host(parts))
+    return vectorize.copied(parts)
 
 
-def _chosen_rows(chosen: Sequence[bool], new: np.ndarray, old: np.ndarray) -> np.ndarray:
+def _chosen_rows(chosen: Sequence[bool], new: Any, old: Any) -> Any:
     """The rows of `new` where `chosen`, else those of `old`."""
-    return np.where(np.asarray(chosen).reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+    where: Any = jnp.where if isinstance(new, jax.Array) or isinstance(old, jax.Array) else np.where
+    return where(np.asarray(chosen).reshape(-1, *(1,) * (new.ndim - 1)), new, old)
 
 
 def _after_end(
@@ -332,7 +338,7 @@ def _after_end(
             rule(fits[i], _phase_of(state)).restore and since is None and bool(scores)
             for i, since, scores in zip(ended.fits, ended.diverged, ended.scores, strict=True)
         ]
-        params, average, model_state = host((ended.params, ended.average, ended.model_state))
+        params, average, model_state = ended.params, ended.average, ended.model_state
         trains = trained_leaves(specialize(spec, fits[ended.fits[0]], ended.masks[0]))
         moved, frozen = masks.split(params, trains)
         moving, resting = (None, None) if average is None else part_of_average(average, trains)
@@ -340,7 +346,6 @@ def _after_end(
         moved, moving, model_state = jax.tree.map(functools.partial(_chosen_rows, restores), ended.best, now)
         params = masks.join(moved, frozen)
         average = None if moving is None else moving._replace(params=masks.join(moving.params, resting))
-        params, average, model_state = jax.tree.map(jnp.asarray, (params, average, model_state))
         ended = ended._replace(params=params, average=average, model_state=model_state)
     ended = ended._replace(scores=(), best=None)
     if _phase_of(state) + 1 == len(fits[0].phases):
@@ -352,9 +357,10 @@ def _after_end(
 def _taken(state: State, rows: Sequence[int]) -> State:
     """The state of some of its fits, on the first device, whatever devices it stood on."""
     names = ("params", "optimizer", "average", "model_state")
-    part = select(state._replace(**{name: host(getattr(state, name)) for name in names}), rows)
-    part = part._replace(**{name: jax.tree.map(jnp.asarray, getattr(part, name)) for name in names})
-    return part._replace(shared=on_first_device(state.shared))
+    if jax.process_count() > 1:
+        state = state._replace(**{name: host(getattr(state, name)) for name in names})
+    part = select(state, rows)
+    return part._replace(**{name: on_first_device(getattr(part, name)) for name in (*names, "shared")})
 
 
 def select(state: State, rows: Sequence[int]) -> State:
@@ -412,8 +418,12 @@ def _parts(
     A part is no larger than the cache has room for the features of its fits.
     """
     parts: dict[tuple[Spec, Hashable], list[Any]] = {}
+    keys: dict[Hashable, tuple[Spec, Hashable]] = {}
     for i, history in members:
-        parts.setdefault(group_key(spec, fits[i], history), []).append((i, history))
+        alike = vectorize.likeness(fits[i], history)
+        if alike not in keys:
+            keys[alike] = group_key(spec, fits[i], history)
+        parts.setdefault(keys[alike], []).append((i, history))
     phase = len(members[0][1]) - 1 if members else 0
     passes = _passes(fits, ends, phase, step)
     for (specialized, _), part in parts.items():
@@ -458,7 +468,7 @@ def _first_state(spec: Spec, fits: Sequence[Fit], part: Part) -> State:
     members, histories = [fits[i] for i, _ in part], tuple(history for _, history in part)
     specialized = specialize(spec, members[0], histories[0])
     params, shared = share([fit.params for fit in members], _never_trained(members[0], histories[0]))
-    rates = jnp.asarray([_rates(fit, 0)[0] for fit in members])
+    rates = jnp.asarray(np.array([_rates(fit, 0)[0] for fit in members]))
     opt_state = begin(specialized, params, stack_numbers(specialized, members, histories), rates)
     model_state = stack([fit.model_state for fit in members])
     average = entered(None, params, model_state, trained_leaves(specialized)) if spec.averages else None
@@ -565,8 +575,9 @@ def cost_of(
     return of_step._replace(flops=parts * of_step.flops)
 
 
-LONGEST = 3.0
-"""Seconds that a call of the compiled function is meant to take at most: between two of them a fit can be stopped."""
+LONGEST = 1.5
+"""Seconds that a call of the compiled function is meant to take at most: between two of them a fit can be stopped, and
+two are under way."""
 FIRST_CALL = 16
 """Steps of the first call of a phase, whose duration says how many the others may have."""
 
@@ -600,7 +611,7 @@ def _phase(
         passes,
         execution.cache,
         execution.on_message,
-        jnp.stack([fit.key for fit in members]),
+        vectorize.stack_keys([fit.key for fit in members]),
         state.shared_variables,
     )
     hyper, shared = share_hyper(specialized, members, state.masks, shared_params)
@@ -614,13 +625,17 @@ def _phase(
     if renewed and isinstance(inputs, Stream):  # which is read for the estimate while it is read ahead
         inputs = replace(inputs, memory=inputs.memory // 2)
     with contextlib.ExitStack() as until_the_end:
+        latest = _latest_end(fits, state, ends[-1])
+        chunks: Iterator[vectorize.Chunk]
         if isinstance(inputs, Stream):
-            latest = _latest_end(fits, state, ends[-1])
             reader = vectorize.read_chunks(inputs, members, width, mesh, state.step, latest)
             until_the_end.callback(_tell_waiting, execution, reader, time.perf_counter())
-            chunks: Iterator[vectorize.Chunk] = until_the_end.enter_context(reader)
+            chunks, fetch = until_the_end.enter_context(reader), vectorize.slice_chunk
         else:
             targets = place(mesh, inputs.targets, by_fit=False)
+            segments = [state.step, *(end for end in ends if state.step < end <= latest)]
+            chunks = vectorize.resident_chunks(inputs, targets, members, width, mesh, segments)
+            fetch = vectorize.gather
         chunk: vectorize.Chunk | None = None
 
         costs: list[Cost] = []
@@ -633,18 +648,13 @@ def _phase(
             frozen: Params,
             start: int,
             stop: int,
-        ) -> tuple[slice, Any]:
-            """(The rows that the steps from `start` on have in the log, as many as there are data for; the rest)."""
+        ) -> tuple[slice, float, Any]:
+            """(The rows that the steps from `start` on have in the log, as many as there are data for; when the call
+            began; what it gives, which the devices are still computing)."""
             nonlocal chunk
-            if isinstance(inputs, Data):
-                order, rates = vectorize.order_and_rates(members, width, mesh, start, stop)
-                first, rows, fetch = start, slice(0, stop - start), vectorize.gather
-                examples = (inputs.inputs, targets, order, rates)
-            else:
-                chunk = next(chunks) if chunk is None or start == chunk.stop else chunk
-                first, fetch = chunk.start, vectorize.slice_chunk
-                rows = slice(start - first, min(stop, chunk.stop) - first)
-                examples = (chunk.inputs, chunk.targets, chunk.order, chunk.rates)
+            chunk = next(chunks) if chunk is None or start == chunk.stop else chunk
+            first, rows = chunk.start, slice(start - chunk.start, min(stop, chunk.stop) - chunk.start)
+            examples = (chunk.inputs, chunk.targets, chunk.order, chunk.rates)
             arrays = (trained, opt_state, frozen, hyper, *examples, (first, rows.start, rows.stop))
             further = () if average is None and not model_state else (average, model_state)
             named: Any = {"fetch": fetch} if shared is None else {"fetch": fetch, "shared": shared}
@@ -652,7 +662,11 @@ def _phase(
                 executable = vectorize.executable(short, mesh, width, mode, *arrays, *further, **named)
                 costs.append(cost.of(executable, short.model == models.unrolled(short.model)))
                 execution.on_compiled(state.fits, costs[0])
-            return rows, vectorize.run(short, mesh, width, mode, *arrays, *further, **named)
+            since = time.perf_counter()
+            result = vectorize.run(short, mesh, width, mode, *arrays, *further, **named)
+            if isinstance(inputs, Data) and first + rows.stop == chunk.stop:  # the host draws while the devices train
+                chunk = next(chunks, chunk)
+            return rows, since, result
 
         def train(end: int, state: State, most: int) -> tuple[State, Log, int]:
             state, log, most = _advance(short, mesh, batch_size(members[0]), call, end, state, most, execution)
@@ -690,6 +704,21 @@ def layout(
     return mesh, vectorize.choose_mode(spec, fits, width, data, execution.many, platform)
 
 
+class _Running(NamedTuple):
+    """A call of the compiled function that was dispatched, and whose log is still to be read."""
+
+    start: int
+    stop: int
+    rows: slice
+    since: float
+    """When it was dispatched."""
+    log: Log
+
+
+AHEAD = 2
+"""Calls that are under way at once: the host reads the log of one while the devices train on in the next."""
+
+
 @switches.guarded()
 def _advance(
     spec: Spec,
@@ -703,8 +732,9 @@ def _advance(
 ) -> tuple[State, Log, int]:
     """(The state at step `end`, or earlier if it is to stop; the log of the way; steps that a call may have).
 
-    It goes by calls of the compiled segment, each short enough that a fit can be stopped between two. Under
-    `jax.debug_nans` each is one step; raises InputError for the first leaf that is not finite then.
+    It goes by calls of the compiled segment, each short enough that a fit can be stopped between two; the next is
+    dispatched before the log of one is read. Under `jax.debug_nans` each is one step; raises InputError for the first
+    leaf that is not finite then.
     """
     should_stop, profile, debugs = execution.should_stop, execution.profile, bool(jax.config.values["jax_debug_nans"])
     arrays = (state.params, state.optimizer, state.average, state.model_state)
@@ -713,28 +743,51 @@ def _advance(
     moving, resting = (None, None) if average is None else part_of_average(average, trained_leaves(spec))
     step, diverged = state.step, state.diverged
     logs: list[Log] = []
+    running: deque[_Running] = deque()
+    many = jax.process_count() > 1  # whose logs are gathered by all of them, after what was dispatched before
+    ended, before = 0.0, None
+
+    def read() -> None:
+        """Read the log of the earliest call that is under way."""
+        nonlocal diverged, most, ended
+        earliest, worked = running.popleft(), False
+        while not many and not earliest.log.loss.is_ready() and execution.meanwhile():
+            worked = True
+        log = jax.tree.map(lambda curve: curve[:, earliest.rows], host(earliest.log))
+        seconds, ended = time.perf_counter() - max(earliest.since, ended), time.perf_counter()
+        diverged = _first_not_finite(diverged, earliest.start, log)
+        if debugs and any(since == earliest.start for since in diverged):
+            row = diverged.index(earliest.start)
+            raise InputError(_not_finite(state.fits[row], earliest.start, row, before, trained))
+        logs.append(_without_diverged(diverged, earliest.start, log))
+        if not worked:  # else it may have ended before it was looked at
+            most = agreed(min(capacity(batch), _steps_for_longest(earliest.stop - earliest.start, seconds)))
+
     most = min(most, capacity(batch))
-    while step < end and not (logs and should_stop()):
+    while step < end and not ((logs or running) and should_stop()):
         if None not in diverged:
+            while running:
+                read()
             logs.append(_empty_log(len(diverged), end - step, len(spec.penalties)))
             step = end
             break
-        start, stop = time.perf_counter(), min(end, step + (1 if debugs else most))
+        stop = min(end, step + (1 if debugs else most))
         stop = profile.before(step, stop) if profile else stop
         before = jax.tree.map(np.array, host(trained)) if debugs else None
         with jax.debug_nans(False):
-            rows, result = call(trained, opt_state, moving, model_state, frozen, step, stop)
+            rows, since, result = call(trained, opt_state, moving, model_state, frozen, step, stop)
         trained, opt_state, moving, new_state, log = result
         stop, model_state = step + rows.stop - rows.start, new_state or model_state
-        log = jax.tree.map(lambda curve, rows=rows: curve[:, rows], host(log))
-        diverged = _first_not_finite(diverged, step, log)
-        if debugs and any(since == step for since in diverged):
-            raise InputError(_not_finite(state.fits[diverged.index(step)], step, diverged.index(step), before, trained))
-        logs.append(_without_diverged(diverged, step, log))
-        most = agreed(min(capacity(batch), _steps_for_longest(stop - step, time.perf_counter() - start)))
+        running.append(_Running(step, stop, rows, since, log))
+        # The first call of a phase says how many steps the next may have; a trace and a search are of one call.
+        alone = many or debugs or (profile and not profile.is_done) or most <= FIRST_CALL
+        while len(running) > (0 if alone else AHEAD - 1):
+            read()
         step = stop
         if profile:
             profile.after(step)
+    while running:
+        read()
     log = jax.tree.map(lambda *curves: np.hstack(curves), *logs)
     params = masks.join(trained, frozen)
     average = None if moving is None else moving._replace(params=masks.join(moving.params, resting))
@@ -789,47 +842,99 @@ def _empty_log(fits: int, steps: int, terms: int) -> Log:
 def _next_phase(
     spec: Spec, fits: Sequence[Fit], data: Data | Stream, ends: Sequence[int], execution: Execution, state: State
 ) -> Iterator[tuple[State, list[int]]]:
-    """The states at the beginning of the phase that begins at the state's step, and for each its rows of the state."""
+    """The states at the beginning of the phase that begins at the state's step, and for each its rows of the state.
+
+    The arrays stay on the devices.
+    """
     number = _phase_of(state) + 1
-    on_host = host((state.params, state.optimizer, state.average, state.model_state))
-    params, opt_state, average, model_state = jax.tree.map(jnp.asarray, on_host)
-    shared = on_first_device(state.shared)
-    params_of, average_of = (
-        [jax.tree.map(lambda leaf, row=row: leaf[row], tree) for row in range(len(state.fits))]
-        for tree in (params, average)
-    )
-    params_of = [joined(params, shared) for params in params_of]
-    histories = [
-        (*history, _evaluated(fits[i].phases[number][1], params))
-        for i, params, history in zip(state.fits, params_of, state.masks, strict=True)
-    ]
+    entered_masks = []
+    for row, i in enumerate(state.fits):
+        mask = fits[i].phases[number][1]
+        looks = masks.is_strategy(mask)
+        entered_masks.append(_evaluated(mask, on_first_device(state.of(row)[0])) if looks else mask)
+    histories = [(*history, mask) for history, mask in zip(state.masks, entered_masks, strict=True)]
     members = list(zip(state.fits, histories, strict=True))
     for part in _parts(spec, fits, data, ends, execution, state.step, members):
         rows = [state.fits.index(i) for i, _ in part]
-        carried = []
-        for row in rows:
-            fit, before, after = fits[state.fits[row]], histories[row][:-1], histories[row]
-            tx = optimizers.build(spec.optimizer, _rates(fit, number)[state.step], fit.numbers)
-            opt_state_of = jax.tree.map(lambda leaf, row=row: leaf[row], opt_state)
-            old, new = ((gathered(spec, fit.params, history[-1]), masks.since(*history)) for history in (before, after))
-            carried.append(optimizer.carry(tx, old, new, opt_state_of, params_of[row]))
-        never = _never_trained(fits[state.fits[rows[0]]], histories[rows[0]])
-        own, same = share([params_of[row] for row in rows], never)
-        next_state = State(
-            state.step,
-            own,
-            stack(carried),
-            tuple(state.fits[row] for row in rows),
-            tuple(histories[row] for row in rows),
-            tuple(state.diverged[row] for row in rows),
-            stack([entered(average_of[row], params_of[row], {}, histories[row][-1]) for row in rows])
-            if spec.averages
-            else None,
-            began=state.step,
-            model_state=jax.tree.map(lambda leaf, rows=rows: leaf[np.array(rows)], model_state),
-            shared=same,
+        next_state = _taken(state, rows) if jax.process_count() > 1 or len(rows) < len(state.fits) else state
+        first, of_part = fits[next_state.fits[0]], tuple(histories[row] for row in rows)
+        next_state = _with_own(next_state, _never_trained(first, of_part[0]))
+        trains = trained_leaves(specialize(spec, first, of_part[0]))
+        average = entered(next_state.average, next_state.params, {}, trains) if spec.averages else None
+        opt_state = _carried(spec, fits, number, next_state, of_part)
+        next_state = next_state._replace(
+            optimizer=opt_state, masks=of_part, average=average, began=state.step, scores=(), best=None
         )
-        yield _reestimated(spec, fits, data, execution, next_state), rows
+        yield _reestimated(spec, fits, data, execution, _settled(spec, fits, execution, next_state)), rows
+
+
+def _with_own(state: State, never: Mask) -> State:
+    """The state with an axis of fits for what is shared, but may train now: `never` says what has not. One fit alone
+    shares nothing."""
+    if state.shared is None:
+        return state
+    count = len(state.fits)
+
+    def none(leaf: Any) -> bool:
+        return leaf is None
+
+    own, structure = jax.tree.flatten(state.params, is_leaf=none)
+    shared = jax.tree.leaves(state.shared, is_leaf=none)
+    stays = [rests and count > 1 for rests in jax.tree.leaves(never)]
+    rows = list(zip(own, shared, stays, strict=True))
+    own = [jnp.broadcast_to(s, (count, *s.shape)) if leaf is None and not rests else leaf for leaf, s, rests in rows]
+    shared = [s if leaf is None and rests else None for leaf, s, rests in rows]
+    whole = jax.tree.unflatten(structure, shared) if any(leaf is not None for leaf in shared) else None
+    return state._replace(params=jax.tree.unflatten(structure, own), shared=whole)
+
+
+def _carried(
+    spec: Spec, fits: Sequence[Fit], number: int, state: State, histories: Sequence[tuple[Mask, ...]]
+) -> OptState:
+    """The optimizer's state of each fit, made fit for the phase of this number, which begins with these masks; for all
+    fits at once where their masks are the same."""
+    members = [fits[i] for i in state.fits]
+    rates = jnp.asarray(np.array([_rates(fit, number)[state.step] for fit in members], np.float32))
+    numbers = vectorize.columns([fit.numbers for fit in members])
+
+    def carry(history: tuple[Mask, ...], opt_state: OptState, own: Params, rate: jax.Array, numbers: Any) -> OptState:
+        tx = optimizers.build(spec.optimizer, rate, numbers)
+        until_then = (history[:-1], history)
+        old, new = ((gathered(spec, members[0].params, each[-1]), masks.since(*each)) for each in until_then)
+        return optimizer.carry(tx, old, new, opt_state, joined(own, state.shared))
+
+    of_fits = (state.optimizer, state.params, rates, numbers)
+    alike = {vectorize.likeness(fit, history) for fit, history in zip(members, histories, strict=True)}
+    if len(alike) == 1:
+        carried = jax.vmap(functools.partial(carry, histories[0]))(*of_fits)
+    else:
+        each = [
+            carry(history, *jax.tree.map(lambda leaf, row=row: leaf[row], of_fits))
+            for row, history in enumerate(histories)
+        ]
+        carried = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+    seen = {id(leaf) for leaf in jax.tree.leaves(state.params)}
+
+    def apart(leaf: jax.Array) -> jax.Array:
+        """The leaf, or a copy of one that another place has: it could not be given up to the segment twice."""
+        copied = jnp.array(leaf) if id(leaf) in seen else leaf
+        seen.add(id(copied))
+        return copied
+
+    return jax.tree.map(apart, carried)
+
+
+def _settled(spec: Spec, fits: Sequence[Fit], execution: Execution, state: State) -> State:
+    """The state on the devices on which it will be trained."""
+    members = [fits[i] for i in state.fits]
+    width = vectorize.shared_width(specialize(spec, members[0], state.masks[0]), members, state.masks)
+    mesh = vectorize.mesh_of_group(len(members) // width, execution.devices, execution.devices_per_batch)
+    by_fit = (state.params, state.optimizer, state.average, state.model_state)
+    by_fit = on_first_device(by_fit) if mesh is None else place(mesh, by_fit)
+    shared = on_first_device(state.shared) if mesh is None else place(mesh, state.shared, by_fit=False)
+    params, opt_state, average, model_state = by_fit
+    state = state._replace(params=params, optimizer=opt_state, average=average, model_state=model_state)
+    return state._replace(shared=shared)
 
 
 def _evaluated(mask: Mask | Callable[[Params], Mask], params: Params) -> Mask:

@@ -17,6 +17,7 @@ import optax
 
 from tljax import augment, batch_stats, elementwise, masks, models, objective, optimizer, optimizers, paths, penalties
 from tljax.augment import Augmentation
+from tljax.data import draw
 from tljax.penalties import Penalty
 from tljax.types import Batch, InputError, Mask, Model, ModelState, OptState, Params, PhaseRule
 
@@ -643,4 +644,4 @@ def group_key(spec: Spec, fit: Fit, history: Sequence[Mask]) -> tuple[Spec, Hash
 
 def batch_size(fit: Fit) -> int:
     """Examples of a step, padding included."""
-    return fit.order(0, 1).shape[1]
+    return fit.order.batch if isinstance(fit.order, draw.Order) else fit.order(0, 1).shape[1]

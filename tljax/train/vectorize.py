@@ -10,7 +10,7 @@ over devices are written out (`axis` in `step`).
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tljax import batch_stats, masks, models
+from tljax.data import draw, philox
 from tljax.train import flops
 from tljax.train.data import UNSEEN, Data, Reader, Stream, batch_spec, chunk_steps, growing, views_of
 from tljax.train.step import (
@@ -86,7 +87,7 @@ def slice_chunk(mesh: Mesh | None, inputs: Any, targets: Any, view: Any, row: ja
 #   unrolled twice            1.01           0.93
 #   unrolled four times       1.04           0.94
 # All within the noise: one-hot labels take smoothing and every loss of optax, an order as an argument serves every
-# label budget, and a loop whose bounds are traced serves every length.
+# label budget, and a loop whose bounds are traced serves every length (of what that costs a GPU, see `_loop`).
 @functools.partial(
     jax.jit,
     static_argnames=("spec", "mesh", "width", "mode", "fetch", "platform"),
@@ -510,16 +511,21 @@ def _needed(spec: Spec) -> tuple[bool, bool]:
 
 def stack_numbers(spec: Spec, fits: Sequence[Fit], histories: Sequence[Sequence[Mask]]) -> Hyper:
     """As `stack_hyper`, without the trees that penalties refer to: what an optimizer's state begins with."""
-    scales, ranks = [], []
+    of_masks: dict[Hashable, tuple[Any, Any]] = {}
+    of_each = []
     for fit, history in zip(fits, histories, strict=True):
-        scales.append(jax.tree.map(jnp.asarray, traced_leaves(spec, fit, history)))
-        ranks.append(tuple(rank for rank in cohort_ranks(spec, fit, history)[1] if not isinstance(rank, int)))
+        key = likeness(fit, history)
+        if key not in of_masks:
+            arrays = tuple(rank for rank in cohort_ranks(spec, fit, history)[1] if not isinstance(rank, int))
+            of_masks[key] = traced_leaves(spec, fit, history), arrays
+        of_each.append(of_masks[key])
+    scales, ranks = zip(*of_each, strict=True)
     needs_start, _ = _needed(spec)
     return Hyper(
-        weights=tuple(_columns([fit.weights[i] for fit in fits]) for i in range(len(spec.penalties))),
-        numbers=_columns([fit.numbers for fit in fits]),
+        weights=tuple(columns([fit.weights[i] for fit in fits]) for i in range(len(spec.penalties))),
+        numbers=columns([fit.numbers for fit in fits]),
         scales=stack(scales),
-        key=jnp.stack([fit.key for fit in fits]),
+        key=stack_keys([fit.key for fit in fits]),
         start=None,
         fisher=None,
         cohorts=stack(ranks),
@@ -528,16 +534,80 @@ def stack_numbers(spec: Spec, fits: Sequence[Fit], histories: Sequence[Sequence[
     )
 
 
-def _columns(rows: Sequence[Mapping[str, float]]) -> dict[str, jax.Array]:
-    return {name: jnp.asarray([row[name] for row in rows], jnp.float32) for name in rows[0]}
+def likeness(fit: Fit, history: Sequence[Mask]) -> Hashable:
+    """What is equal for fits whose spec and whose numbers of masks are: so they are looked at once for all of them.
+
+    Of arrays in masks it is which object they are, so it holds as long as the fits do.
+    """
+
+    def leaves(tree: Any) -> Hashable:
+        numbers, structure = jax.tree.flatten(tree)
+        plain = (bool, int, float)
+        return structure, tuple((type(m), m) if isinstance(m, plain) else id(m) for m in numbers)
+
+    def shapes(tree: Any) -> Hashable:
+        arrays, structure = jax.tree.flatten(tree)
+        return structure, tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in arrays)
+
+    of_fit = shapes(fit.params), shapes(fit.model_state), fit.fisher is None, leaves(fit.fresh)
+    return of_fit, tuple(map(leaves, history))
+
+
+def columns(rows: Sequence[Mapping[str, float]]) -> dict[str, jax.Array]:
+    """{name: the numbers of each row, float32 [rows]}."""
+    return {name: jnp.asarray(np.array([row[name] for row in rows], np.float32)) for name in rows[0]}
+
+
+def stack_keys(keys: Sequence[jax.Array]) -> jax.Array:
+    """Keys as one array; one object is looked at once.
+
+    >>> stack_keys([jax.random.key(3)] * 2).shape
+    (2,)
+    """
+    distinct = {id(key): key for key in keys}
+    if len({(key.dtype, key.shape) for key in distinct.values()}) > 1 or not _is_key(keys[0]):
+        return jnp.stack(keys)
+    numbers = dict(zip(distinct, jax.device_get(list(map(jax.random.key_data, distinct.values()))), strict=True))
+    data = np.stack([numbers[id(key)] for key in keys])
+    return jax.random.wrap_key_data(jnp.asarray(data), impl=jax.random.key_impl(keys[0]))
 
 
 def stack(trees: Sequence[Params]) -> Params:
     """The trees as one with a leading axis of fits; always a copy, since the segment takes its arguments over.
 
-    By way of the host, where nothing need be compiled for it.
+    By way of the host, where nothing need be compiled for it; what all trees have the one array of, if it is large, is
+    repeated on the device.
     """
-    return jax.tree.map(lambda *leaves: jax.device_put(np.stack([_on_host(leaf) for leaf in leaves])), *trees)
+    columns = zip(*(jax.tree.leaves(tree) for tree in trees), strict=True)
+    stacked = [_repeated(column) if len({*map(id, column)}) == 1 else _stacked(column) for column in columns]
+    large = [i for i, leaf in enumerate(stacked) if isinstance(leaf, jax.ShapeDtypeStruct)]
+    firsts = jax.tree.leaves(trees[0])
+    for i, leaf in zip(large, _repeat([firsts[i] for i in large], len(trees)) if large else (), strict=True):
+        stacked[i] = leaf
+    return jax.tree.unflatten(jax.tree.structure(trees[0]), stacked)
+
+
+def _stacked(leaves: Sequence[Any]) -> jax.Array:
+    hosts = {id(leaf): _on_host(leaf) for leaf in {id(leaf): leaf for leaf in leaves}.values()}
+    return jax.device_put(np.stack([hosts[id(leaf)] for leaf in leaves]))
+
+
+LARGE = 2**24
+"""Bytes of a leaf of all fits from which on it is worth a compilation not to send them from the host."""
+
+
+def _repeated(leaves: Sequence[Any]) -> Any:
+    """The one leaf of all fits with an axis of fits; its shape and dtype if it is to be repeated on the device."""
+    first, count = leaves[0], len(leaves)
+    if isinstance(first, jax.Array) and not first.committed and count * first.nbytes >= LARGE:
+        return jax.ShapeDtypeStruct((count, *first.shape), first.dtype)
+    on_host = _on_host(first)
+    return jax.device_put(np.array(np.broadcast_to(on_host, (count, *on_host.shape))))
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def _repeat(leaves: list[jax.Array], count: int) -> list[jax.Array]:
+    return [jnp.broadcast_to(leaf, (count, *leaf.shape)) for leaf in leaves]
 
 
 def share(trees: Sequence[Params], may: Mask | None = None) -> tuple[Params, Params | None]:
@@ -582,12 +652,30 @@ def _on_device_once(leaf: Any) -> jax.Array:
 
 
 def on_first_device(tree: Any) -> Any:
-    """A tree of which each device of a mesh has all, or a tree that no mesh has, on the first device."""
+    """A tree on the first device; what is on that device alone is as it is."""
 
-    def alone(leaf: jax.Array) -> jax.Array:
-        return leaf if len(leaf.sharding.device_set) == 1 else jnp.asarray(host(leaf))
+    def alone(leaf: Any) -> jax.Array:
+        on_one = isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) == 1
+        return leaf if on_one else jnp.asarray(host(leaf))
 
     return jax.tree.map(alone, tree)
+
+
+def copied(tree: Any) -> Any:
+    """A copy of a tree that later segments leave alone: on the devices, which make it while nobody waits; of a CPU's,
+    and of many processes', in NumPy, where nothing is compiled for it."""
+    if jax.process_count() > 1 or jax.default_backend() == "cpu":
+        return jax.tree.map(lambda leaf: jax.random.clone(leaf) if _is_key(leaf) else np.array(host(leaf)), tree)
+    return _copied(tree)
+
+
+@jax.jit
+def _copied(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.random.clone(leaf) if _is_key(leaf) else jnp.copy(leaf), tree)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _on_host(leaf: Any) -> np.ndarray:
@@ -604,11 +692,104 @@ def capacity(batch: int) -> int:
 def order_and_rates(
     fits: Sequence[Fit], width: int, mesh: Mesh | None, start: int, stop: int
 ) -> tuple[jax.Array, jax.Array]:
-    """The order and the rates of some steps, padded to the capacity, and batches to what the devices divide."""
-    orders = np.stack([fit.order(start, stop) for fit in fits[::width]])
+    """The order and the rates of some steps, padded to the capacity, and batches to what the devices divide.
+
+    An order that several fits have is drawn once.
+    """
+    chosen, which = _distinct(fits[::width])
+    orders = np.stack([order(start, stop) for order in chosen])
     rows = capacity(orders.shape[-1])
-    arrays = jax.device_put((_padded(orders, rows, mesh), _rates(fits, start, stop, rows)))
+    arrays = jax.device_put((_padded(orders, rows, mesh)[which], _rates(fits, start, stop, rows)))
     return arrays if jax.process_count() == 1 else place(mesh, arrays)
+
+
+def _distinct(fits: Sequence[Fit]) -> tuple[list[Callable[[int, int], np.ndarray]], Any]:
+    """(The orders of fits, each once; for each fit which of them it has: int [fits], or all where none is twice)."""
+    names = [(id(fit.order),) if fit.order_name is None else fit.order_name for fit in fits]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    orders = dict(zip(reversed(names), (fit.order for fit in reversed(fits)), strict=True))
+    which = slice(None) if len(numbers) == len(fits) else np.array([numbers[name] for name in names])
+    return [orders[name] for name in numbers], which
+
+
+ON_DEVICE = 4_000_000
+"""Examples of an epoch, of all orders of a group, from which on an accelerator draws them. The host takes 0.015 us an
+example and draws while the device trains; what a device takes to compile it, 1 to 3 s, is a few hundred such epochs of
+one fit. On a CPU the same takes 0.9 us an example (60,000 of them; 2026-11-27, jax 0.10.2), so the host draws."""
+
+
+def draws_on_device(orders: Sequence[Callable[[int, int], np.ndarray]], platform: str) -> bool:
+    """Whether these orders are drawn on the device, whose platform is 'cpu', 'gpu' or another; the integers are the
+    same."""
+    if platform == "cpu" or jax.process_count() > 1:
+        return False
+    alike = {(order.n, order.batch, order.epochs) for order in orders if isinstance(order, draw.Order)}
+    every = all(isinstance(order, draw.Order) for order in orders)
+    return every and len(alike) == 1 and len(orders) * next(iter(alike))[0] >= ON_DEVICE
+
+
+def resident_chunks(
+    data: Data, targets: Any, fits: Sequence[Fit], width: int, mesh: Mesh | None, ends: Sequence[int]
+) -> "Iterator[Chunk]":
+    """The steps from ends[0] to ends[-1] for data on the devices, a chunk of as many as the capacity at most.
+
+    An order is drawn, and brought to the devices, once for all the calls of a chunk. A chunk ends at one of `ends` if
+    it can, so that no call is cut.
+    """
+    batch = batch_size(fits[0])
+    rows, (chosen, which) = capacity(batch), _distinct(fits[::width])
+    platform = (mesh.devices.flat[0] if mesh else jax.devices()[0]).platform
+    drawn = (
+        _Epochs(chosen, which, rows, sharing(mesh), len(fits[0].rates)) if draws_on_device(chosen, platform) else None
+    )
+    begin = ends[0]
+    while begin < ends[-1]:
+        limit = begin + rows if drawn is None else min(begin + rows, drawn.limit(begin))
+        end = max([end for end in ends if begin < end <= limit], default=limit)
+        if drawn is None:
+            order, rates = order_and_rates(fits, width, mesh, begin, end)
+        else:
+            order, rates = drawn.rows_from(begin), jax.device_put(_rates(fits, begin, end, rows))
+        yield Chunk(begin, end, data.inputs, targets, order, rates)
+        begin = end
+
+
+class _Epochs:
+    """Orders that are drawn on the device: a few epochs at a time, each once if chunks end where epochs do."""
+
+    def __init__(self, orders: Sequence[Any], which: Any, rows: int, devices: int, steps: int) -> None:
+        first = orders[0]
+        self.n, self.batch, self.by_epochs, self.length = first.n, first.batch, first.epochs, first.length
+        self.rows, self.width = rows, -(-first.batch // devices) * devices
+        whole = rows * self.batch // self.length
+        few = max(1, whole) if self.by_epochs else max(whole, -(-self.batch // self.length)) + 1
+        self.epochs = min(few, -(-steps * self.batch // self.length) + (not self.by_epochs))
+        self.seeds = jnp.asarray(np.array([philox.halves(order.seed) for order in orders]))
+        subsets = {id(order.subset): order.subset for order in orders}
+        same = len(subsets) == 1
+        arrays = (
+            [order.subset for order in orders[:1] if order.subset is not None]
+            if same
+            else [np.arange(self.n, dtype=np.int32) if order.subset is None else order.subset for order in orders]
+        )
+        self.subset = jnp.asarray(np.stack(arrays).astype(np.int32)) if arrays else None
+        self.which = jnp.asarray(np.arange(len(orders))[which])
+        self.drawn: tuple[int, Any] = (-1, None)
+
+    def limit(self, begin: int) -> int:
+        """The step after the last that is drawn with step `begin`."""
+        first = begin * self.batch // self.length
+        return (first + self.epochs) * self.length // self.batch
+
+    def rows_from(self, begin: int) -> jax.Array:
+        """The rows of steps from `begin` on, int32 [orders that are wanted, rows, width]."""
+        first = begin * self.batch // self.length
+        if self.drawn[0] != first:
+            counter = jnp.asarray(np.array(philox.halves(first * -(-self.n // 4))))
+            self.drawn = first, philox.permutations(self.seeds, counter, n=self.n, epochs=self.epochs)
+        start = jnp.asarray(begin * self.batch - first * self.length)
+        how = {"rows": self.rows, "batch": self.batch, "by_epochs": self.by_epochs, "width": self.width}
+        return philox.rows_of(self.drawn[1], self.subset, self.which, start, **how)
 
 
 def _padded(orders: np.ndarray, rows: int, mesh: Mesh | None, beyond: int = -1) -> np.ndarray:
