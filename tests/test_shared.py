@@ -193,12 +193,12 @@ def test_seeds_of_one_source_hold_its_arrays_once():
 VIT = models.build("vit:width=64:depth=1:patch=7", 4, hidden=(), activation="relu")
 
 
-def started(name, source, seed):
+def started(name, source, seed, model=VIT, shape=(14, 14, 1)):
     """(A fit of a strategy of the folder from the source, what the model is applied with)."""
     method, options = plugins.method(name)
-    drawn, key = jax.tree.map(lambda leaf: leaf + seed / 8, source), jax.random.key(seed)
-    contracted = partial(models.contracted, VIT, (14, 14, 1))
-    initial = initialization.Initialization(models.names(VIT), source, drawn, key, contracted=contracted)
+    drawn = {**source, "head": jax.tree.map(lambda leaf: leaf + seed / 8, source["head"])}
+    key, contracted = jax.random.key(seed), partial(models.contracted, model, shape)
+    initial = initialization.Initialization(models.names(model), source, drawn, key, contracted=contracted)
     start = initialization.start(method, options, initial)
     order = lambda first, last: np.tile(np.arange(2, dtype=np.int32), (last - first, 1))  # noqa: E731
     numbers = {**optimizers.spec("adam")[1], "label_smoothing": 0.0}
@@ -241,3 +241,63 @@ def test_the_bytes_of_sixteen_fits_are_the_base_and_sixteen_times_what_trains(na
     assert arguments[0] - of_data == pytest.approx(nbytes(frozen) + of_trained, rel=0.1)
     assert new == pytest.approx(of_trained, rel=0.1)  # the base is the caller's own
     assert paths.names(state.shared) == paths.names(frozen)
+
+
+class Compiled(Exception):
+    """Raised in place of training, with the memory that the compiled program takes."""
+
+
+def memory_of(name, source, model, shape, count, monkeypatch):
+    """(Trained leaves of a fit, frozen leaves, memory of the program that trains `count` fits one after another)."""
+    fits, merges = zip(*(started(name, source, seed, model, shape) for seed in range(count)), strict=True)
+    data = train.load(RNG.integers(0, 256, (2, *shape)).astype(np.uint8), np.arange(2, dtype=np.int32))
+    loss, compiled = objective.loss("softmax_cross_entropy"), vectorize.executable
+    spec = train.Spec(model, loss, optimizers.spec("adam")[0], merge=merges[0])
+
+    def asked(*given, **named):
+        raise Compiled(compiled(*given, **named).memory_analysis())
+
+    with monkeypatch.context() as patch, pytest.raises(Compiled) as stopped:
+        patch.setattr(vectorize, "executable", asked)
+        list(train.fit(spec, fits, data, [2], execution=train.Execution(many="map")))
+    return *masks.split(fits[0].params, fits[0].phases[0][1]), stopped.value.args[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["head_only", "lora"])
+def test_64_fits_of_a_vit_s_hold_the_base_and_64_times_what_trains(name, monkeypatch):
+    """On 32 pixels, of one block of twelve; Adam has two moments of each number.
+
+    Beside it the program has the room of one step, and of what trains once more, which the loop over fits writes anew.
+    """
+    shape, model = (32, 32, 3), models.build("vit:size=S:depth=1:patch=4", 10, hidden=(), activation="relu")
+    source = models.init(model, jax.random.key(9), shape)
+    trained, frozen, memory = memory_of(name, source, model, shape, 64, monkeypatch)
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    expected = nbytes(frozen) + 64 * 3 * nbytes(trained)
+    assert held - 64 * 1024 * 3 * 4 == pytest.approx(expected, rel=0.1)  # less orders of two, and rates
+    if name == "lora":
+        of_two = memory_of(name, source, model, shape, 2, monkeypatch)[2]
+        further = memory.temp_size_in_bytes - of_two.temp_size_in_bytes
+        assert further < 1.05 * 62 * 3 * nbytes(trained)
+
+
+@pytest.mark.slow
+def test_low_rank_fits_of_a_transformer_equal_themselves_alone():
+    """To the bit one after another, and to 1e-5 side by side."""
+    source = models.init(VIT, jax.random.key(9), (14, 14, 1))
+    data = train.load(RNG.integers(0, 256, (2, 14, 14, 1)).astype(np.uint8), np.arange(2, dtype=np.int32))
+    fits, merges = zip(*(started("lora", source, seed) for seed in range(2)), strict=True)
+    loss = objective.loss("softmax_cross_entropy")
+    spec = train.Spec(VIT, loss, optimizers.spec("adam")[0], merge=merges[0])
+
+    def after(fits, many):
+        [(state, _)] = train.fit(spec, fits, data, [2], execution=train.Execution(many=many))
+        return [jax.tree.leaves(jax.tree.map(np.array, state.of(row)[0])) for row in range(len(fits))]
+
+    together, beside = after(fits, "map"), after(fits, "vmap")
+    for i, fit in enumerate(fits):
+        [alone] = after([fit], "map")
+        for got, near, expected in zip(together[i], beside[i], alone, strict=True):
+            assert got.tobytes() == expected.tobytes()
+            np.testing.assert_allclose(near, expected, atol=1e-5)

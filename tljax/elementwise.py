@@ -10,7 +10,7 @@ answer is no.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,39 +19,35 @@ from jax.extend import core
 
 from tljax.types import Params
 
-Kind = Literal["", "exact", "rounding"]
-"""Whether a transformation is elementwise: not (''); to the bit, by operations that round to the nearest number; or but
-for rounding, where it sums over elements, or takes functions of them that compilers approximate in several ways."""
 
-
-def kind(tx: optax.GradientTransformation, whole: Params, part: Params) -> Kind:
+def holds(tx: optax.GradientTransformation, whole: Params, part: Params) -> bool:
     """Whether `tx` is elementwise on a tree, and does the same on a tree with fewer elements in some leaves.
 
     Both trees are of arrays, or of their shapes and dtypes, and have one structure. The two programs have to be equal
     but for their shapes: a mean, which divides by a size, is none.
 
     >>> leaves, fewer = ({"w": jax.ShapeDtypeStruct((1, size), np.float32)} for size in (9, 2))
-    >>> kind(optax.adam(0.1), leaves, fewer), kind(optax.clip_by_global_norm(1.0), leaves, fewer)
-    ('exact', 'rounding')
-    >>> kind(optax.lamb(0.1), leaves, fewer), kind(optax.clip_by_block_rms(1.0), leaves, fewer)
-    ('', '')
+    >>> holds(optax.adam(0.1), leaves, fewer), holds(optax.clip_by_global_norm(1.0), leaves, fewer)
+    (True, True)
+    >>> holds(optax.lamb(0.1), leaves, fewer), holds(optax.clip_by_block_rms(1.0), leaves, fewer)
+    (False, False)
     """
     try:
         programs, others = _programs(tx, whole), _programs(tx, part)
     except Exception:  # of any transformation: its own call raises what is wrong
-        return ""
+        return False
     same = all(_same(_lines(*program), _lines(*other)) for program, other in zip(programs, others, strict=True))
-    return _kind(*programs, len(jax.tree.leaves(whole))) if same else ""
+    return same and _holds(*programs, len(jax.tree.leaves(whole)))
 
 
-def kind_of_shapes(
+def holds_of_shapes(
     tx: optax.GradientTransformation,
     structure: Any,
     whole: tuple[jax.ShapeDtypeStruct, ...],
     part: tuple[jax.ShapeDtypeStruct, ...],
-) -> Kind:
-    """`kind`, of a tree of this structure with leaves of these shapes: arguments that can be looked up in a cache."""
-    return kind(tx, jax.tree.unflatten(structure, whole), jax.tree.unflatten(structure, part))
+) -> bool:
+    """`holds`, of a tree of this structure with leaves of these shapes: arguments that can be looked up in a cache."""
+    return holds(tx, jax.tree.unflatten(structure, whole), jax.tree.unflatten(structure, part))
 
 
 def _programs(tx: optax.GradientTransformation, leaves: Params) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
@@ -78,23 +74,22 @@ class _TurnsOnOthers(Exception):
     """An element's value turns on other elements, or may do so."""
 
 
-def _kind(init: tuple[Any, Any], update: tuple[Any, Any], count: int) -> Kind:
-    """The kind of a transformation whose programs are of `count` leaves."""
-    inexact: list[str] = []
+def _holds(init: tuple[Any, Any], update: tuple[Any, Any], count: int) -> bool:
+    """Whether a transformation is elementwise whose programs are of `count` leaves."""
     params = [_Value(leaf, False) for leaf in range(count)]
     gradients = [_Value(leaf, True) for leaf in range(count)]
     try:
-        state = _interpreted(*init, params, inexact)
+        state = _interpreted(*init, params)
         while True:
-            outputs = _interpreted(*update, [*gradients, *state, *params], inexact)
+            outputs = _interpreted(*update, [*gradients, *state, *params])
             if any(value.leaf not in (leaf, None) for leaf, value in enumerate(outputs[:count])):
-                return ""
+                return False
             after = [_either(old, new) for old, new in zip(state, outputs[count:], strict=True)]
             if after == state:
-                return "rounding" if inexact else "exact"
+                return True
             state = after
     except _TurnsOnOthers:
-        return ""
+        return False
 
 
 def _either(a: _Value, b: _Value) -> _Value:
@@ -110,8 +105,8 @@ def _one_leaf(values: Sequence[_Value]) -> int | None:
     return leaves.pop() if leaves else None
 
 
-def _interpreted(jaxpr: Any, consts: Sequence[Any], inputs: Sequence[_Value], inexact: list[str]) -> list[_Value]:
-    """What is known of the outputs of a program; to `inexact` goes the name of what is not rounded in one way."""
+def _interpreted(jaxpr: Any, consts: Sequence[Any], inputs: Sequence[_Value]) -> list[_Value]:
+    """What is known of the outputs of a program."""
     if any(np.size(const) != 1 for const in consts):
         raise _TurnsOnOthers
     known = dict(zip(jaxpr.invars, inputs, strict=True)) | dict.fromkeys(jaxpr.constvars, _Value(None, False))
@@ -121,35 +116,33 @@ def _interpreted(jaxpr: Any, consts: Sequence[Any], inputs: Sequence[_Value], in
 
     for equation in jaxpr.eqns:
         values = [read(atom) for atom in equation.invars]
-        known |= zip(equation.outvars, _outputs(equation, values, inexact), strict=True)
+        known |= zip(equation.outvars, _outputs(equation, values), strict=True)
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _outputs(equation: Any, values: list[_Value], inexact: list[str]) -> list[_Value]:
+def _outputs(equation: Any, values: list[_Value]) -> list[_Value]:
     """What is known of the outputs of one equation."""
     name, outputs = equation.primitive.name, equation.outvars
     if name == "cond":
         which, *inputs = values
         if which.leaf is not None:
             raise _TurnsOnOthers
-        branches = [_interpreted(b.jaxpr, b.consts, inputs, inexact) for b in equation.params["branches"]]
+        branches = [_interpreted(b.jaxpr, b.consts, inputs) for b in equation.params["branches"]]
         return [_joined(results) for results in zip(*branches, strict=True)]
     if name in _CALLS and (called := next((equation.params[key] for key in _BODIES if key in equation.params), None)):
         body, consts = (called.jaxpr, called.consts) if hasattr(called, "jaxpr") else (called, ())
-        return _interpreted(body, consts, values, inexact)
+        return _interpreted(body, consts, values)
     if name in ("reduce_sum", "dot_general") and any(value.leaf is not None for value in values):
         _one_leaf(values)
         (left, right), _ = equation.params.get("dimension_numbers", (((), ()), ()))
         if outputs[0].aval.size != 1 or left != right or not any(value.zero for value in values):
             raise _TurnsOnOthers
-        inexact.append(name)
         return [_Value(None, False)]
     if name in _SAME_ORDER:
         if values[0].leaf is not None and equation.invars[0].aval.size != outputs[0].aval.size:
             raise _TurnsOnOthers
         return [values[0]]
     if name in _ELEMENTWISE:
-        inexact += [name] if name in _APPROXIMATED and _one_leaf(values) is not None else []
         return [_Value(_one_leaf(values), _is_zero(name, values))]
     if all(atom.aval.size == 1 for atom in (*equation.invars, *outputs)) and _one_leaf(values) is None:
         return [_Value(None, False)] * len(outputs)
@@ -186,11 +179,6 @@ _ELEMENTWISE = {
     *("cosh", "acosh", "atanh", "atan2", "erfc", "clamp", "nextafter", "select_n", "is_finite", "and", "or", "not"),
     *("xor", "eq", "ne", "lt", "le", "gt", "ge", "reduce_precision"),
 }
-_APPROXIMATED = {
-    *("cbrt", "tanh", "sin", "asin", "atan", "sinh", "asinh", "expm1", "log1p", "erf", "pow", "rsqrt", "exp", "exp2"),
-    *("log", "logistic", "cos", "tan", "acos", "cosh", "acosh", "atanh", "atan2", "erfc"),
-}
-
 # Programs that are equal but for their shapes.
 
 

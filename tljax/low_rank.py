@@ -126,11 +126,31 @@ def dot_general(call: Contraction, a: jax.Array, b: jax.Array) -> Contraction:
     """
 
     def contracted(lhs: jax.Array, kernel: jax.Array, dimensions: Any, *args: Any, **keywords: Any) -> jax.Array:
-        y = call(lhs, kernel, dimensions, *args, **keywords)
+        y = _as_matrices(call, lhs, kernel, dimensions, *args, **keywords)
         hidden = call(lhs, a.astype(kernel.dtype), dimensions, *args, **keywords).astype(lhs.dtype)
         return y + call(hidden, b.astype(kernel.dtype), (((hidden.ndim - 1,), (0,)), ((), ())), *args, **keywords)
 
     return contracted
+
+
+def _as_matrices(
+    call: Contraction, lhs: jax.Array, kernel: jax.Array, dimensions: Any, *args: Any, **keywords: Any
+) -> jax.Array:
+    """`call`, by a product of two matrices where the last axes of `lhs` meet the first of the kernel.
+
+    The gradient by a kernel of more axes would be computed by a transposed copy of it, which XLA takes out of the loop
+    over steps: a copy of every such kernel, held all the time.
+    """
+    (of_lhs, of_kernel), batch = dimensions
+    count = len(of_kernel)
+    last = tuple(range(lhs.ndim - count, lhs.ndim))
+    if any(map(len, batch)) or tuple(of_lhs) != last or tuple(of_kernel) != tuple(range(count)) or kernel.ndim < 3:
+        return call(lhs, kernel, dimensions, *args, **keywords)
+    rest, outputs = lhs.shape[: lhs.ndim - count], kernel.shape[count:]
+    inner = math.prod(kernel.shape[:count])
+    matrices = lhs.reshape(*rest, inner), kernel.reshape(inner, math.prod(outputs))
+    y = call(*matrices, (((len(rest),), (0,)), ((), ())), *args, **keywords)
+    return y.reshape(*rest, *outputs)
 
 
 def conv_general_dilated(call: Contraction, a: jax.Array, b: jax.Array) -> Contraction:

@@ -81,10 +81,10 @@ def masked(
     the parameters inside `tx`, and when `update` is traced with the state of another mask.
     """
     inner = optax.with_extra_args_support(tx)
-    kind = functools.cache(functools.partial(elementwise.kind_of_shapes, inner))
+    is_elementwise = functools.cache(functools.partial(elementwise.holds_of_shapes, inner))
 
     def placed(leaves: Mask, trained: Params) -> Mask:
-        return _with_elements(kind, leaves, trained)
+        return _with_elements(is_elementwise, leaves, trained)
 
     def init(params: Params) -> OptState:
         if _is_placeholder(params):
@@ -396,8 +396,10 @@ def carry(
     """
     old_mask, new_mask = (_canonical(mask, params) for mask, _ in (before, after))
     old, new = _split(params, old_mask)[0], _split(params, new_mask)[0]
-    kind = functools.cache(functools.partial(elementwise.kind_of_shapes, tx))
-    old_leaves, new_leaves = (_with_elements(kind, mask, part) for mask, part in ((old_mask, old), (new_mask, new)))
+    is_elementwise = functools.cache(functools.partial(elementwise.holds_of_shapes, tx))
+    old_leaves, new_leaves = (
+        _with_elements(is_elementwise, mask, part) for mask, part in ((old_mask, old), (new_mask, new))
+    )
     old_freed, new_freed = (_resolved(freed, params) for _, freed in (before, after))
     initial = masked(tx, new_leaves, new_freed).init(params)
     if not jax.tree.leaves(old) or not jax.tree.leaves(new):
@@ -680,40 +682,41 @@ def _negative_zero(leaf: Any) -> Any:
 
 # Leaves of which few elements train.
 
-SHARE = {"exact": 8, "rounding": 32}
-"""Of a leaf at most one element in so many is gathered, by the kind of the optimizer (`elementwise.kind`)."""
+SHARE = 32
+"""Of a leaf at most one element in so many is gathered."""
 
 
-KindOfShapes = Callable[[Any, tuple[Any, ...], tuple[Any, ...]], elementwise.Kind]
-"""(structure, shapes of the whole leaves, shapes of those gathered) -> what `elementwise.kind_of_shapes` says of an
+IsElementwise = Callable[[Any, tuple[Any, ...], tuple[Any, ...]], bool]
+"""(structure, shapes of the whole leaves, shapes of those gathered) -> what `elementwise.holds_of_shapes` says of an
 optimizer."""
 
 
-def gathered(kind: KindOfShapes, params: Params, mask: Mask | Callable[..., Mask]) -> Mask:
+def gathered(is_elementwise: IsElementwise, params: Params, mask: Mask | Callable[..., Mask]) -> Mask:
     """The canonical mask in which `Elements` stand for the arrays whose leaves `masked(tx, mask)` gathers.
 
-    They are those that select few elements, at most one in SHARE with some room, if `tx` does the same to the elements
-    by themselves, as its program shows; `kind` says so. The moments of Adam then take the room of the elements, and its
-    arithmetic their time: on 4 M elements it took 37 ms a step of all, 0.3 ms of 1 in 1000, 10 ms of 1 in 20, 20 ms of
-    1 in 4; on 0.4 M 1.5, 0.04, 0.2 and 0.4 ms (2026-11-27, jax 0.10.2, two busy cores). So it pays wherever there is
-    something to save; that it ends at one in 8, and where rounding may differ at one in 32, is for the bits of masks
-    that train more, such as one element in 20.
+    They are those that select few elements, at most one in SHARE with some room, if the optimizer does the same to the
+    elements by themselves, as its program shows (`elementwise`). The moments of Adam then take the room of the
+    elements, and its arithmetic their time: on 4 M elements it took 37 ms a step of all, 0.3 ms of 1 in 1000, 10 ms of
+    1 in 20, 20 ms of 1 in 4; on 0.4 M 1.5, 0.04, 0.2 and 0.4 ms (2026-11-27, jax 0.10.2, two busy cores). So it would
+    pay up to 1 in 4. It ends at 1 in 32 for the sake of bits: sums over elements (a global norm) round otherwise
+    without the zeros between them, and compilers join other multiplications and additions; masks that train more, such
+    as 1 element in 20, keep theirs.
 
     The room for elements follows from the share of the whole mask and the leaf's size alone, with five standard
     deviations of a random draw to spare, or is so many times four: so random masks of one share compile once.
 
-    >>> kind = functools.partial(elementwise.kind_of_shapes, optax.adam(0.1))
+    >>> adam = functools.partial(elementwise.holds_of_shapes, optax.adam(0.1))
     >>> every_500th = np.arange(10000).reshape(100, 100) % 500 == 0
-    >>> mask = gathered(kind, {"w": jnp.ones((100, 100))}, {"w": every_500th})
+    >>> mask = gathered(adam, {"w": jnp.ones((100, 100))}, {"w": every_500th})
     >>> mask["w"].places.shape, mask["w"].places[:3].tolist()
-    ((51,), [0, 500, 1000])
+    ((62,), [0, 500, 1000])
     """
     leaves = _canonical(mask, params)
-    return _with_elements(kind, leaves, _split(params, leaves)[0])
+    return _with_elements(is_elementwise, leaves, _split(params, leaves)[0])
 
 
-def _with_elements(kind: KindOfShapes, mask: Mask, trained: Params) -> Mask:
-    """The canonical mask with `Elements` for arrays that select few elements, as the kind of the optimizer allows."""
+def _with_elements(is_elementwise: IsElementwise, mask: Mask, trained: Params) -> Mask:
+    """The canonical mask with `Elements` for arrays that select few elements, if the optimizer is elementwise."""
     structure: Any = jax.tree.structure(mask)
     rows = list(zip(jax.tree.leaves(mask), structure.flatten_up_to(trained), strict=True))
     arrays = [
@@ -727,22 +730,20 @@ def _with_elements(kind: KindOfShapes, mask: Mask, trained: Params) -> Mask:
     share = sum(counts) / sum(array.size for _, array, _ in arrays)
     rooms = [_room(array.size, int(count), share) for (_, array, _), count in zip(arrays, counts, strict=True)]
 
-    def few(most: int) -> list[int]:
-        """Which of the arrays need at most one element in so many."""
-        return [j for j, (_, array, _) in enumerate(arrays) if rooms[j] * most <= array.size <= _MOST]
+    few = [j for j, (_, array, _) in enumerate(arrays) if rooms[j] * SHARE <= array.size <= _MOST]
+    if not few:
+        return mask
 
-    def replaced(which: Sequence[int], value: Callable[[int], Any], leaves: Sequence[Any]) -> Any:
-        values = {arrays[j][0]: value(j) for j in which}
+    def replaced(value: Callable[[int], Any], leaves: Sequence[Any]) -> Any:
+        values = {arrays[j][0]: value(j) for j in few}
         return jax.tree.unflatten(structure, [values.get(i, leaf) for i, leaf in enumerate(leaves)])
 
-    if not (candidates := few(min(SHARE.values()))):
-        return mask
     shapes = [None if leaf is None else _shape_of(leaf) for _, leaf in rows]
-    part = replaced(candidates, lambda j: _first_shape(arrays[j][2], rooms[j]), shapes)
+    part = replaced(lambda j: _first_shape(arrays[j][2], rooms[j]), shapes)
     whole, of_trained = jax.tree.flatten(jax.tree.unflatten(structure, shapes))
-    if not (of_tx := kind(of_trained, tuple(whole), tuple(jax.tree.leaves(part)))):
+    if not is_elementwise(of_trained, tuple(whole), tuple(jax.tree.leaves(part))):
         return mask
-    return replaced(few(SHARE[of_tx]), lambda j: _elements(arrays[j][1], rooms[j]), [m for m, _ in rows])
+    return replaced(lambda j: _elements(arrays[j][1], rooms[j]), [m for m, _ in rows])
 
 
 _MOST = 2**31 - 2**27
@@ -750,8 +751,11 @@ _MOST = 2**31 - 2**27
 
 
 def _room(size: int, count: int, share: float) -> int:
-    """Places for the elements of a leaf: what a random mask of this share needs, or four times it, or more."""
-    mean = share * size
+    """Places for the elements of a leaf: what a random mask of this share needs, or four times it, or more.
+
+    Shares are rounded up to the next power of the root of 2, so that those of nearly one share have one room.
+    """
+    mean = size * 2 ** (math.ceil(2 * math.log2(share)) / 2)
     room = math.ceil(mean + 5 * math.sqrt(mean) + 8)
     while room < count:
         room *= 4

@@ -607,13 +607,13 @@ def _mask_leaves(fit: Fit, history: Sequence[Mask]) -> list[Any]:
 
 def gathered(spec: Spec, params: Params, mask: Mask) -> Mask:
     """The mask as the optimizer of a spec works with it: `optimizer.gathered`."""
-    return optimizer.gathered(functools.partial(_kind, spec.optimizer), params, mask)
+    return optimizer.gathered(functools.partial(_is_elementwise, spec.optimizer), params, mask)
 
 
 @functools.lru_cache(maxsize=256)
-def _kind(spec: optimizers.OptimizerSpec, *shapes: Any) -> elementwise.Kind:
-    """The kind of an optimizer, whatever its numbers."""
-    return elementwise.kind_of_shapes(optimizers.build(spec, 0.1, dict.fromkeys(spec.numbers, 0.5)), *shapes)
+def _is_elementwise(spec: optimizers.OptimizerSpec, *shapes: Any) -> bool:
+    """Whether an optimizer is elementwise, whatever its numbers."""
+    return elementwise.holds_of_shapes(optimizers.build(spec, 0.1, dict.fromkeys(spec.numbers, 0.5)), *shapes)
 
 
 def cohort_ranks(spec: Spec, fit: Fit, history: Sequence[Mask]) -> tuple[int, list[Any]]:
