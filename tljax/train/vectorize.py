@@ -1076,11 +1076,11 @@ def place(mesh: Mesh | None, tree: Any, by_fit: bool = True) -> Any:
     sharding = NamedSharding(mesh, _BY_FIT if by_fit else PartitionSpec())
     if jax.process_count() == 1:
         by_host = by_fit and mesh.devices.flat[0].platform == "cpu"
-        return jax.device_put(jax.tree.map(_copied, tree) if by_host else tree, sharding)
+        return jax.device_put(jax.tree.map(_on_host_of_cpu, tree) if by_host else tree, sharding)
     return jax.tree.map(lambda leaf: _place_leaf(leaf, sharding), tree)
 
 
-def _copied(leaf: Any) -> Any:
+def _on_host_of_cpu(leaf: Any) -> Any:
     """A copy in NumPy of what stands on one device of a CPU: JAX compiles a program to divide an array of its own, one
     for each shape."""
     if not isinstance(leaf, jax.Array) or jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
