@@ -26,7 +26,20 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FIRST = (
-    *("optimizer", "masks", "train", "many", "shared", "features", "evaluate", "delta", "precision", "vit", "rank"),
+    *(
+        "optimizer",
+        "masks",
+        "train",
+        "many",
+        "elements",
+        "shared",
+        "features",
+        "evaluate",
+        "delta",
+        "precision",
+        "vit",
+        "rank",
+    ),
     *("convolutional", "batch_stats", "dropout", "augment", "frozen_prefix", "low_rank", "stream", "ends", "phases"),
     *(
         "reference",
@@ -45,6 +58,8 @@ FIRST = (
 OF_BENCHMARK, OF_BITS = 0.65, 0.15
 """Shares of the time; what the one leaves goes to the next, and the tests have the rest."""
 IMPORTED = {
+    "absl-py": "absl",
+    "orbax-checkpoint": "orbax",
     "pillow": "PIL",
     "scikit-learn": "sklearn",
     "pytest-xdist": "xdist",

@@ -2,12 +2,14 @@
 
 import functools
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tljax import batch_stats, masks, models, paths
-from tljax.models import efficientnet_lite
+from tljax.models import efficientnet_lite, linen
 from tljax.train.flops import step_flops
 from tljax.types import InputError
 
@@ -299,3 +301,32 @@ def test_flops_of_lite():
         length = after
     counted = step_flops(model, params, masks.under(params, models.names(model)), (side, side, 3), batch, state=state)
     assert 1 <= counted / (3 * total) < 1.15
+
+
+POOLS = [((2, 2), (2, 2), "SAME"), ((3, 3), (2, 2), ((1, 1), (1, 1))), ((2, 3), (1, 2), "VALID")]
+
+
+@pytest.mark.parametrize(("window", "strides", "padding"), POOLS)
+def test_pooling_by_slices_is_that_of_flax_to_its_gradient_and_scatters_nothing(window, strides, padding):
+    """Among many equal numbers too; where windows overlap the gradients add in another order."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.integers(-3, 3, (2, 7, 9, 3)).astype(np.float32))
+    of_flax = functools.partial(nn.max_pool, window_shape=window, strides=strides, padding=padding)
+    of_slices = functools.partial(linen._largest_of_slices, window=window, strides=strides, padding=padding)
+    np.testing.assert_array_equal(of_slices(x), of_flax(x))
+    cotangent = jnp.asarray(rng.normal(size=of_flax(x).shape).astype(np.float32))
+    gradients = [jax.vjp(pool, x)[1](cotangent)[0] for pool in (of_slices, of_flax)]
+    np.testing.assert_allclose(*gradients, rtol=0, atol=0 if window == strides else 1e-6)
+    of_nan = x.at[0, 3, 3, 0].set(jnp.nan)
+    np.testing.assert_array_equal(of_slices(of_nan), of_flax(of_nan))
+    lowered = [jax.jit(jax.grad(lambda x, pool=pool: pool(x).sum())).trace(x) for pool in (of_slices, of_flax)]
+    scatters = ["scatter" in trace.lower(lowering_platforms=("cuda",)).as_text() for trace in lowered]
+    assert scatters == [False, True]
+
+
+def test_on_an_accelerator_models_pool_by_slices(monkeypatch):
+    x = jnp.zeros((1, 8, 8, 1))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    for pooled in (linen.max_pool(x, (2, 2), (2, 2)), linen.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))):
+        assert pooled.shape == (1, 4, 4, 1)
+    assert "reduce_window" not in str(jax.make_jaxpr(lambda x: linen.max_pool(x, (2, 2), (2, 2)))(x))

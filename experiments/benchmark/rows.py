@@ -325,7 +325,8 @@ def starter(side: Side, row: str, folder: Path, options: Options) -> Callable[[]
     assert side.program is not None
     program, flagfile = side.program
     if not program:
-        reference = {"warm": lambda _: [str(SIDES), "reference", str(options.manual_dir)]}
+        epochs = "10" if options.steps == 600 else "1"
+        reference = {"warm": lambda _: [str(SIDES), "reference", str(options.manual_dir), epochs]}
         return lambda: processes.Program(reference, surroundings, options.torch_python)
 
     def command(turn: Path, workdir: str) -> list[str]:

@@ -3,7 +3,7 @@
     python -P sides.py prepare FOLDER '{"sizes": [[60000, 8]], ...}'
     python -P sides.py serve FOLDER '{"side": "plain", "fits": 8, ...}'
     python -P sides.py program RECORD experiments.compare --flagfile=...
-    python -P sides.py reference DIR
+    python -P sides.py reference DIR EPOCHS
 
 `prepare` writes what all sides share: images, labels, parameters and the orders of the first turn. `serve` trains the
 first turn, says so in a line of JSON on standard output, and then trains a turn for each line on standard input and
@@ -511,7 +511,7 @@ def pytorch(shared: Shared, work: Work) -> Iterator[Turn]:
     torch.backends.cudnn.allow_tf32 = work.precision != "float32"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     images = torch.as_tensor(shared.images.reshape(len(shared.images), -1), device=device)
-    images = images if device.type == "cuda" else images.float() / 255  # which is the quicker way on each
+    images = images if device.type == "cuda" else images.float().div_(255)  # which is the quicker way on each
     labels = torch.as_tensor(shared.labels, device=device).long()
     params = {path: torch.tensor(leaf, device=device) for path, leaf in shared.params.items()}
     forward = _torch_mlp if work.model == "mlp" else _torch_vit
@@ -673,7 +673,7 @@ def program(record: Path, module: str, arguments: Sequence[str], begun: float) -
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
-def reference(folder: Path, epochs: int = 10) -> None:
+def reference(folder: Path, epochs: int) -> None:
     """The reference experiment in PyTorch with a DataLoader: a source, then scratch, full and head_only."""
     import torch
     from torch.utils.data import DataLoader, TensorDataset
@@ -808,4 +808,4 @@ if __name__ == "__main__":
     elif what == "program":
         program(Path(place), others[1], others[2:], float(others[0]))
     else:
-        reference(Path(place))
+        reference(Path(place), int(others[0]))

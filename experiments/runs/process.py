@@ -452,6 +452,8 @@ def prepare(settings: Settings) -> train.Execution:
     if changed := switches.changed():
         values = ", ".join(f"{name}={value}" for name, value in changed.items())
         say(f"results are those of {values}: it enters the keys of all fits, and environment.json")
+    if switches.DETERMINISTIC in os.environ.get("XLA_FLAGS", "") and devices[0].platform == "gpu":
+        say(f"operations are deterministic (--{switches.DETERMINISTIC}): an embedding's gradient is slow so")
     all_share_a_batch = settings.parallel == "pmap" or settings.distributed
     folder = Path(settings.workdir) / STREAMS if settings.workdir else None
     budget, dtype = settings.features_budget, settings.features_dtype

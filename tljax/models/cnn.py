@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 
 from tljax.models import activation as by_name
-from tljax.models.linen import flat, images, linear_head, stage
+from tljax.models.linen import flat, images, linear_head, max_pool, stage
 from tljax.types import InputError, Model
 
 
@@ -45,7 +45,7 @@ def model(
     act = by_name(activation)
 
     def pooled(x: jax.Array) -> jax.Array:
-        return nn.max_pool(act(x), (2, 2), strides=(2, 2), padding="SAME")
+        return max_pool(act(x), (2, 2), (2, 2))
 
     convolutions = [
         stage(

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import itertools
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -211,6 +212,36 @@ def images(model: str, x: jax.Array, pixels: str = "unit") -> jax.Array:
 def flat(x: jax.Array) -> jax.Array:
     """[batch, ...] -> [batch, features]."""
     return x.reshape(x.shape[0], -1)
+
+
+def max_pool(
+    x: jax.Array, window: tuple[int, int], strides: tuple[int, int], padding: str | Sequence[tuple[int, int]] = "SAME"
+) -> jax.Array:
+    """The largest of each window of images [batch, height, width, channels], as `flax.linen.max_pool` takes them.
+
+    On a CPU it is that function. Elsewhere it is a comparison of strided slices: the same numbers, and a gradient that
+    goes to the first of equal numbers in a window as there, but adds in an order that is always the same. The gradient
+    of `flax.linen.max_pool` is a scatter on a GPU, whose deterministic form goes one number after another.
+    """
+    if jax.default_backend() == "cpu":
+        return nn.max_pool(x, window, strides=strides, padding=padding)
+    return _largest_of_slices(x, window, strides, padding)
+
+
+def _largest_of_slices(
+    x: jax.Array, window: tuple[int, int], strides: tuple[int, int], padding: str | Sequence[tuple[int, int]]
+) -> jax.Array:
+    """`max_pool` of slices: one for each place in a window, where a later one wins only if it is larger, or is NaN."""
+    pads = jax.lax.padtype_to_pads(x.shape[1:3], window, strides, padding) if isinstance(padding, str) else padding
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf)
+    counts = [(size - length) // step + 1 for size, length, step in zip(x.shape[1:3], window, strides, strict=True)]
+    largest = None
+    for place in itertools.product(*map(range, window)):
+        ends = [first + (count - 1) * step + 1 for first, count, step in zip(place, counts, strides, strict=True)]
+        part = jax.lax.slice(x, (0, *place, 0), (len(x), *ends, x.shape[3]), (1, *strides, 1))
+        largest = part if largest is None else jnp.where((largest >= part) | jnp.isnan(largest), largest, part)
+    assert largest is not None
+    return largest
 
 
 _STATISTICS = "batch_stats"

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tljax.models.linen import PIXELS, images, linear_head, stage
+from tljax.models.linen import PIXELS, images, linear_head, max_pool, stage
 from tljax.plugins import nearest
 from tljax.types import InputError, Model
 
@@ -135,7 +135,7 @@ class _Stem(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         size, stride = (3, 1) if self.kind == "small" else (7, 2)
         x = nn.relu(self.norm(name="norm")(_conv(self.width, size, stride, self.dtype, "conv")(x)))
-        return x if self.kind == "small" else nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        return x if self.kind == "small" else max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
 
 
 class _Block(nn.Module):

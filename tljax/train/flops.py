@@ -1,6 +1,7 @@
-"""FLOPs, counted from the traced program and not measured: the same on every device.
+"""FLOPs, counted and not measured.
 
-Compilers say 0 on a GPU, and count the body of a loop once.
+`of` counts them from the traced program, the same on every device: compilers say 0 on a GPU, and count the body of a
+loop once. What is told of a step is XLA's count where it has one, which is within 1 % of it for an MLP.
 """
 
 import functools
@@ -61,7 +62,9 @@ def step_flops(
     def loss(trained: Params, frozen: Params, state: ModelState, x: jax.Array, y: jax.Array) -> jax.Array:
         return of_batch(outputs(trained, frozen, state, x), y).mean()
 
-    return of(jax.grad(loss), trained, frozen, state or {}, inputs, targets)
+    gradient, arguments = jax.grad(loss), (trained, frozen, state or {}, inputs, targets)
+    counted = float((jax.jit(gradient).lower(*arguments).cost_analysis() or {}).get("flops", 0.0))
+    return counted if counted > 0 else of(gradient, *arguments)
 
 
 def _loss(goal: Objective | None, batch: int, outputs: Callable[[], Any]) -> tuple[Callable[..., jax.Array], Any]:

@@ -1106,8 +1106,17 @@ def place(mesh: Mesh | None, tree: Any, by_fit: bool = True) -> Any:
         return tree
     sharding = NamedSharding(mesh, _BY_FIT if by_fit else PartitionSpec())
     if jax.process_count() == 1:
-        return jax.device_put(tree, sharding)
+        by_host = by_fit and mesh.devices.flat[0].platform == "cpu"
+        return jax.device_put(jax.tree.map(_on_host_of_cpu, tree) if by_host else tree, sharding)
     return jax.tree.map(lambda leaf: _place_leaf(leaf, sharding), tree)
+
+
+def _on_host_of_cpu(leaf: Any) -> Any:
+    """A copy in NumPy of what stands on one device of a CPU: JAX compiles a program to divide an array of its own, one
+    for each shape."""
+    if not isinstance(leaf, jax.Array) or jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+        return leaf
+    return leaf if len(leaf.sharding.device_set) > 1 or leaf.aval.weak_type else np.array(leaf)
 
 
 def _place_leaf(leaf: jax.Array | np.ndarray, sharding: NamedSharding) -> jax.Array:
