@@ -265,7 +265,9 @@ def _curves(log: jax.Array, terms: int) -> Log:
     return Log(loss, penalty, tuple(parts), norm)
 
 
-def _in_turn(function: Callable[[Any], Any], rows: int, state: Sequence[Any], rest: Sequence[Any], each: Any) -> Any:
+def _in_turn(
+    function: Callable[[Any, Any], Any], rows: int, state: Sequence[Any], rest: Sequence[Any], each: Any
+) -> Any:
     """(State, log) that `function((*state, *rest), each)` gives of so many rows of both at a time, and one of `each`.
 
     What `jax.lax.map` gives; but the state is written over the old one, where a map holds all of it once more.
