@@ -265,11 +265,8 @@ def memory_of(name, source, model, shape, count, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["head_only", "lora"])
-def test_64_fits_of_a_vit_s_hold_the_base_and_64_times_what_trains(name, monkeypatch):
-    """On 32 pixels, of one block of twelve; Adam has two moments of each number.
-
-    Beside it the program has the room of one step, and of what trains once more, which the loop over fits writes anew.
-    """
+def test_64_fits_of_a_vit_s_take_the_base_and_64_times_what_trains_and_the_room_of_one_step(name, monkeypatch):
+    """On 32 pixels, of one block of twelve; Adam has two moments of each number. Nothing is held a second time."""
     shape, model = (32, 32, 3), models.build("vit:size=S:depth=1:patch=4", 10, hidden=(), activation="relu")
     source = models.init(model, jax.random.key(9), shape)
     trained, frozen, memory = memory_of(name, source, model, shape, 64, monkeypatch)
@@ -278,8 +275,7 @@ def test_64_fits_of_a_vit_s_hold_the_base_and_64_times_what_trains(name, monkeyp
     assert held - 64 * 1024 * 3 * 4 == pytest.approx(expected, rel=0.1)  # less orders of two, and rates
     if name == "lora":
         of_two = memory_of(name, source, model, shape, 2, monkeypatch)[2]
-        further = memory.temp_size_in_bytes - of_two.temp_size_in_bytes
-        assert further < 1.05 * 62 * 3 * nbytes(trained)
+        assert memory.temp_size_in_bytes - of_two.temp_size_in_bytes < 0.1 * expected
 
 
 @pytest.mark.slow

@@ -219,10 +219,13 @@ def _on_device(
             return _side_by_side(train, of_fits, platform)
         return jax.lax.map(train, of_fits)
 
-    by_order = jax.tree.map(lambda leaf: leaf.reshape(-1, width, *leaf.shape[1:]), by_fit)
     views = jnp.zeros(len(order), jnp.int32) if one_view else jnp.arange(len(order))
-    items = (by_order, order, views)
-    result = jax.vmap(train_order)(items) if mode == "vmap" else jax.lax.map(train_order, items)
+    if mode != "vmap":
+        return _in_turn(
+            lambda of_fits, of_order: train_order((of_fits, *of_order)), width, by_fit[:4], by_fit[4:], (order, views)
+        )
+    by_order = jax.tree.map(lambda leaf: leaf.reshape(-1, width, *leaf.shape[1:]), by_fit)
+    result = jax.vmap(train_order)((by_order, order, views))
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), result)
 
 
@@ -260,6 +263,36 @@ def _curves(log: jax.Array, terms: int) -> Log:
     loss, norm, *rest = (log[:, i] for i in range(log.shape[1]))
     penalty, *parts = rest if terms else [jnp.zeros_like(loss)]
     return Log(loss, penalty, tuple(parts), norm)
+
+
+def _in_turn(
+    function: Callable[[Any, Any], Any], rows: int, state: Sequence[Any], rest: Sequence[Any], each: Any
+) -> Any:
+    """(State, log) that `function((*state, *rest), each)` gives of so many rows of both at a time, and one of `each`.
+
+    What `jax.lax.map` gives; but the state is written over the old one, where a map holds all of it once more.
+    """
+    count = len(jax.tree.leaves(state)[0]) // rows
+
+    def item(tree: Any, i: Any) -> Any:
+        return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, i * rows, rows), tuple(tree))
+
+    def result(state: Any, i: Any) -> Any:
+        of_item = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False), each)
+        return function((*item(state, i), *item(rest, i)), of_item)
+
+    def body(i: jax.Array, carry: Any) -> Any:
+        *new, log = result(carry[0], i)
+
+        def written(whole: jax.Array, part: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_update_slice_in_dim(whole, part, i * rows, 0)
+
+        return jax.tree.map(written, carry, (tuple(new), log))
+
+    log = jax.eval_shape(lambda: result(tuple(state), 0))[-1]
+    logs = jax.tree.map(lambda leaf: jnp.zeros((count * rows, *leaf.shape[1:]), leaf.dtype), log)
+    new, logs = jax.lax.fori_loop(0, count, body, (tuple(state), logs))
+    return (*new, logs)
 
 
 def _with_shared(frozen: Params, hyper: Hyper, shared: Shared | None) -> tuple[Params, Hyper]:
