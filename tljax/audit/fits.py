@@ -19,9 +19,13 @@ from tljax.types import Mask, Model, ModelState, Params
 
 STEPS = 3
 """Steps of a phase."""
+RATE = 0.05
+"""The learning rate of each step."""
+DECAY = 0.5
+"""The decay of AdamW: a step takes RATE x DECAY of a leaf away, whatever its gradient is."""
 
 # A large eps keeps rounding small where a gradient is next to nothing.
-_SPEC, _NUMBERS = optimizers.spec("adamw:eps=1e-3", weight_decay=0.5, clip=0.5)
+_SPEC, _NUMBERS = optimizers.spec("adamw:eps=1e-3", weight_decay=DECAY, clip=0.5)
 _TERMS, _WEIGHTS = penalties.read("l2:weight=0.1")
 
 
@@ -76,7 +80,7 @@ def _trial(params: Params, phases: Sequence[Any], steps: int, model_state: Model
         params,
         tuple((steps * i, mask) for i, mask in enumerate(phases)),
         lambda start, stop: order[start:stop],
-        np.full(total, 0.05, np.float32),
+        np.full(total, RATE, np.float32),
         _WEIGHTS,
         {**_NUMBERS, "label_smoothing": 0.0},
         jax.random.key(0),
