@@ -234,16 +234,14 @@ def _frozen_kept(proof: _Proof) -> str:
 
 
 def _trained_moved(proof: _Proof) -> str:
-    # What the next softmax or batch norm takes away, as the bias of an attention's keys, has a gradient of rounding alone:
-    # a rate by gradients may be so small that the decay moves the leaf by less than half a unit in its last place.
+    # What the next softmax or batch norm takes away, as the bias of an attention's keys, has a gradient of rounding
+    # alone: by gradients its rate may be so small that decay moves it by less than half a unit in its last place.
     half_a_unit = np.finfo(np.float32).eps / 2
     tiny = {
         (i, path)
         for i, mask in enumerate(proof.fitted.masks)
         for path, rate in paths.items(mask)
-        if not isinstance(rate, bool)
-        and np.ndim(rate) == 0
-        and abs(rate) * fits.RATE * fits.DECAY < np.finfo(np.float32).eps / 2
+        if not isinstance(rate, bool) and np.ndim(rate) == 0 and abs(rate) * fits.RATE * fits.DECAY < half_a_unit
     }
     for i, path, before, after, trains in _leaves_by_phase(proof):
         trains = trains if (i, path) not in tiny else False
