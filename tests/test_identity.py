@@ -23,6 +23,8 @@ OLDER = Path(__file__).parent / "older" / "run_of_format_1.zip"
 --steps=2 --points=1 --batch_size=4 --strategies=full --seeds=0,1 --workdir=run."""
 FLAGS = {"source": "digits.npz", "target": "clothes.npz", "hidden": (2,), "steps": 2, "points": 1, "batch_size": 4}
 FLAGS |= {"strategies": ("full",), "seeds": (0, 1)}
+KEY_SIDE_BY_SIDE = "4794b5e2f88d9fed9454d0d352f2efc32ef3d5612291167106692932ae252e46"
+"""Of the source's fit of seed 0 under --many=vmap on one device."""
 SOURCE = {name: value for name, value in FLAGS.items() if name not in ("target", "strategies")} | {"seeds": (0,)}
 
 
@@ -49,6 +51,25 @@ def test_a_key_is_the_same_for_good(older):
     fit = plan.planned_sources(settings, plan.source_task(settings))[0]
     assert directory.FORMAT == 2
     assert fit.key == "e0c2c12b0117866bb5735be490f18c5d90371f896b9992fd79f78148a3d5b376"
+
+
+def test_side_by_side_over_several_devices_their_number_is_in_the_key(older, monkeypatch):
+    """And nowhere else: one device is not written, and no fit has more than one."""
+    settings = Settings.from_flags(**FLAGS)  # of two seeds
+
+    def of(**flags):
+        return keys(replace(settings, **flags))
+
+    beside = of(many="vmap", devices=1)
+    assert KEY_SIDE_BY_SIDE in [key for key, _ in beside]
+    both = of(many="vmap", devices=2)
+    assert not {key for key, _ in both} & {key for key, _ in beside}
+    assert [recipe for _, recipe in both] == [recipe for _, recipe in beside]
+    assert both == of(many="vmap", devices=3) == of(many="vmap", mesh=("data:2", "trial:2"))
+    assert beside == of(many="vmap", mesh=("data:4",)) == of(many="vmap", parallel="pmap", devices=2)
+    assert of(devices=1) == of(devices=2) == keys(settings)
+    monkeypatch.setattr(plan.vectorize, "platform_of", lambda devices: "gpu")
+    assert of(devices=2) == both and of(devices=2, parallel="pmap") == of(many="map")
 
 
 def test_a_renamed_class_and_a_new_flag_at_its_neutral_value_train_nothing_again(older):

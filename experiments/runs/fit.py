@@ -68,8 +68,8 @@ def within(experiment: Experiment, folder: Path, fingerprints: Mapping[str, str]
     if process.first() and (missing or lost or not directory.recorded_environment(folder)):
         directory.record_environment(folder, fingerprints, many if asked == "auto" else "auto")
     if many != asked:
-        ways = {"vmap": "side by side", "map": "one after another"}
-        console.say(f"on {vectorize.platform_of(())} --many=auto trains fits {ways[many]}, which is in their keys")
+        ways = {"vmap": "side by side, which is in their keys", "map": "one after another"}
+        console.say(f"on {vectorize.platform_of(())} --many=auto trains fits {ways[many]}")
     if missing or lost:
         _train_missing(experiment, missing, folder)
     finished = directory.finished(folder)

@@ -845,10 +845,28 @@ def states(model: Model, shape: models.Shape, mode: str) -> dict[str, Any]:
 
 
 def _company(settings: Settings, many: str, together: bool) -> list[Any]:
-    """What of `train.Execution` and of the fits beside it decides a fit's bits: side by side, each rounds as its
-    company does, of all label budgets where they are trained `together`."""
-    beside = [*settings.seeds, *(settings.train_examples if together else ())] if many == "vmap" else []
+    """What of `train.Execution` and of the fits beside it decides a fit's bits.
+
+    Side by side, each rounds as its company on one device does: that is of the seeds, of all label budgets where they
+    are trained `together`, and of how many devices they are divided over. One device is not written.
+    """
+    beside: list[Any] = [*settings.seeds, *(settings.train_examples if together else ())] if many == "vmap" else []
+    fits = len(settings.seeds) * (len(settings.train_examples) if together else 1)
+    # Steps and masks may part a group, and the parts are divided over other devices than the whole. No more than one
+    # device a fit is ever used, so the lesser number decides how each part of it is divided.
+    devices = min(fits, _devices_of_fits(settings)) if many == "vmap" else 1
+    beside += [{"devices": devices}] if devices > 1 else []
     return [settings.features_budget, settings.features_dtype, *beside]
+
+
+def _devices_of_fits(settings: Settings) -> int:
+    """How many devices, or groups of them that share batches, the fits of a group are divided over at most."""
+    if settings.mesh:
+        axes = dict(axis.split(":") for axis in settings.mesh)
+        return int(axes.get("trial", 1))
+    if settings.parallel == "pmap" or settings.distributed:
+        return 1
+    return settings.devices or len(jax.local_devices())
 
 
 TOGETHER_BYTES = 2**28
@@ -884,11 +902,14 @@ def many_of_source(settings: Settings, task: Task) -> str:
 def _many(settings: Settings, model: Model, task: Task, recipe: Recipe) -> str:
     """What `auto` means on the device at hand, by its platform and the FLOPs of a step of the whole model.
 
-    It is one for all strategies of a table, which has no two ways of rounding then.
+    It is one for all strategies of a table, which has no two ways of rounding then. Under pmap there is one fit at a
+    time.
     """
     platform = vectorize.platform_of(())
     if settings.many != "auto" or platform == "cpu":
         return settings.many
+    if settings.parallel == "pmap":
+        return "map"
     shape = example_shape(task)
     inputs = models.batch_of(shape, recipe.batch_size)
     forward = functools.partial(models.apply, models.unrolled(model))

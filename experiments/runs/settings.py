@@ -298,8 +298,12 @@ class RunFlags:
 
 @dataclass(frozen=True)
 class ComputeFlags:
-    """The devices and the processes that compute. A mesh with an axis of data changes the rounding of results, and
-    nothing else here changes anything of them."""
+    """The devices and the processes that compute.
+
+    Devices that share the batches of a fit change the rounding of results: an axis of data, pmap, many processes. So
+    does the number of devices that fits side by side are divided over, which is in their keys; and under pmap a model
+    draws otherwise on another number of them, which is too. Nothing else here changes anything of results.
+    """
 
     THEME: ClassVar[str] = "Speed"
     devices: int | None = flag(
