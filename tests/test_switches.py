@@ -38,6 +38,7 @@ def as_jax_comes(monkeypatch):
     before = jax.config.values["jax_default_matmul_precision"]
     monkeypatch.delenv("JAX_DEFAULT_MATMUL_PRECISION", raising=False)
     jax.config.update("jax_default_matmul_precision", None)
+    monkeypatch.setattr(switches, "_is_on_gpu", lambda: False)
     yield
     jax.config.update("jax_default_matmul_precision", before)
 
@@ -51,6 +52,7 @@ def put_back():
 
 
 DETERMINISTIC = f"--{switches.DETERMINISTIC}"
+IS_ON_GPU = switches._is_on_gpu
 ABOUT = {"target": "b", "strategy": "full", "seed": 0}
 
 
@@ -91,6 +93,27 @@ def test_what_programs_ask_of_a_gpu_is_in_no_key_and_the_opposite_is(monkeypatch
     other = DETERMINISTIC.replace("true", "false")
     monkeypatch.setenv("XLA_FLAGS", other)
     assert switches.changed() == {"XLA_FLAGS": other}
+
+
+def test_a_gpu_of_which_nobody_asks_determinism_has_the_key_of_one_asked_for_the_opposite(monkeypatch, tmp_path):
+    jax.devices()
+    monkeypatch.setattr(switches, "_is_on_gpu", IS_ON_GPU)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    opposite = DETERMINISTIC.replace("true", "false")
+    for text in ("", "--xla_dump_to=/nowhere", opposite, str(tmp_path / "flags")):
+        monkeypatch.setenv("XLA_FLAGS", text)
+        assert switches.changed() == {"XLA_FLAGS": opposite}
+    fast = "--xla_gpu_enable_fast_min_max=true"
+    (tmp_path / "flags").write_text(fast)
+    assert switches.changed() == {"XLA_FLAGS": " ".join(sorted((fast, opposite)))}
+    (tmp_path / "flags").write_text(DETERMINISTIC)
+    assert switches.changed() == {}
+    monkeypatch.setenv("XLA_FLAGS", stronger := "--xla_gpu_deterministic_ops=true")
+    assert switches.changed() == {"XLA_FLAGS": stronger}
+    monkeypatch.delenv("XLA_FLAGS")
+    monkeypatch.setattr(switches.xla_bridge, "backends_are_initialized", lambda: False)
+    monkeypatch.setattr(jax, "default_backend", lambda: pytest.fail("it starts JAX"))
+    assert switches.changed() == {}
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax._src import xla_bridge  # JAX tells nowhere else whether it has looked for its devices
 
 from tljax.types import InputError
 
@@ -30,7 +31,8 @@ NEUTRAL: dict[str, Any] = {
 """{switch of JAX that decides random streams or rounding: its value as JAX 0.10.2 comes}."""
 DETERMINISTIC = "xla_gpu_exclude_nondeterministic_ops=true"
 """The flag of XLA by which a GPU adds in the same order each time. Programs ask for it, so no key says it: a key says
-what differs from that."""
+what differs from that, and so a GPU of which nobody has asked it."""
+_AS_XLA_COMES = "--" + DETERMINISTIC.replace("true", "false")
 _VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
 """Variables of the environment that are read when JAX looks for its devices."""
 _ARITHMETIC = ("fast", "precision", "determinis", "honor", "unsafe", "tf32", "denormal")
@@ -41,7 +43,10 @@ which is the compiler's affair, as its release is."""
 def changed() -> dict[str, Any]:
     """{environment variable: value} of the switches that differ from JAX's defaults; {} if none does.
 
-    They decide random streams or how numbers are computed, so they belong in a fit's key.
+    They decide random streams or how numbers are computed, so they belong in a fit's key. On a GPU the defaults are
+    those of programs, which ask for deterministic operations (`DETERMINISTIC`): where no word in XLA_FLAGS says
+    anything of such operations, that flag is among the switches as XLA comes. JAX's devices are not looked for: before
+    there are any, nothing is known of a GPU.
     """
     of_jax = {name.upper(): value for name, value in _of_jax().items() if value != NEUTRAL[name]}
     return of_jax | {name: text for name in _VARIABLES if (text := _arithmetic(name))}
@@ -72,9 +77,16 @@ def _arithmetic(variable: str) -> str:
         try:
             text = Path(text).read_text(encoding="utf-8")
         except (OSError, ValueError):
-            return ""
+            text = ""
     words = [word for word in text.split() if any(part in word for part in _ARITHMETIC)]
+    if variable == "XLA_FLAGS" and not any("deterministic_ops" in word for word in words) and _is_on_gpu():
+        words.append(_AS_XLA_COMES)
     return " ".join(sorted(word for word in words if word.lstrip("-") != DETERMINISTIC))
+
+
+def _is_on_gpu() -> bool:
+    """Whether JAX computes on a GPU; False where it has not looked for its devices yet, which this does not begin."""
+    return xla_bridge.backends_are_initialized() and jax.default_backend() == "gpu"
 
 
 @contextmanager

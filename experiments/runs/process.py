@@ -138,7 +138,7 @@ def ask_for_determinism() -> None:
 
     XLA_FLAGS gets the word `switches.DETERMINISTIC` and keeps its others; environment.json holds it then. It stays as
     it is where it says something of deterministic operations itself, where it names a file, and where XLA has no such
-    flag.
+    flag; whatever does not ask a GPU for them has other keys (`switches.changed`).
     """
     text = os.environ.get("XLA_FLAGS", "").strip()
     if "deterministic_ops" in text or (text and not text.startswith("-")):
