@@ -107,7 +107,13 @@ def missing() -> list[str]:
 def benchmark(out: Path, flags: argparse.Namespace, seconds: float) -> None:
     """The rows for an accelerator; their file is written after each case."""
     call = [sys.executable, "-m", "experiments.benchmark", "--rows=accelerator", f"--output={out / 'accelerator.json'}"]
-    call += ["--rounds=3", "--program_rounds=1", "--at_once=4", "--patience=90", f"--minutes={seconds / 60:.2f}"]
+    call += [
+        "--rounds=3",
+        "--program_rounds=1",
+        "--at_once=4",
+        "--patience=90",
+        f"--minutes={max(1.0, seconds) / 60:.2f}",
+    ]
     call += [
         f"--{name}={getattr(flags, name)}"
         for name in ("manual_dir", "baseline", "torch_python")

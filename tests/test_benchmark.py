@@ -1,5 +1,6 @@
 """The benchmark: sides take turns in processes of their own, train the same, and leave nothing behind."""
 
+import contextlib
 import json
 import os
 import re
@@ -77,10 +78,10 @@ def test_ratios_are_of_rounds_and_over_the_side_that_is_named():
         "a": [2.0, 2.0, 2.0],
         "a, b": [1.0, 1.0, 4.0],
     }
-    told = {m.side: (m.value, m.ratio, m.ratios, m.over) for m in rows.compared("s", values, several, {})}
-    assert told["tljax"][1] == 1.0
-    assert told["tljax, before"] == (4.0, 3.0, [3.0, 2.0, 5.0], "tljax")
-    assert told["a, b"] == (1.0, 0.5, [0.5, 0.5, 2.0], "a")
+    measured = {m.side: (m.value, m.ratio, m.ratios, m.over) for m in rows.compared("s", values, several, {})}
+    assert measured["tljax"][1] == 1.0
+    assert measured["tljax, before"] == (4.0, 3.0, [3.0, 2.0, 5.0], "tljax")
+    assert measured["a, b"] == (1.0, 0.5, [0.5, 0.5, 2.0], "a")
 
 
 def test_the_ceiling_is_the_best_rate_and_shares_are_of_the_work_that_counts():
@@ -92,11 +93,29 @@ def test_the_ceiling_is_the_best_rate_and_shares_are_of_the_work_that_counts():
         "tljax": processes.Taken(first, [{"seconds": 0.5}, {"seconds": 0.5}], 1e6),
         "large product": processes.Taken({**first, "rate": 1e11}, [{"rate": 1e11}, {"rate": 2e11}], None),
     }
-    told = {(m.row, m.side): m.value for m in rows._of_turns("x", several, taken, Options())}
-    assert told["x: large product, best GFLOP/s", "JAX"] == 200
+    values = {(m.row, m.side): m.value for m in rows._of_turns("x", several, taken, Options())}
+    assert values["x: large product, best GFLOP/s", "JAX"] == 200
     products = 600 * 2 * 100 * (2 * 784 * 512 + 3 * 512 * 10)
-    assert told["x: share of the large product's best rate", "tljax"] == pytest.approx(products / 0.5 / 2e11)
-    assert told["x: s/epoch", "tljax"] == 0.5 and ("x: s/epoch", "large product") not in told
+    assert values["x: share of the large product's best rate", "tljax"] == pytest.approx(products / 0.5 / 2e11)
+    assert values["x: s/epoch", "tljax"] == 0.5 and ("x: s/epoch", "large product") not in values
+
+
+def test_seconds_are_of_an_epoch_only_where_a_turn_is_one():
+    first = {"device": "cpu", "start": 1.0}
+    taken = {"tljax": processes.Taken(first, [{"seconds": 0.5}], None)}
+    units = {(6_000, 60): "s/epoch", (60_000, 600): "s/epoch", (6_000, 600): "s/600 steps", (600_000, 20): "s/20 steps"}
+    for (examples, steps), unit in units.items():
+        sides_of_case = {"tljax": Side(Work("tljax", examples=examples, steps=steps))}
+        assert f"x: {unit}" in [m.row for m in rows._of_turns("x", sides_of_case, taken, Options())]
+
+
+def test_without_data_the_default_rows_are_measured_but_for_programs(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(benchmark, "_cuda_there", lambda: False)
+    monkeypatch.setattr(benchmark, "_prepared", lambda names, options: contextlib.nullcontext(tmp_path))
+    benchmark.run(None, minutes=1e-9)
+    lines = capsys.readouterr().out.splitlines()
+    assert "the row whole is left out: --manual_dir is not given" in lines
+    assert sum(line.endswith("left out, as the time is over") for line in lines) >= len(rows.ON_HOST) - 1
 
 
 def test_rows_measure_tljax_first_and_every_precision_alike():
@@ -136,10 +155,13 @@ def test_without_its_libraries_a_side_is_left_out():
     [
         (["--rows=fast", "--manual_dir=x"], "'fast' is none of full, probe"),
         (["--rounds=0", "--manual_dir=x"], "--rounds=0"),
-        ([], "--manual_dir is not given"),
+        (["--rows=whole"], "without --manual_dir no such row is measured"),
+        (["--rows=full", "--minutes=0"], "--minutes=0: it must be above 0"),
+        (["--rows=full", "--patience=-1"], "--patience=-1: it must be above 0"),
+        (["--rows=full", "--program_patience=nan"], "--program_patience=nan: it must be above 0"),
         (["--rows=accelerator", "--fits=8"], "name at least two numbers of fits"),
         (["--rows=accelerator", "--precisions=float64"], "'float64' is none of float32, tf32"),
-        (["--manual_dir=/no/such"], "is no folder"),
+        (["--manual_dir=/no/such"], "is no folder: name that with"),
         (["--rows=full", "--baseline=/no/such"], "there is no tljax/ in it"),
     ],
 )
@@ -243,9 +265,13 @@ def test_sides_train_the_same(tmp_path, capsys):
     """tljax and plain JAX from the same parameters on the same orders: equal losses, of the first and the last fit."""
     output = tmp_path / "b.json"
     benchmark.run(None, ("fits",), rounds=1, turn_steps=6, fits=(2, 3), output=str(output))
-    told = [row for row in json.loads(output.read_text())["rows"] if "loss after" in row["row"]]
-    assert {row["side"] for row in told} >= {"tljax, side by side", "plain JAX, vmap", "tljax, as auto decides"}
-    losses = np.array([row["values"] for row in told])
+    losses_of_sides = [row for row in json.loads(output.read_text())["rows"] if "loss after" in row["row"]]
+    assert {row["side"] for row in losses_of_sides} >= {
+        "tljax, side by side",
+        "plain JAX, vmap",
+        "tljax, as auto decides",
+    }
+    losses = np.array([row["values"] for row in losses_of_sides])
     assert np.ptp(losses, axis=0).max() < 1e-5 and losses[0, 0] != losses[0, 1]
     assert "six times" in capsys.readouterr().out
 

@@ -8,8 +8,9 @@ left out, and a note names them.
 
     python -m experiments.benchmark --rows=accelerator --manual_dir=DIR --minutes=9 --output=accelerator.json
 
-These rows are for a GPU, the most important first. Without `--manual_dir` the images are those of `mnist_10k`, six
-times, and the rows of whole programs are left out. The file is written after each case.
+These rows are for a GPU, the most important first. Without `--manual_dir` the images of all rows are those of
+`mnist_10k`, six times, and the rows of whole programs are left out, which a note says. The file is written after each
+case.
 
     python -m experiments.benchmark --baseline=OTHER --manual_dir=DIR --output=before_and_after.json
 
@@ -99,7 +100,8 @@ def run(
     """Measure the rows, print the table and write the JSON; raises InputError for a wrong flag."""
     until = time.monotonic() + (60 * minutes if minutes is not None else float("inf"))
     names = _names(rows)
-    _check(manual_dir, names, rounds, program_rounds, fits, turn_steps, precisions, at_once, baseline)
+    times = {"minutes": minutes, "patience": patience, "program_patience": program_patience}
+    _check(manual_dir, names, rounds, program_rounds, fits, turn_steps, precisions, at_once, baseline, times)
     python = torch_python or (sys.executable if importlib.util.find_spec("torch") else "")
     cuda = _cuda_there()
     options = Options(
@@ -132,10 +134,10 @@ def run(
                 notes.append(f"{case}: left out, as the time is over")
                 continue
             seconds = program_patience if name in OF_PROGRAMS else patience
-            told, used = measure(
+            of_case, used = measure(
                 name, case, sides, folder, options, Patience(seconds, seconds, until), at_once, notes.append
             )
-            measurements += told
+            measurements += of_case
             versions |= used
             console.say(f"{case}: measured")
             write()
@@ -162,20 +164,30 @@ def _check(
     precisions: Sequence[str],
     at_once: int,
     baseline: str | None,
+    times: Mapping[str, float | None],
 ) -> None:
     """Raise InputError for a flag that cannot be."""
     numbers = {"rounds": rounds, "program_rounds": program_rounds, "turn_steps": turn_steps, "at_once": at_once}
     for name, number in numbers.items():
         if number < 1:
             raise InputError(f"--{name}={number}: it must be at least 1")
+    for name, seconds_or_minutes in times.items():
+        if seconds_or_minutes is not None and not seconds_or_minutes > 0:
+            raise InputError(f"--{name}={seconds_or_minutes:g}: it must be above 0")
     if len(fits) < 2 or min(fits) < 1 or list(fits) != sorted(fits):
         raise InputError(f"--fits={','.join(map(str, fits))}: name at least two numbers of fits, rising")
     if unknown := set(precisions) - set(PRECISIONS):
         raise InputError(f"--precisions={','.join(precisions)}: '{min(unknown)}' is none of {', '.join(PRECISIONS)}")
-    if not manual_dir and "whole" in names:
-        raise InputError("--manual_dir is not given: name the folder with the complete mnist/ and fashion_mnist/")
+    if not manual_dir and all(name in OF_PROGRAMS for name in names):
+        raise InputError(
+            f"--rows={','.join(names)}: without --manual_dir no such row is measured: name the folder with the "
+            "complete mnist/ and fashion_mnist/"
+        )
     if manual_dir and not Path(manual_dir).is_dir():
-        raise InputError(f"--manual_dir={manual_dir}: it is no folder")
+        raise InputError(
+            f"--manual_dir={manual_dir}: it is no folder: name that with the complete mnist/ and fashion_mnist/, or "
+            "leave it out"
+        )
     if baseline and not (Path(baseline) / "tljax" / "__init__.py").is_file():
         raise InputError(f"--baseline={baseline}: there is no tljax/ in it: name the folder of a checkout")
 

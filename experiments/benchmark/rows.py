@@ -102,8 +102,8 @@ def cases(row: str, options: Options) -> dict[str, dict[str, Side]]:
         **{name: functools.partial(_fits, name) for name in ("fits", "most_fits", "vits")},
         **{name: functools.partial(_programs, name) for name in OF_PROGRAMS},
     }
-    found = of_row[row](options)
-    return {case: _with_baseline(_possible(sides, options), options) for case, sides in found.items()}
+    every_side = of_row[row](options)
+    return {case: _with_baseline(_possible(sides, options), options) for case, sides in every_side.items()}
 
 
 def _possible(sides: Mapping[str, Side], options: Options) -> dict[str, Side]:
@@ -362,8 +362,8 @@ def measure(
     versions: dict[str, str] = {}
     for result in taken.values():
         versions |= result.first.get("versions", {})
-    told = _of_programs(case, sides, taken) if programs else _of_turns(case, sides, taken, options)
-    return told, versions
+    measurements = _of_programs(case, sides, taken) if programs else _of_turns(case, sides, taken, options)
+    return measurements, versions
 
 
 def _of_turns(case: str, sides: Mapping[str, Side], taken: Mapping[str, Taken], options: Options) -> list[Measurement]:
@@ -371,9 +371,8 @@ def _of_turns(case: str, sides: Mapping[str, Side], taken: Mapping[str, Taken], 
     several = {name: result for name, result in taken.items() if result.turns}
     work = next(iter(sides.values())).work
     steps = work.steps if work else 0
-    unit = (
-        "s" if any(word in case for word in ("heads", "trials")) else "s/epoch" if steps == 600 else f"s/{steps} steps"
-    )
+    is_epoch = work is not None and steps * BATCH == work.examples
+    unit = "s" if any(word in case for word in ("heads", "trials")) else "s/epoch" if is_epoch else f"s/{steps} steps"
     trained = {name: result for name, result in several.items() if "rate" not in result.first}
     seconds = {name: [sides[name].times * turn["seconds"] for turn in result.turns] for name, result in trained.items()}
     device = {name: str(result.first["device"]) for name, result in several.items()}
@@ -382,41 +381,43 @@ def _of_turns(case: str, sides: Mapping[str, Side], taken: Mapping[str, Taken], 
         present = {name: list(numbers) for name, numbers in values.items() if numbers}
         return compared(f"{case}: {what}", present, sides, device, ratios)
 
-    def one(key: str, scale: float = 1.0) -> dict[str, list[float] | None]:
+    def of_first_turn(key: str, scale: float = 1.0) -> dict[str, list[float] | None]:
         return {
             name: [result.first[key] * scale] if result.first.get(key) else None for name, result in trained.items()
         }
 
-    told = rows(unit, seconds)
-    told += rows("start and first turn, s", one("start"))
-    told += rows("of it tracing and compiling, s", one("compiling"))
+    measurements = rows(unit, seconds)
+    measurements += rows("start and first turn, s", of_first_turn("start"))
+    measurements += rows("of it tracing and compiling, s", of_first_turn("compiling"))
     peaks = {name: [result.peak_bytes / 1e6] if result.peak_bytes else None for name, result in trained.items()}
-    told += rows("peak, MB", peaks)
-    told += rows("million FLOPs a step", one("flops", 1e-6))
-    told += rows("peak of the training program, MB", one("program_bytes", 1e-6))
-    told += rows("loss after the first turn", {n: result.first.get("loss") for n, result in trained.items()}, False)
+    measurements += rows("peak, MB", peaks)
+    measurements += rows("million FLOPs a step", of_first_turn("flops", 1e-6))
+    measurements += rows("peak of the training program, MB", of_first_turn("program_bytes", 1e-6))
+    measurements += rows(
+        "loss after the first turn", {n: result.first.get("loss") for n, result in trained.items()}, False
+    )
     rates = [turn["rate"] for result in several.values() for turn in result.turns if "rate" in turn]
     if rates:
-        told.append(
+        measurements.append(
             Measurement(f"{case}: large product, best GFLOP/s", "JAX", max(rates) / 1e9, None, [r / 1e9 for r in rates])
         )
         flops = steps * BATCH * products_flops(work.width if work else 0)
         share = {
             n: [flops / took / max(rates) for took in s] for n, s in seconds.items() if not n.startswith("PyTorch")
         }
-        told += rows("share of the large product's best rate", share)
+        measurements += rows("share of the large product's best rate", share)
     waits = {n: [t["waited"] / t["seconds"] for t in r.turns] for n, r in trained.items() if "waited" in r.first}
-    told += rows("share of the time in which data are waited for", waits, False)
+    measurements += rows("share of the time in which data are waited for", waits, False)
     accuracies = [
         np.array(result.turns[-1]["accuracies"]) for result in trained.values() if "accuracies" in result.first
     ]
     if len(accuracies) > 1:
         for other, name in zip(accuracies[1:], list(trained)[1:], strict=False):
             most = float(100 * np.abs(other - accuracies[0]).max())
-            told.append(
+            measurements.append(
                 Measurement(f"{case}: accuracies differ by at most, points", name, most, None, (), device[name])
             )
-    return told
+    return measurements
 
 
 def products_flops(width: int) -> int:
@@ -430,15 +431,15 @@ def _of_programs(case: str, sides: Mapping[str, Side], taken: Mapping[str, Taken
     device: dict[str, str] = {}
     for name, parts in turns.items():
         device[name] = next((run["device"] for turn in parts for run in turn.values() if run.get("device")), "cpu")
-    told = []
+    measurements = []
     for kind in ("cold", "warm"):
         runs = {name: [turn[kind] for turn in parts if kind in turn] for name, parts in turns.items()}
         for key, what in (("seconds", "s"), ("first_step", "until the first step, s"), ("compiling", "compiling, s")):
             values = {n: [run[key] for run in several if run.get(key)] for n, several in runs.items()}
             present = {name: numbers for name, numbers in values.items() if numbers}
-            told += compared(f"{case}, {kind}: {what}", present, sides, device)
+            measurements += compared(f"{case}, {kind}: {what}", present, sides, device)
     peaks = {name: [result.peak_bytes / 1e6] for name, result in taken.items() if result.peak_bytes}
-    return told + compared(f"{case}: peak on the host, MB", peaks, sides, device)
+    return measurements + compared(f"{case}: peak on the host, MB", peaks, sides, device)
 
 
 def compared(
@@ -455,12 +456,12 @@ def compared(
     [(2.0, 1.0), (4.0, 3.0)]
     """
     first = next(iter(sides))
-    told = []
+    measurements = []
     for name, numbers in values.items():
         over = sides[name].over or first
         base = values.get(over, ())
         of_rounds = [x / y for x, y in zip(numbers, base, strict=False) if y] if ratios else []
         ratio = float(np.median(of_rounds)) if of_rounds else None
         value = float(np.median(numbers)) if ratios or "share" in row else float(numbers[0])
-        told.append(Measurement(row, name, value, ratio, list(numbers), device.get(name, ""), over, of_rounds))
-    return told
+        measurements.append(Measurement(row, name, value, ratio, list(numbers), device.get(name, ""), over, of_rounds))
+    return measurements
