@@ -7,6 +7,7 @@ import os
 import threading
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,6 +62,11 @@ def test_flops_are_those_of_products_and_of_every_turn_of_a_loop():
     assert flops.of(turns, shaped(4, 4)) == pytest.approx(11 * 2 * 4**3, abs=11)
     choice = lambda a: jax.lax.cond(a[0, 0] > 0, lambda: a @ a, lambda: a)  # noqa: E731
     assert flops.of(choice, shaped(4, 4)) == pytest.approx(2 * 4**3, abs=2)
+
+
+def test_flops_of_sums_of_windows_are_those_of_their_numbers():
+    mean = partial(nn.avg_pool, window_shape=(3, 2), strides=(2, 2))  # a sum of six, and a division
+    assert flops.of(mean, shaped(5, 9, 8, 4)) == 5 * 4 * 4 * 4 * (3 * 2 + 1)
 
 
 def test_side_by_side_follows_from_the_platform_and_the_flops_alone():
@@ -227,7 +233,7 @@ def test_where_a_compiler_says_no_flops_those_of_the_traced_step_are_told(monkey
     monkeypatch.setattr(vectorize, "executable", lambda *arguments, **further: None)
     products = 2 * 100 * (2 * 784 * 512 + 3 * 512 * 10)  # the first kernel's product and gradient, three of the head
     numbers_of_model = 784 * 512 + 512 + 512 * 10 + 10
-    told = train.cost_of(spec, member, data, [mask]).flops
-    assert products < told < products + 6 * numbers_of_model + 100 * (3 * 784 + 30 * 512)
+    traced = train.cost_of(spec, member, data, [mask]).flops
+    assert products < traced < products + 6 * numbers_of_model + 100 * (3 * 784 + 30 * 512)
     halves = train.cost_of(dataclasses.replace(spec, microbatch=50), member, data, [mask]).flops
-    assert halves == pytest.approx(told, rel=0.02)
+    assert halves == pytest.approx(traced, rel=0.02)

@@ -1,7 +1,8 @@
 """FLOPs, counted and not measured.
 
-`of` counts them from the traced program, the same on every device: compilers say 0 on a GPU, and count the body of a
-loop once. What is told of a step is XLA's count where it has one, which is within 1 % of it for an MLP.
+`of` counts them from the traced program: compilers say 0 on a GPU, and count the body of a loop once. The count is the
+same on every device but for a model with `linen.max_pool`, which is another program on a CPU than elsewhere. What is
+told of a step is XLA's count where it has one, which is within 1 % of it for an MLP.
 """
 
 import functools
@@ -79,9 +80,9 @@ def of(function: Callable[..., Any], *arguments: Any) -> float:
     """FLOPs of one call of a function of arrays, or of shapes and dtypes; nothing is compiled.
 
     A product counts two for each pair of numbers that it multiplies, and of a convolution those that fall on padding
-    count nothing; a sum counts one for each number, and everything else that computes one for each number that it
-    gives. Where the program has a choice, the dearest counts; a loop whose length is not known when it is traced counts
-    once.
+    count nothing; a sum counts one for each number, of each of its windows where it has several, and everything else
+    that computes one for each number that it gives. Where the program has a choice, the dearest counts; a loop whose
+    length is not known when it is traced counts once.
 
     >>> row = jax.ShapeDtypeStruct((10,), np.float32)
     >>> of(lambda x: 2 * x, row), of(lambda x: jax.lax.map(lambda e: e * e, x), row)
@@ -118,6 +119,8 @@ def _of_equation(equation: Any) -> float:
         return _of_convolution(parameters, inputs[0], inputs[1], outputs[0])
     if name in ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "argmax", "argmin"):
         return float(math.prod(inputs[0]))
+    if name == "reduce_window_sum":
+        return float(math.prod(outputs[0]) * math.prod(parameters["window_dimensions"]))
     if name in ("scatter-add", "scatter_add"):
         return float(math.prod(inputs[2]))
     if name == "scan":

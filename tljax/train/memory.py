@@ -1,7 +1,8 @@
 """How many examples go through a model at once, by the bytes that its program needs for them.
 
 It follows from the traced program alone, and not from what a device has free: a batch of another size may round
-otherwise, and so it is the same on every machine.
+otherwise, and so it is the same on every machine of a platform. Between a CPU and others it may differ for a model with
+`linen.max_pool`, which is another program there.
 """
 
 import functools
