@@ -7,14 +7,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from test_programs import command
 
 from experiments import pretrain, search
-from experiments.runs import command_line, directory, fit, search_flags, sources, trials
+from experiments.runs import command_line, directory, fit, plan, search_flags, sources, trials
 from experiments.runs.settings import FLAGS, Settings
+from tljax import train
 from tljax.study import search as studies
 from tljax.study import space
 from tljax.types import InputError
@@ -50,6 +52,22 @@ def test_a_search_finds_trains_anew_and_goes_on_where_it_was(tasks, tmp_path, ca
     search.main(line(tasks, tmp_path, "--trials=2", "--group=2"))
     assert {trial.number: trial.params for trial in study_of(tmp_path / "w").trials} == before
     assert capsys.readouterr().out.splitlines()[-3:] == first.splitlines()[-3:]
+
+
+def test_trials_share_a_device_in_the_way_of_the_fits_of_a_table(monkeypatch):
+    task = SimpleNamespace(train=SimpleNamespace(targets=[]))
+    on_device = fit.DeviceData(task, None, None, None, None, 0, train.Execution(many="auto"), {})
+    experiment = SimpleNamespace(settings=SimpleNamespace(recipe=None))
+    group = [trials.Member(0, 0, SimpleNamespace(trial=SimpleNamespace(rates=[0.1])))]
+    ways = []
+    monkeypatch.setattr(fit, "with_recipe", lambda on_device, recipe: on_device)
+    monkeypatch.setattr(
+        fit, "drive", lambda on_device, fits, should_stop: ways.append(on_device.execution.many) or iter(())
+    )
+    for way in ("auto", "map", "vmap"):
+        monkeypatch.setattr(plan, "many_of", lambda experiment, way=way: way)
+        trials._train(SimpleNamespace(on_device=on_device), group, experiment, {}, set(), None)
+    assert ways == ["auto", "map", "vmap"]
 
 
 def test_the_test_set_cannot_be_searched_on(tasks, tmp_path, monkeypatch):

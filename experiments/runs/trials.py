@@ -70,7 +70,8 @@ def judge(
 ) -> list[Judgement]:
     """Train the one strategy of each experiment under all its seeds, together where shapes agree, and judge it.
 
-    `trained` has {seed: source} for each of them.
+    `trained` has {seed: source} for each of them. Where fits stand side by side they round as their company does: a
+    score depends on the other trials of its group then, on a CPU no more than by those that share its order.
     """
     groups: dict[Hashable, list[Member]] = {}
     for i, experiment in enumerate(experiments):
@@ -140,6 +141,9 @@ def _train(
     """Train a group of fits, whose recipes have as many steps and points as that of `experiment`, and score them."""
     settings = {member.setting for member in group}
     on_device = fit.with_recipe(task.on_device, experiment.settings.recipe)
+    # As the fits of a table: a trial is trained in the way in which its setting will be.
+    execution = replace(on_device.execution, many=plan.many_of(experiment))
+    on_device = on_device._replace(execution=execution)
     last = len(group[0].fit.trial.rates)
     targets = np.asarray(on_device.task.train.targets)
     every_score: dict[int, dict[int, list[float]]] = {}
