@@ -113,6 +113,10 @@ def test_operation_by_operation_adam_of_elements_has_the_bits_of_adam_on_the_who
     assert of_elements(tx, mask, 3, compiled=False)[0].tobytes() == np.asarray(kernel).tobytes()
 
 
+def decayed_and_clipped(weight_decay):
+    return optax.chain(optax.add_decayed_weights(weight_decay), optax.clip_by_global_norm(1.0))
+
+
 @pytest.mark.parametrize(
     ("tx", "holds"),
     [
@@ -122,8 +126,12 @@ def test_operation_by_operation_adam_of_elements_has_the_bits_of_adam_on_the_who
         (optax.lamb(0.1), False),  # which looks at the norm of the parameters
         (optax.clip_by_block_rms(1.0), False),  # which divides by a size
         (optax.add_noise(0.1, 0.1, jax.random.key(0)), False),
+        (optax.chain(optax.trace(0.9), optax.clip_by_global_norm(1.0)), True),
+        (decayed_and_clipped(0.0), True),
+        (decayed_and_clipped(0.1), False),  # which looks at a norm of the parameters
+        (optax.inject_hyperparams(decayed_and_clipped)(0.0), False),  # whose decay may be set to 0.1
     ],
-    ids=["adam", "clip", "adafactor", "lamb", "mean", "noise"],
+    ids=["adam", "clip", "adafactor", "lamb", "mean", "noise", "momentum", "no decay", "decay", "injected"],
 )
 def test_what_an_optimizer_does_to_one_element_is_read_from_its_program(tx, holds):
     assert elementwise.holds(tx, SHAPES, GATHERED) == holds
@@ -211,6 +219,111 @@ def test_the_state_of_another_share_is_refused():
         masked.update(PARAMS, optimizer.masked(optax.adam(0.1), drawn(1, 0.01)).init(PARAMS), PARAMS)
 
 
+TWO = {"a": PARAMS["body"]["kernel"], "b": RNG.normal(size=(200, 100)).astype(np.float32)}
+
+
+def of_two_shares():
+    """Of `a` 1 element in 400, of `b` 1 in 61: beside `a`, whose share counts too, `b` is whole; alone it is not."""
+    a, b = (np.random.default_rng(8).permutation(leaf.size).reshape(leaf.shape) for leaf in TWO.values())
+    return {"a": a < 150, "b": b < 330}
+
+
+def as_elements(mask):
+    return optimizer.gathered(partial(elementwise.holds_of_shapes, optax.adam(0.01)), TWO, mask)
+
+
+def test_a_mask_is_gathered_once():
+    mask = as_elements(of_two_shares())
+    alone = as_elements({"a": False, "b": of_two_shares()["b"]})
+    assert [isinstance(m, masks.Elements) for m in (mask["a"], mask["b"], alone["b"])] == [True, False, True]
+    again = as_elements(mask)
+    assert again["a"] is mask["a"] and again["b"] is mask["b"]
+    tx, before = optax.adam(0.01), {**of_two_shares(), "b": False}
+    after = mask, masks.since(before, of_two_shares())
+    state = optimizer.masked(tx, as_elements(before)).init(TWO)
+    carried, _ = optimizer.carry(tx, (as_elements(before), None), after, state, TWO)
+    assert carried[0].mu["a"].shape[0] == 1 and carried[0].mu["b"].shape == TWO["b"].shape
+
+
+def test_arrays_of_two_shares_go_through_phases_as_whole_leaves_do():
+    """As in the trainer: `carry` is given what `gathered` makes, and the step has the other arrays traced."""
+    every = of_two_shares()
+    half = {**every, "b": every["b"] & (np.arange(100) % 2 == 0)}
+    history, tx = (every, half, every), optax.adam(0.01)
+    params, state = TWO, None
+    began, ages = {name: np.full(leaf.shape, -1) for name, leaf in TWO.items()}, {"a": [], "b": []}
+    for phase, mask in enumerate(history):
+        freed, few = masks.since(*history[: phase + 1]), as_elements(mask)
+        if phase:
+            before = as_elements(history[phase - 1]), masks.since(*history[:phase])
+            state = optimizer.carry(tx, before, (few, freed), state, params)
+        else:
+            state = optimizer.masked(tx, few, freed).init(params)
+
+        @jax.jit
+        def step(params, state, b, few=few, freed=freed, phase=phase):
+            traced = {**few, "b": b if masks.selects(few["b"]) else few["b"]}
+            updates, state = optimizer.masked(tx, traced, freed).update(gradient(phase, params), state, params)
+            return optimizer.apply(params, updates, traced), state
+
+        params, state = step(params, state, mask["b"])
+        for name, at in began.items():
+            at[:] = np.where(mask[name], np.where(at < 0, phase, at), -1)
+            ages[name].append(at.copy())
+    for name, leaf in TWO.items():
+        np.testing.assert_allclose(params[name], adam_by_hand(leaf, ages[name], 3), atol=1e-5)
+
+
+@pytest.mark.parametrize("nothing", [np.zeros((100, 100), bool), np.zeros((100, 100)), np.zeros((100, 1), bool)])
+def test_an_array_that_selects_nothing_leaves_all_as_it_is(nothing):
+    params = {"w": np.ones((100, 100), np.float32)}
+    masked = optimizer.masked(optax.adam(0.1), {"w": nothing})
+    updates, state = masked.update(params, masked.init(params), params)
+    assert state[0].mu["w"].shape == (100, 100)
+    np.testing.assert_array_equal(optimizer.apply(params, updates, {"w": nothing})["w"], params["w"])
+
+
+def test_an_array_for_a_leaf_without_elements_changes_nothing_for_the_others():
+    params = {"w": PARAMS["body"]["kernel"], "empty": np.ones((0, 5), np.float32)}
+    chosen = drawn(1)["body"]["kernel"]
+    for mask in ({"w": chosen, "empty": np.ones((0, 5), bool)}, {"w": False, "empty": np.ones((0, 5), bool)}):
+        masked = optimizer.masked(optax.sgd(1.0, 0.9), mask)
+        updates, state = masked.update(params, masked.init(params), params)
+        assert state[0].trace["empty"].shape == (0, 5)
+        expected = np.where(chosen & (mask["w"] is not False), -params["w"], 0)
+        np.testing.assert_array_equal(updates["w"], expected)
+
+
+@pytest.mark.parametrize("shape", [(100, 15), (100, 100)])
+def test_an_array_that_is_traced_in_update_alone_is_refused(shape):
+    """Of 100 x 15 elements the one has room for 15: moments [1, 15], which would broadcast to the leaf."""
+    params = {"w": np.ones(shape, np.float32)}
+    chosen = np.arange(params["w"].size).reshape(shape) == 7
+    tx = optax.adam(0.1)
+    state = optimizer.masked(tx, {"w": chosen}).init(params)
+    assert state[0].mu["w"].shape[0] == 1
+
+    def update(m, state):
+        return optimizer.masked(tx, {"w": m}).update(params, state, params)
+
+    with pytest.raises(InputError, match=r"same kind of it: .* close over it .* optimizer\.gathered") as error:
+        jax.eval_shape(update, chosen, state)
+    assert "\n" not in str(error.value)
+    whole = jax.eval_shape(lambda m: optimizer.masked(tx, {"w": m}).init(params), chosen)
+    with pytest.raises(InputError, match="same kind of it"):
+        optimizer.masked(tx, {"w": chosen}).update(params, jax.tree.map(jnp.zeros_like, whole), params)
+    assert jax.eval_shape(update, chosen, whole)[1][0].mu["w"].shape == shape
+
+
+def test_elements_of_a_leaf_of_another_shape_are_refused():
+    few = optimizer.gathered(lambda *shapes: True, TWO, {"a": of_two_shares()["a"], "b": False})
+    smaller = {"a": TWO["a"][:100], "b": TWO["b"]}
+    for function in (partial(masks.canonical, smaller), lambda mask: optimizer.apply(smaller, smaller, mask)):
+        with pytest.raises(InputError, match=r"'a' are of a leaf of shape \(300, 200\), and this one has \(100, 200\)"):
+            function(few)
+    assert masks.canonical(TWO, few)["a"] is few["a"]
+
+
 def test_decay_by_axes_sees_a_kernel_and_extra_trees_are_gathered_too():
     def update(updates, state, params=None, *, noise):
         return jax.tree.map(lambda u, n: u + n, updates, noise), state
@@ -224,9 +337,9 @@ def test_decay_by_axes_sees_a_kernel_and_extra_trees_are_gathered_too():
     assert state[0].trace["body"]["kernel"].shape[0] == 1
     expected = np.where(mask["body"]["kernel"], -0.5 * PARAMS["body"]["kernel"], 0)
     np.testing.assert_array_equal(updates["body"]["kernel"], expected)
-    given = optimizer.gathered(lambda *shapes: True, PARAMS, mask)
-    added, _ = optimizer.masked(noisy, given).update(zeros, optax.EmptyState(), PARAMS, noise=PARAMS)
-    after = optimizer.apply(PARAMS, added, given)["body"]["kernel"]
+    few = optimizer.gathered(lambda *shapes: True, PARAMS, mask)
+    added, _ = optimizer.masked(noisy, few).update(zeros, optax.EmptyState(), PARAMS, noise=PARAMS)
+    after = optimizer.apply(PARAMS, added, few)["body"]["kernel"]
     np.testing.assert_array_equal(after, PARAMS["body"]["kernel"] * np.where(mask["body"]["kernel"], 2, 1))
 
 

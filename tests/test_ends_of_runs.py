@@ -11,7 +11,7 @@ from test_programs import arguments, command, parameters, results
 from test_resume import Killed, killed_after, same_run
 
 from experiments import compare, report, transfer
-from experiments.runs import metrics, predictions
+from experiments.runs import metrics, predictions, resume
 from tljax import checkpoint
 from tljax.types import InputError
 
@@ -36,6 +36,20 @@ def strategy(params, context):
 
 def finish(params, start, context, *, alpha=0.25):
     return {"between": jax.tree.map(lambda a, b: (1 - alpha) * a + alpha * b, start, params)}
+"""
+
+
+TIRES = """
+from tljax import masks
+from tljax.types import Phase
+
+
+def after_some(scores):
+    return len(scores) >= (4 if scores[0] < 0.5 else 5)
+
+
+def strategy(params, context):
+    return [Phase(0.0, masks.by_path(params, lambda path: True), until=after_some)]
 """
 
 
@@ -120,6 +134,37 @@ def test_a_run_with_ends_that_is_killed_goes_on_with_the_same_bits(with_ends, ta
             assert {path: leaf.tobytes() for path, leaf in leaves.items()} == {p: x.tobytes() for p, x in again.items()}
         for file in (end["predictions"] for end in (line.ends or {}).values()):
             assert (tmp_path / "w" / file).read_bytes() == (undisturbed / file).read_bytes()
+
+
+@pytest.mark.slow
+def test_what_is_saved_as_one_fit_ends_before_the_others_is_whole(tasks, tmp_path, monkeypatch, capsys):
+    """A last phase that each fit ends at a point of its own, saved at every third point alone."""
+    (tmp_path / "tires.py").write_text(TIRES, encoding="utf-8")
+    flags = {
+        "strategies": (f"tires={tmp_path / 'tires.py'}:strategy",),
+        **{"epochs": None, "steps": 60, "points": 12, "checkpoint_every": 3, "validation": 0.3, "seeds": (0, 1, 2)},
+        **{"optimizer": "adam", "learning_rate": 0.02},
+    }
+    transfer.run(**arguments(tasks, tmp_path / "whole", **flags))
+    saves, save = [], resume._save
+
+    def kept(place, keys, progress):
+        save(place, keys, progress)
+        saves.append([(part.step, part.over, part.optimizer is not None) for part in progress.parts])
+        if any(part.over for part in progress.parts) and not all(part.over for part in progress.parts):
+            raise Killed
+
+    monkeypatch.setattr(resume, "_save", kept)
+    for _ in range(4):
+        try:
+            transfer.run(**arguments(tasks, tmp_path / "w", **flags))
+        except Killed:
+            continue
+        break
+    assert any({over for _, over, _ in parts} == {True, False} for parts in saves), "no fit ended before the others"
+    assert all(whole for parts in saves for _, _, whole in parts)
+    assert "set aside" not in capsys.readouterr().out
+    same_run(tmp_path / "w", tmp_path / "whole")
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from experiments.runs import resume
 from tljax import evaluate, masks, models, objective, optimizer, optimizers, paths, train
 from tljax.data import draw, philox
 from tljax.train import features, loop, vectorize
+from tljax.types import PhaseRule
 
 MODEL = models.build("mlp", 3, hidden=(4,), activation="relu")
 RNG = np.random.default_rng(0)
@@ -121,9 +122,9 @@ def test_each_epoch_is_drawn_once_for_all_fits_calls_phases_and_groups(monkeypat
 
 
 def test_what_is_remembered_of_draws_has_a_bound(monkeypatch):
-    memory = draw._Drawn(250)
+    memory = draw._Drawn(6 * 440 + 10)
     first = memory.epochs(0, 10, 0, 9)
-    assert memory.held <= 250 and len(memory.rows) == 6
+    assert memory.held <= 6 * 440 + 10 and len(memory.rows) == 6
     np.testing.assert_array_equal(memory.epochs(0, 10, 0, 9), first)
 
 
@@ -189,6 +190,57 @@ def test_other_work_is_done_while_the_devices_train(monkeypatch):
     sized.clear()
     trained(fits([0], 48), [16, 32, 48], meanwhile=work)
     assert sized == [16, 16, 16]
+
+
+def test_a_call_whose_end_nobody_saw_does_not_size_the_next(monkeypatch):
+    """Steps of 10 ms by a clock of the test's: other work outlasts two calls, and the next have 20 steps still."""
+    now, free, steps, idle = [0.0], [0.0], [], [True]
+
+    class Timed:
+        """A log that is there at a time of its own."""
+
+        def __init__(self, curve, ready):
+            self.curve, self.ready = curve, ready
+
+        def is_ready(self):
+            return now[0] >= self.ready
+
+        def __array__(self, *how):
+            now[0] = max(now[0], self.ready)
+            return np.asarray(self.curve)
+
+    run = vectorize.run
+
+    def timed(*arguments, **further):
+        *state, log = run(*arguments, **further)
+        steps.append(int(arguments[12][2] - arguments[12][1]))
+        free[0] = max(free[0], now[0]) + 0.01 * steps[-1]
+        return *state, log._replace(loss=Timed(log.loss, free[0]))
+
+    def work():
+        if len(steps) < 4 or not idle[0]:
+            return False
+        idle[0], now[0] = False, max(now[0], free[0]) + 0.01
+        return True
+
+    monkeypatch.setattr(vectorize, "run", timed)
+    monkeypatch.setattr(loop, "host", lambda log: jax.tree.map(np.asarray, log))
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(loop, "LONGEST", 0.2)
+    trained(fits([0], 400), [400], meanwhile=work)
+    assert not idle[0] and max(steps) <= 21
+
+
+@pytest.mark.devices(4)
+def test_the_best_point_follows_the_fits_that_train_on(monkeypatch):
+    """As on an accelerator, where copies stay on the devices: one of four fits ends, three stand on three devices."""
+    monkeypatch.setattr(vectorize, "copied", vectorize._copied)
+    rules = [(PhaseRule(restore=True, until=lambda s, i=i: len(s) >= (1 if i == 0 else 9)),) for i in range(4)]
+    group = [fit._replace(rules=rule) for fit, rule in zip(fits(range(4), 12), rules, strict=True)]
+    execution, scores = train.Execution(many="map", devices=tuple(jax.devices()[:4])), iter(range(100))
+    validate = lambda state: [float(next(scores))] * len(state.fits)  # noqa: E731
+    states = [state for state, _ in train.fit(SPEC, group, DATA, [4, 8, 12], execution=execution, validate=validate)]
+    assert [state.fits for state in states if state.over] == [(0,), (1, 2, 3)]
 
 
 @pytest.mark.parametrize("devices", [1, 2])

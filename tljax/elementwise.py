@@ -5,8 +5,9 @@ parameter and state, from numbers that belong to no element (counters, rates), a
 is 0 wherever the gradient has always been 0 (a global norm of gradients). Elements whose gradient is always 0 then
 change nothing for the others: they may be left out. SGD, Adam, AdamW, RMSprop, Lion and their like are elementwise,
 clipping by the global norm of gradients included; what looks at a leaf's shape (Adafactor, Muon, SM3), at a mean or
-at a norm of parameters (LAMB, LARS) is not. It is decided by the program alone, never by its values, and in doubt the
-answer is no.
+at a norm of parameters (LAMB, LARS) is not. It is decided by the program and the numbers written in it (a decay of 0.0
+is one), never by the values of gradients, parameters or states: a number of the state (an injected hyper-parameter) may
+take any. In doubt the answer is no.
 """
 
 from collections.abc import Sequence
@@ -85,8 +86,10 @@ def _holds(init: tuple[Any, Any], update: tuple[Any, Any], count: int) -> bool:
             if any(value.leaf not in (leaf, None) for leaf, value in enumerate(outputs[:count])):
                 return False
             after = [_either(old, new) for old, new in zip(state, outputs[count:], strict=True)]
-            if after == state:
-                return True
+            if after == state:  # a number that begins as 0 may be set: only moments stay 0 without gradients
+                after = [_Value(None, False) if value.leaf is None else value for value in after]
+                if after == state:
+                    return True
             state = after
     except _TurnsOnOthers:
         return False

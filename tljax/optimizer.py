@@ -78,7 +78,8 @@ def masked(
     there each part sees the norm of its own gradients.)
 
     Raises InputError for a leaf of `mask` that is no bool, number or array of them, for a traced bool, for a tree of
-    the parameters inside `tx`, and when `update` is traced with the state of another mask.
+    the parameters inside `tx`, and when `update` is traced with the state of another mask; an array that is traced in
+    `update` and was not in `init`, or the reverse, is another mask.
     """
     inner = optax.with_extra_args_support(tx)
     is_elementwise = functools.cache(functools.partial(elementwise.holds_of_shapes, inner))
@@ -113,7 +114,8 @@ def masked(
             trained_whole, rest = _split(params, _canonical(mask, params))
             of_params = placed(_canonical(mask, params), trained_whole), trained_whole, rest
             trained_params = _map_by_mask(of_params[0], trained_whole, _gather)
-        _check_state(inner, gradients, len(phases), state, any(map(_is_gathered, jax.tree.leaves(leaves))))
+        has_arrays = any(_is_gathered(m) or masks.selects(m) for m in jax.tree.leaves(leaves))
+        _check_state(inner, gradients, len(phases), state, has_arrays)
         extra_of_trained = {
             name: _of_trained(value, leaves, trained_params, of_params) for name, value in extra.items()
         }
@@ -632,18 +634,25 @@ def _marked(state: OptState) -> Any:
 
 
 def _check_state(
-    tx: optax.GradientTransformationExtraArgs, trained: Params, cohorts: int, state: OptState, has_gathered: bool
+    tx: optax.GradientTransformationExtraArgs, trained: Params, cohorts: int, state: OptState, has_arrays: bool
 ) -> None:
-    """Raises InputError for the state of another mask, whose own failure would be cryptic or silent."""
+    """Raises InputError for the state of another mask, whose own failure would be cryptic or silent.
+
+    Under arrays the shapes of a state turn on which leaves are gathered, and so on which arrays were traced in `init`.
+    """
     first, younger = _cohorts(state)
     fresh = jax.eval_shape(tx.init, trained)
     expected: Any = jax.tree.structure(fresh)
     same = expected == jax.tree.structure(first) and 1 + len(younger) == cohorts
-    shapes = (list(map(jnp.shape, jax.tree.leaves(state))) for state in (fresh, first)) if has_gathered else ((), ())
+    shapes = (list(map(jnp.shape, jax.tree.leaves(state))) for state in (fresh, first)) if has_arrays else ((), ())
     if not same or len({*map(tuple, shapes)}) > 1:
+        kind = (
+            ", and give init and update the same kind of it: where an array is traced in one of them alone, close over "
+            "it in both, or give both the mask that optimizer.gathered makes of it"
+        )
         raise InputError(
             "the optimizer's state is of another mask or other cohorts: at a phase boundary, make it fit with "
-            "optimizer.carry; otherwise call init with this mask"
+            f"optimizer.carry; otherwise call init with this mask{kind if has_arrays else ''}"
         )
 
 
@@ -694,16 +703,18 @@ optimizer."""
 def gathered(is_elementwise: IsElementwise, params: Params, mask: Mask | Callable[..., Mask]) -> Mask:
     """The canonical mask in which `Elements` stand for the arrays whose leaves `masked(tx, mask)` gathers.
 
-    They are those that select few elements, at most one in SHARE with some room, if the optimizer does the same to the
-    elements by themselves, as its program shows (`elementwise`). The moments of Adam then take the room of the
-    elements, and its arithmetic their time: on 4 M elements it took 37 ms a step of all, 0.3 ms of 1 in 1000, 10 ms of
-    1 in 20, 20 ms of 1 in 4; on 0.4 M 1.5, 0.04, 0.2 and 0.4 ms (2026-11-27, jax 0.10.2, two busy cores). So it would
-    pay up to 1 in 4. It ends at 1 in 32 for the sake of bits: sums over elements (a global norm) round otherwise
+    They are those whose elements, with some room, are at most one in SHARE of their leaf, if the optimizer does the
+    same to the elements by themselves, as its program shows (`elementwise`). The moments of Adam then take the room of
+    the elements, and its arithmetic their time: on 4 M elements it took 37 ms a step of all, 0.3 ms of 1 in 1000, 10 ms
+    of 1 in 20, 20 ms of 1 in 4; on 0.4 M 1.5, 0.04, 0.2 and 0.4 ms (2026-11-27, jax 0.10.2, two busy cores). So it
+    would pay up to 1 in 4. It ends earlier for the sake of bits: sums over elements (a global norm) round otherwise
     without the zeros between them, and compilers join other multiplications and additions; masks that train more, such
     as 1 element in 20, keep theirs.
 
-    The room for elements follows from the share of the whole mask and the leaf's size alone, with five standard
-    deviations of a random draw to spare, or is so many times four: so random masks of one share compile once.
+    The room for elements follows from the leaf's size and the share that all arrays of the mask select together,
+    rounded up to a power of the root of 2, with five standard deviations of a random draw to spare, or is so many times
+    four: so random masks of one share compile once. One large leaf is gathered from 1 element in 45.3 on, one of 500
+    elements never. A mask that selects no element stays as it is, as does one with `Elements` already.
 
     >>> adam = functools.partial(elementwise.holds_of_shapes, optax.adam(0.1))
     >>> every_500th = np.arange(10000).reshape(100, 100) % 500 == 0
@@ -716,17 +727,22 @@ def gathered(is_elementwise: IsElementwise, params: Params, mask: Mask | Callabl
 
 
 def _with_elements(is_elementwise: IsElementwise, mask: Mask, trained: Params) -> Mask:
-    """The canonical mask with `Elements` for arrays that select few elements, if the optimizer is elementwise."""
+    """The canonical mask with `Elements` for arrays that select few elements, if the optimizer is elementwise.
+
+    A mask with `Elements` is decided already: the arrays beside them have another share by themselves.
+    """
+    if any(map(_is_gathered, jax.tree.leaves(mask))):
+        return mask
     structure: Any = jax.tree.structure(mask)
     rows = list(zip(jax.tree.leaves(mask), structure.flatten_up_to(trained), strict=True))
     arrays = [
         (i, np.broadcast_to(m, jnp.shape(leaf)), leaf)
         for i, (m, leaf) in enumerate(rows)
-        if leaf is not None and masks.selects(m) and not isinstance(m, jax.core.Tracer)
+        if leaf is not None and jnp.size(leaf) and masks.selects(m) and not isinstance(m, jax.core.Tracer)
     ]
-    if not arrays:
-        return mask
     counts = [np.count_nonzero(array) for _, array, _ in arrays]
+    if not any(counts):
+        return mask
     share = sum(counts) / sum(array.size for _, array, _ in arrays)
     rooms = [_room(array.size, int(count), share) for (_, array, _), count in zip(arrays, counts, strict=True)]
 

@@ -626,13 +626,12 @@ def _train_group(
                 progress = progress._replace(
                     parts=tuple(
                         part
-                        if set(part.fits) & set(state.fits)
+                        if set(part.fits) <= set(state.fits)  # else what is left of it is saved too
                         else resume.on_host(resume.with_optimizer(part, latest))
                         for part in progress.parts
                     )
                 )
-            latest = [entry for entry in latest if not set(entry[0]) <= set(state.fits)]
-            latest.append((state.fits, state.optimizer))
+            latest = resume.needed([*latest, (state.fits, state.optimizer)])
             pending.append(after(point, resume.held(state, is_due, _moves(group, state)), seconds, is_due))
             while jax.process_count() > 1 and meanwhile():  # who all do the same at the same time
                 pass

@@ -95,6 +95,21 @@ def with_optimizer(state: train.State, latest: Optimizers) -> train.State:
     return state._replace(optimizer=optimizer if state.fits == fits else jax.tree.map(lambda x: x[rows], optimizer))
 
 
+def needed(latest: Optimizers) -> list[tuple[tuple[int, ...], Any]]:
+    """Those of the optimizers' states, in their order, that have a fit which no later one has.
+
+    >>> [fits for fits, _ in needed([((0, 1, 2), None), ((0,), None), ((1, 2), None)])]
+    [(0,), (1, 2)]
+    """
+    kept: list[tuple[tuple[int, ...], Any]] = []
+    covered = set[int]()
+    for fits, optimizer in reversed(latest):
+        if not set(fits) <= covered:
+            kept.append((fits, optimizer))
+        covered |= set(fits)
+    return kept[::-1]
+
+
 def joined(parts: Sequence[train.State], new: train.State) -> tuple[train.State, ...]:
     """The parts with a newer state, which replaces those it came from once it has all their trials."""
     rest = []
@@ -204,8 +219,8 @@ def find(
                     break  # a save of another group
                 which = [keys.index(key) for key in about["keys"]]
                 if not restored & set(which):
-                    restored |= set(which)
                     progress = _with(progress, which, _restored(program, [trials[i] for i in which], arrays, about))
+                    restored |= set(which)
                 break
             except InputError as error:
                 aside = directory.set_aside(folder).name

@@ -116,6 +116,10 @@ def sorting(drawn: np.ndarray) -> np.ndarray:
     return places
 
 
+_OF_AN_ENTRY = 400
+"""Bytes that Python takes for an epoch beside its numbers, about."""
+
+
 class _Drawn:
     """The epochs that were drawn lately, by (seed, examples, epoch): at most so many bytes of them."""
 
@@ -140,11 +144,11 @@ class _Drawn:
         """Remember an epoch as the latest, and forget the earliest beyond what there is room for."""
         assert row is not None
         if key not in self.rows:
-            self.held += row.nbytes
+            self.held += row.nbytes + _OF_AN_ENTRY
         self.rows[key] = row
         self.rows.move_to_end(key)
         while self.held > self.most:
-            self.held -= self.rows.popitem(last=False)[1].nbytes
+            self.held -= self.rows.popitem(last=False)[1].nbytes + _OF_AN_ENTRY
 
 
 _DRAWN = _Drawn(256_000_000)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tljax import paths, plugins
-from tljax.masks.leaf import canonical_leaf, chosen, plain, selects, traced, trains_at
+from tljax.masks.leaf import Elements, canonical_leaf, chosen, plain, selects, traced, trains_at
 from tljax.types import InputError, Mask, Params
 
 
@@ -167,10 +167,16 @@ def _canonical(params: Params, mask: Mask) -> tuple[Any, list[Any]]:
 
 
 def require_fit(path: str, leaf: Any, m: Any) -> None:
-    """Raise InputError, naming the leaf, if a mask's array does not broadcast to its leaf."""
+    """Raise InputError, naming the leaf, if a mask's array does not broadcast to its leaf, or if `Elements` are of a
+    leaf of another shape."""
+    shape = jnp.shape(leaf)
+    if isinstance(m, Elements) and m.array is not None and m.array.shape != shape:
+        raise InputError(
+            f"the mask's Elements at '{path}' are of a leaf of shape {m.array.shape}, and this one has {shape}: call "
+            "optimizer.gathered with these parameters"
+        )
     if not selects(m):
         return
-    shape = jnp.shape(leaf)
     try:
         fits = np.broadcast_shapes(m.shape, shape) == shape
     except ValueError:

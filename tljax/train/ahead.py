@@ -24,7 +24,8 @@ class Group(NamedTuple):
 
 
 STATE_BYTES = 2**28
-"""Of the parameters of a group's fits, up to which it is compiled ahead: its first state is made for that."""
+"""Of the parameters of a group's fits, and of the data where a mesh gets a copy of its own, up to which it is compiled
+ahead: its first state is made for that."""
 
 
 @contextlib.contextmanager
@@ -44,15 +45,17 @@ def compiled_ahead(
     def wait(number: int) -> None:
         future = futures.get(number)
         if future is not None and not future.cancel():
-            future.exception()
+            future.result()
 
     try:
         for number, group in enumerate(groups):
             if number:
                 futures[number] = pool.submit(_compile, group, data, execution)
         yield wait
-    finally:
-        pool.shutdown(cancel_futures=True)
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)  # a stop or an error waits for no compilation
+        raise
+    pool.shutdown(cancel_futures=True)
 
 
 def _may_go_ahead(group: Group, data: Data | Stream, execution: loop.Execution) -> bool:
@@ -60,12 +63,14 @@ def _may_go_ahead(group: Group, data: Data | Stream, execution: loop.Execution) 
         return False
     first = group.fits[0]
     mask = first.phases[0][1]
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(first.params))
-    if masks.is_strategy(mask) or size * len(group.fits) > STATE_BYTES:
+    size = len(group.fits) * sum(leaf.nbytes for leaf in jax.tree.leaves(first.params))
+    if len(execution.devices) > 1:
+        size += sum(leaf.nbytes for leaf in jax.tree.leaves((data.inputs, data.targets)))
+    if masks.is_strategy(mask) or size > STATE_BYTES:
         return False
     passes = group.ends[-1] * batch_size(first)
     short = specialize(group.spec, first, (mask,))
-    return not features.features_bytes(short, first, data, passes, execution.cache)
+    return not short.reestimated and not features.features_bytes(short, first, data, passes, execution.cache)
 
 
 class _Compiled(Exception):
@@ -77,6 +82,7 @@ def _compile(group: Group, data: Data | Stream, execution: loop.Execution) -> No
         raise _Compiled
 
     silent = replace(execution, on_message=lambda line: None, on_compiled=stop, should_stop=lambda: False, profile=None)
-    with contextlib.suppress(_Compiled), switches.trusted():
+    # What else fails is not kept either: with its traceback it would hold the arrays of the group.
+    with contextlib.suppress(Exception), switches.trusted():
         if _may_go_ahead(group, data, execution):
             next(loop.fit(group.spec, group.fits, data, group.ends, (), silent, lambda state: None))

@@ -360,7 +360,9 @@ def _taken(state: State, rows: Sequence[int]) -> State:
     if jax.process_count() > 1:
         state = state._replace(**{name: host(getattr(state, name)) for name in names})
     part = select(state, rows)
-    return part._replace(**{name: on_first_device(getattr(part, name)) for name in (*names, "shared")})
+    part = part._replace(**{name: on_first_device(getattr(part, name)) for name in (*names, "shared")})
+    alone = lambda leaf: on_first_device(leaf) if isinstance(leaf, jax.Array) else leaf  # noqa: E731
+    return part._replace(best=jax.tree.map(alone, part.best))
 
 
 def select(state: State, rows: Sequence[int]) -> State:
@@ -745,22 +747,27 @@ def _advance(
     logs: list[Log] = []
     running: deque[_Running] = deque()
     many = jax.process_count() > 1  # whose logs are gathered by all of them, after what was dispatched before
-    ended, before = 0.0, None
+    ended, saw_end, before = 0.0, True, None
 
     def read() -> None:
         """Read the log of the earliest call that is under way."""
-        nonlocal diverged, most, ended
+        nonlocal diverged, most, ended, saw_end
         earliest, worked = running.popleft(), False
-        while not many and not earliest.log.loss.is_ready() and execution.meanwhile():
-            worked = True
+        is_there = not many and earliest.log.loss.is_ready()
+        waited = not is_there
+        while not many and not is_there and execution.meanwhile():
+            worked, is_there = True, earliest.log.loss.is_ready()
         log = jax.tree.map(lambda curve: curve[:, earliest.rows], host(earliest.log))
+        # A call begins when it is dispatched, or when the one before it ends, which is seen if the host waits for it.
+        is_timed = not worked and (saw_end or earliest.since >= ended)
         seconds, ended = time.perf_counter() - max(earliest.since, ended), time.perf_counter()
+        saw_end = waited and not worked
         diverged = _first_not_finite(diverged, earliest.start, log)
         if debugs and any(since == earliest.start for since in diverged):
             row = diverged.index(earliest.start)
             raise InputError(_not_finite(state.fits[row], earliest.start, row, before, trained))
         logs.append(_without_diverged(diverged, earliest.start, log))
-        if not worked:  # else it may have ended before it was looked at
+        if is_timed:
             most = agreed(min(capacity(batch), _steps_for_longest(earliest.stop - earliest.start, seconds)))
 
     most = min(most, capacity(batch))
