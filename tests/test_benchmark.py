@@ -281,6 +281,6 @@ def test_sides_train_the_same(tmp_path, capsys):
 def test_it_writes_its_table_and_names_what_is_left_out(complete_data, tmp_path, capsys):
     benchmark.run(str(complete_data), ("probe",), rounds=1, turn_steps=60, output=str(tmp_path / "b.json"))
     text = capsys.readouterr().out
-    assert "head alone, 1 fit, float32: s/60 steps" in text and (tmp_path / "b.json").is_file()
+    assert "head alone, 1 fit, float32" in text and "s/60 steps" in text and (tmp_path / "b.json").is_file()
     about = json.loads((tmp_path / "b.json").read_text())["about"]
     assert re.match(r"\d{4}-\d\d-\d\d, .*Python .*jax ", about)

@@ -5,7 +5,6 @@ import hashlib
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -103,12 +102,11 @@ def test_shipped_images_are_true_rows_of_the_originals(name: str, tmp_path: Path
 
 @pytest.mark.complete
 @needs_complete
-def test_complete_data_loads_and_then_is_there_at_once(tmp_path: Path) -> None:
+def test_complete_data_loads_and_then_is_there_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load("mnist", data_dir=tmp_path, manual_dir=COMPLETE)
     assert first.train.arrays.shape == (60_000, 28, 28, 1) and first.note == ""
-    begin = time.perf_counter()
+    monkeypatch.setattr("tljax.data.idx.read", None)  # nothing is decoded again
     again = load("mnist", data_dir=tmp_path, manual_dir=COMPLETE)
-    assert time.perf_counter() - begin < 0.1
     assert again.fingerprint == first.fingerprint
 
 

@@ -234,7 +234,8 @@ def test_ends_that_cannot_be_meant_are_refused_before_anything_is_trained(name, 
 
 
 @pytest.mark.slow
-def test_a_study_and_its_report_are_of_the_end_that_was_planned(tasks, tmp_path, capsys):
+def test_a_study_and_its_report_are_of_the_end_that_was_planned(tasks, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # where others have judged fits like these otherwise
     flags = {"strategies": ("full",), "seeds": (0, 1), "steps": 40, "epochs": None, "points": 8, "validation": 0.3}
     flags |= {"optimizer": "adam", "learning_rate": 0.05, "train_examples": ("20:seeds=2",), "batch_size": 5}
     line = [*command(tasks, tmp_path, **flags, verdict_of="best"), "--longer_scratch=false"]

@@ -113,11 +113,15 @@ def _component(module: Any, kind: str, spec: plugins.Spec, seed: int | None) -> 
     name = spec.name.removesuffix(ending)
     if name not in known or spec.words or name == "Base":
         raise InputError(f"--{kind}={spec.name}{plugins.nearest(name, set(known) - {'Base'})}")
+    from optuna.exceptions import ExperimentalWarning
+
     what = f"{kind} '{name}'"
     options = plugins.bind(getattr(module, name + ending), spec.options, what)
     seeded = plugins.taken(getattr(module, name + ending), {"seed": seed}) if seed is not None else {}
     try:
-        return getattr(module, name + ending)(**{**seeded, **options})
+        with warnings.catch_warnings():  # that an interface of Optuna may change is no concern of who names a sampler
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return getattr(module, name + ending)(**{**seeded, **options})
     except Exception as error:
         raise InputError(f"{what} cannot be made: {plugins.describe(error)}") from error
 
