@@ -125,8 +125,9 @@ def test_the_other_commands_run(tmp_path, monkeypatch, capsys):
         fewer = ("--trials=2", "--strategies=head_only") if program.endswith("search") else ()
         if program.endswith("compare") and "--flagfile" in line:
             fewer = ("--source_steps=3", "--strategies=scratch,full", "--train_examples=5/class")
-        if of_lora := KINDS_OF_LORA.get(Path(arguments[0]).stem):
-            quick, fewer = of_lora, ()
+        flagfile = Path(arguments[0].removeprefix("--flagfile=") if arguments else "")
+        if flagfile.suffix == ".flags" and flagfile.stem in KINDS_OF_LORA:
+            quick, fewer = KINDS_OF_LORA[flagfile.stem], ()
         enough = ("--steps=10",) if "--lr_range_test" in arguments else ()
         PROGRAMS[program]([program, *arguments, *quick, *fewer, *enough])
         ran += 1
