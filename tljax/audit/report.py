@@ -1,0 +1,101 @@
+"""What an audit says: a claim about each leaf, a verdict, and the line of the user's program that decides it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+Verdict = Literal["proved", "refuted", "not decided"]
+Grade = Literal["identical", "equal", "equal if finite", "changed"]
+Claim = Literal["frozen", "trains", "unseen", "state", "rate", "idle"]
+
+GRADES: tuple[Grade, ...] = ("identical", "equal", "equal if finite", "changed")
+"""From the strongest on: the same variable; equal up to the sign of a zero and a NaN's payload; equal if what is
+multiplied by 0 is finite; another value."""
+
+CLAIMS: dict[Claim, str] = {
+    "frozen": "keeps its value",
+    "trains": "has a new value that depends on the batch",
+    "unseen": "has a gradient that no trained leaf's update depends on",
+    "state": "owns no optimizer state",
+    "rate": "moves by its rate",
+    "idle": "is computed for nobody",
+}
+"""What a claim says of the leaf that it names."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A claim about a leaf, and what was decided of it."""
+
+    path: str
+    """Of the leaf of the parameters, or of the state where the claim is about that."""
+    claim: Claim
+    verdict: Verdict
+    detail: str
+    """One line: the operation, what it does, and the numbers that show it."""
+    source: str | None = None
+    """The line of the user's program that decides it, as `loop.py:12 (update)`."""
+    grade: Grade | None = None
+    """Of a frozen leaf: how its new value is its old one."""
+    condition: str | None = None
+    """What a proof assumes: 'if the mask is False'."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """The findings of an audit."""
+
+    subject: str
+    """What was audited, as its author would name it: 'train_step' or 'adamw'."""
+    findings: tuple[Finding, ...]
+    notes: tuple[str, ...] = ()
+    """What a reader has to know: where reading stopped, what was assumed of all leaves."""
+
+    def of(self, claim: Claim | None = None, verdict: Verdict | None = None) -> tuple[Finding, ...]:
+        """The findings of a claim, of a verdict, or of both."""
+        return tuple(
+            finding
+            for finding in self.findings
+            if claim in (None, finding.claim) and verdict in (None, finding.verdict)
+        )
+
+    @property
+    def refuted(self) -> tuple[Finding, ...]:
+        """The findings whose claim does not hold."""
+        return self.of(verdict="refuted")
+
+    @property
+    def undecided(self) -> tuple[Finding, ...]:
+        """The findings that were not decided."""
+        return self.of(verdict="not decided")
+
+    def table(self) -> str:
+        """The findings as text, the refuted ones first, a row each.
+
+        >>> print(Report("step", (Finding("head/bias", "trains", "proved", "depends on the batch"),)).table())
+        step: 1 proved, 0 refuted, 0 not decided
+        proved  trains  head/bias  depends on the batch
+        """
+        order: tuple[Verdict, ...] = ("refuted", "not decided", "proved")
+        ranked = sorted(self.findings, key=lambda finding: order.index(finding.verdict))
+        counts = [f"{len(self.of(verdict=verdict))} {verdict}" for verdict in ("proved", "refuted", "not decided")]
+        head = f"{self.subject}: {', '.join(counts)}"
+        rows = [(finding.verdict, finding.claim, finding.path, _text(finding)) for finding in ranked]
+        return "\n".join((head, *_aligned(rows), *(f"note: {note}" for note in self.notes)))
+
+
+def _text(finding: Finding) -> str:
+    """The grade, the detail, the condition and the source of a finding, as far as it has them."""
+    grade = f"{finding.grade}: " if finding.grade else ""
+    condition = f", {finding.condition}" if finding.condition else ""
+    source = f" [{finding.source}]" if finding.source else ""
+    return f"{grade}{finding.detail}{condition}{source}"
+
+
+def _aligned(rows: Iterable[tuple[str, ...]]) -> list[str]:
+    """Rows of text with their columns below one another; the last one is as long as it is."""
+    rows = list(rows)
+    widths = [max(len(row[column]) for row in rows) for column in range(3)] if rows else []
+    return [
+        "  ".join((*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1])) for row in rows
+    ]
