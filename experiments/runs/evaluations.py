@@ -119,7 +119,7 @@ def measured(
     from `folder`/evals.
     """
     fields: dict[str, dict[str, Any]] = {}
-    for name, task in _wanted(experiment, evaluations, start):
+    for name, task in _test_sets(experiment, evaluations, start):
         file = folder / "evals" / f"{plan.file_name(f'{name}-{task.name}')}-{task.fingerprint[:8]}.json"
         about = {"test_set": name, "of": task.name, "fingerprint": task.fingerprint}
         known = _known(file, about)
@@ -211,7 +211,7 @@ def _known(file: Path, about: Mapping[str, str]) -> Known:
     return Known(record["accuracy"], record.get("scores", {}))
 
 
-def _wanted(experiment: Experiment, evaluations: Sequence[Evaluation], start: bool) -> list[tuple[str, Task]]:
+def _test_sets(experiment: Experiment, evaluations: Sequence[Evaluation], start: bool) -> list[tuple[str, Task]]:
     """(name, test set) of all by which the fits of an experiment are judged."""
     source, from_scratch = experiment.source, experiment.strategies[0].name == "scratch"
     wanted = []
