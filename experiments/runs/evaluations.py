@@ -232,6 +232,7 @@ def _judge(
     of_source = name == "source"
     model = experiment.settings.build_model(task.outputs, experiment.settings.recipe) if of_source else experiment.model
     inputs = evaluate.held(task.test, experiment.execution, what=f"the test examples of {task.name}")
+    batch = experiment.execution.evaluation_batch
     loaded: dict[str, Any] = {}
     for strategy, start in plan.first_starts(experiment):
         merge = start.merge or (lambda params: params)
@@ -250,7 +251,8 @@ def _judge(
             if of_source:
                 params = _head_back(model, params, trained[result.seed], plan.example_shape(task))
             stacked = jax.tree.map(lambda leaf: np.asarray(leaf)[None], params)
-            yield result, evaluate.logits(train.forward(model), stacked, inputs, len(task.test))[0]
+            logits = evaluate.logits(train.forward(model), stacked, inputs, len(task.test), batch=batch)
+            yield result, logits()[0]
 
 
 def _head_back(model: Model, params: Params, source: sources.Trained, shape: models.Shape) -> Params:

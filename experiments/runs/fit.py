@@ -484,7 +484,7 @@ def diverged_at(state: train.State, row: int, logits: np.ndarray | None) -> int 
 
 def _logits_begun(on_device: DeviceData, group: Sequence[PreparedFit], state: train.State) -> Callable[[], np.ndarray]:
     trials = [fit.trial for fit in group]
-    return evaluate.logits_of_begun(group[0].spec, trials, state, on_device.test, on_device.tests, on_device.execution)
+    return evaluate.logits_of(group[0].spec, trials, state, on_device.test, on_device.tests, on_device.execution)
 
 
 # ---- All groups of a run
@@ -783,8 +783,8 @@ def _score_of_average(
 def _logits_of(on_device: DeviceData, fit: PreparedFit, variables: Params) -> np.ndarray:
     """Outputs of the head for the test inputs under these variables of one fit, float32 [examples, ...]."""
     stacked = jax.tree.map(lambda leaf: np.asarray(leaf)[None], variables)
-    forward = train.forward(fit.spec.model, fit.spec.merge)
-    return evaluate.logits(forward, stacked, on_device.test, on_device.tests)[0]
+    forward, batch = train.forward(fit.spec.model, fit.spec.merge), on_device.execution.evaluation_batch
+    return evaluate.logits(forward, stacked, on_device.test, on_device.tests, batch=batch)()[0]
 
 
 def _before(progress: Progress, i: int, trial: train.Fit) -> Params:
@@ -907,7 +907,8 @@ def _validate(
     what = f"the validation examples of {on_device.task.name}"
     inputs = evaluate.held(on_device.task.train, on_device.execution, validation, what)
     stacked = jax.tree.map(lambda leaf: leaf[None], variables)
-    logits = evaluate.logits(train.forward(spec.model, spec.merge), stacked, inputs, len(validation))[0]
+    forward, batch = train.forward(spec.model, spec.merge), on_device.execution.evaluation_batch
+    logits = evaluate.logits(forward, stacked, inputs, len(validation), batch=batch)()[0]
     return evaluate.measure(on_device.objective, logits, np.asarray(on_device.task.train.targets)[validation])
 
 
