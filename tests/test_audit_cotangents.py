@@ -13,7 +13,7 @@ X = jax.ShapeDtypeStruct((4, 4), "float32")
 
 
 def dense(h, layer):
-    return jnp.tanh(h @ layer["w"] + layer["b"])
+    return jnp.tanh(h @ layer["w"] + layer["b"][None])
 
 
 def loss(layers, x, dense=dense):
@@ -28,7 +28,7 @@ PROGRAMS = {
     "jit of layers": jax.grad(functools.partial(loss, dense=jax.jit(dense))),
     "remat of layers": jax.grad(functools.partial(loss, dense=jax.checkpoint(dense))),
     "vjp": lambda layers, x: jax.vjp(loss, layers, x)[1](1.0)[0],
-    "vmap": jax.vmap(jax.grad(loss), (None, 0)),
+    "vmap": lambda layers, x: jax.vmap(jax.grad(loss), (None, 0))(layers, jnp.stack([x, x])),
 }
 
 
