@@ -57,8 +57,10 @@ class Context(NamedTuple):
     """Which leaves the graft (or adapt) drew anew: True means drawn."""
     key: jax.Array | None = None
     """A key of the strategy's own, from the seed."""
-    gradient: Callable[[Params], Params] | None = None
-    """params -> mean gradient of L on the target's training split."""
+    gradient: Callable[..., Params] | None = None
+    """params -> mean gradient of L on the target's training split. With `loss=` it is that of another loss, of what the
+    stage below the head gives: (features [batch, ...], targets [batch, ...], weight float32 [batch]) -> its sum over
+    the examples whose weight is 1, as `objective.supervised_contrastive` is."""
     fisher: Callable[[Params], Params] | None = None
     """params -> mean over the target's training split of the squared gradient of each example's L."""
     contracted: Mapping[str, int] = {}

@@ -7,7 +7,7 @@ Linen, variables of NNX that are no `nnx.Param`, `running_mean`, `moving_varianc
 built outside `jax.jit`, and are no argument of it.
 """
 
-from tljax.masks.build import by_glob, by_path, by_size, kept, layers, leaf_name, top, under
+from tljax.masks.build import PER, by_glob, by_path, by_size, kept, layers, leaf_name, top, under
 from tljax.masks.check import is_strategy, lint, lint_phases, lint_schedule, require_leaf
 from tljax.masks.combine import (
     also,
@@ -27,6 +27,7 @@ from tljax.masks.leaf import Elements, chosen, selects, trains, value
 from tljax.masks.show import Row, digest, equal, from_json, load, save, table, to_json
 
 __all__ = [
+    "PER",
     "Elements",
     "Row",
     "also",

@@ -89,6 +89,9 @@ class Execution:
     """Bytes of host memory for examples that are read ahead."""
     on_wait: Callable[[float], None] = lambda seconds: None
     """Called at the end of a phase with the seconds for which examples of a stream were waited for."""
+    evaluation_batch: int = 0
+    """Examples that go through a model at once in `evaluate`, another number of which may round otherwise; 0 for as
+    many as memory holds. `FeatureCache.batch` is that of features."""
 
 
 def held(examples: Examples, execution: Execution, what: str = "the examples") -> Data | Stream:
