@@ -12,6 +12,7 @@ Loops are read until nothing changes (Kildall 1973, "A unified approach to globa
 
 import itertools
 import math
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -1006,7 +1007,7 @@ def _split(reader: _Reader, equation: Any, values: list[Value], path: tuple[int,
     for size, var in zip(equation.params["sizes"], equation.outvars, strict=True):
         cut = (slice(None),) * axis + (slice(start, start + size),)
         shapes = equation.invars[0].aval.shape, var.aval.shape
-        results.append(reader.moved(values[0], shapes, lambda array, cut=cut: array[cut]))
+        results.append(reader.moved(values[0], shapes, operator.itemgetter(cut)))
         start += size
     return results
 
