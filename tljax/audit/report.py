@@ -6,7 +6,7 @@ from typing import Literal
 
 Verdict = Literal["proved", "refuted", "not decided"]
 Grade = Literal["identical", "equal", "equal if finite", "changed"]
-Claim = Literal["frozen", "trains", "unseen", "state", "rate", "idle"]
+Claim = Literal["frozen", "trains", "unseen", "state", "rate", "idle", "restored"]
 
 GRADES: tuple[Grade, ...] = ("identical", "equal", "equal if finite", "changed")
 """From the strongest on: the same variable; equal up to the sign of a zero and a NaN's payload; equal if what is
@@ -19,6 +19,7 @@ CLAIMS: dict[Claim, str] = {
     "state": "owns no optimizer state",
     "rate": "moves by its rate",
     "idle": "is computed for nobody",
+    "restored": "has the numbers of the leaf that it was to come from",
 }
 """What a claim says of the leaf that it names."""
 
