@@ -85,6 +85,22 @@ class Report:
         return "\n".join((head, *_aligned(rows), *(f"note: {note}" for note in self.notes)))
 
 
+def broken(report: Report, claims: Iterable[Claim], at_least: Grade = "changed") -> tuple[Finding, ...]:
+    """The findings of some claims that are refuted, not decided, or proved of a frozen leaf in too low a grade.
+
+    >>> low = Finding("body", "frozen", "proved", "is multiplied by 0", grade="equal if finite")
+    >>> [len(broken(Report("step", (low,)), ("frozen",), grade)) for grade in ("equal", "equal if finite")]
+    [1, 0]
+    """
+    claims = tuple(claims)
+    return tuple(
+        finding
+        for finding in report.findings
+        if finding.claim in claims
+        and (finding.verdict != "proved" or (finding.grade and GRADES.index(finding.grade) > GRADES.index(at_least)))
+    )
+
+
 def _text(finding: Finding) -> str:
     """The grade, the detail, the condition and the source of a finding, as far as it has them."""
     grade = f"{finding.grade}: " if finding.grade else ""
