@@ -1,7 +1,7 @@
 """Audit anyone's training step, or two checkpoints: does what is said to be frozen stay as it is?
 
     python -m experiments.audit loop.py:make
-    python -m experiments.audit --before=base.safetensors --after=tuned.safetensors --mask=head/**
+    python -m experiments.audit --before=base.safetensors --after=tuned.safetensors --mask='head/**'
 
 make() returns the arguments of tljax.audit.step, a mapping of them or a tuple in this order: step, state, batch, mask,
 and, if they are needed, params and loss. The step is read as a program, and nothing is trained. --before and --after
@@ -17,6 +17,7 @@ from experiments import run_program
 if __name__ == "__main__":  # before the other imports, so that a failure in them is reported in one line
     run_program(__file__)
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -107,7 +108,10 @@ def _grade(text: str) -> Any:
 
 
 def _command(audit_flags: AuditFlags) -> str:
-    return " ".join(("python -m experiments.audit", *command_line.flagfile_lines(audit_flags)))
+    """The command that gives this audit again, for a shell."""
+    default = command_line.flagfile_lines(AuditFlags())
+    lines = [line for line in command_line.flagfile_lines(audit_flags) if line not in default]
+    return shlex.join(("python", "-m", "experiments.audit", *lines))
 
 
 # ---- A step

@@ -79,7 +79,7 @@ def page(report: Report, failures: Sequence[Finding], provenance: Provenance) ->
         f"Of {len(report.findings):,} claims {counts['proved']:,} are proved, {counts['refuted']:,} refuted and "
         f"{counts['not decided']:,} not decided"
         + (
-            f"; {len(failures):,} of them break what was to hold."
+            f"; {len(failures):,} against what was to hold."
             if failures
             else ", and nothing that was to hold is broken."
         )
