@@ -85,7 +85,7 @@ def page(report: Report, failures: Sequence[Finding], provenance: Provenance) ->
         )
     )
     claims = dict.fromkeys(finding.claim for finding in report.findings)
-    lists = [("What is claimed of a leaf", [(claim, CLAIMS[claim]) for claim in claims])]
+    lists = [("What is claimed of a leaf", [(str(claim), CLAIMS[claim]) for claim in claims])]
     lists += [("Notes", [(str(number), note) for number, note in enumerate(report.notes, 1)])] if report.notes else []
     rows = folded(report)
     sections = [
