@@ -58,7 +58,7 @@ def outputs(loaded: LoadedSource, inputs: Any) -> np.ndarray:
     """The outputs float32 [n, ...] of a fit for inputs, leaves [n, ...]; raises InputError unless they are finite."""
     params = jax.tree.map(lambda leaf: np.asarray(leaf)[None], loaded.params)
     count = len(jax.tree.leaves(inputs)[0])
-    logits = evaluate.logits(train.forward(loaded.model), params, evaluate.padded(inputs), count)[0]
+    logits = evaluate.logits(train.forward(loaded.model), params, evaluate.padded(inputs), count)()[0]
     odd = np.flatnonzero(~np.isfinite(logits).reshape(count, -1).all(-1))
     if len(odd):
         raise InputError(f"image {odd[0]} gives logits that are not finite: {_why_not_finite(loaded, inputs, odd[0])}")
@@ -74,7 +74,7 @@ def _why_not_finite(loaded: LoadedSource, inputs: Any, row: int) -> str:
 
     params = jax.tree.map(lambda leaf: np.asarray(leaf)[None], loaded.params)
     small = evaluate.padded(jax.tree.map(scaled, inputs))
-    if np.isfinite(evaluate.logits(train.forward(loaded.model), params, small, 1)).all():
+    if np.isfinite(evaluate.logits(train.forward(loaded.model), params, small, 1)()).all():
         return "its numbers are too large, so scale them"
     sizes = {path: float(np.abs(leaf).max(initial=0)) for path, leaf in paths.items(loaded.params)}
     largest = max(sizes, key=lambda path: sizes[path])

@@ -78,7 +78,7 @@ def run(values: Mapping[str, Any], options: RankFlags) -> dict[str, Any]:
     settings, cards, loaded, targets, transfers = ranking
     if settings.dry_run:
         fits = sum(len(plan.planned(each)) for each in transfers.experiments()) if transfers else 0
-        rows = [(card.name, _own(card), f"{card.parameters:,}") for card in cards]
+        rows = [(card.name, _source_score(card), f"{card.parameters:,}") for card in cards]
         notes = [f"{len(rows)} sources, {len(targets)} targets, {fits} fits to verify"]
         own = "own test accuracy %" if {card.metric for card in cards} == {units.ACCURACY} else "own test score"
         console.table("sources", ["source", own, "parameters"], rows, notes)
@@ -193,7 +193,7 @@ def _refuse_copies(loaded: Mapping[str, LoadedSource]) -> None:
         names[source.identity] = name
 
 
-def _own(card: Card) -> str:
+def _source_score(card: Card) -> str:
     """How good a source is at its own task: its accuracy in %, or another metric with its name."""
     if card.accuracy is None:
         return "-"

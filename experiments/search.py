@@ -32,6 +32,7 @@ from experiments.runs import (
     range_test,
     search_flags,
     sources,
+    times,
     trials,
     tuned,
 )
@@ -51,10 +52,15 @@ class SearchFlags(Search, ExperimentFlags):
 
 def run(flags: Mapping[str, Any], options: Search) -> list[Result]:
     """Search, then train each winner anew; returns the results of the winners' fits."""
+    with times.noted("search") as noted:
+        return _run(flags, options, noted)
+
+
+def _run(flags: Mapping[str, Any], options: Search, noted: times.Times) -> list[Result]:
     settings = Settings.from_flags(**flags)
     search_flags.check(flags, settings, options)
     trial_flags = _trial_flags(flags, settings, options)
-    execution = process.prepare(settings)
+    execution = noted.watched(process.prepare(settings))
     stand_ins = sources.stand_ins(settings, options.trial_seeds)
     if options.lr_range_test and not settings.dry_run:
         range_test.run(flags, trial_flags, options, execution, stand_ins)
@@ -92,6 +98,7 @@ def run(flags: Mapping[str, Any], options: Search) -> list[Result]:
         results = [result for winner in trained.values() for result in _train_winner(winner.settings, execution)]
         settled = summary.with_share(results, experiment.target.test.targets)
         notes = page.write(folder, Settings.from_flags(**flags), options, trained, settled, experiment)
+        noted.leave(folder)
     results_page.print_results("tuned against tuned", settled, notes)
     return results
 
@@ -172,12 +179,12 @@ def _arms(settings: Settings, options: Search) -> list[Arm]:
         raise InputError(f"--train_examples={','.join(settings.train_examples)}: name one, or give --per_budget")
     arms = []
     for strategy in strategies:
-        name = space.own_name(strategy)
+        name = space.strategy_name(strategy)
         ranges = tuple(r for r in options.ranges if space.of_strategy(r.name) in ("", name))
         if not ranges:
             raise InputError(f"--space has nothing to search for strategy '{strategy}': add a dimension")
         chooses = any(space.of_strategy(r.name) == name for r in ranges)
-        if chooses and sum(space.own_name(other) == name for other in strategies) > 1:
+        if chooses and sum(space.strategy_name(other) == name for other in strategies) > 1:
             raise InputError(
                 f"--strategies={','.join(strategies)}: --space chooses the options of {name}, which is given more "
                 "than once, so two winners may be the same strategy: name it once"

@@ -152,7 +152,7 @@ def _print_cards(cards: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> No
     rows = [
         (
             card["name"],
-            _own_score(card),
+            _source_score(card),
             f"{card['parameters']:,}",
             f"{card['steps']:,}",
             f"{card['seconds']:.1f}",
@@ -167,7 +167,7 @@ def _print_cards(cards: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> No
     console.table("zoo", columns, rows, notes)
 
 
-def _own_score(card: Mapping[str, Any]) -> str:
+def _source_score(card: Mapping[str, Any]) -> str:
     """How good a source is at its own task: its accuracy in %, or another metric with its name."""
     metric = units.from_record(card.get("metric"))
     value = card["accuracy"] if metric == units.ACCURACY else card["score"]

@@ -488,7 +488,7 @@ def test_evaluation_sees_images_as_they_are():
     for cache in (None, train.FeatureCache(10**8), train.FeatureCache(10**8, views=1)):
         execution = train.Execution(cache=cache)
         for state, _ in train.fit(spec, fits, DATA, [STEPS], execution=execution):
-            got = evaluate.logits_of(spec, fits, state, evaluate.padded(EIGHT), COUNT, execution)
+            got = evaluate.logits_of(spec, fits, state, evaluate.padded(EIGHT), COUNT, execution)()
         expected = models.apply(MODEL, jax.tree.map(lambda leaf: leaf[0], state.params), jnp.asarray(EIGHT))
         np.testing.assert_allclose(got[0], expected, atol=1e-5)
         assert cache is None or len(cache.arrays) == 1 + cache.views  # of the test images, and of the views

@@ -227,7 +227,7 @@ def test_a_state_is_estimated_at_every_point_and_where_a_phase_begins():
             for row in range(2):
                 params, state = now.of(row)
                 near(state, estimated(params, variables(row)[1], tuple(MODULES)))
-            logits = evaluate.logits_of(spec, fits, now, evaluate.padded(IMAGES), EXAMPLES)
+            logits = evaluate.logits_of(spec, fits, now, evaluate.padded(IMAGES), EXAMPLES)()
             np.testing.assert_allclose(logits[1], plain_outputs(params, state, IMAGES)[0], rtol=1e-4, atol=1e-5)
             seen.setdefault(name, []).append(jax.tree.map(np.asarray, (now.params, now.model_state)))
     assert len(cache.arrays) == 1

@@ -34,7 +34,7 @@ def right():
     fits = [fit(seed) for seed in range(2 * GROUPS * FITS)]
     test, count = evaluate.padded(task.test.arrays[:1000]), 1000
     for state, _ in train.fit(spec, fits, train.load(task.train.arrays, labels), [STEPS]):
-        logits = evaluate.logits_of(spec, fits, state, test, count)
+        logits = evaluate.logits_of(spec, fits, state, test, count)()
     return logits.argmax(-1) == task.test.targets[:count]
 
 

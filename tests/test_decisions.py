@@ -20,7 +20,7 @@ from tljax import evaluate, masks, models, objective, optimizers, switches, trai
 from tljax.models import vit
 from tljax.train import ahead, features, flops, memory, vectorize
 from tljax.train.step import forward
-from tljax.types import InputError
+from tljax.types import ArrayExamples, InputError
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -152,7 +152,7 @@ def test_where_memory_is_short_evaluation_and_features_go_in_smaller_batches_to_
         cache = train.FeatureCache(10**8)
         hidden = features.compute(cache, model[:1], None, stacked, train.load(images))
         temporary = lowered.compile().memory_analysis().temp_size_in_bytes
-        return at_once, temporary, evaluate.logits(forward(model), stacked, data, 1500), np.asarray(hidden)[0, :1500]
+        return at_once, temporary, evaluate.logits(forward(model), stacked, data, 1500)(), np.asarray(hidden)[0, :1500]
 
     at_once, temporary, logits, hidden = outputs()
     monkeypatch.setattr(memory, "ACTIVATIONS", 200_000)
@@ -160,6 +160,36 @@ def test_where_memory_is_short_evaluation_and_features_go_in_smaller_batches_to_
     assert at_once == 1000 and fewer in (200, 250) and less < temporary / 2
     np.testing.assert_allclose(same_logits, logits, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(same_hidden, hidden, rtol=1e-5, atol=1e-5)
+
+
+def test_so_many_examples_go_at_once_as_are_asked_for_in_evaluation_and_at_most_for_features(monkeypatch):
+    images = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 1)).astype(np.uint8)
+    model, lines, sizes = models.build("mlp", 3, hidden=(4,), activation="relu"), [], []
+    params = models.init(model, jax.random.key(0), (8, 8, 1))
+    whole = models.apply(model, params, images)
+
+    def seen(compiled, place):
+        return lambda *arguments: sizes.append(arguments[place]) or compiled(*arguments)
+
+    monkeypatch.setattr(evaluate, "_all_logits", seen(evaluate._all_logits, 2))
+    monkeypatch.setattr(features, "_compute", seen(features._compute, 5))
+    optimizer, numbers = optimizers.spec("sgd")
+    mask, order = masks.under(params, ("head",)), lambda begin, end: np.zeros((end - begin, 25), np.int32)
+    numbers = {**numbers, "label_smoothing": 0.0}
+    member = train.Fit(params, ((0, mask),), order, np.zeros(2, np.float32), (), numbers, jax.random.key(0))
+    spec = train.Spec(model, objective.loss("softmax_cross_entropy"), optimizer)
+
+    def logits(cache):
+        examples = ArrayExamples(images, np.zeros(50, np.int32))
+        execution = train.Execution(cache=cache, evaluation_batch=24, on_message=lines.append)
+        [(state, _)] = train.fit(spec, [member], train.load(images, examples.targets), [2], (), execution)
+        return evaluate.logits_of(spec, [member], state, evaluate.held(examples, execution), 50, execution)()[0]
+
+    np.testing.assert_allclose(logits(None), whole, rtol=1e-5, atol=1e-6)
+    assert sizes == [24] and lines[-1] == "evaluated 24 examples at a time, as asked"
+    np.testing.assert_allclose(logits(train.FeatureCache(10**6, batch=24)), whole, rtol=1e-5, atol=1e-6)
+    assert sizes == [24, 17, 24, 24]  # 50 training examples in three even batches; 72 of the test in three, then again
+    assert "hidden_0 is frozen: features of 50 examples are computed once, 24 at a time, 0 MB" in lines
 
 
 @pytest.mark.slow

@@ -52,7 +52,7 @@ def outcome(group, execution, spec=SPEC):
     given = []
     for state, log in train.fit(spec, group, DATA, [20, STEPS], execution=execution):
         given.append(jax.device_get((state.params, state.optimizer, log)))
-    return given, evaluate.logits_of(spec, group, state, evaluate.padded(np.asarray(IMAGES)), 300, execution)
+    return given, evaluate.logits_of(spec, group, state, evaluate.padded(np.asarray(IMAGES)), 300, execution)()
 
 
 def assert_near(got, expected):

@@ -64,6 +64,6 @@ def test_padded_batches_give_the_logits_of_one_batch(monkeypatch):
     images = np.random.default_rng(0).integers(0, 255, (20, 2, 2, 1)).astype(np.uint8)
     trials = [models.init(model, jax.random.key(i), (2, 2, 1)) for i in range(2)]
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *trials)
-    got = evaluate.logits(partial(models.apply, model), stacked, evaluate.padded(images), 20)
+    got = evaluate.logits(partial(models.apply, model), stacked, evaluate.padded(images), 20)()
     for i, params in enumerate(trials):
         np.testing.assert_allclose(got[i], models.apply(model, params, jax.numpy.asarray(images)), rtol=1e-5, atol=1e-6)

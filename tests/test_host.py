@@ -306,7 +306,7 @@ def test_a_frozen_prefix_is_read_once_however_often_fits_are_evaluated(monkeypat
     group = [fit._replace(params={**fit.params, "hidden_0": group[0].params["hidden_0"]}) for fit in group]
     test = evaluate.padded(np.zeros((5, 2, 2, 1), np.uint8))
     for state, _ in train.fit(SPEC, group, DATA, [3, 6], execution=execution):
-        evaluate.logits_of(SPEC, group, state, test, 5, execution)
+        evaluate.logits_of(SPEC, group, state, test, 5, execution)()
     assert len(read) == 2 and len(execution.cache.arrays) == 2  # what fits have, and what they share; two splits
 
 

@@ -72,6 +72,13 @@ def test_side_by_side_over_several_devices_their_number_is_in_the_key(older, mon
     assert of(devices=2) == both and of(devices=2, parallel="pmap") == of(many="map")
 
 
+def test_a_batch_of_evaluation_is_in_the_keys_where_it_is_asked_for(older):
+    settings = Settings.from_flags(**FLAGS)
+    assert keys(replace(settings, evaluation_batch=0)) == keys(settings)
+    asked, other = (keys(replace(settings, evaluation_batch=count)) for count in (64, 1000))
+    assert len({key for fits in (keys(settings), asked, other) for key, _ in fits}) == 3 * len(asked)
+
+
 def test_a_renamed_class_and_a_new_flag_at_its_neutral_value_train_nothing_again(older):
     added = [("momentum_of_another_kind", float, flag(0.5, "a number", neutral=0.5))]
     renamed = dataclasses.make_dataclass("Renamed", added, bases=(Recipe,), frozen=True)

@@ -247,7 +247,7 @@ def test_devices_take_whole_rounds_and_the_rest_goes_on_as_many_as_it_needs():
 def test_logits_over_devices_are_those_of_each_fit():
     states = list(train.fit(SPEC, seeds(4), DATA, [STEPS], execution=train.Execution(DEVICES[:2])))
     padded = evaluate.padded(np.asarray(IMAGES))
-    got = evaluate.logits_of(SPEC, seeds(4), states[0][0], padded, 60, train.Execution(DEVICES[:2]))
+    got = evaluate.logits_of(SPEC, seeds(4), states[0][0], padded, 60, train.Execution(DEVICES[:2]))()
     for row in range(4):
         params = jax.tree.map(np.asarray, states[0][0].of(row)[0])
         np.testing.assert_allclose(got[row], models.apply(MODEL, params, IMAGES), rtol=1e-5, atol=1e-5)

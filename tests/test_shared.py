@@ -74,7 +74,7 @@ def ends_of(spec, fits, states=(), ends=tuple(ENDS), **execution):
     padded = evaluate.padded(IMAGES)
     for state, _ in train.fit(spec, fits, DATA, ends, states, run, score):
         shared[state.step] = [] if state.shared is None else paths.names(state.shared)
-        logits = evaluate.logits_of(spec, fits, state, padded, 60, run)
+        logits = evaluate.logits_of(spec, fits, state, padded, 60, run)()
         for row, i in enumerate(state.fits):
             average = jax.tree.map(lambda leaf, row=row: np.array(leaf[row]), state.average.params)
             result[i] = jax.tree.map(np.array, state.of(row)[0]), average, logits[row]

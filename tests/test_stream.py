@@ -90,7 +90,7 @@ def outcome(group, examples, model=MLP, memory=10**7, batch=10, **settings):
     on_device = train.held(examples, execution)
     test = evaluate.held(examples, execution)
     for state, log in train.fit(spec, group, on_device, [25, STEPS], execution=execution):
-        rows = evaluate.logits_of(spec, group, state, test, COUNT, execution)
+        rows = evaluate.logits_of(spec, group, state, test, COUNT, execution)()
         for row, i in enumerate(state.fits):
             results.setdefault(i, []).append(jax.tree.map(lambda leaf, r=row: np.array(leaf[r]), (state[1:3], log)))
             logits.setdefault(i, []).append(rows[row])

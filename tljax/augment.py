@@ -354,7 +354,7 @@ def apply(
     batch = _mixable(augmentations, batch)
     weight = batch.weight
     for number, augmentation in enumerate(augmentations):
-        batch = _one(augmentation, jax.random.fold_in(key, number), batch, axis, places)
+        batch = _augment_once(augmentation, jax.random.fold_in(key, number), batch, axis, places)
     return batch._replace(weight=jnp.where(weight > 0, batch.weight, weight))
 
 
@@ -389,7 +389,9 @@ def _places(batch: Batch, axis: str | None) -> jax.Array:
     return places if axis is None else places + jax.lax.axis_index(axis) * len(places)
 
 
-def _one(augmentation: Augmentation, key: jax.Array, batch: Batch, axis: str | None, places: jax.Array | None) -> Batch:
+def _augment_once(
+    augmentation: Augmentation, key: jax.Array, batch: Batch, axis: str | None, places: jax.Array | None
+) -> Batch:
     """The batch, or a device's part of it, after one augmentation."""
     options, function = dict(augmentation.options), augmentation.example
     if function is not None:
@@ -462,7 +464,9 @@ def _after_each(augmentations: tuple[Augmentation, ...], batch: Batch) -> list[B
     """The batch before the first augmentation, and after each."""
     batches = [_mixable(augmentations, batch)]
     for number, augmentation in enumerate(augmentations):
-        batches.append(_one(augmentation, jax.random.fold_in(jax.random.key(0), number), batches[-1], None, None))
+        batches.append(
+            _augment_once(augmentation, jax.random.fold_in(jax.random.key(0), number), batches[-1], None, None)
+        )
     return batches
 
 

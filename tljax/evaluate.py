@@ -24,14 +24,16 @@ from tljax.types import Examples, Objective, Params
 
 BATCH = memory.EXAMPLES
 """Examples in a compiled batch: the last is padded, so that one executable serves every data set of a shape. Of a model
-that needs much memory for them a divisor of it is (`memory.examples_at_once`)."""
+that needs much memory for them a divisor of it is (`memory.examples_at_once`), unless `Execution.evaluation_batch` says
+how many."""
 
 
-def padded(arrays: Any) -> train.Data:
-    """Inputs, leaves [n, ...], on the device, with zeros after them up to a multiple of BATCH."""
+def padded(arrays: Any, multiple: int = 0) -> train.Data:
+    """Inputs, leaves [n, ...], on the device, with zeros after them up to a multiple of BATCH, or of another number."""
+    multiple = multiple or BATCH
 
     def whole(leaf: np.ndarray) -> jax.Array:
-        rows = np.zeros((-(-len(leaf) // BATCH) * BATCH, *leaf.shape[1:]), leaf.dtype)
+        rows = np.zeros((-(-len(leaf) // multiple) * multiple, *leaf.shape[1:]), leaf.dtype)
         rows[: len(leaf)] = leaf
         return jax.device_put(rows[None])
 
@@ -41,13 +43,16 @@ def padded(arrays: Any) -> train.Data:
 def held(
     examples: Examples, execution: train.Execution, rows: np.ndarray | None = None, what: str = "the test examples"
 ) -> train.Data | train.Stream:
-    """Examples, or some rows of them (int [k]), to be evaluated: as `padded` gives them, or streamed."""
+    """Examples, or some rows of them (int [k]), to be evaluated under this execution: as `padded` gives them, up to a
+    multiple of its batch, or streamed."""
     rows = np.arange(len(examples)) if rows is None else rows
+    multiple = execution.evaluation_batch or BATCH
     if is_streamed(examples, execution.data, execution.devices, what):
-        length = -(-len(rows) // BATCH) * BATCH
+        length = -(-len(rows) // multiple) * multiple
         return train.Stream(train.Rows(examples, rows, length), execution.stream_memory, what)
     whole = len(rows) == len(examples)
-    return padded(examples.arrays if whole else jax.tree.map(lambda leaf: np.asarray(leaf)[rows], examples.arrays))
+    arrays = examples.arrays if whole else jax.tree.map(lambda leaf: np.asarray(leaf)[rows], examples.arrays)
+    return padded(arrays, multiple)
 
 
 def logits_of(
@@ -57,24 +62,13 @@ def logits_of(
     data: train.Data | train.Stream,
     count: int,
     execution: train.Execution | None = None,
-) -> np.ndarray:
-    """Logits float32 [fits of the state, count, classes] of the first `count` examples of data made by `held`.
-
-    The features of the stages that the state's masks freeze are computed once, and cached for later states.
-    """
-    return logits_of_begun(spec, fits, state, data, count, execution)()
-
-
-def logits_of_begun(
-    spec: train.Spec,
-    fits: Sequence[train.Fit],
-    state: train.State,
-    data: train.Data | train.Stream,
-    count: int,
-    execution: train.Execution | None = None,
 ) -> Callable[[], np.ndarray]:
-    """A function that waits for what `logits_of` gives, which the devices are computing from now on: the state may be
-    given up to a segment before it is called."""
+    """A function that waits for the logits float32 [fits of the state, count, classes] of the first `count` examples of
+    data made by `held`.
+
+    The devices compute them from now on, so the state may be given up to a segment before the function is called. The
+    features of the stages that the state's masks freeze are computed once, and cached for later states.
+    """
     execution = execution or train.Execution()
     members = [fits[i] for i in state.fits]
     specialized = replace(specialize(spec, members[0], state.masks[0]), augment=())
@@ -86,9 +80,11 @@ def logits_of_begun(
         specialized, members[0], params, width, data, passes, execution.cache, lambda line: None, shared=shared
     )
     forward = train.forward(short.model, short.merge)
-    if (batch := _batch(forward, params, features, shared)) < BATCH:
+    if execution.evaluation_batch:
+        execution.on_message(f"evaluated {execution.evaluation_batch:,} examples at a time, as asked")
+    elif (batch := _batch(forward, params, features, shared)) < BATCH:
         execution.on_message(f"evaluated {batch} examples at a time: {BATCH:,} would need too much memory")
-    return begun(forward, params, features, count, shared)
+    return logits(forward, params, features, count, shared, execution.evaluation_batch)
 
 
 def logits(
@@ -97,26 +93,17 @@ def logits(
     data: train.Data | train.Stream,
     count: int,
     shared: Params | None = None,
-) -> np.ndarray:
-    """Logits float32 [fits, count, classes]: `params` are variables with a leading axis of fits, on the devices of a
-    mesh or not, with None for those in `shared`, which are the same for all fits and have no such axis.
-
-    A view of the data has a multiple of BATCH examples, as `padded` gives them. `forward` is (params, inputs [batch,
-    ...]) -> logits [batch, classes], and compiled once for each object.
-    """
-    return begun(forward, params, data, count, shared)()
-
-
-def begun(
-    forward: Callable[[Params, jax.Array], jax.Array],
-    params: Params,
-    data: train.Data | train.Stream,
-    count: int,
-    shared: Params | None = None,
+    batch: int = 0,
 ) -> Callable[[], np.ndarray]:
-    """A function that waits for what `logits` gives, as `logits_of_begun` has it. Of a stream nothing is waited for:
-    it is read before."""
-    mesh, batch = mesh_under(params), _batch(forward, params, data, shared)
+    """A function that waits for logits float32 [fits, count, classes], which the devices are computing from now on. Of
+    a stream nothing is waited for: it is read before.
+
+    `params` are variables with a leading axis of fits, on the devices of a mesh or not, with None for those in
+    `shared`, which are the same for all fits and have no such axis. `batch` examples go through at once, by default as
+    many as memory holds; a view of the data has a multiple of that many, as `padded` gives them. `forward` is (params,
+    inputs [batch, ...]) -> logits [batch, classes], and compiled once for each object.
+    """
+    mesh, batch = mesh_under(params), batch or _batch(forward, params, data, shared)
     if isinstance(data, train.Data):
         outputs = _all_logits(forward, mesh, batch, params, data.inputs, shared)
         return lambda: host(outputs)[:, :count]

@@ -127,6 +127,32 @@ def loss(name: str, kind: str = "classes") -> Loss:
     return _summed(spec.name, kind)
 
 
+def supervised_contrastive(
+    features: jax.Array, classes: jax.Array, weight: jax.Array, *, temperature: float = 0.07
+) -> jax.Array:
+    """The loss by which features of one class are near, and of others far: its sum over a batch, a scalar.
+
+    Khosla et al. 2020, "Supervised contrastive learning", arXiv:2004.11362, equation 2, of one view an example:
+    features float [batch, ...] of length 1, classes int [batch], weight float32 [batch], 0 for padding. An example
+    that is the only one of its class in the batch counts nothing. Raises InputError for targets that are no classes.
+
+    >>> x, y = jax.numpy.eye(2)[jax.numpy.array([0, 0, 1])], jax.numpy.array([0, 0, 1])
+    >>> bool(supervised_contrastive(x, y, jax.numpy.ones(3)) < 1e-5)
+    True
+    """
+    if classes.ndim != 1 or not jnp.issubdtype(classes.dtype, jnp.integer):
+        raise InputError(f"supervised_contrastive: the targets are {classes.dtype}{list(classes.shape)}, no classes")
+    z = features.reshape(len(features), -1)
+    z = z * jax.lax.rsqrt(jnp.maximum(jnp.square(z).sum(1, keepdims=True), 1e-24))
+    others = (weight > 0)[None] & ~jnp.eye(len(z), dtype=bool)
+    same = others & (classes[:, None] == classes[None])
+    near = z @ z.T / temperature
+    # Finite, as a row without any other example has a gradient too.
+    log_share = near - jax.nn.logsumexp(jnp.where(others, near, -1e30), axis=1, keepdims=True)
+    each = -jnp.where(same, log_share, 0).sum(1) / jnp.maximum(same.sum(1), 1)
+    return jnp.where((weight > 0) & same.any(1), each, 0).sum()
+
+
 @lru_cache
 def _one_hot(name: str) -> Loss:
     function, elementwise = getattr(optax.losses, name), name in ELEMENTWISE

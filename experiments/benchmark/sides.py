@@ -303,7 +303,7 @@ def trials(shared: Shared, work: Work) -> Iterator[Turn]:
 
     def accuracies(fits: list[Any]) -> list[float]:
         for state, _ in train.fit(spec, fits, held, [steps], execution=execution):
-            logits = evaluate.logits_of(spec, fits, state, test, len(target.test.targets), execution)
+            logits = evaluate.logits_of(spec, fits, state, test, len(target.test.targets), execution)()
         return [float(accuracy) for accuracy in (logits.argmax(-1) == target.test.targets).mean(-1)]
 
     groups = [group] if work.many != "alone" else [[fit] for fit in group]

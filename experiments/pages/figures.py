@@ -223,7 +223,7 @@ def _digits(metric: Metric) -> int:
     return 1 if metric.unit == "%" else 3
 
 
-def _said(metric: Metric, value: float) -> str:
+def _with_unit(metric: Metric, value: float) -> str:
     """A value, as it is shown, with its unit, in the text beside a picture."""
     return " ".join(filter(None, (f"{value:.{_digits(metric)}f}", metric.unit)))
 
@@ -393,7 +393,7 @@ def scores_by_labels(members: Members, where: str, strokes: Strokes) -> Picture 
     axes.minorticks_off()
     _legend(figure)
     ends = ", ".join(
-        f"{name} {_said(metric, c[1, 0])} at {c[0, 0]:,.0f} to {_said(metric, c[1, -1])} at {c[0, -1]:,.0f}"
+        f"{name} {_with_unit(metric, c[1, 0])} at {c[0, 0]:,.0f} to {_with_unit(metric, c[1, -1])} at {c[0, -1]:,.0f}"
         for name, c in lines.items()
     )
     return figure, f"Line chart of test {units.spoken(metric)} against labelled examples, {where}: {ends}."
@@ -438,10 +438,10 @@ def layer_cut(members: Members, where: str) -> Picture | None:
     if scratch:
         level = np.array([[ticks[0], ticks[-1]], *([value] * 2 for value in scratch)], float)
         _draw_line(axes, level, "scratch", (INK, "--"))
-        texts.append(f"scratch {_said(metric, scratch[0])}")
+        texts.append(f"scratch {_with_unit(metric, scratch[0])}")
     for kind, curve in lines.items():
         _draw_line(axes, curve, kind, strokes(list(lines))[kind], "o")
-        texts += [f"{kind}: {', '.join(f'{_said(metric, y)} after {x:.0f}' for x, y in curve[:2].T)}"]
+        texts += [f"{kind}: {', '.join(f'{_with_unit(metric, y)} after {x:.0f}' for x, y in curve[:2].T)}"]
     axes.set(xlabel="stages below the cut", ylabel=_test(metric), xticks=ticks)
     _legend(figure)
     name = units.spoken(metric)
@@ -802,7 +802,7 @@ def search_progress(studies: Mapping[str, Sequence[TrialRecord]], metric: Metric
         axes.plot(numbers, values, "o", color=colour, alpha=0.4, markersize=2.5)
         axes.plot(numbers, best, color=colour, linestyle=dash, drawstyle="steps-post", label=_wrapped(name))
         first = int(numbers[(units.sign(metric) * best).argmax()])
-        texts.append(f"{name} {_said(metric, best[-1])}, first at trial {first}")
+        texts.append(f"{name} {_with_unit(metric, best[-1])}, first at trial {first}")
     for name, every in studies.items():
         _cross(axes, [trial.number for trial in every if trial.diverged], stroke[name][0], 0.03)
     what = f"validation {units.spoken(metric)}"

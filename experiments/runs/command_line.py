@@ -575,7 +575,7 @@ def _joined(piece: str, folders: Sequence[str], certain: bool) -> str:
         path = plugins.unquoted(written)
         if os.path.lexists(path) or not _is_path(path, certain):
             continue
-        if path and (joined := found_from(path, folders)):
+        if path and (joined := path_from_folders(path, folders)):
             joined = plugins.quoted(joined) if path == written else f'"{joined}"'
             return f"{before}={joined}" if before else joined
     return piece
@@ -586,7 +586,7 @@ def _is_path(text: str, certain: bool) -> bool:
     return not os.path.isabs(text) and (certain or "/" in text or bool(os.path.splitext(text)[1]))
 
 
-def found_from(path: str, folders: Sequence[str]) -> str:
+def path_from_folders(path: str, folders: Sequence[str]) -> str:
     """A relative path after the first of the folders in which it is; "" where it is in none."""
     for folder in folders:
         joined = os.path.join(folder, path)

@@ -20,7 +20,7 @@ SIGN_OF_LIFE = 60.0
 def progress(what: str, total: int, unit: str = "steps") -> Iterator[Callable[[int], None]]:
     """A bar over `total` steps on a terminal, a line a minute elsewhere; gives the function that advances it."""
     if not _is_terminal(sys.stderr):  # rich would take FORCE_COLOR for a terminal
-        with _said_now_and_then(process.visible(what), total, unit) as advance:
+        with _progress_lines(process.visible(what), total, unit) as advance:
             yield advance
         return
     from rich.console import Console
@@ -40,7 +40,7 @@ def _is_terminal(stream: Any) -> bool:
 
 
 @contextmanager
-def _said_now_and_then(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+def _progress_lines(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
     """Lines to standard error from a thread, so that a long segment or compilation is seen to go on too."""
     done, ended, began = 0, threading.Event(), time.monotonic()
 

@@ -119,7 +119,7 @@ def measured(
     from `folder`/evals.
     """
     fields: dict[str, dict[str, Any]] = {}
-    for name, task in _wanted(experiment, evaluations, start):
+    for name, task in _test_sets(experiment, evaluations, start):
         file = folder / "evals" / f"{plan.file_name(f'{name}-{task.name}')}-{task.fingerprint[:8]}.json"
         about = {"test_set": name, "of": task.name, "fingerprint": task.fingerprint}
         known = _known(file, about)
@@ -211,7 +211,7 @@ def _known(file: Path, about: Mapping[str, str]) -> Known:
     return Known(record["accuracy"], record.get("scores", {}))
 
 
-def _wanted(experiment: Experiment, evaluations: Sequence[Evaluation], start: bool) -> list[tuple[str, Task]]:
+def _test_sets(experiment: Experiment, evaluations: Sequence[Evaluation], start: bool) -> list[tuple[str, Task]]:
     """(name, test set) of all by which the fits of an experiment are judged."""
     source, from_scratch = experiment.source, experiment.strategies[0].name == "scratch"
     wanted = []
@@ -232,6 +232,7 @@ def _judge(
     of_source = name == "source"
     model = experiment.settings.build_model(task.outputs, experiment.settings.recipe) if of_source else experiment.model
     inputs = evaluate.held(task.test, experiment.execution, what=f"the test examples of {task.name}")
+    batch = experiment.execution.evaluation_batch
     loaded: dict[str, Any] = {}
     for strategy, start in plan.first_starts(experiment):
         merge = start.merge or (lambda params: params)
@@ -250,7 +251,8 @@ def _judge(
             if of_source:
                 params = _head_back(model, params, trained[result.seed], plan.example_shape(task))
             stacked = jax.tree.map(lambda leaf: np.asarray(leaf)[None], params)
-            yield result, evaluate.logits(train.forward(model), stacked, inputs, len(task.test))[0]
+            logits = evaluate.logits(train.forward(model), stacked, inputs, len(task.test), batch=batch)
+            yield result, logits()[0]
 
 
 def _head_back(model: Model, params: Params, source: sources.Trained, shape: models.Shape) -> Params:

@@ -424,7 +424,7 @@ def drive(
     spec, trials = group[0].spec, [fit.trial for fit in group]
     points, stops = curve_points(on_device.recipe, group), _stops(on_device, group)
     execution = replace(on_device.execution, should_stop=should_stop) if should_stop else on_device.execution
-    execution = replace(execution, on_compiled=on_compiled) if on_compiled else execution
+    execution = replace(execution, on_compiled=_both(on_compiled, execution.on_compiled)) if on_compiled else execution
     execution = replace(execution, meanwhile=meanwhile) if meanwhile else execution
     validated: dict[int, Mapping[str, Any] | None] = {}
 
@@ -452,6 +452,16 @@ def drive(
             of_average = _logits_begun(on_device, group, state._replace(params=params, model_state=model_state))
         yield Point(state, log, logits, of_average, dict(validated) if has_trained else {})
         validated.clear()
+
+
+def _both(*functions: Callable[..., None]) -> Callable[..., None]:
+    """A function that calls each of these."""
+
+    def call(*arguments: Any) -> None:
+        for function in functions:
+            function(*arguments)
+
+    return call
 
 
 def _stops(on_device: DeviceData, group: Sequence[PreparedFit]) -> list[int]:
@@ -484,7 +494,7 @@ def diverged_at(state: train.State, row: int, logits: np.ndarray | None) -> int 
 
 def _logits_begun(on_device: DeviceData, group: Sequence[PreparedFit], state: train.State) -> Callable[[], np.ndarray]:
     trials = [fit.trial for fit in group]
-    return evaluate.logits_of_begun(group[0].spec, trials, state, on_device.test, on_device.tests, on_device.execution)
+    return evaluate.logits_of(group[0].spec, trials, state, on_device.test, on_device.tests, on_device.execution)
 
 
 # ---- All groups of a run
@@ -783,8 +793,8 @@ def _score_of_average(
 def _logits_of(on_device: DeviceData, fit: PreparedFit, variables: Params) -> np.ndarray:
     """Outputs of the head for the test inputs under these variables of one fit, float32 [examples, ...]."""
     stacked = jax.tree.map(lambda leaf: np.asarray(leaf)[None], variables)
-    forward = train.forward(fit.spec.model, fit.spec.merge)
-    return evaluate.logits(forward, stacked, on_device.test, on_device.tests)[0]
+    forward, batch = train.forward(fit.spec.model, fit.spec.merge), on_device.execution.evaluation_batch
+    return evaluate.logits(forward, stacked, on_device.test, on_device.tests, batch=batch)()[0]
 
 
 def _before(progress: Progress, i: int, trial: train.Fit) -> Params:
@@ -907,7 +917,8 @@ def _validate(
     what = f"the validation examples of {on_device.task.name}"
     inputs = evaluate.held(on_device.task.train, on_device.execution, validation, what)
     stacked = jax.tree.map(lambda leaf: leaf[None], variables)
-    logits = evaluate.logits(train.forward(spec.model, spec.merge), stacked, inputs, len(validation))[0]
+    forward, batch = train.forward(spec.model, spec.merge), on_device.execution.evaluation_batch
+    logits = evaluate.logits(forward, stacked, inputs, len(validation), batch=batch)()[0]
     return evaluate.measure(on_device.objective, logits, np.asarray(on_device.task.train.targets)[validation])
 
 

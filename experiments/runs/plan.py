@@ -780,6 +780,7 @@ def planned_sources(settings: Settings, task: Task) -> dict[int, Result]:
             "fisher": settings.save_fisher,
             "code": code_digests(settings.source_recipe, settings.model),
             "many": _company(settings, many, False),
+            **({"evaluation_batch": settings.evaluation_batch} if settings.evaluation_batch else {}),
             **model_draws,
         }
         recipe = {name: value for name, value in decisive.items() if name not in ("streams", "many")}

@@ -457,7 +457,8 @@ def prepare(settings: Settings) -> train.Execution:
     all_share_a_batch = settings.parallel == "pmap" or settings.distributed
     folder = Path(settings.workdir) / STREAMS if settings.workdir else None
     budget, dtype = settings.features_budget, settings.features_dtype
-    store = train.FeatureCache(budget, dtype, folder, settings.augment_views) if budget else None
+    at_once = settings.evaluation_batch
+    store = train.FeatureCache(budget, dtype, folder, settings.augment_views, at_once) if budget else None
     batch = data or (len(devices) if all_share_a_batch else 1)
     return train.Execution(
         devices,
@@ -469,6 +470,7 @@ def prepare(settings: Settings) -> train.Execution:
         data=settings.data,
         stream_memory=settings.stream_memory,
         profile=_profile(settings),
+        evaluation_batch=at_once,
     )
 
 

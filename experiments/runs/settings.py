@@ -356,6 +356,13 @@ class SharingFlags:
         bounds=(0, 10**6),
         neutral=0,
     )
+    evaluation_batch: int = flag(
+        0,
+        "examples that go through the model at once in evaluation, and at most for the output of frozen stages; it "
+        "rounds; 0: as many as memory holds, up to 1000",
+        bounds=(0, 10**7),
+        neutral=0,
+    )
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ import jax
 import numpy as np
 
 from experiments.runs import command_line, console, directory, fields, process
-from experiments.runs.command_line import flag, found_from, written_from
+from experiments.runs.command_line import flag, path_from_folders, written_from
 from experiments.runs.settings import Recipe, Settings
 from tljax import batch_stats, checkpoint, files, models, paths, plugins, weights
 from tljax.data.images import RESIZES
@@ -879,7 +879,7 @@ def _model_file(model: str, place: Path) -> str:
         return model
     run = place if (place / "flags.flags").is_file() else place.parent.parent
     folders = [str(place.parent)] if is_weights_file(str(place)) else written_from(run / "flags.flags")
-    if not os.path.isabs(file) and (path := found_from(file, folders)):
+    if not os.path.isabs(file) and (path := path_from_folders(file, folders)):
         return plugins.quoted(path) + model.removeprefix(plugins.quoted(file))
     sought = "".join(f", nor from '{folder}'" for folder in folders)
     raise InputError(
@@ -950,7 +950,7 @@ def load_weights(
             checkpoint.flatten(loaded.params),
             loaded.source,
             settings.architecture(),
-            said(loaded.score, loaded.metric),
+            score_record(loaded.score, loaded.metric),
         )
     folder, seed = _find_fit(Path(place), fit)
     settings = Settings.from_flags(**{**flags, "seeds": (seed,), "source_checkpoint": str(folder)})
@@ -959,7 +959,7 @@ def load_weights(
     except InputError as error:
         raise command_line.flag_renamed(error, "source_checkpoint", "checkpoint") from error
     trained = source.trained[seed]
-    return trained.flat, source, first_about(folder)["model"], said(trained.score, trained.metric)
+    return trained.flat, source, first_about(folder)["model"], score_record(trained.score, trained.metric)
 
 
 def load_base(flags: Mapping[str, Any], place: str | None, fit: str | None) -> checkpoint.Flat:
@@ -971,10 +971,10 @@ def load_base(flags: Mapping[str, Any], place: str | None, fit: str | None) -> c
         raise command_line.flag_renamed(renamed, "fit", "base_fit") from error
 
 
-def said(score: float | None, metric: Mapping[str, Any] | None) -> dict[str, Any]:
+def score_record(score: float | None, metric: Mapping[str, Any] | None) -> dict[str, Any]:
     """What a card says of how good a fit is on its own test set.
 
-    >>> said(0.5, None), list(said(1.5, {"name": "mae", "unit": "", "larger_is_better": False}))
+    >>> score_record(0.5, None), list(score_record(1.5, {"name": "mae", "unit": "", "larger_is_better": False}))
     ({'accuracy': 0.5}, ['score', 'metric'])
     """
     return {"accuracy": score} if metric is None else {"score": score, "metric": dict(metric)}
@@ -1028,7 +1028,7 @@ def started_from(place: str, fit: str | None) -> tuple[str, str | None]:
         raise unknown
     source = plugins.unquoted(checkpoints[-1])
     if not source.startswith(weights.HUB) and not os.path.lexists(source):
-        source = found_from(source, written_from(run / "flags.flags")) or source
+        source = path_from_folders(source, written_from(run / "flags.flags")) or source
     if is_weights_file(source):
         return source, None
     places = _places(Path(source))
@@ -1091,7 +1091,7 @@ def write_card(folder: Path, about: Mapping[str, Any], result: Result, recipe: R
         **about,
         "checkpoint": result.checkpoint,
         "seed": result.seed,
-        **said(results.score(result), result.metric),
+        **score_record(results.score(result), result.metric),
         "loss": result.test_loss,
         "steps": result.steps,
         "seconds": result.seconds,

@@ -109,8 +109,10 @@ def _winner(winners: Mapping[str, Mapping[str, Any]], strategy: str, budget: str
 
     The search may have chosen the strategy's options, so another spelling of them will do where it is the only one.
     """
-    name = space.own_name(strategy)
-    of_strategy = {file: flags for file, flags in winners.items() if space.own_name(flags["strategies"][0]) == name}
+    name = space.strategy_name(strategy)
+    of_strategy = {
+        file: flags for file, flags in winners.items() if space.strategy_name(flags["strategies"][0]) == name
+    }
     at_budget = {file: flags for file, flags in of_strategy.items() if _same_budget(flags["train_examples"][0], budget)}
     stem = f"{plan.file_name(plugins.called(strategy))}-"
     for candidates in (at_budget, of_strategy):
@@ -172,10 +174,10 @@ def origin_note(flags: Mapping[str, Any], search: str | None, strategies: Sequen
     """The line on where the flags of the fits come from, and which of a flagfile are not used; "" without a search."""
     if search is None:
         return ""
-    names = {space.own_name(strategy) for strategy in strategies}
+    names = {space.strategy_name(strategy) for strategy in strategies}
     texts: dict[str, str] = {}
     for winner in winners(Path(search)).values():
-        if space.own_name(winner["strategies"][0]) in names:
+        if space.strategy_name(winner["strategies"][0]) in names:
             texts = {**unused(flags, winner), **texts}
     not_used = [text.partition(" ")[0] for text in texts.values()]
     which = "all flags of a fit, --hidden, --activation and --head"

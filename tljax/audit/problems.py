@@ -108,9 +108,9 @@ def _of_tree(name: str, stages: tuple[str, ...], tree: Params) -> Problem:
     return Problem(name, stages, tree, drawn, lambda merge, state: (_gradient, _fisher))
 
 
-@jax.jit
-def _gradient(params: Params) -> Params:
-    """Of a made L; None where a leaf cannot train."""
+@functools.partial(jax.jit, static_argnames="loss")
+def _gradient(params: Params, *, loss: Any = None) -> Params:
+    """Of a made L, whatever the loss; None where a leaf cannot train."""
     learnt, _ = masks.split(params, masks.by_path(params, lambda path: True))
     return jax.grad(lambda tree: sum(jnp.sin(leaf).sum() for leaf in jax.tree.leaves(tree)))(learnt)
 

@@ -7,8 +7,8 @@ Linen, variables of NNX that are no `nnx.Param`, `running_mean`, `moving_varianc
 built outside `jax.jit`, and are no argument of it.
 """
 
-from tljax.masks.build import by_glob, by_path, by_size, kept, layers, leaf_name, top, under
-from tljax.masks.check import is_strategy, lint, lint_phases, require_leaf
+from tljax.masks.build import PER, by_glob, by_path, by_size, kept, layers, leaf_name, top, under
+from tljax.masks.check import is_strategy, lint, lint_phases, lint_schedule, require_leaf
 from tljax.masks.combine import (
     also,
     canonical,
@@ -27,6 +27,7 @@ from tljax.masks.leaf import Elements, chosen, selects, trains, value
 from tljax.masks.show import Row, digest, equal, from_json, load, save, table, to_json
 
 __all__ = [
+    "PER",
     "Elements",
     "Row",
     "also",
@@ -47,6 +48,7 @@ __all__ = [
     "leaf_name",
     "lint",
     "lint_phases",
+    "lint_schedule",
     "load",
     "parted",
     "require_bools",

@@ -1,7 +1,7 @@
 """Build masks by path, glob, prefix, size or score. A rule that matches nothing is an error."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -128,29 +128,103 @@ def by_size(params: Params, *, at_least: int = 0, at_most: int | None = None) ->
         ) from error
 
 
-def top(scores: Any, fraction: float, *, among: Mask | None = None) -> Mask:
+def top(
+    scores: Any,
+    fraction: float = 0.0,
+    *,
+    among: Mask | None = None,
+    per: str = "tree",
+    count: int = 0,
+    smallest: bool = False,
+    stages: Sequence[str] = (),
+    inputs: Mapping[str, int] | None = None,
+) -> Mask:
     """Select the `fraction` of all elements that score highest: bool arrays, exactly round(fraction * elements).
 
-    The fraction is of the elements that can train, over all leaves together. With `among`, a mask of bools, it is of
-    the leaves that this trains; then the result has its tree, and `scores` may have None in places. At least one
-    element is selected; ties go to the first leaf and element. A leaf of which nothing is selected is False, a scalar a
-    bool. Raises InputError for a fraction outside (0, 1], a score of NaN, scores where `among` has no leaf, and no
-    elements at all.
+    `per` says of which elements the fraction is: of all leaves together ('tree'), of the leaves of each stage together
+    ('stage'), of each leaf ('leaf'), or of the inputs of each output unit of a kernel ('unit'). At least one of each is
+    selected; with `count` it is so many, and all where there are fewer. `smallest` selects those that score lowest.
+    Ties go to the first leaf and element, so that the number is exact.
+
+    The elements are those that can train. With `among`, a mask of bools, they are of the leaves that this trains; then
+    the result has its tree, and `scores` may have None in places. A leaf of which nothing is selected is False, and a
+    scalar a bool. `stages` are path prefixes; without them a stage is the first name of a path. `inputs` has {path of a
+    kernel: how many of its first axes are inputs}; else all axes but the last are.
+
+    Raises InputError for a fraction outside (0, 1], a count below 1, both of them or neither, another `per`, a score of
+    NaN, scores where `among` has no leaf, a leaf of no stage, a leaf without units, and no elements at all.
 
     >>> top({"a": np.array([3.0, 1.0]), "b": np.array([2.0, 0.5]), "c": np.array([0.1])}, 0.4)
     {'a': array([ True, False]), 'b': array([ True, False]), 'c': False}
+    >>> top({"kernel": np.array([[1.0, 5.0], [2.0, 4.0]])}, per="unit", count=1)
+    {'kernel': array([[False,  True],
+           [ True, False]])}
     """
-    if not 0 < fraction <= 1:
+    if count < 0 or (count and fraction):
+        raise InputError(f"top: count={count}, fraction={fraction}: give a fraction, or a count of at least 1")
+    if not count and not 0 < fraction <= 1:
         raise InputError(f"top: fraction={fraction}: it must be above 0 and at most 1")
     tree = scores if among is None else among
     leaf_paths = paths.names(tree)
     eligible = _eligible(scores, among, leaf_paths)
     if not sum(score.size for score in eligible.values()):
         raise InputError(f"top: there are no elements to choose among; leaves: {paths.some(leaf_paths)}")
-    chosen = _largest(np.concatenate([score.ravel() for score in eligible.values()]), fraction)
-    pieces = np.split(chosen, np.cumsum([score.size for score in eligible.values()])[:-1])
-    picked = {path: _shaped(piece, eligible[path].shape) for path, piece in zip(eligible, pieces, strict=True)}
+    if smallest:
+        eligible = {path: -score for path, score in eligible.items()}
+    if per == "unit":
+        picked = {path: _of_units(path, score, inputs or {}, fraction, count) for path, score in eligible.items()}
+        return jax.tree.unflatten(jax.tree.structure(tree), [picked.get(path, False) for path in leaf_paths])
+    picked = {}
+    for names in _together(list(eligible), per, tuple(stages)):
+        sizes = [eligible[path].size for path in names]
+        flat = np.concatenate([eligible[path].ravel() for path in names])
+        pieces = np.split(_largest(flat, fraction, count), np.cumsum(sizes)[:-1])
+        picked |= {path: _shaped(piece, eligible[path].shape) for path, piece in zip(names, pieces, strict=True)}
     return jax.tree.unflatten(jax.tree.structure(tree), [picked.get(path, False) for path in leaf_paths])
+
+
+def _together(leaf_paths: list[str], per: str, stages: tuple[str, ...]) -> list[list[str]]:
+    """The paths whose elements are ranked together. Raises InputError for a path of no stage, and another `per`.
+
+    >>> _together(["a/kernel", "a/bias", "b/kernel"], "stage", ())
+    [['a/kernel', 'a/bias'], ['b/kernel']]
+    """
+    if per == "tree":
+        return [leaf_paths]
+    if per == "leaf":
+        return [[path] for path in leaf_paths]
+    if per != "stage":
+        raise InputError(f"top: per={per}: it is one of {', '.join(PER)}")
+    groups: dict[str, list[str]] = {}
+    for path in leaf_paths:
+        names = [name for name in stages if paths.inside((name,))(path)] if stages else [path.split("/")[0]]
+        if not names:
+            raise InputError(
+                f"top: '{path}' is in none of the stages {paths.some(list(stages))}: leave it out of `among`"
+            )
+        groups.setdefault(names[0], []).append(path)
+    return list(groups.values())
+
+
+PER = ("tree", "stage", "leaf", "unit")
+"""Of which elements a share is, in `top`."""
+
+
+def _of_units(path: str, score: np.ndarray, inputs: Mapping[str, int], fraction: float, count: int) -> Any:
+    """The inputs that each output unit of a kernel ranks first, as the leaf of a mask."""
+    axes = inputs.get(path, score.ndim - 1)
+    if not 0 < axes < score.ndim:
+        raise InputError(
+            f"top: '{path}' {score.shape} has no output units: per=unit is for kernels [*inputs, *outputs]: leave it "
+            "out of `among`"
+        )
+    flat = score.reshape(math.prod(score.shape[:axes]), -1)
+    if not flat.size:
+        return False
+    most = min(count, len(flat)) if count else max(1, round(fraction * len(flat)))
+    chosen = np.zeros(flat.shape, bool)
+    np.put_along_axis(chosen, np.argsort(-flat, axis=0, kind="stable")[:most], True, axis=0)
+    return _shaped(chosen, score.shape)
 
 
 def _eligible(scores: Any, among: Mask | None, leaf_paths: list[str]) -> dict[str, np.ndarray]:
@@ -174,9 +248,11 @@ def _eligible(scores: Any, among: Mask | None, leaf_paths: list[str]) -> dict[st
     return eligible
 
 
-def _largest(flat: np.ndarray, fraction: float) -> np.ndarray:
-    """bool [n], True where the largest of n values are; ties go to the first."""
-    count = max(1, round(fraction * flat.size))
+def _largest(flat: np.ndarray, fraction: float, count: int = 0) -> np.ndarray:
+    """bool [n], True where the largest of n values are, a fraction or a count of them; ties go to the first."""
+    if not flat.size:
+        return np.zeros(0, bool)
+    count = min(count, flat.size) if count else max(1, round(fraction * flat.size))
     least = np.partition(flat, -count)[-count]
     chosen = flat > least
     chosen[np.flatnonzero(flat == least)[: count - chosen.sum()]] = True

@@ -49,7 +49,7 @@ def stage(
     @functools.cache
     def structure() -> tuple[Any, tuple[tuple[tuple[Any, ...], Any], ...]]:
         """(graph of the module, the path and the variable of each leaf, abstract)."""
-        graph, variables = nnx.split(nnx.eval_shape(lambda: _made(module, jax.random.key(0))))
+        graph, variables = nnx.split(nnx.eval_shape(lambda: _instance(module, jax.random.key(0))))
         leaves = tuple(nnx.to_flat_state(variables))
         for path, variable in leaves:
             if not isinstance(variable, nnx.Param | nnx.BatchStat | nnx.RngState):
@@ -61,7 +61,7 @@ def stage(
 
     def init(key: jax.Array, x: jax.Array) -> tuple[Params, PyTree]:
         structure()
-        drawn = _made(module, key)
+        drawn = _instance(module, key)
         return _values(nnx.state(drawn, nnx.Param)), _values(nnx.state(drawn, nnx.BatchStat))
 
     def apply(
@@ -98,7 +98,7 @@ def stage(
     return Stage(name, init, apply)
 
 
-def _made(module: nnx.Module | Callable[..., nnx.Module], key: jax.Array) -> nnx.Module:
+def _instance(module: nnx.Module | Callable[..., nnx.Module], key: jax.Array) -> nnx.Module:
     """A copy of the module, or what its constructor makes with streams of random numbers from the key."""
     if isinstance(module, nnx.Module):
         return nnx.clone(module)

@@ -6,16 +6,17 @@ Hayou et al. 2024, "LoRA+: efficient low rank adaptation of large models", arXiv
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from tljax import low_rank, masks, paths
+from tljax.strategies import _kernels as kernels
 from tljax.types import Context, InputError, Mask, Params
 
-ALL = "**/kernel"
+ALL = kernels.ALL
 
 
 def strategy(
@@ -65,9 +66,9 @@ def adapt(params: Params, key: jax.Array, context: Context | None = None, *, ran
     _gain(rank, 1.0, False)
     if there := _factors(params):
         raise InputError(f"lora: the parameters have factors already, {paths.some(there)}: merge them first")
-    inputs, rest = _kernels(params, context or Context(), on)
+    inputs, rest = kernels.to_adapt(params, context or Context(), on, _FACTORS)
     if not inputs:
-        passed = f"; left out: {_shown(rest)}" if rest else ""
+        passed = f"; left out: {kernels.shown(rest)}" if rest else ""
         raise InputError(
             f"lora: no dict below the head has a leaf named 'kernel' [in, out] or of attention or of a convolution"
             f"{'' if on == ALL else f', that on={on} matches'}: there is nothing to adapt{passed}"
@@ -84,7 +85,7 @@ def adapt(params: Params, key: jax.Array, context: Context | None = None, *, ran
         a = jax.random.normal(own, (fan_in, rank), dtype) * fan_in**-0.5
         return {**node, "lora_a": a.reshape(*ins, rank), "lora_b": jnp.zeros((rank, *outs), dtype)}
 
-    adapted = _each_dict(add, params)
+    adapted = kernels.each_dict(add, params)
     if keys:
         raise InputError(
             f"lora: no factors can stand beside {paths.some(sorted(keys))}: a list, a FrozenDict or an nnx.State takes "
@@ -96,7 +97,7 @@ def adapt(params: Params, key: jax.Array, context: Context | None = None, *, ran
 def left_out(params: Params, context: Context, *, on: str = ALL) -> list[str]:
     """The paths of the leaves of two axes and more below the head that get no factors, of those that `on` matches if it
     is given: stacked layers, embeddings, kernels whose inputs are not known. Biases are none, whatever their axes."""
-    return list(_kernels(params, context, on)[1])
+    return list(kernels.to_adapt(params, context, on, _FACTORS)[1])
 
 
 def merge(params: Params, *, rank: int = 4, scale: float = 4.0, rank_stabilised: bool = False) -> Params:
@@ -142,7 +143,7 @@ def _folded(params: Params, rank: int, folded: Callable[[Any, Any, Any], Any]) -
         kernel, a, b = shapes.values()
         if not low_rank.fits(kernel, a, b):
             raise InputError(
-                f"lora: factors [*inputs, rank] and [rank, *outputs] do not fit their kernel: {_shown(shapes)}"
+                f"lora: factors [*inputs, rank] and [rank, *outputs] do not fit their kernel: {kernels.shown(shapes)}"
             )
         if a[-1] != rank:
             raise InputError(
@@ -151,7 +152,7 @@ def _folded(params: Params, rank: int, folded: Callable[[Any, Any, Any], Any]) -
         kept = {name: leaf for name, leaf in node.items() if name not in _FACTORS}
         return {**kept, "kernel": folded(*(node[name] for name in names))}
 
-    ordinary = _each_dict(fold, params)
+    ordinary = kernels.each_dict(fold, params)
     if left := _factors(ordinary):
         raise InputError(
             f"lora: {paths.some(left)} are in no dict of dicts: give nested dicts, as flax.core.unfreeze and "
@@ -166,64 +167,3 @@ _FACTORS = ("lora_a", "lora_b")
 def _factors(params: Params) -> list[str]:
     """The paths of the factors that `adapt` adds."""
     return [path for path in paths.names(params) if masks.leaf_name(path) in _FACTORS]
-
-
-def _kernels(params: Params, context: Context, on: str) -> tuple[dict[str, int], dict[str, tuple[int, ...]]]:
-    """({path: how many of its first axes are inputs} of the kernels to adapt, {path: shape} of the leaves left out)."""
-    patterns = on.split("+")
-    if on != ALL:
-        paths.require_globs(params, patterns)
-    tests = [paths.glob(form) for pattern in patterns for form in paths.forms(pattern)]
-    rows = zip(paths.items(params), paths.unboxed_names(params), paths.trainable(params), strict=True)
-    shapes = {short.removesuffix("/value"): jnp.shape(leaf) for (_, leaf), short, able in rows if able}
-    staged = paths.inside(context.stages[-1:])
-
-    def in_head(path: str) -> bool:
-        return staged(path) if context.stages else "head" in path.split("/")
-
-    def wanted(path: str) -> bool:
-        return on == ALL or any(test(path) for test in tests)
-
-    below = {
-        path: shape
-        for path, shape in shapes.items()
-        if len(shape) > 1 and not in_head(path) and path.split("/")[-1] not in (*_FACTORS, "bias") and wanted(path)
-    }
-    inputs = {path: _inputs(path, shape, shapes, context.contracted) for path, shape in below.items()}
-    return (
-        {path: count for path, count in inputs.items() if count},
-        {path: shape for path, shape in below.items() if not inputs[path]},
-    )
-
-
-_TO_HEADS = ("query", "key", "value")
-
-
-def _inputs(path: str, shape: tuple[int, ...], shapes: Mapping[str, Any], contracted: Mapping[str, int]) -> int:
-    """How many of a leaf's first axes are inputs; 0 where that is not known, and of what is no kernel.
-
-    >>> shapes = dict.fromkeys((f"attention/{name}/kernel" for name in (*_TO_HEADS, "out")), (8, 2, 4))
-    >>> [_inputs(path, shape, shapes, {}) for path, shape in shapes.items()]
-    [1, 1, 1, 2]
-    """
-    *places, name = path.split("/")
-    if name != "kernel" or path in contracted:
-        return contracted.get(path, 0) if name == "kernel" else 0
-    around = "/".join(places[:-1])
-    siblings = ["/".join(filter(None, (around, each, name))) for each in _TO_HEADS]
-    if places and places[-1] in (*_TO_HEADS, "out") and all(sibling in shapes for sibling in siblings):
-        # Of another number of axes they stack layers, or have the axes of heads in one: [width, width].
-        return {2: 1, 3: 2 if places[-1] == "out" else 1}.get(len(shape), 0)
-    return {2: 1, 4: 3}.get(len(shape), 0)
-
-
-def _shown(shapes: Mapping[str, tuple[int, ...]], most: int = 6) -> str:
-    text = ", ".join(f"'{path}' {shape}" for path, shape in list(shapes.items())[:most])
-    return text + (f" and {len(shapes) - most} more" if len(shapes) > most else "")
-
-
-def _each_dict(function: Callable[[str, dict[str, Any]], dict[str, Any]], tree: Any, path: str = "") -> Any:
-    """The tree with function('a/b/', node) for each dict in dicts, the innermost first."""
-    if not isinstance(tree, dict):
-        return tree
-    return function(path, {name: _each_dict(function, node, f"{path}{name}/") for name, node in tree.items()})

@@ -112,7 +112,7 @@ def applied(flags: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, An
 def _with(specs: Sequence[str], inner: str, value: Any, flag: str) -> list[str]:
     """The specs, where that of one name has another value of one option; `inner` is NAME.OPTION."""
     name, _, option = inner.rpartition(".")
-    names = [own_name(spec) if flag == "strategies" else plugins.parse(spec).name for spec in specs]
+    names = [strategy_name(spec) if flag == "strategies" else plugins.parse(spec).name for spec in specs]
     if name not in names:
         raise InputError(f"space '{inner}': '{name}' is not in `{flag}=`{plugins.nearest(name, names)}")
     changed = []
@@ -126,10 +126,10 @@ def _with(specs: Sequence[str], inner: str, value: Any, flag: str) -> list[str]:
     return changed
 
 
-def own_name(strategy: str) -> str:
+def strategy_name(strategy: str) -> str:
     """The name of a strategy in strategy.NAME.OPTION: its name, or its spec's without options.
 
-    >>> own_name("LN_QV=mine.py:strategy:k=2"), own_name("mine.py:strategy"), own_name("last_k:k=2")
+    >>> strategy_name("LN_QV=mine.py:strategy:k=2"), strategy_name("mine.py:strategy"), strategy_name("last_k:k=2")
     ('LN_QV', 'mine.py', 'last_k')
     """
     name, spec = plugins.named(strategy)

@@ -51,6 +51,8 @@ class FeatureCache:
     views: int = 0
     """Of inputs that are augmented, so many views of each example pass the prefix, and each step draws one; 0 augments
     anew in every step, and so computes the prefix in it."""
+    batch: int = 0
+    """So many examples at most go through the prefix at once; 0 for as many as memory holds."""
     arrays: dict[Any, Any] = field(default_factory=dict)
     """{everything that features follow from: features [views, n, ...]}, least recently used first."""
     files: dict[Any, Any] = field(default_factory=dict)
@@ -107,7 +109,10 @@ def skip_frozen_prefix(
     first_of_each = jax.tree.map(lambda leaf: leaf[::width], params)
     keys_of_each = None if keys is None else keys[::width]
     features = compute(cache, model, spec.merge, first_of_each, data, spec.augment, keys_of_each, shared)
-    on_message(f"{text} are computed once, {_mb(_nbytes(features))}")
+    used, common = (None if tree is None else _used(model, spec.merge, tree) for tree in (params, shared))
+    at_once = _at_once(model, _of_first(spec.merge, used, common), data, cache.batch)
+    how = "" if at_once == _BATCH else f", {at_once:,} at a time"
+    on_message(f"{text} are computed once{how}, {_mb(_nbytes(features))}")
     if isinstance(data, Stream):
         return rest, Data(features, jax.tree.map(jnp.asarray, data.examples.targets), data.name)
     return rest, replace(data, inputs=features)
@@ -128,7 +133,7 @@ def shapes(
     count = len(frozen_prefix_of(spec))
     whole = jax.eval_shape(spec.merge or (lambda params: params), fit.params)
     variables = batch_stats.join(whole, fit.model_state)
-    batch = _batch(spec.model[:count], variables, data)
+    batch = _batch(spec.model[:count], variables, data, cache.batch)
     rows = -(-len(data) // batch) * batch
     outputs = jax.eval_shape(functools.partial(models.apply, spec.model[:count]), variables, batch_spec(data, rows))
     views = cache.views if spec.augment else 0
@@ -159,7 +164,7 @@ def _view_bytes(cache: FeatureCache, model: Model, params: Params, data: Data | 
     """`params` without an axis of fits."""
     examples = len(data)
     outputs = jax.eval_shape(functools.partial(models.apply, model), params, batch_spec(data, 1))
-    batch = _batch(model, params, data)
+    batch = _batch(model, params, data, cache.batch)
     numbers = sum(math.prod(output.shape[1:]) for output in jax.tree.leaves(outputs))
     return -(-examples // batch) * batch * numbers * jnp.dtype(cache.dtype).itemsize
 
@@ -200,12 +205,12 @@ def compute(
         del cache.arrays[next(iter(cache.arrays))]
     divided = mesh if several or sharing(mesh) > 1 else None
     if isinstance(data, Stream):
-        parts = list(_computed(mesh, model, merge, cache.dtype, several, used, common, data))
+        parts = list(_computed(mesh, model, merge, cache, several, used, common, data))
         features = jax.tree.map(lambda *leaves: np.concatenate(leaves, 1), *parts)
         features = features if mesh else jax.device_put(features)
     else:
         inputs = place(mesh, data.inputs, by_fit=False)
-        fixed = (divided, model, merge, cache.dtype, several, _batch(model, first, data))
+        fixed = (divided, model, merge, cache.dtype, several, _batch(model, first, data, cache.batch))
         if augmentations:
             examples = (inputs, place(mesh, data.targets, by_fit=False))
             features = _compute_views(*fixed, augmentations, cache.views, (used, drawn_from), examples, common)
@@ -368,7 +373,7 @@ def _computed(
     mesh: Any,
     model: Model,
     merge: Any,
-    dtype: str,
+    cache: FeatureCache,
     several: bool,
     params: Params,
     shared: Params | None,
@@ -376,13 +381,13 @@ def _computed(
 ) -> Iterator[Any]:
     """The outputs for all inputs of a stream in NumPy, chunk after chunk, leaves [fits, rows, ...]; together as many
     rows as examples."""
-    size = batch_within(stream, _batch(model, _of_first(merge, params, shared), stream))
+    size = batch_within(stream, _batch(model, _of_first(merge, params, shared), stream, cache.batch))
     divided = mesh if several or sharing(mesh) > 1 else None
     # What has no mesh of its own is computed on one device, whatever stands on the others.
     place_chunk = functools.partial(place, divided, by_fit=False) if divided else jax.device_put
     with batches(stream, size, lambda inputs: place_chunk(inputs)) as reader:
         for count, inputs in reader:
-            outputs = host(_compute_chunk(divided, model, merge, dtype, several, params, shared, inputs))
+            outputs = host(_compute_chunk(divided, model, merge, cache.dtype, several, params, shared, inputs))
             yield jax.tree.map(lambda leaf, count=count: leaf[:, :count], outputs)
 
 
@@ -402,7 +407,7 @@ def on_disk(
         mesh = mesh_under(params)
         one = jax.tree.map(lambda leaf: leaf[:1], used)
         one = one if mesh is None else jax.device_put(host(one))
-        chunks = _computed(None, model, merge, cache.dtype, False, one, on_first_device(common), stream)
+        chunks = _computed(None, model, merge, cache, False, one, on_first_device(common), stream)
         arrays = _written(
             cache, cache.folder, (jax.tree.map(lambda leaf: leaf[0], chunk) for chunk in chunks), len(stream)
         )
@@ -465,11 +470,18 @@ def _kept_as(computed: Any, dtype: str) -> Any:
     return dtype if jnp.issubdtype(computed, jnp.floating) else computed
 
 
-def _batch(model: Model, variables: Params, data: Data | Stream) -> int:
-    """Examples a batch, of as many batches as are needed, as even as can be; `variables` are those of one fit."""
+def _batch(model: Model, variables: Params, data: Data | Stream, asked: int) -> int:
+    """Examples a batch, of as many batches as are needed, as even as can be; arguments are as `_at_once` takes them."""
+    return -(-len(data) // -(-len(data) // _at_once(model, variables, data, asked)))
+
+
+def _at_once(model: Model, variables: Params, data: Data | Stream, asked: int) -> int:
+    """Examples that go through `model` at once at most: as many as are `asked` for, or else as memory holds.
+
+    `variables` are those of one fit.
+    """
     inputs = batch_spec(data, 1)
-    most = memory.examples_at_once(forward(model), _used(model, None, variables), inputs, _BATCH)
-    return -(-len(data) // -(-len(data) // most))
+    return asked or memory.examples_at_once(forward(model), _used(model, None, variables), inputs, _BATCH)
 
 
 _KNOWN = 8

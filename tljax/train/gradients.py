@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -10,10 +11,18 @@ import numpy as np
 
 from tljax import masks, models, objective, paths
 from tljax.train.data import Data, Reader, Stream, chunk_steps
-from tljax.types import Model, ModelState, Params
+from tljax.types import InputError, Model, ModelState, Params
 
 MOST_SQUARED = 4096
 """Examples that a mean squared gradient is taken over, at most: it costs one gradient for each example."""
+
+
+@dataclass(frozen=True)
+class OfFeatures:
+    """In the place of a loss of the head's outputs: a loss of what the stage below it gives, of a whole batch."""
+
+    function: Callable[[Any, Any, jax.Array], jax.Array]
+    """(features [batch, ...], targets [batch, ...], weight float32 [batch]) -> the sum over the examples that count."""
 
 
 def mean_gradient(
@@ -25,13 +34,24 @@ def mean_gradient(
     class_weights: np.ndarray | None = None,
     *,
     state: ModelState | None = None,
-) -> Callable[[Params], Params]:
+) -> Callable[..., Params]:
     """The function params -> gradient of the mean L over the examples `chosen` (int [n]).
 
     `merge` is as in `Spec`, `state` the model's, which stays as it is; L of an example is times the weight of its
     class, if there are weights float32 [classes]. The gradient is None where a leaf cannot train.
+
+    With `loss=`, a function as that of `OfFeatures`, it is the gradient of that loss, in batches of 256 examples in
+    their order, without weights of classes; the function raises InputError for a model of one stage.
     """
-    return _function(model, loss, merge, False, data, class_weights, _rows(chosen, 256), state)
+    rows = _rows(chosen, 256)
+    of_objective = loss
+
+    def gradient(params: Params, *, loss: Callable[[Any, Any, jax.Array], jax.Array] | None = None) -> Params:
+        if loss is None:
+            return _function(model, of_objective, merge, False, data, class_weights, rows, state)(params)
+        return _function(model, OfFeatures(loss), merge, False, data, None, rows, state)(params)
+
+    return gradient
 
 
 def mean_squared_gradient(
@@ -54,7 +74,7 @@ def mean_squared_gradient(
 
 def _function(
     model: Model,
-    loss: objective.Loss,
+    loss: objective.Loss | OfFeatures,
     merge: Any,
     squared: bool,
     data: Data | Stream,
@@ -78,7 +98,7 @@ def _rows(chosen: np.ndarray, size: int) -> np.ndarray:
 
 def _mean_of_stream(
     model: Model,
-    loss: objective.Loss,
+    loss: objective.Loss | OfFeatures,
     merge: Any,
     squared: bool,
     stream: Stream,
@@ -110,7 +130,7 @@ def _mean_of_stream(
 @functools.partial(jax.jit, static_argnames=("model", "loss", "merge", "squared"))
 def _add_chunk(
     model: Model,
-    loss: objective.Loss,
+    loss: objective.Loss | OfFeatures,
     merge: Any,
     squared: bool,
     class_weights: np.ndarray | None,
@@ -126,7 +146,7 @@ def _add_chunk(
 @functools.partial(jax.jit, static_argnames=("model", "loss", "merge", "squared"))
 def _mean(
     model: Model,
-    loss: objective.Loss,
+    loss: objective.Loss | OfFeatures,
     merge: Any,
     squared: bool,
     arrays: tuple[Any, Any, Any],
@@ -149,7 +169,7 @@ def _mean(
 
 def _added(
     model: Model,
-    loss: objective.Loss,
+    loss: objective.Loss | OfFeatures,
     merge: Any,
     squared: bool,
     class_weights: Any,
@@ -166,6 +186,11 @@ def _added(
     def total(trained: Params, item: Any) -> jax.Array:
         whole = masks.join(trained, fixed)
         x, of_rows, counts = fetch(item)
+        if isinstance(loss, OfFeatures):
+            if len(model) < 2:
+                raise InputError(f"the model has no stage below its head '{model[-1].name}', of whose output a loss is")
+            below = models.features(model, merge(whole) if merge else whole, x, state=state)[-2]
+            return loss.function(below, of_rows, counts.astype(jnp.float32))
         values = loss(models.apply(model, merge(whole) if merge else whole, x, state=state), of_rows)
         values = values if class_weights is None else values * class_weights[of_rows]
         return jnp.vdot(values, counts.astype(values.dtype))

@@ -89,6 +89,9 @@ class Execution:
     """Bytes of host memory for examples that are read ahead."""
     on_wait: Callable[[float], None] = lambda seconds: None
     """Called at the end of a phase with the seconds for which examples of a stream were waited for."""
+    evaluation_batch: int = 0
+    """Examples that go through a model at once in `evaluate`, another number of which may round otherwise; 0 for as
+    many as memory holds. `FeatureCache.batch` is that of features."""
 
 
 def held(examples: Examples, execution: Execution, what: str = "the examples") -> Data | Stream:
@@ -899,9 +902,12 @@ def _carried(
     spec: Spec, fits: Sequence[Fit], number: int, state: State, histories: Sequence[tuple[Mask, ...]]
 ) -> OptState:
     """The optimizer's state of each fit, made fit for the phase of this number, which begins with these masks; for all
-    fits at once where their masks are the same."""
+    fits at once where their masks are the same. From and to a phase whose mask moves it begins anew."""
     members = [fits[i] for i in state.fits]
     rates = jnp.asarray(np.array([_rates(fit, number)[state.step] for fit in members], np.float32))
+    if any(rule(members[0], phase).schedule is not None for phase in (number - 1, number)):
+        specialized = specialize(spec, members[0], histories[0])
+        return begin(specialized, state.params, stack_numbers(specialized, members, histories), rates)
     numbers = vectorize.columns([fit.numbers for fit in members])
 
     def carry(history: tuple[Mask, ...], opt_state: OptState, own: Params, rate: jax.Array, numbers: Any) -> OptState:
