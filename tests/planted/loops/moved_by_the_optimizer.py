@@ -137,7 +137,7 @@ def decay_moves_masked_elements(clean=False):
 
 
 def momentum_moves_pruned_elements(clean=False):
-    """ruihangdu/PyTorch-Deep-Compression#2: pruned weights leave zero again, by the momentum from before the pruning."""
+    """ruihangdu/PyTorch-Deep-Compression#2: pruned weights leave zero, by the momentum from before pruning."""
     tx = optax.sgd(0.05, momentum=0.9)
 
     def train_step(state, batch, keep=None):

@@ -23,7 +23,7 @@ class RandomState(TrainState):
 
 
 def the_same_dropout(clean=False):
-    """google/flax#2631: the key of dropout is neither split nor folded with the step: each step drops the same units."""
+    """google/flax#2631: the key of dropout is neither split nor folded with the step: each drops the same units."""
     model = Dropped()
     batch = network.batch()
     params = model.init(jax.random.key(0), batch["x"], train=False)["params"]
