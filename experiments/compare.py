@@ -33,6 +33,7 @@ from experiments.runs import (
     plan,
     predictions,
     process,
+    times,
     tuned,
 )
 from experiments.runs.command_line import flag
@@ -82,13 +83,20 @@ def run(values: Mapping[str, Any], options: CompareFlags, typed: Collection[str]
     `values` are of the flags that programs share, {flag: value}. `typed` are the flags on the command line itself,
     whose values --tuned must not replace; None: all of `values`.
     """
+    with times.noted("compare") as noted:
+        return _run(values, options, typed, noted)
+
+
+def _run(
+    values: Mapping[str, Any], options: CompareFlags, typed: Collection[str] | None, noted: times.Times
+) -> list[Result]:
     settings = Settings.from_flags(**values)
     require_valid(options)
     names = {plugins.called(text): text for text in ("scratch", *settings.strategies)}
     base = names.get(options.against, options.against)
     if base not in names.values():
         raise InputError(f"--against={base} is none of --strategies{plugins.nearest(base, names)}")
-    execution = process.prepare(settings)
+    execution = noted.watched(process.prepare(settings))
     parts = planned(values, options, settings, execution, typed)
     for part in parts:
         require_variation(part.experiment)
@@ -122,6 +130,7 @@ def run(values: Mapping[str, Any], options: CompareFlags, typed: Collection[str]
             from experiments.pages import compare as page  # draws: matplotlib takes a second to import
 
             page.show(folder, judged, judging, [*notes(parts, options), *several])
+            noted.leave(folder)
     return results
 
 

@@ -10,13 +10,13 @@ from experiments import run_program
 
 if __name__ == "__main__":  # before the other imports, so that a failure in them is reported in one line
     run_program(__file__)
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from experiments.runs import budgets, command_line, console, costs, directory, fit, plan, process
+from experiments.runs import budgets, command_line, console, costs, directory, fit, plan, process, times
 from experiments.runs.settings import CheckpointFlags, DataFlags, ModelFlags, Settings, SourceFlags, TrainFlags
 from tljax import batch_stats, masks, models
 from tljax.study import units
@@ -32,10 +32,15 @@ class PretrainFlags(SourceFlags, CheckpointFlags, DataFlags, ModelFlags, TrainFl
 
 def run(**flags: Any) -> list[Result]:
     """Train a source for each seed; returns their results. Keyword arguments are named like the flags."""
+    with times.noted("pretrain") as noted:
+        return _run(flags, noted)
+
+
+def _run(flags: Mapping[str, Any], noted: times.Times) -> list[Result]:
     settings = Settings.from_flags(**flags)
     if settings.source is None or settings.source_checkpoint:
         raise InputError("--source is what this program trains: name a data set, and leave out --source_checkpoint")
-    execution = process.prepare(settings)
+    execution = noted.watched(process.prepare(settings))
     task = plan.source_task(settings)
     plan.require_shared_microbatches(settings, execution)
     shape = plan.example_shape(task)
@@ -68,6 +73,7 @@ def run(**flags: Any) -> list[Result]:
         from experiments.pages import tables  # scipy takes a second to import
 
         console.show(tables.source_fits(task.name, folder, results), [*mean, *notes])
+        noted.leave(folder)
     return list(results.values())
 
 

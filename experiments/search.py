@@ -32,6 +32,7 @@ from experiments.runs import (
     range_test,
     search_flags,
     sources,
+    times,
     trials,
     tuned,
 )
@@ -51,10 +52,15 @@ class SearchFlags(Search, ExperimentFlags):
 
 def run(flags: Mapping[str, Any], options: Search) -> list[Result]:
     """Search, then train each winner anew; returns the results of the winners' fits."""
+    with times.noted("search") as noted:
+        return _run(flags, options, noted)
+
+
+def _run(flags: Mapping[str, Any], options: Search, noted: times.Times) -> list[Result]:
     settings = Settings.from_flags(**flags)
     search_flags.check(flags, settings, options)
     trial_flags = _trial_flags(flags, settings, options)
-    execution = process.prepare(settings)
+    execution = noted.watched(process.prepare(settings))
     stand_ins = sources.stand_ins(settings, options.trial_seeds)
     if options.lr_range_test and not settings.dry_run:
         range_test.run(flags, trial_flags, options, execution, stand_ins)
@@ -92,6 +98,7 @@ def run(flags: Mapping[str, Any], options: Search) -> list[Result]:
         results = [result for winner in trained.values() for result in _train_winner(winner.settings, execution)]
         settled = summary.with_share(results, experiment.target.test.targets)
         notes = page.write(folder, Settings.from_flags(**flags), options, trained, settled, experiment)
+        noted.leave(folder)
     results_page.print_results("tuned against tuned", settled, notes)
     return results
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.runs import command_line, console, costs, evaluations, fit, plan, process
+from experiments.runs import command_line, console, costs, evaluations, fit, plan, process, times
 from experiments.runs.command_line import flag
 from experiments.runs.plan import Experiment
 from experiments.runs.settings import ExperimentFlags, Settings
@@ -35,21 +35,23 @@ class TransferFlags(ExperimentFlags):
 def run(*, retention: bool = False, **flags: Any) -> list[Result]:
     """Train the strategies and report; returns the results. Keyword arguments are named like the flags."""
     settings = Settings.from_flags(**flags)
-    experiment = plan.prepare(settings, process.prepare(settings))
-    evals = evaluations.read(settings, ["source"], [experiment]) if retention else []
-    if settings.dry_run:
-        _show_starts(experiment)
-        return []
+    with times.noted("transfer") as noted:
+        experiment = plan.prepare(settings, noted.watched(process.prepare(settings)))
+        evals = evaluations.read(settings, ["source"], [experiment]) if retention else []
+        if settings.dry_run:
+            _show_starts(experiment)
+            return []
 
-    def show(results: list[Result], folder: Path) -> None:
-        from experiments.pages import transfer as page  # draws: matplotlib takes a second to import
+        def show(results: list[Result], folder: Path) -> None:
+            from experiments.pages import transfer as page  # draws: matplotlib takes a second to import
 
-        if evals:
-            kept = _retention(experiment, results, evals, folder)
-            results = [extended(result, kept.get(result.name, {})) for result in results]
-        page.show(settings, experiment.target, experiment.source, results, folder)
+            if evals:
+                kept = _retention(experiment, results, evals, folder)
+                results = [extended(result, kept.get(result.name, {})) for result in results]
+            page.show(settings, experiment.target, experiment.source, results, folder)
+            noted.leave(folder)
 
-    return fit.complete(experiment, "transfer", show)
+        return fit.complete(experiment, "transfer", show)
 
 
 def _retention(

@@ -103,6 +103,7 @@ def test_a_run_leaves_the_directory_that_the_design_names(finished):
     assert names == {
         "flags.flags",
         "environment.json",
+        "times.jsonl",
         "results.jsonl",
         "metrics",
         "checkpoints",

@@ -1,7 +1,9 @@
 """What speed rests on, counted: executables, features and what is left of them for the next process."""
 
+import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -9,8 +11,9 @@ import pytest
 from test_programs import arguments, command, results, write_task
 
 from experiments import pretrain, transfer
-from experiments.runs import process
+from experiments.runs import process, times
 from experiments.runs.settings import Settings
+from tljax import train
 from tljax.train import vectorize
 from tljax.types import InputError
 
@@ -56,10 +59,33 @@ def test_rates_of_a_strategy_share_an_executable(tasks, tmp_path):
     assert compiled() == before
 
 
+def test_what_compiles_and_when_the_first_step_begins_is_noted_until_the_end(tmp_path):
+    compiled, begun = [], time.perf_counter()
+    execution = train.Execution(on_compiled=lambda fits, cost: compiled.append(fits))
+    with times.noted("search") as noted:
+        watched = noted.watched(execution)
+        noted.leave(tmp_path)  # nothing of a run that trained nothing
+        jax.jit(lambda x: x * 2.5 + 1)(1.0)
+        for _ in range(2):
+            watched.on_compiled((0,), train.Cost(None, None))
+            took = time.perf_counter() - begun
+        noted.leave(tmp_path)
+        noted.leave(tmp_path)
+    durations = list(noted.durations)
+    jax.jit(lambda x: x * 3.5 + 1)(1.0)
+    lines = [json.loads(line) for line in (tmp_path / "times.jsonl").read_text().splitlines()]
+    assert compiled == [(0,), (0,)] and noted.durations == durations and len(lines) == 2
+    assert 0 < noted.first_step < took and noted.programs == lines[0]["programs"] >= 1
+    assert lines[0]["compiling"] == pytest.approx(sum(durations), abs=1e-3) and 0 < sum(durations) < took
+
+
 @pytest.mark.devices(2)
 def test_the_run_says_what_it_decided(tasks, tmp_path, capsys):
     transfer.run(**arguments(tasks, tmp_path / "w", strategies=("head_only",), seeds=(0, 1, 2), devices=2))
     lines = capsys.readouterr().out.splitlines()
+    [line] = map(json.loads, (tmp_path / "w" / "times.jsonl").read_text().splitlines())
+    assert line["program"] == "transfer" and 0 < line["first_step"] < line["seconds"] and line["programs"] > 0
+    assert lines[-1].startswith(f"first step after {line['first_step']:.1f} s; {line['programs']:,} programs compiled")
     assert lines.count("2 of 3 fits at once, one on each of 2 devices") == 1
     assert "hidden_0 is frozen: features of 120 examples are computed once, 0 MB" in lines
 

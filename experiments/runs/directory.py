@@ -310,6 +310,13 @@ def replace(file: Path, text: str | bytes) -> None:
     files.replace(file, text if isinstance(text, bytes) else files.to_bytes(text))
 
 
+def add_times(workdir: Path, record: Mapping[str, Any]) -> None:
+    """Add a line to times.jsonl: what a call took, which no result depends on and nothing reads again."""
+    file = workdir / "times.jsonl"
+    before = file.read_bytes() if file.is_file() else b""
+    replace(file, before + files.to_bytes(json.dumps(record) + "\n"))
+
+
 def write_record(file: Path, record: Mapping[str, Any]) -> None:
     """Write a JSON object whole, with the SHA-256 of what it says under "sha256", a name that it may not have itself.
 

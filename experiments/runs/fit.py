@@ -424,7 +424,7 @@ def drive(
     spec, trials = group[0].spec, [fit.trial for fit in group]
     points, stops = curve_points(on_device.recipe, group), _stops(on_device, group)
     execution = replace(on_device.execution, should_stop=should_stop) if should_stop else on_device.execution
-    execution = replace(execution, on_compiled=on_compiled) if on_compiled else execution
+    execution = replace(execution, on_compiled=_both(on_compiled, execution.on_compiled)) if on_compiled else execution
     execution = replace(execution, meanwhile=meanwhile) if meanwhile else execution
     validated: dict[int, Mapping[str, Any] | None] = {}
 
@@ -452,6 +452,16 @@ def drive(
             of_average = _logits_begun(on_device, group, state._replace(params=params, model_state=model_state))
         yield Point(state, log, logits, of_average, dict(validated) if has_trained else {})
         validated.clear()
+
+
+def _both(*functions: Callable[..., None]) -> Callable[..., None]:
+    """A function that calls each of these."""
+
+    def call(*arguments: Any) -> None:
+        for function in functions:
+            function(*arguments)
+
+    return call
 
 
 def _stops(on_device: DeviceData, group: Sequence[PreparedFit]) -> list[int]:
