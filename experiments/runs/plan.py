@@ -530,9 +530,9 @@ def check_recipe(recipe: Recipe, budget: str, task: Task, start: Start, prefix: 
         raise InputError(f"--{prefix}loss={recipe.loss} does not give a number an example: see --helpfull")
     _flagged(prefix, "optimizer", lambda: _try_optimizer(spec, numbers), optimizers.function_of(spec.name))
     for schedule in (of_phase.schedule for of_phase in start.rules if of_phase.schedule is not None):
-        tried = spec, numbers, schedule, start.params
-        _flagged(prefix, "optimizer", functools.partial(_try_moments, *tried))
-        _flagged("", "strategies", functools.partial(_try_schedule, *tried), schedule.choose)
+        step = spec, numbers, schedule, start.params
+        _flagged(prefix, "optimizer", functools.partial(_try_moments, *step))
+        _flagged("", "strategies", functools.partial(_try_schedule, *step), schedule.choose)
     _flagged(prefix, "augment", lambda: _check_augment(recipe, task, loss))
 
 

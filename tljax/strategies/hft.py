@@ -42,7 +42,7 @@ def strategy(params: Params, context: Context, *, every: int = 100) -> MaskSched
 def kind(container: str) -> str:
     """'norm', 'attention' or 'other', by the path of a module.
 
-    >>> [kind(path) for path in ("block_0/attention/query", "block_0/norm_0", "block_0/mlp_in", "hidden_1")]
+    >>> [kind(path) for path in ("block_0/attention/query", "block_0/norm_0", "block_0/mlp/dense_0", "hidden_1")]
     ['attention', 'norm', 'other', 'other']
     """
     parts = container.split("/")

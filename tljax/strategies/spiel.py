@@ -45,10 +45,10 @@ def strategy(
         raise InputError(f"spiel:rate={rate}: it is above 0 and at most 1")
     if estimate >= every:
         raise InputError(f"spiel:estimate={estimate}: it is below every, {every}")
-    options = {"fraction": fraction, "every": every, "estimate": estimate, "rate": rate, "steps": steps}
+    of_steps = {"every": every, "estimate": estimate, "steps": steps}
     return MaskSchedule(
         functools.partial(at_random, fraction=fraction),
-        functools.partial(drop_and_grow, **options),
+        functools.partial(drop_and_grow, fraction=fraction, rate=rate, **of_steps),
         moving.everything(params),
         when="after",
         sees=frozenset({"gradients"}),
