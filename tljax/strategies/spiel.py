@@ -45,10 +45,12 @@ def strategy(
         raise InputError(f"spiel:rate={rate}: it is above 0 and at most 1")
     if estimate >= every:
         raise InputError(f"spiel:estimate={estimate}: it is below every, {every}")
-    of_steps = {"every": every, "estimate": estimate, "steps": steps}
+    choose: Any = functools.partial(
+        drop_and_grow, fraction=fraction, every=every, estimate=estimate, rate=rate, steps=steps
+    )
     return MaskSchedule(
         functools.partial(at_random, fraction=fraction),
-        functools.partial(drop_and_grow, fraction=fraction, rate=rate, **of_steps),
+        choose,
         moving.everything(params),
         when="after",
         sees=frozenset({"gradients"}),
